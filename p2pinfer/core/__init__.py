@@ -1,0 +1,1 @@
+"""The words everybody uses: ids, messages, errors. Pure values and functions, no I/O."""

@@ -1,0 +1,78 @@
+"""Every exception of p2pinfer, and whose fault each one is.
+
+    P2pinferError
+    ├── UserError            a person's input; one sentence that says what to do, and an exit code
+    │   ├── BadModelFile     a file that is no GGUF, is cut short, or says absurd things
+    │   └── UnsupportedModel a good file that cannot be split exactly
+    ├── NobodyServes         no chain of reachable peers covers the model
+    ├── EngineError          the local engine refused or failed
+    │   └── EngineDied       its process ended; the node lives
+    └── PeerError            another peer; carries its id
+        ├── PeerUnavailable  it cannot be reached, or went away
+        │   └── ChannelClosed  the channel to it has ended, cleanly or not
+        ├── RemoteProtocolError  it sent what no correct peer sends
+        └── Refused          it said no, with a code
+
+What is raised by libraries is translated at the one module that imports them.
+"""
+
+from p2pinfer.core.ids import PeerId
+
+EXIT_FAILED = 1
+EXIT_USAGE = 2
+EXIT_NOBODY_SERVES = 3
+EXIT_INTERRUPTED = 130
+
+
+class P2pinferError(Exception):
+    """Anything that p2pinfer itself raises; its text is one sentence for a person."""
+
+    exit_code = EXIT_FAILED
+
+
+class UserError(P2pinferError):
+    """What a person typed or named cannot be used; the text says what to do."""
+
+    exit_code = EXIT_USAGE
+
+
+class BadModelFile(UserError):
+    """The file is not a GGUF, is cut short, or contradicts itself."""
+
+
+class UnsupportedModel(UserError):
+    """The model cannot be cut into layer ranges that compute exactly the same."""
+
+
+class NobodyServes(P2pinferError):
+    """No chain of reachable peers covers the layers that are needed."""
+
+    exit_code = EXIT_NOBODY_SERVES
+
+
+class EngineError(P2pinferError):
+    """The local engine refused a request or failed at it."""
+
+
+class EngineDied(EngineError):
+    """The engine's process ended; its sessions are gone, the node lives on."""
+
+
+class PeerError(P2pinferError):
+    """Something that another peer did or failed to do."""
+
+    def __init__(self, peer: PeerId, text: str) -> None:
+        super().__init__(text)
+        self.peer = peer
+
+
+class PeerUnavailable(PeerError):
+    """The peer cannot be reached, or went away."""
+
+
+class ChannelClosed(PeerUnavailable):
+    """The channel has ended: the other side closed it, or the connection is gone."""
+
+
+class RemoteProtocolError(PeerError):
+    """The peer sent what no correct peer sends."""

@@ -1,0 +1,1 @@
+"""Decisions as plain functions of values: which chain of peers to take."""

@@ -1,0 +1,1 @@
+"""Simulated swarms: the production roles on a virtual network and clock."""

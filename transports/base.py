@@ -1,0 +1,97 @@
+"""The seam between what peers say and what carries it.
+
+Roles are written once, against these two protocols. libp2p makes them a node, the memory transport
+makes them a simulation, bare TCP is the yardstick that benchmarks hold libp2p against.
+"""
+
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Protocol
+
+from p2pinfer.core.ids import PeerId
+
+MESSAGE_BYTES_MAX = 8 * 1024 * 1024
+"""48 rows of a 32,768-wide residual stream in float32 are 6 MiB; the rest is headers."""
+
+
+class Channel(Protocol):
+    """Two ordered, reliable message queues to one authenticated peer; it ends as a whole.
+
+    Every wait may be cancelled at any moment without harm to the connection below or to other
+    channels. A cancelled ``send`` is either sent whole or not at all, unless waiting for the other
+    side to read began in the middle of the message: then the channel is aborted.
+    """
+
+    @property
+    def remote(self) -> PeerId:
+        """The peer at the other end, as the handshake proved it."""
+        ...
+
+    async def send(self, message: bytes) -> None:
+        """Send one message of at most ``MESSAGE_BYTES_MAX`` bytes; waits while the peer is behind.
+
+        Several tasks may send at once; messages never interleave.
+
+        Raises:
+            ChannelClosed: the channel has ended.
+            ValueError: the message is too long.
+        """
+        ...
+
+    async def receive(self) -> bytes:
+        """Return the next message; one task at a time.
+
+        Raises:
+            ChannelClosed: the other side closed the channel, or the connection is gone.
+            RemoteProtocolError: the peer announced a message over the limit; the channel is aborted.
+        """
+        ...
+
+    async def close(self) -> None:
+        """Say that no more messages follow, after all that were sent; idempotent, safe in finally.
+
+        The other side still receives what was sent before, then ``ChannelClosed``.
+        """
+        ...
+
+    def abort(self) -> None:
+        """End the channel now in both directions; never waits, idempotent."""
+        ...
+
+
+Handler = Callable[[Channel], Awaitable[None]]
+"""Serves one inbound channel. When it returns the channel is closed; when it raises, aborted."""
+
+
+class Transport(Protocol):
+    """One peer's access to the network."""
+
+    @property
+    def peer_id(self) -> PeerId:
+        """Who this peer is."""
+        ...
+
+    @property
+    def addresses(self) -> Sequence[str]:
+        """Multiaddrs, each ending in ``/p2p/<peer id>``, at which others reach this peer."""
+        ...
+
+    def handle(self, protocol: str, handler: Handler) -> None:
+        """Serve inbound channels of ``protocol`` with ``handler``; one handler per protocol."""
+        ...
+
+    async def connect(self, address: str) -> PeerId:
+        """Reach the peer at a multiaddr and return its proven id; remembers the address.
+
+        Raises:
+            UserError: the text is not a multiaddr that this transport can dial.
+            PeerUnavailable: nobody answers there, or somebody else than the address names.
+        """
+        ...
+
+    async def open(self, peer: PeerId, protocol: str, addresses: Sequence[str] = ()) -> Channel:
+        """Open a channel, dialling any of ``addresses`` or the remembered ones if need be.
+
+        Raises:
+            PeerUnavailable: the peer cannot be reached or does not speak ``protocol``.
+        """
+        ...
