@@ -1,0 +1,46 @@
+# Everything lives in .venv; chat, check and test set it up by themselves.
+
+# The first Python that is new enough; else python3, which then says so.
+PYTHON ?= $(firstword $(shell for p in python3 python3.13 python3.12 python3.11; do \
+	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p; \
+	done; echo python3))
+BIN := .venv/bin
+WHEELS := $${XDG_CACHE_HOME:-$$HOME/.cache}/p2pinfer/wheels
+
+# Not expanded: make would read a question's $ and $(...) as its own.
+export P2PINFER_PROMPT := $(value PROMPT)
+unexport PROMPT
+
+.PHONY: help setup ready chat check test clean
+
+help:
+	@echo 'make setup              install everything into .venv (the first time: about 5 minutes)'
+	@echo 'make chat               start a local swarm of real peers and chat with it'
+	@echo 'make chat PROMPT="..."  answer once and exit'
+	@echo 'make check              formatting, lint, types, import directions'
+	@echo 'make test               check, then every test'
+	@echo 'make clean              remove .venv and caches'
+
+setup: ready
+	@echo 'Ready. Type:  make chat'
+
+ready:
+	@$(PYTHON) -m p2pinfer._setup
+
+chat: ready
+	@if [ -n "$$P2PINFER_PROMPT" ]; then $(BIN)/p2pinfer demo "$$P2PINFER_PROMPT"; \
+	else $(BIN)/p2pinfer demo; fi
+
+check: ready
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports --no-logo
+
+test: check
+	$(BIN)/pytest
+
+clean:
+	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
+	@echo "The compiled llama.cpp is kept for the next setup. To remove it too:  rm -r $(WHEELS)"

