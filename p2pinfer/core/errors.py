@@ -16,6 +16,9 @@
 What is raised by libraries is translated at the one module that imports them.
 """
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 from p2pinfer.core.ids import PeerId
 
 EXIT_FAILED = 1
@@ -76,3 +79,23 @@ class ChannelClosed(PeerUnavailable):
 
 class RemoteProtocolError(PeerError):
     """The peer sent what no correct peer sends."""
+
+
+@contextmanager
+def lone_errors() -> Iterator[None]:
+    """Raise a group's only exception in place of the group that a nursery wraps around it."""
+    try:
+        yield
+    except BaseExceptionGroup as group:
+        leaves = list(_leaves(group))
+        if len(leaves) == 1:
+            raise leaves[0] from leaves[0].__cause__
+        raise
+
+
+def _leaves(error: BaseException) -> Iterator[BaseException]:
+    if isinstance(error, BaseExceptionGroup):
+        for each in error.exceptions:
+            yield from _leaves(each)
+    else:
+        yield error

@@ -1,0 +1,14 @@
+"""Limits that more than one part of p2pinfer must know."""
+
+ROWS_PER_DECODE_MAX = 48
+"""From 64 rows on llama.cpp picks another attention kernel, and rows are not the same bits."""
+
+NARROW_ROWS_MAX = 7
+"""1 to 7 rows run in one family of matrix kernels, 8 to 48 in another: the two *regimes*."""
+
+STEPS_IN_FLIGHT_MAX = 8
+"""Per session: enough prompt chunks to keep every stage of a chain busy, few enough to be fair."""
+
+SESSIONS_DEFAULT = 8
+CONTEXT_DEFAULT = 4096
+"""Positions per session. The default model: 0.75 KiB a position and layer, so 240 MiB a stage."""

@@ -1,0 +1,30 @@
+"""How the next token is drawn from logits."""
+
+from attrs import field, frozen, validators
+
+_SEED_MAX = 2**32 - 2
+"""2**32 - 1 is llama.cpp's word for a seed of its own choosing."""
+
+
+@frozen
+class Sampling:
+    """llama.cpp's samplers, applied in the order of the fields."""
+
+    repeat_penalty: float = field(default=1.0, validator=[validators.gt(0), validators.le(10)])
+    repeat_last_n: int = field(default=64, validator=[validators.ge(0), validators.le(4096)])
+    """How many of the last tokens, the prompt's included, the penalty looks back on."""
+    frequency_penalty: float = field(default=0.0, validator=[validators.ge(-2), validators.le(2)])
+    presence_penalty: float = field(default=0.0, validator=[validators.ge(-2), validators.le(2)])
+    top_k: int = field(default=40, validator=[validators.ge(0), validators.le(1_000_000)])
+    top_p: float = field(default=0.95, validator=[validators.gt(0), validators.le(1)])
+    min_p: float = field(default=0.05, validator=[validators.ge(0), validators.le(1)])
+    temperature: float = field(default=0.0, validator=[validators.ge(0), validators.le(100)])
+    """0 is greedy: the most likely token, always."""
+    seed: int = field(default=0, validator=[validators.ge(0), validators.le(_SEED_MAX)])
+
+    @property
+    def is_penalised(self) -> bool:
+        """Does what was said before change the logits?"""
+        return self.repeat_last_n > 0 and (
+            self.repeat_penalty != 1.0 or self.frequency_penalty != 0 or self.presence_penalty != 0
+        )

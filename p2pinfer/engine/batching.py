@@ -1,0 +1,101 @@
+"""Which waiting rows go into the next decode: continuous batching as a plain data structure.
+
+Each session's jobs keep their order. Decode steps of different sessions share a decode; prompts
+and decode steps take turns, so that neither waits for long behind the other.
+"""
+
+from collections import deque
+from dataclasses import dataclass
+from typing import Generic, Protocol, TypeVar
+
+from p2pinfer.core.limits import NARROW_ROWS_MAX, ROWS_PER_DECODE_MAX
+
+
+class Job(Protocol):
+    """What the batcher needs to know of a job."""
+
+    @property
+    def slot(self) -> int:
+        """Which session it belongs to."""
+        ...
+
+    @property
+    def wide(self) -> bool:
+        """Whether its rows are to run in the wide kernels."""
+        ...
+
+    def __len__(self) -> int:
+        """How many rows the job decodes."""
+        ...
+
+
+J = TypeVar("J", bound=Job)
+
+
+@dataclass(frozen=True)
+class Regimes:
+    """What the probe found about the two families of matrix kernels."""
+
+    agree: bool
+    """A row comes out the same narrow and wide: rows may then share a decode up to its limit."""
+
+    @property
+    def single_rows_max(self) -> int:
+        """How many sessions' single rows one decode may hold."""
+        return ROWS_PER_DECODE_MAX if self.agree else NARROW_ROWS_MAX
+
+    def pad_to(self, *, wide: bool) -> int:
+        """The least number of rows that a decode must have for its kernels to be the wide ones."""
+        return NARROW_ROWS_MAX + 1 if wide and not self.agree else 0
+
+
+class Batcher(Generic[J]):
+    """Waiting jobs by slot; ``next`` takes those that the next decode runs."""
+
+    def __init__(self, regimes: Regimes) -> None:
+        self._regimes = regimes
+        self._waiting: dict[int, deque[J]] = {}
+        self._prompt_is_next = False
+
+    def __bool__(self) -> bool:
+        """Is anything waiting?"""
+        return bool(self._waiting)
+
+    def add(self, job: J) -> None:
+        """Put a job behind the others of its session."""
+        self._waiting.setdefault(job.slot, deque()).append(job)
+
+    def drop(self, slot: int) -> list[J]:
+        """Take back everything that waits for a slot."""
+        return list(self._waiting.pop(slot, ()))
+
+    def next(self) -> list[J]:
+        """Take one longer span, or single rows of sessions in adjoining slots, in slot order."""
+        heads = {slot: jobs[0] for slot, jobs in self._waiting.items()}
+        spans = [slot for slot, job in heads.items() if len(job) > 1 or job.wide]
+        singles = [slot for slot in heads if slot not in spans]
+        if spans and (self._prompt_is_next or not singles):
+            chosen = spans[:1]
+        elif singles:
+            chosen = self._run_around(singles[0], set(singles))
+        else:
+            return []
+        self._prompt_is_next = not self._prompt_is_next
+        return [self._take(slot) for slot in chosen]
+
+    def _run_around(self, slot: int, waiting: set[int]) -> list[int]:
+        """The longest run of adjoining waiting slots around the one that has waited longest."""
+        first = last = slot
+        limit = self._regimes.single_rows_max
+        while last + 1 in waiting and last - first + 1 < limit:
+            last += 1
+        while first - 1 in waiting and last - first + 1 < limit:
+            first -= 1
+        return list(range(first, last + 1))
+
+    def _take(self, slot: int) -> J:
+        jobs = self._waiting.pop(slot)
+        job = jobs.popleft()
+        if jobs:
+            self._waiting[slot] = jobs  # behind the others: dicts keep the order of insertion
+        return job

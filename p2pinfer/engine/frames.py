@@ -1,0 +1,100 @@
+"""What a node and its engine worker say to each other over a socket pair.
+
+A frame is four bytes of length, little-endian, and a msgpack array. The node sends a
+``WorkerConfig`` first and gets ``["ready", PartReady…]`` or ``["refused", kind, sentence]``. Then:
+
+    ["rows", number, slot, position, wide, rows]      a stage: rows in, rows out
+    ["embed", number, slot, position, wide, tokens]   the first end: tokens in, rows out
+    ["absorb", number, slot, position, wide, rows]    the last end: only fill its KV cache
+    ["next", number, slot, position, wide, rows]      the last end: sample the token that follows
+    ["tokenize", number, text, special]
+    ["sampling", slot, {fields of Sampling}, recent]  no answer
+    ["close", slot]                                   no answer
+
+Answers carry the number: ``[number, microseconds of decoding, *values]``, or
+``[number, None, sentence]`` when the engine refused. ``next`` answers with the token, its bytes,
+whether it ends the answer, and the first end's rows for it. Rows are float32, little-endian.
+"""
+
+import struct
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass
+from typing import Any
+
+import msgpack
+
+RECEIVE_BYTES = 1 << 20
+"""Per call: a few prefill chunks."""
+
+_LENGTH = struct.Struct("<I")
+
+
+@dataclass(frozen=True)
+class PartConfig:
+    """One GGUF to load."""
+
+    path: str
+    tokens: bool
+    """It takes tokens: the first end, with the vocabulary."""
+    logits: bool
+    """It gives logits: the last end."""
+
+
+@dataclass(frozen=True)
+class WorkerConfig:
+    """What a worker runs: a stage's slice, or the two ends."""
+
+    parts: tuple[PartConfig, ...]
+    sessions: int
+    context: int
+    """Positions per session."""
+    threads: int = 1
+
+    def frame(self) -> bytes:
+        """Return the first frame that a worker gets."""
+        return pack([asdict(self)])
+
+    @classmethod
+    def parse(cls, values: dict[str, Any]) -> "WorkerConfig":
+        """Read back what ``frame`` wrote."""
+        parts = tuple(PartConfig(**part) for part in values.pop("parts"))
+        return cls(parts, **values)
+
+
+@dataclass(frozen=True)
+class PartReady:
+    """What a loaded slice is and how it computes here."""
+
+    layers: int
+    width: int
+    vocabulary: int
+    regimes_agree: bool
+    numerics_class: str
+
+
+def pack(values: list[Any]) -> bytes:
+    """Return one frame."""
+    body: bytes = msgpack.packb(values)
+    return _LENGTH.pack(len(body)) + body
+
+
+class Splitter:
+    """Bytes in, whole frames out."""
+
+    def __init__(self) -> None:
+        self._bytes = bytearray()
+
+    def feed(self, data: bytes) -> Iterator[list[Any]]:
+        """Yield each frame that the data completes."""
+        self._bytes += data
+        start, have = 0, len(self._bytes)
+        try:
+            while have - start >= _LENGTH.size:
+                (length,) = _LENGTH.unpack_from(self._bytes, start)
+                body = start + _LENGTH.size
+                if have - body < length:
+                    return
+                start = body + length
+                yield msgpack.unpackb(memoryview(self._bytes)[body:start])
+        finally:
+            del self._bytes[:start]
