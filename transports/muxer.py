@@ -1,0 +1,510 @@
+"""Yamux on a socket: the thin trio shell around `transports.yamux`, fused with the Noise records.
+
+What a task has to say is framed, encrypted and queued at once, in one go without a wait in it, and
+sent at once if the socket takes it; otherwise one task flushes the queue. One task reads, decrypts
+and hands out all that has arrived. So nothing is ever half done when a task is cancelled: libp2p's own
+muxer loses its connection then, and needs some 26 passes of the scheduler for a round trip; this one
+needs four. A third task pings, and drops a peer that has fallen silent.
+
+This is the muxer side of libp2p 0.8.1 (`IMuxedConn`, `IMuxedStream`), which it is given to in
+`transports.libp2p`. `Stream` has a second, synchronous face for our own channels.
+"""
+
+# ruff: noqa: TID251 - a muxer for libp2p has to be libp2p's kind of muxer
+
+import logging
+from collections.abc import Awaitable, Callable
+from types import TracebackType
+from typing import Final, Self
+
+import trio
+from libp2p.abc import ConnectionType, IMuxedConn, IMuxedStream, ISecureConn
+from libp2p.peer.id import ID
+from libp2p.stream_muxer.exceptions import (
+    MuxedConnUnavailable,
+    MuxedStreamEOF,
+    MuxedStreamReset,
+)
+from multiaddr import Multiaddr
+
+from transports import yamux
+from transports.wire import Wire, open_wire
+from transports.yamux import Yamux
+
+log: Final = logging.getLogger("p2pinfer.transports")
+
+QUEUE_BYTES_MAX = 1024 * 1024
+"""Encrypted and not yet taken by the socket: beyond this, writers wait. 1 ms on a fast link."""
+
+QUEUE_CONTROL_BYTES_MAX = 256 * 1024
+"""Answers (pings, refusals, windows) that may pile up beyond that before a peer that asks and never
+reads is dropped."""
+
+PING_INTERVAL_S = 0.5
+"""Both sides ping, so either hears the other even while its own questions wait behind bulk."""
+
+SILENCE_S_MAX = 1.8
+"""A peer that is not heard for so long is taken for dead: sessions must notice within 2 s."""
+
+STALL_S = 0.25
+"""If our own timer comes later than this, we were stalled and heard nobody: nobody is to blame."""
+
+RTT_SMOOTHING = 1 / 8
+"""Weight of a new sample, as TCP has it (RFC 6298)."""
+
+
+class Stream(IMuxedStream):
+    """One stream: unread bytes, and who waits for more or for room.
+
+    ``ended`` says that the remote sends no more; ``dead`` that neither side does.
+    """
+
+    def __init__(self, connection: "Connection", stream_id: int) -> None:
+        self.muxed_conn = connection
+        self.stream_id = stream_id
+        self.buffer = bytearray()
+        self.ended = self.dead = False
+        self._finished = self._abandoned = False
+        self._wanted = 0  # bytes that a reader waits for
+        self._reader = trio.lowlevel.ParkingLot()
+        self._writers = trio.lowlevel.ParkingLot()
+
+    # The synchronous face, for channels.
+
+    def take(self, size: int) -> bytes:
+        """Remove and return the first ``size`` unread bytes, which must have arrived."""
+        if size == len(self.buffer):
+            data = bytes(self.buffer)
+            self.buffer.clear()
+        else:
+            with memoryview(self.buffer) as view:
+                data = bytes(view[:size])
+            del self.buffer[:size]
+        self.muxed_conn.consumed(self.stream_id, size)
+        return data
+
+    async def wait_buffered(self, size: int) -> None:
+        """Wait until ``size`` bytes are unread, or the stream has ended; no more than a window."""
+        while len(self.buffer) < size and not self.ended and not self.dead:
+            self._wanted = size
+            await self._reader.park()
+
+    def room(self) -> int:
+        """How many bytes may be sent now."""
+        return 0 if self.dead or self._finished else self.muxed_conn.room(self.stream_id)
+
+    def send_now(self, data: bytes | memoryview) -> int:
+        """Send the beginning of ``data``, at most one frame; return how many bytes went."""
+        return self.muxed_conn.send(self.stream_id, data) if self.room() else 0
+
+    async def wait_room(self, *, or_end: bool = False) -> None:
+        """Wait until bytes may be sent, or never can; with ``or_end``, or the remote finished."""
+        while not self.dead and not self._finished and not (or_end and self.ended):
+            if self.room():
+                return
+            if self.muxed_conn.congested:
+                await self.muxed_conn.wait_uncongested()
+            else:
+                await self._writers.park()
+
+    def finish(self) -> None:
+        """Send no more, after what was sent."""
+        if not self.dead and not self._finished:
+            self._finished = True
+            self.muxed_conn.finish(self)
+            self._writers.unpark_all()
+
+    def abandon(self) -> None:
+        """Drop what is unread and what still comes; the remote is not allowed more than that."""
+        self._abandoned = True
+        self.buffer.clear()
+        self._reader.unpark_all()
+
+    def abort(self) -> None:
+        """End the stream now, in both directions."""
+        if not self.dead:
+            self.muxed_conn.reset(self)
+
+    # What the connection tells.
+
+    def fed(self, data: bytes) -> None:
+        """Bytes arrived."""
+        if not self._abandoned:
+            self.buffer += data
+            if len(self.buffer) >= self._wanted:
+                self._reader.unpark_all()
+
+    def opened(self) -> None:
+        """There is room to send."""
+        self._writers.unpark_all()
+
+    def remote_finished(self) -> None:
+        """The remote sends no more."""
+        self.ended = True
+        self._reader.unpark_all()
+        self._writers.unpark_all()
+
+    def died(self) -> None:
+        """The stream was reset or its connection ended; unread bytes go with it."""
+        self.dead = True
+        self.buffer.clear()
+        self._reader.unpark_all()
+        self._writers.unpark_all()
+
+    # libp2p's face.
+
+    async def read(self, n: int | None = None) -> bytes:
+        """Return up to ``n`` bytes, at least one.
+
+        Raises:
+            MuxedStreamEOF: the remote sends no more.
+            MuxedStreamReset: the stream or the connection is gone.
+        """
+        await trio.lowlevel.checkpoint()
+        await self.wait_buffered(1)
+        if self.buffer:
+            return self.take(len(self.buffer) if n is None or n < 0 else min(n, len(self.buffer)))
+        if self.dead:
+            raise MuxedStreamReset("the stream was reset")
+        raise MuxedStreamEOF("the remote finished")
+
+    async def write(self, data: bytes) -> None:
+        """Send all of ``data``.
+
+        Raises:
+            MuxedStreamReset: the stream or the connection is gone, or we had finished.
+        """
+        await trio.lowlevel.checkpoint()
+        view = memoryview(data)
+        while view:
+            await self.wait_room()
+            sent = self.send_now(view)
+            if not sent:
+                raise MuxedStreamReset("the stream was reset")
+            view = view[sent:]
+
+    async def close(self) -> None:
+        """Send no more; the remote may."""
+        self.finish()
+        await trio.lowlevel.checkpoint()
+
+    async def close_write(self) -> None:
+        """Send no more; the remote may."""
+        await self.close()
+
+    async def reset(self) -> None:
+        """End the stream in both directions."""
+        self.abort()
+        await trio.lowlevel.checkpoint()
+
+    def set_deadline(self, ttl: int) -> None:  # noqa: ARG002 - libp2p's signature
+        """Do nothing: deadlines are the caller's cancel scopes."""
+
+    def get_remote_address(self) -> tuple[str, int] | None:
+        """Return the remote's host and port, where known."""
+        return self.muxed_conn.get_remote_address()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self.close()
+
+
+class Connection(IMuxedConn):
+    """One Yamux connection to one peer; `start` runs it until it ends."""
+
+    def __init__(
+        self,
+        conn: ISecureConn,
+        peer_id: ID,
+        is_initiator: bool | None = None,
+        on_close: Callable[[], Awaitable[None]] | None = None,
+    ) -> None:
+        self.secured_conn = conn
+        self.peer_id = peer_id
+        self.on_close = on_close  # libp2p sets it
+        self.event_started = trio.Event()
+        self.event_closed = trio.Event()
+        self.fault = ""  # why it ended
+        self.rtt_s: float | None = None
+        self._initiator = conn.is_initiator if is_initiator is None else is_initiator
+        self._wire: Wire = open_wire(conn)
+        self._core = Yamux(initiator=self._initiator)
+        self._streams: dict[int, Stream] = {}
+        self._accepted, self._accepting = trio.open_memory_channel[Stream](yamux.STREAMS_MAX)
+        self._queue = bytearray()
+        self._flusher = trio.lowlevel.ParkingLot()
+        self._congested = trio.lowlevel.ParkingLot()
+        self._scope = trio.CancelScope()
+        self._ended: list[Callable[[], object]] = []
+        self._heard_at = 0.0
+        self._pinged_at = 0.0
+        self._ping = 0
+
+    # Streams speak through these.
+
+    @property
+    def congested(self) -> bool:
+        """Whether writers must wait for the socket."""
+        return len(self._queue) > QUEUE_BYTES_MAX
+
+    async def wait_uncongested(self) -> None:
+        """Wait until the queue has room, or the connection has ended."""
+        if self.congested and not self.is_closed:
+            await self._congested.park()
+
+    def room(self, stream_id: int) -> int:
+        """How many bytes a stream may send now."""
+        return 0 if self.congested else self._core.window(stream_id)
+
+    def send(self, stream_id: int, data: bytes | memoryview) -> int:
+        """Send one frame; return how many bytes of ``data`` it took."""
+        sent = self._core.send(stream_id, data)
+        self._pump()
+        return sent
+
+    def consumed(self, stream_id: int, size: int) -> None:
+        """Let the remote know, when it is worth a frame, that bytes were read."""
+        self._core.consumed(stream_id, size)
+        self._pump()
+
+    def finish(self, stream: Stream) -> None:
+        """Say that a stream sends no more."""
+        self._core.finish(stream.stream_id)
+        self._pump()
+        if stream.ended:
+            self._streams.pop(stream.stream_id, None)
+
+    def reset(self, stream: Stream) -> None:
+        """End a stream in both directions."""
+        self._core.reset(stream.stream_id)
+        self._streams.pop(stream.stream_id, None)
+        stream.died()
+        self._pump()
+
+    def open_now(self) -> Stream:
+        """Open a stream; the remote hears of it with our first bytes.
+
+        Raises:
+            MuxedConnUnavailable: the connection has ended, or carries too many streams.
+        """
+        if self.is_closed:
+            raise MuxedConnUnavailable(self.fault)
+        try:
+            stream_id = self._core.open_stream()
+        except yamux.TooManyStreams as error:
+            raise MuxedConnUnavailable(str(error)) from error
+        stream = self._streams[stream_id] = Stream(self, stream_id)
+        return stream
+
+    def abort(self, fault: str) -> None:
+        """End the connection now: no wait, no farewell; every stream is dead. Idempotent."""
+        if self.is_closed:
+            return
+        self.fault = fault
+        self.event_closed.set()
+        log.debug("connection to %s ended: %s", self.peer_id, fault)
+        self._wire.abort()
+        self._accepted.close()
+        streams, self._streams = self._streams, {}
+        for stream in streams.values():
+            stream.died()
+        self._congested.unpark_all()
+        for tell in self._ended:
+            tell()
+        self._scope.cancel()
+
+    def leave(self) -> None:
+        """Say goodbye if the socket takes it, and end the connection now."""
+        if not self.is_closed:
+            self._core.go_away()
+            self._pump()
+            self.abort("we closed it")
+
+    def call_at_end(self, tell: Callable[[], object]) -> Callable[[], object]:
+        """Have a function called when the connection ends; return what takes that back."""
+        self._ended.append(tell)
+        return lambda: self._ended.remove(tell)
+
+    async def wait_flushed(self) -> None:
+        """Wait until the socket has taken all that was sent, or the connection has ended."""
+        while self._queue and not self.is_closed:
+            await self._congested.park()
+
+    # The three tasks.
+
+    async def start(self) -> None:
+        """Run until the connection ends; never raises, whatever the remote does."""
+        try:
+            with self._scope:
+                async with trio.open_nursery() as nursery:
+                    for task in (self._read, self._flush, self._watch):
+                        nursery.start_soon(self._guarded, task)
+                    self.event_started.set()
+        finally:
+            self.event_started.set()
+            self.abort("we ended it")
+            with trio.CancelScope(shield=True):
+                await self._wire.aclose()
+                if self.on_close is not None:
+                    await self.on_close()
+
+    async def _guarded(self, task: Callable[[], Awaitable[None]]) -> None:
+        try:
+            await task()
+        except yamux.Violation as error:
+            log.info("peer %s broke the protocol: %s", self.peer_id, error)
+            self._core.go_away(yamux.PROTOCOL_ERROR)
+            self._pump()
+            self.abort(f"the peer broke the protocol: {error}")
+        except Exception as error:  # noqa: BLE001 - what a remote provokes ends only this connection
+            self.abort(f"{type(error).__name__}: {error}")
+
+    async def _read(self) -> None:
+        while True:
+            data = await self._wire.receive()
+            self._heard_at = trio.current_time()
+            for event in self._core.receive(data):
+                self._apply(event)
+            self._pump()
+
+    def _apply(self, event: yamux.Event) -> None:
+        if isinstance(event, yamux.PingAnswered):
+            self._measure(event.value)
+        elif isinstance(event, yamux.WentAway):
+            log.debug("peer %s is going away, code %d", self.peer_id, event.code)
+        elif isinstance(event, yamux.StreamOpened):
+            self._accept(event.stream_id)
+        elif (stream := self._streams.get(event.stream_id)) is None:
+            pass  # reset by us while the bytes were on their way
+        elif isinstance(event, yamux.DataReceived):
+            stream.fed(event.data)
+        elif isinstance(event, yamux.WindowOpened):
+            stream.opened()
+        elif isinstance(event, yamux.RemoteFinished):
+            stream.remote_finished()
+            if stream._finished:
+                del self._streams[event.stream_id]
+        else:
+            del self._streams[event.stream_id]
+            stream.died()
+
+    def _accept(self, stream_id: int) -> None:
+        stream = Stream(self, stream_id)
+        try:
+            self._accepted.send_nowait(stream)
+        except trio.WouldBlock:
+            self._core.refuse(stream_id)
+        else:
+            self._streams[stream_id] = stream
+
+    def _pump(self) -> None:
+        """Encrypt what the core has to say; send it if the socket takes it, else queue it."""
+        frames = self._core.frames_to_send()
+        if not frames or self.is_closed:
+            return
+        sealed = self._wire.seal(frames)
+        if not self._queue:
+            try:
+                sent = self._wire.send_now(sealed)
+            except OSError as error:
+                self.abort(f"{type(error).__name__}: {error}")
+                return
+            if sent == len(sealed):
+                return
+            sealed = sealed[sent:]
+        self._queue += sealed
+        self._flusher.unpark_all()
+        if len(self._queue) > QUEUE_BYTES_MAX + QUEUE_CONTROL_BYTES_MAX:
+            self.abort("the peer asks and does not read")
+
+    async def _flush(self) -> None:
+        while True:
+            if not self._queue:
+                await self._flusher.park()
+            sent = await self._wire.send(self._queue)
+            del self._queue[:sent]
+            if len(self._queue) <= QUEUE_BYTES_MAX // 2:
+                self._congested.unpark_all()
+
+    async def _watch(self) -> None:
+        """Ping, and end the connection when the peer has been silent for too long."""
+        self._heard_at = self._pinged_at = trio.current_time()
+        while True:
+            due = min(self._pinged_at + PING_INTERVAL_S, self._heard_at + SILENCE_S_MAX)
+            await trio.sleep_until(due)
+            now = trio.current_time()
+            if now - due > STALL_S:
+                # We were stopped, not the peer: what it said meanwhile is still to be read.
+                self._heard_at += now - due
+            if now >= self._pinged_at + PING_INTERVAL_S:
+                self._pinged_at = now
+                self._ping = (self._ping + 1) % (1 << 32)
+                self._core.ping(self._ping)
+                self._pump()
+            await trio.lowlevel.checkpoint()  # the reader may have been about to run
+            if trio.current_time() - self._heard_at >= SILENCE_S_MAX:
+                raise TimeoutError(f"silent for {SILENCE_S_MAX} s")
+
+    def _measure(self, value: int) -> None:
+        if value == self._ping:
+            sample = trio.current_time() - self._pinged_at
+            self.rtt_s = (
+                sample if self.rtt_s is None else self.rtt_s + RTT_SMOOTHING * (sample - self.rtt_s)
+            )
+
+    # libp2p's face.
+
+    @property
+    def is_initiator(self) -> bool:
+        """Whether we dialled."""
+        return self._initiator
+
+    @property
+    def is_established(self) -> bool:
+        """Whether streams can be opened."""
+        return self.event_started.is_set() and not self.is_closed
+
+    @property
+    def is_closed(self) -> bool:
+        """Whether the connection has ended."""
+        return self.event_closed.is_set()
+
+    async def open_stream(self) -> Stream:
+        """Open a stream."""
+        await trio.lowlevel.checkpoint()
+        return self.open_now()
+
+    async def accept_stream(self) -> Stream:
+        """Return the next stream that the remote opened.
+
+        Raises:
+            MuxedConnUnavailable: the connection has ended.
+        """
+        try:
+            return await self._accepting.receive()
+        except trio.EndOfChannel:
+            raise MuxedConnUnavailable(self.fault) from None
+
+    async def close(self) -> None:
+        """Say goodbye and end the connection."""
+        self.leave()
+        await trio.lowlevel.checkpoint()
+
+    def get_transport_addresses(self) -> list[Multiaddr]:
+        """Return the addresses that this connection really uses."""
+        return self.secured_conn.get_transport_addresses()
+
+    def get_connection_type(self) -> ConnectionType:
+        """Say whether the connection is direct or relayed."""
+        return self.secured_conn.get_connection_type()
+
+    def get_remote_address(self) -> tuple[str, int] | None:
+        """Return the remote's host and port, where known."""
+        return self.secured_conn.get_remote_address()
