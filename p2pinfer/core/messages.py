@@ -1,0 +1,195 @@
+"""Every message that peers exchange: frozen, tagged by its name on the wire, and bounded.
+
+The validators run when a message is made and again when one arrives, so that what a remote peer
+sends is checked here and nowhere else; ``wire`` turns a failed check into an error that blames it.
+
+    session    requester → first stage → … → last stage
+                   Open     →  Opened or Refused comes back
+                   Step     →  each stage sends its rows to its successor
+                   Refused  ←  at any time: the session is over, and why
+               requester → last stage: Attach → Attached, then Step comes back for every Step
+    directory  Known → Known: each side's advertisements, once; then the channel ends
+"""
+
+from enum import StrEnum
+from typing import Any
+
+from attrs import field, frozen
+from attrs import validators as v
+
+from p2pinfer.core.ids import ModelId, PeerId, SessionId
+from p2pinfer.core.limits import ROWS_PER_DECODE_MAX
+
+ROUTE_HOPS_MAX = 128
+"""A 405B model has 126 layers; nobody splits finer than that."""
+
+ADDRESSES_MAX = 8
+ADDRESS_CHARS_MAX = 256
+LAYERS_MAX = 1024
+POSITIONS_MAX = 1 << 22
+TEXT_CHARS_MAX = 500
+ADVERTISEMENTS_MAX = 512
+SIGNED_BYTES_MAX = 4096
+
+ROWS_BYTES_MAX = ROWS_PER_DECODE_MAX * 32_768 * 4
+"""A full decode of a residual stream twice as wide as the widest model's, in float32."""
+
+
+def _whole(low: int, high: int) -> Any:
+    return [v.instance_of(int), v.ge(low), v.le(high)]
+
+
+def _text(chars_max: int, chars_min: int = 0) -> Any:
+    return [v.instance_of(str), v.min_len(chars_min), v.max_len(chars_max)]
+
+
+def _many(kind: type, most: int, least: int = 0) -> Any:
+    return v.deep_iterable(
+        v.instance_of(kind), v.and_(v.instance_of(tuple), v.min_len(least), v.max_len(most))
+    )
+
+
+def _bytes(most: int, least: int = 0) -> Any:
+    return [v.instance_of(bytes), v.min_len(least), v.max_len(most)]
+
+
+def _size(data: bytes) -> str:
+    return f"<{len(data)} bytes>"
+
+
+_PEER = _text(64, 46)  # base58 of an Ed25519 public key: 52 characters; of a hash: 46
+_MODEL: Any = v.matches_re(r"[0-9a-f]{64}")
+_SESSION = _bytes(16, 16)
+_ADDRESSES: Any = v.deep_iterable(v.max_len(ADDRESS_CHARS_MAX), v.max_len(ADDRESSES_MAX))
+_LAYER = _whole(0, LAYERS_MAX)
+
+
+class Refusal(StrEnum):
+    """Why a peer says no."""
+
+    BUSY = "busy"
+    UNKNOWN_SESSION = "unknown-session"
+    WRONG_MODEL = "wrong-model"
+    WRONG_RANGE = "wrong-range"
+    CONTEXT_FULL = "context-full"
+    BAD_REQUEST = "bad-request"
+    ENGINE_FAILED = "engine-failed"
+    PEER_LOST = "peer-lost"
+    TOO_SLOW = "too-slow"
+
+
+class Dtype(StrEnum):
+    """How the numbers of a residual stream stand on the wire: little-endian IEEE 754."""
+
+    F32 = "f32"
+    F16 = "f16"
+
+
+@frozen
+class Hop:
+    """One stage of a route: a peer and the layers that it is to run."""
+
+    peer: PeerId = field(validator=_PEER)
+    addresses: tuple[str, ...] = field(validator=_ADDRESSES)
+    first: int = field(validator=_LAYER)
+    end: int = field(validator=_LAYER)
+
+
+@frozen
+class Open:
+    """Open a session along a route; passed on from stage to stage, each taking off its own hop."""
+
+    session: SessionId = field(validator=_SESSION)
+    model: ModelId = field(validator=_MODEL)
+    requester: PeerId = field(validator=_PEER)
+    """Who alone may attach to the last stage."""
+    route: tuple[Hop, ...] = field(validator=_many(Hop, ROUTE_HOPS_MAX, 1))
+    """The receiver's own hop first."""
+    context: int = field(validator=_whole(1, POSITIONS_MAX))
+    """Positions that every stage is to reserve."""
+    dtype: Dtype = Dtype.F32
+
+
+@frozen
+class Opened:
+    """All stages from the sender on have reserved their cells."""
+
+
+@frozen
+class Attach:
+    """The requester's second channel: what the last stage computes is to be sent here."""
+
+    session: SessionId = field(validator=_SESSION)
+
+
+@frozen
+class Attached:
+    """The last stage will send its rows on this channel."""
+
+
+@frozen
+class Step:
+    """Rows of the residual stream at consecutive positions, on their way down the chain.
+
+    A position before the end of a session drops what its caches hold from there on.
+    """
+
+    number: int = field(validator=_whole(0, 1 << 62))
+    """Counts the requester's steps; an answer carries its question's."""
+    position: int = field(validator=_whole(0, POSITIONS_MAX))
+    count: int = field(validator=_whole(1, ROWS_PER_DECODE_MAX))
+    wide: bool = field(validator=v.instance_of(bool))
+    """Which matrix kernels compute these rows, so that whoever replays them gets the same bits."""
+    rows: bytes = field(validator=_bytes(ROWS_BYTES_MAX), repr=_size)
+    decoding_us: tuple[int, ...] = field(default=(), validator=_many(int, ROUTE_HOPS_MAX))
+    """What each stage so far says it spent on decoding, in microseconds."""
+
+
+@frozen
+class Refused:
+    """No, or no longer; the session is over."""
+
+    code: Refusal = field(validator=v.instance_of(Refusal))
+    text: str = field(validator=_text(TEXT_CHARS_MAX))
+    peer: PeerId = field(validator=_PEER)
+    """Who said so first; those before it in the chain pass the message on."""
+
+
+@frozen
+class Advertisement:
+    """What a peer says it serves."""
+
+    peer: PeerId = field(validator=_PEER)
+    addresses: tuple[str, ...] = field(validator=_ADDRESSES)
+    model: ModelId = field(validator=_MODEL)
+    model_name: str = field(validator=_text(128))
+    layers: int = field(validator=_whole(1, LAYERS_MAX))
+    """How many the whole model has."""
+    first: int = field(validator=_LAYER)
+    end: int = field(validator=_LAYER)
+    context: int = field(validator=_whole(1, POSITIONS_MAX))
+    """Positions that a session may have at most."""
+    numerics_class: str = field(validator=v.matches_re(r"[0-9a-f]{32}"))
+    sequence: int = field(validator=_whole(0, 1 << 62))
+    """The newest wins."""
+
+
+@frozen
+class Heard:
+    """An advertisement as its author signed it, and how long ago it was made."""
+
+    body: bytes = field(validator=_bytes(SIGNED_BYTES_MAX), repr=_size)
+    """An encoded Advertisement."""
+    signature: bytes = field(validator=_bytes(64, 64), repr=_size)
+    """Ed25519, by the key that the advertised peer id stands for."""
+    age_ms: int = field(validator=_whole(0, 1 << 40))
+
+
+@frozen
+class Known:
+    """Everything that a peer knows of the swarm."""
+
+    heard: tuple[Heard, ...] = field(validator=_many(Heard, ADVERTISEMENTS_MAX))
+
+
+Message = Open | Opened | Attach | Attached | Step | Refused | Known | Advertisement

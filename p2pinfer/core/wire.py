@@ -1,0 +1,64 @@
+"""Messages to bytes and back: a msgpack array of the message's name and its fields, in order.
+
+Decoding is the one place where a remote peer's bytes are judged. Whatever is wrong with them, the
+error is a ``BadMessage``, which its catcher turns into blame for the sender.
+"""
+
+from typing import Any, TypeVar, get_args
+
+import cattrs
+import msgpack
+from attrs import fields
+
+from p2pinfer.core.messages import Dtype, Message, Refusal
+
+M = TypeVar("M")
+
+
+class BadMessage(ValueError):
+    """The bytes are no message of the kind that is due here."""
+
+
+def _exactly(value: Any, kind: type) -> Any:
+    """Take a value only if it is of the very type: cattrs alone would make 5 of "5"."""
+    if type(value) is not kind:
+        raise TypeError(f"{type(value).__name__} instead of {kind.__name__}")
+    return value
+
+
+_KINDS: dict[str, Any] = {kind.__name__: kind for kind in get_args(Message)}
+
+_converter = cattrs.Converter(
+    unstruct_strat=cattrs.UnstructureStrategy.AS_TUPLE, detailed_validation=False
+)
+for _kind in (int, bool, str, bytes):
+    _converter.register_structure_hook(_kind, _exactly)
+for _enum in (Dtype, Refusal):
+    _converter.register_structure_hook(_enum, lambda value, kind: kind(value))
+
+
+def encode(message: Message) -> bytes:
+    """Return the bytes of a message."""
+    encoded: bytes = msgpack.packb([type(message).__name__, *_converter.unstructure(message)])
+    return encoded
+
+
+def decode(data: bytes, *due: type[M]) -> M:
+    """Return the message that the bytes hold, which must be of one of the kinds that are due.
+
+    Raises:
+        BadMessage: it is something else, or breaks a limit of ``messages``.
+    """
+    try:
+        name, *values = msgpack.unpackb(data, use_list=False)
+        kind = _KINDS[name]
+        if kind not in due:
+            raise BadMessage(f"{name} is not due here")
+        if len(values) > len(fields(kind)):
+            raise BadMessage(f"{name} has {len(values)} fields")
+        message: M = _converter.structure(tuple(values), kind)
+    except BadMessage:
+        raise
+    except Exception as error:  # msgpack, cattrs and validators raise five families between them
+        raise BadMessage(f"not a message: {error}"[:200]) from error
+    return message
