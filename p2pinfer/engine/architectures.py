@@ -26,8 +26,17 @@ _SCALES_ROWS = (
 _REFUSED = {"gemma": _SCALES_ROWS, "gemma2": _SCALES_ROWS}
 
 HEAD_TENSORS = ("output.weight", "output.bias", "output_norm.weight")
-ROPE_TENSORS = ("rope_freqs.weight", "rope_factors_long.weight", "rope_factors_short.weight")
-"""Tensors of no layer that every layer uses."""
+ROPE_TENSORS = {
+    "rope_freqs.weight": "rope_freqs.weight",
+    "rope_factors_short.weight": "rope_factors_short.weight",
+    "rope_factors_long.weight": "rope_factors_short.weight",
+}
+"""Tensors of no layer that every layer uses, and the whole model's tensor that stands for each.
+
+llama.cpp takes the long factors when its *context* is longer than the model's original one. Peers
+choose their contexts for themselves, and must agree, so the short ones stand for both; a session is
+then no longer than the original context (``ModelInfo.context_tokens``).
+"""
 _SHARED_TENSORS = frozenset(("token_embd.weight", *HEAD_TENSORS, *ROPE_TENSORS))
 
 PER_LAYER_KEYS = (

