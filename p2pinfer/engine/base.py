@@ -1,0 +1,155 @@
+"""What roles need of an engine; llama.cpp's is in ``stage`` and ``ends``, tests bring their own."""
+
+from dataclasses import dataclass
+from typing import Protocol
+
+from p2pinfer.core.errors import EngineError
+from p2pinfer.core.sampling import Sampling
+
+
+class EngineBusy(EngineError):
+    """All of the engine's sessions are taken."""
+
+
+@dataclass(frozen=True)
+class Decoded:
+    """What a decode gave."""
+
+    rows: bytes
+    """The residual stream behind the last layer, float32 little-endian, row by row."""
+    decoding_us: int
+    """Time spent in llama.cpp, without waiting; a batch counts whole for each of its sessions."""
+
+
+class Decoding(Protocol):
+    """A decode under way."""
+
+    async def wait(self) -> Decoded:
+        """Return what came out.
+
+        Raises:
+            EngineError: the engine refused: a gap, or the context is full.
+            EngineDied: its process ended.
+        """
+        ...
+
+
+class StageSession(Protocol):
+    """One session's KV cells in a stage."""
+
+    def submit(self, position: int, rows: bytes, *, wide: bool) -> Decoding:
+        """Line up float32 rows at consecutive positions; what lies beyond ``position`` is dropped.
+
+        Decodes of one session run in the order of submission.
+
+        Raises:
+            EngineDied: the process that held the session's cells has ended.
+        """
+        ...
+
+    def close(self) -> None:
+        """Free the cells; idempotent."""
+        ...
+
+
+class StageEngine(Protocol):
+    """Runs the layers of one stage for several sessions."""
+
+    @property
+    def first(self) -> int:
+        """The model's first layer that it runs."""
+        ...
+
+    @property
+    def end(self) -> int:
+        """The layer behind the last that it runs."""
+        ...
+
+    @property
+    def width(self) -> int:
+        """Numbers in a row."""
+        ...
+
+    @property
+    def context(self) -> int:
+        """Positions per session."""
+        ...
+
+    @property
+    def numerics_class(self) -> str:
+        """Digest of how it computes; see ``probe``."""
+        ...
+
+    def open(self) -> StageSession:
+        """Reserve a session's cells; raises EngineBusy or EngineDied."""
+        ...
+
+
+@dataclass(frozen=True)
+class NextToken:
+    """A sampled token, and the rows that continue from it."""
+
+    token: int
+    piece: bytes
+    """The bytes of text that it stands for."""
+    is_end: bool
+    """The model ends its answer here; there are no rows."""
+    rows: bytes
+    """The first end's rows for it; empty where it is the end, or the context is full."""
+    decoding_us: int
+
+
+class EndsSession(Protocol):
+    """One session's KV cells in the first and the last layers, and its sampler."""
+
+    def start(self, sampling: Sampling, recent: list[int]) -> None:
+        """Sample so from now on; ``recent`` are the tokens that a penalty may look back on."""
+        ...
+
+    async def embed(self, position: int, tokens: list[int], *, wide: bool) -> Decoded:
+        """Run tokens through the embedding and the first layers."""
+        ...
+
+    async def absorb(self, position: int, rows: bytes, *, wide: bool) -> int:
+        """Run rows through the last layers for their KV cache alone; returns microseconds."""
+        ...
+
+    async def next(self, position: int, rows: bytes, *, wide: bool) -> NextToken:
+        """Run rows through the last layers and the head, and sample what follows the last one."""
+        ...
+
+    def close(self) -> None:
+        """Free the cells and the sampler; idempotent."""
+        ...
+
+
+class Ends(Protocol):
+    """A requester's own part of the model."""
+
+    @property
+    def first(self) -> int:
+        """The first layer that others must run."""
+        ...
+
+    @property
+    def end(self) -> int:
+        """The layer behind the last that others must run."""
+        ...
+
+    @property
+    def width(self) -> int:
+        """Numbers in a row."""
+        ...
+
+    @property
+    def context(self) -> int:
+        """Positions per session."""
+        ...
+
+    async def tokenize(self, text: str, *, special: bool) -> list[int]:
+        """Return a text's tokens, with what every text begins with in front unless it is there."""
+        ...
+
+    def open(self) -> EndsSession:
+        """Reserve a session's cells; raises EngineBusy or EngineDied."""
+        ...
