@@ -28,7 +28,7 @@ ready:
 	@$(PYTHON) -m p2pinfer._setup
 
 chat: ready
-	@if [ -n "$$P2PINFER_PROMPT" ]; then $(BIN)/p2pinfer demo "$$P2PINFER_PROMPT"; \
+	@if [ -n "$$P2PINFER_PROMPT" ]; then $(BIN)/p2pinfer demo -- "$$P2PINFER_PROMPT"; \
 	else $(BIN)/p2pinfer demo; fi
 
 check: ready

@@ -1,0 +1,290 @@
+"""The setup that runs before anything is installed: what it decides, and its commands for real."""
+
+import io
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tomllib
+from pathlib import Path
+
+import pytest
+
+from p2pinfer._setup import __main__ as steps
+from p2pinfer._setup.commands import PLAIN_LINE_S, Progress, SetupError, Shell, Status, read_status
+from p2pinfer._setup.lock import locked
+from p2pinfer._setup.system import (
+    Need,
+    build_environment,
+    compiles,
+    install_advice,
+    install_commands,
+    needs,
+    package_manager,
+    packages_for,
+)
+from p2pinfer._setup.wheel import FLAGS, is_installed, pinned_requirement, wheel_folder, wheel_key
+
+ROOT = Path(__file__).resolve().parent.parent
+NEEDS = needs("/include", "python3.12")
+COMPILER, CXX, GMP, HEADERS = NEEDS
+WAIT_S_MAX = 30
+"""How long a subprocess of these tests may take; each takes a fraction of a second."""
+
+
+@pytest.fixture
+def shell(tmp_path: Path) -> Shell:
+    """Return a shell with a log of its own."""
+    return Shell(dict(os.environ), tmp_path, tmp_path / "setup.log")
+
+
+@pytest.mark.parametrize(
+    ("line", "status"),
+    [
+        ("  [35/140] /usr/bin/g++ -c x.cpp", Status("compiling", 25)),
+        ("[140/140] Linking", Status("compiling", 100)),
+        ("  [ 12%] Building CXX object", Status("compiling", 12)),
+        ("Collecting libp2p==0.8.1", Status("fetching libp2p==0.8.1")),
+        ("Processing /folder/numpy-2.whl", Status("fetching numpy-2.whl")),
+        ("  Building wheel for fastecdsa (setup.py): started", Status("compiling fastecdsa")),
+        ("Installing collected packages: a, b", Status("installing")),
+        ("  -- Found Threads: TRUE", None),
+        ("x.c:3: note: a[1/2] is odd", None),
+        ("[0/0] Re-running", Status("compiling", 0)),
+    ],
+)
+def test_status_of_a_line(line: str, status: Status | None) -> None:
+    """The lines of ninja, make and pip that say how far they are, and no others, are understood."""
+    assert read_status(line) == status
+
+
+def test_progress_without_a_terminal_is_a_line_now_and_then() -> None:
+    """A log gets a line for 10 percent or 15 seconds, not one per compiled file."""
+    stream, now = io.StringIO(), [0.0]
+    progress = Progress("llama.cpp", stream, lambda: now[0])
+    for percent in range(25):
+        progress.show(Status("compiling", percent))
+    now[0] = 70.0 + PLAIN_LINE_S
+    progress.show(Status("compiling", 25))
+    progress.finish("done")
+    assert stream.getvalue().splitlines() == [
+        "  llama.cpp: compiling 10 % (0 s)",
+        "  llama.cpp: compiling 20 % (0 s)",
+        "  llama.cpp: compiling 25 % (1 min 25 s)",
+        "  llama.cpp: done (1 min 25 s)",
+    ]
+
+
+def test_progress_on_a_terminal_is_one_line() -> None:
+    """On a terminal each status overwrites the one before, and the end leaves the line."""
+
+    class Terminal(io.StringIO):
+        def isatty(self) -> bool:
+            return True
+
+    stream = Terminal()
+    progress = Progress("llama.cpp", stream, lambda: 0.0)
+    progress.show(Status("fetching"))
+    progress.show(Status("compiling", 1))
+    progress.finish("done")
+    assert stream.getvalue().count("\n") == 1
+    assert stream.getvalue().count("\r\x1b[K") == 3
+
+
+@pytest.mark.parametrize(
+    ("system", "installed", "manager"),
+    [
+        ("Linux", {"apt-get", "dnf"}, "apt-get"),
+        ("Linux", {"dnf"}, "dnf"),
+        ("Linux", {"brew"}, None),
+        ("Darwin", {"brew", "apt-get"}, "brew"),
+        ("Darwin", set[str](), None),
+    ],
+)
+def test_package_manager(system: str, installed: set[str], manager: str | None) -> None:
+    """Each platform has its own manager, where it is there."""
+    assert package_manager(system, installed.__contains__) == manager
+
+
+@pytest.mark.parametrize(
+    ("system", "manager", "missing", "command"),
+    [
+        (
+            "Linux",
+            "apt-get",
+            [COMPILER, CXX, GMP],
+            "sudo apt-get install build-essential libgmp-dev",
+        ),
+        ("Linux", "apt-get", [HEADERS], "sudo apt-get install python3.12-dev"),
+        ("Linux", "dnf", NEEDS, "sudo dnf install gcc gcc-c++ gmp-devel python3.12-devel"),
+        ("Darwin", "brew", [GMP], "brew install gmp"),
+        ("Darwin", "brew", [CXX, GMP], "xcode-select --install"),
+        ("Darwin", None, [CXX, GMP], "xcode-select --install"),
+    ],
+)
+def test_advice_names_the_one_command(
+    system: str, manager: str | None, missing: list[Need], command: str
+) -> None:
+    """A person who must install something reads what, and what to type."""
+    advice = install_advice(system, manager, missing)
+    assert advice.endswith(f"Type:  {command}")
+    assert all(need.what in advice for need in missing)
+
+
+def test_advice_without_a_known_manager_names_what_is_missing() -> None:
+    """On a system that we do not know, the thing is named and the package is not guessed."""
+    assert install_advice("Linux", None, [GMP]).startswith("Not found: GMP's headers (gmp.h). ")
+
+
+@pytest.mark.parametrize("manager", ["apt-get", "dnf", "brew"])
+def test_installing_asks_nothing(manager: str) -> None:
+    """Every command that setup runs by itself says yes beforehand."""
+    packages = packages_for(manager, [GMP])
+    commands = install_commands(manager, packages, [] if manager == "brew" else ["sudo", "-n"])
+    assert commands[-1][-1] == packages[-1]
+    assert manager == "brew" or "-y" in commands[-1]
+    assert manager == "brew" or all(command[:2] == ["sudo", "-n"] for command in commands)
+
+
+def test_environment_of_a_build_on_macos_knows_where_homebrew_keeps_gmp() -> None:
+    """Flags for GMP alone are added to a person's own, spaces and all."""
+    given = {"CFLAGS": "-O1", "PYTHONPATH": "/elsewhere"}
+    result = build_environment(given, "Darwin", lambda name: f"/opt/home brew/bin/{name}")
+    assert result["CFLAGS"] == "-O1 '-I/opt/home brew/opt/gmp/include'"
+    assert result["LDFLAGS"] == "'-L/opt/home brew/opt/gmp/lib'"
+    assert "PYTHONPATH" not in result
+
+
+def test_environment_of_a_build_names_a_compiler_that_is_there() -> None:
+    """Where the compiler that compiled Python is missing, the system's own takes its place."""
+    assert build_environment({"CC": "/gone/gcc -g"}, "Linux", lambda _: None)["CC"] == "cc"
+    assert build_environment({"CC": "gcc -g"}, "Linux", lambda _: "/bin/x")["CC"] == "gcc -g"
+
+
+def test_need_is_missing_where_it_does_not_compile(shell: Shell) -> None:
+    """A header is there when a compiler finds it, not when a file with its name exists."""
+    assert compiles(COMPILER, shell)
+    assert compiles(GMP, shell)
+    assert not compiles(GMP._replace(source="#include <no_such.h>\n" + GMP.source), shell)
+    assert not compiles(GMP._replace(flags=("-lno_such_library",)), shell)
+    assert not compiles(COMPILER, Shell({"CC": "/no/such/cc"}, shell.folder, shell.log))
+
+
+def test_wheel_key_tells_builds_apart() -> None:
+    """Everything that changes the compiled code changes the folder that keeps it."""
+    parts = ("llama-cpp-python==1.2.3", ("-DA=1",), "x86_64", "glibc 2.36", "avx2 fma")
+    others = ("llama-cpp-python==1.2.4", ("-DA=2",), "aarch64", "glibc 2.39", "avx2 avx512f fma")
+    changed = [(*parts[:i], others[i], *parts[i + 1 :]) for i in range(len(parts))]
+    keys = {wheel_key(*each) for each in [parts, *changed]}  # type: ignore[arg-type]  # mixed tuples
+    assert len(keys) == 1 + len(parts)
+    assert wheel_key(*parts).startswith("llama-cpp-python-1.2.3-")
+
+
+def test_wheel_is_kept_in_the_users_cache() -> None:
+    """XDG_CACHE_HOME moves it."""
+    folder = wheel_folder("llama-cpp-python==1.2.3", {"XDG_CACHE_HOME": "/cache"})
+    assert folder.parent == Path("/cache/p2pinfer/wheels")
+
+
+def test_llama_is_pinned_in_pyproject_alone() -> None:
+    """The version to compile is read from pyproject.toml; without a pin there is a sentence."""
+    project = tomllib.loads((ROOT / "pyproject.toml").read_text())
+    assert pinned_requirement(project) in project["project"]["dependencies"]
+    with pytest.raises(SetupError, match=r"pyproject\.toml must name"):
+        pinned_requirement({"project": {"dependencies": ["llama-cpp-python>=0.3"]}})
+
+
+def test_dependency_groups_are_plain_requirements() -> None:
+    """Old pips know no groups, so setup hands the entries over as they are."""
+    groups = tomllib.loads((ROOT / "pyproject.toml").read_text())["dependency-groups"]
+    assert all(isinstance(entry, str) for name in ("dev", "model") for entry in groups[name])
+
+
+def test_llama_is_built_without_the_kernels_that_break_exactness() -> None:
+    """Results must not depend on how many rows a batch has."""
+    assert "-DGGML_LLAMAFILE=OFF" in FLAGS
+
+
+def test_only_our_own_wheel_counts_as_installed(tmp_path: Path) -> None:
+    """The same version from elsewhere may have been built with other flags."""
+    wheel = tmp_path / "cache" / "llama_cpp_python-1-py3-none-any.whl"
+    info = tmp_path / "lib/python3.11/site-packages/llama_cpp_python-1.dist-info"
+    info.mkdir(parents=True)
+    assert not is_installed(wheel, tmp_path)
+    (info / "direct_url.json").write_text(json.dumps({"url": "file:///elsewhere.whl"}))
+    assert not is_installed(wheel, tmp_path)
+    (info / "direct_url.json").write_text(json.dumps({"url": wheel.as_uri()}))
+    assert is_installed(wheel, tmp_path)
+
+
+def test_stamp_follows_what_is_installed_and_where(tmp_path: Path) -> None:
+    """A changed pyproject.toml, or a moved tree, is set up again; the same tree is not."""
+    trees = [tmp_path / name for name in ("a", "b")]
+    for tree in trees:
+        tree.mkdir()
+        (tree / "pyproject.toml").write_text("x = 1")
+    first = steps.stamp_key(trees[0])
+    assert steps.stamp_key(trees[0]) == first
+    assert steps.stamp_key(trees[1]) != first
+    (trees[0] / "pyproject.toml").write_text("x = 2")
+    assert steps.stamp_key(trees[0]) != first
+
+
+def test_run_logs_everything(shell: Shell, capsys: pytest.CaptureFixture[str]) -> None:
+    """The person reads two words, the log holds the command and its whole output."""
+    shell.run([sys.executable, "-c", "print('noise')"], "some step")
+    assert capsys.readouterr().out == "  some step: done (0 s)\n"
+    log = shell.log.read_text()
+    assert log.splitlines()[1:] == [f"$ {sys.executable} -c 'print('\"'\"'noise'\"'\"')'", "noise"]
+
+
+def test_failed_run_shows_its_last_lines(shell: Shell) -> None:
+    """The error holds the end of the output and the name of the log."""
+    code = "import sys; [print(i) for i in range(99)]; sys.exit('no disk')"
+    with pytest.raises(SetupError) as caught:
+        shell.run([sys.executable, "-uc", code], "some step")
+    text = str(caught.value)
+    assert "    98\n    no disk\nsome step: failed" in text
+    assert str(shell.log) in text
+    assert "    42\n" not in text
+
+
+def test_lock_lets_one_process_in(tmp_path: Path) -> None:
+    """A second setup of the same folder waits until the first has ended."""
+    code = (
+        "import pathlib, sys\nfrom p2pinfer._setup.lock import locked\n"
+        "with locked(pathlib.Path(sys.argv[1])): print('in', flush=True)\n"
+    )
+    command = [sys.executable, "-c", code, str(tmp_path)]
+    with locked(tmp_path):
+        process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, text=True)
+        assert process.stdout is not None
+        assert process.stdout.readline().startswith("Another setup is at work")
+    rest, _ = process.communicate(timeout=WAIT_S_MAX)
+    assert (rest, process.returncode) == ("in\n", 0)
+
+
+@pytest.mark.parametrize(
+    "prompt",
+    [
+        "hello",
+        'it\'s $5 or "$(touch pwned)" `touch pwned`',
+        "$(shell touch pwned)",
+        "a\\b; #c\n",
+        "$(",
+    ],
+)
+def test_make_chat_hands_the_prompt_over_as_it_is(tmp_path: Path, prompt: str) -> None:
+    """Neither make nor the shell reads anything into a person's question."""
+    shutil.copy(ROOT / "Makefile", tmp_path)
+    program = tmp_path / ".venv" / "bin" / "p2pinfer"
+    program.parent.mkdir(parents=True)
+    program.write_text(f"#!{sys.executable}\nimport sys; print(ascii(sys.argv[1:]))\n")
+    program.chmod(0o755)
+    command = ["make", "-s", "chat", "PYTHON=true", f"PROMPT={prompt}"]
+    result = subprocess.run(
+        command, cwd=tmp_path, capture_output=True, text=True, timeout=WAIT_S_MAX, check=False
+    )
+    assert (result.stdout, result.stderr) == (f"{['demo', '--', prompt]!a}\n", "")
+    assert not (tmp_path / "pwned").exists()
