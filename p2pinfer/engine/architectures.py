@@ -14,7 +14,8 @@ last bit, for every cut it makes. What is not in the table is refused.
 from collections.abc import Sequence
 
 from p2pinfer.core.errors import BadModelFile, UnsupportedModel
-from p2pinfer.engine.gguf import Array, GgufHeader
+from p2pinfer.engine.gguf import GgufHeader
+from p2pinfer.engine.gguf_values import Array
 from p2pinfer.engine.models import ModelInfo, split_layer
 
 SPLIT_EXACTLY = ("gemma3", "llama", "phi3", "qwen2", "qwen3", "qwen3moe")

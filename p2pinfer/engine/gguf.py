@@ -17,12 +17,19 @@ import os
 import struct
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from enum import IntEnum
 from pathlib import Path
 from typing import BinaryIO
 
 from p2pinfer.core.errors import BadModelFile
 from p2pinfer.engine.ggml_types import GGML_TYPES, GgmlType
+from p2pinfer.engine.gguf_values import (
+    STRUCT_CODES,
+    Array,
+    Metadata,
+    Scalar,
+    Value,
+    ValueType,
+)
 
 MAGIC = b"GGUF"
 VERSION = 3
@@ -44,102 +51,6 @@ _FIRST_READ_BYTES = 4 << 20  # holds the whole header of most models
 _ALIGNMENT_KEY = "general.alignment"
 _U32 = struct.Struct("<I")
 _U64 = struct.Struct("<Q")
-
-
-class ValueType(IntEnum):
-    """What a metadata value is, by its number in the file."""
-
-    UINT8 = 0
-    INT8 = 1
-    UINT16 = 2
-    INT16 = 3
-    UINT32 = 4
-    INT32 = 5
-    FLOAT32 = 6
-    BOOL = 7
-    STRING = 8
-    ARRAY = 9
-    UINT64 = 10
-    INT64 = 11
-    FLOAT64 = 12
-
-
-_CODES = {
-    ValueType.UINT8: "B",
-    ValueType.INT8: "b",
-    ValueType.UINT16: "H",
-    ValueType.INT16: "h",
-    ValueType.UINT32: "I",
-    ValueType.INT32: "i",
-    ValueType.FLOAT32: "f",
-    ValueType.BOOL: "?",
-    ValueType.UINT64: "Q",
-    ValueType.INT64: "q",
-    ValueType.FLOAT64: "d",
-}
-"""The ``struct`` code of every type of fixed size."""
-
-INTEGERS = frozenset(_CODES) - {ValueType.FLOAT32, ValueType.FLOAT64, ValueType.BOOL}
-
-Scalar = int | float | bool | str
-
-
-@dataclass(frozen=True, slots=True)
-class Value:
-    """One metadata value, kept as its bytes in the file so that writing it gives them back."""
-
-    type: ValueType
-    raw: bytes
-
-    @classmethod
-    def of(cls, value_type: ValueType, value: Scalar) -> "Value":
-        """Encode ``value``, which must fit ``value_type``."""
-        if isinstance(value, str):
-            return cls(value_type, encode_string(value))
-        return cls(value_type, struct.pack(f"<{_CODES[value_type]}", value))
-
-    def decode(self) -> Scalar:
-        """Return the value."""
-        if self.type is ValueType.STRING:
-            return self.raw[_U64.size :].decode()
-        scalar: Scalar = struct.unpack(f"<{_CODES[self.type]}", self.raw)[0]
-        return scalar
-
-
-@dataclass(frozen=True, slots=True)
-class Array:
-    """A metadata array of ``count`` values of one type, kept as their bytes in the file."""
-
-    element: ValueType
-    count: int
-    raw: bytes
-
-    @classmethod
-    def of(cls, element: ValueType, items: Sequence[Scalar]) -> "Array":
-        """Encode ``items``, each of which must fit ``element``."""
-        raw = b"".join(Value.of(element, item).raw for item in items)
-        return cls(element, len(items), raw)
-
-    def decode(self) -> list[Scalar]:
-        """Return the items; bytes of a string that are not UTF-8 become U+FFFD."""
-        if self.element is not ValueType.STRING:
-            return list(struct.unpack(f"<{self.count}{_CODES[self.element]}", self.raw))
-        items: list[Scalar] = []
-        at = 0
-        for _ in range(self.count):
-            (length,) = _U64.unpack_from(self.raw, at)
-            at += _U64.size + length
-            items.append(self.raw[at - length : at].decode(errors="replace"))
-        return items
-
-
-def encode_string(text: str) -> bytes:
-    """Encode a string with its length in front."""
-    raw = text.encode()
-    return _U64.pack(len(raw)) + raw
-
-
-Metadata = Mapping[str, Value | Array]
 
 
 @dataclass(frozen=True, slots=True)
@@ -397,7 +308,7 @@ class _Cursor:
         return Array(element, count, self._prefix[start : self.at])
 
     def _fixed(self, key: str, value_type: ValueType, count: int) -> None:
-        raw = self.take(count * struct.calcsize(f"<{_CODES[value_type]}"))
+        raw = self.take(count * struct.calcsize(f"<{STRUCT_CODES[value_type]}"))
         if value_type is ValueType.BOOL and raw.strip(b"\0\1"):
             raise self.bad(f"{key!r} holds a truth value that is neither 0 nor 1")
 

@@ -14,14 +14,11 @@ from p2pinfer.engine.ggml_types import GgmlType
 from p2pinfer.engine.gguf import (
     MAGIC,
     VERSION,
-    Array,
-    Metadata,
-    ValueType,
     alignment_bytes,
-    encode_string,
     padded,
     tensor_bytes,
 )
+from p2pinfer.engine.gguf_values import Array, Metadata, ValueType, encode_string
 
 COPY_BLOCK_BYTES = 1 << 20
 """Copying holds this much in memory, however large the model."""

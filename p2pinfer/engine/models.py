@@ -11,7 +11,8 @@ from pathlib import Path
 import platformdirs
 
 from p2pinfer.core.errors import BadModelFile, UserError
-from p2pinfer.engine.gguf import Array, GgufHeader
+from p2pinfer.engine.gguf import GgufHeader
+from p2pinfer.engine.gguf_values import Array
 
 LAYERS_MAX = 512  # LLAMA_MAX_LAYERS
 WIDTH_MAX = 65_536  # four times the widest known

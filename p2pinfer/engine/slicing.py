@@ -22,7 +22,8 @@ from p2pinfer.engine.architectures import (
     windowed_layers,
 )
 from p2pinfer.engine.ggml_types import F32, GgmlType
-from p2pinfer.engine.gguf import Array, GgufHeader, Value, ValueType
+from p2pinfer.engine.gguf import GgufHeader
+from p2pinfer.engine.gguf_values import Array, Value, ValueType
 from p2pinfer.engine.gguf_writer import Extent, NewTensor, write_gguf
 from p2pinfer.engine.models import EMBEDDING, ModelInfo, model_info, split_layer
 

@@ -17,7 +17,8 @@ from llama_cpp._ggml import libggml_base_path
 from p2pinfer.core.errors import BadModelFile, UserError
 from p2pinfer.engine import gguf
 from p2pinfer.engine.ggml_types import F32, GGML_TYPES
-from p2pinfer.engine.gguf import Array, GgufHeader, Value, ValueType, parse_header, read_header
+from p2pinfer.engine.gguf import GgufHeader, parse_header, read_header
+from p2pinfer.engine.gguf_values import Array, Value, ValueType, encode_string
 from p2pinfer.engine.gguf_writer import Extent, NewTensor, encode_header, write_gguf
 
 VALUES: Mapping[str, Value | Array] = {
@@ -66,7 +67,7 @@ def file_with(
 
 def text(value: str) -> bytes:
     """Encode a string with its length in front."""
-    return gguf.encode_string(value)
+    return encode_string(value)
 
 
 def tensor(name: str, *shape: int, kind: int = 0, offset: int = 0) -> bytes:
