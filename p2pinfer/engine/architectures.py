@@ -15,7 +15,7 @@ from collections.abc import Sequence
 
 from p2pinfer.core.errors import BadModelFile, UnsupportedModel
 from p2pinfer.engine.gguf import GgufHeader
-from p2pinfer.engine.gguf_values import Array
+from p2pinfer.engine.gguf_values import Array, ValueType
 from p2pinfer.engine.models import ModelInfo, split_layer
 
 SPLIT_EXACTLY = ("gemma3", "llama", "phi3", "qwen2", "qwen3", "qwen3moe")
@@ -89,12 +89,18 @@ def _unsupported(info: ModelInfo, reason: str) -> UnsupportedModel:
 
 
 def _check_array(info: ModelInfo, key: str, array: Array) -> None:
-    if key.removeprefix(f"{info.architecture}.") not in (*PER_LAYER_KEYS, WINDOW_PATTERN_KEY):
+    suffix = key.removeprefix(f"{info.architecture}.")
+    if suffix not in (*PER_LAYER_KEYS, WINDOW_PATTERN_KEY):
         raise _unsupported(info, f"it is not known how to cut its array {key}")
+    if array.element not in (ValueType.UINT32, ValueType.INT32, ValueType.BOOL):
+        raise BadModelFile(f"{info.name} is damaged: {key} holds no numbers that llama.cpp reads")
     if array.count != info.layers:
         raise BadModelFile(
             f"{info.name} is damaged: {key} has {array.count} items for {info.layers} layers"
         )
+    is_positive = all(isinstance(item, int) and item > 0 for item in array.decode())
+    if suffix in PER_LAYER_KEYS and not is_positive:
+        raise BadModelFile(f"{info.name} is damaged: {key} holds a number below 1")
 
 
 def _check_gemma3_scale(header: GgufHeader, info: ModelInfo) -> None:
