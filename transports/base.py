@@ -42,7 +42,7 @@ class Channel(Protocol):
 
         Raises:
             ChannelClosed: the other side closed the channel, or the connection is gone.
-            RemoteProtocolError: the peer announced a message over the limit; the channel is aborted.
+            RemoteProtocolError: the peer announced a message over the limit; the channel is over.
         """
         ...
 

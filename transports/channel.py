@@ -1,8 +1,8 @@
 """Messages on a stream: four bytes of length, big endian, then the message.
 
-A message that fits the window goes out in one plain call, before the sender first yields; one that
-has arrived whole is returned without a wait. In between lie four passes of the scheduler, two on each
-side, and no copy that could be avoided.
+A message that fits the window goes out in one plain call, before the sender first yields, and one
+that has arrived whole is returned in one piece. A round trip costs four passes of the scheduler:
+on each side one for the task that reads the socket, and one for the task that it wakes.
 """
 
 import trio
@@ -11,6 +11,7 @@ from p2pinfer.core.errors import ChannelClosed, RemoteProtocolError
 from p2pinfer.core.ids import PeerId
 from transports.base import MESSAGE_BYTES_MAX
 from transports.muxer import Stream
+from transports.yamux import FRAME_BODY_BYTES_MAX
 
 LENGTH_BYTES = 4
 
@@ -43,7 +44,7 @@ class StreamChannel:
         await trio.lowlevel.checkpoint_if_cancelled()
         self._require_open()
         framed = size.to_bytes(LENGTH_BYTES, "big") + message
-        if not self._senders and len(framed) <= min(WHOLE_BYTES_MAX, self._stream.room()):
+        if not self._senders and len(framed) <= min(FRAME_BODY_BYTES_MAX, self._stream.room()):
             sent = self._stream.send_now(framed)
             assert sent == len(framed), "there was room for it"
             await trio.lowlevel.cancel_shielded_checkpoint()
@@ -140,7 +141,7 @@ class StreamChannel:
             raise self._closed_error()
 
     def _closed_error(self) -> ChannelClosed:
-        fault = self._stream.muxed_conn.fault
+        fault = self._stream.connection.fault
         if self._closed:
             return ChannelClosed(self._remote, "we closed the channel")
         if fault:

@@ -1,11 +1,11 @@
 """A libp2p host that strangers cannot bring down: TCP, Noise, our muxer, and a cure per weakness.
 
-Each function that starts with ``_cure`` replaces one piece of libp2p 0.8.1 on one host and says what
-goes wrong without it; ``tests/transports/test_walls.py`` has a test for each. They lean on private
-names: the version is pinned.
+Each function that starts with ``_cure`` replaces one piece of libp2p 0.8.1 on one host and says
+what goes wrong without it; ``tests/transports/test_walls.py`` has a test for each. They lean on
+private names: the version is pinned.
 """
 
-# ruff: noqa: TID251, SLF001 - the cures reach into libp2p
+# ruff: noqa: TID251 - the cures reach into libp2p
 
 import errno
 import logging
@@ -28,8 +28,8 @@ from libp2p.network.swarm import Swarm
 from libp2p.peer.id import ID
 from libp2p.security.noise.transport import PROTOCOL_ID as NOISE_ID
 from libp2p.security.noise.transport import Transport as Noise
-from multiaddr import Multiaddr
-from multiaddr.utils import get_network_addrs
+from multiaddr import Multiaddr  # type: ignore[import-untyped]  # it ships no types
+from multiaddr.utils import get_network_addrs  # type: ignore[import-untyped]  # as above
 
 from p2pinfer.core.errors import UserError
 from transports.identity import Identity
@@ -89,6 +89,7 @@ def build_host(
     swarm.retry_config.max_retries = 0  # whoever dials decides whether to try again
     _cure_limits(swarm)
     _cure_dial_delay()
+    _cure_dialling_everybody(swarm)
     _cure_inbound_slots(swarm)
     _cure_raising_handlers(swarm)
     if muxer == "own":
@@ -98,7 +99,7 @@ def build_host(
 
 def connections(host: IHost, peer: ID | None = None) -> list[Connection]:
     """Return the live connections that our muxer runs, to one peer or to all."""
-    found = (conn.muxed_conn for conn in host.get_network().get_connections(peer))  # type: ignore[attr-defined]  # SwarmConn has it
+    found = (conn.muxed_conn for conn in host.get_network().get_connections(peer))
     return [conn for conn in found if isinstance(conn, Connection) and not conn.is_closed]
 
 
@@ -107,14 +108,15 @@ def _quiet_libraries() -> None:
 
     libp2p's SwarmConn calls ``logging.debug``, which installs a handler on the root logger.
     """
-    for name in ("libp2p", "multiaddr"):
+    names = [name for name in logging.root.manager.loggerDict if name.startswith("libp2p.")]
+    for name in ("libp2p", "multiaddr", *names):
         logging.getLogger(name).setLevel(logging.CRITICAL)
     quiet: Any = logging.getLogger("libp2p.network.connection")
-    swarm_connection_module.logging = quiet
+    swarm_connection_module.logging = quiet  # type: ignore[attr-defined]  # not exported
 
 
 def _use_own_muxer(swarm: Swarm) -> None:
-    """Have this host's connections run by `transports.muxer`: libp2p names its Yamux in the code."""
+    """Have this host's connections run by `transports.muxer`; libp2p hard-wires its own."""
     upgrader = swarm.upgrader
 
     async def upgrade_connection(conn: ISecureConn, peer_id: ID) -> IMuxedConn:
@@ -132,6 +134,16 @@ def _cure_limits(swarm: Swarm) -> None:
 def _cure_dial_delay() -> None:
     """Make libp2p's own dials return when they are done, not 250 ms later."""
     swarm_module._HAPPY_EYEBALLS_DELAY = 0.0
+
+
+def _cure_dialling_everybody(swarm: Swarm) -> None:
+    """Dial whom we mean to; libp2p, when alone, dials every peer it has ever heard of."""
+
+    async def nobody() -> None:
+        pass
+
+    replaced: Any = swarm.auto_connector
+    replaced.maybe_connect = nobody
 
 
 def _cure_inbound_slots(swarm: Swarm) -> None:
@@ -163,7 +175,8 @@ def _cure_inbound_slots(swarm: Swarm) -> None:
             with trio.CancelScope(shield=True), trio.move_on_after(1.0):
                 await raw.close()
 
-    swarm._do_handle_inbound_connection = inbound  # type: ignore[method-assign]
+    replaced: Any = swarm
+    replaced._do_handle_inbound_connection = inbound
 
 
 def _cure_raising_handlers(swarm: Swarm) -> None:
@@ -175,7 +188,7 @@ def _cure_raising_handlers(swarm: Swarm) -> None:
     serving: Counter[ID] = Counter()
 
     async def guarded(stream: INetStream) -> None:
-        muxed: Any = stream.muxed_conn  # type: ignore[attr-defined]  # NetStream has it
+        muxed: Any = stream.muxed_conn
         peer: ID = muxed.peer_id
         done = False
         serving[peer] += 1
@@ -221,7 +234,7 @@ def real_addresses(addresses: Sequence[Multiaddr]) -> list[Multiaddr]:
         text = str(address)
         for wildcard, version, name in (("/ip4/0.0.0.0/", 4, "ip4"), ("/ip6/::/", 6, "ip6")):
             if text.startswith(wildcard):
-                loopback = "127.0.0.1" if version == 4 else "::1"  # noqa: PLR2004 - an IP version
+                loopback = "127.0.0.1" if version == 4 else "::1"
                 hosts = [*get_network_addrs(version), loopback]
                 rest = text[len(wildcard) :]
                 real += [Multiaddr(f"/{name}/{host}/{rest}") for host in dict.fromkeys(hosts)]

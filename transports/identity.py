@@ -7,6 +7,7 @@ nothing but the signer's id.
 
 import os
 import secrets
+from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
@@ -18,7 +19,7 @@ from p2pinfer.core.errors import UserError
 from p2pinfer.core.ids import PeerId
 
 SEED_BYTES: Final = 32
-PEER_ID_PREFIX: Final = bytes.fromhex("0024080112 20")
+PEER_ID_PREFIX: Final = bytes.fromhex("002408011220")
 """Identity multihash (0x00) of 36 bytes: key type 1 (Ed25519), then 32 bytes of key."""
 
 PEER_ID_CHARS_MAX = 64
@@ -85,10 +86,8 @@ def _create(path: Path, seed: bytes) -> None:
             file.write(seed.hex() + "\n")
             file.flush()
             os.fsync(descriptor)
-        try:
+        with suppress(FileExistsError):  # another process was first: its key is the key
             os.link(draft, path)
-        except FileExistsError:
-            pass  # another process was first: its key is the key
     finally:
         draft.unlink()
 

@@ -17,7 +17,7 @@ from libp2p.custom_types import TProtocol
 from libp2p.network.swarm import Swarm
 from libp2p.peer.id import ID
 from libp2p.stream_muxer.exceptions import MuxedConnUnavailable, MuxedStreamReset
-from multiaddr import Multiaddr
+from multiaddr import Multiaddr  # type: ignore[import-untyped]  # it ships no types
 
 from p2pinfer.core.errors import ChannelClosed, PeerUnavailable, UserError
 from p2pinfer.core.ids import PeerId
@@ -146,10 +146,10 @@ class Libp2pTransport:
             found = [
                 conn
                 for conn in self._host.get_network().get_connections(_id(peer))
-                if not conn.is_closed and not conn.muxed_conn.is_closed  # type: ignore[attr-defined]  # SwarmConn has it
+                if not conn.is_closed and not conn.muxed_conn.is_closed
             ]
             if found:
-                return found[0].muxed_conn  # type: ignore[attr-defined]
+                return found[0].muxed_conn
             tried = list(dict.fromkeys([*addresses, *self._known.get(peer, ())]))
             muxed, address = await self._dial(peer, tried[:ADDRESSES_PER_PEER_MAX])
             self._remember(peer, [address, *(other for other in tried if other != address)])
@@ -193,7 +193,7 @@ class Libp2pTransport:
         """Open a channel on libp2p's own muxer."""
         try:
             return LibraryChannel(await self._host.new_stream(_id(peer), [name]), peer)
-        except Exception as error:  # noqa: BLE001 - only measurements come here
+        except Exception as error:
             raise PeerUnavailable(peer, f"cannot open {name}: {_root(error)}") from error
 
 
@@ -209,7 +209,7 @@ async def open_libp2p(
     """Run a peer of ``network`` that listens on the multiaddrs ``listen`` until the block ends.
 
     Without an ``identity`` one is drawn and kept nowhere. The network's name is part of every
-    protocol's, so that swarms of different names never mix. ``muxer="library"`` is for measurements.
+    protocol's, so that swarms of different names never mix. ``muxer="library"`` is to measure with.
 
     Raises:
         UserError: an address or the network's name cannot be used, or a port is taken.
@@ -241,7 +241,7 @@ async def _run(
 ) -> None:
     async with host.run(listen_addrs=listening):
         for address in listening:
-            if str(address) not in host.get_network().listeners:  # type: ignore[attr-defined]  # Swarm has it
+            if str(address) not in host.get_network().listeners:
                 raise UserError(f"Cannot listen on {address}: choose another address or port.")
         task_status.started()
         await trio.sleep_forever()
@@ -293,7 +293,7 @@ async def _read_line(stream: Stream) -> str:
     for shift in (0, 7):
         byte = await _read_exactly(stream, 1)
         size |= (byte[0] & 0x7F) << shift
-        if byte[0] < 0x80:  # noqa: PLR2004 - the varint's last byte
+        if byte[0] < 0x80:
             break
     if not 0 < size <= LINE_BYTES_MAX:
         raise MuxedStreamReset("it does not negotiate")
@@ -311,13 +311,13 @@ async def _read_exactly(stream: Stream, size: int) -> bytes:
 def _line(text: str) -> bytes:
     data = text.encode() + b"\n"
     size = len(data)
-    return (bytes([size]) if size < 0x80 else bytes([size & 0x7F | 0x80, size >> 7])) + data  # noqa: PLR2004 - varint
+    return (bytes([size]) if size < 0x80 else bytes([size & 0x7F | 0x80, size >> 7])) + data
 
 
-def _wrap(stream: INetStream) -> Channel:
+def _wrap(stream: Any) -> Channel:
     """Make a channel of an inbound stream whose protocol is agreed."""
-    muxed: Any = stream.muxed_stream  # type: ignore[attr-defined]  # NetStream has it
-    remote = PeerId(str(stream.muxed_conn.peer_id))  # type: ignore[attr-defined]
+    muxed = stream.muxed_stream
+    remote = PeerId(str(stream.muxed_conn.peer_id))
     if isinstance(muxed, Stream):
         return StreamChannel(muxed, remote)
     return LibraryChannel(stream, remote)

@@ -1,16 +1,14 @@
 """Yamux on a socket: the thin trio shell around `transports.yamux`, fused with the Noise records.
 
-What a task has to say is framed, encrypted and queued at once, in one go without a wait in it, and
-sent at once if the socket takes it; otherwise one task flushes the queue. One task reads, decrypts
-and hands out all that has arrived. So nothing is ever half done when a task is cancelled: libp2p's own
-muxer loses its connection then, and needs some 26 passes of the scheduler for a round trip; this one
-needs four. A third task pings, and drops a peer that has fallen silent.
+What a task has to say is framed, encrypted and queued in one go without a wait in it, and sent at
+once if the socket takes it; otherwise one task flushes the queue. One task reads, decrypts and
+hands out all that has arrived. So nothing is ever half done when a task is cancelled; libp2p's own
+muxer loses its connection then, and needs some 26 passes of the scheduler for a round trip where
+this one needs four. A third task pings, and drops a peer that has fallen silent.
 
 This is the muxer side of libp2p 0.8.1 (`IMuxedConn`, `IMuxedStream`), which it is given to in
 `transports.libp2p`. `Stream` has a second, synchronous face for our own channels.
 """
-
-# ruff: noqa: TID251 - a muxer for libp2p has to be libp2p's kind of muxer
 
 import logging
 from collections.abc import Awaitable, Callable
@@ -18,14 +16,15 @@ from types import TracebackType
 from typing import Final, Self
 
 import trio
-from libp2p.abc import ConnectionType, IMuxedConn, IMuxedStream, ISecureConn
+from libp2p.abc import IMuxedConn, IMuxedStream, ISecureConn
+from libp2p.connection_types import ConnectionType
 from libp2p.peer.id import ID
 from libp2p.stream_muxer.exceptions import (
     MuxedConnUnavailable,
     MuxedStreamEOF,
     MuxedStreamReset,
 )
-from multiaddr import Multiaddr
+from multiaddr import Multiaddr  # type: ignore[import-untyped]  # it ships no types
 
 from transports import yamux
 from transports.wire import Wire, open_wire
@@ -60,7 +59,7 @@ class Stream(IMuxedStream):
     """
 
     def __init__(self, connection: "Connection", stream_id: int) -> None:
-        self.muxed_conn = connection
+        self.muxed_conn = self.connection = connection
         self.stream_id = stream_id
         self.buffer = bytearray()
         self.ended = self.dead = False
@@ -80,7 +79,7 @@ class Stream(IMuxedStream):
             with memoryview(self.buffer) as view:
                 data = bytes(view[:size])
             del self.buffer[:size]
-        self.muxed_conn.consumed(self.stream_id, size)
+        self.connection.consumed(self.stream_id, size)
         return data
 
     async def wait_buffered(self, size: int) -> None:
@@ -91,19 +90,19 @@ class Stream(IMuxedStream):
 
     def room(self) -> int:
         """How many bytes may be sent now."""
-        return 0 if self.dead or self._finished else self.muxed_conn.room(self.stream_id)
+        return 0 if self.dead or self._finished else self.connection.room(self.stream_id)
 
     def send_now(self, data: bytes | memoryview) -> int:
         """Send the beginning of ``data``, at most one frame; return how many bytes went."""
-        return self.muxed_conn.send(self.stream_id, data) if self.room() else 0
+        return self.connection.send(self.stream_id, data) if self.room() else 0
 
     async def wait_room(self, *, or_end: bool = False) -> None:
         """Wait until bytes may be sent, or never can; with ``or_end``, or the remote finished."""
         while not self.dead and not self._finished and not (or_end and self.ended):
             if self.room():
                 return
-            if self.muxed_conn.congested:
-                await self.muxed_conn.wait_uncongested()
+            if self.connection.congested:
+                await self.connection.wait_uncongested()
             else:
                 await self._writers.park()
 
@@ -111,7 +110,7 @@ class Stream(IMuxedStream):
         """Send no more, after what was sent."""
         if not self.dead and not self._finished:
             self._finished = True
-            self.muxed_conn.finish(self)
+            self.connection.finish(self)
             self._writers.unpark_all()
 
     def abandon(self) -> None:
@@ -123,7 +122,7 @@ class Stream(IMuxedStream):
     def abort(self) -> None:
         """End the stream now, in both directions."""
         if not self.dead:
-            self.muxed_conn.reset(self)
+            self.connection.reset(self)
 
     # What the connection tells.
 
@@ -197,12 +196,12 @@ class Stream(IMuxedStream):
         self.abort()
         await trio.lowlevel.checkpoint()
 
-    def set_deadline(self, ttl: int) -> None:  # noqa: ARG002 - libp2p's signature
+    def set_deadline(self, ttl: int) -> None:
         """Do nothing: deadlines are the caller's cancel scopes."""
 
     def get_remote_address(self) -> tuple[str, int] | None:
         """Return the remote's host and port, where known."""
-        return self.muxed_conn.get_remote_address()
+        return self.connection.get_remote_address()
 
     async def __aenter__(self) -> Self:
         return self

@@ -1,8 +1,8 @@
 """What lies under the muxer: encrypted records on a socket, or any other secured connection.
 
-The fast way is a plain TCP socket under Noise: records are sealed by a plain function and offered to
-the socket at once. It leans on names private to libp2p 0.8.1. Whatever else lies below (a pre-shared
-key, a relay, a WebSocket) goes through the session's own read and write.
+The fast way is a plain TCP socket under Noise: records are sealed by a plain function and offered
+to the socket at once. It leans on names private to libp2p 0.8.1. Whatever else lies below (a
+pre-shared key, a relay, a WebSocket) goes through the session's own read and write.
 """
 
 # ruff: noqa: TID251 - the record layer is libp2p's
@@ -82,7 +82,7 @@ class NoiseWire:
         self._socket = socket.socket(fileno=tcp.stream.socket.detach())
         self._socket.setblocking(False)
         self._encrypt, self._decrypt = noise.encrypt, noise.decrypt
-        self._plain = session._drain(None)  # noqa: SLF001 - read ahead by libp2p
+        self._plain = session._drain(None)
         self._raw = bytearray()
 
     def seal(self, frames: list[bytes]) -> bytes:
@@ -127,7 +127,7 @@ class NoiseWire:
     def _records(self) -> Iterator[bytes]:
         """Yield what is in the records that have arrived whole."""
         raw, position = self._raw, 0
-        while len(raw) - position >= 2:  # noqa: PLR2004 - the record's length
+        while len(raw) - position >= 2:
             end = position + 2 + (raw[position] << 8 | raw[position + 1])
             if len(raw) < end:
                 break

@@ -5,11 +5,11 @@ length) and, for ``DATA``, that many bytes. Every stream has a window: how many 
 still send before the receiver, having read some, allows more.
 Specification: https://github.com/hashicorp/yamux/blob/master/spec.md
 
-Whoever owns a `Yamux` feeds it what arrives (`receive`), tells it what the application does (`send`,
-`consumed`, `finish`, `reset`, `ping`), and after either sends what `frames_to_send` returns. What a
-remote may not do raises `Violation`: the owner then says goodbye and ends the connection. What a
-remote may do is bounded: streams, unread bytes, frames. The queue of frames to send is the owner's
-to bound, as only it knows how fast they leave.
+Whoever owns a `Yamux` feeds it what arrives (`receive`), tells it what the application does
+(`send`, `consumed`, `finish`, `reset`, `ping`), and after either sends what `frames_to_send`
+returns. What a remote may not do raises `Violation`: the owner then says goodbye and ends the
+connection. What a remote may do is bounded: streams, unread bytes, frames. The queue of frames to
+send is the owner's to bound, as only it knows how fast they leave.
 """
 
 import struct
@@ -27,10 +27,10 @@ INITIAL_WINDOW_BYTES = 256 * 1024
 """What the specification lets either side send on a new stream before it hears anything."""
 
 WINDOW_BYTES_MAX = 1024 * 1024
-"""A stream earns this window by being read: 20 MB/s at a round trip of 50 ms, where 256 KiB is 5."""
+"""A stream earns it by being read: 20 MB/s at a round trip of 50 ms, where 256 KiB allow 5."""
 
 UNREAD_BYTES_MAX = 32 * 1024 * 1024
-"""Received and read by nobody, over all streams of a connection: 128 streams with the first window."""
+"""Received and read by nobody, over all streams of a connection: 128 full first windows."""
 
 FRAME_BODY_BYTES_MAX = 65_535 - 16 - HEADER_BYTES
 """What we send in one frame: a frame then fits one Noise message with its 16-byte tag."""
@@ -42,11 +42,11 @@ REFUSALS_MAX = 300
 """Streams refused in a row before the remote is taken to be flooding, not merely busy."""
 
 
-class Violation(Exception):  # noqa: N818 - it names what the remote did; it is not our error
+class Violation(Exception):
     """The remote sent what no correct peer sends; the connection cannot go on."""
 
 
-class TooManyStreams(Exception):  # noqa: N818 - reads as the reason it is
+class TooManyStreams(Exception):
     """We have as many streams open as one connection may carry, or the remote wants no more."""
 
 
@@ -119,7 +119,7 @@ class _Stream:
 
 
 class Yamux:
-    """One side of a connection; ``initiator`` is the side that dialled and has the odd stream ids."""
+    """One side of a connection; the ``initiator`` dialled, and has the odd stream ids."""
 
     def __init__(self, *, initiator: bool) -> None:
         self._streams: dict[int, _Stream] = {}
@@ -236,14 +236,13 @@ class Yamux:
             elif end - position < HEADER_BYTES:
                 break
             else:
-                self._header(*HEADER.unpack_from(data, position), events)
+                self._header(HEADER.unpack_from(data, position), events)
                 position += HEADER_BYTES
         self._partial = data[position:]
         return events
 
-    def _header(  # noqa: PLR0913, PLR0917 - a header has five fields
-        self, version: int, kind: int, flags: int, stream_id: int, length: int, events: list[Event]
-    ) -> None:
+    def _header(self, header: tuple[int, ...], events: list[Event]) -> None:
+        version, kind, flags, stream_id, length = header
         if version or flags > (SYN | ACK | FIN | RST):
             raise Violation(f"version {version}, flags {flags:#x}")
         if (kind in {DATA, WINDOW}) is not (stream_id != 0):

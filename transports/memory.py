@@ -1,0 +1,253 @@
+"""Peers in one process: the same channels without a network, for tests and simulations.
+
+Deterministic, and at home under trio's ``MockClock``: nothing waits but on other tasks and on
+trio's clock. A link's latency is a function of the two peers, asked for each message.
+"""
+
+import logging
+import re
+from collections import deque
+from collections.abc import AsyncGenerator, Callable, Sequence
+from contextlib import asynccontextmanager
+from typing import Final
+
+import trio
+
+from p2pinfer.core.errors import ChannelClosed, PeerUnavailable, UserError
+from p2pinfer.core.ids import PeerId
+from transports.base import MESSAGE_BYTES_MAX, Channel, Handler
+
+log: Final = logging.getLogger("p2pinfer.transports")
+
+WINDOW_BYTES = 1024 * 1024
+"""Sent and not yet received, per direction of a channel: what libp2p's window grows to."""
+
+ADDRESS: Final = re.compile(r"/memory/\d+/p2p/(\w+)")
+
+Latency = Callable[[PeerId, PeerId], float]
+"""Seconds that a message takes from the first peer to the second."""
+
+
+class _Pipe:
+    """One direction of a channel: messages, each with the time when it arrives; None is the end."""
+
+    def __init__(self, latency_s: Callable[[], float]) -> None:
+        self.queue: deque[tuple[float, bytes | None]] = deque()
+        self.unread = 0  # bytes
+        self.deaf = False  # the receiver takes no more
+        self.moved = trio.lowlevel.ParkingLot()
+        self._latency_s = latency_s
+        self._last = 0.0
+
+    def put(self, message: bytes | None) -> None:
+        """Send; nothing overtakes what was sent before."""
+        self._last = max(self._last, trio.current_time() + self._latency_s())
+        self.queue.append((self._last, message))
+        self.unread += len(message or b"")
+        self.moved.unpark_all()
+
+    def clear(self) -> None:
+        """Lose all that is under way."""
+        self.queue.clear()
+        self.unread = 0
+
+    async def get(self) -> bytes | None:
+        """Wait for the next message; the end stays."""
+        while True:
+            if not self.queue:
+                await self.moved.park()
+                continue
+            arrives, message = self.queue[0]
+            if arrives <= trio.current_time():
+                break
+            with trio.move_on_at(arrives):
+                await self.moved.park()  # what was under way may be lost
+        if message is not None:
+            self.queue.popleft()
+            self.unread -= len(message)
+            self.moved.unpark_all()
+        return message
+
+
+class MemoryChannel:
+    """A `transports.base.Channel` of two pipes."""
+
+    def __init__(self, remote: PeerId, inward: _Pipe, outward: _Pipe) -> None:
+        self._remote = remote
+        self._in, self._out = inward, outward
+        self._lock = trio.Lock()
+        self._senders = 0  # tasks whose message is not yet all on its way
+        self._closed = False
+
+    @property
+    def remote(self) -> PeerId:
+        """The peer at the other end."""
+        return self._remote
+
+    async def send(self, message: bytes) -> None:
+        """Send one message; see `transports.base.Channel.send`."""
+        if len(message) > MESSAGE_BYTES_MAX:
+            raise ValueError(f"a message of {len(message)} bytes; the limit is {MESSAGE_BYTES_MAX}")
+        await trio.lowlevel.checkpoint_if_cancelled()
+        self._require_open()
+        self._senders += 1
+        try:
+            async with self._lock:
+                while self._out.unread >= WINDOW_BYTES and not self._out.deaf:
+                    await self._out.moved.park()
+                if self._out.deaf:
+                    raise ChannelClosed(self._remote, "the peer closed the channel")
+                self._out.put(bytes(message))
+                await self._wait_taken()
+        finally:
+            self._senders -= 1
+            if self._closed and not self._senders:
+                self._out.put(None)
+        await trio.lowlevel.cancel_shielded_checkpoint()
+
+    async def _wait_taken(self) -> None:
+        """Wait until what exceeds the window was received; half a message ends the channel."""
+        try:
+            while self._out.unread > WINDOW_BYTES:
+                await self._out.moved.park()
+        except trio.Cancelled:
+            self.abort()
+            raise
+
+    async def receive(self) -> bytes:
+        """Return the next message; see `transports.base.Channel.receive`."""
+        await trio.lowlevel.checkpoint()
+        message = None if self._closed else await self._in.get()
+        if message is None:
+            raise ChannelClosed(self._remote, "the channel was closed")
+        return message
+
+    async def close(self) -> None:
+        """Say that no more messages follow; see `transports.base.Channel.close`."""
+        if not self._closed:
+            self._closed = True
+            self._turn_deaf()
+            if not self._senders:
+                self._out.put(None)
+        await trio.lowlevel.checkpoint()
+
+    def abort(self) -> None:
+        """End the channel now in both directions."""
+        self._closed = True
+        self._turn_deaf()
+        self._out.clear()
+        self._out.deaf = True
+        self._out.put(None)
+
+    def _turn_deaf(self) -> None:
+        self._in.deaf = True
+        self._in.clear()
+        self._in.put(None)
+
+    def _require_open(self) -> None:
+        if self._closed or self._out.deaf:
+            raise ChannelClosed(self._remote, "the channel was closed")
+
+
+class MemoryTransport:
+    """A `transports.base.Transport` in a `MemoryNetwork`."""
+
+    def __init__(self, network: "MemoryNetwork", peer_id: PeerId, nursery: trio.Nursery) -> None:
+        self._network = network
+        self._peer_id = peer_id
+        self._nursery = nursery
+        self._handlers: dict[str, Handler] = {}
+        self._channels: list[MemoryChannel] = []
+
+    @property
+    def peer_id(self) -> PeerId:
+        """Who this peer is."""
+        return self._peer_id
+
+    @property
+    def addresses(self) -> Sequence[str]:
+        """The one name under which others find this peer."""
+        return [f"/memory/0/p2p/{self._peer_id}"]
+
+    def handle(self, protocol: str, handler: Handler) -> None:
+        """Serve inbound channels of ``protocol`` with ``handler``."""
+        self._handlers[protocol] = handler
+
+    async def connect(self, address: str) -> PeerId:
+        """Reach the peer at ``address``; see `transports.base.Transport.connect`."""
+        found = ADDRESS.fullmatch(address)
+        if found is None:
+            raise UserError(f"{address!r} is not an address of the memory network.")
+        return (await self._reach(PeerId(found.group(1)))).peer_id
+
+    async def open(
+        self,
+        peer: PeerId,
+        protocol: str,
+        addresses: Sequence[str] = (),  # noqa: ARG002 - peers are found by id alone
+    ) -> Channel:
+        """Open a channel; see `transports.base.Transport.open`."""
+        remote = await self._reach(peer)
+        handler = remote._handlers.get(protocol)
+        if handler is None:
+            raise PeerUnavailable(peer, f"{peer} does not speak {protocol}")
+        there = _Pipe(lambda: self._network.latency_s(self._peer_id, peer))
+        back = _Pipe(lambda: self._network.latency_s(peer, self._peer_id))
+        remote._nursery.start_soon(
+            remote._serve, handler, MemoryChannel(self._peer_id, inward=there, outward=back)
+        )
+        channel = MemoryChannel(peer, inward=back, outward=there)
+        self._channels = [other for other in self._channels if not other._closed] + [channel]
+        return channel
+
+    async def _reach(self, peer: PeerId) -> "MemoryTransport":
+        """Find a peer; takes a round trip."""
+        latency_s = self._network.latency_s
+        await trio.sleep(latency_s(self._peer_id, peer) + latency_s(peer, self._peer_id))
+        remote = self._network.peers.get(peer)
+        if remote is None or remote is self:
+            raise PeerUnavailable(peer, f"cannot reach {peer}")
+        return remote
+
+    async def _serve(self, handler: Handler, channel: MemoryChannel) -> None:
+        try:
+            await handler(channel)
+            await channel.close()
+        except Exception as error:  # noqa: BLE001 - a handler's failure ends its channel only
+            level = logging.DEBUG if isinstance(error, ChannelClosed) else logging.WARNING
+            log.log(level, "a channel from peer %s failed: %r", channel.remote, error)
+            channel.abort()
+        except BaseException:
+            channel.abort()
+            raise
+
+
+class MemoryNetwork:
+    """Peers that reach each other; ``latency_s`` may be replaced at any time."""
+
+    def __init__(self, latency_s: Latency = lambda _from, _to: 0.0) -> None:
+        self.latency_s = latency_s
+        self.peers: dict[PeerId, MemoryTransport] = {}
+
+    @asynccontextmanager
+    async def join(self, peer_id: PeerId) -> AsyncGenerator[MemoryTransport, None]:
+        """Be a peer until the block ends; then its channels are aborted and its handlers cancelled.
+
+        Raises:
+            ValueError: that peer is there already.
+        """
+        if peer_id in self.peers:
+            raise ValueError(f"{peer_id} has joined already")
+        failure: BaseException | None = None
+        async with trio.open_nursery() as nursery:
+            transport = self.peers[peer_id] = MemoryTransport(self, peer_id, nursery)
+            try:
+                yield transport
+            except BaseException as error:  # noqa: BLE001 - raised below, outside the group
+                failure = error
+            del self.peers[peer_id]
+            for channel in transport._channels:
+                channel.abort()
+            nursery.cancel_scope.cancel()
+        if failure is not None:
+            raise failure
