@@ -2,7 +2,7 @@
 
 # The first Python that is new enough; else python3, which then says so.
 PYTHON ?= $(firstword $(shell for p in python3 python3.13 python3.12 python3.11; do \
-	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p; \
+	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; \
 	done; echo python3))
 BIN := .venv/bin
 WHEELS := $${XDG_CACHE_HOME:-$$HOME/.cache}/p2pinfer/wheels

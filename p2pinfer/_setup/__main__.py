@@ -14,7 +14,7 @@ import time
 import tomllib
 from pathlib import Path
 
-from p2pinfer._setup.commands import EXIT_INTERRUPTED, SetupError, Shell
+from p2pinfer._setup.commands import EXIT_FAILED, EXIT_INTERRUPTED, SetupError, Shell
 from p2pinfer._setup.lock import locked
 from p2pinfer._setup.system import build_environment, provide_system_packages
 from p2pinfer._setup.wheel import is_installed, pinned_requirement, provide_wheel
@@ -97,6 +97,9 @@ def main() -> int:
     except SetupError as error:
         print(error, file=sys.stderr)
         return error.exit_code
+    except OSError as error:  # a full disk, a folder that is not ours
+        print(f"Setup failed: {error}", file=sys.stderr)
+        return EXIT_FAILED
     except KeyboardInterrupt:
         print("\nSetup was interrupted; type the same again to go on.", file=sys.stderr)
         return EXIT_INTERRUPTED

@@ -152,9 +152,11 @@ def provide_system_packages(shell: Shell) -> None:
     sudo = silent_sudo(manager, shell) if manager else None
     if manager is None or sudo is None or not packages:
         raise SetupError(advice, EXIT_USAGE)
+    print(f"Not found: {', '.join(need.what for need in missing)}.", flush=True)
     try:
         for command in install_commands(manager, packages, sudo):
-            shell.run(command, f"{manager} {' '.join(packages)}")
+            words = ["update"] if command[-1] == "update" else ["install", *packages]
+            shell.run(command, shlex.join([manager, *words]))
     except SetupError as error:
         raise SetupError(f"{error}\n{advice}", EXIT_USAGE) from error
     if still := missing_needs(shell):

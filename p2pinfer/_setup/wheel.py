@@ -74,7 +74,7 @@ def provide_wheel(requirement: str, pip: Sequence[str], shell: Shell) -> Path:
         if kept := sorted(folder.glob("*.whl")):
             return kept[0]
         print("llama.cpp is now compiled for this CPU: about 3 minutes on 2 cores, this once.")
-        print(f"  The wheel is kept in {folder}", flush=True)
+        print(f"  Its wheel will be kept in {folder}", flush=True)
         scratch = folder / "building"
         shutil.rmtree(scratch, ignore_errors=True)  # of a build that was interrupted
         # Neither an index's wheel nor one in pip's cache says with which flags it was built.
@@ -88,7 +88,7 @@ def provide_wheel(requirement: str, pip: Sequence[str], shell: Shell) -> Path:
         )
         [built] = scratch.glob("*.whl")
         wheel = built.rename(folder / built.name)
-        scratch.rmdir()
+        shutil.rmtree(scratch, ignore_errors=True)
         return wheel
 
 
