@@ -21,10 +21,17 @@ from p2pinfer.engine.models import ModelInfo, split_layer
 SPLIT_EXACTLY = ("gemma3", "llama", "phi3", "qwen2", "qwen3", "qwen3moe")
 """The architectures that the conformance suite proves, by their names in GGUF files."""
 
-_SCALES_ROWS = (
-    "llama.cpp multiplies its rows by the square root of the width once more in every slice"
-)
-_REFUSED = {"gemma": _SCALES_ROWS, "gemma2": _SCALES_ROWS}
+_SCALES_ROWS = "llama.cpp would scale its rows as embeddings once more in every slice"
+_FEEDS_LAYERS = "its layers take more than the rows that the layer before gives"
+_REFUSED = {
+    "gemma": _SCALES_ROWS,
+    "gemma2": _SCALES_ROWS,
+    "granite": _SCALES_ROWS,
+    "gemma3n": _FEEDS_LAYERS,
+    "gemma4": _FEEDS_LAYERS,
+    "smollm3": "every fourth layer, counted from a slice's first, goes without positions",
+}
+"""Why; any other is refused for want of proof."""
 
 HEAD_TENSORS = ("output.weight", "output.bias", "output_norm.weight")
 ROPE_TENSORS = {
