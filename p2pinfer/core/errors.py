@@ -83,12 +83,16 @@ class RemoteProtocolError(PeerError):
 
 @contextmanager
 def lone_errors() -> Iterator[None]:
-    """Raise a group's only exception in place of the group that a nursery wraps around it."""
+    """Raise the exception itself, and not the group that a nursery wraps around it.
+
+    Where several tasks failed at once and every failure is one of ours, the first one is raised:
+    the others follow from the same event, such as a peer's death.
+    """
     try:
         yield
     except BaseExceptionGroup as group:
         leaves = list(_leaves(group))
-        if len(leaves) == 1:
+        if len(leaves) == 1 or all(isinstance(leaf, P2pinferError) for leaf in leaves):
             raise leaves[0] from leaves[0].__cause__
         raise
 

@@ -14,7 +14,7 @@ sends is checked here and nowhere else; ``wire`` turns a failed check into an er
 from enum import StrEnum
 from typing import Any
 
-from attrs import field, frozen
+from attrs import evolve, field, frozen
 from attrs import validators as v
 
 from p2pinfer.core.ids import ModelId, PeerId, SessionId
@@ -108,6 +108,10 @@ class Open:
     context: int = field(validator=_whole(1, POSITIONS_MAX))
     """Positions that every stage is to reserve."""
     dtype: Dtype = Dtype.F32
+
+    def for_next(self) -> "Open":
+        """Return the message for the stage behind the receiver."""
+        return evolve(self, route=self.route[1:])
 
 
 @frozen

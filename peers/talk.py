@@ -1,0 +1,57 @@
+"""Messages over channels: encode and send, receive and judge."""
+
+from typing import Any, Never, TypeVar, overload
+
+from p2pinfer.core.errors import PeerError, RemoteProtocolError
+from p2pinfer.core.ids import PeerId
+from p2pinfer.core.messages import TEXT_CHARS_MAX, Message, Refusal, Refused
+from p2pinfer.core.wire import BadMessage, decode, encode
+from transports.base import Channel
+
+SESSION = "session"
+DIRECTORY = "directory"
+
+M = TypeVar("M")
+N = TypeVar("N")
+
+
+class RefusedError(PeerError):
+    """A peer said no; ``refused`` is its message, ``peer`` the one that said so first."""
+
+    def __init__(self, refused: Refused) -> None:
+        super().__init__(refused.peer, f"{refused.code}: {refused.text}")
+        self.refused = refused
+
+    @classmethod
+    def of(cls, peer: PeerId, code: Refusal, text: str) -> "RefusedError":
+        """Refuse in a peer's name."""
+        return cls(Refused(code, text[:TEXT_CHARS_MAX], peer))
+
+
+async def send(channel: Channel, message: Message) -> None:
+    """Send one message; raises as ``Channel.send``."""
+    await channel.send(encode(message))
+
+
+@overload
+async def receive(channel: Channel) -> Never: ...
+@overload
+async def receive(channel: Channel, due: type[M], /) -> M: ...
+@overload
+async def receive(channel: Channel, due: type[M], or_due: type[N], /) -> M | N: ...
+async def receive(channel: Channel, *due: type[Any]) -> Any:
+    """Return the next message, which must be of a kind that is due.
+
+    Raises:
+        RefusedError: the peer refused instead (which it may at any time).
+        RemoteProtocolError: it sent something else.
+        ChannelClosed: it closed the channel, or is gone.
+    """
+    data = await channel.receive()
+    try:
+        message = decode(data, *due, Refused)
+    except BadMessage as error:
+        raise RemoteProtocolError(channel.remote, f"{channel.remote} sent {error}") from error
+    if isinstance(message, Refused):
+        raise RefusedError(message)
+    return message
