@@ -248,13 +248,17 @@ async def _run(
 
 
 async def _leave(host: IHost) -> None:
-    """Let what was sent leave, then close every connection without a wait."""
+    """Let what was sent leave, then close every connection without a wait, and the ports."""
     with trio.move_on_after(FLUSH_S_MAX, shield=True):
         async with trio.open_nursery() as nursery:
             for conn in connections(host):
                 nursery.start_soon(conn.wait_flushed)
     for conn in connections(host):
         conn.leave()
+    listeners: Any = host.get_network()
+    with trio.CancelScope(shield=True):
+        for listener in list(listeners.listeners.values()):
+            await listener.close()  # when cancelled, libp2p leaves them open
 
 
 async def _open(muxed: Connection, peer: PeerId, name: TProtocol) -> Channel:
