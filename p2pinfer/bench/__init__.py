@@ -1,0 +1,1 @@
+"""Measurements of p2pinfer on this machine, each a function that returns its figures."""
