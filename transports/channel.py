@@ -10,7 +10,7 @@ import trio
 from p2pinfer.core.errors import ChannelClosed, RemoteProtocolError
 from p2pinfer.core.ids import PeerId
 from transports.base import MESSAGE_BYTES_MAX
-from transports.muxer import Stream
+from transports.stream import Stream
 from transports.yamux import FRAME_BODY_BYTES_MAX
 
 LENGTH_BYTES = 4

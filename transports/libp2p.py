@@ -34,7 +34,8 @@ from transports.host import (
 )
 from transports.identity import Identity, ephemeral_identity
 from transports.library import LibraryChannel
-from transports.muxer import Connection, Stream
+from transports.muxer import Connection
+from transports.stream import Stream
 
 DIAL_S_MAX = 10.0
 """For one of a peer's addresses to answer and prove who it is."""

@@ -7,33 +7,30 @@ muxer loses its connection then, and needs some 26 passes of the scheduler for a
 this one needs four. A third task pings, and drops a peer that has fallen silent.
 
 This is the muxer side of libp2p 0.8.1 (`IMuxedConn`, `IMuxedStream`), which it is given to in
-`transports.libp2p`. `Stream` has a second, synchronous face for our own channels.
+`transports.host`. Its streams are in `transports.stream`.
 """
 
 import logging
 from collections.abc import Awaitable, Callable
-from types import TracebackType
-from typing import Final, Self
+from typing import Final
 
 import trio
-from libp2p.abc import IMuxedConn, IMuxedStream, ISecureConn
+from libp2p.abc import IMuxedConn, ISecureConn
 from libp2p.connection_types import ConnectionType
 from libp2p.peer.id import ID
-from libp2p.stream_muxer.exceptions import (
-    MuxedConnUnavailable,
-    MuxedStreamEOF,
-    MuxedStreamReset,
-)
+from libp2p.stream_muxer.exceptions import MuxedConnUnavailable
 from multiaddr import Multiaddr  # type: ignore[import-untyped]  # it ships no types
 
 from transports import yamux
+from transports.stream import Stream
 from transports.wire import Wire, open_wire
 from transports.yamux import Yamux
 
 log: Final = logging.getLogger("p2pinfer.transports")
 
-QUEUE_BYTES_MAX = 1024 * 1024
-"""Encrypted and not yet taken by the socket: beyond this, writers wait. 1 ms on a fast link."""
+QUEUE_BYTES_MAX = 64 * 1024
+"""Encrypted and not yet taken by the socket: beyond this, writers wait. A record's worth: a token
+must not queue behind more bulk than keeps the socket busy."""
 
 QUEUE_CONTROL_BYTES_MAX = 256 * 1024
 """Answers (pings, refusals, windows) that may pile up beyond that before a peer that asks and never
@@ -50,169 +47,6 @@ STALL_S = 0.25
 
 RTT_SMOOTHING = 1 / 8
 """Weight of a new sample, as TCP has it (RFC 6298)."""
-
-
-class Stream(IMuxedStream):
-    """One stream: unread bytes, and who waits for more or for room.
-
-    ``ended`` says that the remote sends no more; ``dead`` that neither side does.
-    """
-
-    def __init__(self, connection: "Connection", stream_id: int) -> None:
-        self.muxed_conn = self.connection = connection
-        self.stream_id = stream_id
-        self.buffer = bytearray()
-        self.ended = self.dead = False
-        self._finished = self._abandoned = False
-        self._wanted = 0  # bytes that a reader waits for
-        self._reader = trio.lowlevel.ParkingLot()
-        self._writers = trio.lowlevel.ParkingLot()
-
-    # The synchronous face, for channels.
-
-    def take(self, size: int) -> bytes:
-        """Remove and return the first ``size`` unread bytes, which must have arrived."""
-        if size == len(self.buffer):
-            data = bytes(self.buffer)
-            self.buffer.clear()
-        else:
-            with memoryview(self.buffer) as view:
-                data = bytes(view[:size])
-            del self.buffer[:size]
-        self.connection.consumed(self.stream_id, size)
-        return data
-
-    async def wait_buffered(self, size: int) -> None:
-        """Wait until ``size`` bytes are unread, or the stream has ended; no more than a window."""
-        while len(self.buffer) < size and not self.ended and not self.dead:
-            self._wanted = size
-            await self._reader.park()
-
-    def room(self) -> int:
-        """How many bytes may be sent now."""
-        return 0 if self.dead or self._finished else self.connection.room(self.stream_id)
-
-    def send_now(self, data: bytes | memoryview) -> int:
-        """Send the beginning of ``data``, at most one frame; return how many bytes went."""
-        return self.connection.send(self.stream_id, data) if self.room() else 0
-
-    async def wait_room(self, *, or_end: bool = False) -> None:
-        """Wait until bytes may be sent, or never can; with ``or_end``, or the remote finished."""
-        while not self.dead and not self._finished and not (or_end and self.ended):
-            if self.room():
-                return
-            if self.connection.congested:
-                await self.connection.wait_uncongested()
-            else:
-                await self._writers.park()
-
-    def finish(self) -> None:
-        """Send no more, after what was sent."""
-        if not self.dead and not self._finished:
-            self._finished = True
-            self.connection.finish(self)
-            self._writers.unpark_all()
-
-    def abandon(self) -> None:
-        """Drop what is unread and what still comes; the remote is not allowed more than that."""
-        self._abandoned = True
-        self.buffer.clear()
-        self._reader.unpark_all()
-
-    def abort(self) -> None:
-        """End the stream now, in both directions."""
-        if not self.dead:
-            self.connection.reset(self)
-
-    # What the connection tells.
-
-    def fed(self, data: bytes) -> None:
-        """Bytes arrived."""
-        if not self._abandoned:
-            self.buffer += data
-            if len(self.buffer) >= self._wanted:
-                self._reader.unpark_all()
-
-    def opened(self) -> None:
-        """There is room to send."""
-        self._writers.unpark_all()
-
-    def remote_finished(self) -> None:
-        """The remote sends no more."""
-        self.ended = True
-        self._reader.unpark_all()
-        self._writers.unpark_all()
-
-    def died(self) -> None:
-        """The stream was reset or its connection ended; unread bytes go with it."""
-        self.dead = True
-        self.buffer.clear()
-        self._reader.unpark_all()
-        self._writers.unpark_all()
-
-    # libp2p's face.
-
-    async def read(self, n: int | None = None) -> bytes:
-        """Return up to ``n`` bytes, at least one.
-
-        Raises:
-            MuxedStreamEOF: the remote sends no more.
-            MuxedStreamReset: the stream or the connection is gone.
-        """
-        await trio.lowlevel.checkpoint()
-        await self.wait_buffered(1)
-        if self.buffer:
-            return self.take(len(self.buffer) if n is None or n < 0 else min(n, len(self.buffer)))
-        if self.dead:
-            raise MuxedStreamReset("the stream was reset")
-        raise MuxedStreamEOF("the remote finished")
-
-    async def write(self, data: bytes) -> None:
-        """Send all of ``data``.
-
-        Raises:
-            MuxedStreamReset: the stream or the connection is gone, or we had finished.
-        """
-        await trio.lowlevel.checkpoint()
-        view = memoryview(data)
-        while view:
-            await self.wait_room()
-            sent = self.send_now(view)
-            if not sent:
-                raise MuxedStreamReset("the stream was reset")
-            view = view[sent:]
-
-    async def close(self) -> None:
-        """Send no more; the remote may."""
-        self.finish()
-        await trio.lowlevel.checkpoint()
-
-    async def close_write(self) -> None:
-        """Send no more; the remote may."""
-        await self.close()
-
-    async def reset(self) -> None:
-        """End the stream in both directions."""
-        self.abort()
-        await trio.lowlevel.checkpoint()
-
-    def set_deadline(self, ttl: int) -> None:
-        """Do nothing: deadlines are the caller's cancel scopes."""
-
-    def get_remote_address(self) -> tuple[str, int] | None:
-        """Return the remote's host and port, where known."""
-        return self.connection.get_remote_address()
-
-    async def __aenter__(self) -> Self:
-        return self
-
-    async def __aexit__(
-        self,
-        exc_type: type[BaseException] | None,
-        exc: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        await self.close()
 
 
 class Connection(IMuxedConn):
@@ -388,7 +222,7 @@ class Connection(IMuxedConn):
             stream.opened()
         elif isinstance(event, yamux.RemoteFinished):
             stream.remote_finished()
-            if stream._finished:
+            if stream.finished:
                 del self._streams[event.stream_id]
         else:
             del self._streams[event.stream_id]
