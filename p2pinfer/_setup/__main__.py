@@ -82,6 +82,9 @@ def set_up() -> None:
         own = [*pip, "install", "--force-reinstall", "--no-deps", str(wheel)]
         shell.run(own, "llama-cpp-python")
     shell.run([*pip, "install", "-e", str(ROOT), *groups["dev"]], "Python packages")
+    # trio-typing, which libp2p needs, brings stubs of an old trio that mypy would believe first.
+    for stubs in VENV.glob("lib/python*/site-packages/trio-stubs"):
+        shutil.rmtree(stubs)
     shell.run([*pip, "install", "--no-deps", *groups["model"]], "default model, 98 MB")
     STAMP.write_text(key)
     print(f"Set up in {time.monotonic() - started_s:.0f} s.", flush=True)
