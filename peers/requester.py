@@ -4,7 +4,7 @@ A session is a chain of stages with a KV cache in each. It outlives an answer: t
 compared with the tokens that the caches hold, and only what is new goes through the chain.
 """
 
-from collections.abc import AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from itertools import takewhile
@@ -143,9 +143,15 @@ class Session:
         self.tokens: list[int] = []
         """What all caches are known to hold, position by position."""
 
+    def held_of(self, prompt: Sequence[int]) -> int:
+        """How many tokens of a prompt's beginning need not be run again."""
+        common = takewhile(lambda pair: pair[0] == pair[1], zip(self.tokens, prompt, strict=False))
+        # The last token is always run: its logits are wanted.
+        return min(sum(1 for _ in common), len(prompt) - 1)
+
     async def generate(
         self, prompt: Sequence[int], sampling: Sampling, max_tokens: int
-    ) -> AsyncIterator[Token]:
+    ) -> AsyncGenerator[Token, None]:
         """Yield the tokens that follow a prompt, until the model ends or ``max_tokens`` are made.
 
         The caches keep what they already hold of the prompt's beginning. Whoever stops early may
@@ -183,9 +189,7 @@ class Session:
 
     async def _prefill(self, prompt: Sequence[int]) -> tuple[NextToken, tuple[int, ...]]:
         """Run what the caches lack of the prompt, in chunks that follow each other."""
-        common = takewhile(lambda pair: pair[0] == pair[1], zip(self.tokens, prompt, strict=False))
-        # The last token is always run again: its logits are wanted.
-        start = min(sum(1 for _ in common), len(prompt) - 1)
+        start = self.held_of(prompt)
         del self.tokens[start:]
         chunks = [
             (at, list(prompt[at : at + ROWS_PER_DECODE_MAX]))

@@ -18,6 +18,9 @@ from p2pinfer.engine.slicing import (
     write_slice,
 )
 
+_VERSION = 1
+"""Part of every slice's path: to be raised when the same cut gives another file."""
+
 
 @dataclass(frozen=True)
 class Model:
@@ -43,7 +46,7 @@ class Model:
         )
 
     def _written(self, name: str, plan: SlicePlan) -> Path:
-        path = self.cache / self.id[:32] / name
+        path = self.cache / f"v{_VERSION}" / self.id[:32] / name
         if not path.exists():
             path.parent.mkdir(parents=True, exist_ok=True)
             write_slice(plan, extents(self.header, self.path), path)

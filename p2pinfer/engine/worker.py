@@ -30,6 +30,7 @@ from p2pinfer.engine.frames import (
     WorkerConfig,
     pack,
 )
+from p2pinfer.engine.gguf import read_header
 from p2pinfer.engine.llama import Sampler, Settings, Slice, Span, Vocabulary
 from p2pinfer.engine.probe import CONTEXT as PROBE_CONTEXT
 from p2pinfer.engine.probe import probe
@@ -124,10 +125,18 @@ class _Part:
             job.done(job, output)
 
 
+def _has_experts(path: str) -> bool:
+    header = read_header(Path(path))
+    return bool(header.integer(f"{header.string('general.architecture')}.expert_count"))
+
+
 class _Worker:
     """Requests in, answers out."""
 
     def __init__(self, config: WorkerConfig, send: Callable[[bytes], None]) -> None:
+        if any(_has_experts(part.path) for part in config.parts):
+            # ggml's tiled kernels pick by rows per expert, so a row would depend on its batch.
+            os.environ["GGML_CPU_TILED_MM"] = "0"
         self.parts = [_Part(part, config) for part in config.parts]
         self._first, self._last = self.parts[0], self.parts[-1]
         self._vocabulary = Vocabulary(self._first.slice)

@@ -1,0 +1,256 @@
+"""Compose real nodes: a peer that serves a stage, and a client that asks the swarm."""
+
+import random
+import secrets
+import time
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import trio
+
+from p2pinfer.core.errors import NobodyServes, PeerUnavailable, UserError, lone_errors
+from p2pinfer.core.ids import PeerId, SessionId
+from p2pinfer.core.limits import CONTEXT_DEFAULT, SESSIONS_DEFAULT
+from p2pinfer.core.messages import Advertisement, Hop
+from p2pinfer.engine.local import LocalEnds, open_ends, open_stage
+from p2pinfer.engine.models import default_model_path
+from p2pinfer.engine.slices import Model, open_model
+from p2pinfer.places import cache_dir, data_dir
+from peers.directory import Directory
+from peers.requester import Requester, Session
+from peers.stage import Stage
+from scheduler.routing import NoRoute, find_route
+from transports.base import Transport
+from transports.identity import Identity, ephemeral_identity, load_identity
+
+LISTEN_DEFAULT = "/ip4/0.0.0.0/tcp/0"
+
+FIND_S_MAX = 10.0
+"""How long a client waits for a whole chain to show up before it says who is missing."""
+
+FIND_AGAIN_S = 1.0
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What a node may use of this machine."""
+
+    sessions: int = SESSIONS_DEFAULT
+    context: int = CONTEXT_DEFAULT
+    """Positions per session."""
+    threads: int = 1
+
+
+@dataclass(frozen=True)
+class PeerOptions:
+    """A peer that serves layers ``first`` up to but not including ``end``."""
+
+    model: Path
+    first: int
+    end: int
+    listen: Sequence[str] = (LISTEN_DEFAULT,)
+    bootstrap: Sequence[str] = ()
+    network: str = "main"
+    identity: Path | None = None
+    """The key's file; None for the one in the data directory."""
+    machine: Machine = field(default_factory=Machine)
+    transport: str = "libp2p"
+    """``tcp`` is bare TCP, for measuring what libp2p costs."""
+
+
+@dataclass(frozen=True)
+class Serving:
+    """A peer that is ready."""
+
+    peer: PeerId
+    addresses: tuple[str, ...]
+    model: Model
+    first: int
+    end: int
+    stage: Stage
+
+
+def _open_transport(
+    kind: str, identity: Identity, listen: Sequence[str], network: str
+) -> AbstractAsyncContextManager[Transport]:
+    if kind == "tcp":
+        from transports.tcp import open_tcp
+
+        return open_tcp(identity.peer_id)
+    from transports.libp2p import open_libp2p  # half a second of imports
+
+    return open_libp2p(identity, listen, network)
+
+
+def find_model(name: str) -> Path:
+    """Return the file that ``--model`` names: a path, or ``default``."""
+    return default_model_path() if name == "default" else Path(name).expanduser()
+
+
+async def serve_peer(
+    options: PeerOptions, on_ready: Callable[[Serving], None], stop: trio.Event
+) -> None:
+    """Serve a stage until ``stop``.
+
+    Raises:
+        UserError: an option cannot be used; the sentence says what to do.
+        EngineDied: llama.cpp cannot run the slice.
+    """
+    model = open_model(options.model, cache_dir())
+    path = model.stage(options.first, options.end)
+    identity = load_identity(options.identity or data_dir() / "identity")
+    machine = options.machine
+    async with AsyncExitStack() as stack:
+        transport = await stack.enter_async_context(
+            _open_transport(options.transport, identity, options.listen, options.network)
+        )
+        engine = await stack.enter_async_context(
+            open_stage(
+                path,
+                options.first,
+                sessions=machine.sessions,
+                context=machine.context,
+                threads=machine.threads,
+            )
+        )
+        stage = Stage(transport, engine, model.id)
+        directory = Directory(transport, identity, random.Random())  # noqa: S311 -- picks whom to ask
+        stage.listen()
+        directory.listen()
+        directory.advertise(
+            Advertisement(
+                peer=transport.peer_id,
+                addresses=tuple(transport.addresses),
+                model=model.id,
+                model_name=model.info.name[:128],
+                layers=model.info.layers,
+                first=engine.first,
+                end=engine.end,
+                context=engine.context,
+                numerics_class=engine.numerics_class,
+                sequence=time.time_ns() // 1_000_000,
+            )
+        )
+        await directory.enter(options.bootstrap)
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(directory.run, options.bootstrap)
+            on_ready(
+                Serving(
+                    transport.peer_id,
+                    tuple(transport.addresses),
+                    model,
+                    engine.first,
+                    engine.end,
+                    stage,
+                )
+            )
+            await stop.wait()
+            nursery.cancel_scope.cancel()
+
+
+@dataclass(frozen=True)
+class ClientOptions:
+    """A client that keeps ``keep`` layers at each end of the model to itself."""
+
+    model: Path
+    bootstrap: Sequence[str]
+    network: str = "main"
+    keep: int = 1
+    machine: Machine = field(default_factory=Machine)
+    transport: str = "libp2p"
+    """As of a peer."""
+
+
+class Client:
+    """A requester in a swarm, with the ends of one model."""
+
+    def __init__(
+        self,
+        transport: Transport,
+        directory: Directory,
+        ends: LocalEnds,
+        model: Model,
+        ways_in: Sequence[str],
+    ) -> None:
+        self.model, self.ends = model, ends
+        self._directory, self._ways_in = directory, ways_in
+        self._requester = Requester(transport, ends, model.id)
+
+    async def find_route(self, on_wait: Callable[[str], None]) -> list[Advertisement]:
+        """Return a chain of peers that joins the own ends, waiting a while for one to show up.
+
+        ``on_wait`` is told what is still missing.
+
+        Raises:
+            NobodyServes: there is none; the text says which layers are missing.
+        """
+        missing = ""
+        with trio.move_on_after(FIND_S_MAX):
+            while True:
+                try:
+                    offers = self._directory.serving(self.model.id)
+                    return find_route(offers, self.ends.first, self.ends.end)
+                except NoRoute as error:
+                    if str(error) != missing:
+                        missing = str(error)
+                        on_wait(missing)
+                await trio.sleep(FIND_AGAIN_S)
+                await self._directory.enter(self._ways_in)
+        others = set(self._directory.models().values())
+        if not self._directory.serving(self.model.id) and others:
+            names = ", ".join(sorted(others))
+            raise NobodyServes(
+                f"the peers found serve another model ({names}), not {self.model.info.name}"
+            )
+        raise NobodyServes(f"no chain of peers for {self.model.info.name}: {missing}")
+
+    @asynccontextmanager
+    async def open_session(self, route: Sequence[Advertisement]) -> AsyncIterator[Session]:
+        """Open a session along a route; raises as ``Requester.open``."""
+        hops = [Hop(a.peer, a.addresses, a.first, a.end) for a in route]
+        context = min([self.ends.context, *(a.context for a in route)])
+        session = SessionId(secrets.token_bytes(16))
+        async with self._requester.open(hops, session, context) as opened:
+            yield opened
+
+
+@asynccontextmanager
+async def open_client(options: ClientOptions) -> AsyncIterator[Client]:
+    """Join a swarm as a requester, for as long as the block lasts.
+
+    Raises:
+        UserError: an option cannot be used; the sentence says what to do.
+        PeerUnavailable: nobody answers at any of the bootstrap addresses.
+    """
+    if not options.bootstrap:
+        raise UserError("name a peer of the swarm with --bootstrap MULTIADDR (join prints one)")
+    model = open_model(options.model, cache_dir())
+    first_end, last_end = model.ends(options.keep)
+    identity = ephemeral_identity()
+    machine = options.machine
+    async with AsyncExitStack() as stack:
+        stack.enter_context(lone_errors())
+        transport = await stack.enter_async_context(
+            _open_transport(options.transport, identity, [], options.network)
+        )
+        ends = await stack.enter_async_context(
+            open_ends(
+                first_end,
+                last_end,
+                model.info.layers,
+                sessions=machine.sessions,
+                context=machine.context,
+                threads=machine.threads,
+            )
+        )
+        directory = Directory(transport, identity, random.Random())  # noqa: S311 -- picks whom to ask
+        failures = await directory.enter(options.bootstrap)
+        if len(failures) == len(options.bootstrap):
+            reasons = "; ".join(str(failure) for failure in failures)
+            raise PeerUnavailable(failures[0].peer, f"no peer answers: {reasons}")
+        nursery = await stack.enter_async_context(trio.open_nursery())
+        stack.callback(nursery.cancel_scope.cancel)
+        nursery.start_soon(directory.run, options.bootstrap)
+        yield Client(transport, directory, ends, model, options.bootstrap)

@@ -1,0 +1,135 @@
+"""A swarm of real peers on this machine: each a process of its own, gone when the block ends."""
+
+import json
+import subprocess
+import sys
+import tempfile
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+
+import trio
+
+from p2pinfer.core.errors import P2pinferError, UserError, lone_errors
+from p2pinfer.engine.slices import Model
+from p2pinfer.node import Machine
+
+READY_S_MAX = 300.0
+"""A first start cuts slices and probes them; on a slow machine that takes a while."""
+
+LEAVE_S_MAX = 5.0
+"""How long a peer may take to go once it was asked to."""
+
+PEERS_MAX = 16
+
+
+@dataclass(frozen=True)
+class LocalPeer:
+    """A peer process that serves."""
+
+    process: trio.Process
+    peer: str
+    addresses: tuple[str, ...]
+    layers: str
+
+
+def split_layers(first: int, end: int, peers: int) -> list[tuple[int, int]]:
+    """Cut a range of layers into as equal parts as there are peers."""
+    count = end - first
+    if not 1 <= peers <= min(count, PEERS_MAX):
+        raise UserError(f"--peers must be from 1 to {min(count, PEERS_MAX)} for {count} layers")
+    bounds = [first + count * i // peers for i in range(peers + 1)]
+    return list(pairwise(bounds))
+
+
+@asynccontextmanager
+async def local_swarm(
+    model: Model,
+    peers: int,
+    *,
+    keep: int = 1,
+    machine: Machine,
+    transport: str = "libp2p",
+    on_ready: Callable[[LocalPeer], None] = lambda _: None,
+) -> AsyncIterator[list[LocalPeer]]:
+    """Start peers on loopback that share a model's layers, and end them all, whatever happens.
+
+    They leave by themselves when this process does, however it ends: their standard input closes.
+
+    Raises:
+        UserError: the layers cannot be shared so.
+        P2pinferError: a peer did not come up; the text is what it said.
+    """
+    ranges = split_layers(keep, model.info.layers - keep, peers)
+    found: dict[int, LocalPeer] = {}
+    with tempfile.TemporaryDirectory(prefix="p2pinfer-") as home, lone_errors():
+        async with trio.open_nursery() as nursery:
+
+            async def start(index: int, first: int, end: int) -> None:
+                command = [
+                    *[sys.executable, "-m", "p2pinfer", "join", "--json", "--until-stdin-closes"],
+                    *["--model", str(model.path), "--layers", f"{first}:{end}"],
+                    *["--listen", "/ip4/127.0.0.1/tcp/0", "--network", "local"],
+                    *["--identity", str(Path(home) / f"identity-{index}")],
+                    *["--sessions", str(machine.sessions), "--context", str(machine.context)],
+                    *["--threads", str(machine.threads), "--transport", transport],
+                ]
+                log = Path(home) / f"log-{index}"
+                process = await nursery.start(_run, command, log)
+                found[index] = await _ready(process, log)
+                on_ready(found[index])
+
+            try:
+                with trio.fail_after(READY_S_MAX):
+                    async with trio.open_nursery() as starting:
+                        for index, (first, end) in enumerate(ranges):
+                            starting.start_soon(start, index, first, end)
+                yield [found[index] for index in range(peers)]
+            finally:
+                nursery.cancel_scope.cancel()
+
+
+async def _run(
+    command: list[str], log: Path, *, task_status: "trio.TaskStatus[trio.Process]"
+) -> None:
+    """Run a peer until cancelled; then ask it to leave, and end it if it does not."""
+    with log.open("wb") as stderr:
+        process = await trio.lowlevel.open_process(
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=stderr,
+            process_group=0,  # a terminal's Ctrl-C is for whoever talks to the swarm
+        )
+    assert process.stdin
+    try:
+        task_status.started(process)
+        await process.wait()
+    finally:
+        with trio.CancelScope(shield=True):
+            await process.stdin.aclose()
+            with trio.move_on_after(LEAVE_S_MAX):
+                await process.wait()
+            if process.poll() is None:
+                process.kill()
+                await process.wait()
+
+
+async def _ready(process: trio.Process, log: Path) -> LocalPeer:
+    """Wait for the one line that a peer prints when it serves."""
+    assert process.stdout
+    line = bytearray()
+    while not line.endswith(b"\n"):
+        data = await process.stdout.receive_some()
+        if not data:
+            raise P2pinferError(f"a local peer did not start: {_last_line(log)}")
+        line += data
+    ready = json.loads(line)
+    return LocalPeer(process, ready["peer"], tuple(ready["addresses"]), ready["layers"])
+
+
+def _last_line(log: Path) -> str:
+    lines = log.read_text(errors="replace").strip().splitlines()
+    return lines[-1] if lines else "it gave no reason"

@@ -1,0 +1,145 @@
+"""Talking to a conversation from a terminal, or through a pipe."""
+
+import json
+import signal
+import sys
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import trio
+from prompt_toolkit import PromptSession
+from prompt_toolkit.history import FileHistory
+from rich.console import Console
+
+from p2pinfer.chat import Answer, Conversation
+from p2pinfer.core.errors import P2pinferError, UserError
+
+notes = Console(stderr=True, highlight=False)
+"""Everything that is not the answer goes to standard error."""
+
+QUESTION_CHARS_MAX = 1_000_000
+"""Of standard input; the context is full long before."""
+
+HELP = """/reset  forget the conversation
+/quit   leave (so does Ctrl-D)
+Ctrl-C stops an answer; Alt-Enter begins a new line."""
+
+
+def say(text: str) -> None:
+    """Print a note for the person."""
+    notes.print(text, style="dim", markup=False)
+
+
+def write(text: str) -> None:
+    """Show a piece of an answer at once."""
+    sys.stdout.write(text)
+    sys.stdout.flush()
+
+
+def summary(answer: Answer) -> str:
+    """Say in one line how an answer went."""
+    chain = " → ".join(f"{hop['peer'][-6:]} {hop['layers']}" for hop in answer.route)
+    speed = f", {answer.tokens_per_second:.1f} tokens/s" if answer.tokens > 1 else ""
+    first = f"first after {answer.time_to_first_token_ms:.0f} ms"
+    return f"[{answer.tokens} tokens{speed}, {first}; {chain}]"
+
+
+async def answer_once(conversation: Conversation, question: str, *, as_json: bool) -> None:
+    """Answer one question on standard output; raises as ``Conversation.ask``."""
+    if as_json:
+        answer = await conversation.ask(question, lambda _: None)
+        print(json.dumps(answer.as_dict()))
+        return
+    try:
+        answer = await conversation.ask(question, write)
+    finally:
+        write("\n")
+    say(summary(answer))
+
+
+async def converse(conversation: Conversation, history: Path) -> None:
+    """Read questions from the terminal and answer them until the person leaves."""
+    prompt: PromptSession[str] = PromptSession(history=FileHistory(str(history)))
+    say("Ask something; /help says what else you can type.")
+    while True:
+        question = await _read(prompt)
+        match question.split():
+            case []:
+                continue
+            case ["/quit" | "/exit" | "/bye"]:
+                return
+            case ["/reset"]:
+                conversation.reset()
+                say("Forgotten.")
+            case ["/help" | "/?"]:
+                say(HELP)
+            case [word, *_] if word.startswith("/"):
+                say(f"There is no command {word}; /help lists them.")
+            case _:
+                await _answer(conversation, question)
+
+
+async def _read(prompt: "PromptSession[str]") -> str:
+    """Read one question; ``/quit`` at the end of input, nothing on Ctrl-C."""
+
+    def read() -> str:
+        try:
+            return prompt.prompt(
+                "> ", prompt_continuation="  ", handle_sigint=False, enable_open_in_editor=False
+            )
+        except KeyboardInterrupt:
+            return ""
+        except EOFError:
+            return "/quit"
+
+    return await trio.to_thread.run_sync(read)
+
+
+async def _answer(conversation: Conversation, question: str) -> None:
+    """Show an answer; Ctrl-C stops it, and what goes wrong is told and survived."""
+    answer: Answer | None = None
+    async with until_interrupt():
+        try:
+            answer = await conversation.ask(question, write)
+        except P2pinferError as error:
+            write("\n")
+            notes.print(str(error), style="red", markup=False)
+            return
+    write("\n")
+    say(summary(answer) if answer else "[stopped]")
+
+
+@asynccontextmanager
+async def until_interrupt() -> AsyncIterator[None]:
+    """Run the block until it ends or Ctrl-C is typed; either way go on behind it."""
+    with trio.open_signal_receiver(signal.SIGINT) as signals:
+        async with trio.open_nursery() as nursery:
+
+            async def watch() -> None:
+                async for _ in signals:
+                    nursery.cancel_scope.cancel()
+
+            nursery.start_soon(watch)
+            yield
+            nursery.cancel_scope.cancel()
+
+
+def piped_question() -> str | None:
+    """Return what was piped into standard input, if anything was."""
+    if sys.stdin is None or sys.stdin.isatty():
+        return None
+    text = sys.stdin.read(QUESTION_CHARS_MAX).strip()
+    if not text:
+        raise UserError("nothing to answer: type a prompt, or pipe one in")
+    return text
+
+
+def progress(text: str) -> Callable[[], None]:
+    """Show that something is going on: a spinner on a terminal, a plain line elsewhere."""
+    if not notes.is_terminal:
+        say(text)
+        return lambda: None
+    status = notes.status(text)
+    status.start()
+    return status.stop
