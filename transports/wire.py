@@ -67,7 +67,8 @@ def open_wire(conn: ISecureConn) -> Wire:
     """Take over a secured connection, with what it had read ahead."""
     if isinstance(conn, SecureSession) and isinstance(conn.conn, NoiseTransportReadWriter):
         raw = conn.conn.read_writer.read_write_closer
-        if isinstance(raw, RawConnection) and isinstance(raw.stream, TrioTCPStream):
+        # Exactly these: what derives from them, as a pre-shared key's does, changes the bytes.
+        if type(raw) is RawConnection and type(raw.stream) is TrioTCPStream:
             return NoiseWire(conn, conn.conn, raw.stream)
     return SessionWire(conn)
 
