@@ -7,6 +7,7 @@ import signal
 import sys
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
+from functools import partial
 from importlib.metadata import version
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
@@ -320,6 +321,49 @@ async def _talk(
                     await converse(conversation, state_dir() / "chat_history")
     finally:
         done()
+
+
+@bench.command(name="decode")
+def bench_decode(
+    *,
+    peers: Peers = 3,
+    model: Model = "default",
+    sessions: Annotated[int, _option("sessions", "Also decode in this many at once.")] = 1,
+    tokens: Annotated[int, _option("tokens", "Tokens per answer.")] = 128,
+    runs: Annotated[int, _option("runs", "Interleaved runs.")] = 5,
+    as_json: AsJson = False,
+) -> None:
+    """Compare a local swarm with llama.cpp alone: same file, same tokens, same run."""
+    from p2pinfer.bench.decode import decode_bench
+    from p2pinfer.node import find_model
+
+    path = find_model(model)
+    measure = partial(decode_bench, path, peers, tokens=tokens, runs=runs, sessions=sessions)
+    _run(lambda: _print_report(measure, as_json=as_json))
+
+
+@bench.command(name="transport")
+def bench_transport(
+    *,
+    rounds: Annotated[int, _option("rounds", "Interleaved rounds.")] = 5,
+    as_json: AsJson = False,
+) -> None:
+    """Compare our muxer with libp2p's own: two processes on loopback."""
+    from p2pinfer.bench.transport import transport_bench
+
+    _run(lambda: _print_report(partial(transport_bench, rounds), as_json=as_json))
+
+
+async def _print_report(measure: Callable[[], Awaitable[dict[str, Any]]], *, as_json: bool) -> None:
+    """Measure, and print the result as JSON, on one line if a program reads it."""
+    from p2pinfer.terminal import progress
+
+    done = progress("Measuring …")
+    try:
+        report = await measure()
+    finally:
+        done()
+    print(json.dumps(report, indent=None if as_json else 2))
 
 
 def _parse_layers(text: str) -> tuple[int, int]:

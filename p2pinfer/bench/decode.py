@@ -1,0 +1,229 @@
+"""How fast a local swarm decodes, against llama.cpp alone on the same file in the same run.
+
+Three things take turns, so that a slow moment of the machine hits all of them: the swarm over
+libp2p, the same peers over bare TCP without encryption (the bound for any transport), and
+llama.cpp in one process. Greedy, one engine thread per process. Tokens are compared first: a swarm
+that says something else is a failure and not a figure.
+"""
+
+import json
+import statistics
+import subprocess
+import sys
+from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import trio
+
+from p2pinfer.core.errors import P2pinferError
+from p2pinfer.core.messages import Advertisement
+from p2pinfer.core.sampling import Sampling
+from p2pinfer.engine.slices import open_model
+from p2pinfer.node import Client, ClientOptions, Machine, open_client
+from p2pinfer.places import cache_dir
+from p2pinfer.swarm import local_swarm
+from peers.requester import Session
+
+TRANSPORTS: Final = ("libp2p", "tcp")
+
+PROMPT: Final = (
+    "A swarm of ordinary machines shares one language model. Each of them holds a few layers, "
+    "passes what it computed on to the next, and nobody is the master. "
+) * 4
+
+LINE_BYTES_MAX = 1 << 20
+
+
+@dataclass(frozen=True)
+class Run:
+    """One answer, measured."""
+
+    tokens: list[int]
+    prefill_s: float
+    """Until the first token."""
+    decode_s: float
+    """For all tokens behind the first."""
+    engine_s: float = 0.0
+    """How much of that all engines together say they computed."""
+
+    @property
+    def tokens_per_second(self) -> float:
+        """Decoding alone."""
+        return (len(self.tokens) - 1) / self.decode_s
+
+
+async def decode_bench(
+    model: Path, peers: int, *, tokens: int, runs: int, sessions: int
+) -> dict[str, Any]:
+    """Measure and return what ``p2pinfer bench decode`` prints; rates are medians over the runs.
+
+    Raises:
+        P2pinferError: the swarm did not say what llama.cpp alone says.
+    """
+    machine = Machine(sessions=max(1, sessions), context=1024)
+    async with AsyncExitStack() as stack:
+        alone = await stack.enter_async_context(_alone(model, machine.context))
+        clients = {
+            name: await stack.enter_async_context(_swarm(model, peers, machine, name))
+            for name in TRANSPORTS
+        }
+        prompt = await clients["libp2p"][0].ends.tokenize(PROMPT, special=False)
+        found: dict[str, list[Run]] = {name: [] for name in ("alone", *TRANSPORTS)}
+        together: dict[str, list[float]] = {name: [] for name in TRANSPORTS}
+        for number in range(-1, runs):  # the first one warms up, and is not counted
+            turn = {"alone": await alone(prompt, tokens)}
+            for name, (client, route) in clients.items():
+                turn[name] = await _one_session(client, route, prompt, tokens)
+                if turn[name].tokens != turn["alone"].tokens:
+                    raise P2pinferError(f"over {name} the swarm said other tokens than llama.cpp")
+                if sessions > 1 and number >= 0:
+                    rate = await _at_once(client, route, prompt, tokens, sessions)
+                    together[name].append(rate / turn[name].tokens_per_second)
+            if number >= 0:
+                for name, run in turn.items():
+                    found[name].append(run)
+    report = _report(found, peers, len(prompt))
+    if sessions > 1:
+        report["sessions"] = sessions
+        report["aggregate_ratio"] = {name: _median(each) for name, each in together.items()}
+    return report
+
+
+def _report(found: Mapping[str, Sequence[Run]], peers: int, prompt: int) -> dict[str, Any]:
+    report: dict[str, Any] = {
+        "peers": peers,
+        "prompt_tokens": prompt,
+        "tokens": len(found["alone"][0].tokens),
+        "runs": len(found["alone"]),
+        "same_tokens": True,  # decode_bench raises otherwise
+    }
+    for name, runs in found.items():
+        report[name] = {
+            "tokens_per_second": _median([run.tokens_per_second for run in runs]),
+            "time_to_first_token_ms": _median([1000 * run.prefill_s for run in runs]),
+        }
+    for name in TRANSPORTS:
+        pairs = list(zip(found[name], found["alone"], strict=True))
+        ratios = [run.tokens_per_second / other.tokens_per_second for run, other in pairs]
+        report[name] |= {
+            "decode_ratio": _median(ratios),
+            "decode_ratios": [round(ratio, 3) for ratio in ratios],
+            "prefill_ratio": _median([other.prefill_s / run.prefill_s for run, other in pairs]),
+            "engine_ms_per_token": _median([_per_token(run, run.engine_s) for run, _ in pairs]),
+            "ms_per_boundary": _median(
+                [_per_token(run, run.decode_s - run.engine_s) / (peers + 1) for run, _ in pairs]
+            ),
+        }
+        report["alone"]["ms_per_token"] = _median(
+            [_per_token(other, other.decode_s) for _, other in pairs]
+        )
+    return report
+
+
+def _per_token(run: Run, seconds: float) -> float:
+    return 1000 * seconds / (len(run.tokens) - 1)
+
+
+def _median(values: Sequence[float]) -> float:
+    return round(statistics.median(values), 3)
+
+
+async def _one_session(
+    client: Client, route: Sequence[Advertisement], prompt: list[int], count: int
+) -> Run:
+    async with client.open_session(route) as session:
+        return await _generate(session, prompt, count)
+
+
+async def _generate(session: Session, prompt: list[int], count: int) -> Run:
+    """Make tokens, and add up what all engines say they took for those behind the first."""
+    started = first = trio.current_time()
+    tokens: list[int] = []
+    engine_us = 0
+    async with aclosing(session.generate(prompt, Sampling(), count)) as answer:
+        async for token in answer:
+            tokens.append(token.id)
+            if len(tokens) == 1:
+                first = trio.current_time()
+            else:
+                engine_us += token.ends_us + sum(token.stages_us)
+    return Run(tokens, first - started, trio.current_time() - first, engine_us / 1e6)
+
+
+async def _at_once(
+    client: Client, route: Sequence[Advertisement], prompt: list[int], count: int, sessions: int
+) -> float:
+    """Decode in several sessions at once, and return the tokens per second of all together.
+
+    Every session reads its own prompt first, so that decoding alone is timed.
+    """
+    ready, go = trio.open_memory_channel[None](sessions), trio.Event()
+    made = 0
+
+    async def one(number: int) -> None:
+        nonlocal made
+        async with client.open_session(route) as session:
+            own = prompt[number:]
+            async for _ in session.generate(own, Sampling(), 1):
+                pass
+            await ready[0].send(None)
+            await go.wait()
+            run = await _generate(session, own, count)
+            made += len(run.tokens)
+
+    async with trio.open_nursery() as nursery:
+        for number in range(sessions):
+            nursery.start_soon(one, number)
+        for _ in range(sessions):
+            await ready[1].receive()
+        started = trio.current_time()
+        go.set()
+    return made / (trio.current_time() - started)
+
+
+@asynccontextmanager
+async def _swarm(
+    model: Path, peers: int, machine: Machine, transport: str
+) -> AsyncGenerator[tuple[Client, Sequence[Advertisement]], None]:
+    """Run local peers over a transport, and a client of theirs in this process."""
+    opened = open_model(model, cache_dir())
+    swarm = local_swarm(opened, peers, machine=machine, transport=transport)
+    async with swarm as running:
+        ways_in = tuple(peer.addresses[0] for peer in running)
+        options = ClientOptions(model, ways_in, "local", machine=machine, transport=transport)
+        async with open_client(options) as client:
+            yield client, await client.find_route(lambda _: None)
+
+
+@asynccontextmanager
+async def _alone(
+    model: Path, context: int
+) -> AsyncGenerator[Callable[[list[int], int], Awaitable[Run]], None]:
+    """Run llama.cpp in one process of its own; gives a function that asks it."""
+    command = [sys.executable, "-m", "p2pinfer.bench.alone", str(model), str(context)]
+    process = await trio.lowlevel.open_process(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+    )
+    assert process.stdin
+    assert process.stdout
+    stdin, stdout = process.stdin, process.stdout
+
+    async def ask(prompt: list[int], tokens: int) -> Run:
+        await stdin.send_all(json.dumps({"prompt": prompt, "tokens": tokens}).encode() + b"\n")
+        line = bytearray()
+        while not line.endswith(b"\n"):
+            data = await stdout.receive_some()
+            if not data or len(line) > LINE_BYTES_MAX:
+                raise P2pinferError("llama.cpp alone gave no answer")
+            line += data
+        return Run(**json.loads(line))
+
+    try:
+        yield ask
+    finally:
+        process.kill()
+        with trio.CancelScope(shield=True):
+            await process.wait()
