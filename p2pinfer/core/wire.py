@@ -8,7 +8,7 @@ from typing import Any, TypeVar, get_args
 
 import cattrs
 import msgpack
-from attrs import fields
+from attrs import fields, has
 
 from p2pinfer.core.messages import Dtype, Message, Refusal
 
@@ -26,6 +26,19 @@ def _exactly(value: Any, kind: type) -> Any:
     return value
 
 
+def _all_fields(values: Any, kind: Any) -> Any:
+    """Build a message, or a part of one, from no more values than it has fields."""
+    if len(_exactly(values, tuple)) > len(fields(kind)):
+        raise TypeError(f"{kind.__name__} has {len(values)} fields")
+    return _converter.structure_attrs_fromtuple(values, kind)
+
+
+def _all_items(values: Any, kind: Any) -> Any:
+    """Build a tuple of many from an array only: cattrs alone would take a text apart."""
+    (item, _) = get_args(kind)
+    return tuple(_converter.structure(value, item) for value in _exactly(values, tuple))
+
+
 _KINDS: dict[str, Any] = {kind.__name__: kind for kind in get_args(Message)}
 
 _converter = cattrs.Converter(
@@ -33,6 +46,10 @@ _converter = cattrs.Converter(
 )
 for _kind in (int, bool, str, bytes):
     _converter.register_structure_hook(_kind, _exactly)
+_converter.register_structure_hook_func(has, _all_fields)
+_converter.register_structure_hook_func(
+    lambda kind: getattr(kind, "__origin__", None) is tuple, _all_items
+)
 for _enum in (Dtype, Refusal):
     _converter.register_structure_hook(_enum, lambda value, kind: kind(value))
 
@@ -54,8 +71,6 @@ def decode(data: bytes, *due: type[M]) -> M:
         kind = _KINDS[name]
         if kind not in due:
             raise BadMessage(f"{name} is not due here")
-        if len(values) > len(fields(kind)):
-            raise BadMessage(f"{name} has {len(values)} fields")
         message: M = _converter.structure(tuple(values), kind)
     except BadMessage:
         raise
