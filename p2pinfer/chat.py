@@ -81,7 +81,8 @@ class Conversation:
             PeerError: a peer of the chain refused or went away; the conversation is kept.
         """
         messages = [*self.messages, {"role": "user", "content": question}]
-        prompt = await self._client.ends.tokenize(self._template.render(messages), special=True)
+        text = await trio.to_thread.run_sync(self._template.render, messages)
+        prompt = await self._client.ends.tokenize(text, special=True)
         answer = Answer(prompt_tokens=len(prompt))
         was_open = self._session is not None
         try:
