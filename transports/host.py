@@ -28,6 +28,8 @@ from libp2p.network.swarm import Swarm
 from libp2p.peer.id import ID
 from libp2p.security.noise.transport import PROTOCOL_ID as NOISE_ID
 from libp2p.security.noise.transport import Transport as Noise
+from libp2p.stream_muxer.yamux.yamux import PROTOCOL_ID as YAMUX_ID
+from libp2p.stream_muxer.yamux.yamux import Yamux
 from multiaddr import Multiaddr  # type: ignore[import-untyped]  # it ships no types
 from multiaddr.utils import get_network_addrs  # type: ignore[import-untyped]  # as above
 
@@ -72,6 +74,7 @@ def build_host(
         key_pair=key_pair,
         # Given explicitly: libp2p's own list of securities accepts plaintext.
         sec_opt={NOISE_ID: Noise(key_pair, noise_privkey=x25519_key_pair().private_key)},
+        muxer_opt={TProtocol(YAMUX_ID): Yamux},
         connection_config=ConnectionConfig(
             max_connections=connections_max,
             high_watermark=connections_max,
@@ -156,7 +159,7 @@ def _cure_inbound_slots(swarm: Swarm) -> None:
 
     async def inbound(wire: Any, listener: Multiaddr, failure: object) -> None:  # noqa: ARG001
         raw = RawConnection(wire, initiator=False)
-        address = (raw.get_remote_address() or ("?", 0))[0]
+        address = _address(wire)
         try:
             if half_open[address] >= HALF_OPEN_PER_ADDRESS_MAX:
                 log.info("too many handshakes at once from %s", address)
@@ -177,6 +180,14 @@ def _cure_inbound_slots(swarm: Swarm) -> None:
 
     replaced: Any = swarm
     replaced._do_handle_inbound_connection = inbound
+
+
+def _address(wire: Any) -> str:
+    """Return the IP address at the other end; libp2p's own way knows no IPv6."""
+    try:
+        return str(wire.stream.socket.getpeername()[0])
+    except (AttributeError, OSError):
+        return "?"  # no plain socket, or gone already
 
 
 def _cure_raising_handlers(swarm: Swarm) -> None:

@@ -124,16 +124,17 @@ class Libp2pTransport:
     async def open(self, peer: PeerId, protocol: str, addresses: Sequence[str] = ()) -> Channel:
         """Open a channel; see `transports.base.Transport.open`."""
         name = protocol_id(self._network, protocol)
-        while True:
+        for last in (False, True):
             muxed = await self._reach(peer, addresses)
             if not isinstance(muxed, Connection):
                 return await self._open_library(peer, name)
             try:
                 return await _open(muxed, peer, name)
             except ChannelClosed:
-                if not muxed.is_closed:
+                if last or not muxed.is_closed:
                     raise
                 log.debug("connection to %s was gone already; dialling again", peer)
+        raise AssertionError("the second attempt returns or raises")
 
     def _connections(self, peer: PeerId) -> list[Connection]:
         return connections(self._host, _id(peer))
@@ -250,15 +251,18 @@ async def _run(
 
 async def _leave(host: IHost) -> None:
     """Let what was sent leave, then close every connection without a wait, and the ports."""
+    swarm: Any = host.get_network()
     with trio.move_on_after(FLUSH_S_MAX, shield=True):
         async with trio.open_nursery() as nursery:
-            for conn in connections(host):
-                nursery.start_soon(conn.wait_flushed)
+            for conn in swarm.get_connections():
+                muxed = conn.muxed_conn
+                nursery.start_soon(
+                    muxed.wait_flushed if isinstance(muxed, Connection) else conn.close
+                )
     for conn in connections(host):
         conn.leave()
-    listeners: Any = host.get_network()
     with trio.CancelScope(shield=True):
-        for listener in list(listeners.listeners.values()):
+        for listener in list(swarm.listeners.values()):
             await listener.close()  # when cancelled, libp2p leaves them open
 
 

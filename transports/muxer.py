@@ -10,6 +10,7 @@ This is the muxer side of libp2p 0.8.1 (`IMuxedConn`, `IMuxedStream`), which it 
 `transports.host`. Its streams are in `transports.stream`.
 """
 
+import itertools
 import logging
 from collections.abc import Awaitable, Callable
 from typing import Final
@@ -45,6 +46,9 @@ SILENCE_S_MAX = 1.8
 STALL_S = 0.25
 """If our own timer comes later than this, we were stalled and heard nobody: nobody is to blame."""
 
+PINGS_MAX = 8
+"""Remembered until answered: four seconds of them, more than a silent peer has."""
+
 RTT_SMOOTHING = 1 / 8
 """Weight of a new sample, as TCP has it (RFC 6298)."""
 
@@ -77,8 +81,7 @@ class Connection(IMuxedConn):
         self._scope = trio.CancelScope()
         self._ended: list[Callable[[], object]] = []
         self._heard_at = 0.0
-        self._pinged_at = 0.0
-        self._ping = 0
+        self._pings: dict[int, float] = {}  # not yet answered: the value, and when it was sent
 
     # Streams speak through these.
 
@@ -185,8 +188,14 @@ class Connection(IMuxedConn):
             self.abort("we ended it")
             with trio.CancelScope(shield=True):
                 await self._wire.aclose()
-                if self.on_close is not None:
-                    await self.on_close()
+                await self._tell_libp2p()
+
+    async def _tell_libp2p(self) -> None:
+        if self.on_close is not None:
+            try:
+                await self.on_close()
+            except Exception:  # an exception from here would end the whole host
+                log.exception("libp2p failed to let go of peer %s", self.peer_id)
 
     async def _guarded(self, task: Callable[[], Awaitable[None]]) -> None:
         try:
@@ -268,29 +277,29 @@ class Connection(IMuxedConn):
 
     async def _watch(self) -> None:
         """Ping, and end the connection when the peer has been silent for too long."""
-        self._heard_at = self._pinged_at = trio.current_time()
-        while True:
-            due = min(self._pinged_at + PING_INTERVAL_S, self._heard_at + SILENCE_S_MAX)
+        self._heard_at = pinged_at = trio.current_time()
+        for value in itertools.cycle(range(1 << 32)):
+            due = min(pinged_at + PING_INTERVAL_S, self._heard_at + SILENCE_S_MAX)
             await trio.sleep_until(due)
             now = trio.current_time()
             if now - due > STALL_S:
                 # We were stopped, not the peer: what it said meanwhile is still to be read.
                 self._heard_at += now - due
-            if now >= self._pinged_at + PING_INTERVAL_S:
-                self._pinged_at = now
-                self._ping = (self._ping + 1) % (1 << 32)
-                self._core.ping(self._ping)
+            if now >= pinged_at + PING_INTERVAL_S:
+                pinged_at = self._pings[value] = now
+                if len(self._pings) > PINGS_MAX:
+                    del self._pings[next(iter(self._pings))]
+                self._core.ping(value)
                 self._pump()
             await trio.lowlevel.checkpoint()  # the reader may have been about to run
             if trio.current_time() - self._heard_at >= SILENCE_S_MAX:
                 raise TimeoutError(f"silent for {SILENCE_S_MAX} s")
 
     def _measure(self, value: int) -> None:
-        if value == self._ping:
-            sample = trio.current_time() - self._pinged_at
-            self.rtt_s = (
-                sample if self.rtt_s is None else self.rtt_s + RTT_SMOOTHING * (sample - self.rtt_s)
-            )
+        if (sent_at := self._pings.pop(value, None)) is not None:
+            sample = trio.current_time() - sent_at
+            before = sample if self.rtt_s is None else self.rtt_s
+            self.rtt_s = before + RTT_SMOOTHING * (sample - before)
 
     # libp2p's face.
 

@@ -49,7 +49,7 @@ CHILD_S_MAX = 30.0
 """For the other process to begin, and to end."""
 
 
-async def transport_bench(rounds: int = ROUNDS) -> dict[str, object]:
+async def transport_bench(rounds: int = ROUNDS) -> dict[str, dict[str, float]]:
     """Measure both muxers in ``rounds`` turns each; about two seconds a round.
 
     Returns:
@@ -75,7 +75,7 @@ async def transport_bench(rounds: int = ROUNDS) -> dict[str, object]:
         )
         for name in own
     }
-    return {"own": own, "library": library, "ratio": ratio, "rounds": rounds}
+    return {"own": own, "library": library, "ratio": ratio}
 
 
 def _medians(samples: list[dict[str, float]]) -> dict[str, float]:

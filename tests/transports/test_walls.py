@@ -12,6 +12,7 @@ import sys
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 import trio
@@ -246,6 +247,16 @@ async def test_a_dead_address_does_not_hide_a_good_one() -> None:
                 await other.open(victim.peer_id, "echo", [*addresses, *victim.addresses])
 
 
+async def test_a_dial_has_a_deadline(monkeypatch: pytest.MonkeyPatch) -> None:
+    """An address that accepts and says nothing must not hold its dialler."""
+    monkeypatch.setattr(libp2p_module, "DIAL_S_MAX", 0.2)
+    stranger = ephemeral_identity().peer_id
+    with trio.fail_after(TEST_S_MAX), socket.create_server(("127.0.0.1", 0)) as silent:
+        async with open_libp2p(None, [], "test") as other:
+            with pytest.raises(PeerUnavailable, match="no answer"):
+                await other.connect(f"/ip4/127.0.0.1/tcp/{silent.getsockname()[1]}/p2p/{stranger}")
+
+
 async def test_a_peer_that_was_down_can_be_reached_at_once() -> None:
     """Libp2p refuses for 60 s to dial a peer that did not answer once."""
     identity = ephemeral_identity()
@@ -301,14 +312,20 @@ async def test_a_dial_does_not_wait_for_nothing(monkeypatch: pytest.MonkeyPatch)
 
 async def test_nobody_is_dialled_unasked() -> None:
     """Libp2p, when it has no connection, dials every peer that it ever heard of."""
-    async with peer() as victim:
+    dialled: list[ID] = []
+
+    async def dial(peer_id: ID) -> None:
+        dialled.append(peer_id)
+
+    with trio.fail_after(TEST_S_MAX):
         lonely = host_module.build_host(ephemeral_identity())
-        lonely.get_peerstore().add_addrs(
-            ID.from_string(victim.peer_id), [Multiaddr(victim.addresses[0])], 3600
-        )
+        heard_of = ID.from_string(ephemeral_identity().peer_id)
+        lonely.get_peerstore().add_addrs(heard_of, [Multiaddr("/ip4/8.8.8.8/tcp/4001")], 3600)
+        swarm: Any = lonely.get_network()
+        swarm.dial_peer = dial
         async with lonely.run(listen_addrs=[]):
-            await lonely.get_network().auto_connector.maybe_connect()  # type: ignore[attr-defined]  # Swarm has it
-            assert not lonely.get_connected_peers()
+            await swarm.auto_connector.maybe_connect()
+    assert not dialled
 
 
 @pytest.mark.parametrize("host", ["127.0.0.1", "0.0.0.0"])
