@@ -2,9 +2,8 @@
 
 A slice takes tokens or rows of the residual stream in, and gives rows or logits out. Rows leave
 through llama.cpp's public evaluation callback: it is asked about every node of the graph, answers
-yes to the last layer's ``l_out``, copies it, and says stop, which also skips the norm and the head
-that a slice does not have. Asking costs a call into Python per node, so the node's place in the
-graph is learnt once per shape and only counted afterwards.
+yes to the last layer's ``l_out`` and then says stop, which also skips the norm and the head that a
+slice does not have. The rows are read where that node left them.
 
 Every session has a KV stream of its own (``kv_unified=False``): its cells lie in the order of its
 positions whatever other sessions do, so the floating-point sums of attention never depend on them.
@@ -26,6 +25,7 @@ from numpy.typing import NDArray
 from p2pinfer.core.errors import BadModelFile, EngineError
 from p2pinfer.core.limits import NARROW_ROWS_MAX, ROWS_PER_DECODE_MAX
 from p2pinfer.core.sampling import Sampling
+from p2pinfer.engine.tap import Tap
 
 CELLS_GRAIN = 256
 """llama.cpp rounds each session's KV cells up to a multiple of this."""
@@ -37,12 +37,6 @@ Rows = NDArray[np.float32]
 Tokens = NDArray[np.int32]
 
 _ggml = ctypes.CDLL(str(next(libggml_base_path.glob("*ggml-base.*"))))
-_ggml.ggml_get_name.restype = ctypes.c_char_p
-_ggml.ggml_get_name.argtypes = [ctypes.c_void_p]
-_ggml.ggml_get_data.restype = ctypes.c_void_p
-_ggml.ggml_get_data.argtypes = [ctypes.c_void_p]
-_ggml.ggml_nelements.restype = ctypes.c_int64
-_ggml.ggml_nelements.argtypes = [ctypes.c_void_p]
 
 _log_lines: list[str] = []
 _LOG_LINES_MAX = 20
@@ -112,9 +106,7 @@ class Slice:
         self.layers: int = api.llama_model_n_layer(self._model)
         self.vocab = api.llama_model_get_vocab(self._model)
         self.vocabulary: int = api.llama_vocab_n_tokens(self.vocab)
-        self._callback = api.ggml_backend_sched_eval_callback(self._on_node)
-        self._target = f"l_out-{self.layers - 1}".encode()
-        self._places: dict[tuple[int, int], int] = {}
+        self._tap = Tap(_ggml, f"l_out-{self.layers - 1}")
         self.ctx = api.llama_init_from_model(self._model, self._context_params(cells))
         if not self.ctx:
             api.llama_model_free(self._model)
@@ -122,8 +114,6 @@ class Slice:
         self._memory = api.llama_get_memory(self.ctx)
         self._lengths = [0] * sessions
         self._batch = _Batch(self.width)
-        self._asked = self._place = 0
-        self._taken: Rows | None = None
 
     def _context_params(self, cells: int) -> Any:
         params = api.llama_context_default_params()
@@ -139,7 +129,7 @@ class Slice:
         if self.settings.values_bf16:
             params.type_v = _GGML_TYPE_BF16
         if not self._logits:
-            params.cb_eval = self._callback
+            params.cb_eval = ctypes.cast(self._tap.callback, type(params.cb_eval))
         return params
 
     def close(self) -> None:
@@ -187,39 +177,18 @@ class Slice:
             self.truncate(span.slot, span.position + len(span))
         if self._logits:
             return self._logits_of(spans)
-        ends = np.cumsum([len(span) for span in spans])
-        return [outputs[end - len(span) : end] for span, end in zip(spans, ends, strict=True)]
+        if len(spans) > 1:  # of one row each
+            return list(outputs.reshape(len(spans), 1, self.width))
+        return [outputs[: len(spans[0])]]
 
     def _run(self, rows: int, sessions: int) -> Rows:
         """Decode the filled batch; returns the residual stream (empty when logits are wanted)."""
-        shape = (rows, sessions)
-        self._asked, self._taken = 0, None
-        self._place = self._places.get(shape, -1)
+        self._tap.arm((rows, sessions))
         status = api.llama_decode(self.ctx, self._batch.struct)
         if status != 0:
             raise EngineError(f"llama.cpp could not decode {rows} rows: {_last_error()}")
-        if self._logits:
-            return np.empty((0, self.width), np.float32)
-        if self._taken is None:
-            raise EngineError(f"llama.cpp's graph holds no {self._target.decode()}")
-        self._places[shape] = self._place
-        return self._taken.reshape(-1, self.width)
-
-    def _on_node(self, tensor: int, ask: bool, _: Any) -> bool:
-        """Asked before a node (is it wanted?), told after a wanted one (go on?)."""
-        if ask:
-            self._asked += 1
-            if self._place >= 0:
-                return self._asked == self._place
-            if _ggml.ggml_get_name(tensor) != self._target:
-                return False
-            self._place = self._asked
-            return True
-        assert _ggml.ggml_get_name(tensor) == self._target, "the graph changed under its shape"
-        count = _ggml.ggml_nelements(tensor)
-        data = ctypes.cast(_ggml.ggml_get_data(tensor), ctypes.POINTER(ctypes.c_float))
-        self._taken = np.ctypeslib.as_array(data, (count,)).copy()
-        return False
+        data = b"" if self._logits else self._tap.read(4 * rows * self.width)
+        return np.frombuffer(data, np.float32).reshape(-1, self.width)
 
     def _logits_of(self, spans: Sequence[Span]) -> list[NDArray[np.float32]]:
         """One row of logits per span that asked for outputs: of its last row."""
@@ -239,21 +208,21 @@ class _Batch:
 
     def __init__(self, width: int) -> None:
         rows = ROWS_PER_DECODE_MAX
-        self.tokens = np.zeros(rows, np.int32)
-        self.embd = np.zeros((rows, width), np.float32)
-        self.positions = np.zeros(rows, np.int32)
-        self.slots = np.zeros(rows, np.int32)
-        self.counts = np.ones(rows, np.int32)
-        self.wanted = np.zeros(rows, np.int8)
-        self.slot_pointers = self.slots.ctypes.data + 4 * np.arange(rows, dtype=np.uint64)
+        self._tokens = (ctypes.c_int32 * rows)()
+        self._embd = np.zeros((rows, width), np.float32)
+        self._positions = (ctypes.c_int32 * rows)()
+        self._slots = (ctypes.c_int32 * rows)()
+        self._wanted = (ctypes.c_int8 * rows)()
+        slot = ctypes.POINTER(ctypes.c_int32)
+        size = ctypes.sizeof(ctypes.c_int32)
+        at = ctypes.addressof(self._slots)
         self.struct = api.llama_batch(
-            pos=_pointer(self.positions, ctypes.c_int32),
-            n_seq_id=_pointer(self.counts, ctypes.c_int32),
-            seq_id=_pointer(self.slot_pointers, ctypes.POINTER(ctypes.c_int32)),
-            logits=_pointer(self.wanted, ctypes.c_int8),
+            pos=self._positions,
+            n_seq_id=(ctypes.c_int32 * rows)(*[1] * rows),
+            seq_id=(slot * rows)(*(ctypes.cast(at + size * i, slot) for i in range(rows))),
+            logits=self._wanted,
         )
-        self._token_pointer = _pointer(self.tokens, ctypes.c_int32)
-        self._embd_pointer = _pointer(self.embd, ctypes.c_float)
+        self._embd_pointer = self._embd.ctypes.data_as(ctypes.POINTER(ctypes.c_float))
 
     def fill(self, spans: Sequence[Span], pad_to: int, *, only_last: bool) -> int:
         """Lay the spans out and return the number of rows, padding included.
@@ -264,27 +233,28 @@ class _Batch:
         row = 0
         is_tokens = spans[0].inputs.dtype == np.int32
         for span in spans:
-            count, end = len(span), row + len(span)
+            first = row
             if is_tokens:
-                self.tokens[row:end] = span.inputs
+                self._tokens[row : row + len(span)] = span.inputs.tolist()
             else:
-                self.embd[row:end] = span.inputs
-            self.positions[row:end] = np.arange(span.position, span.position + count)
-            self.slots[row:end] = span.slot
-            self.wanted[row:end] = not only_last
-            self.wanted[end - 1] = span.outputs or not only_last
-            row = end
-        if row < pad_to:
+                self._embd[row : row + len(span)] = span.inputs
+            while row < first + len(span):
+                self._place(row, span.slot, span.position + row - first, wanted=not only_last)
+                row += 1
+            self._wanted[row - 1] = span.outputs or not only_last
+        while row < pad_to:
             assert len(spans) == 1
-            (self.tokens if is_tokens else self.embd)[row:pad_to] = 0
-            self.positions[row:pad_to] = np.arange(pad_to - row) + spans[0].position + row
-            self.slots[row:pad_to] = spans[0].slot
-            self.wanted[row:pad_to] = not only_last
-            row = pad_to
+            self._tokens[row] = 0
+            self._embd[row] = 0
+            self._place(row, spans[0].slot, spans[0].position + row, wanted=not only_last)
+            row += 1
         self.struct.n_tokens = row
-        self.struct.token = self._token_pointer if is_tokens else None
+        self.struct.token = self._tokens if is_tokens else None
         self.struct.embd = None if is_tokens else self._embd_pointer
         return row
+
+    def _place(self, row: int, slot: int, position: int, *, wanted: bool) -> None:
+        self._slots[row], self._positions[row], self._wanted[row] = slot, position, wanted
 
 
 class Vocabulary:
@@ -375,10 +345,6 @@ def _samplers(sampling: Sampling, vocabulary: int) -> list[Any]:
         api.llama_sampler_init_temp(sampling.temperature),
         api.llama_sampler_init_dist(sampling.seed),
     ]
-
-
-def _pointer(array: NDArray[Any], kind: Any) -> Any:
-    return array.ctypes.data_as(ctypes.POINTER(kind))
 
 
 def _load_model(path: Path, settings: Settings) -> Any:
