@@ -162,15 +162,14 @@ class _Worker:
                 done = self._sample if span.outputs else self._acknowledge
                 self._line_up(self._last, _Request(number), span, wide, done)
             case ["sampling", slot, sampling, recent]:
-                self._close_sampler(slot)
+                self._clear(slot)  # what still waits is of an answer that nobody wants any more
                 self._samplers[slot] = Sampler(self._last.slice, Sampling(**sampling), recent)
             case ["tokenize", number, text, special]:
                 tokens = self._vocabulary.tokenize(text, special=special)
                 self._answer(_Request(number), self._vocabulary.begins_with, tokens)
             case ["close", slot]:
-                self._close_sampler(slot)
+                self._clear(slot)
                 for part in self.parts:
-                    part.waiting.drop(slot)
                     part.slice.truncate(slot, 0)
             case _:
                 raise AssertionError(f"the node asked for {frame[:1]}")
@@ -214,7 +213,11 @@ class _Worker:
         else:
             self._line_up(self._first, job.request, span, False, give)
 
-    def _close_sampler(self, slot: int) -> None:
+    def _clear(self, slot: int) -> None:
+        """Give up a session's sampler and the jobs that wait, and say so to whoever asked."""
+        for part in self.parts:
+            for job in part.waiting.drop(slot):
+                self._fail(job.request, EngineError("the session was given up"))
         if sampler := self._samplers.pop(slot, None):
             sampler.close()
 
