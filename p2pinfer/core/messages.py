@@ -14,7 +14,7 @@ sends is checked here and nowhere else; ``wire`` turns a failed check into an er
 from enum import StrEnum
 from typing import Any
 
-from attrs import evolve, field, frozen
+from attrs import Attribute, evolve, field, frozen
 from attrs import validators as v
 
 from p2pinfer.core.ids import ModelId, PeerId, SessionId
@@ -35,22 +35,39 @@ ROWS_BYTES_MAX = ROWS_PER_DECODE_MAX * 32_768 * 4
 """A full decode of a residual stream twice as wide as the widest model's, in float32."""
 
 
+# One plain function a check, and not attrs' own piled up: they run twice per boundary and token.
+
+
 def _whole(low: int, high: int) -> Any:
-    return [v.instance_of(int), v.ge(low), v.le(high)]
+    def check(_: object, attribute: "Attribute[int]", value: int) -> None:
+        if type(value) is not int or not low <= value <= high:
+            raise ValueError(f"{attribute.name} must be a whole number from {low} to {high}")
+
+    return check
 
 
-def _text(chars_max: int, chars_min: int = 0) -> Any:
-    return [v.instance_of(str), v.min_len(chars_min), v.max_len(chars_max)]
+def _sized(kind: type, most: int, least: int = 0, *, of: type | None = None) -> Any:
+    """Check a text, bytes, or a tuple whose items are all ``of`` one type."""
+
+    def check(_: object, attribute: "Attribute[Any]", value: Any) -> None:
+        if value.__class__ is not kind or not least <= len(value) <= most:
+            raise ValueError(f"{attribute.name} must be {kind.__name__} of {least} to {most}")
+        if of and not all(type(item) is of for item in value):
+            raise ValueError(f"{attribute.name} must hold {of.__name__} alone")
+
+    return check
 
 
-def _many(kind: type, most: int, least: int = 0) -> Any:
-    return v.deep_iterable(
-        v.instance_of(kind), v.and_(v.instance_of(tuple), v.min_len(least), v.max_len(most))
-    )
+def _text(most: int, least: int = 0) -> Any:
+    return _sized(str, most, least)
 
 
 def _bytes(most: int, least: int = 0) -> Any:
-    return [v.instance_of(bytes), v.min_len(least), v.max_len(most)]
+    return _sized(bytes, most, least)
+
+
+def _many(kind: type, most: int, least: int = 0) -> Any:
+    return _sized(tuple, most, least, of=kind)
 
 
 def _size(data: bytes) -> str:

@@ -10,7 +10,7 @@ import cattrs
 import msgpack
 from attrs import fields, has
 
-from p2pinfer.core.messages import Dtype, Message, Refusal
+from p2pinfer.core.messages import Dtype, Message, Refusal, Step
 
 M = TypeVar("M")
 
@@ -39,6 +39,10 @@ def _all_items(values: Any, kind: Any) -> Any:
     return tuple(_converter.structure(value, item) for value in _exactly(values, tuple))
 
 
+def _of_step(step: Step) -> tuple[Any, ...]:
+    return step.number, step.position, step.count, step.wide, step.rows, step.decoding_us
+
+
 _KINDS: dict[str, Any] = {kind.__name__: kind for kind in get_args(Message)}
 
 _converter = cattrs.Converter(
@@ -50,6 +54,10 @@ _converter.register_structure_hook_func(has, _all_fields)
 _converter.register_structure_hook_func(
     lambda kind: getattr(kind, "__origin__", None) is tuple, _all_items
 )
+# The one message that every token waits for, 4 times in a chain of 3: its fields need no building,
+# and their validators check all that the strict hooks would.
+_converter.register_structure_hook(Step, lambda values, _: Step(*values))
+_converter.register_unstructure_hook(Step, _of_step)
 for _enum in (Dtype, Refusal):
     _converter.register_structure_hook(_enum, lambda value, kind: kind(value))
 

@@ -71,6 +71,8 @@ class Batcher(Generic[J]):
 
     def next(self) -> list[J]:
         """Take one longer span, or single rows of sessions in adjoining slots, in slot order."""
+        if len(self._waiting) == 1:  # the usual case, and on the way of every token
+            return [self._take(next(iter(self._waiting)))]
         heads = {slot: jobs[0] for slot, jobs in self._waiting.items()}
         spans = [slot for slot, job in heads.items() if len(job) > 1 or job.wide]
         singles = [slot for slot in heads if slot not in spans]

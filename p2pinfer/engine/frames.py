@@ -23,8 +23,8 @@ from typing import Any
 
 import msgpack
 
-RECEIVE_BYTES = 1 << 20
-"""Per call: a few prefill chunks."""
+RECEIVE_BYTES = 1 << 16
+"""Per call: some decode steps. A larger buffer costs more to allocate than it saves in calls."""
 
 _LENGTH = struct.Struct("<I")
 
