@@ -48,8 +48,8 @@ class Stream(IMuxedStream):
         return data
 
     async def wait_buffered(self, size: int) -> None:
-        """Wait until ``size`` bytes are unread, or the stream has ended; no more than a window."""
-        while len(self.buffer) < size and not self.ended and not self.dead:
+        """Wait until ``size`` bytes (at most a window) are unread, or no more will be."""
+        while len(self.buffer) < size and not (self.ended or self.dead or self._abandoned):
             self._wanted = size
             await self._reader.park()
 

@@ -39,6 +39,7 @@ class TcpChannel:
         self._lock = trio.Lock()
         self._buffer = bytearray()
         self._senders = 0
+        self._receiving = trio.CancelScope()
         self._closed = self._ended = False
 
     @property
@@ -78,6 +79,11 @@ class TcpChannel:
         """Return the next message; see `transports.base.Channel.receive`."""
         if self._closed:
             raise self._gone()
+        with trio.CancelScope() as self._receiving:
+            return await self._receive()
+        raise self._gone()  # by our own close
+
+    async def _receive(self) -> bytes:
         await self._fill(LENGTH_BYTES)
         size = int.from_bytes(self._buffer[:LENGTH_BYTES], "big")
         if size > MESSAGE_BYTES_MAX:
@@ -103,6 +109,7 @@ class TcpChannel:
         """Say that no more messages follow; see `transports.base.Channel.close`."""
         if not self._closed:
             self._closed = True
+            self._receiving.cancel()
             if not self._senders:
                 self._finish()
         await trio.lowlevel.checkpoint()

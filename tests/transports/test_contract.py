@@ -152,6 +152,18 @@ class TransportContract:
             with pytest.raises(ChannelClosed):
                 await near.receive()
 
+    async def test_close_wakes_whoever_receives_here(self) -> None:
+        """A receive that waits in another task ends when the channel is closed under it."""
+        async with self.channel() as (near, _), trio.open_nursery() as nursery:
+
+            async def wait_for_the_end() -> None:
+                with pytest.raises(ChannelClosed):
+                    await near.receive()
+
+            nursery.start_soon(wait_for_the_end)
+            await wait_all_tasks_blocked(CUSHION_S)
+            await near.close()
+
     async def test_close_works_in_a_cancelled_scope(self) -> None:
         """A close in the finally of a cancelled task still reaches the other side."""
         async with self.channel() as (near, far):
