@@ -86,7 +86,8 @@ def lone_errors() -> Iterator[None]:
     """Raise the exception itself, and not the group that a nursery wraps around it.
 
     Where several tasks failed at once and every failure is one of ours, the first one is raised:
-    the others follow from the same event, such as a peer's death.
+    the others follow from the same event, such as a peer's death. A cancellation from outside
+    counts for more than any of ours.
     """
     try:
         yield
@@ -94,6 +95,9 @@ def lone_errors() -> Iterator[None]:
         leaves = list(_leaves(group))
         if len(leaves) == 1 or all(isinstance(leaf, P2pinferError) for leaf in leaves):
             raise leaves[0] from leaves[0].__cause__
+        _, others = group.split(P2pinferError)
+        if others and not any(isinstance(leaf, Exception) for leaf in _leaves(others)):
+            raise others from None
         raise
 
 

@@ -1,6 +1,8 @@
 """Errors out of nurseries, and what errors carry."""
 
 import pytest
+import trio
+from trio.testing import MockClock
 
 from p2pinfer.core.errors import ChannelClosed, EngineDied, EngineError, PeerError, lone_errors
 from p2pinfer.core.ids import PeerId
@@ -52,3 +54,19 @@ def test_a_peers_error_says_who() -> None:
     error = ChannelClosed(PeerId("somebody"), "it left")
     assert isinstance(error, PeerError)
     assert (error.peer, str(error)) == ("somebody", "it left")
+
+
+async def test_a_cancellation_counts_for_more(autojump_clock: MockClock) -> None:
+    """A task that fails while all are being cancelled does not turn the cancellation to an error."""
+
+    async def fail_when_cancelled() -> None:
+        try:
+            await trio.sleep_forever()
+        finally:
+            raise ENGINE
+
+    with trio.move_on_after(1) as scope, lone_errors():
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(fail_when_cancelled)
+            nursery.start_soon(trio.sleep_forever)
+    assert scope.cancelled_caught
