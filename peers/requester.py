@@ -25,7 +25,7 @@ from p2pinfer.core.limits import ROWS_PER_DECODE_MAX, STEPS_IN_FLIGHT_MAX
 from p2pinfer.core.messages import Attach, Attached, Hop, Open, Opened, Step
 from p2pinfer.core.sampling import Sampling
 from p2pinfer.engine.base import Ends, EndsSession, NextToken
-from peers.stage import OPEN_S_MAX
+from peers.stage import open_s_max
 from peers.talk import SESSION, receive, send
 from transports.base import Channel, Transport
 
@@ -110,11 +110,11 @@ async def open_chain(
     opened = Open(session, model, transport.peer_id, tuple(route), context)
     channels: list[Channel] = []
     try:
-        with _too_slow(route[0].peer):
+        with _too_slow(route[0].peer, open_s_max(len(route))):
             channels.append(await transport.open(route[0].peer, SESSION, route[0].addresses))
             await send(channels[0], opened)
             await receive(channels[0], Opened)
-        with _too_slow(route[-1].peer):
+        with _too_slow(route[-1].peer, open_s_max(1)):
             channels.append(await transport.open(route[-1].peer, SESSION, route[-1].addresses))
             await send(channels[1], Attach(session))
             await receive(channels[1], Attached)
@@ -125,12 +125,12 @@ async def open_chain(
 
 
 @contextmanager
-def _too_slow(peer: PeerId) -> Iterator[None]:
+def _too_slow(peer: PeerId, timeout_s: float) -> Iterator[None]:
     try:
-        with trio.fail_after(OPEN_S_MAX):
+        with trio.fail_after(timeout_s):
             yield
     except trio.TooSlowError:
-        raise PeerUnavailable(peer, f"{peer} did not answer in {OPEN_S_MAX:.0f} s") from None
+        raise PeerUnavailable(peer, f"{peer} did not answer in {timeout_s:.0f} s") from None
 
 
 class Session:
@@ -178,9 +178,9 @@ class Session:
                 stages_us,
                 following.decoding_us,
             )
-            if following.is_end or not following.rows or made == max_tokens:
-                return
             position = len(self.tokens)
+            if following.is_end or made == max_tokens or position == self.context:
+                return
             await self._chain.send(position, following.rows, 1, wide=False)
             step = self._check(await self._chain.receive(), position, 1)
             self.tokens.append(following.token)
