@@ -6,6 +6,7 @@ chunk behind chunk, and the engine always has the next one at hand.
 """
 
 import logging
+from contextlib import ExitStack
 from dataclasses import dataclass, field
 from itertools import pairwise
 
@@ -22,6 +23,7 @@ from p2pinfer.core.errors import (
 from p2pinfer.core.ids import ModelId, SessionId
 from p2pinfer.core.limits import NARROW_ROWS_MAX, STEPS_IN_FLIGHT_MAX
 from p2pinfer.core.messages import (
+    ROUTE_HOPS_MAX,
     Attach,
     Attached,
     Dtype,
@@ -37,7 +39,10 @@ from transports.base import Channel, Transport
 _log = logging.getLogger("p2pinfer.stage")
 
 OPEN_S_MAX = 15.0
-"""From a channel's start until the whole chain behind this stage has agreed to the session."""
+"""From a channel's start until its first message, and for the last stage's word that it agrees."""
+
+OPEN_S_PER_STAGE = 1.0
+"""Who is nearer to a silent stage gives up earlier by this, and so is the one to name it."""
 
 ATTACH_S_MAX = 15.0
 """How long the last stage holds cells for a requester that has not come to collect."""
@@ -47,6 +52,11 @@ IDLE_S_MAX = 900.0
 
 GOODBYE_S_MAX = 1.0
 """How long to try to tell a peer why its session ends."""
+
+
+def open_s_max(stages: int) -> float:
+    """How long to wait for so many stages to agree to a session."""
+    return OPEN_S_MAX + OPEN_S_PER_STAGE * stages
 
 
 @dataclass
@@ -119,10 +129,9 @@ class Stage:
         self._sessions[opened.session] = session
         output: Channel | None = None
         try:
-            with trio.fail_after(OPEN_S_MAX):
-                if len(opened.route) > 1:
-                    output = await self._extend(opened)
-                await send(channel, Opened())
+            if len(opened.route) > 1:
+                output = await self._extend(opened)
+            await send(channel, Opened())
             if output is None:
                 output = await self._wait_for_collector(session)
             await self._run(channel, session, output)
@@ -158,19 +167,21 @@ class Stage:
     async def _extend(self, opened: Open) -> Channel:
         """Open the session at the next stage, which does the same until the last one agreed."""
         following = opened.route[1]
-        try:
-            output = await self._transport.open(following.peer, SESSION, following.addresses)
-        except PeerUnavailable as error:
-            raise RefusedError.of(following.peer, Refusal.PEER_LOST, str(error)) from error
-        try:
-            await send(output, opened.for_next())
-            await receive(output, Opened)
-        except PeerUnavailable as error:
-            output.abort()
-            raise RefusedError.of(following.peer, Refusal.PEER_LOST, str(error)) from error
-        except BaseException:
-            output.abort()
-            raise
+        with ExitStack() as undo:
+            try:
+                with trio.fail_after(open_s_max(len(opened.route) - 1)):
+                    output = await self._transport.open(
+                        following.peer, SESSION, following.addresses
+                    )
+                    undo.callback(output.abort)
+                    await send(output, opened.for_next())
+                    await receive(output, Opened)
+            except PeerUnavailable as error:
+                raise RefusedError.of(following.peer, Refusal.PEER_LOST, str(error)) from error
+            except trio.TooSlowError as error:
+                text = "it did not answer in time"
+                raise RefusedError.of(following.peer, Refusal.TOO_SLOW, text) from error
+            undo.pop_all()
         return output
 
     async def _wait_for_collector(self, session: _Session) -> Channel:
@@ -203,9 +214,12 @@ class Stage:
             raise RemoteProtocolError(channel.remote, "a step leaves a gap in its session")
         if step.count > NARROW_ROWS_MAX and not step.wide:
             raise RemoteProtocolError(channel.remote, f"a narrow step has {step.count} rows")
-        rows = np.frombuffer(step.rows, _NUMPY[session.opened.dtype])
-        if rows.size != step.count * self._engine.width:
+        if len(step.decoding_us) == ROUTE_HOPS_MAX:
+            raise RemoteProtocolError(channel.remote, "a step went through too many stages")
+        dtype = np.dtype(_NUMPY[session.opened.dtype])
+        if len(step.rows) != step.count * self._engine.width * dtype.itemsize:
             raise RemoteProtocolError(channel.remote, "a step's rows are not of the model's width")
+        rows = np.frombuffer(step.rows, dtype)
         if not np.isfinite(rows).all():
             raise RemoteProtocolError(channel.remote, "a step's rows hold NaN or infinity")
         session.length = step.position + step.count
