@@ -57,7 +57,7 @@ def test_a_peers_error_says_who() -> None:
 
 
 async def test_a_cancellation_counts_for_more(autojump_clock: MockClock) -> None:
-    """A task that fails while all are being cancelled does not turn the cancellation to an error."""
+    """A task that fails while all are cancelled makes no error of the cancellation."""
 
     async def fail_when_cancelled() -> None:
         try:
