@@ -13,7 +13,7 @@ from dataclasses import dataclass
 import trio
 from attrs import evolve
 
-from p2pinfer.core.errors import PeerError, PeerUnavailable
+from p2pinfer.core.errors import PeerError, PeerUnavailable, lone_errors
 from p2pinfer.core.ids import ModelId, PeerId
 from p2pinfer.core.messages import ADVERTISEMENTS_MAX, Advertisement, Heard, Known
 from p2pinfer.core.wire import BadMessage, decode, encode
@@ -95,7 +95,11 @@ class Directory:
                 _log.info("%s", error)
 
     async def enter(self, ways_in: Sequence[str]) -> list[PeerError]:
-        """Exchange with the peer at each address; return what went wrong with those that failed."""
+        """Exchange with the peer at each address; return what went wrong with those that failed.
+
+        Raises:
+            UserError: one of them is no address.
+        """
         failures: list[PeerError] = []
 
         async def try_one(address: str) -> None:
@@ -104,9 +108,10 @@ class Directory:
             except PeerError as error:
                 failures.append(error)
 
-        async with trio.open_nursery() as nursery:
-            for address in ways_in:
-                nursery.start_soon(try_one, address)
+        with lone_errors():
+            async with trio.open_nursery() as nursery:
+                for address in ways_in:
+                    nursery.start_soon(try_one, address)
         return failures
 
     async def exchange(self, peer: PeerId) -> None:
