@@ -12,13 +12,14 @@ from trio.testing import MockClock
 from p2pinfer.core.errors import PeerUnavailable, RemoteProtocolError, UserError
 from p2pinfer.core.ids import ModelId, PeerId
 from p2pinfer.core.messages import ADVERTISEMENTS_MAX, Advertisement, Attached, Heard, Known
-from p2pinfer.core.wire import encode
+from p2pinfer.core.wire import decode, encode
 from peers.directory import EXCHANGE_S, EXCHANGE_S_MAX, EXPIRE_S, RENEW_S, Directory
 from peers.talk import DIRECTORY, receive, send
 from transports.base import Channel
 from transports.identity import Identity
 from transports.memory import MemoryNetwork, MemoryTransport
 
+NO_ID = PeerId("1" * 52)
 MODEL, OTHER = ModelId("ab" * 32), ModelId("cd" * 32)
 
 
