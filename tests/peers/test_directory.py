@@ -152,9 +152,7 @@ async def test_the_newest_word_wins(autojump_clock: MockClock) -> None:
         pytest.param(lambda h: evolve(h, body=encode(Attached())), id="another message"),
         pytest.param(lambda h: evolve(h, age_ms=int(1000 * EXPIRE_S) + 1), id="too old"),
         pytest.param(
-            lambda h: signed(
-                evolve(advertisement(identity(7)), peer=PeerId("1" * 52)), identity(7)
-            ),
+            lambda h: signed(evolve(decode(h.body, Advertisement), peer=NO_ID), identity(7)),
             id="no peer id",
         ),
     ],
