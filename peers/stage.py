@@ -21,18 +21,17 @@ from p2pinfer.core.errors import (
     lone_errors,
 )
 from p2pinfer.core.ids import ModelId, SessionId
-from p2pinfer.core.limits import NARROW_ROWS_MAX, STEPS_IN_FLIGHT_MAX
+from p2pinfer.core.limits import NARROW_ROWS_MAX
 from p2pinfer.core.messages import (
-    ROUTE_HOPS_MAX,
     Attach,
     Attached,
-    Dtype,
     Open,
     Opened,
     Refusal,
     Step,
 )
-from p2pinfer.engine.base import Decoding, EngineBusy, StageEngine, StageSession
+from p2pinfer.engine.base import EngineBusy, StageEngine, StageSession
+from peers.onward import NUMPY_TYPES, Onward
 from peers.talk import SESSION, RefusedError, receive, send
 from transports.base import Channel, Transport
 
@@ -68,6 +67,8 @@ class _Session:
     length: int = 0
     """Positions that the KV cache holds, once all that was submitted is decoded."""
     collector: Channel | None = None
+    active_at: float = 0.0
+    """When the last step came, by trio's clock."""
     attached: trio.Event = field(default_factory=trio.Event)
     over: trio.Event = field(default_factory=trio.Event)
 
@@ -192,20 +193,22 @@ class Stage:
 
     async def _run(self, channel: Channel, session: _Session, output: Channel) -> None:
         """Compute steps until the peer before us closes, or something fails."""
-        todo, done = trio.open_memory_channel[tuple[Step, Decoding]](STEPS_IN_FLIGHT_MAX)
+        onward = Onward(self._transport.peer_id, output, session.opened.dtype)
         with lone_errors():
             async with trio.open_nursery() as nursery:
-                nursery.start_soon(self._forward, done, output, session.opened.dtype)
+                nursery.start_soon(onward.flush)
                 nursery.start_soon(_watch, output)
+                nursery.start_soon(_expire, session)
                 try:
                     while True:
-                        with trio.fail_after(IDLE_S_MAX):
-                            step = await receive(channel, Step)
-                        await todo.send((step, self._submit(channel, session, step)))
+                        step = await receive(channel, Step)
+                        session.active_at = trio.current_time()
+                        self._submit(channel, session, step, onward)
+                        await onward.wait_room()
                 except ChannelClosed:
                     nursery.cancel_scope.cancel()  # the requester is done
 
-    def _submit(self, channel: Channel, session: _Session, step: Step) -> Decoding:
+    def _submit(self, channel: Channel, session: _Session, step: Step, onward: Onward) -> None:
         """Check a step and line it up for the engine."""
         if step.position + step.count > session.opened.context:
             text = f"the session's {session.opened.context} positions are full"
@@ -214,43 +217,18 @@ class Stage:
             raise RemoteProtocolError(channel.remote, "a step leaves a gap in its session")
         if step.count > NARROW_ROWS_MAX and not step.wide:
             raise RemoteProtocolError(channel.remote, f"a narrow step has {step.count} rows")
-        if len(step.decoding_us) == ROUTE_HOPS_MAX:
-            raise RemoteProtocolError(channel.remote, "a step went through too many stages")
-        dtype = np.dtype(_NUMPY[session.opened.dtype])
-        if len(step.rows) != step.count * self._engine.width * dtype.itemsize:
+        rows = np.frombuffer(step.rows, NUMPY_TYPES[session.opened.dtype])
+        if rows.size != step.count * self._engine.width:
             raise RemoteProtocolError(channel.remote, "a step's rows are not of the model's width")
-        rows = np.frombuffer(step.rows, dtype)
         if not np.isfinite(rows).all():
             raise RemoteProtocolError(channel.remote, "a step's rows hold NaN or infinity")
         session.length = step.position + step.count
         self.rows += step.count
         data = step.rows if rows.dtype == np.float32 else rows.astype("<f4").tobytes()
         try:
-            return session.cells.submit(step.position, data, wide=step.wide)
+            session.cells.submit(step.position, data, onward.expect(step), wide=step.wide)
         except EngineError as error:
             raise self._no(Refusal.ENGINE_FAILED, str(error)) from error
-
-    async def _forward(
-        self,
-        done: "trio.MemoryReceiveChannel[tuple[Step, Decoding]]",
-        output: Channel,
-        dtype: Dtype,
-    ) -> None:
-        """Send what the engine computed on to the next stage, or to the requester."""
-        async for step, decoding in done:
-            try:
-                decoded = await decoding.wait()
-            except EngineError as error:
-                raise self._no(Refusal.ENGINE_FAILED, str(error)) from error
-            rows = decoded.rows
-            if dtype is Dtype.F16:
-                rows = np.frombuffer(rows, "<f4").astype("<f2").tobytes()
-            times = (*step.decoding_us, decoded.decoding_us)
-            onward = Step(step.number, step.position, step.count, step.wide, rows, times)
-            try:
-                await send(output, onward)
-            except PeerUnavailable as error:
-                raise RefusedError.of(output.remote, Refusal.PEER_LOST, str(error)) from error
 
     def _no(self, code: Refusal, text: str) -> RefusedError:
         return RefusedError.of(self._transport.peer_id, code, text)
@@ -265,7 +243,12 @@ class Stage:
                 pass
 
 
-_NUMPY = {Dtype.F32: "<f4", Dtype.F16: "<f2"}
+async def _expire(session: _Session) -> None:
+    """Raise TooSlowError once a session has been idle for too long."""
+    session.active_at = trio.current_time()
+    while (idle_until := session.active_at + IDLE_S_MAX) > trio.current_time():  # noqa: ASYNC110 -- steps move the deadline; an event per step would cost each token
+        await trio.sleep_until(idle_until)
+    raise trio.TooSlowError
 
 
 async def _watch(output: Channel) -> None:

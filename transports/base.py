@@ -37,6 +37,13 @@ class Channel(Protocol):
         """
         ...
 
+    def send_now(self, message: bytes) -> bool:
+        """Send one message if the channel takes it whole at once; never waits and never raises.
+
+        False: nothing was sent, because the peer is behind, or gone; ``send`` will tell.
+        """
+        ...
+
     async def receive(self) -> bytes:
         """Return the next message; one task at a time.
 

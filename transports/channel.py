@@ -43,12 +43,10 @@ class StreamChannel:
             raise ValueError(f"a message of {size} bytes; the limit is {MESSAGE_BYTES_MAX}")
         await trio.lowlevel.checkpoint_if_cancelled()
         self._require_open()
-        framed = size.to_bytes(LENGTH_BYTES, "big") + message
-        if not self._senders and len(framed) <= min(FRAME_BODY_BYTES_MAX, self._stream.room()):
-            sent = self._stream.send_now(framed)
-            assert sent == len(framed), "there was room for it"
+        if self.send_now(message):
             await trio.lowlevel.cancel_shielded_checkpoint()
             return
+        framed = size.to_bytes(LENGTH_BYTES, "big") + message
         self._senders += 1
         try:
             async with self._lock:
@@ -57,6 +55,23 @@ class StreamChannel:
             self._senders -= 1
             if self._closed and not self._senders:
                 self._stream.finish()
+
+    def send_now(self, message: bytes) -> bool:
+        """Send one message at once or not; see `transports.base.Channel.send_now`."""
+        stream = self._stream
+        size = LENGTH_BYTES + len(message)
+        if (
+            self._senders
+            or self._closed
+            or stream.dead
+            or stream.ended
+            or size > FRAME_BODY_BYTES_MAX
+            or size > stream.room()
+        ):
+            return False
+        sent = stream.send_now(len(message).to_bytes(LENGTH_BYTES, "big") + message)
+        assert sent == size, "there was room for it"
+        return True
 
     async def _send_slowly(self, framed: memoryview) -> None:
         """Send as the window allows; half a message is the end of the channel."""

@@ -29,6 +29,10 @@ class LibraryChannel:
         """The peer at the other end."""
         return self._remote
 
+    def send_now(self, message: bytes) -> bool:  # noqa: ARG002 - none is ever taken
+        """Send nothing: libp2p's own muxer always waits."""
+        return False
+
     async def send(self, message: bytes) -> None:
         """Send one message."""
         if len(message) > MESSAGE_BYTES_MAX:

@@ -62,6 +62,10 @@ class TcpChannel:
             if self._closed and not self._senders:
                 self._finish()
 
+    def send_now(self, message: bytes) -> bool:  # noqa: ARG002 - none is ever taken
+        """Send nothing: trio's sockets always wait."""
+        return False
+
     async def _send_all(self, framed: bytes) -> None:
         sent = 0
         try:

@@ -50,7 +50,8 @@ def _sized(kind: type, most: int, least: int = 0, *, of: type | None = None) -> 
     """Check a text, bytes, or a tuple whose items are all ``of`` one type."""
 
     def check(_: object, attribute: "Attribute[Any]", value: Any) -> None:
-        if value.__class__ is not kind or not least <= len(value) <= most:
+        found: Any = type(value)
+        if found is not kind or not least <= len(value) <= most:
             raise ValueError(f"{attribute.name} must be {kind.__name__} of {least} to {most}")
         if of and not all(type(item) is of for item in value):
             raise ValueError(f"{attribute.name} must hold {of.__name__} alone")

@@ -1,5 +1,6 @@
 """What roles need of an engine; llama.cpp's is in ``stage`` and ``ends``, tests bring their own."""
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -21,26 +22,19 @@ class Decoded:
     """Time spent in llama.cpp, without waiting; a batch counts whole for each of its sessions."""
 
 
-class Decoding(Protocol):
-    """A decode under way."""
-
-    async def wait(self) -> Decoded:
-        """Return what came out.
-
-        Raises:
-            EngineError: the engine refused: a gap, or the context is full.
-            EngineDied: its process ended.
-        """
-        ...
+Done = Callable[[Decoded | EngineError], None]
+"""Takes what a decode gave, or why it failed: the engine refused, or its process ended. It is
+called as soon as that is known, without a pass of the scheduler in between; it must not raise."""
 
 
 class StageSession(Protocol):
     """One session's KV cells in a stage."""
 
-    def submit(self, position: int, rows: bytes, *, wide: bool) -> Decoding:
+    def submit(self, position: int, rows: bytes, done: Done, *, wide: bool) -> None:
         """Line up float32 rows at consecutive positions; what lies beyond ``position`` is dropped.
 
-        Decodes of one session run in the order of submission.
+        Decodes of one session run, and are done, in the order of submission. After ``close`` none
+        is done any more.
 
         Raises:
             EngineDied: the process that held the session's cells has ended.

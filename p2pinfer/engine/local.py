@@ -6,12 +6,12 @@ from pathlib import Path
 
 import attrs
 
-from p2pinfer.core.errors import EngineDied
+from p2pinfer.core.errors import EngineDied, EngineError
 from p2pinfer.core.limits import CONTEXT_DEFAULT, SESSIONS_DEFAULT
 from p2pinfer.core.sampling import Sampling
-from p2pinfer.engine.base import Decoded, EngineBusy, NextToken
+from p2pinfer.engine.base import Decoded, Done, EngineBusy, NextToken
 from p2pinfer.engine.frames import PartConfig, WorkerConfig
-from p2pinfer.engine.process import Pending, Worker, open_worker
+from p2pinfer.engine.process import Answer, Answered, Worker, open_worker
 
 
 class _Slots:
@@ -42,9 +42,13 @@ class _Slot:
         self._generation = slots.worker.generation
         self._closed = False
 
-    def ask(self, kind: str, *values: object) -> Pending:
+    def request(self, answered: Answered, kind: str, *values: object) -> None:
         self._check()
-        return self._slots.worker.ask(kind, self._number, *values)
+        self._slots.worker.request(answered, kind, self._number, *values)
+
+    async def ask(self, kind: str, *values: object) -> Answer:
+        self._check()
+        return await self._slots.worker.ask(kind, self._number, *values)
 
     def tell(self, kind: str, *values: object) -> None:
         self._check()
@@ -68,22 +72,21 @@ class _Slot:
             raise EngineDied("the engine's process died, and the session's KV cache with it")
 
 
-class _LocalDecoding:
-    def __init__(self, pending: Pending) -> None:
-        self._pending = pending
-
-    async def wait(self) -> Decoded:
-        decoding_us, rows = await self._pending.wait()
-        return Decoded(rows, decoding_us)
-
-
 class _LocalStageSession:
     def __init__(self, slot: _Slot) -> None:
         self._slot = slot
-        self.close = slot.close
+        self._closed = False
 
-    def submit(self, position: int, rows: bytes, *, wide: bool) -> _LocalDecoding:
-        return _LocalDecoding(self._slot.ask("rows", position, wide, rows))
+    def submit(self, position: int, rows: bytes, done: Done, *, wide: bool) -> None:
+        def answered(answer: Answer | EngineError) -> None:
+            if not self._closed:
+                done(answer if isinstance(answer, EngineError) else Decoded(answer[1], answer[0]))
+
+        self._slot.request(answered, "rows", position, wide, rows)
+
+    def close(self) -> None:
+        self._closed = True
+        self._slot.close()
 
 
 class LocalStage:
@@ -112,16 +115,16 @@ class _LocalEndsSession:
         self._slot.tell("sampling", attrs.asdict(sampling), recent)
 
     async def embed(self, position: int, tokens: list[int], *, wide: bool) -> Decoded:
-        decoding_us, rows = await self._slot.ask("embed", position, wide, tokens).wait()
+        decoding_us, rows = await self._slot.ask("embed", position, wide, tokens)
         return Decoded(rows, decoding_us)
 
     async def absorb(self, position: int, rows: bytes, *, wide: bool) -> int:
-        (decoding_us,) = await self._slot.ask("absorb", position, wide, rows).wait()
+        (decoding_us,) = await self._slot.ask("absorb", position, wide, rows)
         assert isinstance(decoding_us, int)
         return decoding_us
 
     async def next(self, position: int, rows: bytes, *, wide: bool) -> NextToken:
-        answer = await self._slot.ask("next", position, wide, rows).wait()
+        answer = await self._slot.ask("next", position, wide, rows)
         decoding_us, token, piece, is_end, rows = answer
         return NextToken(token, piece, is_end, rows, decoding_us)
 
@@ -139,7 +142,7 @@ class LocalEnds:
 
     async def tokenize(self, text: str, *, special: bool) -> list[int]:
         """Return a text's tokens, with what every text begins with in front unless it is there."""
-        _, begins_with, tokens = await self.worker.ask("tokenize", text, special).wait()
+        _, begins_with, tokens = await self.worker.ask("tokenize", text, special)
         found: list[int] = tokens
         return found if found[: len(begins_with)] == begins_with else [*begins_with, *found]
 

@@ -10,7 +10,7 @@ import subprocess
 import sys
 import tempfile
 from collections import deque
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
 from typing import IO, Any
 
@@ -32,36 +32,27 @@ _RESTART_S_MIN, _RESTART_S_MAX = 0.1, 10.0
 _STDERR_TAIL_BYTES = 2000
 
 
-class Pending:
-    """An answer that is on its way."""
+Answer = list[Any]
+"""``[microseconds of decoding, *values]``."""
 
-    __slots__ = ("_answer", "_error", "_event")
+Answered = Callable[[Answer | EngineError], None]
+
+
+class _Pending:
+    """An answer that a task waits for."""
 
     def __init__(self) -> None:
         self._event = trio.Event()
-        self._answer: list[Any] = []
-        self._error: EngineError | None = None
+        self._answer: Answer | EngineError = []
 
-    def resolve(self, answer: list[Any]) -> None:
-        """Hand over ``[microseconds, *values]``."""
+    def resolve(self, answer: Answer | EngineError) -> None:
         self._answer = answer
         self._event.set()
 
-    def fail(self, error: EngineError) -> None:
-        """Make the wait raise."""
-        self._error = error
-        self._event.set()
-
-    async def wait(self) -> list[Any]:
-        """Return ``[microseconds of decoding, *values]``.
-
-        Raises:
-            EngineError: the engine refused.
-            EngineDied: its process ended first.
-        """
+    async def wait(self) -> Answer:
         await self._event.wait()
-        if self._error:
-            raise self._error
+        if isinstance(self._answer, EngineError):
+            raise self._answer
         return self._answer
 
 
@@ -77,7 +68,7 @@ class Worker:
         self._sock: socket.socket | None = None
         self._unsent: deque[bytes] = deque()
         self._unsent_added = trio.Event()
-        self._pending: dict[int, Pending] = {}
+        self._pending: dict[int, Answered] = {}
         self._numbers = 0
 
     @property
@@ -85,16 +76,26 @@ class Worker:
         """Whether requests can be made just now."""
         return bool(self.parts) and self._sock is not None
 
-    def ask(self, kind: str, *values: Any) -> Pending:
-        """Send a request that will be answered; never waits.
+    def request(self, answered: Answered, kind: str, *values: Any) -> None:
+        """Send a request and have a function called with the answer; never waits.
 
         Raises:
             EngineDied: no worker is running just now.
         """
         self._numbers += 1
         self.tell(kind, self._numbers, *values)
-        pending = self._pending[self._numbers] = Pending()
-        return pending
+        self._pending[self._numbers] = answered
+
+    async def ask(self, kind: str, *values: Any) -> Answer:
+        """Send a request and wait for the answer.
+
+        Raises:
+            EngineError: the engine refused.
+            EngineDied: no worker is running just now, or it ended first.
+        """
+        pending = _Pending()
+        self.request(pending.resolve, kind, *values)
+        return await pending.wait()
 
     def tell(self, kind: str, *values: Any) -> None:
         """Send a request that has no answer; never waits.
@@ -186,11 +187,8 @@ class Worker:
                 splitter = Splitter()
                 while True:
                     for number, *answer in splitter.feed(await _receive(sock)):
-                        pending = self._pending.pop(number)
-                        if answer[0] is None:
-                            pending.fail(EngineError(answer[1]))
-                        else:
-                            pending.resolve(answer)
+                        answered = self._pending.pop(number)
+                        answered(EngineError(answer[1]) if answer[0] is None else answer)
 
     async def _flush(self, sock: socket.socket) -> None:
         while True:
@@ -216,8 +214,8 @@ class Worker:
         sock.close()
         self._unsent.clear()
         lost, self._pending = self._pending, {}
-        for pending in lost.values():
-            pending.fail(EngineDied("the engine's process died"))
+        for answered in lost.values():
+            answered(EngineDied("the engine's process died"))
 
 
 @asynccontextmanager

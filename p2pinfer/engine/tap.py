@@ -46,7 +46,7 @@ class Tap:
             self._retarget(self._look)
 
     def _retarget(self, function: Callable[..., Any], *arguments: Any) -> None:
-        state = (function, arguments, {}, None)
+        state: tuple[Any, ...] = (function, arguments, {}, None)
         self._answer.__setstate__(state)  # type: ignore[attr-defined] # what unpickling one calls
 
     def _look(self, tensor: int) -> bool:
