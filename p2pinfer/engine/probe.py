@@ -66,7 +66,7 @@ def _cached(cache: Path, key: str) -> Probe | None:
         data = json.loads(cache.read_text())
         if data.pop("key") == key:
             return Probe(**{**data, "settings": Settings(**data["settings"])})
-    except (OSError, ValueError, KeyError, TypeError):
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
         pass  # none yet, or one that another version wrote: probe again
     return None
 
