@@ -78,11 +78,11 @@ class AnswerFlags:
     """How answers are made."""
 
     max_tokens: Annotated[int, _option("max-tokens", "Longest answer.")] = 1024
-    temperature: Annotated[float, _option("temperature", "0 is greedy.")] = 0.0
+    temperature: Annotated[float, _option("temperature", "0 is greedy.")] = 0.7
     top_k: Annotated[int, _option("top-k", "Keep the k likeliest tokens; 0 keeps all.")] = 40
     top_p: Annotated[float, _option("top-p", "Keep tokens up to this probability mass.")] = 0.95
     min_p: Annotated[float, _option("min-p", "Drop tokens less likely than this share.")] = 0.05
-    repeat_penalty: Annotated[float, _option("repeat-penalty", "1 is none.")] = 1.0
+    repeat_penalty: Annotated[float, _option("repeat-penalty", "1 is none.")] = 1.1
     seed: Annotated[int | None, _option("seed", "Of sampling; drawn when not given.")] = None
     system: Annotated[str | None, _option("system", "A system message.")] = None
     stop: Annotated[tuple[str, ...], _option("stop", "Texts that end an answer.")] = ()
