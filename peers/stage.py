@@ -23,6 +23,7 @@ from p2pinfer.core.errors import (
 from p2pinfer.core.ids import ModelId, SessionId
 from p2pinfer.core.limits import NARROW_ROWS_MAX
 from p2pinfer.core.messages import (
+    ROUTE_HOPS_MAX,
     Attach,
     Attached,
     Open,
@@ -217,9 +218,12 @@ class Stage:
             raise RemoteProtocolError(channel.remote, "a step leaves a gap in its session")
         if step.count > NARROW_ROWS_MAX and not step.wide:
             raise RemoteProtocolError(channel.remote, f"a narrow step has {step.count} rows")
-        rows = np.frombuffer(step.rows, NUMPY_TYPES[session.opened.dtype])
-        if rows.size != step.count * self._engine.width:
+        if len(step.decoding_us) == ROUTE_HOPS_MAX:
+            raise RemoteProtocolError(channel.remote, "a step went through too many stages")
+        dtype = np.dtype(NUMPY_TYPES[session.opened.dtype])
+        if len(step.rows) != step.count * self._engine.width * dtype.itemsize:
             raise RemoteProtocolError(channel.remote, "a step's rows are not of the model's width")
+        rows = np.frombuffer(step.rows, dtype)
         if not np.isfinite(rows).all():
             raise RemoteProtocolError(channel.remote, "a step's rows hold NaN or infinity")
         session.length = step.position + step.count
