@@ -5,13 +5,16 @@ position, and of the regimes in which these ran; so equal histories give equal b
 Time is trio's, so that a decode may take a second of a mock clock.
 """
 
+from collections import deque
+from collections.abc import Callable
+
 import numpy as np
 import trio
 from blake3 import blake3
 
 from p2pinfer.core.errors import EngineDied, EngineError
 from p2pinfer.core.sampling import Sampling
-from p2pinfer.engine.base import Decoded, EngineBusy, NextToken
+from p2pinfer.engine.base import Decoded, Done, EngineBusy, NextToken, StageSession
 
 WIDTH = 8
 ROW_BYTES = 4 * WIDTH
@@ -31,6 +34,7 @@ class FakeMachine:
         self.rows = 0
         """Rows run so far."""
         self._free_at = 0.0
+        self._queue: deque[tuple[float, Callable[[], None]]] = deque()
 
     def take(self) -> None:
         """Count one session more; raises EngineBusy."""
@@ -42,10 +46,19 @@ class FakeMachine:
         """Lose all sessions, as when the process ends and another one is started."""
         self.generation += 1
 
-    def line_up(self) -> float:
-        """Return when a decode that is asked for now will be done."""
+    def line_up(self, done: Callable[[], None]) -> None:
+        """Call a function when one decode more than were asked for has had its time."""
         self._free_at = max(self._free_at, trio.current_time()) + self.decode_s
-        return self._free_at
+        self._queue.append((self._free_at, done))
+        if len(self._queue) == 1:
+            trio.lowlevel.spawn_system_task(self._work)
+
+    async def _work(self) -> None:
+        while self._queue:
+            done_at, done = self._queue[0]
+            await trio.sleep_until(done_at)
+            done()
+            self._queue.popleft()
 
 
 class FakeLayers:
@@ -88,25 +101,38 @@ def rows_of(data: bytes) -> list[bytes]:
     return [data[at : at + ROW_BYTES] for at in range(0, len(data), ROW_BYTES)]
 
 
-class FakeDecoding:
-    """What a decode will give, and when."""
+class Outcome:
+    """What a decode will give, for a task that waits for it."""
 
-    def __init__(
-        self, layers: FakeLayers, machine: FakeMachine, result: bytes | EngineError
-    ) -> None:
-        self._layers, self._result = layers, result
-        self._done_at, self._us = machine.line_up(), int(1e6 * machine.decode_s)
+    def __init__(self) -> None:
+        self._event = trio.Event()
+        self._outcome: Decoded | EngineError | None = None
+
+    def take(self, outcome: Decoded | EngineError) -> None:
+        """Be told, once."""
+        assert self._outcome is None
+        self._outcome = outcome
+        self._event.set()
 
     async def wait(self) -> Decoded:
-        """Wait until the machine has got this far."""
-        await trio.sleep_until(self._done_at)
-        self._layers.check_alive()
-        if isinstance(self._result, EngineError):
-            raise self._result
-        return Decoded(self._result, self._us)
+        """Return what came out, or raise why it failed."""
+        await self._event.wait()
+        assert self._outcome is not None
+        if isinstance(self._outcome, EngineError):
+            raise self._outcome
+        return self._outcome
+
+
+def submit(cells: StageSession, position: int, rows: bytes, *, wide: bool) -> Outcome:
+    """Submit rows and return what can be waited for."""
+    outcome = Outcome()
+    cells.submit(position, rows, outcome.take, wide=wide)
+    return outcome
 
 
 class _FakeCells:
+    """A session of a machine: results come in order, and not after it is closed."""
+
     def __init__(self, machine: FakeMachine) -> None:
         machine.take()
         self._machine, self._closed = machine, False
@@ -117,17 +143,29 @@ class _FakeCells:
             self._machine.open -= 1
 
     def _decode(
-        self, layers: FakeLayers, position: int, inputs: list[bytes], *, wide: bool
-    ) -> FakeDecoding:
+        self, layers: FakeLayers, position: int, inputs: list[bytes], done: Done, *, wide: bool
+    ) -> None:
         assert not self._closed
         layers.check_alive()
-        result: bytes | EngineError
+        result: Decoded | EngineError
         try:
             digests = layers.run(position, inputs, wide=wide)
-            result = b"".join(row_of(digest) for digest in digests)
+            rows = b"".join(row_of(digest) for digest in digests)
+            result = Decoded(rows, int(1e6 * self._machine.decode_s))
         except EngineError as error:
             result = error
-        return FakeDecoding(layers, self._machine, result)
+
+        def finish() -> None:
+            if self._closed:
+                return
+            try:
+                layers.check_alive()
+            except EngineDied as error:
+                done(error)
+            else:
+                done(result)
+
+        self._machine.line_up(finish)
 
 
 class _FakeStageSession(_FakeCells):
@@ -135,8 +173,8 @@ class _FakeStageSession(_FakeCells):
         super().__init__(stage.machine)
         self._layers = FakeLayers(stage.machine, f"layers {stage.first}:{stage.end}")
 
-    def submit(self, position: int, rows: bytes, *, wide: bool) -> FakeDecoding:
-        return self._decode(self._layers, position, rows_of(rows), wide=wide)
+    def submit(self, position: int, rows: bytes, done: Done, *, wide: bool) -> None:
+        self._decode(self._layers, position, rows_of(rows), done, wide=wide)
 
 
 class FakeStage:
@@ -166,14 +204,20 @@ class _FakeEndsSession(_FakeCells):
 
     async def embed(self, position: int, tokens: list[int], *, wide: bool) -> Decoded:
         inputs = [token.to_bytes(4, "little") for token in tokens]
-        return await self._decode(self._first, position, inputs, wide=wide).wait()
+        return await self._run(self._first, position, inputs, wide=wide)
 
     async def absorb(self, position: int, rows: bytes, *, wide: bool) -> int:
-        decoded = await self._decode(self._last, position, rows_of(rows), wide=wide).wait()
-        return decoded.decoding_us
+        return (await self._run(self._last, position, rows_of(rows), wide=wide)).decoding_us
+
+    async def _run(
+        self, layers: FakeLayers, position: int, inputs: list[bytes], *, wide: bool
+    ) -> Decoded:
+        outcome = Outcome()
+        self._decode(layers, position, inputs, outcome.take, wide=wide)
+        return await outcome.wait()
 
     async def next(self, position: int, rows: bytes, *, wide: bool) -> NextToken:
-        decoded = await self._decode(self._last, position, rows_of(rows), wide=wide).wait()
+        decoded = await self._run(self._last, position, rows_of(rows), wide=wide)
         token = self._ends.pick(decoded.rows[-ROW_BYTES:] + self._seed)
         piece, is_end = f" {token}".encode(), token == END_TOKEN
         following, us = position + len(rows) // ROW_BYTES, decoded.decoding_us
