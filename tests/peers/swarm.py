@@ -28,7 +28,7 @@ from transports.memory import MemoryNetwork, MemoryTransport
 
 MODEL = ModelId("ab" * 32)
 PROMPT = [3 + i * 7 % 40 for i in range(120)]
-GREEDY = Sampling()
+GREEDY = Sampling(temperature=0.0)
 CONTEXT = 256
 
 CHAINS = {1: (1, 29), 2: (1, 11, 29), 3: (1, 10, 20, 29), 5: (1, 2, 9, 10, 28, 29)}
