@@ -1,5 +1,6 @@
 """Compose real nodes: a peer that serves a stage, and a client that asks the swarm."""
 
+import gc
 import random
 import secrets
 import time
@@ -84,6 +85,12 @@ def _open_transport(
     return open_libp2p(identity, listen, network)
 
 
+def _settle() -> None:
+    """Spare the garbage collector all that was imported: it would stop a token to look through."""
+    gc.collect()
+    gc.freeze()
+
+
 def find_model(name: str) -> Path:
     """Return the file that ``--model`` names: a path, or ``default``."""
     return default_model_path() if name == "default" else Path(name).expanduser()
@@ -134,6 +141,7 @@ async def serve_peer(
             )
         )
         await directory.enter(options.bootstrap)
+        _settle()
         async with trio.open_nursery() as nursery:
             nursery.start_soon(directory.run, options.bootstrap)
             on_ready(
@@ -250,6 +258,7 @@ async def open_client(options: ClientOptions) -> AsyncIterator[Client]:
         if len(failures) == len(options.bootstrap):
             reasons = "; ".join(str(failure) for failure in failures)
             raise PeerUnavailable(failures[0].peer, f"no peer answers: {reasons}")
+        _settle()
         nursery = await stack.enter_async_context(trio.open_nursery())
         stack.callback(nursery.cancel_scope.cancel)
         nursery.start_soon(directory.run, options.bootstrap)

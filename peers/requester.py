@@ -171,6 +171,10 @@ class Session:
         self._cells.start(sampling, list(prompt[-max(1, sampling.repeat_last_n) :]))
         following, stages_us = await self._prefill(prompt)
         for made in range(1, max_tokens + 1):
+            position = len(self.tokens)
+            goes_on = not following.is_end and made < max_tokens and position < self.context
+            if goes_on:  # the swarm computes while our caller shows the token
+                await self._chain.send(position, following.rows, 1, wide=False)
             yield Token(
                 following.token,
                 following.piece,
@@ -178,10 +182,8 @@ class Session:
                 stages_us,
                 following.decoding_us,
             )
-            position = len(self.tokens)
-            if following.is_end or made == max_tokens or position == self.context:
+            if not goes_on:
                 return
-            await self._chain.send(position, following.rows, 1, wide=False)
             step = self._check(await self._chain.receive(), position, 1)
             self.tokens.append(following.token)
             stages_us = step.decoding_us
