@@ -31,10 +31,12 @@ class TextStream:
         if self.stopped:
             return ""
         text = self._held + text
-        cuts = [at for stop in self._stops if (at := text.find(stop)) >= 0]
-        if cuts:
+        # The one that is complete first counts: that does not depend on how the bytes were cut.
+        found = [(at + len(stop), at) for stop in self._stops if (at := text.find(stop)) >= 0]
+        if found:
             self.stopped, self._held = True, ""
-            return text[: min(cuts)]
+            _, start = min(found)
+            return text[:start]
         keep = max((_overlap(text, stop) for stop in self._stops), default=0)
         split = len(text) - keep
         self._held = text[split:]
