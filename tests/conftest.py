@@ -3,8 +3,13 @@
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, settings
 
 from p2pinfer.engine.models import default_model_path
+
+# How long an example takes is the busy machine's business, and says nothing of what it tests.
+settings.register_profile("p2pinfer", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.load_profile("p2pinfer")
 
 
 @pytest.fixture(scope="session")
