@@ -1,8 +1,8 @@
 """Serving a stage: sessions come in along a route, rows go on to the next peer.
 
 A session is one task per inbound channel. It reads steps and hands them to the engine without
-waiting; a second task sends the results on in the same order. So a prompt flows through the chain
-chunk behind chunk, and the engine always has the next one at hand.
+waiting for the result, which ``onward`` sends to the next stage. So a prompt flows through the
+chain chunk behind chunk, and the engine always has the next one at hand.
 """
 
 import logging

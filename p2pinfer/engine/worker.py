@@ -147,7 +147,7 @@ class _Worker:
         return any(part.waiting for part in self.parts)
 
     def step(self) -> None:
-        for part in self.parts:
+        for part in reversed(self.parts):  # a sampled token is embedded in the same turn
             if part.waiting:
                 part.step(self._fail)
 
@@ -257,6 +257,7 @@ def _serve(sock: socket.socket) -> None:
 
 def main() -> None:
     """Serve on the socket whose file descriptor is the first argument."""
+    os.environ["GGML_NO_BACKTRACE"] = "1"  # an abort's own sentence is what the node reports
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's Ctrl-C is the node's business
     sock = socket.socket(fileno=int(sys.argv[1]))
     with suppress(BrokenPipeError, ConnectionResetError):  # the node went away in mid-answer
