@@ -1,0 +1,240 @@
+"""A model's manifest: its parts, each named by its hash, and what the whole is.
+
+The BLAKE3 hash of a manifest's bytes is the model's id, and the only root of trust: bytes that do
+not hash to the id that a person named are never parsed, and every byte of a part is checked against
+a hash in here. The bytes are canonical: one msgpack array, which a manifest always encodes to, so
+that the same file gives the same id on every machine.
+
+    [FORMAT, name, license or nil, architecture, layers, width, vocabulary, context,
+     [[tensor name, ggml type, [sizes…]]…]          every tensor of the model, in its file's order
+     [[hash, bytes, chunk hashes joined]…]]         the parts, in the order of ``part_names``
+"""
+
+from collections.abc import Callable
+from typing import Any, NewType
+
+import msgpack
+from attrs import field, frozen
+from blake3 import blake3
+
+from p2pinfer.core.errors import UserError
+from p2pinfer.core.ids import ModelId
+from p2pinfer.core.messages import LAYERS_MAX
+
+PartHash = NewType("PartHash", str)
+"""BLAKE3 of a part's bytes, 64 hexadecimal digits."""
+
+FORMAT = "p2pinfer model 1"
+
+CHUNK_BYTES = 1 << 20
+"""What is fetched and checked at once: large enough that a request costs little beside it."""
+
+HASH_BYTES = 32
+MANIFEST_BYTES_MAX = 7 << 20
+"""The chunks of 220 GiB of weights; fits into one message of 8 MiB."""
+PART_BYTES_MAX = 1 << 38
+NAME_CHARS_MAX = 128
+LICENSE_CHARS_MAX = 128
+ARCHITECTURE_CHARS_MAX = 64
+WIDTH_MAX = 65_536
+VOCABULARY_TOKENS_MAX = 1 << 20
+CONTEXT_TOKENS_MAX = 1 << 25
+TENSORS_MAX = 16_384
+TENSOR_NAME_CHARS_MAX = 63
+TENSOR_TYPE_MAX = 255
+TENSOR_DIMENSIONS_MAX = 4
+TENSOR_SIZE_MAX = 1 << 40
+
+METADATA, TOKENIZER, EMBEDDING, OUTPUT = "metadata", "tokenizer", "embedding", "output"
+
+
+class BadManifest(UserError):
+    """The bytes are no manifest, or not the one that was named."""
+
+
+class WrongManifest(BadManifest):
+    """The bytes do not hash to the model's id: whoever gave them is to blame, not the model."""
+
+
+def layer_part(layer: int) -> str:
+    """Return the name of a layer's part."""
+    return f"layer.{layer}"
+
+
+def part_names(layers: int) -> list[str]:
+    """Return the names of all parts of a model, in the manifest's order."""
+    return [METADATA, TOKENIZER, EMBEDDING, *map(layer_part, range(layers)), OUTPUT]
+
+
+def _whole(low: int, high: int) -> Callable[[object, Any, int], None]:
+    def check(_: object, attribute: Any, value: int) -> None:
+        if type(value) is not int or not low <= value <= high:
+            raise BadManifest(f"the manifest's {attribute.name} is not from {low} to {high}")
+
+    return check
+
+
+def _text(most: int) -> Callable[[object, Any, str], None]:
+    def check(_: object, attribute: Any, value: str) -> None:
+        if type(value) is not str or not 1 <= len(value) <= most or not value.isprintable():
+            raise BadManifest(f"the manifest's {attribute.name} is no line of 1 to {most} letters")
+
+    return check
+
+
+def _license(_: object, attribute: Any, value: str | None) -> None:
+    if value is not None:
+        _text(LICENSE_CHARS_MAX)(_, attribute, value)
+
+
+@frozen
+class Part:
+    """One small GGUF file: metadata, tokenizer, embedding, a layer, or output."""
+
+    name: str
+    hash: PartHash
+    size: int = field(validator=_whole(1, PART_BYTES_MAX))
+    """Bytes."""
+    chunks: tuple[bytes, ...] = field(repr=lambda chunks: f"<{len(chunks)} hashes>")
+    """BLAKE3 of every chunk of ``CHUNK_BYTES``, the last one being shorter."""
+
+    def __attrs_post_init__(self) -> None:
+        if len(self.chunks) != -(-self.size // CHUNK_BYTES):
+            raise BadManifest(f"the manifest's {self.name} has {len(self.chunks)} chunks")
+
+    def chunk_size(self, index: int) -> int:
+        """Return the bytes of a chunk, which must be one of this part's."""
+        if not 0 <= index < len(self.chunks):
+            raise IndexError(index)
+        return min(CHUNK_BYTES, self.size - index * CHUNK_BYTES)
+
+
+@frozen
+class TensorRow:
+    """A tensor's name, its type's number in ggml, and its sizes, fastest-running first."""
+
+    name: str = field(validator=_text(TENSOR_NAME_CHARS_MAX))
+    type: int = field(validator=_whole(0, TENSOR_TYPE_MAX))
+    shape: tuple[int, ...]
+
+    def __attrs_post_init__(self) -> None:
+        if not 1 <= len(self.shape) <= TENSOR_DIMENSIONS_MAX or any(
+            type(size) is not int or not 1 <= size <= TENSOR_SIZE_MAX for size in self.shape
+        ):
+            raise BadManifest(f"the manifest's tensor {self.name!r} has no such shape")
+
+
+@frozen
+class Manifest:
+    """What a model is, and the hashes of all that it is made of."""
+
+    name: str = field(validator=_text(NAME_CHARS_MAX))
+    license: str | None = field(validator=_license)
+    architecture: str = field(validator=_text(ARCHITECTURE_CHARS_MAX))
+    layers: int = field(validator=_whole(1, LAYERS_MAX))
+    width: int = field(validator=_whole(1, WIDTH_MAX))
+    """Numbers in one row of the residual stream."""
+    vocabulary: int = field(validator=_whole(1, VOCABULARY_TOKENS_MAX))
+    context: int = field(validator=_whole(1, CONTEXT_TOKENS_MAX))
+    """Tokens."""
+    tensors: tuple[TensorRow, ...] = field(repr=lambda rows: f"<{len(rows)} tensors>")
+    """In the order of the file that the model came from, which slices keep."""
+    parts: tuple[Part, ...]
+    id: ModelId = field(init=False, eq=False)
+
+    def __attrs_post_init__(self) -> None:
+        if not 1 <= len(self.tensors) <= TENSORS_MAX:
+            raise BadManifest(f"the manifest names {len(self.tensors)} tensors")
+        if [part.name for part in self.parts] != part_names(self.layers):
+            raise BadManifest(f"the manifest has {len(self.parts)} parts, {self.layers} layers")
+        encoded = self.encode()
+        if len(encoded) > MANIFEST_BYTES_MAX:
+            raise BadManifest(f"the manifest of {self.name} would have {len(encoded):,} bytes")
+        object.__setattr__(self, "id", ModelId(blake3(encoded).hexdigest()))
+
+    @property
+    def size(self) -> int:
+        """Bytes of all parts."""
+        return sum(part.size for part in self.parts)
+
+    def part(self, name: str) -> Part:
+        """Return the part of this name; raises KeyError."""
+        for part in self.parts:
+            if part.name == name:
+                return part
+        raise KeyError(name)
+
+    def needed(self, first: int, end: int) -> tuple[str, ...]:
+        """Name the parts that a stage of layers ``first`` up to but not including ``end`` needs."""
+        return (METADATA, *map(layer_part, range(first, end)))
+
+    def ends(self, keep: int) -> tuple[str, ...]:
+        """Name the parts that both ends together need, ``keep`` layers each."""
+        first, last = range(keep), range(max(keep, self.layers - keep), self.layers)
+        return (METADATA, TOKENIZER, EMBEDDING, *map(layer_part, (*first, *last)), OUTPUT)
+
+    def encode(self) -> bytes:
+        """Return the canonical bytes."""
+        encoded: bytes = msgpack.packb(
+            [
+                FORMAT,
+                self.name,
+                self.license,
+                self.architecture,
+                self.layers,
+                self.width,
+                self.vocabulary,
+                self.context,
+                [[row.name, row.type, row.shape] for row in self.tensors],
+                [[bytes.fromhex(p.hash), p.size, b"".join(p.chunks)] for p in self.parts],
+            ]
+        )
+        return encoded
+
+
+def parse_manifest(data: bytes, model: ModelId | None = None) -> Manifest:
+    """Return the manifest that the bytes hold; None takes that of any model.
+
+    Raises:
+        WrongManifest: they do not hash to ``model``; they were not parsed.
+        BadManifest: they are no manifest, or break one of its limits.
+    """
+    if len(data) > MANIFEST_BYTES_MAX:
+        raise BadManifest(f"a manifest of {len(data):,} bytes is too long")
+    if model is not None and blake3(data).hexdigest() != model:
+        raise WrongManifest(f"the manifest does not hash to {model[:12]}…")
+    try:
+        manifest = _built(msgpack.unpackb(data, use_list=False))
+        if manifest.encode() != data:
+            raise BadManifest("the manifest is not in its canonical form")
+    except BadManifest:
+        raise
+    except Exception as error:  # msgpack has four families, and any type may be in any place
+        raise BadManifest(f"not a manifest: {error}"[:200]) from error
+    return manifest
+
+
+def _built(values: Any) -> Manifest:
+    """Build a manifest from what its array holds, in order; anything may be raised."""
+    kind, name, license_, architecture, layers, width, vocabulary, context, rows, parts = values
+    if kind != FORMAT:
+        raise BadManifest(f"not a manifest of the format {FORMAT!r}")
+    names = part_names(layers) if type(layers) is int and 1 <= layers <= LAYERS_MAX else []
+    return Manifest(
+        name,
+        license_,
+        architecture,
+        layers,
+        width,
+        vocabulary,
+        context,
+        tuple(TensorRow(name, type_, tuple(shape)) for name, type_, shape in rows),
+        tuple(_part(name, *fields) for name, fields in zip(names, parts, strict=True)),
+    )
+
+
+def _part(name: str, digest: bytes, size: int, joined: bytes) -> Part:
+    if len(digest) != HASH_BYTES or len(joined) % HASH_BYTES:
+        raise BadManifest(f"the manifest's {name} has a hash that is none")
+    chunks = tuple(joined[i : i + HASH_BYTES] for i in range(0, len(joined), HASH_BYTES))
+    return Part(name, PartHash(digest.hex()), size, chunks)
