@@ -113,6 +113,22 @@ class TransportContract:
             for i in range(400):
                 assert (await far.receive())[:4] == i.to_bytes(4, "big")
 
+    async def test_what_is_sent_at_once_arrives_whole_and_in_order(self) -> None:
+        """``send_now`` says truly whether it sent, gives up when nobody reads, and never raises."""
+        async with self.channel() as (near, far):
+            await near.send(b"first")
+            taken = [i for i in range(100) if near.send_now(b"%05d" % i * 4000)]
+            assert taken == list(range(len(taken)))
+            assert len(taken) < 100
+            assert await far.receive() == b"first"
+            for i in taken:
+                assert await far.receive() == b"%05d" % i * 4000
+            assert not near.send_now(bytes(MESSAGE_BYTES_MAX + 1))
+            await near.send(b"last")
+            assert await far.receive() == b"last"
+            near.abort()
+            assert not near.send_now(b"more")
+
     async def test_close_delivers_what_was_sent(self) -> None:
         """After a close the other side gets all that was sent, then ChannelClosed every time."""
         async with self.channel() as (near, far):
