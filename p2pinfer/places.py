@@ -6,6 +6,8 @@ from pathlib import Path
 
 import platformdirs
 
+from p2pinfer.core.errors import UserError
+
 
 def data_dir() -> Path:
     """Keys and whatever else must not be lost."""
@@ -25,5 +27,13 @@ def state_dir() -> Path:
 def _place(name: str, default: Callable[[str], Path]) -> Path:
     home = os.environ.get("P2PINFER_HOME")
     path = Path(home).expanduser() / name if home else default("p2pinfer")
-    path.mkdir(parents=True, exist_ok=True)
+    try:
+        path.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(
+            f"cannot keep anything in {path} ({error.strerror}): set P2PINFER_HOME to a directory"
+            " that you may write to"
+        ) from error
+    if not os.access(path, os.W_OK | os.X_OK):
+        raise UserError(f"cannot write to {path}: set P2PINFER_HOME to a directory of your own")
     return path
