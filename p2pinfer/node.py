@@ -11,11 +11,12 @@ from pathlib import Path
 
 import trio
 
-from p2pinfer.core.errors import NobodyServes, PeerUnavailable, UserError, lone_errors
+from p2pinfer.core.errors import NobodyServes, UserError, lone_errors
 from p2pinfer.core.ids import PeerId, SessionId
 from p2pinfer.core.limits import CONTEXT_DEFAULT, SESSIONS_DEFAULT
 from p2pinfer.core.messages import Advertisement, Hop
 from p2pinfer.engine.local import LocalEnds, open_ends, open_stage
+from p2pinfer.engine.memory import available_bytes, check_fits, sessions_bytes
 from p2pinfer.engine.models import default_model_path
 from p2pinfer.engine.slices import Model, open_model
 from p2pinfer.places import cache_dir, data_dir
@@ -96,19 +97,34 @@ def find_model(name: str) -> Path:
     return default_model_path() if name == "default" else Path(name).expanduser()
 
 
-async def serve_peer(
-    options: PeerOptions, on_ready: Callable[[Serving], None], stop: trio.Event
-) -> None:
-    """Serve a stage until ``stop``.
+def check_memory(model: Model, layers: int, machine: Machine) -> None:
+    """Raise UserError if sessions in so many layers need more memory than this machine has."""
+    needed = sessions_bytes(model.header, layers, machine.sessions, machine.context)
+    check_fits(needed, available_bytes(), machine.sessions, machine.context)
+
+
+def check_keep(model: Model, keep: int) -> None:
+    """Raise UserError if ends of ``keep`` layers leave nothing for others to run, or overlap."""
+    most = (model.info.layers - 1) // 2
+    if not 1 <= keep <= most:
+        raise UserError(
+            f"--keep-layers must be from 1 to {most}: {model.info.name} has {model.info.layers}"
+            " layers, and some must be left for the swarm"
+        )
+
+
+async def serve_peer(options: PeerOptions, on_ready: Callable[[Serving], None]) -> None:
+    """Serve a stage until cancelled.
 
     Raises:
         UserError: an option cannot be used; the sentence says what to do.
         EngineDied: llama.cpp cannot run the slice.
     """
     model = open_model(options.model, cache_dir())
+    machine = options.machine
+    check_memory(model, options.end - options.first, machine)
     path = model.stage(options.first, options.end)
     identity = load_identity(options.identity or data_dir() / "identity")
-    machine = options.machine
     async with AsyncExitStack() as stack:
         transport = await stack.enter_async_context(
             _open_transport(options.transport, identity, options.listen, options.network)
@@ -142,20 +158,17 @@ async def serve_peer(
         )
         await directory.enter(options.bootstrap)
         _settle()
-        async with trio.open_nursery() as nursery:
-            nursery.start_soon(directory.run, options.bootstrap)
-            on_ready(
-                Serving(
-                    transport.peer_id,
-                    tuple(transport.addresses),
-                    model,
-                    engine.first,
-                    engine.end,
-                    stage,
-                )
+        on_ready(
+            Serving(
+                transport.peer_id,
+                tuple(transport.addresses),
+                model,
+                engine.first,
+                engine.end,
+                stage,
             )
-            await stop.wait()
-            nursery.cancel_scope.cancel()
+        )
+        await directory.run(options.bootstrap)
 
 
 @dataclass(frozen=True)
@@ -169,6 +182,8 @@ class ClientOptions:
     machine: Machine = field(default_factory=Machine)
     transport: str = "libp2p"
     """As of a peer."""
+    find_s_max: float = FIND_S_MAX
+    """How long to wait for a whole chain of peers."""
 
 
 class Client:
@@ -180,10 +195,10 @@ class Client:
         directory: Directory,
         ends: LocalEnds,
         model: Model,
-        ways_in: Sequence[str],
+        options: ClientOptions,
     ) -> None:
         self.model, self.ends = model, ends
-        self._directory, self._ways_in = directory, ways_in
+        self._directory, self._options = directory, options
         self._requester = Requester(transport, ends, model.id)
 
     async def find_route(self, on_wait: Callable[[str], None]) -> list[Advertisement]:
@@ -195,7 +210,7 @@ class Client:
             NobodyServes: there is none; the text says which layers are missing.
         """
         missing = ""
-        with trio.move_on_after(FIND_S_MAX):
+        with trio.move_on_after(self._options.find_s_max):
             while True:
                 try:
                     offers = self._directory.serving(self.model.id)
@@ -205,7 +220,7 @@ class Client:
                         missing = str(error)
                         on_wait(missing)
                 await trio.sleep(FIND_AGAIN_S)
-                await self._directory.enter(self._ways_in)
+                await self._directory.enter(self._options.bootstrap)
         others = set(self._directory.models().values())
         if not self._directory.serving(self.model.id) and others:
             names = ", ".join(sorted(others))
@@ -230,19 +245,26 @@ async def open_client(options: ClientOptions) -> AsyncIterator[Client]:
 
     Raises:
         UserError: an option cannot be used; the sentence says what to do.
-        PeerUnavailable: nobody answers at any of the bootstrap addresses.
+        NobodyServes: nobody answers at any of the bootstrap addresses.
     """
     if not options.bootstrap:
         raise UserError("name a peer of the swarm with --bootstrap MULTIADDR (join prints one)")
     model = open_model(options.model, cache_dir())
+    check_keep(model, options.keep)
+    machine = options.machine
+    check_memory(model, 2 * options.keep, machine)
     first_end, last_end = model.ends(options.keep)
     identity = ephemeral_identity()
-    machine = options.machine
     async with AsyncExitStack() as stack:
         stack.enter_context(lone_errors())
         transport = await stack.enter_async_context(
             _open_transport(options.transport, identity, [], options.network)
         )
+        directory = Directory(transport, identity, random.Random())  # noqa: S311 -- picks whom to ask
+        failures = await directory.enter(options.bootstrap)
+        if len(failures) == len(options.bootstrap):
+            reasons = "; ".join(str(failure) for failure in failures)
+            raise NobodyServes(f"no peer answers: {reasons}")
         ends = await stack.enter_async_context(
             open_ends(
                 first_end,
@@ -253,13 +275,8 @@ async def open_client(options: ClientOptions) -> AsyncIterator[Client]:
                 threads=machine.threads,
             )
         )
-        directory = Directory(transport, identity, random.Random())  # noqa: S311 -- picks whom to ask
-        failures = await directory.enter(options.bootstrap)
-        if len(failures) == len(options.bootstrap):
-            reasons = "; ".join(str(failure) for failure in failures)
-            raise PeerUnavailable(failures[0].peer, f"no peer answers: {reasons}")
         _settle()
         nursery = await stack.enter_async_context(trio.open_nursery())
         stack.callback(nursery.cancel_scope.cancel)
         nursery.start_soon(directory.run, options.bootstrap)
-        yield Client(transport, directory, ends, model, options.bootstrap)
+        yield Client(transport, directory, ends, model, options)

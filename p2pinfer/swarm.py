@@ -1,10 +1,11 @@
 """A swarm of real peers on this machine: each a process of its own, gone when the block ends."""
 
 import json
+import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from itertools import pairwise
@@ -14,7 +15,8 @@ import trio
 
 from p2pinfer.core.errors import P2pinferError, UserError, lone_errors
 from p2pinfer.engine.slices import Model
-from p2pinfer.node import Machine
+from p2pinfer.engine.slicing import plan_stage
+from p2pinfer.node import Machine, check_keep, check_memory
 
 READY_S_MAX = 300.0
 """A first start cuts slices and probes them; on a slow machine that takes a while."""
@@ -44,12 +46,26 @@ def split_layers(first: int, end: int, peers: int) -> list[tuple[int, int]]:
     return list(pairwise(bounds))
 
 
+def share_layers(model: Model, peers: int, keep: int, machine: Machine) -> list[tuple[int, int]]:
+    """Return the range of each peer of a local swarm, and check whatever could stop one.
+
+    Raises:
+        UserError: the layers cannot be shared so, or not all of it fits into this machine.
+        UnsupportedModel: the model cannot be cut.
+    """
+    check_keep(model, keep)
+    ranges = split_layers(keep, model.info.layers - keep, peers)
+    for first, end in ranges:
+        plan_stage(model.header, first, end)
+    check_memory(model, model.info.layers, machine)
+    return ranges
+
+
 @asynccontextmanager
 async def local_swarm(
     model: Model,
-    peers: int,
+    ranges: Sequence[tuple[int, int]],
     *,
-    keep: int = 1,
     machine: Machine,
     transport: str = "libp2p",
     on_ready: Callable[[LocalPeer], None] = lambda _: None,
@@ -58,11 +74,16 @@ async def local_swarm(
 
     They leave by themselves when this process does, however it ends: their standard input closes.
 
+    Args:
+        model: whose layers they serve.
+        ranges: as ``share_layers`` gives them.
+        machine: what each of them may use.
+        transport: as of a peer.
+        on_ready: is told of each that serves.
+
     Raises:
-        UserError: the layers cannot be shared so.
         P2pinferError: a peer did not come up; the text is what it said.
     """
-    ranges = split_layers(keep, model.info.layers - keep, peers)
     found: dict[int, LocalPeer] = {}
     with tempfile.TemporaryDirectory(prefix="p2pinfer-") as home, lone_errors():
         async with trio.open_nursery() as nursery:
@@ -86,7 +107,7 @@ async def local_swarm(
                     async with trio.open_nursery() as starting:
                         for index, (first, end) in enumerate(ranges):
                             starting.start_soon(start, index, first, end)
-                yield [found[index] for index in range(peers)]
+                yield [found[index] for index in range(len(ranges))]
             finally:
                 nursery.cancel_scope.cancel()
 
@@ -101,6 +122,7 @@ async def _run(
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=stderr,
+            env=_environment(),
             process_group=0,  # a terminal's Ctrl-C is for whoever talks to the swarm
         )
     assert process.stdin
@@ -115,6 +137,12 @@ async def _run(
             if process.poll() is None:
                 process.kill()
                 await process.wait()
+
+
+def _environment() -> dict[str, str]:
+    """Leave out options that are meant for this process, such as where another swarm is."""
+    kept = ("P2PINFER_HOME",)
+    return {k: v for k, v in os.environ.items() if k in kept or not k.startswith("P2PINFER_")}
 
 
 async def _ready(process: trio.Process, log: Path) -> LocalPeer:
@@ -132,4 +160,4 @@ async def _ready(process: trio.Process, log: Path) -> LocalPeer:
 
 def _last_line(log: Path) -> str:
     lines = log.read_text(errors="replace").strip().splitlines()
-    return lines[-1] if lines else "it gave no reason"
+    return lines[-1].removeprefix("p2pinfer: ") if lines else "it gave no reason"

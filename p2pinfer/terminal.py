@@ -28,7 +28,7 @@ Ctrl-C stops an answer; Alt-Enter begins a new line."""
 
 def say(text: str) -> None:
     """Print a note for the person."""
-    notes.print(text, style="dim", markup=False)
+    notes.print(text, style="dim", markup=False, soft_wrap=True)
 
 
 def write(text: str) -> None:
@@ -125,14 +125,30 @@ async def until_interrupt() -> AsyncIterator[None]:
             nursery.cancel_scope.cancel()
 
 
-def piped_question() -> str | None:
-    """Return what was piped into standard input, if anything was."""
-    if sys.stdin is None or sys.stdin.isatty():
+def question_of(prompt: str | None, *, as_json: bool) -> str | None:
+    """Return the one question to answer: the prompt, or what is piped in; None for a conversation.
+
+    Raises:
+        UserError: there is nothing to answer.
+    """
+    if prompt is None and sys.stdin is not None and sys.stdin.isatty():
+        if as_json:
+            raise UserError("--json answers one question: type it behind the command")
         return None
-    text = sys.stdin.read(QUESTION_CHARS_MAX).strip()
-    if not text:
+    text = prompt if prompt is not None else _piped()
+    if not text.strip():
         raise UserError("nothing to answer: type a prompt, or pipe one in")
     return text
+
+
+def _piped() -> str:
+    """Read standard input, and no more of it than any context holds."""
+    if sys.stdin is None:
+        return ""
+    try:
+        return sys.stdin.read(QUESTION_CHARS_MAX).strip()
+    except UnicodeDecodeError as error:
+        raise UserError("what is piped in is not text in UTF-8") from error
 
 
 def progress(text: str) -> Callable[[], None]:

@@ -24,7 +24,7 @@ from p2pinfer.core.sampling import Sampling
 from p2pinfer.engine.slices import open_model
 from p2pinfer.node import Client, ClientOptions, Machine, open_client
 from p2pinfer.places import cache_dir
-from p2pinfer.swarm import local_swarm
+from p2pinfer.swarm import local_swarm, share_layers
 from peers.requester import Session
 
 TRANSPORTS: Final = ("libp2p", "tcp")
@@ -190,7 +190,8 @@ async def _swarm(
 ) -> AsyncGenerator[tuple[Client, Sequence[Advertisement]], None]:
     """Run local peers over a transport, and a client of theirs in this process."""
     opened = open_model(model, cache_dir())
-    swarm = local_swarm(opened, peers, machine=machine, transport=transport)
+    ranges = share_layers(opened, peers, 1, machine)
+    swarm = local_swarm(opened, ranges, machine=machine, transport=transport)
     async with swarm as running:
         ways_in = tuple(peer.addresses[0] for peer in running)
         options = ClientOptions(model, ways_in, "local", machine=machine, transport=transport)

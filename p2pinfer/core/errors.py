@@ -21,6 +21,7 @@ from contextlib import contextmanager
 
 from p2pinfer.core.ids import PeerId
 
+EXIT_DONE = 0
 EXIT_FAILED = 1
 EXIT_USAGE = 2
 EXIT_NOBODY_SERVES = 3

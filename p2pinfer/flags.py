@@ -1,0 +1,106 @@
+"""The options that several commands share, and what must hold for them."""
+
+import os
+import re
+import secrets
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated, Any
+
+from cyclopts import Parameter
+
+from p2pinfer.core.errors import UserError
+from p2pinfer.core.limits import CONTEXT_DEFAULT, SESSIONS_DEFAULT
+from p2pinfer.core.messages import POSITIONS_MAX
+
+if TYPE_CHECKING:  # what is heavy is imported by the command that needs it
+    from p2pinfer.chat import ChatOptions
+    from p2pinfer.node import Machine
+
+SESSIONS_MAX = 256
+"""LLAMA_MAX_SEQ."""
+
+
+def option(name: str, text: str, **more: Any) -> Any:
+    """Describe an option that can also be set in the environment."""
+    variable = f"P2PINFER_{name.upper().replace('-', '_')}"
+    return Parameter(name=f"--{name}", help=text, env_var=variable, **more)
+
+
+def check_range(name: str, value: float, least: float, most: float = float("inf")) -> None:
+    """Raise UserError unless an option's value lies in its range."""
+    if not least <= value <= most:
+        bounds = f"at least {least}" if most == float("inf") else f"from {least} to {most}"
+        raise UserError(f"--{name} must be {bounds}, not {value}")
+
+
+Model = Annotated[str, option("model", "A GGUF file, or 'default': SmolLM2-135M-Instruct.")]
+Network = Annotated[str, option("network", "Swarms of other names are not seen.")]
+Bootstrap = Annotated[
+    tuple[str, ...],
+    option("bootstrap", "Multiaddrs of peers already in the swarm.", consume_multiple=True),
+]
+AsJson = Annotated[bool, option("json", "Print one JSON object on standard output.", negative="")]
+Peers = Annotated[int, option("peers", "How many local peers share the layers.")]
+
+
+@Parameter(name="*")
+@dataclass(frozen=True)
+class MachineFlags:
+    """What may be used of this machine."""
+
+    sessions: Annotated[int, option("sessions", "Sessions at once.")] = SESSIONS_DEFAULT
+    context: Annotated[int, option("context", "Positions per session.")] = CONTEXT_DEFAULT
+    threads: Annotated[int, option("threads", "Engine threads; no more than free cores.")] = 1
+
+    def machine(self) -> "Machine":
+        """Return what these flags say; raises UserError."""
+        from p2pinfer.node import Machine
+
+        check_range("sessions", self.sessions, 1, SESSIONS_MAX)
+        check_range("context", self.context, 1, POSITIONS_MAX)
+        check_range("threads", self.threads, 1, os.cpu_count() or 1)  # more would only spin
+        return Machine(self.sessions, self.context, self.threads)
+
+
+@Parameter(name="*")
+@dataclass(frozen=True)
+class AnswerFlags:
+    """How answers are made."""
+
+    max_tokens: Annotated[int, option("max-tokens", "Longest answer.")] = 1024
+    temperature: Annotated[float, option("temperature", "0 is greedy.")] = 0.7
+    top_k: Annotated[int, option("top-k", "Keep the k likeliest tokens; 0 keeps all.")] = 40
+    top_p: Annotated[float, option("top-p", "Keep tokens up to this probability mass.")] = 0.95
+    min_p: Annotated[float, option("min-p", "Drop tokens less likely than this share.")] = 0.05
+    repeat_penalty: Annotated[float, option("repeat-penalty", "1 is none.")] = 1.1
+    seed: Annotated[int | None, option("seed", "Of sampling; drawn when not given.")] = None
+    system: Annotated[str | None, option("system", "A system message.")] = None
+    stop: Annotated[tuple[str, ...], option("stop", "Texts that end an answer.")] = ()
+    keep_layers: Annotated[
+        int, option("keep-layers", "Layers at each end that this machine runs itself.")
+    ] = 1
+
+    def options(self) -> "ChatOptions":
+        """Return what these flags say; raises UserError."""
+        from p2pinfer.chat import ChatOptions
+        from p2pinfer.core.sampling import Sampling
+
+        check_range("max-tokens", self.max_tokens, 1)
+        check_range("keep-layers", self.keep_layers, 1)
+        try:
+            sampling = Sampling(
+                temperature=self.temperature,
+                top_k=self.top_k,
+                top_p=self.top_p,
+                min_p=self.min_p,
+                repeat_penalty=self.repeat_penalty,
+                seed=secrets.randbelow(2**31) if self.seed is None else self.seed,
+            )
+        except ValueError as error:  # attrs says: 'top_p' must be <= 1: 2.0
+            text = re.sub(r"'(\w+)'", lambda name: f"--{name[1].replace('_', '-')}", str(error))
+            raise UserError(text) from error
+        return ChatOptions(sampling, self.max_tokens, self.system, self.stop)
+
+
+MACHINE = MachineFlags()
+ANSWER = AnswerFlags()
