@@ -10,3 +10,6 @@ ModelId = NewType("ModelId", str)
 
 SessionId = NewType("SessionId", bytes)
 """16 random bytes drawn by the requester: one sequence of positions and its KV cells."""
+
+PartHash = NewType("PartHash", str)
+"""BLAKE3 of a part's bytes, 64 hexadecimal digits."""

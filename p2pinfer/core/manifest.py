@@ -11,18 +11,14 @@ that the same file gives the same id on every machine.
 """
 
 from collections.abc import Callable
-from typing import Any, NewType
+from typing import Any
 
 import msgpack
 from attrs import field, frozen
 from blake3 import blake3
 
 from p2pinfer.core.errors import UserError
-from p2pinfer.core.ids import ModelId
-from p2pinfer.core.messages import LAYERS_MAX
-
-PartHash = NewType("PartHash", str)
-"""BLAKE3 of a part's bytes, 64 hexadecimal digits."""
+from p2pinfer.core.ids import ModelId, PartHash
 
 FORMAT = "p2pinfer model 1"
 
@@ -30,9 +26,10 @@ CHUNK_BYTES = 1 << 20
 """What is fetched and checked at once: large enough that a request costs little beside it."""
 
 HASH_BYTES = 32
-MANIFEST_BYTES_MAX = 7 << 20
-"""The chunks of 220 GiB of weights; fits into one message of 8 MiB."""
-PART_BYTES_MAX = 1 << 38
+MANIFEST_BYTES_MAX = 4 << 20
+"""At 32 bytes a chunk, the weights of a model of 120 GiB; fits into one message."""
+PART_BYTES_MAX = 1 << 36
+LAYERS_MAX = 512  # LLAMA_MAX_LAYERS
 NAME_CHARS_MAX = 128
 LICENSE_CHARS_MAX = 128
 ARCHITECTURE_CHARS_MAX = 64
