@@ -9,6 +9,11 @@ sends is checked here and nowhere else; ``wire`` turns a failed check into an er
                    Refused  ←  at any time: the session is over, and why
                requester → last stage: Attach → Attached, then Step comes back for every Step
     directory  Known → Known: each side's advertisements, once; then the channel ends
+    parts      fetcher → holder, several at once, each with a number that its answer carries
+                   AskManifest  →  ManifestIs comes back, or Denied
+                   AskHeld      →  Held
+                   AskChunk     →  Chunk, or Denied
+               Refused  ←  at any time: the channel is over, and why
 """
 
 from enum import StrEnum
@@ -17,8 +22,9 @@ from typing import Any
 from attrs import Attribute, evolve, field, frozen
 from attrs import validators as v
 
-from p2pinfer.core.ids import ModelId, PeerId, SessionId
+from p2pinfer.core.ids import ModelId, PartHash, PeerId, SessionId
 from p2pinfer.core.limits import ROWS_PER_DECODE_MAX
+from p2pinfer.core.manifest import CHUNK_BYTES, MANIFEST_BYTES_MAX, PART_BYTES_MAX
 
 ROUTE_HOPS_MAX = 128
 """A 405B model has 126 layers; nobody splits finer than that."""
@@ -30,6 +36,15 @@ POSITIONS_MAX = 1 << 22
 TEXT_CHARS_MAX = 500
 ADVERTISEMENTS_MAX = 512
 SIGNED_BYTES_MAX = 4096
+
+PARTS_PER_QUESTION_MAX = 256
+"""With the longest bitmaps the answer has 2 MiB."""
+
+BITMAP_BYTES_MAX = PART_BYTES_MAX // CHUNK_BYTES // 8
+"""A bit for each chunk of the longest part."""
+
+QUESTIONS_PER_CHANNEL_MAX = 16
+"""Asked and not yet answered; who asks more breaks the protocol."""
 
 ROWS_BYTES_MAX = ROWS_PER_DECODE_MAX * 32_768 * 4
 """A full decode of a residual stream twice as wide as the widest model's, in float32."""
@@ -80,6 +95,10 @@ _MODEL: Any = v.matches_re(r"[0-9a-f]{64}")
 _SESSION = _bytes(16, 16)
 _ADDRESSES: Any = v.deep_iterable(v.max_len(ADDRESS_CHARS_MAX), v.max_len(ADDRESSES_MAX))
 _LAYER = _whole(0, LAYERS_MAX)
+_NUMBER = _whole(0, 1 << 62)
+_PART: Any = v.matches_re(r"[0-9a-f]{64}")
+_PARTS: Any = v.deep_iterable(_PART, v.max_len(PARTS_PER_QUESTION_MAX))
+_BITMAPS: Any = v.deep_iterable(v.max_len(BITMAP_BYTES_MAX), v.max_len(PARTS_PER_QUESTION_MAX))
 
 
 class Refusal(StrEnum):
@@ -94,6 +113,7 @@ class Refusal(StrEnum):
     ENGINE_FAILED = "engine-failed"
     PEER_LOST = "peer-lost"
     TOO_SLOW = "too-slow"
+    NOT_HELD = "not-held"
 
 
 class Dtype(StrEnum):
@@ -214,4 +234,79 @@ class Known:
     heard: tuple[Heard, ...] = field(validator=_many(Heard, ADVERTISEMENTS_MAX))
 
 
-Message = Open | Opened | Attach | Attached | Step | Refused | Known | Advertisement
+@frozen
+class AskManifest:
+    """What is this model made of?"""
+
+    number: int = field(validator=_NUMBER)
+    """Counts the fetcher's questions on a channel; an answer carries its question's."""
+    model: ModelId = field(validator=_MODEL)
+
+
+@frozen
+class ManifestIs:
+    """A manifest's canonical bytes, whose BLAKE3 must be the model's id."""
+
+    number: int = field(validator=_NUMBER)
+    data: bytes = field(validator=_bytes(MANIFEST_BYTES_MAX), repr=_size)
+
+
+@frozen
+class AskHeld:
+    """Which chunks of these parts do you hold?"""
+
+    number: int = field(validator=_NUMBER)
+    parts: tuple[PartHash, ...] = field(validator=_PARTS)
+
+
+@frozen
+class Held:
+    """Which chunks of the parts that were asked for the sender holds, part by part."""
+
+    number: int = field(validator=_NUMBER)
+    bitmaps: tuple[bytes, ...] = field(validator=_BITMAPS)
+    """Bit ``i % 8`` of byte ``i // 8`` stands for chunk ``i``; what is not there is not held."""
+
+
+@frozen
+class AskChunk:
+    """Give me these bytes of a part."""
+
+    number: int = field(validator=_NUMBER)
+    part: PartHash = field(validator=_PART)
+    index: int = field(validator=_whole(0, 8 * BITMAP_BYTES_MAX - 1))
+
+
+@frozen
+class Chunk:
+    """One chunk of a part, whose BLAKE3 must be as in the manifest."""
+
+    number: int = field(validator=_NUMBER)
+    data: bytes = field(validator=_bytes(CHUNK_BYTES, 1), repr=_size)
+
+
+@frozen
+class Denied:
+    """No to one question; others may follow."""
+
+    number: int = field(validator=_NUMBER)
+    code: Refusal = field(validator=v.instance_of(Refusal))
+
+
+Message = (
+    Open
+    | Opened
+    | Attach
+    | Attached
+    | Step
+    | Refused
+    | Known
+    | Advertisement
+    | AskManifest
+    | ManifestIs
+    | AskHeld
+    | Held
+    | AskChunk
+    | Chunk
+    | Denied
+)

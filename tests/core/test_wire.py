@@ -7,23 +7,33 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from p2pinfer.core.ids import ModelId, PeerId, SessionId
+from p2pinfer.core.ids import ModelId, PartHash, PeerId, SessionId
 from p2pinfer.core.limits import ROWS_PER_DECODE_MAX
+from p2pinfer.core.manifest import CHUNK_BYTES, MANIFEST_BYTES_MAX
 from p2pinfer.core.messages import (
     ADDRESS_CHARS_MAX,
     ADDRESSES_MAX,
+    BITMAP_BYTES_MAX,
     LAYERS_MAX,
+    PARTS_PER_QUESTION_MAX,
     POSITIONS_MAX,
     ROUTE_HOPS_MAX,
     ROWS_BYTES_MAX,
     TEXT_CHARS_MAX,
     Advertisement,
+    AskChunk,
+    AskHeld,
+    AskManifest,
     Attach,
     Attached,
+    Chunk,
+    Denied,
     Dtype,
     Heard,
+    Held,
     Hop,
     Known,
+    ManifestIs,
     Message,
     Open,
     Opened,
@@ -34,6 +44,7 @@ from p2pinfer.core.messages import (
 from p2pinfer.core.wire import BadMessage, decode, encode
 
 KINDS: tuple[type[Any], ...] = get_args(Message)
+CHUNKS_MAX = 8 * BITMAP_BYTES_MAX
 
 PEER = PeerId("12D3KooW" + "x" * 44)
 MODEL = ModelId("0123456789abcdef" * 4)
@@ -90,6 +101,13 @@ messages = st.one_of(
         st.text("0123456789abcdef", min_size=32, max_size=32),
         counters,
     ),
+    st.builds(AskManifest, counters, models),
+    st.builds(ManifestIs, counters, st.binary(max_size=300)),
+    st.builds(AskHeld, counters, st.lists(models.map(PartHash), max_size=5).map(tuple)),
+    st.builds(Held, counters, st.lists(st.binary(max_size=9), max_size=5).map(tuple)),
+    st.builds(AskChunk, counters, models.map(PartHash), st.integers(0, CHUNKS_MAX - 1)),
+    st.builds(Chunk, counters, st.binary(min_size=1, max_size=300)),
+    st.builds(Denied, counters, st.sampled_from(Refusal)),
 )
 
 
@@ -170,6 +188,13 @@ GOOD: dict[str, list[Any]] = {
     "Refused": ["busy", "no", PEER],
     "Known": [[[b"body", bytes(64), 0]]],
     "Advertisement": [PEER, [], MODEL, "name", 30, 1, 10, 4096, "0" * 32, 7],
+    "AskManifest": [1, MODEL],
+    "ManifestIs": [1, b"bytes"],
+    "AskHeld": [1, [MODEL]],
+    "Held": [1, [b"\x01"]],
+    "AskChunk": [1, MODEL, 0],
+    "Chunk": [1, b"bytes"],
+    "Denied": [1, "not-held"],
 }
 
 
@@ -217,6 +242,17 @@ def test_the_good_values_are_good() -> None:
         pytest.param("Known", 0, [[b"body", bytes(64), -1]], id="age below nought"),
         pytest.param("Advertisement", 3, "n" * 129, id="name too long"),
         pytest.param("Advertisement", 8, "0" * 31, id="short class"),
+        pytest.param("ManifestIs", 1, bytes(MANIFEST_BYTES_MAX + 1), id="manifest too long"),
+        pytest.param("AskHeld", 1, [MODEL] * (PARTS_PER_QUESTION_MAX + 1), id="too many parts"),
+        pytest.param("AskHeld", 1, [MODEL[1:]], id="short part"),
+        pytest.param("Held", 1, [b""] * (PARTS_PER_QUESTION_MAX + 1), id="too many bitmaps"),
+        pytest.param("Held", 1, [bytes(BITMAP_BYTES_MAX + 1)], id="bitmap too long"),
+        pytest.param("AskChunk", 1, MODEL.upper(), id="part in capitals"),
+        pytest.param("AskChunk", 2, CHUNKS_MAX, id="chunk beyond the longest part"),
+        pytest.param("AskChunk", 2, -1, id="chunk below nought"),
+        pytest.param("Chunk", 1, b"", id="empty chunk"),
+        pytest.param("Chunk", 1, bytes(CHUNK_BYTES + 1), id="chunk too long"),
+        pytest.param("Denied", 1, "maybe", id="unknown denial"),
     ],
 )
 def test_each_limit_holds(name: str, field: int, value: Any) -> None:

@@ -1,0 +1,258 @@
+"""Which chunk to ask of which holder next.
+
+The rarest chunks go first, so that what only one peer holds is safe soon; among chunks as rare as
+each other every fetcher begins at another place, so that fetchers soon have something for each
+other. The fastest holder is asked first, and a slow one is not given what faster ones would bring
+sooner. No chunk is asked of two holders at once. The clock is an argument, in seconds.
+"""
+
+from collections import Counter, deque
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+from p2pinfer.core.ids import PartHash, PeerId
+from p2pinfer.core.manifest import CHUNK_BYTES
+
+HOLDERS_MAX = 8
+"""Talked to at once; more would bring nothing but bookkeeping."""
+
+IN_FLIGHT_PER_HOLDER_MAX = 6
+"""Chunks asked of one holder and not yet stored: one on the way, others being read and written."""
+
+IN_FLIGHT_MAX = 24
+"""Of all holders together: 24 MiB at most wait to be stored, whatever the model's size."""
+
+FIRST_CHUNK_S_MAX = 30.0
+"""For a chunk from a holder whose rate is not known: 35 KB/s is the least that counts as alive."""
+
+CHUNK_S_MIN = 5.0
+"""No holder is slow before this: a burst of other traffic lasts as long."""
+
+SLOW_FACTOR = 4.0
+"""A holder is slow when a chunk takes this many times what its chunks took so far."""
+
+REST_S_MIN = 1.0
+REST_S_MAX = 30.0
+"""How long a holder that failed is left alone: doubled each time until it brings a chunk."""
+
+FAILURES_MAX = 10
+"""Counted in a row; the rest has reached its limit before."""
+
+RATE_WEIGHT = 0.25
+"""Of the newest chunk in a holder's smoothed rate."""
+
+
+class ChunkId(NamedTuple):
+    """A chunk of a part."""
+
+    part: PartHash
+    number: int
+
+
+@dataclass
+class _Holder:
+    """What is known of a peer that has, or had, something for us."""
+
+    claims: set[ChunkId] = field(default_factory=set)
+    queue: deque[ChunkId] = field(default_factory=deque)
+    """What it claims and we lack, best first; what was asked meanwhile is dropped on the way."""
+    asked: set[ChunkId] = field(default_factory=set)
+    storing: int = 0
+    """Chunks that it brought and that are not yet safe."""
+    quiet_since: float = 0.0
+    """When its last chunk came, or it was asked after a pause."""
+    s_per_byte: float | None = None
+    failures: int = 0
+    """In a row."""
+    rests_until: float = 0.0
+    linked: bool = False
+    banned: bool = False
+
+
+class Fetching:
+    """What is missing, who claims it, and what was asked of whom.
+
+    ``sizes`` says how many bytes each missing chunk has; ``start``, from 0 to 1, where in them this
+    fetcher begins. A chunk is free, then asked (`ask`), then being stored (`arrived`), then gone
+    from here (`stored`); whatever goes wrong on the way makes it free again.
+    """
+
+    def __init__(self, sizes: Mapping[ChunkId, int], start: float) -> None:
+        self._sizes = dict(sizes)
+        order = list(sizes)
+        offset = int(start * len(order))
+        self._place = {chunk: n for n, chunk in enumerate(order[offset:] + order[:offset])}
+        self._free = set(order)
+        self._holders: dict[PeerId, _Holder] = {}
+        self._claimed: Counter[ChunkId] = Counter()
+        self._stale = False  # claims have changed: the queues are to be made anew
+        self._in_flight = 0
+        self.bytes_left = sum(self._sizes.values())
+
+    @property
+    def linked(self) -> list[PeerId]:
+        """Whom we talk to."""
+        return [peer for peer, holder in self._holders.items() if holder.linked]
+
+    @property
+    def done(self) -> bool:
+        """Whether everything is stored."""
+        return not self._sizes
+
+    def nobody_holds(self) -> set[PartHash]:
+        """Return the parts of which no linked holder claims a chunk that is still to be asked."""
+        self._make_queues()
+        return {chunk.part for chunk in self._free if not self._claimed[chunk]}
+
+    def link(self, known: Iterable[PeerId], now: float) -> list[PeerId]:
+        """Return whom of the known holders to talk to besides the present ones."""
+        chosen: list[PeerId] = []
+        room = HOLDERS_MAX - len(self.linked)
+        for peer in known:
+            holder = self._holders.setdefault(peer, _Holder())
+            resting = holder.banned or now < holder.rests_until
+            if len(chosen) < room and not holder.linked and not resting:
+                holder.linked = True
+                chosen.append(peer)
+        return chosen
+
+    def useless(self) -> list[PeerId]:
+        """Return holders that only keep others out: all places are taken, and they have nothing."""
+        if len(linked := self.linked) < HOLDERS_MAX:
+            return []
+        return [p for p in linked if self._holders[p].claims.isdisjoint(self._sizes)]
+
+    def claim(self, peer: PeerId, chunks: Iterable[ChunkId]) -> None:
+        """Note what a holder says it holds; it replaces what it said before."""
+        claims = {chunk for chunk in chunks if chunk in self._sizes}
+        if claims != self._holders[peer].claims:
+            self._holders[peer].claims = claims
+            self._stale = True
+
+    def ask(self, now: float) -> list[tuple[PeerId, ChunkId]]:
+        """Return what to ask of whom now."""
+        self._make_queues()
+        ready = [(peer, holder) for peer, holder in self._holders.items() if holder.linked]
+        ready.sort(key=lambda each: each[1].s_per_byte or 0.0)  # an unknown rate is to be found out
+        asked: list[tuple[PeerId, ChunkId]] = []
+        while ready:
+            able = []
+            for peer, holder in ready:  # one each in turn, so that all of them have work
+                chunk = self._next(holder)
+                if chunk is None:
+                    continue
+                if not holder.asked:
+                    holder.quiet_since = now
+                holder.asked.add(holder.queue.popleft())
+                self._free.remove(chunk)
+                self._in_flight += 1
+                asked.append((peer, chunk))
+                able.append((peer, holder))
+            ready = able
+        return asked
+
+    def arrived(self, peer: PeerId, chunk: ChunkId, now: float) -> None:
+        """Note that what was asked of a holder has come."""
+        holder = self._holders[peer]
+        holder.asked.remove(chunk)
+        holder.storing += 1
+        took = (now - holder.quiet_since) / self._sizes[chunk]
+        before = took if holder.s_per_byte is None else holder.s_per_byte
+        holder.s_per_byte = before + RATE_WEIGHT * (took - before)
+        holder.quiet_since = now
+
+    def stored(self, peer: PeerId, chunk: ChunkId) -> None:
+        """Note that what arrived was right and is safe."""
+        self._holders[peer].storing -= 1
+        self._holders[peer].failures = 0
+        self._in_flight -= 1
+        self.bytes_left -= self._sizes.pop(chunk)
+
+    def spoilt(self, peer: PeerId, chunk: ChunkId) -> None:
+        """Note that what arrived was not what was asked for."""
+        self._holders[peer].storing -= 1
+        self._release(chunk)
+        self.ban(peer)
+
+    def denied(self, peer: PeerId, chunk: ChunkId) -> None:
+        """Note that a holder does not hold what it claimed."""
+        holder = self._holders[peer]
+        holder.asked.remove(chunk)
+        holder.claims.discard(chunk)
+        self._claimed[chunk] -= 1
+        self._release(chunk)
+
+    def lost(self, peer: PeerId, now: float) -> None:
+        """Note that a holder is gone, slow, busy or useless: it is left alone for a while."""
+        holder = self._holders[peer]
+        holder.rests_until = now + min(REST_S_MAX, REST_S_MIN * 2**holder.failures)
+        holder.failures = min(holder.failures + 1, FAILURES_MAX)
+        holder.linked = False
+        holder.claims = set()
+        holder.queue.clear()
+        self._stale = True
+        asked, holder.asked = holder.asked, set()
+        for chunk in asked:
+            self._release(chunk)
+
+    def ban(self, peer: PeerId) -> None:
+        """Note that a holder lied: it is not asked again."""
+        self._holders[peer].banned = True
+
+    def slow(self, now: float) -> list[PeerId]:
+        """Return the holders of whom a chunk is overdue."""
+        return [p for p, holder in self._holders.items() if holder.asked and now > _due(holder)]
+
+    def _release(self, chunk: ChunkId) -> None:
+        """Put back a chunk, before all others, where it is claimed."""
+        self._in_flight -= 1
+        self._free.add(chunk)
+        for holder in self._holders.values():
+            if chunk in holder.claims:
+                holder.queue.appendleft(chunk)
+
+    def _next(self, holder: _Holder) -> ChunkId | None:
+        """Return the head of a holder's queue, if it may be asked for it now."""
+        while holder.queue and holder.queue[0] not in self._free:
+            holder.queue.popleft()
+        if (
+            not holder.queue
+            or holder.banned
+            or self._in_flight >= IN_FLIGHT_MAX
+            or len(holder.asked) + holder.storing >= IN_FLIGHT_PER_HOLDER_MAX
+        ):
+            return None
+        chunk = holder.queue[0]
+        return None if self._sooner_elsewhere(holder, chunk) else chunk
+
+    def _sooner_elsewhere(self, holder: _Holder, chunk: ChunkId) -> bool:
+        """Whether faster holders would bring all that is left before this one brings a chunk."""
+        own = holder.s_per_byte or 0.0
+        rates = [
+            1 / other.s_per_byte
+            for other in self._holders.values()
+            if other.s_per_byte and other.s_per_byte < own and chunk in other.claims
+        ]
+        return bool(rates) and own * self._sizes[chunk] > self.bytes_left / sum(rates)
+
+    def _make_queues(self) -> None:
+        """Order what each holder claims, if claims have changed."""
+        if not self._stale:
+            return
+        self._stale = False
+        self._claimed = Counter()
+        for holder in self._holders.values():
+            self._claimed.update(holder.claims)
+        claimed = (chunk for chunk in self._free if self._claimed[chunk])
+        order = sorted(claimed, key=lambda chunk: (self._claimed[chunk], self._place[chunk]))
+        for holder in self._holders.values():
+            holder.queue = deque(chunk for chunk in order if chunk in holder.claims)
+
+
+def _due(holder: _Holder) -> float:
+    """When the next chunk of a holder must have come."""
+    if holder.s_per_byte is None:
+        return holder.quiet_since + FIRST_CHUNK_S_MAX
+    usual_s = holder.s_per_byte * CHUNK_BYTES
+    return holder.quiet_since + max(CHUNK_S_MIN, SLOW_FACTOR * usual_s)
