@@ -1,0 +1,388 @@
+"""The parts that this machine holds, shared by all its processes.
+
+    manifests/ID        a model's manifest
+    parts/HASH.gguf     a whole part: it was hashed before it got this name
+    partial/HASH        a part in the making, or one found damaged, at its full length
+    lock                held by whoever adds a manifest, begins a part, or removes a model
+
+Which chunks of a partial part are there is found by hashing them. Nothing is written down that could
+contradict the bytes, so a process may be killed, and a machine lose power, at any moment.
+"""
+
+import errno
+import fcntl
+import os
+import re
+import shutil
+import threading
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from blake3 import blake3
+
+from p2pinfer.core.errors import P2pinferError, UserError
+from p2pinfer.core.ids import ModelId, PartHash
+from p2pinfer.core.manifest import (
+    CHUNK_BYTES,
+    BadManifest,
+    Manifest,
+    Part,
+    WrongManifest,
+    parse_manifest,
+)
+
+EXIT_DAMAGED = 4
+_HASH = re.compile(r"[0-9a-f]{64}")
+
+
+class WrongChunk(P2pinferError):
+    """The bytes are not those of the chunk that they are given for; nothing was written."""
+
+
+class MissingChunk(P2pinferError):
+    """The chunk is not held here."""
+
+
+class DamagedPart(P2pinferError):
+    """A part on disk was not what its name says; it has been set aside as a partial part."""
+
+    exit_code = EXIT_DAMAGED
+
+    def __init__(self, part: Part, chunks: Iterable[int]) -> None:
+        which = ", ".join(map(str, chunks))
+        super().__init__(f"{part.name} ({part.hash[:12]}…) is damaged on disk, in chunk {which}")
+        self.part = part
+
+
+class Store:
+    """Parts and manifests under ``root``; its methods may be called from any thread.
+
+    They wait for the disk. Whatever the disk refuses is a UserError, after which the store is whole.
+    """
+
+    def __init__(self, root: Path, *, quota_bytes: int | None = None) -> None:
+        self.root = root
+        self._quota_bytes = quota_bytes
+        self._manifests, self._parts, self._partial = (
+            root / name for name in ("manifests", "parts", "partial")
+        )
+        self._found: dict[PartHash, tuple[int, set[int]]] = {}
+        """The chunks known to be in a partial file, and the inode of that file."""
+        self._finding = threading.Lock()
+        with self._explained():
+            for folder in (self._manifests, self._parts, self._partial):
+                folder.mkdir(parents=True, exist_ok=True)
+
+    # Manifests
+
+    def manifest(self, model: ModelId) -> Manifest | None:
+        """Return a model's manifest if it is here; raises BadManifest if its format is unknown."""
+        if not _HASH.fullmatch(model):
+            return None
+        path = self._manifests / model
+        try:
+            return parse_manifest(path.read_bytes(), model)
+        except FileNotFoundError:
+            return None
+        except WrongManifest:  # damaged on disk; it can be had again from wherever it came
+            path.unlink(missing_ok=True)
+            return None
+
+    def add_manifest(self, data: bytes, model: ModelId) -> Manifest:
+        """Keep a model's manifest.
+
+        Raises:
+            BadManifest: the bytes are not this model's manifest.
+            UserError: they do not fit.
+        """
+        manifest = parse_manifest(data, model)
+        with self._locked():
+            if not (self._manifests / model).exists():
+                self._check_quota(len(data))
+                temporary = self._manifests / ".new"  # one at a time: we hold the lock
+                with temporary.open("wb") as file:
+                    file.write(data)
+                    file.flush()
+                    os.fsync(file.fileno())
+                temporary.replace(self._manifests / model)
+                _sync(self._manifests)
+        return manifest
+
+    def models(self) -> list[Manifest]:
+        """Return every manifest that is here and whole, in the order of their ids."""
+        found = []
+        for path in sorted(self._manifests.iterdir()):
+            with suppress(BadManifest):
+                if manifest := self.manifest(ModelId(path.name)):
+                    found.append(manifest)
+        return found
+
+    def remove(self, model: ModelId) -> int:
+        """Remove a model and every part that no other model has; return the bytes freed."""
+        with self._locked():
+            before = self.used_bytes()
+            (self._manifests / model).unlink(missing_ok=True)
+            kept = {part.hash for manifest in self.models() for part in manifest.parts}
+            for path in (*self._parts.iterdir(), *self._partial.iterdir()):
+                if path.name.removesuffix(".gguf") not in kept:
+                    path.unlink(missing_ok=True)
+            return before - self.used_bytes()
+
+    # Parts
+
+    def path(self, part: Part) -> Path:
+        """Return where the part is, or would be, when it is whole."""
+        return self._parts / f"{part.hash}.gguf"
+
+    def held(self, part: Part) -> bool:
+        """Say whether the whole part is here; it was verified when it was written."""
+        try:
+            return self.path(part).stat().st_size == part.size
+        except FileNotFoundError:
+            return False
+
+    def chunks_held(self, part: Part) -> set[int]:
+        """Return the chunks that are here, in the whole part or in a partial one.
+
+        The first call for a partial part hashes it.
+        """
+        if self.held(part):
+            return set(range(len(part.chunks)))
+        with self._finding:
+            try:
+                with self._partial_path(part).open("rb") as file:
+                    return set(self._chunks_in(file.fileno(), part))
+            except FileNotFoundError:
+                return set()
+
+    def read_chunk(self, part: Part, index: int) -> bytes:
+        """Return a chunk, whose hash is checked.
+
+        Raises:
+            MissingChunk: it is not here.
+            DamagedPart: it should be, and the disk gives other bytes; the part is set aside.
+        """
+        for path in (self.path(part), self._partial_path(part)):
+            try:
+                with path.open("rb") as file:
+                    data = _chunk_at(file.fileno(), part, index)
+            except FileNotFoundError:
+                continue
+            if data is not None:
+                return data
+            if path == self.path(part):
+                self._set_aside(part)
+                raise DamagedPart(part, [index])
+            self._found.pop(part.hash, None)
+        raise MissingChunk(f"chunk {index} of {part.name} ({part.hash[:12]}…) is not here")
+
+    def verify(self, part: Part) -> None:
+        """Hash a whole part anew; raises DamagedPart, having set it aside, or MissingChunk."""
+        try:
+            with self.path(part).open("rb") as file:
+                good = _scan(file.fileno(), part)
+        except FileNotFoundError:
+            raise MissingChunk(f"{part.name} ({part.hash[:12]}…) is not here") from None
+        if len(good) < len(part.chunks):
+            self._set_aside(part)
+            raise DamagedPart(part, sorted(set(range(len(part.chunks))) - good))
+
+    def check_room(self, parts: Iterable[Part]) -> None:
+        """Raise UserError if what is missing of these parts exceeds the quota or the disk."""
+        new_bytes = disk_bytes = 0
+        for part in {part.hash: part for part in parts}.values():
+            if not self.held(part):
+                try:
+                    disk_bytes += part.size - 512 * self._partial_path(part).stat().st_blocks
+                except FileNotFoundError:
+                    new_bytes += part.size
+                    disk_bytes += part.size
+        self._check_quota(new_bytes)
+        free = shutil.disk_usage(self.root).free
+        if disk_bytes > free:
+            raise UserError(
+                f"{_mib(disk_bytes)} are needed in {self.root} and {_mib(free)} are free: make"
+                " room, or set P2PINFER_HOME to a directory on a larger disk"
+            )
+
+    def write_chunk(self, part: Part, index: int, data: bytes) -> None:
+        """Put a chunk in its place in the partial part; nothing happens if the part is whole.
+
+        Raises:
+            WrongChunk: the bytes are not this chunk's.
+            UserError: the part does not fit.
+        """
+        if len(data) != part.chunk_size(index) or blake3(data).digest() != part.chunks[index]:
+            raise WrongChunk(f"these bytes are not chunk {index} of {part.name}")
+        with self._opened_partial(part, fcntl.LOCK_SH) as file:
+            if file is None:
+                return
+            with self._finding:
+                found = self._chunks_in(file, part)
+            _write_at(file, data, index * CHUNK_BYTES)
+            found.add(index)
+
+    def finish(self, part: Part) -> None:
+        """Give a part whose chunks are all here its name, once it is hashed and on disk.
+
+        Raises:
+            MissingChunk: one is not here after all.
+            BadManifest: the chunks are the manifest's, and the whole is not.
+        """
+        with self._opened_partial(part, fcntl.LOCK_EX) as file:
+            if file is None:
+                return
+            os.ftruncate(file, part.size)
+            if _hash(file) != part.hash:
+                self._found.pop(part.hash, None)
+                missing = set(range(len(part.chunks))) - _scan(file, part)
+                if missing:
+                    raise MissingChunk(f"{part.name} lacks chunk {min(missing)}")
+                raise BadManifest(f"the manifest's chunks of {part.name} make another part")
+            os.fsync(file)
+            self._partial_path(part).replace(self.path(part))
+            self._found.pop(part.hash, None)
+            _sync(self._parts)
+            _sync(self._partial)
+
+    def used_bytes(self) -> int:
+        """Return the bytes of all that is here, partial parts at their full length."""
+        total = 0
+        for folder in (self._manifests, self._parts, self._partial):
+            for path in folder.iterdir():
+                with suppress(FileNotFoundError):  # another process has removed it
+                    total += path.stat().st_size
+        return total
+
+    # Within
+
+    def _partial_path(self, part: Part) -> Path:
+        return self._partial / part.hash
+
+    def _chunks_in(self, file: int, part: Part) -> set[int]:
+        """Return the chunks in a partial file, which is hashed when it is first seen."""
+        inode = os.fstat(file).st_ino
+        known, found = self._found.get(part.hash, (None, set[int]()))
+        if known != inode:
+            found = _scan(file, part)
+            self._found[part.hash] = (inode, found)
+        return found
+
+    def _set_aside(self, part: Part) -> None:
+        """Make a damaged part a partial one: its good chunks count, the others are missing."""
+        with suppress(FileNotFoundError), self._explained():
+            self.path(part).replace(self._partial_path(part))
+        self._found.pop(part.hash, None)
+
+    @contextmanager
+    def _opened_partial(self, part: Part, how: int) -> Iterator[int | None]:
+        """Open the partial file, locked; None if the part is whole.
+
+        Whoever finishes a part holds the lock alone, and the file then has another name: so who
+        waited for the lock must look again.
+        """
+        with self._explained():
+            while not self.held(part):
+                self._begin(part)
+                try:
+                    file = os.open(self._partial_path(part), os.O_RDWR)
+                except FileNotFoundError:
+                    continue
+                try:
+                    fcntl.flock(file, how)
+                    if _names(self._partial_path(part), file):
+                        yield file
+                        return
+                finally:
+                    os.close(file)
+            yield None
+
+    def _begin(self, part: Part) -> None:
+        path = self._partial_path(part)
+        if path.exists():
+            return
+        with self._locked():
+            if path.exists() or self.held(part):
+                return
+            self._check_quota(part.size)
+            with path.open("xb") as file:
+                file.truncate(part.size)
+
+    def _check_quota(self, more_bytes: int) -> None:
+        if self._quota_bytes is None or more_bytes == 0:
+            return
+        used = self.used_bytes()
+        if used + more_bytes > self._quota_bytes:
+            raise UserError(
+                f"{_mib(more_bytes)} more exceed the store's quota of {_mib(self._quota_bytes)}, of"
+                f" which {_mib(used)} are used: raise it, or remove a model (p2pinfer model rm ID)"
+            )
+
+    @contextmanager
+    def _locked(self) -> Iterator[None]:
+        with self._explained(), (self.root / "lock").open("ab") as file:
+            fcntl.flock(file, fcntl.LOCK_EX)
+            yield
+
+    @contextmanager
+    def _explained(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise UserError(
+                f"cannot write to {self.root}: {error.strerror}; what was there is unharmed"
+            ) from error
+
+
+def _chunk_at(file: int, part: Part, index: int) -> bytes | None:
+    """Read a chunk; None if what is there is not it."""
+    try:
+        data = os.pread(file, part.chunk_size(index), index * CHUNK_BYTES)
+    except OSError as error:
+        if error.errno != errno.EIO:  # the disk's own word for damage
+            raise
+        return None
+    return data if blake3(data).digest() == part.chunks[index] else None
+
+
+def _scan(file: int, part: Part) -> set[int]:
+    """Hash every chunk, and return those that are as they should be."""
+    return {i for i in range(len(part.chunks)) if _chunk_at(file, part, i) is not None}
+
+
+def _hash(file: int) -> str:
+    """Return the BLAKE3 of a whole file, in hexadecimal."""
+    hasher = blake3()
+    offset = 0
+    while block := os.pread(file, CHUNK_BYTES, offset):
+        hasher.update(block)
+        offset += len(block)
+    return hasher.hexdigest()
+
+
+def _write_at(file: int, data: bytes, offset: int) -> None:
+    view = memoryview(data)
+    while view:
+        written = os.pwrite(file, view, offset)
+        view, offset = view[written:], offset + written
+
+
+def _names(path: Path, file: int) -> bool:
+    """Say whether the path is still this open file's."""
+    try:
+        return os.path.samestat(path.stat(), os.fstat(file))
+    except FileNotFoundError:
+        return False
+
+
+def _sync(folder: Path) -> None:
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def _mib(count: int) -> str:
+    return f"{count / (1 << 20):,.1f} MiB"
