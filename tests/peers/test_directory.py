@@ -173,8 +173,8 @@ async def test_nobody_tells_a_peer_about_itself(autojump_clock: MockClock) -> No
     """An old word of its own, with a high number, does not come back to a peer that restarted."""
     async with directories(2) as (_, (a, b)):
         old = signed(advertisement(a.identity, OTHER, sequence=1 << 60), a.identity)
-        await tell(b.transport, a.id, old)
         a.advertise()
+        await tell(b.transport, a.id, old)
         await b.directory.exchange(a.id)
         assert b.sees(MODEL) == {a.id}
 

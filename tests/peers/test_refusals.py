@@ -14,6 +14,7 @@ from p2pinfer.core.errors import (
     UserError,
 )
 from p2pinfer.core.ids import ModelId
+from p2pinfer.core.limits import STEPS_IN_FLIGHT_MAX
 from p2pinfer.core.messages import (
     POSITIONS_MAX,
     ROUTE_HOPS_MAX,
@@ -200,6 +201,37 @@ async def test_steps_past_the_context_are_refused(autojump_clock: MockClock) -> 
         with pytest.raises(RefusedError, match="context-full: the session's 256 positions"):
             await receive(talk.entry)
         await talk.close()
+
+
+async def test_a_flood_of_steps_waits_outside(autojump_clock: MockClock) -> None:
+    """A stage gives its engine a few steps of a session at a time, however many are sent."""
+    async with swarm((1, 29)) as made:
+        (engine,) = made.engines
+        engine.machine.decode_s = 1.0
+        talk = await Talk.open(made)
+        for _ in range(30):
+            await talk.send_step(0, GOOD_ROW, 1, wide=False)
+        await trio.sleep(0.5)
+        assert engine.machine.rows == STEPS_IN_FLIGHT_MAX
+        await trio.sleep(30)
+        assert engine.machine.rows == 30
+        await talk.close()
+
+
+async def test_nobody_else_collects_what_is_still_waiting(autojump_clock: MockClock) -> None:
+    """Who comes to collect before the requester does is refused, and the requester is not."""
+    async with swarm((1, 29)) as made, made.network.join(peer("thief")) as thief:
+        entry = await made.me.open(PEERS[0], SESSION)
+        await send(entry, Open(session_id(), MODEL, ME, tuple(made.route), CONTEXT))
+        await receive(entry, Opened)
+        stolen = await thief.open(PEERS[0], SESSION)
+        await send(stolen, Attach(session_id()))
+        with pytest.raises(RefusedError, match="unknown-session"):
+            await receive(stolen, Attached)
+        own = await made.me.open(PEERS[0], SESSION)
+        await send(own, Attach(session_id()))
+        await receive(own, Attached)
+        await entry.close()
 
 
 async def test_only_the_requester_collects_and_only_once(autojump_clock: MockClock) -> None:

@@ -20,9 +20,13 @@ class Offered:
     end: int
 
 
-FIRST, END = 1, 7
+FIRST, END = 1, 6
 layers = st.integers(0, END + 1)
-offers = st.lists(st.builds(Offered, st.sampled_from("abcdef"), layers, layers), max_size=9)
+ranges = st.tuples(layers, layers).map(sorted) | st.tuples(layers, layers)
+offers = st.lists(
+    st.builds(lambda peer, ends: Offered(peer, *ends), st.sampled_from("abcdef"), ranges),
+    max_size=14,
+)
 
 
 def shortest(offers: Sequence[Offered], at: int) -> int:
