@@ -77,17 +77,27 @@ def write_gguf(path: Path, metadata: Metadata, tensors: Sequence[NewTensor]) -> 
         BadModelFile: a source ends before its extent does.
         UserError: a file cannot be read or written, the disk being full for example.
     """
-    alignment = alignment_bytes(metadata, path.name)
     try:
         with _appearing_whole(path) as file:
-            file.write(encode_header(metadata, tensors))
-            for tensor in tensors:
-                for block in _blocks(tensor):
-                    file.write(block)
-                file.write(bytes(padded(tensor.nbytes, alignment) - tensor.nbytes))
+            for block in gguf_blocks(metadata, tensors):
+                file.write(block)
     except OSError as error:
         culprit = error.filename or path
         raise UserError(f"cannot write {path}: {culprit}: {error.strerror}") from error
+
+
+def gguf_blocks(metadata: Metadata, tensors: Sequence[NewTensor]) -> Iterator[bytes]:
+    """Yield a whole file's bytes in order.
+
+    Raises:
+        BadModelFile: a source ends before its extent does.
+        OSError: a source cannot be read.
+    """
+    alignment = alignment_bytes(metadata, "the file to write")
+    yield encode_header(metadata, tensors)
+    for tensor in tensors:
+        yield from _blocks(tensor)
+        yield bytes(padded(tensor.nbytes, alignment) - tensor.nbytes)
 
 
 def _blocks(tensor: NewTensor) -> Iterator[bytes]:

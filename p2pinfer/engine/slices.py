@@ -46,11 +46,16 @@ class Model:
         )
 
     def _written(self, name: str, plan: SlicePlan) -> Path:
-        path = self.cache / f"v{_VERSION}" / self.id[:32] / name
+        path = slice_path(self.cache, self.id, name)
         if not path.exists():
             path.parent.mkdir(parents=True, exist_ok=True)
             write_slice(plan, extents(self.header, self.path), path)
         return path
+
+
+def slice_path(cache: Path, model: ModelId, name: str) -> Path:
+    """Return where a slice of a model is kept."""
+    return cache / f"v{_VERSION}" / model[:32] / name
 
 
 def open_model(path: Path, cache: Path) -> Model:

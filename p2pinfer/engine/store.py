@@ -5,8 +5,8 @@
     partial/HASH        a part in the making, or one found damaged, at its full length
     lock                held by whoever adds a manifest, begins a part, or removes a model
 
-Which chunks of a partial part are there is found by hashing them. Nothing is written down that could
-contradict the bytes, so a process may be killed, and a machine lose power, at any moment.
+Which chunks of a partial part are there is found by hashing them. Nothing is written down that
+could contradict the bytes, so a process may be killed, and a machine lose power, at any moment.
 """
 
 import errno
@@ -58,7 +58,7 @@ class DamagedPart(P2pinferError):
 class Store:
     """Parts and manifests under ``root``; its methods may be called from any thread.
 
-    They wait for the disk. Whatever the disk refuses is a UserError, after which the store is whole.
+    They wait for the disk. What it refuses to write is a UserError, after which the store is whole.
     """
 
     def __init__(self, root: Path, *, quota_bytes: int | None = None) -> None:
@@ -241,8 +241,11 @@ class Store:
                     raise MissingChunk(f"{part.name} lacks chunk {min(missing)}")
                 raise BadManifest(f"the manifest's chunks of {part.name} make another part")
             os.fsync(file)
-            self._partial_path(part).replace(self.path(part))
             self._found.pop(part.hash, None)
+            try:
+                self._partial_path(part).replace(self.path(part))
+            except FileNotFoundError:
+                raise MissingChunk(f"{part.name} has been removed meanwhile") from None
             _sync(self._parts)
             _sync(self._partial)
 
@@ -271,7 +274,7 @@ class Store:
 
     def _set_aside(self, part: Part) -> None:
         """Make a damaged part a partial one: its good chunks count, the others are missing."""
-        with suppress(FileNotFoundError), self._explained():
+        with self._explained(), suppress(FileNotFoundError):
             self.path(part).replace(self._partial_path(part))
         self._found.pop(part.hash, None)
 
