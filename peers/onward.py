@@ -46,12 +46,16 @@ class Onward:
 
     def _done(self, step: Step, outcome: Decoded | EngineError) -> None:
         if isinstance(outcome, EngineError):
-            self._failure = RefusedError.of(self._peer, Refusal.ENGINE_FAILED, str(outcome))
-            self._todo.set()
+            self._fail(str(outcome))
             return
         rows = outcome.rows
         if self._dtype is Dtype.F16:
-            rows = np.frombuffer(rows, "<f4").astype("<f2").tobytes()
+            with np.errstate(over="ignore"):
+                halves = np.frombuffer(rows, "<f4").astype("<f2")
+            if not np.isfinite(halves).all():  # else the next stage would blame this one
+                self._fail("the rows are too large for float16")
+                return
+            rows = halves.tobytes()
         times = (*step.decoding_us, outcome.decoding_us)
         message = encode(Step(step.number, step.position, step.count, step.wide, rows, times))
         if not self._unsent and self._output.send_now(message):
@@ -59,6 +63,10 @@ class Onward:
         else:
             self._unsent.append(message)
             self._todo.set()
+
+    def _fail(self, text: str) -> None:
+        self._failure = RefusedError.of(self._peer, Refusal.ENGINE_FAILED, text)
+        self._todo.set()
 
     def _sent(self) -> None:
         self._steps -= 1

@@ -14,9 +14,10 @@ from trio.testing import MockClock
 from p2pinfer.core.limits import STEPS_IN_FLIGHT_MAX
 from p2pinfer.core.messages import (
     Dtype,
+    Refusal,
     Step,
 )
-from peers.talk import receive
+from peers.talk import RefusedError, receive
 from tests.engine.fakes import WIDTH, FakeEnds, submit
 from tests.peers.swarm import (
     CHAINS,
@@ -50,6 +51,22 @@ async def test_float16_halves_the_bytes_and_arrives(autojump_clock: MockClock) -
         assert step.rows == exact.astype("<f2").tobytes()
         await talk.close()
         made.engines[0].machine.open -= 1
+
+
+async def test_rows_too_large_for_float16_are_the_stages_own_failure(
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A stage whose rows overflow float16 says so, before the next one could blame it."""
+    large = np.full(WIDTH, 1e6, "<f4").tobytes()
+    monkeypatch.setattr("tests.engine.fakes.row_of", lambda _: large)
+    async with swarm((1, 29)) as made:
+        talk = await Talk.open(made, dtype=Dtype.F16)
+        await talk.send_step(0, np.ones(WIDTH, "<f2").tobytes(), 1)
+        with pytest.raises(RefusedError, match="too large for float16") as caught:
+            await receive(talk.entry, Step)
+        assert caught.value.refused.code == Refusal.ENGINE_FAILED
+        assert caught.value.peer == made.route[0].peer
+        await talk.close()
 
 
 async def test_sessions_at_once_do_not_mix(autojump_clock: MockClock) -> None:
