@@ -6,7 +6,7 @@ import secrets
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import trio
@@ -97,6 +97,11 @@ def find_model(name: str) -> Path:
     return default_model_path() if name == "default" else Path(name).expanduser()
 
 
+def _for_model(machine: Machine, model: Model) -> Machine:
+    """Let no session be longer than the model was made for."""
+    return replace(machine, context=min(machine.context, model.info.context_tokens))
+
+
 def check_memory(model: Model, layers: int, machine: Machine) -> None:
     """Raise UserError if sessions in so many layers need more memory than this machine has."""
     needed = sessions_bytes(model.header, layers, machine.sessions, machine.context)
@@ -121,7 +126,7 @@ async def serve_peer(options: PeerOptions, on_ready: Callable[[Serving], None]) 
         EngineDied: llama.cpp cannot run the slice.
     """
     model = open_model(options.model, cache_dir())
-    machine = options.machine
+    machine = _for_model(options.machine, model)
     check_memory(model, options.end - options.first, machine)
     path = model.stage(options.first, options.end)
     identity = load_identity(options.identity or data_dir() / "identity")
@@ -251,7 +256,7 @@ async def open_client(options: ClientOptions) -> AsyncIterator[Client]:
         raise UserError("name a peer of the swarm with --bootstrap MULTIADDR (join prints one)")
     model = open_model(options.model, cache_dir())
     check_keep(model, options.keep)
-    machine = options.machine
+    machine = _for_model(options.machine, model)
     check_memory(model, 2 * options.keep, machine)
     first_end, last_end = model.ends(options.keep)
     identity = ephemeral_identity()
