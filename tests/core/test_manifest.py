@@ -1,0 +1,236 @@
+"""Manifests: canonical bytes, an id that is their hash, and every limit judged."""
+
+from typing import Any
+
+import msgpack
+import pytest
+from blake3 import blake3
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from p2pinfer.core.ids import ModelId, PartHash
+from p2pinfer.core.manifest import (
+    CHUNK_BYTES,
+    FORMAT,
+    MANIFEST_BYTES_MAX,
+    BadManifest,
+    Manifest,
+    Part,
+    TensorRow,
+    WrongManifest,
+    parse_manifest,
+    part_names,
+)
+
+LAYERS = 3
+
+
+def part(name: str, size: int) -> Part:
+    """Make up a part whose hashes are of its name."""
+    digest = blake3(name.encode())
+    chunks = tuple(blake3(f"{name}{i}".encode()).digest() for i in range(-(-size // CHUNK_BYTES)))
+    return Part(name, PartHash(digest.hexdigest()), size, chunks)
+
+
+def manifest(**changes: Any) -> Manifest:
+    """Make up a manifest of three layers."""
+    values: dict[str, Any] = {
+        "name": "Toy",
+        "license": "apache-2.0",
+        "architecture": "llama",
+        "layers": LAYERS,
+        "width": 64,
+        "vocabulary": 40,
+        "context": 128,
+        "tensors": (TensorRow("token_embd.weight", 0, (64, 40)), TensorRow("x", 8, (64,))),
+        "parts": tuple(part(name, 2 * CHUNK_BYTES + 5) for name in part_names(LAYERS)),
+    }
+    return Manifest(**{**values, **changes})
+
+
+def values() -> list[Any]:
+    """Return what the toy manifest's array holds."""
+    held: list[Any] = msgpack.unpackb(manifest().encode())
+    return held
+
+
+def test_reads_back() -> None:
+    """What was encoded is what is parsed, and the id is the hash of the bytes."""
+    made = manifest()
+    data = made.encode()
+    assert made.id == blake3(data).hexdigest()
+    parsed = parse_manifest(data, made.id)
+    assert parsed == made
+    assert (parsed.id, parsed.encode()) == (made.id, data)
+    assert parse_manifest(manifest(license=None).encode()).license is None
+
+
+def test_the_bytes_do_not_change() -> None:
+    """Ids of models that are in use depend on this very form."""
+    assert manifest().id == "d6d8d07cb59a1544b769b9e773adaa1aa70d6e39b04783be6485e2ed0cb12459"
+
+
+def test_other_bytes_are_not_parsed() -> None:
+    """Bytes that do not hash to the id are refused as such, even where they would be a manifest."""
+    other = manifest(name="Other")
+    for data in (other.encode(), b"", b"\xc1"):
+        with pytest.raises(WrongManifest):
+            parse_manifest(data, manifest().id)
+
+
+def test_chunks_have_sizes() -> None:
+    """All chunks are full but the last, and no other chunk has a size."""
+    made = part("x", 2 * CHUNK_BYTES + 5)
+    assert [made.chunk_size(i) for i in range(3)] == [CHUNK_BYTES, CHUNK_BYTES, 5]
+    assert part("x", CHUNK_BYTES).chunk_size(0) == CHUNK_BYTES
+    for index in (-1, 3):
+        with pytest.raises(IndexError):
+            made.chunk_size(index)
+
+
+def test_parts_of_slices() -> None:
+    """A stage needs the metadata and its layers, the ends the vocabulary too; nothing twice."""
+    made = manifest()
+    assert made.needed(1, 3) == ("metadata", "layer.1", "layer.2")
+    rest = ("metadata", "tokenizer", "embedding")
+    assert made.ends(1) == (*rest, "layer.0", "layer.2", "output")
+    assert made.ends(2) == (*rest, "layer.0", "layer.1", "layer.2", "output")
+    assert [made.part(name).name for name in made.ends(3)] == part_names(LAYERS)
+    with pytest.raises(KeyError):
+        made.part("layer.3")
+
+
+GOOD_PART = [bytes(32), 5, bytes(32)]
+
+
+@pytest.mark.parametrize(
+    ("place", "value"),
+    [
+        pytest.param(0, "p2pinfer model 2", id="another format"),
+        pytest.param(1, "", id="no name"),
+        pytest.param(1, "x" * 129, id="name too long"),
+        pytest.param(1, "a\nb", id="name of two lines"),
+        pytest.param(1, "\x1b[2J", id="name that clears the screen"),
+        pytest.param(1, b"Toy", id="name as bytes"),
+        pytest.param(2, "x" * 129, id="licence too long"),
+        pytest.param(2, 3, id="licence as number"),
+        pytest.param(3, None, id="no architecture"),
+        pytest.param(4, 0, id="no layers"),
+        pytest.param(4, LAYERS + 1, id="more layers than parts"),
+        pytest.param(4, 1 << 40, id="absurd layers"),
+        pytest.param(4, True, id="layers as truth"),
+        pytest.param(4, 3.0, id="layers as float"),
+        pytest.param(5, 65_537, id="too wide"),
+        pytest.param(6, -1, id="vocabulary below nought"),
+        pytest.param(7, 1 << 26, id="context too long"),
+        pytest.param(8, [], id="no tensors"),
+        pytest.param(8, [["x", 0, [1]]] * 16_385, id="too many tensors"),
+        pytest.param(8, [["x" * 64, 0, [1]]], id="tensor name too long"),
+        pytest.param(8, [["x", 256, [1]]], id="tensor type too high"),
+        pytest.param(8, [["x", 0, []]], id="tensor of no dimensions"),
+        pytest.param(8, [["x", 0, [1] * 5]], id="tensor of five dimensions"),
+        pytest.param(8, [["x", 0, [0]]], id="empty tensor"),
+        pytest.param(8, [["x", 0, "ab"]], id="shape as text"),
+        pytest.param(8, [["x", 0, [1 << 41]]], id="absurd tensor"),
+        pytest.param(8, [["x", 0]], id="tensor without shape"),
+        pytest.param(9, [], id="no parts"),
+        pytest.param(9, [GOOD_PART] * 6, id="a part too few"),
+        pytest.param(9, [GOOD_PART] * 8, id="a part too many"),
+        pytest.param(9, [[bytes(31), 5, bytes(32)]] * 7, id="short hash"),
+        pytest.param(9, [["0" * 32, 5, bytes(32)]] * 7, id="hash as text"),
+        pytest.param(9, [[bytes(32), 5, bytes(33)]] * 7, id="half a chunk's hash"),
+        pytest.param(9, [[bytes(32), 5, bytes(64)]] * 7, id="a chunk too many"),
+        pytest.param(9, [[bytes(32), 5, "0" * 32]] * 7, id="chunks as text"),
+        pytest.param(9, [[bytes(32), 0, b""]] * 7, id="empty part"),
+        pytest.param(9, [[bytes(32), 1 << 37, bytes(32)]] * 7, id="absurd part"),
+        pytest.param(9, [[bytes(32), True, bytes(32)]] * 7, id="size as truth"),
+    ],
+)
+def test_each_limit_holds(place: int, value: Any) -> None:
+    """One value over its limit, or of another type, spoils a manifest; nothing is coerced."""
+    spoilt = values()
+    spoilt[place] = value
+    data = msgpack.packb(spoilt)
+    with pytest.raises(BadManifest):
+        parse_manifest(data, ModelId(blake3(data).hexdigest()))
+
+
+def test_the_values_that_the_others_spoil_are_good() -> None:
+    """The form that the test above changes is accepted as it is."""
+    good = values()
+    good[9] = [GOOD_PART] * 7
+    assert parse_manifest(msgpack.packb(good)).part("output").size == 5
+
+
+def test_only_one_form_is_a_manifest() -> None:
+    """Other bytes with the same meaning would be another id for the same model."""
+    longer = b"\xdc\x00\x0a" + manifest().encode()[1:]  # the array's length in two bytes
+    assert msgpack.unpackb(longer) == values()
+    for data in (longer, manifest().encode() + b"\xc0"):
+        with pytest.raises(BadManifest):
+            parse_manifest(data)
+
+
+def test_too_long() -> None:
+    """A manifest over the limit is neither parsed nor made."""
+    with pytest.raises(BadManifest, match="too long"):
+        parse_manifest(bytes(MANIFEST_BYTES_MAX + 1))
+    with pytest.raises(BadManifest, match="would have"):
+        manifest(parts=tuple(part(n, 30_000 * CHUNK_BYTES) for n in part_names(LAYERS)))
+
+
+def test_our_own_mistakes_are_refused_when_made() -> None:
+    """A part whose chunks do not make its size, or that is out of place, cannot be made here."""
+    with pytest.raises(BadManifest, match="chunks"):
+        Part("x", PartHash("0" * 64), CHUNK_BYTES + 1, (bytes(32),))
+    with pytest.raises(BadManifest, match="parts"):
+        manifest(parts=tuple(part(name, 5) for name in reversed(part_names(LAYERS))))
+    assert values()[0] == FORMAT
+
+
+def judge(data: bytes) -> None:
+    """Parse, which gives a manifest that encodes to these bytes, or raises BadManifest."""
+    try:
+        parsed = parse_manifest(data)
+    except BadManifest:
+        return
+    assert parsed.encode() == data
+
+
+@settings(max_examples=80)
+@given(st.randoms(use_true_random=False))
+def test_damage_is_judged(random: Any) -> None:
+    """A manifest with bytes changed, cut out or put in, 100 times, is a manifest or is refused."""
+    whole = manifest().encode()
+    for _ in range(100):
+        data = bytearray(whole)
+        for _ in range(random.randint(1, 3)):
+            at = random.randrange(len(data) + 1)
+            data[at : at + random.randrange(3)] = random.randbytes(random.randrange(3))
+        judge(bytes(data))
+
+
+@settings(max_examples=30)
+@given(st.randoms(use_true_random=False))
+def test_noise_is_no_manifest(random: Any) -> None:
+    """Random bytes, 50 at a time, are refused and nothing else happens."""
+    for _ in range(50):
+        judge(random.randbytes(random.randrange(80)))
+
+
+anything = st.recursive(
+    st.none() | st.booleans() | st.integers(-5, 1 << 63) | st.text() | st.binary() | st.floats(),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(), inner, max_size=2),
+)
+
+
+@settings(max_examples=300)
+@given(st.dictionaries(st.integers(1, 9), anything, min_size=1, max_size=3))
+def test_well_packed_nonsense_is_judged(changes: dict[int, Any]) -> None:
+    """Any values in a manifest's places are a manifest or are refused."""
+    spoilt = [changes.get(place, value) for place, value in enumerate(values())]
+    try:
+        data = msgpack.packb(spoilt)
+    except ValueError:  # a lone surrogate, which msgpack cannot write
+        return
+    judge(data)
