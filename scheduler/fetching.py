@@ -7,7 +7,7 @@ sooner. No chunk is asked of two holders at once. The clock is an argument, in s
 """
 
 from collections import Counter, deque
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -87,7 +87,8 @@ class Fetching:
         self._holders: dict[PeerId, _Holder] = {}
         self._claimed: Counter[ChunkId] = Counter()
         self._stale = False  # claims have changed: the queues are to be made anew
-        self._in_flight = 0
+        self.in_flight = 0
+        """Asked, or being stored."""
         self.bytes_left = sum(self._sizes.values())
 
     @property
@@ -96,9 +97,23 @@ class Fetching:
         return [peer for peer, holder in self._holders.items() if holder.linked]
 
     @property
+    def givers(self) -> int:
+        """How many of them have something for us."""
+        return sum(bool(holder.claims) for holder in self._holders.values())
+
+    @property
+    def missing(self) -> Collection[ChunkId]:
+        """What is not stored yet."""
+        return self._sizes.keys()
+
+    @property
     def done(self) -> bool:
         """Whether everything is stored."""
         return not self._sizes
+
+    def claims_all(self, peer: PeerId) -> bool:
+        """Whether a holder claims everything that is missing."""
+        return self._sizes.keys() <= self._holders[peer].claims
 
     def nobody_holds(self) -> set[PartHash]:
         """Return the parts of which no linked holder claims a chunk that is still to be asked."""
@@ -146,7 +161,7 @@ class Fetching:
                     holder.quiet_since = now
                 holder.asked.add(holder.queue.popleft())
                 self._free.remove(chunk)
-                self._in_flight += 1
+                self.in_flight += 1
                 asked.append((peer, chunk))
                 able.append((peer, holder))
             ready = able
@@ -166,7 +181,7 @@ class Fetching:
         """Note that what arrived was right and is safe."""
         self._holders[peer].storing -= 1
         self._holders[peer].failures = 0
-        self._in_flight -= 1
+        self.in_flight -= 1
         self.bytes_left -= self._sizes.pop(chunk)
 
     def spoilt(self, peer: PeerId, chunk: ChunkId) -> None:
@@ -206,7 +221,7 @@ class Fetching:
 
     def _release(self, chunk: ChunkId) -> None:
         """Put back a chunk, before all others, where it is claimed."""
-        self._in_flight -= 1
+        self.in_flight -= 1
         self._free.add(chunk)
         for holder in self._holders.values():
             if chunk in holder.claims:
@@ -219,7 +234,7 @@ class Fetching:
         if (
             not holder.queue
             or holder.banned
-            or self._in_flight >= IN_FLIGHT_MAX
+            or self.in_flight >= IN_FLIGHT_MAX
             or len(holder.asked) + holder.storing >= IN_FLIGHT_PER_HOLDER_MAX
         ):
             return None

@@ -253,9 +253,10 @@ class ManifestIs:
 
 @frozen
 class AskHeld:
-    """Which chunks of these parts do you hold?"""
+    """Which chunks of these parts of a model do you hold?"""
 
     number: int = field(validator=_NUMBER)
+    model: ModelId = field(validator=_MODEL)
     parts: tuple[PartHash, ...] = field(validator=_PARTS)
 
 
@@ -270,9 +271,10 @@ class Held:
 
 @frozen
 class AskChunk:
-    """Give me these bytes of a part."""
+    """Give me these bytes of a model's part."""
 
     number: int = field(validator=_NUMBER)
+    model: ModelId = field(validator=_MODEL)
     part: PartHash = field(validator=_PART)
     index: int = field(validator=_whole(0, 8 * BITMAP_BYTES_MAX - 1))
 

@@ -1,0 +1,232 @@
+"""What fetching parts costs: from one holder and from three, against one plain stream of ours.
+
+Holders are processes on this machine that serve one store of noise. In each round the same bytes go
+over a plain framed stream, which nobody reads from a disk, hashes or writes; then from one holder,
+then from three. Read the ratios before the absolute figures; three holders and a fetcher on fewer
+than four cores are in each other's way. ``python -m p2pinfer.bench.fetch`` prints JSON.
+"""
+
+import json
+import resource
+import shutil
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import AsyncGenerator, Callable, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import trio
+from blake3 import blake3
+
+from p2pinfer.core.ids import ModelId, PartHash, PeerId
+from p2pinfer.core.manifest import CHUNK_BYTES, Manifest, Part, TensorRow, part_names
+from p2pinfer.core.messages import Chunk
+from p2pinfer.core.wire import decode, encode
+from p2pinfer.engine.store import Store
+from peers.parts_fetch import fetch_parts
+from peers.parts_server import PartsServer
+from transports.base import Channel
+from transports.libp2p import Libp2pTransport, open_libp2p
+
+HERE: Final = ("/ip4/127.0.0.1/tcp/0",)
+HOLDERS: Final = (1, 3)
+PLAIN: Final = "plain"
+
+LAYERS = 8
+LAYER_BYTES = 24 * CHUNK_BYTES
+"""In all some 200 MB: half a second of a plain stream, and less than a small machine's memory."""
+
+ROUNDS = 5
+STEP_TIMES = 50
+"""How often each single step is timed."""
+
+CHILD_S_MAX = 60.0
+"""For another process to begin, and to end."""
+
+
+@dataclass(frozen=True)
+class _Holder:
+    peer: PeerId
+    addresses: tuple[str, ...]
+
+
+async def fetch_bench(rounds: int = ROUNDS) -> dict[str, Any]:
+    """Measure and return what ``p2pinfer bench fetch`` prints.
+
+    Returns:
+        MB/s over ``plain``, ``from_1`` and ``from_3``, each the median over the rounds; the median
+        ``ratio`` of the last two to the first in the same round; ``ms_per_chunk``, what each step
+        takes by itself, and this process's processor time; and its memory at most, in MB.
+    """
+    with tempfile.TemporaryDirectory(prefix="p2pinfer-") as home:
+        store = Store(Path(home) / "store")
+        manifest = _fill(store)
+        steps = _time_steps(store, manifest.parts[-2])
+        rates: dict[str, list[float]] = {}
+        cpu_ms: dict[str, list[float]] = {}
+        async with AsyncExitStack() as stack:
+            holders = [
+                await stack.enter_async_context(_holder(store.root, manifest.id))
+                for _ in range(max(HOLDERS))
+            ]
+            me = await stack.enter_async_context(open_libp2p(None, (), "bench"))
+            plain = await me.open(holders[0].peer, PLAIN, holders[0].addresses)
+            for number in range(-1, rounds):  # the first one warms up, and is not counted
+                for name, bring in _ways(me, plain, holders, manifest, Path(home)):
+                    start, cpu_start = time.perf_counter(), time.process_time()
+                    await bring()
+                    if number >= 0:
+                        rate = manifest.size / 1e6 / (time.perf_counter() - start)
+                        cpu_s = time.process_time() - cpu_start
+                        rates.setdefault(name, []).append(rate)
+                        cpu_ms.setdefault(name, []).append(1e3 * cpu_s / _chunks(manifest))
+                    shutil.rmtree(Path(home) / "new", ignore_errors=True)
+    names = [name for name in rates if name != PLAIN]
+    return {
+        "megabytes": round(manifest.size / 1e6),
+        "rounds": rounds,
+        "mb_per_s": {name: round(statistics.median(rates[name]), 1) for name in rates},
+        "ratio": {name: _ratio(rates[name], rates[PLAIN]) for name in names},
+        "ratios": {name: [_ratio([a], [b]) for a, b in _pairs(rates, name)] for name in names},
+        "ms_per_chunk": steps
+        | {f"cpu_{name}": round(statistics.median(cpu_ms[name]), 3) for name in cpu_ms},
+        "memory_mb_max": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),
+    }
+
+
+def _pairs(rates: dict[str, list[float]], name: str) -> list[tuple[float, float]]:
+    return list(zip(rates[name], rates[PLAIN], strict=True))
+
+
+def _ratio(rates: Sequence[float], plain: Sequence[float]) -> float:
+    return round(statistics.median(a / b for a, b in zip(rates, plain, strict=True)), 3)
+
+
+def _chunks(manifest: Manifest) -> int:
+    return sum(len(part.chunks) for part in manifest.parts)
+
+
+def _ways(
+    me: Libp2pTransport, plain: Channel, holders: list[_Holder], manifest: Manifest, home: Path
+) -> list[tuple[str, Callable[[], Any]]]:
+    """Return the ways to bring the model here, by name."""
+
+    async def stream() -> None:
+        chunks = _chunks(manifest)
+        await plain.send(str(chunks).encode())
+        for _ in range(chunks):
+            await plain.receive()
+
+    def fetch(count: int) -> Callable[[], Any]:
+        async def bring() -> None:
+            store = Store(home / "new")
+            names = [part.name for part in manifest.parts]
+            await fetch_parts(me, lambda: holders[:count], store, manifest, names)
+
+        return bring
+
+    return [(PLAIN, stream), *((f"from_{count}", fetch(count)) for count in HOLDERS)]
+
+
+def _fill(store: Store) -> Manifest:
+    """Make a model of noise and put it into a store."""
+    parts = []
+    for number, name in enumerate(part_names(LAYERS)):
+        size = LAYER_BYTES if name.startswith("layer") else CHUNK_BYTES // 4
+        data = blake3(number.to_bytes(2, "big")).digest(
+            length=size
+        )  # noise, and the same each time
+        chunks = [data[at : at + CHUNK_BYTES] for at in range(0, size, CHUNK_BYTES)]
+        hashes = tuple(blake3(chunk).digest() for chunk in chunks)
+        part = Part(name, PartHash(blake3(data).hexdigest()), size, hashes)
+        for index, chunk in enumerate(chunks):
+            store.write_chunk(part, index, chunk)
+        store.finish(part)
+        parts.append(part)
+    tensors = (TensorRow("noise", 0, (1,)),)
+    manifest = Manifest("noise", None, "noise", LAYERS, 1, 1, 1, tensors, tuple(parts))
+    store.add_manifest(manifest.encode(), manifest.id)
+    return manifest
+
+
+def _time_steps(store: Store, part: Part) -> dict[str, float]:
+    """Time what a chunk goes through, each step by itself, in ms."""
+    data = store.read_chunk(part, 0)
+    message = encode(Chunk(0, data))
+    with tempfile.TemporaryDirectory(prefix="p2pinfer-") as home:
+        other = Store(Path(home))
+        indices = iter(range(STEP_TIMES))
+        steps: dict[str, Callable[[], object]] = {
+            "hash": lambda: blake3(data).digest(),
+            "read_and_hash": lambda: store.read_chunk(part, 0),
+            "encode": lambda: encode(Chunk(0, data)),
+            "decode": lambda: decode(message, Chunk),
+            "hash_and_write": lambda: other.write_chunk(
+                part, n := next(indices) % len(part.chunks), store.read_chunk(part, n)
+            ),
+        }
+        found = {name: _median_ms(step) for name, step in steps.items()}
+    found["hash_and_write"] = round(found["hash_and_write"] - found["read_and_hash"], 3)
+    return found
+
+
+def _median_ms(step: Callable[[], object]) -> float:
+    seconds = []
+    for _ in range(STEP_TIMES):
+        start = time.perf_counter()
+        step()
+        seconds.append(time.perf_counter() - start)
+    return round(1e3 * statistics.median(seconds), 3)
+
+
+@asynccontextmanager
+async def _holder(root: Path, model: ModelId) -> AsyncGenerator[_Holder, None]:
+    """Run a process that serves a store."""
+    command = [sys.executable, "-m", "p2pinfer.bench.fetch", "serve", str(root), model]
+    child = await trio.lowlevel.open_process(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    assert child.stdin is not None
+    assert child.stdout is not None
+    try:
+        line = b""
+        with trio.fail_after(CHILD_S_MAX):
+            while not line.endswith(b"\n"):
+                line += await child.stdout.receive_some(1)
+        address = line.decode().strip()
+        yield _Holder(PeerId(address.rpartition("/")[2]), (address,))
+    finally:
+        with trio.move_on_after(CHILD_S_MAX, shield=True):
+            await child.stdin.aclose()
+            await child.stdout.aclose()
+            await child.wait()
+
+
+async def _serve(root: str, model: str) -> None:
+    """Be a holder, until standard input ends."""
+    store = Store(Path(root))
+    assert store.manifest(ModelId(model)), "the bench has filled it"
+    message = encode(Chunk(0, bytes(CHUNK_BYTES)))
+
+    async def stream(channel: Channel) -> None:
+        while True:
+            for _ in range(int(await channel.receive())):
+                await channel.send(message)
+
+    async with open_libp2p(None, HERE, "bench") as transport:
+        transport.handle(PLAIN, stream)
+        PartsServer(transport, store).listen()
+        sys.stdout.write(transport.addresses[0] + "\n")
+        sys.stdout.flush()
+        await trio.to_thread.run_sync(sys.stdin.read)
+
+
+if __name__ == "__main__":
+    match sys.argv[1:]:
+        case ["serve", served, of]:
+            trio.run(_serve, served, of)
+        case _:
+            sys.stdout.write(json.dumps(trio.run(fetch_bench), indent=2) + "\n")
