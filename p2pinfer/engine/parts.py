@@ -276,15 +276,23 @@ def open_parts(store: Store, manifest: Manifest, cache: Path) -> PartsModel:
     return PartsModel(store, manifest, info, cache)
 
 
-def whole_header(store: Store, manifest: Manifest, part: str) -> GgufHeader:
+def whole_header(store: Store, manifest: Manifest, name: str) -> GgufHeader:
     """Return the whole model's header, with the metadata of the metadata or the tokenizer part.
 
-    It is put together from that part and the manifest, and then judged as any file's is; raises as
-    ``open_parts``.
+    Raises as ``open_parts``.
     """
-    source = manifest.part(part)
-    store.verify(source)
-    metadata = read_header(store.path(source)).metadata
+    part = manifest.part(name)
+    store.verify(part)
+    return join_header(manifest, read_header(store.path(part)).metadata)
+
+
+def join_header(manifest: Manifest, metadata: Metadata) -> GgufHeader:
+    """Make a header of a part's metadata and the manifest's tensors, and judge it as any file's.
+
+    Raises:
+        BadModelFile: it makes no sense, or is not what the manifest says.
+        UnsupportedModel: the model is not proven to split exactly.
+    """
     tensors = [_tensor(manifest, row) for row in manifest.tensors]
     encoded = encode_header(metadata, tensors)
     alignment = alignment_bytes(metadata, manifest.name)
@@ -292,7 +300,7 @@ def whole_header(store: Store, manifest: Manifest, part: str) -> GgufHeader:
     header = parse_header(encoded, file_bytes, manifest.name)
     check_splits(header, model_info(header))
     if _manifest(header, manifest.parts) != manifest:
-        raise BadModelFile(f"{manifest.name} is damaged: its {part} contradicts its manifest")
+        raise BadModelFile(f"{manifest.name} is damaged: its metadata contradicts its manifest")
     return header
 
 
