@@ -354,7 +354,7 @@ def main() -> None:
     logging.basicConfig(level=logging.WARNING, format="p2pinfer: %(message)s")
     try:
         with errors.lone_errors():
-            app(exit_on_error=False, print_error=False)
+            app(sys.argv[1:], exit_on_error=False, print_error=False)
     except CycloptsError as error:
         _fail(_usage(error), errors.EXIT_USAGE)
     except P2pinferError as error:

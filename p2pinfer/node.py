@@ -1,6 +1,7 @@
 """Compose real nodes: a peer that serves a stage, and a client that asks the swarm."""
 
 import gc
+import logging
 import random
 import secrets
 import time
@@ -26,6 +27,8 @@ from peers.stage import Stage
 from scheduler.routing import NoRoute, find_route
 from transports.base import Transport
 from transports.identity import Identity, ephemeral_identity, load_identity
+
+_log = logging.getLogger("p2pinfer.node")
 
 LISTEN_DEFAULT = "/ip4/0.0.0.0/tcp/0"
 
@@ -161,7 +164,8 @@ async def serve_peer(options: PeerOptions, on_ready: Callable[[Serving], None]) 
                 sequence=time.time_ns() // 1_000_000,
             )
         )
-        await directory.enter(options.bootstrap)
+        for failure in await directory.enter(options.bootstrap):
+            _log.warning("%s; trying again", failure)
         _settle()
         on_ready(
             Serving(
@@ -223,7 +227,7 @@ class Client:
                 except NoRoute as error:
                     if str(error) != missing:
                         missing = str(error)
-                        on_wait(missing)
+                        on_wait(f"{missing}; waiting …")
                 await trio.sleep(FIND_AGAIN_S)
                 await self._directory.enter(self._options.bootstrap)
         others = set(self._directory.models().values())

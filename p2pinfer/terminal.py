@@ -51,10 +51,18 @@ async def answer_once(conversation: Conversation, question: str, *, as_json: boo
         answer = await conversation.ask(question, lambda _: None)
         print(json.dumps(answer.as_dict()))
         return
+    written = 0
+
+    def show(text: str) -> None:
+        nonlocal written
+        written += len(text)
+        write(text)
+
     try:
-        answer = await conversation.ask(question, write)
+        answer = await conversation.ask(question, show)
     finally:
-        write("\n")
+        if written:
+            write("\n")
     say(summary(answer))
 
 
