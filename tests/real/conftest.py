@@ -1,0 +1,65 @@
+"""Swarms of real peers that tests share, and what llama.cpp alone says."""
+
+import json
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.real.processes import Peer, start_peers
+
+PROMPT_TOKENS = (1, 2, 7, 8, 40, 48, 49, 100, 230, 530)
+"""Lengths of the prompts: around the regimes' and chunks' edges, and past 512 cells."""
+
+ANSWER_TOKENS = 24
+
+_REFERENCE = """
+import json, sys
+from itertools import islice
+from llama_cpp import Llama
+path, lengths, count = json.loads(sys.argv[1])
+llama = Llama(path, n_ctx=1024, n_batch=48, n_ubatch=48, n_threads=1, n_threads_batch=1,
+              flash_attn=True, verbose=False)  # as llama.cpp itself by default, and as slices
+text = ("Why do the leaves of trees turn red in autumn, and what has the sun to do with it? "
+        "A forest is not one being; it is many, which share light, water and room. " * 20)
+tokens = llama.tokenize(text.encode(), add_bos=False)
+answers = []
+for number, length in enumerate(lengths):
+    prompt = tokens[number:number + length]
+    llama.reset()
+    llama._ctx.kv_cache_clear()
+    answers.append([prompt, list(islice(llama.generate(prompt, temp=0, repeat_penalty=1), count))])
+print(json.dumps(answers))
+"""
+
+
+@pytest.fixture(scope="session")
+def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Give the directory in which all processes of this folder's tests keep their things."""
+    return tmp_path_factory.mktemp("home")
+
+
+@pytest.fixture(autouse=True)
+def _at_home(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("P2PINFER_HOME", str(home))
+
+
+@pytest.fixture(scope="session")
+def reference(default_model: Path) -> list[tuple[list[int], list[int]]]:
+    """Give ten prompts, and what ``llama_cpp.Llama`` says to each: greedy, in our regimes."""
+    question = json.dumps([str(default_model), PROMPT_TOKENS, ANSWER_TOKENS])
+    result = subprocess.run(
+        [sys.executable, "-c", _REFERENCE, question], capture_output=True, check=True
+    )
+    return [(prompt, tokens) for prompt, tokens in json.loads(result.stdout)]
+
+
+@pytest.fixture(scope="session")
+def swarm(home: Path) -> Iterator[list[Peer]]:
+    """Give three peers that share the default model's layers; tests leave them as they were."""
+    peers = start_peers(home, ["1:10", "10:19", "19:29"])
+    yield peers
+    for peer in peers:
+        peer.stop()

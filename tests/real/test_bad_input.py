@@ -1,0 +1,238 @@
+"""What cannot be used is refused in one clear sentence, with the documented exit code."""
+
+import io
+import os
+import re
+import socket
+import sys
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import pytest
+
+from p2pinfer import cli
+from tests.engine.models import TINY, write_tiny
+from tests.real.processes import Peer, start_peers
+
+pytestmark = pytest.mark.real
+
+NAME = b"Smollm2 135M 8k Lc100K Mix1 Ep2"
+SENTENCE = re.compile(r"p2pinfer: [^\n]{20,}\n")
+HERE = ["--listen", "/ip4/127.0.0.1/tcp/0"]
+NOBODY = "/ip4/127.0.0.1/tcp/1/p2p/12D3KooWGFgCLy6XehU9vhoStQAgaNDPQPoRbqRbZiE85zLuEQb8"
+
+
+@dataclass
+class Said:
+    """How a command ended."""
+
+    code: int
+    out: str
+    err: str
+    """The last line; those before it only say what is going on."""
+
+
+Command = Callable[..., Said]
+
+
+@pytest.fixture
+def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> Command:
+    """Give a function that runs a command in this process: it fails before it starts any."""
+
+    def run(*words: str, stdin: str = "") -> Said:
+        monkeypatch.setattr(sys, "argv", ["p2pinfer", *words])
+        monkeypatch.setattr(sys, "stdin", io.StringIO(stdin))
+        with pytest.raises(SystemExit) as end:
+            cli.main()
+        out, err = capsys.readouterr()
+        *notes, last = err.splitlines(keepends=True)
+        assert [note for note in notes if not note.rstrip().endswith("…")] == []
+        assert isinstance(end.value.code, int)
+        return Said(end.value.code, out, last)
+
+    return run
+
+
+def check(said: Said, code: int, words: str) -> None:
+    """Check an exit code, and that one sentence was said which matches ``words``."""
+    assert (said.code, said.out) == (code, "")
+    assert SENTENCE.fullmatch(said.err)
+    assert re.search(words, said.err), said.err
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ("--max-tokens 0", "--max-tokens must be at least 1, not 0"),
+        ("--peers 0", "--peers must be from 1 to 16 for 28 layers"),
+        ("--peers 99", "--peers must be from 1 to 16 for 28 layers"),
+        ("--peers three", '--peers: unable to convert "three" into int.*demo --help'),
+        ("--temperature -1", "--temperature must be >= 0"),
+        ("--top-p 2", "--top-p must be <= 1"),
+        ("--seed -1", "--seed must be >= 0"),
+        ("--threads 0", "--threads must be from 1 to [0-9]+, not 0"),
+        ("--threads 9999", "--threads must be from 1 to [0-9]+, not 9999"),
+        ("--sessions 0", "--sessions must be from 1 to 256, not 0"),
+        ("--context 0", "--context must be from 1 to 4194304, not 0"),
+        ("--context 10000000", "--context must be from 1 to 4194304, not 10000000"),
+        ("--keep-layers 0", "--keep-layers must be at least 1, not 0"),
+        ("--keep-layers 15", "--keep-layers must be from 1 to 14: .* has 30 layers"),
+        ("--keep-layers 30", "--keep-layers must be from 1 to 14: .* has 30 layers"),
+        ("--keep-layers 14", "--peers must be from 1 to 2 for 2 layers"),
+        ("--bogus", "Unknown option: --bogus.*p2pinfer demo --help"),
+        ("there", "'there' is too much: put a prompt into quotes"),
+    ],
+)
+def test_options_out_of_range(command: Command, options: str, words: str) -> None:
+    """Before a single peer is started."""
+    check(command("demo", "Hi", *options.split()), 2, words)
+
+
+def test_more_sessions_than_memory(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It says how much they would need and how much there is; join and chat say so too."""
+    monkeypatch.setattr("p2pinfer.node.available_bytes", lambda: 1 << 28)
+    words = "8 sessions of 1,000,000 positions need .* GiB of memory, and 0.2 GiB are free: .*--con"
+    check(command("demo", "Hi", "--context", "1000000"), 2, words)
+    check(command("join", "--layers", "1:10", *HERE, "--context", "1000000"), 2, words)
+    check(command("chat", "Hi", "--bootstrap", NOBODY, "--context", "1000000"), 2, words)
+
+
+@pytest.mark.parametrize("words", [["demo"], ["demo", ""], ["demo", " \n"], ["chat", "--json"]])
+def test_nothing_to_answer(command: Command, words: list[str]) -> None:
+    """An empty prompt, or an empty pipe."""
+    check(command(*words, stdin="  \n"), 2, "nothing to answer: type a prompt, or pipe one in")
+
+
+@pytest.mark.parametrize(
+    ("kept", "words"),
+    [
+        (b"hello, this is no model at all", "model.gguf is not a GGUF file"),
+        (b"", "model.gguf is cut short"),
+        (1_000_000, "model.gguf is cut short: it ends within its header"),
+        (90_000_000, "model.gguf is cut short: it has 90,000,000 bytes"),
+    ],
+)
+def test_file_that_is_no_whole_model(
+    command: Command, default_model: Path, tmp_path: Path, kept: bytes | int, words: str
+) -> None:
+    """Some other file, or the beginning of a model."""
+    path = tmp_path / "model.gguf"
+    path.write_bytes(default_model.read_bytes()[:kept] if isinstance(kept, int) else kept)
+    check(command("demo", "Hi", "--model", str(path)), 2, words)
+    check(command("join", "--layers", "1:10", *HERE, "--model", str(path)), 2, words)
+
+
+def test_model_that_is_not_there(command: Command, tmp_path: Path) -> None:
+    """No such file, or a directory."""
+    missing = str(tmp_path / "none.gguf")
+    check(command("demo", "Hi", "--model", missing), 2, "cannot read .*none.gguf: No such file")
+    check(command("demo", "Hi", "--model", str(tmp_path)), 2, "cannot read .*: Is a directory")
+
+
+def test_model_that_cannot_be_cut(command: Command, tmp_path: Path) -> None:
+    """An architecture that was not proven to compute the same in slices."""
+    path = tmp_path / "bloom.gguf"
+    write_tiny(replace(TINY["llama"], architecture="bloom"), path)
+    check(command("demo", "Hi", "--model", str(path)), 2, "bloom")
+    check(command("join", "--layers", "1:3", *HERE, "--model", str(path)), 2, "bloom")
+
+
+@pytest.mark.parametrize(
+    ("layers", "words"),
+    [
+        ("5:40", "has no layers 5:40; choose a range within 0:30"),
+        ("10:5", "has no layers 10:5; choose a range within 0:30"),
+        ("5:5", "has no layers 5:5; choose a range within 0:30"),
+        ("10", "--layers 10 is not a range such as 10:20"),
+        ("a:b", "--layers a:b is not a range such as 10:20"),
+        ("-1:5", "--layers -1:5 is not a range such as 10:20"),
+    ],
+)
+def test_ranges_that_no_model_has(command: Command, layers: str, words: str) -> None:
+    """Outside the model, empty, or no range at all."""
+    check(command("join", *HERE, "--layers", layers), 2, words)
+
+
+def test_addresses_that_cannot_be_used(command: Command) -> None:
+    """To listen on, and to enter a swarm at."""
+    join = ["join", "--layers", "1:10", "--listen"]
+    with socket.create_server(("127.0.0.1", 0)) as taken:
+        port = taken.getsockname()[1]
+        said = command(*join, f"/ip4/127.0.0.1/tcp/{port}")
+    check(said, 2, f"Port {port} is in use: stop the program that has it, or choose another")
+    check(command(*join, "nonsense"), 2, "'nonsense' is not a multiaddr")
+    check(command("chat", "Hi"), 2, "--bootstrap MULTIADDR")
+    check(command("chat", "Hi", "--bootstrap", "nonsense"), 2, "'nonsense' is not a multiaddr")
+    check(command("chat", "Hi", "--bootstrap", "/ip4/127.0.0.1/tcp/1"), 2, "must look like /ip4/")
+    check(command("chat", "Hi", "--bootstrap", NOBODY), 3, "no peer answers: .*127.0.0.1")
+
+
+def test_keys_that_cannot_be_used(command: Command, tmp_path: Path) -> None:
+    """A file that is no key, one that others may read, and a directory."""
+    key = tmp_path / "key"
+    key.write_text("garbage\n")
+    key.chmod(0o600)
+    join = ["join", "--layers", "1:10", *HERE, "--identity"]
+    check(command(*join, str(key)), 2, "key is not a key .*name another one")
+    key.write_text("00" * 32)
+    key.chmod(0o644)
+    check(command(*join, str(key)), 2, "key is open to other users: run chmod 600")
+    check(command(*join, str(tmp_path)), 2, "cannot be used: .*directory.*Name another one")
+
+
+def test_home_that_cannot_be_used(
+    command: Command, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A place under a file; and, unless we are root, one that we may not write to."""
+    (tmp_path / "file").write_text("")
+    monkeypatch.setenv("P2PINFER_HOME", str(tmp_path / "file"))
+    words = "cannot keep anything in .*: set P2PINFER_HOME to a directory"
+    check(command("demo", "Hi"), 2, words)
+    if os.geteuid() != 0:
+        (tmp_path / "closed").mkdir(mode=0o500)
+        monkeypatch.setenv("P2PINFER_HOME", str(tmp_path / "closed"))
+        check(command("demo", "Hi"), 2, words)
+
+
+def test_prompt_longer_than_the_context(command: Command, swarm: list[Peer]) -> None:
+    """Both numbers, and what to do."""
+    chat = ["chat", "tree " * 100, "--network", "real", "--bootstrap", swarm[0].address]
+    words = "the prompt has [0-9]+ tokens, and a session holds 64: shorten it, or .*--context"
+    check(command(*chat, "--context", "64"), 2, words)
+
+
+@pytest.fixture(scope="module")
+def other_model(default_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Give the default model with another name: one byte makes another model."""
+    path = tmp_path_factory.mktemp("models") / "other.gguf"
+    data = default_model.read_bytes()
+    assert data.count(NAME) == 1
+    path.write_bytes(data.replace(NAME, NAME.replace(b"135M", b"136M")))
+    return path
+
+
+@pytest.fixture
+def lone(home: Path) -> Iterator[Peer]:
+    """Give a peer that serves a third of the layers, and nobody serves the rest."""
+    (peer,) = start_peers(home, ["1:10"], network="holes")
+    yield peer
+    peer.stop()
+
+
+def test_routes_with_gaps_and_overlaps(command: Command, home: Path, lone: Peer) -> None:
+    """Nobody serves the rest; then somebody does, but from the wrong layer on."""
+    chat = ["chat", "Hi", "--network", "holes", "--bootstrap", lone.address, "--wait", "0.1"]
+    check(command(*chat), 3, "no chain of peers for .*: nobody serves layers 10:29")
+    (other,) = start_peers(home, ["6:29"], bootstrap=[lone.address], network="holes")
+    try:
+        check(command(*chat), 3, "do not join up: they reach layer 10 of 1:29")
+    finally:
+        other.stop()
+
+
+def test_peers_of_another_model(command: Command, lone: Peer, other_model: Path) -> None:
+    """The names of both models."""
+    chat = ["chat", "Hi", "--network", "holes", "--bootstrap", lone.address, "--wait", "0.1"]
+    words = r"serve another model \(Smollm2 135M .*\), not Smollm2 136M"
+    check(command(*chat, "--model", str(other_model)), 3, words)

@@ -1,0 +1,65 @@
+"""The two measurements run, and print what they say they print."""
+
+import json
+import subprocess
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.real.processes import COMMAND, environment
+
+pytestmark = pytest.mark.real
+
+BENCH_S_MAX = 240.0
+
+
+def bench(home: Path, *words: str) -> dict[str, Any]:
+    """Run a measurement and return its report, which must be one line."""
+    result = subprocess.run(
+        [*COMMAND, "bench", *words, "--json"],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        timeout=BENCH_S_MAX,
+        env=environment(home),
+        check=True,
+    )
+    (line,) = result.stdout.splitlines()
+    report: dict[str, Any] = json.loads(line)
+    return report
+
+
+@pytest.mark.parametrize("sessions", [1, 2])
+def test_decode(home: Path, sessions: int) -> None:
+    """The swarm says the same tokens; rates and ratios of both transports and of llama.cpp."""
+    more = ["--sessions", str(sessions)] if sessions > 1 else []
+    report = bench(home, "decode", "--runs", "1", "--tokens", "16", *more)
+    assert report["same_tokens"] is True
+    assert (report["peers"], report["tokens"], report["runs"]) == (3, 16, 1)
+    assert report["alone"]["tokens_per_second"] > 0
+    assert report["alone"]["ms_per_token"] > 0
+    for transport in ("libp2p", "tcp"):
+        figures = report[transport]
+        assert {"decode_ratio", "decode_ratios", "prefill_ratio", "ms_per_boundary"} <= set(figures)
+        assert {"engine_ms_per_token", "tokens_per_second", "time_to_first_token_ms"} <= set(
+            figures
+        )
+    if sessions > 1:
+        assert report["sessions"] == sessions
+        assert set(report["aggregate_ratio"]) == {"libp2p", "tcp"}
+
+
+def test_transport(home: Path) -> None:
+    """Round trips, bulk and both at once, through our muxer and the library's."""
+    report = bench(home, "transport", "--rounds", "1")
+    names = {
+        "round_trip_p50_ms",
+        "round_trip_after_pause_p50_ms",
+        "cpu_per_round_trip_ms",
+        "bulk_mb_per_s",
+        "round_trip_during_bulk_p50_ms",
+        "round_trip_during_bulk_p99_ms",
+    }
+    assert set(report) == {"own", "library", "ratio"}
+    assert all(set(report[each]) == names for each in report)
+    assert all(value > 0 for each in report.values() for value in each.values())

@@ -1,0 +1,177 @@
+"""The commands as a person types them: what they print, where, and with which exit code."""
+
+import json
+import shlex
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from tests.real.processes import COMMAND, Peer, environment, read_until, stop
+
+pytestmark = pytest.mark.real
+
+COMMAND_S_MAX = 120.0
+
+
+def run(
+    home: Path, *words: str, stdin: str = "", **variables: str
+) -> subprocess.CompletedProcess[str]:
+    """Run a command to its end."""
+    return subprocess.run(
+        [*COMMAND, *words],
+        input=stdin,
+        capture_output=True,
+        text=True,
+        timeout=COMMAND_S_MAX,
+        env=environment(home, **variables),
+        check=False,
+    )
+
+
+def test_demo_prints_one_json_object(home: Path) -> None:
+    """The answer, what it took and who made it; nothing else on standard output."""
+    words = ["demo", "Name a colour.", "--json", "--temperature", "0", "--max-tokens", "8"]
+    result = run(home, *words)
+    assert result.returncode == 0, result.stderr
+    (line,) = result.stdout.splitlines()
+    answer = json.loads(line)
+    assert {"text", "tokens", "prompt_tokens", "tokens_per_second", "route"} <= set(answer)
+    assert answer["text"]
+    assert 1 <= answer["tokens"] <= 8
+    assert answer["prompt_tokens"] > 3
+    assert answer["time_to_first_token_ms"] > 0
+    assert [hop["layers"] for hop in answer["route"]] == ["1:10", "10:19", "19:29"]
+    assert len({hop["peer"] for hop in answer["route"]}) == 3
+
+
+def test_options_come_from_the_environment_and_the_question_from_a_pipe(home: Path) -> None:
+    """Only the answer is on standard output; what is typed counts for more than a variable."""
+    variables = {
+        "P2PINFER_PEERS": "2",
+        "P2PINFER_MAX_TOKENS": "900",
+        "P2PINFER_TEMPERATURE": "0",
+        "P2PINFER_BOOTSTRAP": "nonsense",  # meant for chat and join; no business of local peers
+    }
+    result = run(home, "demo", "--max-tokens", "5", stdin="Name a colour.\n", **variables)
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.endswith("\n")
+    assert result.stdout.strip()
+    assert "[" not in result.stdout
+    notes = result.stderr.splitlines()
+    assert notes[0].startswith("Starting 2 peers for ")
+    assert notes[-1].startswith("[")
+    assert " tokens, " in notes[-1]
+
+
+@contextmanager
+def joined(home: Path, line: str, key: Path) -> Iterator[list[str]]:
+    """Run what a peer says the next machine should type; gives the lines that it prints."""
+    program, *words = shlex.split(line)
+    assert program == "p2pinfer"
+    process = subprocess.Popen(
+        [*COMMAND, *words, "--until-stdin-closes"],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        env=environment(home, P2PINFER_IDENTITY=str(key), P2PINFER_LISTEN="/ip4/127.0.0.1/tcp/0"),
+    )
+    try:
+        yield read_until(process.stdout, b"ready;").decode().splitlines()
+    finally:
+        stop(process)
+
+
+def test_lines_that_join_prints_are_what_to_type(home: Path, tmp_path: Path) -> None:
+    """From the first peer's lines to the second peer, and to a chat through both."""
+    with joined(home, "p2pinfer join --layers 1:15 --network lines", tmp_path / "a") as first:
+        shown = dict(line.split(maxsplit=1) for line in first if line.startswith(("peer", "addr")))
+        assert shown["peer"].startswith("id ")
+        assert shown["address"].endswith(shown["peer"].split()[1])
+        (next_line,) = [line for line in first if " join " in line]
+        assert "--layers 15:29 " in next_line
+        with joined(home, next_line, tmp_path / "b") as second:
+            assert not [line for line in second if "--layers 15:29" in line]
+            (chat_line,) = [line for line in first if " chat " in line]
+            words = [*shlex.split(chat_line)[1:], "--json", "--max-tokens", "3"]
+            result = run(home, *words, stdin="Name a colour.")
+            assert result.returncode == 0, result.stderr
+            layers = [hop["layers"] for hop in json.loads(result.stdout)["route"]]
+            assert layers == ["1:15", "15:29"]
+
+
+def test_chat_finds_all_peers_through_one(home: Path, swarm: list[Peer]) -> None:
+    """Any peer of the three knows the others."""
+    words = ["chat", "Hi", "--network", "real", "--bootstrap", swarm[2].address, "--json"]
+    result = run(home, *words, "--max-tokens", "3")
+    assert result.returncode == 0, result.stderr
+    route = json.loads(result.stdout)["route"]
+    assert [hop["peer"] for hop in route] == [peer.id for peer in swarm]
+
+
+def test_reader_that_leaves_early_is_no_failure_to_explain(home: Path, swarm: list[Peer]) -> None:
+    """As with ``| head``: no traceback, and the exit code says that not all was written."""
+    words = ["chat", "Hi", "--network", "real", "--bootstrap", swarm[0].address]
+    with subprocess.Popen(
+        [*COMMAND, *words, "--max-tokens", "200"],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env=environment(home),
+    ) as chat:
+        assert chat.stdout
+        assert chat.stderr
+        chat.stdout.read(1)
+        chat.stdout.close()
+        notes = chat.stderr.read().decode()
+        assert chat.wait() == 1
+    assert notes.splitlines() == ["Joining the swarm …"]
+
+
+COMMANDS: list[list[str]] = [
+    [],
+    ["chat"],
+    ["demo"],
+    ["join"],
+    ["bench"],
+    ["bench", "decode"],
+    ["bench", "transport"],
+]
+
+
+@pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
+def test_help(home: Path, command: list[str]) -> None:
+    """Every command explains itself."""
+    result = run(home, *command, "--help")
+    assert result.returncode == 0
+    assert result.stderr == ""
+    assert result.stdout.startswith(f"Usage: {' '.join(['p2pinfer', *command])}")
+    if command and command != ["bench"]:
+        assert "[env var: P2PINFER_" in " ".join(result.stdout.split())
+
+
+def test_version(home: Path) -> None:
+    """The version alone, for scripts."""
+    result = run(home, "--version")
+    assert (result.returncode, result.stderr) == (0, "")
+    assert result.stdout.strip().replace(".", "").isdecimal()
+
+
+def test_help_loads_nothing_heavy(home: Path) -> None:
+    """What takes long to import waits for the command that needs it."""
+    program = """
+import sys
+import p2pinfer.cli
+print(sorted({"libp2p", "llama_cpp", "trio", "numpy", "msgpack", "rich.live"} & set(sys.modules)))
+"""
+    result = subprocess.run(
+        [sys.executable, "-c", program],
+        capture_output=True,
+        text=True,
+        env=environment(home),
+        check=True,
+    )
+    assert result.stdout.strip() == "[]"

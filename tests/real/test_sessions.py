@@ -1,0 +1,85 @@
+"""Several sessions at once, a conversation's turns, and what becomes of a session's cells."""
+
+from contextlib import AsyncExitStack
+from pathlib import Path
+
+import pytest
+import trio
+
+from p2pinfer.chat import ChatOptions, open_conversation
+from p2pinfer.core.messages import Refusal
+from p2pinfer.core.sampling import Sampling
+from p2pinfer.node import open_client
+from peers.talk import RefusedError
+from tests.real.processes import SESSIONS, Peer, client_options
+
+pytestmark = pytest.mark.real
+
+ANSWERS_S_MAX = 120.0
+
+Reference = list[tuple[list[int], list[int]]]
+
+
+@pytest.mark.parametrize("count", [4, 8])
+async def test_sessions_at_once_get_what_each_gets_alone(
+    default_model: Path, swarm: list[Peer], reference: Reference, count: int
+) -> None:
+    """Prompts of all lengths, prefilled and decoded between each other."""
+    chosen = reference[-count:]
+    found: dict[int, list[int]] = {}
+    with trio.fail_after(ANSWERS_S_MAX):
+        async with open_client(client_options(default_model, swarm[1])) as client:
+            route = await client.find_route(lambda _: None)
+
+            async def one(number: int) -> None:
+                prompt, expected = chosen[number]
+                async with client.open_session(route) as session:
+                    tokens = session.generate(prompt, Sampling(), len(expected))
+                    found[number] = [token.id async for token in tokens]
+
+            async with trio.open_nursery() as nursery:
+                for number in range(count):
+                    nursery.start_soon(one, number)
+    assert [found[number] for number in range(count)] == [tokens for _, tokens in chosen]
+
+
+async def test_next_turn_runs_only_what_is_new(default_model: Path, swarm: list[Peer]) -> None:
+    """A second question keeps the first one's cells; asked again, it gets the same answer."""
+    options = ChatOptions(Sampling(), max_tokens=12)
+    with trio.fail_after(ANSWERS_S_MAX):
+        async with (
+            open_client(client_options(default_model, swarm[2])) as client,
+            open_conversation(client, options, lambda _: None) as talk,
+        ):
+            first = await talk.ask("Name a tree.", lambda _: None)
+            before = list(talk.messages)
+            second = await talk.ask("Name another.", lambda _: None)
+            talk.messages = before
+            again = await talk.ask("Name another.", lambda _: None)
+    assert first.reused_tokens == 0
+    assert second.reused_tokens >= first.prompt_tokens
+    assert second.prompt_tokens - second.reused_tokens < first.prompt_tokens
+    assert again.text == second.text
+    assert again.reused_tokens == second.prompt_tokens - 1  # the last one's logits are wanted
+
+
+async def test_closed_sessions_make_room_and_one_too_many_is_refused(
+    default_model: Path, swarm: list[Peer]
+) -> None:
+    """More sessions than peers hold work one after the other, and not all at once."""
+    prompt = [1, 2, 3]
+    with trio.fail_after(ANSWERS_S_MAX):
+        options = client_options(default_model, swarm[0], sessions=SESSIONS + 1)
+        async with open_client(options) as client, AsyncExitStack() as stack:
+            route = await client.find_route(lambda _: None)
+            for _ in range(SESSIONS + 2):
+                async with client.open_session(route) as session:
+                    assert len([t async for t in session.generate(prompt, Sampling(), 1)]) == 1
+            for _ in range(SESSIONS):
+                await stack.enter_async_context(client.open_session(route))
+            with pytest.raises(RefusedError) as refusal:
+                await stack.enter_async_context(client.open_session(route))
+            assert refusal.value.refused.code is Refusal.BUSY
+            await stack.aclose()
+            async with client.open_session(route) as session:
+                assert len([t async for t in session.generate(prompt, Sampling(), 1)]) == 1

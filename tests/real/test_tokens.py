@@ -1,0 +1,64 @@
+"""The swarm says, token by token, what llama.cpp says alone with the whole file."""
+
+from collections.abc import Sequence
+from itertools import pairwise
+from pathlib import Path
+
+import pytest
+import trio
+
+from p2pinfer.core.sampling import Sampling
+from p2pinfer.node import ClientOptions, open_client
+from tests.real.processes import Peer, client_options, start_peers
+
+pytestmark = pytest.mark.real
+
+ANSWERS_S_MAX = 120.0
+
+Reference = list[tuple[list[int], list[int]]]
+
+
+async def answers(
+    options: ClientOptions, prompts: Sequence[list[int]], count: int
+) -> list[list[int]]:
+    """Ask each prompt in a session of its own, one after the other."""
+    found = []
+    with trio.fail_after(ANSWERS_S_MAX):
+        async with open_client(options) as client:
+            route = await client.find_route(lambda _: None)
+            for prompt in prompts:
+                async with client.open_session(route) as session:
+                    tokens = session.generate(prompt, Sampling(), count)
+                    found.append([token.id async for token in tokens])
+    return found
+
+
+async def test_three_peers_say_what_llama_cpp_says(
+    default_model: Path, swarm: list[Peer], reference: Reference
+) -> None:
+    """Ten prompts from one token to more than 512."""
+    prompts = [prompt for prompt, _ in reference]
+    assert len({len(prompt) for prompt in prompts}) == 10
+    assert max(len(prompt) for prompt in prompts) > 512
+    expected = [tokens for _, tokens in reference]
+    found = await answers(client_options(default_model, swarm[0]), prompts, len(expected[0]))
+    assert found == expected
+
+
+@pytest.mark.parametrize("peers", [1, 2, 5])
+async def test_other_numbers_of_peers_say_the_same(
+    default_model: Path, home: Path, reference: Reference, peers: int
+) -> None:
+    """A short prompt, one of a chunk and a bit, and one of more than 512 tokens."""
+    bounds = [1 + 28 * i // peers for i in range(peers + 1)]
+    some = [reference[2], reference[6], reference[9]]
+    running = await trio.to_thread.run_sync(
+        start_peers, home, [f"{first}:{end}" for first, end in pairwise(bounds)]
+    )
+    try:
+        options = client_options(default_model, running[-1])
+        found = await answers(options, [prompt for prompt, _ in some], len(some[0][1]))
+    finally:
+        for peer in running:
+            await trio.to_thread.run_sync(peer.stop)
+    assert found == [tokens for _, tokens in some]
