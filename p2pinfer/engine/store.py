@@ -21,7 +21,7 @@ from pathlib import Path
 
 from blake3 import blake3
 
-from p2pinfer.core.errors import P2pinferError, UserError
+from p2pinfer.core.errors import EXIT_DAMAGED, P2pinferError, UserError
 from p2pinfer.core.ids import ModelId, PartHash
 from p2pinfer.core.manifest import (
     CHUNK_BYTES,
@@ -32,7 +32,6 @@ from p2pinfer.core.manifest import (
     parse_manifest,
 )
 
-EXIT_DAMAGED = 4
 _HASH = re.compile(r"[0-9a-f]{64}")
 
 
@@ -81,13 +80,14 @@ class Store:
         if not _HASH.fullmatch(model):
             return None
         path = self._manifests / model
-        try:
-            return parse_manifest(path.read_bytes(), model)
-        except FileNotFoundError:
-            return None
-        except WrongManifest:  # damaged on disk; it can be had again from wherever it came
-            path.unlink(missing_ok=True)
-            return None
+        with self._explained():
+            try:
+                return parse_manifest(path.read_bytes(), model)
+            except FileNotFoundError:
+                return None
+            except WrongManifest:  # damaged on disk; it can be had again from wherever it came
+                path.unlink(missing_ok=True)
+                return None
 
     def add_manifest(self, data: bytes, model: ModelId) -> Manifest:
         """Keep a model's manifest.
@@ -149,7 +149,7 @@ class Store:
         """
         if self.held(part):
             return set(range(len(part.chunks)))
-        with self._finding:
+        with self._explained(), self._finding:
             try:
                 with self._partial_path(part).open("rb") as file:
                     return set(self._chunks_in(file.fileno(), part))
@@ -163,27 +163,29 @@ class Store:
             MissingChunk: it is not here.
             DamagedPart: it should be, and the disk gives other bytes; the part is set aside.
         """
-        for path in (self.path(part), self._partial_path(part)):
-            try:
-                with path.open("rb") as file:
-                    data = _chunk_at(file.fileno(), part, index)
-            except FileNotFoundError:
-                continue
-            if data is not None:
-                return data
-            if path == self.path(part):
-                self._set_aside(part)
-                raise DamagedPart(part, [index])
-            self._found.pop(part.hash, None)
+        with self._explained():
+            for path in (self.path(part), self._partial_path(part)):
+                try:
+                    with path.open("rb") as file:
+                        data = _chunk_at(file.fileno(), part, index)
+                except FileNotFoundError:
+                    continue
+                if data is not None:
+                    return data
+                if path == self.path(part):
+                    self._set_aside(part)
+                    raise DamagedPart(part, [index])
+                self._found.pop(part.hash, None)
         raise MissingChunk(f"chunk {index} of {part.name} ({part.hash[:12]}…) is not here")
 
     def verify(self, part: Part) -> None:
         """Hash a whole part anew; raises DamagedPart, having set it aside, or MissingChunk."""
-        try:
-            with self.path(part).open("rb") as file:
-                good = _scan(file.fileno(), part)
-        except FileNotFoundError:
-            raise MissingChunk(f"{part.name} ({part.hash[:12]}…) is not here") from None
+        with self._explained():
+            try:
+                with self.path(part).open("rb") as file:
+                    good = _scan(file.fileno(), part)
+            except FileNotFoundError:
+                raise MissingChunk(f"{part.name} ({part.hash[:12]}…) is not here") from None
         if len(good) < len(part.chunks):
             self._set_aside(part)
             raise DamagedPart(part, sorted(set(range(len(part.chunks))) - good))
@@ -334,7 +336,7 @@ class Store:
             yield
         except OSError as error:
             raise UserError(
-                f"cannot write to {self.root}: {error.strerror}; what was there is unharmed"
+                f"the store in {self.root} cannot be used: {error.strerror}; what it held is whole"
             ) from error
 
 
