@@ -20,13 +20,14 @@ from p2pinfer.engine.local import LocalEnds, open_ends, open_stage
 from p2pinfer.engine.memory import available_bytes, check_fits, sessions_bytes
 from p2pinfer.engine.models import default_model_path
 from p2pinfer.engine.slices import Model, open_model
-from p2pinfer.places import cache_dir, data_dir
+from p2pinfer.identities import hold_identity
+from p2pinfer.places import cache_dir
 from peers.directory import Directory
 from peers.requester import Requester, Session
 from peers.stage import Stage
 from scheduler.routing import NoRoute, find_route
 from transports.base import Transport
-from transports.identity import Identity, ephemeral_identity, load_identity
+from transports.identity import Identity, ephemeral_identity
 
 _log = logging.getLogger("p2pinfer.node")
 
@@ -59,7 +60,7 @@ class PeerOptions:
     bootstrap: Sequence[str] = ()
     network: str = "main"
     identity: Path | None = None
-    """The key's file; None for the one in the data directory."""
+    """The key's file; None for the first in the data directory that no other peer has."""
     machine: Machine = field(default_factory=Machine)
     transport: str = "libp2p"
     """``tcp`` is bare TCP, for measuring what libp2p costs."""
@@ -132,8 +133,8 @@ async def serve_peer(options: PeerOptions, on_ready: Callable[[Serving], None]) 
     machine = _for_model(options.machine, model)
     check_memory(model, options.end - options.first, machine)
     path = model.stage(options.first, options.end)
-    identity = load_identity(options.identity or data_dir() / "identity")
     async with AsyncExitStack() as stack:
+        identity = stack.enter_context(hold_identity(options.identity))
         transport = await stack.enter_async_context(
             _open_transport(options.transport, identity, options.listen, options.network)
         )

@@ -12,6 +12,7 @@ from pathlib import Path
 import pytest
 
 from p2pinfer import cli
+from p2pinfer.identities import hold_identity
 from tests.engine.models import TINY, write_tiny
 from tests.real.processes import Peer, start_peers
 
@@ -169,7 +170,7 @@ def test_addresses_that_cannot_be_used(command: Command) -> None:
 
 
 def test_keys_that_cannot_be_used(command: Command, tmp_path: Path) -> None:
-    """A file that is no key, one that others may read, and a directory."""
+    """A file that is no key, one that others may read, a directory, and one that a peer has."""
     key = tmp_path / "key"
     key.write_text("garbage\n")
     key.chmod(0o600)
@@ -179,6 +180,8 @@ def test_keys_that_cannot_be_used(command: Command, tmp_path: Path) -> None:
     key.chmod(0o644)
     check(command(*join, str(key)), 2, "key is open to other users: run chmod 600")
     check(command(*join, str(tmp_path)), 2, "cannot be used: .*directory.*Name another one")
+    with hold_identity(tmp_path / "held"):
+        check(command(*join, str(tmp_path / "held")), 2, "another peer .*: name another file")
 
 
 def test_home_that_cannot_be_used(

@@ -68,7 +68,7 @@ def test_options_come_from_the_environment_and_the_question_from_a_pipe(home: Pa
 
 
 @contextmanager
-def joined(home: Path, line: str, key: Path) -> Iterator[list[str]]:
+def joined(home: Path, line: str) -> Iterator[list[str]]:
     """Run what a peer says the next machine should type; gives the lines that it prints."""
     program, *words = shlex.split(line)
     assert program == "p2pinfer"
@@ -77,7 +77,7 @@ def joined(home: Path, line: str, key: Path) -> Iterator[list[str]]:
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
-        env=environment(home, P2PINFER_IDENTITY=str(key), P2PINFER_LISTEN="/ip4/127.0.0.1/tcp/0"),
+        env=environment(home, P2PINFER_LISTEN="/ip4/127.0.0.1/tcp/0"),
     )
     try:
         yield read_until(process.stdout, b"ready;").decode().splitlines()
@@ -85,15 +85,18 @@ def joined(home: Path, line: str, key: Path) -> Iterator[list[str]]:
         stop(process)
 
 
-def test_lines_that_join_prints_are_what_to_type(home: Path, tmp_path: Path) -> None:
-    """From the first peer's lines to the second peer, and to a chat through both."""
-    with joined(home, "p2pinfer join --layers 1:15 --network lines", tmp_path / "a") as first:
+def test_lines_that_join_prints_are_what_to_type(home: Path) -> None:
+    """From the first peer's lines to the second peer, and to a chat through both.
+
+    Both are of one machine and one person, and still two peers.
+    """
+    with joined(home, "p2pinfer join --layers 1:15 --network lines") as first:
         shown = dict(line.split(maxsplit=1) for line in first if line.startswith(("peer", "addr")))
         assert shown["peer"].startswith("id ")
         assert shown["address"].endswith(shown["peer"].split()[1])
         (next_line,) = [line for line in first if " join " in line]
         assert "--layers 15:29 " in next_line
-        with joined(home, next_line, tmp_path / "b") as second:
+        with joined(home, next_line) as second:
             assert not [line for line in second if "--layers 15:29" in line]
             (chat_line,) = [line for line in first if " chat " in line]
             words = [*shlex.split(chat_line)[1:], "--json", "--max-tokens", "3"]

@@ -1,0 +1,45 @@
+"""Which key a peer takes: this machine's own, or another where a peer here has that one already.
+
+Two peers of one identity would be one peer to the rest of the swarm, and not see each other. So a
+running peer holds its key's file locked; the lock ends with its process, however that ends.
+"""
+
+import fcntl
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from p2pinfer.core.errors import UserError
+from p2pinfer.places import data_dir
+from transports.identity import Identity, load_identity
+
+PEERS_PER_MACHINE_MAX = 64
+"""Keys that are made for peers of one machine when none is named."""
+
+
+@contextmanager
+def hold_identity(named: Path | None) -> Iterator[Identity]:
+    """Give the key of the file that is named, or the first of this machine's that is free.
+
+    Raises:
+        UserError: the file cannot be used, or another peer has it.
+    """
+    if named:
+        candidates = [named]
+    else:
+        numbers = range(2, PEERS_PER_MACHINE_MAX + 1)
+        candidates = [
+            data_dir() / name for name in ("identity", *(f"identity-{n}" for n in numbers))
+        ]
+    for path in candidates:
+        identity = load_identity(path)
+        with path.open("rb") as file:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                continue
+            yield identity
+            return
+    raise UserError(
+        f"another peer on this machine is {candidates[0].name}: name another file with --identity"
+    )
