@@ -51,6 +51,7 @@ app = App(
 )
 bench = App(name="bench", help="Measure; prints JSON.")
 app.command(bench)
+app.command("p2pinfer.cli_model:app", name="model", help="Add, list, check and remove models.")
 
 
 @app.command

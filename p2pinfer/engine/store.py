@@ -204,8 +204,8 @@ class Store:
         free = shutil.disk_usage(self.root).free
         if disk_bytes > free:
             raise UserError(
-                f"{_mib(disk_bytes)} are needed in {self.root} and {_mib(free)} are free: make"
-                " room, or set P2PINFER_HOME to a directory on a larger disk"
+                f"{size_text(disk_bytes)} are needed in {self.root} and {size_text(free)} are free:"
+                " make room, or set P2PINFER_HOME to a directory on a larger disk"
             )
 
     def write_chunk(self, part: Part, index: int, data: bytes) -> None:
@@ -320,8 +320,9 @@ class Store:
         used = self.used_bytes()
         if used + more_bytes > self._quota_bytes:
             raise UserError(
-                f"{_mib(more_bytes)} more exceed the store's quota of {_mib(self._quota_bytes)}, of"
-                f" which {_mib(used)} are used: raise it, or remove a model (p2pinfer model rm ID)"
+                f"{size_text(more_bytes)} more exceed the store's quota of"
+                f" {size_text(self._quota_bytes)}, of which {size_text(used)} are used: raise it,"
+                " or remove a model (p2pinfer model rm ID)"
             )
 
     @contextmanager
@@ -389,5 +390,6 @@ def _sync(folder: Path) -> None:
         os.close(descriptor)
 
 
-def _mib(count: int) -> str:
-    return f"{count / (1 << 20):,.1f} MiB"
+def size_text(count: int) -> str:
+    """Say a number of bytes to a person."""
+    return f"{count / 1e6:,.1f} MB" if count < 1e9 else f"{count / 1e9:,.2f} GB"

@@ -162,7 +162,7 @@ def test_the_quota_is_kept(tmp_path: Path) -> None:
     """A part that would exceed the quota is refused before a byte of it is written."""
     store = Store(tmp_path, quota_bytes=PART.size + 10)
     put(store)
-    with pytest.raises(UserError, match=r"quota of 3\.0 MiB.* model rm"):
+    with pytest.raises(UserError, match=r"quota of 3\.1 MB.* model rm"):
         store.check_room([part_of(b"x" * 11)])
     with pytest.raises(UserError, match="quota"):
         store.write_chunk(part_of(b"x" * 11), 0, b"x" * 11)
@@ -189,7 +189,7 @@ def test_room_on_the_disk_is_checked(store: Store, monkeypatch: pytest.MonkeyPat
     """What is missing, and no more, must be free."""
     free = 0
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(total=0, used=0, free=free))
-    with pytest.raises(UserError, match=r"3\.0 MiB are needed .* 0\.0 MiB are free"):
+    with pytest.raises(UserError, match=r"3\.1 MB are needed .* 0\.0 MB are free"):
         store.check_room([PART])
     free = PART.size
     store.check_room([PART, PART])  # the same part twice is needed once

@@ -1,0 +1,239 @@
+"""``p2pinfer model``: the models and parts that this machine holds."""
+
+import json
+import math
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Annotated, Any
+
+from cyclopts import App
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    TaskID,
+    TextColumn,
+    TimeRemainingColumn,
+    TransferSpeedColumn,
+)
+from rich.progress import Progress as Bars
+
+from p2pinfer.core.errors import EXIT_DAMAGED, UserError
+from p2pinfer.core.manifest import Manifest
+from p2pinfer.engine.models import default_model_path
+from p2pinfer.engine.parts import Progress, add_model
+from p2pinfer.engine.store import DamagedPart, Store, size_text
+from p2pinfer.flags import AsJson, option
+from p2pinfer.places import data_dir
+
+app = App(name="model", help="Add, list, check and remove models.", help_format="plaintext")
+
+PLAIN_LINE_S = 5.0
+"""Between lines of progress where there is no terminal."""
+
+Quota = Annotated[
+    float | None, option("quota-gb", "Most that all models here may take; no limit if not given.")
+]
+
+
+@app.command
+def add(file: str, /, *, quota_gb: Quota = None, as_json: AsJson = False) -> None:
+    """Cut a model into parts, keep them, and print the model's id.
+
+    Parameters
+    ----------
+    file: str
+        A GGUF file, or 'default': SmolLM2-135M-Instruct. It is not needed any more afterwards.
+    """
+    path = default_model_path() if file == "default" else Path(file).expanduser()
+    with _progress() as on_progress:
+        manifest = add_model(open_store(quota_gb), path, on_progress)
+    if as_json:
+        print(json.dumps(_summary(manifest)))
+        return
+    print(manifest.id)
+    _note(f"{manifest.name}: {_facts(manifest)}")
+
+
+@app.command(name="list")
+def list_(*, as_json: AsJson = False) -> None:
+    """List the models of which something is here."""
+    store = open_store()
+    models = [{**_summary(model), "held_bytes": _held(store, model)} for model in store.models()]
+    if as_json:
+        print(json.dumps({"models": models}))
+        return
+    if not models:
+        _note("no models here; p2pinfer model add default")
+    for model in models:
+        held = 100 * model["held_bytes"] // model["bytes"]
+        size = f"{size_text(model['bytes'])}, {held} % here"
+        print(f"{model['model'][:12]}  {model['layers']:3} layers  {size:24}  {model['name']}")
+
+
+@app.command
+def show(model: str, /, *, as_json: AsJson = False) -> None:
+    """Show what a model is made of, and which parts of it are here.
+
+    Parameters
+    ----------
+    model: str
+        Its id, or so much of its beginning that only one model has it.
+    """
+    store = open_store()
+    found = find(store, model)
+    parts = [
+        {
+            "name": part.name,
+            "hash": part.hash,
+            "bytes": part.size,
+            "chunks": len(part.chunks),
+            "held_chunks": len(store.chunks_held(part)),
+            "held": store.held(part),
+        }
+        for part in found.parts
+    ]
+    if as_json:
+        print(json.dumps({**_summary(found), "parts": parts}))
+        return
+    print(f"model       {found.id}")
+    print(f"name        {found.name}")
+    print(f"licence     {found.license or 'not stated'}")
+    print(f"kind        {found.architecture}, {_facts(found)}")
+    print(f"context     {found.context:,} tokens")
+    print(f"vocabulary  {found.vocabulary:,} tokens")
+    print("part          bytes        here")
+    for part in parts:
+        here = "yes" if part["held"] else f"{part['held_chunks']} of {part['chunks']} chunks"
+        print(f"{part['name']:12}{part['bytes']:>14,}  {here if part['held_chunks'] else 'no'}")
+
+
+@app.command
+def verify(model: str, /, *, as_json: AsJson = False) -> None:
+    """Hash every part again; damaged ones are named and set aside (exit code 4).
+
+    Parameters
+    ----------
+    model: str
+        Its id, or so much of its beginning that only one model has it.
+    """
+    store = open_store()
+    found = find(store, model)
+    # Not only those that are held: one of the wrong length is damaged as well.
+    here = [part for part in found.parts if store.path(part).exists()]
+    damaged = []
+    for part in here:
+        try:
+            store.verify(part)
+        except DamagedPart as error:
+            damaged.append(part.name)
+            _note(str(error))
+    report = {"model": found.id, "verified": len(here), "damaged": damaged}
+    if as_json:
+        print(json.dumps(report))
+    else:
+        count = f"{len(here)} of {len(found.parts)} parts are here"
+        print(f"{count}; damaged: {', '.join(damaged) or 'none'}")
+    if damaged:
+        _note("what is damaged has been set aside; p2pinfer model add FILE makes it whole again")
+        sys.exit(EXIT_DAMAGED)
+
+
+@app.command
+def rm(model: str, /, *, as_json: AsJson = False) -> None:
+    """Remove a model; parts that another model has too stay.
+
+    Parameters
+    ----------
+    model: str
+        Its id, or so much of its beginning that only one model has it.
+    """
+    store = open_store()
+    found = find(store, model)
+    freed = store.remove(found.id)
+    if as_json:
+        print(json.dumps({"model": found.id, "freed_bytes": freed}))
+    else:
+        print(f"removed {found.name}, which frees {size_text(freed)}")
+
+
+def open_store(quota_gb: float | None = None) -> Store:
+    """Open the store in the data directory; raises UserError."""
+    if quota_gb is not None and not 0 < quota_gb < float("inf"):
+        raise UserError(f"--quota-gb must be above 0, not {quota_gb}")
+    quota_bytes = None if quota_gb is None else int(quota_gb * 1e9)
+    return Store(data_dir() / "store", quota_bytes=quota_bytes)
+
+
+def find(store: Store, prefix: str) -> Manifest:
+    """Return the one model whose id begins so; raises UserError."""
+    found = [model for model in store.models() if prefix and model.id.startswith(prefix.lower())]
+    if not found:
+        raise UserError(f"no model here has the id {prefix!r}; see: p2pinfer model list")
+    if len(found) > 1:
+        ids = ", ".join(model.id[:12] for model in found)
+        raise UserError(f"{prefix!r} begins the ids of {len(found)} models: {ids}")
+    return found[0]
+
+
+def _summary(manifest: Manifest) -> dict[str, Any]:
+    return {
+        "model": manifest.id,
+        "name": manifest.name,
+        "license": manifest.license,
+        "architecture": manifest.architecture,
+        "layers": manifest.layers,
+        "bytes": manifest.size,
+    }
+
+
+def _facts(manifest: Manifest) -> str:
+    license_ = manifest.license or "licence not stated"
+    return f"{manifest.layers} layers, {size_text(manifest.size)}, {license_}"
+
+
+def _held(store: Store, manifest: Manifest) -> int:
+    """Count the bytes of a model that are here."""
+    return sum(
+        part.size if store.held(part) else sum(map(part.chunk_size, store.chunks_held(part)))
+        for part in manifest.parts
+    )
+
+
+def _note(text: str) -> None:
+    print(text, file=sys.stderr, flush=True)
+
+
+@contextmanager
+def _progress() -> Iterator[Progress]:
+    """Show bytes done: a bar on a terminal, elsewhere a line now and then."""
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield _plain_progress()
+        return
+    words = (TextColumn("{task.description}"), BarColumn(), DownloadColumn())
+    columns = (*words, TransferSpeedColumn(), TimeRemainingColumn())
+    with Bars(*columns, console=console, transient=True) as bars:
+        tasks: dict[str, TaskID] = {}
+
+        def show(what: str, done: int, total: int) -> None:
+            if what not in tasks:
+                tasks[what] = bars.add_task(what, total=total)
+            bars.update(tasks[what], completed=done)
+
+        yield show
+
+
+def _plain_progress() -> Progress:
+    said: dict[str, float] = {}
+
+    def show(what: str, done: int, total: int) -> None:
+        now = time.monotonic()
+        if now - said.get(what, -math.inf) >= PLAIN_LINE_S:
+            said[what] = now
+            _note(f"{what}: {size_text(done)} of {size_text(total)}")
+
+    return show
