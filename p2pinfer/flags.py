@@ -10,7 +10,6 @@ from cyclopts import Parameter
 
 from p2pinfer.core.errors import UserError
 from p2pinfer.core.limits import CONTEXT_DEFAULT, SESSIONS_DEFAULT
-from p2pinfer.core.messages import POSITIONS_MAX
 
 if TYPE_CHECKING:  # what is heavy is imported by the command that needs it
     from p2pinfer.chat import ChatOptions
@@ -54,6 +53,7 @@ class MachineFlags:
 
     def machine(self) -> "Machine":
         """Return what these flags say; raises UserError."""
+        from p2pinfer.core.messages import POSITIONS_MAX
         from p2pinfer.node import Machine
 
         check_range("sessions", self.sessions, 1, SESSIONS_MAX)

@@ -108,8 +108,9 @@ def _for_model(machine: Machine, model: Model) -> Machine:
 
 def check_memory(model: Model, layers: int, machine: Machine) -> None:
     """Raise UserError if sessions in so many layers need more memory than this machine has."""
-    needed = sessions_bytes(model.header, layers, machine.sessions, machine.context)
-    check_fits(needed, available_bytes(), machine.sessions, machine.context)
+    context = _for_model(machine, model).context
+    needed = sessions_bytes(model.header, layers, machine.sessions, context)
+    check_fits(needed, available_bytes(), machine.sessions, context)
 
 
 def check_keep(model: Model, keep: int) -> None:
