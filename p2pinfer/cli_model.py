@@ -23,9 +23,10 @@ from rich.progress import Progress as Bars
 
 from p2pinfer.core.errors import EXIT_DAMAGED, UserError
 from p2pinfer.core.manifest import Manifest
+from p2pinfer.engine.disk import size_text
 from p2pinfer.engine.models import default_model_path
 from p2pinfer.engine.parts import Progress, add_model
-from p2pinfer.engine.store import DamagedPart, Store, size_text
+from p2pinfer.engine.store import DamagedPart, Store
 from p2pinfer.flags import AsJson, option
 from p2pinfer.places import data_dir
 

@@ -9,7 +9,6 @@ Which chunks of a partial part are there is found by hashing them. Nothing is wr
 could contradict the bytes, so a process may be killed, and a machine lose power, at any moment.
 """
 
-import errno
 import fcntl
 import os
 import re
@@ -30,6 +29,15 @@ from p2pinfer.core.manifest import (
     Part,
     WrongManifest,
     parse_manifest,
+)
+from p2pinfer.engine.disk import (
+    chunk_at,
+    good_chunks,
+    hash_file,
+    is_named,
+    size_text,
+    sync_folder,
+    write_at,
 )
 
 _HASH = re.compile(r"[0-9a-f]{64}")
@@ -106,7 +114,7 @@ class Store:
                     file.flush()
                     os.fsync(file.fileno())
                 temporary.replace(self._manifests / model)
-                _sync(self._manifests)
+                sync_folder(self._manifests)
         return manifest
 
     def models(self) -> list[Manifest]:
@@ -167,7 +175,7 @@ class Store:
             for path in (self.path(part), self._partial_path(part)):
                 try:
                     with path.open("rb") as file:
-                        data = _chunk_at(file.fileno(), part, index)
+                        data = chunk_at(file.fileno(), part, index)
                 except FileNotFoundError:
                     continue
                 if data is not None:
@@ -183,7 +191,7 @@ class Store:
         with self._explained():
             try:
                 with self.path(part).open("rb") as file:
-                    good = _scan(file.fileno(), part)
+                    good = good_chunks(file.fileno(), part)
             except FileNotFoundError:
                 raise MissingChunk(f"{part.name} ({part.hash[:12]}…) is not here") from None
         if len(good) < len(part.chunks):
@@ -222,7 +230,7 @@ class Store:
                 return
             with self._finding:
                 found = self._chunks_in(file, part)
-            _write_at(file, data, index * CHUNK_BYTES)
+            write_at(file, data, index * CHUNK_BYTES)
             found.add(index)
 
     def finish(self, part: Part) -> None:
@@ -236,9 +244,9 @@ class Store:
             if file is None:
                 return
             os.ftruncate(file, part.size)
-            if _hash(file) != part.hash:
+            if hash_file(file) != part.hash:
                 self._found.pop(part.hash, None)
-                missing = set(range(len(part.chunks))) - _scan(file, part)
+                missing = set(range(len(part.chunks))) - good_chunks(file, part)
                 if missing:
                     raise MissingChunk(f"{part.name} lacks chunk {min(missing)}")
                 raise BadManifest(f"the manifest's chunks of {part.name} make another part")
@@ -248,8 +256,8 @@ class Store:
                 self._partial_path(part).replace(self.path(part))
             except FileNotFoundError:
                 raise MissingChunk(f"{part.name} has been removed meanwhile") from None
-            _sync(self._parts)
-            _sync(self._partial)
+            sync_folder(self._parts)
+            sync_folder(self._partial)
 
     def used_bytes(self) -> int:
         """Return the bytes of all that is here, partial parts at their full length."""
@@ -270,7 +278,7 @@ class Store:
         inode = os.fstat(file).st_ino
         known, found = self._found.get(part.hash, (None, set[int]()))
         if known != inode:
-            found = _scan(file, part)
+            found = good_chunks(file, part)
             self._found[part.hash] = (inode, found)
         return found
 
@@ -296,7 +304,7 @@ class Store:
                     continue
                 try:
                     fcntl.flock(file, how)
-                    if _names(self._partial_path(part), file):
+                    if is_named(self._partial_path(part), file):
                         yield file
                         return
                 finally:
@@ -313,6 +321,8 @@ class Store:
             self._check_quota(part.size)
             with path.open("xb") as file:
                 file.truncate(part.size)
+                # Known to be empty, it is spared the first hashing, which would read it all.
+                self._found[part.hash] = (os.fstat(file.fileno()).st_ino, set())
 
     def _check_quota(self, more_bytes: int) -> None:
         if self._quota_bytes is None or more_bytes == 0:
@@ -339,57 +349,3 @@ class Store:
             raise UserError(
                 f"the store in {self.root} cannot be used: {error.strerror}; what it held is whole"
             ) from error
-
-
-def _chunk_at(file: int, part: Part, index: int) -> bytes | None:
-    """Read a chunk; None if what is there is not it."""
-    try:
-        data = os.pread(file, part.chunk_size(index), index * CHUNK_BYTES)
-    except OSError as error:
-        if error.errno != errno.EIO:  # the disk's own word for damage
-            raise
-        return None
-    return data if blake3(data).digest() == part.chunks[index] else None
-
-
-def _scan(file: int, part: Part) -> set[int]:
-    """Hash every chunk, and return those that are as they should be."""
-    return {i for i in range(len(part.chunks)) if _chunk_at(file, part, i) is not None}
-
-
-def _hash(file: int) -> str:
-    """Return the BLAKE3 of a whole file, in hexadecimal."""
-    hasher = blake3()
-    offset = 0
-    while block := os.pread(file, CHUNK_BYTES, offset):
-        hasher.update(block)
-        offset += len(block)
-    return hasher.hexdigest()
-
-
-def _write_at(file: int, data: bytes, offset: int) -> None:
-    view = memoryview(data)
-    while view:
-        written = os.pwrite(file, view, offset)
-        view, offset = view[written:], offset + written
-
-
-def _names(path: Path, file: int) -> bool:
-    """Say whether the path is still this open file's."""
-    try:
-        return os.path.samestat(path.stat(), os.fstat(file))
-    except FileNotFoundError:
-        return False
-
-
-def _sync(folder: Path) -> None:
-    descriptor = os.open(folder, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
-
-
-def size_text(count: int) -> str:
-    """Say a number of bytes to a person."""
-    return f"{count / 1e6:,.1f} MB" if count < 1e9 else f"{count / 1e9:,.2f} GB"

@@ -11,6 +11,7 @@ import pytest
 from p2pinfer.core.errors import UserError
 from p2pinfer.core.ids import ModelId, PartHash
 from p2pinfer.core.manifest import CHUNK_BYTES, BadManifest, Part, WrongManifest
+from p2pinfer.engine import disk
 from p2pinfer.engine import store as store_module
 from p2pinfer.engine.store import DamagedPart, MissingChunk, Store, WrongChunk
 from tests.engine.stored import DATA, PART, chunk, files, flip, model_of, part_of, put
@@ -150,7 +151,7 @@ def test_a_disk_that_cannot_read(store: Store, monkeypatch: pytest.MonkeyPatch) 
     def fail(file: int, count: int, offset: int) -> bytes:
         raise OSError(errno.EIO, "Input/output error")
 
-    monkeypatch.setattr(store_module, "os", SimpleNamespace(**{**vars(os), "pread": fail}))
+    monkeypatch.setattr(disk, "os", SimpleNamespace(**{**vars(os), "pread": fail}))
     with pytest.raises(DamagedPart):
         store.read_chunk(PART, 0)
 
@@ -207,7 +208,8 @@ def test_no_space_left(store: Store, monkeypatch: pytest.MonkeyPatch, failing: s
         raise OSError(errno.ENOSPC, "No space left on device")
 
     with monkeypatch.context() as patch:
-        patch.setattr(store_module, "os", SimpleNamespace(**{**vars(os), failing: fail}))
+        for module in (disk, store_module):
+            patch.setattr(module, "os", SimpleNamespace(**{**vars(os), failing: fail}))
         with pytest.raises(UserError, match="No space left on device"):
             put(store)
     assert not store.held(PART)

@@ -104,7 +104,7 @@ def test_two_processes_keep_one_quota(
         "from tests.engine.test_store import part_of\n"
         f"store = Store(Path(sys.argv[1]), quota_bytes={20 * MIB})\n"
         "print('ready', flush=True); sys.stdin.readline()\n"
-        "for n in range(20):\n"
+        "for n in range(25):\n"
         f"    data = bytes([n]) * {MIB}\n"
         "    data = sys.argv[2].encode() + data[1:]\n"
         "    try: store.write_chunk(part_of(data), 0, data)\n"
@@ -210,7 +210,7 @@ def test_killed_while_finishing(
         again.finish(PART)
         again.verify(PART)
     with monkeypatch.context() as patch:  # renamed, and not yet synced
-        patch.setattr(store_module, "_sync", die)
+        patch.setattr(store_module, "sync_folder", die)
         with pytest.raises(Killed):
             put(store)
     Store(store.root).verify(PART)

@@ -1,0 +1,65 @@
+"""Chunks in open files, and what it takes for them to be on disk."""
+
+import errno
+import os
+from pathlib import Path
+
+from blake3 import blake3
+
+from p2pinfer.core.manifest import CHUNK_BYTES, Part
+
+
+def chunk_at(file: int, part: Part, index: int) -> bytes | None:
+    """Read a chunk; None if what is there is not it."""
+    try:
+        data = os.pread(file, part.chunk_size(index), index * CHUNK_BYTES)
+    except OSError as error:
+        if error.errno != errno.EIO:  # the disk's own word for damage
+            raise
+        return None
+    return data if blake3(data).digest() == part.chunks[index] else None
+
+
+def good_chunks(file: int, part: Part) -> set[int]:
+    """Hash every chunk of a file, and return those that are as they should be."""
+    return {i for i in range(len(part.chunks)) if chunk_at(file, part, i) is not None}
+
+
+def hash_file(file: int) -> str:
+    """Return the BLAKE3 of a whole file, in hexadecimal."""
+    hasher = blake3()
+    offset = 0
+    while block := os.pread(file, CHUNK_BYTES, offset):
+        hasher.update(block)
+        offset += len(block)
+    return hasher.hexdigest()
+
+
+def write_at(file: int, data: bytes, offset: int) -> None:
+    """Write all of the bytes at a place in the file."""
+    view = memoryview(data)
+    while view:
+        written = os.pwrite(file, view, offset)
+        view, offset = view[written:], offset + written
+
+
+def is_named(path: Path, file: int) -> bool:
+    """Say whether the path is still this open file's."""
+    try:
+        return os.path.samestat(path.stat(), os.fstat(file))
+    except FileNotFoundError:
+        return False
+
+
+def sync_folder(folder: Path) -> None:
+    """Wait until the names in a folder are on disk."""
+    descriptor = os.open(folder, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def size_text(count: int) -> str:
+    """Say a number of bytes to a person."""
+    return f"{count / 1e6:,.1f} MB" if count < 1e9 else f"{count / 1e9:,.2f} GB"
