@@ -6,13 +6,13 @@ import random
 import secrets
 import time
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import trio
 
-from p2pinfer.core.errors import NobodyServes, UserError, lone_errors
+from p2pinfer.core.errors import NobodyServes, PeerError, UserError, lone_errors
 from p2pinfer.core.ids import PeerId, SessionId
 from p2pinfer.core.limits import CONTEXT_DEFAULT, SESSIONS_DEFAULT
 from p2pinfer.core.messages import Advertisement, Hop
@@ -210,6 +210,8 @@ class Client:
     ) -> None:
         self.model, self.ends = model, ends
         self._directory, self._options = directory, options
+        self._failed: dict[PeerId, int] = {}
+        """Peers that ended a session, and the number of their word for it that they serve."""
         self._requester = Requester(transport, ends, model.id)
 
     async def find_route(self, on_wait: Callable[[str], None]) -> list[Advertisement]:
@@ -222,10 +224,11 @@ class Client:
         """
         missing = ""
         with trio.move_on_after(self._options.find_s_max):
+            if self._failed:  # somebody else may serve those layers by now
+                await self._directory.enter(self._options.bootstrap)
             while True:
                 try:
-                    offers = self._directory.serving(self.model.id)
-                    return find_route(offers, self.ends.first, self.ends.end)
+                    return self._route()
                 except NoRoute as error:
                     if str(error) != missing:
                         missing = str(error)
@@ -240,14 +243,31 @@ class Client:
             )
         raise NobodyServes(f"no chain of peers for {self.model.info.name}: {missing}")
 
+    def _route(self) -> list[Advertisement]:
+        """Go around peers that failed and have not been heard of since, if there is a way."""
+        offers = self._directory.serving(self.model.id)
+        failed = self._failed.items() & {(offer.peer, offer.sequence) for offer in offers}
+        self._failed = dict(failed)
+        good = [offer for offer in offers if offer.peer not in self._failed]
+        with suppress(NoRoute):
+            return find_route(good, self.ends.first, self.ends.end)
+        return find_route(offers, self.ends.first, self.ends.end)
+
     @asynccontextmanager
     async def open_session(self, route: Sequence[Advertisement]) -> AsyncIterator[Session]:
-        """Open a session along a route; raises as ``Requester.open``."""
+        """Open a session along a route; raises as ``Requester.open``.
+
+        A peer that ends it is not chosen again at once.
+        """
         hops = [Hop(a.peer, a.addresses, a.first, a.end) for a in route]
         context = min([self.ends.context, *(a.context for a in route)])
         session = SessionId(secrets.token_bytes(16))
-        async with self._requester.open(hops, session, context) as opened:
-            yield opened
+        try:
+            async with self._requester.open(hops, session, context) as opened:
+                yield opened
+        except PeerError as error:
+            self._failed |= {a.peer: a.sequence for a in route if a.peer == error.peer}
+            raise
 
 
 @asynccontextmanager

@@ -5,6 +5,7 @@ import signal
 import subprocess
 from collections.abc import AsyncGenerator, Callable, Iterator
 from contextlib import aclosing, asynccontextmanager
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -33,6 +34,9 @@ pytestmark = pytest.mark.real
 ALL_S_MAX = 120.0
 NOTICE_S_MAX = 5.0
 """From a peer's end until the requester knows; from a frozen one too, which takes 2 s."""
+
+REPLACED_S_MAX = 20.0
+"""Until another peer's word has come round; what the dead one said is believed for 35 s."""
 
 PROMPT = [504, 2365, 314]
 LONG = 900
@@ -125,15 +129,17 @@ async def test_killed_peer_is_named_and_can_be_replaced(
     killed, others = victims[place], victims[:place] + victims[place + 1 :]
     (worker,) = children(killed.process.pid)
     async with client_of(default_model, others[0]) as client:
+        await works(client)  # and goes around those who were killed before
         error = await fail(client, killed.process.kill)
         assert error.peer == killed.id
         assert [peer.process.poll() for peer in others] == [None, None]
         stop(killed.process)
         wait_gone([worker])
-    new = start_peers(home, [killed.layers], bootstrap=[peer.address for peer in others])
-    victims[place] = new[0]
-    async with client_of(default_model, new[0]) as client:
-        await works(client)
+        ways_in = [peer.address for peer in others]
+        start = partial(start_peers, home, [killed.layers], bootstrap=ways_in)
+        (victims[place],) = await trio.to_thread.run_sync(start)
+        with trio.fail_after(REPLACED_S_MAX):
+            await works(client)
 
 
 def test_peer_leaves_when_its_parent_does(home: Path) -> None:
@@ -143,6 +149,19 @@ def test_peer_leaves_when_its_parent_does(home: Path) -> None:
     assert workers
     assert peer.stop() == 0
     wait_gone(workers)
+
+
+def test_peer_whose_parent_is_gone_does_not_load_to_the_end(home: Path) -> None:
+    """It leaves before it has said that it is ready."""
+    result = subprocess.run(
+        [*COMMAND, "join", "--json", "--until-stdin-closes", "--layers", "1:10"],
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        timeout=ALL_S_MAX,
+        env=environment(home, P2PINFER_LISTEN="/ip4/127.0.0.1/tcp/0"),
+        check=True,
+    )
+    assert (result.stdout, result.stderr) == (b"", b"")
 
 
 @pytest.mark.parametrize(
