@@ -17,6 +17,10 @@ from peers.requester import Session
 
 MAX_TOKENS_DEFAULT = 1024
 
+ATTEMPTS_MAX = 3
+"""While nothing has been shown: the old session may be gone for its age, and a peer that has left
+is spoken of for a while. The client chooses another route each time, if there is one."""
+
 
 @dataclass
 class Answer:
@@ -84,16 +88,15 @@ class Conversation:
         text = await trio.to_thread.run_sync(self._template.render, messages)
         prompt = await self._client.ends.tokenize(text, special=True)
         answer = Answer(prompt_tokens=len(prompt))
-        was_open = self._session is not None
         try:
-            try:
-                await self._generate(prompt, answer, show)
-            except PeerError:
-                await self.close()
-                if not was_open or answer.tokens:
-                    raise
-                # The old session was gone, perhaps only for its age: a new one may do.
-                await self._generate(prompt, answer, show)
+            for attempt in range(1, ATTEMPTS_MAX + 1):
+                try:
+                    await self._generate(prompt, answer, show)
+                    break
+                except PeerError:
+                    await self.close()
+                    if answer.tokens or attempt == ATTEMPTS_MAX:
+                        raise
         finally:
             if answer.text:
                 self.messages = [*messages, {"role": "assistant", "content": answer.text}]

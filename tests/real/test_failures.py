@@ -11,6 +11,7 @@ from pathlib import Path
 import pytest
 import trio
 
+from p2pinfer.chat import ChatOptions, open_conversation
 from p2pinfer.core.errors import P2pinferError, PeerError
 from p2pinfer.core.messages import Refusal
 from p2pinfer.core.sampling import Sampling
@@ -140,6 +141,12 @@ async def test_killed_peer_is_named_and_can_be_replaced(
         (victims[place],) = await trio.to_thread.run_sync(start)
         with trio.fail_after(REPLACED_S_MAX):
             await works(client)
+    options = ChatOptions(Sampling(), max_tokens=3)
+    async with (
+        client_of(default_model, victims[place]) as new,  # to it the dead one seems alive
+        open_conversation(new, options, lambda _: None) as talk,
+    ):
+        assert (await talk.ask("Name a tree.", lambda _: None)).tokens == 3
 
 
 def test_peer_leaves_when_its_parent_does(home: Path) -> None:
