@@ -35,7 +35,7 @@ from p2pinfer.core.manifest import (
     part_names,
 )
 from p2pinfer.engine import models
-from p2pinfer.engine.architectures import ROPE_TENSORS, check_splits
+from p2pinfer.engine.architectures import ROPE_TENSORS
 from p2pinfer.engine.ggml_types import GGML_TYPES
 from p2pinfer.engine.gguf import GgufHeader, alignment_bytes, padded, parse_header, read_header
 from p2pinfer.engine.gguf_values import Metadata
@@ -124,8 +124,7 @@ def part_files(header: GgufHeader, path: Path) -> dict[str, PartFile]:
         BadModelFile: the header makes no sense.
         UnsupportedModel: the model is not proven to split exactly.
     """
-    plan_first_end(header, 1)  # these raise
-    plan_last_end(header, 1)
+    _check(header)
     tensors: dict[str, list[NewTensor]] = {}
     for tensor in header.tensors.values():
         source = Extent(path, tensor.offset, tensor.nbytes)
@@ -298,10 +297,16 @@ def join_header(manifest: Manifest, metadata: Metadata) -> GgufHeader:
     alignment = alignment_bytes(metadata, manifest.name)
     file_bytes = len(encoded) + sum(padded(tensor.nbytes, alignment) for tensor in tensors)
     header = parse_header(encoded, file_bytes, manifest.name)
-    check_splits(header, model_info(header))
+    _check(header)
     if _manifest(header, manifest.parts) != manifest:
         raise BadModelFile(f"{manifest.name} is damaged: its metadata contradicts its manifest")
     return header
+
+
+def _check(header: GgufHeader) -> None:
+    """Check that a header is of a whole model that can be split; raises as the plans."""
+    plan_first_end(header, 1)
+    plan_last_end(header, 1)
 
 
 def _tensor(manifest: Manifest, row: TensorRow) -> NewTensor:

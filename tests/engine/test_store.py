@@ -86,6 +86,27 @@ def test_a_manifest_whose_hashes_contradict_each_other(store: Store) -> None:
     assert not store.held(lying)
 
 
+def test_a_part_is_on_disk_before_it_has_its_name(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """First the bytes are synced, then the part is named, then the name is synced."""
+    seen: list[tuple[str, bool]] = []
+    fsync, sync_folder = os.fsync, disk.sync_folder
+
+    def sync(file: int) -> None:
+        seen.append(("bytes", store.held(PART)))
+        fsync(file)
+
+    def sync_name(folder: Path) -> None:
+        seen.append((folder.name, store.held(PART)))
+        sync_folder(folder)
+
+    monkeypatch.setattr(store_module, "os", SimpleNamespace(**{**vars(os), "fsync": sync}))
+    monkeypatch.setattr(store_module, "sync_folder", sync_name)
+    put(store)
+    assert seen == [("bytes", False), ("parts", True), ("partial", True)]
+
+
 # Damage
 
 

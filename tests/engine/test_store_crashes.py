@@ -126,6 +126,18 @@ def test_another_process_finishes_the_part(store: Store) -> None:
     assert files(store) == [f"parts/{PART.hash}.gguf"]
 
 
+def test_another_process_begins_the_part_anew(store: Store) -> None:
+    """What was known of a partial file does not count for another of its name."""
+    store.write_chunk(PART, 0, chunk(0))
+    partial = store.root / "partial" / PART.hash
+    with partial.open("rb"):  # while it is open, no other file gets its inode
+        partial.unlink()
+        Store(store.root).write_chunk(PART, 1, chunk(1))
+        assert store.chunks_held(PART) == {1}
+        store.write_chunk(PART, 0, chunk(0))
+    assert store.chunks_held(PART) == {0, 1}
+
+
 def test_threads_share_a_store(store: Store) -> None:
     """Chunks written by several threads at once are all there."""
     data = random.Random(2).randbytes(16 * CHUNK_BYTES)
