@@ -39,6 +39,9 @@ REST_S_MAX = 30.0
 FAILURES_MAX = 10
 """Counted in a row; the rest has reached its limit before."""
 
+RATED_BYTES_MIN = CHUNK_BYTES // 2
+"""What a smaller chunk takes is its round trip, and says nothing of a holder's rate."""
+
 RATE_WEIGHT = 0.25
 """Of the newest chunk in a holder's smoothed rate."""
 
@@ -172,9 +175,10 @@ class Fetching:
         holder = self._holders[peer]
         holder.asked.remove(chunk)
         holder.storing += 1
-        took = (now - holder.quiet_since) / self._sizes[chunk]
-        before = took if holder.s_per_byte is None else holder.s_per_byte
-        holder.s_per_byte = before + RATE_WEIGHT * (took - before)
+        if (size := self._sizes[chunk]) >= RATED_BYTES_MIN:
+            took = (now - holder.quiet_since) / size
+            before = took if holder.s_per_byte is None else holder.s_per_byte
+            holder.s_per_byte = before + RATE_WEIGHT * (took - before)
         holder.quiet_since = now
 
     def stored(self, peer: PeerId, chunk: ChunkId) -> None:

@@ -191,6 +191,17 @@ def test_when_a_holder_is_slow() -> None:
     assert made.slow(1000.0 + CHUNK_S_MIN) == []
 
 
+def test_a_small_chunk_says_nothing_of_the_rate() -> None:
+    """A thousand bytes in 15 ms are no reason to wait a minute for a whole chunk."""
+    small, whole = chunks(2)
+    made = Fetching({small: 1000, whole: CHUNK_BYTES}, 0.0)
+    made.link([A], 0.0)
+    made.claim(A, [small, whole])
+    made.ask(0.0)
+    bring(made, A, small, 0.015)
+    assert made.slow(0.1 + FIRST_CHUNK_S_MAX) == [A]
+
+
 def test_who_fails_rests_longer_each_time() -> None:
     """A holder that fails again and again is tried less and less often, until it brings a chunk."""
     made = plan(10, {A: chunks(10)})

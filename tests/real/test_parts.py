@@ -1,0 +1,159 @@
+"""Parts between processes over libp2p: holders and fetchers are killed, and bytes stay right."""
+
+import random
+import sys
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from subprocess import PIPE
+
+import pytest
+import trio
+
+from p2pinfer.core.ids import ModelId, PeerId
+from p2pinfer.engine.store import Store
+from peers.parts_fetch import fetch_manifest, fetch_parts
+from tests.peers.parts import Model, Where, make_model
+from transports.libp2p import open_libp2p
+
+pytestmark = pytest.mark.real
+
+WAIT_S_MAX = 120.0
+KILLS = 20
+
+
+@asynccontextmanager
+async def process(*arguments: str) -> AsyncIterator[trio.Process]:
+    """Run Python until the block ends, then kill it if it still runs."""
+    child = await trio.lowlevel.open_process(
+        [sys.executable, *arguments], stdin=PIPE, stdout=PIPE, cwd=Path.cwd()
+    )
+    try:
+        yield child
+    finally:
+        with trio.CancelScope(shield=True):
+            child.kill()
+            await child.wait()
+            for stream in (child.stdin, child.stdout):
+                assert stream
+                await stream.aclose()
+
+
+@asynccontextmanager
+async def holder(root: Path, model: Model) -> AsyncIterator[tuple[trio.Process, str]]:
+    """Run a process that serves a store; gives its address as well."""
+    serve = ("-m", "p2pinfer.bench.fetch", "serve", str(root), model.id)
+    async with process(*serve) as child:
+        yield child, await read_line(child)
+
+
+async def read_line(child: trio.Process) -> str:
+    """Return the next line that a process prints, or nothing when it has ended."""
+    assert child.stdout
+    line = b""
+    while not line.endswith(b"\n") and (byte := await child.stdout.receive_some(1)):
+        line += byte
+    return line.decode().strip()
+
+
+def fetcher(root: Path, model: Model, addresses: Path) -> tuple[str, ...]:
+    """Return the arguments of a process that fetches a model; see `main`."""
+    return ("-m", "tests.real.test_parts", str(root), model.id, str(addresses))
+
+
+def held(store: Store, model: Model) -> set[tuple[str, int]]:
+    """Return all chunks that a store holds, by hashing them."""
+    return {(p.name, n) for p in model.manifest.parts for n in store.chunks_held(p)}
+
+
+async def test_kill_the_fetcher_at_any_moment(tmp_path: Path) -> None:
+    """Killed 20 times it goes on each time, loses at most what was in flight, and ends whole."""
+    chance = random.Random(5)
+    model = make_model(layers=10, layer_bytes=12 << 20)
+    model.fill(Store(tmp_path / "holder"))
+    addresses = tmp_path / "addresses"
+    chunks = sum(len(part.chunks) for part in model.manifest.parts)
+    written = 0
+    with trio.fail_after(WAIT_S_MAX):
+        async with holder(tmp_path / "holder", model) as (_, address):
+            addresses.write_text(address)
+            for kill in range(KILLS + 1):
+                before = held(Store(tmp_path / "fetcher"), model)
+                limit = chance.randint(1, 2 * chunks // KILLS) if kill < KILLS else chunks + 1
+                brought = 0
+                async with process(*fetcher(tmp_path / "fetcher", model, addresses)) as child:
+                    while brought < limit and (await read_line(child)) == "chunk":
+                        brought += 1
+                    child.kill()
+                    while await read_line(child) == "chunk":  # what it told before it died
+                        brought += 1
+                after = held(Store(tmp_path / "fetcher"), model)
+                assert before <= after
+                assert len(after) - len(before) >= brought
+                written += brought
+    store = Store(tmp_path / "fetcher")
+    assert all(store.path(p).read_bytes() == model.data[p.hash] for p in model.manifest.parts)
+    assert written <= chunks
+
+
+async def test_kill_the_only_holder(tmp_path: Path) -> None:
+    """In mid-transfer its only holder dies: it says what it waits for, until another appears."""
+    model = make_model(layers=10, layer_bytes=12 << 20)
+    model.fill(Store(tmp_path / "holder"))
+    addresses = tmp_path / "addresses"
+    with trio.fail_after(WAIT_S_MAX):
+        async with holder(tmp_path / "holder", model) as (only, address):
+            addresses.write_text(address)
+            async with process(*fetcher(tmp_path / "fetcher", model, addresses)) as child:
+                for _ in range(10):
+                    assert await read_line(child) == "chunk"
+                only.kill()
+                while (line := await read_line(child)) == "chunk":
+                    pass
+                assert line.startswith("nobody online holds layer.")
+                async with holder(tmp_path / "holder", model) as (_, other):
+                    addresses.write_text(other)
+                    while (line := await read_line(child)) != "whole":
+                        assert line == "chunk" or line.startswith("nobody online holds ")
+    store = Store(tmp_path / "fetcher")
+    assert all(store.path(p).read_bytes() == model.data[p.hash] for p in model.manifest.parts)
+
+
+class TellingStore(Store):
+    """Prints a line for every chunk that is safe."""
+
+    def write_chunk(self, *arguments: object) -> None:
+        """Write, then tell."""
+        super().write_chunk(*arguments)  # type: ignore[arg-type] # whatever a store takes
+        sys.stdout.write("chunk\n")
+        sys.stdout.flush()
+
+
+async def main(*arguments: str) -> None:
+    """Fetch a whole model into a store from the peers whose addresses stand in a file."""
+    root, model, addresses = arguments
+    told = ""
+
+    def holders() -> list[Where]:
+        lines = Path(addresses).read_text().split()
+        return [Where(PeerId(line.rpartition("/")[2]), [line]) for line in lines]
+
+    def tell(waiting: str) -> None:
+        nonlocal told
+        if waiting and waiting != told:
+            sys.stdout.write(waiting + "\n")
+            sys.stdout.flush()
+        told = waiting
+
+    store = TellingStore(Path(root))
+    async with open_libp2p(None, (), "bench") as transport:
+        manifest = await fetch_manifest(transport, holders, store, ModelId(model))
+        names = [part.name for part in manifest.parts]
+        await fetch_parts(
+            transport, holders, store, manifest, names, lambda progress: tell(progress.waiting)
+        )
+    sys.stdout.write("whole\n")
+
+
+if __name__ == "__main__":
+    trio.run(main, *sys.argv[1:])
