@@ -12,7 +12,7 @@ from p2pinfer import cli
 from p2pinfer.engine.gguf_values import Value, ValueType
 from p2pinfer.engine.store import Store
 from tests.engine.stored import flip
-from tests.engine.test_parts import write_toy
+from tests.engine.toys import write_toy
 
 
 @pytest.fixture(autouse=True)
