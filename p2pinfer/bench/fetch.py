@@ -37,7 +37,7 @@ HERE: Final = ("/ip4/127.0.0.1/tcp/0",)
 HOLDERS: Final = (1, 3)
 PLAIN: Final = "plain"
 
-LAYERS = 8
+LAYERS: Final = 8
 LAYER_BYTES = 24 * CHUNK_BYTES
 """In all some 200 MB: half a second of a plain stream, and less than a small machine's memory."""
 
@@ -171,6 +171,11 @@ def _time_steps(store: Store, part: Part) -> dict[str, float]:
             ),
         }
         found = {name: _median_ms(step) for name, step in steps.items()}
+        start = time.perf_counter()
+        other.finish(part)
+        found["hash_again_and_sync"] = round(
+            1e3 * (time.perf_counter() - start) / len(part.chunks), 3
+        )
     found["hash_and_write"] = round(found["hash_and_write"] - found["read_and_hash"], 3)
     return found
 

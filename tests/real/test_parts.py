@@ -10,6 +10,7 @@ from subprocess import PIPE
 import pytest
 import trio
 
+from p2pinfer.bench.fetch import fetch_bench
 from p2pinfer.core.ids import ModelId, PeerId
 from p2pinfer.engine.store import Store
 from peers.parts_fetch import fetch_manifest, fetch_parts
@@ -117,6 +118,14 @@ async def test_kill_the_only_holder(tmp_path: Path) -> None:
                         assert line == "chunk" or line.startswith("nobody online holds ")
     store = Store(tmp_path / "fetcher")
     assert all(store.path(p).read_bytes() == model.data[p.hash] for p in model.manifest.parts)
+
+
+async def test_the_bench_measures() -> None:
+    """One round gives a rate for each way, and says what each step takes."""
+    found = await fetch_bench(rounds=1)
+    assert set(found["mb_per_s"]) == {"plain", "from_1", "from_3"}
+    assert all(ratio > 0 for ratio in found["ratio"].values())
+    assert found["ms_per_chunk"].keys() >= {"hash", "encode", "decode", "hash_again_and_sync"}
 
 
 class TellingStore(Store):
