@@ -17,7 +17,7 @@ from peers.requester import Session
 
 MAX_TOKENS_DEFAULT = 1024
 
-ATTEMPTS_MAX = 3
+ATTEMPTS_MAX = 4
 """While nothing has been shown: the old session may be gone for its age, and a peer that has left
 is spoken of for a while. The client chooses another route each time, if there is one."""
 
