@@ -3,7 +3,6 @@
 import json
 import logging
 import os
-import shlex
 import signal
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -35,6 +34,8 @@ if TYPE_CHECKING:  # what is heavy is imported by the command that needs it
     import trio
 
     from p2pinfer.chat import ChatOptions
+    from p2pinfer.core.ids import ModelId
+    from p2pinfer.engine.store import Store
     from p2pinfer.node import ClientOptions, Serving
     from p2pinfer.swarm import LocalPeer
 
@@ -74,21 +75,24 @@ def chat(
     prompt: str
         One question; or pipe it in. Without it the chat is interactive.
     """
-    from p2pinfer.node import ClientOptions, find_model
+    from p2pinfer.node import ClientOptions
+    from p2pinfer.supply import open_store
     from p2pinfer.terminal import question_of
 
     check_range("wait", wait, 0)
+    how = answer.options()
+    limits = machine.machine()
+    question = question_of(prompt, as_json=as_json)
+    store = open_store()
     options = ClientOptions(
-        find_model(model),
+        _name_model(model, store),
         bootstrap,
         network,
         answer.keep_layers,
-        machine.machine(),
+        limits,
         find_s_max=wait,
     )
-    how = answer.options()
-    question = question_of(prompt, as_json=as_json)
-    _run(lambda: _talk(options, how, question, as_json=as_json))
+    _run(lambda: _talk(options, store, how, question, as_json=as_json))
 
 
 @app.command
@@ -109,30 +113,34 @@ def demo(
     prompt: str
         One question; or pipe it in. Without it the chat is interactive.
     """
-    from p2pinfer.engine.slices import open_model
-    from p2pinfer.node import ClientOptions, find_model
-    from p2pinfer.places import cache_dir
+    from p2pinfer.node import ClientOptions
+    from p2pinfer.places import data_dir
+    from p2pinfer.supply import open_store, open_whole
     from p2pinfer.swarm import local_swarm, share_layers
-    from p2pinfer.terminal import progress, question_of, say
+    from p2pinfer.terminal import Doing, question_of, say
 
     how = answer.options()
     limits = machine.machine()
     question = question_of(prompt, as_json=as_json)
-    opened = open_model(find_model(model), cache_dir())
+    store = open_store()
+    opened = open_whole(_name_model(model, store), store)
     ranges = share_layers(opened, peers, answer.keep_layers, limits)
 
     async def run() -> None:
-        done = progress(f"Starting {_count(peers, 'peer')} for {opened.info.name} …")
+        done = Doing(f"Starting {_count(peers, 'peer')} for {opened.info.name} …")
 
         def ready(peer: "LocalPeer") -> None:
             say(f"peer …{peer.peer[-6:]} serves layers {peer.layers} in process {peer.process.pid}")
 
         try:
-            async with local_swarm(opened, ranges, machine=limits, on_ready=ready) as running:
+            # The first peer has the whole model; the others fetch their layers, as strangers would.
+            homes = data_dir() / "demo" / f"{peers}-peers"
+            swarm = local_swarm(opened, ranges, machine=limits, homes=homes, on_ready=ready)
+            async with swarm as running:
                 done()
                 ways_in = tuple(peer.addresses[0] for peer in running)
-                options = ClientOptions(opened.path, ways_in, "local", answer.keep_layers, limits)
-                await _talk(options, how, question, as_json=as_json)
+                options = ClientOptions(opened.id, ways_in, "local", answer.keep_layers, limits)
+                await _talk(options, store, how, question, as_json=as_json)
         finally:
             done()
 
@@ -160,41 +168,44 @@ def join(
     """Lend this machine to a swarm: serve a range of a model's layers."""
     import trio
 
-    from p2pinfer.node import PeerOptions, find_model, serve_peer
-    from p2pinfer.terminal import progress
+    from p2pinfer.node import PeerOptions, serve_peer
+    from p2pinfer.supply import open_store
+    from p2pinfer.terminal import Doing
 
     first, end = _parse_layers(layers)
+    limits = machine.machine()
+    store = open_store()
     options = PeerOptions(
-        model=find_model(model),
+        model=_name_model(model, store),
         first=first,
         end=end,
         listen=listen,
         bootstrap=bootstrap,
         network=network,
         identity=identity,
-        machine=machine.machine(),
+        machine=limits,
         transport=transport,
     )
 
     async def run() -> None:
-        done = progress(f"Loading layers {layers} …") if not as_json else lambda: None
+        done = Doing(f"Loading layers {layers} …")
 
         def ready(serving: "Serving") -> None:
             done()
-            _print_ready(serving, model, network, as_json=as_json)
+            _print_ready(serving, network, as_json=as_json)
 
         try:
             async with trio.open_nursery() as nursery:
                 if until_stdin_closes:
                     nursery.start_soon(_cancel_at_end_of_input, nursery.cancel_scope)
-                await serve_peer(options, ready)
+                await serve_peer(options, store, ready, done.tell)
         finally:
             done()
 
     _run(run, interrupted=errors.EXIT_DONE)
 
 
-def _print_ready(serving: "Serving", model: str, network: str, *, as_json: bool) -> None:
+def _print_ready(serving: "Serving", network: str, *, as_json: bool) -> None:
     """Print who serves what, and the line that the next machine should type."""
     layers = serving.model.info.layers
     if as_json:
@@ -209,9 +220,11 @@ def _print_ready(serving: "Serving", model: str, network: str, *, as_json: bool)
     print(f"peer id     {serving.peer}")
     for address in serving.addresses:
         print(f"address     {address}")
-    print(f"model       {serving.model.info.name} ({serving.model.id[:12]}…)")
+    print(
+        f"model       {serving.model.info.name}, {serving.model.manifest.license or 'no'} licence"
+    )
     print(f"layers      {serving.first}:{serving.end} of {layers}")
-    more = "" if model == "default" else f" --model {shlex.quote(model)}"
+    more = f" --model {serving.model.id}"
     more += "" if network == "main" else f" --network {network}"
     address = serving.addresses[0] if serving.addresses else "ADDRESS"  # loopback comes last
     missing = [(1, serving.first), (serving.end, layers - 1)]
@@ -235,17 +248,22 @@ async def _cancel_at_end_of_input(scope: "trio.CancelScope") -> None:
 
 
 async def _talk(
-    options: "ClientOptions", how: "ChatOptions", question: str | None, *, as_json: bool
+    options: "ClientOptions",
+    store: "Store",
+    how: "ChatOptions",
+    question: str | None,
+    *,
+    as_json: bool,
 ) -> None:
     """Answer one question, or converse on a terminal."""
     from p2pinfer.chat import open_conversation
     from p2pinfer.node import open_client
     from p2pinfer.places import state_dir
-    from p2pinfer.terminal import answer_once, converse, progress, say
+    from p2pinfer.terminal import Doing, answer_once, converse, say
 
-    done = progress("Joining the swarm …")
+    done = Doing("Joining the swarm …")
     try:
-        async with open_client(options) as client:
+        async with open_client(options, store, done.tell) as client:
             done()
             async with open_conversation(client, how, say) as conversation:
                 if question is not None:
@@ -268,12 +286,12 @@ def bench_decode(
 ) -> None:
     """Compare a local swarm with llama.cpp alone: same file, same tokens, same run."""
     from p2pinfer.bench.decode import decode_bench
-    from p2pinfer.node import find_model
+    from p2pinfer.supply import model_path
 
     check_range("sessions", sessions, 1, SESSIONS_MAX)
     check_range("tokens", tokens, 2)  # the first one is the prompt's
     check_range("runs", runs, 1)
-    path = find_model(model)
+    path = model_path(model)
     measure = partial(decode_bench, path, peers, tokens=tokens, runs=runs, sessions=sessions)
     _run(lambda: _print_report(measure, as_json=as_json))
 
@@ -293,14 +311,23 @@ def bench_transport(
 
 async def _print_report(measure: Callable[[], Awaitable[dict[str, Any]]], *, as_json: bool) -> None:
     """Measure, and print the result as JSON, on one line if a program reads it."""
-    from p2pinfer.terminal import progress
+    from p2pinfer.terminal import Doing
 
-    done = progress("Measuring …")
+    done = Doing("Measuring …")
     try:
         report = await measure()
     finally:
         done()
     print(json.dumps(report, indent=None if as_json else 2))
+
+
+def _name_model(name: str, store: "Store") -> "ModelId":
+    """Return the id of what ``--model`` names, showing how a new file is taken in."""
+    from p2pinfer.cli_model import adding_progress
+    from p2pinfer.supply import name_model
+
+    with adding_progress() as on_progress:
+        return name_model(name, store, on_progress)
 
 
 def _parse_layers(text: str) -> tuple[int, int]:

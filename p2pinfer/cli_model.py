@@ -21,6 +21,7 @@ from rich.progress import (
 )
 from rich.progress import Progress as Bars
 
+from p2pinfer import supply
 from p2pinfer.core.errors import EXIT_DAMAGED, UserError
 from p2pinfer.core.manifest import Manifest
 from p2pinfer.engine.disk import size_text
@@ -28,7 +29,7 @@ from p2pinfer.engine.models import default_model_path
 from p2pinfer.engine.parts import Progress, add_model
 from p2pinfer.engine.store import DamagedPart, Store
 from p2pinfer.flags import AsJson, option
-from p2pinfer.places import data_dir
+from p2pinfer.supply import find_held
 
 app = App(name="model", help="Add, list, check and remove models.", help_format="plaintext")
 
@@ -50,7 +51,7 @@ def add(file: str, /, *, quota_gb: Quota = None, as_json: AsJson = False) -> Non
         A GGUF file, or 'default': SmolLM2-135M-Instruct. It is not needed any more afterwards.
     """
     path = default_model_path() if file == "default" else Path(file).expanduser()
-    with _progress() as on_progress:
+    with adding_progress() as on_progress:
         manifest = add_model(open_store(quota_gb), path, on_progress)
     if as_json:
         print(json.dumps(_summary(manifest)))
@@ -85,7 +86,7 @@ def show(model: str, /, *, as_json: AsJson = False) -> None:
         Its id, or so much of its beginning that only one model has it.
     """
     store = open_store()
-    found = find(store, model)
+    found = find_held(store, model)
     parts = [
         {
             "name": part.name,
@@ -122,7 +123,7 @@ def verify(model: str, /, *, as_json: AsJson = False) -> None:
         Its id, or so much of its beginning that only one model has it.
     """
     store = open_store()
-    found = find(store, model)
+    found = find_held(store, model)
     # Not only those that are held: one of the wrong length is damaged as well.
     here = [part for part in found.parts if store.path(part).exists()]
     damaged = []
@@ -153,7 +154,7 @@ def rm(model: str, /, *, as_json: AsJson = False) -> None:
         Its id, or so much of its beginning that only one model has it.
     """
     store = open_store()
-    found = find(store, model)
+    found = find_held(store, model)
     freed = store.remove(found.id)
     if as_json:
         print(json.dumps({"model": found.id, "freed_bytes": freed}))
@@ -165,19 +166,7 @@ def open_store(quota_gb: float | None = None) -> Store:
     """Open the store in the data directory; raises UserError."""
     if quota_gb is not None and not 0 < quota_gb < float("inf"):
         raise UserError(f"--quota-gb must be above 0, not {quota_gb}")
-    quota_bytes = None if quota_gb is None else int(quota_gb * 1e9)
-    return Store(data_dir() / "store", quota_bytes=quota_bytes)
-
-
-def find(store: Store, prefix: str) -> Manifest:
-    """Return the one model whose id begins so; raises UserError."""
-    found = [model for model in store.models() if prefix and model.id.startswith(prefix.lower())]
-    if not found:
-        raise UserError(f"no model here has the id {prefix!r}; see: p2pinfer model list")
-    if len(found) > 1:
-        ids = ", ".join(model.id[:12] for model in found)
-        raise UserError(f"{prefix!r} begins the ids of {len(found)} models: {ids}")
-    return found[0]
+    return supply.open_store(None if quota_gb is None else int(quota_gb * 1e9))
 
 
 def _summary(manifest: Manifest) -> dict[str, Any]:
@@ -209,7 +198,7 @@ def _note(text: str) -> None:
 
 
 @contextmanager
-def _progress() -> Iterator[Progress]:
+def adding_progress() -> Iterator[Progress]:
     """Show bytes done: a bar on a terminal, elsewhere a line now and then."""
     console = Console(stderr=True)
     if not console.is_terminal:

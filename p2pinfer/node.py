@@ -5,24 +5,28 @@ import logging
 import random
 import secrets
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 import trio
+from attrs import evolve
 
 from p2pinfer.core.errors import NobodyServes, PeerError, UserError, lone_errors
-from p2pinfer.core.ids import PeerId, SessionId
+from p2pinfer.core.ids import ModelId, PeerId, SessionId
 from p2pinfer.core.limits import CONTEXT_DEFAULT, SESSIONS_DEFAULT
+from p2pinfer.core.manifest import Manifest
 from p2pinfer.core.messages import Advertisement, Hop
 from p2pinfer.engine.local import LocalEnds, open_ends, open_stage
 from p2pinfer.engine.memory import available_bytes, check_fits, sessions_bytes
-from p2pinfer.engine.models import default_model_path
-from p2pinfer.engine.slices import Model, open_model
+from p2pinfer.engine.parts_model import PartsModel
+from p2pinfer.engine.store import Store
 from p2pinfer.identities import hold_identity
-from p2pinfer.places import cache_dir
+from p2pinfer.supply import obtain
 from peers.directory import Directory
+from peers.parts_fetch import Tell
+from peers.parts_server import PartsServer
 from peers.requester import Requester, Session
 from peers.stage import Stage
 from scheduler.routing import NoRoute, find_route
@@ -53,7 +57,7 @@ class Machine:
 class PeerOptions:
     """A peer that serves layers ``first`` up to but not including ``end``."""
 
-    model: Path
+    model: ModelId
     first: int
     end: int
     listen: Sequence[str] = (LISTEN_DEFAULT,)
@@ -72,7 +76,7 @@ class Serving:
 
     peer: PeerId
     addresses: tuple[str, ...]
-    model: Model
+    model: PartsModel
     first: int
     end: int
     stage: Stage
@@ -96,97 +100,122 @@ def _settle() -> None:
     gc.freeze()
 
 
-def find_model(name: str) -> Path:
-    """Return the file that ``--model`` names: a path, or ``default``."""
-    return default_model_path() if name == "default" else Path(name).expanduser()
-
-
-def _for_model(machine: Machine, model: Model) -> Machine:
+def _for_model(machine: Machine, model: PartsModel) -> Machine:
     """Let no session be longer than the model was made for."""
     return replace(machine, context=min(machine.context, model.info.context_tokens))
 
 
-def check_memory(model: Model, layers: int, machine: Machine) -> None:
+def check_memory(model: PartsModel, layers: int, machine: Machine) -> None:
     """Raise UserError if sessions in so many layers need more memory than this machine has."""
     context = _for_model(machine, model).context
     needed = sessions_bytes(model.header, layers, machine.sessions, context)
     check_fits(needed, available_bytes(), machine.sessions, context)
 
 
-def check_keep(model: Model, keep: int) -> None:
+def check_keep(model: Manifest, keep: int) -> None:
     """Raise UserError if ends of ``keep`` layers leave nothing for others to run, or overlap."""
-    most = (model.info.layers - 1) // 2
+    most = (model.layers - 1) // 2
     if not 1 <= keep <= most:
         raise UserError(
-            f"--keep-layers must be from 1 to {most}: {model.info.name} has {model.info.layers}"
+            f"--keep-layers must be from 1 to {most}: {model.name} has {model.layers}"
             " layers, and some must be left for the swarm"
         )
 
 
-async def serve_peer(options: PeerOptions, on_ready: Callable[[Serving], None]) -> None:
-    """Serve a stage until cancelled.
+def check_layers(model: Manifest, first: int, end: int) -> None:
+    """Raise UserError if the model has no such layers."""
+    if not 0 <= first < end <= model.layers:
+        raise UserError(
+            f"{model.name} has no layers {first}:{end}; choose a range within 0:{model.layers}"
+        )
+
+
+async def serve_peer(
+    options: PeerOptions, store: Store, on_ready: Callable[[Serving], None], tell: Tell
+) -> None:
+    """Fetch what is missing of some layers, and serve them until cancelled.
+
+    What is here is served to other fetchers from the start. ``tell`` hears of the transfer.
 
     Raises:
         UserError: an option cannot be used; the sentence says what to do.
         EngineDied: llama.cpp cannot run the slice.
     """
-    model = open_model(options.model, cache_dir())
-    machine = _for_model(options.machine, model)
-    check_memory(model, options.end - options.first, machine)
-    path = model.stage(options.first, options.end)
+    chance = random.Random()  # noqa: S311 -- picks whom to ask, and where to begin
+    first, end = options.first, options.end
     async with AsyncExitStack() as stack:
+        stack.enter_context(lone_errors())
         identity = stack.enter_context(hold_identity(options.identity))
         transport = await stack.enter_async_context(
             _open_transport(options.transport, identity, options.listen, options.network)
         )
+        directory = Directory(transport, identity, chance)
+        directory.listen()
+        PartsServer(transport, store).listen()
+        for failure in await directory.enter(options.bootstrap):
+            _log.warning("%s; trying again", failure)
+        nursery = await stack.enter_async_context(trio.open_nursery())
+        stack.callback(nursery.cancel_scope.cancel)
+        nursery.start_soon(directory.run, options.bootstrap)
+
+        def needed(manifest: Manifest) -> Iterable[str]:
+            check_layers(manifest, first, end)
+            directory.advertise(_advertisement(transport, manifest, 0, 0))
+            return manifest.needed(first, end)
+
+        def make(model: PartsModel) -> Path:
+            check_memory(model, end - first, _for_model(options.machine, model))
+            return model.stage(first, end)
+
+        model, path = await obtain(
+            transport, directory, store, options.model, needed, make, tell, chance
+        )
+        machine = _for_model(options.machine, model)
         engine = await stack.enter_async_context(
             open_stage(
                 path,
-                options.first,
+                first,
                 sessions=machine.sessions,
                 context=machine.context,
                 threads=machine.threads,
             )
         )
         stage = Stage(transport, engine, model.id)
-        directory = Directory(transport, identity, random.Random())  # noqa: S311 -- picks whom to ask
         stage.listen()
-        directory.listen()
         directory.advertise(
-            Advertisement(
-                peer=transport.peer_id,
-                addresses=tuple(transport.addresses),
-                model=model.id,
-                model_name=model.info.name[:128],
-                layers=model.info.layers,
-                first=engine.first,
-                end=engine.end,
+            evolve(
+                _advertisement(transport, model.manifest, first, end),
                 context=engine.context,
                 numerics_class=engine.numerics_class,
-                sequence=time.time_ns() // 1_000_000,
             )
         )
-        for failure in await directory.enter(options.bootstrap):
-            _log.warning("%s; trying again", failure)
+        await directory.enter(options.bootstrap)
         _settle()
-        on_ready(
-            Serving(
-                transport.peer_id,
-                tuple(transport.addresses),
-                model,
-                engine.first,
-                engine.end,
-                stage,
-            )
-        )
-        await directory.run(options.bootstrap)
+        on_ready(Serving(transport.peer_id, tuple(transport.addresses), model, first, end, stage))
+        await trio.sleep_forever()
+
+
+def _advertisement(transport: Transport, model: Manifest, first: int, end: int) -> Advertisement:
+    """Say who this is and what it has; of a peer that still joins, no layers and no numerics."""
+    return Advertisement(
+        peer=transport.peer_id,
+        addresses=tuple(transport.addresses),
+        model=model.id,
+        model_name=model.name[:128],
+        layers=model.layers,
+        first=first,
+        end=end,
+        context=model.context,
+        numerics_class="0" * 32,
+        sequence=time.time_ns() // 1_000_000,
+    )
 
 
 @dataclass(frozen=True)
 class ClientOptions:
     """A client that keeps ``keep`` layers at each end of the model to itself."""
 
-    model: Path
+    model: ModelId
     bootstrap: Sequence[str]
     network: str = "main"
     keep: int = 1
@@ -205,7 +234,7 @@ class Client:
         transport: Transport,
         directory: Directory,
         ends: LocalEnds,
-        model: Model,
+        model: PartsModel,
         options: ClientOptions,
     ) -> None:
         self.model, self.ends = model, ends
@@ -271,8 +300,8 @@ class Client:
 
 
 @asynccontextmanager
-async def open_client(options: ClientOptions) -> AsyncIterator[Client]:
-    """Join a swarm as a requester, for as long as the block lasts.
+async def open_client(options: ClientOptions, store: Store, tell: Tell) -> AsyncIterator[Client]:
+    """Fetch what is missing of the ends, and join a swarm as a requester while the block lasts.
 
     Raises:
         UserError: an option cannot be used; the sentence says what to do.
@@ -280,22 +309,35 @@ async def open_client(options: ClientOptions) -> AsyncIterator[Client]:
     """
     if not options.bootstrap:
         raise UserError("name a peer of the swarm with --bootstrap MULTIADDR (join prints one)")
-    model = open_model(options.model, cache_dir())
-    check_keep(model, options.keep)
-    machine = _for_model(options.machine, model)
-    check_memory(model, 2 * options.keep, machine)
-    first_end, last_end = model.ends(options.keep)
+    chance = random.Random()  # noqa: S311 -- picks whom to ask, and where to begin
+    keep = options.keep
     identity = ephemeral_identity()
+
+    def needed(manifest: Manifest) -> Iterable[str]:
+        check_keep(manifest, keep)
+        return manifest.ends(keep)
+
+    def make(model: PartsModel) -> tuple[Path, Path]:
+        check_memory(model, 2 * keep, _for_model(options.machine, model))
+        return model.ends(keep)
+
     async with AsyncExitStack() as stack:
         stack.enter_context(lone_errors())
         transport = await stack.enter_async_context(
             _open_transport(options.transport, identity, [], options.network)
         )
-        directory = Directory(transport, identity, random.Random())  # noqa: S311 -- picks whom to ask
+        directory = Directory(transport, identity, chance)
         failures = await directory.enter(options.bootstrap)
         if len(failures) == len(options.bootstrap):
             reasons = "; ".join(str(failure) for failure in failures)
             raise NobodyServes(f"no peer answers: {reasons}")
+        nursery = await stack.enter_async_context(trio.open_nursery())
+        stack.callback(nursery.cancel_scope.cancel)
+        nursery.start_soon(directory.run, options.bootstrap)
+        model, (first_end, last_end) = await obtain(
+            transport, directory, store, options.model, needed, make, tell, chance
+        )
+        machine = _for_model(options.machine, model)
         ends = await stack.enter_async_context(
             open_ends(
                 first_end,
@@ -307,7 +349,4 @@ async def open_client(options: ClientOptions) -> AsyncIterator[Client]:
             )
         )
         _settle()
-        nursery = await stack.enter_async_context(trio.open_nursery())
-        stack.callback(nursery.cancel_scope.cancel)
-        nursery.start_soon(directory.run, options.bootstrap)
         yield Client(transport, directory, ends, model, options)

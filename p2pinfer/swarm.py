@@ -14,8 +14,9 @@ from pathlib import Path
 import trio
 
 from p2pinfer.core.errors import P2pinferError, UserError, lone_errors
-from p2pinfer.engine.slices import Model
+from p2pinfer.engine.parts_model import PartsModel
 from p2pinfer.engine.slicing import plan_stage
+from p2pinfer.engine.store import Store
 from p2pinfer.node import Machine, check_keep, check_memory
 
 READY_S_MAX = 300.0
@@ -46,14 +47,16 @@ def split_layers(first: int, end: int, peers: int) -> list[tuple[int, int]]:
     return list(pairwise(bounds))
 
 
-def share_layers(model: Model, peers: int, keep: int, machine: Machine) -> list[tuple[int, int]]:
+def share_layers(
+    model: PartsModel, peers: int, keep: int, machine: Machine
+) -> list[tuple[int, int]]:
     """Return the range of each peer of a local swarm, and check whatever could stop one.
 
     Raises:
         UserError: the layers cannot be shared so, or not all of it fits into this machine.
         UnsupportedModel: the model cannot be cut.
     """
-    check_keep(model, keep)
+    check_keep(model.manifest, keep)
     ranges = split_layers(keep, model.info.layers - keep, peers)
     for first, end in ranges:
         plan_stage(model.header, first, end)
@@ -63,11 +66,12 @@ def share_layers(model: Model, peers: int, keep: int, machine: Machine) -> list[
 
 @asynccontextmanager
 async def local_swarm(
-    model: Model,
+    model: PartsModel,
     ranges: Sequence[tuple[int, int]],
     *,
     machine: Machine,
     transport: str = "libp2p",
+    homes: Path | None = None,
     on_ready: Callable[[LocalPeer], None] = lambda _: None,
 ) -> AsyncIterator[list[LocalPeer]]:
     """Start peers on loopback that share a model's layers, and end them all, whatever happens.
@@ -79,27 +83,37 @@ async def local_swarm(
         ranges: as ``share_layers`` gives them.
         machine: what each of them may use.
         transport: as of a peer.
+        homes: where every peer but the first keeps parts of its own, which it fetches from those
+            before it; None lets all of them use this process's store.
         on_ready: is told of each that serves.
 
     Raises:
         P2pinferError: a peer did not come up; the text is what it said.
     """
     found: dict[int, LocalPeer] = {}
+    seeded = trio.Event()  # the first peer, whose store is whole, can be asked
     with tempfile.TemporaryDirectory(prefix="p2pinfer-") as home, lone_errors():
         async with trio.open_nursery() as nursery:
 
             async def start(index: int, first: int, end: int) -> None:
+                own = homes / str(index) if homes and index else None
+                if own and not _holds(own, model, first, end):
+                    await seeded.wait()
+                ways_in = [address for peer in found.values() for address in peer.addresses]
                 command = [
                     *[sys.executable, "-m", "p2pinfer", "join", "--json", "--until-stdin-closes"],
-                    *["--model", str(model.path), "--layers", f"{first}:{end}"],
+                    *["--model", model.id, "--layers", f"{first}:{end}"],
+                    *(["--bootstrap", *ways_in] if ways_in else []),
                     *["--listen", "/ip4/127.0.0.1/tcp/0", "--network", "local"],
                     *["--identity", str(Path(home) / f"identity-{index}")],
                     *["--sessions", str(machine.sessions), "--context", str(machine.context)],
                     *["--threads", str(machine.threads), "--transport", transport],
                 ]
                 log = Path(home) / f"log-{index}"
-                process = await nursery.start(_run, command, log)
+                process = await nursery.start(_run, command, log, own)
                 found[index] = await _ready(process, log)
+                if index == 0:
+                    seeded.set()
                 on_ready(found[index])
 
             try:
@@ -113,7 +127,11 @@ async def local_swarm(
 
 
 async def _run(
-    command: list[str], log: Path, *, task_status: "trio.TaskStatus[trio.Process]"
+    command: list[str],
+    log: Path,
+    home: Path | None,
+    *,
+    task_status: "trio.TaskStatus[trio.Process]",
 ) -> None:
     """Run a peer until cancelled; then ask it to leave, and end it if it does not."""
     with log.open("wb") as stderr:
@@ -122,7 +140,7 @@ async def _run(
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             stderr=stderr,
-            env=_environment(),
+            env=_environment(home),
             process_group=0,  # a terminal's Ctrl-C is for whoever talks to the swarm
         )
     assert process.stdin
@@ -139,10 +157,17 @@ async def _run(
                 await process.wait()
 
 
-def _environment() -> dict[str, str]:
+def _environment(home: Path | None) -> dict[str, str]:
     """Leave out options that are meant for this process, such as where another swarm is."""
     kept = ("P2PINFER_HOME",)
-    return {k: v for k, v in os.environ.items() if k in kept or not k.startswith("P2PINFER_")}
+    found = {k: v for k, v in os.environ.items() if k in kept or not k.startswith("P2PINFER_")}
+    return found | {"P2PINFER_HOME": str(home)} if home else found
+
+
+def _holds(home: Path, model: PartsModel, first: int, end: int) -> bool:
+    """Whether a peer that keeps its things there needs to fetch nothing."""
+    store = Store(home / "data" / "store")
+    return all(store.held(model.manifest.part(name)) for name in model.manifest.needed(first, end))
 
 
 async def _ready(process: trio.Process, log: Path) -> LocalPeer:

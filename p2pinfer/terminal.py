@@ -3,7 +3,8 @@
 import json
 import signal
 import sys
-from collections.abc import AsyncIterator, Callable
+import time
+from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -14,9 +15,15 @@ from rich.console import Console
 
 from p2pinfer.chat import Answer, Conversation
 from p2pinfer.core.errors import P2pinferError, UserError
+from peers.progress import Progress
 
 notes = Console(stderr=True, highlight=False)
 """Everything that is not the answer goes to standard error."""
+
+PLAIN_LINE_S = 5.0
+"""Between lines about a transfer where there is no terminal."""
+
+BAR_CHARS = 24
 
 QUESTION_CHARS_MAX = 1_000_000
 """Of standard input; the context is full long before."""
@@ -159,11 +166,45 @@ def _piped() -> str:
         raise UserError("what is piped in is not text in UTF-8") from error
 
 
-def progress(text: str) -> Callable[[], None]:
-    """Show that something is going on: a spinner on a terminal, a plain line elsewhere."""
-    if not notes.is_terminal:
-        say(text)
-        return lambda: None
-    status = notes.status(text)
-    status.start()
-    return status.stop
+class Doing:
+    """Shows that something is going on: a spinner on a terminal, plain lines elsewhere."""
+
+    def __init__(self, text: str) -> None:
+        self._status = notes.status(text) if notes.is_terminal else None
+        self._said_at = 0.0
+        self._waiting = ""
+        if self._status:
+            self._status.start()
+        else:
+            say(text)
+
+    def tell(self, transfer: Progress) -> None:
+        """Show how far a transfer of parts is, and what it waits for."""
+        if transfer.waiting != self._waiting:
+            self._waiting = transfer.waiting
+            if transfer.waiting:
+                say(transfer.waiting)
+        if transfer.waiting or transfer.done_bytes == transfer.total_bytes:
+            return
+        text = transfer_text(transfer)
+        if self._status:
+            self._status.update(text)
+        elif time.monotonic() - self._said_at >= PLAIN_LINE_S:
+            self._said_at = time.monotonic()
+            say(text)
+
+    def __call__(self) -> None:
+        """Be done; may be called again."""
+        if self._status:
+            self._status.stop()
+
+
+def transfer_text(transfer: Progress) -> str:
+    """Say in one line how far a transfer is."""
+    share = transfer.done_bytes / transfer.total_bytes
+    bar = "█" * round(BAR_CHARS * share)
+    left = "" if transfer.left_s is None else f", {transfer.left_s:.0f} s left"
+    return (
+        f"fetching {bar:░<{BAR_CHARS}} {share:4.0%} of {transfer.total_bytes / 1e6:,.1f} MB, "
+        f"{transfer.bytes_per_s / 1e6:,.1f} MB/s{left}, from {transfer.holders} peers"
+    )

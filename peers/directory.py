@@ -63,6 +63,10 @@ class Directory:
 
     def serving(self, model: ModelId) -> list[Advertisement]:
         """Return what other peers are known to serve of a model."""
+        return [a for a in self.holding(model) if a.first < a.end]
+
+    def holding(self, model: ModelId) -> list[Advertisement]:
+        """Return the other peers that hold something of a model, those that still join too."""
         self._forget_the_silent()
         found = (entry.advertisement for entry in self._entries.values())
         return [a for a in found if a.model == model and a.peer != self._transport.peer_id]

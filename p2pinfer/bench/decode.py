@@ -21,9 +21,8 @@ import trio
 from p2pinfer.core.errors import P2pinferError
 from p2pinfer.core.messages import Advertisement
 from p2pinfer.core.sampling import Sampling
-from p2pinfer.engine.slices import open_model
 from p2pinfer.node import Client, ClientOptions, Machine, open_client
-from p2pinfer.places import cache_dir
+from p2pinfer.supply import name_model, open_store, open_whole
 from p2pinfer.swarm import local_swarm, share_layers
 from peers.requester import Session
 
@@ -189,13 +188,14 @@ async def _swarm(
     model: Path, peers: int, machine: Machine, transport: str
 ) -> AsyncGenerator[tuple[Client, Sequence[Advertisement]], None]:
     """Run local peers over a transport, and a client of theirs in this process."""
-    opened = open_model(model, cache_dir())
+    store = open_store()
+    opened = open_whole(name_model(str(model), store, lambda *_: None), store)
     ranges = share_layers(opened, peers, 1, machine)
     swarm = local_swarm(opened, ranges, machine=machine, transport=transport)
     async with swarm as running:
         ways_in = tuple(peer.addresses[0] for peer in running)
-        options = ClientOptions(model, ways_in, "local", machine=machine, transport=transport)
-        async with open_client(options) as client:
+        options = ClientOptions(opened.id, ways_in, "local", machine=machine, transport=transport)
+        async with open_client(options, store, lambda _: None) as client:
             yield client, await client.find_route(lambda _: None)
 
 

@@ -116,7 +116,7 @@ def read_header(path: Path) -> GgufHeader:
         with path.open("rb") as file:
             return _read_header(file, path.name)
     except OSError as error:
-        raise BadModelFile(f"cannot read {path}: {error.strerror}") from error
+        raise BadModelFile(f"cannot read {path}: {error.strerror}; name a GGUF file") from error
 
 
 def _read_header(file: BinaryIO, name: str) -> GgufHeader:

@@ -93,7 +93,7 @@ def add_model(store: Store, path: Path, on_progress: Progress) -> Manifest:
     except WrongChunk as error:
         raise UserError(f"{path} changed while it was being read; add it again") from error
     except OSError as error:
-        raise BadModelFile(f"cannot read {path}: {error.strerror}") from error
+        raise BadModelFile(f"cannot read {path}: {error.strerror}; name a GGUF file") from error
     return manifest
 
 
