@@ -199,7 +199,7 @@ class Refused:
 
 @frozen
 class Advertisement:
-    """What a peer says it serves; with ``first`` equal to ``end`` it joins, and only holds parts."""
+    """What a peer says it serves; one that still joins has ``first`` equal to ``end``."""
 
     peer: PeerId = field(validator=_PEER)
     addresses: tuple[str, ...] = field(validator=_ADDRESSES)

@@ -17,7 +17,6 @@ from p2pinfer.engine.gguf_values import Metadata
 from p2pinfer.engine.gguf_writer import Extent, NewTensor, encode_header
 from p2pinfer.engine.models import ModelInfo, model_info
 from p2pinfer.engine.parts import check_whole, manifest_of, part_of
-from p2pinfer.engine.slices import slice_path
 from p2pinfer.engine.slicing import (
     SlicePlan,
     plan_first_end,
@@ -28,9 +27,13 @@ from p2pinfer.engine.slicing import (
 from p2pinfer.engine.store import Store
 
 
+_SLICES_VERSION = 2
+"""Part of every slice's path: to be raised when the same cut gives another file."""
+
+
 @dataclass(frozen=True)
 class PartsModel:
-    """A model of which some parts are held; the same face as ``slices.Model``.
+    """A model of which some parts are held.
 
     Its slices are kept in ``cache``; each needs the parts that the manifest names for it, and no
     other.
@@ -40,6 +43,8 @@ class PartsModel:
     manifest: Manifest
     info: ModelInfo
     """Without a chat template as long as the tokenizer is not held."""
+    header: GgufHeader
+    """The whole model's, likewise."""
     cache: Path
 
     @property
@@ -56,8 +61,7 @@ class PartsModel:
             BadModelFile: the parts are not what the manifest says.
             UserError: the model has no such layers, or the slice cannot be written.
         """
-        header = whole_header(self.store, self.manifest, METADATA)
-        return self._written(f"stage-{first}-{end}.gguf", plan_stage(header, first, end))
+        return self._written(f"stage-{first}-{end}.gguf", plan_stage(self.header, first, end))
 
     def ends(self, keep: int) -> tuple[Path, Path]:
         """Return the first and the last end, ``keep`` layers each; raises as ``stage``."""
@@ -68,7 +72,7 @@ class PartsModel:
         )
 
     def _written(self, name: str, plan: SlicePlan) -> Path:
-        path = slice_path(self.cache, self.id, name)
+        path = self.cache / f"v{_SLICES_VERSION}" / self.id[:32] / name
         if not path.exists():
             path.parent.mkdir(parents=True, exist_ok=True)
             write_slice(plan, self._sources(plan), path)
@@ -106,8 +110,7 @@ def open_parts(store: Store, manifest: Manifest, cache: Path) -> PartsModel:
     """
     name = TOKENIZER if store.held(manifest.part(TOKENIZER)) else METADATA
     header = whole_header(store, manifest, name)
-    info = model_info(header)
-    return PartsModel(store, manifest, info, cache)
+    return PartsModel(store, manifest, model_info(header), header, cache)
 
 
 def whole_header(store: Store, manifest: Manifest, name: str) -> GgufHeader:

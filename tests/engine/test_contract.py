@@ -16,7 +16,7 @@ import trio
 from p2pinfer.core.errors import EngineError
 from p2pinfer.engine.base import EngineBusy, StageEngine, StageSession
 from p2pinfer.engine.local import open_stage
-from p2pinfer.engine.slices import open_model
+from tests.engine.whole import open_model
 from tests.engine.fakes import FakeStage, submit
 
 SESSIONS, CONTEXT = 3, 128

@@ -13,7 +13,7 @@ from p2pinfer.core.manifest import Part
 from p2pinfer.engine.gguf_values import Value, ValueType
 from p2pinfer.engine.parts import add_model
 from p2pinfer.engine.parts_model import open_parts
-from p2pinfer.engine.slices import open_model
+from tests.engine.whole import open_model
 from p2pinfer.engine.store import Store
 from tests.engine.models import TINY, write_tiny
 from tests.engine.toys import LAYERS, copy_parts, quiet, write_toy

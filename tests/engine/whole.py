@@ -1,4 +1,4 @@
-"""Slices of a model on disk, cut once and kept in the cache directory under the model's id."""
+"""A whole model's file and slices cut straight from it, to hold slices made of parts against."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,10 +17,6 @@ from p2pinfer.engine.slicing import (
     plan_stage,
     write_slice,
 )
-
-_VERSION = 1
-"""Part of every slice's path: to be raised when the same cut gives another file."""
-
 
 @dataclass(frozen=True)
 class Model:
@@ -46,16 +42,11 @@ class Model:
         )
 
     def _written(self, name: str, plan: SlicePlan) -> Path:
-        path = slice_path(self.cache, self.id, name)
+        path = self.cache / self.id / name
         if not path.exists():
             path.parent.mkdir(parents=True, exist_ok=True)
             write_slice(plan, extents(self.header, self.path), path)
         return path
-
-
-def slice_path(cache: Path, model: ModelId, name: str) -> Path:
-    """Return where a slice of a model is kept."""
-    return cache / f"v{_VERSION}" / model[:32] / name
 
 
 def open_model(path: Path, cache: Path) -> Model:
