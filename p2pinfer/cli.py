@@ -3,13 +3,10 @@
 import json
 import logging
 import os
-import signal
 import sys
-from collections.abc import AsyncIterator, Awaitable, Callable
-from functools import partial
 from importlib.metadata import version
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import App, CycloptsError, Parameter, UnusedCliTokensError
 
@@ -18,7 +15,6 @@ from p2pinfer.core.errors import P2pinferError, UserError
 from p2pinfer.flags import (
     ANSWER,
     MACHINE,
-    SESSIONS_MAX,
     AnswerFlags,
     AsJson,
     Bootstrap,
@@ -29,6 +25,7 @@ from p2pinfer.flags import (
     check_range,
     option,
 )
+from p2pinfer.running import run_task
 
 if TYPE_CHECKING:  # what is heavy is imported by the command that needs it
     import trio
@@ -50,8 +47,7 @@ app = App(
     version=version("p2pinfer"),
     help_format="plaintext",
 )
-bench = App(name="bench", help="Measure; prints JSON.")
-app.command(bench)
+app.command("p2pinfer.cli_bench:app", name="bench", help="Measure; prints JSON.")
 app.command("p2pinfer.cli_model:app", name="model", help="Add, list, check and remove models.")
 
 
@@ -92,7 +88,7 @@ def chat(
         limits,
         find_s_max=wait,
     )
-    _run(lambda: _talk(options, store, how, question, as_json=as_json))
+    run_task(lambda: _talk(options, store, how, question, as_json=as_json))
 
 
 @app.command
@@ -144,7 +140,7 @@ def demo(
         finally:
             done()
 
-    _run(run)
+    run_task(run)
 
 
 @app.command
@@ -202,7 +198,7 @@ def join(
         finally:
             done()
 
-    _run(run, interrupted=errors.EXIT_DONE)
+    run_task(run, interrupted=errors.EXIT_DONE)
 
 
 def _print_ready(serving: "Serving", network: str, *, as_json: bool) -> None:
@@ -274,53 +270,6 @@ async def _talk(
         done()
 
 
-@bench.command(name="decode")
-def bench_decode(
-    *,
-    peers: Peers = 3,
-    model: Model = "default",
-    sessions: Annotated[int, option("sessions", "Also decode in this many at once.")] = 1,
-    tokens: Annotated[int, option("tokens", "Tokens per answer.")] = 128,
-    runs: Annotated[int, option("runs", "Interleaved runs.")] = 5,
-    as_json: AsJson = False,
-) -> None:
-    """Compare a local swarm with llama.cpp alone: same file, same tokens, same run."""
-    from p2pinfer.bench.decode import decode_bench
-    from p2pinfer.supply import model_path
-
-    check_range("sessions", sessions, 1, SESSIONS_MAX)
-    check_range("tokens", tokens, 2)  # the first one is the prompt's
-    check_range("runs", runs, 1)
-    path = model_path(model)
-    measure = partial(decode_bench, path, peers, tokens=tokens, runs=runs, sessions=sessions)
-    _run(lambda: _print_report(measure, as_json=as_json))
-
-
-@bench.command(name="transport")
-def bench_transport(
-    *,
-    rounds: Annotated[int, option("rounds", "Interleaved rounds.")] = 5,
-    as_json: AsJson = False,
-) -> None:
-    """Compare our muxer with libp2p's own: two processes on loopback."""
-    from p2pinfer.bench.transport import transport_bench
-
-    check_range("rounds", rounds, 1)
-    _run(lambda: _print_report(partial(transport_bench, rounds), as_json=as_json))
-
-
-async def _print_report(measure: Callable[[], Awaitable[dict[str, Any]]], *, as_json: bool) -> None:
-    """Measure, and print the result as JSON, on one line if a program reads it."""
-    from p2pinfer.terminal import Doing
-
-    done = Doing("Measuring …")
-    try:
-        report = await measure()
-    finally:
-        done()
-    print(json.dumps(report, indent=None if as_json else 2))
-
-
 def _name_model(name: str, store: "Store") -> "ModelId":
     """Return the id of what ``--model`` names, showing how a new file is taken in."""
     from p2pinfer.cli_model import adding_progress
@@ -339,42 +288,6 @@ def _parse_layers(text: str) -> tuple[int, int]:
 
 def _count(number: int, noun: str) -> str:
     return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
-
-
-def _run(
-    main: Callable[[], Awaitable[None]], *, interrupted: int = errors.EXIT_INTERRUPTED
-) -> None:
-    """Run a command's main task; raises its lone exception.
-
-    The first Ctrl-C, or SIGTERM, cancels it and exits with ``interrupted``; the second one exits at
-    once.
-    """
-    import trio
-
-    async def watch(signals: AsyncIterator[int]) -> None:
-        async for _ in signals:
-            if scope.cancel_called:
-                os._exit(errors.EXIT_INTERRUPTED)
-            print("leaving", file=sys.stderr)
-            scope.cancel()
-
-    async def run() -> None:
-        with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(watch, signals)
-                with scope:
-                    await main()
-                nursery.cancel_scope.cancel()
-
-    scope = trio.CancelScope()
-    try:
-        with errors.lone_errors():
-            trio.run(run)
-    except P2pinferError:
-        if not scope.cancel_called:
-            raise
-    if scope.cancelled_caught:
-        sys.exit(interrupted)
 
 
 def main() -> None:

@@ -26,7 +26,6 @@ from p2pinfer.engine.slicing import (
 )
 from p2pinfer.engine.store import Store
 
-
 _SLICES_VERSION = 2
 """Part of every slice's path: to be raised when the same cut gives another file."""
 

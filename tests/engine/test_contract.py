@@ -16,8 +16,8 @@ import trio
 from p2pinfer.core.errors import EngineError
 from p2pinfer.engine.base import EngineBusy, StageEngine, StageSession
 from p2pinfer.engine.local import open_stage
-from tests.engine.whole import open_model
 from tests.engine.fakes import FakeStage, submit
+from tests.engine.whole import open_model
 
 SESSIONS, CONTEXT = 3, 128
 WAIT_S_MAX = 60.0

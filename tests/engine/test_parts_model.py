@@ -16,7 +16,6 @@ from p2pinfer.engine.gguf import parse_header, read_header
 from p2pinfer.engine.gguf_writer import encode_header
 from p2pinfer.engine.parts import add_model, describe, part_files
 from p2pinfer.engine.parts_model import join_header, open_parts
-from tests.engine.whole import open_model
 from p2pinfer.engine.store import DamagedPart, MissingChunk, Store
 from tests.engine.models import TINY, write_tiny
 from tests.engine.toys import (
@@ -30,6 +29,7 @@ from tests.engine.toys import (
     toy_tensors,
     write_toy,
 )
+from tests.engine.whole import open_model
 
 
 @pytest.mark.parametrize("architecture", [name for name in TINY if name != "gemma2"])

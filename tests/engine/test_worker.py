@@ -22,10 +22,10 @@ from p2pinfer.engine.base import StageSession
 from p2pinfer.engine.gguf import read_header
 from p2pinfer.engine.gguf_values import Value, ValueType
 from p2pinfer.engine.local import LocalStage, open_ends, open_stage
-from tests.engine.whole import open_model
 from p2pinfer.engine.slicing import SlicePlan, extents, plan_stage, write_slice
 from tests.engine.fakes import submit
 from tests.engine.models import TINY, quantise, write_tiny
+from tests.engine.whole import open_model
 
 pytestmark = pytest.mark.real
 

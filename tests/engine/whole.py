@@ -18,6 +18,7 @@ from p2pinfer.engine.slicing import (
     write_slice,
 )
 
+
 @dataclass(frozen=True)
 class Model:
     """A whole model's file, read and checked, whose slices are kept in ``cache``."""

@@ -7,11 +7,13 @@ import subprocess
 import sys
 import time
 from collections.abc import Iterable, Sequence
-from contextlib import suppress
+from contextlib import AbstractAsyncContextManager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
-from p2pinfer.node import ClientOptions, Machine
+from p2pinfer import node
+from p2pinfer.node import Client, ClientOptions, Machine
+from p2pinfer.supply import name_model, open_store
 
 NETWORK = "real"
 CONTEXT = 1024
@@ -156,4 +158,10 @@ def wait_gone(pids: Iterable[int]) -> None:
 def client_options(model: Path, *peers: Peer, sessions: int = SESSIONS) -> ClientOptions:
     """Return the options of a client that enters at these peers."""
     machine = Machine(sessions=sessions, context=CONTEXT)
-    return ClientOptions(model, [peer.address for peer in peers], NETWORK, machine=machine)
+    named = name_model(str(model), open_store(), lambda *_: None)
+    return ClientOptions(named, [peer.address for peer in peers], NETWORK, machine=machine)
+
+
+def open_client(options: ClientOptions) -> AbstractAsyncContextManager[Client]:
+    """Join a swarm with the parts of this process's store."""
+    return node.open_client(options, open_store(), lambda _: None)

@@ -15,7 +15,7 @@ from p2pinfer.chat import ChatOptions, open_conversation
 from p2pinfer.core.errors import P2pinferError, PeerError
 from p2pinfer.core.messages import Refusal
 from p2pinfer.core.sampling import Sampling
-from p2pinfer.node import Client, open_client
+from p2pinfer.node import Client
 from peers.talk import RefusedError
 from tests.real.processes import (
     COMMAND,
@@ -24,6 +24,7 @@ from tests.real.processes import (
     children,
     client_options,
     environment,
+    open_client,
     read_until,
     start_peers,
     stop,

@@ -9,9 +9,8 @@ import trio
 from p2pinfer.chat import ChatOptions, open_conversation
 from p2pinfer.core.messages import Refusal
 from p2pinfer.core.sampling import Sampling
-from p2pinfer.node import open_client
 from peers.talk import RefusedError
-from tests.real.processes import SESSIONS, Peer, client_options
+from tests.real.processes import SESSIONS, Peer, client_options, open_client
 
 pytestmark = pytest.mark.real
 
