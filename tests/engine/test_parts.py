@@ -13,10 +13,10 @@ from p2pinfer.core.manifest import Part
 from p2pinfer.engine.gguf_values import Value, ValueType
 from p2pinfer.engine.parts import add_model
 from p2pinfer.engine.parts_model import open_parts
-from tests.engine.whole import open_model
 from p2pinfer.engine.store import Store
 from tests.engine.models import TINY, write_tiny
 from tests.engine.toys import LAYERS, copy_parts, quiet, write_toy
+from tests.engine.whole import open_model
 
 
 def test_the_default_model_has_its_id(default_model: Path, tmp_path: Path) -> None:
