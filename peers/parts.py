@@ -3,8 +3,8 @@
 Why not libp2p's Bitswap: over loopback it moved 53 MB/s, in blocks of at most 512 KiB, and by
 default it waits 90 s before it believes that a block will not come. Its use is to find out who has
 what; here a fetcher knows every chunk from the manifest and every holder from the directory, so one
-question and one answer on a plain channel of ours do. They moved 190 to 350 MB/s in five runs of
-``python -m p2pinfer.bench.fetch`` on two busy cores: checked, written and synced.
+question and one answer on a plain channel of ours do. They moved 190 to 480 MB/s in several runs of
+``python -m p2pinfer.bench.fetch`` on two shared cores: checked, written and synced.
 """
 
 from collections.abc import Callable, Iterable
