@@ -1,7 +1,6 @@
 """``p2pinfer model``: the models and parts that this machine holds."""
 
 import json
-import math
 import sys
 import time
 from collections.abc import Iterator
@@ -218,12 +217,12 @@ def adding_progress() -> Iterator[Progress]:
 
 
 def _plain_progress() -> Progress:
-    said: dict[str, float] = {}
+    said_at = time.monotonic()  # nothing is said of what takes no time
 
     def show(what: str, done: int, total: int) -> None:
-        now = time.monotonic()
-        if now - said.get(what, -math.inf) >= PLAIN_LINE_S:
-            said[what] = now
+        nonlocal said_at
+        if (now := time.monotonic()) - said_at >= PLAIN_LINE_S:
+            said_at = now
             _note(f"{what}: {size_text(done)} of {size_text(total)}")
 
     return show

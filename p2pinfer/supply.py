@@ -13,7 +13,7 @@ from p2pinfer.core.manifest import Manifest
 from p2pinfer.engine.models import default_model_path
 from p2pinfer.engine.parts import Progress, add_model
 from p2pinfer.engine.parts_model import PartsModel, open_parts
-from p2pinfer.engine.store import DamagedPart, Store
+from p2pinfer.engine.store import DamagedPart, MissingChunk, Store
 from p2pinfer.places import cache_dir, data_dir
 from peers.directory import Directory
 from peers.parts import in_thread
@@ -111,14 +111,15 @@ async def obtain(
 
     manifest = await fetch_manifest(transport, holders, store, model, tell)
     names = tuple(needed(manifest))
+    await in_thread(store.check_room, [manifest.part(name) for name in names])
     while True:
         start = chance.random()
-        await fetch_parts(transport, holders, store, manifest, names, tell, start=start)
         try:
+            await fetch_parts(transport, holders, store, manifest, names, tell, start=start)
             opened = await in_thread(open_parts, store, manifest, cache_dir())
             return opened, await in_thread(make, opened)
-        except DamagedPart:
-            continue  # it has been set aside; what is wrong of it is fetched again
+        except (DamagedPart, MissingChunk):
+            continue  # the disk changed underneath: what is wrong is set aside and fetched again
 
 
 def _is_whole(manifest: Manifest, store: Store) -> bool:

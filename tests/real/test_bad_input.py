@@ -96,7 +96,6 @@ def test_more_sessions_than_memory(command: Command, monkeypatch: pytest.MonkeyP
     words = "8 sessions of 8,192 positions need .* GiB of memory, and 0.1 GiB are free: .*--context"
     check(command("demo", "Hi", "--context", "1000000"), 2, words)
     check(command("join", "--layers", "1:10", *HERE, "--context", "1000000"), 2, words)
-    check(command("chat", "Hi", "--bootstrap", NOBODY, "--context", "1000000"), 2, words)
 
 
 @pytest.mark.parametrize("words", [["demo"], ["demo", ""], ["demo", " \n"], ["chat", "--json"]])

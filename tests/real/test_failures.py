@@ -169,7 +169,8 @@ def test_peer_whose_parent_is_gone_does_not_load_to_the_end(home: Path) -> None:
         env=environment(home, P2PINFER_LISTEN="/ip4/127.0.0.1/tcp/0"),
         check=True,
     )
-    assert (result.stdout, result.stderr) == (b"", b"")
+    assert result.stdout == b""
+    assert [line for line in result.stderr.splitlines() if b"Loading" not in line] == []
 
 
 @pytest.mark.parametrize(
@@ -232,12 +233,12 @@ def test_second_interrupt_does_not_wait() -> None:
     """A command that takes its time to leave is ended by the second Ctrl-C, with 130."""
     program = """
 import trio
-from p2pinfer.cli import _run
+from p2pinfer.running import run_task
 async def main():
     with trio.CancelScope(shield=True):
         print("busy", flush=True)
         await trio.sleep_forever()
-_run(main, interrupted=0)
+run_task(main, interrupted=0)
 """
     with subprocess.Popen(
         [COMMAND[0], "-c", program], stdout=subprocess.PIPE, stderr=subprocess.PIPE
