@@ -37,7 +37,8 @@ if TYPE_CHECKING:  # what is heavy is imported by the command that needs it
     from p2pinfer.swarm import LocalPeer
 
 EXIT_CODES = """
-Exit codes: 0 done, 1 failed, 2 unusable input, 3 nobody serves this model, 130 interrupted.
+Exit codes: 0 done, 1 failed, 2 unusable input, 3 nobody serves this model,
+4 damaged parts, 130 interrupted.
 Every option can also be set as P2PINFER_<NAME>. Directories: see P2PINFER_HOME in the README.
 """
 

@@ -30,6 +30,9 @@ from p2pinfer.engine.tap import Tap
 CELLS_GRAIN = 256
 """llama.cpp rounds each session's KV cells up to a multiple of this."""
 
+_LLAMA_LOAD_MODE_NONE = 0
+"""llama.h: weights in memory of their own, not mapped from the file: that may be huge pages."""
+
 _GGML_TYPE_BF16 = 30
 """ggml.h; the Python bindings name only older types."""
 
@@ -351,6 +354,7 @@ def _load_model(path: Path, settings: Settings) -> Any:
     params = api.llama_model_default_params()
     params.n_gpu_layers = 0
     params.use_extra_bufts = settings.repack
+    params.load_mode = _LLAMA_LOAD_MODE_NONE
     model = api.llama_model_load_from_file(str(path).encode(), params)
     if not model:
         raise BadModelFile(f"llama.cpp cannot load {path}: {_last_error()}")
