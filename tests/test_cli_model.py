@@ -67,7 +67,6 @@ def test_add_prints_the_id(model: Command, file: Path, home: Path) -> None:
     (id_,) = model.out.splitlines()
     assert [found.id for found in Store(home / "data" / "store").models()] == [id_]
     assert "Toy: 4 layers, 0.0 MB, apache-2.0" in model.err
-    assert model.err.splitlines()[0].startswith("hashing: 0.0 MB of")
     assert model.json("add", file) == {
         "model": id_,
         "name": "Toy",
@@ -185,6 +184,15 @@ def test_what_cannot_be_added(model: Command, file: Path, tmp_path: Path) -> Non
         assert model("add", file, "--quota-gb", quota) == 2
         assert "--quota-gb must be" in model.err
     assert model.json("list") == {"models": []}
+
+
+def test_lines_of_progress_where_there_is_no_terminal(
+    model: Command, file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A line now and then says how far it is; here at once, since no time must pass."""
+    monkeypatch.setattr("p2pinfer.cli_model.PLAIN_LINE_S", 0.0)
+    assert model("add", file) == 0
+    assert model.err.splitlines()[0].startswith("hashing: 0.0 MB of")
 
 
 def test_default_and_a_bar_on_a_terminal(model: Command, monkeypatch: pytest.MonkeyPatch) -> None:
