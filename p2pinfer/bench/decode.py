@@ -1,9 +1,10 @@
 """How fast a local swarm decodes, against llama.cpp alone on the same file in the same run.
 
 Three things take turns, so that a slow moment of the machine hits all of them: the swarm over
-libp2p, the same peers over bare TCP without encryption (the bound for any transport), and
-llama.cpp in one process. Greedy, one engine thread per process. Tokens are compared first: a swarm
-that says something else is a failure and not a figure.
+libp2p, the same peers over bare TCP without encryption (a yardstick, and no strict bound: its
+channel sends through the scheduler, ours at once), and llama.cpp in one process, which has its
+weights in ordinary pages where the peers' engines ask for huge ones. Greedy, one engine thread per
+process. Tokens are compared first: a swarm that says something else is a failure and not a figure.
 """
 
 import json
