@@ -4,12 +4,14 @@
     ├── UserError            a person's input; one sentence that says what to do, and an exit code
     │   ├── BadModelFile     a file that is no GGUF, is cut short, or says absurd things
     │   └── UnsupportedModel a good file that cannot be split exactly
+    ├── NotVerified          what was checked of an answer did not hold
     ├── NobodyServes         no chain of reachable peers covers the model
     ├── EngineError          the local engine refused or failed
     │   └── EngineDied       its process ended; the node lives
     └── PeerError            another peer; carries its id
         ├── PeerUnavailable  it cannot be reached, or went away
-        │   └── ChannelClosed  the channel to it has ended, cleanly or not
+        │   ├── ChannelClosed  the channel to it has ended, cleanly or not
+        │   └── NoReplacement  it left a session, and nobody could take its place
         ├── RemoteProtocolError  it sent what no correct peer sends
         └── Refused          it said no, with a code
 
@@ -55,6 +57,12 @@ class NobodyServes(P2pinferError):
     exit_code = EXIT_NOBODY_SERVES
 
 
+class NotVerified(P2pinferError):
+    """An answer that was to be shown only if it is what the model says is perhaps not."""
+
+    exit_code = EXIT_DAMAGED
+
+
 class EngineError(P2pinferError):
     """The local engine refused a request or failed at it."""
 
@@ -77,6 +85,10 @@ class PeerUnavailable(PeerError):
 
 class ChannelClosed(PeerUnavailable):
     """The channel has ended: the other side closed it, or the connection is gone."""
+
+
+class NoReplacement(PeerUnavailable):
+    """The peer left a session, and nobody could take its place in time."""
 
 
 class RemoteProtocolError(PeerError):

@@ -7,7 +7,11 @@ that the same file gives the same id on every machine.
 
     [FORMAT, name, license or nil, architecture, layers, width, vocabulary, context,
      [[tensor name, ggml type, [sizes…]]…]          every tensor of the model, in its file's order
-     [[hash, bytes, chunk hashes joined]…]]         the parts, in the order of ``part_names``
+     [[bytes, chunk hashes joined]…]]               the parts, in the order of ``part_names``
+
+A part is named by the root of a tree of two levels: the hash over its size and its chunks' hashes.
+So whoever has checked every chunk has checked the part, and need not read it a second time; and no
+manifest can give other chunks to a part that another model has too.
 """
 
 from collections.abc import Callable
@@ -20,12 +24,16 @@ from blake3 import blake3
 from p2pinfer.core.errors import UserError
 from p2pinfer.core.ids import ModelId, PartHash
 
-FORMAT = "p2pinfer model 1"
+FORMAT = "p2pinfer model 2"
 
 CHUNK_BYTES = 1 << 20
 """What is fetched and checked at once: large enough that a request costs little beside it."""
 
 HASH_BYTES = 32
+SIZE_BYTES = 8
+PART_CONTEXT = "p2pinfer 2 a part's size and the hashes of its chunks"
+"""Sets a part's hash apart from that of a file with the same bytes."""
+
 MANIFEST_BYTES_MAX = 4 << 20
 """At 32 bytes a chunk, the weights of a model of 120 GiB; fits into one message."""
 PART_BYTES_MAX = 1 << 36
@@ -89,15 +97,19 @@ class Part:
     """One small GGUF file: metadata, tokenizer, embedding, a layer, or output."""
 
     name: str
-    hash: PartHash
     size: int = field(validator=_whole(1, PART_BYTES_MAX))
     """Bytes."""
     chunks: tuple[bytes, ...] = field(repr=lambda chunks: f"<{len(chunks)} hashes>")
     """BLAKE3 of every chunk of ``CHUNK_BYTES``, the last one being shorter."""
+    hash: PartHash = field(init=False)
+    """Of the two fields before: what the part is called, whoever's model it belongs to."""
 
     def __attrs_post_init__(self) -> None:
         if len(self.chunks) != -(-self.size // CHUNK_BYTES):
             raise BadManifest(f"the manifest's {self.name} has {len(self.chunks)} chunks")
+        tree = self.size.to_bytes(SIZE_BYTES, "big") + b"".join(self.chunks)
+        digest = blake3(tree, derive_key_context=PART_CONTEXT).hexdigest()
+        object.__setattr__(self, "hash", PartHash(digest))
 
     def chunk_size(self, index: int) -> int:
         """Return the bytes of a chunk, which must be one of this part's."""
@@ -183,7 +195,7 @@ class Manifest:
                 self.vocabulary,
                 self.context,
                 [[row.name, row.type, row.shape] for row in self.tensors],
-                [[bytes.fromhex(p.hash), p.size, b"".join(p.chunks)] for p in self.parts],
+                [[part.size, b"".join(part.chunks)] for part in self.parts],
             ]
         )
         return encoded
@@ -215,7 +227,10 @@ def _built(values: Any) -> Manifest:
     """Build a manifest from what its array holds, in order; anything may be raised."""
     kind, name, license_, architecture, layers, width, vocabulary, context, rows, parts = values
     if kind != FORMAT:
-        raise BadManifest(f"not a manifest of the format {FORMAT!r}")
+        raise BadManifest(
+            f"not a manifest of the format {FORMAT!r} but of another release's: "
+            "remove the model with `p2pinfer model rm`, and add or fetch it again"
+        )
     names = part_names(layers) if type(layers) is int and 1 <= layers <= LAYERS_MAX else []
     return Manifest(
         name,
@@ -230,8 +245,8 @@ def _built(values: Any) -> Manifest:
     )
 
 
-def _part(name: str, digest: bytes, size: int, joined: bytes) -> Part:
-    if len(digest) != HASH_BYTES or len(joined) % HASH_BYTES:
+def _part(name: str, size: int, joined: bytes) -> Part:
+    if len(joined) % HASH_BYTES:
         raise BadManifest(f"the manifest's {name} has a hash that is none")
     chunks = tuple(joined[i : i + HASH_BYTES] for i in range(0, len(joined), HASH_BYTES))
-    return Part(name, PartHash(digest.hex()), size, chunks)
+    return Part(name, size, chunks)

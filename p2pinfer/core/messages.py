@@ -3,25 +3,49 @@
 The validators run when a message is made and again when one arrives, so that what a remote peer
 sends is checked here and nowhere else; ``wire`` turns a failed check into an error that blames it.
 
-    session    requester → first stage → … → last stage
-                   Open     →  Opened or Refused comes back
-                   Step     →  each stage sends its rows to its successor
-                   Refused  ←  at any time: the session is over, and why
-               requester → last stage: Attach → Attached, then Step comes back for every Step
-    directory  Known → Known: each side's advertisements, once; then the channel ends
+    session    control, requester → each stage of its route, for as long as the session lasts
+                   Open     →  Opened
+                   Connect  →  Connected, or Denied: whom to send to
+                   Expect   →  Expecting: another peer takes the place of the one before
+                   Lost     ←  at any time: the peer before or behind went away
+                   Leaving  ←  this peer would rather be replaced
+               link, requester → first stage → … → last stage
+                   Link     →  Linked, then a Step for every Step: each sends its rows on
+               collection, requester → last stage
+                   Attach   →  Attached, then Step comes back for every Step
+    directory  Compare → Differs or Known, and what follows: see `p2pinfer.core.exchange`
+    gossip     Heard, to all who follow a model
     parts      fetcher → holder, several at once, each with a number that its answer carries
                    AskManifest  →  ManifestIs comes back, or Denied
                    AskHeld      →  Held
-                   AskChunk     →  Chunk, or Denied
+                   AskChunks    →  for each one Chunk, or Denied
+    evidence   requester → each stage, beside the session: see ``evidence``
                Refused  ←  at any time: the channel is over, and why
 """
 
 from enum import StrEnum
 from typing import Any
 
-from attrs import Attribute, evolve, field, frozen
+from attrs import field, frozen
 from attrs import validators as v
 
+from p2pinfer.core.advertisement import Advertisement, Heard, Known
+from p2pinfer.core.checks import (
+    ADDRESSES,
+    HASH,
+    LAYER,
+    PEER,
+    POSITIONS_MAX,
+    SESSION,
+    blob,
+    many,
+    shown_size,
+    sized,
+    text,
+    whole,
+)
+from p2pinfer.core.evidence import AskRows, Follow, Made, Opening, Settle, Settled
+from p2pinfer.core.exchange import Compare, Differs, Wanted
 from p2pinfer.core.ids import ModelId, PartHash, PeerId, SessionId
 from p2pinfer.core.limits import ROWS_PER_DECODE_MAX
 from p2pinfer.core.manifest import CHUNK_BYTES, MANIFEST_BYTES_MAX, PART_BYTES_MAX
@@ -29,13 +53,10 @@ from p2pinfer.core.manifest import CHUNK_BYTES, MANIFEST_BYTES_MAX, PART_BYTES_M
 ROUTE_HOPS_MAX = 128
 """A 405B model has 126 layers; nobody splits finer than that."""
 
-ADDRESSES_MAX = 8
-ADDRESS_CHARS_MAX = 256
-LAYERS_MAX = 1024
-POSITIONS_MAX = 1 << 22
 TEXT_CHARS_MAX = 500
-ADVERTISEMENTS_MAX = 512
-SIGNED_BYTES_MAX = 4096
+
+RETRY_MS_MAX = 600_000
+"""Nobody is told to wait for longer: by then another peer will do."""
 
 PARTS_PER_QUESTION_MAX = 256
 """With the longest bitmaps the answer has 2 MiB."""
@@ -46,58 +67,17 @@ BITMAP_BYTES_MAX = PART_BYTES_MAX // CHUNK_BYTES // 8
 QUESTIONS_PER_CHANNEL_MAX = 16
 """Asked and not yet answered; who asks more breaks the protocol."""
 
+CHUNKS_PER_QUESTION_MAX = 2
+"""A question, and the thread that reads its chunks, cost as much as hashing one of them."""
+
 ROWS_BYTES_MAX = ROWS_PER_DECODE_MAX * 32_768 * 4
 """A full decode of a residual stream twice as wide as the widest model's, in float32."""
 
 
-# One plain function a check, and not attrs' own piled up: they run twice per boundary and token.
-
-
-def _whole(low: int, high: int) -> Any:
-    def check(_: object, attribute: "Attribute[int]", value: int) -> None:
-        if type(value) is not int or not low <= value <= high:
-            raise ValueError(f"{attribute.name} must be a whole number from {low} to {high}")
-
-    return check
-
-
-def _sized(kind: type, most: int, least: int = 0, *, of: type | None = None) -> Any:
-    """Check a text, bytes, or a tuple whose items are all ``of`` one type."""
-
-    def check(_: object, attribute: "Attribute[Any]", value: Any) -> None:
-        found: Any = type(value)
-        if found is not kind or not least <= len(value) <= most:
-            raise ValueError(f"{attribute.name} must be {kind.__name__} of {least} to {most}")
-        if of and not all(type(item) is of for item in value):
-            raise ValueError(f"{attribute.name} must hold {of.__name__} alone")
-
-    return check
-
-
-def _text(most: int, least: int = 0) -> Any:
-    return _sized(str, most, least)
-
-
-def _bytes(most: int, least: int = 0) -> Any:
-    return _sized(bytes, most, least)
-
-
-def _many(kind: type, most: int, least: int = 0) -> Any:
-    return _sized(tuple, most, least, of=kind)
-
-
-def _size(data: bytes) -> str:
-    return f"<{len(data)} bytes>"
-
-
-_PEER = _text(64, 46)  # base58 of an Ed25519 public key: 52 characters; of a hash: 46
-_MODEL: Any = v.matches_re(r"[0-9a-f]{64}")
-_SESSION = _bytes(16, 16)
-_ADDRESSES: Any = v.deep_iterable(v.max_len(ADDRESS_CHARS_MAX), v.max_len(ADDRESSES_MAX))
-_LAYER = _whole(0, LAYERS_MAX)
-_NUMBER = _whole(0, 1 << 62)
-_PART: Any = v.matches_re(r"[0-9a-f]{64}")
-_PARTS: Any = v.deep_iterable(_PART, v.max_len(PARTS_PER_QUESTION_MAX))
+_NUMBER = whole(0, 1 << 62)
+_SOME_CHUNKS: Any = sized(tuple, CHUNKS_PER_QUESTION_MAX, 1)
+_PARTS: Any = v.deep_iterable(HASH, v.max_len(PARTS_PER_QUESTION_MAX))
+_INDICES: Any = v.deep_iterable(whole(0, 8 * BITMAP_BYTES_MAX - 1), _SOME_CHUNKS)
 _BITMAPS: Any = v.deep_iterable(v.max_len(BITMAP_BYTES_MAX), v.max_len(PARTS_PER_QUESTION_MAX))
 
 
@@ -114,6 +94,8 @@ class Refusal(StrEnum):
     PEER_LOST = "peer-lost"
     TOO_SLOW = "too-slow"
     NOT_HELD = "not-held"
+    DAMAGED = "damaged"
+    IDLE = "idle"
 
 
 class Dtype(StrEnum):
@@ -127,41 +109,106 @@ class Dtype(StrEnum):
 class Hop:
     """One stage of a route: a peer and the layers that it is to run."""
 
-    peer: PeerId = field(validator=_PEER)
-    addresses: tuple[str, ...] = field(validator=_ADDRESSES)
-    first: int = field(validator=_LAYER)
-    end: int = field(validator=_LAYER)
+    peer: PeerId = field(validator=PEER)
+    addresses: tuple[str, ...] = field(validator=ADDRESSES)
+    first: int = field(validator=LAYER)
+    end: int = field(validator=LAYER)
 
 
 @frozen
 class Open:
-    """Open a session along a route; passed on from stage to stage, each taking off its own hop."""
+    """Open a session at a stage: reserve its cells, and serve whoever sent this, its requester."""
 
-    session: SessionId = field(validator=_SESSION)
-    model: ModelId = field(validator=_MODEL)
-    requester: PeerId = field(validator=_PEER)
-    """Who alone may attach to the last stage."""
-    route: tuple[Hop, ...] = field(validator=_many(Hop, ROUTE_HOPS_MAX, 1))
-    """The receiver's own hop first."""
-    context: int = field(validator=_whole(1, POSITIONS_MAX))
-    """Positions that every stage is to reserve."""
+    session: SessionId = field(validator=SESSION)
+    model: ModelId = field(validator=HASH)
+    requester: PeerId = field(validator=PEER)
+    """The sender itself, whom the session's evidence names."""
+    previous: PeerId = field(validator=PEER)
+    """Who alone may send steps: the stage before, or the requester."""
+    first: int = field(validator=LAYER)
+    end: int = field(validator=LAYER)
+    context: int = field(validator=whole(1, POSITIONS_MAX))
+    """Positions to reserve."""
     dtype: Dtype = Dtype.F32
-
-    def for_next(self) -> "Open":
-        """Return the message for the stage behind the receiver."""
-        return evolve(self, route=self.route[1:])
+    seal: bytes = field(default=bytes(32), validator=blob(32, 32), repr=shown_size)
+    """Of the nonce that chooses what is audited, shown before the nonce is; zeros ask for no
+    evidence."""
 
 
 @frozen
 class Opened:
-    """All stages from the sender on have reserved their cells."""
+    """The cells are reserved."""
+
+
+@frozen
+class Connect:
+    """Send what is computed to this peer from now on, what was computed before too."""
+
+    number: int = field(validator=_NUMBER)
+    peer: PeerId = field(validator=PEER)
+    addresses: tuple[str, ...] = field(validator=ADDRESSES)
+    sent: int = field(validator=_NUMBER)
+    """It has all steps up to this one."""
+    known: int = field(validator=_NUMBER)
+    """Nobody waits for the answers to steps up to this one, so they may come together."""
+
+
+@frozen
+class Connected:
+    """The peer takes the steps."""
+
+    number: int = field(validator=_NUMBER)
+
+
+@frozen
+class Expect:
+    """Take steps from this peer from now on, and from nobody else."""
+
+    number: int = field(validator=_NUMBER)
+    peer: PeerId = field(validator=PEER)
+
+
+@frozen
+class Expecting:
+    """Nothing of the peer before is taken any more."""
+
+    number: int = field(validator=_NUMBER)
+    received: int = field(validator=_NUMBER)
+    """The last step that came."""
+
+
+@frozen
+class Lost:
+    """A neighbour went away, or sent nonsense; the session waits for another in its place."""
+
+    peer: PeerId = field(validator=PEER)
+    text: str = field(validator=text(TEXT_CHARS_MAX))
+
+
+@frozen
+class Leaving:
+    """The sender serves the session on, but would like to be replaced."""
+
+
+@frozen
+class Link:
+    """Steps of a session will come on this channel."""
+
+    session: SessionId = field(validator=SESSION)
+
+
+@frozen
+class Linked:
+    """The steps may come."""
 
 
 @frozen
 class Attach:
-    """The requester's second channel: what the last stage computes is to be sent here."""
+    """The requester's channel from the last stage: what that computes is to be sent here."""
 
-    session: SessionId = field(validator=_SESSION)
+    session: SessionId = field(validator=SESSION)
+    sent: int = field(default=0, validator=_NUMBER)
+    """The requester has all steps up to this one."""
 
 
 @frozen
@@ -176,14 +223,14 @@ class Step:
     A position before the end of a session drops what its caches hold from there on.
     """
 
-    number: int = field(validator=_whole(0, 1 << 62))
+    number: int = field(validator=whole(0, 1 << 62))
     """Counts the requester's steps; an answer carries its question's."""
-    position: int = field(validator=_whole(0, POSITIONS_MAX))
-    count: int = field(validator=_whole(1, ROWS_PER_DECODE_MAX))
+    position: int = field(validator=whole(0, POSITIONS_MAX))
+    count: int = field(validator=whole(1, ROWS_PER_DECODE_MAX))
     wide: bool = field(validator=v.instance_of(bool))
     """Which matrix kernels compute these rows, so that whoever replays them gets the same bits."""
-    rows: bytes = field(validator=_bytes(ROWS_BYTES_MAX), repr=_size)
-    decoding_us: tuple[int, ...] = field(default=(), validator=_many(int, ROUTE_HOPS_MAX))
+    rows: bytes = field(validator=blob(ROWS_BYTES_MAX), repr=shown_size)
+    decoding_us: tuple[int, ...] = field(default=(), validator=many(int, ROUTE_HOPS_MAX))
     """What each stage so far says it spent on decoding, in microseconds."""
 
 
@@ -192,46 +239,11 @@ class Refused:
     """No, or no longer; the session is over."""
 
     code: Refusal = field(validator=v.instance_of(Refusal))
-    text: str = field(validator=_text(TEXT_CHARS_MAX))
-    peer: PeerId = field(validator=_PEER)
+    text: str = field(validator=text(TEXT_CHARS_MAX))
+    peer: PeerId = field(validator=PEER)
     """Who said so first; those before it in the chain pass the message on."""
-
-
-@frozen
-class Advertisement:
-    """What a peer says it serves; one that still joins has ``first`` equal to ``end``."""
-
-    peer: PeerId = field(validator=_PEER)
-    addresses: tuple[str, ...] = field(validator=_ADDRESSES)
-    model: ModelId = field(validator=_MODEL)
-    model_name: str = field(validator=_text(128))
-    layers: int = field(validator=_whole(1, LAYERS_MAX))
-    """How many the whole model has."""
-    first: int = field(validator=_LAYER)
-    end: int = field(validator=_LAYER)
-    context: int = field(validator=_whole(1, POSITIONS_MAX))
-    """Positions that a session may have at most."""
-    numerics_class: str = field(validator=v.matches_re(r"[0-9a-f]{32}"))
-    sequence: int = field(validator=_whole(0, 1 << 62))
-    """The newest wins."""
-
-
-@frozen
-class Heard:
-    """An advertisement as its author signed it, and how long ago it was made."""
-
-    body: bytes = field(validator=_bytes(SIGNED_BYTES_MAX), repr=_size)
-    """An encoded Advertisement."""
-    signature: bytes = field(validator=_bytes(64, 64), repr=_size)
-    """Ed25519, by the key that the advertised peer id stands for."""
-    age_ms: int = field(validator=_whole(0, 1 << 40))
-
-
-@frozen
-class Known:
-    """Everything that a peer knows of the swarm."""
-
-    heard: tuple[Heard, ...] = field(validator=_many(Heard, ADVERTISEMENTS_MAX))
+    retry_ms: int = field(default=0, validator=whole(0, RETRY_MS_MAX))
+    """When to come back, in milliseconds; 0 is not said."""
 
 
 @frozen
@@ -240,7 +252,7 @@ class AskManifest:
 
     number: int = field(validator=_NUMBER)
     """Counts the fetcher's questions on a channel; an answer carries its question's."""
-    model: ModelId = field(validator=_MODEL)
+    model: ModelId = field(validator=HASH)
 
 
 @frozen
@@ -248,7 +260,7 @@ class ManifestIs:
     """A manifest's canonical bytes, whose BLAKE3 must be the model's id."""
 
     number: int = field(validator=_NUMBER)
-    data: bytes = field(validator=_bytes(MANIFEST_BYTES_MAX), repr=_size)
+    data: bytes = field(validator=blob(MANIFEST_BYTES_MAX), repr=shown_size)
 
 
 @frozen
@@ -256,7 +268,7 @@ class AskHeld:
     """Which chunks of these parts of a model do you hold?"""
 
     number: int = field(validator=_NUMBER)
-    model: ModelId = field(validator=_MODEL)
+    model: ModelId = field(validator=HASH)
     parts: tuple[PartHash, ...] = field(validator=_PARTS)
 
 
@@ -270,13 +282,14 @@ class Held:
 
 
 @frozen
-class AskChunk:
-    """Give me these bytes of a model's part."""
+class AskChunks:
+    """Give me these chunks of a model's part."""
 
     number: int = field(validator=_NUMBER)
-    model: ModelId = field(validator=_MODEL)
-    part: PartHash = field(validator=_PART)
-    index: int = field(validator=_whole(0, 8 * BITMAP_BYTES_MAX - 1))
+    """The first one's answer carries this number, the next one's the next."""
+    model: ModelId = field(validator=HASH)
+    part: PartHash = field(validator=HASH)
+    indices: tuple[int, ...] = field(validator=_INDICES)
 
 
 @frozen
@@ -284,7 +297,7 @@ class Chunk:
     """One chunk of a part, whose BLAKE3 must be as in the manifest."""
 
     number: int = field(validator=_NUMBER)
-    data: bytes = field(validator=_bytes(CHUNK_BYTES, 1), repr=_size)
+    data: bytes = field(validator=blob(CHUNK_BYTES, 1), repr=shown_size)
 
 
 @frozen
@@ -298,17 +311,35 @@ class Denied:
 Message = (
     Open
     | Opened
+    | Connect
+    | Connected
+    | Expect
+    | Expecting
+    | Lost
+    | Leaving
+    | Link
+    | Linked
     | Attach
     | Attached
     | Step
     | Refused
     | Known
     | Advertisement
+    | Heard
+    | Compare
+    | Differs
+    | Wanted
     | AskManifest
     | ManifestIs
     | AskHeld
     | Held
-    | AskChunk
+    | AskChunks
     | Chunk
     | Denied
+    | Follow
+    | Made
+    | Settle
+    | Settled
+    | AskRows
+    | Opening
 )

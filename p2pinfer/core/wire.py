@@ -10,9 +10,16 @@ import cattrs
 import msgpack
 from attrs import fields, has
 
-from p2pinfer.core.messages import Dtype, Message, Refusal, Step
+from p2pinfer.core.advertisement import State
+from p2pinfer.core.messages import Chunk, Dtype, Message, Refusal, Step
 
 M = TypeVar("M")
+
+
+_EMPTY_BYTES = 2
+"""Of msgpack's empty string of bytes."""
+_BIN32 = b"\xc6"
+"""What begins a string of bytes in msgpack whose length is four bytes."""
 
 
 class BadMessage(ValueError):
@@ -58,12 +65,16 @@ _converter.register_structure_hook_func(
 # and their validators check all that the strict hooks would.
 _converter.register_structure_hook(Step, lambda values, _: Step(*values))
 _converter.register_unstructure_hook(Step, _of_step)
-for _enum in (Dtype, Refusal):
+for _enum in (Dtype, Refusal, State):
     _converter.register_structure_hook(_enum, lambda value, kind: kind(value))
 
 
 def encode(message: Message) -> bytes:
     """Return the bytes of a message."""
+    if type(message) is Chunk:  # a million bytes, which msgpack would copy twice
+        head: bytes = msgpack.packb(["Chunk", message.number, b""])
+        size = len(message.data).to_bytes(4, "big")
+        return b"".join((head[:-_EMPTY_BYTES], _BIN32, size, message.data))
     encoded: bytes = msgpack.packb([type(message).__name__, *_converter.unstructure(message)])
     return encoded
 

@@ -1,0 +1,45 @@
+"""How far rows may lie apart that the same layers gave on machines whose arithmetic differs."""
+
+import numpy as np
+from attrs import frozen
+from numpy.typing import NDArray
+
+from p2pinfer.core.receipts import CHECKPOINT_POSITIONS
+
+
+@frozen
+class Bounds:
+    """Limits for the relative distance of rows, ``|a - b| / |b|``."""
+
+    median: float
+    """Of a checkpoint's rows: the usual noise, with room."""
+    row: float
+    """Of any single row."""
+
+
+DEFAULT_BOUNDS = Bounds(median=0.05, row=0.35)
+"""Between classes rows lie 1.4 to 4 % apart, whatever the cause; a slice of the next lower
+quantisation 10 % or more, a skipped layer 20 % or more."""
+
+
+def distances(found: bytes, expected: bytes, dtype: str, count: int) -> NDArray[np.float64]:
+    """Return the relative distance of each of ``count`` rows from what was expected."""
+    kind = "<f4" if dtype == "f32" else "<f2"
+    a, b = (
+        np.frombuffer(rows, kind).astype(np.float64).reshape(count, -1)
+        for rows in (found, expected)
+    )
+    norms = np.maximum(np.linalg.norm(b, axis=1), np.finfo(np.float32).tiny)
+    apart: NDArray[np.float64] = np.linalg.norm(a - b, axis=1) / norms
+    return np.where(np.isfinite(apart), apart, np.inf)
+
+
+def first_outside(apart: NDArray[np.float64], bounds: Bounds) -> int | None:
+    """Return the first position of the first checkpoint that lies outside of bounds, or none."""
+    for start in range(0, len(apart), CHECKPOINT_POSITIONS):
+        rows = apart[start : start + CHECKPOINT_POSITIONS]
+        if (beyond := np.flatnonzero(rows > bounds.row)).size:
+            return start + int(beyond[0])
+        if np.median(rows) > bounds.median:
+            return start
+    return None

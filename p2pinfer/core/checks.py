@@ -1,0 +1,69 @@
+"""What the fields of messages are checked with: when one is made, and again when one arrives.
+
+One plain function a check, and not attrs' own piled up: they run twice per boundary and token.
+"""
+
+from typing import Any
+
+from attrs import Attribute
+from attrs import validators as v
+
+ADDRESSES_MAX = 8
+ADDRESS_CHARS_MAX = 256
+LAYERS_MAX = 1024
+POSITIONS_MAX = 1 << 22
+
+
+def whole(low: int, high: int) -> Any:
+    """Check a whole number, which may be either bound."""
+
+    def check(_: object, attribute: "Attribute[int]", value: int) -> None:
+        if type(value) is not int or not low <= value <= high:
+            raise ValueError(f"{attribute.name} must be a whole number from {low} to {high}")
+
+    return check
+
+
+def sized(kind: type, most: int, least: int = 0, *, of: type | None = None) -> Any:
+    """Check a text, bytes, or a tuple whose items are all ``of`` one type."""
+
+    def check(_: object, attribute: "Attribute[Any]", value: Any) -> None:
+        found: Any = type(value)
+        if found is not kind or not least <= len(value) <= most:
+            raise ValueError(f"{attribute.name} must be {kind.__name__} of {least} to {most}")
+        if of and not all(type(item) is of for item in value):
+            raise ValueError(f"{attribute.name} must hold {of.__name__} alone")
+
+    return check
+
+
+def text(most: int, least: int = 0) -> Any:
+    """Check a text of so many characters."""
+    return sized(str, most, least)
+
+
+def blob(most: int, least: int = 0) -> Any:
+    """Check bytes of such a length."""
+    return sized(bytes, most, least)
+
+
+def many(kind: type, most: int, least: int = 0) -> Any:
+    """Check a tuple of so many items of one type."""
+    return sized(tuple, most, least, of=kind)
+
+
+def shown_size(data: bytes) -> str:
+    """Stand for bytes in a message's repr."""
+    return f"<{len(data)} bytes>"
+
+
+PEER = text(64, 46)
+"""base58 of an Ed25519 public key has 52 characters, of a hash 46."""
+
+HASH: Any = v.matches_re(r"[0-9a-f]{64}")
+"""A BLAKE3: of a manifest, a part, or what else is named by its content."""
+
+SESSION = blob(16, 16)
+NUMERICS: Any = v.matches_re(r"[0-9a-f]{32}")
+ADDRESSES: Any = v.deep_iterable(v.max_len(ADDRESS_CHARS_MAX), v.max_len(ADDRESSES_MAX))
+LAYER = whole(0, LAYERS_MAX)

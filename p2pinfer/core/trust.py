@@ -1,0 +1,158 @@
+"""What was checked of an answer, which stages are to be audited, and how to say so in one line."""
+
+from collections.abc import Sequence
+from enum import StrEnum
+from typing import Any
+
+from attrs import field, frozen
+from blake3 import blake3
+
+from p2pinfer.core.continuity import Break
+from p2pinfer.core.ids import PeerId
+from p2pinfer.core.receipts import CHECKPOINT_POSITIONS
+
+AUDIT_RATE = 0.1
+"""Of stages, when nobody says otherwise: it costs a tenth of the work once more."""
+
+_SHOWN_CHARS = 6
+"""Of the end of a peer id, which differs where its beginning is alike."""
+
+
+class Verdict(StrEnum):
+    """What an audit of a stage found."""
+
+    SAME = "same bits"
+    CLOSE = "within bounds"
+    """Computed by another numerics class, and as near as these are to each other."""
+    CHEATED = "other rows"
+    """It signed for rows that its layers do not give."""
+    DISPUTED = "disputed"
+    """One auditor found other rows, and nobody was there to settle it."""
+    NOT_OPENED = "not opened"
+    """A stage did not open the rows that it signed for."""
+    NOT_REPLAYED = "not replayed"
+    """Nobody could run these layers again."""
+
+
+_FAILED = (Verdict.CHEATED, Verdict.DISPUTED, Verdict.NOT_OPENED)
+
+
+@frozen
+class Audited:
+    """One stage's audit."""
+
+    peer: PeerId
+    first: int
+    end: int
+    verdict: Verdict
+    by: tuple[str, ...] = ()
+    """Peer ids of those who replayed, or ``this machine``."""
+    position: int | None = None
+    """The first where rows differ."""
+    blamed: PeerId | None = None
+    """Who is at fault: the stage, the one before it, or an auditor that lied."""
+    text: str = ""
+
+    def line(self) -> str:
+        """Say it in a few words."""
+        by = f" by {' and '.join(map(short, self.by))}" if self.by else ""
+        at = "" if self.position is None else f" from position {self.position} on"
+        blame = f", blaming {short(self.blamed)}" if self.blamed else ""
+        return f"{short(self.peer)} ({self.first}:{self.end}){by}: {self.verdict}{at}{blame}"
+
+
+@frozen
+class Trust:
+    """What holds of an answer, as far as it was checked."""
+
+    stages: int
+    positions: int
+    """That all stages signed for: prompt and answer."""
+    rate: float
+    """Of stages that are audited."""
+    broken: Break | None = None
+    audits: tuple[Audited, ...] = field(default=())
+
+    @property
+    def held(self) -> bool:
+        """Whether nothing that was checked failed."""
+        return not self.broken and all(each.verdict not in _FAILED for each in self.audits)
+
+    def chance(self, one_in: int) -> float:
+        """How likely a stage that cheats at one checkpoint in so many is caught in this answer.
+
+        An audit replays all of a stage's part, so it finds any cheat in it: whoever cheated here
+        at all was caught with ``rate``.
+        """
+        checkpoints = -(-self.positions // CHECKPOINT_POSITIONS)
+        cheats: float = 1 - (1 - 1 / one_in) ** checkpoints
+        return self.rate * cheats
+
+    def line(self) -> str:
+        """Say it in one line."""
+        if self.broken:
+            peers = " or ".join(map(short, self.broken.peers))
+            return f"NOT TRUSTED: {peers}, at position {self.broken.position}: {self.broken.text}"
+        count = f"{self.stages} stage" + "s" * (self.stages != 1)
+        joined = f"{count} signed for {self.positions} rows, and they join up"
+        done = [each for each in self.audits if each.verdict != Verdict.NOT_REPLAYED]
+        audits = "; ".join(each.line() for each in done) or "none this time"
+        warning = "" if self.held else "NOT TRUSTED: "
+        return (
+            f"{warning}{joined}; audited: {audits}; a stage that cheated anywhere in it would be"
+            f" caught with {100 * self.rate:.3g} %"
+        )
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return plain values for JSON."""
+        broken = self.broken and {
+            "peers": list(self.broken.peers),
+            "position": self.broken.position,
+            "text": self.broken.text,
+        }
+        return {
+            "held": self.held,
+            "line": self.line(),
+            "stages": self.stages,
+            "positions": self.positions,
+            "broken": broken,
+            "audit_rate": self.rate,
+            "chance": {f"1 in {each}": round(self.chance(each), 4) for each in (1, 10, 100)},
+            "audits": [
+                {
+                    "peer": each.peer,
+                    "layers": f"{each.first}:{each.end}",
+                    "verdict": each.verdict.value,
+                    "by": list(each.by),
+                    "position": each.position,
+                    "blamed": each.blamed,
+                    "text": each.text,
+                }
+                for each in self.audits
+            ],
+        }
+
+
+def choose_audits(nonce: bytes, receipts: Sequence[bytes], rate: float) -> list[int]:
+    """Return which stages to audit, each with probability ``rate``.
+
+    Nobody could foresee it: the nonce was unknown to the stages when they signed, and fixed by its
+    seal before the requester knew what they would sign.
+
+    Args:
+        nonce: the requester's, 32 bytes.
+        receipts: bodies of all stages' last receipts, in the order of the route.
+        rate: from 0 to 1.
+    """
+    signed = blake3(b"".join(receipts), key=nonce)
+    chosen = []
+    for index in range(len(receipts)):
+        draw = signed.copy().update(index.to_bytes(4, "little")).digest(8)
+        if int.from_bytes(draw, "little") < rate * 2**64:
+            chosen.append(index)
+    return chosen
+
+
+def short(peer: str) -> str:
+    """Return how a peer is named in a line."""
+    return f"…{peer[-_SHOWN_CHARS:]}" if len(peer) > 2 * _SHOWN_CHARS else peer

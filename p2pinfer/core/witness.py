@@ -1,0 +1,142 @@
+"""What is remembered of a session at one end: both trees, and rows that are kept nowhere else.
+
+A step costs an append while a token waits for it; rows are hashed when a receipt is due, behind
+the step's back. Rows go in and out in lockstep, so a receipt never mixes what was dropped with what
+came instead.
+"""
+
+from collections.abc import Callable
+
+from attrs import frozen
+
+from p2pinfer.core.merkle import Tree
+from p2pinfer.core.receipts import CHECKPOINT_POSITIONS, SIGNED_AS, Receipt, Signed
+
+UNHASHED_STEPS_MAX = 4 * CHECKPOINT_POSITIONS
+"""Hashed at once when so many wait: nobody asks for receipts, and memory must stay bounded."""
+
+
+@frozen
+class Seat:
+    """Whose receipts these are, and what they say beside roots."""
+
+    terms: bytes
+    """Digest of the session's terms."""
+    first: int
+    end: int
+    numerics: bytes
+    sign: Callable[[bytes], bytes]
+
+
+@frozen
+class Opened:
+    """Rows at consecutive positions, as on the wire, and which of them ran wide."""
+
+    regimes: tuple[bool, ...]
+    rows: bytes
+
+
+class Rows:
+    """Rows of one direction, by position, and the tree over them."""
+
+    def __init__(self, *, keep: bool) -> None:
+        self.tree = Tree()
+        self._kept: list[bytes] | None = [] if keep else None
+        self._wide: list[bool] = []
+
+    def put(self, position: int, count: int, rows: bytes, *, wide: bool) -> None:
+        """Put rows at consecutive positions in place of what lies there and beyond."""
+        self.tree.truncate(position)
+        del self._wide[position:]
+        self._wide += [wide] * count
+        if self._kept is not None:
+            del self._kept[position:]
+        size = len(rows) // count
+        for start in range(0, len(rows), size):
+            row = rows[start : start + size]
+            self.tree.append(row, wide=wide)
+            if self._kept is not None:
+                self._kept.append(row)
+
+    def regimes(self, count: int) -> tuple[bool, ...]:
+        """Return which of the first so many rows ran wide."""
+        return tuple(self._wide[:count])
+
+    def open(self, position: int, count: int) -> Opened:
+        """Return rows that lie in the tree."""
+        assert self._kept is not None
+        kept = self._kept[position : position + count]
+        return Opened(tuple(self._wide[position : position + count]), b"".join(kept))
+
+
+class Witness:
+    """Both directions of a session at one end: what came in, what went out."""
+
+    def __init__(self, *, keep: bool) -> None:
+        self._received, self._sent = Rows(keep=keep), Rows(keep=keep)
+        self._unhashed: list[tuple[int, int, bool, bytes, bytes]] = []
+        self._checkpoint = CHECKPOINT_POSITIONS
+        self._length = self._number = 0
+        self.rows = 0
+        """Computed so far, dropped ones too."""
+
+    @property
+    def length(self) -> int:
+        """Positions that it holds."""
+        return self._length
+
+    @property
+    def received(self) -> Rows:
+        """What came in."""
+        self._hash()
+        return self._received
+
+    @property
+    def sent(self) -> Rows:
+        """What went out."""
+        self._hash()
+        return self._sent
+
+    def add(self, position: int, count: int, received: bytes, sent: bytes, *, wide: bool) -> bool:
+        """Remember a step; returns whether a checkpoint is due."""
+        assert position <= self._length
+        if len(self._unhashed) == UNHASHED_STEPS_MAX:
+            self._hash()
+        self._unhashed.append((position, count, wide, received, sent))
+        self._length = position + count
+        self.rows += count
+        if position < self._checkpoint - CHECKPOINT_POSITIONS:
+            self._checkpoint = position // CHECKPOINT_POSITIONS * CHECKPOINT_POSITIONS
+            self._checkpoint += CHECKPOINT_POSITIONS
+        return self._length >= self._checkpoint
+
+    def due(self, seat: Seat) -> list[Signed]:
+        """Sign for every checkpoint that was passed since the last call."""
+        found = []
+        while self._length >= self._checkpoint:
+            found.append(self.sign(seat, self._checkpoint))
+            self._checkpoint += CHECKPOINT_POSITIONS
+        return found
+
+    def sign(self, seat: Seat, position: int) -> Signed:
+        """Sign a receipt for the rows before a position, which it must hold."""
+        self._number += 1
+        receipt = Receipt(
+            seat.terms,
+            seat.first,
+            seat.end,
+            self._number,
+            position,
+            self.rows,
+            self.received.tree.root(position),
+            self.sent.tree.root(position),
+            seat.numerics,
+        )
+        body = receipt.body()
+        return Signed(body, seat.sign(SIGNED_AS + body))
+
+    def _hash(self) -> None:
+        for position, count, wide, received, sent in self._unhashed:
+            self._received.put(position, count, received, wide=wide)
+            self._sent.put(position, count, sent, wide=wide)
+        self._unhashed.clear()
