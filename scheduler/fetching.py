@@ -18,7 +18,8 @@ HOLDERS_MAX = 8
 """Talked to at once; more would bring nothing but bookkeeping."""
 
 IN_FLIGHT_PER_HOLDER_MAX = 6
-"""Chunks asked of one holder and not yet stored: one on the way, others being read and written."""
+"""Chunks asked of one holder and not yet stored: two being read there, two on the way, two being
+hashed and written here. With more of them they leave the processors' caches before their turn."""
 
 IN_FLIGHT_MAX = 24
 """Of all holders together: 24 MiB at most wait to be stored, whatever the model's size."""
@@ -103,6 +104,11 @@ class Fetching:
     def givers(self) -> int:
         """How many of them have something for us."""
         return sum(bool(holder.claims) for holder in self._holders.values())
+
+    @property
+    def asked(self) -> int:
+        """How many chunks have been asked and have not come."""
+        return sum(len(holder.asked) for holder in self._holders.values())
 
     @property
     def missing(self) -> Collection[ChunkId]:

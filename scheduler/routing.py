@@ -1,80 +1,255 @@
-"""Which chain of peers to take from the first layer that is needed to the last."""
+"""Which chain of peers to take from the first layer that is needed to the last.
 
-from collections.abc import Iterable
-from typing import Protocol, TypeVar
+A stage can be entered only at the first layer that it holds, and left behind any. So a chain is a
+sequence of peers whose first layers rise, each next one's within or right behind the range of the
+one before; each runs its layers up to where the next one begins. So wherever ranges that begin no
+earlier than the route cover all of its layers, there is a chain. Its price is the time of one token
+in seconds; the cheapest is found layer by layer, since at a layer nothing counts but the cheapest
+ways to have run all before it.
+"""
 
+from collections.abc import Collection, Iterable, Sequence
 
-class Offer(Protocol):
-    """A peer's word that it serves layers ``first`` up to but not including ``end``."""
+import numpy as np
+from attrs import evolve, frozen
 
-    @property
-    def peer(self) -> str:
-        """Who offers."""
-        ...
+from p2pinfer.core.advertisement import Advertisement, State
+from p2pinfer.core.ids import PeerId
+from scheduler.prices import (
+    ROUND_TRIP_S_DEFAULT,
+    Prices,
+    Ways,
+    known_ways,
+    over_asker,
+    prices,
+    round_trips,
+)
+from scheduler.view import NOTHING_SEEN, STANDING_NEW, Experience, Flags, Floats, View, Whole
 
-    @property
-    def first(self) -> int:
-        """Its first layer."""
-        ...
-
-    @property
-    def end(self) -> int:
-        """The layer behind its last."""
-        ...
-
-
-O = TypeVar("O", bound=Offer)  # noqa: E741 -- an offer
+SPREAD = 0.2
+"""Peers' prices are raised by up to this share by lot: among near equals each asker picks another,
+and no peer is crowded because all see the same cheapest."""
 
 
 class NoRoute(LookupError):
     """No chain of offers joins up; the text says what is missing."""
 
 
-def find_route(offers: Iterable[O], first: int, end: int) -> list[O]:
-    """Return the chain of fewest peers whose ranges join up from ``first`` to ``end``.
+@frozen
+class RouteHop:
+    """A peer of a route, and which of its layers it runs: from its first on, not always all."""
 
-    Among equals the peers' ids decide, so that the same view gives the same route.
+    offer: Advertisement
+    end: int
+    """The layer behind the last that it is to run."""
+
+    @property
+    def peer(self) -> PeerId:
+        """Who runs them."""
+        return self.offer.peer
+
+    @property
+    def addresses(self) -> tuple[str, ...]:
+        """Where it is reached."""
+        return self.offer.addresses
+
+    @property
+    def first(self) -> int:
+        """The first layer that it runs."""
+        return self.offer.first
+
+    @property
+    def context(self) -> int:
+        """Positions that it can hold in a session."""
+        return self.offer.context
+
+
+@frozen
+class Asking:
+    """What a route is wanted for, and what the asker brings along."""
+
+    context: int = 1
+    """Positions that the session needs; peers with fewer are left out."""
+    seen: Experience = NOTHING_SEEN
+    without: Collection[PeerId] = ()
+    chance: float = 0.0
+    """Drawn by the caller, from 0 to 1: which of the near equals are taken."""
+    spread: float = SPREAD
+
+
+ANY = Asking()
+
+
+def find_route(
+    offers: Iterable[Advertisement] | View, first: int, end: int, asking: Asking = ANY
+) -> list[RouteHop]:
+    """Return the cheapest chain of peers that runs the layers from ``first`` to ``end``.
+
+    The same offers, in whatever order, and the same chance give the same route.
 
     Raises:
         NoRoute: no offers join up.
     """
-    if first == end:
-        return []
-    usable = sorted(
-        (offer for offer in offers if first <= offer.first < offer.end <= end),
-        key=lambda offer: (offer.first, -offer.end, offer.peer),
-    )
-    best: dict[int, list[O]] = {first: []}  # the shortest chain found that ends at a layer
-    for offer in usable:
-        before = best.get(offer.first)
-        if before is None:
-            continue
-        known = best.get(offer.end)
-        if known is None or len(before) + 1 < len(known):
-            best[offer.end] = [*before, offer]
-    if end not in best:
-        raise NoRoute(_missing(usable, best, first, end))
-    return best[end]
+    view = View.of(offers)
+    own_s = over_asker(view.fill(asking.seen.round_trip_s, np.nan))
+    return _cheapest(view, (first, end), asking, (own_s, own_s))
 
 
-def _missing(usable: list[O], best: dict[int, list[O]], first: int, end: int) -> str:
-    """Say in words why nothing joins up."""
-    served = {layer for offer in usable for layer in range(offer.first, offer.end)}
-    holes = [layer for layer in range(first, end) if layer not in served]
-    if holes:
-        ranges = ", ".join(f"{a}:{b}" for a, b in _ranges(holes))
-        return f"nobody serves layers {ranges}"
-    return (
-        f"the ranges that peers serve do not join up: they reach layer {max(best)} of {first}:{end}"
-    )
+def replacement(
+    offers: Iterable[Advertisement] | View,
+    layers: tuple[int, int],
+    between: tuple[PeerId | None, PeerId | None],
+    asking: Asking = ANY,
+) -> list[RouteHop]:
+    """Return the cheapest peers to run a hop's layers between two others, who stay as they are.
+
+    ``between`` names the peer before and the one behind; None stands for the asker.
+
+    Raises:
+        NoRoute: no offers join up.
+    """
+    view = View.of(offers)
+    own_s = view.fill(asking.seen.round_trip_s, np.nan)
+    ends = [over_asker(own_s) if p is None else round_trips(view, p, own_s) for p in between]
+    without = {*asking.without, *(peer for peer in between if peer is not None)}
+    return _cheapest(view, layers, evolve(asking, without=without), (ends[0], ends[1]))
 
 
-def _ranges(layers: list[int]) -> list[tuple[int, int]]:
-    """Fold sorted layers into half-open ranges."""
-    found: list[tuple[int, int]] = []
-    for layer in layers:
-        if found and found[-1][1] == layer:
-            found[-1] = (found[-1][0], layer + 1)
-        else:
-            found.append((layer, layer + 1))
+def alternatives(
+    offers: Iterable[Advertisement] | View, route: Sequence[RouteHop], asking: Asking = ANY
+) -> list[list[RouteHop]]:
+    """Return for each hop of a route who would take its place; nobody where there is none."""
+    view = View.of(offers)
+    peers = [None, *(hop.peer for hop in route), None]
+    others = evolve(asking, without={*asking.without, *(hop.peer for hop in route)})
+    found: list[list[RouteHop]] = []
+    for at, hop in enumerate(route):
+        try:
+            between = (peers[at], peers[at + 2])
+            found.append(replacement(view, (hop.first, hop.end), between, others))
+        except NoRoute:
+            found.append([])
     return found
+
+
+def _cheapest(
+    view: View, layers: tuple[int, int], asking: Asking, ends: tuple[Floats, Floats]
+) -> list[RouteHop]:
+    """Find the cheapest chain; ``ends`` are the round trips to each row as the first and last."""
+    if layers[0] == layers[1]:
+        return []
+    rows = np.flatnonzero(_usable(view, layers, asking))
+    rows = rows[np.lexsort((view.column("key")[rows], view.column("first")[rows]))]
+    first = view.column("first")[rows]
+    end = np.minimum(view.column("end")[rows], layers[1])
+    if missing := _holes(first, end, layers):
+        raise NoRoute(_words(view, missing, layers, asking))
+    own_s = view.fill(asking.seen.round_trip_s, np.nan)[rows]
+    price = prices(view, asking.seen, asking.chance, asking.spread)
+    price = Prices(price.fixed_s[rows], price.layer_s[rows])
+    ways = known_ways(view, rows, own_s)
+    chain = _Search(first, end, price, own_s, ways).run(
+        layers[1], ends[0][rows] / 2, ends[1][rows] / 2
+    )
+    stops = [*(int(first[at]) for at in chain[1:]), layers[1]]
+    offers = (view.advertisement(int(rows[at])) for at in chain)
+    return [RouteHop(offer, stop) for offer, stop in zip(offers, stops, strict=True)]
+
+
+def _usable(view: View, layers: tuple[int, int], asking: Asking) -> Flags:
+    """Return which rows may be part of a chain."""
+    first, end = view.column("first"), view.column("end")
+    usable: Flags = view.is_state(State.SERVING) & (layers[0] <= first) & (first < layers[1])
+    usable &= (first < end) & (view.column("context") >= asking.context)
+    usable &= view.fill(asking.seen.standing, STANDING_NEW) > 0
+    for peer in asking.without:
+        row = view.row_of(peer)
+        if row is not None:
+            usable[row] = False
+    return usable
+
+
+@frozen
+class _Search:
+    """Rows in the order of their first layers, and what there is to know of them."""
+
+    first: Whole
+    end: Whole
+    price: Prices
+    own_s: Floats
+    ways: Ways
+
+    def run(self, end: int, entry_s: Floats, exit_s: Floats) -> list[int]:
+        """Return the cheapest chain of rows; there is one, since no layer is missing."""
+        begins = np.unique(self.first)
+        arrived_s = np.where(self.first == begins[0], entry_s, np.inf)
+        before = np.full(len(self.first), -1)
+        own_s = over_asker(self.own_s) / 2
+        for layer in begins[1:]:
+            some = slice(*np.searchsorted(self.first, (layer, layer + 1)))
+            left_s = self._left(arrived_s, int(layer), some.start)
+            anyhow = int(left_s.argmin())
+            near = int((left_s + own_s[: some.start]).argmin())
+            far_s = left_s[anyhow] + ROUND_TRIP_S_DEFAULT / 2
+            near_s = left_s[near] + own_s[near] + own_s[some]
+            arrived_s[some] = np.minimum(far_s, near_s)
+            before[some] = np.where(near_s < far_s, near, anyhow)
+            self._take_known_ways(arrived_s, before, left_s, some)
+        last = int((self._left(arrived_s, end, len(self.first)) + exit_s).argmin())
+        chain = [last]
+        while before[chain[-1]] >= 0:
+            chain.append(int(before[chain[-1]]))
+        return chain[::-1]
+
+    def _left(self, arrived_s: Floats, layer: int, count: int) -> Floats:
+        """Return the price to have run all before a layer, by which row ran the last of them."""
+        first, price = self.first[:count], self.price
+        left_s = arrived_s[:count] + price.fixed_s[:count]
+        left_s += price.layer_s[:count] * (layer - first)
+        left_s[self.end[:count] < layer] = np.inf
+        return left_s
+
+    def _take_known_ways(
+        self, arrived_s: Floats, before: Whole, left_s: Floats, some: slice
+    ) -> None:
+        """Let rows be arrived at by known ways where those are cheaper."""
+        these = slice(*np.searchsorted(self.ways.target, (some.start, some.stop)))
+        source, target = self.ways.source[these], self.ways.target[these]
+        through_s = left_s[source] + self.ways.round_trip_s[these] / 2
+        np.minimum.at(arrived_s, target, through_s)
+        best = (through_s == arrived_s[target]) & np.isfinite(through_s)
+        before[target[best]] = source[best]
+
+
+def _holes(first: Whole, end: Whole, layers: tuple[int, int]) -> list[tuple[int, int]]:
+    """Return the ranges of layers that no row holds."""
+    held = np.zeros(layers[1] - layers[0] + 1, np.int64)
+    np.add.at(held, first - layers[0], 1)
+    np.add.at(held, end - layers[0], -1)
+    edges = np.flatnonzero(np.diff(held.cumsum()[:-1] == 0, prepend=False, append=False))
+    return [(int(a) + layers[0], int(b) + layers[0]) for a, b in edges.reshape(-1, 2)]
+
+
+def begins(offers: Iterable[Advertisement] | View, end: int, asking: Asking = ANY) -> list[int]:
+    """Return the layers, in their order, that a chain to ``end`` can begin at.
+
+    Whoever keeps the first layers to itself picks how many among these.
+    """
+    view = View.of(offers)
+    usable = _usable(view, (0, end), asking)
+    longest = np.zeros(end, np.int64)  # by first layer
+    np.maximum.at(longest, view.column("first")[usable], view.column("end")[usable])
+    found = [end]
+    for layer in np.flatnonzero(longest)[::-1]:
+        if found[-1] <= longest[layer]:
+            found.append(int(layer))
+    return found[:0:-1]
+
+
+def _words(
+    view: View, missing: list[tuple[int, int]], layers: tuple[int, int], asking: Asking
+) -> str:
+    """Say which layers nobody serves, and where a chain to the same end begins instead."""
+    words = "nobody serves layers " + ", ".join(f"{a}:{b}" for a, b in missing)
+    later = [layer for layer in begins(view, layers[1], asking) if layer > layers[0]]
+    return f"{words}; a chain to {layers[1]} begins at layer {later[0]}" if later else words

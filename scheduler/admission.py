@@ -1,0 +1,158 @@
+"""Which sessions a stage takes, which wait, and when those that it refuses should come back.
+
+KV cells are reserved before a session is accepted, so nobody is accepted and then fails for want of
+room. Who does not fit waits for a moment in a bounded queue. A place that becomes free goes to the
+requester who holds the fewest, where one who serves others counts as holding fewer, and who has
+waited counts as holding ever fewer; so nobody waits for ever. The clock is an argument, in seconds.
+"""
+
+from collections import Counter
+from enum import Enum
+from math import ceil
+
+from attrs import frozen
+
+from p2pinfer.core.ids import PeerId, SessionId
+
+WAITING_MAX = 16
+"""Sessions that wait at once: more would not be served before they give up."""
+
+WAIT_S_MAX = 3.0
+"""A requester waits for a whole chain to open; behind this it is better told to look elsewhere."""
+
+PRIORITY_SESSIONS = 2.0
+"""Sessions that a requester of full priority may hold more than one of none, and still be first."""
+
+WAITED_S_PER_SESSION = 1.0
+"""Waiting for so long counts as holding one session fewer."""
+
+RETRY_MS_MIN = 250
+RETRY_MS_MAX = 60_000
+"""Beyond a minute, when a place will be free is a guess."""
+
+SESSION_S_DEFAULT = 20.0
+"""How long a session holds its place, until some have ended: a few answers."""
+
+NEWEST_WEIGHT = 0.2
+"""Of the session that ended last in the smoothed duration."""
+
+
+class Verdict(Enum):
+    """What becomes of a session that was asked for."""
+
+    ADMITTED = "admitted"
+    WAITING = "waiting"
+    REFUSED = "refused"
+
+
+@frozen
+class Answer:
+    """What to tell the one who asked."""
+
+    session: SessionId
+    verdict: Verdict
+    retry_ms: int = 0
+    """When to come back, if refused; 0 says that it can never fit."""
+
+
+@frozen
+class Ask:
+    """A session that somebody wants."""
+
+    session: SessionId
+    requester: PeerId
+    cells: int
+    """Positions to reserve."""
+    priority: float
+    """From 0 to 1: how much the requester serves others."""
+    at_s: float
+
+
+class Admission:
+    """Who holds the places of a stage, and who waits for one.
+
+    What comes to a session is told in the answers that every call returns; the answers may be about
+    other sessions than the one that the call is about.
+    """
+
+    def __init__(self, sessions_max: int, cells_max: int) -> None:
+        self.sessions_max, self.cells_max = sessions_max, cells_max
+        self._held: dict[SessionId, Ask] = {}
+        self._since_s: dict[SessionId, float] = {}
+        self._waiting: list[Ask] = []
+        self._session_s = SESSION_S_DEFAULT
+
+    @property
+    def sessions_free(self) -> int:
+        """Sessions that could be admitted now, if they were of an equal share of the cells each."""
+        share = max(self.cells_max // max(self.sessions_max, 1), 1)
+        return min(self.sessions_max - len(self._held), self.cells_free // share)
+
+    @property
+    def cells_free(self) -> int:
+        """Positions that are not reserved."""
+        return self.cells_max - sum(ask.cells for ask in self._held.values())
+
+    @property
+    def waiting(self) -> int:
+        """How many wait."""
+        return len(self._waiting)
+
+    def ask(self, ask: Ask) -> list[Answer]:
+        """Admit a session, let it wait, or refuse it or one that waits and comes after it."""
+        if ask.cells > self.cells_max or not self.sessions_max:
+            return [Answer(ask.session, Verdict.REFUSED)]
+        if ask.session in self._held or any(ask.session == each.session for each in self._waiting):
+            return [Answer(ask.session, Verdict.REFUSED, RETRY_MS_MIN)]
+        self._waiting.append(ask)
+        answers = self._fill(ask.at_s)
+        if len(self._waiting) > WAITING_MAX:
+            last = max(self._waiting, key=self._order)
+            retry_ms = self._retry_ms(WAITING_MAX)
+            self._waiting.remove(last)
+            answers.append(Answer(last.session, Verdict.REFUSED, retry_ms))
+        if ask in self._waiting:
+            answers.append(Answer(ask.session, Verdict.WAITING))
+        return answers
+
+    def release(self, session: SessionId, now_s: float) -> list[Answer]:
+        """Free what a session held, or its place in the queue; unknown ones are nothing."""
+        self._waiting = [ask for ask in self._waiting if ask.session != session]
+        if self._held.pop(session, None):
+            lasted_s = max(now_s - self._since_s.pop(session), 0.0)
+            self._session_s += NEWEST_WEIGHT * (lasted_s - self._session_s)
+        return self._fill(now_s)
+
+    def refuse_late(self, now_s: float) -> list[Answer]:
+        """Refuse those who have waited for too long."""
+        late = [ask for ask in self._waiting if now_s - ask.at_s >= WAIT_S_MAX]
+        answers = [
+            Answer(ask.session, Verdict.REFUSED, self._retry_ms(self._waiting.index(ask)))
+            for ask in late
+        ]
+        self._waiting = [ask for ask in self._waiting if ask not in late]
+        return answers + self._fill(now_s)
+
+    def _fill(self, now_s: float) -> list[Answer]:
+        """Admit those who wait, in their order, until the next one does not fit."""
+        answers = []
+        while self._waiting:
+            ask = min(self._waiting, key=self._order)
+            if len(self._held) >= self.sessions_max or ask.cells > self.cells_free:
+                break  # a smaller one behind it does not pass: else the large ones never fit
+            self._waiting.remove(ask)
+            self._held[ask.session] = ask
+            self._since_s[ask.session] = now_s
+            answers.append(Answer(ask.session, Verdict.ADMITTED))
+        return answers
+
+    def _order(self, ask: Ask) -> tuple[float, float]:
+        """Return what decides who is next; the smallest is."""
+        holds = Counter(each.requester for each in self._held.values())[ask.requester]
+        served = PRIORITY_SESSIONS * min(max(ask.priority, 0.0), 1.0)
+        return holds - served + ask.at_s / WAITED_S_PER_SESSION, ask.at_s
+
+    def _retry_ms(self, before: int) -> int:
+        """Return when a place should be free for one with so many before it."""
+        free_s = self._session_s * (before + 1) / self.sessions_max
+        return min(max(ceil(1000 * free_s), RETRY_MS_MIN), RETRY_MS_MAX)

@@ -1,0 +1,307 @@
+"""Which contiguous range of layers a peer should serve, as it decides by itself from its own view.
+
+It looks for the range where it is worth most (``scheduler.worth``); in a small swarm it also minds
+the plan that is best for all (``scheduler.plan``). What keeps a swarm whole when peers decide at
+once, each from a view that is a little old:
+
+- A peer leaves a layer only to a holder that outranks it in this turn. Ranks are drawn by lot from
+  the peers' ids and the turn's number, so at least one holder of each layer stays for the turn. In
+  the first half of a turn nobody leaves: by then all have heard of the moves of the turn before.
+- It moves only where it is worth clearly more: in a small swarm while nobody else does, in a large
+  one by a chance that is the smaller, the fewer need to move for the layers to be level.
+- Where layers are missing, one peer fills them that is not needed where it is: all agree on which.
+  If there is none, nothing works anyway: all line up anew in the order in which they are, each
+  moving as little as it can. From one view all compute the same line.
+- Joining peers choose in the order of their keys, each knowing what those before it will choose.
+
+A stage can be entered only at its first layer, but left behind any. So whatever covers all layers
+holds a chain of peers, if no range begins before those that the swarm is to cover. A requester that
+keeps more layers to itself begins at one of ``routing.begins``.
+"""
+
+from collections.abc import Iterable
+
+import numpy as np
+from attrs import frozen
+
+from p2pinfer.core.advertisement import Advertisement, State
+from scheduler.members import Members
+from scheduler.plan import PEERS_MAX, make_plan
+from scheduler.prices import lots
+from scheduler.view import NOTHING_SEEN, Experience, View, Whole
+from scheduler.worth import best_place, worth_of
+
+GAIN_MIN = 1.25
+"""A peer moves where it is worth this many times what it is worth where it is: moving costs a
+fetch and its sessions, and a view is never quite right."""
+
+PLAN_SHARE_MIN = 0.85
+"""A small swarm moves to its plan if its weakest layer has less than this of what it has there."""
+
+GAP_SHARE_MIN = 0.5
+"""Likewise, where layers would be missing until the peer that moves has loaded its new range."""
+
+JOINERS_MAX = 64
+"""Joining peers whose choice is foreseen; with more, equals are told apart by lot alone."""
+
+JOIN_CHECK_S = 2.0
+"""When a joining peer looks again: by then it has heard of those who joined at the same time."""
+
+HOLE_CHECK_S = 5.0
+"""When a peer looks again while layers are missing."""
+
+FILL_S = 15.0
+"""How long one peer is expected to fill what is missing before it may be another's turn."""
+
+TURN_S = 60.0
+"""How long ranks stay as they are; twice what news takes to get around, and clocks are apart."""
+
+CHECK_S = 60.0
+"""When a peer looks again while all is well, give or take half by lot."""
+
+
+@frozen
+class Choice:
+    """What a peer should serve, why, and when to ask again."""
+
+    first: int
+    end: int
+    moves: bool
+    """It differs from what the peer serves or has announced."""
+    reason: str
+    """For people."""
+    urgent: bool
+    """Layers are missing: move at once."""
+    check_again_s: float
+
+
+def choose(
+    offers: Iterable[Advertisement] | View,
+    own: Advertisement,
+    layers: tuple[int, int],
+    *,
+    now_s: float,
+    chance: float,
+    seen: Experience = NOTHING_SEEN,
+) -> Choice:
+    """Return the range that a peer should serve, of the layers that the swarm is to cover.
+
+    ``own`` is what it says of itself: joining without layers while it has not chosen; joining with
+    a range that it announced and may still change; serving. ``now_s`` is the time on everybody's
+    clock; ``chance`` is drawn by the caller, from 0 to 1.
+    """
+    assert own.layers_max >= 1
+    swarm = Members.of(View.of(offers), own, layers, seen)
+    if own.state is State.JOINING:
+        return _join(swarm)
+    if swarm.cover().holes:
+        return _mend(swarm, now_s, chance)
+    return _serve(swarm, now_s, chance)
+
+
+def _stay(swarm: Members, reason: str, check_again_s: float, *, urgent: bool = False) -> Choice:
+    return Choice(*swarm.present, False, reason, urgent, check_again_s)
+
+
+def _move(swarm: Members, place: tuple[int, int], check_again_s: float) -> Choice:
+    """Return the choice of a range, with what it is needed for in words."""
+    holders = int(swarm.others.holders[slice(*(layer - swarm.lo for layer in place))].min())
+    who = {0: "nobody else serves", 1: "one other peer serves"}.get(holders)
+    reason = f"{who or f'only {holders} others serve'} some of layers {place[0]}:{place[1]}"
+    return Choice(*place, place != swarm.present, reason, holders == 0, check_again_s)
+
+
+def _join(swarm: Members) -> Choice:
+    """Choose a first range, or stay with an announced one, if no earlier peer chose the same."""
+    place = _foresee(swarm)
+    first, end = swarm.present
+    if first == end:
+        return _move(swarm, place, JOIN_CHECK_S)
+    same = swarm.joining & (swarm.first < end) & (first < swarm.end) & (swarm.key < swarm.key[-1])
+    others, speed = swarm.others, float(swarm.speed[-1])
+    here, there = (worth_of(others, *each, speed) for each in (swarm.present, place))
+    if same.any() and there > GAIN_MIN * here:
+        return _move(swarm, place, JOIN_CHECK_S)
+    return _stay(swarm, "as announced", JOIN_CHECK_S)
+
+
+def _foresee(swarm: Members) -> tuple[int, int]:
+    """Return where a joining peer should begin, given what others that join will choose.
+
+    Either each takes the best place that those with smaller keys leave, or all take those of the
+    plan: which of the two is better for the whole, all of them find alike.
+    """
+    own = len(swarm.key) - 1
+    undecided = swarm.joining & (swarm.first == swarm.end)
+    undecided[own] = True
+    rows = np.flatnonzero(undecided)
+    rows = rows[np.argsort(swarm.key[rows])]
+    if len(rows) > JOINERS_MAX:
+        rows = np.append(rows[rows != own][: JOINERS_MAX - 1], own)
+    cover = swarm.cover(~undecided)
+    first, end = swarm.first.copy(), swarm.end.copy()
+    for row in rows:
+        speed, lot = float(swarm.speed[row]), float(lots(swarm.key[row : row + 1], 0.0)[0])
+        place = best_place(cover, speed, int(swarm.size[row]), lot)
+        cover = cover.plus(place.first, place.end, speed)
+        first[row], end[row] = place.first, place.end
+    plan = _plan(swarm)
+    if plan is not None:
+        planned = [np.where(undecided, *each) for each in zip(plan, (first, end), strict=True)]
+        if swarm.at(planned[0], planned[1]).cover().rate.min() > cover.rate.min():
+            first, end = planned
+    return int(first[own]), int(end[own])
+
+
+def _plan(swarm: Members) -> tuple[Whole, Whole] | None:
+    """Return where the plan has each peer, unless they are too many for one."""
+    if len(swarm.key) > PEERS_MAX:
+        return None
+    order = np.argsort(swarm.key)
+    plan = make_plan(swarm.lo, swarm.hi, swarm.speed[order], swarm.size[order])
+    first, end = np.empty_like(swarm.first), np.empty_like(swarm.end)
+    first[order], end[order] = plan.first, plan.end
+    return first, end
+
+
+def _serve(swarm: Members, now_s: float, chance: float) -> Choice:
+    """Stay, or move to where the peer is worth more."""
+    check_s = CHECK_S * (0.5 + chance)
+    lot, dice = (float(n) for n in lots(np.array([1, 2]), chance))
+    keep = _bound(swarm, now_s)
+    first, end = swarm.present
+    planned = _planned(swarm, PLAN_SHARE_MIN)
+    place = planned or _better(swarm, keep, lot)
+    if planned:
+        leaves = keep is None or (place[0] <= keep[0] and keep[1] <= place[1])
+    else:
+        leaves = dice <= _movers(swarm)
+    if keep and end - first + place[1] - place[0] > swarm.size[-1]:
+        # It cannot hold both ranges at once: layers that are its alone are missing for a moment.
+        leaves = leaves and _planned(swarm, GAP_SHARE_MIN) is not None
+    if place == swarm.present:
+        return _stay(swarm, "worth most here", check_s)
+    small = len(swarm.key) <= PEERS_MAX  # there, who is still joining or moving changes a lot
+    if swarm.joining.any() if small else swarm.cover(swarm.serving).holes:
+        return _stay(swarm, "worth more elsewhere, but others are still joining", check_s)
+    if now_s % TURN_S < TURN_S / 2:
+        wait_s = TURN_S / 2 * (1 + lot) - now_s % TURN_S
+        return _stay(swarm, "worth more elsewhere, and waits for its turn", wait_s)
+    if not leaves:
+        return _stay(swarm, "worth more elsewhere, and lets others go first", check_s)
+    return _move(swarm, place, check_s)
+
+
+def _bound(swarm: Members, now_s: float) -> tuple[int, int] | None:
+    """Return the range of present layers that the peer must not leave in this turn."""
+    turn = float(lots(np.array([int(now_s // TURN_S)]), 0.0)[0])
+    rank = lots(swarm.key, turn)
+    first, end = swarm.present
+    stay = swarm.cover(swarm.serving & (rank > rank[-1]))
+    bound = first + np.flatnonzero(stay.holders[first - swarm.lo : end - swarm.lo] == 0)
+    return (int(bound[0]), int(bound[-1]) + 1) if len(bound) else None
+
+
+def _planned(swarm: Members, share: float) -> tuple[int, int] | None:
+    """Return the peer's place in the plan, if it is clearly better for the whole than what is.
+
+    It is not if it leaves more layers to a lone holder.
+    """
+    plan = _plan(swarm)
+    if plan is None:
+        return None
+    now, then = swarm.cover(), swarm.at(*plan).cover()
+    if then.lone > now.lone or now.rate.min() >= share * then.rate.min():
+        return None
+    return int(plan[0][-1]), int(plan[1][-1])
+
+
+def _better(swarm: Members, keep: tuple[int, int] | None, lot: float) -> tuple[int, int]:
+    """Return a range where the peer would be worth clearly more, or the present one.
+
+    In a small swarm it must neither make the weakest layer weaker, else the plan would bring it
+    back, nor leave more layers to a lone holder.
+    """
+    others, speed = swarm.others, float(swarm.speed[-1])
+    place = best_place(others, speed, int(swarm.size[-1]), lot, keep)
+    if place.worth <= GAIN_MIN * worth_of(others, *swarm.present, speed):
+        return swarm.present
+    now, then = swarm.cover(), others.plus(place.first, place.end, speed)
+    if len(swarm.key) <= PEERS_MAX and (then.lone > now.lone or then.rate.min() < now.rate.min()):
+        return swarm.present
+    return place.first, place.end
+
+
+def _movers(swarm: Members) -> float:
+    """Return which share of the peers in crowded places would have to move for all to be level.
+
+    At least one in all: in a small swarm no share is a whole peer.
+    """
+    rate = swarm.cover().rate
+    crowded = rate > rate.mean()
+    surplus = (rate[crowded] - rate.mean()).sum() / max(rate[crowded].sum(), 1e-9)
+    return max(float(surplus), 1 / int(swarm.serving.sum()))
+
+
+def _mend(swarm: Members, now_s: float, chance: float) -> Choice:
+    """Fill what is missing, if it is this peer's turn, or take its place in a new line."""
+    fillers = _fillers(swarm)
+    if fillers:
+        # Mostly the best one, but each at some time: it may be dead, or lie.
+        lot = float(lots(np.array([int(now_s // FILL_S)]), 0.0)[0])
+        row, place = fillers[int(len(fillers) * lot**3)]
+        if row == len(swarm.key) - 1:
+            return _move(swarm, place, HOLE_CHECK_S)
+        return _stay(swarm, "another is to fill what is missing", HOLE_CHECK_S, urgent=True)
+    line = _line_up(swarm)
+    if line is None:
+        others, speed = swarm.others, float(swarm.speed[-1])
+        best = best_place(others, speed, int(swarm.size[-1]), chance)
+        if others.plus(best.first, best.end, speed).holes < swarm.cover().holes:
+            return _move(swarm, (best.first, best.end), HOLE_CHECK_S)
+        return _stay(swarm, "all together have no room for all layers", HOLE_CHECK_S, urgent=True)
+    if line == swarm.present:
+        return _stay(swarm, "others are to fill what is missing", HOLE_CHECK_S, urgent=True)
+    return Choice(*line, True, "layers are missing: all line up anew", True, HOLE_CHECK_S)
+
+
+def _fillers(swarm: Members) -> list[tuple[int, tuple[int, int]]]:
+    """Return who alone could fill layers that are missing, leaving none behind, and where.
+
+    The best come first: who fills most, and then whose move is best for the weakest layer.
+    """
+    missing = swarm.cover().holders == 0
+    found: list[tuple[int, float, int, int, tuple[int, int]]] = []
+    rows = np.flatnonzero(swarm.serving) if len(swarm.key) <= PEERS_MAX else ()
+    for row in rows:
+        speed = float(swarm.speed[row])
+        others = swarm.cover(np.arange(len(swarm.key)) != row)
+        best = best_place(others, speed, int(swarm.size[row]), 0.0)
+        after = others.plus(best.first, best.end, speed)
+        if after.holes < missing.sum() and not ((after.holders == 0) & ~missing).any():
+            place = best.first, best.end
+            weakest = float(after.rate.min())
+            found.append((after.holes, -weakest, int(swarm.key[row]), int(row), place))
+    return [(row, place) for *_, row, place in sorted(found)]
+
+
+def _line_up(swarm: Members) -> tuple[int, int] | None:
+    """Return this peer's place when all line up to cover every layer; None if they are too few.
+
+    In the order of their first layers, each begins as near to its own as it can: no later than
+    where those before it end, and late enough that those behind it reach the end.
+    """
+    rows = np.flatnonzero(swarm.first < swarm.end)
+    rows = rows[np.lexsort((swarm.key[rows], swarm.first[rows]))]
+    behind = swarm.size[rows][::-1].cumsum()[::-1]
+    if not len(rows) or behind[0] < swarm.hi - swarm.lo:
+        return None
+    reached = swarm.lo
+    for row, left in zip(rows, behind, strict=True):
+        size = int(swarm.size[row])
+        nearest = max(swarm.lo, min(int(swarm.first[row]), reached, swarm.hi - size))
+        begin = max(nearest, swarm.hi - int(left))
+        reached = max(reached, begin + size)
+        if row == len(swarm.key) - 1:
+            return begin, begin + size
+    return None
