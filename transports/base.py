@@ -5,12 +5,31 @@ makes them a simulation, bare TCP is the yardstick that benchmarks hold libp2p a
 """
 
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass
+from enum import Enum
 from typing import Protocol
 
 from p2pinfer.core.ids import PeerId
 
 MESSAGE_BYTES_MAX = 8 * 1024 * 1024
 """48 rows of a 32,768-wide residual stream in float32 are 6 MiB; the rest is headers."""
+
+GOSSIP_BYTES_MAX = 16 * 1024
+"""Of one gossiped message: everybody gets it. An advertisement is signed in at most 4 KiB."""
+
+
+@dataclass(frozen=True)
+class Reach:
+    """Which swarm to reach, and how."""
+
+    network: str = "main"
+    key: bytes | None = None
+    """32 bytes that every peer of a private network has."""
+    mdns: bool = False
+    """Look for peers on the local network, and be found there."""
+    dht: bool = False
+    """Look for peers in a DHT, and be found there."""
 
 
 class Channel(Protocol):
@@ -69,6 +88,45 @@ Handler = Callable[[Channel], Awaitable[None]]
 """Serves one inbound channel. When it returns the channel is closed; when it raises, aborted."""
 
 
+class Verdict(Enum):
+    """What becomes of a gossiped message."""
+
+    PASS = "pass"  # noqa: S105 -- no password
+    """It is good and new: neighbours get it too."""
+    DROP = "drop"
+    """It may be honest, but is of no use to anybody."""
+    BLAME = "blame"
+    """No correct peer sends this: whoever passes on several such is cut off for a while."""
+
+
+Accept = Callable[[PeerId, bytes], Verdict]
+"""Takes in a gossiped message, with the neighbour that it came from, and judges it.
+
+A plain function: what it keeps is delivered, and nothing is passed on that it has not judged. Who
+has long work to do puts the message into a bounded queue of its own. If it raises, the message is
+dropped.
+"""
+
+
+class Topic(Protocol):
+    """A subject of gossip that this peer takes part in."""
+
+    @property
+    def neighbours(self) -> int:
+        """How many peers that take part, too, are connected with this one."""
+        ...
+
+    def publish(self, message: bytes) -> None:
+        """Tell everybody who takes part, but not this peer itself; never waits.
+
+        What a neighbour is too slow for is lost to it.
+
+        Raises:
+            ValueError: the message is longer than ``GOSSIP_BYTES_MAX``.
+        """
+        ...
+
+
 class Transport(Protocol):
     """One peer's access to the network."""
 
@@ -100,5 +158,21 @@ class Transport(Protocol):
 
         Raises:
             PeerUnavailable: the peer cannot be reached or does not speak ``protocol``.
+        """
+        ...
+
+    async def discover(self, topic: str | None) -> Sequence[str]:
+        """Return addresses where peers may be, perhaps such as take part in a topic.
+
+        Hints: some are stale, some may be lies. May take seconds; nothing where nothing is looked
+        through.
+        """
+        ...
+
+    def join_topic(self, name: str, accept: Accept) -> AbstractAsyncContextManager[Topic]:
+        """Take part in a subject of gossip of this network while the block lasts.
+
+        Raises:
+            ValueError: this peer takes part already.
         """
         ...

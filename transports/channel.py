@@ -30,6 +30,7 @@ class StreamChannel:
         self._closed = False
         self._parts: list[bytes] = []  # of a long message
         self._left = 0  # bytes of it still to come
+        stream.connection.watch(stream)
 
     @property
     def remote(self) -> PeerId:

@@ -16,14 +16,16 @@ from typing import Any, Final, Literal
 
 import trio
 from libp2p import new_host
-from libp2p.abc import IHost, IMuxedConn, INetStream, ISecureConn
+from libp2p.abc import IHost, IMuxedConn, INetStream, ISecureConn, ISecureTransport
 from libp2p.crypto.ed25519 import create_new_key_pair as ed25519_key_pair
+from libp2p.crypto.keys import KeyPair
 from libp2p.crypto.x25519 import create_new_key_pair as x25519_key_pair
 from libp2p.custom_types import TProtocol
 from libp2p.network import swarm as swarm_module
 from libp2p.network.config import ConnectionConfig
 from libp2p.network.connection import swarm_connection as swarm_connection_module
 from libp2p.network.connection.raw_connection import RawConnection
+from libp2p.network.stream.exceptions import StreamError
 from libp2p.network.swarm import Swarm
 from libp2p.peer.id import ID
 from libp2p.security.noise.transport import PROTOCOL_ID as NOISE_ID
@@ -36,6 +38,7 @@ from multiaddr.utils import get_network_addrs  # type: ignore[import-untyped]  #
 from p2pinfer.core.errors import UserError
 from transports.identity import Identity
 from transports.muxer import Connection
+from transports.private import PRIVATE_NOISE_ID, PrivateNoise
 
 log: Final = logging.getLogger("p2pinfer.transports")
 
@@ -60,20 +63,30 @@ STREAMS_PER_PEER_MAX = 300
 NEGOTIATION_S_MAX = 10
 """For an inbound stream to say which protocol it speaks (whole seconds: libp2p's type)."""
 
+CUT_OFF_S = 60.0
+"""For which a peer that broke the rules of gossip is served nothing."""
+
+CUT_OFF_MAX = 1024
+"""Peers remembered so; more identities than that cost their maker more than they cost us."""
+
 HANDLER_GRACE_S = 1.0
 """For a handler to notice that its connection is gone, before it is cancelled."""
 
 
 def build_host(
-    identity: Identity, *, connections_max: int = CONNECTIONS_MAX, muxer: Muxer = "own"
+    identity: Identity,
+    *,
+    connections_max: int = CONNECTIONS_MAX,
+    muxer: Muxer = "own",
+    network_key: bytes | None = None,
 ) -> IHost:
-    """Make a host that does not run yet."""
+    """Make a host that does not run yet; with a network's key it knows only those who have it."""
     _quiet_libraries()
     key_pair = ed25519_key_pair(identity.seed)
     host = new_host(
         key_pair=key_pair,
         # Given explicitly: libp2p's own list of securities accepts plaintext.
-        sec_opt={NOISE_ID: Noise(key_pair, noise_privkey=x25519_key_pair().private_key)},
+        sec_opt=_security(key_pair, network_key),
         muxer_opt={TProtocol(YAMUX_ID): Yamux},
         connection_config=ConnectionConfig(
             max_connections=connections_max,
@@ -100,10 +113,31 @@ def build_host(
     return host
 
 
+def _security(key_pair: KeyPair, network_key: bytes | None) -> dict[TProtocol, ISecureTransport]:
+    """Return the one handshake that this host speaks."""
+    static = x25519_key_pair().private_key
+    if network_key is None:
+        return {NOISE_ID: Noise(key_pair, noise_privkey=static)}
+    private = PrivateNoise(key_pair, noise_privkey=static)
+    private.key = network_key
+    return {PRIVATE_NOISE_ID: private}
+
+
 def connections(host: IHost, peer: ID | None = None) -> list[Connection]:
     """Return the live connections that our muxer runs, to one peer or to all."""
     found = (conn.muxed_conn for conn in host.get_network().get_connections(peer))
     return [conn for conn in found if isinstance(conn, Connection) and not conn.is_closed]
+
+
+def cut_off(host: IHost, peer: ID) -> None:
+    """Drop a peer now, and serve it nothing for a while."""
+    swarm: Any = host.get_network()
+    barred: dict[ID, float] = swarm.barred
+    barred[peer] = trio.current_time() + CUT_OFF_S
+    if len(barred) > CUT_OFF_MAX:
+        del barred[next(iter(barred))]
+    for connection in connections(host, peer):
+        connection.abort("it broke the rules of gossip")
 
 
 def _quiet_libraries() -> None:
@@ -197,6 +231,9 @@ def _cure_raising_handlers(swarm: Swarm) -> None:
     """
     serve = swarm.common_stream_handler
     serving: Counter[ID] = Counter()
+    barred: dict[ID, float] = {}
+    host: Any = swarm
+    host.barred = barred
 
     async def guarded(stream: INetStream) -> None:
         muxed: Any = stream.muxed_conn
@@ -206,9 +243,13 @@ def _cure_raising_handlers(swarm: Swarm) -> None:
         try:
             if serving[peer] > STREAMS_PER_PEER_MAX:
                 log.info("peer %s has too many streams", peer)
+            elif barred.get(peer, 0) > trio.current_time():
+                log.debug("peer %s is cut off", peer)
             else:
                 await _until_end(muxed, serve, stream)
                 done = True
+        except StreamError as error:
+            log.debug("a stream from peer %s ended before it was agreed on: %r", peer, error)
         except Exception as error:  # noqa: BLE001 - whatever it is, it ends this stream only
             log.warning("a stream from peer %s failed: %r", peer, error)
         finally:

@@ -5,9 +5,7 @@ https://github.com/libp2p/specs/blob/master/peer-ids/peer-ids.md), so a signatur
 nothing but the signer's id.
 """
 
-import os
 import secrets
-from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
@@ -17,6 +15,7 @@ from cryptography.hazmat.primitives.asymmetric.ed25519 import Ed25519PrivateKey,
 
 from p2pinfer.core.errors import UserError
 from p2pinfer.core.ids import PeerId
+from transports.secret import create_secret, read_secret
 
 SEED_BYTES: Final = 32
 PEER_ID_PREFIX: Final = bytes.fromhex("002408011220")
@@ -58,38 +57,13 @@ def load_identity(path: Path) -> Identity:
     """
     try:
         if not path.exists():
-            _create(path, secrets.token_bytes(SEED_BYTES))
-        text = path.read_text(encoding="ascii").strip()
-        exposed = os.name == "posix" and path.stat().st_mode & 0o077
-    except (OSError, UnicodeDecodeError) as error:
+            create_secret(path)
+    except OSError as error:
         raise UserError(
             f"The identity file {path} cannot be used: {error}. Name another one."
         ) from error
-    if exposed:
-        raise UserError(f"The identity file {path} is open to other users: run chmod 600 {path}.")
-    try:
-        return Identity(bytes.fromhex(text))
-    except ValueError:
-        raise UserError(
-            f"The identity file {path} is not a key ({2 * SEED_BYTES} hexadecimal digits). "
-            "Restore it, or name another one to become a new peer."
-        ) from None
-
-
-def _create(path: Path, seed: bytes) -> None:
-    """Write the file whole or not at all; one that appeared meanwhile stays as it is."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    draft = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
-    descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-    try:
-        with os.fdopen(descriptor, "w", encoding="ascii") as file:
-            file.write(seed.hex() + "\n")
-            file.flush()
-            os.fsync(descriptor)
-        with suppress(FileExistsError):  # another process was first: its key is the key
-            os.link(draft, path)
-    finally:
-        draft.unlink()
+    remedy = "Restore it, or name another one to become a new peer."
+    return Identity(read_secret(path, "identity file", remedy))
 
 
 def public_key(peer: PeerId) -> bytes:

@@ -8,7 +8,8 @@ together with the greeting, and the answers to both come back together.
 import re
 import weakref
 from collections.abc import AsyncGenerator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from functools import partial
 from typing import Any, Final
 
 import trio
@@ -21,19 +22,22 @@ from multiaddr import Multiaddr  # type: ignore[import-untyped]  # it ships no t
 
 from p2pinfer.core.errors import ChannelClosed, PeerUnavailable, UserError
 from p2pinfer.core.ids import PeerId
-from transports.base import Channel, Handler
+from transports.base import Accept, Channel, Handler, Reach, Topic
 from transports.channel import StreamChannel
+from transports.gossip import Gossip
 from transports.host import (
     CONNECTIONS_MAX,
     Muxer,
     build_host,
     check_port,
     connections,
+    cut_off,
     log,
     protocol_id,
 )
 from transports.identity import Identity, ephemeral_identity
 from transports.library import LibraryChannel
+from transports.lookout import Lookout
 from transports.muxer import Connection
 from transports.stream import Stream
 
@@ -42,6 +46,9 @@ DIAL_S_MAX = 10.0
 
 OPEN_S_MAX = 10.0
 """For a connected peer to say whether it speaks a protocol."""
+
+LAST_WORDS_S = 0.02
+"""At the end, for gossip to hand what was just published to its neighbours' streams."""
 
 FLUSH_S_MAX = 0.5
 """At the end, for what was sent to leave this machine."""
@@ -65,10 +72,15 @@ DIALLED: Final = re.compile(r"/(ip4|ip6|dns|dns4|dns6|dnsaddr)/[^/]+(/tcp/\d+)?"
 class Libp2pTransport:
     """A `transports.base.Transport` on a libp2p host that runs."""
 
-    def __init__(self, host: IHost, identity: Identity, network: str) -> None:
+    def __init__(
+        self, host: IHost, identity: Identity, reach: Reach, gossip: Gossip, lookout: Lookout
+    ) -> None:
         self._host = host
+        self._private = reach.key is not None
+        self._lookout = lookout
+        self._gossip = gossip
         self._identity = identity
-        self._network = network
+        self._network = reach.network
         self._known: dict[PeerId, tuple[str, ...]] = {}
         self._dialling: weakref.WeakValueDictionary[PeerId, trio.Lock] = (
             weakref.WeakValueDictionary()
@@ -136,6 +148,14 @@ class Libp2pTransport:
                 log.debug("connection to %s was gone already; dialling again", peer)
         raise AssertionError("the second attempt returns or raises")
 
+    async def discover(self, topic: str | None) -> Sequence[str]:
+        """Return hints of others; see `transports.base.Transport.discover`."""
+        return await self._lookout.find(topic)
+
+    def join_topic(self, name: str, accept: Accept) -> AbstractAsyncContextManager[Topic]:
+        """Take part in gossip; see `transports.base.Transport.join_topic`."""
+        return self._gossip.join(name, accept)
+
     def _connections(self, peer: PeerId) -> list[Connection]:
         return connections(self._host, _id(peer))
 
@@ -170,7 +190,7 @@ class Libp2pTransport:
             try:
                 conn: Any = await swarm.dial_addr(_parse(address), _id(peer))
             except Exception as error:  # noqa: BLE001 - the other end of a handshake provokes any
-                faults.append(f"{address}: {_root(error)}")
+                faults.append(f"{address}: {self._explain(error)}")
             else:
                 made.append((conn.muxed_conn, address))
                 nursery.cancel_scope.cancel()
@@ -184,6 +204,17 @@ class Libp2pTransport:
         if deadline.cancelled_caught:
             faults.append(f"no answer within {DIAL_S_MAX:g} s")
         raise PeerUnavailable(peer, f"cannot reach {peer}: {'; '.join(faults)}")
+
+    def _explain(self, error: BaseException) -> str:
+        """Say what went wrong with a dial, in words that help."""
+        text = _root(error)
+        if "protocols not supported" in text and "noise" in text:
+            if self._private:
+                return "it is not of this private network: it has no network key"
+            return "it is of a private network: name the file of its key with --network-key"
+        if self._private and "Connection closed" in text:
+            return "it refused the handshake: perhaps it has another network key"
+        return text
 
     def _remember(self, peer: PeerId, addresses: Sequence[str]) -> None:
         self._known.pop(peer, None)
@@ -203,7 +234,7 @@ class Libp2pTransport:
 async def open_libp2p(
     identity: Identity | None,
     listen: Sequence[str],
-    network: str,
+    network: str | Reach,
     *,
     connections_max: int = CONNECTIONS_MAX,
     muxer: Muxer = "own",
@@ -211,25 +242,33 @@ async def open_libp2p(
     """Run a peer of ``network`` that listens on the multiaddrs ``listen`` until the block ends.
 
     Without an ``identity`` one is drawn and kept nowhere. The network's name is part of every
-    protocol's, so that swarms of different names never mix. ``muxer="library"`` is to measure with.
+    protocol's, so that swarms of different names never mix. Who has
+    another key than the `Reach` says is no part of it, whatever the name: see `transports.private`.
+    ``muxer="library"`` is to measure with.
 
     Raises:
         UserError: an address or the network's name cannot be used, or a port is taken.
     """
-    if not NETWORK_NAME.fullmatch(network):
+    reach = Reach(network) if isinstance(network, str) else network
+    if not NETWORK_NAME.fullmatch(reach.network):
         raise UserError(
-            f"{network!r} cannot name a network: use up to 64 of a-z, 0-9, dot, dash, underscore."
+            f"{reach.network!r} cannot name a network:"
+            " use up to 64 of a-z, 0-9, dot, dash, underscore."
         )
     listening = [_parse(address) for address in listen]
     for address in listening:
         check_port(address)
     identity = identity or ephemeral_identity()
-    host = build_host(identity, connections_max=connections_max, muxer=muxer)
+    host = build_host(identity, connections_max=connections_max, muxer=muxer, network_key=reach.key)
     failure: BaseException | None = None
     async with trio.open_nursery() as nursery:
         try:
+            gossip = Gossip(host, reach.network, partial(cut_off, host))
             await nursery.start(_run, host, listening)
-            yield Libp2pTransport(host, identity, network)
+            await nursery.start(gossip.run)
+            lookout = Lookout(host, reach, gossip.topics)
+            lookout.start(nursery)
+            yield Libp2pTransport(host, identity, reach, gossip, lookout)
         except BaseException as error:  # noqa: BLE001 - raised below, outside the nursery's group
             failure = error
         await _leave(host)
@@ -253,6 +292,7 @@ async def _leave(host: IHost) -> None:
     """Let what was sent leave, then close every connection without a wait, and the ports."""
     swarm: Any = host.get_network()
     with trio.move_on_after(FLUSH_S_MAX, shield=True):
+        await trio.sleep(LAST_WORDS_S)
         async with trio.open_nursery() as nursery:
             for conn in swarm.get_connections():
                 muxed = conn.muxed_conn
@@ -273,6 +313,7 @@ async def _open(muxed: Connection, peer: PeerId, name: TProtocol) -> Channel:
     except MuxedConnUnavailable as error:
         kind = ChannelClosed if muxed.is_closed else PeerUnavailable
         raise kind(peer, f"cannot open a channel to {peer}: {error}") from error
+    muxed.watch(stream)
     try:
         with trio.fail_after(OPEN_S_MAX):
             await stream.write(_line(MULTISTREAM) + _line(name))

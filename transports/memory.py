@@ -1,10 +1,12 @@
 """Peers in one process: the same channels without a network, for tests and simulations.
 
 Deterministic, and at home under trio's ``MockClock``: nothing waits but on other tasks and on
-trio's clock. A link's latency is a function of the two peers, asked for each message.
+trio's clock. A link's latency is a function of the two peers, asked for each message; between
+peers whose latency is infinite nothing passes. Gossip takes the direct link to each peer.
 """
 
 import logging
+import math
 import re
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Sequence
@@ -15,7 +17,7 @@ import trio
 
 from p2pinfer.core.errors import ChannelClosed, PeerUnavailable, UserError
 from p2pinfer.core.ids import PeerId
-from transports.base import MESSAGE_BYTES_MAX, Channel, Handler
+from transports.base import GOSSIP_BYTES_MAX, MESSAGE_BYTES_MAX, Accept, Channel, Handler
 
 log: Final = logging.getLogger("p2pinfer.transports")
 
@@ -27,27 +29,43 @@ ADDRESS: Final = re.compile(r"/memory/\d+/p2p/(\w+)")
 Latency = Callable[[PeerId, PeerId], float]
 """Seconds that a message takes from the first peer to the second."""
 
+REACH_S_MAX = 10.0
+"""For a peer to answer when nothing passes; as libp2p's."""
+
 
 class _Pipe:
     """One direction of a channel: messages, each with the time when it arrives; None is the end."""
 
-    def __init__(self, latency_s: Callable[[], float]) -> None:
+    def __init__(self, delay_s: Callable[[bytes], float]) -> None:
         self.queue: deque[tuple[float, bytes | None]] = deque()
         self.unread = 0  # bytes
         self.deaf = False  # the receiver takes no more
         self.moved = trio.lowlevel.ParkingLot()
-        self._latency_s = latency_s
+        self._delay_s = delay_s
         self._last = 0.0
+        self._severed = False
 
     def put(self, message: bytes | None) -> None:
         """Send; nothing overtakes what was sent before."""
-        self._last = max(self._last, trio.current_time() + self._latency_s())
+        if self._severed:
+            return
+        content = message or b""
+        self._last = max(self._last, trio.current_time() + self._delay_s(content))
         self.queue.append((self._last, message))
-        self.unread += len(message or b"")
+        self.unread += len(content)
+        self.moved.unpark_all()
+
+    def sever(self) -> None:
+        """End for good, without a word from the other side."""
+        self.clear()
+        self.deaf = self._severed = True
+        self.queue.append((trio.current_time(), None))
         self.moved.unpark_all()
 
     def clear(self) -> None:
         """Lose all that is under way."""
+        if self._severed:
+            return
         self.queue.clear()
         self.unread = 0
 
@@ -147,6 +165,11 @@ class MemoryChannel:
         self._out.deaf = True
         self._out.put(None)
 
+    def sever(self) -> None:
+        """End the channel now on both sides, as when the way between them is cut."""
+        self._in.sever()
+        self._out.sever()
+
     def _turn_deaf(self) -> None:
         self._in.deaf = True
         self._in.clear()
@@ -199,8 +222,8 @@ class MemoryTransport:
         handler = remote._handlers.get(protocol)
         if handler is None:
             raise PeerUnavailable(peer, f"{peer} does not speak {protocol}")
-        there = _Pipe(lambda: self._network.latency_s(self._peer_id, peer))
-        back = _Pipe(lambda: self._network.latency_s(peer, self._peer_id))
+        there = _Pipe(lambda message: self._network.delay_s(self._peer_id, peer, message))
+        back = _Pipe(lambda message: self._network.delay_s(peer, self._peer_id, message))
         remote._nursery.start_soon(
             remote._serve, handler, MemoryChannel(self._peer_id, inward=there, outward=back)
         )
@@ -208,12 +231,29 @@ class MemoryTransport:
         self._channels = [other for other in self._channels if not other._closed] + [channel]
         return channel
 
+    async def discover(self, topic: str | None) -> Sequence[str]:  # noqa: ARG002 - nowhere to look
+        """Find nobody."""
+        return []
+
+    @asynccontextmanager
+    async def join_topic(self, name: str, accept: Accept) -> AsyncGenerator["MemoryTopic", None]:
+        """Take part in gossip; see `transports.base.Transport.join_topic`."""
+        members = self._network.topics.setdefault(name, {})
+        if self._peer_id in members:
+            raise ValueError(f"this peer takes part in {name} already")
+        members[self._peer_id] = accept
+        try:
+            yield MemoryTopic(self._network, self._peer_id, members)
+        finally:
+            del members[self._peer_id]
+
     async def _reach(self, peer: PeerId) -> "MemoryTransport":
         """Find a peer; takes a round trip."""
         latency_s = self._network.latency_s
-        await trio.sleep(latency_s(self._peer_id, peer) + latency_s(peer, self._peer_id))
+        round_trip_s = latency_s(self._peer_id, peer) + latency_s(peer, self._peer_id)
+        await trio.sleep(min(round_trip_s, REACH_S_MAX))
         remote = self._network.peers.get(peer)
-        if remote is None or remote is self:
+        if remote is None or remote is self or round_trip_s > REACH_S_MAX:
             raise PeerUnavailable(peer, f"cannot reach {peer}")
         return remote
 
@@ -230,12 +270,76 @@ class MemoryTransport:
             raise
 
 
+class MemoryTopic:
+    """A `transports.base.Topic`: one task for each message, whatever the number of peers."""
+
+    def __init__(
+        self, network: "MemoryNetwork", peer_id: PeerId, members: dict[PeerId, Accept]
+    ) -> None:
+        self._network, self._peer_id, self._members = network, peer_id, members
+
+    @property
+    def neighbours(self) -> int:
+        """How many others take part."""
+        return len(self._members) - 1
+
+    def publish(self, message: bytes) -> None:
+        """Tell everybody; see `transports.base.Topic.publish`."""
+        if len(message) > GOSSIP_BYTES_MAX:
+            raise ValueError(f"{len(message)} bytes of gossip; the limit is {GOSSIP_BYTES_MAX}")
+        now, gossip_s = trio.current_time(), self._network.gossip_s
+        arrivals: dict[float, list[PeerId]] = {}
+        for peer in self._members:
+            if peer == self._peer_id:
+                continue
+            if (later := gossip_s(self._peer_id, peer, message)) < math.inf:
+                arrivals.setdefault(now + later, []).append(peer)
+        # Not in a nursery of this peer's: what it said arrives though it has left.
+        trio.lowlevel.spawn_system_task(self._deliver, message, sorted(arrivals.items()))
+
+    async def _deliver(self, message: bytes, arrivals: list[tuple[float, list[PeerId]]]) -> None:
+        for when, peers in arrivals:
+            await trio.sleep_until(when)
+            for peer in peers:
+                if accept := self._members.get(peer):  # it may have left
+                    try:
+                        accept(self._peer_id, message)
+                    except Exception:
+                        log.exception("gossip could not be judged")
+
+
 class MemoryNetwork:
     """Peers that reach each other; ``latency_s`` may be replaced at any time."""
 
     def __init__(self, latency_s: Latency = lambda _from, _to: 0.0) -> None:
         self.latency_s = latency_s
         self.peers: dict[PeerId, MemoryTransport] = {}
+        self.topics: dict[str, dict[PeerId, Accept]] = {}
+
+    def delay_s(
+        self,
+        sender: PeerId,
+        receiver: PeerId,
+        message: bytes,  # noqa: ARG002 - subclasses heed its size
+    ) -> float:
+        """Return how long a message takes that is sent now; the end of a channel is empty."""
+        return self.latency_s(sender, receiver)
+
+    def gossip_s(
+        self,
+        sender: PeerId,
+        receiver: PeerId,
+        message: bytes,  # noqa: ARG002 - subclasses heed its size
+    ) -> float:
+        """Return how long a message takes that is published now; infinite: it never arrives."""
+        return self.latency_s(sender, receiver)
+
+    def sever(self, are_apart: Callable[[PeerId, PeerId], bool]) -> None:
+        """End every channel between two peers that are apart from now on."""
+        for peer, transport in self.peers.items():
+            for channel in transport._channels:
+                if are_apart(peer, channel.remote):
+                    channel.sever()
 
     @asynccontextmanager
     async def join(self, peer_id: PeerId) -> AsyncGenerator[MemoryTransport, None]:

@@ -14,7 +14,7 @@ import trio
 
 from p2pinfer.core.errors import ChannelClosed, PeerUnavailable, RemoteProtocolError, UserError
 from p2pinfer.core.ids import PeerId
-from transports.base import MESSAGE_BYTES_MAX, Channel, Handler
+from transports.base import MESSAGE_BYTES_MAX, Accept, Channel, Handler
 
 log: Final = logging.getLogger("p2pinfer.transports")
 
@@ -138,6 +138,15 @@ class TcpChannel:
         return ChannelClosed(self._remote, "the connection is closed")
 
 
+class SilentTopic:
+    """A `transports.base.Topic` that nobody hears: peers on bare TCP only compare notes."""
+
+    neighbours = 0
+
+    def publish(self, message: bytes) -> None:
+        """Tell nobody."""
+
+
 class TcpTransport:
     """A `transports.base.Transport` on bare TCP."""
 
@@ -165,6 +174,19 @@ class TcpTransport:
         channel = await self._call(peer, protocol)
         self._channels.append(channel)
         return channel
+
+    async def discover(self, topic: str | None) -> Sequence[str]:  # noqa: ARG002 - nowhere to look
+        """Find nobody."""
+        return []
+
+    @asynccontextmanager
+    async def join_topic(
+        self,
+        name: str,  # noqa: ARG002 - nobody gossips
+        accept: Accept,  # noqa: ARG002
+    ) -> AsyncGenerator[SilentTopic, None]:
+        """Take part in no gossip."""
+        yield SilentTopic()
 
     def _remember(self, address: str) -> PeerId:
         found = ADDRESS.fullmatch(address)

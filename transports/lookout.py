@@ -1,0 +1,175 @@
+"""Where else peers may be: on the local network by mDNS, and in a Kademlia DHT.
+
+What comes from here is a hint: perhaps stale, perhaps a lie, and for whoever asks to dial. Both are
+off unless asked for; waiting they cost next to nothing.
+"""
+
+# ruff: noqa: TID251 - both are libp2p's
+
+import hashlib
+import logging
+from collections.abc import Callable, Iterable
+from functools import partial
+from typing import Any, Final
+
+import trio
+from blake3 import blake3
+from libp2p.abc import IHost
+from libp2p.discovery.mdns.mdns import MDNSDiscovery, create_mdns_discovery
+from libp2p.kad_dht import provider_store as provider_store_module
+from libp2p.kad_dht.kad_dht import DHTMode, KadDHT
+
+from p2pinfer.core.ids import PeerId
+from transports.base import Reach
+from transports.gossip import Tasks
+
+log: Final = logging.getLogger("p2pinfer.transports")
+
+PROVIDE_S = 600.0
+"""How often a record of what this peer takes part in is put into the DHT again."""
+
+RECORD_S: Final = 1800
+"""How long others keep such a record; libp2p would for two days."""
+
+FIRST_PROVIDE_S = 2.0
+"""How soon to try again while nobody is connected who would keep it."""
+
+ASK_S_MAX = 10.0
+"""For the DHT to answer."""
+
+HINTS_MAX = 64
+"""Addresses given at once."""
+
+
+class Lan:
+    """Peers of one swarm on the local network."""
+
+    def __init__(self, host: IHost, reach: Reach) -> None:
+        self._host = host
+        # Of the key too, so that nobody is told a private network's name. mDNS takes 15 characters.
+        named = blake3(reach.network.encode(), key=reach.key) if reach.key else None
+        self._name = (named or blake3(reach.network.encode())).hexdigest(4)
+        self._mdns: MDNSDiscovery | None = None
+
+    async def run(self) -> None:
+        """Say that this peer is here, and hear who else is, until cancelled."""
+        make = partial(
+            create_mdns_discovery,
+            self._host.get_network(),
+            host=self._host,
+            private_network_fingerprint=self._name,
+        )
+        try:
+            mdns = await trio.to_thread.run_sync(make)
+        except OSError as error:
+            log.warning("mDNS does not work on this machine: %s", error)
+            return
+        try:
+            # In a thread: it takes a second and a half. Zeroconf's own threads do the rest.
+            await trio.to_thread.run_sync(mdns.broadcaster.register)
+            self._mdns = mdns
+            await trio.sleep_forever()
+        finally:
+            with trio.CancelScope(shield=True):
+                await trio.to_thread.run_sync(mdns.stop)
+
+    def found(self) -> list[str]:
+        """Return the addresses that were heard of."""
+        if self._mdns is None:
+            return []
+        peers = [peer for peer, _ in list(self._mdns.listener.discovered_services.values())]
+        return [address for peer in peers for address in self._addresses(peer)]
+
+    def _addresses(self, peer: Any) -> list[str]:
+        try:
+            addresses = self._host.get_peerstore().addrs(peer)
+        except Exception as error:  # noqa: BLE001 - forgotten meanwhile
+            log.debug("no address of %s: %r", peer, error)
+            return []
+        return [_with_id(str(address), str(peer)) for address in addresses]
+
+
+class Dht:
+    """Records of who takes part in what, kept by the peers together."""
+
+    def __init__(self, host: IHost, network: str, topics: Callable[[], Iterable[str]]) -> None:
+        replaced: Any = provider_store_module
+        replaced.PROVIDER_RECORD_EXPIRATION_INTERVAL = RECORD_S
+        self._host, self._network, self._topics = host, network, topics
+        self._dht = KadDHT(host, DHTMode.SERVER, enable_values=False, strict_validation=True)
+        self._provided: dict[str, float] = {}
+
+    async def run(self) -> None:
+        """Keep records of others, and put one for each topic of ours, until cancelled."""
+        async with trio.open_nursery() as nursery:
+            tasks: Any = Tasks(nursery)
+            self._dht._manager = tasks
+            tasks.run_task(self._dht.run)
+            while True:
+                await self._provide()
+                await trio.sleep(FIRST_PROVIDE_S)
+
+    async def find(self, topic: str) -> list[str]:
+        """Return addresses of peers that said to take part in a topic."""
+        found: list[str] = []
+        await self._meet()
+        try:
+            with trio.move_on_after(ASK_S_MAX):
+                for info in await self._dht.find_providers(self._key(topic)):
+                    peer = str(info.peer_id)
+                    found += [_with_id(str(address), peer) for address in info.addrs]
+        except Exception as error:  # noqa: BLE001 - others provoke any
+            log.info("the DHT does not answer: %r", error)
+        return list(dict.fromkeys(found))
+
+    async def _provide(self) -> None:
+        now = trio.current_time()
+        due = [t for t in self._topics() if now - self._provided.get(t, -PROVIDE_S) >= PROVIDE_S]
+        if not due or not await self._meet():
+            return
+        for topic in due:
+            try:
+                with trio.move_on_after(ASK_S_MAX):
+                    await self._dht.provide(self._key(topic))
+                self._provided[topic] = now
+            except Exception as error:  # noqa: BLE001 - it is tried again
+                log.info("the DHT takes no record: %r", error)
+
+    async def _meet(self) -> int:
+        """Know those who are connected; libp2p's table stays empty else. Return how many."""
+        connected = self._host.get_connected_peers()
+        for peer in connected:
+            await self._dht.add_peer(peer, skip_server_mode_check=True)
+        return len(connected)
+
+    def _key(self, topic: str) -> str:
+        """Return the multihash, in hexadecimal, of a topic in this network."""
+        name = f"/p2pinfer/{self._network}/{topic}"
+        return "1220" + hashlib.sha256(name.encode()).hexdigest()
+
+
+class Lookout:
+    """All places where a host looks for peers."""
+
+    def __init__(self, host: IHost, reach: Reach, topics: Callable[[], Iterable[str]]) -> None:
+        self._me = PeerId(str(host.get_id()))
+        self._lan = Lan(host, reach) if reach.mdns else None
+        self._dht = Dht(host, reach.network, topics) if reach.dht else None
+
+    def start(self, nursery: trio.Nursery) -> None:
+        """Look out until the nursery is cancelled."""
+        for place in (self._lan, self._dht):
+            if place:
+                nursery.start_soon(place.run)
+
+    async def find(self, topic: str | None) -> list[str]:
+        """Return hints of others; see `transports.base.Transport.discover`."""
+        found = self._lan.found() if self._lan else []
+        if self._dht and topic:
+            found += await self._dht.find(topic)
+        others = [address for address in found if not address.endswith(f"/p2p/{self._me}")]
+        return list(dict.fromkeys(others))[:HINTS_MAX]
+
+
+def _with_id(address: str, peer: str) -> str:
+    return address if "/p2p/" in address else f"{address}/p2p/{peer}"

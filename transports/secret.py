@@ -1,0 +1,62 @@
+"""Files that hold one secret of 32 bytes, as hexadecimal digits, readable by their owner only."""
+
+import os
+import secrets
+from contextlib import suppress
+from pathlib import Path
+from typing import Final
+
+from p2pinfer.core.errors import UserError
+
+SECRET_BYTES: Final = 32
+
+
+def read_secret(path: Path, name: str, remedy: str) -> bytes:
+    """Return the secret in the file at ``path``.
+
+    Args:
+        path: the file.
+        name: what the file is, for the person who is told that it cannot be used.
+        remedy: what to do if it holds no secret.
+
+    Raises:
+        UserError: the file is no such secret, is open to others, or cannot be read.
+    """
+    try:
+        text = path.read_text(encoding="ascii").strip()
+        exposed = os.name == "posix" and path.stat().st_mode & 0o077
+    except (OSError, UnicodeDecodeError) as error:
+        raise UserError(f"The {name} {path} cannot be used: {error}. Name another one.") from error
+    if exposed:
+        raise UserError(f"The {name} {path} is open to other users: run chmod 600 {path}.")
+    try:
+        secret = bytes.fromhex(text)
+    except ValueError:
+        secret = b""
+    if len(secret) != SECRET_BYTES:
+        raise UserError(
+            f"The {name} {path} is not a key ({2 * SECRET_BYTES} hexadecimal digits). {remedy}"
+        )
+    return secret
+
+
+def create_secret(path: Path) -> bool:
+    """Draw a secret and write it, whole or not at all; False if the file was there already.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    draft = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+    descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+    try:
+        with os.fdopen(descriptor, "w", encoding="ascii") as file:
+            file.write(secrets.token_bytes(SECRET_BYTES).hex() + "\n")
+            file.flush()
+            os.fsync(descriptor)
+        with suppress(FileExistsError):  # another process was first: its key is the key
+            os.link(draft, path)
+            return True
+        return False
+    finally:
+        draft.unlink()
