@@ -1,105 +1,174 @@
-"""Who serves what: every peer keeps all advertisements that it heard, and compares notes.
+"""Who serves what: every peer says so itself, and passes on what others say.
 
-Each advertisement is signed by the peer that it speaks of, so anyone may pass it on and nobody can
-invent one. Every few seconds a peer exchanges all it knows with one other; an advertisement that
-was not renewed in time is forgotten. What one peer says it serves is a hint until it has answered.
+An advertisement is signed by the peer that it speaks of, so anyone may pass it on and nobody can
+invent one. It travels by gossip, one topic for each model; a peer that joins asks a neighbour for
+all there is, and now and then every peer compares notes with another, which mends what gossip lost.
+What one peer says it serves is a hint until it has answered.
 """
 
 import logging
 import random
-from collections.abc import Sequence
-from dataclasses import dataclass
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from typing import Any, Protocol
 
 import trio
 from attrs import evolve
 
-from p2pinfer.core.errors import PeerError, PeerUnavailable, lone_errors
+from p2pinfer.core.advertisement import ADVERTISEMENTS_MAX, Advertisement, Heard, State
+from p2pinfer.core.errors import PeerError, PeerUnavailable, UserError, lone_errors
 from p2pinfer.core.ids import ModelId, PeerId
-from p2pinfer.core.messages import ADVERTISEMENTS_MAX, Advertisement, Heard, Known
-from p2pinfer.core.wire import BadMessage, decode, encode
-from peers.talk import DIRECTORY, receive, send
-from transports.base import Channel, Transport
-from transports.identity import Identity, verify
+from p2pinfer.core.wire import encode
+from peers.comparing import answer, ask
+from peers.gossip import ALONE_S, Announcer
+from peers.talk import DIRECTORY
+from peers.view import Entry, Verify, View, parse
+from peers.ways import Ways
+from transports.base import Channel, Topic, Transport
+from transports.identity import verify as verify_signature
 
 _log = logging.getLogger("p2pinfer.directory")
 
-RENEW_S = 10.0
-"""How often a peer signs a new advertisement of itself."""
+COMPARE_S_MAX = 30.0
+"""How often a peer compares notes with another; more often where the period is shorter."""
 
-EXPIRE_S = 35.0
-"""Three renewals missed: the peer is gone, or cut off."""
-
-EXCHANGE_S = 5.0
-"""How often a peer compares notes with another."""
+FIND_S = 5.0
+"""How often the ways in are tried while nobody is known."""
 
 EXCHANGE_S_MAX = 10.0
 """How long one comparison may take."""
 
+NEIGHBOURS_MIN = 4
+"""Peers of a model to be connected with, so that gossip finds its way though some of them leave."""
 
-@dataclass(frozen=True)
-class _Entry:
-    advertisement: Advertisement
-    heard: Heard
-    made_at: float
-    """By this peer's own clock, in seconds."""
+LOOK_AGAIN_S = 0.25
+"""Between two looks for anybody at all."""
+
+LOOK_OUT = 0.1
+"""Share of rounds in which a peer with few neighbours looks for more where the transport does."""
+
+ELSEWHERE = 0.125
+"""Share of comparisons with peers of other models: so much of them as keeps them known."""
+
+
+class Signer(Protocol):
+    """Whoever this peer is."""
+
+    @property
+    def peer_id(self) -> PeerId:
+        """Who."""
+        ...
+
+    def sign(self, data: bytes) -> bytes:
+        """Return a signature of 64 bytes."""
+        ...
 
 
 class Directory:
-    """What this peer knows of the swarm, and says of itself."""
+    """What this peer knows of the swarm, and says of itself.
 
-    def __init__(self, transport: Transport, identity: Identity, chance: random.Random) -> None:
+    Args:
+        transport: what reaches others.
+        identity: signs what this peer says.
+        chance: picks whom to compare notes with.
+        verify: checks what others signed; a simulation may pass a cheaper one.
+        room: how many advertisements to keep.
+    """
+
+    def __init__(
+        self,
+        transport: Transport,
+        identity: Signer,
+        chance: random.Random,
+        verify: Verify = verify_signature,
+        room: int = ADVERTISEMENTS_MAX,
+    ) -> None:
         self._transport, self._identity, self._chance = transport, identity, chance
-        self._entries: dict[PeerId, _Entry] = {}
+        self.view = View(transport.peer_id, verify, chance, room)
+        self.view.outdo = self._outdo
+        self._ways = Ways(transport.peer_id)
+        self._announcer = Announcer()
+        self._topics: dict[ModelId, Topic] = {}
         self._own: Advertisement | None = None
+        self._signed_at = -float("inf")
+        self._wake = trio.Event()
+        """A model is followed that was not before."""
 
     def listen(self) -> None:
         """Answer others from now on."""
         self._transport.handle(DIRECTORY, self._answer)
 
     def advertise(self, advertisement: Advertisement) -> None:
-        """Say this of the own peer from now on."""
-        self._own = advertisement
-        self._renew()
+        """Say this of the own peer from now on.
+
+        Where it serves another range or in another state, all are told at once; of mere figures
+        they hear with the next renewal.
+        """
+        before = self._own
+        sequence = max(advertisement.sequence, before.sequence + 1 if before else 0)
+        self._own = evolve(advertisement, sequence=sequence)
+        self.follow(advertisement.model)
+        if before is None or _essence(before) != _essence(advertisement):
+            self._sign()
+            self._announcer.hurry()
+
+    def leave(self) -> None:
+        """Say that this peer is gone, as far as gossip carries it; it serves nothing any more."""
+        if self._own:
+            self._own = evolve(self._own, state=State.LEFT, end=self._own.first)
+            entry = self._sign()
+            if topic := self._topics.get(self._own.model):
+                topic.publish(encode(entry.heard))
+            self.view.forget(self._transport.peer_id, trio.current_time())
+            self._own = None
+
+    def follow(self, model: ModelId) -> None:
+        """Learn of all peers of a model from now on."""
+        if self.view.follow(model):
+            self._wake.set()
 
     def serving(self, model: ModelId) -> list[Advertisement]:
-        """Return what other peers are known to serve of a model."""
+        """Return what other peers are known to serve of a model, which is followed from now on."""
         return [a for a in self.holding(model) if a.first < a.end]
 
     def holding(self, model: ModelId) -> list[Advertisement]:
         """Return the other peers that hold something of a model, those that still join too."""
-        self._forget_the_silent()
-        found = (entry.advertisement for entry in self._entries.values())
-        return [a for a in found if a.model == model and a.peer != self._transport.peer_id]
+        self.follow(model)
+        return [a for a in self._of(model) if a.peer != self._transport.peer_id]
 
     def models(self) -> dict[ModelId, str]:
         """Return the names of all models that are known to be served."""
         self._forget_the_silent()
-        return {e.advertisement.model: e.advertisement.model_name for e in self._entries.values()}
+        return {
+            model: next(iter(shelf.entries.values())).parsed.advertisement.model_name
+            for model, shelf in self.view.shelves.items()
+            if shelf.entries
+        }
+
+    def peers(self) -> list[Advertisement]:
+        """Return what is known of any peer: of each in the models followed, of some in others."""
+        return [found for model in list(self.view.shelves) for found in self._of(model)]
 
     async def run(self, ways_in: Sequence[str]) -> None:
-        """Renew the own advertisement and compare notes, for ever.
+        """Gossip, renew the own advertisement and compare notes, for ever.
 
         Args:
-            ways_in: addresses that are tried again and again while nobody is known.
+            ways_in: addresses that are tried again and again while nobody is known there.
         """
-        renewed = trio.current_time()
-        while True:
-            await trio.sleep(EXCHANGE_S)
-            if self._own and trio.current_time() - renewed >= RENEW_S:
-                self._renew()
-                renewed = trio.current_time()
-            self._forget_the_silent()
-            others = sorted(self._entries.keys() - {self._transport.peer_id})
-            try:
-                if others:
-                    await self.exchange(self._chance.choice(others))
-                else:
-                    await self.enter(ways_in)
-            except PeerError as error:
-                _log.info("%s", error)
+        self._ways.add(ways_in)
+        with lone_errors():
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._announce)
+                nursery.start_soon(self._compare_for_ever)
+                heard: set[ModelId] = set()
+                while True:
+                    for model in [model for model in self.view.followed if model not in heard]:
+                        heard.add(model)
+                        nursery.start_soon(self._gossip, model)
+                    self._wake = trio.Event()
+                    await self._wake.wait()
 
     async def enter(self, ways_in: Sequence[str]) -> list[PeerError]:
-        """Exchange with the peer at each address; return what went wrong with those that failed.
+        """Compare notes with the peer at each address; return what went wrong with which.
 
         Raises:
             UserError: one of them is no address.
@@ -118,68 +187,166 @@ class Directory:
                     nursery.start_soon(try_one, address)
         return failures
 
+    async def find_anybody(self, seconds: float) -> bool:
+        """Look for peers without an address until one answers; say whether one did in time."""
+        with trio.move_on_after(seconds):
+            while self.view.knows_nobody():
+                await self.enter(self._strange(await self._transport.discover(None)))
+                await trio.sleep(LOOK_AGAIN_S)
+        return not self.view.knows_nobody()
+
     async def exchange(self, peer: PeerId) -> None:
-        """Tell a peer all that is known here, and learn what it knows.
+        """Compare notes with a peer.
 
         Raises:
-            PeerUnavailable, RemoteProtocolError, RefusedError: nothing was learnt.
+            PeerUnavailable, RemoteProtocolError, RefusedError: nothing was learnt, or not all.
         """
-        entry = self._entries.get(peer)
-        addresses = entry.advertisement.addresses if entry else ()
+        entry = self.view.get(peer)
+        addresses = entry.parsed.advertisement.addresses if entry else ()
+        self._forget_the_silent()
         try:
             with trio.fail_after(EXCHANGE_S_MAX):
-                channel = await self._transport.open(peer, DIRECTORY, addresses)
-                try:
-                    await send(channel, self._known())
-                    self._learn(await receive(channel, Known))
-                finally:
-                    await channel.close()
+                models: list[ModelId | None] = [*self.view.followed]
+                for model in models or [None]:
+                    channel = await self._transport.open(peer, DIRECTORY, addresses)
+                    try:
+                        await ask(channel, self.view, model)
+                    finally:
+                        await channel.close()
         except trio.TooSlowError:
             raise PeerUnavailable(peer, f"{peer} did not answer") from None
+        self._ways.found(peer)
 
     async def _answer(self, channel: Channel) -> None:
+        self._forget_the_silent()
         with trio.move_on_after(EXCHANGE_S_MAX):
-            self._learn(await receive(channel, Known))
-            await send(channel, self._known())
+            await answer(channel, self.view)
 
-    def _renew(self) -> None:
+    async def _gossip(self, model: ModelId) -> None:
+        """Hear what peers of a model say, for ever."""
+        accept = self._announcer.judge(self.view, model)
+        async with self._transport.join_topic(f"model/{model}", accept) as topic:
+            self._topics[model] = topic
+            try:
+                self._announcer.hurry()
+                self._wake.set()
+                await trio.sleep_forever()
+            finally:
+                del self._topics[model]
+
+    async def _announce(self) -> None:
+        """Publish the own advertisement whenever it is due, for ever."""
+        while True:
+            await self._announcer.wait_due(self._chance)
+            if self._own is None:
+                self._announcer.wait(float("inf"))
+                continue
+            topic = self._topics.get(self._own.model)
+            period_s = self.view.period_s(self._own.model)
+            if topic and topic.neighbours:
+                topic.publish(encode(self._sign().heard))
+                self._announcer.published(period_s)
+            else:
+                if trio.current_time() - self._signed_at >= period_s:
+                    self._sign()
+                self._announcer.wait(ALONE_S)
+
+    def _sign(self) -> Entry:
+        """Renew the own advertisement in the own view."""
         assert self._own
-        self._own = evolve(self._own, sequence=self._own.sequence + 1)
+        period_ms = round(1000 * self.view.period_s(self._own.model))
+        self._own = evolve(self._own, sequence=self._own.sequence + 1, period_ms=period_ms)
         body = encode(self._own)
         heard = Heard(body, self._identity.sign(body), 0)
-        self._entries[self._own.peer] = _Entry(self._own, heard, trio.current_time())
+        parsed = parse(body)
+        assert parsed, "it was checked when it was made"
+        self._signed_at = trio.current_time()
+        entry = Entry(parsed, heard, made_at=self._signed_at, credit=0)
+        self.view.put(self._own.peer, entry)
+        return entry
 
-    def _known(self) -> Known:
+    def _outdo(self, sequence: int) -> None:
+        """Number the own advertisement beyond one that a former run of this peer made."""
+        if self._own and self._own.sequence <= sequence:
+            self._own = evolve(self._own, sequence=sequence)
+            self._announcer.hurry()
+
+    async def _compare_for_ever(self) -> None:
+        while True:
+            wake = self._wake
+            await self._compare()
+            with trio.move_on_after(self._pause_s() * self._chance.uniform(0.7, 1.0)):
+                await wake.wait()
+
+    def _pause_s(self) -> float:
+        if self.view.knows_nobody():
+            return FIND_S
+        periods = [self.view.period_s(model) for model in self.view.followed]
+        return min([COMPARE_S_MAX, *periods])
+
+    async def _compare(self) -> None:
+        """Compare notes with one peer, and with some more while there are few neighbours."""
         self._forget_the_silent()
-        now = trio.current_time()
-        newest = sorted(self._entries.values(), key=lambda entry: -entry.made_at)
-        return Known(
-            tuple(
-                evolve(entry.heard, age_ms=int(1000 * (now - entry.made_at)))
-                for entry in newest[:ADVERTISEMENTS_MAX]
-            )
-        )
+        with lone_errors():
+            async with trio.open_nursery() as nursery:
+                for peer in self._partners():
+                    nursery.start_soon(self._try, self.exchange, peer)
+                hints = await self._look_out()
+                for address in [*self._ways.pick(self._chance, self._knows), *hints]:
+                    nursery.start_soon(self._try, self._try_way, address)
 
-    def _learn(self, known: Known) -> None:
-        """Keep what is new, genuine and fresh of what another peer knows."""
-        now = trio.current_time()
-        for heard in known.heard:
-            try:
-                found = decode(heard.body, Advertisement)
-            except BadMessage as error:
-                _log.info("dropped an advertisement: %s", error)
-                continue
-            before = self._entries.get(found.peer)
-            if (
-                found.peer == self._transport.peer_id
-                or heard.age_ms > 1000 * EXPIRE_S
-                or (before and before.advertisement.sequence >= found.sequence)
-                or (not before and len(self._entries) >= ADVERTISEMENTS_MAX)
-                or not verify(found.peer, heard.body, heard.signature)
-            ):
-                continue
-            self._entries[found.peer] = _Entry(found, heard, now - heard.age_ms / 1000)
+    def _knows(self, peer: PeerId) -> bool:
+        return self.view.get(peer) is not None
+
+    async def _look_out(self) -> list[str]:
+        """Return addresses of peers yet unknown, where this peer lacks some."""
+        lacks = any(topic.neighbours < NEIGHBOURS_MIN for topic in self._topics.values())
+        if not (self.view.knows_nobody() or (lacks and self._chance.random() < LOOK_OUT)):
+            return []
+        model = next(iter(self.view.followed), None)
+        return self._strange(await self._transport.discover(model and f"model/{model}"))
+
+    def _strange(self, hints: Sequence[str]) -> list[str]:
+        return [h for h in hints if not self._knows(PeerId(h.rpartition("/p2p/")[2]))]
+
+    def _partners(self) -> list[PeerId]:
+        """Pick whom to compare notes with."""
+        me = self._transport.peer_id
+        followed = [
+            peer
+            for model in self.view.followed
+            if model in self.view.shelves
+            for peer in self.view.shelves[model].entries
+            if peer != me
+        ]
+        others = [
+            entry.parsed.advertisement.peer
+            for entry in self.view.glimpses()
+            if entry.parsed.advertisement.model not in self.view.followed
+        ]
+        if others and (not followed or self._chance.random() < ELSEWHERE):
+            return [self._chance.choice(others)]
+        lacking = [NEIGHBOURS_MIN - topic.neighbours for topic in self._topics.values()]
+        wanted = max([1, *lacking])
+        return self._chance.sample(followed, min(wanted, len(followed)))
+
+    async def _try_way(self, address: str) -> None:
+        await self.exchange(await self._transport.connect(address))
+
+    async def _try(self, act: Callable[[Any], Awaitable[None]], to: str) -> None:
+        try:
+            await act(to)
+        except (PeerError, UserError) as error:
+            _log.info("%s", error)
 
     def _forget_the_silent(self) -> None:
-        oldest = trio.current_time() - EXPIRE_S
-        self._entries = {p: e for p, e in self._entries.items() if e.made_at > oldest}
+        self._ways.lost(self.view.forget_the_silent(trio.current_time()), trio.current_time())
+
+    def _of(self, model: ModelId) -> Iterable[Advertisement]:
+        self._forget_the_silent()
+        return [entry.parsed.advertisement for entry in self.view.of(model)]
+
+
+def _essence(said: Advertisement) -> tuple[object, ...]:
+    """Return what others must know at once; the rest are figures that change all the time."""
+    return said.model, said.first, said.end, said.state, said.addresses, said.numerics_class

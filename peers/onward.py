@@ -1,93 +1,103 @@
-"""Sending a session's computed rows on, in the order of its steps."""
+"""Sending a session's rows on; they are kept, so that whoever replaces a peer can have them too."""
 
-from collections import deque
-from functools import partial
-
-import numpy as np
 import trio
 
-from p2pinfer.core.errors import EngineError, PeerError, PeerUnavailable
-from p2pinfer.core.ids import PeerId
-from p2pinfer.core.limits import STEPS_IN_FLIGHT_MAX
-from p2pinfer.core.messages import Dtype, Refusal, Step
+from p2pinfer.core.errors import PeerUnavailable
+from p2pinfer.core.messages import Step
 from p2pinfer.core.wire import encode
-from p2pinfer.engine.base import Decoded, Done
-from peers.talk import RefusedError
+from peers.history import History
 from transports.base import Channel
-
-NUMPY_TYPES = {Dtype.F32: "<f4", Dtype.F16: "<f2"}
 
 
 class Onward:
-    """Sends what the engine computed on to the next stage, or to the requester.
+    """The way of a session's steps to the next stage, which may be another one after a while.
 
-    A result goes out in the very call in which it comes from the engine, if the channel takes it
-    at once: one pass of the scheduler less per boundary and token. Otherwise ``flush`` sends it.
+    A step goes out in the very call in which it comes, if the channel takes it at once: one pass of
+    the scheduler less per boundary and token. Otherwise ``run`` sends it, from the history.
     """
 
-    def __init__(self, peer: PeerId, output: Channel, dtype: Dtype) -> None:
-        self._peer, self._output, self._dtype = peer, output, dtype
-        self._steps = 0  # given to the engine and not yet sent
-        self._unsent: deque[bytes] = deque()  # no more than those
-        self._failure: PeerError | None = None
-        self._todo = trio.Event()
-        self._room = trio.Event()
+    def __init__(self, history: History) -> None:
+        self.history = history
+        self.channel: Channel | None = None
+        """To whom steps are sent now."""
+        self._sent = 0  # the number of the last step that this channel took, or need not take
+        self._known = 0
+        self._is_level = False  # the channel has taken all
+        self._todo, self._moved = trio.Event(), trio.Event()
 
-    def expect(self, step: Step) -> Done:
-        """Count a step that the engine is given; return what is to be called when it is done."""
-        self._steps += 1
-        return partial(self._done, step)
+    @property
+    def unsent(self) -> int:
+        """How many steps wait to be sent."""
+        return 0 if self._is_level else self.history.count_after(self._sent)
 
-    async def wait_room(self) -> None:
-        """Wait while ``STEPS_IN_FLIGHT_MAX`` steps are under way."""
-        while self._steps >= STEPS_IN_FLIGHT_MAX:
-            self._room = trio.Event()
-            await self._room.wait()
-
-    def _done(self, step: Step, outcome: Decoded | EngineError) -> None:
-        if isinstance(outcome, EngineError):
-            self._fail(str(outcome))
-            return
-        rows = outcome.rows
-        if self._dtype is Dtype.F16:
-            with np.errstate(over="ignore"):
-                halves = np.frombuffer(rows, "<f4").astype("<f2")
-            if not np.isfinite(halves).all():  # else the next stage would blame this one
-                self._fail("the rows are too large for float16")
+    def put(self, step: Step) -> None:
+        """Keep a step, and send it if there is anybody to send it to."""
+        self.history.add(
+            step.number, step.position, step.count, step.wide, step.decoding_us, step.rows
+        )
+        if self._is_level:
+            assert self.channel
+            if step.number <= self._sent:  # who took a lost peer's place computes all again
                 return
-            rows = halves.tobytes()
-        times = (*step.decoding_us, outcome.decoding_us)
-        message = encode(Step(step.number, step.position, step.count, step.wide, rows, times))
-        if not self._unsent and self._output.send_now(message):
-            self._sent()
-        else:
-            self._unsent.append(message)
-            self._todo.set()
-
-    def _fail(self, text: str) -> None:
-        self._failure = RefusedError.of(self._peer, Refusal.ENGINE_FAILED, text)
+            if self.channel.send_now(encode(step)):
+                self._sent = step.number
+                return
+            self._is_level = False
         self._todo.set()
 
-    def _sent(self) -> None:
-        self._steps -= 1
-        self._room.set()
+    def can_begin(self, sent: int) -> bool:
+        """Whether everything behind the step of that number is still kept."""
+        return sent >= self.history.forgotten
 
-    async def flush(self) -> None:
-        """Send what the channel did not take at once, for ever; raise what went wrong.
+    def link(self, channel: Channel, sent: int, known: int) -> None:
+        """Send to this channel from now on, beginning behind the step numbered ``sent``.
 
-        Raises:
-            RefusedError: the engine failed, or the next peer is lost.
+        Steps up to ``known`` may go together: nobody waits for their answers.
+        """
+        self.unlink()
+        self.channel, self._sent, self._known = channel, sent, known
+        self._todo.set()
+
+    def unlink(self) -> None:
+        """Send to nobody for now."""
+        if self.channel:
+            self.channel.abort()
+        self.channel, self._is_level = None, False
+
+    async def wait_moved(self) -> None:
+        """Wait until fewer steps are unsent."""
+        self._moved = trio.Event()
+        await self._moved.wait()
+
+    def wake(self) -> None:
+        """Let ``wait_moved`` return: something else has changed."""
+        self._moved.set()
+
+    async def run(self) -> None:
+        """Send what a channel did not take at once, and to a new one what the last one was sent.
+
+        A channel that fails is not sent to any more; who watches it will say so.
         """
         while True:
             await self._todo.wait()
             self._todo = trio.Event()
-            if self._failure:
-                raise self._failure
-            while self._unsent:
-                try:
-                    await self._output.send(self._unsent[0])
-                except PeerUnavailable as error:
-                    text = str(error)
-                    raise RefusedError.of(self._output.remote, Refusal.PEER_LOST, text) from error
-                self._unsent.popleft()
-                self._sent()
+            channel = self.channel
+            try:
+                while channel and channel is self.channel and not self._is_level:
+                    await self._send_next(channel)
+            except PeerUnavailable:
+                if channel is self.channel:
+                    self.unlink()
+
+    async def _send_next(self, channel: Channel) -> None:
+        kept = self.history.following(self._sent, self._known)
+        if kept is None:
+            self._is_level = True
+            self.wake()
+            return
+        number, position, count, wide, times, rows = kept
+        assert rows is not None
+        await channel.send(encode(Step(number, position, count, wide, rows, times)))
+        if channel is self.channel:
+            self._sent = number
+            self.wake()

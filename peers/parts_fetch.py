@@ -8,9 +8,7 @@ the disk. What is kept in memory is bounded by the chunks in flight.
 import logging
 import math
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Sequence
-from functools import partial
-from typing import Protocol
+from collections.abc import Callable, Collection, Iterable
 
 import trio
 
@@ -18,9 +16,8 @@ from p2pinfer.core.errors import PeerError, PeerUnavailable, RemoteProtocolError
 from p2pinfer.core.ids import ModelId, PartHash, PeerId
 from p2pinfer.core.manifest import Manifest, Part, WrongManifest
 from p2pinfer.core.messages import (
+    CHUNKS_PER_QUESTION_MAX,
     PARTS_PER_QUESTION_MAX,
-    QUESTIONS_PER_CHANNEL_MAX,
-    AskChunk,
     AskHeld,
     AskManifest,
     Chunk,
@@ -29,12 +26,14 @@ from p2pinfer.core.messages import (
     ManifestIs,
     Refusal,
 )
-from p2pinfer.engine.store import Store, WrongChunk
+from p2pinfer.engine.store import Store
 from peers.parts import PARTS, Run, in_thread, unpack_bits
+from peers.parts_keep import Arrived, keep_all, store_all
+from peers.parts_link import Holder, Link
 from peers.progress import TICK_S, Meter, Progress
 from peers.talk import RefusedError, receive, send
-from scheduler.fetching import ChunkId, Fetching
-from transports.base import Channel, Transport
+from scheduler.fetching import IN_FLIGHT_MAX, ChunkId, Fetching
+from transports.base import Transport
 
 _log = logging.getLogger("p2pinfer.parts")
 
@@ -51,28 +50,17 @@ NAMED_MAX = 3
 """Parts named when nobody holds them."""
 
 
-class Holder(Protocol):
-    """A peer that may hold parts, such as one that advertises layers of the model."""
-
-    @property
-    def peer(self) -> PeerId:
-        """Who it is."""
-        ...
-
-    @property
-    def addresses(self) -> Sequence[str]:
-        """Where it is reached."""
-        ...
-
-
 Holders = Callable[[], Iterable[Holder]]
 """Asked again and again: who may hold parts of the model right now."""
 
 Tell = Callable[[Progress], None]
 Blame = Callable[[PeerError], None]
+"""Told whose answer was wrong: a RemoteProtocolError of one that is asked no more, any other error
+of one that says itself that its disk is damaged."""
 
 
-def _log_blame(error: PeerError) -> None:
+def log_blame(error: PeerError) -> None:
+    """Warn of a peer that gave what is not the model's, or whose disk is damaged."""
     _log.warning("%s", error)
 
 
@@ -83,7 +71,7 @@ async def fetch_manifest(
     model: ModelId,
     tell: Tell = lambda _: None,
     *,
-    blame: Blame = _log_blame,
+    blame: Blame = log_blame,
     run: Run = in_thread,
 ) -> Manifest:
     """Return a model's manifest, from the store or else from whichever holder has it.
@@ -146,7 +134,7 @@ async def fetch_parts(
     tell: Tell = lambda _: None,
     *,
     start: float = 0.0,
-    blame: Blame = _log_blame,
+    blame: Blame = log_blame,
     run: Run = in_thread,
 ) -> None:
     """Fetch those parts of a model that the store lacks, and return once all are whole.
@@ -159,7 +147,7 @@ async def fetch_parts(
     that fetch the same ones soon have something for each other.
 
     Raises:
-        BadManifest: the chunks are the manifest's, and do not make up the part: its author erred.
+        MissingChunk: something else removed what was stored meanwhile.
         UserError: the disk takes no more; what was stored stays.
     """
     wanted = {part.hash: part for part in map(manifest.part, names)}
@@ -179,30 +167,6 @@ async def fetch_parts(
         await transfer.run(holders, meter, tell)
 
 
-_Question = AskHeld | AskChunk
-
-
-class _Link:
-    """A holder that is being talked to."""
-
-    def __init__(self, holder: Holder) -> None:
-        self.holder, self.peer = holder, holder.peer
-        self.scope = trio.CancelScope()
-        self.outbox, self.to_send = trio.open_memory_channel[_Question](QUESTIONS_PER_CHANNEL_MAX)
-        self.open: dict[int, _Question] = {}
-        """Questions without an answer yet, by number."""
-        self.holds: dict[PartHash, set[int]] = {}
-        self.told = trio.Event()
-        """It has said what it holds."""
-        self._number = 0
-
-    def ask(self, make: Callable[[int], _Question]) -> None:
-        """Line up a question, made with its number."""
-        self._number += 1
-        question = self.open[self._number] = make(self._number)
-        self.outbox.send_nowait(question)
-
-
 class _Transfer:
     """Carries out what a plan decides."""
 
@@ -220,14 +184,17 @@ class _Transfer:
         self._parts = {part.hash: part for part in parts}
         self._plan, self._run, self._blame = plan, run, blame
         self._chunks_left = Counter(chunk.part for chunk in plan.missing)
-        self._links: dict[PeerId, _Link] = {}
+        self._links: dict[PeerId, Link] = {}
+        self._damaged: set[PeerId] = set()
         self._finished = trio.Event()
+        self._arriving, self._arrived = trio.open_memory_channel[Arrived](IN_FLIGHT_MAX)
 
     async def run(self, holders: Holders, meter: Meter, tell: Tell) -> None:
         """Talk to holders until everything is stored."""
         looked = -LOOK_S
         async with trio.open_nursery() as links:
-            async with trio.open_nursery() as self._writes:
+            links.start_soon(keep_all, self._arrived, self._more, self._keep)
+            async with trio.open_nursery() as self._finishing:
                 while not self._plan.done:
                     now = trio.current_time()
                     if now - looked >= LOOK_S:
@@ -248,7 +215,7 @@ class _Transfer:
         if known.keys() - self._links.keys():
             self._drop(self._plan.useless(), "of no use now")
         for peer in self._plan.link(known, now):
-            self._links[peer] = _Link(known[peer])
+            self._links[peer] = Link(known[peer])
             links.start_soon(self._talk, self._links[peer])
 
     def _drop(self, peers: Iterable[PeerId], why: str) -> None:
@@ -258,11 +225,15 @@ class _Transfer:
 
     def _ask(self) -> None:
         """Ask whatever the plan wants asked now."""
-        for peer, chunk in self._plan.ask(trio.current_time()):
-            part, number = chunk
-            self._links[peer].ask(partial(AskChunk, model=self._model, part=part, index=number))
+        asked: dict[tuple[PeerId, PartHash], list[int]] = {}
+        for peer, (part, number) in self._plan.ask(trio.current_time()):
+            asked.setdefault((peer, part), []).append(number)
+        for (peer, part), numbers in asked.items():
+            for at in range(0, len(numbers), CHUNKS_PER_QUESTION_MAX):
+                some = tuple(numbers[at : at + CHUNKS_PER_QUESTION_MAX])
+                self._links[peer].ask_chunks(self._model, part, some)
 
-    async def _talk(self, link: _Link) -> None:
+    async def _talk(self, link: Link) -> None:
         """Talk to one holder until it fails, lies, or is dropped."""
         try:
             with link.scope, lone_errors():
@@ -279,12 +250,12 @@ class _Transfer:
             self._plan.lost(link.peer, trio.current_time())
             self._ask()
 
-    async def _converse(self, link: _Link) -> None:
+    async def _converse(self, link: Link) -> None:
         with trio.fail_after(GREET_S_MAX):
             channel = await self._transport.open(link.peer, PARTS, link.holder.addresses)
         try:
             async with trio.open_nursery() as nursery:
-                nursery.start_soon(_send_all, channel, link.to_send)
+                nursery.start_soon(link.send_all, channel)
                 nursery.start_soon(self._keep_up, link)
                 while True:
                     answer: Chunk | Held | Denied = await receive(channel, Chunk, Held, Denied)
@@ -292,7 +263,7 @@ class _Transfer:
         finally:
             channel.abort()
 
-    async def _keep_up(self, link: _Link) -> None:
+    async def _keep_up(self, link: Link) -> None:
         """Ask a holder what it holds, again and again until it holds all that is missing."""
         while True:
             if not self._plan.claims_all(link.peer):
@@ -300,30 +271,33 @@ class _Transfer:
                 hashes = tuple(self._parts)
                 for at in range(0, len(hashes), PARTS_PER_QUESTION_MAX):
                     some = hashes[at : at + PARTS_PER_QUESTION_MAX]
-                    link.ask(partial(AskHeld, model=self._model, parts=some))
+                    link.ask_held(self._model, some)
                 with trio.fail_after(math.inf if link.holds else GREET_S_MAX):
                     await link.told.wait()
             await trio.sleep(LOOK_S)
 
-    def _take(self, link: _Link, answer: Chunk | Held | Denied) -> None:
+    def _take(self, link: Link, answer: Chunk | Held | Denied) -> None:
         """Judge an answer, and do what follows from it."""
         question = link.open.pop(answer.number, None)
         match question, answer:
-            case AskChunk(), Chunk():
-                chunk = ChunkId(question.part, question.index)
-                self._plan.arrived(link.peer, chunk, trio.current_time())
-                self._writes.start_soon(self._keep, link.peer, chunk, answer.data)
-            case AskChunk(), Denied(code=Refusal.NOT_HELD):
-                self._plan.denied(link.peer, ChunkId(question.part, question.index))
+            case ChunkId(part, number), Chunk():
+                self._plan.arrived(link.peer, question, trio.current_time())
+                arrived = Arrived(link.peer, self._parts[part], number, answer.data)
+                self._arriving.send_nowait(arrived)
+            case ChunkId(), Denied(code=Refusal.NOT_HELD):
+                self._plan.denied(link.peer, question)
+            case ChunkId(part, number), Denied(code=Refusal.DAMAGED):
+                self._plan.denied(link.peer, question)
+                self._note_damage(link.peer, f"chunk {number} of {self._parts[part].name}")
             case AskHeld(), Held() if len(answer.bitmaps) == len(question.parts):
                 self._note(link, question, answer)
-            case ((AskChunk() | AskHeld()), Denied()):
+            case ((ChunkId() | AskHeld()), Denied()):
                 raise RefusedError.of(link.peer, answer.code, "it answers no questions now")
             case _:
                 raise RemoteProtocolError(link.peer, f"{link.peer} answered what was not asked")
         self._ask()
 
-    def _note(self, link: _Link, question: AskHeld, answer: Held) -> None:
+    def _note(self, link: Link, question: AskHeld, answer: Held) -> None:
         """Tell the plan what a holder holds."""
         for part, bitmap in zip(question.parts, answer.bitmaps, strict=True):
             try:
@@ -335,22 +309,33 @@ class _Transfer:
             self._plan.claim(link.peer, claimed)
             link.told.set()
 
-    async def _keep(self, peer: PeerId, chunk: ChunkId, data: bytes) -> None:
-        """Check and store a chunk; the last one of a part makes it whole."""
-        part = self._parts[chunk.part]
-        try:
-            await self._run(self._store.write_chunk, part, chunk.number, data)
-        except WrongChunk:
-            self._plan.spoilt(peer, chunk)
-            text = f"{peer} gave other bytes as chunk {chunk.number} of {part.name}"
-            self._blame(RemoteProtocolError(peer, text))
-            if peer in self._links:
-                self._drop([peer], "a liar")
-        else:
-            self._plan.stored(peer, chunk)
-            self._chunks_left[chunk.part] -= 1
-            if not self._chunks_left[chunk.part]:
-                await self._run(self._store.finish, part)
+    def _note_damage(self, peer: PeerId, what: str) -> None:
+        """Name a holder whose disk is damaged, once: it may say so as often as it likes."""
+        if peer not in self._damaged:
+            self._damaged.add(peer)
+            text = f"{peer} says that its disk damaged {what}; others are asked for it"
+            self._blame(PeerError(peer, text))
+
+    def _more(self) -> bool:
+        """Whether chunks are on their way."""
+        return self._plan.asked > 0
+
+    async def _keep(self, batch: list[Arrived]) -> None:
+        """Check and store chunks; the last one of a part makes it whole."""
+        for chunk, right in zip(batch, await self._run(store_all, self._store, batch), strict=True):
+            place = ChunkId(chunk.part.hash, chunk.number)
+            if not right:
+                self._plan.spoilt(chunk.peer, place)
+                what = f"chunk {chunk.number} of {chunk.part.name}"
+                text = f"{chunk.peer} gave other bytes as {what}; it is asked no more"
+                self._blame(RemoteProtocolError(chunk.peer, text))
+                if chunk.peer in self._links:
+                    self._drop([chunk.peer], "a liar")
+                continue
+            self._plan.stored(chunk.peer, place)
+            self._chunks_left[chunk.part.hash] -= 1
+            if not self._chunks_left[chunk.part.hash]:
+                self._finishing.start_soon(self._run, self._store.finish, chunk.part)
         if self._plan.done:
             self._finished.set()
         self._ask()
@@ -360,8 +345,3 @@ class _Transfer:
         names = [part.name for part in self._parts.values() if part.hash in parts]
         more = len(names) - NAMED_MAX
         return ", ".join(names[:NAMED_MAX]) + (f" and {more} more parts" if more > 0 else "")
-
-
-async def _send_all(channel: Channel, questions: trio.MemoryReceiveChannel[_Question]) -> None:
-    async for question in questions:
-        await send(channel, question)

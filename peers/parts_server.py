@@ -1,8 +1,9 @@
 """Serving parts: whatever chunks this peer holds, to whoever asks.
 
-A channel has one task that takes questions in and two that answer them, so that the disk reads one
-chunk while another is on its way. So a channel never holds more than two chunks in memory, however
-much is asked; and the muxer lets the small messages of sessions pass between their frames.
+A channel has one task that takes questions in and two that answer them, so that the disk reads the
+chunks of one while those of another are on their way. So a channel never holds more than two
+questions' chunks in memory, however much is asked; and the muxer lets the small messages of
+sessions pass between their frames.
 """
 
 import logging
@@ -10,12 +11,12 @@ from collections import Counter
 
 import trio
 
-from p2pinfer.core.errors import ChannelClosed, RemoteProtocolError, lone_errors
+from p2pinfer.core.errors import ChannelClosed, RemoteProtocolError, UserError, lone_errors
 from p2pinfer.core.ids import ModelId, PartHash, PeerId
 from p2pinfer.core.manifest import Manifest, Part
 from p2pinfer.core.messages import (
     QUESTIONS_PER_CHANNEL_MAX,
-    AskChunk,
+    AskChunks,
     AskHeld,
     AskManifest,
     Chunk,
@@ -33,7 +34,7 @@ from transports.base import Channel, Transport
 _log = logging.getLogger("p2pinfer.parts")
 
 CHANNELS_MAX = 32
-"""Of all peers; with two chunks and their copies on the way each, some 200 MB at the very worst."""
+"""Of all peers; with four chunks and the copy on its way each, some 160 MB at the very worst."""
 
 CHANNELS_PER_PEER_MAX = 2
 """A fetcher needs one; a second one while the end of the first has not been noticed."""
@@ -53,8 +54,7 @@ GOODBYE_S_MAX = 1.0
 MANIFESTS_MAX = 4
 """Kept in memory; a peer rarely serves more than one model."""
 
-_Question = AskManifest | AskHeld | AskChunk
-_Answer = ManifestIs | Held | Chunk | Denied
+_Question = AskManifest | AskHeld | AskChunks
 
 
 class PartsServer:
@@ -102,7 +102,7 @@ class PartsServer:
                 nursery.start_soon(self._answer_all, channel, questions.clone())
             while True:
                 with trio.fail_after(IDLE_S_MAX):
-                    question: _Question = await receive(channel, AskManifest, AskHeld, AskChunk)
+                    question: _Question = await receive(channel, AskManifest, AskHeld, AskChunks)
                 try:
                     into.send_nowait(question)
                 except trio.WouldBlock:
@@ -113,33 +113,44 @@ class PartsServer:
         self, channel: Channel, questions: trio.MemoryReceiveChannel[_Question]
     ) -> None:
         async for question in questions:
-            answer = encode(await self._answer(question))
-            with trio.fail_after(ANSWER_S_MAX):
-                await channel.send(answer)
+            for answer in await self._answers(question):
+                with trio.fail_after(ANSWER_S_MAX):
+                    await channel.send(answer)
 
-    async def _answer(self, question: _Question) -> _Answer:
-        """Find an answer; a damaged disk is nobody's fault who asks."""
+    async def _answers(self, question: _Question) -> list[bytes]:
+        """Find the answers, encoded; a damaged disk is nobody's fault who asks."""
         number = question.number
         found = await self._find(question.model)
         if isinstance(question, AskHeld):
             parts = found[1] if found else {}
             held = [parts.get(part) for part in question.parts]
-            return Held(number, await self._run(self._bitmaps, held))
-        if found is None:
-            return Denied(number, Refusal.NOT_HELD)
-        manifest, parts = found
+            return [encode(Held(number, await self._run(self._bitmaps, held)))]
         if isinstance(question, AskManifest):
-            return ManifestIs(number, await self._run(manifest.encode))
-        part = parts.get(question.part)
-        if part is None or question.index >= len(part.chunks):
-            return Denied(number, Refusal.NOT_HELD)
-        try:
-            data = await self._run(self._store.read_chunk, part, question.index)
-        except (DamagedPart, MissingChunk, OSError) as error:
-            _log.warning("cannot give a chunk: %s", error)
-            return Denied(number, Refusal.NOT_HELD)
-        self.chunks += 1
-        return Chunk(number, data)
+            if found is None:
+                return [encode(Denied(number, Refusal.NOT_HELD))]
+            return [encode(ManifestIs(number, await self._run(found[0].encode)))]
+        part = found[1].get(question.part) if found else None
+        return await self._run(self._chunks, part, question)
+
+    def _chunks(self, part: Part | None, question: AskChunks) -> list[bytes]:
+        """Read chunks, and encode the answers."""
+        answers: list[Chunk | Denied] = []
+        for number, index in enumerate(question.indices, question.number):
+            if part is None or index >= len(part.chunks):
+                answers.append(Denied(number, Refusal.NOT_HELD))
+                continue
+            try:
+                answers.append(Chunk(number, self._store.read_chunk(part, index)))
+                self.chunks += 1
+            except DamagedPart as error:
+                _log.warning("%s; it is no longer given away", error)
+                answers.append(Denied(number, Refusal.DAMAGED))
+            except MissingChunk:
+                answers.append(Denied(number, Refusal.NOT_HELD))
+            except UserError as error:
+                _log.warning("cannot give a chunk: %s", error)
+                answers.append(Denied(number, Refusal.NOT_HELD))
+        return [encode(answer) for answer in answers]
 
     def _bitmaps(self, parts: list[Part | None]) -> tuple[bytes, ...]:
         return tuple(pack_bits(self._store.chunks_held(part)) if part else b"" for part in parts)

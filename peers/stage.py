@@ -1,16 +1,14 @@
-"""Serving a stage: sessions come in along a route, rows go on to the next peer.
+"""Serving a stage: whoever asks opens a session, and steps go through it on their way down a chain.
 
-A session is one task per inbound channel. It reads steps and hands them to the engine without
-waiting for the result, which ``onward`` sends to the next stage. So a prompt flows through the
-chain chunk behind chunk, and the engine always has the next one at hand.
+An inbound channel is one of four things, as its first message says: a requester that opens a
+session and controls it, the peer before that sends steps, or the requester that comes to collect.
+Steps are handed to the engine without waiting for the result, which goes to the next stage as soon
+as it is there. So a prompt flows through the chain chunk behind chunk, and the engine always has
+the next one at hand.
 """
 
 import logging
-from contextlib import ExitStack
-from dataclasses import dataclass, field
-from itertools import pairwise
 
-import numpy as np
 import trio
 
 from p2pinfer.core.errors import (
@@ -18,89 +16,84 @@ from p2pinfer.core.errors import (
     EngineError,
     PeerUnavailable,
     RemoteProtocolError,
-    lone_errors,
 )
-from p2pinfer.core.ids import ModelId, SessionId
-from p2pinfer.core.limits import NARROW_ROWS_MAX
-from p2pinfer.core.messages import (
-    ROUTE_HOPS_MAX,
-    Attach,
-    Attached,
-    Open,
-    Opened,
-    Refusal,
-    Step,
-)
-from p2pinfer.engine.base import EngineBusy, StageEngine, StageSession
-from peers.onward import NUMPY_TYPES, Onward
+from p2pinfer.core.ids import ModelId, PeerId, SessionId
+from p2pinfer.core.messages import Attach, Link, Open, Refusal
+from p2pinfer.engine.base import EngineBusy, StageEngine
+from peers.history import Budget, History
+from peers.notary import Notary
+from peers.served import GOODBYE_S_MAX, Served
 from peers.talk import SESSION, RefusedError, receive, send
 from transports.base import Channel, Transport
 
 _log = logging.getLogger("p2pinfer.stage")
 
 OPEN_S_MAX = 15.0
-"""From a channel's start until its first message, and for the last stage's word that it agrees."""
+"""From a channel's start until its first message, and for a stage's word that it agrees."""
 
-OPEN_S_PER_STAGE = 1.0
-"""Who is nearer to a silent stage gives up earlier by this, and so is the one to name it."""
-
-ATTACH_S_MAX = 15.0
-"""How long the last stage holds cells for a requester that has not come to collect."""
-
-IDLE_S_MAX = 900.0
-"""A person may think for a while between two questions; after that the cells are for others."""
-
-GOODBYE_S_MAX = 1.0
-"""How long to try to tell a peer why its session ends."""
-
-
-def open_s_max(stages: int) -> float:
-    """How long to wait for so many stages to agree to a session."""
-    return OPEN_S_MAX + OPEN_S_PER_STAGE * stages
-
-
-@dataclass
-class _Session:
-    """What a stage keeps of one session."""
-
-    opened: Open
-    cells: StageSession
-    length: int = 0
-    """Positions that the KV cache holds, once all that was submitted is decoded."""
-    collector: Channel | None = None
-    active_at: float = 0.0
-    """When the last step came, by trio's clock."""
-    attached: trio.Event = field(default_factory=trio.Event)
-    over: trio.Event = field(default_factory=trio.Event)
+SESSIONS_PER_REQUESTER_MAX = 8
+"""Whoever needs more waits, so that others find room."""
 
 
 class Stage:
     """Runs a range of layers for whoever asks, along routes that requesters choose."""
 
-    def __init__(self, transport: Transport, engine: StageEngine, model: ModelId) -> None:
+    def __init__(
+        self,
+        transport: Transport,
+        engine: StageEngine,
+        model: ModelId,
+        notary: Notary | None = None,
+    ) -> None:
         self._transport, self._engine, self._model = transport, engine, model
-        self._sessions: dict[SessionId, _Session] = {}
-        self.rows = 0
-        """Rows computed so far, for all sessions."""
+        self._notary, self._budget = notary, Budget()
+        self._sessions: dict[SessionId, Served] = {}
+        self._rows_before = 0  # of sessions that are over
+
+    @property
+    def first(self) -> int:
+        """The first of its layers."""
+        return self._engine.first
+
+    @property
+    def end(self) -> int:
+        """The layer behind its last."""
+        return self._engine.end
 
     @property
     def sessions(self) -> int:
         """How many sessions are being served."""
         return len(self._sessions)
 
+    @property
+    def rows(self) -> int:
+        """Rows computed so far, for all sessions."""
+        return self._rows_before + sum(session.rows for session in self._sessions.values())
+
     def listen(self) -> None:
         """Serve sessions from now on."""
-        self._transport.handle(SESSION, self._serve)
+        self._transport.handle(SESSION, self.serve)
 
-    async def _serve(self, channel: Channel) -> None:
-        """Serve one inbound channel: a session, or a requester that comes to collect."""
+    def holds(self, session: SessionId) -> bool:
+        """Whether this session is being served here."""
+        return session in self._sessions
+
+    def hand_over(self) -> None:
+        """Ask all requesters to go on with other peers, where they can."""
+        for session in self._sessions.values():
+            session.hand_over()
+
+    async def serve(self, channel: Channel) -> None:
+        """Serve one inbound channel for as long as it lasts."""
         try:
             with trio.fail_after(OPEN_S_MAX):
-                first = await receive(channel, Open, Attach)
-            if isinstance(first, Attach):
-                await self._serve_collector(channel, first)
+                first: Open | Link | Attach = await receive(channel, Open, Link, Attach)
+            if isinstance(first, Open):
+                await self._serve_requester(channel, first)
+            elif isinstance(first, Link):
+                await self._find(first, channel.remote).take_from(channel)
             else:
-                await self._serve_session(channel, first)
+                await self._find(first, channel.remote).give_to(channel, first)
         except ChannelClosed:
             pass  # whoever asked has left
         except RemoteProtocolError as error:
@@ -111,128 +104,55 @@ class Stage:
         except RefusedError as error:
             await self._refuse(channel, error)
 
-    async def _serve_collector(self, channel: Channel, attach: Attach) -> None:
-        """Give the channel to its session, and keep it open for as long as that lasts."""
-        session = self._sessions.get(attach.session)
-        if (
-            session is None
-            or session.opened.requester != channel.remote
-            or len(session.opened.route) != 1
-            or session.collector is not None
-        ):
-            raise self._no(Refusal.UNKNOWN_SESSION, "no such session waits here for you")
-        session.collector = channel
-        await send(channel, Attached())
-        session.attached.set()
-        await session.over.wait()
+    def _find(self, first: Link | Attach, peer: PeerId) -> Served:
+        """Return the session that a peer may send to, or collect from, or raise RefusedError."""
+        found = self._sessions.get(first.session)
+        if found:
+            is_link = isinstance(first, Link)
+            if peer == (found.previous if is_link else found.opened.requester):
+                return found
+        raise self._no(Refusal.UNKNOWN_SESSION, "no such session waits here for you")
 
-    async def _serve_session(self, channel: Channel, opened: Open) -> None:
-        session = self._admit(opened)
-        self._sessions[opened.session] = session
-        output: Channel | None = None
+    async def _serve_requester(self, channel: Channel, opened: Open) -> None:
+        session = self._sessions[opened.session] = self._admit(channel, opened)
         try:
-            if len(opened.route) > 1:
-                output = await self._extend(opened)
-            await send(channel, Opened())
-            if output is None:
-                output = await self._wait_for_collector(session)
-            await self._run(channel, session, output)
+            await session.run()
         finally:
             del self._sessions[opened.session]
-            session.cells.close()
-            session.over.set()
-            if output:
-                output.abort()
+            self._rows_before += session.rows
 
-    def _admit(self, opened: Open) -> _Session:
+    def _admit(self, channel: Channel, opened: Open) -> Served:
         """Reserve cells for a session that is meant for this stage, or raise RefusedError."""
-        hop, engine = opened.route[0], self._engine
+        engine = self._engine
+        if opened.requester != channel.remote:
+            raise self._no(Refusal.BAD_REQUEST, "sessions are opened in one's own name")
         if opened.model != self._model:
             raise self._no(Refusal.WRONG_MODEL, f"this peer serves model {self._model[:12]}…")
-        if (hop.first, hop.end) != (engine.first, engine.end):
-            text = f"this peer serves layers {engine.first}:{engine.end}, not {hop.first}:{hop.end}"
+        if opened.first != engine.first or not opened.first < opened.end <= engine.end:
+            text = (
+                f"this peer runs layers from {engine.first} up to any layer as far as {engine.end},"
+                f" not {opened.first}:{opened.end}"
+            )
             raise self._no(Refusal.WRONG_RANGE, text)
-        if any(b.first != a.end for a, b in pairwise(opened.route)):
-            raise self._no(Refusal.WRONG_RANGE, "the route's layer ranges leave a gap or overlap")
         if opened.context > engine.context:
             text = f"sessions here hold {engine.context} positions, not {opened.context}"
             raise self._no(Refusal.CONTEXT_FULL, text)
         if opened.session in self._sessions:
             raise self._no(Refusal.BAD_REQUEST, "this session is open already")
+        others = [s for s in self._sessions.values() if s.opened.requester == channel.remote]
+        if len(others) >= SESSIONS_PER_REQUESTER_MAX:
+            raise self._no(Refusal.BUSY, f"one requester may have {len(others)} sessions here")
         try:
-            return _Session(opened, engine.open())
+            cells = engine.open(opened.end)
         except EngineBusy as error:
             raise self._no(Refusal.BUSY, str(error)) from error
         except EngineError as error:
             raise self._no(Refusal.ENGINE_FAILED, str(error)) from error
-
-    async def _extend(self, opened: Open) -> Channel:
-        """Open the session at the next stage, which does the same until the last one agreed."""
-        following = opened.route[1]
-        with ExitStack() as undo:
-            try:
-                with trio.fail_after(open_s_max(len(opened.route) - 1)):
-                    output = await self._transport.open(
-                        following.peer, SESSION, following.addresses
-                    )
-                    undo.callback(output.abort)
-                    await send(output, opened.for_next())
-                    await receive(output, Opened)
-            except PeerUnavailable as error:
-                raise RefusedError.of(following.peer, Refusal.PEER_LOST, str(error)) from error
-            except trio.TooSlowError as error:
-                text = "it did not answer in time"
-                raise RefusedError.of(following.peer, Refusal.TOO_SLOW, text) from error
-            undo.pop_all()
-        return output
-
-    async def _wait_for_collector(self, session: _Session) -> Channel:
-        with trio.fail_after(ATTACH_S_MAX):
-            await session.attached.wait()
-        assert session.collector
-        return session.collector
-
-    async def _run(self, channel: Channel, session: _Session, output: Channel) -> None:
-        """Compute steps until the peer before us closes, or something fails."""
-        onward = Onward(self._transport.peer_id, output, session.opened.dtype)
-        with lone_errors():
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(onward.flush)
-                nursery.start_soon(_watch, output)
-                nursery.start_soon(_expire, session)
-                try:
-                    while True:
-                        step = await receive(channel, Step)
-                        session.active_at = trio.current_time()
-                        self._submit(channel, session, step, onward)
-                        await onward.wait_room()
-                except ChannelClosed:
-                    nursery.cancel_scope.cancel()  # the requester is done
-
-    def _submit(self, channel: Channel, session: _Session, step: Step, onward: Onward) -> None:
-        """Check a step and line it up for the engine."""
-        if step.position + step.count > session.opened.context:
-            text = f"the session's {session.opened.context} positions are full"
-            raise self._no(Refusal.CONTEXT_FULL, text)
-        if step.position > session.length:
-            raise RemoteProtocolError(channel.remote, "a step leaves a gap in its session")
-        if step.count > NARROW_ROWS_MAX and not step.wide:
-            raise RemoteProtocolError(channel.remote, f"a narrow step has {step.count} rows")
-        if len(step.decoding_us) == ROUTE_HOPS_MAX:
-            raise RemoteProtocolError(channel.remote, "a step went through too many stages")
-        dtype = np.dtype(NUMPY_TYPES[session.opened.dtype])
-        if len(step.rows) != step.count * self._engine.width * dtype.itemsize:
-            raise RemoteProtocolError(channel.remote, "a step's rows are not of the model's width")
-        rows = np.frombuffer(step.rows, dtype)
-        if not np.isfinite(rows).all():
-            raise RemoteProtocolError(channel.remote, "a step's rows hold NaN or infinity")
-        session.length = step.position + step.count
-        self.rows += step.count
-        data = step.rows if rows.dtype == np.float32 else rows.astype("<f4").tobytes()
-        try:
-            session.cells.submit(step.position, data, onward.expect(step), wide=step.wide)
-        except EngineError as error:
-            raise self._no(Refusal.ENGINE_FAILED, str(error)) from error
+        history = History(self._budget)
+        record = None
+        if self._notary and any(opened.seal):
+            record = self._notary.record(opened, engine, history)
+        return Served(self._transport, channel, opened, cells, engine.width, history, record)
 
     def _no(self, code: Refusal, text: str) -> RefusedError:
         return RefusedError.of(self._transport.peer_id, code, text)
@@ -245,19 +165,3 @@ class Stage:
                 await channel.close()
             except PeerUnavailable:
                 pass
-
-
-async def _expire(session: _Session) -> None:
-    """Raise TooSlowError once a session has been idle for too long."""
-    session.active_at = trio.current_time()
-    while (idle_until := session.active_at + IDLE_S_MAX) > trio.current_time():  # noqa: ASYNC110 -- steps move the deadline; an event per step would cost each token
-        await trio.sleep_until(idle_until)
-    raise trio.TooSlowError
-
-
-async def _watch(output: Channel) -> None:
-    """Notice when the peer behind us refuses or goes away; it has nothing else to say."""
-    try:
-        await receive(output)
-    except PeerUnavailable as error:
-        raise RefusedError.of(output.remote, Refusal.PEER_LOST, str(error)) from error

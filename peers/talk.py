@@ -23,9 +23,9 @@ class RefusedError(PeerError):
         self.refused = refused
 
     @classmethod
-    def of(cls, peer: PeerId, code: Refusal, text: str) -> "RefusedError":
+    def of(cls, peer: PeerId, code: Refusal, text: str, retry_ms: int = 0) -> "RefusedError":
         """Refuse in a peer's name."""
-        return cls(Refused(code, text[:TEXT_CHARS_MAX], peer))
+        return cls(Refused(code, text[:TEXT_CHARS_MAX], peer, retry_ms))
 
 
 async def send(channel: Channel, message: Message) -> None:

@@ -1,0 +1,107 @@
+"""Comparing notes with one peer: see `p2pinfer.core.exchange` for what is said."""
+
+from collections.abc import Iterable
+
+import trio
+
+from p2pinfer.core.advertisement import KNOWN_MAX, Known
+from p2pinfer.core.errors import RemoteProtocolError
+from p2pinfer.core.exchange import BUCKETS, DIGEST_BYTES, NUMBER_BYTES, TAG_BYTES, Compare, Differs
+from p2pinfer.core.exchange import Wanted as WantedMessage
+from p2pinfer.core.ids import ModelId
+from peers.talk import receive, send
+from peers.view import Entry, Shelf, View, aged
+from transports.base import Channel
+
+MESSAGES_MAX = 16
+"""Of Known in a row: twice what a full view fills."""
+
+
+async def ask(channel: Channel, view: View, model: ModelId | None) -> None:
+    """Compare notes about a model, or learn what models there are.
+
+    Raises:
+        ChannelClosed, RefusedError, RemoteProtocolError: as `peers.talk.receive`.
+    """
+    shelf = view.shelves.get(model) if model else None
+    known = shelf is not None and any(peer != view.me for peer in shelf.entries)
+    digests = shelf.digests() if shelf and known else b""
+    await send(channel, Compare(model or ModelId(""), digests, view.models_digest()))
+    if not digests:
+        await _tell(channel, view.of(model) if model else ())
+    reply = await receive(channel, Differs, Known)
+    if isinstance(reply, Known):
+        await _learn(channel, view, reply)
+        return
+    if reply.glimpse:
+        await _learn(channel, view)
+    if reply.buckets and shelf:
+        missing, newer = _against(shelf, reply)
+        await send(channel, WantedMessage(missing))
+        await _tell(channel, newer)
+        await _learn(channel, view)
+
+
+async def answer(channel: Channel, view: View) -> None:
+    """Answer one peer that compares notes; raises as `ask`."""
+    asked = await receive(channel, Compare)
+    shelf = view.shelves.get(asked.model) if asked.model in view.followed else None
+    strange = asked.models != view.models_digest()
+    if not asked.digests:
+        await _learn(channel, view)
+        await _tell(channel, [*view.of(asked.model), *view.glimpses(asked.model)])
+    elif len(asked.digests) != BUCKETS * DIGEST_BYTES:
+        raise RemoteProtocolError(channel.remote, f"{channel.remote} sent half a digest")
+    elif shelf is None:
+        await _tell(channel, view.glimpses())
+    else:
+        buckets = shelf.differing(asked.digests)
+        await send(channel, Differs(buckets, shelf.newest(buckets), strange))
+        if strange:
+            await _tell(channel, view.glimpses(asked.model))
+        if buckets:
+            wanted = await receive(channel, WantedMessage)
+            await _learn(channel, view)
+            tags = set(_split(wanted.tags, TAG_BYTES))
+            await _tell(channel, [e for e in shelf.within(buckets) if e.parsed.tag in tags])
+
+
+def _against(shelf: Shelf, reply: Differs) -> tuple[bytes, list[Entry]]:
+    """Return the tags of those of whom the other knows more, and what it lacks."""
+    theirs = {
+        each[:TAG_BYTES]: int.from_bytes(each[TAG_BYTES:], "big")
+        for each in _split(reply.newest, TAG_BYTES + NUMBER_BYTES)
+    }
+    newer: list[Entry] = []
+    for entry in shelf.within(reply.buckets):
+        own, their = entry.parsed.advertisement.sequence, theirs.get(entry.parsed.tag, -1)
+        if own > their:
+            newer.append(entry)
+        if own >= their:
+            theirs.pop(entry.parsed.tag, None)
+    return b"".join(theirs), newer
+
+
+def _split(data: bytes, size: int) -> Iterable[bytes]:
+    return (data[i : i + size] for i in range(0, len(data), size))
+
+
+async def _tell(channel: Channel, entries: Iterable[Entry]) -> None:
+    """Send advertisements in as many messages as it takes, one at least."""
+    now = trio.current_time()
+    heard = tuple(aged(entry, now) for entry in entries)
+    for i in range(0, max(1, len(heard)), KNOWN_MAX):
+        more = i + KNOWN_MAX < len(heard)
+        await send(channel, Known(heard[i : i + KNOWN_MAX], more))
+
+
+async def _learn(channel: Channel, view: View, first: Known | None = None) -> None:
+    """Take in advertisements until the other says that there are no more."""
+    for number in range(MESSAGES_MAX):
+        known = first if first and number == 0 else await receive(channel, Known)
+        for heard in known.heard:
+            view.take(heard, trio.current_time())
+        await trio.lowlevel.checkpoint()  # signatures take a while
+        if not known.more:
+            return
+    raise RemoteProtocolError(channel.remote, f"{channel.remote} never stops telling")

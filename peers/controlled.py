@@ -1,0 +1,195 @@
+"""One stage of a session, as the requester controls it."""
+
+from collections.abc import Callable, Sequence
+from itertools import count, takewhile
+from typing import TypeVar
+
+import trio
+from attrs import evolve
+
+from p2pinfer.core.errors import PeerError, PeerUnavailable, RemoteProtocolError, lone_errors
+from p2pinfer.core.ids import PeerId
+from p2pinfer.core.messages import (
+    Attach,
+    Attached,
+    Connect,
+    Connected,
+    Denied,
+    Expect,
+    Expecting,
+    Hop,
+    Leaving,
+    Link,
+    Linked,
+    Lost,
+    Open,
+    Opened,
+)
+from peers.talk import SESSION, RefusedError, receive, send
+from transports.base import Channel, Transport
+
+A = TypeVar("A", Connected, Expecting)
+
+
+class Controlled:
+    """A stage that agreed to a session, and the channel that keeps it."""
+
+    def __init__(self, hop: Hop, control: Channel, expects: PeerId) -> None:
+        self.hop = hop
+        self._expects: PeerId | None = expects
+        self.lost: PeerError | None = None
+        """Why the session cannot go on with it."""
+        self.wants_to_leave = False
+        self.sends_to: Controlled | None = None
+        """Who is behind it and takes what it sends; itself stands for the requester."""
+        self.known = 0
+        """Nobody waits for its answers to steps up to this one."""
+        self._control = control
+        self._asking = trio.Lock()
+        self._number = 0
+        self._answer: Connected | Expecting | Denied | None = None
+        self._answered = trio.Event()
+
+    async def listen(
+        self, on_word: Callable[["Controlled", Lost | Leaving | PeerError], None]
+    ) -> None:
+        """Take answers, and report what else the stage says and that it is gone."""
+        try:
+            while True:
+                said: Connected | Expecting | Denied | Lost | Leaving = await receive(
+                    self._control, Connected, Expecting, Denied, Lost, Leaving
+                )
+                if isinstance(said, Lost | Leaving):
+                    on_word(self, said)
+                elif said.number == self._number:
+                    self._answer = said
+                    self._answered.set()
+        except PeerError as error:
+            self.lose(error)
+            on_word(self, error)
+
+    def lose(self, error: PeerError) -> None:
+        """Give the stage up; the first reason counts."""
+        self.lost = self.lost or error
+        self._answered.set()
+        self._control.abort()
+
+    async def connect(self, to: "Controlled", sent: int, timeout_s: float) -> None:
+        """Have it send to another stage, which has all steps up to ``sent``.
+
+        Raises:
+            RefusedError: it cannot; the code says which of the two is to blame.
+            PeerUnavailable: it does not answer, or is gone.
+        """
+        hop = to.hop
+        self.known = max(sent, to.known)
+        self.sends_to = None
+        await self._ask(
+            lambda number: Connect(number, hop.peer, hop.addresses, sent, self.known),
+            Connected,
+            timeout_s,
+        )
+        self.sends_to = to
+
+    async def expect(self, peer: PeerId, timeout_s: float) -> int:
+        """Have it take steps from another peer; return the number of the last one that it has.
+
+        Raises:
+            PeerUnavailable: it does not answer, or is gone.
+        """
+        if peer == self._expects:
+            self._expects = None  # which it does from the beginning; next time there is more to it
+            return 0
+        answer = await self._ask(lambda number: Expect(number, peer), Expecting, timeout_s)
+        return answer.received
+
+    async def _ask(
+        self, make: Callable[[int], Connect | Expect], kind: type[A], timeout_s: float
+    ) -> A:
+        peer = self.hop.peer
+        async with self._asking:
+            self._number += 1
+            self._answer, self._answered = None, trio.Event()
+            try:
+                with trio.fail_after(timeout_s):
+                    if not self.lost:
+                        await send(self._control, make(self._number))
+                        await self._answered.wait()
+            except trio.TooSlowError:
+                error = PeerUnavailable(peer, f"{peer} did not answer in {timeout_s:.0f} s")
+                raise error from None
+            if self.lost:
+                raise PeerUnavailable(peer, str(self.lost))
+            answer = self._answer
+        if isinstance(answer, Denied):
+            raise RefusedError.of(peer, answer.code, "it cannot do as the session needs")
+        if not isinstance(answer, kind):
+            raise RemoteProtocolError(peer, "it answered another question")
+        return answer
+
+
+def lost_places(stages: Sequence[Controlled]) -> slice | None:
+    """Return the first run of stages that are lost."""
+    lost = [index for index, stage in enumerate(stages) if stage.lost]
+    if not lost:
+        return None
+    run = takewhile(lambda index: index in lost, count(lost[0]))
+    return slice(lost[0], lost[0] + sum(1 for _ in run))
+
+
+async def open_stages(
+    transport: Transport, opened: Open, route: Sequence[Hop], previous: PeerId, timeout_s: float
+) -> list[Controlled]:
+    """Open a session at stages that follow each other, the first one behind ``previous``.
+
+    At all of them or at none; raises as ``reach``.
+    """
+    previous_of = [previous, *(hop.peer for hop in route)]
+    found: dict[int, Controlled] = {}
+
+    async def open_one(index: int, hop: Hop) -> None:
+        before = previous_of[index]
+        own = evolve(opened, previous=before, first=hop.first, end=hop.end)
+        control = await reach(transport, hop, own, Opened, timeout_s)
+        found[index] = Controlled(hop, control, before)
+
+    try:
+        with lone_errors():
+            async with trio.open_nursery() as opening:
+                for index, hop in enumerate(route):
+                    opening.start_soon(open_one, index, hop)
+    except BaseException:
+        for stage in found.values():
+            stage.lose(PeerUnavailable(stage.hop.peer, "another stage did not open"))
+        raise
+    return [found[index] for index in range(len(route))]
+
+
+async def reach(
+    transport: Transport,
+    hop: Hop,
+    first: Open | Link | Attach,
+    due: type[Opened] | type[Linked] | type[Attached],
+    timeout_s: float,
+) -> Channel:
+    """Open a channel to a stage, say what it is for, and wait until the stage agrees.
+
+    Raises:
+        RefusedError: it said no.
+        PeerUnavailable: it cannot be reached, or does not answer.
+        RemoteProtocolError: it sent nonsense.
+    """
+    channel: Channel | None = None
+    try:
+        with trio.fail_after(timeout_s):
+            channel = await transport.open(hop.peer, SESSION, hop.addresses)
+            await send(channel, first)
+            await receive(channel, due)
+        return channel
+    except BaseException as error:
+        if channel:
+            channel.abort()
+        if isinstance(error, trio.TooSlowError):
+            text = f"{hop.peer} did not answer in {timeout_s:.0f} s"
+            raise PeerUnavailable(hop.peer, text) from None
+        raise

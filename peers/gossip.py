@@ -1,0 +1,121 @@
+"""When a peer speaks of itself, and how it judges what it hears of others."""
+
+from functools import lru_cache
+from random import Random
+
+import trio
+
+from p2pinfer.core.advertisement import Heard
+from p2pinfer.core.ids import ModelId, PeerId
+from p2pinfer.core.wire import BadMessage, decode
+from peers.view import Taken, View, parse
+from transports.base import Accept, Verdict
+
+BURST_MAX = 4
+"""Changes of the own state that are told at once."""
+
+BURST_PER_S = 0.3
+"""How often one more may be; both are less than what others take: see `peers.view.CREDIT_MAX`."""
+
+ALONE_S = 0.5
+"""How soon to try again while nobody is connected who would hear."""
+
+EARLY = 0.1
+"""Share of a period by which a renewal comes early, at most: so that they spread."""
+
+SPREAD_RATIO = 1.5
+"""Where the period grew by so much, the next renewal comes at any moment within it."""
+
+NEWS_MAX = 500.0
+NEWS_PER_S = 100.0
+"""Advertisements taken from one neighbour, at once and in the long run: five times what a swarm of
+any size says, and a hundredth of a core for checking their signatures."""
+
+NEIGHBOURS_MAX = 1024
+"""Whose news are counted."""
+
+
+class Announcer:
+    """Keeps the time of the own advertisements, and the judging of others'."""
+
+    def __init__(self) -> None:
+        self._due = float("inf")
+        self._period_s = 0.0
+        self._spread = False
+        self._hurry = trio.Event()
+        self._credit, self._credited_at = float(BURST_MAX), -float("inf")
+        self._news: dict[PeerId, tuple[float, float]] = {}
+        """Of each neighbour: how much news may come, as of when."""
+
+    def hurry(self) -> None:
+        """Have the own advertisement published as soon as may be."""
+        self._hurry.set()
+
+    async def wait_due(self, chance: Random) -> None:
+        """Wait until the own advertisement is to be published."""
+        early = chance.random() if self._spread else 1 - EARLY * chance.random()
+        with trio.move_on_after(max(0.0, early * (self._due - trio.current_time()))):
+            await self._hurry.wait()
+        self._hurry = trio.Event()
+        await trio.sleep(max(0.0, (1 - self._now_credit()) / BURST_PER_S))
+
+    def published(self, period_s: float) -> None:
+        """Wait for another period from now on."""
+        now = trio.current_time()
+        self._credit, self._credited_at = self._now_credit() - 1, now
+        self._due = now + period_s
+        # Peers that started at once, or that the swarm's growth slows down, must not speak at once.
+        self._spread = period_s > SPREAD_RATIO * self._period_s
+        self._period_s = period_s
+
+    def wait(self, seconds: float) -> None:
+        """Try again later: nobody would hear, or nothing is to be said."""
+        self._due = trio.current_time() + seconds
+        self._spread = False
+
+    def judge(self, view: View, model: ModelId) -> Accept:
+        """Return what takes in gossip about a model."""
+
+        def accept(neighbour: PeerId, message: bytes) -> Verdict:
+            heard = _heard(message)
+            parsed = parse(heard.body) if heard else None
+            if heard is None or parsed is None or parsed.advertisement.model != model:
+                return Verdict.BLAME
+            now = trio.current_time()
+            if not self._spend(neighbour, now):
+                return Verdict.DROP
+            return _VERDICTS[view.take(heard, now, direct=True)]
+
+        return accept
+
+    def _now_credit(self) -> float:
+        return min(
+            float(BURST_MAX),
+            self._credit + BURST_PER_S * (trio.current_time() - self._credited_at),
+        )
+
+    def _spend(self, neighbour: PeerId, now: float) -> bool:
+        credit, at = self._news.pop(neighbour, (NEWS_MAX, now))
+        credit = min(NEWS_MAX, credit + NEWS_PER_S * (now - at))
+        good = credit >= 1
+        self._news[neighbour] = (credit - good, now)
+        if len(self._news) > NEIGHBOURS_MAX:
+            del self._news[next(iter(self._news))]
+        return good
+
+
+_VERDICTS = {
+    Taken.NEW: Verdict.PASS,
+    Taken.OLD: Verdict.DROP,
+    Taken.BAD: Verdict.BLAME,
+}
+
+
+@lru_cache(1024)
+def _heard(message: bytes) -> Heard | None:
+    """Read a gossiped advertisement, which is always as new as can be; None if it is none."""
+    try:
+        found = decode(message, Heard)
+    except BadMessage:
+        return None
+    return None if found.age_ms else found

@@ -1,0 +1,385 @@
+"""Serving without being told what: a peer that chooses its layers, and chooses again.
+
+It says that it is joining and which layers it means to take, so that those who join at the same
+moment take others; opens an engine, measures it, and serves. From then on it reconsiders. A move
+hands over: the new layers are served and advertised before the old engine drains. Whoever leaves
+says so, lets sessions finish, and waits until others hold what it alone had.
+"""
+
+import logging
+from collections.abc import Callable, Sequence
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass, field
+from random import Random
+from typing import Protocol
+
+import trio
+from attrs import evolve
+
+from p2pinfer.core.advertisement import (
+    LINKS_MAX,
+    QUEUED_ROWS_MAX,
+    ROUND_TRIP_US_MAX,
+    Advertisement,
+    Link,
+    State,
+)
+from p2pinfer.core.errors import EngineError
+from p2pinfer.core.ids import ModelId, PeerId
+from p2pinfer.engine.base import StageEngine
+from peers.counted import CountedEngine
+from peers.door import Door
+from peers.layers import Layers, ranges, words
+from peers.measure import Speed, measure
+from peers.notary import Notary
+from peers.stage import Stage
+from peers.stages import Stages
+from scheduler.placement import Choice, choose
+from scheduler.view import Experience
+from transports.base import Transport
+
+_log = logging.getLogger("p2pinfer.server")
+
+WATCH_S = 1.0
+"""How often a peer looks whether somebody has left a hole."""
+
+REPORT_S = 5.0
+"""How often a change of load is told; requesters meet the true load when they knock."""
+
+QUIET_S = 5.0
+"""A session without a step for so long is between two answers, and its requester opens another."""
+
+DRAIN_S_MAX = 120.0
+"""How long sessions may take to finish what they do: an answer of 1,000 tokens at 8 a second."""
+
+STALE_S = 5.0
+"""For so long after a move requesters may still come for what was advertised before."""
+
+TAKE_OVER_S_MAX = 120.0
+"""How long to wait for others to take layers that nobody else holds: fetch, load, measure."""
+
+LOOK_S = 0.25
+"""How often to look whether a wait is over."""
+
+
+class Directory(Protocol):
+    """What is known of others, and said of the own peer."""
+
+    def advertise(self, advertisement: Advertisement) -> None:
+        """Say this of the own peer from now on."""
+        ...
+
+    def holding(self, model: ModelId) -> list[Advertisement]:
+        """Return what others say who hold something of a model."""
+        ...
+
+
+OpenEngine = Callable[[int, int], AbstractAsyncContextManager[StageEngine]]
+"""Fetches what is missing of a range of layers, loads it, and runs it while the block lasts."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a server may do."""
+
+    me: Advertisement
+    """Who it is and what it can do, without layers yet; its sequence number is replaced."""
+    bounds: Layers
+    """What the swarm as a whole must serve; requesters keep the rest to themselves."""
+    fixed: Layers | None = None
+    """Served whatever others do; None chooses."""
+
+
+@dataclass(eq=False)
+class Held:
+    """A range of layers that is being served."""
+
+    engine: CountedEngine
+    stage: Stage
+    speed: Speed
+    over: trio.Event = field(default_factory=trio.Event)
+
+    @property
+    def layers(self) -> Layers:
+        """Which."""
+        return self.engine.first, self.engine.end
+
+
+class Server:
+    """A peer that serves the layers where it helps most."""
+
+    def __init__(
+        self,
+        transport: Transport,
+        directory: Directory,
+        open_engine: OpenEngine,
+        plan: Plan,
+        chance: Random,
+        clock_ms: Callable[[], int],
+        leaving: trio.Event,
+        *,
+        round_trip_s: Callable[[PeerId], float | None] = lambda _: None,
+        on_serving: Callable[[Held], None] = lambda _: None,
+        tell: Callable[[str], None] = _log.info,
+        notary: Notary | None = None,
+    ) -> None:
+        """Prepare to serve.
+
+        Args:
+            transport: to requesters and other stages.
+            directory: of the swarm, which it has entered.
+            open_engine: raises EngineError, or UserError where this machine cannot.
+            plan: what it may do.
+            chance: when it looks again, so that peers do not all move at once.
+            clock_ms: the time on everybody's clock, in milliseconds.
+            leaving: set once it is to leave: ``run`` returns when nothing is lost by it any more.
+            round_trip_s: to a peer that is connected, if it was measured.
+            on_serving: is called with every range that is newly served.
+            tell: is told in words what a person who watches may wonder about.
+            notary: signs for what is served; None serves without evidence.
+        """
+        self.stages = Stages(transport)
+        self.held: Held | None = None
+        """What new sessions are served with."""
+        self._transport, self._directory, self._open_engine = transport, directory, open_engine
+        self._plan, self._chance, self._clock_ms = plan, chance, clock_ms
+        self._round_trip_s, self._on_serving, self._tell = round_trip_s, on_serving, tell
+        self._notary = notary
+        self._running: list[Held] = []
+        self._joining_since: dict[PeerId, float] = {}
+        self._leaving = leaving
+        self._said = plan.me
+
+    async def run(self) -> None:
+        """Choose, serve, reconsider, for ever or until told to leave.
+
+        Raises:
+            EngineError, UserError: its first layers cannot be served here.
+        """
+        self.stages.listen()
+        async with trio.open_nursery() as nursery:
+            with trio.CancelScope() as choosing:
+                nursery.start_soon(self._cancel_when_leaving, choosing)
+                layers = self._plan.fixed or await self._agree()
+                self._say(State.JOINING, layers)
+                await self._serve(nursery, layers)
+                nursery.start_soon(self._report)
+                if self._plan.fixed:
+                    await trio.sleep_forever()
+                await self._reconsider(nursery)
+            await self._finish()
+            nursery.cancel_scope.cancel()
+
+    async def _cancel_when_leaving(self, scope: trio.CancelScope) -> None:
+        await self._leaving.wait()
+        scope.cancel()
+
+    async def _agree(self) -> Layers:
+        """Choose layers, and again until what others say meanwhile changes nothing."""
+        self._say(State.JOINING, (0, 0))
+        while True:
+            choice = self._choose()
+            layers = choice.first, choice.end
+            if choice.moves:
+                self._say(State.JOINING, layers)
+            if not choice.moves or not self._others():
+                return layers
+            await trio.sleep(choice.check_again_s * self._chance.uniform(0.5, 1.0))
+
+    async def _reconsider(self, nursery: trio.Nursery) -> None:
+        """Move whenever other layers need this peer clearly more."""
+        while True:
+            choice = self._choose()
+            if choice.moves:
+                assert self.held
+                self._tell(f"moving to layers {choice.first}:{choice.end}: {choice.reason}")
+                await self._move(nursery, self.held, choice)
+            await self._until_needed(choice.check_again_s)
+
+    async def _until_needed(self, seconds: float) -> None:
+        """Wait so long, or until layers are missing that were not."""
+        before = set(self._missing())
+        with trio.move_on_after(seconds):
+            await trio.sleep(WATCH_S * self._chance.uniform(0.5, 1.5))
+            while before.issuperset(self._missing()):  # noqa: ASYNC110 -- others' words age, too
+                await trio.sleep(WATCH_S * self._chance.uniform(0.5, 1.5))
+
+    def _choose(self) -> Choice:
+        others, now_s = self._others(), trio.current_time()
+        since = {a.peer: now_s for a in others if a.state is State.JOINING}
+        self._joining_since = since | {p: self._joining_since.get(p, s) for p, s in since.items()}
+        joining_s = {peer: now_s - at for peer, at in self._joining_since.items()}
+        return choose(
+            others,
+            self._said,
+            self._plan.bounds,
+            now_s=self._clock_ms() / 1000,
+            chance=self._chance.random(),
+            seen=Experience(joining_s=joining_s),
+        )
+
+    def _others(self) -> list[Advertisement]:
+        return self._directory.holding(self._plan.me.model)
+
+    def _missing(self) -> list[int]:
+        """Return the layers that the swarm should serve, and nobody does."""
+        said = [*self._others(), self._said]
+        found = [a for a in said if a.state is not State.DRAINING]
+        served = {layer for a in found for layer in range(a.first, a.end)}
+        return [layer for layer in range(*self._plan.bounds) if layer not in served]
+
+    async def _move(self, nursery: trio.Nursery, old: Held, choice: Choice) -> None:
+        """Serve other layers, and drain the old ones; where memory lacks, these first."""
+        layers = choice.first, choice.end
+        both = (old.layers[1] - old.layers[0]) + (layers[1] - layers[0])
+        if both > self._plan.me.layers_max:
+            self._say(State.DRAINING, old.layers)
+            if choice.urgent:  # layers are missing, so no session can do anything
+                old.over.set()
+            else:
+                await self._drain(old)
+            self.held = None
+            self._say(State.JOINING, layers)
+        try:
+            await self._serve(nursery, layers)
+        except EngineError as error:
+            self._tell(f"cannot serve layers {words(layers)}: {error}")
+            if self.held is None:
+                await self._serve(nursery, old.layers)
+        else:
+            if not old.over.is_set():
+                nursery.start_soon(self._drain, old)
+
+    async def _serve(self, nursery: trio.Nursery, layers: Layers) -> None:
+        """Open an engine, and send new sessions there."""
+        self.held = await nursery.start(self._hold, layers)
+        self._say_served()
+        self._on_serving(self.held)
+
+    async def _hold(self, layers: Layers, *, task_status: trio.TaskStatus[Held]) -> None:
+        """Run an engine until it is drained."""
+        async with self._open_engine(*layers) as opened:
+            speed = await measure(opened)
+            engine = CountedEngine(opened, self._plan.me.sessions_max)
+            stage = Stage(self._transport, engine, self._plan.me.model, self._notary)
+            held = Held(engine, stage, speed)
+            places = self._plan.me.sessions_max
+            self.stages.add(stage, Door(places, places * engine.context))
+            self._running.append(held)
+            try:
+                task_status.started(held)
+                await held.over.wait()
+            finally:
+                self._running.remove(held)
+                self.stages.remove(stage)
+
+    async def _drain(self, held: Held) -> None:
+        """Let sessions finish what they do, for so long, and end the engine."""
+        await trio.sleep(STALE_S)
+        await self._quiet(held)
+        held.over.set()
+
+    async def _quiet(self, held: Held) -> None:
+        """Wait until no session needs an engine any more, for so long."""
+        held.stage.hand_over()
+        rows, since = held.engine.rows, trio.current_time()
+        with trio.move_on_after(DRAIN_S_MAX):
+            while held.stage.sessions and trio.current_time() - since < QUIET_S:
+                await trio.sleep(LOOK_S)
+                if held.engine.rows != rows or held.engine.queued_rows:
+                    rows, since = held.engine.rows, trio.current_time()
+
+    async def _finish(self) -> None:
+        """Say that this peer leaves, and wait until nothing is lost by it."""
+        self.stages.is_leaving = True
+        held = self.held
+        if held is None:
+            return
+        self._say(State.DRAINING, held.layers)
+        if sessions := sum(each.stage.sessions for each in self._running):
+            self._tell(f"leaving: what {sessions} sessions do may finish")
+        async with trio.open_nursery() as nursery:
+            for each in self._running:
+                nursery.start_soon(self._quiet, each)
+        with trio.move_on_after(TAKE_OVER_S_MAX):
+            said: Sequence[Layers] = ()
+            while missing := self._unique(held.layers):
+                if missing != said:
+                    named = ", ".join(map(words, missing))
+                    self._tell(f"leaving: nobody else serves layers {named} yet; waiting")
+                    said = missing
+                await trio.sleep(LOOK_S)
+
+    def _unique(self, layers: Layers) -> list[Layers]:
+        """Return the ranges of those layers that only this peer serves, where others could."""
+        others = [
+            other
+            for other in self._directory.holding(self._plan.me.model)
+            if other.state is not State.DRAINING
+        ]
+        if not others:
+            return []
+        first, end = max(layers[0], self._plan.bounds[0]), min(layers[1], self._plan.bounds[1])
+        served = {
+            layer
+            for other in others
+            if other.state is State.SERVING
+            for layer in range(other.first, other.end)
+        }
+        return ranges([layer for layer in range(first, end) if layer not in served])
+
+    async def _report(self) -> None:
+        """Advertise how busy this peer is, whenever that has changed."""
+        while True:
+            await trio.sleep(REPORT_S)
+            if self._said.state is State.SERVING and self._load() != self._load_said():
+                self._say_served()
+
+    def _load(self) -> tuple[int, int]:
+        assert self.held
+        engine = self.held.engine
+        free = max(0, engine.sessions_max - engine.sessions)
+        return free, min(engine.queued_rows, QUEUED_ROWS_MAX)
+
+    def _load_said(self) -> tuple[int, int]:
+        return self._said.sessions_free, self._said.queued_rows
+
+    def _say_served(self) -> None:
+        """Advertise what is served, how fast, and how busy."""
+        assert self.held
+        engine, speed = self.held.engine, self.held.speed
+        free, queued = self._load()
+        self._said = evolve(
+            self._said,
+            context=engine.context,
+            numerics_class=engine.numerics_class,
+            row_us=speed.row_us,
+            chunk_us=speed.chunk_us,
+            sessions_free=free,
+            queued_rows=queued,
+        )
+        self._say(State.SERVING, self.held.layers)
+
+    def _say(self, state: State, layers: Layers) -> None:
+        """Advertise at once."""
+        self._said = evolve(
+            self._said,
+            addresses=tuple(self._transport.addresses),
+            sequence=max(self._said.sequence + 1, self._clock_ms()),
+            state=state,
+            first=layers[0],
+            end=layers[1],
+            sessions_free=self._said.sessions_free if state is State.SERVING else 0,
+            links=self._links(),
+        )
+        self._directory.advertise(self._said)
+
+    def _links(self) -> tuple[Link, ...]:
+        """Return the round trips to the nearest peers of this model."""
+        found: list[Link] = []
+        for other in self._directory.holding(self._plan.me.model):
+            seconds = self._round_trip_s(other.peer)
+            if seconds is not None:
+                us = min(max(1, round(1e6 * seconds)), ROUND_TRIP_US_MAX)
+                found.append(Link(other.peer, us))
+        return tuple(sorted(found, key=lambda link: (link.round_trip_us, link.peer))[:LINKS_MAX])

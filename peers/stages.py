@@ -1,0 +1,122 @@
+"""The stages of one peer: while it moves it has two, and each session finds the one it means."""
+
+import logging
+from collections.abc import Callable, Coroutine
+from typing import Any
+
+import trio
+
+from p2pinfer.core.errors import ChannelClosed, RemoteProtocolError
+from p2pinfer.core.ids import PeerId
+from p2pinfer.core.messages import Attach, Link, Open, Refusal
+from p2pinfer.core.wire import BadMessage, decode
+from peers.door import Door, Shut
+from peers.served import GOODBYE_S_MAX
+from peers.stage import OPEN_S_MAX, Stage
+from peers.talk import SESSION, RefusedError, send
+from scheduler.admission import Ask
+from transports.base import Channel, Transport
+
+_log = logging.getLogger("p2pinfer.stage")
+
+
+class Stages:
+    """Hands each inbound channel to the stage that it is meant for."""
+
+    def __init__(
+        self, transport: Transport, priority: Callable[[PeerId], float] = lambda _: 0.0
+    ) -> None:
+        """Serve nothing yet; ``priority`` says, from 0 to 1, how much a requester serves others."""
+        self._transport, self._priority = transport, priority
+        self._stages: dict[Stage, Door] = {}
+        self.is_leaving = False
+        """Then no session is taken any more."""
+
+    def listen(self) -> None:
+        """Take sessions from now on."""
+        self._transport.handle(SESSION, self._serve)
+
+    def add(self, stage: Stage, door: Door) -> None:
+        """Prefer this stage from now on, as far as its door lets sessions in."""
+        self._stages = {stage: door, **self._stages}
+
+    def remove(self, stage: Stage) -> None:
+        """Give it no more channels."""
+        del self._stages[stage]
+
+    async def _serve(self, channel: Channel) -> None:
+        """Look at a channel's first message, and let a stage do the rest."""
+        try:
+            with trio.fail_after(OPEN_S_MAX):
+                data = await channel.receive()
+            first: Open | Link | Attach = decode(data, Open, Link, Attach)  # type: ignore[assignment]
+            stage = self._find(first)
+        except ChannelClosed:
+            return
+        except trio.TooSlowError:
+            await self._refuse(channel, self._no(Refusal.TOO_SLOW, "nothing came for too long"))
+        except (BadMessage, RemoteProtocolError) as error:
+            _log.warning("%s sent %s", channel.remote, error)
+            await self._refuse(channel, self._no(Refusal.BAD_REQUEST, str(error)))
+        except RefusedError as error:
+            await self._refuse(channel, error)
+        else:
+            await self._let_in(stage, first, _Peeked(channel, data))
+
+    async def _let_in(self, stage: Stage, first: Open | Link | Attach, channel: "_Peeked") -> None:
+        """Serve a channel; a session that it opens has its place for as long as it lasts."""
+        if not isinstance(first, Open) or stage.holds(first.session):
+            await stage.serve(channel)
+            return
+        priority = self._priority(first.requester)
+        ask = Ask(first.session, first.requester, first.context, priority, trio.current_time())
+        try:
+            async with self._stages[stage].admit(ask):
+                await stage.serve(channel)
+        except Shut as shut:
+            no = RefusedError.of(self._transport.peer_id, Refusal.BUSY, str(shut), shut.retry_ms)
+            await self._refuse(channel, no)
+
+    def _find(self, first: Open | Link | Attach) -> Stage:
+        """Return the stage that a channel is for, or raise RefusedError."""
+        for stage in self._stages:
+            if stage.holds(first.session):
+                return stage
+        if not isinstance(first, Open):
+            raise self._no(Refusal.UNKNOWN_SESSION, "no such session waits here for you")
+        if self.is_leaving:
+            raise self._no(Refusal.BUSY, "this peer is leaving; ask another one")
+        if not self._stages:
+            raise self._no(Refusal.WRONG_RANGE, "this peer serves no layers yet")
+        for stage in self._stages:
+            if stage.first == first.first and first.end <= stage.end:
+                return stage
+        return next(iter(self._stages))  # which knows why not
+
+    def _no(self, code: Refusal, text: str) -> RefusedError:
+        return RefusedError.of(self._transport.peer_id, code, text)
+
+    async def _refuse(self, channel: Channel, error: RefusedError) -> None:
+        """Say no, if the peer still listens."""
+        with trio.move_on_after(GOODBYE_S_MAX):
+            try:
+                await send(channel, error.refused)
+                await channel.close()
+            except ChannelClosed:
+                pass
+
+
+class _Peeked:
+    """A channel whose first message was looked at, and is given once more."""
+
+    def __init__(self, channel: Channel, first: bytes) -> None:
+        self.remote: PeerId = channel.remote
+        self.send, self.send_now = channel.send, channel.send_now
+        self.close, self.abort = channel.close, channel.abort
+        self.receive: Callable[[], Coroutine[Any, Any, bytes]] = self._receive_first
+        self._channel, self._first = channel, first
+
+    async def _receive_first(self) -> bytes:
+        self.receive = self._channel.receive  # from now on at no cost
+        await trio.lowlevel.checkpoint()
+        return self._first

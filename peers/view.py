@@ -1,0 +1,364 @@
+"""What a peer knows of the swarm: the newest advertisement of each peer, until it is stale.
+
+A plain data structure: the time is an argument, nothing waits. Of the models that this peer follows
+it keeps all advertisements, up to a limit, beyond which a sample with every layer in it; of other
+models a few peers each, which tell more to whoever asks them.
+"""
+
+import heapq
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from enum import Enum, auto
+from functools import lru_cache
+from random import Random
+
+from attrs import evolve
+from blake3 import blake3
+
+from p2pinfer.core.advertisement import (
+    ADVERTISEMENTS_MAX,
+    PERIOD_MS_DEFAULT,
+    PERIOD_MS_MAX,
+    Advertisement,
+    Heard,
+    State,
+)
+from p2pinfer.core.exchange import BUCKETS, DIGEST_BYTES, NUMBER_BYTES, TAG_BYTES
+from p2pinfer.core.ids import ModelId, PeerId
+from p2pinfer.core.wire import BadMessage, decode
+
+ARRIVALS_PER_S_MAX = 20
+"""Advertisements of a model that anybody gets, however many serve it: the period stretches."""
+
+PERIODS_MISSED_MAX = 3.5
+"""Three renewals missed: the peer is gone, or cut off."""
+
+PERIOD_RATIO_MAX = 4
+"""Who claims a longer period than so many times our own is not believed for longer."""
+
+SILENCED_S = 300.0
+"""How long the last word of a peer that has gone is remembered, so that nobody brings it back by
+repeating that. One that returns with its clock set back is not believed for so long either."""
+
+MODELS_MAX = 64
+"""Models of which a few peers are kept though this peer does not follow them."""
+
+GLIMPSE_MAX = 16
+"""Peers kept of each of those."""
+
+PARSED_MAX = 4096
+"""Advertisements kept taken apart: many peers of one process hear the same bytes."""
+
+CREDIT_MAX = 6
+CREDIT_PER_S = 0.4
+"""Of an author: advertisements taken at once, and in the long run; honest ones send fewer."""
+
+Verify = Callable[[PeerId, bytes, bytes], bool]
+"""Whether a peer signed some bytes so."""
+
+
+class Taken(Enum):
+    """What became of an advertisement."""
+
+    NEW = auto()
+    OLD = auto()
+    """Known already, or silenced: of no use to others either."""
+    BAD = auto()
+    """Not genuine."""
+
+
+@dataclass(frozen=True)
+class Parsed:
+    """An advertisement, and what comparing needs of it."""
+
+    advertisement: Advertisement
+    tag: bytes
+    bucket: int
+    mark: int
+    """Differs from advertisement to advertisement."""
+
+
+@dataclass(slots=True)
+class Entry:
+    """What was last heard of a peer."""
+
+    parsed: Parsed
+    heard: Heard
+    made_at: float
+    """By this peer's own clock, in seconds."""
+    credit: float
+
+
+class Shelf:
+    """The peers of one model, and digests of what is known of them."""
+
+    def __init__(self) -> None:
+        self.entries: dict[PeerId, Entry] = {}
+        self.buckets = [0] * BUCKETS
+        self.holders: list[int] = []
+        """How many peers serve each layer."""
+        self.crowd = 0
+        """Peers of the model, as far as the stream of advertisements tells."""
+        self._flow, self._counted_from = 0.0, 0.0
+
+    def put(self, peer: PeerId, entry: Entry) -> None:
+        """Keep an entry in the place of the former."""
+        self.drop(peer)
+        self.entries[peer] = entry
+        self._tally(entry.parsed, 1)
+
+    def drop(self, peer: PeerId) -> Entry | None:
+        """Forget a peer."""
+        entry = self.entries.pop(peer, None)
+        if entry:
+            self._tally(entry.parsed, -1)
+        return entry
+
+    def _tally(self, parsed: Parsed, one: int) -> None:
+        self.buckets[parsed.bucket] ^= parsed.mark
+        found = parsed.advertisement
+        if found.end > len(self.holders):
+            self.holders += [0] * (found.end - len(self.holders))
+        for layer in range(found.first, found.end):
+            self.holders[layer] += one
+
+    def rarest(self, found: Advertisement) -> int:
+        """Return how many serve that layer of a peer's which fewest do."""
+        missing = [0] * max(0, found.end - len(self.holders))
+        served = self.holders + missing if missing else self.holders
+        return min(served[found.first : found.end], default=len(self.entries) + 1)
+
+    def count(self, period_s: float, now: float, window_s: float) -> None:
+        """Estimate the crowd: each peer sends one advertisement in each period of its own."""
+        self._flow += period_s
+        if now - self._counted_from >= window_s:
+            self.crowd = round(self._flow / (now - self._counted_from))
+            self._flow, self._counted_from = 0.0, now
+
+    def digests(self) -> bytes:
+        """Return a digest of each bucket."""
+        mask = (1 << 8 * DIGEST_BYTES) - 1
+        return b"".join((mark & mask).to_bytes(DIGEST_BYTES, "big") for mark in self.buckets)
+
+    def differing(self, digests: bytes) -> int:
+        """Return the buckets, as bits, whose digests differ from another peer's."""
+        own = self.digests()
+        found = 0
+        for i in range(BUCKETS):
+            part = slice(i * DIGEST_BYTES, (i + 1) * DIGEST_BYTES)
+            found |= (own[part] != digests[part]) << i
+        return found
+
+    def within(self, buckets: int) -> Iterator[Entry]:
+        """Yield the entries of some buckets."""
+        return (e for e in self.entries.values() if buckets >> e.parsed.bucket & 1)
+
+    def newest(self, buckets: int) -> bytes:
+        """Return tag and sequence number of each peer in some buckets."""
+        return b"".join(
+            e.parsed.tag + e.parsed.advertisement.sequence.to_bytes(NUMBER_BYTES, "big")
+            for e in self.within(buckets)
+        )
+
+
+class View:
+    """All that a peer knows; ``room`` is how many advertisements it keeps."""
+
+    def __init__(
+        self, me: PeerId, verify: Verify, chance: Random, room: int = ADVERTISEMENTS_MAX
+    ) -> None:
+        self.me = me
+        self.shelves: dict[ModelId, Shelf] = {}
+        self.followed: dict[ModelId, None] = {}
+        self.outdo: Callable[[int], object] = lambda _: None
+        """Told the number of an advertisement that a former run of this peer made."""
+        self._verify, self._chance, self._room = verify, chance, room
+        self._where: dict[PeerId, ModelId] = {}
+        self._silenced: dict[PeerId, tuple[int, float]] = {}
+        """Of those forgotten: their last number and when, lest an old word bring them back."""
+        self._expiries: list[tuple[float, PeerId, int]] = []
+
+    def follow(self, model: ModelId) -> bool:
+        """Keep all of a model from now on; say whether that is news."""
+        new = model not in self.followed
+        self.followed[model] = None
+        return new
+
+    def get(self, peer: PeerId) -> Entry | None:
+        """Return what was last heard of a peer."""
+        model = self._where.get(peer)
+        return self.shelves[model].entries[peer] if model else None
+
+    def of(self, model: ModelId) -> Iterable[Entry]:
+        """Return what is known of a model."""
+        shelf = self.shelves.get(model)
+        return shelf.entries.values() if shelf else ()
+
+    def period_s(self, model: ModelId) -> float:
+        """Return how often a peer of this model is to renew its advertisement."""
+        shelf = self.shelves.get(model)
+        crowd = 1 + len(shelf.entries) if shelf else 1
+        if shelf and len(self._where) >= self._room:
+            crowd = max(crowd, shelf.crowd)
+        shortest_s = PERIOD_MS_DEFAULT / 1000
+        return min(max(shortest_s, crowd / ARRIVALS_PER_S_MAX), PERIOD_MS_MAX / 1000)
+
+    def take(self, heard: Heard, now: float, *, direct: bool = False) -> Taken:
+        """Judge an advertisement and keep it if it is new; ``direct`` counts against its author."""
+        parsed = parse(heard.body)
+        if parsed is None:
+            return Taken.BAD
+        found = parsed.advertisement
+        peer = found.peer
+        before = self.get(peer)
+        if before:
+            known = before.parsed.advertisement.sequence
+        else:
+            known, since = self._silenced.get(peer, (-1, now))
+            known = known if now - since < SILENCED_S else -1
+        if found.sequence <= known:
+            return Taken.OLD
+        made_at = now - heard.age_ms / 1000
+        credit = float(CREDIT_MAX)
+        if before:
+            credit = min(before.credit + CREDIT_PER_S * max(0.0, made_at - before.made_at), credit)
+        if made_at + self._lasts_s(found) <= now or (direct and credit < 1):
+            return Taken.OLD
+        if not self._verify(peer, heard.body, heard.signature):
+            return Taken.BAD
+        if peer == self.me:
+            self.outdo(found.sequence)
+            return Taken.OLD
+        if direct:
+            window_s = self.period_s(found.model)
+            self._shelf(found.model).count(found.period_ms / 1000, now, window_s)
+        if found.state is State.LEFT:
+            self._silence(peer, found.sequence, now)
+        elif before or self._make_room(found):
+            self.put(peer, Entry(parsed, heard, made_at, max(0, credit - 1)))
+        return Taken.NEW
+
+    def put(self, peer: PeerId, entry: Entry) -> None:
+        """Keep an entry; also the own peer's, which never expires here."""
+        found = entry.parsed.advertisement
+        if self._where.get(peer, found.model) != found.model:
+            self._drop(peer)
+        self._where[peer] = found.model
+        self._shelf(found.model).put(peer, entry)
+        if peer != self.me:
+            self._expect(entry)
+
+    def forget_the_silent(self, now: float) -> list[Advertisement]:
+        """Drop what has expired, and return it."""
+        gone: list[Advertisement] = []
+        while self._expiries and self._expiries[0][0] <= now:
+            _, peer, sequence = heapq.heappop(self._expiries)
+            entry = self.get(peer)
+            if entry is None or entry.parsed.advertisement.sequence != sequence:
+                continue  # renewed, or gone already
+            if entry.made_at + self._lasts_s(entry.parsed.advertisement) > now:
+                self._expect(entry)  # the swarm has grown meanwhile
+            else:
+                gone.append(entry.parsed.advertisement)
+                self._silence(peer, sequence, now)
+        return gone
+
+    def _expect(self, entry: Entry) -> None:
+        """Note when to look whether a peer has fallen silent."""
+        found = entry.parsed.advertisement
+        expires_at = entry.made_at + self._lasts_s(found)
+        heapq.heappush(self._expiries, (expires_at, found.peer, found.sequence))
+
+    def forget(self, peer: PeerId, now: float) -> None:
+        """Drop what is known of a peer; an older word of it is not believed again."""
+        if entry := self.get(peer):
+            self._silence(peer, entry.parsed.advertisement.sequence, now)
+
+    def knows_nobody(self) -> bool:
+        """Whether this peer has heard of no other."""
+        return not self._where.keys() - {self.me}
+
+    def glimpses(self, but: ModelId | None = None) -> list[Entry]:
+        """Return the newest few of each model."""
+        found: list[Entry] = []
+        for model, shelf in self.shelves.items():
+            if model != but:
+                found += heapq.nlargest(
+                    GLIMPSE_MAX, shelf.entries.values(), key=lambda entry: entry.made_at
+                )
+        return found
+
+    def models_digest(self) -> bytes:
+        """Return a digest of the ids of all models that somebody serves."""
+        found = 0
+        for model, shelf in self.shelves.items():
+            if shelf.entries:
+                found ^= int.from_bytes(bytes.fromhex(model)[:TAG_BYTES], "big")
+        return found.to_bytes(TAG_BYTES, "big")
+
+    def _lasts_s(self, found: Advertisement) -> float:
+        period_s = min(found.period_ms / 1000, PERIOD_RATIO_MAX * self.period_s(found.model))
+        return PERIODS_MISSED_MAX * period_s
+
+    def _shelf(self, model: ModelId) -> Shelf:
+        if model not in self.shelves:
+            self.shelves[model] = Shelf()
+        return self.shelves[model]
+
+    def _silence(self, peer: PeerId, sequence: int, now: float) -> None:
+        self._drop(peer)
+        self._silenced.pop(peer, None)
+        self._silenced[peer] = sequence, now
+        if len(self._silenced) > self._room:
+            del self._silenced[next(iter(self._silenced))]
+
+    def _drop(self, peer: PeerId) -> None:
+        model = self._where.pop(peer, None)
+        if model:
+            shelf = self.shelves[model]
+            shelf.drop(peer)
+            if not shelf.entries and model not in self.followed:
+                del self.shelves[model]
+
+    def _make_room(self, found: Advertisement) -> bool:
+        """Whether a newcomer is to be kept; who makes room for it is dropped."""
+        shelf = self.shelves.get(found.model) or Shelf()
+        if found.model not in self.followed:
+            if not shelf.entries and len(self.shelves) >= MODELS_MAX + len(self.followed):
+                return False
+            if len(shelf.entries) >= GLIMPSE_MAX:
+                self._drop(min(shelf.entries, key=lambda peer: shelf.entries[peer].made_at))
+        if len(self._where) < self._room:
+            return True
+        victim = self._spare(shelf, found)
+        if victim:
+            self._drop(victim)
+        return victim is not None
+
+    def _spare(self, shelf: Shelf, found: Advertisement) -> PeerId | None:
+        """Return a peer whose layers are all served by more others than the newcomer's rarest."""
+        others = [peer for peer in shelf.entries if peer != self.me]
+        drawn = self._chance.sample(others, min(GLIMPSE_MAX, len(others)))
+        rarest = {peer: shelf.rarest(shelf.entries[peer].parsed.advertisement) for peer in drawn}
+        victim = max(drawn, key=lambda peer: rarest[peer], default=None)
+        return victim if victim and shelf.rarest(found) < rarest[victim] else None
+
+
+@lru_cache(PARSED_MAX)
+def parse(body: bytes) -> Parsed | None:
+    """Take an advertisement apart; None if it is none."""
+    try:
+        found = decode(body, Advertisement)
+    except BadMessage:
+        return None
+    if found.first > found.end or found.end > found.layers:
+        return None
+    tag = blake3(found.peer.encode()).digest(TAG_BYTES)
+    mark = blake3(tag + found.sequence.to_bytes(NUMBER_BYTES, "big")).digest(NUMBER_BYTES)
+    return Parsed(found, tag, tag[0] % BUCKETS, int.from_bytes(mark, "big"))
+
+
+def aged(entry: Entry, now: float) -> Heard:
+    """Return an advertisement as it is passed on now."""
+    age_ms = max(0, round(1000 * (now - entry.made_at)))
+    return entry.heard if age_ms == entry.heard.age_ms else evolve(entry.heard, age_ms=age_ms)
