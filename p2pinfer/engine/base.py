@@ -47,7 +47,10 @@ class StageSession(Protocol):
 
 
 class StageEngine(Protocol):
-    """Runs the layers of one stage for several sessions."""
+    """Runs the layers of one stage for several sessions, each up to a layer of its own.
+
+    Rows can go in only in front of the first layer; they may come out behind any.
+    """
 
     @property
     def first(self) -> int:
@@ -74,8 +77,12 @@ class StageEngine(Protocol):
         """Digest of how it computes; see ``probe``."""
         ...
 
-    def open(self) -> StageSession:
-        """Reserve a session's cells; raises EngineBusy or EngineDied."""
+    def open(self, end: int) -> StageSession:
+        """Reserve a session's cells in layers ``first`` up to but not including ``end``.
+
+        Raises:
+            EngineBusy, EngineDied: there are none to give.
+        """
         ...
 
 
@@ -138,6 +145,11 @@ class Ends(Protocol):
     @property
     def context(self) -> int:
         """Positions per session."""
+        ...
+
+    @property
+    def vocabulary(self) -> int:
+        """How many tokens there are."""
         ...
 
     async def tokenize(self, text: str, *, special: bool) -> list[int]:

@@ -24,6 +24,11 @@ class Job(Protocol):
         """Whether its rows are to run in the wide kernels."""
         ...
 
+    @property
+    def layers(self) -> int | None:
+        """How many layers it runs; jobs that share a decode run as many."""
+        ...
+
     def __len__(self) -> int:
         """How many rows the job decodes."""
         ...
@@ -79,7 +84,8 @@ class Batcher(Generic[J]):
         if spans and (self._prompt_is_next or not singles):
             chosen = spans[:1]
         elif singles:
-            chosen = self._run_around(singles[0], set(singles))
+            alike = {slot for slot in singles if heads[slot].layers == heads[singles[0]].layers}
+            chosen = self._run_around(singles[0], alike)
         else:
             return []
         self._prompt_is_next = not self._prompt_is_next

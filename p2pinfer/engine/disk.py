@@ -25,16 +25,6 @@ def good_chunks(file: int, part: Part) -> set[int]:
     return {i for i in range(len(part.chunks)) if chunk_at(file, part, i) is not None}
 
 
-def hash_file(file: int) -> str:
-    """Return the BLAKE3 of a whole file, in hexadecimal."""
-    hasher = blake3()
-    offset = 0
-    while block := os.pread(file, CHUNK_BYTES, offset):
-        hasher.update(block)
-        offset += len(block)
-    return hasher.hexdigest()
-
-
 def write_at(file: int, data: bytes, offset: int) -> None:
     """Write all of the bytes at a place in the file."""
     view = memoryview(data)

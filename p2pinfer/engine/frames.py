@@ -3,7 +3,8 @@
 A frame is four bytes of length, little-endian, and a msgpack array. The node sends a
 ``WorkerConfig`` first and gets ``["ready", PartReady…]`` or ``["refused", kind, sentence]``. Then:
 
-    ["rows", number, slot, position, wide, rows]      a stage: rows in, rows out
+    ["rows", number, slot, position, wide, rows, layers]
+                                                      a stage: rows in, rows out
     ["embed", number, slot, position, wide, tokens]   the first end: tokens in, rows out
     ["absorb", number, slot, position, wide, rows]    the last end: only fill its KV cache
     ["next", number, slot, position, wide, rows]      the last end: sample the token that follows
@@ -11,9 +12,10 @@ A frame is four bytes of length, little-endian, and a msgpack array. The node se
     ["sampling", slot, {fields of Sampling}, recent]  no answer
     ["close", slot]                                   no answer
 
-Answers carry the number: ``[number, microseconds of decoding, *values]``, or
-``[number, None, sentence]`` when the engine refused. ``next`` answers with the token, its bytes,
-whether it ends the answer, and the first end's rows for it. Rows are float32, little-endian.
+``layers`` is how many of the slice's layers the session runs. Answers carry the number:
+``[number, microseconds of decoding, *values]``, or ``[number, None, sentence]`` when the engine
+refused. ``next`` answers with the token, its bytes, whether it ends the answer, and the first
+end's rows for it. Rows are float32, little-endian.
 """
 
 import struct

@@ -2,8 +2,8 @@
 
 A slice takes tokens or rows of the residual stream in, and gives rows or logits out. Rows leave
 through llama.cpp's public evaluation callback: it is asked about every node of the graph, answers
-yes to the last layer's ``l_out`` and then says stop, which also skips the norm and the head that a
-slice does not have. The rows are read where that node left them.
+yes to the last wanted layer's ``l_out`` and then says stop, which also skips the norm and the head
+that a slice does not have. The rows are read where that node left them.
 
 Every session has a KV stream of its own (``kv_unified=False``): its cells lie in the order of its
 positions whatever other sessions do, so the floating-point sums of attention never depend on them.
@@ -67,7 +67,7 @@ class Settings:
     """Keep V in bfloat16: slower, but the same bits for any number of threads past 512 cells."""
 
 
-@dataclass(frozen=True)
+@dataclass(slots=True)  # frozen ones take five times as long to make, once per token
 class Span:
     """Consecutive positions of one session that are decoded together."""
 
@@ -76,6 +76,8 @@ class Span:
     inputs: Tokens | Rows
     outputs: bool = True
     """False: only fill the KV cache (saves the head's work while a prompt is read)."""
+    layers: int | None = None
+    """Run only so many of the slice's layers, the same for all rows of a session; None is all."""
 
     def __len__(self) -> int:
         """How many rows the span holds."""
@@ -109,7 +111,8 @@ class Slice:
         self.layers: int = api.llama_model_n_layer(self._model)
         self.vocab = api.llama_model_get_vocab(self._model)
         self.vocabulary: int = api.llama_vocab_n_tokens(self.vocab)
-        self._tap = Tap(_ggml, f"l_out-{self.layers - 1}")
+        self._tap = Tap(_ggml)
+        self._nodes = [f"l_out-{layer}".encode() for layer in range(self.layers)]
         self.ctx = api.llama_init_from_model(self._model, self._context_params(cells))
         if not self.ctx:
             api.llama_model_free(self._model)
@@ -156,8 +159,9 @@ class Slice:
     def decode(self, spans: Sequence[Span], *, pad_to: int = 0) -> list[NDArray[np.float32]]:
         """Run spans in one decode and return each one's outputs, in order.
 
-        Several spans must have one row each and adjoining slots in ascending order: then llama.cpp
-        computes them as one batch. A position before a session's end drops what lies beyond.
+        Several spans must run as many layers, and have one row each and adjoining slots in
+        ascending order: then llama.cpp computes them as one batch. A position before a session's
+        end drops what lies beyond.
 
         Args:
             spans: at most ``ROWS_PER_DECODE_MAX`` rows in all.
@@ -168,13 +172,14 @@ class Slice:
         """
         assert spans
         assert len(spans) == 1 or all(
-            len(b) == 1 and b.slot == a.slot + 1 for a, b in pairwise(spans)
+            len(b) == 1 and b.slot == a.slot + 1 and b.layers == a.layers
+            for a, b in pairwise(spans)
         )
         for span in spans:
             self.check(span)
             self.truncate(span.slot, span.position)
         rows = self._batch.fill(spans, pad_to, only_last=self._logits)
-        outputs = self._run(rows, len(spans))
+        outputs = self._run(rows, len(spans), spans[0].layers or self.layers)
         for span in spans:
             self._lengths[span.slot] = span.position + max(len(span), pad_to)
             self.truncate(span.slot, span.position + len(span))
@@ -184,9 +189,9 @@ class Slice:
             return list(outputs.reshape(len(spans), 1, self.width))
         return [outputs[: len(spans[0])]]
 
-    def _run(self, rows: int, sessions: int) -> Rows:
+    def _run(self, rows: int, sessions: int, layers: int) -> Rows:
         """Decode the filled batch; returns the residual stream (empty when logits are wanted)."""
-        self._tap.arm((rows, sessions))
+        self._tap.arm(self._nodes[layers - 1], rows, sessions)
         status = api.llama_decode(self.ctx, self._batch.struct)
         if status != 0:
             raise EngineError(f"llama.cpp could not decode {rows} rows: {_last_error()}")
@@ -370,3 +375,15 @@ def build_fingerprint() -> str:
     features = api.llama_print_system_info().decode()
     libraries = sorted(libggml_base_path.glob("*ggml-cpu.*"))
     return f"{llama_cpp.__version__} {libraries[0].stat().st_size} {features}"
+
+
+def requantise(source: Path, target: Path, file_type: int) -> None:
+    """Write a model again in another quantisation, as what somebody would serve to save work.
+
+    Raises:
+        EngineError: llama.cpp cannot.
+    """
+    params = api.llama_model_quantize_default_params()
+    params.ftype, params.allow_requantize, params.nthread = file_type, True, 1
+    if api.llama_model_quantize(str(source).encode(), str(target).encode(), ctypes.byref(params)):
+        raise EngineError(f"llama.cpp cannot quantise {source} again: {_last_error()}")

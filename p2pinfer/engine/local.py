@@ -73,8 +73,8 @@ class _Slot:
 
 
 class _LocalStageSession:
-    def __init__(self, slot: _Slot) -> None:
-        self._slot = slot
+    def __init__(self, slot: _Slot, layers: int) -> None:
+        self._slot, self._layers = slot, layers
         self._closed = False
 
     def submit(self, position: int, rows: bytes, done: Done, *, wide: bool) -> None:
@@ -82,7 +82,7 @@ class _LocalStageSession:
             if not self._closed:
                 done(answer if isinstance(answer, EngineError) else Decoded(answer[1], answer[0]))
 
-        self._slot.request(answered, "rows", position, wide, rows)
+        self._slot.request(answered, "rows", position, wide, rows, self._layers)
 
     def close(self) -> None:
         self._closed = True
@@ -101,9 +101,10 @@ class LocalStage:
         self.numerics_class = part.numerics_class
         self._slots = _Slots(worker)
 
-    def open(self) -> _LocalStageSession:
-        """Reserve a session's cells; raises EngineBusy or EngineDied."""
-        return _LocalStageSession(self._slots.take())
+    def open(self, end: int) -> _LocalStageSession:
+        """Reserve a session's cells up to a layer; raises EngineBusy or EngineDied."""
+        assert self.first < end <= self.end
+        return _LocalStageSession(self._slots.take(), end - self.first)
 
 
 class _LocalEndsSession:
@@ -138,6 +139,7 @@ class LocalEnds:
         self.first, self.end = first.layers, layers - last.layers
         self.width = first.width
         self.context = worker.config.context
+        self.vocabulary = first.vocabulary
         self._slots = _Slots(worker)
 
     async def tokenize(self, text: str, *, special: bool) -> list[int]:

@@ -1,5 +1,6 @@
 """How much memory sessions take, so that a person hears of it before llama.cpp runs out."""
 
+import os
 from pathlib import Path
 
 from p2pinfer.core.errors import UserError
@@ -8,6 +9,12 @@ from p2pinfer.engine.gguf_values import Array
 
 _NUMBER_BYTES = 2
 """Keys and values are kept in float16 or bfloat16."""
+
+WORKER_BYTES = 96 << 20
+"""What an engine's process takes besides weights and cells: Python, llama.cpp, compute buffers."""
+
+MEMORY_SHARE = 0.5
+"""Of what is free: a peer lends, and whoever sits at the machine has work to do."""
 
 _MEMINFO = Path("/proc/meminfo")
 
@@ -44,6 +51,16 @@ def available_bytes(meminfo: Path = _MEMINFO) -> int | None:
     return None if kib is None else 1024 * int(kib)
 
 
+def budget_bytes(named: int | None) -> int:
+    """Return how much a peer may use: what a person named, or a share of what is free."""
+    if named is not None:
+        return named
+    free = available_bytes()
+    if free is None:  # not Linux: of all that there is
+        free = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
+    return int(MEMORY_SHARE * free)
+
+
 def check_fits(needed: int, available: int | None, sessions: int, context: int) -> None:
     """Raise UserError if sessions need more memory than there is; unknown is enough."""
     if available is not None and needed > available:
@@ -51,6 +68,11 @@ def check_fits(needed: int, available: int | None, sessions: int, context: int) 
             f"{sessions} sessions of {context:,} positions need {_gib(needed)} of memory, and"
             f" {_gib(available)} are free: choose a smaller --context, or fewer --sessions"
         )
+
+
+def mib(count: int) -> str:
+    """Write a number of bytes."""
+    return f"{count / (1 << 20):,.0f} MiB"
 
 
 def _gib(count: int) -> str:

@@ -17,7 +17,6 @@ from pathlib import Path
 from blake3 import blake3
 
 from p2pinfer.core.errors import BadModelFile, UserError
-from p2pinfer.core.ids import PartHash
 from p2pinfer.core.manifest import (
     ARCHITECTURE_CHARS_MAX,
     CHUNK_BYTES,
@@ -147,13 +146,11 @@ def describe(header: GgufHeader, files: Mapping[str, PartFile], on_progress: Pro
     done = 0
     for name, file in files.items():
         on_progress("hashing", done, total)
-        whole = blake3()
-        chunks = []
+        size, chunks = 0, []
         for chunk in file.chunks():
-            whole.update(chunk)
+            size += len(chunk)
             chunks.append(blake3(chunk).digest())
-        size = (len(chunks) - 1) * CHUNK_BYTES + len(chunk)
-        parts.append(Part(name, PartHash(whole.hexdigest()), size, tuple(chunks)))
+        parts.append(Part(name, size, tuple(chunks)))
         done += sum(tensor.nbytes for tensor in file.tensors)
     on_progress("hashing", done, total)
     return manifest_of(header, tuple(parts))

@@ -1,12 +1,15 @@
 """The parts that this machine holds, shared by all its processes.
 
     manifests/ID        a model's manifest
-    parts/HASH.gguf     a whole part: it was hashed before it got this name
+    parts/HASH.gguf     a whole part: every chunk of it was hashed before it got this name
     partial/HASH        a part in the making, or one found damaged, at its full length
-    lock                held by whoever adds a manifest, begins a part, or removes a model
+    lock                held by whoever adds, begins, names or removes something here; a byte longer
+                        each time a file is removed or set aside
 
 Which chunks of a partial part are there is found by hashing them. Nothing is written down that
 could contradict the bytes, so a process may be killed, and a machine lose power, at any moment.
+A process remembers what it found or wrote as long as the file is the same one and ``lock`` has not
+grown. So each chunk is hashed once on its way in: a part is named by its chunks' hashes.
 """
 
 import fcntl
@@ -14,7 +17,7 @@ import os
 import re
 import shutil
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -33,7 +36,6 @@ from p2pinfer.core.manifest import (
 from p2pinfer.engine.disk import (
     chunk_at,
     good_chunks,
-    hash_file,
     is_named,
     size_text,
     sync_folder,
@@ -41,6 +43,13 @@ from p2pinfer.engine.disk import (
 )
 
 _HASH = re.compile(r"[0-9a-f]{64}")
+
+_Stamp = tuple[int, int]
+"""A partial file's inode, and how long ``lock`` was: an inode's number may be used again."""
+
+
+_GONE = b"."
+"""Added to ``lock`` before a file is removed or set aside."""
 
 
 class WrongChunk(P2pinferError):
@@ -74,12 +83,14 @@ class Store:
         self._manifests, self._parts, self._partial = (
             root / name for name in ("manifests", "parts", "partial")
         )
-        self._found: dict[PartHash, tuple[int, set[int]]] = {}
-        """The chunks known to be in a partial file, and the inode of that file."""
+        self._lock = root / "lock"
+        self._found: dict[PartHash, tuple[_Stamp, set[int]]] = {}
+        """The chunks known to be in a partial file, as long as it is that file."""
         self._finding = threading.Lock()
         with self._explained():
             for folder in (self._manifests, self._parts, self._partial):
                 folder.mkdir(parents=True, exist_ok=True)
+            self._lock.touch()
 
     # Manifests
 
@@ -128,7 +139,8 @@ class Store:
 
     def remove(self, model: ModelId) -> int:
         """Remove a model and every part that no other model has; return the bytes freed."""
-        with self._locked():
+        with self._locked() as lock:
+            os.write(lock, _GONE)
             before = self.used_bytes()
             (self._manifests / model).unlink(missing_ok=True)
             kept = {part.hash for manifest in self.models() for part in manifest.parts}
@@ -149,6 +161,10 @@ class Store:
             return self.path(part).stat().st_size == part.size
         except FileNotFoundError:
             return False
+
+    def begun(self, part: Part) -> bool:
+        """Say whether a partial part is here: one in the making, or one that was set aside."""
+        return self._partial_path(part).exists()
 
     def chunks_held(self, part: Part) -> set[int]:
         """Return the chunks that are here, in the whole part or in a partial one.
@@ -174,10 +190,13 @@ class Store:
         with self._explained():
             for path in (self.path(part), self._partial_path(part)):
                 try:
-                    with path.open("rb") as file:
-                        data = chunk_at(file.fileno(), part, index)
+                    file = os.open(path, os.O_RDONLY)
                 except FileNotFoundError:
                     continue
+                try:
+                    data = chunk_at(file, part, index)
+                finally:
+                    os.close(file)
                 if data is not None:
                     return data
                 if path == self.path(part):
@@ -223,39 +242,58 @@ class Store:
             WrongChunk: the bytes are not this chunk's.
             UserError: the part does not fit.
         """
-        if len(data) != part.chunk_size(index) or blake3(data).digest() != part.chunks[index]:
+        if self.write_chunks(part, {index: data}):
             raise WrongChunk(f"these bytes are not chunk {index} of {part.name}")
-        with self._opened_partial(part, fcntl.LOCK_SH) as file:
-            if file is None:
-                return
-            with self._finding:
-                found = self._chunks_in(file, part)
-            write_at(file, data, index * CHUNK_BYTES)
-            found.add(index)
+
+    def write_chunks(self, part: Part, chunks: Mapping[int, bytes]) -> set[int]:
+        """Put those chunks in their places that are right; return the numbers of the others.
+
+        Raises:
+            UserError: the part does not fit.
+        """
+        right = {
+            index: data
+            for index, data in chunks.items()
+            if len(data) == part.chunk_size(index) and blake3(data).digest() == part.chunks[index]
+        }
+        if right:
+            with self._opened_partial(part, fcntl.LOCK_SH) as file:
+                if file is not None:
+                    with self._finding:
+                        found = self._chunks_in(file, part)
+                    for index, data in right.items():
+                        write_at(file, data, index * CHUNK_BYTES)
+                        found.add(index)
+        return chunks.keys() - right.keys()
 
     def finish(self, part: Part) -> None:
-        """Give a part whose chunks are all here its name, once it is hashed and on disk.
+        """Give a part whose chunks are all here its name, once it is on disk.
 
         Raises:
             MissingChunk: one is not here after all.
-            BadManifest: the chunks are the manifest's, and the whole is not.
+            UserError: the disk did not take it; then it is to be had anew.
         """
         with self._opened_partial(part, fcntl.LOCK_EX) as file:
             if file is None:
                 return
+            with self._finding:
+                missing = set(range(len(part.chunks))) - self._chunks_in(file, part)
+            if missing:
+                raise MissingChunk(f"{part.name} lacks chunk {min(missing)}")
             os.ftruncate(file, part.size)
-            if hash_file(file) != part.hash:
-                self._found.pop(part.hash, None)
-                missing = set(range(len(part.chunks))) - good_chunks(file, part)
-                if missing:
-                    raise MissingChunk(f"{part.name} lacks chunk {min(missing)}")
-                raise BadManifest(f"the manifest's chunks of {part.name} make another part")
-            os.fsync(file)
-            self._found.pop(part.hash, None)
             try:
+                os.fsync(file)
+            except OSError:
+                # What the system could not write it may forget, or give back as if it were on disk.
+                with self._locked() as lock:
+                    os.write(lock, _GONE)
+                    self._partial_path(part).unlink(missing_ok=True)
+                raise
+            with self._locked():
+                if not is_named(self._partial_path(part), file):
+                    raise MissingChunk(f"{part.name} has been removed meanwhile")
                 self._partial_path(part).replace(self.path(part))
-            except FileNotFoundError:
-                raise MissingChunk(f"{part.name} has been removed meanwhile") from None
+            self._found.pop(part.hash, None)
             sync_folder(self._parts)
             sync_folder(self._partial)
 
@@ -275,18 +313,21 @@ class Store:
 
     def _chunks_in(self, file: int, part: Part) -> set[int]:
         """Return the chunks in a partial file, which is hashed when it is first seen."""
-        inode = os.fstat(file).st_ino
+        stamp = self._stamp(file)
         known, found = self._found.get(part.hash, (None, set[int]()))
-        if known != inode:
+        if known != stamp:
             found = good_chunks(file, part)
-            self._found[part.hash] = (inode, found)
+            self._found[part.hash] = (stamp, found)
         return found
+
+    def _stamp(self, file: int) -> _Stamp:
+        return os.fstat(file).st_ino, self._lock.stat().st_size
 
     def _set_aside(self, part: Part) -> None:
         """Make a damaged part a partial one: its good chunks count, the others are missing."""
-        with self._explained(), suppress(FileNotFoundError):
+        with self._locked() as lock, suppress(FileNotFoundError):
+            os.write(lock, _GONE)
             self.path(part).replace(self._partial_path(part))
-        self._found.pop(part.hash, None)
 
     @contextmanager
     def _opened_partial(self, part: Part, how: int) -> Iterator[int | None]:
@@ -319,10 +360,10 @@ class Store:
             if path.exists() or self.held(part):
                 return
             self._check_quota(part.size)
-            with path.open("xb") as file:
+            with self._finding, path.open("xb") as file:
                 file.truncate(part.size)
                 # Known to be empty, it is spared the first hashing, which would read it all.
-                self._found[part.hash] = (os.fstat(file.fileno()).st_ino, set())
+                self._found[part.hash] = (self._stamp(file.fileno()), set())
 
     def _check_quota(self, more_bytes: int) -> None:
         if self._quota_bytes is None or more_bytes == 0:
@@ -331,15 +372,19 @@ class Store:
         if used + more_bytes > self._quota_bytes:
             raise UserError(
                 f"{size_text(more_bytes)} more exceed the store's quota of"
-                f" {size_text(self._quota_bytes)}, of which {size_text(used)} are used: raise it,"
-                " or remove a model (p2pinfer model rm ID)"
+                f" {size_text(self._quota_bytes)}, of which {size_text(used)} are used: raise"
+                " --quota, or remove a model (p2pinfer model rm ID)"
             )
 
     @contextmanager
-    def _locked(self) -> Iterator[None]:
-        with self._explained(), (self.root / "lock").open("ab") as file:
-            fcntl.flock(file, fcntl.LOCK_EX)
-            yield
+    def _locked(self) -> Iterator[int]:
+        with self._explained():
+            file = os.open(self._lock, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX)
+                yield file
+            finally:
+                os.close(file)
 
     @contextmanager
     def _explained(self) -> Iterator[None]:

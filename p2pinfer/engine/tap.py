@@ -17,28 +17,26 @@ class Tap:
 
     Args:
         ggml: the loaded libggml-base.
-        node: its name, such as ``l_out-9``.
 
     A graph has some 30 nodes a layer, and each is asked for. So the first decode of a shape runs a
     Python function that finds the node by its name; later ones only have to say no so many times,
     then yes (this one), then no (do not go on), which an iterator does without any bytecode.
     """
 
-    def __init__(self, ggml: ctypes.CDLL, node: str) -> None:
+    def __init__(self, ggml: ctypes.CDLL) -> None:
         self._get_name, self._get_data = ggml.ggml_get_name, ggml.ggml_get_data
         self._get_name.restype, self._get_data.restype = ctypes.c_char_p, ctypes.c_void_p
         self._get_name.argtypes = self._get_data.argtypes = [ctypes.c_void_p]
-        self._node = node.encode()
         self._answer = partial(self._look)
         self.callback = _EvalCallback(self._answer)
-        self._found: dict[tuple[int, int], tuple[list[bool], int]] = {}
-        self._shape = (0, 0)
+        self._found: dict[tuple[bytes, int, int], tuple[list[bool], int]] = {}
+        self._node, self._key = b"", (b"", 0, 0)
         self._asked = self._tensor = 0
 
-    def arm(self, shape: tuple[int, int]) -> None:
-        """Prepare for a decode of so many rows of so many sessions."""
-        self._shape = shape
-        if found := self._found.get(shape):
+    def arm(self, node: bytes, rows: int, sessions: int) -> None:
+        """Prepare for a decode of so many rows that is to stop behind a node (``l_out-9``)."""
+        self._node, self._key = node, (node, rows, sessions)
+        if found := self._found.get(self._key):
             answers, self._tensor = found
             self._retarget(next, iter(answers))
         else:
@@ -65,6 +63,6 @@ class Tap:
         if not tensor or self._get_name(tensor) != self._node:
             self._found.clear()
             raise EngineError(f"llama.cpp's graph has no {self._node.decode()} in its place")
-        if self._shape not in self._found:
-            self._found[self._shape] = ([False] * (self._asked - 1) + [True, False], tensor)
+        if self._key not in self._found:
+            self._found[self._key] = ([False] * (self._asked - 1) + [True, False], tensor)
         return ctypes.string_at(self._get_data(tensor), size)

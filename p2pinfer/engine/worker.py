@@ -36,7 +36,7 @@ from p2pinfer.engine.probe import CONTEXT as PROBE_CONTEXT
 from p2pinfer.engine.probe import probe
 
 
-@dataclass
+@dataclass(slots=True)
 class _Request:
     """A numbered question of the node."""
 
@@ -44,7 +44,7 @@ class _Request:
     decoding_ns: int = 0
 
 
-@dataclass
+@dataclass(slots=True)
 class _Job:
     """A span that waits for its decode, and what to do with what comes out."""
 
@@ -58,6 +58,10 @@ class _Job:
     @property
     def slot(self) -> int:
         return self.span.slot
+
+    @property
+    def layers(self) -> int | None:
+        return self.span.layers
 
     def __len__(self) -> int:
         return len(self.span)
@@ -154,11 +158,14 @@ class _Worker:
     def take(self, frame: list[Any]) -> None:
         """Carry out a request, or line it up for a decode."""
         match frame:
-            case [("rows" | "embed") as kind, number, slot, position, wide, inputs]:
-                span = Span(slot, position, self._inputs(kind, inputs))
+            case ["rows", number, slot, position, wide, rows, layers]:
+                span = Span(slot, position, self._rows(rows), layers=layers)
+                self._line_up(self._first, _Request(number), span, wide, self._give_rows)
+            case ["embed", number, slot, position, wide, tokens]:
+                span = Span(slot, position, np.array(tokens, np.int32))
                 self._line_up(self._first, _Request(number), span, wide, self._give_rows)
             case [("absorb" | "next") as kind, number, slot, position, wide, inputs]:
-                span = Span(slot, position, self._inputs(kind, inputs), kind == "next")
+                span = Span(slot, position, self._rows(inputs), kind == "next")
                 done = self._sample if span.outputs else self._acknowledge
                 self._line_up(self._last, _Request(number), span, wide, done)
             case ["sampling", slot, sampling, recent]:
@@ -174,10 +181,8 @@ class _Worker:
             case _:
                 raise AssertionError(f"the node asked for {frame[:1]}")
 
-    def _inputs(self, kind: str, inputs: Any) -> NDArray[Any]:
-        if kind == "embed":
-            return np.array(inputs, np.int32)
-        return np.frombuffer(inputs, np.float32).reshape(-1, self._first.slice.width)
+    def _rows(self, data: bytes) -> NDArray[np.float32]:
+        return np.frombuffer(data, np.float32).reshape(-1, self._first.slice.width)
 
     def _line_up(
         self,
