@@ -1,1 +1,1 @@
-"""Simulated swarms: the production roles on a virtual network and clock."""
+"""Networks of virtual peers: the production roles on virtual links, clock and engines."""

@@ -1,0 +1,130 @@
+"""What must hold, whatever the scenario: looked at from outside, during a run and at its end."""
+
+from collections.abc import Callable
+
+import trio
+
+from p2pinfer.core.advertisement import ADVERTISEMENTS_MAX
+from peers.directory import Directory
+from peers.view import PERIODS_MISSED_MAX
+from sim.record import Question, Record, Sample
+from sim.world import MODEL, World
+
+STALE_S = 15.0
+"""Beyond the periods that a peer may miss: its last word was on its way when it ended."""
+
+DIRECTORIES_PER_LOOK = 10
+"""Looked through at each sample, in turn."""
+
+SETTLE_S_MAX = 75.0
+"""For whoever came to choose, fetch and serve layers; who leaves hands over for up to 2 minutes."""
+
+FREE_S_MAX = 60.0
+"""For cells to be free again once nobody asks: unattended sessions wait for less."""
+
+
+class Watch:
+    """Samples the world, and checks what can be checked at any moment."""
+
+    def __init__(self, world: World, interval_s: float, on_look: Callable[[], None]) -> None:
+        self._world, self._interval_s, self._on_look = world, interval_s, on_look
+        self._turn = 0
+        self.covered = self.looks = 0
+
+    async def run(self, from_s: float) -> None:
+        """Look again and again, for ever; what is covered counts from a moment on."""
+        while True:
+            self.look(is_counted=trio.current_time() >= from_s)
+            self._on_look()
+            await trio.sleep(self._interval_s)
+
+    def look(self, *, is_counted: bool) -> None:
+        """Sample, and check."""
+        world, now = self._world, trio.current_time()
+        least = world.least_holders()
+        if is_counted:
+            self.looks += 1
+            self.covered += least > 0
+        held = {p.machine.number: p.held for p in world.peers.values()}
+        world.record.samples.append(
+            Sample(
+                now,
+                len(world.peers),
+                least,
+                sum(engine.sessions for p in world.peers.values() for engine in p.engines),
+                world.record.events["token"],
+                {number: layers for number, layers in held.items() if layers},
+            )
+        )
+        directories = [p.directory for p in world.peers.values() if p.directory]
+        directories += [requester.directory for requester in world.requesters]
+        for _ in range(min(DIRECTORIES_PER_LOOK, len(directories))):
+            self._turn = (self._turn + 1) % len(directories)
+            _check_directory(world, directories[self._turn])
+
+
+def _check_directory(world: World, directory: Directory) -> None:
+    """Nobody speaks for long of a peer that has gone, nor of more than the limit."""
+    now, known = trio.current_time(), directory.holding(MODEL)
+    for advertisement in known:
+        peer = advertisement.peer
+        gone_s = now - world.gone_s.get(peer, now)
+        stale_s = PERIODS_MISSED_MAX * advertisement.period_ms / 1000 + STALE_S
+        if peer not in world.peers and gone_s > stale_s:
+            text = f"a peer that ended {gone_s:.0f} s ago is still spoken of"
+            world.record.violation("stale", now, text)
+    if len(known) > ADVERTISEMENTS_MAX:
+        world.record.violation("bounds", now, f"a peer keeps {len(known)} advertisements")
+
+
+async def check_free(world: World) -> None:
+    """Nobody asks any more: what cells are held now are given back after a while."""
+    held = {
+        peer: cells
+        for peer in world.peers.values()
+        if (cells := [cells for engine in peer.engines for cells in engine.cells])
+    }
+    await trio.sleep(FREE_S_MAX)
+    now = trio.current_time()
+    for peer, before in held.items():
+        kept = sum(cells in engine.cells for cells in before for engine in peer.engines)
+        if kept and peer.id in world.peers:
+            text = f"peer {peer.machine.number} holds cells of {kept} sessions that nobody uses"
+            world.record.violation("cells", now, text)
+    for requester in world.requesters:
+        if requester.ends.sessions:
+            text = f"requester {requester.number} holds cells of {requester.ends.sessions} sessions"
+            world.record.violation("cells", now, text)
+
+
+def check_holes(world: World) -> None:
+    """After the calm every layer is served, where the peers that are there could hold them all."""
+    first, end = world.bounds
+    staying = [peer for peer in world.peers.values() if not peer.leaving.is_set()]
+    room = sum(peer.machine.layers for peer in staying)
+    if any(trio.current_time() - peer.joined_s < SETTLE_S_MAX for peer in staying):
+        return
+    if room >= end - first and not world.is_covered():
+        held = sorted(peer.held for peer in staying if peer.held)
+        text = f"peers with room for {room} layers leave some of {first}:{end} alone: {held}"
+        world.record.violation("hole", trio.current_time(), text)
+
+
+def check_last(question: Question, world: World) -> None:
+    """A question in the calm is answered if every layer is served."""
+    if question.outcome not in ("answered", "wrong") and world.is_covered():
+        text = f"requester {question.requester} got no answer ({question.outcome}) in the calm"
+        world.record.violation("liveness", question.at_s, f"{text}: {question.why}")
+
+
+def check_expected(world: World, record: Record, covered: float) -> None:
+    """What the scenario itself demands came out."""
+    expect, now = world.scenario.expect, trio.current_time()
+    asked = [question for question in record.questions if not question.is_last]
+    answered = sum(question.outcome == "answered" for question in asked)
+    if asked and answered / len(asked) < expect.answered:
+        text = f"{answered} of {len(asked)} questions were answered; {expect.answered:.0%} must be"
+        record.violation("answered", now, text)
+    if covered < expect.covered:
+        text = f"all layers were served {covered:.1%} of the time; {expect.covered:.0%} must be"
+        record.violation("covered", now, text)

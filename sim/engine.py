@@ -1,0 +1,270 @@
+"""Engines that take time and no arithmetic: the production protocols over ``sim.model``.
+
+Which waiting rows share a decode is decided by the batcher of the real engine.
+"""
+
+from dataclasses import dataclass
+from random import Random
+
+import numpy as np
+import trio
+
+from p2pinfer.core.errors import EngineDied, EngineError
+from p2pinfer.core.sampling import Sampling
+from p2pinfer.engine.base import Decoded, Done, EngineBusy, NextToken
+from p2pinfer.engine.batching import Batcher, Regimes
+from sim.model import MASK, ORIGIN, ROW_BYTES, WIDTH, Cache, Links, VirtualModel, link_of, pack
+
+CHUNK_ROWS = 32
+"""The rows in the decode that ``chunk_s`` tells of, as in advertisements."""
+
+NUMERICS_CLASS = "0" * 32
+
+
+@dataclass(frozen=True)
+class Speed:
+    """How fast a machine runs one layer."""
+
+    row_s: float
+    """A decode of one row."""
+    chunk_s: float
+    """A decode of ``CHUNK_ROWS``."""
+
+    def decode_s(self, rows: int, layers: int) -> float:
+        """Return what a decode takes."""
+        per_row = (self.chunk_s - self.row_s) / (CHUNK_ROWS - 1)
+        return layers * (self.row_s + per_row * (rows - 1))
+
+
+@dataclass(frozen=True)
+class Cheat:
+    """How a stage lies: in this share of its decodes."""
+
+    kind: str
+    """``copies`` its input at no cost; ``skips`` its last layer; ``garbles`` what comes out."""
+    rate: float
+
+
+class _Job:
+    """Rows that wait for the engine."""
+
+    __slots__ = ("done", "layers", "position", "rows", "session", "slot", "wide")
+
+    def __init__(
+        self, session: "_Cells", position: int, rows: bytes, done: Done, *, wide: bool
+    ) -> None:
+        self.session, self.slot, self.layers = session, session.slot, session.layers
+        self.position, self.rows, self.done, self.wide = position, rows, done, wide
+
+    def __len__(self) -> int:
+        return len(self.rows) // ROW_BYTES
+
+
+class _Cells:
+    """One session in a stage."""
+
+    def __init__(self, stage: "VirtualStage", slot: int, end: int) -> None:
+        self._stage, self.slot = stage, slot
+        self.layers = end - stage.first
+        self.cache = Cache(stage.model, stage.first, end)
+        self.end = end
+        self.lined_up: list[_Job] = []
+        """Submitted and not yet done."""
+        self._expected = 0  # positions held once all that was submitted is decoded
+
+    def submit(self, position: int, rows: bytes, done: Done, *, wide: bool) -> None:
+        """Line up rows; see ``StageSession.submit``."""
+        if self._stage.is_over:
+            raise EngineDied("the engine has ended, and the session's KV cache with it")
+        job = _Job(self, position, rows, done, wide=wide)
+        if position > self._expected or position + len(job) > self._stage.context:
+            raise EngineError(f"position {position} does not fit into the session")
+        self._expected = position + len(job)
+        self.lined_up.append(job)
+        self._stage.add(job)
+
+    def close(self) -> None:
+        """Free the cells; idempotent."""
+        self._stage.free(self)
+
+
+class VirtualStage:
+    """A ``StageEngine`` whose decodes take virtual time; ``run`` must run meanwhile."""
+
+    def __init__(
+        self,
+        model: VirtualModel,
+        first: int,
+        end: int,
+        speed: Speed,
+        *,
+        sessions: int,
+        context: int,
+        cheat: Cheat | None = None,
+        chance: Random | None = None,
+    ) -> None:
+        self.model, self.first, self.end, self.speed = model, first, end, speed
+        self.width, self.context, self.numerics_class = WIDTH, context, NUMERICS_CLASS
+        self.sessions_max = sessions
+        self.busy_s = 0.0
+        """Spent decoding."""
+        self.lies = 0
+        """Decodes whose rows were not what the layers give."""
+        self._cheat, self._chance = cheat, chance or Random(0)  # noqa: S311 -- a scenario's seed
+        self.is_over = False
+        self._open: dict[int, _Cells] = {}
+        self._batcher: Batcher[_Job] = Batcher(Regimes(agree=False))
+        self._work = trio.Event()
+
+    @property
+    def sessions(self) -> int:
+        """How many are open."""
+        return len(self._open)
+
+    @property
+    def cells(self) -> frozenset[object]:
+        """Those of the open sessions, to tell one from another."""
+        return frozenset(self._open.values())
+
+    def open(self, end: int) -> _Cells:
+        """Reserve a session's cells; see ``StageEngine.open``."""
+        if len(self._open) >= self.sessions_max:
+            raise EngineBusy(f"all {self.sessions_max} sessions are taken")
+        slot = next(n for n in range(self.sessions_max) if n not in self._open)
+        cells = self._open[slot] = _Cells(self, slot, end)
+        return cells
+
+    def add(self, job: _Job) -> None:
+        """Put rows in the queue."""
+        self._batcher.add(job)
+        self._work.set()
+
+    def free(self, cells: _Cells) -> None:
+        """Forget a session and what waits for it."""
+        if self._open.get(cells.slot) is cells:
+            del self._open[cells.slot]
+            self._batcher.drop(cells.slot)
+
+    def die(self) -> None:
+        """Lose all sessions, as when the process ends."""
+        self.is_over = True
+        for cells in list(self._open.values()):
+            for job in [*cells.lined_up]:
+                job.done(EngineDied("the engine has ended"))
+
+    async def run(self) -> None:
+        """Decode for ever."""
+        while True:
+            if not self._batcher:
+                self._work = trio.Event()
+                await self._work.wait()
+            jobs = self._batcher.next()
+            rows = sum(len(job) for job in jobs)
+            lies = self._cheat is not None and self._chance.random() < self._cheat.rate
+            took_s = self.speed.decode_s(rows, jobs[0].layers)
+            if lies and self._cheat and self._cheat.kind == "copies":
+                took_s = 0.0
+            await trio.sleep(took_s)
+            self.busy_s += took_s
+            self.lies += lies
+            for job in jobs:
+                if self._open.get(job.slot) is job.session:
+                    job.session.lined_up.remove(job)
+                    job.done(Decoded(self._compute(job, lies=lies), int(1e6 * took_s)))
+
+    def _compute(self, job: _Job, *, lies: bool) -> bytes:
+        before, own = job.session.cache.run(job.position, job.rows, wide=job.wide)
+        if lies and self._cheat:
+            own = self._falsify(job, own)
+        return pack(before, own)
+
+    def _falsify(self, job: _Job, own: Links) -> Links:
+        """Return what a cheat says came out."""
+        assert self._cheat
+        key = self.model.sum(job.session.end, wide=job.wide)
+        first = self.first if self._cheat.kind == "copies" else job.session.end - 1
+        missing = (key - self.model.sum(first, wide=job.wide)) & MASK
+        if self._cheat.kind == "garbles":
+            missing = self._chance.getrandbits(64) | 1
+        return own - np.uint64(missing)
+
+
+class _EndsCells:
+    """One session in a requester's own layers."""
+
+    def __init__(self, ends: "VirtualEnds") -> None:
+        self._ends, self._closed = ends, False
+        self._links = [ORIGIN]
+        self._last = Cache(ends.model, ends.end, ends.model.layers)
+
+    def start(self, sampling: Sampling, recent: list[int]) -> None:
+        """Sample: the likeliest token, always."""
+
+    async def embed(self, position: int, tokens: list[int], *, wide: bool) -> Decoded:
+        """Run tokens through the first layers."""
+        took_us = await self._ends.spend(len(tokens))
+        return Decoded(self._embed(position, tokens, wide=wide), took_us)
+
+    def _embed(self, position: int, tokens: list[int], *, wide: bool) -> bytes:
+        assert position < len(self._links)
+        del self._links[position + 1 :]
+        for token in tokens:
+            self._links.append(link_of(self._links[-1], token))
+        own = np.array(self._links[position + 1 :], np.uint64)
+        own = own + np.uint64(self._ends.model.sum(self._ends.first, wide=wide))
+        return pack(np.array(self._links[position:-1], np.uint64), own)
+
+    async def absorb(self, position: int, rows: bytes, *, wide: bool) -> int:
+        """Run rows through the last layers for their cache alone."""
+        took_us = await self._ends.spend(len(rows) // ROW_BYTES)
+        self._last.run(position, rows, wide=wide)
+        return took_us
+
+    async def next(self, position: int, rows: bytes, *, wide: bool) -> NextToken:
+        """Run rows through the last layers, and say what follows the last one."""
+        count = len(rows) // ROW_BYTES
+        took_us = await self._ends.spend(count)
+        _, own = self._last.run(position, rows, wide=wide)
+        token = self._ends.model.pick(int(own[-1]))
+        following = position + count
+        if following < self._ends.context:
+            took_us += await self._ends.spend(1)
+            continued = self._embed(following, [token], wide=False)
+        else:
+            continued = b""
+        return NextToken(token, b" %d" % token, False, continued, took_us)
+
+    def close(self) -> None:
+        """Free the cells; idempotent."""
+        if not self._closed:
+            self._closed = True
+            self._ends.sessions -= 1
+
+
+class VirtualEnds:
+    """``Ends`` of so many layers on either side, on a machine of their own."""
+
+    def __init__(
+        self, model: VirtualModel, keep: int, speed: Speed, *, sessions: int, context: int
+    ) -> None:
+        self.model, self.first, self.end = model, keep, model.layers - keep
+        self.width, self.context, self.vocabulary = WIDTH, context, model.vocabulary
+        self.sessions = 0
+        self._keep, self._speed, self._sessions_max = keep, speed, sessions
+
+    async def spend(self, rows: int) -> int:
+        """Take the time of a decode; return it in microseconds."""
+        took_s = self._speed.decode_s(rows, self._keep)
+        await trio.sleep(took_s)
+        return int(1e6 * took_s)
+
+    async def tokenize(self, text: str, *, special: bool) -> list[int]:  # noqa: ARG002
+        """Make each word a token."""
+        return [1 + sum(word.encode()) % (self.model.vocabulary - 1) for word in text.split()]
+
+    def open(self) -> _EndsCells:
+        """Reserve a session's cells; see ``Ends.open``."""
+        if self.sessions >= self._sessions_max:
+            raise EngineBusy(f"all {self._sessions_max} sessions are taken")
+        self.sessions += 1
+        return _EndsCells(self)

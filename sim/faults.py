@@ -1,0 +1,63 @@
+"""What goes wrong: peers that come and go, and ways that are cut."""
+
+import math
+
+import trio
+
+from p2pinfer.core.ids import PeerId
+from sim.scenario import CutTable
+from sim.world import Machine, VirtualPeer, World
+
+
+async def live_and_churn(world: World, machine: Machine, start_s: float, until_s: float) -> None:
+    """Be a peer; between two moments, come and go, each time as somebody else."""
+    chance, table = world.chance(f"churn {machine.number}"), world.scenario.churn
+    await trio.sleep_until(machine.join_s)
+    async with trio.open_nursery() as nursery:
+        while True:
+            nursery.start_soon(world.run_peer, machine)
+            await trio.lowlevel.checkpoint()
+            if not table.stay_s:
+                return
+            begins_s = max(trio.current_time(), start_s)
+            stays_s = chance.expovariate(1 / table.stay_s)
+            is_killed = chance.random() < table.killed
+            away_s = chance.expovariate(1 / table.away_s)
+            if begins_s + stays_s >= until_s:
+                return
+            await trio.sleep_until(begins_s + stays_s)
+            peer = next((p for p in world.peers.values() if p.machine is machine), None)
+            if peer is None:  # it has crashed, which is noted
+                return
+            end(world, peer, is_killed=is_killed)
+            await peer.over.wait()
+            await trio.sleep(away_s)
+
+
+def end(world: World, peer: VirtualPeer, *, is_killed: bool) -> None:
+    """Kill a peer, or ask it to leave."""
+    world.ended_s[peer.id] = trio.current_time()
+    world.record.event(trio.current_time(), "kill" if is_killed else "leave", peer.machine.number)
+    if is_killed:
+        peer.kill()
+    else:
+        peer.leaving.set()
+
+
+async def cut_and_heal(world: World, cut: CutTable, start_s: float) -> None:
+    """Part some regions from the others for a while, counted from a moment on."""
+    names, network = world.scenario.regions.names, world.network
+    inside = {names.index(name) for name in cut.regions}
+
+    def are_apart(one: PeerId, other: PeerId) -> bool:
+        regions = network.access[one].region, network.access[other].region
+        return (regions[0] in inside) != (regions[1] in inside)
+
+    await trio.sleep_until(start_s + cut.at_s)
+    world.cut_s = math.inf
+    network.cut(are_apart)
+    world.record.event(trio.current_time(), "cut", sorted(inside))
+    await trio.sleep_until(start_s + cut.heal_s)
+    network.heal()
+    world.cut_s = trio.current_time()
+    world.record.event(trio.current_time(), "heal", sorted(inside))

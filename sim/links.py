@@ -1,0 +1,148 @@
+"""Links between virtual peers: distance, last mile, bandwidth, jitter, loss, and ways that are cut.
+
+Channels are reliable and ordered, so what a real network loses is here only late: by the time after
+which TCP sends it again.
+"""
+
+import math
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from random import Random
+
+import trio
+
+from p2pinfer.core.ids import PeerId
+from sim.model import WIDTH
+from transports.memory import MemoryNetwork
+
+PACKET_BYTES = 1400
+
+RETRANSMIT_S = 0.2
+"""TCP's least, in Linux; more where the round trip is longer."""
+
+HEADER_BYTES = 60
+"""IP, TCP, Noise and Yamux around a small message."""
+
+GOSSIP = "gossip"
+
+GOSSIP_COPIES = 4
+"""Sent on by every peer: the degree of the mesh in ``transports.gossip``."""
+
+GOSSIP_HOPS = 3
+"""Typical of a mesh of that degree and some hundred peers."""
+
+GOSSIP_STEP_S = 0.1
+"""Far less than what anybody does upon hearing something; one wake-up per step and message."""
+
+STEP = b"\xa4Step"
+"""How msgpack writes the name of the one message whose rows are narrower here than in truth."""
+
+
+@dataclass(frozen=True)
+class Access:
+    """How a peer is connected."""
+
+    region: int = 0
+    up_mbit: float = 1000.0
+    down_mbit: float = 1000.0
+    last_mile_ms: float = 0.0
+    """One way, between the peer and its region's backbone."""
+    jitter: float = 0.0
+    """The mean of what is added to a delay by chance, as a share of it."""
+    loss: float = 0.0
+    """Share of packets."""
+
+
+class WorldNetwork(MemoryNetwork):
+    """A memory network with distances between regions, in seconds one way."""
+
+    def __init__(
+        self, one_way_s: Sequence[Sequence[float]], model_width: int, chance: Random
+    ) -> None:
+        super().__init__(self._latency_s)
+        self.access: dict[PeerId, Access] = {}
+        self.sent: defaultdict[PeerId, defaultdict[str, int]] = defaultdict(
+            lambda: defaultdict(int)
+        )
+        """Bytes by sender and by kind of message."""
+        self.messages = 0
+        self.on_message: Callable[[PeerId, PeerId, bytes], None] = lambda *_: None
+        self._one_way_s, self._widening, self._chance = one_way_s, model_width / WIDTH, chance
+        self._up_free_at: defaultdict[PeerId, float] = defaultdict(float)
+        self._apart: Callable[[PeerId, PeerId], bool] | None = None
+
+    def cut(self, are_apart: Callable[[PeerId, PeerId], bool]) -> None:
+        """Let nothing pass between these peers any more."""
+        self._apart = are_apart
+        self.sever(are_apart)
+
+    def heal(self) -> None:
+        """Let everything pass again."""
+        self._apart = None
+
+    def are_apart(self, one: PeerId, other: PeerId) -> bool:
+        """Whether nothing passes between two peers at present."""
+        return self._apart is not None and self._apart(one, other)
+
+    def round_trip_s(self, one: PeerId, other: PeerId) -> float | None:
+        """Return what a ping between them takes; None where it does not arrive."""
+        there_s = self._latency_s(one, other)
+        return None if math.isinf(there_s) else 2 * there_s
+
+    def _latency_s(self, sender: PeerId, receiver: PeerId) -> float:
+        """Return a way's least delay, infinite where nothing passes."""
+        if self.are_apart(sender, receiver):
+            return math.inf
+        ours, theirs = self.access[sender], self.access[receiver]
+        miles_s = (ours.last_mile_ms + theirs.last_mile_ms) / 1000
+        return self._one_way_s[ours.region][theirs.region] + miles_s
+
+    def delay_s(self, sender: PeerId, receiver: PeerId, message: bytes) -> float:
+        """Return how long a message takes that is sent now."""
+        self.on_message(sender, receiver, message)
+        self.messages += 1
+        latency_s = self._latency_s(sender, receiver)
+        size = self._size(message)
+        self.sent[sender][kind_of(message)] += size
+        ours, theirs = self.access[sender], self.access[receiver]
+        now = trio.current_time()
+        up_s = size * 8e-6 / ours.up_mbit
+        start = max(now, self._up_free_at[sender])
+        self._up_free_at[sender] = start + up_s
+        queued_s = start - now + max(up_s, size * 8e-6 / theirs.down_mbit)
+        jitter = ours.jitter + theirs.jitter
+        late_s = latency_s * self._chance.expovariate(1 / jitter) if jitter else 0.0
+        loss = 1 - (1 - ours.loss) * (1 - theirs.loss)
+        if loss and not math.isinf(latency_s):
+            late_s += self._resent_s(loss, size, latency_s)
+        return latency_s + late_s + queued_s
+
+    def gossip_s(self, sender: PeerId, receiver: PeerId, message: bytes) -> float:
+        """Return when gossip arrives, over some hops and in steps, so that many hear it at once."""
+        latency_s = self._latency_s(sender, receiver)
+        if math.isinf(latency_s):
+            return latency_s
+        self.sent[receiver][GOSSIP] += GOSSIP_COPIES * (HEADER_BYTES + len(message))
+        return GOSSIP_STEP_S * math.ceil(GOSSIP_HOPS * latency_s / GOSSIP_STEP_S)
+
+    def _resent_s(self, loss: float, size: int, latency_s: float) -> float:
+        """Return by how much a message is late because packets of it were lost."""
+        packets = math.ceil(size / PACKET_BYTES)
+        late_s, again_s = 0.0, max(RETRANSMIT_S, 2 * latency_s)
+        while self._chance.random() > (1 - loss) ** packets:
+            late_s, packets, again_s = late_s + again_s, 1, 2 * again_s
+        return late_s
+
+    def _size(self, message: bytes) -> int:
+        """Return a message's bytes as they would be with rows of the real width."""
+        if message[1:6] == STEP:
+            return HEADER_BYTES + int(len(message) * self._widening)
+        return HEADER_BYTES + len(message)
+
+
+def kind_of(message: bytes) -> str:
+    """Return the name that a message begins with."""
+    if len(message) < 2:
+        return "end"
+    return message[2 : 2 + (message[1] & 31)].decode(errors="replace")

@@ -1,0 +1,102 @@
+"""What happened in a run, in plain values: for checks, reports and the digest that names it."""
+
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Any
+
+from blake3 import blake3
+
+from p2pinfer.core.ids import PeerId
+
+
+@dataclass
+class Question:
+    """One question of one requester, and what came of it."""
+
+    number: int
+    requester: int
+    at_s: float
+    prompt: int
+    """Tokens."""
+    wanted: int
+    """Tokens of the answer."""
+    tokens: int = 0
+    attempts: int = 0
+    first_s: float | None = None
+    """Seconds until the first token was there."""
+    done_s: float | None = None
+    """Seconds until the answer was whole."""
+    longest_gap_s: float = 0.0
+    """Between two tokens."""
+    outcome: str = "open"
+    """``answered``; ``broken`` off; ``wrong``; ``nobody`` serves; ``refused``; ``open`` still."""
+    why: str = ""
+    stages: int = 0
+    is_last: bool = False
+    """Asked in the calm at the end, when every question must be answered."""
+
+    @property
+    def tokens_per_s(self) -> float | None:
+        """Speed after the first token."""
+        if self.done_s is None or self.first_s is None or self.tokens <= 1:
+            return None
+        return (self.tokens - 1) / max(self.done_s - self.first_s, 1e-9)
+
+
+@dataclass(frozen=True)
+class Violation:
+    """Something that must never happen."""
+
+    check: str
+    at_s: float
+    text: str
+
+
+@dataclass
+class Sample:
+    """The network at one moment."""
+
+    at_s: float
+    peers: int
+    least_holders: int
+    """Of the layer that fewest serve."""
+    sessions: int
+    tokens: int
+    """So far."""
+    held: dict[int, tuple[int, int]]
+    """What each peer serves, by its number."""
+
+
+@dataclass
+class Record:
+    """Everything that is told of a run."""
+
+    questions: list[Question] = field(default_factory=list)
+    violations: list[Violation] = field(default_factory=list)
+    samples: list[Sample] = field(default_factory=list)
+    events: Counter[str] = field(default_factory=Counter)
+    caught_s: list[float] = field(default_factory=list)
+    """When an audit blamed a peer that lies."""
+    log: list[str] = field(default_factory=list)
+    """What roles warned of."""
+    _trace: Any = field(default_factory=blake3)
+
+    def message(self, now_s: float, sender: PeerId, receiver: PeerId, message: bytes) -> None:
+        """Let a message count in the digest."""
+        self._trace.update(
+            b"%a %b %b %d;" % (now_s, sender[-8:].encode(), receiver[-8:].encode(), len(message))
+        )
+
+    def event(self, now_s: float, kind: str, *what: object) -> None:
+        """Count something that happened, and let it count in the digest."""
+        self.events[kind] += 1
+        self._trace.update(f"{now_s!r} {kind} {what!r};".encode())
+
+    def violation(self, check: str, now_s: float, text: str) -> None:
+        """Note that something went wrong which must not."""
+        self.violations.append(Violation(check, round(now_s, 3), text))
+
+    @property
+    def digest(self) -> str:
+        """Name the run: two are the same when all messages and events were, at the same times."""
+        return str(self._trace.copy().digest(16).hex())

@@ -1,0 +1,131 @@
+"""What a run came to: for people on a terminal, and as JSON and CSV."""
+
+import csv
+import json
+from collections import Counter
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from sim.run import Outcome
+
+VIOLATIONS_SHOWN_MAX = 10
+
+
+def summary(outcome: Outcome) -> dict[str, Any]:
+    """Return a run's numbers."""
+    record, scenario = outcome.record, outcome.scenario
+    asked = [question for question in record.questions if not question.is_last]
+    settled = [sample for sample in record.samples if sample.at_s >= scenario.settle_s]
+    gossip = [size / outcome.virtual_s for size in outcome.gossip_bytes]
+    return {
+        "about": scenario.about,
+        "seed": scenario.seed,
+        "digest": record.digest,
+        "peers": scenario.peer_count,
+        "virtual_s": round(outcome.virtual_s, 1),
+        "wall_s": round(outcome.wall_s, 1),
+        "cpu_s": round(outcome.cpu_s, 1),
+        "messages": outcome.messages,
+        "questions": len(asked),
+        "outcomes": dict(sorted(Counter(question.outcome for question in asked).items())),
+        "tokens": record.events["token"],
+        "first_token_s": spread_of([q.first_s for q in asked]),
+        "tokens_per_s": spread_of([q.tokens_per_s for q in asked]),
+        "longest_gap_s": spread_of([q.longest_gap_s for q in asked if q.tokens > 1]),
+        "stages": spread_of([float(q.stages) for q in asked if q.stages]),
+        "covered": round(outcome.covered, 4),
+        "least_holders": min((s.least_holders for s in settled), default=0),
+        "joined": record.events["join"],
+        "killed": record.events["kill"],
+        "left": record.events["leave"],
+        "began_to_serve": record.events["serve"],
+        "lies": outcome.lies,
+        "receipts_joined_up": record.events["settled"] - record.events["breaks"],
+        "receipts_broke": record.events["breaks"],
+        "audits": record.events["audits"],
+        "caught": record.events["caught"],
+        "gossip_bytes_per_s": spread_of(gossip),
+        "sent_mb": {kind: round(size / 1e6, 3) for kind, size in outcome.sent.items()},
+        "warnings": record.log,
+        "violations": [asdict(violation) for violation in record.violations],
+    }
+
+
+def spread_of(values: Sequence[float | None]) -> dict[str, float] | None:
+    """Return median and extremes; None of nothing."""
+    known = sorted(value for value in values if value is not None)
+    if not known:
+        return None
+
+    def at(share: float) -> float:
+        return round(known[min(len(known) - 1, int(share * len(known)))], 4)
+
+    return {"p5": at(0.05), "median": at(0.5), "p95": at(0.95), "most": at(1)}
+
+
+def lines(numbers: dict[str, Any]) -> list[str]:
+    """Say it on a terminal."""
+    outcomes = ", ".join(f"{count} {name}" for name, count in numbers["outcomes"].items())
+    covered, least = f"{numbers['covered']:.1%}", numbers["least_holders"]
+    joined_up, broke = numbers["receipts_joined_up"], numbers["receipts_broke"]
+    told = {
+        "peers": f"{numbers['peers']}, {numbers['joined']} joined in all,"
+        f" {numbers['killed']} killed, {numbers['left']} left",
+        "layers": f"all served {covered} of the time, the rarest by {least} at worst;"
+        f" {numbers['began_to_serve']} ranges taken up",
+        "questions": f"{numbers['questions']}: {outcomes or 'none'}",
+        "first token": _shown(numbers["first_token_s"], "s"),
+        "speed": _shown(numbers["tokens_per_s"], "tokens/s"),
+        "stalls": _shown(numbers["longest_gap_s"], "s") + ", the longest of each answer",
+        "receipts": f"joined up {joined_up} times, broke {broke} times;"
+        f" {numbers['lies']} lies told",
+        "audits": f"{numbers['audits']}, of which {numbers['caught']} caught a cheat",
+        "gossip": _shown(numbers["gossip_bytes_per_s"], "bytes/s") + ", by peer",
+        "simulated": f"{numbers['virtual_s']:.0f} s in {numbers['wall_s']:.1f} s"
+        f" ({numbers['cpu_s']:.1f} s of one core),"
+        f" {numbers['messages']:,} messages",
+        "digest": numbers["digest"],
+    }
+    violations = numbers["violations"]
+    more = len(violations) - VIOLATIONS_SHOWN_MAX
+    return [
+        numbers["about"],
+        *(f"{name:12}{text}" for name, text in told.items()),
+        *(
+            f"VIOLATED    {each['check']} at {each['at_s']} s: {each['text']}"
+            for each in violations[:VIOLATIONS_SHOWN_MAX]
+        ),
+        *([f"            and {more} more"] if more > 0 else []),
+    ]
+
+
+def _shown(spread: dict[str, float] | None, unit: str) -> str:
+    if spread is None:
+        return "nothing"
+    low, high = spread["p5"], spread["p95"]
+    return f"{spread['median']:,.4g} {unit} median, {low:,.4g} to {high:,.4g} in 9 of 10"
+
+
+def write_files(outcome: Outcome, folder: Path) -> None:
+    """Write everything as JSON and CSV; raises OSError."""
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "report.json").write_text(json.dumps(summary(outcome), indent=2) + "\n")
+    _write_rows(folder / "questions.csv", [asdict(q) for q in outcome.record.questions])
+    samples = [asdict(sample) for sample in outcome.record.samples]
+    _write_rows(folder / "samples.csv", [s | {"held": len(s["held"])} for s in samples])
+    held = [
+        {"at_s": sample.at_s, "peer": peer, "first": first, "end": end}
+        for sample in outcome.record.samples
+        for peer, (first, end) in sample.held.items()
+    ]
+    _write_rows(folder / "held.csv", held)
+
+
+def _write_rows(path: Path, rows: Sequence[dict[str, Any]]) -> None:
+    with path.open("w", newline="") as file:
+        if rows:
+            writer = csv.DictWriter(file, list(rows[0]))
+            writer.writeheader()
+            writer.writerows(rows)

@@ -1,0 +1,138 @@
+"""Running a scenario from its seed to its record."""
+
+import logging
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import trio
+
+from sim import links
+from sim.checks import Watch, check_expected, check_free, check_holes, check_last
+from sim.clock import run_virtual
+from sim.faults import cut_and_heal, live_and_churn
+from sim.load import ask_all, ask_last
+from sim.record import Record
+from sim.scenario import Scenario
+from sim.world import World
+
+SAMPLES = 240
+"""Looks at the world in one run."""
+
+LOGGED_MAX = 50
+
+GOSSIP = (links.GOSSIP, "Known", "Compare", "Differs", "Wanted")
+"""Kinds of messages that tell who serves what."""
+
+
+@dataclass
+class Outcome:
+    """A run that is over."""
+
+    scenario: Scenario
+    record: Record
+    covered: float
+    """Share of the looks, after settling, at which every layer was served."""
+    virtual_s: float
+    wall_s: float
+    cpu_s: float
+    messages: int
+    sent: dict[str, int]
+    """Bytes by kind of message."""
+    gossip_bytes: list[int]
+    """By peer."""
+    lies: int
+
+    @property
+    def is_good(self) -> bool:
+        """Nothing happened that must not."""
+        return not self.record.violations
+
+
+class _Listener(logging.Handler):
+    """Keeps what roles warn of."""
+
+    def __init__(self, record: Record) -> None:
+        super().__init__(logging.WARNING)
+        self._record = record
+
+    def emit(self, record: logging.LogRecord) -> None:
+        """Keep one line."""
+        self._record.events["warnings"] += 1
+        if len(self._record.log) < LOGGED_MAX:
+            self._record.log.append(f"{trio.current_time():.1f} {record.getMessage()}")
+
+
+def run_scenario(scenario: Scenario, on_time: Callable[[float], None] = lambda _: None) -> Outcome:
+    """Run a scenario in virtual time, the same way each time; ``on_time`` hears what share is over.
+
+    Raises:
+        P2pinferError: the scenario cannot be run.
+    """
+    record = Record()
+    listener, root = _Listener(record), logging.getLogger("p2pinfer")
+    before = root.propagate
+    root.addHandler(listener)
+    root.propagate = False
+    started = time.perf_counter(), time.process_time()
+    try:
+        return run_virtual(lambda: _play(scenario, record, started, on_time), scenario.seed)
+    finally:
+        root.removeHandler(listener)
+        root.propagate = before
+
+
+async def _play(
+    scenario: Scenario,
+    record: Record,
+    started: tuple[float, float],
+    on_time: Callable[[float], None],
+) -> Outcome:
+    world = World(scenario, record)
+    settle_s, end_s = scenario.settle_s, scenario.settle_s + scenario.duration_s
+    churn_end_s = settle_s + min(scenario.churn.until_s or scenario.duration_s, scenario.duration_s)
+    whole_s = end_s + scenario.calm_s
+    watch = Watch(world, whole_s / SAMPLES, lambda: on_time(trio.current_time() / whole_s))
+    async with trio.open_nursery() as nursery:
+        for machine in world.machines():
+            churn_from_s = settle_s + scenario.churn.from_s
+            nursery.start_soon(live_and_churn, world, machine, churn_from_s, churn_end_s)
+        await trio.sleep(scenario.settle_s / 2)
+        for number in range(scenario.requests.requesters):
+            await nursery.start(world.run_requester, number)
+        nursery.start_soon(watch.run, settle_s)
+        for cut in scenario.cuts:
+            nursery.start_soon(cut_and_heal, world, cut, settle_s)
+        await trio.sleep_until(settle_s)
+        await ask_all(world)
+        await trio.sleep_until(max(end_s, trio.current_time()) + scenario.calm_s)
+        check_holes(world)
+        if world.is_covered():
+            for question in await ask_last(world):
+                check_last(question, world)
+        await check_free(world)
+        covered = watch.covered / max(1, watch.looks)
+        check_expected(world, record, covered)
+        outcome = _outcome(world, record, covered, started)
+        nursery.cancel_scope.cancel()
+    return outcome
+
+
+def _outcome(world: World, record: Record, covered: float, started: tuple[float, float]) -> Outcome:
+    kinds: dict[str, int] = {}
+    for sent in world.network.sent.values():
+        for kind, size in sent.items():
+            kinds[kind] = kinds.get(kind, 0) + size
+    gossip = [sum(sent[kind] for kind in GOSSIP) for sent in world.network.sent.values()]
+    return Outcome(
+        world.scenario,
+        record,
+        covered,
+        trio.current_time(),
+        time.perf_counter() - started[0],
+        time.process_time() - started[1],
+        world.network.messages,
+        dict(sorted(kinds.items())),
+        gossip,
+        world.lies,
+    )

@@ -1,0 +1,352 @@
+"""A virtual network: production roles on virtual links, machines and time."""
+
+import traceback
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from random import Random
+
+import trio
+from blake3 import blake3
+
+from p2pinfer.core.advertisement import Advertisement, State
+from p2pinfer.core.errors import lone_errors
+from p2pinfer.core.ids import ModelId, PeerId
+from p2pinfer.engine.base import StageEngine
+from peers.auditor import Auditor
+from peers.client import Asked, SwarmClient
+from peers.directory import Directory
+from peers.evidence import Gatherer
+from peers.layers import Layers
+from peers.notary import Notary
+from peers.replay import PeerReplays
+from peers.server import Plan, Server
+from sim.engine import NUMERICS_CLASS, Cheat, Speed, VirtualEnds, VirtualStage
+from sim.links import Access, WorldNetwork
+from sim.model import VirtualModel
+from sim.record import Record
+from sim.scenario import PeersTable, Scenario
+from transports.identity import SEED_BYTES, Identity
+
+MODEL = ModelId("51" * 32)
+MODEL_NAME = "virtual"
+
+WAYS_IN = 3
+"""Peers that a new one is told of."""
+
+LOAD_S = 1.0
+"""To start an engine once its layers are there."""
+
+REQUESTER_SESSIONS = 64
+
+
+def _sign_cheaply(peer: PeerId, data: bytes) -> bytes:
+    return blake3(peer.encode() + data).digest(64)
+
+
+def is_cheaply_signed(peer: PeerId, data: bytes, signature: bytes) -> bool:
+    """Whether a ``CheapSigner`` of this peer signed the data."""
+    return signature == _sign_cheaply(peer, data)
+
+
+@dataclass(frozen=True)
+class CheapSigner:
+    """Signs advertisements a hundred times as fast as Ed25519; nobody here forges any."""
+
+    peer_id: PeerId
+
+    def sign(self, data: bytes) -> bytes:
+        """Return 64 bytes."""
+        return _sign_cheaply(self.peer_id, data)
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What a virtual peer's machine is capable of."""
+
+    number: int
+    access: Access
+    speed: Speed
+    layers: int
+    sessions: int
+    join_s: float
+    cheat: Cheat | None = None
+
+
+@dataclass(eq=False)
+class VirtualPeer:
+    """A peer while it is there."""
+
+    machine: Machine
+    identity: Identity
+    joined_s: float
+    leaving: trio.Event = field(default_factory=trio.Event)
+    life: trio.CancelScope = field(default_factory=trio.CancelScope)
+    over: trio.Event = field(default_factory=trio.Event)
+    engines: list[VirtualStage] = field(default_factory=list)
+    directory: Directory | None = None
+    server: Server | None = None
+
+    @property
+    def id(self) -> PeerId:
+        """Its peer id."""
+        return self.identity.peer_id
+
+    @property
+    def held(self) -> Layers | None:
+        """What it serves new sessions with."""
+        return self.server.held.layers if self.server and self.server.held else None
+
+    def kill(self) -> None:
+        """End it without a word."""
+        self.life.cancel()
+
+
+@dataclass(eq=False)
+class Requester:
+    """A machine that asks."""
+
+    number: int
+    id: PeerId
+    client: SwarmClient
+    directory: Directory
+    ends: VirtualEnds
+    auditor: Auditor
+
+
+class World:
+    """Everything that is there, and what is known only to whoever looks from outside."""
+
+    def __init__(self, scenario: Scenario, record: Record) -> None:
+        self.scenario, self.record = scenario, record
+        regions = scenario.regions
+        one_way_s = [[ms / 2000 for ms in row] for row in regions.round_trip_ms]
+        self.model = VirtualModel(scenario.model.layers)
+        self.bounds = (scenario.model.keep, scenario.model.layers - scenario.model.keep)
+        self.network = WorldNetwork(one_way_s, scenario.model.width, self.chance("links"))
+        self.network.on_message = lambda *what: record.message(trio.current_time(), *what)
+        self.peers: dict[PeerId, VirtualPeer] = {}
+        self.ended_s: dict[PeerId, float] = {}
+        """When peers that have been there ended, or began to leave."""
+        self.gone_s: dict[PeerId, float] = {}
+        """When they were gone: who leaves hands over for a while."""
+        self.moved_s: dict[PeerId, float] = {}
+        """When peers last began to serve something else."""
+        self.cut_s = -1.0
+        """When the network last changed."""
+        self.requesters: list[Requester] = []
+        self.liars: dict[PeerId, Cheat] = {}
+        self.lies = 0
+        """Decodes whose rows were not what the layers give."""
+        self._born = 0
+
+    def chance(self, name: str) -> Random:
+        """Return a generator for one purpose, so that purposes do not disturb each other."""
+        return Random(f"{self.scenario.seed} {name}")  # noqa: S311 -- a scenario's seed
+
+    def machines(self) -> list[Machine]:
+        """Draw everybody's machine."""
+        chance, liars = self.chance("machines"), self.chance("liars")
+        groups = [group for group in self.scenario.peers for _ in range(group.count)]
+        count = len(groups)
+        cheats: dict[int, Cheat] = {}
+        for table in self.scenario.liars:
+            honest = [number for number in range(count) if number not in cheats]
+            for number in liars.sample(honest, min(round(table.share * count), len(honest))):
+                cheats[number] = Cheat(table.kind, table.rate)
+        return [
+            self._machine(number, group, cheats.get(number), chance)
+            for number, group in enumerate(groups)
+        ]
+
+    def _machine(
+        self, number: int, group: PeersTable, cheat: Cheat | None, chance: Random
+    ) -> Machine:
+        names = self.scenario.regions.names
+        region = names.index(group.regions[number % len(group.regions)]) if group.regions else 0
+        access = Access(
+            region if group.regions else number % len(names),
+            group.up_mbit.draw(chance),
+            group.down_mbit.draw(chance),
+            group.last_mile_ms.draw(chance),
+            group.jitter,
+            group.loss,
+        )
+        threads = max(1, round(group.threads.draw(chance)))
+        row_s = group.row_ms.draw(chance) / 1000
+        speed = Speed(row_s, max(row_s, group.chunk_ms.draw(chance) / 1000 / threads))
+        layers = min(max(1, round(group.layers.draw(chance))), self.bounds[1] - self.bounds[0])
+        join_s = 0.0 if number == 0 else group.join_s.draw(chance)
+        return Machine(number, access, speed, layers, group.sessions, join_s, cheat)
+
+    def always_lies(self, peer: PeerId) -> bool:
+        """Whether none of a peer's decodes is honest."""
+        return peer in self.liars and self.liars[peer].rate == 1
+
+    def ways_in(self) -> list[str]:
+        """Return the addresses of those that have been there longest."""
+        return [f"/memory/0/p2p/{peer}" for peer in list(self.peers)[:WAYS_IN]]
+
+    def is_covered(self) -> bool:
+        """Whether every layer is served by a peer that is there."""
+        return self.least_holders() > 0
+
+    def least_holders(self) -> int:
+        """Return how many serve the layer that fewest do."""
+        first, end = self.bounds
+        holders = [0] * (end - first)
+        for peer in self.peers.values():
+            if (held := peer.held) and not peer.leaving.is_set():
+                for layer in range(max(first, held[0]), min(end, held[1])):
+                    holders[layer - first] += 1
+        return min(holders)
+
+    def is_settled_since(self, peers: Sequence[PeerId], since_s: float) -> bool:
+        """Whether nothing has happened to these peers, or to the network, since then."""
+        return self.cut_s < since_s and all(
+            peer in self.peers
+            and peer not in self.ended_s
+            and self.moved_s.get(peer, -1.0) < since_s
+            for peer in peers
+        )
+
+    async def run_peer(self, machine: Machine) -> None:
+        """Be a peer until it leaves or is killed; whatever it raises is a violation."""
+        self._born += 1
+        seed = self.chance(f"identity {self._born}").randbytes(SEED_BYTES)
+        peer = VirtualPeer(machine, Identity(seed), trio.current_time())
+        self.network.access[peer.id] = machine.access
+        ways_in = self.ways_in()
+        self.peers[peer.id] = peer
+        if machine.cheat:
+            self.liars[peer.id] = machine.cheat
+        self.record.event(trio.current_time(), "join", machine.number)
+        try:
+            with peer.life, lone_errors():
+                await self._live(peer, ways_in)
+        except Exception as error:  # noqa: BLE001 -- a crash is what the run is to find
+            text = "".join(traceback.format_exception(error)[-3:])
+            self.record.violation("crash", trio.current_time(), f"peer {machine.number}: {text}")
+        finally:
+            self.peers.pop(peer.id)
+            self.ended_s.setdefault(peer.id, trio.current_time())
+            self.gone_s[peer.id] = trio.current_time()
+            self.record.event(trio.current_time(), "end", machine.number)
+            peer.over.set()
+
+    async def _live(self, peer: VirtualPeer, ways_in: list[str]) -> None:
+        chance = self.chance(f"peer {self._born}")
+        async with self.network.join(peer.id) as transport, trio.open_nursery() as nursery:
+            peer.directory = Directory(transport, CheapSigner(peer.id), chance, is_cheaply_signed)
+            peer.directory.listen()
+            notary = Notary(transport, peer.identity.sign)
+            notary.listen()
+            await peer.directory.enter(ways_in)
+            nursery.start_soon(peer.directory.run, ways_in)
+
+            @asynccontextmanager
+            async def open_engine(first: int, end: int) -> AsyncIterator[StageEngine]:
+                async with self._engine(peer, first, end, chance) as engine:
+                    yield engine
+
+            def on_serving(_: object) -> None:
+                self.moved_s[peer.id] = trio.current_time()
+                self.record.event(trio.current_time(), "serve", peer.machine.number, peer.held)
+
+            peer.server = Server(
+                transport,
+                peer.directory,
+                open_engine,
+                Plan(self._advertisement(peer), self.bounds),
+                chance,
+                lambda: 1 + int(1000 * trio.current_time()),
+                peer.leaving,
+                round_trip_s=lambda other: self.network.round_trip_s(peer.id, other),
+                on_serving=on_serving,
+                notary=notary,
+            )
+            await peer.server.run()
+            peer.directory.leave()
+            nursery.cancel_scope.cancel()
+
+    @asynccontextmanager
+    async def _engine(
+        self, peer: VirtualPeer, first: int, end: int, chance: Random
+    ) -> AsyncIterator[VirtualStage]:
+        """Take the time to fetch layers and to start; then run them."""
+        machine, model = peer.machine, self.scenario.model
+        fetch_s = (end - first) * model.layer_mb * 8 / machine.access.down_mbit
+        await trio.sleep(fetch_s + LOAD_S)
+        engine = VirtualStage(
+            self.model,
+            first,
+            end,
+            machine.speed,
+            sessions=machine.sessions,
+            context=model.context,
+            cheat=machine.cheat,
+            chance=chance,
+        )
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(engine.run)
+            peer.engines.append(engine)
+            try:
+                yield engine
+            finally:
+                engine.die()
+                peer.engines.remove(engine)
+                self.lies += engine.lies
+                nursery.cancel_scope.cancel()
+
+    def _advertisement(self, peer: VirtualPeer) -> Advertisement:
+        return Advertisement(
+            peer=peer.id,
+            addresses=(f"/memory/0/p2p/{peer.id}",),
+            model=MODEL,
+            model_name=MODEL_NAME,
+            layers=self.model.layers,
+            first=0,
+            end=0,
+            context=self.scenario.model.context,
+            numerics_class=NUMERICS_CLASS,
+            sequence=0,
+            state=State.JOINING,
+            layers_max=peer.machine.layers,
+            sessions_max=peer.machine.sessions,
+        )
+
+    async def run_requester(self, number: int, *, task_status: trio.TaskStatus[None]) -> None:
+        """Be a machine that asks, for ever."""
+        chance = self.chance(f"requester {number}")
+        identity = Identity(chance.randbytes(SEED_BYTES))
+        table, model = self.scenario.requests, self.scenario.model
+        regions = len(self.scenario.regions.names)
+        self.network.access[identity.peer_id] = Access(number % regions, jitter=0.1)
+        async with self.network.join(identity.peer_id) as transport, trio.open_nursery() as nursery:
+            directory = Directory(
+                transport, CheapSigner(identity.peer_id), chance, is_cheaply_signed
+            )
+            await directory.enter(self.ways_in())
+            nursery.start_soon(directory.run, self.ways_in())
+            speed = Speed(table.row_ms / 1000, table.chunk_ms / 1000)
+            ends = VirtualEnds(
+                self.model,
+                model.keep,
+                speed,
+                sessions=REQUESTER_SESSIONS,
+                context=model.context,
+            )
+            asked = Asked(MODEL, MODEL_NAME, self.ways_in())
+            gatherer = Gatherer(nursery, transport, chance.randbytes)
+            client = SwarmClient(
+                nursery, transport, directory, ends, asked, chance.randbytes, gatherer
+            )
+            serving = partial(directory.serving, MODEL)
+            replays = PeerReplays(transport, serving, MODEL, gatherer, chance.randbytes)
+            auditor = Auditor(replays.find, table.audit_rate)
+            self.requesters.append(
+                Requester(number, identity.peer_id, client, directory, ends, auditor)
+            )
+            task_status.started()
+            await trio.sleep_forever()
