@@ -1,16 +1,18 @@
 """A conversation with the swarm: messages in, streamed text out, and what it took."""
 
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 import trio
 
-from p2pinfer.core.errors import PeerError
-from p2pinfer.core.messages import Advertisement
+from p2pinfer.core.errors import NotVerified, PeerError
+from p2pinfer.core.messages import Hop
 from p2pinfer.core.sampling import Sampling
 from p2pinfer.core.text import TextStream
+from p2pinfer.core.trust import Trust
 from p2pinfer.engine.template import ChatTemplate, Message
 from p2pinfer.node import Client
 from peers.requester import Session
@@ -20,6 +22,12 @@ MAX_TOKENS_DEFAULT = 1024
 ATTEMPTS_MAX = 4
 """While nothing has been shown: the old session may be gone for its age, and a peer that has left
 is spoken of for a while. The client chooses another route each time, if there is one."""
+
+
+NOTHING_CHECKED = "nothing of the answer was checked"
+
+SHORTEST_S = 1e-6
+"""Speeds are taken over no less: a coarse clock may show no time at all."""
 
 
 @dataclass
@@ -39,10 +47,12 @@ class Answer:
     """``stop``: the model ended or a stop string came; ``length``; ``interrupted``."""
     route: list[dict[str, Any]] = field(default_factory=list)
     """Per stage the peer and its layers, ``first:end``."""
+    trust: Trust | None = None
+    """What was checked of it; None where nothing was."""
 
     def as_dict(self) -> dict[str, Any]:
         """Return what ``--json`` prints."""
-        return asdict(self)
+        return asdict(self) | {"trust": self.trust and self.trust.as_dict()}
 
 
 @dataclass(frozen=True)
@@ -53,6 +63,52 @@ class ChatOptions:
     max_tokens: int = MAX_TOKENS_DEFAULT
     system: str | None = None
     stops: Sequence[str] = ()
+    require_verified: bool = False
+    """Show nothing of an answer before what is checked of it has held."""
+    certificate: Path | None = None
+    """Where the newest answer's certificate is written."""
+
+
+def route_of(chain: Sequence[Hop]) -> list[dict[str, Any]]:
+    """Return what an answer says of the stages that made it."""
+    return [{"peer": a.peer, "layers": f"{a.first}:{a.end}"} for a in chain]
+
+
+async def answer_in(
+    session: Session, prompt: Sequence[int], options: ChatOptions, answer: Answer
+) -> AsyncGenerator[str, None]:
+    """Yield an answer's text token by token, nothing where none is certain yet.
+
+    ``answer`` is filled in meanwhile; raises as ``Session.generate``.
+    """
+    answer.route = route_of(session.route)
+    answer.reused_tokens = session.held_of(prompt)
+    stream = TextStream(options.stops)
+    started = first_at = trio.current_time()
+    tokens = session.generate(prompt, options.sampling, options.max_tokens)
+    async with aclosing(tokens):
+        async for token in tokens:
+            answer.tokens += 1
+            answer.route = route_of(session.route)  # others may have taken places in it
+            now = trio.current_time()
+            if answer.tokens == 1:
+                first_at = now
+                answer.time_to_first_token_ms = round(1000 * (now - started), 1)
+            else:
+                elapsed_s = max(now - first_at, SHORTEST_S)
+                answer.tokens_per_second = round((answer.tokens - 1) / elapsed_s, 2)
+            if not token.is_end:
+                text = stream.feed(token.piece)
+                answer.text += text
+                yield text
+            if token.is_end or stream.stopped:
+                answer.finish = "stop"
+                break
+        else:
+            answer.finish = "length"
+    text = stream.end()
+    answer.text += text
+    yield text
 
 
 class Conversation:
@@ -65,7 +121,6 @@ class Conversation:
         self._template = ChatTemplate(client.model.info.chat_template)
         self._session: Session | None = None
         self._session_stack = AsyncExitStack()
-        self.route: list[Advertisement] = []
         self.messages: list[Message] = []
         self.reset()
 
@@ -110,9 +165,9 @@ class Conversation:
 
     async def _open(self) -> Session:
         if self._session is None:
-            self.route = await self._client.find_route(self._on_wait)
+            route = await self._client.find_route(self._on_wait)
             self._session = await self._session_stack.enter_async_context(
-                self._client.open_session(self.route)
+                self._client.open_session(route, self._on_wait)
             )
         return self._session
 
@@ -120,33 +175,31 @@ class Conversation:
         self, prompt: list[int], answer: Answer, show: Callable[[str], None]
     ) -> None:
         session = await self._open()
-        answer.route = [{"peer": a.peer, "layers": f"{a.first}:{a.end}"} for a in self.route]
-        answer.reused_tokens = session.held_of(prompt)
-        stream = TextStream(self._options.stops)
-        started = first_at = trio.current_time()
+        held_back = self._options.require_verified
+        async with aclosing(answer_in(session, prompt, self._options, answer)) as texts:
+            async for text in texts:
+                if not held_back:
+                    show(text)
+        answer.trust = await self._client.examine(session)
+        if self._options.certificate:
+            if answer.trust is None or answer.trust.broken:
+                raise NotVerified(answer.trust.line() if answer.trust else NOTHING_CHECKED)
+            certificate = self._client.certify(session, answer.text, answer.trust)
+            self._options.certificate.write_bytes(certificate)
+        if held_back:
+            show(verified(answer))
 
-        def add(text: str) -> None:
-            answer.text += text
-            show(text)
 
-        tokens = session.generate(prompt, self._options.sampling, self._options.max_tokens)
-        async with aclosing(tokens):
-            async for token in tokens:
-                answer.tokens += 1
-                now = trio.current_time()
-                if answer.tokens == 1:
-                    first_at = now
-                    answer.time_to_first_token_ms = round(1000 * (now - started), 1)
-                else:
-                    answer.tokens_per_second = round((answer.tokens - 1) / (now - first_at), 2)
-                if not token.is_end:
-                    add(stream.feed(token.piece))
-                if token.is_end or stream.stopped:
-                    answer.finish = "stop"
-                    break
-            else:
-                answer.finish = "length"
-        add(stream.end())
+def verified(answer: Answer) -> str:
+    """Return an answer's text if all that was checked of it held.
+
+    Raises:
+        NotVerified: something did not; the text must not be used.
+    """
+    if answer.trust and answer.trust.held:
+        return answer.text
+    answer.text = ""
+    raise NotVerified(answer.trust.line() if answer.trust else NOTHING_CHECKED)
 
 
 @asynccontextmanager

@@ -1,6 +1,5 @@
 """The command line: parse, call one function, print, choose the exit code."""
 
-import json
 import logging
 import os
 import sys
@@ -15,6 +14,7 @@ from p2pinfer.core.errors import P2pinferError, UserError
 from p2pinfer.flags import (
     ANSWER,
     MACHINE,
+    REACH,
     AnswerFlags,
     AsJson,
     Bootstrap,
@@ -22,23 +22,28 @@ from p2pinfer.flags import (
     Model,
     Network,
     Peers,
+    Quota,
+    ReachFlags,
+    SwarmModel,
     check_range,
     option,
+    parse_bytes,
 )
-from p2pinfer.running import run_task
+from p2pinfer.running import cancel_at_end_of_input, run_task
 
 if TYPE_CHECKING:  # what is heavy is imported by the command that needs it
-    import trio
-
+    from p2pinfer.announce import Announcer
     from p2pinfer.chat import ChatOptions
     from p2pinfer.core.ids import ModelId
     from p2pinfer.engine.store import Store
-    from p2pinfer.node import ClientOptions, Serving
+    from p2pinfer.join import PeerOptions, Serving
+    from p2pinfer.node import ClientOptions
+    from p2pinfer.supply import Choose
     from p2pinfer.swarm import LocalPeer
 
 EXIT_CODES = """
 Exit codes: 0 done, 1 failed, 2 unusable input, 3 nobody serves this model,
-4 damaged parts, 130 interrupted.
+4 damaged parts or a certificate that does not hold, 130 interrupted.
 Every option can also be set as P2PINFER_<NAME>. Directories: see P2PINFER_HOME in the README.
 """
 
@@ -49,7 +54,23 @@ app = App(
     help_format="plaintext",
 )
 app.command("p2pinfer.cli_bench:app", name="bench", help="Measure; prints JSON.")
+app.command(
+    "p2pinfer.cli_serve:serve",
+    name="serve",
+    help=(
+        "Serve OpenAI's interface and a web page that shows the swarm.\n\n"
+        "The options of answers hold for whoever does not ask otherwise."
+    ),
+)
+app.command("p2pinfer.cli_ledger:app", name="ledger", help="Show who worked for whom.")
+app.command("p2pinfer.cli_verify:app", name="verify", help="Check an answer's certificate.")
 app.command("p2pinfer.cli_model:app", name="model", help="Add, list, check and remove models.")
+app.command("p2pinfer.cli_peers:network_key", name="network-key", help="Make a network's key.")
+app.command("p2pinfer.cli_peers:peers", name="peers", help="Show who serves what, and how fast.")
+app.command("p2pinfer.cli_peers:doctor", name="doctor", help="Say why this machine serves or not.")
+app.command(
+    "p2pinfer.cli_sim:app", name="sim", help="Simulate a network with the code of real peers."
+)
 
 
 @app.command
@@ -58,10 +79,12 @@ def chat(
     /,
     *,
     bootstrap: Bootstrap = (),
-    model: Model = "default",
+    model: SwarmModel = None,
     network: Network = "main",
+    quota: Quota = None,
     wait: Annotated[float, option("wait", "Seconds to wait for a whole chain of peers.")] = 10.0,
     as_json: AsJson = False,
+    reach: ReachFlags = REACH,
     answer: AnswerFlags = ANSWER,
     machine: MachineFlags = MACHINE,
 ) -> None:
@@ -80,14 +103,16 @@ def chat(
     how = answer.options()
     limits = machine.machine()
     question = question_of(prompt, as_json=as_json)
-    store = open_store()
+    store = open_store(parse_bytes("quota", quota))
     options = ClientOptions(
-        _name_model(model, store),
+        _name_model(model, store) if model else None,
         bootstrap,
-        network,
+        reach.of(network),
         answer.keep_layers,
         limits,
         find_s_max=wait,
+        audit_rate=answer.audit_rate,
+        default_model=_default_model(store),
     )
     run_task(lambda: _talk(options, store, how, question, as_json=as_json))
 
@@ -136,7 +161,14 @@ def demo(
             async with swarm as running:
                 done()
                 ways_in = tuple(peer.addresses[0] for peer in running)
-                options = ClientOptions(opened.id, ways_in, "local", answer.keep_layers, limits)
+                options = ClientOptions(
+                    opened.id,
+                    ways_in,
+                    "local",
+                    answer.keep_layers,
+                    limits,
+                    audit_rate=answer.audit_rate,
+                )
                 await _talk(options, store, how, question, as_json=as_json)
         finally:
             done()
@@ -147,101 +179,92 @@ def demo(
 @app.command
 def join(
     *,
-    layers: Annotated[str, option("layers", "FIRST:END, the range to serve; END is not in it.")],
-    model: Model = "default",
+    layers: Annotated[
+        str | None,
+        option("layers", "FIRST:END, to serve just that range; END is not in it. Else it chooses."),
+    ] = None,
+    memory: Annotated[
+        str | None,
+        option("memory", "For weights and sessions, as 2GiB; else half of what is free."),
+    ] = None,
+    model: SwarmModel = None,
     listen: Annotated[
         tuple[str, ...], option("listen", "Multiaddrs to listen on.", consume_multiple=True)
     ] = ("/ip4/0.0.0.0/tcp/0",),
     bootstrap: Bootstrap = (),
     network: Network = "main",
+    quota: Quota = None,
     identity: Annotated[
         Path | None, option("identity", "The key's file; made when it is not there.")
     ] = None,
     as_json: AsJson = False,
     until_stdin_closes: Annotated[bool, Parameter(show=False, negative="")] = False,
     transport: Annotated[str, Parameter(show=False)] = "libp2p",
+    reach: ReachFlags = REACH,
     machine: MachineFlags = MACHINE,
 ) -> None:
-    """Lend this machine to a swarm: serve a range of a model's layers."""
-    import trio
+    """Lend this machine to a swarm: serve the layers of a model where it helps most.
 
-    from p2pinfer.node import PeerOptions, serve_peer
+    The first Ctrl-C lets sessions finish and hands the layers over, the second one stops at once.
+    """
+    from p2pinfer.announce import Announcer
+    from p2pinfer.join import PeerOptions
     from p2pinfer.supply import open_store
-    from p2pinfer.terminal import Doing
 
-    first, end = _parse_layers(layers)
     limits = machine.machine()
-    store = open_store()
+    fixed = None if layers is None else _parse_layers(layers)
+    memory_bytes = parse_bytes("memory", memory)
+    store = open_store(parse_bytes("quota", quota))
     options = PeerOptions(
-        model=_name_model(model, store),
-        first=first,
-        end=end,
+        model=_name_model(model, store) if model else None,
+        layers=fixed,
         listen=listen,
         bootstrap=bootstrap,
-        network=network,
+        network=reach.of(network),
         identity=identity,
         machine=limits,
+        memory_bytes=memory_bytes,
         transport=transport,
     )
+    announcer = Announcer(_how_to_reach(network, reach), as_json=as_json, fixed=fixed is not None)
+    _lend(options, store, announcer, until_stdin_closes=until_stdin_closes)
+
+
+def _how_to_reach(network: str, reach: ReachFlags) -> str:
+    """Return the options that others need to reach the same swarm."""
+    found = "" if network == "main" else f" --network {network}"
+    return found + (f" --network-key {reach.network_key}" if reach.network_key else "")
+
+
+def _lend(
+    options: "PeerOptions", store: "Store", announcer: "Announcer", *, until_stdin_closes: bool
+) -> None:
+    """Run a peer until it has left."""
+    import trio
+
+    from p2pinfer.join import Hooks, serve_peer
+    from p2pinfer.terminal import Doing, say
+
+    leaving = trio.Event()
 
     async def run() -> None:
-        done = Doing(f"Loading layers {layers} …")
+        done = Doing("Joining the swarm …")
 
         def ready(serving: "Serving") -> None:
             done()
-            _print_ready(serving, network, as_json=as_json)
+            announcer.tell(serving)
 
+        hooks = Hooks(ready, done.tell, say, leaving, _default_model(store))
         try:
             async with trio.open_nursery() as nursery:
                 if until_stdin_closes:
-                    nursery.start_soon(_cancel_at_end_of_input, nursery.cancel_scope)
-                await serve_peer(options, store, ready, done.tell)
+                    nursery.start_soon(cancel_at_end_of_input, nursery.cancel_scope)
+                await serve_peer(options, store, hooks)
+                nursery.cancel_scope.cancel()
         finally:
             done()
 
-    run_task(run, interrupted=errors.EXIT_DONE)
-
-
-def _print_ready(serving: "Serving", network: str, *, as_json: bool) -> None:
-    """Print who serves what, and the line that the next machine should type."""
-    layers = serving.model.info.layers
-    if as_json:
-        ready = {
-            "peer": serving.peer,
-            "addresses": serving.addresses,
-            "model": serving.model.id,
-            "layers": f"{serving.first}:{serving.end}",
-        }
-        print(json.dumps(ready), flush=True)
-        return
-    print(f"peer id     {serving.peer}")
-    for address in serving.addresses:
-        print(f"address     {address}")
-    print(
-        f"model       {serving.model.info.name}, {serving.model.manifest.license or 'no'} licence"
-    )
-    print(f"layers      {serving.first}:{serving.end} of {layers}")
-    more = f" --model {serving.model.id}"
-    more += "" if network == "main" else f" --network {network}"
-    address = serving.addresses[0] if serving.addresses else "ADDRESS"  # loopback comes last
-    missing = [(1, serving.first), (serving.end, layers - 1)]
-    for first, end in missing:
-        if first < end:
-            print("the next machine types")
-            print(f"  p2pinfer join --layers {first}:{end} --bootstrap {address}{more}")
-    print("and whoever wants to chat")
-    print(f"  p2pinfer chat --bootstrap {address}{more}")
-    print("ready; Ctrl-C to leave", flush=True)
-
-
-async def _cancel_at_end_of_input(scope: "trio.CancelScope") -> None:
-    """Leave when whoever started this process is gone."""
-    import trio
-
-    async with trio.lowlevel.FdStream(os.dup(0)) as stdin:  # closing it leaves 0 open
-        while await stdin.receive_some():
-            pass
-    scope.cancel()
+    run_task(run, interrupted=errors.EXIT_DONE, leave=leaving.set)
 
 
 async def _talk(
@@ -256,7 +279,7 @@ async def _talk(
     from p2pinfer.chat import open_conversation
     from p2pinfer.node import open_client
     from p2pinfer.places import state_dir
-    from p2pinfer.terminal import Doing, answer_once, converse, say
+    from p2pinfer.terminal import Doing, answer_once, say
 
     done = Doing("Joining the swarm …")
     try:
@@ -266,7 +289,9 @@ async def _talk(
                 if question is not None:
                     await answer_once(conversation, question, as_json=as_json)
                 else:
-                    await converse(conversation, state_dir() / "chat_history")
+                    from p2pinfer.conversing import converse
+
+                    await converse(conversation, client, state_dir() / "chat_history")
     finally:
         done()
 
@@ -278,6 +303,16 @@ def _name_model(name: str, store: "Store") -> "ModelId":
 
     with adding_progress() as on_progress:
         return name_model(name, store, on_progress)
+
+
+def _default_model(store: "Store") -> "Choose":
+    """Return what finds the default model's id, once it is known that it is needed."""
+    import trio
+
+    async def find() -> "ModelId":
+        return await trio.to_thread.run_sync(_name_model, "default", store)
+
+    return find
 
 
 def _parse_layers(text: str) -> tuple[int, int]:

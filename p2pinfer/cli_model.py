@@ -3,10 +3,10 @@
 import json
 import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Any
 
 from cyclopts import App
 from rich.console import Console
@@ -20,38 +20,37 @@ from rich.progress import (
 )
 from rich.progress import Progress as Bars
 
-from p2pinfer import supply
-from p2pinfer.core.errors import EXIT_DAMAGED, UserError
+from p2pinfer.core.errors import EXIT_DAMAGED
 from p2pinfer.core.manifest import Manifest
 from p2pinfer.engine.disk import size_text
 from p2pinfer.engine.models import default_model_path
 from p2pinfer.engine.parts import Progress, add_model
 from p2pinfer.engine.store import DamagedPart, Store
-from p2pinfer.flags import AsJson, option
-from p2pinfer.supply import find_held
+from p2pinfer.flags import AsJson, Bootstrap, Network, Quota, parse_bytes
+from p2pinfer.running import run_task
+from p2pinfer.supply import find_held, open_store
 
 app = App(name="model", help="Add, list, check and remove models.", help_format="plaintext")
 
 PLAIN_LINE_S = 5.0
 """Between lines of progress where there is no terminal."""
 
-Quota = Annotated[
-    float | None, option("quota-gb", "Most that all models here may take; no limit if not given.")
-]
-
 
 @app.command
-def add(file: str, /, *, quota_gb: Quota = None, as_json: AsJson = False) -> None:
+def add(file: str, /, *, quota: Quota = None, as_json: AsJson = False) -> None:
     """Cut a model into parts, keep them, and print the model's id.
+
+    The parts are copies, each with a header of its own, so they cannot share the file's blocks on
+    the disk: as much room again as the file has is needed. The file may be removed afterwards.
 
     Parameters
     ----------
     file: str
-        A GGUF file, or 'default': SmolLM2-135M-Instruct. It is not needed any more afterwards.
+        A GGUF file, or 'default': SmolLM2-135M-Instruct.
     """
     path = default_model_path() if file == "default" else Path(file).expanduser()
     with adding_progress() as on_progress:
-        manifest = add_model(open_store(quota_gb), path, on_progress)
+        manifest = add_model(open_store(parse_bytes("quota", quota)), path, on_progress)
     if as_json:
         print(json.dumps(_summary(manifest)))
         return
@@ -113,8 +112,17 @@ def show(model: str, /, *, as_json: AsJson = False) -> None:
 
 
 @app.command
-def verify(model: str, /, *, as_json: AsJson = False) -> None:
-    """Hash every part again; damaged ones are named and set aside (exit code 4).
+def verify(
+    model: str,
+    /,
+    *,
+    bootstrap: Bootstrap = (),
+    network: Network = "main",
+    as_json: AsJson = False,
+) -> None:
+    """Hash every part again, and fetch damaged and unfinished ones anew from a swarm.
+
+    Damaged parts are named and set aside; without --bootstrap they stay so (exit code 4).
 
     Parameters
     ----------
@@ -132,15 +140,41 @@ def verify(model: str, /, *, as_json: AsJson = False) -> None:
         except DamagedPart as error:
             damaged.append(part.name)
             _note(str(error))
-    report = {"model": found.id, "verified": len(here), "damaged": damaged}
+    lacking = [part.name for part in found.parts if not store.held(part) and store.begun(part)]
+    repaired: list[str] = []
+    if lacking and bootstrap:
+        run_task(lambda: _fetch_again(store, found, lacking, bootstrap, network))
+        repaired = [name for name in lacking if store.held(found.part(name))]
+    report = {"model": found.id, "verified": len(here), "damaged": damaged, "repaired": repaired}
     if as_json:
         print(json.dumps(report))
     else:
         count = f"{len(here)} of {len(found.parts)} parts are here"
-        print(f"{count}; damaged: {', '.join(damaged) or 'none'}")
-    if damaged:
-        _note("what is damaged has been set aside; p2pinfer model add FILE makes it whole again")
+        fetched = f"; fetched anew: {', '.join(repaired)}" if repaired else ""
+        print(f"{count}; damaged: {', '.join(damaged) or 'none'}{fetched}")
+    left = [name for name in lacking if name not in repaired]
+    if left:
+        _note(
+            f"{', '.join(left)}: what is missing is fetched anew by  p2pinfer model verify"
+            f" {found.id[:12]} --bootstrap MULTIADDR  (join prints one), or added by  p2pinfer"
+            " model add FILE"
+        )
+    if damaged and left:
         sys.exit(EXIT_DAMAGED)
+
+
+async def _fetch_again(
+    store: Store, model: Manifest, names: list[str], bootstrap: Sequence[str], network: str
+) -> None:
+    """Make parts whole again, showing how far that is."""
+    from p2pinfer.repair import repair
+    from p2pinfer.terminal import Doing
+
+    done = Doing(f"Fetching {', '.join(names)} anew …")
+    try:
+        await repair(store, model, names, bootstrap, network, done.tell)
+    finally:
+        done()
 
 
 @app.command
@@ -159,13 +193,6 @@ def rm(model: str, /, *, as_json: AsJson = False) -> None:
         print(json.dumps({"model": found.id, "freed_bytes": freed}))
     else:
         print(f"removed {found.name}, which frees {size_text(freed)}")
-
-
-def open_store(quota_gb: float | None = None) -> Store:
-    """Open the store in the data directory; raises UserError."""
-    if quota_gb is not None and not 0 < quota_gb < float("inf"):
-        raise UserError(f"--quota-gb must be above 0, not {quota_gb}")
-    return supply.open_store(None if quota_gb is None else int(quota_gb * 1e9))
 
 
 def _summary(manifest: Manifest) -> dict[str, Any]:

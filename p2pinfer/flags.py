@@ -4,16 +4,19 @@ import os
 import re
 import secrets
 from dataclasses import dataclass
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
 from p2pinfer.core.errors import UserError
 from p2pinfer.core.limits import CONTEXT_DEFAULT, SESSIONS_DEFAULT
+from p2pinfer.core.trust import AUDIT_RATE
 
 if TYPE_CHECKING:  # what is heavy is imported by the command that needs it
     from p2pinfer.chat import ChatOptions
     from p2pinfer.node import Machine
+    from transports.base import Reach
 
 SESSIONS_MAX = 256
 """LLAMA_MAX_SEQ."""
@@ -33,12 +36,54 @@ def check_range(name: str, value: float, least: float, most: float = float("inf"
 
 
 Model = Annotated[str, option("model", "A GGUF file, or 'default': SmolLM2-135M-Instruct.")]
+SwarmModel = Annotated[
+    str | None,
+    option(
+        "model", "A GGUF file, an id, or 'default'; else what the swarm serves, or the default."
+    ),
+]
 Network = Annotated[str, option("network", "Swarms of other names are not seen.")]
+
+
+@Parameter(name="*")
+@dataclass(frozen=True)
+class ReachFlags:
+    """How a swarm is reached."""
+
+    network_key: Annotated[
+        Path | None,
+        option("network-key", "The file of a private network's key: see network-key."),
+    ] = None
+    mdns: Annotated[bool, option("mdns", "Find peers on the local network without an address.")] = (
+        False
+    )
+    dht: Annotated[bool, option("dht", "Find peers of a model in a distributed hash table.")] = (
+        False
+    )
+
+    def of(self, network: str) -> "Reach":
+        """Return what these flags say; raises UserError."""
+        from transports.base import Reach
+        from transports.secret import read_secret
+
+        remedy = "Ask a peer of that network for a copy."
+        path = self.network_key
+        key = read_secret(path, "network key", remedy) if path else None
+        return Reach(network, key, self.mdns, self.dht)
+
+
 Bootstrap = Annotated[
     tuple[str, ...],
     option("bootstrap", "Multiaddrs of peers already in the swarm.", consume_multiple=True),
 ]
+Memory = Annotated[
+    str | None, option("memory", "For weights and sessions, as 2GiB; else half of what is free.")
+]
 AsJson = Annotated[bool, option("json", "Print one JSON object on standard output.", negative="")]
+Quota = Annotated[
+    str | None,
+    option("quota", "Most that the parts of all models here may take, as 20GB; else no limit."),
+]
 Peers = Annotated[int, option("peers", "How many local peers share the layers.")]
 
 
@@ -53,7 +98,7 @@ class MachineFlags:
 
     def machine(self) -> "Machine":
         """Return what these flags say; raises UserError."""
-        from p2pinfer.core.messages import POSITIONS_MAX
+        from p2pinfer.core.checks import POSITIONS_MAX
         from p2pinfer.node import Machine
 
         check_range("sessions", self.sessions, 1, SESSIONS_MAX)
@@ -79,6 +124,17 @@ class AnswerFlags:
     keep_layers: Annotated[
         int, option("keep-layers", "Layers at each end that this machine runs itself.")
     ] = 1
+    audit_rate: Annotated[
+        float, option("audit-rate", "Share of stages that somebody else runs again, 0 to 1.")
+    ] = AUDIT_RATE
+    certificate: Annotated[
+        Path | None,
+        option("certificate", "Write what was signed and checked of the newest answer."),
+    ] = None
+    require_verified: Annotated[
+        bool,
+        option("require-verified", "Hold an answer back until its checks passed.", negative=""),
+    ] = False
 
     def options(self) -> "ChatOptions":
         """Return what these flags say; raises UserError."""
@@ -87,6 +143,7 @@ class AnswerFlags:
 
         check_range("max-tokens", self.max_tokens, 1)
         check_range("keep-layers", self.keep_layers, 1)
+        check_range("audit-rate", self.audit_rate, 0, 1)
         try:
             sampling = Sampling(
                 temperature=self.temperature,
@@ -99,8 +156,29 @@ class AnswerFlags:
         except ValueError as error:  # attrs says: 'top_p' must be <= 1: 2.0
             text = re.sub(r"'(\w+)'", lambda name: f"--{name[1].replace('_', '-')}", str(error))
             raise UserError(text) from error
-        return ChatOptions(sampling, self.max_tokens, self.system, self.stop)
+        return ChatOptions(
+            sampling,
+            self.max_tokens,
+            self.system,
+            self.stop,
+            self.require_verified,
+            self.certificate,
+        )
+
+
+_UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "ki": 1 << 10, "mi": 1 << 20, "gi": 1 << 30}
+
+
+def parse_bytes(name: str, text: str | None) -> int | None:
+    """Return what a person means by ``2GiB``, ``500M`` or a bare number; raises UserError."""
+    if text is None:
+        return None
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kmg]?i?)b?", text.strip().lower())
+    if not found or found[2] not in _UNITS:
+        raise UserError(f"--{name} {text} is not a size such as 2GiB or 500MB")
+    return int(float(found[1]) * _UNITS[found[2]])
 
 
 MACHINE = MachineFlags()
+REACH = ReachFlags()
 ANSWER = AnswerFlags()

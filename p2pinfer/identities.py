@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from p2pinfer.core.errors import UserError
+from p2pinfer.core.ids import PeerId
 from p2pinfer.places import data_dir
 from transports.identity import Identity, load_identity
 
@@ -24,13 +25,7 @@ def hold_identity(named: Path | None) -> Iterator[Identity]:
     Raises:
         UserError: the file cannot be used, or another peer has it.
     """
-    if named:
-        candidates = [named]
-    else:
-        numbers = range(2, PEERS_PER_MACHINE_MAX + 1)
-        candidates = [
-            data_dir() / name for name in ("identity", *(f"identity-{n}" for n in numbers))
-        ]
+    candidates = [named] if named else _own_keys()
     for path in candidates:
         identity = load_identity(path)
         with path.open("rb") as file:
@@ -43,3 +38,23 @@ def hold_identity(named: Path | None) -> Iterator[Identity]:
     raise UserError(
         f"another peer on this machine is {candidates[0].name}: name another file with --identity"
     )
+
+
+def held_identities() -> list[PeerId]:
+    """Return who the peers are that run here now with keys from the data directory."""
+    return [load_identity(path).peer_id for path in _own_keys() if path.exists() and _held(path)]
+
+
+def _own_keys() -> list[Path]:
+    numbers = range(2, PEERS_PER_MACHINE_MAX + 1)
+    return [data_dir() / name for name in ("identity", *(f"identity-{n}" for n in numbers))]
+
+
+def _held(path: Path) -> bool:
+    """Whether a running peer has a key's file locked."""
+    with path.open("rb") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False

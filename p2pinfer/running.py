@@ -4,27 +4,40 @@ import os
 import signal
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable
+from typing import TYPE_CHECKING
 
 from p2pinfer.core import errors
 from p2pinfer.core.errors import P2pinferError
 
+if TYPE_CHECKING:
+    import trio
+
 
 def run_task(
-    main: Callable[[], Awaitable[None]], *, interrupted: int = errors.EXIT_INTERRUPTED
+    main: Callable[[], Awaitable[None]],
+    *,
+    interrupted: int = errors.EXIT_INTERRUPTED,
+    leave: Callable[[], None] | None = None,
 ) -> None:
     """Run a command's main task; raises its lone exception.
 
     The first Ctrl-C, or SIGTERM, cancels it and exits with ``interrupted``; the second one exits at
-    once.
+    once. With ``leave`` the first one calls that instead, and the task ends by itself.
     """
     import trio  # a tenth of a second, which --help need not take
 
     async def watch(signals: AsyncIterator[int]) -> None:
+        asked = False
         async for _ in signals:
-            if scope.cancel_called:
+            if asked:
                 os._exit(errors.EXIT_INTERRUPTED)
-            print("leaving", file=sys.stderr)
-            scope.cancel()
+            asked = True
+            if leave:
+                print("leaving; Ctrl-C again stops at once", file=sys.stderr)
+                leave()
+            else:
+                print("leaving", file=sys.stderr)
+                scope.cancel()
 
     async def run() -> None:
         with trio.open_signal_receiver(signal.SIGINT, signal.SIGTERM) as signals:
@@ -43,3 +56,13 @@ def run_task(
             raise
     if scope.cancelled_caught:
         sys.exit(interrupted)
+
+
+async def cancel_at_end_of_input(scope: "trio.CancelScope") -> None:
+    """Leave when whoever started this process is gone."""
+    import trio
+
+    async with trio.lowlevel.FdStream(os.dup(0)) as stdin:  # closing it leaves 0 open
+        while await stdin.receive_some():
+            pass
+    scope.cancel()

@@ -1,15 +1,17 @@
 """Getting a model: from a file on this machine, from what it holds already, or from the swarm."""
 
 import json
+import logging
 import re
-from collections.abc import Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable
+from contextlib import suppress
 from pathlib import Path
 from random import Random
 from typing import TypeVar
 
 from p2pinfer.core.errors import UserError
 from p2pinfer.core.ids import ModelId
-from p2pinfer.core.manifest import Manifest
+from p2pinfer.core.manifest import BadManifest, Manifest
 from p2pinfer.engine.models import default_model_path
 from p2pinfer.engine.parts import Progress, add_model
 from p2pinfer.engine.parts_model import PartsModel, open_parts
@@ -17,13 +19,22 @@ from p2pinfer.engine.store import DamagedPart, MissingChunk, Store
 from p2pinfer.places import cache_dir, data_dir
 from peers.directory import Directory
 from peers.parts import in_thread
-from peers.parts_fetch import Holder, Tell, fetch_manifest, fetch_parts
+from peers.parts_fetch import Blame, Tell, fetch_manifest, fetch_parts, log_blame
+from peers.parts_link import Holder
 from transports.base import Transport
+
+_log = logging.getLogger("p2pinfer.parts")
 
 _ID = re.compile(r"[0-9a-f]{64}")
 _BEGINNING = re.compile(r"[0-9a-f]{6,63}")
 
 T = TypeVar("T")
+
+REPAIRS_MAX = 3
+"""How often parts that were good may be found damaged before the disk is no longer believed."""
+
+Choose = Callable[[], Awaitable[ModelId]]
+"""Finds the id of the default model, which may take its file in first."""
 
 
 def open_store(quota_bytes: int | None = None) -> Store:
@@ -79,6 +90,22 @@ def open_whole(model: ModelId, store: Store) -> PartsModel:
     return open_parts(store, manifest, cache_dir())
 
 
+async def pick_model(directory: Directory, default: Choose) -> ModelId:
+    """Return the model that a swarm serves if it is one, and else the default.
+
+    Raises:
+        UserError: the swarm serves several, and the default is none of them.
+    """
+    served = directory.models()
+    if len(served) == 1:
+        return next(iter(served))
+    model = await default()
+    if served and model not in served:
+        names = ", ".join(f"{name} (--model {model})" for model, name in sorted(served.items()))
+        raise UserError(f"the swarm serves several models, choose one of them: {names}")
+    return model
+
+
 async def obtain(
     transport: Transport,
     directory: Directory,
@@ -88,6 +115,7 @@ async def obtain(
     make: Callable[[PartsModel], T],
     tell: Tell,
     chance: Random,
+    blame: Blame = log_blame,
 ) -> tuple[PartsModel, T]:
     """Fetch what the store lacks of a model, and make something of it.
 
@@ -100,26 +128,36 @@ async def obtain(
         make: cuts slices, for example; runs in a thread.
         tell: hears how far the transfer is, and what is waited for.
         chance: where in the parts to begin, so that peers soon have something for each other.
+        blame: hears which peer gave what is not the model's, and is asked no more.
 
     Raises:
         BadManifest, BadModelFile, UnsupportedModel: the model's author erred.
-        UserError: the disk takes no more, or ``needed`` or ``make`` refused.
+        UserError: the disk takes no more or spoils what it took, or ``needed`` or ``make`` refused.
     """
 
     def holders() -> Iterable[Holder]:
         return directory.holding(model)
 
-    manifest = await fetch_manifest(transport, holders, store, model, tell)
+    manifest = await fetch_manifest(transport, holders, store, model, tell, blame=blame)
     names = tuple(needed(manifest))
     await in_thread(store.check_room, [manifest.part(name) for name in names])
-    while True:
-        start = chance.random()
+    for repairs in range(REPAIRS_MAX + 1):
         try:
-            await fetch_parts(transport, holders, store, manifest, names, tell, start=start)
+            await fetch_parts(
+                transport, holders, store, manifest, names, tell, start=chance.random(), blame=blame
+            )
             opened = await in_thread(open_parts, store, manifest, cache_dir())
             return opened, await in_thread(make, opened)
-        except (DamagedPart, MissingChunk):
-            continue  # the disk changed underneath: what is wrong is set aside and fetched again
+        except (DamagedPart, MissingChunk) as error:
+            # The disk changed underneath: what is wrong is set aside, and fetched again.
+            _log.warning("%s; fetching it again", error)
+            if repairs == REPAIRS_MAX:
+                raise UserError(
+                    f"{error}, after it was fetched {REPAIRS_MAX} times: the disk under"
+                    f" {store.root} spoils what it is given, or something else writes there; set"
+                    " P2PINFER_HOME to a directory on another disk"
+                ) from error
+    raise AssertionError("the last repair returns or raises")
 
 
 def _is_whole(manifest: Manifest, store: Store) -> bool:
@@ -140,8 +178,9 @@ def _seen_before(path: Path, store: Store) -> ModelId | None:
         case [size, changed_ns, str(model)] if path.is_file() and [size, changed_ns] == _stamp(
             path
         ):
-            manifest = store.manifest(ModelId(model))
-            return manifest.id if manifest and _is_whole(manifest, store) else None
+            with suppress(BadManifest):  # written by another release; the file tells it all again
+                manifest = store.manifest(ModelId(model))
+                return manifest.id if manifest and _is_whole(manifest, store) else None
     return None
 
 

@@ -110,8 +110,8 @@ async def local_swarm(
                     *["--threads", str(machine.threads), "--transport", transport],
                 ]
                 log = Path(home) / f"log-{index}"
-                process = await nursery.start(_run, command, log, own)
-                found[index] = await _ready(process, log)
+                process = await nursery.start(run_peer, command, log, own)
+                found[index] = await wait_ready(process, log)
                 if index == 0:
                     seeded.set()
                 on_ready(found[index])
@@ -126,7 +126,7 @@ async def local_swarm(
                 nursery.cancel_scope.cancel()
 
 
-async def _run(
+async def run_peer(
     command: list[str],
     log: Path,
     home: Path | None,
@@ -170,7 +170,7 @@ def _holds(home: Path, model: PartsModel, first: int, end: int) -> bool:
     return all(store.held(model.manifest.part(name)) for name in model.manifest.needed(first, end))
 
 
-async def _ready(process: trio.Process, log: Path) -> LocalPeer:
+async def wait_ready(process: trio.Process, log: Path) -> LocalPeer:
     """Wait for the one line that a peer prints when it serves."""
     assert process.stdout
     line = bytearray()

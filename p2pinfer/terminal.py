@@ -6,15 +6,12 @@ import sys
 import time
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
-from pathlib import Path
 
 import trio
-from prompt_toolkit import PromptSession
-from prompt_toolkit.history import FileHistory
 from rich.console import Console
 
 from p2pinfer.chat import Answer, Conversation
-from p2pinfer.core.errors import P2pinferError, UserError
+from p2pinfer.core.errors import UserError
 from peers.progress import Progress
 
 notes = Console(stderr=True, highlight=False)
@@ -27,10 +24,6 @@ BAR_CHARS = 24
 
 QUESTION_CHARS_MAX = 1_000_000
 """Of standard input; the context is full long before."""
-
-HELP = """/reset  forget the conversation
-/quit   leave (so does Ctrl-D)
-Ctrl-C stops an answer; Alt-Enter begins a new line."""
 
 
 def say(text: str) -> None:
@@ -45,11 +38,12 @@ def write(text: str) -> None:
 
 
 def summary(answer: Answer) -> str:
-    """Say in one line how an answer went."""
+    """Say how an answer went, and how far it can be trusted."""
     chain = " → ".join(f"{hop['peer'][-6:]} {hop['layers']}" for hop in answer.route)
     speed = f", {answer.tokens_per_second:.1f} tokens/s" if answer.tokens > 1 else ""
     first = f"first after {answer.time_to_first_token_ms:.0f} ms"
-    return f"[{answer.tokens} tokens{speed}, {first}; {chain}]"
+    trust = f"\n[{answer.trust.line()}]" if answer.trust else ""
+    return f"[{answer.tokens} tokens{speed}, {first}; {chain}]{trust}"
 
 
 async def answer_once(conversation: Conversation, question: str, *, as_json: bool) -> None:
@@ -71,58 +65,6 @@ async def answer_once(conversation: Conversation, question: str, *, as_json: boo
         if written:
             write("\n")
     say(summary(answer))
-
-
-async def converse(conversation: Conversation, history: Path) -> None:
-    """Read questions from the terminal and answer them until the person leaves."""
-    prompt: PromptSession[str] = PromptSession(history=FileHistory(str(history)))
-    say("Ask something; /help says what else you can type.")
-    while True:
-        question = await _read(prompt)
-        match question.split():
-            case []:
-                continue
-            case ["/quit" | "/exit" | "/bye"]:
-                return
-            case ["/reset"]:
-                conversation.reset()
-                say("Forgotten.")
-            case ["/help" | "/?"]:
-                say(HELP)
-            case [word, *_] if word.startswith("/"):
-                say(f"There is no command {word}; /help lists them.")
-            case _:
-                await _answer(conversation, question)
-
-
-async def _read(prompt: "PromptSession[str]") -> str:
-    """Read one question; ``/quit`` at the end of input, nothing on Ctrl-C."""
-
-    def read() -> str:
-        try:
-            return prompt.prompt(
-                "> ", prompt_continuation="  ", handle_sigint=False, enable_open_in_editor=False
-            )
-        except KeyboardInterrupt:
-            return ""
-        except EOFError:
-            return "/quit"
-
-    return await trio.to_thread.run_sync(read)
-
-
-async def _answer(conversation: Conversation, question: str) -> None:
-    """Show an answer; Ctrl-C stops it, and what goes wrong is told and survived."""
-    answer: Answer | None = None
-    async with until_interrupt():
-        try:
-            answer = await conversation.ask(question, write)
-        except P2pinferError as error:
-            write("\n")
-            notes.print(str(error), style="red", markup=False)
-            return
-    write("\n")
-    say(summary(answer) if answer else "[stopped]")
 
 
 @asynccontextmanager
@@ -184,7 +126,8 @@ class Doing:
             self._waiting = transfer.waiting
             if transfer.waiting:
                 say(transfer.waiting)
-        if transfer.waiting or transfer.done_bytes == transfer.total_bytes:
+        begun = transfer.holders > 0 and transfer.done_bytes < transfer.total_bytes
+        if transfer.waiting or not begun:
             return
         text = transfer_text(transfer)
         if self._status:

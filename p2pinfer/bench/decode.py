@@ -20,12 +20,12 @@ from typing import Any, Final
 import trio
 
 from p2pinfer.core.errors import P2pinferError
-from p2pinfer.core.messages import Advertisement
 from p2pinfer.core.sampling import Sampling
 from p2pinfer.node import Client, ClientOptions, Machine, open_client
 from p2pinfer.supply import name_model, open_store, open_whole
 from p2pinfer.swarm import local_swarm, share_layers
 from peers.requester import Session
+from scheduler.routing import RouteHop
 
 TRANSPORTS: Final = ("libp2p", "tcp")
 
@@ -132,13 +132,13 @@ def _median(values: Sequence[float]) -> float:
 
 
 async def _one_session(
-    client: Client, route: Sequence[Advertisement], prompt: list[int], count: int
+    client: Client, route: Sequence[RouteHop], prompt: list[int], count: int
 ) -> Run:
     async with client.open_session(route) as session:
-        return await _generate(session, prompt, count)
+        return await generate(session, prompt, count)
 
 
-async def _generate(session: Session, prompt: list[int], count: int) -> Run:
+async def generate(session: Session, prompt: list[int], count: int) -> Run:
     """Make tokens, and add up what all engines say they took for those behind the first."""
     started = first = trio.current_time()
     tokens: list[int] = []
@@ -154,7 +154,7 @@ async def _generate(session: Session, prompt: list[int], count: int) -> Run:
 
 
 async def _at_once(
-    client: Client, route: Sequence[Advertisement], prompt: list[int], count: int, sessions: int
+    client: Client, route: Sequence[RouteHop], prompt: list[int], count: int, sessions: int
 ) -> float:
     """Decode in several sessions at once, and return the tokens per second of all together.
 
@@ -171,7 +171,7 @@ async def _at_once(
                 pass
             await ready[0].send(None)
             await go.wait()
-            run = await _generate(session, own, count)
+            run = await generate(session, own, count)
             made += len(run.tokens)
 
     async with trio.open_nursery() as nursery:
@@ -187,7 +187,7 @@ async def _at_once(
 @asynccontextmanager
 async def _swarm(
     model: Path, peers: int, machine: Machine, transport: str
-) -> AsyncGenerator[tuple[Client, Sequence[Advertisement]], None]:
+) -> AsyncGenerator[tuple[Client, Sequence[RouteHop]], None]:
     """Run local peers over a transport, and a client of theirs in this process."""
     store = open_store()
     opened = open_whole(name_model(str(model), store, lambda *_: None), store)

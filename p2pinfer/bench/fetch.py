@@ -1,12 +1,14 @@
-"""What fetching parts costs: from one holder and from three, against one plain stream of ours.
+"""What fetching parts costs: from one holder and from three, against one plain stream.
 
 Holders are processes on this machine that serve one store of noise. In each round the same bytes go
-over a plain framed stream, which nobody reads from a disk, hashes or writes; then from one holder,
-then from three. Read the ratios before the absolute figures; three holders and a fetcher on fewer
-than four cores are in each other's way. ``python -m p2pinfer.bench.fetch`` prints JSON.
+over a plain framed stream, which nobody reads from a disk, hashes or writes, once with our muxer
+and once with the one that libp2p ships; then from one holder, then from three. Read the ratios
+before the absolute figures; three holders and a fetcher on fewer than four cores are in each
+other's way. ``python -m p2pinfer.bench.fetch`` prints JSON.
 """
 
 import json
+import logging
 import resource
 import shutil
 import statistics
@@ -23,7 +25,7 @@ from typing import Any, Final
 import trio
 from blake3 import blake3
 
-from p2pinfer.core.ids import ModelId, PartHash, PeerId
+from p2pinfer.core.ids import ModelId, PeerId
 from p2pinfer.core.manifest import CHUNK_BYTES, Manifest, Part, TensorRow, part_names
 from p2pinfer.core.messages import Chunk
 from p2pinfer.core.wire import decode, encode
@@ -31,11 +33,15 @@ from p2pinfer.engine.store import Store
 from peers.parts_fetch import fetch_parts
 from peers.parts_server import PartsServer
 from transports.base import Channel
+from transports.host import Muxer
 from transports.libp2p import Libp2pTransport, open_libp2p
 
 HERE: Final = ("/ip4/127.0.0.1/tcp/0",)
 HOLDERS: Final = (1, 3)
+ECHO: Final = "echo"
 PLAIN: Final = "plain"
+LIBRARY: Final = "plain_library"
+"""The same with libp2p's own muxer."""
 
 LAYERS: Final = 8
 LAYER_BYTES = 24 * CHUNK_BYTES
@@ -45,39 +51,56 @@ ROUNDS = 5
 STEP_TIMES = 50
 """How often each single step is timed."""
 
+SMALL_BYTES = 2048
+"""A decode step's rows on the wire are as many."""
+
+SMALL_TIMES = 300
+"""Small messages exchanged on an idle connection; during a fetch as many as it lasts."""
+
 CHILD_S_MAX = 60.0
 """For another process to begin, and to end."""
 
 
 @dataclass(frozen=True)
-class _Holder:
+class Holder:
+    """A process on this machine that serves a store."""
+
     peer: PeerId
     addresses: tuple[str, ...]
 
 
-async def fetch_bench(rounds: int = ROUNDS) -> dict[str, Any]:
+async def fetch_bench(rounds: int = ROUNDS, layer_bytes: int = LAYER_BYTES) -> dict[str, Any]:
     """Measure and return what ``p2pinfer bench fetch`` prints.
 
     Returns:
-        MB/s over ``plain``, ``from_1`` and ``from_3``, each the median over the rounds; the median
-        ``ratio`` of the last two to the first in the same round; ``ms_per_chunk``, what each step
-        takes by itself, and this process's processor time; and its memory at most, in MB.
+        MB/s over ``plain``, ``plain_library``, ``from_1`` and ``from_3``, each the median over the
+        rounds; the median ``ratio`` of the last two to the first in the same round, and
+        ``ratio_to_library`` to the second; ``ms_per_chunk``, what each step
+        takes by itself, and this process's processor time; ``round_trip_ms``, of small messages
+        on the connection to a holder, idle and during a fetch from it; and this process's memory
+        at most, in MB.
     """
+    logging.getLogger("p2pinfer").setLevel(logging.ERROR)  # libp2p's streams end with complaints
     with tempfile.TemporaryDirectory(prefix="p2pinfer-") as home:
         store = Store(Path(home) / "store")
-        manifest = _fill(store)
+        manifest = _fill(store, layer_bytes)
         steps = _time_steps(store, manifest.parts[-2])
         rates: dict[str, list[float]] = {}
         cpu_ms: dict[str, list[float]] = {}
         async with AsyncExitStack() as stack:
             holders = [
-                await stack.enter_async_context(_holder(store.root, manifest.id))
+                await stack.enter_async_context(open_holder(store.root, manifest.id))
                 for _ in range(max(HOLDERS))
             ]
             me = await stack.enter_async_context(open_libp2p(None, (), "bench"))
-            plain = await me.open(holders[0].peer, PLAIN, holders[0].addresses)
+            other = await stack.enter_async_context(open_holder(store.root, manifest.id, "library"))
+            it = await stack.enter_async_context(open_libp2p(None, (), "bench", muxer="library"))
+            streams = {
+                PLAIN: await me.open(holders[0].peer, PLAIN, holders[0].addresses),
+                LIBRARY: await it.open(other.peer, PLAIN, other.addresses),
+            }
             for number in range(-1, rounds):  # the first one warms up, and is not counted
-                for name, bring in _ways(me, plain, holders, manifest, Path(home)):
+                for name, bring in _ways(me, streams, holders, manifest, Path(home)):
                     start, cpu_start = time.perf_counter(), time.process_time()
                     await bring()
                     if number >= 0:
@@ -86,17 +109,50 @@ async def fetch_bench(rounds: int = ROUNDS) -> dict[str, Any]:
                         rates.setdefault(name, []).append(rate)
                         cpu_ms.setdefault(name, []).append(1e3 * cpu_s / _chunks(manifest))
                     shutil.rmtree(Path(home) / "new", ignore_errors=True)
-    names = [name for name in rates if name != PLAIN]
+            echo = await me.open(holders[0].peer, ECHO, holders[0].addresses)
+            bring = dict(_ways(me, streams, holders, manifest, Path(home)))["from_1"]
+            round_trips = await _round_trips(echo, bring)
+    names = [f"from_{count}" for count in HOLDERS]
     return {
         "megabytes": round(manifest.size / 1e6),
         "rounds": rounds,
         "mb_per_s": {name: round(statistics.median(rates[name]), 1) for name in rates},
         "ratio": {name: _ratio(rates[name], rates[PLAIN]) for name in names},
+        "ratio_to_library": {name: _ratio(rates[name], rates[LIBRARY]) for name in names},
         "ratios": {name: [_ratio([a], [b]) for a, b in _pairs(rates, name)] for name in names},
         "ms_per_chunk": steps
         | {f"cpu_{name}": round(statistics.median(cpu_ms[name]), 3) for name in cpu_ms},
+        "round_trip_ms": round_trips,
         "memory_mb_max": round(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024),
     }
+
+
+async def _round_trips(echo: Channel, bring: Callable[[], Any]) -> dict[str, float]:
+    """Exchange small messages with a holder, before and during a fetch."""
+    busy: list[float] = []
+    fetched = trio.Event()
+
+    async def fetch() -> None:
+        await bring()
+        fetched.set()
+
+    idle = [await _round_trip(echo) for _ in range(SMALL_TIMES)]
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(fetch)
+        while not fetched.is_set():
+            busy.append(await _round_trip(echo))
+    found = {}
+    for name, seconds in (("idle", idle), ("during_fetch", busy)):
+        found[f"{name}_p50"] = round(1e3 * statistics.median(seconds), 2)
+        found[f"{name}_p99"] = round(1e3 * statistics.quantiles(seconds, n=100)[98], 2)
+    return found
+
+
+async def _round_trip(echo: Channel) -> float:
+    start = time.perf_counter()
+    await echo.send(bytes(SMALL_BYTES))
+    await echo.receive()
+    return time.perf_counter() - start
 
 
 def _pairs(rates: dict[str, list[float]], name: str) -> list[tuple[float, float]]:
@@ -112,15 +168,21 @@ def _chunks(manifest: Manifest) -> int:
 
 
 def _ways(
-    me: Libp2pTransport, plain: Channel, holders: list[_Holder], manifest: Manifest, home: Path
+    me: Libp2pTransport,
+    streams: dict[str, Channel],
+    holders: list[Holder],
+    manifest: Manifest,
+    home: Path,
 ) -> list[tuple[str, Callable[[], Any]]]:
     """Return the ways to bring the model here, by name."""
 
-    async def stream() -> None:
-        chunks = _chunks(manifest)
-        await plain.send(str(chunks).encode())
-        for _ in range(chunks):
-            await plain.receive()
+    def stream(channel: Channel) -> Callable[[], Any]:
+        async def bring() -> None:
+            await channel.send(b"all of it")
+            for _ in range(_chunks(manifest)):
+                await channel.receive()
+
+        return bring
 
     def fetch(count: int) -> Callable[[], Any]:
         async def bring() -> None:
@@ -130,20 +192,21 @@ def _ways(
 
         return bring
 
-    return [(PLAIN, stream), *((f"from_{count}", fetch(count)) for count in HOLDERS)]
+    plain = [(name, stream(channel)) for name, channel in streams.items()]
+    return [*plain, *((f"from_{count}", fetch(count)) for count in HOLDERS)]
 
 
-def _fill(store: Store) -> Manifest:
+def _fill(store: Store, layer_bytes: int) -> Manifest:
     """Make a model of noise and put it into a store."""
     parts = []
     for number, name in enumerate(part_names(LAYERS)):
-        size = LAYER_BYTES if name.startswith("layer") else CHUNK_BYTES // 4
+        size = layer_bytes if name.startswith("layer") else CHUNK_BYTES // 4
         data = blake3(number.to_bytes(2, "big")).digest(
             length=size
         )  # noise, and the same each time
         chunks = [data[at : at + CHUNK_BYTES] for at in range(0, size, CHUNK_BYTES)]
         hashes = tuple(blake3(chunk).digest() for chunk in chunks)
-        part = Part(name, PartHash(blake3(data).hexdigest()), size, hashes)
+        part = Part(name, size, hashes)
         for index, chunk in enumerate(chunks):
             store.write_chunk(part, index, chunk)
         store.finish(part)
@@ -173,9 +236,7 @@ def _time_steps(store: Store, part: Part) -> dict[str, float]:
         found = {name: _median_ms(step) for name, step in steps.items()}
         start = time.perf_counter()
         other.finish(part)
-        found["hash_again_and_sync"] = round(
-            1e3 * (time.perf_counter() - start) / len(part.chunks), 3
-        )
+        found["sync"] = round(1e3 * (time.perf_counter() - start) / len(part.chunks), 3)
     found["hash_and_write"] = round(found["hash_and_write"] - found["read_and_hash"], 3)
     return found
 
@@ -190,9 +251,11 @@ def _median_ms(step: Callable[[], object]) -> float:
 
 
 @asynccontextmanager
-async def _holder(root: Path, model: ModelId) -> AsyncGenerator[_Holder, None]:
+async def open_holder(
+    root: Path, model: ModelId, muxer: Muxer = "own"
+) -> AsyncGenerator[Holder, None]:
     """Run a process that serves a store."""
-    command = [sys.executable, "-m", "p2pinfer.bench.fetch", "serve", str(root), model]
+    command = [sys.executable, "-m", "p2pinfer.bench.fetch", "serve", str(root), model, muxer]
     child = await trio.lowlevel.open_process(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
     assert child.stdin is not None
     assert child.stdout is not None
@@ -202,36 +265,47 @@ async def _holder(root: Path, model: ModelId) -> AsyncGenerator[_Holder, None]:
             while not line.endswith(b"\n"):
                 line += await child.stdout.receive_some(1)
         address = line.decode().strip()
-        yield _Holder(PeerId(address.rpartition("/")[2]), (address,))
+        yield Holder(PeerId(address.rpartition("/")[2]), (address,))
     finally:
         with trio.move_on_after(CHILD_S_MAX, shield=True):
             await child.stdin.aclose()
+            await child.wait()  # what it says last fits into the pipe
             await child.stdout.aclose()
-            await child.wait()
 
 
-async def _serve(root: str, model: str) -> None:
-    """Be a holder, until standard input ends."""
+async def _serve(root: str, model: str, muxer: Muxer) -> None:
+    """Be a holder until standard input ends, and then say how many chunks were asked of it."""
+    logging.getLogger("p2pinfer").setLevel(logging.ERROR)
     store = Store(Path(root))
-    assert store.manifest(ModelId(model)), "the bench has filled it"
-    message = encode(Chunk(0, bytes(CHUNK_BYTES)))
+    manifest = store.manifest(ModelId(model))
+    assert manifest, "the bench has filled it"
 
     async def stream(channel: Channel) -> None:
+        parts = [(part, index) for part in manifest.parts for index in range(len(part.chunks))]
+        chunks = [store.read_chunk(part, index) for part, index in parts]
         while True:
-            for _ in range(int(await channel.receive())):
-                await channel.send(message)
+            await channel.receive()
+            for chunk in chunks:
+                await channel.send(chunk)
 
-    async with open_libp2p(None, HERE, "bench") as transport:
+    async def repeat(channel: Channel) -> None:
+        while True:
+            await channel.send(await channel.receive())
+
+    async with open_libp2p(None, HERE, "bench", muxer=muxer) as transport:
+        transport.handle(ECHO, repeat)
         transport.handle(PLAIN, stream)
-        PartsServer(transport, store).listen()
+        server = PartsServer(transport, store)
+        server.listen()
         sys.stdout.write(transport.addresses[0] + "\n")
         sys.stdout.flush()
         await trio.to_thread.run_sync(sys.stdin.read)
+        sys.stdout.write(f"{server.chunks}\n")
 
 
 if __name__ == "__main__":
     match sys.argv[1:]:
-        case ["serve", served, of]:
-            trio.run(_serve, served, of)
+        case ["serve", served, of, ("own" | "library") as muxer]:
+            trio.run(_serve, served, of, muxer)
         case _:
             sys.stdout.write(json.dumps(trio.run(fetch_bench), indent=2) + "\n")

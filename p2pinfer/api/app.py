@@ -1,0 +1,183 @@
+"""The gateway's endpoints in one application."""
+
+import logging
+from collections.abc import Awaitable, Callable
+from importlib.metadata import version
+from importlib.resources import files
+
+from starlette.applications import Starlette
+from starlette.exceptions import HTTPException
+from starlette.middleware import Middleware
+from starlette.middleware.cors import CORSMiddleware
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+from starlette.types import ASGIApp, Message, Receive, Scope, Send
+
+from p2pinfer.api.completions import Completions
+from p2pinfer.api.gateway import Access, Gateway
+from p2pinfer.api.guard import Guard
+from p2pinfer.api.metrics import CONTENT_TYPE, Metrics
+from p2pinfer.api.problems import Problem
+from p2pinfer.api.streams import EventStream
+from p2pinfer.api.swarm_state import LISTENERS_MAX, SwarmState
+
+_log = logging.getLogger("p2pinfer.api")
+
+PAGE_HEADERS = {
+    "content-security-policy": (
+        "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self';"
+        " connect-src 'self'; base-uri 'none'; form-action 'none'; frame-ancestors 'none'"
+    ),
+    "referrer-policy": "no-referrer",
+    "x-content-type-options": "nosniff",
+    "cache-control": "no-cache",
+}
+
+CONTENT_TYPES = {
+    "css": "text/css; charset=utf-8",
+    "html": "text/html; charset=utf-8",
+    "js": "text/javascript; charset=utf-8",
+    "svg": "image/svg+xml",
+}
+
+Endpoint = Callable[[Request], Awaitable[Response]]
+
+
+def make_app(gateway: Gateway) -> ASGIApp:
+    """Put a gateway's endpoints together."""
+    state = SwarmState(gateway)
+    gateway.metrics.watch("pages", "Web pages that listen.", lambda: state.listeners)
+    access = gateway.access
+    middleware = [
+        Middleware(Counted, metrics=gateway.metrics),
+        Middleware(Answered),
+        *_cors(access),
+        Middleware(Guard, access=access),
+    ]
+    return Starlette(
+        routes=[*Completions(gateway).routes, *_own_routes(gateway, state), *_page_routes()],
+        middleware=middleware,
+        exception_handlers={
+            Problem: _problem,
+            HTTPException: _http_problem,
+            Exception: _bug,
+        },
+    )
+
+
+def _own_routes(gateway: Gateway, state: SwarmState) -> list[Route]:
+    async def health(_: Request) -> Response:
+        if missing := gateway.swarm.client.missing():
+            return _problem_response(Problem(503, missing, "no_route", kind="unavailable_error"))
+        return JSONResponse({"status": "ok"})
+
+    async def show_version(_: Request) -> Response:
+        return JSONResponse({"version": version("p2pinfer")})
+
+    async def metrics(_: Request) -> Response:
+        return Response(gateway.metrics.render(), headers={"content-type": CONTENT_TYPE})
+
+    async def now(_: Request) -> Response:
+        return JSONResponse({**state.describe(), "answers": state.answering()})
+
+    async def events(_: Request) -> Response:
+        if state.listeners >= LISTENERS_MAX:
+            raise Problem(429, f"{LISTENERS_MAX} pages listen already.", kind="rate_limit_error")
+        return EventStream(state.events())
+
+    return [
+        Route("/health", health),
+        Route("/version", show_version),
+        Route("/metrics", metrics),
+        Route("/api/state", now),
+        Route("/api/events", events),
+    ]
+
+
+def _page_routes() -> list[Route]:
+    """Serve the page's files, which are read once."""
+
+    def serve(content: bytes, kind: str) -> Endpoint:
+        async def endpoint(_: Request) -> Response:
+            return Response(content, headers={**PAGE_HEADERS, "content-type": kind})
+
+        return endpoint
+
+    routes = []
+    for file in files("p2pinfer.api").joinpath("static").iterdir():
+        endpoint = serve(file.read_bytes(), CONTENT_TYPES[file.name.rpartition(".")[2]])
+        routes.append(Route(f"/static/{file.name}", endpoint))
+        if file.name == "index.html":
+            routes.append(Route("/", endpoint))
+    return routes
+
+
+def _cors(access: Access) -> list[Middleware]:
+    if not access.origins:
+        return []
+    return [
+        Middleware(
+            CORSMiddleware,
+            allow_origins=access.origins,
+            allow_methods=["GET", "POST"],
+            allow_headers=["*"],
+            expose_headers=["x-request-id"],
+        )
+    ]
+
+
+class Answered:
+    """Turns what the layers inside raise before a reply has begun into a reply."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass a request on; reply with the problem if there is one."""
+        try:
+            await self._app(scope, receive, send)
+        except Problem as problem:
+            await _problem_response(problem)(scope, receive, send)
+
+
+class Counted:
+    """Counts requests to OpenAI's endpoints by how they were answered."""
+
+    def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
+        self._app, self._metrics = app, metrics
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass a request on, and look at the reply's status."""
+
+        async def count(message: Message) -> None:
+            if message["type"] == "http.response.start":
+                self._metrics.requests.labels(str(message["status"])).inc()
+            await send(message)
+
+        is_counted = scope["type"] == "http" and scope["path"].startswith("/v1/")
+        await self._app(scope, receive, count if is_counted else send)
+
+
+def _problem_response(problem: Problem) -> Response:
+    return JSONResponse(problem.body, problem.status, headers=problem.headers)
+
+
+async def _problem(_: Request, error: Exception) -> Response:
+    assert isinstance(error, Problem)
+    return _problem_response(error)
+
+
+async def _http_problem(request: Request, error: Exception) -> Response:
+    """Answer a request that no endpoint takes."""
+    assert isinstance(error, HTTPException)
+    text = f"Invalid URL ({request.method} {request.url.path[:200]})"
+    response = _problem_response(Problem(error.status_code, text, "unknown_url"))
+    response.headers.update(error.headers or {})
+    return response
+
+
+async def _bug(_: Request, error: Exception) -> Response:
+    """Answer in spite of a mistake of ours, and leave its trace in the log."""
+    _log.error("a request failed", exc_info=error)
+    return _problem_response(Problem(500, "The gateway failed at this.", kind="server_error"))

@@ -1,0 +1,140 @@
+"""``/v1``: models, chat completions and completions as OpenAI's clients expect them."""
+
+import json
+import secrets
+from collections.abc import AsyncGenerator, Callable, Mapping
+from contextlib import aclosing
+from functools import partial
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+
+from p2pinfer.api.gateway import Finished, Gateway
+from p2pinfer.api.problems import Problem
+from p2pinfer.api.questions import SEEDS, Question, chat_question, completion_question
+from p2pinfer.api.replies import (
+    ChatFormat,
+    CompletionFormat,
+    Format,
+    account_of,
+    model_object,
+    model_slug,
+    trust_header,
+    usage_of,
+    whole_reply,
+)
+from p2pinfer.api.streams import EventStream, Worked, event
+from p2pinfer.chat import Answer, ChatOptions
+
+BODY_BYTES_MAX = 4 * 1024 * 1024
+"""Of a request: more text than the longest contexts hold."""
+
+ID_BYTES = 12
+
+Judge = Callable[[Mapping[str, Any], ChatOptions, int], Question]
+
+
+async def body_of(request: Request) -> dict[str, Any]:
+    """Read a request's JSON object; raises Problem."""
+    data = bytearray()
+    async with aclosing(request.stream()) as pieces:
+        async for piece in pieces:
+            data += piece
+            if len(data) > BODY_BYTES_MAX:
+                raise Problem(413, f"The request is larger than {BODY_BYTES_MAX >> 20} MiB.")
+    try:
+        body = json.loads(data)
+        json.dumps(body, ensure_ascii=False).encode()  # half a surrogate pair is no text
+    except (ValueError, RecursionError):
+        raise Problem(400, "The request's body is not JSON.", "invalid_json") from None
+    if not isinstance(body, dict):
+        raise Problem(400, "The request's body is not a JSON object.", "invalid_json")
+    return body
+
+
+class Completions:
+    """The endpoints of one gateway."""
+
+    def __init__(self, gateway: Gateway) -> None:
+        self._gateway = gateway
+        model = gateway.swarm.client.model
+        self._slug = model_slug(model.info.name)
+        self._model = model_object(
+            self._slug, gateway.now(), model.info.name, model.id, model.info.layers
+        )
+
+    @property
+    def routes(self) -> list[Route]:
+        """Where each endpoint is."""
+        chat = partial(self._complete, chat_question, ChatFormat())
+        completion = partial(self._complete, completion_question, CompletionFormat())
+        return [
+            Route("/v1/models", self._models),
+            Route("/v1/models/{model:path}", self._one_model),
+            Route("/v1/chat/completions", chat, methods=["POST"]),
+            Route("/v1/completions", completion, methods=["POST"]),
+        ]
+
+    async def _models(self, _: Request) -> Response:
+        return JSONResponse({"object": "list", "data": [self._model]})
+
+    async def _one_model(self, request: Request) -> Response:
+        self._check_model(request.path_params["model"])
+        return JSONResponse(self._model)
+
+    def _check_model(self, name: Any) -> None:
+        if not isinstance(name, str):
+            text = "Missing required parameter: 'model'."
+            raise Problem(400, text, "missing_required_parameter", "model")
+        model = self._gateway.swarm.client.model
+        if name not in {self._slug, model.id, model.info.name, "default"}:
+            text = f"The model '{name[:100]}' does not exist here; this swarm serves {self._slug}."
+            raise Problem(404, text, "model_not_found", "model")
+
+    async def _complete(self, judge: Judge, format_: Format, request: Request) -> Response:
+        body = await body_of(request)
+        self._check_model(body.get("model"))
+        question = judge(body, self._gateway.defaults, secrets.randbelow(SEEDS))
+        name = format_.prefix + secrets.token_hex(ID_BYTES)
+        head = {"id": name, "created": self._gateway.now(), "model": self._slug}
+        headers = {"x-request-id": name}
+        if question.stream:
+            return EventStream(self._events(question, head, format_), headers)
+
+        async def work() -> Response:
+            async with aclosing(self._gateway.answer(question, name)) as parts:
+                answers = [part.answer async for part in parts if isinstance(part, Finished)]
+            reply = whole_reply(head, format_, answers, question.choices)
+            return JSONResponse(reply, headers=headers | trust_header(answers))
+
+        return Worked(work)
+
+    async def _events(
+        self, question: Question, head: dict[str, Any], format_: Format
+    ) -> AsyncGenerator[bytes]:
+        usage = {"usage": None} if question.include_usage else {}
+        head = {**head, "object": format_.chunk_kind}
+
+        def chunk(choice: dict[str, Any] | None, **more: Any) -> bytes:
+            choices = [] if choice is None else [choice]
+            return event({**head, "choices": choices, **usage, **more})
+
+        answers: list[Answer] = []
+        begun = -1
+        async with aclosing(self._gateway.answer(question, head["id"])) as parts:
+            async for part in parts:
+                if part.choice != begun:
+                    begun = part.choice
+                    if first := format_.begin(begun):
+                        yield chunk(first)
+                if isinstance(part, Finished):
+                    answers.append(part.answer)
+                    end = format_.end(part.choice, part.answer.finish)
+                    yield chunk(end, p2pinfer=account_of(part.answer))
+                else:
+                    yield chunk(format_.piece(part.choice, part.text))
+        if question.include_usage:
+            yield chunk(None, usage=usage_of(answers, question.choices))
+        yield event("[DONE]")

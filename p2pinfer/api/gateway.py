@@ -1,0 +1,122 @@
+"""One gateway: the swarm that answers, how, and what is being answered now."""
+
+import time
+from collections.abc import AsyncGenerator, Callable, Iterator
+from contextlib import aclosing, contextmanager
+from dataclasses import dataclass, field
+
+import trio
+
+from p2pinfer.api.metrics import Metrics
+from p2pinfer.api.questions import Question
+from p2pinfer.chat import Answer, ChatOptions
+from p2pinfer.connect import Swarm
+from p2pinfer.core.errors import UserError
+
+
+@dataclass(frozen=True)
+class Access:
+    """Who may use a gateway, and from where."""
+
+    api_key: str | None = None
+    origins: tuple[str, ...] = ()
+    """Web pages of other sites that may; ``*`` is all."""
+    only_local_names: bool = True
+    """Refuse requests that name this host otherwise than localhost: a page of another site can
+    point a name of its own at this machine."""
+
+
+@dataclass(frozen=True)
+class Said:
+    """A piece of an answer."""
+
+    choice: int
+    text: str
+
+
+@dataclass(frozen=True)
+class Finished:
+    """An answer that is complete."""
+
+    choice: int
+    answer: Answer
+
+
+@dataclass
+class Gateway:
+    """What the endpoints share."""
+
+    swarm: Swarm
+    defaults: ChatOptions
+    access: Access = Access()
+    metrics: Metrics = field(default_factory=Metrics)
+    running: dict[str, Answer] = field(default_factory=dict)
+    """Answers being made, by the id of their request."""
+    now: Callable[[], int] = lambda: time.time_ns() // 10**9
+    """Seconds since 1970."""
+
+    def __post_init__(self) -> None:
+        pool, client = self.swarm.pool, self.swarm.client
+        watch = self.metrics.watch
+        watch("requests_running", "Answers being made.", lambda: len(self.running))
+        watch("requests_waiting", "Questions that wait for a session.", lambda: pool.waiting)
+        watch("sessions_idle", "Sessions kept for a next turn.", lambda: pool.idle)
+        watch("peers", "Peers that serve layers of the model.", lambda: len(client.serving()))
+
+    async def answer(self, question: Question, request: str) -> AsyncGenerator[Said | Finished]:
+        """Yield what a question's answers are made of, one choice after the other.
+
+        Raises:
+            P2pinferError: as ``Swarm.answer``.
+        """
+        prompts = [await self._tokens(prompt) for prompt in question.prompts] or [
+            await self.swarm.prompt_of(question.messages)
+        ]
+        for number in range(len(prompts) * question.choices):
+            prompt = prompts[number // question.choices]
+            how = question.option(number % question.choices)
+            with self._watched(request) as answer:
+                pieces = self._timed(prompt, how, answer)
+                async with aclosing(pieces):
+                    async for text in pieces:
+                        if text:
+                            yield Said(number, text)
+            yield Finished(number, answer)
+
+    async def _tokens(self, prompt: str | list[int]) -> list[int]:
+        if isinstance(prompt, str):
+            return await self.swarm.tokenize(prompt)
+        vocabulary = self.swarm.client.ends.vocabulary
+        if not all(0 <= token < vocabulary for token in prompt):
+            raise UserError(f"the model's tokens are numbered from 0 to {vocabulary - 1}")
+        return prompt
+
+    async def _timed(
+        self, prompt: list[int], how: ChatOptions, answer: Answer
+    ) -> AsyncGenerator[str]:
+        """Yield an answer's text, and measure it."""
+        before = trio.current_time()
+        seen = 0
+        async with aclosing(self.swarm.answer(prompt, how, answer)) as pieces:
+            async for text in pieces:
+                now = trio.current_time()
+                if answer.tokens > seen:
+                    first = not seen
+                    (self.metrics.first_token if first else self.metrics.inter_token).observe(
+                        now - before
+                    )
+                    seen, before = answer.tokens, now
+                yield text
+
+    @contextmanager
+    def _watched(self, request: str) -> Iterator[Answer]:
+        """Show an answer among those that are being made, and count its tokens in the end."""
+        answer = self.running[request] = Answer()
+        try:
+            yield answer
+        finally:
+            del self.running[request]
+            self.metrics.tokens.labels("prompt").inc(answer.prompt_tokens)
+            self.metrics.tokens.labels("reused").inc(answer.reused_tokens)
+            self.metrics.tokens.labels("answer").inc(answer.tokens)
+            self.metrics.judge(answer.trust)

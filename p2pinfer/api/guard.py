@@ -1,0 +1,61 @@
+"""Who may speak to a gateway: those with the key, and no web page of another site.
+
+A browser lets any page send requests to localhost, and lets a page whose own name points at
+127.0.0.1 read the answers too. So the names by which a request calls this host and its own page are
+looked at before anything else.
+"""
+
+import hmac
+from urllib.parse import urlsplit
+
+from starlette.datastructures import Headers
+from starlette.types import ASGIApp, Receive, Scope, Send
+
+from p2pinfer.api.gateway import Access
+from p2pinfer.api.problems import Problem
+
+OPEN_PATHS = {"/", "/health", "/version"}
+"""Besides the page's files. What needs no key: nothing there tells of the swarm or asks it."""
+
+LOCAL_NAMES = {"localhost", "127.0.0.1", "::1"}
+
+
+class Guard:
+    """Turns away whoever may not come in; what it raises becomes the reply."""
+
+    def __init__(self, app: ASGIApp, access: Access) -> None:
+        self._app, self._access = app, access
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass a request on, or raise Problem."""
+        if scope["type"] == "http":
+            self._check(scope["path"], Headers(scope=scope))
+        await self._app(scope, receive, send)
+
+    def _check(self, path: str, headers: Headers) -> None:
+        host = headers.get("host", "")
+        if self._access.only_local_names and _name_of(f"//{host}") not in LOCAL_NAMES:
+            text = "This gateway answers to localhost alone; see: p2pinfer serve --help"
+            raise Problem(403, text, "host_not_allowed")
+        origin = headers.get("origin")
+        if origin and not ({"*", origin} & {*self._access.origins}) and not _is_own(origin, host):
+            text = f"Pages of {origin[:100]} may not use this gateway; see --cors-origin."
+            raise Problem(403, text, "origin_not_allowed")
+        is_open = path in OPEN_PATHS or path.startswith("/static/")
+        if self._access.api_key and not is_open:
+            scheme, _, key = headers.get("authorization", "").partition(" ")
+            is_right = hmac.compare_digest(key.strip().encode(), self._access.api_key.encode())
+            if scheme.lower() != "bearer" or not is_right:
+                raise Problem(401, "Incorrect API key provided.", "invalid_api_key")
+
+
+def _is_own(origin: str, host: str) -> bool:
+    """Whether the page came from this very gateway."""
+    return origin.partition("://")[2] == host
+
+
+def _name_of(url: str) -> str | None:
+    try:
+        return urlsplit(url).hostname
+    except ValueError:
+        return None

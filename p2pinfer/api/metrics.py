@@ -1,0 +1,75 @@
+"""What Prometheus is told: base units, one prefix, a registry of its own per gateway."""
+
+from collections.abc import Callable
+
+from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client.exposition import generate_latest
+
+from p2pinfer.core.trust import Trust
+
+CONTENT_TYPE = CONTENT_TYPE_LATEST
+
+FIRST_TOKEN_BUCKETS_S = (0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 60, 120)
+"""From a turn of a warm session to a long prompt through a slow swarm."""
+
+INTER_TOKEN_BUCKETS_S = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5)
+"""From 200 tokens a second down to a chain that hangs."""
+
+
+class Metrics:
+    """Counts and times of one gateway."""
+
+    def __init__(self) -> None:
+        self._registry = registry = CollectorRegistry()
+        self.first_token = Histogram(
+            "p2pinfer_time_to_first_token_seconds",
+            "From a question's arrival to its first token.",
+            registry=registry,
+            buckets=FIRST_TOKEN_BUCKETS_S,
+        )
+        self.inter_token = Histogram(
+            "p2pinfer_inter_token_seconds",
+            "Between two tokens of an answer.",
+            registry=registry,
+            buckets=INTER_TOKEN_BUCKETS_S,
+        )
+        self.requests = Counter(
+            "p2pinfer_requests",
+            "Requests to OpenAI's endpoints, by the status code of what they got.",
+            ["status"],
+            registry=registry,
+        )
+        self.tokens = Counter(
+            "p2pinfer_tokens",
+            "Tokens of prompts (of which some were reused) and of answers.",
+            ["role"],
+            registry=registry,
+        )
+
+        self._answers = Counter(
+            "p2pinfer_answers",
+            "Answers by what was checked of them: held, broken or unchecked.",
+            ["trust"],
+            registry=registry,
+        )
+        self._audits = Counter(
+            "p2pinfer_audits",
+            "Stages that were run again by somebody else, by what that found.",
+            ["verdict"],
+            registry=registry,
+        )
+
+    def judge(self, trust: Trust | None) -> None:
+        """Count what was checked of an answer."""
+        held = "unchecked" if trust is None else "held" if trust.held else "broken"
+        self._answers.labels(held).inc()
+        for audit in trust.audits if trust else ():
+            self._audits.labels(audit.verdict.value).inc()
+
+    def watch(self, name: str, text: str, value: Callable[[], float]) -> None:
+        """Show a value that is read whenever somebody asks."""
+        Gauge(f"p2pinfer_{name}", text, registry=self._registry).set_function(value)
+
+    def render(self) -> bytes:
+        """Return the page that Prometheus reads."""
+        return generate_latest(self._registry)

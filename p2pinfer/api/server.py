@@ -1,0 +1,89 @@
+"""Serving a gateway over HTTP, in the nursery of whoever opens it."""
+
+import ipaddress
+import logging
+import socket
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from typing import Any, cast
+
+import trio
+from hypercorn.config import Config, Sockets
+from hypercorn.trio import serve
+
+from p2pinfer.api.app import make_app
+from p2pinfer.api.gateway import Gateway
+from p2pinfer.core.errors import UserError, lone_errors
+
+PORT_DEFAULT = 11550
+"""None of the neighbouring tools takes it."""
+
+GRACE_S = 1.0
+"""For replies that are under way when the gateway ends."""
+
+KEEP_ALIVE_S = 75.0
+"""Between two requests of one connection: clients that keep pools expect a minute or so."""
+
+HEADER_BYTES_MAX = 32 * 1024
+STALLED_MS_MAX = 30_000
+"""A client that does not read what it asked for is dropped after this, and its session freed."""
+
+_TCP_USER_TIMEOUT = getattr(socket, "TCP_USER_TIMEOUT", None)
+"""Linux has it; elsewhere a stalled reader is noticed by the system's own, longer timeouts."""
+
+
+class _Config(Config):
+    """Sockets on which nobody may stall for ever."""
+
+    def create_sockets(self) -> Sockets:
+        sockets = super().create_sockets()
+        if _TCP_USER_TIMEOUT is not None:
+            for each in sockets.insecure_sockets:  # accepted ones inherit it
+                each.setsockopt(socket.IPPROTO_TCP, _TCP_USER_TIMEOUT, STALLED_MS_MAX)
+        return sockets
+
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine reaches the host of that name."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
+
+
+@asynccontextmanager
+async def open_server(gateway: Gateway, host: str, port: int) -> AsyncIterator[str]:
+    """Serve while the block lasts; gives the URL.
+
+    Raises:
+        UserError: the address cannot be taken.
+    """
+    config = _Config()
+    config.bind = [f"[{host}]:{port}" if ":" in host else f"{host}:{port}"]
+    config.include_server_header = False
+    config.graceful_timeout = GRACE_S
+    config.keep_alive_timeout = KEEP_ALIVE_S
+    config.h11_max_incomplete_size = HEADER_BYTES_MAX
+    config.errorlog = logging.getLogger("p2pinfer.http")
+    config.loglevel = "WARNING"
+    with lone_errors():
+        async with trio.open_nursery() as nursery:
+            try:
+                urls: list[str] = await nursery.start(_serve, gateway, config)
+            except OSError as error:
+                text = f"cannot listen on {config.bind[0]} ({error.strerror}): choose another port"
+                raise UserError(text) from error
+            try:
+                yield urls[0]
+            finally:
+                nursery.cancel_scope.cancel()
+
+
+async def _serve(
+    gateway: Gateway, config: Config, *, task_status: trio.TaskStatus[list[str]]
+) -> None:
+    with lone_errors():
+        app = cast("Any", make_app(gateway))  # the two libraries' words for the same protocol
+        await serve(app, config, task_status=task_status)

@@ -1,0 +1,106 @@
+// The little of Markdown that models write, as DOM nodes. Text only ever becomes text: nothing that
+// a model says is parsed as HTML, and links lead to http and https alone.
+
+const INLINE =
+  /(`+)([^`]|[^`][\s\S]*?[^`])\1(?!`)|\*\*(?=\S)([\s\S]+?)(?<=\S)\*\*|(?<![\w*])\*(?=[^\s*])([^*\n]+?)(?<=\S)\*(?![\w*])|\[([^\]\n]+)\]\((https?:\/\/[^\s)]+)\)/;
+
+function element(name, ...children) {
+  const made = document.createElement(name);
+  made.append(...children);
+  return made;
+}
+
+function inline(text) {
+  const nodes = [];
+  while (text) {
+    const match = INLINE.exec(text);
+    if (!match) break;
+    const [whole, , code, bold, italic, label, href] = match;
+    if (match.index) nodes.push(text.slice(0, match.index));
+    if (code !== undefined) nodes.push(element("code", code.trim() || code));
+    else if (bold !== undefined) nodes.push(element("strong", ...inline(bold)));
+    else if (italic !== undefined) nodes.push(element("em", ...inline(italic)));
+    else {
+      const link = element("a", label);
+      Object.assign(link, { href, target: "_blank", rel: "noopener noreferrer nofollow" });
+      nodes.push(link);
+    }
+    text = text.slice(match.index + whole.length);
+  }
+  if (text) nodes.push(text);
+  return nodes;
+}
+
+function fence(lines, at) {
+  const open = /^\s*(```+|~~~+)\s*([\w+#.-]*)\s*$/.exec(lines[at]);
+  if (!open) return null;
+  let end = at + 1;
+  while (end < lines.length && !lines[end].trim().startsWith(open[1])) end++;
+  const code = element("code", lines.slice(at + 1, end).join("\n"));
+  const block = element("pre", code);
+  block.tabIndex = 0;
+  if (open[2]) block.dataset.language = open[2];
+  return { block, next: end + 1 };
+}
+
+const ITEM = /^(\s*)([-*+•]|\d{1,3}[.)])\s+(.*)$/;
+
+function list(lines, at) {
+  const first = ITEM.exec(lines[at]);
+  if (!first) return null;
+  const ordered = /\d/.test(first[2]);
+  const block = element(ordered ? "ol" : "ul");
+  if (ordered) block.start = parseInt(first[2], 10);
+  let next = at;
+  for (; next < lines.length; next++) {
+    const item = ITEM.exec(lines[next]);
+    if (item && item[1].length > first[1].length + 1 && block.lastChild) {
+      const inner = list(lines, next);
+      block.lastChild.append(inner.block);
+      next = inner.next - 1;
+    } else if (item && item[1].length >= first[1].length && /\d/.test(item[2]) === ordered) {
+      block.append(element("li", ...inline(item[3])));
+    } else if (/^\s{2,}\S/.test(lines[next]) && block.lastChild) {
+      block.lastChild.append(" ", ...inline(lines[next].trim()));
+    } else if (lines[next].trim() || !ITEM.test(lines[next + 1] ?? "")) break;
+  }
+  return { block, next };
+}
+
+function heading(lines, at) {
+  const match = /^(#{1,6})\s+(.*?)\s*#*$/.exec(lines[at]);
+  return match && { block: element(`h${Math.min(6, match[1].length + 2)}`, ...inline(match[2])), next: at + 1 };
+}
+
+function quote(lines, at) {
+  let next = at;
+  while (next < lines.length && /^\s*>/.test(lines[next])) next++;
+  if (next === at) return null;
+  const inner = lines.slice(at, next).map((line) => line.replace(/^\s*> ?/, ""));
+  return { block: element("blockquote", ...render(inner.join("\n"))), next };
+}
+
+/** Return the nodes that show a text. */
+export function render(text) {
+  const lines = text.replace(/\r\n?/g, "\n").split("\n");
+  const nodes = [];
+  let paragraph = [];
+  const flush = () => {
+    if (paragraph.length) nodes.push(element("p", ...inline(paragraph.join("\n"))));
+    paragraph = [];
+  };
+  for (let at = 0; at < lines.length; ) {
+    const special = fence(lines, at) ?? heading(lines, at) ?? list(lines, at) ?? quote(lines, at);
+    if (special) {
+      flush();
+      nodes.push(special.block);
+      at = special.next;
+    } else {
+      if (lines[at].trim()) paragraph.push(lines[at]);
+      else flush();
+      at++;
+    }
+  }
+  flush();
+  return nodes;
+}

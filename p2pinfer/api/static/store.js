@@ -1,0 +1,66 @@
+// Conversations and settings, kept in this browser. A full or forbidden storage loses nothing on screen.
+
+const CONVERSATIONS = "p2pinfer.conversations";
+const SETTINGS = "p2pinfer.settings";
+const CONVERSATIONS_MAX = 100;
+const TITLE_CHARS_MAX = 48;
+
+function read(name, otherwise) {
+  try {
+    return JSON.parse(localStorage.getItem(name)) ?? otherwise;
+  } catch {
+    return otherwise;
+  }
+}
+
+function write(name, value) {
+  try {
+    localStorage.setItem(name, JSON.stringify(value));
+    return true;
+  } catch {
+    return false;
+  }
+}
+
+export const settings = { theme: "auto", ...read(SETTINGS, {}) };
+
+export function saveSettings(changes) {
+  Object.assign(settings, changes);
+  write(SETTINGS, settings);
+}
+
+const found = read(CONVERSATIONS, []);
+export let conversations = Array.isArray(found) ? found.filter((each) => Array.isArray(each?.turns)) : [];
+
+/** Keep what was said; the oldest conversations make room. */
+export function saveConversations() {
+  conversations = conversations.filter((each) => each.turns.length).slice(0, CONVERSATIONS_MAX);
+  while (!write(CONVERSATIONS, conversations) && conversations.length > 1) conversations.pop();
+}
+
+export function newConversation() {
+  const made = { id: crypto.randomUUID?.() ?? String(Math.random()).slice(2), title: "", turns: [] };
+  conversations.unshift(made);
+  return made;
+}
+
+export function titleOf(conversation) {
+  const text = conversation.turns[0]?.text.trim().replace(/\s+/g, " ") || "New conversation";
+  return text.length > TITLE_CHARS_MAX ? `${text.slice(0, TITLE_CHARS_MAX - 1)}…` : text;
+}
+
+export function removeConversation(id) {
+  conversations = conversations.filter((each) => each.id !== id);
+  saveConversations();
+}
+
+export function removeAll() {
+  conversations = [];
+  saveConversations();
+}
+
+/** The one that was used last comes first. */
+export function touch(conversation) {
+  conversations = [conversation, ...conversations.filter((each) => each !== conversation)];
+  saveConversations();
+}

@@ -1,0 +1,308 @@
+"""Which cheats are caught: three real stages, one of which cheats, and each of them audited.
+
+The peers, their receipts, the requester and the auditor are those of production, over the memory
+transport; engines are workers with the real model. Honest sessions give the rate of false alarms,
+also against an auditor with more threads, whose settings give other bits. Bounds are one-sided, of
+95 %, after Clopper and Pearson.
+"""
+
+import random
+import statistics
+import tempfile
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+import trio
+
+from p2pinfer.bench.decode import PROMPT
+from p2pinfer.bench.zoo import ZOO, Cheat, Host, Liar, LyingReplay, OpenSession
+from p2pinfer.core.ids import PeerId, SessionId
+from p2pinfer.core.messages import Hop
+from p2pinfer.core.receipts import CHECKPOINT_POSITIONS
+from p2pinfer.core.sampling import Sampling
+from p2pinfer.core.trust import Trust, Verdict
+from p2pinfer.engine.base import StageEngine, StageSession
+from p2pinfer.engine.llama import requantise
+from p2pinfer.engine.local import LocalEnds, open_ends, open_stage
+from p2pinfer.engine.parts import add_model
+from p2pinfer.engine.parts_model import PartsModel, open_parts
+from p2pinfer.engine.store import Store
+from p2pinfer.supply import name_model, open_store, open_whole
+from p2pinfer.swarm import split_layers
+from peers.auditor import Auditor
+from peers.evidence import Gatherer
+from peers.replay import EngineReplay, OpenReplay, Replay
+from peers.requester import Requester
+from peers.stage import Stage
+from transports.identity import Identity
+from transports.memory import MemoryNetwork, MemoryTransport
+
+CONTEXT: Final = 512
+PROMPT_TOKENS: Final = 100
+ANSWER_TOKENS: Final = 24
+STAGES: Final = 3
+TOGETHER: Final = 3
+"""Honest sessions at a time, so that their rows share decodes."""
+
+SESSIONS: Final = 2 * TOGETHER
+"""Each stage serves these, and replays what others made of them."""
+
+OTHER_THREADS: Final = 2
+"""With more than one, the probe chooses settings that give other bits."""
+
+CHEATER: Final = 1
+
+_LLAMA_FTYPE_MOSTLY_Q3_K_M: Final = 12
+"""llama.h: the usual next step down from four bits."""
+
+_OTHER_CLASS = "ab" * 16
+
+
+class _Switch:
+    """A stage's engine, which cheats when it is told to."""
+
+    def __init__(self, host: Host) -> None:
+        self._host = host
+        self.cheat: OpenSession | None = None
+        self.claims = False
+        engine = host.engine
+        self.first, self.end = engine.first, engine.end
+        self.width, self.context = engine.width, engine.context
+
+    @property
+    def numerics_class(self) -> str:
+        """The true one, or one that nobody else has."""
+        return _OTHER_CLASS if self.claims else self._host.engine.numerics_class
+
+    def open(self, end: int) -> StageSession:
+        """Open an honest session, or a cheat's."""
+        return self.cheat(self._host, end) if self.cheat else self._host.engine.open(end)
+
+
+@dataclass
+class World:
+    """Three stages, a requester and auditors."""
+
+    requester: Requester
+    ends: LocalEnds
+    chance: random.Random
+    auditors: dict[int, StageEngine]
+    """By their first layer."""
+    other_class: StageEngine
+    """Of the middle stage's layers."""
+    sign: Callable[[bytes], bytes]
+    """As the requester."""
+    certificate: bytes = b""
+    """Of the newest answer whose receipts join up."""
+    route: list[Hop] = field(default_factory=list)
+    switches: list[_Switch] = field(default_factory=list)
+    notaries: list[Liar] = field(default_factory=list)
+
+    async def answer(self, cheat: Cheat | None = None, *, other_class: bool = False) -> Trust:
+        """Answer a prompt of its own with a stage that cheats, and audit every stage."""
+        if cheat and cheat.warms_up:
+            self._tell(cheat)
+            await self._session(1, None)
+        self._tell(cheat)
+        auditor = Auditor(lambda *which: self._find(cheat, other_class, *which), 1.0)
+        try:
+            trust = await self._session(cheat.turns if cheat else 1, auditor)
+        finally:
+            self._tell(None)
+        assert trust
+        return trust
+
+    async def _session(self, turns: int, auditor: Auditor | None) -> Trust | None:
+        text = PROMPT[self.chance.randrange(len(PROMPT) // 2) :]
+        prompt = (await self.ends.tokenize(text, special=False))[:PROMPT_TOKENS]
+        session_id = SessionId(self.chance.randbytes(16))
+        async with self.requester.open(self.route, session_id, CONTEXT) as session:
+            for turn in range(turns):
+                said = prompt[: len(prompt) // (1 + turn)]
+                async for _ in session.generate(said, Sampling(temperature=0), ANSWER_TOKENS):
+                    pass
+            assert session.evidence
+            if auditor is None:
+                return None
+            trust = await auditor.examine(session.evidence, len(session.tokens))
+            if not trust.broken:
+                evidence, tokens = session.evidence, session.tokens
+                self.certificate = evidence.certify(tokens, "", trust, self.sign)
+            return trust
+
+    def _tell(self, cheat: Cheat | None) -> None:
+        switch, notary = self.switches[CHEATER], self.notaries[CHEATER]
+        switch.cheat = cheat.open if cheat else None
+        switch.claims = bool(cheat and cheat.other_class)
+        notary.lie = cheat.lie if cheat else None
+        self.switches[CHEATER - 1].cheat = cheat.open if cheat and cheat.colludes else None
+
+    def _find(
+        self, cheat: Cheat | None, other_class: bool, first: int, end: int, _: PeerId
+    ) -> Sequence[OpenReplay]:
+        at_cheater = first == self.switches[CHEATER].first
+        engine = self.other_class if other_class and at_cheater else self.auditors[first]
+
+        @asynccontextmanager
+        async def own(_: int) -> AsyncIterator[Replay]:
+            replay = EngineReplay(engine, end)
+            try:
+                yield replay
+            finally:
+                replay.close()
+
+        @asynccontextmanager
+        async def lying(_: int) -> AsyncIterator[Replay]:
+            async with own(0) as replay:
+                yield LyingReplay("a lying auditor", replay)
+
+        return [lying, own] if cheat and cheat.auditor_lies and at_cheater else [own]
+
+
+@asynccontextmanager
+async def open_world(model: Path, seed: int) -> AsyncIterator[World]:
+    """Load everything and join it up."""
+    store = open_store()
+    opened = open_whole(name_model(str(model), store, lambda *_: None), store)
+    layers = opened.info.layers
+    ranges = split_layers(1, layers - 1, STAGES)
+    chance = random.Random(seed)  # noqa: S311 -- prompts, and keys of peers that nobody else meets
+    async with AsyncExitStack() as stack:
+        home = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="p2pinfer-")))
+        lower_model = _lower(model, home)
+        first, end = ranges[CHEATER]
+
+        async def stage(of: PartsModel, first: int, end: int, threads: int = 1) -> StageEngine:
+            path = of.stage(first, end)
+            return await stack.enter_async_context(
+                open_stage(path, first, sessions=SESSIONS, context=CONTEXT, threads=threads)
+            )
+
+        engines = [await stage(opened, *each) for each in ranges]
+        lower = await stage(lower_model, first, end)
+        auditors = {engine.first: engine for engine in engines}
+        auditors[first] = await stage(opened, first, end)
+        other = await stage(opened, first, end, threads=OTHER_THREADS)
+        ends = await stack.enter_async_context(
+            open_ends(*opened.ends(1), layers, sessions=SESSIONS, context=CONTEXT)
+        )
+        network = MemoryNetwork()
+        keys = [Identity(chance.randbytes(32)) for _ in range(STAGES + 1)]
+        me = await stack.enter_async_context(network.join(keys[0].peer_id))
+        nursery = await stack.enter_async_context(trio.open_nursery())
+        stack.callback(nursery.cancel_scope.cancel)
+        requester = Requester(nursery, me, ends, opened.id, Gatherer(nursery, me, chance.randbytes))
+        world = World(requester, ends, chance, auditors, other, keys[0].sign)
+        for engine, key in zip(engines, keys[1:], strict=True):
+            transport = await stack.enter_async_context(network.join(key.peer_id))
+            _serve(world, transport, key, Host(engine, lower, engines[0]), opened)
+        yield world
+
+
+def _lower(model: Path, home: Path) -> PartsModel:
+    """Cut the model once more, in fewer bits."""
+    lower = home / "lower.gguf"
+    requantise(model, lower, _LLAMA_FTYPE_MOSTLY_Q3_K_M)
+    store = Store(home / "store")
+    return open_parts(store, add_model(store, lower, lambda *_: None), home)
+
+
+def _serve(
+    world: World, transport: MemoryTransport, key: Identity, host: Host, model: PartsModel
+) -> None:
+    switch, notary = _Switch(host), Liar(transport, key.sign)
+    notary.listen()
+    Stage(transport, switch, model.id, notary).listen()
+    hop = Hop(key.peer_id, tuple(transport.addresses), switch.first, switch.end)
+    world.route.append(hop)
+    world.switches.append(switch)
+    world.notaries.append(notary)
+
+
+async def cheats_bench(
+    model: Path, *, trials: int, checkpoints: int, seed: int, zoo: Iterable[Cheat] = ZOO
+) -> dict[str, Any]:
+    """Measure and return what ``p2pinfer bench cheats`` prints.
+
+    Args:
+        model: a GGUF file.
+        trials: answers per cheat.
+        checkpoints: of honest stages, at least so many audited, in sessions side by side.
+        seed: of prompts and keys.
+        zoo: which cheats.
+    """
+    async with open_world(model, seed) as world:
+        report: dict[str, Any] = {
+            "trials": trials,
+            "honest": await _honest(world, checkpoints, other_class=False),
+            "honest, another class": await _honest(world, checkpoints // 4, other_class=True),
+        }
+        report["cheats"] = [await _try(world, cheat, trials) for cheat in zoo]
+    return report
+
+
+async def _honest(world: World, least: int, *, other_class: bool) -> dict[str, Any]:
+    """Audit honest sessions, several at a time."""
+    found: list[Trust] = []
+
+    async def one() -> None:
+        found.append(await world.answer(other_class=other_class))
+
+    checkpoints = 0
+    while checkpoints < least:
+        async with trio.open_nursery() as nursery:
+            for _ in range(1 if other_class else TOGETHER):
+                nursery.start_soon(one)
+        each = -(-found[-1].positions // CHECKPOINT_POSITIONS)
+        checkpoints = sum(each * len(trust.audits) for trust in found)
+    good = (Verdict.SAME, Verdict.CLOSE) if other_class else (Verdict.SAME,)
+    mismatches = sum(
+        trust.broken is not None or any(audit.verdict not in good for audit in trust.audits)
+        for trust in found
+    )
+    audits = sum(len(trust.audits) for trust in found)
+    verdicts = [audit.verdict.value for trust in found for audit in trust.audits]
+    return {
+        "audited_checkpoints": checkpoints,
+        "audits": audits,
+        "verdicts": {name: verdicts.count(name) for name in sorted(set(verdicts))},
+        "false_alarms": mismatches,
+        "false_alarm_rate_below": round(1 - 0.05 ** (1 / audits), 5) if not mismatches else None,
+    }
+
+
+async def _try(world: World, cheat: Cheat, trials: int) -> dict[str, Any]:
+    caught = blamed = 0
+    checkpoints: list[int] = []
+    how: set[str] = set()
+    honest = {hop.peer for hop in world.route} - {world.route[CHEATER].peer}
+    if cheat.colludes:
+        honest -= {world.route[CHEATER - 1].peer}
+    for _ in range(trials):
+        trust = await world.answer(cheat)
+        found = [audit for audit in trust.audits if audit.blamed]
+        if trust.held and not found:
+            continue
+        caught += 1
+        if trust.broken:
+            how.add("receipts")
+            blamed += not honest >= set(trust.broken.peers)
+            checkpoints.append(-(-trust.broken.position // CHECKPOINT_POSITIONS))
+            continue
+        how.add("audit")
+        blamed += not any(audit.blamed in honest for audit in found)
+        first = min((audit.position or 0) for audit in found)
+        checkpoints.append(first // CHECKPOINT_POSITIONS + 1)
+    return {
+        "cheat": cheat.name,
+        "saves_work": cheat.saves_work,
+        "caught": caught,
+        "of": trials,
+        "caught_more_often_than": round(0.05 ** (1 / trials), 3) if caught == trials else None,
+        "right_stage_named": blamed,
+        "by": sorted(how),
+        "first_bad_checkpoint": statistics.median(checkpoints) if checkpoints else None,
+    }

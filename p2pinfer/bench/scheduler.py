@@ -1,0 +1,123 @@
+"""What deciding costs in large swarms: where to serve, and which way to take.
+
+A view is kept up to date advertisement by advertisement, so its making is told apart from the
+decisions. Read how times grow with the number of peers; absolute ones are this machine's.
+"""
+
+import random
+import statistics
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any, Final
+
+from attrs import evolve
+
+from p2pinfer.core.advertisement import LINKS_MAX, Advertisement, Link, State
+from p2pinfer.core.ids import ModelId, PeerId
+from scheduler.placement import choose
+from scheduler.routing import Asking, alternatives, find_route
+from scheduler.view import Experience, View
+
+LAYERS: Final = 80
+"""Of a model of 70B weights; the requester keeps the first and the last one."""
+
+SPAN: Final = (1, LAYERS - 1)
+HELD_MAX = 30
+ROUND_TRIPS = 50
+"""Peers that an asker has measured the way to."""
+
+PLACED: Final = (1_000, 10_000, 100_000)
+ROUTED: Final = (100, 1_000, 10_000)
+GOAL_MS: Final = 50.0
+ROUNDS = 9
+
+
+async def scheduler_bench(
+    rounds: int = ROUNDS, placed: Sequence[int] = PLACED, routed: Sequence[int] = ROUTED
+) -> dict[str, Any]:
+    """Measure among so many peers, and return what ``p2pinfer bench scheduler`` prints."""
+    chance = random.Random(0)  # noqa: S311 -- the same swarm each time
+    offers = list(_swarm(max(*placed, *routed), chance))
+    started = time.perf_counter()
+    views = {count: View.of(offers[:count]) for count in {*placed, *routed}}
+    put_us = (time.perf_counter() - started) * 1e6 / sum(map(len, views.values()))
+    place = {count: _timed(rounds, _placing(views[count], offers[0])) for count in placed}
+    join = {count: _timed(rounds, _placing(views[count], _newcomer(offers[0]))) for count in placed}
+    ways = {count: _timed(rounds, _routing(views[count], offers[:count])) for count in routed}
+    again = {count: _timed(rounds, _mending(views[count])) for count in routed}
+    return {
+        "layers": LAYERS,
+        "rounds": rounds,
+        "view_us_per_advertisement": round(put_us, 2),
+        "place_ms": place,
+        "join_ms": join,
+        "route_ms": ways,
+        "alternatives_ms": again,
+        "goal_ms": GOAL_MS,
+        "share_of_goal": {
+            "place": round(place[max(placed)]["median"] / GOAL_MS, 2),
+            "route": round(ways[max(routed)]["median"] / GOAL_MS, 2),
+        },
+    }
+
+
+def _swarm(count: int, chance: random.Random) -> Iterator[Advertisement]:
+    """Draw peers of many sizes and speeds, each with links to some others."""
+    peers = [PeerId(f"12D3Koo{n:x>45}") for n in range(count)]
+    for n, peer in enumerate(peers):
+        size = chance.randint(1, HELD_MAX)
+        first = chance.randint(SPAN[0] - size, SPAN[1])  # so that the ends are no thinner
+        first = min(max(first, SPAN[0]), SPAN[1] - size)
+        near = (peers[chance.randrange(min(count, n + 1000))] for _ in range(LINKS_MAX))
+        yield Advertisement(
+            peer=peer,
+            addresses=(),
+            model=ModelId("0" * 64),
+            model_name="bench",
+            layers=LAYERS,
+            first=first,
+            end=first + size,
+            context=4096,
+            numerics_class="0" * 32,
+            sequence=0,
+            layers_max=HELD_MAX,
+            row_us=chance.randint(500, 5000),
+            chunk_us=chance.randint(5_000, 50_000),
+            sessions_max=8,
+            sessions_free=chance.randint(0, 8),
+            queued_rows=chance.randint(0, 40),
+            links=tuple(Link(other, chance.randint(1_000, 200_000)) for other in near),
+        )
+
+
+def _newcomer(offer: Advertisement) -> Advertisement:
+    return evolve(offer, state=State.JOINING, first=0, end=0)
+
+
+def _placing(view: View, own: Advertisement) -> Callable[[float], object]:
+    """Let a peer decide, late enough in a turn that it may move."""
+    return lambda chance: choose(view, own, SPAN, now_s=45.0, chance=chance)
+
+
+def _routing(view: View, offers: list[Advertisement]) -> Callable[[float], object]:
+    """Let a requester that knows some ways and names find a route."""
+    some = {offer.peer: 0.001 * (n + 1) for n, offer in enumerate(offers[:ROUND_TRIPS])}
+    seen = Experience(round_trip_s=some, standing=dict.fromkeys(some, 0.9))
+    return lambda chance: find_route(view, *SPAN, Asking(seen=seen, chance=chance))
+
+
+def _mending(view: View) -> Callable[[float], object]:
+    """Find who would take the place of each hop of a route."""
+    route = find_route(view, *SPAN)
+    return lambda chance: alternatives(view, route, Asking(chance=chance))
+
+
+def _timed(rounds: int, decide: Callable[[float], object]) -> dict[str, float]:
+    """Return what a decision takes in milliseconds, over some rounds; the first warms up."""
+    times_ms = []
+    for at in range(rounds + 1):
+        started = time.perf_counter()
+        decide(at / (rounds + 1))
+        times_ms.append((time.perf_counter() - started) * 1000)
+    times_ms = times_ms[1:]
+    return {"median": round(statistics.median(times_ms), 2), "worst": round(max(times_ms), 2)}

@@ -1,0 +1,91 @@
+"""Peers in processes that are killed, each replaced by a new one that serves the same layers."""
+
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import count
+from pathlib import Path
+
+import trio
+
+from p2pinfer.core.ids import PeerId
+from p2pinfer.engine.parts_model import PartsModel
+from p2pinfer.node import Machine
+from p2pinfer.swarm import READY_S_MAX, LocalPeer, run_peer, wait_ready
+
+NETWORK = "bench"
+
+
+@dataclass(frozen=True)
+class Victim:
+    """A peer that serves, until it is killed."""
+
+    place: int
+    """Which of the ranges it serves."""
+    local: LocalPeer
+
+
+class Victims:
+    """A swarm in which peers may be killed."""
+
+    def __init__(
+        self,
+        nursery: trio.Nursery,
+        model: PartsModel,
+        machine: Machine,
+        ranges: Sequence[tuple[int, int]],
+        home: Path,
+    ) -> None:
+        """Serve each range by one peer, once it is started; ``home`` is for keys and logs."""
+        self._nursery, self._model, self._machine = nursery, model, machine
+        self.ranges, self._home = ranges, home
+        self._numbers = count()
+        self.serving: dict[PeerId, Victim] = {}
+        self._empty: list[int] = []  # ranges whose peer was killed
+        self._changed = trio.Event()
+
+    async def start(self) -> None:
+        """Start all peers, and wait until they serve."""
+        with trio.fail_after(READY_S_MAX):
+            await self._serve(0)
+            async with trio.open_nursery() as starting:
+                for place in range(1, len(self.ranges)):
+                    starting.start_soon(self._serve, place)
+
+    def ways_in(self) -> tuple[str, ...]:
+        """Return addresses of those that serve."""
+        return tuple(victim.local.addresses[0] for victim in self.serving.values())
+
+    def kill(self, peer: PeerId) -> None:
+        """Kill a peer; its place stays empty until ``wait_whole``."""
+        victim = self.serving.pop(peer)
+        victim.local.process.kill()
+        self._empty.append(victim.place)
+
+    async def wait_whole(self) -> None:
+        """Start new peers for those that were killed, and wait until they serve."""
+        while self._empty:
+            self._nursery.start_soon(self._serve, self._empty.pop())
+        with trio.fail_after(READY_S_MAX):
+            while len(self.serving) < len(self.ranges):
+                self._changed = trio.Event()
+                await self._changed.wait()
+
+    async def _serve(self, place: int) -> None:
+        number = next(self._numbers)
+        first, end = self.ranges[place]
+        machine, ways_in = self._machine, self.ways_in()
+        command = [
+            *[sys.executable, "-m", "p2pinfer", "join", "--json", "--until-stdin-closes"],
+            *["--model", self._model.id, "--layers", f"{first}:{end}"],
+            *(["--bootstrap", *ways_in] if ways_in else []),
+            *["--listen", "/ip4/127.0.0.1/tcp/0", "--network", NETWORK],
+            *["--identity", str(self._home / f"identity-{number}")],
+            *["--sessions", str(machine.sessions), "--context", str(machine.context)],
+            *["--threads", str(machine.threads)],
+        ]
+        log = self._home / f"log-{number}"
+        process = await self._nursery.start(run_peer, command, log, None)
+        local = await wait_ready(process, log)
+        self.serving[PeerId(local.peer)] = Victim(place, local)
+        self._changed.set()

@@ -1,0 +1,256 @@
+"""A zoo of cheats: what a stage may do instead of its work, each over real engines.
+
+A cheat replaces an honest engine's sessions, or what the peer signs, opens or says as an auditor.
+"""
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Final
+
+import numpy as np
+from attrs import evolve
+from numpy.typing import NDArray
+
+from p2pinfer.core.errors import EngineError
+from p2pinfer.core.messages import Open
+from p2pinfer.core.receipts import SIGNED_AS, Receipt, Signed
+from p2pinfer.core.witness import Seat, Witness
+from p2pinfer.engine.base import Decoded, Done, StageEngine, StageSession
+from peers.history import History
+from peers.notary import Notary, Record
+from peers.replay import Replay
+
+WINDOW_POSITIONS: Final = 64
+"""What is left of the context of a stage that truncates it."""
+
+NOISE: Final = 0.03
+"""Relative; under the bound between numerics classes, and no more than honest ones differ by."""
+
+Rows = NDArray[np.float32]
+
+
+@dataclass
+class Host:
+    """What a cheating peer has at hand."""
+
+    engine: StageEngine
+    """Of the layers that it should run."""
+    lower: StageEngine
+    """The same layers, quantised to fewer bits."""
+    other: StageEngine
+    """Other layers of the model, and as many."""
+    seen: dict[int, bytes] = field(default_factory=dict)
+    """Rows that it computed in an earlier session, by position."""
+    chance: np.random.Generator = field(default_factory=lambda: np.random.default_rng(1))
+
+
+OpenSession = Callable[[Host, int], StageSession]
+
+
+class Changed:
+    """A session whose rows are changed on their way in or out."""
+
+    def __init__(self, inner: StageSession, width: int) -> None:
+        self._inner, self._width = inner, width
+        self.close = inner.close
+
+    def submit(self, position: int, rows: bytes, done: Done, *, wide: bool) -> None:
+        """Run the rows as an honest stage does, and pass on what ``change`` makes of them."""
+
+        def take(outcome: Decoded | EngineError) -> None:
+            if isinstance(outcome, Decoded):
+                sent = self.change(position, self._rows(outcome.rows))
+                outcome = Decoded(sent.astype("<f4").tobytes(), outcome.decoding_us)
+            done(outcome)
+
+        self.run(position, rows, take, wide=wide)
+
+    def run(self, position: int, rows: bytes, done: Done, *, wide: bool) -> None:
+        """Run rows in the inner session."""
+        self._inner.submit(position, rows, done, wide=wide)
+
+    def change(self, position: int, sent: Rows) -> Rows:
+        """Return what to send instead."""
+        return sent
+
+    def _rows(self, data: bytes) -> Rows:
+        return np.frombuffer(data, "<f4").reshape(-1, self._width)
+
+
+class _CopiedThrough(Changed):
+    def run(self, position: int, rows: bytes, done: Done, *, wide: bool) -> None:
+        done(Decoded(rows, 1))
+
+
+class _StaleCells(Changed):
+    """Never drops what its KV cache holds: new rows always go behind the old ones."""
+
+    _end = 0
+
+    def run(self, position: int, rows: bytes, done: Done, *, wide: bool) -> None:
+        self._inner.submit(self._end, rows, done, wide=wide)
+        self._end += len(self._rows(rows))
+
+
+class _TruncatedContext(Changed):
+    """Forgets everything again and again: short contexts cost less."""
+
+    _start = 0
+
+    def run(self, position: int, rows: bytes, done: Done, *, wide: bool) -> None:
+        if not 0 <= position - self._start < WINDOW_POSITIONS:
+            self._start = position
+        self._inner.submit(position - self._start, rows, done, wide=wide)
+
+
+class _AnotherSessions(Changed):
+    """Sends what it computed in an earlier session at the same positions."""
+
+    seen: dict[int, bytes]
+
+    def change(self, position: int, sent: Rows) -> Rows:
+        old = [self.seen.setdefault(position + at, row.tobytes()) for at, row in enumerate(sent)]
+        return self._rows(b"".join(old))
+
+
+class _AnotherPosition(Changed):
+    """Sends each row one position late."""
+
+    _last: Rows | None = None
+
+    def change(self, position: int, sent: Rows) -> Rows:
+        last = sent[:1] if self._last is None else self._last
+        self._last = sent[-1:]
+        return np.concatenate([last, sent[:-1]])
+
+
+class _Noisy(Changed):
+    chance: np.random.Generator
+
+    def change(self, position: int, sent: Rows) -> Rows:
+        noise = self.chance.standard_normal(sent.shape).astype(np.float32)
+        sizes = [np.linalg.norm(each, axis=1, keepdims=True) for each in (sent, noise)]
+        changed: Rows = sent + np.float32(NOISE) * noise * sizes[0] / sizes[1]
+        return changed
+
+
+def _wrapped(kind: type[Changed]) -> OpenSession:
+    return lambda host, end: kind(host.engine.open(end), host.engine.width)
+
+
+def _another_sessions(host: Host, end: int) -> StageSession:
+    session = _AnotherSessions(host.engine.open(end), host.engine.width)
+    session.seen = host.seen
+    return session
+
+
+def _noisy(host: Host, end: int) -> StageSession:
+    session = _Noisy(host.engine.open(end), host.engine.width)
+    session.chance = host.chance
+    return session
+
+
+class Liar(Notary):
+    """A notary that signs or opens what is not so, once told how."""
+
+    lie: Callable[[Record], None] | None = None
+
+    def record(self, opened: Open, engine: StageEngine, history: History) -> Record:
+        """Keep a record, and lie in it."""
+        found = super().record(opened, engine, history)
+        if self.lie:
+            self.lie(found)
+        return found
+
+
+def _refuse(record: Record) -> None:
+    def refuse(position: int, count: int) -> tuple[bytes, bytes]:
+        raise LookupError
+
+    record.open = refuse  # type: ignore[method-assign]
+
+
+def _forge(record: Record) -> None:
+    record.seat = evolve(record.seat, sign=lambda _: bytes(64))
+
+
+class _TwoRoots(Witness):
+    """Signs one root at a checkpoint, and an answer's end for another."""
+
+    def due(self, seat: Seat) -> list[Signed]:
+        return [_other_root(signed, seat) for signed in super().due(seat)]
+
+
+def _other_root(signed: Signed, seat: Seat) -> Signed:
+    body = evolve(Receipt.parse(signed.body), sent=bytes(32)).body()
+    return Signed(body, seat.sign(SIGNED_AS + body))
+
+
+def _equivocate(record: Record) -> None:
+    record.witness = _TwoRoots(keep=False)
+
+
+class LyingReplay:
+    """An auditor that does not run what it is asked to: it returns its input."""
+
+    def __init__(self, name: str, inner: Replay) -> None:
+        self.name, self.numerics = name, inner.numerics
+
+    async def run(self, position: int, count: int, rows: bytes, *, wide: bool) -> bytes:
+        """Return the rows as they came."""
+        return rows
+
+
+@dataclass(frozen=True)
+class Cheat:
+    """One way to cheat."""
+
+    name: str
+    saves_work: bool
+    open: OpenSession | None = None
+    lie: Callable[[Record], None] | None = None
+    other_class: bool = False
+    """Claims to compute in a numerics class of its own."""
+    turns: int = 1
+    """Answers in a session: going back shows some cheats."""
+    warms_up: bool = False
+    """An honest session comes first."""
+    colludes: bool = False
+    """The stage before it copies through as well."""
+    auditor_lies: bool = False
+    """The first auditor is the cheat, and the stages are honest."""
+
+
+def _skipped(host: Host, end: int) -> StageSession:
+    return host.engine.open(end - 1)
+
+
+def _lower(host: Host, end: int) -> StageSession:
+    return host.lower.open(end)
+
+
+def _other_layers(host: Host, end: int) -> StageSession:
+    return host.other.open(host.other.end)
+
+
+_COPIED = _wrapped(_CopiedThrough)
+
+ZOO: Final = (
+    Cheat("lower quantisation", True, _lower),
+    Cheat("lower quantisation, claiming another class", True, _lower, other_class=True),
+    Cheat("a skipped layer", True, _skipped),
+    Cheat("a skipped layer, claiming another class", True, _skipped, other_class=True),
+    Cheat("inputs copied through", True, _COPIED),
+    Cheat("stale KV", True, _wrapped(_StaleCells), turns=2),
+    Cheat("outputs of another session", True, _another_sessions, warms_up=True),
+    Cheat("the right answer for another position", False, _wrapped(_AnotherPosition)),
+    Cheat("noise below the bound", False, _noisy),
+    Cheat("noise below the bound, claiming another class", False, _noisy, other_class=True),
+    Cheat("truncated context", True, _wrapped(_TruncatedContext)),
+    Cheat("other layers", False, _other_layers),
+    Cheat("inputs copied through, refusing to open", True, _COPIED, _refuse),
+    Cheat("equivocation", False, lie=_equivocate),
+    Cheat("a forged receipt", False, lie=_forge),
+    Cheat("an auditor that runs nothing", True, auditor_lies=True),
+    Cheat("two colluding neighbours", True, _COPIED, colludes=True),
+)

@@ -1,0 +1,218 @@
+"""``p2pinfer serve``: OpenAI's interface and the web page on this machine."""
+
+import json
+from collections.abc import AsyncIterator
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Annotated
+
+from cyclopts import Parameter
+
+from p2pinfer.core import errors
+from p2pinfer.core.errors import UserError
+from p2pinfer.flags import (
+    ANSWER,
+    REACH,
+    AnswerFlags,
+    AsJson,
+    Bootstrap,
+    MachineFlags,
+    Network,
+    ReachFlags,
+    SwarmModel,
+    check_range,
+    option,
+)
+from p2pinfer.running import cancel_at_end_of_input, run_task
+
+if TYPE_CHECKING:  # what is heavy is imported by the command that needs it
+    from p2pinfer.api.gateway import Access
+    from p2pinfer.chat import ChatOptions
+    from p2pinfer.core.ids import ModelId
+    from p2pinfer.engine.store import Store
+    from p2pinfer.node import ClientOptions, Machine
+    from p2pinfer.swarm import LocalPeer
+    from transports.base import Reach
+
+SESSIONS_DEFAULT = 24
+"""Answers at once: a gateway has many askers, and a session of its own ends is small."""
+
+PORT_MAX = 65_535
+
+LOCAL_MAX = 16
+"""As ``--peers`` of demo."""
+
+Local = Annotated[int, option("local", "Start so many peers on this machine first, to try it.")]
+Host = Annotated[str, option("host", "Address to listen on; a public one needs an API key.")]
+Port = Annotated[int, option("port", "Port to listen on; 0 takes any that is free.")]
+ApiKey = Annotated[
+    str | None, option("api-key", "What clients must send as their key; safer in the environment.")
+]
+Origins = Annotated[
+    tuple[str, ...],
+    option("cors-origin", "Other sites whose pages may ask, or '*'.", consume_multiple=True),
+]
+
+
+@Parameter(name="*")
+@dataclass(frozen=True)
+class GatewayMachineFlags(MachineFlags):
+    """What may be used of this machine by a gateway, and by each peer of ``--local``."""
+
+    sessions: Annotated[int, option("sessions", "Answers at once.")] = SESSIONS_DEFAULT
+
+
+MACHINE = GatewayMachineFlags()
+
+
+def serve(
+    *,
+    bootstrap: Bootstrap = (),
+    local: Local = 0,
+    host: Host = "127.0.0.1",
+    port: Port = 11550,
+    api_key: ApiKey = None,
+    cors_origin: Origins = (),
+    model: SwarmModel = None,
+    network: Network = "main",
+    as_json: AsJson = False,
+    until_stdin_closes: Annotated[bool, Parameter(show=False, negative="")] = False,
+    reach: ReachFlags = REACH,
+    answer: AnswerFlags = ANSWER,
+    machine: GatewayMachineFlags = MACHINE,
+) -> None:
+    """Serve OpenAI's interface and a web page that shows the swarm.
+
+    The options of answers hold for whoever does not ask otherwise.
+    """
+    import trio
+
+    from p2pinfer.node import ClientOptions
+    from p2pinfer.supply import open_store
+
+    check_range("local", local, 0, LOCAL_MAX)
+    check_range("port", port, 0, PORT_MAX)
+    if not (local or bootstrap or reach.mdns):
+        raise UserError(
+            "name a peer of the swarm with --bootstrap MULTIADDR (join prints one), or try it"
+            " with peers on this machine: p2pinfer serve --local 3"
+        )
+    if local and bootstrap:
+        raise UserError("--local makes a swarm of its own: leave --bootstrap or --local out")
+    access = _access(host, api_key, cors_origin)
+    how, limits = answer.options(), machine.machine()
+    store = open_store()
+    named = _name_model(model or "default", store) if model or local else None
+
+    way = reach.of(network)
+
+    def swarm() -> "AbstractAsyncContextManager[tuple[tuple[str, ...], str | Reach]]":
+        if named and local:
+            return _local_swarm(named, store, local, answer.keep_layers, limits)
+        return nullcontext((bootstrap, way))
+
+    async def find_default() -> "ModelId":
+        return await trio.to_thread.run_sync(_name_model, "default", store)
+
+    async def run() -> None:
+        with errors.lone_errors():
+            async with trio.open_nursery() as nursery:
+                if until_stdin_closes:
+                    nursery.start_soon(cancel_at_end_of_input, nursery.cancel_scope)
+                async with swarm() as (ways_in, name):
+                    options = ClientOptions(
+                        named,
+                        ways_in,
+                        name,
+                        answer.keep_layers,
+                        limits,
+                        audit_rate=answer.audit_rate,
+                        default_model=find_default,
+                    )
+                    await _serve(options, store, how, access, (host, port), as_json=as_json)
+
+    run_task(run, interrupted=errors.EXIT_DONE)
+
+
+def _access(host: str, api_key: str | None, origins: tuple[str, ...]) -> "Access":
+    """Say who may use the gateway; raises UserError where anybody could."""
+    from p2pinfer.api.gateway import Access
+    from p2pinfer.api.server import is_loopback
+
+    if not is_loopback(host) and not api_key:
+        raise UserError(
+            f"whoever reaches {host} could use this gateway: set P2PINFER_API_KEY to a secret that"
+            " clients must send, or leave --host out"
+        )
+    return Access(api_key, origins, only_local_names=is_loopback(host))
+
+
+@asynccontextmanager
+async def _local_swarm(
+    model: "ModelId", store: "Store", peers: int, keep: int, machine: "Machine"
+) -> "AsyncIterator[tuple[tuple[str, ...], str | Reach]]":
+    """Start peers on this machine; gives the ways into their swarm, and its name."""
+    from p2pinfer.supply import open_whole
+    from p2pinfer.swarm import local_swarm, share_layers
+    from p2pinfer.terminal import Doing, say
+
+    opened = open_whole(model, store)
+    ranges = share_layers(opened, peers, keep, machine)
+    done = Doing(f"Starting {peers} peers for {opened.info.name} …")
+
+    def ready(peer: "LocalPeer") -> None:
+        say(f"peer …{peer.peer[-6:]} serves layers {peer.layers} in process {peer.process.pid}")
+
+    try:
+        async with local_swarm(opened, ranges, machine=machine, on_ready=ready) as running:
+            done()
+            yield tuple(peer.addresses[0] for peer in running), "local"
+    finally:
+        done()
+
+
+async def _serve(
+    options: "ClientOptions",
+    store: "Store",
+    how: "ChatOptions",
+    access: "Access",
+    listen: tuple[str, int],
+    *,
+    as_json: bool,
+) -> None:
+    """Serve until cancelled; say where once that is possible."""
+    import trio
+
+    from p2pinfer.api.gateway import Gateway
+    from p2pinfer.api.server import open_server
+    from p2pinfer.connect import open_swarm
+    from p2pinfer.node import open_client
+    from p2pinfer.terminal import Doing
+
+    done = Doing("Joining the swarm …")
+    try:
+        async with (
+            open_client(options, store, done.tell) as client,
+            open_swarm(client, options.machine.sessions) as swarm,
+            open_server(Gateway(swarm, how, access), *listen) as url,
+        ):
+            done()
+            if as_json:
+                print(json.dumps({"url": url, "model": client.model.id}), flush=True)
+            else:
+                print(f"model       {swarm.model_name}")
+                print(f"web page    {url}/")
+                print(f"OpenAI API  {url}/v1")
+                print("ready; Ctrl-C to end", flush=True)
+            await trio.sleep_forever()
+    finally:
+        done()
+
+
+def _name_model(name: str, store: "Store") -> "ModelId":
+    """Return the id of what ``--model`` names, showing how a new file is taken in."""
+    from p2pinfer.cli_model import adding_progress
+    from p2pinfer.supply import name_model
+
+    with adding_progress() as on_progress:
+        return name_model(name, store, on_progress)

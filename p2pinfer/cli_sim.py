@@ -1,0 +1,147 @@
+"""``p2pinfer sim``: networks of virtual peers, in virtual time."""
+
+import json
+import shlex
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+from cyclopts import App
+
+from p2pinfer.core.errors import P2pinferError, UserError
+from p2pinfer.flags import AsJson, check_range, option
+
+if TYPE_CHECKING:
+    from sim.scenario import Scenario
+
+app = App(
+    name="sim", help="Simulate a network with the code of real peers.", help_format="plaintext"
+)
+
+EXPLAINED = """# A scenario is a TOML file. Every table and key that has a default may be left out.
+# What differs from one to the next is a number, [low, high], or { median = …, sigma = … }.
+"""
+
+
+@app.default
+def run(
+    scenario: str = "home",
+    /,
+    *,
+    seed: Annotated[int | None, option("seed", "In place of the scenario's.")] = None,
+    duration: Annotated[
+        float | None, option("duration", "Seconds of questions, in place of the scenario's.")
+    ] = None,
+    out: Annotated[Path | None, option("out", "Folder for the report's files.")] = None,
+    explain: Annotated[
+        bool, option("explain", "Say what a scenario file may hold.", negative="")
+    ] = False,
+    hunt: Annotated[
+        int, option("hunt", "Run so many scenarios drawn from seeds, and make a failure small.")
+    ] = 0,
+    as_json: AsJson = False,
+) -> None:
+    """Run a scenario, and check what must hold; exit code 1 if something did not.
+
+    Parameters
+    ----------
+    scenario: str
+        A TOML file, or the name of one that is shipped: see --explain.
+    """
+    from sim.scenario import load_scenario
+
+    if explain:
+        _explain()
+        return
+    if hunt:
+        check_range("hunt", hunt, 1)
+        _hunt(hunt, seed or 0, out)
+        return
+    loaded = load_scenario(scenario)
+    again = ["p2pinfer", "sim", scenario]
+    _run(_changed(loaded, seed, duration, again), out, again, as_json=as_json)
+
+
+def _explain() -> None:
+    """Print what a scenario may hold, and which ones are shipped."""
+    from sim.scenario import Scenario, load_scenario, shipped
+    from sim.tables import explain
+
+    print(EXPLAINED)
+    print("\n".join(explain(Scenario)))
+    print("\n# Shipped:")
+    for name in shipped():
+        print(f"#   {name}: {load_scenario(name).about}")
+
+
+def _changed(
+    scenario: "Scenario", seed: int | None, duration_s: float | None, again: list[str]
+) -> "Scenario":
+    """Return the scenario with what the command line says instead; add that to ``again``."""
+    from attrs import evolve
+
+    from sim.scenario import shorten
+
+    if duration_s is not None:
+        check_range("duration", duration_s, 1, scenario.duration_s)
+        scenario = shorten(scenario, duration_s, scenario.peer_count)
+        again += ["--duration", f"{duration_s:g}"]
+    scenario = evolve(scenario, seed=scenario.seed if seed is None else seed)
+    again += ["--seed", str(scenario.seed)]
+    return scenario
+
+
+def _run(scenario: "Scenario", out: Path | None, again: list[str], *, as_json: bool) -> None:
+    from sim.pictures import write_page
+    from sim.report import lines, summary, write_files
+    from sim.run import run_scenario
+
+    with _progress() as on_time:
+        outcome = run_scenario(scenario, on_time)
+    numbers = summary(outcome)
+    if out is not None:
+        try:
+            write_files(outcome, out)
+            write_page(outcome, out / "index.html")
+        except (FileExistsError, NotADirectoryError):
+            raise UserError(f"--out {out} is not a folder") from None
+    print(json.dumps(numbers) if as_json else "\n".join(lines(numbers)), flush=True)
+    if not outcome.is_good:
+        raise P2pinferError(f"something went wrong; to see it again: {shlex.join(again)}")
+
+
+def _hunt(runs: int, first_seed: int, out: Path | None) -> None:
+    """Look for a failure; write what it was made down to, and say how to see it again."""
+    from sim.hunt import SHRINKS_MAX, hunt, shrink
+    from sim.toml import to_toml
+
+    with _progress() as on_share:
+        found = hunt(runs, first_seed, lambda done: on_share(done / runs))
+    if found is None:
+        print(f"{runs} scenarios, from seed {first_seed} on: nothing went wrong")
+        return
+    print(f"seed {found.scenario.seed}: {found.text}", flush=True)
+    with _progress() as on_share:
+        found = shrink(found, lambda tries, _: on_share(tries / SHRINKS_MAX))
+    path = (out or Path()) / f"found-{found.scenario.seed}.toml"
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(to_toml(found.scenario))
+    print(f"{found.scenario.peer_count} peers are enough: {found.text}")
+    raise P2pinferError(f"something went wrong; to see it again: p2pinfer sim {path}")
+
+
+@contextmanager
+def _progress() -> Iterator[Callable[[float], None]]:
+    """Show the share that is over as a bar, where somebody watches."""
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TaskProgressColumn, TimeRemainingColumn
+
+    if not sys.stderr.isatty():
+        yield lambda _: None
+        return
+    columns = ("Simulating", BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("", total=1.0)
+        yield lambda share: bar.update(task, completed=share)

@@ -1,0 +1,48 @@
+"""``p2pinfer verify``: check a certificate without asking anybody."""
+
+import json
+import sys
+from pathlib import Path
+
+from cyclopts import App
+
+from p2pinfer.core.errors import EXIT_DAMAGED, UserError
+from p2pinfer.flags import AsJson
+from p2pinfer.running import run_task
+
+app = App(name="verify", help_format="plaintext")
+
+
+@app.default
+def verify(file: Path, /, *, as_json: AsJson = False) -> None:
+    """Check a certificate: its signatures, that its receipts join up, and, with local layers, rows.
+
+    Exits with 4 when something in it does not hold.
+
+    Parameters
+    ----------
+    file: Path
+        What --certificate wrote.
+    """
+    from p2pinfer.core.certificate import FILE_BYTES_MAX
+    from p2pinfer.supply import open_store
+    from p2pinfer.verifying import verify_file
+
+    try:
+        with file.open("rb") as opened:
+            data = opened.read(FILE_BYTES_MAX + 1)
+    except OSError as error:
+        raise UserError(f"cannot read {file}: {error.strerror}; name a certificate") from error
+    store = open_store()
+
+    async def run() -> None:
+        found = await verify_file(data, store)
+        if as_json:
+            print(json.dumps(found.as_dict()))
+        else:
+            for line in found.lines():
+                print(line)
+        if not found.held:
+            sys.exit(EXIT_DAMAGED)
+
+    run_task(run)
