@@ -19,15 +19,24 @@ TOP_LEVEL = {"pyproject.toml", "README.md", "Makefile", "tests", *PACKAGES}
 IMPORTERS = {
     "libp2p": {
         "transports/libp2p.py",  # the transport, and the files that it is made of
+        "transports/gossip.py",
         "transports/host.py",
         "transports/library.py",
+        "transports/lookout.py",
         "transports/muxer.py",
+        "transports/private.py",
         "transports/stream.py",
         "transports/wire.py",
     },
     "llama_cpp": {"p2pinfer/engine/llama.py"},
-    "starlette": set[str](),
-    "hypercorn": set[str](),
+    "starlette": {
+        "p2pinfer/api/app.py",
+        "p2pinfer/api/completions.py",
+        "p2pinfer/api/guard.py",
+        "p2pinfer/api/server.py",
+        "p2pinfer/api/streams.py",
+    },
+    "hypercorn": {"p2pinfer/api/server.py"},
 }
 """Libraries that only the named modules may import; foreign types and errors stop there."""
 

@@ -129,11 +129,15 @@ def test_verify_names_what_is_damaged(model: Command, file: Path, home: Path) ->
     assert model.out == "8 of 8 parts are here; damaged: layer.2, output\n"
     assert "layer.2 (" in model.err
     assert "is damaged on disk, in chunk 0" in model.err
-    assert "p2pinfer model add FILE makes it whole" in model.err
-    assert model.json("verify", id_) == {"model": id_, "verified": 6, "damaged": []}
+    assert (
+        f"output: what is missing is fetched anew by  p2pinfer model verify {id_[:12]}" in model.err
+    )
+    report = {"model": id_, "verified": 6, "damaged": [], "repaired": []}
+    assert model.json("verify", id_) == report
+    assert "layer.2, output: what is missing" in model.err  # as long as it is
     assert model("add", file) == 0
     flip(store.path(manifest.part("layer.0")), 0)
-    report = {"model": id_, "verified": 8, "damaged": ["layer.0"]}
+    report = {"model": id_, "verified": 8, "damaged": ["layer.0"], "repaired": []}
     assert model.json("verify", id_, code=4) == report
 
 
@@ -146,7 +150,8 @@ def test_rm_leaves_what_others_share(model: Command, file: Path, tmp_path: Path)
     second = model.out.strip()
     assert model("rm", first) == 0
     assert model.out.startswith("removed Toy, which frees ")
-    assert model.json("verify", second) == {"model": second, "verified": 8, "damaged": []}
+    report = {"model": second, "verified": 8, "damaged": [], "repaired": []}
+    assert model.json("verify", second) == report
     assert model.json("rm", second)["freed_bytes"] > 0
     assert model.json("list") == {"models": []}
 
@@ -178,11 +183,12 @@ def test_what_cannot_be_added(model: Command, file: Path, tmp_path: Path) -> Non
     assert model("add", tmp_path / "text") == 2
     assert model.err == "p2pinfer: text is not a GGUF file\n"
     assert model("add", tmp_path / "nowhere") == 2
-    assert model("add", file, "--quota-gb", "0.00001") == 2
+    assert model("add", file, "--quota", "10kB") == 2
     assert "exceed the store's quota of 0.0 MB" in model.err
-    for quota in ("0", "-1", "nan", "inf"):
-        assert model("add", file, "--quota-gb", quota) == 2
-        assert "--quota-gb must be" in model.err
+    assert "raise --quota, or remove a model (p2pinfer model rm ID)" in model.err
+    for quota in ("-1", "nan", "much"):
+        assert model("add", file, "--quota", quota) == 2
+        assert "is not a size such as" in model.err
     assert model.json("list") == {"models": []}
 
 

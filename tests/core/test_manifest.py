@@ -8,7 +8,7 @@ from blake3 import blake3
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from p2pinfer.core.ids import ModelId, PartHash
+from p2pinfer.core.ids import ModelId
 from p2pinfer.core.manifest import (
     CHUNK_BYTES,
     FORMAT,
@@ -26,10 +26,9 @@ LAYERS = 3
 
 
 def part(name: str, size: int) -> Part:
-    """Make up a part whose hashes are of its name."""
-    digest = blake3(name.encode())
+    """Make up a part whose chunks' hashes are of its name."""
     chunks = tuple(blake3(f"{name}{i}".encode()).digest() for i in range(-(-size // CHUNK_BYTES)))
-    return Part(name, PartHash(digest.hexdigest()), size, chunks)
+    return Part(name, size, chunks)
 
 
 def manifest(**changes: Any) -> Manifest:
@@ -67,7 +66,7 @@ def test_reads_back() -> None:
 
 def test_the_bytes_do_not_change() -> None:
     """Ids of models that are in use depend on this very form."""
-    assert manifest().id == "d6d8d07cb59a1544b769b9e773adaa1aa70d6e39b04783be6485e2ed0cb12459"
+    assert manifest().id == "d8f44a2be7acfb327aa39186e3e41dd16c7509e665c0073513aa98be4963bc6c"
 
 
 def test_other_bytes_are_not_parsed() -> None:
@@ -88,6 +87,17 @@ def test_chunks_have_sizes() -> None:
             made.chunk_size(index)
 
 
+def test_a_part_is_named_by_its_chunks() -> None:
+    """Another size, another chunk or another order is another part; its name in a model is not."""
+    made = part("x", CHUNK_BYTES + 2)
+    first, second = made.chunks
+    others = [Part("x", CHUNK_BYTES + 1, made.chunks), Part("x", made.size, (second, first))]
+    others += [Part("x", made.size, (first, bytes(32))), Part("x", 2, made.chunks[:1])]
+    assert len({made.hash, *(other.hash for other in others)}) == 5
+    assert Part("y", made.size, made.chunks).hash == made.hash
+    assert made.hash not in {digest.hex() for digest in made.chunks}
+
+
 def test_parts_of_slices() -> None:
     """A stage needs the metadata and its layers, the ends the vocabulary too; nothing twice."""
     made = manifest()
@@ -100,13 +110,13 @@ def test_parts_of_slices() -> None:
         made.part("layer.3")
 
 
-GOOD_PART = [bytes(32), 5, bytes(32)]
+GOOD_PART = [5, bytes(32)]
 
 
 @pytest.mark.parametrize(
     ("place", "value"),
     [
-        pytest.param(0, "p2pinfer model 2", id="another format"),
+        pytest.param(0, "p2pinfer model 1", id="another format"),
         pytest.param(1, "", id="no name"),
         pytest.param(1, "x" * 129, id="name too long"),
         pytest.param(1, "a\nb", id="name of two lines"),
@@ -136,14 +146,13 @@ GOOD_PART = [bytes(32), 5, bytes(32)]
         pytest.param(9, [], id="no parts"),
         pytest.param(9, [GOOD_PART] * 6, id="a part too few"),
         pytest.param(9, [GOOD_PART] * 8, id="a part too many"),
-        pytest.param(9, [[bytes(31), 5, bytes(32)]] * 7, id="short hash"),
-        pytest.param(9, [["0" * 32, 5, bytes(32)]] * 7, id="hash as text"),
-        pytest.param(9, [[bytes(32), 5, bytes(33)]] * 7, id="half a chunk's hash"),
-        pytest.param(9, [[bytes(32), 5, bytes(64)]] * 7, id="a chunk too many"),
-        pytest.param(9, [[bytes(32), 5, "0" * 32]] * 7, id="chunks as text"),
-        pytest.param(9, [[bytes(32), 0, b""]] * 7, id="empty part"),
-        pytest.param(9, [[bytes(32), 1 << 37, bytes(32)]] * 7, id="absurd part"),
-        pytest.param(9, [[bytes(32), True, bytes(32)]] * 7, id="size as truth"),
+        pytest.param(9, [[5, bytes(32), bytes(32)]] * 7, id="a field too many"),
+        pytest.param(9, [[5, bytes(33)]] * 7, id="half a chunk's hash"),
+        pytest.param(9, [[5, bytes(64)]] * 7, id="a chunk too many"),
+        pytest.param(9, [[5, "0" * 32]] * 7, id="chunks as text"),
+        pytest.param(9, [[0, b""]] * 7, id="empty part"),
+        pytest.param(9, [[1 << 37, bytes(32)]] * 7, id="absurd part"),
+        pytest.param(9, [[True, bytes(32)]] * 7, id="size as truth"),
     ],
 )
 def test_each_limit_holds(place: int, value: Any) -> None:
@@ -182,7 +191,7 @@ def test_too_long() -> None:
 def test_our_own_mistakes_are_refused_when_made() -> None:
     """A part whose chunks do not make its size, or that is out of place, cannot be made here."""
     with pytest.raises(BadManifest, match="chunks"):
-        Part("x", PartHash("0" * 64), CHUNK_BYTES + 1, (bytes(32),))
+        Part("x", CHUNK_BYTES + 1, (bytes(32),))
     with pytest.raises(BadManifest, match="parts"):
         manifest(parts=tuple(part(name, 5) for name in reversed(part_names(LAYERS))))
     assert values()[0] == FORMAT
@@ -197,10 +206,13 @@ def judge(data: bytes) -> None:
     assert parsed.encode() == data
 
 
-@settings(max_examples=80)
+@settings(max_examples=100)
 @given(st.randoms(use_true_random=False))
 def test_damage_is_judged(random: Any) -> None:
-    """A manifest with bytes changed, cut out or put in, 100 times, is a manifest or is refused."""
+    """A manifest with bytes changed, cut out or put in, is a manifest or is refused: 10,000 cases.
+
+    A hundred of each example's: what Hypothesis itself spends on an example is far more.
+    """
     whole = manifest().encode()
     for _ in range(100):
         data = bytearray(whole)

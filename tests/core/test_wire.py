@@ -7,32 +7,52 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from p2pinfer.core.advertisement import (
+    ADVERTISEMENTS_MAX,
+    KNOWN_MAX,
+    SIGNED_BYTES_MAX,
+    Advertisement,
+    Heard,
+    Known,
+)
+from p2pinfer.core.checks import ADDRESS_CHARS_MAX, ADDRESSES_MAX, LAYERS_MAX, POSITIONS_MAX
+from p2pinfer.core.evidence import (
+    OPENING_BYTES_MAX,
+    AskRows,
+    Follow,
+    Made,
+    Opening,
+    Settle,
+    Settled,
+)
+from p2pinfer.core.exchange import BUCKETS, DIGEST_BYTES, Compare, Differs, Wanted
 from p2pinfer.core.ids import ModelId, PartHash, PeerId, SessionId
 from p2pinfer.core.limits import ROWS_PER_DECODE_MAX
 from p2pinfer.core.manifest import CHUNK_BYTES, MANIFEST_BYTES_MAX
 from p2pinfer.core.messages import (
-    ADDRESS_CHARS_MAX,
-    ADDRESSES_MAX,
     BITMAP_BYTES_MAX,
-    LAYERS_MAX,
+    CHUNKS_PER_QUESTION_MAX,
     PARTS_PER_QUESTION_MAX,
-    POSITIONS_MAX,
     ROUTE_HOPS_MAX,
     ROWS_BYTES_MAX,
     TEXT_CHARS_MAX,
-    Advertisement,
-    AskChunk,
+    AskChunks,
     AskHeld,
     AskManifest,
     Attach,
     Attached,
     Chunk,
+    Connect,
+    Connected,
     Denied,
     Dtype,
-    Heard,
+    Expect,
+    Expecting,
     Held,
-    Hop,
-    Known,
+    Leaving,
+    Link,
+    Linked,
+    Lost,
     ManifestIs,
     Message,
     Open,
@@ -41,6 +61,7 @@ from p2pinfer.core.messages import (
     Refused,
     Step,
 )
+from p2pinfer.core.receipts import BODY_BYTES, Signed
 from p2pinfer.core.wire import BadMessage, decode, encode
 
 KINDS: tuple[type[Any], ...] = get_args(Message)
@@ -49,8 +70,8 @@ CHUNKS_MAX = 8 * BITMAP_BYTES_MAX
 PEER = PeerId("12D3KooW" + "x" * 44)
 MODEL = ModelId("0123456789abcdef" * 4)
 SESSION = SessionId(bytes(range(16)))
-HOP = Hop(PEER, ("/ip4/127.0.0.1/tcp/1",), 1, 10)
-OPEN = Open(SESSION, MODEL, PEER, (HOP,), 4096)
+BODY = bytes(BODY_BYTES)
+OPEN = Open(SESSION, MODEL, PEER, PEER, 1, 10, 4096)
 
 texts = st.text(st.characters(exclude_categories=["Cs"]))
 peers = st.text("123456789ABCDEFGHJKLMNPQRSTUVWXYZ", min_size=46, max_size=64).map(PeerId)
@@ -60,22 +81,34 @@ addresses = st.lists(texts.map(lambda text: text[:ADDRESS_CHARS_MAX]), max_size=
 layers = st.integers(0, LAYERS_MAX)
 sizes = st.integers(1, POSITIONS_MAX)
 counters = st.integers(0, 1 << 62)
-hops = st.builds(Hop, peers, addresses.map(tuple), layers, layers)
 heard = st.builds(
     Heard, st.binary(max_size=200), st.binary(min_size=64, max_size=64), st.integers(0, 1 << 40)
 )
+bodies = st.binary(min_size=BODY_BYTES, max_size=BODY_BYTES)
+signed = st.builds(Signed, bodies, st.binary(min_size=64, max_size=64))
 messages = st.one_of(
     st.builds(
         Open,
         sessions,
         models,
         peers,
-        st.lists(hops, min_size=1, max_size=5).map(tuple),
+        peers,
+        layers,
+        layers,
         sizes,
         st.sampled_from(Dtype),
+        st.binary(min_size=32, max_size=32),
     ),
     st.just(Opened()),
-    st.builds(Attach, sessions),
+    st.builds(Connect, counters, peers, addresses.map(tuple), counters, counters),
+    st.builds(Connected, counters),
+    st.builds(Expect, counters, peers),
+    st.builds(Expecting, counters, counters),
+    st.builds(Lost, peers, st.text(max_size=TEXT_CHARS_MAX)),
+    st.just(Leaving()),
+    st.builds(Link, sessions),
+    st.just(Linked()),
+    st.builds(Attach, sessions, counters),
     st.just(Attached()),
     st.builds(
         Step,
@@ -87,7 +120,16 @@ messages = st.one_of(
         st.lists(counters, max_size=5).map(tuple),
     ),
     st.builds(Refused, st.sampled_from(Refusal), texts.map(lambda t: t[:TEXT_CHARS_MAX]), peers),
-    st.builds(Known, st.lists(heard, max_size=3).map(tuple)),
+    heard,
+    st.builds(Known, st.lists(heard, max_size=3).map(tuple), st.booleans()),
+    st.builds(
+        Compare,
+        models,
+        st.binary(max_size=BUCKETS * DIGEST_BYTES),
+        st.binary(min_size=8, max_size=8),
+    ),
+    st.builds(Differs, st.integers(0, (1 << BUCKETS) - 1), st.binary(max_size=300), st.booleans()),
+    st.builds(Wanted, st.binary(max_size=300)),
     st.builds(
         Advertisement,
         peers,
@@ -105,9 +147,23 @@ messages = st.one_of(
     st.builds(ManifestIs, counters, st.binary(max_size=300)),
     st.builds(AskHeld, counters, models, st.lists(models.map(PartHash), max_size=5).map(tuple)),
     st.builds(Held, counters, st.lists(st.binary(max_size=9), max_size=5).map(tuple)),
-    st.builds(AskChunk, counters, models, models.map(PartHash), st.integers(0, CHUNKS_MAX - 1)),
+    st.builds(
+        AskChunks,
+        counters,
+        models,
+        models.map(PartHash),
+        st.lists(st.integers(0, CHUNKS_MAX - 1), min_size=1, max_size=CHUNKS_PER_QUESTION_MAX).map(
+            tuple
+        ),
+    ),
     st.builds(Chunk, counters, st.binary(min_size=1, max_size=300)),
     st.builds(Denied, counters, st.sampled_from(Refusal)),
+    st.builds(Follow, sessions),
+    st.builds(Made, signed),
+    st.builds(Settle, counters, sizes),
+    st.builds(Settled, counters, signed),
+    st.builds(AskRows, counters, st.integers(0, POSITIONS_MAX), st.integers(1, 48)),
+    st.builds(Opening, counters, st.just(b"\0\1"), st.binary(min_size=1, max_size=300)),
 )
 
 
@@ -182,25 +238,41 @@ def test_well_packed_nonsense_is_judged(name: str, values: list[Any]) -> None:
 
 
 GOOD: dict[str, list[Any]] = {
-    "Open": [SESSION, MODEL, PEER, [[PEER, ["/a"], 1, 10]], 4096, "f32"],
-    "Attach": [SESSION],
+    "Open": [SESSION, MODEL, PEER, PEER, 1, 10, 4096, "f32", bytes(32)],
+    "Connect": [1, PEER, ["/a"], 0, 0],
+    "Connected": [1],
+    "Expect": [1, PEER],
+    "Expecting": [1, 7],
+    "Lost": [PEER, "gone"],
+    "Link": [SESSION],
+    "Attach": [SESSION, 7],
     "Step": [1, 0, 1, False, b"rows", []],
-    "Refused": ["busy", "no", PEER],
-    "Known": [[[b"body", bytes(64), 0]]],
+    "Refused": ["busy", "no", PEER, 250],
+    "Heard": [b"body", bytes(64), 0],
+    "Known": [[[b"body", bytes(64), 0]], True],
+    "Compare": ["", b"", bytes(8)],
+    "Differs": [(1 << BUCKETS) - 1, bytes(16), True],
+    "Wanted": [bytes(8)],
     "Advertisement": [PEER, [], MODEL, "name", 30, 1, 10, 4096, "0" * 32, 7],
     "AskManifest": [1, MODEL],
     "ManifestIs": [1, b"bytes"],
     "AskHeld": [1, MODEL, [MODEL]],
     "Held": [1, [b"\x01"]],
-    "AskChunk": [1, MODEL, MODEL, 0],
+    "AskChunks": [1, MODEL, MODEL, [0, 3]],
     "Chunk": [1, b"bytes"],
     "Denied": [1, "not-held"],
+    "Follow": [SESSION],
+    "Made": [[BODY, bytes(64)]],
+    "Settle": [1, 32],
+    "Settled": [1, [BODY, bytes(64)]],
+    "AskRows": [1, 0, 48],
+    "Opening": [1, b"\0\1", b"rows"],
 }
 
 
 def test_every_kind_has_good_values() -> None:
     """A new kind of message must come with values here, and with limits in the test below."""
-    fieldless = {"Opened", "Attached"}
+    fieldless = {"Opened", "Leaving", "Linked", "Attached"}
     assert set(GOOD) | fieldless == {kind.__name__ for kind in KINDS}
 
 
@@ -218,20 +290,22 @@ def test_the_good_values_are_good() -> None:
         pytest.param("Open", 1, MODEL[:-1] + "g", id="model not hexadecimal"),
         pytest.param("Open", 1, MODEL + "\n", id="model and a line end"),
         pytest.param("Open", 2, "x" * 65, id="peer too long"),
-        pytest.param("Open", 3, [], id="no hops"),
-        pytest.param("Open", 3, [[PEER, [], 1, 2]] * (ROUTE_HOPS_MAX + 1), id="too many hops"),
-        pytest.param("Open", 3, [[PEER, ["/a"] * (ADDRESSES_MAX + 1), 1, 2]], id="addresses"),
-        pytest.param("Open", 3, [[PEER, ["/" * (ADDRESS_CHARS_MAX + 1)], 1, 2]], id="address"),
-        pytest.param("Open", 3, [[PEER, "/a", 1, 2]], id="text for a list"),
-        pytest.param("Open", 3, [[PEER, [], 1, 2, 3]], id="a field too many in a hop"),
-        pytest.param("Open", 3, [[PEER, [], "1", 2]], id="layer as text"),
-        pytest.param("Open", 3, [[PEER, [], 1, LAYERS_MAX + 1]], id="layer too high"),
-        pytest.param("Open", 3, [[PEER, [], -1, 2]], id="layer below nought"),
-        pytest.param("Open", 4, "4096", id="context as text"),
-        pytest.param("Open", 4, 4096.0, id="context as float"),
-        pytest.param("Open", 4, True, id="context as truth"),
-        pytest.param("Open", 4, 0, id="no context"),
-        pytest.param("Open", 5, "f64", id="unknown dtype"),
+        pytest.param("Open", 3, "x" * 45, id="peer too short"),
+        pytest.param("Open", 4, "1", id="layer as text"),
+        pytest.param("Open", 5, LAYERS_MAX + 1, id="layer too high"),
+        pytest.param("Open", 4, -1, id="layer below nought"),
+        pytest.param("Open", 6, "4096", id="context as text"),
+        pytest.param("Open", 6, 4096.0, id="context as float"),
+        pytest.param("Open", 6, True, id="context as truth"),
+        pytest.param("Open", 6, 0, id="no context"),
+        pytest.param("Open", 7, "f64", id="unknown dtype"),
+        pytest.param("Connect", 2, ["/a"] * (ADDRESSES_MAX + 1), id="addresses"),
+        pytest.param("Connect", 2, ["/" * (ADDRESS_CHARS_MAX + 1)], id="address"),
+        pytest.param("Connect", 2, "/a", id="text for a list"),
+        pytest.param("Connect", 3, -1, id="step below nought"),
+        pytest.param("Expecting", 1, 1.0, id="step as float"),
+        pytest.param("Lost", 1, "n" * (TEXT_CHARS_MAX + 1), id="reason too long"),
+        pytest.param("Link", 0, SESSION[1:], id="short session of a link"),
         pytest.param("Step", 0, -1, id="number below nought"),
         pytest.param("Step", 1, POSITIONS_MAX + 1, id="position too high"),
         pytest.param("Step", 2, 0, id="no rows"),
@@ -244,8 +318,17 @@ def test_the_good_values_are_good() -> None:
         pytest.param("Step", 5, b"abc", id="bytes for a list"),
         pytest.param("Refused", 0, "maybe", id="unknown refusal"),
         pytest.param("Refused", 1, "n" * (TEXT_CHARS_MAX + 1), id="text too long"),
+        pytest.param("Refused", 3, -1, id="come back before"),
         pytest.param("Known", 0, [[b"body", bytes(63), 0]], id="short signature"),
         pytest.param("Known", 0, [[b"body", bytes(64), -1]], id="age below nought"),
+        pytest.param("Known", 0, [[b"body", bytes(64), 0]] * (KNOWN_MAX + 1), id="too many known"),
+        pytest.param("Heard", 0, bytes(SIGNED_BYTES_MAX + 1), id="advertisement too long"),
+        pytest.param("Compare", 0, MODEL[1:], id="short model"),
+        pytest.param("Compare", 1, bytes(BUCKETS * DIGEST_BYTES + 1), id="too many digests"),
+        pytest.param("Compare", 2, bytes(7), id="half a digest of models"),
+        pytest.param("Differs", 0, -1, id="buckets below nought"),
+        pytest.param("Differs", 1, bytes(16 * ADVERTISEMENTS_MAX + 1), id="too many peers"),
+        pytest.param("Wanted", 0, bytes(8 * ADVERTISEMENTS_MAX + 1), id="too many wanted"),
         pytest.param("Advertisement", 3, "n" * 129, id="name too long"),
         pytest.param("Advertisement", 8, "0" * 31, id="short class"),
         pytest.param("ManifestIs", 1, bytes(MANIFEST_BYTES_MAX + 1), id="manifest too long"),
@@ -253,12 +336,23 @@ def test_the_good_values_are_good() -> None:
         pytest.param("AskHeld", 2, [MODEL[1:]], id="short part"),
         pytest.param("Held", 1, [b""] * (PARTS_PER_QUESTION_MAX + 1), id="too many bitmaps"),
         pytest.param("Held", 1, [bytes(BITMAP_BYTES_MAX + 1)], id="bitmap too long"),
-        pytest.param("AskChunk", 2, MODEL.upper(), id="part in capitals"),
-        pytest.param("AskChunk", 3, CHUNKS_MAX, id="chunk beyond the longest part"),
-        pytest.param("AskChunk", 3, -1, id="chunk below nought"),
+        pytest.param("AskChunks", 2, MODEL.upper(), id="part in capitals"),
+        pytest.param("AskChunks", 3, [CHUNKS_MAX], id="chunk beyond the longest part"),
+        pytest.param("AskChunks", 3, [-1], id="chunk below nought"),
+        pytest.param("AskChunks", 3, [], id="no chunks"),
+        pytest.param("AskChunks", 3, [0] * (CHUNKS_PER_QUESTION_MAX + 1), id="too many chunks"),
         pytest.param("Chunk", 1, b"", id="empty chunk"),
         pytest.param("Chunk", 1, bytes(CHUNK_BYTES + 1), id="chunk too long"),
         pytest.param("Denied", 1, "maybe", id="unknown denial"),
+        pytest.param("Made", 0, [BODY[1:], bytes(64)], id="short receipt"),
+        pytest.param("Made", 0, [BODY, bytes(65)], id="long signature"),
+        pytest.param("Settle", 1, 0, id="nothing to settle"),
+        pytest.param("Settle", 1, POSITIONS_MAX + 1, id="too much to settle"),
+        pytest.param("AskRows", 2, ROWS_PER_DECODE_MAX + 1, id="too many rows to open"),
+        pytest.param("Opening", 1, b"\2", id="a third regime"),
+        pytest.param("Opening", 1, bytes(ROWS_PER_DECODE_MAX + 1), id="too many regimes"),
+        pytest.param("Opening", 2, bytes(OPENING_BYTES_MAX + 1), id="opening too long"),
+        pytest.param("Open", 8, bytes(31), id="short seal"),
     ],
 )
 def test_each_limit_holds(name: str, field: int, value: Any) -> None:
@@ -269,25 +363,17 @@ def test_each_limit_holds(name: str, field: int, value: Any) -> None:
         decode(msgpack.packb([name, *values]), *KINDS)
 
 
-@pytest.mark.parametrize("name", ["Open", "Attach", "Refused"])
+@pytest.mark.parametrize("name", ["Open", "Connect", "Refused"])
 def test_the_number_of_fields_is_checked(name: str) -> None:
     """A field too few or too many spoils a message."""
-    for values in (GOOD[name][:-2], [*GOOD[name], 0]):
+    for values in (GOOD[name][:-3], [*GOOD[name], 0]):  # two of Open's have defaults
         with pytest.raises(BadMessage):
             decode(msgpack.packb([name, *values]), *KINDS)
 
 
 def test_our_own_mistakes_are_refused_when_made() -> None:
     """A message over a limit cannot be made here either."""
-    with pytest.raises(ValueError, match="route"):
-        Open(SESSION, MODEL, PEER, (HOP,) * (ROUTE_HOPS_MAX + 1), 4096)
+    with pytest.raises(ValueError, match="context"):
+        Open(SESSION, MODEL, PEER, PEER, 1, 10, 0)
     with pytest.raises(ValueError, match="text"):
         Refused(Refusal.BUSY, "n" * (TEXT_CHARS_MAX + 1), PEER)
-
-
-def test_each_stage_takes_off_its_own_hop() -> None:
-    """The message for the next stage is the same but for the first hop."""
-    other = Hop(PEER, (), 10, 20)
-    opened = Open(SESSION, MODEL, PEER, (HOP, other), 4096, Dtype.F16)
-    assert opened.for_next() == Open(SESSION, MODEL, PEER, (other,), 4096, Dtype.F16)
-    assert OPEN.dtype is Dtype.F32

@@ -1,7 +1,8 @@
 """Engines without arithmetic: the same protocols, with rows that are digests of all that came in.
 
-A row is a keyed BLAKE3 of the layers that made it, of every input of its session up to its
-position, and of the regimes in which these ran; so equal histories give equal bits, others do not.
+Behind each layer a row is a keyed BLAKE3 of that layer's number, of every input of its session up
+to its position, and of the regimes in which these ran; so equal histories give equal bits wherever
+the layers are cut, and others do not.
 Time is trio's, so that a decode may take a second of a mock clock.
 """
 
@@ -81,7 +82,6 @@ class FakeLayers:
             state = self._digests[-1].copy()
             state.update(bytes([wide]) + each)
             self._digests.append(state)
-        self._machine.rows += len(inputs)
         return [state.digest(ROW_BYTES) for state in self._digests[position + 1 :]]
 
     def check_alive(self) -> None:
@@ -143,15 +143,22 @@ class _FakeCells:
             self._machine.open -= 1
 
     def _decode(
-        self, layers: FakeLayers, position: int, inputs: list[bytes], done: Done, *, wide: bool
+        self,
+        layers: list[FakeLayers],
+        position: int,
+        inputs: list[bytes],
+        done: Done,
+        *,
+        wide: bool,
     ) -> None:
         assert not self._closed
-        layers.check_alive()
+        layers[0].check_alive()
         result: Decoded | EngineError
         try:
-            digests = layers.run(position, inputs, wide=wide)
-            rows = b"".join(row_of(digest) for digest in digests)
-            result = Decoded(rows, int(1e6 * self._machine.decode_s))
+            for layer in layers:
+                inputs = [row_of(digest) for digest in layer.run(position, inputs, wide=wide)]
+            self._machine.rows += len(inputs)
+            result = Decoded(b"".join(inputs), int(1e6 * self._machine.decode_s))
         except EngineError as error:
             result = error
 
@@ -159,7 +166,7 @@ class _FakeCells:
             if self._closed:
                 return
             try:
-                layers.check_alive()
+                layers[0].check_alive()
             except EngineDied as error:
                 done(error)
             else:
@@ -169,9 +176,9 @@ class _FakeCells:
 
 
 class _FakeStageSession(_FakeCells):
-    def __init__(self, stage: "FakeStage") -> None:
-        super().__init__(stage.machine)
-        self._layers = FakeLayers(stage.machine, f"layers {stage.first}:{stage.end}")
+    def __init__(self, machine: FakeMachine, first: int, end: int) -> None:
+        super().__init__(machine)
+        self._layers = [FakeLayers(machine, f"layer {layer}") for layer in range(first, end)]
 
     def submit(self, position: int, rows: bytes, done: Done, *, wide: bool) -> None:
         self._decode(self._layers, position, rows_of(rows), done, wide=wide)
@@ -185,9 +192,10 @@ class FakeStage:
         self.numerics_class = "0" * 32
         self.machine = FakeMachine(sessions, context)
 
-    def open(self) -> _FakeStageSession:
-        """Reserve a session's cells; raises EngineBusy."""
-        return _FakeStageSession(self)
+    def open(self, end: int) -> _FakeStageSession:
+        """Reserve a session's cells up to a layer; raises EngineBusy."""
+        assert self.first < end <= self.end
+        return _FakeStageSession(self.machine, self.first, end)
 
 
 class _FakeEndsSession(_FakeCells):
@@ -213,7 +221,7 @@ class _FakeEndsSession(_FakeCells):
         self, layers: FakeLayers, position: int, inputs: list[bytes], *, wide: bool
     ) -> Decoded:
         outcome = Outcome()
-        self._decode(layers, position, inputs, outcome.take, wide=wide)
+        self._decode([layers], position, inputs, outcome.take, wide=wide)
         return await outcome.wait()
 
     async def next(self, position: int, rows: bytes, *, wide: bool) -> NextToken:
@@ -234,6 +242,7 @@ class FakeEnds:
         self, *, sessions: int = 8, context: int = 256, ends_answers: bool = False
     ) -> None:
         self.first, self.end, self.width, self.context = 1, 29, WIDTH, context
+        self.vocabulary = VOCABULARY
         self.machine = FakeMachine(sessions, context)
         self._lowest = END_TOKEN if ends_answers else END_TOKEN + 1
 

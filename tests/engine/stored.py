@@ -5,7 +5,6 @@ from pathlib import Path
 
 from blake3 import blake3
 
-from p2pinfer.core.ids import PartHash
 from p2pinfer.core.manifest import CHUNK_BYTES, Manifest, Part, TensorRow, part_names
 from p2pinfer.engine.store import Store
 
@@ -14,7 +13,7 @@ def part_of(data: bytes, name: str = "layer.0") -> Part:
     """Describe a part of these bytes."""
     blocks = [data[i : i + CHUNK_BYTES] for i in range(0, len(data), CHUNK_BYTES)]
     chunks = tuple(blake3(block).digest() for block in blocks)
-    return Part(name, PartHash(blake3(data).hexdigest()), len(data), chunks)
+    return Part(name, len(data), chunks)
 
 
 def model_of(name: str, blobs: dict[str, bytes]) -> Manifest:

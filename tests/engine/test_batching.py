@@ -20,6 +20,7 @@ class Work:
     rows: int = 1
     wide: bool = False
     number: int = 0
+    layers: int | None = None
 
     def __len__(self) -> int:
         return self.rows
@@ -39,6 +40,7 @@ work = st.builds(
     st.just(1) | st.integers(1, ROWS_PER_DECODE_MAX),
     st.booleans(),
     st.integers(),
+    st.sampled_from([None, None, None, 3]),
 )
 agree = st.booleans()
 
@@ -57,7 +59,7 @@ def test_every_job_runs_once_and_in_order(events: list[Work | None], regimes_agr
         assert bool(jobs)
         assert len(jobs) == 1 or not any(job.is_span for job in jobs)
         assert len(jobs) <= regimes.single_rows_max
-        assert all(b.slot == a.slot + 1 for a, b in pairwise(jobs))
+        assert all(b.slot == a.slot + 1 and b.layers == a.layers for a, b in pairwise(jobs))
         taken.extend(jobs)
 
     for event in events:

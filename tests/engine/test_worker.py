@@ -95,7 +95,7 @@ async def test_a_killed_worker_is_replaced(slices: dict[str, Path]) -> None:
     """What waits fails, its sessions are lost, and soon another process computes the same."""
     async with opened(slices["Q4_1"]) as engine:
         rows = inputs(engine, 1)
-        cells = engine.open()
+        cells = engine.open(engine.end)
         before = await run(cells, rows[:96], 0, 48, wide=True)
         waiting = [submit(cells, 0, rows[:48].tobytes(), wide=True) for _ in range(50)]
         pid = engine.worker.pid
@@ -105,13 +105,13 @@ async def test_a_killed_worker_is_replaced(slices: dict[str, Path]) -> None:
         with pytest.raises(EngineDied):
             await run(cells, rows[:1], 0, 1, wide=False)
         with pytest.raises(EngineDied, match="being restarted"):
-            engine.open()
+            engine.open(engine.end)
         await wait_until(lambda: engine.worker.is_running)
         assert engine.worker.pid != pid
         with pytest.raises(EngineDied, match="KV cache"):
             await run(cells, rows[:1], 0, 1, wide=False)
         cells.close()
-        fresh = [engine.open() for _ in range(2)]
+        fresh = [engine.open(engine.end) for _ in range(2)]
         assert await run(fresh[0], rows[:96], 0, 48, wide=True) == before
 
 
@@ -167,10 +167,10 @@ def ticks(pid: int) -> int:
 async def test_an_idle_worker_uses_no_processor(slices: dict[str, Path]) -> None:
     """While another worker starts and computes, one that has nothing to do waits in the kernel."""
     async with opened(slices["Q4_1"], threads=2) as idle:
-        await run(idle.open(), inputs(idle, 1, 60), 0, 48, wide=True)
+        await run(idle.open(idle.end), inputs(idle, 1, 60), 0, 48, wide=True)
         before = ticks(idle.worker.pid)
         async with opened(slices["Q4_1"]) as busy:
-            cells = busy.open()
+            cells = busy.open(busy.end)
             while ticks(busy.worker.pid) < 20:
                 await run(cells, inputs(busy, 2), 0, 48, wide=True)
         assert ticks(idle.worker.pid) - before <= 1
@@ -184,7 +184,7 @@ from p2pinfer.engine.local import open_stage
 async def main():
     async with open_stage(Path(sys.argv[1]), 10, sessions=1, context=256) as engine:
         print(engine.worker.pid, flush=True)
-        cells = engine.open()
+        cells = engine.open(engine.end)
         rows = bytes(48 * 4 * engine.width)
         for _ in range(int(sys.argv[2])):
             cells.submit(0, rows, lambda _: None, wide=True)
@@ -223,7 +223,7 @@ async def test_four_sessions_get_the_bits_of_one(
         everyone = [inputs(engine, seed, PROMPT_ROWS + 12 + seed) for seed in range(4)]
 
         async def talk(rows: NDArray[np.float32]) -> bytes:
-            cells = engine.open()
+            cells = engine.open(engine.end)
             found = await run(cells, rows[:PROMPT_ROWS], 0, ROWS_PER_DECODE_MAX, wide=True)
             for at in range(PROMPT_ROWS, len(rows)):  # one by one, as tokens come
                 found += await run(cells, rows[: at + 1], at, 1, wide=False)
@@ -247,7 +247,7 @@ async def test_regimes_are_kept_apart(slices: dict[str, Path]) -> None:
     async with opened(slices["Q4_K_M"]) as engine:
         assert not engine.worker.parts[0].regimes_agree
         rows = inputs(engine, 5, 96)
-        cells = engine.open()
+        cells = engine.open(engine.end)
         chunk = await run(cells, rows, 0, 48, wide=True)
         size = 4 * engine.width
         three = await run(cells, rows[:51], 48, 3, wide=True)
@@ -262,7 +262,7 @@ async def test_regimes_agree_on_the_default_model(slices: dict[str, Path]) -> No
     async with opened(slices["Q4_1"]) as engine:
         assert engine.worker.parts[0].regimes_agree
         rows = inputs(engine, 6, 20)
-        cells = engine.open()
+        cells = engine.open(engine.end)
         wide = await run(cells, rows, 0, 20, wide=True)
         assert wide == await run(cells, rows, 0, 1, wide=False)
 

@@ -6,7 +6,6 @@ from pathlib import Path
 
 from blake3 import blake3
 
-from p2pinfer.core.ids import PartHash
 from p2pinfer.core.manifest import CHUNK_BYTES, Manifest, Part
 from p2pinfer.engine.ggml_types import F32, GGML_TYPES
 from p2pinfer.engine.gguf_values import Array, Value, ValueType
@@ -81,7 +80,7 @@ def rewrite(part: Part, data: bytes) -> Part:
     """Return a part of the same name with other bytes."""
     blocks = [data[i : i + CHUNK_BYTES] for i in range(0, len(data), CHUNK_BYTES)]
     chunks = tuple(blake3(block).digest() for block in blocks)
-    return Part(part.name, PartHash(blake3(data).hexdigest()), len(data), chunks)
+    return Part(part.name, len(data), chunks)
 
 
 def put(store: Store, part: Part, data: bytes) -> None:

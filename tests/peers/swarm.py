@@ -9,21 +9,29 @@ import numpy as np
 import trio
 
 from p2pinfer.core.ids import ModelId, PeerId, SessionId
+from p2pinfer.core.ledger import Entry
 from p2pinfer.core.messages import (
     Attach,
     Attached,
+    Connect,
+    Connected,
     Dtype,
     Hop,
+    Link,
+    Linked,
     Open,
     Opened,
     Step,
 )
 from p2pinfer.core.sampling import Sampling
+from peers.evidence import Gatherer
+from peers.notary import Notary
 from peers.requester import Requester, Session
 from peers.stage import OPEN_S_MAX, Stage
 from peers.talk import SESSION, receive, send
 from tests.engine.fakes import WIDTH, FakeEnds, FakeStage, submit
 from transports.base import Channel
+from transports.identity import Identity
 from transports.memory import MemoryNetwork, MemoryTransport
 
 MODEL = ModelId("ab" * 32)
@@ -42,6 +50,7 @@ def peer(name: str) -> PeerId:
 
 ME = peer("requester")
 PEERS = [peer(f"stage{number}") for number in range(5)]
+KEYS = [Identity(bytes([number]) * 32) for number in range(8)]
 
 
 def session_id(number: int = 0) -> SessionId:
@@ -52,23 +61,43 @@ def session_id(number: int = 0) -> SessionId:
 class Swarm:
     """A memory network with a chain of stages and one requester."""
 
-    def __init__(self, network: MemoryNetwork, me: MemoryTransport, ends: FakeEnds) -> None:
+    def __init__(
+        self,
+        nursery: trio.Nursery,
+        network: MemoryNetwork,
+        me: MemoryTransport,
+        ends: FakeEnds,
+        gatherer: Gatherer | None = None,
+    ) -> None:
         self.network, self.me, self.ends = network, me, ends
-        self.requester = Requester(me, ends, MODEL)
+        self.nursery = nursery
+        self.requester = Requester(nursery, me, ends, MODEL, gatherer)
         self.stages: list[Stage] = []
+        self.notaries: list[Notary] = []
+        self.served: list[Entry] = []
+        """What the stages count of sessions that are over."""
         self.engines: list[FakeStage] = []
         self.route: list[Hop] = []
         self.leave: list[Callable[[], None]] = []
         """Makes a stage's peer leave the network."""
 
     async def add(
-        self, name: PeerId, engine: FakeStage, *, task_status: trio.TaskStatus[None]
+        self,
+        name: PeerId,
+        engine: FakeStage,
+        identity: Identity | None = None,
+        *,
+        task_status: trio.TaskStatus[None],
     ) -> None:
-        """Serve a stage until it is told to leave."""
+        """Serve a stage, with receipts if it has a key, until it is told to leave."""
         with trio.CancelScope() as scope:
             async with self.network.join(name) as transport:
-                stage = Stage(transport, engine, MODEL)
+                notary = Notary(transport, identity.sign, self.served.append) if identity else None
+                stage = Stage(transport, engine, MODEL, notary)
                 stage.listen()
+                if notary:
+                    notary.listen()
+                    self.notaries.append(notary)
                 self.stages.append(stage)
                 self.engines.append(engine)
                 self.route.append(Hop(name, tuple(transport.addresses), engine.first, engine.end))
@@ -90,15 +119,29 @@ class Swarm:
 
 @asynccontextmanager
 async def swarm(
-    bounds: Sequence[int] = CHAINS[3], *, sessions: int = 4, ends: FakeEnds | None = None
+    bounds: Sequence[int] = CHAINS[3],
+    *,
+    sessions: int = 4,
+    ends: FakeEnds | None = None,
+    evidence: bool = False,
+    silent: int | None = None,
 ) -> AsyncIterator[Swarm]:
-    """Run a chain of stages, cut at the bounds, and check that they free everything."""
+    """Run a chain of stages, cut at the bounds, and check that they free everything.
+
+    With evidence, every peer has a key, the requester the first of them, and every stage but
+    ``silent`` signs receipts.
+    """
     network = MemoryNetwork()
-    async with network.join(ME) as me, trio.open_nursery() as nursery:
-        made = Swarm(network, me, ends or FakeEnds(context=CONTEXT))
-        for name, (first, end) in zip(PEERS, pairwise(bounds), strict=False):
+    me_id = KEYS[0].peer_id if evidence else ME
+    async with network.join(me_id) as me, trio.open_nursery() as nursery:
+        gatherer = Gatherer(nursery, me, lambda size: bytes(size)) if evidence else None
+        made = Swarm(nursery, network, me, ends or FakeEnds(context=CONTEXT), gatherer)
+        for number, (first, end) in enumerate(pairwise(bounds)):
             engine = FakeStage(first, end, sessions=sessions, context=CONTEXT)
-            await nursery.start(made.add, name, engine)
+            key = KEYS[1 + number]
+            name = key.peer_id if evidence else PEERS[number]
+            signing = key if evidence and number != silent else None
+            await nursery.start(made.add, name, engine, signing)
         yield made
         await trio.sleep(3 * OPEN_S_MAX)
         assert made.everything_is_free()
@@ -114,7 +157,7 @@ async def expected(prompt: Sequence[int], count: int, bounds: Sequence[int]) -> 
     """Run the fakes without peers: the prompt in wide chunks of 48 rows, then token by token."""
     ends = FakeEnds(context=CONTEXT)
     cells = ends.open()
-    stages = [FakeStage(first, end, context=CONTEXT).open() for first, end in pairwise(bounds)]
+    stages = [FakeStage(first, end, context=CONTEXT).open(end) for first, end in pairwise(bounds)]
     cells.start(GREEDY, [])
 
     async def through(position: int, rows: bytes, *, wide: bool) -> bytes:
@@ -138,23 +181,24 @@ async def expected(prompt: Sequence[int], count: int, bounds: Sequence[int]) -> 
 class Talk:
     """A requester made by hand, which may send what a real one never would."""
 
-    def __init__(self, entry: Channel, exit_: Channel) -> None:
-        self.entry, self.exit = entry, exit_
+    def __init__(self, controls: list[Channel], entry: Channel, exit_: Channel) -> None:
+        self.controls, self.entry, self.exit = controls, entry, exit_
         self.number = 0
 
     @classmethod
     async def open(cls, made: Swarm, number: int = 99, dtype: Dtype = Dtype.F32) -> "Talk":
         """Open a session properly."""
-        hops = made.route
-        entry = await made.me.open(hops[0].peer, SESSION)
-        await send(
-            entry, Open(session_id(number), MODEL, made.me.peer_id, tuple(hops), CONTEXT, dtype)
-        )
-        await receive(entry, Opened)
-        exit_ = await made.me.open(hops[-1].peer, SESSION)
+        controls = await open_by_hand(made, number, dtype)
+        for control, hop in zip(controls, made.route[1:], strict=False):
+            await send(control, Connect(1, hop.peer, hop.addresses, 0, 0))
+            await receive(control, Connected)
+        entry = await made.me.open(made.route[0].peer, SESSION)
+        await send(entry, Link(session_id(number)))
+        await receive(entry, Linked)
+        exit_ = await made.me.open(made.route[-1].peer, SESSION)
         await send(exit_, Attach(session_id(number)))
         await receive(exit_, Attached)
-        return cls(entry, exit_)
+        return cls(controls, entry, exit_)
 
     async def send_step(self, position: int, rows: bytes, count: int, *, wide: bool = True) -> None:
         """Send rows, whatever they are."""
@@ -163,8 +207,24 @@ class Talk:
 
     async def close(self) -> None:
         """Leave."""
-        await self.entry.close()
-        await self.exit.close()
+        for channel in (*self.controls, self.entry, self.exit):
+            await channel.close()
+
+
+async def open_by_hand(made: Swarm, number: int = 99, dtype: Dtype = Dtype.F32) -> list[Channel]:
+    """Open a session at every stage, and link none of them; return the channels that keep it."""
+    controls: list[Channel] = []
+    previous = made.me.peer_id
+    for hop in made.route:
+        control = await made.me.open(hop.peer, SESSION)
+        opened = Open(
+            session_id(number), MODEL, made.me.peer_id, previous, hop.first, hop.end, CONTEXT, dtype
+        )
+        await send(control, opened)
+        await receive(control, Opened)
+        controls.append(control)
+        previous = hop.peer
+    return controls
 
 
 GOOD_ROW = np.ones(WIDTH, "<f4").tobytes()

@@ -13,26 +13,23 @@ from p2pinfer.core.errors import (
 )
 from p2pinfer.core.messages import (
     Open,
-    Opened,
     Refusal,
     Refused,
 )
-from peers.stage import ATTACH_S_MAX, IDLE_S_MAX, OPEN_S_MAX
+from peers.served import IDLE_S_MAX, LINKED_S_MAX
+from peers.stage import OPEN_S_MAX
 from peers.talk import SESSION, RefusedError, receive, send
 from tests.peers.swarm import (
     CHAINS,
-    CONTEXT,
     GOOD_ROW,
     GREEDY,
-    ME,
-    MODEL,
     PEERS,
     PROMPT,
     Talk,
     answer,
     expected,
+    open_by_hand,
     peer,
-    session_id,
     swarm,
 )
 from transports.base import Channel
@@ -88,18 +85,18 @@ async def test_an_idle_session_is_given_up(autojump_clock: MockClock) -> None:
         assert made.stages[0].sessions == 1
         await trio.sleep(2)
         assert [stage.sessions for stage in made.stages] == [0, 0, 0]
-        with pytest.raises(RefusedError, match="too-slow"):
+        with pytest.raises(RefusedError, match="idle"):
             await answer(session, PROMPT, 3)
 
 
 async def test_a_requester_that_never_collects_loses_its_cells(autojump_clock: MockClock) -> None:
     """The last stage gives up, and with it the chain."""
     async with swarm() as made:
-        entry = await made.me.open(PEERS[0], SESSION)
-        await send(entry, Open(session_id(), MODEL, ME, tuple(made.route), CONTEXT))
-        await receive(entry, Opened)
-        with trio.fail_after(ATTACH_S_MAX + 1), pytest.raises(RefusedError, match="too-slow"):
-            await receive(entry)
+        controls = await open_by_hand(made)
+        with trio.fail_after(LINKED_S_MAX + 1):
+            for control in controls:
+                with pytest.raises(RefusedError, match="too-slow"):
+                    await receive(control)
         assert [stage.sessions for stage in made.stages] == [0, 0, 0]
 
 

@@ -12,9 +12,9 @@ from hypothesis import strategies as st
 from trio.testing import MockClock
 
 from p2pinfer.core.errors import RemoteProtocolError
-from p2pinfer.core.manifest import Part
+from p2pinfer.core.manifest import CHUNK_BYTES, Part
 from p2pinfer.core.messages import (
-    AskChunk,
+    AskChunks,
     AskHeld,
     AskManifest,
     Chunk,
@@ -25,7 +25,12 @@ from p2pinfer.core.wire import encode
 from p2pinfer.engine.store import Store
 from peers.parts import PARTS, pack_bits, unpack_bits
 from peers.talk import receive, send
-from scheduler.fetching import CHUNK_S_MIN, FIRST_CHUNK_S_MAX, IN_FLIGHT_MAX
+from scheduler.fetching import (
+    CHUNK_S_MIN,
+    FIRST_CHUNK_S_MAX,
+    IN_FLIGHT_MAX,
+    IN_FLIGHT_PER_HOLDER_MAX,
+)
 from tests.peers.parts import Swarm, make_model, swarm
 from transports.base import Channel
 from transports.memory import MemoryTransport
@@ -33,7 +38,7 @@ from transports.memory import MemoryTransport
 CHUNKS = 16
 """Of the small model."""
 
-Act = Callable[[Channel, AskManifest | AskHeld | AskChunk], Awaitable[object]]
+Act = Callable[[Channel, AskManifest | AskHeld | AskChunks], Awaitable[object]]
 
 
 def holder(made: Swarm, act: Act) -> Callable[[MemoryTransport], None]:
@@ -41,8 +46,8 @@ def holder(made: Swarm, act: Act) -> Callable[[MemoryTransport], None]:
 
     async def serve(channel: Channel) -> None:
         while True:
-            question: AskManifest | AskHeld | AskChunk = await receive(
-                channel, AskManifest, AskHeld, AskChunk
+            question: AskManifest | AskHeld | AskChunks = await receive(
+                channel, AskManifest, AskHeld, AskChunks
             )
             if await act(channel, question):
                 continue
@@ -123,15 +128,16 @@ async def test_one_flipped_bit_in_an_answer(
         wrong = every[victim]
         asked_at: list[float] = []
 
-        async def lie(channel: Channel, question: AskManifest | AskHeld | AskChunk) -> None:
-            if isinstance(question, AskChunk):
+        async def lie(channel: Channel, question: AskManifest | AskHeld | AskChunks) -> None:
+            if isinstance(question, AskChunks):
                 asked_at.append(trio.current_time())
                 part = next(p for p in made.model.manifest.parts if p.hash == question.part)
-                data = bytearray(made.model.chunk(part, question.index))
-                if (question.part, question.index) == wrong:
-                    bit = random.Random(victim).randrange(8 * len(data))
-                    data[bit >> 3] ^= 1 << (bit & 7)
-                await send(channel, Chunk(question.number, bytes(data)))
+                for number, index in enumerate(question.indices, question.number):
+                    data = bytearray(made.model.chunk(part, index))
+                    if (question.part, index) == wrong:
+                        bit = random.Random(victim).randrange(8 * len(data))
+                        data[bit >> 3] ^= 1 << (bit & 7)
+                    await send(channel, Chunk(number, bytes(data)))
 
         liar = await made.join("liar", holder(made, lie))
         async with trio.open_nursery() as nursery:
@@ -144,25 +150,34 @@ async def test_one_flipped_bit_in_an_answer(
         assert error.peer == liar
         name = next(p.name for p in made.model.manifest.parts if p.hash == wrong[0])
         assert max(asked_at) < 1
-        assert str(error) == f"{liar} gave other bytes as chunk {wrong[1]} of {name}"
+        assert str(error).startswith(f"{liar} gave other bytes as chunk {wrong[1]} of {name};")
 
 
-async def test_one_flipped_bit_on_a_disk(autojump_clock: MockClock, tmp_path: Path) -> None:
-    """A holder notices that its disk is wrong and says no; nobody is blamed, and all arrives."""
+@pytest.mark.parametrize("victim", range(CHUNKS))
+async def test_one_flipped_bit_on_a_disk(
+    victim: int, autojump_clock: MockClock, tmp_path: Path
+) -> None:
+    """Whichever chunk a disk spoils: its holder finds it, is named, and the others are enough."""
     async with swarm(tmp_path) as made:
-        await made.add("damaged")
-        for part in made.model.manifest.parts:
-            path = Store(tmp_path / "damaged").path(part)
-            data = bytearray(path.read_bytes())
-            data[len(data) // 2] ^= 16
-            path.write_bytes(data)
+        every = [(part, n) for part in made.model.manifest.parts for n in range(len(part.chunks))]
+        part, index = every[victim]
+        damaged = await made.add("damaged")
+        path = Store(tmp_path / "damaged").path(part)
+        data = bytearray(path.read_bytes())
+        bit = random.Random(victim).randrange(8 * part.chunk_size(index))
+        data[index * CHUNK_BYTES + (bit >> 3)] ^= 1 << (bit & 7)
+        path.write_bytes(data)
         async with trio.open_nursery() as nursery:
             nursery.start_soon(made.fetch)
             await trio.sleep(5)
-            assert "nobody online holds" in made.told[-1].waiting
+            assert made.told[-1].waiting == f"nobody online holds {part.name}; waiting"
+            assert len(made.store.written) == CHUNKS - 1
             await made.add("good")
         assert made.is_whole()
-        assert made.blamed == []
+        (error,) = made.blamed
+        assert error.peer == damaged
+        text = f"{damaged} says that its disk damaged chunk {index} of {part.name};"
+        assert str(error).startswith(text)
 
 
 async def test_a_silent_holder(autojump_clock: MockClock, tmp_path: Path) -> None:
@@ -187,7 +202,7 @@ async def test_a_holder_that_grows_slow(autojump_clock: MockClock, tmp_path: Pat
 
         def latency_s(from_: str, to: str) -> float:
             given_ = made.servers[slow].chunks
-            return 60.0 if given_ > 4 and slow in (from_, to) else 0.001
+            return 60.0 if given_ > 2 * IN_FLIGHT_PER_HOLDER_MAX and slow in (from_, to) else 0.001
 
         made.network.latency_s = latency_s
         with trio.fail_after(CHUNK_S_MIN + 5):
@@ -242,7 +257,7 @@ async def test_a_false_manifest(autojump_clock: MockClock, tmp_path: Path) -> No
     """A manifest that is not the model's is not taken, and its giver is named."""
     async with swarm(tmp_path) as made:
 
-        async def lie(channel: Channel, question: AskManifest | AskHeld | AskChunk) -> bool:
+        async def lie(channel: Channel, question: AskManifest | AskHeld | AskChunks) -> bool:
             if isinstance(question, AskManifest):
                 other = make_model(seed=2).manifest.encode()
                 await send(channel, ManifestIs(question.number, other))
@@ -278,7 +293,7 @@ async def test_nonsense_for_an_answer(lie: str, autojump_clock: MockClock, tmp_p
     """Whoever answers what was not asked is named, and the others are enough."""
     async with swarm(tmp_path) as made:
 
-        async def act(channel: Channel, question: AskManifest | AskHeld | AskChunk) -> bool:
+        async def act(channel: Channel, question: AskManifest | AskHeld | AskChunks) -> bool:
             if isinstance(question, AskHeld):
                 await channel.send(encode(LIES[lie](question)))  # type: ignore[arg-type] # any
             return True

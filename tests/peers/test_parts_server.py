@@ -10,7 +10,7 @@ from p2pinfer.core.errors import ChannelClosed
 from p2pinfer.core.ids import ModelId, PartHash
 from p2pinfer.core.messages import (
     QUESTIONS_PER_CHANNEL_MAX,
-    AskChunk,
+    AskChunks,
     AskHeld,
     AskManifest,
     Chunk,
@@ -29,7 +29,7 @@ from transports.base import Channel
 from transports.memory import MemoryTransport
 
 
-async def ask(made: Swarm, question: AskManifest | AskHeld | AskChunk) -> object:
+async def ask(made: Swarm, question: AskManifest | AskHeld | AskChunks) -> object:
     """Ask the server ``a`` one question."""
     channel = await made.me.open(peer("a"), PARTS)
     await send(channel, question)
@@ -48,14 +48,14 @@ async def test_what_is_not_held_is_denied(autojump_clock: MockClock, tmp_path: P
         layer = made.model.manifest.part("layer.0")
         no = Denied(7, Refusal.NOT_HELD)
         assert await ask(made, AskManifest(7, NOBODY)) == no
-        assert await ask(made, AskChunk(7, NOBODY, layer.hash, 0)) == no
-        assert await ask(made, AskChunk(7, made.model.id, NOTHING, 0)) == no
-        assert await ask(made, AskChunk(7, made.model.id, layer.hash, 1)) == no
-        assert await ask(made, AskChunk(7, made.model.id, layer.hash, 4)) == no
-        assert await ask(made, AskChunk(7, made.model.id, layer.hash, 65_535)) == no
+        assert await ask(made, AskChunks(7, NOBODY, layer.hash, (0,))) == no
+        assert await ask(made, AskChunks(7, made.model.id, NOTHING, (0,))) == no
+        assert await ask(made, AskChunks(7, made.model.id, layer.hash, (1,))) == no
+        assert await ask(made, AskChunks(7, made.model.id, layer.hash, (4,))) == no
+        assert await ask(made, AskChunks(7, made.model.id, layer.hash, (65_535,))) == no
         held = await ask(made, AskHeld(7, made.model.id, (layer.hash, NOTHING)))
         assert held == Held(7, (bytes([0b1101]), b""))
-        last = await ask(made, AskChunk(7, made.model.id, layer.hash, 3))
+        last = await ask(made, AskChunks(7, made.model.id, layer.hash, (3,)))
         assert last == Chunk(7, made.model.chunk(layer, 3))
 
 
@@ -68,7 +68,7 @@ async def test_ten_thousand_questions(autojump_clock: MockClock, tmp_path: Path)
 
         async def flood() -> None:
             for number in range(10_000):
-                await send(channel, AskChunk(number, made.model.id, layer.hash, 0))
+                await send(channel, AskChunks(number, made.model.id, layer.hash, (0,)))
 
         with pytest.raises(ChannelClosed):
             await flood()
@@ -84,13 +84,13 @@ async def test_a_reader_that_never_reads(autojump_clock: MockClock, tmp_path: Pa
         channel = await made.me.open(peer("a"), PARTS)
         layer = made.model.manifest.part("layer.0")
         for number in range(QUESTIONS_PER_CHANNEL_MAX // 2):
-            await send(channel, AskChunk(number, made.model.id, layer.hash, 0))
+            await send(channel, AskChunks(number, made.model.id, layer.hash, (0,)))
         await trio.sleep(ANSWER_S_MAX - 10)
         assert made.servers[peer("a")].chunks <= 4  # in the window, or waiting for it
-        await send(channel, AskChunk(98, made.model.id, layer.hash, 0))  # it is not idle
+        await send(channel, AskChunks(98, made.model.id, layer.hash, (0,)))  # it is not idle
         await trio.sleep(15)
         with pytest.raises(ChannelClosed):
-            await send(channel, AskChunk(99, made.model.id, layer.hash, 0))
+            await send(channel, AskChunks(99, made.model.id, layer.hash, (0,)))
 
 
 async def test_channels_are_counted(autojump_clock: MockClock, tmp_path: Path) -> None:

@@ -9,8 +9,10 @@ from contextlib import aclosing
 import numpy as np
 import pytest
 import trio
+from attrs import evolve
 from trio.testing import MockClock
 
+from p2pinfer.core.ids import SessionId
 from p2pinfer.core.limits import STEPS_IN_FLIGHT_MAX
 from p2pinfer.core.messages import (
     Dtype,
@@ -18,11 +20,12 @@ from p2pinfer.core.messages import (
     Step,
 )
 from peers.talk import RefusedError, receive
-from tests.engine.fakes import WIDTH, FakeEnds, submit
+from tests.engine.fakes import WIDTH, FakeEnds, FakeStage, submit
 from tests.peers.swarm import (
     CHAINS,
     CONTEXT,
     GREEDY,
+    PEERS,
     PROMPT,
     Talk,
     answer,
@@ -39,6 +42,16 @@ async def test_a_chain_says_what_one_machine_says(stages: int, autojump_clock: M
         assert [stage.rows for stage in made.stages] == [len(PROMPT) + 19] * stages
 
 
+async def test_a_stage_may_stop_early(autojump_clock: MockClock) -> None:
+    """A peer whose range reaches into the next one's runs its layers up to there alone."""
+    async with swarm((1, 20, 29)) as made, trio.open_nursery() as nursery:
+        await nursery.start(made.add, PEERS[3], FakeStage(1, 25, context=CONTEXT))
+        route = [evolve(made.route[2], end=20), made.route[1]]
+        async with made.requester.open(route, SessionId(bytes(16)), CONTEXT) as session:
+            assert await answer(session, PROMPT) == await expected(PROMPT, 20, (1, 29))
+        nursery.cancel_scope.cancel()
+
+
 async def test_float16_halves_the_bytes_and_arrives(autojump_clock: MockClock) -> None:
     """A session may ask for float16 on the wire; what comes out is float16 of what was computed."""
     async with swarm((1, 29)) as made:
@@ -46,7 +59,9 @@ async def test_float16_halves_the_bytes_and_arrives(autojump_clock: MockClock) -
         rows = np.linspace(-1, 1, 2 * WIDTH).astype("<f2")
         await talk.send_step(0, rows.tobytes(), 2)
         step = await receive(talk.exit, Step)
-        alone = submit(made.engines[0].open(), 0, rows.astype("<f4").tobytes(), wide=True)
+        alone = submit(
+            made.engines[0].open(made.engines[0].end), 0, rows.astype("<f4").tobytes(), wide=True
+        )
         exact = np.frombuffer((await alone.wait()).rows, "<f4")
         assert step.rows == exact.astype("<f2").tobytes()
         await talk.close()
@@ -63,7 +78,7 @@ async def test_rows_too_large_for_float16_are_the_stages_own_failure(
         talk = await Talk.open(made, dtype=Dtype.F16)
         await talk.send_step(0, np.ones(WIDTH, "<f2").tobytes(), 1)
         with pytest.raises(RefusedError, match="too large for float16") as caught:
-            await receive(talk.entry, Step)
+            await receive(talk.controls[0])
         assert caught.value.refused.code == Refusal.ENGINE_FAILED
         assert caught.value.peer == made.route[0].peer
         await talk.close()

@@ -56,9 +56,12 @@ def reference(default_model: Path) -> list[tuple[list[int], list[int]]]:
     return [(prompt, tokens) for prompt, tokens in json.loads(result.stdout)]
 
 
-@pytest.fixture(scope="session")
+@pytest.fixture(scope="module")
 def swarm(home: Path) -> Iterator[list[Peer]]:
-    """Give three peers that share the default model's layers; tests leave them as they were."""
+    """Give three peers that share the default model's layers; tests leave them as they were.
+
+    Each file has its own: peers that other files kill and start would be in an older one's view.
+    """
     peers = start_peers(home, ["1:10", "10:19", "19:29"])
     yield peers
     for peer in peers:

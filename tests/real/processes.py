@@ -57,15 +57,16 @@ def start_peers(
     bootstrap: Sequence[str] = (),
     network: str = NETWORK,
 ) -> list[Peer]:
-    """Start peers that serve these ranges, each knowing the one before it; wait until all do."""
-    processes = [_join(home, ranges[0], network, bootstrap, options)]
+    """Start peers that serve these ranges, each knowing the first one; wait until all do."""
+    processes = [join(home, ["--layers", ranges[0], *options], network, bootstrap)]
     peers: list[Peer] = []
     try:
-        peers.append(_ready(processes[0]))
+        peers.append(wait_ready(processes[0]))
         processes += [
-            _join(home, layers, network, [peers[0].address], options) for layers in ranges[1:]
+            join(home, ["--layers", layers, *options], network, [peers[0].address])
+            for layers in ranges[1:]
         ]
-        peers += [_ready(process) for process in processes[1:]]
+        peers += [wait_ready(process) for process in processes[1:]]
     except BaseException:
         for process in processes:
             stop(process)
@@ -73,15 +74,22 @@ def start_peers(
     return peers
 
 
-def _join(
-    home: Path, layers: str, network: str, bootstrap: Sequence[str], options: Sequence[str]
+def join(
+    home: Path,
+    options: Sequence[str],
+    network: str = NETWORK,
+    bootstrap: Sequence[str] = (),
+    *,
+    listen: str = "/ip4/127.0.0.1/tcp/0",
+    key: Path | None = None,
 ) -> subprocess.Popen[bytes]:
+    """Start a peer; ``options`` say which layers, or how much memory."""
     ways_in = ["--bootstrap", *bootstrap] if bootstrap else []
-    key = home / f"key-{time.monotonic_ns()}"
+    key = key or home / f"key-{time.monotonic_ns()}"
     return subprocess.Popen(
         [
-            *[*COMMAND, "join", "--json", "--until-stdin-closes", "--layers", layers],
-            *["--listen", "/ip4/127.0.0.1/tcp/0", "--network", network, "--identity", str(key)],
+            *[*COMMAND, "join", "--json", "--until-stdin-closes"],
+            *["--listen", listen, "--network", network, "--identity", str(key)],
             *["--context", str(CONTEXT), "--sessions", str(SESSIONS), *ways_in, *options],
         ],
         stdin=subprocess.PIPE,
@@ -92,8 +100,9 @@ def _join(
     )
 
 
-def _ready(process: subprocess.Popen[bytes]) -> Peer:
-    ready = json.loads(read_until(process.stdout, b"\n"))
+def wait_ready(process: subprocess.Popen[bytes]) -> Peer:
+    """Wait until a peer serves; gives what it says of itself."""
+    ready = json.loads(read_until(process.stdout, b"\n").splitlines()[-1])
     return Peer(process, ready["peer"], ready["addresses"][0], ready["layers"])
 
 

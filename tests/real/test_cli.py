@@ -63,8 +63,9 @@ def test_options_come_from_the_environment_and_the_question_from_a_pipe(home: Pa
     assert "[" not in result.stdout
     notes = result.stderr.splitlines()
     assert notes[0].startswith("Starting 2 peers for ")
-    assert notes[-1].startswith("[")
-    assert " tokens, " in notes[-1]
+    assert notes[-2].startswith("[")
+    assert " tokens, " in notes[-2]
+    assert " signed for " in notes[-1]
 
 
 @contextmanager

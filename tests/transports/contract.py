@@ -1,4 +1,4 @@
-"""The contract of a transport: one class of tests; test_contract.py runs it against all three."""
+"""The contract of a transport: classes of tests; test_contract.py runs them against all three."""
 
 import random
 from collections.abc import AsyncGenerator

@@ -4,6 +4,7 @@ from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 
 from tests.transports.contract import TransportContract
+from tests.transports.gossip_contract import GossipContract
 from transports.base import Transport
 from transports.identity import Identity, ephemeral_identity
 from transports.libp2p import open_libp2p
@@ -13,7 +14,7 @@ from transports.tcp import open_tcp
 ALICE, BOB = Identity(b"A" * 32), Identity(b"B" * 32)
 
 
-class TestMemory(TransportContract):
+class TestMemory(GossipContract):
     """Peers in one process."""
 
     @asynccontextmanager
@@ -34,7 +35,7 @@ class TestTcp(TransportContract):
             yield alice, bob
 
 
-class TestLibp2p(TransportContract):
+class TestLibp2p(GossipContract):
     """Libp2p on this machine."""
 
     @asynccontextmanager

@@ -4,7 +4,7 @@ import pytest
 import trio
 from trio.testing import MockClock
 
-from p2pinfer.core.errors import PeerUnavailable
+from p2pinfer.core.errors import ChannelClosed, PeerUnavailable
 from p2pinfer.core.ids import PeerId
 from transports.base import Channel
 from transports.memory import MemoryNetwork
@@ -65,3 +65,29 @@ async def test_two_peers_cannot_share_a_name() -> None:
         with pytest.raises(ValueError, match="joined already"):
             async with network.join(A):
                 pass
+
+
+async def test_a_way_that_is_cut_ends_its_channels_alone(autojump_clock: MockClock) -> None:
+    """Both sides notice at once, whatever was under way; channels to others go on."""
+    network = MemoryNetwork(lambda *_: 0.5)
+    async with network.join(A) as a, network.join(B) as b, network.join(PeerId("C")) as c:
+        found: list[Channel] = []
+
+        async def keep(channel: Channel) -> None:
+            found.append(channel)
+            await echo(channel)
+
+        b.handle("echo", keep)
+        c.handle("echo", echo)
+        severed, whole = await a.open(B, "echo"), await a.open(PeerId("C"), "echo")
+        await severed.send(b"lost")
+        network.sever(lambda one, other: {one, other} == {A, B})
+        start = trio.current_time()
+        for channel in (severed, *found):
+            with pytest.raises(ChannelClosed):
+                await channel.receive()
+            with pytest.raises(ChannelClosed):
+                await channel.send(b"x")
+        assert trio.current_time() == start
+        await whole.send(b"x")
+        assert await whole.receive() == b"x"

@@ -17,7 +17,15 @@ from transports import muxer, yamux
 from transports.base import Channel
 from transports.host import connections, protocol_id
 from transports.libp2p import open_libp2p
-from transports.muxer import PING_INTERVAL_S, SILENCE_S_MAX, STALL_S, Connection
+from transports.muxer import (
+    IDLE_PING_INTERVAL_S,
+    IDLE_SILENCE_S_MAX,
+    PING_INTERVAL_S,
+    SILENCE_S_MAX,
+    STALL_S,
+    Connection,
+)
+from transports.stream import Stream
 from transports.wire import SessionWire
 
 TEST_S_MAX = 20.0
@@ -63,10 +71,13 @@ def wire(monkeypatch: pytest.MonkeyPatch) -> FakeWire:
     return fake
 
 
-def connection(wire: FakeWire) -> Connection:
-    """Make a connection on the fake."""
+def connection(wire: FakeWire, *, idle: bool = False) -> Connection:
+    """Make a connection on the fake, with a channel unless it is to be idle."""
     nothing: Any = None
-    return Connection(nothing, ID(b"peer"), is_initiator=True)
+    conn = Connection(nothing, ID(b"peer"), is_initiator=True)
+    if not idle:
+        conn.watch(Stream(conn, 1))
+    return conn
 
 
 def answer(ping: bytes) -> bytes:
@@ -85,8 +96,43 @@ async def test_a_silent_peer_is_pinged_and_dropped(
     nursery.start_soon(conn.start)
     await conn.event_closed.wait()
     assert trio.current_time() - begun == pytest.approx(SILENCE_S_MAX)
-    assert wire.said.statistics().current_buffer_used == int(SILENCE_S_MAX / PING_INTERVAL_S)
+    assert wire.said.statistics().current_buffer_used == 1 + int(SILENCE_S_MAX / PING_INTERVAL_S)
     assert "silent" in conn.fault
+
+
+async def test_an_idle_connection_is_pinged_seldom(
+    wire: FakeWire, autojump_clock: MockClock, nursery: trio.Nursery
+) -> None:
+    """Without a channel a peer is asked as many times before it is taken for dead, but slowly."""
+    conn = connection(wire, idle=True)
+    begun = trio.current_time()
+    nursery.start_soon(conn.start)
+    await conn.event_closed.wait()
+    assert trio.current_time() - begun == pytest.approx(IDLE_SILENCE_S_MAX)
+    pings = 1 + int(IDLE_SILENCE_S_MAX / IDLE_PING_INTERVAL_S)
+    assert wire.said.statistics().current_buffer_used == pings
+
+
+async def test_a_channel_makes_an_idle_connection_alert(
+    wire: FakeWire, autojump_clock: MockClock, nursery: trio.Nursery
+) -> None:
+    """A peer that died while idle is found out in a session's time, not before; then it rests."""
+    conn = connection(wire, idle=True)
+    nursery.start_soon(conn.start)
+    await wire.said.receive()
+    await trio.sleep(0.9 * IDLE_PING_INTERVAL_S)
+    stream = conn.open_now()
+    conn.watch(stream)
+    await wire.said.receive()
+    await wire.deliver.send(yamux.HEADER.pack(0, yamux.PING, yamux.SYN, 0, 1))
+    stream.abort()
+    assert conn.idle
+    await trio.sleep(2 * SILENCE_S_MAX)
+    assert not conn.is_closed
+    conn.watch(conn.open_now())
+    begun = trio.current_time()
+    await conn.event_closed.wait()
+    assert trio.current_time() - begun == pytest.approx(SILENCE_S_MAX)
 
 
 async def test_a_peer_that_answers_stays_and_is_measured(

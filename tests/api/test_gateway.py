@@ -1,0 +1,378 @@
+"""The endpoints: shapes, status codes, streams, and who is let in."""
+
+import json
+from typing import Any
+
+import pytest
+import trio
+import trio.testing
+from attrs import evolve
+from trio.testing import MockClock
+
+from p2pinfer.api.completions import BODY_BYTES_MAX
+from p2pinfer.api.gateway import Access
+from p2pinfer.api.streams import PING_S
+from p2pinfer.api.swarm_state import GONE_S_MAX, LOOK_S
+from p2pinfer.connect import Swarm
+from p2pinfer.core.continuity import Break
+from p2pinfer.core.ids import PeerId
+from p2pinfer.core.trust import Trust
+from peers.repair import Repair
+from tests.api.world import Call, fake_gateway, http
+from tests.engine.fakes import FakeStage
+from tests.peers.swarm import CONTEXT, peer
+
+WORDS = {"model": "toy-model", "prompt": "one two three", "max_tokens": 6}
+KEY = {"authorization": "Bearer secret"}
+
+
+@pytest.fixture
+def _renders_plainly(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make prompts without a template: its process would not wait for a mock clock."""
+
+    async def prompt_of(swarm: Swarm, messages: list[dict[str, str]]) -> list[int]:
+        return await swarm.tokenize(" ".join(each["content"] for each in messages))
+
+    monkeypatch.setattr(Swarm, "prompt_of", prompt_of)
+
+
+async def test_models_are_listed_and_found_by_any_of_their_names(
+    autojump_clock: MockClock,
+) -> None:
+    """The short name, the id, and ``default``."""
+    async with fake_gateway() as (_, client, app), http(app) as ask:
+        (listed,) = (await ask.get("/v1/models")).json()["data"]
+        assert listed["id"] == "toy-model"
+        assert listed["p2pinfer"]["model"] == client.model.id
+        for name in ("toy-model", client.model.id, "default", "Toy Model"):
+            assert (await ask.get(f"/v1/models/{name}")).json() == listed
+        missing = await ask.get("/v1/models/gpt-4o")
+        assert missing.status_code == 404
+        assert missing.json()["error"]["code"] == "model_not_found"
+
+
+async def test_completion_says_what_it_took(autojump_clock: MockClock) -> None:
+    """Text, usage, and the route."""
+    async with fake_gateway() as (_, client, app), http(app) as ask:
+        reply = (await ask.post("/v1/completions", json=WORDS)).json()
+        again = (await ask.post("/v1/completions", json=WORDS)).json()
+    assert reply["object"] == "text_completion"
+    assert len(reply["choices"][0]["text"].split()) == 6
+    assert reply["choices"][0]["finish_reason"] == "length"
+    assert reply["usage"]["prompt_tokens"] == 3
+    assert reply["usage"]["completion_tokens"] == 6
+    assert len(reply["p2pinfer"]["route"]) == len(client.made.route)
+    assert again["choices"] == reply["choices"]
+    assert again["usage"]["prompt_tokens_details"]["cached_tokens"] == 2
+
+
+@pytest.mark.usefixtures("_renders_plainly")
+async def test_stream_says_the_same_as_the_whole(autojump_clock: MockClock) -> None:
+    """Role first, pieces, why it ended, usage if wanted, and the last word."""
+    asked: dict[str, Any] = {
+        "model": "toy-model",
+        "messages": [{"role": "user", "content": "one two"}],
+        "max_tokens": 5,
+    }
+    async with fake_gateway() as (_, _client, app), http(app) as ask:
+        whole = (await ask.post("/v1/chat/completions", json=asked)).json()
+        more = {"stream": True, "stream_options": {"include_usage": True}}
+        call = Call("/v1/chat/completions", {**asked, **more})
+        await call.run(app)
+    first, *pieces, end, usage = call.events
+    assert call.status == 200
+    assert call.body.endswith(b"data: [DONE]\n\n")
+    assert first["choices"][0]["delta"] == {"role": "assistant", "content": ""}
+    text = "".join(piece["choices"][0]["delta"]["content"] for piece in pieces)
+    assert text == whole["choices"][0]["message"]["content"]
+    assert end["choices"][0]["finish_reason"] == "length"
+    assert end["p2pinfer"]["route"]
+    assert usage["choices"] == []
+    assert usage["usage"]["total_tokens"] == 7
+    assert {each["id"] for each in call.events} == {first["id"]}
+    assert first["object"] == "chat.completion.chunk"
+
+
+async def test_several_choices_and_prompts_are_numbered(autojump_clock: MockClock) -> None:
+    """Choices of one prompt differ by their seeds, and are the same when asked again."""
+    asked = {**WORDS, "prompt": ["one two", [5, 6, 7]], "n": 2, "temperature": 1, "seed": 3}
+    async with fake_gateway() as (_, _client, app), http(app) as ask:
+        found = (await ask.post("/v1/completions", json=asked)).json()
+        again = (await ask.post("/v1/completions", json=asked)).json()
+    assert [choice["index"] for choice in found["choices"]] == [0, 1, 2, 3]
+    assert len({choice["text"] for choice in found["choices"]}) == 4
+    assert found["choices"] == again["choices"]
+    assert found["usage"]["prompt_tokens"] == 5
+
+
+async def test_stop_text_ends_an_answer_and_is_not_part_of_it(autojump_clock: MockClock) -> None:
+    """Also where it lies across two pieces."""
+    async with fake_gateway() as (_, _client, app), http(app) as ask:
+        text = (await ask.post("/v1/completions", json=WORDS)).json()["choices"][0]["text"]
+        asked = {**WORDS, "stop": text[7:12]}
+        choice = (await ask.post("/v1/completions", json=asked)).json()["choices"][0]
+    assert choice["text"] == text[: text.index(text[7:12])]
+    assert choice["finish_reason"] == "stop"
+
+
+async def test_client_that_leaves_frees_its_session_at_once(autojump_clock: MockClock) -> None:
+    """In the middle of a stream, in a prompt, and while it waits in the queue."""
+    long = {**WORDS, "max_tokens": 100, "stream": True}
+    async with fake_gateway(sessions=1) as (gateway, client, app), trio.open_nursery() as nursery:
+        pool = gateway.swarm.pool
+        first, second, whole = (Call("/v1/completions", long) for _ in range(3))
+        client.made.ends.machine.decode_s = 1.0
+        nursery.start_soon(first.run, app)
+        await first.wait_for(b'"text"')
+        nursery.start_soon(second.run, app)
+        nursery.start_soon(whole.run, app)
+        await trio.testing.wait_all_tasks_blocked()
+        assert (pool.running, pool.waiting) == (1, 2)
+        second.leave()
+        first.leave()
+        await trio.testing.wait_all_tasks_blocked()
+        assert first.done
+        assert second.done
+        assert (pool.running, pool.waiting) == (1, 0)
+        whole.leave()
+        await trio.testing.wait_all_tasks_blocked()
+        assert (pool.running, len(gateway.running)) == (0, 0)
+
+
+async def test_silence_is_filled_with_comments(autojump_clock: MockClock) -> None:
+    """A prompt that takes a minute keeps its connection."""
+    async with fake_gateway() as (_, client, app):
+        client.made.ends.machine.decode_s = 2.2 * PING_S
+        call = Call("/v1/completions", {**WORDS, "max_tokens": 1, "stream": True})
+        await call.run(app)
+    assert call.body.startswith(b": ping\n\n")
+    assert call.body.endswith(b"data: [DONE]\n\n")
+
+
+async def test_failure_has_a_status_before_the_answer_and_an_event_in_it(
+    autojump_clock: MockClock,
+) -> None:
+    """An OpenAI client raises for both."""
+    async with fake_gateway() as (_, client, app), trio.open_nursery() as nursery:
+        client.absent = "nobody serves layers 1:29"
+        call = Call("/v1/completions", {**WORDS, "stream": True})
+        await call.run(app)
+        assert call.status == 503
+        assert json.loads(call.body)["error"]["code"] == "no_route"
+        client.absent = ""
+        client.made.ends.machine.decode_s = 1.0
+        call = Call("/v1/completions", {**WORDS, "max_tokens": 100, "stream": True})
+        nursery.start_soon(call.run, app)
+        await call.wait_for(b'"text"')
+        client.made.engines[1].machine.die()
+        await call.wait_for(b'"error"')
+        assert call.status == 200
+        assert call.events[-1]["error"]["type"] == "server_error"
+        assert b"[DONE]" not in call.body
+
+
+async def test_prompt_that_is_too_long_is_said_in_openais_word(autojump_clock: MockClock) -> None:
+    """Clients shorten the conversation when they read it."""
+    async with fake_gateway() as (_, _client, app), http(app) as ask:
+        reply = await ask.post("/v1/completions", json={**WORDS, "prompt": "word " * 500})
+    assert reply.status_code == 400
+    assert reply.json()["error"]["code"] == "context_length_exceeded"
+
+
+@pytest.mark.parametrize(
+    ("body", "status"),
+    [(b" ", 400), (b"{", 400), (b"[1]", 400), (b"[" * 100_000, 400), (b"{}", 400),
+     (b'{"model": "toy-model", "prompt": "\\ud800"}', 400), (b'{"model": 5}', 400),
+     (b'{"model": "other", "prompt": "x"}', 404), (b" " * (BODY_BYTES_MAX + 1), 413),
+     (b'{"model": "toy-model", "prompt": [999999999]}', 400),
+     (b'{"model": "toy-model", "prompt": [-1]}', 400)],
+)  # fmt: skip
+async def test_bodies_that_cannot_be_answered(
+    autojump_clock: MockClock, body: bytes, status: int
+) -> None:
+    """Each gets the envelope, and none of them ends the gateway."""
+    async with fake_gateway() as (_, _client, app), http(app) as ask:
+        call = Call("/v1/completions", body)
+        await call.run(app)
+        assert call.status == status
+        assert set(json.loads(call.body)["error"]) == {"message", "type", "param", "code"}
+        assert (await ask.get("/health")).status_code == 200
+
+
+async def test_unknown_places_and_methods_are_refused(autojump_clock: MockClock) -> None:
+    """In the envelope too."""
+    async with fake_gateway() as (_, _client, app), http(app) as ask:
+        assert (await ask.get("/v1/embeddings")).status_code == 404
+        assert (await ask.get("/static/../app.py")).status_code == 404
+        reply = await ask.get("/v1/chat/completions")
+        assert reply.status_code == 405
+        assert reply.json()["error"]["message"] == "Invalid URL (GET /v1/chat/completions)"
+
+
+async def test_key_opens_all_but_the_page(autojump_clock: MockClock) -> None:
+    """Nothing of the swarm is told without it."""
+    async with fake_gateway(Access("secret")) as (_, _client, app), http(app) as ask:
+        for path in ("/v1/models", "/api/state", "/metrics", "/v1/nothing"):
+            reply = await ask.get(path)
+            assert reply.status_code == 401
+            assert reply.json()["error"]["code"] == "invalid_api_key"
+            assert (await ask.get(path, headers={"authorization": "Bearer x"})).status_code == 401
+        assert (await ask.get("/v1/models", headers=KEY)).status_code == 200
+        for path in ("/", "/health", "/version"):
+            assert (await ask.get(path)).status_code == 200
+
+
+async def test_pages_of_other_sites_are_turned_away(autojump_clock: MockClock) -> None:
+    """By their origin, and by a name that only they would call this machine."""
+    async with fake_gateway() as (_, _client, app):
+        async with http(app) as ask:
+            own = {"origin": "http://localhost"}
+            other = {"origin": "http://evil.example"}
+            assert (await ask.get("/v1/models", headers=own)).status_code == 200
+            assert (await ask.get("/v1/models", headers=other)).status_code == 403
+            assert (await ask.get("/v1/models", headers={"origin": "null"})).status_code == 403
+        async with http(app, "http://evil.example") as ask:
+            assert (await ask.get("/v1/models")).status_code == 403
+
+
+async def test_named_origins_may_ask(autojump_clock: MockClock) -> None:
+    """A browser is told so, before and with each reply."""
+    access = Access(origins=("https://chat.example",))
+    headers = {"origin": "https://chat.example", "access-control-request-method": "POST"}
+    async with fake_gateway(access) as (_, _client, app), http(app) as ask:
+        preflight = await ask.options("/v1/chat/completions", headers=headers)
+        assert preflight.status_code == 200
+        reply = await ask.get("/v1/models", headers=headers)
+        assert reply.headers["access-control-allow-origin"] == "https://chat.example"
+        assert (await ask.get("/v1/models", headers={"origin": "https://x"})).status_code == 403
+
+
+async def test_health_is_bad_until_a_whole_route_is_there(autojump_clock: MockClock) -> None:
+    """As llama.cpp says it while it loads."""
+    async with fake_gateway() as (_, client, app), http(app) as ask:
+        client.absent = "nobody serves layers 10:19"
+        reply = await ask.get("/health")
+        assert reply.status_code == 503
+        assert reply.json()["error"]["message"] == client.absent
+        client.absent = ""
+        assert (await ask.get("/health")).json() == {"status": "ok"}
+
+
+async def test_metrics_count_what_happened(autojump_clock: MockClock) -> None:
+    """Requests by status, tokens by role, and times."""
+    async with fake_gateway() as (_, _client, app), http(app) as ask:
+        await ask.post("/v1/completions", json=WORDS)
+        await ask.post("/v1/completions", json={})
+        lines = (await ask.get("/metrics")).text.splitlines()
+    for line in (
+        'p2pinfer_requests_total{status="200"} 1.0',
+        'p2pinfer_requests_total{status="400"} 1.0',
+        'p2pinfer_tokens_total{role="answer"} 6.0',
+        'p2pinfer_tokens_total{role="prompt"} 3.0',
+        "p2pinfer_time_to_first_token_seconds_count 1.0",
+        "p2pinfer_inter_token_seconds_count 5.0",
+        "p2pinfer_requests_running 0.0",
+        "p2pinfer_sessions_idle 1.0",
+        "p2pinfer_peers 3.0",
+    ):
+        assert line in lines
+
+
+async def test_answer_says_what_was_checked_of_it(autojump_clock: MockClock) -> None:
+    """In the body, in a header, and in the counts; and in the last piece of a stream."""
+    async with fake_gateway() as (_, client, app), http(app) as ask:
+        client.trust = Trust(stages=3, positions=9, rate=0.1)
+        reply = await ask.post("/v1/completions", json=WORDS)
+        assert reply.headers["x-p2pinfer-trust"] == "held; stages=3; audits=0"
+        assert reply.json()["p2pinfer"]["trust"]["line"] == client.trust.line()
+        client.trust = evolve(client.trust, broken=Break((PeerId("x"),), 5, "it signed no receipt"))
+        call = Call("/v1/completions", {**WORDS, "stream": True})
+        await call.run(app)
+        assert not call.events[-1]["p2pinfer"]["trust"]["held"]
+        lines = (await ask.get("/metrics")).text.splitlines()
+        assert 'p2pinfer_answers_total{trust="held"} 1.0' in lines
+        assert 'p2pinfer_answers_total{trust="broken"} 1.0' in lines
+
+
+async def test_page_is_served_with_a_policy(autojump_clock: MockClock) -> None:
+    """Scripts and styles are files of this gateway alone."""
+    async with fake_gateway() as (_, _client, app), http(app) as ask:
+        page = await ask.get("/")
+    assert page.headers["content-type"] == "text/html; charset=utf-8"
+    policy = page.headers["content-security-policy"]
+    assert "default-src 'none'" in policy
+    assert "unsafe" not in policy
+
+
+async def test_route_names_who_took_a_lost_peers_place(autojump_clock: MockClock) -> None:
+    """On the map while the answer is made, in its account, and in the next one's."""
+    asked = {**WORDS, "max_tokens": 20, "stream": True}
+    async with fake_gateway() as (_, client, app), trio.open_nursery() as nursery:
+        made = client.made
+        whole, watching, asking, again = (
+            Call("/v1/completions", asked),
+            Call("/api/events"),
+            Call("/v1/completions", asked),
+            Call("/v1/completions", asked),
+        )
+        lost, place = made.route[1], FakeStage(10, 20, context=CONTEXT)
+        await nursery.start(made.add, peer("spare"), place)
+        spare = made.route.pop()
+        client.repair = Repair(lambda *_: [spare], lambda _: None)
+        await whole.run(app)
+        nursery.start_soon(watching.run, app)
+        made.ends.machine.decode_s = LOOK_S
+        nursery.start_soon(asking.run, app)
+        await watching.wait_for(b'"tokens": 2')
+        made.leave[1]()
+        with trio.fail_after(60 * LOOK_S):
+            await watching.wait_for(spare.peer.encode())
+        assert not asking.done
+        await asking.wait_for(b"[DONE]")
+        await again.run(app)
+        watching.leave()
+        await trio.testing.wait_all_tasks_blocked()
+        nursery.cancel_scope.cancel()
+    routes = [account_route(call) for call in (whole, asking, again)]
+    before = [hop.peer for hop in made.route]
+    after = [spare.peer if each == lost.peer else each for each in before]
+    assert routes == [before, after, after]
+    assert text_of(asking) == text_of(again) == text_of(whole)
+
+
+def account_route(call: Call) -> list[str]:
+    """Return who made the only answer of a stream, as its account says."""
+    (account,) = [each["p2pinfer"] for each in call.events if "p2pinfer" in each]
+    return [hop["peer"] for hop in account["route"]]
+
+
+def text_of(call: Call) -> str:
+    """Return the text of a stream's only answer."""
+    return "".join(each["choices"][0]["text"] for each in call.events)
+
+
+async def test_events_tell_what_changes(autojump_clock: MockClock) -> None:
+    """Everything at first, then answers as they come, and peers that leave."""
+    async with fake_gateway() as (_, client, app), trio.open_nursery() as nursery:
+        watching = Call("/api/events")
+        nursery.start_soon(watching.run, app)
+        await watching.wait_for(b"event: answers")
+        state = watching.events[0]
+        assert [peer["state"] for peer in state["peers"]] == ["serving"] * 3
+        assert state["complete"]
+        client.made.ends.machine.decode_s = LOOK_S
+        asking = Call("/v1/completions", {**WORDS, "stream": True})
+        nursery.start_soon(asking.run, app)
+        await watching.wait_for(b'"tokens": 2')
+        (answer,) = watching.events[-1]
+        assert answer["route"] == [peer["peer"] for peer in state["peers"]]
+        gone = client.made.route.pop()
+        await watching.wait_for(b'"state": "gone"')
+        seen = {peer["peer"]: peer["state"] for peer in watching.events[-1]["peers"]}
+        assert seen[gone.peer] == "gone"
+        await trio.sleep(GONE_S_MAX + 1)
+        assert gone.peer not in {peer["peer"] for peer in watching.events[-1]["peers"]}
+        client.made.route.append(gone)
+        watching.leave()
+        await trio.testing.wait_all_tasks_blocked()
+        assert watching.done

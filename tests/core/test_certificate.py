@@ -1,0 +1,128 @@
+"""Certificates: whatever is changed in one, it fails, and says where."""
+
+import pytest
+from attrs import evolve
+from hypothesis import given
+from hypothesis import strategies as st
+
+from p2pinfer.core.certificate import (
+    MAGIC,
+    BadCertificate,
+    Certificate,
+    StageClaim,
+    check,
+    parse,
+    runs_of,
+    to_sign,
+)
+from p2pinfer.core.ids import ModelId, SessionId
+from p2pinfer.core.receipts import SIGNED_AS, Receipt, Signed, Terms, seal_of
+from p2pinfer.core.trust import Audited, Verdict
+from transports.identity import Identity, verify
+
+ME, *STAGES = (Identity(bytes([number]) * 32) for number in range(4))
+NONCE = b"n" * 32
+TERMS = Terms(SessionId(b"s" * 16), ModelId("ab" * 32), ME.peer_id, "f32", seal_of(NONCE))
+ROWS = 40
+
+
+def receipt(stage: int, position: int) -> Signed:
+    """Sign for rows whose roots join up with those of the neighbours."""
+    received, sent = (bytes([stage + side, position]) * 16 for side in (0, 1))
+    first = 1 + 9 * stage
+    body = Receipt(
+        TERMS.digest(), first, first + 9, position, position, position, received, sent, b"c" * 16
+    ).body()
+    return Signed(body, STAGES[stage].sign(SIGNED_AS + body))
+
+
+CLAIMS = tuple(
+    StageClaim(key.peer_id, 1 + 9 * n, 10 + 9 * n, (receipt(n, 32), receipt(n, ROWS)))
+    for n, key in enumerate(STAGES)
+)
+AUDITS = tuple(
+    Audited(claim.peer, claim.first, claim.end, Verdict.SAME, ("this machine",)) for claim in CLAIMS
+)
+CERTIFICATE = Certificate(
+    TERMS, NONCE, 1.0, tuple(range(ROWS)), (30, 10), "An answer.", CLAIMS, AUDITS
+)
+BODY = CERTIFICATE.body()
+FILE = BODY + ME.sign(to_sign(BODY))
+
+
+def verdict(data: bytes) -> str:
+    """Return where a file fails, or nothing."""
+    try:
+        found, body, signature = parse(data)
+        check(found)
+    except BadCertificate as error:
+        return str(error)
+    return "" if verify(found.terms.requester, to_sign(body), signature) else "signature"
+
+
+def test_a_good_one_holds() -> None:
+    """And reads back as it was."""
+    assert parse(FILE)[0] == CERTIFICATE
+    assert verdict(FILE) == ""
+
+
+def test_any_one_byte_changed_fails_and_says_where() -> None:
+    """All of them, tried: a section is named that holds the byte, or the signature."""
+    for at in range(len(FILE)):
+        where = verdict(FILE[:at] + bytes([FILE[at] ^ 0x20]) + FILE[at + 1 :])
+        assert where
+        if at >= len(BODY):
+            assert where == "signature"
+        elif at >= len(MAGIC):
+            assert where.startswith("section ")
+            assert int(where.partition("bytes ")[2].partition(" to ")[0]) <= at
+
+
+@given(st.integers(0, len(FILE) - 1), st.binary(max_size=3), st.integers(0, 3))
+def test_bytes_lost_or_put_in_fail(at: int, put: bytes, lost: int) -> None:
+    """Wherever it is."""
+    data = FILE[:at] + put + FILE[at + lost :]
+    assert (verdict(data) == "") == (data == FILE)
+
+
+@given(st.binary(max_size=200))
+def test_noise_is_none(data: bytes) -> None:
+    """With the right beginning, too."""
+    assert verdict(data)
+    assert verdict(MAGIC + data)
+
+
+@pytest.mark.parametrize(
+    ("changes", "where"),
+    [
+        ({"nonce": b"m" * 32}, "section session"),
+        ({"tokens": tuple(range(ROWS - 1))}, "section tokens"),
+        ({"regimes": (30, 11)}, "section tokens"),
+        ({"stages": CLAIMS[:1] + CLAIMS[2:]}, "gap"),
+        ({"stages": (CLAIMS[0], evolve(CLAIMS[1], first=9), CLAIMS[2])}, "section stage 1"),
+        ({"stages": (evolve(CLAIMS[0], receipts=CLAIMS[0].receipts[:1]), *CLAIMS[1:])}, "stage 0"),
+        ({"audits": AUDITS[1:]}, "section audits"),
+        ({"terms": evolve(TERMS, session=SessionId(b"t" * 16))}, "section stage 0"),
+    ],
+)
+def test_what_contradicts_itself_fails(changes: dict[str, object], where: str) -> None:
+    """Signed anew by its author, who may write what it likes but not what stages sign."""
+    body = evolve(CERTIFICATE, **changes).body()  # type: ignore[arg-type]
+    assert where in verdict(body + ME.sign(to_sign(body)))
+
+
+def test_neighbours_must_have_signed_for_the_same_rows() -> None:
+    """Two honest receipts of different sessions do not make one."""
+    odd = Receipt.parse(CLAIMS[1].receipts[0].body)
+    body = evolve(odd, received=b"x" * 32).body()
+    signed = Signed(body, STAGES[1].sign(SIGNED_AS + body))
+    claims = (CLAIMS[0], evolve(CLAIMS[1], receipts=(signed, CLAIMS[1].receipts[1])), CLAIMS[2])
+    body = evolve(CERTIFICATE, stages=claims).body()
+    assert "at 32" in verdict(body + ME.sign(to_sign(body)))
+
+
+@given(st.lists(st.booleans(), min_size=1, max_size=60).map(tuple))
+def test_regimes_come_back(regimes: tuple[bool, ...]) -> None:
+    """Runs stand for the positions' regimes."""
+    runs = runs_of(regimes)
+    assert evolve(CERTIFICATE, regimes=runs).wide() == regimes

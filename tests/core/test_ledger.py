@@ -1,0 +1,64 @@
+"""The ledger: nothing counts twice, and nothing counts for somebody else."""
+
+import pytest
+from attrs import evolve
+from hypothesis import given
+from hypothesis import strategies as st
+
+from p2pinfer.core.ids import ModelId, PeerId, SessionId
+from p2pinfer.core.ledger import Account, Entry, accounts, entry_of, fold
+from p2pinfer.core.receipts import BadReceipt, Receipt, Terms
+
+ME, YOU = (PeerId(name.ljust(52, "x")) for name in ("me", "you"))
+TERMS = Terms(SessionId(b"s" * 16), ModelId("ab" * 32), ME, "f32", bytes(32))
+RECEIPT = Receipt(TERMS.digest(), 1, 10, 1, 32, 40, bytes(32), bytes(32), bytes(16))
+
+ENTRIES = st.lists(
+    st.builds(
+        Entry,
+        server=st.sampled_from([ME, YOU]),
+        user=st.just(YOU),
+        terms=st.sampled_from([b"a" * 32, b"b" * 32]),
+        first=st.just(1),
+        end=st.integers(2, 4),
+        rows=st.integers(0, 100),
+    ),
+    max_size=12,
+)
+
+
+@given(ENTRIES, st.randoms())
+def test_order_and_repetition_change_nothing(entries: list[Entry], chance: object) -> None:
+    """Receipts may come late, again, or after a newer one."""
+    shuffled = [*entries, *entries]
+    chance.shuffle(shuffled)  # type: ignore[attr-defined]
+    again = {key: entry.rows for key, entry in fold(shuffled).items()}
+    assert again == {key: entry.rows for key, entry in fold(entries).items()}
+
+
+@given(ENTRIES, ENTRIES)
+def test_a_ledger_grows_by_folding(one: list[Entry], more: list[Entry]) -> None:
+    """What was folded once need not be kept."""
+    whole = {key: entry.rows for key, entry in fold([*one, *more]).items()}
+    assert {k: e.rows for k, e in fold([*fold(one).values(), *more]).items()} == whole
+
+
+def test_a_receipt_is_worth_no_more_than_was_sent() -> None:
+    """A stage that signs for more rows than it got does not earn by it."""
+    assert entry_of(TERMS, YOU, RECEIPT, 100).layer_rows == 40 * 9
+    assert entry_of(TERMS, YOU, RECEIPT, 33).layer_rows == 33 * 9
+
+
+def test_a_receipt_of_another_session_is_worth_nothing() -> None:
+    """Nor of another requester, model or nonce, all of which its terms bind."""
+    with pytest.raises(BadReceipt):
+        entry_of(evolve(TERMS, requester=YOU), YOU, RECEIPT, 100)
+
+
+def test_accounts_add_up_by_peer() -> None:
+    """Served and used apart."""
+    served = Entry(ME, YOU, b"a" * 32, 1, 3, 10)
+    used = evolve(served, server=YOU, user=ME)
+    assert accounts([served, served], [used, evolve(used, terms=b"b" * 32)]) == [
+        Account(YOU, 20, 40)
+    ]

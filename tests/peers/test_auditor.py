@@ -1,0 +1,295 @@
+"""Audits: who computed something else is found and named, by whoever runs its layers again."""
+
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+
+import numpy as np
+import pytest
+import trio
+from attrs import frozen
+from trio.testing import MockClock
+
+from p2pinfer.core.errors import EngineError, PeerUnavailable, lone_errors
+from p2pinfer.core.ids import PeerId
+from p2pinfer.core.messages import Hop, Open, Refusal
+from p2pinfer.core.trust import Audited, Trust, Verdict, choose_audits
+from p2pinfer.core.witness import Opened
+from p2pinfer.engine.base import Decoded, Done, StageSession
+from peers.auditor import Auditor
+from peers.evidence import Following, Gatherer
+from peers.replay import THIS_MACHINE, EngineReplay, OpenReplay, Replay, cut, open_peer_replay
+from peers.talk import RefusedError
+from tests.engine.fakes import ROW_BYTES, FakeStage
+from tests.peers.swarm import (
+    CHAINS,
+    CONTEXT,
+    KEYS,
+    MODEL,
+    PROMPT,
+    Swarm,
+    answer,
+    session_id,
+    swarm,
+)
+
+BOUNDS = CHAINS[3]
+HOLDERS = KEYS[4:6]
+OWN = "own"
+"""An engine of the requester's, beside those of other holders."""
+
+Tamper = Callable[[int, bytes], bytes]
+
+
+class Tampering:
+    """A stage's session that changes what comes out."""
+
+    def __init__(self, inner: StageSession, tamper: Tamper) -> None:
+        self._inner, self._tamper = inner, tamper
+        self.close = inner.close
+
+    def submit(self, position: int, rows: bytes, done: Done, *, wide: bool) -> None:
+        """Run the rows, and hand on others."""
+
+        def take(outcome: Decoded | EngineError) -> None:
+            assert isinstance(outcome, Decoded)
+            done(Decoded(self._tamper(position, outcome.rows), outcome.decoding_us))
+
+        self._inner.submit(position, rows, take, wide=wide)
+
+
+def cheat(engine: FakeStage, tamper: Tamper, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have all sessions of an engine tamper."""
+    honest = engine.open
+    monkeypatch.setattr(engine, "open", lambda end: Tampering(honest(end), tamper))
+
+
+def at_70(position: int, rows: bytes) -> bytes:
+    """Change the row at position 70 alone."""
+    at = (70 - position) * ROW_BYTES
+    if not 0 <= at < len(rows):
+        return rows
+    return rows[:at] + bytes(ROW_BYTES) + rows[at + ROW_BYTES :]
+
+
+@frozen
+class Case:
+    """A swarm with other holders of the middle stage's layers, and who replays in which order."""
+
+    made: Swarm
+    holders: Sequence[FakeStage]
+    replays: list[str | PeerId]
+
+    async def examine(self, rate: float = 1.0) -> Trust:
+        """Answer once, and audit."""
+        async with self.made.open() as session:
+            await answer(session, PROMPT)
+            assert session.evidence
+            return await Auditor(self.find, rate).examine(session.evidence, len(session.tokens))
+
+    def find(self, first: int, end: int, besides: PeerId) -> list[OpenReplay]:
+        """Return who replays; only the middle stage has other holders."""
+        names = self.replays if (first, end) == BOUNDS[1:3] else [OWN]
+        return [self._opening(name, first, end) for name in names if name != besides]
+
+    def _opening(self, name: str, first: int, end: int) -> OpenReplay:
+        @asynccontextmanager
+        async def own(_: int) -> AsyncIterator[Replay]:
+            replay = EngineReplay(FakeStage(first, end, context=CONTEXT), end)
+            yield replay
+            replay.close()
+
+        @asynccontextmanager
+        async def other(context: int) -> AsyncIterator[Replay]:
+            me = self.made.me
+            hop = Hop(PeerId(name), (f"/memory/{name}",), first, end)
+            opened = Open(
+                session_id(77), MODEL, me.peer_id, me.peer_id, hop.first, hop.end, context
+            )
+            with lone_errors():
+                async with trio.open_nursery() as nursery:
+                    gatherer = Gatherer(nursery, me, lambda size: b"n" * size)
+                    numerics = bytes.fromhex(FakeStage(first, end).numerics_class)
+                    async with open_peer_replay(me, hop, opened, numerics, gatherer) as replay:
+                        yield replay
+
+        return own if name == OWN else other
+
+
+@asynccontextmanager
+async def case(*replays: str | PeerId) -> AsyncIterator[Case]:
+    """Run a chain of three, and two more holders of the middle stage's layers."""
+    async with trio.open_nursery() as nursery, swarm(BOUNDS, evidence=True) as made:
+        for key in HOLDERS:
+            engine = FakeStage(*BOUNDS[1:3], context=CONTEXT)
+            await nursery.start(made.add, key.peer_id, engine, key)
+            made.route.pop()
+        yield Case(made, made.engines[3:], list(replays))
+        nursery.cancel_scope.cancel()
+
+
+FIRST, SECOND = (key.peer_id for key in HOLDERS)
+
+
+@pytest.mark.parametrize("by", [OWN, FIRST])
+async def test_honest_stages_pass(by: str | PeerId, autojump_clock: MockClock) -> None:
+    """Whoever replays them finds the same bits, prompt and answer in their own regimes."""
+    async with case(by) as found:
+        trust = await found.examine()
+        assert trust.held
+        assert [each.verdict for each in trust.audits] == [Verdict.SAME] * 3
+        assert trust.audits[1].by == (THIS_MACHINE if by == OWN else by,)
+
+
+@pytest.mark.parametrize("by", [(OWN,), (FIRST, SECOND), (FIRST, OWN)])
+async def test_one_other_row_is_found_and_its_stage_named(
+    by: tuple[str, ...], autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The stage behind it is not to blame, and neither are the auditors."""
+    async with case(*by) as found:
+        cheat(found.made.engines[1], at_70, monkeypatch)
+        trust = await found.examine()
+        assert not trust.held
+        cheater = found.made.route[1].peer
+        one, two, three = trust.audits
+        assert (one.verdict, three.verdict) == (Verdict.SAME, Verdict.SAME)
+        assert (two.verdict, two.blamed, two.position) == (Verdict.CHEATED, cheater, 70)
+        assert len(two.by) == len(by)
+
+
+async def test_one_auditor_alone_is_not_believed(
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Word against word: the answer is not trusted, and nobody is blamed."""
+    async with case(FIRST) as found:
+        cheat(found.made.engines[1], at_70, monkeypatch)
+        trust = await found.examine()
+        audit = trust.audits[1]
+        assert (trust.held, audit.verdict, audit.blamed) == (False, Verdict.DISPUTED, None)
+
+
+@pytest.mark.parametrize("settled_by", [SECOND, OWN])
+async def test_an_auditor_that_lies_is_named(
+    settled_by: str | PeerId, autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A third one finds what the stage had found."""
+    async with case(FIRST, settled_by) as found:
+        cheat(found.holders[0], at_70, monkeypatch)
+        trust = await found.examine()
+        audit = trust.audits[1]
+        assert (trust.held, audit.verdict, audit.blamed) == (True, Verdict.SAME, FIRST)
+
+
+async def test_an_auditor_that_goes_is_replaced(autojump_clock: MockClock) -> None:
+    """And where nobody is left, that is said, and it is no accusation."""
+    async with case(FIRST, OWN) as found:
+        found.made.leave[3]()
+        trust = await found.examine()
+        assert [each.verdict for each in trust.audits] == [Verdict.SAME] * 3
+    async with case(FIRST) as found:
+        found.made.leave[3]()
+        trust = await found.examine()
+        assert (trust.held, trust.audits[1].verdict) == (True, Verdict.NOT_REPLAYED)
+
+
+@pytest.mark.parametrize("how", ["refuses", "lies", "is gone"])
+async def test_who_does_not_open_what_it_signed_for_is_named(
+    how: str, autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A refusal and other rows are alike: the next stage cannot be audited by that peer's fault.
+
+    A peer that is gone is at no fault, but nothing was verified.
+    """
+    opening = Following.open
+
+    async def open_(self: Following, position: int, count: int) -> Opened:
+        opened = await opening(self, position, count)
+        if self.hop.first != BOUNDS[0]:
+            return opened
+        if how == "lies":
+            return Opened(opened.regimes, bytes(len(opened.rows)))
+        if how == "refuses":
+            raise RefusedError.of(self.hop.peer, Refusal.NOT_HELD, "no")
+        raise PeerUnavailable(self.hop.peer, "gone")
+
+    monkeypatch.setattr(Following, "open", open_)
+    async with case(OWN) as found:
+        trust = await found.examine()
+        audit = trust.audits[1]
+        refusing = None if how == "is gone" else found.made.route[0].peer
+        assert (trust.held, audit.verdict, audit.blamed) == (False, Verdict.NOT_OPENED, refusing)
+
+
+@pytest.mark.parametrize(
+    ("factor", "verdict"), [(1.02, Verdict.CLOSE), (1.2, Verdict.CHEATED), (0.0, Verdict.CHEATED)]
+)
+async def test_another_class_is_held_to_bounds(
+    factor: float,
+    verdict: Verdict,
+    autojump_clock: MockClock,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Noise between machines is no cheat; what no noise explains is."""
+
+    def scale(_: int, rows: bytes) -> bytes:
+        return (np.frombuffer(rows, "<f4") * np.float32(factor)).tobytes()
+
+    async with case(OWN) as found:
+        engine = found.made.engines[1]
+        cheat(engine, scale, monkeypatch)
+        monkeypatch.setattr(engine, "numerics_class", "ab" * 16)
+        trust = await found.examine()
+        assert trust.audits[1].verdict is verdict
+        cheater = found.made.route[1].peer if verdict is Verdict.CHEATED else None
+        assert trust.audits[1].blamed == cheater
+
+
+async def test_a_share_of_stages_is_audited(autojump_clock: MockClock) -> None:
+    """None where the rate is nought; the line says what a cheat would have risked."""
+    async with case(OWN) as found:
+        trust = await found.examine(0.0)
+        assert trust.held
+        assert not trust.audits
+        assert "0 %" in trust.line()
+
+
+def test_runs_keep_to_one_regime() -> None:
+    """Each no longer than its regime's decodes may be, none lost."""
+    regimes = (True,) * 48 + (False,) * 9 + (True, False)
+    rows = bytes(range(59))
+    runs = cut(Opened(regimes, rows), 100)
+    assert [(at, len(data), wide) for at, data, wide in runs] == [
+        (100, 48, True),
+        (148, 7, False),
+        (155, 2, False),
+        (157, 1, True),
+        (158, 1, False),
+    ]
+    assert b"".join(data for _, data, _ in runs) == rows
+
+
+def test_the_line_names_what_broke() -> None:
+    """What did not hold comes first."""
+    audit = Audited(PeerId("p" * 46), 1, 9, Verdict.DISPUTED, ("q" * 46,))
+    trust = Trust(3, 100, 0.5, None, (audit,))
+    assert trust.line().startswith("NOT TRUSTED: ")
+    assert trust.as_dict()["held"] is False
+
+
+def test_the_chance_counts_checkpoints() -> None:
+    """Who cheats everywhere is caught at the rate of audits, who cheats rarely more rarely."""
+    trust = Trust(3, 96, 0.5)
+    assert trust.chance(1) == 0.5
+    assert trust.chance(10) == pytest.approx(0.5 * (1 - 0.9**3))
+
+
+@pytest.mark.parametrize("rate", [0.0, 0.25, 1.0])
+def test_stages_are_drawn_at_the_rate(rate: float) -> None:
+    """By the nonce and by what all stages signed, so that neither side alone chooses."""
+    drawn = [
+        choose_audits(bytes([n] * 32), [bytes([m])] * 4, rate) for n in range(50) for m in range(20)
+    ]
+    share = sum(map(len, drawn)) / (4 * len(drawn))
+    assert share == pytest.approx(rate, abs=0.03)
+    if 0 < rate < 1:
+        assert len({tuple(each) for each in drawn[:20]}) > 1
+        assert len({tuple(each) for each in drawn[::20]}) > 1

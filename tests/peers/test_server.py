@@ -1,0 +1,391 @@
+"""A peer that chooses its layers: among others, over the memory network, under a mock clock."""
+
+import random
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from itertools import count
+
+import pytest
+import trio
+from trio.testing import MockClock, wait_all_tasks_blocked
+
+from p2pinfer.core.advertisement import Advertisement, State
+from p2pinfer.core.errors import EngineDied, PeerUnavailable
+from p2pinfer.core.ids import ModelId, PeerId
+from p2pinfer.core.messages import Attach, Hop, Open, Opened, Refusal
+from peers.layers import Layers
+from peers.requester import Requester, Session
+from peers.server import DRAIN_S_MAX, QUIET_S, STALE_S, TAKE_OVER_S_MAX, Held, Plan, Server
+from peers.talk import SESSION, RefusedError, receive, send
+from scheduler.placement import CHECK_S, Choice
+from tests.engine.fakes import FakeEnds, FakeStage
+from tests.peers.swarm import CONTEXT, GREEDY, ME, MODEL, PROMPT, answer, peer, session_id
+from transports.memory import MemoryNetwork, MemoryTransport
+
+BOUNDS = (1, 29)
+LOAD_S = 3.0
+SETTLE_S = 60.0
+
+
+class Board:
+    """Everything that everybody says, known to all at once."""
+
+    def __init__(self) -> None:
+        self.said: dict[PeerId, Advertisement] = {}
+        self.states: list[tuple[PeerId, State, Layers]] = []
+        """All that was ever said, in order."""
+
+    def serving(self) -> list[Advertisement]:
+        """Who may be asked."""
+        return [a for a in self.said.values() if a.state is State.SERVING]
+
+    def covered(self) -> bool:
+        """Whether all layers are served."""
+        served = {layer for a in self.serving() for layer in range(a.first, a.end)}
+        return served >= set(range(*BOUNDS))
+
+
+class View:
+    """One peer's access to the board."""
+
+    def __init__(self, board: Board, me: PeerId) -> None:
+        self.board, self.me = board, me
+
+    def advertise(self, advertisement: Advertisement) -> None:
+        """Pin it up."""
+        before = self.board.said.get(self.me)
+        assert before is None or before.sequence < advertisement.sequence
+        self.board.said[self.me] = advertisement
+        layers = advertisement.first, advertisement.end
+        self.board.states.append((self.me, advertisement.state, layers))
+
+    def holding(self, model: ModelId) -> list[Advertisement]:
+        """Look at the others."""
+        return [a for a in self.board.said.values() if a.peer != self.me and a.model == model]
+
+
+class Machine:
+    """A peer's machine: engines that take a while to load."""
+
+    def __init__(
+        self, transport: MemoryTransport, board: Board, layers_max: int, seed: int
+    ) -> None:
+        self.transport, self.board = transport, board
+        self.engines: list[FakeStage] = []
+        self.served: list[Layers] = []
+        self.told: list[str] = []
+        self.leaving = trio.Event()
+        self.fails: set[Layers] = set()
+        me = Advertisement(
+            peer=transport.peer_id,
+            addresses=tuple(transport.addresses),
+            model=MODEL,
+            model_name="toy",
+            layers=30,
+            first=0,
+            end=0,
+            context=CONTEXT,
+            numerics_class="0" * 32,
+            sequence=0,
+            layers_max=layers_max,
+            sessions_max=4,
+        )
+        self.server = Server(
+            transport,
+            View(board, transport.peer_id),
+            self.open_engine,
+            Plan(me, BOUNDS),
+            random.Random(seed),
+            lambda: int(1000 * trio.current_time()),
+            self.leaving,
+            on_serving=self.note,
+            tell=self.told.append,
+        )
+
+    def note(self, held: Held) -> None:
+        """Remember what was served."""
+        self.served.append(held.layers)
+
+    @asynccontextmanager
+    async def open_engine(self, first: int, end: int) -> AsyncIterator[FakeStage]:
+        """Load, and run until told to stop."""
+        await trio.sleep(LOAD_S)
+        if (first, end) in self.fails:
+            raise EngineDied("too large")
+        engine = FakeStage(first, end, sessions=4, context=CONTEXT)
+        engine.machine.decode_s = 0.01
+        self.engines.append(engine)
+        try:
+            yield engine
+        finally:
+            self.engines.remove(engine)
+
+
+class World:
+    """Peers that come and go."""
+
+    def __init__(self, nursery: trio.Nursery, network: MemoryNetwork, me: MemoryTransport) -> None:
+        self.network, self.me, self.board = network, me, Board()
+        self.nursery = nursery
+        self._names = count()
+
+    async def join(self, layers_max: int) -> Machine:
+        """Start a peer."""
+        machine: Machine = await self.nursery.start(self._run, layers_max, next(self._names))
+        return machine
+
+    async def _run(
+        self, layers_max: int, number: int, *, task_status: trio.TaskStatus[Machine]
+    ) -> None:
+        name = peer(f"server{number}")
+        async with self.network.join(name) as transport:
+            machine = Machine(transport, self.board, layers_max, number)
+            task_status.started(machine)
+            await machine.server.run()
+        del self.board.said[name]
+
+
+@pytest.fixture
+async def world() -> AsyncIterator[World]:
+    """Give a network with nobody but a requester."""
+    network = MemoryNetwork()
+    async with network.join(ME) as me, trio.open_nursery() as nursery:
+        yield World(nursery, network, me)
+        nursery.cancel_scope.cancel()
+
+
+def hops(route: Sequence[Advertisement]) -> list[Hop]:
+    """Name the stages of a route."""
+    return [Hop(a.peer, a.addresses, a.first, a.end) for a in route]
+
+
+async def test_peers_that_join_at_once_cover_every_layer(
+    world: World, autojump_clock: MockClock
+) -> None:
+    """Nobody tells them what to take; each says what it means to take before it loads."""
+    for layers_max in (8, 8, 8, 8):
+        await world.join(layers_max)
+    with trio.fail_after(SETTLE_S):
+        while not world.board.covered():  # noqa: ASYNC110 -- on a mock clock
+            await trio.sleep(0.1)
+    by_peer = {a.peer: a for a in world.board.serving()}
+    assert len(by_peer) == 4
+    for found in by_peer.values():
+        assert found.end - found.first <= 8
+        assert (found.row_us, found.sessions_max, found.sessions_free) != (0, 0, 0)
+    first = [states for states in world.board.states if states[0] == peer("server0")]
+    assert [state for _, state, _ in first[:2]] == [State.JOINING, State.JOINING]
+    assert first[0][2] == (0, 0)
+
+
+async def test_one_layer_fits_a_small_peer_and_all_a_large_one(
+    world: World, autojump_clock: MockClock
+) -> None:
+    """Each takes what its memory holds, and no more than there is."""
+    large = await world.join(64)
+    await trio.sleep(SETTLE_S / 4)
+    small = await world.join(1)
+    await trio.sleep(SETTLE_S / 4)
+    assert large.served == [BOUNDS]
+    ((first, end),) = small.served
+    assert end - first == 1
+
+
+async def test_sessions_are_counted_in_what_is_advertised(
+    world: World, autojump_clock: MockClock
+) -> None:
+    """Who serves a session has one less to give, and says so within seconds."""
+    await world.join(64)
+    await trio.sleep(SETTLE_S / 4)
+    (offer,) = world.board.serving()
+    assert offer.sessions_free == 4
+    requester = Requester(world.nursery, world.me, FakeEnds(context=CONTEXT), MODEL)
+    async with requester.open(hops([offer]), session_id(), CONTEXT) as session:
+        assert len(await answer(session, PROMPT, 3)) == 3
+        await trio.sleep(SETTLE_S / 4)
+        assert world.board.serving()[0].sessions_free == 3
+    await trio.sleep(SETTLE_S / 4)
+    assert world.board.serving()[0].sessions_free == 4
+    assert world.board.serving()[0].queued_rows == 0
+
+
+def decide(machine: Machine, layers: Layers) -> None:
+    """Have a peer find that these layers need it most."""
+
+    def choose() -> Choice:
+        said = machine.board.said[machine.transport.peer_id]
+        moves = (said.first, said.end) != layers
+        return Choice(*layers, moves, "for a test", False, 2.0)
+
+    machine.server._choose = choose  # type: ignore[method-assign]
+
+
+async def move(machine: Machine, world: World, layers: Layers) -> None:
+    """Have a peer move, as its next look at the others might make it."""
+    await trio.sleep(SETTLE_S / 4)
+    decide(machine, layers)
+    with trio.fail_after(2 * CHECK_S):
+        while machine.served[-1] != layers:  # noqa: ASYNC110 -- on a mock clock
+            await trio.sleep(0.1)
+
+
+async def test_a_move_hands_over(world: World, autojump_clock: MockClock) -> None:
+    """The new layers are served before the old engine ends, and a session goes on meanwhile."""
+    machine = await world.join(64)
+    decide(machine, (1, 11))
+    other = await world.join(64)
+    decide(other, (11, 29))
+    await trio.sleep(SETTLE_S / 4)
+    route = sorted(world.board.serving(), key=lambda offer: offer.first)
+    requester = Requester(world.nursery, world.me, FakeEnds(context=CONTEXT), MODEL)
+    async with requester.open(hops(route), session_id(), CONTEXT) as session:
+        whole = await answer(session, PROMPT, 4)
+        tokens = session.generate(PROMPT, GREEDY, 4)
+        found = [(await anext(tokens)).id]
+        await move(machine, world, (5, 15))
+        assert len(machine.engines) == 2
+        now = {a.peer: (a.state, a.first, a.end) for a in world.board.said.values()}
+        assert now[machine.transport.peer_id] == (State.SERVING, 5, 15)
+        for _ in range(3):
+            await trio.sleep(QUIET_S / 2)
+            found.append((await anext(tokens)).id)
+        assert found == whole
+        await tokens.aclose()
+    await trio.sleep(STALE_S + 2 * QUIET_S)
+    assert [(engine.first, engine.end) for engine in machine.engines] == [(5, 15)]
+    states = [state for who, state, _ in world.board.states if who == machine.transport.peer_id]
+    assert State.DRAINING not in states
+
+
+async def test_where_memory_lacks_the_old_layers_go_first(
+    world: World, autojump_clock: MockClock
+) -> None:
+    """And that is said before, so that nobody counts on them."""
+    machine = await world.join(10)
+    await move(machine, world, (5, 15))
+    assert [(engine.first, engine.end) for engine in machine.engines] == [(5, 15)]
+    states = [state for who, state, _ in world.board.states if who == machine.transport.peer_id]
+    assert states[-3:] == [State.DRAINING, State.JOINING, State.SERVING]
+
+
+async def test_what_cannot_be_loaded_leaves_the_old_layers_served(
+    world: World, autojump_clock: MockClock
+) -> None:
+    """With room for both, and without."""
+    for layers_max in (64, 10):
+        machine = await world.join(layers_max)
+        await trio.sleep(SETTLE_S / 4)
+        machine.fails.add((5, 15))
+        served = machine.served[-1]
+        decide(machine, (5, 15))
+        with trio.fail_after(4 * CHECK_S):
+            while not any("too large" in text for text in machine.told):  # noqa: ASYNC110 -- mocked
+                await trio.sleep(0.1)
+        decide(machine, served)
+        await trio.sleep(2 * LOAD_S)
+        assert machine.served[-1] == served
+        assert [(e.first, e.end) for e in machine.engines] == [served]
+        assert world.board.said[machine.transport.peer_id].state is State.SERVING
+
+
+async def test_who_leaves_alone_goes_at_once(world: World, autojump_clock: MockClock) -> None:
+    """There is nobody to take anything over."""
+    machine = await world.join(28)
+    await trio.sleep(SETTLE_S / 4)
+    machine.leaving.set()
+    await wait_all_tasks_blocked()
+    assert not world.board.said
+    assert not machine.engines
+
+
+async def test_who_leaves_before_it_serves_goes_at_once(
+    world: World, autojump_clock: MockClock
+) -> None:
+    """Nothing is lost by it."""
+    machine = await world.join(28)
+    await trio.sleep(LOAD_S / 2)
+    machine.leaving.set()
+    await wait_all_tasks_blocked()
+    assert not world.board.said
+
+
+async def test_who_leaves_waits_for_its_sessions_and_for_who_takes_over(
+    world: World, autojump_clock: MockClock
+) -> None:
+    """New sessions are refused; a session finishes; then another peer serves the layers."""
+    machine = await world.join(28)
+    await trio.sleep(SETTLE_S / 4)
+    (offer,) = world.board.serving()
+    requester = Requester(world.nursery, world.me, FakeEnds(context=CONTEXT), MODEL)
+    async with requester.open(hops([offer]), session_id(), CONTEXT) as session:
+        tokens = session.generate(PROMPT, GREEDY, 5)
+        await anext(tokens)
+        other = await world.join(28)
+        await trio.sleep(0.1)
+        machine.leaving.set()
+        for _ in range(4):
+            await trio.sleep(QUIET_S / 2)
+            assert machine.engines
+            await anext(tokens)
+        assert world.board.said[machine.transport.peer_id].state is State.DRAINING
+        with pytest.raises(RefusedError, match="leaving") as refused:
+            async with requester.open(hops([offer]), session_id(1), CONTEXT):
+                pass
+        assert refused.value.refused.code is Refusal.BUSY
+        await tokens.aclose()
+    await trio.sleep(SETTLE_S / 4)
+    assert list(world.board.said) == [other.transport.peer_id]
+    assert world.board.covered()
+    assert not machine.engines
+
+
+async def ask_for_ever(session: Session) -> None:
+    """Be a session that never ends."""
+    while True:
+        await answer(session, PROMPT, 2)
+        await trio.sleep(QUIET_S / 2)
+
+
+async def test_leaving_has_an_end(world: World, autojump_clock: MockClock) -> None:
+    """Neither a session that never ends nor a layer that nobody takes holds a peer for ever."""
+    machine = await world.join(28)
+    other = await world.join(1)
+    await trio.sleep(SETTLE_S / 4)
+    (offer,) = [a for a in world.board.serving() if a.peer == machine.transport.peer_id]
+    requester = Requester(world.nursery, world.me, FakeEnds(context=CONTEXT), MODEL)
+    async with requester.open(hops([offer]), session_id(), CONTEXT) as session:
+        machine.leaving.set()
+        leaving_s = trio.current_time()
+        with pytest.raises(PeerUnavailable):
+            await ask_for_ever(session)
+        left_s = trio.current_time() - leaving_s
+    assert DRAIN_S_MAX < left_s < DRAIN_S_MAX + TAKE_OVER_S_MAX + 2 * QUIET_S
+    assert any("nobody else serves layers" in text for text in machine.told)
+    assert other.engines
+
+
+async def test_channels_that_mean_no_stage_are_refused(
+    world: World, autojump_clock: MockClock
+) -> None:
+    """Before anything is served, for sessions that are not there, and for words that are none."""
+    machine = await world.join(28)
+    await wait_all_tasks_blocked()
+    there = machine.transport.peer_id
+    hop = Hop(there, (), 1, 29)
+    cases: list[tuple[bytes | Open | Attach, Refusal]] = [
+        (Open(session_id(), MODEL, ME, ME, hop.first, hop.end, CONTEXT), Refusal.WRONG_RANGE),
+        (Attach(session_id()), Refusal.UNKNOWN_SESSION),
+        (b"\xc1", Refusal.BAD_REQUEST),
+    ]
+    for said, code in cases:
+        channel = await world.me.open(there, SESSION)
+        if isinstance(said, bytes):
+            await channel.send(said)
+        else:
+            await send(channel, said)
+        with pytest.raises(RefusedError) as refused:
+            await receive(channel, Opened)
+        assert refused.value.refused.code is code
+    channel = await world.me.open(there, SESSION)
+    with pytest.raises(RefusedError, match="too-slow"):
+        await receive(channel, Opened)

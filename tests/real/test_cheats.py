@@ -1,0 +1,49 @@
+"""Real stages that cheat are caught and named, honest ones never: the short form of a command."""
+
+from pathlib import Path
+
+import pytest
+
+from p2pinfer.bench.cheats import cheats_bench, open_world
+from p2pinfer.bench.zoo import ZOO
+from p2pinfer.engine.store import Store
+from p2pinfer.supply import open_store
+from p2pinfer.verifying import verify_file
+
+pytestmark = pytest.mark.real
+
+TRIED = ("lower quantisation", "stale KV")
+"""Those that save work and look most like work; ``p2pinfer bench cheats`` tries all."""
+
+
+async def test_cheats_are_caught_and_honest_stages_are_not(default_model: Path) -> None:
+    """Every one of them, the right stage each time; with other settings, too, nobody is blamed."""
+    zoo = [cheat for cheat in ZOO if cheat.name in TRIED]
+    assert len(zoo) == len(TRIED)
+    report = await cheats_bench(default_model, trials=1, checkpoints=12, seed=7, zoo=zoo)
+    same, other = report["honest"], report["honest, another class"]
+    assert (same["false_alarms"], list(same["verdicts"])) == (0, ["same bits"])
+    assert same["audited_checkpoints"] >= 12
+    assert (other["false_alarms"], "within bounds" in other["verdicts"]) == (0, True)
+    for found in report["cheats"]:
+        assert (found["caught"], found["right_stage_named"]) == (1, 1), found
+
+
+async def test_a_certificate_shows_who_cheated(default_model: Path, tmp_path: Path) -> None:
+    """Without asking anybody: the tokens and the receipts are enough to whoever has the layers."""
+    (skips,) = (cheat for cheat in ZOO if cheat.name == "a skipped layer")
+    async with open_world(default_model, 5) as world:
+        await world.answer()
+        honest = world.certificate
+        await world.answer(skips)
+        cheated = world.certificate
+    found = await verify_file(honest, open_store())
+    assert found.held
+    assert [each.held for each in found.findings] == [True] * 7
+    found = await verify_file(honest, Store(tmp_path))  # without the model
+    assert (found.held, found.findings[-1].held) == (True, None)
+    found = await verify_file(cheated, open_store())
+    assert [(each.what, each.held) for each in found.findings[-2:]] == [
+        ("stage 0", True),
+        ("stage 1", False),
+    ]

@@ -1,0 +1,51 @@
+"""The library before three real peers: from trio, and from code that knows nothing of it."""
+
+from concurrent.futures import ThreadPoolExecutor
+
+import pytest
+
+from p2pinfer.chat import Answer
+from p2pinfer.connect import connect
+from p2pinfer.core.errors import NobodyServes, UserError
+from tests.real.processes import CONTEXT, NETWORK, Peer
+
+pytestmark = pytest.mark.real
+
+ASKED = [{"role": "user", "content": "Name a colour."}]
+
+
+async def test_pieces_come_in_trio(swarm: list[Peer]) -> None:
+    """The account of an answer is filled in."""
+    answer = Answer()
+    async with connect([swarm[0].address], network=NETWORK, context=CONTEXT) as joined:
+        pieces = [piece async for piece in joined.chat(ASKED, max_tokens=6, answer=answer)]
+    assert "".join(pieces) == answer.text
+    assert answer.tokens <= 6
+    assert answer.trust
+    assert answer.trust.held
+
+
+def test_pieces_come_without_trio_and_to_several_threads(swarm: list[Peer]) -> None:
+    """The same greedy answer to everybody, also after one that was left in the middle."""
+    with connect([swarm[1].address], network=NETWORK, context=CONTEXT) as joined:
+        assert "smollm" in joined.model_name.lower()
+        left = joined.chat(ASKED, max_tokens=50)
+        next(left)
+        left.close()  # type: ignore[attr-defined] # a generator
+
+        def ask(_: int) -> str:
+            return "".join(joined.chat(ASKED, max_tokens=6))
+
+        with ThreadPoolExecutor(3) as threads:
+            answers = set(threads.map(ask, range(3)))
+    assert len(answers) == 1
+    assert answers.pop()
+
+
+def test_what_goes_wrong_is_raised_where_it_was_asked_for(swarm: list[Peer]) -> None:
+    """An address where nobody is, and none at all."""
+    nowhere = f"/ip4/127.0.0.1/tcp/1/p2p/{swarm[0].id}"
+    with pytest.raises(NobodyServes), connect([nowhere]):
+        pass
+    with pytest.raises(UserError), connect([]):
+        pass

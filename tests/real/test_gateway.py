@@ -1,0 +1,218 @@
+"""The gateway before three real peers, asked by the official client and by hand."""
+
+import json
+import socket
+import subprocess
+import threading
+import time
+from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import httpx
+import openai
+import pytest
+
+from tests.real.gateways import RunningGateway, running_gateway
+from tests.real.processes import COMMAND, environment
+
+pytestmark = pytest.mark.real
+
+STREAMS = 20
+TOKENS = 24
+
+SLOWEST_TO_FASTEST_MAX = 3.0
+"""Nobody starves: what the project promises of twenty streams at once."""
+
+FREE_S_MAX = 5.0
+SAY = [{"role": "user", "content": "Name three colours."}]
+
+
+@pytest.fixture(scope="module")
+def gateway(home: Path) -> Iterator[RunningGateway]:
+    """Give a gateway with three peers of its own."""
+    with running_gateway(home, "--local", "3", "--context", "1024") as running:
+        yield running
+
+
+@pytest.fixture
+def client(gateway: RunningGateway) -> Iterator[openai.OpenAI]:
+    """Give the official client."""
+    with openai.OpenAI(base_url=f"{gateway.url}/v1", api_key="none", max_retries=0) as made:
+        yield made
+
+
+def test_official_client_lists_asks_and_streams(client: openai.OpenAI) -> None:
+    """The same words whole and in pieces; usage in both."""
+    (model,) = client.models.list().data
+    assert client.models.retrieve(model.id).id == model.id
+    asked = {"model": model.id, "messages": SAY, "max_tokens": 12, "temperature": 0}
+    whole = client.chat.completions.create(**asked)  # type: ignore[call-overload] # a dict of both
+    assert whole.choices[0].message.content
+    assert whole.usage.completion_tokens == 12
+    assert whole.choices[0].finish_reason == "length"
+    chunks = list(
+        client.chat.completions.create(**asked, stream=True, stream_options={"include_usage": True})  # type: ignore[call-overload]
+    )
+    text = "".join(c.choices[0].delta.content or "" for c in chunks if c.choices)
+    assert text == whole.choices[0].message.content
+    assert chunks[-1].usage.total_tokens == whole.usage.total_tokens
+    assert chunks[-1].usage.prompt_tokens_details.cached_tokens > 0
+
+
+def test_official_client_completes_text(client: openai.OpenAI) -> None:
+    """The older interface, whole and streamed."""
+    found = client.completions.create(
+        model="default", prompt="The sky is", max_tokens=4, temperature=0
+    )
+    pieces = client.completions.create(
+        model="default", prompt="The sky is", max_tokens=4, temperature=0, stream=True
+    )
+    assert found.choices[0].text
+    assert "".join(piece.choices[0].text for piece in pieces) == found.choices[0].text
+
+
+# The client leaves generators of its own to the garbage collector.
+@pytest.mark.filterwarnings(
+    "ignore:Exception ignored in. <async_generator:pytest.PytestUnraisableExceptionWarning"
+)
+async def test_official_async_client_under_trio(gateway: RunningGateway) -> None:
+    """It streams, and raises its own errors from our envelope."""
+    async with openai.AsyncOpenAI(
+        base_url=f"{gateway.url}/v1", api_key="none", max_retries=0
+    ) as client:
+        stream = await client.chat.completions.create(
+            model="default",
+            messages=[{"role": "user", "content": "Hello"}],
+            max_tokens=5,
+            stream=True,
+        )
+        async with stream:
+            pieces = [chunk async for chunk in stream]
+        assert pieces[-1].choices[0].finish_reason
+        with pytest.raises(openai.NotFoundError):
+            await client.models.retrieve("gpt-4o")
+        with pytest.raises(openai.BadRequestError) as caught:
+            await client.completions.create(model="default", prompt="x " * 2000)
+        assert caught.value.code == "context_length_exceeded"
+
+
+def test_next_turn_of_a_conversation_is_quick(client: openai.OpenAI) -> None:
+    """What the stages hold of it is not sent again."""
+    first = client.chat.completions.create(
+        model="default",
+        messages=SAY,  # type: ignore[arg-type] # plain dicts are what people send
+        max_tokens=16,
+        temperature=0,
+    )
+    said = first.choices[0].message.content
+    turn = [*SAY, {"role": "assistant", "content": said}, {"role": "user", "content": "And one?"}]
+    second = client.chat.completions.create(model="default", messages=turn, max_tokens=4)  # type: ignore[arg-type]
+    assert first.usage
+    assert second.usage
+    assert second.usage.prompt_tokens_details
+    assert (second.usage.prompt_tokens_details.cached_tokens or 0) > first.usage.prompt_tokens
+
+
+def test_raw_stream_is_plain_lines(gateway: RunningGateway) -> None:
+    """As `curl -N` shows it: events, each a line of JSON, then the last word."""
+    body = {"model": "default", "messages": SAY, "max_tokens": 4, "stream": True}
+    with httpx.stream("POST", f"{gateway.url}/v1/chat/completions", json=body) as reply:
+        assert reply.headers["content-type"].startswith("text/event-stream")
+        assert reply.headers["cache-control"] == "no-cache"
+        lines = [line for line in reply.iter_lines() if line]
+    assert all(line.startswith("data: ") for line in lines)
+    assert lines[-1] == "data: [DONE]"
+    assert json.loads(lines[-2][6:])["p2pinfer"]["route"][0]["layers"] == "1:10"
+
+
+def test_client_that_leaves_frees_its_session(gateway: RunningGateway) -> None:
+    """A stream that is cut off is being answered no longer a moment later."""
+    body = {"model": "default", "prompt": "Once upon a time", "max_tokens": 900, "stream": True}
+    with httpx.stream("POST", f"{gateway.url}/v1/completions", json=body) as reply:
+        lines = reply.iter_lines()  # what it belongs to is closed when it is dropped
+        next(lines)
+        assert sessions(gateway)["running"] == 1
+    deadline = time.monotonic() + FREE_S_MAX
+    while sessions(gateway)["running"]:
+        assert time.monotonic() < deadline
+        time.sleep(0.02)  # a process of its own: there is nothing to wait on
+
+
+def sessions(gateway: RunningGateway) -> dict[str, int]:
+    """Return the gateway's sessions."""
+    found: dict[str, int] = httpx.get(f"{gateway.url}/api/state").json()["sessions"]
+    return found
+
+
+def test_nonsense_on_the_socket_ends_nothing(gateway: RunningGateway) -> None:
+    """Half requests, broken ones, and what is no HTTP at all."""
+    host, port = gateway.url.removeprefix("http://").split(":")
+    for data in (
+        b"\x00" * 1000,
+        b"GET / HTTP/1.1\r\n\r\n",
+        b"POST /v1/completions HTTP/1.1\r\nhost: localhost\r\ncontent-length: 10\r\n\r\nx",
+        b"POST / HTTP/1.1\r\nhost: localhost\r\ntransfer-encoding: chunked\r\n\r\nzz\r\n",
+        b"GET / HTTP/1.1\r\nhost: localhost\r\nx: " + b"a" * 100_000,
+        b"GET / HTTP/1.1\r\nhost: localhost\r\nupgrade: websocket\r\nconnection: upgrade\r\n\r\n",
+        b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + b"\xff" * 100,
+        b"GET http://[ HTTP/1.1\r\nhost: [\r\n\r\n",
+    ):
+        with socket.create_connection((host, int(port)), timeout=5) as connection:
+            connection.sendall(data)
+    assert httpx.get(f"{gateway.url}/health").json() == {"status": "ok"}
+    assert gateway.process.poll() is None
+
+
+def test_twenty_streams_at_once_are_all_served_fairly(gateway: RunningGateway) -> None:
+    """Each is as fast as the others, to within the promised factor."""
+    together = threading.Barrier(STREAMS)
+
+    def one(number: int) -> float:
+        body = {
+            "model": "default",
+            "messages": [{"role": "user", "content": f"Tell a story about the number {number}."}],
+            "max_tokens": TOKENS,
+            "stream": True,
+        }
+        together.wait()
+        begun = time.monotonic()
+        with httpx.stream(
+            "POST", f"{gateway.url}/v1/chat/completions", json=body, timeout=300
+        ) as reply:
+            *_, last, done = [line for line in reply.iter_lines() if line.startswith("data: ")]
+        assert done == "data: [DONE]"
+        tokens: int = json.loads(last[6:])["p2pinfer"]["tokens"]
+        return tokens / (time.monotonic() - begun)
+
+    with ThreadPoolExecutor(STREAMS) as pool:
+        speeds = list(pool.map(one, range(STREAMS)))
+    assert len(speeds) == STREAMS
+    assert max(speeds) / min(speeds) <= SLOWEST_TO_FASTEST_MAX, speeds
+
+
+@pytest.mark.parametrize(
+    ("words", "sentence"),
+    [
+        ([], "--local 3"),
+        (["--local", "3", "--host", "0.0.0.0"], "P2PINFER_API_KEY"),
+        (["--local", "3", "--bootstrap", "/ip4/127.0.0.1/tcp/1"], "leave --bootstrap or --local"),
+        (["--local", "3", "--port", "70000"], "--port must be from 0 to 65535"),
+        (["--local", "99"], "--local must be from 0 to 16"),
+    ],
+)
+def test_what_cannot_be_served_is_said_before_anything_starts(
+    home: Path, words: list[str], sentence: str
+) -> None:
+    """One sentence that says what to do, and the code of unusable input."""
+    result = subprocess.run(
+        [*COMMAND, "serve", *words],
+        capture_output=True,
+        text=True,
+        check=False,
+        env=environment(home),
+        timeout=60,
+    )
+    assert result.returncode == 2
+    assert sentence in result.stderr
+    assert result.stderr.count("\n") == 1

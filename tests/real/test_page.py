@@ -1,0 +1,237 @@
+"""The web page in a real browser, before three real peers."""
+
+import json
+import re
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import (
+    Browser,
+    ConsoleMessage,
+    Page,
+    Route,
+    ViewportSize,
+    expect,
+    sync_playwright,
+)
+
+from tests.real.gateways import RunningGateway, running_gateway
+from tests.real.processes import CONTEXT, start_peers
+
+pytestmark = pytest.mark.real
+
+BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
+FLAGS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-quic",
+    "--no-first-run",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
+
+ANSWER_MS_MAX = 60_000
+DESK: ViewportSize = {"width": 1360, "height": 860}
+PHONE: ViewportSize = {"width": 390, "height": 844}
+
+HOSTILE = (
+    '<img src=x onerror="window.hit=1"> [x](javascript:alert(1)) `<b>` **<i>bold</i>**\n'
+    "<script>hit=2</script>"
+)
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    """Give a headless browser of the system's."""
+    program = next(filter(None, map(shutil.which, BROWSERS)), None)
+    if program is None:
+        pytest.skip("no browser: install Chromium to test the web page")
+    with sync_playwright() as playwright:
+        running = playwright.chromium.launch(executable_path=program, args=FLAGS)
+        yield running
+        running.close()
+
+
+@pytest.fixture(scope="module")
+def gateway(home: Path, browser: Browser) -> Iterator[RunningGateway]:
+    """Give a gateway with three peers of its own."""
+    with running_gateway(
+        home, "--local", "3", "--context", "1024", "--max-tokens", "40"
+    ) as running:
+        yield running
+
+
+@pytest.fixture
+def page(browser: Browser, gateway: RunningGateway) -> Iterator[Page]:
+    """Give the page as a new visitor sees it; it must not log any error."""
+    context = browser.new_context(viewport=DESK)
+    opened = context.new_page()
+    errors: list[str] = []
+    opened.on("pageerror", lambda error: errors.append(str(error)))
+    opened.on("console", lambda line: errors.append(line.text) if is_error(line) else None)
+    opened.goto(gateway.url)
+    yield opened
+    context.close()
+    assert errors == []
+
+
+def is_error(line: ConsoleMessage) -> bool:
+    """Whether the page is to blame, and not a request that a test made fail."""
+    return line.type == "error" and not line.text.startswith("Failed to load resource")
+
+
+def ask(page: Page, text: str) -> None:
+    """Type a question and send it."""
+    page.get_by_label("Your question").fill(text)
+    page.keyboard.press("Enter")
+
+
+def test_question_is_answered_and_the_map_shows_who_did(page: Page) -> None:
+    """A prompt typed, the answer and its account, three peers with their layers."""
+    expect(page.locator("#status")).to_have_text("3 peers, all layers")
+    peers = page.locator("#peers li:not([data-state=own])")
+    expect(peers).to_have_count(3)
+    expect(peers.locator(".peer-range")).to_have_text(
+        [re.compile(f"layers {first}.{last}") for first, last in ((1, 9), (10, 18), (19, 28))]
+    )
+    ask(page, "Name three colours.")
+    expect(page.locator("#peers li.busy")).to_have_count(4, timeout=ANSWER_MS_MAX)
+    account = page.locator(".account")
+    expect(account).to_be_visible(timeout=ANSWER_MS_MAX)
+    expect(page.locator(".turn.assistant .said")).not_to_be_empty()
+    expect(account).to_contain_text(re.compile(r"3 peers · \d+ tokens · [\d.]+ tokens/s"))
+    account.locator("summary").click()
+    expect(account.locator(".route li")).to_have_count(3)
+    expect(account).to_contain_text("3 stages signed for")
+
+
+def test_answer_can_be_stopped_and_made_again(page: Page) -> None:
+    """By the button and by the Escape key; what was said stays."""
+    ask(page, "Tell a very long story.")
+    expect(page.locator(".turn.assistant .said")).not_to_be_empty(timeout=ANSWER_MS_MAX)
+    page.get_by_role("button", name="Stop").click()
+    expect(page.locator(".foot")).to_contain_text("stopped")
+    page.get_by_role("button", name="Answer again").click()
+    expect(page.locator(".turn")).to_have_count(2)
+    expect(page.locator(".turn.assistant .said")).not_to_be_empty(timeout=ANSWER_MS_MAX)
+    page.keyboard.press("Escape")
+    expect(page.locator(".turn.busy")).to_have_count(0)
+
+
+def test_conversations_and_settings_outlive_a_reload(page: Page, gateway: RunningGateway) -> None:
+    """Each is there again; a deleted one is not."""
+    ask(page, "Say yes.")
+    expect(page.locator(".account")).to_be_visible(timeout=ANSWER_MS_MAX)
+    page.get_by_role("button", name="New conversation").first.click()
+    ask(page, "Say no.")
+    expect(page.locator(".account")).to_be_visible(timeout=ANSWER_MS_MAX)
+    page.get_by_role("button", name="Settings").click()
+    page.get_by_label("dark").check()
+    page.get_by_label("Temperature").fill("0.3")
+    page.get_by_role("button", name="Done").click()
+    page.reload()
+    titles = page.locator("#chat-list .open")
+    expect(titles).to_have_text(["Say no.", "Say yes."])
+    assert page.evaluate("document.documentElement.dataset.theme") == "dark"
+    titles.nth(1).click()
+    expect(page.locator(".turn.user .said")).to_have_text("Say yes.")
+    page.on("dialog", lambda dialog: dialog.accept())
+    page.get_by_role("button", name="Delete Say yes.").click()
+    expect(titles).to_have_text(["Say no."])
+    with page.expect_request("**/v1/chat/completions") as asked:
+        ask(page, "Again.")
+    assert json.loads(asked.value.post_data or "")["temperature"] == 0.3
+
+
+def test_what_a_model_says_is_text_and_never_code(page: Page) -> None:
+    """Tags, script links and handlers are shown, not obeyed."""
+
+    def reply(route: Route) -> None:
+        chunk = {"choices": [{"index": 0, "delta": {"content": HOSTILE}, "finish_reason": "stop"}]}
+        body = f"data: {json.dumps(chunk)}\n\ndata: [DONE]\n\n"
+        route.fulfill(status=200, content_type="text/event-stream", body=body)
+
+    page.route("**/v1/chat/completions", reply)
+    ask(page, "<b>x</b>")
+    said = page.locator(".turn.assistant .said")
+    expect(said).to_contain_text('<img src=x onerror="window.hit=1">')
+    expect(said).to_contain_text("<script>hit=2</script>")
+    assert said.locator("img, script, a, b, i").count() == 0
+    expect(page.locator(".turn.user .said")).to_have_text("<b>x</b>")
+    assert page.evaluate("window.hit") is None
+
+
+def test_refusal_is_shown_in_the_gateways_words(page: Page) -> None:
+    """And the question can be asked again."""
+    error = {"error": {"message": "The swarm is busy.", "type": "rate_limit_error"}}
+    page.route("**/v1/chat/completions", lambda route: route.abort())
+    ask(page, "Hello?")
+    expect(page.locator(".problem")).to_have_text("The gateway cannot be reached.")
+    page.unroute("**/v1/chat/completions")
+    body = f"data: {json.dumps(error)}\n\n"
+    page.route("**/v1/chat/completions", lambda route: route.fulfill(status=200, body=body))
+    page.get_by_role("button", name="Answer again").click()
+    expect(page.locator(".problem")).to_have_text("The swarm is busy.")
+
+
+def test_page_works_by_keyboard_and_on_a_phone(page: Page) -> None:
+    """Nothing sticks out, every control has a name, and panels open and close."""
+    page.set_viewport_size(PHONE)
+    assert page.evaluate("document.documentElement.scrollWidth") <= PHONE["width"]
+    page.get_by_role("button", name="Swarm").click()
+    expect(page.locator("#peers li").first).to_be_in_viewport()
+    page.keyboard.press("Escape")
+    expect(page.locator("#swarm")).not_to_be_visible()
+    page.get_by_role("button", name="Conversations").focus()
+    page.keyboard.press("Enter")
+    expect(page.get_by_role("button", name="New conversation").first).to_be_focused()
+    unnamed = "button => !(button.textContent.trim() || button.ariaLabel)"
+    found = f"[...document.querySelectorAll('button')].filter({unnamed}).length"
+    assert page.evaluate(found) == 0
+    assert page.evaluate("document.documentElement.lang") == "en"
+
+
+def test_page_comes_back_when_the_gateway_does(browser: Browser, page: Page) -> None:
+    """While the stream of events is cut it says so, and it tries again by itself."""
+    expect(page.locator("#status")).to_have_attribute("data-state", "ready")
+    page.route("**/api/events", lambda route: route.abort())
+    page.evaluate("window.stop()")
+    expect(page.locator("#status")).to_have_attribute("data-state", "lost")
+    page.unroute("**/api/events")
+    expect(page.locator("#status")).to_have_attribute("data-state", "ready", timeout=20_000)
+
+
+def test_killed_peer_goes_grey_while_the_answer_goes_on(browser: Browser, home: Path) -> None:
+    """Another holder of its layers takes over; the map and the account show both."""
+    network, ranges = "page", ["1:10", "10:19", "19:29", "10:19"]
+    peers = start_peers(home, ranges, network=network)
+    try:
+        ways = ["--bootstrap", peers[0].address, "--network", network, "--context", str(CONTEXT)]
+        with running_gateway(home, *ways, "--temperature", "0") as gateway:
+            page = browser.new_page(viewport=DESK)
+            page.goto(gateway.url)
+            expect(page.locator("#peers li[data-state=serving]")).to_have_count(4)
+            ask(page, "Tell a very long story about a forest and all who live in it.")
+            expect(page.locator(".turn.assistant .said")).not_to_be_empty(timeout=ANSWER_MS_MAX)
+            busy = page.locator("#peers li.busy")
+            expect(busy).to_have_count(4)  # the gateway's own part and three of the peers
+            titles = [each.get_attribute("title") for each in busy.all()]
+            (lost,) = [peer for peer in peers if peer.id in titles and peer.layers == "10:19"]
+            (other,) = [peer for peer in peers if peer.id not in titles]
+            lost.process.kill()
+            row = page.locator(f'#peers li[title="{lost.id}"]')
+            expect(row).to_have_attribute(
+                "data-state", re.compile("failed|gone"), timeout=ANSWER_MS_MAX
+            )
+            account = page.locator(".account")
+            expect(account).to_be_visible(timeout=2 * ANSWER_MS_MAX)
+            expect(page.locator(".problem")).to_have_count(0)
+            made_by = [each.get_attribute("title") for each in account.locator(".route li").all()]
+            assert other.id in made_by
+            page.close()
+    finally:
+        for peer in peers:
+            peer.stop()

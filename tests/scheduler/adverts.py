@@ -1,0 +1,30 @@
+"""Advertisements for tests: what a test does not name is ordinary."""
+
+from typing import Any
+
+from p2pinfer.core.advertisement import Advertisement
+from p2pinfer.core.ids import ModelId, PeerId
+
+MODEL = ModelId("ab" * 32)
+
+
+def peer_id(name: str) -> PeerId:
+    """Make a peer id of the right length out of a short name."""
+    return PeerId(f"12D3Koo{name:x>45}")
+
+
+def advert(name: str, first: int, end: int, **fields: Any) -> Advertisement:
+    """Make what a peer says of itself."""
+    defaults: dict[str, Any] = {
+        "peer": peer_id(name),
+        "addresses": (),
+        "model": MODEL,
+        "model_name": "toy",
+        "layers": 1024,
+        "first": first,
+        "end": end,
+        "context": 512,
+        "numerics_class": "0" * 32,
+        "sequence": 0,
+    }
+    return Advertisement(**(defaults | fields))

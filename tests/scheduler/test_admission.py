@@ -1,0 +1,152 @@
+"""Admission: nothing is promised twice, all are answered once, and nobody waits for ever."""
+
+from collections import Counter
+
+from hypothesis import settings
+from hypothesis import strategies as st
+from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
+
+from p2pinfer.core.ids import PeerId, SessionId
+from scheduler.admission import (
+    PRIORITY_SESSIONS,
+    RETRY_MS_MAX,
+    RETRY_MS_MIN,
+    WAIT_S_MAX,
+    WAITING_MAX,
+    Admission,
+    Answer,
+    Ask,
+    Verdict,
+)
+from tests.scheduler.adverts import peer_id
+
+SESSIONS, CELLS = 4, 100
+
+
+class Stage(RuleBasedStateMachine):
+    """A stage whose sessions come and go in any order."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.admission = Admission(SESSIONS, CELLS)
+        self.now_s = 0.0
+        self.asks: dict[SessionId, Ask] = {}
+        self.held: set[SessionId] = set()
+        self.waiting: set[SessionId] = set()
+
+    def take(self, answers: list[Answer]) -> None:
+        """Follow what is answered: each session's way is waiting, then admitted or refused."""
+        for answer in answers:
+            known = answer.session in self.waiting
+            assert answer.session not in self.held
+            self.waiting.discard(answer.session)
+            if answer.verdict is Verdict.ADMITTED:
+                self.held.add(answer.session)
+            elif answer.verdict is Verdict.WAITING:
+                assert not known
+                self.waiting.add(answer.session)
+            elif self.asks[answer.session].cells > CELLS:
+                assert answer.retry_ms == 0
+            else:
+                assert RETRY_MS_MIN <= answer.retry_ms <= RETRY_MS_MAX
+
+    @rule(who=st.sampled_from("abc"), cells=st.integers(1, CELLS + 10), priority=st.floats(-1, 2))
+    def ask(self, who: str, cells: int, priority: float) -> None:
+        """Somebody wants a session, and is answered."""
+        session = SessionId(len(self.asks).to_bytes(16, "big"))
+        self.asks[session] = Ask(session, peer_id(who), cells, priority, self.now_s)
+        answers = self.admission.ask(self.asks[session])
+        assert session in {answer.session for answer in answers}
+        self.take(answers)
+
+    @rule(after_s=st.floats(0, WAIT_S_MAX))
+    def wait(self, after_s: float) -> None:
+        """Time passes, and nobody waits for longer than is good for him."""
+        self.now_s += after_s
+        self.take(self.admission.refuse_late(self.now_s))
+        assert all(self.now_s - self.asks[one].at_s < WAIT_S_MAX for one in self.waiting)
+
+    @precondition(lambda self: self.held or self.waiting)
+    @rule(data=st.data())
+    def release(self, data: st.DataObject) -> None:
+        """A session ends, or gives up waiting."""
+        session = data.draw(st.sampled_from(sorted(self.held | self.waiting)))
+        self.held.discard(session)
+        self.waiting.discard(session)
+        self.take(self.admission.release(session, self.now_s))
+
+    @invariant()
+    def nothing_is_promised_twice(self) -> None:
+        """What is admitted fits, and the queue is bounded."""
+        cells = sum(self.asks[session].cells for session in self.held)
+        assert len(self.held) <= SESSIONS
+        assert cells == CELLS - self.admission.cells_free
+        assert 0 <= self.admission.sessions_free <= SESSIONS - len(self.held)
+        assert self.admission.waiting == len(self.waiting) <= WAITING_MAX
+
+    @invariant()
+    def nobody_waits_beside_a_free_place(self) -> None:
+        """If some wait, then the first of them does not fit."""
+        if self.waiting and len(self.held) < SESSIONS:
+            assert max(self.asks[one].cells for one in self.waiting) > self.admission.cells_free
+
+
+TestStage = Stage.TestCase
+TestStage.settings = settings(max_examples=60, stateful_step_count=40)
+
+
+def ask(n: int, who: str, priority: float = 0.0, at_s: float = 0.0) -> Ask:
+    """Shorten."""
+    return Ask(SessionId(n.to_bytes(16, "big")), PeerId(who), 1, priority, at_s)
+
+
+def admitted(answers: list[Answer]) -> list[int]:
+    """Return which were admitted."""
+    found = [a.session for a in answers if a.verdict is Verdict.ADMITTED]
+    return [int.from_bytes(session, "big") for session in found]
+
+
+def test_a_greedy_requester_does_not_crowd_out_others() -> None:
+    """Who holds fewer is next, whoever asked more and sooner."""
+    stage = Admission(4, 4)
+    for n in range(12):
+        stage.ask(ask(n, "greedy", at_s=n / 100))
+    stage.ask(ask(20, "modest", at_s=0.2))
+    assert admitted(stage.release(ask(0, "greedy").session, 0.3)) == [20]
+    assert admitted(stage.release(ask(1, "greedy").session, 0.3)) == [4]
+
+
+def test_who_serves_is_served_first() -> None:
+    """Priority moves a requester ahead of others who hold as few, and by a bounded amount."""
+    stage = Admission(1, 1)
+    stage.ask(ask(0, "x"))
+    stage.ask(ask(1, "idler", at_s=0.0))
+    stage.ask(ask(2, "server", priority=1.0, at_s=1.0))
+    stage.ask(ask(3, "late server", priority=1.0, at_s=PRIORITY_SESSIONS + 0.5))
+    order = []
+    for session in (0, 2, 1):
+        order += admitted(stage.release(ask(session, "").session, 2.6))
+    assert order == [2, 1, 3]
+
+
+def test_a_queue_that_is_full_refuses_the_last() -> None:
+    """Its last one goes when a better one comes; each refusal says when to come back."""
+    stage = Admission(1, 1)
+    for n in range(1 + WAITING_MAX):
+        stage.ask(ask(n, "idler"))
+    (refused,) = stage.ask(ask(50, "idler", at_s=0.1))
+    assert (refused.verdict, refused.retry_ms) == (Verdict.REFUSED, RETRY_MS_MAX)
+    verdicts = Counter(a.verdict for a in stage.ask(ask(51, "server", priority=1.0, at_s=0.1)))
+    assert verdicts == {Verdict.REFUSED: 1, Verdict.WAITING: 1}
+
+
+def test_refusals_follow_how_long_sessions_last() -> None:
+    """Where sessions are short, the next place is soon free."""
+    stage = Admission(1, 1)
+    for n in range(40):
+        stage.ask(ask(n, "x", at_s=float(n)))
+        stage.release(ask(n, "x").session, n + 0.5)
+    stage.ask(ask(100, "x", at_s=50.0))
+    stage.ask(ask(101, "y", at_s=50.0))
+    (late,) = stage.refuse_late(50.0 + WAIT_S_MAX)
+    assert 400 < late.retry_ms < 1000

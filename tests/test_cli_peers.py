@@ -1,0 +1,109 @@
+"""What people read of a swarm: the table's rows, and what the doctor says."""
+
+import io
+
+import pytest
+from attrs import evolve
+from rich.console import Console
+
+from p2pinfer.cli_peers import bar, cells, table
+from p2pinfer.core.advertisement import Advertisement, State
+from p2pinfer.core.errors import UserError
+from p2pinfer.doctor import clock_findings, coverage_findings, is_public, peer_findings
+from p2pinfer.flags import parse_bytes
+from p2pinfer.look import Row
+from tests.peers.swarm import MODEL, peer
+
+NOW_MS = 1_800_000_000_000
+
+
+def said(name: str, first: int, end: int) -> Advertisement:
+    """Serve a range."""
+    return Advertisement(
+        peer=peer(name), addresses=("/ip4/192.168.1.7/tcp/1/p2p/x",), model=MODEL,
+        model_name="toy", layers=30, first=first, end=end, context=256, numerics_class="0" * 32,
+        sequence=NOW_MS, row_us=250, sessions_max=8, sessions_free=3, queued_rows=17,
+    )  # fmt: skip
+
+
+def test_a_range_is_drawn_within_the_model() -> None:
+    """However coarse the bar is, a layer that is served is to be seen."""
+    assert bar(said("a", 0, 15), 10) == "█████░░░░░"
+    assert bar(said("a", 29, 30), 10) == "░░░░░░░░░█"
+    assert bar(said("a", 4, 5), 30) == "░░░░█" + "░" * 25
+    assert bar(said("a", 0, 0), 10) == "░" * 10
+
+
+def test_a_row_says_all_that_is_known() -> None:
+    """And leaves out what is not."""
+    row = cells(Row(said("a", 1, 15), True, 0.0123), 10)
+    assert row[2:] == ("1:15", "serving", "0.25", "17", "3/8", "12.3 ms")
+    joining = evolve(said("a", 0, 0), state=State.JOINING, row_us=0, sessions_max=0)
+    assert cells(Row(joining, False, None), 10)[2:] == (
+        "none",
+        "joining",
+        "",
+        "17",
+        "",
+        "no answer",
+    )
+
+
+def test_the_table_fits_a_narrow_terminal() -> None:
+    """Nothing of it is cut at 80 columns."""
+    console = Console(width=80, record=True, file=io.StringIO())
+    console.print(table([Row(said("a", 1, 15), True, 0.0123)], 12))
+    assert "…x" not in console.export_text().replace("…" + peer("a")[-8:], "")
+
+
+def test_missing_layers_and_lone_holders_are_named() -> None:
+    """In words that count layers as people do."""
+    found = coverage_findings([said("a", 1, 12), said("b", 5, 12), said("c", 18, 29)], {peer("c")})
+    texts = {finding.text: finding.is_good for finding in found}
+    assert texts["nobody serves layers 12 to 17 of toy"] is False
+    assert any(text.startswith("nobody but this machine's …") for text in texts)
+    assert not any("all layers" in text for text in texts)
+    whole = coverage_findings([said("a", 1, 29), said("b", 1, 29)], set())
+    assert [(finding.is_good, finding.text) for finding in whole] == [
+        (True, "all layers of toy are served")
+    ]
+
+
+def test_clocks_that_are_ahead_are_noticed() -> None:
+    """A minute is nothing, an hour is said."""
+    assert clock_findings([said("a", 1, 2)], NOW_MS - 30_000) == []
+    (finding,) = clock_findings([said("a", 1, 2)], NOW_MS - 3_600_000)
+    assert not finding.is_good
+    assert "3,600 s" in finding.text
+
+
+def test_own_peers_are_looked_up_and_called() -> None:
+    """One that the swarm does not know, one whose port is closed, and none at all."""
+    (none,) = peer_findings(set(), [])
+    assert "p2pinfer join" in none.text
+    (unknown,) = peer_findings({peer("a")}, [])
+    assert "does not know it" in unknown.text
+    closed = peer_findings({peer("a")}, [Row(said("a", 1, 2), False, None)])
+    assert [finding.is_good for finding in closed] == [True, False]
+    assert "firewall" in closed[1].text
+
+
+def test_addresses_that_others_can_call() -> None:
+    """Private ranges and loopback are not among them, names are taken to be."""
+    assert is_public("/ip4/8.8.8.8/tcp/1")
+    assert is_public("/dns4/example.org/tcp/1")
+    assert not is_public("/ip4/192.168.1.7/tcp/1")
+    assert not is_public("/ip6/::1/tcp/1")
+    assert not is_public("/ip4/nonsense/tcp/1")
+
+
+@pytest.mark.parametrize(
+    ("text", "size"), [("2GiB", 2 << 30), ("500MB", 500 * 10**6), ("1.5g", 1_500_000_000), ("7", 7)]
+)
+def test_sizes_as_people_write_them(text: str, size: int) -> None:
+    """With powers of ten or of two, and with or without the B."""
+    assert parse_bytes("memory", text) == size
+    assert parse_bytes("memory", None) is None
+    for nonsense in ("", "GiB", "-1", "2 furlongs", "i"):
+        with pytest.raises(UserError, match="--memory"):
+            parse_bytes("memory", nonsense)

@@ -1,0 +1,80 @@
+"""Peers that are found without an address: on the local network, and in a DHT."""
+
+import socket
+from collections.abc import Sequence
+
+import pytest
+import trio
+
+from tests.transports.gossip_contract import Listener
+from transports.base import Reach
+from transports.libp2p import Libp2pTransport, open_libp2p
+
+TEST_S_MAX = 30.0
+LOOK_S = 0.1
+HERE = ["/ip4/127.0.0.1/tcp/0"]
+
+
+async def wait_found(transport: Libp2pTransport, topic: str | None) -> Sequence[str]:
+    """Look until something is found."""
+    while not (found := await transport.discover(topic)):  # noqa: ASYNC110 - nothing tells of it
+        await trio.sleep(LOOK_S)
+    return found
+
+
+def multicast_works() -> bool:
+    """Whether this machine carries what mDNS says to itself."""
+    group = socket.inet_aton("224.0.0.251")
+    with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as hears:
+        try:
+            hears.bind(("", 0))
+            hears.settimeout(1)
+            hears.setsockopt(socket.IPPROTO_IP, socket.IP_ADD_MEMBERSHIP, group + bytes(4))
+            hears.sendto(b"anybody?", ("224.0.0.251", hears.getsockname()[1]))
+            return hears.recv(100) == b"anybody?"
+        except OSError:
+            return False
+
+
+async def test_peers_of_one_network_find_each_other_on_the_lan() -> None:
+    """Each hears where the other is, and can dial it; of other networks they hear nothing."""
+    if not multicast_works():
+        pytest.skip("no multicast on this machine")
+    key = b"k" * 32
+    with trio.fail_after(TEST_S_MAX):
+        async with (
+            open_libp2p(None, HERE, Reach("lan-test", mdns=True)) as a,
+            open_libp2p(None, HERE, Reach("lan-test", mdns=True)) as b,
+            open_libp2p(None, HERE, Reach("lan-test-2", mdns=True)) as other,
+            open_libp2p(None, HERE, Reach("lan-test", key, mdns=True)) as private,
+        ):
+            assert await wait_found(a, None) == b.addresses
+            assert await wait_found(b, None) == a.addresses
+            assert await b.connect((await b.discover("anything"))[0]) == a.peer_id
+            assert list(await other.discover(None)) == []
+            assert list(await private.discover(None)) == []
+
+
+async def test_a_topic_is_found_through_others() -> None:
+    """A peer that knows one other finds, through it, whom that knows and it does not."""
+    reach = Reach("dht-test", dht=True)
+    with trio.fail_after(TEST_S_MAX):
+        async with (
+            open_libp2p(None, HERE, reach) as middle,
+            open_libp2p(None, HERE, reach) as provider,
+            open_libp2p(None, HERE, reach) as seeker,
+            provider.join_topic("model/abc", Listener()),
+        ):
+            await provider.connect(middle.addresses[0])
+            await seeker.connect(middle.addresses[0])
+            assert await wait_found(seeker, "model/abc") == provider.addresses
+            assert await seeker.connect((await seeker.discover("model/abc"))[0])
+            assert list(await seeker.discover("model/other")) == []
+
+
+async def test_nobody_looks_unless_asked_to() -> None:
+    """Without either flag nothing is looked through, and nothing is said."""
+    async with open_libp2p(None, HERE, "test") as a:
+        assert list(await a.discover("anything")) == []
+        assert a._lookout._lan is None
+        assert a._lookout._dht is None
