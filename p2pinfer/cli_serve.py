@@ -185,7 +185,7 @@ async def _serve(
 
     from p2pinfer.api.gateway import Gateway
     from p2pinfer.api.server import open_server
-    from p2pinfer.connect import open_swarm
+    from p2pinfer.library import open_swarm
     from p2pinfer.node import open_client
     from p2pinfer.terminal import Doing
 

@@ -4,6 +4,7 @@ import ast
 import importlib.metadata
 import io
 import re
+import subprocess
 import sys
 import tokenize
 import tomllib
@@ -11,6 +12,9 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+
+import p2pinfer
+import p2pinfer.library
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("p2pinfer", "peers", "scheduler", "transports", "sim")
@@ -113,7 +117,14 @@ def test_setup_needs_only_the_standard_library() -> None:
     allowed = sys.stdlib_module_names | {"p2pinfer"}
     for path in sources("p2pinfer/_setup"):
         assert set(imported(parse(path))) <= allowed, path
-    assert list(imported(parse(Path("p2pinfer/__init__.py")))) == []
+    subprocess.run([sys.executable, "-S", "-c", "import p2pinfer"], cwd=ROOT, check=True)
+
+
+def test_the_library_is_where_its_users_look() -> None:
+    """At the top, and nothing else is promised there."""
+    assert p2pinfer.connect is p2pinfer.library.connect
+    with pytest.raises(AttributeError, match="nonsense"):
+        p2pinfer.nonsense  # type: ignore[attr-defined] # noqa: B018
 
 
 def test_imports_are_seen_in_every_form() -> None:

@@ -10,8 +10,8 @@ import trio
 from p2pinfer.api.metrics import Metrics
 from p2pinfer.api.questions import Question
 from p2pinfer.chat import Answer, ChatOptions
-from p2pinfer.connect import Swarm
 from p2pinfer.core.errors import UserError
+from p2pinfer.library import Swarm
 
 
 @dataclass(frozen=True)

@@ -3,7 +3,6 @@
 from dataclasses import dataclass
 from typing import Any
 
-from p2pinfer.connect import PromptTooLong
 from p2pinfer.core.errors import (
     EngineError,
     NobodyServes,
@@ -12,6 +11,7 @@ from p2pinfer.core.errors import (
     PeerError,
     UserError,
 )
+from p2pinfer.library import PromptTooLong
 from p2pinfer.sessions import TooBusy
 
 RETRY_AFTER_S = 5

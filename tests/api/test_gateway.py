@@ -13,10 +13,10 @@ from p2pinfer.api.completions import BODY_BYTES_MAX
 from p2pinfer.api.gateway import Access
 from p2pinfer.api.streams import PING_S
 from p2pinfer.api.swarm_state import GONE_S_MAX, LOOK_S
-from p2pinfer.connect import Swarm
 from p2pinfer.core.continuity import Break
 from p2pinfer.core.ids import PeerId
 from p2pinfer.core.trust import Trust
+from p2pinfer.library import Swarm
 from peers.repair import Repair
 from tests.api.world import Call, fake_gateway, http
 from tests.engine.fakes import FakeStage

@@ -8,9 +8,9 @@ import trio.testing
 from trio.testing import MockClock
 
 from p2pinfer.chat import Answer, ChatOptions
-from p2pinfer.connect import PromptTooLong, Swarm
 from p2pinfer.core.errors import NobodyServes, PeerError
 from p2pinfer.core.sampling import Sampling
+from p2pinfer.library import PromptTooLong, Swarm
 from p2pinfer.sessions import IDLE_S_MAX, WAIT_S_MAX, WAITING_MAX, TooBusy
 from tests.api.world import fake_swarm
 from tests.peers.swarm import CONTEXT

@@ -14,11 +14,11 @@ from starlette.types import ASGIApp
 from p2pinfer.api.app import make_app
 from p2pinfer.api.gateway import Access, Gateway
 from p2pinfer.chat import ChatOptions
-from p2pinfer.connect import Swarm, open_swarm
 from p2pinfer.core.advertisement import Advertisement
 from p2pinfer.core.errors import NobodyServes
 from p2pinfer.core.sampling import Sampling
 from p2pinfer.core.trust import Trust
+from p2pinfer.library import Swarm, open_swarm
 from p2pinfer.node import Client
 from peers.repair import Repair
 from peers.requester import Session

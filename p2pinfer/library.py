@@ -1,5 +1,7 @@
 """The library: join a swarm and ask it, from trio or from plain synchronous code.
 
+from p2pinfer import connect
+
 async with connect(["/ip4/192.168.1.7/tcp/40613/p2p/12D3KooW…"]) as swarm:
     async for piece in swarm.chat([{"role": "user", "content": "Name a tree."}]):
         print(piece, end="")

@@ -4,8 +4,8 @@ from concurrent.futures import ThreadPoolExecutor
 
 import pytest
 
+from p2pinfer import connect
 from p2pinfer.chat import Answer
-from p2pinfer.connect import connect
 from p2pinfer.core.errors import NobodyServes, UserError
 from tests.real.processes import CONTEXT, NETWORK, Peer
 
