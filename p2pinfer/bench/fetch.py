@@ -8,7 +8,6 @@ other's way. ``python -m p2pinfer.bench.fetch`` prints JSON.
 """
 
 import json
-import logging
 import resource
 import shutil
 import statistics
@@ -80,7 +79,6 @@ async def fetch_bench(rounds: int = ROUNDS, layer_bytes: int = LAYER_BYTES) -> d
         on the connection to a holder, idle and during a fetch from it; and this process's memory
         at most, in MB.
     """
-    logging.getLogger("p2pinfer").setLevel(logging.ERROR)  # libp2p's streams end with complaints
     with tempfile.TemporaryDirectory(prefix="p2pinfer-") as home:
         store = Store(Path(home) / "store")
         manifest = _fill(store, layer_bytes)
@@ -275,7 +273,6 @@ async def open_holder(
 
 async def _serve(root: str, model: str, muxer: Muxer) -> None:
     """Be a holder until standard input ends, and then say how many chunks were asked of it."""
-    logging.getLogger("p2pinfer").setLevel(logging.ERROR)
     store = Store(Path(root))
     manifest = store.manifest(ModelId(model))
     assert manifest, "the bench has filled it"

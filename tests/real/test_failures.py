@@ -4,15 +4,18 @@ import os
 import signal
 import subprocess
 from collections.abc import AsyncGenerator, Callable, Iterator
-from contextlib import aclosing, asynccontextmanager
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from functools import partial
 from pathlib import Path
 
 import pytest
 import trio
 
+from p2pinfer.chat import ATTEMPTS_MAX
+from p2pinfer.core.errors import PeerError
 from p2pinfer.core.sampling import Sampling
 from p2pinfer.node import Client
+from peers.requester import Session
 from tests.real.processes import (
     COMMAND,
     Peer,
@@ -56,14 +59,28 @@ async def client_of(model: Path, *peers: Peer) -> AsyncGenerator[Client, None]:
             yield client
 
 
+@asynccontextmanager
+async def open_session(client: Client) -> AsyncGenerator[Session, None]:
+    """Open a session as all callers do: peers that died lately are still spoken of, and passed."""
+    async with AsyncExitStack() as stack:
+        for attempt in range(1, ATTEMPTS_MAX + 1):
+            route = await client.find_route(lambda _: None)
+            try:
+                session = await stack.enter_async_context(client.open_session(route))
+                break
+            except PeerError:
+                if attempt == ATTEMPTS_MAX:
+                    raise
+        yield session
+
+
 async def goes_on(client: Client, harm: Callable[[], object]) -> list[list[str]]:
     """Do harm in the middle of an answer, which must come out as it does without; return routes."""
-    route = await client.find_route(lambda _: None)
-    async with client.open_session(route) as session:
+    async with open_session(client) as session:
         whole = [token.id async for token in session.generate(PROMPT, GREEDY, LONG)]
     found: list[int] = []
     async with (
-        client.open_session(route) as session,
+        open_session(client) as session,
         aclosing(session.generate(PROMPT, GREEDY, LONG)) as tokens,
     ):
         before = [hop.peer for hop in session.route]
