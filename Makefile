@@ -11,7 +11,11 @@ WHEELS := $${XDG_CACHE_HOME:-$$HOME/.cache}/p2pinfer/wheels
 export P2PINFER_PROMPT := $(value PROMPT)
 unexport PROMPT
 
-.PHONY: help setup ready chat check test clean
+FRAMES ?= 1000000
+SEED ?= 1
+FUZZ = --frames $(FRAMES) --seed $(SEED) $(TARGET:%=--target %) $(CASE:%=--case %)
+
+.PHONY: help setup ready chat check test fuzz clean
 
 help:
 	@echo 'make setup              install everything into .venv (the first time: about 5 minutes)'
@@ -19,6 +23,7 @@ help:
 	@echo 'make chat PROMPT="..."  answer once and exit'
 	@echo 'make check              formatting, lint, types, import directions'
 	@echo 'make test               check, then every test'
+	@echo 'make fuzz               a million hostile inputs (FRAMES=, SEED=, TARGET=, CASE=)'
 	@echo 'make clean              remove .venv and caches'
 
 setup: ready
@@ -39,6 +44,9 @@ check: ready
 
 test: check
 	$(BIN)/pytest
+
+fuzz: ready
+	$(BIN)/python -m tests.fuzz $(FUZZ)
 
 clean:
 	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache

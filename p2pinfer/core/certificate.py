@@ -156,7 +156,10 @@ def check(certificate: Certificate) -> tuple[Vouched, ...]:
     for index, stage in enumerate(certificate.stages):
         receipts = {}
         for at, signed in enumerate(stage.receipts):
-            receipt = Receipt.parse(signed.body)
+            try:
+                receipt = Receipt.parse(signed.body)
+            except BadReceipt as error:
+                raise BadCertificate(f"section stage {index}: receipt {at}: {error}") from error
             about = (receipt.terms, receipt.first, receipt.end)
             if about != (digest, stage.first, stage.end):
                 raise BadCertificate(f"section stage {index}: receipt {at} is about something else")

@@ -16,7 +16,7 @@ from p2pinfer.core.certificate import (
     to_sign,
 )
 from p2pinfer.core.ids import ModelId, SessionId
-from p2pinfer.core.receipts import SIGNED_AS, Receipt, Signed, Terms, seal_of
+from p2pinfer.core.receipts import BODY_BYTES, SIGNED_AS, Receipt, Signed, Terms, seal_of
 from p2pinfer.core.trust import Audited, Verdict
 from transports.identity import Identity, verify
 
@@ -43,6 +43,7 @@ CLAIMS = tuple(
 AUDITS = tuple(
     Audited(claim.peer, claim.first, claim.end, Verdict.SAME, ("this machine",)) for claim in CLAIMS
 )
+NO_RECEIPT = Signed(b"\xff" * BODY_BYTES, bytes(64))
 CERTIFICATE = Certificate(
     TERMS, NONCE, 1.0, tuple(range(ROWS)), (30, 10), "An answer.", CLAIMS, AUDITS
 )
@@ -101,6 +102,7 @@ def test_noise_is_none(data: bytes) -> None:
         ({"stages": CLAIMS[:1] + CLAIMS[2:]}, "gap"),
         ({"stages": (CLAIMS[0], evolve(CLAIMS[1], first=9), CLAIMS[2])}, "section stage 1"),
         ({"stages": (evolve(CLAIMS[0], receipts=CLAIMS[0].receipts[:1]), *CLAIMS[1:])}, "stage 0"),
+        ({"stages": (evolve(CLAIMS[0], receipts=(NO_RECEIPT,)), *CLAIMS[1:])}, "0: receipt 0:"),
         ({"audits": AUDITS[1:]}, "section audits"),
         ({"terms": evolve(TERMS, session=SessionId(b"t" * 16))}, "section stage 0"),
     ],

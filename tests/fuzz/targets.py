@@ -1,0 +1,244 @@
+"""What strangers' bytes go through, and what must hold of each whatever they are.
+
+A target makes an input from a generator of chances, and judges it: what is accepted is what it
+says it is, what is not is refused by the one exception that is meant for it.
+"""
+
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import dataclass
+from random import Random
+from typing import Any
+
+import msgpack
+from blake3 import blake3
+
+from p2pinfer.core.advertisement import Advertisement, Heard
+from p2pinfer.core.certificate import MAGIC, BadCertificate, check, parse
+from p2pinfer.core.ids import ModelId, PeerId
+from p2pinfer.core.manifest import BadManifest, parse_manifest
+from p2pinfer.core.merkle import Tree, WrongProof, leaf, root_through
+from p2pinfer.core.receipts import BODY_BYTES, SIGNED_AS, BadReceipt, Receipt
+from p2pinfer.core.wire import BadMessage, decode, encode
+from peers.view import Taken, View
+from tests.core.test_certificate import CERTIFICATE, FILE, STAGES
+from tests.core.test_manifest import values as manifest_values
+from tests.core.test_wire import GOOD, KINDS
+from tests.fuzz.damage import damage, packed, spoil
+from transports.identity import verify
+from transports.yamux import HEADER, STREAMS_MAX, UNREAD_BYTES_MAX, Violation, Yamux
+
+SMALL_VIEW = 4
+NOW = 1000.0
+
+
+@dataclass(frozen=True)
+class Target:
+    """One place at which strangers' bytes are judged."""
+
+    make: Callable[[Random], Any]
+    judge: Callable[[Any], None]
+    """Raises whatever shows a fault of ours."""
+
+
+def _message(chance: Random) -> bytes:
+    name = chance.choice(list(GOOD))
+    return packed(chance, (name, *GOOD[name]))
+
+
+def _judge_message(data: bytes) -> None:
+    with suppress(BadMessage):
+        message = decode(data, *KINDS)
+        assert decode(encode(message), *KINDS) == message
+
+
+def _manifest(chance: Random) -> bytes:
+    return packed(chance, manifest_values())
+
+
+def _judge_manifest(data: bytes) -> None:
+    with suppress(BadManifest):
+        found = parse_manifest(data)
+        assert found.encode() == data
+        assert found.id == blake3(data).hexdigest()
+
+
+def _receipt(chance: Random) -> tuple[PeerId, bytes, bytes]:
+    signer = chance.choice(STAGES)
+    body, signature = chance.choice(CERTIFICATE.stages).receipts[0].body, bytes(64)
+    if chance.random() < 0.8:
+        body = damage(chance, body)
+    if chance.random() < 0.8:
+        body = body[:BODY_BYTES].ljust(BODY_BYTES, b"\0")
+    if chance.random() < 0.5:
+        signature = damage(chance, signer.sign(SIGNED_AS + body))
+    return chance.choice((signer.peer_id, PeerId("x" * 52))), body, signature
+
+
+def _judge_receipt(given: tuple[PeerId, bytes, bytes]) -> None:
+    peer, body, signature = given
+    with suppress(BadReceipt):
+        assert Receipt.parse(body).body() == body
+    if verify(peer, SIGNED_AS + body, signature):
+        assert signature in [key.sign(SIGNED_AS + body) for key in STAGES]
+
+
+def _sections() -> list[tuple[bytes, Any]]:
+    """Take the good certificate apart: names and values."""
+    found, at = [], len(MAGIC)
+    while at < len(FILE) - 64:
+        name = FILE[at + 1 : at + 1 + FILE[at]]
+        start = at + 1 + FILE[at] + 4
+        end = start + int.from_bytes(FILE[start - 4 : start], "little")
+        found.append((name, msgpack.unpackb(FILE[start:end], use_list=False)))
+        at = end + 32
+    return found
+
+
+SECTIONS = _sections()
+
+
+def _certificate(chance: Random) -> bytes:
+    """Spoil a certificate, mostly inside sections whose hashes then fit again."""
+    if chance.random() < 0.2:
+        return damage(chance, FILE)
+    sections = list(SECTIONS)
+    for _ in range(chance.randint(1, 2)):
+        at = chance.randrange(len(sections))
+        name, values = sections[at]
+        match chance.randrange(10):
+            case 0 if len(sections) > 1:
+                del sections[at]
+            case 1:
+                sections.insert(at, (damage(chance, name), values))
+            case _:
+                sections[at] = name, spoil(chance, values)
+    data = MAGIC
+    for name, values in sections:
+        body = msgpack.packb(values)
+        head = bytes([len(name) % 256]) + name + len(body).to_bytes(4, "little") + body
+        data += head + blake3(head).digest()
+    return data + bytes(64)
+
+
+def _judge_certificate(data: bytes) -> None:
+    with suppress(BadCertificate):
+        found, body, signature = parse(data)
+        assert found.body() == body == data[: -len(signature)]
+        check(found)
+
+
+@dataclass(frozen=True)
+class _Opened:
+    """A row, and the path from it to a root."""
+
+    root: bytes
+    position: int
+    count: int
+    row: bytes
+    path: list[bytes]
+    is_good: bool
+
+
+def _proof(chance: Random) -> _Opened:
+    size = chance.randint(1, 70)
+    tree = Tree()
+    rows = [bytes([number]) for number in range(size)]
+    for row in rows:
+        tree.append(row, wide=True)
+    at = chance.randrange(size)
+    good = at, size, rows[at], tree.path(at, size)
+    position, count, row, path = good
+    match chance.randrange(5):
+        case 0:
+            position = chance.choice((at - 1, at + 1, -1, size, 1 << 40))
+        case 1:
+            count = chance.choice((size - 1, size + 1, 0, -1, 1 << 22))
+        case 2:
+            row = damage(chance, row)
+        case 3:
+            path = [damage(chance, each) for each in path]
+        case _:
+            path = chance.sample(path, len(path))
+    is_good = (position, count, row, path) == good
+    return _Opened(tree.root(size), position, count, row, path, is_good)
+
+
+def _judge_proof(given: _Opened) -> None:
+    """No other row, place, size or path leads to the root."""
+    with suppress(WrongProof):
+        position = given.position % (1 << 32)  # what a leaf can hold at all
+        found = leaf(position, given.row, wide=True)
+        root = root_through(found, given.position, given.count, given.path)
+        assert (root == given.root) == given.is_good
+
+
+def _gossip(chance: Random) -> list[Heard]:
+    """Make advertisements that a stranger signed, of itself and of others, well and badly."""
+    found = []
+    for _ in range(chance.randint(1, 6)):
+        author, named = chance.choice(STAGES), chance.choice(STAGES)
+        values = ["Advertisement", *GOOD["Advertisement"]]
+        values[1], values[-1] = named.peer_id, chance.randrange(5)
+        body = msgpack.packb(values) if chance.random() < 0.4 else packed(chance, values)
+        signature = author.sign(body) if chance.random() < 0.9 else chance.randbytes(64)
+        found.append(Heard(body[:4096], signature, chance.choice((0, 0, 5, 10**5, 1 << 40))))
+    return found
+
+
+def _judge_gossip(given: list[Heard]) -> None:
+    """What is taken in is signed by the peer that it names, and there is no more than fits."""
+    view = View(PeerId("x" * 52), verify, Random(1), SMALL_VIEW)
+    view.follow(ModelId(GOOD["Advertisement"][2]))
+    for number, heard in enumerate(given):
+        if view.take(heard, NOW + number, direct=number % 2 == 0) is Taken.NEW:
+            said = decode(heard.body, Advertisement)
+            assert verify(said.peer, heard.body, heard.signature)
+        known = [entry for model in view.shelves for entry in view.of(model)]
+        assert len(known) <= SMALL_VIEW
+    view.forget_the_silent(NOW + 10**9)
+    assert view.knows_nobody()
+
+
+def _frames(chance: Random) -> list[bytes]:
+    """Make frames of a muxer, in any order, cut anywhere."""
+    data = b""
+    for _ in range(chance.randint(1, 12)):
+        kind, flags = (
+            chance.choice((0, 0, 0, 1, 1, 2, 3, 4)),
+            chance.choice((0, 0, 1, 1, 2, 4, 8, 15)),
+        )
+        stream, size = chance.choice((0, 1, 2, 2, 4, 6, 7)), chance.choice((0, 1, 12, 300, 1 << 20))
+        body = bytes(min(size, 300)) if kind == 0 else b""
+        version = 0 if chance.random() < 0.98 else 1
+        data += HEADER.pack(version, kind, flags, stream, size) + body
+    if chance.random() < 0.3:
+        data = damage(chance, data)
+    cuts = sorted(chance.randrange(len(data) + 1) for _ in range(chance.randrange(4)))
+    return [data[a:b] for a, b in zip([0, *cuts], [*cuts, len(data)], strict=True)]
+
+
+def _judge_frames(pieces: list[bytes]) -> None:
+    core = Yamux(initiator=True)
+    core.open_stream()
+    with suppress(Violation):
+        for piece in pieces:
+            for event in core.receive(piece):
+                if data := getattr(event, "data", b""):
+                    core.consumed(event.stream_id, len(data))  # type: ignore[union-attr]
+            core.frames_to_send()
+    streams = core._streams.values()
+    assert core._unread == sum(stream.unread for stream in streams) <= UNREAD_BYTES_MAX
+    assert len(streams) <= 2 * STREAMS_MAX
+    assert all(stream.receive_window >= 0 for stream in streams)
+
+
+TARGETS = {
+    "codec": Target(_message, _judge_message),
+    "manifest": Target(_manifest, _judge_manifest),
+    "receipt": Target(_receipt, _judge_receipt),
+    "certificate": Target(_certificate, _judge_certificate),
+    "proof": Target(_proof, _judge_proof),
+    "gossip": Target(_gossip, _judge_gossip),
+    "muxer": Target(_frames, _judge_frames),
+}

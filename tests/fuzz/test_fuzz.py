@@ -1,0 +1,26 @@
+"""A hundredth of what ``make fuzz`` throws at the same places."""
+
+import pytest
+
+from tests.fuzz.__main__ import try_many, try_one
+from tests.fuzz.targets import TARGETS, Target
+
+INPUTS = 10_000
+SEED = 7
+"""Not that of ``make fuzz``, so that the two do not try the same."""
+
+
+@pytest.mark.parametrize("name", TARGETS)
+def test_whatever_comes_is_judged(name: str) -> None:
+    """What is accepted is what it says, and what is not is refused as it should be."""
+    try_many(name, SEED, INPUTS // len(TARGETS))
+
+
+def test_a_failure_can_be_repeated() -> None:
+    """It names the command, and that tries the same input."""
+    tried: list[int] = []
+    target = Target(lambda chance: chance.randrange(1 << 30), tried.append)
+    hits = Target(target.make, lambda given: tried.append(1 // (given - tried[0])))
+    try_one("codec", target, SEED, 5)
+    with pytest.raises(AssertionError, match=f"make fuzz TARGET=codec SEED={SEED} CASE=5"):
+        try_one("codec", hits, SEED, 5)
