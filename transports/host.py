@@ -313,11 +313,27 @@ def check_port(address: Multiaddr) -> None:
         try:
             probe.bind((host, port))
         except OSError as error:
-            if error.errno == errno.EADDRINUSE:
-                reason = f"Port {port} is in use: stop the program that has it"
-            else:
-                reason = f"Cannot listen on {address} ({error.strerror})"
-            raise UserError(f"{reason}, or choose another port (0 takes any free one).") from error
+            raise UserError(_why_not(address, host, port, error)) from error
+
+
+def _why_not(address: Multiaddr, host: str, port: int, error: OSError) -> str:
+    """Say why an address cannot be listened on, and what to do."""
+    match error.errno:
+        case errno.EADDRINUSE:
+            return (
+                f"Port {port} is in use by another program: stop that, or take another port"
+                " (0 is any free one)."
+            )
+        case errno.EADDRNOTAVAIL:
+            everywhere = "0.0.0.0" if ":" not in host else "::"  # noqa: S104 - only named
+            return (
+                f"Cannot listen on {address}: this machine has no address {host};"
+                f" {everywhere} stands for all that it has."
+            )
+        case errno.EACCES:
+            return f"Cannot listen on {address}: port {port} is the system's; take one from 1024."
+        case _:
+            return f"Cannot listen on {address} ({error.strerror}): take another address or port."
 
 
 def protocol_id(network: str, protocol: str) -> TProtocol:

@@ -24,6 +24,7 @@ from p2pinfer.core.errors import ChannelClosed, PeerUnavailable, UserError
 from p2pinfer.core.ids import PeerId
 from transports.base import Accept, Channel, Handler, Reach, Topic
 from transports.channel import StreamChannel
+from transports.dialling import REACHED, explain, numeric, place, root
 from transports.gossip import Gossip
 from transports.host import (
     CONNECTIONS_MAX,
@@ -66,7 +67,6 @@ LINE_BYTES_MAX = 1024
 """A line of that negotiation: a protocol's name; go-libp2p has the same limit."""
 
 NETWORK_NAME: Final = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
-DIALLED: Final = re.compile(r"/(ip4|ip6|dns|dns4|dns6|dnsaddr)/[^/]+(/tcp/\d+)?")
 
 
 class Libp2pTransport:
@@ -127,7 +127,7 @@ class Libp2pTransport:
         """Reach the peer at ``address``; see `transports.base.Transport.connect`."""
         multiaddr = _parse(address)
         names = [protocol.name for protocol in multiaddr.protocols()]
-        if not DIALLED.match(address) or names[-1] != "p2p":
+        if not REACHED.fullmatch(address) or names[-1] != "p2p":
             raise UserError(f"{address} must look like /ip4/192.0.2.1/tcp/4001/p2p/<peer id>.")
         peer = PeerId(str(multiaddr.value_for_protocol("p2p")))
         await self._reach(peer, [address])
@@ -188,9 +188,18 @@ class Libp2pTransport:
 
         async def attempt(address: str) -> None:
             try:
+                targets = await numeric(address)
+            except OSError as error:
+                faults.append(f"{place(address)}: {root(error)}")
+                return
+            for target in targets:
+                nursery.start_soon(dial, target)
+
+        async def dial(address: str) -> None:
+            try:
                 conn: Any = await swarm.dial_addr(_parse(address), _id(peer))
             except Exception as error:  # noqa: BLE001 - the other end of a handshake provokes any
-                faults.append(f"{address}: {self._explain(error)}")
+                faults.append(f"{place(address)}: {explain(error, private=self._private)}")
             else:
                 made.append((conn.muxed_conn, address))
                 nursery.cancel_scope.cancel()
@@ -205,17 +214,6 @@ class Libp2pTransport:
             faults.append(f"no answer within {DIAL_S_MAX:g} s")
         raise PeerUnavailable(peer, f"cannot reach {peer}: {'; '.join(faults)}")
 
-    def _explain(self, error: BaseException) -> str:
-        """Say what went wrong with a dial, in words that help."""
-        text = _root(error)
-        if "protocols not supported" in text and "noise" in text:
-            if self._private:
-                return "it is not of this private network: it has no network key"
-            return "it is of a private network: name the file of its key with --network-key"
-        if self._private and "Connection closed" in text:
-            return "it refused the handshake: perhaps it has another network key"
-        return text
-
     def _remember(self, peer: PeerId, addresses: Sequence[str]) -> None:
         self._known.pop(peer, None)
         self._known[peer] = tuple(addresses[:ADDRESSES_PER_PEER_MAX])
@@ -227,7 +225,7 @@ class Libp2pTransport:
         try:
             return LibraryChannel(await self._host.new_stream(_id(peer), [name]), peer)
         except Exception as error:
-            raise PeerUnavailable(peer, f"cannot open {name}: {_root(error)}") from error
+            raise PeerUnavailable(peer, f"cannot open {name}: {root(error)}") from error
 
 
 @asynccontextmanager
@@ -385,10 +383,3 @@ def _id(peer: PeerId) -> ID:
         return ID.from_string(peer)
     except ValueError as error:
         raise PeerUnavailable(peer, f"{peer!r} is not a peer id") from error
-
-
-def _root(error: BaseException) -> str:
-    """Say what lies at the bottom of a chain of exceptions."""
-    while error.__cause__ is not None:
-        error = error.__cause__
-    return str(error) or type(error).__name__

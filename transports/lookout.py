@@ -18,6 +18,7 @@ from libp2p.abc import IHost
 from libp2p.discovery.mdns.mdns import MDNSDiscovery, create_mdns_discovery
 from libp2p.kad_dht import provider_store as provider_store_module
 from libp2p.kad_dht.kad_dht import DHTMode, KadDHT
+from libp2p.kad_dht.provider_store import ProviderStore
 
 from p2pinfer.core.ids import PeerId
 from transports.base import Reach
@@ -111,15 +112,18 @@ class Dht:
 
     async def find(self, topic: str) -> list[str]:
         """Return addresses of peers that said to take part in a topic."""
-        found: list[str] = []
+        key, kept = bytes.fromhex(self._key(topic)), self._dht.provider_store
         await self._meet()
+        # libp2p asks nobody while it has any record here, be it its own, and dates what it reads as
+        # if it were new: the dead would be passed around for ever. So what is read goes elsewhere.
+        read = ProviderStore(self._host, self._dht.peer_routing)
         try:
             with trio.move_on_after(ASK_S_MAX):
-                for info in await self._dht.find_providers(self._key(topic)):
-                    peer = str(info.peer_id)
-                    found += [_with_id(str(address), peer) for address in info.addrs]
+                await read.find_providers(key)
         except Exception as error:  # noqa: BLE001 - others provoke any
             log.info("the DHT does not answer: %r", error)
+        infos = [*kept.get_providers(key), *read.get_providers(key)]
+        found = [_with_id(str(at), str(info.peer_id)) for info in infos for at in info.addrs]
         return list(dict.fromkeys(found))
 
     async def _provide(self) -> None:

@@ -1,14 +1,18 @@
 """Peers that are found without an address: on the local network, and in a DHT."""
 
 import socket
+import time
 from collections.abc import Sequence
 
 import pytest
 import trio
+from libp2p.kad_dht import provider_store as provider_store_module
 
 from tests.transports.gossip_contract import Listener
+from transports import lookout
 from transports.base import Reach
 from transports.libp2p import Libp2pTransport, open_libp2p
+from transports.lookout import RECORD_S
 
 TEST_S_MAX = 30.0
 LOOK_S = 0.1
@@ -70,6 +74,81 @@ async def test_a_topic_is_found_through_others() -> None:
             assert await wait_found(seeker, "model/abc") == provider.addresses
             assert await seeker.connect((await seeker.discover("model/abc"))[0])
             assert list(await seeker.discover("model/other")) == []
+
+
+async def test_who_takes_part_finds_others_that_do() -> None:
+    """A peer's own record, and what it keeps for others, do not stand for all there are."""
+    reach = Reach("dht-test", dht=True)
+    with trio.fail_after(TEST_S_MAX):
+        async with (
+            open_libp2p(None, HERE, reach) as middle,
+            open_libp2p(None, HERE, reach) as a,
+            open_libp2p(None, HERE, reach) as b,
+            a.join_topic("model/abc", Listener()),
+            b.join_topic("model/abc", Listener()),
+        ):
+            for peer in (a, b):
+                await peer.connect(middle.addresses[0])
+            assert await wait_found(a, "model/abc") == b.addresses
+            assert await wait_found(b, "model/abc") == a.addresses
+
+
+class Clock:
+    """The time by which libp2p dates records; it can be put forward."""
+
+    def __init__(self) -> None:
+        self.ahead_s = 0.0
+
+    def time(self) -> float:
+        """Return it."""
+        return time.time() + self.ahead_s
+
+
+@pytest.fixture
+def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
+    """Have records dated by a clock that a test moves."""
+    made = Clock()
+    monkeypatch.setattr(provider_store_module, "time", made)
+    return made
+
+
+async def test_records_expire_however_often_they_are_read(clock: Clock) -> None:
+    """Of a peer that is gone, others tell for half an hour after its last word, and no longer."""
+    reach = Reach("dht-test", dht=True)
+    with trio.fail_after(TEST_S_MAX):
+        async with open_libp2p(None, HERE, reach) as middle:
+            async with (
+                open_libp2p(None, HERE, reach) as gone,
+                gone.join_topic("model/abc", Listener()),
+            ):
+                await gone.connect(middle.addresses[0])
+                addresses = await wait_found(middle, "model/abc")
+            clock.ahead_s = RECORD_S - 60
+            async with open_libp2p(None, HERE, reach) as reader:
+                await reader.connect(middle.addresses[0])
+                assert await wait_found(reader, "model/abc") == addresses
+                clock.ahead_s = RECORD_S + 60
+                for peer in (reader, middle):
+                    assert await peer.discover("model/abc") == []
+
+
+async def test_records_are_put_again(clock: Clock, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A peer that stays is found long after its first record has expired."""
+    monkeypatch.setattr(lookout, "PROVIDE_S", 1.0)
+    monkeypatch.setattr(lookout, "FIRST_PROVIDE_S", LOOK_S)
+    reach = Reach("dht-test", dht=True)
+    with trio.fail_after(TEST_S_MAX):
+        async with (
+            open_libp2p(None, HERE, reach) as middle,
+            open_libp2p(None, HERE, reach) as stays,
+            open_libp2p(None, HERE, reach) as seeker,
+            stays.join_topic("model/abc", Listener()),
+        ):
+            for peer in (stays, seeker):
+                await peer.connect(middle.addresses[0])
+            assert await wait_found(seeker, "model/abc") == stays.addresses
+            clock.ahead_s = RECORD_S + 60
+            assert await wait_found(seeker, "model/abc") == stays.addresses
 
 
 async def test_nobody_looks_unless_asked_to() -> None:

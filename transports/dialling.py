@@ -1,0 +1,75 @@
+"""What comes before and after a dial: names become numbers, failures become words that help."""
+
+import os
+import re
+import socket
+from typing import Final
+
+import trio
+
+NAMES_MAX: Final = 8
+"""Addresses that one name may stand for; the rest are not tried."""
+
+REACHED: Final = re.compile(r"/(ip4|ip6|dns|dns4|dns6)/([^/]+)(/tcp/\d+.*)")
+"""What can be dialled: where, and the rest."""
+
+_FAMILIES: Final = {
+    "dns": socket.AF_UNSPEC,
+    "dns4": socket.AF_INET,
+    "dns6": socket.AF_INET6,
+}
+
+_OTHER_ID: Final = re.compile(r"remote_peer_id_from_pubkey=(\w+)")
+
+
+async def numeric(address: str) -> list[str]:
+    """Return the addresses that one with a name in it stands for; any other is its own.
+
+    The machine's own resolver is asked, so that its hosts file and local names count.
+
+    Raises:
+        OSError: nobody knows the name.
+    """
+    found = REACHED.fullmatch(address)
+    if not found or found[1] not in _FAMILIES:
+        return [address]
+    kind, name, rest = found.groups()
+    known = await trio.socket.getaddrinfo(name, None, _FAMILIES[kind], socket.SOCK_STREAM)
+    hosts = dict.fromkeys((family, str(place[0])) for family, *_, place in known)
+    return [
+        f"/{'ip4' if family == socket.AF_INET else 'ip6'}/{host}{rest}" for family, host in hosts
+    ][:NAMES_MAX]
+
+
+def place(address: str) -> str:
+    """Return an address without the id of the peer that is meant to be there."""
+    return address.partition("/p2p/")[0]
+
+
+def explain(error: BaseException, *, private: bool) -> str:
+    """Say what went wrong with a dial; ``private`` is whether this side has a network's key."""
+    text = root(error)
+    if "protocols not supported" in text and "noise" in text:
+        if private:
+            return "it is not of this private network: it has no network key"
+        return "it is of a private network: name the file of its key with --network-key"
+    if other := _OTHER_ID.search(text):
+        return f"another peer is there: {other[1]}"
+    if "Connection closed" in text:
+        if private:
+            return "it refused the handshake: perhaps it has another network key"
+        return "it hung up during the handshake: it is no peer, or takes no more of them"
+    return text
+
+
+def root(error: BaseException) -> str:
+    """Say what lies at the bottom of a chain of exceptions, and of groups of them."""
+    while error.__cause__ is not None:
+        error = error.__cause__
+    if isinstance(error, BaseExceptionGroup):
+        return "; ".join(dict.fromkeys(root(each) for each in error.exceptions))
+    text = str(error) or type(error).__name__
+    if isinstance(error, OSError) and error.errno:  # its own text names the address once more
+        text = os.strerror(error.errno) if error.errno > 0 else error.strerror or text
+        return text[:1].lower() + text[1:]
+    return text
