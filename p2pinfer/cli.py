@@ -67,6 +67,8 @@ app.command("p2pinfer.cli_verify:app", name="verify", help="Check an answer's ce
 app.command("p2pinfer.cli_model:app", name="model", help="Add, list, check and remove models.")
 app.command("p2pinfer.cli_peers:network_key", name="network-key", help="Make a network's key.")
 app.command("p2pinfer.cli_peers:peers", name="peers", help="Show who serves what, and how fast.")
+app.command("p2pinfer.cli_status:status", name="status", help="Say what this machine does.")
+app.command("p2pinfer.cli_status:ps", name="ps", help="List the sessions that are open here.")
 app.command("p2pinfer.cli_peers:doctor", name="doctor", help="Say why this machine serves or not.")
 app.command(
     "p2pinfer.cli_sim:app", name="sim", help="Simulate a network with the code of real peers."
@@ -197,6 +199,10 @@ def join(
     identity: Annotated[
         Path | None, option("identity", "The key's file; made when it is not there.")
     ] = None,
+    only_idle: Annotated[
+        bool,
+        option("only-idle", "Rest while this machine is on battery, or busy with other work."),
+    ] = False,
     as_json: AsJson = False,
     until_stdin_closes: Annotated[bool, Parameter(show=False, negative="")] = False,
     transport: Annotated[str, Parameter(show=False)] = "libp2p",
@@ -225,6 +231,7 @@ def join(
         machine=limits,
         memory_bytes=memory_bytes,
         transport=transport,
+        only_idle=only_idle,
     )
     announcer = Announcer(_how_to_reach(network, reach), as_json=as_json, fixed=fixed is not None)
     _lend(options, store, announcer, until_stdin_closes=until_stdin_closes)

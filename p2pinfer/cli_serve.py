@@ -4,7 +4,7 @@ import json
 from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
@@ -30,6 +30,7 @@ if TYPE_CHECKING:  # what is heavy is imported by the command that needs it
     from p2pinfer.chat import ChatOptions
     from p2pinfer.core.ids import ModelId
     from p2pinfer.engine.store import Store
+    from p2pinfer.library import Swarm
     from p2pinfer.node import ClientOptions, Machine
     from p2pinfer.swarm import LocalPeer
     from transports.base import Reach
@@ -187,6 +188,7 @@ async def _serve(
     from p2pinfer.api.server import open_server
     from p2pinfer.library import open_swarm
     from p2pinfer.node import open_client
+    from p2pinfer.status import open_status
     from p2pinfer.terminal import Doing
 
     done = Doing("Joining the swarm …")
@@ -195,6 +197,7 @@ async def _serve(
             open_client(options, store, done.tell) as client,
             open_swarm(client, options.machine.sessions) as swarm,
             open_server(Gateway(swarm, how, access), *listen) as url,
+            open_status(lambda: _describe(swarm, url)),
         ):
             done()
             if as_json:
@@ -207,6 +210,22 @@ async def _serve(
             await trio.sleep_forever()
     finally:
         done()
+
+
+def _describe(swarm: "Swarm", url: str) -> dict[str, Any]:
+    """Return what a gateway tells those who ask on its own machine."""
+    pool = swarm.pool
+    return {
+        "role": "gateway",
+        "url": url,
+        "state": "waiting for peers" if swarm.client.missing() else "serving",
+        "model": swarm.client.model.id,
+        "model_name": swarm.model_name,
+        "answers_running": pool.running,
+        "answers_waiting": pool.waiting,
+        "sessions_max": pool.sessions_max,
+        "sessions": pool.describe(),
+    }
 
 
 def _name_model(name: str, store: "Store") -> "ModelId":

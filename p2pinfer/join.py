@@ -6,6 +6,7 @@ import time
 from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
@@ -35,13 +36,18 @@ from p2pinfer.node import (
     round_trips,
     settle,
 )
+from p2pinfer.owner import Meter, heed_owner
+from p2pinfer.peer_status import describe_peer
+from p2pinfer.status import open_status
 from p2pinfer.supply import Choose, obtain, pick_model
 from peers.directory import Directory
 from peers.layers import Layers
 from peers.notary import Notary
+from peers.parts import in_thread
 from peers.parts_fetch import Tell
 from peers.parts_server import PartsServer
-from peers.server import Held, Plan, Server
+from peers.server import Server
+from peers.serving import Held, Plan
 from transports.base import Reach, Transport
 
 T = TypeVar("T")
@@ -72,6 +78,8 @@ class PeerOptions:
     """For weights and sessions; None takes a share of what is free."""
     transport: str = "libp2p"
     """``tcp`` is bare TCP, for measuring what libp2p costs."""
+    only_idle: bool = False
+    """Rest while the machine runs on its battery, or is busy with other work."""
 
 
 @dataclass(frozen=True)
@@ -124,6 +132,10 @@ async def serve_peer(options: PeerOptions, store: Store, hooks: Hooks) -> None:
         PartsServer(transport, store).listen()
         bookkeeper = Bookkeeper(open_books())
         stack.callback(bookkeeper.finish)  # behind the sessions that the nursery ends
+        server: Server | None = None
+        await stack.enter_async_context(
+            open_status(lambda: describe_peer(transport, server.statistics if server else None))
+        )
         nursery = await stack.enter_async_context(trio.open_nursery())
         stack.callback(nursery.cancel_scope.cancel)
         with trio.CancelScope() as preparing:
@@ -148,6 +160,8 @@ async def serve_peer(options: PeerOptions, store: Store, hooks: Hooks) -> None:
         notary.listen()
         nursery.start_soon(bookkeeper.run)
         server = _compose(supplies, model, notary)
+        if options.only_idle:
+            await nursery.start(heed_owner, server.rest, partial(in_thread, Meter().look))
         await server.run()
         directory.leave()
 

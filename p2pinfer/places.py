@@ -24,6 +24,13 @@ def state_dir() -> Path:
     return _place("state", platformdirs.user_state_path)
 
 
+def run_dir() -> Path:
+    """Sockets of the processes that run now; nobody but their owner can look."""
+    path = state_dir() / "run"
+    path.mkdir(mode=0o700, exist_ok=True)
+    return path
+
+
 def _place(name: str, default: Callable[[str], Path]) -> Path:
     home = os.environ.get("P2PINFER_HOME")
     path = Path(home).expanduser() / name if home else default("p2pinfer")

@@ -7,6 +7,8 @@ between two answers, so that only what is new goes through the swarm.
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
+from itertools import count
+from typing import Any
 
 import trio
 
@@ -40,12 +42,16 @@ class TooBusy(P2pinferError):
     """More is asked than can be answered soon."""
 
 
-@dataclass
+@dataclass(eq=False)
 class Lent:
     """An open session."""
 
+    number: int
+    """Of this pool's sessions."""
     session: Session
     stack: AsyncExitStack
+    opened_at: float
+    """By trio's clock."""
     used_at: float = 0.0
     """When it was given back, by trio's clock."""
 
@@ -66,6 +72,8 @@ class SessionPool:
         self.sessions_max = sessions_max
         self.running = self.waiting = 0
         self._slots = trio.Semaphore(sessions_max)  # in the order of asking
+        self._lent: list[Lent] = []
+        self._numbers = count(1)
         self._idle: list[Lent] = []  # the longest unused first
         self._in_need = trio.Lock()  # of whoever waits for a busy swarm; in order too
         self._freed = trio.Event()
@@ -88,6 +96,7 @@ class SessionPool:
         self.running += 1
         try:
             lent = await self._take(prompt)
+            self._lent.append(lent)
             try:
                 yield lent
             except (PeerError, EngineError) as error:
@@ -96,11 +105,28 @@ class SessionPool:
             except BaseException:  # an asker that left; the session is good for the next one
                 await self._keep(lent)
                 raise
+            finally:
+                self._lent.remove(lent)
             await self._keep(lent)
         finally:
             self.running -= 1
             self._slots.release()
             self._freed.set()
+
+    def describe(self) -> list[dict[str, Any]]:
+        """Return the sessions that are open, those in use first."""
+        now = trio.current_time()
+        return [
+            {
+                "session": str(lent.number),
+                "with": [hop.peer for hop in lent.session.route],
+                "layers": " ".join(f"{hop.first}:{hop.end}" for hop in lent.session.route),
+                "positions": len(lent.session.tokens),
+                "age_s": round(now - lent.opened_at, 1),
+                "idle_s": round(now - lent.used_at, 1) if lent in self._idle else 0.0,
+            }
+            for lent in [*self._lent, *self._idle]
+        ]
 
     async def tend(self) -> None:
         """Close what nobody came back to, for ever."""
@@ -175,7 +201,7 @@ class SessionPool:
         route = await self._client.find_route(self._on_wait)
         async with AsyncExitStack() as stack:
             session = await stack.enter_async_context(self._client.open_session(route))
-            return Lent(session, stack.pop_all())
+            return Lent(next(self._numbers), session, stack.pop_all(), trio.current_time())
 
     async def _keep(self, lent: Lent) -> None:
         lent.used_at = trio.current_time()

@@ -1,6 +1,8 @@
 """Ranges of layers, half-open: joined, and written for people."""
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+
+from p2pinfer.core.advertisement import Advertisement
 
 Layers = tuple[int, int]
 """The first, and the one behind the last."""
@@ -15,6 +17,12 @@ def ranges(layers: Sequence[int]) -> list[Layers]:
         else:
             found.append((layer, layer + 1))
     return found
+
+
+def lacking(layers: Layers, said: Iterable[Advertisement]) -> list[int]:
+    """Return those of a range of layers that nobody names."""
+    named = {layer for a in said for layer in range(a.first, a.end)}
+    return [layer for layer in range(*layers) if layer not in named]
 
 
 def words(layers: Layers) -> str:

@@ -88,13 +88,28 @@ class Served:
         self._submitted = 0  # steps that the engine has
         self._inlet = trio.CancelScope()
         self._has_inlet = self._was_linked = False
-        self._active_at = self._whole_at = trio.current_time()
+        self._began_at = self._active_at = self._whole_at = trio.current_time()
         self._changed = trio.Event()
         self._failure: RefusedError | None = None
         self._failed, self._leaving = trio.Event(), trio.Event()
         self.rows = 0
         """Submitted so far."""
         self.over = trio.Event()
+
+    @property
+    def positions(self) -> int:
+        """How many the cells hold."""
+        return self._length
+
+    @property
+    def age_s(self) -> float:
+        """Seconds since it was opened."""
+        return trio.current_time() - self._began_at
+
+    @property
+    def idle_s(self) -> float:
+        """Seconds since its last step."""
+        return trio.current_time() - self._active_at
 
     # What the requester orders
 

@@ -8,10 +8,7 @@ says so, lets sessions finish, and waits until others hold what it alone had.
 
 import logging
 from collections.abc import Callable, Sequence
-from contextlib import AbstractAsyncContextManager
-from dataclasses import dataclass, field
 from random import Random
-from typing import Protocol
 
 import trio
 from attrs import evolve
@@ -25,13 +22,13 @@ from p2pinfer.core.advertisement import (
     State,
 )
 from p2pinfer.core.errors import EngineError
-from p2pinfer.core.ids import ModelId, PeerId
-from p2pinfer.engine.base import StageEngine
+from p2pinfer.core.ids import PeerId
 from peers.counted import CountedEngine
 from peers.door import Door
-from peers.layers import Layers, ranges, words
-from peers.measure import Speed, measure
+from peers.layers import Layers, lacking, ranges, words
+from peers.measure import measure
 from peers.notary import Notary
+from peers.serving import Directory, Held, OpenEngine, Plan, ServerStatistics
 from peers.stage import Stage
 from peers.stages import Stages
 from scheduler.placement import Choice, choose
@@ -60,49 +57,6 @@ TAKE_OVER_S_MAX = 120.0
 
 LOOK_S = 0.25
 """How often to look whether a wait is over."""
-
-
-class Directory(Protocol):
-    """What is known of others, and said of the own peer."""
-
-    def advertise(self, advertisement: Advertisement) -> None:
-        """Say this of the own peer from now on."""
-        ...
-
-    def holding(self, model: ModelId) -> list[Advertisement]:
-        """Return what others say who hold something of a model."""
-        ...
-
-
-OpenEngine = Callable[[int, int], AbstractAsyncContextManager[StageEngine]]
-"""Fetches what is missing of a range of layers, loads it, and runs it while the block lasts."""
-
-
-@dataclass(frozen=True)
-class Plan:
-    """What a server may do."""
-
-    me: Advertisement
-    """Who it is and what it can do, without layers yet; its sequence number is replaced."""
-    bounds: Layers
-    """What the swarm as a whole must serve; requesters keep the rest to themselves."""
-    fixed: Layers | None = None
-    """Served whatever others do; None chooses."""
-
-
-@dataclass(eq=False)
-class Held:
-    """A range of layers that is being served."""
-
-    engine: CountedEngine
-    stage: Stage
-    speed: Speed
-    over: trio.Event = field(default_factory=trio.Event)
-
-    @property
-    def layers(self) -> Layers:
-        """Which."""
-        return self.engine.first, self.engine.end
 
 
 class Server:
@@ -149,6 +103,38 @@ class Server:
         self._joining_since: dict[PeerId, float] = {}
         self._leaving = leaving
         self._said = plan.me
+        self._resting = ""
+        self._awake = trio.Event()
+        self._awake.set()
+
+    def statistics(self) -> ServerStatistics:
+        """Return what it does now."""
+        return ServerStatistics(
+            self._said,
+            self._resting,
+            sum(each.engine.rows for each in self._running),
+            sum(each.engine.queued_rows for each in self._running),
+            tuple(found for each in self._running for found in each.stage.statistics()),
+        )
+
+    def rest(self, why: str) -> None:
+        """Take no session while there is a reason, and hand over those that can go elsewhere.
+
+        The engine stays loaded: without sessions it takes memory alone. An empty reason ends it.
+        """
+        if why == self._resting or self._leaving.is_set():
+            return
+        was_resting, self._resting = self._resting, why
+        self.stages.closed = f"this peer rests: {why}" if why else ""
+        self._tell(f"resting: {why}" if why else "serving again")
+        if not why:
+            self._awake.set()
+        elif not was_resting:
+            self._awake = trio.Event()
+            for each in self._running:
+                each.stage.hand_over()
+        if self.held:
+            self._say_served()
 
     async def run(self) -> None:
         """Choose, serve, reconsider, for ever or until told to leave.
@@ -160,6 +146,7 @@ class Server:
         async with trio.open_nursery() as nursery:
             with trio.CancelScope() as choosing:
                 nursery.start_soon(self._cancel_when_leaving, choosing)
+                await self._awake.wait()
                 layers = self._plan.fixed or await self._agree()
                 self._say(State.JOINING, layers)
                 await self._serve(nursery, layers)
@@ -189,6 +176,7 @@ class Server:
     async def _reconsider(self, nursery: trio.Nursery) -> None:
         """Move whenever other layers need this peer clearly more."""
         while True:
+            await self._awake.wait()
             choice = self._choose()
             if choice.moves:
                 assert self.held
@@ -224,9 +212,7 @@ class Server:
     def _missing(self) -> list[int]:
         """Return the layers that the swarm should serve, and nobody does."""
         said = [*self._others(), self._said]
-        found = [a for a in said if a.state is not State.DRAINING]
-        served = {layer for a in found for layer in range(a.first, a.end)}
-        return [layer for layer in range(*self._plan.bounds) if layer not in served]
+        return lacking(self._plan.bounds, [a for a in said if a.state is not State.DRAINING])
 
     async def _move(self, nursery: trio.Nursery, old: Held, choice: Choice) -> None:
         """Serve other layers, and drain the old ones; where memory lacks, these first."""
@@ -291,7 +277,7 @@ class Server:
 
     async def _finish(self) -> None:
         """Say that this peer leaves, and wait until nothing is lost by it."""
-        self.stages.is_leaving = True
+        self.stages.closed = "this peer is leaving"
         held = self.held
         if held is None:
             return
@@ -320,13 +306,8 @@ class Server:
         if not others:
             return []
         first, end = max(layers[0], self._plan.bounds[0]), min(layers[1], self._plan.bounds[1])
-        served = {
-            layer
-            for other in others
-            if other.state is State.SERVING
-            for layer in range(other.first, other.end)
-        }
-        return ranges([layer for layer in range(first, end) if layer not in served])
+        serving = [other for other in others if other.state is State.SERVING]
+        return ranges(lacking((first, end), serving))
 
     async def _report(self) -> None:
         """Advertise how busy this peer is, whenever that has changed."""
@@ -358,7 +339,7 @@ class Server:
             sessions_free=free,
             queued_rows=queued,
         )
-        self._say(State.SERVING, self.held.layers)
+        self._say(State.DRAINING if self._resting else State.SERVING, self.held.layers)
 
     def _say(self, state: State, layers: Layers) -> None:
         """Advertise at once."""

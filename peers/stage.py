@@ -8,6 +8,7 @@ the next one at hand.
 """
 
 import logging
+from dataclasses import dataclass
 
 import trio
 
@@ -33,6 +34,24 @@ OPEN_S_MAX = 15.0
 
 SESSIONS_PER_REQUESTER_MAX = 8
 """Whoever needs more waits, so that others find room."""
+
+
+@dataclass(frozen=True)
+class SessionStatistics:
+    """A session that is being served."""
+
+    session: SessionId
+    requester: PeerId
+    first: int
+    end: int
+    """Behind the last layer that it uses here."""
+    positions: int
+    """Of its cells, so many are filled."""
+    rows: int
+    """Computed for it so far."""
+    age_s: float
+    idle_s: float
+    """Since its last step."""
 
 
 class Stage:
@@ -69,6 +88,22 @@ class Stage:
     def rows(self) -> int:
         """Rows computed so far, for all sessions."""
         return self._rows_before + sum(session.rows for session in self._sessions.values())
+
+    def statistics(self) -> list[SessionStatistics]:
+        """Return what is done for whom."""
+        return [
+            SessionStatistics(
+                session.opened.session,
+                session.opened.requester,
+                session.opened.first,
+                session.opened.end,
+                session.positions,
+                session.rows,
+                session.age_s,
+                session.idle_s,
+            )
+            for session in self._sessions.values()
+        ]
 
     def listen(self) -> None:
         """Serve sessions from now on."""

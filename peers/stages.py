@@ -29,8 +29,8 @@ class Stages:
         """Serve nothing yet; ``priority`` says, from 0 to 1, how much a requester serves others."""
         self._transport, self._priority = transport, priority
         self._stages: dict[Stage, Door] = {}
-        self.is_leaving = False
-        """Then no session is taken any more."""
+        self.closed = ""
+        """Why no session is taken; empty where they are."""
 
     def listen(self) -> None:
         """Take sessions from now on."""
@@ -84,8 +84,8 @@ class Stages:
                 return stage
         if not isinstance(first, Open):
             raise self._no(Refusal.UNKNOWN_SESSION, "no such session waits here for you")
-        if self.is_leaving:
-            raise self._no(Refusal.BUSY, "this peer is leaving; ask another one")
+        if self.closed:
+            raise self._no(Refusal.BUSY, f"{self.closed}; ask another one")
         if not self._stages:
             raise self._no(Refusal.WRONG_RANGE, "this peer serves no layers yet")
         for stage in self._stages:

@@ -21,7 +21,8 @@ from peers.evidence import Gatherer
 from peers.layers import Layers
 from peers.notary import Notary
 from peers.replay import PeerReplays
-from peers.server import Plan, Server
+from peers.server import Server
+from peers.serving import Plan
 from sim.engine import NUMERICS_CLASS, Cheat, Speed, VirtualEnds, VirtualStage
 from sim.links import Access, WorldNetwork
 from sim.model import VirtualModel

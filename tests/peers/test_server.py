@@ -1,162 +1,20 @@
 """A peer that chooses its layers: among others, over the memory network, under a mock clock."""
 
-import random
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
-from itertools import count
-
 import pytest
 import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
-from p2pinfer.core.advertisement import Advertisement, State
-from p2pinfer.core.errors import EngineDied, PeerUnavailable
-from p2pinfer.core.ids import ModelId, PeerId
+from p2pinfer.core.advertisement import State
+from p2pinfer.core.errors import PeerUnavailable
 from p2pinfer.core.messages import Attach, Hop, Open, Opened, Refusal
 from peers.layers import Layers
 from peers.requester import Requester, Session
-from peers.server import DRAIN_S_MAX, QUIET_S, STALE_S, TAKE_OVER_S_MAX, Held, Plan, Server
+from peers.server import DRAIN_S_MAX, QUIET_S, STALE_S, TAKE_OVER_S_MAX
 from peers.talk import SESSION, RefusedError, receive, send
-from scheduler.placement import CHECK_S, Choice
-from tests.engine.fakes import FakeEnds, FakeStage
+from scheduler.placement import CHECK_S
+from tests.engine.fakes import FakeEnds
+from tests.peers.servers import BOUNDS, LOAD_S, SETTLE_S, Machine, World, decide, hops
 from tests.peers.swarm import CONTEXT, GREEDY, ME, MODEL, PROMPT, answer, peer, session_id
-from transports.memory import MemoryNetwork, MemoryTransport
-
-BOUNDS = (1, 29)
-LOAD_S = 3.0
-SETTLE_S = 60.0
-
-
-class Board:
-    """Everything that everybody says, known to all at once."""
-
-    def __init__(self) -> None:
-        self.said: dict[PeerId, Advertisement] = {}
-        self.states: list[tuple[PeerId, State, Layers]] = []
-        """All that was ever said, in order."""
-
-    def serving(self) -> list[Advertisement]:
-        """Who may be asked."""
-        return [a for a in self.said.values() if a.state is State.SERVING]
-
-    def covered(self) -> bool:
-        """Whether all layers are served."""
-        served = {layer for a in self.serving() for layer in range(a.first, a.end)}
-        return served >= set(range(*BOUNDS))
-
-
-class View:
-    """One peer's access to the board."""
-
-    def __init__(self, board: Board, me: PeerId) -> None:
-        self.board, self.me = board, me
-
-    def advertise(self, advertisement: Advertisement) -> None:
-        """Pin it up."""
-        before = self.board.said.get(self.me)
-        assert before is None or before.sequence < advertisement.sequence
-        self.board.said[self.me] = advertisement
-        layers = advertisement.first, advertisement.end
-        self.board.states.append((self.me, advertisement.state, layers))
-
-    def holding(self, model: ModelId) -> list[Advertisement]:
-        """Look at the others."""
-        return [a for a in self.board.said.values() if a.peer != self.me and a.model == model]
-
-
-class Machine:
-    """A peer's machine: engines that take a while to load."""
-
-    def __init__(
-        self, transport: MemoryTransport, board: Board, layers_max: int, seed: int
-    ) -> None:
-        self.transport, self.board = transport, board
-        self.engines: list[FakeStage] = []
-        self.served: list[Layers] = []
-        self.told: list[str] = []
-        self.leaving = trio.Event()
-        self.fails: set[Layers] = set()
-        me = Advertisement(
-            peer=transport.peer_id,
-            addresses=tuple(transport.addresses),
-            model=MODEL,
-            model_name="toy",
-            layers=30,
-            first=0,
-            end=0,
-            context=CONTEXT,
-            numerics_class="0" * 32,
-            sequence=0,
-            layers_max=layers_max,
-            sessions_max=4,
-        )
-        self.server = Server(
-            transport,
-            View(board, transport.peer_id),
-            self.open_engine,
-            Plan(me, BOUNDS),
-            random.Random(seed),
-            lambda: int(1000 * trio.current_time()),
-            self.leaving,
-            on_serving=self.note,
-            tell=self.told.append,
-        )
-
-    def note(self, held: Held) -> None:
-        """Remember what was served."""
-        self.served.append(held.layers)
-
-    @asynccontextmanager
-    async def open_engine(self, first: int, end: int) -> AsyncIterator[FakeStage]:
-        """Load, and run until told to stop."""
-        await trio.sleep(LOAD_S)
-        if (first, end) in self.fails:
-            raise EngineDied("too large")
-        engine = FakeStage(first, end, sessions=4, context=CONTEXT)
-        engine.machine.decode_s = 0.01
-        self.engines.append(engine)
-        try:
-            yield engine
-        finally:
-            self.engines.remove(engine)
-
-
-class World:
-    """Peers that come and go."""
-
-    def __init__(self, nursery: trio.Nursery, network: MemoryNetwork, me: MemoryTransport) -> None:
-        self.network, self.me, self.board = network, me, Board()
-        self.nursery = nursery
-        self._names = count()
-
-    async def join(self, layers_max: int) -> Machine:
-        """Start a peer."""
-        machine: Machine = await self.nursery.start(self._run, layers_max, next(self._names))
-        return machine
-
-    async def _run(
-        self, layers_max: int, number: int, *, task_status: trio.TaskStatus[Machine]
-    ) -> None:
-        name = peer(f"server{number}")
-        async with self.network.join(name) as transport:
-            machine = Machine(transport, self.board, layers_max, number)
-            task_status.started(machine)
-            await machine.server.run()
-        del self.board.said[name]
-
-
-@pytest.fixture
-async def world() -> AsyncIterator[World]:
-    """Give a network with nobody but a requester."""
-    network = MemoryNetwork()
-    async with network.join(ME) as me, trio.open_nursery() as nursery:
-        yield World(nursery, network, me)
-        nursery.cancel_scope.cancel()
-
-
-def hops(route: Sequence[Advertisement]) -> list[Hop]:
-    """Name the stages of a route."""
-    return [Hop(a.peer, a.addresses, a.first, a.end) for a in route]
 
 
 async def test_peers_that_join_at_once_cover_every_layer(
@@ -207,17 +65,6 @@ async def test_sessions_are_counted_in_what_is_advertised(
     await trio.sleep(SETTLE_S / 4)
     assert world.board.serving()[0].sessions_free == 4
     assert world.board.serving()[0].queued_rows == 0
-
-
-def decide(machine: Machine, layers: Layers) -> None:
-    """Have a peer find that these layers need it most."""
-
-    def choose() -> Choice:
-        said = machine.board.said[machine.transport.peer_id]
-        moves = (said.first, said.end) != layers
-        return Choice(*layers, moves, "for a test", False, 2.0)
-
-    machine.server._choose = choose  # type: ignore[method-assign]
 
 
 async def move(machine: Machine, world: World, layers: Layers) -> None:

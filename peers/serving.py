@@ -1,0 +1,73 @@
+"""What a server is given, what it holds, and what can be seen of it."""
+
+from collections.abc import Callable
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass, field
+from typing import Protocol
+
+import trio
+
+from p2pinfer.core.advertisement import Advertisement
+from p2pinfer.core.ids import ModelId
+from p2pinfer.engine.base import StageEngine
+from peers.counted import CountedEngine
+from peers.layers import Layers
+from peers.measure import Speed
+from peers.stage import SessionStatistics, Stage
+
+
+class Directory(Protocol):
+    """What is known of others, and said of the own peer."""
+
+    def advertise(self, advertisement: Advertisement) -> None:
+        """Say this of the own peer from now on."""
+        ...
+
+    def holding(self, model: ModelId) -> list[Advertisement]:
+        """Return what others say who hold something of a model."""
+        ...
+
+
+OpenEngine = Callable[[int, int], AbstractAsyncContextManager[StageEngine]]
+"""Fetches what is missing of a range of layers, loads it, and runs it while the block lasts."""
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What a server may do."""
+
+    me: Advertisement
+    """Who it is and what it can do, without layers yet; its sequence number is replaced."""
+    bounds: Layers
+    """What the swarm as a whole must serve; requesters keep the rest to themselves."""
+    fixed: Layers | None = None
+    """Served whatever others do; None chooses."""
+
+
+@dataclass(frozen=True)
+class ServerStatistics:
+    """What a server is doing."""
+
+    said: Advertisement
+    """What it advertised last."""
+    resting: str
+    """Why it takes no session for now; empty if it does."""
+    rows: int
+    """Computed so far, by the engines that run."""
+    queued_rows: int
+    sessions: tuple[SessionStatistics, ...]
+
+
+@dataclass(eq=False)
+class Held:
+    """A range of layers that is being served."""
+
+    engine: CountedEngine
+    stage: Stage
+    speed: Speed
+    over: trio.Event = field(default_factory=trio.Event)
+
+    @property
+    def layers(self) -> Layers:
+        """Which."""
+        return self.engine.first, self.engine.end

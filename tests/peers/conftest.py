@@ -1,0 +1,19 @@
+"""A world that several files fill with servers."""
+
+from collections.abc import AsyncIterator
+
+import pytest
+import trio
+
+from tests.peers.servers import World
+from tests.peers.swarm import ME
+from transports.memory import MemoryNetwork
+
+
+@pytest.fixture
+async def world() -> AsyncIterator[World]:
+    """Give a network with nobody but a requester."""
+    network = MemoryNetwork()
+    async with network.join(ME) as me, trio.open_nursery() as nursery:
+        yield World(nursery, network, me)
+        nursery.cancel_scope.cancel()
