@@ -10,11 +10,18 @@ from p2pinfer.core.exchange import BUCKETS, DIGEST_BYTES, NUMBER_BYTES, TAG_BYTE
 from p2pinfer.core.exchange import Wanted as WantedMessage
 from p2pinfer.core.ids import ModelId
 from peers.talk import receive, send
-from peers.view import Entry, Shelf, View, aged
+from peers.view import Entry, Shelf, Taken, View, aged
 from transports.base import Channel
 
 MESSAGES_MAX = 16
 """Of Known in a row: twice what a full view fills."""
+
+AT_ONCE_MAX = 16
+"""Advertisements judged before others have their turn: 2 ms of signatures."""
+
+OFFENCES_MAX = 8
+"""Advertisements that are not genuine: who updates last may pass on what a newer version finds
+wrong, once or twice; each costs a signature's check."""
 
 
 async def ask(channel: Channel, view: View, model: ModelId | None) -> None:
@@ -97,11 +104,15 @@ async def _tell(channel: Channel, entries: Iterable[Entry]) -> None:
 
 async def _learn(channel: Channel, view: View, first: Known | None = None) -> None:
     """Take in advertisements until the other says that there are no more."""
+    offences = 0
     for number in range(MESSAGES_MAX):
         known = first if first and number == 0 else await receive(channel, Known)
-        for heard in known.heard:
-            view.take(heard, trio.current_time())
-        await trio.lowlevel.checkpoint()  # signatures take a while
+        for index, heard in enumerate(known.heard):
+            if index % AT_ONCE_MAX == 0:
+                await trio.lowlevel.checkpoint()
+            offences += view.take(heard, trio.current_time()) is Taken.BAD
+            if offences > OFFENCES_MAX:
+                raise RemoteProtocolError(channel.remote, f"{channel.remote} tells lies")
         if not known.more:
             return
     raise RemoteProtocolError(channel.remote, f"{channel.remote} never stops telling")

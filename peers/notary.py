@@ -122,7 +122,7 @@ class Notary:
         except ChannelClosed:
             pass  # whoever asked has left
         except RemoteProtocolError as error:
-            _log.warning("%s", error)
+            _log.info("%s", error)
         except trio.TooSlowError:
             pass
 

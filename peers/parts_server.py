@@ -84,7 +84,7 @@ class PartsServer:
         except ChannelClosed:
             pass  # whoever asked has left
         except RemoteProtocolError as error:
-            _log.warning("%s", error)
+            _log.info("%s", error)
             await self._refuse(channel, Refusal.BAD_REQUEST, str(error))
         except trio.TooSlowError:
             await self._refuse(

@@ -132,7 +132,7 @@ class Stage:
         except ChannelClosed:
             pass  # whoever asked has left
         except RemoteProtocolError as error:
-            _log.warning("%s", error)
+            _log.info("%s", error)
             await self._refuse(channel, self._no(Refusal.BAD_REQUEST, str(error)))
         except trio.TooSlowError:
             await self._refuse(channel, self._no(Refusal.TOO_SLOW, "nothing came for too long"))

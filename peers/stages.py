@@ -56,7 +56,7 @@ class Stages:
         except trio.TooSlowError:
             await self._refuse(channel, self._no(Refusal.TOO_SLOW, "nothing came for too long"))
         except (BadMessage, RemoteProtocolError) as error:
-            _log.warning("%s sent %s", channel.remote, error)
+            _log.info("%s sent %s", channel.remote, error)
             await self._refuse(channel, self._no(Refusal.BAD_REQUEST, str(error)))
         except RefusedError as error:
             await self._refuse(channel, error)

@@ -49,6 +49,9 @@ GLIMPSE_MAX = 16
 PARSED_MAX = 4096
 """Advertisements kept taken apart: many peers of one process hear the same bytes."""
 
+EXPIRIES_PER_PEER_MAX = 4
+"""Noted for each advertisement that there is room for; an honest peer's period allows for these."""
+
 CREDIT_MAX = 6
 CREDIT_PER_S = 0.4
 """Of an author: advertisements taken at once, and in the long run; honest ones send fewer."""
@@ -265,9 +268,15 @@ class View:
 
     def _expect(self, entry: Entry) -> None:
         """Note when to look whether a peer has fallen silent."""
+        heapq.heappush(self._expiries, self._expiry(entry))
+        if len(self._expiries) > EXPIRIES_PER_PEER_MAX * self._room:  # somebody renews for fun
+            entries = [e for shelf in self.shelves.values() for e in shelf.entries.values()]
+            others = (e for e in entries if e.parsed.advertisement.peer != self.me)
+            self._expiries = sorted(map(self._expiry, others))
+
+    def _expiry(self, entry: Entry) -> tuple[float, PeerId, int]:
         found = entry.parsed.advertisement
-        expires_at = entry.made_at + self._lasts_s(found)
-        heapq.heappush(self._expiries, (expires_at, found.peer, found.sequence))
+        return entry.made_at + self._lasts_s(found), found.peer, found.sequence
 
     def forget(self, peer: PeerId, now: float) -> None:
         """Drop what is known of a peer; an older word of it is not believed again."""

@@ -4,6 +4,7 @@ A target makes an input from a generator of chances, and judges it: what is acce
 says it is, what is not is refused by the one exception that is meant for it.
 """
 
+from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
@@ -26,7 +27,16 @@ from tests.core.test_manifest import values as manifest_values
 from tests.core.test_wire import GOOD, KINDS
 from tests.fuzz.damage import damage, packed, spoil
 from transports.identity import verify
-from transports.yamux import HEADER, STREAMS_MAX, UNREAD_BYTES_MAX, Violation, Yamux
+from transports.yamux import (
+    HEADER,
+    STREAMS_MAX,
+    UNREAD_BYTES_MAX,
+    DataReceived,
+    StreamOpened,
+    StreamReset,
+    Violation,
+    Yamux,
+)
 
 SMALL_VIEW = 4
 NOW = 1000.0
@@ -223,9 +233,14 @@ def _judge_frames(pieces: list[bytes]) -> None:
     core.open_stream()
     with suppress(Violation):
         for piece in pieces:
+            unread: Counter[int] = Counter()
             for event in core.receive(piece):
-                if data := getattr(event, "data", b""):
-                    core.consumed(event.stream_id, len(data))  # type: ignore[union-attr]
+                if isinstance(event, DataReceived):
+                    unread[event.stream_id] += len(event.data)
+                elif isinstance(event, StreamOpened | StreamReset):
+                    del unread[event.stream_id]  # what came before is gone
+            for stream_id, size in unread.items():
+                core.consumed(stream_id, size)
             core.frames_to_send()
     streams = core._streams.values()
     assert core._unread == sum(stream.unread for stream in streams) <= UNREAD_BYTES_MAX

@@ -17,6 +17,7 @@ from peers.gossip import NEWS_MAX, Announcer
 from peers.view import (
     ARRIVALS_PER_S_MAX,
     CREDIT_MAX,
+    EXPIRIES_PER_PEER_MAX,
     GLIMPSE_MAX,
     MODELS_MAX,
     PERIODS_MISSED_MAX,
@@ -125,6 +126,15 @@ def test_an_author_cannot_flood() -> None:
     assert burst == [Taken.NEW] * CREDIT_MAX + [Taken.OLD] * (20 - CREDIT_MAX)
     later = [seen.take(heard, i, direct=True) for i, heard in enumerate(said[20:120])]
     assert later.count(Taken.NEW) == pytest.approx(40, abs=2)
+
+
+def test_renewals_without_end_take_no_room() -> None:
+    """Told directly, as when comparing notes, where nothing limits them; and they expire."""
+    seen, author = trusting(room=4), identity(1)
+    for sequence in range(1000):
+        assert seen.take(unsigned(advertisement(author, MODEL, sequence)), 0) is Taken.NEW
+        assert len(seen._expiries) <= 4 * EXPIRIES_PER_PEER_MAX
+    assert [gone.sequence for gone in seen.forget_the_silent(1e9)] == [999]
 
 
 def test_a_dead_peer_stays_dead() -> None:
