@@ -4,11 +4,12 @@ from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
 
 from p2pinfer.core.advertisement import Advertisement
+from p2pinfer.core.evidence import Case
 from p2pinfer.core.ids import PeerId
 from p2pinfer.engine.local import open_stage
 from p2pinfer.engine.parts_model import PartsModel
 from peers.evidence import Gatherer
-from peers.replay import EngineReplay, OpenReplay, PeerReplays, Replay
+from peers.replay import OpenReplay, PeerReplays, Replay, by_engine
 from transports.base import Transport
 
 
@@ -38,22 +39,29 @@ class Replays(PeerReplays):
         """Return who can replay these layers, in an order that nobody can foresee."""
         found = super().find(first, end, besides)
         if self._holds(first, end):  # last: it settles what others dispute, and costs most here
-            found = [*found[:2], self._by_engine(first, end)]
+            found = [*found[:2], self._by_engine(first, end, end)]
         return found
+
+    def judges(self, case: Case) -> Sequence[OpenReplay]:
+        """Return this machine where it can judge a case, and otherwise others."""
+        if self._holds(case.first, case.slice_end):
+            return [self._by_engine(case.first, case.end, case.slice_end)]
+        return super().judges(case)
 
     def _holds(self, first: int, end: int) -> bool:
         manifest, store = self._parts.manifest, self._parts.store
-        return all(store.held(manifest.part(name)) for name in manifest.needed(first, end))
+        return first < end <= manifest.layers and all(
+            store.held(manifest.part(name)) for name in manifest.needed(first, end)
+        )
 
-    def _by_engine(self, first: int, end: int) -> OpenReplay:
+    def _by_engine(self, first: int, end: int, slice_end: int) -> OpenReplay:
         @asynccontextmanager
         async def opening(context: int) -> AsyncIterator[Replay]:
-            path = self._parts.stage(first, end)
-            async with open_stage(path, first, sessions=1, context=context) as engine:
-                replay = EngineReplay(engine, end)
-                try:
-                    yield replay
-                finally:
-                    replay.close()
+            path = self._parts.stage(first, slice_end)
+            async with (
+                open_stage(path, first, sessions=1, context=context) as engine,
+                by_engine(engine, end)(context) as replay,
+            ):
+                yield replay
 
         return opening

@@ -164,6 +164,8 @@ class Conversation:
             await self._session_stack.aclose()
 
     async def _open(self) -> Session:
+        if self._session and not self._session.is_trusted:
+            await self.close()
         if self._session is None:
             route = await self._client.find_route(self._on_wait)
             self._session = await self._session_stack.enter_async_context(

@@ -1,4 +1,4 @@
-"""``p2pinfer verify``: check a certificate without asking anybody."""
+"""``p2pinfer verify``: check a file of evidence without asking anybody."""
 
 import json
 import sys
@@ -15,14 +15,14 @@ app = App(name="verify", help_format="plaintext")
 
 @app.default
 def verify(file: Path, /, *, as_json: AsJson = False) -> None:
-    """Check a certificate: its signatures, that its receipts join up, and, with local layers, rows.
+    """Check a certificate or a fraud proof: signatures, receipts, and, with local layers, rows.
 
     Exits with 4 when something in it does not hold.
 
     Parameters
     ----------
     file: Path
-        What --certificate wrote.
+        What --certificate wrote, or a proof from the data directory's folder "proofs".
     """
     from p2pinfer.core.certificate import FILE_BYTES_MAX
     from p2pinfer.supply import open_store
@@ -32,7 +32,9 @@ def verify(file: Path, /, *, as_json: AsJson = False) -> None:
         with file.open("rb") as opened:
             data = opened.read(FILE_BYTES_MAX + 1)
     except OSError as error:
-        raise UserError(f"cannot read {file}: {error.strerror}; name a certificate") from error
+        raise UserError(
+            f"cannot read {file}: {error.strerror}; name a certificate or a proof"
+        ) from error
     store = open_store()
 
     async def run() -> None:

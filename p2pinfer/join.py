@@ -2,6 +2,7 @@
 
 import logging
 import random
+import secrets
 import time
 from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -33,19 +34,23 @@ from p2pinfer.node import (
     for_model,
     looks_around,
     open_transport,
-    round_trips,
     settle,
 )
 from p2pinfer.owner import Meter, heed_owner
 from p2pinfer.peer_status import describe_peer
+from p2pinfer.proofs import open_frauds
 from p2pinfer.status import open_status
 from p2pinfer.supply import Choose, obtain, pick_model
 from peers.directory import Directory
+from peers.evidence import Gatherer
+from peers.frauds import judges_beside
+from peers.guarded import Guarded
 from peers.layers import Layers
 from peers.notary import Notary
 from peers.parts import in_thread
 from peers.parts_fetch import Tell
 from peers.parts_server import PartsServer
+from peers.replay import PeerReplays
 from peers.server import Server
 from peers.serving import Held, Plan
 from transports.base import Reach, Transport
@@ -124,9 +129,10 @@ async def serve_peer(options: PeerOptions, store: Store, hooks: Hooks) -> None:
     async with AsyncExitStack() as stack:
         stack.enter_context(lone_errors())
         identity = stack.enter_context(hold_identity(options.identity))
-        transport = await stack.enter_async_context(
+        inner = await stack.enter_async_context(
             open_transport(options.transport, identity, options.listen, options.network)
         )
+        transport = Guarded(inner)
         directory = Directory(transport, identity, chance)
         directory.listen()
         PartsServer(transport, store).listen()
@@ -162,6 +168,13 @@ async def serve_peer(options: PeerOptions, store: Store, hooks: Hooks) -> None:
         server = _compose(supplies, model, notary)
         if options.only_idle:
             await nursery.start(heed_owner, server.rest, partial(in_thread, Meter().look))
+        gatherer = Gatherer(nursery, transport, secrets.token_bytes)
+        serving = partial(directory.serving, model.id)
+        replays = PeerReplays(transport, serving, model.id, gatherer, secrets.token_bytes)
+        judges = partial(judges_beside, server, replays)
+        frauds = open_frauds(transport, directory, model.id, identity.sign, judges, chance)
+        frauds.listen()
+        nursery.start_soon(frauds.run)
         await server.run()
         directory.leave()
 
@@ -187,7 +200,7 @@ async def _enter(directory: Directory, me: PeerId, ways_in: tuple[str, ...]) -> 
 class _Supplies:
     """What a peer draws its engines from."""
 
-    transport: Transport
+    transport: Guarded
     directory: Directory
     store: Store
     model: ModelId
@@ -278,7 +291,7 @@ def _compose(supplies: _Supplies, model: PartsModel, notary: Notary) -> Server:
         supplies.chance,
         _clock_ms,
         hooks.leaving,
-        round_trip_s=round_trips(transport),
+        round_trip_s=transport.round_trip_s,
         on_serving=on_serving,
         tell=hooks.say,
         notary=notary,

@@ -15,7 +15,7 @@ import trio
 from p2pinfer.auditing import Replays
 from p2pinfer.books import Side, open_books
 from p2pinfer.core.errors import NobodyServes, UserError, lone_errors
-from p2pinfer.core.ids import ModelId, PeerId
+from p2pinfer.core.ids import ModelId
 from p2pinfer.core.limits import CONTEXT_DEFAULT, SESSIONS_DEFAULT
 from p2pinfer.core.manifest import Manifest
 from p2pinfer.core.trust import AUDIT_RATE, Trust
@@ -24,12 +24,15 @@ from p2pinfer.engine.memory import available_bytes, check_fits, sessions_bytes
 from p2pinfer.engine.parts_model import PartsModel, open_parts
 from p2pinfer.engine.store import DamagedPart, MissingChunk, Store
 from p2pinfer.places import cache_dir
+from p2pinfer.proofs import finish, open_frauds
 from p2pinfer.supply import Choose, obtain, pick_model
 from peers.auditor import Auditor
 from peers.client import FIND_S_MAX, Asked, SwarmClient
 from peers.directory import Directory
 from peers.evidence import Gatherer
 from peers.experience import call_around
+from peers.frauds import Frauds
+from peers.guarded import Guarded
 from peers.parts import in_thread
 from peers.parts_fetch import Tell
 from peers.requester import Session
@@ -70,12 +73,6 @@ def open_transport(
     from transports.libp2p import open_libp2p  # half a second of imports
 
     return open_libp2p(identity, listen, network)
-
-
-def round_trips(transport: Transport) -> Callable[[PeerId], float | None]:
-    """Return what tells the round trip in seconds to a peer, where a transport measures it."""
-    measured: Callable[[PeerId], float | None] = getattr(transport, "rtt_s", lambda _: None)
-    return measured
 
 
 def looks_around(network: str | Reach) -> bool:
@@ -147,13 +144,14 @@ class Client(SwarmClient):
     def __init__(
         self,
         nursery: trio.Nursery,
-        transport: Transport,
+        transport: Guarded,
         directory: Directory,
         ends: LocalEnds,
         model: PartsModel,
         options: ClientOptions,
         gatherer: Gatherer | None,
         sign: Callable[[bytes], bytes],
+        chance: random.Random,
     ) -> None:
         self.model, self.ends, self._sign = model, ends, sign
         asked = Asked(model.id, model.info.name, options.bootstrap, options.find_s_max)
@@ -165,13 +163,24 @@ class Client(SwarmClient):
             asked,
             secrets.token_bytes,
             gatherer,
-            round_trips(transport),
+            transport.round_trip_s,
         )
         self._auditor: Auditor | None = None
+        self.frauds: Frauds | None = None
+        """What is proven of others, where evidence is gathered."""
         if gatherer:
             serving = partial(directory.serving, model.id)
             replays = Replays(transport, serving, model, gatherer, secrets.token_bytes)
-            self._auditor = Auditor(replays.find, options.audit_rate)
+            self.frauds = open_frauds(
+                transport,
+                directory,
+                model.id,
+                sign,
+                replays.judges,
+                chance,
+                self.experiences.cheated,
+            )
+            self._auditor = Auditor(replays.find, options.audit_rate, None, self.frauds.accuse)
 
     async def examine(self, session: Session) -> Trust | None:
         """Return what holds of all that a session computed, as far as it is checked."""
@@ -179,6 +188,7 @@ class Client(SwarmClient):
             return None
         evidence, position = session.evidence, len(session.tokens)
         trust = await self._auditor.examine(evidence, position)
+        session.is_trusted = trust.held
         try:
             await trio.to_thread.run_sync(open_books().keep, Side.USED, evidence.work(position))
         except UserError as error:  # the answer is none the worse
@@ -230,9 +240,10 @@ async def open_client(options: ClientOptions, store: Store, tell: Tell) -> Async
 
     async with AsyncExitStack() as stack:
         stack.enter_context(lone_errors())
-        transport = await stack.enter_async_context(
+        inner = await stack.enter_async_context(
             open_transport(options.transport, identity, [], options.network)
         )
+        transport = Guarded(inner)
         directory = Directory(transport, identity, chance)
         named = options.model
         if named is not None:
@@ -268,4 +279,14 @@ async def open_client(options: ClientOptions, store: Store, tell: Tell) -> Async
         settle()
         gatherer = Gatherer(nursery, transport, secrets.token_bytes) if options.evidence else None
         nursery.start_soon(call_around, transport, partial(directory.serving, model.id), chance)
-        yield Client(nursery, transport, directory, ends, model, options, gatherer, identity.sign)
+        client = Client(
+            nursery, transport, directory, ends, model, options, gatherer, identity.sign, chance
+        )
+        if client.frauds is None:
+            yield client
+            return
+        nursery.start_soon(client.frauds.run)
+        try:
+            yield client
+        finally:
+            await finish(client.frauds)

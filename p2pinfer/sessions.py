@@ -204,6 +204,9 @@ class SessionPool:
             return Lent(next(self._numbers), session, stack.pop_all(), trio.current_time())
 
     async def _keep(self, lent: Lent) -> None:
+        if not lent.session.is_trusted:
+            await lent.close()
+            return
         lent.used_at = trio.current_time()
         self._idle.append(lent)
         if len(self._idle) > min(IDLE_MAX, self.sessions_max):

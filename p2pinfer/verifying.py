@@ -1,4 +1,4 @@
-"""Checking a certificate offline: what it says is held against itself, and against local layers.
+"""Checking files of evidence offline: what they say against itself, and against local layers.
 
 A certificate holds the tokens. Whoever has the model runs them through the first layers and then
 through stage after stage, each position in its regime, and compares the roots of the rows with
@@ -12,18 +12,24 @@ from typing import Any
 from attrs import field, frozen
 
 from p2pinfer.core import certificate as file
-from p2pinfer.core.certificate import BadCertificate, Certificate
+from p2pinfer.core import fraud
+from p2pinfer.core.certificate import Certificate
 from p2pinfer.core.continuity import Vouched
 from p2pinfer.core.errors import P2pinferError
+from p2pinfer.core.fraud import FraudProof
 from p2pinfer.core.receipts import SIGNED_AS
+from p2pinfer.core.sections import BadFile
 from p2pinfer.core.trust import short
 from p2pinfer.core.witness import Opened, Rows
 from p2pinfer.engine.local import open_ends, open_stage
 from p2pinfer.engine.parts_model import PartsModel, open_parts
 from p2pinfer.engine.store import Store
 from p2pinfer.places import cache_dir
-from peers.replay import EngineReplay, cut
+from peers.frauds import judge
+from peers.replay import EngineReplay, by_engine, cut
 from transports.identity import verify
+
+_NOT_HERE = "model {}… is not here; add it with p2pinfer model add"
 
 
 @frozen
@@ -43,7 +49,7 @@ class Finding:
 
 @frozen
 class Verified:
-    """What held of a certificate."""
+    """What held of a file."""
 
     findings: tuple[Finding, ...] = field(factory=tuple)
     answer: str = ""
@@ -64,11 +70,13 @@ class Verified:
 
 
 async def verify_file(data: bytes, store: Store) -> Verified:
-    """Check a certificate's bytes as far as this machine can."""
+    """Check a certificate's bytes, or a fraud proof's, as far as this machine can."""
+    if data.startswith(fraud.MAGIC):
+        return await _verify_proof(data, store)
     try:
         found, body, signature = file.parse(data)
         vouched = file.check(found)
-    except BadCertificate as error:
+    except BadFile as error:
         return Verified((Finding("file", False, str(error)),))
     findings = [
         Finding("file", True, f"{len(data)} bytes, {len(found.stages)} stages"),
@@ -80,6 +88,49 @@ async def verify_file(data: bytes, store: Store) -> Verified:
         findings.append(_audits(found))
         findings += await _replay(found, vouched, store)
     return Verified(tuple(findings), found.answer)
+
+
+async def _verify_proof(data: bytes, store: Store) -> Verified:
+    """Check that somebody cheated: a proof that does not show it fails."""
+    try:
+        found = fraud.parse(data, verify)
+    except BadFile as error:
+        return Verified((Finding("file", False, str(error)),))
+    receipt, who = found.receipt, short(found.accused)
+    said = f"{len(data)} bytes by {short(found.author)}, signed by both"
+    findings = [Finding("file", True, said)]
+    if len(found.receipts) > 1:
+        text = f"{who} signed two results of the same {receipt.position} rows: it cheated"
+        return Verified((*findings, Finding("proof", True, text)))
+    layers = f"layers {receipt.first}:{receipt.end}"
+    text = f"{receipt.position} rows that {who} signed for having received, for its {layers}"
+    findings.append(Finding("rows", True, text))
+    manifest = store.manifest(found.terms.model)
+    if manifest is None:
+        held, text = None, _NOT_HERE.format(found.terms.model[:12])
+    else:
+        held, text = await _judge(found, open_parts(store, manifest, cache_dir()))
+    return Verified((*findings, Finding("proof", held, text)))
+
+
+async def _judge(found: FraudProof, model: PartsModel) -> tuple[bool | None, str]:
+    """Run a proof's rows again; say whether it holds, and in words."""
+    receipt, who = found.receipt, short(found.accused)
+    if found.slice_end > model.manifest.layers:
+        return False, f"the model has no layers {receipt.first}:{found.slice_end}"
+    if missing := _missing(model, model.manifest.needed(receipt.first, found.slice_end)):
+        return None, f"this machine lacks the model's {missing}"
+    try:
+        path = model.stage(receipt.first, found.slice_end)
+        async with open_stage(path, receipt.first, sessions=1, context=receipt.position) as engine:
+            held = await judge(found, [by_engine(engine, receipt.end)])
+    except P2pinferError as error:
+        return None, str(error)
+    if held is None:
+        return None, f"{who} computes in another numerics class than this machine can"
+    if held:
+        return True, f"its layers give other rows than {who} signed for: it cheated"
+    return False, f"its layers give the very rows that {who} signed for: it is accused falsely"
 
 
 def _signatures(found: Certificate, body: bytes, signature: bytes) -> Iterable[Finding]:
@@ -110,8 +161,7 @@ async def _replay(found: Certificate, vouched: Sequence[Vouched], store: Store) 
     """Run everything again that this machine holds the layers for."""
     manifest = store.manifest(found.terms.model)
     if manifest is None:
-        text = f"model {found.terms.model[:12]}… is not here; add it with p2pinfer model add"
-        return [Finding("rows", None, text)]
+        return [Finding("rows", None, _NOT_HERE.format(found.terms.model[:12]))]
     findings: list[Finding] = []
     try:
         model = open_parts(store, manifest, cache_dir())

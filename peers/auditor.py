@@ -9,16 +9,19 @@ under way at a time, so that an audit never crowds out an answer.
 import logging
 from collections.abc import Callable, Sequence
 
-from attrs import frozen
+from attrs import evolve, frozen
 
 from p2pinfer.core.bounds import DEFAULT_BOUNDS, Bounds, distances, first_outside
+from p2pinfer.core.continuity import Break
 from p2pinfer.core.errors import P2pinferError, PeerError, PeerUnavailable
+from p2pinfer.core.evidence import FRAUD_ROWS_BYTES_MAX
+from p2pinfer.core.fraud import FraudProof
 from p2pinfer.core.ids import PeerId
 from p2pinfer.core.limits import ROWS_PER_DECODE_MAX
 from p2pinfer.core.messages import Hop
 from p2pinfer.core.receipts import Receipt
 from p2pinfer.core.trust import Audited, Trust, Verdict, choose_audits
-from p2pinfer.core.witness import Rows
+from p2pinfer.core.witness import Rows, runs_of
 from peers.evidence import Evidence
 from peers.replay import THIS_MACHINE, OpenReplay, Replay, cut
 
@@ -40,6 +43,8 @@ class _Replayed:
     position: int | None = None
     blamed: PeerId | None = None
     text: str = ""
+    refuted: int | None = None
+    """The position of the first receipt that is not so."""
 
 
 class Auditor:
@@ -49,26 +54,49 @@ class Auditor:
         find: who can replay layers.
         rate: the share of stages that is audited.
         bounds: between numerics classes.
+        on_fraud: told of what others can check by themselves, where a stage cheated.
     """
 
     def __init__(
-        self, find: FindReplays, rate: float, bounds: Callable[[int, int], Bounds] | None = None
+        self,
+        find: FindReplays,
+        rate: float,
+        bounds: Callable[[int, int], Bounds] | None = None,
+        on_fraud: Callable[[FraudProof], None] = lambda _: None,
     ) -> None:
         self.rate = rate
-        self._find = find
+        self._find, self._on_fraud = find, on_fraud
         self._bounds = bounds or (lambda _first, _end: DEFAULT_BOUNDS)
 
     async def examine(self, evidence: Evidence, position: int) -> Trust:
         """Return what holds of a session's first ``position`` rows; raises nothing of others."""
         broken = await evidence.settle(position)
         stages = evidence.stages
-        audits: list[Audited] = []
+        for stage in stages:
+            if stage.contradiction:
+                hop = stage.hop
+                proof = FraudProof(evidence.terms, hop.peer, hop.end, stage.contradiction)
+                self._on_fraud(proof)
         if broken is None:
             last = [stage.vouched(position).receipts[position] for stage in stages]
             bodies = [receipt.body() for receipt in last]
             chosen = choose_audits(evidence.nonce, bodies, self.rate)
             audits = [await self._audit(evidence, index, last[index]) for index in chosen]
+        else:
+            audits = await self._suspect(evidence, broken)
         return Trust(len(stages), position, self.rate, broken, tuple(audits))
+
+    async def _suspect(self, evidence: Evidence, broken: Break) -> list[Audited]:
+        """Audit the first of two stages of which one signed what is not so.
+
+        Where it computed what it should, the other one may still have received something else.
+        """
+        if len(broken.peers) < 2:
+            return []
+        peers = [stage.hop.peer for stage in evidence.stages]
+        index, at = peers.index(broken.peers[0]), broken.position
+        receipt = evidence.stages[index].vouched(at).receipts[at]
+        return [await self._audit(evidence, index, receipt)]
 
     async def _audit(self, evidence: Evidence, index: int, receipt: Receipt) -> Audited:
         """Audit one stage; where an auditor differs from it, another one settles who is right."""
@@ -84,26 +112,72 @@ class Auditor:
             found.append(one)
             if _is_settled(found):
                 break
-        return _conclude(Hop(peer, (), receipt.first, receipt.end), found)
+        concluded = _conclude(Hop(peer, (), receipt.first, receipt.end), found)
+        if concluded.blamed == peer and found[-1].refuted:
+            await self._accuse(evidence, index, found[-1].refuted)
+        return concluded
+
+    async def _accuse(self, evidence: Evidence, index: int, position: int) -> None:
+        """Put together what shows others that a stage's receipt is not so, where that can be."""
+        stage, rows = evidence.stages[index], Rows(keep=True)
+        signed = stage.signed(position)[position]
+        receipt = Receipt.parse(signed.body)
+        try:
+            for at in range(0, position, ROWS_PER_DECODE_MAX):
+                count = min(ROWS_PER_DECODE_MAX, position - at)
+                opened = await evidence.inputs(index, at, count)
+                if len(opened.rows) // count * position > FRAUD_ROWS_BYTES_MAX:
+                    _log.info("%s cheated, but the proof would be too long to send", stage.hop.peer)
+                    return
+                for start, data, wide in cut(opened, at):
+                    rows.put(start, len(data) * count // len(opened.rows), data, wide=wide)
+        except PeerError as error:
+            _log.info("%s cheated, but its inputs are not to be had: %s", stage.hop.peer, error)
+            return
+        if rows.tree.root(position) == receipt.received:
+            opened = rows.open(0, position)
+            end, regimes = receipt.end, runs_of(opened.regimes)
+            self._on_fraud(
+                FraudProof(evidence.terms, stage.hop.peer, end, (signed,), regimes, opened.rows)
+            )
 
 
 def _is_settled(found: Sequence[_Replayed]) -> bool:
+    """Whether nobody else need be asked: this machine spoke, or two agree where they differ."""
     last = found[-1]
-    if last.verdict is not Verdict.CHEATED or last.by == THIS_MACHINE:
+    if last.by == THIS_MACHINE or last.verdict is Verdict.NOT_OPENED:
         return True
-    return sum(each.verdict is Verdict.CHEATED for each in found) > 1
+    return len(_saying(found, last.verdict)) > 1 or (len(found) == 1 and _is_fine(last))
+
+
+def _is_fine(one: _Replayed) -> bool:
+    return one.verdict in (Verdict.SAME, Verdict.CLOSE)
+
+
+def _saying(found: Sequence[_Replayed], verdict: Verdict) -> list[_Replayed]:
+    """Return those that found the same, bits within bounds counting as the same bits."""
+    is_fine = verdict in (Verdict.SAME, Verdict.CLOSE)
+    return [each for each in found if each.verdict is verdict or (is_fine and _is_fine(each))]
 
 
 def _conclude(stage: Hop, found: Sequence[_Replayed]) -> Audited:
-    """Return what several replays of a stage amount to."""
+    """Return what several replays of a stage amount to.
+
+    One auditor that differs is not believed against the stage and another one. It is blamed where
+    two others, or this machine, found what the stage had found.
+    """
     if not found:
         return Audited(stage.peer, stage.first, stage.end, Verdict.NOT_REPLAYED)
     last, by = found[-1], tuple(each.by for each in found)
+    cheated = _saying(found, Verdict.CHEATED)
+    if not _is_settled(found):
+        last = next((each for each in found if _is_fine(each)), last)
     verdict, blamed, text = last.verdict, last.blamed, last.text
     if verdict is Verdict.CHEATED and not _is_settled(found):
         verdict, blamed = Verdict.DISPUTED, None
-    elif verdict in (Verdict.SAME, Verdict.CLOSE) and len(found) > 1:
-        blamed, text = PeerId(found[0].by), "the first auditor computed other rows"
+    elif _is_fine(last) and cheated:
+        blamed = PeerId(cheated[0].by) if _is_settled(found) else None
+        text = "another auditor computed other rows"
     return Audited(stage.peer, stage.first, stage.end, verdict, by, last.position, blamed, text)
 
 
@@ -137,10 +211,11 @@ async def _replay(
         text = "it opened other rows than it signed for"
         return _Replayed(name, Verdict.NOT_OPENED, None, before, text)
     if outputs.tree.root(receipt.position) == receipt.sent:
-        for at, earlier in evidence.stages[index].vouched(receipt.position).receipts.items():
-            if outputs.tree.root(at) != earlier.sent:
-                return _Replayed(name, Verdict.CHEATED, at, peer, "it signed for other rows before")
-        return _Replayed(name, Verdict.SAME)
+        refuted = _first_refuted(evidence, index, receipt.position, outputs)
+        if refuted is None:
+            return _Replayed(name, Verdict.SAME)
+        text = "it signed for other rows before"
+        return _Replayed(name, Verdict.CHEATED, refuted, peer, text, refuted)
     return await _compare(evidence, index, receipt, replay, outputs, bounds)
 
 
@@ -154,30 +229,42 @@ async def _compare(
 ) -> _Replayed:
     """Open what the stage sent, and find where it differs from the replay, and by how much."""
     peer, sent = evidence.stages[index].hop.peer, Rows(keep=True)
-    for at in range(0, receipt.position, ROWS_PER_DECODE_MAX):
-        count = min(ROWS_PER_DECODE_MAX, receipt.position - at)
+    count, is_same = receipt.position, replay.numerics == receipt.numerics
+    is_certain = is_same and replay.name == THIS_MACHINE
+    refuted = _first_refuted(evidence, index, count, replayed) if is_certain else None
+    for at in range(0, count, ROWS_PER_DECODE_MAX):
+        size = min(ROWS_PER_DECODE_MAX, count - at)
         try:
-            opened = await evidence.outputs(index, at, count)
+            opened = await evidence.outputs(index, at, size)
         except PeerError as error:
-            return _not_opened(replay.name, at, error)
+            return evolve(_not_opened(replay.name, at, error), refuted=refuted)
         for position, rows, wide in cut(opened, at):
-            sent.put(position, len(rows) * count // len(opened.rows), rows, wide=wide)
-    if sent.tree.root(receipt.position) != receipt.sent:
+            sent.put(position, len(rows) * size // len(opened.rows), rows, wide=wide)
+    if sent.tree.root(count) != receipt.sent:
         text = "it opened other rows than it signed for"
-        return _Replayed(replay.name, Verdict.NOT_OPENED, None, peer, text)
-    count = receipt.position
+        return _Replayed(replay.name, Verdict.NOT_OPENED, None, peer, text, refuted)
     ours, theirs = replayed.open(0, count).rows, sent.open(0, count).rows
     if len(ours) != len(theirs):
         return _Replayed(replay.name, Verdict.CHEATED, 0, peer, "its rows have another width")
     apart = distances(theirs, ours, evidence.terms.dtype, count)
-    if replay.numerics == receipt.numerics:
+    if is_same:
         beyond: int | None = _first_other(ours, theirs, count)
     else:
         beyond = first_outside(apart, bounds(receipt.first, receipt.end))
     if beyond is None:
         return _Replayed(replay.name, Verdict.CLOSE, text=f"{apart.max():.2%} apart at most")
+    refuted = _first_refuted(evidence, index, count, replayed, beyond)
     text = f"rows lie {apart[beyond]:.2%} apart"
-    return _Replayed(replay.name, Verdict.CHEATED, beyond, peer, text)
+    return _Replayed(replay.name, Verdict.CHEATED, beyond, peer, text, refuted)
+
+
+def _first_refuted(
+    evidence: Evidence, index: int, position: int, replayed: Rows, behind: int = -1
+) -> int | None:
+    """Return the position of a stage's first receipt, behind one, that a replay contradicts."""
+    receipts = evidence.stages[index].vouched(position).receipts
+    wrong = (at for at, each in receipts.items() if replayed.tree.root(at) != each.sent)
+    return next((at for at in wrong if at > behind), None)
 
 
 def _not_opened(by: str, position: int, error: PeerError) -> _Replayed:

@@ -126,6 +126,10 @@ class Directory:
         if self.view.follow(model):
             self._wake.set()
 
+    def shut_out(self, peer: PeerId) -> None:
+        """Know nothing of a peer any more, whatever it says, and pass nothing of it on."""
+        self.view.shut_out(peer, trio.current_time())
+
     def serving(self, model: ModelId) -> list[Advertisement]:
         """Return what other peers are known to serve of a model, which is followed from now on."""
         return [a for a in self.holding(model) if a.first < a.end]

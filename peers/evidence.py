@@ -11,10 +11,11 @@ from typing import TypeVar
 import trio
 from attrs import evolve
 
-from p2pinfer.core.certificate import Certificate, StageClaim, runs_of, to_sign
+from p2pinfer.core.certificate import Certificate, StageClaim, to_sign
 from p2pinfer.core.continuity import Break, Vouched, find_break
 from p2pinfer.core.errors import PeerError, PeerUnavailable, RemoteProtocolError
 from p2pinfer.core.evidence import AskRows, Follow, Made, Opening, Settle, Settled
+from p2pinfer.core.fraud import contradict
 from p2pinfer.core.ledger import Entry, entry_of
 from p2pinfer.core.messages import Denied, Hop, Open, Step
 from p2pinfer.core.receipts import (
@@ -27,7 +28,7 @@ from p2pinfer.core.receipts import (
     seal_of,
 )
 from p2pinfer.core.trust import Trust
-from p2pinfer.core.witness import Opened, Witness
+from p2pinfer.core.witness import Opened, Witness, runs_of
 from peers.notary import EVIDENCE, terms_of
 from peers.talk import RefusedError, receive, send
 from transports.base import Channel, Transport
@@ -60,6 +61,8 @@ class Following:
         """The newest that was asked for."""
         self.fault = ""
         """Why its word no longer counts."""
+        self.contradiction: tuple[Signed, ...] = ()
+        """Two receipts that no honest peer signs both."""
         self._channel: Channel | None = None
         self._ready, self._answered = trio.Event(), trio.Event()
         self._answer: Settled | Opening | Denied | None = None
@@ -97,7 +100,7 @@ class Following:
 
     def signed(self, position: int) -> dict[int, Signed]:
         """Return its receipts for the first ``position`` rows and fewer, in order."""
-        found = {at: signed for at, (_, signed) in sorted(self._kept.items()) if at < position}
+        found = {at: signed for at, (_, signed) in sorted(self._kept.items()) if at <= position}
         if self._final and self._final[0].position == position:
             found[position] = self._final[1]
         return found
@@ -106,7 +109,7 @@ class Following:
         """Return its word for the first ``position`` rows, every signature checked."""
         receipts = {}
         for at, signed in self.signed(position).items():
-            if not verify(self.hop.peer, SIGNED_AS + signed.body, signed.signature):
+            if not self._is_signed(signed):
                 self.fault = self.fault or f"its receipt for {at} rows is not signed by it"
             receipts[at] = Receipt.parse(signed.body)
         return Vouched(self.hop.peer, self.hop.first, self.hop.end, receipts, self.fault)
@@ -118,6 +121,7 @@ class Following:
             receipt = self._parse(answer.signed)
             if receipt.position != position:
                 raise RemoteProtocolError(self.hop.peer, "its receipt is for another position")
+            self._compare(receipt, answer.signed)
             self._final = receipt, answer.signed
         except PeerError as error:
             self._fail(str(error))
@@ -172,7 +176,18 @@ class Following:
         receipt = self._parse(signed)
         if receipt.position % CHECKPOINT_POSITIONS or receipt.position > self._context:
             raise RemoteProtocolError(self.hop.peer, "its receipt is for no checkpoint")
+        self._compare(receipt, signed)
         self._kept[receipt.position] = receipt, signed
+
+    def _compare(self, receipt: Receipt, signed: Signed) -> None:
+        """Hold a receipt against those before; raises RemoteProtocolError."""
+        for before, other in filter(None, (self._kept.get(receipt.position), self._final)):
+            if contradict(before, receipt) and self._is_signed(other) and self._is_signed(signed):
+                self.contradiction = other, signed
+                raise RemoteProtocolError(self.hop.peer, "it signed two results of the same rows")
+
+    def _is_signed(self, signed: Signed) -> bool:
+        return verify(self.hop.peer, SIGNED_AS + signed.body, signed.signature)
 
     def _parse(self, signed: Signed) -> Receipt:
         """Read a receipt, which must be about this session and stage."""

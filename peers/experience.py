@@ -65,6 +65,11 @@ class Experiences:
         innocent = isinstance(error, RefusedError) and error.refused.code in INNOCENT
         self._put(error.peer, before.refused(now) if innocent else before.failed(now))
 
+    def cheated(self, peer: PeerId) -> None:
+        """Take in a proof that a peer cheated: it is never used again."""
+        now = trio.current_time()
+        self._put(peer, self._standings.of(peer, now).cheated(now))
+
     def worked(self, route: Sequence[RouteHop], times: Iterable[Sequence[int]]) -> None:
         """Take in how long each stage took for rows of one token."""
         now = trio.current_time()

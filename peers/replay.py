@@ -9,6 +9,7 @@ import trio
 
 from p2pinfer.core.advertisement import Advertisement
 from p2pinfer.core.errors import EngineError, PeerUnavailable, lone_errors
+from p2pinfer.core.evidence import Case
 from p2pinfer.core.ids import ModelId, PeerId, SessionId
 from p2pinfer.core.limits import NARROW_ROWS_MAX, ROWS_PER_DECODE_MAX
 from p2pinfer.core.messages import Hop, Open
@@ -133,13 +134,24 @@ class PeerReplays:
 
     def find(self, first: int, end: int, besides: PeerId) -> Sequence[OpenReplay]:
         """Return who can replay these layers, in an order that nobody can foresee."""
+        return [self._by_peer(offer, first, end) for offer in self._holders(first, end, besides)]
+
+    def judges(self, case: Case) -> Sequence[OpenReplay]:
+        """Return who can run a case's layers again in the very class that it is about, likewise."""
+        return [
+            self._by_peer(offer, case.first, case.end)
+            for offer in self._holders(case.first, case.end, case.accused)
+            if offer.numerics_class == case.numerics.hex() and offer.peer != case.author
+        ]
+
+    def _holders(self, first: int, end: int, besides: PeerId) -> list[Advertisement]:
         holders = [
             offer
             for offer in self._serving()
             if offer.first == first and end <= offer.end and offer.peer != besides
         ]
         holders.sort(key=lambda _: self._draw(8))
-        return [self._by_peer(offer, first, end) for offer in holders]
+        return holders
 
     def _by_peer(self, offer: Advertisement, first: int, end: int) -> OpenReplay:
         hop = Hop(offer.peer, offer.addresses, first, end)
@@ -166,7 +178,8 @@ class EngineReplay:
 
     async def run(self, position: int, count: int, rows: bytes, *, wide: bool) -> bytes:
         """Return what the engine makes of float32 rows; raises EngineError."""
-        assert len(rows) == 4 * self.width * count
+        if len(rows) != 4 * self.width * count:
+            raise EngineError("the rows are not of the model's width")
         done = trio.Event()
         outcome: list[Decoded | EngineError] = []
 
@@ -183,3 +196,17 @@ class EngineReplay:
     def close(self) -> None:
         """Free the session's cells."""
         self._session.close()
+
+
+def by_engine(engine: StageEngine, end: int) -> OpenReplay:
+    """Return what opens a replay up to a layer by an engine that runs."""
+
+    @asynccontextmanager
+    async def opening(_: int) -> AsyncIterator[Replay]:
+        replay = EngineReplay(engine, end)
+        try:
+            yield replay
+        finally:
+            replay.close()
+
+    return opening

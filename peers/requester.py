@@ -51,6 +51,8 @@ class Session:
         """What all caches are known to hold, position by position."""
         self.times = stage_times()
         """What the stages say of the last tokens."""
+        self.is_trusted = True
+        """Nothing that was checked of it has failed; otherwise the next answer needs another."""
 
     @property
     def evidence(self) -> Evidence | None:

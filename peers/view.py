@@ -46,6 +46,9 @@ MODELS_MAX = 64
 GLIMPSE_MAX = 16
 """Peers kept of each of those."""
 
+SHUT_OUT_MAX = 4096
+"""Peers that are not heard of any more: proven cheats, of which the oldest are forgotten."""
+
 PARSED_MAX = 4096
 """Advertisements kept taken apart: many peers of one process hear the same bytes."""
 
@@ -180,6 +183,7 @@ class View:
         self._silenced: dict[PeerId, tuple[int, float]] = {}
         """Of those forgotten: their last number and when, lest an old word bring them back."""
         self._expiries: list[tuple[float, PeerId, int]] = []
+        self._shut_out: dict[PeerId, None] = {}
 
     def follow(self, model: ModelId) -> bool:
         """Keep all of a model from now on; say whether that is news."""
@@ -213,6 +217,8 @@ class View:
             return Taken.BAD
         found = parsed.advertisement
         peer = found.peer
+        if peer in self._shut_out:
+            return Taken.OLD
         before = self.get(peer)
         if before:
             known = before.parsed.advertisement.sequence
@@ -282,6 +288,13 @@ class View:
         """Drop what is known of a peer; an older word of it is not believed again."""
         if entry := self.get(peer):
             self._silence(peer, entry.parsed.advertisement.sequence, now)
+
+    def shut_out(self, peer: PeerId, now: float) -> None:
+        """Drop what is known of a peer, and hear no more of it."""
+        self._shut_out[peer] = None
+        if len(self._shut_out) > SHUT_OUT_MAX:
+            del self._shut_out[next(iter(self._shut_out))]
+        self.forget(peer, now)
 
     def knows_nobody(self) -> bool:
         """Whether this peer has heard of no other."""

@@ -18,11 +18,14 @@ from peers.auditor import Auditor
 from peers.client import Asked, SwarmClient
 from peers.directory import Directory
 from peers.evidence import Gatherer
+from peers.frauds import judges_beside
+from peers.guarded import Guarded
 from peers.layers import Layers
 from peers.notary import Notary
 from peers.replay import PeerReplays
 from peers.server import Server
 from peers.serving import Plan
+from sim.courts import Courts
 from sim.engine import NUMERICS_CLASS, Cheat, Speed, VirtualEnds, VirtualStage
 from sim.links import Access, WorldNetwork
 from sim.model import VirtualModel
@@ -140,6 +143,7 @@ class World:
         self.liars: dict[PeerId, Cheat] = {}
         self.lies = 0
         """Decodes whose rows were not what the layers give."""
+        self._courts = Courts(MODEL, record, self.liars)
         self._born = 0
 
     def chance(self, name: str) -> Random:
@@ -238,7 +242,8 @@ class World:
 
     async def _live(self, peer: VirtualPeer, ways_in: list[str]) -> None:
         chance = self.chance(f"peer {self._born}")
-        async with self.network.join(peer.id) as transport, trio.open_nursery() as nursery:
+        async with self.network.join(peer.id) as inner, trio.open_nursery() as nursery:
+            transport = Guarded(inner)
             peer.directory = Directory(transport, CheapSigner(peer.id), chance, is_cheaply_signed)
             peer.directory.listen()
             notary = Notary(transport, peer.identity.sign)
@@ -267,6 +272,13 @@ class World:
                 on_serving=on_serving,
                 notary=notary,
             )
+            gatherer = Gatherer(nursery, transport, chance.randbytes)
+            serving = partial(peer.directory.serving, MODEL)
+            replays = PeerReplays(transport, serving, MODEL, gatherer, chance.randbytes)
+            judges = partial(judges_beside, peer.server, replays)
+            frauds = self._courts.open(transport, peer.directory, peer.identity, judges, chance)
+            frauds.listen()
+            nursery.start_soon(frauds.run)
             await peer.server.run()
             peer.directory.leave()
             nursery.cancel_scope.cancel()
@@ -324,7 +336,8 @@ class World:
         table, model = self.scenario.requests, self.scenario.model
         regions = len(self.scenario.regions.names)
         self.network.access[identity.peer_id] = Access(number % regions, jitter=0.1)
-        async with self.network.join(identity.peer_id) as transport, trio.open_nursery() as nursery:
+        async with self.network.join(identity.peer_id) as inner, trio.open_nursery() as nursery:
+            transport = Guarded(inner)
             directory = Directory(
                 transport, CheapSigner(identity.peer_id), chance, is_cheaply_signed
             )
@@ -345,7 +358,16 @@ class World:
             )
             serving = partial(directory.serving, MODEL)
             replays = PeerReplays(transport, serving, MODEL, gatherer, chance.randbytes)
-            auditor = Auditor(replays.find, table.audit_rate)
+            frauds = self._courts.open(
+                transport,
+                directory,
+                identity,
+                replays.judges,
+                chance,
+                client.experiences.cheated,
+            )
+            nursery.start_soon(frauds.run)
+            auditor = Auditor(replays.find, table.audit_rate, on_fraud=frauds.accuse)
             self.requesters.append(
                 Requester(number, identity.peer_id, client, directory, ends, auditor)
             )

@@ -34,7 +34,7 @@ from p2pinfer.supply import name_model, open_store, open_whole
 from p2pinfer.swarm import split_layers
 from peers.auditor import Auditor
 from peers.evidence import Gatherer
-from peers.replay import EngineReplay, OpenReplay, Replay
+from peers.replay import OpenReplay, Replay, by_engine
 from peers.requester import Requester
 from peers.stage import Stage
 from transports.identity import Identity
@@ -146,13 +146,7 @@ class World:
         at_cheater = first == self.switches[CHEATER].first
         engine = self.other_class if other_class and at_cheater else self.auditors[first]
 
-        @asynccontextmanager
-        async def own(_: int) -> AsyncIterator[Replay]:
-            replay = EngineReplay(engine, end)
-            try:
-                yield replay
-            finally:
-                replay.close()
+        own = by_engine(engine, end)
 
         @asynccontextmanager
         async def lying(_: int) -> AsyncIterator[Replay]:

@@ -20,6 +20,7 @@ sends is checked here and nowhere else; ``wire`` turns a failed check into an er
                    AskHeld      →  Held
                    AskChunks    →  for each one Chunk, or Denied
     evidence   requester → each stage, beside the session: see ``evidence``
+    frauds     Cases, and the proofs that one of the two lacks: see ``evidence``
                Refused  ←  at any time: the channel is over, and why
 """
 
@@ -44,7 +45,17 @@ from p2pinfer.core.checks import (
     text,
     whole,
 )
-from p2pinfer.core.evidence import AskRows, Follow, Made, Opening, Settle, Settled
+from p2pinfer.core.evidence import (
+    AskRows,
+    Cases,
+    Follow,
+    Made,
+    Opening,
+    ProofIs,
+    Settle,
+    Settled,
+    WantProof,
+)
 from p2pinfer.core.exchange import Compare, Differs, Wanted
 from p2pinfer.core.ids import ModelId, PartHash, PeerId, SessionId
 from p2pinfer.core.limits import ROWS_PER_DECODE_MAX
@@ -342,4 +353,7 @@ Message = (
     | Settled
     | AskRows
     | Opening
+    | Cases
+    | WantProof
+    | ProofIs
 )

@@ -70,7 +70,7 @@ class Receipt:
     first: int = field(validator=LAYER)
     end: int = field(validator=LAYER)
     number: int = field(validator=whole(0, (1 << 32) - 1))
-    """Counts the signer's receipts in the session; two of one number are equivocation."""
+    """Counts the signer's receipts in the session."""
     position: int = field(validator=whole(0, POSITIONS_MAX))
     """The roots are over the positions before this one."""
     rows: int = field(validator=whole(0, 1 << 62))

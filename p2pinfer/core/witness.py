@@ -5,7 +5,7 @@ the step's back. Rows go in and out in lockstep, so a receipt never mixes what w
 came instead.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 
 from attrs import frozen
 
@@ -34,6 +34,22 @@ class Opened:
 
     regimes: tuple[bool, ...]
     rows: bytes
+
+
+def runs_of(regimes: Iterable[bool]) -> tuple[int, ...]:
+    """Return lengths of runs, wide and narrow in turn, a wide one first; it may be empty."""
+    found, wide = [0], True
+    for each in regimes:
+        if each is not wide:
+            found.append(0)
+            wide = each
+        found[-1] += 1
+    return tuple(found)
+
+
+def regimes_of(runs: Iterable[int]) -> tuple[bool, ...]:
+    """Return for each position whether it ran wide: what ``runs_of`` was given."""
+    return tuple(index % 2 == 0 for index, length in enumerate(runs) for _ in range(length))
 
 
 class Rows:

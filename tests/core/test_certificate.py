@@ -7,17 +7,17 @@ from hypothesis import strategies as st
 
 from p2pinfer.core.certificate import (
     MAGIC,
-    BadCertificate,
     Certificate,
     StageClaim,
     check,
     parse,
-    runs_of,
     to_sign,
 )
 from p2pinfer.core.ids import ModelId, SessionId
 from p2pinfer.core.receipts import BODY_BYTES, SIGNED_AS, Receipt, Signed, Terms, seal_of
+from p2pinfer.core.sections import BadFile
 from p2pinfer.core.trust import Audited, Verdict
+from p2pinfer.core.witness import runs_of
 from transports.identity import Identity, verify
 
 ME, *STAGES = (Identity(bytes([number]) * 32) for number in range(4))
@@ -56,7 +56,7 @@ def verdict(data: bytes) -> str:
     try:
         found, body, signature = parse(data)
         check(found)
-    except BadCertificate as error:
+    except BadFile as error:
         return str(error)
     return "" if verify(found.terms.requester, to_sign(body), signature) else "signature"
 

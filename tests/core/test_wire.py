@@ -17,15 +17,21 @@ from p2pinfer.core.advertisement import (
 )
 from p2pinfer.core.checks import ADDRESS_CHARS_MAX, ADDRESSES_MAX, LAYERS_MAX, POSITIONS_MAX
 from p2pinfer.core.evidence import (
+    CASES_MAX,
     OPENING_BYTES_MAX,
     AskRows,
+    Case,
+    Cases,
     Follow,
     Made,
     Opening,
+    ProofIs,
     Settle,
     Settled,
+    WantProof,
 )
 from p2pinfer.core.exchange import BUCKETS, DIGEST_BYTES, Compare, Differs, Wanted
+from p2pinfer.core.fraud import FILE_BYTES_MAX
 from p2pinfer.core.ids import ModelId, PartHash, PeerId, SessionId
 from p2pinfer.core.limits import ROWS_PER_DECODE_MAX
 from p2pinfer.core.manifest import CHUNK_BYTES, MANIFEST_BYTES_MAX
@@ -164,6 +170,26 @@ messages = st.one_of(
     st.builds(Settled, counters, signed),
     st.builds(AskRows, counters, st.integers(0, POSITIONS_MAX), st.integers(1, 48)),
     st.builds(Opening, counters, st.just(b"\0\1"), st.binary(min_size=1, max_size=300)),
+    st.builds(
+        Cases,
+        st.lists(
+            st.builds(
+                Case,
+                st.binary(min_size=32, max_size=32),
+                models,
+                peers,
+                peers,
+                layers,
+                layers,
+                layers,
+                st.binary(min_size=16, max_size=16),
+                st.integers(0, POSITIONS_MAX),
+            ),
+            max_size=3,
+        ).map(tuple),
+    ),
+    st.builds(WantProof, st.binary(max_size=32)),
+    st.builds(ProofIs, st.binary(max_size=300)),
 )
 
 
@@ -237,6 +263,8 @@ def test_well_packed_nonsense_is_judged(name: str, values: list[Any]) -> None:
     judge(data)
 
 
+CASE = [bytes(32), "ab" * 32, PEER, PEER, 1, 10, 12, bytes(16), 96]
+
 GOOD: dict[str, list[Any]] = {
     "Open": [SESSION, MODEL, PEER, PEER, 1, 10, 4096, "f32", bytes(32)],
     "Connect": [1, PEER, ["/a"], 0, 0],
@@ -267,6 +295,9 @@ GOOD: dict[str, list[Any]] = {
     "Settled": [1, [BODY, bytes(64)]],
     "AskRows": [1, 0, 48],
     "Opening": [1, b"\0\1", b"rows"],
+    "Cases": [[CASE]],
+    "WantProof": [bytes(32)],
+    "ProofIs": [b"proof"],
 }
 
 
@@ -353,6 +384,10 @@ def test_the_good_values_are_good() -> None:
         pytest.param("Opening", 1, bytes(ROWS_PER_DECODE_MAX + 1), id="too many regimes"),
         pytest.param("Opening", 2, bytes(OPENING_BYTES_MAX + 1), id="opening too long"),
         pytest.param("Open", 8, bytes(31), id="short seal"),
+        pytest.param("Cases", 0, [CASE] * (CASES_MAX + 1), id="too many cases"),
+        pytest.param("Cases", 0, [[*CASE[:8], POSITIONS_MAX + 1]], id="a case too long"),
+        pytest.param("WantProof", 0, bytes(33), id="long digest"),
+        pytest.param("ProofIs", 0, bytes(FILE_BYTES_MAX + 1), id="proof too long"),
     ],
 )
 def test_each_limit_holds(name: str, field: int, value: Any) -> None:

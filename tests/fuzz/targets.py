@@ -14,14 +14,17 @@ from typing import Any
 import msgpack
 from blake3 import blake3
 
+from p2pinfer.core import fraud
 from p2pinfer.core.advertisement import Advertisement, Heard
-from p2pinfer.core.certificate import MAGIC, BadCertificate, check, parse
+from p2pinfer.core.certificate import MAGIC, check, parse
 from p2pinfer.core.ids import ModelId, PeerId
 from p2pinfer.core.manifest import BadManifest, parse_manifest
 from p2pinfer.core.merkle import Tree, WrongProof, leaf, root_through
 from p2pinfer.core.receipts import BODY_BYTES, SIGNED_AS, BadReceipt, Receipt
+from p2pinfer.core.sections import BadFile
 from p2pinfer.core.wire import BadMessage, decode, encode
 from peers.view import Taken, View
+from tests.core.proofs import FILE as PROOF_FILE
 from tests.core.test_certificate import CERTIFICATE, FILE, STAGES
 from tests.core.test_manifest import values as manifest_values
 from tests.core.test_wire import GOOD, KINDS
@@ -93,26 +96,34 @@ def _judge_receipt(given: tuple[PeerId, bytes, bytes]) -> None:
         assert signature in [key.sign(SIGNED_AS + body) for key in STAGES]
 
 
-def _sections() -> list[tuple[bytes, Any]]:
-    """Take the good certificate apart: names and values."""
-    found, at = [], len(MAGIC)
-    while at < len(FILE) - 64:
-        name = FILE[at + 1 : at + 1 + FILE[at]]
-        start = at + 1 + FILE[at] + 4
-        end = start + int.from_bytes(FILE[start - 4 : start], "little")
-        found.append((name, msgpack.unpackb(FILE[start:end], use_list=False)))
+def _sections(magic: bytes, file: bytes) -> list[tuple[bytes, Any]]:
+    """Take a good file apart: names and values."""
+    found, at = [], len(magic)
+    while at < len(file) - 64:
+        name = file[at + 1 : at + 1 + file[at]]
+        start = at + 1 + file[at] + 4
+        end = start + int.from_bytes(file[start - 4 : start], "little")
+        found.append((name, msgpack.unpackb(file[start:end], use_list=False)))
         at = end + 32
     return found
 
 
-SECTIONS = _sections()
+SECTIONS = _sections(MAGIC, FILE)
+PROOF_SECTIONS = _sections(fraud.MAGIC, PROOF_FILE)
 
 
 def _certificate(chance: Random) -> bytes:
-    """Spoil a certificate, mostly inside sections whose hashes then fit again."""
+    return _spoilt(chance, MAGIC, FILE, list(SECTIONS))
+
+
+def _fraud(chance: Random) -> bytes:
+    return _spoilt(chance, fraud.MAGIC, PROOF_FILE, list(PROOF_SECTIONS))
+
+
+def _spoilt(chance: Random, magic: bytes, file: bytes, sections: list[tuple[bytes, Any]]) -> bytes:
+    """Spoil a file, mostly inside sections whose hashes then fit again."""
     if chance.random() < 0.2:
-        return damage(chance, FILE)
-    sections = list(SECTIONS)
+        return damage(chance, file)
     for _ in range(chance.randint(1, 2)):
         at = chance.randrange(len(sections))
         name, values = sections[at]
@@ -123,7 +134,7 @@ def _certificate(chance: Random) -> bytes:
                 sections.insert(at, (damage(chance, name), values))
             case _:
                 sections[at] = name, spoil(chance, values)
-    data = MAGIC
+    data = magic
     for name, values in sections:
         body = msgpack.packb(values)
         head = bytes([len(name) % 256]) + name + len(body).to_bytes(4, "little") + body
@@ -132,10 +143,18 @@ def _certificate(chance: Random) -> bytes:
 
 
 def _judge_certificate(data: bytes) -> None:
-    with suppress(BadCertificate):
+    with suppress(BadFile):
         found, body, signature = parse(data)
         assert found.body() == body == data[: -len(signature)]
         check(found)
+
+
+def _judge_fraud(data: bytes) -> None:
+    """With all signatures good, so that what they cover is reached."""
+    with suppress(BadFile):
+        proof = fraud.parse(data, lambda *_: True)
+        assert data.startswith(proof.body())
+        assert len(proof.inputs.regimes) == proof.case().rows
 
 
 @dataclass(frozen=True)
@@ -253,6 +272,7 @@ TARGETS = {
     "manifest": Target(_manifest, _judge_manifest),
     "receipt": Target(_receipt, _judge_receipt),
     "certificate": Target(_certificate, _judge_certificate),
+    "fraud": Target(_fraud, _judge_fraud),
     "proof": Target(_proof, _judge_proof),
     "gossip": Target(_gossip, _judge_gossip),
     "muxer": Target(_frames, _judge_frames),

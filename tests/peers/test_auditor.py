@@ -1,133 +1,19 @@
 """Audits: who computed something else is found and named, by whoever runs its layers again."""
 
-from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
-
 import numpy as np
 import pytest
-import trio
-from attrs import frozen
 from trio.testing import MockClock
 
-from p2pinfer.core.errors import EngineError, PeerUnavailable, lone_errors
+from p2pinfer.core.errors import PeerUnavailable
 from p2pinfer.core.ids import PeerId
-from p2pinfer.core.messages import Hop, Open, Refusal
+from p2pinfer.core.messages import Refusal, Step
 from p2pinfer.core.trust import Audited, Trust, Verdict, choose_audits
 from p2pinfer.core.witness import Opened
-from p2pinfer.engine.base import Decoded, Done, StageSession
-from peers.auditor import Auditor
-from peers.evidence import Following, Gatherer
-from peers.replay import THIS_MACHINE, EngineReplay, OpenReplay, Replay, cut, open_peer_replay
+from peers.evidence import Following
+from peers.notary import Record
+from peers.replay import THIS_MACHINE, cut
 from peers.talk import RefusedError
-from tests.engine.fakes import ROW_BYTES, FakeStage
-from tests.peers.swarm import (
-    CHAINS,
-    CONTEXT,
-    KEYS,
-    MODEL,
-    PROMPT,
-    Swarm,
-    answer,
-    session_id,
-    swarm,
-)
-
-BOUNDS = CHAINS[3]
-HOLDERS = KEYS[4:6]
-OWN = "own"
-"""An engine of the requester's, beside those of other holders."""
-
-Tamper = Callable[[int, bytes], bytes]
-
-
-class Tampering:
-    """A stage's session that changes what comes out."""
-
-    def __init__(self, inner: StageSession, tamper: Tamper) -> None:
-        self._inner, self._tamper = inner, tamper
-        self.close = inner.close
-
-    def submit(self, position: int, rows: bytes, done: Done, *, wide: bool) -> None:
-        """Run the rows, and hand on others."""
-
-        def take(outcome: Decoded | EngineError) -> None:
-            assert isinstance(outcome, Decoded)
-            done(Decoded(self._tamper(position, outcome.rows), outcome.decoding_us))
-
-        self._inner.submit(position, rows, take, wide=wide)
-
-
-def cheat(engine: FakeStage, tamper: Tamper, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Have all sessions of an engine tamper."""
-    honest = engine.open
-    monkeypatch.setattr(engine, "open", lambda end: Tampering(honest(end), tamper))
-
-
-def at_70(position: int, rows: bytes) -> bytes:
-    """Change the row at position 70 alone."""
-    at = (70 - position) * ROW_BYTES
-    if not 0 <= at < len(rows):
-        return rows
-    return rows[:at] + bytes(ROW_BYTES) + rows[at + ROW_BYTES :]
-
-
-@frozen
-class Case:
-    """A swarm with other holders of the middle stage's layers, and who replays in which order."""
-
-    made: Swarm
-    holders: Sequence[FakeStage]
-    replays: list[str | PeerId]
-
-    async def examine(self, rate: float = 1.0) -> Trust:
-        """Answer once, and audit."""
-        async with self.made.open() as session:
-            await answer(session, PROMPT)
-            assert session.evidence
-            return await Auditor(self.find, rate).examine(session.evidence, len(session.tokens))
-
-    def find(self, first: int, end: int, besides: PeerId) -> list[OpenReplay]:
-        """Return who replays; only the middle stage has other holders."""
-        names = self.replays if (first, end) == BOUNDS[1:3] else [OWN]
-        return [self._opening(name, first, end) for name in names if name != besides]
-
-    def _opening(self, name: str, first: int, end: int) -> OpenReplay:
-        @asynccontextmanager
-        async def own(_: int) -> AsyncIterator[Replay]:
-            replay = EngineReplay(FakeStage(first, end, context=CONTEXT), end)
-            yield replay
-            replay.close()
-
-        @asynccontextmanager
-        async def other(context: int) -> AsyncIterator[Replay]:
-            me = self.made.me
-            hop = Hop(PeerId(name), (f"/memory/{name}",), first, end)
-            opened = Open(
-                session_id(77), MODEL, me.peer_id, me.peer_id, hop.first, hop.end, context
-            )
-            with lone_errors():
-                async with trio.open_nursery() as nursery:
-                    gatherer = Gatherer(nursery, me, lambda size: b"n" * size)
-                    numerics = bytes.fromhex(FakeStage(first, end).numerics_class)
-                    async with open_peer_replay(me, hop, opened, numerics, gatherer) as replay:
-                        yield replay
-
-        return own if name == OWN else other
-
-
-@asynccontextmanager
-async def case(*replays: str | PeerId) -> AsyncIterator[Case]:
-    """Run a chain of three, and two more holders of the middle stage's layers."""
-    async with trio.open_nursery() as nursery, swarm(BOUNDS, evidence=True) as made:
-        for key in HOLDERS:
-            engine = FakeStage(*BOUNDS[1:3], context=CONTEXT)
-            await nursery.start(made.add, key.peer_id, engine, key)
-            made.route.pop()
-        yield Case(made, made.engines[3:], list(replays))
-        nursery.cancel_scope.cancel()
-
-
-FIRST, SECOND = (key.peer_id for key in HOLDERS)
+from tests.peers.audits import BOUNDS, FIRST, OWN, SECOND, at_70, case, cheat
 
 
 @pytest.mark.parametrize("by", [OWN, FIRST])
@@ -167,16 +53,58 @@ async def test_one_auditor_alone_is_not_believed(
         assert (trust.held, audit.verdict, audit.blamed) == (False, Verdict.DISPUTED, None)
 
 
-@pytest.mark.parametrize("settled_by", [SECOND, OWN])
+@pytest.mark.parametrize(
+    ("others", "blamed"), [((SECOND,), None), ((OWN,), FIRST), ((SECOND, OWN), FIRST)]
+)
 async def test_an_auditor_that_lies_is_named(
-    settled_by: str | PeerId, autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+    others: tuple[str, ...],
+    blamed: PeerId | None,
+    autojump_clock: MockClock,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """A third one finds what the stage had found."""
-    async with case(FIRST, settled_by) as found:
+    """A third one finds what the stage had found; by this machine's layers it is certain."""
+    async with case(FIRST, *others) as found:
         cheat(found.holders[0], at_70, monkeypatch)
         trust = await found.examine()
         audit = trust.audits[1]
-        assert (trust.held, audit.verdict, audit.blamed) == (True, Verdict.SAME, FIRST)
+        assert (trust.held, audit.verdict, audit.blamed) == (True, Verdict.SAME, blamed)
+        assert audit.by == (FIRST, *(THIS_MACHINE if each == OWN else each for each in others))
+        assert not found.proofs
+
+
+async def test_a_stage_and_an_auditor_that_lie_alike_are_outvoted(
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two honest ones find the same, and nobody honest is blamed."""
+    async with case(FIRST, SECOND, OWN) as found:
+        cheat(found.made.engines[1], at_70, monkeypatch)
+        cheat(found.holders[1], at_70, monkeypatch)
+        trust = await found.examine()
+        audit = trust.audits[1]
+        cheater = found.made.route[1].peer
+        assert (trust.held, audit.verdict, audit.blamed) == (False, Verdict.CHEATED, cheater)
+        assert [each.accused for each in found.proofs] == [cheater]
+
+
+async def test_of_two_whose_receipts_do_not_join_up_the_first_is_run_again(
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that signs for other rows than it computes is proven a cheat by its own word."""
+    add = Record.add
+
+    def add_falsely(record: Record, step: Step, sent: bytes) -> None:
+        if (record.seat.first, step.position) == (BOUNDS[1], 48):
+            sent = bytes(len(sent))
+        add(record, step, sent)
+
+    monkeypatch.setattr(Record, "add", add_falsely)
+    async with case(OWN) as found:
+        trust = await found.examine()
+        assert trust.broken
+        cheater, innocent = (hop.peer for hop in found.made.route[1:])
+        assert trust.broken.peers == (cheater, innocent)
+        assert [(each.peer, each.blamed) for each in trust.audits] == [(cheater, cheater)]
+        assert [(each.accused, each.receipt.position) for each in found.proofs] == [(cheater, 64)]
 
 
 async def test_an_auditor_that_goes_is_replaced(autojump_clock: MockClock) -> None:

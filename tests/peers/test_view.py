@@ -147,6 +147,16 @@ def test_a_dead_peer_stays_dead() -> None:
     assert seen.take(unsigned(advertisement(identity(1), sequence=2)), 37) is Taken.NEW
 
 
+def test_who_is_shut_out_is_not_heard_again() -> None:
+    """Whatever it says later; of others nothing is forgotten."""
+    seen = trusting()
+    for number in (1, 2):
+        seen.take(unsigned(advertisement(identity(number))), 0)
+    seen.shut_out(identity(1).peer_id, 1)
+    assert seen.take(unsigned(advertisement(identity(1), sequence=9)), 400) is Taken.OLD
+    assert [entry.parsed.advertisement.peer for entry in seen.of(MODEL)] == [identity(2).peer_id]
+
+
 def test_the_period_stretches_with_the_swarm() -> None:
     """However many peers there are, nobody gets more than twenty advertisements a second."""
     seen = trusting()

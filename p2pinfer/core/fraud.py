@@ -1,0 +1,172 @@
+"""A fraud proof: a peer's own signed word, and what refutes it, in one file that travels.
+
+A receipt says: of these rows (a Merkle root) my layers made those (another root). Layers of one
+numerics class give the same bits every time. So whoever holds the layers runs the rows that the
+first root commits to, each in its regime, and if another second root comes out, the receipt is a
+lie. Nobody is believed: the rows hash to the root that the accused signed, so the author cannot
+choose others. They begin at the session's first position, for each row depends on all before it.
+
+Only who computes in the accused's own class can judge. Between classes honest rows differ too, and
+a requester chooses its rows: it could choose them so that they differ by more than any bound.
+
+Two receipts that contradict each other are a proof without rows, for anybody.
+
+    session    the terms that the receipts name; the requester is the author, and signs the file
+    accused    peer id, the end of the slice that it served, its receipts: one, or two
+    rows       regimes (runs of wide and narrow in turn) and the rows that it received
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+from attrs import field, frozen
+from blake3 import blake3
+
+from p2pinfer.core import sections
+from p2pinfer.core.checks import LAYER, PEER, POSITIONS_MAX, blob, many, shown_size
+from p2pinfer.core.evidence import FRAUD_ROWS_BYTES_MAX, Case
+from p2pinfer.core.ids import PeerId
+from p2pinfer.core.receipts import SIGNED_AS as RECEIPT_SIGNED_AS
+from p2pinfer.core.receipts import BadReceipt, Receipt, Signed, Terms
+from p2pinfer.core.sections import BadFile
+from p2pinfer.core.witness import Opened, Rows, regimes_of
+
+MAGIC = b"p2pinfer fraud proof 1\n"
+SIGNED_AS = b"p2pinfer fraud proof 1\0"
+
+FILE_BYTES_MAX = FRAUD_ROWS_BYTES_MAX + 65_536
+"""The rest is terms, two receipts and regimes."""
+
+Verify = Callable[[PeerId, bytes, bytes], bool]
+"""Whether a peer signed some bytes so."""
+
+
+@frozen
+class FraudProof:
+    """What shows that a peer signed for rows that its layers do not give."""
+
+    terms: Terms
+    accused: PeerId = field(validator=PEER)
+    slice_end: int = field(validator=LAYER)
+    """The layer behind the last that the accused served: its class is that slice's."""
+    receipts: tuple[Signed, ...] = field(validator=many(Signed, 2, 1))
+    """One that its rows refute, or two that contradict each other."""
+    regimes: tuple[int, ...] = field(default=(), validator=many(int, POSITIONS_MAX))
+    """Lengths of runs, wide and narrow in turn, a wide one first; it may be empty."""
+    rows: bytes = field(default=b"", validator=blob(FRAUD_ROWS_BYTES_MAX), repr=shown_size)
+    """That it received, all that the receipt is about, float32 as on the wire."""
+
+    @property
+    def author(self) -> PeerId:
+        """Who accuses: the session's requester."""
+        return self.terms.requester
+
+    @property
+    def receipt(self) -> Receipt:
+        """The first receipt, taken apart."""
+        return Receipt.parse(self.receipts[0].body)
+
+    @property
+    def inputs(self) -> Opened:
+        """The rows, each with its regime."""
+        return Opened(regimes_of(self.regimes), self.rows)
+
+    def case(self) -> Case:
+        """Return what is told of it before it is sent."""
+        receipt = self.receipt
+        return Case(
+            blake3(self.body()).digest(),
+            self.terms.model,
+            self.author,
+            self.accused,
+            receipt.first,
+            receipt.end,
+            self.slice_end,
+            receipt.numerics,
+            receipt.position if self.rows else 0,
+        )
+
+    def body(self) -> bytes:
+        """Return the file without its signature."""
+        terms = self.terms
+        return sections.write(
+            MAGIC,
+            {
+                "session": [
+                    *[terms.session, terms.model, terms.requester, terms.dtype, terms.seal]
+                ],
+                "accused": [
+                    *[self.accused, self.slice_end],
+                    [[each.body, each.signature] for each in self.receipts],
+                ],
+                "rows": [self.regimes, self.rows],
+            },
+        )
+
+
+def to_sign(body: bytes) -> bytes:
+    """Return what the author signs of a file."""
+    return sections.to_sign(SIGNED_AS, body)
+
+
+def contradict(one: Receipt, other: Receipt) -> bool:
+    """Whether no honest peer signs both: of the same rows, layers of one class make the same."""
+    mine, others = (
+        (each.terms, each.first, each.end, each.numerics, each.position, each.received)
+        for each in (one, other)
+    )
+    return mine == others and one.sent != other.sent
+
+
+def parse(data: bytes, verify: Verify) -> FraudProof:
+    """Read a file and check all that needs no layers.
+
+    What is left is to run the rows, and to compare; two receipts are a proof as they are.
+
+    Raises:
+        BadFile: it is damaged, somebody's signature is missing, or it proves nothing.
+    """
+    found, body, signature = sections.read(data, MAGIC, FILE_BYTES_MAX, _build)
+    if not verify(found.author, to_sign(body), signature):
+        at = f"bytes {len(body)} to {len(data) - 1}"
+        raise BadFile(f"{at}: its author {found.author} did not sign this")
+    for number, signed in enumerate(found.receipts):
+        if not verify(found.accused, RECEIPT_SIGNED_AS + signed.body, signed.signature):
+            raise BadFile(f"section accused: receipt {number} is not signed by {found.accused}")
+    try:
+        receipts = [Receipt.parse(signed.body) for signed in found.receipts]
+    except BadReceipt as error:
+        raise BadFile(f"section accused: {error}") from error
+    digest, (receipt, *others) = found.terms.digest(), receipts
+    if any(each.terms != digest for each in receipts):
+        raise BadFile("section accused: a receipt is about another session")
+    if not receipt.first < receipt.end <= found.slice_end:
+        raise BadFile("section accused: the receipt is about no layers")
+    if others:
+        if not contradict(receipt, others[0]) or found.rows or found.regimes:
+            raise BadFile("section accused: the receipts do not contradict each other")
+    else:
+        _check_rows(found, receipt)
+    return found
+
+
+def _check_rows(proof: FraudProof, receipt: Receipt) -> None:
+    count = receipt.position
+    if proof.terms.dtype != "f32" or not count or sum(proof.regimes) != count:
+        raise BadFile("section rows: they are not those of the receipt")
+    if min(proof.regimes) < 0 or not proof.rows or len(proof.rows) % (4 * count):
+        raise BadFile("section rows: they are not of one width")
+    if not np.isfinite(np.frombuffer(proof.rows, "<f4")).all():
+        raise BadFile("section rows: no stage takes NaN or infinity")
+    received, size = Rows(keep=False), len(proof.rows) // count
+    for at, wide in enumerate(proof.inputs.regimes):
+        received.put(at, 1, proof.rows[at * size : (at + 1) * size], wide=wide)
+    if received.tree.root(count) != receipt.received:
+        raise BadFile("section rows: they are not those that the accused signed for")
+
+
+def _build(found: dict[str, Any]) -> FraudProof:
+    accused, slice_end, receipts = found["accused"]
+    signed = tuple(Signed(*each) for each in receipts)
+    return FraudProof(Terms(*found["session"]), accused, slice_end, signed, *found["rows"])
