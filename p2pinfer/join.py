@@ -38,7 +38,7 @@ from p2pinfer.node import (
 )
 from p2pinfer.owner import Meter, heed_owner
 from p2pinfer.peer_status import describe_peer
-from p2pinfer.proofs import open_frauds
+from p2pinfer.proofs import open_frauds, sharing
 from p2pinfer.status import open_status
 from p2pinfer.supply import Choose, obtain, pick_model
 from peers.directory import Directory
@@ -174,7 +174,7 @@ async def serve_peer(options: PeerOptions, store: Store, hooks: Hooks) -> None:
         judges = partial(judges_beside, server, replays)
         frauds = open_frauds(transport, directory, model.id, identity.sign, judges, chance)
         frauds.listen()
-        nursery.start_soon(frauds.run)
+        await stack.enter_async_context(sharing(frauds, nursery))
         await server.run()
         directory.leave()
 

@@ -24,7 +24,7 @@ from p2pinfer.engine.memory import available_bytes, check_fits, sessions_bytes
 from p2pinfer.engine.parts_model import PartsModel, open_parts
 from p2pinfer.engine.store import DamagedPart, MissingChunk, Store
 from p2pinfer.places import cache_dir
-from p2pinfer.proofs import finish, open_frauds
+from p2pinfer.proofs import open_frauds, sharing
 from p2pinfer.supply import Choose, obtain, pick_model
 from peers.auditor import Auditor
 from peers.client import FIND_S_MAX, Asked, SwarmClient
@@ -282,11 +282,5 @@ async def open_client(options: ClientOptions, store: Store, tell: Tell) -> Async
         client = Client(
             nursery, transport, directory, ends, model, options, gatherer, identity.sign, chance
         )
-        if client.frauds is None:
-            yield client
-            return
-        nursery.start_soon(client.frauds.run)
-        try:
-            yield client
-        finally:
-            await finish(client.frauds)
+        await stack.enter_async_context(sharing(client.frauds, nursery))
+        yield client

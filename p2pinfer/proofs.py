@@ -2,7 +2,8 @@
 
 import logging
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from random import Random
 
@@ -104,7 +105,15 @@ def open_frauds(
     return frauds
 
 
-async def finish(frauds: Frauds) -> None:
-    """Tell others what they were not told yet, but not for long, even if this node is cancelled."""
-    with trio.move_on_after(FINISH_S_MAX, shield=True):
-        await frauds.finish()
+@asynccontextmanager
+async def sharing(frauds: Frauds | None, nursery: trio.Nursery) -> AsyncIterator[None]:
+    """Compare cases with others during the block, and tell of what is new at its end."""
+    if frauds is None:
+        yield
+        return
+    nursery.start_soon(frauds.run)
+    try:
+        yield
+    finally:
+        with trio.move_on_after(FINISH_S_MAX, shield=True):
+            await frauds.finish()

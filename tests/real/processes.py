@@ -82,13 +82,14 @@ def join(
     *,
     listen: str = "/ip4/127.0.0.1/tcp/0",
     key: Path | None = None,
+    command: Sequence[str] = (),
 ) -> subprocess.Popen[bytes]:
     """Start a peer; ``options`` say which layers, or how much memory."""
     ways_in = ["--bootstrap", *bootstrap] if bootstrap else []
     key = key or home / f"key-{time.monotonic_ns()}"
     return subprocess.Popen(
         [
-            *[*COMMAND, "join", "--json", "--until-stdin-closes"],
+            *[*(command or COMMAND), "join", "--json", "--until-stdin-closes"],
             *["--listen", listen, "--network", network, "--identity", str(key)],
             *["--context", str(CONTEXT), "--sessions", str(SESSIONS), *ways_in, *options],
         ],
