@@ -8,7 +8,7 @@ from typing import Any
 
 import trio
 
-from p2pinfer.core.errors import NotVerified, PeerError
+from p2pinfer.core.errors import NoReplacement, NotVerified, PeerError
 from p2pinfer.core.messages import Hop
 from p2pinfer.core.sampling import Sampling
 from p2pinfer.core.text import TextStream
@@ -20,9 +20,11 @@ from peers.requester import Session
 MAX_TOKENS_DEFAULT = 1024
 
 ATTEMPTS_MAX = 4
-"""While nothing has been shown: the old session may be gone for its age, and a peer that has left
-is spoken of for a while. The client chooses another route each time, if there is one."""
+"""Without a new token: the old session may be gone for its age, and a peer that has left is spoken
+of for a while. The client chooses another route each time, if there is one."""
 
+
+INTERRUPTED = "interrupted"
 
 NOTHING_CHECKED = "nothing of the answer was checked"
 
@@ -43,16 +45,21 @@ class Answer:
     tokens_per_second: float = 0.0
     """Of decoding: the first token, which waits for the prompt, is not counted."""
     time_to_first_token_ms: float = 0.0
-    finish: str = "interrupted"
+    finish: str = INTERRUPTED
     """``stop``: the model ended or a stop string came; ``length``; ``interrupted``."""
     route: list[dict[str, Any]] = field(default_factory=list)
     """Per stage the peer and its layers, ``first:end``."""
     trust: Trust | None = None
     """What was checked of it; None where nothing was."""
+    spoken: list[int] = field(default_factory=list, repr=False)
+    """Its tokens: where a session is lost for good, another goes on from them."""
+    stream: TextStream | None = field(default=None, repr=False)
+    """What makes text of them."""
 
     def as_dict(self) -> dict[str, Any]:
         """Return what ``--json`` prints."""
-        return asdict(self) | {"trust": self.trust and self.trust.as_dict()}
+        found = asdict(self) | {"trust": self.trust and self.trust.as_dict()}
+        return {name: found[name] for name in found if name not in ("spoken", "stream")}
 
 
 @dataclass(frozen=True)
@@ -74,29 +81,54 @@ def route_of(chain: Sequence[Hop]) -> list[dict[str, Any]]:
     return [{"peer": a.peer, "layers": f"{a.first}:{a.end}"} for a in chain]
 
 
+class Attempts:
+    """Counts how often an answer's session was lost for good, since it last had a new token."""
+
+    def __init__(self, client: Client, answer: Answer) -> None:
+        self._client, self._answer = client, answer
+        self._tokens, self._left = 0, ATTEMPTS_MAX
+
+    def again(self, error: PeerError) -> bool:
+        """Whether to go on in another session."""
+        if self._answer.tokens > self._tokens:
+            self._tokens, self._left = self._answer.tokens, ATTEMPTS_MAX
+        self._left -= 1
+        if self._answer.finish != INTERRUPTED or not self._left:
+            return False
+        return not (isinstance(error, NoReplacement) and self._client.missing())
+
+
 async def answer_in(
     session: Session, prompt: Sequence[int], options: ChatOptions, answer: Answer
 ) -> AsyncGenerator[str, None]:
     """Yield an answer's text token by token, nothing where none is certain yet.
 
-    ``answer`` is filled in meanwhile; raises as ``Session.generate``.
+    ``answer`` is filled in meanwhile; if it has tokens already, they are gone on from. Raises as
+    ``Session.generate``.
     """
+    before = answer.tokens
     answer.route = route_of(session.route)
-    answer.reused_tokens = session.held_of(prompt)
-    stream = TextStream(options.stops)
+    if not before:
+        answer.reused_tokens = session.held_of(prompt)
+        answer.stream = TextStream(options.stops)
+    stream = answer.stream
+    assert stream
     started = first_at = trio.current_time()
-    tokens = session.generate(prompt, options.sampling, options.max_tokens)
+    whole = [*prompt, *answer.spoken]
+    tokens = session.generate(whole, options.sampling, options.max_tokens - before)
     async with aclosing(tokens):
         async for token in tokens:
             answer.tokens += 1
+            answer.spoken.append(token.id)
             answer.route = route_of(session.route)  # others may have taken places in it
             now = trio.current_time()
-            if answer.tokens == 1:
+            if answer.tokens == before + 1:
                 first_at = now
-                answer.time_to_first_token_ms = round(1000 * (now - started), 1)
             else:
                 elapsed_s = max(now - first_at, SHORTEST_S)
-                answer.tokens_per_second = round((answer.tokens - 1) / elapsed_s, 2)
+                answer.tokens_per_second = round((answer.tokens - before - 1) / elapsed_s, 2)
+            if answer.tokens == 1:
+                answer.time_to_first_token_ms = round(1000 * (now - started), 1)
             if not token.is_end:
                 text = stream.feed(token.piece)
                 answer.text += text
@@ -144,13 +176,14 @@ class Conversation:
         prompt = await self._client.ends.tokenize(text, special=True)
         answer = Answer(prompt_tokens=len(prompt))
         try:
-            for attempt in range(1, ATTEMPTS_MAX + 1):
+            attempts = Attempts(self._client, answer)
+            while True:
                 try:
                     await self._generate(prompt, answer, show)
                     break
-                except PeerError:
+                except PeerError as error:
                     await self.close()
-                    if answer.tokens or attempt == ATTEMPTS_MAX:
+                    if not attempts.again(error):
                         raise
         finally:
             if answer.text:

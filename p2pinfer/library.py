@@ -22,9 +22,9 @@ import trio
 import trio.from_thread
 
 from p2pinfer.chat import (
-    ATTEMPTS_MAX,
     MAX_TOKENS_DEFAULT,
     Answer,
+    Attempts,
     ChatOptions,
     answer_in,
     verified,
@@ -107,11 +107,12 @@ class Swarm:
     ) -> AsyncGenerator[str, None]:
         """Yield text for each token that follows a prompt, and fill ``answer`` in; as ``chat``.
 
-        While nothing has been shown, a chain that breaks is replaced by another one. What is
-        checked of an answer is in ``answer.trust`` when all of it has been yielded.
+        A chain that breaks for good is replaced by another one, which goes on from the tokens.
+        What is checked of an answer is in ``answer.trust`` when all of it has been yielded.
         """
         answer.prompt_tokens = len(prompt)
-        for attempt in range(1, ATTEMPTS_MAX + 1):
+        attempts = Attempts(self.client, answer)
+        while True:
             try:
                 async with self.pool.lend(prompt) as lent:
                     context = lent.session.context
@@ -127,8 +128,8 @@ class Swarm:
                 if how.require_verified:
                     yield verified(answer)
                 return
-            except PeerError:
-                if answer.tokens or attempt == ATTEMPTS_MAX:
+            except PeerError as error:
+                if not attempts.again(error):
                     raise
 
 

@@ -46,7 +46,6 @@ _log = logging.getLogger("p2pinfer.chain")
 ANSWER_S_MAX = CONNECT_S_MAX + 1.0
 """For a stage to do as it is told while a session is being mended."""
 
-
 LOOK_STEPS = 16
 """How often to look whether a stage is too slow: steps that every stage says its time for."""
 
@@ -292,7 +291,7 @@ class Chain:
             if stage.lost:
                 self._repair.on_lost(stage.lost)
         self._without |= {stage.hop.peer for stage in lost}
-        hops, is_last_resort = await find_others(
+        places, hops, is_last_resort = await find_others(
             self._repair, self._stages, places, self._without, give_up_at
         )
         if not await self._take_places(places, hops) and is_last_resort:
@@ -348,6 +347,8 @@ class Chain:
 
     async def _enter(self, first: Controlled, received: int, timeout_s: float) -> None:
         """Send the own steps to the first stage."""
+        if not self._onward.can_begin(received):
+            raise PeerUnavailable(first.hop.peer, "what it lacks is no longer kept")
         try:
             channel = await reach(
                 self._transport, first.hop, Link(self._opened.session), Linked, timeout_s

@@ -54,23 +54,28 @@ async def find_others(
     places: slice,
     without: Collection[PeerId],
     give_up_at: float,
-) -> tuple[Sequence[Hop], bool]:
-    """Return who is to take the lost stages' places, and whether they have failed before.
+) -> tuple[slice, Sequence[Hop], bool]:
+    """Return which places others are to take, who they are, and whether they have failed before.
+
+    The places are those of the lost stages, and all before them where nobody's layers begin there.
 
     Raises:
         NoReplacement: nobody came forward in time.
     """
     error = stages[places.start].lost
     assert error
-    layers, between = _around(stages, places)
     mine = {stage.hop.peer for stage in stages if not stage.lost}
     said = False
     while True:
         for others in (mine.union(without), mine):
-            try:
-                return repair.choose(layers, between, others), others is mine
-            except LookupError as nobody:
-                missing = str(nobody)
+            missing = ""
+            for first in dict.fromkeys((places.start, 0)):  # peers may be left behind any layer
+                taken = slice(first, places.stop)
+                layers, between = _around(stages, taken)
+                try:
+                    return taken, repair.choose(layers, between, others), others is mine
+                except LookupError as nobody:
+                    missing = missing or str(nobody)
             if trio.current_time() >= give_up_at:
                 text = f"{error.peer} went away ({error}), and {missing}"
                 raise NoReplacement(error.peer, text) from error

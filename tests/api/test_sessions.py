@@ -115,13 +115,31 @@ async def test_asker_that_leaves_gives_the_session_back_at_once(autojump_clock: 
         assert (await ask(swarm, prompt)).text == expected
 
 
-async def test_broken_chain_is_replaced_while_nothing_was_shown(autojump_clock: MockClock) -> None:
+async def test_broken_chain_is_replaced(autojump_clock: MockClock) -> None:
     """A session that died while it was idle is no business of the asker."""
     async with fake_swarm() as (swarm, client):
         await ask(swarm, [1, 2, 3])
         client.made.engines[1].machine.die()
         assert (await ask(swarm, [1, 2, 3, 4])).tokens == 4
         assert client.opened == 2
+
+
+async def test_answer_goes_on_from_its_tokens(autojump_clock: MockClock) -> None:
+    """A session that nothing can mend ends in the middle; another one goes on, asked once."""
+    prompt, how = [5, 6, 7], ChatOptions(Sampling(temperature=0.0), max_tokens=30)
+    async with fake_swarm() as (swarm, client):
+        answer = Answer()
+        pieces: list[str] = []
+        async for piece in swarm.answer(prompt, how, answer):
+            pieces.append(piece)
+            if len(pieces) == 9:
+                client.made.engines[1].machine.die()
+        assert (answer.tokens, len(answer.spoken), answer.finish) == (30, 30, "length")
+        assert "".join(pieces) == answer.text
+        assert client.opened == 2
+        (lent,) = swarm.pool._idle
+        assert lent.session.tokens == [*prompt, *answer.spoken[:-1]]
+        assert answer.as_dict().keys().isdisjoint({"spoken", "stream"})
 
 
 async def test_nobody_to_ask_is_said_at_once(autojump_clock: MockClock) -> None:

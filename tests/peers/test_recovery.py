@@ -8,8 +8,9 @@ import pytest
 import trio
 from trio.testing import MockClock
 
-from p2pinfer.core.errors import NoReplacement
+from p2pinfer.core.errors import NoReplacement, PeerUnavailable
 from p2pinfer.core.messages import Hop
+from peers.history import Budget
 from peers.repair import WAIT_S_MAX, Layers, Neighbours, Repair
 from peers.requester import Session
 from peers.served import RELINKED_S_MAX
@@ -140,6 +141,36 @@ async def test_a_stage_stops_early_for_one_behind_it(autojump_clock: MockClock) 
         await spares.add(10, 25)
         found = await harmed(spares, 3, made.leave[1])
         assert found == await expected(PROMPT, 30, CHAINS[3])
+
+
+@pytest.mark.parametrize(
+    ("places", "route"),
+    [
+        ([(1, 20)], [SPARES[0], PEERS[2]]),
+        ([(1, 15), (15, 29)], [*SPARES[:2], PEERS[2]]),
+        ([(1, 15), (15, 29), (10, 20)], [PEERS[0], SPARES[2], PEERS[2]]),
+    ],
+)
+async def test_layers_that_are_cut_elsewhere(
+    places: list[tuple[int, int]], route: list[str], autojump_clock: MockClock
+) -> None:
+    """Where nobody holds just what was lost, those before it are replaced as well."""
+    async with mended() as (made, spares):
+        for place in places:
+            await spares.add(*place)
+        found = await harmed(spares, 7, made.leave[1])
+        assert found == await expected(PROMPT, 30, CHAINS[3])
+        assert spares.routes[-1] == route
+        assert not spares.waits
+
+
+async def test_what_is_no_longer_kept_cannot_be_sent(autojump_clock: MockClock) -> None:
+    """The requester's own history is bounded, too; past that a session ends, and says why."""
+    async with mended() as (made, spares):
+        made.requester._budget = Budget(memory_bytes_max=0, disk_bytes_max=0)
+        await spares.add(1, 10)
+        with pytest.raises(PeerUnavailable, match="no longer kept"):
+            await harmed(spares, 25, made.leave[0])
 
 
 @pytest.mark.parametrize("moment", range(10, 50))
