@@ -2,12 +2,15 @@
 
 import pytest
 import trio
+from attrs import evolve
 from trio.testing import MockClock
 
-from p2pinfer.core.advertisement import State
+from p2pinfer.core.advertisement import Known, State
 from p2pinfer.core.errors import PeerUnavailable, RemoteProtocolError, UserError
+from p2pinfer.core.exchange import Compare
+from peers.comparing import OFFENCES_MAX
 from peers.directory import COMPARE_S_MAX, EXCHANGE_S_MAX
-from peers.talk import DIRECTORY, receive
+from peers.talk import DIRECTORY, receive, send
 from tests.peers.directories import (
     MODEL,
     OTHER,
@@ -266,3 +269,25 @@ async def test_nonsense_does_not_stop_the_rounds(autojump_clock: MockClock) -> N
             c.advertise()
             await trio.sleep(2 * EXPIRE_S)
             assert a.sees() == {c.id}
+
+
+@pytest.mark.parametrize("lies", [OFFENCES_MAX, OFFENCES_MAX + 1])
+async def test_a_liar_is_not_heard_out(lies: int, autojump_clock: MockClock) -> None:
+    """A few advertisements that are not genuine are passed over; one more ends the exchange."""
+    author = identity(9)
+    true = signed(advertisement(author), author)
+
+    async def tell(channel: Channel) -> None:
+        await receive(channel, Compare)
+        await receive(channel, Known)
+        await send(channel, Known((*[evolve(true, signature=bytes(64))] * lies, true)))
+
+    async with directories(2) as (_, (a, b)):
+        b.transport.handle(DIRECTORY, tell)
+        a.directory.follow(MODEL)
+        if lies > OFFENCES_MAX:
+            with pytest.raises(RemoteProtocolError, match="tells lies"):
+                await a.directory.exchange(b.id)
+        else:
+            await a.directory.exchange(b.id)
+        assert a.sees() == ({author.peer_id} if lies == OFFENCES_MAX else set())

@@ -30,6 +30,8 @@ from tests.peers.swarm import (
     Talk,
     answer,
     expected,
+    peer,
+    session_id,
     swarm,
 )
 
@@ -205,3 +207,31 @@ async def test_an_answer_may_fill_the_context(autojump_clock: MockClock) -> None
         tokens = await answer(session, PROMPT[:40], 100)
         assert len(session.tokens) == 50
         assert tokens == await expected(PROMPT[:40], 11, CHAINS[3])
+
+
+async def test_a_straggler_holds_nobody_up(autojump_clock: MockClock) -> None:
+    """Two sessions share stages; one comes through a peer that takes a hundred times as long."""
+    async with swarm() as made:
+        slow = FakeStage(1, 10, context=CONTEXT)
+        await made.nursery.start(made.add, peer("slow"), slow)
+        straggling = [made.route.pop(), *made.route[1:]]
+        for engine in made.engines:
+            engine.machine.decode_s = 0.01
+        slow.machine.decode_s = 1.0
+
+        async def seconds() -> float:
+            async with made.open() as session:
+                since = trio.current_time()
+                await answer(session, PROMPT)
+                return trio.current_time() - since
+
+        async def straggle() -> None:
+            async with made.requester.open(straggling, session_id(1), CONTEXT) as session:
+                await answer(session, PROMPT, 100)
+
+        alone = await seconds()
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(straggle)
+            await trio.sleep(5)
+            assert await seconds() < 1.1 * alone
+            nursery.cancel_scope.cancel()

@@ -18,6 +18,8 @@ from p2pinfer.node import Client
 from peers.requester import Session
 from tests.real.processes import (
     COMMAND,
+    NETWORK,
+    SESSIONS,
     Peer,
     alive,
     children,
@@ -154,6 +156,32 @@ async def test_killed_peer_is_replaced(
     assert before[place] == killed.id
     before[place] = victims[place].id
     assert after == before
+
+
+def ask_and_die(home: Path, address: str) -> None:
+    """Chat, and be killed in the middle of an answer."""
+    words = ("chat", "Count to a thousand.", "--max-tokens", "900", "--network", NETWORK)
+    with subprocess.Popen(
+        [*COMMAND, *words, "--bootstrap", address],
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.DEVNULL,
+        env=environment(home),
+    ) as chat:
+        assert chat.stdout
+        assert chat.stdout.read(1)
+        chat.kill()
+
+
+async def test_killed_requester_frees_its_session(
+    default_model: Path, home: Path, victims: list[Peer]
+) -> None:
+    """All places are there again for somebody else, and the peers stay."""
+    ask_and_die(home, victims[0].address)
+    async with client_of(default_model, victims[0]) as client, AsyncExitStack() as stack:
+        for _ in range(SESSIONS):
+            await stack.enter_async_context(open_session(client))
+    assert [peer.process.poll() for peer in victims] == [None] * 3
 
 
 def test_peer_leaves_when_its_parent_does(home: Path) -> None:
