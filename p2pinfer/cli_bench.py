@@ -120,6 +120,37 @@ def recovery(
 
 
 @app.command
+def churn(
+    *,
+    model: Model = "default",
+    minutes: Annotated[float, option("minutes", "For how long peers come and go.")] = 20.0,
+    peers: Peers = 8,
+    requesters: Annotated[int, option("requesters", "Who ask at once.")] = 4,
+    seed: Annotated[int, option("seed", "Of whom, what and when.")] = 1,
+    as_json: AsJson = False,
+) -> None:
+    """Kill, freeze and replace peers while requesters ask: what is lost, what is left behind?"""
+    from p2pinfer.bench.churn import HOLDERS, churn_bench
+    from p2pinfer.supply import model_path
+    from p2pinfer.swarm import PEERS_MAX
+    from p2pinfer.terminal import say
+
+    check_range("minutes", minutes, 0.1)
+    check_range("peers", peers, 2 * HOLDERS, PEERS_MAX)
+    check_range("requesters", requesters, 1, SESSIONS_MAX // 2)
+    measure = partial(
+        churn_bench,
+        model_path(model),
+        minutes=minutes,
+        peers=peers - peers % HOLDERS,
+        requesters=requesters,
+        seed=seed,
+        tell=say,
+    )
+    run_task(lambda: _print_report(measure, as_json=as_json))
+
+
+@app.command
 def evidence(
     *,
     peers: Peers = 3,

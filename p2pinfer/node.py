@@ -153,6 +153,7 @@ class Client(SwarmClient):
         sign: Callable[[bytes], bytes],
         chance: random.Random,
     ) -> None:
+        self.transport = transport
         self.model, self.ends, self._sign = model, ends, sign
         asked = Asked(model.id, model.info.name, options.bootstrap, options.find_s_max)
         super().__init__(

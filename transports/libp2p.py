@@ -105,6 +105,11 @@ class Libp2pTransport:
         samples = [conn.rtt_s for conn in self._connections(peer) if conn.rtt_s is not None]
         return min(samples, default=None)
 
+    @property
+    def channels(self) -> int:
+        """How many channels this peer opened that have not ended."""
+        return sum(conn.channels for conn in connections(self._host))
+
     def handle(self, protocol: str, handler: Handler) -> None:
         """Serve inbound channels of ``protocol`` with ``handler``."""
 

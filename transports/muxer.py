@@ -156,6 +156,11 @@ class Connection(IMuxedConn):
         self._watched.add(stream.stream_id)
 
     @property
+    def channels(self) -> int:
+        """How many channels we opened that have not ended."""
+        return len(self._watched)
+
+    @property
     def idle(self) -> bool:
         """Whether no channel is open."""
         return not self._watched

@@ -1,5 +1,6 @@
 """Peers in processes that are killed, each replaced by a new one that serves the same layers."""
 
+import signal
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -58,9 +59,18 @@ class Victims:
 
     def kill(self, peer: PeerId) -> None:
         """Kill a peer; its place stays empty until ``wait_whole``."""
+        self._empty.append(self.lose(peer, signal.SIGKILL).place)
+
+    def lose(self, peer: PeerId, number: signal.Signals) -> Victim:
+        """End a peer by a signal; its place stays empty until ``fill``."""
         victim = self.serving.pop(peer)
-        victim.local.process.kill()
-        self._empty.append(victim.place)
+        victim.local.process.send_signal(number)
+        return victim
+
+    async def fill(self, place: int) -> None:
+        """Start a new peer for a place, and wait until it serves."""
+        with trio.fail_after(READY_S_MAX):
+            await self._serve(place)
 
     async def wait_whole(self) -> None:
         """Start new peers for those that were killed, and wait until they serve."""

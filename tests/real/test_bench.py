@@ -1,4 +1,4 @@
-"""The two measurements run, and print what they say they print."""
+"""Measurements run, and print what they say they print."""
 
 import json
 import subprocess
@@ -63,3 +63,13 @@ def test_transport(home: Path) -> None:
     assert set(report) == {"own", "library", "ratio"}
     assert all(set(report[each]) == names for each in report)
     assert all(value > 0 for each in report.values() for value in each.values())
+
+
+def test_churn(home: Path) -> None:
+    """Peers come and go: no answer is lost or different, and nothing is left behind."""
+    report = bench(home, "churn", "--minutes", "0.3", "--peers", "4", "--requesters", "2")
+    assert report["answers"] > 0
+    assert (report["errors"], report["lost"], report["different"]) == ([], 0, 0)
+    assert sum(report["harms"].values()) > 0
+    assert report["sessions_left"] == 0
+    assert report["after"]["channels"] <= report["before"]["channels"]
