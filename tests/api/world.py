@@ -50,7 +50,7 @@ class FakeClient:
             raise NobodyServes(self.absent)
         return [RouteHop(offer, offer.end) for offer in self.serving()]
 
-    def open_session(self, _: object) -> AbstractAsyncContextManager[Session]:
+    def open_session(self, *_: object) -> AbstractAsyncContextManager[Session]:
         """Open a session through the chain."""
         self.opened += 1
         session = chain.session_id(next(self._numbers))
