@@ -2,31 +2,21 @@
 
 import json
 import sys
-import time
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from cyclopts import App
-from rich.console import Console
-from rich.progress import (
-    BarColumn,
-    DownloadColumn,
-    TaskID,
-    TextColumn,
-    TimeRemainingColumn,
-    TransferSpeedColumn,
-)
-from rich.progress import Progress as Bars
 
+from p2pinfer.adding import adding_progress
 from p2pinfer.core.errors import EXIT_DAMAGED
 from p2pinfer.core.manifest import Manifest
 from p2pinfer.engine.disk import size_text
 from p2pinfer.engine.models import default_model_path
-from p2pinfer.engine.parts import Progress, add_model
+from p2pinfer.engine.parts import add_model
 from p2pinfer.engine.store import DamagedPart, Store
 from p2pinfer.flags import AsJson, Bootstrap, Network, Quota, parse_bytes
+from p2pinfer.logs import note
 from p2pinfer.running import run_task
 from p2pinfer.supply import find_held, open_store
 
@@ -55,7 +45,7 @@ def add(file: str, /, *, quota: Quota = None, as_json: AsJson = False) -> None:
         print(json.dumps(_summary(manifest)))
         return
     print(manifest.id)
-    _note(f"{manifest.name}: {_facts(manifest)}")
+    note(f"{manifest.name}: {_facts(manifest)}")
 
 
 @app.command(name="list")
@@ -67,7 +57,7 @@ def list_(*, as_json: AsJson = False) -> None:
         print(json.dumps({"models": models}))
         return
     if not models:
-        _note("no models here; p2pinfer model add default")
+        note("no models here; p2pinfer model add default")
     for model in models:
         held = 100 * model["held_bytes"] // model["bytes"]
         size = f"{size_text(model['bytes'])}, {held} % here"
@@ -139,7 +129,7 @@ def verify(
             store.verify(part)
         except DamagedPart as error:
             damaged.append(part.name)
-            _note(str(error))
+            note(str(error))
     lacking = [part.name for part in found.parts if not store.held(part) and store.begun(part)]
     repaired: list[str] = []
     if lacking and bootstrap:
@@ -154,7 +144,7 @@ def verify(
         print(f"{count}; damaged: {', '.join(damaged) or 'none'}{fetched}")
     left = [name for name in lacking if name not in repaired]
     if left:
-        _note(
+        note(
             f"{', '.join(left)}: what is missing is fetched anew by  p2pinfer model verify"
             f" {found.id[:12]} --bootstrap MULTIADDR  (join prints one), or added by  p2pinfer"
             " model add FILE"
@@ -217,39 +207,3 @@ def _held(store: Store, manifest: Manifest) -> int:
         part.size if store.held(part) else sum(map(part.chunk_size, store.chunks_held(part)))
         for part in manifest.parts
     )
-
-
-def _note(text: str) -> None:
-    print(text, file=sys.stderr, flush=True)
-
-
-@contextmanager
-def adding_progress() -> Iterator[Progress]:
-    """Show bytes done: a bar on a terminal, elsewhere a line now and then."""
-    console = Console(stderr=True)
-    if not console.is_terminal:
-        yield _plain_progress()
-        return
-    words = (TextColumn("{task.description}"), BarColumn(), DownloadColumn())
-    columns = (*words, TransferSpeedColumn(), TimeRemainingColumn())
-    with Bars(*columns, console=console, transient=True) as bars:
-        tasks: dict[str, TaskID] = {}
-
-        def show(what: str, done: int, total: int) -> None:
-            if what not in tasks:
-                tasks[what] = bars.add_task(what, total=total)
-            bars.update(tasks[what], completed=done)
-
-        yield show
-
-
-def _plain_progress() -> Progress:
-    said_at = time.monotonic()  # nothing is said of what takes no time
-
-    def show(what: str, done: int, total: int) -> None:
-        nonlocal said_at
-        if (now := time.monotonic()) - said_at >= PLAIN_LINE_S:
-            said_at = now
-            _note(f"{what}: {size_text(done)} of {size_text(total)}")
-
-    return show

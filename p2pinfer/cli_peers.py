@@ -20,6 +20,7 @@ from p2pinfer.flags import (
     option,
     parse_bytes,
 )
+from p2pinfer.logs import note
 from p2pinfer.running import run_task
 
 if TYPE_CHECKING:
@@ -84,7 +85,7 @@ def _show(rows: "Sequence[Row]", *, watch: bool, as_json: bool) -> None:
         width = min(max(console.width - OTHER_CHARS, BAR_CHARS_MIN), BAR_CHARS_MAX)
         console.print(table([row for row in rows if row.said.model == model], width))
     if not rows:
-        print("nobody advertises anything", file=sys.stderr)
+        note("nobody advertises anything")
     sys.stdout.flush()
 
 

@@ -82,12 +82,10 @@ def serve(
     answer: AnswerFlags = ANSWER,
     machine: GatewayMachineFlags = MACHINE,
 ) -> None:
-    """Serve OpenAI's interface and a web page that shows the swarm.
-
-    The options of answers hold for whoever does not ask otherwise.
-    """
+    """Run a gateway until it is told to end."""
     import trio
 
+    from p2pinfer.adding import default_model, name_model
     from p2pinfer.node import ClientOptions
     from p2pinfer.supply import open_store
 
@@ -103,7 +101,7 @@ def serve(
     access = _access(host, api_key, cors_origin)
     how, limits = answer.options(), machine.machine()
     store = open_store()
-    named = _name_model(model or "default", store) if model or local else None
+    named = name_model(model or "default", store) if model or local else None
 
     way = reach.of(network)
 
@@ -111,9 +109,6 @@ def serve(
         if named and local:
             return _local_swarm(named, store, local, answer.keep_layers, limits)
         return nullcontext((bootstrap, way))
-
-    async def find_default() -> "ModelId":
-        return await trio.to_thread.run_sync(_name_model, "default", store)
 
     async def run() -> None:
         with errors.lone_errors():
@@ -128,7 +123,7 @@ def serve(
                         answer.keep_layers,
                         limits,
                         audit_rate=answer.audit_rate,
-                        default_model=find_default,
+                        default_model=default_model(store),
                     )
                     await _serve(options, store, how, access, (host, port), as_json=as_json)
 
@@ -226,12 +221,3 @@ def _describe(swarm: "Swarm", url: str) -> dict[str, Any]:
         "sessions_max": pool.sessions_max,
         "sessions": pool.describe(),
     }
-
-
-def _name_model(name: str, store: "Store") -> "ModelId":
-    """Return the id of what ``--model`` names, showing how a new file is taken in."""
-    from p2pinfer.cli_model import adding_progress
-    from p2pinfer.supply import name_model
-
-    with adding_progress() as on_progress:
-        return name_model(name, store, on_progress)

@@ -22,10 +22,7 @@ Status = dict[str, Any]
 
 
 def status(*, as_json: AsJson = False) -> None:
-    """Say whether this machine serves, for whom, how fast, and what it has earned.
-
-    Where nothing of p2pinfer runs that is said, and it is no failure.
-    """
+    """Print what every process of p2pinfer here does, and the ledger's totals."""
     from p2pinfer.books import open_books
 
     found = look()

@@ -9,9 +9,11 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
+from p2pinfer import logs
 from p2pinfer.core.errors import UserError
 from p2pinfer.core.limits import CONTEXT_DEFAULT, SESSIONS_DEFAULT
 from p2pinfer.core.trust import AUDIT_RATE
+from p2pinfer.logs import Format, Level
 
 if TYPE_CHECKING:  # what is heavy is imported by the command that needs it
     from p2pinfer.chat import ChatOptions
@@ -85,6 +87,26 @@ Quota = Annotated[
     option("quota", "Most that the parts of all models here may take, as 20GB; else no limit."),
 ]
 Peers = Annotated[int, option("peers", "How many local peers share the layers.")]
+
+
+@Parameter(name="*")
+@dataclass(frozen=True)
+class LogFlags:
+    """What is logged, how, and where."""
+
+    log_level: Annotated[Level, option("log-level", "Of log lines; notes are always shown.")] = (
+        "warning"
+    )
+    log_format: Annotated[
+        Format, option("log-format", "With json, all on standard error is JSON, a line each.")
+    ] = "text"
+    log_file: Annotated[
+        Path | None, option("log-file", "Where log lines go, in place of standard error.")
+    ] = None
+
+    def begin(self) -> None:
+        """Log so from now on; raises UserError."""
+        logs.begin(self.log_level, self.log_format, self.log_file)
 
 
 @Parameter(name="*")
@@ -179,6 +201,7 @@ def parse_bytes(name: str, text: str | None) -> int | None:
     return int(float(found[1]) * _UNITS[found[2]])
 
 
+LOG = LogFlags()
 MACHINE = MachineFlags()
 REACH = ReachFlags()
 ANSWER = AnswerFlags()

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 
 from p2pinfer.core import errors
 from p2pinfer.core.errors import P2pinferError
+from p2pinfer.logs import note
 
 if TYPE_CHECKING:
     import trio
@@ -33,10 +34,10 @@ def run_task(
                 os._exit(errors.EXIT_INTERRUPTED)
             asked = True
             if leave:
-                print("leaving; Ctrl-C again stops at once", file=sys.stderr)
+                note("leaving; Ctrl-C again stops at once")
                 leave()
             else:
-                print("leaving", file=sys.stderr)
+                note("leaving")
                 scope.cancel()
 
     async def run() -> None:

@@ -161,6 +161,7 @@ def _environment(home: Path | None) -> dict[str, str]:
     """Leave out options that are meant for this process, such as where another swarm is."""
     kept = ("P2PINFER_HOME",)
     found = {k: v for k, v in os.environ.items() if k in kept or not k.startswith("P2PINFER_")}
+    found["P2PINFER_CONFIG"] = ""  # nor is the file meant for it
     return found | {"P2PINFER_HOME": str(home)} if home else found
 
 

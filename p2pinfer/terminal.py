@@ -10,6 +10,7 @@ from contextlib import asynccontextmanager
 import trio
 from rich.console import Console
 
+from p2pinfer import logs
 from p2pinfer.chat import Answer, Conversation
 from p2pinfer.core.errors import UserError
 from peers.progress import Progress
@@ -28,6 +29,9 @@ QUESTION_CHARS_MAX = 1_000_000
 
 def say(text: str) -> None:
     """Print a note for the person."""
+    if logs.is_json():
+        logs.note(text)
+        return
     notes.print(text, style="dim", markup=False, soft_wrap=True)
 
 
@@ -112,7 +116,8 @@ class Doing:
     """Shows that something is going on: a spinner on a terminal, plain lines elsewhere."""
 
     def __init__(self, text: str) -> None:
-        self._status = notes.status(text) if notes.is_terminal else None
+        is_shown = notes.is_terminal and not logs.is_json()
+        self._status = notes.status(text) if is_shown else None
         self._said_at = 0.0
         self._waiting = ""
         if self._status:

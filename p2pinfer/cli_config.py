@@ -1,0 +1,72 @@
+"""``p2pinfer config``: all settings, and where each comes from."""
+
+import json
+from typing import Annotated, Any
+
+from cyclopts import Parameter
+
+from p2pinfer.flags import AsJson
+from p2pinfer.settings import Setting, config_path, settings_of
+
+COMMANDS = ("join", "chat", "serve", "demo", "peers", "doctor")
+"""Whose options are shown where no command is named."""
+
+
+def config(
+    *command: Annotated[str, Parameter(allow_leading_hyphen=True)], as_json: AsJson = False
+) -> None:
+    """Print what commands would run with.
+
+    Parameters
+    ----------
+    command: str
+        A command, with options as it would be typed; else the settings of all that share them.
+    """
+    found = merged({name: _settings([name]) for name in COMMANDS} if not command else {
+        command[0]: _settings(list(command))
+    })  # fmt: skip
+    path = config_path()
+    is_there = path is not None and path.exists()
+    if as_json:
+        file = str(path) if path else None
+        print(json.dumps({"file": file, "exists": is_there, "options": found}, default=str))
+        return
+    print(f"file  {path or 'none'}{'' if is_there or not path else ' (not there)'}")
+    width = max(len(each["option"]) for each in found)
+    for each in found:
+        some = f" ({', '.join(each['commands'])})" if each["differs"] else ""
+        from_ = {"environment": each["where"]}.get(each["source"], each["source"])
+        print(f"{each['option']:{width}}  {_text(each['value']):<32} {from_}{some}")
+
+
+def _settings(words: list[str]) -> list[Setting]:
+    """Return the settings of a command line; raises CycloptsError where it cannot be used."""
+    from p2pinfer.cli import CONFIG, app
+
+    app.meta.parse_args([], exit_on_error=False, print_error=False)
+    shared = settings_of(CONFIG.seen)
+    app.parse_args(words, exit_on_error=False, print_error=False)
+    return [*settings_of(CONFIG.seen), *shared]
+
+
+def merged(by_command: dict[str, list[Setting]]) -> list[dict[str, Any]]:
+    """Return each setting once for all commands that agree on it, by option."""
+    found: dict[str, dict[str, Any]] = {}
+    for command, settings in by_command.items():
+        for each in settings:
+            row = found.setdefault(repr(each), {**vars(each), "commands": []})
+            row["commands"].append(command)
+    options = [row["option"] for row in found.values()]
+    for row in found.values():
+        row["differs"] = options.count(row["option"]) > 1
+    return sorted(found.values(), key=lambda row: row["option"])
+
+
+def _text(value: Any) -> str:
+    if value is None or value == ():
+        return "-"
+    if isinstance(value, bool):
+        return str(value).lower()
+    if isinstance(value, list | tuple):
+        return " ".join(map(str, value))
+    return str(value)

@@ -1,0 +1,101 @@
+"""What is said on standard error besides answers: notes for a person, or JSON for a program."""
+
+import json
+import logging
+import sys
+from datetime import UTC, datetime
+from logging.handlers import WatchedFileHandler
+from pathlib import Path
+from typing import Literal
+
+from p2pinfer.core.errors import UserError
+
+Level = Literal["debug", "info", "warning", "error"]
+Format = Literal["text", "json"]
+
+ROOT = logging.getLogger("p2pinfer")
+NOTES = logging.getLogger("p2pinfer.note")
+
+_STANDARD = {*vars(logging.makeLogRecord({})), "message", "asctime"}
+
+_is_json = False
+
+
+def begin(level: Level = "warning", form: Format = "text", file: Path | None = None) -> None:
+    """Log from now on, to standard error or a file; raises UserError where that cannot be.
+
+    A file that is moved away is begun anew, so that a log rotator needs to tell nobody.
+    """
+    global _is_json
+    _is_json = form == "json"
+    handler: logging.Handler = logging.StreamHandler()
+    if file:
+        try:
+            handler = WatchedFileHandler(file.expanduser(), encoding="utf-8")
+        except OSError as error:
+            raise UserError(f"cannot write the log {file}: {error.strerror}") from error
+    handler.setFormatter(JsonLines() if _is_json else Lines(is_dated=file is not None))
+    logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
+    ROOT.setLevel(level.upper())
+    if _is_json:  # notes are not to be silenced with the rest, nor go into a file
+        here = logging.StreamHandler()
+        here.setFormatter(JsonLines())
+        NOTES.handlers, NOTES.propagate = [here], False
+        NOTES.setLevel(logging.INFO)
+
+
+def is_json() -> bool:
+    """Whether every line on standard error is to be a JSON object."""
+    return _is_json
+
+
+def note(text: str, *, failed: bool = False) -> None:
+    """Say something to the person who typed the command, whatever is logged."""
+    if _is_json:
+        NOTES.log(logging.ERROR if failed else logging.INFO, "%s", text)
+    else:
+        print(text, file=sys.stderr, flush=True)
+
+
+def tell_mistake(error: BaseException) -> None:
+    """Say that p2pinfer itself erred; where, only to those who look for it."""
+    kind = f"{type(error).__name__}: {error}".strip().splitlines()[0]
+    text = f"a mistake of p2pinfer itself ({kind}); --log-level debug shows where it was made"
+    where = error if ROOT.isEnabledFor(logging.DEBUG) else None
+    ROOT.error(text, exc_info=where)
+
+
+class Lines(logging.Formatter):
+    """Plain lines; where an error was made is only told while debugging."""
+
+    def __init__(self, *, is_dated: bool) -> None:
+        super().__init__("%(asctime)s %(levelname)s %(name)s: %(message)s")
+        self._is_dated = is_dated
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return a line."""
+        if self._is_dated:
+            return super().format(record)
+        name = record.name if record.levelno < logging.WARNING else "p2pinfer"
+        text = f"{name}: {record.getMessage()}"
+        if record.exc_info and ROOT.isEnabledFor(logging.DEBUG):
+            text += "\n" + self.formatException(record.exc_info)
+        return text
+
+
+class JsonLines(logging.Formatter):
+    """One JSON object a line, with whatever ``extra`` names."""
+
+    def format(self, record: logging.LogRecord) -> str:
+        """Return a line."""
+        at = datetime.fromtimestamp(record.created, UTC)
+        found: dict[str, object] = {
+            "time": at.isoformat(timespec="milliseconds"),
+            "level": record.levelname.lower(),
+            "logger": record.name,
+            "text": record.getMessage(),
+        }
+        found |= {key: value for key, value in vars(record).items() if key not in _STANDARD}
+        if record.exc_info:
+            found["traceback"] = self.formatException(record.exc_info)
+        return json.dumps(found, ensure_ascii=False, default=str)

@@ -1,0 +1,174 @@
+"""Settings from a file, and where every setting comes from.
+
+The file is TOML. A line ``sessions = 4`` holds for every command that has the option; lines under
+``[join]`` for that command alone. Cyclopts reads command lines and variables before it asks here,
+so that what they say counts for more.
+"""
+
+import os
+import tomllib
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from difflib import get_close_matches
+from pathlib import Path
+from typing import Any
+
+from cyclopts import App, Argument, ArgumentCollection, Token
+
+from p2pinfer.core.errors import UserError
+
+FILE_BYTES_MAX = 1 << 20
+
+SECRETS = {"--api-key"}
+"""Options whose values are never shown."""
+
+Table = dict[str, Any]
+
+
+@dataclass(frozen=True)
+class Setting:
+    """What an option of some commands is set to."""
+
+    option: str
+    value: Any
+    source: str
+    """``default``, ``flag``, ``environment`` or ``file``."""
+    where: str | None
+    """The variable or the file."""
+
+
+def config_path() -> Path | None:
+    """Return where the file is, or would be; None where P2PINFER_CONFIG is set to nothing."""
+    named = os.environ.get("P2PINFER_CONFIG")
+    if named is not None:
+        return Path(named).expanduser() if named else None
+    if home := os.environ.get("P2PINFER_HOME"):
+        return Path(home).expanduser() / "config.toml"
+    import platformdirs
+
+    return platformdirs.user_config_path("p2pinfer") / "config.toml"
+
+
+def read_config(path: Path | None) -> Table:
+    """Return what the file says, nothing where there is none that anybody named.
+
+    Raises:
+        UserError: it cannot be read, or is not TOML.
+    """
+    if path is None:
+        return {}
+    try:
+        with path.open("rb") as file:
+            text = file.read(FILE_BYTES_MAX + 1)
+        if len(text) > FILE_BYTES_MAX:
+            raise UserError(f"{path} is no file of settings: it has more than 1 MiB")
+        return tomllib.loads(text.decode())
+    except FileNotFoundError:
+        if "P2PINFER_CONFIG" in os.environ:
+            raise UserError(f"P2PINFER_CONFIG names {path}, and there is no such file") from None
+        return {}
+    except OSError as error:
+        raise UserError(f"cannot read the settings in {path}: {error.strerror}") from error
+    except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
+        raise UserError(f"{path} is not TOML: {error}") from error
+
+
+class ConfigFile:
+    """Fills in what the file says where neither a flag nor a variable does."""
+
+    def __init__(self, root: Callable[[], App]) -> None:
+        """Prepare to read; ``root`` gives the app whose commands the file may name."""
+        self._root = root
+        self.seen: Sequence[Argument] = ()
+        """What the newest command line came to, for whoever asks where its settings come from."""
+
+    def __call__(self, _: App, commands: tuple[str, ...], arguments: ArgumentCollection) -> None:
+        """Add to the arguments of one command; raises UserError."""
+        self.seen = arguments
+        path = config_path()
+        table = read_config(path)
+        if not table:
+            return
+        known = {argument.name: argument for argument in arguments if _is_option(argument)}
+        _check(table, self._root(), known, str(path))
+        for level in _levels(table, commands):
+            for key, value in level.items():
+                argument = known.get(f"--{key}")
+                if argument is None or isinstance(value, dict):
+                    continue
+                if any(token.source != str(path) for token in argument.tokens):
+                    continue  # typed, or in the environment
+                argument.tokens[:] = _tokens(argument, value, str(path))
+
+
+def _is_option(argument: Argument) -> bool:
+    return bool(argument.parameter.env_var)
+
+
+def _levels(table: Table, commands: Iterable[str]) -> Iterator[Table]:
+    """Yield what holds for a command, the more particular later."""
+    yield table
+    for name in commands:
+        table = table.get(name, {})
+        if not isinstance(table, dict):
+            return
+        yield table
+
+
+def _tokens(argument: Argument, value: object, path: str) -> list[Token]:
+    """Write a value as it would be typed; raises UserError where nothing could be."""
+    name, takes_many = argument.name, argument.token_count()[1]
+    values = value if isinstance(value, list) and takes_many else [value]
+    if not all(isinstance(each, str | int | float) for each in values):
+        a_list = ", or a list of them" if takes_many else ""
+        raise UserError(f"{path}: {name[2:]} must be text, a number, true or false{a_list}")
+    texts = [str(each).lower() if isinstance(each, bool) else str(each) for each in values]
+    return [Token(keyword=name, value=t, source=path, index=i) for i, t in enumerate(texts)]
+
+
+def _check(table: Table, app: App, known: Collection[str], path: str) -> None:
+    """Raise UserError unless some command has each option that is named."""
+    for key, value in table.items():
+        if isinstance(value, dict):
+            if key not in app or key.startswith("-"):
+                raise UserError(f"{path}: [{key}] is no command; see p2pinfer --help")
+            _check(value, app[key], (), path)
+        elif f"--{key}" not in known and f"--{key}" not in option_names(app):
+            near = get_close_matches(f"--{key}", option_names(app), 1)
+            meant = f"did you mean {near[0][2:]!r}?" if near else "p2pinfer --help lists commands"
+            raise UserError(f"{path}: there is no option {key!r}; {meant}")
+
+
+def option_names(app: App) -> set[str]:
+    """Return the options of a command, and of those below it, that a file may set."""
+    apps = [app, *([app.meta] if app._meta else [])]
+    found = {
+        argument.name
+        for each in apps
+        if each.default_command
+        for argument in each.assemble_argument_collection()
+        if _is_option(argument)
+    }
+    return found.union(*(option_names(app[name]) for name in app if not name.startswith("-")))
+
+
+def settings_of(arguments: Iterable[Argument]) -> list[Setting]:
+    """Return what the options of a command are set to."""
+    found = []
+    for argument in arguments:
+        if not (_is_option(argument) and argument.show):
+            continue
+        name, tokens = argument.name, argument.tokens
+        value: Any = argument.field_info.default
+        source, where = "default", None
+        if tokens:
+            values = [token.value or token.implicit_value for token in tokens]
+            value = values if argument.token_count()[1] else values[-1]
+            kinds = {"cli": "flag", "env": "environment"}
+            source = kinds.get(tokens[0].source, "file")
+            where = tokens[0].keyword if source == "environment" else None
+            where = tokens[0].source if source == "file" else where
+        if name in SECRETS and value is not None:
+            value = "(a secret)"
+        found.append(Setting(name, value, source, where))
+    return found
