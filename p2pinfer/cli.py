@@ -2,7 +2,7 @@
 
 import os
 import sys
-from importlib.metadata import version
+from collections.abc import Sequence
 from typing import Annotated
 
 from cyclopts import App, CycloptsError, Parameter, UnusedCliTokensError
@@ -64,7 +64,18 @@ COMMANDS = {
             "Where nothing of p2pinfer runs that is said, and it is no failure."
         ),
     ),
+    "service": (
+        "cli_service:service",
+        (
+            "Print a systemd user unit, or on macOS a launchd plist, that runs join in the"
+            " background."
+        ),
+    ),
     "verify": ("cli_verify:app", "Check an answer's certificate."),
+    "--install-completion": (
+        "cli_completion:install_completion",
+        "Have the shell complete commands and options.",
+    ),
 }
 """Where each command is, and its help, whose first line is listed: none is loaded untyped."""
 
@@ -73,13 +84,12 @@ CONFIG = ConfigFile(lambda: app)
 app: App = App(
     name="p2pinfer",
     help=f"Pool ordinary machines into a swarm that runs one language model.\n{EXIT_CODES}",
-    version=lambda: version("p2pinfer"),
+    version=lambda: _version(),
     help_format="plaintext",
     config=CONFIG,
 )
 for _name, (_where, _help) in COMMANDS.items():
     app.command(f"p2pinfer.{_where}", name=_name, help=_help)
-app.register_install_completion_command()
 
 
 @app.meta.default
@@ -89,6 +99,21 @@ def launch(
     """Begin to log, and run the command that the other words name."""
     log.begin()
     app(tokens, exit_on_error=False, print_error=False)
+
+
+def parse(words: Sequence[str]) -> None:
+    """Parse a command line as ``main`` would, and run nothing; raises CycloptsError, UserError.
+
+    What its options are set to is in ``CONFIG`` afterwards.
+    """
+    _, bound, _ = app.meta.parse_args(words, exit_on_error=False, print_error=False)
+    app.parse_args(bound.args, exit_on_error=False, print_error=False)
+
+
+def _version() -> str:
+    from importlib.metadata import version  # which imports much that is needed for nothing else
+
+    return version("p2pinfer")
 
 
 def main() -> None:

@@ -41,12 +41,11 @@ def config(
 
 def _settings(words: list[str]) -> list[Setting]:
     """Return the settings of a command line; raises CycloptsError where it cannot be used."""
-    from p2pinfer.cli import CONFIG, app
+    from p2pinfer.cli import CONFIG, app, parse
 
-    app.meta.parse_args([], exit_on_error=False, print_error=False)
-    shared = settings_of(CONFIG.seen)
-    app.parse_args(words, exit_on_error=False, print_error=False)
-    return [*settings_of(CONFIG.seen), *shared]
+    parse(words)
+    names, _, _ = app.parse_commands(words)
+    return [*settings_of(CONFIG.seen.get(names, ())), *settings_of(CONFIG.seen[()])]
 
 
 def merged(by_command: dict[str, list[Setting]]) -> list[dict[str, Any]]:

@@ -11,8 +11,7 @@ from cyclopts import Parameter
 
 from p2pinfer import logs
 from p2pinfer.core.errors import UserError
-from p2pinfer.core.limits import CONTEXT_DEFAULT, SESSIONS_DEFAULT
-from p2pinfer.core.trust import AUDIT_RATE
+from p2pinfer.core.limits import AUDIT_RATE_DEFAULT, CONTEXT_DEFAULT, SESSIONS_DEFAULT
 from p2pinfer.logs import Format, Level
 
 if TYPE_CHECKING:  # what is heavy is imported by the command that needs it
@@ -148,7 +147,7 @@ class AnswerFlags:
     ] = 1
     audit_rate: Annotated[
         float, option("audit-rate", "Share of stages that somebody else runs again, 0 to 1.")
-    ] = AUDIT_RATE
+    ] = AUDIT_RATE_DEFAULT
     certificate: Annotated[
         Path | None,
         option("certificate", "Write what was signed and checked of the newest answer."),

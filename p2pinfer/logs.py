@@ -4,7 +4,6 @@ import json
 import logging
 import sys
 from datetime import UTC, datetime
-from logging.handlers import WatchedFileHandler
 from pathlib import Path
 from typing import Literal
 
@@ -30,6 +29,8 @@ def begin(level: Level = "warning", form: Format = "text", file: Path | None = N
     _is_json = form == "json"
     handler: logging.Handler = logging.StreamHandler()
     if file:
+        from logging.handlers import WatchedFileHandler  # and with it a dozen modules
+
         try:
             handler = WatchedFileHandler(file.expanduser(), encoding="utf-8")
         except OSError as error:

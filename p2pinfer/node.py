@@ -16,9 +16,9 @@ from p2pinfer.auditing import Replays
 from p2pinfer.books import Side, open_books
 from p2pinfer.core.errors import NobodyServes, UserError, lone_errors
 from p2pinfer.core.ids import ModelId
-from p2pinfer.core.limits import CONTEXT_DEFAULT, SESSIONS_DEFAULT
+from p2pinfer.core.limits import AUDIT_RATE_DEFAULT, CONTEXT_DEFAULT, SESSIONS_DEFAULT
 from p2pinfer.core.manifest import Manifest
-from p2pinfer.core.trust import AUDIT_RATE, Trust
+from p2pinfer.core.trust import Trust
 from p2pinfer.engine.local import LocalEnds, open_ends
 from p2pinfer.engine.memory import available_bytes, check_fits, sessions_bytes
 from p2pinfer.engine.parts_model import PartsModel, open_parts
@@ -132,7 +132,7 @@ class ClientOptions:
     """How long to wait for a whole chain of peers."""
     evidence: bool = True
     """Gather receipts; only a benchmark goes without."""
-    audit_rate: float = AUDIT_RATE
+    audit_rate: float = AUDIT_RATE_DEFAULT
     """The share of stages whose part in an answer is run again by somebody else."""
     default_model: Choose | None = None
     """Needed where no model is named."""

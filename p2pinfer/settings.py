@@ -6,10 +6,8 @@ so that what they say counts for more.
 """
 
 import os
-import tomllib
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from difflib import get_close_matches
 from pathlib import Path
 from typing import Any
 
@@ -57,6 +55,8 @@ def read_config(path: Path | None) -> Table:
     """
     if path is None:
         return {}
+    import tomllib  # as all of these: only where they are needed
+
     try:
         with path.open("rb") as file:
             text = file.read(FILE_BYTES_MAX + 1)
@@ -79,12 +79,13 @@ class ConfigFile:
     def __init__(self, root: Callable[[], App]) -> None:
         """Prepare to read; ``root`` gives the app whose commands the file may name."""
         self._root = root
-        self.seen: Sequence[Argument] = ()
-        """What the newest command line came to, for whoever asks where its settings come from."""
+        self.seen: dict[tuple[str, ...], Sequence[Argument]] = {}
+        """What the newest line of each command came to, for whoever asks whence; what all commands
+        share is under no name."""
 
     def __call__(self, _: App, commands: tuple[str, ...], arguments: ArgumentCollection) -> None:
         """Add to the arguments of one command; raises UserError."""
-        self.seen = arguments
+        self.seen[commands] = arguments
         path = config_path()
         table = read_config(path)
         if not table:
@@ -134,6 +135,8 @@ def _check(table: Table, app: App, known: Collection[str], path: str) -> None:
                 raise UserError(f"{path}: [{key}] is no command; see p2pinfer --help")
             _check(value, app[key], (), path)
         elif f"--{key}" not in known and f"--{key}" not in option_names(app):
+            from difflib import get_close_matches
+
             near = get_close_matches(f"--{key}", option_names(app), 1)
             meant = f"did you mean {near[0][2:]!r}?" if near else "p2pinfer --help lists commands"
             raise UserError(f"{path}: there is no option {key!r}; {meant}")

@@ -2,14 +2,14 @@
 
 import json
 import logging
-import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from p2pinfer import cli, logs, terminal
+from p2pinfer import logs, terminal
 from p2pinfer.core.errors import EXIT_FAILED, UserError
+from tests.command_line import run
 
 
 @pytest.fixture(autouse=True)
@@ -108,9 +108,6 @@ def test_a_mistake_of_ours_is_a_sentence(
         raise ExceptionGroup("several", [ValueError("one"), KeyError("two")])
 
     monkeypatch.setattr("p2pinfer.cli_status.look", fail)
-    monkeypatch.setattr(sys, "argv", ["p2pinfer", "ps"])
-    with pytest.raises(SystemExit) as end:
-        cli.main()
-    assert end.value.code == EXIT_FAILED
+    assert run(monkeypatch, "ps") == EXIT_FAILED
     (line,) = capsys.readouterr().err.splitlines()
     assert "ExceptionGroup: several" in line

@@ -1,7 +1,6 @@
 """Settings: what counts for more than what, what the file may say, and what is said of mistakes."""
 
 import json
-import sys
 from pathlib import Path
 
 import pytest
@@ -9,6 +8,7 @@ import pytest
 from p2pinfer import cli
 from p2pinfer.core.errors import EXIT_USAGE
 from p2pinfer.settings import option_names
+from tests.command_line import run
 
 
 @pytest.fixture
@@ -16,16 +16,6 @@ def file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """Give the file of settings, which is not there yet."""
     monkeypatch.setenv("P2PINFER_HOME", str(tmp_path))
     return tmp_path / "config.toml"
-
-
-def run(monkeypatch: pytest.MonkeyPatch, *words: str) -> int:
-    """Run the command line; gives its exit code."""
-    monkeypatch.setattr(sys, "argv", ["p2pinfer", *words])
-    try:
-        cli.main()
-    except SystemExit as end:
-        return int(end.code or 0)
-    return 0
 
 
 def settings(

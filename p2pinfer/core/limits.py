@@ -12,3 +12,6 @@ STEPS_IN_FLIGHT_MAX = 8
 SESSIONS_DEFAULT = 8
 CONTEXT_DEFAULT = 4096
 """Positions per session. The default model: 0.75 KiB a position and layer, so 240 MiB a stage."""
+
+AUDIT_RATE_DEFAULT = 0.1
+"""Of stages, when nobody says otherwise: it costs a tenth of the work once more."""

@@ -11,9 +11,6 @@ from p2pinfer.core.continuity import Break
 from p2pinfer.core.ids import PeerId
 from p2pinfer.core.receipts import CHECKPOINT_POSITIONS
 
-AUDIT_RATE = 0.1
-"""Of stages, when nobody says otherwise: it costs a tenth of the work once more."""
-
 _SHOWN_CHARS = 6
 """Of the end of a peer id, which differs where its beginning is alike."""
 
