@@ -116,6 +116,16 @@ def test_chat_finds_all_peers_through_one(home: Path, swarm: list[Peer]) -> None
     assert [hop["peer"] for hop in route] == [peer.id for peer in swarm]
 
 
+def test_status_names_the_peers_of_this_machine(home: Path, swarm: list[Peer]) -> None:
+    """Each process by what it serves; nobody asks for anything, so no session is open."""
+    result = run(home, "status", "--json")
+    assert (result.returncode, result.stderr) == (0, "")
+    found = json.loads(result.stdout)["processes"]
+    told = {(each["pid"], each["peer"], each["layers"], each["state"]) for each in found}
+    assert told == {(p.process.pid, p.id, p.layers, "serving") for p in swarm}
+    assert run(home, "ps", "--json").stdout == "[]\n"
+
+
 def test_reader_that_leaves_early_is_no_failure_to_explain(home: Path, swarm: list[Peer]) -> None:
     """As with ``| head``: no traceback, and the exit code says that not all was written."""
     words = ["chat", "Hi", "--network", "real", "--bootstrap", swarm[0].address]
@@ -140,6 +150,8 @@ COMMANDS: list[list[str]] = [
     ["chat"],
     ["demo"],
     ["join"],
+    ["service"],
+    ["config"],
     ["bench"],
     ["bench", "decode"],
     ["bench", "transport"],
@@ -153,6 +165,7 @@ def test_help(home: Path, command: list[str]) -> None:
     assert result.returncode == 0
     assert result.stderr == ""
     assert result.stdout.startswith(f"Usage: {' '.join(['p2pinfer', *command])}")
+    assert "--log-level" in result.stdout
     if command and command != ["bench"]:
         assert "[env var: P2PINFER_" in " ".join(result.stdout.split())
 
