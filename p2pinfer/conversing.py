@@ -101,7 +101,7 @@ class Talk:
         chain = " → ".join(f"…{hop['peer'][-6:]}" for hop in self.last.route)
         trust = self.last.trust
         checked = "" if trust is None else " · receipts hold" if trust.held else " · NOT TRUSTED"
-        return f" {chain} · {self.last.tokens_per_second:.1f} tokens/s{checked}"
+        return f" {self.last.tokens_per_second:.1f} tokens/s{checked} · {chain}"  # cut at its end
 
     def _read(self) -> str:
         """Read one question; ``/quit`` at the end of input, nothing on Ctrl-C."""

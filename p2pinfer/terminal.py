@@ -32,7 +32,7 @@ def say(text: str) -> None:
     if logs.is_json():
         logs.note(text)
         return
-    notes.print(text, style="dim", markup=False, soft_wrap=True)
+    notes.print(text, style="dim", markup=False, soft_wrap=not notes.is_terminal)
 
 
 def write(text: str) -> None:
