@@ -22,9 +22,6 @@ from p2pinfer.supply import find_held, open_store
 
 app = App(name="model", help="Add, list, check and remove models.", help_format="plaintext")
 
-PLAIN_LINE_S = 5.0
-"""Between lines of progress where there is no terminal."""
-
 
 @app.command
 def add(file: str, /, *, quota: Quota = None, as_json: AsJson = False) -> None:

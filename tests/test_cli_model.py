@@ -196,7 +196,7 @@ def test_lines_of_progress_where_there_is_no_terminal(
     model: Command, file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A line now and then says how far it is; here at once, since no time must pass."""
-    monkeypatch.setattr("p2pinfer.cli_model.PLAIN_LINE_S", 0.0)
+    monkeypatch.setattr("p2pinfer.adding.PLAIN_LINE_S", 0.0)
     assert model("add", file) == 0
     assert model.err.splitlines()[0].startswith("hashing: 0.0 MB of")
 
