@@ -1,10 +1,13 @@
 """Fixtures that more than one folder of tests uses."""
 
+import logging
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from hypothesis import HealthCheck, settings
 
+from p2pinfer import logs
 from p2pinfer.engine.models import default_model_path
 
 # How long an example takes is the busy machine's business, and says nothing of what it tests.
@@ -16,3 +19,20 @@ settings.load_profile("p2pinfer")
 def default_model() -> Path:
     """Give the default model's GGUF, SmolLM2-135M-Instruct in Q4_1."""
     return default_model_path()
+
+
+@pytest.fixture(autouse=True)
+def _leave_logging_alone() -> Iterator[None]:
+    """Undo what a command line that runs in this process does to logging."""
+    root = logging.getLogger()
+    handlers, level = root.handlers[:], root.level
+    yield
+    for handler in set(root.handlers) - set(handlers):
+        handler.close()
+    root.handlers[:] = handlers
+    root.setLevel(level)
+    logs.ROOT.setLevel(logging.NOTSET)
+    logs.NOTES.handlers.clear()
+    logs.NOTES.propagate = True
+    logs.NOTES.setLevel(logging.NOTSET)
+    logs._is_json = False

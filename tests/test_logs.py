@@ -2,7 +2,6 @@
 
 import json
 import logging
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -10,23 +9,6 @@ import pytest
 from p2pinfer import logs, terminal
 from p2pinfer.core.errors import EXIT_FAILED, UserError
 from tests.command_line import run
-
-
-@pytest.fixture(autouse=True)
-def _leave_logging_alone() -> Iterator[None]:
-    """Put everything back."""
-    handlers, level = logging.getLogger().handlers[:], logging.getLogger().level
-    yield
-    for logger in (logging.getLogger(), logs.NOTES):
-        for handler in set(logger.handlers) - set(handlers):
-            handler.close()
-    logging.getLogger().handlers[:] = handlers
-    logging.getLogger().setLevel(level)
-    logs.ROOT.setLevel(logging.NOTSET)
-    logs.NOTES.handlers.clear()
-    logs.NOTES.propagate = True
-    logs.NOTES.setLevel(logging.NOTSET)
-    logs._is_json = False
 
 
 def say_all() -> None:
