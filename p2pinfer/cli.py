@@ -150,7 +150,7 @@ def _usage(error: CycloptsError) -> str:
 
 
 def _fail(text: str, code: int) -> None:
-    logs.note(f"p2pinfer: {text}", failed=True)
+    logs.note(text, failed=True)
     sys.exit(code)
 
 

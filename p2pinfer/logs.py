@@ -55,7 +55,7 @@ def note(text: str, *, failed: bool = False) -> None:
     if _is_json:
         NOTES.log(logging.ERROR if failed else logging.INFO, "%s", text)
     else:
-        print(text, file=sys.stderr, flush=True)
+        print(f"p2pinfer: {text}" if failed else text, file=sys.stderr, flush=True)
 
 
 def tell_mistake(error: BaseException) -> None:
