@@ -63,12 +63,15 @@ def read_config(path: Path | None) -> Table:
         if len(text) > FILE_BYTES_MAX:
             raise UserError(f"{path} is no file of settings: it has more than 1 MiB")
         return tomllib.loads(text.decode())
-    except FileNotFoundError:
+    except (FileNotFoundError, NotADirectoryError):
         if "P2PINFER_CONFIG" in os.environ:
             raise UserError(f"P2PINFER_CONFIG names {path}, and there is no such file") from None
         return {}
     except OSError as error:
-        raise UserError(f"cannot read the settings in {path}: {error.strerror}") from error
+        raise UserError(
+            f"cannot read the settings in {path} ({error.strerror}): P2PINFER_CONFIG names another"
+            " file, or none where it is empty"
+        ) from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise UserError(f"{path} is not TOML: {error}") from error
 

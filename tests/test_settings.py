@@ -124,6 +124,21 @@ def test_the_file_can_be_named_and_left_out(
     assert settings(monkeypatch, capsys, "chat")["--network"] == ("main", "default")
 
 
+def test_a_file_that_cannot_be_read_is_said(
+    file: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """But where there can be none, whoever needs the directory says what is wrong with it."""
+    file.mkdir()
+    assert run(monkeypatch, "ps") == EXIT_USAGE
+    assert f"cannot read the settings in {file} (Is a directory)" in capsys.readouterr().err
+    monkeypatch.setenv("P2PINFER_HOME", str(file / "nowhere" / "x"))
+    assert run(monkeypatch, "config") == 0
+    (file / "text").touch()
+    monkeypatch.setenv("P2PINFER_HOME", str(file / "text"))
+    assert run(monkeypatch, "ps") == EXIT_USAGE
+    assert "cannot keep anything in" in capsys.readouterr().err
+
+
 def test_every_command_is_where_it_is_said_to_be() -> None:
     """Each is loaded, and knows its options."""
     assert {"--memory", "--bootstrap", "--log-level", "--quota"} <= option_names(cli.app)
