@@ -58,6 +58,9 @@ RELINKED_S_MAX = 120.0
 IDLE_S_MAX = 900.0
 """A person may think for a while between two questions; after that the cells are for others."""
 
+QUIET_S = 5.0
+"""A session without a step for so long is between two answers, and its requester opens another."""
+
 GOODBYE_S_MAX = 1.0
 """How long to try to tell a peer why its session ends."""
 
@@ -109,6 +112,11 @@ class Served:
     @property
     def idle_s(self) -> float:
         """Seconds since its last step."""
+        return trio.current_time() - self._active_at
+
+    @property
+    def quiet_s(self) -> float:
+        """For how long no step came."""
         return trio.current_time() - self._active_at
 
     # What the requester orders

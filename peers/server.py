@@ -28,6 +28,7 @@ from peers.door import Door
 from peers.layers import Layers, lacking, ranges, words
 from peers.measure import measure
 from peers.notary import Notary
+from peers.served import QUIET_S
 from peers.serving import Directory, Held, OpenEngine, Plan, ServerStatistics
 from peers.stage import Stage
 from peers.stages import Stages
@@ -42,9 +43,6 @@ WATCH_S = 1.0
 
 REPORT_S = 5.0
 """How often a change of load is told; requesters meet the true load when they knock."""
-
-QUIET_S = 5.0
-"""A session without a step for so long is between two answers, and its requester opens another."""
 
 DRAIN_S_MAX = 120.0
 """How long sessions may take to finish what they do: an answer of 1,000 tokens at 8 a second."""

@@ -8,6 +8,7 @@ the next one at hand.
 """
 
 import logging
+from collections import Counter
 from dataclasses import dataclass
 
 import trio
@@ -23,7 +24,7 @@ from p2pinfer.core.messages import Attach, Link, Open, Refusal
 from p2pinfer.engine.base import EngineBusy, StageEngine
 from peers.history import Budget, History
 from peers.notary import Notary
-from peers.served import GOODBYE_S_MAX, Served
+from peers.served import GOODBYE_S_MAX, QUIET_S, Served
 from peers.talk import SESSION, RefusedError, receive, send
 from transports.base import Channel, Transport
 
@@ -112,6 +113,18 @@ class Stage:
     def holds(self, session: SessionId) -> bool:
         """Whether this session is being served here."""
         return session in self._sessions
+
+    def make_room(self, requester: PeerId) -> None:
+        """End the quietest session of whoever has most, if that leaves it no fewer than another."""
+        held = Counter(session.opened.requester for session in self._sessions.values())
+        quiet = [
+            session
+            for session in self._sessions.values()
+            if session.quiet_s > QUIET_S and held[session.opened.requester] > held[requester] + 1
+        ]
+        if quiet:
+            last = max(quiet, key=lambda session: (held[session.opened.requester], session.quiet_s))
+            last.fail(self._no(Refusal.IDLE, "somebody else needs the place"))
 
     def hand_over(self) -> None:
         """Ask all requesters to go on with other peers, where they can."""

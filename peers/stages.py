@@ -68,10 +68,13 @@ class Stages:
         if not isinstance(first, Open) or stage.holds(first.session):
             await stage.serve(channel)
             return
+        door = self._stages[stage]
+        if not door.admission.sessions_free:
+            stage.make_room(first.requester)
         priority = self._priority(first.requester)
         ask = Ask(first.session, first.requester, first.context, priority, trio.current_time())
         try:
-            async with self._stages[stage].admit(ask):
+            async with door.admit(ask):
                 await stage.serve(channel)
         except Shut as shut:
             no = RefusedError.of(self._transport.peer_id, Refusal.BUSY, str(shut), shut.retry_ms)

@@ -9,7 +9,8 @@ from p2pinfer.core.errors import PeerUnavailable
 from p2pinfer.core.messages import Attach, Hop, Open, Opened, Refusal
 from peers.layers import Layers
 from peers.requester import Requester, Session
-from peers.server import DRAIN_S_MAX, QUIET_S, STALE_S, TAKE_OVER_S_MAX
+from peers.served import QUIET_S
+from peers.server import DRAIN_S_MAX, STALE_S, TAKE_OVER_S_MAX
 from peers.talk import SESSION, RefusedError, receive, send
 from scheduler.placement import CHECK_S
 from tests.engine.fakes import FakeEnds
