@@ -31,12 +31,12 @@ if TYPE_CHECKING:
 
 BAR_CHARS_MIN, BAR_CHARS_MAX = 8, 40
 
-OTHER_CHARS = 68
+OTHER_CHARS = 72
 """What the other columns of the table take."""
 
 WATCH_S = 2.0
 
-HEADINGS = ("peer", "layers", "", "state", "ms/layer", "queue", "free", "round trip")
+HEADINGS = ("peer", "layers", "", "state", "ms/layer", "queue", "free", "standing", "away")
 
 
 def peers(
@@ -47,21 +47,25 @@ def peers(
     as_json: AsJson = False,
     reach: ReachFlags = REACH,
 ) -> None:
-    """Show who serves which layers, how fast, and how busy."""
+    """Show who serves which layers, how fast, how busy, how trusted by this machine, how far.
+
+    Standing is what this machine has seen of a peer's word in its own chats: 50 % is a stranger's.
+    """
     import trio
 
+    from p2pinfer.here import ways_in
     from p2pinfer.look import open_look
     from p2pinfer.node import NO_WAY_IN
 
-    if not (bootstrap or reach.mdns):
+    ways = ways_in(bootstrap, network)
+    if not (ways or reach.mdns):
         raise UserError(NO_WAY_IN)
 
     async def run() -> None:
-        async with open_look(bootstrap, reach.of(network)) as look:
+        async with open_look(ways, reach.of(network)) as look:
             while True:
                 if not look.is_connected:
-                    reasons = "; ".join(map(str, look.failures))
-                    raise NobodyServes(f"no peer answers: {reasons}")
+                    raise NobodyServes(f"no peer answers: {look.why_nobody()}")
                 _show(await look.rows(), watch=watch, as_json=as_json)
                 if not watch:
                     return
@@ -91,13 +95,12 @@ def _show(rows: "Sequence[Row]", *, watch: bool, as_json: bool) -> None:
 
 def table(rows: "Sequence[Row]", bar_chars: int) -> "Table":
     """Return what a person reads of the peers of one model."""
-    from rich import box
     from rich.table import Table
     from rich.text import Text
 
     said = rows[0].said
     title = f"{said.model_name}, {said.layers} layers, {said.model[:12]}…"
-    made = Table(title=title, title_justify="left", box=box.SIMPLE_HEAD, pad_edge=False)
+    made = Table(title=title, title_justify="left", box=None, padding=(0, 2, 0, 0))
     for heading in HEADINGS:
         made.add_column(heading, no_wrap=True)
     for row in rows:
@@ -113,13 +116,14 @@ def cells(row: "Row", bar_chars: int) -> tuple[str, ...]:
     else:
         way = "" if row.round_trip_s is None else f"{1000 * row.round_trip_s:.1f} ms"
     return (
-        f"…{said.peer[-8:]}",
+        f"…{said.peer[-6:]}",
         bar(said, bar_chars),
         f"{said.first}:{said.end}" if said.first < said.end else "none",
         said.state.value,
         f"{said.row_us / 1000:.2f}" if said.row_us else "",
         str(said.queued_rows),
         f"{said.sessions_free}/{said.sessions_max}" if said.sessions_max else "",
+        "" if row.standing is None else f"{100 * row.standing:.0f} %",
         way,
     )
 
@@ -143,15 +147,19 @@ def doctor(
 ) -> None:
     """Say in plain words why this machine is or is not serving."""
     from p2pinfer.doctor import Patient, examine
+    from p2pinfer.here import peers_here, ways_in
     from p2pinfer.look import open_look
     from p2pinfer.supply import open_store
 
     limits, memory_bytes = machine.machine(), parse_bytes("memory", memory)
     store = open_store()
 
+    here, ways = peers_here(network), ways_in(bootstrap, network)
+
     async def run() -> None:
-        async with open_look(bootstrap, reach.of(network)) as look:
-            findings = await examine(Patient(look, store, limits, memory_bytes))
+        async with open_look(ways, reach.of(network)) as look:
+            patient = Patient(look, here, store, limits, memory_bytes)
+            findings = await examine(patient)
         healthy = all(finding.is_good for finding in findings)
         if as_json:
             found = [finding.as_dict() for finding in findings]

@@ -85,19 +85,21 @@ def serve(
     """Run a gateway until it is told to end."""
     import trio
 
+    from p2pinfer import here
     from p2pinfer.adding import default_model, name_model
     from p2pinfer.node import ClientOptions
     from p2pinfer.supply import open_store
 
     check_range("local", local, 0, LOCAL_MAX)
     check_range("port", port, 0, PORT_MAX)
+    if local and bootstrap:
+        raise UserError("--local makes a swarm of its own: leave --bootstrap or --local out")
+    bootstrap = bootstrap if local else here.ways_in(bootstrap, network)
     if not (local or bootstrap or reach.mdns):
         raise UserError(
             "name a peer of the swarm with --bootstrap MULTIADDR (join prints one), or try it"
             " with peers on this machine: p2pinfer serve --local 3"
         )
-    if local and bootstrap:
-        raise UserError("--local makes a swarm of its own: leave --bootstrap or --local out")
     access = _access(host, api_key, cors_origin)
     how, limits = answer.options(), machine.machine()
     store = open_store()

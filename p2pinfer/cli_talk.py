@@ -51,6 +51,7 @@ def chat(
         One question; or pipe it in. Without it the chat is interactive.
     """
     from p2pinfer.adding import default_model, name_model
+    from p2pinfer.here import ways_in
     from p2pinfer.node import ClientOptions
     from p2pinfer.supply import open_store
     from p2pinfer.terminal import question_of
@@ -62,7 +63,7 @@ def chat(
     store = open_store(parse_bytes("quota", quota))
     options = ClientOptions(
         name_model(model, store) if model else None,
-        bootstrap,
+        ways_in(bootstrap, network),
         reach.of(network),
         answer.keep_layers,
         limits,

@@ -2,7 +2,6 @@
 
 import ipaddress
 import re
-import time
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -16,7 +15,7 @@ from p2pinfer.core.manifest import METADATA
 from p2pinfer.engine.memory import budget_bytes, mib
 from p2pinfer.engine.parts_model import PartsModel
 from p2pinfer.engine.store import Store
-from p2pinfer.identities import held_identities
+from p2pinfer.here import Here
 from p2pinfer.join import least_bytes
 from p2pinfer.look import Look, Row, holders
 from p2pinfer.node import Machine
@@ -48,6 +47,8 @@ class Patient:
     """What the doctor looks at: this machine, as a swarm's peer."""
 
     look: Look
+    here: Sequence[Here]
+    """The network's peers that run on it."""
     store: Store
     machine: Machine
     memory_bytes: int | None
@@ -59,9 +60,9 @@ async def examine(patient: Patient) -> list[Finding]:
     findings = [*_ways_in(look)]
     rows = await look.rows()
     said = [row.said for row in rows]
-    mine = set(held_identities())
+    mine = {each.peer for each in patient.here}
     findings += peer_findings(mine, rows)
-    findings += clock_findings(said, time.time_ns() // 1_000_000)
+    findings += clock_findings([row for row in rows if row.said.peer not in mine])
     for model in dict.fromkeys(a.model for a in said):
         findings += coverage_findings([a for a in said if a.model == model], mine)
         findings += await _memory(patient, model)
@@ -70,14 +71,15 @@ async def examine(patient: Patient) -> list[Finding]:
 
 def _ways_in(look: Look) -> list[Finding]:
     found = [Finding("bootstrap", False, f"no answer: {failure}") for failure in look.failures]
-    if not look.ways_in:
-        text = "no way into a swarm is known: name a peer's address with --bootstrap"
+    if not (look.ways_in or look.is_connected):
+        text = "no way into a swarm is known: name a peer's address with --bootstrap, or try --mdns"
         found.append(Finding("bootstrap", False, text))
     elif not look.is_connected:
         text = "no way in answers, so this machine sees nobody: check the address and the network"
         found.append(Finding("bootstrap", False, text))
     elif not found:
-        found.append(Finding("bootstrap", True, "every way in answers"))
+        text = "every way in answers" if look.ways_in else "peers answer on the local network"
+        found.append(Finding("bootstrap", True, text))
     return found
 
 
@@ -91,7 +93,7 @@ def peer_findings(mine: set[PeerId], rows: Sequence[Row]) -> list[Finding]:
     for peer in sorted(mine):
         row = known.get(peer)
         if row is None:
-            text = f"…{peer[-6:]} runs here, and the swarm does not know it: has it a --bootstrap?"
+            text = f"…{peer[-6:]} runs here, and the swarm does not know it yet: has it a way in?"
             found.append(Finding("peer", False, text))
             continue
         a = row.said
@@ -129,15 +131,18 @@ def is_public(address: str) -> bool:
         return False
 
 
-def clock_findings(said: Sequence[Advertisement], now_ms: int) -> list[Finding]:
-    """Compare clocks: a sequence number is never ahead of its author's."""
-    ahead_s = [(a.sequence - now_ms) / 1000 for a in said]
-    late = [each for each in ahead_s if each > SKEW_S_MAX]
-    if not late:
+def clock_findings(others: Sequence[Row]) -> list[Finding]:
+    """Compare clocks with other machines': where peers take turns, they must mean one minute."""
+    apart_s = sorted(row.clock_ahead_s for row in others if abs(row.clock_ahead_s) > SKEW_S_MAX)
+    if not apart_s:
         return []
-    text = f"{len(late)} of {len(said)} peers have clocks that are ahead of this machine's by"
-    text += f" {max(late):,.0f} s or so: set the clock by the network"
-    return [Finding("clock", False, text)]
+    middle_s = apart_s[len(apart_s) // 2]
+    which = "ahead of" if middle_s > 0 else "behind"
+    text = f"the clocks of {len(apart_s)} of {len(others)} other peers are {which} this machine's"
+    text += f" by {abs(middle_s):,.0f} s or so: set "
+    is_mine = 2 * len(apart_s) > len(others)
+    whose = "this machine's clock, or theirs," if is_mine else "theirs"
+    return [Finding("clock", not is_mine, f"{text}{whose} by the network")]
 
 
 def coverage_findings(said: Sequence[Advertisement], mine: set[PeerId]) -> list[Finding]:
@@ -147,7 +152,12 @@ def coverage_findings(said: Sequence[Advertisement], mine: set[PeerId]) -> list[
     inner = range(1, layers - 1)
     missing = ranges([layer for layer in inner if not served[layer]])
     found = [
-        Finding("layers", False, f"nobody serves {_words(each)} of {name}") for each in missing
+        Finding(
+            "layers",
+            False,
+            f"nobody serves {_words(each)} of {name}: one more peer, or more --memory, is needed",
+        )
+        for each in missing
     ]
     for peer in sorted({who[0] for who in served if len(who) == 1}):
         alone = ranges([layer for layer in inner if served[layer] == [peer]])

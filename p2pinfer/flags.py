@@ -75,7 +75,11 @@ class ReachFlags:
 
 Bootstrap = Annotated[
     tuple[str, ...],
-    option("bootstrap", "Multiaddrs of peers already in the swarm.", consume_multiple=True),
+    option(
+        "bootstrap",
+        "Multiaddrs of peers already in the swarm; else those of this machine.",
+        consume_multiple=True,
+    ),
 ]
 Memory = Annotated[
     str | None, option("memory", "For weights and sessions, as 2GiB; else half of what is free.")

@@ -10,7 +10,6 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from p2pinfer.core.errors import UserError
-from p2pinfer.core.ids import PeerId
 from p2pinfer.places import data_dir
 from transports.identity import Identity, load_identity
 
@@ -40,21 +39,6 @@ def hold_identity(named: Path | None) -> Iterator[Identity]:
     )
 
 
-def held_identities() -> list[PeerId]:
-    """Return who the peers are that run here now with keys from the data directory."""
-    return [load_identity(path).peer_id for path in _own_keys() if path.exists() and _held(path)]
-
-
 def _own_keys() -> list[Path]:
     numbers = range(2, PEERS_PER_MACHINE_MAX + 1)
     return [data_dir() / name for name in ("identity", *(f"identity-{n}" for n in numbers))]
-
-
-def _held(path: Path) -> bool:
-    """Whether a running peer has a key's file locked."""
-    with path.open("rb") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
-    return False

@@ -39,7 +39,7 @@ from p2pinfer.node import (
 from p2pinfer.owner import Meter, heed_owner
 from p2pinfer.peer_status import describe_peer
 from p2pinfer.proofs import open_frauds, sharing
-from p2pinfer.status import open_status
+from p2pinfer.status import Status, open_status
 from p2pinfer.supply import Choose, obtain, pick_model
 from peers.directory import Directory
 from peers.evidence import Gatherer
@@ -133,15 +133,20 @@ async def serve_peer(options: PeerOptions, store: Store, hooks: Hooks) -> None:
             open_transport(options.transport, identity, options.listen, options.network)
         )
         transport = Guarded(inner)
-        directory = Directory(transport, identity, chance)
+        directory = Directory(transport, identity, chance, clock_ms=_clock_ms)
         directory.listen()
         PartsServer(transport, store).listen()
         bookkeeper = Bookkeeper(open_books())
         stack.callback(bookkeeper.finish)  # behind the sessions that the nursery ends
         server: Server | None = None
-        await stack.enter_async_context(
-            open_status(lambda: describe_peer(transport, server.statistics if server else None))
-        )
+        way = options.network
+        network = way if isinstance(way, str) else way.network
+
+        def describe() -> Status:
+            statistics = server.statistics if server else None
+            return {"network": network} | describe_peer(transport, statistics)
+
+        await stack.enter_async_context(open_status(describe))
         nursery = await stack.enter_async_context(trio.open_nursery())
         stack.callback(nursery.cancel_scope.cancel)
         with trio.CancelScope() as preparing:

@@ -1,6 +1,7 @@
 """Looking at a swarm without being part of it: who says what, and how far away they are."""
 
 import random
+import time
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
@@ -12,6 +13,7 @@ from p2pinfer.core.advertisement import Advertisement, State
 from p2pinfer.core.errors import PeerError, UserError, lone_errors
 from p2pinfer.core.ids import ModelId, PeerId
 from p2pinfer.node import LAN_S_MAX, looks_around, open_transport
+from p2pinfer.standings import load_standings
 from peers.directory import Directory
 from transports.base import Reach, Transport
 from transports.identity import ephemeral_identity
@@ -33,6 +35,10 @@ class Row:
     reached: bool | None
     """Whether it could be called; None if that was not tried."""
     round_trip_s: float | None
+    clock_ahead_s: float = 0.0
+    """How far its clock is ahead of this machine's, or behind where it is negative."""
+    standing: float | None = None
+    """What this machine thinks of it, from 0 to 1, if it has seen it at work."""
 
     def as_dict(self) -> dict[str, Any]:
         """Return what ``--json`` prints."""
@@ -55,6 +61,8 @@ class Row:
             "numerics_class": said.numerics_class,
             "reached": self.reached,
             "round_trip_ms": None if self.round_trip_s is None else 1000 * self.round_trip_s,
+            "standing": self.standing,
+            "clock_ahead_s": round(self.clock_ahead_s, 1),
         }
 
 
@@ -73,6 +81,7 @@ class Look:
         self._looks_around = looks_around
         self.transport, self.directory, self.chance = transport, directory, chance
         self.ways_in = ways_in
+        self._standings = load_standings()
         self.failures: list[PeerError] = []
         """Ways in that did not answer the last time."""
 
@@ -91,6 +100,11 @@ class Look:
         if self._looks_around and not self.ways_in:
             return bool(self.directory.peers())
         return len(self.failures) < len(self.ways_in)
+
+    def why_nobody(self) -> str:
+        """Say why no way in answered."""
+        reasons = "; ".join(map(str, self.failures))
+        return reasons or "none was heard of on the local network"
 
     def said(self) -> list[Advertisement]:
         """Return what all peers say, by model and layer."""
@@ -118,9 +132,27 @@ class Look:
                     nursery.start_soon(call, each)
         called = {a.peer for a in said[:REACHED_MAX]}
         return [
-            Row(a, a.peer in reached if a.peer in called else None, reached.get(a.peer))
+            Row(
+                a,
+                a.peer in reached if a.peer in called else None,
+                reached.get(a.peer),
+                self._clock_ahead_s(a),
+                self._standing(a.peer),
+            )
             for a in said
         ]
+
+    def _clock_ahead_s(self, said: Advertisement) -> float:
+        """Compare clocks: what a peer says is numbered with its time of saying it."""
+        entry = self.directory.view.get(said.peer)
+        made_at = entry.made_at if entry else trio.current_time()
+        here_s = time.time_ns() / 1e9 - (trio.current_time() - made_at)
+        return said.sequence / 1000 - here_s
+
+    def _standing(self, peer: PeerId) -> float | None:
+        if peer not in self._standings.known:
+            return None
+        return self._standings.of(peer, trio.current_time()).value
 
     async def _round_trip_s(self, peer: PeerId) -> float | None:
         """Wait for the transport to have measured it, where it does."""

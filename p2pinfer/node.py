@@ -25,6 +25,7 @@ from p2pinfer.engine.parts_model import PartsModel, open_parts
 from p2pinfer.engine.store import DamagedPart, MissingChunk, Store
 from p2pinfer.places import cache_dir
 from p2pinfer.proofs import open_frauds, sharing
+from p2pinfer.standings import keep_standings, load_standings
 from p2pinfer.supply import Choose, obtain, pick_model
 from peers.auditor import Auditor
 from peers.client import FIND_S_MAX, Asked, SwarmClient
@@ -45,8 +46,8 @@ LAN_S_MAX = 8.0
 """For a peer on the local network to be heard of and to answer; two or three seconds as a rule."""
 
 NO_WAY_IN = (
-    "name a peer of the swarm with --bootstrap MULTIADDR (join prints one),"
-    " or look for one on the local network with --mdns"
+    "name a peer of the swarm with --bootstrap MULTIADDR (join prints one), look for one on the"
+    " local network with --mdns, or start one here with p2pinfer join"
 )
 
 LISTEN_DEFAULT = "/ip4/0.0.0.0/tcp/0"
@@ -156,6 +157,8 @@ class Client(SwarmClient):
         self.transport = transport
         self.model, self.ends, self._sign = model, ends, sign
         asked = Asked(model.id, model.info.name, options.bootstrap, options.find_s_max)
+        standings = load_standings()
+        nursery.start_soon(keep_standings, standings)
         super().__init__(
             nursery,
             transport,
@@ -165,6 +168,7 @@ class Client(SwarmClient):
             secrets.token_bytes,
             gatherer,
             transport.round_trip_s,
+            standings,
         )
         self._auditor: Auditor | None = None
         self.frauds: Frauds | None = None

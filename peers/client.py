@@ -20,6 +20,7 @@ from peers.mending import Mending
 from peers.requester import Requester, Session
 from peers.talk import RefusedError
 from scheduler.routing import Asking, NoRoute, RouteHop, find_route
+from scheduler.standing import Standings
 from transports.base import Transport
 
 FIND_S_MAX = 10.0
@@ -61,6 +62,7 @@ class SwarmClient:
         draw: Callable[[int], bytes],
         gatherer: Gatherer | None = None,
         round_trip_s: Callable[[PeerId], float | None] = lambda _: None,
+        standings: Standings | None = None,
     ) -> None:
         """Ask for a model.
 
@@ -73,13 +75,14 @@ class SwarmClient:
             draw: gives so many bytes that nobody can foresee.
             gatherer: of the sessions' evidence, if any is wanted.
             round_trip_s: to a peer that is connected, if it was measured.
+            standings: what is thought of peers from before, and from now on.
         """
         self._directory, self._ends, self._asked, self._draw = directory, ends, asked, draw
         self._failed: dict[PeerId, int] = {}
         """Peers that ended a session, and the number of their word for it that they serve."""
         self._busy_until_s: dict[PeerId, float] = {}
         """Peers that had no place, and when they should have one."""
-        self.experiences = Experiences(round_trip_s)
+        self.experiences = Experiences(round_trip_s, standings)
         self._requester = Requester(nursery, transport, ends, asked.model, gatherer)
 
     def peers(self) -> list[Advertisement]:

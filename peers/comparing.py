@@ -4,13 +4,15 @@ from collections.abc import Iterable
 
 import trio
 
-from p2pinfer.core.advertisement import KNOWN_MAX, Known
+from p2pinfer.core.advertisement import ADVERTISEMENTS_MAX, KNOWN_MAX, Known
 from p2pinfer.core.errors import RemoteProtocolError
 from p2pinfer.core.exchange import BUCKETS, DIGEST_BYTES, NUMBER_BYTES, TAG_BYTES, Compare, Differs
 from p2pinfer.core.exchange import Wanted as WantedMessage
 from p2pinfer.core.ids import ModelId
+from peers.allowance import Allowances
+from peers.shelf import Entry, Shelf, aged
 from peers.talk import receive, send
-from peers.view import Entry, Shelf, Taken, View, aged
+from peers.view import Taken, View
 from transports.base import Channel
 
 MESSAGES_MAX = 16
@@ -23,9 +25,16 @@ OFFENCES_MAX = 8
 """Advertisements that are not genuine: who updates last may pass on what a newer version finds
 wrong, once or twice; each costs a signature's check."""
 
+TOLD_MAX = 2.0 * ADVERTISEMENTS_MAX
+TOLD_PER_S = 100.0
+"""Advertisements heard from one peer in comparisons, at once and in the long run: a newcomer hears
+a full view, and then of some changes; each costs a signature's check."""
 
-async def ask(channel: Channel, view: View, model: ModelId | None) -> None:
+
+async def ask(channel: Channel, view: View, model: ModelId | None, told: Allowances) -> None:
     """Compare notes about a model, or learn what models there are.
+
+    ``told`` is how much each peer may still tell.
 
     Raises:
         ChannelClosed, RefusedError, RemoteProtocolError: as `peers.talk.receive`.
@@ -38,24 +47,24 @@ async def ask(channel: Channel, view: View, model: ModelId | None) -> None:
         await _tell(channel, view.of(model) if model else ())
     reply = await receive(channel, Differs, Known)
     if isinstance(reply, Known):
-        await _learn(channel, view, reply)
+        await _learn(channel, view, told, reply)
         return
     if reply.glimpse:
-        await _learn(channel, view)
+        await _learn(channel, view, told)
     if reply.buckets and shelf:
         missing, newer = _against(shelf, reply)
         await send(channel, WantedMessage(missing))
         await _tell(channel, newer)
-        await _learn(channel, view)
+        await _learn(channel, view, told)
 
 
-async def answer(channel: Channel, view: View) -> None:
+async def answer(channel: Channel, view: View, told: Allowances) -> None:
     """Answer one peer that compares notes; raises as `ask`."""
     asked = await receive(channel, Compare)
     shelf = view.shelves.get(asked.model) if asked.model in view.followed else None
     strange = asked.models != view.models_digest()
     if not asked.digests:
-        await _learn(channel, view)
+        await _learn(channel, view, told)
         await _tell(channel, [*view.of(asked.model), *view.glimpses(asked.model)])
     elif len(asked.digests) != BUCKETS * DIGEST_BYTES:
         raise RemoteProtocolError(channel.remote, f"{channel.remote} sent half a digest")
@@ -68,7 +77,7 @@ async def answer(channel: Channel, view: View) -> None:
             await _tell(channel, view.glimpses(asked.model))
         if buckets:
             wanted = await receive(channel, WantedMessage)
-            await _learn(channel, view)
+            await _learn(channel, view, told)
             tags = set(_split(wanted.tags, TAG_BYTES))
             await _tell(channel, [e for e in shelf.within(buckets) if e.parsed.tag in tags])
 
@@ -102,11 +111,15 @@ async def _tell(channel: Channel, entries: Iterable[Entry]) -> None:
         await send(channel, Known(heard[i : i + KNOWN_MAX], more))
 
 
-async def _learn(channel: Channel, view: View, first: Known | None = None) -> None:
+async def _learn(
+    channel: Channel, view: View, told: Allowances, first: Known | None = None
+) -> None:
     """Take in advertisements until the other says that there are no more."""
     offences = 0
     for number in range(MESSAGES_MAX):
         known = first if first and number == 0 else await receive(channel, Known)
+        if not told.spend(channel.remote, trio.current_time(), len(known.heard)):
+            raise RemoteProtocolError(channel.remote, f"{channel.remote} tells too much")
         for index, heard in enumerate(known.heard):
             if index % AT_ONCE_MAX == 0:
                 await trio.lowlevel.checkpoint()

@@ -18,10 +18,12 @@ from p2pinfer.core.advertisement import ADVERTISEMENTS_MAX, Advertisement, Heard
 from p2pinfer.core.errors import PeerError, PeerUnavailable, UserError, lone_errors
 from p2pinfer.core.ids import ModelId, PeerId
 from p2pinfer.core.wire import encode
-from peers.comparing import answer, ask
+from peers.allowance import Allowances
+from peers.comparing import TOLD_MAX, TOLD_PER_S, answer, ask
 from peers.gossip import ALONE_S, Announcer
+from peers.shelf import Entry, parse
 from peers.talk import DIRECTORY
-from peers.view import Entry, Verify, View, parse
+from peers.view import Verify, View
 from peers.ways import Ways
 from transports.base import Channel, Topic, Transport
 from transports.identity import verify as verify_signature
@@ -39,6 +41,12 @@ EXCHANGE_S_MAX = 10.0
 
 NEIGHBOURS_MIN = 4
 """Peers of a model to be connected with, so that gossip finds its way though some of them leave."""
+
+DOUBTED_MAX = 4
+"""Peers called in a round because nothing but words is known of them."""
+
+CALLERS_MAX = 64
+"""Peers that call a newcomer in a round, or so."""
 
 LOOK_AGAIN_S = 0.25
 """Between two looks for anybody at all."""
@@ -72,6 +80,8 @@ class Directory:
         chance: picks whom to compare notes with.
         verify: checks what others signed; a simulation may pass a cheaper one.
         room: how many advertisements to keep.
+        clock_ms: the time on everybody's clock, in milliseconds: by its own advertisements, which
+            are numbered so, others see whether a peer's clock is right.
     """
 
     def __init__(
@@ -81,11 +91,14 @@ class Directory:
         chance: random.Random,
         verify: Verify = verify_signature,
         room: int = ADVERTISEMENTS_MAX,
+        clock_ms: Callable[[], int] = lambda: 0,
     ) -> None:
         self._transport, self._identity, self._chance = transport, identity, chance
+        self._clock_ms = clock_ms
         self.view = View(transport.peer_id, verify, chance, room)
         self.view.outdo = self._outdo
         self._ways = Ways(transport.peer_id)
+        self._told = Allowances(TOLD_MAX, TOLD_PER_S)
         self._announcer = Announcer()
         self._topics: dict[ModelId, Topic] = {}
         self._own: Advertisement | None = None
@@ -135,9 +148,17 @@ class Directory:
         return [a for a in self.holding(model) if a.first < a.end]
 
     def holding(self, model: ModelId) -> list[Advertisement]:
-        """Return the other peers that hold something of a model, those that still join too."""
+        """Return the other peers that hold something of a model, those that still join too.
+
+        Those of whom there are only words, and who do not answer when they are called, are not
+        among them.
+        """
         self.follow(model)
-        return [a for a in self._of(model) if a.peer != self._transport.peer_id]
+        return [
+            entry.parsed.advertisement
+            for entry in self._entries(model)
+            if entry.is_there and entry.parsed.advertisement.peer != self._transport.peer_id
+        ]
 
     def models(self) -> dict[ModelId, str]:
         """Return the names of all models that are known to be served."""
@@ -150,7 +171,11 @@ class Directory:
 
     def peers(self) -> list[Advertisement]:
         """Return what is known of any peer: of each in the models followed, of some in others."""
-        return [found for model in list(self.view.shelves) for found in self._of(model)]
+        return [
+            entry.parsed.advertisement
+            for model in list(self.view.shelves)
+            for entry in self._entries(model)
+        ]
 
     async def run(self, ways_in: Sequence[str]) -> None:
         """Gossip, renew the own advertisement and compare notes, for ever.
@@ -214,17 +239,23 @@ class Directory:
                 for model in models or [None]:
                     channel = await self._transport.open(peer, DIRECTORY, addresses)
                     try:
-                        await ask(channel, self.view, model)
+                        await ask(channel, self.view, model, self._told)
                     finally:
                         await channel.close()
         except trio.TooSlowError:
+            self.view.note_call(peer, answered=False)
             raise PeerUnavailable(peer, f"{peer} did not answer") from None
+        except PeerUnavailable:
+            self.view.note_call(peer, answered=False)
+            raise
+        self.view.note_call(peer, answered=True)
         self._ways.found(peer)
 
     async def _answer(self, channel: Channel) -> None:
         self._forget_the_silent()
         with trio.move_on_after(EXCHANGE_S_MAX):
-            await answer(channel, self.view)
+            await answer(channel, self.view, self._told)
+            self.view.note_call(channel.remote, answered=True)
 
     async def _gossip(self, model: ModelId) -> None:
         """Hear what peers of a model say, for ever."""
@@ -259,7 +290,8 @@ class Directory:
         """Renew the own advertisement in the own view."""
         assert self._own
         period_ms = round(1000 * self.view.period_s(self._own.model))
-        self._own = evolve(self._own, sequence=self._own.sequence + 1, period_ms=period_ms)
+        sequence = max(self._own.sequence + 1, self._clock_ms())
+        self._own = evolve(self._own, sequence=sequence, period_ms=period_ms)
         body = encode(self._own)
         heard = Heard(body, self._identity.sign(body), 0)
         parsed = parse(body)
@@ -332,7 +364,19 @@ class Directory:
             return [self._chance.choice(others)]
         lacking = [NEIGHBOURS_MIN - topic.neighbours for topic in self._topics.values()]
         wanted = max([1, *lacking])
-        return self._chance.sample(followed, min(wanted, len(followed)))
+        some = self._chance.sample(followed, min(wanted, len(followed)))
+        return list(dict.fromkeys([*some, *self._doubted(followed)]))
+
+    def _doubted(self, peers: Sequence[PeerId]) -> list[PeerId]:
+        """Return a few of those who are only heard of, or did not answer the last time.
+
+        In a large swarm not always any: else everybody would call each newcomer at once.
+        """
+        if self._chance.random() * len(peers) > CALLERS_MAX:
+            return []
+        entries = [(peer, self.view.get(peer)) for peer in peers]
+        doubted = [peer for peer, e in entries if e and (e.missed or not e.has_answered)]
+        return self._chance.sample(doubted, min(DOUBTED_MAX, len(doubted)))
 
     async def _try_way(self, address: str) -> None:
         await self.exchange(await self._transport.connect(address))
@@ -346,9 +390,9 @@ class Directory:
     def _forget_the_silent(self) -> None:
         self._ways.lost(self.view.forget_the_silent(trio.current_time()), trio.current_time())
 
-    def _of(self, model: ModelId) -> Iterable[Advertisement]:
+    def _entries(self, model: ModelId) -> Iterable[Entry]:
         self._forget_the_silent()
-        return [entry.parsed.advertisement for entry in self.view.of(model)]
+        return self.view.of(model)
 
 
 def _essence(said: Advertisement) -> tuple[object, ...]:

@@ -44,9 +44,13 @@ def stage_times() -> StageTimes:
 class Experiences:
     """What this node has seen of others itself."""
 
-    def __init__(self, round_trip_s: Callable[[PeerId], float | None] = lambda _: None) -> None:
+    def __init__(
+        self,
+        round_trip_s: Callable[[PeerId], float | None] = lambda _: None,
+        standings: Standings | None = None,
+    ) -> None:
         self._round_trip_s = round_trip_s
-        self._standings = Standings()
+        self._standings = Standings() if standings is None else standings
 
     def of(self, offers: Iterable[Advertisement]) -> Experience:
         """Return what routing is to know of these peers."""

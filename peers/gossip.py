@@ -8,7 +8,9 @@ import trio
 from p2pinfer.core.advertisement import Heard
 from p2pinfer.core.ids import ModelId, PeerId
 from p2pinfer.core.wire import BadMessage, decode
-from peers.view import Taken, View, parse
+from peers.allowance import Allowances
+from peers.shelf import parse
+from peers.view import Taken, View
 from transports.base import Accept, Verdict
 
 BURST_MAX = 4
@@ -31,9 +33,6 @@ NEWS_PER_S = 100.0
 """Advertisements taken from one neighbour, at once and in the long run: five times what a swarm of
 any size says, and a hundredth of a core for checking their signatures."""
 
-NEIGHBOURS_MAX = 1024
-"""Whose news are counted."""
-
 
 class Announcer:
     """Keeps the time of the own advertisements, and the judging of others'."""
@@ -44,8 +43,7 @@ class Announcer:
         self._spread = False
         self._hurry = trio.Event()
         self._credit, self._credited_at = float(BURST_MAX), -float("inf")
-        self._news: dict[PeerId, tuple[float, float]] = {}
-        """Of each neighbour: how much news may come, as of when."""
+        self._news = Allowances(NEWS_MAX, NEWS_PER_S)
 
     def hurry(self) -> None:
         """Have the own advertisement published as soon as may be."""
@@ -82,7 +80,7 @@ class Announcer:
             if heard is None or parsed is None or parsed.advertisement.model != model:
                 return Verdict.BLAME
             now = trio.current_time()
-            if not self._spend(neighbour, now):
+            if not self._news.spend(neighbour, now):
                 return Verdict.DROP
             return _VERDICTS[view.take(heard, now, direct=True)]
 
@@ -93,15 +91,6 @@ class Announcer:
             float(BURST_MAX),
             self._credit + BURST_PER_S * (trio.current_time() - self._credited_at),
         )
-
-    def _spend(self, neighbour: PeerId, now: float) -> bool:
-        credit, at = self._news.pop(neighbour, (NEWS_MAX, now))
-        credit = min(NEWS_MAX, credit + NEWS_PER_S * (now - at))
-        good = credit >= 1
-        self._news[neighbour] = (credit - good, now)
-        if len(self._news) > NEIGHBOURS_MAX:
-            del self._news[next(iter(self._news))]
-        return good
 
 
 _VERDICTS = {

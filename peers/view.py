@@ -6,14 +6,9 @@ models a few peers each, which tell more to whoever asks them.
 """
 
 import heapq
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable
 from enum import Enum, auto
-from functools import lru_cache
 from random import Random
-
-from attrs import evolve
-from blake3 import blake3
 
 from p2pinfer.core.advertisement import (
     ADVERTISEMENTS_MAX,
@@ -23,9 +18,9 @@ from p2pinfer.core.advertisement import (
     Heard,
     State,
 )
-from p2pinfer.core.exchange import BUCKETS, DIGEST_BYTES, NUMBER_BYTES, TAG_BYTES
+from p2pinfer.core.exchange import TAG_BYTES
 from p2pinfer.core.ids import ModelId, PeerId
-from p2pinfer.core.wire import BadMessage, decode
+from peers.shelf import Entry, Shelf, parse
 
 ARRIVALS_PER_S_MAX = 20
 """Advertisements of a model that anybody gets, however many serve it: the period stretches."""
@@ -49,9 +44,6 @@ GLIMPSE_MAX = 16
 SHUT_OUT_MAX = 4096
 """Peers that are not heard of any more: proven cheats, of which the oldest are forgotten."""
 
-PARSED_MAX = 4096
-"""Advertisements kept taken apart: many peers of one process hear the same bytes."""
-
 EXPIRIES_PER_PEER_MAX = 4
 """Noted for each advertisement that there is room for; an honest peer's period allows for these."""
 
@@ -71,100 +63,6 @@ class Taken(Enum):
     """Known already, or silenced: of no use to others either."""
     BAD = auto()
     """Not genuine."""
-
-
-@dataclass(frozen=True)
-class Parsed:
-    """An advertisement, and what comparing needs of it."""
-
-    advertisement: Advertisement
-    tag: bytes
-    bucket: int
-    mark: int
-    """Differs from advertisement to advertisement."""
-
-
-@dataclass(slots=True)
-class Entry:
-    """What was last heard of a peer."""
-
-    parsed: Parsed
-    heard: Heard
-    made_at: float
-    """By this peer's own clock, in seconds."""
-    credit: float
-
-
-class Shelf:
-    """The peers of one model, and digests of what is known of them."""
-
-    def __init__(self) -> None:
-        self.entries: dict[PeerId, Entry] = {}
-        self.buckets = [0] * BUCKETS
-        self.holders: list[int] = []
-        """How many peers serve each layer."""
-        self.crowd = 0
-        """Peers of the model, as far as the stream of advertisements tells."""
-        self._flow, self._counted_from = 0.0, 0.0
-
-    def put(self, peer: PeerId, entry: Entry) -> None:
-        """Keep an entry in the place of the former."""
-        self.drop(peer)
-        self.entries[peer] = entry
-        self._tally(entry.parsed, 1)
-
-    def drop(self, peer: PeerId) -> Entry | None:
-        """Forget a peer."""
-        entry = self.entries.pop(peer, None)
-        if entry:
-            self._tally(entry.parsed, -1)
-        return entry
-
-    def _tally(self, parsed: Parsed, one: int) -> None:
-        self.buckets[parsed.bucket] ^= parsed.mark
-        found = parsed.advertisement
-        if found.end > len(self.holders):
-            self.holders += [0] * (found.end - len(self.holders))
-        for layer in range(found.first, found.end):
-            self.holders[layer] += one
-
-    def rarest(self, found: Advertisement) -> int:
-        """Return how many serve that layer of a peer's which fewest do."""
-        missing = [0] * max(0, found.end - len(self.holders))
-        served = self.holders + missing if missing else self.holders
-        return min(served[found.first : found.end], default=len(self.entries) + 1)
-
-    def count(self, period_s: float, now: float, window_s: float) -> None:
-        """Estimate the crowd: each peer sends one advertisement in each period of its own."""
-        self._flow += period_s
-        if now - self._counted_from >= window_s:
-            self.crowd = round(self._flow / (now - self._counted_from))
-            self._flow, self._counted_from = 0.0, now
-
-    def digests(self) -> bytes:
-        """Return a digest of each bucket."""
-        mask = (1 << 8 * DIGEST_BYTES) - 1
-        return b"".join((mark & mask).to_bytes(DIGEST_BYTES, "big") for mark in self.buckets)
-
-    def differing(self, digests: bytes) -> int:
-        """Return the buckets, as bits, whose digests differ from another peer's."""
-        own = self.digests()
-        found = 0
-        for i in range(BUCKETS):
-            part = slice(i * DIGEST_BYTES, (i + 1) * DIGEST_BYTES)
-            found |= (own[part] != digests[part]) << i
-        return found
-
-    def within(self, buckets: int) -> Iterator[Entry]:
-        """Yield the entries of some buckets."""
-        return (e for e in self.entries.values() if buckets >> e.parsed.bucket & 1)
-
-    def newest(self, buckets: int) -> bytes:
-        """Return tag and sequence number of each peer in some buckets."""
-        return b"".join(
-            e.parsed.tag + e.parsed.advertisement.sequence.to_bytes(NUMBER_BYTES, "big")
-            for e in self.within(buckets)
-        )
 
 
 class View:
@@ -244,8 +142,17 @@ class View:
         if found.state is State.LEFT:
             self._silence(peer, found.sequence, now)
         elif before or self._make_room(found):
-            self.put(peer, Entry(parsed, heard, made_at, max(0, credit - 1)))
+            entry = Entry(parsed, heard, made_at, max(0, credit - 1))
+            if before:
+                entry.has_answered, entry.missed = before.has_answered, before.missed
+            self.put(peer, entry)
         return Taken.NEW
+
+    def note_call(self, peer: PeerId, *, answered: bool) -> None:
+        """Take in that a peer was there, or was not when it was called."""
+        if entry := self.get(peer):
+            entry.has_answered |= answered
+            entry.missed = 0 if answered else entry.missed + 1
 
     def put(self, peer: PeerId, entry: Entry) -> None:
         """Keep an entry; also the own peer's, which never expires here."""
@@ -364,23 +271,3 @@ class View:
         rarest = {peer: shelf.rarest(shelf.entries[peer].parsed.advertisement) for peer in drawn}
         victim = max(drawn, key=lambda peer: rarest[peer], default=None)
         return victim if victim and shelf.rarest(found) < rarest[victim] else None
-
-
-@lru_cache(PARSED_MAX)
-def parse(body: bytes) -> Parsed | None:
-    """Take an advertisement apart; None if it is none."""
-    try:
-        found = decode(body, Advertisement)
-    except BadMessage:
-        return None
-    if found.first > found.end or found.end > found.layers:
-        return None
-    tag = blake3(found.peer.encode()).digest(TAG_BYTES)
-    mark = blake3(tag + found.sequence.to_bytes(NUMBER_BYTES, "big")).digest(NUMBER_BYTES)
-    return Parsed(found, tag, tag[0] % BUCKETS, int.from_bytes(mark, "big"))
-
-
-def aged(entry: Entry, now: float) -> Heard:
-    """Return an advertisement as it is passed on now."""
-    age_ms = max(0, round(1000 * (now - entry.made_at)))
-    return entry.heard if age_ms == entry.heard.age_ms else evolve(entry.heard, age_ms=age_ms)

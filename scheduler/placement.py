@@ -38,9 +38,6 @@ fetch and its sessions, and a view is never quite right."""
 PLAN_SHARE_MIN = 0.85
 """A small swarm moves to its plan if its weakest layer has less than this of what it has there."""
 
-GAP_SHARE_MIN = 0.5
-"""Likewise, where layers would be missing until the peer that moves has loaded its new range."""
-
 JOINERS_MAX = 64
 """Joining peers whose choice is foreseen; with more, equals are told apart by lot alone."""
 
@@ -169,16 +166,11 @@ def _serve(swarm: Members, now_s: float, chance: float) -> Choice:
     check_s = CHECK_S * (0.5 + chance)
     lot, dice = (float(n) for n in lots(np.array([1, 2]), chance))
     keep = _bound(swarm, now_s)
-    first, end = swarm.present
-    planned = _planned(swarm, PLAN_SHARE_MIN)
+    planned = _planned(swarm)
+    if planned and keep and not _can_hand_over(swarm, keep, planned):
+        planned = None
     place = planned or _better(swarm, keep, lot)
-    if planned:
-        leaves = keep is None or (place[0] <= keep[0] and keep[1] <= place[1])
-    else:
-        leaves = dice <= _movers(swarm)
-    if keep and end - first + place[1] - place[0] > swarm.size[-1]:
-        # It cannot hold both ranges at once: layers that are its alone are missing for a moment.
-        leaves = leaves and _planned(swarm, GAP_SHARE_MIN) is not None
+    leaves = planned is not None or dice <= _movers(swarm)
     if place == swarm.present:
         return _stay(swarm, "worth most here", check_s)
     small = len(swarm.key) <= PEERS_MAX  # there, who is still joining or moving changes a lot
@@ -192,6 +184,16 @@ def _serve(swarm: Members, now_s: float, chance: float) -> Choice:
     return _move(swarm, place, check_s)
 
 
+def _can_hand_over(swarm: Members, keep: tuple[int, int], place: tuple[int, int]) -> bool:
+    """Whether a peer can move without a moment in which layers are missing that it must keep.
+
+    Its memory must hold both ranges at once.
+    """
+    first, end = swarm.present
+    covers = place[0] <= keep[0] and keep[1] <= place[1]
+    return covers and end - first + place[1] - place[0] <= swarm.size[-1]
+
+
 def _bound(swarm: Members, now_s: float) -> tuple[int, int] | None:
     """Return the range of present layers that the peer must not leave in this turn."""
     turn = float(lots(np.array([int(now_s // TURN_S)]), 0.0)[0])
@@ -202,7 +204,7 @@ def _bound(swarm: Members, now_s: float) -> tuple[int, int] | None:
     return (int(bound[0]), int(bound[-1]) + 1) if len(bound) else None
 
 
-def _planned(swarm: Members, share: float) -> tuple[int, int] | None:
+def _planned(swarm: Members) -> tuple[int, int] | None:
     """Return the peer's place in the plan, if it is clearly better for the whole than what is.
 
     It is not if it leaves more layers to a lone holder.
@@ -211,7 +213,7 @@ def _planned(swarm: Members, share: float) -> tuple[int, int] | None:
     if plan is None:
         return None
     now, then = swarm.cover(), swarm.at(*plan).cover()
-    if then.lone > now.lone or now.rate.min() >= share * then.rate.min():
+    if then.lone > now.lone or now.rate.min() >= PLAN_SHARE_MIN * then.rate.min():
         return None
     return int(plan[0][-1]), int(plan[1][-1])
 
@@ -223,7 +225,11 @@ def _better(swarm: Members, keep: tuple[int, int] | None, lot: float) -> tuple[i
     back, nor leave more layers to a lone holder.
     """
     others, speed = swarm.others, float(swarm.speed[-1])
-    place = best_place(others, speed, int(swarm.size[-1]), lot, keep)
+    first, end = swarm.present
+    room = int(swarm.size[-1]) - (end - first if keep else 0)  # both ranges at once, for a moment
+    if keep and room < keep[1] - keep[0]:
+        return swarm.present
+    place = best_place(others, speed, room, lot, keep)
     if place.worth <= GAIN_MIN * worth_of(others, *swarm.present, speed):
         return swarm.present
     now, then = swarm.cover(), others.plus(place.first, place.end, speed)

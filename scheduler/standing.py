@@ -96,6 +96,11 @@ class Standings:
     def __len__(self) -> int:
         return len(self._known)
 
+    @property
+    def known(self) -> Mapping[PeerId, Standing]:
+        """What is thought of each peer that was seen, as of when it was."""
+        return self._known
+
     def of(self, peer: PeerId, now_s: float) -> Standing:
         """Return what is thought of a peer now."""
         return self._known.get(peer, Standing(at_s=now_s)).at(now_s)

@@ -1,12 +1,14 @@
 """What people read of a swarm: the table's rows, and what the doctor says."""
 
 import io
+import re
+from collections.abc import Sequence
 
 import pytest
 from attrs import evolve
 from rich.console import Console
 
-from p2pinfer.cli_peers import bar, cells, table
+from p2pinfer.cli_peers import BAR_CHARS_MIN, HEADINGS, bar, cells, table
 from p2pinfer.core.advertisement import Advertisement, State
 from p2pinfer.core.errors import UserError
 from p2pinfer.doctor import clock_findings, coverage_findings, is_public, peer_findings
@@ -37,13 +39,16 @@ def test_a_range_is_drawn_within_the_model() -> None:
 def test_a_row_says_all_that_is_known() -> None:
     """And leaves out what is not."""
     row = cells(Row(said("a", 1, 15), True, 0.0123), 10)
-    assert row[2:] == ("1:15", "serving", "0.25", "17", "3/8", "12.3 ms")
+    assert row[2:] == ("1:15", "serving", "0.25", "17", "3/8", "", "12.3 ms")
+    known = Row(said("a", 1, 15), True, None, standing=0.256)
+    assert cells(known, 10)[-2:] == ("26 %", "")
     joining = evolve(said("a", 0, 0), state=State.JOINING, row_us=0, sessions_max=0)
     assert cells(Row(joining, False, None), 10)[2:] == (
         "none",
         "joining",
         "",
         "17",
+        "",
         "",
         "no answer",
     )
@@ -52,15 +57,19 @@ def test_a_row_says_all_that_is_known() -> None:
 def test_the_table_fits_a_narrow_terminal() -> None:
     """Nothing of it is cut at 80 columns."""
     console = Console(width=80, record=True, file=io.StringIO())
-    console.print(table([Row(said("a", 1, 15), True, 0.0123)], 12))
-    assert "…x" not in console.export_text().replace("…" + peer("a")[-8:], "")
+    draining = evolve(said("a", 10, 15), state=State.DRAINING, row_us=99_990)
+    console.print(table([Row(draining, False, None, standing=1.0)], BAR_CHARS_MIN))
+    shown = console.export_text().replace("…" + peer("a")[-6:], "").replace("abababababab…", "")
+    assert "…" not in shown
+    assert all(heading in shown for heading in HEADINGS)
 
 
 def test_missing_layers_and_lone_holders_are_named() -> None:
     """In words that count layers as people do."""
     found = coverage_findings([said("a", 1, 12), said("b", 5, 12), said("c", 18, 29)], {peer("c")})
     texts = {finding.text: finding.is_good for finding in found}
-    assert texts["nobody serves layers 12 to 17 of toy"] is False
+    (missing,) = [text for text, is_good in texts.items() if not is_good]
+    assert missing.startswith("nobody serves layers 12 to 17 of toy: one more peer")
     assert any(text.startswith("nobody but this machine's …") for text in texts)
     assert not any("all layers" in text for text in texts)
     whole = coverage_findings([said("a", 1, 29), said("b", 1, 29)], set())
@@ -69,12 +78,32 @@ def test_missing_layers_and_lone_holders_are_named() -> None:
     ]
 
 
-def test_clocks_that_are_ahead_are_noticed() -> None:
-    """A minute is nothing, an hour is said."""
-    assert clock_findings([said("a", 1, 2)], NOW_MS - 30_000) == []
-    (finding,) = clock_findings([said("a", 1, 2)], NOW_MS - 3_600_000)
-    assert not finding.is_good
-    assert "3,600 s" in finding.text
+def ahead(name: str, seconds: float) -> Row:
+    """Be a peer whose clock is ahead by so much."""
+    return Row(said(name, 1, 2), True, 0.001, clock_ahead_s=seconds)
+
+
+@pytest.mark.parametrize(
+    ("ahead_s", "is_good", "words"),
+    [
+        ((3600.0,), False, "1 of 1 other peers are ahead of this machine's by 3,600 s .* set this"),
+        ((-7200.0, -7000.0, 0.0), False, "2 of 3 other .* behind this .* 7,000 s .* set this"),
+        ((0.0, 0.0, 900.0), True, "1 of 3 other peers are ahead .* set theirs by the network"),
+    ],
+)
+def test_clocks_that_are_apart_are_noticed(
+    ahead_s: Sequence[float], is_good: bool, words: str
+) -> None:
+    """Either way; the one that differs from most is the one to set."""
+    (finding,) = clock_findings([ahead("a", seconds) for seconds in ahead_s])
+    assert finding.is_good is is_good
+    assert re.search(words, finding.text)
+
+
+def test_clocks_that_are_a_little_apart_are_not() -> None:
+    """Half a minute is nothing, and so is nobody."""
+    assert clock_findings([ahead("a", 30), ahead("b", -30)]) == []
+    assert clock_findings([]) == []
 
 
 def test_own_peers_are_looked_up_and_called() -> None:

@@ -29,6 +29,7 @@ async def numeric(address: str) -> list[str]:
 
     Raises:
         OSError: nobody knows the name.
+        ValueError: it is no name.
     """
     found = REACHED.fullmatch(address)
     if not found or found[1] not in _FAMILIES:

@@ -194,7 +194,7 @@ class Libp2pTransport:
         async def attempt(address: str) -> None:
             try:
                 targets = await numeric(address)
-            except OSError as error:
+            except (OSError, ValueError) as error:  # the latter for what no name can be
                 faults.append(f"{place(address)}: {root(error)}")
                 return
             for target in targets:
@@ -323,7 +323,9 @@ async def _open(muxed: Connection, peer: PeerId, name: TProtocol) -> Channel:
             for expected in (MULTISTREAM, name):
                 answer = await _read_line(stream)
                 if answer != expected:
-                    raise PeerUnavailable(peer, f"{peer} does not speak {name}")
+                    raise PeerUnavailable(
+                        peer, f"{peer} does not speak {name}: is it of another network?"
+                    )
     except trio.TooSlowError:
         stream.abort()
         raise PeerUnavailable(peer, f"{peer} did not answer within {OPEN_S_MAX:g} s") from None

@@ -19,6 +19,7 @@ from libp2p.discovery.mdns.mdns import MDNSDiscovery, create_mdns_discovery
 from libp2p.kad_dht import provider_store as provider_store_module
 from libp2p.kad_dht.kad_dht import DHTMode, KadDHT
 from libp2p.kad_dht.provider_store import ProviderStore
+from libp2p.peer.peerinfo import PeerInfo
 
 from p2pinfer.core.ids import PeerId
 from transports.base import Reach
@@ -37,6 +38,9 @@ FIRST_PROVIDE_S = 2.0
 
 ASK_S_MAX = 10.0
 """For the DHT to answer."""
+
+KEYS_MAX = 4096
+"""Of which records are kept for others, at most 20 each: libp2p itself keeps any number."""
 
 HINTS_MAX = 64
 """Addresses given at once."""
@@ -90,6 +94,15 @@ class Lan:
         return [_with_id(str(address), str(peer)) for address in addresses]
 
 
+class _Records(ProviderStore):
+    """What others say to take part in, as much as there is room for."""
+
+    def add_provider(self, key: bytes, provider: PeerInfo) -> None:
+        """Keep a record."""
+        if key in self.providers or len(self.providers) < KEYS_MAX:
+            super().add_provider(key, provider)
+
+
 class Dht:
     """Records of who takes part in what, kept by the peers together."""
 
@@ -98,6 +111,7 @@ class Dht:
         replaced.PROVIDER_RECORD_EXPIRATION_INTERVAL = RECORD_S
         self._host, self._network, self._topics = host, network, topics
         self._dht = KadDHT(host, DHTMode.SERVER, enable_values=False, strict_validation=True)
+        self._dht.provider_store = _Records(host, self._dht.peer_routing)
         self._provided: dict[str, float] = {}
 
     async def run(self) -> None:

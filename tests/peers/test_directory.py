@@ -5,11 +5,13 @@ import trio
 from attrs import evolve
 from trio.testing import MockClock
 
-from p2pinfer.core.advertisement import Known, State
+from p2pinfer.core.advertisement import KNOWN_MAX, Heard, Known, State
 from p2pinfer.core.errors import PeerUnavailable, RemoteProtocolError, UserError
 from p2pinfer.core.exchange import Compare
-from peers.comparing import OFFENCES_MAX
-from peers.directory import COMPARE_S_MAX, EXCHANGE_S_MAX
+from p2pinfer.core.wire import encode
+from peers.comparing import MESSAGES_MAX, OFFENCES_MAX, TOLD_MAX
+from peers.directory import COMPARE_S_MAX, DOUBTED_MAX, EXCHANGE_S_MAX
+from peers.shelf import CALLS_MISSED_MAX
 from peers.talk import DIRECTORY, receive, send
 from tests.peers.directories import (
     MODEL,
@@ -197,6 +199,21 @@ async def test_a_former_run_is_outdone(autojump_clock: MockClock) -> None:
         assert b.sees(OTHER) == set()
 
 
+async def test_renewals_tell_the_time(autojump_clock: MockClock) -> None:
+    """What a peer says is numbered with its clock, so that others see whether that is right."""
+    async with directories(2) as (_, (a, b)):
+        now_ms = 1_800_000_000_000
+        a.directory._clock_ms = lambda: now_ms + round(1000 * trio.current_time())
+        async with running([b, a]):
+            a.advertise()
+            b.advertise()
+            await trio.sleep(20 * PERIOD_S)
+            entry = b.directory.view.get(a.id)
+            assert entry
+            told_ms = entry.parsed.advertisement.sequence
+            assert told_ms == pytest.approx(now_ms + 1000 * entry.made_at, abs=1000)
+
+
 async def test_silence_expires(autojump_clock: MockClock) -> None:
     """An advertisement that is not renewed is forgotten, and not passed on."""
     async with directories(3) as (_, (a, b, c)):
@@ -291,3 +308,80 @@ async def test_a_liar_is_not_heard_out(lies: int, autojump_clock: MockClock) -> 
         else:
             await a.directory.exchange(b.id)
         assert a.sees() == ({author.peer_id} if lies == OFFENCES_MAX else set())
+
+
+async def test_only_those_who_answer_are_counted_on(autojump_clock: MockClock) -> None:
+    """Whoever repeats the word of a peer that is gone, or speaks for one that never was, is heard.
+
+    But nobody builds on it for longer than a few rounds, however often the word is renewed.
+    """
+    async with directories(3) as (_, made), running(made):
+        for peer in made:
+            peer.advertise()
+        await trio.sleep(2 * PERIOD_S)
+        ghost = identity(99)
+        for sequence in range(1, 20):
+            word = signed(advertisement(ghost, sequence=sequence), ghost)
+            for peer in made:
+                peer.directory.view.take(word, trio.current_time(), direct=True)
+            await trio.sleep(PERIOD_S / 2)
+        for peer in made:
+            assert peer.directory.view.get(ghost.peer_id), "it was believed to speak"
+            assert peer.sees() == {each.id for each in made} - {peer.id}
+            assert ghost.peer_id not in {a.peer for a in peer.directory.holding(MODEL)}
+
+
+async def test_who_answers_again_is_counted_on_again(autojump_clock: MockClock) -> None:
+    """A peer may be too busy for a while; it is forgiven by the first sign that it is there."""
+    async with directories(2) as (_, (a, b)):
+        b.advertise()
+        await a.directory.exchange(b.id)
+        b.transport.handle(DIRECTORY, silence)
+        for _ in range(CALLS_MISSED_MAX - 1):
+            with pytest.raises(PeerUnavailable):
+                await a.directory.exchange(b.id)
+            assert a.sees() == {b.id}
+        with pytest.raises(PeerUnavailable):
+            await a.directory.exchange(b.id)
+        assert a.sees() == set()
+        await b.directory.exchange(a.id)
+        assert a.sees() == {b.id}
+
+
+async def test_a_large_swarm_does_not_fall_upon_a_newcomer(autojump_clock: MockClock) -> None:
+    """In each round some call whom they know by hearsay alone, and not everybody."""
+    async with directories(1) as (_, (a,)):
+        fill(a, range(100, 1100))
+        called = [len(a.directory._doubted(sorted(a.sees()))) for _ in range(1000)]
+        assert set(called) == {0, DOUBTED_MAX}
+        assert 30 < called.count(DOUBTED_MAX) < 100
+
+
+async def test_nobody_tells_more_than_there_is(autojump_clock: MockClock) -> None:
+    """A peer that never stops telling news is blamed, and what it costs is bounded."""
+    identities = [identity(number) for number in range(100, 102)]
+    told = 0
+
+    async def babble(channel: Channel) -> None:
+        nonlocal told
+        for _ in range(MESSAGES_MAX):
+            heard = [
+                Heard(encode(advertisement(identities[n % 2], sequence=told + n)), bytes(64), 0)
+                for n in range(KNOWN_MAX)
+            ]
+            told += KNOWN_MAX
+            await send(channel, Known(tuple(heard), more=True))
+        await trio.sleep_forever()
+
+    async with directories(2) as (_, (a, b)):
+        b.advertise()
+        await a.directory.exchange(b.id)
+        a.directory.view._verify = lambda *_: True
+        b.transport.handle(DIRECTORY, babble)
+        a.directory.follow(OTHER)  # of which it asks for everything
+        for _ in range(3):
+            with pytest.raises(RemoteProtocolError, match=r"never stops telling|tells too much"):
+                await a.directory.exchange(b.id)
+        before = a.directory.view.get(identities[0].peer_id)
+        assert before
+        assert before.parsed.advertisement.sequence < TOLD_MAX

@@ -125,6 +125,28 @@ def test_nobody_leaves_a_layer_of_its_own() -> None:
         assert not choice.moves, choice
 
 
+@settings(max_examples=60)
+@given(swarms(), seeds)
+def test_no_layer_is_missing_while_its_only_holder_moves(
+    swarm: tuple[list[Advertisement], tuple[int, int]], seed: int
+) -> None:
+    """Who alone holds some layers keeps them, and has room for both ranges at once."""
+    peers, layers = swarm
+    if not (rates(peers, layers) > 0).all():
+        return  # then those who can fill what is missing
+    chance = random.Random(seed)
+    for own in peers:
+        others = [a for a in peers if a is not own]
+        held = {layer for a in others for layer in range(a.first, a.end)}
+        alone = set(range(own.first, own.end)) - held
+        for now_s in range(0, 900, 50):
+            choice = choose(others, own, layers, now_s=float(now_s), chance=chance.random())
+            if choice.moves and alone:
+                assert alone <= set(range(choice.first, choice.end))
+                both = own.end - own.first + choice.end - choice.first
+                assert both <= own.layers_max
+
+
 def test_those_not_to_be_counted_on_hold_nothing() -> None:
     """Liars, and those who have been joining for ever, leave holes where they say they are."""
     bad = advert("bad", 1, 9, row_us=100, layers_max=8)

@@ -96,6 +96,15 @@ async def test_a_peer_is_reached_by_name() -> None:
     assert said == f"cannot reach {SOMEBODY}: /dns4/nowhere/tcp/1: name or service not known"
 
 
+@pytest.mark.parametrize("name", ["x" * 80, "a..b", "no\0name"])
+async def test_what_is_no_name_fails_alone(name: str) -> None:
+    """Somebody may advertise anything: it ends one dial, and nothing else."""
+    with trio.fail_after(TEST_S_MAX):
+        async with open_libp2p(None, [], "test") as dialler:
+            with pytest.raises(PeerUnavailable, match="/dns4/"):
+                await dialler.open(SOMEBODY, "echo", [f"/dns4/{name}/tcp/1/p2p/{SOMEBODY}"])
+
+
 @pytest.mark.parametrize(
     ("address", "found"),
     [

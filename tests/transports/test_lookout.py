@@ -151,6 +151,28 @@ async def test_records_are_put_again(clock: Clock, monkeypatch: pytest.MonkeyPat
             assert await wait_found(seeker, "model/abc") == stays.addresses
 
 
+async def test_strangers_cannot_fill_the_records(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of more keys than there is room for nothing is kept, and those that are there stay."""
+    monkeypatch.setattr(lookout, "KEYS_MAX", 2)
+    reach = Reach("dht-test", dht=True)
+    with trio.fail_after(TEST_S_MAX):
+        async with (
+            open_libp2p(None, HERE, reach) as keeper,
+            open_libp2p(None, HERE, reach) as stranger,
+        ):
+            await stranger.connect(keeper.addresses[0])
+            dht, kept = stranger._lookout._dht, keeper._lookout._dht
+            assert dht
+            assert kept
+            for number in range(4):
+                await dht._meet()
+                await dht._dht.provide(dht._key(f"model/{number}"))
+            while len(kept._dht.provider_store.providers) < 2:  # noqa: ASYNC110 - as above
+                await trio.sleep(LOOK_S)
+            keys = {bytes.fromhex(dht._key(f"model/{number}")) for number in range(2)}
+            assert set(kept._dht.provider_store.providers) == keys
+
+
 async def test_nobody_looks_unless_asked_to() -> None:
     """Without either flag nothing is looked through, and nothing is said."""
     async with open_libp2p(None, HERE, "test") as a:

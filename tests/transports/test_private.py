@@ -10,9 +10,11 @@ import trio
 from trio.testing import wait_all_tasks_blocked
 
 from p2pinfer.core.errors import PeerUnavailable, UserError
+from peers.parts import PARTS
+from peers.talk import DIRECTORY, SESSION
 from tests.transports.contract import echo
 from tests.transports.gossip_contract import GossipContract, Listener
-from transports.base import Reach, Transport
+from transports.base import Channel, Reach, Transport
 from transports.identity import ephemeral_identity
 from transports.libp2p import Libp2pTransport, open_libp2p
 from transports.secret import create_secret, read_secret
@@ -82,6 +84,24 @@ async def test_a_stranger_gets_nothing(near: bytes | None, far: bytes | None, te
         assert topic.neighbours == 0
         assert not server._connections(dialler.peer_id)
     assert heard.heard == []
+
+
+@pytest.mark.parametrize("protocol", [SESSION, DIRECTORY, PARTS])
+async def test_a_stranger_opens_no_session_and_learns_and_fetches_nothing(protocol: str) -> None:
+    """Whatever peers serve each other is out of its reach, on a connection that it makes or has."""
+    served: list[Channel] = []
+
+    async def serve(channel: Channel) -> None:
+        served.append(channel)
+
+    async with two(KEY, None) as (member, stranger):
+        for peer in (member, stranger):
+            peer.handle(protocol, serve)
+        with pytest.raises(PeerUnavailable):
+            await stranger.open(member.peer_id, protocol, member.addresses)
+        with pytest.raises(PeerUnavailable):
+            await member.open(stranger.peer_id, protocol, stranger.addresses)
+    assert served == []
 
 
 async def test_a_recording_opens_nothing() -> None:
