@@ -190,6 +190,23 @@ def cheats(
 
 
 @app.command
+def honest(
+    *,
+    model: Model = "default",
+    checkpoints: Annotated[int, option("checkpoints", "To audit, at least.")] = 1000,
+    seed: Annotated[int, option("seed", "Of prompts, routes and keys.")] = 1,
+    as_json: AsJson = False,
+) -> None:
+    """Audit honest stages of other threads, batches, chunks and numerics classes: no alarms."""
+    from p2pinfer.bench.honest import honest_bench
+    from p2pinfer.supply import model_path
+
+    check_range("checkpoints", checkpoints, 1)
+    measure = partial(honest_bench, model_path(model), checkpoints=checkpoints, seed=seed)
+    run_task(lambda: _print_report(measure, as_json=as_json))
+
+
+@app.command
 def scheduler(
     *,
     rounds: Annotated[int, option("rounds", "Decisions of each kind and size.")] = 9,

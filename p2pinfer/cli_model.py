@@ -18,7 +18,7 @@ from p2pinfer.engine.store import DamagedPart, Store
 from p2pinfer.flags import AsJson, Bootstrap, Network, Quota, parse_bytes
 from p2pinfer.logs import note
 from p2pinfer.running import run_task
-from p2pinfer.supply import find_held, open_store
+from p2pinfer.supply import find_held, name_model, open_store, open_whole
 
 app = App(name="model", help="Add, list, check and remove models.", help_format="plaintext")
 
@@ -162,6 +162,35 @@ async def _fetch_again(
         await repair(store, model, names, bootstrap, network, done.tell)
     finally:
         done()
+
+
+@app.command
+def calibrate(model: str = "default", /, *, as_json: AsJson = False) -> None:
+    """Measure how far rows of honest machines lie apart, for audits of one by another.
+
+    All of the model must be here.
+
+    Parameters
+    ----------
+    model: str
+        A GGUF file, a model's id or so much of its beginning that only one has it, or 'default'.
+    """
+    from p2pinfer.engine.bounds import keep_bounds
+    from p2pinfer.engine.calibration import calibrate as measure
+
+    store = open_store()
+    with adding_progress() as on_progress:
+        found = open_whole(name_model(model, store, on_progress), store)
+    report = measure(found, lambda text: note(f"measuring {text} …"))
+    keep_bounds(store, found.id, report)
+    if as_json:
+        print(json.dumps({"model": found.id, **report}))
+        return
+    print(f"{'':24}median of 32 rows   furthest row")
+    for name, each in report["measured"].items():
+        print(f"{name:24}{each['median']:>17.2%}{each['row']:>15.2%}")
+    bounds = report["bounds"]
+    print(f"{'bounds':24}{bounds['median']:>17.2%}{bounds['row']:>15.2%}")
 
 
 @app.command

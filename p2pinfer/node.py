@@ -19,6 +19,7 @@ from p2pinfer.core.ids import ModelId
 from p2pinfer.core.limits import AUDIT_RATE_DEFAULT, CONTEXT_DEFAULT, SESSIONS_DEFAULT
 from p2pinfer.core.manifest import Manifest
 from p2pinfer.core.trust import Trust
+from p2pinfer.engine.bounds import bounds_of
 from p2pinfer.engine.local import LocalEnds, open_ends
 from p2pinfer.engine.memory import available_bytes, check_fits, sessions_bytes
 from p2pinfer.engine.parts_model import PartsModel, open_parts
@@ -185,7 +186,12 @@ class Client(SwarmClient):
                 chance,
                 self.experiences.cheated,
             )
-            self._auditor = Auditor(replays.find, options.audit_rate, None, self.frauds.accuse)
+            self._auditor = Auditor(
+                replays.find,
+                options.audit_rate,
+                bounds_of(model.store, model.id),
+                self.frauds.accuse,
+            )
 
     async def examine(self, session: Session) -> Trust | None:
         """Return what holds of all that a session computed, as far as it is checked."""

@@ -19,11 +19,11 @@ from p2pinfer.core.fraud import FraudProof
 from p2pinfer.core.ids import PeerId
 from p2pinfer.core.limits import ROWS_PER_DECODE_MAX
 from p2pinfer.core.messages import Hop
-from p2pinfer.core.receipts import Receipt
+from p2pinfer.core.receipts import Receipt, Signed, Terms
 from p2pinfer.core.trust import Audited, Trust, Verdict, choose_audits
 from p2pinfer.core.witness import Rows, runs_of
 from peers.evidence import Evidence
-from peers.replay import THIS_MACHINE, OpenReplay, Replay, cut
+from peers.replay import THIS_MACHINE, OpenReplay, Replay, Vouching, cut
 
 _log = logging.getLogger("p2pinfer.audit")
 
@@ -45,6 +45,8 @@ class _Replayed:
     text: str = ""
     refuted: int | None = None
     """The position of the first receipt that is not so."""
+    vouching: Vouching | None = None
+    """What an auditor signed that found other rows."""
 
 
 class Auditor:
@@ -61,22 +63,17 @@ class Auditor:
         self,
         find: FindReplays,
         rate: float,
-        bounds: Callable[[int, int], Bounds] | None = None,
+        bounds: Bounds = DEFAULT_BOUNDS,
         on_fraud: Callable[[FraudProof], None] = lambda _: None,
     ) -> None:
         self.rate = rate
         self._find, self._on_fraud = find, on_fraud
-        self._bounds = bounds or (lambda _first, _end: DEFAULT_BOUNDS)
+        self._bounds = bounds
 
     async def examine(self, evidence: Evidence, position: int) -> Trust:
         """Return what holds of a session's first ``position`` rows; raises nothing of others."""
         broken = await evidence.settle(position)
         stages = evidence.stages
-        for stage in stages:
-            if stage.contradiction:
-                hop = stage.hop
-                proof = FraudProof(evidence.terms, hop.peer, hop.end, stage.contradiction)
-                self._on_fraud(proof)
         if broken is None:
             last = [stage.vouched(position).receipts[position] for stage in stages]
             bodies = [receipt.body() for receipt in last]
@@ -84,19 +81,28 @@ class Auditor:
             audits = [await self._audit(evidence, index, last[index]) for index in chosen]
         else:
             audits = await self._suspect(evidence, broken)
+        for stage in stages:
+            if stage.contradiction:
+                hop = stage.hop
+                proof = FraudProof(evidence.terms, hop.peer, hop.end, stage.contradiction)
+                self._on_fraud(proof)
         return Trust(len(stages), position, self.rate, broken, tuple(audits))
 
     async def _suspect(self, evidence: Evidence, broken: Break) -> list[Audited]:
-        """Audit the first of two stages of which one signed what is not so.
+        """Find out which of two stages signed what is not so, as far as that can be.
 
-        Where it computed what it should, the other one may still have received something else.
+        The first one is audited. Where it computed what it should, the other one may still have
+        received something else. Then both are asked to sign once more: one may contradict itself.
         """
         if len(broken.peers) < 2:
             return []
-        peers = [stage.hop.peer for stage in evidence.stages]
-        index, at = peers.index(broken.peers[0]), broken.position
-        receipt = evidence.stages[index].vouched(at).receipts[at]
-        return [await self._audit(evidence, index, receipt)]
+        at, stages = broken.position, evidence.stages
+        index = [stage.hop.peer for stage in stages].index(broken.peers[0])
+        found = [await self._audit(evidence, index, stages[index].vouched(at).receipts[at])]
+        for stage in stages[index : index + 2]:
+            if not stage.fault:
+                await stage.settle(at)
+        return found
 
     async def _audit(self, evidence: Evidence, index: int, receipt: Receipt) -> Audited:
         """Audit one stage; where an auditor differs from it, another one settles who is right."""
@@ -106,6 +112,8 @@ class Auditor:
             try:
                 async with opening(receipt.position) as replay:
                     one = await _replay(evidence, index, receipt, replay, self._bounds)
+                    if one.verdict is Verdict.CHEATED:
+                        one = evolve(one, vouching=await replay.vouch(receipt.position))
             except P2pinferError as error:
                 _log.info("an auditor is gone: %s", error)
                 continue
@@ -113,33 +121,48 @@ class Auditor:
             if _is_settled(found):
                 break
         concluded = _conclude(Hop(peer, (), receipt.first, receipt.end), found)
+        signed = evidence.stages[index].signed(receipt.position)
         if concluded.blamed == peer and found[-1].refuted:
-            await self._accuse(evidence, index, found[-1].refuted)
+            await self._accuse(evidence, index, peer, evidence.terms, signed[found[-1].refuted])
+        for liar in found:
+            if liar.by == concluded.blamed and liar.vouching:
+                its = liar.vouching.receipts
+                lies = (at for at in its if at in signed and _sent(its[at]) != _sent(signed[at]))
+                if (at := next(lies, None)) is not None:
+                    terms = liar.vouching.terms
+                    await self._accuse(evidence, index, concluded.blamed, terms, its[at])
         return concluded
 
-    async def _accuse(self, evidence: Evidence, index: int, position: int) -> None:
-        """Put together what shows others that a stage's receipt is not so, where that can be."""
-        stage, rows = evidence.stages[index], Rows(keep=True)
-        signed = stage.signed(position)[position]
-        receipt = Receipt.parse(signed.body)
+    async def _accuse(
+        self, evidence: Evidence, index: int, accused: PeerId, terms: Terms, signed: Signed
+    ) -> None:
+        """Put together what shows others that a receipt is not so, where that can be.
+
+        It is one of a stage, or of an auditor, who was given the same rows.
+        """
+        rows, receipt = Rows(keep=True), Receipt.parse(signed.body)
+        position = receipt.position
         try:
             for at in range(0, position, ROWS_PER_DECODE_MAX):
                 count = min(ROWS_PER_DECODE_MAX, position - at)
                 opened = await evidence.inputs(index, at, count)
                 if len(opened.rows) // count * position > FRAUD_ROWS_BYTES_MAX:
-                    _log.info("%s cheated, but the proof would be too long to send", stage.hop.peer)
+                    _log.info("%s cheated, but the proof would be too long to send", accused)
                     return
                 for start, data, wide in cut(opened, at):
                     rows.put(start, len(data) * count // len(opened.rows), data, wide=wide)
         except PeerError as error:
-            _log.info("%s cheated, but its inputs are not to be had: %s", stage.hop.peer, error)
+            _log.info("%s cheated, but its inputs are not to be had: %s", accused, error)
             return
         if rows.tree.root(position) == receipt.received:
             opened = rows.open(0, position)
-            end, regimes = receipt.end, runs_of(opened.regimes)
-            self._on_fraud(
-                FraudProof(evidence.terms, stage.hop.peer, end, (signed,), regimes, opened.rows)
-            )
+            regimes = runs_of(opened.regimes)
+            proof = FraudProof(terms, accused, receipt.end, (signed,), regimes, opened.rows)
+            self._on_fraud(proof)
+
+
+def _sent(signed: Signed) -> bytes:
+    return Receipt.parse(signed.body).sent
 
 
 def _is_settled(found: Sequence[_Replayed]) -> bool:
@@ -186,7 +209,7 @@ async def _replay(
     index: int,
     receipt: Receipt,
     replay: Replay,
-    bounds: Callable[[int, int], Bounds],
+    bounds: Bounds,
 ) -> _Replayed:
     """Run a stage's inputs again, and compare.
 
@@ -225,7 +248,7 @@ async def _compare(
     receipt: Receipt,
     replay: Replay,
     replayed: Rows,
-    bounds: Callable[[int, int], Bounds],
+    bounds: Bounds,
 ) -> _Replayed:
     """Open what the stage sent, and find where it differs from the replay, and by how much."""
     peer, sent = evidence.stages[index].hop.peer, Rows(keep=True)
@@ -250,7 +273,7 @@ async def _compare(
     if is_same:
         beyond: int | None = _first_other(ours, theirs, count)
     else:
-        beyond = first_outside(apart, bounds(receipt.first, receipt.end))
+        beyond = first_outside(apart, bounds)
     if beyond is None:
         return _Replayed(replay.name, Verdict.CLOSE, text=f"{apart.max():.2%} apart at most")
     refuted = _first_refuted(evidence, index, count, replayed, beyond)

@@ -1,11 +1,12 @@
 """Running layers again: by another holder, or by an engine of this machine's own."""
 
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from itertools import groupby
 from typing import Protocol
 
 import trio
+from attrs import frozen
 
 from p2pinfer.core.advertisement import Advertisement
 from p2pinfer.core.errors import EngineError, PeerUnavailable, lone_errors
@@ -13,10 +14,11 @@ from p2pinfer.core.evidence import Case
 from p2pinfer.core.ids import ModelId, PeerId, SessionId
 from p2pinfer.core.limits import NARROW_ROWS_MAX, ROWS_PER_DECODE_MAX
 from p2pinfer.core.messages import Hop, Open
+from p2pinfer.core.receipts import Signed, Terms
 from p2pinfer.core.witness import Opened
 from p2pinfer.engine.base import Decoded, StageEngine
 from peers.chain import Chain, open_chain
-from peers.evidence import Gatherer
+from peers.evidence import Evidence, Gatherer
 from peers.history import Budget, History
 from transports.base import Transport
 
@@ -26,6 +28,14 @@ REPLAY_S_MAX = 30.0
 THIS_MACHINE = "this machine"
 
 SESSION_ID_BYTES = 16
+
+
+@frozen
+class Vouching:
+    """What somebody who runs layers again signs, as for any session."""
+
+    terms: Terms
+    receipts: Mapping[int, Signed]
 
 
 class Replay(Protocol):
@@ -47,6 +57,10 @@ class Replay(Protocol):
         Raises:
             PeerError, EngineError: they were not run.
         """
+        ...
+
+    async def vouch(self, position: int) -> Vouching | None:
+        """Return what it signed for the first ``position`` rows and fewer, if it does that."""
         ...
 
 
@@ -71,9 +85,9 @@ def cut(opened: Opened, position: int) -> list[tuple[int, bytes, bool]]:
 class PeerReplay:
     """Another holder of the layers, asked as if for an answer."""
 
-    def __init__(self, chain: Chain, numerics: bytes) -> None:
+    def __init__(self, chain: Chain, numerics: bytes, evidence: Evidence) -> None:
         self.name: str = chain.last
-        self.numerics, self._chain = numerics, chain
+        self.numerics, self._chain, self._evidence = numerics, chain, evidence
 
     async def run(self, position: int, count: int, rows: bytes, *, wide: bool) -> bytes:
         """Return what the peer makes of the rows; raises PeerError."""
@@ -84,6 +98,11 @@ class PeerReplay:
         except trio.TooSlowError:
             raise PeerUnavailable(self._chain.last, "it took too long") from None
         return step.rows
+
+    async def vouch(self, position: int) -> Vouching:
+        """Return its receipts, which bind it as any stage's do."""
+        await self._evidence.settle(position)
+        return Vouching(self._evidence.terms, self._evidence.stages[0].signed(position))
 
 
 @asynccontextmanager
@@ -107,7 +126,7 @@ async def open_peer_replay(
         async with trio.open_nursery() as nursery:
             chain = Chain(transport, evidence.opened, History(Budget()), evidence)
             async with open_chain(chain, [hop], nursery):
-                yield PeerReplay(chain, numerics)
+                yield PeerReplay(chain, numerics, evidence)
 
 
 class PeerReplays:
@@ -192,6 +211,9 @@ class EngineReplay:
         if isinstance(outcome[0], EngineError):
             raise outcome[0]
         return outcome[0].rows
+
+    async def vouch(self, position: int) -> None:
+        """Sign nothing: nobody need prove anything to itself."""
 
     def close(self) -> None:
         """Free the session's cells."""

@@ -18,7 +18,8 @@ from typing import Any, Final
 import trio
 
 from p2pinfer.bench.decode import PROMPT
-from p2pinfer.bench.zoo import ZOO, Cheat, Host, Liar, LyingReplay, OpenSession
+from p2pinfer.bench.zoo import ZOO, Cheat, Host, Liar, OpenSession
+from p2pinfer.core.fraud import FraudProof, parse, to_sign
 from p2pinfer.core.ids import PeerId, SessionId
 from p2pinfer.core.messages import Hop
 from p2pinfer.core.receipts import CHECKPOINT_POSITIONS
@@ -34,10 +35,11 @@ from p2pinfer.supply import name_model, open_store, open_whole
 from p2pinfer.swarm import split_layers
 from peers.auditor import Auditor
 from peers.evidence import Gatherer
+from peers.frauds import judge
 from peers.replay import OpenReplay, Replay, by_engine
 from peers.requester import Requester
 from peers.stage import Stage
-from transports.identity import Identity
+from transports.identity import Identity, verify
 from transports.memory import MemoryNetwork, MemoryTransport
 
 CONTEXT: Final = 512
@@ -97,6 +99,8 @@ class World:
     """As the requester."""
     certificate: bytes = b""
     """Of the newest answer whose receipts join up."""
+    proofs: list[FraudProof] = field(default_factory=list)
+    """That audits gave; see ``proven``."""
     route: list[Hop] = field(default_factory=list)
     switches: list[_Switch] = field(default_factory=list)
     notaries: list[Liar] = field(default_factory=list)
@@ -107,13 +111,26 @@ class World:
             self._tell(cheat)
             await self._session(1, None)
         self._tell(cheat)
-        auditor = Auditor(lambda *which: self._find(cheat, other_class, *which), 1.0)
+        auditor = Auditor(
+            lambda *which: self._find(cheat, other_class, *which), 1.0, on_fraud=self.proofs.append
+        )
         try:
             trust = await self._session(cheat.turns if cheat else 1, auditor)
         finally:
             self._tell(None)
         assert trust
         return trust
+
+    async def proven(self) -> set[PeerId]:
+        """Return who is proven a cheat to another holder, by such files as peers exchange."""
+        found = set()
+        while self.proofs:
+            body = self.proofs.pop().body()
+            proof = parse(body + self.sign(to_sign(body)), verify)
+            engine = self.auditors[proof.receipt.first]
+            if await judge(proof, [by_engine(engine, proof.receipt.end)]):
+                found.add(proof.accused)
+        return found
 
     async def _session(self, turns: int, auditor: Auditor | None) -> Trust | None:
         text = PROMPT[self.chance.randrange(len(PROMPT) // 2) :]
@@ -151,9 +168,11 @@ class World:
         @asynccontextmanager
         async def lying(_: int) -> AsyncIterator[Replay]:
             async with own(0) as replay:
-                yield LyingReplay("a lying auditor", replay)
+                assert cheat
+                assert cheat.auditor
+                yield cheat.auditor("a lying auditor", replay)
 
-        return [lying, own] if cheat and cheat.auditor_lies and at_cheater else [own]
+        return [lying, own] if cheat and cheat.auditor and at_cheater else [own]
 
 
 @asynccontextmanager
@@ -269,7 +288,7 @@ async def _honest(world: World, least: int, *, other_class: bool) -> dict[str, A
 
 
 async def _try(world: World, cheat: Cheat, trials: int) -> dict[str, Any]:
-    caught = blamed = 0
+    caught = blamed = proven = 0
     checkpoints: list[int] = []
     how: set[str] = set()
     honest = {hop.peer for hop in world.route} - {world.route[CHEATER].peer}
@@ -277,6 +296,9 @@ async def _try(world: World, cheat: Cheat, trials: int) -> dict[str, Any]:
         honest -= {world.route[CHEATER - 1].peer}
     for _ in range(trials):
         trust = await world.answer(cheat)
+        accused = await world.proven()
+        assert not accused & honest
+        proven += bool(accused)
         found = [audit for audit in trust.audits if audit.blamed]
         if trust.held and not found:
             continue
@@ -298,5 +320,6 @@ async def _try(world: World, cheat: Cheat, trials: int) -> dict[str, Any]:
         "caught_more_often_than": round(0.05 ** (1 / trials), 3) if caught == trials else None,
         "right_stage_named": blamed,
         "by": sorted(how),
+        "proven_to_others": proven,
         "first_bad_checkpoint": statistics.median(checkpoints) if checkpoints else None,
     }

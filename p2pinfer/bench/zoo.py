@@ -194,11 +194,23 @@ class LyingReplay:
     """An auditor that does not run what it is asked to: it returns its input."""
 
     def __init__(self, name: str, inner: Replay) -> None:
-        self.name, self.numerics = name, inner.numerics
+        self.name, self.numerics, self.inner = name, inner.numerics, inner
 
     async def run(self, position: int, count: int, rows: bytes, *, wide: bool) -> bytes:
         """Return the rows as they came."""
         return rows
+
+    async def vouch(self, position: int) -> None:
+        """Sign nothing."""
+
+
+class FalseReplay(LyingReplay):
+    """An auditor that would have honest stages blamed: it returns other rows than it computed."""
+
+    async def run(self, position: int, count: int, rows: bytes, *, wide: bool) -> bytes:
+        """Return the right rows, scaled."""
+        right = await self.inner.run(position, count, rows, wide=wide)
+        return (np.frombuffer(right, "<f4") * np.float32(1.5)).tobytes()
 
 
 @dataclass(frozen=True)
@@ -217,7 +229,7 @@ class Cheat:
     """An honest session comes first."""
     colludes: bool = False
     """The stage before it copies through as well."""
-    auditor_lies: bool = False
+    auditor: type[LyingReplay] | None = None
     """The first auditor is the cheat, and the stages are honest."""
 
 
@@ -247,10 +259,11 @@ ZOO: Final = (
     Cheat("noise below the bound", False, _noisy),
     Cheat("noise below the bound, claiming another class", False, _noisy, other_class=True),
     Cheat("truncated context", True, _wrapped(_TruncatedContext)),
-    Cheat("other layers", False, _other_layers),
+    Cheat("a different model: other layers", False, _other_layers),
     Cheat("inputs copied through, refusing to open", True, _COPIED, _refuse),
     Cheat("equivocation", False, lie=_equivocate),
     Cheat("a forged receipt", False, lie=_forge),
-    Cheat("an auditor that runs nothing", True, auditor_lies=True),
+    Cheat("an auditor that runs nothing", True, auditor=LyingReplay),
+    Cheat("an auditor that lies", False, auditor=FalseReplay),
     Cheat("two colluding neighbours", True, _COPIED, colludes=True),
 )

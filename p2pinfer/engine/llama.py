@@ -65,6 +65,8 @@ class Settings:
     """Let ggml rearrange weights for the CPU: exact and fast for Q4_0, neither for K-quants."""
     values_bf16: bool = False
     """Keep V in bfloat16: slower, but the same bits for any number of threads past 512 cells."""
+    flash_attention: bool = True
+    """llama.cpp's default; without it only to measure what other builds may compute."""
 
 
 @dataclass(slots=True)  # frozen ones take five times as long to make, once per token
@@ -127,7 +129,11 @@ class Slice:
         params.n_seq_max = self.sessions
         params.n_batch = params.n_ubatch = ROWS_PER_DECODE_MAX
         params.n_threads = params.n_threads_batch = self.settings.threads
-        params.flash_attn_type = llama_cpp.LLAMA_FLASH_ATTN_TYPE_ENABLED
+        params.flash_attn_type = (
+            llama_cpp.LLAMA_FLASH_ATTN_TYPE_ENABLED
+            if self.settings.flash_attention
+            else llama_cpp.LLAMA_FLASH_ATTN_TYPE_DISABLED
+        )
         params.kv_unified = False
         # A windowed layer must keep every cell, or dropping positions would not bring them back.
         params.swa_full = True

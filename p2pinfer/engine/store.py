@@ -3,6 +3,7 @@
     manifests/ID        a model's manifest
     parts/HASH.gguf     a whole part: every chunk of it was hashed before it got this name
     partial/HASH        a part in the making, or one found damaged, at its full length
+    bounds/ID           what ``calibration`` measured of a model
     lock                held by whoever adds, begins, names or removes something here; a byte longer
                         each time a file is removed or set aside
 
@@ -143,6 +144,7 @@ class Store:
             os.write(lock, _GONE)
             before = self.used_bytes()
             (self._manifests / model).unlink(missing_ok=True)
+            (self.root / "bounds" / model).unlink(missing_ok=True)
             kept = {part.hash for manifest in self.models() for part in manifest.parts}
             for path in (*self._parts.iterdir(), *self._partial.iterdir()):
                 if path.name.removesuffix(".gguf") not in kept:

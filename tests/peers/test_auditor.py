@@ -2,18 +2,24 @@
 
 import numpy as np
 import pytest
+from attrs import evolve
 from trio.testing import MockClock
 
 from p2pinfer.core.errors import PeerUnavailable
+from p2pinfer.core.fraud import parse, to_sign
 from p2pinfer.core.ids import PeerId
 from p2pinfer.core.messages import Refusal, Step
+from p2pinfer.core.receipts import SIGNED_AS, Receipt, Signed
 from p2pinfer.core.trust import Audited, Trust, Verdict, choose_audits
-from p2pinfer.core.witness import Opened
+from p2pinfer.core.witness import Opened, Seat, Witness
 from peers.evidence import Following
+from peers.frauds import judge
 from peers.notary import Record
 from peers.replay import THIS_MACHINE, cut
 from peers.talk import RefusedError
 from tests.peers.audits import BOUNDS, FIRST, OWN, SECOND, at_70, case, cheat
+from tests.peers.swarm import KEYS
+from transports.identity import verify
 
 
 @pytest.mark.parametrize("by", [OWN, FIRST])
@@ -62,14 +68,21 @@ async def test_an_auditor_that_lies_is_named(
     autojump_clock: MockClock,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """A third one finds what the stage had found; by this machine's layers it is certain."""
+    """A third one finds what the stage had found; then its own receipt proves it a liar."""
     async with case(FIRST, *others) as found:
         cheat(found.holders[0], at_70, monkeypatch)
         trust = await found.examine()
         audit = trust.audits[1]
         assert (trust.held, audit.verdict, audit.blamed) == (True, Verdict.SAME, blamed)
         assert audit.by == (FIRST, *(THIS_MACHINE if each == OWN else each for each in others))
-        assert not found.proofs
+        assert [each.accused for each in found.proofs] == [FIRST] * (blamed is not None)
+        for proof in found.proofs:
+            body = proof.body()
+            read = parse(body + KEYS[0].sign(to_sign(body)), verify)
+            assert read.receipt.position == 96  # behind the one row that is wrong
+            assert await judge(read, [found.find(BOUNDS[1], BOUNDS[2], FIRST)[-1]]) is (
+                True if OWN in others else None
+            )
 
 
 async def test_a_stage_and_an_auditor_that_lie_alike_are_outvoted(
@@ -117,6 +130,31 @@ async def test_an_auditor_that_goes_is_replaced(autojump_clock: MockClock) -> No
         found.made.leave[3]()
         trust = await found.examine()
         assert (trust.held, trust.audits[1].verdict) == (True, Verdict.NOT_REPLAYED)
+
+
+async def test_who_is_asked_again_and_signs_another_root_contradicts_itself(
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Which anybody can see, without any layers."""
+    due = Witness.due
+
+    def due_falsely(witness: Witness, seat: Seat) -> list[Signed]:
+        if seat.first != BOUNDS[1]:
+            return due(witness, seat)
+        bodies = [
+            evolve(Receipt.parse(signed.body), sent=bytes(32)).body()
+            for signed in due(witness, seat)
+        ]
+        return [Signed(body, seat.sign(SIGNED_AS + body)) for body in bodies]
+
+    monkeypatch.setattr(Witness, "due", due_falsely)
+    async with case() as found:  # nobody else holds the layers
+        trust = await found.examine()
+        assert trust.broken
+        cheater = found.made.route[1].peer
+        assert trust.broken.peers[0] == cheater
+        (proof,) = found.proofs
+        assert (proof.accused, len(proof.receipts), proof.rows) == (cheater, 2, b"")
 
 
 @pytest.mark.parametrize("how", ["refuses", "lies", "is gone"])

@@ -5,10 +5,13 @@ from pathlib import Path
 import pytest
 
 from p2pinfer.bench.cheats import cheats_bench, open_world
+from p2pinfer.bench.honest import honest_bench
 from p2pinfer.bench.zoo import ZOO
+from p2pinfer.core.trust import Verdict
 from p2pinfer.engine.store import Store
 from p2pinfer.supply import open_store
 from p2pinfer.verifying import verify_file
+from tests.engine.models import TINY, quantise, write_tiny
 
 pytestmark = pytest.mark.real
 
@@ -26,7 +29,20 @@ async def test_cheats_are_caught_and_honest_stages_are_not(default_model: Path) 
     assert same["audited_checkpoints"] >= 12
     assert (other["false_alarms"], "within bounds" in other["verdicts"]) == (0, True)
     for found in report["cheats"]:
-        assert (found["caught"], found["right_stage_named"]) == (1, 1), found
+        told = found["caught"], found["right_stage_named"], found["proven_to_others"]
+        assert told == (1, 1, 1), found
+
+
+async def test_honest_stages_of_a_k_quant_pass(tmp_path: Path) -> None:
+    """Threads, batches, chunks and classes mixed, on weights whose two regimes differ."""
+    full, model = tmp_path / "full.gguf", tmp_path / "model.gguf"
+    write_tiny(TINY["llama"], full)
+    quantise(full, model, "Q4_K_M")
+    report = await honest_bench(model, checkpoints=12, seed=3)
+    assert report["audited_checkpoints"] >= 12
+    assert (report["false_alarms"], report["receipts_broke"]) == (0, [])
+    assert report["numerics_classes"] == [2, 2, 2]
+    assert set(report["verdicts"]) <= {Verdict.SAME, Verdict.CLOSE}
 
 
 async def test_a_certificate_shows_who_cheated(default_model: Path, tmp_path: Path) -> None:

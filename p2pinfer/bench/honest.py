@@ -1,0 +1,180 @@
+"""Whether honest stages are ever blamed: many answers, and every stage of each one is audited.
+
+Each third of the layers is served by a peer with one thread and one with two, whose probes choose
+other settings, so that as a rule they are of two numerics classes; a third engine only audits. Each
+answer takes one peer or the other for each third, in sessions side by side, so that their rows
+share decodes; prompts are long and short, go on, and go back, so that chunks are of all sizes.
+"""
+
+import random
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+import trio
+
+from p2pinfer.bench.decode import PROMPT
+from p2pinfer.core.bounds import Bounds
+from p2pinfer.core.ids import PeerId, SessionId
+from p2pinfer.core.messages import Hop
+from p2pinfer.core.receipts import CHECKPOINT_POSITIONS
+from p2pinfer.core.sampling import Sampling
+from p2pinfer.core.trust import Trust, Verdict
+from p2pinfer.engine.base import Ends, StageEngine
+from p2pinfer.engine.bounds import bounds_of
+from p2pinfer.engine.local import open_ends, open_stage
+from p2pinfer.supply import name_model, open_store, open_whole
+from p2pinfer.swarm import split_layers
+from peers.auditor import Auditor
+from peers.evidence import Gatherer
+from peers.notary import Notary
+from peers.replay import OpenReplay, by_engine
+from peers.requester import Requester, Session
+from peers.stage import Stage
+from transports.identity import Identity
+from transports.memory import MemoryNetwork
+
+STAGES: Final = 3
+THREADS: Final = (1, 2, 1)
+"""Of each third's engines; the last one only audits."""
+
+CONTEXT: Final = 512
+TOGETHER: Final = 3
+"""Answers at a time."""
+
+SESSIONS: Final = 4 * TOGETHER
+"""Each engine may serve and audit all of them."""
+
+TURNS_MAX: Final = 3
+PROMPT_TOKENS: Final = 9, 130
+ANSWER_TOKENS: Final = 2, 20
+
+
+@dataclass
+class _Third:
+    """One part of the layers: who serves it, and who can run it again."""
+
+    hops: list[Hop] = field(default_factory=list)
+    engines: dict[PeerId, StageEngine] = field(default_factory=dict)
+
+
+@dataclass
+class _World:
+    requester: Requester
+    ends: Ends
+    bounds: Bounds
+    chance: random.Random
+    thirds: dict[int, _Third] = field(default_factory=dict)
+    """By their first layers."""
+
+    async def answer(self) -> Trust:
+        """Answer in a session of one to three turns, and audit all of its stages."""
+        route = [self.chance.choice(third.hops) for third in self.thirds.values()]
+        session_id = SessionId(self.chance.randbytes(16))
+        async with self.requester.open(route, session_id, CONTEXT) as session:
+            for _ in range(self.chance.randint(1, TURNS_MAX)):
+                await self._turn(session)
+            assert session.evidence
+            auditor = Auditor(self._find, 1.0, self.bounds)
+            return await auditor.examine(session.evidence, len(session.tokens))
+
+    async def _turn(self, session: Session) -> None:
+        """Go on, go back a little, or begin anew."""
+        text = await self.ends.tokenize(PROMPT, special=False)
+        at = self.chance.randrange(len(text) // 2)
+        more = text[at : at + self.chance.randint(*PROMPT_TOKENS)]
+        kept = self.chance.choice((0, len(session.tokens) // 2, len(session.tokens)))
+        prompt = [*session.tokens[:kept], *more][: CONTEXT // 2]
+        count = self.chance.randint(*ANSWER_TOKENS)
+        async for _ in session.generate(prompt, Sampling(temperature=0), count):
+            pass
+
+    def _find(self, first: int, end: int, besides: PeerId) -> Sequence[OpenReplay]:
+        others = [engine for peer, engine in self.thirds[first].engines.items() if peer != besides]
+        return [by_engine(engine, end) for engine in self.chance.sample(others, len(others))]
+
+
+@asynccontextmanager
+async def _open_world(model: Path, seed: int) -> AsyncIterator[_World]:
+    store = open_store()
+    opened = open_whole(name_model(str(model), store, lambda *_: None), store)
+    layers = opened.info.layers
+    chance = random.Random(seed)  # noqa: S311 -- prompts, and keys of peers that nobody else meets
+    async with AsyncExitStack() as stack:
+        ends = await stack.enter_async_context(
+            open_ends(*opened.ends(1), layers, sessions=SESSIONS, context=CONTEXT)
+        )
+        network, me = MemoryNetwork(), Identity(chance.randbytes(32)).peer_id
+        transport = await stack.enter_async_context(network.join(me))
+        nursery = await stack.enter_async_context(trio.open_nursery())
+        stack.callback(nursery.cancel_scope.cancel)
+        gatherer = Gatherer(nursery, transport, chance.randbytes)
+        requester = Requester(nursery, transport, ends, opened.id, gatherer)
+        world = _World(requester, ends, bounds_of(store, opened.id), chance)
+        for first, end in split_layers(1, layers - 1, STAGES):
+            third = world.thirds[first] = _Third()
+            for number, threads in enumerate(THREADS):
+                engine = await stack.enter_async_context(
+                    open_stage(
+                        opened.stage(first, end),
+                        first,
+                        sessions=SESSIONS,
+                        context=CONTEXT,
+                        threads=threads,
+                    )
+                )
+                key = Identity(chance.randbytes(32))
+                third.engines[key.peer_id] = engine
+                if number + 1 < len(THREADS):
+                    peer = await stack.enter_async_context(network.join(key.peer_id))
+                    notary = Notary(peer, key.sign)
+                    notary.listen()
+                    Stage(peer, engine, opened.id, notary).listen()
+                    third.hops.append(Hop(key.peer_id, tuple(peer.addresses), first, end))
+        yield world
+
+
+async def honest_bench(model: Path, *, checkpoints: int, seed: int) -> dict[str, Any]:
+    """Measure and return what ``p2pinfer bench honest`` prints.
+
+    Args:
+        model: a GGUF file.
+        checkpoints: at least so many are audited.
+        seed: of prompts, routes and keys.
+    """
+    found: list[Trust] = []
+    async with _open_world(model, seed) as world:
+        classes = [
+            len({engine.numerics_class for engine in third.engines.values()})
+            for third in world.thirds.values()
+        ]
+
+        async def answer_and_audit() -> None:
+            found.append(await world.answer())
+
+        while sum(map(_checkpoints, found)) < checkpoints:
+            async with trio.open_nursery() as nursery:
+                for _ in range(TOGETHER):
+                    nursery.start_soon(answer_and_audit)
+        bounds = world.bounds
+    audits = [audit for trust in found for audit in trust.audits]
+    verdicts = [audit.verdict for audit in audits]
+    alarms = [verdict for verdict in verdicts if verdict not in (Verdict.SAME, Verdict.CLOSE)]
+    broken = [trust.broken.text for trust in found if trust.broken]
+    return {
+        "answers": len(found),
+        "audits": len(audits),
+        "audited_checkpoints": sum(map(_checkpoints, found)),
+        "numerics_classes": classes,
+        "bounds": {"median": bounds.median, "row": bounds.row},
+        "verdicts": {each: verdicts.count(Verdict(each)) for each in sorted(set(verdicts))},
+        "receipts_broke": broken,
+        "false_alarms": len(alarms) + len(broken),
+        "false_alarm_rate_below": None if alarms else round(1 - 0.05 ** (1 / len(audits)), 5),
+    }
+
+
+def _checkpoints(trust: Trust) -> int:
+    return -(-trust.positions // CHECKPOINT_POSITIONS) * len(trust.audits)
