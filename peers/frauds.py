@@ -20,6 +20,7 @@ from p2pinfer.core.fraud import FraudProof, parse, to_sign
 from p2pinfer.core.ids import ModelId, PeerId
 from p2pinfer.core.sections import BadFile
 from p2pinfer.core.witness import Rows
+from peers.parts import Run, in_thread
 from peers.replay import THIS_MACHINE, OpenReplay, PeerReplays, Replay, by_engine, cut
 from peers.server import Server
 from peers.talk import receive, send
@@ -76,6 +77,7 @@ class Frauds:
         chance: picks with whom to compare.
         on_proven: told of each proof that held, with its file.
         on_false: told of peers that made or sent a proof that is none.
+        run: runs what takes long, so that nothing else waits for it.
     """
 
     def __init__(
@@ -88,7 +90,9 @@ class Frauds:
         chance: Random,
         on_proven: Callable[[FraudProof, bytes], None],
         on_false: Callable[[PeerId], None] = lambda _: None,
+        run: Run = in_thread,
     ) -> None:
+        self._run = run
         self._transport, self._model, self._sign = transport, model, sign
         self._others, self._judges, self._chance = others, judges, chance
         self._on_proven, self._on_false = on_proven, on_false
@@ -235,7 +239,7 @@ class Frauds:
         """
         if not data:
             return False
-        proof = parse(data, verify)
+        proof = await self._run(parse, data, verify)
         case = proof.case()
         if not self._wants(case):
             return False

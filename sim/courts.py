@@ -12,6 +12,7 @@ from p2pinfer.core.ids import ModelId, PeerId
 from peers.directory import Directory
 from peers.frauds import Frauds, Judges
 from peers.guarded import Guarded
+from peers.parts import in_place
 from sim.record import Record
 from transports.identity import Identity
 
@@ -46,6 +47,7 @@ class Courts:
                 self.record.violation("blamed", now, text)
 
         others = partial(directory.holding, self.model)
+        blame = transport.shut_out
         return Frauds(
-            transport, self.model, identity.sign, others, judges, chance, act, transport.shut_out
+            transport, self.model, identity.sign, others, judges, chance, act, blame, in_place
         )

@@ -24,7 +24,7 @@ from attrs import field, frozen
 from blake3 import blake3
 
 from p2pinfer.core import sections
-from p2pinfer.core.checks import LAYER, PEER, POSITIONS_MAX, blob, many, shown_size
+from p2pinfer.core.checks import LAYER, PEER, blob, many, shown_size
 from p2pinfer.core.evidence import FRAUD_ROWS_BYTES_MAX, Case
 from p2pinfer.core.ids import PeerId
 from p2pinfer.core.receipts import SIGNED_AS as RECEIPT_SIGNED_AS
@@ -37,6 +37,10 @@ SIGNED_AS = b"p2pinfer fraud proof 1\0"
 
 FILE_BYTES_MAX = FRAUD_ROWS_BYTES_MAX + 65_536
 """The rest is terms, two receipts and regimes."""
+
+FRAUD_POSITIONS_MAX = 16_384
+"""Rows are hashed one by one. Those of any model so long are too many bytes already; a stranger's
+may be one number wide, and a million of them took half a minute."""
 
 Verify = Callable[[PeerId, bytes, bytes], bool]
 """Whether a peer signed some bytes so."""
@@ -52,7 +56,7 @@ class FraudProof:
     """The layer behind the last that the accused served: its class is that slice's."""
     receipts: tuple[Signed, ...] = field(validator=many(Signed, 2, 1))
     """One that its rows refute, or two that contradict each other."""
-    regimes: tuple[int, ...] = field(default=(), validator=many(int, POSITIONS_MAX))
+    regimes: tuple[int, ...] = field(default=(), validator=many(int, FRAUD_POSITIONS_MAX + 1))
     """Lengths of runs, wide and narrow in turn, a wide one first; it may be empty."""
     rows: bytes = field(default=b"", validator=blob(FRAUD_ROWS_BYTES_MAX), repr=shown_size)
     """That it received, all that the receipt is about, float32 as on the wire."""
@@ -153,6 +157,8 @@ def parse(data: bytes, verify: Verify) -> FraudProof:
 
 def _check_rows(proof: FraudProof, receipt: Receipt) -> None:
     count = receipt.position
+    if count > FRAUD_POSITIONS_MAX:
+        raise BadFile(f"section rows: {count} are too many")
     if proof.terms.dtype != "f32" or not count or sum(proof.regimes) != count:
         raise BadFile("section rows: they are not those of the receipt")
     if min(proof.regimes) < 0 or not proof.rows or len(proof.rows) % (4 * count):

@@ -7,7 +7,14 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from p2pinfer.core.evidence import FRAUD_ROWS_BYTES_MAX
-from p2pinfer.core.fraud import FILE_BYTES_MAX, MAGIC, FraudProof, contradict, parse
+from p2pinfer.core.fraud import (
+    FILE_BYTES_MAX,
+    FRAUD_POSITIONS_MAX,
+    MAGIC,
+    FraudProof,
+    contradict,
+    parse,
+)
 from p2pinfer.core.ids import SessionId
 from p2pinfer.core.sections import BadFile
 from p2pinfer.core.witness import Rows
@@ -26,6 +33,8 @@ from tests.core.proofs import (
 )
 from transports.base import MESSAGE_BYTES_MAX
 from transports.identity import verify
+
+LONG = {"receipts": (signed(evolve(RECEIPT, position=FRAUD_POSITIONS_MAX + 1)),)}
 
 
 @pytest.mark.parametrize("proof", [PROOF, TWO])
@@ -64,6 +73,7 @@ def test_noise_is_none(data: bytes) -> None:
         ({"regimes": (31, 9)}, "section rows: they are not those that the accused"),
         ({"regimes": (30, 11)}, "section rows"),
         ({"regimes": (41, -1)}, "section rows"),
+        (LONG, f"section rows: {FRAUD_POSITIONS_MAX + 1} are too many"),
         ({"accused": OTHER.peer_id}, "section accused: receipt 0 is not signed"),
         ({"receipts": (signed(RECEIPT, OTHER),)}, "section accused: receipt 0 is not signed"),
         ({"receipts": (signed(evolve(RECEIPT, end=13)),)}, "about no layers"),

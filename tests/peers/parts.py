@@ -15,6 +15,7 @@ from p2pinfer.core.errors import PeerError
 from p2pinfer.core.ids import ModelId, PartHash, PeerId
 from p2pinfer.core.manifest import CHUNK_BYTES, Manifest, Part, TensorRow, part_names
 from p2pinfer.engine.store import Store
+from peers.parts import in_place
 from peers.parts_fetch import fetch_manifest, fetch_parts
 from peers.parts_server import PartsServer
 from peers.progress import Progress
@@ -24,12 +25,6 @@ from transports.memory import MemoryNetwork, MemoryTransport
 T = TypeVar("T")
 
 ME = peer("fetcher")
-
-
-async def at_once(function: Callable[..., T], /, *args: object) -> T:
-    """Run a function in place: under a mock clock, a thread would look like idle time."""
-    await trio.lowlevel.checkpoint()
-    return function(*args)
 
 
 def cut(data: bytes) -> list[bytes]:
@@ -134,7 +129,7 @@ class Swarm:
         """Add a peer that serves a store."""
 
         def listen(transport: MemoryTransport) -> None:
-            server = self.servers[transport.peer_id] = PartsServer(transport, store, at_once)
+            server = self.servers[transport.peer_id] = PartsServer(transport, store, in_place)
             server.listen()
 
         return await self.join(name, listen)
@@ -172,7 +167,7 @@ class Swarm:
             self.model.id,
             self.told.append,
             blame=self.blamed.append,
-            run=at_once,
+            run=in_place,
         )
         await fetch_parts(
             self.me,
@@ -182,7 +177,7 @@ class Swarm:
             [part.name for part in manifest.parts] if names is None else names,
             self.told.append,
             blame=self.blamed.append,
-            run=at_once,
+            run=in_place,
         )
 
     def is_whole(self) -> bool:

@@ -21,6 +21,7 @@ from p2pinfer.core.witness import runs_of
 from peers import frauds as module
 from peers.frauds import FRAUDS, Frauds, Judges, judge
 from peers.guarded import Guarded
+from peers.parts import in_place
 from peers.replay import OpenReplay, by_engine
 from peers.talk import receive, send
 from tests.engine.fakes import FakeStage
@@ -75,6 +76,7 @@ async def node(found: Case, key: Identity, judges: Judges, *known: Identity) -> 
             Random(1),
             lambda *_: None,
             discredited.append,
+            in_place,
         )
         frauds.listen()
         nursery = await stack.enter_async_context(trio.open_nursery())
