@@ -15,6 +15,7 @@ from typing import Any, Final
 import trio
 from blake3 import blake3
 from libp2p.abc import IHost
+from libp2p.discovery.mdns import listener as listener_module
 from libp2p.discovery.mdns.mdns import MDNSDiscovery, create_mdns_discovery
 from libp2p.kad_dht import provider_store as provider_store_module
 from libp2p.kad_dht.kad_dht import DHTMode, KadDHT
@@ -79,19 +80,20 @@ class Lan:
                 await trio.to_thread.run_sync(mdns.stop)
 
     def found(self) -> list[str]:
-        """Return the addresses that were heard of."""
+        """Return the addresses that are being announced.
+
+        Of zeroconf, which drops what is not announced any more: libp2p forgets a peer's addresses
+        two minutes after it has heard of it first, however often it announces itself.
+        """
         if self._mdns is None:
             return []
-        peers = [peer for peer, _ in list(self._mdns.listener.discovered_services.values())]
-        return [address for peer in peers for address in self._addresses(peer)]
-
-    def _addresses(self, peer: Any) -> list[str]:
-        try:
-            addresses = self._host.get_peerstore().addrs(peer)
-        except Exception as error:  # noqa: BLE001 - forgotten meanwhile
-            log.debug("no address of %s: %r", peer, error)
-            return []
-        return [_with_id(str(address), str(peer)) for address in addresses]
+        heard: Any = self._mdns.listener
+        found: list[str] = []
+        for name in list(heard.discovered_services):
+            info = listener_module.ServiceInfo(heard.service_type, name)  # type: ignore[attr-defined]  # not exported
+            if info.load_from_cache(heard.zeroconf) and (peer := heard._extract_peer_info(info)):
+                found += [_with_id(str(address), str(peer.peer_id)) for address in peer.addrs]
+        return found
 
 
 class _Records(ProviderStore):

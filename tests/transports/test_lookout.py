@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import pytest
 import trio
 from libp2p.kad_dht import provider_store as provider_store_module
+from libp2p.peer import peerdata as peerdata_module
 
 from tests.transports.gossip_contract import Listener
 from transports import lookout
@@ -57,6 +58,23 @@ async def test_peers_of_one_network_find_each_other_on_the_lan() -> None:
             assert await b.connect((await b.discover("anything"))[0]) == a.peer_id
             assert list(await other.discover(None)) == []
             assert list(await private.discover(None)) == []
+
+
+async def test_who_stays_on_the_lan_stays_to_be_found(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Minutes after it was first heard of, too; who leaves is announced no more."""
+    if not multicast_works():
+        pytest.skip("no multicast on this machine")
+    reach = Reach("lan-stay", mdns=True)
+    with trio.fail_after(TEST_S_MAX):
+        async with open_libp2p(None, HERE, reach) as seeker:
+            async with open_libp2p(None, HERE, reach) as stays:
+                assert await wait_found(seeker, None) == stays.addresses
+                later = Clock()
+                later.ahead_s = 600
+                monkeypatch.setattr(peerdata_module, "time", later)
+                assert await seeker.discover(None) == stays.addresses
+            while await seeker.discover(None):  # noqa: ASYNC110 - nothing tells of it
+                await trio.sleep(LOOK_S)
 
 
 async def test_a_topic_is_found_through_others() -> None:
