@@ -40,8 +40,8 @@ class Announcer:
         print(f"layers      {serving.first}:{serving.end} of {layers}{room}")
         more = f" --model {model.id}{self._reach}"
         address = serving.addresses[0] if serving.addresses else "ADDRESS"  # loopback comes last
-        for range_ in self._missing(serving, layers):
-            print("the next machine types")
+        for number, range_ in enumerate(self._missing(serving, layers)):
+            print("and another one" if number else "the next machine types")
             print(f"  p2pinfer join{range_} --bootstrap {address}{more}")
         print("and whoever wants to chat")
         print(f"  p2pinfer chat --bootstrap {address}{more}")
