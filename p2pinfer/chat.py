@@ -3,6 +3,7 @@
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from dataclasses import asdict, dataclass, field
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from p2pinfer.core.messages import Hop
 from p2pinfer.core.sampling import Sampling
 from p2pinfer.core.text import TextStream
 from p2pinfer.core.trust import Trust
+from p2pinfer.engine.base import Candidate
 from p2pinfer.engine.template import ChatTemplate, Message
 from p2pinfer.node import Client
 from peers.requester import Session
@@ -30,6 +32,20 @@ NOTHING_CHECKED = "nothing of the answer was checked"
 
 SHORTEST_S = 1e-6
 """Speeds are taken over no less: a coarse clock may show no time at all."""
+
+
+@dataclass(frozen=True)
+class Scored:
+    """A token of an answer, and how likely the model found it and others in its place."""
+
+    offset: int
+    """Characters of the answer before it; one that a stop string cut off lies past its end."""
+    candidates: tuple[Candidate, ...]
+    """As of ``NextToken``: the drawn one, then the likeliest."""
+
+
+_UNTOLD = ("spoken", "stream", "scores", "certificate")
+"""Of an answer: for programs that ask for them, or for nobody."""
 
 
 @dataclass
@@ -55,11 +71,22 @@ class Answer:
     """Its tokens: where a session is lost for good, another goes on from them."""
     stream: TextStream | None = field(default=None, repr=False)
     """What makes text of them."""
+    scores: list[Scored] = field(default_factory=list, repr=False)
+    """Of each token but the one that ended it, where ``Sampling.top_logprobs`` asks for them."""
+    certificate: bytes | None = field(default=None, repr=False)
+    """Its certificate's file, where its receipts join up."""
+
+    def scores_before(self, end: int, start: int = 0) -> tuple[Scored, ...]:
+        """Return the scores, from number ``start`` on, of tokens that begin before a character.
+
+        What a stop string cut off begins behind all that was said, so it is never among them.
+        """
+        return tuple(takewhile(lambda each: each.offset < end, self.scores[start:]))
 
     def as_dict(self) -> dict[str, Any]:
         """Return what ``--json`` prints."""
         found = asdict(self) | {"trust": self.trust and self.trust.as_dict()}
-        return {name: found[name] for name in found if name not in ("spoken", "stream")}
+        return {name: found[name] for name in found if name not in _UNTOLD}
 
 
 @dataclass(frozen=True)
@@ -130,6 +157,9 @@ async def answer_in(
             if answer.tokens == 1:
                 answer.time_to_first_token_ms = round(1000 * (now - started), 1)
             if not token.is_end:
+                if token.candidates:
+                    offset = len(answer.text) + stream.held
+                    answer.scores.append(Scored(offset, token.candidates))
                 text = stream.feed(token.piece)
                 answer.text += text
                 yield text

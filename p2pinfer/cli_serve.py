@@ -1,9 +1,10 @@
 """``p2pinfer serve``: OpenAI's interface and the web page on this machine."""
 
 import json
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
@@ -26,8 +27,7 @@ from p2pinfer.flags import (
 from p2pinfer.running import cancel_at_end_of_input, run_task
 
 if TYPE_CHECKING:  # what is heavy is imported by the command that needs it
-    from p2pinfer.api.gateway import Access
-    from p2pinfer.chat import ChatOptions
+    from p2pinfer.api.gateway import Access, Gateway
     from p2pinfer.core.ids import ModelId
     from p2pinfer.engine.store import Store
     from p2pinfer.library import Swarm
@@ -85,20 +85,16 @@ def serve(
     """Run a gateway until it is told to end."""
     import trio
 
-    from p2pinfer import here
     from p2pinfer.adding import default_model, name_model
+    from p2pinfer.api.gateway import Gateway
     from p2pinfer.node import ClientOptions
     from p2pinfer.supply import open_store
 
-    check_range("local", local, 0, LOCAL_MAX)
     check_range("port", port, 0, PORT_MAX)
-    if local and bootstrap:
-        raise UserError("--local makes a swarm of its own: leave --bootstrap or --local out")
-    bootstrap = bootstrap if local else here.ways_in(bootstrap, network)
-    if not (local or bootstrap or reach.mdns):
+    bootstrap = _ways_in(local, bootstrap, network, looks_around=reach.mdns)
+    if answer.certificate:
         raise UserError(
-            "name a peer of the swarm with --bootstrap MULTIADDR (join prints one), or try it"
-            " with peers on this machine: p2pinfer serve --local 3"
+            "a gateway hands its certificates out at /api/receipts: leave --certificate out"
         )
     access = _access(host, api_key, cors_origin)
     how, limits = answer.options(), machine.machine()
@@ -127,9 +123,29 @@ def serve(
                         audit_rate=answer.audit_rate,
                         default_model=default_model(store),
                     )
-                    await _serve(options, store, how, access, (host, port), as_json=as_json)
+                    gateway = partial(Gateway, defaults=how, access=access, seed=answer.seed)
+                    await _serve(options, store, gateway, (host, port), as_json=as_json)
 
     run_task(run, interrupted=errors.EXIT_DONE)
+
+
+def _ways_in(
+    local: int, bootstrap: tuple[str, ...], network: str, *, looks_around: bool
+) -> tuple[str, ...]:
+    """Return the ways into the one swarm that is to be served; raises UserError."""
+    from p2pinfer import here
+
+    check_range("local", local, 0, LOCAL_MAX)
+    if local and bootstrap:
+        raise UserError("--local makes a swarm of its own: leave --bootstrap or --local out")
+    if not local:
+        bootstrap = here.ways_in(bootstrap, network)
+    if not (local or bootstrap or looks_around):
+        raise UserError(
+            "name a peer of the swarm with --bootstrap MULTIADDR (join prints one), or try it"
+            " with peers on this machine: p2pinfer serve --local 3"
+        )
+    return bootstrap
 
 
 def _access(host: str, api_key: str | None, origins: tuple[str, ...]) -> "Access":
@@ -172,8 +188,7 @@ async def _local_swarm(
 async def _serve(
     options: "ClientOptions",
     store: "Store",
-    how: "ChatOptions",
-    access: "Access",
+    gateway: "Callable[[Swarm], Gateway]",
     listen: tuple[str, int],
     *,
     as_json: bool,
@@ -181,7 +196,6 @@ async def _serve(
     """Serve until cancelled; say where once that is possible."""
     import trio
 
-    from p2pinfer.api.gateway import Gateway
     from p2pinfer.api.server import open_server
     from p2pinfer.library import open_swarm
     from p2pinfer.node import open_client
@@ -193,7 +207,7 @@ async def _serve(
         async with (
             open_client(options, store, done.tell) as client,
             open_swarm(client, options.machine.sessions) as swarm,
-            open_server(Gateway(swarm, how, access), *listen) as url,
+            open_server(gateway(swarm), *listen) as url,
             open_status(lambda: _describe(swarm, url)),
         ):
             done()

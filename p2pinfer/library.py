@@ -108,7 +108,8 @@ class Swarm:
         """Yield text for each token that follows a prompt, and fill ``answer`` in; as ``chat``.
 
         A chain that breaks for good is replaced by another one, which goes on from the tokens.
-        What is checked of an answer is in ``answer.trust`` when all of it has been yielded.
+        What is checked of an answer is in ``answer.trust`` and ``answer.certificate`` when all of
+        it has been yielded.
         """
         answer.prompt_tokens = len(prompt)
         attempts = Attempts(self.client, answer)
@@ -124,7 +125,9 @@ class Swarm:
                     async with aclosing(answer_in(lent.session, prompt, how, answer)) as pieces:
                         async for piece in pieces:
                             yield "" if how.require_verified else piece
-                    answer.trust = await self.client.examine(lent.session)
+                    answer.trust = trust = await self.client.examine(lent.session)
+                    if trust and not trust.broken:
+                        answer.certificate = self.client.certify(lent.session, answer.text, trust)
                 if how.require_verified:
                     yield verified(answer)
                 return

@@ -16,7 +16,7 @@ from p2pinfer.core.ids import ModelId, SessionId
 from p2pinfer.core.limits import ROWS_PER_DECODE_MAX, STEPS_IN_FLIGHT_MAX
 from p2pinfer.core.messages import Hop, Open
 from p2pinfer.core.sampling import Sampling
-from p2pinfer.engine.base import Ends, EndsSession, NextToken
+from p2pinfer.engine.base import Candidate, Ends, EndsSession, NextToken
 from peers.chain import Chain, open_chain
 from peers.evidence import Evidence, Gatherer
 from peers.experience import stage_times
@@ -37,6 +37,8 @@ class Token:
     """What each stage said it spent on decoding, in microseconds; of a prompt, its last chunk."""
     ends_us: int
     """What the requester's own layers, head and sampler took, likewise."""
+    candidates: tuple[Candidate, ...] = ()
+    """As of ``NextToken``."""
 
 
 class Session:
@@ -102,6 +104,7 @@ class Session:
                 following.is_end,
                 stages_us,
                 following.decoding_us,
+                following.candidates,
             )
             if not goes_on:
                 return

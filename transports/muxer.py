@@ -24,6 +24,7 @@ from multiaddr import Multiaddr  # type: ignore[import-untyped]  # it ships no t
 
 from transports import yamux
 from transports.stream import Stream
+from transports.traffic import TRAFFIC
 from transports.wire import Wire, open_wire
 from transports.yamux import Yamux
 
@@ -241,6 +242,7 @@ class Connection(IMuxedConn):
     async def _read(self) -> None:
         while True:
             data = await self._wire.receive()
+            TRAFFIC.received += len(data)
             self._heard_at = trio.current_time()
             for event in self._core.receive(data):
                 self._apply(event)
@@ -282,6 +284,7 @@ class Connection(IMuxedConn):
         if not frames or self.is_closed:
             return
         sealed = self._wire.seal(frames)
+        TRAFFIC.sent += len(sealed)
         if not self._queue:
             try:
                 sent = self._wire.send_now(sealed)

@@ -81,6 +81,16 @@ def _own_routes(gateway: Gateway, state: SwarmState) -> list[Route]:
     async def now(_: Request) -> Response:
         return JSONResponse({**state.describe(), "answers": state.answering()})
 
+    async def receipt(request: Request) -> Response:
+        name = request.path_params["name"]
+        found = gateway.receipts.find(name)
+        if found is None:
+            text = "There is no such certificate: its answer is not complete, or it is an old one."
+            raise Problem(404, text, "no_receipt")
+        shown_as = f'attachment; filename="{name}.certificate"'
+        headers = {"content-type": "application/octet-stream", "content-disposition": shown_as}
+        return Response(found, headers=headers)
+
     async def events(_: Request) -> Response:
         if state.listeners >= LISTENERS_MAX:
             raise Problem(429, f"{LISTENERS_MAX} pages listen already.", kind="rate_limit_error")
@@ -92,6 +102,7 @@ def _own_routes(gateway: Gateway, state: SwarmState) -> list[Route]:
         Route("/metrics", metrics),
         Route("/api/state", now),
         Route("/api/events", events),
+        Route("/api/receipts/{name}", receipt),
     ]
 
 
@@ -122,7 +133,7 @@ def _cors(access: Access) -> list[Middleware]:
             allow_origins=access.origins,
             allow_methods=["GET", "POST"],
             allow_headers=["*"],
-            expose_headers=["x-request-id"],
+            expose_headers=["x-request-id", "x-p2pinfer-receipt", "x-p2pinfer-trust"],
         )
     ]
 

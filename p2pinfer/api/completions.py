@@ -14,6 +14,7 @@ from starlette.routing import Route
 from p2pinfer.api.gateway import Finished, Gateway
 from p2pinfer.api.problems import Problem
 from p2pinfer.api.questions import SEEDS, Question, chat_question, completion_question
+from p2pinfer.api.receipts import receipt_link
 from p2pinfer.api.replies import (
     ChatFormat,
     CompletionFormat,
@@ -96,18 +97,21 @@ class Completions:
     async def _complete(self, judge: Judge, format_: Format, request: Request) -> Response:
         body = await body_of(request)
         self._check_model(body.get("model"))
-        question = judge(body, self._gateway.defaults, secrets.randbelow(SEEDS))
+        seed = self._gateway.seed
+        seed = secrets.randbelow(SEEDS) if seed is None else seed
+        question = judge(body, self._gateway.defaults, seed)
         name = format_.prefix + secrets.token_hex(ID_BYTES)
         head = {"id": name, "created": self._gateway.now(), "model": self._slug}
-        headers = {"x-request-id": name}
+        headers = {"x-request-id": name, "x-p2pinfer-receipt": receipt_link(name)}
         if question.stream:
             return EventStream(self._events(question, head, format_), headers)
 
         async def work() -> Response:
             async with aclosing(self._gateway.answer(question, name)) as parts:
-                answers = [part.answer async for part in parts if isinstance(part, Finished)]
-            reply = whole_reply(head, format_, answers, question.choices)
-            return JSONResponse(reply, headers=headers | trust_header(answers))
+                found = [part async for part in parts if isinstance(part, Finished)]
+            reply = whole_reply(head, format_, found, question.choices)
+            trust = trust_header(each.answer for each in found)
+            return JSONResponse(reply, headers=headers | trust)
 
         return Worked(work)
 
@@ -117,9 +121,9 @@ class Completions:
         usage = {"usage": None} if question.include_usage else {}
         head = {**head, "object": format_.chunk_kind}
 
-        def chunk(choice: dict[str, Any] | None, **more: Any) -> bytes:
+        def chunk(choice: dict[str, Any] | None, usage: dict[str, Any] = usage) -> bytes:
             choices = [] if choice is None else [choice]
-            return event({**head, "choices": choices, **usage, **more})
+            return event({**head, "choices": choices, **usage})
 
         answers: list[Answer] = []
         begun = -1
@@ -132,9 +136,9 @@ class Completions:
                 if isinstance(part, Finished):
                     answers.append(part.answer)
                     end = format_.end(part.choice, part.answer.finish)
-                    yield chunk(end, p2pinfer=account_of(part.answer))
+                    yield chunk({**end, "p2pinfer": account_of(part)})
                 else:
-                    yield chunk(format_.piece(part.choice, part.text))
+                    yield chunk(format_.piece(part.choice, part.text, part.scores))
         if question.include_usage:
-            yield chunk(None, usage=usage_of(answers, question.choices))
+            yield chunk(None, {"usage": usage_of(answers, question.choices)})
         yield event("[DONE]")

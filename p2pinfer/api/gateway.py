@@ -9,9 +9,11 @@ import trio
 
 from p2pinfer.api.metrics import Metrics
 from p2pinfer.api.questions import Question
-from p2pinfer.chat import Answer, ChatOptions
+from p2pinfer.api.receipts import Receipts, receipt_name
+from p2pinfer.chat import Answer, ChatOptions, Scored
 from p2pinfer.core.errors import UserError
 from p2pinfer.library import Swarm
+from transports.traffic import TRAFFIC
 
 
 @dataclass(frozen=True)
@@ -32,6 +34,8 @@ class Said:
 
     choice: int
     text: str
+    scores: tuple[Scored, ...] = ()
+    """Of the tokens that the piece completes, where they are wanted."""
 
 
 @dataclass(frozen=True)
@@ -40,6 +44,8 @@ class Finished:
 
     choice: int
     answer: Answer
+    receipt: str | None
+    """What its certificate is called."""
 
 
 @dataclass
@@ -52,6 +58,9 @@ class Gateway:
     metrics: Metrics = field(default_factory=Metrics)
     running: dict[str, Answer] = field(default_factory=dict)
     """Answers being made, by the id of their request."""
+    seed: int | None = None
+    """Of answers to whoever names none; None draws one each time."""
+    receipts: Receipts = field(default_factory=Receipts)
     now: Callable[[], int] = lambda: time.time_ns() // 10**9
     """Seconds since 1970."""
 
@@ -61,7 +70,17 @@ class Gateway:
         watch("requests_running", "Answers being made.", lambda: len(self.running))
         watch("requests_waiting", "Questions that wait for a session.", lambda: pool.waiting)
         watch("sessions_idle", "Sessions kept for a next turn.", lambda: pool.idle)
+        watch(
+            "sessions_max", "Sessions at once; the next question waits.", lambda: pool.sessions_max
+        )
         watch("peers", "Peers that serve layers of the model.", lambda: len(client.serving()))
+        watch("route_complete", "1 while a whole chain is there.", lambda: not client.missing())
+        self.metrics.count(
+            "network_bytes",
+            "Bytes exchanged with peers.",
+            "direction",
+            lambda: {"sent": TRAFFIC.sent, "received": TRAFFIC.received},
+        )
 
     async def answer(self, question: Question, request: str) -> AsyncGenerator[Said | Finished]:
         """Yield what a question's answers are made of, one choice after the other.
@@ -77,11 +96,19 @@ class Gateway:
             how = question.option(number % question.choices)
             with self._watched(request) as answer:
                 pieces = self._timed(prompt, how, answer)
+                said = told = 0
                 async with aclosing(pieces):
                     async for text in pieces:
                         if text:
-                            yield Said(number, text)
-            yield Finished(number, answer)
+                            said += len(text)
+                            scores = answer.scores_before(said, told)
+                            told += len(scores)
+                            yield Said(number, text, scores)
+            receipt = None
+            if answer.certificate:
+                receipt = receipt_name(request, number)
+                self.receipts.keep(receipt, answer.certificate)
+            yield Finished(number, answer, receipt)
 
     async def _tokens(self, prompt: str | list[int]) -> list[int]:
         if isinstance(prompt, str):

@@ -1,9 +1,11 @@
 """What Prometheus is told: base units, one prefix, a registry of its own per gateway."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Mapping
 
 from prometheus_client import CONTENT_TYPE_LATEST, CollectorRegistry, Counter, Gauge, Histogram
+from prometheus_client.core import CounterMetricFamily
 from prometheus_client.exposition import generate_latest
+from prometheus_client.registry import Collector
 
 from p2pinfer.core.trust import Trust
 
@@ -14,6 +16,23 @@ FIRST_TOKEN_BUCKETS_S = (0.05, 0.1, 0.2, 0.5, 1, 2, 5, 10, 20, 60, 120)
 
 INTER_TOKEN_BUCKETS_S = (0.005, 0.01, 0.02, 0.05, 0.1, 0.2, 0.5, 1, 2, 5)
 """From 200 tokens a second down to a chain that hangs."""
+
+
+Counts = Mapping[str, float]
+
+
+class _Counted(Collector):
+    """Counters that are kept elsewhere."""
+
+    def __init__(self, name: str, text: str, label: str, values: Callable[[], Counts]) -> None:
+        self._name, self._text, self._label, self._values = name, text, label, values
+
+    def collect(self) -> Iterator[CounterMetricFamily]:
+        """Yield all of them."""
+        family = CounterMetricFamily(self._name, self._text, labels=[self._label])
+        for value, count in self._values().items():
+            family.add_metric([value], count)
+        yield family
 
 
 class Metrics:
@@ -69,6 +88,10 @@ class Metrics:
     def watch(self, name: str, text: str, value: Callable[[], float]) -> None:
         """Show a value that is read whenever somebody asks."""
         Gauge(f"p2pinfer_{name}", text, registry=self._registry).set_function(value)
+
+    def count(self, name: str, text: str, label: str, values: Callable[[], Counts]) -> None:
+        """Show what somebody else counts, likewise, by the values of a label."""
+        self._registry.register(_Counted(f"p2pinfer_{name}", text, label, values))
 
     def render(self) -> bytes:
         """Return the page that Prometheus reads."""

@@ -14,6 +14,7 @@ from attrs import evolve
 
 from p2pinfer.api.problems import Problem
 from p2pinfer.chat import ChatOptions
+from p2pinfer.core.sampling import TOP_LOGPROBS_MAX
 from p2pinfer.engine.template import Message
 
 CHOICES_MAX = 8
@@ -28,6 +29,9 @@ STOPS_MAX = 16
 
 STOP_CHARS_MAX = 1024
 COMPLETION_TOKENS_DEFAULT = 16
+"""OpenAI's, of ``/v1/completions``."""
+
+COMPLETION_LOGPROBS_MAX = 5
 """OpenAI's, of ``/v1/completions``."""
 
 SEEDS = 2**32 - 1
@@ -54,7 +58,6 @@ _ONLY_NOTHING: dict[str, tuple[Any, ...]] = {
     "function_call": (None, "none", "auto"),
     "functions": (None, []),
     "logit_bias": (None, {}),
-    "logprobs": (None, False),
     "modalities": (None, ["text"]),
     "moderation": (None,),
     "prediction": (None,),
@@ -62,7 +65,6 @@ _ONLY_NOTHING: dict[str, tuple[Any, ...]] = {
     "suffix": (None, ""),
     "tool_choice": (None, "none", "auto"),
     "tools": (None, []),
-    "top_logprobs": (None, 0),
     "web_search_options": (None,),
 }
 """Parameters that a swarm cannot honour, and the values by which they ask for nothing."""
@@ -122,19 +124,22 @@ def chat_question(body: Mapping[str, Any], defaults: ChatOptions, seed: int) -> 
     Raises:
         Problem: it cannot be answered.
     """
-    _check_names(body, {"messages"})
+    _check_names(body, {"messages", "logprobs", "top_logprobs"})
     messages = body.get("messages")
     if messages is None:
         raise _missing("messages")
     if not isinstance(messages, list) or not 1 <= len(messages) <= MESSAGES_MAX:
         raise _invalid("messages", f"must be a list of 1 to {MESSAGES_MAX} messages")
     found = [_message(each, f"messages[{at}]") for at, each in enumerate(messages)]
-    return _question(body, defaults, seed, messages=found)
+    if defaults.system and all(each["role"] != "system" for each in found):
+        found.insert(0, {"role": "system", "content": defaults.system})
+    told = _chat_logprobs(body.get("logprobs"), body.get("top_logprobs"))
+    return _question(body, defaults, seed, told, messages=found)
 
 
 def completion_question(body: Mapping[str, Any], defaults: ChatOptions, seed: int) -> Question:
     """Judge the body of a completion request; raises as ``chat_question``."""
-    _check_names(body, {"prompt"})
+    _check_names(body, {"prompt", "logprobs"})
     prompt = body.get("prompt")
     if prompt is None:
         raise _missing("prompt")
@@ -149,10 +154,24 @@ def completion_question(body: Mapping[str, Any], defaults: ChatOptions, seed: in
         if not tokens and not isinstance(each, str):
             raise _invalid("prompt", "must be a text, tokens, or a list of such")
     defaults = replace(defaults, max_tokens=COMPLETION_TOKENS_DEFAULT)
-    return _question(body, defaults, seed, prompts=prompts)
+    told = body.get("logprobs")
+    if told is not None:
+        told = _whole(0, COMPLETION_LOGPROBS_MAX)("logprobs", told)
+    return _question(body, defaults, seed, told, prompts=prompts)
 
 
-def _question(body: Mapping[str, Any], defaults: ChatOptions, seed: int, **asked: Any) -> Question:
+def _chat_logprobs(wanted: Any, top: Any) -> int | None:
+    """Return how many of the likeliest tokens a chat is to tell; None tells nothing."""
+    wanted = False if wanted is None else _flag("logprobs", wanted)
+    top = 0 if top is None else _whole(0, TOP_LOGPROBS_MAX)("top_logprobs", top)
+    if top and not wanted:
+        raise _invalid("top_logprobs", "needs logprobs to be true")
+    return top if wanted else None
+
+
+def _question(
+    body: Mapping[str, Any], defaults: ChatOptions, seed: int, told: int | None, **asked: Any
+) -> Question:
     def take(name: str, judge: Callable[[str, Any], Any], default: Any) -> Any:
         value = body.get(name)
         return default if value is None else judge(name, value)
@@ -165,8 +184,11 @@ def _question(body: Mapping[str, Any], defaults: ChatOptions, seed: int, **asked
     given = {name: value for name, value in sampling.items() if value is not None}
     most = take("max_completion_tokens", _whole(1, 2**31), None)
     most = most or take("max_tokens", _whole(1, 2**31), defaults.max_tokens)
-    how = ChatOptions(
-        evolve(defaults.sampling, **given), most, None, take("stop", _stops, defaults.stops)
+    how = replace(
+        defaults,
+        sampling=evolve(defaults.sampling, top_logprobs=told, **given),
+        max_tokens=most,
+        stops=take("stop", _stops, defaults.stops),
     )
     options = take("stream_options", _object, {})
     if unknown := sorted(options.keys() - {"include_usage", "include_obfuscation"}):

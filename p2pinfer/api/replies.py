@@ -4,7 +4,10 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
-from p2pinfer.chat import Answer
+from p2pinfer.api.gateway import Finished
+from p2pinfer.api.receipts import receipt_link
+from p2pinfer.api.scores import chat_scores, completion_scores
+from p2pinfer.chat import Answer, Scored
 
 
 def model_slug(name: str) -> str:
@@ -37,8 +40,9 @@ def usage_of(answers: Iterable[Answer], choices: int) -> dict[str, Any]:
     }
 
 
-def account_of(answer: Answer) -> dict[str, Any]:
+def account_of(finished: Finished) -> dict[str, Any]:
     """Say how an answer went: who made it, how fast, and what was checked of it."""
+    answer, receipt = finished.answer, finished.receipt
     return {
         "route": answer.route,
         "tokens_per_second": answer.tokens_per_second,
@@ -46,6 +50,7 @@ def account_of(answer: Answer) -> dict[str, Any]:
         "tokens": answer.tokens,
         "reused_tokens": answer.reused_tokens,
         "trust": answer.trust and answer.trust.as_dict(),
+        "receipt": receipt and receipt_link(receipt),
     }
 
 
@@ -70,24 +75,31 @@ class ChatFormat:
         return {
             "index": index,
             "message": message,
-            "logprobs": None,
+            "logprobs": chat_scores(answer.scores_before(len(answer.text))),
             "finish_reason": answer.finish,
         }
 
     def begin(self, index: int) -> dict[str, Any]:
         """Return what comes before an answer's first piece."""
-        return self._delta(index, {"role": "assistant", "content": ""}, None)
+        return self._delta(index, {"role": "assistant", "content": ""})
 
-    def piece(self, index: int, text: str) -> dict[str, Any]:
+    def piece(self, index: int, text: str, scores: Sequence[Scored]) -> dict[str, Any]:
         """Return a piece."""
-        return self._delta(index, {"content": text}, None)
+        return self._delta(index, {"content": text}, scores)
 
     def end(self, index: int, finish: str) -> dict[str, Any]:
         """Return what ends an answer."""
-        return self._delta(index, {}, finish)
+        return self._delta(index, {}, finish=finish)
 
-    def _delta(self, index: int, delta: dict[str, str], finish: str | None) -> dict[str, Any]:
-        return {"index": index, "delta": delta, "logprobs": None, "finish_reason": finish}
+    def _delta(
+        self,
+        index: int,
+        delta: dict[str, str],
+        scores: Sequence[Scored] = (),
+        finish: str | None = None,
+    ) -> dict[str, Any]:
+        told = chat_scores(scores)
+        return {"index": index, "delta": delta, "logprobs": told, "finish_reason": finish}
 
 
 class CompletionFormat:
@@ -97,34 +109,40 @@ class CompletionFormat:
 
     def choice(self, index: int, answer: Answer) -> dict[str, Any]:
         """Return a whole answer."""
-        return self._text(index, answer.text, answer.finish)
+        scores = answer.scores_before(len(answer.text))
+        return self._text(index, answer.text, scores, answer.finish)
 
     def begin(self, index: int) -> None:
         """Say nothing before an answer's first piece."""
 
-    def piece(self, index: int, text: str) -> dict[str, Any]:
+    def piece(self, index: int, text: str, scores: Sequence[Scored]) -> dict[str, Any]:
         """Return a piece."""
-        return self._text(index, text, None)
+        return self._text(index, text, scores)
 
     def end(self, index: int, finish: str) -> dict[str, Any]:
         """Return what ends an answer."""
-        return self._text(index, "", finish)
+        return self._text(index, "", finish=finish)
 
-    def _text(self, index: int, text: str, finish: str | None) -> dict[str, Any]:
-        return {"index": index, "text": text, "logprobs": None, "finish_reason": finish}
+    def _text(
+        self, index: int, text: str, scores: Sequence[Scored] = (), finish: str | None = None
+    ) -> dict[str, Any]:
+        told = completion_scores(scores)
+        return {"index": index, "text": text, "logprobs": told, "finish_reason": finish}
 
 
 Format = ChatFormat | CompletionFormat
 
 
 def whole_reply(
-    head: dict[str, Any], format_: Format, answers: Sequence[Answer], choices: int
+    head: dict[str, Any], format_: Format, found: Sequence[Finished], choices: int
 ) -> dict[str, Any]:
     """Return the body of a request that is answered at once."""
     return {
         **head,
         "object": format_.kind,
-        "choices": [format_.choice(index, answer) for index, answer in enumerate(answers)],
-        "usage": usage_of(answers, choices),
-        "p2pinfer": account_of(answers[-1]),
+        "choices": [
+            {**format_.choice(each.choice, each.answer), "p2pinfer": account_of(each)}
+            for each in found
+        ],
+        "usage": usage_of([each.answer for each in found], choices),
     }

@@ -1,9 +1,12 @@
-"""How the next token is drawn from logits."""
+"""How the next token is drawn from logits, and what is told of them."""
 
 from attrs import field, frozen, validators
 
 _SEED_MAX = 2**32 - 2
 """2**32 - 1 is llama.cpp's word for a seed of its own choosing."""
+
+TOP_LOGPROBS_MAX = 20
+"""OpenAI's limit: each costs the answer some bytes and nobody reads more."""
 
 
 @frozen
@@ -21,6 +24,12 @@ class Sampling:
     temperature: float = field(default=0.0, validator=[validators.ge(0), validators.le(100)])
     """0 is greedy: the most likely token, always."""
     seed: int = field(default=0, validator=[validators.ge(0), validators.le(_SEED_MAX)])
+    top_logprobs: int | None = field(
+        default=None,
+        validator=validators.optional([validators.ge(0), validators.le(TOP_LOGPROBS_MAX)]),
+    )
+    """How many of the likeliest tokens to tell beside each drawn one; None tells nothing. It
+    changes no draw."""
 
     @property
     def is_penalised(self) -> bool:

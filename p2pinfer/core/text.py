@@ -17,6 +17,11 @@ class TextStream:
         self.stopped = False
         """A stop string has come; whatever follows is dropped."""
 
+    @property
+    def held(self) -> int:
+        """How many characters are held back, since they may begin a stop string."""
+        return len(self._held)
+
     def feed(self, piece: bytes) -> str:
         """Return the text that is certain now."""
         return self._release(self._decoder.decode(piece))

@@ -87,6 +87,17 @@ class StageEngine(Protocol):
 
 
 @dataclass(frozen=True)
+class Candidate:
+    """A token that could follow, and how likely the model finds it."""
+
+    token: int
+    piece: bytes
+    """The bytes of text that it stands for."""
+    logprob: float
+    """Natural logarithm of its probability: the logits' softmax, before any sampler."""
+
+
+@dataclass(frozen=True)
 class NextToken:
     """A sampled token, and the rows that continue from it."""
 
@@ -98,6 +109,8 @@ class NextToken:
     rows: bytes
     """The first end's rows for it; empty where it is the end, or the context is full."""
     decoding_us: int
+    candidates: tuple[Candidate, ...] = ()
+    """The drawn token, then the likeliest ones in order; nothing unless ``top_logprobs`` asks."""
 
 
 class EndsSession(Protocol):

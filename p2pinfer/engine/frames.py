@@ -14,8 +14,9 @@ A frame is four bytes of length, little-endian, and a msgpack array. The node se
 
 ``layers`` is how many of the slice's layers the session runs. Answers carry the number:
 ``[number, microseconds of decoding, *values]``, or ``[number, None, sentence]`` when the engine
-refused. ``next`` answers with the token, its bytes, whether it ends the answer, and the first
-end's rows for it. Rows are float32, little-endian.
+refused. ``next`` answers with the token, its bytes, whether it ends the answer, the first end's
+rows for it, and ``[token, bytes, log-probability]`` of each candidate that is to be told. Rows are
+float32, little-endian.
 """
 
 import struct

@@ -25,6 +25,7 @@ from numpy.typing import NDArray
 from p2pinfer.core.errors import BadModelFile, EngineError
 from p2pinfer.core.limits import NARROW_ROWS_MAX, ROWS_PER_DECODE_MAX
 from p2pinfer.core.sampling import Sampling
+from p2pinfer.engine.logprobs import log_probabilities
 from p2pinfer.engine.tap import Tap
 
 CELLS_GRAIN = 256
@@ -313,7 +314,7 @@ class Sampler:
     """Draws one session's tokens with llama.cpp's own samplers."""
 
     def __init__(self, part: Slice, sampling: Sampling, recent: Sequence[int]) -> None:
-        self._part, self._chain = part, None
+        self._part, self._chain, self._told = part, None, sampling.top_logprobs
         self._is_greedy = sampling.temperature == 0 and not sampling.is_penalised
         if self._is_greedy:
             return
@@ -328,6 +329,10 @@ class Sampler:
         if self._is_greedy:
             return int(logits.argmax())
         return int(api.llama_sampler_sample(self._chain, self._part.ctx, row))
+
+    def likelihoods(self, token: int, logits: Rows) -> list[tuple[int, float]]:
+        """Return the log-probability of the drawn token, then those of the likeliest, if wanted."""
+        return [] if self._told is None else log_probabilities(logits, token, self._told)
 
     def close(self) -> None:
         """Free the chain."""

@@ -9,7 +9,7 @@ import attrs
 from p2pinfer.core.errors import EngineDied, EngineError
 from p2pinfer.core.limits import CONTEXT_DEFAULT, SESSIONS_DEFAULT
 from p2pinfer.core.sampling import Sampling
-from p2pinfer.engine.base import Decoded, Done, EngineBusy, NextToken
+from p2pinfer.engine.base import Candidate, Decoded, Done, EngineBusy, NextToken
 from p2pinfer.engine.frames import PartConfig, WorkerConfig
 from p2pinfer.engine.process import Answer, Answered, Worker, open_worker
 
@@ -126,8 +126,9 @@ class _LocalEndsSession:
 
     async def next(self, position: int, rows: bytes, *, wide: bool) -> NextToken:
         answer = await self._slot.ask("next", position, wide, rows)
-        decoding_us, token, piece, is_end, rows = answer
-        return NextToken(token, piece, is_end, rows, decoding_us)
+        decoding_us, token, piece, is_end, rows, likely = answer
+        candidates = tuple(Candidate(*each) for each in likely)
+        return NextToken(token, piece, is_end, rows, decoding_us, candidates)
 
 
 class LocalEnds:

@@ -202,19 +202,21 @@ class _Worker:
 
     def _sample(self, job: _Job, logits: NDArray[np.float32]) -> None:
         """Draw a token; unless it ends the answer, embed it at once: that saves a round trip."""
-        token = self._samplers[job.slot].sample(job.last_row, logits)
-        piece = self._vocabulary.piece(token)
+        sampler, piece_of = self._samplers[job.slot], self._vocabulary.piece
+        token = sampler.sample(job.last_row, logits)
+        likely = [(each, piece_of(each), p) for each, p in sampler.likelihoods(token, logits)]
+        piece = piece_of(token)
         if self._vocabulary.is_end(token):
-            self._answer(job.request, token, piece, True, b"")
+            self._answer(job.request, token, piece, True, b"", likely)
             return
 
         def give(follower: _Job, rows: NDArray[np.float32]) -> None:
-            self._answer(follower.request, token, piece, False, rows.tobytes())
+            self._answer(follower.request, token, piece, False, rows.tobytes(), likely)
 
         position = job.span.position + len(job)
         span = Span(job.slot, position, np.array([token], np.int32))
         if position >= self._first.slice.context:  # the answer fills the context to the brim
-            self._answer(job.request, token, piece, False, b"")
+            self._answer(job.request, token, piece, False, b"", likely)
         else:
             self._line_up(self._first, job.request, span, False, give)
 

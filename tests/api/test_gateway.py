@@ -21,6 +21,7 @@ from peers.repair import Repair
 from tests.api.world import Call, fake_gateway, http
 from tests.engine.fakes import FakeStage
 from tests.peers.swarm import CONTEXT, peer
+from transports.traffic import TRAFFIC
 
 WORDS = {"model": "toy-model", "prompt": "one two three", "max_tokens": 6}
 KEY = {"authorization": "Bearer secret"}
@@ -61,8 +62,8 @@ async def test_completion_says_what_it_took(autojump_clock: MockClock) -> None:
     assert reply["choices"][0]["finish_reason"] == "length"
     assert reply["usage"]["prompt_tokens"] == 3
     assert reply["usage"]["completion_tokens"] == 6
-    assert len(reply["p2pinfer"]["route"]) == len(client.made.route)
-    assert again["choices"] == reply["choices"]
+    assert len(reply["choices"][0]["p2pinfer"]["route"]) == len(client.made.route)
+    assert again["choices"][0]["text"] == reply["choices"][0]["text"]
     assert again["usage"]["prompt_tokens_details"]["cached_tokens"] == 2
 
 
@@ -86,7 +87,7 @@ async def test_stream_says_the_same_as_the_whole(autojump_clock: MockClock) -> N
     text = "".join(piece["choices"][0]["delta"]["content"] for piece in pieces)
     assert text == whole["choices"][0]["message"]["content"]
     assert end["choices"][0]["finish_reason"] == "length"
-    assert end["p2pinfer"]["route"]
+    assert end["choices"][0]["p2pinfer"]["route"]
     assert usage["choices"] == []
     assert usage["usage"]["total_tokens"] == 7
     assert {each["id"] for each in call.events} == {first["id"]}
@@ -101,7 +102,8 @@ async def test_several_choices_and_prompts_are_numbered(autojump_clock: MockCloc
         again = (await ask.post("/v1/completions", json=asked)).json()
     assert [choice["index"] for choice in found["choices"]] == [0, 1, 2, 3]
     assert len({choice["text"] for choice in found["choices"]}) == 4
-    assert found["choices"] == again["choices"]
+    texts = [choice["text"] for choice in found["choices"]]
+    assert texts == [choice["text"] for choice in again["choices"]]
     assert found["usage"]["prompt_tokens"] == 5
 
 
@@ -274,7 +276,10 @@ async def test_metrics_count_what_happened(autojump_clock: MockClock) -> None:
         "p2pinfer_inter_token_seconds_count 5.0",
         "p2pinfer_requests_running 0.0",
         "p2pinfer_sessions_idle 1.0",
+        "p2pinfer_sessions_max 4.0",
         "p2pinfer_peers 3.0",
+        "p2pinfer_route_complete 1.0",
+        f'p2pinfer_network_bytes_total{{direction="sent"}} {float(TRAFFIC.sent)}',
     ):
         assert line in lines
 
@@ -285,14 +290,30 @@ async def test_answer_says_what_was_checked_of_it(autojump_clock: MockClock) -> 
         client.trust = Trust(stages=3, positions=9, rate=0.1)
         reply = await ask.post("/v1/completions", json=WORDS)
         assert reply.headers["x-p2pinfer-trust"] == "held; stages=3; audits=0"
-        assert reply.json()["p2pinfer"]["trust"]["line"] == client.trust.line()
+        (choice,) = reply.json()["choices"]
+        assert choice["p2pinfer"]["trust"]["line"] == client.trust.line()
         client.trust = evolve(client.trust, broken=Break((PeerId("x"),), 5, "it signed no receipt"))
         call = Call("/v1/completions", {**WORDS, "stream": True})
         await call.run(app)
-        assert not call.events[-1]["p2pinfer"]["trust"]["held"]
+        (choice,) = call.events[-1]["choices"]
+        assert not choice["p2pinfer"]["trust"]["held"]
         lines = (await ask.get("/metrics")).text.splitlines()
         assert 'p2pinfer_answers_total{trust="held"} 1.0' in lines
         assert 'p2pinfer_answers_total{trust="broken"} 1.0' in lines
+
+
+async def test_gateways_seed_is_for_whoever_names_none(autojump_clock: MockClock) -> None:
+    """Without one each answer has a seed of its own."""
+    asked = {**WORDS, "temperature": 1}
+    async with fake_gateway() as (gateway, _client, app), http(app) as ask:
+
+        async def texts() -> set[str]:
+            replies = [(await ask.post("/v1/completions", json=asked)).json() for _ in range(3)]
+            return {reply["choices"][0]["text"] for reply in replies}
+
+        assert len(await texts()) == 3
+        gateway.seed = 5
+        assert len(await texts()) == 1
 
 
 async def test_page_is_served_with_a_policy(autojump_clock: MockClock) -> None:
@@ -343,7 +364,8 @@ async def test_route_names_who_took_a_lost_peers_place(autojump_clock: MockClock
 
 def account_route(call: Call) -> list[str]:
     """Return who made the only answer of a stream, as its account says."""
-    (account,) = [each["p2pinfer"] for each in call.events if "p2pinfer" in each]
+    choices = [each["choices"][0] for each in call.events]
+    (account,) = [each["p2pinfer"] for each in choices if "p2pinfer" in each]
     return [hop["peer"] for hop in account["route"]]
 
 

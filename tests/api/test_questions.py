@@ -1,6 +1,7 @@
 """What clients may ask for, and in which words they are refused."""
 
 from contextlib import suppress
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -70,6 +71,32 @@ def test_every_parameter_arrives() -> None:
     assert len({asked.option(choice).sampling.seed for choice in range(3)}) == 3
 
 
+def test_likely_tokens_are_told_when_asked_for() -> None:
+    """By OpenAI's two names in a chat, and by a number in a completion."""
+    assert ask(logprobs=False, top_logprobs=0).how.sampling.top_logprobs is None
+    assert ask(logprobs=True).how.sampling.top_logprobs == 0
+    assert ask(logprobs=True, top_logprobs=20).how.sampling.top_logprobs == 20
+    body = {"model": "x", "prompt": "Hello"}
+    for told in (None, 0, 5):
+        asked = completion_question({**body, "logprobs": told}, DEFAULTS, 7)
+        assert asked.how.sampling.top_logprobs == told
+    for bad in ({"logprobs": 6}, {"logprobs": True}, {"logprobs": 1, "top_logprobs": 1}):
+        with pytest.raises(Problem):
+            completion_question({**body, **bad}, DEFAULTS, 7)
+
+
+def test_gateways_own_rules_hold_for_everybody() -> None:
+    """What was not verified is held back; its system message stands where none is sent."""
+    defaults = replace(DEFAULTS, require_verified=True, system="Be brief.")
+    body = {"model": "x", "messages": HELLO}
+    asked = chat_question(body, defaults, 7)
+    assert asked.how.require_verified
+    assert asked.messages == [{"role": "system", "content": "Be brief."}, *HELLO]
+    own = [{"role": "developer", "content": "Be long."}, *HELLO]
+    messages = chat_question({**body, "messages": own}, defaults, 7).messages
+    assert [each["content"] for each in messages] == ["Be long.", "Hello"]
+
+
 def test_messages_may_come_in_parts_and_from_developers() -> None:
     """The text parts are joined; the newer word for system is understood."""
     parts = [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]
@@ -82,8 +109,8 @@ def test_messages_may_come_in_parts_and_from_developers() -> None:
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("tools", [{"type": "function"}]), ("logprobs", True), ("response_format", {"type": "json"}),
-     ("logit_bias", {"5": 1}), ("top_logprobs", 2), ("tool_choice", "required")],
+    [("tools", [{"type": "function"}]), ("response_format", {"type": "json"}),
+     ("logit_bias", {"5": 1}), ("tool_choice", "required"), ("audio", {})],
 )  # fmt: skip
 def test_what_cannot_be_honoured_is_refused_by_name(name: str, value: Any) -> None:
     """Rather than ignored: the answer would not be what was asked for."""
@@ -97,7 +124,7 @@ def test_what_cannot_be_honoured_is_refused_by_name(name: str, value: Any) -> No
     [("temperature", 2.1), ("temperature", "hot"), ("temperature", float("nan")), ("top_p", True),
      ("max_tokens", 0), ("max_tokens", 1.5), ("n", 9), ("stop", [1]), ("stop", ["x"] * 17),
      ("stream", 1), ("seed", "x"), ("stream_options", []), ("messages", []), ("messages", "x"),
-     ("messages", ["x"])],
+     ("messages", ["x"]), ("logprobs", 1), ("top_logprobs", 1), ("top_logprobs", 21)],
 )  # fmt: skip
 def test_values_out_of_range_are_named(name: str, value: Any) -> None:
     """The parameter, and what it may be."""

@@ -60,6 +60,10 @@ class FakeClient:
         """Find what the test wants to be found."""
         return self.trust
 
+    def certify(self, _: object, answer: str, trust: Trust) -> bytes:
+        """Certify the answer's words."""
+        return f"certificate: {answer}".encode()
+
     def serving(self) -> list[Advertisement]:
         """Return the chain's peers."""
         return [
@@ -123,6 +127,7 @@ class Call:
     def __init__(self, path: str, body: dict[str, Any] | bytes = b"") -> None:
         sent = body if isinstance(body, bytes) else json.dumps(body).encode()
         self.status = 0
+        self.headers: dict[str, str] = {}
         self.body = b""
         self.done = False
         self._leave = trio.Event()
@@ -157,6 +162,7 @@ class Call:
 
         async def send(message: Any) -> None:
             self.status = message.get("status", self.status)
+            self.headers |= {k.decode(): v.decode() for k, v in message.get("headers", ())}
             self.body += message.get("body", b"")
             self._news.set()
             await trio.lowlevel.checkpoint()

@@ -15,7 +15,7 @@ from blake3 import blake3
 
 from p2pinfer.core.errors import EngineDied, EngineError
 from p2pinfer.core.sampling import Sampling
-from p2pinfer.engine.base import Decoded, Done, EngineBusy, NextToken, StageSession
+from p2pinfer.engine.base import Candidate, Decoded, Done, EngineBusy, NextToken, StageSession
 
 WIDTH = 8
 ROW_BYTES = 4 * WIDTH
@@ -205,10 +205,12 @@ class _FakeEndsSession(_FakeCells):
         self._first = FakeLayers(ends.machine, "the first end")
         self._last = FakeLayers(ends.machine, "the last end")
         self._seed = b""
+        self._told: int | None = None
 
     def start(self, sampling: Sampling, recent: list[int]) -> None:
         """Draw by a seed where the temperature is not 0."""
         self._seed = str(sampling.seed).encode() if sampling.temperature else b""
+        self._told = sampling.top_logprobs
 
     async def embed(self, position: int, tokens: list[int], *, wide: bool) -> Decoded:
         inputs = [token.to_bytes(4, "little") for token in tokens]
@@ -230,9 +232,17 @@ class _FakeEndsSession(_FakeCells):
         piece, is_end = f" {token}".encode(), token == END_TOKEN
         following, us = position + len(rows) // ROW_BYTES, decoded.decoding_us
         if is_end or following >= self._ends.context:
-            return NextToken(token, b"" if is_end else piece, is_end, b"", us)
+            return NextToken(token, b"" if is_end else piece, is_end, b"", us, self._likely(token))
         embedded = await self.embed(following, [token], wide=False)
-        return NextToken(token, piece, False, embedded.rows, us)
+        return NextToken(token, piece, False, embedded.rows, us, self._likely(token))
+
+    def _likely(self, token: int) -> tuple[Candidate, ...]:
+        """Find the drawn token likeliest, and each that follows it half as likely."""
+        if self._told is None:
+            return ()
+        found = [(token + rank) % VOCABULARY for rank in range(self._told)]
+        ranked = [Candidate(n, f" {n}".encode(), -1.0 - rank) for rank, n in enumerate(found)]
+        return (Candidate(token, f" {token}".encode(), -1.0), *ranked)
 
 
 class FakeEnds:

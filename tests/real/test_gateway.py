@@ -1,6 +1,7 @@
 """The gateway before three real peers, asked by the official client and by hand."""
 
 import json
+import math
 import socket
 import subprocess
 import threading
@@ -72,6 +73,72 @@ def test_official_client_completes_text(client: openai.OpenAI) -> None:
     assert "".join(piece.choices[0].text for piece in pieces) == found.choices[0].text
 
 
+def test_official_client_gets_log_probabilities(client: openai.OpenAI) -> None:
+    """Of a chat and of a completion, whole and streamed: those of the tokens that were said."""
+    asked = {"model": "default", "messages": SAY, "max_tokens": 6, "temperature": 0}
+    asked |= {"logprobs": True, "top_logprobs": 3, "seed": 1}
+    whole = client.chat.completions.create(**asked).choices[0]  # type: ignore[call-overload]
+    assert "".join(each.token for each in whole.logprobs.content) == whole.message.content
+    for each in whole.logprobs.content:
+        likeliest = [other.logprob for other in each.top_logprobs]
+        assert likeliest == sorted(likeliest, reverse=True)
+        assert each.logprob <= likeliest[0]  # it may be another one: a penalty may forbid the first
+        assert sum(map(math.exp, likeliest)) <= 1
+    chunks = client.chat.completions.create(**asked, stream=True)  # type: ignore[call-overload]
+    told = [c.choices[0].logprobs.content for c in chunks if c.choices[0].logprobs]
+    assert [each.logprob for content in told for each in content] == [
+        each.logprob for each in whole.logprobs.content
+    ]
+    found = client.completions.create(
+        model="default", prompt="The sky is", max_tokens=4, temperature=0, logprobs=2
+    ).choices[0]
+    assert found.logprobs
+    assert "".join(found.logprobs.tokens or []) == found.text
+    assert [len(each) in {2, 3} for each in found.logprobs.top_logprobs or []] == [True] * 4
+
+
+def test_certificate_of_an_answer_is_fetched_and_holds(
+    gateway: RunningGateway, home: Path, tmp_path: Path
+) -> None:
+    """Whoever has the layers can check it offline."""
+    asked = {"model": "default", "messages": SAY, "max_tokens": 6}
+    reply = httpx.post(f"{gateway.url}/v1/chat/completions", json=asked, timeout=60)
+    assert reply.headers["x-p2pinfer-trust"].startswith("held; stages=3")
+    link = reply.headers["x-p2pinfer-receipt"]
+    assert link == reply.json()["choices"][0]["p2pinfer"]["receipt"]
+    file = tmp_path / "certificate"
+    file.write_bytes(httpx.get(f"{gateway.url}{link}").content)
+    checked = subprocess.run(
+        [*COMMAND, "verify", str(file), "--json"],
+        capture_output=True,
+        check=True,
+        env=environment(home),
+        timeout=120,
+    )
+    found = json.loads(checked.stdout)
+    assert found["answer"] == reply.json()["choices"][0]["message"]["content"]
+
+
+def test_metrics_count_bytes_and_tokens(gateway: RunningGateway) -> None:
+    """A question crosses the network, and both directions show it."""
+    before = metrics(gateway)
+    asked = {"model": "default", "prompt": "One, two,", "max_tokens": 3}
+    httpx.post(f"{gateway.url}/v1/completions", json=asked, timeout=60)
+    after = metrics(gateway)
+    for direction in ("sent", "received"):
+        name = f'p2pinfer_network_bytes_total{{direction="{direction}"}}'
+        assert after[name] - before[name] > 3 * 1000  # a row of 576 numbers a token, or more
+    answers = 'p2pinfer_tokens_total{role="answer"}'
+    assert after[answers] - before[answers] == 3
+
+
+def metrics(gateway: RunningGateway) -> dict[str, float]:
+    """Return what Prometheus would read."""
+    text = httpx.get(f"{gateway.url}/metrics").text
+    lines = [line.rpartition(" ") for line in text.splitlines() if not line.startswith("#")]
+    return {name: float(value) for name, _, value in lines}
+
+
 # The client leaves generators of its own to the garbage collector.
 @pytest.mark.filterwarnings(
     "ignore:Exception ignored in. <async_generator:pytest.PytestUnraisableExceptionWarning"
@@ -123,7 +190,7 @@ def test_raw_stream_is_plain_lines(gateway: RunningGateway) -> None:
         lines = [line for line in reply.iter_lines() if line]
     assert all(line.startswith("data: ") for line in lines)
     assert lines[-1] == "data: [DONE]"
-    assert json.loads(lines[-2][6:])["p2pinfer"]["route"][0]["layers"] == "1:10"
+    assert json.loads(lines[-2][6:])["choices"][0]["p2pinfer"]["route"][0]["layers"] == "1:10"
 
 
 def test_client_that_leaves_frees_its_session(gateway: RunningGateway) -> None:
@@ -182,7 +249,7 @@ def test_twenty_streams_at_once_are_all_served_fairly(gateway: RunningGateway) -
         ) as reply:
             *_, last, done = [line for line in reply.iter_lines() if line.startswith("data: ")]
         assert done == "data: [DONE]"
-        tokens: int = json.loads(last[6:])["p2pinfer"]["tokens"]
+        tokens: int = json.loads(last[6:])["choices"][0]["p2pinfer"]["tokens"]
         return tokens / (time.monotonic() - begun)
 
     with ThreadPoolExecutor(STREAMS) as pool:

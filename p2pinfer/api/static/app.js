@@ -113,7 +113,7 @@ async function answer() {
         if (!tokens++) firstAt = performance.now();
         painted ||= requestAnimationFrame(paint);
       }
-      if (chunk.p2pinfer) turn.account = chunk.p2pinfer;
+      if (choice?.p2pinfer) turn.account = choice.p2pinfer;
       if (choice?.finish_reason === "length") turn.cut = true;
     }
   } catch (error) {
