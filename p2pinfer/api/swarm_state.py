@@ -16,7 +16,8 @@ LOOK_S = 0.25
 GONE_S_MAX = 120.0
 """How long a peer that has left is still shown, as gone."""
 
-GONE_MAX = 64
+GONE_MAX = 16
+"""Shown at once: more would hide who is there."""
 
 LISTENERS_MAX = 64
 """Pages that are open at once."""
@@ -55,13 +56,13 @@ class SwarmState:
         }
 
     def answering(self) -> list[dict[str, Any]]:
-        """Return the answers that are being made, and the peers that each runs through."""
+        """Return the answers that are being made, and the stages that each runs through."""
         return [
             {
                 "id": name,
                 "tokens": answer.tokens,
                 "tokens_per_second": answer.tokens_per_second,
-                "route": [hop["peer"] for hop in answer.route],
+                "route": answer.route,
             }
             for name, answer in self._gateway.running.items()
         ]
@@ -94,7 +95,19 @@ class SwarmState:
                 del self._seen[peer]
         found = [peer for _, peer in self._seen.values()]
         found.sort(key=lambda peer: (peer.first, peer.end, peer.peer))
-        return [_describe(peer, _state(peer, here, client.failed())) for peer in found]
+        failed, trips = client.failed(), client.experiences.of(found).round_trip_s
+        return [
+            {
+                **_describe(peer, _state(peer, here, failed)),
+                "round_trip_ms": _rounded_ms(trips.get(peer.peer)),
+            }
+            for peer in found
+        ]
+
+
+def _rounded_ms(seconds: float | None) -> float | None:
+    """Return what a person reads of a time: more digits would change with every ping."""
+    return None if seconds is None else max(1.0, float(f"{1000 * seconds:.1g}"))
 
 
 def _state(peer: Advertisement, here: set[PeerId], failed: set[PeerId]) -> str:

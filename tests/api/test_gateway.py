@@ -388,7 +388,11 @@ async def test_events_tell_what_changes(autojump_clock: MockClock) -> None:
         nursery.start_soon(asking.run, app)
         await watching.wait_for(b'"tokens": 2')
         (answer,) = watching.events[-1]
-        assert answer["route"] == [peer["peer"] for peer in state["peers"]]
+        assert answer["route"] == [
+            {"peer": peer["peer"], "layers": f"{peer['first']}:{peer['end']}"}
+            for peer in state["peers"]
+        ]
+        assert {peer["round_trip_ms"] for peer in state["peers"]} == {10}
         gone = client.made.route.pop()
         await watching.wait_for(b'"state": "gone"')
         seen = {peer["peer"]: peer["state"] for peer in watching.events[-1]["peers"]}

@@ -20,6 +20,7 @@ from p2pinfer.core.sampling import Sampling
 from p2pinfer.core.trust import Trust
 from p2pinfer.library import Swarm, open_swarm
 from p2pinfer.node import Client
+from peers.experience import Experiences
 from peers.repair import Repair
 from peers.requester import Session
 from scheduler.routing import RouteHop
@@ -42,6 +43,7 @@ class FakeClient:
         self.opened = 0
         self.trust: Trust | None = None
         self.repair: Repair | None = None
+        self.experiences = Experiences(lambda _: 0.0123)
         self._numbers = count()
 
     async def find_route(self, _: object) -> list[RouteHop]:

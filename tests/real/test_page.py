@@ -17,6 +17,7 @@ from playwright.sync_api import (
     sync_playwright,
 )
 
+from p2pinfer.core.certificate import MAGIC
 from tests.real.gateways import RunningGateway, running_gateway
 from tests.real.processes import CONTEXT, start_peers
 
@@ -106,6 +107,10 @@ def test_question_is_answered_and_the_map_shows_who_did(page: Page) -> None:
     account.locator("summary").click()
     expect(account.locator(".route li")).to_have_count(3)
     expect(account).to_contain_text("3 stages signed for")
+    expect(page.locator("#route-strip .span")).to_have_count(5)  # three peers and both ends
+    with page.expect_download() as saved:
+        account.get_by_role("button", name="Certificate").click()
+    assert saved.value.path().read_bytes().startswith(MAGIC)
 
 
 def test_answer_can_be_stopped_and_made_again(page: Page) -> None:
@@ -119,6 +124,74 @@ def test_answer_can_be_stopped_and_made_again(page: Page) -> None:
     expect(page.locator(".turn.assistant .said")).not_to_be_empty(timeout=ANSWER_MS_MAX)
     page.keyboard.press("Escape")
     expect(page.locator(".turn.busy")).to_have_count(0)
+
+
+def test_answer_goes_on_while_another_conversation_is_open(page: Page) -> None:
+    """The list marks the one that is being answered; going back shows all of the answer."""
+    ask(page, "Tell a very long story.")
+    expect(page.locator(".turn.assistant .said")).not_to_be_empty(timeout=ANSWER_MS_MAX)
+    page.get_by_role("button", name="New conversation").first.click()
+    expect(page.get_by_role("button", name="Send")).to_be_visible()
+    expect(page.get_by_role("img", name="is being answered")).to_have_count(1)
+    expect(page.get_by_role("img", name="is being answered")).to_have_count(
+        0, timeout=ANSWER_MS_MAX
+    )
+    page.get_by_role("button", name="Tell a very long story.", exact=True).click()
+    expect(page.locator(".account")).to_contain_text("40 tokens")
+
+
+def test_gateway_with_a_key_asks_for_it(page: Page) -> None:
+    """Settings open by themselves, and the key is sent from then on."""
+    error = {"error": {"message": "Incorrect API key provided.", "code": "invalid_api_key"}}
+
+    def judge(route: Route) -> None:
+        if route.request.headers.get("authorization") == "Bearer secret":
+            route.continue_()
+        else:
+            route.fulfill(status=401, body=json.dumps(error))
+
+    page.route("**/api/events", judge)
+    page.reload()
+    expect(page.locator("#status")).to_have_text("needs an API key")
+    expect(page.get_by_label("API key")).to_be_focused()
+    page.keyboard.type("secret")
+    page.keyboard.press("Enter")
+    expect(page.locator("#status")).to_have_attribute("data-state", "ready")
+
+
+def test_another_tab_shows_what_was_said_here(page: Page) -> None:
+    """And does not overwrite it."""
+    other = page.context.new_page()
+    other.goto(page.url)
+    ask(page, "Say yes.")
+    expect(page.locator(".account")).to_be_visible(timeout=ANSWER_MS_MAX)
+    other.get_by_role("button", name="Say yes.", exact=True).click()
+    expect(other.locator(".account")).to_be_visible()
+
+
+def test_many_peers_stay_readable(page: Page) -> None:
+    """What is amiss has a line of its own; the map does not grow out of the window."""
+    peers = [
+        {"peer": f"12D3KooW{number:044d}", "first": number % 20, "end": number % 20 + 9}
+        | {"state": "failed" if number == 7 else "serving", "row_us": 300, "sessions_free": 1}
+        for number in range(200)
+    ]
+    state = {
+        "model": {"name": "A model", "layers": 30},
+        "kept": {"first": 1, "end": 29},
+        "complete": True,
+        "peers": peers,
+        "sessions": {"running": 0, "waiting": 0, "idle": 0, "max": 4},
+    }
+    body = f"event: state\ndata: {json.dumps(state)}\n\n"
+    page.route("**/api/events", lambda route: route.fulfill(status=200, body=body))
+    page.reload()
+    expect(page.locator("#peers li")).to_have_count(201)
+    expect(page.locator("#peers li[data-state=failed] .peer-note")).to_be_visible()
+    width = page.evaluate("document.querySelector('#swarm').scrollWidth")
+    assert width <= page.evaluate("document.querySelector('#swarm').clientWidth")
+    heights = page.evaluate("[...document.querySelectorAll('#peers li')].map(i => i.offsetHeight)")
+    assert max(heights[1:7]) < 40
 
 
 def test_conversations_and_settings_outlive_a_reload(page: Page, gateway: RunningGateway) -> None:
@@ -185,6 +258,7 @@ def test_page_works_by_keyboard_and_on_a_phone(page: Page) -> None:
     expect(page.locator("#peers li").first).to_be_in_viewport()
     page.keyboard.press("Escape")
     expect(page.locator("#swarm")).not_to_be_visible()
+    expect(page.get_by_role("button", name="Swarm")).to_be_focused()
     page.get_by_role("button", name="Conversations").focus()
     page.keyboard.press("Enter")
     expect(page.get_by_role("button", name="New conversation").first).to_be_focused()

@@ -2,18 +2,19 @@
 
 import * as store from "./store.js";
 import { chat, follow, RequestError } from "./stream.js";
-import { showAnswers, showState } from "./map.js";
+import { showAnswers, showRoute, showState } from "./map.js";
+import { closePanels } from "./panels.js";
+import { openSettings } from "./settings.js";
 import { iconButton, showTurn } from "./turns.js";
 
 const IDEAS = ["Why is the sky blue?", "Name three trees that lose their leaves.", "Write a haiku about the sea."];
 const NEAR_END_PX = 80;
-const NUMBERS = ["temperature", "max_tokens", "top_p", "seed"];
 const byId = (id) => document.getElementById(id);
 const [log, turns, question, send] = ["log", "turns", "question", "send"].map(byId);
 
 let current = store.conversations[0] ?? store.newConversation();
 let views = [];
-let answering = null; // {control, conversation}
+const answering = new Map(); // id of a conversation → {control, turn, live, id}: it goes on unseen
 
 // The chat
 
@@ -22,12 +23,19 @@ function isAtEnd() {
 }
 
 function showConversation() {
+  const running = answering.get(current.id);
   views = current.turns.map((turn) => showTurn(turn, again));
   turns.replaceChildren(...views.map((view) => view.item));
-  views.forEach((view, at) => view.done(at === views.length - 1));
+  views.forEach((view, at) => {
+    if (current.turns[at] !== running?.turn) return view.done(!running && at === views.length - 1);
+    view.busy(true);
+    view.live(running.live);
+  });
   byId("welcome").hidden = current.turns.length > 0;
   log.scrollTop = log.scrollHeight;
+  showBusy();
   showList();
+  showRoute(running?.id, current.turns.findLast((turn) => turn.account)?.account.route);
 }
 
 function showList() {
@@ -38,23 +46,34 @@ function showList() {
     open.textContent = store.titleOf(each);
     if (each === current) open.setAttribute("aria-current", "true");
     open.addEventListener("click", () => choose(each));
-    const remove = iconButton("bin", `Delete ${store.titleOf(each)}`, () => forget(each));
-    item.append(open, remove);
+    item.append(open);
+    if (answering.has(each.id)) {
+      const mark = document.createElement("span");
+      mark.className = "working";
+      mark.setAttribute("role", "img");
+      mark.setAttribute("aria-label", "is being answered");
+      item.append(mark);
+    }
+    item.append(iconButton("bin", `Delete ${store.titleOf(each)}`, () => forget(each)));
     return item;
   });
   byId("chat-list").replaceChildren(...items);
 }
 
 function choose(conversation) {
-  answering?.control.abort();
   current = conversation;
   showConversation();
   closePanels();
   question.focus();
 }
 
+function stop(conversation) {
+  answering.get(conversation.id)?.control.abort();
+}
+
 function forget(conversation) {
   if (!confirm(`Delete “${store.titleOf(conversation)}”?`)) return;
+  stop(conversation);
   store.removeConversation(conversation.id);
   if (conversation === current) choose(store.conversations[0] ?? store.newConversation());
   else showList();
@@ -66,74 +85,89 @@ function bodyOf(conversation) {
     .map(({ role, text }) => ({ role, content: text }));
   if (store.settings.system) messages.unshift({ role: "system", content: store.settings.system });
   const body = { model: "default", messages };
-  for (const name of NUMBERS) if (typeof store.settings[name] === "number") body[name] = store.settings[name];
+  for (const name of store.NUMBERS) if (typeof store.settings[name] === "number") body[name] = store.settings[name];
   return body;
 }
 
 async function ask(text) {
   current.turns.push({ role: "user", text });
-  await answer();
+  await answer(current);
 }
 
 async function again() {
-  if (answering || !current.turns.length) return;
+  if (answering.has(current.id) || !current.turns.length) return;
   if (current.turns.at(-1).role === "assistant") current.turns.pop();
-  await answer();
+  await answer(current);
 }
 
-async function answer() {
-  const conversation = current;
+async function answer(conversation) {
   const body = bodyOf(conversation);
   const turn = { role: "assistant", text: "" };
-  conversation.turns.push(turn);
-  store.touch(conversation);
-  showConversation();
-  const view = views.at(-1);
   const control = new AbortController();
-  answering = { control, conversation };
-  setBusy(true);
-  view.busy(true);
-  view.live("the prompt is on its way through the swarm …");
+  const running = { control, turn, live: "the prompt is on its way through the swarm …" };
+  conversation.turns.push(turn);
+  answering.set(conversation.id, running);
+  store.touch(conversation);
+  if (conversation === current) showConversation();
+  else showList();
   let painted = 0;
-  let tokens = 0;
-  let firstAt = 0;
   const paint = () => {
     painted = 0;
+    if (conversation !== current) return;
     const follows = isAtEnd();
-    view.update();
-    const seconds = (performance.now() - firstAt) / 1000;
-    if (tokens > 1 && seconds > 0) view.live(`${((tokens - 1) / seconds).toFixed(1)} tokens/s`);
+    views.at(-1).update();
+    views.at(-1).live(running.live);
     if (follows) log.scrollTop = log.scrollHeight;
   };
   try {
-    for await (const chunk of chat(body, control.signal)) {
-      const [choice] = chunk.choices;
-      if (choice?.delta.content) {
-        turn.text += choice.delta.content;
-        if (!tokens++) firstAt = performance.now();
-        painted ||= requestAnimationFrame(paint);
-      }
-      if (choice?.p2pinfer) turn.account = choice.p2pinfer;
-      if (choice?.finish_reason === "length") turn.cut = true;
-    }
+    await listen(body, running, () => (painted ||= requestAnimationFrame(paint)));
   } catch (error) {
     if (control.signal.aborted) turn.stopped = true;
     else turn.problem = error instanceof RequestError ? error.message : "The gateway cannot be reached.";
   }
   cancelAnimationFrame(painted);
-  answering = null;
-  setBusy(false);
+  answering.delete(conversation.id);
   store.saveConversations();
-  if (conversation !== current) return;
+  if (conversation === current) finish(turn);
+  showList();
+}
+
+async function listen(body, running, onPiece) {
+  const { control, turn } = running;
+  let tokens = 0;
+  let firstAt = 0;
+  for await (const chunk of chat(body, control.signal)) {
+    const [choice] = chunk.choices;
+    if (running.id !== chunk.id) {
+      running.id = chunk.id;
+      if (answering.get(current.id) === running) showRoute(chunk.id);
+    }
+    if (choice?.delta.content) {
+      turn.text += choice.delta.content;
+      if (!tokens++) firstAt = performance.now();
+      const seconds = (performance.now() - firstAt) / 1000;
+      running.live = tokens > 1 && seconds ? `${((tokens - 1) / seconds).toFixed(1)} tokens/s` : "";
+      onPiece();
+    }
+    if (choice?.p2pinfer) turn.account = choice.p2pinfer;
+    if (choice?.finish_reason === "length") turn.cut = true;
+  }
+}
+
+function finish(turn) {
+  const view = views.at(-1);
   const follows = isAtEnd();
   view.busy(false);
   view.update();
   view.done(true);
+  showBusy();
+  showRoute(undefined, turn.account?.route);
   if (follows) log.scrollTop = log.scrollHeight;
   byId("spoken").textContent = turn.problem ?? (turn.stopped ? "Stopped." : turn.text);
 }
 
-function setBusy(is) {
+function showBusy() {
+  const is = answering.has(current.id);
   send.setAttribute("aria-label", is ? "Stop" : "Send");
   send.querySelector("use").setAttribute("href", is ? "#i-stop" : "#i-send");
   send.classList.toggle("stop", is);
@@ -146,10 +180,7 @@ function fit() {
 
 byId("ask").addEventListener("submit", (event) => {
   event.preventDefault();
-  if (answering) {
-    answering.control.abort();
-    return;
-  }
+  if (answering.has(current.id)) return stop(current);
   const text = question.value.trim();
   if (!text) return;
   question.value = "";
@@ -160,7 +191,7 @@ question.addEventListener("input", fit);
 question.addEventListener("keydown", (event) => {
   if (event.key !== "Enter" || event.shiftKey || event.isComposing) return;
   event.preventDefault();
-  if (!answering) byId("ask").requestSubmit();
+  if (!answering.has(current.id)) byId("ask").requestSubmit();
 });
 byId("new-chat").addEventListener("click", () => {
   choose(store.conversations.find((each) => !each.turns.length) ?? store.newConversation());
@@ -170,76 +201,31 @@ byId("ideas").replaceChildren(
     const item = document.createElement("li");
     const button = document.createElement("button");
     button.textContent = text;
-    button.addEventListener("click", () => !answering && ask(text));
+    button.addEventListener("click", () => !answering.has(current.id) && ask(text));
     item.append(button);
     return item;
   }),
 );
-
-// Panels of a narrow window
-
-const panels = { "open-chats": "chats", "open-swarm": "swarm" };
-
-function closePanels() {
-  for (const [button, panel] of Object.entries(panels)) {
-    byId(panel).classList.remove("open");
-    byId(button).setAttribute("aria-expanded", "false");
-  }
-  byId("shade").hidden = true;
-}
-
-for (const [button, panel] of Object.entries(panels)) {
-  byId(button).addEventListener("click", () => {
-    const opens = !byId(panel).classList.contains("open");
-    closePanels();
-    byId(panel).classList.toggle("open", opens);
-    byId(button).setAttribute("aria-expanded", String(opens));
-    byId("shade").hidden = !opens;
-    if (opens) byId(panel).querySelector("button")?.focus();
-  });
-}
-byId("shade").addEventListener("click", closePanels);
-addEventListener("keydown", (event) => {
-  if (event.key !== "Escape" || byId("settings").open) return;
-  if (!byId("shade").hidden) closePanels();
-  else answering?.control.abort();
-});
-
-// Settings
-
-const form = byId("settings-form");
-
-byId("open-settings").addEventListener("click", () => {
-  for (const name of ["system", "key", ...NUMBERS]) form.elements[name].value = store.settings[name] ?? "";
-  form.elements.theme.value = store.settings.theme;
-  byId("settings").showModal();
-});
-byId("settings").addEventListener("close", () => {
-  const changes = { system: form.elements.system.value.trim(), key: form.elements.key.value.trim() };
-  for (const name of NUMBERS) {
-    const input = form.elements[name];
-    changes[name] = input.value !== "" && input.checkValidity() ? input.valueAsNumber : null;
-  }
-  store.saveSettings({ ...changes, theme: form.elements.theme.value });
-  paintTheme();
-});
-form.addEventListener("change", (event) => {
-  if (event.target.name === "theme") paintTheme(event.target.value);
-});
 byId("forget").addEventListener("click", () => {
   if (!confirm("Delete all conversations in this browser?")) return;
+  for (const { control } of answering.values()) control.abort();
   store.removeAll();
   choose(store.newConversation());
 });
-
-function paintTheme(theme = store.settings.theme) {
-  if (theme === "auto") delete document.documentElement.dataset.theme;
-  else document.documentElement.dataset.theme = theme;
-}
+addEventListener("keydown", (event) => {
+  if (event.key !== "Escape" || byId("settings").open) return;
+  if (!closePanels()) stop(current);
+});
+store.onOtherTab(() => {
+  if (answering.size) return; // ours are newer, and saved in a moment
+  current = store.conversations.find((each) => each.id === current.id) ?? current;
+  showConversation();
+});
 
 // The swarm
 
 const status = byId("status");
+let askedForKey = false;
 
 function say(state, text, more = "") {
   status.dataset.state = state;
@@ -260,9 +246,14 @@ function onEvent(name, data) {
   else say("waiting", data.missing);
 }
 
-function onConnection(state, text) {
-  document.body.classList.toggle("offline", state === "lost");
-  if (state === "lost") say("lost", text || "no gateway; trying again");
+function onConnection(error) {
+  document.body.classList.toggle("offline", error !== null);
+  if (error === null) return;
+  if (error instanceof RequestError && error.status === 401) {
+    say("lost", "needs an API key");
+    if (!askedForKey) openSettings("key");
+    askedForKey = true;
+  } else say("lost", error instanceof RequestError ? error.message : "no gateway; trying again");
 }
 
 showConversation();

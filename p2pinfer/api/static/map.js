@@ -2,13 +2,17 @@
 
 const COLOURS = 8;
 const COLOURED_MAX = 1000; // in a page that is left open while peers come and go
-const STEP_MS = 110;
+const PASS_MS = 640; // of the light that goes through all layers; for the eye, not to scale
+const SPAN_MS_MIN = 160;
+const DENSE_FROM = 9; // peers: beyond, only what is amiss gets a line of its own
+const OWN = "own"; // the gateway's key among the peers
 const calm = matchMedia("(prefers-reduced-motion: reduce)");
 const byId = (id) => document.getElementById(id);
 
-export const shortName = (peer) => `…${peer.slice(-6)}`;
+export const shortName = (peer) => (peer.length > 12 && !peer.includes(" ") ? `…${peer.slice(-6)}` : peer);
 export const layersText = (first, end) =>
   end - first === 1 ? `layer ${first}` : `layers ${first}–${end - 1}`;
+export const rangeOf = (hop) => hop.layers.split(":").map(Number);
 
 const colours = new Map(); // a peer keeps its colour for as long as the page is open
 let next = 0;
@@ -30,27 +34,34 @@ const STATES = {
 };
 
 let layers = 1;
-const rows = new Map(); // key → {item, bars, name, note}
+let kept = { first: 0, end: 1 };
+const rows = new Map(); // key → {item, name, range, note, track}
+let answers = [];
 let lastTokens = new Map();
+let focus; // the id of the answer that the reader looks at
+let lastRoute; // of the answer above, once it is complete
+let passedAt = 0;
 
-function bar(first, end) {
-  const made = document.createElement("i");
-  made.className = "span";
+function make(tag, name) {
+  const made = document.createElement(tag);
+  made.className = name;
+  return made;
+}
+
+function bar(first, end, colour) {
+  const made = make("i", "span");
   made.style.setProperty("--from", first / layers);
   made.style.setProperty("--part", (end - first) / layers);
+  if (colour !== undefined) made.dataset.colour = colour;
   return made;
 }
 
 function row(key) {
   if (rows.has(key)) return rows.get(key);
   const item = document.createElement("li");
-  const [name, note, track] = ["span", "span", "div"].map((tag) => document.createElement(tag));
-  name.className = "peer-name";
-  note.className = "peer-note";
-  track.className = "track";
+  const [name, range, note] = ["name", "range", "note"].map((part) => make("span", `peer-${part}`));
+  const track = make("div", "track");
   track.setAttribute("aria-hidden", "true");
-  const range = document.createElement("span");
-  range.className = "peer-range";
   item.append(name, range, track, note);
   const made = { item, name, range, note, track };
   rows.set(key, made);
@@ -71,11 +82,12 @@ function fill(made, ranges, { name, range, note }, state, colour) {
 }
 
 function noteOf(peer) {
-  const words = [];
-  words.push(STATES[peer.state] ?? peer.state);
+  const words = [STATES[peer.state] ?? peer.state];
   if (peer.row_us) words.push(`${(peer.row_us / 1000).toFixed(2)} ms a layer`);
-  if (peer.sessions_max && peer.state === "serving")
-    words.push(`${peer.sessions_free} of ${peer.sessions_max} places free`);
+  if (peer.round_trip_ms != null && peer.state === "serving")
+    words.push(`${peer.round_trip_ms} ms away`);
+  if (peer.sessions_max && peer.state === "serving" && !peer.sessions_free) words.push("no place free");
+  if (peer.queued_rows) words.push(`${peer.queued_rows} rows wait`);
   return words.join(" · ");
 }
 
@@ -91,17 +103,18 @@ function ruler() {
   byId("ruler").replaceChildren(...marks);
 }
 
+const ownRanges = () => [[0, kept.first], [kept.end, layers]].filter(([from, to]) => from < to);
+
 /** Show the swarm as it is now. */
 export function showState(state) {
+  kept = state.kept;
   if (layers !== state.model.layers || !byId("ruler").children.length) {
     layers = state.model.layers;
     ruler();
   }
-  const own = row("own");
-  const { first, end } = state.kept;
-  const ends = [[0, first], [end, layers]].filter(([from, to]) => from < to);
+  const own = row(OWN);
   const text = { name: "this gateway", range: "both ends", note: "turns words into numbers and back" };
-  fill(own, ends, text, "own");
+  fill(own, ownRanges(), text, "own");
   const shown = [own.item];
   for (const peer of state.peers) {
     const made = row(peer.peer);
@@ -115,16 +128,18 @@ export function showState(state) {
     made.item.title = peer.peer;
     shown.push(made.item);
   }
-  const here = new Set(["own", ...state.peers.map((peer) => peer.peer)]);
+  const here = new Set([OWN, ...state.peers.map((peer) => peer.peer)]);
   for (const key of [...rows.keys()]) if (!here.has(key)) rows.delete(key);
   const list = byId("peers");
+  list.classList.toggle("dense", state.peers.length >= DENSE_FROM);
   if (shown.length !== list.children.length || shown.some((item, at) => list.children[at] !== item))
     list.replaceChildren(...shown);
   const good = state.peers.filter((peer) => peer.state === "serving").length;
-  byId("swarm-text").textContent =
-    `${good} ${good === 1 ? "peer serves" : "peers serve"} ${state.model.name}, ` +
-    `${state.model.layers} layers${state.complete ? "" : `; ${state.missing}`}`;
+  const many = `${good} ${good === 1 ? "peer serves" : "peers serve"}`;
+  byId("swarm-text").textContent = state.complete ? `${many} all ${layers} layers` : `${many}; ${state.missing}`;
+  byId("swarm-text").dataset.complete = state.complete;
   facts(state.sessions);
+  paintRoute();
 }
 
 function facts({ running, waiting, idle, max }) {
@@ -145,26 +160,59 @@ function facts({ running, waiting, idle, max }) {
   );
 }
 
-function flash(made, delay) {
-  if (calm.matches) return;
-  for (const span of made.track.children)
-    span.animate(
-      [{ filter: "none" }, { filter: "brightness(1.45) saturate(1.3)", offset: 0.3 }, { filter: "none" }],
-      { duration: 520, delay, easing: "ease-out" },
+/** Look at the answer of this id while it is made; else at the route of one that is complete. */
+export function showRoute(id, route) {
+  focus = id;
+  lastRoute = route;
+  paintRoute();
+}
+
+function paintRoute() {
+  const running = answers.find((answer) => answer.id === focus) ?? (focus ? undefined : answers[0]);
+  const route = running?.route ?? lastRoute;
+  byId("route").hidden = !route;
+  if (!route) return;
+  const own = ownRanges().map(([first, end]) => [first, end, OWN]);
+  const hops = [...own, ...route.map((hop) => [...rangeOf(hop), hop.peer])].sort((a, b) => a[0] - b[0]);
+  const shape = JSON.stringify([hops, layers]);
+  const strip = byId("route-strip");
+  if (strip.dataset.shape !== shape) {
+    strip.dataset.shape = shape;
+    strip.replaceChildren(
+      ...hops.map(([first, end, peer]) => bar(first, end, peer === OWN ? OWN : colourOf(peer))),
     );
+  }
+  const speed = running?.tokens > 1 ? `${running.tokens_per_second.toFixed(1)} tokens/s` : "";
+  byId("route-speed").textContent = speed;
+}
+
+function glow(track) {
+  for (const span of track.children) {
+    const [from, part] = ["--from", "--part"].map((name) => Number(span.style.getPropertyValue(name)));
+    span.animate([{ backgroundPosition: "-90px 0" }, { backgroundPosition: "calc(100% + 90px) 0" }], {
+      delay: from * PASS_MS,
+      duration: Math.max(part * PASS_MS, SPAN_MS_MIN),
+      easing: "linear",
+    });
+  }
 }
 
 /** Light up the routes of the answers that are on their way; a token passes from stage to stage. */
-export function showAnswers(answers) {
+export function showAnswers(now) {
+  answers = now;
   const busy = new Set();
   const tokens = new Map();
+  let moved = false;
   for (const answer of answers) {
     tokens.set(answer.id, answer.tokens);
-    const route = ["own", ...answer.route];
-    for (const key of route) busy.add(key);
-    if (answer.tokens > (lastTokens.get(answer.id) ?? 0))
-      route.forEach((key, at) => rows.has(key) && flash(rows.get(key), at * STEP_MS));
+    for (const key of [OWN, ...answer.route.map((hop) => hop.peer)]) busy.add(key);
+    moved ||= answer.tokens > (lastTokens.get(answer.id) ?? 0);
   }
   lastTokens = tokens;
   for (const [key, { item }] of rows) item.classList.toggle("busy", busy.has(key));
+  paintRoute();
+  if (!moved || calm.matches || document.hidden || performance.now() - passedAt < PASS_MS) return;
+  passedAt = performance.now();
+  glow(byId("route-strip"));
+  for (const key of busy) if (rows.has(key)) glow(rows.get(key).track);
 }

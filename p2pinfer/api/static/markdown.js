@@ -80,6 +80,17 @@ function quote(lines, at) {
   return { block: element("blockquote", ...render(inner.join("\n"))), next };
 }
 
+const cellsOf = (line) => line.trim().replace(/^\||\|$/g, "").split("|").map((cell) => cell.trim());
+
+function table(lines, at) {
+  if (!lines[at].includes("|") || !/^\s*\|?(\s*:?-+:?\s*\|)+\s*(:?-+:?\s*)?$/.test(lines[at + 1] ?? "")) return null;
+  const line = (name, text) => element("tr", ...cellsOf(text).map((cell) => element(name, ...inline(cell))));
+  const block = element("table", line("th", lines[at]));
+  let next = at + 2;
+  for (; next < lines.length && lines[next].includes("|"); next++) block.append(line("td", lines[next]));
+  return { block, next };
+}
+
 /** Return the nodes that show a text. */
 export function render(text) {
   const lines = text.replace(/\r\n?/g, "\n").split("\n");
@@ -90,7 +101,7 @@ export function render(text) {
     paragraph = [];
   };
   for (let at = 0; at < lines.length; ) {
-    const special = fence(lines, at) ?? heading(lines, at) ?? list(lines, at) ?? quote(lines, at);
+    const special = fence(lines, at) ?? heading(lines, at) ?? list(lines, at) ?? quote(lines, at) ?? table(lines, at);
     if (special) {
       flush();
       nodes.push(special.block);

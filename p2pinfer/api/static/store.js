@@ -5,6 +5,8 @@ const SETTINGS = "p2pinfer.settings";
 const CONVERSATIONS_MAX = 100;
 const TITLE_CHARS_MAX = 48;
 
+export const NUMBERS = ["temperature", "max_tokens", "top_p", "seed"]; // as OpenAI names them
+
 function read(name, otherwise) {
   try {
     return JSON.parse(localStorage.getItem(name)) ?? otherwise;
@@ -22,15 +24,18 @@ function write(name, value) {
   }
 }
 
+function readConversations() {
+  const found = read(CONVERSATIONS, []);
+  return Array.isArray(found) ? found.filter((each) => Array.isArray(each?.turns)) : [];
+}
+
 export const settings = { theme: "auto", ...read(SETTINGS, {}) };
+export let conversations = readConversations();
 
 export function saveSettings(changes) {
   Object.assign(settings, changes);
   write(SETTINGS, settings);
 }
-
-const found = read(CONVERSATIONS, []);
-export let conversations = Array.isArray(found) ? found.filter((each) => Array.isArray(each?.turns)) : [];
 
 /** Keep what was said; the oldest conversations make room. */
 export function saveConversations() {
@@ -39,7 +44,7 @@ export function saveConversations() {
 }
 
 export function newConversation() {
-  const made = { id: crypto.randomUUID?.() ?? String(Math.random()).slice(2), title: "", turns: [] };
+  const made = { id: crypto.randomUUID?.() ?? String(Math.random()).slice(2), turns: [] };
   conversations.unshift(made);
   return made;
 }
@@ -63,4 +68,14 @@ export function removeAll() {
 export function touch(conversation) {
   conversations = [conversation, ...conversations.filter((each) => each !== conversation)];
   saveConversations();
+}
+
+/** Take over what another tab of this page has saved, and tell. */
+export function onOtherTab(tell) {
+  addEventListener("storage", (event) => {
+    if (event.key !== CONVERSATIONS) return;
+    const empty = conversations.filter((each) => !each.turns.length);
+    conversations = [...empty, ...readConversations()];
+    tell();
+  });
 }

@@ -6,15 +6,22 @@ const RETRY_MS = 1000;
 const RETRY_MS_MAX = 15000;
 const SILENCE_MS_MAX = 45000; // three of the gateway's pings
 
-export class RequestError extends Error {}
+export class RequestError extends Error {
+  constructor(message, status) {
+    super(message);
+    this.status = status;
+  }
+}
 
 function headers(more) {
   return settings.key ? { ...more, authorization: `Bearer ${settings.key}` } : more;
 }
 
-async function refusal(reply) {
+async function send(path, options) {
+  const reply = await fetch(path, { ...options, headers: headers(options.headers) });
+  if (reply.ok) return reply;
   const body = await reply.json().catch(() => null);
-  return new RequestError(body?.error?.message ?? `The gateway answered ${reply.status}.`);
+  throw new RequestError(body?.error?.message ?? `The gateway answered ${reply.status}.`, reply.status);
 }
 
 /** Yield {name, data} of each event; comments are skipped. */
@@ -46,28 +53,37 @@ async function* eventsOf(reply, alive = () => {}) {
 
 /** Yield the chunks of a chat completion. */
 export async function* chat(body, signal) {
-  const reply = await fetch("/v1/chat/completions", {
+  const reply = await send("/v1/chat/completions", {
     method: "POST",
-    headers: headers({ "content-type": "application/json" }),
+    headers: { "content-type": "application/json" },
     body: JSON.stringify({ ...body, stream: true }),
     signal,
   });
-  if (!reply.ok) throw await refusal(reply);
-  let finished = false;
   for await (const { data } of eventsOf(reply)) {
-    if (data === "[DONE]") {
-      finished = true;
-      break;
-    }
+    if (data === "[DONE]") return;
     const chunk = JSON.parse(data);
     if (chunk.error) throw new RequestError(chunk.error.message);
     yield chunk;
   }
-  if (!finished) throw new RequestError("The gateway broke off.");
+  throw new RequestError("The gateway broke off.");
 }
 
+/** Fetch a file. */
+export async function download(path) {
+  return (await send(path, {})).blob();
+}
+
+let wake = () => {};
+
+/** Try again now, and not only after the pause. */
+export function retry() {
+  wake();
+}
+
+addEventListener("online", retry);
+
 /** Follow the swarm for ever, and come back by itself after every interruption. */
-export async function follow(onEvent, onState) {
+export async function follow(onEvent, onConnection) {
   let wait = RETRY_MS;
   for (;;) {
     const control = new AbortController();
@@ -78,17 +94,21 @@ export async function follow(onEvent, onState) {
     };
     try {
       alive();
-      const reply = await fetch("/api/events", { headers: headers({}), signal: control.signal });
-      if (!reply.ok) throw await refusal(reply);
+      const reply = await send("/api/events", { signal: control.signal });
       wait = RETRY_MS;
-      onState("connected");
+      onConnection(null);
       for await (const { name, data } of eventsOf(reply, alive)) onEvent(name, JSON.parse(data));
-      onState("lost");
+      onConnection(new Error("the gateway ended the stream"));
     } catch (error) {
-      onState("lost", error instanceof RequestError ? error.message : "");
+      onConnection(error);
     }
     clearTimeout(watchdog);
-    await new Promise((resume) => setTimeout(resume, wait));
+    let timer;
+    await new Promise((resume) => {
+      wake = resume;
+      timer = setTimeout(resume, wait);
+    });
+    clearTimeout(timer);
     wait = Math.min(2 * wait, RETRY_MS_MAX);
   }
 }

@@ -1,14 +1,15 @@
 // One question or answer on the page, and the account under an answer.
 
 import { render } from "./markdown.js";
-import { colourOf, layersText, shortName } from "./map.js";
+import { colourOf, layersText, rangeOf, shortName } from "./map.js";
+import { download } from "./stream.js";
 
 const COPIED_MS = 1500;
 
-function make(tag, name, text) {
+function make(tag, name, ...children) {
   const made = document.createElement(tag);
   if (name) made.className = name;
-  if (text !== undefined) made.textContent = text;
+  made.append(...children);
   return made;
 }
 
@@ -49,7 +50,7 @@ export function showTurn(turn, onAgain) {
     },
     done(isLast) {
       foot.replaceChildren();
-      if (turn.account) foot.append(account(turn.account, turn.stopped));
+      if (turn.account) foot.append(account(turn.account, turn.cut));
       else if (turn.stopped) foot.append(make("span", "live", "stopped"));
       const tools = make("span", "tools");
       const copy = iconButton("copy", "Copy", async () => {
@@ -66,33 +67,27 @@ export function showTurn(turn, onAgain) {
   return view;
 }
 
-function summaryOf(found, stopped) {
+function summaryOf(found, cut) {
   const peers = new Set(found.route.map((hop) => hop.peer)).size;
   const words = [`${peers} ${peers === 1 ? "peer" : "peers"}`, `${found.tokens} tokens`];
   if (found.tokens > 1) words.push(`${found.tokens_per_second.toFixed(1)} tokens/s`);
-  if (stopped) words.push("stopped");
+  if (cut) words.push("cut at the limit");
   return words.join(" · ");
 }
 
 /** Say who made an answer, how fast, and what stands for it. */
-function account(found, stopped) {
+function account(found, cut) {
   const details = make("details", "account");
-  const summary = make("summary", "");
-  summary.append(make("span", "trust-mark"), summaryOf(found, stopped));
-  summary.firstChild.dataset.trust = found.trust ? (found.trust.held ? "held" : "broken") : "none";
-  if (found.trust) summary.append(make("span", "trust-word", trustWord(found.trust)));
-  const list = make("ol", "route");
-  for (const hop of found.route) {
-    const item = make("li", "");
-    const dot = make("i", "dot");
-    dot.dataset.colour = colourOf(hop.peer);
-    item.append(dot, make("code", "", shortName(hop.peer)), ` ran ${layersText(...hop.layers.split(":").map(Number))}`);
-    item.title = hop.peer;
-    list.append(item);
-  }
-  const first = `The first token came after ${Math.round(found.time_to_first_token_ms)} ms; `;
-  const reused = `${found.reused_tokens} tokens of the conversation were still held by the stages.`;
-  details.append(summary, list, make("p", "", first + reused), ...evidence(found.trust));
+  const mark = make("span", "trust-mark");
+  mark.dataset.trust = found.trust ? (found.trust.held ? "held" : "broken") : "none";
+  const word = found.trust ? [" · ", make("span", "trust-word", trustWord(found.trust))] : [];
+  details.append(
+    make("summary", "", mark, summaryOf(found, cut), ...word),
+    stages(found),
+    ...evidence(found.trust),
+    make("p", "", timing(found)),
+  );
+  if (found.receipt) details.append(certificate(found.receipt));
   return details;
 }
 
@@ -102,20 +97,75 @@ function trustWord({ held, audits }) {
   return seen ? `receipts join up, ${seen} audited` : "receipts join up";
 }
 
+/** List the stages in the order of the layers, each with what its audit found. */
+function stages({ route, trust }) {
+  const list = make("ol", "route");
+  const audits = [...(trust?.audits ?? [])];
+  for (const hop of route) {
+    const dot = make("i", "dot");
+    dot.dataset.colour = colourOf(hop.peer);
+    const item = make("li", "", dot, make("code", "", shortName(hop.peer)));
+    item.append(make("span", "", layersText(...rangeOf(hop))));
+    const at = audits.findIndex((each) => each.peer === hop.peer && each.layers === hop.layers);
+    if (at >= 0) item.append(verdict(audits.splice(at, 1)[0]));
+    else if (trust) item.append(make("span", "verdict", "signed"));
+    item.title = hop.peer;
+    list.append(item);
+  }
+  for (const each of audits) {
+    const layers = layersText(...rangeOf(each));
+    list.append(make("li", "", make("code", "", shortName(each.peer)), make("span", "", layers), verdict(each)));
+  }
+  return list;
+}
+
+function verdict({ verdict: found, by, position, blamed }) {
+  const who = by.length ? `, run again by ${by.map(shortName).join(" and ")}` : "";
+  const where = position == null ? "" : ` from position ${position} on`;
+  const whose = blamed ? `, blaming ${shortName(blamed)}` : "";
+  const made = make("span", "verdict", `${found}${where}${who}${whose}`);
+  made.dataset.verdict = found;
+  return made;
+}
+
 /** Say what was checked, no more and no less. */
 function evidence(trust) {
-  if (!trust) {
-    const text = "Nothing of this answer was checked: that each peer computed what it should is taken on trust.";
-    return [make("p", "", text)];
-  }
-  const said = [make("p", trust.held ? "" : "problem", `${trust.line}.`)];
-  if (trust.audits.length) {
-    const list = make("ul", "audits");
-    for (const each of trust.audits) {
-      const by = each.by.length ? ` by ${each.by.map(shortName).join(" and ")}` : "";
-      list.append(make("li", "", `${shortName(each.peer)}, layers ${each.layers}, run again${by}: ${each.verdict}`));
+  if (!trust) return [make("p", "", "Nothing of this answer was checked: it is taken on trust.")];
+  if (!trust.held) return [make("p", "problem", `${trust.line}.`)];
+  const chance = `${Number((100 * trust.audit_rate).toPrecision(3))} %`;
+  return [
+    make(
+      "p",
+      "",
+      `${trust.stages} stages signed for ${trust.positions} rows, and these join up: what one sent is what the next ` +
+        `received. A stage that cheated anywhere in this answer would be caught with a chance of ${chance}.`,
+    ),
+  ];
+}
+
+function timing(found) {
+  const first = `The first token came after ${Math.round(found.time_to_first_token_ms)} ms`;
+  if (!found.reused_tokens) return `${first}.`;
+  return `${first}; the stages still held ${found.reused_tokens} tokens of the conversation.`;
+}
+
+/** Offer the answer's certificate, which the gateway keeps for a while. */
+function certificate(link) {
+  const line = make("p", "certificate");
+  const said = make("span", "", " signed, to check offline with ", make("code", "", "p2pinfer verify"));
+  const button = make("button", "link", "Certificate");
+  button.type = "button";
+  button.addEventListener("click", async () => {
+    try {
+      const url = URL.createObjectURL(await download(link));
+      const anchor = make("a", "");
+      Object.assign(anchor, { href: url, download: `${link.split("/").pop()}.certificate` });
+      anchor.click();
+      URL.revokeObjectURL(url);
+    } catch (error) {
+      said.textContent = ` ${error.status ? "The gateway has it no longer." : "The gateway cannot be reached."}`;
     }
-    said.push(list);
-  }
-  return said;
+  });
+  line.append(button, said);
+  return line;
 }
