@@ -2,7 +2,6 @@
 
 import json
 import re
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,23 +17,12 @@ from playwright.sync_api import (
 )
 
 from p2pinfer.core.certificate import MAGIC
+from tests.real.browsers import ANSWER_MS_MAX, launch
 from tests.real.gateways import RunningGateway, running_gateway
 from tests.real.processes import CONTEXT, start_peers
 
 pytestmark = pytest.mark.real
 
-BROWSERS = ("chromium", "chromium-browser", "google-chrome", "google-chrome-stable")
-FLAGS = [
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-quic",
-    "--no-first-run",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-]
-
-ANSWER_MS_MAX = 60_000
 DESK: ViewportSize = {"width": 1360, "height": 860}
 PHONE: ViewportSize = {"width": 390, "height": 844}
 
@@ -47,11 +35,10 @@ HOSTILE = (
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
     """Give a headless browser of the system's."""
-    program = next(filter(None, map(shutil.which, BROWSERS)), None)
-    if program is None:
-        pytest.skip("no browser: install Chromium to test the web page")
     with sync_playwright() as playwright:
-        running = playwright.chromium.launch(executable_path=program, args=FLAGS)
+        running = launch(playwright)
+        if running is None:
+            pytest.skip("no browser: install Chromium to test the web page")
         yield running
         running.close()
 
