@@ -19,5 +19,15 @@ def log_probabilities(logits: NDArray[np.float32], token: int, top: int) -> list
     row -= row.max()
     row -= np.log(np.exp(row).sum())
     np.maximum(row, LOGPROB_MIN, out=row)
-    order = np.argsort(-row, kind="stable")[:top] if top else ()
-    return [(token, float(row[token])), *((int(each), float(row[each])) for each in order)]
+    found = [token, *_likeliest(row, min(top, row.size))]
+    return [(each, float(row[each])) for each in found]
+
+
+def _likeliest(row: NDArray[np.float64], count: int) -> list[int]:
+    """Return the places of the largest values in order, without sorting a whole vocabulary."""
+    if not count:
+        return []
+    least = np.partition(row, -count)[-count]
+    places = np.flatnonzero(row >= least)
+    order = np.argsort(-row[places], kind="stable")[:count]
+    return [int(each) for each in places[order]]

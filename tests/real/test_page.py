@@ -147,13 +147,17 @@ def test_gateway_with_a_key_asks_for_it(page: Page) -> None:
 
 
 def test_another_tab_shows_what_was_said_here(page: Page) -> None:
-    """And does not overwrite it."""
+    """And neither loses what the other is being told at the same time."""
     other = page.context.new_page()
     other.goto(page.url)
+    ask(other, "Tell a very long story.")
     ask(page, "Say yes.")
-    expect(page.locator(".account")).to_be_visible(timeout=ANSWER_MS_MAX)
+    for each in (page, other):
+        expect(each.locator(".account")).to_be_visible(timeout=ANSWER_MS_MAX)
     other.get_by_role("button", name="Say yes.", exact=True).click()
     expect(other.locator(".account")).to_be_visible()
+    page.get_by_role("button", name="Tell a very long story.", exact=True).click()
+    expect(page.locator(".account")).to_be_visible()
 
 
 def test_many_peers_stay_readable(page: Page) -> None:

@@ -74,6 +74,7 @@ function stop(conversation) {
 function forget(conversation) {
   if (!confirm(`Delete “${store.titleOf(conversation)}”?`)) return;
   stop(conversation);
+  answering.delete(conversation.id);
   store.removeConversation(conversation.id);
   if (conversation === current) choose(store.conversations[0] ?? store.newConversation());
   else showList();
@@ -126,8 +127,7 @@ async function answer(conversation) {
     else turn.problem = error instanceof RequestError ? error.message : "The gateway cannot be reached.";
   }
   cancelAnimationFrame(painted);
-  answering.delete(conversation.id);
-  store.saveConversations();
+  if (answering.delete(conversation.id)) store.touch(conversation); // else it was deleted meanwhile
   if (conversation === current) finish(turn);
   showList();
 }
@@ -209,6 +209,7 @@ byId("ideas").replaceChildren(
 byId("forget").addEventListener("click", () => {
   if (!confirm("Delete all conversations in this browser?")) return;
   for (const { control } of answering.values()) control.abort();
+  answering.clear();
   store.removeAll();
   choose(store.newConversation());
 });

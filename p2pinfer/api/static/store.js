@@ -66,7 +66,7 @@ export function removeAll() {
 
 /** The one that was used last comes first. */
 export function touch(conversation) {
-  conversations = [conversation, ...conversations.filter((each) => each !== conversation)];
+  conversations = [conversation, ...conversations.filter((each) => each.id !== conversation.id)];
   saveConversations();
 }
 
