@@ -27,7 +27,7 @@ import trio
 
 from p2pinfer.bench.victims import NETWORK, Victims
 from p2pinfer.chat import ChatOptions, Conversation, open_conversation
-from p2pinfer.core.errors import NobodyServes, PeerError, lone_errors
+from p2pinfer.core.errors import P2pinferError, lone_errors
 from p2pinfer.core.ids import PeerId
 from p2pinfer.core.sampling import Sampling
 from p2pinfer.node import Client, ClientOptions, Machine, open_client
@@ -155,7 +155,7 @@ class _Churn:
                 since = trio.current_time()
                 try:
                     answer = await self._ask(talk, question)
-                except (PeerError, NobodyServes) as error:
+                except P2pinferError as error:
                     self._lost.append(str(error))
                     continue
                 self._answers_s.append(trio.current_time() - since)

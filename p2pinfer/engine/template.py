@@ -6,6 +6,7 @@ lets ``{{ 'x' * 10**10 }}`` and loops without end through. Starting it takes abo
 """
 
 import json
+import signal
 import subprocess
 import sys
 from collections.abc import Sequence
@@ -23,8 +24,11 @@ Message = dict[str, str]
 PROMPT_CHARS_MAX = 4_000_000
 """What a template may make of a conversation: ten times what the longest contexts hold."""
 
-RENDER_S_MAX = 5
-"""Real templates take milliseconds, and a busy machine some more to start the process."""
+RENDER_CPU_S_MAX = 5
+"""Of processor time; real templates take milliseconds."""
+
+RENDER_S_MAX = 60
+"""However busy the machine is, and where processor time cannot be limited."""
 
 MEMORY_BYTES_MAX = 512 * 1024 * 1024
 """Python and Jinja take 30 MB, the longest prompt a few times its length."""
@@ -35,6 +39,9 @@ CHATML = (
     "{% if add_generation_prompt %}<|im_start|>assistant\n{% endif %}"
 )
 """For models that bring no template: the most common format, and llama.cpp's own default."""
+
+
+_OUT_OF_TIME: int = getattr(signal, "SIGXCPU", 1 << 16)  # some systems have none
 
 
 class ChatTemplate:
@@ -59,16 +66,19 @@ class ChatTemplate:
             UserError: the template refuses these messages, or takes too much time or memory.
         """
         values = {**self._tokens, "messages": list(messages), "add_generation_prompt": True}
+        endless = UserError("the model's chat template does not come to an end")
         try:
             done = subprocess.run(
-                [sys.executable, "-m", "p2pinfer.engine.template"],
+                [sys.executable, "-m", "p2pinfer.engine.template", str(RENDER_CPU_S_MAX)],
                 input=json.dumps([self._source, values]).encode(),
                 capture_output=True,
                 timeout=RENDER_S_MAX,
                 check=False,
             )
         except subprocess.TimeoutExpired:
-            raise UserError("the model's chat template does not come to an end") from None
+            raise endless from None
+        if done.returncode == -_OUT_OF_TIME:
+            raise endless
         if done.returncode != 0:
             raise UserError(f"the model's chat template ended with code {done.returncode}")
         prompt, problem = json.loads(done.stdout)
@@ -87,17 +97,18 @@ def _refuse(text: str) -> NoReturn:
     raise jinja2.TemplateError(text)
 
 
-def _bound_memory() -> None:
-    """Take no more than the limit, where the system knows how to enforce it."""
+def _bound(cpu_s_max: int) -> None:
+    """Take no more than the limits, where the system knows how to enforce them."""
     with suppress(ImportError, ValueError, OSError):
         import resource
 
+        resource.setrlimit(resource.RLIMIT_CPU, (cpu_s_max, cpu_s_max + 1))
         resource.setrlimit(resource.RLIMIT_AS, (MEMORY_BYTES_MAX, MEMORY_BYTES_MAX))
 
 
 def main() -> None:
     """Render what standard input says; print the prompt or what is wrong, one of them null."""
-    _bound_memory()
+    _bound(int(sys.argv[1]))
     source, values = json.load(sys.stdin.buffer)
     try:
         prompt = ""

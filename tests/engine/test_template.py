@@ -96,6 +96,6 @@ def test_what_a_template_may_not_do(source: str, reason: str) -> None:
 )
 def test_a_template_without_end_is_stopped(source: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Neither a long calculation nor loops that print nothing hold the chat for ever."""
-    monkeypatch.setattr(template, "RENDER_S_MAX", 1)
+    monkeypatch.setattr(template, "RENDER_CPU_S_MAX", 1)
     with pytest.raises(UserError, match="does not come to an end"):
         ChatTemplate(source).render(HELLO)
