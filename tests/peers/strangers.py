@@ -12,9 +12,19 @@ from attrs import evolve
 from libp2p.peer.id import ID
 from multiaddr import Multiaddr  # type: ignore[import-untyped]  # it ships no types
 
-from p2pinfer.core.advertisement import KNOWN_MAX, Heard, Known
+from p2pinfer.core.advertisement import KNOWN_MAX, Advertisement, Heard, Known
 from p2pinfer.core.errors import PeerError
-from p2pinfer.core.evidence import AskRows, Follow, Settle
+from p2pinfer.core.evidence import (
+    CASES_MAX,
+    FRAUD_ROWS_BYTES_MAX,
+    AskRows,
+    Case,
+    Cases,
+    Follow,
+    ProofIs,
+    Settle,
+    WantProof,
+)
 from p2pinfer.core.exchange import Compare
 from p2pinfer.core.manifest import CHUNK_BYTES
 from p2pinfer.core.messages import (
@@ -31,7 +41,8 @@ from p2pinfer.core.messages import (
     Opened,
     Step,
 )
-from p2pinfer.core.wire import encode
+from p2pinfer.core.wire import decode, encode
+from peers.frauds import FRAUDS
 from peers.notary import EVIDENCE
 from peers.parts import PARTS
 from peers.talk import DIRECTORY, SESSION, receive, send
@@ -221,7 +232,8 @@ async def tells_lies(target: Target, stranger: Libp2pTransport) -> None:
     channel = await target.reach(stranger, DIRECTORY)
     await send(channel, Compare(MODEL, b"", bytes(8)))
     await send(channel, Known((), False))
-    (own,) = (await receive(channel, Known)).heard
+    known = (await receive(channel, Known)).heard
+    (own,) = [each for each in known if decode(each.body, Advertisement).peer == target.hop.peer]
     forged = evolve(own, body=own.body.replace(b"serving", b"joining"))
     assert forged != own
     with trio.move_on_after(HARM_S):
@@ -283,6 +295,28 @@ async def noise_as_gossip(target: Target, stranger: Libp2pTransport) -> None:
             await stream.reset()
 
 
+async def proves_nothing(target: Target, stranger: Libp2pTransport) -> None:
+    """Cases of a peer that it invented, and proofs that are none, as long as may be."""
+    accused = identity(10**8)
+    channel = await target.reach(stranger, DIRECTORY)
+    await send(channel, Compare(MODEL, b"", bytes(8)))
+    await send(channel, Known((signed(advertisement(accused), accused),), False))
+    await receive(channel, Known)
+    me, other = stranger.peer_id, accused.peer_id
+    for _ in range(5):
+        digest = target.chance.randbytes(32)
+        case = Case(digest, MODEL, me, other, 1, 10, 10, bytes(16), 0)
+        channel = await target.reach(stranger, FRAUDS)
+        with suppress(PeerError):
+            await send(channel, Cases((case,) * CASES_MAX))
+            await send(channel, WantProof(digest))
+            await receive(channel, Cases)
+            await receive(channel, ProofIs)
+            if (await receive(channel, WantProof)).digest:
+                await send(channel, ProofIs(bytes(FRAUD_ROWS_BYTES_MAX)))
+        channel.abort()
+
+
 HARMS: list[Harm] = [
     noise_before_the_handshake,
     noise_after_the_handshake,
@@ -300,4 +334,5 @@ HARMS: list[Harm] = [
     gossips_of_the_invented,
     gossips_what_others_said,
     noise_as_gossip,
+    proves_nothing,
 ]

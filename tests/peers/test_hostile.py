@@ -4,19 +4,22 @@ The engine is a fake, everything else is what a node runs.
 """
 
 import os
-import random
 import subprocess
 from collections.abc import AsyncIterator
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
+from functools import partial
 from pathlib import Path
+from random import Random
 
 import trio
 
 from p2pinfer.core.advertisement import ADVERTISEMENTS_MAX
 from p2pinfer.core.errors import PeerError
+from p2pinfer.core.ids import PeerId
 from p2pinfer.engine.store import Store
 from peers.directory import Directory
 from peers.door import Door
+from peers.frauds import Frauds
 from peers.notary import Notary
 from peers.parts_server import PartsServer
 from peers.requester import Requester
@@ -56,11 +59,27 @@ async def node(folder: Path) -> AsyncIterator[Target]:
         stages.add(Stage(transport, engine, MODEL, notary), Door(SESSIONS, SESSIONS * CONTEXT))
         stages.listen()
         PartsServer(transport, make_model().fill(Store(folder))).listen()
-        directory = Directory(transport, me, random.Random(1))
+        directory = Directory(transport, me, Random(1))
         directory.listen()
         directory.advertise(advertisement(me, layers=(1, 29)))
         nursery.start_soon(directory.run, ())
+        false: list[PeerId] = []
+        others = partial(directory.holding, MODEL)
+        frauds = Frauds(
+            transport,
+            MODEL,
+            me.sign,
+            others,
+            lambda _: (),
+            Random(1),
+            lambda *_: None,
+            false.append,
+        )
+        frauds.listen()
+        nursery.start_soon(frauds.run)
         yield Target(transport)
+        assert not frauds.proven
+        assert len(set(false)) == 1
         assert len(directory.peers()) <= ADVERTISEMENTS_MAX
         nursery.cancel_scope.cancel()
 
@@ -96,7 +115,7 @@ async def assert_welcomes(target: Target) -> None:
     """A newcomer learns from the node what it is, as it says itself."""
     me = ephemeral_identity()
     async with peer(me) as transport:
-        directory = Directory(transport, me, random.Random(1))
+        directory = Directory(transport, me, Random(1))
         directory.follow(MODEL)
         assert not await directory.enter(target.hop.addresses[:1])
         (said,) = [a for a in directory.serving(MODEL) if a.peer == target.hop.peer]
