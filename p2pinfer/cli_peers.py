@@ -12,11 +12,11 @@ from p2pinfer.flags import (
     MACHINE,
     REACH,
     AsJson,
-    Bootstrap,
     MachineFlags,
     Memory,
     Network,
     ReachFlags,
+    WaysIn,
     option,
     parse_bytes,
 )
@@ -41,7 +41,7 @@ HEADINGS = ("peer", "layers", "", "state", "ms/layer", "queue", "free", "standin
 
 def peers(
     *,
-    bootstrap: Bootstrap = (),
+    bootstrap: WaysIn = (),
     network: Network = "main",
     watch: Annotated[bool, option("watch", "Look again every two seconds.", negative="")] = False,
     as_json: AsJson = False,
@@ -138,7 +138,7 @@ def bar(said: "Advertisement", chars: int) -> str:
 
 def doctor(
     *,
-    bootstrap: Bootstrap = (),
+    bootstrap: WaysIn = (),
     network: Network = "main",
     memory: Memory = None,
     as_json: AsJson = False,

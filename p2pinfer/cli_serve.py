@@ -16,11 +16,11 @@ from p2pinfer.flags import (
     REACH,
     AnswerFlags,
     AsJson,
-    Bootstrap,
     MachineFlags,
     Network,
     ReachFlags,
     SwarmModel,
+    WaysIn,
     check_range,
     option,
 )
@@ -68,7 +68,7 @@ MACHINE = GatewayMachineFlags()
 
 def serve(
     *,
-    bootstrap: Bootstrap = (),
+    bootstrap: WaysIn = (),
     local: Local = 0,
     host: Host = "127.0.0.1",
     port: Port = 11550,

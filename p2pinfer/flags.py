@@ -75,9 +75,13 @@ class ReachFlags:
 
 Bootstrap = Annotated[
     tuple[str, ...],
+    option("bootstrap", "Multiaddrs of peers already in the swarm.", consume_multiple=True),
+]
+WaysIn = Annotated[
+    tuple[str, ...],
     option(
         "bootstrap",
-        "Multiaddrs of peers already in the swarm; else those of this machine.",
+        "Multiaddrs of peers already in the swarm; else of those that run on this machine.",
         consume_multiple=True,
     ),
 ]
