@@ -35,7 +35,7 @@ GAIN_MIN = 1.25
 """A peer moves where it is worth this many times what it is worth where it is: moving costs a
 fetch and its sessions, and a view is never quite right."""
 
-PLAN_SHARE_MIN = 0.85
+PLAN_SHARE_MIN = 0.92
 """A small swarm moves to its plan if its weakest layer has less than this of what it has there."""
 
 JOINERS_MAX = 64
