@@ -65,7 +65,7 @@ async def answer(channel: Channel, view: View, told: Allowances) -> None:
     strange = asked.models != view.models_digest()
     if not asked.digests:
         await _learn(channel, view, told)
-        await _tell(channel, [*view.of(asked.model), *view.glimpses(asked.model)])
+        await _tell(channel, [*view.of(asked.model), *view.glimpses([asked.model])])
     elif len(asked.digests) != BUCKETS * DIGEST_BYTES:
         raise RemoteProtocolError(channel.remote, f"{channel.remote} sent half a digest")
     elif shelf is None:
@@ -74,7 +74,7 @@ async def answer(channel: Channel, view: View, told: Allowances) -> None:
         buckets = shelf.differing(asked.digests)
         await send(channel, Differs(buckets, shelf.newest(buckets), strange))
         if strange:
-            await _tell(channel, view.glimpses(asked.model))
+            await _tell(channel, view.glimpses([asked.model]))
         if buckets:
             wanted = await receive(channel, WantedMessage)
             await _learn(channel, view, told)

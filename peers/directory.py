@@ -160,6 +160,11 @@ class Directory:
             if entry.is_there and entry.parsed.advertisement.peer != self._transport.peer_id
         ]
 
+    def missing(self, model: ModelId, first: int, end: int) -> list[int]:
+        """Return the layers of a range that nobody holds or is about to; the own peer counts."""
+        self._forget_the_silent()
+        return self.view.missing(model, first, end)
+
     def models(self) -> dict[ModelId, str]:
         """Return the names of all models that are known to be served."""
         self._forget_the_silent()
@@ -355,11 +360,8 @@ class Directory:
             for peer in self.view.shelves[model].entries
             if peer != me
         ]
-        others = [
-            entry.parsed.advertisement.peer
-            for entry in self.view.glimpses()
-            if entry.parsed.advertisement.model not in self.view.followed
-        ]
+        glimpses = self.view.glimpses(self.view.followed)
+        others = [entry.parsed.advertisement.peer for entry in glimpses]
         if others and (not followed or self._chance.random() < ELSEWHERE):
             return [self._chance.choice(others)]
         lacking = [NEIGHBOURS_MIN - topic.neighbours for topic in self._topics.values()]

@@ -28,8 +28,8 @@ EARLY = 0.1
 SPREAD_RATIO = 1.5
 """Where the period grew by so much, the next renewal comes at any moment within it."""
 
-NEWS_MAX = 500.0
-NEWS_PER_S = 100.0
+NEWS_MAX = 500
+NEWS_PER_S = 100
 """Advertisements taken from one neighbour, at once and in the long run: five times what a swarm of
 any size says, and a hundredth of a core for checking their signatures."""
 
@@ -82,7 +82,10 @@ class Announcer:
             now = trio.current_time()
             if not self._news.spend(neighbour, now):
                 return Verdict.DROP
-            return _VERDICTS[view.take(heard, now, direct=True)]
+            taken = view.take(heard, now, direct=True)
+            if taken is Taken.NEW:
+                return Verdict.PASS
+            return Verdict.BLAME if taken is Taken.BAD else Verdict.DROP
 
         return accept
 
@@ -91,13 +94,6 @@ class Announcer:
             float(BURST_MAX),
             self._credit + BURST_PER_S * (trio.current_time() - self._credited_at),
         )
-
-
-_VERDICTS = {
-    Taken.NEW: Verdict.PASS,
-    Taken.OLD: Verdict.DROP,
-    Taken.BAD: Verdict.BLAME,
-}
 
 
 @lru_cache(1024)

@@ -6,6 +6,7 @@ hands over: the new layers are served and advertised before the old engine drain
 says so, lets sessions finish, and waits until others hold what it alone had.
 """
 
+import heapq
 import logging
 from collections.abc import Callable, Sequence
 from random import Random
@@ -209,8 +210,7 @@ class Server:
 
     def _missing(self) -> list[int]:
         """Return the layers that the swarm should serve, and nobody does."""
-        said = [*self._others(), self._said]
-        return lacking(self._plan.bounds, [a for a in said if a.state is not State.DRAINING])
+        return self._directory.missing(self._plan.me.model, *self._plan.bounds)
 
     async def _move(self, nursery: trio.Nursery, old: Held, choice: Choice) -> None:
         """Serve other layers, and drain the old ones; where memory lacks, these first."""
@@ -355,10 +355,9 @@ class Server:
 
     def _links(self) -> tuple[Link, ...]:
         """Return the round trips to the nearest peers of this model."""
-        found: list[Link] = []
-        for other in self._directory.holding(self._plan.me.model):
-            seconds = self._round_trip_s(other.peer)
-            if seconds is not None:
-                us = min(max(1, round(1e6 * seconds)), ROUND_TRIP_US_MAX)
-                found.append(Link(other.peer, us))
-        return tuple(sorted(found, key=lambda link: (link.round_trip_us, link.peer))[:LINKS_MAX])
+        found = [(self._round_trip_s(other.peer), other.peer) for other in self._others()]
+        known = ((seconds, peer) for seconds, peer in found if seconds is not None)
+        return tuple(
+            Link(peer, min(max(1, round(1e6 * seconds)), ROUND_TRIP_US_MAX))
+            for seconds, peer in heapq.nsmallest(LINKS_MAX, known)
+        )

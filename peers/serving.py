@@ -27,6 +27,10 @@ class Directory(Protocol):
         """Return what others say who hold something of a model."""
         ...
 
+    def missing(self, model: ModelId, first: int, end: int) -> list[int]:
+        """Return the layers of a range that nobody holds or is about to; the own peer counts."""
+        ...
+
 
 OpenEngine = Callable[[int, int], AbstractAsyncContextManager[StageEngine]]
 """Fetches what is missing of a range of layers, loads it, and runs it while the block lasts."""

@@ -1,13 +1,14 @@
-"""What was last heard of each peer of one model, and digests of it: to compare, and to count."""
+"""What is known of the peers of one model: an entry each, and what is counted of all of them."""
 
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import chain
 
 from attrs import evolve
 from blake3 import blake3
 
-from p2pinfer.core.advertisement import Advertisement, Heard
+from p2pinfer.core.advertisement import Advertisement, Heard, State
 from p2pinfer.core.exchange import BUCKETS, DIGEST_BYTES, NUMBER_BYTES, TAG_BYTES
 from p2pinfer.core.ids import PeerId
 from p2pinfer.core.wire import BadMessage, decode
@@ -29,6 +30,8 @@ class Parsed:
     bucket: int
     mark: int
     """Differs from advertisement to advertisement."""
+    held: tuple[int, int]
+    """The layers that others can count on; none of a peer that drains."""
 
 
 @dataclass(slots=True)
@@ -57,32 +60,60 @@ class Shelf:
     def __init__(self) -> None:
         self.entries: dict[PeerId, Entry] = {}
         self.buckets = [0] * BUCKETS
+        self._sorted: list[dict[PeerId, Entry]] = [{} for _ in range(BUCKETS)]
         self.holders: list[int] = []
-        """How many peers serve each layer."""
+        """How many peers that are there hold each layer, or are about to, and mean to go on."""
         self.crowd = 0
         """Peers of the model, as far as the stream of advertisements tells."""
-        self._flow, self._counted_from = 0.0, 0.0
+        self.flow_ms = 0
+        """Periods of all advertisements that came in the present window."""
+        self.counted_from = self.count_at = 0.0
 
-    def put(self, peer: PeerId, entry: Entry) -> None:
-        """Keep an entry in the place of the former."""
-        self.drop(peer)
-        self.entries[peer] = entry
-        self._tally(entry.parsed, 1)
+    def add(self, peer: PeerId, entry: Entry) -> None:
+        """Keep what is heard of a peer that is not here yet."""
+        self.entries[peer] = self._sorted[entry.parsed.bucket][peer] = entry
+        self.buckets[entry.parsed.bucket] ^= entry.parsed.mark
+        self._tally(entry.parsed.held, 1)
 
-    def drop(self, peer: PeerId) -> Entry | None:
+    def renew(self, old: Entry, new: Entry) -> None:
+        """Let a peer's entry say what is heard of it now; its calls count on."""
+        before, parsed = old.parsed, new.parsed
+        self.buckets[parsed.bucket] ^= before.mark ^ parsed.mark
+        if parsed.held != before.held and old.is_there:  # rare: most only renew their word
+            self._tally(before.held, -1)
+            self._tally(parsed.held, 1)
+        old.parsed, old.heard, old.made_at, old.credit = parsed, new.heard, new.made_at, new.credit
+
+    def drop(self, peer: PeerId) -> None:
         """Forget a peer."""
         entry = self.entries.pop(peer, None)
         if entry:
-            self._tally(entry.parsed, -1)
-        return entry
+            del self._sorted[entry.parsed.bucket][peer]
+            self.buckets[entry.parsed.bucket] ^= entry.parsed.mark
+            if entry.is_there:
+                self._tally(entry.parsed.held, -1)
 
-    def _tally(self, parsed: Parsed, one: int) -> None:
-        self.buckets[parsed.bucket] ^= parsed.mark
-        found = parsed.advertisement
-        if found.end > len(self.holders):
-            self.holders += [0] * (found.end - len(self.holders))
-        for layer in range(found.first, found.end):
+    def note_call(self, peer: PeerId, *, answered: bool) -> None:
+        """Take in that a peer was there, or was not when it was called."""
+        entry = self.entries[peer]
+        was_there = entry.is_there
+        entry.has_answered |= answered
+        entry.missed = 0 if answered else entry.missed + 1
+        if entry.is_there != was_there:
+            self._tally(entry.parsed.held, 1 if entry.is_there else -1)
+
+    def _tally(self, held: tuple[int, int], one: int) -> None:
+        first, end = held
+        if end > len(self.holders):
+            self.holders += [0] * (end - len(self.holders))
+        for layer in range(first, end):
             self.holders[layer] += one
+
+    def missing(self, first: int, end: int) -> list[int]:
+        """Return the layers of a range that nobody holds."""
+        known = range(first, min(end, len(self.holders)))
+        beyond = range(max(first, len(self.holders)), end)
+        return [*(layer for layer in known if not self.holders[layer]), *beyond]
 
     def rarest(self, found: Advertisement) -> int:
         """Return how many serve that layer of a peer's which fewest do."""
@@ -90,12 +121,11 @@ class Shelf:
         served = self.holders + missing if missing else self.holders
         return min(served[found.first : found.end], default=len(self.entries) + 1)
 
-    def count(self, period_s: float, now: float, window_s: float) -> None:
+    def count(self, now: float, window_s: float) -> None:
         """Estimate the crowd: each peer sends one advertisement in each period of its own."""
-        self._flow += period_s
-        if now - self._counted_from >= window_s:
-            self.crowd = round(self._flow / (now - self._counted_from))
-            self._flow, self._counted_from = 0.0, now
+        if self.count_at:
+            self.crowd = round(self.flow_ms / 1000 / (now - self.counted_from))
+        self.flow_ms, self.counted_from, self.count_at = 0, now, now + window_s
 
     def digests(self) -> bytes:
         """Return a digest of each bucket."""
@@ -113,7 +143,8 @@ class Shelf:
 
     def within(self, buckets: int) -> Iterator[Entry]:
         """Yield the entries of some buckets."""
-        return (e for e in self.entries.values() if buckets >> e.parsed.bucket & 1)
+        some = (entries for at, entries in enumerate(self._sorted) if buckets >> at & 1)
+        return chain.from_iterable(entries.values() for entries in some)
 
     def newest(self, buckets: int) -> bytes:
         """Return tag and sequence number of each peer in some buckets."""
@@ -134,7 +165,8 @@ def parse(body: bytes) -> Parsed | None:
         return None
     tag = blake3(found.peer.encode()).digest(TAG_BYTES)
     mark = blake3(tag + found.sequence.to_bytes(NUMBER_BYTES, "big")).digest(NUMBER_BYTES)
-    return Parsed(found, tag, tag[0] % BUCKETS, int.from_bytes(mark, "big"))
+    held = (found.first, found.end) if found.state is not State.DRAINING else (0, 0)
+    return Parsed(found, tag, tag[0] % BUCKETS, int.from_bytes(mark, "big"), held)
 
 
 def aged(entry: Entry, now: float) -> Heard:

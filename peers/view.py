@@ -6,7 +6,8 @@ models a few peers each, which tell more to whoever asks them.
 """
 
 import heapq
-from collections.abc import Callable, Iterable
+import math
+from collections.abc import Callable, Collection, Iterable
 from enum import Enum, auto
 from random import Random
 
@@ -30,6 +31,10 @@ PERIODS_MISSED_MAX = 3.5
 
 PERIOD_RATIO_MAX = 4
 """Who claims a longer period than so many times our own is not believed for longer."""
+
+SHORTER = 0.7
+"""Where a period shrinks by more, the new word expires before the old one would have. Otherwise it
+is early enough to look at it then; a newcomer more or less changes everybody's period by a bit."""
 
 SILENCED_S = 300.0
 """How long the last word of a peer that has gone is remembered, so that nobody brings it back by
@@ -80,7 +85,9 @@ class View:
         self._where: dict[PeerId, ModelId] = {}
         self._silenced: dict[PeerId, tuple[int, float]] = {}
         """Of those forgotten: their last number and when, lest an old word bring them back."""
-        self._expiries: list[tuple[float, PeerId, int]] = []
+        self._expiries: list[tuple[float, PeerId]] = []
+        self._expected: dict[PeerId, float] = {}
+        """When to look whether a peer has fallen silent: which of the former counts."""
         self._shut_out: dict[PeerId, None] = {}
 
     def follow(self, model: ModelId) -> bool:
@@ -98,6 +105,11 @@ class View:
         """Return what is known of a model."""
         shelf = self.shelves.get(model)
         return shelf.entries.values() if shelf else ()
+
+    def missing(self, model: ModelId, first: int, end: int) -> list[int]:
+        """Return the layers of a range that nobody holds, or is about to."""
+        shelf = self.shelves.get(model)
+        return shelf.missing(first, end) if shelf else list(range(first, end))
 
     def period_s(self, model: ModelId) -> float:
         """Return how often a peer of this model is to renew its advertisement."""
@@ -117,19 +129,16 @@ class View:
         peer = found.peer
         if peer in self._shut_out:
             return Taken.OLD
-        before = self.get(peer)
-        if before:
-            known = before.parsed.advertisement.sequence
-        else:
-            known, since = self._silenced.get(peer, (-1, now))
-            known = known if now - since < SILENCED_S else -1
+        shelf = self.shelves.get(found.model)
+        before = (shelf.entries.get(peer) if shelf else None) or self.get(peer)
+        known = before.parsed.advertisement.sequence if before else self._last_word(peer, now)
         if found.sequence <= known:
             return Taken.OLD
         made_at = now - heard.age_ms / 1000
         credit = float(CREDIT_MAX)
         if before:
             credit = min(before.credit + CREDIT_PER_S * max(0.0, made_at - before.made_at), credit)
-        if made_at + self._lasts_s(found) <= now or (direct and credit < 1):
+        if (direct and credit < 1) or (heard.age_ms and made_at + self._lasts_s(found) <= now):
             return Taken.OLD
         if not self._verify(peer, heard.body, heard.signature):
             return Taken.BAD
@@ -137,59 +146,74 @@ class View:
             self.outdo(found.sequence)
             return Taken.OLD
         if direct:
-            window_s = self.period_s(found.model)
-            self._shelf(found.model).count(found.period_ms / 1000, now, window_s)
+            shelf = shelf or self._shelf(found.model)
+            shelf.flow_ms += found.period_ms
+            if now >= shelf.count_at:
+                shelf.count(now, self.period_s(found.model))
         if found.state is State.LEFT:
             self._silence(peer, found.sequence, now)
         elif before or self._make_room(found):
-            entry = Entry(parsed, heard, made_at, max(0, credit - 1))
-            if before:
-                entry.has_answered, entry.missed = before.has_answered, before.missed
-            self.put(peer, entry)
+            self.put(peer, Entry(parsed, heard, made_at, max(0, credit - 1)))
         return Taken.NEW
 
     def note_call(self, peer: PeerId, *, answered: bool) -> None:
         """Take in that a peer was there, or was not when it was called."""
-        if entry := self.get(peer):
-            entry.has_answered |= answered
-            entry.missed = 0 if answered else entry.missed + 1
+        if model := self._where.get(peer):
+            self.shelves[model].note_call(peer, answered=answered)
 
     def put(self, peer: PeerId, entry: Entry) -> None:
         """Keep an entry; also the own peer's, which never expires here."""
         found = entry.parsed.advertisement
-        if self._where.get(peer, found.model) != found.model:
+        shelf = self._shelf(found.model)
+        before = shelf.entries.get(peer)
+        if before is None:
             self._drop(peer)
-        self._where[peer] = found.model
-        self._shelf(found.model).put(peer, entry)
-        if peer != self.me:
+            self._where[peer] = found.model
+            shelf.add(peer, entry)
+            self._expect(entry)
+            return
+        period_ms = before.parsed.advertisement.period_ms
+        shelf.renew(before, entry)
+        if found.period_ms < SHORTER * period_ms:
             self._expect(entry)
 
     def forget_the_silent(self, now: float) -> list[Advertisement]:
         """Drop what has expired, and return it."""
         gone: list[Advertisement] = []
         while self._expiries and self._expiries[0][0] <= now:
-            _, peer, sequence = heapq.heappop(self._expiries)
+            at, peer = heapq.heappop(self._expiries)
+            if self._expected.get(peer) != at:
+                continue  # it was to be looked at earlier
+            del self._expected[peer]
             entry = self.get(peer)
-            if entry is None or entry.parsed.advertisement.sequence != sequence:
-                continue  # renewed, or gone already
-            if entry.made_at + self._lasts_s(entry.parsed.advertisement) > now:
-                self._expect(entry)  # the swarm has grown meanwhile
+            if entry is None or peer == self.me:
+                continue
+            found = entry.parsed.advertisement
+            if entry.made_at + self._lasts_s(found) > now:
+                self._expect(entry)  # it was renewed, or the swarm has grown meanwhile
             else:
-                gone.append(entry.parsed.advertisement)
-                self._silence(peer, sequence, now)
+                gone.append(found)
+                self._silence(peer, found.sequence, now)
         return gone
 
     def _expect(self, entry: Entry) -> None:
         """Note when to look whether a peer has fallen silent."""
-        heapq.heappush(self._expiries, self._expiry(entry))
-        if len(self._expiries) > EXPIRIES_PER_PEER_MAX * self._room:  # somebody renews for fun
-            entries = [e for shelf in self.shelves.values() for e in shelf.entries.values()]
-            others = (e for e in entries if e.parsed.advertisement.peer != self.me)
-            self._expiries = sorted(map(self._expiry, others))
-
-    def _expiry(self, entry: Entry) -> tuple[float, PeerId, int]:
         found = entry.parsed.advertisement
-        return entry.made_at + self._lasts_s(found), found.peer, found.sequence
+        expires_at = entry.made_at + self._lasts_s(found)
+        if expires_at >= self._expected.get(found.peer, math.inf):
+            return
+        self._expected[found.peer] = expires_at
+        heapq.heappush(self._expiries, (expires_at, found.peer))
+        if len(self._expiries) > EXPIRIES_PER_PEER_MAX * self._room:  # somebody renews for fun
+            entries = (e for shelf in self.shelves.values() for e in shelf.entries.values())
+            said = [(e.made_at, e.parsed.advertisement) for e in entries]
+            self._expected = {a.peer: made_at + self._lasts_s(a) for made_at, a in said}
+            self._expiries = sorted((at, peer) for peer, at in self._expected.items())
+
+    def _last_word(self, peer: PeerId, now: float) -> int:
+        """Return the number of the last word of a peer that has gone, while it is remembered."""
+        number, since = self._silenced.get(peer, (-1, now))
+        return number if now - since < SILENCED_S else -1
 
     def forget(self, peer: PeerId, now: float) -> None:
         """Drop what is known of a peer; an older word of it is not believed again."""
@@ -207,11 +231,11 @@ class View:
         """Whether this peer has heard of no other."""
         return not self._where.keys() - {self.me}
 
-    def glimpses(self, but: ModelId | None = None) -> list[Entry]:
-        """Return the newest few of each model."""
+    def glimpses(self, but: Collection[ModelId] = ()) -> list[Entry]:
+        """Return the newest few of each other model."""
         found: list[Entry] = []
         for model, shelf in self.shelves.items():
-            if model != but:
+            if model not in but:
                 found += heapq.nlargest(
                     GLIMPSE_MAX, shelf.entries.values(), key=lambda entry: entry.made_at
                 )

@@ -90,7 +90,7 @@ def choose(
     assert own.layers_max >= 1
     swarm = Members.of(View.of(offers), own, layers, seen)
     if own.state is State.JOINING:
-        return _join(swarm)
+        return _join(swarm, chance)
     if swarm.cover().holes:
         return _mend(swarm, now_s, chance)
     return _serve(swarm, now_s, chance)
@@ -108,8 +108,12 @@ def _move(swarm: Members, place: tuple[int, int], check_again_s: float) -> Choic
     return Choice(*place, place != swarm.present, reason, holders == 0, check_again_s)
 
 
-def _join(swarm: Members) -> Choice:
-    """Choose a first range, or stay with an announced one, if no earlier peer chose the same."""
+def _join(swarm: Members, chance: float) -> Choice:
+    """Choose a first range, or stay with an announced one, if no earlier peer chose the same.
+
+    Of many that join at once only as many think again as must: if all did, each for the others'
+    sake, they would never begin to serve.
+    """
     place = _foresee(swarm)
     first, end = swarm.present
     if first == end:
@@ -117,7 +121,8 @@ def _join(swarm: Members) -> Choice:
     same = swarm.joining & (swarm.first < end) & (first < swarm.end) & (swarm.key < swarm.key[-1])
     others, speed = swarm.others, float(swarm.speed[-1])
     here, there = (worth_of(others, *each, speed) for each in (swarm.present, place))
-    if same.any() and there > GAIN_MIN * here:
+    yields = len(swarm.key) <= PEERS_MAX or chance <= _movers(swarm)
+    if same.any() and there > GAIN_MIN * here and yields:
         return _move(swarm, place, JOIN_CHECK_S)
     return _stay(swarm, "as announced", JOIN_CHECK_S)
 
@@ -246,7 +251,7 @@ def _movers(swarm: Members) -> float:
     rate = swarm.cover().rate
     crowded = rate > rate.mean()
     surplus = (rate[crowded] - rate.mean()).sum() / max(rate[crowded].sum(), 1e-9)
-    return max(float(surplus), 1 / int(swarm.serving.sum()))
+    return max(float(surplus), 1 / max(int(swarm.serving.sum()), 1))
 
 
 def _mend(swarm: Members, now_s: float, chance: float) -> Choice:

@@ -5,7 +5,9 @@ a decision over 100,000 of them then reads columns and touches no object.
 """
 
 import hashlib
+import struct
 from collections.abc import Iterable, Mapping
+from functools import lru_cache
 from types import MappingProxyType
 from typing import Any, Self
 
@@ -13,7 +15,7 @@ import numpy as np
 import numpy.typing as npt
 from attrs import evolve, frozen
 
-from p2pinfer.core.advertisement import LINKS_MAX, Advertisement, State
+from p2pinfer.core.advertisement import ADVERTISEMENTS_MAX, LINKS_MAX, Advertisement, State
 from p2pinfer.core.ids import PeerId
 
 NUMBER_OF_STATE = {State.JOINING: 0, State.SERVING: 1, State.DRAINING: 2, State.LEFT: 3}
@@ -67,19 +69,23 @@ def peer_key(peer: PeerId) -> int:
     )
 
 
+_COLUMNS = (
+    "key", "first", "end", "state", "row_us", "chunk_us", "layers_max", "sessions_max",
+    "sessions_free", "queued_rows", "context",
+)  # fmt: skip
+
+_ROW = struct.Struct(f"={len(_COLUMNS) + 2 * LINKS_MAX}q")
+"""Of the table: the columns, and then keys and round trips of the links."""
+
+
 class View:
     """Advertisements of one model, a row each, in no particular order."""
-
-    _COLUMNS = (
-        "key", "first", "end", "state", "row_us", "chunk_us", "layers_max", "sessions_max",
-        "sessions_free", "queued_rows", "context",
-    )  # fmt: skip
 
     def __init__(self) -> None:
         self._advertisements: list[Advertisement] = []
         self._row: dict[PeerId, int] = {}
         # Column by column in memory, since that is how it is read.
-        self._table = np.zeros((ROWS_MIN, len(self._COLUMNS) + 2 * LINKS_MAX), np.int64, order="F")
+        self._table = np.zeros((ROWS_MIN, _ROW.size // 8), np.int64, order="F")
 
     @classmethod
     def of(cls, advertisements: "Iterable[Advertisement] | View") -> "Self | View":
@@ -87,8 +93,12 @@ class View:
         if isinstance(advertisements, View):
             return advertisements
         view = cls()
-        for advertisement in advertisements:
-            view.put(advertisement)
+        newest = {advertisement.peer: advertisement for advertisement in advertisements}
+        if newest:
+            view._advertisements = list(newest.values())
+            view._row = {peer: row for row, peer in enumerate(newest)}
+            rows = np.frombuffer(b"".join(map(_row_again, view._advertisements)), np.int64)
+            view._table = rows.reshape(len(newest), -1).copy(order="F")
         return view
 
     def __len__(self) -> int:
@@ -105,15 +115,7 @@ class View:
                     np.vstack([self._table, np.zeros_like(self._table)])
                 )
         self._advertisements[row] = advertisement
-        a = advertisement
-        keys = [peer_key(link.peer) for link in a.links]
-        keys += [0] * (LINKS_MAX - len(keys))
-        times = [link.round_trip_us for link in a.links]
-        times += [0] * (LINKS_MAX - len(times))
-        self._table[row] = (
-            peer_key(a.peer), a.first, a.end, NUMBER_OF_STATE[a.state], a.row_us, a.chunk_us,
-            a.layers_max, a.sessions_max, a.sessions_free, a.queued_rows, a.context, *keys, *times,
-        )  # fmt: skip
+        self._table[row] = np.frombuffer(_row_of(advertisement), np.int64)
 
     def drop(self, peer: PeerId) -> None:
         """Forget a peer, if it is known."""
@@ -136,7 +138,7 @@ class View:
 
     def column(self, name: str) -> Whole:
         """Return a column by the advertisement's name for it; the state is a number."""
-        return self._table[: len(self), self._COLUMNS.index(name)]
+        return self._table[: len(self), _COLUMNS.index(name)]
 
     def is_state(self, state: State) -> Flags:
         """Return which rows are in a state."""
@@ -145,7 +147,7 @@ class View:
 
     def links(self) -> tuple[Whole, Whole]:
         """Return the keys of the peers that each row has links to, and microseconds; 0 is none."""
-        at = len(self._COLUMNS)
+        at = len(_COLUMNS)
         table = self._table[: len(self)]
         return table[:, at : at + LINKS_MAX], table[:, at + LINKS_MAX :]
 
@@ -157,6 +159,22 @@ class View:
             if row is not None:
                 values[row] = value
         return values
+
+
+def _row_of(a: Advertisement) -> bytes:
+    """Return an advertisement as a row of a view's table."""
+    keys = [peer_key(link.peer) for link in a.links]
+    keys += [0] * (LINKS_MAX - len(keys))
+    times = [link.round_trip_us for link in a.links]
+    times += [0] * (LINKS_MAX - len(times))
+    return _ROW.pack(
+        peer_key(a.peer), a.first, a.end, NUMBER_OF_STATE[a.state], a.row_us, a.chunk_us,
+        a.layers_max, a.sessions_max, a.sessions_free, a.queued_rows, a.context, *keys, *times,
+    )  # fmt: skip
+
+
+_row_again = lru_cache(ADVERTISEMENTS_MAX)(_row_of)
+"""A peer decides again and again, from advertisements of which most are what they were."""
 
 
 def believed_row_us(view: View, seen: Experience = NOTHING_SEEN) -> Floats:

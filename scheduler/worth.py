@@ -109,13 +109,13 @@ def best_place(
     np.cumsum(saved, axis=1, out=total[:, 1:])
     firsts = np.arange(count)
     ends = firsts + lengths
-    worth = np.take_along_axis(total, np.minimum(ends, count), axis=1) - total[:, :-1]
+    worth = total[np.arange(len(lengths))[:, None], np.minimum(ends, count)] - total[:, :-1]
     worth[(ends > count) | (ends < kept[1]) | (firsts > kept[0])] = -np.inf
     best = float(worth.max())
     enough = best - NEAR * abs(best)
-    row = int(np.flatnonzero(worth.max(axis=1) >= enough)[-1])
+    row = int((worth.max(axis=1) >= enough).nonzero()[0][-1])
     length, worth = int(lengths[row, 0]), worth[row]
-    equals = np.flatnonzero(worth >= enough)
+    equals = (worth >= enough).nonzero()[0]
     flush = equals[_is_flush(before, equals, length)]
     equals = flush if len(flush) else equals
     first = int(equals[int(lot * (len(equals) - 1) + 0.5)])
@@ -124,7 +124,8 @@ def best_place(
 
 def _is_flush(cost: Floats, first: Whole, length: int) -> Flags:
     """Return which ranges begin or end where others do, so that no splinters are left between."""
-    edge = np.diff(cost, prepend=-1.0, append=-1.0) != 0
+    edge = np.ones(len(cost) + 1, np.bool_)
+    edge[1:-1] = cost[1:] != cost[:-1]
     found: Flags = edge[first] | edge[first + length]
     return found
 

@@ -118,13 +118,23 @@ class WorldNetwork(MemoryNetwork):
             late_s += self._resent_s(loss, size, latency_s)
         return latency_s + late_s + queued_s
 
-    def gossip_s(self, sender: PeerId, receiver: PeerId, message: bytes) -> float:
-        """Return when gossip arrives, over some hops and in steps, so that many hear it at once."""
-        latency_s = self._latency_s(sender, receiver)
-        if math.isinf(latency_s):
-            return latency_s
-        self.sent[receiver][GOSSIP] += GOSSIP_COPIES * (HEADER_BYTES + len(message))
-        return GOSSIP_STEP_S * math.ceil(GOSSIP_HOPS * latency_s / GOSSIP_STEP_S)
+    def spread(
+        self, sender: PeerId, receivers: Sequence[PeerId], message: bytes
+    ) -> dict[float, list[PeerId]]:
+        """Return whom gossip reaches, over some hops and in steps, so that many hear it at once."""
+        size, access, sent = GOSSIP_COPIES * (HEADER_BYTES + len(message)), self.access, self.sent
+        ours = access[sender]
+        one_way_s = [each + ours.last_mile_ms / 1000 for each in self._one_way_s[ours.region]]
+        found: dict[int, list[PeerId]] = {}
+        for peer in receivers:
+            if self._apart and self._apart(sender, peer):
+                continue
+            theirs = access[peer]
+            latency_s = one_way_s[theirs.region] + theirs.last_mile_ms / 1000
+            steps = math.ceil(GOSSIP_HOPS * latency_s / GOSSIP_STEP_S)
+            found.setdefault(steps, []).append(peer)
+            sent[peer][GOSSIP] += size
+        return {GOSSIP_STEP_S * steps: peers for steps, peers in found.items()}
 
     def _resent_s(self, loss: float, size: int, latency_s: float) -> float:
         """Return by how much a message is late because packets of it were lost."""

@@ -287,19 +287,16 @@ class MemoryTopic:
         """Tell everybody; see `transports.base.Topic.publish`."""
         if len(message) > GOSSIP_BYTES_MAX:
             raise ValueError(f"{len(message)} bytes of gossip; the limit is {GOSSIP_BYTES_MAX}")
-        now, gossip_s = trio.current_time(), self._network.gossip_s
-        arrivals: dict[float, list[PeerId]] = {}
-        for peer in self._members:
-            if peer == self._peer_id:
-                continue
-            if (later := gossip_s(self._peer_id, peer, message)) < math.inf:
-                arrivals.setdefault(now + later, []).append(peer)
+        others = [peer for peer in self._members if peer != self._peer_id]
+        arrivals = sorted(self._network.spread(self._peer_id, others, message).items())
         # Not in a nursery of this peer's: what it said arrives though it has left.
-        trio.lowlevel.spawn_system_task(self._deliver, message, sorted(arrivals.items()))
+        trio.lowlevel.spawn_system_task(self._deliver, message, trio.current_time(), arrivals)
 
-    async def _deliver(self, message: bytes, arrivals: list[tuple[float, list[PeerId]]]) -> None:
-        for when, peers in arrivals:
-            await trio.sleep_until(when)
+    async def _deliver(
+        self, message: bytes, since: float, arrivals: list[tuple[float, list[PeerId]]]
+    ) -> None:
+        for later_s, peers in arrivals:
+            await trio.sleep_until(since + later_s)
             for peer in peers:
                 if accept := self._members.get(peer):  # it may have left
                     try:
@@ -325,14 +322,18 @@ class MemoryNetwork:
         """Return how long a message takes that is sent now; the end of a channel is empty."""
         return self.latency_s(sender, receiver)
 
-    def gossip_s(
+    def spread(
         self,
         sender: PeerId,
-        receiver: PeerId,
+        receivers: Sequence[PeerId],
         message: bytes,  # noqa: ARG002 - subclasses heed its size
-    ) -> float:
-        """Return how long a message takes that is published now; infinite: it never arrives."""
-        return self.latency_s(sender, receiver)
+    ) -> dict[float, list[PeerId]]:
+        """Return whom a message that is published now reaches, by the seconds that it takes."""
+        found: dict[float, list[PeerId]] = {}
+        for peer in receivers:
+            if (later_s := self.latency_s(sender, peer)) < math.inf:
+                found.setdefault(later_s, []).append(peer)
+        return found
 
     def sever(self, are_apart: Callable[[PeerId, PeerId], bool]) -> None:
         """End every channel between two peers that are apart from now on."""

@@ -65,7 +65,7 @@ class Link:
     round_trip_us: int = field(validator=whole(1, ROUND_TRIP_US_MAX))
 
 
-@frozen
+@frozen(cache_hash=True)  # what is worked out of one is kept by it
 class Advertisement:
     """What a peer serves and what it can do; ``first`` equals ``end`` if it serves no layer."""
 

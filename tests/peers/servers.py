@@ -11,7 +11,7 @@ from p2pinfer.core.advertisement import Advertisement, State
 from p2pinfer.core.errors import EngineDied
 from p2pinfer.core.ids import ModelId, PeerId
 from p2pinfer.core.messages import Hop
-from peers.layers import Layers
+from peers.layers import Layers, lacking
 from peers.server import Server
 from peers.serving import Held, Plan
 from scheduler.placement import Choice
@@ -59,6 +59,11 @@ class View:
     def holding(self, model: ModelId) -> list[Advertisement]:
         """Look at the others."""
         return [a for a in self.board.said.values() if a.peer != self.me and a.model == model]
+
+    def missing(self, model: ModelId, first: int, end: int) -> list[int]:
+        """Look at all, the own one among them."""
+        staying = [a for a in self.board.said.values() if a.state is not State.DRAINING]
+        return lacking((first, end), staying)
 
 
 class Machine:
