@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Annotated
 from cyclopts import App
 
 from p2pinfer.core.errors import P2pinferError, UserError
-from p2pinfer.flags import AsJson, check_range, option
+from p2pinfer.flags import AsJson, Model, check_range, option
 
 if TYPE_CHECKING:
     from sim.scenario import Scenario
@@ -62,6 +62,52 @@ def run(
     loaded = load_scenario(scenario)
     again = ["p2pinfer", "sim", scenario]
     _run(_changed(loaded, seed, duration, again), out, again, as_json=as_json)
+
+
+@app.command
+def scale(
+    *,
+    peers: Annotated[int, option("peers", "How many.")] = 10_000,
+    layers: Annotated[int, option("layers", "Of the model.")] = 80,
+    minutes: Annotated[float, option("minutes", "Of virtual time.")] = 8.0,
+    seed: Annotated[int, option("seed", "Of everything left to chance.")] = 1,
+    as_json: AsJson = False,
+) -> None:
+    """Let up to a million peers choose layers, without messages; a tenth vanish halfway."""
+    from p2pinfer.core.checks import LAYERS_MAX
+    from sim.scale import LAYERS_MIN, MINUTES_MIN, PEERS_MAX, PEERS_MIN
+    from sim.scale import scale as run_scale
+
+    check_range("peers", peers, PEERS_MIN, PEERS_MAX)
+    check_range("layers", layers, LAYERS_MIN, LAYERS_MAX)
+    check_range("minutes", minutes, MINUTES_MIN)
+    with _progress() as on_share:
+        report = run_scale(peers, layers, minutes, seed, on_share)
+    print(json.dumps(report, indent=None if as_json else 2))
+
+
+@app.command
+def validate(*, model: Model = "default", as_json: AsJson = False) -> None:
+    """Put a small real swarm and its simulation side by side: 5 peers, 1 killed, 2 requesters."""
+    from p2pinfer.bench.validate import Real, play_real
+    from p2pinfer.bench.validate import validate as simulate_it
+    from p2pinfer.running import run_task
+    from p2pinfer.supply import model_path
+    from p2pinfer.terminal import Doing
+
+    path = model_path(model)
+    found: list[Real] = []
+
+    async def play() -> None:
+        found.append(await play_real(path))
+
+    done = Doing("Starting a real swarm, and simulating it …")
+    try:
+        run_task(play)
+        report = simulate_it(found[0])  # in virtual time, so not within real one
+    finally:
+        done()
+    print(json.dumps(report, indent=None if as_json else 2))
 
 
 def _explain() -> None:

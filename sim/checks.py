@@ -5,6 +5,7 @@ from collections.abc import Callable
 import trio
 
 from p2pinfer.core.advertisement import ADVERTISEMENTS_MAX
+from p2pinfer.core.ledger import fold
 from peers.directory import Directory
 from peers.view import PERIODS_MISSED_MAX
 from sim.record import Question, Record, Sample
@@ -41,11 +42,11 @@ class Watch:
     def look(self, *, is_counted: bool) -> None:
         """Sample, and check."""
         world, now = self._world, trio.current_time()
+        serving = world.serving()
         least = world.least_holders()
         if is_counted:
             self.looks += 1
             self.covered += least > 0
-        held = {p.machine.number: p.held for p in world.peers.values()}
         world.record.samples.append(
             Sample(
                 now,
@@ -53,7 +54,7 @@ class Watch:
                 least,
                 sum(engine.sessions for p in world.peers.values() for engine in p.engines),
                 world.record.events["token"],
-                {number: layers for number, layers in held.items() if layers},
+                {peer.machine.number: layers for peer, layers in serving},
             )
         )
         directories = [p.directory for p in world.peers.values() if p.directory]
@@ -66,11 +67,10 @@ class Watch:
 def _check_directory(world: World, directory: Directory) -> None:
     """Nobody speaks for long of a peer that has gone, nor of more than the limit."""
     now, known = trio.current_time(), directory.holding(MODEL)
-    for advertisement in known:
-        peer = advertisement.peer
-        gone_s = now - world.gone_s.get(peer, now)
+    for advertisement in [a for a in known if a.peer not in world.peers]:
+        gone_s = now - world.gone_s.get(advertisement.peer, now)
         stale_s = PERIODS_MISSED_MAX * advertisement.period_ms / 1000 + STALE_S
-        if peer not in world.peers and gone_s > stale_s:
+        if gone_s > stale_s:
             text = f"a peer that ended {gone_s:.0f} s ago is still spoken of"
             world.record.violation("stale", now, text)
     if len(known) > ADVERTISEMENTS_MAX:
@@ -108,6 +108,17 @@ def check_holes(world: World) -> None:
         held = sorted(peer.held for peer in staying if peer.held)
         text = f"peers with room for {room} layers leave some of {first}:{end} alone: {held}"
         world.record.violation("hole", trio.current_time(), text)
+
+
+def check_ledger(world: World) -> None:
+    """Whatever a requester says that it used, the peer that worked for it has entered, too."""
+    served = fold(world.served)
+    for key, used in fold(world.used).items():
+        found = served.get(key)
+        if found is None or found.rows < used.rows:
+            text = f"{used.rows} rows of {used.first}:{used.end} were used, and "
+            text += f"{found.rows} served" if found else "nobody served them"
+            world.record.violation("ledger", trio.current_time(), text)
 
 
 def check_last(question: Question, world: World) -> None:

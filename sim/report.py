@@ -46,6 +46,7 @@ def summary(outcome: Outcome) -> dict[str, Any]:
         "receipts_broke": record.events["breaks"],
         "audits": record.events["audits"],
         "caught": record.events["caught"],
+        "framed": record.events["framed"],
         "proven": record.events["proven"],
         "gossip_bytes_per_s": spread_of(gossip),
         "sent_mb": {kind: round(size / 1e6, 3) for kind, size in outcome.sent.items()},
@@ -82,7 +83,8 @@ def lines(numbers: dict[str, Any]) -> list[str]:
         "stalls": _shown(numbers["longest_gap_s"], "s") + ", the longest of each answer",
         "receipts": f"joined up {joined_up} times, broke {broke} times;"
         f" {numbers['lies']} lies told",
-        "audits": f"{numbers['audits']}, of which {numbers['caught']} caught a cheat;"
+        "audits": f"{numbers['audits']}, of which {numbers['caught']} caught a cheat"
+        f" and {numbers['framed']}, all by cheats, blamed somebody honest;"
         f" peers found {numbers['proven']} proofs to hold",
         "gossip": _shown(numbers["gossip_bytes_per_s"], "bytes/s") + ", by peer",
         "simulated": f"{numbers['virtual_s']:.0f} s in {numbers['wall_s']:.1f} s"

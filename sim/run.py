@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import trio
 
 from sim import links
-from sim.checks import Watch, check_expected, check_free, check_holes, check_last
+from sim.checks import Watch, check_expected, check_free, check_holes, check_last, check_ledger
 from sim.clock import run_virtual
 from sim.faults import cut_and_heal, live_and_churn
 from sim.load import ask_all, ask_last
@@ -111,6 +111,7 @@ async def _play(
             for question in await ask_last(world):
                 check_last(question, world)
         await check_free(world)
+        check_ledger(world)
         covered = watch.covered / max(1, watch.looks)
         check_expected(world, record, covered)
         outcome = _outcome(world, record, covered, started)

@@ -33,12 +33,14 @@ class PeersTable:
     count: int = entry("how many", 3, 1, PEERS_MAX)
     regions: tuple[str, ...] = entry("where they are, in turn; none: wherever requesters are", ())
     layers: Spread = entry("layers that a peer's memory holds with its sessions", Spread(10, 10), 1)
+    serves: tuple[int, ...] = entry("the first layer and the end of a range; none: they choose", ())
     sessions: int = entry("sessions at once on a peer", 8, 1, 256)
     row_ms: Spread = entry("milliseconds a layer takes for one row", Spread(0.2, 0.2), 0.001)
     chunk_ms: Spread = entry(
         "milliseconds a layer takes for 32 rows, on one thread", Spread(3.0, 3.0), 0.001
     )
     threads: Spread = entry("engine threads, which share the work of many rows", Spread(1, 1), 1)
+    numerics: int = entry("peers whose number differs compute the same but for rounding", 0, 0, 255)
     up_mbit: Spread = entry("megabits a second that a peer sends", Spread(100, 100), 0.01)
     down_mbit: Spread = entry("megabits a second that it receives", Spread(100, 100), 0.01)
     last_mile_ms: Spread = entry("one way, to its region's backbone", Spread(1, 1))
@@ -171,6 +173,9 @@ def check_scenario(scenario: Scenario, where: str) -> Scenario:
         raise UserError(f"{where}: there must be from 1 to {PEERS_MAX} peers")
     if scenario.model.layers <= 2 * scenario.model.keep:
         raise UserError(f"{where}: model.keep leaves no layers for the peers")
+    for group in scenario.peers:
+        if group.serves and not _is_range(group.serves, scenario.model):
+            raise UserError(f"{where}: peers.serves must be two layers within the model, or none")
     for cut in scenario.cuts:
         if not cut.at_s < cut.heal_s <= scenario.duration_s:
             raise UserError(f"{where}: a cut must heal after it began and before the end")
@@ -182,6 +187,10 @@ def check_scenario(scenario: Scenario, where: str) -> Scenario:
         text = f"questions and answers may have {longest:.0f} tokens together, and model.context"
         raise UserError(f"{where}: {text} is {scenario.model.context}")
     return scenario
+
+
+def _is_range(serves: tuple[int, ...], model: ModelTable) -> bool:
+    return len(serves) == 2 and model.keep <= serves[0] < serves[1] <= model.layers - model.keep
 
 
 def _most(spread: Spread) -> float:

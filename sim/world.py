@@ -4,7 +4,8 @@ import traceback
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from functools import partial
+from functools import lru_cache, partial
+from itertools import accumulate
 from random import Random
 
 import trio
@@ -13,6 +14,7 @@ from blake3 import blake3
 from p2pinfer.core.advertisement import Advertisement, State
 from p2pinfer.core.errors import lone_errors
 from p2pinfer.core.ids import ModelId, PeerId
+from p2pinfer.core.ledger import Entry
 from p2pinfer.engine.base import StageEngine
 from peers.auditor import Auditor
 from peers.client import Asked, SwarmClient
@@ -25,8 +27,9 @@ from peers.notary import Notary
 from peers.replay import PeerReplays
 from peers.server import Server
 from peers.serving import Plan
+from peers.shelf import PARSED_MAX
 from sim.courts import Courts
-from sim.engine import NUMERICS_CLASS, Cheat, Speed, VirtualEnds, VirtualStage
+from sim.engine import Cheat, Speed, VirtualEnds, VirtualStage, numerics_class
 from sim.links import Access, WorldNetwork
 from sim.model import VirtualModel
 from sim.record import Record
@@ -49,6 +52,7 @@ def _sign_cheaply(peer: PeerId, data: bytes) -> bytes:
     return blake3(peer.encode() + data).digest(64)
 
 
+@lru_cache(PARSED_MAX)
 def is_cheaply_signed(peer: PeerId, data: bytes, signature: bytes) -> bool:
     """Whether a ``CheapSigner`` of this peer signed the data."""
     return signature == _sign_cheaply(peer, data)
@@ -75,6 +79,9 @@ class Machine:
     layers: int
     sessions: int
     join_s: float
+    serves: Layers | None = None
+    """Whatever others do; None chooses."""
+    numerics: int = 0
     cheat: Cheat | None = None
 
 
@@ -144,6 +151,9 @@ class World:
         self.lies = 0
         """Decodes whose rows were not what the layers give."""
         self._courts = Courts(MODEL, record, self.liars)
+        self.served: list[Entry] = []
+        self.used: list[Entry] = []
+        """What peers and requesters enter into their ledgers."""
         self._born = 0
 
     def chance(self, name: str) -> Random:
@@ -183,7 +193,10 @@ class World:
         speed = Speed(row_s, max(row_s, group.chunk_ms.draw(chance) / 1000 / threads))
         layers = min(max(1, round(group.layers.draw(chance))), self.bounds[1] - self.bounds[0])
         join_s = 0.0 if number == 0 else group.join_s.draw(chance)
-        return Machine(number, access, speed, layers, group.sessions, join_s, cheat)
+        serves = (group.serves[0], group.serves[1]) if group.serves else None
+        return Machine(
+            number, access, speed, layers, group.sessions, join_s, serves, group.numerics, cheat
+        )
 
     def always_lies(self, peer: PeerId) -> bool:
         """Whether none of a peer's decodes is honest."""
@@ -200,12 +213,16 @@ class World:
     def least_holders(self) -> int:
         """Return how many serve the layer that fewest do."""
         first, end = self.bounds
-        holders = [0] * (end - first)
-        for peer in self.peers.values():
-            if (held := peer.held) and not peer.leaving.is_set():
-                for layer in range(max(first, held[0]), min(end, held[1])):
-                    holders[layer - first] += 1
-        return min(holders)
+        change = [0] * (end - first + 1)
+        for peer, held in self.serving():
+            if not peer.leaving.is_set():
+                change[min(max(held[0], first), end) - first] += 1
+                change[min(max(held[1], first), end) - first] -= 1
+        return min(accumulate(change[:-1]))
+
+    def serving(self) -> list[tuple[VirtualPeer, Layers]]:
+        """Return who serves what to new sessions."""
+        return [(peer, held) for peer in self.peers.values() if (held := peer.held)]
 
     def is_settled_since(self, peers: Sequence[PeerId], since_s: float) -> bool:
         """Whether nothing has happened to these peers, or to the network, since then."""
@@ -246,7 +263,7 @@ class World:
             transport = Guarded(inner)
             peer.directory = Directory(transport, CheapSigner(peer.id), chance, is_cheaply_signed)
             peer.directory.listen()
-            notary = Notary(transport, peer.identity.sign)
+            notary = Notary(transport, peer.identity.sign, self.served.append)
             notary.listen()
             await peer.directory.enter(ways_in)
             nursery.start_soon(peer.directory.run, ways_in)
@@ -264,7 +281,7 @@ class World:
                 transport,
                 peer.directory,
                 open_engine,
-                Plan(self._advertisement(peer), self.bounds),
+                Plan(self._advertisement(peer), self.bounds, peer.machine.serves),
                 chance,
                 lambda: 1 + int(1000 * trio.current_time()),
                 peer.leaving,
@@ -298,6 +315,7 @@ class World:
             machine.speed,
             sessions=machine.sessions,
             context=model.context,
+            numerics=machine.numerics,
             cheat=machine.cheat,
             chance=chance,
         )
@@ -322,7 +340,7 @@ class World:
             first=0,
             end=0,
             context=self.scenario.model.context,
-            numerics_class=NUMERICS_CLASS,
+            numerics_class=numerics_class(peer.machine.numerics),
             sequence=0,
             state=State.JOINING,
             layers_max=peer.machine.layers,
@@ -341,6 +359,7 @@ class World:
             directory = Directory(
                 transport, CheapSigner(identity.peer_id), chance, is_cheaply_signed
             )
+            directory.follow(MODEL)
             await directory.enter(self.ways_in())
             nursery.start_soon(directory.run, self.ways_in())
             speed = Speed(table.row_ms / 1000, table.chunk_ms / 1000)

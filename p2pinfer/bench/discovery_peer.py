@@ -36,7 +36,7 @@ class _Peer:
         self._knew_s: float | None = None
         self._expected = 0
         self._oldest_s = 0.0
-        self._bytes = _count_bytes()
+        self._bytes = count_bytes()
         reach: Callable[..., Any] = transport._reach
 
         async def reach_unless_blocked(peer: PeerId, addresses: object) -> object:
@@ -91,7 +91,7 @@ class _Peer:
         }
 
 
-def _count_bytes() -> dict[str, int]:
+def count_bytes() -> dict[str, int]:
     """Count what goes through every connection from now on: sent as sealed, received as plain."""
     counts = {"sent": 0, "received": 0}
     seal, receive = NoiseWire.seal, NoiseWire.receive

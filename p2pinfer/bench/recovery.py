@@ -77,13 +77,13 @@ async def recovery_bench(file: Path, *, trials: int, tokens: int, seed: int) -> 
                 for number in range(trials * len(ROLES) * len(PHASES)):
                     prompt = text[number : number + PROMPT_TOKENS]
                     role, phase = number % len(ROLES), number // len(ROLES) % len(PHASES)
-                    await _wait_known(client, victims)
+                    await wait_known(client, victims)
                     found.append(await _try(client, victims, prompt, tokens, role, phase, chance))
             nursery.cancel_scope.cancel()
     return _report(found) | {"peers": len(ranges), "seed": seed}
 
 
-async def _wait_known(client: Client, victims: Victims) -> None:
+async def wait_known(client: Client, victims: Victims) -> None:
     """Wait until all peers serve and the requester has heard of each of them."""
     await victims.wait_whole()
     with trio.fail_after(KNOWN_S_MAX):

@@ -1,0 +1,266 @@
+"""Swarms too large to send messages: peers decide as real ones do, in steps, from samples of all.
+
+Placement, routing and standing are the functions that a real peer calls. What is left out is how
+word gets around: in each step a few samples are drawn of what everybody says, as many peers as a
+real one keeps, and whoever decides in that step knows one of them.
+"""
+
+import random
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from attrs import evolve
+
+from p2pinfer.core.advertisement import ADVERTISEMENTS_MAX, Advertisement, State
+from p2pinfer.core.ids import ModelId, PeerId
+from peers.server import WATCH_S
+from scheduler.placement import JOIN_CHECK_S, choose
+from scheduler.view import Floats, View, Whole
+from scheduler.worth import cover_of
+from sim.asking import Askers
+
+PEERS_MIN, PEERS_MAX = 10, 1_000_000
+LAYERS_MIN = 8
+MINUTES_MIN = 4.0
+"""Half of it for joining, half for what is lost."""
+
+STEP_S = 1.0
+"""Whoever decides within a step knows what was so at its beginning: word is so old at most."""
+
+SAMPLES = 4
+"""Drawn in each step; peers that know the same sample differ in themselves alone."""
+
+JOIN_S = 60.0
+"""In which all join."""
+
+LOAD_S = 10.0
+"""To fetch and load a range."""
+
+LOST_SHARE = 0.1
+"""Of the peers: those that vanish at once, halfway."""
+
+QUIET_SHARE = 1e-3
+"""A swarm has settled when fewer peers than that begin to move in a minute."""
+
+LAYERS_HELD = (2, 24)
+ROW_US = (1500.0, 0.6)
+"""Median and spread of what a layer takes for a row, lognormal."""
+
+SESSIONS = 8
+
+MODEL = ModelId("5c" * 32)
+
+
+@dataclass
+class Swarm:
+    """Everybody, as columns where all are looked at, and as what each says of itself."""
+
+    said: list[Advertisement]
+    lo: int
+    hi: int
+    speed: Floats
+    """Rows a second through one layer."""
+    due_s: Floats
+    """When each decides again; infinite: it is gone."""
+    loading: dict[int, tuple[float, int, int]] = field(default_factory=dict)
+    """Until when, and what they serve then."""
+
+    def ranges(self) -> tuple[Whole, Whole]:
+        """Return first layer and end of what each serves; the same number where nothing."""
+        some = [a.state is State.SERVING for a in self.said]
+        first = np.array([a.first for a in self.said], np.int64)
+        end = np.array([a.end for a in self.said], np.int64)
+        return np.where(some, first, self.lo), np.where(some, end, self.lo)
+
+    def rates(self) -> tuple[Floats, Whole]:
+        """Return rows a second through each layer, and how many serve it."""
+        first, end = self.ranges()
+        cover = cover_of(self.lo, self.hi, first, end, self.speed)
+        return cover.rate, cover.holders
+
+
+@dataclass(frozen=True)
+class Look:
+    """The swarm at one moment."""
+
+    at_s: float
+    serving: int
+    least_holders: int
+    balance: float
+    """The rate of the weakest layer, in parts of the mean."""
+    moves: int
+    """Of peers that served something already, since the start."""
+
+
+def draw_swarm(peers: int, layers: int, chance: random.Random) -> Swarm:
+    """Draw so many machines, of which none serves anything yet."""
+    lo, hi = 1, layers - 1
+    said = [
+        Advertisement(
+            peer=PeerId(f"12D3Koo{number:x>45}"),
+            addresses=(),
+            model=MODEL,
+            model_name="virtual",
+            layers=layers,
+            first=0,
+            end=0,
+            context=4096,
+            numerics_class="0" * 32,
+            sequence=0,
+            state=State.JOINING,
+            layers_max=min(chance.randint(*LAYERS_HELD), hi - lo),
+            row_us=max(1, round(ROW_US[0] * chance.lognormvariate(0, ROW_US[1]))),
+            sessions_max=SESSIONS,
+            sessions_free=SESSIONS,
+        )
+        for number in range(peers)
+    ]
+    speed = np.array([1e6 / a.row_us for a in said])
+    due_s = np.array([chance.uniform(0, JOIN_S) for _ in said])
+    return Swarm(said, lo, hi, speed, due_s)
+
+
+class Scale:
+    """One run."""
+
+    def __init__(self, peers: int, layers: int, seed: int) -> None:
+        self._chance = random.Random(seed)  # noqa: S311 -- the same run for the same seed
+        self.swarm = draw_swarm(peers, layers, self._chance)
+        self.moves = np.zeros(peers, np.int64)
+        self.decisions, self.deciding_s = 0, 0.0
+        self.looks: list[Look] = []
+        self.askers = Askers(self.swarm, self._chance)
+
+    def run(self, minutes: float, on_share: Callable[[float], None]) -> None:
+        """Let everybody join and settle; halfway, let some vanish."""
+        steps = round(60 * minutes / STEP_S)
+        for step in range(steps):
+            now_s = step * STEP_S
+            if step == steps // 2:
+                self._lose()
+            self._step(now_s)
+            self._look(now_s + STEP_S)
+            on_share((step + 1) / steps)
+
+    def _lose(self) -> None:
+        swarm = self.swarm
+        count = len(swarm.said)
+        for peer in self._chance.sample(range(count), round(LOST_SHARE * count)):
+            swarm.said[peer] = evolve(swarm.said[peer], state=State.LEFT, first=0, end=0)
+            swarm.due_s[peer] = np.inf
+            swarm.loading.pop(peer, None)
+        if not swarm.rates()[1].all():  # everybody looks out for that
+            staying = np.isfinite(swarm.due_s)
+            swarm.due_s[staying] = np.minimum(swarm.due_s[staying], 0.0)
+
+    def _step(self, now_s: float) -> None:
+        views = self._views()
+        self.askers.step(now_s, STEP_S, views[0])
+        for peer, (until_s, first, end) in [*self.swarm.loading.items()]:
+            if until_s <= now_s:
+                del self.swarm.loading[peer]
+                self._say(peer, State.SERVING, first, end)
+        due = np.flatnonzero(self.swarm.due_s < now_s + STEP_S)
+        started_s = time.perf_counter()
+        for peer in due.tolist():
+            if peer not in self.swarm.loading:
+                self._decide(peer, max(now_s, float(self.swarm.due_s[peer])), views)
+        self.deciding_s += time.perf_counter() - started_s
+        self.decisions += len(due)
+
+    def _views(self) -> list[View]:
+        """Draw what peers know of all others that are there."""
+        here = [a for a in self.swarm.said if a.state is not State.LEFT and a.end > a.first]
+        count = min(len(here), ADVERTISEMENTS_MAX)
+        return [View.of(self._chance.sample(here, count)) for _ in range(SAMPLES)]
+
+    def _decide(self, peer: int, now_s: float, views: list[View]) -> None:
+        """Let one peer decide, as in ``peers.server``."""
+        swarm, own = self.swarm, self.swarm.said[peer]
+        view = views[peer % SAMPLES]
+        bounds = (swarm.lo, swarm.hi)
+        choice = choose(view, own, bounds, now_s=now_s, chance=self._chance.random())
+        wait_s = choice.check_again_s
+        if own.state is State.JOINING:
+            if choice.moves:
+                self._say(peer, State.JOINING, choice.first, choice.end)
+                wait_s = JOIN_CHECK_S * self._chance.uniform(0.5, 1.0)
+            else:
+                swarm.loading[peer] = (now_s + LOAD_S, choice.first, choice.end)
+                wait_s = LOAD_S
+        elif choice.moves:
+            self.moves[peer] += 1
+            swarm.loading[peer] = (now_s + LOAD_S, choice.first, choice.end)
+            held = (own.end - own.first) + (choice.end - choice.first)
+            if held > own.layers_max:  # what it has must go first
+                self._say(peer, State.JOINING, choice.first, choice.end)
+            wait_s = max(LOAD_S, wait_s)
+        swarm.due_s[peer] = now_s + max(wait_s, WATCH_S)
+
+    def _say(self, peer: int, state: State, first: int, end: int) -> None:
+        own = self.swarm.said[peer]
+        self.swarm.said[peer] = evolve(
+            own, state=state, first=first, end=end, sequence=own.sequence + 1
+        )
+
+    def _look(self, at_s: float) -> None:
+        rate, holders = self.swarm.rates()
+        serving = sum(a.state is State.SERVING for a in self.swarm.said)
+        balance = float(rate.min() / rate.mean()) if rate.any() else 0.0
+        moves = int(self.moves.sum())
+        self.looks.append(Look(at_s, serving, int(holders.min()), balance, moves))
+
+
+def scale(
+    peers: int, layers: int, minutes: float, seed: int, on_share: Callable[[float], None]
+) -> dict[str, Any]:
+    """Run one, and return what ``p2pinfer sim scale`` prints; ``on_share`` hears what is over."""
+    started_s = time.perf_counter()
+    run = Scale(peers, layers, seed)
+    run.run(minutes, on_share)
+    lost_s = 60 * minutes / 2
+    before = [look for look in run.looks if look.at_s <= lost_s]
+    after = [look for look in run.looks if look.at_s > lost_s]
+    return {
+        "peers": peers,
+        "layers": layers,
+        "seed": seed,
+        "virtual_s": 60 * minutes,
+        "wall_s": round(time.perf_counter() - started_s, 1),
+        "decisions": run.decisions,
+        "ms_per_decision": round(1000 * run.deciding_s / max(1, run.decisions), 3),
+        "covered_after_s": next((look.at_s for look in before if look.least_holders), None),
+        "joined": _phase(before, peers),
+        "lost_share": LOST_SHARE,
+        "after_loss": _phase(after, peers),
+        "moves_per_peer": {
+            "mean": round(float(run.moves.mean()), 3),
+            "most": int(run.moves.max()),
+        },
+        "routes": run.askers.report(),
+    }
+
+
+def _phase(looks: list[Look], peers: int) -> dict[str, Any]:
+    """Tell how a stretch of time ended, and after how long it had settled."""
+    return {
+        "balance": round(looks[-1].balance, 3),
+        "least_holders": looks[-1].least_holders,
+        "least_holders_at_worst": min(look.least_holders for look in looks),
+        "moves": looks[-1].moves - looks[0].moves,
+        "settled_after_s": _settled_after_s(looks, peers),
+    }
+
+
+def _settled_after_s(looks: list[Look], peers: int) -> float | None:
+    """Return from when on hardly anybody moved; None if that is not certain for a minute."""
+    settled_s = looks[0].at_s
+    for earlier, later in zip(looks, looks[round(60 / STEP_S) :], strict=False):
+        if later.moves - earlier.moves > QUIET_SHARE * peers:
+            settled_s = later.at_s
+    if looks[-1].at_s - settled_s < 60:
+        return None
+    return round(settled_s - looks[0].at_s, 1)

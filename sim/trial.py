@@ -1,0 +1,240 @@
+"""One small trial that a simulated swarm and a real one go through alike.
+
+Five peers serve three ranges of layers, two of which twice. Two requesters ask one question after
+the other, at the same time; in the middle of one answer a peer that works on it is killed.
+"""
+
+import random
+import statistics
+from collections.abc import Callable, Sequence
+from contextlib import aclosing
+from dataclasses import dataclass
+
+import trio
+
+from p2pinfer.core.ids import PeerId
+from p2pinfer.core.limits import ROWS_PER_DECODE_MAX
+from p2pinfer.core.sampling import Sampling
+from peers.client import SwarmClient
+from sim.clock import run_virtual
+from sim.engine import CHUNK_ROWS, Speed
+from sim.record import Record
+from sim.run import GOSSIP
+from sim.scenario import ModelTable, PeersTable, RegionsTable, RequestsTable, Scenario
+from sim.tables import Spread
+from sim.world import World
+
+REQUESTERS = 2
+QUESTIONS = 6
+"""Of each requester."""
+
+PROMPT, ANSWER = 3 * ROWS_PER_DECODE_MAX, 48
+"""Tokens; chunks are full, so that what a chunk takes can be told from the last one."""
+
+KILLED_IN, KILLED_AT, KILLED_STAGE = 3, 20, 1
+"""Of the first requester: the question, the token, and the place in the chain."""
+
+GOSSIP_S = 20.0
+"""In which nobody asks, and what is said then is counted."""
+
+SETTLE_S = 20.0
+SEEDS = 9
+"""Simulations, of which the median counts: chance picks routes."""
+
+GREEDY = Sampling(temperature=0.0)
+
+
+@dataclass(frozen=True)
+class Answer:
+    """How long somebody waited for each token; for the first from the question on."""
+
+    waits_s: list[float]
+    is_disturbed: bool
+    stages_us: list[tuple[int, ...]]
+    """Of each token: what the stages say that it took them."""
+    ends_us: list[int]
+    spans: tuple[int, ...]
+    """How many layers each stage ran at first."""
+
+
+@dataclass(frozen=True)
+class Figures:
+    """What a trial came to."""
+
+    tokens_per_s: float
+    first_token_s: float
+    stall_s: float
+    gossip_bytes_per_s: float
+    """Sent by one requester while nobody asks."""
+
+
+@dataclass(frozen=True)
+class Measured:
+    """What a real swarm takes, by its own words, while one asks alone."""
+
+    stage: Speed
+    ends: Speed
+    boundary_s: float
+    """What a token spends between two machines that neither of them counts."""
+
+
+def ranges_of(layers: int) -> list[tuple[int, int]]:
+    """Return what each of five peers serves of a model whose first and last layer is not theirs."""
+    bounds = [1 + (layers - 2) * part // 3 for part in range(4)]
+    first, middle, last = ((bounds[i], bounds[i + 1]) for i in range(3))
+    return [first, middle, last, middle, last]
+
+
+async def ask(
+    client: SwarmClient, prompt: Sequence[int], kill: Callable[[PeerId], None] | None = None
+) -> Answer:
+    """Ask in a session of its own; ``kill`` is told whom to kill in the middle."""
+    since = trio.current_time()
+    waits_s: list[float] = []
+    stages_us: list[tuple[int, ...]] = []
+    ends_us: list[int] = []
+    route = await client.find_route(lambda _: None)
+    spans = tuple(hop.end - hop.first for hop in route)
+    async with (
+        client.open_session(route) as session,
+        aclosing(session.generate(prompt, GREEDY, ANSWER)) as tokens,
+    ):
+        async for token in tokens:
+            now = trio.current_time()
+            waits_s.append(now - since)
+            stages_us.append(token.stages_us)
+            ends_us.append(token.ends_us)
+            since = now
+            if kill and len(waits_s) == KILLED_AT:
+                kill(session.route[KILLED_STAGE].peer)
+    return Answer(waits_s, kill is not None, stages_us, ends_us, spans)
+
+
+async def run_trial(
+    clients: Sequence[SwarmClient],
+    prompts: Sequence[Sequence[int]],
+    kill: Callable[[PeerId], None],
+    gossiped: Callable[[], int],
+) -> Figures:
+    """Go through it; ``gossiped`` tells what all clients have sent so far, in bytes."""
+    before = gossiped()
+    await trio.sleep(GOSSIP_S)
+    rate = (gossiped() - before) / GOSSIP_S / len(clients)
+    found: list[Answer] = []
+
+    async def converse(client: SwarmClient, number: int) -> None:
+        for question in range(QUESTIONS):
+            harm = kill if (number, question) == (0, KILLED_IN) else None
+            found.append(await ask(client, prompts[number * QUESTIONS + question], harm))
+
+    async with trio.open_nursery() as nursery:
+        for number, client in enumerate(clients):
+            nursery.start_soon(converse, client, number)
+    return figures(found, rate)
+
+
+def figures(found: Sequence[Answer], gossip_bytes_per_s: float) -> Figures:
+    """Judge answers; the disturbed one alone tells of the stall."""
+    calm = [answer for answer in found if not answer.is_disturbed]
+    waits_s = [wait for answer in calm for wait in answer.waits_s[1:]]
+    (harmed,) = (answer for answer in found if answer.is_disturbed)
+    return Figures(
+        len(waits_s) / sum(waits_s),
+        statistics.median(answer.waits_s[0] for answer in calm),
+        max(harmed.waits_s[1:]) - statistics.median(waits_s),
+        gossip_bytes_per_s,
+    )
+
+
+def measured(alone: Answer) -> Measured:
+    """Tell speeds from an answer to one who asked alone: medians, layer by layer."""
+    layers = sum(alone.spans)
+    row_us = statistics.median(sum(each) for each in alone.stages_us[1:]) / layers
+    chunk_us = sum(alone.stages_us[0]) / layers
+    ends_us = statistics.median(alone.ends_us[1:]) / 2  # the last layers, and the first ones again
+    between_s = statistics.median(
+        wait - (sum(stages) + ends) / 1e6
+        for wait, stages, ends in zip(
+            alone.waits_s[1:], alone.stages_us[1:], alone.ends_us[1:], strict=True
+        )
+    )
+    return Measured(
+        _speed(row_us, chunk_us),
+        _speed(ends_us, alone.ends_us[0] - ends_us),
+        max(0.0, between_s) / (len(alone.spans) + 1),
+    )
+
+
+def _speed(row_us: float, full_us: float) -> Speed:
+    """Return a speed from the times of a row and of a full decode."""
+    per_row = max(0.0, full_us - row_us) / (ROWS_PER_DECODE_MAX - 1)
+    return Speed(row_us / 1e6, (row_us + per_row * (CHUNK_ROWS - 1)) / 1e6)
+
+
+def scenario_of(seen: Measured, layers: int, width: int, sessions: int, context: int) -> Scenario:
+    """Return the scenario in which peers are as fast as was measured."""
+    stage, ends = seen.stage, seen.ends
+    return Scenario(
+        about="five peers, of which one is killed, and two who ask",
+        settle_s=SETTLE_S,
+        model=ModelTable(layers=layers, width=width, layer_mb=0.01, context=context),
+        regions=RegionsTable(names=("here",), round_trip_ms=((2000 * seen.boundary_s,),)),
+        peers=tuple(
+            PeersTable(
+                count=1,
+                serves=serves,
+                layers=Spread(serves[1] - serves[0], serves[1] - serves[0]),
+                sessions=sessions,
+                row_ms=Spread(1000 * stage.row_s, 1000 * stage.row_s),
+                chunk_ms=Spread(1000 * stage.chunk_s, 1000 * stage.chunk_s),
+                up_mbit=Spread(1e5, 1e5),
+                down_mbit=Spread(1e5, 1e5),
+                last_mile_ms=Spread(0, 0),
+                jitter=0.0,
+                join_s=Spread(0, 0),
+            )
+            for serves in ranges_of(layers)
+        ),
+        requests=RequestsTable(
+            requesters=REQUESTERS,
+            per_minute=0,
+            row_ms=1000 * ends.row_s,
+            chunk_ms=1000 * ends.chunk_s,
+        ),
+    )
+
+
+def simulate(scenario: Scenario) -> Figures:
+    """Go through the trial in virtual time, several times, and return the medians."""
+    runs = [run_virtual(lambda: _play(scenario), seed) for seed in range(SEEDS)]
+    names = ("tokens_per_s", "first_token_s", "stall_s", "gossip_bytes_per_s")
+    return Figures(*(statistics.median(getattr(run, name) for run in runs) for name in names))
+
+
+async def _play(scenario: Scenario) -> Figures:
+    world = World(scenario, Record())
+    async with trio.open_nursery() as nursery:
+        for machine in world.machines():
+            nursery.start_soon(world.run_peer, machine)
+        await trio.sleep(SETTLE_S / 2)
+        for number in range(REQUESTERS):
+            await nursery.start(world.run_requester, number)
+        await trio.sleep(SETTLE_S / 2)
+        chance = random.Random(scenario.seed)  # noqa: S311 -- a scenario's seed
+        prompts = [
+            [chance.randrange(1, world.model.vocabulary) for _ in range(PROMPT)]
+            for _ in range(REQUESTERS * QUESTIONS)
+        ]
+
+        def gossiped() -> int:
+            sent = [world.network.sent[requester.id] for requester in world.requesters]
+            return sum(each[kind] for each in sent for kind in GOSSIP)
+
+        found = await run_trial(
+            [requester.client for requester in world.requesters],
+            prompts,
+            lambda peer: world.peers[peer].kill(),
+            gossiped,
+        )
+        nursery.cancel_scope.cancel()
+    return found

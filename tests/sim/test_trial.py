@@ -1,0 +1,58 @@
+"""The trial that a simulation is held against: what it is told, and what comes of it."""
+
+import pytest
+
+from p2pinfer.bench.validate import compare
+from sim import trial
+from sim.engine import Speed
+from sim.trial import Answer, Figures, Measured, figures, measured, scenario_of, simulate
+
+LAYERS = 12
+
+
+def test_speeds_are_told_from_an_answer() -> None:
+    """Rows, full chunks, ends and what lies between, each by layer and boundary."""
+    alone = Answer(
+        waits_s=[0.2, 0.010, 0.010, 0.012],
+        is_disturbed=False,
+        stages_us=[(4800, 4800), (1000, 1000), (1000, 1000), (1200, 1000)],
+        ends_us=[5400, 2000, 2000, 2000],
+        spans=(5, 5),
+    )
+    seen = measured(alone)
+    assert seen.stage.row_s == pytest.approx(200e-6)
+    assert seen.stage.decode_s(48, 1) == pytest.approx(960e-6)
+    assert seen.ends.row_s == pytest.approx(1e-3)
+    assert seen.boundary_s == pytest.approx(2e-3)
+
+
+def test_the_disturbed_answer_alone_tells_of_the_stall() -> None:
+    """Speed and first token are those of the others."""
+    calm = Answer([0.5, 0.1, 0.1], False, [], [], ())
+    harmed = Answer([0.9, 0.1, 0.8], True, [], [], ())
+    found = figures([calm, harmed, calm], 7.0)
+    assert (found.first_token_s, found.gossip_bytes_per_s) == (0.5, 7.0)
+    assert found.tokens_per_s == pytest.approx(10)
+    assert found.stall_s == pytest.approx(0.7)
+
+
+def test_a_simulation_comes_to_what_its_speeds_say(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A token takes what ends, stages and ways take; the killed peer costs a stall."""
+    monkeypatch.setattr(trial, "SEEDS", 1)
+    seen = Measured(Speed(1e-3, 10e-3), Speed(2e-3, 8e-3), 0.5e-3)
+    found = simulate(scenario_of(seen, LAYERS, 64, 4, 512))
+    token_s = (LAYERS - 2) * 1e-3 + 2 * 2e-3 + 4 * 0.5e-3
+    assert 0.5 / token_s < found.tokens_per_s < 1.05 / token_s  # two ask at once
+    assert found.first_token_s > 10e-3 * (LAYERS - 2)
+    assert 0.02 < found.stall_s < 5
+    assert found.gossip_bytes_per_s > 0
+
+
+def test_deviations_are_in_percent_of_what_is_real() -> None:
+    """Within the goal or not, and nothing at all where the real figure is none."""
+    report = compare(Figures(10.0, 1.0, 0.0, 100.0), Figures(11.0, 1.5, 0.1, 90.0))["figures"]
+    assert report["tokens_per_s"]["deviation_percent"] == 10.0
+    assert report["tokens_per_s"]["within_goal"] is True
+    assert report["first_token_s"]["within_goal"] is False
+    assert report["stall_s"]["deviation_percent"] is None
+    assert report["gossip_bytes_per_s"]["deviation_percent"] == -10.0
