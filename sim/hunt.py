@@ -17,8 +17,10 @@ from attrs import evolve
 
 from sim.run import run_scenario
 from sim.scenario import (
+    CHEATS,
     ChurnTable,
     CutTable,
+    LiarsTable,
     ModelTable,
     PeersTable,
     RegionsTable,
@@ -69,9 +71,11 @@ def draw(seed: int) -> Scenario:
             burst=chance.randint(2, 10),
             prompt=Spread(1, 150),
             answer=Spread(1, chance.choice((5, 40, 120))),
+            audit_rate=chance.choice((0.05, 1.0)),
         ),
         churn=_draw_churn(chance),
         cuts=_draw_cuts(chance, names, duration_s),
+        liars=_draw_liars(chance),
     )
 
 
@@ -81,6 +85,7 @@ def _draw_peers(chance: Random, layers: int) -> PeersTable:
         count=chance.randint(1, 5),
         layers=Spread(least, chance.randint(least, layers)),
         sessions=chance.choice((1, 2, 8)),
+        numerics=chance.choice((0, 0, 1)),
         row_ms=Spread(0.1, chance.choice((0.5, 5.0))),
         chunk_ms=Spread(2, chance.choice((5, 60))),
         up_mbit=Spread(chance.choice((2, 20, 200)), 300),
@@ -98,6 +103,13 @@ def _draw_churn(chance: Random) -> ChurnTable:
         away_s=chance.choice((2.0, 30.0)),
         killed=chance.choice((0.0, 0.5, 1.0)),
     )
+
+
+def _draw_liars(chance: Random) -> tuple[LiarsTable, ...]:
+    if chance.random() < 0.6:
+        return ()
+    kind, rate = chance.choice(CHEATS), chance.choice((0.2, 1.0))
+    return (LiarsTable(kind=kind, share=chance.choice((0.1, 0.3)), rate=rate),)
 
 
 def _draw_cuts(chance: Random, names: tuple[str, ...], duration_s: float) -> tuple[CutTable, ...]:
@@ -184,6 +196,8 @@ def _smaller(scenario: Scenario) -> Iterator[Scenario]:
     if len(scenario.peers) > 1:
         for index in range(len(scenario.peers)):
             yield evolve(scenario, peers=scenario.peers[:index] + scenario.peers[index + 1 :])
+    if scenario.liars:
+        yield evolve(scenario, liars=())
     if scenario.cuts:
         yield evolve(scenario, cuts=())
     if churn.stay_s:

@@ -1,6 +1,6 @@
 """The work: who asks what when, and what came of it."""
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from contextlib import aclosing
 
 import trio
@@ -110,6 +110,9 @@ async def _attempt(
 ) -> None:
     route = await requester.client.find_route(lambda _: None)
     peers = [hop.peer for hop in route]
+    if requester.blamed.intersection(peers):
+        text = f"requester {requester.number} asks a peer again that it has caught cheating"
+        world.record.violation("trusted", trio.current_time(), text)
     question.stages = len(route)
     since_s, is_open = trio.current_time(), False
     try:
@@ -133,6 +136,7 @@ async def _listen(
 ) -> None:
     """Take an answer token by token, and compare each with the right one."""
     right: Iterator[int] = world.model.answer(prompt)
+    took_part = set(peers)
     last_s = trio.current_time()
     async with aclosing(session.generate(prompt, GREEDY, question.wanted)) as tokens:
         async for token in tokens:
@@ -144,15 +148,16 @@ async def _listen(
                 question.longest_gap_s = max(question.longest_gap_s, now - last_s)
             last_s = now
             world.record.event(now, "token", question.number, token.id)
+            took_part |= {hop.peer for hop in session.route}  # some took others' places
             if token.id != next(right):
                 question.outcome = "wrong"
-                _judge_wrong(world, question, peers)
+                _judge_wrong(world, question, took_part)
                 return
     question.done_s = trio.current_time() - question.at_s
     question.outcome = "answered"
 
 
-def _judge_wrong(world: World, question: Question, peers: Sequence[PeerId]) -> None:
+def _judge_wrong(world: World, question: Question, peers: Collection[PeerId]) -> None:
     """A wrong token is a violation unless somebody on the way lies."""
     if not any(peer in world.liars for peer in peers):
         text = f"token {question.tokens} of question {question.number} is not the model's"
@@ -171,18 +176,17 @@ async def _examine(world: World, requester: Requester, session: Session, since_s
     record.event(now, "settled", trust.broken is None)
     if trust.broken is not None:
         record.events["breaks"] += 1
-        if world.is_settled_since(peers, since_s) and not any(
-            peer in world.liars for peer in peers
-        ):
+        is_strict = not world.is_mixed and world.is_settled_since(peers, since_s)
+        if is_strict and not any(peer in world.liars for peer in peers):
             text = f"the receipts of honest peers do not join up: {trust.broken}"
             record.violation("continuity", now, text)
     for audited in trust.audits:
         record.event(now, f"audit: {audited.verdict}", audited.first)
         record.events["audits"] += 1
-        _judge_audit(world, audited, now)
+        _judge_audit(world, requester, audited, now)
 
 
-def _judge_audit(world: World, audited: Audited, now: float) -> None:
+def _judge_audit(world: World, requester: Requester, audited: Audited, now: float) -> None:
     """Nobody honest is blamed; who always lies is caught wherever an honest peer looks."""
     liars = world.liars
     is_framed = bool(audited.by) and all(peer in liars for peer in audited.by)
@@ -190,7 +194,9 @@ def _judge_audit(world: World, audited: Audited, now: float) -> None:
         world.record.events["framed"] += 1  # two who lie alike outvote one: a known limit
     elif audited.blamed is not None and audited.blamed not in liars:
         world.record.violation("blamed", now, f"an honest peer is blamed: {audited.line()}")
-    if audited.blamed in liars:
+    if audited.blamed is not None and audited.blamed in liars:
+        if audited.verdict is Verdict.CHEATED:
+            requester.blamed.add(audited.blamed)
         world.record.events["caught"] += 1
         world.record.caught_s.append(now)
     is_fair = bool(audited.by) and not any(peer in liars for peer in audited.by)

@@ -42,8 +42,8 @@ LOAD_S = 10.0
 LOST_SHARE = 0.1
 """Of the peers: those that vanish at once, halfway."""
 
-QUIET_SHARE = 1e-3
-"""A swarm has settled when fewer peers than that begin to move in a minute."""
+QUIET_SHARE = 0.01
+"""A swarm has settled when no more of its peers than that begin to move in a minute."""
 
 LAYERS_HELD = (2, 24)
 ROW_US = (1500.0, 0.6)

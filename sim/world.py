@@ -124,6 +124,8 @@ class Requester:
     directory: Directory
     ends: VirtualEnds
     auditor: Auditor
+    blamed: set[PeerId] = field(default_factory=set)
+    """Those that it has caught cheating."""
 
 
 class World:
@@ -197,6 +199,11 @@ class World:
         return Machine(
             number, access, speed, layers, group.sessions, join_s, serves, group.numerics, cheat
         )
+
+    @property
+    def is_mixed(self) -> bool:
+        """Whether peers round differently: who takes another's place then sends other bits."""
+        return len({group.numerics for group in self.scenario.peers}) > 1
 
     def always_lies(self, peer: PeerId) -> bool:
         """Whether none of a peer's decodes is honest."""
