@@ -8,10 +8,11 @@ import random
 import statistics
 from collections.abc import Callable, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import trio
 
+from p2pinfer.core.errors import PeerError
 from p2pinfer.core.ids import PeerId
 from p2pinfer.core.limits import ROWS_PER_DECODE_MAX
 from p2pinfer.core.sampling import Sampling
@@ -41,6 +42,9 @@ SETTLE_S = 20.0
 SEEDS = 9
 """Simulations, of which the median counts: chance picks routes."""
 
+ATTEMPTS_MAX = 4
+"""For one question, while nothing came of it."""
+
 GREEDY = Sampling(temperature=0.0)
 
 
@@ -53,7 +57,7 @@ class Answer:
     stages_us: list[tuple[int, ...]]
     """Of each token: what the stages say that it took them."""
     ends_us: list[int]
-    spans: tuple[int, ...]
+    spans: list[int] = field(default_factory=list)
     """How many layers each stage ran at first."""
 
 
@@ -88,26 +92,44 @@ def ranges_of(layers: int) -> list[tuple[int, int]]:
 async def ask(
     client: SwarmClient, prompt: Sequence[int], kill: Callable[[PeerId], None] | None = None
 ) -> Answer:
-    """Ask in a session of its own; ``kill`` is told whom to kill in the middle."""
+    """Ask in a session of its own; ``kill`` is told whom to kill in the middle.
+
+    Raises:
+        PeerError: the answer broke off, or none came though it was asked for again.
+    """
     since = trio.current_time()
-    waits_s: list[float] = []
-    stages_us: list[tuple[int, ...]] = []
-    ends_us: list[int] = []
+    answer = Answer([], kill is not None, [], [])
+    for attempt in range(ATTEMPTS_MAX):
+        try:
+            await _listen(client, prompt, kill, answer, since)
+            break
+        except PeerError:  # one that was killed is heard of for a while
+            if answer.waits_s or attempt == ATTEMPTS_MAX - 1:
+                raise
+    return answer
+
+
+async def _listen(
+    client: SwarmClient,
+    prompt: Sequence[int],
+    kill: Callable[[PeerId], None] | None,
+    answer: Answer,
+    since: float,
+) -> None:
     route = await client.find_route(lambda _: None)
-    spans = tuple(hop.end - hop.first for hop in route)
+    answer.spans[:] = [hop.end - hop.first for hop in route]
     async with (
         client.open_session(route) as session,
         aclosing(session.generate(prompt, GREEDY, ANSWER)) as tokens,
     ):
         async for token in tokens:
             now = trio.current_time()
-            waits_s.append(now - since)
-            stages_us.append(token.stages_us)
-            ends_us.append(token.ends_us)
+            answer.waits_s.append(now - since)
+            answer.stages_us.append(token.stages_us)
+            answer.ends_us.append(token.ends_us)
             since = now
-            if kill and len(waits_s) == KILLED_AT:
+            if kill and len(answer.waits_s) == KILLED_AT:
                 kill(session.route[KILLED_STAGE].peer)
-    return Answer(waits_s, kill is not None, stages_us, ends_us, spans)
 
 
 async def run_trial(

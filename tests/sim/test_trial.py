@@ -17,7 +17,7 @@ def test_speeds_are_told_from_an_answer() -> None:
         is_disturbed=False,
         stages_us=[(4800, 4800), (1000, 1000), (1000, 1000), (1200, 1000)],
         ends_us=[5400, 2000, 2000, 2000],
-        spans=(5, 5),
+        spans=[5, 5],
     )
     seen = measured(alone)
     assert seen.stage.row_s == pytest.approx(200e-6)
@@ -28,8 +28,8 @@ def test_speeds_are_told_from_an_answer() -> None:
 
 def test_the_disturbed_answer_alone_tells_of_the_stall() -> None:
     """Speed and first token are those of the others."""
-    calm = Answer([0.5, 0.1, 0.1], False, [], [], ())
-    harmed = Answer([0.9, 0.1, 0.8], True, [], [], ())
+    calm = Answer([0.5, 0.1, 0.1], False, [], [])
+    harmed = Answer([0.9, 0.1, 0.8], True, [], [])
     found = figures([calm, harmed, calm], 7.0)
     assert (found.first_token_s, found.gossip_bytes_per_s) == (0.5, 7.0)
     assert found.tokens_per_s == pytest.approx(10)
