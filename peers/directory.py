@@ -322,8 +322,7 @@ class Directory:
     def _pause_s(self) -> float:
         if self.view.knows_nobody():
             return FIND_S
-        periods = [self.view.period_s(model) for model in self.view.followed]
-        return min([COMPARE_S_MAX, *periods])
+        return min([COMPARE_S_MAX, *map(self.view.period_s, self.view.followed)])
 
     async def _compare(self) -> None:
         """Compare notes with one peer, and with some more while there are few neighbours."""
@@ -360,8 +359,7 @@ class Directory:
             for peer in self.view.shelves[model].entries
             if peer != me
         ]
-        glimpses = self.view.glimpses(self.view.followed)
-        others = [entry.parsed.advertisement.peer for entry in glimpses]
+        others = [e.parsed.advertisement.peer for e in self.view.glimpses(self.view.followed)]
         if others and (not followed or self._chance.random() < ELSEWHERE):
             return [self._chance.choice(others)]
         lacking = [NEIGHBOURS_MIN - topic.neighbours for topic in self._topics.values()]

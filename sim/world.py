@@ -4,12 +4,11 @@ import traceback
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
-from functools import lru_cache, partial
+from functools import partial
 from itertools import accumulate
 from random import Random
 
 import trio
-from blake3 import blake3
 
 from p2pinfer.core.advertisement import Advertisement, State
 from p2pinfer.core.errors import lone_errors
@@ -27,13 +26,13 @@ from peers.notary import Notary
 from peers.replay import PeerReplays
 from peers.server import Server
 from peers.serving import Plan
-from peers.shelf import PARSED_MAX
 from sim.courts import Courts
 from sim.engine import Cheat, Speed, VirtualEnds, VirtualStage, numerics_class
 from sim.links import Access, WorldNetwork
 from sim.model import VirtualModel
 from sim.record import Record
 from sim.scenario import PeersTable, Scenario
+from sim.signing import CheapSigner, is_cheaply_signed
 from transports.identity import SEED_BYTES, Identity
 
 MODEL = ModelId("51" * 32)
@@ -46,27 +45,6 @@ LOAD_S = 1.0
 """To start an engine once its layers are there."""
 
 REQUESTER_SESSIONS = 64
-
-
-def _sign_cheaply(peer: PeerId, data: bytes) -> bytes:
-    return blake3(peer.encode() + data).digest(64)
-
-
-@lru_cache(PARSED_MAX)
-def is_cheaply_signed(peer: PeerId, data: bytes, signature: bytes) -> bool:
-    """Whether a ``CheapSigner`` of this peer signed the data."""
-    return signature == _sign_cheaply(peer, data)
-
-
-@dataclass(frozen=True)
-class CheapSigner:
-    """Signs advertisements a hundred times as fast as Ed25519; nobody here forges any."""
-
-    peer_id: PeerId
-
-    def sign(self, data: bytes) -> bytes:
-        """Return 64 bytes."""
-        return _sign_cheaply(self.peer_id, data)
 
 
 @dataclass(frozen=True)
