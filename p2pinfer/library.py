@@ -38,8 +38,8 @@ from p2pinfer.node import Client, ClientOptions, Machine, open_client
 from p2pinfer.sessions import SessionPool
 from p2pinfer.supply import name_model, open_store
 
-RENDERS_MAX = 2
-"""Templates at once: each is a process, and a short one."""
+RENDERS_MAX = 1
+"""Templates at once: one process renders them in turn, and who waits for it holds no thread."""
 
 T = TypeVar("T")
 

@@ -1,5 +1,9 @@
 """Chat templates: what good ones make, and what hostile ones cannot do."""
 
+import gc
+import signal
+import subprocess
+
 import pytest
 
 from p2pinfer.core.errors import UnsupportedModel, UserError
@@ -99,3 +103,27 @@ def test_a_template_without_end_is_stopped(source: str, monkeypatch: pytest.Monk
     monkeypatch.setattr(template, "RENDER_CPU_S_MAX", 1)
     with pytest.raises(UserError, match="does not come to an end"):
         ChatTemplate(source).render(HELLO)
+
+
+def test_one_process_renders_again_and_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also after a refusal; one that was killed is replaced, and none is left behind."""
+    started: list[subprocess.Popen[bytes]] = []
+    start = template._start
+
+    def counted() -> subprocess.Popen[bytes]:
+        started.append(start())
+        return started[-1]
+
+    monkeypatch.setattr(template, "_start", counted)
+    made = ChatTemplate("{{ 1 // 0 if messages|length == 1 else messages[1].content }}")
+    for _ in range(2):
+        with pytest.raises(UserError, match="ZeroDivisionError"):
+            made.render(HELLO[:1])
+        assert made.render(HELLO) == "Hello é😀"
+    assert len(started) == 1
+    started[0].kill()
+    started[0].wait()
+    assert made.render(HELLO) == "Hello é😀"
+    del made
+    gc.collect()
+    assert [each.returncode for each in started] == [-signal.SIGKILL, -signal.SIGKILL]

@@ -5,6 +5,7 @@ import { colourOf, layersText, rangeOf, shortName } from "./map.js";
 import { download } from "./stream.js";
 
 const COPIED_MS = 1500;
+const opened = new WeakSet(); // accounts that the reader has open: they stay so when the list is shown anew
 
 function make(tag, name, ...children) {
   const made = document.createElement(tag);
@@ -78,6 +79,8 @@ function summaryOf(found, cut) {
 /** Say who made an answer, how fast, and what stands for it. */
 function account(found, cut) {
   const details = make("details", "account");
+  details.open = opened.has(found);
+  details.addEventListener("toggle", () => (details.open ? opened.add(found) : opened.delete(found)));
   const mark = make("span", "trust-mark");
   mark.dataset.trust = found.trust ? (found.trust.held ? "held" : "broken") : "none";
   const word = found.trust ? [" · ", make("span", "trust-word", trustWord(found.trust))] : [];
