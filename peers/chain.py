@@ -35,7 +35,7 @@ from peers.controlled import Controlled, lost_places, open_stages, reach
 from peers.evidence import Evidence
 from peers.history import History
 from peers.onward import Onward
-from peers.repair import LOOK_AGAIN_S, Repair, at_once, find_others, is_ending
+from peers.repair import LOOK_AGAIN_S, Repair, at_once, find_others, is_ending, noted
 from peers.served import CONNECT_S_MAX, NUMPY_TYPES
 from peers.stage import OPEN_S_MAX
 from peers.talk import RefusedError, receive
@@ -71,7 +71,7 @@ class Chain:
         self._look_at = LOOK_STEPS
         self._failure: PeerError | None = None
         self._trouble, self._mended = trio.Event(), trio.Event()
-        self._without: set[PeerId] = set()
+        self._failed: list[PeerId] = []  # the last one latest
         self._scope = trio.CancelScope()
         self._nursery: trio.Nursery
 
@@ -260,7 +260,7 @@ class Chain:
         for index, stage in enumerate(stages):
             if stage.wants_to_leave:
                 stage.wants_to_leave = False  # it is asked for once; else it finishes its work
-                hops = at_once(repair, stages, index, self._without)
+                hops = at_once(repair, stages, index, self._failed)
                 break
         else:
             index, hops = repair.better()
@@ -288,11 +288,11 @@ class Chain:
             raise error
         _log.info("%s is lost: %s", lost[0].hop.peer, error)
         for stage in lost:
+            self._failed = noted(self._failed, stage.hop.peer)
             if stage.lost:
                 self._repair.on_lost(stage.lost)
-        self._without |= {stage.hop.peer for stage in lost}
         places, hops, is_last_resort = await find_others(
-            self._repair, self._stages, places, self._without, give_up_at
+            self._repair, self._stages, places, self._failed, give_up_at
         )
         if not await self._take_places(places, hops) and is_last_resort:
             await trio.sleep(LOOK_AGAIN_S)
@@ -305,7 +305,7 @@ class Chain:
             self._stages[places] = await self._open_stages(hops, before, ANSWER_S_MAX)
         except PeerError as refusal:
             _log.info("%s does not take the place: %s", refusal.peer, refusal)
-            self._without.add(refusal.peer)
+            self._failed = noted(self._failed, refusal.peer)
             return False
         for stage in replaced:
             stage.lose(PeerUnavailable(stage.hop.peer, "it was replaced"))

@@ -16,6 +16,9 @@ WAIT_S_MAX = 60.0
 
 LOOK_AGAIN_S = 0.5
 
+FAILED_MAX = 16
+"""Peers that failed a session and are asked only where nobody else is left."""
+
 ENDING = {Refusal.IDLE, Refusal.CONTEXT_FULL, Refusal.BAD_REQUEST}
 """Refusals that no other peer would do without."""
 
@@ -43,6 +46,11 @@ class Repair:
     wait_s_max: float = WAIT_S_MAX
 
 
+def noted(failed: Sequence[PeerId], peer: PeerId) -> list[PeerId]:
+    """Return who failed, one more among them, whoever failed last behind the others."""
+    return [*[each for each in failed if each != peer][1 - FAILED_MAX :], peer]
+
+
 def is_ending(error: PeerError) -> bool:
     """Whether a session would fare no better with other peers."""
     return isinstance(error, RefusedError) and error.refused.code in ENDING
@@ -52,7 +60,7 @@ async def find_others(
     repair: Repair,
     stages: Sequence[Controlled],
     places: slice,
-    without: Collection[PeerId],
+    failed: Sequence[PeerId],
     give_up_at: float,
 ) -> tuple[slice, Sequence[Hop], bool]:
     """Return which places others are to take, who they are, and whether they have failed before.
@@ -67,13 +75,14 @@ async def find_others(
     mine = {stage.hop.peer for stage in stages if not stage.lost}
     said = False
     while True:
-        for others in (mine.union(without), mine):
+        for forgiven in range(len(failed) + 1):  # who failed first may have come back first
+            others = mine.union(failed[forgiven:])
             missing = ""
             for first in dict.fromkeys((places.start, 0)):  # peers may be left behind any layer
                 taken = slice(first, places.stop)
                 layers, between = _around(stages, taken)
                 try:
-                    return taken, repair.choose(layers, between, others), others is mine
+                    return taken, repair.choose(layers, between, others), forgiven > 0
                 except LookupError as nobody:
                     missing = missing or str(nobody)
             if trio.current_time() >= give_up_at:

@@ -126,7 +126,6 @@ class _Churn:
         async with open_conversation(self._clients[0], OPTIONS, lambda _: None) as talk:
             for question in QUESTIONS:
                 self._expected[question] = (await self._ask(talk, question)).text
-        await self._wait_free()
         before = self._kept()
         async with trio.open_nursery() as asking:
             for number, client in enumerate(self._clients):

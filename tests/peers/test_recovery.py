@@ -258,6 +258,22 @@ async def test_an_engine_that_dies_is_replaced(lost: int, autojump_clock: MockCl
             assert spares.routes[-1][lost] == (SPARES[0] if has_spare else PEERS[lost])
 
 
+async def test_who_failed_once_is_asked_again(autojump_clock: MockClock) -> None:
+    """Its engine was started anew; now that its replacement dies, it is there at once."""
+    async with mended() as (made, spares), spares.open() as session:
+        await spares.add(10, 20)
+        spares.hops.append(made.route[1])  # behind the one that will be gone and still spoken of
+        first = await answer(session, PROMPT)
+        made.engines[1].machine.die()
+        assert await answer(session, PROMPT) == first
+        spares.leave(0)
+        since = trio.current_time()
+        assert await answer(session, [*PROMPT, 7]) == await expected([*PROMPT, 7], 20, CHAINS[3])
+        assert trio.current_time() - since < 3
+        assert spares.routes[-1] == PEERS[:3]
+        assert [row[1] for row in spares.routes] == [PEERS[1], SPARES[0], PEERS[1]]
+
+
 async def test_waiting_for_somebody(autojump_clock: MockClock) -> None:
     """Without a replacement the answer waits, says why, and goes on when one comes."""
     async with mended() as (made, spares), trio.open_nursery() as nursery:

@@ -67,9 +67,9 @@ def test_transport(home: Path) -> None:
 
 def test_churn(home: Path) -> None:
     """Peers come and go: no answer is lost or different, and nothing is left behind."""
-    report = bench(home, "churn", "--minutes", "0.3", "--peers", "4", "--requesters", "2")
+    report = bench(home, "churn", "--minutes", "0.2", "--peers", "4", "--requesters", "2")
     assert report["answers"] > 0
     assert (report["errors"], report["lost"], report["different"]) == ([], 0, 0)
     assert sum(report["harms"].values()) > 0
     assert report["sessions_left"] == 0
-    assert report["after"]["channels"] <= report["before"]["channels"]
+    assert report["after"]["channels"] == 0
