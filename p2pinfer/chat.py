@@ -1,7 +1,7 @@
-"""A conversation with the swarm: messages in, streamed text out, and what it took."""
+"""One answer of a swarm: a prompt in, streamed text out, and what it took."""
 
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
-from contextlib import AsyncExitStack, aclosing, asynccontextmanager
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
 from dataclasses import asdict, dataclass, field
 from itertools import takewhile
 from pathlib import Path
@@ -15,7 +15,6 @@ from p2pinfer.core.sampling import Sampling
 from p2pinfer.core.text import TextStream
 from p2pinfer.core.trust import Trust
 from p2pinfer.engine.base import Candidate
-from p2pinfer.engine.template import ChatTemplate, Message
 from p2pinfer.node import Client
 from peers.requester import Session
 
@@ -173,88 +172,6 @@ async def answer_in(
     yield text
 
 
-class Conversation:
-    """Questions and answers over one session, which is opened again whenever it is lost."""
-
-    def __init__(
-        self, client: Client, options: ChatOptions, on_wait: Callable[[str], None]
-    ) -> None:
-        self._client, self._options, self._on_wait = client, options, on_wait
-        self._template = ChatTemplate(client.model.info.chat_template)
-        self._session: Session | None = None
-        self._session_stack = AsyncExitStack()
-        self.messages: list[Message] = []
-        self.reset()
-
-    def reset(self) -> None:
-        """Forget what was said."""
-        system = self._options.system
-        self.messages = [{"role": "system", "content": system}] if system else []
-
-    async def ask(self, question: str, show: Callable[[str], None]) -> Answer:
-        """Ask, show the answer's text as it comes, and remember both.
-
-        An answer that is cancelled is remembered as far as it got.
-
-        Raises:
-            UserError: the conversation is too long for the session.
-            NobodyServes: no chain of peers.
-            PeerError: a peer of the chain refused or went away; the conversation is kept.
-        """
-        messages = [*self.messages, {"role": "user", "content": question}]
-        text = await trio.to_thread.run_sync(self._template.render, messages)
-        prompt = await self._client.ends.tokenize(text, special=True)
-        answer = Answer(prompt_tokens=len(prompt))
-        try:
-            attempts = Attempts(self._client, answer)
-            while True:
-                try:
-                    await self._generate(prompt, answer, show)
-                    break
-                except PeerError as error:
-                    await self.close()
-                    if not attempts.again(error):
-                        raise
-        finally:
-            if answer.text:
-                self.messages = [*messages, {"role": "assistant", "content": answer.text}]
-        return answer
-
-    async def close(self) -> None:
-        """Give the session's cells back."""
-        self._session = None
-        with trio.CancelScope(shield=True):
-            await self._session_stack.aclose()
-
-    async def _open(self) -> Session:
-        if self._session and not self._session.is_trusted:
-            await self.close()
-        if self._session is None:
-            route = await self._client.find_route(self._on_wait)
-            self._session = await self._session_stack.enter_async_context(
-                self._client.open_session(route, self._on_wait)
-            )
-        return self._session
-
-    async def _generate(
-        self, prompt: list[int], answer: Answer, show: Callable[[str], None]
-    ) -> None:
-        session = await self._open()
-        held_back = self._options.require_verified
-        async with aclosing(answer_in(session, prompt, self._options, answer)) as texts:
-            async for text in texts:
-                if not held_back:
-                    show(text)
-        answer.trust = await self._client.examine(session)
-        if self._options.certificate:
-            if answer.trust is None or answer.trust.broken:
-                raise NotVerified(answer.trust.line() if answer.trust else NOTHING_CHECKED)
-            certificate = self._client.certify(session, answer.text, answer.trust)
-            self._options.certificate.write_bytes(certificate)
-        if held_back:
-            show(verified(answer))
-
-
 def verified(answer: Answer) -> str:
     """Return an answer's text if all that was checked of it held.
 
@@ -265,15 +182,3 @@ def verified(answer: Answer) -> str:
         return answer.text
     answer.text = ""
     raise NotVerified(answer.trust.line() if answer.trust else NOTHING_CHECKED)
-
-
-@asynccontextmanager
-async def open_conversation(
-    client: Client, options: ChatOptions, on_wait: Callable[[str], None]
-) -> AsyncIterator[Conversation]:
-    """Talk for as long as the block lasts, and give the session's cells back afterwards."""
-    conversation = Conversation(client, options, on_wait)
-    try:
-        yield conversation
-    finally:
-        await conversation.close()

@@ -142,7 +142,7 @@ async def _talk(
     as_json: bool,
 ) -> None:
     """Answer one question, or converse on a terminal."""
-    from p2pinfer.chat import open_conversation
+    from p2pinfer.conversation import open_conversation
     from p2pinfer.node import open_client
     from p2pinfer.places import state_dir
     from p2pinfer.terminal import Doing, answer_once, say

@@ -13,7 +13,8 @@ from prompt_toolkit.history import FileHistory
 from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
 from rich.console import Console
 
-from p2pinfer.chat import Answer, Conversation
+from p2pinfer.chat import Answer
+from p2pinfer.conversation import Conversation
 from p2pinfer.core.errors import P2pinferError, UserError
 from p2pinfer.engine.template import Message
 from p2pinfer.markdown import MarkdownStream

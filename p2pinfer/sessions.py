@@ -157,8 +157,8 @@ class SessionPool:
         if not self._in_need.locked():  # else whoever waits for a session comes first
             if lent := self._matching(prompt):
                 return lent
-            while self._idle and self.running + len(self._idle) > self.sessions_max:
-                await self._idle.pop(0).close()
+            if self._idle and self.running + len(self._idle) > self.sessions_max:
+                return self._idle.pop(0)  # of another conversation: better than to open one
             try:
                 return await self._open()
             except P2pinferError as error:
@@ -200,7 +200,9 @@ class SessionPool:
     async def _open(self) -> Lent:
         route = await self._client.find_route(self._on_wait)
         async with AsyncExitStack() as stack:
-            session = await stack.enter_async_context(self._client.open_session(route))
+            session = await stack.enter_async_context(
+                self._client.open_session(route, self._on_wait)
+            )
             return Lent(next(self._numbers), session, stack.pop_all(), trio.current_time())
 
     async def _keep(self, lent: Lent) -> None:

@@ -11,7 +11,8 @@ import trio
 from rich.console import Console
 
 from p2pinfer import logs
-from p2pinfer.chat import Answer, Conversation
+from p2pinfer.chat import Answer
+from p2pinfer.conversation import Conversation
 from p2pinfer.core.errors import UserError
 from peers.progress import Progress
 

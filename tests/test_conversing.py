@@ -17,7 +17,8 @@ from prompt_toolkit.output import DummyOutput
 from rich.console import Console
 
 from p2pinfer import conversing, terminal
-from p2pinfer.chat import Answer, Conversation
+from p2pinfer.chat import Answer
+from p2pinfer.conversation import Conversation
 from p2pinfer.conversing import Talk, load, make_prompt, save, with_system
 from p2pinfer.core.errors import UserError
 from p2pinfer.core.trust import Trust

@@ -26,7 +26,8 @@ from typing import Any
 import trio
 
 from p2pinfer.bench.victims import NETWORK, Victims
-from p2pinfer.chat import ChatOptions, Conversation, open_conversation
+from p2pinfer.chat import ChatOptions
+from p2pinfer.conversation import Conversation, open_conversation
 from p2pinfer.core.errors import P2pinferError, lone_errors
 from p2pinfer.core.ids import PeerId
 from p2pinfer.core.sampling import Sampling

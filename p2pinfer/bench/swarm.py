@@ -14,7 +14,8 @@ from typing import Any
 
 import trio
 
-from p2pinfer.chat import ChatOptions, open_conversation
+from p2pinfer.chat import ChatOptions
+from p2pinfer.conversation import open_conversation
 from p2pinfer.core.errors import NobodyServes, lone_errors
 from p2pinfer.core.sampling import Sampling
 from p2pinfer.engine.memory import WORKER_BYTES

@@ -6,7 +6,8 @@ from pathlib import Path
 import pytest
 import trio
 
-from p2pinfer.chat import ChatOptions, open_conversation
+from p2pinfer.chat import ChatOptions
+from p2pinfer.conversation import open_conversation
 from p2pinfer.core.messages import Refusal
 from p2pinfer.core.sampling import Sampling
 from peers.talk import RefusedError
