@@ -4,21 +4,18 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from cyclopts import App
 
-from p2pinfer.adding import adding_progress
 from p2pinfer.core.errors import EXIT_DAMAGED
-from p2pinfer.core.manifest import Manifest
-from p2pinfer.engine.disk import size_text
-from p2pinfer.engine.models import default_model_path
-from p2pinfer.engine.parts import add_model
-from p2pinfer.engine.store import DamagedPart, Store
 from p2pinfer.flags import AsJson, Bootstrap, Network, Quota, parse_bytes
 from p2pinfer.logs import note
 from p2pinfer.running import run_task
-from p2pinfer.supply import find_held, name_model, open_store, open_whole
+
+if TYPE_CHECKING:  # what is heavy is imported by the command that needs it
+    from p2pinfer.core.manifest import Manifest
+    from p2pinfer.engine.store import Store
 
 app = App(name="model", help="Add, list, check and remove models.", help_format="plaintext")
 
@@ -35,6 +32,11 @@ def add(file: str, /, *, quota: Quota = None, as_json: AsJson = False) -> None:
     file: str
         A GGUF file, or 'default': SmolLM2-135M-Instruct.
     """
+    from p2pinfer.adding import adding_progress
+    from p2pinfer.engine.models import default_model_path
+    from p2pinfer.engine.parts import add_model
+    from p2pinfer.supply import open_store
+
     path = default_model_path() if file == "default" else Path(file).expanduser()
     with adding_progress() as on_progress:
         manifest = add_model(open_store(parse_bytes("quota", quota)), path, on_progress)
@@ -48,6 +50,9 @@ def add(file: str, /, *, quota: Quota = None, as_json: AsJson = False) -> None:
 @app.command(name="list")
 def list_(*, as_json: AsJson = False) -> None:
     """List the models of which something is here."""
+    from p2pinfer.engine.disk import size_text
+    from p2pinfer.supply import open_store
+
     store = open_store()
     models = [{**_summary(model), "held_bytes": _held(store, model)} for model in store.models()]
     if as_json:
@@ -70,6 +75,8 @@ def show(model: str, /, *, as_json: AsJson = False) -> None:
     model: str
         Its id, or so much of its beginning that only one model has it.
     """
+    from p2pinfer.supply import find_held, open_store
+
     store = open_store()
     found = find_held(store, model)
     parts = [
@@ -116,6 +123,9 @@ def verify(
     model: str
         Its id, or so much of its beginning that only one model has it.
     """
+    from p2pinfer.engine.store import DamagedPart
+    from p2pinfer.supply import find_held, open_store
+
     store = open_store()
     found = find_held(store, model)
     # Not only those that are held: one of the wrong length is damaged as well.
@@ -151,7 +161,7 @@ def verify(
 
 
 async def _fetch_again(
-    store: Store, model: Manifest, names: list[str], bootstrap: Sequence[str], network: str
+    store: "Store", model: "Manifest", names: list[str], bootstrap: Sequence[str], network: str
 ) -> None:
     """Make parts whole again, showing how far that is."""
     from p2pinfer.repair import repair
@@ -175,12 +185,13 @@ def calibrate(model: str = "default", /, *, as_json: AsJson = False) -> None:
     model: str
         A GGUF file, a model's id or so much of its beginning that only one has it, or 'default'.
     """
+    from p2pinfer.adding import name_model
     from p2pinfer.engine.bounds import keep_bounds
     from p2pinfer.engine.calibration import calibrate as measure
+    from p2pinfer.supply import open_store, open_whole
 
     store = open_store()
-    with adding_progress() as on_progress:
-        found = open_whole(name_model(model, store, on_progress), store)
+    found = open_whole(name_model(model, store), store)
     report = measure(found, lambda text: note(f"measuring {text} …"))
     keep_bounds(store, found.id, report)
     if as_json:
@@ -202,6 +213,9 @@ def rm(model: str, /, *, as_json: AsJson = False) -> None:
     model: str
         Its id, or so much of its beginning that only one model has it.
     """
+    from p2pinfer.engine.disk import size_text
+    from p2pinfer.supply import find_held, open_store
+
     store = open_store()
     found = find_held(store, model)
     freed = store.remove(found.id)
@@ -211,7 +225,7 @@ def rm(model: str, /, *, as_json: AsJson = False) -> None:
         print(f"removed {found.name}, which frees {size_text(freed)}")
 
 
-def _summary(manifest: Manifest) -> dict[str, Any]:
+def _summary(manifest: "Manifest") -> dict[str, Any]:
     return {
         "model": manifest.id,
         "name": manifest.name,
@@ -222,12 +236,14 @@ def _summary(manifest: Manifest) -> dict[str, Any]:
     }
 
 
-def _facts(manifest: Manifest) -> str:
+def _facts(manifest: "Manifest") -> str:
+    from p2pinfer.engine.disk import size_text
+
     license_ = manifest.license or "licence not stated"
     return f"{manifest.layers} layers, {size_text(manifest.size)}, {license_}"
 
 
-def _held(store: Store, manifest: Manifest) -> int:
+def _held(store: "Store", manifest: "Manifest") -> int:
     """Count the bytes of a model that are here."""
     return sum(
         part.size if store.held(part) else sum(map(part.chunk_size, store.chunks_held(part)))
