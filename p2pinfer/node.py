@@ -200,6 +200,7 @@ class Client(SwarmClient):
         evidence, position = session.evidence, len(session.tokens)
         trust = await self._auditor.examine(evidence, position)
         session.is_trusted = trust.held
+        self.learn(trust)
         try:
             await trio.to_thread.run_sync(open_books().keep, Side.USED, evidence.work(position))
         except UserError as error:  # the answer is none the worse

@@ -12,6 +12,7 @@ from p2pinfer.core.advertisement import Advertisement
 from p2pinfer.core.errors import NobodyServes, PeerError
 from p2pinfer.core.ids import ModelId, PeerId, SessionId
 from p2pinfer.core.messages import Hop
+from p2pinfer.core.trust import Trust, Verdict
 from p2pinfer.engine.base import Ends
 from peers.directory import Directory
 from peers.evidence import Gatherer
@@ -96,6 +97,12 @@ class SwarmClient:
     def failed(self) -> set[PeerId]:
         """Return the peers that ended a session and have not been heard of since."""
         return {a.peer for a in self.serving() if self._failed.get(a.peer) == a.sequence}
+
+    def learn(self, trust: Trust) -> None:
+        """Never again use whom an audit found to have computed something else."""
+        for audit in trust.audits:
+            if audit.blamed and audit.verdict is not Verdict.NOT_OPENED:
+                self.experiences.cheated(audit.blamed)
 
     def missing(self) -> str:
         """Say in words what no peer serves; nothing when a whole chain is there."""

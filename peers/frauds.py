@@ -2,8 +2,9 @@
 
 Now and then two peers tell each other which cases they have seen proven; either may ask for one
 proof that it lacks and can judge. It runs the rows again, with its own layers where it holds them,
-otherwise by two other holders of its own choice that must agree. What it cannot judge it leaves
-alone and tells nobody of. So a false proof gets no further than to those whom its author sends it.
+otherwise by three other holders of its own choice that must agree. What it cannot judge it leaves
+alone and tells nobody of. So a false proof gets no further than to those whom its author sends it,
+and an author judges its own before it sends it: its auditors may have lied together.
 """
 
 import logging
@@ -49,8 +50,11 @@ WAITING_MAX = 2
 CHECK_EVERY_S = 10.0
 """Between the beginnings of two checks that run layers: each is as much work as an audit."""
 
-JUDGES_MAX = 3
-"""Of other holders: two must find the same bits."""
+AGREEING = 3
+"""Of other holders must find the same bits: two may have agreed beforehand."""
+
+JUDGES_MAX = 5
+"""Asked at most: some may be gone, or lie."""
 
 UNDECIDED_S = 300.0
 """Before a proof is looked at again that nobody could judge."""
@@ -101,8 +105,11 @@ class Frauds:
         self._judged: dict[bytes, float] = {}
         """Digests of proofs that were looked at, and when they may be again."""
         self._send, self._receive = trio.open_memory_channel[tuple[PeerId, bytes]](WAITING_MAX)
-        self._answering = 0
-        self._news = trio.Event()
+        self._checked_at = -CHECK_EVERY_S
+        self._answering, self._telling = 0, trio.Lock()
+        self._is_untold = False
+        self._news, self._idle = trio.Event(), trio.Event()
+        self._idle.set()
 
     @property
     def proven(self) -> list[PeerId]:
@@ -114,13 +121,16 @@ class Frauds:
         self._transport.handle(FRAUDS, self._answer)
 
     def accuse(self, proof: FraudProof) -> None:
-        """Sign a proof that this peer made itself, act upon it, and tell others."""
+        """Sign a proof that this peer made itself, and have it checked as if it came from another.
+
+        This needs ``run`` to run; see also ``finish``.
+        """
         receipt = proof.receipt
         for offer in self._others():
             if offer.peer == proof.accused and offer.numerics_class == receipt.numerics.hex():
                 proof = evolve(proof, slice_end=max(receipt.end, offer.end))
         body = proof.body()
-        self.add(proof, body + self._sign(to_sign(body)))
+        self._line_up(self._transport.peer_id, body + self._sign(to_sign(body)))
 
     def add(self, proof: FraudProof, data: bytes) -> None:
         """Take in a proof that holds, with its file."""
@@ -136,6 +146,7 @@ class Frauds:
             del self._proven[next(iter(self._proven))]
         _log.info("%s is proven to have cheated, by %s", case.accused, case.author)
         self._on_proven(proof, data)
+        self._is_untold = True
         self._news.set()
 
     async def run(self) -> None:
@@ -151,14 +162,23 @@ class Frauds:
         """Compare cases with so many others."""
         self._news = trio.Event()
         offers = [offer for offer in self._others() if offer.addresses]
-        async with trio.open_nursery() as nursery:
+        async with self._telling, trio.open_nursery() as nursery:
             for offer in self._chance.sample(offers, min(count, len(offers))):
                 nursery.start_soon(self._ask, offer)
+        self._is_untold = self._is_untold and count < SPREAD
 
     async def finish(self) -> None:
-        """Tell others what they were not told yet."""
-        if self._news.is_set():
+        """Check what waits, and tell others what they were not told yet."""
+        await self._idle.wait()
+        if self._is_untold:
             await self.tell(SPREAD)
+
+    def _line_up(self, sender: PeerId, data: bytes) -> None:
+        try:
+            self._send.send_nowait((sender, data))
+            self._idle = trio.Event()
+        except trio.WouldBlock:
+            _log.info("too many proofs wait to be checked")
 
     async def _ask(self, offer: Advertisement) -> None:
         try:
@@ -198,11 +218,7 @@ class Frauds:
         wanted = next((case.digest for case in theirs.cases if self._wants(case)), b"")
         await send(channel, WantProof(wanted))
         if wanted:
-            data = (await receive(channel, ProofIs)).data
-            try:
-                self._send.send_nowait((channel.remote, data))
-            except trio.WouldBlock:
-                _log.info("too many proofs wait to be checked")
+            self._line_up(channel.remote, (await receive(channel, ProofIs)).data)
 
     async def _give(self, channel: Channel) -> None:
         wanted = (await receive(channel, WantProof)).digest
@@ -221,40 +237,49 @@ class Frauds:
         return case.rows == 0 or bool(self._judges(case))
 
     async def _check_for_ever(self) -> None:
-        async for sender, data in self._receive:
-            try:
-                ran = await self._check(data)
-            except BadFile as error:
-                _log.warning("%s passes on what is no fraud proof: %s", sender, error)
-                self._on_false(sender)
-                ran = False
-            if ran:
-                await trio.sleep(CHECK_EVERY_S)
+        try:
+            async for sender, data in self._receive:
+                if sender != self._transport.peer_id:
+                    await trio.sleep_until(self._checked_at + CHECK_EVERY_S)
+                try:
+                    await self._check(data)
+                except BadFile as error:
+                    _log.warning("%s passes on what is no fraud proof: %s", sender, error)
+                    if sender != self._transport.peer_id:
+                        self._on_false(sender)
+                if not self._receive.statistics().current_buffer_used:
+                    self._idle.set()
+        finally:
+            self._idle.set()
 
-    async def _check(self, data: bytes) -> bool:
-        """Judge a proof and act upon it; say whether layers had to be run for that.
+    async def _check(self, data: bytes) -> None:
+        """Judge a proof and act upon it.
 
         Raises:
             BadFile: it is none, which whoever sent it should have seen.
         """
         if not data:
-            return False
+            return
         proof = await self._run(parse, data, verify)
         case = proof.case()
         if not self._wants(case):
-            return False
+            return
+        if case.rows:
+            self._checked_at = trio.current_time()
         verdict = await judge(proof, self._judges(case))
-        self._judged[case.digest] = (
-            trio.current_time() + UNDECIDED_S if verdict is None else float("inf")
-        )
+        again_s = trio.current_time() + UNDECIDED_S
+        self._judged[case.digest] = again_s if verdict is None else float("inf")
         if len(self._judged) > JUDGED_MAX:
             del self._judged[next(iter(self._judged))]
         if verdict:
             self.add(proof, data)
-        elif verdict is False:
+        elif verdict is None:
+            _log.info("whether %s cheated cannot be judged here", case.accused)
+        elif case.author == self._transport.peer_id:
+            _log.warning("the auditors that found that %s cheated have lied", case.accused)
+        else:
             _log.warning("%s accuses %s falsely", case.author, case.accused)
             self._on_false(case.author)
-        return case.rows > 0
 
 
 def judges_beside(server: Server, replays: PeerReplays, case: Case) -> Sequence[OpenReplay]:
@@ -285,9 +310,9 @@ async def judge(proof: FraudProof, judges: Sequence[OpenReplay]) -> bool | None:
             _log.info("a judge is gone: %s", error)
             continue
         root = sent.tree.root(receipt.position)
-        if is_own or root in found:
-            return root != receipt.sent
         found.append(root)
+        if is_own or found.count(root) == AGREEING:
+            return root != receipt.sent
     return None
 
 

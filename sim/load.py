@@ -172,6 +172,7 @@ async def _examine(world: World, requester: Requester, session: Session, since_s
     peers = [stage.hop.peer for stage in session.evidence.stages]  # some took others' places
     trust = await requester.auditor.examine(session.evidence, len(session.tokens))
     world.used += session.evidence.work(len(session.tokens))
+    requester.client.learn(trust)
     now = trio.current_time()
     record.event(now, "settled", trust.broken is None)
     if trust.broken is not None:

@@ -30,7 +30,7 @@ from tests.peers.swarm import (
 )
 
 BOUNDS = CHAINS[3]
-HOLDERS = KEYS[4:6]
+HOLDERS = KEYS[4:7]
 OWN = "own"
 """An engine of the requester's, beside those of other holders."""
 
@@ -112,7 +112,7 @@ class Case:
 
 @asynccontextmanager
 async def case(*replays: str | PeerId) -> AsyncIterator[Case]:
-    """Run a chain of three, and two more holders of the middle stage's layers."""
+    """Run a chain of three, and three more holders of the middle stage's layers."""
     async with trio.open_nursery() as nursery, swarm(BOUNDS, evidence=True) as made:
         for key in HOLDERS:
             engine = FakeStage(*BOUNDS[1:3], context=CONTEXT)
@@ -122,4 +122,4 @@ async def case(*replays: str | PeerId) -> AsyncIterator[Case]:
         nursery.cancel_scope.cancel()
 
 
-FIRST, SECOND = (key.peer_id for key in HOLDERS)
+FIRST, SECOND, THIRD = (key.peer_id for key in HOLDERS)

@@ -25,7 +25,7 @@ from peers.parts import in_place
 from peers.replay import OpenReplay, by_engine
 from peers.talk import receive, send
 from tests.engine.fakes import FakeStage
-from tests.peers.audits import BOUNDS, FIRST, OWN, SECOND, Case, at_70, case, cheat
+from tests.peers.audits import BOUNDS, FIRST, OWN, SECOND, THIRD, Case, at_70, case, cheat
 from tests.peers.directories import OTHER, advertisement, identity
 from tests.peers.swarm import CONTEXT, KEYS, PROMPT, answer
 from transports.base import Transport
@@ -124,10 +124,10 @@ async def test_a_proof_goes_to_whoever_can_check_it(
     ):
         proof = await proof_of(found, monkeypatch)
         assert proof.receipt.position == 96  # the first checkpoint behind the row that differs
-        async with node(found, KEYS[0], by_nobody, A, B) as author:
+        async with node(found, KEYS[0], by_own_layers, A, B) as author:
             author.frauds.accuse(proof)
-            assert author.frauds.proven == [ACCUSED.peer_id]
             await author.frauds.finish()
+            assert author.frauds.proven == [ACCUSED.peer_id]
         await trio.sleep(2 * module.COMPARE_S)
         assert holder.frauds.proven == far.frauds.proven == [ACCUSED.peer_id]
         assert bystander.frauds.proven == []
@@ -141,14 +141,27 @@ async def test_a_false_proof_costs_its_author_and_goes_nowhere(autojump_clock: M
         node(found, A, by_own_layers) as holder,
         node(found, C, by_own_layers, A) as far,
     ):
-        proof = await honest_proof(found)
+        body = (proof := await honest_proof(found)).body()
         async with node(found, KEYS[0], by_nobody, A) as author:
-            author.frauds.accuse(proof)
+            author.frauds.add(proof, body + KEYS[0].sign(to_sign(body)))
             await author.frauds.finish()
         await trio.sleep(2 * module.COMPARE_S)
         assert holder.frauds.proven == far.frauds.proven == []
         assert holder.discredited == [KEYS[0].peer_id]
         assert far.discredited == []
+
+
+@pytest.mark.parametrize("judges", [by_own_layers, by_nobody])
+async def test_an_author_judges_its_own_first(judges: Judges, autojump_clock: MockClock) -> None:
+    """Its auditors may have lied together; nobody hears of what it cannot judge either."""
+    async with case(OWN) as found, node(found, A, by_own_layers) as holder:
+        proof = await honest_proof(found)
+        async with node(found, KEYS[0], judges, A) as author:
+            author.frauds.accuse(proof)
+            await author.frauds.finish()
+            assert author.frauds.proven == []
+        await trio.sleep(2 * module.COMPARE_S)
+        assert (holder.frauds.proven, holder.discredited) == ([], [])
 
 
 async def test_two_results_of_the_same_rows_need_no_layers(autojump_clock: MockClock) -> None:
@@ -212,18 +225,18 @@ async def test_nobody_asks_for_what_it_cannot_use(
     ("judges", "verdict"),
     [
         ((OWN,), True),
-        ((FIRST, SECOND), True),
-        ((FIRST,), None),
+        ((FIRST, SECOND, THIRD), True),
+        ((FIRST, SECOND), None),
         ((), None),
     ],
 )
-async def test_one_holder_alone_is_not_believed(
+async def test_two_holders_are_not_believed(
     judges: tuple[str, ...],
     verdict: bool | None,
     autojump_clock: MockClock,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Own layers are; of others, two must agree."""
+    """Own layers are; of others, three must agree."""
     async with case(OWN) as found:
         proof = await proof_of(found, monkeypatch)
         by = Case(found.made, found.holders, list(judges))
@@ -233,8 +246,8 @@ async def test_one_holder_alone_is_not_believed(
 async def test_holders_that_disagree_settle_nothing(
     autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One of them lies, and it may be either."""
-    async with case(FIRST, SECOND) as found:
+    """One of them lies, and it may be any."""
+    async with case(FIRST, SECOND, THIRD) as found:
         proof = await honest_proof(found)
         cheat(found.holders[0], lambda _, rows: bytes(len(rows)), monkeypatch)
         assert await judge(proof, found.find(LAYERS[0], LAYERS[1], ACCUSED.peer_id)) is None

@@ -1,0 +1,25 @@
+"""Proofs in a virtual network: what one requester finds, all who can check it act upon."""
+
+from attrs import evolve
+
+from sim.run import run_scenario
+from sim.scenario import LiarsTable, load_scenario, shorten
+from sim.tables import Spread
+
+PEERS = 10
+
+
+def test_a_cheat_is_known_to_all_and_nobody_honest_is() -> None:
+    """That an honest peer is never taken for a proven cheat, each run checks by itself."""
+    short = shorten(load_scenario("hostile"), 40.0, PEERS)
+    (group,) = short.peers
+    scenario = evolve(
+        short,
+        seed=3,
+        peers=(evolve(group, layers=Spread(30, 30), join_s=Spread(0, 2)),),
+        liars=(LiarsTable(kind="skips", share=1 / PEERS),),
+    )
+    events = (outcome := run_scenario(scenario)).record.events
+    assert outcome.record.violations == []
+    assert events["caught"] >= 1
+    assert events["proven"] >= PEERS - 1
