@@ -100,7 +100,7 @@ def table(rows: "Sequence[Row]", bar_chars: int) -> "Table":
 
     said = rows[0].said
     title = f"{said.model_name}, {said.layers} layers, {said.model[:12]}…"
-    made = Table(title=title, title_justify="left", box=None, padding=(0, 2, 0, 0))
+    made = Table(title=Text(title), title_justify="left", box=None, padding=(0, 2, 0, 0))
     for heading in HEADINGS:
         made.add_column(heading, no_wrap=True)
     for row in rows:

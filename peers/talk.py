@@ -5,6 +5,7 @@ from typing import Any, Never, TypeVar, overload
 from p2pinfer.core.errors import PeerError, RemoteProtocolError
 from p2pinfer.core.ids import PeerId
 from p2pinfer.core.messages import TEXT_CHARS_MAX, Message, Refusal, Refused
+from p2pinfer.core.text import printable
 from p2pinfer.core.wire import BadMessage, decode, encode
 from transports.base import Channel
 
@@ -19,7 +20,7 @@ class RefusedError(PeerError):
     """A peer said no; ``refused`` is its message, ``peer`` the one that said so first."""
 
     def __init__(self, refused: Refused) -> None:
-        super().__init__(refused.peer, f"{refused.code}: {refused.text}")
+        super().__init__(refused.peer, f"{refused.code}: {printable(refused.text)}")
         self.refused = refused
 
     @classmethod

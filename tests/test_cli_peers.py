@@ -64,6 +64,14 @@ def test_the_table_fits_a_narrow_terminal() -> None:
     assert all(heading in shown for heading in HEADINGS)
 
 
+def test_a_models_name_is_shown_as_it_is() -> None:
+    """Whoever serves it chooses the name: brackets in it are no orders to the table."""
+    console = Console(width=80, record=True, file=io.StringIO())
+    odd = evolve(said("a", 1, 15), model_name="toy [/red] [bold]")
+    console.print(table([Row(odd, True, None)], BAR_CHARS_MIN))
+    assert "toy [/red] [bold], 30 layers" in console.export_text()
+
+
 def test_missing_layers_and_lone_holders_are_named() -> None:
     """In words that count layers as people do."""
     found = coverage_findings([said("a", 1, 12), said("b", 5, 12), said("c", 18, 29)], {peer("c")})

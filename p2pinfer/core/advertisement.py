@@ -14,9 +14,9 @@ from p2pinfer.core.checks import (
     PEER,
     POSITIONS_MAX,
     blob,
+    line,
     many,
     shown_size,
-    text,
     whole,
 )
 from p2pinfer.core.ids import ModelId, PeerId
@@ -72,7 +72,7 @@ class Advertisement:
     peer: PeerId = field(validator=PEER)
     addresses: tuple[str, ...] = field(validator=ADDRESSES)
     model: ModelId = field(validator=HASH)
-    model_name: str = field(validator=text(128))
+    model_name: str = field(validator=line(128))
     layers: int = field(validator=whole(1, LAYERS_MAX))
     """How many the whole model has."""
     first: int = field(validator=LAYER)

@@ -42,6 +42,18 @@ def text(most: int, least: int = 0) -> Any:
     return sized(str, most, least)
 
 
+def line(most: int, least: int = 0) -> Any:
+    """Check a text of so many characters, none of which a terminal would obey."""
+    is_sized = text(most, least)
+
+    def check(instance: object, attribute: "Attribute[str]", value: str) -> None:
+        is_sized(instance, attribute, value)
+        if not value.isprintable():
+            raise ValueError(f"{attribute.name} must be printable")
+
+    return check
+
+
 def blob(most: int, least: int = 0) -> Any:
     """Check bytes of such a length."""
     return sized(bytes, most, least)
@@ -57,7 +69,7 @@ def shown_size(data: bytes) -> str:
     return f"<{len(data)} bytes>"
 
 
-PEER = text(64, 46)
+PEER = line(64, 46)
 """base58 of an Ed25519 public key has 52 characters, of a hash 46."""
 
 HASH: Any = v.matches_re(r"[0-9a-f]{64}")

@@ -48,6 +48,11 @@ class TextStream:
         return text[:split]
 
 
+def printable(text: str) -> str:
+    """Return a text on one line, without what a terminal would obey."""
+    return "".join(c if c.isprintable() else " " for c in text)
+
+
 def _overlap(text: str, stop: str) -> int:
     """How many characters at the text's end could be the beginning of the stop string."""
     return next(

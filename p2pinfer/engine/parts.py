@@ -32,6 +32,7 @@ from p2pinfer.core.manifest import (
     layer_part,
     part_names,
 )
+from p2pinfer.core.text import printable
 from p2pinfer.engine import models
 from p2pinfer.engine.architectures import ROPE_TENSORS
 from p2pinfer.engine.gguf import GgufHeader, read_header
@@ -175,8 +176,7 @@ def manifest_of(header: GgufHeader, parts: tuple[Part, ...]) -> Manifest:
 
 def _line(text: str | None, most: int) -> str | None:
     """Make a printable line of what a file says; None if nothing is left."""
-    line = "".join(c if c.isprintable() else " " for c in text or "")
-    return line.strip()[:most] or None
+    return printable(text or "").strip()[:most] or None
 
 
 def check_whole(header: GgufHeader) -> None:

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
-from p2pinfer.core.text import TextStream
+from p2pinfer.core.text import TextStream, printable
 
 CHARACTERS = "abé€😀"
 """One to four bytes each in UTF-8; few, so that stop strings are found by chance."""
@@ -76,3 +76,8 @@ def test_a_false_beginning_is_shown_after_all() -> None:
     """What looked like a stop string and was none comes with the next piece, or at the end."""
     stream = TextStream(["stop"])
     assert [stream.feed(b"sto"), stream.feed(b"ve st"), stream.end()] == ["", "stove ", "st"]
+
+
+def test_what_a_terminal_would_obey_is_taken_out() -> None:
+    """Of a stranger's text: it could clear the screen, or write over what stands there."""
+    assert printable("a\x1b[2Jb\r\nc\u202ed é€😀") == "a [2Jb  c d é€😀"

@@ -81,6 +81,7 @@ BODY = bytes(BODY_BYTES)
 OPEN = Open(SESSION, MODEL, PEER, PEER, 1, 10, 4096)
 
 texts = st.text(st.characters(exclude_categories=["Cs"]))
+names = st.text(st.characters(exclude_categories=["C", "Z"]), max_size=128)
 peers = st.text("123456789ABCDEFGHJKLMNPQRSTUVWXYZ", min_size=46, max_size=64).map(PeerId)
 models = st.text("0123456789abcdef", min_size=64, max_size=64).map(ModelId)
 sessions = st.binary(min_size=16, max_size=16).map(SessionId)
@@ -142,7 +143,7 @@ messages = st.one_of(
         peers,
         addresses.map(tuple),
         models,
-        texts.map(lambda text: text[:128]),
+        names,
         st.integers(1, LAYERS_MAX),
         layers,
         layers,
@@ -343,6 +344,7 @@ def test_the_good_values_are_good() -> None:
         pytest.param("Differs", 1, bytes(16 * ADVERTISEMENTS_MAX + 1), id="too many peers"),
         pytest.param("Wanted", 0, bytes(8 * ADVERTISEMENTS_MAX + 1), id="too many wanted"),
         pytest.param("Advertisement", 3, "n" * 129, id="name too long"),
+        pytest.param("Advertisement", 3, "n\x1b[2J", id="name that clears a terminal"),
         pytest.param("Advertisement", 8, "0" * 31, id="short class"),
         pytest.param("ManifestIs", 1, bytes(MANIFEST_BYTES_MAX + 1), id="manifest too long"),
         pytest.param("AskHeld", 2, [MODEL] * (PARTS_PER_QUESTION_MAX + 1), id="too many parts"),
