@@ -5,7 +5,6 @@ cannot honour are refused by name unless they ask for nothing; those that change
 ``user`` and ``metadata``, are taken and ignored.
 """
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -258,8 +257,8 @@ def _whole(least: int, most: int) -> Callable[[str, Any], int]:
 
 def _number(name: str, value: Any) -> float:
     least, most = _RANGES[name]
-    good = isinstance(value, int | float) and not isinstance(value, bool) and math.isfinite(value)
-    if not good or not least <= value <= most:
+    good = isinstance(value, int | float) and not isinstance(value, bool)
+    if not good or not least <= value <= most:  # NaN lies nowhere
         raise _invalid(name, f"must be a number from {least} to {most}")
     return float(value)
 

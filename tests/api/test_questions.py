@@ -122,6 +122,7 @@ def test_what_cannot_be_honoured_is_refused_by_name(name: str, value: Any) -> No
 @pytest.mark.parametrize(
     ("name", "value"),
     [("temperature", 2.1), ("temperature", "hot"), ("temperature", float("nan")), ("top_p", True),
+     ("temperature", float("inf")), ("temperature", 10**400),
      ("max_tokens", 0), ("max_tokens", 1.5), ("n", 9), ("stop", [1]), ("stop", ["x"] * 17),
      ("stream", 1), ("seed", "x"), ("stream_options", []), ("messages", []), ("messages", "x"),
      ("messages", ["x"]), ("logprobs", 1), ("top_logprobs", 1), ("top_logprobs", 21)],
