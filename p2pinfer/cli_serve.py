@@ -38,6 +38,9 @@ if TYPE_CHECKING:  # what is heavy is imported by the command that needs it
 SESSIONS_DEFAULT = 24
 """Answers at once: a gateway has many askers, and a session of its own ends is small."""
 
+PORT_DEFAULT = 11550
+"""None of the neighbouring tools takes it."""
+
 PORT_MAX = 65_535
 
 LOCAL_MAX = 16
@@ -71,7 +74,7 @@ def serve(
     bootstrap: WaysIn = (),
     local: Local = 0,
     host: Host = "127.0.0.1",
-    port: Port = 11550,
+    port: Port = PORT_DEFAULT,
     api_key: ApiKey = None,
     cors_origin: Origins = (),
     model: SwarmModel = None,
@@ -151,7 +154,7 @@ def _ways_in(
 def _access(host: str, api_key: str | None, origins: tuple[str, ...]) -> "Access":
     """Say who may use the gateway; raises UserError where anybody could."""
     from p2pinfer.api.gateway import Access
-    from p2pinfer.api.server import is_loopback
+    from p2pinfer.api.guard import is_loopback
 
     if not is_loopback(host) and not api_key:
         raise UserError(

@@ -6,6 +6,7 @@ looked at before anything else.
 """
 
 import hmac
+import ipaddress
 from urllib.parse import urlsplit
 
 from starlette.datastructures import Headers
@@ -17,7 +18,15 @@ from p2pinfer.api.problems import Problem
 OPEN_PATHS = {"/", "/health", "/version"}
 """Besides the page's files. What needs no key: nothing there tells of the swarm or asks it."""
 
-LOCAL_NAMES = {"localhost", "127.0.0.1", "::1"}
+
+def is_loopback(host: str) -> bool:
+    """Whether only this machine reaches the host of that name."""
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
 
 
 class Guard:
@@ -34,7 +43,7 @@ class Guard:
 
     def _check(self, path: str, headers: Headers) -> None:
         host = headers.get("host", "")
-        if self._access.only_local_names and _name_of(f"//{host}") not in LOCAL_NAMES:
+        if self._access.only_local_names and not is_loopback(_name_of(f"//{host}")):
             text = "This gateway answers to localhost alone; see: p2pinfer serve --help"
             raise Problem(403, text, "host_not_allowed")
         origin = headers.get("origin")
@@ -54,8 +63,8 @@ def _is_own(origin: str, host: str) -> bool:
     return origin.partition("://")[2] == host
 
 
-def _name_of(url: str) -> str | None:
+def _name_of(url: str) -> str:
     try:
-        return urlsplit(url).hostname
+        return urlsplit(url).hostname or ""
     except ValueError:
-        return None
+        return ""

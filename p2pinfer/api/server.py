@@ -1,6 +1,5 @@
 """Serving a gateway over HTTP, in the nursery of whoever opens it."""
 
-import ipaddress
 import logging
 import socket
 from collections.abc import AsyncIterator
@@ -14,9 +13,6 @@ from hypercorn.trio import serve
 from p2pinfer.api.app import make_app
 from p2pinfer.api.gateway import Gateway
 from p2pinfer.core.errors import UserError, lone_errors
-
-PORT_DEFAULT = 11550
-"""None of the neighbouring tools takes it."""
 
 GRACE_S = 1.0
 """For replies that are under way when the gateway ends."""
@@ -41,16 +37,6 @@ class _Config(Config):
             for each in sockets.insecure_sockets:  # accepted ones inherit it
                 each.setsockopt(socket.IPPROTO_TCP, _TCP_USER_TIMEOUT, STALLED_MS_MAX)
         return sockets
-
-
-def is_loopback(host: str) -> bool:
-    """Whether only this machine reaches the host of that name."""
-    if host == "localhost":
-        return True
-    try:
-        return ipaddress.ip_address(host).is_loopback
-    except ValueError:
-        return False
 
 
 @asynccontextmanager

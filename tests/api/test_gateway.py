@@ -230,8 +230,15 @@ async def test_pages_of_other_sites_are_turned_away(autojump_clock: MockClock) -
             assert (await ask.get("/v1/models", headers=own)).status_code == 200
             assert (await ask.get("/v1/models", headers=other)).status_code == 403
             assert (await ask.get("/v1/models", headers={"origin": "null"})).status_code == 403
-        async with http(app, "http://evil.example") as ask:
-            assert (await ask.get("/v1/models")).status_code == 403
+        for name, status in (
+            ("evil.example", 403),
+            ("127.0.0.1.evil.example", 403),
+            ("192.0.2.1", 403),
+            ("127.0.0.2:11550", 200),
+            ("[::1]:11550", 200),
+        ):
+            async with http(app, f"http://{name}") as ask:
+                assert (await ask.get("/v1/models")).status_code == status
 
 
 async def test_named_origins_may_ask(autojump_clock: MockClock) -> None:
