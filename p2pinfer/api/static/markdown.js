@@ -72,12 +72,15 @@ function heading(lines, at) {
   return match && { block: element(`h${Math.min(6, match[1].length + 2)}`, ...inline(match[2])), next: at + 1 };
 }
 
-function quote(lines, at) {
+const QUOTES_MAX = 8; // within each other; what a peer spoils may be nothing but these marks
+
+function quote(lines, at, depth) {
+  if (depth === QUOTES_MAX) return null;
   let next = at;
   while (next < lines.length && /^\s*>/.test(lines[next])) next++;
   if (next === at) return null;
   const inner = lines.slice(at, next).map((line) => line.replace(/^\s*> ?/, ""));
-  return { block: element("blockquote", ...render(inner.join("\n"))), next };
+  return { block: element("blockquote", ...render(inner.join("\n"), depth + 1)), next };
 }
 
 const cellsOf = (line) => line.trim().replace(/^\||\|$/g, "").split("|").map((cell) => cell.trim());
@@ -91,8 +94,8 @@ function table(lines, at) {
   return { block, next };
 }
 
-/** Return the nodes that show a text. */
-export function render(text) {
+/** Return the nodes that show a text, which stands within `depth` quotes. */
+export function render(text, depth = 0) {
   const lines = text.replace(/\r\n?/g, "\n").split("\n");
   const nodes = [];
   let paragraph = [];
@@ -101,7 +104,8 @@ export function render(text) {
     paragraph = [];
   };
   for (let at = 0; at < lines.length; ) {
-    const special = fence(lines, at) ?? heading(lines, at) ?? list(lines, at) ?? quote(lines, at) ?? table(lines, at);
+    const special =
+      fence(lines, at) ?? heading(lines, at) ?? list(lines, at) ?? quote(lines, at, depth) ?? table(lines, at);
     if (special) {
       flush();
       nodes.push(special.block);

@@ -38,7 +38,7 @@ export function saveSettings(changes) {
 }
 
 /** Keep what was said; the oldest conversations make room. */
-export function saveConversations() {
+function saveConversations() {
   conversations = conversations.filter((each) => each.turns.length).slice(0, CONVERSATIONS_MAX);
   while (!write(CONVERSATIONS, conversations) && conversations.length > 1) conversations.pop();
 }
