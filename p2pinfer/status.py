@@ -39,6 +39,9 @@ PROCESSES_MAX = 64
 
 ASKERS_WAITING_MAX = 8
 
+ACCEPT_AGAIN_S = 5.0
+"""After the system refused to take an asker's connection."""
+
 
 @asynccontextmanager
 async def open_status(describe: Callable[[], Status]) -> AsyncIterator[None]:
@@ -74,7 +77,14 @@ async def open_status(describe: Callable[[], Status]) -> AsyncIterator[None]:
 async def _answer(listener: socket.SocketType, report: Callable[[], bytes]) -> None:
     """Answer one after the other, for ever."""
     while True:
-        asker, _ = await listener.accept()
+        try:
+            asker, _ = await listener.accept()
+        except (
+            OSError
+        ) as error:  # such as too many open files, which is no reason for a peer to end
+            _log.warning("whoever asks for the status must wait: %s", error)
+            await trio.sleep(ACCEPT_AGAIN_S)
+            continue
         with trio.move_on_after(WRITE_S_MAX), suppress(OSError, trio.BrokenResourceError):
             async with trio.SocketStream(asker) as stream:
                 await stream.send_all(report())

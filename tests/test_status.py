@@ -1,12 +1,15 @@
 """What runs on this machine, as its own processes tell, and as a person reads it."""
 
+import errno
 import json
 import os
 import socket
 from pathlib import Path
+from typing import Any, cast
 
 import pytest
 import trio
+from trio.testing import MockClock
 
 from p2pinfer import cli_status, status
 from p2pinfer.cli_status import ago, cells, lines, rated
@@ -44,6 +47,28 @@ async def test_a_process_tells_what_it_does_while_it_does_it() -> None:
         assert (mode & 0o777, run_dir().stat().st_mode & 0o777) == (0o600, 0o700)
     assert await ask_all() == []
     assert not running_pids()
+
+
+async def test_an_asker_that_the_system_refuses_ends_nobody(autojump_clock: MockClock) -> None:
+    """Where no more files may be open, the next asker is answered after a while."""
+    ours, theirs = trio.socket.socketpair()
+    waiting: list[Any] = [theirs, OSError(errno.EMFILE, "too many open files")]
+
+    class Listener:
+        async def accept(self) -> tuple[Any, str]:
+            match waiting.pop() if waiting else None:
+                case OSError() as refusal:
+                    raise refusal
+                case None:
+                    await trio.sleep_forever()
+                case asker:
+                    return asker, ""
+            raise AssertionError
+
+    async with trio.open_nursery() as nursery, trio.SocketStream(ours) as stream:
+        nursery.start_soon(status._answer, cast("Any", Listener()), lambda: b"{}")
+        assert await stream.receive_some() == b"{}"
+        nursery.cancel_scope.cancel()
 
 
 async def test_who_says_nothing_or_nonsense_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
