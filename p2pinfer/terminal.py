@@ -100,6 +100,10 @@ def question_of(prompt: str | None, *, as_json: bool) -> str | None:
     text = prompt if prompt is not None else _piped()
     if not text.strip():
         raise UserError("nothing to answer: type a prompt, or pipe one in")
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:  # Python lets bytes through that are no text
+        raise UserError("what is typed or piped in is not text in UTF-8") from error
     return text
 
 

@@ -172,3 +172,11 @@ def test_keys_send_break_lines_and_search(tmp_path: Path) -> None:
         assert prompt.prompt("> ") == "other"
         keys.send_text("\x12two\r\r")
         assert prompt.prompt("> ") == "one\ntwo"
+
+
+def test_a_question_is_text() -> None:
+    """Bytes that are none come in as halves of characters, which no model reads."""
+    assert terminal.question_of("Who?", as_json=True) == "Who?"
+    for bad in (" \n", "caf\udce9"):
+        with pytest.raises(UserError):
+            terminal.question_of(bad, as_json=True)
