@@ -35,7 +35,9 @@ class Announcer:
         print(f"peer id     {serving.peer}")
         for address in serving.addresses:
             print(f"address     {address}")
-        print(f"model       {model.info.name}, {model.manifest.license or 'no'} licence")
+        license_ = model.manifest.license
+        licence = f"{license_} licence" if license_ else "licence not stated"
+        print(f"model       {model.info.name}, {licence}")
         room = "" if self._fixed else f", room for {serving.layers_max}"
         print(f"layers      {serving.first}:{serving.end} of {layers}{room}")
         more = f" --model {model.id}{self._reach}"

@@ -1,6 +1,7 @@
 """``p2pinfer join``: lend this machine to a swarm."""
 
 from pathlib import Path
+from shlex import quote
 from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import Parameter
@@ -13,6 +14,7 @@ from p2pinfer.flags import (
     AsJson,
     Bootstrap,
     MachineFlags,
+    Memory,
     Network,
     Quota,
     ReachFlags,
@@ -34,10 +36,7 @@ def join(
         str | None,
         option("layers", "FIRST:END, to serve just that range; END is not in it. Else it chooses."),
     ] = None,
-    memory: Annotated[
-        str | None,
-        option("memory", "For weights and sessions, as 2GiB; else half of what is free."),
-    ] = None,
+    memory: Memory = None,
     model: SwarmModel = None,
     listen: Annotated[
         tuple[str, ...], option("listen", "Multiaddrs to listen on.", consume_multiple=True)
@@ -86,8 +85,9 @@ def join(
 
 def _how_to_reach(network: str, reach: ReachFlags) -> str:
     """Return the options that others need to reach the same swarm."""
-    found = "" if network == "main" else f" --network {network}"
-    return found + (f" --network-key {reach.network_key}" if reach.network_key else "")
+    found = "" if network == "main" else f" --network {quote(network)}"
+    key = reach.network_key
+    return found + (f" --network-key {quote(str(key))}" if key else "")
 
 
 def _lend(

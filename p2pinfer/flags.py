@@ -88,7 +88,7 @@ WaysIn = Annotated[
 Memory = Annotated[
     str | None, option("memory", "For weights and sessions, as 2GiB; else half of what is free.")
 ]
-AsJson = Annotated[bool, option("json", "Print one JSON object on standard output.", negative="")]
+AsJson = Annotated[bool, option("json", "Print JSON on standard output, in one line.", negative="")]
 Quota = Annotated[
     str | None,
     option("quota", "Most that the parts of all models here may take, as 20GB; else no limit."),

@@ -15,8 +15,6 @@ from noise.connection import NoiseConnection  # type: ignore[import-untyped]  # 
 
 PRIVATE_NOISE_ID = TProtocol("/p2pinfer/noise-xxpsk0/1")
 
-KEY_BYTES = 32
-
 
 class _PatternXXpsk0(PatternXX):
     """The handshake of libp2p with a key mixed in from its first message."""
