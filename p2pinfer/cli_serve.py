@@ -161,6 +161,11 @@ def _access(host: str, api_key: str | None, origins: tuple[str, ...]) -> "Access
             f"whoever reaches {host} could use this gateway: set P2PINFER_API_KEY to a secret that"
             " clients must send, or leave --host out"
         )
+    if api_key and not (api_key.isascii() and api_key.isprintable() and api_key.strip() == api_key):
+        raise UserError(
+            "no client could send this --api-key: it may have letters from a to z, digits and"
+            " signs, and no space or end of line around it"
+        )
     return Access(api_key, origins, only_local_names=is_loopback(host))
 
 

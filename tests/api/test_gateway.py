@@ -12,7 +12,9 @@ from trio.testing import MockClock
 from p2pinfer.api.completions import BODY_BYTES_MAX
 from p2pinfer.api.gateway import Access
 from p2pinfer.api.streams import PING_S
+from p2pinfer.cli_serve import _access
 from p2pinfer.core.continuity import Break
+from p2pinfer.core.errors import UserError
 from p2pinfer.core.ids import PeerId
 from p2pinfer.core.trust import Trust
 from p2pinfer.library import Swarm
@@ -219,6 +221,14 @@ async def test_key_opens_all_but_the_page(autojump_clock: MockClock) -> None:
         assert (await ask.get("/v1/models", headers=KEY)).status_code == 200
         for path in ("/", "/health", "/version"):
             assert (await ask.get(path)).status_code == 200
+
+
+def test_a_key_that_no_client_can_send_is_refused() -> None:
+    """Headers are ASCII, and lose what is blank around them: everybody would be turned away."""
+    assert _access("0.0.0.0", "s3cret/+=", ()).api_key == "s3cret/+="
+    for key in ("schlüssel", "secret\n", " secret", "caf\udce9"):
+        with pytest.raises(UserError, match="--api-key"):
+            _access("127.0.0.1", key, ())
 
 
 async def test_pages_of_other_sites_are_turned_away(autojump_clock: MockClock) -> None:
