@@ -35,7 +35,7 @@ from libp2p.stream_muxer.yamux.yamux import Yamux
 from multiaddr import Multiaddr  # type: ignore[import-untyped]  # it ships no types
 from multiaddr.utils import get_network_addrs  # type: ignore[import-untyped]  # as above
 
-from p2pinfer.core.errors import RemoteProtocolError, UserError
+from p2pinfer.core.errors import PeerError, UserError
 from transports.identity import Identity
 from transports.muxer import Connection
 from transports.private import PRIVATE_NOISE_ID, PrivateNoise
@@ -250,8 +250,8 @@ def _cure_raising_handlers(swarm: Swarm) -> None:
                 done = True
         except StreamError as error:
             log.debug("a stream from peer %s ended before it was agreed on: %r", peer, error)
-        except RemoteProtocolError as error:  # a warning would let strangers fill the log
-            log.info("peer %s broke a stream's protocol: %s", peer, error)
+        except PeerError as error:  # a warning would let strangers fill the log
+            log.info("a stream from peer %s ended: %s", peer, error)
         except Exception as error:  # noqa: BLE001 - whatever it is, it ends this stream only
             log.warning("a stream from peer %s failed: %r", peer, error)
         finally:

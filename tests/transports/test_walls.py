@@ -4,6 +4,7 @@ Each docstring says what happens to a plain libp2p 0.8.1 host; each test was see
 its cure. Cancelled reads, writes and opens, and handlers that raise, are in ``test_contract.py``.
 """
 
+import logging
 import os
 import signal
 import socket
@@ -36,7 +37,7 @@ from libp2p.transport.upgrader import TransportUpgrader
 from multiaddr import Multiaddr  # type: ignore[import-untyped]  # it ships no types
 from trio.testing import wait_all_tasks_blocked
 
-from p2pinfer.core.errors import ChannelClosed, PeerUnavailable, UserError
+from p2pinfer.core.errors import ChannelClosed, PeerError, PeerUnavailable, UserError
 from transports import host as host_module
 from transports import libp2p as libp2p_module
 from transports import muxer, yamux
@@ -234,6 +235,22 @@ async def test_a_handler_ends_soon_after_its_connection() -> None:
             await other.open(victim.peer_id, "wait", victim.addresses)
             await begun.wait()
         await ended.wait()
+
+
+async def test_what_a_peer_does_in_a_stream_fills_no_log(caplog: pytest.LogCaptureFixture) -> None:
+    """Strangers may refuse, break protocols and leave as often as they like."""
+
+    async def fail(channel: Channel) -> None:
+        await channel.receive()
+        raise PeerError(channel.remote, "it said no")
+
+    async with peer() as victim, open_libp2p(None, [], "test") as other:
+        victim.handle("fail", fail)
+        channel = await other.open(victim.peer_id, "fail", victim.addresses)
+        await channel.send(b"no")
+        with pytest.raises(ChannelClosed):
+            await channel.receive()
+    assert not [record for record in caplog.records if record.levelno >= logging.WARNING]
 
 
 async def test_a_dead_address_does_not_hide_a_good_one() -> None:
