@@ -2,6 +2,8 @@
 
 from typing import Any, Never, TypeVar, overload
 
+from attrs import evolve
+
 from p2pinfer.core.errors import PeerError, RemoteProtocolError
 from p2pinfer.core.ids import PeerId
 from p2pinfer.core.messages import TEXT_CHARS_MAX, Message, Refusal, Refused
@@ -17,7 +19,7 @@ N = TypeVar("N")
 
 
 class RefusedError(PeerError):
-    """A peer said no; ``refused`` is its message, ``peer`` the one that said so first."""
+    """A peer said no; ``refused`` is its message."""
 
     def __init__(self, refused: Refused) -> None:
         super().__init__(refused.peer, f"{refused.code}: {printable(refused.text)}")
@@ -56,5 +58,6 @@ async def receive(channel: Channel, *due: type[Any]) -> Any:
     except BadMessage as error:
         raise RemoteProtocolError(channel.remote, f"{channel.remote} sent {error}") from error
     if isinstance(message, Refused):
-        raise RefusedError(message)
+        # In its own name, whatever it says: else it would have another one blamed.
+        raise RefusedError(evolve(message, peer=channel.remote))
     return message
