@@ -225,7 +225,10 @@ class Directory:
         """Look for peers without an address until one answers; say whether one did in time."""
         with trio.move_on_after(seconds):
             while self.view.knows_nobody():
-                await self.enter(self._strange(await self._transport.discover(None)))
+                hints = self._strange(await self._transport.discover(None))
+                async with trio.open_nursery() as nursery:
+                    for address in hints:
+                        nursery.start_soon(self._try, self._try_way, address)
                 await trio.sleep(LOOK_AGAIN_S)
         return not self.view.knows_nobody()
 
