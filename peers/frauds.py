@@ -176,7 +176,8 @@ class Frauds:
     def _line_up(self, sender: PeerId, data: bytes) -> None:
         try:
             self._send.send_nowait((sender, data))
-            self._idle = trio.Event()
+            if self._idle.is_set():  # else somebody may wait for the one there is
+                self._idle = trio.Event()
         except trio.WouldBlock:
             _log.info("too many proofs wait to be checked")
 

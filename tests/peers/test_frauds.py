@@ -1,6 +1,6 @@
 """Fraud proofs among peers: whoever can checks them, acts, and tells others; nobody else does."""
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from random import Random
@@ -8,7 +8,7 @@ from random import Random
 import pytest
 import trio
 from attrs import evolve
-from trio.testing import MockClock
+from trio.testing import MockClock, wait_all_tasks_blocked
 
 from p2pinfer.core.advertisement import Advertisement
 from p2pinfer.core.errors import PeerUnavailable
@@ -132,6 +132,30 @@ async def test_a_proof_goes_to_whoever_can_check_it(
         assert holder.frauds.proven == far.frauds.proven == [ACCUSED.peer_id]
         assert bystander.frauds.proven == []
         assert not [each.discredited for each in (holder, far, bystander) if each.discredited]
+
+
+async def test_who_waits_for_checks_hears_of_their_end(
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where another proof comes while the first one is checked."""
+    checking = trio.Event()
+
+    async def run(function: Callable[..., FraudProof], /, *args: object) -> FraudProof:
+        await checking.wait()
+        return function(*args)
+
+    async with case(OWN) as found:
+        proof = await proof_of(found, monkeypatch)
+        async with node(found, KEYS[0], by_own_layers) as author, trio.open_nursery() as nursery:
+            monkeypatch.setattr(author.frauds, "_run", run)
+            author.frauds.accuse(proof)
+            nursery.start_soon(author.frauds.finish)
+            await wait_all_tasks_blocked()
+            author.frauds.accuse(proof)
+            checking.set()
+            nursery.cancel_scope.deadline = trio.current_time() + 5
+        assert not nursery.cancel_scope.cancelled_caught
+        assert author.frauds.proven == [ACCUSED.peer_id]
 
 
 async def test_a_false_proof_costs_its_author_and_goes_nowhere(autojump_clock: MockClock) -> None:
