@@ -12,12 +12,7 @@ from contextlib import asynccontextmanager
 import numpy as np
 import trio
 
-from p2pinfer.core.errors import (
-    PeerError,
-    PeerUnavailable,
-    RemoteProtocolError,
-    lone_errors,
-)
+from p2pinfer.core.errors import PeerError, PeerUnavailable, RemoteProtocolError, lone_errors
 from p2pinfer.core.ids import PeerId
 from p2pinfer.core.messages import (
     Attach,
@@ -131,7 +126,7 @@ class Chain:
 
     def _check(self, peer: PeerId, step: Step, due: tuple[int, int, int]) -> None:
         """Raise RemoteProtocolError if a step is not the answer to what was sent."""
-        if (step.position, step.count) != due[:2]:
+        if step.number > self._number or (step.position, step.count) != due[:2]:
             raise RemoteProtocolError(peer, "a stage answered another step")
         if len(step.rows) != due[2]:
             raise RemoteProtocolError(peer, "a stage's rows are not as wide as they are")
@@ -328,6 +323,8 @@ class Chain:
             received = await behind.expect(
                 before.hop.peer if before else self._transport.peer_id, timeout_s
             )
+            if received > self._number:  # then it would be sent nothing, for ever
+                raise RemoteProtocolError(behind.hop.peer, "it has steps that were never sent")
         except PeerError as error:
             self._lose(behind, error)
             return

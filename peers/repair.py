@@ -72,6 +72,8 @@ async def find_others(
     """
     error = stages[places.start].lost
     assert error
+    if trio.current_time() > give_up_at:
+        raise _nobody(error, "who could take its place does not") from error
     mine = {stage.hop.peer for stage in stages if not stage.lost}
     said = False
     while True:
@@ -86,12 +88,15 @@ async def find_others(
                 except LookupError as nobody:
                     missing = missing or str(nobody)
             if trio.current_time() >= give_up_at:
-                text = f"{error.peer} went away ({error}), and {missing}"
-                raise NoReplacement(error.peer, text) from error
+                raise _nobody(error, missing) from error
             if not said:
                 repair.on_wait(f"{error.peer} went away, and {missing}; waiting …")
                 said = True
         await trio.sleep(LOOK_AGAIN_S)
+
+
+def _nobody(error: PeerError, why: str) -> NoReplacement:
+    return NoReplacement(error.peer, f"{error.peer} went away ({error}), and {why}")
 
 
 def at_once(
