@@ -114,11 +114,6 @@ class Served:
         """Seconds since its last step."""
         return trio.current_time() - self._active_at
 
-    @property
-    def quiet_s(self) -> float:
-        """For how long no step came."""
-        return trio.current_time() - self._active_at
-
     # What the requester orders
 
     async def run(self) -> None:

@@ -120,10 +120,10 @@ class Stage:
         quiet = [
             session
             for session in self._sessions.values()
-            if session.quiet_s > QUIET_S and held[session.opened.requester] > held[requester] + 1
+            if session.idle_s > QUIET_S and held[session.opened.requester] > held[requester] + 1
         ]
         if quiet:
-            last = max(quiet, key=lambda session: (held[session.opened.requester], session.quiet_s))
+            last = max(quiet, key=lambda session: (held[session.opened.requester], session.idle_s))
             last.fail(self._no(Refusal.IDLE, "somebody else needs the place"))
 
     def hand_over(self) -> None:

@@ -23,11 +23,8 @@ _log = logging.getLogger("p2pinfer.stage")
 class Stages:
     """Hands each inbound channel to the stage that it is meant for."""
 
-    def __init__(
-        self, transport: Transport, priority: Callable[[PeerId], float] = lambda _: 0.0
-    ) -> None:
-        """Serve nothing yet; ``priority`` says, from 0 to 1, how much a requester serves others."""
-        self._transport, self._priority = transport, priority
+    def __init__(self, transport: Transport) -> None:
+        self._transport = transport
         self._stages: dict[Stage, Door] = {}
         self.closed = ""
         """Why no session is taken; empty where they are."""
@@ -70,9 +67,8 @@ class Stages:
             return
         door = self._stages[stage]
         if not door.admission.sessions_free:
-            stage.make_room(first.requester)
-        priority = self._priority(first.requester)
-        ask = Ask(first.session, first.requester, first.context, priority, trio.current_time())
+            stage.make_room(channel.remote)
+        ask = Ask(first.session, channel.remote, first.context, trio.current_time())
         try:
             async with door.admit(ask):
                 await stage.serve(channel)

@@ -2,8 +2,8 @@
 
 KV cells are reserved before a session is accepted, so nobody is accepted and then fails for want of
 room. Who does not fit waits for a moment in a bounded queue. A place that becomes free goes to the
-requester who holds the fewest, where one who serves others counts as holding fewer, and who has
-waited counts as holding ever fewer; so nobody waits for ever. The clock is an argument, in seconds.
+requester who holds the fewest, where who has waited counts as holding ever fewer; so nobody waits
+for ever. The clock is an argument, in seconds.
 """
 
 from collections import Counter
@@ -19,9 +19,6 @@ WAITING_MAX = 16
 
 WAIT_S_MAX = 3.0
 """A requester waits for a whole chain to open; behind this it is better told to look elsewhere."""
-
-PRIORITY_SESSIONS = 2.0
-"""Sessions that a requester of full priority may hold more than one of none, and still be first."""
 
 WAITED_S_PER_SESSION = 1.0
 """Waiting for so long counts as holding one session fewer."""
@@ -63,8 +60,6 @@ class Ask:
     requester: PeerId
     cells: int
     """Positions to reserve."""
-    priority: float
-    """From 0 to 1: how much the requester serves others."""
     at_s: float
 
 
@@ -149,8 +144,7 @@ class Admission:
     def _order(self, ask: Ask) -> tuple[float, float]:
         """Return what decides who is next; the smallest is."""
         holds = Counter(each.requester for each in self._held.values())[ask.requester]
-        served = PRIORITY_SESSIONS * min(max(ask.priority, 0.0), 1.0)
-        return holds - served + ask.at_s / WAITED_S_PER_SESSION, ask.at_s
+        return holds + ask.at_s / WAITED_S_PER_SESSION, ask.at_s
 
     def _retry_ms(self, before: int) -> int:
         """Return when a place should be free for one with so many before it."""

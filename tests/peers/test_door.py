@@ -15,7 +15,7 @@ SOMEBODY, OTHER = peer("somebody"), peer("other")
 
 def ask(number: int, requester: PeerId = SOMEBODY, cells: int = CELLS) -> Ask:
     """Ask for a session now."""
-    return Ask(session_id(number), requester, cells, 0.0, trio.current_time())
+    return Ask(session_id(number), requester, cells, trio.current_time())
 
 
 async def hold(door: Door, asked: Ask, seconds: float, held: list[int]) -> None:

@@ -8,10 +8,10 @@ from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, 
 
 from p2pinfer.core.ids import PeerId, SessionId
 from scheduler.admission import (
-    PRIORITY_SESSIONS,
     RETRY_MS_MAX,
     RETRY_MS_MIN,
     WAIT_S_MAX,
+    WAITED_S_PER_SESSION,
     WAITING_MAX,
     Admission,
     Answer,
@@ -50,11 +50,11 @@ class Stage(RuleBasedStateMachine):
             else:
                 assert RETRY_MS_MIN <= answer.retry_ms <= RETRY_MS_MAX
 
-    @rule(who=st.sampled_from("abc"), cells=st.integers(1, CELLS + 10), priority=st.floats(-1, 2))
-    def ask(self, who: str, cells: int, priority: float) -> None:
+    @rule(who=st.sampled_from("abc"), cells=st.integers(1, CELLS + 10))
+    def ask(self, who: str, cells: int) -> None:
         """Somebody wants a session, and is answered."""
         session = SessionId(len(self.asks).to_bytes(16, "big"))
-        self.asks[session] = Ask(session, peer_id(who), cells, priority, self.now_s)
+        self.asks[session] = Ask(session, peer_id(who), cells, self.now_s)
         answers = self.admission.ask(self.asks[session])
         assert session in {answer.session for answer in answers}
         self.take(answers)
@@ -95,9 +95,9 @@ TestStage = Stage.TestCase
 TestStage.settings = settings(max_examples=60, stateful_step_count=40)
 
 
-def ask(n: int, who: str, priority: float = 0.0, at_s: float = 0.0) -> Ask:
+def ask(n: int, who: str, at_s: float = 0.0) -> Ask:
     """Shorten."""
-    return Ask(SessionId(n.to_bytes(16, "big")), PeerId(who), 1, priority, at_s)
+    return Ask(SessionId(n.to_bytes(16, "big")), PeerId(who), 1, at_s)
 
 
 def admitted(answers: list[Answer]) -> list[int]:
@@ -116,27 +116,27 @@ def test_a_greedy_requester_does_not_crowd_out_others() -> None:
     assert admitted(stage.release(ask(1, "greedy").session, 0.3)) == [4]
 
 
-def test_who_serves_is_served_first() -> None:
-    """Priority moves a requester ahead of others who hold as few, and by a bounded amount."""
-    stage = Admission(1, 1)
-    stage.ask(ask(0, "x"))
-    stage.ask(ask(1, "idler", at_s=0.0))
-    stage.ask(ask(2, "server", priority=1.0, at_s=1.0))
-    stage.ask(ask(3, "late server", priority=1.0, at_s=PRIORITY_SESSIONS + 0.5))
-    order = []
-    for session in (0, 2, 1):
-        order += admitted(stage.release(ask(session, "").session, 2.6))
-    assert order == [2, 1, 3]
+def test_who_has_waited_counts_as_holding_fewer() -> None:
+    """One who holds a place goes before one who holds none, if it has waited for long enough."""
+    for newcomer_at_s, order in [(0.9, [3, 2]), (1.1, [2, 3])]:
+        stage = Admission(2, 2)
+        stage.ask(ask(0, "holder"))
+        stage.ask(ask(1, "x"))
+        stage.ask(ask(2, "holder", at_s=0.0))
+        stage.ask(ask(3, "newcomer", at_s=newcomer_at_s * WAITED_S_PER_SESSION))
+        found = admitted(stage.release(ask(1, "x").session, 2.0))
+        found += admitted(stage.release(ask(found[0], "").session, 2.0))
+        assert found == order
 
 
 def test_a_queue_that_is_full_refuses_the_last() -> None:
     """Its last one goes when a better one comes; each refusal says when to come back."""
     stage = Admission(1, 1)
     for n in range(1 + WAITING_MAX):
-        stage.ask(ask(n, "idler"))
-    (refused,) = stage.ask(ask(50, "idler", at_s=0.1))
+        stage.ask(ask(n, "x"))
+    (refused,) = stage.ask(ask(50, "x", at_s=0.1))
     assert (refused.verdict, refused.retry_ms) == (Verdict.REFUSED, RETRY_MS_MAX)
-    verdicts = Counter(a.verdict for a in stage.ask(ask(51, "server", priority=1.0, at_s=0.1)))
+    verdicts = Counter(a.verdict for a in stage.ask(ask(51, "y", at_s=0.1)))
     assert verdicts == {Verdict.REFUSED: 1, Verdict.WAITING: 1}
 
 
