@@ -9,6 +9,7 @@ under way at a time, so that an audit never crowds out an answer.
 import logging
 from collections.abc import Callable, Sequence
 
+import numpy as np
 from attrs import evolve, frozen
 
 from p2pinfer.core.bounds import DEFAULT_BOUNDS, Bounds, distances, first_outside
@@ -24,6 +25,7 @@ from p2pinfer.core.trust import Audited, Trust, Verdict, choose_audits
 from p2pinfer.core.witness import Rows, runs_of
 from peers.evidence import Evidence
 from peers.replay import THIS_MACHINE, OpenReplay, Replay, Vouching, cut
+from peers.served import NUMPY_TYPES
 
 _log = logging.getLogger("p2pinfer.audit")
 
@@ -216,30 +218,50 @@ async def _replay(
     Raises:
         P2pinferError: the replay failed.
     """
-    peer, name = evidence.stages[index].hop.peer, replay.name
-    before = evidence.stages[index - 1].hop.peer if index else peer
-    inputs, outputs = Rows(keep=False), Rows(keep=True)
-    for at in range(0, receipt.position, ROWS_PER_DECODE_MAX):
-        count = min(ROWS_PER_DECODE_MAX, receipt.position - at)
-        try:
-            opened = await evidence.inputs(index, at, count)
-        except PeerError as error:
-            return _not_opened(name, at, error)
-        for position, rows, wide in cut(opened, at):
-            size = len(opened.rows) // count
+    peer, name, count = evidence.stages[index].hop.peer, replay.name, receipt.position
+    inputs = await _inputs(evidence, index, receipt, name)
+    if isinstance(inputs, _Replayed):
+        return inputs
+    outputs, size = Rows(keep=True), len(inputs.open(0, 1).rows)
+    for at in range(0, count, ROWS_PER_DECODE_MAX):
+        some = inputs.open(at, min(ROWS_PER_DECODE_MAX, count - at))
+        for position, rows, wide in cut(some, at):
             run = len(rows) // size
-            inputs.put(position, run, rows, wide=wide)
             outputs.put(position, run, await replay.run(position, run, rows, wide=wide), wide=wide)
-    if inputs.tree.root(receipt.position) != receipt.received:
-        text = "it opened other rows than it signed for"
-        return _Replayed(name, Verdict.NOT_OPENED, None, before, text)
-    if outputs.tree.root(receipt.position) == receipt.sent:
-        refuted = _first_refuted(evidence, index, receipt.position, outputs)
+    if outputs.tree.root(count) == receipt.sent:
+        refuted = _first_refuted(evidence, index, count, outputs)
         if refuted is None:
             return _Replayed(name, Verdict.SAME)
         text = "it signed for other rows before"
         return _Replayed(name, Verdict.CHEATED, refuted, peer, text, refuted)
     return await _compare(evidence, index, receipt, replay, outputs, bounds)
+
+
+async def _inputs(evidence: Evidence, index: int, receipt: Receipt, name: str) -> Rows | _Replayed:
+    """Return what a stage received, which must be what it signed for and what stages take.
+
+    All of it before any is run: an auditor refuses nonsense, and would only seem to be gone.
+    """
+    before = evidence.stages[index - 1].hop.peer if index else evidence.stages[0].hop.peer
+    found, count = Rows(keep=True), receipt.position
+    for at in range(0, count, ROWS_PER_DECODE_MAX):
+        many = min(ROWS_PER_DECODE_MAX, count - at)
+        try:
+            opened = await evidence.inputs(index, at, many)
+        except PeerError as error:
+            return _not_opened(name, at, error)
+        for position, rows, wide in cut(opened, at):
+            found.put(position, len(rows) * many // len(opened.rows), rows, wide=wide)
+    if found.tree.root(count) != receipt.received:
+        text = "it opened other rows than it signed for"
+        return _Replayed(name, Verdict.NOT_OPENED, None, before, text)
+    rows = found.open(0, count).rows
+    row_bytes = len(evidence.witness.received.open(0, 1).rows)
+    numbers = NUMPY_TYPES[evidence.opened.dtype]
+    if len(rows) != count * row_bytes or not np.isfinite(np.frombuffer(rows, numbers)).all():
+        text = "it signed for rows that no stage takes"
+        return _Replayed(name, Verdict.NOT_OPENED, None, before, text)
+    return found
 
 
 async def _compare(

@@ -157,13 +157,14 @@ async def test_who_is_asked_again_and_signs_another_root_contradicts_itself(
         assert (proof.accused, len(proof.receipts), proof.rows) == (cheater, 2, b"")
 
 
-@pytest.mark.parametrize("how", ["refuses", "lies", "is gone"])
+@pytest.mark.parametrize("how", ["refuses", "lies", "opens nonsense", "is gone"])
 async def test_who_does_not_open_what_it_signed_for_is_named(
     how: str, autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """A refusal and other rows are alike: the next stage cannot be audited by that peer's fault.
 
-    A peer that is gone is at no fault, but nothing was verified.
+    Nor by nonsense, which an auditor refuses to run: that is no auditor's fault. A peer that is
+    gone is at no fault, but nothing was verified.
     """
     opening = Following.open
 
@@ -173,12 +174,14 @@ async def test_who_does_not_open_what_it_signed_for_is_named(
             return opened
         if how == "lies":
             return Opened(opened.regimes, bytes(len(opened.rows)))
+        if how == "opens nonsense":
+            return Opened(opened.regimes, b"\xff" * len(opened.rows))
         if how == "refuses":
             raise RefusedError.of(self.hop.peer, Refusal.NOT_HELD, "no")
         raise PeerUnavailable(self.hop.peer, "gone")
 
     monkeypatch.setattr(Following, "open", open_)
-    async with case(OWN) as found:
+    async with case(FIRST) as found:
         trust = await found.examine()
         audit = trust.audits[1]
         refusing = None if how == "is gone" else found.made.route[0].peer
