@@ -62,3 +62,20 @@ async def test_quiet_sessions_of_the_greedy_make_room(
             with pytest.raises(RefusedError, match="all sessions are taken"):
                 await opening.__aenter__()
         nursery.cancel_scope.cancel()
+
+
+async def test_nobody_makes_room_in_anothers_name(autojump_clock: MockClock) -> None:
+    """The greedy one loses no quiet session to itself, whoever it says that it is."""
+    network = MemoryNetwork()
+    async with network.join(NODE) as node, network.join(GREEDY) as greedy:
+        stages, engine = Stages(node), FakeStage(1, 29, sessions=3, context=CONTEXT)
+        stage = Stage(node, engine, MODEL)
+        stages.add(stage, Door(3, 3 * CONTEXT))
+        stages.listen()
+        held = [await open_half(greedy, number) for number in range(3)]
+        await trio.sleep(QUIET_S + 1)
+        control = await greedy.open(NODE, SESSION)
+        await send(control, Open(session_id(9), MODEL, ME, ME, 1, 29, CONTEXT))
+        with pytest.raises(RefusedError, match="all sessions are taken"):
+            await receive(control, Opened)
+        assert stage.sessions == len(held)
