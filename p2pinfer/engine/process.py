@@ -75,6 +75,7 @@ class Worker:
         self._unsent_added = trio.Event()
         self._pending: dict[int, Answered] = {}
         self._numbers = 0
+        self._has_answered = False
 
     @property
     def is_running(self) -> bool:
@@ -130,6 +131,7 @@ class Worker:
         """Start the process, serve it, and start another when it dies."""
         pause_s = _RESTART_S_MIN
         while True:
+            self._has_answered = False
             with tempfile.TemporaryFile() as stderr:
                 process, sock = self._start(stderr)
                 died = False
@@ -137,10 +139,7 @@ class Worker:
                     await self._handshake(sock)
                     if self.generation == 1:
                         task_status.started()
-                    asked_before = self._numbers
                     await self._converse(sock)
-                    if self._numbers > asked_before:
-                        pause_s = _RESTART_S_MIN
                 except EOFError:
                     died = True
                 finally:
@@ -152,6 +151,8 @@ class Worker:
                 words = _last_words(process, stderr)
             if not self.parts:
                 raise EngineDied(words)
+            if self._has_answered:
+                pause_s = _RESTART_S_MIN
             _log.warning("%s; starting another", words)
             await trio.sleep(pause_s)
             pause_s = min(2 * pause_s, _RESTART_S_MAX)
@@ -193,6 +194,7 @@ class Worker:
                 splitter = Splitter()
                 while True:
                     for number, *answer in splitter.feed(await _receive(sock)):
+                        self._has_answered = True
                         answered = self._pending.pop(number)
                         answered(EngineError(answer[1]) if answer[0] is None else answer)
 
