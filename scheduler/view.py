@@ -13,7 +13,7 @@ from typing import Any, Self
 
 import numpy as np
 import numpy.typing as npt
-from attrs import evolve, frozen
+from attrs import frozen
 
 from p2pinfer.core.advertisement import ADVERTISEMENTS_MAX, LINKS_MAX, Advertisement, State
 from p2pinfer.core.ids import PeerId
@@ -188,21 +188,9 @@ def believed_row_us(view: View, seen: Experience = NOTHING_SEEN) -> Floats:
     median = float(np.median(claimed[said])) if said.any() else ROW_US_DEFAULT
     plausible = np.where(said, np.maximum(claimed, median / FASTER_MAX), 0.0)
     seen_us = view.fill(seen.row_us, np.nan)
-    return _believed(plausible, seen_us, max(median, ROW_US_DEFAULT))
-
-
-def _believed(claimed_us: Floats, seen_us: Floats, default_us: float) -> Floats:
-    """Choose between claims, 0 if there is none, and what was seen, not a number if nothing."""
-    contradicted = ~np.isnan(seen_us) & (seen_us > LIE_FACTOR * claimed_us)
-    return np.where(contradicted, seen_us, np.where(claimed_us > 0, claimed_us, default_us))
-
-
-def believed(advertisement: Advertisement, seen_us: float | None) -> Advertisement:
-    """Return what a peer says of its speed, replaced by what was seen if that contradicts it."""
-    claimed, seen = (np.array([float(n or 0)]) for n in (advertisement.row_us, seen_us))
-    seen_or_none = np.where(seen > 0, seen, np.nan)
-    row_us = int(_believed(claimed, seen_or_none, 0.0)[0])
-    return evolve(advertisement, row_us=row_us)
+    contradicted = ~np.isnan(seen_us) & (seen_us > LIE_FACTOR * plausible)
+    default_us = max(median, ROW_US_DEFAULT)
+    return np.where(contradicted, seen_us, np.where(said, plausible, default_us))
 
 
 def batched_row_us(view: View, row_us: Floats) -> Floats:

@@ -72,13 +72,8 @@ class Certificate:
 
     def body(self) -> bytes:
         """Return the file without its signature."""
-        terms = self.terms
-        session = [
-            *[terms.session, terms.model, terms.requester, terms.dtype, terms.seal],
-            *[self.nonce, self.rate],
-        ]
         found: dict[str, Any] = {
-            "session": session,
+            "session": [*astuple(self.terms), self.nonce, self.rate],
             "tokens": [self.tokens, self.regimes, self.answer],
         }
         for index, stage in enumerate(self.stages):

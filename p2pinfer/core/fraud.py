@@ -20,7 +20,7 @@ from collections.abc import Callable
 from typing import Any
 
 import numpy as np
-from attrs import field, frozen
+from attrs import astuple, field, frozen
 from blake3 import blake3
 
 from p2pinfer.core import sections
@@ -93,17 +93,12 @@ class FraudProof:
 
     def body(self) -> bytes:
         """Return the file without its signature."""
-        terms = self.terms
+        receipts = [[each.body, each.signature] for each in self.receipts]
         return sections.write(
             MAGIC,
             {
-                "session": [
-                    *[terms.session, terms.model, terms.requester, terms.dtype, terms.seal]
-                ],
-                "accused": [
-                    *[self.accused, self.slice_end],
-                    [[each.body, each.signature] for each in self.receipts],
-                ],
+                "session": astuple(self.terms),
+                "accused": [self.accused, self.slice_end, receipts],
                 "rows": [self.regimes, self.rows],
             },
         )

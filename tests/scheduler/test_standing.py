@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from p2pinfer.core.ids import PeerId
 from scheduler import standing
 from scheduler.standing import RECOVERY_S, SEEN_S_MAX, Standing, Standings
-from scheduler.view import LIE_FACTOR, STANDING_NEW, believed
+from scheduler.view import LIE_FACTOR, STANDING_NEW, Experience, View, believed_row_us
 from tests.scheduler.adverts import advert, peer_id
 
 US = 1000.0
@@ -84,10 +84,10 @@ def test_a_liar_loses_what_it_claimed() -> None:
         known.put(liar, known.of(liar, n).worked(n, 900.0, 100.0))
     seen = known.experience(10.0, {})
     assert seen.standing[liar] < STANDING_NEW / 5
-    claim = advert("liar", 1, 2, row_us=100)
-    assert believed(claim, seen.row_us[liar]).row_us == 900
-    assert believed(claim, 100 * LIE_FACTOR).row_us == 100
-    assert believed(claim, None).row_us == 100
+    view = View.of([advert("liar", 1, 2, row_us=100)])
+    assert believed_row_us(view, seen).tolist() == [pytest.approx(900)]
+    assert believed_row_us(view, Experience(row_us={liar: 100 * LIE_FACTOR})).tolist() == [100]
+    assert believed_row_us(view).tolist() == [100]
     assert liar not in known.experience(20.0 + SEEN_S_MAX, {}).row_us
 
 
