@@ -28,7 +28,7 @@ from p2pinfer.core.messages import (
 from p2pinfer.core.wire import encode
 from p2pinfer.engine.store import DamagedPart, MissingChunk, Store
 from peers.parts import PARTS, Run, in_thread, pack_bits
-from peers.talk import RefusedError, receive, send
+from peers.talk import RefusedError, receive, refuse
 from transports.base import Channel, Transport
 
 _log = logging.getLogger("p2pinfer.parts")
@@ -47,9 +47,6 @@ ANSWER_S_MAX = 60.0
 
 IDLE_S_MAX = 60.0
 """Between two questions; then the channel is for others."""
-
-GOODBYE_S_MAX = 1.0
-"""How long to try to tell a peer why its channel ends."""
 
 MANIFESTS_MAX = 4
 """Kept in memory; a peer rarely serves more than one model."""
@@ -168,10 +165,4 @@ class PartsServer:
 
     async def _refuse(self, channel: Channel, code: Refusal, text: str) -> None:
         """Say why the channel ends, if the peer still listens."""
-        refusal = RefusedError.of(self._transport.peer_id, code, text)
-        with trio.move_on_after(GOODBYE_S_MAX):
-            try:
-                await send(channel, refusal.refused)
-            except ChannelClosed:
-                return
-            await channel.close()
+        await refuse(channel, RefusedError.of(self._transport.peer_id, code, text))

@@ -43,7 +43,7 @@ from p2pinfer.engine.base import Decoded, StageSession
 from peers.history import History
 from peers.notary import Record
 from peers.onward import Onward
-from peers.talk import SESSION, RefusedError, receive, send
+from peers.talk import GOODBYE_S_MAX, SESSION, RefusedError, receive, send
 from transports.base import Channel, Transport
 
 CONNECT_S_MAX = 5.0
@@ -60,9 +60,6 @@ IDLE_S_MAX = 900.0
 
 QUIET_S = 5.0
 """A session without a step for so long is between two answers, and its requester opens another."""
-
-GOODBYE_S_MAX = 1.0
-"""How long to try to tell a peer why its session ends."""
 
 NUMPY_TYPES = {Dtype.F32: "<f4", Dtype.F16: "<f2"}
 

@@ -16,7 +16,6 @@ import trio
 from p2pinfer.core.errors import (
     ChannelClosed,
     EngineError,
-    PeerUnavailable,
     RemoteProtocolError,
 )
 from p2pinfer.core.ids import ModelId, PeerId, SessionId
@@ -24,8 +23,8 @@ from p2pinfer.core.messages import Attach, Link, Open, Refusal
 from p2pinfer.engine.base import EngineBusy, StageEngine
 from peers.history import Budget, History
 from peers.notary import Notary
-from peers.served import GOODBYE_S_MAX, QUIET_S, Served
-from peers.talk import SESSION, RefusedError, receive, send
+from peers.served import QUIET_S, Served
+from peers.talk import SESSION, RefusedError, receive, refuse
 from transports.base import Channel, Transport
 
 _log = logging.getLogger("p2pinfer.stage")
@@ -146,11 +145,11 @@ class Stage:
             pass  # whoever asked has left
         except RemoteProtocolError as error:
             _log.info("%s", error)
-            await self._refuse(channel, self._no(Refusal.BAD_REQUEST, str(error)))
+            await refuse(channel, self._no(Refusal.BAD_REQUEST, str(error)))
         except trio.TooSlowError:
-            await self._refuse(channel, self._no(Refusal.TOO_SLOW, "nothing came for too long"))
+            await refuse(channel, self._no(Refusal.TOO_SLOW, "nothing came for too long"))
         except RefusedError as error:
-            await self._refuse(channel, error)
+            await refuse(channel, error)
 
     def _find(self, first: Link | Attach, peer: PeerId) -> Served:
         """Return the session that a peer may send to, or collect from, or raise RefusedError."""
@@ -204,12 +203,3 @@ class Stage:
 
     def _no(self, code: Refusal, text: str) -> RefusedError:
         return RefusedError.of(self._transport.peer_id, code, text)
-
-    async def _refuse(self, channel: Channel, error: RefusedError) -> None:
-        """Say no, if the peer still listens."""
-        with trio.move_on_after(GOODBYE_S_MAX):
-            try:
-                await send(channel, error.refused)
-                await channel.close()
-            except PeerUnavailable:
-                pass

@@ -11,9 +11,8 @@ from p2pinfer.core.ids import PeerId
 from p2pinfer.core.messages import Attach, Link, Open, Refusal
 from p2pinfer.core.wire import BadMessage, decode
 from peers.door import Door, Shut
-from peers.served import GOODBYE_S_MAX
 from peers.stage import OPEN_S_MAX, Stage
-from peers.talk import SESSION, RefusedError, send
+from peers.talk import SESSION, RefusedError, refuse
 from scheduler.admission import Ask
 from transports.base import Channel, Transport
 
@@ -51,12 +50,12 @@ class Stages:
         except ChannelClosed:
             return
         except trio.TooSlowError:
-            await self._refuse(channel, self._no(Refusal.TOO_SLOW, "nothing came for too long"))
+            await refuse(channel, self._no(Refusal.TOO_SLOW, "nothing came for too long"))
         except (BadMessage, RemoteProtocolError) as error:
             _log.info("%s sent %s", channel.remote, error)
-            await self._refuse(channel, self._no(Refusal.BAD_REQUEST, str(error)))
+            await refuse(channel, self._no(Refusal.BAD_REQUEST, str(error)))
         except RefusedError as error:
-            await self._refuse(channel, error)
+            await refuse(channel, error)
         else:
             await self._let_in(stage, first, _Peeked(channel, data))
 
@@ -74,7 +73,7 @@ class Stages:
                 await stage.serve(channel)
         except Shut as shut:
             no = RefusedError.of(self._transport.peer_id, Refusal.BUSY, str(shut), shut.retry_ms)
-            await self._refuse(channel, no)
+            await refuse(channel, no)
 
     def _find(self, first: Open | Link | Attach) -> Stage:
         """Return the stage that a channel is for, or raise RefusedError."""
@@ -94,15 +93,6 @@ class Stages:
 
     def _no(self, code: Refusal, text: str) -> RefusedError:
         return RefusedError.of(self._transport.peer_id, code, text)
-
-    async def _refuse(self, channel: Channel, error: RefusedError) -> None:
-        """Say no, if the peer still listens."""
-        with trio.move_on_after(GOODBYE_S_MAX):
-            try:
-                await send(channel, error.refused)
-                await channel.close()
-            except ChannelClosed:
-                pass
 
 
 class _Peeked:

@@ -1,10 +1,12 @@
 """Messages over channels: encode and send, receive and judge."""
 
+from contextlib import suppress
 from typing import Any, Never, TypeVar, overload
 
+import trio
 from attrs import evolve
 
-from p2pinfer.core.errors import PeerError, RemoteProtocolError
+from p2pinfer.core.errors import PeerError, PeerUnavailable, RemoteProtocolError
 from p2pinfer.core.ids import PeerId
 from p2pinfer.core.messages import TEXT_CHARS_MAX, Message, Refusal, Refused
 from p2pinfer.core.text import printable
@@ -13,6 +15,9 @@ from transports.base import Channel
 
 SESSION = "session"
 DIRECTORY = "directory"
+
+GOODBYE_S_MAX = 1.0
+"""How long to try to tell a peer why its channel ends."""
 
 M = TypeVar("M")
 N = TypeVar("N")
@@ -34,6 +39,13 @@ class RefusedError(PeerError):
 async def send(channel: Channel, message: Message) -> None:
     """Send one message; raises as ``Channel.send``."""
     await channel.send(encode(message))
+
+
+async def refuse(channel: Channel, no: RefusedError) -> None:
+    """Say no, which ends the channel, if the peer still listens."""
+    with trio.move_on_after(GOODBYE_S_MAX), suppress(PeerUnavailable):
+        await send(channel, no.refused)
+        await channel.close()
 
 
 @overload
