@@ -22,7 +22,7 @@ from p2pinfer.core.advertisement import (
     Link,
     State,
 )
-from p2pinfer.core.errors import EngineError
+from p2pinfer.core.errors import EngineError, UserError
 from p2pinfer.core.ids import PeerId
 from peers.counted import CountedEngine
 from peers.door import Door
@@ -226,7 +226,7 @@ class Server:
             self._say(State.JOINING, layers)
         try:
             await self._serve(nursery, layers)
-        except EngineError as error:
+        except (EngineError, UserError) as error:
             self._tell(f"cannot serve layers {words(layers)}: {error}")
             if self.held is None:
                 await self._serve(nursery, old.layers)

@@ -8,7 +8,7 @@ from itertools import count
 import trio
 
 from p2pinfer.core.advertisement import Advertisement, State
-from p2pinfer.core.errors import EngineDied
+from p2pinfer.core.errors import P2pinferError
 from p2pinfer.core.ids import ModelId, PeerId
 from p2pinfer.core.messages import Hop
 from peers.layers import Layers, lacking
@@ -77,7 +77,7 @@ class Machine:
         self.served: list[Layers] = []
         self.told: list[str] = []
         self.leaving = trio.Event()
-        self.fails: set[Layers] = set()
+        self.fails: dict[Layers, P2pinferError] = {}
         me = Advertisement(
             peer=transport.peer_id,
             addresses=tuple(transport.addresses),
@@ -112,8 +112,8 @@ class Machine:
     async def open_engine(self, first: int, end: int) -> AsyncIterator[FakeStage]:
         """Load, and run until told to stop."""
         await trio.sleep(LOAD_S)
-        if (first, end) in self.fails:
-            raise EngineDied("too large")
+        if error := self.fails.get((first, end)):
+            raise error
         engine = FakeStage(first, end, sessions=4, context=CONTEXT)
         engine.machine.decode_s = 0.01
         self.engines.append(engine)

@@ -5,7 +5,7 @@ import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from p2pinfer.core.advertisement import State
-from p2pinfer.core.errors import PeerUnavailable
+from p2pinfer.core.errors import EngineDied, P2pinferError, PeerUnavailable, UserError
 from p2pinfer.core.messages import Attach, Hop, Open, Opened, Refusal
 from peers.layers import Layers
 from peers.requester import Requester, Session
@@ -116,14 +116,15 @@ async def test_where_memory_lacks_the_old_layers_go_first(
     assert states[-3:] == [State.DRAINING, State.JOINING, State.SERVING]
 
 
+@pytest.mark.parametrize("error", [EngineDied("too large"), UserError("too large")])
 async def test_what_cannot_be_loaded_leaves_the_old_layers_served(
-    world: World, autojump_clock: MockClock
+    error: P2pinferError, world: World, autojump_clock: MockClock
 ) -> None:
-    """With room for both, and without."""
+    """With room for both, and without; the engine may refuse, and so may the disk."""
     for layers_max in (64, 10):
         machine = await world.join(layers_max)
         await trio.sleep(SETTLE_S / 4)
-        machine.fails.add((5, 15))
+        machine.fails[(5, 15)] = error
         served = machine.served[-1]
         decide(machine, (5, 15))
         with trio.fail_after(4 * CHECK_S):
