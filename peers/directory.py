@@ -335,11 +335,8 @@ class Directory:
                 for peer in self._partners():
                     nursery.start_soon(self._try, self.exchange, peer)
                 hints = await self._look_out()
-                for address in [*self._ways.pick(self._chance, self._knows), *hints]:
+                for address in [*self._ways.pick(self._chance, self.view.knows), *hints]:
                     nursery.start_soon(self._try, self._try_way, address)
-
-    def _knows(self, peer: PeerId) -> bool:
-        return self.view.get(peer) is not None
 
     async def _look_out(self) -> list[str]:
         """Return addresses of peers yet unknown, where this peer lacks some."""
@@ -350,7 +347,7 @@ class Directory:
         return self._strange(await self._transport.discover(model and f"model/{model}"))
 
     def _strange(self, hints: Sequence[str]) -> list[str]:
-        return [h for h in hints if not self._knows(PeerId(h.rpartition("/p2p/")[2]))]
+        return [h for h in hints if not self.view.knows(PeerId(h.rpartition("/p2p/")[2]))]
 
     def _partners(self) -> list[PeerId]:
         """Pick whom to compare notes with."""

@@ -227,6 +227,10 @@ class View:
             del self._shut_out[next(iter(self._shut_out))]
         self.forget(peer, now)
 
+    def knows(self, peer: PeerId) -> bool:
+        """Whether anything was heard of a peer that is still there."""
+        return peer in self._where
+
     def knows_nobody(self) -> bool:
         """Whether this peer has heard of no other."""
         return not self._where.keys() - {self.me}

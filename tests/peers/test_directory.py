@@ -255,22 +255,6 @@ async def test_a_way_in_that_is_no_address_is_the_users_error(autojump_clock: Mo
             await a.directory.enter(["nonsense", "/memory/0/p2p/nobody"])
 
 
-async def test_a_hint_that_cannot_be_dialled_is_passed_over(
-    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """Strangers give hints: one that is no address is no person's error, and others are tried."""
-    async with directories(2) as (_, (a, b)):
-        b.advertise()
-
-        async def discover(_: str | None) -> list[str]:
-            await trio.lowlevel.checkpoint()
-            return ["/ip4/192.0.2.1/udp/1/p2p/nobody", *b.transport.addresses]
-
-        monkeypatch.setattr(a.transport, "discover", discover)
-        assert await a.directory.find_anybody(1)
-        assert a.sees() == {b.id}
-
-
 async def test_a_silent_peer_is_left(autojump_clock: MockClock) -> None:
     """An exchange takes its time at most, on both sides."""
     async with directories(2) as (_, (a, b)):
