@@ -26,6 +26,7 @@ from p2pinfer.core.messages import (
     Refusal,
     Step,
 )
+from p2pinfer.core.text import printable
 from peers.controlled import Controlled, lost_places, open_stages, reach
 from peers.evidence import Evidence
 from peers.history import History
@@ -157,7 +158,7 @@ class Chain:
             at = self._stages.index(stage)
             for other in self._stages[max(0, at - 1) : at + 2]:
                 if other.hop.peer == word.peer and other is not stage:
-                    other.lose(PeerUnavailable(word.peer, word.text))
+                    other.lose(PeerUnavailable(word.peer, printable(word.text)))
         self._trouble.set()
 
     def _fail(self, error: PeerError) -> None:

@@ -77,5 +77,5 @@ HASH: Any = v.matches_re(r"[0-9a-f]{64}")
 
 SESSION = blob(16, 16)
 NUMERICS: Any = v.matches_re(r"[0-9a-f]{32}")
-ADDRESSES: Any = v.deep_iterable(v.max_len(ADDRESS_CHARS_MAX), v.max_len(ADDRESSES_MAX))
+ADDRESSES: Any = v.deep_iterable(line(ADDRESS_CHARS_MAX), v.max_len(ADDRESSES_MAX))
 LAYER = whole(0, LAYERS_MAX)

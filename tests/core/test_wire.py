@@ -85,7 +85,7 @@ names = st.text(st.characters(exclude_categories=["C", "Z"]), max_size=128)
 peers = st.text("123456789ABCDEFGHJKLMNPQRSTUVWXYZ", min_size=46, max_size=64).map(PeerId)
 models = st.text("0123456789abcdef", min_size=64, max_size=64).map(ModelId)
 sessions = st.binary(min_size=16, max_size=16).map(SessionId)
-addresses = st.lists(texts.map(lambda text: text[:ADDRESS_CHARS_MAX]), max_size=ADDRESSES_MAX)
+addresses = st.lists(names, max_size=ADDRESSES_MAX)
 layers = st.integers(0, LAYERS_MAX)
 sizes = st.integers(1, POSITIONS_MAX)
 counters = st.integers(0, 1 << 62)
@@ -315,6 +315,7 @@ def test_the_good_values_are_good() -> None:
         pytest.param("Open", 7, "f64", id="unknown dtype"),
         pytest.param("Connect", 2, ["/a"] * (ADDRESSES_MAX + 1), id="addresses"),
         pytest.param("Connect", 2, ["/" * (ADDRESS_CHARS_MAX + 1)], id="address"),
+        pytest.param("Connect", 2, ["/a\x1b[2J"], id="address that clears a screen"),
         pytest.param("Connect", 2, "/a", id="text for a list"),
         pytest.param("Connect", 3, -1, id="step below nought"),
         pytest.param("Expecting", 1, 1.0, id="step as float"),
