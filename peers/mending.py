@@ -1,7 +1,8 @@
 """Who takes the places of a session's lost peers, and what is learnt of all that were in it."""
 
 import statistics
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import suppress
 
 from attrs import evolve
 
@@ -57,9 +58,28 @@ class Mending:
         self, layers: Layers, between: Neighbours, without: Collection[PeerId]
     ) -> list[Hop]:
         """Return who can run these layers; raises NoRoute if nobody does."""
+        return next(self._chains(layers, between, without))
+
+    def _chains(
+        self, layers: Layers, between: Neighbours, without: Collection[PeerId]
+    ) -> Iterator[list[Hop]]:
+        """Yield who can run these layers: those who compute the same bits as before, then anybody.
+
+        With other bits other tokens may follow, and receipts of before and after do not join up.
+
+        Raises:
+            NoRoute: nobody does.
+        """
         offers = self._offers()
         asking = Asking(self._context, self._experiences.of(offers), without)
-        chain = replacement(offers, layers, between, asking)
+        replaced = [hop for hop in self.route if layers[0] <= hop.first < layers[1]]
+        classes = {hop.offer.numerics_class for hop in replaced}
+        alike = [offer for offer in offers if offer.numerics_class in classes]
+        with suppress(NoRoute):
+            yield self._hops(replacement(alike, layers, between, asking))
+        yield self._hops(replacement(offers, layers, between, asking))
+
+    def _hops(self, chain: Sequence[RouteHop]) -> list[Hop]:
         self._chosen |= {hop.peer: hop for hop in chain}
         return [Hop(hop.peer, hop.addresses, hop.first, hop.end) for hop in chain]
 
@@ -79,15 +99,13 @@ class Mending:
             if not 0 < SLOW_TIMES * claimed_us < taken_us:
                 continue
             between = peers[index], peers[index + 2]
-            try:
-                others = self._choose(
-                    (hop.first, hop.end), between, frozenset(p for p in peers if p)
-                )
-            except NoRoute:
-                continue
-            said_us = [self._chosen[o.peer].offer.row_us * (o.end - o.first) for o in others]
-            if all(said_us) and BETTER_TIMES * sum(said_us) < taken_us:
-                return index, others
+            without = frozenset(peer for peer in peers if peer)
+            with suppress(NoRoute):
+                for others in self._chains((hop.first, hop.end), between, without):
+                    offers = [(self._chosen[o.peer].offer, o.end - o.first) for o in others]
+                    said_us = [offer.row_us * count for offer, count in offers]
+                    if all(said_us) and BETTER_TIMES * sum(said_us) < taken_us:
+                        return index, others
         return 0, []
 
     def _take(self, hops: Sequence[Hop]) -> None:

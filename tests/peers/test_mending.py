@@ -16,10 +16,12 @@ from tests.peers.swarm import MODEL, PEERS, peer
 CLAIMED_US = 100
 
 
-def offer(name: str, first: int, end: int, row_us: int = CLAIMED_US) -> Advertisement:
+def offer(
+    name: str, first: int, end: int, row_us: int = CLAIMED_US, numerics: str = "0"
+) -> Advertisement:
     """Say what a peer says of itself."""
     return Advertisement(
-        peer(name), (), MODEL, "model", 30, first, end, 256, "0" * 32, 1, row_us=row_us
+        peer(name), (), MODEL, "model", 30, first, end, 256, numerics * 32, 1, row_us=row_us
     )
 
 
@@ -70,3 +72,14 @@ async def test_who_is_replaced_for_being_slow(
         assert index == found
         assert [(hop.peer, hop.first, hop.end) for hop in hops] == [(peer(others[0][0]), 11, 21)]
         assert PEERS[1] not in [hop.peer for hop in hops]
+
+
+@pytest.mark.parametrize(("numerics", "found"), [("0", "alike"), ("2", "fast")])
+async def test_who_computes_the_same_bits_comes_first(
+    numerics: str, found: str, autojump_clock: MockClock
+) -> None:
+    """However much slower; where nobody does, the others serve."""
+    await trio.lowlevel.checkpoint()
+    others = [offer("fast", 11, 25, 1, "1"), offer("alike", 11, 21, 5_000, numerics)]
+    hops = mending(others, (), 0).repair().choose((11, 21), (PEERS[0], PEERS[2]), [peer("stage1")])
+    assert [hop.peer for hop in hops] == [peer(found)]
