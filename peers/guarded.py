@@ -67,6 +67,12 @@ class Guarded:
         seconds: float | None = measure(peer) if measure else None
         return seconds
 
+    @property
+    def channels(self) -> int:
+        """How many channels this peer opened that have not ended, where the transport counts."""
+        count: int = getattr(self._inner, "channels", 0)
+        return count
+
     def _check(self, peer: PeerId) -> None:
         if peer in self._shut_out:
             raise PeerUnavailable(peer, f"{peer} was shut out")

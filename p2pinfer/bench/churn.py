@@ -230,9 +230,8 @@ class _Churn:
     def _kept(self) -> dict[str, Any]:
         """Return what the requesters and the first peer keep while nobody asks."""
         local = self._victims.serving[self._first].local.process.pid
-        channels = (getattr(client.transport, "channels", 0) for client in self._clients)
         return {
-            "channels": sum(channels),
+            "channels": sum(client.transport.channels for client in self._clients),
             "tasks": trio.lowlevel.current_statistics().tasks_living,
             "open_files": len(list(Path("/dev/fd").iterdir())),
             "requesters_mb": _resident_mb(os.getpid()),

@@ -26,6 +26,9 @@ pytestmark = pytest.mark.real
 DESK: ViewportSize = {"width": 1360, "height": 860}
 PHONE: ViewportSize = {"width": 390, "height": 844}
 
+TOKENS = 64
+"""Of the longest answer, which a long story comes to: time enough to do something meanwhile."""
+
 HOSTILE = (
     '<img src=x onerror="window.hit=1"> [x](javascript:alert(1)) `<b>` **<i>bold</i>**\n'
     "<script>hit=2</script>"
@@ -46,9 +49,8 @@ def browser() -> Iterator[Browser]:
 @pytest.fixture(scope="module")
 def gateway(home: Path, browser: Browser) -> Iterator[RunningGateway]:
     """Give a gateway with three peers of its own."""
-    with running_gateway(
-        home, "--local", "3", "--context", "1024", "--max-tokens", "40"
-    ) as running:
+    options = ["--local", "3", "--context", "1024", "--temperature", "0"]
+    with running_gateway(home, *options, "--max-tokens", str(TOKENS)) as running:
         yield running
 
 
@@ -124,7 +126,7 @@ def test_answer_goes_on_while_another_conversation_is_open(page: Page) -> None:
         0, timeout=ANSWER_MS_MAX
     )
     page.get_by_role("button", name="Tell a very long story.", exact=True).click()
-    expect(page.locator(".account")).to_contain_text("40 tokens")
+    expect(page.locator(".account")).to_contain_text(f"{TOKENS} tokens")
 
 
 def test_gateway_with_a_key_asks_for_it(page: Page) -> None:
