@@ -9,7 +9,6 @@ import logging
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 
-import numpy as np
 import trio
 
 from p2pinfer.core.errors import PeerError, PeerUnavailable, RemoteProtocolError, lone_errors
@@ -27,12 +26,12 @@ from p2pinfer.core.messages import (
     Step,
 )
 from p2pinfer.core.text import printable
-from peers.controlled import Controlled, lost_places, open_stages, reach
+from peers.controlled import Controlled, check_step, lost_places, open_stages, reach, wait_still
 from peers.evidence import Evidence
 from peers.history import History
 from peers.onward import Onward
 from peers.repair import LOOK_AGAIN_S, Repair, at_once, find_others, is_ending, noted
-from peers.served import CONNECT_S_MAX, NUMPY_TYPES
+from peers.served import CONNECT_S_MAX
 from peers.stage import OPEN_S_MAX
 from peers.talk import RefusedError, receive
 from transports.base import Channel, Transport
@@ -109,7 +108,7 @@ class Chain:
                     continue
                 is_awaited = step.number > self._forgotten
                 if is_awaited:
-                    self._check(channel.remote, step, (position, count, size))
+                    check_step(channel.remote, step, self._opened.dtype, (position, count, size))
                 self._received = step.number
                 if self.evidence:
                     self.evidence.comes_out(step, is_awaited=is_awaited)
@@ -124,15 +123,6 @@ class Chain:
     def forget(self) -> None:
         """Ignore what is still on its way: nobody waits for it any more."""
         self._forgotten = self._number
-
-    def _check(self, peer: PeerId, step: Step, due: tuple[int, int, int]) -> None:
-        """Raise RemoteProtocolError if a step is not the answer to what was sent."""
-        if step.number > self._number or (step.position, step.count) != due[:2]:
-            raise RemoteProtocolError(peer, "a stage answered another step")
-        if len(step.rows) != due[2]:
-            raise RemoteProtocolError(peer, "a stage's rows are not as wide as they are")
-        if not np.isfinite(np.frombuffer(step.rows, NUMPY_TYPES[self._opened.dtype])).all():
-            raise RemoteProtocolError(peer, "a stage's rows hold NaN or infinity")
 
     # Trouble
 
@@ -193,6 +183,7 @@ class Chain:
                 raise stage.lost
         self._tell_route()
         self._nursery.start_soon(self._keep)
+        self._nursery.start_soon(self._end_when_still)
 
     def _tell_route(self) -> None:
         """Let others know who makes up the chain now."""
@@ -232,6 +223,11 @@ class Chain:
             except PeerError as error:
                 self._fail(error)
                 return
+
+    async def _end_when_still(self) -> None:
+        """End the session once nothing comes out of it; which stage is to blame, nobody knows."""
+        await wait_still(lambda: (self._received, self._number if self._exit else 0))
+        self._fail(PeerUnavailable(self.last, "no stage said anything for too long"))
 
     async def _mend(self) -> None:
         """Put others in the place of those who are lost, and link what is loose.
@@ -368,8 +364,8 @@ class Chain:
 
     async def _collect(self, last: Controlled, timeout_s: float) -> None:
         """Have the last stage send its rows here, those that did not come yet."""
-        received = last.known = self._received
-        attach = Attach(self._opened.session, received)
+        last.known = self._received
+        attach = Attach(self._opened.session, last.known)
         try:
             self._exit = await reach(self._transport, last.hop, attach, Attached, timeout_s)
         except PeerError as error:

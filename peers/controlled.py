@@ -4,6 +4,7 @@ from collections.abc import Callable, Sequence
 from itertools import count, takewhile
 from typing import TypeVar
 
+import numpy as np
 import trio
 from attrs import evolve
 
@@ -15,6 +16,7 @@ from p2pinfer.core.messages import (
     Connect,
     Connected,
     Denied,
+    Dtype,
     Expect,
     Expecting,
     Hop,
@@ -24,11 +26,17 @@ from p2pinfer.core.messages import (
     Lost,
     Open,
     Opened,
+    Step,
 )
+from peers.served import NUMPY_TYPES
 from peers.talk import SESSION, RefusedError, receive, send
 from transports.base import Channel, Transport
 
 A = TypeVar("A", Connected, Expecting)
+
+STILL_S_MAX = 120.0
+"""For a step to come out of a chain that seems whole: a chunk of a prompt takes half of it where
+laptops run 70 billion weights. A peer whose engine hangs answers heartbeats all the same."""
 
 
 class Controlled:
@@ -193,3 +201,29 @@ async def reach(
             text = f"{hop.peer} did not answer in {timeout_s:.0f} s"
             raise PeerUnavailable(hop.peer, text) from None
         raise
+
+
+def check_step(peer: PeerId, step: Step, dtype: Dtype, due: tuple[int, int, int]) -> None:
+    """Raise RemoteProtocolError if a step is not what is due: position, rows, and their bytes."""
+    if (step.position, step.count) != due[:2]:
+        raise RemoteProtocolError(peer, "a stage answered another step")
+    if len(step.rows) != due[2]:
+        raise RemoteProtocolError(peer, "a stage's rows are not as wide as they are")
+    if not np.isfinite(np.frombuffer(step.rows, NUMPY_TYPES[dtype])).all():
+        raise RemoteProtocolError(peer, "a stage's rows hold NaN or infinity")
+
+
+async def wait_still(progress: Callable[[], tuple[int, int]]) -> None:
+    """Return once nothing has come out of a chain for too long.
+
+    Looking now and then costs a token nothing; a deadline for each step would.
+
+    Args:
+        progress: the number of the last step that came, and of the last that may be waited for.
+    """
+    seen, since = -1, trio.current_time()
+    while trio.current_time() < since + STILL_S_MAX:
+        await trio.sleep(STILL_S_MAX / 8)
+        came, sent = progress()
+        if came >= sent or came != seen:
+            seen, since = came, trio.current_time()

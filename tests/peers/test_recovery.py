@@ -10,6 +10,7 @@ from trio.testing import MockClock
 
 from p2pinfer.core.errors import NoReplacement, PeerUnavailable
 from p2pinfer.core.messages import Hop
+from peers.controlled import STILL_S_MAX
 from peers.history import Budget
 from peers.repair import WAIT_S_MAX, Layers, Neighbours, Repair
 from peers.requester import Session
@@ -361,3 +362,23 @@ async def test_a_slow_stage_is_replaced(slow: int, autojump_clock: MockClock) ->
             assert await answer(opened, PROMPT, 60) == await expected(PROMPT, 60, CHAINS[3])
         assert spares.routes[-1][slow] == SPARES[0]
         assert not offers
+
+
+async def test_a_stage_whose_engine_hangs_ends_the_session(autojump_clock: MockClock) -> None:
+    """Its peer is well, so nobody says that anything is wrong; the requester notices at last."""
+    async with mended() as (made, spares):
+
+        def hang() -> None:
+            made.engines[1].machine.line_up = lambda done: None  # type: ignore[method-assign]
+
+        with pytest.raises(PeerUnavailable, match="no stage said anything"):
+            await harmed(spares, 5, hang)
+        assert trio.current_time() < 1.5 * STILL_S_MAX
+
+
+async def test_a_session_that_nobody_uses_is_not_still(autojump_clock: MockClock) -> None:
+    """A person thinks for a while between two questions."""
+    async with mended() as (_, spares), spares.open() as session:
+        before = await answer(session, PROMPT)
+        await trio.sleep(3 * STILL_S_MAX)
+        assert await answer(session, PROMPT) == before
