@@ -9,13 +9,14 @@ from typing import TYPE_CHECKING, Any
 from cyclopts import App
 
 from p2pinfer.core.errors import EXIT_DAMAGED
-from p2pinfer.flags import AsJson, Bootstrap, Network, Quota, parse_bytes
+from p2pinfer.flags import AsJson, Bootstrap, Network, NetworkKey, Quota, ReachFlags, parse_bytes
 from p2pinfer.logs import note
 from p2pinfer.running import run_task
 
 if TYPE_CHECKING:  # what is heavy is imported by the command that needs it
     from p2pinfer.core.manifest import Manifest
     from p2pinfer.engine.store import Store
+    from transports.base import Reach
 
 app = App(name="model", help="Add, list, check and remove models.", help_format="plaintext")
 
@@ -112,6 +113,7 @@ def verify(
     *,
     bootstrap: Bootstrap = (),
     network: Network = "main",
+    network_key: NetworkKey = None,
     as_json: AsJson = False,
 ) -> None:
     """Hash every part again, and fetch damaged and unfinished ones anew from a swarm.
@@ -126,6 +128,7 @@ def verify(
     from p2pinfer.engine.store import DamagedPart
     from p2pinfer.supply import find_held, open_store
 
+    reach = ReachFlags(network_key).of(network)
     store = open_store()
     found = find_held(store, model)
     # Not only those that are held: one of the wrong length is damaged as well.
@@ -140,7 +143,7 @@ def verify(
     lacking = [part.name for part in found.parts if not store.held(part) and store.begun(part)]
     repaired: list[str] = []
     if lacking and bootstrap:
-        run_task(lambda: _fetch_again(store, found, lacking, bootstrap, network))
+        run_task(lambda: _fetch_again(store, found, lacking, bootstrap, reach))
         repaired = [name for name in lacking if store.held(found.part(name))]
     report = {"model": found.id, "verified": len(here), "damaged": damaged, "repaired": repaired}
     if as_json:
@@ -161,7 +164,7 @@ def verify(
 
 
 async def _fetch_again(
-    store: "Store", model: "Manifest", names: list[str], bootstrap: Sequence[str], network: str
+    store: "Store", model: "Manifest", names: list[str], bootstrap: Sequence[str], reach: "Reach"
 ) -> None:
     """Make parts whole again, showing how far that is."""
     from p2pinfer.repair import repair
@@ -169,7 +172,7 @@ async def _fetch_again(
 
     done = Doing(f"Fetching {', '.join(names)} anew …")
     try:
-        await repair(store, model, names, bootstrap, network, done.tell)
+        await repair(store, model, names, bootstrap, reach, done.tell)
     finally:
         done()
 

@@ -26,6 +26,7 @@ SESSIONS_MAX = 256
 def option(name: str, text: str, **more: Any) -> Any:
     """Describe an option that can also be set in the environment."""
     variable = f"P2PINFER_{name.upper().replace('-', '_')}"
+    more = {"negative_iterable": ""} | more  # nobody needs --empty-bootstrap
     return Parameter(name=f"--{name}", help=text, env_var=variable, **more)
 
 
@@ -44,6 +45,9 @@ SwarmModel = Annotated[
     ),
 ]
 Network = Annotated[str, option("network", "Swarms of other names are not seen.")]
+NetworkKey = Annotated[
+    Path | None, option("network-key", "The file of a private network's key: see network-key.")
+]
 
 
 @Parameter(name="*")
@@ -51,10 +55,7 @@ Network = Annotated[str, option("network", "Swarms of other names are not seen."
 class ReachFlags:
     """How a swarm is reached."""
 
-    network_key: Annotated[
-        Path | None,
-        option("network-key", "The file of a private network's key: see network-key."),
-    ] = None
+    network_key: NetworkKey = None
     mdns: Annotated[bool, option("mdns", "Find peers on the local network without an address.")] = (
         False
     )

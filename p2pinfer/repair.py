@@ -12,6 +12,7 @@ from p2pinfer.node import open_transport
 from peers.directory import Directory
 from peers.parts_fetch import Tell, fetch_parts
 from peers.parts_link import Holder
+from transports.base import Reach
 from transports.identity import ephemeral_identity
 
 
@@ -20,7 +21,7 @@ async def repair(
     manifest: Manifest,
     names: Iterable[str],
     bootstrap: Sequence[str],
-    network: str,
+    reach: Reach,
     tell: Tell,
 ) -> None:
     """Fetch what the store lacks of some parts; waits for whoever holds it.
@@ -30,7 +31,7 @@ async def repair(
         manifest: of the model.
         names: the parts.
         bootstrap: multiaddrs of peers in the swarm.
-        network: the swarm's name.
+        reach: which swarm that is.
         tell: hears how far the transfer is, and what is waited for.
 
     Raises:
@@ -45,7 +46,7 @@ async def repair(
 
     with lone_errors():
         async with (
-            open_transport("libp2p", identity, [], network) as transport,
+            open_transport("libp2p", identity, [], reach) as transport,
             trio.open_nursery() as nursery,
         ):
             directory = Directory(transport, identity, chance)

@@ -175,8 +175,11 @@ class Worker:
         return process, ours
 
     async def _handshake(self, sock: socket.socket) -> None:
-        """Tell the worker what to load, and wait until it has."""
-        sock.send(self.config.frame())
+        """Tell the worker what to load, and wait until it has; EOFError when it is gone."""
+        try:
+            sock.send(self.config.frame())
+        except OSError as error:
+            raise EOFError from error
         splitter = Splitter()
         while True:
             for frame in splitter.feed(await _receive(sock)):
