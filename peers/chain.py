@@ -108,7 +108,8 @@ class Chain:
                     continue
                 is_awaited = step.number > self._forgotten
                 if is_awaited:
-                    check_step(channel.remote, step, self._opened.dtype, (position, count, size))
+                    due = position, count, size
+                    check_step(channel.remote, step, self._opened.dtype, self._number, due)
                 self._received = step.number
                 if self.evidence:
                     self.evidence.comes_out(step, is_awaited=is_awaited)

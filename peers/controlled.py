@@ -203,9 +203,19 @@ async def reach(
         raise
 
 
-def check_step(peer: PeerId, step: Step, dtype: Dtype, due: tuple[int, int, int]) -> None:
-    """Raise RemoteProtocolError if a step is not what is due: position, rows, and their bytes."""
-    if (step.position, step.count) != due[:2]:
+def check_step(
+    peer: PeerId, step: Step, dtype: Dtype, sent: int, due: tuple[int, int, int]
+) -> None:
+    """Raise RemoteProtocolError if a step is not the answer to what was sent.
+
+    Args:
+        peer: whose it is.
+        step: what came.
+        dtype: of its rows.
+        sent: the number of the last step that was sent.
+        due: its position, its count of rows, and their bytes.
+    """
+    if step.number > sent or (step.position, step.count) != due[:2]:
         raise RemoteProtocolError(peer, "a stage answered another step")
     if len(step.rows) != due[2]:
         raise RemoteProtocolError(peer, "a stage's rows are not as wide as they are")
