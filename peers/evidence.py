@@ -217,21 +217,24 @@ class Evidence:
         """Of the chain as a whole: what went in, and what came out of it."""
         self._follow = follow
         self.stages: list[Following] = []
+        """Of the route that made what is being examined; it may change while that is."""
+        self._now = self.stages  # of the route that the next step takes
         self._on_way: dict[int, bytes] = {}
         self.rows = 0
         """Sent so far, dropped ones too."""
 
     def follow(self, route: Sequence[Hop]) -> None:
         """Follow the stages of a route from now on; those that were followed before stay so."""
-        before = self.stages
-        known = {each.hop: each for each in self.stages if not each.fault}
-        self.stages = [known.get(hop) or self._follow(hop) for hop in route]
+        before = self._now
+        known = {each.hop: each for each in before if not each.fault}
+        self._now = [known.get(hop) or self._follow(hop) for hop in route]
         for other in before:
-            if other not in self.stages:
+            if other not in self._now:
                 other.let_go()
 
     def goes_in(self, number: int, count: int, rows: bytes) -> None:
         """Remember rows that are sent to the first stage."""
+        self.stages = self._now
         self._on_way[number] = rows
         self.rows += count
 
@@ -244,7 +247,7 @@ class Evidence:
 
     def close(self) -> None:
         """Follow nobody any longer."""
-        for stage in self.stages:
+        for stage in self._now:
             stage.let_go()
 
     async def settle(self, position: int) -> Break | None:
@@ -252,6 +255,7 @@ class Evidence:
 
         Raises nothing that a stage can cause: silence and refusals are breaks.
         """
+        self.stages = self._now
         async with trio.open_nursery() as nursery:
             for stage in self.stages:
                 nursery.start_soon(stage.settle, position)

@@ -4,11 +4,14 @@ from contextlib import aclosing
 
 import pytest
 import trio
+from attrs import evolve
 from trio.testing import MockClock
 
+from p2pinfer.core.certificate import parse
 from p2pinfer.core.evidence import Follow
 from p2pinfer.core.merkle import Tree
 from p2pinfer.core.messages import Denied, Refusal, Step
+from p2pinfer.core.trust import Trust
 from peers.evidence import Evidence
 from peers.notary import EVIDENCE, Record
 from peers.requester import Session
@@ -140,6 +143,21 @@ async def test_rows_are_opened_as_they_were_committed(autojump_clock: MockClock)
                     for at, wide in enumerate(opened.regimes):
                         tree.append(opened.rows[at * ROW_BYTES :][:ROW_BYTES], wide=wide)
                 assert tree.root(139) == root
+
+
+async def test_a_stage_replaced_after_it_signed_is_in_the_certificate(
+    autojump_clock: MockClock,
+) -> None:
+    """Not the one in its place, which made nothing of this answer."""
+    async with swarm(evidence=True) as made, made.open() as session:
+        evidence = evidence_of(session)
+        await answer(session, PROMPT)
+        assert await evidence.settle(139) is None
+        evidence.follow([evolve(made.route[0], peer=KEYS[7].peer_id), *made.route[1:]])
+        trust = Trust(3, 139, 0.0)
+        data = evidence.certify(session.tokens, "", trust, KEYS[0].sign)
+        found, _, _ = parse(data)
+        assert [stage.peer for stage in found.stages] == [hop.peer for hop in made.route]
 
 
 async def test_what_was_not_computed_is_not_opened(autojump_clock: MockClock) -> None:
