@@ -13,7 +13,7 @@
         │   ├── ChannelClosed  the channel to it has ended, cleanly or not
         │   └── NoReplacement  it left a session, and nobody could take its place
         ├── RemoteProtocolError  it sent what no correct peer sends
-        └── Refused          it said no, with a code
+        └── RefusedError     it said no, with a code (in peers.talk)
 
 What is raised by libraries is translated at the one module that imports them.
 """
