@@ -19,10 +19,12 @@ class RunningGateway:
 
 
 @contextmanager
-def running_gateway(home: Path, *options: str, **variables: str) -> Iterator[RunningGateway]:
-    """Run ``p2pinfer serve`` on any free port until the block ends."""
+def running_gateway(
+    home: Path, *options: str, port: int = 0, **variables: str
+) -> Iterator[RunningGateway]:
+    """Run ``p2pinfer serve``, on any free port if none is named, until the block ends."""
     process = subprocess.Popen(
-        [*COMMAND, "serve", "--port", "0", "--json", "--until-stdin-closes", *options],
+        [*COMMAND, "serve", "--port", str(port), "--json", "--until-stdin-closes", *options],
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
