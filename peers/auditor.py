@@ -23,7 +23,7 @@ from p2pinfer.core.messages import Hop
 from p2pinfer.core.receipts import Receipt, Signed, Terms
 from p2pinfer.core.trust import Audited, Trust, Verdict, choose_audits
 from p2pinfer.core.witness import Rows, runs_of
-from peers.evidence import Evidence
+from peers.evidence import REPLACED_S_MAX, Evidence
 from peers.replay import THIS_MACHINE, OpenReplay, Replay, Vouching, cut
 from peers.served import NUMPY_TYPES
 
@@ -31,6 +31,9 @@ _log = logging.getLogger("p2pinfer.audit")
 
 AUDITORS_MAX = 3
 """Asked for one stage: one, another where the first is gone or differs, and one to settle it."""
+
+EXAMINED_TIMES_MAX = 3
+"""An answer is examined again where a stage died meanwhile."""
 
 FindReplays = Callable[[int, int, PeerId], Sequence[OpenReplay]]
 """Returns who can replay layers ``first:end``, the named peer excepted, best first."""
@@ -73,22 +76,38 @@ class Auditor:
         self._bounds = bounds
 
     async def examine(self, evidence: Evidence, position: int) -> Trust:
-        """Return what holds of a session's first ``position`` rows; raises nothing of others."""
-        broken = await evidence.settle(position)
+        """Return what holds of a session's first ``position`` rows; raises nothing of others.
+
+        Where a stage dies while others are audited, whoever takes its place must join up with all
+        that was signed, and what had been chosen is audited all the same: dying saves nobody.
+        """
+        owed: frozenset[Hop] = frozenset()
+        for _ in range(EXAMINED_TIMES_MAX):
+            broken = await evidence.settle(position)
+            if broken:
+                audits = await self._suspect(evidence, broken)
+                break
+            owed, audits = await self._sample(evidence, position, owed)
+            if not any(map(_is_gone, audits)) or not await evidence.wait_changed(REPLACED_S_MAX):
+                break
         stages = evidence.stages
-        if broken is None:
-            last = [stage.vouched(position).receipts[position] for stage in stages]
-            bodies = [receipt.body() for receipt in last]
-            chosen = choose_audits(evidence.nonce, bodies, self.rate)
-            audits = [await self._audit(evidence, index, last[index]) for index in chosen]
-        else:
-            audits = await self._suspect(evidence, broken)
         for stage in stages:
             if stage.contradiction:
                 hop = stage.hop
                 proof = FraudProof(evidence.terms, hop.peer, hop.end, stage.contradiction)
                 self._on_fraud(proof)
         return Trust(len(stages), position, self.rate, broken, tuple(audits))
+
+    async def _sample(
+        self, evidence: Evidence, position: int, owed: frozenset[Hop]
+    ) -> tuple[frozenset[Hop], list[Audited]]:
+        """Audit the stages that are owed it and those that the nonce chooses; return both."""
+        stages = evidence.stages
+        last = [stage.vouched(position).receipts[position] for stage in stages]
+        chosen = choose_audits(evidence.nonce, [each.body() for each in last], self.rate)
+        owed = owed.union(stages[index].hop for index in chosen)
+        due = [index for index, stage in enumerate(stages) if stage.hop in owed]
+        return owed, [await self._audit(evidence, index, last[index]) for index in due]
 
     async def _suspect(self, evidence: Evidence, broken: Break) -> list[Audited]:
         """Find out which of two stages signed what is not so, as far as that can be.
@@ -161,6 +180,11 @@ class Auditor:
             regimes = runs_of(opened.regimes)
             proof = FraudProof(terms, accused, receipt.end, (signed,), regimes, opened.rows)
             self._on_fraud(proof)
+
+
+def _is_gone(audited: Audited) -> bool:
+    """Whether a stage could not open its rows, as one that has died cannot."""
+    return audited.verdict is Verdict.NOT_OPENED and audited.blamed is None
 
 
 def _sent(signed: Signed) -> bytes:

@@ -160,6 +160,8 @@ class Chain:
         if self._exit:
             self._exit.abort()
             self._exit = None
+        if self.evidence:
+            self.evidence.close()
         self._mended.set()
 
     # Opening and mending

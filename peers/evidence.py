@@ -4,206 +4,33 @@ Nothing here holds up a token: rows are kept as they pass, and hashed and compar
 is settled.
 """
 
-import logging
 from collections.abc import Callable, Sequence
-from typing import TypeVar
 
 import trio
 from attrs import evolve
 
 from p2pinfer.core.certificate import Certificate, StageClaim, to_sign
-from p2pinfer.core.continuity import Break, Vouched, find_break
-from p2pinfer.core.errors import PeerError, PeerUnavailable, RemoteProtocolError
-from p2pinfer.core.evidence import AskRows, Follow, Made, Opening, Settle, Settled
-from p2pinfer.core.fraud import contradict
+from p2pinfer.core.continuity import Break, find_break
+from p2pinfer.core.evidence import Follow
 from p2pinfer.core.ledger import Entry, entry_of
-from p2pinfer.core.messages import Denied, Hop, Open, Step
-from p2pinfer.core.receipts import (
-    CHECKPOINT_POSITIONS,
-    SIGNED_AS,
-    BadReceipt,
-    Receipt,
-    Signed,
-    Terms,
-    seal_of,
-)
+from p2pinfer.core.messages import Hop, Open, Step
+from p2pinfer.core.receipts import Terms, seal_of
 from p2pinfer.core.trust import Trust
 from p2pinfer.core.witness import Opened, Witness, runs_of
-from peers.notary import EVIDENCE, terms_of
-from peers.talk import RefusedError, receive, send
-from transports.base import Channel, Transport
-from transports.identity import verify
+from peers.following import Following
+from peers.notary import terms_of
+from transports.base import Transport
 
-_log = logging.getLogger("p2pinfer.evidence")
+REPLACED_S_MAX = 20.0
+"""For another to take the place of a stage that is gone: to notice it, to find one, to open."""
 
-FOLLOW_S_MAX = 10.0
-"""For a stage to be reached and told which session this is about."""
+RECOMPUTED_S_MAX = 60.0
+"""For whoever took a place to compute what came before it: 6,000 rows at a slow laptop's 100/s."""
 
-ANSWER_S_MAX = 10.0
-"""For a stage to sign, or to open up to 48 rows."""
+SETTLE_S_MAX = 120.0
+"""For an answer to be settled, however often its stages change meanwhile."""
 
 NONCE_BYTES = 32
-
-_Said = Made | Settled | Opening | Denied
-
-M = TypeVar("M", Settled, Opening)
-
-
-class Following:
-    """One stage of a session: its receipts as they come, and questions to it."""
-
-    def __init__(self, hop: Hop, terms: bytes, context: int) -> None:
-        self.hop = hop
-        self._terms, self._context = terms, context
-        self._kept: dict[int, tuple[Receipt, Signed]] = {}
-        """The newest for each checkpoint; no more than the session has."""
-        self._final: tuple[Receipt, Signed] | None = None
-        """The newest that was asked for."""
-        self.fault = ""
-        """Why its word no longer counts."""
-        self.contradiction: tuple[Signed, ...] = ()
-        """Two receipts that no honest peer signs both."""
-        self._channel: Channel | None = None
-        self._ready, self._answered = trio.Event(), trio.Event()
-        self._answer: Settled | Opening | Denied | None = None
-        self._asking = trio.Lock()
-        self._following = trio.CancelScope()
-        self._numbers = 0
-
-    async def run(self, transport: Transport, session: Follow) -> None:
-        """Follow the stage until it is let go, or is at fault."""
-        channel: Channel | None = None
-        with self._following:
-            try:
-                with trio.fail_after(FOLLOW_S_MAX):
-                    channel = await transport.open(self.hop.peer, EVIDENCE, self.hop.addresses)
-                    await send(channel, session)
-                self._channel = channel
-                self._ready.set()
-                while True:
-                    message: _Said = await receive(channel, Made, Settled, Opening, Denied)
-                    if isinstance(message, Made):
-                        self._keep(message.signed)
-                    else:
-                        self._take(message)
-            except PeerError as error:
-                self._fail(f"its evidence ended: {error}")
-            except trio.TooSlowError:
-                self._fail("it did not answer when asked for receipts")
-            finally:
-                if channel:
-                    channel.abort()
-
-    def let_go(self) -> None:
-        """Follow it no longer."""
-        self._following.cancel()
-
-    def signed(self, position: int) -> dict[int, Signed]:
-        """Return its receipts for the first ``position`` rows and fewer, in order."""
-        found = {at: signed for at, (_, signed) in sorted(self._kept.items()) if at <= position}
-        if self._final and self._final[0].position == position:
-            found[position] = self._final[1]
-        return found
-
-    def vouched(self, position: int) -> Vouched:
-        """Return its word for the first ``position`` rows, every signature checked."""
-        receipts = {}
-        for at, signed in self.signed(position).items():
-            if not self._is_signed(signed):
-                self.fault = self.fault or f"its receipt for {at} rows is not signed by it"
-            receipts[at] = Receipt.parse(signed.body)
-        return Vouched(self.hop.peer, self.hop.first, self.hop.end, receipts, self.fault)
-
-    async def settle(self, position: int) -> None:
-        """Get a receipt for exactly so many rows, or note the fault."""
-        try:
-            answer = await self._ask(Settle(self._next_number(), position), Settled)
-            receipt = self._parse(answer.signed)
-            if receipt.position != position:
-                raise RemoteProtocolError(self.hop.peer, "its receipt is for another position")
-            self._compare(receipt, answer.signed)
-            self._final = receipt, answer.signed
-        except PeerError as error:
-            self._fail(str(error))
-
-    async def open(self, position: int, count: int) -> Opened:
-        """Return rows that it sent; whether they are those that it signed for is to be checked.
-
-        Raises:
-            PeerError: it did not open them.
-        """
-        answer = await self._ask(AskRows(self._next_number(), position, count), Opening)
-        if len(answer.regimes) != count or len(answer.rows) % count:
-            raise RemoteProtocolError(self.hop.peer, "it opened other rows than it was asked for")
-        return Opened(tuple(map(bool, answer.regimes)), answer.rows)
-
-    def _next_number(self) -> int:
-        self._numbers += 1
-        return self._numbers
-
-    async def _ask(self, question: Settle | AskRows, kind: type[M]) -> M:
-        peer = self.hop.peer
-        try:
-            async with self._asking:
-                with trio.fail_after(ANSWER_S_MAX):
-                    await self._ready.wait()
-                    if self.fault or not self._channel:
-                        raise PeerUnavailable(peer, self.fault)
-                    self._answer, self._answered = None, trio.Event()
-                    await send(self._channel, question)
-                    while not self._answer or self._answer.number != question.number:
-                        await self._answered.wait()
-                        self._answered = trio.Event()
-                        if self.fault:
-                            raise PeerUnavailable(peer, self.fault)
-                    answer = self._answer
-        except trio.TooSlowError:
-            raise PeerUnavailable(peer, f"{peer} did not answer for its evidence") from None
-        if isinstance(answer, Denied):
-            raise RefusedError.of(peer, answer.code, "it has no evidence of that")
-        if not isinstance(answer, kind):
-            raise RemoteProtocolError(peer, "it answered another question")
-        return answer
-
-    def _take(self, message: Settled | Opening | Denied) -> None:
-        if isinstance(message, Denied) and message.number == 0:
-            raise RefusedError.of(self.hop.peer, message.code, "it keeps no such record")
-        self._answer = message
-        self._answered.set()
-
-    def _keep(self, signed: Signed) -> None:
-        """Keep a checkpoint's receipt; raises RemoteProtocolError."""
-        receipt = self._parse(signed)
-        if receipt.position % CHECKPOINT_POSITIONS or receipt.position > self._context:
-            raise RemoteProtocolError(self.hop.peer, "its receipt is for no checkpoint")
-        self._compare(receipt, signed)
-        self._kept[receipt.position] = receipt, signed
-
-    def _compare(self, receipt: Receipt, signed: Signed) -> None:
-        """Hold a receipt against those before; raises RemoteProtocolError."""
-        for before, other in filter(None, (self._kept.get(receipt.position), self._final)):
-            if contradict(before, receipt) and self._is_signed(other) and self._is_signed(signed):
-                self.contradiction = other, signed
-                raise RemoteProtocolError(self.hop.peer, "it signed two results of the same rows")
-
-    def _is_signed(self, signed: Signed) -> bool:
-        return verify(self.hop.peer, SIGNED_AS + signed.body, signed.signature)
-
-    def _parse(self, signed: Signed) -> Receipt:
-        """Read a receipt, which must be about this session and stage."""
-        try:
-            receipt = Receipt.parse(signed.body)
-        except BadReceipt as error:
-            raise RemoteProtocolError(self.hop.peer, str(error)) from error
-        at = (receipt.terms, receipt.first, receipt.end)
-        if at != (self._terms, self.hop.first, self.hop.end):
-            raise RemoteProtocolError(self.hop.peer, "its receipt is about something else")
-        return receipt
-
-    def _fail(self, text: str) -> None:
-        self.fault = self.fault or text
-        self._ready.set()
-        self._answered.set()
 
 
 class Evidence:
@@ -219,6 +46,8 @@ class Evidence:
         self.stages: list[Following] = []
         """Of the route that made what is being examined; it may change while that is."""
         self._now = self.stages  # of the route that the next step takes
+        self._first: list[Following] = []  # of the route that the session began with
+        self._changed, self._is_over = trio.Event(), False
         self._on_way: dict[int, bytes] = {}
         self.rows = 0
         """Sent so far, dropped ones too."""
@@ -226,11 +55,13 @@ class Evidence:
     def follow(self, route: Sequence[Hop]) -> None:
         """Follow the stages of a route from now on; those that were followed before stay so."""
         before = self._now
-        known = {each.hop: each for each in before if not each.fault}
+        known = {each.hop: each for each in before if each.fault or not each.gone}
         self._now = [known.get(hop) or self._follow(hop) for hop in route]
+        self._first = self._first or self._now
         for other in before:
             if other not in self._now:
                 other.let_go()
+        self._tell_changed()
 
     def goes_in(self, number: int, count: int, rows: bytes) -> None:
         """Remember rows that are sent to the first stage."""
@@ -246,22 +77,48 @@ class Evidence:
             self.witness.add(step.position, step.count, rows, step.rows, wide=step.wide)
 
     def close(self) -> None:
-        """Follow nobody any longer."""
+        """Follow nobody any longer: the session is over, and nobody takes a place any more."""
+        self._is_over = True
         for stage in self._now:
             stage.let_go()
+        self._tell_changed()
+
+    def _tell_changed(self) -> None:
+        self._changed.set()
+        self._changed = trio.Event()
 
     async def settle(self, position: int) -> Break | None:
         """Have all stages sign for the first ``position`` rows; return where it does not join up.
 
-        Raises nothing that a stage can cause: silence and refusals are breaks.
+        A stage that dies before it has signed is no break if another takes its place: that one
+        signs as soon as it has computed the rows again. Raises nothing that a stage can cause:
+        silence and refusals that last are breaks.
         """
-        self.stages = self._now
-        async with trio.open_nursery() as nursery:
-            for stage in self.stages:
-                nursery.start_soon(stage.settle, position)
-        stages = [stage.vouched(position) for stage in self.stages]
-        witness = self.witness
-        return find_break(stages, witness.received.tree.root, witness.sent.tree.root, position)
+        give_up_at = trio.current_time() + SETTLE_S_MAX
+        signed: list[Following] = []
+        while True:
+            self.stages = self._now
+            async with trio.open_nursery() as nursery:
+                for stage in self.stages:
+                    if stage not in signed:
+                        behind_s = 0.0 if stage in self._first else RECOMPUTED_S_MAX
+                        nursery.start_soon(stage.settle, position, behind_s)
+            signed = [stage for stage in self.stages if not stage.silence]
+            vouched = [stage.vouched(position) for stage in self.stages]
+            went_in, came_out = self.witness.received.tree, self.witness.sent.tree
+            broken = find_break(vouched, went_in.root, came_out.root, position)
+            if broken is None or trio.current_time() >= give_up_at:
+                return broken
+            is_missing = len(signed) < len(self.stages)
+            if not await self.wait_changed(REPLACED_S_MAX if is_missing else 0.0):
+                return broken
+
+    async def wait_changed(self, timeout_s: float) -> bool:
+        """Wait for others to take places in what was settled; whether they have."""
+        with trio.move_on_after(timeout_s):
+            while self._now is self.stages and not self._is_over:
+                await self._changed.wait()
+        return self._now is not self.stages
 
     def work(self, position: int) -> list[Entry]:
         """Return what the stages did, by the receipts with which they settled."""

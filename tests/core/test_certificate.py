@@ -113,6 +113,12 @@ def test_what_contradicts_itself_fails(changes: dict[str, object], where: str) -
     assert where in verdict(body + ME.sign(to_sign(body)))
 
 
+def test_more_may_be_audited_than_the_nonce_chose() -> None:
+    """As where a stage died under an audit, and was replaced: what was owed is audited as well."""
+    body = evolve(CERTIFICATE, rate=0.0).body()
+    assert verdict(body + ME.sign(to_sign(body))) == ""
+
+
 def test_neighbours_must_have_signed_for_the_same_rows() -> None:
     """Two honest receipts of different sessions do not make one."""
     odd = Receipt.parse(CLAIMS[1].receipts[0].body)

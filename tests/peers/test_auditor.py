@@ -12,7 +12,7 @@ from p2pinfer.core.messages import Refusal, Step
 from p2pinfer.core.receipts import SIGNED_AS, Receipt, Signed
 from p2pinfer.core.trust import Audited, Trust, Verdict, choose_audits
 from p2pinfer.core.witness import Opened, Seat, Witness
-from peers.evidence import Following
+from peers.following import Following
 from peers.frauds import judge
 from peers.notary import Record
 from peers.replay import THIS_MACHINE, cut

@@ -31,6 +31,7 @@ from tests.peers.swarm import (
     swarm,
 )
 from transports.base import Channel
+from transports.identity import Identity
 
 SPARES = [peer(f"spare{number}") for number in range(9)]
 
@@ -44,10 +45,11 @@ class Spares:
         self.waits: list[str] = []
         self.routes: list[list[str]] = []
 
-    async def add(self, first: int, end: int) -> FakeStage:
-        """Have another peer serve layers, and be ready to take a place."""
+    async def add(self, first: int, end: int, identity: Identity | None = None) -> FakeStage:
+        """Have another peer serve layers, with receipts if it has a key, ready to take a place."""
         engine = FakeStage(first, end, context=CONTEXT)
-        await self.made.nursery.start(self.made.add, SPARES[len(self.hops)], engine)
+        name = identity.peer_id if identity else SPARES[len(self.hops)]
+        await self.made.nursery.start(self.made.add, name, engine, identity)
         self.hops.append(self.made.route.pop())
         return engine
 
@@ -84,10 +86,10 @@ class Spares:
 
 @asynccontextmanager
 async def mended(
-    bounds: Sequence[int] = CHAINS[3],
+    bounds: Sequence[int] = CHAINS[3], *, evidence: bool = False
 ) -> AsyncIterator[tuple[Swarm, Spares]]:
     """Run a chain over links of 10 ms."""
-    async with swarm(bounds) as made:
+    async with swarm(bounds, evidence=evidence) as made:
         made.network.latency_s = lambda a, b: 0.01
         yield made, Spares(made)
 
