@@ -66,11 +66,9 @@ class ReachFlags:
     def of(self, network: str) -> "Reach":
         """Return what these flags say; raises UserError."""
         from transports.base import Reach
-        from transports.secret import read_secret
+        from transports.secret import read_network_key
 
-        remedy = "Ask a peer of that network for a copy."
-        path = self.network_key
-        key = read_secret(path, "network key", remedy) if path else None
+        key = read_network_key(self.network_key) if self.network_key else None
         return Reach(network, key, self.mdns, self.dht)
 
 

@@ -15,6 +15,7 @@ import threading
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager, suppress
 from functools import partial
+from pathlib import Path
 from types import TracebackType
 from typing import Any, TypeVar
 
@@ -31,12 +32,14 @@ from p2pinfer.chat import (
 )
 from p2pinfer.core.errors import PeerError, UserError, lone_errors
 from p2pinfer.core.ids import ModelId
-from p2pinfer.core.limits import CONTEXT_DEFAULT, SESSIONS_DEFAULT
+from p2pinfer.core.limits import AUDIT_RATE_DEFAULT, CONTEXT_DEFAULT, SESSIONS_DEFAULT
 from p2pinfer.core.sampling import Sampling
 from p2pinfer.engine.template import ChatTemplate, Message
 from p2pinfer.node import Client, ClientOptions, Machine, open_client
 from p2pinfer.sessions import SessionPool
 from p2pinfer.supply import name_model, open_store
+from transports.base import Reach
+from transports.secret import read_network_key
 
 RENDERS_MAX = 1
 """Templates at once: one process renders them in turn, and who waits for it holds no thread."""
@@ -159,9 +162,13 @@ class connect:  # noqa: N801 -- used like a function
         bootstrap: multiaddrs of peers in the swarm.
         model: a GGUF file, ``default``, or a model's id; else what the swarm serves.
         network: the swarm's name.
+        network_key: the file with the key of a private network.
+        mdns: find peers on the local network without an address.
+        dht: find peers of the model in a distributed hash table.
         keep_layers: how many layers at each end of the model are run here.
         sessions: answers at once.
         context: positions per session.
+        audit_rate: the share of stages whose part in an answer is run again by somebody else.
 
     Raises:
         UserError: an argument cannot be used.
@@ -170,16 +177,24 @@ class connect:  # noqa: N801 -- used like a function
 
     def __init__(
         self,
-        bootstrap: Sequence[str],
+        bootstrap: Sequence[str] = (),
         *,
         model: str | None = None,
         network: str = "main",
+        network_key: str | Path | None = None,
+        mdns: bool = False,
+        dht: bool = False,
         keep_layers: int = 1,
         sessions: int = SESSIONS_DEFAULT,
         context: int = CONTEXT_DEFAULT,
+        audit_rate: float = AUDIT_RATE_DEFAULT,
     ) -> None:
-        self._model, self._sessions = model, sessions
-        self._how = (tuple(bootstrap), network, keep_layers, Machine(sessions, context))
+        if not 0 <= audit_rate <= 1:
+            raise UserError(f"audit_rate must be from 0 to 1, and not {audit_rate}")
+        key = read_network_key(Path(network_key)) if network_key else None
+        reach = Reach(network, key, mdns, dht)
+        self._model, self._sessions, self._audit_rate = model, sessions, audit_rate
+        self._how = (tuple(bootstrap), reach, keep_layers, Machine(sessions, context))
         self._stack = AsyncExitStack()
         self._thread: _TrioThread | None = None
 
@@ -217,6 +232,7 @@ class connect:  # noqa: N801 -- used like a function
         options = ClientOptions(
             await find(self._model) if self._model else None,
             *self._how,
+            audit_rate=self._audit_rate,
             default_model=partial(find, "default"),
         )
         async with (

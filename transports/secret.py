@@ -40,6 +40,11 @@ def read_secret(path: Path, name: str, remedy: str) -> bytes:
     return secret
 
 
+def read_network_key(path: Path) -> bytes:
+    """Return the key that every peer of a private network has; raises as ``read_secret``."""
+    return read_secret(path, "network key", "Ask a peer of that network for a copy.")
+
+
 def create_secret(path: Path) -> bool:
     """Draw a secret and write it, whole or not at all; False if the file was there already.
 

@@ -43,9 +43,13 @@ def test_pieces_come_without_trio_and_to_several_threads(swarm: list[Peer]) -> N
 
 
 def test_what_goes_wrong_is_raised_where_it_was_asked_for(swarm: list[Peer]) -> None:
-    """An address where nobody is, and none at all."""
+    """An address where nobody is, none at all, and what no swarm could do."""
     nowhere = f"/ip4/127.0.0.1/tcp/1/p2p/{swarm[0].id}"
     with pytest.raises(NobodyServes), connect([nowhere]):
         pass
-    with pytest.raises(UserError), connect([]):
+    with pytest.raises(UserError), connect():
         pass
+    with pytest.raises(UserError, match="audit_rate"):
+        connect([nowhere], audit_rate=2)
+    with pytest.raises(UserError, match="network key"):
+        connect([nowhere], network_key="no/such/file")
