@@ -94,7 +94,8 @@ def serve(
     from p2pinfer.supply import open_store
 
     check_range("port", port, 0, PORT_MAX)
-    bootstrap = _ways_in(local, bootstrap, network, looks_around=reach.mdns)
+    way = reach.of(network)
+    bootstrap = _ways_in(local, bootstrap, way)
     if answer.certificate:
         raise UserError(
             "a gateway hands its certificates out at /api/receipts: leave --certificate out"
@@ -103,8 +104,6 @@ def serve(
     how, limits = answer.options(), machine.machine()
     store = open_store()
     named = name_model(model or "default", store) if model or local else None
-
-    way = reach.of(network)
 
     def swarm() -> "AbstractAsyncContextManager[tuple[tuple[str, ...], str | Reach]]":
         if named and local:
@@ -132,18 +131,20 @@ def serve(
     run_task(run, interrupted=errors.EXIT_DONE)
 
 
-def _ways_in(
-    local: int, bootstrap: tuple[str, ...], network: str, *, looks_around: bool
-) -> tuple[str, ...]:
+def _ways_in(local: int, bootstrap: tuple[str, ...], way: "Reach") -> tuple[str, ...]:
     """Return the ways into the one swarm that is to be served; raises UserError."""
     from p2pinfer import here
+    from transports.base import Reach
 
     check_range("local", local, 0, LOCAL_MAX)
-    if local and bootstrap:
-        raise UserError("--local makes a swarm of its own: leave --bootstrap or --local out")
+    if local and (bootstrap or way != Reach()):
+        raise UserError(
+            "--local makes a swarm of its own, on this machine: leave it out, or else --bootstrap,"
+            " --network, --network-key, --mdns and --dht"
+        )
     if not local:
-        bootstrap = here.ways_in(bootstrap, network)
-    if not (local or bootstrap or looks_around):
+        bootstrap = here.ways_in(bootstrap, way.network)
+    if not (local or bootstrap or way.mdns):
         raise UserError(
             "name a peer of the swarm with --bootstrap MULTIADDR (join prints one), or try it"
             " with peers on this machine: p2pinfer serve --local 3"
