@@ -118,7 +118,8 @@ def verify(
 ) -> None:
     """Hash every part again, and fetch damaged and unfinished ones anew from a swarm.
 
-    Damaged parts are named and set aside; without --bootstrap they stay so (exit code 4).
+    Damaged parts are named and set aside. As long as a part is damaged or unfinished the exit code
+    is 4; --bootstrap names a peer to fetch it from.
 
     Parameters
     ----------
@@ -145,21 +146,21 @@ def verify(
     if lacking and bootstrap:
         run_task(lambda: _fetch_again(store, found, lacking, bootstrap, reach))
         repaired = [name for name in lacking if store.held(found.part(name))]
-    report = {"model": found.id, "verified": len(here), "damaged": damaged, "repaired": repaired}
+    left = [name for name in lacking if name not in repaired]
+    report = {"model": found.id, "verified": len(here), "damaged": damaged}
+    report |= {"repaired": repaired, "unfinished": left}
     if as_json:
         print(json.dumps(report))
     else:
         count = f"{len(here)} of {len(found.parts)} parts are here"
         fetched = f"; fetched anew: {', '.join(repaired)}" if repaired else ""
         print(f"{count}; damaged: {', '.join(damaged) or 'none'}{fetched}")
-    left = [name for name in lacking if name not in repaired]
     if left:
         note(
             f"{', '.join(left)}: what is missing is fetched anew by  p2pinfer model verify"
             f" {found.id[:12]} --bootstrap MULTIADDR  (join prints one), or added by  p2pinfer"
             " model add FILE"
         )
-    if damaged and left:
         sys.exit(EXIT_DAMAGED)
 
 
