@@ -138,12 +138,14 @@ class Gateway:
     @contextmanager
     def _watched(self, request: str) -> Iterator[Answer]:
         """Show an answer among those that are being made, and count its tokens in the end."""
-        answer = self.running[request] = Answer()
+        answer, whole = Answer(), False
+        self.running[request] = answer
         try:
             yield answer
+            whole = True
         finally:
             del self.running[request]
             self.metrics.tokens.labels("prompt").inc(answer.prompt_tokens)
             self.metrics.tokens.labels("reused").inc(answer.reused_tokens)
             self.metrics.tokens.labels("answer").inc(answer.tokens)
-            self.metrics.judge(answer.trust)
+            self.metrics.judge(answer.trust, whole=whole)

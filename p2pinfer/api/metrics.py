@@ -67,7 +67,7 @@ class Metrics:
 
         self._answers = Counter(
             "p2pinfer_answers",
-            "Answers by what was checked of them: held, broken or unchecked.",
+            "Answers by what was checked of them: held, broken, unchecked, or unfinished.",
             ["trust"],
             registry=registry,
         )
@@ -78,10 +78,12 @@ class Metrics:
             registry=registry,
         )
 
-    def judge(self, trust: Trust | None) -> None:
-        """Count what was checked of an answer."""
-        held = "unchecked" if trust is None else "held" if trust.held else "broken"
-        self._answers.labels(held).inc()
+    def judge(self, trust: Trust | None, *, whole: bool) -> None:
+        """Count what was checked of an answer, which may have ended before it was whole."""
+        if trust:
+            self._answers.labels("held" if trust.held else "broken").inc()
+        else:
+            self._answers.labels("unchecked" if whole else "unfinished").inc()
         for audit in trust.audits if trust else ():
             self._audits.labels(audit.verdict.value).inc()
 

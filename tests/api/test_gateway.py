@@ -137,6 +137,7 @@ async def test_client_that_leaves_frees_its_session_at_once(autojump_clock: Mock
         whole.leave()
         await trio.testing.wait_all_tasks_blocked()
         assert (pool.running, len(gateway.running)) == (0, 0)
+        assert b'p2pinfer_answers_total{trust="unfinished"} 3.0' in gateway.metrics.render()
 
 
 async def test_silence_is_filled_with_comments(autojump_clock: MockClock) -> None:
