@@ -8,7 +8,7 @@ in seconds; the cheapest is found layer by layer, since at a layer nothing count
 ways to have run all before it.
 """
 
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Collection, Iterable
 
 import numpy as np
 from attrs import evolve, frozen
@@ -113,23 +113,6 @@ def replacement(
     ends = [over_asker(own_s) if p is None else round_trips(view, p, own_s) for p in between]
     without = {*asking.without, *(peer for peer in between if peer is not None)}
     return _cheapest(view, layers, evolve(asking, without=without), (ends[0], ends[1]))
-
-
-def alternatives(
-    offers: Iterable[Advertisement] | View, route: Sequence[RouteHop], asking: Asking = ANY
-) -> list[list[RouteHop]]:
-    """Return for each hop of a route who would take its place; nobody where there is none."""
-    view = View.of(offers)
-    peers = [None, *(hop.peer for hop in route), None]
-    others = evolve(asking, without={*asking.without, *(hop.peer for hop in route)})
-    found: list[list[RouteHop]] = []
-    for at, hop in enumerate(route):
-        try:
-            between = (peers[at], peers[at + 2])
-            found.append(replacement(view, (hop.first, hop.end), between, others))
-        except NoRoute:
-            found.append([])
-    return found
 
 
 def _cheapest(

@@ -15,7 +15,7 @@ from attrs import evolve
 from p2pinfer.core.advertisement import LINKS_MAX, Advertisement, Link, State
 from p2pinfer.core.ids import ModelId, PeerId
 from scheduler.placement import choose
-from scheduler.routing import Asking, alternatives, find_route
+from scheduler.routing import Asking, find_route, replacement
 from scheduler.view import Experience, View
 
 LAYERS: Final = 80
@@ -52,7 +52,7 @@ async def scheduler_bench(
         "place_ms": place,
         "join_ms": join,
         "route_ms": ways,
-        "alternatives_ms": again,
+        "replacements_ms": again,
         "goal_ms": GOAL_MS,
         "share_of_goal": {
             "place": round(place[max(placed)]["median"] / GOAL_MS, 2),
@@ -109,7 +109,17 @@ def _routing(view: View, offers: list[Advertisement]) -> Callable[[float], objec
 def _mending(view: View) -> Callable[[float], object]:
     """Find who would take the place of each hop of a route."""
     route = find_route(view, *SPAN)
-    return lambda chance: alternatives(view, route, Asking(chance=chance))
+    peers = [None, *(hop.peer for hop in route), None]
+    others = frozenset(hop.peer for hop in route)
+
+    def mend(chance: float) -> object:
+        asking = Asking(chance=chance, without=others)
+        return [
+            replacement(view, (hop.first, hop.end), (peers[at], peers[at + 2]), asking)
+            for at, hop in enumerate(route)
+        ]
+
+    return mend
 
 
 def _timed(rounds: int, decide: Callable[[float], object]) -> dict[str, float]:

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from itertools import pairwise, permutations
 
 import pytest
+from attrs import evolve
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -16,7 +17,6 @@ from scheduler.routing import (
     Asking,
     NoRoute,
     RouteHop,
-    alternatives,
     begins,
     find_route,
     replacement,
@@ -269,15 +269,14 @@ def test_a_replacement_lies_near_those_that_stay() -> None:
     asking = Asking(without={gone.peer}, spread=0.0)
     found = replacement(swarm, (5, 9), (before.peer, behind.peer), asking)
     assert found == [hop(near, 9)]
-    route = [hop(before, 5), hop(gone, 9), hop(behind, 12)]
-    assert alternatives(swarm, route, EXACT) == [[], [hop(near, 9)], []]
 
 
 def test_a_replacement_may_take_several() -> None:
     """Where no single peer holds all layers of the hop, several do."""
     swarm = [advert("a", 1, 9), advert("b", 1, 5), advert("c", 4, 9), advert("d", 9, 12)]
-    route = [hop(swarm[0], 9), hop(swarm[3], 12)]
-    assert alternatives(swarm, route, EXACT)[0] == [hop(swarm[1], 4), hop(swarm[2], 9)]
+    asking = evolve(EXACT, without={swarm[0].peer})
+    found = replacement(swarm, (1, 9), (None, swarm[3].peer), asking)
+    assert found == [hop(swarm[1], 4), hop(swarm[2], 9)]
 
 
 def test_absurd_claims_are_harmless() -> None:
