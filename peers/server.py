@@ -132,7 +132,7 @@ class Server:
             self._awake = trio.Event()
             for each in self._running:
                 each.stage.hand_over()
-        if self.held:
+        if self.held and not self.held.given_up:
             self._say_served()
 
     async def run(self) -> None:
@@ -217,6 +217,7 @@ class Server:
         layers = choice.first, choice.end
         both = (old.layers[1] - old.layers[0]) + (layers[1] - layers[0])
         if both > self._plan.me.layers_max:
+            old.given_up = True
             self._say(State.DRAINING, old.layers)
             if choice.urgent:  # layers are missing, so no session can do anything
                 old.over.set()

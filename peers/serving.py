@@ -70,6 +70,8 @@ class Held:
     stage: Stage
     speed: Speed
     over: trio.Event = field(default_factory=trio.Event)
+    given_up: bool = False
+    """It drains to make room for other layers, and nobody may count on it any more."""
 
     @property
     def layers(self) -> Layers:

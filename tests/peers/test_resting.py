@@ -78,3 +78,24 @@ async def test_who_rests_from_the_start_loads_nothing(
     await trio.sleep(SETTLE_S)
     assert machine.engines
     assert list(world.board.said) == [machine.transport.peer_id]
+
+
+async def test_rest_that_ends_in_a_move_does_not_offer_the_old_layers(
+    world: World, autojump_clock: MockClock
+) -> None:
+    """They drain to make room for others, and nobody may count on them any more."""
+    machine = await world.join(10)
+    await trio.sleep(SETTLE_S / 4)
+    old = machine.served[-1]
+    decide(machine, (5, 15) if old != (5, 15) else (1, 11))
+    said = world.board.said
+    with trio.fail_after(2 * CHECK_S):
+        while said[machine.transport.peer_id].state is not State.DRAINING:  # noqa: ASYNC110
+            await trio.sleep(0.1)
+    machine.server.rest("busy")
+    machine.server.rest("")
+    now = said[machine.transport.peer_id]
+    assert (now.state, (now.first, now.end)) == (State.DRAINING, old)
+    await trio.sleep(SETTLE_S)
+    assert said[machine.transport.peer_id].state is State.SERVING
+    assert machine.served[-1] != old
