@@ -19,7 +19,12 @@ class Allowances:
         left, at = self._left.pop(peer, (self._most, now))
         left = min(self._most, left + self._per_s * (now - at))
         good = left >= amount
+        if self._left and self._is_spare(idle := next(iter(self._left)), now):
+            del self._left[idle]
         self._left[peer] = (left - amount if good else left, now)
-        if len(self._left) > PEERS_MAX:
-            del self._left[next(iter(self._left))]
         return good
+
+    def _is_spare(self, peer: PeerId, now: float) -> bool:
+        """Whether a bucket is full again, which is as good as none, or there are too many."""
+        left, at = self._left[peer]
+        return left + self._per_s * (now - at) >= self._most or len(self._left) >= PEERS_MAX

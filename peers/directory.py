@@ -128,9 +128,9 @@ class Directory:
         """Say that this peer is gone, as far as gossip carries it; it serves nothing any more."""
         if self._own:
             self._own = evolve(self._own, state=State.LEFT, end=self._own.first)
-            entry = self._sign()
+            heard = self._sign()
             if topic := self._topics.get(self._own.model):
-                topic.publish(encode(entry.heard))
+                topic.publish(encode(heard))
             self.view.forget(self._transport.peer_id, trio.current_time())
             self._own = None
 
@@ -287,14 +287,14 @@ class Directory:
             topic = self._topics.get(self._own.model)
             period_s = self.view.period_s(self._own.model)
             if topic and topic.neighbours:
-                topic.publish(encode(self._sign().heard))
+                topic.publish(encode(self._sign()))
                 self._announcer.published(period_s)
             else:
                 if trio.current_time() - self._signed_at >= period_s:
                     self._sign()
                 self._announcer.wait(ALONE_S)
 
-    def _sign(self) -> Entry:
+    def _sign(self) -> Heard:
         """Renew the own advertisement in the own view."""
         assert self._own
         period_ms = round(1000 * self.view.period_s(self._own.model))
@@ -305,9 +305,8 @@ class Directory:
         parsed = parse(body)
         assert parsed, "it was checked when it was made"
         self._signed_at = trio.current_time()
-        entry = Entry(parsed, heard, made_at=self._signed_at, credit=0)
-        self.view.put(self._own.peer, entry)
-        return entry
+        self.view.put(self._own.peer, parsed, heard, self._signed_at)
+        return heard
 
     def _outdo(self, sequence: int) -> None:
         """Number the own advertisement beyond one that a former run of this peer made."""

@@ -75,14 +75,16 @@ class Shelf:
         self.buckets[entry.parsed.bucket] ^= entry.parsed.mark
         self._tally(entry.parsed.held, 1)
 
-    def renew(self, old: Entry, new: Entry) -> None:
+    def renew(
+        self, entry: Entry, parsed: Parsed, heard: Heard, made_at: float, credit: float
+    ) -> None:
         """Let a peer's entry say what is heard of it now; its calls count on."""
-        before, parsed = old.parsed, new.parsed
+        before = entry.parsed
         self.buckets[parsed.bucket] ^= before.mark ^ parsed.mark
-        if parsed.held != before.held and old.is_there:  # rare: most only renew their word
+        if parsed.held != before.held and entry.is_there:  # rare: most only renew their word
             self._tally(before.held, -1)
             self._tally(parsed.held, 1)
-        old.parsed, old.heard, old.made_at, old.credit = parsed, new.heard, new.made_at, new.credit
+        entry.parsed, entry.heard, entry.made_at, entry.credit = parsed, heard, made_at, credit
 
     def drop(self, peer: PeerId) -> None:
         """Forget a peer."""

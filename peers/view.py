@@ -21,7 +21,7 @@ from p2pinfer.core.advertisement import (
 )
 from p2pinfer.core.exchange import TAG_BYTES
 from p2pinfer.core.ids import ModelId, PeerId
-from peers.shelf import Entry, Shelf, parse
+from peers.shelf import Entry, Parsed, Shelf, parse
 
 ARRIVALS_PER_S_MAX = 20
 """Advertisements of a model that anybody gets, however many serve it: the period stretches."""
@@ -82,7 +82,8 @@ class View:
         self.outdo: Callable[[int], object] = lambda _: None
         """Told the number of an advertisement that a former run of this peer made."""
         self._verify, self._chance, self._room = verify, chance, room
-        self._where: dict[PeerId, ModelId] = {}
+        self._known: dict[PeerId, Entry] = {}
+        """Of all shelves: a peer is on one."""
         self._silenced: dict[PeerId, tuple[int, float]] = {}
         """Of those forgotten: their last number and when, lest an old word bring them back."""
         self._expiries: list[tuple[float, PeerId]] = []
@@ -98,8 +99,7 @@ class View:
 
     def get(self, peer: PeerId) -> Entry | None:
         """Return what was last heard of a peer."""
-        model = self._where.get(peer)
-        return self.shelves[model].entries[peer] if model else None
+        return self._known.get(peer)
 
     def of(self, model: ModelId) -> Iterable[Entry]:
         """Return what is known of a model."""
@@ -115,7 +115,7 @@ class View:
         """Return how often a peer of this model is to renew its advertisement."""
         shelf = self.shelves.get(model)
         crowd = 1 + len(shelf.entries) if shelf else 1
-        if shelf and len(self._where) >= self._room:
+        if shelf and len(self._known) >= self._room:
             crowd = max(crowd, shelf.crowd)
         shortest_s = PERIOD_MS_DEFAULT / 1000
         return min(max(shortest_s, crowd / ARRIVALS_PER_S_MAX), PERIOD_MS_MAX / 1000)
@@ -129,15 +129,16 @@ class View:
         peer = found.peer
         if peer in self._shut_out:
             return Taken.OLD
-        shelf = self.shelves.get(found.model)
-        before = (shelf.entries.get(peer) if shelf else None) or self.get(peer)
+        before = self._known.get(peer)
         known = before.parsed.advertisement.sequence if before else self._last_word(peer, now)
         if found.sequence <= known:
             return Taken.OLD
-        made_at = now - heard.age_ms / 1000
+        made_at = now - heard.age_ms / 1000 if heard.age_ms else now
         credit = float(CREDIT_MAX)
-        if before:
-            credit = min(before.credit + CREDIT_PER_S * max(0.0, made_at - before.made_at), credit)
+        if before and made_at > before.made_at:
+            credit = min(before.credit + CREDIT_PER_S * (made_at - before.made_at), credit)
+        elif before:
+            credit = before.credit
         if (direct and credit < 1) or (heard.age_ms and made_at + self._lasts_s(found) <= now):
             return Taken.OLD
         if not self._verify(peer, heard.body, heard.signature):
@@ -146,35 +147,36 @@ class View:
             self.outdo(found.sequence)
             return Taken.OLD
         if direct:
-            shelf = shelf or self._shelf(found.model)
+            shelf = self._shelf(found.model)
             shelf.flow_ms += found.period_ms
             if now >= shelf.count_at:
                 shelf.count(now, self.period_s(found.model))
         if found.state is State.LEFT:
             self._silence(peer, found.sequence, now)
         elif before or self._make_room(found):
-            self.put(peer, Entry(parsed, heard, made_at, max(0, credit - 1)))
+            self.put(peer, parsed, heard, made_at, max(0.0, credit - 1))
         return Taken.NEW
 
     def note_call(self, peer: PeerId, *, answered: bool) -> None:
         """Take in that a peer was there, or was not when it was called."""
-        if model := self._where.get(peer):
-            self.shelves[model].note_call(peer, answered=answered)
+        if entry := self._known.get(peer):
+            shelf = self.shelves[entry.parsed.advertisement.model]
+            shelf.note_call(peer, answered=answered)
 
-    def put(self, peer: PeerId, entry: Entry) -> None:
-        """Keep an entry; also the own peer's, which never expires here."""
-        found = entry.parsed.advertisement
-        shelf = self._shelf(found.model)
-        before = shelf.entries.get(peer)
-        if before is None:
+    def put(
+        self, peer: PeerId, parsed: Parsed, heard: Heard, made_at: float, credit: float = 0.0
+    ) -> None:
+        """Keep what is heard of a peer; also of the own one, which never expires here."""
+        found, entry = parsed.advertisement, self._known.get(peer)
+        before = entry.parsed.advertisement if entry else None
+        if entry is None or before is None or before.model != found.model:
             self._drop(peer)
-            self._where[peer] = found.model
-            shelf.add(peer, entry)
+            entry = self._known[peer] = Entry(parsed, heard, made_at, credit)
+            self._shelf(found.model).add(peer, entry)
             self._expect(entry)
             return
-        period_ms = before.parsed.advertisement.period_ms
-        shelf.renew(before, entry)
-        if found.period_ms < SHORTER * period_ms:
+        self.shelves[found.model].renew(entry, parsed, heard, made_at, credit)
+        if found.period_ms < SHORTER * before.period_ms:
             self._expect(entry)
 
     def forget_the_silent(self, now: float) -> list[Advertisement]:
@@ -205,8 +207,7 @@ class View:
         self._expected[found.peer] = expires_at
         heapq.heappush(self._expiries, (expires_at, found.peer))
         if len(self._expiries) > EXPIRIES_PER_PEER_MAX * self._room:  # somebody renews for fun
-            entries = (e for shelf in self.shelves.values() for e in shelf.entries.values())
-            said = [(e.made_at, e.parsed.advertisement) for e in entries]
+            said = [(e.made_at, e.parsed.advertisement) for e in self._known.values()]
             self._expected = {a.peer: made_at + self._lasts_s(a) for made_at, a in said}
             self._expiries = sorted((at, peer) for peer, at in self._expected.items())
 
@@ -229,11 +230,11 @@ class View:
 
     def knows(self, peer: PeerId) -> bool:
         """Whether anything was heard of a peer that is still there."""
-        return peer in self._where
+        return peer in self._known
 
     def knows_nobody(self) -> bool:
         """Whether this peer has heard of no other."""
-        return not self._where.keys() - {self.me}
+        return not self._known.keys() - {self.me}
 
     def glimpses(self, but: Collection[ModelId] = ()) -> list[Entry]:
         """Return the newest few of each other model."""
@@ -270,8 +271,9 @@ class View:
             del self._silenced[next(iter(self._silenced))]
 
     def _drop(self, peer: PeerId) -> None:
-        model = self._where.pop(peer, None)
-        if model:
+        entry = self._known.pop(peer, None)
+        if entry:
+            model = entry.parsed.advertisement.model
             shelf = self.shelves[model]
             shelf.drop(peer)
             if not shelf.entries and model not in self.followed:
@@ -285,7 +287,7 @@ class View:
                 return False
             if len(shelf.entries) >= GLIMPSE_MAX:
                 self._drop(min(shelf.entries, key=lambda peer: shelf.entries[peer].made_at))
-        if len(self._where) < self._room:
+        if len(self._known) < self._room:
             return True
         victim = self._spare(shelf, found)
         if victim:

@@ -14,7 +14,7 @@ import numpy as np
 from attrs import frozen
 
 from scheduler.view import Floats, Whole
-from scheduler.worth import best_place, cover_of
+from scheduler.worth import best_places, covers_of
 
 PEERS_MAX = 24
 """Beyond, chance and numbers do what the plan does, and it would take long."""
@@ -55,27 +55,26 @@ def _plan(lo: int, hi: int, steps: tuple[int, ...], sizes: tuple[int, ...]) -> P
     chance = np.random.Generator(np.random.PCG64(0))  # the same lots in every process
     orders = [np.argsort(by, kind="stable") for by in (-size, -speed, size, speed)]
     orders += [chance.permutation(len(steps)) for _ in range(ORDERS - len(orders))]
-    settled = (_settle(lo, hi, speed, size, order) for order in orders)
-    first, end = max(settled, key=lambda plan: _weakest(lo, hi, speed, *plan))
-    return Plan(tuple(first.tolist()), tuple(end.tolist()))
+    first, end = _settle(lo, hi, speed, size, np.array(orders))
+    rate, _ = covers_of(lo, hi, first, end, np.broadcast_to(speed, first.shape))
+    best = int(rate.min(axis=1).argmax())
+    return Plan(tuple(first[best].tolist()), tuple(end[best].tolist()))
 
 
-def _weakest(lo: int, hi: int, speed: Floats, first: Whole, end: Whole) -> float:
-    return float(cover_of(lo, hi, first, end, speed).rate.min())
+def _settle(lo: int, hi: int, speed: Floats, size: Whole, orders: Whole) -> tuple[Whole, Whole]:
+    """In each order let one peer after the other take its best place, until nobody moves.
 
-
-def _settle(lo: int, hi: int, speed: Floats, size: Whole, order: Whole) -> tuple[Whole, Whole]:
-    """Let each peer in turn take the place where it is worth most, until nobody moves."""
-    first, end = np.full(len(size), lo), np.full(len(size), lo)
+    All orders, the rows, are gone through at once; one that has settled stays as it is.
+    """
+    lines, speeds = np.arange(len(orders)), np.broadcast_to(speed, orders.shape)
+    first, end = np.full(orders.shape, lo), np.full(orders.shape, lo)
     for _ in range(ROUNDS_MAX):
-        moved = False
-        for peer in order:
-            before = (int(first[peer]), int(end[peer]))
-            end[peer] = first[peer]
-            cover = cover_of(lo, hi, first, end, speed)
-            place = best_place(cover, float(speed[peer]), int(size[peer]), 0.0)
-            first[peer], end[peer] = place.first, place.end
-            moved |= before != (place.first, place.end)
-        if not moved:
+        before = first.copy(), end.copy()
+        for peers in orders.T:
+            end[lines, peers] = first[lines, peers]
+            rate, holders = covers_of(lo, hi, first, end, speeds)
+            place = best_places(rate, holders, speed[peers], size[peers], 0.0)
+            first[lines, peers], end[lines, peers] = lo + place[0], lo + place[1]
+        if (before[0] == first).all() and (before[1] == end).all():
             break
     return first, end

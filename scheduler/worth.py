@@ -72,14 +72,26 @@ class Place:
 
 def cover_of(lo: int, hi: int, first: Whole, end: Whole, speed: Floats) -> Cover:
     """Return who holds what: ranges in absolute numbers, all within ``lo`` to ``hi``."""
-    count = hi - lo + 1
-    share = speed / (end - first + STAGE_LAYERS) * (first < end)
-    rate = np.bincount(first - lo, share, count) - np.bincount(end - lo, share, count)
-    one = (first < end).astype(np.float64)
-    holders = np.bincount(first - lo, one, count) - np.bincount(end - lo, one, count)
-    whole = np.rint(holders.cumsum()[:-1]).astype(np.int64)
+    rate, holders = covers_of(lo, hi, first[None], end[None], speed[None])
+    return Cover(lo, rate[0], holders[0])
+
+
+def covers_of(lo: int, hi: int, first: Whole, end: Whole, speed: Floats) -> tuple[Floats, Whole]:
+    """Return rates and holders of each layer in several lines of peers, a row for each."""
+    lines, columns = len(first), hi - lo + 1
+    row = columns * np.arange(lines)[:, None] - lo
+    begins, ends = (first + row).ravel(), (end + row).ravel()
+
+    def held(each: Floats) -> Floats:
+        each, cells = each.ravel(), lines * columns
+        change = np.bincount(begins, each, cells) - np.bincount(ends, each, cells)
+        return change.reshape(lines, columns).cumsum(axis=1)[:, :-1]
+
+    there = first < end
+    whole = np.rint(held(there.astype(np.float64))).astype(np.int64)
     # What is left of sums and differences where nobody holds a layer is rounding, not a rate.
-    return Cover(lo, np.where(whole > 0, rate.cumsum()[:-1], 0.0), whole)
+    rate = held(speed / (end - first + STAGE_LAYERS) * there)
+    return np.where(whole > 0, rate, 0.0), whole
 
 
 def worth_of(cover: Cover, first: int, end: int, speed: float) -> float:
@@ -99,34 +111,60 @@ def best_place(
     Among equals, longer ones are taken, of these such as lie flush with what others hold, and then
     the lot decides, a number from 0 to 1.
     """
-    count = len(cover.rate)
-    before = _cost(cover.rate, cover.holders)
-    kept = (keep[0] - cover.lo, keep[1] - cover.lo) if keep else (count, 0)
-    lengths = np.arange(max(kept[1] - kept[0], 1), min(layers_max, count) + 1)[:, None]
-    # A row per length, a column per first layer: what the layers from there on are worth together.
-    saved = before - _cost(cover.rate + speed / (lengths + STAGE_LAYERS), cover.holders + 1)
-    total = np.zeros((len(lengths), count + 1))
-    np.cumsum(saved, axis=1, out=total[:, 1:])
+    lo, rate, holders = cover.lo, cover.rate[None], cover.holders[None]
+    kept = (keep[0] - lo, keep[1] - lo) if keep else None
+    sizes = np.array([speed]), np.array([layers_max])
+    first, end, worth = best_places(rate, holders, *sizes, lot, kept)
+    return Place(lo + int(first[0]), lo + int(end[0]), float(worth[0]))
+
+
+def best_places(
+    rate: Floats,
+    holders: Whole,
+    speed: Floats,
+    layers_max: Whole,
+    lot: float,
+    keep: tuple[int, int] | None = None,
+) -> tuple[Whole, Whole, Floats]:
+    """Return what ``best_place`` does for several covers at once, counted from their first layer.
+
+    Covers are rows; ``speed`` and ``layers_max`` are of the one peer that each is to have more.
+    """
+    count, rows = rate.shape[1], np.arange(len(rate))
+    kept = keep or (count, 0)
+    lengths = np.arange(max(kept[1] - kept[0], 1), min(int(layers_max.max()), count) + 1)[:, None]
+    before = _cost(rate, holders)
+    # By cover, length and first layer: what the layers from there on are worth together.
+    more = (speed[:, None] / (lengths[:, 0] + STAGE_LAYERS))[:, :, None]
+    saved = before[:, None] - _cost(rate[:, None] + more, holders[:, None] + 1)
+    total = np.zeros((len(rows), len(lengths), count + 1))
+    np.cumsum(saved, axis=2, out=total[:, :, 1:])
     firsts = np.arange(count)
     ends = firsts + lengths
-    worth = total[np.arange(len(lengths))[:, None], np.minimum(ends, count)] - total[:, :-1]
-    worth[(ends > count) | (ends < kept[1]) | (firsts > kept[0])] = -np.inf
-    best = float(worth.max())
-    enough = best - NEAR * abs(best)
-    row = int((worth.max(axis=1) >= enough).nonzero()[0][-1])
-    length, worth = int(lengths[row, 0]), worth[row]
-    equals = (worth >= enough).nonzero()[0]
-    flush = equals[_is_flush(before, equals, length)]
-    equals = flush if len(flush) else equals
-    first = int(equals[int(lot * (len(equals) - 1) + 0.5)])
-    return Place(cover.lo + first, cover.lo + first + length, float(worth[first]))
+    worth = total[:, np.arange(len(lengths))[:, None], np.minimum(ends, count)] - total[:, :, :-1]
+    worth[:, (ends > count) | (ends < kept[1]) | (firsts > kept[0])] = -np.inf
+    worth[lengths[:, 0] > np.maximum(layers_max, lengths[0])[:, None]] = -np.inf
+    longest = worth.max(axis=2)
+    best = longest.max(axis=1)
+    enough = best - NEAR * np.abs(best)
+    longest_row = len(lengths) - 1 - (longest >= enough[:, None])[:, ::-1].argmax(axis=1)
+    length, worth = lengths[longest_row], worth[rows, longest_row]
+    equals = worth >= enough[:, None]
+    flush = equals & _are_flush(before, np.minimum(firsts + length, count))
+    equals = np.where(flush.any(axis=1)[:, None], flush, equals)
+    drawn = (lot * (equals.sum(axis=1) - 1) + 0.5).astype(np.int64) + 1
+    first = (equals.cumsum(axis=1) == drawn[:, None]).argmax(axis=1)
+    return first, first + length[:, 0], worth[rows, first]
 
 
-def _is_flush(cost: Floats, first: Whole, length: int) -> Flags:
-    """Return which ranges begin or end where others do, so that no splinters are left between."""
-    edge = np.ones(len(cost) + 1, np.bool_)
-    edge[1:-1] = cost[1:] != cost[:-1]
-    found: Flags = edge[first] | edge[first + length]
+def _are_flush(cost: Floats, end: Whole) -> Flags:
+    """Return which ranges, a column for each first layer, begin or end where others do.
+
+    So no splinters are left between.
+    """
+    edge = np.ones((len(cost), cost.shape[1] + 1), np.bool_)
+    edge[:, 1:-1] = cost[:, 1:] != cost[:, :-1]
+    found: Flags = edge[:, :-1] | np.take_along_axis(edge, end, axis=1)
     return found
 
 
