@@ -63,17 +63,12 @@ class Chain:
         self._entry: Controlled | None = None  # the stage that the own steps go to
         self._exit: Channel | None = None
         self._number = self._received = self._forgotten = 0
-        self._look_at = LOOK_STEPS
+        self._look_at, self._idle_from = LOOK_STEPS, -1
         self._failure: PeerError | None = None
         self._trouble, self._mended = trio.Event(), trio.Event()
         self._failed: list[PeerId] = []  # the last one latest
         self._scope = trio.CancelScope()
         self._nursery: trio.Nursery
-
-    @property
-    def last(self) -> PeerId:
-        """The peer of the last stage."""
-        return self._stages[-1].hop.peer
 
     @property
     def route(self) -> list[Hop]:
@@ -124,6 +119,12 @@ class Chain:
     def forget(self) -> None:
         """Ignore what is still on its way: nobody waits for it any more."""
         self._forgotten = self._number
+
+    def rest(self) -> None:
+        """Let the stages know that nothing is waited for, until another step is sent."""
+        self._idle_from = self._number
+        for stage in self._stages:
+            stage.say_idle(self._number)
 
     # Trouble
 
@@ -230,7 +231,7 @@ class Chain:
     async def _end_when_still(self) -> None:
         """End the session once nothing comes out of it; which stage is to blame, nobody knows."""
         await wait_still(lambda: (self._received, self._number if self._exit else 0))
-        self._fail(PeerUnavailable(self.last, "no stage said anything for too long"))
+        self._fail(PeerUnavailable(self.route[-1].peer, "no stage said anything for too long"))
 
     async def _mend(self) -> None:
         """Put others in the place of those who are lost, and link what is loose.
@@ -245,6 +246,8 @@ class Chain:
             elif (index := self._loose_end()) is not None:
                 await self._link(index, ANSWER_S_MAX)
             elif not await self._improve():
+                if self._idle_from == self._number:
+                    self.rest()  # those who came in do not know
                 return
 
     async def _improve(self) -> bool:

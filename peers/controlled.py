@@ -20,6 +20,7 @@ from p2pinfer.core.messages import (
     Expect,
     Expecting,
     Hop,
+    Idle,
     Leaving,
     Link,
     Linked,
@@ -28,6 +29,7 @@ from p2pinfer.core.messages import (
     Opened,
     Step,
 )
+from p2pinfer.core.wire import encode
 from peers.served import NUMPY_TYPES
 from peers.talk import SESSION, RefusedError, receive, send
 from transports.base import Channel, Transport
@@ -81,6 +83,10 @@ class Controlled:
         self.lost = self.lost or error
         self._answered.set()
         self._control.abort()
+
+    def say_idle(self, number: int) -> None:
+        """Let it know that an answer is over; what cannot be sent at once, it guesses later."""
+        self._control.send_now(encode(Idle(number)))
 
     async def connect(self, to: "Controlled", sent: int, timeout_s: float) -> None:
         """Have it send to another stage, which has all steps up to ``sent``.

@@ -86,7 +86,7 @@ class PeerReplay:
     """Another holder of the layers, asked as if for an answer."""
 
     def __init__(self, chain: Chain, numerics: bytes, evidence: Evidence) -> None:
-        self.name: str = chain.last
+        self.name: str = chain.route[-1].peer
         self.numerics, self._chain, self._evidence = numerics, chain, evidence
 
     async def run(self, position: int, count: int, rows: bytes, *, wide: bool) -> bytes:
@@ -96,7 +96,7 @@ class PeerReplay:
                 self._chain.send(position, rows, count, wide=wide)
                 step = await self._chain.receive(position, count, len(rows))
         except trio.TooSlowError:
-            raise PeerUnavailable(self._chain.last, "it took too long") from None
+            raise PeerUnavailable(self._chain.route[-1].peer, "it took too long") from None
         return step.rows
 
     async def vouch(self, position: int) -> Vouching:

@@ -55,6 +55,7 @@ class Session:
         """What the stages say of the last tokens."""
         self.is_trusted = True
         """Nothing that was checked of it has failed; otherwise the next answer needs another."""
+        self._answers = 0  # begun so far
 
     @property
     def evidence(self) -> Evidence | None:
@@ -90,29 +91,35 @@ class Session:
                 f"the prompt has {len(prompt)} tokens, and a session holds {self.context}: "
                 "shorten it, or give the session more room with --context"
             )
+        self._answers += 1
+        answer = self._answers
         self._chain.forget()
-        self._cells.start(sampling, list(prompt[-max(1, sampling.repeat_last_n) :]))
-        following, stages_us = await self._prefill(prompt)
-        for made in range(1, max_tokens + 1):
-            position = len(self.tokens)
-            goes_on = not following.is_end and made < max_tokens and position < self.context
-            if goes_on:  # the swarm computes while our caller shows the token
-                self._chain.send(position, following.rows, 1, wide=False)
-            yield Token(
-                following.token,
-                following.piece,
-                following.is_end,
-                stages_us,
-                following.decoding_us,
-                following.candidates,
-            )
-            if not goes_on:
-                return
-            step = await self._chain.receive(position, 1, self._row_bytes)
-            self.tokens.append(following.token)
-            stages_us = step.decoding_us
-            self.times.append(stages_us)
-            following = await self._cells.next(position, step.rows, wide=False)
+        try:
+            self._cells.start(sampling, list(prompt[-max(1, sampling.repeat_last_n) :]))
+            following, stages_us = await self._prefill(prompt)
+            for made in range(1, max_tokens + 1):
+                position = len(self.tokens)
+                goes_on = not following.is_end and made < max_tokens and position < self.context
+                if goes_on:  # the swarm computes while our caller shows the token
+                    self._chain.send(position, following.rows, 1, wide=False)
+                yield Token(
+                    following.token,
+                    following.piece,
+                    following.is_end,
+                    stages_us,
+                    following.decoding_us,
+                    following.candidates,
+                )
+                if not goes_on:
+                    return
+                step = await self._chain.receive(position, 1, self._row_bytes)
+                self.tokens.append(following.token)
+                stages_us = step.decoding_us
+                self.times.append(stages_us)
+                following = await self._cells.next(position, step.rows, wide=False)
+        finally:
+            if answer == self._answers:  # else another one has begun
+                self._chain.rest()
 
     async def _prefill(self, prompt: Sequence[int]) -> tuple[NextToken, tuple[int, ...]]:
         """Run what the caches lack of the prompt, in chunks that follow each other."""

@@ -29,6 +29,7 @@ from p2pinfer.core.messages import (
     Dtype,
     Expect,
     Expecting,
+    Idle,
     Leaving,
     Link,
     Linked,
@@ -59,7 +60,11 @@ IDLE_S_MAX = 900.0
 """A person may think for a while between two questions; after that the cells are for others."""
 
 QUIET_S = 5.0
-"""A session without a step for so long is between two answers, and its requester opens another."""
+"""A session between two answers may end after so long: its requester opens another."""
+
+SILENT_S_MAX = 180.0
+"""So may one that says nothing: in mid-answer nobody waits for longer between two steps, 120 s for
+a slow stage and 60 s for somebody to take a lost one's place."""
 
 NUMPY_TYPES = {Dtype.F32: "<f4", Dtype.F16: "<f2"}
 
@@ -86,6 +91,7 @@ class Served:
         self._received = 0  # the number of the last step
         self._length = 0  # positions that the cells hold, once all that was submitted is decoded
         self._submitted = 0  # steps that the engine has
+        self._idle_from = -1  # the number of the step behind which nothing is waited for
         self._inlet = trio.CancelScope()
         self._has_inlet = self._was_linked = False
         self._began_at = self._active_at = self._whole_at = trio.current_time()
@@ -111,6 +117,12 @@ class Served:
         """Seconds since its last step."""
         return trio.current_time() - self._active_at
 
+    @property
+    def is_quiet(self) -> bool:
+        """Whether it may end for others' sake: it has been between two answers for a while."""
+        is_between = self._received <= self._idle_from
+        return self.idle_s > (QUIET_S if is_between else SILENT_S_MAX)
+
     # What the requester orders
 
     async def run(self) -> None:
@@ -130,8 +142,12 @@ class Served:
                     nursery.start_soon(self._say_leaving)
                     try:
                         while True:
-                            order = await receive(self._control, Connect, Expect)
-                            if isinstance(order, Connect):
+                            order: Connect | Expect | Idle = await receive(
+                                self._control, Connect, Expect, Idle
+                            )
+                            if isinstance(order, Idle):
+                                self._idle_from = order.number
+                            elif isinstance(order, Connect):
                                 await self._connect(order, nursery)
                             else:
                                 await self._expect(order)

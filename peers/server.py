@@ -29,7 +29,6 @@ from peers.door import Door
 from peers.layers import Layers, lacking, ranges, words
 from peers.measure import measure
 from peers.notary import Notary
-from peers.served import QUIET_S
 from peers.serving import Directory, Held, OpenEngine, Plan, ServerStatistics
 from peers.stage import Stage
 from peers.stages import Stages
@@ -267,12 +266,9 @@ class Server:
     async def _quiet(self, held: Held) -> None:
         """Wait until no session needs an engine any more, for so long."""
         held.stage.hand_over()
-        rows, since = held.engine.rows, trio.current_time()
         with trio.move_on_after(DRAIN_S_MAX):
-            while held.stage.sessions and trio.current_time() - since < QUIET_S:
+            while not held.stage.is_quiet:  # noqa: ASYNC110 -- quiet is what time makes it
                 await trio.sleep(LOOK_S)
-                if held.engine.rows != rows or held.engine.queued_rows:
-                    rows, since = held.engine.rows, trio.current_time()
 
     async def _finish(self) -> None:
         """Say that this peer leaves, and wait until nothing is lost by it."""

@@ -23,7 +23,7 @@ from p2pinfer.core.messages import Attach, Link, Open, Refusal
 from p2pinfer.engine.base import EngineBusy, StageEngine
 from peers.history import Budget, History
 from peers.notary import Notary
-from peers.served import QUIET_S, Served
+from peers.served import Served
 from peers.talk import SESSION, RefusedError, receive, refuse
 from transports.base import Channel, Transport
 
@@ -89,6 +89,11 @@ class Stage:
         """Rows computed so far, for all sessions."""
         return self._rows_before + sum(session.rows for session in self._sessions.values())
 
+    @property
+    def is_quiet(self) -> bool:
+        """Whether no session is in the middle of an answer, or was a moment ago."""
+        return all(session.is_quiet for session in self._sessions.values())
+
     def statistics(self) -> list[SessionStatistics]:
         """Return what is done for whom."""
         return [
@@ -119,7 +124,7 @@ class Stage:
         quiet = [
             session
             for session in self._sessions.values()
-            if session.idle_s > QUIET_S and held[session.opened.requester] > held[requester] + 1
+            if session.is_quiet and held[session.opened.requester] > held[requester] + 1
         ]
         if quiet:
             last = max(quiet, key=lambda session: (held[session.opened.requester], session.idle_s))

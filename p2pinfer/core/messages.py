@@ -7,6 +7,7 @@ sends is checked here and nowhere else; ``wire`` turns a failed check into an er
                    Open     →  Opened
                    Connect  →  Connected, or Denied: whom to send to
                    Expect   →  Expecting: another peer takes the place of the one before
+                   Idle     →  at any time: an answer is over
                    Lost     ←  at any time: the peer before or behind went away
                    Leaving  ←  this peer would rather be replaced
                link, requester → first stage → … → last stage
@@ -189,6 +190,16 @@ class Expecting:
 
 
 @frozen
+class Idle:
+    """The requester waits for nothing behind this step: the session is between two answers.
+
+    No stage could tell that from waiting for a slow or a lost one. The next step ends it.
+    """
+
+    number: int = field(validator=_NUMBER)
+
+
+@frozen
 class Lost:
     """A neighbour went away, or sent nonsense; the session waits for another in its place."""
 
@@ -326,6 +337,7 @@ Message = (
     | Connected
     | Expect
     | Expecting
+    | Idle
     | Lost
     | Leaving
     | Link

@@ -1,30 +1,53 @@
 """A peer whose places are all taken, and who must give one back."""
 
+from contextlib import aclosing
+
 import pytest
 import trio
 from trio.testing import MockClock
 
-from p2pinfer.core.messages import Hop, Open, Opened, Refusal
+from p2pinfer.core.messages import (
+    Attach,
+    Attached,
+    Hop,
+    Idle,
+    Link,
+    Linked,
+    Open,
+    Opened,
+    Refusal,
+)
 from peers.door import Door
 from peers.requester import Requester
-from peers.served import QUIET_S
+from peers.served import QUIET_S, SILENT_S_MAX
 from peers.stage import Stage
 from peers.stages import Stages
 from peers.talk import SESSION, RefusedError, receive, send
 from tests.engine.fakes import FakeEnds, FakeStage
-from tests.peers.swarm import CONTEXT, ME, MODEL, PROMPT, answer, expected, peer, session_id
+from tests.peers.swarm import (
+    CONTEXT,
+    GREEDY,
+    ME,
+    MODEL,
+    PROMPT,
+    answer,
+    expected,
+    peer,
+    session_id,
+)
 from transports.base import Channel
 from transports.memory import MemoryNetwork, MemoryTransport
 
-NODE, GREEDY = peer("node"), peer("greedy")
+NODE, MANY = peer("node"), peer("many")
 
 
 async def open_half(greedy: MemoryTransport, number: int) -> Channel:
-    """Open a session, and do nothing with it."""
+    """Open a session, and say that nothing is wanted of it."""
     control = await greedy.open(NODE, SESSION)
-    opened = Open(session_id(number), MODEL, GREEDY, GREEDY, 1, 29, CONTEXT)
+    opened = Open(session_id(number), MODEL, MANY, MANY, 1, 29, CONTEXT)
     await send(control, opened)
     await receive(control, Opened)
+    await send(control, Idle(0))
     return control
 
 
@@ -39,7 +62,7 @@ async def test_quiet_sessions_of_the_greedy_make_room(
     network = MemoryNetwork()
     async with (
         network.join(NODE) as node,
-        network.join(GREEDY) as greedy,
+        network.join(MANY) as greedy,
         network.join(ME) as me,
         trio.open_nursery() as nursery,
     ):
@@ -67,7 +90,7 @@ async def test_quiet_sessions_of_the_greedy_make_room(
 async def test_nobody_makes_room_in_anothers_name(autojump_clock: MockClock) -> None:
     """The greedy one loses no quiet session to itself, whoever it says that it is."""
     network = MemoryNetwork()
-    async with network.join(NODE) as node, network.join(GREEDY) as greedy:
+    async with network.join(NODE) as node, network.join(MANY) as greedy:
         stages, engine = Stages(node), FakeStage(1, 29, sessions=3, context=CONTEXT)
         stage = Stage(node, engine, MODEL)
         stages.add(stage, Door(3, 3 * CONTEXT))
@@ -79,3 +102,73 @@ async def test_nobody_makes_room_in_anothers_name(autojump_clock: MockClock) -> 
         with pytest.raises(RefusedError, match="all sessions are taken"):
             await receive(control, Opened)
         assert stage.sessions == len(held)
+
+
+async def test_an_answer_goes_on_however_long_its_next_step_takes(
+    autojump_clock: MockClock,
+) -> None:
+    """A stage cannot see why no step comes; until the requester says so, it is no pause."""
+    network = MemoryNetwork()
+    async with (
+        network.join(NODE) as node,
+        network.join(MANY) as greedy,
+        network.join(ME) as me,
+        trio.open_nursery() as nursery,
+    ):
+        stages, engine = Stages(node), FakeStage(1, 29, sessions=2, context=CONTEXT)
+        stages.add(Stage(node, engine, MODEL), Door(2, 2 * CONTEXT))
+        stages.listen()
+        hop = Hop(NODE, tuple(node.addresses), 1, 29)
+        first, second = (
+            Requester(nursery, each, FakeEnds(context=CONTEXT), MODEL) for each in (greedy, me)
+        )
+        whole = await expected(PROMPT, 20, (1, 29))
+        async with (
+            first.open([hop], session_id(1), CONTEXT) as one,
+            first.open([hop], session_id(2), CONTEXT) as other,
+            aclosing(one.generate(PROMPT, GREEDY, 20)) as tokens,
+            aclosing(other.generate(PROMPT, GREEDY, 20)) as others,
+        ):
+            found = [(await anext(each)).id for each in (tokens, others)]
+            await trio.sleep(10 * QUIET_S)
+            with pytest.raises(RefusedError, match="all sessions are taken"):
+                await second.open([hop], session_id(3), CONTEXT).__aenter__()
+            assert [found[0], *[token.id async for token in tokens]] == whole
+            await trio.sleep(QUIET_S + 1)
+            async with second.open([hop], session_id(4), CONTEXT) as session:
+                assert await answer(session, PROMPT) == whole
+            assert [found[1], *[token.id async for token in others]] == whole
+        nursery.cancel_scope.cancel()
+
+
+@pytest.mark.parametrize("waited_s", [SILENT_S_MAX - 1, SILENT_S_MAX + 1])
+async def test_who_says_nothing_makes_room_at_last(
+    waited_s: float, autojump_clock: MockClock
+) -> None:
+    """Whoever never says that an answer is over holds a place as long as the slowest answer."""
+    network = MemoryNetwork()
+    async with network.join(NODE) as node, network.join(MANY) as greedy, network.join(ME) as me:
+        stages = Stages(node)
+        stages.add(
+            Stage(node, FakeStage(1, 29, sessions=2, context=CONTEXT), MODEL),
+            Door(2, 2 * CONTEXT),
+        )
+        stages.listen()
+        held = []
+        for number in range(2):
+            for first, agrees in (
+                (Open(session_id(number), MODEL, MANY, MANY, 1, 29, CONTEXT), Opened),
+                (Link(session_id(number)), Linked),
+                (Attach(session_id(number)), Attached),
+            ):
+                held.append(await greedy.open(NODE, SESSION))
+                await send(held[-1], first)
+                await receive(held[-1], agrees)
+        await trio.sleep(waited_s)
+        newcomer = await me.open(NODE, SESSION)
+        await send(newcomer, Open(session_id(9), MODEL, ME, ME, 1, 29, CONTEXT))
+        if waited_s > SILENT_S_MAX:
+            await receive(newcomer, Opened)
+        else:
+            with pytest.raises(RefusedError, match="all sessions are taken"):
+                await receive(newcomer, Opened)
