@@ -1,5 +1,6 @@
 """The peers of a swarm as one of them counts on them, itself the last: for placement."""
 
+from functools import cached_property
 from typing import Self
 
 import numpy as np
@@ -84,15 +85,19 @@ class Members:
         """Where the view's owner is."""
         return int(self.first[-1]), int(self.end[-1])
 
-    def cover(self, some: Flags | None = None) -> Cover:
-        """Return who holds what, of all or of some."""
-        rows = slice(None) if some is None else some
-        return cover_of(self.lo, self.hi, self.first[rows], self.end[rows], self.speed[rows])
+    def cover(self, some: Flags | slice) -> Cover:
+        """Return what some hold."""
+        return cover_of(self.lo, self.hi, self.first[some], self.end[some], self.speed[some])
 
-    @property
+    @cached_property
+    def whole(self) -> Cover:
+        """What all hold."""
+        return self.cover(slice(None))
+
+    @cached_property
     def others(self) -> Cover:
-        """Return what all but the owner hold."""
-        return self.cover(np.arange(len(self.key)) < len(self.key) - 1)
+        """What all but the owner hold."""
+        return self.cover(slice(-1))
 
     def at(self, first: Whole, end: Whole) -> Self:
         """Return the same peers in other places."""

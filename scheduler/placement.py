@@ -91,7 +91,7 @@ def choose(
     swarm = Members.of(View.of(offers), own, layers, seen)
     if own.state is State.JOINING:
         return _join(swarm, chance)
-    if swarm.cover().holes:
+    if swarm.whole.holes:
         return _mend(swarm, now_s, chance)
     return _serve(swarm, now_s, chance)
 
@@ -150,7 +150,7 @@ def _foresee(swarm: Members) -> tuple[int, int]:
     plan = _plan(swarm)
     if plan is not None:
         planned = [np.where(undecided, *each) for each in zip(plan, (first, end), strict=True)]
-        if swarm.at(planned[0], planned[1]).cover().rate.min() > cover.rate.min():
+        if swarm.at(planned[0], planned[1]).whole.rate.min() > cover.rate.min():
             first, end = planned
     return int(first[own]), int(end[own])
 
@@ -217,7 +217,7 @@ def _planned(swarm: Members) -> tuple[int, int] | None:
     plan = _plan(swarm)
     if plan is None:
         return None
-    now, then = swarm.cover(), swarm.at(*plan).cover()
+    now, then = swarm.whole, swarm.at(*plan).whole
     if then.lone > now.lone or now.rate.min() >= PLAN_SHARE_MIN * then.rate.min():
         return None
     return int(plan[0][-1]), int(plan[1][-1])
@@ -237,7 +237,7 @@ def _better(swarm: Members, keep: tuple[int, int] | None, lot: float) -> tuple[i
     place = best_place(others, speed, room, lot, keep)
     if place.worth <= GAIN_MIN * worth_of(others, *swarm.present, speed):
         return swarm.present
-    now, then = swarm.cover(), others.plus(place.first, place.end, speed)
+    now, then = swarm.whole, others.plus(place.first, place.end, speed)
     if len(swarm.key) <= PEERS_MAX and (then.lone > now.lone or then.rate.min() < now.rate.min()):
         return swarm.present
     return place.first, place.end
@@ -248,7 +248,7 @@ def _movers(swarm: Members) -> float:
 
     At least one in all: in a small swarm no share is a whole peer.
     """
-    rate = swarm.cover().rate
+    rate = swarm.whole.rate
     crowded = rate > rate.mean()
     surplus = (rate[crowded] - rate.mean()).sum() / max(rate[crowded].sum(), 1e-9)
     return max(float(surplus), 1 / max(int(swarm.serving.sum()), 1))
@@ -268,7 +268,7 @@ def _mend(swarm: Members, now_s: float, chance: float) -> Choice:
     if line is None:
         others, speed = swarm.others, float(swarm.speed[-1])
         best = best_place(others, speed, int(swarm.size[-1]), chance)
-        if others.plus(best.first, best.end, speed).holes < swarm.cover().holes:
+        if others.plus(best.first, best.end, speed).holes < swarm.whole.holes:
             return _move(swarm, (best.first, best.end), HOLE_CHECK_S)
         return _stay(swarm, "all together have no room for all layers", HOLE_CHECK_S, urgent=True)
     if line == swarm.present:
@@ -281,7 +281,7 @@ def _fillers(swarm: Members) -> list[tuple[int, tuple[int, int]]]:
 
     The best come first: who fills most, and then whose move is best for the weakest layer.
     """
-    missing = swarm.cover().holders == 0
+    missing = swarm.whole.holders == 0
     found: list[tuple[int, float, int, int, tuple[int, int]]] = []
     rows = np.flatnonzero(swarm.serving) if len(swarm.key) <= PEERS_MAX else ()
     for row in rows:
