@@ -52,6 +52,8 @@ class _Replayed:
     """The position of the first receipt that is not so."""
     vouching: Vouching | None = None
     """What an auditor signed that found other rows."""
+    is_far: bool = True
+    """The rows lie farther apart than those of two numerics classes may."""
 
 
 class Auditor:
@@ -213,7 +215,8 @@ def _conclude(stage: Hop, found: Sequence[_Replayed]) -> Audited:
     """Return what several replays of a stage amount to.
 
     One auditor that differs is not believed against the stage and another one. It is blamed where
-    two others, or this machine, found what the stage had found.
+    two others, or this machine, found what the stage had found. But other bits within bounds are
+    refuted only by somebody who found the stage's bits: those of other classes cannot tell.
     """
     if not found:
         return Audited(stage.peer, stage.first, stage.end, Verdict.NOT_REPLAYED)
@@ -225,8 +228,11 @@ def _conclude(stage: Hop, found: Sequence[_Replayed]) -> Audited:
     if verdict is Verdict.CHEATED and not _is_settled(found):
         verdict, blamed = Verdict.DISPUTED, None
     elif _is_fine(last) and cheated:
-        blamed = PeerId(cheated[0].by) if _is_settled(found) else None
         text = "another auditor computed other rows"
+        if not cheated[0].is_far and all(each.verdict is not Verdict.SAME for each in found):
+            verdict = Verdict.DISPUTED
+        elif _is_settled(found):
+            blamed = PeerId(cheated[0].by)
     return Audited(stage.peer, stage.first, stage.end, verdict, by, last.position, blamed, text)
 
 
@@ -257,7 +263,7 @@ async def _replay(
         if refuted is None:
             return _Replayed(name, Verdict.SAME)
         text = "it signed for other rows before"
-        return _Replayed(name, Verdict.CHEATED, refuted, peer, text, refuted)
+        return _Replayed(name, Verdict.CHEATED, refuted, peer, text, refuted, is_far=False)
     return await _compare(evidence, index, receipt, replay, outputs, bounds)
 
 
@@ -316,15 +322,14 @@ async def _compare(
     if len(ours) != len(theirs):
         return _Replayed(replay.name, Verdict.CHEATED, 0, peer, "its rows have another width")
     apart = distances(theirs, ours, evidence.terms.dtype, count)
-    if is_same:
-        beyond: int | None = _first_other(ours, theirs, count)
-    else:
-        beyond = first_outside(apart, bounds)
+    outside = first_outside(apart, bounds)
+    beyond = _first_other(ours, theirs, count) if is_same else outside
     if beyond is None:
         return _Replayed(replay.name, Verdict.CLOSE, text=f"{apart.max():.2%} apart at most")
     refuted = _first_refuted(evidence, index, count, replayed, beyond)
     text = f"rows lie {apart[beyond]:.2%} apart"
-    return _Replayed(replay.name, Verdict.CHEATED, beyond, peer, text, refuted)
+    is_far = outside is not None
+    return _Replayed(replay.name, Verdict.CHEATED, beyond, peer, text, refuted, is_far=is_far)
 
 
 def _first_refuted(

@@ -77,6 +77,8 @@ class Case:
     replays: list[str | PeerId]
     proofs: list[FraudProof] = field(factory=list)
     """That audits gave."""
+    classes: dict[str, str] = field(factory=dict)
+    """The numerics classes of those who replay in another than that of the stages."""
 
     async def examine(self, rate: float = 1.0) -> Trust:
         """Answer once, and audit."""
@@ -102,11 +104,15 @@ class Case:
             with lone_errors():
                 async with trio.open_nursery() as nursery:
                     gatherer = Gatherer(nursery, me, lambda size: b"n" * size)
-                    numerics = bytes.fromhex(FakeStage(first, end).numerics_class)
+                    numerics = bytes.fromhex(
+                        self.classes.get(name, FakeStage(first, end).numerics_class)
+                    )
                     async with open_peer_replay(me, hop, opened, numerics, gatherer) as replay:
                         yield replay
 
-        own = by_engine(FakeStage(first, end, context=CONTEXT), end)
+        engine = FakeStage(first, end, context=CONTEXT)
+        engine.numerics_class = self.classes.get(name, engine.numerics_class)
+        own = by_engine(engine, end)
         return own if name == OWN else other
 
 

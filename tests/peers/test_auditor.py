@@ -17,7 +17,7 @@ from peers.frauds import judge
 from peers.notary import Record
 from peers.replay import THIS_MACHINE, cut
 from peers.talk import RefusedError
-from tests.peers.audits import BOUNDS, FIRST, OWN, SECOND, at_70, case, cheat
+from tests.peers.audits import BOUNDS, FIRST, OWN, SECOND, THIRD, at_70, case, cheat
 from tests.peers.swarm import KEYS
 from transports.identity import verify
 
@@ -210,6 +210,35 @@ async def test_another_class_is_held_to_bounds(
         assert trust.audits[1].verdict is verdict
         cheater = found.made.route[1].peer if verdict is Verdict.CHEATED else None
         assert trust.audits[1].blamed == cheater
+
+
+@pytest.mark.parametrize(
+    ("factor", "others", "verdict", "blamed"),
+    [
+        (1.02, (SECOND, THIRD), Verdict.DISPUTED, None),
+        (1.02, (OWN,), Verdict.DISPUTED, None),
+        (1.2, (SECOND, THIRD), Verdict.CHEATED, "the stage"),
+    ],
+)
+async def test_other_classes_do_not_outvote_who_computes_the_same_bits(
+    factor: float,
+    others: tuple[str, ...],
+    verdict: Verdict,
+    blamed: str | None,
+    autojump_clock: MockClock,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A stage cheats within bounds; the one auditor of its own class that sees it is not blamed."""
+
+    def scale(_: int, rows: bytes) -> bytes:
+        return (np.frombuffer(rows, "<f4") * np.float32(factor)).tobytes()
+
+    async with case(FIRST, *others) as found:
+        cheat(found.made.engines[1], scale, monkeypatch)
+        found.classes.update(dict.fromkeys(others, "ab" * 16))
+        audit = (await found.examine()).audits[1]
+        stage = found.made.route[1].peer
+        assert (audit.verdict, audit.blamed) == (verdict, stage if blamed else None)
 
 
 async def test_a_share_of_stages_is_audited(autojump_clock: MockClock) -> None:
