@@ -40,6 +40,8 @@ _TRIM = """
 DELETE FROM work WHERE rowid <= (SELECT max(rowid) FROM work) - ?
 """
 
+_WORKERS = "SELECT DISTINCT server FROM work WHERE side = ?"
+
 
 class Side(StrEnum):
     """Which end of the work was here."""
@@ -76,6 +78,12 @@ class Books:
         for side, server, user, *rest in found:
             sides[side].append(Entry(PeerId(server), PeerId(user), *rest))
         return accounts(sides[Side.SERVED], sides[Side.USED])
+
+    def workers(self) -> frozenset[PeerId]:
+        """Return the peers that have worked for this machine; raises UserError."""
+        with self._open() as database:
+            found = database.execute(_WORKERS, (Side.USED,)).fetchall()
+        return frozenset(PeerId(server) for (server,) in found)
 
     @contextmanager
     def _open(self) -> Iterator[sqlite3.Connection]:

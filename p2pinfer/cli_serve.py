@@ -123,6 +123,7 @@ def serve(
                         answer.keep_layers,
                         limits,
                         audit_rate=answer.audit_rate,
+                        sponsored=answer.sponsor,
                         default_model=default_model(store),
                     )
                     gateway = partial(Gateway, defaults=how, access=access, seed=answer.seed)

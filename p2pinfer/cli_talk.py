@@ -69,6 +69,7 @@ def chat(
         limits,
         find_s_max=wait,
         audit_rate=answer.audit_rate,
+        sponsored=answer.sponsor,
         default_model=default_model(store),
     )
     run_task(lambda: _talk(options, store, how, question, as_json=as_json))

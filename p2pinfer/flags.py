@@ -155,6 +155,14 @@ class AnswerFlags:
     audit_rate: Annotated[
         float, option("audit-rate", "Share of stages that somebody else runs again, 0 to 1.")
     ] = AUDIT_RATE_DEFAULT
+    sponsor: Annotated[
+        bool,
+        option(
+            "sponsor",
+            "Ask on the account of a peer that serves on this machine, which full stages prefer;"
+            " they learn that the two belong together.",
+        ),
+    ] = True
     certificate: Annotated[
         Path | None,
         option("certificate", "Write what was signed and checked of the newest answer."),

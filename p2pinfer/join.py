@@ -3,7 +3,6 @@
 import logging
 import random
 import secrets
-import time
 from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
@@ -33,14 +32,17 @@ from p2pinfer.node import (
     check_memory,
     for_model,
     looks_around,
+    name_of,
     open_transport,
     settle,
 )
 from p2pinfer.owner import Meter, heed_owner
 from p2pinfer.peer_status import describe_peer
 from p2pinfer.proofs import open_frauds, sharing
+from p2pinfer.sponsoring import Workers, clock_ms, sponsor
 from p2pinfer.status import Status, open_status
 from p2pinfer.supply import Choose, obtain, pick_model
+from peers.accounts import Accounts
 from peers.directory import Directory
 from peers.evidence import Gatherer
 from peers.frauds import judges_beside
@@ -133,20 +135,19 @@ async def serve_peer(options: PeerOptions, store: Store, hooks: Hooks) -> None:
             open_transport(options.transport, identity, options.listen, options.network)
         )
         transport = Guarded(inner)
-        directory = Directory(transport, identity, chance, clock_ms=_clock_ms)
+        directory = Directory(transport, identity, chance, clock_ms=clock_ms)
         directory.listen()
         PartsServer(transport, store).listen()
         bookkeeper = Bookkeeper(open_books())
         stack.callback(bookkeeper.finish)  # behind the sessions that the nursery ends
         server: Server | None = None
-        way = options.network
-        network = way if isinstance(way, str) else way.network
+        network = name_of(options.network)
 
         def describe() -> Status:
             statistics = server.statistics if server else None
             return {"network": network} | describe_peer(transport, statistics)
 
-        await stack.enter_async_context(open_status(describe))
+        await stack.enter_async_context(open_status(describe, partial(sponsor, identity, network)))
         nursery = await stack.enter_async_context(trio.open_nursery())
         stack.callback(nursery.cancel_scope.cancel)
         with trio.CancelScope() as preparing:
@@ -170,7 +171,11 @@ async def serve_peer(options: PeerOptions, store: Store, hooks: Hooks) -> None:
         notary = Notary(transport, identity.sign, bookkeeper.served)
         notary.listen()
         nursery.start_soon(bookkeeper.run)
-        server = _compose(supplies, model, notary)
+        workers = Workers(open_books())
+        nursery.start_soon(workers.run)
+        serves = partial(_serves, directory, transport.peer_id, model.id)
+        accounts = Accounts(network, clock_ms, serves, workers.__contains__)
+        server = _compose(supplies, model, notary, accounts)
         if options.only_idle:
             await nursery.start(heed_owner, server.rest, partial(in_thread, Meter().look))
         gatherer = Gatherer(nursery, transport, secrets.token_bytes)
@@ -182,6 +187,11 @@ async def serve_peer(options: PeerOptions, store: Store, hooks: Hooks) -> None:
         await stack.enter_async_context(sharing(frauds, nursery))
         await server.run()
         directory.leave()
+
+
+def _serves(directory: Directory, me: PeerId, model: ModelId, peer: PeerId) -> bool:
+    serving = (other for other in directory.serving(model) if other.state is State.SERVING)
+    return peer == me or any(other.peer == peer for other in serving)
 
 
 async def _cancel_at(event: trio.Event, scope: trio.CancelScope) -> None:
@@ -266,7 +276,7 @@ class _Supplies:
         )
 
 
-def _compose(supplies: _Supplies, model: PartsModel, notary: Notary) -> Server:
+def _compose(supplies: _Supplies, model: PartsModel, notary: Notary, accounts: Accounts) -> Server:
     """Make a server of what this machine can do; raises UserError where it can do nothing."""
     options, hooks, transport = supplies.options, supplies.hooks, supplies.transport
     machine = for_model(options.machine, model)
@@ -294,12 +304,13 @@ def _compose(supplies: _Supplies, model: PartsModel, notary: Notary) -> Server:
         supplies.open_engine,
         Plan(me, (1, model.manifest.layers - 1), fixed),
         supplies.chance,
-        _clock_ms,
+        clock_ms,
         hooks.leaving,
         round_trip_s=transport.round_trip_s,
         on_serving=on_serving,
         tell=hooks.say,
         notary=notary,
+        account_of=accounts.of,
     )
 
 
@@ -332,10 +343,6 @@ def _too_small(model: PartsModel, machine: Machine, memory_bytes: int | None) ->
     )
 
 
-def _clock_ms() -> int:
-    return time.time_ns() // 1_000_000
-
-
 def _joining(transport: Transport, model: Manifest) -> Advertisement:
     """Say who this is, without layers and numerics yet."""
     return Advertisement(
@@ -348,6 +355,6 @@ def _joining(transport: Transport, model: Manifest) -> Advertisement:
         end=0,
         context=model.context,
         numerics_class="0" * 32,
-        sequence=_clock_ms(),
+        sequence=clock_ms(),
         state=State.JOINING,
     )

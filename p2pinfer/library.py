@@ -169,6 +169,8 @@ class connect:  # noqa: N801 -- used like a function
         sessions: answers at once.
         context: positions per session.
         audit_rate: the share of stages whose part in an answer is run again by somebody else.
+        sponsored: ask on the account of a peer that serves on this machine, which full stages
+            prefer; they learn that the two belong together.
 
     Raises:
         UserError: an argument cannot be used.
@@ -188,12 +190,14 @@ class connect:  # noqa: N801 -- used like a function
         sessions: int = SESSIONS_DEFAULT,
         context: int = CONTEXT_DEFAULT,
         audit_rate: float = AUDIT_RATE_DEFAULT,
+        sponsored: bool = True,
     ) -> None:
         if not 0 <= audit_rate <= 1:
             raise UserError(f"audit_rate must be from 0 to 1, and not {audit_rate}")
         key = read_network_key(Path(network_key)) if network_key else None
         reach = Reach(network, key, mdns, dht)
-        self._model, self._sessions, self._audit_rate = model, sessions, audit_rate
+        self._model, self._sessions = model, sessions
+        self._audit_rate, self._sponsored = audit_rate, sponsored
         self._how = (tuple(bootstrap), reach, keep_layers, Machine(sessions, context))
         self._stack = AsyncExitStack()
         self._thread: _TrioThread | None = None
@@ -233,6 +237,7 @@ class connect:  # noqa: N801 -- used like a function
             await find(self._model) if self._model else None,
             *self._how,
             audit_rate=self._audit_rate,
+            sponsored=self._sponsored,
             default_model=partial(find, "default"),
         )
         async with (

@@ -15,9 +15,10 @@ import trio
 from p2pinfer.auditing import Replays
 from p2pinfer.books import Side, open_books
 from p2pinfer.core.errors import NobodyServes, UserError, lone_errors
-from p2pinfer.core.ids import ModelId
+from p2pinfer.core.ids import ModelId, PeerId
 from p2pinfer.core.limits import AUDIT_RATE_DEFAULT, CONTEXT_DEFAULT, SESSIONS_DEFAULT
 from p2pinfer.core.manifest import Manifest
+from p2pinfer.core.sponsor import Sponsor
 from p2pinfer.core.trust import Trust
 from p2pinfer.engine.bounds import bounds_of
 from p2pinfer.engine.local import LocalEnds, open_ends
@@ -26,6 +27,7 @@ from p2pinfer.engine.parts_model import PartsModel, open_parts
 from p2pinfer.engine.store import DamagedPart, MissingChunk, Store
 from p2pinfer.places import cache_dir
 from p2pinfer.proofs import open_frauds, sharing
+from p2pinfer.sponsoring import Sponsorship
 from p2pinfer.standings import keep_standings, load_standings
 from p2pinfer.supply import Choose, obtain, pick_model
 from peers.auditor import Auditor
@@ -75,6 +77,11 @@ def open_transport(
     from transports.libp2p import open_libp2p  # half a second of imports
 
     return open_libp2p(identity, listen, network)
+
+
+def name_of(network: str | Reach) -> str:
+    """Return what a network is called."""
+    return network if isinstance(network, str) else network.network
 
 
 def looks_around(network: str | Reach) -> bool:
@@ -136,6 +143,8 @@ class ClientOptions:
     """Gather receipts; only a benchmark goes without."""
     audit_rate: float = AUDIT_RATE_DEFAULT
     """The share of stages whose part in an answer is run again by somebody else."""
+    sponsored: bool = True
+    """Ask on the account of a peer that serves on this machine, where there is one."""
     default_model: Choose | None = None
     """Needed where no model is named."""
 
@@ -151,7 +160,7 @@ class Client(SwarmClient):
         ends: LocalEnds,
         model: PartsModel,
         options: ClientOptions,
-        gatherer: Gatherer | None,
+        gatherer: Gatherer,
         sign: Callable[[bytes], bytes],
         chance: random.Random,
     ) -> None:
@@ -167,14 +176,14 @@ class Client(SwarmClient):
             ends,
             asked,
             secrets.token_bytes,
-            gatherer,
+            gatherer if options.evidence else None,
             transport.round_trip_s,
             standings,
         )
         self._auditor: Auditor | None = None
         self.frauds: Frauds | None = None
         """What is proven of others, where evidence is gathered."""
-        if gatherer:
+        if options.evidence:
             serving = partial(directory.serving, model.id)
             replays = Replays(transport, serving, model, gatherer, secrets.token_bytes)
             self.frauds = open_frauds(
@@ -227,6 +236,16 @@ def _check_held(options: ClientOptions, store: Store) -> None:
             check_memory(model, 2 * options.keep, options.machine)
 
 
+def _sponsor(
+    nursery: trio.Nursery, requester: PeerId, options: ClientOptions
+) -> Callable[[], Sponsor | None]:
+    """Return what gives the client's sponsor, if it is to have one."""
+    sponsorship = Sponsorship(requester, name_of(options.network))
+    if options.sponsored:
+        nursery.start_soon(sponsorship.run)
+    return sponsorship.current
+
+
 @asynccontextmanager
 async def open_client(options: ClientOptions, store: Store, tell: Tell) -> AsyncIterator[Client]:
     """Fetch what is missing of the ends, and join a swarm as a requester while the block lasts.
@@ -269,6 +288,7 @@ async def open_client(options: ClientOptions, store: Store, tell: Tell) -> Async
         nursery = await stack.enter_async_context(trio.open_nursery())
         stack.callback(nursery.cancel_scope.cancel)
         nursery.start_soon(directory.run, options.bootstrap)
+        sponsor = _sponsor(nursery, identity.peer_id, options)
         if named is None:
             assert options.default_model
             named = await pick_model(directory, options.default_model)
@@ -289,7 +309,7 @@ async def open_client(options: ClientOptions, store: Store, tell: Tell) -> Async
             )
         )
         settle()
-        gatherer = Gatherer(nursery, transport, secrets.token_bytes) if options.evidence else None
+        gatherer = Gatherer(nursery, transport, secrets.token_bytes, sponsor)
         nursery.start_soon(call_around, transport, partial(directory.serving, model.id), chance)
         client = Client(
             nursery, transport, directory, ends, model, options, gatherer, identity.sign, chance

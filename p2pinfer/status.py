@@ -1,6 +1,7 @@
 """What the processes of p2pinfer on this machine do, asked over one Unix socket for each.
 
-A process that serves answers every connection with one JSON object, and closes it. Its socket lies
+Whoever asks may say in one line of JSON what else it wants; a process that serves answers every
+connection with one JSON object, and closes it. Its socket lies
 in a directory that nobody else may enter; one that was left behind refuses, and is removed by the
 next process that starts.
 """
@@ -28,6 +29,11 @@ Status = dict[str, Any]
 WRITE_S_MAX = 1.0
 """For whoever asks to take the answer; the next one waits as long."""
 
+QUESTION_S_MAX = 0.5
+"""For whoever asks to say what else it wants; an earlier release says nothing."""
+
+QUESTION_BYTES_MAX = 1024
+
 ASK_S_MAX = 3.0
 """For all processes to answer: one that is stopped never does."""
 
@@ -44,14 +50,21 @@ ACCEPT_AGAIN_S = 5.0
 
 
 @asynccontextmanager
-async def open_status(describe: Callable[[], Status]) -> AsyncIterator[None]:
-    """Answer whoever asks on this machine while the block lasts, where sockets can be made."""
+async def open_status(
+    describe: Callable[[], Status], answer: Callable[[Status], Status] = lambda _: {}
+) -> AsyncIterator[None]:
+    """Answer whoever asks on this machine while the block lasts, where sockets can be made.
+
+    Args:
+        describe: returns what the process does.
+        answer: returns what else it says to a question.
+    """
     started_at = trio.current_time()
 
-    def report() -> bytes:
+    def report(question: Status) -> bytes:
         about = {"pid": os.getpid(), "version": version("p2pinfer")}
         uptime_s = round(trio.current_time() - started_at, 3)
-        return json.dumps(about | {"uptime_s": uptime_s} | describe()).encode()
+        return json.dumps(about | {"uptime_s": uptime_s} | describe() | answer(question)).encode()
 
     with socket.socket(socket.AF_UNIX) as listener:
         try:
@@ -74,7 +87,7 @@ async def open_status(describe: Callable[[], Status]) -> AsyncIterator[None]:
             path.unlink(missing_ok=True)
 
 
-async def _answer(listener: socket.SocketType, report: Callable[[], bytes]) -> None:
+async def _answer(listener: socket.SocketType, report: Callable[[Status], bytes]) -> None:
     """Answer one after the other, for ever."""
     while True:
         try:
@@ -87,7 +100,27 @@ async def _answer(listener: socket.SocketType, report: Callable[[], bytes]) -> N
             continue
         with trio.move_on_after(WRITE_S_MAX), suppress(OSError, trio.BrokenResourceError):
             async with trio.SocketStream(asker) as stream:
-                await stream.send_all(report())
+                await stream.send_all(report(await _question(stream)))
+
+
+async def _question(stream: trio.SocketStream) -> Status:
+    """Return what an asker wants to know beside; nothing if it does not say."""
+    data = b""
+    with trio.move_on_after(QUESTION_S_MAX):
+        while not data.endswith(b"\n") and len(data) < QUESTION_BYTES_MAX:
+            if not (more := await stream.receive_some(QUESTION_BYTES_MAX)):
+                break
+            data += more
+    return _object(data) or {}
+
+
+def _object(data: bytes | bytearray) -> Status | None:
+    """Return the JSON object that the bytes hold, if they do."""
+    try:
+        found = json.loads(data)
+    except ValueError:  # it ended in the middle
+        return None
+    return found if isinstance(found, dict) else None
 
 
 def _sweep(folder: Path) -> None:
@@ -112,12 +145,13 @@ def running_pids() -> list[int]:
     return sorted(int(path.stem) for path in run_dir().glob("*.sock") if path.stem.isdecimal())
 
 
-async def ask_all() -> list[Status]:
+async def ask_all(question: Status | None = None) -> list[Status]:
     """Return what every process on this machine says, the oldest first; none that is silent."""
     found: list[Status] = []
+    line = json.dumps(question or {}).encode() + b"\n"
 
     async def ask(pid: int) -> None:
-        status = await _ask(run_dir() / f"{pid}.sock")
+        status = await _ask(run_dir() / f"{pid}.sock", line)
         if status:
             found.append(status)
 
@@ -128,7 +162,7 @@ async def ask_all() -> list[Status]:
     return sorted(found, key=lambda status: (-status["uptime_s"], status["pid"]))
 
 
-async def _ask(path: Path) -> Status | None:
+async def _ask(path: Path, question: bytes) -> Status | None:
     try:
         stream = await trio.open_unix_socket(path)
     except OSError as error:
@@ -137,6 +171,8 @@ async def _ask(path: Path) -> Status | None:
         return None
     data = bytearray()
     async with stream:
+        with suppress(trio.BrokenResourceError):  # an earlier release answers without being asked
+            await stream.send_all(question)
         while len(data) <= STATUS_BYTES_MAX:
             try:
                 more = await stream.receive_some()
@@ -145,8 +181,4 @@ async def _ask(path: Path) -> Status | None:
             if not more:
                 break
             data += more
-    try:
-        status = json.loads(data)
-    except ValueError:  # it ended in the middle of its answer
-        return None
-    return status if isinstance(status, dict) else None
+    return _object(data)

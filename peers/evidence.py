@@ -15,6 +15,7 @@ from p2pinfer.core.evidence import Follow
 from p2pinfer.core.ledger import Entry, entry_of
 from p2pinfer.core.messages import Hop, Open, Step
 from p2pinfer.core.receipts import Terms, seal_of
+from p2pinfer.core.sponsor import Sponsor
 from p2pinfer.core.trust import Trust
 from p2pinfer.core.witness import Opened, Witness, runs_of
 from peers.following import Following
@@ -171,17 +172,23 @@ class Gatherer:
         nursery: for the tasks.
         transport: reaches the stages.
         draw: returns so many random bytes that nobody can foresee.
+        sponsor: returns on whose account sessions are opened; audits too, for they must look alike.
     """
 
     def __init__(
-        self, nursery: trio.Nursery, transport: Transport, draw: Callable[[int], bytes]
+        self,
+        nursery: trio.Nursery,
+        transport: Transport,
+        draw: Callable[[int], bytes],
+        sponsor: Callable[[], Sponsor | None] = lambda: None,
     ) -> None:
         self._nursery, self._transport, self._draw = nursery, transport, draw
+        self._sponsor = sponsor
 
     def begin(self, opened: Open) -> Evidence:
         """Return the evidence of a session that is about to be opened, sealed, so."""
         nonce = self._draw(NONCE_BYTES)
-        sealed = evolve(opened, seal=seal_of(nonce))
+        sealed = evolve(opened, seal=seal_of(nonce), sponsor=self._sponsor())
         terms = terms_of(sealed)
 
         def follow(hop: Hop) -> Following:

@@ -24,6 +24,8 @@ from p2pinfer.core.advertisement import (
 )
 from p2pinfer.core.errors import EngineError, UserError
 from p2pinfer.core.ids import PeerId
+from p2pinfer.core.messages import Open
+from peers.accounts import Account, own_account
 from peers.counted import CountedEngine
 from peers.door import Door
 from peers.layers import Layers, lacking, ranges, words
@@ -74,6 +76,7 @@ class Server:
         on_serving: Callable[[Held], None] = lambda _: None,
         tell: Callable[[str], None] = _log.info,
         notary: Notary | None = None,
+        account_of: Callable[[Open, PeerId], Account] = own_account,
     ) -> None:
         """Prepare to serve.
 
@@ -89,8 +92,9 @@ class Server:
             on_serving: is called with every range that is newly served.
             tell: is told in words what a person who watches may wonder about.
             notary: signs for what is served; None serves without evidence.
+            account_of: returns whom it prefers to serve, and how much.
         """
-        self.stages = Stages(transport)
+        self.stages = Stages(transport, account_of)
         self.held: Held | None = None
         """What new sessions are served with."""
         self._transport, self._directory, self._open_engine = transport, directory, open_engine

@@ -10,6 +10,7 @@ from p2pinfer.core.errors import ChannelClosed, RemoteProtocolError
 from p2pinfer.core.ids import PeerId
 from p2pinfer.core.messages import Attach, Link, Open, Refusal
 from p2pinfer.core.wire import BadMessage, decode
+from peers.accounts import Account, own_account
 from peers.door import Door, Shut
 from peers.stage import OPEN_S_MAX, Stage
 from peers.talk import SESSION, RefusedError, refuse
@@ -22,8 +23,12 @@ _log = logging.getLogger("p2pinfer.stage")
 class Stages:
     """Hands each inbound channel to the stage that it is meant for."""
 
-    def __init__(self, transport: Transport) -> None:
-        self._transport = transport
+    def __init__(
+        self,
+        transport: Transport,
+        account_of: Callable[[Open, PeerId], Account] = own_account,
+    ) -> None:
+        self._transport, self._account_of = transport, account_of
         self._stages: dict[Stage, Door] = {}
         self.closed = ""
         """Why no session is taken; empty where they are."""
@@ -46,7 +51,7 @@ class Stages:
             with trio.fail_after(OPEN_S_MAX):
                 data = await channel.receive()
             first: Open | Link | Attach = decode(data, Open, Link, Attach)  # type: ignore[assignment]
-            stage = self._find(first)
+            stage, ask = self._find(first), self._ask(first, channel.remote)
         except ChannelClosed:
             return
         except trio.TooSlowError:
@@ -57,17 +62,23 @@ class Stages:
         except RefusedError as error:
             await refuse(channel, error)
         else:
-            await self._let_in(stage, first, _Peeked(channel, data))
+            await self._let_in(stage, ask, _Peeked(channel, data))
 
-    async def _let_in(self, stage: Stage, first: Open | Link | Attach, channel: "_Peeked") -> None:
+    def _ask(self, first: Open | Link | Attach, remote: PeerId) -> Ask | None:
+        """Return what a channel asks for, if it is to open a session."""
+        if not isinstance(first, Open):
+            return None
+        account, now_s = self._account_of(first, remote), trio.current_time()
+        return Ask(first.session, account.peer, first.context, now_s, account.credit)
+
+    async def _let_in(self, stage: Stage, ask: Ask | None, channel: "_Peeked") -> None:
         """Serve a channel; a session that it opens has its place for as long as it lasts."""
-        if not isinstance(first, Open) or stage.holds(first.session):
+        if ask is None or stage.holds(ask.session):
             await stage.serve(channel)
             return
         door = self._stages[stage]
         if not door.admission.sessions_free:
             stage.make_room(channel.remote)
-        ask = Ask(first.session, channel.remote, first.context, trio.current_time())
         try:
             async with door.admit(ask):
                 await stage.serve(channel)

@@ -3,7 +3,8 @@
 KV cells are reserved before a session is accepted, so nobody is accepted and then fails for want of
 room. Who does not fit waits for a moment in a bounded queue. A place that becomes free goes to the
 requester who holds the fewest, where who has waited counts as holding ever fewer; so nobody waits
-for ever. The clock is an argument, in seconds.
+for ever. Who serves, too, has credit, and counts as holding fewer; but now and then a place goes by
+the order without, so that credit crowds nobody out. The clock is an argument, in seconds.
 """
 
 from collections import Counter
@@ -26,6 +27,9 @@ WAITED_S_PER_SESSION = 1.0
 RETRY_MS_MIN = 250
 RETRY_MS_MAX = 60_000
 """Beyond a minute, when a place will be free is a guess."""
+
+WITHOUT_CREDIT_EVERY = 4
+"""Of places that several wait for, one in so many goes to whom it would if nobody had credit."""
 
 SESSION_S_DEFAULT = 20.0
 """How long a session holds its place, until some have ended: a few answers."""
@@ -58,9 +62,12 @@ class Ask:
 
     session: SessionId
     requester: PeerId
+    """Or on whose account it asks."""
     cells: int
     """Positions to reserve."""
     at_s: float
+    credit: int = 0
+    """Counts as holding so many sessions fewer."""
 
 
 class Admission:
@@ -76,6 +83,7 @@ class Admission:
         self._since_s: dict[SessionId, float] = {}
         self._waiting: list[Ask] = []
         self._session_s = SESSION_S_DEFAULT
+        self._contested = 0  # places given so far that several waited for
 
     @property
     def sessions_free(self) -> int:
@@ -102,7 +110,8 @@ class Admission:
         self._waiting.append(ask)
         answers = self._fill(ask.at_s)
         if len(self._waiting) > WAITING_MAX:
-            last = max(self._waiting, key=self._order)
+            first = min(self._waiting, key=self._order)
+            last = max((each for each in self._waiting if each is not first), key=self._credited)
             retry_ms = self._retry_ms(WAITING_MAX)
             self._waiting.remove(last)
             answers.append(Answer(last.session, Verdict.REFUSED, retry_ms))
@@ -132,17 +141,24 @@ class Admission:
         """Admit those who wait, in their order, until the next one does not fit."""
         answers = []
         while self._waiting:
-            ask = min(self._waiting, key=self._order)
+            is_without = self._contested % WITHOUT_CREDIT_EVERY == WITHOUT_CREDIT_EVERY - 1
+            ask = min(self._waiting, key=self._order if is_without else self._credited)
             if len(self._held) >= self.sessions_max or ask.cells > self.cells_free:
                 break  # a smaller one behind it does not pass: else the large ones never fit
+            self._contested += len(self._waiting) > 1
             self._waiting.remove(ask)
             self._held[ask.session] = ask
             self._since_s[ask.session] = now_s
             answers.append(Answer(ask.session, Verdict.ADMITTED))
         return answers
 
-    def _order(self, ask: Ask) -> tuple[float, float]:
+    def _credited(self, ask: Ask) -> tuple[float, float]:
         """Return what decides who is next; the smallest is."""
+        counts, at_s = self._order(ask)
+        return counts - ask.credit, at_s
+
+    def _order(self, ask: Ask) -> tuple[float, float]:
+        """Return what would decide it if nobody had credit."""
         holds = Counter(each.requester for each in self._held.values())[ask.requester]
         return holds + ask.at_s / WAITED_S_PER_SESSION, ask.at_s
 

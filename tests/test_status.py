@@ -4,6 +4,7 @@ import errno
 import json
 import os
 import socket
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, cast
 
@@ -66,9 +67,23 @@ async def test_an_asker_that_the_system_refuses_ends_nobody(autojump_clock: Mock
             raise AssertionError
 
     async with trio.open_nursery() as nursery, trio.SocketStream(ours) as stream:
-        nursery.start_soon(status._answer, cast("Any", Listener()), lambda: b"{}")
+        nursery.start_soon(status._answer, cast("Any", Listener()), lambda _: b"{}")
         assert await stream.receive_some() == b"{}"
         nursery.cancel_scope.cancel()
+
+
+async def test_what_else_is_asked_is_answered_beside() -> None:
+    """A question that is too long, none, or none at all as of an earlier release, is none."""
+    async with open_status(lambda: {"role": "peer"}, lambda asked: {"asked": asked}):
+        (found,) = await ask_all({"sponsor": "12D3KooW"})
+        assert (found["role"], found["asked"]) == ("peer", {"sponsor": "12D3KooW"})
+        for said in (b"", b"[]\n", b'{"sponsor": \n', b'"' + b"x" * 10_000):
+            stream = await trio.open_unix_socket(run_dir() / f"{os.getpid()}.sock")
+            async with stream:
+                with suppress(trio.BrokenResourceError):
+                    await stream.send_all(said)
+                answer = await stream.receive_some()
+            assert json.loads(answer)["asked"] == {}
 
 
 async def test_who_says_nothing_or_nonsense_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -61,6 +61,7 @@ from p2pinfer.core.exchange import Compare, Differs, Wanted
 from p2pinfer.core.ids import ModelId, PartHash, PeerId, SessionId
 from p2pinfer.core.limits import ROWS_PER_DECODE_MAX
 from p2pinfer.core.manifest import CHUNK_BYTES, MANIFEST_BYTES_MAX, PART_BYTES_MAX
+from p2pinfer.core.sponsor import Sponsor
 
 ROUTE_HOPS_MAX = 128
 """A 405B model has 126 layers; nobody splits finer than that."""
@@ -145,6 +146,8 @@ class Open:
     seal: bytes = field(default=bytes(32), validator=blob(32, 32), repr=shown_size)
     """Of the nonce that chooses what is audited, shown before the nonce is; zeros ask for no
     evidence."""
+    sponsor: Sponsor | None = field(default=None, validator=v.optional(v.instance_of(Sponsor)))
+    """On whose account, where not on the requester's own: a full stage may prefer that one."""
 
 
 @frozen

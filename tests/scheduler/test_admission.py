@@ -2,7 +2,7 @@
 
 from collections import Counter
 
-from hypothesis import settings
+from hypothesis import given, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, precondition, rule
 
@@ -13,6 +13,7 @@ from scheduler.admission import (
     WAIT_S_MAX,
     WAITED_S_PER_SESSION,
     WAITING_MAX,
+    WITHOUT_CREDIT_EVERY,
     Admission,
     Answer,
     Ask,
@@ -50,11 +51,11 @@ class Stage(RuleBasedStateMachine):
             else:
                 assert RETRY_MS_MIN <= answer.retry_ms <= RETRY_MS_MAX
 
-    @rule(who=st.sampled_from("abc"), cells=st.integers(1, CELLS + 10))
-    def ask(self, who: str, cells: int) -> None:
+    @rule(who=st.sampled_from("abc"), cells=st.integers(1, CELLS + 10), credit=st.integers(0, 2))
+    def ask(self, who: str, cells: int, credit: int) -> None:
         """Somebody wants a session, and is answered."""
         session = SessionId(len(self.asks).to_bytes(16, "big"))
-        self.asks[session] = Ask(session, peer_id(who), cells, self.now_s)
+        self.asks[session] = Ask(session, peer_id(who), cells, self.now_s, credit)
         answers = self.admission.ask(self.asks[session])
         assert session in {answer.session for answer in answers}
         self.take(answers)
@@ -95,9 +96,9 @@ TestStage = Stage.TestCase
 TestStage.settings = settings(max_examples=60, stateful_step_count=40)
 
 
-def ask(n: int, who: str, at_s: float = 0.0) -> Ask:
+def ask(n: int, who: str, at_s: float = 0.0, credit: int = 0) -> Ask:
     """Shorten."""
-    return Ask(SessionId(n.to_bytes(16, "big")), PeerId(who), 1, at_s)
+    return Ask(SessionId(n.to_bytes(16, "big")), PeerId(who), 1, at_s, credit)
 
 
 def admitted(answers: list[Answer]) -> list[int]:
@@ -127,6 +128,37 @@ def test_who_has_waited_counts_as_holding_fewer() -> None:
         found = admitted(stage.release(ask(1, "x").session, 2.0))
         found += admitted(stage.release(ask(found[0], "").session, 2.0))
         assert found == order
+
+
+def test_who_has_credit_goes_first() -> None:
+    """As if it held so many fewer, or had asked so much earlier."""
+    for credit, order in [(0, [1, 2]), (1, [1, 2]), (2, [2, 1])]:
+        stage = Admission(1, 1)
+        for asked in (ask(0, "x"), ask(1, "y", at_s=0.1), ask(2, "z", at_s=1.5, credit=credit)):
+            stage.ask(asked)
+        found = admitted(stage.release(ask(0, "x").session, 2.0))
+        found += admitted(stage.release(ask(found[0], "").session, 2.0))
+        assert found == order
+
+
+@given(st.lists(st.tuples(st.floats(0, 0.2), st.integers(0, 5)), min_size=9, max_size=9))
+def test_credit_crowds_nobody_out(crowd: list[tuple[float, int]]) -> None:
+    """However many have it and keep coming, who came first gets one of the next few places."""
+    stage, now_s, held = Admission(1, 1), 0.0, 0
+    stage.ask(ask(0, "holder"))
+    stage.ask(ask(1, "modest"))
+    places = 0
+    for number, (wait_s, count) in enumerate(crowd, start=1):
+        now_s += wait_s
+        for other in range(count):
+            n = 100 * number + other
+            answers = stage.ask(ask(n, f"rich {n}", at_s=now_s, credit=2))
+            assert not any(a.session == ask(1, "").session for a in answers)  # nor is it sent away
+        (held,) = admitted(stage.release(ask(held, "").session, now_s))
+        places += 1
+        if held == 1:
+            break
+    assert places <= WITHOUT_CREDIT_EVERY
 
 
 def test_a_queue_that_is_full_refuses_the_last() -> None:
