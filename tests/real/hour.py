@@ -115,6 +115,7 @@ class Hour:
             self.answered += 1
         except AssertionError:
             self.errors.append(self.page.locator("main").inner_text()[-300:])
+            say(error=self.errors[-1])
 
     def kept(self) -> dict[str, Any]:
         """Return what the page holds after a collection of garbage, and the gateway's memory."""
