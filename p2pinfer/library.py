@@ -123,7 +123,7 @@ class Swarm:
                     if len(prompt) >= context:
                         raise PromptTooLong(
                             f"the prompt has {len(prompt)} tokens, and a session holds {context}:"
-                            " shorten it"
+                            " shorten it, or begin a new conversation"
                         )
                     async with aclosing(answer_in(lent.session, prompt, how, answer)) as pieces:
                         async for piece in pieces:

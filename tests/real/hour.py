@@ -34,7 +34,9 @@ DOWN_S = 5.0
 """For which there is no gateway then."""
 
 QUESTIONS = ("Name three colours.", "Say yes.", "Count from one to ten.")
-QUESTIONS_PER_CONVERSATION = 20
+QUESTIONS_PER_CONVERSATION = 12
+"""Some 600 tokens: a session holds 1,024."""
+
 BACK_MS_MAX = 60_000
 """For the page to find the new gateway: it waits ever longer between two tries."""
 
