@@ -155,15 +155,15 @@ def evidence(
     *,
     peers: Peers = 3,
     model: Model = "default",
-    tokens: Annotated[int, option("tokens", "Tokens per answer.")] = 128,
-    runs: Annotated[int, option("runs", "Interleaved runs.")] = 9,
+    tokens: Annotated[int, option("tokens", "Tokens per answer.")] = 232,
+    runs: Annotated[int, option("runs", "Pairs of answers.")] = 12,
     as_json: AsJson = False,
 ) -> None:
-    """Compare decoding with receipts and without: same peers, same run."""
-    from p2pinfer.bench.evidence import evidence_bench
+    """Compare decoding with receipts and without: same peers, in turns, block by block."""
+    from p2pinfer.bench.evidence import BLOCK_TOKENS, evidence_bench
     from p2pinfer.supply import model_path
 
-    check_range("tokens", tokens, 2)
+    check_range("tokens", tokens, 1 + BLOCK_TOKENS)
     check_range("runs", runs, 1)
     measure = partial(evidence_bench, model_path(model), peers, tokens=tokens, runs=runs)
     run_task(lambda: _print_report(measure, as_json=as_json))
@@ -200,9 +200,11 @@ def honest(
     """Audit honest stages of other threads, batches, chunks and numerics classes: no alarms."""
     from p2pinfer.bench.honest import honest_bench
     from p2pinfer.supply import model_path
+    from p2pinfer.terminal import say
 
     check_range("checkpoints", checkpoints, 1)
-    measure = partial(honest_bench, model_path(model), checkpoints=checkpoints, seed=seed)
+    path = model_path(model)
+    measure = partial(honest_bench, path, checkpoints=checkpoints, seed=seed, tell=say)
     run_task(lambda: _print_report(measure, as_json=as_json))
 
 

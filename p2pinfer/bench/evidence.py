@@ -1,25 +1,47 @@
-"""What evidence costs: the same peers decode with receipts and without, taking turns.
+"""What evidence costs: two sessions of the same peers decode in turns, one with receipts.
 
-A requester that asks for no evidence gets none, so both kinds of session run on one swarm. Which
-kind goes first alternates too. Settling an answer, which waits for every stage's last receipt,
-comes behind the last token; it is timed by itself.
+A requester that asks for no evidence gets none, so both kinds run on one swarm. They take turns in
+blocks of as many tokens as lie between two receipts, at the same positions, and which goes first
+alternates; so a slow moment of the machine hits both, and each block bears the cost of one receipt.
+Settling an answer, which waits for every stage's last receipt, comes behind the last token; it is
+timed by itself.
 """
 
+import math
 import statistics
-from collections.abc import Sequence
-from contextlib import AsyncExitStack
-from dataclasses import replace
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import AsyncExitStack, aclosing
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import trio
 
-from p2pinfer.bench.decode import PROMPT, Run, generate
+from p2pinfer.bench.decode import PROMPT
 from p2pinfer.core.errors import P2pinferError
+from p2pinfer.core.receipts import CHECKPOINT_POSITIONS
+from p2pinfer.core.sampling import Sampling
 from p2pinfer.node import Client, ClientOptions, Machine, open_client
 from p2pinfer.supply import name_model, open_store, open_whole
 from p2pinfer.swarm import local_swarm, share_layers
+from peers.requester import Session, Token
 from scheduler.routing import RouteHop
+
+BLOCK_TOKENS = 1 + CHECKPOINT_POSITIONS
+"""The first one was computed while the other session paused, and is not timed."""
+
+PAUSE_S = 0.05
+"""Before a block: the other session's last step is still under way."""
+
+
+@dataclass
+class _Side:
+    """One kind of session, and what its answers took."""
+
+    client: Client
+    tokens: list[list[int]] = field(default_factory=list)
+    prefill_s: list[float] = field(default_factory=list)
+    block_s: list[float] = field(default_factory=list)
 
 
 async def evidence_bench(model: Path, peers: int, *, tokens: int, runs: int) -> dict[str, Any]:
@@ -37,53 +59,93 @@ async def evidence_bench(model: Path, peers: int, *, tokens: int, runs: int) -> 
         running = await stack.enter_async_context(swarm)
         ways_in = tuple(peer.addresses[0] for peer in running)
         options = ClientOptions(opened.id, ways_in, "local", machine=machine)
-        clients = []
+        sides = []
         for evidence in (False, True):
             each = replace(options, evidence=evidence)
-            clients.append(
-                await stack.enter_async_context(open_client(each, store, lambda _: None))
-            )
-        route = await clients[0].find_route(lambda _: None)
-        prompt = await clients[0].ends.tokenize(PROMPT, special=False)
-        found: list[list[Run]] = [[], []]
-        settling_s: list[float] = []
+            client = await stack.enter_async_context(open_client(each, store, lambda _: None))
+            sides.append(_Side(client))
+        route = await sides[0].client.find_route(lambda _: None)
+        prompt = await sides[0].client.ends.tokenize(PROMPT, special=False)
+        settling_s = []
         for number in range(-1, runs):  # the first turn warms up, and is not counted
-            for index in (0, 1) if number % 2 else (1, 0):
-                run, settled_s = await _answer(clients[index], route, prompt, tokens)
-                if number >= 0:
-                    found[index].append(run)
-                    settling_s += [settled_s] * index
-    return _report(found[0], found[1], settling_s) | {"peers": peers, "prompt_tokens": len(prompt)}
+            settled_s = await _turn(sides, route, prompt, tokens, number)
+            if number < 0:
+                sides = [_Side(side.client) for side in sides]
+            else:
+                settling_s.append(settled_s)
+    without, with_ = sides
+    return _report(without, with_, settling_s) | {"peers": peers, "prompt_tokens": len(prompt)}
 
 
-async def _answer(
-    client: Client, route: Sequence[RouteHop], prompt: list[int], tokens: int
-) -> tuple[Run, float]:
-    """Answer in a session of its own, and settle it where there is evidence."""
-    async with client.open_session(route) as session:
-        run = await generate(session, prompt, tokens)
+async def _turn(
+    sides: Sequence[_Side], route: Sequence[RouteHop], prompt: list[int], tokens: int, number: int
+) -> float:
+    """Have both sides answer, in turns; return how long it took to settle."""
+    async with AsyncExitStack() as stack:
+        sessions: list[Session] = []
+        answers: list[AsyncGenerator[Token, None]] = []
+        for side in sides:
+            session = await stack.enter_async_context(side.client.open_session(route))
+            sessions.append(session)
+            answer = session.generate(prompt, Sampling(), tokens)
+            answers.append(await stack.enter_async_context(aclosing(answer)))
+        for index in _order(number):
+            side, started = sides[index], trio.current_time()
+            side.tokens.append([(await anext(answers[index])).id])
+            side.prefill_s.append(trio.current_time() - started)
+        for block in range((tokens - 1) // BLOCK_TOKENS):
+            for index in _order(number + block):
+                await trio.sleep(PAUSE_S)
+                sides[index].block_s.append(await _block(answers[index], sides[index].tokens[-1]))
         started = trio.current_time()
-        if session.evidence and (found := await session.evidence.settle(len(session.tokens))):
+        (settled,) = [session for session in sessions if session.evidence]
+        assert settled.evidence
+        if found := await settled.evidence.settle(len(settled.tokens)):
             raise P2pinferError(f"at position {found.position}: {found.text}")
-        return run, trio.current_time() - started
+        return trio.current_time() - started
 
 
-def _report(
-    without: Sequence[Run], with_: Sequence[Run], settling_s: list[float]
-) -> dict[str, Any]:
-    if any(run.tokens != without[0].tokens for run in (*without, *with_)):
+def _order(number: int) -> tuple[int, int]:
+    return (0, 1) if number % 2 else (1, 0)
+
+
+async def _block(answer: AsyncGenerator[Token, None], tokens: list[int]) -> float:
+    """Decode a block, and time it behind its first token."""
+    tokens.append((await anext(answer)).id)
+    started = trio.current_time()
+    tokens += [(await anext(answer)).id for _ in range(BLOCK_TOKENS - 1)]
+    return trio.current_time() - started
+
+
+def median_interval(values: Sequence[float]) -> tuple[float, float]:
+    """Return between which values the median lies with 95 %, whatever the distribution.
+
+    By order statistics: as many lie below it as coins show heads. Fewer than six are too few for
+    that; between them all, it lies with less.
+    """
+    ordered, count = sorted(values), len(values)
+    below, rank = 0.0, 0
+    while (below := below + math.comb(count, rank) / 2**count) <= 0.025:
+        rank += 1
+    rank = max(rank - 1, 0)
+    return ordered[rank], ordered[count - 1 - rank]
+
+
+def _report(without: _Side, with_: _Side, settling_s: list[float]) -> dict[str, Any]:
+    if without.tokens != with_.tokens:
         raise P2pinferError("the swarm said other tokens with evidence than without")
-    pairs = list(zip(without, with_, strict=True))
-    decode = [run.decode_s / off.decode_s for off, run in pairs]
-    prefill = [run.prefill_s / off.prefill_s for off, run in pairs]
+    decode = [on / off - 1 for on, off in zip(with_.block_s, without.block_s, strict=True)]
+    prefill = [on / off - 1 for on, off in zip(with_.prefill_s, without.prefill_s, strict=True)]
     return {
-        "tokens": len(without[0].tokens),
-        "runs": len(pairs),
-        "decode_cost": round(statistics.median(decode) - 1, 4),
-        "decode_costs": [round(ratio - 1, 4) for ratio in decode],
-        "prefill_cost": round(statistics.median(prefill) - 1, 4),
+        "tokens": len(without.tokens[0]),
+        "runs": len(settling_s),
+        "blocks": len(decode),
+        "decode_cost": round(statistics.median(decode), 4),
+        "decode_cost_95": [round(bound, 4) for bound in median_interval(decode)],
+        "prefill_cost": round(statistics.median(prefill), 4),
+        "prefill_cost_95": [round(bound, 4) for bound in median_interval(prefill)],
         "settle_ms": round(1000 * statistics.median(settling_s), 2),
         "ms_per_token_without": round(
-            1000 * statistics.median(run.decode_s / (len(run.tokens) - 1) for run in without), 3
+            1000 * statistics.median(without.block_s) / CHECKPOINT_POSITIONS, 3
         ),
     }

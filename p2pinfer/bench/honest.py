@@ -7,7 +7,7 @@ share decodes; prompts are long and short, go on, and go back, so that chunks ar
 """
 
 import random
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -46,6 +46,9 @@ TOGETHER: Final = 3
 
 SESSIONS: Final = 4 * TOGETHER
 """Each engine may serve and audit all of them."""
+
+TELL_CHECKPOINTS: Final = 100
+"""Between two words on how far it is: minutes on a slow machine."""
 
 TURNS_MAX: Final = 3
 PROMPT_TOKENS: Final = 9, 130
@@ -136,15 +139,19 @@ async def _open_world(model: Path, seed: int) -> AsyncIterator[_World]:
         yield world
 
 
-async def honest_bench(model: Path, *, checkpoints: int, seed: int) -> dict[str, Any]:
+async def honest_bench(
+    model: Path, *, checkpoints: int, seed: int, tell: Callable[[str], None]
+) -> dict[str, Any]:
     """Measure and return what ``p2pinfer bench honest`` prints.
 
     Args:
         model: a GGUF file.
         checkpoints: at least so many are audited.
         seed: of prompts, routes and keys.
+        tell: hears now and then how far it is.
     """
     found: list[Trust] = []
+    told = 0
     async with _open_world(model, seed) as world:
         classes = [
             len({engine.numerics_class for engine in third.engines.values()})
@@ -158,6 +165,9 @@ async def honest_bench(model: Path, *, checkpoints: int, seed: int) -> dict[str,
             async with trio.open_nursery() as nursery:
                 for _ in range(TOGETHER):
                     nursery.start_soon(answer_and_audit)
+            if (now := sum(map(_checkpoints, found))) >= told + TELL_CHECKPOINTS:
+                told, doubted = now, sum(not trust.held for trust in found)
+                tell(f"{now} of {checkpoints} checkpoints audited, {doubted} alarms")
         bounds = world.bounds
     audits = [audit for trust in found for audit in trust.audits]
     verdicts = [audit.verdict for audit in audits]

@@ -38,7 +38,7 @@ async def test_honest_stages_of_a_k_quant_pass(tmp_path: Path) -> None:
     full, model = tmp_path / "full.gguf", tmp_path / "model.gguf"
     write_tiny(TINY["llama"], full)
     quantise(full, model, "Q4_K_M")
-    report = await honest_bench(model, checkpoints=12, seed=3)
+    report = await honest_bench(model, checkpoints=12, seed=3, tell=print)
     assert report["audited_checkpoints"] >= 12
     assert (report["false_alarms"], report["receipts_broke"]) == (0, [])
     assert report["numerics_classes"] == [2, 2, 2]
