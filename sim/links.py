@@ -52,6 +52,8 @@ class Access:
     """The mean of what is added to a delay by chance, as a share of it."""
     loss: float = 0.0
     """Share of packets."""
+    is_dialable: bool = True
+    """Others can connect to it; else only over a connection that it has made itself."""
 
 
 class WorldNetwork(MemoryNetwork):
@@ -71,11 +73,15 @@ class WorldNetwork(MemoryNetwork):
         self._one_way_s, self._widening, self._chance = one_way_s, model_width / WIDTH, chance
         self._up_free_at: defaultdict[PeerId, float] = defaultdict(float)
         self._apart: Callable[[PeerId, PeerId], bool] | None = None
+        self._dialled: defaultdict[PeerId, set[PeerId]] = defaultdict(set)
+        """By peers that nobody can dial; a connection stays, and serves both."""
 
     def cut(self, are_apart: Callable[[PeerId, PeerId], bool]) -> None:
         """Let nothing pass between these peers any more."""
         self._apart = are_apart
         self.sever(are_apart)
+        for one, others in self._dialled.items():
+            others -= {other for other in others if are_apart(one, other)}
 
     def heal(self) -> None:
         """Let everything pass again."""
@@ -84,6 +90,16 @@ class WorldNetwork(MemoryNetwork):
     def are_apart(self, one: PeerId, other: PeerId) -> bool:
         """Whether nothing passes between two peers at present."""
         return self._apart is not None and self._apart(one, other)
+
+    def reach_s(self, sender: PeerId, receiver: PeerId) -> float:
+        """Return how long it takes a peer to reach another; see `transports.memory`."""
+        access = self.access.get(receiver)  # of a peer that was never there, others may speak
+        if access and not access.is_dialable and sender not in self._dialled[receiver]:
+            return math.inf
+        round_trip_s = super().reach_s(sender, receiver)
+        if not self.access[sender].is_dialable and receiver in self.peers:
+            self._dialled[sender].add(receiver)
+        return round_trip_s
 
     def round_trip_s(self, one: PeerId, other: PeerId) -> float | None:
         """Return what a ping between them takes; None where it does not arrive."""

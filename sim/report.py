@@ -41,6 +41,9 @@ def summary(outcome: Outcome) -> dict[str, Any]:
         "killed": record.events["kill"],
         "left": record.events["leave"],
         "began_to_serve": record.events["serve"],
+        "undialable": sum(round(g.undialable * g.count) for g in scenario.peers),
+        "sessions_by_dialable": outcome.served.get(True, 0),
+        "sessions_by_undialable": outcome.served.get(False, 0),
         "lies": outcome.lies,
         "receipts_joined_up": record.events["settled"] - record.events["breaks"],
         "receipts_broke": record.events["breaks"],
@@ -78,6 +81,8 @@ def lines(numbers: dict[str, Any]) -> list[str]:
         "layers": f"all served {covered} of the time, the rarest by {least} at worst;"
         f" {numbers['began_to_serve']} ranges taken up",
         "questions": f"{numbers['questions']}: {outcomes or 'none'}",
+        "sessions": f"{numbers['sessions_by_dialable']} at peers that can be dialled,"
+        f" {numbers['sessions_by_undialable']} at the {numbers['undialable']} that cannot",
         "first token": _shown(numbers["first_token_s"], "s"),
         "speed": _shown(numbers["tokens_per_s"], "tokens/s"),
         "stalls": _shown(numbers["longest_gap_s"], "s") + ", the longest of each answer",

@@ -2,11 +2,13 @@
 
 import logging
 import time
+from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
 
 import trio
 
+from p2pinfer.core.ledger import fold
 from sim import links
 from sim.checks import Watch, check_expected, check_free, check_holes, check_last, check_ledger
 from sim.clock import run_virtual
@@ -42,6 +44,8 @@ class Outcome:
     gossip_bytes: list[int]
     """By peer."""
     lies: int
+    served: dict[bool, int]
+    """Sessions that a stage signed for, by whether others can dial it."""
 
     @property
     def is_good(self) -> bool:
@@ -136,4 +140,5 @@ def _outcome(world: World, record: Record, covered: float, started: tuple[float,
         dict(sorted(kinds.items())),
         gossip,
         world.lies,
+        Counter(world.network.access[e.server].is_dialable for e in fold(world.served).values()),
     )

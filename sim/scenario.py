@@ -46,6 +46,9 @@ class PeersTable:
     last_mile_ms: Spread = entry("one way, to its region's backbone", Spread(1, 1))
     jitter: float = entry("mean of what chance adds to a delay, as a share of it", 0.1, 0, 10)
     loss: float = entry("share of packets lost, and sent again", 0.0, 0, 0.5)
+    undialable: float = entry(
+        "share that dial others and that nobody can dial: behind NAT, or a firewall", 0.0, 0, 1
+    )
     join_s: Spread = entry("seconds after the start at which it joins", Spread(0, 5))
 
 

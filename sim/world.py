@@ -150,13 +150,28 @@ class World:
             honest = [number for number in range(count) if number not in cheats]
             for number in liars.sample(honest, min(round(table.share * count), len(honest))):
                 cheats[number] = Cheat(table.kind, table.rate)
+        hidden = self._undialable()
         return [
-            self._machine(number, group, cheats.get(number), chance)
+            self._machine(number, group, cheats.get(number), chance, number not in hidden)
             for number, group in enumerate(groups)
         ]
 
+    def _undialable(self) -> set[int]:
+        """Draw the numbers of those that nobody can dial, so many of each kind."""
+        chance, found, first = self.chance("undialable"), set[int](), 0
+        for group in self.scenario.peers:
+            numbers = range(first, first + group.count)
+            found.update(chance.sample(numbers, round(group.undialable * group.count)))
+            first += group.count
+        return found
+
     def _machine(
-        self, number: int, group: PeersTable, cheat: Cheat | None, chance: Random
+        self,
+        number: int,
+        group: PeersTable,
+        cheat: Cheat | None,
+        chance: Random,
+        is_dialable: bool,
     ) -> Machine:
         names = self.scenario.regions.names
         region = names.index(group.regions[number % len(group.regions)]) if group.regions else 0
@@ -167,6 +182,7 @@ class World:
             group.last_mile_ms.draw(chance),
             group.jitter,
             group.loss,
+            is_dialable,
         )
         threads = max(1, round(group.threads.draw(chance)))
         row_s = group.row_ms.draw(chance) / 1000
@@ -188,19 +204,20 @@ class World:
         return peer in self.liars and self.liars[peer].rate == 1
 
     def ways_in(self) -> list[str]:
-        """Return the addresses of those that have been there longest."""
-        return [f"/memory/0/p2p/{peer}" for peer in list(self.peers)[:WAYS_IN]]
+        """Return the addresses of those that have been there longest, and can be dialled."""
+        found = [peer for peer in self.peers.values() if peer.machine.access.is_dialable]
+        return [f"/memory/0/p2p/{peer.id}" for peer in found[:WAYS_IN]]
 
     def is_covered(self) -> bool:
-        """Whether every layer is served by a peer that is there."""
+        """Whether every layer is served by a peer that is there, and that all can reach."""
         return self.least_holders() > 0
 
     def least_holders(self) -> int:
-        """Return how many serve the layer that fewest do."""
+        """Return how many that can be dialled serve the layer that fewest do."""
         first, end = self.bounds
         change = [0] * (end - first + 1)
         for peer, held in self.serving():
-            if not peer.leaving.is_set():
+            if peer.machine.access.is_dialable and not peer.leaving.is_set():
                 change[min(max(held[0], first), end) - first] += 1
                 change[min(max(held[1], first), end) - first] -= 1
         return min(accumulate(change[:-1]))

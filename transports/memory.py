@@ -249,8 +249,7 @@ class MemoryTransport:
 
     async def _reach(self, peer: PeerId) -> "MemoryTransport":
         """Find a peer; takes a round trip."""
-        latency_s = self._network.latency_s
-        round_trip_s = latency_s(self._peer_id, peer) + latency_s(peer, self._peer_id)
+        round_trip_s = self._network.reach_s(self._peer_id, peer)
         await trio.sleep(min(round_trip_s, REACH_S_MAX))
         remote = self._network.peers.get(peer)
         if remote is None or remote is self or round_trip_s > REACH_S_MAX:
@@ -312,6 +311,10 @@ class MemoryNetwork:
         self.latency_s = latency_s
         self.peers: dict[PeerId, MemoryTransport] = {}
         self.topics: dict[str, dict[PeerId, Accept]] = {}
+
+    def reach_s(self, sender: PeerId, receiver: PeerId) -> float:
+        """Return how long it takes a peer to reach another, a round trip; infinite: it cannot."""
+        return self.latency_s(sender, receiver) + self.latency_s(receiver, sender)
 
     def delay_s(
         self,

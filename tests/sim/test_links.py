@@ -1,0 +1,49 @@
+"""Virtual links: who reaches whom."""
+
+from random import Random
+
+import pytest
+import trio
+from trio.testing import MockClock
+
+from p2pinfer.core.errors import PeerUnavailable
+from sim.links import Access, WorldNetwork
+from tests.peers.swarm import peer
+from transports.base import Channel
+from transports.memory import REACH_S_MAX
+
+HIDDEN, OPEN, STRANGER = peer("hidden"), peer("open"), peer("stranger")
+
+SAY = "say"
+
+
+async def greet(channel: Channel) -> None:
+    """Say one thing to whoever comes."""
+    await channel.send(b"hello")
+
+
+async def test_who_cannot_be_dialled_is_reached_over_connections_of_its_own(
+    autojump_clock: MockClock,
+) -> None:
+    """As behind NAT: by nobody; once it dialled somebody, by that peer, until a cut."""
+    network = WorldNetwork([[0.01]], 8, Random(1))
+    network.access = {HIDDEN: Access(is_dialable=False), OPEN: Access(), STRANGER: Access()}
+    async with (
+        network.join(HIDDEN) as hidden,
+        network.join(OPEN) as open_,
+        network.join(STRANGER) as stranger,
+    ):
+        for transport in (hidden, open_, stranger):
+            transport.handle(SAY, greet)
+        started_s = trio.current_time()
+        with pytest.raises(PeerUnavailable):
+            await open_.open(HIDDEN, SAY)
+        assert trio.current_time() - started_s == REACH_S_MAX
+        assert await (await hidden.open(OPEN, SAY)).receive() == b"hello"
+        assert await (await open_.open(HIDDEN, SAY)).receive() == b"hello"
+        with pytest.raises(PeerUnavailable):
+            await stranger.open(HIDDEN, SAY)
+        network.cut(lambda one, other: {one, other} == {HIDDEN, OPEN})
+        network.heal()
+        with pytest.raises(PeerUnavailable):
+            await open_.open(HIDDEN, SAY)
