@@ -240,12 +240,13 @@ class Directory:
         """
         entry = self.view.get(peer)
         addresses = entry.parsed.advertisement.addresses if entry else ()
+        is_new = entry is not None and not entry.has_answered
         self._forget_the_silent()
         try:
             with trio.fail_after(EXCHANGE_S_MAX):
                 models: list[ModelId | None] = [*self.view.followed]
                 for model in models or [None]:
-                    channel = await self._transport.open(peer, DIRECTORY, addresses)
+                    channel = await self._transport.open(peer, DIRECTORY, addresses, own=is_new)
                     try:
                         await ask(channel, self.view, model, self._told)
                     finally:
@@ -263,7 +264,7 @@ class Directory:
         self._forget_the_silent()
         with trio.move_on_after(EXCHANGE_S_MAX):
             await answer(channel, self.view, self._told)
-            self.view.note_call(channel.remote, answered=True)
+            self.view.note_caller(channel.remote)
 
     async def _gossip(self, model: ModelId) -> None:
         """Hear what peers of a model say, for ever."""

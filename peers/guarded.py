@@ -48,10 +48,12 @@ class Guarded:
         self._check(peer)
         return peer
 
-    async def open(self, peer: PeerId, protocol: str, addresses: Sequence[str] = ()) -> Channel:
+    async def open(
+        self, peer: PeerId, protocol: str, addresses: Sequence[str] = (), *, own: bool = False
+    ) -> Channel:
         """Open a channel; raises as ``Transport.open``."""
         self._check(peer)
-        return await self._inner.open(peer, protocol, addresses)
+        return await self._inner.open(peer, protocol, addresses, own=own)
 
     async def discover(self, topic: str | None) -> Sequence[str]:
         """Return addresses where peers may be."""

@@ -44,7 +44,7 @@ class Entry:
     """By this peer's own clock, in seconds."""
     credit: float
     has_answered: bool = False
-    """It was seen to be there itself, and is not only heard of."""
+    """It answered when it was dialled; that it dials others is no sign that they reach it."""
     missed: int = 0
     """Calls in a row that it did not answer."""
 

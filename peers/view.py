@@ -163,6 +163,11 @@ class View:
             shelf = self.shelves[entry.parsed.advertisement.model]
             shelf.note_call(peer, answered=answered)
 
+    def note_caller(self, peer: PeerId) -> None:
+        """Take in that a peer has called: it is there, but that is no sign that others reach it."""
+        if (entry := self._known.get(peer)) and entry.has_answered:
+            self.note_call(peer, answered=True)
+
     def put(
         self, peer: PeerId, parsed: Parsed, heard: Heard, made_at: float, credit: float = 0.0
     ) -> None:

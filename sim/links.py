@@ -91,12 +91,12 @@ class WorldNetwork(MemoryNetwork):
         """Whether nothing passes between two peers at present."""
         return self._apart is not None and self._apart(one, other)
 
-    def reach_s(self, sender: PeerId, receiver: PeerId) -> float:
+    def reach_s(self, sender: PeerId, receiver: PeerId, *, own: bool) -> float:
         """Return how long it takes a peer to reach another; see `transports.memory`."""
         access = self.access.get(receiver)  # of a peer that was never there, others may speak
-        if access and not access.is_dialable and sender not in self._dialled[receiver]:
+        if access and not access.is_dialable and (own or sender not in self._dialled[receiver]):
             return math.inf
-        round_trip_s = super().reach_s(sender, receiver)
+        round_trip_s = super().reach_s(sender, receiver, own=own)
         if not self.access[sender].is_dialable and receiver in self.peers:
             self._dialled[sender].add(receiver)
         return round_trip_s

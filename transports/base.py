@@ -153,8 +153,12 @@ class Transport(Protocol):
         """
         ...
 
-    async def open(self, peer: PeerId, protocol: str, addresses: Sequence[str] = ()) -> Channel:
+    async def open(
+        self, peer: PeerId, protocol: str, addresses: Sequence[str] = (), *, own: bool = False
+    ) -> Channel:
         """Open a channel, dialling any of ``addresses`` or the remembered ones if need be.
+
+        ``own`` uses no connection that the peer has made, which shows that it can be dialled.
 
         Raises:
             PeerUnavailable: the peer cannot be reached or does not speak ``protocol``.

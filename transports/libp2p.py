@@ -138,11 +138,13 @@ class Libp2pTransport:
         await self._reach(peer, [address])
         return peer
 
-    async def open(self, peer: PeerId, protocol: str, addresses: Sequence[str] = ()) -> Channel:
+    async def open(
+        self, peer: PeerId, protocol: str, addresses: Sequence[str] = (), *, own: bool = False
+    ) -> Channel:
         """Open a channel; see `transports.base.Transport.open`."""
         name = protocol_id(self._network, protocol)
         for last in (False, True):
-            muxed = await self._reach(peer, addresses)
+            muxed = await self._reach(peer, addresses, own=own)
             if not isinstance(muxed, Connection):
                 return await self._open_library(peer, name)
             try:
@@ -164,7 +166,7 @@ class Libp2pTransport:
     def _connections(self, peer: PeerId) -> list[Connection]:
         return connections(self._host, _id(peer))
 
-    async def _reach(self, peer: PeerId, addresses: Sequence[str]) -> object:
+    async def _reach(self, peer: PeerId, addresses: Sequence[str], *, own: bool = False) -> object:
         """Return a live connection to ``peer``, dialling if there is none; one dial at a time."""
         if peer == self.peer_id:
             raise PeerUnavailable(peer, "that peer is this one")
@@ -173,7 +175,9 @@ class Libp2pTransport:
             found = [
                 conn
                 for conn in self._host.get_network().get_connections(_id(peer))
-                if not conn.is_closed and not conn.muxed_conn.is_closed
+                if not conn.is_closed
+                and not conn.muxed_conn.is_closed
+                and (conn.muxed_conn.is_initiator or not own)
             ]
             if found:
                 return found[0].muxed_conn

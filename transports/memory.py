@@ -216,9 +216,11 @@ class MemoryTransport:
         peer: PeerId,
         protocol: str,
         addresses: Sequence[str] = (),  # noqa: ARG002 - peers are found by id alone
+        *,
+        own: bool = False,
     ) -> Channel:
         """Open a channel; see `transports.base.Transport.open`."""
-        remote = await self._reach(peer)
+        remote = await self._reach(peer, own=own)
         handler = remote._handlers.get(protocol)
         if handler is None:
             raise PeerUnavailable(peer, f"{peer} does not speak {protocol}")
@@ -247,9 +249,9 @@ class MemoryTransport:
         finally:
             del members[self._peer_id]
 
-    async def _reach(self, peer: PeerId) -> "MemoryTransport":
+    async def _reach(self, peer: PeerId, *, own: bool = False) -> "MemoryTransport":
         """Find a peer; takes a round trip."""
-        round_trip_s = self._network.reach_s(self._peer_id, peer)
+        round_trip_s = self._network.reach_s(self._peer_id, peer, own=own)
         await trio.sleep(min(round_trip_s, REACH_S_MAX))
         remote = self._network.peers.get(peer)
         if remote is None or remote is self or round_trip_s > REACH_S_MAX:
@@ -312,8 +314,17 @@ class MemoryNetwork:
         self.peers: dict[PeerId, MemoryTransport] = {}
         self.topics: dict[str, dict[PeerId, Accept]] = {}
 
-    def reach_s(self, sender: PeerId, receiver: PeerId) -> float:
-        """Return how long it takes a peer to reach another, a round trip; infinite: it cannot."""
+    def reach_s(
+        self,
+        sender: PeerId,
+        receiver: PeerId,
+        *,
+        own: bool,  # noqa: ARG002 - subclasses know who has dialled whom
+    ) -> float:
+        """Return how long it takes a peer to reach another, a round trip; infinite: it cannot.
+
+        ``own`` is as in `transports.base.Transport.open`.
+        """
         return self.latency_s(sender, receiver) + self.latency_s(receiver, sender)
 
     def delay_s(

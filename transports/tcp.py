@@ -167,7 +167,14 @@ class TcpTransport:
         (await self._call(peer, "")).abort()
         return peer
 
-    async def open(self, peer: PeerId, protocol: str, addresses: Sequence[str] = ()) -> Channel:
+    async def open(
+        self,
+        peer: PeerId,
+        protocol: str,
+        addresses: Sequence[str] = (),
+        *,
+        own: bool = False,  # noqa: ARG002 - every channel is a connection of its own
+    ) -> Channel:
         """Open a channel; see `transports.base.Transport.open`."""
         for address in addresses:
             self._remember(address)

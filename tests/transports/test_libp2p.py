@@ -102,3 +102,21 @@ async def test_what_the_block_raises_comes_out_as_it_is() -> None:
     with trio.fail_after(TEST_S_MAX), pytest.raises(KeyError):
         async with open_libp2p(None, HERE, "test"):
             raise KeyError
+
+
+async def test_a_peer_is_dialled_though_it_has_dialled() -> None:
+    """Where its own connection proves nothing: at an address where nobody is, that fails."""
+    nowhere = "/ip4/127.0.0.1/tcp/9"
+
+    async def hang_up(_: Channel) -> None: ...
+
+    with trio.fail_after(TEST_S_MAX):
+        async with open_libp2p(ALICE, HERE, "test") as alice, open_libp2p(BOB, HERE, "test") as bob:
+            bob.handle("talk", hang_up)
+            await bob.connect(alice.addresses[0])
+            await alice.open(bob.peer_id, "talk", [f"{nowhere}/p2p/{bob.peer_id}"])
+            with pytest.raises(PeerUnavailable, match=nowhere):
+                await alice.open(bob.peer_id, "talk", [f"{nowhere}/p2p/{bob.peer_id}"], own=True)
+            await alice.open(bob.peer_id, "talk", bob.addresses, own=True)
+            await alice.open(bob.peer_id, "talk", own=True)
+            assert len(alice._connections(bob.peer_id)) == 2
