@@ -57,7 +57,7 @@ def run(
         return
     if hunt:
         check_range("hunt", hunt, 1)
-        _hunt(hunt, seed or 0, out)
+        _hunt(hunt, seed or 0, out, as_json=as_json)
         return
     loaded = load_scenario(scenario)
     again = ["p2pinfer", "sim", scenario]
@@ -140,42 +140,65 @@ def _changed(
 
 
 def _run(scenario: "Scenario", out: Path | None, again: list[str], *, as_json: bool) -> None:
-    from sim.pictures import write_page
+    from sim.pictures import check_pictures, write_page
     from sim.report import lines, summary, write_files
     from sim.run import run_scenario
 
+    if out is not None:
+        check_pictures()
+        _make_folder(out)
     with _progress() as on_time:
         outcome = run_scenario(scenario, on_time)
     numbers = summary(outcome)
     if out is not None:
-        try:
-            write_files(outcome, out)
-            write_page(outcome, out / "index.html")
-        except (FileExistsError, NotADirectoryError):
-            raise UserError(f"--out {out} is not a folder") from None
+        write_files(outcome, out)
+        write_page(outcome, out / "index.html")
     print(json.dumps(numbers) if as_json else "\n".join(lines(numbers)), flush=True)
     if not outcome.is_good:
         raise P2pinferError(f"something went wrong; to see it again: {shlex.join(again)}")
 
 
-def _hunt(runs: int, first_seed: int, out: Path | None) -> None:
+def _hunt(runs: int, first_seed: int, out: Path | None, *, as_json: bool) -> None:
     """Look for a failure; write what it was made down to, and say how to see it again."""
+
+    def tell(words: str, **found: object) -> None:
+        told = {"runs": runs, "from_seed": first_seed, "found": found or None}
+        print(json.dumps(told) if as_json else words, flush=True)
+
     from sim.hunt import SHRINKS_MAX, hunt, shrink
     from sim.toml import to_toml
 
+    _make_folder(out or Path())
     with _progress() as on_share:
         found = hunt(runs, first_seed, lambda done: on_share(done / runs))
     if found is None:
-        print(f"{runs} scenarios, from seed {first_seed} on: nothing went wrong")
+        tell(f"{runs} scenarios, from seed {first_seed} on: nothing went wrong")
         return
-    print(f"seed {found.scenario.seed}: {found.text}", flush=True)
+    seed = found.scenario.seed
+    if not as_json:
+        print(f"seed {seed}: {found.text}", flush=True)
     with _progress() as on_share:
         found = shrink(found, lambda tries, _: on_share(tries / SHRINKS_MAX))
-    path = (out or Path()) / f"found-{found.scenario.seed}.toml"
-    path.parent.mkdir(parents=True, exist_ok=True)
+    path = (out or Path()) / f"found-{seed}.toml"
     path.write_text(to_toml(found.scenario))
-    print(f"{found.scenario.peer_count} peers are enough: {found.text}")
+    count = found.scenario.peer_count
+    tell(
+        f"{count} peers are enough: {found.text}",
+        seed=seed,
+        checks=found.checks,
+        text=found.text,
+        peers=count,
+        file=str(path),
+    )
     raise P2pinferError(f"something went wrong; to see it again: p2pinfer sim {path}")
+
+
+def _make_folder(out: Path) -> None:
+    """Make the folder of ``--out`` before the run that is to fill it; raises UserError."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--out {out} cannot be a folder: {error.strerror}") from None
 
 
 @contextmanager

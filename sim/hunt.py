@@ -55,6 +55,7 @@ def draw(seed: int) -> Scenario:
         for i in range(regions)
     )
     duration_s = chance.choice((60.0, 120.0, 240.0))
+    hidden = Random(f"{seed} undialable")  # noqa: S311 -- and what was drawn before stays
     return Scenario(
         about=f"drawn from seed {seed}",
         seed=seed,
@@ -63,7 +64,10 @@ def draw(seed: int) -> Scenario:
         calm_s=90.0,
         model=ModelTable(layers=layers, layer_mb=chance.choice((1.0, 10.0)), context=512),
         regions=RegionsTable(names=names, round_trip_ms=matrix),
-        peers=tuple(_draw_peers(chance, layers) for _ in range(chance.randint(1, 3))),
+        peers=tuple(
+            evolve(_draw_peers(chance, layers), undialable=hidden.choice((0.0, 0.0, 0.5)))
+            for _ in range(chance.randint(1, 3))
+        ),
         requests=RequestsTable(
             requesters=chance.randint(1, 4),
             per_minute=chance.choice((3.0, 10.0, 30.0)),
@@ -217,7 +221,7 @@ def _smaller(scenario: Scenario) -> Iterator[Scenario]:
             less = evolve(group, count=group.count // 2)
             others = scenario.peers[:index], scenario.peers[index + 1 :]
             yield evolve(scenario, peers=(*others[0], less, *others[1]))
-        if group.loss or group.jitter:
-            calm = evolve(group, loss=0.0, jitter=0.0)
+        if group.loss or group.jitter or group.undialable:
+            calm = evolve(group, loss=0.0, jitter=0.0, undialable=0.0)
             others = scenario.peers[:index], scenario.peers[index + 1 :]
             yield evolve(scenario, peers=(*others[0], calm, *others[1]))

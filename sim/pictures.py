@@ -4,6 +4,7 @@ import base64
 import html
 import io
 from collections.abc import Callable
+from importlib.util import find_spec
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -20,19 +21,22 @@ STYLE = (
 )
 
 
-def write_page(outcome: Outcome, path: Path) -> None:
-    """Write one self-contained HTML page.
-
-    Raises:
-        UserError: matplotlib is not installed.
-        OSError: the page cannot be written.
-    """
-    try:
-        import matplotlib as mpl
-    except ImportError:
+def check_pictures() -> None:
+    """Raise UserError where no pictures can be made, before a run that is to end with them."""
+    if find_spec("matplotlib") is None:
         raise UserError(
             "pictures need matplotlib: pip install 'p2pinfer[sim]', or leave --out away"
-        ) from None
+        )
+
+
+def write_page(outcome: Outcome, path: Path) -> None:
+    """Write one self-contained HTML page; matplotlib must be there.
+
+    Raises:
+        OSError: the page cannot be written.
+    """
+    import matplotlib as mpl
+
     mpl.use("agg")
     from matplotlib import pyplot as plt
 

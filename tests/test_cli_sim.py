@@ -1,0 +1,74 @@
+"""The command line of simulations: what is said before a run, and as JSON."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+import sim.hunt
+import sim.pictures
+import sim.run
+from sim.hunt import Finding, draw
+from tests.command_line import run
+
+
+@pytest.fixture(autouse=True)
+def no_run(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Have no scenario run: what is to be said comes before."""
+
+    def refuse(*_: object) -> None:
+        raise AssertionError("it runs")
+
+    monkeypatch.setattr(sim.run, "run_scenario", refuse)
+
+
+def test_missing_pictures_are_missed_before_the_run(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Not once minutes are over; and nothing is left behind."""
+    monkeypatch.setattr(sim.pictures, "find_spec", lambda _: None)
+    assert run(monkeypatch, "sim", "home", "--out", str(tmp_path / "out")) == 2
+    assert "matplotlib" in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("words", [["home"], ["--hunt", "3"]])
+def test_what_cannot_be_a_folder_is_said_before_the_run(
+    words: list[str],
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """A file is in the way."""
+    monkeypatch.setattr(sim.pictures, "find_spec", lambda _: object())
+    (tmp_path / "file").write_text("")
+    assert run(monkeypatch, "sim", *words, "--out", str(tmp_path / "file" / "out")) == 2
+    assert "cannot be a folder" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("seed", [None, 7])
+def test_a_hunt_is_told_as_json(
+    seed: int | None,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """One line, whether something was found or not; what was found is in a file that it names."""
+
+    def hunt(runs: int, first_seed: int, on_run: Callable[[int], None]) -> Finding | None:
+        on_run(runs)
+        assert first_seed == 5
+        return None if seed is None else Finding(draw(seed), ("lost",), "it broke")
+
+    monkeypatch.setattr(sim.hunt, "hunt", hunt)
+    monkeypatch.setattr(sim.hunt, "shrink", lambda found, _: found)
+    words = ["sim", "--hunt", "3", "--seed", "5", "--json", "--out", str(tmp_path)]
+    assert run(monkeypatch, *words) == (0 if seed is None else 1)
+    told = json.loads(capsys.readouterr().out)
+    assert (told["runs"], told["from_seed"]) == (3, 5)
+    if seed is None:
+        assert told["found"] is None
+    else:
+        assert (told["found"]["seed"], told["found"]["checks"]) == (seed, ["lost"])
+        assert Path(told["found"]["file"]).exists()
