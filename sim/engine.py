@@ -3,6 +3,7 @@
 Which waiting rows share a decode is decided by the batcher of the real engine.
 """
 
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 from random import Random
 
@@ -17,6 +18,10 @@ from sim.model import MASK, ORIGIN, ROW_BYTES, WIDTH, Cache, Links, VirtualModel
 
 CHUNK_ROWS = 32
 """The rows in the decode that ``chunk_s`` tells of, as in advertisements."""
+
+
+Spend = Callable[[float], Awaitable[object]]
+"""Lets so many seconds of work pass, which take longer where others work on the same cores."""
 
 
 def numerics_class(number: int) -> str:
@@ -106,6 +111,7 @@ class VirtualStage:
         numerics: int = 0,
         cheat: Cheat | None = None,
         chance: Random | None = None,
+        spend: Spend = trio.sleep,
     ) -> None:
         self.model, self.first, self.end, self.speed = model, first, end, speed
         self.width, self.context, self.numerics_class = WIDTH, context, numerics_class(numerics)
@@ -116,7 +122,7 @@ class VirtualStage:
         self.lies = 0
         """Decodes whose rows were not what the layers give."""
         self._cheat, self._chance = cheat, chance or Random(0)  # noqa: S311 -- a scenario's seed
-        self.is_over = False
+        self._spend, self.is_over = spend, False
         self._open: dict[int, _Cells] = {}
         self._batcher: Batcher[_Job] = Batcher(Regimes(agree=False))
         self._work = trio.Event()
@@ -169,7 +175,9 @@ class VirtualStage:
             took_s = self.speed.decode_s(rows, jobs[0].layers)
             if lies and self._cheat and self._cheat.kind == "copies":
                 took_s = 0.0
-            await trio.sleep(took_s)
+            since_s = trio.current_time()
+            await self._spend(took_s)
+            took_s = trio.current_time() - since_s
             self.busy_s += took_s
             self.lies += lies
             for job in jobs:
@@ -250,18 +258,25 @@ class VirtualEnds:
     """``Ends`` of so many layers on either side, on a machine of their own."""
 
     def __init__(
-        self, model: VirtualModel, keep: int, speed: Speed, *, sessions: int, context: int
+        self,
+        model: VirtualModel,
+        keep: int,
+        speed: Speed,
+        *,
+        sessions: int,
+        context: int,
+        spend: Spend = trio.sleep,
     ) -> None:
         self.model, self.first, self.end = model, keep, model.layers - keep
         self.width, self.context, self.vocabulary = WIDTH, context, model.vocabulary
         self.sessions = 0
-        self._keep, self._speed, self._sessions_max = keep, speed, sessions
+        self._keep, self._speed, self._sessions_max, self._spend = keep, speed, sessions, spend
 
     async def spend(self, rows: int) -> int:
         """Take the time of a decode; return it in microseconds."""
-        took_s = self._speed.decode_s(rows, self._keep)
-        await trio.sleep(took_s)
-        return int(1e6 * took_s)
+        since_s = trio.current_time()
+        await self._spend(self._speed.decode_s(rows, self._keep))
+        return int(1e6 * (trio.current_time() - since_s))
 
     async def tokenize(self, text: str, *, special: bool) -> list[int]:  # noqa: ARG002
         """Make each word a token."""

@@ -26,8 +26,11 @@ HEADER_BYTES = 60
 
 GOSSIP = "gossip"
 
-GOSSIP_COPIES = 4
-"""Sent on by every peer: the degree of the mesh in ``transports.gossip``."""
+GOSSIP_COPIES = 3
+"""Sent on by every peer: to all in the mesh of ``transports.gossip`` but whom it came from."""
+
+GOSSIP_OWN_COPIES = 8
+"""Of what a peer says itself: to others beside the mesh, too."""
 
 GOSSIP_HOPS = 3
 """Typical of a mesh of that degree and some hundred peers."""
@@ -138,7 +141,8 @@ class WorldNetwork(MemoryNetwork):
         self, sender: PeerId, receivers: Sequence[PeerId], message: bytes
     ) -> dict[float, list[PeerId]]:
         """Return whom gossip reaches, over some hops and in steps, so that many hear it at once."""
-        size, access, sent = GOSSIP_COPIES * (HEADER_BYTES + len(message)), self.access, self.sent
+        once, access, sent = HEADER_BYTES + len(message), self.access, self.sent
+        sent[sender][GOSSIP] += min(GOSSIP_OWN_COPIES, len(receivers)) * once
         ours = access[sender]
         one_way_s = [each + ours.last_mile_ms / 1000 for each in self._one_way_s[ours.region]]
         found: dict[int, list[PeerId]] = {}
@@ -149,7 +153,7 @@ class WorldNetwork(MemoryNetwork):
             latency_s = one_way_s[theirs.region] + theirs.last_mile_ms / 1000
             steps = math.ceil(GOSSIP_HOPS * latency_s / GOSSIP_STEP_S)
             found.setdefault(steps, []).append(peer)
-            sent[peer][GOSSIP] += size
+            sent[peer][GOSSIP] += GOSSIP_COPIES * once
         return {GOSSIP_STEP_S * steps: peers for steps, peers in found.items()}
 
     def _resent_s(self, loss: float, size: int, latency_s: float) -> float:

@@ -30,7 +30,7 @@ QUESTIONS = 6
 """Of each requester."""
 
 PROMPT, ANSWER = 3 * ROWS_PER_DECODE_MAX, 48
-"""Tokens; chunks are full, so that what a chunk takes can be told from the last one."""
+"""Tokens, in full chunks."""
 
 KILLED_IN, KILLED_AT, KILLED_STAGE = 3, 20, 1
 """Of the first requester: the question, the token, and the place in the chain."""
@@ -80,6 +80,8 @@ class Measured:
     ends: Speed
     boundary_s: float
     """What a token spends between two machines that neither of them counts."""
+    cores: int
+    """Of the one machine that all of it runs on."""
 
 
 def ranges_of(layers: int) -> list[tuple[int, int]]:
@@ -168,8 +170,11 @@ def figures(found: Sequence[Answer], gossip_bytes_per_s: float) -> Figures:
     )
 
 
-def measured(alone: Answer) -> Measured:
-    """Tell speeds from an answer to one who asked alone: medians, layer by layer."""
+def measured(alone: Answer, cores: int) -> Measured:
+    """Tell speeds from an answer to one who asked alone: medians, layer by layer.
+
+    The prompt was of one full chunk, so that no two stages computed at once.
+    """
     layers = sum(alone.spans)
     row_us = statistics.median(sum(each) for each in alone.stages_us[1:]) / layers
     chunk_us = sum(alone.stages_us[0]) / layers
@@ -184,6 +189,7 @@ def measured(alone: Answer) -> Measured:
         _speed(row_us, chunk_us),
         _speed(ends_us, alone.ends_us[0] - ends_us),
         max(0.0, between_s) / (len(alone.spans) + 1),
+        cores,
     )
 
 
@@ -199,6 +205,7 @@ def scenario_of(seen: Measured, layers: int, width: int, sessions: int, context:
     return Scenario(
         about="five peers, of which one is killed, and two who ask",
         settle_s=SETTLE_S,
+        cores=seen.cores,
         model=ModelTable(layers=layers, width=width, layer_mb=0.01, context=context),
         regions=RegionsTable(names=("here",), round_trip_ms=((2000 * seen.boundary_s,),)),
         peers=tuple(

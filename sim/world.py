@@ -26,6 +26,7 @@ from peers.notary import Notary
 from peers.replay import PeerReplays
 from peers.server import Server
 from peers.serving import Plan
+from sim.cores import Cores
 from sim.courts import Courts
 from sim.engine import Cheat, Speed, VirtualEnds, VirtualStage, numerics_class
 from sim.links import Access, WorldNetwork
@@ -117,6 +118,7 @@ class World:
         self.bounds = (scenario.model.keep, scenario.model.layers - scenario.model.keep)
         self.network = WorldNetwork(one_way_s, scenario.model.width, self.chance("links"))
         self.network.on_message = lambda *what: record.message(trio.current_time(), *what)
+        self.spend = Cores(scenario.cores).spend if scenario.cores else trio.sleep
         self.peers: dict[PeerId, VirtualPeer] = {}
         self.ended_s: dict[PeerId, float] = {}
         """When peers that have been there ended, or began to leave."""
@@ -320,6 +322,7 @@ class World:
             numerics=machine.numerics,
             cheat=machine.cheat,
             chance=chance,
+            spend=self.spend,
         )
         async with trio.open_nursery() as nursery:
             nursery.start_soon(engine.run)
@@ -371,6 +374,7 @@ class World:
                 speed,
                 sessions=REQUESTER_SESSIONS,
                 context=model.context,
+                spend=self.spend,
             )
             asked = Asked(MODEL, MODEL_NAME, self.ways_in())
             gatherer = Gatherer(nursery, transport, chance.randbytes)

@@ -1,9 +1,11 @@
 """Is a simulation to be believed? One trial in a swarm of real processes, and in a simulated one.
 
 What the simulation is told is what the real swarm says while one requester asks alone: how long a
-layer takes, and what a token spends between two machines. All else it must foretell.
+layer takes, what a token spends between two machines, and how many cores they share. All else it
+must foretell.
 """
 
+import os
 import tempfile
 from contextlib import AsyncExitStack
 from dataclasses import asdict, dataclass
@@ -17,6 +19,7 @@ from p2pinfer.bench.discovery_peer import count_bytes
 from p2pinfer.bench.recovery import wait_known
 from p2pinfer.bench.victims import NETWORK, Victims
 from p2pinfer.core.errors import lone_errors
+from p2pinfer.core.limits import ROWS_PER_DECODE_MAX
 from p2pinfer.engine.models import ModelInfo
 from p2pinfer.node import Client, ClientOptions, Machine, open_client
 from p2pinfer.supply import name_model, open_store, open_whole
@@ -72,7 +75,8 @@ async def play_real(file: Path) -> Real:
         prompts = [text[n : n + PROMPT] for n in range(REQUESTERS * QUESTIONS)]
         for client in clients:
             await ask(client, prompts[0])  # warms up
-        seen = measured(await ask(clients[0], prompts[1]))
+        alone = await ask(clients[0], prompts[1][:ROWS_PER_DECODE_MAX])
+        seen = measured(alone, os.cpu_count() or 1)
         figures = await run_trial(clients, prompts, victims.kill, lambda: counted["sent"])
     return Real(model.info, seen, figures)
 

@@ -19,7 +19,7 @@ def test_speeds_are_told_from_an_answer() -> None:
         ends_us=[5400, 2000, 2000, 2000],
         spans=[5, 5],
     )
-    seen = measured(alone)
+    seen = measured(alone, 2)
     assert seen.stage.row_s == pytest.approx(200e-6)
     assert seen.stage.decode_s(48, 1) == pytest.approx(960e-6)
     assert seen.ends.row_s == pytest.approx(1e-3)
@@ -39,7 +39,7 @@ def test_the_disturbed_answer_alone_tells_of_the_stall() -> None:
 def test_a_simulation_comes_to_what_its_speeds_say(monkeypatch: pytest.MonkeyPatch) -> None:
     """A token takes what ends, stages and ways take; the killed peer costs a stall."""
     monkeypatch.setattr(trial, "SEEDS", 1)
-    seen = Measured(Speed(1e-3, 10e-3), Speed(2e-3, 8e-3), 0.5e-3)
+    seen = Measured(Speed(1e-3, 10e-3), Speed(2e-3, 8e-3), 0.5e-3, 8)
     found = simulate(scenario_of(seen, LAYERS, 64, 4, 512))
     token_s = (LAYERS - 2) * 1e-3 + 2 * 2e-3 + 4 * 0.5e-3
     assert 0.5 / token_s < found.tokens_per_s < 1.05 / token_s  # two ask at once

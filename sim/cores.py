@@ -1,0 +1,30 @@
+"""Processors that several engines share, as where a whole swarm runs on one machine."""
+
+import trio
+
+DONE_S = 1e-9
+"""Less work than that is none: what is left is rounding."""
+
+
+class Cores:
+    """So many cores: where more engines work, each gets its share of the time, as from a kernel."""
+
+    def __init__(self, count: int) -> None:
+        self._count = count
+        self._working = 0
+        self._changed = trio.lowlevel.ParkingLot()
+
+    async def spend(self, work_s: float) -> None:
+        """Work for as long as a core of one's own would take, and longer where others work, too."""
+        self._working += 1
+        self._changed.unpark_all()
+        try:
+            while work_s > DONE_S:
+                share = min(1.0, self._count / self._working)
+                since_s = trio.current_time()
+                with trio.move_on_after(work_s / share):
+                    await self._changed.park()
+                work_s -= share * (trio.current_time() - since_s)
+        finally:
+            self._working -= 1
+            self._changed.unpark_all()
