@@ -11,6 +11,7 @@ import re
 from collections import deque
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import asynccontextmanager
+from functools import partial
 from typing import Final
 
 import trio
@@ -29,19 +30,32 @@ ADDRESS: Final = re.compile(r"/memory/\d+/p2p/(\w+)")
 Latency = Callable[[PeerId, PeerId], float]
 """Seconds that a message takes from the first peer to the second."""
 
+CallAt = Callable[[float, Callable[[], object]], None]
+"""Has something done at a moment of trio's clock."""
+
 REACH_S_MAX = 10.0
 """For a peer to answer when nothing passes; as libp2p's."""
+
+
+def in_a_task(at_s: float, act: Callable[[], object]) -> None:
+    """Wait in a task of its own, whatever trio's clock is."""
+
+    async def wait() -> None:
+        await trio.sleep_until(at_s)
+        act()
+
+    trio.lowlevel.spawn_system_task(wait)
 
 
 class _Pipe:
     """One direction of a channel: messages, each with the time when it arrives; None is the end."""
 
-    def __init__(self, delay_s: Callable[[bytes], float]) -> None:
+    def __init__(self, delay_s: Callable[[bytes], float], call_at: CallAt) -> None:
         self.queue: deque[tuple[float, bytes | None]] = deque()
         self.unread = 0  # bytes
         self.deaf = False  # the receiver takes no more
         self.moved = trio.lowlevel.ParkingLot()
-        self._delay_s = delay_s
+        self._delay_s, self._call_at = delay_s, call_at
         self._last = 0.0
         self._severed = False
 
@@ -49,16 +63,24 @@ class _Pipe:
         """Send; nothing overtakes what was sent before."""
         if self._severed:
             return
-        content = message or b""
-        self._last = max(self._last, trio.current_time() + self._delay_s(content))
+        content, now = message or b"", trio.current_time()
+        self._last = max(self._last, now + self._delay_s(content))
         self.queue.append((self._last, message))
         self.unread += len(content)
-        self.moved.unpark_all()
+        if self._last <= now:
+            self.moved.unpark_all()
+        elif self._last < math.inf:
+            self._call_at(self._last, self.moved.unpark_all)
 
     def sever(self) -> None:
         """End for good, without a word from the other side."""
+        self.shut()
+        self._severed = True
+
+    def shut(self) -> None:
+        """Take no more, and let who waits for a message know at once."""
         self.clear()
-        self.deaf = self._severed = True
+        self.deaf = True
         self.queue.append((trio.current_time(), None))
         self.moved.unpark_all()
 
@@ -71,20 +93,19 @@ class _Pipe:
 
     async def get(self) -> bytes | None:
         """Wait for the next message; the end stays."""
-        while True:
-            if not self.queue:
-                await self.moved.park()
-                continue
-            arrives, message = self.queue[0]
-            if arrives <= trio.current_time():
-                break
-            with trio.move_on_at(arrives):
-                await self.moved.park()  # what was under way may be lost
+        if self._has_arrived():
+            await trio.lowlevel.checkpoint()
+        while not self._has_arrived():  # what was under way may be lost
+            await self.moved.park()
+        message = self.queue[0][1]
         if message is not None:
             self.queue.popleft()
             self.unread -= len(message)
             self.moved.unpark_all()
         return message
+
+    def _has_arrived(self) -> bool:
+        return bool(self.queue) and self.queue[0][0] <= trio.current_time()
 
 
 class MemoryChannel:
@@ -108,6 +129,9 @@ class MemoryChannel:
             raise ValueError(f"a message of {len(message)} bytes; the limit is {MESSAGE_BYTES_MAX}")
         await trio.lowlevel.checkpoint_if_cancelled()
         self._require_open()
+        if self.send_now(message):
+            await trio.lowlevel.cancel_shielded_checkpoint()
+            return
         self._senders += 1
         try:
             async with self._lock:
@@ -142,7 +166,8 @@ class MemoryChannel:
 
     async def receive(self) -> bytes:
         """Return the next message; see `transports.base.Channel.receive`."""
-        await trio.lowlevel.checkpoint()
+        if self._closed:
+            await trio.lowlevel.checkpoint()
         message = None if self._closed else await self._in.get()
         if message is None:
             raise ChannelClosed(self._remote, "the channel was closed")
@@ -152,7 +177,7 @@ class MemoryChannel:
         """Say that no more messages follow; see `transports.base.Channel.close`."""
         if not self._closed:
             self._closed = True
-            self._turn_deaf()
+            self._in.shut()
             if not self._senders:
                 self._out.put(None)
         await trio.lowlevel.checkpoint()
@@ -160,7 +185,7 @@ class MemoryChannel:
     def abort(self) -> None:
         """End the channel now in both directions."""
         self._closed = True
-        self._turn_deaf()
+        self._in.shut()
         self._out.clear()
         self._out.deaf = True
         self._out.put(None)
@@ -169,11 +194,6 @@ class MemoryChannel:
         """End the channel now on both sides, as when the way between them is cut."""
         self._in.sever()
         self._out.sever()
-
-    def _turn_deaf(self) -> None:
-        self._in.deaf = True
-        self._in.clear()
-        self._in.put(None)
 
     def _require_open(self) -> None:
         if self._closed or self._out.deaf:
@@ -224,8 +244,9 @@ class MemoryTransport:
         handler = remote._handlers.get(protocol)
         if handler is None:
             raise PeerUnavailable(peer, f"{peer} does not speak {protocol}")
-        there = _Pipe(lambda message: self._network.delay_s(self._peer_id, peer, message))
-        back = _Pipe(lambda message: self._network.delay_s(peer, self._peer_id, message))
+        network = self._network
+        there = _Pipe(partial(network.delay_s, self._peer_id, peer), network.call_at)
+        back = _Pipe(partial(network.delay_s, peer, self._peer_id), network.call_at)
         remote._nursery.start_soon(
             remote._serve, handler, MemoryChannel(self._peer_id, inward=there, outward=back)
         )
@@ -252,7 +273,7 @@ class MemoryTransport:
     async def _reach(self, peer: PeerId, *, own: bool = False) -> "MemoryTransport":
         """Find a peer; takes a round trip."""
         round_trip_s = self._network.reach_s(self._peer_id, peer, own=own)
-        await trio.sleep(min(round_trip_s, REACH_S_MAX))
+        await self._network.sleep(min(round_trip_s, REACH_S_MAX))
         remote = self._network.peers.get(peer)
         if remote is None or remote is self or round_trip_s > REACH_S_MAX:
             raise PeerUnavailable(peer, f"cannot reach {peer}")
@@ -272,7 +293,7 @@ class MemoryTransport:
 
 
 class MemoryTopic:
-    """A `transports.base.Topic`: one task for each message, whatever the number of peers."""
+    """A `transports.base.Topic`, which every peer but the author is a neighbour in."""
 
     def __init__(
         self, network: "MemoryNetwork", peer_id: PeerId, members: dict[PeerId, Accept]
@@ -290,20 +311,17 @@ class MemoryTopic:
             raise ValueError(f"{len(message)} bytes of gossip; the limit is {GOSSIP_BYTES_MAX}")
         others = [peer for peer in self._members if peer != self._peer_id]
         arrivals = sorted(self._network.spread(self._peer_id, others, message).items())
-        # Not in a nursery of this peer's: what it said arrives though it has left.
-        trio.lowlevel.spawn_system_task(self._deliver, message, trio.current_time(), arrivals)
+        for later_s, peers in arrivals:  # though this peer may have left by then
+            deliver = partial(self._deliver, message, peers)
+            self._network.call_at(trio.current_time() + later_s, deliver)
 
-    async def _deliver(
-        self, message: bytes, since: float, arrivals: list[tuple[float, list[PeerId]]]
-    ) -> None:
-        for later_s, peers in arrivals:
-            await trio.sleep_until(since + later_s)
-            for peer in peers:
-                if accept := self._members.get(peer):  # it may have left
-                    try:
-                        accept(self._peer_id, message)
-                    except Exception:
-                        log.exception("gossip could not be judged")
+    def _deliver(self, message: bytes, peers: Sequence[PeerId]) -> None:
+        for peer in peers:
+            if accept := self._members.get(peer):  # it may have left
+                try:
+                    accept(self._peer_id, message)
+                except Exception:
+                    log.exception("gossip could not be judged")
 
 
 class MemoryNetwork:
@@ -311,6 +329,8 @@ class MemoryNetwork:
 
     def __init__(self, latency_s: Latency = lambda _from, _to: 0.0) -> None:
         self.latency_s = latency_s
+        self.call_at: CallAt = in_a_task
+        """How what takes time is waited for; a clock of one's own may be told at less cost."""
         self.peers: dict[PeerId, MemoryTransport] = {}
         self.topics: dict[str, dict[PeerId, Accept]] = {}
 
@@ -326,6 +346,12 @@ class MemoryNetwork:
         ``own`` is as in `transports.base.Transport.open`.
         """
         return self.latency_s(sender, receiver) + self.latency_s(receiver, sender)
+
+    async def sleep(self, seconds: float) -> None:
+        """Wait."""
+        over = trio.lowlevel.ParkingLot()
+        self.call_at(trio.current_time() + seconds, over.unpark_all)
+        await over.park()
 
     def delay_s(
         self,
