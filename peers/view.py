@@ -146,7 +146,7 @@ class View:
         if peer == self.me:
             self.outdo(found.sequence)
             return Taken.OLD
-        if direct:
+        if direct and len(self._known) >= self._room:  # those that are kept no longer tell
             shelf = self._shelf(found.model)
             shelf.flow_ms += found.period_ms
             if now >= shelf.count_at:
@@ -154,7 +154,7 @@ class View:
         if found.state is State.LEFT:
             self._silence(peer, found.sequence, now)
         elif before or self._make_room(found):
-            self.put(peer, parsed, heard, made_at, max(0.0, credit - 1))
+            self.put(peer, parsed, heard, made_at, credit - 1 if credit > 1 else 0.0)
         return Taken.NEW
 
     def note_call(self, peer: PeerId, *, answered: bool) -> None:
