@@ -20,7 +20,7 @@ from p2pinfer.core.ids import ModelId, PeerId
 from p2pinfer.core.wire import encode
 from peers.allowance import Allowances
 from peers.comparing import TOLD_MAX, TOLD_PER_S, answer, ask
-from peers.gossip import ALONE_S, Announcer
+from peers.gossip import ALONE_S, Announcer, essence
 from peers.shelf import Entry, parse
 from peers.talk import DIRECTORY
 from peers.view import Verify, View
@@ -120,7 +120,7 @@ class Directory:
         sequence = max(advertisement.sequence, before.sequence + 1 if before else 0)
         self._own = evolve(advertisement, sequence=sequence)
         self.follow(advertisement.model)
-        if before is None or _essence(before) != _essence(advertisement):
+        if before is None or essence(before) != essence(advertisement):
             self._sign()
             self._announcer.hurry()
 
@@ -164,6 +164,10 @@ class Directory:
         """Return the layers of a range that nobody holds or is about to; the own peer counts."""
         self._forget_the_silent()
         return self.view.missing(model, first, end)
+
+    def fewest_holders(self, model: ModelId, first: int, end: int) -> int:
+        """Return how many hold the rarest layer of a range, or are about to; likewise."""
+        return self.view.fewest_holders(model, first, end)
 
     def models(self) -> dict[ModelId, str]:
         """Return the names of all models that are known to be served."""
@@ -393,8 +397,3 @@ class Directory:
     def _entries(self, model: ModelId) -> Iterable[Entry]:
         self._forget_the_silent()
         return self.view.of(model)
-
-
-def _essence(said: Advertisement) -> tuple[object, ...]:
-    """Return what others must know at once; the rest are figures that change all the time."""
-    return said.model, said.first, said.end, said.state, said.addresses, said.numerics_class

@@ -5,7 +5,7 @@ from random import Random
 
 import trio
 
-from p2pinfer.core.advertisement import Heard
+from p2pinfer.core.advertisement import Advertisement, Heard
 from p2pinfer.core.ids import ModelId, PeerId
 from p2pinfer.core.wire import BadMessage, decode
 from peers.allowance import Allowances
@@ -94,6 +94,11 @@ class Announcer:
             float(BURST_MAX),
             self._credit + BURST_PER_S * (trio.current_time() - self._credited_at),
         )
+
+
+def essence(said: Advertisement) -> tuple[object, ...]:
+    """Return what others must know at once; the rest are figures that change all the time."""
+    return said.model, said.first, said.end, said.state, said.addresses, said.numerics_class
 
 
 @lru_cache(1024)

@@ -43,6 +43,9 @@ _log = logging.getLogger("p2pinfer.server")
 WATCH_S = 1.0
 """How often a peer looks whether somebody has left a hole."""
 
+SPARE_MAX = 8
+"""It looks seldomer by so much where every layer has so many more holders than it needs."""
+
 REPORT_S = 5.0
 """How often a change of load is told; requesters meet the true load when they knock."""
 
@@ -190,9 +193,15 @@ class Server:
         """Wait so long, or until layers are missing that were not."""
         before = set(self._missing())
         with trio.move_on_after(seconds):
-            await trio.sleep(WATCH_S * self._chance.uniform(0.5, 1.5))
-            while before.issuperset(self._missing()):  # noqa: ASYNC110 -- others' words age, too
-                await trio.sleep(WATCH_S * self._chance.uniform(0.5, 1.5))
+            await self._pause()
+            while before.issuperset(self._missing()):  # others' words age, too
+                await self._pause()
+
+    async def _pause(self) -> None:
+        """Wait until somebody may have left a hole."""
+        spare = self._directory.fewest_holders(self._plan.me.model, *self._plan.bounds) - 1
+        share = self._chance.uniform(0.5, 1.5)
+        await trio.sleep(WATCH_S * min(max(spare, 1), SPARE_MAX) * share)
 
     def _choose(self) -> Choice:
         others, now_s = self._others(), trio.current_time()

@@ -31,6 +31,10 @@ class Directory(Protocol):
         """Return the layers of a range that nobody holds or is about to; the own peer counts."""
         ...
 
+    def fewest_holders(self, model: ModelId, first: int, end: int) -> int:
+        """Return how many hold the rarest layer of a range, or are about to; likewise."""
+        ...
+
 
 OpenEngine = Callable[[int, int], AbstractAsyncContextManager[StageEngine]]
 """Fetches what is missing of a range of layers, loads it, and runs it while the block lasts."""

@@ -1,11 +1,11 @@
 """What is known of the peers of one model: an entry each, and what is counted of all of them."""
 
+import struct
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import lru_cache
 from itertools import chain
 
-from attrs import evolve
 from blake3 import blake3
 
 from p2pinfer.core.advertisement import Advertisement, Heard, State
@@ -15,6 +15,9 @@ from p2pinfer.core.wire import BadMessage, decode
 
 PARSED_MAX = 4096
 """Advertisements kept taken apart: many peers of one process hear the same bytes."""
+
+_DIGESTS = struct.Struct(f">{BUCKETS}I")
+assert _DIGESTS.size == BUCKETS * DIGEST_BYTES
 
 CALLS_MISSED_MAX = 3
 """Calls in a row that a peer leaves unanswered, and is not counted on: a word may be a lie, or be
@@ -117,11 +120,15 @@ class Shelf:
         beyond = range(max(first, len(self.holders)), end)
         return [*(layer for layer in known if not self.holders[layer]), *beyond]
 
+    def fewest(self, first: int, end: int) -> int:
+        """Return how many hold the rarest layer of a range; more than there are if it is empty."""
+        missing = [0] * max(0, end - len(self.holders))
+        served = self.holders + missing if missing else self.holders
+        return min(served[first:end], default=len(self.entries) + 1)
+
     def rarest(self, found: Advertisement) -> int:
         """Return how many serve that layer of a peer's which fewest do."""
-        missing = [0] * max(0, found.end - len(self.holders))
-        served = self.holders + missing if missing else self.holders
-        return min(served[found.first : found.end], default=len(self.entries) + 1)
+        return self.fewest(found.first, found.end)
 
     def count(self, now: float, window_s: float) -> None:
         """Estimate the crowd: each peer sends one advertisement in each period of its own."""
@@ -132,16 +139,12 @@ class Shelf:
     def digests(self) -> bytes:
         """Return a digest of each bucket."""
         mask = (1 << 8 * DIGEST_BYTES) - 1
-        return b"".join((mark & mask).to_bytes(DIGEST_BYTES, "big") for mark in self.buckets)
+        return _DIGESTS.pack(*[mark & mask for mark in self.buckets])
 
     def differing(self, digests: bytes) -> int:
         """Return the buckets, as bits, whose digests differ from another peer's."""
-        own = self.digests()
-        found = 0
-        for i in range(BUCKETS):
-            part = slice(i * DIGEST_BYTES, (i + 1) * DIGEST_BYTES)
-            found |= (own[part] != digests[part]) << i
-        return found
+        pairs = zip(_DIGESTS.unpack(self.digests()), _DIGESTS.unpack(digests), strict=True)
+        return sum(1 << i for i, (own, their) in enumerate(pairs) if own != their)
 
     def within(self, buckets: int) -> Iterator[Entry]:
         """Yield the entries of some buckets."""
@@ -173,5 +176,5 @@ def parse(body: bytes) -> Parsed | None:
 
 def aged(entry: Entry, now: float) -> Heard:
     """Return an advertisement as it is passed on now."""
-    age_ms = max(0, round(1000 * (now - entry.made_at)))
-    return entry.heard if age_ms == entry.heard.age_ms else evolve(entry.heard, age_ms=age_ms)
+    heard, age_ms = entry.heard, max(0, round(1000 * (now - entry.made_at)))
+    return heard if age_ms == heard.age_ms else Heard(heard.body, heard.signature, age_ms)

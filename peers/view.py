@@ -111,6 +111,11 @@ class View:
         shelf = self.shelves.get(model)
         return shelf.missing(first, end) if shelf else list(range(first, end))
 
+    def fewest_holders(self, model: ModelId, first: int, end: int) -> int:
+        """Return how many hold the rarest layer of a range, or are about to."""
+        shelf = self.shelves.get(model)
+        return shelf.fewest(first, end) if shelf else 0
+
     def period_s(self, model: ModelId) -> float:
         """Return how often a peer of this model is to renew its advertisement."""
         shelf = self.shelves.get(model)

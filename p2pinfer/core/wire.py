@@ -10,7 +10,7 @@ import cattrs
 import msgpack
 from attrs import fields, has
 
-from p2pinfer.core.advertisement import State
+from p2pinfer.core.advertisement import Heard, State
 from p2pinfer.core.messages import Chunk, Dtype, Message, Refusal, Step
 
 M = TypeVar("M")
@@ -50,6 +50,10 @@ def _of_step(step: Step) -> tuple[Any, ...]:
     return step.number, step.position, step.count, step.wide, step.rows, step.decoding_us
 
 
+def _of_heard(heard: Heard) -> tuple[Any, ...]:
+    return heard.body, heard.signature, heard.age_ms
+
+
 _KINDS: dict[str, Any] = {kind.__name__: kind for kind in get_args(Message)}
 
 _converter = cattrs.Converter(
@@ -61,10 +65,11 @@ _converter.register_structure_hook_func(has, _all_fields)
 _converter.register_structure_hook_func(
     lambda kind: getattr(kind, "__origin__", None) is tuple, _all_items
 )
-# The one message that every token waits for, 4 times in a chain of 3: its fields need no building,
-# and their validators check all that the strict hooks would.
-_converter.register_structure_hook(Step, lambda values, _: Step(*values))
-_converter.register_unstructure_hook(Step, _of_step)
+# What every token waits for, 4 times in a chain of 3, and what a newcomer hears of each peer: their
+# fields need no building, and their validators check all that the strict hooks would.
+for _flat, _of in ((Step, _of_step), (Heard, _of_heard)):
+    _converter.register_structure_hook(_flat, lambda values, kind: kind(*values))
+    _converter.register_unstructure_hook(_flat, _of)
 for _enum in (Dtype, Refusal, State):
     _converter.register_structure_hook(_enum, lambda value, kind: kind(value))
 

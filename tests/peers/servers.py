@@ -31,6 +31,8 @@ class Board:
         self.said: dict[PeerId, Advertisement] = {}
         self.states: list[tuple[PeerId, State, Layers]] = []
         """All that was ever said, in order."""
+        self.counts = 0
+        """How often somebody asked how many hold the rarest layer."""
 
     def serving(self) -> list[Advertisement]:
         """Who may be asked."""
@@ -64,6 +66,12 @@ class View:
         """Look at all, the own one among them."""
         staying = [a for a in self.board.said.values() if a.state is not State.DRAINING]
         return lacking((first, end), staying)
+
+    def fewest_holders(self, model: ModelId, first: int, end: int) -> int:
+        """Count, likewise."""
+        self.board.counts += 1
+        staying = [a for a in self.board.said.values() if a.state is not State.DRAINING]
+        return min(sum(a.first <= n < a.end for a in staying) for n in range(first, end))
 
 
 class Machine:

@@ -10,7 +10,7 @@ from p2pinfer.core.messages import Attach, Hop, Open, Opened, Refusal
 from peers.layers import Layers
 from peers.requester import Requester, Session
 from peers.served import QUIET_S
-from peers.server import DRAIN_S_MAX, STALE_S, TAKE_OVER_S_MAX
+from peers.server import DRAIN_S_MAX, SPARE_MAX, STALE_S, TAKE_OVER_S_MAX
 from peers.talk import SESSION, RefusedError, receive, send
 from scheduler.placement import CHECK_S
 from tests.engine.fakes import FakeEnds
@@ -66,6 +66,22 @@ async def test_sessions_are_counted_in_what_is_advertised(
     await trio.sleep(SETTLE_S / 4)
     assert world.board.serving()[0].sessions_free == 4
     assert world.board.serving()[0].queued_rows == 0
+
+
+async def test_who_is_one_of_many_looks_seldomer_for_holes(
+    world: World, autojump_clock: MockClock
+) -> None:
+    """With one holder more than needed a look a second; with many, as many seconds between."""
+    looks = []
+    for count in (2, 8):
+        for _ in range(count):
+            await world.join(64)
+        await trio.sleep(SETTLE_S)
+        before = world.board.counts
+        await trio.sleep(CHECK_S)
+        looks.append((world.board.counts - before) / len(world.board.said) / CHECK_S)
+    assert looks[0] == pytest.approx(1, rel=0.3)
+    assert looks[1] == pytest.approx(1 / SPARE_MAX, rel=0.5)
 
 
 async def move(machine: Machine, world: World, layers: Layers) -> None:

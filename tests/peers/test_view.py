@@ -157,6 +157,16 @@ def test_who_is_shut_out_is_not_heard_again() -> None:
     assert [entry.parsed.advertisement.peer for entry in seen.of(MODEL)] == [identity(2).peer_id]
 
 
+def test_the_fewest_holders_of_a_range() -> None:
+    """Counted over its rarest layer, those beyond what anybody holds among them."""
+    seen = trusting()
+    for number, layers in ((1, (1, 9)), (2, (3, 9)), (3, (3, 5))):
+        seen.take(unsigned(advertisement(identity(number), layers=layers)), 0)
+    ranges = ((3, 5), (3, 9), (1, 9), (1, 10), (20, 30))
+    assert [seen.fewest_holders(MODEL, *each) for each in ranges] == [3, 2, 1, 0, 0]
+    assert seen.fewest_holders(OTHER, 1, 9) == 0
+
+
 def test_the_period_stretches_with_the_swarm() -> None:
     """However many peers there are, nobody gets more than twenty advertisements a second."""
     seen = trusting()
