@@ -18,6 +18,7 @@ def test_a_cheat_is_known_to_all_and_nobody_honest_is() -> None:
         seed=3,
         peers=(evolve(group, layers=Spread(30, 30), join_s=Spread(0, 2)),),
         liars=(LiarsTable(kind="skips", share=1 / PEERS),),
+        requests=evolve(short.requests, per_minute=30),  # so that one of them meets the liar
     )
     events = (outcome := run_scenario(scenario)).record.events
     assert outcome.record.violations == []
