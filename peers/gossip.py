@@ -10,7 +10,7 @@ from p2pinfer.core.ids import ModelId, PeerId
 from p2pinfer.core.wire import BadMessage, decode
 from peers.allowance import Allowances
 from peers.shelf import parse
-from peers.view import Taken, View
+from peers.view import NEW, Taken, View
 from transports.base import Accept, Verdict
 
 BURST_MAX = 4
@@ -32,6 +32,9 @@ NEWS_MAX = 500
 NEWS_PER_S = 100
 """Advertisements taken from one neighbour, at once and in the long run: five times what a swarm of
 any size says, and a hundredth of a core for checking their signatures."""
+
+PASS = Verdict.PASS
+"""Looked up once, as `peers.view.NEW` is."""
 
 
 class Announcer:
@@ -83,8 +86,8 @@ class Announcer:
             if not self._news.spend(neighbour, now):
                 return Verdict.DROP
             taken = view.take(heard, now, direct=True)
-            if taken is Taken.NEW:
-                return Verdict.PASS
+            if taken is NEW:
+                return PASS
             return Verdict.BLAME if taken is Taken.BAD else Verdict.DROP
 
         return accept

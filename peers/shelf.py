@@ -24,7 +24,7 @@ CALLS_MISSED_MAX = 3
 repeated by another after its author is gone. One may be lost, and a busy machine may miss two."""
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, slots=True)
 class Parsed:
     """An advertisement, and what comparing needs of it."""
 

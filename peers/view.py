@@ -70,6 +70,10 @@ class Taken(Enum):
     """Not genuine."""
 
 
+NEW, OLD, LEFT = Taken.NEW, Taken.OLD, State.LEFT
+"""Looked up once: this is asked of every advertisement that anybody gets."""
+
+
 class View:
     """All that a peer knows; ``room`` is how many advertisements it keeps."""
 
@@ -133,34 +137,34 @@ class View:
         found = parsed.advertisement
         peer = found.peer
         if peer in self._shut_out:
-            return Taken.OLD
+            return OLD
         before = self._known.get(peer)
         known = before.parsed.advertisement.sequence if before else self._last_word(peer, now)
         if found.sequence <= known:
-            return Taken.OLD
+            return OLD
         made_at = now - heard.age_ms / 1000 if heard.age_ms else now
-        credit = float(CREDIT_MAX)
+        credit = before.credit if before else CREDIT_MAX
         if before and made_at > before.made_at:
-            credit = min(before.credit + CREDIT_PER_S * (made_at - before.made_at), credit)
-        elif before:
-            credit = before.credit
+            credit += CREDIT_PER_S * (made_at - before.made_at)
+            if credit > CREDIT_MAX:
+                credit = CREDIT_MAX
         if (direct and credit < 1) or (heard.age_ms and made_at + self._lasts_s(found) <= now):
-            return Taken.OLD
+            return OLD
         if not self._verify(peer, heard.body, heard.signature):
             return Taken.BAD
         if peer == self.me:
             self.outdo(found.sequence)
-            return Taken.OLD
+            return OLD
         if direct and len(self._known) >= self._room:  # those that are kept no longer tell
             shelf = self._shelf(found.model)
             shelf.flow_ms += found.period_ms
             if now >= shelf.count_at:
                 shelf.count(now, self.period_s(found.model))
-        if found.state is State.LEFT:
+        if found.state is LEFT:
             self._silence(peer, found.sequence, now)
         elif before or self._make_room(found):
             self.put(peer, parsed, heard, made_at, credit - 1 if credit > 1 else 0.0)
-        return Taken.NEW
+        return NEW
 
     def note_call(self, peer: PeerId, *, answered: bool) -> None:
         """Take in that a peer was there, or was not when it was called."""
