@@ -34,6 +34,9 @@ def run(
     duration: Annotated[
         float | None, option("duration", "Seconds of questions, in place of the scenario's.")
     ] = None,
+    peers: Annotated[
+        int | None, option("peers", "How many, in place of the scenario's; of each kind its share.")
+    ] = None,
     out: Annotated[Path | None, option("out", "Folder for the report's files.")] = None,
     explain: Annotated[
         bool, option("explain", "Say what a scenario file may hold.", negative="")
@@ -61,7 +64,8 @@ def run(
         return
     loaded = load_scenario(scenario)
     again = ["p2pinfer", "sim", scenario]
-    _run(_changed(loaded, seed, duration, again), out, again, as_json=as_json)
+    changed = _changed(loaded, seed, duration, peers, again)
+    _run(changed, out, again, as_json=as_json)
 
 
 @app.command
@@ -123,7 +127,11 @@ def _explain() -> None:
 
 
 def _changed(
-    scenario: "Scenario", seed: int | None, duration_s: float | None, again: list[str]
+    scenario: "Scenario",
+    seed: int | None,
+    duration_s: float | None,
+    peers: int | None,
+    again: list[str],
 ) -> "Scenario":
     """Return the scenario with what the command line says instead; add that to ``again``."""
     from attrs import evolve
@@ -132,8 +140,13 @@ def _changed(
 
     if duration_s is not None:
         check_range("duration", duration_s, 1, scenario.duration_s)
-        scenario = shorten(scenario, duration_s, scenario.peer_count)
         again += ["--duration", f"{duration_s:g}"]
+    if peers is not None:
+        check_range("peers", peers, 1, scenario.peer_count)
+        again += ["--peers", str(peers)]
+    if duration_s is not None or peers is not None:
+        whole_s, all_peers = scenario.duration_s, scenario.peer_count
+        scenario = shorten(scenario, duration_s or whole_s, peers or all_peers)
     scenario = evolve(scenario, seed=scenario.seed if seed is None else seed)
     again += ["--seed", str(scenario.seed)]
     return scenario

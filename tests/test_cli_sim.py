@@ -9,7 +9,9 @@ import pytest
 import sim.hunt
 import sim.pictures
 import sim.run
+from p2pinfer.core.errors import UserError
 from sim.hunt import Finding, draw
+from sim.scenario import Scenario, load_scenario
 from tests.command_line import run
 
 
@@ -72,3 +74,21 @@ def test_a_hunt_is_told_as_json(
     else:
         assert (told["found"]["seed"], told["found"]["checks"]) == (seed, ["lost"])
         assert Path(told["found"]["file"]).exists()
+
+
+def test_a_scenario_with_fewer_peers(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """It runs with so many, of each kind its share, for as long; and with no more than it has."""
+    begun: list[Scenario] = []
+
+    def begin(scenario: Scenario, *_: object) -> None:
+        begun.append(scenario)
+        raise UserError("it has begun")
+
+    monkeypatch.setattr(sim.run, "run_scenario", begin)
+    assert run(monkeypatch, "sim", "world", "--peers", "200") == 2
+    assert [group.count for group in begun[0].peers] == [40, 160]
+    assert begun[0].duration_s == load_scenario("world").duration_s
+    assert run(monkeypatch, "sim", "home", "--peers", "6") == 2
+    assert "--peers must be from 1 to 5" in capsys.readouterr().err
