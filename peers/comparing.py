@@ -84,17 +84,16 @@ async def answer(channel: Channel, view: View, told: Allowances) -> None:
 
 def _against(shelf: Shelf, reply: Differs) -> tuple[bytes, list[Entry]]:
     """Return the tags of those of whom the other knows more, and what it lacks."""
-    theirs = {
-        each[:TAG_BYTES]: int.from_bytes(each[TAG_BYTES:], "big")
-        for each in _split(reply.newest, TAG_BYTES + NUMBER_BYTES)
-    }
+    words = _split(reply.newest, TAG_BYTES + NUMBER_BYTES)
+    theirs = {word[:TAG_BYTES]: word for word in words}
     newer: list[Entry] = []
     for entry in shelf.within(reply.buckets):
-        own, their = entry.parsed.advertisement.sequence, theirs.get(entry.parsed.tag, -1)
+        parsed = entry.parsed
+        own, their = parsed.word, theirs.get(parsed.tag, b"")
         if own > their:
             newer.append(entry)
         if own >= their:
-            theirs.pop(entry.parsed.tag, None)
+            theirs.pop(parsed.tag, None)
     return b"".join(theirs), newer
 
 

@@ -154,10 +154,11 @@ class Directory:
         among them.
         """
         self.follow(model)
+        own = self.view.get(self._transport.peer_id)
         return [
             entry.parsed.advertisement
             for entry in self._entries(model)
-            if entry.is_there and entry.parsed.advertisement.peer != self._transport.peer_id
+            if entry.is_there and entry is not own
         ]
 
     def missing(self, model: ModelId, first: int, end: int) -> list[int]:

@@ -205,7 +205,8 @@ class Server:
 
     def _choose(self) -> Choice:
         others, now_s = self._others(), trio.current_time()
-        since = {a.peer: now_s for a in others if a.state is State.JOINING}
+        joining = State.JOINING
+        since = {a.peer: now_s for a in others if a.state is joining}
         self._joining_since = since | {p: self._joining_since.get(p, s) for p, s in since.items()}
         joining_s = {peer: now_s - at for peer, at in self._joining_since.items()}
         return choose(

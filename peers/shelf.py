@@ -30,6 +30,8 @@ class Parsed:
 
     advertisement: Advertisement
     tag: bytes
+    word: bytes
+    """The tag and the sequence number: of two with one tag, the greater is the newer."""
     bucket: int
     mark: int
     """Differs from advertisement to advertisement."""
@@ -153,10 +155,7 @@ class Shelf:
 
     def newest(self, buckets: int) -> bytes:
         """Return tag and sequence number of each peer in some buckets."""
-        return b"".join(
-            e.parsed.tag + e.parsed.advertisement.sequence.to_bytes(NUMBER_BYTES, "big")
-            for e in self.within(buckets)
-        )
+        return b"".join([entry.parsed.word for entry in self.within(buckets)])
 
 
 @lru_cache(PARSED_MAX)
@@ -169,9 +168,10 @@ def parse(body: bytes) -> Parsed | None:
     if found.first > found.end or found.end > found.layers:
         return None
     tag = blake3(found.peer.encode()).digest(TAG_BYTES)
-    mark = blake3(tag + found.sequence.to_bytes(NUMBER_BYTES, "big")).digest(NUMBER_BYTES)
+    word = tag + found.sequence.to_bytes(NUMBER_BYTES, "big")
+    mark = blake3(word).digest(NUMBER_BYTES)
     held = (found.first, found.end) if found.state is not State.DRAINING else (0, 0)
-    return Parsed(found, tag, tag[0] % BUCKETS, int.from_bytes(mark, "big"), held)
+    return Parsed(found, tag, word, tag[0] % BUCKETS, int.from_bytes(mark, "big"), held)
 
 
 def aged(entry: Entry, now: float) -> Heard:

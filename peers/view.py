@@ -187,11 +187,11 @@ class View:
             self._drop(peer)
             entry = self._known[peer] = Entry(parsed, heard, made_at, credit)
             self._shelf(found.model).add(peer, entry)
-            self._expect(entry)
+            self._expect(peer, made_at + self._lasts_s(found))
             return
         self.shelves[found.model].renew(entry, parsed, heard, made_at, credit)
         if found.period_ms < SHORTER * before.period_ms:
-            self._expect(entry)
+            self._expect(peer, made_at + self._lasts_s(found))
 
     def forget_the_silent(self, now: float) -> list[Advertisement]:
         """Drop what has expired, and return it."""
@@ -205,21 +205,19 @@ class View:
             if entry is None or peer == self.me:
                 continue
             found = entry.parsed.advertisement
-            if entry.made_at + self._lasts_s(found) > now:
-                self._expect(entry)  # it was renewed, or the swarm has grown meanwhile
+            if (expires_at := entry.made_at + self._lasts_s(found)) > now:
+                self._expect(peer, expires_at)  # it was renewed, or the swarm has grown meanwhile
             else:
                 gone.append(found)
                 self._silence(peer, found.sequence, now)
         return gone
 
-    def _expect(self, entry: Entry) -> None:
+    def _expect(self, peer: PeerId, expires_at: float) -> None:
         """Note when to look whether a peer has fallen silent."""
-        found = entry.parsed.advertisement
-        expires_at = entry.made_at + self._lasts_s(found)
-        if expires_at >= self._expected.get(found.peer, math.inf):
+        if expires_at >= self._expected.get(peer, math.inf):
             return
-        self._expected[found.peer] = expires_at
-        heapq.heappush(self._expiries, (expires_at, found.peer))
+        self._expected[peer] = expires_at
+        heapq.heappush(self._expiries, (expires_at, peer))
         if len(self._expiries) > EXPIRIES_PER_PEER_MAX * self._room:  # somebody renews for fun
             said = [(e.made_at, e.parsed.advertisement) for e in self._known.values()]
             self._expected = {a.peer: made_at + self._lasts_s(a) for made_at, a in said}
@@ -248,7 +246,7 @@ class View:
 
     def knows_nobody(self) -> bool:
         """Whether this peer has heard of no other."""
-        return not self._known.keys() - {self.me}
+        return not any(peer != self.me for peer in self._known)
 
     def glimpses(self, but: Collection[ModelId] = ()) -> list[Entry]:
         """Return the newest few of each other model."""

@@ -143,17 +143,17 @@ class WorldNetwork(MemoryNetwork):
         """Return whom gossip reaches, over some hops and in steps, so that many hear it at once."""
         once, access, sent = HEADER_BYTES + len(message), self.access, self.sent
         sent[sender][GOSSIP] += min(GOSSIP_OWN_COPIES, len(receivers)) * once
-        ours = access[sender]
-        one_way_s = [each + ours.last_mile_ms / 1000 for each in self._one_way_s[ours.region]]
-        found: dict[int, list[PeerId]] = {}
+        size, ours = GOSSIP_COPIES * once, access[sender]
+        ways_ms = [1000 * each + ours.last_mile_ms for each in self._one_way_s[ours.region]]
+        steps_per_ms = GOSSIP_HOPS / (1000 * GOSSIP_STEP_S)
+        found: defaultdict[int, list[PeerId]] = defaultdict(list)
         for peer in receivers:
             if self._apart and self._apart(sender, peer):
                 continue
             theirs = access[peer]
-            latency_s = one_way_s[theirs.region] + theirs.last_mile_ms / 1000
-            steps = math.ceil(GOSSIP_HOPS * latency_s / GOSSIP_STEP_S)
-            found.setdefault(steps, []).append(peer)
-            sent[peer][GOSSIP] += GOSSIP_COPIES * once
+            way_ms = ways_ms[theirs.region] + theirs.last_mile_ms
+            found[math.ceil(steps_per_ms * way_ms)].append(peer)
+            sent[peer][GOSSIP] += size
         return {GOSSIP_STEP_S * steps: peers for steps, peers in found.items()}
 
     def _resent_s(self, loss: float, size: int, latency_s: float) -> float:

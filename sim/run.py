@@ -13,7 +13,7 @@ import trio
 from p2pinfer.core.ledger import fold
 from sim import links
 from sim.checks import Watch, check_expected, check_free, check_holes, check_last, check_ledger
-from sim.clock import run_virtual
+from sim.clock import call_at, run_virtual
 from sim.faults import cut_and_heal, live_and_churn
 from sim.load import ask_all, ask_last
 from sim.record import Record
@@ -111,6 +111,7 @@ async def _play(
     on_time: Callable[[float], None],
 ) -> Outcome:
     world = World(scenario, record)
+    world.network.call_at = call_at
     settle_s, end_s = scenario.settle_s, scenario.settle_s + scenario.duration_s
     churn_end_s = settle_s + min(scenario.churn.until_s or scenario.duration_s, scenario.duration_s)
     whole_s = end_s + scenario.calm_s

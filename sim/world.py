@@ -26,7 +26,6 @@ from peers.notary import Notary
 from peers.replay import PeerReplays
 from peers.server import Server
 from peers.serving import Plan
-from sim.clock import call_at
 from sim.cores import Cores
 from sim.courts import Courts
 from sim.engine import Cheat, Speed, VirtualEnds, VirtualStage, numerics_class
@@ -118,7 +117,6 @@ class World:
         self.model = VirtualModel(scenario.model.layers)
         self.bounds = (scenario.model.keep, scenario.model.layers - scenario.model.keep)
         self.network = WorldNetwork(one_way_s, scenario.model.width, self.chance("links"))
-        self.network.call_at = call_at
         self.network.on_message = lambda *what: record.message(trio.current_time(), *what)
         self.spend = Cores(scenario.cores).spend if scenario.cores else trio.sleep
         self.peers: dict[PeerId, VirtualPeer] = {}

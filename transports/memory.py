@@ -8,7 +8,6 @@ peers whose latency is infinite nothing passes. Gossip takes the direct link to 
 import logging
 import math
 import re
-from collections import deque
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
@@ -19,6 +18,7 @@ import trio
 from p2pinfer.core.errors import ChannelClosed, PeerUnavailable, UserError
 from p2pinfer.core.ids import PeerId
 from transports.base import GOSSIP_BYTES_MAX, MESSAGE_BYTES_MAX, Accept, Channel, Handler
+from transports.pipe import CallAt, Pipe, in_a_task
 
 log: Final = logging.getLogger("p2pinfer.transports")
 
@@ -30,88 +30,14 @@ ADDRESS: Final = re.compile(r"/memory/\d+/p2p/(\w+)")
 Latency = Callable[[PeerId, PeerId], float]
 """Seconds that a message takes from the first peer to the second."""
 
-CallAt = Callable[[float, Callable[[], object]], None]
-"""Has something done at a moment of trio's clock."""
-
 REACH_S_MAX = 10.0
 """For a peer to answer when nothing passes; as libp2p's."""
-
-
-def in_a_task(at_s: float, act: Callable[[], object]) -> None:
-    """Wait in a task of its own, whatever trio's clock is."""
-
-    async def wait() -> None:
-        await trio.sleep_until(at_s)
-        act()
-
-    trio.lowlevel.spawn_system_task(wait)
-
-
-class _Pipe:
-    """One direction of a channel: messages, each with the time when it arrives; None is the end."""
-
-    def __init__(self, delay_s: Callable[[bytes], float], call_at: CallAt) -> None:
-        self.queue: deque[tuple[float, bytes | None]] = deque()
-        self.unread = 0  # bytes
-        self.deaf = False  # the receiver takes no more
-        self.moved = trio.lowlevel.ParkingLot()
-        self._delay_s, self._call_at = delay_s, call_at
-        self._last = 0.0
-        self._severed = False
-
-    def put(self, message: bytes | None) -> None:
-        """Send; nothing overtakes what was sent before."""
-        if self._severed:
-            return
-        content, now = message or b"", trio.current_time()
-        self._last = max(self._last, now + self._delay_s(content))
-        self.queue.append((self._last, message))
-        self.unread += len(content)
-        if self._last <= now:
-            self.moved.unpark_all()
-        elif self._last < math.inf:
-            self._call_at(self._last, self.moved.unpark_all)
-
-    def sever(self) -> None:
-        """End for good, without a word from the other side."""
-        self.shut()
-        self._severed = True
-
-    def shut(self) -> None:
-        """Take no more, and let who waits for a message know at once."""
-        self.clear()
-        self.deaf = True
-        self.queue.append((trio.current_time(), None))
-        self.moved.unpark_all()
-
-    def clear(self) -> None:
-        """Lose all that is under way."""
-        if self._severed:
-            return
-        self.queue.clear()
-        self.unread = 0
-
-    async def get(self) -> bytes | None:
-        """Wait for the next message; the end stays."""
-        if self._has_arrived():
-            await trio.lowlevel.checkpoint()
-        while not self._has_arrived():  # what was under way may be lost
-            await self.moved.park()
-        message = self.queue[0][1]
-        if message is not None:
-            self.queue.popleft()
-            self.unread -= len(message)
-            self.moved.unpark_all()
-        return message
-
-    def _has_arrived(self) -> bool:
-        return bool(self.queue) and self.queue[0][0] <= trio.current_time()
 
 
 class MemoryChannel:
     """A `transports.base.Channel` of two pipes."""
 
-    def __init__(self, remote: PeerId, inward: _Pipe, outward: _Pipe) -> None:
+    def __init__(self, remote: PeerId, inward: Pipe, outward: Pipe) -> None:
         self._remote = remote
         self._in, self._out = inward, outward
         self._lock = trio.Lock()
@@ -245,8 +171,8 @@ class MemoryTransport:
         if handler is None:
             raise PeerUnavailable(peer, f"{peer} does not speak {protocol}")
         network = self._network
-        there = _Pipe(partial(network.delay_s, self._peer_id, peer), network.call_at)
-        back = _Pipe(partial(network.delay_s, peer, self._peer_id), network.call_at)
+        there = Pipe(partial(network.delay_s, self._peer_id, peer), network.call_at)
+        back = Pipe(partial(network.delay_s, peer, self._peer_id), network.call_at)
         remote._nursery.start_soon(
             remote._serve, handler, MemoryChannel(self._peer_id, inward=there, outward=back)
         )
