@@ -1,4 +1,8 @@
-"""Processors that several engines share, as where a whole swarm runs on one machine."""
+"""Processors that several engines share, as where a whole swarm runs on one machine.
+
+They need not be a whole number: two that share caches and execution units, as the two threads of
+one core do, run two engines together as fast as some 1.3 would.
+"""
 
 import trio
 
@@ -9,7 +13,7 @@ DONE_S = 1e-9
 class Cores:
     """So many cores: where more engines work, each gets its share of the time, as from a kernel."""
 
-    def __init__(self, count: int) -> None:
+    def __init__(self, count: float) -> None:
         self._count = count
         self._working = 0
         self._changed = trio.lowlevel.ParkingLot()

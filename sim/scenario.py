@@ -125,7 +125,7 @@ class Scenario:
     settle_s: float = entry("virtual seconds before the first question", 40.0)
     calm_s: float = entry("virtual seconds without faults before the last questions", 60.0)
     seed: int = entry("of everything that is left to chance", 1)
-    cores: int = entry("that all engines share, as on one machine; 0: each has its own", 0)
+    cores: float = entry("that all engines share, as on one machine; 0: each has its own", 0.0)
     model: ModelTable = table("the model that everybody serves", ModelTable())
     regions: RegionsTable = table("distances", RegionsTable())
     peers: tuple[PeersTable, ...] = table("peers of one kind; several kinds may be there")

@@ -35,8 +35,8 @@ PROMPT, ANSWER = 3 * ROWS_PER_DECODE_MAX, 48
 KILLED_IN, KILLED_AT, KILLED_STAGE = 3, 20, 1
 """Of the first requester: the question, the token, and the place in the chain."""
 
-GOSSIP_S = 20.0
-"""In which nobody asks, and what is said then is counted."""
+GOSSIP_S = 60.0
+"""In which nobody asks, and what is said then is counted: some periods."""
 
 SETTLE_S = 20.0
 SEEDS = 9
@@ -80,8 +80,8 @@ class Measured:
     ends: Speed
     boundary_s: float
     """What a token spends between two machines that neither of them counts."""
-    cores: int
-    """Of the one machine that all of it runs on."""
+    cores: float
+    """What several engines at once come to, in engines that work alone: all run on one machine."""
 
 
 def ranges_of(layers: int) -> list[tuple[int, int]]:
@@ -170,7 +170,7 @@ def figures(found: Sequence[Answer], gossip_bytes_per_s: float) -> Figures:
     )
 
 
-def measured(alone: Answer, cores: int) -> Measured:
+def measured(alone: Answer, cores: float) -> Measured:
     """Tell speeds from an answer to one who asked alone: medians, layer by layer.
 
     The prompt was of one full chunk, so that no two stages computed at once.

@@ -1,13 +1,14 @@
 """Is a simulation to be believed? One trial in a swarm of real processes, and in a simulated one.
 
 What the simulation is told is what the real swarm says while one requester asks alone: how long a
-layer takes, what a token spends between two machines, and how many cores they share. All else it
-must foretell.
+layer takes, what a token spends between two machines, and what several engines at once come to on
+this machine's cores. All else it must foretell.
 """
 
-import os
+import statistics
 import tempfile
-from contextlib import AsyncExitStack
+from collections.abc import Sequence
+from contextlib import AsyncExitStack, closing
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -38,6 +39,9 @@ from sim.trial import (
 )
 
 SESSIONS, CONTEXT = 4, 1024
+
+CORES_TRIES = 60
+"""Decodes of some milliseconds each."""
 
 GOAL_PERCENT = 15.0
 
@@ -76,9 +80,33 @@ async def play_real(file: Path) -> Real:
         for client in clients:
             await ask(client, prompts[0])  # warms up
         alone = await ask(clients[0], prompts[1][:ROWS_PER_DECODE_MAX])
-        seen = measured(alone, os.cpu_count() or 1)
+        seen = measured(alone, await _measure_cores(clients, prompts[1]))
         figures = await run_trial(clients, prompts, victims.kill, lambda: counted["sent"])
     return Real(model.info, seen, figures)
+
+
+async def _measure_cores(clients: Sequence[Client], prompt: Sequence[int]) -> float:
+    """Return what the engines of all requesters come to at once, in engines that work alone."""
+    alone_us = await _embed(clients[0], prompt)
+    times_us: list[float] = []
+
+    async def embed(client: Client) -> None:
+        times_us.append(await _embed(client, prompt))
+
+    async with trio.open_nursery() as nursery:
+        for client in clients:
+            nursery.start_soon(embed, client)
+    return len(clients) * alone_us / statistics.fmean(times_us)
+
+
+async def _embed(client: Client, prompt: Sequence[int]) -> float:
+    """Return the microseconds of a decode of a full chunk in a requester's own engine."""
+    chunk = list(prompt[:ROWS_PER_DECODE_MAX])
+    with closing(client.ends.open()) as cells:
+        times_us = [
+            (await cells.embed(0, chunk, wide=True)).decoding_us for _ in range(CORES_TRIES)
+        ]
+    return statistics.median(times_us)
 
 
 def validate(real: Real) -> dict[str, Any]:
