@@ -3,15 +3,18 @@
 A requester that asks for no evidence gets none, so both kinds run on one swarm. They take turns in
 blocks of as many tokens as lie between two receipts, at the same positions, and which goes first
 alternates; so a slow moment of the machine hits both, and each block bears the cost of one receipt.
-Settling an answer, which waits for every stage's last receipt, comes behind the last token; it is
-timed by itself.
+Where a shared machine blurs even that, the CPU time of all nodes together, engines apart, is finer:
+by no more than that can tokens come later. Settling an answer, which waits for every stage's last
+receipt, comes behind the last token; it is timed by itself.
 """
 
 import math
+import os
 import statistics
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import AsyncExitStack, aclosing
 from dataclasses import dataclass, field, replace
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -42,6 +45,8 @@ class _Side:
     tokens: list[list[int]] = field(default_factory=list)
     prefill_s: list[float] = field(default_factory=list)
     block_s: list[float] = field(default_factory=list)
+    cpu_s: list[float] = field(default_factory=list)
+    """Of the nodes, for each block."""
 
 
 async def evidence_bench(model: Path, peers: int, *, tokens: int, runs: int) -> dict[str, Any]:
@@ -66,9 +71,10 @@ async def evidence_bench(model: Path, peers: int, *, tokens: int, runs: int) -> 
             sides.append(_Side(client))
         route = await sides[0].client.find_route(lambda _: None)
         prompt = await sides[0].client.ends.tokenize(PROMPT, special=False)
+        nodes = [os.getpid(), *(peer.process.pid for peer in running)]
         settling_s = []
         for number in range(-1, runs):  # the first turn warms up, and is not counted
-            settled_s = await _turn(sides, route, prompt, tokens, number)
+            settled_s = await _turn(sides, route, prompt, tokens, number, nodes)
             if number < 0:
                 sides = [_Side(side.client) for side in sides]
             else:
@@ -78,7 +84,12 @@ async def evidence_bench(model: Path, peers: int, *, tokens: int, runs: int) -> 
 
 
 async def _turn(
-    sides: Sequence[_Side], route: Sequence[RouteHop], prompt: list[int], tokens: int, number: int
+    sides: Sequence[_Side],
+    route: Sequence[RouteHop],
+    prompt: list[int],
+    tokens: int,
+    number: int,
+    nodes: Sequence[int],
 ) -> float:
     """Have both sides answer, in turns; return how long it took to settle."""
     async with AsyncExitStack() as stack:
@@ -95,8 +106,10 @@ async def _turn(
             side.prefill_s.append(trio.current_time() - started)
         for block in range((tokens - 1) // BLOCK_TOKENS):
             for index in _order(number + block):
+                side, before_s = sides[index], _cpu_s(nodes)
                 await trio.sleep(PAUSE_S)
-                sides[index].block_s.append(await _block(answers[index], sides[index].tokens[-1]))
+                side.block_s.append(await _block(answers[index], side.tokens[-1]))
+                side.cpu_s.append(_cpu_s(nodes) - before_s)
         started = trio.current_time()
         (settled,) = [session for session in sessions if session.evidence]
         assert settled.evidence
@@ -115,6 +128,12 @@ async def _block(answer: AsyncGenerator[Token, None], tokens: list[int]) -> floa
     started = trio.current_time()
     tokens += [(await anext(answer)).id for _ in range(BLOCK_TOKENS - 1)]
     return trio.current_time() - started
+
+
+def _cpu_s(processes: Sequence[int]) -> float:
+    """Return the CPU time that processes have had; Linux alone says it so finely, others 0."""
+    found = (Path(f"/proc/{process}/task").glob("*/schedstat") for process in processes)
+    return sum(int(each.read_text().split()[0]) for each in chain(*found)) / 1e9
 
 
 def median_interval(values: Sequence[float]) -> tuple[float, float]:
@@ -136,12 +155,19 @@ def _report(without: _Side, with_: _Side, settling_s: list[float]) -> dict[str, 
         raise P2pinferError("the swarm said other tokens with evidence than without")
     decode = [on / off - 1 for on, off in zip(with_.block_s, without.block_s, strict=True)]
     prefill = [on / off - 1 for on, off in zip(with_.prefill_s, without.prefill_s, strict=True)]
+    cpu = list(zip(with_.cpu_s, without.cpu_s, without.block_s, strict=True))
+    cpu_cost = [(on - off) / block for on, off, block in cpu]
     return {
         "tokens": len(without.tokens[0]),
         "runs": len(settling_s),
         "blocks": len(decode),
         "decode_cost": round(statistics.median(decode), 4),
         "decode_cost_95": [round(bound, 4) for bound in median_interval(decode)],
+        "cpu_us_per_token": round(
+            1e6 * statistics.median(on - off for on, off, _ in cpu) / BLOCK_TOKENS, 1
+        ),
+        "cpu_cost": round(statistics.median(cpu_cost), 4),
+        "cpu_cost_95": [round(bound, 4) for bound in median_interval(cpu_cost)],
         "prefill_cost": round(statistics.median(prefill), 4),
         "prefill_cost_95": [round(bound, 4) for bound in median_interval(prefill)],
         "settle_ms": round(1000 * statistics.median(settling_s), 2),
