@@ -135,7 +135,7 @@ class Libp2pTransport:
         if not REACHED.fullmatch(address) or names[-1] != "p2p":
             raise UserError(f"{address} must look like /ip4/192.0.2.1/tcp/4001/p2p/<peer id>.")
         peer = PeerId(str(multiaddr.value_for_protocol("p2p")))
-        await self._reach(peer, [address])
+        await self._reach(peer, [address], own=False)
         return peer
 
     async def open(

@@ -39,10 +39,10 @@ class _Peer:
         self._bytes = count_bytes()
         reach: Callable[..., Any] = transport._reach
 
-        async def reach_unless_blocked(peer: PeerId, addresses: object) -> object:
+        async def reach_unless_blocked(peer: PeerId, addresses: object, *, own: bool) -> object:
             if peer in self._blocked:
                 raise PeerUnavailable(peer, "blocked")
-            return await reach(peer, addresses)
+            return await reach(peer, addresses, own=own)
 
         transport._reach = reach_unless_blocked
 
