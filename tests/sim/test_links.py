@@ -7,7 +7,14 @@ import trio
 from trio.testing import MockClock
 
 from p2pinfer.core.errors import PeerUnavailable
-from sim.links import Access, WorldNetwork
+from sim.links import (
+    GOSSIP,
+    GOSSIP_BYTES,
+    GOSSIP_MESH_MAX,
+    HEADER_BYTES,
+    Access,
+    WorldNetwork,
+)
 from tests.peers.swarm import peer
 from transports.base import Channel
 from transports.memory import REACH_S_MAX
@@ -47,3 +54,15 @@ async def test_who_cannot_be_dialled_is_reached_over_connections_of_its_own(
         network.heal()
         with pytest.raises(PeerUnavailable):
             await open_.open(HIDDEN, SAY)
+
+
+@pytest.mark.parametrize(("others", "copies"), [(6, 5), (30, 3.5)])
+def test_gossip_costs_what_it_costs_among_hosts(others: int, copies: float) -> None:
+    """In a small mesh each sends on to all but one; in a larger one, as many as were counted."""
+    network = WorldNetwork([[0.01]], 8, Random(1))
+    names = [peer(f"peer{number}") for number in range(1 + others)]
+    network.access = dict.fromkeys(names, Access())
+    network.spread(names[0], names[1:], bytes(900))
+    once = HEADER_BYTES + GOSSIP_BYTES + 900
+    assert network.sent[names[1]][GOSSIP] == round(copies * once)
+    assert network.sent[names[0]][GOSSIP] == min(others, GOSSIP_MESH_MAX) * once
