@@ -21,6 +21,7 @@ from p2pinfer.core.wire import encode
 from peers.allowance import Allowances
 from peers.comparing import TOLD_MAX, TOLD_PER_S, answer, ask
 from peers.gossip import ALONE_S, Announcer, essence
+from peers.partners import pick_partners
 from peers.shelf import Entry, parse
 from peers.talk import DIRECTORY
 from peers.view import Verify, View
@@ -42,20 +43,11 @@ EXCHANGE_S_MAX = 10.0
 NEIGHBOURS_MIN = 4
 """Peers of a model to be connected with, so that gossip finds its way though some of them leave."""
 
-DOUBTED_MAX = 4
-"""Peers called in a round because nothing but words is known of them."""
-
-CALLERS_MAX = 64
-"""Peers that call a newcomer in a round, or so."""
-
 LOOK_AGAIN_S = 0.25
 """Between two looks for anybody at all."""
 
 LOOK_OUT = 0.1
 """Share of rounds in which a peer with few neighbours looks for more where the transport does."""
-
-ELSEWHERE = 0.125
-"""Share of comparisons with peers of other models: so much of them as keeps them known."""
 
 
 class Signer(Protocol):
@@ -356,32 +348,9 @@ class Directory:
 
     def _partners(self) -> list[PeerId]:
         """Pick whom to compare notes with."""
-        me = self._transport.peer_id
-        followed = [
-            peer
-            for model in self.view.followed
-            if model in self.view.shelves
-            for peer in self.view.shelves[model].entries
-            if peer != me
-        ]
-        others = [e.parsed.advertisement.peer for e in self.view.glimpses(self.view.followed)]
-        if others and (not followed or self._chance.random() < ELSEWHERE):
-            return [self._chance.choice(others)]
         lacking = [NEIGHBOURS_MIN - topic.neighbours for topic in self._topics.values()]
-        wanted = max([1, *lacking])
-        some = self._chance.sample(followed, min(wanted, len(followed)))
-        return list(dict.fromkeys([*some, *self._doubted(followed)]))
-
-    def _doubted(self, peers: Sequence[PeerId]) -> list[PeerId]:
-        """Return a few of those who are only heard of, or did not answer the last time.
-
-        In a large swarm not always any: else everybody would call each newcomer at once.
-        """
-        if self._chance.random() * len(peers) > CALLERS_MAX:
-            return []
-        entries = [(peer, self.view.get(peer)) for peer in peers]
-        doubted = [peer for peer, e in entries if e and (e.missed or not e.has_answered)]
-        return self._chance.sample(doubted, min(DOUBTED_MAX, len(doubted)))
+        me, wanted = self._transport.peer_id, max([1, *lacking])
+        return pick_partners(self.view, me, wanted, self._chance)
 
     async def _try_way(self, address: str) -> None:
         await self.exchange(await self._transport.connect(address))

@@ -69,6 +69,14 @@ class Peer:
         return {found.peer for found in self.directory.serving(model)}
 
 
+def fill(peer: Peer, numbers: range) -> None:
+    """Have a peer know so many others."""
+    peer.directory.follow(MODEL)
+    for number in numbers:
+        heard = signed(advertisement(identity(number)), identity(number))
+        peer.directory.view.take(heard, trio.current_time())
+
+
 @asynccontextmanager
 async def directories(
     count: int, room: int = 4096

@@ -1,0 +1,58 @@
+"""Whom a peer compares notes with next."""
+
+from random import Random
+
+from p2pinfer.core.ids import PeerId
+from peers.shelf import Entry
+from peers.view import View
+
+DOUBTED_MAX = 4
+"""Peers called in a round because nothing but words is known of them."""
+
+CALLERS_MAX = 64
+"""Peers that call a newcomer in a round, or so."""
+
+CALL_AGAIN = 0.25
+"""Share of rounds in which one is called that is not counted on, as it may be back. In a swarm of
+laptops behind NAT most cannot be dialled, and a call to one of them only takes time."""
+
+ELSEWHERE = 0.125
+"""Share of rounds with a peer of another model: so much of them as keeps them known."""
+
+
+def pick_partners(view: View, me: PeerId, wanted: int, chance: Random) -> list[PeerId]:
+    """Return peers to be called, each once: some at random, and those that a call is to judge.
+
+    Args:
+        view: what is known of them.
+        me: who calls.
+        wanted: how many at random, where so many are counted on.
+        chance: draws.
+    """
+    entries = _followed(view, me)
+    others = [entry.parsed.advertisement.peer for entry in view.glimpses(view.followed)]
+    if others and (not entries or chance.random() < ELSEWHERE):
+        return [chance.choice(others)]
+    there = {peer: entry for peer, entry in entries.items() if entry.is_there}
+    some = chance.sample(list(there), min(wanted, len(there)))
+    gone = [peer for peer in entries if peer not in there]
+    if gone and (not there or chance.random() < CALL_AGAIN):
+        some.append(chance.choice(gone))
+    return list(dict.fromkeys([*some, *_doubted(there, chance)]))
+
+
+def _followed(view: View, me: PeerId) -> dict[PeerId, Entry]:
+    """Return what is known of the others that serve a model of this peer's."""
+    shelves = [view.shelves[model] for model in view.followed if model in view.shelves]
+    return {peer: e for shelf in shelves for peer, e in shelf.entries.items() if peer != me}
+
+
+def _doubted(there: dict[PeerId, Entry], chance: Random) -> list[PeerId]:
+    """Return a few of those who are only heard of, or did not answer the last time.
+
+    In a large swarm not always any: else everybody would call each newcomer at once.
+    """
+    if chance.random() * len(there) > CALLERS_MAX:
+        return []
+    doubted = [peer for peer, entry in there.items() if entry.missed or not entry.has_answered]
+    return chance.sample(doubted, min(DOUBTED_MAX, len(doubted)))
