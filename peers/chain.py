@@ -63,7 +63,7 @@ class Chain:
         self._entry: Controlled | None = None  # the stage that the own steps go to
         self._exit: Channel | None = None
         self._number = self._received = self._forgotten = 0
-        self._look_at, self._idle_from = LOOK_STEPS, -1
+        self._look_at, self._idle_from, self._is_waiting = LOOK_STEPS, -1, False
         self._failure: PeerError | None = None
         self._trouble, self._mended = trio.Event(), trio.Event()
         self._failed: list[PeerId] = []  # the last one latest
@@ -98,11 +98,11 @@ class Chain:
                 await self._mended.wait()
                 continue
             try:
+                self._is_waiting = True
                 step = await receive(channel, Step)
                 if step.number <= self._received:
                     continue
-                is_awaited = step.number > self._forgotten
-                if is_awaited:
+                if is_awaited := step.number > self._forgotten:
                     due = position, count, size
                     check_step(channel.remote, step, self._opened.dtype, self._number, due)
                 self._received = step.number
@@ -115,6 +115,8 @@ class Chain:
                     return step
             except PeerError as error:
                 self._lose_exit(channel, error)
+            finally:
+                self._is_waiting = False
 
     def forget(self) -> None:
         """Ignore what is still on its way: nobody waits for it any more."""
@@ -156,14 +158,17 @@ class Chain:
     def _fail(self, error: PeerError) -> None:
         """End the session: whoever waits hears why, and the stages free their cells."""
         self._failure = self._failure or error
+        self._let_go(error)
+        self._mended.set()
+
+    def _let_go(self, why: PeerError) -> None:
         for stage in self._stages:
-            stage.lose(error)
+            stage.lose(why)
         if self._exit:
             self._exit.abort()
             self._exit = None
         if self.evidence:
             self.evidence.close()
-        self._mended.set()
 
     # Opening and mending
 
@@ -199,14 +204,9 @@ class Chain:
     def close(self) -> None:
         """Give the session up."""
         self._scope.cancel()
-        for stage in self._stages:
-            stage.lose(PeerUnavailable(stage.hop.peer, "the session was closed"))
+        self._let_go(PeerUnavailable(self._transport.peer_id, "the session was closed"))
         self._onward.unlink()
         self._onward.history.close()
-        if self._exit:
-            self._exit.abort()
-        if self.evidence:
-            self.evidence.close()
 
     async def _open_stages(
         self, route: Sequence[Hop], previous: PeerId, timeout_s: float
@@ -230,7 +230,7 @@ class Chain:
 
     async def _end_when_still(self) -> None:
         """End the session once nothing comes out of it; which stage is to blame, nobody knows."""
-        await wait_still(lambda: (self._received, self._number if self._exit else 0))
+        await wait_still(lambda: (self._received, self._number if self._is_waiting else 0))
         self._fail(PeerUnavailable(self.route[-1].peer, "no stage said anything for too long"))
 
     async def _mend(self) -> None:

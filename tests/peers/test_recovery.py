@@ -384,3 +384,13 @@ async def test_a_session_that_nobody_uses_is_not_still(autojump_clock: MockClock
         before = await answer(session, PROMPT)
         await trio.sleep(3 * STILL_S_MAX)
         assert await answer(session, PROMPT) == before
+
+
+async def test_a_caller_that_takes_its_time_blames_nobody(autojump_clock: MockClock) -> None:
+    """A page that reads no more, or a person who stopped an answer: what came waits here."""
+    async with mended() as (_, spares), spares.open() as session:
+        tokens = session.generate(PROMPT, GREEDY, 20)
+        found = [(await anext(tokens)).id for _ in range(3)]
+        await trio.sleep(3 * STILL_S_MAX)
+        found += [token.id async for token in tokens]
+        assert found == await answer(session, PROMPT, 20)
