@@ -297,13 +297,13 @@ async def noise_as_gossip(target: Target, stranger: Libp2pTransport) -> None:
 
 async def proves_nothing(target: Target, stranger: Libp2pTransport) -> None:
     """Cases of a peer that it invented, and proofs that are none, as long as may be."""
-    accused = identity(10**8)
-    channel = await target.reach(stranger, DIRECTORY)
-    await send(channel, Compare(MODEL, b"", bytes(8)))
-    await send(channel, Known((signed(advertisement(accused), accused),), False))
-    await receive(channel, Known)
-    me, other = stranger.peer_id, accused.peer_id
-    for _ in range(5):
+    for number in range(5):  # each time of another one: who does not answer is soon forgotten
+        accused = identity(10**8 + number)
+        channel = await target.reach(stranger, DIRECTORY)
+        await send(channel, Compare(MODEL, b"", bytes(8)))
+        await send(channel, Known((signed(advertisement(accused), accused),), False))
+        await receive(channel, Known)
+        me, other = stranger.peer_id, accused.peer_id
         digest = target.chance.randbytes(32)
         case = Case(digest, MODEL, me, other, 1, 10, 10, bytes(16), 0)
         channel = await target.reach(stranger, FRAUDS)

@@ -19,7 +19,7 @@ from p2pinfer.core.ids import PeerId
 from p2pinfer.engine.store import Store
 from peers.directory import Directory
 from peers.door import Door
-from peers.frauds import Frauds
+from peers.frauds import CHECK_EVERY_S, Frauds
 from peers.notary import Notary
 from peers.parts_server import PartsServer
 from peers.requester import Requester
@@ -64,6 +64,12 @@ async def node(folder: Path) -> AsyncIterator[Target]:
         directory.advertise(advertisement(me, layers=(1, 29)))
         nursery.start_soon(directory.run, ())
         false: list[PeerId] = []
+        is_judged = trio.Event()
+
+        def note_false(sender: PeerId) -> None:
+            false.append(sender)
+            is_judged.set()
+
         others = partial(directory.holding, MODEL)
         frauds = Frauds(
             transport,
@@ -73,11 +79,13 @@ async def node(folder: Path) -> AsyncIterator[Target]:
             lambda _: (),
             Random(1),
             lambda *_: None,
-            false.append,
+            note_false,
         )
         frauds.listen()
         nursery.start_soon(frauds.run)
         yield Target(transport)
+        with trio.move_on_after(2 * CHECK_EVERY_S):
+            await is_judged.wait()
         assert not frauds.proven
         assert len(set(false)) == 1
         assert len(directory.peers()) <= ADVERTISEMENTS_MAX
