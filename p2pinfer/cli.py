@@ -15,7 +15,8 @@ from p2pinfer.settings import ConfigFile
 
 EXIT_CODES = """
 Exit codes: 0 done, 1 failed, 2 unusable input, 3 nobody serves this model,
-4 damaged parts are left, or a certificate or an answer did not hold, 130 interrupted.
+4 damaged or unfinished parts are left, or a certificate or an answer did not hold,
+130 interrupted.
 Every option can also be set as P2PINFER_<NAME>, or in the file that p2pinfer config names.
 """
 

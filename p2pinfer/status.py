@@ -1,9 +1,8 @@
 """What the processes of p2pinfer on this machine do, asked over one Unix socket for each.
 
 Whoever asks may say in one line of JSON what else it wants; a process that serves answers every
-connection with one JSON object, and closes it. Its socket lies
-in a directory that nobody else may enter; one that was left behind refuses, and is removed by the
-next process that starts.
+connection with one JSON object, and closes it. Its socket lies in a directory that nobody else may
+enter; one that was left behind refuses, and is removed by the next process that starts.
 """
 
 import errno
