@@ -23,11 +23,15 @@ from p2pinfer.core.exchange import TAG_BYTES
 from p2pinfer.core.ids import ModelId, PeerId
 from peers.shelf import Entry, Parsed, Shelf, parse
 
-ARRIVALS_PER_S_MAX = 20
+ARRIVALS_PER_S_MAX = 10
 """Advertisements of a model that anybody gets, however many serve it: the period stretches."""
 
 PERIODS_MISSED_MAX = 3.5
 """Three renewals missed: the peer is gone, or cut off."""
+
+LATE_RATIO, MENDED_S = 1.25, 60.0
+"""Where periods are long, one is enough: by so much later it would have come in any case, as within
+a minute a peer compares notes with two others at least, which mends what gossip lost."""
 
 PERIOD_RATIO_MAX = 4
 """Who claims a longer period than so many times our own is not believed for longer."""
@@ -58,6 +62,11 @@ CREDIT_PER_S = 0.4
 
 Verify = Callable[[PeerId, bytes, bytes], bool]
 """Whether a peer signed some bytes so."""
+
+
+def lasts_s(period_s: float) -> float:
+    """Return for how long a word is believed that its author means to renew after a period."""
+    return min(PERIODS_MISSED_MAX * period_s, LATE_RATIO * period_s + MENDED_S)
 
 
 class Taken(Enum):
@@ -268,7 +277,7 @@ class View:
 
     def _lasts_s(self, found: Advertisement) -> float:
         period_s = min(found.period_ms / 1000, PERIOD_RATIO_MAX * self.period_s(found.model))
-        return PERIODS_MISSED_MAX * period_s
+        return lasts_s(period_s)
 
     def _shelf(self, model: ModelId) -> Shelf:
         if model not in self.shelves:

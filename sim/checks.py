@@ -7,7 +7,7 @@ import trio
 from p2pinfer.core.advertisement import ADVERTISEMENTS_MAX
 from p2pinfer.core.ledger import fold
 from peers.directory import Directory
-from peers.view import PERIODS_MISSED_MAX
+from peers.view import lasts_s
 from sim.record import Question, Record, Sample
 from sim.world import MODEL, World
 
@@ -69,7 +69,7 @@ def _check_directory(world: World, directory: Directory) -> None:
     now, known = trio.current_time(), directory.holding(MODEL)
     for advertisement in [a for a in known if a.peer not in world.peers]:
         gone_s = now - world.gone_s.get(advertisement.peer, now)
-        stale_s = PERIODS_MISSED_MAX * advertisement.period_ms / 1000 + STALE_S
+        stale_s = lasts_s(advertisement.period_ms / 1000) + STALE_S
         if gone_s > stale_s:
             text = f"a peer that ended {gone_s:.0f} s ago is still spoken of"
             world.record.violation("stale", now, text)

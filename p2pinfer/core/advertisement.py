@@ -32,7 +32,7 @@ KNOWN_MAX = 512
 PERIOD_MS_DEFAULT = 10_000
 PERIOD_MS_MIN = 1_000
 PERIOD_MS_MAX = 3_600_000
-"""An hour: with that 72,000 peers send 20 advertisements a second in all."""
+"""An hour: with that 36,000 peers send 10 advertisements a second in all."""
 
 LINKS_MAX = 8
 """Round trips that a peer tells of."""
