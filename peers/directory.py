@@ -201,14 +201,19 @@ class Directory:
     async def enter(self, ways_in: Sequence[str]) -> list[PeerError]:
         """Compare notes with the peer at each address; return what went wrong with which.
 
+        One after the other: the first tells all there is, the others what differs.
+
         Raises:
             UserError: one of them is no address.
         """
         failures: list[PeerError] = []
+        turn = trio.Lock()
 
         async def try_one(address: str) -> None:
             try:
-                await self.exchange(await self._transport.connect(address))
+                peer = await self._transport.connect(address)
+                async with turn:
+                    await self.exchange(peer)
             except PeerError as error:
                 failures.append(error)
 

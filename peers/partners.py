@@ -30,29 +30,38 @@ def pick_partners(view: View, me: PeerId, wanted: int, chance: Random) -> list[P
         chance: draws.
     """
     entries = _followed(view, me)
-    others = [entry.parsed.advertisement.peer for entry in view.glimpses(view.followed)]
+    others = list(map(_of, view.glimpses(view.followed)))
     if others and (not entries or chance.random() < ELSEWHERE):
         return [chance.choice(others)]
-    there = {peer: entry for peer, entry in entries.items() if entry.is_there}
-    some = chance.sample(list(there), min(wanted, len(there)))
-    gone = [peer for peer in entries if peer not in there]
+    there: list[Entry] = []
+    gone: list[PeerId] = []
+    for entry in entries:
+        if entry.is_there:
+            there.append(entry)
+        else:
+            gone.append(_of(entry))
+    some = list(map(_of, chance.sample(there, min(wanted, len(there)))))
     if gone and (not there or chance.random() < CALL_AGAIN):
         some.append(chance.choice(gone))
     return list(dict.fromkeys([*some, *_doubted(there, chance)]))
 
 
-def _followed(view: View, me: PeerId) -> dict[PeerId, Entry]:
+def _followed(view: View, me: PeerId) -> list[Entry]:
     """Return what is known of the others that serve a model of this peer's."""
-    shelves = [view.shelves[model] for model in view.followed if model in view.shelves]
-    return {peer: e for shelf in shelves for peer, e in shelf.entries.items() if peer != me}
+    own = view.get(me)
+    return [e for model in view.followed for e in view.of(model) if e is not own]
 
 
-def _doubted(there: dict[PeerId, Entry], chance: Random) -> list[PeerId]:
+def _of(entry: Entry) -> PeerId:
+    return entry.parsed.advertisement.peer
+
+
+def _doubted(there: list[Entry], chance: Random) -> list[PeerId]:
     """Return a few of those who are only heard of, or did not answer the last time.
 
     In a large swarm not always any: else everybody would call each newcomer at once.
     """
     if chance.random() * len(there) > CALLERS_MAX:
         return []
-    doubted = [peer for peer, entry in there.items() if entry.missed or not entry.has_answered]
-    return chance.sample(doubted, min(DOUBTED_MAX, len(doubted)))
+    doubted = [entry for entry in there if entry.missed or not entry.has_answered]
+    return list(map(_of, chance.sample(doubted, min(DOUBTED_MAX, len(doubted)))))

@@ -52,11 +52,8 @@ class Entry:
     """It answered when it was dialled; that it dials others is no sign that they reach it."""
     missed: int = 0
     """Calls in a row that it did not answer."""
-
-    @property
-    def is_there(self) -> bool:
-        """Whether it is to be counted on: what a peer says is a hint until it has answered."""
-        return self.missed < CALLS_MISSED_MAX
+    is_there: bool = True
+    """It is to be counted on: it has not missed too many calls in a row."""
 
 
 class Shelf:
@@ -106,6 +103,7 @@ class Shelf:
         was_there = entry.is_there
         entry.has_answered |= answered
         entry.missed = 0 if answered else entry.missed + 1
+        entry.is_there = entry.missed < CALLS_MISSED_MAX
         if entry.is_there != was_there:
             self._tally(entry.parsed.held, 1 if entry.is_there else -1)
 

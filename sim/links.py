@@ -5,11 +5,12 @@ which TCP sends it again.
 """
 
 import math
-from collections import defaultdict
+from collections import Counter, defaultdict
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from random import Random
 
+import numpy as np
 import trio
 
 from p2pinfer.core.ids import PeerId
@@ -71,10 +72,7 @@ class WorldNetwork(MemoryNetwork):
     ) -> None:
         super().__init__(self._latency_s)
         self.access: dict[PeerId, Access] = {}
-        self.sent: defaultdict[PeerId, defaultdict[str, int]] = defaultdict(
-            lambda: defaultdict(int)
-        )
-        """Bytes by sender and by kind of message."""
+        self._sent: defaultdict[PeerId, Counter[str]] = defaultdict(Counter)
         self.messages = 0
         self.on_message: Callable[[PeerId, PeerId, bytes], None] = lambda *_: None
         self._one_way_s, self._widening, self._chance = one_way_s, model_width / WIDTH, chance
@@ -82,6 +80,24 @@ class WorldNetwork(MemoryNetwork):
         self._apart: Callable[[PeerId, PeerId], bool] | None = None
         self._dialled: defaultdict[PeerId, set[PeerId]] = defaultdict(set)
         """By peers that nobody can dial; a connection stays, and serves both."""
+        # Of everybody, a row each: gossip reaches hundreds at once, again and again.
+        self._row: dict[PeerId, int] = {}
+        self._region = np.empty(0, np.int64)
+        self._last_mile_s = np.empty(0)
+        self._passed_on = np.empty(0, np.int64)
+        """Bytes of others' gossip."""
+
+    def admit(self, peer: PeerId, access: Access) -> None:
+        """Let a peer be connected."""
+        self.access[peer] = access
+        self._row[peer] = len(self._row)
+        self._region = np.append(self._region, access.region)
+        self._last_mile_s = np.append(self._last_mile_s, access.last_mile_ms / 1000)
+        self._passed_on = np.append(self._passed_on, 0)
+
+    def sent(self, peer: PeerId) -> Counter[str]:
+        """Return the bytes that a peer has sent, by kind of message."""
+        return self._sent[peer] + Counter({GOSSIP: int(self._passed_on[self._row[peer]])})
 
     def cut(self, are_apart: Callable[[PeerId, PeerId], bool]) -> None:
         """Let nothing pass between these peers any more."""
@@ -127,7 +143,7 @@ class WorldNetwork(MemoryNetwork):
         self.messages += 1
         latency_s = self._latency_s(sender, receiver)
         size = self._size(message)
-        self.sent[sender][kind_of(message)] += size
+        self._sent[sender][kind_of(message)] += size
         ours, theirs = self.access[sender], self.access[receiver]
         now = trio.current_time()
         up_s = size * 8e-6 / ours.up_mbit
@@ -145,21 +161,21 @@ class WorldNetwork(MemoryNetwork):
         self, sender: PeerId, receivers: Sequence[PeerId], message: bytes
     ) -> dict[float, list[PeerId]]:
         """Return whom gossip reaches, over some hops and in steps, so that many hear it at once."""
-        once, access, sent = HEADER_BYTES + GOSSIP_BYTES + len(message), self.access, self.sent
-        others, ours = len(receivers), access[sender]
-        size = round(once * (GOSSIP_COPIES if others > GOSSIP_MESH_MAX else others - 1))
-        sent[sender][GOSSIP] += min(GOSSIP_MESH_MAX, others) * once
-        ways_ms = [1000 * each + ours.last_mile_ms for each in self._one_way_s[ours.region]]
-        steps_per_ms = GOSSIP_HOPS / (1000 * GOSSIP_STEP_S)
-        found: defaultdict[int, list[PeerId]] = defaultdict(list)
-        for peer in receivers:
-            if self._apart and self._apart(sender, peer):
-                continue
-            theirs = access[peer]
-            way_ms = ways_ms[theirs.region] + theirs.last_mile_ms
-            found[math.ceil(steps_per_ms * way_ms)].append(peer)
-            sent[peer][GOSSIP] += size
-        return {GOSSIP_STEP_S * steps: peers for steps, peers in found.items()}
+        once, others = HEADER_BYTES + GOSSIP_BYTES + len(message), len(receivers)
+        copies = GOSSIP_COPIES if others > GOSSIP_MESH_MAX else others - 1
+        self._sent[sender][GOSSIP] += min(GOSSIP_MESH_MAX, others) * once
+        if self._apart:
+            receivers = [peer for peer in receivers if not self._apart(sender, peer)]
+        rows = np.fromiter(map(self._row.__getitem__, receivers), np.int64, len(receivers))
+        self._passed_on[rows] += round(copies * once)
+        ours = self.access[sender]
+        backbone_s = np.array(self._one_way_s[ours.region])[self._region[rows]]
+        way_s = backbone_s + self._last_mile_s[rows] + ours.last_mile_ms / 1000
+        steps = np.ceil(GOSSIP_HOPS / GOSSIP_STEP_S * way_s)
+        return {
+            GOSSIP_STEP_S * step: [receivers[at] for at in np.flatnonzero(steps == step)]
+            for step in np.unique(steps).tolist()
+        }
 
     def _resent_s(self, loss: float, size: int, latency_s: float) -> float:
         """Return by how much a message is late because packets of it were lost."""

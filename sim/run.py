@@ -143,11 +143,9 @@ async def _play(
 
 
 def _outcome(world: World, record: Record, covered: float, started: tuple[float, float]) -> Outcome:
-    kinds: dict[str, int] = {}
-    for sent in world.network.sent.values():
-        for kind, size in sent.items():
-            kinds[kind] = kinds.get(kind, 0) + size
-    gossip = [sum(sent[kind] for kind in GOSSIP) for sent in world.network.sent.values()]
+    sent = [world.network.sent(peer) for peer in world.network.access]
+    kinds = sum(sent, Counter[str]())
+    gossip = [sum(each[kind] for kind in GOSSIP) for each in sent]
     return Outcome(
         world.scenario,
         record,

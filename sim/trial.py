@@ -256,7 +256,7 @@ async def _play(scenario: Scenario) -> Figures:
         ]
 
         def gossiped() -> int:
-            sent = [world.network.sent[requester.id] for requester in world.requesters]
+            sent = [world.network.sent(requester.id) for requester in world.requesters]
             return sum(each[kind] for each in sent for kind in GOSSIP)
 
         found = await run_trial(

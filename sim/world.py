@@ -242,7 +242,7 @@ class World:
         self._born += 1
         seed = self.chance(f"identity {self._born}").randbytes(SEED_BYTES)
         peer = VirtualPeer(machine, Identity(seed), trio.current_time())
-        self.network.access[peer.id] = machine.access
+        self.network.admit(peer.id, machine.access)
         ways_in = self.ways_in()
         self.peers[peer.id] = peer
         if machine.cheat:
@@ -358,7 +358,7 @@ class World:
         identity = Identity(chance.randbytes(SEED_BYTES))
         table, model = self.scenario.requests, self.scenario.model
         regions = len(self.scenario.regions.names)
-        self.network.access[identity.peer_id] = Access(number % regions, jitter=0.1)
+        self.network.admit(identity.peer_id, Access(number % regions, jitter=0.1))
         async with self.network.join(identity.peer_id) as inner, trio.open_nursery() as nursery:
             transport = Guarded(inner)
             directory = Directory(

@@ -179,6 +179,21 @@ async def test_only_what_differs_is_sent(sent: list[int], autojump_clock: MockCl
         assert sum(sent) < 8000
 
 
+async def test_a_newcomer_with_several_ways_in_is_told_all_once(
+    sent: list[int], autojump_clock: MockClock
+) -> None:
+    """By the first of them; the others add what the first did not know."""
+    async with directories(4) as (_, (*old, newcomer)):
+        for number, peer in enumerate(old):
+            fill(peer, range(100 + number, 300 + number))
+        newcomer.directory.follow(MODEL)
+        ways_in = [f"/memory/0/p2p/{peer.id}" for peer in old]
+        assert not await newcomer.directory.enter(ways_in)
+        assert len(newcomer.sees()) == 202
+        one = len(encode(next(iter(old[0].directory.view.of(MODEL))).heard))
+        assert 200 * one < sum(sent) < 230 * one
+
+
 async def test_a_former_run_is_outdone(autojump_clock: MockClock) -> None:
     """A peer whose clock went back hears its own old word, and is believed all the same."""
     async with directories(3) as (_, made), running(made):

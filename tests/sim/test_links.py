@@ -34,7 +34,8 @@ async def test_who_cannot_be_dialled_is_reached_over_connections_of_its_own(
 ) -> None:
     """As behind NAT: by nobody; once it dialled somebody, by that peer, until a cut."""
     network = WorldNetwork([[0.01]], 8, Random(1))
-    network.access = {HIDDEN: Access(is_dialable=False), OPEN: Access(), STRANGER: Access()}
+    for name in (HIDDEN, OPEN, STRANGER):
+        network.admit(name, Access(is_dialable=name != HIDDEN))
     async with (
         network.join(HIDDEN) as hidden,
         network.join(OPEN) as open_,
@@ -61,8 +62,9 @@ def test_gossip_costs_what_it_costs_among_hosts(others: int, copies: float) -> N
     """In a small mesh each sends on to all but one; in a larger one, as many as were counted."""
     network = WorldNetwork([[0.01]], 8, Random(1))
     names = [peer(f"peer{number}") for number in range(1 + others)]
-    network.access = dict.fromkeys(names, Access())
+    for name in names:
+        network.admit(name, Access())
     network.spread(names[0], names[1:], bytes(900))
     once = HEADER_BYTES + GOSSIP_BYTES + 900
-    assert network.sent[names[1]][GOSSIP] == round(copies * once)
-    assert network.sent[names[0]][GOSSIP] == min(others, GOSSIP_MESH_MAX) * once
+    assert network.sent(names[1])[GOSSIP] == round(copies * once)
+    assert network.sent(names[0])[GOSSIP] == min(others, GOSSIP_MESH_MAX) * once
