@@ -308,7 +308,7 @@ class Directory:
         parsed = parse(body)
         assert parsed, "it was checked when it was made"
         self._signed_at = trio.current_time()
-        self.view.put(self._own.peer, parsed, heard, self._signed_at)
+        self.view.put(parsed, heard, self._signed_at)
         return heard
 
     def _outdo(self, sequence: int) -> None:

@@ -9,7 +9,6 @@ from p2pinfer.core.advertisement import Advertisement, Heard
 from p2pinfer.core.ids import ModelId, PeerId
 from p2pinfer.core.wire import BadMessage, decode
 from peers.allowance import Allowances
-from peers.shelf import parse
 from peers.view import NEW, Taken, View
 from transports.base import Accept, Verdict
 
@@ -78,14 +77,11 @@ class Announcer:
         """Return what takes in gossip about a model."""
 
         def accept(neighbour: PeerId, message: bytes) -> Verdict:
-            heard = _heard(message)
-            parsed = parse(heard.body) if heard else None
-            if heard is None or parsed is None or parsed.advertisement.model != model:
-                return Verdict.BLAME
             now = trio.current_time()
             if not self._news.spend(neighbour, now):
                 return Verdict.DROP
-            taken = view.take(heard, now, direct=True)
+            heard = _heard(message)
+            taken = view.take(heard, now, model) if heard else Taken.BAD
             if taken is NEW:
                 return PASS
             return Verdict.BLAME if taken is Taken.BAD else Verdict.DROP

@@ -138,12 +138,18 @@ class View:
         shortest_s = PERIOD_MS_DEFAULT / 1000
         return min(max(shortest_s, crowd / ARRIVALS_PER_S_MAX), PERIOD_MS_MAX / 1000)
 
-    def take(self, heard: Heard, now: float, *, direct: bool = False) -> Taken:
-        """Judge an advertisement and keep it if it is new; ``direct`` counts against its author."""
+    def take(self, heard: Heard, now: float, topic: ModelId | None = None) -> Taken:
+        """Judge an advertisement and keep it if it is new.
+
+        What came by gossip, on the ``topic`` of a model, must be of that model, and counts against
+        its author.
+        """
         parsed = parse(heard.body)
         if parsed is None:
             return Taken.BAD
         found = parsed.advertisement
+        if topic and found.model != topic:
+            return Taken.BAD
         peer = found.peer
         if peer in self._shut_out:
             return OLD
@@ -157,14 +163,14 @@ class View:
             credit += CREDIT_PER_S * (made_at - before.made_at)
             if credit > CREDIT_MAX:
                 credit = CREDIT_MAX
-        if (direct and credit < 1) or (heard.age_ms and made_at + self._lasts_s(found) <= now):
+        if (topic and credit < 1) or (heard.age_ms and made_at + self._lasts_s(found) <= now):
             return OLD
         if not self._verify(peer, heard.body, heard.signature):
             return Taken.BAD
         if peer == self.me:
             self.outdo(found.sequence)
             return OLD
-        if direct and len(self._known) >= self._room:  # those that are kept no longer tell
+        if topic and len(self._known) >= self._room:  # those that are kept no longer tell
             shelf = self._shelf(found.model)
             shelf.flow_ms += found.period_ms
             if now >= shelf.count_at:
@@ -172,7 +178,7 @@ class View:
         if found.state is LEFT:
             self._silence(peer, found.sequence, now)
         elif before or self._make_room(found):
-            self.put(peer, parsed, heard, made_at, credit - 1 if credit > 1 else 0.0)
+            self._keep(before, parsed, heard, made_at, credit - 1 if credit > 1 else 0.0)
         return NEW
 
     def note_call(self, peer: PeerId, *, answered: bool) -> None:
@@ -186,21 +192,24 @@ class View:
         if (entry := self._known.get(peer)) and entry.has_answered:
             self.note_call(peer, answered=True)
 
-    def put(
-        self, peer: PeerId, parsed: Parsed, heard: Heard, made_at: float, credit: float = 0.0
+    def put(self, parsed: Parsed, heard: Heard, made_at: float) -> None:
+        """Keep what the own peer says, which never expires here."""
+        self._keep(self._known.get(self.me), parsed, heard, made_at, 0.0)
+
+    def _keep(
+        self, entry: Entry | None, parsed: Parsed, heard: Heard, made_at: float, credit: float
     ) -> None:
-        """Keep what is heard of a peer; also of the own one, which never expires here."""
-        found, entry = parsed.advertisement, self._known.get(peer)
-        before = entry.parsed.advertisement if entry else None
+        """Keep what is heard of a peer, in place of what is known of it."""
+        found, before = parsed.advertisement, entry.parsed.advertisement if entry else None
         if entry is None or before is None or before.model != found.model:
-            self._drop(peer)
-            entry = self._known[peer] = Entry(parsed, heard, made_at, credit)
-            self._shelf(found.model).add(peer, entry)
-            self._expect(peer, made_at + self._lasts_s(found))
+            self._drop(found.peer)
+            entry = self._known[found.peer] = Entry(parsed, heard, made_at, credit)
+            self._shelf(found.model).add(found.peer, entry)
+            self._expect(found.peer, made_at + self._lasts_s(found))
             return
         self.shelves[found.model].renew(entry, parsed, heard, made_at, credit)
         if found.period_ms < SHORTER * before.period_ms:
-            self._expect(peer, made_at + self._lasts_s(found))
+            self._expect(found.peer, made_at + self._lasts_s(found))
 
     def forget_the_silent(self, now: float) -> list[Advertisement]:
         """Drop what has expired, and return it."""

@@ -5,8 +5,9 @@ import math
 import trio
 
 from p2pinfer.core.ids import PeerId
+from sim.machines import Machine, VirtualPeer
 from sim.scenario import CutTable
-from sim.world import Machine, VirtualPeer, World
+from sim.world import World
 
 
 async def live_and_churn(world: World, machine: Machine, start_s: float, until_s: float) -> None:

@@ -173,7 +173,7 @@ class WorldNetwork(MemoryNetwork):
         way_s = backbone_s + self._last_mile_s[rows] + ours.last_mile_ms / 1000
         steps = np.ceil(GOSSIP_HOPS / GOSSIP_STEP_S * way_s)
         return {
-            GOSSIP_STEP_S * step: [receivers[at] for at in np.flatnonzero(steps == step)]
+            GOSSIP_STEP_S * step: [receivers[at] for at in np.flatnonzero(steps == step).tolist()]
             for step in np.unique(steps).tolist()
         }
 

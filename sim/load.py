@@ -12,9 +12,10 @@ from p2pinfer.core.sampling import Sampling
 from p2pinfer.core.trust import Audited, Verdict
 from peers.requester import Session
 from peers.talk import RefusedError
+from sim.machines import Requester
 from sim.record import Question
 from sim.scenario import Scenario
-from sim.world import Requester, World
+from sim.world import World
 
 GREEDY = Sampling(temperature=0.0)
 

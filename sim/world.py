@@ -3,7 +3,6 @@
 import traceback
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
-from dataclasses import dataclass, field
 from functools import partial
 from itertools import accumulate
 from random import Random
@@ -30,6 +29,7 @@ from sim.cores import Cores
 from sim.courts import Courts
 from sim.engine import Cheat, Speed, VirtualEnds, VirtualStage, numerics_class
 from sim.links import Access, WorldNetwork
+from sim.machines import Machine, Requester, VirtualPeer
 from sim.model import VirtualModel
 from sim.record import Record
 from sim.scenario import PeersTable, Scenario
@@ -46,65 +46,6 @@ LOAD_S = 1.0
 """To start an engine once its layers are there."""
 
 REQUESTER_SESSIONS = 64
-
-
-@dataclass(frozen=True)
-class Machine:
-    """What a virtual peer's machine is capable of."""
-
-    number: int
-    access: Access
-    speed: Speed
-    layers: int
-    sessions: int
-    join_s: float
-    serves: Layers | None = None
-    """Whatever others do; None chooses."""
-    numerics: int = 0
-    cheat: Cheat | None = None
-
-
-@dataclass(eq=False)
-class VirtualPeer:
-    """A peer while it is there."""
-
-    machine: Machine
-    identity: Identity
-    joined_s: float
-    leaving: trio.Event = field(default_factory=trio.Event)
-    life: trio.CancelScope = field(default_factory=trio.CancelScope)
-    over: trio.Event = field(default_factory=trio.Event)
-    engines: list[VirtualStage] = field(default_factory=list)
-    directory: Directory | None = None
-    server: Server | None = None
-
-    @property
-    def id(self) -> PeerId:
-        """Its peer id."""
-        return self.identity.peer_id
-
-    @property
-    def held(self) -> Layers | None:
-        """What it serves new sessions with."""
-        return self.server.held.layers if self.server and self.server.held else None
-
-    def kill(self) -> None:
-        """End it without a word."""
-        self.life.cancel()
-
-
-@dataclass(eq=False)
-class Requester:
-    """A machine that asks."""
-
-    number: int
-    id: PeerId
-    client: SwarmClient
-    directory: Directory
-    ends: VirtualEnds
-    auditor: Auditor
-    blamed: set[PeerId] = field(default_factory=set)
-    """Those that it has caught cheating."""
 
 
 class World:
@@ -265,7 +206,7 @@ class World:
         chance = self.chance(f"peer {self._born}")
         async with self.network.join(peer.id) as inner, trio.open_nursery() as nursery:
             transport = Guarded(inner)
-            peer.directory = Directory(transport, CheapSigner(peer.id), chance, is_cheaply_signed)
+            peer.directory = _directory(transport, chance)
             peer.directory.listen()
             notary = Notary(transport, peer.identity.sign, self.served.append)
             notary.listen()
@@ -361,10 +302,7 @@ class World:
         self.network.admit(identity.peer_id, Access(number % regions, jitter=0.1))
         async with self.network.join(identity.peer_id) as inner, trio.open_nursery() as nursery:
             transport = Guarded(inner)
-            directory = Directory(
-                transport, CheapSigner(identity.peer_id), chance, is_cheaply_signed
-            )
-            directory.follow(MODEL)
+            directory = _directory(transport, chance)
             await directory.enter(self.ways_in())
             nursery.start_soon(directory.run, self.ways_in())
             speed = Speed(table.row_ms / 1000, table.chunk_ms / 1000)
@@ -398,3 +336,12 @@ class World:
             )
             task_status.started()
             await trio.sleep_forever()
+
+
+def _directory(transport: Guarded, chance: Random) -> Directory:
+    """Return what a peer is to know of the model."""
+    directory = Directory(
+        transport, CheapSigner(transport.peer_id), chance, verify=is_cheaply_signed
+    )
+    directory.follow(MODEL)
+    return directory

@@ -218,9 +218,10 @@ def _gossip(chance: Random) -> list[Heard]:
 def _judge_gossip(given: list[Heard]) -> None:
     """What is taken in is signed by the peer that it names, and there is no more than fits."""
     view = View(PeerId("x" * 52), verify, Random(1), SMALL_VIEW)
-    view.follow(ModelId(GOOD["Advertisement"][2]))
+    topics = (ModelId(GOOD["Advertisement"][2]), None)
+    view.follow(topics[0])
     for number, heard in enumerate(given):
-        if view.take(heard, NOW + number, direct=number % 2 == 0) is Taken.NEW:
+        if view.take(heard, NOW + number, topics[number % 2]) is Taken.NEW:
             said = decode(heard.body, Advertisement)
             assert verify(said.peer, heard.body, heard.signature)
         known = [entry for model in view.shelves for entry in view.of(model)]

@@ -331,7 +331,7 @@ async def test_only_those_who_answer_are_counted_on(autojump_clock: MockClock) -
         for sequence in range(1, 20):
             word = signed(advertisement(ghost, sequence=sequence), ghost)
             for peer in made:
-                peer.directory.view.take(word, trio.current_time(), direct=True)
+                peer.directory.view.take(word, trio.current_time(), MODEL)
             await trio.sleep(PERIOD_S / 2)
         for peer in made:
             assert peer.directory.view.get(ghost.peer_id), "it was believed to speak"

@@ -122,9 +122,9 @@ def test_an_author_cannot_flood() -> None:
     """Of one author's advertisements a burst is taken, and then as many as honest ones send."""
     seen = trusting()
     said = [unsigned(advertisement(identity(1), sequence=i)) for i in range(1, 1000)]
-    burst = [seen.take(heard, 0, direct=True) for heard in said[:20]]
+    burst = [seen.take(heard, 0, MODEL) for heard in said[:20]]
     assert burst == [Taken.NEW] * CREDIT_MAX + [Taken.OLD] * (20 - CREDIT_MAX)
-    later = [seen.take(heard, i, direct=True) for i, heard in enumerate(said[20:120])]
+    later = [seen.take(heard, i, MODEL) for i, heard in enumerate(said[20:120])]
     assert later.count(Taken.NEW) == pytest.approx(40, abs=2)
 
 
@@ -207,7 +207,7 @@ def test_a_full_view_keeps_a_sample_with_every_layer() -> None:
         said = advertisement(
             identity(number), layers=(first, first + 1), sequence=now, period_ms=1_000_000
         )
-        seen.take(unsigned(said), now, direct=True)
+        seen.take(unsigned(said), now, MODEL)
         if now > 2000:
             break
     served = {a.parsed.advertisement.first for a in seen.of(MODEL)}

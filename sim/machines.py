@@ -1,0 +1,74 @@
+"""Who is there in a virtual network."""
+
+from dataclasses import dataclass, field
+
+import trio
+
+from p2pinfer.core.ids import PeerId
+from peers.auditor import Auditor
+from peers.client import SwarmClient
+from peers.directory import Directory
+from peers.layers import Layers
+from peers.server import Server
+from sim.engine import Cheat, Speed, VirtualEnds, VirtualStage
+from sim.links import Access
+from transports.identity import Identity
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What a virtual peer's machine is capable of."""
+
+    number: int
+    access: Access
+    speed: Speed
+    layers: int
+    sessions: int
+    join_s: float
+    serves: Layers | None = None
+    """Whatever others do; None chooses."""
+    numerics: int = 0
+    cheat: Cheat | None = None
+
+
+@dataclass(eq=False)
+class VirtualPeer:
+    """A peer while it is there."""
+
+    machine: Machine
+    identity: Identity
+    joined_s: float
+    leaving: trio.Event = field(default_factory=trio.Event)
+    life: trio.CancelScope = field(default_factory=trio.CancelScope)
+    over: trio.Event = field(default_factory=trio.Event)
+    engines: list[VirtualStage] = field(default_factory=list)
+    directory: Directory | None = None
+    server: Server | None = None
+
+    @property
+    def id(self) -> PeerId:
+        """Its peer id."""
+        return self.identity.peer_id
+
+    @property
+    def held(self) -> Layers | None:
+        """What it serves new sessions with."""
+        return self.server.held.layers if self.server and self.server.held else None
+
+    def kill(self) -> None:
+        """End it without a word."""
+        self.life.cancel()
+
+
+@dataclass(eq=False)
+class Requester:
+    """A machine that asks."""
+
+    number: int
+    id: PeerId
+    client: SwarmClient
+    directory: Directory
+    ends: VirtualEnds
+    auditor: Auditor
+    blamed: set[PeerId] = field(default_factory=set)
+    """Those that it has caught cheating."""
