@@ -1,7 +1,10 @@
 """The command line of simulations: what is said before a run, and as JSON."""
 
 import json
-from collections.abc import Callable
+import os
+import platform
+import sys
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import pytest
@@ -10,6 +13,7 @@ import sim.hunt
 import sim.pictures
 import sim.run
 from p2pinfer.core.errors import UserError
+from p2pinfer.engine.process import HUGE_PAGES
 from sim.hunt import Finding, draw
 from sim.scenario import Scenario, load_scenario
 from tests.command_line import run
@@ -92,3 +96,33 @@ def test_a_scenario_with_fewer_peers(
     assert begun[0].duration_s == load_scenario("world").duration_s
     assert run(monkeypatch, "sim", "home", "--peers", "6") == 2
     assert "--peers must be from 1 to 5" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("allocator", [None, "pymalloc"])
+def test_a_simulation_begins_anew_on_huge_pages(
+    allocator: str | None, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Once, with the same words; not where somebody has chosen an allocator."""
+    begun: list[tuple[list[str], str]] = []
+
+    def begin(_: str, words: list[str], environment: Mapping[str, str]) -> None:
+        begun.append((words, environment["GLIBC_TUNABLES"]))
+        raise UserError("it has begun anew")
+
+    for name in ("PYTHONMALLOC", "GLIBC_TUNABLES"):
+        monkeypatch.delenv(name, raising=False)
+    if allocator:
+        monkeypatch.setenv("PYTHONMALLOC", allocator)
+    monkeypatch.setattr(platform, "libc_ver", lambda: ("glibc", "2.36"))
+    monkeypatch.setattr(os, "execve", begin)
+    monkeypatch.setattr(sim.run, "run_scenario", begin_not)
+    words = ["sim", "home", "--seed", "2"]
+    monkeypatch.setattr(sys, "orig_argv", ["python", "-m", "p2pinfer", *words])
+    assert run(monkeypatch, *words) == 2
+    again = [sys.executable, "-m", "p2pinfer", *words]
+    assert begun == ([] if allocator else [(again, HUGE_PAGES)])
+
+
+def begin_not(*_: object) -> None:
+    """Stand for a run that has begun where it was to."""
+    raise UserError("it has begun here")

@@ -30,7 +30,7 @@ _EXIT_S_MAX = 3.0
 _RESTART_S_MIN, _RESTART_S_MAX = 0.1, 10.0
 """Pause before a dead worker is replaced; doubled for each that dies before it answered once."""
 
-_HUGE_PAGES = "glibc.malloc.hugetlb=1"
+HUGE_PAGES = "glibc.malloc.hugetlb=1"
 """Let malloc ask for transparent huge pages: weights are read from end to end for every token, and
 with 4 KiB pages the processor keeps looking up where they are (5 to 8 % of decoding, measured)."""
 
@@ -166,7 +166,7 @@ class Worker:
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=stderr,
-                env={"GLIBC_TUNABLES": _HUGE_PAGES, **os.environ},
+                env={"GLIBC_TUNABLES": HUGE_PAGES, **os.environ},
                 process_group=0,
             )
         ours.setblocking(False)
