@@ -48,6 +48,8 @@ class Entry:
     made_at: float
     """By this peer's own clock, in seconds."""
     credit: float
+    look_at: float = 0.0
+    """When to look whether it has fallen silent."""
     has_answered: bool = False
     """It answered when it was dialled; that it dials others is no sign that they reach it."""
     missed: int = 0

@@ -6,7 +6,6 @@ models a few peers each, which tell more to whoever asks them.
 """
 
 import heapq
-import math
 from collections.abc import Callable, Collection, Iterable
 from enum import Enum, auto
 from random import Random
@@ -100,8 +99,7 @@ class View:
         self._silenced: dict[PeerId, tuple[int, float]] = {}
         """Of those forgotten: their last number and when, lest an old word bring them back."""
         self._expiries: list[tuple[float, PeerId]] = []
-        self._expected: dict[PeerId, float] = {}
-        """When to look whether a peer has fallen silent: which of the former counts."""
+        """When to look whether a peer has fallen silent; what its entry says counts."""
         self._shut_out: dict[PeerId, None] = {}
 
     def follow(self, model: ModelId) -> bool:
@@ -205,41 +203,36 @@ class View:
             self._drop(found.peer)
             entry = self._known[found.peer] = Entry(parsed, heard, made_at, credit)
             self._shelf(found.model).add(found.peer, entry)
-            self._expect(found.peer, made_at + self._lasts_s(found))
+            self._expect(entry, made_at + self._lasts_s(found))
             return
         self.shelves[found.model].renew(entry, parsed, heard, made_at, credit)
         if found.period_ms < SHORTER * before.period_ms:
-            self._expect(found.peer, made_at + self._lasts_s(found))
+            expires_at = made_at + self._lasts_s(found)
+            if expires_at < entry.look_at:
+                self._expect(entry, expires_at)
 
     def forget_the_silent(self, now: float) -> list[Advertisement]:
         """Drop what has expired, and return it."""
         gone: list[Advertisement] = []
         while self._expiries and self._expiries[0][0] <= now:
             at, peer = heapq.heappop(self._expiries)
-            if self._expected.get(peer) != at:
+            entry = self._known.get(peer)
+            if entry is None or entry.look_at != at or peer == self.me:
                 continue  # it was to be looked at earlier
-            del self._expected[peer]
-            entry = self.get(peer)
-            if entry is None or peer == self.me:
-                continue
             found = entry.parsed.advertisement
             if (expires_at := entry.made_at + self._lasts_s(found)) > now:
-                self._expect(peer, expires_at)  # it was renewed, or the swarm has grown meanwhile
+                self._expect(entry, expires_at)  # it was renewed, or the swarm has grown meanwhile
             else:
                 gone.append(found)
                 self._silence(peer, found.sequence, now)
         return gone
 
-    def _expect(self, peer: PeerId, expires_at: float) -> None:
+    def _expect(self, entry: Entry, expires_at: float) -> None:
         """Note when to look whether a peer has fallen silent."""
-        if expires_at >= self._expected.get(peer, math.inf):
-            return
-        self._expected[peer] = expires_at
-        heapq.heappush(self._expiries, (expires_at, peer))
+        entry.look_at = expires_at
+        heapq.heappush(self._expiries, (expires_at, entry.parsed.advertisement.peer))
         if len(self._expiries) > EXPIRIES_PER_PEER_MAX * self._room:  # somebody renews for fun
-            said = [(e.made_at, e.parsed.advertisement) for e in self._known.values()]
-            self._expected = {a.peer: made_at + self._lasts_s(a) for made_at, a in said}
-            self._expiries = sorted((at, peer) for peer, at in self._expected.items())
+            self._expiries = sorted((entry.look_at, peer) for peer, entry in self._known.items())
 
     def _last_word(self, peer: PeerId, now: float) -> int:
         """Return the number of the last word of a peer that has gone, while it is remembered."""

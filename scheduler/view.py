@@ -96,7 +96,7 @@ class View:
         newest = {advertisement.peer: advertisement for advertisement in advertisements}
         if newest:
             view._advertisements = list(newest.values())
-            view._row = {peer: row for row, peer in enumerate(newest)}
+            view._row = dict(zip(newest, range(len(newest)), strict=True))
             rows = np.frombuffer(b"".join(map(_row_again, view._advertisements)), np.int64)
             view._table = rows.reshape(len(newest), -1).copy(order="F")
         return view
