@@ -22,6 +22,9 @@ from p2pinfer.core.exchange import TAG_BYTES
 from p2pinfer.core.ids import ModelId, PeerId
 from peers.shelf import Entry, Parsed, Shelf, parse
 
+SHORTEST_S = PERIOD_MS_DEFAULT / 1000
+"""Period of a small swarm."""
+
 ARRIVALS_PER_S_MAX = 10
 """Advertisements of a model that anybody gets, however many serve it: the period stretches."""
 
@@ -133,8 +136,7 @@ class View:
         crowd = 1 + len(shelf.entries) if shelf else 1
         if shelf and len(self._known) >= self._room:
             crowd = max(crowd, shelf.crowd)
-        shortest_s = PERIOD_MS_DEFAULT / 1000
-        return min(max(shortest_s, crowd / ARRIVALS_PER_S_MAX), PERIOD_MS_MAX / 1000)
+        return min(max(SHORTEST_S, crowd / ARRIVALS_PER_S_MAX), PERIOD_MS_MAX / 1000)
 
     def take(self, heard: Heard, now: float, topic: ModelId | None = None) -> Taken:
         """Judge an advertisement and keep it if it is new.
@@ -278,7 +280,9 @@ class View:
         return found.to_bytes(TAG_BYTES, "big")
 
     def _lasts_s(self, found: Advertisement) -> float:
-        period_s = min(found.period_ms / 1000, PERIOD_RATIO_MAX * self.period_s(found.model))
+        period_s = found.period_ms / 1000
+        if period_s > PERIOD_RATIO_MAX * SHORTEST_S:  # else our own is long enough in any case
+            period_s = min(period_s, PERIOD_RATIO_MAX * self.period_s(found.model))
         return lasts_s(period_s)
 
     def _shelf(self, model: ModelId) -> Shelf:

@@ -172,10 +172,10 @@ class WorldNetwork(MemoryNetwork):
         backbone_s = np.array(self._one_way_s[ours.region])[self._region[rows]]
         way_s = backbone_s + self._last_mile_s[rows] + ours.last_mile_ms / 1000
         steps = np.ceil(GOSSIP_HOPS / GOSSIP_STEP_S * way_s)
-        return {
-            GOSSIP_STEP_S * step: [receivers[at] for at in np.flatnonzero(steps == step).tolist()]
-            for step in np.unique(steps).tolist()
-        }
+        found: defaultdict[float, list[PeerId]] = defaultdict(list)
+        for peer, step in zip(receivers, steps.tolist(), strict=True):
+            found[GOSSIP_STEP_S * step].append(peer)
+        return found
 
     def _resent_s(self, loss: float, size: int, latency_s: float) -> float:
         """Return by how much a message is late because packets of it were lost."""
