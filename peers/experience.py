@@ -20,8 +20,11 @@ from transports.base import Transport
 TIMES_MAX = 64
 """Of a session's last tokens: what stages say each took."""
 
-CALLED_MAX = 16
+REACHED_MAX = 16
 """Peers to which the way is measured; each costs a connection."""
+
+CALLED_MAX = 64
+"""Called until so many are reached: most of a swarm of laptops may be behind NAT."""
 
 CALL_S = 5.0
 """How often others are called, while fewer have been."""
@@ -93,22 +96,23 @@ async def call_around(
     transport: Transport, offers: Callable[[], Iterable[Advertisement]], chance: Random
 ) -> None:
     """Connect with some of those who serve, so that the ways to them are measured; for ever."""
-    called: set[PeerId] = set()
+    called, reached = set[PeerId](), set[PeerId]()
     while True:
         strangers = [offer for offer in offers() if offer.peer not in called]
         chance.shuffle(strangers)
+        wanted = min(REACHED_MAX - len(reached), CALLED_MAX - len(called))
         async with trio.open_nursery() as nursery:
-            for offer in strangers[: CALLED_MAX - len(called)]:
+            for offer in strangers[:wanted]:
                 called.add(offer.peer)
-                nursery.start_soon(_call, transport, offer)
+                nursery.start_soon(_call, transport, offer, reached)
         await trio.sleep(CALL_S)
 
 
-async def _call(transport: Transport, offer: Advertisement) -> None:
+async def _call(transport: Transport, offer: Advertisement, reached: set[PeerId]) -> None:
     with trio.move_on_after(CALL_S_MAX):
         for address in offer.addresses:
             try:
-                await transport.connect(address)
+                reached.add(await transport.connect(address))
             except (PeerError, UserError):  # it advertises what no transport can dial
                 continue
             return

@@ -78,8 +78,8 @@ class WorldNetwork(MemoryNetwork):
         self._one_way_s, self._widening, self._chance = one_way_s, model_width / WIDTH, chance
         self._up_free_at: defaultdict[PeerId, float] = defaultdict(float)
         self._apart: Callable[[PeerId, PeerId], bool] | None = None
-        self._dialled: defaultdict[PeerId, set[PeerId]] = defaultdict(set)
-        """By peers that nobody can dial; a connection stays, and serves both."""
+        self._connected: defaultdict[PeerId, set[PeerId]] = defaultdict(set)
+        """With whom each is: a connection stays, and serves both, whoever has dialled."""
         # Of everybody, a row each: gossip reaches hundreds at once, again and again.
         self._row: dict[PeerId, int] = {}
         self._region = np.empty(0, np.int64)
@@ -103,7 +103,7 @@ class WorldNetwork(MemoryNetwork):
         """Let nothing pass between these peers any more."""
         self._apart = are_apart
         self.sever(are_apart)
-        for one, others in self._dialled.items():
+        for one, others in self._connected.items():
             others -= {other for other in others if are_apart(one, other)}
 
     def heal(self) -> None:
@@ -117,17 +117,17 @@ class WorldNetwork(MemoryNetwork):
     def reach_s(self, sender: PeerId, receiver: PeerId, *, own: bool) -> float:
         """Return how long it takes a peer to reach another; see `transports.memory`."""
         access = self.access.get(receiver)  # of a peer that was never there, others may speak
-        if access and not access.is_dialable and (own or sender not in self._dialled[receiver]):
+        if access and not access.is_dialable and (own or sender not in self._connected[receiver]):
             return math.inf
         round_trip_s = super().reach_s(sender, receiver, own=own)
-        if not self.access[sender].is_dialable and receiver in self.peers:
-            self._dialled[sender].add(receiver)
+        if receiver in self.peers and not math.isinf(round_trip_s):
+            self._connected[sender].add(receiver)
+            self._connected[receiver].add(sender)
         return round_trip_s
 
     def round_trip_s(self, one: PeerId, other: PeerId) -> float | None:
-        """Return what a ping between them takes; None where it does not arrive."""
-        there_s = self._latency_s(one, other)
-        return None if math.isinf(there_s) else 2 * there_s
+        """Return what a ping between two connected peers takes; None between others."""
+        return 2 * self._latency_s(one, other) if other in self._connected[one] else None
 
     def _latency_s(self, sender: PeerId, receiver: PeerId) -> float:
         """Return a way's least delay, infinite where nothing passes."""

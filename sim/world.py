@@ -18,6 +18,7 @@ from peers.auditor import Auditor
 from peers.client import Asked, SwarmClient
 from peers.directory import Directory
 from peers.evidence import Gatherer
+from peers.experience import call_around
 from peers.frauds import judges_beside
 from peers.guarded import Guarded
 from peers.layers import Layers
@@ -230,7 +231,7 @@ class World:
                 chance,
                 lambda: 1 + int(1000 * trio.current_time()),
                 peer.leaving,
-                round_trip_s=lambda other: self.network.round_trip_s(peer.id, other),
+                round_trip_s=partial(self.network.round_trip_s, peer.id),
                 on_serving=on_serving,
                 notary=notary,
             )
@@ -317,9 +318,17 @@ class World:
             asked = Asked(MODEL, MODEL_NAME, self.ways_in())
             gatherer = Gatherer(nursery, transport, chance.randbytes)
             client = SwarmClient(
-                nursery, transport, directory, ends, asked, chance.randbytes, gatherer
+                nursery,
+                transport,
+                directory,
+                ends,
+                asked,
+                chance.randbytes,
+                gatherer,
+                partial(self.network.round_trip_s, identity.peer_id),
             )
             serving = partial(directory.serving, MODEL)
+            nursery.start_soon(call_around, transport, serving, chance)
             replays = PeerReplays(transport, serving, MODEL, gatherer, chance.randbytes)
             frauds = self._courts.open(
                 transport,

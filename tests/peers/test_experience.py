@@ -1,7 +1,9 @@
 """What a requester thinks of peers after it has seen them at work."""
 
 import random
+from contextlib import AsyncExitStack
 
+import pytest
 import trio
 from trio.testing import MockClock
 
@@ -9,7 +11,15 @@ from p2pinfer.core.advertisement import Advertisement
 from p2pinfer.core.errors import PeerUnavailable
 from p2pinfer.core.ids import PeerId
 from p2pinfer.core.messages import Refusal
-from peers.experience import CALL_S, CALLED_MAX, TIMES_MAX, Experiences, call_around, stage_times
+from peers.experience import (
+    CALL_S,
+    CALLED_MAX,
+    REACHED_MAX,
+    TIMES_MAX,
+    Experiences,
+    call_around,
+    stage_times,
+)
 from peers.talk import RefusedError
 from scheduler.routing import Asking, RouteHop, find_route
 from scheduler.view import STANDING_NEW
@@ -74,22 +84,29 @@ async def test_measured_ways_are_preferred(autojump_clock: MockClock) -> None:
     assert [h.peer for h in route] == [B]
 
 
-async def test_some_are_called_and_no_more(autojump_clock: MockClock) -> None:
-    """Each once, the silent ones too, however many there are."""
+@pytest.mark.parametrize(("silent", "count"), [(0.0, REACHED_MAX), (1.0, CALLED_MAX)])
+async def test_some_are_called_and_no_more(
+    silent: float, count: int, autojump_clock: MockClock
+) -> None:
+    """Each once, until enough have answered; not all, where nobody does."""
     network = MemoryNetwork()
     names = [peer(f"p{number}") for number in range(2 * CALLED_MAX)]
     calls: list[str] = []
-    async with network.join(peer("me")) as me, trio.open_nursery() as nursery:
+    async with AsyncExitStack() as stack:
+        me = await stack.enter_async_context(network.join(peer("me")))
+        for name in names[: round((1 - silent) * len(names))]:
+            await stack.enter_async_context(network.join(name))
+        nursery = await stack.enter_async_context(trio.open_nursery())
         connect = me.connect
 
-        async def count(address: str) -> PeerId:
+        async def count_it(address: str) -> PeerId:
             calls.append(address)
             return await connect(address)
 
-        me.connect = count  # type: ignore[method-assign]
+        me.connect = count_it  # type: ignore[method-assign]
         nursery.start_soon(
             call_around, me, lambda: [offer(name) for name in names], random.Random(1)
         )
-        await trio.sleep(10 * CALL_S)
+        await trio.sleep(40 * CALL_S)
         nursery.cancel_scope.cancel()
-    assert len(calls) == len(set(calls)) == CALLED_MAX
+    assert len(calls) == len(set(calls)) == count

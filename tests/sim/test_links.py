@@ -51,6 +51,8 @@ async def test_who_cannot_be_dialled_is_reached_over_connections_of_its_own(
         assert await (await open_.open(HIDDEN, SAY)).receive() == b"hello"
         with pytest.raises(PeerUnavailable):
             await stranger.open(HIDDEN, SAY)
+        assert network.round_trip_s(OPEN, HIDDEN) == network.round_trip_s(HIDDEN, OPEN) == 0.02
+        assert network.round_trip_s(STRANGER, HIDDEN) is None
         network.cut(lambda one, other: {one, other} == {HIDDEN, OPEN})
         network.heal()
         with pytest.raises(PeerUnavailable):
