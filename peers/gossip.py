@@ -57,7 +57,8 @@ class Announcer:
         with trio.move_on_after(max(0.0, early * (self._due - trio.current_time()))):
             await self._hurry.wait()
         self._hurry = trio.Event()
-        await trio.sleep(max(0.0, (1 - self._now_credit()) / BURST_PER_S))
+        if (lacking := 1 - self._now_credit()) > 0:
+            await trio.sleep(lacking / BURST_PER_S)
 
     def published(self, period_s: float) -> None:
         """Wait for another period from now on."""
