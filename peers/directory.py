@@ -32,7 +32,9 @@ from transports.identity import verify as verify_signature
 _log = logging.getLogger("p2pinfer.directory")
 
 COMPARE_S_MAX = 30.0
-"""How often a peer compares notes with another; more often where the period is shorter."""
+"""How often a peer compares notes with another; more often where the period is shorter, since so it
+learns whom it can dial, too. Among 200 simulated peers, most of them behind NAT, one first token in
+twenty took half as long again where all kept to this pace."""
 
 FIND_S = 5.0
 """How often the ways in are tried while nobody is known."""
