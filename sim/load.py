@@ -1,6 +1,6 @@
 """The work: who asks what when, and what came of it."""
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Container, Iterator, Sequence
 from contextlib import aclosing
 
 import trio
@@ -188,11 +188,16 @@ async def _examine(world: World, requester: Requester, session: Session, since_s
         _judge_audit(world, requester, audited, now)
 
 
+def is_framed(audited: Audited, liars: Container[PeerId]) -> bool:
+    """Whether all who replayed the layers are cheats, but perhaps for an auditor that is blamed."""
+    others = [peer for peer in audited.by if peer != audited.blamed]
+    return bool(others) and all(peer in liars for peer in others)
+
+
 def _judge_audit(world: World, requester: Requester, audited: Audited, now: float) -> None:
     """Nobody honest is blamed; who always lies is caught wherever an honest peer looks."""
     liars = world.liars
-    is_framed = bool(audited.by) and all(peer in liars for peer in audited.by)
-    if audited.blamed is not None and audited.blamed not in liars and is_framed:
+    if audited.blamed is not None and audited.blamed not in liars and is_framed(audited, liars):
         world.record.events["framed"] += 1  # two who lie alike outvote one: a known limit
     elif audited.blamed is not None and audited.blamed not in liars:
         world.record.violation("blamed", now, f"an honest peer is blamed: {audited.line()}")

@@ -9,8 +9,10 @@ from attrs import evolve
 
 from p2pinfer.core.ids import PeerId
 from p2pinfer.core.ledger import Entry
+from p2pinfer.core.trust import Audited, Verdict
 from sim.checks import check_ledger
 from sim.clock import run_virtual
+from sim.load import is_framed
 from sim.record import Record
 from sim.run import Outcome, run_scenario
 from sim.scenario import LiarsTable, ModelTable, PeersTable, RequestsTable, Scenario
@@ -35,6 +37,27 @@ PAIR = Scenario(
         audit_rate=1.0,
     ),
 )
+
+
+STAGE, AUDITOR, OTHER = (PeerId(name) for name in ("stage", "auditor", "other"))
+
+
+@pytest.mark.parametrize(
+    ("by", "blamed", "liars", "framed"),
+    [
+        ((AUDITOR, OTHER), STAGE, {AUDITOR, OTHER}, True),
+        ((AUDITOR, OTHER), STAGE, {AUDITOR}, False),
+        ((AUDITOR, OTHER), AUDITOR, {STAGE, OTHER}, True),
+        ((AUDITOR, OTHER), AUDITOR, {STAGE}, False),
+        ((AUDITOR,), AUDITOR, {STAGE}, False),
+    ],
+)
+def test_whom_cheats_alone_outvote_is_framed(
+    by: tuple[PeerId, ...], blamed: PeerId, liars: set[PeerId], framed: bool
+) -> None:
+    """A stage, or an auditor that was the only honest one: a limit of votes, and no mistake."""
+    audited = Audited(STAGE, 1, 5, Verdict.CLOSE, by, blamed=blamed)
+    assert is_framed(audited, liars) is framed
 
 
 def verdicts(outcome: Outcome) -> set[str]:
