@@ -89,7 +89,7 @@ def lines(numbers: dict[str, Any]) -> list[str]:
         "receipts": f"joined up {joined_up} times, broke {broke} times;"
         f" {numbers['lies']} lies told",
         "audits": f"{numbers['audits']}, of which {numbers['caught']} caught a cheat"
-        f" and {numbers['framed']}, all by cheats, blamed somebody honest;"
+        f" and {numbers['framed']}, by a majority of cheats, blamed somebody honest;"
         f" peers found {numbers['proven']} proofs to hold",
         "gossip": _shown(numbers["gossip_bytes_per_s"], "bytes/s") + ", by peer",
         "simulated": f"{numbers['virtual_s']:.0f} s in {numbers['wall_s']:.1f} s"

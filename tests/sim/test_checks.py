@@ -39,7 +39,7 @@ PAIR = Scenario(
 )
 
 
-STAGE, AUDITOR, OTHER = (PeerId(name) for name in ("stage", "auditor", "other"))
+STAGE, AUDITOR, OTHER, THIRD = (PeerId(name) for name in ("stage", "auditor", "other", "third"))
 
 
 @pytest.mark.parametrize(
@@ -47,15 +47,17 @@ STAGE, AUDITOR, OTHER = (PeerId(name) for name in ("stage", "auditor", "other"))
     [
         ((AUDITOR, OTHER), STAGE, {AUDITOR, OTHER}, True),
         ((AUDITOR, OTHER), STAGE, {AUDITOR}, False),
+        ((AUDITOR, OTHER, THIRD), STAGE, {AUDITOR, THIRD}, True),
+        ((AUDITOR, OTHER, THIRD), STAGE, {AUDITOR}, False),
         ((AUDITOR, OTHER), AUDITOR, {STAGE, OTHER}, True),
         ((AUDITOR, OTHER), AUDITOR, {STAGE}, False),
         ((AUDITOR,), AUDITOR, {STAGE}, False),
     ],
 )
-def test_whom_cheats_alone_outvote_is_framed(
+def test_whom_cheats_outvote_is_framed(
     by: tuple[PeerId, ...], blamed: PeerId, liars: set[PeerId], framed: bool
 ) -> None:
-    """A stage, or an auditor that was the only honest one: a limit of votes, and no mistake."""
+    """A stage, or an honest auditor: that is a limit of votes, and no mistake."""
     audited = Audited(STAGE, 1, 5, Verdict.CLOSE, by, blamed=blamed)
     assert is_framed(audited, liars) is framed
 
