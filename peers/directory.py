@@ -45,6 +45,9 @@ EXCHANGE_S_MAX = 10.0
 NEIGHBOURS_MIN = 4
 """Peers of a model to be connected with, so that gossip finds its way though some of them leave."""
 
+PATIENCE_S = 1.0
+"""For the first way in to tell all; it may be frozen, and whoever asks may not wait for long."""
+
 LOOK_AGAIN_S = 0.25
 """Between two looks for anybody at all."""
 
@@ -203,19 +206,25 @@ class Directory:
     async def enter(self, ways_in: Sequence[str]) -> list[PeerError]:
         """Compare notes with the peer at each address; return what went wrong with which.
 
-        One after the other: the first tells all there is, the others what differs.
+        The first to be reached tells all there is, the others what differs; if it takes its time,
+        they are asked for all, too.
 
         Raises:
             UserError: one of them is no address.
         """
         failures: list[PeerError] = []
-        turn = trio.Lock()
+        told, is_asked = trio.Event(), False
 
         async def try_one(address: str) -> None:
+            nonlocal is_asked
             try:
                 peer = await self._transport.connect(address)
-                async with turn:
-                    await self.exchange(peer)
+                if is_asked:
+                    with trio.move_on_after(PATIENCE_S):
+                        await told.wait()
+                is_asked = True
+                await self.exchange(peer)
+                told.set()
             except PeerError as error:
                 failures.append(error)
 

@@ -10,7 +10,7 @@ from p2pinfer.core.errors import PeerUnavailable, RemoteProtocolError, UserError
 from p2pinfer.core.exchange import Compare
 from p2pinfer.core.wire import encode
 from peers.comparing import MESSAGES_MAX, OFFENCES_MAX, TOLD_MAX
-from peers.directory import COMPARE_S_MAX, EXCHANGE_S_MAX
+from peers.directory import COMPARE_S_MAX, EXCHANGE_S_MAX, PATIENCE_S
 from peers.shelf import CALLS_MISSED_MAX
 from peers.talk import DIRECTORY, receive, send
 from tests.peers.directories import (
@@ -192,6 +192,18 @@ async def test_a_newcomer_with_several_ways_in_is_told_all_once(
         assert len(newcomer.sees()) == 202
         one = len(encode(next(iter(old[0].directory.view.of(MODEL))).heard))
         assert 200 * one < sum(sent) < 230 * one
+
+
+async def test_a_frozen_way_in_holds_nobody_up(autojump_clock: MockClock) -> None:
+    """It is reached first and says nothing: soon the others are asked all the same."""
+    async with directories(3) as (_, (frozen, old, newcomer)):
+        frozen.transport.handle(DIRECTORY, silence)
+        fill(old, range(100, 110))
+        newcomer.directory.follow(MODEL)
+        ways_in = [f"/memory/0/p2p/{peer.id}" for peer in (frozen, old)]
+        with trio.move_on_after(2 * PATIENCE_S):
+            await newcomer.directory.enter(ways_in)
+        assert len(newcomer.sees()) == 10
 
 
 async def test_a_former_run_is_outdone(autojump_clock: MockClock) -> None:
