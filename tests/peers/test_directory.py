@@ -196,7 +196,8 @@ async def test_a_newcomer_with_several_ways_in_is_told_all_once(
 
 async def test_a_frozen_way_in_holds_nobody_up(autojump_clock: MockClock) -> None:
     """It is reached first and says nothing: soon the others are asked all the same."""
-    async with directories(3) as (_, (frozen, old, newcomer)):
+    async with directories(3) as (network, (frozen, old, newcomer)):
+        network.latency_s = lambda one, other: 0.01 if old.id in (one, other) else 0.0
         frozen.transport.handle(DIRECTORY, silence)
         fill(old, range(100, 110))
         newcomer.directory.follow(MODEL)

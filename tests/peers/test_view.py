@@ -196,6 +196,20 @@ def test_who_claims_a_long_period_does_not_linger() -> None:
     assert len(seen.forget_the_silent(141)) == 1
 
 
+def test_who_promises_a_shorter_period_is_looked_for_sooner() -> None:
+    """When the new word expires, and not when the old one would have; once for each word."""
+    gone, stays = identity(1), identity(2)
+    seen = trusting()
+    for each in (gone, stays):
+        seen.take(unsigned(advertisement(each, period_ms=40_000)), 0)
+        seen.take(unsigned(advertisement(each, sequence=2)), 1)
+    for now in range(10, 120, 10):
+        seen.take(unsigned(advertisement(stays, sequence=now)), now)
+        found = seen.forget_the_silent(now)
+        assert [a.peer for a in found] == ([gone.peer_id] if now == 40 else [])
+    assert len(seen._expiries) == 1
+
+
 def test_a_full_view_keeps_a_sample_with_every_layer() -> None:
     """Past the limit rare layers drive out common ones; the size of the swarm is still known."""
     seen = trusting(room=100)

@@ -70,3 +70,14 @@ def test_gossip_costs_what_it_costs_among_hosts(others: int, copies: float) -> N
     once = HEADER_BYTES + GOSSIP_BYTES + 900
     assert network.sent(names[1])[GOSSIP] == round(copies * once)
     assert network.sent(names[0])[GOSSIP] == min(others, GOSSIP_MESH_MAX) * once
+
+
+def test_gossip_does_not_cross_a_cut() -> None:
+    """Nobody on the other side hears it, or passes it on."""
+    network = WorldNetwork([[0.01]], 8, Random(1))
+    for name in (HIDDEN, OPEN, STRANGER):
+        network.admit(name, Access())
+    network.cut(lambda one, other: STRANGER in (one, other))
+    reached = network.spread(HIDDEN, [OPEN, STRANGER], bytes(900)).values()
+    assert [peer for peers in reached for peer in peers] == [OPEN]
+    assert network.sent(OPEN)[GOSSIP] > 0 == network.sent(STRANGER)[GOSSIP]
