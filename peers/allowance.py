@@ -3,7 +3,7 @@
 from p2pinfer.core.ids import PeerId
 
 PEERS_MAX = 1024
-"""Peers remembered; the one longest idle is forgotten first, and its bucket is full again."""
+"""Peers remembered whose buckets are not full; of more, the fullest is forgotten first."""
 
 
 ROUNDING_S = 1e-6
@@ -20,15 +20,17 @@ class Allowances:
 
     def spend(self, peer: PeerId, now: float, amount: float = 1) -> bool:
         """Take an amount off what a peer may do, and say whether it may."""
-        buckets = self._full_at
-        before = buckets.pop(peer, now)
-        if before < now:
-            before = now
-        after = before + amount * self._each_s
-        good = after - now <= self._most_s
-        if buckets:
-            idle = next(iter(buckets))
-            if buckets[idle] <= now or len(buckets) >= PEERS_MAX:
-                del buckets[idle]
-        buckets[peer] = after if good else before
-        return good
+        full_at = self._full_at.get(peer, now)
+        full_at = (full_at if full_at > now else now) + amount * self._each_s
+        if full_at - now > self._most_s:
+            return False
+        self._full_at[peer] = full_at
+        if len(self._full_at) > PEERS_MAX:
+            self._forget_the_full(now)
+        return True
+
+    def _forget_the_full(self, now: float) -> None:
+        left = {peer: at for peer, at in self._full_at.items() if at > now}
+        if len(left) > PEERS_MAX:
+            del left[min(left, key=left.__getitem__)]
+        self._full_at = left

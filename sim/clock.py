@@ -16,6 +16,8 @@ import trio
 
 T = TypeVar("T")
 
+_run: Any = trio._core._run
+
 
 class JumpClock(trio.abc.Clock):
     """Seconds from 0; jumps to the next deadline whenever every task waits."""
@@ -34,12 +36,13 @@ class JumpClock(trio.abc.Clock):
 
     def deadline_to_sleep_time(self, deadline: float) -> float:
         """Jump; trio asks only when no task can run."""
-        due = self._due
-        if due and due[0][0] <= deadline:
+        due, runner = self._due, _run.GLOBAL_RUN_CONTEXT.runner
+        while due and due[0][0] <= deadline:
             self._now_s = max(self._now_s, due[0][0])
             while due and due[0][0] <= self._now_s:
                 heapq.heappop(due)[2]()
-            return 0.0
+            if runner.runq:
+                return 0.0
         if math.isinf(deadline):  # trio itself waits for its own wake-up call as it ends
             return deadline
         self._now_s = max(self._now_s, deadline)
@@ -57,15 +60,14 @@ class JumpClock(trio.abc.Clock):
 @contextmanager
 def _pinned(seed: int) -> Iterator[None]:
     """Let trio order its tasks by age and by a seeded generator while the block lasts."""
-    run: Any = trio._core._run
-    before = run._ALLOW_DETERMINISTIC_SCHEDULING, run._r.getstate()
-    run._ALLOW_DETERMINISTIC_SCHEDULING = True
-    run._r.seed(seed)
+    before = _run._ALLOW_DETERMINISTIC_SCHEDULING, _run._r.getstate()
+    _run._ALLOW_DETERMINISTIC_SCHEDULING = True
+    _run._r.seed(seed)
     try:
         yield
     finally:
-        run._ALLOW_DETERMINISTIC_SCHEDULING = before[0]
-        run._r.setstate(before[1])
+        _run._ALLOW_DETERMINISTIC_SCHEDULING = before[0]
+        _run._r.setstate(before[1])
 
 
 def call_at(at_s: float, act: Callable[[], object]) -> None:
