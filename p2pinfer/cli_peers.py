@@ -111,7 +111,9 @@ def table(rows: "Sequence[Row]", bar_chars: int) -> "Table":
 def cells(row: "Row", bar_chars: int) -> tuple[str, ...]:
     """Return a row as text."""
     said = row.said
-    if row.reached is False:
+    if not said.addresses:
+        way = "no way in"
+    elif row.reached is False:
         way = "no answer"
     else:
         way = "" if row.round_trip_s is None else f"{1000 * row.round_trip_s:.1f} ms"

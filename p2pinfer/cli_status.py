@@ -137,7 +137,8 @@ def _state(found: Status) -> str:
     layers = f" layers {found['layers']} of {found['layers_of_model']}" if "layers" in found else ""
     if found.get("resting"):
         return f"resting: {found['resting']};{layers}{where}"
-    return f"{found['state']}{layers}{where}"
+    hidden = "; nobody can dial it (see: doctor)" if found.get("hidden") else ""
+    return f"{found['state']}{layers}{where}{hidden}"
 
 
 def cells(session: Status) -> tuple[str, ...]:

@@ -111,6 +111,9 @@ def peer_findings(mine: set[PeerId], rows: Sequence[Row]) -> list[Finding]:
 def _port(row: Row) -> list[Finding]:
     """Say whether others can call a peer of this machine."""
     name = f"…{row.said.peer[-6:]}"
+    if not row.said.addresses:
+        text = f"nobody who tried could dial {name}: open its port, in the firewall or the router"
+        return [Finding("port", False, text)]
     if row.reached is False:
         text = f"{name} cannot be called at any of its addresses: is a firewall closing its port?"
         return [Finding("port", False, text)]
@@ -148,7 +151,7 @@ def clock_findings(others: Sequence[Row]) -> list[Finding]:
 def coverage_findings(said: Sequence[Advertisement], mine: set[PeerId]) -> list[Finding]:
     """Say which layers nobody serves, and which only one peer does."""
     name, layers, model = said[0].model_name, said[0].layers, said[0].model
-    served = holders(said, model, layers)
+    served = holders([a for a in said if a.addresses], model, layers)
     inner = range(1, layers - 1)
     missing = ranges([layer for layer in inner if not served[layer]])
     found = [

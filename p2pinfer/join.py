@@ -56,6 +56,7 @@ from peers.replay import PeerReplays
 from peers.server import Server
 from peers.serving import Held, Plan
 from transports.base import Reach, Transport
+from transports.identity import Identity
 
 T = TypeVar("T")
 
@@ -65,6 +66,11 @@ ANSWER_S_MAX = 15.0
 """How long to wait for one of the ways in to answer: peers that start at once find each other."""
 
 ANSWER_AGAIN_S = 0.5
+
+HIDDEN = (
+    "nobody who tried could dial this peer, so no session comes here: open its port to others, in"
+    " the firewall or the router"
+)
 
 
 @dataclass(frozen=True)
@@ -135,8 +141,7 @@ async def serve_peer(options: PeerOptions, store: Store, hooks: Hooks) -> None:
             open_transport(options.transport, identity, options.listen, options.network)
         )
         transport = Guarded(inner)
-        directory = Directory(transport, identity, chance, clock_ms=clock_ms)
-        directory.listen()
+        directory = _directory(transport, identity, chance, hooks.say)
         PartsServer(transport, store).listen()
         bookkeeper = Bookkeeper(open_books())
         stack.callback(bookkeeper.finish)  # behind the sessions that the nursery ends
@@ -145,7 +150,8 @@ async def serve_peer(options: PeerOptions, store: Store, hooks: Hooks) -> None:
 
         def describe() -> Status:
             statistics = server.statistics if server else None
-            return {"network": network} | describe_peer(transport, statistics)
+            hidden = directory.voice.is_hidden
+            return {"network": network} | describe_peer(transport, statistics, hidden=hidden)
 
         await stack.enter_async_context(open_status(describe, partial(sponsor, identity, network)))
         nursery = await stack.enter_async_context(trio.open_nursery())
@@ -192,6 +198,23 @@ async def serve_peer(options: PeerOptions, store: Store, hooks: Hooks) -> None:
 def _serves(directory: Directory, me: PeerId, model: ModelId, peer: PeerId) -> bool:
     serving = (other for other in directory.serving(model) if other.state is State.SERVING)
     return peer == me or any(other.peer == peer for other in serving)
+
+
+def _directory(
+    transport: Guarded, identity: Identity, chance: random.Random, say: Callable[[str], None]
+) -> Directory:
+    """Listen to what others know; say, too, whether they can dial this peer."""
+
+    def on_hidden(hidden: bool) -> None:
+        if hidden:
+            say(HIDDEN)
+        elif transport.was_dialled:
+            say("others can dial this peer now")
+
+    directory = Directory(transport, identity, chance, clock_ms=clock_ms)
+    directory.voice.on_hidden = on_hidden
+    directory.listen()
+    return directory
 
 
 async def _cancel_at(event: trio.Event, scope: trio.CancelScope) -> None:

@@ -10,13 +10,14 @@ from transports.base import Transport
 
 
 def describe_peer(
-    transport: Transport, statistics: Callable[[], ServerStatistics] | None
+    transport: Transport, statistics: Callable[[], ServerStatistics] | None, *, hidden: bool
 ) -> dict[str, Any]:
     """Return who a peer is and what it does; without statistics while it fetches its model."""
     found: dict[str, Any] = {
         "role": "peer",
         "peer": transport.peer_id,
         "addresses": list(transport.addresses),
+        "hidden": hidden,
         "state": "joining",
         "sessions": [],
     }

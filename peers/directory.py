@@ -9,32 +9,32 @@ What one peer says it serves is a hint until it has answered.
 import logging
 import random
 from collections.abc import Awaitable, Callable, Iterable, Sequence
-from typing import Any, Protocol
+from typing import Any
 
 import trio
-from attrs import evolve
 
-from p2pinfer.core.advertisement import ADVERTISEMENTS_MAX, Advertisement, Heard, State
+from p2pinfer.core.advertisement import (
+    ADVERTISEMENTS_MAX,
+    Advertisement,
+)
 from p2pinfer.core.errors import PeerError, PeerUnavailable, UserError, lone_errors
 from p2pinfer.core.ids import ModelId, PeerId
-from p2pinfer.core.wire import encode
 from peers.allowance import Allowances
 from peers.comparing import TOLD_MAX, TOLD_PER_S, answer, ask
-from peers.gossip import ALONE_S, Announcer, essence
+from peers.gossip import judge, news
 from peers.partners import pick_partners
-from peers.shelf import Entry, parse
+from peers.shelf import Entry
 from peers.talk import DIRECTORY
-from peers.view import Verify, View
+from peers.view import SHORTEST_S, Verify, View
+from peers.voice import Signer, Voice
 from peers.ways import Ways
 from transports.base import Channel, Topic, Transport
 from transports.identity import verify as verify_signature
 
 _log = logging.getLogger("p2pinfer.directory")
 
-COMPARE_S_MAX = 30.0
-"""How often a peer compares notes with another; more often where the period is shorter, since so it
-learns whom it can dial, too. Among 200 simulated peers, most of them behind NAT, one first token in
-twenty took half as long again where all kept to this pace."""
+COMPARE_S = 30.0
+"""How often a peer compares notes with another; once in each period where that is the shortest."""
 
 FIND_S = 5.0
 """How often the ways in are tried while nobody is known."""
@@ -53,19 +53,6 @@ LOOK_AGAIN_S = 0.25
 
 LOOK_OUT = 0.1
 """Share of rounds in which a peer with few neighbours looks for more where the transport does."""
-
-
-class Signer(Protocol):
-    """Whoever this peer is."""
-
-    @property
-    def peer_id(self) -> PeerId:
-        """Who."""
-        ...
-
-    def sign(self, data: bytes) -> bytes:
-        """Return a signature of 64 bytes."""
-        ...
 
 
 class Directory:
@@ -90,16 +77,13 @@ class Directory:
         room: int = ADVERTISEMENTS_MAX,
         clock_ms: Callable[[], int] = lambda: 0,
     ) -> None:
-        self._transport, self._identity, self._chance = transport, identity, chance
-        self._clock_ms = clock_ms
+        self._transport, self._chance = transport, chance
         self.view = View(transport.peer_id, verify, chance, room)
-        self.view.outdo = self._outdo
         self._ways = Ways(transport.peer_id)
         self._told = Allowances(TOLD_MAX, TOLD_PER_S)
-        self._announcer = Announcer()
+        self._news = news()
         self._topics: dict[ModelId, Topic] = {}
-        self._own: Advertisement | None = None
-        self._signed_at = -float("inf")
+        self.voice = Voice(transport, identity, self.view, self._topics, chance, clock_ms)
         self._wake = trio.Event()
         """A model is followed that was not before."""
 
@@ -113,23 +97,12 @@ class Directory:
         Where it serves another range or in another state, all are told at once; of mere figures
         they hear with the next renewal.
         """
-        before = self._own
-        sequence = max(advertisement.sequence, before.sequence + 1 if before else 0)
-        self._own = evolve(advertisement, sequence=sequence)
         self.follow(advertisement.model)
-        if before is None or essence(before) != essence(advertisement):
-            self._sign()
-            self._announcer.hurry()
+        self.voice.say(advertisement)
 
     def leave(self) -> None:
         """Say that this peer is gone, as far as gossip carries it; it serves nothing any more."""
-        if self._own:
-            self._own = evolve(self._own, state=State.LEFT, end=self._own.first)
-            heard = self._sign()
-            if topic := self._topics.get(self._own.model):
-                topic.publish(encode(heard))
-            self.view.forget(self._transport.peer_id, trio.current_time())
-            self._own = None
+        self.voice.leave()
 
     def follow(self, model: ModelId) -> None:
         """Learn of all peers of a model from now on."""
@@ -148,14 +121,14 @@ class Directory:
         """Return the other peers that hold something of a model, those that still join too.
 
         Those of whom there are only words, and who do not answer when they are called, are not
-        among them.
+        among them, nor those that nobody can dial.
         """
         self.follow(model)
         own = self.view.get(self._transport.peer_id)
         return [
             entry.parsed.advertisement
             for entry in self._entries(model)
-            if entry.is_there and entry is not own
+            if entry.is_there and entry.parsed.advertisement.addresses and entry is not own
         ]
 
     def missing(self, model: ModelId, first: int, end: int) -> list[int]:
@@ -193,7 +166,7 @@ class Directory:
         self._ways.add(ways_in)
         with lone_errors():
             async with trio.open_nursery() as nursery:
-                nursery.start_soon(self._announce)
+                nursery.start_soon(self.voice.run, self._pause_s)
                 nursery.start_soon(self._compare_for_ever)
                 heard: set[ModelId] = set()
                 while True:
@@ -278,55 +251,19 @@ class Directory:
         with trio.move_on_after(EXCHANGE_S_MAX):
             await answer(channel, self.view, self._told)
             self.view.note_caller(channel.remote)
+        self.voice.note_caller()
 
     async def _gossip(self, model: ModelId) -> None:
         """Hear what peers of a model say, for ever."""
-        accept = self._announcer.judge(self.view, model)
+        accept = judge(self.view, model, self._news)
         async with self._transport.join_topic(f"model/{model}", accept) as topic:
             self._topics[model] = topic
             try:
-                self._announcer.hurry()
+                self.voice.hurry()
                 self._wake.set()
                 await trio.sleep_forever()
             finally:
                 del self._topics[model]
-
-    async def _announce(self) -> None:
-        """Publish the own advertisement whenever it is due, for ever."""
-        while True:
-            await self._announcer.wait_due(self._chance)
-            if self._own is None:
-                self._announcer.wait(float("inf"))
-                continue
-            topic = self._topics.get(self._own.model)
-            period_s = self.view.period_s(self._own.model)
-            if topic and topic.neighbours:
-                topic.publish(encode(self._sign()))
-                self._announcer.published(period_s)
-            else:
-                if trio.current_time() - self._signed_at >= period_s:
-                    self._sign()
-                self._announcer.wait(ALONE_S)
-
-    def _sign(self) -> Heard:
-        """Renew the own advertisement in the own view."""
-        assert self._own
-        period_ms = round(1000 * self.view.period_s(self._own.model))
-        sequence = max(self._own.sequence + 1, self._clock_ms())
-        self._own = evolve(self._own, sequence=sequence, period_ms=period_ms)
-        body = encode(self._own)
-        heard = Heard(body, self._identity.sign(body), 0)
-        parsed = parse(body)
-        assert parsed, "it was checked when it was made"
-        self._signed_at = trio.current_time()
-        self.view.put(parsed, heard, self._signed_at)
-        return heard
-
-    def _outdo(self, sequence: int) -> None:
-        """Number the own advertisement beyond one that a former run of this peer made."""
-        if self._own and self._own.sequence <= sequence:
-            self._own = evolve(self._own, sequence=sequence)
-            self._announcer.hurry()
 
     async def _compare_for_ever(self) -> None:
         while True:
@@ -338,7 +275,8 @@ class Directory:
     def _pause_s(self) -> float:
         if self.view.knows_nobody():
             return FIND_S
-        return min([COMPARE_S_MAX, *map(self.view.period_s, self.view.followed)])
+        shortest_s = min(map(self.view.period_s, self.view.followed), default=COMPARE_S)
+        return shortest_s if shortest_s <= SHORTEST_S else COMPARE_S
 
     async def _compare(self) -> None:
         """Compare notes with one peer, and with some more while there are few neighbours."""

@@ -16,7 +16,7 @@ BURST_MAX = 4
 """Changes of the own state that are told at once."""
 
 BURST_PER_S = 0.3
-"""How often one more may be; both are less than what others take: see `peers.view.CREDIT_MAX`."""
+"""How often one more may be; both are less than what others take: see `peers.view.SAID_MAX`."""
 
 ALONE_S = 0.5
 """How soon to try again while nobody is connected who would hear."""
@@ -37,7 +37,7 @@ PASS = Verdict.PASS
 
 
 class Announcer:
-    """Keeps the time of the own advertisements, and the judging of others'."""
+    """Keeps the time of the own advertisements."""
 
     def __init__(self) -> None:
         self._due = float("inf")
@@ -45,7 +45,6 @@ class Announcer:
         self._spread = False
         self._hurry = trio.Event()
         self._credit, self._credited_at = float(BURST_MAX), -float("inf")
-        self._news = Allowances(NEWS_MAX, NEWS_PER_S)
 
     def hurry(self) -> None:
         """Have the own advertisement published as soon as may be."""
@@ -74,26 +73,32 @@ class Announcer:
         self._due = trio.current_time() + seconds
         self._spread = False
 
-    def judge(self, view: View, model: ModelId) -> Accept:
-        """Return what takes in gossip about a model."""
-
-        def accept(neighbour: PeerId, message: bytes) -> Verdict:
-            now = trio.current_time()
-            if not self._news.spend(neighbour, now):
-                return Verdict.DROP
-            heard = _heard(message)
-            taken = view.take(heard, now, model) if heard else Taken.BAD
-            if taken is NEW:
-                return PASS
-            return Verdict.BLAME if taken is Taken.BAD else Verdict.DROP
-
-        return accept
-
     def _now_credit(self) -> float:
         return min(
             float(BURST_MAX),
             self._credit + BURST_PER_S * (trio.current_time() - self._credited_at),
         )
+
+
+def news() -> Allowances:
+    """Return what each neighbour may tell."""
+    return Allowances(NEWS_MAX, NEWS_PER_S)
+
+
+def judge(view: View, model: ModelId, news: Allowances) -> Accept:
+    """Return what takes in gossip about a model; ``news`` is what each neighbour may still tell."""
+
+    def accept(neighbour: PeerId, message: bytes) -> Verdict:
+        now = trio.current_time()
+        if not news.spend(neighbour, now):
+            return Verdict.DROP
+        heard = _heard(message)
+        taken = view.take(heard, now, model) if heard else Taken.BAD
+        if taken is NEW:
+            return PASS
+        return Verdict.BLAME if taken is Taken.BAD else Verdict.DROP
+
+    return accept
 
 
 def essence(said: Advertisement) -> tuple[object, ...]:

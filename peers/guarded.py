@@ -38,6 +38,11 @@ class Guarded:
         """Where others reach it."""
         return self._inner.addresses
 
+    @property
+    def was_dialled(self) -> bool:
+        """Whether another peer ever made a connection to this one, and used it."""
+        return self._inner.was_dialled
+
     def handle(self, protocol: str, handler: Handler) -> None:
         """Serve channels of all who are not shut out."""
         self._inner.handle(protocol, partial(self._serve, handler))

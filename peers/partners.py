@@ -9,7 +9,7 @@ from peers.view import View
 DOUBTED_MAX = 4
 """Peers called in a round because nothing but words is known of them."""
 
-CALLERS_MAX = 64
+CALLERS_MAX = 16
 """Peers that call a newcomer in a round, or so."""
 
 CALL_AGAIN = 0.25
@@ -47,9 +47,14 @@ def pick_partners(view: View, me: PeerId, wanted: int, chance: Random) -> list[P
 
 
 def _followed(view: View, me: PeerId) -> list[Entry]:
-    """Return what is known of the others that serve a model of this peer's."""
+    """Return what is known of the others that serve a model of this peer's and can be dialled."""
     own = view.get(me)
-    return [e for model in view.followed for e in view.of(model) if e is not own]
+    return [
+        entry
+        for model in view.followed
+        for entry in view.of(model)
+        if entry.parsed.advertisement.addresses and entry is not own
+    ]
 
 
 def _of(entry: Entry) -> PeerId:

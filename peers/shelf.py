@@ -36,7 +36,7 @@ class Parsed:
     mark: int
     """Differs from advertisement to advertisement."""
     held: tuple[int, int]
-    """The layers that others can count on; none of a peer that drains."""
+    """The layers that others can count on; none of a peer that drains, or that nobody can dial."""
 
 
 @dataclass(slots=True)
@@ -47,7 +47,10 @@ class Entry:
     heard: Heard
     made_at: float
     """By this peer's own clock, in seconds."""
-    credit: float
+    full_at: float
+    """When its author may say as much at once again as anybody may."""
+    shelf: "Shelf"
+    """Where it is."""
     look_at: float = 0.0
     """When to look whether it has fallen silent."""
     has_answered: bool = False
@@ -79,16 +82,14 @@ class Shelf:
         self.buckets[entry.parsed.bucket] ^= entry.parsed.mark
         self._tally(entry.parsed.held, 1)
 
-    def renew(
-        self, entry: Entry, parsed: Parsed, heard: Heard, made_at: float, credit: float
-    ) -> None:
+    def renew(self, entry: Entry, parsed: Parsed) -> None:
         """Let a peer's entry say what is heard of it now; its calls count on."""
         before = entry.parsed
         self.buckets[parsed.bucket] ^= before.mark ^ parsed.mark
         if parsed.held != before.held and entry.is_there:  # rare: most only renew their word
             self._tally(before.held, -1)
             self._tally(parsed.held, 1)
-        entry.parsed, entry.heard, entry.made_at, entry.credit = parsed, heard, made_at, credit
+        entry.parsed = parsed
 
     def drop(self, peer: PeerId) -> None:
         """Forget a peer."""
@@ -140,12 +141,11 @@ class Shelf:
 
     def digests(self) -> bytes:
         """Return a digest of each bucket."""
-        mask = (1 << 8 * DIGEST_BYTES) - 1
-        return _DIGESTS.pack(*[mark & mask for mark in self.buckets])
+        return _DIGESTS.pack(*self.buckets)
 
     def differing(self, digests: bytes) -> int:
         """Return the buckets, as bits, whose digests differ from another peer's."""
-        pairs = zip(_DIGESTS.unpack(self.digests()), _DIGESTS.unpack(digests), strict=True)
+        pairs = zip(self.buckets, _DIGESTS.unpack(digests), strict=True)
         return sum(1 << i for i, (own, their) in enumerate(pairs) if own != their)
 
     def within(self, buckets: int) -> Iterator[Entry]:
@@ -169,8 +169,9 @@ def parse(body: bytes) -> Parsed | None:
         return None
     tag = blake3(found.peer.encode()).digest(TAG_BYTES)
     word = tag + found.sequence.to_bytes(NUMBER_BYTES, "big")
-    mark = blake3(word).digest(NUMBER_BYTES)
-    held = (found.first, found.end) if found.state is not State.DRAINING else (0, 0)
+    mark = blake3(word).digest(NUMBER_BYTES)[-DIGEST_BYTES:]
+    is_open = found.addresses and found.state is not State.DRAINING
+    held = (found.first, found.end) if is_open else (0, 0)
     return Parsed(found, tag, word, tag[0] % BUCKETS, int.from_bytes(mark, "big"), held)
 
 

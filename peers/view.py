@@ -20,6 +20,7 @@ from p2pinfer.core.advertisement import (
 )
 from p2pinfer.core.exchange import TAG_BYTES
 from p2pinfer.core.ids import ModelId, PeerId
+from peers.allowance import ROUNDING_S
 from peers.shelf import Entry, Parsed, Shelf, parse
 
 SHORTEST_S = PERIOD_MS_DEFAULT / 1000
@@ -58,9 +59,12 @@ SHUT_OUT_MAX = 4096
 EXPIRIES_PER_PEER_MAX = 4
 """Noted for each advertisement that there is room for; an honest peer's period allows for these."""
 
-CREDIT_MAX = 6
-CREDIT_PER_S = 0.4
-"""Of an author: advertisements taken at once, and in the long run; honest ones send fewer."""
+SAID_MAX = 6
+SAID_EACH_S = 2.5
+"""Of an author: advertisements taken at once, and in the long run one in so many seconds; honest
+ones send fewer."""
+
+_SAID_MOST_S = SAID_MAX * SAID_EACH_S + ROUNDING_S
 
 Verify = Callable[[PeerId, bytes, bytes], bool]
 """Whether a peer signed some bytes so."""
@@ -158,12 +162,13 @@ class View:
         if found.sequence <= known:
             return OLD
         made_at = now - heard.age_ms / 1000 if heard.age_ms else now
-        credit = before.credit if before else CREDIT_MAX
-        if before and made_at > before.made_at:
-            credit += CREDIT_PER_S * (made_at - before.made_at)
-            if credit > CREDIT_MAX:
-                credit = CREDIT_MAX
-        if (topic and credit < 1) or (heard.age_ms and made_at + self._lasts_s(found) <= now):
+        full_at = before.full_at if before else made_at
+        full_at = (full_at if full_at > made_at else made_at) + SAID_EACH_S
+        if full_at > made_at + _SAID_MOST_S:
+            if topic:
+                return OLD
+            full_at = made_at + _SAID_MOST_S
+        if heard.age_ms and made_at + self._lasts_s(found) <= now:
             return OLD
         if not self._verify(peer, heard.body, heard.signature):
             return Taken.BAD
@@ -178,14 +183,13 @@ class View:
         if found.state is LEFT:
             self._silence(peer, found.sequence, now)
         elif before or self._make_room(found):
-            self._keep(before, parsed, heard, made_at, credit - 1 if credit > 1 else 0.0)
+            self._keep(before, parsed, heard, made_at, full_at)
         return NEW
 
     def note_call(self, peer: PeerId, *, answered: bool) -> None:
         """Take in that a peer was there, or was not when it was called."""
         if entry := self._known.get(peer):
-            shelf = self.shelves[entry.parsed.advertisement.model]
-            shelf.note_call(peer, answered=answered)
+            entry.shelf.note_call(peer, answered=answered)
 
     def note_caller(self, peer: PeerId) -> None:
         """Take in that a peer has called: it is there, but that is no sign that others reach it."""
@@ -194,20 +198,22 @@ class View:
 
     def put(self, parsed: Parsed, heard: Heard, made_at: float) -> None:
         """Keep what the own peer says, which never expires here."""
-        self._keep(self._known.get(self.me), parsed, heard, made_at, 0.0)
+        self._keep(self._known.get(self.me), parsed, heard, made_at, made_at)
 
     def _keep(
-        self, entry: Entry | None, parsed: Parsed, heard: Heard, made_at: float, credit: float
+        self, entry: Entry | None, parsed: Parsed, heard: Heard, made_at: float, full_at: float
     ) -> None:
         """Keep what is heard of a peer, in place of what is known of it."""
         found, before = parsed.advertisement, entry.parsed.advertisement if entry else None
         if entry is None or before is None or before.model != found.model:
             self._drop(found.peer)
-            entry = self._known[found.peer] = Entry(parsed, heard, made_at, credit)
-            self._shelf(found.model).add(found.peer, entry)
+            shelf = self._shelf(found.model)
+            entry = self._known[found.peer] = Entry(parsed, heard, made_at, full_at, shelf)
+            shelf.add(found.peer, entry)
             self._expect(entry, made_at + self._lasts_s(found))
             return
-        self.shelves[found.model].renew(entry, parsed, heard, made_at, credit)
+        entry.shelf.renew(entry, parsed)
+        entry.heard, entry.made_at, entry.full_at = heard, made_at, full_at
         if found.period_ms < SHORTER * before.period_ms:
             expires_at = made_at + self._lasts_s(found)
             if expires_at < entry.look_at:
@@ -301,9 +307,8 @@ class View:
         entry = self._known.pop(peer, None)
         if entry:
             model = entry.parsed.advertisement.model
-            shelf = self.shelves[model]
-            shelf.drop(peer)
-            if not shelf.entries and model not in self.followed:
+            entry.shelf.drop(peer)
+            if not entry.shelf.entries and model not in self.followed:
                 del self.shelves[model]
 
     def _make_room(self, found: Advertisement) -> bool:

@@ -114,10 +114,14 @@ class WorldNetwork(MemoryNetwork):
         """Whether nothing passes between two peers at present."""
         return self._apart is not None and self._apart(one, other)
 
+    def dials(self, sender: PeerId, receiver: PeerId, *, own: bool) -> bool:
+        """Whether a peer makes a connection to reach another; see `transports.memory`."""
+        return own or receiver not in self._connected[sender]
+
     def reach_s(self, sender: PeerId, receiver: PeerId, *, own: bool) -> float:
         """Return how long it takes a peer to reach another; see `transports.memory`."""
         access = self.access.get(receiver)  # of a peer that was never there, others may speak
-        if access and not access.is_dialable and (own or sender not in self._connected[receiver]):
+        if access and not access.is_dialable and self.dials(sender, receiver, own=own):
             return math.inf
         round_trip_s = super().reach_s(sender, receiver, own=own)
         if receiver in self.peers and not math.isinf(round_trip_s):

@@ -80,6 +80,8 @@ def test_missing_layers_and_lone_holders_are_named() -> None:
     assert missing.startswith("nobody serves layers 12 to 17 of toy: one more peer")
     assert any(text.startswith("nobody but this machine's …") for text in texts)
     assert not any("all layers" in text for text in texts)
+    hidden = evolve(said("b", 1, 29), addresses=())
+    assert coverage_findings([hidden], set())[0].text.startswith("nobody serves layers 1 to 28")
     whole = coverage_findings([said("a", 1, 29), said("b", 1, 29)], set())
     assert [(finding.is_good, finding.text) for finding in whole] == [
         (True, "all layers of toy are served")
@@ -123,6 +125,9 @@ def test_own_peers_are_looked_up_and_called() -> None:
     closed = peer_findings({peer("a")}, [Row(said("a", 1, 2), False, None)])
     assert [finding.is_good for finding in closed] == [True, False]
     assert "firewall" in closed[1].text
+    hidden = Row(evolve(said("a", 1, 2), addresses=()), False, None)
+    assert "open its port" in peer_findings({peer("a")}, [hidden])[1].text
+    assert cells(hidden, BAR_CHARS_MIN)[-1] == "no way in"
 
 
 def test_addresses_that_others_can_call() -> None:

@@ -140,6 +140,11 @@ class Transport(Protocol):
         """Multiaddrs, each ending in ``/p2p/<peer id>``, at which others reach this peer."""
         ...
 
+    @property
+    def was_dialled(self) -> bool:
+        """Whether another peer ever made a connection to this one, and used it."""
+        ...
+
     def handle(self, protocol: str, handler: Handler) -> None:
         """Serve inbound channels of ``protocol`` with ``handler``; one handler per protocol."""
         ...

@@ -81,6 +81,7 @@ class Libp2pTransport:
         self._gossip = gossip
         self._identity = identity
         self._network = reach.network
+        self.was_dialled = False
         self._known: dict[PeerId, tuple[str, ...]] = {}
         self._dialling: weakref.WeakValueDictionary[PeerId, trio.Lock] = (
             weakref.WeakValueDictionary()
@@ -114,6 +115,7 @@ class Libp2pTransport:
         """Serve inbound channels of ``protocol`` with ``handler``."""
 
         async def serve(stream: INetStream) -> None:
+            self.was_dialled |= not stream.muxed_conn.is_initiator
             channel = _wrap(stream)
             try:
                 await handler(channel)

@@ -133,6 +133,7 @@ class MemoryTransport:
         self._network = network
         self._peer_id = peer_id
         self._nursery = nursery
+        self.was_dialled = False
         self._handlers: dict[str, Handler] = {}
         self._channels: list[MemoryChannel] = []
 
@@ -198,11 +199,13 @@ class MemoryTransport:
 
     async def _reach(self, peer: PeerId, *, own: bool = False) -> "MemoryTransport":
         """Find a peer; takes a round trip."""
+        dials = self._network.dials(self._peer_id, peer, own=own)
         round_trip_s = self._network.reach_s(self._peer_id, peer, own=own)
         await self._network.sleep(min(round_trip_s, REACH_S_MAX))
         remote = self._network.peers.get(peer)
         if remote is None or remote is self or round_trip_s > REACH_S_MAX:
             raise PeerUnavailable(peer, f"cannot reach {peer}")
+        remote.was_dialled |= dials
         return remote
 
     async def _serve(self, handler: Handler, channel: MemoryChannel) -> None:
@@ -259,6 +262,10 @@ class MemoryNetwork:
         """How what takes time is waited for; a clock of one's own may be told at less cost."""
         self.peers: dict[PeerId, MemoryTransport] = {}
         self.topics: dict[str, dict[PeerId, Accept]] = {}
+
+    def dials(self, sender: PeerId, receiver: PeerId, *, own: bool) -> bool:  # noqa: ARG002
+        """Whether a peer makes a connection to reach another; subclasses know who has one."""
+        return True
 
     def reach_s(
         self,

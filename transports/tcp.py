@@ -153,6 +153,7 @@ class TcpTransport:
     def __init__(self, peer_id: PeerId, address: str) -> None:
         self.peer_id = peer_id
         self.addresses: Sequence[str] = [f"{address}/p2p/{peer_id}"]
+        self.was_dialled = False
         self._handlers: dict[str, Handler] = {}
         self._known: dict[PeerId, tuple[str, int]] = {}
         self._channels: list[TcpChannel] = []
@@ -234,6 +235,7 @@ class TcpTransport:
                 handler = self._handlers.get(protocol)
                 await stream.socket.send(f"{'yes' if handler else 'no'} {self.peer_id}\n".encode())
             if handler is not None:
+                self.was_dialled = True
                 channel._remote = PeerId(claimed)
                 await handler(channel)
                 await channel.close()

@@ -1,14 +1,33 @@
 """Peers that dial others, and that nobody can dial."""
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import pytest
+import trio
 from trio.testing import MockClock
 
 from p2pinfer.core.errors import PeerUnavailable
 from p2pinfer.core.ids import PeerId
 from peers.shelf import CALLS_MISSED_MAX
-from tests.peers.directories import directories
+from peers.view import PERIOD_RATIO_MAX, SHORTEST_S
+from peers.voice import HIDDEN_S, PATIENCE_ROUNDS
+from tests.peers.directories import MODEL, Peer, directories, running
+from transports.memory import MemoryNetwork
+
+
+@contextmanager
+def closed(network: MemoryNetwork, peer: PeerId) -> Iterator[None]:
+    """Let nobody dial a peer meanwhile, which dials others as ever."""
+    reach_s = network.reach_s
+
+    def reach_others_s(sender: PeerId, receiver: PeerId, *, own: bool) -> float:
+        return math.inf if receiver == peer else reach_s(sender, receiver, own=own)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(network, "reach_s", reach_others_s)
+        yield
 
 
 async def test_who_dials_and_cannot_be_dialled_is_not_counted_on(
@@ -34,4 +53,65 @@ async def test_who_dials_and_cannot_be_dialled_is_not_counted_on(
         assert a.sees() == set()
         monkeypatch.undo()
         await a.directory.exchange(b.id)
+        assert a.sees() == {b.id}
+
+
+PATIENCE_S = PATIENCE_ROUNDS * SHORTEST_S
+
+
+def said_of(peer: Peer, by: Peer) -> tuple[tuple[str, ...], int]:
+    """Return which addresses and which period one peer has heard of another."""
+    entry = by.directory.view.get(peer.id)
+    assert entry
+    return entry.parsed.advertisement.addresses, entry.parsed.advertisement.period_ms
+
+
+async def test_who_is_not_dialled_in_time_hides(autojump_clock: MockClock) -> None:
+    """It names no address, speaks seldom and is not counted on; who is dialled goes on as ever."""
+    async with directories(3) as (network, (a, b, c)):
+        told: list[bool] = []
+        b.directory.voice.on_hidden = told.append
+        with closed(network, b.id):
+            async with running([a, b, c]):
+                for peer in (a, b, c):
+                    peer.advertise()
+                await trio.sleep(PATIENCE_S / 2)
+                assert not b.directory.voice.is_hidden
+                await trio.sleep(PATIENCE_S / 2 + 2 * SHORTEST_S)
+                assert told == [True]
+                assert said_of(b, by=a) == ((), 1000 * PERIOD_RATIO_MAX * SHORTEST_S)
+                assert a.sees() == {c.id}
+                assert b.sees() == {a.id, c.id}
+                assert c.sees() == {a.id}
+                assert b.directory.view.missing(MODEL, 1, 10) == []
+                await trio.sleep(HIDDEN_S / 2)
+                assert (a.sees(), c.sees()) == ({c.id}, {a.id})
+                assert b.id in {found.peer for found in a.directory.peers()}
+
+
+async def test_who_hides_tries_again(autojump_clock: MockClock) -> None:
+    """Its owner may have opened a port since."""
+    async with directories(2) as (network, (a, b)), running([a, b]):
+        a.advertise()
+        b.advertise()
+        with closed(network, b.id):
+            await trio.sleep(PATIENCE_S + 2 * SHORTEST_S)
+            assert b.directory.voice.is_hidden
+        await trio.sleep(HIDDEN_S + 5 * SHORTEST_S)
+        assert not b.directory.voice.is_hidden
+        assert a.sees() == {b.id}
+        await trio.sleep(2 * HIDDEN_S)
+        assert a.sees() == {b.id}
+
+
+async def test_who_hides_and_is_dialled_says_so_at_once(autojump_clock: MockClock) -> None:
+    """Somebody may know its address from elsewhere."""
+    async with directories(2) as (network, (a, b)), running([a, b]):
+        a.advertise()
+        b.advertise()
+        with closed(network, b.id):
+            await trio.sleep(PATIENCE_S + 2 * SHORTEST_S)
+            assert a.sees() == set()
+        await a.directory.exchange(b.id)
+        await trio.sleep(1)
         assert a.sees() == {b.id}

@@ -10,7 +10,7 @@ from p2pinfer.core.errors import PeerUnavailable, RemoteProtocolError, UserError
 from p2pinfer.core.exchange import Compare
 from p2pinfer.core.wire import encode
 from peers.comparing import MESSAGES_MAX, OFFENCES_MAX, TOLD_MAX
-from peers.directory import COMPARE_S_MAX, EXCHANGE_S_MAX, PATIENCE_S
+from peers.directory import COMPARE_S, EXCHANGE_S_MAX, PATIENCE_S
 from peers.shelf import CALLS_MISSED_MAX
 from peers.talk import DIRECTORY, receive, send
 from tests.peers.directories import (
@@ -224,7 +224,7 @@ async def test_renewals_tell_the_time(autojump_clock: MockClock) -> None:
     """What a peer says is numbered with its clock, so that others see whether that is right."""
     async with directories(2) as (_, (a, b)):
         now_ms = 1_800_000_000_000
-        a.directory._clock_ms = lambda: now_ms + round(1000 * trio.current_time())
+        a.directory.voice._clock_ms = lambda: now_ms + round(1000 * trio.current_time())
         async with running([b, a]):
             a.advertise()
             b.advertise()
@@ -259,7 +259,7 @@ async def test_a_way_in_that_is_down_is_tried_again(autojump_clock: MockClock) -
         assert [type(failure) for failure in failures] == [PeerUnavailable]
         nursery.start_soon(peer.directory.run, [way_in])
         for _ in range(2):
-            await trio.sleep(2 * COMPARE_S_MAX)
+            await trio.sleep(2 * COMPARE_S)
             assert peer.sees() == set()
             async with network.join(other.peer_id) as theirs:
                 Peer(2, theirs).advertise()

@@ -4,7 +4,7 @@ from random import Random
 
 from trio.testing import MockClock
 
-from peers.partners import CALL_AGAIN, DOUBTED_MAX, pick_partners
+from peers.partners import CALL_AGAIN, CALLERS_MAX, DOUBTED_MAX, pick_partners
 from peers.shelf import CALLS_MISSED_MAX
 from tests.peers.directories import Peer, directories, fill, identity
 
@@ -18,7 +18,7 @@ async def test_a_large_swarm_does_not_fall_upon_a_newcomer(autojump_clock: MockC
         view = a.directory.view
         called = [len(pick_partners(view, a.id, 0, Random(n))) for n in range(ROUNDS)]
         assert set(called) == {0, DOUBTED_MAX}
-        assert 30 < called.count(DOUBTED_MAX) < 100
+        assert CALLERS_MAX / 2 < called.count(DOUBTED_MAX) < 1.6 * CALLERS_MAX
 
 
 def miss(peer: Peer, numbers: range) -> None:

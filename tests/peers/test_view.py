@@ -13,13 +13,13 @@ from p2pinfer.core.exchange import BUCKETS
 from p2pinfer.core.ids import ModelId, PeerId
 from p2pinfer.core.messages import Attached
 from p2pinfer.core.wire import decode, encode
-from peers.gossip import NEWS_MAX, Announcer
+from peers.gossip import NEWS_MAX, Announcer, judge, news
 from peers.view import (
     ARRIVALS_PER_S_MAX,
-    CREDIT_MAX,
     EXPIRIES_PER_PEER_MAX,
     GLIMPSE_MAX,
     MODELS_MAX,
+    SAID_MAX,
     Taken,
     View,
     lasts_s,
@@ -91,13 +91,13 @@ async def test_what_is_not_genuine_is_dropped(
     bad = spoil(signed(advertisement(identity(7)), identity(7)))
     assert seen.take(bad, 0) is Taken.BAD
     assert not list(seen.of(MODEL))
-    accept = Announcer().judge(seen, MODEL)
+    accept = judge(seen, MODEL, news())
     assert accept(NO_ID, encode(bad)) is Verdict.BLAME
 
 
 async def test_gossip_is_judged(autojump_clock: MockClock) -> None:
     """News is passed on once; what is of another model, or claims an age, is blamed."""
-    accept = Announcer().judge(view(), MODEL)
+    accept = judge(view(), MODEL, news())
     good = signed(advertisement(identity(7)), identity(7))
     assert accept(NO_ID, encode(good)) is Verdict.PASS
     assert accept(NO_ID, encode(good)) is Verdict.DROP
@@ -110,7 +110,7 @@ async def test_gossip_is_judged(autojump_clock: MockClock) -> None:
 
 async def test_a_neighbour_cannot_flood(autojump_clock: MockClock) -> None:
     """Of one neighbour's news, however genuine, no more is taken than a large swarm says."""
-    accept = Announcer().judge(trusting(), MODEL)
+    accept = judge(trusting(), MODEL, news())
     flood = [encode(unsigned(advertisement(identity(i)))) for i in range(1, int(NEWS_MAX) + 50)]
     passed = sum(accept(NO_ID, message) is Verdict.PASS for message in flood)
     assert passed == NEWS_MAX
@@ -123,7 +123,7 @@ def test_an_author_cannot_flood() -> None:
     seen = trusting()
     said = [unsigned(advertisement(identity(1), sequence=i)) for i in range(1, 1000)]
     burst = [seen.take(heard, 0, MODEL) for heard in said[:20]]
-    assert burst == [Taken.NEW] * CREDIT_MAX + [Taken.OLD] * (20 - CREDIT_MAX)
+    assert burst == [Taken.NEW] * SAID_MAX + [Taken.OLD] * (20 - SAID_MAX)
     later = [seen.take(heard, i, MODEL) for i, heard in enumerate(said[20:120])]
     assert later.count(Taken.NEW) == pytest.approx(40, abs=2)
 

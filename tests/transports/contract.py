@@ -350,6 +350,19 @@ class TransportContract:
         async with self.channel() as (near, far):
             assert near.remote != far.remote
 
+    async def test_it_knows_whether_it_was_dialled(self) -> None:
+        """Whom another has reached by itself can be dialled; who only dials may be behind NAT."""
+        async with self.linked() as (alice, bob):
+            served = trio.Event()
+
+            async def serve(_: Channel) -> None:
+                served.set()
+
+            bob.handle("test", serve)
+            await alice.open(bob.peer_id, "test")
+            await served.wait()
+            assert (alice.was_dialled, bob.was_dialled) == (False, True)
+
     async def test_the_end_of_a_peer_ends_its_channels(self) -> None:
         """When a peer leaves, those who wait for it get ChannelClosed."""
         async with trio.open_nursery() as nursery:

@@ -115,8 +115,10 @@ async def test_a_peer_is_dialled_though_it_has_dialled() -> None:
             bob.handle("talk", hang_up)
             await bob.connect(alice.addresses[0])
             await alice.open(bob.peer_id, "talk", [f"{nowhere}/p2p/{bob.peer_id}"])
+            assert not bob.was_dialled
             with pytest.raises(PeerUnavailable, match=nowhere):
                 await alice.open(bob.peer_id, "talk", [f"{nowhere}/p2p/{bob.peer_id}"], own=True)
             await alice.open(bob.peer_id, "talk", bob.addresses, own=True)
             await alice.open(bob.peer_id, "talk", own=True)
             assert len(alice._connections(bob.peer_id)) == 2
+            assert bob.was_dialled
