@@ -2,6 +2,7 @@
 
 import logging
 import random
+import re
 import secrets
 from collections.abc import AsyncIterator, Callable, Iterable
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -68,8 +69,8 @@ ANSWER_S_MAX = 15.0
 ANSWER_AGAIN_S = 0.5
 
 HIDDEN = (
-    "nobody who tried could dial this peer, so no session comes here: open its port to others, in"
-    " the firewall or the router"
+    "nobody who tried could dial this peer, so no session comes here: open its TCP port {} to"
+    " others, in the firewall or the router"
 )
 
 
@@ -207,7 +208,8 @@ def _directory(
 
     def on_hidden(hidden: bool) -> None:
         if hidden:
-            say(HIDDEN)
+            ports = dict.fromkeys(re.findall(r"/tcp/(\d+)", " ".join(transport.addresses)))
+            say(HIDDEN.format(" or ".join(ports)))
         elif transport.was_dialled:
             say("others can dial this peer now")
 
