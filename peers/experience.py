@@ -95,12 +95,11 @@ class Experiences:
 async def call_around(
     transport: Transport, offers: Callable[[], Iterable[Advertisement]], chance: Random
 ) -> None:
-    """Connect with some of those who serve, so that the ways to them are measured; for ever."""
+    """Connect with some of those who serve, so that the ways to them are measured."""
     called, reached = set[PeerId](), set[PeerId]()
-    while True:
+    while wanted := min(REACHED_MAX - len(reached), CALLED_MAX - len(called)):
         strangers = [offer for offer in offers() if offer.peer not in called]
         chance.shuffle(strangers)
-        wanted = min(REACHED_MAX - len(reached), CALLED_MAX - len(called))
         async with trio.open_nursery() as nursery:
             for offer in strangers[:wanted]:
                 called.add(offer.peer)

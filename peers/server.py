@@ -109,6 +109,8 @@ class Server:
         self._leaving = leaving
         self._said = plan.me
         self._resting = ""
+        self._busier = trio.Event()
+        """More is asked of an engine, or less, than others were told."""
         self._awake = trio.Event()
         self._awake.set()
 
@@ -258,7 +260,7 @@ class Server:
         """Run an engine until it is drained."""
         async with self._open_engine(*layers) as opened:
             speed = await measure(opened)
-            engine = CountedEngine(opened, self._plan.me.sessions_max)
+            engine = CountedEngine(opened, self._plan.me.sessions_max, self._note_load)
             stage = Stage(self._transport, engine, self._plan.me.model, self._notary)
             held = Held(engine, stage, speed)
             places = self._plan.me.sessions_max
@@ -321,9 +323,14 @@ class Server:
     async def _report(self) -> None:
         """Advertise how busy this peer is, whenever that has changed."""
         while True:
+            await self._busier.wait()
             await trio.sleep(REPORT_S)
+            self._busier = trio.Event()
             if self._said.state is State.SERVING and self._load() != self._load_said():
                 self._say_served()
+
+    def _note_load(self) -> None:
+        self._busier.set()
 
     def _load(self) -> tuple[int, int]:
         assert self.held

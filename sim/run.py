@@ -1,11 +1,9 @@
 """Running a scenario from its seed to its record."""
 
-import gc
 import logging
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import trio
@@ -24,10 +22,6 @@ SAMPLES = 240
 """Looks at the world in one run."""
 
 LOGGED_MAX = 50
-
-YOUNG_MAX = 1_000_000
-"""Objects made before Python looks for cycles among them: what a run makes mostly lives on. With a
-tenth of that, looking took 5 % of the time of a thousand peers."""
 
 GOSSIP = (links.GOSSIP, "Known", "Compare", "Differs", "Wanted")
 """Kinds of messages that tell who serves what."""
@@ -86,22 +80,10 @@ def run_scenario(scenario: Scenario, on_time: Callable[[float], None] = lambda _
     root.propagate = False
     started = time.perf_counter(), time.process_time()
     try:
-        with _few_collections():
-            return run_virtual(lambda: _play(scenario, record, started, on_time), scenario.seed)
+        return run_virtual(lambda: _play(scenario, record, started, on_time), scenario.seed)
     finally:
         root.removeHandler(listener)
         root.propagate = before
-
-
-@contextmanager
-def _few_collections() -> Iterator[None]:
-    """Let Python look for garbage in cycles seldom while the block lasts."""
-    before = gc.get_threshold()
-    gc.set_threshold(YOUNG_MAX, *before[1:])
-    try:
-        yield
-    finally:
-        gc.set_threshold(*before)
 
 
 async def _play(
