@@ -55,8 +55,7 @@ class MemoryChannel:
             raise ValueError(f"a message of {len(message)} bytes; the limit is {MESSAGE_BYTES_MAX}")
         await trio.lowlevel.checkpoint_if_cancelled()
         self._require_open()
-        if self.send_now(message):
-            await trio.lowlevel.cancel_shielded_checkpoint()
+        if self.send_now(message):  # no other task need run first: a sender soon fills the window
             return
         self._senders += 1
         try:
@@ -106,7 +105,7 @@ class MemoryChannel:
             self._in.shut()
             if not self._senders:
                 self._out.put(None)
-        await trio.lowlevel.checkpoint()
+        await trio.lowlevel.checkpoint_if_cancelled()
 
     def abort(self) -> None:
         """End the channel now in both directions."""
