@@ -33,8 +33,9 @@ _log = logging.getLogger("p2pinfer.frauds")
 FRAUDS = "frauds"
 
 COMPARE_S = 60.0
-"""How often cases are compared with one other peer: two empty lists, as a rule."""
-
+"""How often cases are compared with one other peer: two empty lists, as a rule. Twice as seldom, in
+two of three simulated swarms of 200, a fifth of them cheats, so many of these were still trusted
+that honest peers were convicted, or routes led past cheats that a stage had shut out."""
 SPREAD = 4
 """Others who are told at once of what was proven just now."""
 
@@ -186,10 +187,12 @@ class Frauds:
             with trio.move_on_after(EXCHANGE_S_MAX):
                 channel = await self._transport.open(offer.peer, FRAUDS, offer.addresses)
                 try:
-                    await send(channel, self._cases())
+                    ours = self._cases()
+                    await send(channel, ours)
                     theirs = await receive(channel, Cases)
-                    await self._fetch(channel, theirs)
-                    await self._give(channel)
+                    if ours.cases or theirs.cases:
+                        await self._fetch(channel, theirs)
+                        await self._give(channel)
                 finally:
                     await channel.close()
         except PeerError as error:
@@ -201,10 +204,11 @@ class Frauds:
         self._answering += 1
         try:
             with trio.move_on_after(EXCHANGE_S_MAX):
-                theirs = await receive(channel, Cases)
-                await send(channel, self._cases())
-                await self._give(channel)
-                await self._fetch(channel, theirs)
+                theirs, ours = await receive(channel, Cases), self._cases()
+                await send(channel, ours)
+                if ours.cases or theirs.cases:
+                    await self._give(channel)
+                    await self._fetch(channel, theirs)
         except PeerError as error:
             _log.info("cases were not compared: %s", error)
         finally:

@@ -43,7 +43,7 @@ _log = logging.getLogger("p2pinfer.server")
 WATCH_S = 1.0
 """How often a peer looks whether somebody has left a hole."""
 
-SPARE_MAX = 8
+SPARE_MAX = 16
 """It looks seldomer by so much where every layer has so many more holders than it needs."""
 
 REPORT_S = 5.0

@@ -7,7 +7,8 @@
 And what any two peers say of proofs that others cheated, which both know and either may lack:
 
     Cases      →  Cases comes back
-    WantProof  →  ProofIs comes back, unless none is wanted; then the same the other way round
+    WantProof  →  ProofIs comes back, unless none is wanted; then the same the other way round;
+                  nothing of it where both lists are empty
 """
 
 from typing import Any

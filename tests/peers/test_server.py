@@ -73,7 +73,7 @@ async def test_who_is_one_of_many_looks_seldomer_for_holes(
 ) -> None:
     """With one holder more than needed a look a second; with many, as many seconds between."""
     looks = []
-    for count in (2, 8):
+    for count in (2, SPARE_MAX):
         for _ in range(count):
             await world.join(64)
         await trio.sleep(SETTLE_S)
