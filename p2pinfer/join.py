@@ -151,7 +151,7 @@ async def serve_peer(options: PeerOptions, store: Store, hooks: Hooks) -> None:
 
         def describe() -> Status:
             statistics = server.statistics if server else None
-            hidden = directory.voice.is_hidden
+            hidden = directory.is_hidden
             return {"network": network} | describe_peer(transport, statistics, hidden=hidden)
 
         await stack.enter_async_context(open_status(describe, partial(sponsor, identity, network)))

@@ -87,6 +87,11 @@ class Directory:
         self._wake = trio.Event()
         """A model is followed that was not before."""
 
+    @property
+    def is_hidden(self) -> bool:
+        """Whether nobody can dial the own peer, as it seems; see `peers.voice`."""
+        return self.voice.is_hidden
+
     def listen(self) -> None:
         """Answer others from now on."""
         self._transport.handle(DIRECTORY, self._answer)

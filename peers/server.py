@@ -58,6 +58,9 @@ STALE_S = 5.0
 TAKE_OVER_S_MAX = 120.0
 """How long to wait for others to take layers that nobody else holds: fetch, load, measure."""
 
+HIDDEN_LOOK_S = 60.0
+"""How often a peer that nobody can dial looks whether somebody can, before it moves."""
+
 LOOK_S = 0.25
 """How often to look whether a wait is over."""
 
@@ -184,6 +187,9 @@ class Server:
         """Move whenever other layers need this peer clearly more."""
         while True:
             await self._awake.wait()
+            if self._directory.is_hidden:  # it helps nobody, whatever it fetches and serves
+                await trio.sleep(HIDDEN_LOOK_S)
+                continue
             choice = self._choose()
             if choice.moves:
                 assert self.held

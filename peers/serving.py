@@ -19,6 +19,11 @@ from peers.stage import SessionStatistics, Stage
 class Directory(Protocol):
     """What is known of others, and said of the own peer."""
 
+    @property
+    def is_hidden(self) -> bool:
+        """Whether nobody can dial the own peer, as it seems, so that nobody counts on it."""
+        ...
+
     def advertise(self, advertisement: Advertisement) -> None:
         """Say this of the own peer from now on."""
         ...

@@ -49,6 +49,7 @@ class View:
 
     def __init__(self, board: Board, me: PeerId) -> None:
         self.board, self.me = board, me
+        self.is_hidden = False
 
     def advertise(self, advertisement: Advertisement) -> None:
         """Pin it up."""
@@ -100,9 +101,10 @@ class Machine:
             layers_max=layers_max,
             sessions_max=4,
         )
+        self.directory = View(board, transport.peer_id)
         self.server = Server(
             transport,
-            View(board, transport.peer_id),
+            self.directory,
             self.open_engine,
             Plan(me, BOUNDS),
             random.Random(seed),

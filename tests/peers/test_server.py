@@ -10,7 +10,7 @@ from p2pinfer.core.messages import Attach, Hop, Open, Opened, Refusal
 from peers.layers import Layers
 from peers.requester import Requester, Session
 from peers.served import QUIET_S
-from peers.server import DRAIN_S_MAX, SPARE_MAX, STALE_S, TAKE_OVER_S_MAX
+from peers.server import DRAIN_S_MAX, HIDDEN_LOOK_S, SPARE_MAX, STALE_S, TAKE_OVER_S_MAX
 from peers.talk import SESSION, RefusedError, receive, send
 from scheduler.placement import CHECK_S
 from tests.engine.fakes import FakeEnds
@@ -91,6 +91,21 @@ async def move(machine: Machine, world: World, layers: Layers) -> None:
     with trio.fail_after(2 * CHECK_S):
         while machine.served[-1] != layers:  # noqa: ASYNC110 -- on a mock clock
             await trio.sleep(0.1)
+
+
+async def test_whom_nobody_can_dial_stays_where_it_is(
+    world: World, autojump_clock: MockClock
+) -> None:
+    """It would fetch layers for nobody; once it can be dialled, it moves."""
+    machine = await world.join(64)
+    await trio.sleep(SETTLE_S)
+    machine.directory.is_hidden = True
+    decide(machine, (1, 11))
+    await trio.sleep(5 * CHECK_S)
+    assert machine.served == [BOUNDS]
+    machine.directory.is_hidden = False
+    await trio.sleep(2 * HIDDEN_LOOK_S)
+    assert machine.served == [BOUNDS, (1, 11)]
 
 
 async def test_a_move_hands_over(world: World, autojump_clock: MockClock) -> None:
