@@ -115,12 +115,12 @@ async def _attempt(
         text = f"requester {requester.number} asks a peer again that it has caught cheating"
         world.record.violation("trusted", trio.current_time(), text)
     question.stages = len(route)
-    since_s, is_open = trio.current_time(), False
+    since_s, is_open, took_part = trio.current_time(), False, set(peers)
     try:
         async with requester.client.open_session(route) as session:
             is_open = True
-            await _listen(world, session, question, prompt, peers)
-            await _examine(world, requester, session, since_s)
+            await _listen(world, session, question, prompt, took_part)
+            await _examine(world, requester, session, since_s, took_part)
     except PeerError as error:
         if is_open and world.is_settled_since(peers, since_s):
             text = f"question {question.number} broke off though its peers were there: {error}"
@@ -133,11 +133,10 @@ async def _listen(
     session: Session,
     question: Question,
     prompt: Sequence[int],
-    peers: Sequence[PeerId],
+    took_part: set[PeerId],
 ) -> None:
-    """Take an answer token by token, and compare each with the right one."""
+    """Take an answer token by token, and compare each with the right one; note who took part."""
     right: Iterator[int] = world.model.answer(prompt)
-    took_part = set(peers)
     last_s = trio.current_time()
     async with aclosing(session.generate(prompt, GREEDY, question.wanted)) as tokens:
         async for token in tokens:
@@ -165,8 +164,17 @@ def _judge_wrong(world: World, question: Question, peers: Collection[PeerId]) ->
         world.record.violation("tokens", trio.current_time(), text)
 
 
-async def _examine(world: World, requester: Requester, session: Session, since_s: float) -> None:
-    """Have receipts join up and stages audited, and judge the judges."""
+async def _examine(
+    world: World,
+    requester: Requester,
+    session: Session,
+    since_s: float,
+    took_part: Collection[PeerId],
+) -> None:
+    """Have receipts join up and stages audited, and judge the judges.
+
+    Rows of a cheat that has left break the receipts of the honest peers on either side of it.
+    """
     if session.evidence is None or not session.tokens:
         return
     record = world.record
@@ -179,7 +187,7 @@ async def _examine(world: World, requester: Requester, session: Session, since_s
     if trust.broken is not None:
         record.events["breaks"] += 1
         is_strict = not world.is_mixed and world.is_settled_since(peers, since_s)
-        if is_strict and not any(peer in world.liars for peer in peers):
+        if is_strict and not any(peer in world.liars for peer in {*peers, *took_part}):
             text = f"the receipts of honest peers do not join up: {trust.broken}"
             record.violation("continuity", now, text)
     for audited in trust.audits:
