@@ -175,7 +175,6 @@ def _serve(swarm: Members, now_s: float, chance: float) -> Choice:
     if planned and keep and not _can_hand_over(swarm, keep, planned):
         planned = None
     place = planned or _better(swarm, keep, lot)
-    leaves = planned is not None or dice <= _movers(swarm)
     if place == swarm.present:
         return _stay(swarm, "worth most here", check_s)
     small = len(swarm.key) <= PEERS_MAX  # there, who is still joining or moving changes a lot
@@ -184,7 +183,7 @@ def _serve(swarm: Members, now_s: float, chance: float) -> Choice:
     if now_s % TURN_S < TURN_S / 2:
         wait_s = TURN_S / 2 * (1 + lot) - now_s % TURN_S
         return _stay(swarm, "worth more elsewhere, and waits for its turn", wait_s)
-    if not leaves:
+    if planned is None and dice > _movers(swarm):
         return _stay(swarm, "worth more elsewhere, and lets others go first", check_s)
     return _move(swarm, place, check_s)
 
