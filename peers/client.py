@@ -1,5 +1,6 @@
 """Asking a swarm: find a chain of peers, open sessions along it, go around those that failed."""
 
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
@@ -83,6 +84,8 @@ class SwarmClient:
         """Peers that ended a session, and the number of their word for it that they serve."""
         self._busy_until_s: dict[PeerId, float] = {}
         """Peers that had no place, and when they should have one."""
+        self._open: list[Mending] = []
+        """Of the sessions that are open."""
         self.experiences = Experiences(round_trip_s, standings)
         self._requester = Requester(nursery, transport, ends, asked.model, gatherer)
 
@@ -158,7 +161,9 @@ class SwarmClient:
         self._failed = dict(failed)
         lot = int.from_bytes(self._draw(LOT_BYTES)) / (1 << 8 * LOT_BYTES)
         without = {*self._failed, *(a.peer for a in offers if self._busy_s(a.peer) > 0)}
-        asking = Asking(seen=self.experiences.of(offers), without=without, chance=lot)
+        sessions = Counter(hop.peer for mending in self._open for hop in mending.route)
+        seen = evolve(self.experiences.of(offers), sessions=sessions)
+        asking = Asking(seen=seen, without=without, chance=lot)
         first, end = self._ends.first, self._ends.end
         with suppress(NoRoute):
             return find_route(offers, first, end, asking)
@@ -182,6 +187,7 @@ class SwarmClient:
         session = SessionId(self._draw(SESSION_ID_BYTES))
         offers = partial(self._directory.serving, self._asked.model)
         mending = Mending(route, offers, context, self.experiences, on_wait, self._note_failed)
+        self._open.append(mending)
         try:
             async with self._requester.open(hops, session, context, mending.repair()) as opened:
                 mending.session = opened
@@ -192,6 +198,8 @@ class SwarmClient:
         except PeerError as error:
             self._note_failed(error)
             raise
+        finally:
+            self._open.remove(mending)
 
     def _note_failed(self, error: PeerError) -> None:
         """Go around a peer that failed, until it is heard of again, or for as long as it asked."""

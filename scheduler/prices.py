@@ -47,8 +47,11 @@ def prices(view: View, seen: Experience, chance: float, spread: float) -> Prices
     with np.errstate(divide="ignore"):  # no standing at all costs infinitely much
         distrust_s = DISTRUST_S * (1 / standing - 1)
     held = np.maximum(view.column("end") - view.column("first"), 0)
-    queued_s = view.column("queued_rows") * batched_row_us(view, row_us) * held / US_PER_S
-    full = (view.column("sessions_max") > 0) & (view.column("sessions_free") == 0)
+    sessions = view.fill(seen.sessions, 0)  # each has a row there, as a rule
+    queued = np.maximum(view.column("queued_rows"), sessions)
+    queued_s = queued * batched_row_us(view, row_us) * held / US_PER_S
+    most = view.column("sessions_max")
+    full = (most > 0) & (np.minimum(view.column("sessions_free"), most - sessions) <= 0)
     lot = 1 + spread * lots(view.column("key"), chance)
     return Prices((HOP_S + queued_s + distrust_s + FULL_S * full) * lot, row_us / US_PER_S * lot)
 

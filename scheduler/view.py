@@ -57,6 +57,8 @@ class Experience:
     """What a layer really took, per row."""
     joining_s: Mapping[PeerId, float] = MappingProxyType({})
     """For how long peers have been joining."""
+    sessions: Mapping[PeerId, int] = MappingProxyType({})
+    """Of this node, that are open there: of these others hear later."""
 
 
 NOTHING_SEEN = Experience()

@@ -55,7 +55,8 @@ class MemoryChannel:
             raise ValueError(f"a message of {len(message)} bytes; the limit is {MESSAGE_BYTES_MAX}")
         await trio.lowlevel.checkpoint_if_cancelled()
         self._require_open()
-        if self.send_now(message):  # no other task need run first: a sender soon fills the window
+        if self.send_now(message):
+            await trio.lowlevel.cancel_shielded_checkpoint()
             return
         self._senders += 1
         try:
@@ -105,7 +106,7 @@ class MemoryChannel:
             self._in.shut()
             if not self._senders:
                 self._out.put(None)
-        await trio.lowlevel.checkpoint_if_cancelled()
+        await trio.lowlevel.checkpoint()
 
     def abort(self) -> None:
         """End the channel now in both directions."""

@@ -123,6 +123,16 @@ async def test_another_peer_is_asked_meanwhile(autojump_clock: MockClock) -> Non
                 assert await answer(session, PROMPT, 2)
 
 
+async def test_sessions_of_ones_own_count_at_once(autojump_clock: MockClock) -> None:
+    """The next one goes elsewhere, though nobody has heard yet that the first place is taken."""
+    async with asking([peer("a"), peer("b")]) as (client, _):
+        for _ in range(10):
+            route = await client.find_route(lambda _: None)
+            async with client.open_session(route):
+                (other,) = await client.find_route(lambda _: None)
+                assert other.peer != route[0].peer
+
+
 async def test_who_will_not_wait_is_told_why(autojump_clock: MockClock) -> None:
     """A client waits for so long and no longer."""
     async with (

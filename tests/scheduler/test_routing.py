@@ -237,8 +237,18 @@ def test_each_figure_steers() -> None:
         Experience(standing={bad.peer: 0.3}),
         Experience(row_us={bad.peer: 3000.0}),
         Experience(round_trip_s={good.peer: 0.01}),
+        Experience(sessions={bad.peer: 1}),
     ):
         assert find_route([bad, good], 1, 9, Asking(seen=seen, spread=0.0)) == [hop(good, 9)]
+
+
+def test_own_sessions_take_places_before_their_peer_says_so() -> None:
+    """A far peer with room is better than a near one that this node has filled itself."""
+    near = advert("a", 1, 9, **(ORDINARY | {"sessions_max": 4, "sessions_free": 4}))
+    far = advert("z", 1, 9, **(ORDINARY | {"sessions_max": 4, "sessions_free": 1}))
+    for count, best in ((0, near), (3, near), (4, far)):
+        seen = Experience(round_trip_s={near.peer: 0.01}, sessions={near.peer: count})
+        assert find_route([near, far], 1, 9, Asking(seen=seen, spread=0.0)) == [hop(best, 9)]
 
 
 def test_a_full_peer_or_a_slow_way_is_better_than_none() -> None:
