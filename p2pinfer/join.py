@@ -204,14 +204,16 @@ def _serves(directory: Directory, me: PeerId, model: ModelId, peer: PeerId) -> b
 def _directory(
     transport: Guarded, identity: Identity, chance: random.Random, say: Callable[[str], None]
 ) -> Directory:
-    """Listen to what others know; say, too, whether they can dial this peer."""
+    """Listen to what others know; say, too, when they seem unable to dial this peer."""
+    ports = dict.fromkeys(re.findall(r"/tcp/(\d+)", " ".join(transport.addresses)))
+    last = ""
 
     def on_hidden(hidden: bool) -> None:
-        if hidden:
-            ports = dict.fromkeys(re.findall(r"/tcp/(\d+)", " ".join(transport.addresses)))
-            say(HIDDEN.format(" or ".join(ports)))
-        elif transport.was_dialled:
-            say("others can dial this peer now")
+        nonlocal last
+        text = HIDDEN.format(" or ".join(ports)) if hidden else "others can dial this peer now"
+        if text != last and (hidden or transport.was_dialled):  # it tries again now and then
+            say(text)
+            last = text
 
     directory = Directory(transport, identity, chance, clock_ms=clock_ms)
     directory.voice.on_hidden = on_hidden

@@ -13,10 +13,7 @@ from typing import Any
 
 import trio
 
-from p2pinfer.core.advertisement import (
-    ADVERTISEMENTS_MAX,
-    Advertisement,
-)
+from p2pinfer.core.advertisement import ADVERTISEMENTS_MAX, Advertisement
 from p2pinfer.core.errors import PeerError, PeerUnavailable, UserError, lone_errors
 from p2pinfer.core.ids import ModelId, PeerId
 from peers.allowance import Allowances

@@ -160,6 +160,7 @@ def test_a_person_reads_what_a_process_does() -> None:
     ):
         assert words in said
     assert "resting: on battery; layers 1:11" in "\n".join(lines(PEER | {"resting": "on battery"}))
+    assert "nobody can dial it" in "\n".join(lines(PEER | {"hidden": True}))
     joining = {key: PEER[key] for key in ("pid", "role", "uptime_s", "peer")}
     assert lines(joining | {"state": "joining", "sessions": []})[1] == "state    joining"
     gateway = {
