@@ -228,13 +228,14 @@ class Directory:
         """
         entry = self.view.get(peer)
         addresses = entry.parsed.advertisement.addresses if entry else ()
-        is_new = entry is not None and not entry.has_answered
+        # Dialled though it may be connected: so both learn that it can be, after a restart, too.
+        own = bool(addresses)
         self._forget_the_silent()
         try:
             with trio.fail_after(EXCHANGE_S_MAX):
                 models: list[ModelId | None] = [*self.view.followed]
                 for model in models or [None]:
-                    channel = await self._transport.open(peer, DIRECTORY, addresses, own=is_new)
+                    channel = await self._transport.open(peer, DIRECTORY, addresses, own=own)
                     try:
                         await ask(channel, self.view, model, self._told)
                     finally:

@@ -115,3 +115,17 @@ async def test_who_hides_and_is_dialled_says_so_at_once(autojump_clock: MockCloc
         await a.directory.exchange(b.id)
         await trio.sleep(1)
         assert a.sees() == {b.id}
+
+
+async def test_who_has_begun_anew_is_dialled_though_it_is_connected(
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Else a peer that was restarted, and has called all others, would hide."""
+    async with directories(2) as (network, (a, b)):
+        monkeypatch.setattr(network, "dials", lambda _from, _to, *, own: own)  # all are connected
+        b.advertise()
+        await b.directory.exchange(a.id)
+        for _ in range(2):
+            await a.directory.exchange(b.id)
+            assert b.transport.was_dialled
+            b.transport.was_dialled = False
