@@ -15,9 +15,11 @@ from peers.shelf import parse
 from peers.view import PERIOD_RATIO_MAX, View
 from transports.base import Topic, Transport
 
-PATIENCE_ROUNDS = 6
-"""In each of them every peer calls another at random, at least: of peers that can be dialled, one
-in 400 is not by then. A newcomer is called by more."""
+PATIENCE_S_MIN = 60.0
+PATIENCE_ROUNDS = 4
+"""How long a peer waits to be dialled. In each round every peer calls another at random, and some
+call whom they have not reached yet: if a thousand start at once, one in 200 that can be dialled is
+not by then, and hides for nothing; a newcomer is called by 16 peers in a round."""
 
 HIDDEN_S = 900.0
 """For how long a peer that nobody has dialled names no address, before it tries again."""
@@ -112,7 +114,7 @@ class Voice:
                 continue
             topic = self._topics.get(self._own.model)
             if topic and topic.neighbours:
-                self._look(PATIENCE_ROUNDS * pause_s())
+                self._look(max(PATIENCE_S_MIN, PATIENCE_ROUNDS * pause_s()))
                 topic.publish(encode(self._sign()))
                 self._announcer.published(self._period_s(self._own))
             else:

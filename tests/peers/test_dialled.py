@@ -12,7 +12,7 @@ from p2pinfer.core.errors import PeerUnavailable
 from p2pinfer.core.ids import PeerId
 from peers.shelf import CALLS_MISSED_MAX
 from peers.view import PERIOD_RATIO_MAX, SHORTEST_S
-from peers.voice import HIDDEN_S, PATIENCE_ROUNDS
+from peers.voice import HIDDEN_S, PATIENCE_ROUNDS, PATIENCE_S_MIN
 from tests.peers.directories import MODEL, Peer, directories, running
 from transports.memory import MemoryNetwork
 
@@ -56,7 +56,7 @@ async def test_who_dials_and_cannot_be_dialled_is_not_counted_on(
         assert a.sees() == {b.id}
 
 
-PATIENCE_S = PATIENCE_ROUNDS * SHORTEST_S
+PATIENCE_S = max(PATIENCE_S_MIN, PATIENCE_ROUNDS * SHORTEST_S)
 
 
 def said_of(peer: Peer, by: Peer) -> tuple[tuple[str, ...], int]:
