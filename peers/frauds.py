@@ -33,9 +33,10 @@ _log = logging.getLogger("p2pinfer.frauds")
 FRAUDS = "frauds"
 
 COMPARE_S = 60.0
-"""How often cases are compared with one other peer: two empty lists, as a rule. Twice as seldom, in
-two of three simulated swarms of 200, a fifth of them cheats, so many of these were still trusted
-that honest peers were convicted, or routes led past cheats that a stage had shut out."""
+"""How often cases are compared with one other peer: two empty lists, as a rule. Twice as seldom,
+two of three simulated swarms of 200, a fifth of them cheats, saw honest peers convicted, or routes
+over cheats that a stage had shut out; at this pace one of eight."""
+
 SPREAD = 4
 """Others who are told at once of what was proven just now."""
 

@@ -187,7 +187,8 @@ async def _examine(
     if trust.broken is not None:
         record.events["breaks"] += 1
         is_strict = not world.is_mixed and world.is_settled_since(peers, since_s)
-        if is_strict and not any(peer in world.liars for peer in {*peers, *took_part}):
+        suspects = {*peers, *took_part, *trust.broken.peers}
+        if is_strict and not any(peer in world.liars for peer in suspects):
             text = f"the receipts of honest peers do not join up: {trust.broken}"
             record.violation("continuity", now, text)
     for audited in trust.audits:
