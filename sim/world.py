@@ -1,7 +1,7 @@
 """A virtual network: production roles on virtual links, machines and time."""
 
 import traceback
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Container, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
 from itertools import accumulate
@@ -152,16 +152,17 @@ class World:
         found = [peer for peer in self.peers.values() if peer.machine.access.is_dialable]
         return [f"/memory/0/p2p/{peer.id}" for peer in found[:WAYS_IN]]
 
-    def is_covered(self) -> bool:
+    def is_covered(self, but: Container[PeerId] = ()) -> bool:
         """Whether every layer is served by a peer that is there, and that all can reach."""
-        return self.least_holders() > 0
+        return self.least_holders(but) > 0
 
-    def least_holders(self) -> int:
-        """Return how many that can be dialled serve the layer that fewest do."""
+    def least_holders(self, but: Container[PeerId] = ()) -> int:
+        """Return how many that can be dialled serve the layer that fewest do, some not counted."""
         first, end = self.bounds
         change = [0] * (end - first + 1)
         for peer, held in self.serving():
-            if peer.machine.access.is_dialable and not peer.leaving.is_set():
+            is_open = peer.machine.access.is_dialable and peer.id not in but
+            if is_open and not peer.leaving.is_set():
                 change[min(max(held[0], first), end) - first] += 1
                 change[min(max(held[1], first), end) - first] -= 1
         return min(accumulate(change[:-1]))
