@@ -124,9 +124,8 @@ def check_ledger(world: World) -> None:
 
 
 def check_last(question: Question, world: World) -> None:
-    """A question in the calm is answered if every layer is served, by peers not caught by it."""
-    (caught,) = (r.blamed for r in world.requesters if r.number == question.requester)
-    if question.outcome not in ("answered", "wrong") and world.is_covered(caught):
+    """A question in the calm is answered where every layer is served."""
+    if question.outcome not in ("answered", "wrong"):
         text = f"requester {question.requester} got no answer ({question.outcome}) in the calm"
         world.record.violation("liveness", question.at_s, f"{text}: {question.why}")
 

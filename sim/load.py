@@ -65,15 +65,20 @@ def _lengths(scenario: Scenario, chance: object) -> tuple[int, int]:
 
 
 async def ask_last(world: World) -> list[Question]:
-    """Have everybody ask one short question after all faults, one after the other."""
-    asked = []
+    """Have everybody ask one short question after all faults, one after the other.
+
+    Return those during which every layer was served by peers that the asker had not caught.
+    """
+    fair = []
     for requester in world.requesters[:LAST_REQUESTERS_MAX]:
         number, at = len(world.record.questions), trio.current_time()
         question = Question(number, requester.number, at, LAST_PROMPT, LAST_ANSWER, is_last=True)
         world.record.questions.append(question)
-        asked.append(question)
+        was_covered = world.is_covered(requester.blamed)
         await ask(world, requester, question)
-    return asked
+        if was_covered and world.is_covered(requester.blamed):
+            fair.append(question)
+    return fair
 
 
 async def ask(world: World, requester: Requester, question: Question) -> None:
