@@ -1,0 +1,47 @@
+"""In the calm at the end every question is answered, where all layers are served to its asker."""
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+from trio.testing import MockClock
+
+from p2pinfer.core.ids import PeerId
+from sim import load
+from sim.checks import check_last
+from sim.record import Question, Record
+
+CHEAT = PeerId("cheat")
+
+
+@pytest.mark.parametrize(
+    ("caught", "outcome", "violations"),
+    [
+        (set(), "answered", 0),
+        (set(), "wrong", 0),
+        (set(), "nobody", 1),
+        (set(), "refused", 1),
+        ({CHEAT}, "nobody", 0),
+    ],
+)
+async def test_who_must_be_answered(
+    caught: set[PeerId],
+    outcome: str,
+    violations: int,
+    autojump_clock: MockClock,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A cheat alone serves some layers here: whoever has caught it may go without."""
+
+    async def ask(_world: object, _requester: object, question: Question) -> None:
+        question.outcome = outcome
+
+    monkeypatch.setattr(load, "ask", ask)
+    world: Any = SimpleNamespace(
+        requesters=[SimpleNamespace(number=0, blamed=caught)],
+        record=Record(),
+        is_covered=lambda but: CHEAT not in but,
+    )
+    for question in await load.ask_last(world):
+        check_last(question, world)
+    assert len(world.record.violations) == violations
