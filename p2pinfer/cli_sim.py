@@ -107,13 +107,13 @@ def validate(*, model: Model = "default", as_json: AsJson = False) -> None:
     from p2pinfer.bench.validate import validate as simulate_it
     from p2pinfer.running import run_task
     from p2pinfer.supply import model_path
-    from p2pinfer.terminal import Doing
+    from p2pinfer.terminal import Doing, say
 
     path = model_path(model)
     found: list[Real] = []
 
     async def play() -> None:
-        found.append(await play_real(path))
+        found.append(await play_real(path, say))
 
     done = Doing("Starting a real swarm, and simulating it …")
     try:

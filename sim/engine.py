@@ -37,6 +37,10 @@ class Speed:
     """A decode of one row."""
     chunk_s: float
     """A decode of ``CHUNK_ROWS``."""
+    handling_s: float = 0.0
+    """What a session's rows take besides: to receive, to check and to send them."""
+    aside_s: float = 0.0
+    """And what they take when they have been sent."""
 
     def decode_s(self, rows: int, layers: int) -> float:
         """Return what a decode takes."""
@@ -175,6 +179,8 @@ class VirtualStage:
             took_s = self.speed.decode_s(rows, jobs[0].layers)
             if lies and self._cheat and self._cheat.kind == "copies":
                 took_s = 0.0
+            if self.speed.handling_s:
+                await self._spend(len(jobs) * self.speed.handling_s)
             since_s = trio.current_time()
             await self._spend(took_s)
             took_s = trio.current_time() - since_s
@@ -184,6 +190,8 @@ class VirtualStage:
                 if self._open.get(job.slot) is job.session:
                     job.session.lined_up.remove(job)
                     job.done(Decoded(self._compute(job, lies=lies), int(1e6 * took_s)))
+            if self.speed.aside_s:
+                await self._spend(len(jobs) * self.speed.aside_s)
 
     def _compute(self, job: _Job, *, lies: bool) -> bytes:
         before, own = job.session.cache.run(job.position, job.rows, wide=job.wide)
@@ -215,6 +223,7 @@ class _EndsCells:
 
     async def embed(self, position: int, tokens: list[int], *, wide: bool) -> Decoded:
         """Run tokens through the first layers."""
+        await self._ends.handle()
         took_us = await self._ends.spend(len(tokens))
         return Decoded(self._embed(position, tokens, wide=wide), took_us)
 
@@ -229,6 +238,7 @@ class _EndsCells:
 
     async def absorb(self, position: int, rows: bytes, *, wide: bool) -> int:
         """Run rows through the last layers for their cache alone."""
+        await self._ends.handle()
         took_us = await self._ends.spend(len(rows) // ROW_BYTES)
         self._last.run(position, rows, wide=wide)
         return took_us
@@ -236,6 +246,7 @@ class _EndsCells:
     async def next(self, position: int, rows: bytes, *, wide: bool) -> NextToken:
         """Run rows through the last layers, and say what follows the last one."""
         count = len(rows) // ROW_BYTES
+        await self._ends.handle()
         took_us = await self._ends.spend(count)
         _, own = self._last.run(position, rows, wide=wide)
         token = self._ends.model.pick(int(own[-1]))
@@ -277,6 +288,11 @@ class VirtualEnds:
         since_s = trio.current_time()
         await self._spend(self._speed.decode_s(rows, self._keep))
         return int(1e6 * (trio.current_time() - since_s))
+
+    async def handle(self) -> None:
+        """Take the time for what a session's rows take besides."""
+        if self._speed.handling_s:
+            await self._spend(self._speed.handling_s)
 
     async def tokenize(self, text: str, *, special: bool) -> list[int]:  # noqa: ARG002
         """Make each word a token."""

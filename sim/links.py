@@ -22,8 +22,11 @@ PACKET_BYTES = 1400
 RETRANSMIT_S = 0.2
 """TCP's least, in Linux; more where the round trip is longer."""
 
-HEADER_BYTES = 60
-"""IP, TCP, Noise and Yamux around a small message."""
+TCP_IP_BYTES = 52
+"""IP's header (20), and TCP's with its times (32)."""
+
+HEADER_BYTES = TCP_IP_BYTES + 30
+"""With Noise (18) and Yamux (12) around a small message."""
 
 GOSSIP = "gossip"
 
@@ -34,8 +37,8 @@ GOSSIP_BYTES = 124
 """That GossipSub writes around a message: its name, and the topic with the model's id."""
 
 GOSSIP_MESH_MAX = 8
-"""A mesh of so few holds everybody, and each sends on to all but whom it comes from. In a larger
-swarm a peer tells so many what it says itself."""
+"""A mesh of so few joins all, but two whom nobody can dial, and each sends on to all but whom it
+comes from. In a larger swarm a peer tells so many what it says itself."""
 
 GOSSIP_HOPS = 3
 """Typical of a mesh of that degree and some hundred peers."""
@@ -84,6 +87,7 @@ class WorldNetwork(MemoryNetwork):
         self._row: dict[PeerId, int] = {}
         self._region = np.empty(0, np.int64)
         self._last_mile_s = np.empty(0)
+        self._is_dialable = np.empty(0, np.bool_)
         self._passed_on = np.empty(0, np.int64)
         """Bytes of others' gossip."""
 
@@ -93,6 +97,7 @@ class WorldNetwork(MemoryNetwork):
         self._row[peer] = len(self._row)
         self._region = np.append(self._region, access.region)
         self._last_mile_s = np.append(self._last_mile_s, access.last_mile_ms / 1000)
+        self._is_dialable = np.append(self._is_dialable, access.is_dialable)
         self._passed_on = np.append(self._passed_on, 0)
 
     def sent(self, peer: PeerId) -> Counter[str]:
@@ -165,14 +170,18 @@ class WorldNetwork(MemoryNetwork):
         self, sender: PeerId, receivers: Sequence[PeerId], message: bytes
     ) -> dict[float, list[PeerId]]:
         """Return whom gossip reaches, over some hops and in steps, so that many hear it at once."""
-        once, others = HEADER_BYTES + GOSSIP_BYTES + len(message), len(receivers)
-        copies = GOSSIP_COPIES if others > GOSSIP_MESH_MAX else others - 1
-        self._sent[sender][GOSSIP] += min(GOSSIP_MESH_MAX, others) * once
+        once, ours = HEADER_BYTES + GOSSIP_BYTES + len(message), self.access[sender]
         if self._apart:
             receivers = [peer for peer in receivers if not self._apart(sender, peer)]
         rows = np.fromiter(map(self._row.__getitem__, receivers), np.int64, len(receivers))
-        self._passed_on[rows] += round(copies * once)
-        ours = self.access[sender]
+        is_open = self._is_dialable[rows]
+        told = len(rows) if ours.is_dialable else int(is_open.sum())
+        self._sent[sender][GOSSIP] += min(GOSSIP_MESH_MAX, told) * once
+        if len(rows) <= GOSSIP_MESH_MAX:
+            by_hidden = max(0, is_open.sum() - (not ours.is_dialable))
+            self._passed_on[rows] += once * np.where(is_open, len(rows) - 1, by_hidden)
+        else:
+            self._passed_on[rows] += round(GOSSIP_COPIES * once)
         backbone_s = np.array(self._one_way_s[ours.region])[self._region[rows]]
         way_s = backbone_s + self._last_mile_s[rows] + ours.last_mile_ms / 1000
         steps = np.ceil(GOSSIP_HOPS / GOSSIP_STEP_S * way_s)

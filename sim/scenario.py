@@ -126,6 +126,12 @@ class Scenario:
     calm_s: float = entry("virtual seconds without faults before the last questions", 60.0)
     seed: int = entry("of everything that is left to chance", 1)
     cores: float = entry("that all engines share, as on one machine; 0: each has its own", 0.0)
+    handling_ms: float = entry(
+        "of a core, for a session's rows at each machine besides its layers: to receive, check and "
+        "send them",
+        0.0,
+    )
+    aside_ms: float = entry("of a core, for a session's rows at a peer that has sent them", 0.0)
     model: ModelTable = table("the model that everybody serves", ModelTable())
     regions: RegionsTable = table("distances", RegionsTable())
     peers: tuple[PeersTable, ...] = table("peers of one kind; several kinds may be there")

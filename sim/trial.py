@@ -1,7 +1,9 @@
 """One small trial that a simulated swarm and a real one go through alike.
 
 Five peers serve three ranges of layers, two of which twice. Two requesters ask one question after
-the other, at the same time; in the middle of one answer a peer that works on it is killed.
+the other, at the same time. In the middle of one answer a peer that works on it is killed; nobody
+else asks then, since a stall is twice as long where another session has to be restored, too, which
+is a matter of luck.
 """
 
 import random
@@ -9,8 +11,10 @@ import statistics
 from collections.abc import Callable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
+from functools import partial
 
 import trio
+from attrs import evolve
 
 from p2pinfer.core.errors import PeerError
 from p2pinfer.core.ids import PeerId
@@ -29,11 +33,15 @@ REQUESTERS = 2
 QUESTIONS = 6
 """Of each requester."""
 
-PROMPT, ANSWER = 3 * ROWS_PER_DECODE_MAX, 48
-"""Tokens, in full chunks."""
+PROMPT = 3 * ROWS_PER_DECODE_MAX
+"""Tokens of a question, in full chunks."""
+
+ANSWERS = (48, 32, 60, 40, 64)
+"""Tokens of answers, in turn: of different lengths, so that no two who ask keep in step."""
 
 KILLED_IN, KILLED_AT, KILLED_STAGE = 3, 20, 1
-"""Of the first requester: the question, the token, and the place in the chain."""
+"""Of the first requester: the question, which nobody else asks beside; the token, and the place in
+the chain."""
 
 GOSSIP_S = 60.0
 """In which nobody asks, and what is said then is counted: some periods."""
@@ -73,13 +81,29 @@ class Figures:
 
 
 @dataclass(frozen=True)
+class Look:
+    """What was seen of a real swarm that had nothing else to do."""
+
+    alone: Answer
+    """To the only one who asked."""
+    cpu_s: float
+    """What all processors spent meanwhile, on engines of one thread each and on all else."""
+    cores: float
+    """As in ``Measured``."""
+
+
+@dataclass(frozen=True)
 class Measured:
     """What a real swarm takes, by its own words, while one asks alone."""
 
     stage: Speed
     ends: Speed
     boundary_s: float
-    """What a token spends between two machines that neither of them counts."""
+    """What a token spends between two engines that neither of them counts."""
+    handling_s: float
+    """Of it, what processors spend, which at that time can do nothing else."""
+    aside_s: float
+    """What they spend for a stage when its rows have been sent."""
     cores: float
     """What several engines at once come to, in engines that work alone: all run on one machine."""
 
@@ -92,9 +116,12 @@ def ranges_of(layers: int) -> list[tuple[int, int]]:
 
 
 async def ask(
-    client: SwarmClient, prompt: Sequence[int], kill: Callable[[PeerId], None] | None = None
+    client: SwarmClient,
+    prompt: Sequence[int],
+    length: int = ANSWERS[0],
+    kill: Callable[[PeerId], None] | None = None,
 ) -> Answer:
-    """Ask in a session of its own; ``kill`` is told whom to kill in the middle.
+    """Ask for so many tokens in a session of its own; ``kill`` is told whom to kill meanwhile.
 
     Raises:
         PeerError: the answer broke off, or none came though it was asked for again.
@@ -103,7 +130,7 @@ async def ask(
     answer = Answer([], kill is not None, [], [])
     for attempt in range(ATTEMPTS_MAX):
         try:
-            await _listen(client, prompt, kill, answer, since)
+            await _listen(client, prompt, length, kill, answer, since)
             break
         except PeerError:  # one that was killed is heard of for a while
             if answer.waits_s or attempt == ATTEMPTS_MAX - 1:
@@ -114,6 +141,7 @@ async def ask(
 async def _listen(
     client: SwarmClient,
     prompt: Sequence[int],
+    length: int,
     kill: Callable[[PeerId], None] | None,
     answer: Answer,
     since: float,
@@ -122,7 +150,7 @@ async def _listen(
     answer.spans[:] = [hop.end - hop.first for hop in route]
     async with (
         client.open_session(route) as session,
-        aclosing(session.generate(prompt, GREEDY, ANSWER)) as tokens,
+        aclosing(session.generate(prompt, GREEDY, length)) as tokens,
     ):
         async for token in tokens:
             now = trio.current_time()
@@ -134,62 +162,94 @@ async def _listen(
                 kill(session.route[KILLED_STAGE].peer)
 
 
-async def run_trial(
-    clients: Sequence[SwarmClient],
-    prompts: Sequence[Sequence[int]],
-    kill: Callable[[PeerId], None],
-    gossiped: Callable[[], int],
-) -> Figures:
-    """Go through it; ``gossiped`` tells what all clients have sent so far, in bytes."""
+async def idle(requesters: int, gossiped: Callable[[], int]) -> float:
+    """Return the bytes a second that a requester sends while nobody asks.
+
+    ``gossiped`` tells what all have sent so far.
+    """
     before = gossiped()
     await trio.sleep(GOSSIP_S)
-    rate = (gossiped() - before) / GOSSIP_S / len(clients)
+    return (gossiped() - before) / GOSSIP_S / requesters
+
+
+async def run_trial(
+    clients: Sequence[SwarmClient], prompts: Sequence[Sequence[int]], kill: Callable[[PeerId], None]
+) -> list[Answer]:
+    """Ask all questions, and kill in the middle of one."""
     found: list[Answer] = []
 
-    async def converse(client: SwarmClient, number: int) -> None:
-        for question in range(QUESTIONS):
-            harm = kill if (number, question) == (0, KILLED_IN) else None
-            found.append(await ask(client, prompts[number * QUESTIONS + question], harm))
+    async def one(client: int, question: int, kill: Callable[[PeerId], None] | None) -> None:
+        which = client * QUESTIONS + question
+        length = ANSWERS[which % len(ANSWERS)]
+        found.append(await ask(clients[client], prompts[which], length, kill))
 
-    async with trio.open_nursery() as nursery:
-        for number, client in enumerate(clients):
-            nursery.start_soon(converse, client, number)
-    return figures(found, rate)
+    async def converse(client: int, questions: range) -> None:
+        for question in questions:
+            await one(client, question, None)
+
+    async def all_ask(questions: range) -> None:
+        async with trio.open_nursery() as nursery:
+            for client in range(len(clients)):
+                nursery.start_soon(converse, client, questions)
+
+    await all_ask(range(KILLED_IN))
+    await one(0, KILLED_IN, kill)
+    await all_ask(range(KILLED_IN + 1, QUESTIONS))
+    return found
 
 
-def figures(found: Sequence[Answer], gossip_bytes_per_s: float) -> Figures:
-    """Judge answers; the disturbed one alone tells of the stall."""
+def figures(trials: Sequence[Sequence[Answer]], gossip_bytes_per_s: float) -> Figures:
+    """Judge the answers of each trial, and return the medians."""
+    tokens_per_s, first_s, stall_s = map(statistics.median, zip(*map(_judge, trials), strict=True))
+    return Figures(tokens_per_s, first_s, stall_s, gossip_bytes_per_s)
+
+
+def _judge(found: Sequence[Answer]) -> tuple[float, float, float]:
+    """Return the first three figures of a trial; the disturbed answer alone tells of the stall."""
     calm = [answer for answer in found if not answer.is_disturbed]
     waits_s = [wait for answer in calm for wait in answer.waits_s[1:]]
     (harmed,) = (answer for answer in found if answer.is_disturbed)
-    return Figures(
+    return (
         len(waits_s) / sum(waits_s),
         statistics.median(answer.waits_s[0] for answer in calm),
         max(harmed.waits_s[1:]) - statistics.median(waits_s),
-        gossip_bytes_per_s,
     )
 
 
-def measured(alone: Answer, cores: float) -> Measured:
-    """Tell speeds from an answer to one who asked alone: medians, layer by layer.
+def measured(looks: Sequence[Look]) -> Measured:
+    """Tell speeds from answers to one who asked alone: medians, layer by layer.
 
-    The prompt was of one full chunk, so that no two stages computed at once.
+    The prompts were of one full chunk, so that no two stages computed at once.
     """
-    layers = sum(alone.spans)
-    row_us = statistics.median(sum(each) for each in alone.stages_us[1:]) / layers
-    chunk_us = sum(alone.stages_us[0]) / layers
-    ends_us = statistics.median(alone.ends_us[1:]) / 2  # the last layers, and the first ones again
-    between_s = statistics.median(
-        wait - (sum(stages) + ends) / 1e6
-        for wait, stages, ends in zip(
-            alone.waits_s[1:], alone.stages_us[1:], alone.ends_us[1:], strict=True
-        )
-    )
+    row_us, chunk_us, ends_us, ends_chunk_us, between_s = ([] for _ in range(5))
+    besides_s, boundaries_passed, stages_passed = 0.0, 0, 0
+    for look in looks:
+        alone, boundaries, layers = look.alone, len(look.alone.spans) + 1, sum(look.alone.spans)
+        stages_us = [sum(each) for each in alone.stages_us]
+        row_us += [each / layers for each in stages_us[1:]]
+        chunk_us.append(stages_us[0] / layers)
+        ends_us += alone.ends_us[1:]
+        ends_chunk_us.append(alone.ends_us[0])
+        engines_s = [
+            (one + other) / 1e6 for one, other in zip(stages_us, alone.ends_us, strict=True)
+        ]
+        waits = zip(alone.waits_s[1:], engines_s[1:], strict=True)
+        between_s += [(wait - engine) / boundaries for wait, engine in waits]
+        besides_s += look.cpu_s - sum(engines_s)
+        boundaries_passed += boundaries * len(alone.waits_s)
+        stages_passed += len(alone.spans) * len(alone.waits_s)
+    median = statistics.median
+    ends_row_us = median(ends_us) / 2  # the last layers, and the first ones again
+    boundary_s = max(0.0, median(between_s))
+    handling_s = min(max(0.0, besides_s / boundaries_passed), boundary_s)
+    aside_s = max(0.0, besides_s - handling_s * boundaries_passed) / stages_passed
     return Measured(
-        _speed(row_us, chunk_us),
-        _speed(ends_us, alone.ends_us[0] - ends_us),
-        max(0.0, between_s) / (len(alone.spans) + 1),
-        cores,
+        _speed(median(row_us), median(chunk_us)),
+        _speed(ends_row_us, median(ends_chunk_us) - ends_row_us),
+        boundary_s,
+        handling_s,
+        aside_s,
+        median(look.cores for look in looks),
     )
 
 
@@ -201,13 +261,15 @@ def _speed(row_us: float, full_us: float) -> Speed:
 
 def scenario_of(seen: Measured, layers: int, width: int, sessions: int, context: int) -> Scenario:
     """Return the scenario in which peers are as fast as was measured."""
-    stage, ends = seen.stage, seen.ends
+    stage, ends, way_s = seen.stage, seen.ends, seen.boundary_s - seen.handling_s
     return Scenario(
         about="five peers, of which one is killed, and two who ask",
         settle_s=SETTLE_S,
         cores=seen.cores,
+        handling_ms=1000 * seen.handling_s,
+        aside_ms=1000 * seen.aside_s,
         model=ModelTable(layers=layers, width=width, layer_mb=0.01, context=context),
-        regions=RegionsTable(names=("here",), round_trip_ms=((2000 * seen.boundary_s,),)),
+        regions=RegionsTable(names=("here",), round_trip_ms=((2000 * way_s,),)),
         peers=tuple(
             PeersTable(
                 count=1,
@@ -235,12 +297,13 @@ def scenario_of(seen: Measured, layers: int, width: int, sessions: int, context:
 
 def simulate(scenario: Scenario) -> Figures:
     """Go through the trial in virtual time, several times, and return the medians."""
-    runs = [run_virtual(lambda: _play(scenario), seed) for seed in range(SEEDS)]
-    names = ("tokens_per_s", "first_token_s", "stall_s", "gossip_bytes_per_s")
-    return Figures(*(statistics.median(getattr(run, name) for run in runs) for name in names))
+    scenarios = [evolve(scenario, seed=seed) for seed in range(SEEDS)]
+    runs = [run_virtual(partial(_play, each), each.seed) for each in scenarios]
+    trials, gossip = zip(*runs, strict=True)
+    return figures(trials, statistics.median(gossip))
 
 
-async def _play(scenario: Scenario) -> Figures:
+async def _play(scenario: Scenario) -> tuple[list[Answer], float]:
     world = World(scenario, Record())
     async with trio.open_nursery() as nursery:
         for machine in world.machines():
@@ -259,11 +322,11 @@ async def _play(scenario: Scenario) -> Figures:
             sent = [world.network.sent(requester.id) for requester in world.requesters]
             return sum(each[kind] for each in sent for kind in GOSSIP)
 
+        gossip = await idle(REQUESTERS, gossiped)
         found = await run_trial(
             [requester.client for requester in world.requesters],
             prompts,
             lambda peer: world.peers[peer].kill(),
-            gossiped,
         )
         nursery.cancel_scope.cancel()
-    return found
+    return found, gossip

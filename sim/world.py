@@ -130,7 +130,9 @@ class World:
         )
         threads = max(1, round(group.threads.draw(chance)))
         row_s = group.row_ms.draw(chance) / 1000
-        speed = Speed(row_s, max(row_s, group.chunk_ms.draw(chance) / 1000 / threads))
+        chunk_s = group.chunk_ms.draw(chance) / 1000 / threads
+        besides_s = (self.scenario.handling_ms / 1000, self.scenario.aside_ms / 1000)
+        speed = Speed(row_s, max(row_s, chunk_s), *besides_s)
         layers = min(max(1, round(group.layers.draw(chance))), self.bounds[1] - self.bounds[0])
         join_s = 0.0 if number == 0 else group.join_s.draw(chance)
         serves = (group.serves[0], group.serves[1]) if group.serves else None
@@ -301,13 +303,15 @@ class World:
         identity = Identity(chance.randbytes(SEED_BYTES))
         table, model = self.scenario.requests, self.scenario.model
         regions = len(self.scenario.regions.names)
-        self.network.admit(identity.peer_id, Access(number % regions, jitter=0.1))
+        access = Access(number % regions, jitter=0.1, is_dialable=False)
+        self.network.admit(identity.peer_id, access)
         async with self.network.join(identity.peer_id) as inner, trio.open_nursery() as nursery:
             transport = Guarded(inner)
             directory = _directory(transport, chance)
             await directory.enter(self.ways_in())
             nursery.start_soon(directory.run, self.ways_in())
-            speed = Speed(table.row_ms / 1000, table.chunk_ms / 1000)
+            handling_s = self.scenario.handling_ms / 1000
+            speed = Speed(table.row_ms / 1000, table.chunk_ms / 1000, handling_s)
             ends = VirtualEnds(
                 self.model,
                 model.keep,

@@ -72,12 +72,30 @@ def test_gossip_costs_what_it_costs_among_hosts(others: int, copies: float) -> N
     assert network.sent(names[0])[GOSSIP] == min(others, GOSSIP_MESH_MAX) * once
 
 
+def test_whom_nobody_can_dial_gossips_with_those_who_can_be_dialled() -> None:
+    """Two such peers are never neighbours; who says something is not told it again."""
+    network = WorldNetwork([[0.01]], 8, Random(1))
+    for name in (HIDDEN, STRANGER):
+        network.admit(name, Access(is_dialable=False))
+    names = [peer(f"peer{number}") for number in range(3)]
+    for name in names:
+        network.admit(name, Access())
+    once = HEADER_BYTES + GOSSIP_BYTES + 900
+    network.spread(names[0], [HIDDEN, STRANGER, *names[1:]], bytes(900))
+    assert network.sent(HIDDEN)[GOSSIP] == 2 * once  # the two others that are open
+    assert network.sent(names[1])[GOSSIP] == 3 * once
+    network.spread(STRANGER, [HIDDEN, *names], bytes(900))
+    assert network.sent(STRANGER)[GOSSIP] == (2 + 3) * once
+    assert network.sent(HIDDEN)[GOSSIP] == (2 + 2) * once  # one of the three has told it
+
+
 def test_gossip_does_not_cross_a_cut() -> None:
     """Nobody on the other side hears it, or passes it on."""
     network = WorldNetwork([[0.01]], 8, Random(1))
-    for name in (HIDDEN, OPEN, STRANGER):
+    near = peer("near")
+    for name in (HIDDEN, OPEN, near, STRANGER):
         network.admit(name, Access())
     network.cut(lambda one, other: STRANGER in (one, other))
-    reached = network.spread(HIDDEN, [OPEN, STRANGER], bytes(900)).values()
-    assert [peer for peers in reached for peer in peers] == [OPEN]
+    reached = network.spread(HIDDEN, [OPEN, near, STRANGER], bytes(900)).values()
+    assert [peer for peers in reached for peer in peers] == [OPEN, near]
     assert network.sent(OPEN)[GOSSIP] > 0 == network.sent(STRANGER)[GOSSIP]

@@ -5,7 +5,7 @@ import pytest
 from p2pinfer.bench.validate import compare
 from sim import trial
 from sim.engine import Speed
-from sim.trial import Answer, Figures, Measured, figures, measured, scenario_of, simulate
+from sim.trial import Answer, Figures, Look, Measured, figures, measured, scenario_of, simulate
 
 LAYERS = 12
 
@@ -19,18 +19,29 @@ def test_speeds_are_told_from_an_answer() -> None:
         ends_us=[5400, 2000, 2000, 2000],
         spans=[5, 5],
     )
-    seen = measured(alone, 2)
+    seen = measured([Look(alone, cpu_s=0.0302, cores=2)] * 3)
     assert seen.stage.row_s == pytest.approx(200e-6)
     assert seen.stage.decode_s(48, 1) == pytest.approx(960e-6)
     assert seen.ends.row_s == pytest.approx(1e-3)
     assert seen.boundary_s == pytest.approx(2e-3)
+    assert seen.handling_s == pytest.approx(0.25e-3)
+
+
+def test_processors_handle_no_longer_than_a_boundary_takes() -> None:
+    """What they do besides is done when the rows have been sent."""
+    alone = Answer([0.2, 0.010], False, [(5000,), (1000,)], [5000, 1000], [5])
+    seen = measured([Look(alone, cpu_s=0.048, cores=2)])
+    assert seen.handling_s == pytest.approx(4e-3)
+    assert seen.aside_s == pytest.approx((0.048 - 0.012 - 4 * 4e-3) / 2)
+    nothing = measured([Look(alone, cpu_s=0.0, cores=2)])
+    assert (nothing.handling_s, nothing.aside_s) == (0, 0)
 
 
 def test_the_disturbed_answer_alone_tells_of_the_stall() -> None:
     """Speed and first token are those of the others."""
     calm = Answer([0.5, 0.1, 0.1], False, [], [])
     harmed = Answer([0.9, 0.1, 0.8], True, [], [])
-    found = figures([calm, harmed, calm], 7.0)
+    found = figures([[calm, harmed, calm]], 7.0)
     assert (found.first_token_s, found.gossip_bytes_per_s) == (0.5, 7.0)
     assert found.tokens_per_s == pytest.approx(10)
     assert found.stall_s == pytest.approx(0.7)
@@ -39,13 +50,27 @@ def test_the_disturbed_answer_alone_tells_of_the_stall() -> None:
 def test_a_simulation_comes_to_what_its_speeds_say(monkeypatch: pytest.MonkeyPatch) -> None:
     """A token takes what ends, stages and ways take; the killed peer costs a stall."""
     monkeypatch.setattr(trial, "SEEDS", 1)
-    seen = Measured(Speed(1e-3, 10e-3), Speed(2e-3, 8e-3), 0.5e-3, 8)
+    seen = Measured(Speed(1e-3, 10e-3), Speed(2e-3, 8e-3), 0.5e-3, 0.2e-3, 0, 8)
     found = simulate(scenario_of(seen, LAYERS, 64, 4, 512))
     token_s = (LAYERS - 2) * 1e-3 + 2 * 2e-3 + 4 * 0.5e-3
     assert 0.5 / token_s < found.tokens_per_s < 1.05 / token_s  # two ask at once
     assert found.first_token_s > 10e-3 * (LAYERS - 2)
     assert 0.02 < found.stall_s < 5
     assert found.gossip_bytes_per_s > 0
+
+
+@pytest.mark.parametrize(("handling_s", "aside_s"), [(4e-3, 0.0), (0.0, 4e-3)])
+def test_what_rows_take_besides_is_taken_from_whoever_shares_the_cores(
+    handling_s: float, aside_s: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two who ask on one core wait for it, though a boundary takes no longer."""
+    monkeypatch.setattr(trial, "SEEDS", 1)
+    speed = Speed(1e-3, 1e-3)
+    idle, busy = (
+        simulate(scenario_of(Measured(speed, speed, 4e-3, *besides_s, 1), LAYERS, 64, 4, 512))
+        for besides_s in ((0.0, 0.0), (handling_s, aside_s))
+    )
+    assert busy.tokens_per_s < 0.9 * idle.tokens_per_s
 
 
 def test_deviations_are_in_percent_of_what_is_real() -> None:
