@@ -49,6 +49,10 @@ SPARE_MAX = 16
 REPORT_S = 5.0
 """How often a change of load is told; requesters meet the true load when they knock."""
 
+LINKS_S, LINKS_S_MAX = 15.0, 960.0
+"""When to tell anew how far others are, if load does not change before: soon, since a newcomer has
+met nobody yet, and measures while it loads; then after twice as long each time."""
+
 DRAIN_S_MAX = 120.0
 """How long sessions may take to finish what they do: an answer of 1,000 tokens at 8 a second."""
 
@@ -327,12 +331,18 @@ class Server:
         return ranges(lacking((first, end), serving))
 
     async def _report(self) -> None:
-        """Advertise how busy this peer is, whenever that has changed."""
+        """Advertise how busy this peer is, whenever that has changed, and how far others are."""
+        patience_s = LINKS_S
         while True:
-            await self._busier.wait()
-            await trio.sleep(REPORT_S)
-            self._busier = trio.Event()
-            if self._said.state is State.SERVING and self._load() != self._load_said():
+            with trio.move_on_after(patience_s) as waiting:
+                await self._busier.wait()
+            if was_calm := waiting.cancelled_caught:
+                patience_s = min(2 * patience_s, LINKS_S_MAX)
+            else:
+                await trio.sleep(REPORT_S)
+                self._busier = trio.Event()
+            is_news = was_calm or self._load() != self._load_said()
+            if self._said.state is State.SERVING and is_news:
                 self._say_served()
 
     def _note_load(self) -> None:

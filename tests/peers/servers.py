@@ -87,6 +87,7 @@ class Machine:
         self.told: list[str] = []
         self.leaving = trio.Event()
         self.fails: dict[Layers, P2pinferError] = {}
+        self.trips: dict[PeerId, float] = {}
         me = Advertisement(
             peer=transport.peer_id,
             addresses=tuple(transport.addresses),
@@ -110,6 +111,7 @@ class Machine:
             random.Random(seed),
             lambda: int(1000 * trio.current_time()),
             self.leaving,
+            round_trip_s=self.trips.get,
             on_serving=self.note,
             tell=self.told.append,
         )

@@ -4,13 +4,20 @@ import pytest
 import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
-from p2pinfer.core.advertisement import State
+from p2pinfer.core.advertisement import Link, State
 from p2pinfer.core.errors import EngineDied, P2pinferError, PeerUnavailable, UserError
 from p2pinfer.core.messages import Attach, Hop, Open, Opened, Refusal
 from peers.layers import Layers
 from peers.requester import Requester, Session
 from peers.served import QUIET_S
-from peers.server import DRAIN_S_MAX, HIDDEN_LOOK_S, SPARE_MAX, STALE_S, TAKE_OVER_S_MAX
+from peers.server import (
+    DRAIN_S_MAX,
+    HIDDEN_LOOK_S,
+    LINKS_S,
+    SPARE_MAX,
+    STALE_S,
+    TAKE_OVER_S_MAX,
+)
 from peers.talk import SESSION, RefusedError, receive, send
 from scheduler.placement import CHECK_S
 from tests.engine.fakes import FakeEnds
@@ -66,6 +73,24 @@ async def test_sessions_are_counted_in_what_is_advertised(
     await trio.sleep(SETTLE_S / 4)
     assert world.board.serving()[0].sessions_free == 4
     assert world.board.serving()[0].queued_rows == 0
+
+
+async def test_who_has_nothing_to_do_tells_how_far_others_are_all_the_same(
+    world: World, autojump_clock: MockClock
+) -> None:
+    """The first peer has met nobody when it begins to serve; what it measures later is told."""
+    first = await world.join(64)
+    await trio.sleep(SETTLE_S / 4)
+    second = await world.join(64)
+    mine, theirs = first.transport.peer_id, second.transport.peer_id
+    assert world.board.said[mine].links == ()
+    for seconds in (0.02, 0.0002):  # the next time comes later
+        first.trips[theirs] = seconds
+        await trio.sleep(2.1 * LINKS_S)
+        assert world.board.said[mine].links == (Link(theirs, round(1e6 * seconds)),)
+    said = len(world.board.states)
+    await trio.sleep(LINKS_S)
+    assert len(world.board.states) == said
 
 
 async def test_who_is_one_of_many_looks_seldomer_for_holes(
