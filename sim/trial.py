@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass, field
 from functools import partial
+from statistics import fmean
 
 import trio
 from attrs import evolve
@@ -84,8 +85,8 @@ class Figures:
 class Look:
     """What was seen of a real swarm that had nothing else to do."""
 
-    alone: Answer
-    """To the only one who asked."""
+    alone: Sequence[Answer]
+    """To the only one who asked, one after the other."""
     cpu_s: float
     """What all processors spent meanwhile, on engines of one thread each and on all else."""
     cores: float
@@ -217,39 +218,31 @@ def _judge(found: Sequence[Answer]) -> tuple[float, float, float]:
 
 
 def measured(looks: Sequence[Look]) -> Measured:
-    """Tell speeds from answers to one who asked alone: medians, layer by layer.
+    """Tell speeds from answers to one who asked alone: means, as a rate comes of all waits.
 
     The prompts were of one full chunk, so that no two stages computed at once.
     """
-    row_us, chunk_us, ends_us, ends_chunk_us, between_s = ([] for _ in range(5))
-    besides_s, boundaries_passed, stages_passed = 0.0, 0, 0
-    for look in looks:
-        alone, boundaries, layers = look.alone, len(look.alone.spans) + 1, sum(look.alone.spans)
-        stages_us = [sum(each) for each in alone.stages_us]
-        row_us += [each / layers for each in stages_us[1:]]
-        chunk_us.append(stages_us[0] / layers)
-        ends_us += alone.ends_us[1:]
-        ends_chunk_us.append(alone.ends_us[0])
-        engines_s = [
-            (one + other) / 1e6 for one, other in zip(stages_us, alone.ends_us, strict=True)
-        ]
-        waits = zip(alone.waits_s[1:], engines_s[1:], strict=True)
-        between_s += [(wait - engine) / boundaries for wait, engine in waits]
-        besides_s += look.cpu_s - sum(engines_s)
-        boundaries_passed += boundaries * len(alone.waits_s)
-        stages_passed += len(alone.spans) * len(alone.waits_s)
-    median = statistics.median
-    ends_row_us = median(ends_us) / 2  # the last layers, and the first ones again
-    boundary_s = max(0.0, median(between_s))
-    handling_s = min(max(0.0, besides_s / boundaries_passed), boundary_s)
-    aside_s = max(0.0, besides_s - handling_s * boundaries_passed) / stages_passed
+    answers = [answer for look in looks for answer in look.alone]
+    stages, layers = len(answers[0].spans), sum(answers[0].spans)  # in whatever route
+    waits_s = [each for answer in answers for each in answer.waits_s[1:]]
+    rows_us = [sum(each) for answer in answers for each in answer.stages_us[1:]]
+    ends_us = [each for answer in answers for each in answer.ends_us[1:]]
+    chunks_us = [sum(answer.stages_us[0]) for answer in answers]
+    ends_chunks_us = [answer.ends_us[0] for answer in answers]
+    ends_row_us = fmean(ends_us) / 2  # the last layers, and the first ones again
+    engines_s = (fmean(rows_us) + fmean(ends_us)) / 1e6
+    boundary_s = max(0.0, fmean(waits_s) - engines_s) / (stages + 1)
+    decoding_s = sum(map(sum, (rows_us, ends_us, chunks_us, ends_chunks_us))) / 1e6
+    passed = len(waits_s) + len(answers)
+    besides_s = max(0.0, sum(look.cpu_s for look in looks) - decoding_s) / passed
+    handling_s = min(besides_s / (stages + 1), boundary_s)
     return Measured(
-        _speed(median(row_us), median(chunk_us)),
-        _speed(ends_row_us, median(ends_chunk_us) - ends_row_us),
+        _speed(fmean(rows_us) / layers, fmean(chunks_us) / layers),
+        _speed(ends_row_us, fmean(ends_chunks_us) - ends_row_us),
         boundary_s,
         handling_s,
-        aside_s,
-        median(look.cores for look in looks),
+        (besides_s - handling_s * (stages + 1)) / stages,
+        fmean(look.cores for look in looks),
     )
 
 

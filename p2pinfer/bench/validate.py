@@ -47,8 +47,11 @@ from transports.yamux import DATA
 
 SESSIONS, CONTEXT = 4, 1024
 
-CORES_TRIES = 60
-"""Decodes of some milliseconds each."""
+LOOK_QUESTIONS = 3
+
+CORES_TURNS, CORES_TRIES = 6, 25
+"""How often engines work alone and at once, in turns, and how many decodes of some milliseconds
+each does then."""
 
 ROUNDS = 3
 """Of the real trial, of which the median counts; a shared machine's speed differs from minute to
@@ -109,7 +112,7 @@ async def play_real(file: Path, tell: Callable[[str], None]) -> Real:
 async def _look(clients: Sequence[Client], prompt: Sequence[int]) -> Look:
     """Let one requester ask alone, and their engines work at once."""
     before_s = _cpu_s()
-    alone = await ask(clients[0], prompt)
+    alone = [await ask(clients[0], prompt) for _ in range(LOOK_QUESTIONS)]
     return Look(alone, _cpu_s() - before_s, await _measure_cores(clients, prompt[0]))
 
 
@@ -139,29 +142,30 @@ def _cpu_s() -> float:
 
 
 async def _measure_cores(clients: Sequence[Client], token: int) -> float:
-    """Return what the engines of all requesters come to at once, in engines that work alone."""
-    alone_us = await _decode(clients[0], token)
-    times_us: list[float] = []
+    """Return what the engines of all requesters come to at once, in engines that work alone.
 
-    async def decode(client: Client) -> None:
-        times_us.append(await _decode(client, token))
-
-    async with trio.open_nursery() as nursery:
-        for client in clients:
-            nursery.start_soon(decode, client)
-    return min(len(clients), len(clients) * alone_us / statistics.fmean(times_us))
-
-
-async def _decode(client: Client, token: int) -> float:
-    """Return the microseconds of a decode of one row in a requester's own engine.
-
-    As in a stage, most of it is waiting for weights out of a memory that all engines share.
+    A decode of one row mostly waits for weights out of a memory that all engines share, as in a
+    stage.
     """
+    alone_us: list[int] = []
+    at_once_us: list[int] = []
+    for _ in range(CORES_TURNS):
+        await _decode(clients[0], token, alone_us)
+        async with trio.open_nursery() as nursery:
+            for client in clients:
+                nursery.start_soon(_decode, client, token, at_once_us)
+    ratio = statistics.fmean(alone_us) / statistics.fmean(at_once_us)
+    return len(clients) * min(1.0, ratio)
+
+
+async def _decode(client: Client, token: int, times_us: list[int]) -> None:
+    """Decode one row some times in a requester's own engine, and note how long each took."""
     with closing(client.ends.open()) as cells:
         cells.start(GREEDY, [])
         rows = (await cells.embed(0, [token], wide=False)).rows
-        times_us = [(await cells.next(0, rows, wide=False)).decoding_us for _ in range(CORES_TRIES)]
-    return statistics.median(times_us)
+        times_us += [
+            (await cells.next(0, rows, wide=False)).decoding_us for _ in range(CORES_TRIES)
+        ]
 
 
 def validate(real: Real) -> dict[str, Any]:

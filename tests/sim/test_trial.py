@@ -13,13 +13,13 @@ LAYERS = 12
 def test_speeds_are_told_from_an_answer() -> None:
     """Rows, full chunks, ends and what lies between, each by layer and boundary."""
     alone = Answer(
-        waits_s=[0.2, 0.010, 0.010, 0.012],
+        waits_s=[0.2, 0.010, 0.008, 0.012],
         is_disturbed=False,
-        stages_us=[(4800, 4800), (1000, 1000), (1000, 1000), (1200, 1000)],
+        stages_us=[(4800, 4800), (1000, 1000), (900, 900), (1200, 1000)],
         ends_us=[5400, 2000, 2000, 2000],
         spans=[5, 5],
     )
-    seen = measured([Look(alone, cpu_s=0.0302, cores=2)] * 3)
+    seen = measured([Look([alone], cpu_s=0.0300, cores=2)] * 3)
     assert seen.stage.row_s == pytest.approx(200e-6)
     assert seen.stage.decode_s(48, 1) == pytest.approx(960e-6)
     assert seen.ends.row_s == pytest.approx(1e-3)
@@ -30,10 +30,10 @@ def test_speeds_are_told_from_an_answer() -> None:
 def test_processors_handle_no_longer_than_a_boundary_takes() -> None:
     """What they do besides is done when the rows have been sent."""
     alone = Answer([0.2, 0.010], False, [(5000,), (1000,)], [5000, 1000], [5])
-    seen = measured([Look(alone, cpu_s=0.048, cores=2)])
+    seen = measured([Look([alone], cpu_s=0.048, cores=2)])
     assert seen.handling_s == pytest.approx(4e-3)
     assert seen.aside_s == pytest.approx((0.048 - 0.012 - 4 * 4e-3) / 2)
-    nothing = measured([Look(alone, cpu_s=0.0, cores=2)])
+    nothing = measured([Look([alone], cpu_s=0.0, cores=2)])
     assert (nothing.handling_s, nothing.aside_s) == (0, 0)
 
 
