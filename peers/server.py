@@ -341,8 +341,9 @@ class Server:
             else:
                 await trio.sleep(REPORT_S)
                 self._busier = trio.Event()
-            is_news = was_calm or self._load() != self._load_said()
-            if self._said.state is State.SERVING and is_news:
+            if self._said.state is not State.SERVING:
+                continue
+            if was_calm or self._load() != self._load_said():
                 self._say_served()
 
     def _note_load(self) -> None:

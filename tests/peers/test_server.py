@@ -133,6 +133,23 @@ async def test_whom_nobody_can_dial_stays_where_it_is(
     assert machine.served == [BOUNDS, (1, 11)]
 
 
+async def test_who_has_no_engine_has_no_load_to_tell(
+    world: World, autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where memory lacks, the old engine goes first, and the end of its sessions is a change."""
+    monkeypatch.setattr("peers.server.REPORT_S", LOAD_S / 4)
+    machine = await world.join(10)
+    await trio.sleep(SETTLE_S / 4)
+    decide(machine, (12, 22))
+    with trio.fail_after(2 * CHECK_S):
+        while machine.server.held:  # noqa: ASYNC110 -- on a mock clock
+            await trio.sleep(0.1)
+    machine.server._note_load()
+    await trio.sleep(2 * LOAD_S)
+    said = world.board.said[machine.transport.peer_id]
+    assert (said.state, said.first, said.end) == (State.SERVING, 12, 22)
+
+
 async def test_a_move_hands_over(world: World, autojump_clock: MockClock) -> None:
     """The new layers are served before the old engine ends, and a session goes on meanwhile."""
     machine = await world.join(64)
