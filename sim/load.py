@@ -67,7 +67,7 @@ def _lengths(scenario: Scenario, chance: object) -> tuple[int, int]:
 async def ask_last(world: World) -> list[Question]:
     """Have everybody ask one short question after all faults, one after the other.
 
-    Return those during which every layer was served by peers that the asker had not caught.
+    Return those during which every layer was served by peers that the asker had not blamed.
     """
     fair = []
     for requester in world.requesters[:LAST_REQUESTERS_MAX]:
@@ -199,27 +199,27 @@ async def _examine(
     for audited in trust.audits:
         record.event(now, f"audit: {audited.verdict}", audited.first)
         record.events["audits"] += 1
-        _judge_audit(world, requester, audited, now)
+        judge_audit(world, requester, audited, now)
 
 
-def is_framed(audited: Audited, liars: Container[PeerId]) -> bool:
+def _is_framed(audited: Audited, liars: Container[PeerId]) -> bool:
     """Whether most who replayed the layers are cheats, an auditor that is blamed not counted."""
     lies = [peer in liars for peer in audited.by if peer != audited.blamed]
     return 2 * sum(lies) > len(lies)
 
 
-def _judge_audit(world: World, requester: Requester, audited: Audited, now: float) -> None:
+def judge_audit(world: World, requester: Requester, audited: Audited, now: float) -> None:
     """Nobody honest is blamed; who always lies is caught wherever an honest peer looks."""
-    liars = world.liars
-    if audited.blamed is not None and audited.blamed not in liars and is_framed(audited, liars):
-        world.record.events["framed"] += 1  # two who lie alike outvote one: a known limit
-    elif audited.blamed is not None and audited.blamed not in liars:
-        world.record.violation("blamed", now, f"an honest peer is blamed: {audited.line()}")
-    if audited.blamed is not None and audited.blamed in liars:
-        if audited.verdict is Verdict.CHEATED:
-            requester.blamed.add(audited.blamed)
+    liars, blamed = world.liars, audited.blamed
+    if blamed is not None and audited.verdict is Verdict.CHEATED:
+        requester.blamed.add(blamed)
+    if blamed in liars:
         world.record.events["caught"] += 1
         world.record.caught_s.append(now)
+    elif blamed is not None and _is_framed(audited, liars):
+        world.record.events["framed"] += 1  # two who lie alike outvote one: a known limit
+    elif blamed is not None:
+        world.record.violation("blamed", now, f"an honest peer is blamed: {audited.line()}")
     is_fair = bool(audited.by) and not any(peer in liars for peer in audited.by)
     if audited.peer in liars and is_fair and audited.verdict is Verdict.SAME:
         world.record.events["overlooked"] += 1

@@ -71,4 +71,4 @@ class Requester:
     ends: VirtualEnds
     auditor: Auditor
     blamed: set[PeerId] = field(default_factory=set)
-    """Those that it has caught cheating."""
+    """Those that it takes for cheats, as most who ran their layers again said."""

@@ -1,6 +1,7 @@
 """What a run is judged by: peers that compute alike but for rounding, cheats, and ledgers."""
 
 import random
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -12,7 +13,7 @@ from p2pinfer.core.ledger import Entry
 from p2pinfer.core.trust import Audited, Verdict
 from sim.checks import check_ledger
 from sim.clock import run_virtual
-from sim.load import is_framed
+from sim.load import judge_audit
 from sim.record import Record
 from sim.run import Outcome, run_scenario
 from sim.scenario import LiarsTable, ModelTable, PeersTable, RequestsTable, Scenario
@@ -57,9 +58,14 @@ STAGE, AUDITOR, OTHER, THIRD = (PeerId(name) for name in ("stage", "auditor", "o
 def test_whom_cheats_outvote_is_framed(
     by: tuple[PeerId, ...], blamed: PeerId, liars: set[PeerId], framed: bool
 ) -> None:
-    """A stage, or an honest auditor: that is a limit of votes, and no mistake."""
-    audited = Audited(STAGE, 1, 5, Verdict.CLOSE, by, blamed=blamed)
-    assert is_framed(audited, liars) is framed
+    """A stage, or an honest auditor: a limit of votes, and no mistake; it is not asked again."""
+    audited = Audited(STAGE, 1, 5, Verdict.CHEATED, by, blamed=blamed)
+    world: Any = SimpleNamespace(liars=liars, record=Record(), always_lies=lambda _: False)
+    requester: Any = SimpleNamespace(blamed=set())
+    judge_audit(world, requester, audited, 0.0)
+    assert world.record.events["framed"] == framed
+    assert len(world.record.violations) == (not framed)
+    assert requester.blamed == {blamed}
 
 
 def verdicts(outcome: Outcome) -> set[str]:
