@@ -24,12 +24,12 @@ from collections.abc import Iterable
 import numpy as np
 from attrs import frozen
 
-from p2pinfer.core.advertisement import Advertisement, State
+from p2pinfer.core.advertisement import ADVERTISEMENTS_MAX, Advertisement, State
 from scheduler.members import Members
 from scheduler.plan import PEERS_MAX, make_plan
 from scheduler.prices import lots
 from scheduler.view import NOTHING_SEEN, Experience, View, Whole
-from scheduler.worth import best_place, worth_of
+from scheduler.worth import best_place, cover_of, worth_of
 
 GAIN_MIN = 1.25
 """A peer moves where it is worth this many times what it is worth where it is: moving costs a
@@ -55,6 +55,9 @@ TURN_S = 60.0
 
 CHECK_S = 60.0
 """When a peer looks again while all is well, give or take half by lot."""
+
+MEAN_ABOVE = 0.8
+"""By how many standard deviations what lies above the mean of a normal distribution does so."""
 
 
 @frozen
@@ -245,12 +248,17 @@ def _better(swarm: Members, keep: tuple[int, int] | None, lot: float) -> tuple[i
 def _movers(swarm: Members) -> float:
     """Return which share of the peers in crowded places would have to move for all to be level.
 
-    At least one in all: in a small swarm no share is a whole peer.
+    At least one in all: in a small swarm no share is a whole peer. Of a swarm that is too large to
+    be known whole, a sample shows layers uneven that are not; what chance does is left out.
     """
     rate = swarm.whole.rate
     crowded = rate > rate.mean()
-    surplus = (rate[crowded] - rate.mean()).sum() / max(rate[crowded].sum(), 1e-9)
-    return max(float(surplus), 1 / max(int(swarm.serving.sum()), 1))
+    surplus = (rate[crowded] - rate.mean()).sum()
+    if len(swarm.key) >= ADVERTISEMENTS_MAX:
+        variance = cover_of(swarm.lo, swarm.hi, swarm.first, swarm.end, swarm.speed**2).rate
+        surplus -= MEAN_ABOVE * np.sqrt(variance[crowded]).sum()
+    share = float(surplus) / max(float(rate[crowded].sum()), 1e-9)
+    return max(share, 1 / max(int(swarm.serving.sum()), 1))
 
 
 def _mend(swarm: Members, now_s: float, chance: float) -> Choice:
