@@ -89,6 +89,11 @@ class Directory:
         """Whether nobody can dial the own peer, as it seems; see `peers.voice`."""
         return self.voice.is_hidden
 
+    @property
+    def is_sample(self) -> bool:
+        """Whether there is room for no more peers, so that there are others, as it seems."""
+        return self.view.is_full
+
     def listen(self) -> None:
         """Answer others from now on."""
         self._transport.handle(DIRECTORY, self._answer)

@@ -227,7 +227,7 @@ class Server:
             self._plan.bounds,
             now_s=self._clock_ms() / 1000,
             chance=self._chance.random(),
-            seen=Experience(joining_s=joining_s),
+            seen=Experience(joining_s=joining_s, is_sample=self._directory.is_sample),
         )
 
     def _others(self) -> list[Advertisement]:

@@ -24,6 +24,11 @@ class Directory(Protocol):
         """Whether nobody can dial the own peer, as it seems, so that nobody counts on it."""
         ...
 
+    @property
+    def is_sample(self) -> bool:
+        """Whether there is room for no more peers, so that there are others, as it seems."""
+        ...
+
     def advertise(self, advertisement: Advertisement) -> None:
         """Say this of the own peer from now on."""
         ...

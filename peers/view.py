@@ -134,11 +134,16 @@ class View:
         shelf = self.shelves.get(model)
         return shelf.fewest(first, end) if shelf else 0
 
+    @property
+    def is_full(self) -> bool:
+        """Whether there is no room for one more, so that what is known is a sample."""
+        return len(self._known) >= self._room
+
     def period_s(self, model: ModelId) -> float:
         """Return how often a peer of this model is to renew its advertisement."""
         shelf = self.shelves.get(model)
         crowd = 1 + len(shelf.entries) if shelf else 1
-        if shelf and len(self._known) >= self._room:
+        if shelf and self.is_full:
             crowd = max(crowd, shelf.crowd)
         return min(max(SHORTEST_S, crowd / ARRIVALS_PER_S_MAX), PERIOD_MS_MAX / 1000)
 
@@ -175,7 +180,7 @@ class View:
         if peer == self.me:
             self.outdo(found.sequence)
             return OLD
-        if topic and len(self._known) >= self._room:  # those that are kept no longer tell
+        if topic and self.is_full:  # those that are kept no longer tell
             shelf = self._shelf(found.model)
             shelf.flow_ms += found.period_ms
             if now >= shelf.count_at:
@@ -319,7 +324,7 @@ class View:
                 return False
             if len(shelf.entries) >= GLIMPSE_MAX:
                 self._drop(min(shelf.entries, key=lambda peer: shelf.entries[peer].made_at))
-        if len(self._known) < self._room:
+        if not self.is_full:
             return True
         victim = self._spare(shelf, found)
         if victim:

@@ -46,6 +46,8 @@ class Members:
     """How many layers fit into its memory."""
     serving: Flags
     joining: Flags
+    is_sample: bool
+    """There are others, of whom nothing is known."""
 
     @classmethod
     def of(cls, view: View, own: Advertisement, layers: tuple[int, int], seen: Experience) -> Self:
@@ -78,6 +80,7 @@ class Members:
             size=np.minimum(size, layers[1] - layers[0]),
             serving=np.append(view.is_state(State.SERVING)[some], own.state is State.SERVING),
             joining=np.append(joining[some], own.state is State.JOINING),
+            is_sample=seen.is_sample,
         )
 
     @property

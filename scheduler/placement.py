@@ -24,7 +24,7 @@ from collections.abc import Iterable
 import numpy as np
 from attrs import frozen
 
-from p2pinfer.core.advertisement import ADVERTISEMENTS_MAX, Advertisement, State
+from p2pinfer.core.advertisement import Advertisement, State
 from scheduler.members import Members
 from scheduler.plan import PEERS_MAX, make_plan
 from scheduler.prices import lots
@@ -254,7 +254,7 @@ def _movers(swarm: Members) -> float:
     rate = swarm.whole.rate
     crowded = rate > rate.mean()
     surplus = (rate[crowded] - rate.mean()).sum()
-    if len(swarm.key) >= ADVERTISEMENTS_MAX:
+    if swarm.is_sample:
         variance = cover_of(swarm.lo, swarm.hi, swarm.first, swarm.end, swarm.speed**2).rate
         surplus -= MEAN_ABOVE * np.sqrt(variance[crowded]).sum()
     share = float(surplus) / max(float(rate[crowded].sum()), 1e-9)

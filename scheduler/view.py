@@ -59,6 +59,8 @@ class Experience:
     """For how long peers have been joining."""
     sessions: Mapping[PeerId, int] = MappingProxyType({})
     """Of this node, that are open there: of these others hear later."""
+    is_sample: bool = False
+    """There are more peers than this node has room to know."""
 
 
 NOTHING_SEEN = Experience()

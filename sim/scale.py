@@ -18,7 +18,7 @@ from p2pinfer.core.advertisement import ADVERTISEMENTS_MAX, Advertisement, State
 from p2pinfer.core.ids import ModelId, PeerId
 from peers.server import WATCH_S
 from scheduler.placement import JOIN_CHECK_S, choose
-from scheduler.view import Floats, View, Whole
+from scheduler.view import Experience, Floats, View, Whole
 from scheduler.worth import cover_of
 from sim.asking import Askers
 
@@ -182,7 +182,8 @@ class Scale:
         swarm, own = self.swarm, self.swarm.said[peer]
         view = views[peer % SAMPLES]
         bounds = (swarm.lo, swarm.hi)
-        choice = choose(view, own, bounds, now_s=now_s, chance=self._chance.random())
+        seen = Experience(is_sample=len(view) == ADVERTISEMENTS_MAX)
+        choice = choose(view, own, bounds, now_s=now_s, chance=self._chance.random(), seen=seen)
         wait_s = choice.check_again_s
         if own.state is State.JOINING:
             if choice.moves:

@@ -49,7 +49,7 @@ class View:
 
     def __init__(self, board: Board, me: PeerId) -> None:
         self.board, self.me = board, me
-        self.is_hidden = False
+        self.is_hidden = self.is_sample = False
 
     def advertise(self, advertisement: Advertisement) -> None:
         """Pin it up."""

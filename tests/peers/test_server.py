@@ -1,5 +1,7 @@
 """A peer that chooses its layers: among others, over the memory network, under a mock clock."""
 
+from typing import Any
+
 import pytest
 import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
@@ -19,7 +21,8 @@ from peers.server import (
     TAKE_OVER_S_MAX,
 )
 from peers.talk import SESSION, RefusedError, receive, send
-from scheduler.placement import CHECK_S
+from scheduler.placement import CHECK_S, Choice, choose
+from scheduler.view import Experience
 from tests.engine.fakes import FakeEnds
 from tests.peers.servers import BOUNDS, LOAD_S, SETTLE_S, Machine, World, decide, hops
 from tests.peers.swarm import CONTEXT, GREEDY, ME, MODEL, PROMPT, answer, peer, session_id
@@ -107,6 +110,26 @@ async def test_who_is_one_of_many_looks_seldomer_for_holes(
         looks.append((world.board.counts - before) / len(world.board.said) / CHECK_S)
     assert looks[0] == pytest.approx(1, rel=0.3)
     assert looks[1] == pytest.approx(1 / SPARE_MAX, rel=0.5)
+
+
+async def test_who_has_no_room_to_know_all_chooses_as_from_a_sample(
+    world: World, autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Then what looks uneven may be chance."""
+    told: set[bool] = set()
+
+    def note(*args: Any, seen: Experience, **more: Any) -> Choice:
+        told.add(seen.is_sample)
+        return choose(*args, seen=seen, **more)
+
+    monkeypatch.setattr("peers.server.choose", note)
+    machine = await world.join(64)
+    await trio.sleep(SETTLE_S)
+    assert told == {False}
+    machine.directory.is_sample = True
+    told.clear()
+    await trio.sleep(2 * CHECK_S)
+    assert told == {True}
 
 
 async def move(machine: Machine, world: World, layers: Layers) -> None:

@@ -213,6 +213,7 @@ def test_who_promises_a_shorter_period_is_looked_for_sooner() -> None:
 def test_a_full_view_keeps_a_sample_with_every_layer() -> None:
     """Past the limit rare layers drive out common ones; the size of the swarm is still known."""
     seen = trusting(room=100)
+    assert not seen.is_full
     chance = random.Random(2)
     for now in range(30_000):  # 1,000 peers, each once in 1,000 seconds
         number = now % 1000 + 1
@@ -228,6 +229,7 @@ def test_a_full_view_keeps_a_sample_with_every_layer() -> None:
     assert {*range(10)} <= served
     assert len(served & {*range(20, 29)}) >= 7
     assert len(list(seen.of(MODEL))) == 100
+    assert seen.is_full
     assert seen.shelves[MODEL].crowd == pytest.approx(1000, rel=0.3)
     assert seen.period_s(MODEL) == pytest.approx(1000 / ARRIVALS_PER_S_MAX, rel=0.3)
 

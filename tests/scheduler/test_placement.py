@@ -7,7 +7,7 @@ from attrs import evolve
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from p2pinfer.core.advertisement import ADVERTISEMENTS_MAX, Advertisement, State
+from p2pinfer.core.advertisement import Advertisement, State
 from scheduler.members import JOINING_S_MAX
 from scheduler.placement import choose
 from scheduler.routing import find_route
@@ -182,21 +182,27 @@ def test_two_holders_where_there_is_room() -> None:
     assert game.worst == pytest.approx(2 * one)
 
 
-@pytest.mark.parametrize(("crowd", "least", "most"), [(1, 0, 1), (3, 20, 200)])
-def test_a_sample_is_not_taken_for_uneven(crowd: int, least: int, most: int) -> None:
+@pytest.mark.parametrize(
+    ("crowd", "is_sample", "least", "most"),
+    [(1, True, 0, 1), (1, False, 10, 200), (3, True, 20, 200)],
+)
+def test_a_sample_is_not_taken_for_uneven(
+    crowd: int, is_sample: bool, least: int, most: int
+) -> None:
     """Of a swarm too large to be known whole chance makes some layers seem weak; nobody moves.
 
-    Where a fifth of the layers has three times as many holders in truth, some do.
+    If these were all there are, some would; and so they do where a fifth of the layers has three
+    times as many holders in truth.
     """
-    chance = random.Random(1)
+    chance, seen = random.Random(1), Experience(is_sample=is_sample)
     layers = [n for n in range(1, 81) for _ in range(crowd if n <= 16 else 1)]
-    held = [chance.choice(layers) for _ in range(ADVERTISEMENTS_MAX)]
+    held = [chance.choice(layers) for _ in range(2000)]
     fullest = max(set(held), key=held.count)
-    sample = View.of([advert(f"p{n}", at, at + 1) for n, at in enumerate(held)])
+    view = View.of([advert(f"p{n}", at, at + 1) for n, at in enumerate(held)])
     own = advert("own", fullest, fullest + 1, layers_max=1)
     dice = [chance.random() for _ in range(200)]
-    moves = sum(choose(sample, own, (1, 81), now_s=45.0, chance=each).moves for each in dice)
-    assert least <= moves <= most
+    choices = [choose(view, own, (1, 81), now_s=45.0, chance=each, seen=seen) for each in dice]
+    assert least <= sum(choice.moves for choice in choices) <= most
 
 
 def test_reasons_are_words() -> None:
