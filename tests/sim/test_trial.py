@@ -1,11 +1,18 @@
 """The trial that a simulation is held against: what it is told, and what comes of it."""
 
 import pytest
+import trio
+from attrs import evolve
+from trio.testing import MockClock
 
 from p2pinfer.bench.validate import compare
 from sim import trial
-from sim.engine import Speed
+from sim.engine import Speed, VirtualEnds
+from sim.model import VirtualModel
+from sim.record import Record
+from sim.scenario import Scenario
 from sim.trial import Answer, Figures, Look, Measured, figures, measured, scenario_of, simulate
+from sim.world import World
 
 LAYERS = 12
 
@@ -57,6 +64,50 @@ def test_a_simulation_comes_to_what_its_speeds_say(monkeypatch: pytest.MonkeyPat
     assert found.first_token_s > 10e-3 * (LAYERS - 2)
     assert 0.02 < found.stall_s < 5
     assert found.gossip_bytes_per_s > 0
+
+
+def test_simulations_differ_in_what_is_left_to_chance(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Else their median would be that of one."""
+    seeds = []
+
+    async def play(scenario: Scenario) -> tuple[list[Answer], float]:
+        seeds.append(scenario.seed)
+        return [Answer([1.0, 1.0], False, [], []), Answer([1.0, 1.0], True, [], [])], 1.0
+
+    monkeypatch.setattr(trial, "_play", play)
+    seen = Measured(Speed(1e-3, 10e-3), Speed(2e-3, 8e-3), 0.5e-3, 0.2e-3, 0, 8)
+    simulate(scenario_of(seen, LAYERS, 64, 4, 512))
+    assert len(set(seeds)) == len(seeds) == trial.SEEDS
+
+
+async def test_ends_take_time_for_rows_besides_their_layers(autojump_clock: MockClock) -> None:
+    """Before they decode, once for each time that rows come; what they report is the decode."""
+    ends = VirtualEnds(
+        VirtualModel(LAYERS), 1, Speed(1e-3, 1e-3, handling_s=5e-3), sessions=1, context=64
+    )
+    cells, since_s = ends.open(), trio.current_time()
+    embedded = await cells.embed(0, [7], wide=False)
+    assert trio.current_time() - since_s == pytest.approx(6e-3)
+    found = await cells.next(0, embedded.rows, wide=False)
+    assert trio.current_time() - since_s == pytest.approx(6e-3 + 7e-3)
+    assert (embedded.decoding_us, found.decoding_us) == (1000, 2000)
+
+
+async def test_requesters_are_no_neighbours_of_each_other(autojump_clock: MockClock) -> None:
+    """Nobody can dial them, so they pass on to each other nothing that the only peer says."""
+    seen = Measured(Speed(1e-3, 10e-3), Speed(2e-3, 8e-3), 0.5e-3, 0.2e-3, 0, 8)
+    scenario = scenario_of(seen, LAYERS, 64, 4, 512)
+    world = World(evolve(scenario, peers=scenario.peers[:1]), Record())
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(world.run_peer, world.machines()[0])
+        await trio.sleep(5)
+        for number in range(2):
+            await nursery.start(world.run_requester, number)
+        await trio.sleep(30)
+        (peer,) = world.peers
+        assert world.network.sent(peer)["gossip"] > 0
+        assert [world.network.sent(each.id)["gossip"] for each in world.requesters] == [0, 0]
+        nursery.cancel_scope.cancel()
 
 
 @pytest.mark.parametrize(("handling_s", "aside_s"), [(4e-3, 0.0), (0.0, 4e-3)])
