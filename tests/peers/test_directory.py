@@ -397,12 +397,3 @@ async def test_nobody_tells_more_than_there_is(autojump_clock: MockClock) -> Non
         before = a.directory.view.get(identities[0].peer_id)
         assert before
         assert before.parsed.advertisement.sequence < TOLD_MAX
-
-
-async def test_who_has_no_room_for_one_more_knows_a_sample(autojump_clock: MockClock) -> None:
-    """Whatever of it can be asked, or is only joining."""
-    async with directories(1, room=4) as (_, (me,)):
-        fill(me, range(10, 13))
-        assert not me.directory.is_sample
-        fill(me, range(13, 20))
-        assert me.directory.is_sample

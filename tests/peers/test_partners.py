@@ -1,4 +1,4 @@
-"""Whom a peer calls, of all whom it knows."""
+"""Whom a peer calls, of all whom it knows, and whether it knows all."""
 
 from random import Random
 
@@ -52,3 +52,12 @@ async def test_where_nobody_answers_all_are_tried(autojump_clock: MockClock) -> 
         assert all(called)
         everybody = {identity(number).peer_id for number in range(100, 110)}
         assert {peer for some in called for peer in some} == everybody
+
+
+async def test_who_has_no_room_for_one_more_knows_a_sample(autojump_clock: MockClock) -> None:
+    """Whatever of it can be asked, or is only joining."""
+    async with directories(1, room=4) as (_, (me,)):
+        fill(me, range(10, 13))
+        assert not me.directory.is_sample
+        fill(me, range(13, 20))
+        assert me.directory.is_sample
