@@ -1,5 +1,5 @@
 """``python -m p2pinfer``."""
 
-from p2pinfer.cli import main
+from p2pinfer.cli.main import main
 
 main()

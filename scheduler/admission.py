@@ -38,7 +38,7 @@ NEWEST_WEIGHT = 0.2
 """Of the session that ended last in the smoothed duration."""
 
 
-class Verdict(Enum):
+class AdmissionVerdict(Enum):
     """What becomes of a session that was asked for."""
 
     ADMITTED = "admitted"
@@ -47,11 +47,11 @@ class Verdict(Enum):
 
 
 @frozen
-class Answer:
+class AdmissionAnswer:
     """What to tell the one who asked."""
 
     session: SessionId
-    verdict: Verdict
+    verdict: AdmissionVerdict
     retry_ms: int = 0
     """When to come back, if refused; 0 says that it can never fit."""
 
@@ -101,12 +101,12 @@ class Admission:
         """How many wait."""
         return len(self._waiting)
 
-    def ask(self, ask: Ask) -> list[Answer]:
+    def ask(self, ask: Ask) -> list[AdmissionAnswer]:
         """Admit a session, let it wait, or refuse it or one that waits and comes after it."""
         if ask.cells > self.cells_max or not self.sessions_max:
-            return [Answer(ask.session, Verdict.REFUSED)]
+            return [AdmissionAnswer(ask.session, AdmissionVerdict.REFUSED)]
         if ask.session in self._held or any(ask.session == each.session for each in self._waiting):
-            return [Answer(ask.session, Verdict.REFUSED, RETRY_MS_MIN)]
+            return [AdmissionAnswer(ask.session, AdmissionVerdict.REFUSED, RETRY_MS_MIN)]
         self._waiting.append(ask)
         answers = self._fill(ask.at_s)
         if len(self._waiting) > WAITING_MAX:
@@ -114,12 +114,12 @@ class Admission:
             last = max((each for each in self._waiting if each is not first), key=self._credited)
             retry_ms = self._retry_ms(WAITING_MAX)
             self._waiting.remove(last)
-            answers.append(Answer(last.session, Verdict.REFUSED, retry_ms))
+            answers.append(AdmissionAnswer(last.session, AdmissionVerdict.REFUSED, retry_ms))
         if ask in self._waiting:
-            answers.append(Answer(ask.session, Verdict.WAITING))
+            answers.append(AdmissionAnswer(ask.session, AdmissionVerdict.WAITING))
         return answers
 
-    def release(self, session: SessionId, now_s: float) -> list[Answer]:
+    def release(self, session: SessionId, now_s: float) -> list[AdmissionAnswer]:
         """Free what a session held, or its place in the queue; unknown ones are nothing."""
         self._waiting = [ask for ask in self._waiting if ask.session != session]
         if self._held.pop(session, None):
@@ -127,17 +127,19 @@ class Admission:
             self._session_s += NEWEST_WEIGHT * (lasted_s - self._session_s)
         return self._fill(now_s)
 
-    def refuse_late(self, now_s: float) -> list[Answer]:
+    def refuse_late(self, now_s: float) -> list[AdmissionAnswer]:
         """Refuse those who have waited for too long."""
         late = [ask for ask in self._waiting if now_s - ask.at_s >= WAIT_S_MAX]
         answers = [
-            Answer(ask.session, Verdict.REFUSED, self._retry_ms(self._waiting.index(ask)))
+            AdmissionAnswer(
+                ask.session, AdmissionVerdict.REFUSED, self._retry_ms(self._waiting.index(ask))
+            )
             for ask in late
         ]
         self._waiting = [ask for ask in self._waiting if ask not in late]
         return answers + self._fill(now_s)
 
-    def _fill(self, now_s: float) -> list[Answer]:
+    def _fill(self, now_s: float) -> list[AdmissionAnswer]:
         """Admit those who wait, in their order, until the next one does not fit."""
         answers = []
         while self._waiting:
@@ -149,7 +151,7 @@ class Admission:
             self._waiting.remove(ask)
             self._held[ask.session] = ask
             self._since_s[ask.session] = now_s
-            answers.append(Answer(ask.session, Verdict.ADMITTED))
+            answers.append(AdmissionAnswer(ask.session, AdmissionVerdict.ADMITTED))
         return answers
 
     def _credited(self, ask: Ask) -> tuple[float, float]:

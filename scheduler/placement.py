@@ -25,11 +25,11 @@ import numpy as np
 from attrs import frozen
 
 from p2pinfer.core.advertisement import Advertisement, State
-from scheduler.members import Members
+from scheduler.coverage_value import best_place, cover_of, worth_of
+from scheduler.offer_table import NOTHING_SEEN, Experience, OfferTable, Whole
 from scheduler.plan import PEERS_MAX, make_plan
-from scheduler.prices import lots
-from scheduler.view import NOTHING_SEEN, Experience, View, Whole
-from scheduler.worth import best_place, cover_of, worth_of
+from scheduler.route_cost import lots
+from scheduler.swarm_members import Members
 
 GAIN_MIN = 1.25
 """A peer moves where it is worth this many times what it is worth where it is: moving costs a
@@ -76,7 +76,7 @@ class Choice:
 
 
 def choose(
-    offers: Iterable[Advertisement] | View,
+    offers: Iterable[Advertisement] | OfferTable,
     own: Advertisement,
     layers: tuple[int, int],
     *,
@@ -91,7 +91,7 @@ def choose(
     clock; ``chance`` is drawn by the caller, from 0 to 1.
     """
     assert own.layers_max >= 1
-    swarm = Members.of(View.of(offers), own, layers, seen)
+    swarm = Members.of(OfferTable.of(offers), own, layers, seen)
     if own.state is State.JOINING:
         return _join(swarm, chance)
     if swarm.whole.holes:

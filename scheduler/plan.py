@@ -13,8 +13,8 @@ from functools import lru_cache
 import numpy as np
 from attrs import frozen
 
-from scheduler.view import Floats, Whole
-from scheduler.worth import best_places, covers_of
+from scheduler.coverage_value import best_places, covers_of
+from scheduler.offer_table import Floats, Whole
 
 PEERS_MAX = 24
 """Beyond, chance and numbers do what the plan does, and it would take long."""

@@ -15,16 +15,24 @@ from attrs import evolve, frozen
 
 from p2pinfer.core.advertisement import Advertisement, State
 from p2pinfer.core.ids import PeerId
-from scheduler.prices import (
+from scheduler.offer_table import (
+    NOTHING_SEEN,
+    STANDING_NEW,
+    Experience,
+    Flags,
+    Floats,
+    OfferTable,
+    Whole,
+)
+from scheduler.route_cost import (
     ROUND_TRIP_S_DEFAULT,
     Prices,
-    Ways,
+    RouteLinks,
     known_ways,
     over_asker,
     prices,
     round_trips,
 )
-from scheduler.view import NOTHING_SEEN, STANDING_NEW, Experience, Flags, Floats, View, Whole
 
 SPREAD = 0.2
 """Peers' prices are raised by up to this share by lot: among near equals each asker picks another,
@@ -81,7 +89,7 @@ ANY = Asking()
 
 
 def find_route(
-    offers: Iterable[Advertisement] | View, first: int, end: int, asking: Asking = ANY
+    offers: Iterable[Advertisement] | OfferTable, first: int, end: int, asking: Asking = ANY
 ) -> list[RouteHop]:
     """Return the cheapest chain of peers that runs the layers from ``first`` to ``end``.
 
@@ -90,13 +98,13 @@ def find_route(
     Raises:
         NoRoute: no offers join up.
     """
-    view = View.of(offers)
+    view = OfferTable.of(offers)
     own_s = over_asker(view.fill(asking.seen.round_trip_s, np.nan))
     return _cheapest(view, (first, end), asking, (own_s, own_s))
 
 
 def replacement(
-    offers: Iterable[Advertisement] | View,
+    offers: Iterable[Advertisement] | OfferTable,
     layers: tuple[int, int],
     between: tuple[PeerId | None, PeerId | None],
     asking: Asking = ANY,
@@ -108,7 +116,7 @@ def replacement(
     Raises:
         NoRoute: no offers join up.
     """
-    view = View.of(offers)
+    view = OfferTable.of(offers)
     own_s = view.fill(asking.seen.round_trip_s, np.nan)
     ends = [over_asker(own_s) if p is None else round_trips(view, p, own_s) for p in between]
     without = {*asking.without, *(peer for peer in between if peer is not None)}
@@ -116,7 +124,7 @@ def replacement(
 
 
 def _cheapest(
-    view: View, layers: tuple[int, int], asking: Asking, ends: tuple[Floats, Floats]
+    view: OfferTable, layers: tuple[int, int], asking: Asking, ends: tuple[Floats, Floats]
 ) -> list[RouteHop]:
     """Find the cheapest chain; ``ends`` are the round trips to each row as the first and last."""
     if layers[0] == layers[1]:
@@ -139,7 +147,7 @@ def _cheapest(
     return [RouteHop(offer, stop) for offer, stop in zip(offers, stops, strict=True)]
 
 
-def _usable(view: View, layers: tuple[int, int], asking: Asking) -> Flags:
+def _usable(view: OfferTable, layers: tuple[int, int], asking: Asking) -> Flags:
     """Return which rows may be part of a chain."""
     first, end = view.column("first"), view.column("end")
     usable: Flags = view.is_state(State.SERVING) & (layers[0] <= first) & (first < layers[1])
@@ -160,7 +168,7 @@ class _Search:
     end: Whole
     price: Prices
     own_s: Floats
-    ways: Ways
+    ways: RouteLinks
 
     def run(self, end: int, entry_s: Floats, exit_s: Floats) -> list[int]:
         """Return the cheapest chain of rows; there is one, since no layer is missing."""
@@ -213,12 +221,14 @@ def _holes(first: Whole, end: Whole, layers: tuple[int, int]) -> list[tuple[int,
     return [(int(a) + layers[0], int(b) + layers[0]) for a, b in edges.reshape(-1, 2)]
 
 
-def begins(offers: Iterable[Advertisement] | View, end: int, asking: Asking = ANY) -> list[int]:
+def begins(
+    offers: Iterable[Advertisement] | OfferTable, end: int, asking: Asking = ANY
+) -> list[int]:
     """Return the layers, in their order, that a chain to ``end`` can begin at.
 
     Whoever keeps the first layers to itself picks how many among these.
     """
-    view = View.of(offers)
+    view = OfferTable.of(offers)
     usable = _usable(view, (0, end), asking)
     longest = np.zeros(end, np.int64)  # by first layer
     np.maximum.at(longest, view.column("first")[usable], view.column("end")[usable])
@@ -230,7 +240,7 @@ def begins(offers: Iterable[Advertisement] | View, end: int, asking: Asking = AN
 
 
 def _words(
-    view: View, missing: list[tuple[int, int]], layers: tuple[int, int], asking: Asking
+    view: OfferTable, missing: list[tuple[int, int]], layers: tuple[int, int], asking: Asking
 ) -> str:
     """Say which layers nobody serves, and where a chain to the same end begins instead."""
     words = "nobody serves layers " + ", ".join(f"{a}:{b}" for a, b in missing)

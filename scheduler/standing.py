@@ -12,7 +12,7 @@ from typing import Self
 from attrs import evolve, frozen
 
 from p2pinfer.core.ids import PeerId
-from scheduler.view import LIE_FACTOR, STANDING_NEW, Experience
+from scheduler.offer_table import LIE_FACTOR, STANDING_NEW, Experience
 
 PEERS_MAX = 4096
 """Peers remembered; the least remarkable is forgotten first."""

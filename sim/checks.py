@@ -6,9 +6,9 @@ import trio
 
 from p2pinfer.core.advertisement import ADVERTISEMENTS_MAX
 from p2pinfer.core.ledger import fold
-from peers.directory import Directory
-from peers.view import lasts_s
-from sim.record import Question, Record, Sample
+from peers.discovery.directory import Directory
+from peers.discovery.view import lasts_s
+from sim.record import AskedQuestion, RunRecord, Sample
 from sim.world import MODEL, World
 
 STALE_S = 15.0
@@ -123,14 +123,14 @@ def check_ledger(world: World) -> None:
             world.record.violation("ledger", trio.current_time(), text)
 
 
-def check_last(question: Question, world: World) -> None:
+def check_last(question: AskedQuestion, world: World) -> None:
     """A question in the calm is answered where every layer is served."""
     if question.outcome not in ("answered", "wrong"):
         text = f"requester {question.requester} got no answer ({question.outcome}) in the calm"
         world.record.violation("liveness", question.at_s, f"{text}: {question.why}")
 
 
-def check_expected(world: World, record: Record, covered: float) -> None:
+def check_expected(world: World, record: RunRecord, covered: float) -> None:
     """What the scenario itself demands came out."""
     expect, now = world.scenario.expect, trio.current_time()
     asked = [question for question in record.questions if not question.is_last]

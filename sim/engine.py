@@ -13,7 +13,7 @@ import trio
 from p2pinfer.core.errors import EngineDied, EngineError
 from p2pinfer.core.sampling import Sampling
 from p2pinfer.engine.base import Decoded, Done, EngineBusy, NextToken
-from p2pinfer.engine.batching import Batcher, Regimes
+from p2pinfer.engine.llama.batching import Batcher, Regimes
 from sim.model import MASK, ORIGIN, ROW_BYTES, WIDTH, Cache, Links, VirtualModel, link_of, pack
 
 CHUNK_ROWS = 32
@@ -30,7 +30,7 @@ def numerics_class(number: int) -> str:
 
 
 @dataclass(frozen=True)
-class Speed:
+class VirtualSpeed:
     """How fast a machine runs one layer."""
 
     row_s: float
@@ -49,7 +49,7 @@ class Speed:
 
 
 @dataclass(frozen=True)
-class Cheat:
+class VirtualCheat:
     """How a stage lies: in this share of its decodes."""
 
     kind: str
@@ -108,12 +108,12 @@ class VirtualStage:
         model: VirtualModel,
         first: int,
         end: int,
-        speed: Speed,
+        speed: VirtualSpeed,
         *,
         sessions: int,
         context: int,
         numerics: int = 0,
-        cheat: Cheat | None = None,
+        cheat: VirtualCheat | None = None,
         chance: Random | None = None,
         spend: Spend = trio.sleep,
     ) -> None:
@@ -272,7 +272,7 @@ class VirtualEnds:
         self,
         model: VirtualModel,
         keep: int,
-        speed: Speed,
+        speed: VirtualSpeed,
         *,
         sessions: int,
         context: int,

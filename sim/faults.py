@@ -5,12 +5,14 @@ import math
 import trio
 
 from p2pinfer.core.ids import PeerId
-from sim.machines import Machine, VirtualPeer
+from sim.machines import VirtualMachine, VirtualPeer
 from sim.scenario import CutTable
 from sim.world import World
 
 
-async def live_and_churn(world: World, machine: Machine, start_s: float, until_s: float) -> None:
+async def live_and_churn(
+    world: World, machine: VirtualMachine, start_s: float, until_s: float
+) -> None:
     """Be a peer; between two moments, come and go, each time as somebody else."""
     chance, table = world.chance(f"churn {machine.number}"), world.scenario.churn
     await trio.sleep_until(machine.join_s)

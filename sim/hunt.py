@@ -27,14 +27,14 @@ from sim.scenario import (
     RequestsTable,
     Scenario,
 )
-from sim.tables import Spread
+from sim.toml_schema import Spread
 
 SHRINKS_MAX = 60
 """Runs that making a failure smaller may take."""
 
 
 @dataclass(frozen=True)
-class Finding:
+class FoundFailure:
     """A run that failed."""
 
     scenario: Scenario
@@ -124,23 +124,23 @@ def _draw_cuts(chance: Random, names: tuple[str, ...], duration_s: float) -> tup
     return (CutTable(regions=names[:1], at_s=at_s, heal_s=min(heal_s, duration_s)),)
 
 
-def try_scenario(scenario: Scenario) -> Finding | None:
+def try_scenario(scenario: Scenario) -> FoundFailure | None:
     """Run it; return what failed."""
     violations = run_scenario(scenario).record.violations
     if not violations:
         return None
     first = violations[0]
     checks = tuple(sorted({violation.check for violation in violations}))
-    return Finding(scenario, checks, f"{first.check} at {first.at_s} s: {first.text}")
+    return FoundFailure(scenario, checks, f"{first.check} at {first.at_s} s: {first.text}")
 
 
-def _try_seed(seed: int) -> Finding | None:
+def _try_seed(seed: int) -> FoundFailure | None:
     return try_scenario(draw(seed))
 
 
 def hunt(
     runs: int, first_seed: int, on_run: Callable[[int], None], workers: int | None = None
-) -> Finding | None:
+) -> FoundFailure | None:
     """Run scenarios of so many seeds on all cores, until one fails; return the first that does.
 
     Args:
@@ -154,7 +154,7 @@ def hunt(
     context = multiprocessing.get_context("spawn")
     workers = workers or os.cpu_count() or 1
     with ProcessPoolExecutor(workers, mp_context=context) as pool:
-        pending: set[Future[Finding | None]] = {
+        pending: set[Future[FoundFailure | None]] = {
             pool.submit(_try_seed, seed) for seed in islice(seeds, 2 * workers)
         }
         try:
@@ -171,7 +171,7 @@ def hunt(
     return None
 
 
-def shrink(finding: Finding, on_try: Callable[[int, int], None]) -> Finding:
+def shrink(finding: FoundFailure, on_try: Callable[[int, int], None]) -> FoundFailure:
     """Make a failure smaller while one of its checks still fails.
 
     Args:

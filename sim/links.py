@@ -15,7 +15,7 @@ import trio
 
 from p2pinfer.core.ids import PeerId
 from sim.model import WIDTH
-from transports.memory import MemoryNetwork
+from transports.memory.network import MemoryNetwork
 
 PACKET_BYTES = 1400
 
@@ -31,7 +31,7 @@ HEADER_BYTES = TCP_IP_BYTES + 30
 GOSSIP = "gossip"
 
 GOSSIP_COPIES = 3.5
-"""Sent on by every peer of a large swarm, as measured among 24 hosts of ``transports.gossip``."""
+"""Sent on by every peer of a large swarm, as measured among 24 hosts of ``transports.libp2p.gossip``."""
 
 GOSSIP_BYTES = 124
 """That GossipSub writes around a message: its name, and the topic with the model's id."""
@@ -51,7 +51,7 @@ STEP = b"\xa4Step"
 
 
 @dataclass(frozen=True)
-class Access:
+class AccessLink:
     """How a peer is connected."""
 
     region: int = 0
@@ -74,7 +74,7 @@ class WorldNetwork(MemoryNetwork):
         self, one_way_s: Sequence[Sequence[float]], model_width: int, chance: Random
     ) -> None:
         super().__init__(self._latency_s)
-        self.access: dict[PeerId, Access] = {}
+        self.access: dict[PeerId, AccessLink] = {}
         self._sent: defaultdict[PeerId, Counter[str]] = defaultdict(Counter)
         self.messages = 0
         self.on_message: Callable[[PeerId, PeerId, bytes], None] = lambda *_: None
@@ -91,7 +91,7 @@ class WorldNetwork(MemoryNetwork):
         self._passed_on = np.empty(0, np.int64)
         """Bytes of others' gossip."""
 
-    def admit(self, peer: PeerId, access: Access) -> None:
+    def admit(self, peer: PeerId, access: AccessLink) -> None:
         """Let a peer be connected."""
         self.access[peer] = access
         self._row[peer] = len(self._row)
@@ -120,11 +120,11 @@ class WorldNetwork(MemoryNetwork):
         return self._apart is not None and self._apart(one, other)
 
     def dials(self, sender: PeerId, receiver: PeerId, *, own: bool) -> bool:
-        """Whether a peer makes a connection to reach another; see `transports.memory`."""
+        """Whether a peer makes a connection to reach another; see `transports.memory.network`."""
         return own or receiver not in self._connected[sender]
 
     def reach_s(self, sender: PeerId, receiver: PeerId, *, own: bool) -> float:
-        """Return how long it takes a peer to reach another; see `transports.memory`."""
+        """Return how long it takes a peer to reach another; see `transports.memory.network`."""
         access = self.access.get(receiver)  # of a peer that was never there, others may speak
         if access and not access.is_dialable and self.dials(sender, receiver, own=own):
             return math.inf

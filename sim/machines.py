@@ -5,37 +5,37 @@ from dataclasses import dataclass, field
 import trio
 
 from p2pinfer.core.ids import PeerId
-from peers.auditor import Auditor
-from peers.client import SwarmClient
-from peers.directory import Directory
-from peers.layers import Layers
-from peers.server import Server
-from sim.engine import Cheat, Speed, VirtualEnds, VirtualStage
-from sim.links import Access
+from p2pinfer.core.layer_range import Layers
+from peers.asking.client import SwarmClient
+from peers.audits.auditor import Auditor
+from peers.discovery.directory import Directory
+from peers.serving.server import Server
+from sim.engine import VirtualCheat, VirtualEnds, VirtualSpeed, VirtualStage
+from sim.links import AccessLink
 from transports.identity import Identity
 
 
 @dataclass(frozen=True)
-class Machine:
+class VirtualMachine:
     """What a virtual peer's machine is capable of."""
 
     number: int
-    access: Access
-    speed: Speed
+    access: AccessLink
+    speed: VirtualSpeed
     layers: int
     sessions: int
     join_s: float
     serves: Layers | None = None
     """Whatever others do; None chooses."""
     numerics: int = 0
-    cheat: Cheat | None = None
+    cheat: VirtualCheat | None = None
 
 
 @dataclass(eq=False)
 class VirtualPeer:
     """A peer while it is there."""
 
-    machine: Machine
+    machine: VirtualMachine
     identity: Identity
     joined_s: float
     leaving: trio.Event = field(default_factory=trio.Event)
@@ -61,7 +61,7 @@ class VirtualPeer:
 
 
 @dataclass(eq=False)
-class Requester:
+class VirtualRequester:
     """A machine that asks."""
 
     number: int

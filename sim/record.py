@@ -10,7 +10,7 @@ from p2pinfer.core.ids import PeerId
 
 
 @dataclass
-class Question:
+class AskedQuestion:
     """One question of one requester, and what came of it."""
 
     number: int
@@ -68,10 +68,10 @@ class Sample:
 
 
 @dataclass
-class Record:
+class RunRecord:
     """Everything that is told of a run."""
 
-    questions: list[Question] = field(default_factory=list)
+    questions: list[AskedQuestion] = field(default_factory=list)
     violations: list[Violation] = field(default_factory=list)
     samples: list[Sample] = field(default_factory=list)
     events: Counter[str] = field(default_factory=Counter)

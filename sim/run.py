@@ -13,8 +13,8 @@ from sim import links
 from sim.checks import Watch, check_expected, check_free, check_holes, check_last, check_ledger
 from sim.clock import call_at, run_virtual
 from sim.faults import cut_and_heal, live_and_churn
-from sim.load import ask_all, ask_last
-from sim.record import Record
+from sim.questions import ask_all, ask_last
+from sim.record import RunRecord
 from sim.scenario import Scenario
 from sim.world import World
 
@@ -32,7 +32,7 @@ class Outcome:
     """A run that is over."""
 
     scenario: Scenario
-    record: Record
+    record: RunRecord
     covered: float
     """Share of the looks, after settling, at which every layer was served."""
     virtual_s: float
@@ -56,7 +56,7 @@ class Outcome:
 class _Listener(logging.Handler):
     """Keeps what roles warn of."""
 
-    def __init__(self, record: Record) -> None:
+    def __init__(self, record: RunRecord) -> None:
         super().__init__(logging.WARNING)
         self._record = record
 
@@ -73,7 +73,7 @@ def run_scenario(scenario: Scenario, on_time: Callable[[float], None] = lambda _
     Raises:
         P2pinferError: the scenario cannot be run.
     """
-    record = Record()
+    record = RunRecord()
     listener, root = _Listener(record), logging.getLogger("p2pinfer")
     before = root.propagate
     root.addHandler(listener)
@@ -88,7 +88,7 @@ def run_scenario(scenario: Scenario, on_time: Callable[[float], None] = lambda _
 
 async def _play(
     scenario: Scenario,
-    record: Record,
+    record: RunRecord,
     started: tuple[float, float],
     on_time: Callable[[float], None],
 ) -> Outcome:
@@ -124,7 +124,9 @@ async def _play(
     return outcome
 
 
-def _outcome(world: World, record: Record, covered: float, started: tuple[float, float]) -> Outcome:
+def _outcome(
+    world: World, record: RunRecord, covered: float, started: tuple[float, float]
+) -> Outcome:
     sent = [world.network.sent(peer) for peer in world.network.access]
     kinds = sum(sent, Counter[str]())
     gossip = [sum(each[kind] for kind in GOSSIP) for each in sent]

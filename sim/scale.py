@@ -16,11 +16,11 @@ from attrs import evolve
 
 from p2pinfer.core.advertisement import ADVERTISEMENTS_MAX, Advertisement, State
 from p2pinfer.core.ids import ModelId, PeerId
-from peers.server import WATCH_S
+from peers.serving.server import WATCH_S
+from scheduler.coverage_value import cover_of
+from scheduler.offer_table import Experience, Floats, OfferTable, Whole
 from scheduler.placement import JOIN_CHECK_S, choose
-from scheduler.view import Experience, Floats, View, Whole
-from scheduler.worth import cover_of
-from sim.asking import Askers
+from sim.scale_askers import Askers
 
 PEERS_MIN, PEERS_MAX = 10, 1_000_000
 LAYERS_MIN = 8
@@ -55,7 +55,7 @@ MODEL = ModelId("5c" * 32)
 
 
 @dataclass
-class Swarm:
+class ScaleSwarm:
     """Everybody, as columns where all are looked at, and as what each says of itself."""
 
     said: list[Advertisement]
@@ -83,7 +83,7 @@ class Swarm:
 
 
 @dataclass(frozen=True)
-class Look:
+class ScaleLook:
     """The swarm at one moment."""
 
     at_s: float
@@ -95,7 +95,7 @@ class Look:
     """Of peers that served something already, since the start."""
 
 
-def draw_swarm(peers: int, layers: int, chance: random.Random) -> Swarm:
+def draw_swarm(peers: int, layers: int, chance: random.Random) -> ScaleSwarm:
     """Draw so many machines, of which none serves anything yet."""
     lo, hi = 1, layers - 1
     said = [
@@ -120,7 +120,7 @@ def draw_swarm(peers: int, layers: int, chance: random.Random) -> Swarm:
     ]
     speed = np.array([1e6 / a.row_us for a in said])
     due_s = np.array([chance.uniform(0, JOIN_S) for _ in said])
-    return Swarm(said, lo, hi, speed, due_s)
+    return ScaleSwarm(said, lo, hi, speed, due_s)
 
 
 class Scale:
@@ -131,7 +131,7 @@ class Scale:
         self.swarm = draw_swarm(peers, layers, self._chance)
         self.moves = np.zeros(peers, np.int64)
         self.decisions, self.deciding_s = 0, 0.0
-        self.looks: list[Look] = []
+        self.looks: list[ScaleLook] = []
         self.askers = Askers(self.swarm, self._chance)
 
     def run(self, minutes: float, on_share: Callable[[float], None]) -> None:
@@ -171,14 +171,14 @@ class Scale:
         self.deciding_s += time.perf_counter() - started_s
         self.decisions += len(due)
 
-    def _views(self) -> list[View]:
+    def _views(self) -> list[OfferTable]:
         """Draw what peers know of all others that are there."""
         here = [a for a in self.swarm.said if a.state is not State.LEFT and a.end > a.first]
         count = min(len(here), ADVERTISEMENTS_MAX)
-        return [View.of(self._chance.sample(here, count)) for _ in range(SAMPLES)]
+        return [OfferTable.of(self._chance.sample(here, count)) for _ in range(SAMPLES)]
 
-    def _decide(self, peer: int, now_s: float, views: list[View]) -> None:
-        """Let one peer decide, as in ``peers.server``."""
+    def _decide(self, peer: int, now_s: float, views: list[OfferTable]) -> None:
+        """Let one peer decide, as in ``peers.serving.server``."""
         swarm, own = self.swarm, self.swarm.said[peer]
         view = views[peer % SAMPLES]
         bounds = (swarm.lo, swarm.hi)
@@ -212,7 +212,7 @@ class Scale:
         serving = sum(a.state is State.SERVING for a in self.swarm.said)
         balance = float(rate.min() / rate.mean()) if rate.any() else 0.0
         moves = int(self.moves.sum())
-        self.looks.append(Look(at_s, serving, int(holders.min()), balance, moves))
+        self.looks.append(ScaleLook(at_s, serving, int(holders.min()), balance, moves))
 
 
 def scale(
@@ -245,7 +245,7 @@ def scale(
     }
 
 
-def _phase(looks: list[Look], peers: int) -> dict[str, Any]:
+def _phase(looks: list[ScaleLook], peers: int) -> dict[str, Any]:
     """Tell how a stretch of time ended, and after how long it had settled."""
     return {
         "balance": round(looks[-1].balance, 3),
@@ -256,7 +256,7 @@ def _phase(looks: list[Look], peers: int) -> dict[str, Any]:
     }
 
 
-def _settled_after_s(looks: list[Look], peers: int) -> float | None:
+def _settled_after_s(looks: list[ScaleLook], peers: int) -> float | None:
     """Return from when on hardly anybody moved; None if that is not certain for a minute."""
     settled_s = looks[0].at_s
     for earlier, later in zip(looks, looks[round(60 / STEP_S) :], strict=False):

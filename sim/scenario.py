@@ -9,7 +9,7 @@ from pathlib import Path
 from attrs import evolve, frozen
 
 from p2pinfer.core.errors import UserError
-from sim.tables import Spread, entry, read_table, table
+from sim.toml_schema import Spread, entry, read_table, table
 
 PEERS_MAX = 5000
 CHEATS = ("copies", "skips", "garbles")

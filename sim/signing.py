@@ -6,7 +6,7 @@ from functools import lru_cache
 from blake3 import blake3
 
 from p2pinfer.core.ids import PeerId
-from peers.shelf import PARSED_MAX
+from peers.discovery.model_index import PARSED_MAX
 
 
 def _sign_cheaply(peer: PeerId, data: bytes) -> bytes:

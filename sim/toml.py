@@ -4,7 +4,7 @@ from typing import Any
 
 from attrs import fields, has
 
-from sim.tables import Spread
+from sim.toml_schema import Spread
 
 
 def to_toml(table: Any, where: str = "") -> str:

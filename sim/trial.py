@@ -21,13 +21,13 @@ from p2pinfer.core.errors import PeerError
 from p2pinfer.core.ids import PeerId
 from p2pinfer.core.limits import ROWS_PER_DECODE_MAX
 from p2pinfer.core.sampling import Sampling
-from peers.client import SwarmClient
+from peers.asking.client import SwarmClient
 from sim.clock import run_virtual
-from sim.engine import CHUNK_ROWS, Speed
-from sim.record import Record
+from sim.engine import CHUNK_ROWS, VirtualSpeed
+from sim.record import RunRecord
 from sim.run import GOSSIP
 from sim.scenario import ModelTable, PeersTable, RegionsTable, RequestsTable, Scenario
-from sim.tables import Spread
+from sim.toml_schema import Spread
 from sim.world import World
 
 REQUESTERS = 2
@@ -58,7 +58,7 @@ GREEDY = Sampling(temperature=0.0)
 
 
 @dataclass(frozen=True)
-class Answer:
+class TrialAnswer:
     """How long somebody waited for each token; for the first from the question on."""
 
     waits_s: list[float]
@@ -82,10 +82,10 @@ class Figures:
 
 
 @dataclass(frozen=True)
-class Look:
+class TrialLook:
     """What was seen of a real swarm that had nothing else to do."""
 
-    alone: Sequence[Answer]
+    alone: Sequence[TrialAnswer]
     """To the only one who asked, one after the other."""
     cpu_s: float
     """What all processors spent meanwhile, on engines of one thread each and on all else."""
@@ -97,8 +97,8 @@ class Look:
 class Measured:
     """What a real swarm takes, by its own words, while one asks alone."""
 
-    stage: Speed
-    ends: Speed
+    stage: VirtualSpeed
+    ends: VirtualSpeed
     boundary_s: float
     """What a token spends between two engines that neither of them counts."""
     handling_s: float
@@ -121,14 +121,14 @@ async def ask(
     prompt: Sequence[int],
     length: int = ANSWERS[0],
     kill: Callable[[PeerId], None] | None = None,
-) -> Answer:
+) -> TrialAnswer:
     """Ask for so many tokens in a session of its own; ``kill`` is told whom to kill meanwhile.
 
     Raises:
         PeerError: the answer broke off, or none came though it was asked for again.
     """
     since = trio.current_time()
-    answer = Answer([], kill is not None, [], [])
+    answer = TrialAnswer([], kill is not None, [], [])
     for attempt in range(ATTEMPTS_MAX):
         try:
             await _listen(client, prompt, length, kill, answer, since)
@@ -144,7 +144,7 @@ async def _listen(
     prompt: Sequence[int],
     length: int,
     kill: Callable[[PeerId], None] | None,
-    answer: Answer,
+    answer: TrialAnswer,
     since: float,
 ) -> None:
     route = await client.find_route(lambda _: None)
@@ -175,9 +175,9 @@ async def idle(requesters: int, gossiped: Callable[[], int]) -> float:
 
 async def run_trial(
     clients: Sequence[SwarmClient], prompts: Sequence[Sequence[int]], kill: Callable[[PeerId], None]
-) -> list[Answer]:
+) -> list[TrialAnswer]:
     """Ask all questions, and kill in the middle of one."""
-    found: list[Answer] = []
+    found: list[TrialAnswer] = []
 
     async def one(client: int, question: int, kill: Callable[[PeerId], None] | None) -> None:
         which = client * QUESTIONS + question
@@ -199,13 +199,13 @@ async def run_trial(
     return found
 
 
-def figures(trials: Sequence[Sequence[Answer]], gossip_bytes_per_s: float) -> Figures:
+def figures(trials: Sequence[Sequence[TrialAnswer]], gossip_bytes_per_s: float) -> Figures:
     """Judge the answers of each trial, and return the medians."""
     tokens_per_s, first_s, stall_s = map(statistics.median, zip(*map(_judge, trials), strict=True))
     return Figures(tokens_per_s, first_s, stall_s, gossip_bytes_per_s)
 
 
-def _judge(found: Sequence[Answer]) -> tuple[float, float, float]:
+def _judge(found: Sequence[TrialAnswer]) -> tuple[float, float, float]:
     """Return the first three figures of a trial; the disturbed answer alone tells of the stall."""
     calm = [answer for answer in found if not answer.is_disturbed]
     waits_s = [wait for answer in calm for wait in answer.waits_s[1:]]
@@ -217,7 +217,7 @@ def _judge(found: Sequence[Answer]) -> tuple[float, float, float]:
     )
 
 
-def measured(looks: Sequence[Look]) -> Measured:
+def measured(looks: Sequence[TrialLook]) -> Measured:
     """Tell speeds from answers to one who asked alone: means, as a rate comes of all waits.
 
     The prompts were of one full chunk, so that no two stages computed at once.
@@ -246,10 +246,10 @@ def measured(looks: Sequence[Look]) -> Measured:
     )
 
 
-def _speed(row_us: float, full_us: float) -> Speed:
+def _speed(row_us: float, full_us: float) -> VirtualSpeed:
     """Return a speed from the times of a row and of a full decode."""
     per_row = max(0.0, full_us - row_us) / (ROWS_PER_DECODE_MAX - 1)
-    return Speed(row_us / 1e6, (row_us + per_row * (CHUNK_ROWS - 1)) / 1e6)
+    return VirtualSpeed(row_us / 1e6, (row_us + per_row * (CHUNK_ROWS - 1)) / 1e6)
 
 
 def scenario_of(seen: Measured, layers: int, width: int, sessions: int, context: int) -> Scenario:
@@ -296,8 +296,8 @@ def simulate(scenario: Scenario) -> Figures:
     return figures(trials, statistics.median(gossip))
 
 
-async def _play(scenario: Scenario) -> tuple[list[Answer], float]:
-    world = World(scenario, Record())
+async def _play(scenario: Scenario) -> tuple[list[TrialAnswer], float]:
+    world = World(scenario, RunRecord())
     async with trio.open_nursery() as nursery:
         for machine in world.machines():
             nursery.start_soon(world.run_peer, machine)

@@ -12,29 +12,29 @@ import trio
 from p2pinfer.core.advertisement import Advertisement, State
 from p2pinfer.core.errors import lone_errors
 from p2pinfer.core.ids import ModelId, PeerId
-from p2pinfer.core.ledger import Entry
+from p2pinfer.core.layer_range import Layers
+from p2pinfer.core.ledger import LedgerEntry
 from p2pinfer.engine.base import StageEngine
-from peers.auditor import Auditor
-from peers.client import Asked, SwarmClient
-from peers.directory import Directory
-from peers.evidence import Gatherer
-from peers.experience import call_around
-from peers.frauds import judges_beside
-from peers.guarded import Guarded
-from peers.layers import Layers
-from peers.notary import Notary
-from peers.replay import PeerReplays
-from peers.server import Server
-from peers.serving import Plan
-from sim.cores import Cores
-from sim.courts import Courts
-from sim.engine import Cheat, Speed, VirtualEnds, VirtualStage, numerics_class
-from sim.links import Access, WorldNetwork
-from sim.machines import Machine, Requester, VirtualPeer
+from peers.asking.client import Asked, SwarmClient
+from peers.asking.experience import call_around
+from peers.audits.auditor import Auditor
+from peers.audits.frauds import judges_beside
+from peers.audits.replay import PeerReplays
+from peers.discovery.directory import Directory
+from peers.receipts.session_evidence import Gatherer
+from peers.receipts.signer import ReceiptSigner
+from peers.serving.plan import ServingPlan
+from peers.serving.server import Server
+from sim.engine import VirtualCheat, VirtualEnds, VirtualSpeed, VirtualStage, numerics_class
+from sim.fraud_watch import FraudWatch
+from sim.links import AccessLink, WorldNetwork
+from sim.machines import VirtualMachine, VirtualPeer, VirtualRequester
 from sim.model import VirtualModel
-from sim.record import Record
+from sim.record import RunRecord
 from sim.scenario import PeersTable, Scenario
+from sim.shared_cpu import Cores
 from sim.signing import CheapSigner, is_cheaply_signed
+from transports.blocklist import GuardedTransport
 from transports.identity import SEED_BYTES, Identity
 
 MODEL = ModelId("51" * 32)
@@ -52,7 +52,7 @@ REQUESTER_SESSIONS = 64
 class World:
     """Everything that is there, and what is known only to whoever looks from outside."""
 
-    def __init__(self, scenario: Scenario, record: Record) -> None:
+    def __init__(self, scenario: Scenario, record: RunRecord) -> None:
         self.scenario, self.record = scenario, record
         regions = scenario.regions
         one_way_s = [[ms / 2000 for ms in row] for row in regions.round_trip_ms]
@@ -70,13 +70,13 @@ class World:
         """When peers last began to serve something else."""
         self.cut_s = -1.0
         """When the network last changed."""
-        self.requesters: list[Requester] = []
-        self.liars: dict[PeerId, Cheat] = {}
+        self.requesters: list[VirtualRequester] = []
+        self.liars: dict[PeerId, VirtualCheat] = {}
         self.lies = 0
         """Decodes whose rows were not what the layers give."""
-        self._courts = Courts(MODEL, record, self.liars)
-        self.served: list[Entry] = []
-        self.used: list[Entry] = []
+        self._courts = FraudWatch(MODEL, record, self.liars)
+        self.served: list[LedgerEntry] = []
+        self.used: list[LedgerEntry] = []
         """What peers and requesters enter into their ledgers."""
         self._born = 0
 
@@ -84,16 +84,16 @@ class World:
         """Return a generator for one purpose, so that purposes do not disturb each other."""
         return Random(f"{self.scenario.seed} {name}")  # noqa: S311 -- a scenario's seed
 
-    def machines(self) -> list[Machine]:
+    def machines(self) -> list[VirtualMachine]:
         """Draw everybody's machine."""
         chance, liars = self.chance("machines"), self.chance("liars")
         groups = [group for group in self.scenario.peers for _ in range(group.count)]
         count = len(groups)
-        cheats: dict[int, Cheat] = {}
+        cheats: dict[int, VirtualCheat] = {}
         for table in self.scenario.liars:
             honest = [number for number in range(count) if number not in cheats]
             for number in liars.sample(honest, min(round(table.share * count), len(honest))):
-                cheats[number] = Cheat(table.kind, table.rate)
+                cheats[number] = VirtualCheat(table.kind, table.rate)
         hidden = self._undialable()
         return [
             self._machine(number, group, cheats.get(number), chance, number not in hidden)
@@ -113,13 +113,13 @@ class World:
         self,
         number: int,
         group: PeersTable,
-        cheat: Cheat | None,
+        cheat: VirtualCheat | None,
         chance: Random,
         is_dialable: bool,
-    ) -> Machine:
+    ) -> VirtualMachine:
         names = self.scenario.regions.names
         region = names.index(group.regions[number % len(group.regions)]) if group.regions else 0
-        access = Access(
+        access = AccessLink(
             region if group.regions else number % len(names),
             group.up_mbit.draw(chance),
             group.down_mbit.draw(chance),
@@ -132,11 +132,11 @@ class World:
         row_s = group.row_ms.draw(chance) / 1000
         chunk_s = group.chunk_ms.draw(chance) / 1000 / threads
         besides_s = (self.scenario.handling_ms / 1000, self.scenario.aside_ms / 1000)
-        speed = Speed(row_s, max(row_s, chunk_s), *besides_s)
+        speed = VirtualSpeed(row_s, max(row_s, chunk_s), *besides_s)
         layers = min(max(1, round(group.layers.draw(chance))), self.bounds[1] - self.bounds[0])
         join_s = 0.0 if number == 0 else group.join_s.draw(chance)
         serves = (group.serves[0], group.serves[1]) if group.serves else None
-        return Machine(
+        return VirtualMachine(
             number, access, speed, layers, group.sessions, join_s, serves, group.numerics, cheat
         )
 
@@ -182,7 +182,7 @@ class World:
             for peer in peers
         )
 
-    async def run_peer(self, machine: Machine) -> None:
+    async def run_peer(self, machine: VirtualMachine) -> None:
         """Be a peer until it leaves or is killed; whatever it raises is a violation."""
         self._born += 1
         seed = self.chance(f"identity {self._born}").randbytes(SEED_BYTES)
@@ -209,10 +209,10 @@ class World:
     async def _live(self, peer: VirtualPeer, ways_in: list[str]) -> None:
         chance = self.chance(f"peer {self._born}")
         async with self.network.join(peer.id) as inner, trio.open_nursery() as nursery:
-            transport = Guarded(inner)
+            transport = GuardedTransport(inner)
             peer.directory = _directory(transport, chance)
             peer.directory.listen()
-            notary = Notary(transport, peer.identity.sign, self.served.append)
+            notary = ReceiptSigner(transport, peer.identity.sign, self.served.append)
             notary.listen()
             await peer.directory.enter(ways_in)
             nursery.start_soon(peer.directory.run, ways_in)
@@ -230,7 +230,7 @@ class World:
                 transport,
                 peer.directory,
                 open_engine,
-                Plan(self._advertisement(peer), self.bounds, peer.machine.serves),
+                ServingPlan(self._advertisement(peer), self.bounds, peer.machine.serves),
                 chance,
                 lambda: 1 + int(1000 * trio.current_time()),
                 peer.leaving,
@@ -303,15 +303,15 @@ class World:
         identity = Identity(chance.randbytes(SEED_BYTES))
         table, model = self.scenario.requests, self.scenario.model
         regions = len(self.scenario.regions.names)
-        access = Access(number % regions, jitter=0.1, is_dialable=False)
+        access = AccessLink(number % regions, jitter=0.1, is_dialable=False)
         self.network.admit(identity.peer_id, access)
         async with self.network.join(identity.peer_id) as inner, trio.open_nursery() as nursery:
-            transport = Guarded(inner)
+            transport = GuardedTransport(inner)
             directory = _directory(transport, chance)
             await directory.enter(self.ways_in())
             nursery.start_soon(directory.run, self.ways_in())
             handling_s = self.scenario.handling_ms / 1000
-            speed = Speed(table.row_ms / 1000, table.chunk_ms / 1000, handling_s)
+            speed = VirtualSpeed(table.row_ms / 1000, table.chunk_ms / 1000, handling_s)
             ends = VirtualEnds(
                 self.model,
                 model.keep,
@@ -346,13 +346,13 @@ class World:
             nursery.start_soon(frauds.run)
             auditor = Auditor(replays.find, table.audit_rate, on_fraud=frauds.accuse)
             self.requesters.append(
-                Requester(number, identity.peer_id, client, directory, ends, auditor)
+                VirtualRequester(number, identity.peer_id, client, directory, ends, auditor)
             )
             task_status.started()
             await trio.sleep_forever()
 
 
-def _directory(transport: Guarded, chance: Random) -> Directory:
+def _directory(transport: GuardedTransport, chance: Random) -> Directory:
     """Return what a peer is to know of the model."""
     directory = Directory(
         transport, CheapSigner(transport.peer_id), chance, verify=is_cheaply_signed

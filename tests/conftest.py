@@ -8,7 +8,7 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 from p2pinfer import logs
-from p2pinfer.engine.models import default_model_path
+from p2pinfer.engine.gguf.model_header import default_model_path
 
 # How long an example takes is the busy machine's business, and says nothing of what it tests.
 settings.register_profile("p2pinfer", deadline=None, suppress_health_check=[HealthCheck.too_slow])

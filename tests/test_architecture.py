@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 import p2pinfer
-import p2pinfer.library
+import p2pinfer.client.library
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("p2pinfer", "peers", "scheduler", "transports", "sim")
@@ -22,17 +22,17 @@ TOP_LEVEL = {"pyproject.toml", "README.md", "Makefile", "tests", *PACKAGES}
 
 IMPORTERS = {
     "libp2p": {
-        "transports/libp2p.py",  # the transport, and the files that it is made of
-        "transports/gossip.py",
-        "transports/host.py",
-        "transports/library.py",
-        "transports/lookout.py",
-        "transports/muxer.py",
-        "transports/private.py",
-        "transports/stream.py",
-        "transports/wire.py",
+        "transports/libp2p/transport.py",  # the transport, and the files that it is made of
+        "transports/libp2p/gossip.py",
+        "transports/libp2p/host.py",
+        "transports/libp2p/library_channel.py",
+        "transports/libp2p/peer_finding.py",
+        "transports/libp2p/muxer.py",
+        "transports/libp2p/private_noise.py",
+        "transports/libp2p/stream.py",
+        "transports/libp2p/noise_records.py",
     },
-    "llama_cpp": {"p2pinfer/engine/llama.py"},
+    "llama_cpp": {"p2pinfer/engine/llama/binding.py"},
     "starlette": {
         "p2pinfer/api/app.py",
         "p2pinfer/api/completions.py",
@@ -47,8 +47,8 @@ IMPORTERS = {
 FILE_LINES_MAX = 400
 FUNCTION_LINES_MAX = 70
 LONG = {
-    "p2pinfer/engine/llama.py": "the one module that may hold llama.cpp's pointers",
-    "tests/transports/test_walls.py": "one section per way to bring a peer down",
+    "p2pinfer/engine/llama/binding.py": "the one module that may hold llama.cpp's pointers",
+    "tests/transports/libp2p/test_walls.py": "one section per way to bring a peer down",
 }
 """`path` or `path:function` of what may be longer, each with its reason."""
 

@@ -12,7 +12,14 @@ from pathlib import Path
 import pytest
 
 from p2pinfer._setup import __main__ as steps
-from p2pinfer._setup.commands import PLAIN_LINE_S, Progress, SetupError, Shell, Status, read_status
+from p2pinfer._setup.commands import (
+    PLAIN_LINE_S,
+    SetupError,
+    Shell,
+    Status,
+    StepProgress,
+    read_status,
+)
 from p2pinfer._setup.lock import locked
 from p2pinfer._setup.system import (
     Need,
@@ -62,7 +69,7 @@ def test_status_of_a_line(line: str, status: Status | None) -> None:
 def test_progress_without_a_terminal_is_a_line_now_and_then() -> None:
     """A log gets a line for 10 percent or 15 seconds, not one per compiled file."""
     stream, now = io.StringIO(), [0.0]
-    progress = Progress("llama.cpp", stream, lambda: now[0])
+    progress = StepProgress("llama.cpp", stream, lambda: now[0])
     for percent in range(25):
         progress.show(Status("compiling", percent))
     now[0] = 70.0 + PLAIN_LINE_S
@@ -84,7 +91,7 @@ def test_progress_on_a_terminal_is_one_line() -> None:
             return True
 
     stream = Terminal()
-    progress = Progress("llama.cpp", stream, lambda: 0.0)
+    progress = StepProgress("llama.cpp", stream, lambda: 0.0)
     progress.show(Status("fetching"))
     progress.show(Status("compiling", 1))
     progress.finish("done")

@@ -88,7 +88,7 @@ Handler = Callable[[Channel], Awaitable[None]]
 """Serves one inbound channel. When it returns the channel is closed; when it raises, aborted."""
 
 
-class Verdict(Enum):
+class GossipVerdict(Enum):
     """What becomes of a gossiped message."""
 
     PASS = "pass"  # noqa: S105 -- no password
@@ -99,7 +99,7 @@ class Verdict(Enum):
     """No correct peer sends this: whoever passes on several such is cut off for a while."""
 
 
-Accept = Callable[[PeerId, bytes], Verdict]
+Accept = Callable[[PeerId, bytes], GossipVerdict]
 """Takes in a gossiped message, with the neighbour that it came from, and judges it.
 
 A plain function: what it keeps is delivered, and nothing is passed on that it has not judged. Who

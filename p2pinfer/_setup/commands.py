@@ -57,7 +57,7 @@ def read_status(line: str) -> Status | None:
     return None
 
 
-class Progress:
+class StepProgress:
     """One line that updates itself on a terminal; elsewhere a plain line now and then."""
 
     def __init__(self, title: str, stream: TextIO, now: Callable[[], float]) -> None:
@@ -129,7 +129,7 @@ class Shell:
             SetupError: it failed; the text holds its last lines and says where all of them are.
         """
         tail: deque[str] = deque(maxlen=TAIL_LINES)
-        progress = Progress(title, sys.stdout, time.monotonic)
+        progress = StepProgress(title, sys.stdout, time.monotonic)
         with self.log.open("a") as log:
             log.write(f"\n$ {shlex.join(command)}\n")
             log.flush()

@@ -11,10 +11,10 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
+from p2pinfer.api.certificates import receipt_link
 from p2pinfer.api.gateway import Finished, Gateway
 from p2pinfer.api.problems import Problem
 from p2pinfer.api.questions import SEEDS, Question, chat_question, completion_question
-from p2pinfer.api.receipts import receipt_link
 from p2pinfer.api.replies import (
     ChatFormat,
     CompletionFormat,
@@ -27,7 +27,7 @@ from p2pinfer.api.replies import (
     whole_reply,
 )
 from p2pinfer.api.streams import EventStream, Worked, event
-from p2pinfer.chat import Answer, ChatOptions
+from p2pinfer.client.answer import Answer, ChatOptions
 
 BODY_BYTES_MAX = 4 * 1024 * 1024
 """Of a request: more text than the longest contexts hold."""

@@ -7,12 +7,12 @@ from dataclasses import dataclass, field
 
 import trio
 
+from p2pinfer.api.certificates import Receipts, receipt_name
 from p2pinfer.api.metrics import Metrics
 from p2pinfer.api.questions import Question
-from p2pinfer.api.receipts import Receipts, receipt_name
-from p2pinfer.chat import Answer, ChatOptions, Scored
+from p2pinfer.client.answer import Answer, ChatOptions, Scored
+from p2pinfer.client.library import Swarm
 from p2pinfer.core.errors import UserError
-from p2pinfer.library import Swarm
 from transports.traffic import TRAFFIC
 
 

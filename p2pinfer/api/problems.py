@@ -3,6 +3,8 @@
 from dataclasses import dataclass
 from typing import Any
 
+from p2pinfer.client.library import PromptTooLong
+from p2pinfer.client.session_pool import TooBusy
 from p2pinfer.core.errors import (
     EngineError,
     NobodyServes,
@@ -11,8 +13,6 @@ from p2pinfer.core.errors import (
     PeerError,
     UserError,
 )
-from p2pinfer.library import PromptTooLong
-from p2pinfer.sessions import TooBusy
 
 RETRY_AFTER_S = 5
 """What a client is told to wait: some answers take no longer."""

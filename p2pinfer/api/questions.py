@@ -12,7 +12,7 @@ from typing import Any
 from attrs import evolve
 
 from p2pinfer.api.problems import Problem
-from p2pinfer.chat import ChatOptions
+from p2pinfer.client.answer import ChatOptions
 from p2pinfer.core.sampling import TOP_LOGPROBS_MAX
 from p2pinfer.engine.template import Message
 

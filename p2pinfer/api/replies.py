@@ -4,10 +4,10 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from p2pinfer.api.certificates import receipt_link
 from p2pinfer.api.gateway import Finished
-from p2pinfer.api.receipts import receipt_link
-from p2pinfer.api.scores import chat_scores, completion_scores
-from p2pinfer.chat import Answer, Scored
+from p2pinfer.api.logprobs import chat_scores, completion_scores
+from p2pinfer.client.answer import Answer, Scored
 
 
 def model_slug(name: str) -> str:

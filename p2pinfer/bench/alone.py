@@ -12,7 +12,7 @@ from pathlib import Path
 import numpy as np
 
 from p2pinfer.core.limits import ROWS_PER_DECODE_MAX
-from p2pinfer.engine.llama import Settings, Slice, Span
+from p2pinfer.engine.llama.binding import Settings, Slice, Span
 
 
 def _answer(whole: Slice, prompt: list[int], count: int) -> dict[str, object]:

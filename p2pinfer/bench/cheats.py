@@ -24,23 +24,23 @@ from p2pinfer.core.ids import PeerId, SessionId
 from p2pinfer.core.messages import Hop
 from p2pinfer.core.receipts import CHECKPOINT_POSITIONS
 from p2pinfer.core.sampling import Sampling
-from p2pinfer.core.trust import Trust, Verdict
-from p2pinfer.engine.base import StageEngine, StageSession
-from p2pinfer.engine.llama import requantise
-from p2pinfer.engine.local import LocalEnds, open_ends, open_stage
-from p2pinfer.engine.parts import add_model
-from p2pinfer.engine.parts_model import PartsModel, open_parts
-from p2pinfer.engine.store import Store
-from p2pinfer.supply import name_model, open_store, open_whole
-from p2pinfer.swarm import split_layers
-from peers.auditor import Auditor
-from peers.evidence import Gatherer
-from peers.frauds import judge
-from peers.replay import OpenReplay, Replay, by_engine
-from peers.requester import Requester
-from peers.stage import Stage
+from p2pinfer.core.trust import AuditVerdict, Trust
+from p2pinfer.engine.base import EngineSession, StageEngine
+from p2pinfer.engine.llama.binding import requantise
+from p2pinfer.engine.llama.engine import LocalEnds, open_ends, open_stage
+from p2pinfer.engine.store.assemble import PartsModel, open_parts
+from p2pinfer.engine.store.split import add_model
+from p2pinfer.engine.store.store import Store
+from p2pinfer.node.local_swarm import split_layers
+from p2pinfer.node.model_supply import name_model, open_store, open_whole
+from peers.asking.session import Requester
+from peers.audits.auditor import Auditor
+from peers.audits.frauds import judge
+from peers.audits.replay import OpenReplay, Replay, by_engine
+from peers.receipts.session_evidence import Gatherer
+from peers.serving.stage import Stage
 from transports.identity import Identity, verify
-from transports.memory import MemoryNetwork, MemoryTransport
+from transports.memory.network import MemoryNetwork, MemoryTransport
 
 CONTEXT: Final = 512
 PROMPT_TOKENS: Final = 100
@@ -79,13 +79,13 @@ class _Switch:
         """The true one, or one that nobody else has."""
         return _OTHER_CLASS if self.claims else self._host.engine.numerics_class
 
-    def open(self, end: int) -> StageSession:
+    def open(self, end: int) -> EngineSession:
         """Open an honest session, or a cheat's."""
         return self.cheat(self._host, end) if self.cheat else self._host.engine.open(end)
 
 
 @dataclass
-class World:
+class CheatWorld:
     """Three stages, a requester and auditors."""
 
     requester: Requester
@@ -176,7 +176,7 @@ class World:
 
 
 @asynccontextmanager
-async def open_world(model: Path, seed: int) -> AsyncIterator[World]:
+async def open_world(model: Path, seed: int) -> AsyncIterator[CheatWorld]:
     """Load everything and join it up."""
     store = open_store()
     opened = open_whole(name_model(str(model), store, lambda *_: None), store)
@@ -208,7 +208,7 @@ async def open_world(model: Path, seed: int) -> AsyncIterator[World]:
         nursery = await stack.enter_async_context(trio.open_nursery())
         stack.callback(nursery.cancel_scope.cancel)
         requester = Requester(nursery, me, ends, opened.id, Gatherer(nursery, me, chance.randbytes))
-        world = World(requester, ends, chance, auditors, other, keys[0].sign)
+        world = CheatWorld(requester, ends, chance, auditors, other, keys[0].sign)
         for engine, key in zip(engines, keys[1:], strict=True):
             transport = await stack.enter_async_context(network.join(key.peer_id))
             _serve(world, transport, key, Host(engine, lower, engines[0]), opened)
@@ -224,7 +224,7 @@ def _lower(model: Path, home: Path) -> PartsModel:
 
 
 def _serve(
-    world: World, transport: MemoryTransport, key: Identity, host: Host, model: PartsModel
+    world: CheatWorld, transport: MemoryTransport, key: Identity, host: Host, model: PartsModel
 ) -> None:
     switch, notary = _Switch(host), Liar(transport, key.sign)
     notary.listen()
@@ -257,7 +257,7 @@ async def cheats_bench(
     return report
 
 
-async def _honest(world: World, least: int, *, other_class: bool) -> dict[str, Any]:
+async def _honest(world: CheatWorld, least: int, *, other_class: bool) -> dict[str, Any]:
     """Audit honest sessions, several at a time."""
     found: list[Trust] = []
 
@@ -271,7 +271,7 @@ async def _honest(world: World, least: int, *, other_class: bool) -> dict[str, A
                 nursery.start_soon(one)
         each = -(-found[-1].positions // CHECKPOINT_POSITIONS)
         checkpoints = sum(each * len(trust.audits) for trust in found)
-    good = (Verdict.SAME, Verdict.CLOSE) if other_class else (Verdict.SAME,)
+    good = (AuditVerdict.SAME, AuditVerdict.CLOSE) if other_class else (AuditVerdict.SAME,)
     mismatches = sum(
         trust.broken is not None or any(audit.verdict not in good for audit in trust.audits)
         for trust in found
@@ -287,7 +287,7 @@ async def _honest(world: World, least: int, *, other_class: bool) -> dict[str, A
     }
 
 
-async def _try(world: World, cheat: Cheat, trials: int) -> dict[str, Any]:
+async def _try(world: CheatWorld, cheat: Cheat, trials: int) -> dict[str, Any]:
     caught = blamed = proven = 0
     checkpoints: list[int] = []
     how: set[str] = set()

@@ -26,14 +26,14 @@ from typing import Any
 import trio
 
 from p2pinfer.bench.victims import NETWORK, Victims
-from p2pinfer.chat import ChatOptions
-from p2pinfer.conversation import Conversation, open_conversation
+from p2pinfer.client.answer import ChatOptions
+from p2pinfer.client.conversation import Conversation, open_conversation
 from p2pinfer.core.errors import P2pinferError, lone_errors
 from p2pinfer.core.ids import PeerId
 from p2pinfer.core.sampling import Sampling
-from p2pinfer.node import Client, ClientOptions, Machine, open_client
-from p2pinfer.supply import name_model, open_store, open_whole
-from p2pinfer.swarm import share_layers
+from p2pinfer.node.local_swarm import share_layers
+from p2pinfer.node.model_supply import name_model, open_store, open_whole
+from p2pinfer.node.requester import Client, ClientOptions, Machine, open_client
 
 HOLDERS = 2
 QUESTIONS = (

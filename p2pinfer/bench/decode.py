@@ -21,10 +21,10 @@ import trio
 
 from p2pinfer.core.errors import P2pinferError
 from p2pinfer.core.sampling import Sampling
-from p2pinfer.node import Client, ClientOptions, Machine, open_client
-from p2pinfer.supply import name_model, open_store, open_whole
-from p2pinfer.swarm import local_swarm, share_layers
-from peers.requester import Session
+from p2pinfer.node.local_swarm import local_swarm, share_layers
+from p2pinfer.node.model_supply import name_model, open_store, open_whole
+from p2pinfer.node.requester import Client, ClientOptions, Machine, open_client
+from peers.asking.session import Session
 from scheduler.routing import RouteHop
 
 TRANSPORTS: Final = ("libp2p", "tcp")
@@ -38,7 +38,7 @@ LINE_BYTES_MAX = 1 << 20
 
 
 @dataclass(frozen=True)
-class Run:
+class DecodeRun:
     """One answer, measured."""
 
     tokens: list[int]
@@ -71,7 +71,7 @@ async def decode_bench(
             for name in TRANSPORTS
         }
         prompt = await clients["libp2p"][0].ends.tokenize(PROMPT, special=False)
-        found: dict[str, list[Run]] = {name: [] for name in ("alone", *TRANSPORTS)}
+        found: dict[str, list[DecodeRun]] = {name: [] for name in ("alone", *TRANSPORTS)}
         together: dict[str, list[float]] = {name: [] for name in TRANSPORTS}
         for number in range(-1, runs):  # the first one warms up, and is not counted
             turn = {"alone": await alone(prompt, tokens)}
@@ -92,7 +92,7 @@ async def decode_bench(
     return report
 
 
-def _report(found: Mapping[str, Sequence[Run]], peers: int, prompt: int) -> dict[str, Any]:
+def _report(found: Mapping[str, Sequence[DecodeRun]], peers: int, prompt: int) -> dict[str, Any]:
     report: dict[str, Any] = {
         "peers": peers,
         "prompt_tokens": prompt,
@@ -123,7 +123,7 @@ def _report(found: Mapping[str, Sequence[Run]], peers: int, prompt: int) -> dict
     return report
 
 
-def _per_token(run: Run, seconds: float) -> float:
+def _per_token(run: DecodeRun, seconds: float) -> float:
     return 1000 * seconds / (len(run.tokens) - 1)
 
 
@@ -133,12 +133,12 @@ def _median(values: Sequence[float]) -> float:
 
 async def _one_session(
     client: Client, route: Sequence[RouteHop], prompt: list[int], count: int
-) -> Run:
+) -> DecodeRun:
     async with client.open_session(route) as session:
         return await generate(session, prompt, count)
 
 
-async def generate(session: Session, prompt: list[int], count: int) -> Run:
+async def generate(session: Session, prompt: list[int], count: int) -> DecodeRun:
     """Make tokens, and add up what all engines say they took for those behind the first."""
     started = first = trio.current_time()
     tokens: list[int] = []
@@ -150,7 +150,7 @@ async def generate(session: Session, prompt: list[int], count: int) -> Run:
                 first = trio.current_time()
             else:
                 engine_us += token.ends_us + sum(token.stages_us)
-    return Run(tokens, first - started, trio.current_time() - first, engine_us / 1e6)
+    return DecodeRun(tokens, first - started, trio.current_time() - first, engine_us / 1e6)
 
 
 async def _at_once(
@@ -203,7 +203,7 @@ async def _swarm(
 @asynccontextmanager
 async def _alone(
     model: Path, context: int
-) -> AsyncGenerator[Callable[[list[int], int], Awaitable[Run]], None]:
+) -> AsyncGenerator[Callable[[list[int], int], Awaitable[DecodeRun]], None]:
     """Run llama.cpp in one process of its own; gives a function that asks it."""
     command = [sys.executable, "-m", "p2pinfer.bench.alone", str(model), str(context)]
     process = await trio.lowlevel.open_process(
@@ -213,7 +213,7 @@ async def _alone(
     assert process.stdout
     stdin, stdout = process.stdin, process.stdout
 
-    async def ask(prompt: list[int], tokens: int) -> Run:
+    async def ask(prompt: list[int], tokens: int) -> DecodeRun:
         await stdin.send_all(json.dumps({"prompt": prompt, "tokens": tokens}).encode() + b"\n")
         line = bytearray()
         while not line.endswith(b"\n"):
@@ -221,7 +221,7 @@ async def _alone(
             if not data or len(line) > LINE_BYTES_MAX:
                 raise P2pinferError("llama.cpp alone gave no answer")
             line += data
-        return Run(**json.loads(line))
+        return DecodeRun(**json.loads(line))
 
     try:
         yield ask

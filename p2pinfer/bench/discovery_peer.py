@@ -15,10 +15,10 @@ import trio
 from p2pinfer.core.advertisement import Advertisement
 from p2pinfer.core.errors import PeerUnavailable
 from p2pinfer.core.ids import ModelId, PeerId
-from peers.directory import Directory
+from peers.discovery.directory import Directory
 from transports.identity import ephemeral_identity
-from transports.libp2p import open_libp2p
-from transports.wire import NoiseWire
+from transports.libp2p.noise_records import NoiseWire
+from transports.libp2p.transport import open_libp2p
 
 MODEL = ModelId("d15c" * 16)
 LAYERS = 64

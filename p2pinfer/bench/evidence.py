@@ -24,10 +24,10 @@ from p2pinfer.bench.decode import PROMPT
 from p2pinfer.core.errors import P2pinferError
 from p2pinfer.core.receipts import CHECKPOINT_POSITIONS
 from p2pinfer.core.sampling import Sampling
-from p2pinfer.node import Client, ClientOptions, Machine, open_client
-from p2pinfer.supply import name_model, open_store, open_whole
-from p2pinfer.swarm import local_swarm, share_layers
-from peers.requester import Session, Token
+from p2pinfer.node.local_swarm import local_swarm, share_layers
+from p2pinfer.node.model_supply import name_model, open_store, open_whole
+from p2pinfer.node.requester import Client, ClientOptions, Machine, open_client
+from peers.asking.session import Session, Token
 from scheduler.routing import RouteHop
 
 BLOCK_TOKENS = 1 + CHECKPOINT_POSITIONS

@@ -28,13 +28,13 @@ from p2pinfer.core.ids import ModelId, PeerId
 from p2pinfer.core.manifest import CHUNK_BYTES, Manifest, Part, TensorRow, part_names
 from p2pinfer.core.messages import Chunk
 from p2pinfer.core.wire import decode, encode
-from p2pinfer.engine.store import Store
-from p2pinfer.node import settle
-from peers.parts_fetch import fetch_parts
-from peers.parts_server import PartsServer
+from p2pinfer.engine.store.store import Store
+from p2pinfer.node.requester import settle
+from peers.parts.fetch import fetch_parts
+from peers.parts.server import PartsServer
 from transports.base import Channel
-from transports.host import Muxer
-from transports.libp2p import Libp2pTransport, open_libp2p
+from transports.libp2p.host import Muxer
+from transports.libp2p.transport import Libp2pTransport, open_libp2p
 
 HERE: Final = ("/ip4/127.0.0.1/tcp/0",)
 HOLDERS: Final = (1, 3)
@@ -62,7 +62,7 @@ CHILD_S_MAX = 60.0
 
 
 @dataclass(frozen=True)
-class Holder:
+class HolderProcess:
     """A process on this machine that serves a store."""
 
     peer: PeerId
@@ -170,7 +170,7 @@ def _chunks(manifest: Manifest) -> int:
 def _ways(
     me: Libp2pTransport,
     streams: dict[str, Channel],
-    holders: list[Holder],
+    holders: list[HolderProcess],
     manifest: Manifest,
     home: Path,
 ) -> list[tuple[str, Callable[[], Any]]]:
@@ -253,7 +253,7 @@ def _median_ms(step: Callable[[], object]) -> float:
 @asynccontextmanager
 async def open_holder(
     root: Path, model: ModelId, muxer: Muxer = "own"
-) -> AsyncGenerator[Holder, None]:
+) -> AsyncGenerator[HolderProcess, None]:
     """Run a process that serves a store."""
     command = [sys.executable, "-m", "p2pinfer.bench.fetch", "serve", str(root), model, muxer]
     child = await trio.lowlevel.open_process(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
@@ -265,7 +265,7 @@ async def open_holder(
             while not line.endswith(b"\n"):
                 line += await child.stdout.receive_some(1)
         address = line.decode().strip()
-        yield Holder(PeerId(address.rpartition("/")[2]), (address,))
+        yield HolderProcess(PeerId(address.rpartition("/")[2]), (address,))
     finally:
         with trio.move_on_after(CHILD_S_MAX, shield=True):
             await child.stdin.aclose()

@@ -19,12 +19,12 @@ from typing import Any, Final
 import trio
 from blake3 import blake3
 
-from p2pinfer.bench.fetch import Holder, open_holder
+from p2pinfer.bench.fetch import HolderProcess, open_holder
 from p2pinfer.core.ids import ModelId, PeerId
 from p2pinfer.core.manifest import CHUNK_BYTES, Manifest, Part, TensorRow, part_names
-from p2pinfer.engine.store import Store
-from peers.parts_fetch import fetch_manifest, fetch_parts
-from transports.libp2p import open_libp2p
+from p2pinfer.engine.store.store import Store
+from peers.parts.fetch import fetch_manifest, fetch_parts
+from transports.libp2p.transport import open_libp2p
 
 LAYERS: Final = 8
 NOISE_EVERY = 64
@@ -69,7 +69,7 @@ def fill_with_holes(store: Store, size: int) -> Manifest:
     return store.add_manifest(manifest.encode(), manifest.id)
 
 
-async def _fetch_elsewhere(root: Path, model: ModelId, holder: Holder) -> dict[str, Any]:
+async def _fetch_elsewhere(root: Path, model: ModelId, holder: HolderProcess) -> dict[str, Any]:
     """Fetch in a process of its own, whose memory is this transfer's."""
     command = [sys.executable, "-m", "p2pinfer.bench.fetch_size", "fetch", str(root), model]
     with trio.fail_after(FETCH_S_MAX):
@@ -81,7 +81,7 @@ async def _fetch_elsewhere(root: Path, model: ModelId, holder: Holder) -> dict[s
 async def _fetch(root: str, model: str, address: str) -> None:
     """Be the fetcher."""
     store = Store(Path(root))
-    holder = Holder(PeerId(address.rpartition("/")[2]), (address,))
+    holder = HolderProcess(PeerId(address.rpartition("/")[2]), (address,))
     async with open_libp2p(None, (), "bench") as transport:
         start = time.perf_counter()
         manifest = await fetch_manifest(transport, lambda: [holder], store, ModelId(model))

@@ -21,20 +21,20 @@ from p2pinfer.core.ids import PeerId, SessionId
 from p2pinfer.core.messages import Hop
 from p2pinfer.core.receipts import CHECKPOINT_POSITIONS
 from p2pinfer.core.sampling import Sampling
-from p2pinfer.core.trust import Trust, Verdict
+from p2pinfer.core.trust import AuditVerdict, Trust
 from p2pinfer.engine.base import Ends, StageEngine
-from p2pinfer.engine.bounds import bounds_of
-from p2pinfer.engine.local import open_ends, open_stage
-from p2pinfer.supply import name_model, open_store, open_whole
-from p2pinfer.swarm import split_layers
-from peers.auditor import Auditor
-from peers.evidence import Gatherer
-from peers.notary import Notary
-from peers.replay import OpenReplay, by_engine
-from peers.requester import Requester, Session
-from peers.stage import Stage
+from p2pinfer.engine.llama.engine import open_ends, open_stage
+from p2pinfer.engine.llama.measured_bounds import bounds_of
+from p2pinfer.node.local_swarm import split_layers
+from p2pinfer.node.model_supply import name_model, open_store, open_whole
+from peers.asking.session import Requester, Session
+from peers.audits.auditor import Auditor
+from peers.audits.replay import OpenReplay, by_engine
+from peers.receipts.session_evidence import Gatherer
+from peers.receipts.signer import ReceiptSigner
+from peers.serving.stage import Stage
 from transports.identity import Identity
-from transports.memory import MemoryNetwork
+from transports.memory.network import MemoryNetwork
 
 STAGES: Final = 3
 THREADS: Final = (1, 2, 1)
@@ -132,7 +132,7 @@ async def _open_world(model: Path, seed: int) -> AsyncIterator[_World]:
                 third.engines[key.peer_id] = engine
                 if number + 1 < len(THREADS):
                     peer = await stack.enter_async_context(network.join(key.peer_id))
-                    notary = Notary(peer, key.sign)
+                    notary = ReceiptSigner(peer, key.sign)
                     notary.listen()
                     Stage(peer, engine, opened.id, notary).listen()
                     third.hops.append(Hop(key.peer_id, tuple(peer.addresses), first, end))
@@ -171,7 +171,9 @@ async def honest_bench(
         bounds = world.bounds
     audits = [audit for trust in found for audit in trust.audits]
     verdicts = [audit.verdict for audit in audits]
-    alarms = [verdict for verdict in verdicts if verdict not in (Verdict.SAME, Verdict.CLOSE)]
+    alarms = [
+        verdict for verdict in verdicts if verdict not in (AuditVerdict.SAME, AuditVerdict.CLOSE)
+    ]
     broken = [trust.broken.text for trust in found if trust.broken]
     return {
         "answers": len(found),
@@ -179,7 +181,7 @@ async def honest_bench(
         "audited_checkpoints": sum(map(_checkpoints, found)),
         "numerics_classes": classes,
         "bounds": {"median": bounds.median, "row": bounds.row},
-        "verdicts": {each: verdicts.count(Verdict(each)) for each in sorted(set(verdicts))},
+        "verdicts": {each: verdicts.count(AuditVerdict(each)) for each in sorted(set(verdicts))},
         "receipts_broke": broken,
         "false_alarms": len(alarms) + len(broken),
         "false_alarm_rate_below": None if alarms else round(1 - 0.05 ** (1 / len(audits)), 5),

@@ -21,10 +21,10 @@ from p2pinfer.bench.victims import NETWORK, Victims
 from p2pinfer.core.errors import P2pinferError, PeerError, lone_errors
 from p2pinfer.core.ids import PeerId
 from p2pinfer.core.sampling import Sampling
-from p2pinfer.node import Client, ClientOptions, Machine, open_client
-from p2pinfer.supply import name_model, open_store, open_whole
-from p2pinfer.swarm import share_layers
-from peers.requester import Session
+from p2pinfer.node.local_swarm import share_layers
+from p2pinfer.node.model_supply import name_model, open_store, open_whole
+from p2pinfer.node.requester import Client, ClientOptions, Machine, open_client
+from peers.asking.session import Session
 
 STAGES, HOLDERS = 3, 2
 ROLES = ("first", "middle", "last")

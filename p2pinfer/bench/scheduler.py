@@ -12,11 +12,11 @@ from typing import Any, Final
 
 from attrs import evolve
 
-from p2pinfer.core.advertisement import LINKS_MAX, Advertisement, Link, State
+from p2pinfer.core.advertisement import LINKS_MAX, Advertisement, RoundTrip, State
 from p2pinfer.core.ids import ModelId, PeerId
+from scheduler.offer_table import Experience, OfferTable
 from scheduler.placement import choose
 from scheduler.routing import Asking, find_route, replacement
-from scheduler.view import Experience, View
 
 LAYERS: Final = 80
 """Of a model of 70B weights; the requester keeps the first and the last one."""
@@ -39,7 +39,7 @@ async def scheduler_bench(
     chance = random.Random(0)  # noqa: S311 -- the same swarm each time
     offers = list(_swarm(max(*placed, *routed), chance))
     started = time.perf_counter()
-    views = {count: View.of(offers[:count]) for count in {*placed, *routed}}
+    views = {count: OfferTable.of(offers[:count]) for count in {*placed, *routed}}
     put_us = (time.perf_counter() - started) * 1e6 / sum(map(len, views.values()))
     place = {count: _timed(rounds, _placing(views[count], offers[0])) for count in placed}
     join = {count: _timed(rounds, _placing(views[count], _newcomer(offers[0]))) for count in placed}
@@ -86,7 +86,7 @@ def _swarm(count: int, chance: random.Random) -> Iterator[Advertisement]:
             sessions_max=8,
             sessions_free=chance.randint(0, 8),
             queued_rows=chance.randint(0, 40),
-            links=tuple(Link(other, chance.randint(1_000, 200_000)) for other in near),
+            links=tuple(RoundTrip(other, chance.randint(1_000, 200_000)) for other in near),
         )
 
 
@@ -94,19 +94,19 @@ def _newcomer(offer: Advertisement) -> Advertisement:
     return evolve(offer, state=State.JOINING, first=0, end=0)
 
 
-def _placing(view: View, own: Advertisement) -> Callable[[float], object]:
+def _placing(view: OfferTable, own: Advertisement) -> Callable[[float], object]:
     """Let a peer decide, late enough in a turn that it may move."""
     return lambda chance: choose(view, own, SPAN, now_s=45.0, chance=chance)
 
 
-def _routing(view: View, offers: list[Advertisement]) -> Callable[[float], object]:
+def _routing(view: OfferTable, offers: list[Advertisement]) -> Callable[[float], object]:
     """Let a requester that knows some ways and names find a route."""
     some = {offer.peer: 0.001 * (n + 1) for n, offer in enumerate(offers[:ROUND_TRIPS])}
     seen = Experience(round_trip_s=some, standing=dict.fromkeys(some, 0.9))
     return lambda chance: find_route(view, *SPAN, Asking(seen=seen, chance=chance))
 
 
-def _mending(view: View) -> Callable[[float], object]:
+def _mending(view: OfferTable) -> Callable[[float], object]:
     """Find who would take the place of each hop of a route."""
     route = find_route(view, *SPAN)
     peers = [None, *(hop.peer for hop in route), None]

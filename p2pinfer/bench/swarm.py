@@ -14,16 +14,16 @@ from typing import Any
 
 import trio
 
-from p2pinfer.chat import ChatOptions
-from p2pinfer.conversation import open_conversation
+from p2pinfer.client.answer import ChatOptions
+from p2pinfer.client.conversation import open_conversation
 from p2pinfer.core.errors import NobodyServes, lone_errors
 from p2pinfer.core.sampling import Sampling
-from p2pinfer.engine.memory import WORKER_BYTES
-from p2pinfer.engine.parts_model import PartsModel
-from p2pinfer.join import layer_bytes
-from p2pinfer.node import ClientOptions, Machine, open_client
-from p2pinfer.supply import name_model, open_store, open_whole
-from p2pinfer.swarm import LocalPeer, run_peer, wait_ready
+from p2pinfer.engine.llama.memory import WORKER_BYTES
+from p2pinfer.engine.store.assemble import PartsModel
+from p2pinfer.node.local_swarm import LocalPeer, run_peer, wait_ready
+from p2pinfer.node.model_supply import name_model, open_store, open_whole
+from p2pinfer.node.peer import layer_bytes
+from p2pinfer.node.requester import ClientOptions, Machine, open_client
 from transports.identity import load_identity
 
 NETWORK = "bench"

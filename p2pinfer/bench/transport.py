@@ -18,8 +18,8 @@ import trio
 
 from p2pinfer.core.ids import PeerId
 from transports.base import Channel
-from transports.host import Muxer
-from transports.libp2p import Libp2pTransport, open_libp2p
+from transports.libp2p.host import Muxer
+from transports.libp2p.transport import Libp2pTransport, open_libp2p
 
 HERE: Final = ("/ip4/127.0.0.1/tcp/0",)
 MUXERS: Final[tuple[Muxer, ...]] = ("own", "library")

@@ -21,9 +21,9 @@ from p2pinfer.bench.recovery import wait_known
 from p2pinfer.bench.victims import NETWORK, Victims
 from p2pinfer.core.errors import lone_errors
 from p2pinfer.core.limits import ROWS_PER_DECODE_MAX
-from p2pinfer.engine.models import ModelInfo
-from p2pinfer.node import Client, ClientOptions, Machine, open_client
-from p2pinfer.supply import name_model, open_store, open_whole
+from p2pinfer.engine.gguf.model_header import ModelInfo
+from p2pinfer.node.model_supply import name_model, open_store, open_whole
+from p2pinfer.node.requester import Client, ClientOptions, Machine, open_client
 from sim.links import TCP_IP_BYTES
 from sim.trial import (
     GREEDY,
@@ -31,8 +31,8 @@ from sim.trial import (
     QUESTIONS,
     REQUESTERS,
     Figures,
-    Look,
     Measured,
+    TrialLook,
     ask,
     figures,
     idle,
@@ -42,8 +42,8 @@ from sim.trial import (
     scenario_of,
     simulate,
 )
-from transports.wire import NoiseWire
-from transports.yamux import DATA
+from transports.libp2p.noise_records import NoiseWire
+from transports.libp2p.yamux import DATA
 
 SESSIONS, CONTEXT = 4, 1024
 
@@ -109,11 +109,11 @@ async def play_real(file: Path, tell: Callable[[str], None]) -> Real:
     return Real(model.info, measured(looks), figures(trials, gossip))
 
 
-async def _look(clients: Sequence[Client], prompt: Sequence[int]) -> Look:
+async def _look(clients: Sequence[Client], prompt: Sequence[int]) -> TrialLook:
     """Let one requester ask alone, and their engines work at once."""
     before_s = _cpu_s()
     alone = [await ask(clients[0], prompt) for _ in range(LOOK_QUESTIONS)]
-    return Look(alone, _cpu_s() - before_s, await _measure_cores(clients, prompt[0]))
+    return TrialLook(alone, _cpu_s() - before_s, await _measure_cores(clients, prompt[0]))
 
 
 def _count_sent() -> list[int]:

@@ -10,9 +10,9 @@ from pathlib import Path
 import trio
 
 from p2pinfer.core.ids import PeerId
-from p2pinfer.engine.parts_model import PartsModel
-from p2pinfer.node import Machine
-from p2pinfer.swarm import READY_S_MAX, LocalPeer, run_peer, wait_ready
+from p2pinfer.engine.store.assemble import PartsModel
+from p2pinfer.node.local_swarm import READY_S_MAX, LocalPeer, run_peer, wait_ready
+from p2pinfer.node.requester import Machine
 
 NETWORK = "bench"
 

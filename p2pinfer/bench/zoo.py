@@ -15,10 +15,10 @@ from p2pinfer.core.errors import EngineError
 from p2pinfer.core.messages import Open
 from p2pinfer.core.receipts import SIGNED_AS, Receipt, Signed
 from p2pinfer.core.witness import Seat, Witness
-from p2pinfer.engine.base import Decoded, Done, StageEngine, StageSession
-from peers.history import History
-from peers.notary import Notary, Record
-from peers.replay import Replay
+from p2pinfer.engine.base import Decoded, Done, EngineSession, StageEngine
+from peers.audits.replay import Replay
+from peers.receipts.signer import ReceiptSigner, SessionRecord
+from peers.steps.history import History
 
 WINDOW_POSITIONS: Final = 64
 """What is left of the context of a stage that truncates it."""
@@ -44,13 +44,13 @@ class Host:
     chance: np.random.Generator = field(default_factory=lambda: np.random.default_rng(1))
 
 
-OpenSession = Callable[[Host, int], StageSession]
+OpenSession = Callable[[Host, int], EngineSession]
 
 
 class Changed:
     """A session whose rows are changed on their way in or out."""
 
-    def __init__(self, inner: StageSession, width: int) -> None:
+    def __init__(self, inner: EngineSession, width: int) -> None:
         self._inner, self._width = inner, width
         self.close = inner.close
 
@@ -138,24 +138,24 @@ def _wrapped(kind: type[Changed]) -> OpenSession:
     return lambda host, end: kind(host.engine.open(end), host.engine.width)
 
 
-def _another_sessions(host: Host, end: int) -> StageSession:
+def _another_sessions(host: Host, end: int) -> EngineSession:
     session = _AnotherSessions(host.engine.open(end), host.engine.width)
     session.seen = host.seen
     return session
 
 
-def _noisy(host: Host, end: int) -> StageSession:
+def _noisy(host: Host, end: int) -> EngineSession:
     session = _Noisy(host.engine.open(end), host.engine.width)
     session.chance = host.chance
     return session
 
 
-class Liar(Notary):
+class Liar(ReceiptSigner):
     """A notary that signs or opens what is not so, once told how."""
 
-    lie: Callable[[Record], None] | None = None
+    lie: Callable[[SessionRecord], None] | None = None
 
-    def record(self, opened: Open, engine: StageEngine, history: History) -> Record:
+    def record(self, opened: Open, engine: StageEngine, history: History) -> SessionRecord:
         """Keep a record, and lie in it."""
         found = super().record(opened, engine, history)
         if self.lie:
@@ -163,14 +163,14 @@ class Liar(Notary):
         return found
 
 
-def _refuse(record: Record) -> None:
+def _refuse(record: SessionRecord) -> None:
     def refuse(position: int, count: int) -> tuple[bytes, bytes]:
         raise LookupError
 
     record.open = refuse  # type: ignore[method-assign]
 
 
-def _forge(record: Record) -> None:
+def _forge(record: SessionRecord) -> None:
     record.seat = evolve(record.seat, sign=lambda _: bytes(64))
 
 
@@ -186,7 +186,7 @@ def _other_root(signed: Signed, seat: Seat) -> Signed:
     return Signed(body, seat.sign(SIGNED_AS + body))
 
 
-def _equivocate(record: Record) -> None:
+def _equivocate(record: SessionRecord) -> None:
     record.witness = _TwoRoots(keep=False)
 
 
@@ -220,7 +220,7 @@ class Cheat:
     name: str
     saves_work: bool
     open: OpenSession | None = None
-    lie: Callable[[Record], None] | None = None
+    lie: Callable[[SessionRecord], None] | None = None
     other_class: bool = False
     """Claims to compute in a numerics class of its own."""
     turns: int = 1
@@ -233,15 +233,15 @@ class Cheat:
     """The first auditor is the cheat, and the stages are honest."""
 
 
-def _skipped(host: Host, end: int) -> StageSession:
+def _skipped(host: Host, end: int) -> EngineSession:
     return host.engine.open(end - 1)
 
 
-def _lower(host: Host, end: int) -> StageSession:
+def _lower(host: Host, end: int) -> EngineSession:
     return host.lower.open(end)
 
 
-def _other_layers(host: Host, end: int) -> StageSession:
+def _other_layers(host: Host, end: int) -> EngineSession:
     return host.other.open(host.other.end)
 
 

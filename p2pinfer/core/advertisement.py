@@ -58,7 +58,7 @@ class State(StrEnum):
 
 
 @frozen
-class Link:
+class RoundTrip:
     """A round trip that a peer measured."""
 
     peer: PeerId = field(validator=PEER)
@@ -94,7 +94,7 @@ class Advertisement:
     """Sessions that could open now: their KV cells are there."""
     queued_rows: int = field(default=0, validator=whole(0, QUEUED_ROWS_MAX))
     """Rows that wait for its engine."""
-    links: tuple[Link, ...] = field(default=(), validator=many(Link, LINKS_MAX))
+    links: tuple[RoundTrip, ...] = field(default=(), validator=many(RoundTrip, LINKS_MAX))
     """Round trips to a few peers, those it sends to first."""
     period_ms: int = field(default=PERIOD_MS_DEFAULT, validator=whole(PERIOD_MS_MIN, PERIOD_MS_MAX))
     """The next advertisement follows within this time; silence of several such is the end."""

@@ -14,16 +14,9 @@ from p2pinfer.core import sections
 from p2pinfer.core.checks import LAYER, PEER, POSITIONS_MAX, blob, many, shown_size, text
 from p2pinfer.core.continuity import Vouched, find_joint
 from p2pinfer.core.ids import PeerId
-from p2pinfer.core.receipts import (
-    CHECKPOINT_POSITIONS,
-    BadReceipt,
-    Receipt,
-    Signed,
-    Terms,
-    seal_of,
-)
+from p2pinfer.core.receipts import CHECKPOINT_POSITIONS, BadReceipt, Receipt, Signed, Terms, seal_of
 from p2pinfer.core.sections import BadFile
-from p2pinfer.core.trust import Audited, Verdict, choose_audits
+from p2pinfer.core.trust import Audited, AuditVerdict, choose_audits
 from p2pinfer.core.witness import regimes_of
 
 MAGIC = b"p2pinfer certificate 1\n"
@@ -153,4 +146,4 @@ def _audit(peer: Any, first: Any, end: Any, verdict: Any, by: Any, *rest: Any) -
     texts = (peer, *by, *(each for each in rest if each is not None and type(each) is not int))
     if len(by) > AUDITORS_MAX or any(type(each) is not str or len(each) > 500 for each in texts):
         raise ValueError("an audit's fields")
-    return Audited(peer, first, end, Verdict(verdict), by, *rest)
+    return Audited(peer, first, end, AuditVerdict(verdict), by, *rest)

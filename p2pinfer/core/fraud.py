@@ -30,7 +30,7 @@ from p2pinfer.core.ids import PeerId
 from p2pinfer.core.receipts import SIGNED_AS as RECEIPT_SIGNED_AS
 from p2pinfer.core.receipts import BadReceipt, Receipt, Signed, Terms
 from p2pinfer.core.sections import BadFile
-from p2pinfer.core.witness import Opened, Rows, regimes_of
+from p2pinfer.core.witness import OpenedRows, Rows, regimes_of
 
 MAGIC = b"p2pinfer fraud proof 1\n"
 SIGNED_AS = b"p2pinfer fraud proof 1\0"
@@ -72,9 +72,9 @@ class FraudProof:
         return Receipt.parse(self.receipts[0].body)
 
     @property
-    def inputs(self) -> Opened:
+    def inputs(self) -> OpenedRows:
         """The rows, each with its regime."""
-        return Opened(regimes_of(self.regimes), self.rows)
+        return OpenedRows(regimes_of(self.regimes), self.rows)
 
     def case(self) -> Case:
         """Return what is told of it before it is sent."""

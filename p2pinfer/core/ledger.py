@@ -16,7 +16,7 @@ Key = tuple[PeerId, bytes, int, int]
 
 
 @frozen
-class Entry:
+class LedgerEntry:
     """What one peer did for another in one session."""
 
     server: PeerId
@@ -39,7 +39,7 @@ class Entry:
 
 
 @frozen
-class Account:
+class LedgerAccount:
     """What passed between this machine and one peer, in layer-rows."""
 
     peer: PeerId
@@ -49,7 +49,7 @@ class Account:
     """Of its work."""
 
 
-def entry_of(terms: Terms, server: PeerId, receipt: Receipt, rows_max: int) -> Entry:
+def entry_of(terms: Terms, server: PeerId, receipt: Receipt, rows_max: int) -> LedgerEntry:
     """Return what a receipt, whose signature was checked, is worth.
 
     Args:
@@ -64,12 +64,12 @@ def entry_of(terms: Terms, server: PeerId, receipt: Receipt, rows_max: int) -> E
     if receipt.terms != terms.digest():
         raise BadReceipt("a receipt about another session")
     rows = min(receipt.rows, rows_max)
-    return Entry(server, terms.requester, receipt.terms, receipt.first, receipt.end, rows)
+    return LedgerEntry(server, terms.requester, receipt.terms, receipt.first, receipt.end, rows)
 
 
-def fold(entries: Iterable[Entry]) -> dict[Key, Entry]:
+def fold(entries: Iterable[LedgerEntry]) -> dict[Key, LedgerEntry]:
     """Return what counts of many entries, in any order: the largest of each key."""
-    found: dict[Key, Entry] = {}
+    found: dict[Key, LedgerEntry] = {}
     for entry in entries:
         known = found.get(entry.key)
         if known is None or known.rows < entry.rows:
@@ -77,12 +77,12 @@ def fold(entries: Iterable[Entry]) -> dict[Key, Entry]:
     return found
 
 
-def accounts(served: Iterable[Entry], used: Iterable[Entry]) -> list[Account]:
+def accounts(served: Iterable[LedgerEntry], used: Iterable[LedgerEntry]) -> list[LedgerAccount]:
     """Return what passed between this machine and each peer, the busiest first."""
     totals: dict[PeerId, list[int]] = {}
     for entry in fold(served).values():
         totals.setdefault(entry.user, [0, 0])[0] += entry.layer_rows
     for entry in fold(used).values():
         totals.setdefault(entry.server, [0, 0])[1] += entry.layer_rows
-    found = [Account(peer, *both) for peer, both in totals.items()]
+    found = [LedgerAccount(peer, *both) for peer, both in totals.items()]
     return sorted(found, key=lambda each: (-each.served - each.used, each.peer))

@@ -266,7 +266,7 @@ class Refused:
     code: Refusal = field(validator=v.instance_of(Refusal))
     text: str = field(validator=text(TEXT_CHARS_MAX))
     peer: PeerId = field(validator=PEER)
-    """Who says so: the sender, whatever stands here; see `peers.talk.receive`."""
+    """Who says so: the sender, whatever stands here; see `peers.steps.messaging.receive`."""
     retry_ms: int = field(default=0, validator=whole(0, RETRY_MS_MAX))
     """When to come back, in milliseconds; 0 is not said."""
 

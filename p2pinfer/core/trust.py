@@ -15,7 +15,7 @@ _SHOWN_CHARS = 6
 """Of the end of a peer id, which differs where its beginning is alike."""
 
 
-class Verdict(StrEnum):
+class AuditVerdict(StrEnum):
     """What an audit of a stage found."""
 
     SAME = "same bits"
@@ -31,7 +31,7 @@ class Verdict(StrEnum):
     """Nobody could run these layers again."""
 
 
-_FAILED = (Verdict.CHEATED, Verdict.DISPUTED, Verdict.NOT_OPENED)
+_FAILED = (AuditVerdict.CHEATED, AuditVerdict.DISPUTED, AuditVerdict.NOT_OPENED)
 
 
 @frozen
@@ -41,7 +41,7 @@ class Audited:
     peer: PeerId
     first: int
     end: int
-    verdict: Verdict
+    verdict: AuditVerdict
     by: tuple[str, ...] = ()
     """Peer ids of those who replayed, or ``this machine``."""
     position: int | None = None
@@ -92,7 +92,7 @@ class Trust:
             return f"NOT TRUSTED: {peers}, at position {self.broken.position}: {self.broken.text}"
         count = f"{self.stages} stage" + "s" * (self.stages != 1)
         joined = f"{count} signed for {self.positions} rows, and they join up"
-        done = [each for each in self.audits if each.verdict != Verdict.NOT_REPLAYED]
+        done = [each for each in self.audits if each.verdict != AuditVerdict.NOT_REPLAYED]
         audits = "; ".join(each.line() for each in done) or "none this time"
         warning = "" if self.held else "NOT TRUSTED: "
         return (

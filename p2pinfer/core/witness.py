@@ -29,7 +29,7 @@ class Seat:
 
 
 @frozen
-class Opened:
+class OpenedRows:
     """Rows at consecutive positions, as on the wire, and which of them ran wide."""
 
     regimes: tuple[bool, ...]
@@ -78,11 +78,11 @@ class Rows:
         """Return which of the first so many rows ran wide."""
         return tuple(self._wide[:count])
 
-    def open(self, position: int, count: int) -> Opened:
+    def open(self, position: int, count: int) -> OpenedRows:
         """Return rows that lie in the tree."""
         assert self._kept is not None
         kept = self._kept[position : position + count]
-        return Opened(tuple(self._wide[position : position + count]), b"".join(kept))
+        return OpenedRows(tuple(self._wide[position : position + count]), b"".join(kept))
 
 
 class Witness:

@@ -27,7 +27,7 @@ Done = Callable[[Decoded | EngineError], None]
 called as soon as that is known, without a pass of the scheduler in between; it must not raise."""
 
 
-class StageSession(Protocol):
+class EngineSession(Protocol):
     """One session's KV cells in a stage."""
 
     def submit(self, position: int, rows: bytes, done: Done, *, wide: bool) -> None:
@@ -77,7 +77,7 @@ class StageEngine(Protocol):
         """Digest of how it computes; see ``probe``."""
         ...
 
-    def open(self, end: int) -> StageSession:
+    def open(self, end: int) -> EngineSession:
         """Reserve a session's cells in layers ``first`` up to but not including ``end``.
 
         Raises:

@@ -12,13 +12,13 @@ from trio.testing import MockClock
 from p2pinfer.api.completions import BODY_BYTES_MAX
 from p2pinfer.api.gateway import Access
 from p2pinfer.api.streams import PING_S
-from p2pinfer.cli_serve import _access
+from p2pinfer.cli.serve import _access
+from p2pinfer.client.library import Swarm
 from p2pinfer.core.continuity import Break
 from p2pinfer.core.errors import UserError
 from p2pinfer.core.ids import PeerId
 from p2pinfer.core.trust import Trust
-from p2pinfer.library import Swarm
-from tests.api.world import Call, fake_gateway, http
+from tests.support.fake_gateway import Call, fake_gateway, http
 from transports.traffic import TRAFFIC
 
 WORDS = {"model": "toy-model", "prompt": "one two three", "max_tokens": 6}

@@ -10,7 +10,7 @@ from hypothesis import strategies as st
 
 from p2pinfer.api.problems import Problem
 from p2pinfer.api.questions import Question, chat_question, completion_question
-from p2pinfer.chat import ChatOptions
+from p2pinfer.client.answer import ChatOptions
 from p2pinfer.core.sampling import Sampling
 
 DEFAULTS = ChatOptions(Sampling(temperature=0.5, top_k=30), max_tokens=100, stops=("END",))

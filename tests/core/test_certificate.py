@@ -5,18 +5,11 @@ from attrs import evolve
 from hypothesis import given
 from hypothesis import strategies as st
 
-from p2pinfer.core.certificate import (
-    MAGIC,
-    Certificate,
-    StageClaim,
-    check,
-    parse,
-    to_sign,
-)
+from p2pinfer.core.certificate import MAGIC, Certificate, StageClaim, check, parse, to_sign
 from p2pinfer.core.ids import ModelId, SessionId
 from p2pinfer.core.receipts import BODY_BYTES, SIGNED_AS, Receipt, Signed, Terms, seal_of
 from p2pinfer.core.sections import BadFile
-from p2pinfer.core.trust import Audited, Verdict
+from p2pinfer.core.trust import Audited, AuditVerdict
 from p2pinfer.core.witness import runs_of
 from transports.identity import Identity, verify
 
@@ -41,7 +34,8 @@ CLAIMS = tuple(
     for n, key in enumerate(STAGES)
 )
 AUDITS = tuple(
-    Audited(claim.peer, claim.first, claim.end, Verdict.SAME, ("this machine",)) for claim in CLAIMS
+    Audited(claim.peer, claim.first, claim.end, AuditVerdict.SAME, ("this machine",))
+    for claim in CLAIMS
 )
 NO_RECEIPT = Signed(b"\xff" * BODY_BYTES, bytes(64))
 CERTIFICATE = Certificate(

@@ -18,7 +18,7 @@ from p2pinfer.core.fraud import (
 from p2pinfer.core.ids import SessionId
 from p2pinfer.core.sections import BadFile
 from p2pinfer.core.witness import Rows
-from tests.core.proofs import (
+from tests.support.proofs import (
     ACCUSED,
     AUTHOR,
     FILE,

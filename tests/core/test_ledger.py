@@ -6,7 +6,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from p2pinfer.core.ids import ModelId, PeerId, SessionId
-from p2pinfer.core.ledger import Account, Entry, accounts, entry_of, fold
+from p2pinfer.core.ledger import LedgerAccount, LedgerEntry, accounts, entry_of, fold
 from p2pinfer.core.receipts import BadReceipt, Receipt, Terms
 
 ME, YOU = (PeerId(name.ljust(52, "x")) for name in ("me", "you"))
@@ -15,7 +15,7 @@ RECEIPT = Receipt(TERMS.digest(), 1, 10, 1, 32, 40, bytes(32), bytes(32), bytes(
 
 ENTRIES = st.lists(
     st.builds(
-        Entry,
+        LedgerEntry,
         server=st.sampled_from([ME, YOU]),
         user=st.just(YOU),
         terms=st.sampled_from([b"a" * 32, b"b" * 32]),
@@ -28,7 +28,7 @@ ENTRIES = st.lists(
 
 
 @given(ENTRIES, st.randoms())
-def test_order_and_repetition_change_nothing(entries: list[Entry], chance: object) -> None:
+def test_order_and_repetition_change_nothing(entries: list[LedgerEntry], chance: object) -> None:
     """Receipts may come late, again, or after a newer one."""
     shuffled = [*entries, *entries]
     chance.shuffle(shuffled)  # type: ignore[attr-defined]
@@ -37,7 +37,7 @@ def test_order_and_repetition_change_nothing(entries: list[Entry], chance: objec
 
 
 @given(ENTRIES, ENTRIES)
-def test_a_ledger_grows_by_folding(one: list[Entry], more: list[Entry]) -> None:
+def test_a_ledger_grows_by_folding(one: list[LedgerEntry], more: list[LedgerEntry]) -> None:
     """What was folded once need not be kept."""
     whole = {key: entry.rows for key, entry in fold([*one, *more]).items()}
     assert {k: e.rows for k, e in fold([*fold(one).values(), *more]).items()} == whole
@@ -57,8 +57,8 @@ def test_a_receipt_of_another_session_is_worth_nothing() -> None:
 
 def test_accounts_add_up_by_peer() -> None:
     """Served and used apart."""
-    served = Entry(ME, YOU, b"a" * 32, 1, 3, 10)
+    served = LedgerEntry(ME, YOU, b"a" * 32, 1, 3, 10)
     used = evolve(served, server=YOU, user=ME)
     assert accounts([served, served], [used, evolve(used, terms=b"b" * 32)]) == [
-        Account(YOU, 20, 40)
+        LedgerAccount(YOU, 20, 40)
     ]

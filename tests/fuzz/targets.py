@@ -23,22 +23,22 @@ from p2pinfer.core.merkle import Tree, WrongProof, leaf, root_through
 from p2pinfer.core.receipts import BODY_BYTES, SIGNED_AS, BadReceipt, Receipt
 from p2pinfer.core.sections import BadFile
 from p2pinfer.core.wire import BadMessage, decode, encode
-from peers.view import Taken, View
-from tests.core.proofs import FILE as PROOF_FILE
+from peers.discovery.view import SwarmView, Taken
 from tests.core.test_certificate import CERTIFICATE, FILE, STAGES
 from tests.core.test_manifest import values as manifest_values
 from tests.core.test_wire import GOOD, KINDS
 from tests.fuzz.damage import damage, packed, spoil
+from tests.support.proofs import FILE as PROOF_FILE
 from transports.identity import verify
-from transports.yamux import (
+from transports.libp2p.yamux import (
     HEADER,
     STREAMS_MAX,
     UNREAD_BYTES_MAX,
     DataReceived,
     StreamOpened,
     StreamReset,
-    Violation,
     Yamux,
+    YamuxViolation,
 )
 
 SMALL_VIEW = 4
@@ -217,7 +217,7 @@ def _gossip(chance: Random) -> list[Heard]:
 
 def _judge_gossip(given: list[Heard]) -> None:
     """What is taken in is signed by the peer that it names, and there is no more than fits."""
-    view = View(PeerId("x" * 52), verify, Random(1), SMALL_VIEW)
+    view = SwarmView(PeerId("x" * 52), verify, Random(1), SMALL_VIEW)
     topics = (ModelId(GOOD["Advertisement"][2]), None)
     view.follow(topics[0])
     for number, heard in enumerate(given):
@@ -251,7 +251,7 @@ def _frames(chance: Random) -> list[bytes]:
 def _judge_frames(pieces: list[bytes]) -> None:
     core = Yamux(initiator=True)
     core.open_stream()
-    with suppress(Violation):
+    with suppress(YamuxViolation):
         for piece in pieces:
             unread: Counter[int] = Counter()
             for event in core.receive(piece):

@@ -5,9 +5,9 @@ from collections.abc import AsyncIterator
 import pytest
 import trio
 
-from tests.peers.servers import World
-from tests.peers.swarm import ME
-from transports.memory import MemoryNetwork
+from tests.support.servers import World
+from tests.support.swarm import ME
+from transports.memory.network import MemoryNetwork
 
 
 @pytest.fixture

@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.real.processes import Peer, start_peers
+from tests.support.processes import Peer, start_peers
 
 PROMPT_TOKENS = (1, 2, 7, 8, 40, 48, 49, 100, 230, 530)
 """Lengths of the prompts: around the regimes' and chunks' edges, and past 512 cells."""

@@ -21,9 +21,9 @@ from typing import Any
 
 from playwright.sync_api import Browser, expect, sync_playwright
 
-from tests.real.browsers import ANSWER_MS_MAX, launch
-from tests.real.gateways import running_gateway
-from tests.real.processes import NETWORK, Peer, join, start_peers, stop, wait_ready
+from tests.support.browsers import ANSWER_MS_MAX, launch
+from tests.support.gateways import running_gateway
+from tests.support.processes import NETWORK, Peer, join, start_peers, stop, wait_ready
 
 RANGES = ("1:15", "15:29")
 TURN_S = 30.0

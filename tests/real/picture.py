@@ -7,8 +7,8 @@ from pathlib import Path
 from PIL import Image  # matplotlib brings it
 from playwright.sync_api import Browser, ViewportSize, expect, sync_playwright
 
-from tests.real.browsers import ANSWER_MS_MAX, launch
-from tests.real.gateways import running_gateway
+from tests.support.browsers import ANSWER_MS_MAX, launch
+from tests.support.gateways import running_gateway
 
 PICTURE = Path("p2pinfer/api/page.png")
 SIZE: ViewportSize = {"width": 1180, "height": 720}

@@ -11,10 +11,10 @@ from pathlib import Path
 
 import pytest
 
-from p2pinfer import cli
-from p2pinfer.identities import hold_identity
-from tests.engine.models import TINY, write_tiny
-from tests.real.processes import Peer, start_peers
+from p2pinfer.cli import main
+from p2pinfer.node.identity_lock import hold_identity
+from tests.support.processes import Peer, start_peers
+from tests.support.tiny_models import TINY, write_tiny
 
 pytestmark = pytest.mark.real
 
@@ -45,7 +45,7 @@ def command(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str])
         monkeypatch.setattr(sys, "argv", ["p2pinfer", *words])
         monkeypatch.setattr(sys, "stdin", io.StringIO(stdin))
         with pytest.raises(SystemExit) as end:
-            cli.main()
+            main.main()
         out, err = capsys.readouterr()
         *notes, last = err.splitlines(keepends=True)
         assert [note for note in notes if not note.rstrip().endswith("…")] == []
@@ -92,7 +92,7 @@ def test_options_out_of_range(command: Command, options: str, words: str) -> Non
 
 def test_more_sessions_than_memory(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
     """How much they would need and how much there is; the model itself allows 8,192 positions."""
-    monkeypatch.setattr("p2pinfer.node.available_bytes", lambda: 1 << 26)
+    monkeypatch.setattr("p2pinfer.node.requester.available_bytes", lambda: 1 << 26)
     words = "8 sessions of 8,192 positions need .* GiB of memory, and 0.1 GiB are free: .*--context"
     check(command("demo", "Hi", "--context", "1000000"), 2, words)
     check(command("join", "--layers", "1:10", *HERE, "--context", "1000000"), 2, words)
@@ -105,7 +105,7 @@ def test_what_is_known_here_is_checked_before_anybody_is_asked(
     words = ["chat", "hi", "--model", "default", "--bootstrap", NOBODY]
     check(command(*words, "--keep-layers", "15"), 2, "--keep-layers must be from 1 to 14")
     check(command(*words), 3, "no peer answers")
-    monkeypatch.setattr("p2pinfer.node.available_bytes", lambda: 1 << 20)
+    monkeypatch.setattr("p2pinfer.node.requester.available_bytes", lambda: 1 << 20)
     check(command(*words), 2, "need .* of memory")
 
 

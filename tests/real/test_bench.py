@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from tests.real.processes import COMMAND, environment
+from tests.support.processes import COMMAND, environment
 
 pytestmark = pytest.mark.real
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.real.processes import COMMAND, Peer, environment
+from tests.support.processes import COMMAND, Peer, environment
 
 pytestmark = pytest.mark.real
 

@@ -7,11 +7,11 @@ import pytest
 from p2pinfer.bench.cheats import cheats_bench, open_world
 from p2pinfer.bench.honest import honest_bench
 from p2pinfer.bench.zoo import ZOO
-from p2pinfer.core.trust import Verdict
-from p2pinfer.engine.store import Store
-from p2pinfer.supply import open_store
-from p2pinfer.verifying import verify_file
-from tests.engine.models import TINY, quantise, write_tiny
+from p2pinfer.core.trust import AuditVerdict
+from p2pinfer.engine.store.store import Store
+from p2pinfer.node.model_supply import open_store
+from p2pinfer.node.verify import verify_file
+from tests.support.tiny_models import TINY, quantise, write_tiny
 
 pytestmark = pytest.mark.real
 
@@ -42,7 +42,7 @@ async def test_honest_stages_of_a_k_quant_pass(tmp_path: Path) -> None:
     assert report["audited_checkpoints"] >= 12
     assert (report["false_alarms"], report["receipts_broke"]) == (0, [])
     assert report["numerics_classes"] == [2, 2, 2]
-    assert set(report["verdicts"]) <= {Verdict.SAME, Verdict.CLOSE}
+    assert set(report["verdicts"]) <= {AuditVerdict.SAME, AuditVerdict.CLOSE}
 
 
 async def test_a_certificate_shows_who_cheated(default_model: Path, tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.real.processes import COMMAND, Peer, environment, read_until, stop
+from tests.support.processes import COMMAND, Peer, environment, read_until, stop
 
 pytestmark = pytest.mark.real
 

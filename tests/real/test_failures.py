@@ -11,12 +11,12 @@ from pathlib import Path
 import pytest
 import trio
 
-from p2pinfer.chat import ATTEMPTS_MAX
+from p2pinfer.client.answer import ATTEMPTS_MAX
 from p2pinfer.core.errors import PeerError
 from p2pinfer.core.sampling import Sampling
-from p2pinfer.node import Client
-from peers.requester import Session
-from tests.real.processes import (
+from p2pinfer.node.requester import Client
+from peers.asking.session import Session
+from tests.support.processes import (
     COMMAND,
     NETWORK,
     SESSIONS,

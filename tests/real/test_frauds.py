@@ -9,11 +9,11 @@ import trio
 
 from p2pinfer.core.errors import NobodyServes
 from p2pinfer.core.sampling import Sampling
-from p2pinfer.core.trust import Trust, Verdict
-from p2pinfer.node import Client
-from p2pinfer.supply import open_store
-from p2pinfer.verifying import verify_file
-from tests.real.processes import Peer, client_options, join, open_client, wait_ready
+from p2pinfer.core.trust import AuditVerdict, Trust
+from p2pinfer.node.model_supply import open_store
+from p2pinfer.node.requester import Client
+from p2pinfer.node.verify import verify_file
+from tests.support.processes import Peer, client_options, join, open_client, wait_ready
 
 pytestmark = pytest.mark.real
 
@@ -82,7 +82,7 @@ async def test_a_cheat_is_proven_and_refused(
         async with open_client(options) as client:
             trust = await ask(client)
             assert [each.verdict for each in trust.audits] == [
-                *[Verdict.SAME, Verdict.CHEATED, Verdict.SAME]
+                *[AuditVerdict.SAME, AuditVerdict.CHEATED, AuditVerdict.SAME]
             ]
             assert trust.audits[1].blamed == cheat.id
             with pytest.raises(NobodyServes):

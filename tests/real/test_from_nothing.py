@@ -8,9 +8,9 @@ from pathlib import Path
 import pytest
 
 from p2pinfer.core.manifest import Manifest
-from p2pinfer.engine.store import Store
-from tests.engine.stored import flip
+from p2pinfer.engine.store.store import Store
 from tests.real.test_cli import joined, run
+from tests.support.stored import flip
 
 pytestmark = pytest.mark.real
 

@@ -14,8 +14,8 @@ import httpx
 import openai
 import pytest
 
-from tests.real.gateways import RunningGateway, running_gateway
-from tests.real.processes import COMMAND, environment
+from tests.support.gateways import RunningGateway, running_gateway
+from tests.support.processes import COMMAND, environment
 
 pytestmark = pytest.mark.real
 

@@ -5,9 +5,9 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 
 from p2pinfer import connect
-from p2pinfer.chat import Answer
+from p2pinfer.client.answer import Answer
 from p2pinfer.core.errors import NobodyServes, UserError
-from tests.real.processes import CONTEXT, NETWORK, Peer
+from tests.support.processes import CONTEXT, NETWORK, Peer
 
 pytestmark = pytest.mark.real
 

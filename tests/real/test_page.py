@@ -17,9 +17,9 @@ from playwright.sync_api import (
 )
 
 from p2pinfer.core.certificate import MAGIC
-from tests.real.browsers import ANSWER_MS_MAX, launch
-from tests.real.gateways import RunningGateway, running_gateway
-from tests.real.processes import CONTEXT, start_peers
+from tests.support.browsers import ANSWER_MS_MAX, launch
+from tests.support.gateways import RunningGateway, running_gateway
+from tests.support.processes import CONTEXT, start_peers
 
 pytestmark = pytest.mark.real
 

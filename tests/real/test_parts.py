@@ -14,11 +14,11 @@ from p2pinfer.bench.fetch import fetch_bench
 from p2pinfer.bench.fetch_size import size_bench
 from p2pinfer.core.ids import ModelId, PeerId
 from p2pinfer.core.manifest import Part
-from p2pinfer.engine.store import Store
-from peers.parts_fetch import fetch_manifest, fetch_parts
+from p2pinfer.engine.store.store import Store
+from peers.parts.fetch import fetch_manifest, fetch_parts
 from scheduler.fetching import IN_FLIGHT_PER_HOLDER_MAX
-from tests.peers.parts import Model, Where, make_model
-from transports.libp2p import open_libp2p
+from tests.support.parts_swarm import Model, Where, make_model
+from transports.libp2p.transport import open_libp2p
 
 pytestmark = pytest.mark.real
 

@@ -6,12 +6,12 @@ from pathlib import Path
 import pytest
 import trio
 
-from p2pinfer.chat import ChatOptions
-from p2pinfer.conversation import open_conversation
+from p2pinfer.client.answer import ChatOptions
+from p2pinfer.client.conversation import open_conversation
 from p2pinfer.core.messages import Refusal
 from p2pinfer.core.sampling import Sampling
-from peers.talk import RefusedError
-from tests.real.processes import SESSIONS, Peer, client_options, open_client
+from peers.steps.messaging import RefusedError
+from tests.support.processes import SESSIONS, Peer, client_options, open_client
 
 pytestmark = pytest.mark.real
 

@@ -8,8 +8,8 @@ import pytest
 import trio
 
 from p2pinfer.core.sampling import Sampling
-from p2pinfer.node import ClientOptions
-from tests.real.processes import Peer, client_options, open_client, start_peers
+from p2pinfer.node.requester import ClientOptions
+from tests.support.processes import Peer, client_options, open_client, start_peers
 
 pytestmark = pytest.mark.real
 

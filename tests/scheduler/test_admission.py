@@ -15,11 +15,11 @@ from scheduler.admission import (
     WAITING_MAX,
     WITHOUT_CREDIT_EVERY,
     Admission,
-    Answer,
+    AdmissionAnswer,
+    AdmissionVerdict,
     Ask,
-    Verdict,
 )
-from tests.scheduler.adverts import peer_id
+from tests.support.adverts import peer_id
 
 SESSIONS, CELLS = 4, 100
 
@@ -35,15 +35,15 @@ class Stage(RuleBasedStateMachine):
         self.held: set[SessionId] = set()
         self.waiting: set[SessionId] = set()
 
-    def take(self, answers: list[Answer]) -> None:
+    def take(self, answers: list[AdmissionAnswer]) -> None:
         """Follow what is answered: each session's way is waiting, then admitted or refused."""
         for answer in answers:
             known = answer.session in self.waiting
             assert answer.session not in self.held
             self.waiting.discard(answer.session)
-            if answer.verdict is Verdict.ADMITTED:
+            if answer.verdict is AdmissionVerdict.ADMITTED:
                 self.held.add(answer.session)
-            elif answer.verdict is Verdict.WAITING:
+            elif answer.verdict is AdmissionVerdict.WAITING:
                 assert not known
                 self.waiting.add(answer.session)
             elif self.asks[answer.session].cells > CELLS:
@@ -101,9 +101,9 @@ def ask(n: int, who: str, at_s: float = 0.0, credit: int = 0) -> Ask:
     return Ask(SessionId(n.to_bytes(16, "big")), PeerId(who), 1, at_s, credit)
 
 
-def admitted(answers: list[Answer]) -> list[int]:
+def admitted(answers: list[AdmissionAnswer]) -> list[int]:
     """Return which were admitted."""
-    found = [a.session for a in answers if a.verdict is Verdict.ADMITTED]
+    found = [a.session for a in answers if a.verdict is AdmissionVerdict.ADMITTED]
     return [int.from_bytes(session, "big") for session in found]
 
 
@@ -167,9 +167,9 @@ def test_a_queue_that_is_full_refuses_the_last() -> None:
     for n in range(1 + WAITING_MAX):
         stage.ask(ask(n, "x"))
     (refused,) = stage.ask(ask(50, "x", at_s=0.1))
-    assert (refused.verdict, refused.retry_ms) == (Verdict.REFUSED, RETRY_MS_MAX)
+    assert (refused.verdict, refused.retry_ms) == (AdmissionVerdict.REFUSED, RETRY_MS_MAX)
     verdicts = Counter(a.verdict for a in stage.ask(ask(51, "y", at_s=0.1)))
-    assert verdicts == {Verdict.REFUSED: 1, Verdict.WAITING: 1}
+    assert verdicts == {AdmissionVerdict.REFUSED: 1, AdmissionVerdict.WAITING: 1}
 
 
 def test_refusals_follow_how_long_sessions_last() -> None:

@@ -3,8 +3,8 @@
 import random
 import statistics
 
-from scheduler.worth import STAGE_LAYERS
-from tests.scheduler.oracle import compare, optimum
+from scheduler.coverage_value import STAGE_LAYERS
+from tests.support.placement_oracle import compare, optimum
 
 SWARMS = 12
 ROUNDS_MAX = 60

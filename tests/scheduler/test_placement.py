@@ -8,12 +8,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from p2pinfer.core.advertisement import Advertisement, State
-from scheduler.members import JOINING_S_MAX
+from scheduler.offer_table import Experience, OfferTable
 from scheduler.placement import choose
 from scheduler.routing import find_route
-from scheduler.view import Experience, View
-from tests.scheduler.adverts import advert, peer_id
-from tests.scheduler.settling import play, rates
+from scheduler.swarm_members import JOINING_S_MAX
+from tests.support.adverts import advert, peer_id
+from tests.support.settling import play, rates
 
 FIRST = 1
 ROUNDS_MAX = 150
@@ -198,7 +198,7 @@ def test_a_sample_is_not_taken_for_uneven(
     layers = [n for n in range(1, 81) for _ in range(crowd if n <= 16 else 1)]
     held = [chance.choice(layers) for _ in range(2000)]
     fullest = max(set(held), key=held.count)
-    view = View.of([advert(f"p{n}", at, at + 1) for n, at in enumerate(held)])
+    view = OfferTable.of([advert(f"p{n}", at, at + 1) for n, at in enumerate(held)])
     own = advert("own", fullest, fullest + 1, layers_max=1)
     dice = [chance.random() for _ in range(200)]
     choices = [choose(view, own, (1, 81), now_s=45.0, chance=each, seen=seen) for each in dice]

@@ -10,19 +10,12 @@ from attrs import evolve
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from p2pinfer.core.advertisement import LINKS_MAX, Advertisement, Link, State
+from p2pinfer.core.advertisement import LINKS_MAX, Advertisement, RoundTrip, State
 from p2pinfer.core.ids import PeerId
-from scheduler.prices import FULL_S, HOP_S, ROUND_TRIP_S_DEFAULT
-from scheduler.routing import (
-    Asking,
-    NoRoute,
-    RouteHop,
-    begins,
-    find_route,
-    replacement,
-)
-from scheduler.view import CHUNK_ROWS, LIE_FACTOR, STANDING_NEW, Experience, View
-from tests.scheduler.adverts import advert, peer_id
+from scheduler.offer_table import CHUNK_ROWS, LIE_FACTOR, STANDING_NEW, Experience, OfferTable
+from scheduler.route_cost import FULL_S, HOP_S, ROUND_TRIP_S_DEFAULT
+from scheduler.routing import Asking, NoRoute, RouteHop, begins, find_route, replacement
+from tests.support.adverts import advert, peer_id
 
 FIRST, END = 1, 6
 NAMES = "abcdef"
@@ -37,7 +30,7 @@ def hop(offer: Advertisement, end: int) -> RouteHop:
 
 layers = st.integers(0, END + 1)
 links = st.dictionaries(st.sampled_from(NAMES), st.integers(1, 300_000), max_size=LINKS_MAX).map(
-    lambda known: tuple(Link(peer_id(name), us) for name, us in sorted(known.items()))
+    lambda known: tuple(RoundTrip(peer_id(name), us) for name, us in sorted(known.items()))
 )
 adverts = st.builds(
     lambda ends, state, row_us, chunk_us, queued, free, context, links: {
@@ -270,10 +263,10 @@ def test_requesters_do_not_herd() -> None:
 
 def test_a_replacement_lies_near_those_that_stay() -> None:
     """Recovery takes the peer with the shortest ways to the neighbours of the one that is gone."""
-    before = advert("a", 1, 5, **ORDINARY, links=(Link(peer_id("near"), 1000),))
+    before = advert("a", 1, 5, **ORDINARY, links=(RoundTrip(peer_id("near"), 1000),))
     gone = advert("b", 5, 9, **ORDINARY)
-    near = advert("near", 5, 12, **ORDINARY, links=(Link(peer_id("c"), 1000),))
-    far = advert("far", 5, 9, **ORDINARY, links=(Link(peer_id("c"), 90_000),))
+    near = advert("near", 5, 12, **ORDINARY, links=(RoundTrip(peer_id("c"), 1000),))
+    far = advert("far", 5, 9, **ORDINARY, links=(RoundTrip(peer_id("c"), 90_000),))
     behind = advert("c", 9, 12, **ORDINARY)
     swarm = [before, gone, far, near, behind]
     asking = Asking(without={gone.peer}, spread=0.0)
@@ -297,9 +290,9 @@ def test_absurd_claims_are_harmless() -> None:
         advert("h", 1, 1024, **worst, queued_rows=1 << 20),
         advert("i", 1024, 0),
         advert("j", 9, 1),
-        advert("k", 1, 9, row_us=1, links=tuple(Link(peer_id("k"), 1) for _ in range(8))),
+        advert("k", 1, 9, row_us=1, links=tuple(RoundTrip(peer_id("k"), 1) for _ in range(8))),
     ]
-    route = find_route(View.of([*honest, *hostile]), 1, 9, EXACT)
+    route = find_route(OfferTable.of([*honest, *hostile]), 1, 9, EXACT)
     assert route == [hop(hostile[3], 9)]  # believed, at a tenth of the others, until it is seen
     seen = Experience(row_us={hostile[3].peer: 1500.0})
     assert find_route([*honest, *hostile], 1, 9, Asking(seen=seen))[0].offer in honest

@@ -8,9 +8,9 @@ from hypothesis import strategies as st
 
 from p2pinfer.core.ids import PeerId
 from scheduler import standing
+from scheduler.offer_table import LIE_FACTOR, STANDING_NEW, Experience, OfferTable, believed_row_us
 from scheduler.standing import RECOVERY_S, SEEN_S_MAX, Standing, Standings
-from scheduler.view import LIE_FACTOR, STANDING_NEW, Experience, View, believed_row_us
-from tests.scheduler.adverts import advert, peer_id
+from tests.support.adverts import advert, peer_id
 
 US = 1000.0
 Change = Callable[[Standing, float], Standing]
@@ -84,7 +84,7 @@ def test_a_liar_loses_what_it_claimed() -> None:
         known.put(liar, known.of(liar, n).worked(n, 900.0, 100.0))
     seen = known.experience(10.0, {})
     assert seen.standing[liar] < STANDING_NEW / 5
-    view = View.of([advert("liar", 1, 2, row_us=100)])
+    view = OfferTable.of([advert("liar", 1, 2, row_us=100)])
     assert believed_row_us(view, seen).tolist() == [pytest.approx(900)]
     assert believed_row_us(view, Experience(row_us={liar: 100 * LIE_FACTOR})).tolist() == [100]
     assert believed_row_us(view).tolist() == [100]

@@ -9,15 +9,15 @@ import trio
 from attrs import evolve
 
 from p2pinfer.core.ids import PeerId
-from p2pinfer.core.ledger import Entry
-from p2pinfer.core.trust import Audited, Verdict
+from p2pinfer.core.ledger import LedgerEntry
+from p2pinfer.core.trust import Audited, AuditVerdict
 from sim.checks import check_ledger
 from sim.clock import run_virtual
-from sim.load import judge_audit
-from sim.record import Record
+from sim.questions import judge_audit
+from sim.record import RunRecord
 from sim.run import Outcome, run_scenario
 from sim.scenario import LiarsTable, ModelTable, PeersTable, RequestsTable, Scenario
-from sim.tables import Spread
+from sim.toml_schema import Spread
 from sim.world import World
 
 PAIR = Scenario(
@@ -59,8 +59,8 @@ def test_whom_cheats_outvote_is_framed(
     by: tuple[PeerId, ...], blamed: PeerId, liars: set[PeerId], framed: bool
 ) -> None:
     """A stage, or an honest auditor: a limit of votes, and no mistake; it is not asked again."""
-    audited = Audited(STAGE, 1, 5, Verdict.CHEATED, by, blamed=blamed)
-    world: Any = SimpleNamespace(liars=liars, record=Record(), always_lies=lambda _: False)
+    audited = Audited(STAGE, 1, 5, AuditVerdict.CHEATED, by, blamed=blamed)
+    world: Any = SimpleNamespace(liars=liars, record=RunRecord(), always_lies=lambda _: False)
     requester: Any = SimpleNamespace(blamed=set())
     judge_audit(world, requester, audited, 0.0)
     assert world.record.events["framed"] == framed
@@ -89,17 +89,17 @@ def test_a_cheat_is_caught_across_numerics_classes(kind: str) -> None:
     assert outcome.record.events["caught"] > 0
 
 
-def entry(**changes: Any) -> Entry:
+def entry(**changes: Any) -> LedgerEntry:
     """Say that one peer ran 9 rows for another."""
-    return evolve(Entry(PeerId("s"), PeerId("u"), b"terms", 1, 5, 9), **changes)
+    return evolve(LedgerEntry(PeerId("s"), PeerId("u"), b"terms", 1, 5, 9), **changes)
 
 
 @pytest.mark.parametrize("served", [[], [entry(rows=8)], [entry(terms=b"other")]])
-def test_work_that_nobody_entered_is_a_violation(served: list[Entry]) -> None:
+def test_work_that_nobody_entered_is_a_violation(served: list[LedgerEntry]) -> None:
     """What was used must be served: all rows, of that session."""
 
-    async def judge() -> Record:
-        world = World(PAIR, Record())
+    async def judge() -> RunRecord:
+        world = World(PAIR, RunRecord())
         world.used, world.served = [entry()], served
         check_ledger(world)
         before = len(world.record.violations)

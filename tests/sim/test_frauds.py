@@ -4,7 +4,7 @@ from attrs import evolve
 
 from sim.run import run_scenario
 from sim.scenario import LiarsTable, load_scenario, shorten
-from sim.tables import Spread
+from sim.toml_schema import Spread
 
 PEERS = 10
 

@@ -7,8 +7,8 @@ from attrs import evolve
 
 from sim.hunt import draw, shrink, try_scenario
 from sim.scenario import ChurnTable, CutTable, check_scenario, load_scenario
-from sim.tables import Spread
 from sim.toml import to_toml
+from sim.toml_schema import Spread
 
 
 @pytest.mark.parametrize("seed", range(30))
@@ -45,7 +45,7 @@ def test_a_bug_is_found_and_made_small(monkeypatch: pytest.MonkeyPatch) -> None:
     )
     monkeypatch.setattr("sim.hunt.SHRINKS_MAX", 6)
     assert try_scenario(scenario) is None
-    monkeypatch.setattr("p2pinfer.engine.batching.Batcher._take", take_newest)
+    monkeypatch.setattr("p2pinfer.engine.llama.batching.Batcher._take", take_newest)
     found = try_scenario(scenario)
     assert found is not None
     small = shrink(found, lambda *_: None)

@@ -7,9 +7,9 @@ import pytest
 from trio.testing import MockClock
 
 from p2pinfer.core.ids import PeerId
-from sim import load
+from sim import questions
 from sim.checks import check_last
-from sim.record import Question, Record
+from sim.record import AskedQuestion, RunRecord
 
 CHEAT = PeerId("cheat")
 
@@ -33,15 +33,15 @@ async def test_who_must_be_answered(
 ) -> None:
     """A cheat alone serves some layers here: whoever has caught it may go without."""
 
-    async def ask(_world: object, _requester: object, question: Question) -> None:
+    async def ask(_world: object, _requester: object, question: AskedQuestion) -> None:
         question.outcome = outcome
 
-    monkeypatch.setattr(load, "ask", ask)
+    monkeypatch.setattr(questions, "ask", ask)
     world: Any = SimpleNamespace(
         requesters=[SimpleNamespace(number=0, blamed=caught)],
-        record=Record(),
+        record=RunRecord(),
         is_covered=lambda but: CHEAT not in but,
     )
-    for question in await load.ask_last(world):
+    for question in await questions.ask_last(world):
         check_last(question, world)
     assert len(world.record.violations) == violations

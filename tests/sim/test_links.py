@@ -7,17 +7,10 @@ import trio
 from trio.testing import MockClock
 
 from p2pinfer.core.errors import PeerUnavailable
-from sim.links import (
-    GOSSIP,
-    GOSSIP_BYTES,
-    GOSSIP_MESH_MAX,
-    HEADER_BYTES,
-    Access,
-    WorldNetwork,
-)
-from tests.peers.swarm import peer
+from sim.links import GOSSIP, GOSSIP_BYTES, GOSSIP_MESH_MAX, HEADER_BYTES, AccessLink, WorldNetwork
+from tests.support.swarm import peer
 from transports.base import Channel
-from transports.memory import REACH_S_MAX
+from transports.memory.network import REACH_S_MAX
 
 HIDDEN, OPEN, STRANGER = peer("hidden"), peer("open"), peer("stranger")
 
@@ -35,7 +28,7 @@ async def test_who_cannot_be_dialled_is_reached_over_connections_of_its_own(
     """As behind NAT: by nobody; once it dialled somebody, by that peer, until a cut."""
     network = WorldNetwork([[0.01]], 8, Random(1))
     for name in (HIDDEN, OPEN, STRANGER):
-        network.admit(name, Access(is_dialable=name != HIDDEN))
+        network.admit(name, AccessLink(is_dialable=name != HIDDEN))
     async with (
         network.join(HIDDEN) as hidden,
         network.join(OPEN) as open_,
@@ -65,7 +58,7 @@ def test_gossip_costs_what_it_costs_among_hosts(others: int, copies: float) -> N
     network = WorldNetwork([[0.01]], 8, Random(1))
     names = [peer(f"peer{number}") for number in range(1 + others)]
     for name in names:
-        network.admit(name, Access())
+        network.admit(name, AccessLink())
     network.spread(names[0], names[1:], bytes(900))
     once = HEADER_BYTES + GOSSIP_BYTES + 900
     assert network.sent(names[1])[GOSSIP] == round(copies * once)
@@ -76,10 +69,10 @@ def test_whom_nobody_can_dial_gossips_with_those_who_can_be_dialled() -> None:
     """Two such peers are never neighbours; who says something is not told it again."""
     network = WorldNetwork([[0.01]], 8, Random(1))
     for name in (HIDDEN, STRANGER):
-        network.admit(name, Access(is_dialable=False))
+        network.admit(name, AccessLink(is_dialable=False))
     names = [peer(f"peer{number}") for number in range(3)]
     for name in names:
-        network.admit(name, Access())
+        network.admit(name, AccessLink())
     once = HEADER_BYTES + GOSSIP_BYTES + 900
     network.spread(names[0], [HIDDEN, STRANGER, *names[1:]], bytes(900))
     assert network.sent(HIDDEN)[GOSSIP] == 2 * once  # the two others that are open
@@ -94,7 +87,7 @@ def test_gossip_does_not_cross_a_cut() -> None:
     network = WorldNetwork([[0.01]], 8, Random(1))
     near = peer("near")
     for name in (HIDDEN, OPEN, near, STRANGER):
-        network.admit(name, Access())
+        network.admit(name, AccessLink())
     network.cut(lambda one, other: STRANGER in (one, other))
     reached = network.spread(HIDDEN, [OPEN, near, STRANGER], bytes(900)).values()
     assert [peer for peers in reached for peer in peers] == [OPEN, near]

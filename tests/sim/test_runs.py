@@ -8,7 +8,7 @@ import sys
 import pytest
 
 from sim.scenario import shipped
-from tests.sim.runs import run_short
+from tests.support.sim_runs import run_short
 
 TWICE = """
 import json, sys

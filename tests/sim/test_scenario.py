@@ -6,7 +6,7 @@ import pytest
 
 from p2pinfer.core.errors import UserError
 from sim.scenario import Scenario, load_scenario, shipped
-from sim.tables import Spread, explain
+from sim.toml_schema import Spread, explain
 
 GOOD = 'about = "x"\n[[peers]]\ncount = 4\n'
 

@@ -7,11 +7,20 @@ from trio.testing import MockClock
 
 from p2pinfer.bench.validate import compare
 from sim import trial
-from sim.engine import Speed, VirtualEnds
+from sim.engine import VirtualEnds, VirtualSpeed
 from sim.model import VirtualModel
-from sim.record import Record
+from sim.record import RunRecord
 from sim.scenario import Scenario
-from sim.trial import Answer, Figures, Look, Measured, figures, measured, scenario_of, simulate
+from sim.trial import (
+    Figures,
+    Measured,
+    TrialAnswer,
+    TrialLook,
+    figures,
+    measured,
+    scenario_of,
+    simulate,
+)
 from sim.world import World
 
 LAYERS = 12
@@ -19,14 +28,14 @@ LAYERS = 12
 
 def test_speeds_are_told_from_an_answer() -> None:
     """Rows, full chunks, ends and what lies between, each by layer and boundary."""
-    alone = Answer(
+    alone = TrialAnswer(
         waits_s=[0.2, 0.010, 0.008, 0.012],
         is_disturbed=False,
         stages_us=[(4800, 4800), (1000, 1000), (900, 900), (1200, 1000)],
         ends_us=[5400, 2000, 2000, 2000],
         spans=[5, 5],
     )
-    seen = measured([Look([alone], cpu_s=0.0300, cores=2)] * 3)
+    seen = measured([TrialLook([alone], cpu_s=0.0300, cores=2)] * 3)
     assert seen.stage.row_s == pytest.approx(200e-6)
     assert seen.stage.decode_s(48, 1) == pytest.approx(960e-6)
     assert seen.ends.row_s == pytest.approx(1e-3)
@@ -36,18 +45,18 @@ def test_speeds_are_told_from_an_answer() -> None:
 
 def test_processors_handle_no_longer_than_a_boundary_takes() -> None:
     """What they do besides is done when the rows have been sent."""
-    alone = Answer([0.2, 0.010], False, [(5000,), (1000,)], [5000, 1000], [5])
-    seen = measured([Look([alone], cpu_s=0.048, cores=2)])
+    alone = TrialAnswer([0.2, 0.010], False, [(5000,), (1000,)], [5000, 1000], [5])
+    seen = measured([TrialLook([alone], cpu_s=0.048, cores=2)])
     assert seen.handling_s == pytest.approx(4e-3)
     assert seen.aside_s == pytest.approx((0.048 - 0.012 - 4 * 4e-3) / 2)
-    nothing = measured([Look([alone], cpu_s=0.0, cores=2)])
+    nothing = measured([TrialLook([alone], cpu_s=0.0, cores=2)])
     assert (nothing.handling_s, nothing.aside_s) == (0, 0)
 
 
 def test_the_disturbed_answer_alone_tells_of_the_stall() -> None:
     """Speed and first token are those of the others."""
-    calm = Answer([0.5, 0.1, 0.1], False, [], [])
-    harmed = Answer([0.9, 0.1, 0.8], True, [], [])
+    calm = TrialAnswer([0.5, 0.1, 0.1], False, [], [])
+    harmed = TrialAnswer([0.9, 0.1, 0.8], True, [], [])
     found = figures([[calm, harmed, calm]], 7.0)
     assert (found.first_token_s, found.gossip_bytes_per_s) == (0.5, 7.0)
     assert found.tokens_per_s == pytest.approx(10)
@@ -57,7 +66,7 @@ def test_the_disturbed_answer_alone_tells_of_the_stall() -> None:
 def test_a_simulation_comes_to_what_its_speeds_say(monkeypatch: pytest.MonkeyPatch) -> None:
     """A token takes what ends, stages and ways take; the killed peer costs a stall."""
     monkeypatch.setattr(trial, "SEEDS", 1)
-    seen = Measured(Speed(1e-3, 10e-3), Speed(2e-3, 8e-3), 0.5e-3, 0.2e-3, 0, 8)
+    seen = Measured(VirtualSpeed(1e-3, 10e-3), VirtualSpeed(2e-3, 8e-3), 0.5e-3, 0.2e-3, 0, 8)
     found = simulate(scenario_of(seen, LAYERS, 64, 4, 512))
     token_s = (LAYERS - 2) * 1e-3 + 2 * 2e-3 + 4 * 0.5e-3
     assert 0.5 / token_s < found.tokens_per_s < 1.05 / token_s  # two ask at once
@@ -70,12 +79,12 @@ def test_simulations_differ_in_what_is_left_to_chance(monkeypatch: pytest.Monkey
     """Else their median would be that of one."""
     seeds = []
 
-    async def play(scenario: Scenario) -> tuple[list[Answer], float]:
+    async def play(scenario: Scenario) -> tuple[list[TrialAnswer], float]:
         seeds.append(scenario.seed)
-        return [Answer([1.0, 1.0], False, [], []), Answer([1.0, 1.0], True, [], [])], 1.0
+        return [TrialAnswer([1.0, 1.0], False, [], []), TrialAnswer([1.0, 1.0], True, [], [])], 1.0
 
     monkeypatch.setattr(trial, "_play", play)
-    seen = Measured(Speed(1e-3, 10e-3), Speed(2e-3, 8e-3), 0.5e-3, 0.2e-3, 0, 8)
+    seen = Measured(VirtualSpeed(1e-3, 10e-3), VirtualSpeed(2e-3, 8e-3), 0.5e-3, 0.2e-3, 0, 8)
     simulate(scenario_of(seen, LAYERS, 64, 4, 512))
     assert len(set(seeds)) == len(seeds) == trial.SEEDS
 
@@ -83,7 +92,7 @@ def test_simulations_differ_in_what_is_left_to_chance(monkeypatch: pytest.Monkey
 async def test_ends_take_time_for_rows_besides_their_layers(autojump_clock: MockClock) -> None:
     """Before they decode, once for each time that rows come; what they report is the decode."""
     ends = VirtualEnds(
-        VirtualModel(LAYERS), 1, Speed(1e-3, 1e-3, handling_s=5e-3), sessions=1, context=64
+        VirtualModel(LAYERS), 1, VirtualSpeed(1e-3, 1e-3, handling_s=5e-3), sessions=1, context=64
     )
     cells, since_s = ends.open(), trio.current_time()
     embedded = await cells.embed(0, [7], wide=False)
@@ -95,9 +104,9 @@ async def test_ends_take_time_for_rows_besides_their_layers(autojump_clock: Mock
 
 async def test_requesters_are_no_neighbours_of_each_other(autojump_clock: MockClock) -> None:
     """Nobody can dial them, so they pass on to each other nothing that the only peer says."""
-    seen = Measured(Speed(1e-3, 10e-3), Speed(2e-3, 8e-3), 0.5e-3, 0.2e-3, 0, 8)
+    seen = Measured(VirtualSpeed(1e-3, 10e-3), VirtualSpeed(2e-3, 8e-3), 0.5e-3, 0.2e-3, 0, 8)
     scenario = scenario_of(seen, LAYERS, 64, 4, 512)
-    world = World(evolve(scenario, peers=scenario.peers[:1]), Record())
+    world = World(evolve(scenario, peers=scenario.peers[:1]), RunRecord())
     async with trio.open_nursery() as nursery:
         nursery.start_soon(world.run_peer, world.machines()[0])
         await trio.sleep(5)
@@ -116,7 +125,7 @@ def test_what_rows_take_besides_is_taken_from_whoever_shares_the_cores(
 ) -> None:
     """Two who ask on one core wait for it, though a boundary takes no longer."""
     monkeypatch.setattr(trial, "SEEDS", 1)
-    speed = Speed(1e-3, 1e-3)
+    speed = VirtualSpeed(1e-3, 1e-3)
     idle, busy = (
         simulate(scenario_of(Measured(speed, speed, 4e-3, *besides_s, 1), LAYERS, 64, 4, 512))
         for besides_s in ((0.0, 0.0), (handling_s, aside_s))

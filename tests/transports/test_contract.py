@@ -3,12 +3,12 @@
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
 
-from tests.transports.contract import TransportContract
-from tests.transports.gossip_contract import GossipContract
+from tests.support.gossip_contract import GossipContract
+from tests.support.transport_contract import TransportContract
 from transports.base import Transport
 from transports.identity import Identity, ephemeral_identity
-from transports.libp2p import open_libp2p
-from transports.memory import MemoryNetwork
+from transports.libp2p.transport import open_libp2p
+from transports.memory.network import MemoryNetwork
 from transports.tcp import open_tcp
 
 ALICE, BOB = Identity(b"A" * 32), Identity(b"B" * 32)

@@ -1,0 +1,233 @@
+"""``p2pinfer bench``: measurements, printed as JSON."""
+
+import json
+from collections.abc import Awaitable, Callable
+from functools import partial
+from typing import Annotated, Any
+
+from cyclopts import App
+
+from p2pinfer.cli.options import SESSIONS_MAX, AsJson, Model, Peers, check_range, option
+from p2pinfer.cli.running import run_task
+
+DISCOVERY_PEERS_MAX = 100
+"""Processes of 90 MB each."""
+
+app = App(name="bench", help="Measure; prints JSON.", help_format="plaintext")
+
+
+@app.command
+def decode(
+    *,
+    peers: Peers = 3,
+    model: Model = "default",
+    sessions: Annotated[int, option("sessions", "Also decode in this many at once.")] = 1,
+    tokens: Annotated[int, option("tokens", "Tokens per answer.")] = 128,
+    runs: Annotated[int, option("runs", "Interleaved runs.")] = 5,
+    as_json: AsJson = False,
+) -> None:
+    """Compare a local swarm with llama.cpp alone: same file, same tokens, same run."""
+    from p2pinfer.bench.decode import decode_bench
+    from p2pinfer.node.model_supply import model_path
+
+    check_range("sessions", sessions, 1, SESSIONS_MAX)
+    check_range("tokens", tokens, 2)  # the first one is the prompt's
+    check_range("runs", runs, 1)
+    path = model_path(model)
+    measure = partial(decode_bench, path, peers, tokens=tokens, runs=runs, sessions=sessions)
+    run_task(lambda: _print_report(measure, as_json=as_json))
+
+
+@app.command
+def transport(
+    *,
+    rounds: Annotated[int, option("rounds", "Interleaved rounds.")] = 5,
+    as_json: AsJson = False,
+) -> None:
+    """Compare our muxer with libp2p's own: two processes on loopback."""
+    from p2pinfer.bench.transport import transport_bench
+
+    check_range("rounds", rounds, 1)
+    run_task(lambda: _print_report(partial(transport_bench, rounds), as_json=as_json))
+
+
+@app.command
+def discovery(
+    *,
+    peers: Annotated[int, option("peers", "Processes, without engines.")] = 30,
+    seconds: Annotated[float, option("seconds", "For how long they are left alone.")] = 120.0,
+    cut: Annotated[float, option("cut", "Seconds that half of them are cut off; 0: never.")] = 60.0,
+    as_json: AsJson = False,
+) -> None:
+    """Count what peers spend on knowing each other, and how long they take to."""
+    from p2pinfer.bench.discovery import discovery_bench
+
+    check_range("peers", peers, 2, DISCOVERY_PEERS_MAX)
+    check_range("seconds", seconds, 1)
+    check_range("cut", cut, 0)
+    run_task(lambda: _print_report(partial(discovery_bench, peers, seconds, cut), as_json=as_json))
+
+
+@app.command
+def swarm(*, peers: Peers = 8, model: Model = "default", as_json: AsJson = False) -> None:
+    """Time a swarm from its first start to its first token: peers choose their own layers."""
+    from p2pinfer.bench.swarm import swarm_bench
+    from p2pinfer.node.local_swarm import PEERS_MAX
+    from p2pinfer.node.model_supply import model_path
+
+    check_range("peers", peers, 1, PEERS_MAX)
+    run_task(lambda: _print_report(partial(swarm_bench, model_path(model), peers), as_json=as_json))
+
+
+@app.command
+def fetch(
+    *,
+    rounds: Annotated[int, option("rounds", "Interleaved rounds.")] = 5,
+    gigabytes: Annotated[
+        tuple[float, ...],
+        option("gigabytes", "Fetch made-up models of these sizes instead.", consume_multiple=True),
+    ] = (),
+    as_json: AsJson = False,
+) -> None:
+    """Compare fetching parts from one and from three holders with one plain stream."""
+    from p2pinfer.bench.fetch import fetch_bench
+    from p2pinfer.bench.fetch_size import size_bench
+
+    check_range("rounds", rounds, 1)
+    for size in gigabytes:
+        check_range("gigabytes", size, 0.01, 100)
+    measure = partial(size_bench, gigabytes) if gigabytes else partial(fetch_bench, rounds)
+    run_task(lambda: _print_report(measure, as_json=as_json))
+
+
+@app.command
+def recovery(
+    *,
+    model: Model = "default",
+    trials: Annotated[int, option("trials", "Of each role and phase.")] = 5,
+    tokens: Annotated[int, option("tokens", "Tokens per answer.")] = 48,
+    seed: Annotated[int, option("seed", "Of the moments.")] = 1,
+    as_json: AsJson = False,
+) -> None:
+    """Kill peers in the middle of answers: does the sentence go on, and how long is the stall?"""
+    from p2pinfer.bench.recovery import recovery_bench
+    from p2pinfer.node.model_supply import model_path
+
+    check_range("trials", trials, 1)
+    check_range("tokens", tokens, 4)
+    measure = partial(recovery_bench, model_path(model), trials=trials, tokens=tokens, seed=seed)
+    run_task(lambda: _print_report(measure, as_json=as_json))
+
+
+@app.command
+def churn(
+    *,
+    model: Model = "default",
+    minutes: Annotated[float, option("minutes", "For how long peers come and go.")] = 20.0,
+    peers: Peers = 8,
+    requesters: Annotated[int, option("requesters", "Who ask at once.")] = 4,
+    seed: Annotated[int, option("seed", "Of whom, what and when.")] = 1,
+    as_json: AsJson = False,
+) -> None:
+    """Kill, freeze and replace peers while requesters ask: what is lost, what is left behind?"""
+    from p2pinfer.bench.churn import HOLDERS, churn_bench
+    from p2pinfer.cli.terminal import say
+    from p2pinfer.node.local_swarm import PEERS_MAX
+    from p2pinfer.node.model_supply import model_path
+
+    check_range("minutes", minutes, 0.1)
+    check_range("peers", peers, 2 * HOLDERS, PEERS_MAX)
+    check_range("requesters", requesters, 1, SESSIONS_MAX // 2)
+    measure = partial(
+        churn_bench,
+        model_path(model),
+        minutes=minutes,
+        peers=peers - peers % HOLDERS,
+        requesters=requesters,
+        seed=seed,
+        tell=say,
+    )
+    run_task(lambda: _print_report(measure, as_json=as_json))
+
+
+@app.command
+def evidence(
+    *,
+    peers: Peers = 3,
+    model: Model = "default",
+    tokens: Annotated[int, option("tokens", "Tokens per answer.")] = 232,
+    runs: Annotated[int, option("runs", "Pairs of answers.")] = 12,
+    as_json: AsJson = False,
+) -> None:
+    """Compare decoding with receipts and without: same peers, in turns, block by block."""
+    from p2pinfer.bench.evidence import BLOCK_TOKENS, evidence_bench
+    from p2pinfer.node.model_supply import model_path
+
+    check_range("tokens", tokens, 1 + BLOCK_TOKENS)
+    check_range("runs", runs, 1)
+    measure = partial(evidence_bench, model_path(model), peers, tokens=tokens, runs=runs)
+    run_task(lambda: _print_report(measure, as_json=as_json))
+
+
+@app.command
+def cheats(
+    *,
+    model: Model = "default",
+    trials: Annotated[int, option("trials", "Answers per cheat.")] = 5,
+    checkpoints: Annotated[int, option("checkpoints", "Honest ones to audit, at least.")] = 1000,
+    seed: Annotated[int, option("seed", "Of prompts and keys.")] = 1,
+    as_json: AsJson = False,
+) -> None:
+    """Try every known cheat against audits, and honest stages too; real engines, one process."""
+    from p2pinfer.bench.cheats import cheats_bench
+    from p2pinfer.node.model_supply import model_path
+
+    check_range("trials", trials, 1)
+    check_range("checkpoints", checkpoints, 1)
+    path = model_path(model)
+    measure = partial(cheats_bench, path, trials=trials, checkpoints=checkpoints, seed=seed)
+    run_task(lambda: _print_report(measure, as_json=as_json))
+
+
+@app.command
+def honest(
+    *,
+    model: Model = "default",
+    checkpoints: Annotated[int, option("checkpoints", "To audit, at least.")] = 1000,
+    seed: Annotated[int, option("seed", "Of prompts, routes and keys.")] = 1,
+    as_json: AsJson = False,
+) -> None:
+    """Audit honest stages of other threads, batches, chunks and numerics classes: no alarms."""
+    from p2pinfer.bench.honest import honest_bench
+    from p2pinfer.cli.terminal import say
+    from p2pinfer.node.model_supply import model_path
+
+    check_range("checkpoints", checkpoints, 1)
+    path = model_path(model)
+    measure = partial(honest_bench, path, checkpoints=checkpoints, seed=seed, tell=say)
+    run_task(lambda: _print_report(measure, as_json=as_json))
+
+
+@app.command
+def scheduler(
+    *,
+    rounds: Annotated[int, option("rounds", "Decisions of each kind and size.")] = 9,
+    as_json: AsJson = False,
+) -> None:
+    """Time decisions in large swarms: where to serve among 100,000, a route among 10,000 peers."""
+    from p2pinfer.bench.scheduler import scheduler_bench
+
+    check_range("rounds", rounds, 1)
+    run_task(lambda: _print_report(partial(scheduler_bench, rounds), as_json=as_json))
+
+
+async def _print_report(measure: Callable[[], Awaitable[dict[str, Any]]], *, as_json: bool) -> None:
+    """Measure, and print the result as JSON, on one line if a program reads it."""
+    from p2pinfer.cli.terminal import Spinner
+
+    done = Spinner("Measuring …")
+    try:
+        report = await measure()
+    finally:
+        done()
+    print(json.dumps(report, indent=None if as_json else 2))

@@ -1,0 +1,167 @@
+"""``p2pinfer chat`` and ``p2pinfer demo``: ask a swarm, or one that is started for it."""
+
+from typing import TYPE_CHECKING, Annotated
+
+from p2pinfer.cli.options import (
+    ANSWER,
+    MACHINE,
+    REACH,
+    AnswerFlags,
+    AsJson,
+    MachineFlags,
+    Model,
+    Network,
+    Peers,
+    Quota,
+    ReachFlags,
+    SwarmModel,
+    WaysIn,
+    check_range,
+    option,
+    parse_bytes,
+)
+from p2pinfer.cli.running import run_task
+
+if TYPE_CHECKING:  # what is heavy is imported by the command that needs it
+    from p2pinfer.client.answer import ChatOptions
+    from p2pinfer.engine.store.store import Store
+    from p2pinfer.node.local_swarm import LocalPeer
+    from p2pinfer.node.requester import ClientOptions
+
+
+def chat(
+    prompt: str | None = None,
+    /,
+    *,
+    bootstrap: WaysIn = (),
+    model: SwarmModel = None,
+    network: Network = "main",
+    quota: Quota = None,
+    wait: Annotated[float, option("wait", "Seconds to wait for a whole chain of peers.")] = 10.0,
+    as_json: AsJson = False,
+    reach: ReachFlags = REACH,
+    answer: AnswerFlags = ANSWER,
+    machine: MachineFlags = MACHINE,
+) -> None:
+    """Chat with a model through a swarm.
+
+    Parameters
+    ----------
+    prompt: str
+        One question; or pipe it in. Without it the chat is interactive.
+    """
+    from p2pinfer.cli.model_argument import default_model, name_model
+    from p2pinfer.cli.terminal import question_of
+    from p2pinfer.node.local_peers import ways_in
+    from p2pinfer.node.model_supply import open_store
+    from p2pinfer.node.requester import ClientOptions
+
+    check_range("wait", wait, 0)
+    how = answer.options()
+    limits = machine.machine()
+    question = question_of(prompt, as_json=as_json)
+    store = open_store(parse_bytes("quota", quota))
+    options = ClientOptions(
+        name_model(model, store) if model else None,
+        ways_in(bootstrap, network),
+        reach.of(network),
+        answer.keep_layers,
+        limits,
+        find_s_max=wait,
+        audit_rate=answer.audit_rate,
+        sponsored=answer.sponsor,
+        default_model=default_model(store),
+    )
+    run_task(lambda: _talk(options, store, how, question, as_json=as_json))
+
+
+def demo(
+    prompt: str | None = None,
+    /,
+    *,
+    peers: Peers = 3,
+    model: Model = "default",
+    as_json: AsJson = False,
+    answer: AnswerFlags = ANSWER,
+    machine: MachineFlags = MACHINE,
+) -> None:
+    """Start a swarm of local peers, each a process of its own, chat with it, and end it.
+
+    Parameters
+    ----------
+    prompt: str
+        One question; or pipe it in. Without it the chat is interactive.
+    """
+    from p2pinfer.cli.model_argument import name_model
+    from p2pinfer.cli.terminal import Spinner, question_of, say
+    from p2pinfer.node.local_swarm import local_swarm, share_layers
+    from p2pinfer.node.model_supply import open_store, open_whole
+    from p2pinfer.node.requester import ClientOptions
+    from p2pinfer.places import data_dir
+
+    how = answer.options()
+    limits = machine.machine()
+    question = question_of(prompt, as_json=as_json)
+    store = open_store()
+    opened = open_whole(name_model(model, store), store)
+    ranges = share_layers(opened, peers, answer.keep_layers, limits)
+
+    async def run() -> None:
+        done = Spinner(f"Starting {_count(peers, 'peer')} for {opened.info.name} …")
+
+        def ready(peer: "LocalPeer") -> None:
+            say(f"peer …{peer.peer[-6:]} serves layers {peer.layers} in process {peer.process.pid}")
+
+        try:
+            # The first peer has the whole model; the others fetch their layers, as strangers would.
+            homes = data_dir() / "demo" / f"{peers}-peers"
+            swarm = local_swarm(opened, ranges, machine=limits, homes=homes, on_ready=ready)
+            async with swarm as running:
+                done()
+                ways_in = tuple(peer.addresses[0] for peer in running)
+                options = ClientOptions(
+                    opened.id,
+                    ways_in,
+                    "local",
+                    answer.keep_layers,
+                    limits,
+                    audit_rate=answer.audit_rate,
+                )
+                await _talk(options, store, how, question, as_json=as_json)
+        finally:
+            done()
+
+    run_task(run)
+
+
+async def _talk(
+    options: "ClientOptions",
+    store: "Store",
+    how: "ChatOptions",
+    question: str | None,
+    *,
+    as_json: bool,
+) -> None:
+    """Answer one question, or converse on a terminal."""
+    from p2pinfer.cli.terminal import Spinner, answer_once, say
+    from p2pinfer.client.conversation import open_conversation
+    from p2pinfer.node.requester import open_client
+    from p2pinfer.places import state_dir
+
+    done = Spinner("Joining the swarm …")
+    try:
+        async with open_client(options, store, done.tell) as client:
+            done()
+            async with open_conversation(client, how, say) as conversation:
+                if question is not None:
+                    await answer_once(conversation, question, as_json=as_json)
+                else:
+                    from p2pinfer.cli.repl import converse
+
+                    await converse(conversation, client, state_dir() / "chat_history")
+    finally:
+        done()
+
+
+def _count(number: int, noun: str) -> str:
+    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"

@@ -1,0 +1,131 @@
+"""``p2pinfer join``: lend this machine to a swarm."""
+
+from pathlib import Path
+from shlex import quote
+from typing import TYPE_CHECKING, Annotated
+
+from cyclopts import Parameter
+
+from p2pinfer.cli.options import (
+    MACHINE,
+    REACH,
+    AsJson,
+    Bootstrap,
+    MachineFlags,
+    Memory,
+    Network,
+    Quota,
+    ReachFlags,
+    SwarmModel,
+    option,
+    parse_bytes,
+)
+from p2pinfer.cli.running import cancel_at_end_of_input, run_task
+from p2pinfer.core import errors
+from p2pinfer.core.errors import UserError
+
+if TYPE_CHECKING:  # what is heavy is imported by the command that needs it
+    from p2pinfer.cli.announcement import JoinAnnouncer
+    from p2pinfer.engine.store.store import Store
+    from p2pinfer.node.peer import PeerOptions, Serving
+
+
+def join(
+    *,
+    layers: Annotated[
+        str | None,
+        option("layers", "FIRST:END, to serve just that range; END is not in it. Else it chooses."),
+    ] = None,
+    memory: Memory = None,
+    model: SwarmModel = None,
+    listen: Annotated[
+        tuple[str, ...], option("listen", "Multiaddrs to listen on.", consume_multiple=True)
+    ] = ("/ip4/0.0.0.0/tcp/0",),
+    bootstrap: Bootstrap = (),
+    network: Network = "main",
+    quota: Quota = None,
+    identity: Annotated[
+        Path | None, option("identity", "The key's file; made when it is not there.")
+    ] = None,
+    only_idle: Annotated[
+        bool,
+        option("only-idle", "Rest while this machine is on battery, or busy with other work."),
+    ] = False,
+    as_json: AsJson = False,
+    until_stdin_closes: Annotated[bool, Parameter(show=False, negative="")] = False,
+    transport: Annotated[str, Parameter(show=False)] = "libp2p",
+    reach: ReachFlags = REACH,
+    machine: MachineFlags = MACHINE,
+) -> None:
+    """Run a peer until it is told to leave."""
+    from p2pinfer.cli.announcement import JoinAnnouncer
+    from p2pinfer.cli.model_argument import name_model
+    from p2pinfer.node.model_supply import open_store
+    from p2pinfer.node.peer import PeerOptions
+
+    limits = machine.machine()
+    fixed = None if layers is None else _parse_layers(layers)
+    memory_bytes = parse_bytes("memory", memory)
+    store = open_store(parse_bytes("quota", quota))
+    options = PeerOptions(
+        model=name_model(model, store) if model else None,
+        layers=fixed,
+        listen=listen,
+        bootstrap=bootstrap,
+        network=reach.of(network),
+        identity=identity,
+        machine=limits,
+        memory_bytes=memory_bytes,
+        transport=transport,
+        only_idle=only_idle,
+    )
+    announcer = JoinAnnouncer(
+        _how_to_reach(network, reach), as_json=as_json, fixed=fixed is not None
+    )
+    _lend(options, store, announcer, until_stdin_closes=until_stdin_closes)
+
+
+def _how_to_reach(network: str, reach: ReachFlags) -> str:
+    """Return the options that others need to reach the same swarm."""
+    found = "" if network == "main" else f" --network {quote(network)}"
+    key = reach.network_key
+    return found + (f" --network-key {quote(str(key))}" if key else "")
+
+
+def _lend(
+    options: "PeerOptions", store: "Store", announcer: "JoinAnnouncer", *, until_stdin_closes: bool
+) -> None:
+    """Run a peer until it has left."""
+    import trio
+
+    from p2pinfer.cli.model_argument import default_model
+    from p2pinfer.cli.terminal import Spinner, say
+    from p2pinfer.node.peer import Hooks, serve_peer
+
+    leaving = trio.Event()
+
+    async def run() -> None:
+        done = Spinner("Joining the swarm …")
+
+        def ready(serving: "Serving") -> None:
+            done()
+            announcer.tell(serving)
+
+        hooks = Hooks(ready, done.tell, say, leaving, default_model(store))
+        try:
+            async with trio.open_nursery() as nursery:
+                if until_stdin_closes:
+                    nursery.start_soon(cancel_at_end_of_input, nursery.cancel_scope)
+                await serve_peer(options, store, hooks)
+                nursery.cancel_scope.cancel()
+        finally:
+            done()
+
+    run_task(run, interrupted=errors.EXIT_DONE, leave=leaving.set)
+
+
+def _parse_layers(text: str) -> tuple[int, int]:
+    first, colon, end = text.partition(":")
+    if not (colon and first.isdecimal() and end.isdecimal()):
+        raise UserError(f"--layers {text} is not a range such as 10:20")
+    return int(first), int(end)

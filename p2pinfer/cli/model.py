@@ -1,0 +1,263 @@
+"""``p2pinfer model``: the models and parts that this machine holds."""
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from cyclopts import App
+
+from p2pinfer.cli.options import (
+    AsJson,
+    Bootstrap,
+    Network,
+    NetworkKey,
+    Quota,
+    ReachFlags,
+    parse_bytes,
+)
+from p2pinfer.cli.running import run_task
+from p2pinfer.core.errors import EXIT_DAMAGED
+from p2pinfer.logs import note
+
+if TYPE_CHECKING:  # what is heavy is imported by the command that needs it
+    from p2pinfer.core.manifest import Manifest
+    from p2pinfer.engine.store.store import Store
+    from transports.base import Reach
+
+app = App(name="model", help="Add, list, check and remove models.", help_format="plaintext")
+
+
+@app.command
+def add(file: str, /, *, quota: Quota = None, as_json: AsJson = False) -> None:
+    """Cut a model into parts, keep them, and print the model's id.
+
+    The parts are copies, each with a header of its own, so they cannot share the file's blocks on
+    the disk: as much room again as the file has is needed. The file may be removed afterwards.
+
+    Parameters
+    ----------
+    file: str
+        A GGUF file, or 'default': SmolLM2-135M-Instruct.
+    """
+    from p2pinfer.cli.model_argument import adding_progress
+    from p2pinfer.engine.gguf.model_header import default_model_path
+    from p2pinfer.engine.store.split import add_model
+    from p2pinfer.node.model_supply import open_store
+
+    path = default_model_path() if file == "default" else Path(file).expanduser()
+    with adding_progress() as on_progress:
+        manifest = add_model(open_store(parse_bytes("quota", quota)), path, on_progress)
+    if as_json:
+        print(json.dumps(_summary(manifest)))
+        return
+    print(manifest.id)
+    note(f"{manifest.name}: {_facts(manifest)}")
+
+
+@app.command(name="list")
+def list_(*, as_json: AsJson = False) -> None:
+    """List the models of which something is here."""
+    from p2pinfer.engine.store.disk import size_text
+    from p2pinfer.node.model_supply import open_store
+
+    store = open_store()
+    models = [{**_summary(model), "held_bytes": _held(store, model)} for model in store.models()]
+    if as_json:
+        print(json.dumps({"models": models}))
+        return
+    if not models:
+        note("no models here; p2pinfer model add default")
+    for model in models:
+        held = 100 * model["held_bytes"] // model["bytes"]
+        size = f"{size_text(model['bytes'])}, {held} % here"
+        print(f"{model['model'][:12]}  {model['layers']:3} layers  {size:24}  {model['name']}")
+
+
+@app.command
+def show(model: str, /, *, as_json: AsJson = False) -> None:
+    """Show what a model is made of, and which parts of it are here.
+
+    Parameters
+    ----------
+    model: str
+        Its id, or so much of its beginning that only one model has it.
+    """
+    from p2pinfer.node.model_supply import find_held, open_store
+
+    store = open_store()
+    found = find_held(store, model)
+    parts = [
+        {
+            "name": part.name,
+            "hash": part.hash,
+            "bytes": part.size,
+            "chunks": len(part.chunks),
+            "held_chunks": len(store.chunks_held(part)),
+            "held": store.held(part),
+        }
+        for part in found.parts
+    ]
+    if as_json:
+        print(json.dumps({**_summary(found), "parts": parts}))
+        return
+    print(f"model       {found.id}")
+    print(f"name        {found.name}")
+    print(f"licence     {found.license or 'not stated'}")
+    print(f"kind        {found.architecture}, {_facts(found)}")
+    print(f"context     {found.context:,} tokens")
+    print(f"vocabulary  {found.vocabulary:,} tokens")
+    print("part          bytes        here")
+    for part in parts:
+        here = "yes" if part["held"] else f"{part['held_chunks']} of {part['chunks']} chunks"
+        print(f"{part['name']:12}{part['bytes']:>14,}  {here if part['held_chunks'] else 'no'}")
+
+
+@app.command
+def verify(
+    model: str,
+    /,
+    *,
+    bootstrap: Bootstrap = (),
+    network: Network = "main",
+    network_key: NetworkKey = None,
+    as_json: AsJson = False,
+) -> None:
+    """Hash every part again, and fetch damaged and unfinished ones anew from a swarm.
+
+    Damaged parts are named and set aside. As long as a part is damaged or unfinished the exit code
+    is 4; --bootstrap names a peer to fetch it from.
+
+    Parameters
+    ----------
+    model: str
+        Its id, or so much of its beginning that only one model has it.
+    """
+    from p2pinfer.engine.store.store import DamagedPart
+    from p2pinfer.node.model_supply import find_held, open_store
+
+    reach = ReachFlags(network_key).of(network)
+    store = open_store()
+    found = find_held(store, model)
+    # Not only those that are held: one of the wrong length is damaged as well.
+    here = [part for part in found.parts if store.path(part).exists()]
+    damaged = []
+    for part in here:
+        try:
+            store.verify(part)
+        except DamagedPart as error:
+            damaged.append(part.name)
+            note(str(error))
+    lacking = [part.name for part in found.parts if not store.held(part) and store.begun(part)]
+    repaired: list[str] = []
+    if lacking and bootstrap:
+        run_task(lambda: _fetch_again(store, found, lacking, bootstrap, reach))
+        repaired = [name for name in lacking if store.held(found.part(name))]
+    left = [name for name in lacking if name not in repaired]
+    report = {"model": found.id, "verified": len(here), "damaged": damaged}
+    report |= {"repaired": repaired, "unfinished": left}
+    if as_json:
+        print(json.dumps(report))
+    else:
+        count = f"{len(here)} of {len(found.parts)} parts are here"
+        fetched = f"; fetched anew: {', '.join(repaired)}" if repaired else ""
+        print(f"{count}; damaged: {', '.join(damaged) or 'none'}{fetched}")
+    if left:
+        note(
+            f"{', '.join(left)}: what is missing is fetched anew by  p2pinfer model verify"
+            f" {found.id[:12]} --bootstrap MULTIADDR  (join prints one), or added by  p2pinfer"
+            " model add FILE"
+        )
+        sys.exit(EXIT_DAMAGED)
+
+
+async def _fetch_again(
+    store: "Store", model: "Manifest", names: list[str], bootstrap: Sequence[str], reach: "Reach"
+) -> None:
+    """Make parts whole again, showing how far that is."""
+    from p2pinfer.cli.terminal import Spinner
+    from p2pinfer.node.refetch import repair
+
+    done = Spinner(f"Fetching {', '.join(names)} anew …")
+    try:
+        await repair(store, model, names, bootstrap, reach, done.tell)
+    finally:
+        done()
+
+
+@app.command
+def calibrate(model: str = "default", /, *, as_json: AsJson = False) -> None:
+    """Measure how far rows of honest machines lie apart, for audits of one by another.
+
+    All of the model must be here.
+
+    Parameters
+    ----------
+    model: str
+        A GGUF file, a model's id or so much of its beginning that only one has it, or 'default'.
+    """
+    from p2pinfer.cli.model_argument import name_model
+    from p2pinfer.engine.llama.calibration import calibrate as measure
+    from p2pinfer.engine.llama.measured_bounds import keep_bounds
+    from p2pinfer.node.model_supply import open_store, open_whole
+
+    store = open_store()
+    found = open_whole(name_model(model, store), store)
+    report = measure(found, lambda text: note(f"measuring {text} …"))
+    keep_bounds(store, found.id, report)
+    if as_json:
+        print(json.dumps({"model": found.id, **report}))
+        return
+    print(f"{'':24}median of 32 rows   furthest row")
+    for name, each in report["measured"].items():
+        print(f"{name:24}{each['median']:>17.2%}{each['row']:>15.2%}")
+    bounds = report["bounds"]
+    print(f"{'bounds':24}{bounds['median']:>17.2%}{bounds['row']:>15.2%}")
+
+
+@app.command
+def rm(model: str, /, *, as_json: AsJson = False) -> None:
+    """Remove a model; parts that another model has too stay.
+
+    Parameters
+    ----------
+    model: str
+        Its id, or so much of its beginning that only one model has it.
+    """
+    from p2pinfer.engine.store.disk import size_text
+    from p2pinfer.node.model_supply import find_held, open_store
+
+    store = open_store()
+    found = find_held(store, model)
+    freed = store.remove(found.id)
+    if as_json:
+        print(json.dumps({"model": found.id, "freed_bytes": freed}))
+    else:
+        print(f"removed {found.name}, which frees {size_text(freed)}")
+
+
+def _summary(manifest: "Manifest") -> dict[str, Any]:
+    return {
+        "model": manifest.id,
+        "name": manifest.name,
+        "license": manifest.license,
+        "architecture": manifest.architecture,
+        "layers": manifest.layers,
+        "bytes": manifest.size,
+    }
+
+
+def _facts(manifest: "Manifest") -> str:
+    from p2pinfer.engine.store.disk import size_text
+
+    license_ = manifest.license or "licence not stated"
+    return f"{manifest.layers} layers, {size_text(manifest.size)}, {license_}"
+
+
+def _held(store: "Store", manifest: "Manifest") -> int:
+    """Count the bytes of a model that are here."""
+    return sum(
+        part.size if store.held(part) else sum(map(part.chunk_size, store.chunks_held(part)))
+        for part in manifest.parts
+    )

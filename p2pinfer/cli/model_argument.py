@@ -1,0 +1,75 @@
+"""Finding the model that a person names, and showing how a new file is taken in."""
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+import trio
+from rich.console import Console
+from rich.progress import (
+    BarColumn,
+    DownloadColumn,
+    TaskID,
+    TextColumn,
+    TimeRemainingColumn,
+    TransferSpeedColumn,
+)
+from rich.progress import Progress as Bars
+
+from p2pinfer.core.ids import ModelId
+from p2pinfer.engine.store.disk import size_text
+from p2pinfer.engine.store.split import Progress
+from p2pinfer.engine.store.store import Store
+from p2pinfer.logs import note
+from p2pinfer.node import model_supply
+from p2pinfer.node.model_supply import Choose
+
+PLAIN_LINE_S = 5.0
+"""Between lines of progress where there is no terminal."""
+
+
+def name_model(name: str, store: Store) -> ModelId:
+    """Return the id of what ``--model`` names; raises as ``supply.name_model``."""
+    with adding_progress() as on_progress:
+        return model_supply.name_model(name, store, on_progress)
+
+
+def default_model(store: Store) -> Choose:
+    """Return what finds the default model's id, once it is known that it is needed."""
+
+    async def find() -> ModelId:
+        return await trio.to_thread.run_sync(name_model, "default", store)
+
+    return find
+
+
+@contextmanager
+def adding_progress() -> Iterator[Progress]:
+    """Show bytes done: a bar on a terminal, elsewhere a line now and then."""
+    console = Console(stderr=True)
+    if not console.is_terminal:
+        yield _plain_progress()
+        return
+    words = (TextColumn("{task.description}"), BarColumn(), DownloadColumn())
+    columns = (*words, TransferSpeedColumn(), TimeRemainingColumn())
+    with Bars(*columns, console=console, transient=True) as bars:
+        tasks: dict[str, TaskID] = {}
+
+        def show(what: str, done: int, total: int) -> None:
+            if what not in tasks:
+                tasks[what] = bars.add_task(what, total=total)
+            bars.update(tasks[what], completed=done)
+
+        yield show
+
+
+def _plain_progress() -> Progress:
+    said_at = time.monotonic()  # nothing is said of what takes no time
+
+    def show(what: str, done: int, total: int) -> None:
+        nonlocal said_at
+        if (now := time.monotonic()) - said_at >= PLAIN_LINE_S:
+            said_at = now
+            note(f"{what}: {size_text(done)} of {size_text(total)}")
+
+    return show

@@ -1,0 +1,190 @@
+"""``p2pinfer peers`` and ``p2pinfer doctor``: see the swarm, and why this machine serves or not."""
+
+import json
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+from p2pinfer.cli.options import (
+    MACHINE,
+    REACH,
+    AsJson,
+    MachineFlags,
+    Memory,
+    Network,
+    ReachFlags,
+    WaysIn,
+    option,
+    parse_bytes,
+)
+from p2pinfer.cli.running import run_task
+from p2pinfer.core import errors
+from p2pinfer.core.errors import NobodyServes, UserError
+from p2pinfer.logs import note
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from p2pinfer.core.advertisement import Advertisement
+    from p2pinfer.node.observer import ObservedPeer
+
+BAR_CHARS_MIN, BAR_CHARS_MAX = 8, 40
+
+OTHER_CHARS = 72
+"""What the other columns of the table take."""
+
+WATCH_S = 2.0
+
+HEADINGS = ("peer", "layers", "", "state", "ms/layer", "queue", "free", "standing", "away")
+
+
+def peers(
+    *,
+    bootstrap: WaysIn = (),
+    network: Network = "main",
+    watch: Annotated[bool, option("watch", "Look again every two seconds.", negative="")] = False,
+    as_json: AsJson = False,
+    reach: ReachFlags = REACH,
+) -> None:
+    """Show who serves which layers, how fast, how busy, how trusted by this machine, how far.
+
+    Standing is what this machine has seen of a peer's word in its own chats: 50 % is a stranger's.
+    """
+    import trio
+
+    from p2pinfer.node.local_peers import ways_in
+    from p2pinfer.node.observer import open_look
+    from p2pinfer.node.requester import NO_WAY_IN
+
+    ways = ways_in(bootstrap, network)
+    if not (ways or reach.mdns):
+        raise UserError(NO_WAY_IN)
+
+    async def run() -> None:
+        async with open_look(ways, reach.of(network)) as look:
+            while True:
+                if not look.is_connected:
+                    raise NobodyServes(f"no peer answers: {look.why_nobody()}")
+                _show(await look.rows(), watch=watch, as_json=as_json)
+                if not watch:
+                    return
+                await trio.sleep(WATCH_S)
+                await look.renew()
+
+    run_task(run, interrupted=errors.EXIT_DONE if watch else errors.EXIT_INTERRUPTED)
+
+
+def _show(rows: "Sequence[ObservedPeer]", *, watch: bool, as_json: bool) -> None:
+    """Print the rows, on a terminal that is watched in place of the last ones."""
+    from rich.console import Console
+
+    if as_json:
+        print(json.dumps([row.as_dict() for row in rows]), flush=True)
+        return
+    console = Console(highlight=False)
+    if watch and console.is_terminal:
+        console.clear()
+    for model in dict.fromkeys(row.said.model for row in rows):
+        width = min(max(console.width - OTHER_CHARS, BAR_CHARS_MIN), BAR_CHARS_MAX)
+        console.print(table([row for row in rows if row.said.model == model], width))
+    if not rows:
+        note("nobody advertises anything")
+    sys.stdout.flush()
+
+
+def table(rows: "Sequence[ObservedPeer]", bar_chars: int) -> "Table":
+    """Return what a person reads of the peers of one model."""
+    from rich.table import Table
+    from rich.text import Text
+
+    said = rows[0].said
+    title = f"{said.model_name}, {said.layers} layers, {said.model[:12]}…"
+    made = Table(title=Text(title), title_justify="left", box=None, padding=(0, 2, 0, 0))
+    for heading in HEADINGS:
+        made.add_column(heading, no_wrap=True)
+    for row in rows:
+        made.add_row(*map(Text, cells(row, bar_chars)))
+    return made
+
+
+def cells(row: "ObservedPeer", bar_chars: int) -> tuple[str, ...]:
+    """Return a row as text."""
+    said = row.said
+    if not said.addresses:
+        way = "no way in"
+    elif row.reached is False:
+        way = "no answer"
+    else:
+        way = "" if row.round_trip_s is None else f"{1000 * row.round_trip_s:.1f} ms"
+    return (
+        f"…{said.peer[-6:]}",
+        bar(said, bar_chars),
+        f"{said.first}:{said.end}" if said.first < said.end else "none",
+        said.state.value,
+        f"{said.row_us / 1000:.2f}" if said.row_us else "",
+        str(said.queued_rows),
+        f"{said.sessions_free}/{said.sessions_max}" if said.sessions_max else "",
+        "" if row.standing is None else f"{100 * row.standing:.0f} %",
+        way,
+    )
+
+
+def bar(said: "Advertisement", chars: int) -> str:
+    """Draw the range within the model."""
+    width = min(said.layers, chars)
+    first = said.first * width // said.layers
+    end = max(first + (said.first < said.end), said.end * width // said.layers)
+    return "░" * first + "█" * (end - first) + "░" * (width - end)
+
+
+def doctor(
+    *,
+    bootstrap: WaysIn = (),
+    network: Network = "main",
+    memory: Memory = None,
+    as_json: AsJson = False,
+    reach: ReachFlags = REACH,
+    machine: MachineFlags = MACHINE,
+) -> None:
+    """Say in plain words why this machine is or is not serving."""
+    from p2pinfer.cli.doctor import Patient, examine
+    from p2pinfer.node.local_peers import peers_here, ways_in
+    from p2pinfer.node.model_supply import open_store
+    from p2pinfer.node.observer import open_look
+
+    limits, memory_bytes = machine.machine(), parse_bytes("memory", memory)
+    store = open_store()
+
+    here, ways = peers_here(network), ways_in(bootstrap, network)
+
+    async def run() -> None:
+        async with open_look(ways, reach.of(network)) as look:
+            patient = Patient(look, here, store, limits, memory_bytes)
+            findings = await examine(patient)
+        healthy = all(finding.is_good for finding in findings)
+        if as_json:
+            found = [finding.as_dict() for finding in findings]
+            print(json.dumps({"healthy": healthy, "findings": found}))
+        else:
+            for finding in findings:
+                print(f"{'ok ' if finding.is_good else 'BAD'}  {finding.text}")
+        if not healthy:
+            sys.exit(errors.EXIT_FAILED)
+
+    run_task(run)
+
+
+def network_key(file: Path, /) -> None:
+    """Draw the key of a new private network, and write it to a file that only its owner can read.
+
+    Parameters
+    ----------
+    file: Path
+        Where to write it; every peer of the network needs a copy.
+    """
+    from transports.secret import create_secret
+
+    if not create_secret(file):
+        raise UserError(f"{file} is there already: name another file")
+    print(file)

@@ -1,0 +1,233 @@
+"""A conversation on a terminal: questions with history and search, answers, and /commands."""
+
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import trio
+from prompt_toolkit import PromptSession
+from prompt_toolkit.completion import WordCompleter
+from prompt_toolkit.filters import is_searching
+from prompt_toolkit.history import FileHistory
+from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
+from rich.console import Console
+
+from p2pinfer.cli.markdown import MarkdownStream
+from p2pinfer.cli.terminal import notes, say, summary, until_interrupt, write
+from p2pinfer.client.answer import Answer
+from p2pinfer.client.conversation import Conversation
+from p2pinfer.core.errors import P2pinferError, UserError
+from p2pinfer.engine.template import Message
+from p2pinfer.node.requester import Client
+
+SAVED_BYTES_MAX = 8_000_000
+"""Of a conversation's file: more text than the longest contexts hold."""
+
+COMMANDS = {
+    "/route": "who made the last answer",
+    "/verify": "what was checked of it",
+    "/retry": "ask the last question again",
+    "/save FILE": "keep the conversation",
+    "/load FILE": "go on with one that was kept",
+    "/system TEXT": "set the system message; nothing removes it",
+    "/model": "which model answers",
+    "/reset": "forget the conversation",
+    "/quit": "leave (so does Ctrl-D)",
+}
+
+KEYS = "Ctrl-C stops an answer; Alt-Enter begins a new line; Ctrl-R searches what you typed before."
+
+
+class Repl:
+    """A person at a terminal, in a conversation."""
+
+    def __init__(
+        self, conversation: Conversation, client: Client, prompt: "PromptSession[str]"
+    ) -> None:
+        self._conversation, self._client, self._prompt = conversation, client, prompt
+        self.last: Answer | None = None
+
+    async def run(self) -> None:
+        """Answer questions until the person leaves."""
+        say("Ask something; /help says what else you can type.")
+        while True:
+            typed = await trio.to_thread.run_sync(self._read)
+            word, _, rest = typed.strip().partition(" ")
+            if word in {"/quit", "/exit", "/bye"}:
+                return
+            if word.startswith("/"):
+                await self.command(word, rest.strip())
+            elif word:
+                await self._answer(typed)
+
+    async def command(self, word: str, rest: str) -> None:
+        """Do what a command says; what is wrong with it is told and survived."""
+        try:
+            match word:
+                case "/help" | "/?":
+                    width = max(map(len, COMMANDS))
+                    say("\n".join(f"{name:{width}}  {text}" for name, text in COMMANDS.items()))
+                    say(KEYS)
+                case "/reset":
+                    self._conversation.reset()
+                    say("Forgotten.")
+                case "/route":
+                    say(route_text(self.last))
+                case "/verify":
+                    say(trust_text(self.last))
+                case "/model":
+                    model = self._client.model
+                    say(f"{model.info.name}, {model.info.layers} layers\n{model.id}")
+                case "/system":
+                    self._conversation.messages = with_system(self._conversation.messages, rest)
+                    say("The system message is set." if rest else "There is no system message.")
+                case "/save":
+                    save(self._conversation.messages, rest)
+                    say(f"Kept in {rest}.")
+                case "/load":
+                    self._conversation.messages = load(rest)
+                    say(f"Loaded {len(self._conversation.messages)} messages.")
+                case "/retry":
+                    await self._retry()
+                case _:
+                    say(f"There is no command {word}; /help lists them.")
+        except UserError as error:
+            notes.print(str(error), style="red", markup=False)
+
+    def status(self) -> str:
+        """Say in one line how the last answer went, for under the prompt."""
+        if self.last is None:
+            return f" {self._client.model.info.name}"
+        chain = " → ".join(f"…{hop['peer'][-6:]}" for hop in self.last.route)
+        trust = self.last.trust
+        checked = "" if trust is None else " · receipts hold" if trust.held else " · NOT TRUSTED"
+        return f" {self.last.tokens_per_second:.1f} tokens/s{checked} · {chain}"  # cut at its end
+
+    def _read(self) -> str:
+        """Read one question; ``/quit`` at the end of input, nothing on Ctrl-C."""
+        try:
+            return self._prompt.prompt("> ", bottom_toolbar=self.status, handle_sigint=False)
+        except KeyboardInterrupt:
+            return ""
+        except EOFError:
+            return "/quit"
+
+    async def _retry(self) -> None:
+        messages = self._conversation.messages
+        asked = [at for at, each in enumerate(messages) if each["role"] == "user"]
+        if not asked:
+            raise UserError("nothing was asked yet")
+        self._conversation.messages = messages[: asked[-1]]
+        await self._answer(messages[asked[-1]]["content"])
+
+    async def _answer(self, question: str) -> None:
+        """Show an answer; Ctrl-C stops it, and what goes wrong is told and survived."""
+        show, end = answer_shower()
+        answer: Answer | None = None
+        async with until_interrupt():
+            try:
+                answer = await self._conversation.ask(question, show)
+            except P2pinferError as error:
+                end()
+                notes.print(str(error), style="red", markup=False)
+                return
+        end()
+        self.last = answer or self.last
+        say(summary(answer) if answer else "[stopped]")
+
+
+def answer_shower() -> tuple[Callable[[str], None], Callable[[], None]]:
+    """Return what shows pieces of an answer, and what ends it: Markdown on a terminal alone."""
+    console = Console()
+    if console.is_terminal and not console.is_dumb_terminal:
+        stream = MarkdownStream(console)
+        return stream.feed, stream.end
+    return write, lambda: write("\n")
+
+
+def route_text(answer: Answer | None) -> str:
+    """Say who made an answer."""
+    if answer is None:
+        return "Nothing was answered yet."
+    return "\n".join(f"{hop['layers']:>7}  {hop['peer']}" for hop in answer.route)
+
+
+def trust_text(answer: Answer | None) -> str:
+    """Say what was checked of an answer."""
+    if answer is None:
+        return "Nothing was answered yet."
+    if answer.trust is None:
+        return "Nothing of the last answer was checked."
+    audits = [each.line() for each in answer.trust.audits]
+    return "\n".join([answer.trust.line(), *audits])
+
+
+def with_system(messages: list[Message], text: str) -> list[Message]:
+    """Return a conversation with another system message, or with none."""
+    others = [each for each in messages if each["role"] != "system"]
+    return [{"role": "system", "content": text}, *others] if text else others
+
+
+def save(messages: list[Message], name: str) -> None:
+    """Keep a conversation in a new file; raises UserError."""
+    if not name:
+        raise UserError("say where: /save FILE")
+    try:
+        with Path(name).expanduser().open("x", encoding="utf-8") as file:
+            json.dump({"messages": messages}, file, ensure_ascii=False, indent=1)
+    except FileExistsError:
+        raise UserError(f"{name} is there already: choose another name") from None
+    except OSError as error:
+        raise UserError(f"cannot write {name}: {error.strerror}") from error
+
+
+def load(name: str) -> list[Message]:
+    """Return a conversation that was kept; raises UserError."""
+    if not name:
+        raise UserError("say which: /load FILE")
+    try:
+        with Path(name).expanduser().open("rb") as file:
+            data = file.read(SAVED_BYTES_MAX + 1)
+    except OSError as error:
+        raise UserError(f"cannot read {name}: {error.strerror}") from error
+    try:
+        found = json.loads(data)["messages"] if len(data) <= SAVED_BYTES_MAX else None
+        messages = [{"role": each["role"], "content": each["content"]} for each in found or ()]
+    except (ValueError, KeyError, TypeError, RecursionError):
+        messages = []
+    roles = {"system", "user", "assistant"}
+    good = all(m["role"] in roles and isinstance(m["content"], str) for m in messages)
+    if not messages or not good:
+        raise UserError(f"{name} is no conversation that /save wrote")
+    return messages
+
+
+def make_prompt(history: Path) -> "PromptSession[str]":
+    """Return what reads questions: Enter sends, Alt-Enter and pasted text make new lines."""
+    keys = KeyBindings()
+
+    @keys.add("enter", filter=~is_searching)
+    def _(event: KeyPressEvent) -> None:
+        event.current_buffer.validate_and_handle()
+
+    @keys.add("escape", "enter")
+    def _(event: KeyPressEvent) -> None:
+        event.current_buffer.insert_text("\n")
+
+    words = [name.split()[0] for name in COMMANDS]
+    return PromptSession(
+        history=FileHistory(str(history)),
+        key_bindings=keys,
+        multiline=True,
+        prompt_continuation="  ",
+        completer=WordCompleter(words, sentence=True),
+        complete_while_typing=False,
+        enable_open_in_editor=False,
+    )
+
+
+async def converse(conversation: Conversation, client: Client, history: Path) -> None:
+    """Read questions from the terminal and answer them until the person leaves."""
+    assert sys.stdin.isatty()
+    await Repl(conversation, client, make_prompt(history)).run()

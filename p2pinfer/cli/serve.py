@@ -1,0 +1,249 @@
+"""``p2pinfer serve``: OpenAI's interface and the web page on this machine."""
+
+import json
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
+from dataclasses import dataclass
+from functools import partial
+from typing import TYPE_CHECKING, Annotated, Any
+
+from cyclopts import Parameter
+
+from p2pinfer.cli.options import (
+    ANSWER,
+    REACH,
+    AnswerFlags,
+    AsJson,
+    MachineFlags,
+    Network,
+    ReachFlags,
+    SwarmModel,
+    WaysIn,
+    check_range,
+    option,
+)
+from p2pinfer.cli.running import cancel_at_end_of_input, run_task
+from p2pinfer.core import errors
+from p2pinfer.core.errors import UserError
+
+if TYPE_CHECKING:  # what is heavy is imported by the command that needs it
+    from p2pinfer.api.gateway import Access, Gateway
+    from p2pinfer.client.library import Swarm
+    from p2pinfer.core.ids import ModelId
+    from p2pinfer.engine.store.store import Store
+    from p2pinfer.node.local_swarm import LocalPeer
+    from p2pinfer.node.requester import ClientOptions, Machine
+    from transports.base import Reach
+
+SESSIONS_DEFAULT = 24
+"""Answers at once: a gateway has many askers, and a session of its own ends is small."""
+
+PORT_DEFAULT = 11550
+"""None of the neighbouring tools takes it."""
+
+PORT_MAX = 65_535
+
+LOCAL_MAX = 16
+"""As ``--peers`` of demo."""
+
+Local = Annotated[int, option("local", "Start so many peers on this machine first, to try it.")]
+Host = Annotated[str, option("host", "Address to listen on; a public one needs an API key.")]
+Port = Annotated[int, option("port", "Port to listen on; 0 takes any that is free.")]
+ApiKey = Annotated[
+    str | None, option("api-key", "What clients must send as their key; safer in the environment.")
+]
+Origins = Annotated[
+    tuple[str, ...],
+    option("cors-origin", "Other sites whose pages may ask, or '*'.", consume_multiple=True),
+]
+
+
+@Parameter(name="*")
+@dataclass(frozen=True)
+class GatewayMachineFlags(MachineFlags):
+    """What may be used of this machine by a gateway, and by each peer of ``--local``."""
+
+    sessions: Annotated[int, option("sessions", "Answers at once.")] = SESSIONS_DEFAULT
+
+
+MACHINE = GatewayMachineFlags()
+
+
+def serve(
+    *,
+    bootstrap: WaysIn = (),
+    local: Local = 0,
+    host: Host = "127.0.0.1",
+    port: Port = PORT_DEFAULT,
+    api_key: ApiKey = None,
+    cors_origin: Origins = (),
+    model: SwarmModel = None,
+    network: Network = "main",
+    as_json: AsJson = False,
+    until_stdin_closes: Annotated[bool, Parameter(show=False, negative="")] = False,
+    reach: ReachFlags = REACH,
+    answer: AnswerFlags = ANSWER,
+    machine: GatewayMachineFlags = MACHINE,
+) -> None:
+    """Run a gateway until it is told to end."""
+    import trio
+
+    from p2pinfer.api.gateway import Gateway
+    from p2pinfer.cli.model_argument import default_model, name_model
+    from p2pinfer.node.model_supply import open_store
+    from p2pinfer.node.requester import ClientOptions
+
+    check_range("port", port, 0, PORT_MAX)
+    way = reach.of(network)
+    bootstrap = _ways_in(local, bootstrap, way)
+    if answer.certificate:
+        raise UserError(
+            "a gateway hands its certificates out at /api/receipts: leave --certificate out"
+        )
+    access = _access(host, api_key, cors_origin)
+    how, limits = answer.options(), machine.machine()
+    store = open_store()
+    named = name_model(model or "default", store) if model or local else None
+
+    def swarm() -> "AbstractAsyncContextManager[tuple[tuple[str, ...], str | Reach]]":
+        if named and local:
+            return _local_swarm(named, store, local, answer.keep_layers, limits)
+        return nullcontext((bootstrap, way))
+
+    async def run() -> None:
+        with errors.lone_errors():
+            async with trio.open_nursery() as nursery:
+                if until_stdin_closes:
+                    nursery.start_soon(cancel_at_end_of_input, nursery.cancel_scope)
+                async with swarm() as (ways_in, name):
+                    options = ClientOptions(
+                        named,
+                        ways_in,
+                        name,
+                        answer.keep_layers,
+                        limits,
+                        audit_rate=answer.audit_rate,
+                        sponsored=answer.sponsor,
+                        default_model=default_model(store),
+                    )
+                    gateway = partial(Gateway, defaults=how, access=access, seed=answer.seed)
+                    await _serve(options, store, gateway, (host, port), as_json=as_json)
+
+    run_task(run, interrupted=errors.EXIT_DONE)
+
+
+def _ways_in(local: int, bootstrap: tuple[str, ...], way: "Reach") -> tuple[str, ...]:
+    """Return the ways into the one swarm that is to be served; raises UserError."""
+    from p2pinfer.node import local_peers
+    from transports.base import Reach
+
+    check_range("local", local, 0, LOCAL_MAX)
+    if local and (bootstrap or way != Reach()):
+        raise UserError(
+            "--local makes a swarm of its own, on this machine: leave it out, or else --bootstrap,"
+            " --network, --network-key, --mdns and --dht"
+        )
+    if not local:
+        bootstrap = local_peers.ways_in(bootstrap, way.network)
+    if not (local or bootstrap or way.mdns):
+        raise UserError(
+            "name a peer of the swarm with --bootstrap MULTIADDR (join prints one), or try it"
+            " with peers on this machine: p2pinfer serve --local 3"
+        )
+    return bootstrap
+
+
+def _access(host: str, api_key: str | None, origins: tuple[str, ...]) -> "Access":
+    """Say who may use the gateway; raises UserError where anybody could."""
+    from p2pinfer.api.gateway import Access
+    from p2pinfer.api.guard import is_loopback
+
+    if not is_loopback(host) and not api_key:
+        raise UserError(
+            f"whoever reaches {host} could use this gateway: set P2PINFER_API_KEY to a secret that"
+            " clients must send, or leave --host out"
+        )
+    if api_key and not (api_key.isascii() and api_key.isprintable() and api_key.strip() == api_key):
+        raise UserError(
+            "no client could send this --api-key: it may have letters from a to z, digits and"
+            " signs, and no space or end of line around it"
+        )
+    return Access(api_key, origins, only_local_names=is_loopback(host))
+
+
+@asynccontextmanager
+async def _local_swarm(
+    model: "ModelId", store: "Store", peers: int, keep: int, machine: "Machine"
+) -> "AsyncIterator[tuple[tuple[str, ...], str | Reach]]":
+    """Start peers on this machine; gives the ways into their swarm, and its name."""
+    from p2pinfer.cli.terminal import Spinner, say
+    from p2pinfer.node.local_swarm import local_swarm, share_layers
+    from p2pinfer.node.model_supply import open_whole
+
+    opened = open_whole(model, store)
+    ranges = share_layers(opened, peers, keep, machine)
+    done = Spinner(f"Starting {peers} peers for {opened.info.name} …")
+
+    def ready(peer: "LocalPeer") -> None:
+        say(f"peer …{peer.peer[-6:]} serves layers {peer.layers} in process {peer.process.pid}")
+
+    try:
+        async with local_swarm(opened, ranges, machine=machine, on_ready=ready) as running:
+            done()
+            yield tuple(peer.addresses[0] for peer in running), "local"
+    finally:
+        done()
+
+
+async def _serve(
+    options: "ClientOptions",
+    store: "Store",
+    gateway: "Callable[[Swarm], Gateway]",
+    listen: tuple[str, int],
+    *,
+    as_json: bool,
+) -> None:
+    """Serve until cancelled; say where once that is possible."""
+    import trio
+
+    from p2pinfer.api.server import open_server
+    from p2pinfer.cli.terminal import Spinner
+    from p2pinfer.client.library import open_swarm
+    from p2pinfer.node.requester import open_client
+    from p2pinfer.node.status_socket import open_status
+
+    done = Spinner("Joining the swarm …")
+    try:
+        async with (
+            open_client(options, store, done.tell) as client,
+            open_swarm(client, options.machine.sessions) as swarm,
+            open_server(gateway(swarm), *listen) as url,
+            open_status(lambda: _describe(swarm, url)),
+        ):
+            done()
+            if as_json:
+                print(json.dumps({"url": url, "model": client.model.id}), flush=True)
+            else:
+                print(f"model       {swarm.model_name}")
+                print(f"web page    {url}/")
+                print(f"OpenAI API  {url}/v1")
+                print("ready; Ctrl-C to end", flush=True)
+            await trio.sleep_forever()
+    finally:
+        done()
+
+
+def _describe(swarm: "Swarm", url: str) -> dict[str, Any]:
+    """Return what a gateway tells those who ask on its own machine."""
+    pool = swarm.pool
+    return {
+        "role": "gateway",
+        "url": url,
+        "state": "waiting for peers" if swarm.client.missing() else "serving",
+        "model": swarm.client.model.id,
+        "model_name": swarm.model_name,
+        "answers_running": pool.running,
+        "answers_waiting": pool.waiting,
+        "sessions_max": pool.sessions_max,
+        "sessions": pool.describe(),
+    }

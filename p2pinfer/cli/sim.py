@@ -1,0 +1,261 @@
+"""``p2pinfer sim``: networks of virtual peers, in virtual time."""
+
+import atexit
+import gc
+import json
+import os
+import platform
+import shlex
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+from cyclopts import App
+
+from p2pinfer.cli.options import AsJson, Model, check_range, option
+from p2pinfer.core.errors import P2pinferError, UserError
+
+if TYPE_CHECKING:
+    from sim.scenario import Scenario
+
+app = App(
+    name="sim", help="Simulate a network with the code of real peers.", help_format="plaintext"
+)
+
+EXPLAINED = """# A scenario is a TOML file. Every table and key that has a default may be left out.
+# What differs from one to the next is a number, [low, high], or { median = …, sigma = … }.
+"""
+
+YOUNG_MAX = 1_000_000
+"""Objects made before Python looks for cycles among them: what a run makes mostly lives on. With a
+tenth of that, looking took 5 % of the time of a thousand peers."""
+
+
+@app.default
+def run(
+    scenario: str = "home",
+    /,
+    *,
+    seed: Annotated[int | None, option("seed", "In place of the scenario's.")] = None,
+    duration: Annotated[
+        float | None, option("duration", "Seconds of questions, in place of the scenario's.")
+    ] = None,
+    peers: Annotated[
+        int | None, option("peers", "How many, in place of the scenario's; of each kind its share.")
+    ] = None,
+    out: Annotated[Path | None, option("out", "Folder for the report's files.")] = None,
+    explain: Annotated[
+        bool, option("explain", "Say what a scenario file may hold.", negative="")
+    ] = False,
+    hunt: Annotated[
+        int, option("hunt", "Run so many scenarios drawn from seeds, and make a failure small.")
+    ] = 0,
+    as_json: AsJson = False,
+) -> None:
+    """Run a scenario, and check what must hold; exit code 1 if something did not.
+
+    Parameters
+    ----------
+    scenario: str
+        A TOML file, or the name of one that is shipped: see --explain.
+    """
+    from sim.scenario import load_scenario
+
+    if explain:
+        _explain()
+        return
+    if hunt:
+        check_range("hunt", hunt, 1)
+        _mind_memory()
+        _hunt(hunt, seed or 0, out, as_json=as_json)
+        return
+    loaded = load_scenario(scenario)
+    again = ["p2pinfer", "sim", scenario]
+    changed = _changed(loaded, seed, duration, peers, again)
+    _mind_memory()
+    _run(changed, out, again, as_json=as_json)
+
+
+@app.command
+def scale(
+    *,
+    peers: Annotated[int, option("peers", "How many.")] = 10_000,
+    layers: Annotated[int, option("layers", "Of the model.")] = 80,
+    minutes: Annotated[float, option("minutes", "Of virtual time.")] = 8.0,
+    seed: Annotated[int, option("seed", "Of everything left to chance.")] = 1,
+    as_json: AsJson = False,
+) -> None:
+    """Let up to a million peers choose layers, without messages; a tenth vanish halfway."""
+    from p2pinfer.core.checks import LAYERS_MAX
+    from sim.scale import LAYERS_MIN, MINUTES_MIN, PEERS_MAX, PEERS_MIN
+    from sim.scale import scale as run_scale
+
+    check_range("peers", peers, PEERS_MIN, PEERS_MAX)
+    check_range("layers", layers, LAYERS_MIN, LAYERS_MAX)
+    check_range("minutes", minutes, MINUTES_MIN)
+    with _progress() as on_share:
+        report = run_scale(peers, layers, minutes, seed, on_share)
+    print(json.dumps(report, indent=None if as_json else 2))
+
+
+@app.command
+def validate(*, model: Model = "default", as_json: AsJson = False) -> None:
+    """Put a small real swarm and its simulation side by side: 5 peers, 1 killed, 2 requesters."""
+    from p2pinfer.bench.validate import Real, play_real
+    from p2pinfer.bench.validate import validate as simulate_it
+    from p2pinfer.cli.running import run_task
+    from p2pinfer.cli.terminal import Spinner, say
+    from p2pinfer.node.model_supply import model_path
+
+    path = model_path(model)
+    found: list[Real] = []
+
+    async def play() -> None:
+        found.append(await play_real(path, say))
+
+    done = Spinner("Starting a real swarm, and simulating it …")
+    try:
+        run_task(play)
+        report = simulate_it(found[0])  # in virtual time, so not within real one
+    finally:
+        done()
+    print(json.dumps(report, indent=None if as_json else 2))
+
+
+def _explain() -> None:
+    """Print what a scenario may hold, and which ones are shipped."""
+    from sim.scenario import Scenario, load_scenario, shipped
+    from sim.toml_schema import explain
+
+    print(EXPLAINED)
+    print("\n".join(explain(Scenario)))
+    print("\n# Shipped:")
+    for name in shipped():
+        print(f"#   {name}: {load_scenario(name).about}")
+
+
+def _mind_memory() -> None:
+    """Begin this command anew with its memory in huge pages, and look for garbage seldom.
+
+    A simulation touches all memory of all peers all the time, and spends a fifth of its time on
+    finding 4 KiB pages. The allocator is chosen before Python begins, hence not here.
+    """
+    from p2pinfer.engine.llama.process import HUGE_PAGES
+
+    wanted = {"PYTHONMALLOC": "malloc", "GLIBC_TUNABLES": HUGE_PAGES}
+    words = sys.argv[1:]
+    is_whole_process = sys.orig_argv[-len(words) :] == words
+    if not is_whole_process:
+        return
+    is_free = not any(name in os.environ for name in wanted)
+    if platform.libc_ver()[0] == "glibc" and is_free:
+        with suppress(OSError):  # then it only takes longer
+            again = [sys.executable, *sys.orig_argv[1:]]
+            os.execve(sys.executable, again, os.environ | wanted)  # noqa: S606 -- as it was begun
+    gc.set_threshold(YOUNG_MAX, *gc.get_threshold()[1:])
+    atexit.register(gc.freeze)  # what is left goes with the process, and need not be looked through
+
+
+def _changed(
+    scenario: "Scenario",
+    seed: int | None,
+    duration_s: float | None,
+    peers: int | None,
+    again: list[str],
+) -> "Scenario":
+    """Return the scenario with what the command line says instead; add that to ``again``."""
+    from attrs import evolve
+
+    from sim.scenario import shorten
+
+    if duration_s is not None:
+        check_range("duration", duration_s, 1, scenario.duration_s)
+        again += ["--duration", f"{duration_s:g}"]
+    if peers is not None:
+        check_range("peers", peers, 1, scenario.peer_count)
+        again += ["--peers", str(peers)]
+    if duration_s is not None or peers is not None:
+        whole_s, all_peers = scenario.duration_s, scenario.peer_count
+        scenario = shorten(scenario, duration_s or whole_s, peers or all_peers)
+    scenario = evolve(scenario, seed=scenario.seed if seed is None else seed)
+    again += ["--seed", str(scenario.seed)]
+    return scenario
+
+
+def _run(scenario: "Scenario", out: Path | None, again: list[str], *, as_json: bool) -> None:
+    from sim.pictures import check_pictures, write_page
+    from sim.report import lines, summary, write_files
+    from sim.run import run_scenario
+
+    if out is not None:
+        check_pictures()
+        _make_folder(out)
+    with _progress() as on_time:
+        outcome = run_scenario(scenario, on_time)
+    numbers = summary(outcome)
+    if out is not None:
+        write_files(outcome, out)
+        write_page(outcome, out / "index.html")
+    print(json.dumps(numbers) if as_json else "\n".join(lines(numbers)), flush=True)
+    if not outcome.is_good:
+        raise P2pinferError(f"something went wrong; to see it again: {shlex.join(again)}")
+
+
+def _hunt(runs: int, first_seed: int, out: Path | None, *, as_json: bool) -> None:
+    """Look for a failure; write what it was made down to, and say how to see it again."""
+
+    def tell(words: str, **found: object) -> None:
+        told = {"runs": runs, "from_seed": first_seed, "found": found or None}
+        print(json.dumps(told) if as_json else words, flush=True)
+
+    from sim.hunt import SHRINKS_MAX, hunt, shrink
+    from sim.toml import to_toml
+
+    _make_folder(out or Path())
+    with _progress() as on_share:
+        found = hunt(runs, first_seed, lambda done: on_share(done / runs))
+    if found is None:
+        tell(f"{runs} scenarios, from seed {first_seed} on: nothing went wrong")
+        return
+    seed = found.scenario.seed
+    if not as_json:
+        print(f"seed {seed}: {found.text}", flush=True)
+    with _progress() as on_share:
+        found = shrink(found, lambda tries, _: on_share(tries / SHRINKS_MAX))
+    path = (out or Path()) / f"found-{seed}.toml"
+    path.write_text(to_toml(found.scenario))
+    count = found.scenario.peer_count
+    tell(
+        f"{count} peers are enough: {found.text}",
+        seed=seed,
+        checks=found.checks,
+        text=found.text,
+        peers=count,
+        file=str(path),
+    )
+    raise P2pinferError(f"something went wrong; to see it again: p2pinfer sim {path}")
+
+
+def _make_folder(out: Path) -> None:
+    """Make the folder of ``--out`` before the run that is to fill it; raises UserError."""
+    try:
+        out.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise UserError(f"--out {out} cannot be a folder: {error.strerror}") from None
+
+
+@contextmanager
+def _progress() -> Iterator[Callable[[float], None]]:
+    """Show the share that is over as a bar, where somebody watches."""
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TaskProgressColumn, TimeRemainingColumn
+
+    if not sys.stderr.isatty():
+        yield lambda _: None
+        return
+    columns = ("Simulating", BarColumn(), TaskProgressColumn(), TimeRemainingColumn())
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task("", total=1.0)
+        yield lambda share: bar.update(task, completed=share)

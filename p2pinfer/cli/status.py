@@ -1,0 +1,169 @@
+"""``p2pinfer status`` and ``p2pinfer ps``: what this machine does for a swarm, and for whom."""
+
+import json
+import sys
+from collections.abc import Iterable
+from typing import Any
+
+from p2pinfer.cli.options import AsJson
+from p2pinfer.cli.running import run_task
+
+RATE_S = 0.5
+"""Between two looks, from which speeds are taken: some 30 tokens of one answer."""
+
+NOTHING_RUNS = "nothing of p2pinfer serves here; p2pinfer join lends this machine to a swarm"
+
+HEADINGS = ("session", "process", "with", "layers", "positions", "each s", "age", "idle")
+
+PIPE_CHARS = 200
+"""Width of what is piped: nobody cuts it there."""
+
+Status = dict[str, Any]
+
+
+def status(*, as_json: AsJson = False) -> None:
+    """Print what every process of p2pinfer here does, and the ledger's totals."""
+    from p2pinfer.node.ledger_db import open_books
+
+    found = look()
+    accounts = open_books().accounts()
+    served, used = (sum(getattr(each, side) for each in accounts) for side in ("served", "used"))
+    if as_json:
+        print(json.dumps({"processes": found, "served": served, "used": used}))
+        return
+    for each in found:
+        print("\n".join(lines(each)))
+    if not found:
+        print(NOTHING_RUNS)
+    print(f"earned   {served:,} layer-rows for others, {used:,} used of theirs (see: ledger)")
+
+
+def ps(*, as_json: AsJson = False) -> None:
+    """List the sessions that are served here, or asked for by a gateway here."""
+    found = [
+        {"pid": each["pid"], "role": each["role"], **session}
+        for each in look()
+        for session in each["sessions"]
+    ]
+    if as_json:
+        print(json.dumps(found))
+        return
+    if not found:
+        print("no session is open here")
+        return
+    from rich.console import Console
+    from rich.table import Table
+    from rich.text import Text
+
+    table = Table(box=None, pad_edge=False)
+    for heading in HEADINGS:
+        table.add_column(heading, no_wrap=True)
+    for session in found:
+        table.add_row(*map(Text, cells(session)))
+    width = None if sys.stdout.isatty() else PIPE_CHARS
+    Console(highlight=False, width=width).print(table)
+
+
+def look() -> list[Status]:
+    """Ask all processes twice, and return what they say, with speeds."""
+    import trio
+
+    from p2pinfer.node.status_socket import ask_all
+
+    found: list[Status] = []
+
+    async def run() -> None:
+        before = await ask_all()
+        await trio.sleep(RATE_S if before else 0)
+        found.extend(rated(before, await ask_all() if before else []))
+
+    run_task(run)
+    return found
+
+
+def rated(before: Iterable[Status], now: Iterable[Status]) -> list[Status]:
+    """Return the newer of two looks, with what each process and session did a second between."""
+    known = {each["pid"]: each for each in before}
+    return [_rated(known[each["pid"]], each) for each in now if each["pid"] in known]
+
+
+def _rated(before: Status, now: Status) -> Status:
+    seconds: float = max(now["uptime_s"] - before["uptime_s"], 1e-3)
+
+    def rate(old: Status, new: Status, count: str) -> float:
+        grown: int = new[count] - old[count]  # less than nothing where an answer is made anew
+        return round(max(grown, 0) / seconds, 1)
+
+    known = {each["session"]: each for each in before["sessions"]}
+    sessions = [
+        each | {"positions_per_s": rate(known.get(each["session"], each), each, "positions")}
+        for each in now["sessions"]
+    ]
+    rows = {"rows_per_s": rate(before, now, "rows")} if "rows" in now and "rows" in before else {}
+    return now | rows | {"sessions": sessions}
+
+
+def lines(found: Status) -> list[str]:
+    """Return what a person reads of one process."""
+    runs = f"(process {found['pid']}, for {ago(found['uptime_s'])})"
+    if found["role"] == "gateway":
+        waiting, open_ = found["answers_waiting"], len(found["sessions"])
+        return [
+            f"gateway  {found['url']} {runs}",
+            f"state    {found['state']}, {found['model_name']}",
+            f"answers  {found['answers_running']} being made, {waiting} wait",
+            f"sessions {open_} of {found['sessions_max']}",
+        ]
+    said = [f"peer     {found['peer']} {runs}", f"state    {_state(found)}"]
+    if found.get("ms_per_layer_row"):
+        first, _, end = (found["layers"] or "0:0").partition(":")
+        row_ms = found["ms_per_layer_row"] * (int(end) - int(first))
+        most = f", at most {1000 / row_ms:,.0f} a second" if row_ms else ""
+        said.append(
+            f"speed    {found['ms_per_layer_row']:.2f} ms for a layer of one row{most};"
+            f" {found.get('rows_per_s', 0):,.0f} rows/s now, {found['rows']:,} so far"
+        )
+        who = sorted({short(peer) for each in found["sessions"] for peer in each["with"]})
+        for_whom = f", for {', '.join(who)}" if who else ""
+        said.append(
+            f"sessions {len(found['sessions'])} of {found['sessions_max']}{for_whom};"
+            f" {found['queued_rows']} rows wait"
+        )
+    return said
+
+
+def _state(found: Status) -> str:
+    where = f", {found['model_name']}" if "model_name" in found else ""
+    layers = f" layers {found['layers']} of {found['layers_of_model']}" if "layers" in found else ""
+    if found.get("resting"):
+        return f"resting: {found['resting']};{layers}{where}"
+    hidden = "; nobody can dial it (see: doctor)" if found.get("hidden") else ""
+    return f"{found['state']}{layers}{where}{hidden}"
+
+
+def cells(session: Status) -> tuple[str, ...]:
+    """Return a session as a row of a table."""
+    return (
+        session["session"][:8],
+        f"{session['pid']} {session['role']}",
+        "\n".join(map(short, session["with"])),
+        session["layers"].replace(" ", "\n"),
+        f"{session['positions']:,}",
+        f"{session['positions_per_s']:.1f}",
+        ago(session["age_s"]),
+        ago(session["idle_s"]),
+    )
+
+
+def short(peer: str) -> str:
+    """Write the end of a peer's id, which tells them apart."""
+    return f"…{peer[-6:]}"
+
+
+def ago(seconds: float) -> str:
+    """Write a while in its two largest units."""
+    whole = int(seconds)
+    for unit, small, name, part in ((86_400, 3_600, "d", "h"), (3_600, 60, "h", "min")):
+        if whole >= unit:
+            return f"{whole // unit} {name} {whole % unit // small} {part}"
+    return f"{whole // 60} min {whole % 60} s" if whole >= 60 else f"{whole} s"

@@ -1,0 +1,163 @@
+"""Talking to a conversation from a terminal, or through a pipe."""
+
+import json
+import signal
+import sys
+import time
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+
+import trio
+from rich.console import Console
+
+from p2pinfer import logs
+from p2pinfer.client.answer import Answer
+from p2pinfer.client.conversation import Conversation
+from p2pinfer.core.errors import UserError
+from peers.parts.progress import Progress
+
+notes = Console(stderr=True, highlight=False)
+"""Everything that is not the answer goes to standard error."""
+
+PLAIN_LINE_S = 5.0
+"""Between lines about a transfer where there is no terminal."""
+
+BAR_CHARS = 24
+
+QUESTION_CHARS_MAX = 1_000_000
+"""Of standard input; the context is full long before."""
+
+
+def say(text: str) -> None:
+    """Print a note for the person."""
+    if logs.is_json():
+        logs.note(text)
+        return
+    notes.print(text, style="dim", markup=False, soft_wrap=not notes.is_terminal)
+
+
+def write(text: str) -> None:
+    """Show a piece of an answer at once."""
+    sys.stdout.write(text)
+    sys.stdout.flush()
+
+
+def summary(answer: Answer) -> str:
+    """Say how an answer went, and how far it can be trusted."""
+    chain = " → ".join(f"{hop['peer'][-6:]} {hop['layers']}" for hop in answer.route)
+    speed = f", {answer.tokens_per_second:.1f} tokens/s" if answer.tokens > 1 else ""
+    first = f"first after {answer.time_to_first_token_ms:.0f} ms"
+    trust = f"\n[{answer.trust.line()}]" if answer.trust else ""
+    return f"[{answer.tokens} tokens{speed}, {first}; {chain}]{trust}"
+
+
+async def answer_once(conversation: Conversation, question: str, *, as_json: bool) -> None:
+    """Answer one question on standard output; raises as ``Conversation.ask``."""
+    if as_json:
+        answer = await conversation.ask(question, lambda _: None)
+        print(json.dumps(answer.as_dict()))
+        return
+    written = 0
+
+    def show(text: str) -> None:
+        nonlocal written
+        written += len(text)
+        write(text)
+
+    try:
+        answer = await conversation.ask(question, show)
+    finally:
+        if written:
+            write("\n")
+    say(summary(answer))
+
+
+@asynccontextmanager
+async def until_interrupt() -> AsyncIterator[None]:
+    """Run the block until it ends or Ctrl-C is typed; either way go on behind it."""
+    with trio.open_signal_receiver(signal.SIGINT) as signals:
+        async with trio.open_nursery() as nursery:
+
+            async def watch() -> None:
+                async for _ in signals:
+                    nursery.cancel_scope.cancel()
+
+            nursery.start_soon(watch)
+            yield
+            nursery.cancel_scope.cancel()
+
+
+def question_of(prompt: str | None, *, as_json: bool) -> str | None:
+    """Return the one question to answer: the prompt, or what is piped in; None for a conversation.
+
+    Raises:
+        UserError: there is nothing to answer.
+    """
+    if prompt is None and sys.stdin is not None and sys.stdin.isatty():
+        if as_json:
+            raise UserError("--json answers one question: type it behind the command")
+        return None
+    text = prompt if prompt is not None else _piped()
+    if not text.strip():
+        raise UserError("nothing to answer: type a prompt, or pipe one in")
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:  # Python lets bytes through that are no text
+        raise UserError("what is typed or piped in is not text in UTF-8") from error
+    return text
+
+
+def _piped() -> str:
+    """Read standard input, and no more of it than any context holds."""
+    if sys.stdin is None:
+        return ""
+    try:
+        return sys.stdin.read(QUESTION_CHARS_MAX).strip()
+    except UnicodeDecodeError as error:
+        raise UserError("what is piped in is not text in UTF-8") from error
+
+
+class Spinner:
+    """Shows that something is going on: a spinner on a terminal, plain lines elsewhere."""
+
+    def __init__(self, text: str) -> None:
+        is_shown = notes.is_terminal and not logs.is_json()
+        self._status = notes.status(text) if is_shown else None
+        self._said_at = 0.0
+        self._waiting = ""
+        if self._status:
+            self._status.start()
+        else:
+            say(text)
+
+    def tell(self, transfer: Progress) -> None:
+        """Show how far a transfer of parts is, and what it waits for."""
+        if transfer.waiting != self._waiting:
+            self._waiting = transfer.waiting
+            if transfer.waiting:
+                say(transfer.waiting)
+        begun = transfer.holders > 0 and transfer.done_bytes < transfer.total_bytes
+        if transfer.waiting or not begun:
+            return
+        text = transfer_text(transfer)
+        if self._status:
+            self._status.update(text)
+        elif time.monotonic() - self._said_at >= PLAIN_LINE_S:
+            self._said_at = time.monotonic()
+            say(text)
+
+    def __call__(self) -> None:
+        """Be done; may be called again."""
+        if self._status:
+            self._status.stop()
+
+
+def transfer_text(transfer: Progress) -> str:
+    """Say in one line how far a transfer is."""
+    share = transfer.done_bytes / transfer.total_bytes
+    bar = "█" * round(BAR_CHARS * share)
+    left = "" if transfer.left_s is None else f", {transfer.left_s:.0f} s left"
+    return (
+        f"fetching {bar:░<{BAR_CHARS}} {share:4.0%} of {transfer.total_bytes / 1e6:,.1f} MB, "
+        f"{transfer.bytes_per_s / 1e6:,.1f} MB/s{left}, from {transfer.holders} peers"
+    )

@@ -1,0 +1,1 @@
+"""Asking a swarm: answers, conversations, sessions that are kept, and the library."""

@@ -1,0 +1,184 @@
+"""One answer of a swarm: a prompt in, streamed text out, and what it took."""
+
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import aclosing
+from dataclasses import asdict, dataclass, field
+from itertools import takewhile
+from pathlib import Path
+from typing import Any
+
+import trio
+
+from p2pinfer.core.errors import NoReplacement, NotVerified, PeerError
+from p2pinfer.core.messages import Hop
+from p2pinfer.core.sampling import Sampling
+from p2pinfer.core.text import TextStream
+from p2pinfer.core.trust import Trust
+from p2pinfer.engine.base import Candidate
+from p2pinfer.node.requester import Client
+from peers.asking.session import Session
+
+MAX_TOKENS_DEFAULT = 1024
+
+ATTEMPTS_MAX = 4
+"""Without a new token: the old session may be gone for its age, and a peer that has left is spoken
+of for a while. The client chooses another route each time, if there is one."""
+
+
+INTERRUPTED = "interrupted"
+
+NOTHING_CHECKED = "nothing of the answer was checked"
+
+SHORTEST_S = 1e-6
+"""Speeds are taken over no less: a coarse clock may show no time at all."""
+
+
+@dataclass(frozen=True)
+class Scored:
+    """A token of an answer, and how likely the model found it and others in its place."""
+
+    offset: int
+    """Characters of the answer before it; one that a stop string cut off lies past its end."""
+    candidates: tuple[Candidate, ...]
+    """As of ``NextToken``: the drawn one, then the likeliest."""
+
+
+_UNTOLD = ("spoken", "stream", "scores", "certificate")
+"""Of an answer: for programs that ask for them, or for nobody."""
+
+
+@dataclass
+class Answer:
+    """What the model said, and how it went."""
+
+    text: str = ""
+    tokens: int = 0
+    """Tokens of the answer, the one that ended it included."""
+    prompt_tokens: int = 0
+    reused_tokens: int = 0
+    """How many of the prompt's tokens the stages still held from before."""
+    tokens_per_second: float = 0.0
+    """Of decoding: the first token, which waits for the prompt, is not counted."""
+    time_to_first_token_ms: float = 0.0
+    finish: str = INTERRUPTED
+    """``stop``: the model ended or a stop string came; ``length``; ``interrupted``."""
+    route: list[dict[str, Any]] = field(default_factory=list)
+    """Per stage the peer and its layers, ``first:end``."""
+    trust: Trust | None = None
+    """What was checked of it; None where nothing was."""
+    spoken: list[int] = field(default_factory=list, repr=False)
+    """Its tokens: where a session is lost for good, another goes on from them."""
+    stream: TextStream | None = field(default=None, repr=False)
+    """What makes text of them."""
+    scores: list[Scored] = field(default_factory=list, repr=False)
+    """Of each token but the one that ended it, where ``Sampling.top_logprobs`` asks for them."""
+    certificate: bytes | None = field(default=None, repr=False)
+    """Its certificate's file, where its receipts join up."""
+
+    def scores_before(self, end: int, start: int = 0) -> tuple[Scored, ...]:
+        """Return the scores, from number ``start`` on, of tokens that begin before a character.
+
+        What a stop string cut off begins behind all that was said, so it is never among them.
+        """
+        return tuple(takewhile(lambda each: each.offset < end, self.scores[start:]))
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return what ``--json`` prints."""
+        found = asdict(self) | {"trust": self.trust and self.trust.as_dict()}
+        return {name: found[name] for name in found if name not in _UNTOLD}
+
+
+@dataclass(frozen=True)
+class ChatOptions:
+    """How answers are made."""
+
+    sampling: Sampling
+    max_tokens: int = MAX_TOKENS_DEFAULT
+    system: str | None = None
+    stops: Sequence[str] = ()
+    require_verified: bool = False
+    """Show nothing of an answer before what is checked of it has held."""
+    certificate: Path | None = None
+    """Where the newest answer's certificate is written."""
+
+
+def route_of(chain: Sequence[Hop]) -> list[dict[str, Any]]:
+    """Return what an answer says of the stages that made it."""
+    return [{"peer": a.peer, "layers": f"{a.first}:{a.end}"} for a in chain]
+
+
+class Attempts:
+    """Counts how often an answer's session was lost for good, since it last had a new token."""
+
+    def __init__(self, client: Client, answer: Answer) -> None:
+        self._client, self._answer = client, answer
+        self._tokens, self._left = 0, ATTEMPTS_MAX
+
+    def again(self, error: PeerError) -> bool:
+        """Whether to go on in another session."""
+        if self._answer.tokens > self._tokens:
+            self._tokens, self._left = self._answer.tokens, ATTEMPTS_MAX
+        self._left -= 1
+        if self._answer.finish != INTERRUPTED or not self._left:
+            return False
+        return not (isinstance(error, NoReplacement) and self._client.missing())
+
+
+async def answer_in(
+    session: Session, prompt: Sequence[int], options: ChatOptions, answer: Answer
+) -> AsyncGenerator[str, None]:
+    """Yield an answer's text token by token, nothing where none is certain yet.
+
+    ``answer`` is filled in meanwhile; if it has tokens already, they are gone on from. Raises as
+    ``Session.generate``.
+    """
+    before = answer.tokens
+    answer.route = route_of(session.route)
+    if not before:
+        answer.reused_tokens = session.held_of(prompt)
+        answer.stream = TextStream(options.stops)
+    stream = answer.stream
+    assert stream
+    started = first_at = trio.current_time()
+    whole = [*prompt, *answer.spoken]
+    tokens = session.generate(whole, options.sampling, options.max_tokens - before)
+    async with aclosing(tokens):
+        async for token in tokens:
+            answer.tokens += 1
+            answer.spoken.append(token.id)
+            answer.route = route_of(session.route)  # others may have taken places in it
+            now = trio.current_time()
+            if answer.tokens == before + 1:
+                first_at = now
+            else:
+                elapsed_s = max(now - first_at, SHORTEST_S)
+                answer.tokens_per_second = round((answer.tokens - before - 1) / elapsed_s, 2)
+            if answer.tokens == 1:
+                answer.time_to_first_token_ms = round(1000 * (now - started), 1)
+            if not token.is_end:
+                if token.candidates:
+                    offset = len(answer.text) + stream.held
+                    answer.scores.append(Scored(offset, token.candidates))
+                text = stream.feed(token.piece)
+                answer.text += text
+                yield text
+            if token.is_end or stream.stopped:
+                answer.finish = "stop"
+                break
+        else:
+            answer.finish = "length"
+    text = stream.end()
+    answer.text += text
+    yield text
+
+
+def verified(answer: Answer) -> str:
+    """Return an answer's text if all that was checked of it held.
+
+    Raises:
+        NotVerified: something did not; the text must not be used.
+    """
+    if answer.trust and answer.trust.held:
+        return answer.text
+    answer.text = ""
+    raise NotVerified(answer.trust.line() if answer.trust else NOTHING_CHECKED)

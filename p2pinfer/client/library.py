@@ -1,0 +1,327 @@
+"""The library: join a swarm and ask it, from trio or from plain synchronous code.
+
+from p2pinfer import connect
+
+async with connect(["/ip4/192.168.1.7/tcp/40613/p2p/12D3KooW…"]) as swarm:
+    async for piece in swarm.chat([{"role": "user", "content": "Name a tree."}]):
+        print(piece, end="")
+
+with connect([…]) as swarm:
+    for piece in swarm.chat([{"role": "user", "content": "Name a tree."}]):
+        print(piece, end="")
+"""
+
+import threading
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager, suppress
+from functools import partial
+from pathlib import Path
+from types import TracebackType
+from typing import Any, TypeVar
+
+import trio
+import trio.from_thread
+
+from p2pinfer.client.answer import (
+    MAX_TOKENS_DEFAULT,
+    Answer,
+    Attempts,
+    ChatOptions,
+    answer_in,
+    verified,
+)
+from p2pinfer.client.session_pool import SessionPool
+from p2pinfer.core.errors import PeerError, UserError, lone_errors
+from p2pinfer.core.ids import ModelId
+from p2pinfer.core.limits import AUDIT_RATE_DEFAULT, CONTEXT_DEFAULT, SESSIONS_DEFAULT
+from p2pinfer.core.sampling import Sampling
+from p2pinfer.engine.template import ChatTemplate, Message
+from p2pinfer.node.model_supply import name_model, open_store
+from p2pinfer.node.requester import Client, ClientOptions, Machine, open_client
+from transports.base import Reach
+from transports.secret import read_network_key
+
+RENDERS_MAX = 1
+"""Templates at once: one process renders them in turn, and who waits for it holds no thread."""
+
+T = TypeVar("T")
+
+
+class PromptTooLong(UserError):
+    """The prompt leaves no room for an answer in a session."""
+
+
+class Swarm:
+    """A swarm that answers several askers at once."""
+
+    def __init__(self, client: Client, pool: SessionPool) -> None:
+        self.client, self.pool = client, pool
+        self._template = ChatTemplate(client.model.info.chat_template)
+        self._renders = trio.CapacityLimiter(RENDERS_MAX)
+
+    @property
+    def model_name(self) -> str:
+        """What the model calls itself."""
+        return self.client.model.info.name
+
+    async def chat(
+        self,
+        messages: Sequence[Message],
+        *,
+        sampling: Sampling | None = None,
+        max_tokens: int = MAX_TOKENS_DEFAULT,
+        stops: Sequence[str] = (),
+        answer: Answer | None = None,
+    ) -> AsyncGenerator[str, None]:
+        """Yield the text of the assistant's next message, piece by piece.
+
+        Args:
+            messages: the conversation so far: ``role`` and ``content`` of each message.
+            sampling: how tokens are drawn; greedily when not given.
+            max_tokens: of the answer.
+            stops: texts that end it.
+            answer: is filled in with what the answer took.
+
+        Raises:
+            UserError: the template refuses these messages, or they are too long.
+            NobodyServes, PeerError: no chain of peers, or one of them went away.
+            TooBusy: more is asked than can be answered soon.
+        """
+        prompt = await self.prompt_of(messages)
+        how = ChatOptions(sampling or Sampling(), max_tokens, None, stops)
+        async with aclosing(self.answer(prompt, how, answer or Answer())) as pieces:
+            async for piece in pieces:
+                if piece:
+                    yield piece
+
+    async def prompt_of(self, messages: Sequence[Message]) -> list[int]:
+        """Return the tokens that ask for the next message; UserError if the template refuses."""
+        text = await trio.to_thread.run_sync(
+            self._template.render, list(messages), limiter=self._renders
+        )
+        return await self.tokenize(text)
+
+    async def tokenize(self, text: str) -> list[int]:
+        """Return a text's tokens; control tokens in it count as such."""
+        return await self.client.ends.tokenize(text, special=True)
+
+    async def answer(
+        self, prompt: Sequence[int], how: ChatOptions, answer: Answer
+    ) -> AsyncGenerator[str, None]:
+        """Yield text for each token that follows a prompt, and fill ``answer`` in; as ``chat``.
+
+        A chain that breaks for good is replaced by another one, which goes on from the tokens.
+        What is checked of an answer is in ``answer.trust`` and ``answer.certificate`` when all of
+        it has been yielded.
+        """
+        answer.prompt_tokens = len(prompt)
+        attempts = Attempts(self.client, answer)
+        while True:
+            try:
+                async with self.pool.lend(prompt) as lent:
+                    context = lent.session.context
+                    if len(prompt) >= context:
+                        raise PromptTooLong(
+                            f"the prompt has {len(prompt)} tokens, and a session holds {context}:"
+                            " shorten it, or begin a new conversation"
+                        )
+                    async with aclosing(answer_in(lent.session, prompt, how, answer)) as pieces:
+                        async for piece in pieces:
+                            yield "" if how.require_verified else piece
+                    answer.trust = trust = await self.client.examine(lent.session)
+                    if trust and not trust.broken:
+                        answer.certificate = self.client.certify(lent.session, answer.text, trust)
+                if how.require_verified:
+                    yield verified(answer)
+                return
+            except PeerError as error:
+                if not attempts.again(error):
+                    raise
+
+
+@asynccontextmanager
+async def open_swarm(
+    client: Client, sessions_max: int, on_wait: Callable[[str], None] = lambda _: None
+) -> AsyncIterator[Swarm]:
+    """Answer several askers through one client while the block lasts."""
+    pool = SessionPool(client, sessions_max, on_wait)
+    with lone_errors():
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(pool.tend)
+            try:
+                yield Swarm(client, pool)
+            finally:
+                nursery.cancel_scope.cancel()
+                await pool.close()
+
+
+class connect:  # noqa: N801 -- used like a function
+    """A swarm joined as somebody who asks, for the length of a ``with`` or ``async with`` block.
+
+    Args:
+        bootstrap: multiaddrs of peers in the swarm.
+        model: a GGUF file, ``default``, or a model's id; else what the swarm serves.
+        network: the swarm's name.
+        network_key: the file with the key of a private network.
+        mdns: find peers on the local network without an address.
+        dht: find peers of the model in a distributed hash table.
+        keep_layers: how many layers at each end of the model are run here.
+        sessions: answers at once.
+        context: positions per session.
+        audit_rate: the share of stages whose part in an answer is run again by somebody else.
+        sponsored: ask on the account of a peer that serves on this machine, which full stages
+            prefer; they learn that the two belong together.
+
+    Raises:
+        UserError: an argument cannot be used.
+        NobodyServes: nobody answers at any of the addresses.
+    """
+
+    def __init__(
+        self,
+        bootstrap: Sequence[str] = (),
+        *,
+        model: str | None = None,
+        network: str = "main",
+        network_key: str | Path | None = None,
+        mdns: bool = False,
+        dht: bool = False,
+        keep_layers: int = 1,
+        sessions: int = SESSIONS_DEFAULT,
+        context: int = CONTEXT_DEFAULT,
+        audit_rate: float = AUDIT_RATE_DEFAULT,
+        sponsored: bool = True,
+    ) -> None:
+        if not 0 <= audit_rate <= 1:
+            raise UserError(f"audit_rate must be from 0 to 1, and not {audit_rate}")
+        key = read_network_key(Path(network_key)) if network_key else None
+        reach = Reach(network, key, mdns, dht)
+        self._model, self._sessions = model, sessions
+        self._audit_rate, self._sponsored = audit_rate, sponsored
+        self._how = (tuple(bootstrap), reach, keep_layers, Machine(sessions, context))
+        self._stack = AsyncExitStack()
+        self._thread: _TrioThread | None = None
+
+    async def __aenter__(self) -> Swarm:
+        return await self._stack.enter_async_context(self._open())
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> bool | None:
+        return await self._stack.__aexit__(kind, error, trace)
+
+    def __enter__(self) -> "SyncSwarm":
+        self._thread = _TrioThread(self._open)
+        return SyncSwarm(self._thread.swarm, self._thread)
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        assert self._thread
+        self._thread.close()
+
+    @asynccontextmanager
+    async def _open(self) -> AsyncIterator[Swarm]:
+        store = open_store()
+
+        async def find(name: str) -> ModelId:
+            return await trio.to_thread.run_sync(name_model, name, store, lambda *_: None)
+
+        options = ClientOptions(
+            await find(self._model) if self._model else None,
+            *self._how,
+            audit_rate=self._audit_rate,
+            sponsored=self._sponsored,
+            default_model=partial(find, "default"),
+        )
+        async with (
+            open_client(options, store, lambda _: None) as client,
+            open_swarm(client, self._sessions) as swarm,
+        ):
+            yield swarm
+
+
+class SyncSwarm:
+    """A swarm for code that knows nothing of trio; several threads may ask at once."""
+
+    def __init__(self, swarm: Swarm, thread: "_TrioThread") -> None:
+        self._swarm, self._thread = swarm, thread
+
+    @property
+    def model_name(self) -> str:
+        """What the model calls itself."""
+        return self._swarm.model_name
+
+    def chat(
+        self,
+        messages: Sequence[Message],
+        *,
+        sampling: Sampling | None = None,
+        max_tokens: int = MAX_TOKENS_DEFAULT,
+        stops: Sequence[str] = (),
+        answer: Answer | None = None,
+    ) -> Iterator[str]:
+        """Yield the text of the assistant's next message; as ``Swarm.chat``."""
+        pieces = self._swarm.chat(
+            messages, sampling=sampling, max_tokens=max_tokens, stops=stops, answer=answer
+        )
+        try:
+            while True:
+                try:
+                    yield self._thread.run(anext, pieces)
+                except StopAsyncIteration:
+                    return
+        finally:
+            self._thread.run(pieces.aclose)
+
+
+class _TrioThread:
+    """An event loop in a thread of its own, with a swarm open in it."""
+
+    def __init__(self, opening: Callable[[], Any]) -> None:
+        self._opening = opening
+        self._is_open = threading.Event()
+        self._failure: BaseException | None = None
+        self._thread = threading.Thread(target=self._main, name="p2pinfer", daemon=True)
+        self._thread.start()
+        self._is_open.wait()
+        if self._failure:
+            self._thread.join()
+            raise self._failure
+
+    def run(self, function: Callable[..., Awaitable[T]], *arguments: Any) -> T:
+        """Call an async function over there and return what it returns."""
+
+        async def call() -> T:
+            return await function(*arguments)
+
+        return trio.from_thread.run(call, trio_token=self._token)
+
+    def close(self) -> None:
+        """Leave the swarm; wait until that is done."""
+        with suppress(trio.RunFinishedError):  # it has failed by itself
+            trio.from_thread.run_sync(self._leave.set, trio_token=self._token)
+        self._thread.join()
+        if self._failure:
+            raise self._failure
+
+    def _main(self) -> None:
+        try:
+            trio.run(self._run)
+        except BaseException as error:  # noqa: BLE001 -- belongs to whoever opened the swarm
+            self._failure = error
+        finally:
+            self._is_open.set()
+
+    async def _run(self) -> None:
+        async with self._opening() as self.swarm:
+            self._token = trio.lowlevel.current_trio_token()
+            self._leave = trio.Event()
+            self._is_open.set()
+            await self._leave.wait()

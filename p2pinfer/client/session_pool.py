@@ -1,0 +1,222 @@
+"""Sessions for many askers: a few are open at once, and a prompt gets one that knows its beginning.
+
+A client of an OpenAI interface sends the whole conversation each time. Its session waits here
+between two answers, so that only what is new goes through the swarm.
+"""
+
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from dataclasses import dataclass
+from itertools import count
+from typing import Any
+
+import trio
+
+from p2pinfer.core.errors import EngineError, P2pinferError, PeerError
+from p2pinfer.core.messages import Refusal
+from p2pinfer.engine.base import EngineBusy
+from p2pinfer.node.requester import Client
+from peers.asking.session import Session
+from peers.steps.messaging import RefusedError
+
+WAITING_MAX = 64
+"""Askers in the queue: at some seconds an answer, those behind would wait for minutes."""
+
+WAIT_S_MAX = 120.0
+"""In the queue; then the asker is told to come again."""
+
+BUSY_AGAIN_S = 1.0
+"""How often to ask the swarm again once its peers had no session to give."""
+
+IDLE_MAX = 8
+"""Sessions kept for a next turn: their cells are others' memory."""
+
+IDLE_S_MAX = 300.0
+"""How long: a person reads, thinks and types."""
+
+CLOSE_S_MAX = 5.0
+"""For taking leave of the peers of a session."""
+
+
+class TooBusy(P2pinferError):
+    """More is asked than can be answered soon."""
+
+
+@dataclass(eq=False)
+class Lent:
+    """An open session."""
+
+    number: int
+    """Of this pool's sessions."""
+    session: Session
+    stack: AsyncExitStack
+    opened_at: float
+    """By trio's clock."""
+    used_at: float = 0.0
+    """When it was given back, by trio's clock."""
+
+    async def close(self, error: Exception | None = None) -> None:
+        """Give its cells back; what went wrong, if it did, is remembered against the peer."""
+        with trio.move_on_after(CLOSE_S_MAX, shield=True), suppress(P2pinferError):
+            # What is suppressed is that very error, or that the peers have left already.
+            await self.stack.__aexit__(type(error) if error else None, error, None)
+
+
+class SessionPool:
+    """At most ``sessions_max`` sessions of one client, lent first come, first served."""
+
+    def __init__(
+        self, client: Client, sessions_max: int, on_wait: Callable[[str], None] = lambda _: None
+    ) -> None:
+        self._client, self._on_wait = client, on_wait
+        self.sessions_max = sessions_max
+        self.running = self.waiting = 0
+        self._slots = trio.Semaphore(sessions_max)  # in the order of asking
+        self._lent: list[Lent] = []
+        self._numbers = count(1)
+        self._idle: list[Lent] = []  # the longest unused first
+        self._in_need = trio.Lock()  # of whoever waits for a busy swarm; in order too
+        self._freed = trio.Event()
+
+    @property
+    def idle(self) -> int:
+        """Sessions that wait for a next turn."""
+        return len(self._idle)
+
+    @asynccontextmanager
+    async def lend(self, prompt: Sequence[int]) -> AsyncIterator[Lent]:
+        """Lend a session for the block, the one that holds most of the prompt if one does.
+
+        Raises:
+            TooBusy: the queue is full, or it did not move.
+            NobodyServes: no chain of peers.
+            PeerError, EngineError: the session could not be opened.
+        """
+        await self._queue()
+        self.running += 1
+        try:
+            lent = await self._take(prompt)
+            self._lent.append(lent)
+            try:
+                yield lent
+            except (PeerError, EngineError) as error:
+                await lent.close(error)
+                raise
+            except BaseException:  # an asker that left; the session is good for the next one
+                await self._keep(lent)
+                raise
+            finally:
+                self._lent.remove(lent)
+            await self._keep(lent)
+        finally:
+            self.running -= 1
+            self._slots.release()
+            self._freed.set()
+
+    def describe(self) -> list[dict[str, Any]]:
+        """Return the sessions that are open, those in use first."""
+        now = trio.current_time()
+        return [
+            {
+                "session": str(lent.number),
+                "with": [hop.peer for hop in lent.session.route],
+                "layers": " ".join(f"{hop.first}:{hop.end}" for hop in lent.session.route),
+                "positions": len(lent.session.tokens),
+                "age_s": round(now - lent.opened_at, 1),
+                "idle_s": round(now - lent.used_at, 1) if lent in self._idle else 0.0,
+            }
+            for lent in [*self._lent, *self._idle]
+        ]
+
+    async def tend(self) -> None:
+        """Close what nobody came back to, for ever."""
+        while True:
+            await trio.sleep(IDLE_S_MAX / 10)
+            oldest = trio.current_time() - IDLE_S_MAX
+            while self._idle and self._idle[0].used_at < oldest:
+                await self._idle.pop(0).close()
+
+    async def close(self) -> None:
+        """Close what is idle."""
+        while self._idle:
+            await self._idle.pop().close()
+
+    async def _queue(self) -> None:
+        if self.waiting >= WAITING_MAX:
+            raise TooBusy(f"{WAITING_MAX} questions wait already; ask again in a moment")
+        self.waiting += 1
+        try:
+            with trio.fail_after(WAIT_S_MAX):
+                await self._slots.acquire()
+        except trio.TooSlowError:
+            raise TooBusy("no session became free in time; ask again in a moment") from None
+        finally:
+            self.waiting -= 1
+
+    async def _take(self, prompt: Sequence[int]) -> Lent:
+        if not self._in_need.locked():  # else whoever waits for a session comes first
+            if lent := self._matching(prompt):
+                return lent
+            if self._idle and self.running + len(self._idle) > self.sessions_max:
+                return self._idle.pop(0)  # of another conversation: better than to open one
+            try:
+                return await self._open()
+            except P2pinferError as error:
+                if not _is_busy(error):
+                    raise
+        try:
+            with trio.fail_after(WAIT_S_MAX):
+                async with self._in_need:
+                    return await self._take_when_free()
+        except trio.TooSlowError:
+            raise TooBusy("the swarm's sessions are all taken; ask again in a moment") from None
+
+    async def _take_when_free(self) -> Lent:
+        while True:
+            if self._idle:  # of another conversation, but its cells are ours already
+                return self._idle.pop(0)
+            self._freed = trio.Event()
+            with trio.move_on_after(BUSY_AGAIN_S):
+                await self._freed.wait()
+            if not self._idle:
+                try:
+                    return await self._open()
+                except P2pinferError as error:
+                    if not _is_busy(error):
+                        raise
+
+    def _matching(self, prompt: Sequence[int]) -> Lent | None:
+        """Take the idle session that lends most, unless another conversation would lose more."""
+        best = max(self._idle, key=lambda lent: lent.session.held_of(prompt), default=None)
+        if best is None:
+            return None
+        held = best.session.held_of(prompt)
+        is_asked_again = held == len(prompt) - 1
+        if not is_asked_again and 2 * held < len(best.session.tokens):
+            return None
+        self._idle.remove(best)
+        return best
+
+    async def _open(self) -> Lent:
+        route = await self._client.find_route(self._on_wait)
+        async with AsyncExitStack() as stack:
+            session = await stack.enter_async_context(
+                self._client.open_session(route, self._on_wait)
+            )
+            return Lent(next(self._numbers), session, stack.pop_all(), trio.current_time())
+
+    async def _keep(self, lent: Lent) -> None:
+        if not lent.session.is_trusted:
+            await lent.close()
+            return
+        lent.used_at = trio.current_time()
+        self._idle.append(lent)
+        if len(self._idle) > min(IDLE_MAX, self.sessions_max):
+            await self._idle.pop(0).close()
+
+
+def _is_busy(error: P2pinferError) -> bool:
+    """Whether somebody had no session to give, who may have one soon."""
+    if isinstance(error, RefusedError):
+        return error.refused.code is Refusal.BUSY
+    return isinstance(error, EngineBusy)

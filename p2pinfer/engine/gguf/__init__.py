@@ -1,0 +1,1 @@
+"""GGUF files: reading, writing, and cutting models into ranges of layers."""

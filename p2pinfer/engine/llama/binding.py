@@ -1,0 +1,400 @@
+"""The one module that speaks to llama.cpp: a GGUF slice, its KV cache, its vocabulary, samplers.
+
+A slice takes tokens or rows of the residual stream in, and gives rows or logits out. Rows leave
+through llama.cpp's public evaluation callback: it is asked about every node of the graph, answers
+yes to the last wanted layer's ``l_out`` and then says stop, which also skips the norm and the head
+that a slice does not have. The rows are read where that node left them.
+
+Every session has a KV stream of its own (``kv_unified=False``): its cells lie in the order of its
+positions whatever other sessions do, so the floating-point sums of attention never depend on them.
+"""
+
+import ctypes
+from collections.abc import Sequence
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+import llama_cpp
+import numpy as np
+from llama_cpp import llama_cpp as api
+from llama_cpp._ggml import libggml_base_path
+from numpy.typing import NDArray
+
+from p2pinfer.core.errors import BadModelFile, EngineError
+from p2pinfer.core.limits import NARROW_ROWS_MAX, ROWS_PER_DECODE_MAX
+from p2pinfer.core.sampling import Sampling
+from p2pinfer.engine.llama.logprobs import log_probabilities
+from p2pinfer.engine.llama.tap import Tap
+
+CELLS_GRAIN = 256
+"""llama.cpp rounds each session's KV cells up to a multiple of this."""
+
+_LLAMA_LOAD_MODE_NONE = 0
+"""llama.h: weights in memory of their own, not mapped from the file: that may be huge pages."""
+
+_GGML_TYPE_BF16 = 30
+"""ggml.h; the Python bindings name only older types."""
+
+Rows = NDArray[np.float32]
+Tokens = NDArray[np.int32]
+
+_ggml = ctypes.CDLL(str(next(libggml_base_path.glob("*ggml-base.*"))))
+
+_log_lines: list[str] = []
+_LOG_LINES_MAX = 20
+
+
+@api.llama_log_callback  # type: ignore[untyped-decorator] # ctypes' own
+def _keep_errors(level: int, text: bytes, _: Any) -> None:
+    """Keep llama.cpp's last error lines for our own messages instead of printing them."""
+    if level >= 4:  # GGML_LOG_LEVEL_ERROR
+        _log_lines.append(text.decode(errors="replace").strip())
+        del _log_lines[:-_LOG_LINES_MAX]
+
+
+api.llama_log_set(_keep_errors, ctypes.c_void_p(0))
+
+
+@dataclass(frozen=True)
+class Settings:
+    """What the arithmetic of a slice depends on besides its weights."""
+
+    threads: int = 1
+    repack: bool = True
+    """Let ggml rearrange weights for the CPU: exact and fast for Q4_0, neither for K-quants."""
+    values_bf16: bool = False
+    """Keep V in bfloat16: slower, but the same bits for any number of threads past 512 cells."""
+    flash_attention: bool = True
+    """llama.cpp's default; without it only to measure what other builds may compute."""
+
+
+@dataclass(slots=True)  # frozen ones take five times as long to make, once per token
+class Span:
+    """Consecutive positions of one session that are decoded together."""
+
+    slot: int
+    position: int
+    inputs: Tokens | Rows
+    outputs: bool = True
+    """False: only fill the KV cache (saves the head's work while a prompt is read)."""
+    layers: int | None = None
+    """Run only so many of the slice's layers, the same for all rows of a session; None is all."""
+
+    def __len__(self) -> int:
+        """How many rows the span holds."""
+        return len(self.inputs)
+
+
+class Slice:
+    """A loaded GGUF with KV cells for ``sessions`` sessions of ``context`` positions each.
+
+    Args:
+        path: a GGUF written by ``p2pinfer.engine.slicing``, or a whole model.
+        logits: give logits (float32, one row of the vocabulary's size per output) instead of the
+            residual stream behind the last layer (float32, width).
+        settings: threads and kernels.
+        sessions: KV streams, numbered from 0.
+        context: positions per session; rounded up to a multiple of ``CELLS_GRAIN``.
+
+    Raises:
+        BadModelFile: llama.cpp does not load the file.
+    """
+
+    def __init__(
+        self, path: Path, *, logits: bool, settings: Settings, sessions: int, context: int
+    ) -> None:
+        self.settings, self.sessions, self._logits = settings, sessions, logits
+        # A padded decode may run up to 7 rows past the last position that a session may hold.
+        cells = -(-(context + NARROW_ROWS_MAX) // CELLS_GRAIN) * CELLS_GRAIN
+        self.context = context
+        self._model = _load_model(path, settings)
+        self.width: int = api.llama_model_n_embd(self._model)
+        self.layers: int = api.llama_model_n_layer(self._model)
+        self.vocab = api.llama_model_get_vocab(self._model)
+        self.vocabulary: int = api.llama_vocab_n_tokens(self.vocab)
+        self._tap = Tap(_ggml)
+        self._nodes = [f"l_out-{layer}".encode() for layer in range(self.layers)]
+        self.ctx = api.llama_init_from_model(self._model, self._context_params(cells))
+        if not self.ctx:
+            api.llama_model_free(self._model)
+            raise BadModelFile(f"llama.cpp cannot run {path}: {_last_error()}")
+        self._memory = api.llama_get_memory(self.ctx)
+        self._lengths = [0] * sessions
+        self._batch = _Batch(self.width)
+
+    def _context_params(self, cells: int) -> Any:
+        params = api.llama_context_default_params()
+        params.n_ctx = cells * self.sessions
+        params.n_seq_max = self.sessions
+        params.n_batch = params.n_ubatch = ROWS_PER_DECODE_MAX
+        params.n_threads = params.n_threads_batch = self.settings.threads
+        params.flash_attn_type = (
+            llama_cpp.LLAMA_FLASH_ATTN_TYPE_ENABLED
+            if self.settings.flash_attention
+            else llama_cpp.LLAMA_FLASH_ATTN_TYPE_DISABLED
+        )
+        params.kv_unified = False
+        # A windowed layer must keep every cell, or dropping positions would not bring them back.
+        params.swa_full = True
+        params.no_perf = True
+        if self.settings.values_bf16:
+            params.type_v = _GGML_TYPE_BF16
+        if not self._logits:
+            params.cb_eval = ctypes.cast(self._tap.callback, type(params.cb_eval))
+        return params
+
+    def close(self) -> None:
+        """Free the model and its KV cache."""
+        api.llama_free(self.ctx)
+        api.llama_model_free(self._model)
+
+    def truncate(self, slot: int, length: int) -> None:
+        """Drop a session's positions from ``length`` on; 0 frees all its cells."""
+        if self._lengths[slot] > length:
+            api.llama_memory_seq_rm(self._memory, slot, length, -1)
+            self._lengths[slot] = length
+
+    def check(self, span: Span) -> None:
+        """Raise EngineError where the span leaves a gap in its session, or does not fit into it."""
+        if span.position > self._lengths[span.slot]:
+            raise EngineError(f"position {span.position} leaves a gap in the session")
+        if span.position + len(span) > self.context:
+            raise EngineError(f"the context of {self.context} positions is full")
+
+    def decode(self, spans: Sequence[Span], *, pad_to: int = 0) -> list[NDArray[np.float32]]:
+        """Run spans in one decode and return each one's outputs, in order.
+
+        Several spans must run as many layers, and have one row each and adjoining slots in
+        ascending order: then llama.cpp computes them as one batch. A position before a session's
+        end drops what lies beyond.
+
+        Args:
+            spans: at most ``ROWS_PER_DECODE_MAX`` rows in all.
+            pad_to: run at least that many rows (of a single span), so that the wide kernels do it.
+
+        Raises:
+            EngineError: a position leaves a gap or lies past the context, or llama.cpp failed.
+        """
+        assert spans
+        assert len(spans) == 1 or all(
+            len(b) == 1 and b.slot == a.slot + 1 and b.layers == a.layers
+            for a, b in pairwise(spans)
+        )
+        for span in spans:
+            self.check(span)
+            self.truncate(span.slot, span.position)
+        rows = self._batch.fill(spans, pad_to, only_last=self._logits)
+        outputs = self._run(rows, len(spans), spans[0].layers or self.layers)
+        for span in spans:
+            self._lengths[span.slot] = span.position + max(len(span), pad_to)
+            self.truncate(span.slot, span.position + len(span))
+        if self._logits:
+            return self._logits_of(spans)
+        if len(spans) > 1:  # of one row each
+            return list(outputs.reshape(len(spans), 1, self.width))
+        return [outputs[: len(spans[0])]]
+
+    def _run(self, rows: int, sessions: int, layers: int) -> Rows:
+        """Decode the filled batch; returns the residual stream (empty when logits are wanted)."""
+        self._tap.arm(self._nodes[layers - 1], rows, sessions)
+        status = api.llama_decode(self.ctx, self._batch.struct)
+        if status != 0:
+            raise EngineError(f"llama.cpp could not decode {rows} rows: {_last_error()}")
+        data = b"" if self._logits else self._tap.read(4 * rows * self.width)
+        return np.frombuffer(data, np.float32).reshape(-1, self.width)
+
+    def _logits_of(self, spans: Sequence[Span]) -> list[NDArray[np.float32]]:
+        """One row of logits per span that asked for outputs: of its last row."""
+        found, row = [], -1
+        for span in spans:
+            row += len(span)
+            if not span.outputs:
+                found.append(np.empty((0, self.vocabulary), np.float32))
+                continue
+            data = api.llama_get_logits_ith(self.ctx, row)
+            found.append(np.ctypeslib.as_array(data, (1, self.vocabulary)))
+        return found
+
+
+class _Batch:
+    """A ``llama_batch`` over arrays that are allocated once."""
+
+    def __init__(self, width: int) -> None:
+        rows = ROWS_PER_DECODE_MAX
+        self._tokens = (ctypes.c_int32 * rows)()
+        self._embd = np.zeros((rows, width), np.float32)
+        self._positions = (ctypes.c_int32 * rows)()
+        self._slots = (ctypes.c_int32 * rows)()
+        self._wanted = (ctypes.c_int8 * rows)()
+        slot = ctypes.POINTER(ctypes.c_int32)
+        size = ctypes.sizeof(ctypes.c_int32)
+        at = ctypes.addressof(self._slots)
+        self.struct = api.llama_batch(
+            pos=self._positions,
+            n_seq_id=(ctypes.c_int32 * rows)(*[1] * rows),
+            seq_id=(slot * rows)(*(ctypes.cast(at + size * i, slot) for i in range(rows))),
+            logits=self._wanted,
+        )
+        self._embd_pointer = self._embd.ctypes.data_as(ctypes.POINTER(ctypes.c_float))
+
+    def fill(self, spans: Sequence[Span], pad_to: int, *, only_last: bool) -> int:
+        """Lay the spans out and return the number of rows, padding included.
+
+        Padding is zeros at the positions behind the span: causal attention hides them from the
+        rows that count, and they are dropped afterwards.
+        """
+        row = 0
+        is_tokens = spans[0].inputs.dtype == np.int32
+        for span in spans:
+            first = row
+            if is_tokens:
+                self._tokens[row : row + len(span)] = span.inputs.tolist()
+            else:
+                self._embd[row : row + len(span)] = span.inputs
+            while row < first + len(span):
+                self._place(row, span.slot, span.position + row - first, wanted=not only_last)
+                row += 1
+            self._wanted[row - 1] = span.outputs or not only_last
+        while row < pad_to:
+            assert len(spans) == 1
+            self._tokens[row] = 0
+            self._embd[row] = 0
+            self._place(row, spans[0].slot, spans[0].position + row, wanted=not only_last)
+            row += 1
+        self.struct.n_tokens = row
+        self.struct.token = self._tokens if is_tokens else None
+        self.struct.embd = None if is_tokens else self._embd_pointer
+        return row
+
+    def _place(self, row: int, slot: int, position: int, *, wanted: bool) -> None:
+        self._slots[row], self._positions[row], self._wanted[row] = slot, position, wanted
+
+
+class Vocabulary:
+    """The tokenizer of a loaded slice that kept its own."""
+
+    def __init__(self, part: Slice) -> None:
+        self._vocab = part.vocab
+
+    def tokenize(self, text: str, *, special: bool) -> list[int]:
+        """Return the tokens of a text; with ``special``, control tokens in it count as such."""
+        raw = text.encode()
+        room = len(raw) + 8  # a token is at least a byte of text; some add a prefix of their own
+        found = (ctypes.c_int32 * room)()
+        count = api.llama_tokenize(self._vocab, raw, len(raw), found, room, False, special)
+        if count < 0:
+            raise EngineError("llama.cpp cannot tokenize this text")
+        return list(found[:count])
+
+    def piece(self, token: int) -> bytes:
+        """Return the bytes that a token stands for; none for control tokens."""
+        room = 64
+        while True:
+            buffer = ctypes.create_string_buffer(room)
+            count = api.llama_token_to_piece(self._vocab, token, buffer, room, 0, False)
+            if count >= 0:
+                return buffer.raw[:count]
+            room = -count
+
+    def is_end(self, token: int) -> bool:
+        """Whether the token ends what a model says."""
+        return bool(api.llama_vocab_is_eog(self._vocab, token))
+
+    @property
+    def begins_with(self) -> list[int]:
+        """The tokens that every text starts with: the beginning-of-sequence token, or none."""
+        if not api.llama_vocab_get_add_bos(self._vocab):
+            return []
+        return [api.llama_vocab_bos(self._vocab)]
+
+
+class Sampler:
+    """Draws one session's tokens with llama.cpp's own samplers."""
+
+    def __init__(self, part: Slice, sampling: Sampling, recent: Sequence[int]) -> None:
+        self._part, self._chain, self._told = part, None, sampling.top_logprobs
+        self._is_greedy = sampling.temperature == 0 and not sampling.is_penalised
+        if self._is_greedy:
+            return
+        self._chain = api.llama_sampler_chain_init(api.llama_sampler_chain_default_params())
+        for each in _samplers(sampling, part.vocabulary):
+            api.llama_sampler_chain_add(self._chain, each)
+        for token in recent[-sampling.repeat_last_n :] if sampling.is_penalised else ():
+            api.llama_sampler_accept(self._chain, token)
+
+    def sample(self, row: int, logits: Rows) -> int:
+        """Return the next token after the given row of the last decode."""
+        if self._is_greedy:
+            return int(logits.argmax())
+        return int(api.llama_sampler_sample(self._chain, self._part.ctx, row))
+
+    def likelihoods(self, token: int, logits: Rows) -> list[tuple[int, float]]:
+        """Return the log-probability of the drawn token, then those of the likeliest, if wanted."""
+        return [] if self._told is None else log_probabilities(logits, token, self._told)
+
+    def close(self) -> None:
+        """Free the chain."""
+        if self._chain:
+            api.llama_sampler_free(self._chain)
+            self._chain = None
+
+
+def _samplers(sampling: Sampling, vocabulary: int) -> list[Any]:
+    """The chain, in the order of the fields of ``Sampling``."""
+    chain = []
+    if sampling.is_penalised:
+        chain.append(
+            api.llama_sampler_init_penalties(
+                vocabulary,
+                sampling.repeat_last_n,
+                sampling.repeat_penalty,
+                sampling.frequency_penalty,
+                sampling.presence_penalty,
+            )
+        )
+    if sampling.temperature == 0:
+        return [*chain, api.llama_sampler_init_greedy()]
+    return [
+        *chain,
+        api.llama_sampler_init_top_k(sampling.top_k),
+        api.llama_sampler_init_top_p(sampling.top_p, 1),
+        api.llama_sampler_init_min_p(sampling.min_p, 1),
+        api.llama_sampler_init_temp(sampling.temperature),
+        api.llama_sampler_init_dist(sampling.seed),
+    ]
+
+
+def _load_model(path: Path, settings: Settings) -> Any:
+    params = api.llama_model_default_params()
+    params.n_gpu_layers = 0
+    params.use_extra_bufts = settings.repack
+    params.load_mode = _LLAMA_LOAD_MODE_NONE
+    model = api.llama_model_load_from_file(str(path).encode(), params)
+    if not model:
+        raise BadModelFile(f"llama.cpp cannot load {path}: {_last_error()}")
+    return model
+
+
+def _last_error() -> str:
+    return _log_lines[-1] if _log_lines else "no reason given"
+
+
+def build_fingerprint() -> str:
+    """Say which llama.cpp this is and what it uses of this CPU; equal for equal arithmetic."""
+    features = api.llama_print_system_info().decode()
+    libraries = sorted(libggml_base_path.glob("*ggml-cpu.*"))
+    return f"{llama_cpp.__version__} {libraries[0].stat().st_size} {features}"
+
+
+def requantise(source: Path, target: Path, file_type: int) -> None:
+    """Write a model again in another quantisation, as what somebody would serve to save work.
+
+    Raises:
+        EngineError: llama.cpp cannot.
+    """
+    params = api.llama_model_quantize_default_params()
+    params.ftype, params.allow_requantize, params.nthread = file_type, True, 1
+    if api.llama_model_quantize(str(source).encode(), str(target).encode(), ctypes.byref(params)):
+        raise EngineError(f"llama.cpp cannot quantise {source} again: {_last_error()}")

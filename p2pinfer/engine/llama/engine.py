@@ -1,0 +1,193 @@
+"""Stages and ends in llama.cpp: sessions, numbered slots, over an engine worker."""
+
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+
+import attrs
+
+from p2pinfer.core.errors import EngineDied, EngineError
+from p2pinfer.core.limits import CONTEXT_DEFAULT, SESSIONS_DEFAULT
+from p2pinfer.core.sampling import Sampling
+from p2pinfer.engine.base import Candidate, Decoded, Done, EngineBusy, NextToken
+from p2pinfer.engine.llama.frames import PartConfig, WorkerConfig
+from p2pinfer.engine.llama.process import Answer, Answered, Worker, open_worker
+
+
+class _Slots:
+    """The sessions of a worker, numbered; the lowest free one first, so that they adjoin."""
+
+    def __init__(self, worker: Worker) -> None:
+        self.worker = worker
+        self._free = set(range(worker.config.sessions))
+
+    def take(self) -> "_Slot":
+        if not self.worker.is_running:
+            raise EngineDied("the engine's process has ended and is being restarted")
+        if not self._free:
+            raise EngineBusy(f"all {self.worker.config.sessions} sessions are taken")
+        number = min(self._free)
+        self._free.remove(number)
+        return _Slot(self, number)
+
+    def give_back(self, number: int) -> None:
+        self._free.add(number)
+
+
+class _Slot:
+    """One session of one generation of a worker."""
+
+    def __init__(self, slots: _Slots, number: int) -> None:
+        self._slots, self._number = slots, number
+        self._generation = slots.worker.generation
+        self._closed = False
+
+    def request(self, answered: Answered, kind: str, *values: object) -> None:
+        self._check()
+        self._slots.worker.request(answered, kind, self._number, *values)
+
+    async def ask(self, kind: str, *values: object) -> Answer:
+        self._check()
+        return await self._slots.worker.ask(kind, self._number, *values)
+
+    def tell(self, kind: str, *values: object) -> None:
+        self._check()
+        self._slots.worker.tell(kind, self._number, *values)
+
+    def close(self) -> None:
+        if self._closed:
+            return
+        self._closed = True
+        self._slots.give_back(self._number)
+        if self._is_alive():
+            self._slots.worker.tell("close", self._number)
+
+    def _is_alive(self) -> bool:
+        worker = self._slots.worker
+        return worker.is_running and worker.generation == self._generation
+
+    def _check(self) -> None:
+        assert not self._closed
+        if not self._is_alive():
+            raise EngineDied("the engine's process died, and the session's KV cache with it")
+
+
+class _LocalStageSession:
+    def __init__(self, slot: _Slot, layers: int) -> None:
+        self._slot, self._layers = slot, layers
+        self._closed = False
+
+    def submit(self, position: int, rows: bytes, done: Done, *, wide: bool) -> None:
+        def answered(answer: Answer | EngineError) -> None:
+            if not self._closed:
+                done(answer if isinstance(answer, EngineError) else Decoded(answer[1], answer[0]))
+
+        self._slot.request(answered, "rows", position, wide, rows, self._layers)
+
+    def close(self) -> None:
+        self._closed = True
+        self._slot.close()
+
+
+class LocalStage:
+    """A stage's layers in a worker process; a ``StageEngine``."""
+
+    def __init__(self, worker: Worker, first: int) -> None:
+        (part,) = worker.parts
+        self.worker = worker
+        self.first, self.end = first, first + part.layers
+        self.width = part.width
+        self.context = worker.config.context
+        self.numerics_class = part.numerics_class
+        self._slots = _Slots(worker)
+
+    def open(self, end: int) -> _LocalStageSession:
+        """Reserve a session's cells up to a layer; raises EngineBusy or EngineDied."""
+        assert self.first < end <= self.end
+        return _LocalStageSession(self._slots.take(), end - self.first)
+
+
+class _LocalEndsSession:
+    def __init__(self, slot: _Slot) -> None:
+        self._slot = slot
+        self.close = slot.close
+
+    def start(self, sampling: Sampling, recent: list[int]) -> None:
+        self._slot.tell("sampling", attrs.asdict(sampling), recent)
+
+    async def embed(self, position: int, tokens: list[int], *, wide: bool) -> Decoded:
+        decoding_us, rows = await self._slot.ask("embed", position, wide, tokens)
+        return Decoded(rows, decoding_us)
+
+    async def absorb(self, position: int, rows: bytes, *, wide: bool) -> int:
+        (decoding_us,) = await self._slot.ask("absorb", position, wide, rows)
+        assert isinstance(decoding_us, int)
+        return decoding_us
+
+    async def next(self, position: int, rows: bytes, *, wide: bool) -> NextToken:
+        answer = await self._slot.ask("next", position, wide, rows)
+        decoding_us, token, piece, is_end, rows, likely = answer
+        candidates = tuple(Candidate(*each) for each in likely)
+        return NextToken(token, piece, is_end, rows, decoding_us, candidates)
+
+
+class LocalEnds:
+    """The ends of a model in a worker process; an ``Ends``."""
+
+    def __init__(self, worker: Worker, layers: int) -> None:
+        first, last = worker.parts
+        self.worker = worker
+        self.first, self.end = first.layers, layers - last.layers
+        self.width = first.width
+        self.context = worker.config.context
+        self.vocabulary = first.vocabulary
+        self._slots = _Slots(worker)
+
+    async def tokenize(self, text: str, *, special: bool) -> list[int]:
+        """Return a text's tokens, with what every text begins with in front unless it is there."""
+        _, begins_with, tokens = await self.worker.ask("tokenize", text, special)
+        found: list[int] = tokens
+        return found if found[: len(begins_with)] == begins_with else [*begins_with, *found]
+
+    def open(self) -> _LocalEndsSession:
+        """Reserve a session's cells; raises EngineBusy or EngineDied."""
+        return _LocalEndsSession(self._slots.take())
+
+
+@asynccontextmanager
+async def open_stage(
+    path: Path,
+    first: int,
+    *,
+    sessions: int = SESSIONS_DEFAULT,
+    context: int = CONTEXT_DEFAULT,
+    threads: int = 1,
+) -> AsyncIterator[LocalStage]:
+    """Run a stage's slice, whose first layer is the model's ``first``, in a worker process.
+
+    Raises:
+        BadModelFile, UnsupportedModel: the slice cannot be run.
+        EngineDied: the worker died while it loaded.
+    """
+    part = PartConfig(str(path), tokens=False, logits=False)
+    async with open_worker(WorkerConfig((part,), sessions, context, threads)) as worker:
+        yield LocalStage(worker, first)
+
+
+@asynccontextmanager
+async def open_ends(
+    first_end: Path,
+    last_end: Path,
+    layers: int,
+    *,
+    sessions: int = SESSIONS_DEFAULT,
+    context: int = CONTEXT_DEFAULT,
+    threads: int = 1,
+) -> AsyncIterator[LocalEnds]:
+    """Run both ends of a model of ``layers`` layers in one worker process; raises as a stage."""
+    parts = (
+        PartConfig(str(first_end), tokens=True, logits=False),
+        PartConfig(str(last_end), tokens=False, logits=True),
+    )
+    async with open_worker(WorkerConfig(parts, sessions, context, threads)) as worker:
+        yield LocalEnds(worker, layers)

@@ -1,0 +1,164 @@
+"""Find out, by running it, how a slice computes on this machine, instead of trusting a table.
+
+Fixed pseudo-random inputs go through the slice in several chunkings: wide and narrow, from the
+first position and past 512 KV cells, alone and beside another session, with one thread and with the
+worker's. Settings are exact when every row comes out the same bits however it was chunked; the
+first exact candidate, in order of speed, is used. Peers whose probes gave the same digest are of
+one *numerics class*: their arithmetic agrees bit for bit.
+"""
+
+import json
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, dataclass, replace
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+from blake3 import blake3
+from numpy.typing import NDArray
+
+from p2pinfer.core.errors import UnsupportedModel
+from p2pinfer.core.limits import NARROW_ROWS_MAX, ROWS_PER_DECODE_MAX
+from p2pinfer.engine.llama.binding import Rows, Settings, Slice, Span, Tokens, build_fingerprint
+
+_VERSION = 1
+_FILL_ROWS = 11 * ROWS_PER_DECODE_MAX
+"""528: past the 512 KV cells from which a one-row decode may split attention between threads."""
+_TAIL_ROWS = 24
+CONTEXT = _FILL_ROWS + _TAIL_ROWS
+
+Outputs = dict[int, bytes]
+"""What came out, by position: of every row, or of each span's last where logits are asked."""
+
+
+@dataclass(frozen=True)
+class Probe:
+    """What is known of a slice's arithmetic here."""
+
+    settings: Settings
+    regimes_agree: bool
+    numerics_class: str
+    """BLAKE3 over the probe's narrow and wide outputs, 32 hexadecimal digits."""
+
+
+def probe(load: Callable[[Settings], Slice], threads: int, cache: Path, *, tokens: bool) -> Probe:
+    """Return the cached probe of a slice, or run one and cache it.
+
+    Args:
+        load: loads the slice with given settings, two sessions and ``CONTEXT`` positions at least.
+        threads: how many the worker will use.
+        cache: where the result is kept; a result of another build or CPU is ignored.
+        tokens: whether the slice takes tokens rather than rows.
+
+    Raises:
+        UnsupportedModel: no settings give the same bits for every chunking.
+    """
+    key = f"{_VERSION} {threads} {build_fingerprint()}"
+    found = _cached(cache, key)
+    if found is None:
+        found = _search(load, threads, tokens=tokens)
+        cache.write_text(json.dumps({"key": key, **asdict(found)}))
+    return found
+
+
+def _cached(cache: Path, key: str) -> Probe | None:
+    try:
+        data = json.loads(cache.read_text())
+        if data.pop("key") == key:
+            return Probe(**{**data, "settings": Settings(**data["settings"])})
+    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        pass  # none yet, or one that another version wrote: probe again
+    return None
+
+
+def _search(load: Callable[[Settings], Slice], threads: int, *, tokens: bool) -> Probe:
+    for values_bf16 in (False, True):
+        for repack in (True, False):
+            settings = Settings(threads, repack, values_bf16)
+            found = _try(load, settings, tokens=tokens)
+            if found and threads > 1:
+                alone = _try(load, replace(settings, threads=1), tokens=tokens)
+                if alone is None or alone.numerics_class != found.numerics_class:
+                    continue
+            if found:
+                return found
+    raise UnsupportedModel(
+        "llama.cpp does not compute this model the same way twice on this machine: its rows "
+        "depend on how they are batched, so nobody could check them"
+    )
+
+
+def _try(load: Callable[[Settings], Slice], settings: Settings, *, tokens: bool) -> Probe | None:
+    """Probe one choice of settings; None when it is not exact."""
+    part = load(settings)
+    try:
+        inputs = _inputs(part, tokens=tokens)
+        run = _Runs(part, inputs).run
+        start, end = _FILL_ROWS, _FILL_ROWS + _TAIL_ROWS
+        run(0, range(0, start, ROWS_PER_DECODE_MAX), start)
+        wide = [
+            run(0, [start], end),
+            run(0, [start, start + 8], end),
+            run(1, [0], 48),
+            run(1, [0, 8], 48),
+            run(1, [0, 13], 48),
+            run(1, [0, 35], 48),
+        ]
+        narrow = [
+            run(0, range(start, end), end),
+            run(0, range(start, end, 3), end),
+            run(0, range(start, end, NARROW_ROWS_MAX), end),
+            run(1, range(14), 14),
+            run(1, [0, 7], 14),
+        ]
+        narrow.append(_beside(part, inputs))
+        if not (_consistent(wide) and _consistent(narrow)):
+            return None
+        return Probe(settings, _consistent(wide + narrow), _digest(wide + narrow))
+    finally:
+        part.close()
+
+
+@dataclass(frozen=True)
+class _Runs:
+    part: Slice
+    inputs: Tokens | Rows
+
+    def run(self, slot: int, starts: Iterable[int], end: int) -> Outputs:
+        """Decode inputs up to ``end`` in spans that begin at ``starts``."""
+        bounds = [*starts, end]
+        found: Outputs = {}
+        for first, after in pairwise(bounds):
+            rows = self.part.decode([Span(slot, first, self.inputs[first:after])])[0]
+            found |= {after - len(rows) + i: row.tobytes() for i, row in enumerate(rows)}
+        return found
+
+
+def _beside(part: Slice, inputs: Tokens | Rows) -> Outputs:
+    """One row of a long session in a decode that it shares with a short one."""
+    spans = [Span(0, _FILL_ROWS, inputs[_FILL_ROWS:][:1]), Span(1, 14, inputs[14:15])]
+    return {_FILL_ROWS: part.decode(spans)[0].tobytes()}
+
+
+def _consistent(runs: Iterable[Outputs]) -> bool:
+    """Do all runs that hold a position hold the same bits there?"""
+    seen: Outputs = {}
+    return all(seen.setdefault(at, row) == row for run in runs for at, row in run.items())
+
+
+def _digest(runs: Iterable[Outputs]) -> str:
+    state = blake3()
+    for run in runs:
+        for at in sorted(run):
+            state.update(at.to_bytes(4, "little") + run[at])
+    return state.hexdigest(length=16)
+
+
+def _inputs(part: Slice, *, tokens: bool) -> Tokens | Rows:
+    """Numbers that every machine draws alike: BLAKE3's output stream, about unit variance."""
+    count = CONTEXT if tokens else CONTEXT * part.width
+    raw = np.frombuffer(blake3(b"p2pinfer probe").digest(length=4 * count), "<u4")
+    if tokens:
+        return (raw % part.vocabulary).astype(np.int32)
+    uniform: NDArray[np.float32] = (raw / np.float32(2**31) - 1).astype(np.float32)
+    return (uniform * np.float32(1.7)).reshape(CONTEXT, part.width)

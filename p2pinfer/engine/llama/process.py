@@ -1,0 +1,278 @@
+"""The node's side of an engine worker: start it, ask it, notice when it dies, start another.
+
+Requests go out as soon as the socket takes them, without a pass through the scheduler, since every
+token waits for several of them in turn.
+"""
+
+import logging
+import os
+import socket
+import subprocess
+import sys
+import tempfile
+from collections import deque
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from typing import IO, Any
+
+import trio
+from trio import TaskStatus
+
+from p2pinfer.core import errors
+from p2pinfer.core.errors import EngineDied, EngineError, lone_errors
+from p2pinfer.engine.llama.frames import RECEIVE_BYTES, PartReady, Splitter, WorkerConfig, pack
+
+_log = logging.getLogger("p2pinfer.engine")
+
+_EXIT_S_MAX = 3.0
+"""How long a worker whose socket has closed may take to be gone: a core dump, at most."""
+
+_RESTART_S_MIN, _RESTART_S_MAX = 0.1, 10.0
+"""Pause before a dead worker is replaced; doubled for each that dies before it answered once."""
+
+HUGE_PAGES = "glibc.malloc.hugetlb=1"
+"""Let malloc ask for transparent huge pages: weights are read from end to end for every token, and
+with 4 KiB pages the processor keeps looking up where they are (5 to 8 % of decoding, measured)."""
+
+_STDERR_TAIL_BYTES = 2000
+
+
+Answer = list[Any]
+"""``[microseconds of decoding, *values]``."""
+
+Answered = Callable[[Answer | EngineError], None]
+
+
+class _Pending:
+    """An answer that a task waits for."""
+
+    def __init__(self) -> None:
+        self._event = trio.Event()
+        self._answer: Answer | EngineError = []
+
+    def resolve(self, answer: Answer | EngineError) -> None:
+        self._answer = answer
+        self._event.set()
+
+    async def wait(self) -> Answer:
+        await self._event.wait()
+        if isinstance(self._answer, EngineError):
+            raise self._answer
+        return self._answer
+
+
+class Worker:
+    """A running worker process; ``open_worker`` makes one and keeps one running."""
+
+    def __init__(self, config: WorkerConfig) -> None:
+        self.config = config
+        self.parts: list[PartReady] = []
+        self.generation = 0
+        """How many processes have been started; what a session held dies with its generation."""
+        self.pid = 0
+        self._sock: socket.socket | None = None
+        self._unsent: deque[bytes] = deque()
+        self._unsent_added = trio.Event()
+        self._pending: dict[int, Answered] = {}
+        self._numbers = 0
+        self._has_answered = False
+
+    @property
+    def is_running(self) -> bool:
+        """Whether requests can be made just now."""
+        return bool(self.parts) and self._sock is not None
+
+    def request(self, answered: Answered, kind: str, *values: Any) -> None:
+        """Send a request and have a function called with the answer; never waits.
+
+        Raises:
+            EngineDied: no worker is running just now.
+        """
+        self._numbers += 1
+        self.tell(kind, self._numbers, *values)
+        self._pending[self._numbers] = answered
+
+    async def ask(self, kind: str, *values: Any) -> Answer:
+        """Send a request and wait for the answer.
+
+        Raises:
+            EngineError: the engine refused.
+            EngineDied: no worker is running just now, or it ended first.
+        """
+        pending = _Pending()
+        self.request(pending.resolve, kind, *values)
+        return await pending.wait()
+
+    def tell(self, kind: str, *values: Any) -> None:
+        """Send a request that has no answer; never waits.
+
+        Raises:
+            EngineDied: no worker is running just now.
+        """
+        if self._sock is None:
+            raise EngineDied("the engine's process has ended and is being restarted")
+        self._write(self._sock, pack([kind, *values]))
+
+    def _write(self, sock: socket.socket, frame: bytes) -> None:
+        sent = 0
+        if not self._unsent:
+            try:
+                sent = sock.send(frame)
+            except BlockingIOError:
+                pass
+            except OSError:
+                return  # it has died; the reader is about to notice
+        if sent < len(frame):
+            # Bounded by the steps in flight that each session may have.
+            self._unsent.append(frame[sent:])
+            self._unsent_added.set()
+
+    async def keep_running(self, *, task_status: TaskStatus[None]) -> None:
+        """Start the process, serve it, and start another when it dies."""
+        pause_s = _RESTART_S_MIN
+        while True:
+            self._has_answered = False
+            with tempfile.TemporaryFile() as stderr:
+                process, sock = self._start(stderr)
+                died = False
+                try:
+                    await self._handshake(sock)
+                    if self.generation == 1:
+                        task_status.started()
+                    await self._converse(sock)
+                except EOFError:
+                    died = True
+                finally:
+                    self._lose(sock)
+                    if not died:
+                        process.kill()  # it has nothing to save
+                    with trio.CancelScope(shield=True):
+                        await trio.to_thread.run_sync(_reap, process)
+                words = _last_words(process, stderr)
+            if not self.parts:
+                raise EngineDied(words)
+            if self._has_answered:
+                pause_s = _RESTART_S_MIN
+            _log.warning("%s; starting another", words)
+            await trio.sleep(pause_s)
+            pause_s = min(2 * pause_s, _RESTART_S_MAX)
+
+    def _start(self, stderr: IO[bytes]) -> tuple[subprocess.Popen[bytes], socket.socket]:
+        ours, theirs = socket.socketpair()
+        with theirs:
+            process = subprocess.Popen(
+                [sys.executable, "-m", "p2pinfer.engine.llama.worker", str(theirs.fileno())],
+                pass_fds=[theirs.fileno()],
+                stdin=subprocess.DEVNULL,
+                stdout=subprocess.DEVNULL,
+                stderr=stderr,
+                env={"GLIBC_TUNABLES": HUGE_PAGES, **os.environ},
+                process_group=0,
+            )
+        ours.setblocking(False)
+        self.generation += 1
+        self.pid = process.pid
+        return process, ours
+
+    async def _handshake(self, sock: socket.socket) -> None:
+        """Tell the worker what to load, and wait until it has; EOFError when it is gone."""
+        try:
+            sock.send(self.config.frame())
+        except OSError as error:
+            raise EOFError from error
+        splitter = Splitter()
+        while True:
+            for frame in splitter.feed(await _receive(sock)):
+                if frame[0] == "refused":
+                    raise getattr(errors, frame[1])(frame[2])
+                self.parts = [PartReady(**part) for part in frame[1]]
+                self._sock = sock
+                return
+
+    async def _converse(self, sock: socket.socket) -> None:
+        """Hand out answers and send what the socket did not take, until the worker dies."""
+        with lone_errors():
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._flush, sock)
+                splitter = Splitter()
+                while True:
+                    for number, *answer in splitter.feed(await _receive(sock)):
+                        self._has_answered = True
+                        answered = self._pending.pop(number)
+                        answered(EngineError(answer[1]) if answer[0] is None else answer)
+
+    async def _flush(self, sock: socket.socket) -> None:
+        while True:
+            await self._unsent_added.wait()
+            self._unsent_added = trio.Event()
+            while self._unsent:
+                await trio.lowlevel.wait_writable(sock.fileno())
+                frame = self._unsent[0]
+                try:
+                    sent = sock.send(frame)
+                except BlockingIOError:
+                    continue
+                except OSError:
+                    return  # it has died; the reader is about to notice
+                if sent < len(frame):
+                    self._unsent[0] = frame[sent:]
+                else:
+                    self._unsent.popleft()
+
+    def _lose(self, sock: socket.socket) -> None:
+        """Fail everything that waits for the process that is gone."""
+        self._sock = None
+        sock.close()
+        self._unsent.clear()
+        lost, self._pending = self._pending, {}
+        for answered in lost.values():
+            answered(EngineDied("the engine's process died"))
+
+
+@asynccontextmanager
+async def open_worker(config: WorkerConfig) -> AsyncIterator[Worker]:
+    """Run an engine worker for as long as the block lasts.
+
+    Raises:
+        BadModelFile, UnsupportedModel: its slice cannot be loaded.
+        EngineDied: it died while it loaded.
+    """
+    worker = Worker(config)
+    with lone_errors():
+        async with trio.open_nursery() as nursery:
+            await nursery.start(worker.keep_running)
+            yield worker
+            nursery.cancel_scope.cancel()
+
+
+async def _receive(sock: socket.socket) -> bytes:
+    """Wait for bytes; EOFError when the worker is gone."""
+    while True:
+        await trio.lowlevel.wait_readable(sock.fileno())
+        try:
+            data = sock.recv(RECEIVE_BYTES)
+        except BlockingIOError:
+            continue
+        except OSError:
+            data = b""
+        if not data:
+            raise EOFError
+        return data
+
+
+def _reap(process: subprocess.Popen[bytes]) -> None:
+    """Wait until the process has ended; end it if it does not."""
+    try:
+        process.wait(_EXIT_S_MAX)
+    except subprocess.TimeoutExpired:
+        process.kill()
+        process.wait()
+
+
+def _last_words(process: subprocess.Popen[bytes], stderr: IO[bytes]) -> str:
+    """Say how the worker ended, with the end of what it printed: ggml says why it aborts."""
+    code = process.poll()
+    how = f"on signal {-code}" if code is not None and code < 0 else f"with code {code}"
+    stderr.seek(max(0, stderr.seek(0, 2) - _STDERR_TAIL_BYTES))
+    lines = stderr.read().decode(errors="replace").strip().splitlines()
+    return f"the engine's process ended {how}" + (f": {lines[-1]}" if lines else "")

@@ -1,0 +1,276 @@
+"""A process that only runs llama.cpp: it loads slices, then answers requests on a socket.
+
+llama.cpp aborts the whole process on some bad input; here that ends a worker and not a node. The
+worker waits on its socket when it has nothing to do, and leaves when the other end closes, so that
+no orphan stays behind. It trusts the node that started it; ``frames`` says what they exchange.
+"""
+
+import os
+import signal
+import socket
+import sys
+import time
+from collections.abc import Callable
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from p2pinfer.core.errors import EngineError, P2pinferError
+from p2pinfer.core.sampling import Sampling
+from p2pinfer.engine.gguf.reader import read_header
+from p2pinfer.engine.llama.batching import Batcher, Regimes
+from p2pinfer.engine.llama.binding import Sampler, Settings, Slice, Span, Vocabulary
+from p2pinfer.engine.llama.frames import (
+    RECEIVE_BYTES,
+    PartConfig,
+    PartReady,
+    Splitter,
+    WorkerConfig,
+    pack,
+)
+from p2pinfer.engine.llama.probe import CONTEXT as PROBE_CONTEXT
+from p2pinfer.engine.llama.probe import probe
+
+
+@dataclass(slots=True)
+class _Request:
+    """A numbered question of the node."""
+
+    number: int
+    decoding_ns: int = 0
+
+
+@dataclass(slots=True)
+class _Job:
+    """A span that waits for its decode, and what to do with what comes out."""
+
+    request: _Request
+    span: Span
+    wide: bool
+    done: Callable[["_Job", NDArray[np.float32]], None]
+    last_row: int = 0
+    """Where its last row lay in the decode."""
+
+    @property
+    def slot(self) -> int:
+        return self.span.slot
+
+    @property
+    def layers(self) -> int | None:
+        return self.span.layers
+
+    def __len__(self) -> int:
+        return len(self.span)
+
+
+class _Part:
+    """One slice, how it computes here, and the jobs that wait for it."""
+
+    def __init__(self, part: PartConfig, config: WorkerConfig) -> None:
+        def load(settings: Settings, sessions: int = 2, context: int = PROBE_CONTEXT) -> Slice:
+            return Slice(
+                Path(part.path),
+                logits=part.logits,
+                settings=settings,
+                sessions=sessions,
+                context=context,
+            )
+
+        cache = Path(f"{part.path}.probe-{config.threads}.json")
+        self._probe = probe(load, config.threads, cache, tokens=part.tokens)
+        self._regimes = Regimes(self._probe.regimes_agree)
+        self.slice = load(self._probe.settings, config.sessions, config.context)
+        self.waiting: Batcher[_Job] = Batcher(self._regimes)
+
+    def describe(self) -> PartReady:
+        return PartReady(
+            layers=self.slice.layers,
+            width=self.slice.width,
+            vocabulary=self.slice.vocabulary,
+            regimes_agree=self._regimes.agree,
+            numerics_class=self._probe.numerics_class,
+        )
+
+    def step(self, fail: Callable[[_Request, EngineError], None]) -> None:
+        """Run the next decode."""
+        runs: list[list[_Job]] = []
+        for job in self.waiting.next():
+            try:
+                self.slice.check(job.span)
+            except EngineError as error:
+                fail(job.request, error)
+                continue
+            if runs and runs[-1][-1].slot + 1 == job.slot:
+                runs[-1].append(job)
+            else:  # the first, or one behind the hole that a refused job left
+                runs.append([job])
+        for run in runs:
+            self._decode(run, fail)
+
+    def _decode(self, run: list[_Job], fail: Callable[[_Request, EngineError], None]) -> None:
+        started = time.perf_counter_ns()
+        try:
+            pad_to = self._regimes.pad_to(wide=run[0].wide)
+            outputs = self.slice.decode([job.span for job in run], pad_to=pad_to)
+        except EngineError as error:
+            for job in run:
+                fail(job.request, error)
+            return
+        taken = time.perf_counter_ns() - started
+        rows = 0
+        for job, output in zip(run, outputs, strict=True):
+            rows += len(job)
+            job.last_row = rows - 1
+            job.request.decoding_ns += taken
+            job.done(job, output)
+
+
+def _has_experts(path: str) -> bool:
+    header = read_header(Path(path))
+    return bool(header.integer(f"{header.string('general.architecture')}.expert_count"))
+
+
+class _Worker:
+    """Requests in, answers out."""
+
+    def __init__(self, config: WorkerConfig, send: Callable[[bytes], None]) -> None:
+        if any(_has_experts(part.path) for part in config.parts):
+            # ggml's tiled kernels pick by rows per expert, so a row would depend on its batch.
+            os.environ["GGML_CPU_TILED_MM"] = "0"
+        self.parts = [_Part(part, config) for part in config.parts]
+        self._first, self._last = self.parts[0], self.parts[-1]
+        self._vocabulary = Vocabulary(self._first.slice)
+        self._samplers: dict[int, Sampler] = {}
+        self._send = send
+
+    def is_busy(self) -> bool:
+        return any(part.waiting for part in self.parts)
+
+    def step(self) -> None:
+        for part in reversed(self.parts):  # a sampled token is embedded in the same turn
+            if part.waiting:
+                part.step(self._fail)
+
+    def take(self, frame: list[Any]) -> None:
+        """Carry out a request, or line it up for a decode."""
+        match frame:
+            case ["rows", number, slot, position, wide, rows, layers]:
+                span = Span(slot, position, self._rows(rows), layers=layers)
+                self._line_up(self._first, _Request(number), span, wide, self._give_rows)
+            case ["embed", number, slot, position, wide, tokens]:
+                span = Span(slot, position, np.array(tokens, np.int32))
+                self._line_up(self._first, _Request(number), span, wide, self._give_rows)
+            case [("absorb" | "next") as kind, number, slot, position, wide, inputs]:
+                span = Span(slot, position, self._rows(inputs), kind == "next")
+                done = self._sample if span.outputs else self._acknowledge
+                self._line_up(self._last, _Request(number), span, wide, done)
+            case ["sampling", slot, sampling, recent]:
+                self._clear(slot)  # what still waits is of an answer that nobody wants any more
+                self._samplers[slot] = Sampler(self._last.slice, Sampling(**sampling), recent)
+            case ["tokenize", number, text, special]:
+                tokens = self._vocabulary.tokenize(text, special=special)
+                self._answer(_Request(number), self._vocabulary.begins_with, tokens)
+            case ["close", slot]:
+                self._clear(slot)
+                for part in self.parts:
+                    part.slice.truncate(slot, 0)
+            case _:
+                raise AssertionError(f"the node asked for {frame[:1]}")
+
+    def _rows(self, data: bytes) -> NDArray[np.float32]:
+        return np.frombuffer(data, np.float32).reshape(-1, self._first.slice.width)
+
+    def _line_up(
+        self,
+        part: _Part,
+        request: _Request,
+        span: Span,
+        wide: bool,
+        done: Callable[[_Job, NDArray[np.float32]], None],
+    ) -> None:
+        part.waiting.add(_Job(request, span, wide, done))
+
+    def _give_rows(self, job: _Job, rows: NDArray[np.float32]) -> None:
+        self._answer(job.request, rows.tobytes())
+
+    def _acknowledge(self, job: _Job, _: NDArray[np.float32]) -> None:
+        self._answer(job.request)
+
+    def _sample(self, job: _Job, logits: NDArray[np.float32]) -> None:
+        """Draw a token; unless it ends the answer, embed it at once: that saves a round trip."""
+        sampler, piece_of = self._samplers[job.slot], self._vocabulary.piece
+        token = sampler.sample(job.last_row, logits)
+        likely = [(each, piece_of(each), p) for each, p in sampler.likelihoods(token, logits)]
+        piece = piece_of(token)
+        if self._vocabulary.is_end(token):
+            self._answer(job.request, token, piece, True, b"", likely)
+            return
+
+        def give(follower: _Job, rows: NDArray[np.float32]) -> None:
+            self._answer(follower.request, token, piece, False, rows.tobytes(), likely)
+
+        position = job.span.position + len(job)
+        span = Span(job.slot, position, np.array([token], np.int32))
+        if position >= self._first.slice.context:  # the answer fills the context to the brim
+            self._answer(job.request, token, piece, False, b"", likely)
+        else:
+            self._line_up(self._first, job.request, span, False, give)
+
+    def _clear(self, slot: int) -> None:
+        """Give up a session's sampler and the jobs that wait, and say so to whoever asked."""
+        for part in self.parts:
+            for job in part.waiting.drop(slot):
+                self._fail(job.request, EngineError("the session was given up"))
+        if sampler := self._samplers.pop(slot, None):
+            sampler.close()
+
+    def _answer(self, request: _Request, *values: Any) -> None:
+        self._send(pack([request.number, request.decoding_ns // 1000, *values]))
+
+    def _fail(self, request: _Request, error: EngineError) -> None:
+        self._send(pack([request.number, None, str(error)]))
+
+
+def _serve(sock: socket.socket) -> None:
+    """Answer requests until the node closes its end."""
+    splitter = Splitter()
+    worker: _Worker | None = None
+    while True:
+        try:
+            # Look without waiting between decodes; wait in the kernel when idle.
+            flags = socket.MSG_DONTWAIT if worker and worker.is_busy() else 0
+            data = sock.recv(RECEIVE_BYTES, flags)
+            if not data:
+                return
+        except BlockingIOError:
+            data = b""
+        for frame in splitter.feed(data):
+            if worker:
+                worker.take(frame)
+                continue
+            try:
+                worker = _Worker(WorkerConfig.parse(frame[0]), sock.sendall)
+            except P2pinferError as error:
+                sock.sendall(pack(["refused", type(error).__name__, str(error)]))
+                return
+            sock.sendall(pack(["ready", [asdict(part.describe()) for part in worker.parts]]))
+        if worker:
+            worker.step()
+
+
+def main() -> None:
+    """Serve on the socket whose file descriptor is the first argument."""
+    os.environ["GGML_NO_BACKTRACE"] = "1"  # an abort's own sentence is what the node reports
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # a terminal's Ctrl-C is the node's business
+    sock = socket.socket(fileno=int(sys.argv[1]))
+    with suppress(BrokenPipeError, ConnectionResetError):  # the node went away in mid-answer
+        _serve(sock)
+    os._exit(0)  # nothing to save; llama.cpp's own destructors only take time
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,1 @@
+"""The parts that this machine holds, and the slices put together from them."""

@@ -1,0 +1,156 @@
+"""Put slices together from the parts that are held.
+
+A slice is planned from the manifest and the metadata part (the ends from the tokenizer part, which
+has all of the metadata), without the parts that it does not need. It has the very bytes of one
+that is cut from the whole file.
+"""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from p2pinfer.core.errors import BadModelFile
+from p2pinfer.core.ids import ModelId
+from p2pinfer.core.manifest import METADATA, TOKENIZER, Manifest, TensorRow
+from p2pinfer.engine.gguf.ggml_types import GGML_TYPES
+from p2pinfer.engine.gguf.model_header import ModelInfo, model_info
+from p2pinfer.engine.gguf.reader import (
+    GgufHeader,
+    alignment_bytes,
+    padded,
+    parse_header,
+    read_header,
+)
+from p2pinfer.engine.gguf.slicing import (
+    SlicePlan,
+    plan_first_end,
+    plan_last_end,
+    plan_stage,
+    write_slice,
+)
+from p2pinfer.engine.gguf.values import Metadata
+from p2pinfer.engine.gguf.writer import Extent, NewTensor, encode_header
+from p2pinfer.engine.store.split import check_whole, manifest_of, part_of
+from p2pinfer.engine.store.store import Store
+
+_SLICES_VERSION = 2
+"""Part of every slice's path: to be raised when the same cut gives another file."""
+
+
+@dataclass(frozen=True)
+class PartsModel:
+    """A model of which some parts are held.
+
+    Its slices are kept in ``cache``; each needs the parts that the manifest names for it, and no
+    other.
+    """
+
+    store: Store
+    manifest: Manifest
+    info: ModelInfo
+    """Without a chat template as long as the tokenizer is not held."""
+    header: GgufHeader
+    """The whole model's, likewise."""
+    cache: Path
+
+    @property
+    def id(self) -> ModelId:
+        """The manifest's hash."""
+        return self.manifest.id
+
+    def stage(self, first: int, end: int) -> Path:
+        """Return the slice of layers ``first`` up to but not including ``end``.
+
+        Raises:
+            MissingChunk: a part that it needs is not here.
+            DamagedPart: one was, and is no longer what it was; it must be fetched again.
+            BadModelFile: the parts are not what the manifest says.
+            UserError: the model has no such layers, or the slice cannot be written.
+        """
+        return self._written(f"stage-{first}-{end}.gguf", plan_stage(self.header, first, end))
+
+    def ends(self, keep: int) -> tuple[Path, Path]:
+        """Return the first and the last end, ``keep`` layers each; raises as ``stage``."""
+        header = whole_header(self.store, self.manifest, TOKENIZER)
+        return (
+            self._written(f"first-{keep}.gguf", plan_first_end(header, keep)),
+            self._written(f"last-{keep}.gguf", plan_last_end(header, keep)),
+        )
+
+    def _written(self, name: str, plan: SlicePlan) -> Path:
+        path = self.cache / f"v{_SLICES_VERSION}" / self.id[:32] / name
+        if not path.exists():
+            path.parent.mkdir(parents=True, exist_ok=True)
+            write_slice(plan, self._sources(plan), path)
+        return path
+
+    def _sources(self, plan: SlicePlan) -> dict[str, Extent]:
+        """Find the plan's tensors in the parts, which are hashed once more before they are read."""
+        sources: dict[str, Extent] = {}
+        headers: dict[str, GgufHeader] = {}
+        for tensor in plan.tensors:
+            if tensor.source is None:
+                continue
+            name = part_of(tensor.source)
+            part = self.manifest.part(name)
+            if name not in headers:
+                self.store.verify(part)
+                headers[name] = read_header(self.store.path(part))
+            found = headers[name].tensors.get(tensor.source)
+            if found is None or (found.shape, found.type) != (tensor.shape, tensor.type):
+                raise BadModelFile(
+                    f"{self.manifest.name}'s {name} lacks the {tensor.source!r} of its manifest"
+                )
+            path = self.store.path(part)
+            sources[tensor.source] = Extent(path, found.offset, found.nbytes)
+        return sources
+
+
+def open_parts(store: Store, manifest: Manifest, cache: Path) -> PartsModel:
+    """Read and check what the metadata part says, and the tokenizer's if that is held.
+
+    Raises:
+        MissingChunk, DamagedPart: the metadata part is not here, or no longer.
+        BadModelFile: it makes no sense, or is not what the manifest says.
+        UnsupportedModel: the model is not proven to split exactly.
+    """
+    name = TOKENIZER if store.held(manifest.part(TOKENIZER)) else METADATA
+    header = whole_header(store, manifest, name)
+    return PartsModel(store, manifest, model_info(header), header, cache)
+
+
+def whole_header(store: Store, manifest: Manifest, name: str) -> GgufHeader:
+    """Return the whole model's header, with the metadata of the metadata or the tokenizer part.
+
+    Raises as ``open_parts``.
+    """
+    part = manifest.part(name)
+    store.verify(part)
+    return join_header(manifest, read_header(store.path(part)).metadata)
+
+
+def join_header(manifest: Manifest, metadata: Metadata) -> GgufHeader:
+    """Make a header of a part's metadata and the manifest's tensors, and judge it as any file's.
+
+    Raises:
+        BadModelFile: it makes no sense, or is not what the manifest says.
+        UnsupportedModel: the model is not proven to split exactly.
+    """
+    tensors = [_tensor(manifest, row) for row in manifest.tensors]
+    encoded = encode_header(metadata, tensors)
+    alignment = alignment_bytes(metadata, manifest.name)
+    file_bytes = len(encoded) + sum(padded(tensor.nbytes, alignment) for tensor in tensors)
+    header = parse_header(encoded, file_bytes, manifest.name)
+    check_whole(header)
+    if manifest_of(header, manifest.parts) != manifest:
+        raise BadModelFile(f"{manifest.name} is damaged: its metadata contradicts its manifest")
+    return header
+
+
+def _tensor(manifest: Manifest, row: TensorRow) -> NewTensor:
+    ggml_type = GGML_TYPES.get(row.type)
+    if ggml_type is None:
+        raise BadModelFile(f"{manifest.name}: {row.name!r} has the unknown type {row.type}")
+    tensor = NewTensor(row.name, row.shape, ggml_type, None)
+    if tensor.nbytes > manifest.size:  # the sums that follow are then bounded
+        raise BadModelFile(f"{manifest.name}: {row.name!r} is larger than the whole model")
+    return tensor

@@ -1,0 +1,398 @@
+"""The parts that this machine holds, shared by all its processes.
+
+    manifests/ID        a model's manifest
+    parts/HASH.gguf     a whole part: every chunk of it was hashed before it got this name
+    partial/HASH        a part in the making, or one found damaged, at its full length
+    bounds/ID           what ``calibration`` measured of a model
+    lock                held by whoever adds, begins, names or removes something here; a byte longer
+                        each time a file is removed or set aside
+
+Which chunks of a partial part are there is found by hashing them. Nothing is written down that
+could contradict the bytes, so a process may be killed, and a machine lose power, at any moment.
+A process remembers what it found or wrote as long as the file is the same one and ``lock`` has not
+grown. So each chunk is hashed once on its way in: a part is named by its chunks' hashes.
+"""
+
+import fcntl
+import os
+import re
+import shutil
+import threading
+from collections.abc import Iterable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+from blake3 import blake3
+
+from p2pinfer.core.errors import EXIT_DAMAGED, P2pinferError, UserError
+from p2pinfer.core.ids import ModelId, PartHash
+from p2pinfer.core.manifest import (
+    CHUNK_BYTES,
+    BadManifest,
+    Manifest,
+    Part,
+    WrongManifest,
+    parse_manifest,
+)
+from p2pinfer.engine.store.disk import (
+    chunk_at,
+    good_chunks,
+    is_named,
+    size_text,
+    sync_folder,
+    write_at,
+)
+
+_HASH = re.compile(r"[0-9a-f]{64}")
+
+_Stamp = tuple[int, int]
+"""A partial file's inode, and how long ``lock`` was: an inode's number may be used again."""
+
+
+_GONE = b"."
+"""Added to ``lock`` before a file is removed or set aside."""
+
+
+class WrongChunk(P2pinferError):
+    """The bytes are not those of the chunk that they are given for; nothing was written."""
+
+
+class MissingChunk(P2pinferError):
+    """The chunk is not held here."""
+
+
+class DamagedPart(P2pinferError):
+    """A part on disk was not what its name says; it has been set aside as a partial part."""
+
+    exit_code = EXIT_DAMAGED
+
+    def __init__(self, part: Part, chunks: Iterable[int]) -> None:
+        which = ", ".join(map(str, chunks))
+        super().__init__(f"{part.name} ({part.hash[:12]}…) is damaged on disk, in chunk {which}")
+        self.part = part
+
+
+class Store:
+    """Parts and manifests under ``root``; its methods may be called from any thread.
+
+    They wait for the disk. What it refuses to write is a UserError, after which the store is whole.
+    """
+
+    def __init__(self, root: Path, *, quota_bytes: int | None = None) -> None:
+        self.root = root
+        self._quota_bytes = quota_bytes
+        self._manifests, self._parts, self._partial = (
+            root / name for name in ("manifests", "parts", "partial")
+        )
+        self._lock = root / "lock"
+        self._found: dict[PartHash, tuple[_Stamp, set[int]]] = {}
+        """The chunks known to be in a partial file, as long as it is that file."""
+        self._finding = threading.Lock()
+        with self._explained():
+            for folder in (self._manifests, self._parts, self._partial):
+                folder.mkdir(parents=True, exist_ok=True)
+            self._lock.touch()
+
+    # Manifests
+
+    def manifest(self, model: ModelId) -> Manifest | None:
+        """Return a model's manifest if it is here; raises BadManifest if its format is unknown."""
+        if not _HASH.fullmatch(model):
+            return None
+        path = self._manifests / model
+        with self._explained():
+            try:
+                return parse_manifest(path.read_bytes(), model)
+            except FileNotFoundError:
+                return None
+            except WrongManifest:  # damaged on disk; it can be had again from wherever it came
+                path.unlink(missing_ok=True)
+                return None
+
+    def add_manifest(self, data: bytes, model: ModelId) -> Manifest:
+        """Keep a model's manifest.
+
+        Raises:
+            BadManifest: the bytes are not this model's manifest.
+            UserError: they do not fit.
+        """
+        manifest = parse_manifest(data, model)
+        with self._locked():
+            if not (self._manifests / model).exists():
+                self._check_quota(len(data))
+                temporary = self._manifests / ".new"  # one at a time: we hold the lock
+                with temporary.open("wb") as file:
+                    file.write(data)
+                    file.flush()
+                    os.fsync(file.fileno())
+                temporary.replace(self._manifests / model)
+                sync_folder(self._manifests)
+        return manifest
+
+    def models(self) -> list[Manifest]:
+        """Return every manifest that is here and whole, in the order of their ids."""
+        found = []
+        for path in sorted(self._manifests.iterdir()):
+            with suppress(BadManifest):
+                if manifest := self.manifest(ModelId(path.name)):
+                    found.append(manifest)
+        return found
+
+    def remove(self, model: ModelId) -> int:
+        """Remove a model and every part that no other model has; return the bytes freed."""
+        with self._locked() as lock:
+            os.write(lock, _GONE)
+            before = self.used_bytes()
+            (self._manifests / model).unlink(missing_ok=True)
+            (self.root / "bounds" / model).unlink(missing_ok=True)
+            kept = {part.hash for manifest in self.models() for part in manifest.parts}
+            for path in (*self._parts.iterdir(), *self._partial.iterdir()):
+                if path.name.removesuffix(".gguf") not in kept:
+                    path.unlink(missing_ok=True)
+            return before - self.used_bytes()
+
+    # Parts
+
+    def path(self, part: Part) -> Path:
+        """Return where the part is, or would be, when it is whole."""
+        return self._parts / f"{part.hash}.gguf"
+
+    def held(self, part: Part) -> bool:
+        """Say whether the whole part is here; it was verified when it was written."""
+        try:
+            return self.path(part).stat().st_size == part.size
+        except FileNotFoundError:
+            return False
+
+    def begun(self, part: Part) -> bool:
+        """Say whether a partial part is here: one in the making, or one that was set aside."""
+        return self._partial_path(part).exists()
+
+    def chunks_held(self, part: Part) -> set[int]:
+        """Return the chunks that are here, in the whole part or in a partial one.
+
+        The first call for a partial part hashes it.
+        """
+        if self.held(part):
+            return set(range(len(part.chunks)))
+        with self._explained(), self._finding:
+            try:
+                with self._partial_path(part).open("rb") as file:
+                    return set(self._chunks_in(file.fileno(), part))
+            except FileNotFoundError:
+                return set()
+
+    def read_chunk(self, part: Part, index: int) -> bytes:
+        """Return a chunk, whose hash is checked.
+
+        Raises:
+            MissingChunk: it is not here.
+            DamagedPart: it should be, and the disk gives other bytes; the part is set aside.
+        """
+        with self._explained():
+            for path in (self.path(part), self._partial_path(part)):
+                try:
+                    file = os.open(path, os.O_RDONLY)
+                except FileNotFoundError:
+                    continue
+                try:
+                    data = chunk_at(file, part, index)
+                finally:
+                    os.close(file)
+                if data is not None:
+                    return data
+                if path == self.path(part):
+                    self._set_aside(part)
+                    raise DamagedPart(part, [index])
+                self._found.pop(part.hash, None)
+        raise MissingChunk(f"chunk {index} of {part.name} ({part.hash[:12]}…) is not here")
+
+    def verify(self, part: Part) -> None:
+        """Hash a whole part anew; raises DamagedPart, having set it aside, or MissingChunk."""
+        with self._explained():
+            try:
+                with self.path(part).open("rb") as file:
+                    good = good_chunks(file.fileno(), part)
+            except FileNotFoundError:
+                raise MissingChunk(f"{part.name} ({part.hash[:12]}…) is not here") from None
+        if len(good) < len(part.chunks):
+            self._set_aside(part)
+            raise DamagedPart(part, sorted(set(range(len(part.chunks))) - good))
+
+    def check_room(self, parts: Iterable[Part]) -> None:
+        """Raise UserError if what is missing of these parts exceeds the quota or the disk."""
+        new_bytes = disk_bytes = 0
+        for part in {part.hash: part for part in parts}.values():
+            if not self.held(part):
+                try:
+                    disk_bytes += part.size - 512 * self._partial_path(part).stat().st_blocks
+                except FileNotFoundError:
+                    new_bytes += part.size
+                    disk_bytes += part.size
+        self._check_quota(new_bytes)
+        free = shutil.disk_usage(self.root).free
+        if disk_bytes > free:
+            raise UserError(
+                f"{size_text(disk_bytes)} are needed in {self.root} and {size_text(free)} are free:"
+                " make room, or set P2PINFER_HOME to a directory on a larger disk"
+            )
+
+    def write_chunk(self, part: Part, index: int, data: bytes) -> None:
+        """Put a chunk in its place in the partial part; nothing happens if the part is whole.
+
+        Raises:
+            WrongChunk: the bytes are not this chunk's.
+            UserError: the part does not fit.
+        """
+        if self.write_chunks(part, {index: data}):
+            raise WrongChunk(f"these bytes are not chunk {index} of {part.name}")
+
+    def write_chunks(self, part: Part, chunks: Mapping[int, bytes]) -> set[int]:
+        """Put those chunks in their places that are right; return the numbers of the others.
+
+        Raises:
+            UserError: the part does not fit.
+        """
+        right = {
+            index: data
+            for index, data in chunks.items()
+            if len(data) == part.chunk_size(index) and blake3(data).digest() == part.chunks[index]
+        }
+        if right:
+            with self._opened_partial(part, fcntl.LOCK_SH) as file:
+                if file is not None:
+                    with self._finding:
+                        found = self._chunks_in(file, part)
+                    for index, data in right.items():
+                        write_at(file, data, index * CHUNK_BYTES)
+                        found.add(index)
+        return chunks.keys() - right.keys()
+
+    def finish(self, part: Part) -> None:
+        """Give a part whose chunks are all here its name, once it is on disk.
+
+        Raises:
+            MissingChunk: one is not here after all.
+            UserError: the disk did not take it; then it is to be had anew.
+        """
+        with self._opened_partial(part, fcntl.LOCK_EX) as file:
+            if file is None:
+                return
+            with self._finding:
+                missing = set(range(len(part.chunks))) - self._chunks_in(file, part)
+            if missing:
+                raise MissingChunk(f"{part.name} lacks chunk {min(missing)}")
+            os.ftruncate(file, part.size)
+            try:
+                os.fsync(file)
+            except OSError:
+                # What the system could not write it may forget, or give back as if it were on disk.
+                with self._locked() as lock:
+                    os.write(lock, _GONE)
+                    self._partial_path(part).unlink(missing_ok=True)
+                raise
+            with self._locked():
+                if not is_named(self._partial_path(part), file):
+                    raise MissingChunk(f"{part.name} has been removed meanwhile")
+                self._partial_path(part).replace(self.path(part))
+            self._found.pop(part.hash, None)
+            sync_folder(self._parts)
+            sync_folder(self._partial)
+
+    def used_bytes(self) -> int:
+        """Return the bytes of all that is here, partial parts at their full length."""
+        total = 0
+        for folder in (self._manifests, self._parts, self._partial):
+            for path in folder.iterdir():
+                with suppress(FileNotFoundError):  # another process has removed it
+                    total += path.stat().st_size
+        return total
+
+    # Within
+
+    def _partial_path(self, part: Part) -> Path:
+        return self._partial / part.hash
+
+    def _chunks_in(self, file: int, part: Part) -> set[int]:
+        """Return the chunks in a partial file, which is hashed when it is first seen."""
+        stamp = self._stamp(file)
+        known, found = self._found.get(part.hash, (None, set[int]()))
+        if known != stamp:
+            found = good_chunks(file, part)
+            self._found[part.hash] = (stamp, found)
+        return found
+
+    def _stamp(self, file: int) -> _Stamp:
+        return os.fstat(file).st_ino, self._lock.stat().st_size
+
+    def _set_aside(self, part: Part) -> None:
+        """Make a damaged part a partial one: its good chunks count, the others are missing."""
+        with self._locked() as lock, suppress(FileNotFoundError):
+            os.write(lock, _GONE)
+            self.path(part).replace(self._partial_path(part))
+
+    @contextmanager
+    def _opened_partial(self, part: Part, how: int) -> Iterator[int | None]:
+        """Open the partial file, locked; None if the part is whole.
+
+        Whoever finishes a part holds the lock alone, and the file then has another name: so who
+        waited for the lock must look again.
+        """
+        with self._explained():
+            while not self.held(part):
+                self._begin(part)
+                try:
+                    file = os.open(self._partial_path(part), os.O_RDWR)
+                except FileNotFoundError:
+                    continue
+                try:
+                    fcntl.flock(file, how)
+                    if is_named(self._partial_path(part), file):
+                        yield file
+                        return
+                finally:
+                    os.close(file)
+            yield None
+
+    def _begin(self, part: Part) -> None:
+        path = self._partial_path(part)
+        if path.exists():
+            return
+        with self._locked():
+            if path.exists() or self.held(part):
+                return
+            self._check_quota(part.size)
+            with self._finding, path.open("xb") as file:
+                file.truncate(part.size)
+                # Known to be empty, it is spared the first hashing, which would read it all.
+                self._found[part.hash] = (self._stamp(file.fileno()), set())
+
+    def _check_quota(self, more_bytes: int) -> None:
+        if self._quota_bytes is None or more_bytes == 0:
+            return
+        used = self.used_bytes()
+        if used + more_bytes > self._quota_bytes:
+            raise UserError(
+                f"{size_text(more_bytes)} more exceed the store's quota of"
+                f" {size_text(self._quota_bytes)}, of which {size_text(used)} are used: raise"
+                " --quota, or remove a model (p2pinfer model rm ID)"
+            )
+
+    @contextmanager
+    def _locked(self) -> Iterator[int]:
+        with self._explained():
+            file = os.open(self._lock, os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX)
+                yield file
+            finally:
+                os.close(file)
+
+    @contextmanager
+    def _explained(self) -> Iterator[None]:
+        try:
+            yield
+        except OSError as error:
+            raise UserError(
+                f"the store in {self.root} cannot be used: {error.strerror}; what it held is whole"
+            ) from error

@@ -1,0 +1,119 @@
+"""Fraud proofs on this machine: kept as files, and acted upon by whatever node runs here."""
+
+import logging
+import os
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import asynccontextmanager
+from pathlib import Path
+from random import Random
+
+import trio
+
+from p2pinfer.core.fraud import FILE_BYTES_MAX, FraudProof, parse
+from p2pinfer.core.ids import ModelId, PeerId
+from p2pinfer.core.sections import BadFile
+from p2pinfer.places import data_dir
+from peers.audits.frauds import Frauds, Judges
+from peers.discovery.directory import Directory
+from transports.blocklist import GuardedTransport
+from transports.identity import verify
+
+_log = logging.getLogger("p2pinfer.frauds")
+
+FILES_MAX = 64
+"""Kept; the oldest are deleted first. 400 MiB at worst, 5 MB of the default model's."""
+
+FINISH_S_MAX = 5.0
+"""For telling others of a proof before this node leaves."""
+
+
+class ProofFiles:
+    """A directory of proofs that held when they came, which a node believes when it starts."""
+
+    def __init__(self, path: Path) -> None:
+        self._path = path
+
+    def keep(self, proof: FraudProof, data: bytes) -> Path:
+        """Write a proof, unless it is there, and return its file.
+
+        Raises:
+            OSError: it cannot be written.
+        """
+        path = self._path / f"{proof.accused[-12:]}-{proof.case().digest.hex()[:12]}.proof"
+        if not path.exists():
+            self._path.mkdir(parents=True, exist_ok=True)
+            new = path.with_suffix(f".{os.getpid()}")
+            new.write_bytes(data)
+            new.rename(path)
+            for old in self._newest()[FILES_MAX:]:
+                old.unlink(missing_ok=True)
+        return path
+
+    def load(self, model: ModelId) -> Iterator[tuple[FraudProof, bytes]]:
+        """Yield what is kept about a model's peers, the oldest first."""
+        for path in reversed(self._newest()):
+            try:
+                with path.open("rb") as file:
+                    data = file.read(FILE_BYTES_MAX + 1)
+                proof = parse(data, verify)
+            except (OSError, BadFile) as error:
+                _log.warning("%s is of no use: %s", path, error)
+                continue
+            if proof.terms.model == model:
+                yield proof, data
+
+    def _newest(self) -> list[Path]:
+        found = [(path.stat().st_mtime_ns, path) for path in self._path.glob("*.proof")]
+        return [path for _, path in sorted(found, reverse=True)]
+
+
+def open_frauds(
+    transport: GuardedTransport,
+    directory: Directory,
+    model: ModelId,
+    sign: Callable[[bytes], bytes],
+    judges: Judges,
+    chance: Random,
+    on_proven: Callable[[PeerId], None] = lambda _: None,
+) -> Frauds:
+    """Return a node's knowledge of proven cheats, whom it has nothing to do with any more."""
+    files = ProofFiles(data_dir() / "proofs")
+
+    def act(proof: FraudProof, data: bytes) -> None:
+        transport.shut_out(proof.accused)
+        directory.shut_out(proof.accused)
+        on_proven(proof.accused)
+        try:
+            path = files.keep(proof, data)
+        except OSError as error:
+            _log.warning("the proof against %s is not kept: %s", proof.accused, error)
+        else:
+            _log.warning("p2pinfer verify %s shows how %s cheated", path, proof.accused)
+
+    frauds = Frauds(
+        transport,
+        model,
+        sign,
+        lambda: directory.holding(model),
+        judges,
+        chance,
+        act,
+        transport.shut_out,
+    )
+    for proof, data in files.load(model):
+        frauds.add(proof, data)
+    return frauds
+
+
+@asynccontextmanager
+async def sharing(frauds: Frauds | None, nursery: trio.Nursery) -> AsyncIterator[None]:
+    """Compare cases with others during the block, and tell of what is new at its end."""
+    if frauds is None:
+        yield
+        return
+    nursery.start_soon(frauds.run)
+    try:
+        yield
+    finally:
+        with trio.move_on_after(FINISH_S_MAX, shield=True):
+            await frauds.finish()

@@ -1,0 +1,80 @@
+"""What else goes on on this machine, so that a peer can rest while its owner needs it."""
+
+from collections.abc import Awaitable, Callable, Iterable
+from itertools import chain
+
+import psutil
+import trio
+
+from p2pinfer.node.status_socket import running_pids
+from scheduler.owner_idle import Rest, Use, judge
+
+LOOK_S = 5.0
+"""How often to look: a look takes milliseconds, and nobody waits a minute for his own machine."""
+
+
+class ActivityMeter:
+    """Tells the processor time of p2pinfer's processes on this machine from everybody else's."""
+
+    def __init__(self, ours: Callable[[], Iterable[int]] = running_pids) -> None:
+        """Begin to measure; ``ours`` gives the processes which, with their children, are ours."""
+        self._ours = ours
+        self._ours_s: dict[int, float] = {}
+        self._busy_s = self._all_s = 0.0
+        self.look()
+
+    def look(self) -> Use:
+        """Return what went on since the last look."""
+        times = psutil.cpu_times()
+        free_s = times.idle + getattr(times, "iowait", 0.0)
+        # What other virtual machines took is in "steal", and what guests took is in "user" too.
+        names = ("user", "nice", "system", "irq", "softirq")
+        busy_s = sum(getattr(times, name, 0.0) for name in names)
+        ours_s = self._times()
+        grown_s = sum(s - self._ours_s.get(pid, 0.0) for pid, s in ours_s.items())
+        passed_s = max(busy_s + free_s - self._all_s, 1e-3)
+        share = (busy_s - self._busy_s - grown_s) / passed_s
+        self._ours_s, self._busy_s, self._all_s = ours_s, busy_s, busy_s + free_s
+        return Use(_on_battery(), min(max(share, 0.0), 1.0))
+
+    def _times(self) -> dict[int, float]:
+        """Return the seconds that each of our processes has computed."""
+        found = {}
+        for process in chain.from_iterable(map(_family, self._ours())):
+            try:
+                times = process.cpu_times()
+            except psutil.Error:  # it has just ended
+                continue
+            found[process.pid] = times.user + times.system
+        return found
+
+
+def _family(pid: int) -> list[psutil.Process]:
+    try:
+        process = psutil.Process(pid)
+        return [process, *process.children(recursive=True)]
+    except psutil.Error:
+        return []
+
+
+def _on_battery() -> bool:
+    battery = psutil.sensors_battery() if hasattr(psutil, "sensors_battery") else None
+    return battery is not None and battery.power_plugged is False
+
+
+async def heed_owner(
+    rest: Callable[[str], None],
+    look: Callable[[], Awaitable[Use]],
+    *,
+    task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
+) -> None:
+    """Say for ever whether to rest, and why; started once that was said for the first time."""
+    state = Rest()
+    is_first = True
+    while True:
+        state = judge(state, await look(), trio.current_time())
+        rest(state.why)
+        if is_first:
+            task_status.started()
+        is_first = False
+        await trio.sleep(LOOK_S)

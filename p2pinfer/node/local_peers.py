@@ -1,0 +1,40 @@
+"""Which peers run on this machine, so that nobody need type the address of his own."""
+
+from collections.abc import Sequence
+
+import trio
+from attrs import frozen
+
+from p2pinfer.core.ids import PeerId
+from p2pinfer.node.status_socket import Status, ask_all
+
+
+@frozen
+class Here:
+    """A peer that runs on this machine."""
+
+    peer: PeerId
+    addresses: tuple[str, ...]
+
+
+def peers_here(network: str) -> list[Here]:
+    """Return the peers of a network that run on this machine now."""
+    return [
+        Here(PeerId(said["peer"]), tuple(said["addresses"]))
+        for said in trio.run(ask_all)
+        if is_peer_of(said, network)
+    ]
+
+
+def ways_in(named: Sequence[str], network: str) -> tuple[str, ...]:
+    """Return the addresses that a person named, or else those of the peers that run here."""
+    # One for each: the last is the loopback's, where a peer listens on all that there are.
+    return tuple(named) or tuple(h.addresses[-1] for h in peers_here(network) if h.addresses)
+
+
+def is_peer_of(said: Status, network: str) -> bool:
+    """Whether a process is a peer of a network; what another release says differently is none."""
+    match said:
+        case {"role": "peer", "network": name, "peer": str(), "addresses": [*addresses]}:
+            return name == network and all(isinstance(each, str) for each in addresses)
+    return False

@@ -1,0 +1,189 @@
+"""A swarm of real peers on this machine: each a process of its own, gone when the block ends."""
+
+import json
+import os
+import subprocess
+import sys
+import tempfile
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from itertools import pairwise
+from pathlib import Path
+
+import trio
+
+from p2pinfer.core.errors import P2pinferError, UserError, lone_errors
+from p2pinfer.engine.gguf.slicing import plan_stage
+from p2pinfer.engine.store.assemble import PartsModel
+from p2pinfer.engine.store.store import Store
+from p2pinfer.node.requester import Machine, check_keep, check_memory
+
+READY_S_MAX = 300.0
+"""A first start cuts slices and probes them; on a slow machine that takes a while."""
+
+LEAVE_S_MAX = 5.0
+"""How long a peer may take to go once it was asked to."""
+
+PEERS_MAX = 16
+
+
+@dataclass(frozen=True)
+class LocalPeer:
+    """A peer process that serves."""
+
+    process: trio.Process
+    peer: str
+    addresses: tuple[str, ...]
+    layers: str
+
+
+def split_layers(first: int, end: int, peers: int) -> list[tuple[int, int]]:
+    """Cut a range of layers into as equal parts as there are peers."""
+    count = end - first
+    if not 1 <= peers <= min(count, PEERS_MAX):
+        raise UserError(f"--peers must be from 1 to {min(count, PEERS_MAX)} for {count} layers")
+    bounds = [first + count * i // peers for i in range(peers + 1)]
+    return list(pairwise(bounds))
+
+
+def share_layers(
+    model: PartsModel, peers: int, keep: int, machine: Machine
+) -> list[tuple[int, int]]:
+    """Return the range of each peer of a local swarm, and check whatever could stop one.
+
+    Raises:
+        UserError: the layers cannot be shared so, or not all of it fits into this machine.
+        UnsupportedModel: the model cannot be cut.
+    """
+    check_keep(model.manifest, keep)
+    ranges = split_layers(keep, model.info.layers - keep, peers)
+    for first, end in ranges:
+        plan_stage(model.header, first, end)
+    check_memory(model, model.info.layers, machine)
+    return ranges
+
+
+@asynccontextmanager
+async def local_swarm(
+    model: PartsModel,
+    ranges: Sequence[tuple[int, int]],
+    *,
+    machine: Machine,
+    transport: str = "libp2p",
+    homes: Path | None = None,
+    on_ready: Callable[[LocalPeer], None] = lambda _: None,
+) -> AsyncIterator[list[LocalPeer]]:
+    """Start peers on loopback that share a model's layers, and end them all, whatever happens.
+
+    They leave by themselves when this process does, however it ends: their standard input closes.
+
+    Args:
+        model: whose layers they serve.
+        ranges: as ``share_layers`` gives them.
+        machine: what each of them may use.
+        transport: as of a peer.
+        homes: where every peer but the first keeps parts of its own, which it fetches from those
+            before it; None lets all of them use this process's store.
+        on_ready: is told of each that serves.
+
+    Raises:
+        P2pinferError: a peer did not come up; the text is what it said.
+    """
+    found: dict[int, LocalPeer] = {}
+    seeded = trio.Event()  # the first peer, whose store is whole, can be asked
+    with tempfile.TemporaryDirectory(prefix="p2pinfer-") as home, lone_errors():
+        async with trio.open_nursery() as nursery:
+
+            async def start(index: int, first: int, end: int) -> None:
+                own = homes / str(index) if homes and index else None
+                if own and not _holds(own, model, first, end):
+                    await seeded.wait()
+                ways_in = [address for peer in found.values() for address in peer.addresses]
+                command = [
+                    *[sys.executable, "-m", "p2pinfer", "join", "--json", "--until-stdin-closes"],
+                    *["--model", model.id, "--layers", f"{first}:{end}"],
+                    *(["--bootstrap", *ways_in] if ways_in else []),
+                    *["--listen", "/ip4/127.0.0.1/tcp/0", "--network", "local"],
+                    *["--identity", str(Path(home) / f"identity-{index}")],
+                    *["--sessions", str(machine.sessions), "--context", str(machine.context)],
+                    *["--threads", str(machine.threads), "--transport", transport],
+                ]
+                log = Path(home) / f"log-{index}"
+                process = await nursery.start(run_peer, command, log, own)
+                found[index] = await wait_ready(process, log)
+                if index == 0:
+                    seeded.set()
+                on_ready(found[index])
+
+            try:
+                with trio.fail_after(READY_S_MAX):
+                    async with trio.open_nursery() as starting:
+                        for index, (first, end) in enumerate(ranges):
+                            starting.start_soon(start, index, first, end)
+                yield [found[index] for index in range(len(ranges))]
+            finally:
+                nursery.cancel_scope.cancel()
+
+
+async def run_peer(
+    command: list[str],
+    log: Path,
+    home: Path | None,
+    *,
+    task_status: "trio.TaskStatus[trio.Process]",
+) -> None:
+    """Run a peer until cancelled; then ask it to leave, and end it if it does not."""
+    with log.open("wb") as stderr:
+        process = await trio.lowlevel.open_process(
+            command,
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            stderr=stderr,
+            env=_environment(home),
+            process_group=0,  # a terminal's Ctrl-C is for whoever talks to the swarm
+        )
+    assert process.stdin
+    try:
+        task_status.started(process)
+        await process.wait()
+    finally:
+        with trio.CancelScope(shield=True):
+            await process.stdin.aclose()
+            with trio.move_on_after(LEAVE_S_MAX):
+                await process.wait()
+            if process.poll() is None:
+                process.kill()
+                await process.wait()
+
+
+def _environment(home: Path | None) -> dict[str, str]:
+    """Leave out options that are meant for this process, such as where another swarm is."""
+    kept = ("P2PINFER_HOME",)
+    found = {k: v for k, v in os.environ.items() if k in kept or not k.startswith("P2PINFER_")}
+    found["P2PINFER_CONFIG"] = ""  # nor is the file meant for it
+    return found | {"P2PINFER_HOME": str(home)} if home else found
+
+
+def _holds(home: Path, model: PartsModel, first: int, end: int) -> bool:
+    """Whether a peer that keeps its things there needs to fetch nothing."""
+    store = Store(home / "data" / "store")
+    return all(store.held(model.manifest.part(name)) for name in model.manifest.needed(first, end))
+
+
+async def wait_ready(process: trio.Process, log: Path) -> LocalPeer:
+    """Wait for the one line that a peer prints when it serves."""
+    assert process.stdout
+    line = bytearray()
+    while not line.endswith(b"\n"):
+        data = await process.stdout.receive_some()
+        if not data:
+            raise P2pinferError(f"a local peer did not start: {_last_line(log)}")
+        line += data
+    ready = json.loads(line)
+    return LocalPeer(process, ready["peer"], tuple(ready["addresses"]), ready["layers"])
+
+
+def _last_line(log: Path) -> str:
+    lines = log.read_text(errors="replace").strip().splitlines()
+    return lines[-1].removeprefix("p2pinfer: ") if lines else "it gave no reason"

@@ -1,0 +1,197 @@
+"""Getting a model: from a file on this machine, from what it holds already, or from the swarm."""
+
+import json
+import logging
+import re
+from collections.abc import Awaitable, Callable, Iterable
+from contextlib import suppress
+from pathlib import Path
+from random import Random
+from typing import TypeVar
+
+from p2pinfer.core.errors import UserError
+from p2pinfer.core.ids import ModelId
+from p2pinfer.core.manifest import BadManifest, Manifest
+from p2pinfer.engine.gguf.model_header import default_model_path
+from p2pinfer.engine.store.assemble import PartsModel, open_parts
+from p2pinfer.engine.store.split import Progress, add_model
+from p2pinfer.engine.store.store import DamagedPart, MissingChunk, Store
+from p2pinfer.places import cache_dir, data_dir
+from peers.discovery.directory import Directory
+from peers.parts.fetch import Blame, Tell, fetch_manifest, fetch_parts, log_blame
+from peers.parts.link import Holder
+from peers.parts.protocol import in_thread
+from transports.base import Transport
+
+_log = logging.getLogger("p2pinfer.parts")
+
+_ID = re.compile(r"[0-9a-f]{64}")
+_BEGINNING = re.compile(r"[0-9a-f]{6,63}")
+
+T = TypeVar("T")
+
+REPAIRS_MAX = 3
+"""How often parts that were good may be found damaged before the disk is no longer believed."""
+
+Choose = Callable[[], Awaitable[ModelId]]
+"""Finds the id of the default model, which may take its file in first."""
+
+
+def open_store(quota_bytes: int | None = None) -> Store:
+    """Open the store in the data directory; raises UserError."""
+    return Store(data_dir() / "store", quota_bytes=quota_bytes)
+
+
+def name_model(name: str, store: Store, on_progress: Progress) -> ModelId:
+    """Return the id of the model that ``--model`` names; a file is cut into the store first.
+
+    Args:
+        name: a GGUF file, ``default``, an id, or the beginning of the id of a model that is here.
+        store: where the file's parts are kept.
+        on_progress: told how far hashing and storing are.
+
+    Raises:
+        BadModelFile, UnsupportedModel: the file cannot be used.
+        UserError: no such model.
+    """
+    if _ID.fullmatch(name):
+        return ModelId(name)
+    path = model_path(name)
+    if _BEGINNING.fullmatch(name) and not path.exists():
+        return find_held(store, name).id
+    return _seen_before(path, store) or _add(path, store, on_progress)
+
+
+def model_path(name: str) -> Path:
+    """Return the GGUF file that a name stands for; raises UserError."""
+    return default_model_path() if name == "default" else Path(name).expanduser()
+
+
+def find_held(store: Store, beginning: str) -> Manifest:
+    """Return the one model here whose id begins so; raises UserError."""
+    beginning = beginning.lower()
+    found = [model for model in store.models() if beginning and model.id.startswith(beginning)]
+    if not found:
+        raise UserError(f"no model here has the id {beginning!r}; see: p2pinfer model list")
+    if len(found) > 1:
+        ids = ", ".join(model.id[:12] for model in found)
+        raise UserError(f"{beginning!r} begins the ids of {len(found)} models: {ids}")
+    return found[0]
+
+
+def open_whole(model: ModelId, store: Store) -> PartsModel:
+    """Open a model all of whose parts are here; raises UserError."""
+    manifest = store.manifest(model)
+    if manifest is None or not _is_whole(manifest, store):
+        raise UserError(
+            f"not all of model {model[:12]}… is here: name its GGUF file, or add it with"
+            " p2pinfer model add FILE"
+        )
+    return open_parts(store, manifest, cache_dir())
+
+
+async def pick_model(directory: Directory, default: Choose) -> ModelId:
+    """Return the model that a swarm serves if it is one, and else the default.
+
+    Raises:
+        UserError: the swarm serves several, and the default is none of them.
+    """
+    served = directory.models()
+    if len(served) == 1:
+        return next(iter(served))
+    model = await default()
+    if served and model not in served:
+        names = ", ".join(f"{name} (--model {model})" for model, name in sorted(served.items()))
+        raise UserError(f"the swarm serves several models, choose one of them: {names}")
+    return model
+
+
+async def obtain(
+    transport: Transport,
+    directory: Directory,
+    store: Store,
+    model: ModelId,
+    needed: Callable[[Manifest], Iterable[str]],
+    make: Callable[[PartsModel], T],
+    tell: Tell,
+    chance: Random,
+    blame: Blame = log_blame,
+) -> tuple[PartsModel, T]:
+    """Fetch what the store lacks of a model, and make something of it.
+
+    Args:
+        transport: to whoever holds it.
+        directory: who that may be.
+        store: where the parts are kept.
+        model: the id, the only root of trust.
+        needed: names the parts; may refuse by a UserError.
+        make: cuts slices, for example; runs in a thread.
+        tell: hears how far the transfer is, and what is waited for.
+        chance: where in the parts to begin, so that peers soon have something for each other.
+        blame: hears which peer gave what is not the model's, and is asked no more.
+
+    Raises:
+        BadManifest, BadModelFile, UnsupportedModel: the model's author erred.
+        UserError: the disk takes no more or spoils what it took, or ``needed`` or ``make`` refused.
+    """
+
+    def holders() -> Iterable[Holder]:
+        return directory.holding(model)
+
+    manifest = await fetch_manifest(transport, holders, store, model, tell, blame=blame)
+    names = tuple(needed(manifest))
+    await in_thread(store.check_room, [manifest.part(name) for name in names])
+    for repairs in range(REPAIRS_MAX + 1):
+        try:
+            await fetch_parts(
+                transport, holders, store, manifest, names, tell, start=chance.random(), blame=blame
+            )
+            opened = await in_thread(open_parts, store, manifest, cache_dir())
+            return opened, await in_thread(make, opened)
+        except (DamagedPart, MissingChunk) as error:
+            # The disk changed underneath: what is wrong is set aside, and fetched again.
+            _log.warning("%s; fetching it again", error)
+            if repairs == REPAIRS_MAX:
+                raise UserError(
+                    f"{error}, after it was fetched {REPAIRS_MAX} times: the disk under"
+                    f" {store.root} spoils what it is given, or something else writes there; set"
+                    " P2PINFER_HOME to a directory on another disk"
+                ) from error
+    raise AssertionError("the last repair returns or raises")
+
+
+def _is_whole(manifest: Manifest, store: Store) -> bool:
+    return all(store.held(part) for part in manifest.parts)
+
+
+def _add(path: Path, store: Store, on_progress: Progress) -> ModelId:
+    model = add_model(store, path, on_progress).id
+    seen = _read_seen()
+    seen[str(path.resolve())] = [*_stamp(path), model]
+    (cache_dir() / "files.json").write_text(json.dumps(seen))
+    return model
+
+
+def _seen_before(path: Path, store: Store) -> ModelId | None:
+    """Return the id of a file that has not changed since its parts were stored, to save hashing."""
+    match _read_seen().get(str(path.resolve())):
+        case [size, changed_ns, str(model)] if path.is_file() and [size, changed_ns] == _stamp(
+            path
+        ):
+            with suppress(BadManifest):  # written by another release; the file tells it all again
+                manifest = store.manifest(ModelId(model))
+                return manifest.id if manifest and _is_whole(manifest, store) else None
+    return None
+
+
+def _stamp(path: Path) -> list[int]:
+    status = path.stat()
+    return [status.st_size, status.st_mtime_ns]
+
+
+def _read_seen() -> dict[str, list[object]]:
+    try:
+        seen = json.loads((cache_dir() / "files.json").read_text())
+    except (OSError, ValueError):
+        return {}
+    return seen if isinstance(seen, dict) else {}

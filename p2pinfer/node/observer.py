@@ -1,0 +1,189 @@
+"""Looking at a swarm without being part of it: who says what, and how far away they are."""
+
+import random
+import time
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from typing import Any
+
+import trio
+
+from p2pinfer.core.advertisement import Advertisement, State
+from p2pinfer.core.errors import PeerError, UserError, lone_errors
+from p2pinfer.core.ids import ModelId, PeerId
+from p2pinfer.node.reputation_file import load_standings
+from p2pinfer.node.requester import LAN_S_MAX, looks_around, open_transport
+from peers.discovery.directory import Directory
+from transports.base import Reach, Transport
+from transports.identity import ephemeral_identity
+
+REACH_S_MAX = 3.0
+"""For a peer to be reached and to answer a ping."""
+
+REACHED_MAX = 64
+"""Peers that are called, so that a look at a large swarm is not a crawl through it."""
+
+LOOK_S = 0.05
+
+
+@dataclass(frozen=True)
+class ObservedPeer:
+    """A peer, as it says of itself and as it is seen from here."""
+
+    said: Advertisement
+    reached: bool | None
+    """Whether it could be called; None if that was not tried."""
+    round_trip_s: float | None
+    clock_ahead_s: float = 0.0
+    """How far its clock is ahead of this machine's, or behind where it is negative."""
+    standing: float | None = None
+    """What this machine thinks of it, from 0 to 1, if it has seen it at work."""
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return what ``--json`` prints."""
+        said = self.said
+        return {
+            "peer": said.peer,
+            "addresses": said.addresses,
+            "model": said.model,
+            "model_name": said.model_name,
+            "layers": f"{said.first}:{said.end}",
+            "layers_of_model": said.layers,
+            "state": said.state.value,
+            "layers_max": said.layers_max,
+            "ms_per_layer_row": said.row_us / 1000,
+            "ms_per_layer_chunk": said.chunk_us / 1000,
+            "sessions_free": said.sessions_free,
+            "sessions_max": said.sessions_max,
+            "queued_rows": said.queued_rows,
+            "context": said.context,
+            "numerics_class": said.numerics_class,
+            "reached": self.reached,
+            "round_trip_ms": None if self.round_trip_s is None else 1000 * self.round_trip_s,
+            "standing": self.standing,
+            "clock_ahead_s": round(self.clock_ahead_s, 1),
+        }
+
+
+class Observer:
+    """A view of a swarm."""
+
+    def __init__(
+        self,
+        transport: Transport,
+        directory: Directory,
+        ways_in: Sequence[str],
+        chance: random.Random,
+        *,
+        looks_around: bool = False,
+    ) -> None:
+        self._looks_around = looks_around
+        self.transport, self.directory, self.chance = transport, directory, chance
+        self.ways_in = ways_in
+        self._standings = load_standings()
+        self.failures: list[PeerError] = []
+        """Ways in that did not answer the last time."""
+
+    async def renew(self) -> None:
+        """Ask the ways in once more what they know; raises UserError if one is no address."""
+        if not self.ways_in:
+            await self.directory.find_anybody(LAN_S_MAX if self._looks_around else 0)
+        self.failures = await self.directory.enter(self.ways_in)
+        for model in self.directory.models():  # else only a few peers of each are known
+            self.directory.follow(model)
+        await self.directory.enter(self.ways_in)
+
+    @property
+    def is_connected(self) -> bool:
+        """Whether any way in answered, or somebody was found without one."""
+        if self._looks_around and not self.ways_in:
+            return bool(self.directory.peers())
+        return len(self.failures) < len(self.ways_in)
+
+    def why_nobody(self) -> str:
+        """Say why no way in answered."""
+        reasons = "; ".join(map(str, self.failures))
+        return reasons or "none was heard of on the local network"
+
+    def said(self) -> list[Advertisement]:
+        """Return what all peers say, by model and layer."""
+        return sorted(self.directory.peers(), key=lambda a: (a.model, a.first, a.end, a.peer))
+
+    async def rows(self) -> list[ObservedPeer]:
+        """Call every peer, and return them all, by model and layer."""
+        said = self.said()
+        reached: dict[PeerId, float | None] = {}
+
+        async def call(a: Advertisement) -> None:
+            with trio.move_on_after(REACH_S_MAX):
+                for address in a.addresses:
+                    try:
+                        await self.transport.connect(address)
+                    except (PeerError, UserError):  # it may advertise nonsense
+                        continue
+                    reached[a.peer] = None
+                    reached[a.peer] = await self._round_trip_s(a.peer)
+                    return
+
+        with lone_errors():
+            async with trio.open_nursery() as nursery:
+                for each in said[:REACHED_MAX]:
+                    nursery.start_soon(call, each)
+        called = {a.peer for a in said[:REACHED_MAX]}
+        return [
+            ObservedPeer(
+                a,
+                a.peer in reached if a.peer in called else None,
+                reached.get(a.peer),
+                self._clock_ahead_s(a),
+                self._standing(a.peer),
+            )
+            for a in said
+        ]
+
+    def _clock_ahead_s(self, said: Advertisement) -> float:
+        """Compare clocks: what a peer says is numbered with its time of saying it."""
+        entry = self.directory.view.get(said.peer)
+        made_at = entry.made_at if entry else trio.current_time()
+        here_s = time.time_ns() / 1e9 - (trio.current_time() - made_at)
+        return said.sequence / 1000 - here_s
+
+    def _standing(self, peer: PeerId) -> float | None:
+        if peer not in self._standings.known:
+            return None
+        return self._standings.of(peer, trio.current_time()).value
+
+    async def _round_trip_s(self, peer: PeerId) -> float | None:
+        """Wait for the transport to have measured it, where it does."""
+        measure = getattr(self.transport, "rtt_s", None)
+        if measure is None:
+            return None
+        while (found := measure(peer)) is None:  # noqa: ASYNC110 -- it says nothing when it has
+            await trio.sleep(LOOK_S)
+        return float(found)
+
+
+@asynccontextmanager
+async def open_look(ways_in: Sequence[str], network: str | Reach) -> AsyncIterator[Observer]:
+    """Look at a swarm while the block lasts."""
+    chance = random.Random()  # noqa: S311 -- picks whom to ask
+    identity = ephemeral_identity()
+    async with AsyncExitStack() as stack:
+        stack.enter_context(lone_errors())
+        transport = await stack.enter_async_context(open_transport("libp2p", identity, [], network))
+        directory = Directory(transport, identity, chance)
+        around = looks_around(network)
+        look = Observer(transport, directory, ways_in, chance, looks_around=around)
+        await look.renew()
+        yield look
+
+
+def holders(said: Sequence[Advertisement], model: ModelId, layers: int) -> list[list[PeerId]]:
+    """Return for each of a model's layers who serves it."""
+    found: list[list[PeerId]] = [[] for _ in range(layers)]
+    for a in said:
+        if a.model == model and a.state is State.SERVING:
+            for layer in range(a.first, min(a.end, layers)):
+                found[layer].append(a.peer)
+    return found

@@ -1,0 +1,392 @@
+"""Compose a real peer: it finds the swarm, chooses layers, fetches their parts, and serves them."""
+
+import logging
+import random
+import re
+import secrets
+from collections.abc import AsyncIterator, Callable, Iterable
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import TypeVar
+
+import trio
+from attrs import evolve
+
+from p2pinfer.core.advertisement import SESSIONS_MAX, Advertisement, State
+from p2pinfer.core.errors import UserError, lone_errors
+from p2pinfer.core.ids import ModelId, PeerId
+from p2pinfer.core.layer_range import Layers
+from p2pinfer.core.manifest import METADATA, Manifest, layer_part
+from p2pinfer.engine.base import StageEngine
+from p2pinfer.engine.llama.engine import open_stage
+from p2pinfer.engine.llama.memory import WORKER_BYTES, budget_bytes, mib, sessions_bytes
+from p2pinfer.engine.store.assemble import PartsModel
+from p2pinfer.engine.store.store import Store
+from p2pinfer.node.fraud_files import open_frauds, sharing
+from p2pinfer.node.identity_lock import hold_identity
+from p2pinfer.node.idle_monitor import ActivityMeter, heed_owner
+from p2pinfer.node.ledger_db import LedgerKeeper, open_books
+from p2pinfer.node.model_supply import Choose, obtain, pick_model
+from p2pinfer.node.requester import (
+    LAN_S_MAX,
+    LISTEN_DEFAULT,
+    Machine,
+    check_layers,
+    check_memory,
+    for_model,
+    looks_around,
+    name_of,
+    open_transport,
+    settle,
+)
+from p2pinfer.node.sponsors import Workers, clock_ms, sponsor
+from p2pinfer.node.status_report import describe_peer
+from p2pinfer.node.status_socket import Status, open_status
+from peers.audits.frauds import judges_beside
+from peers.audits.replay import PeerReplays
+from peers.discovery.directory import Directory
+from peers.parts.fetch import Tell
+from peers.parts.protocol import in_thread
+from peers.parts.server import PartsServer
+from peers.receipts.session_evidence import Gatherer
+from peers.receipts.signer import ReceiptSigner
+from peers.serving.accounts import Accounts
+from peers.serving.plan import HeldLayers, ServingPlan
+from peers.serving.server import Server
+from transports.base import Reach, Transport
+from transports.blocklist import GuardedTransport
+from transports.identity import Identity
+
+T = TypeVar("T")
+
+_log = logging.getLogger("p2pinfer.node")
+
+ANSWER_S_MAX = 15.0
+"""How long to wait for one of the ways in to answer: peers that start at once find each other."""
+
+ANSWER_AGAIN_S = 0.5
+
+HIDDEN = (
+    "nobody who tried could dial this peer, so no session comes here: open its TCP port {} to"
+    " others, in the firewall or the router"
+)
+
+
+@dataclass(frozen=True)
+class PeerOptions:
+    """A peer that serves layers."""
+
+    model: ModelId | None
+    """None: the one that the swarm serves, or else the default."""
+    layers: Layers | None = None
+    """Served whatever others do; None chooses."""
+    listen: tuple[str, ...] = (LISTEN_DEFAULT,)
+    bootstrap: tuple[str, ...] = ()
+    network: str | Reach = "main"
+    identity: Path | None = None
+    """The key's file; None for the first in the data directory that no other peer has."""
+    machine: Machine = field(default_factory=Machine)
+    memory_bytes: int | None = None
+    """For weights and sessions; None takes a share of what is free."""
+    transport: str = "libp2p"
+    """``tcp`` is bare TCP, for measuring what libp2p costs."""
+    only_idle: bool = False
+    """Rest while the machine runs on its battery, or is busy with other work."""
+
+
+@dataclass(frozen=True)
+class Serving:
+    """A peer that serves a range of layers."""
+
+    peer: PeerId
+    addresses: tuple[str, ...]
+    model: PartsModel
+    first: int
+    end: int
+    layers_max: int
+    """How many its memory would hold."""
+
+
+@dataclass(frozen=True)
+class Hooks:
+    """What whoever runs a peer is told, and how it says that the peer should leave."""
+
+    on_serving: Callable[[Serving], None]
+    """With every range that is newly served."""
+    tell: Tell
+    """Of transfers."""
+    say: Callable[[str], None]
+    """A sentence for the person."""
+    leaving: trio.Event
+    """Once it is set, the peer lets sessions finish, hands over, and goes."""
+    default_model: Choose
+    """The model where neither the person nor the swarm named one."""
+
+
+async def serve_peer(options: PeerOptions, store: Store, hooks: Hooks) -> None:
+    """Fetch what is missing of some layers and serve them, until cancelled or asked to leave.
+
+    What is here is served to other fetchers from the start.
+
+    Raises:
+        UserError: an option cannot be used; the sentence says what to do.
+        EngineDied: llama.cpp cannot run the slice.
+    """
+    chance = random.Random()  # noqa: S311 -- picks whom to ask, and where to begin
+    async with AsyncExitStack() as stack:
+        stack.enter_context(lone_errors())
+        identity = stack.enter_context(hold_identity(options.identity))
+        inner = await stack.enter_async_context(
+            open_transport(options.transport, identity, options.listen, options.network)
+        )
+        transport = GuardedTransport(inner)
+        directory = _directory(transport, identity, chance, hooks.say)
+        PartsServer(transport, store).listen()
+        bookkeeper = LedgerKeeper(open_books())
+        stack.callback(bookkeeper.finish)  # behind the sessions that the nursery ends
+        server: Server | None = None
+        network = name_of(options.network)
+
+        def describe() -> Status:
+            statistics = server.statistics if server else None
+            hidden = directory.is_hidden
+            return {"network": network} | describe_peer(transport, statistics, hidden=hidden)
+
+        await stack.enter_async_context(open_status(describe, partial(sponsor, identity, network)))
+        nursery = await stack.enter_async_context(trio.open_nursery())
+        stack.callback(nursery.cancel_scope.cancel)
+        with trio.CancelScope() as preparing:
+            nursery.start_soon(_cancel_at, hooks.leaving, preparing)
+            if options.model:
+                directory.follow(options.model)
+            if options.bootstrap:
+                await _enter(directory, transport.peer_id, options.bootstrap)
+            elif looks_around(options.network):
+                await directory.find_anybody(LAN_S_MAX)
+            nursery.start_soon(directory.run, options.bootstrap)
+            model_id = options.model
+            if model_id is None:
+                model_id = await pick_model(directory, hooks.default_model)
+                directory.follow(model_id)
+                await directory.enter(options.bootstrap)
+            supplies = _Supplies(transport, directory, store, model_id, options, hooks, chance)
+            model = await supplies.open_model()
+        if preparing.cancelled_caught:
+            return
+        notary = ReceiptSigner(transport, identity.sign, bookkeeper.served)
+        notary.listen()
+        nursery.start_soon(bookkeeper.run)
+        workers = Workers(open_books())
+        nursery.start_soon(workers.run)
+        serves = partial(_serves, directory, transport.peer_id, model.id)
+        accounts = Accounts(network, clock_ms, serves, workers.__contains__)
+        server = _compose(supplies, model, notary, accounts)
+        if options.only_idle:
+            await nursery.start(heed_owner, server.rest, partial(in_thread, ActivityMeter().look))
+        gatherer = Gatherer(nursery, transport, secrets.token_bytes)
+        serving = partial(directory.serving, model.id)
+        replays = PeerReplays(transport, serving, model.id, gatherer, secrets.token_bytes)
+        judges = partial(judges_beside, server, replays)
+        frauds = open_frauds(transport, directory, model.id, identity.sign, judges, chance)
+        frauds.listen()
+        await stack.enter_async_context(sharing(frauds, nursery))
+        await server.run()
+        directory.leave()
+
+
+def _serves(directory: Directory, me: PeerId, model: ModelId, peer: PeerId) -> bool:
+    serving = (other for other in directory.serving(model) if other.state is State.SERVING)
+    return peer == me or any(other.peer == peer for other in serving)
+
+
+def _directory(
+    transport: GuardedTransport,
+    identity: Identity,
+    chance: random.Random,
+    say: Callable[[str], None],
+) -> Directory:
+    """Listen to what others know; say, too, when they seem unable to dial this peer."""
+    ports = dict.fromkeys(re.findall(r"/tcp/(\d+)", " ".join(transport.addresses)))
+    last = ""
+
+    def on_hidden(hidden: bool) -> None:
+        nonlocal last
+        text = HIDDEN.format(" or ".join(ports)) if hidden else "others can dial this peer now"
+        if text != last and (hidden or transport.was_dialled):  # it tries again now and then
+            say(text)
+            last = text
+
+    directory = Directory(transport, identity, chance, clock_ms=clock_ms)
+    directory.voice.on_hidden = on_hidden
+    directory.listen()
+    return directory
+
+
+async def _cancel_at(event: trio.Event, scope: trio.CancelScope) -> None:
+    await event.wait()
+    scope.cancel()
+
+
+async def _enter(directory: Directory, me: PeerId, ways_in: tuple[str, ...]) -> None:
+    """Learn who is there from the first way in that answers; go on without after a while."""
+    with trio.move_on_after(ANSWER_S_MAX):
+        while True:
+            failures = await directory.enter(ways_in)
+            if len(failures) < len(ways_in) or any(error.peer == me for error in failures):
+                return
+            await trio.sleep(ANSWER_AGAIN_S)
+    for failure in failures:
+        _log.warning("%s; trying again", failure)
+
+
+@dataclass
+class _Supplies:
+    """What a peer draws its engines from."""
+
+    transport: GuardedTransport
+    directory: Directory
+    store: Store
+    model: ModelId
+    options: PeerOptions
+    hooks: Hooks
+    chance: random.Random
+
+    async def open_model(self) -> PartsModel:
+        """Fetch what describes the model; raises UserError where the layers cannot be served."""
+        fixed = self.options.layers
+
+        def needed(manifest: Manifest) -> Iterable[str]:
+            if fixed:
+                check_layers(manifest, *fixed)
+            self.directory.advertise(_joining(self.transport, manifest))
+            return (METADATA,)
+
+        def check(model: PartsModel) -> None:
+            if fixed:
+                check_memory(model, fixed[1] - fixed[0], self.options.machine)
+
+        model, _ = await self._obtain(needed, check)
+        return model
+
+    @asynccontextmanager
+    async def open_engine(self, first: int, end: int) -> AsyncIterator[StageEngine]:
+        """Fetch what is missing of a range of layers, and run it."""
+
+        def needed(manifest: Manifest) -> Iterable[str]:
+            return manifest.needed(first, end)
+
+        def make(model: PartsModel) -> Path:
+            return model.stage(first, end)
+
+        model, path = await self._obtain(needed, make)
+        machine = for_model(self.options.machine, model)
+        async with open_stage(
+            path,
+            first,
+            sessions=machine.sessions,
+            context=machine.context,
+            threads=machine.threads,
+        ) as engine:
+            yield engine
+
+    async def _obtain(
+        self, needed: Callable[[Manifest], Iterable[str]], make: Callable[[PartsModel], T]
+    ) -> tuple[PartsModel, T]:
+        return await obtain(
+            self.transport,
+            self.directory,
+            self.store,
+            self.model,
+            needed,
+            make,
+            self.hooks.tell,
+            self.chance,
+        )
+
+
+def _compose(
+    supplies: _Supplies, model: PartsModel, notary: ReceiptSigner, accounts: Accounts
+) -> Server:
+    """Make a server of what this machine can do; raises UserError where it can do nothing."""
+    options, hooks, transport = supplies.options, supplies.hooks, supplies.transport
+    machine = for_model(options.machine, model)
+    fixed = options.layers
+    fit = layers_max(model, machine, options.memory_bytes)
+    if not (fit or fixed):
+        raise UserError(_too_small(model, machine, options.memory_bytes))
+    me = evolve(
+        _joining(transport, model.manifest),
+        context=machine.context,
+        layers_max=max(fit, fixed[1] - fixed[0] if fixed else 0),
+        sessions_max=min(machine.sessions, SESSIONS_MAX),
+    )
+
+    def on_serving(held: HeldLayers) -> None:
+        settle()
+        layers = held.layers
+        hooks.on_serving(
+            Serving(transport.peer_id, tuple(transport.addresses), model, *layers, me.layers_max)
+        )
+
+    return Server(
+        transport,
+        supplies.directory,
+        supplies.open_engine,
+        ServingPlan(me, (1, model.manifest.layers - 1), fixed),
+        supplies.chance,
+        clock_ms,
+        hooks.leaving,
+        round_trip_s=transport.round_trip_s,
+        on_serving=on_serving,
+        tell=hooks.say,
+        notary=notary,
+        account_of=accounts.of,
+    )
+
+
+def layers_max(model: PartsModel, machine: Machine, memory_bytes: int | None) -> int:
+    """Return how many layers of a model, with their sessions, fit into so much memory."""
+    room = budget_bytes(memory_bytes) - WORKER_BYTES
+    return max(0, min(room // layer_bytes(model, machine), model.manifest.layers - 2))
+
+
+def layer_bytes(model: PartsModel, machine: Machine) -> int:
+    """Return what the largest layer takes: its weights, and the cells of all sessions."""
+    manifest = model.manifest
+    weights = max(manifest.part(layer_part(layer)).size for layer in range(manifest.layers))
+    return weights + sessions_bytes(model.header, 1, machine.sessions, machine.context)
+
+
+def least_bytes(model: PartsModel, machine: Machine) -> int:
+    """Return what it takes to serve one layer."""
+    return WORKER_BYTES + layer_bytes(model, for_model(machine, model))
+
+
+def _too_small(model: PartsModel, machine: Machine, memory_bytes: int | None) -> str:
+    least = least_bytes(model, machine)
+    what = "--memory gives" if memory_bytes else "this machine can spare"
+    return (
+        f"one layer of {model.info.name} with {machine.sessions} sessions of"
+        f" {machine.context:,} positions takes {mib(least)}, and {what}"
+        f" {mib(budget_bytes(memory_bytes))}: choose a smaller --context, fewer --sessions, or"
+        " more --memory"
+    )
+
+
+def _joining(transport: Transport, model: Manifest) -> Advertisement:
+    """Say who this is, without layers and numerics yet."""
+    return Advertisement(
+        peer=transport.peer_id,
+        addresses=tuple(transport.addresses),
+        model=model.id,
+        model_name=model.name[:128],
+        layers=model.layers,
+        first=0,
+        end=0,
+        context=model.context,
+        numerics_class="0" * 32,
+        sequence=clock_ms(),
+        state=State.JOINING,
+    )

@@ -1,0 +1,318 @@
+"""Compose real nodes: a peer that serves a stage, and a client that asks the swarm."""
+
+import gc
+import logging
+import random
+import secrets
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, suppress
+from dataclasses import dataclass, field, replace
+from functools import partial
+from pathlib import Path
+
+import trio
+
+from p2pinfer.core.errors import NobodyServes, UserError, lone_errors
+from p2pinfer.core.ids import ModelId, PeerId
+from p2pinfer.core.limits import AUDIT_RATE_DEFAULT, CONTEXT_DEFAULT, SESSIONS_DEFAULT
+from p2pinfer.core.manifest import Manifest
+from p2pinfer.core.sponsor import Sponsor
+from p2pinfer.core.trust import Trust
+from p2pinfer.engine.llama.engine import LocalEnds, open_ends
+from p2pinfer.engine.llama.measured_bounds import bounds_of
+from p2pinfer.engine.llama.memory import available_bytes, check_fits, sessions_bytes
+from p2pinfer.engine.store.assemble import PartsModel, open_parts
+from p2pinfer.engine.store.store import DamagedPart, MissingChunk, Store
+from p2pinfer.node.fraud_files import open_frauds, sharing
+from p2pinfer.node.ledger_db import Side, open_books
+from p2pinfer.node.local_replay import Replays
+from p2pinfer.node.model_supply import Choose, obtain, pick_model
+from p2pinfer.node.reputation_file import keep_standings, load_standings
+from p2pinfer.node.sponsors import Sponsorship
+from p2pinfer.places import cache_dir
+from peers.asking.client import FIND_S_MAX, Asked, SwarmClient
+from peers.asking.experience import call_around
+from peers.asking.session import Session
+from peers.audits.auditor import Auditor
+from peers.audits.frauds import Frauds
+from peers.discovery.directory import Directory
+from peers.parts.fetch import Tell
+from peers.parts.protocol import in_thread
+from peers.receipts.session_evidence import Gatherer
+from transports.base import Reach, Transport
+from transports.blocklist import GuardedTransport
+from transports.identity import Identity, ephemeral_identity
+
+_log = logging.getLogger("p2pinfer.node")
+
+LAN_S_MAX = 8.0
+"""For a peer on the local network to be heard of and to answer; two or three seconds as a rule."""
+
+NO_WAY_IN = (
+    "name a peer of the swarm with --bootstrap MULTIADDR (join prints one), look for one on the"
+    " local network with --mdns, or start one here with p2pinfer join"
+)
+
+LISTEN_DEFAULT = "/ip4/0.0.0.0/tcp/0"
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What a node may use of this machine."""
+
+    sessions: int = SESSIONS_DEFAULT
+    context: int = CONTEXT_DEFAULT
+    """Positions per session."""
+    threads: int = 1
+
+
+def open_transport(
+    kind: str, identity: Identity, listen: Sequence[str], network: str | Reach
+) -> AbstractAsyncContextManager[Transport]:
+    """Return the transport of this name, which runs while the block lasts."""
+    if kind == "tcp":
+        from transports.tcp import open_tcp
+
+        return open_tcp(identity.peer_id)
+    from transports.libp2p.transport import open_libp2p  # half a second of imports
+
+    return open_libp2p(identity, listen, network)
+
+
+def name_of(network: str | Reach) -> str:
+    """Return what a network is called."""
+    return network if isinstance(network, str) else network.network
+
+
+def looks_around(network: str | Reach) -> bool:
+    """Whether peers can be found without an address."""
+    return isinstance(network, Reach) and network.mdns
+
+
+def settle() -> None:
+    """Spare the garbage collector all that was imported: it would stop a token to look through."""
+    gc.collect()
+    gc.freeze()
+
+
+def for_model(machine: Machine, model: PartsModel) -> Machine:
+    """Let no session be longer than the model was made for."""
+    return replace(machine, context=min(machine.context, model.info.context_tokens))
+
+
+def check_memory(model: PartsModel, layers: int, machine: Machine) -> None:
+    """Raise UserError if sessions in so many layers need more memory than this machine has."""
+    context = for_model(machine, model).context
+    needed = sessions_bytes(model.header, layers, machine.sessions, context)
+    check_fits(needed, available_bytes(), machine.sessions, context)
+
+
+def check_keep(model: Manifest, keep: int) -> None:
+    """Raise UserError if ends of ``keep`` layers leave nothing for others to run, or overlap."""
+    most = (model.layers - 1) // 2
+    if not 1 <= keep <= most:
+        raise UserError(
+            f"--keep-layers must be from 1 to {most}: {model.name} has {model.layers}"
+            " layers, and some must be left for the swarm"
+        )
+
+
+def check_layers(model: Manifest, first: int, end: int) -> None:
+    """Raise UserError if the model has no such layers."""
+    if not 0 <= first < end <= model.layers:
+        raise UserError(
+            f"{model.name} has no layers {first}:{end}; choose a range within 0:{model.layers}"
+        )
+
+
+@dataclass(frozen=True)
+class ClientOptions:
+    """A client that keeps ``keep`` layers at each end of the model to itself."""
+
+    model: ModelId | None
+    """None: the one that the swarm serves, or else the default."""
+    bootstrap: Sequence[str]
+    network: str | Reach = "main"
+    keep: int = 1
+    machine: Machine = field(default_factory=Machine)
+    transport: str = "libp2p"
+    """As of a peer."""
+    find_s_max: float = FIND_S_MAX
+    """How long to wait for a whole chain of peers."""
+    evidence: bool = True
+    """Gather receipts; only a benchmark goes without."""
+    audit_rate: float = AUDIT_RATE_DEFAULT
+    """The share of stages whose part in an answer is run again by somebody else."""
+    sponsored: bool = True
+    """Ask on the account of a peer that serves on this machine, where there is one."""
+    default_model: Choose | None = None
+    """Needed where no model is named."""
+
+
+class Client(SwarmClient):
+    """A requester in a swarm, with the ends of one model in llama.cpp."""
+
+    def __init__(
+        self,
+        nursery: trio.Nursery,
+        transport: GuardedTransport,
+        directory: Directory,
+        ends: LocalEnds,
+        model: PartsModel,
+        options: ClientOptions,
+        gatherer: Gatherer,
+        sign: Callable[[bytes], bytes],
+        chance: random.Random,
+    ) -> None:
+        self.transport = transport
+        self.model, self.ends, self._sign = model, ends, sign
+        asked = Asked(model.id, model.info.name, options.bootstrap, options.find_s_max)
+        standings = load_standings()
+        nursery.start_soon(keep_standings, standings)
+        super().__init__(
+            nursery,
+            transport,
+            directory,
+            ends,
+            asked,
+            secrets.token_bytes,
+            gatherer if options.evidence else None,
+            transport.round_trip_s,
+            standings,
+        )
+        self._auditor: Auditor | None = None
+        self.frauds: Frauds | None = None
+        """What is proven of others, where evidence is gathered."""
+        if options.evidence:
+            serving = partial(directory.serving, model.id)
+            replays = Replays(transport, serving, model, gatherer, secrets.token_bytes)
+            self.frauds = open_frauds(
+                transport,
+                directory,
+                model.id,
+                sign,
+                replays.judges,
+                chance,
+                self.experiences.cheated,
+            )
+            self._auditor = Auditor(
+                replays.find,
+                options.audit_rate,
+                bounds_of(model.store, model.id),
+                self.frauds.accuse,
+            )
+
+    async def examine(self, session: Session) -> Trust | None:
+        """Return what holds of all that a session computed, as far as it is checked."""
+        if not (self._auditor and session.evidence and session.tokens):
+            return None
+        evidence, position = session.evidence, len(session.tokens)
+        trust = await self._auditor.examine(evidence, position)
+        session.is_trusted = trust.held
+        self.learn(trust)
+        try:
+            await trio.to_thread.run_sync(open_books().keep, Side.USED, evidence.work(position))
+        except UserError as error:  # the answer is none the worse
+            _log.warning("%s", error)
+        return trust
+
+    def certify(self, session: Session, answer: str, trust: Trust) -> bytes:
+        """Return the certificate of an answer that was just examined, signed by this client."""
+        assert session.evidence
+        return session.evidence.certify(session.tokens, answer, trust, self._sign)
+
+
+def _check_held(options: ClientOptions, store: Store) -> None:
+    """Check what can be checked before anybody is asked: what is known here of the model.
+
+    Raises:
+        UserError: an option cannot be used.
+    """
+    manifest = store.manifest(options.model) if options.model else None
+    if manifest:
+        check_keep(manifest, options.keep)
+        with suppress(MissingChunk, DamagedPart):  # then it is fetched, and checked again
+            model = open_parts(store, manifest, cache_dir())
+            check_memory(model, 2 * options.keep, options.machine)
+
+
+def _sponsor(
+    nursery: trio.Nursery, requester: PeerId, options: ClientOptions
+) -> Callable[[], Sponsor | None]:
+    """Return what gives the client's sponsor, if it is to have one."""
+    sponsorship = Sponsorship(requester, name_of(options.network))
+    if options.sponsored:
+        nursery.start_soon(sponsorship.run)
+    return sponsorship.current
+
+
+@asynccontextmanager
+async def open_client(options: ClientOptions, store: Store, tell: Tell) -> AsyncIterator[Client]:
+    """Fetch what is missing of the ends, and join a swarm as a requester while the block lasts.
+
+    Raises:
+        UserError: an option cannot be used; the sentence says what to do.
+        NobodyServes: nobody answers at any of the bootstrap addresses.
+    """
+    if not options.bootstrap and not looks_around(options.network):
+        raise UserError(NO_WAY_IN)
+    await in_thread(_check_held, options, store)
+    chance = random.Random()  # noqa: S311 -- picks whom to ask, and where to begin
+    keep = options.keep
+    identity = ephemeral_identity()
+
+    def needed(manifest: Manifest) -> Iterable[str]:
+        check_keep(manifest, keep)
+        return manifest.ends(keep)
+
+    def make(model: PartsModel) -> tuple[Path, Path]:
+        check_memory(model, 2 * keep, for_model(options.machine, model))
+        return model.ends(keep)
+
+    async with AsyncExitStack() as stack:
+        stack.enter_context(lone_errors())
+        inner = await stack.enter_async_context(
+            open_transport(options.transport, identity, [], options.network)
+        )
+        transport = GuardedTransport(inner)
+        directory = Directory(transport, identity, chance)
+        named = options.model
+        if named is not None:
+            directory.follow(named)
+        failures = await directory.enter(options.bootstrap)
+        if not options.bootstrap and not await directory.find_anybody(LAN_S_MAX):
+            raise NobodyServes("no peer answers on the local network: name one with --bootstrap")
+        if options.bootstrap and len(failures) == len(options.bootstrap):
+            reasons = "; ".join(str(failure) for failure in failures)
+            raise NobodyServes(f"no peer answers: {reasons}")
+        nursery = await stack.enter_async_context(trio.open_nursery())
+        stack.callback(nursery.cancel_scope.cancel)
+        nursery.start_soon(directory.run, options.bootstrap)
+        sponsor = _sponsor(nursery, identity.peer_id, options)
+        if named is None:
+            assert options.default_model
+            named = await pick_model(directory, options.default_model)
+            directory.follow(named)
+            await directory.enter(options.bootstrap)
+        model, (first_end, last_end) = await obtain(
+            transport, directory, store, named, needed, make, tell, chance
+        )
+        machine = for_model(options.machine, model)
+        ends = await stack.enter_async_context(
+            open_ends(
+                first_end,
+                last_end,
+                model.info.layers,
+                sessions=machine.sessions,
+                context=machine.context,
+                threads=machine.threads,
+            )
+        )
+        settle()
+        gatherer = Gatherer(nursery, transport, secrets.token_bytes, sponsor)
+        nursery.start_soon(call_around, transport, partial(directory.serving, model.id), chance)
+        client = Client(
+            nursery, transport, directory, ends, model, options, gatherer, identity.sign, chance
+        )
+        await stack.enter_async_context(sharing(client.frauds, nursery))
+        yield client

@@ -1,0 +1,106 @@
+"""Sponsors on one machine: the peer that serves here signs for whoever asks from here.
+
+It is asked over its status socket, which nobody but its owner reaches. Stages learn so that the two
+belong together; ``--no-sponsor`` goes without.
+"""
+
+import logging
+import time
+
+import trio
+
+from p2pinfer.core.errors import UserError
+from p2pinfer.core.ids import PeerId
+from p2pinfer.core.sponsor import SPONSORED_MS_MAX, Sponsor, to_sign
+from p2pinfer.node.ledger_db import LedgerDb
+from p2pinfer.node.local_peers import is_peer_of
+from p2pinfer.node.status_socket import Status, ask_all
+from transports.identity import Identity, public_key, verify
+
+_log = logging.getLogger("p2pinfer.sponsor")
+
+LOOK_S = 60.0
+"""How often whoever asks looks for a sponsor; a word is good for ten times as long."""
+
+READ_S = 60.0
+"""How often the ledger is read for who has worked."""
+
+
+def clock_ms() -> int:
+    """Return the time on everybody's clock, in milliseconds since 1970."""
+    return time.time_ns() // 1_000_000
+
+
+def sponsor(identity: Identity, network: str, question: Status) -> Status:
+    """Return a peer's word for the requester that a question names, if it names one."""
+    match question:
+        case {"sponsor": str(requester)}:
+            try:
+                public_key(PeerId(requester))
+            except ValueError:
+                return {}
+            expires_ms = clock_ms() + SPONSORED_MS_MAX
+            signature = identity.sign(to_sign(PeerId(requester), network, expires_ms))
+            return {"sponsor": {"expires_ms": expires_ms, "signature": signature.hex()}}
+    return {}
+
+
+class Sponsorship:
+    """A requester's sponsor, looked for again and again; peers come and go.
+
+    Args:
+        requester: who asks.
+        network: in which.
+    """
+
+    def __init__(self, requester: PeerId, network: str) -> None:
+        self._requester, self._network = requester, network
+        self._found: Sponsor | None = None
+
+    def current(self) -> Sponsor | None:
+        """Return a word that is good now."""
+        found = self._found
+        return found if found and clock_ms() < found.expires_ms else None
+
+    async def run(self) -> None:
+        """Look for ever."""
+        while True:
+            try:
+                said = await ask_all({"sponsor": self._requester})
+            except UserError as error:
+                _log.info("no sponsor is looked for: %s", error)
+                return
+            serving = [self._word(each) for each in said if is_peer_of(each, self._network)]
+            self._found = next(filter(None, serving), None)
+            await trio.sleep(LOOK_S)
+
+    def _word(self, said: Status) -> Sponsor | None:
+        match said:
+            case {"state": "serving", "sponsor": {"expires_ms": int(at), "signature": str(text)}}:
+                try:
+                    found = Sponsor(PeerId(said["peer"]), at, bytes.fromhex(text))
+                except ValueError:
+                    return None
+                signed = to_sign(self._requester, self._network, at)
+                return found if verify(found.peer, signed, found.signature) else None
+        return None
+
+
+class Workers:
+    """Whose work this machine holds receipts for, as of when its ledger was read last."""
+
+    def __init__(self, books: LedgerDb) -> None:
+        self._books = books
+        self._known: frozenset[PeerId] = frozenset()
+
+    def __contains__(self, peer: object) -> bool:
+        return peer in self._known
+
+    async def run(self) -> None:
+        """Read for ever, in a thread."""
+        while True:
+            try:
+                self._known = await trio.to_thread.run_sync(self._books.workers)
+            except UserError as error:
+                _log.warning("%s", error)
+            await trio.sleep(READ_S)

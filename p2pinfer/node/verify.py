@@ -1,0 +1,237 @@
+"""Checking files of evidence offline: what they say against itself, and against local layers.
+
+A certificate holds the tokens. Whoever has the model runs them through the first layers and then
+through stage after stage, each position in its regime, and compares the roots of the rows with
+those that the stages signed: so not one row needs to be in the file.
+"""
+
+from collections.abc import AsyncIterator, Iterable, Sequence
+from contextlib import asynccontextmanager
+from typing import Any
+
+from attrs import field, frozen
+
+from p2pinfer.core import certificate as file
+from p2pinfer.core import fraud
+from p2pinfer.core.certificate import Certificate
+from p2pinfer.core.continuity import Vouched
+from p2pinfer.core.errors import P2pinferError
+from p2pinfer.core.fraud import FraudProof
+from p2pinfer.core.receipts import SIGNED_AS
+from p2pinfer.core.sections import BadFile
+from p2pinfer.core.trust import short
+from p2pinfer.core.witness import OpenedRows, Rows
+from p2pinfer.engine.llama.engine import open_ends, open_stage
+from p2pinfer.engine.store.assemble import PartsModel, open_parts
+from p2pinfer.engine.store.store import Store
+from p2pinfer.places import cache_dir
+from peers.audits.frauds import judge
+from peers.audits.replay import EngineReplay, by_engine, cut
+from transports.identity import verify
+
+_NOT_HERE = "model {}… is not here; add it with p2pinfer model add"
+
+
+@frozen
+class Finding:
+    """One thing that was looked at."""
+
+    what: str
+    held: bool | None
+    """None: it could not be checked here."""
+    text: str
+
+    def line(self) -> str:
+        """Say it."""
+        mark = {True: "holds", False: "FAILS", None: "not checked"}[self.held]
+        return f"{self.what:<14}{mark}: {self.text}"
+
+
+@frozen
+class Verified:
+    """What held of a file."""
+
+    findings: tuple[Finding, ...] = field(factory=tuple)
+    answer: str = ""
+
+    @property
+    def held(self) -> bool:
+        """Whether nothing failed."""
+        return all(each.held is not False for each in self.findings)
+
+    def lines(self) -> list[str]:
+        """Say what was found, line by line."""
+        return [each.line() for each in self.findings]
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return plain values for JSON."""
+        findings = [{"what": e.what, "held": e.held, "text": e.text} for e in self.findings]
+        return {"held": self.held, "answer": self.answer, "findings": findings}
+
+
+async def verify_file(data: bytes, store: Store) -> Verified:
+    """Check a certificate's bytes, or a fraud proof's, as far as this machine can."""
+    if data.startswith(fraud.MAGIC):
+        return await _verify_proof(data, store)
+    try:
+        found, body, signature = file.parse(data)
+        vouched = file.check(found)
+    except BadFile as error:
+        return Verified((Finding("file", False, str(error)),))
+    findings = [
+        Finding("file", True, f"{len(data)} bytes, {len(found.stages)} stages"),
+        *_signatures(found, body, signature),
+    ]
+    if all(each.held for each in findings):
+        positions = len(found.tokens)
+        findings.append(Finding("receipts", True, f"they join up over {positions} rows"))
+        findings.append(_audits(found))
+        findings += await _replay(found, vouched, store)
+    return Verified(tuple(findings), found.answer)
+
+
+async def _verify_proof(data: bytes, store: Store) -> Verified:
+    """Check that somebody cheated: a proof that does not show it fails."""
+    try:
+        found = fraud.parse(data, verify)
+    except BadFile as error:
+        return Verified((Finding("file", False, str(error)),))
+    receipt, who = found.receipt, short(found.accused)
+    said = f"{len(data)} bytes by {short(found.author)}, signed by both"
+    findings = [Finding("file", True, said)]
+    if len(found.receipts) > 1:
+        text = f"{who} signed two results of the same {receipt.position} rows: it cheated"
+        return Verified((*findings, Finding("proof", True, text)))
+    layers = f"layers {receipt.first}:{receipt.end}"
+    text = f"{receipt.position} rows that {who} signed for having received, for its {layers}"
+    findings.append(Finding("rows", True, text))
+    manifest = store.manifest(found.terms.model)
+    if manifest is None:
+        held, text = None, _NOT_HERE.format(found.terms.model[:12])
+    else:
+        held, text = await _judge(found, open_parts(store, manifest, cache_dir()))
+    return Verified((*findings, Finding("proof", held, text)))
+
+
+async def _judge(found: FraudProof, model: PartsModel) -> tuple[bool | None, str]:
+    """Run a proof's rows again; say whether it holds, and in words."""
+    receipt, who = found.receipt, short(found.accused)
+    if found.slice_end > model.manifest.layers:
+        return False, f"the model has no layers {receipt.first}:{found.slice_end}"
+    if missing := _missing(model, model.manifest.needed(receipt.first, found.slice_end)):
+        return None, f"this machine lacks the model's {missing}"
+    try:
+        path = model.stage(receipt.first, found.slice_end)
+        async with open_stage(path, receipt.first, sessions=1, context=receipt.position) as engine:
+            held = await judge(found, [by_engine(engine, receipt.end)])
+    except P2pinferError as error:
+        return None, str(error)
+    if held is None:
+        return None, f"{who} computes in another numerics class than this machine can"
+    if held:
+        return True, f"its layers give other rows than {who} signed for: it cheated"
+    return False, f"its layers give the very rows that {who} signed for: it is accused falsely"
+
+
+def _signatures(found: Certificate, body: bytes, signature: bytes) -> Iterable[Finding]:
+    author = found.terms.requester
+    if not verify(author, file.to_sign(body), signature):
+        at = f"bytes {len(body)} to {len(body) + len(signature) - 1}"
+        yield Finding("signatures", False, f"{at}: the requester {short(author)} did not sign this")
+        return
+    for index, stage in enumerate(found.stages):
+        for number, signed in enumerate(stage.receipts):
+            if not verify(stage.peer, SIGNED_AS + signed.body, signed.signature):
+                text = (
+                    f"section stage {index}: receipt {number} is not signed by {short(stage.peer)}"
+                )
+                yield Finding("signatures", False, text)
+                return
+    count = sum(len(stage.receipts) for stage in found.stages)
+    yield Finding("signatures", True, f"{count} of stages, and the requester's")
+
+
+def _audits(found: Certificate) -> Finding:
+    """Say what the requester says of its audits: its word, but it could not choose them."""
+    said = "; ".join(audit.line() for audit in found.audits) or "none"
+    return Finding("audits", True, f"chosen by the nonce, at a rate of {found.rate:g}: {said}")
+
+
+async def _replay(found: Certificate, vouched: Sequence[Vouched], store: Store) -> list[Finding]:
+    """Run everything again that this machine holds the layers for."""
+    manifest = store.manifest(found.terms.model)
+    if manifest is None:
+        return [Finding("rows", None, _NOT_HERE.format(found.terms.model[:12]))]
+    findings: list[Finding] = []
+    try:
+        model = open_parts(store, manifest, cache_dir())
+        if missing := _missing(model, manifest.ends(found.stages[0].first)):
+            return [Finding("rows", None, f"this machine lacks the model's {missing}")]
+        rows = await _embed(found, model)
+        for index, stage in enumerate(vouched):
+            what = f"stage {index}"
+            if missing := _missing(model, manifest.needed(stage.first, stage.end)):
+                findings.append(Finding(what, None, f"this machine lacks the model's {missing}"))
+                break
+            finding, rows = await _run(what, stage, rows, model)
+            findings.append(finding)
+            if not finding.held:  # what later stages received is not known here
+                break
+    except P2pinferError as error:
+        findings.append(Finding("rows", None, str(error)))
+    return findings
+
+
+def _missing(model: PartsModel, names: Iterable[str]) -> str:
+    held = model.store.held
+    return next((name for name in names if not held(model.manifest.part(name))), "")
+
+
+async def _embed(found: Certificate, model: PartsModel) -> Rows:
+    """Run the tokens through the requester's own first layers."""
+    tokens, rows = found.tokens, Rows(keep=True)
+    regimes = OpenedRows(found.wide(), bytes(len(tokens)))  # one byte a position: cut alike
+    paths, layers = model.ends(found.stages[0].first), model.manifest.layers
+    async with open_ends(*paths, layers, sessions=1, context=len(tokens)) as ends:
+        cells = ends.open()
+        for at, run, wide in cut(regimes, 0):
+            decoded = await cells.embed(at, list(tokens[at : at + len(run)]), wide=wide)
+            rows.put(at, len(run), decoded.rows, wide=wide)
+        cells.close()
+    return rows
+
+
+@asynccontextmanager
+async def _stage(model: PartsModel, stage: Vouched, context: int) -> AsyncIterator[EngineReplay]:
+    path = model.stage(stage.first, stage.end)
+    async with open_stage(path, stage.first, sessions=1, context=context) as engine:
+        replay = EngineReplay(engine, stage.end)
+        yield replay
+        replay.close()
+
+
+async def _run(
+    what: str, stage: Vouched, received: Rows, model: PartsModel
+) -> tuple[Finding, Rows]:
+    """Run a stage again, and compare with what it signed at each checkpoint."""
+    count = max(stage.receipts)
+    who = f"{short(stage.peer)} (layers {stage.first}:{stage.end})"
+    last = stage.receipts[count]
+    if received.tree.root(count) != last.received:
+        text = f"{who} received other rows than the first layers give on this machine"
+        return Finding(what, None, text), received
+    sent = Rows(keep=True)
+    async with _stage(model, stage, count) as replay:
+        for at, rows, wide in cut(received.open(0, count), 0):
+            run = len(rows) // (4 * replay.width)
+            sent.put(at, run, await replay.run(at, run, rows, wide=wide), wide=wide)
+        numerics = replay.numerics
+    for at, receipt in stage.receipts.items():
+        if sent.tree.root(at) == receipt.sent and received.tree.root(at) == receipt.received:
+            continue
+        if numerics != last.numerics:
+            text = f"{who} computes in another numerics class than this machine"
+            return Finding(what, None, text), sent
+        text = f"{who} signed for other rows than these layers give, before position {at}"
+        return Finding(what, False, text), sent
+    return Finding(what, True, f"{who} signed for the very rows that its layers give"), sent

@@ -1,0 +1,407 @@
+"""The stages of one session, as the requester sees them: steps go in, steps come out.
+
+The requester controls each stage, and so learns at once when one is gone. Then it puts others in
+the place of those alone: they open the session, the stage behind expects them, the one before sends
+them all that it ever sent, and the tokens that come out are the same as without the failure.
+"""
+
+import logging
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+
+import trio
+
+from p2pinfer.core.errors import PeerError, PeerUnavailable, RemoteProtocolError, lone_errors
+from p2pinfer.core.ids import PeerId
+from p2pinfer.core.messages import (
+    Attach,
+    Attached,
+    Hop,
+    Leaving,
+    Link,
+    Linked,
+    Lost,
+    Open,
+    Refusal,
+    Step,
+)
+from p2pinfer.core.text import printable
+from peers.asking.repair import LOOK_AGAIN_S, Repair, at_once, find_others, is_ending, noted
+from peers.asking.stage_handle import (
+    StageHandle,
+    check_step,
+    lost_places,
+    open_stages,
+    reach,
+    wait_still,
+)
+from peers.receipts.session_evidence import Evidence
+from peers.serving.stage import OPEN_S_MAX
+from peers.serving.stage_session import CONNECT_S_MAX
+from peers.steps.history import History
+from peers.steps.messaging import RefusedError, receive
+from peers.steps.outbox import Outbox
+from transports.base import Channel, Transport
+
+_log = logging.getLogger("p2pinfer.chain")
+
+ANSWER_S_MAX = CONNECT_S_MAX + 1.0
+"""For a stage to do as it is told while a session is being mended."""
+
+LOOK_STEPS = 16
+"""How often to look whether a stage is too slow: steps that every stage says its time for."""
+
+
+class Chain:
+    """A session's stages; ``open_chain`` makes one, and keeps it whole."""
+
+    def __init__(
+        self,
+        transport: Transport,
+        opened: Open,
+        history: History,
+        evidence: Evidence | None = None,
+        repair: Repair | None = None,
+    ) -> None:
+        self._transport, self._opened, self._repair = transport, opened, repair
+        self.evidence = evidence
+        self._onward = Outbox(history)
+        self._stages: list[StageHandle] = []
+        self._entry: StageHandle | None = None  # the stage that the own steps go to
+        self._exit: Channel | None = None
+        self._number = self._received = self._forgotten = 0
+        self._look_at, self._idle_from, self._is_waiting = LOOK_STEPS, -1, False
+        self._failure: PeerError | None = None
+        self._trouble, self._mended = trio.Event(), trio.Event()
+        self._failed: list[PeerId] = []  # the last one latest
+        self._scope = trio.CancelScope()
+        self._nursery: trio.Nursery
+
+    @property
+    def route(self) -> list[Hop]:
+        """Who makes up the chain now."""
+        return [stage.hop for stage in self._stages]
+
+    # Steps
+
+    def send(self, position: int, rows: bytes, count: int, *, wide: bool) -> None:
+        """Send rows down the chain; never waits."""
+        self._number += 1
+        if self.evidence:
+            self.evidence.goes_in(self._number, count, rows)
+        self._onward.put(Step(self._number, position, count, wide, rows))
+
+    async def receive(self, position: int, count: int, size: int) -> Step:
+        """Return the next step that was sent, with the ``size`` bytes that came out for it.
+
+        Raises:
+            RefusedError, PeerUnavailable, RemoteProtocolError: the session is over.
+        """
+        while True:
+            channel = self._exit
+            if self._failure:
+                raise self._failure
+            if channel is None:
+                await self._mended.wait()
+                continue
+            try:
+                self._is_waiting = True
+                step = await receive(channel, Step)
+                if step.number <= self._received:
+                    continue
+                if is_awaited := step.number > self._forgotten:
+                    due = position, count, size
+                    check_step(channel.remote, step, self._opened.dtype, self._number, due)
+                self._received = step.number
+                if self.evidence:
+                    self.evidence.comes_out(step, is_awaited=is_awaited)
+                if step.number >= self._look_at:
+                    self._look_at = step.number + LOOK_STEPS
+                    self._trouble.set()
+                if is_awaited:
+                    return step
+            except PeerError as error:
+                self._lose_exit(channel, error)
+            finally:
+                self._is_waiting = False
+
+    def forget(self) -> None:
+        """Ignore what is still on its way: nobody waits for it any more."""
+        self._forgotten = self._number
+
+    def rest(self) -> None:
+        """Let the stages know that nothing is waited for, until another step is sent."""
+        self._idle_from = self._number
+        for stage in self._stages:
+            stage.say_idle(self._number)
+
+    # Trouble
+
+    def _lose_exit(self, channel: Channel, error: PeerError) -> None:
+        """Notice that nothing more comes out of the last stage."""
+        if channel is self._exit:
+            self._drop_exit(channel)
+            self._lose(self._stages[-1], error)
+
+    def _drop_exit(self, channel: Channel) -> None:
+        channel.abort()
+        self._exit, self._mended = None, trio.Event()
+
+    def _lose(self, stage: StageHandle, error: PeerError) -> None:
+        stage.lose(error)
+        self._trouble.set()
+
+    def _heard(self, stage: StageHandle, word: Lost | Leaving | PeerError) -> None:
+        """Take a stage's word that it leaves, or that it has lost a neighbour."""
+        if isinstance(word, Leaving):
+            stage.wants_to_leave = True
+        elif isinstance(word, Lost) and stage in self._stages:
+            at = self._stages.index(stage)
+            for other in self._stages[max(0, at - 1) : at + 2]:
+                if other.hop.peer == word.peer and other is not stage:
+                    other.lose(PeerUnavailable(word.peer, printable(word.text)))
+        self._trouble.set()
+
+    def _fail(self, error: PeerError) -> None:
+        """End the session: whoever waits hears why, and the stages free their cells."""
+        self._failure = self._failure or error
+        self._let_go(error)
+        self._mended.set()
+
+    def _let_go(self, why: PeerError) -> None:
+        for stage in self._stages:
+            stage.lose(why)
+        if self._exit:
+            self._exit.abort()
+            self._exit = None
+        if self.evidence:
+            self.evidence.close()
+
+    # Opening and mending
+
+    async def run(self, *, task_status: trio.TaskStatus[None]) -> None:
+        """Send what waits, and keep the chain whole, until it is closed."""
+        with self._scope:
+            async with trio.open_nursery() as self._nursery:
+                self._nursery.start_soon(self._onward.run)
+                task_status.started()
+                await trio.sleep_forever()
+
+    async def open(self, route: Sequence[Hop]) -> None:
+        """Open the session at all stages, and link them; raises as ``open_chain``."""
+        self._stages = await self._open_stages(route, self._transport.peer_id, OPEN_S_MAX)
+        with lone_errors():
+            async with trio.open_nursery() as linking:
+                for index in range(-1, len(route)):
+                    linking.start_soon(self._link, index, OPEN_S_MAX)
+        for stage in self._stages:
+            if stage.lost:
+                raise stage.lost
+        self._tell_route()
+        self._nursery.start_soon(self._keep)
+        self._nursery.start_soon(self._end_when_still)
+
+    def _tell_route(self) -> None:
+        """Let others know who makes up the chain now."""
+        if self.evidence:
+            self.evidence.follow(self.route)
+        if self._repair:
+            self._repair.on_route(self.route)
+
+    def close(self) -> None:
+        """Give the session up."""
+        self._scope.cancel()
+        self._let_go(PeerUnavailable(self._transport.peer_id, "the session was closed"))
+        self._onward.unlink()
+        self._onward.history.close()
+
+    async def _open_stages(
+        self, route: Sequence[Hop], previous: PeerId, timeout_s: float
+    ) -> list[StageHandle]:
+        """Open the session at stages that follow each other; at all of them or at none."""
+        found = await open_stages(self._transport, self._opened, route, previous, timeout_s)
+        for stage in found:
+            self._nursery.start_soon(stage.listen, self._heard)
+        return found
+
+    async def _keep(self) -> None:
+        """Mend the chain whenever something of it is lost, until that fails."""
+        while True:
+            await self._trouble.wait()
+            self._trouble = trio.Event()
+            try:
+                await self._mend()
+            except PeerError as error:
+                self._fail(error)
+                return
+
+    async def _end_when_still(self) -> None:
+        """End the session once nothing comes out of it; which stage is to blame, nobody knows."""
+        await wait_still(lambda: (self._received, self._number if self._is_waiting else 0))
+        self._fail(PeerUnavailable(self.route[-1].peer, "no stage said anything for too long"))
+
+    async def _mend(self) -> None:
+        """Put others in the place of those who are lost, and link what is loose.
+
+        Raises:
+            PeerError: that cannot be done; the session is over.
+        """
+        give_up_at = trio.current_time() + (self._repair.wait_s_max if self._repair else 0)
+        while True:
+            if places := lost_places(self._stages):
+                await self._replace(places, give_up_at)
+            elif (index := self._loose_end()) is not None:
+                await self._link(index, ANSWER_S_MAX)
+            elif not await self._improve():
+                if self._idle_from == self._number:
+                    self.rest()  # those who came in do not know
+                return
+
+    async def _improve(self) -> bool:
+        """Replace one stage that would rather leave, or is slow, if another serves better."""
+        repair, stages = self._repair, self._stages
+        if repair is None:
+            return False
+        for index, stage in enumerate(stages):
+            if stage.wants_to_leave:
+                stage.wants_to_leave = False  # it is asked for once; else it finishes its work
+                hops = at_once(repair, stages, index, self._failed)
+                break
+        else:
+            index, hops = repair.better()
+        if not hops or not await self._take_places(slice(index, index + 1), hops):
+            return False
+        _log.info("%s is replaced", self.route[index].peer)
+        return True
+
+    def _loose_end(self) -> int | None:
+        """Return the last stage whose steps go to another than they should; -1 is the requester."""
+        stages = self._stages
+        if self._exit is None:
+            return len(stages) - 1
+        for index in range(len(stages) - 2, -1, -1):
+            if stages[index].sends_to is not stages[index + 1]:
+                return index
+        return None if self._entry is stages[0] else -1
+
+    async def _replace(self, places: slice, give_up_at: float) -> None:
+        """Open the session at others in the place of stages that are lost, if they take it."""
+        lost = self._stages[places]
+        error = lost[0].lost
+        assert error
+        if self._repair is None or is_ending(error):
+            raise error
+        _log.info("%s is lost: %s", lost[0].hop.peer, error)
+        for stage in lost:
+            self._failed = noted(self._failed, stage.hop.peer)
+            if stage.lost:
+                self._repair.on_lost(stage.lost)
+        places, hops, is_last_resort = await find_others(
+            self._repair, self._stages, places, self._failed, give_up_at
+        )
+        if not await self._take_places(places, hops) and is_last_resort:
+            await trio.sleep(LOOK_AGAIN_S)
+
+    async def _take_places(self, places: slice, hops: Sequence[Hop]) -> bool:
+        """Open the session at others in the place of some stages; False if one of them refuses."""
+        me, replaced = self._transport.peer_id, self._stages[places]
+        before = self._stages[places.start - 1].hop.peer if places.start else me
+        try:
+            self._stages[places] = await self._open_stages(hops, before, ANSWER_S_MAX)
+        except PeerError as refusal:
+            _log.info("%s does not take the place: %s", refusal.peer, refusal)
+            self._failed = noted(self._failed, refusal.peer)
+            return False
+        for stage in replaced:
+            stage.lose(PeerUnavailable(stage.hop.peer, "it was replaced"))
+            if self._exit and self._exit.remote == stage.hop.peer:
+                self._drop_exit(self._exit)
+        self._tell_route()
+        return True
+
+    async def _link(self, index: int, timeout_s: float) -> None:
+        """Have a stage, or the requester for -1, send to the one behind it what that lacks.
+
+        Whoever is to blame if it does not work is lost.
+        """
+        before = self._stages[index] if index >= 0 else None
+        if index + 1 == len(self._stages):
+            await self._collect(self._stages[-1], timeout_s)
+            return
+        behind = self._stages[index + 1]
+        try:
+            received = await behind.expect(
+                before.hop.peer if before else self._transport.peer_id, timeout_s
+            )
+            if received > self._number:  # then it would be sent nothing, for ever
+                raise RemoteProtocolError(behind.hop.peer, "it has steps that were never sent")
+        except PeerError as error:
+            self._lose(behind, error)
+            return
+        if before is None:
+            await self._enter(behind, received, timeout_s)
+            return
+        try:
+            await before.connect(behind, received, timeout_s)
+        except RefusedError as error:
+            if error.refused.code is Refusal.NOT_HELD:
+                self._lose(before, error)
+            else:
+                text = f"{before.hop.peer} cannot reach it"
+                self._lose(behind, PeerUnavailable(behind.hop.peer, text))
+        except PeerError as error:
+            self._lose(before, error)
+
+    async def _enter(self, first: StageHandle, received: int, timeout_s: float) -> None:
+        """Send the own steps to the first stage."""
+        if not self._onward.can_begin(received):
+            raise PeerUnavailable(first.hop.peer, "what it lacks is no longer kept")
+        try:
+            channel = await reach(
+                self._transport, first.hop, Link(self._opened.session), Linked, timeout_s
+            )
+        except PeerError as error:
+            self._lose(first, error)
+            return
+        self._onward.link(channel, received, max(received, first.known))
+        self._entry = first
+        self._nursery.start_soon(self._watch_entry, channel, first)
+
+    async def _watch_entry(self, channel: Channel, first: StageHandle) -> None:
+        """Notice that the first stage takes no more steps; it has nothing else to say."""
+        try:
+            await receive(channel)
+        except PeerError as error:
+            if first is self._entry:
+                self._lose(first, error)
+
+    async def _collect(self, last: StageHandle, timeout_s: float) -> None:
+        """Have the last stage send its rows here, those that did not come yet."""
+        last.known = self._received
+        attach = Attach(self._opened.session, last.known)
+        try:
+            self._exit = await reach(self._transport, last.hop, attach, Attached, timeout_s)
+        except PeerError as error:
+            self._lose(last, error)
+        else:
+            last.sends_to = last
+            self._mended.set()
+
+
+@asynccontextmanager
+async def open_chain(
+    chain: Chain, route: Sequence[Hop], nursery: trio.Nursery
+) -> AsyncIterator[Chain]:
+    """Open a session along a route, for as long as the block lasts; its tasks run in the nursery.
+
+    Raises:
+        RefusedError: a stage said no.
+        PeerUnavailable: a peer cannot be reached.
+        RemoteProtocolError: a peer sent nonsense.
+    """
+    try:
+        await nursery.start(chain.run)
+        await chain.open(route)
+        yield chain
+    finally:
+        chain.close()

@@ -1,0 +1,212 @@
+"""Asking a swarm: find a chain of peers, open sessions along it, go around those that failed."""
+
+from collections import Counter
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass
+from functools import partial
+
+import trio
+from attrs import evolve
+
+from p2pinfer.core.advertisement import Advertisement
+from p2pinfer.core.errors import NobodyServes, PeerError
+from p2pinfer.core.ids import ModelId, PeerId, SessionId
+from p2pinfer.core.messages import Hop
+from p2pinfer.core.trust import AuditVerdict, Trust
+from p2pinfer.engine.base import Ends
+from peers.asking.experience import Experiences
+from peers.asking.replacements import Replacements
+from peers.asking.session import Requester, Session
+from peers.discovery.directory import Directory
+from peers.receipts.session_evidence import Gatherer
+from peers.steps.messaging import RefusedError
+from scheduler.routing import Asking, NoRoute, RouteHop, find_route
+from scheduler.standing import Standings
+from transports.base import Transport
+
+FIND_S_MAX = 10.0
+"""How long a client waits for a whole chain to show up before it says who is missing."""
+
+FIND_AGAIN_S = 1.0
+
+REFRESH_S_MAX = 2.0
+"""A fifth of that: dialling somebody who is gone takes all of it."""
+
+SESSION_ID_BYTES = 16
+
+LOT_BYTES = 4
+"""Of the lot that decides among routes that are nearly as good."""
+
+
+@dataclass(frozen=True)
+class Asked:
+    """What is asked of whom."""
+
+    model: ModelId
+    name: str
+    """The model's, for people."""
+    bootstrap: Sequence[str]
+    find_s_max: float = FIND_S_MAX
+    """How long to wait for a whole chain of peers."""
+
+
+class SwarmClient:
+    """A requester in a swarm, with the ends of one model."""
+
+    def __init__(
+        self,
+        nursery: trio.Nursery,
+        transport: Transport,
+        directory: Directory,
+        ends: Ends,
+        asked: Asked,
+        draw: Callable[[int], bytes],
+        gatherer: Gatherer | None = None,
+        round_trip_s: Callable[[PeerId], float | None] = lambda _: None,
+        standings: Standings | None = None,
+    ) -> None:
+        """Ask for a model.
+
+        Args:
+            nursery: for the sessions' tasks; it outlives them.
+            transport: reaches the peers.
+            directory: of the swarm.
+            ends: the own part of the model.
+            asked: what is asked of whom.
+            draw: gives so many bytes that nobody can foresee.
+            gatherer: of the sessions' evidence, if any is wanted.
+            round_trip_s: to a peer that is connected, if it was measured.
+            standings: what is thought of peers from before, and from now on.
+        """
+        self._directory, self._ends, self._asked, self._draw = directory, ends, asked, draw
+        self._failed: dict[PeerId, int] = {}
+        """Peers that ended a session, and the number of their word for it that they serve."""
+        self._busy_until_s: dict[PeerId, float] = {}
+        """Peers that had no place, and when they should have one."""
+        self._open: list[Replacements] = []
+        """Of the sessions that are open."""
+        self.experiences = Experiences(round_trip_s, standings)
+        self._requester = Requester(nursery, transport, ends, asked.model, gatherer)
+
+    def peers(self) -> list[Advertisement]:
+        """Return the peers that hold something of the model, those that still join too."""
+        return self._directory.holding(self._asked.model)
+
+    def serving(self) -> list[Advertisement]:
+        """Return the peers that serve layers of the model."""
+        return self._directory.serving(self._asked.model)
+
+    def failed(self) -> set[PeerId]:
+        """Return the peers that ended a session and have not been heard of since."""
+        return {a.peer for a in self.serving() if self._failed.get(a.peer) == a.sequence}
+
+    def learn(self, trust: Trust) -> None:
+        """Never again use whom an audit found to have computed something else."""
+        for audit in trust.audits:
+            if audit.blamed and audit.verdict is not AuditVerdict.NOT_OPENED:
+                self.experiences.cheated(audit.blamed)
+
+    def missing(self) -> str:
+        """Say in words what no peer serves; nothing when a whole chain is there."""
+        try:
+            self._route()
+        except NoRoute as error:
+            return str(error)
+        return ""
+
+    async def find_route(self, on_wait: Callable[[str], None]) -> list[RouteHop]:
+        """Return a chain of peers that joins the own ends, waiting a while for one to show up.
+
+        ``on_wait`` is told what is still missing.
+
+        Raises:
+            NobodyServes: there is none; the text says which layers are missing.
+        """
+        asked, missing = self._asked, ""
+        with trio.move_on_after(asked.find_s_max):
+            if self._failed:  # somebody else may serve those layers by now
+                await self._refresh()
+            while True:
+                try:
+                    route = self._route()
+                    busy_s = max((self._busy_s(hop.peer) for hop in route), default=0.0)
+                    if busy_s <= 0:
+                        return route
+                    missing = "all sessions are taken"
+                    on_wait(f"{missing}; trying again in {busy_s:.1f} s …")
+                    await trio.sleep(busy_s)
+                    continue
+                except NoRoute as error:
+                    if str(error) != missing:
+                        missing = str(error)
+                        on_wait(f"{missing}; waiting …")
+                await trio.sleep(FIND_AGAIN_S)
+                await self._refresh()
+        others = set(self._directory.models().values())
+        if not self._directory.serving(asked.model) and others:
+            names = ", ".join(sorted(others))
+            raise NobodyServes(f"the peers found serve another model ({names}), not {asked.name}")
+        raise NobodyServes(f"no chain of peers for {asked.name}: {missing}")
+
+    async def _refresh(self) -> None:
+        """Ask the ways in what is new; one that does not answer must not use up the time."""
+        with trio.move_on_after(REFRESH_S_MAX):
+            await self._directory.enter(self._asked.bootstrap)
+
+    def _route(self) -> list[RouteHop]:
+        """Go around peers that failed and have not been heard of since, if there is a way."""
+        offers = self._directory.serving(self._asked.model)
+        failed = self._failed.items() & {(offer.peer, offer.sequence) for offer in offers}
+        self._failed = dict(failed)
+        lot = int.from_bytes(self._draw(LOT_BYTES)) / (1 << 8 * LOT_BYTES)
+        without = {*self._failed, *(a.peer for a in offers if self._busy_s(a.peer) > 0)}
+        sessions = Counter(hop.peer for mending in self._open for hop in mending.route)
+        seen = evolve(self.experiences.of(offers), sessions=sessions)
+        asking = Asking(seen=seen, without=without, chance=lot)
+        first, end = self._ends.first, self._ends.end
+        with suppress(NoRoute):
+            return find_route(offers, first, end, asking)
+        return find_route(offers, first, end, evolve(asking, without=()))
+
+    def _busy_s(self, peer: PeerId) -> float:
+        """Return how long a peer should have no place for."""
+        return self._busy_until_s.get(peer, 0.0) - trio.current_time()
+
+    @asynccontextmanager
+    async def open_session(
+        self, route: Sequence[RouteHop], on_wait: Callable[[str], None] = lambda _: None
+    ) -> AsyncIterator[Session]:
+        """Open a session along a route; raises as ``Requester.open``.
+
+        Others take the place of peers that are lost; ``on_wait`` is told when there are none. A
+        peer that ends the session is not chosen again at once.
+        """
+        hops = [Hop(a.peer, a.addresses, a.first, a.end) for a in route]
+        context = min([self._ends.context, *(a.context for a in route)])
+        session = SessionId(self._draw(SESSION_ID_BYTES))
+        offers = partial(self._directory.serving, self._asked.model)
+        mending = Replacements(route, offers, context, self.experiences, on_wait, self._note_failed)
+        self._open.append(mending)
+        try:
+            async with self._requester.open(hops, session, context, mending.repair()) as opened:
+                mending.session = opened
+                try:
+                    yield opened
+                finally:
+                    mending.learn()
+        except PeerError as error:
+            self._note_failed(error)
+            raise
+        finally:
+            self._open.remove(mending)
+
+    def _note_failed(self, error: PeerError) -> None:
+        """Go around a peer that failed, until it is heard of again, or for as long as it asked."""
+        self.experiences.failed(error)
+        if isinstance(error, RefusedError) and error.refused.retry_ms:
+            busy = {peer: at for peer, at in self._busy_until_s.items() if self._busy_s(peer) > 0}
+            until_s = trio.current_time() + error.refused.retry_ms / 1000
+            self._busy_until_s = {**busy, error.peer: until_s}
+            return
+        self._failed |= {a.peer: a.sequence for a in self.serving() if a.peer == error.peer}

@@ -1,0 +1,115 @@
+"""Who takes the places of a session's lost peers, and what is learnt of all that were in it."""
+
+import statistics
+from collections.abc import Callable, Collection, Iterator, Sequence
+from contextlib import suppress
+
+from attrs import evolve
+
+from p2pinfer.core.advertisement import Advertisement
+from p2pinfer.core.errors import PeerError
+from p2pinfer.core.ids import PeerId
+from p2pinfer.core.messages import Hop
+from peers.asking.experience import Experiences
+from peers.asking.repair import Layers, Neighbours, Repair
+from peers.asking.session import Session
+from scheduler.routing import Asking, NoRoute, RouteHop, replacement
+
+SLOW_TIMES = 10
+"""A stage that takes so many times as long as it said is replaced, if it can be."""
+
+BETTER_TIMES = 2
+"""Whoever replaces it must say to be so many times as fast as it was seen to be."""
+
+TIMES_MIN = 8
+"""Tokens, half of which may have been slow for some other reason."""
+
+
+class Replacements:
+    """Knows a session's route as it changes."""
+
+    def __init__(
+        self,
+        route: Sequence[RouteHop],
+        offers: Callable[[], Sequence[Advertisement]],
+        context: int,
+        experiences: Experiences,
+        on_wait: Callable[[str], None],
+        on_lost: Callable[[PeerError], None],
+    ) -> None:
+        """Begin with a route; ``offers`` returns who serves the model."""
+        self.session: Session | None = None
+        self.route = list(route)
+        self._offers, self._context, self._experiences = offers, context, experiences
+        self._on_wait, self._on_lost = on_wait, on_lost
+        self._chosen: dict[PeerId, RouteHop] = {}
+
+    def repair(self) -> Repair:
+        """Return what the session needs."""
+        return Repair(self._choose, self._on_wait, self._on_lost, self._take, self._better)
+
+    def learn(self) -> None:
+        """Take in how fast the peers of the route were."""
+        if self.session:
+            self._experiences.worked(self.route, self.session.times)
+            self.session.times.clear()
+
+    def _choose(
+        self, layers: Layers, between: Neighbours, without: Collection[PeerId]
+    ) -> list[Hop]:
+        """Return who can run these layers; raises NoRoute if nobody does."""
+        return next(self._chains(layers, between, without))
+
+    def _chains(
+        self, layers: Layers, between: Neighbours, without: Collection[PeerId]
+    ) -> Iterator[list[Hop]]:
+        """Yield who can run these layers: those who compute the same bits as before, then anybody.
+
+        With other bits other tokens may follow, and receipts of before and after do not join up.
+
+        Raises:
+            NoRoute: nobody does.
+        """
+        offers = self._offers()
+        asking = Asking(self._context, self._experiences.of(offers), without)
+        replaced = [hop for hop in self.route if layers[0] <= hop.first < layers[1]]
+        classes = {hop.offer.numerics_class for hop in replaced}
+        alike = [offer for offer in offers if offer.numerics_class in classes]
+        with suppress(NoRoute):
+            yield self._hops(replacement(alike, layers, between, asking))
+        yield self._hops(replacement(offers, layers, between, asking))
+
+    def _hops(self, chain: Sequence[RouteHop]) -> list[Hop]:
+        self._chosen |= {hop.peer: hop for hop in chain}
+        return [Hop(hop.peer, hop.addresses, hop.first, hop.end) for hop in chain]
+
+    def _better(self) -> tuple[int, list[Hop]]:
+        """Return a stage that is far slower than it said, and who says to be far faster."""
+        times = (
+            [each for each in self.session.times if len(each) == len(self.route)]
+            if self.session
+            else []
+        )
+        if len(times) < TIMES_MIN:
+            return 0, []
+        peers = [None, *(hop.peer for hop in self.route), None]
+        for index, hop in enumerate(self.route):
+            taken_us = statistics.median(each[index] for each in times)
+            claimed_us = hop.offer.row_us * (hop.end - hop.first)
+            if not 0 < SLOW_TIMES * claimed_us < taken_us:
+                continue
+            between = peers[index], peers[index + 2]
+            without = frozenset(peer for peer in peers if peer)
+            with suppress(NoRoute):
+                for others in self._chains((hop.first, hop.end), between, without):
+                    offers = [(self._chosen[o.peer].offer, o.end - o.first) for o in others]
+                    said_us = [offer.row_us * count for offer, count in offers]
+                    if all(said_us) and BETTER_TIMES * sum(said_us) < taken_us:
+                        return index, others
+        return 0, []
+
+    def _take(self, hops: Sequence[Hop]) -> None:
+        """Follow the chain to other peers."""
+        self.learn()
+        known = {hop.peer: hop for hop in self.route} | self._chosen
+        self.route = [evolve(known[hop.peer], end=hop.end) for hop in hops]

@@ -1,0 +1,202 @@
+"""Asking a swarm for tokens: the requester runs the model's ends, others run what lies between.
+
+A session is a chain of stages with a KV cache in each. It outlives an answer: the next prompt is
+compared with the tokens that the caches hold, and only what is new goes through the chain.
+"""
+
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from itertools import takewhile
+
+import trio
+
+from p2pinfer.core.errors import UserError, lone_errors
+from p2pinfer.core.ids import ModelId, SessionId
+from p2pinfer.core.limits import ROWS_PER_DECODE_MAX, STEPS_IN_FLIGHT_MAX
+from p2pinfer.core.messages import Hop, Open
+from p2pinfer.core.sampling import Sampling
+from p2pinfer.engine.base import Candidate, Ends, EndsSession, NextToken
+from peers.asking.chain import Chain, open_chain
+from peers.asking.experience import stage_times
+from peers.asking.repair import Repair
+from peers.receipts.session_evidence import Evidence, Gatherer
+from peers.steps.history import Budget, History
+from transports.base import Transport
+
+
+@dataclass(frozen=True)
+class Token:
+    """One token of an answer."""
+
+    id: int
+    piece: bytes
+    is_end: bool
+    """The model ended its answer with this token."""
+    stages_us: tuple[int, ...]
+    """What each stage said it spent on decoding, in microseconds; of a prompt, its last chunk."""
+    ends_us: int
+    """What the requester's own layers, head and sampler took, likewise."""
+    candidates: tuple[Candidate, ...] = ()
+    """As of ``NextToken``."""
+
+
+class Session:
+    """One conversation's KV caches, in all stages and in the requester's own ends."""
+
+    def __init__(self, chain: Chain, ends: Ends, cells: EndsSession, context: int) -> None:
+        self._chain, self._ends, self._cells = chain, ends, cells
+        self._row_bytes = 4 * ends.width
+        self.context = context
+        """How many positions fit."""
+        self.tokens: list[int] = []
+        """What all caches are known to hold, position by position."""
+        self.times = stage_times()
+        """What the stages say of the last tokens."""
+        self.is_trusted = True
+        """Nothing that was checked of it has failed; otherwise the next answer needs another."""
+        self._answers = 0  # begun so far
+
+    @property
+    def evidence(self) -> Evidence | None:
+        """What the stages vouch for, if it is gathered."""
+        return self._chain.evidence
+
+    @property
+    def route(self) -> list[Hop]:
+        """Who makes up the chain now."""
+        return self._chain.route
+
+    def held_of(self, prompt: Sequence[int]) -> int:
+        """How many tokens of a prompt's beginning need not be run again."""
+        common = takewhile(lambda pair: pair[0] == pair[1], zip(self.tokens, prompt, strict=False))
+        # The last token is always run: its logits are wanted.
+        return min(sum(1 for _ in common), len(prompt) - 1)
+
+    async def generate(
+        self, prompt: Sequence[int], sampling: Sampling, max_tokens: int
+    ) -> AsyncGenerator[Token, None]:
+        """Yield the tokens that follow a prompt, until the model ends or ``max_tokens`` are made.
+
+        The caches keep what they already hold of the prompt's beginning. Whoever stops early may
+        call this again at once: what was on its way is ignored, and overwritten.
+
+        Raises:
+            UserError: the prompt leaves no room for an answer.
+            RefusedError, PeerUnavailable, RemoteProtocolError: the session is over.
+            EngineError: the own engine failed; the session is over.
+        """
+        if not 0 < len(prompt) < self.context:
+            raise UserError(
+                f"the prompt has {len(prompt)} tokens, and a session holds {self.context}: "
+                "shorten it, or give the session more room with --context"
+            )
+        self._answers += 1
+        answer = self._answers
+        self._chain.forget()
+        try:
+            self._cells.start(sampling, list(prompt[-max(1, sampling.repeat_last_n) :]))
+            following, stages_us = await self._prefill(prompt)
+            for made in range(1, max_tokens + 1):
+                position = len(self.tokens)
+                goes_on = not following.is_end and made < max_tokens and position < self.context
+                if goes_on:  # the swarm computes while our caller shows the token
+                    self._chain.send(position, following.rows, 1, wide=False)
+                yield Token(
+                    following.token,
+                    following.piece,
+                    following.is_end,
+                    stages_us,
+                    following.decoding_us,
+                    following.candidates,
+                )
+                if not goes_on:
+                    return
+                step = await self._chain.receive(position, 1, self._row_bytes)
+                self.tokens.append(following.token)
+                stages_us = step.decoding_us
+                self.times.append(stages_us)
+                following = await self._cells.next(position, step.rows, wide=False)
+        finally:
+            if answer == self._answers:  # else another one has begun
+                self._chain.rest()
+
+    async def _prefill(self, prompt: Sequence[int]) -> tuple[NextToken, tuple[int, ...]]:
+        """Run what the caches lack of the prompt, in chunks that follow each other."""
+        start = self.held_of(prompt)
+        del self.tokens[start:]
+        chunks = [
+            (at, list(prompt[at : at + ROWS_PER_DECODE_MAX]))
+            for at in range(start, len(prompt), ROWS_PER_DECODE_MAX)
+        ]
+        with lone_errors():
+            async with trio.open_nursery() as nursery:
+                room = trio.Semaphore(STEPS_IN_FLIGHT_MAX)
+                nursery.start_soon(self._send_chunks, chunks, room)
+                for at, tokens in chunks:
+                    step = await self._chain.receive(at, len(tokens), len(tokens) * self._row_bytes)
+                    room.release()
+                    if at + len(tokens) < len(prompt):
+                        await self._cells.absorb(at, step.rows, wide=True)
+                    else:
+                        following = await self._cells.next(at, step.rows, wide=True)
+                    self.tokens += tokens
+        return following, step.decoding_us
+
+    async def _send_chunks(
+        self, chunks: Sequence[tuple[int, list[int]]], room: trio.Semaphore
+    ) -> None:
+        for at, tokens in chunks:
+            await room.acquire()
+            embedded = await self._cells.embed(at, tokens, wide=True)
+            self._chain.send(at, embedded.rows, len(tokens), wide=True)
+
+
+class Requester:
+    """Opens sessions in a swarm."""
+
+    def __init__(
+        self,
+        nursery: trio.Nursery,
+        transport: Transport,
+        ends: Ends,
+        model: ModelId,
+        gatherer: Gatherer | None = None,
+    ) -> None:
+        """Ask for a model; the sessions' tasks run in the nursery, which outlives them."""
+        self._nursery, self._transport, self._ends, self._model = nursery, transport, ends, model
+        self._gatherer, self._budget = gatherer, Budget()
+
+    @asynccontextmanager
+    async def open(
+        self,
+        route: Sequence[Hop],
+        session: SessionId,
+        context: int,
+        repair: Repair | None = None,
+    ) -> AsyncIterator[Session]:
+        """Open a session along a route that joins the own ends, for as long as the block lasts.
+
+        Args:
+            route: stages without gap or overlap from ``ends.first`` to ``ends.end``.
+            session: 16 random bytes.
+            context: positions that the session is to hold at most.
+            repair: who may take the place of a stage that is lost; None lets the session end.
+
+        Raises:
+            EngineBusy, EngineDied: the own engine has no session to give.
+            RefusedError, PeerUnavailable, RemoteProtocolError: a stage said no, or nothing.
+        """
+        ends, me = self._ends, self._transport.peer_id
+        context = min(context, ends.context)
+        opened = Open(session, self._model, me, me, ends.first, ends.end, context)
+        cells = ends.open()
+        try:
+            evidence = self._gatherer.begin(opened) if self._gatherer else None
+            opened = evidence.opened if evidence else opened
+            history = History(self._budget)
+            chain = Chain(self._transport, opened, history, evidence, repair)
+            async with open_chain(chain, route, self._nursery):
+                yield Session(chain, ends, cells, context)
+        finally:
+            cells.close()

@@ -1,0 +1,245 @@
+"""One stage of a session, as the requester controls it."""
+
+from collections.abc import Callable, Sequence
+from itertools import count, takewhile
+from typing import TypeVar
+
+import numpy as np
+import trio
+from attrs import evolve
+
+from p2pinfer.core.errors import PeerError, PeerUnavailable, RemoteProtocolError, lone_errors
+from p2pinfer.core.ids import PeerId
+from p2pinfer.core.messages import (
+    Attach,
+    Attached,
+    Connect,
+    Connected,
+    Denied,
+    Dtype,
+    Expect,
+    Expecting,
+    Hop,
+    Idle,
+    Leaving,
+    Link,
+    Linked,
+    Lost,
+    Open,
+    Opened,
+    Step,
+)
+from p2pinfer.core.wire import encode
+from peers.serving.stage_session import NUMPY_TYPES
+from peers.steps.messaging import SESSION, RefusedError, receive, send
+from transports.base import Channel, Transport
+
+A = TypeVar("A", Connected, Expecting)
+
+STILL_S_MAX = 120.0
+"""For a step to come out of a chain that seems whole: a chunk of a prompt takes half of it where
+laptops run 70 billion weights. A peer whose engine hangs answers heartbeats all the same."""
+
+
+class StageHandle:
+    """A stage that agreed to a session, and the channel that keeps it."""
+
+    def __init__(self, hop: Hop, control: Channel, expects: PeerId) -> None:
+        self.hop = hop
+        self._expects: PeerId | None = expects
+        self.lost: PeerError | None = None
+        """Why the session cannot go on with it."""
+        self.wants_to_leave = False
+        self.sends_to: StageHandle | None = None
+        """Who is behind it and takes what it sends; itself stands for the requester."""
+        self.known = 0
+        """Nobody waits for its answers to steps up to this one."""
+        self._control = control
+        self._asking = trio.Lock()
+        self._number = 0
+        self._answer: Connected | Expecting | Denied | None = None
+        self._answered = trio.Event()
+
+    async def listen(
+        self, on_word: Callable[["StageHandle", Lost | Leaving | PeerError], None]
+    ) -> None:
+        """Take answers, and report what else the stage says and that it is gone."""
+        try:
+            while True:
+                said: Connected | Expecting | Denied | Lost | Leaving = await receive(
+                    self._control, Connected, Expecting, Denied, Lost, Leaving
+                )
+                if isinstance(said, Lost | Leaving):
+                    on_word(self, said)
+                elif said.number == self._number:
+                    self._answer = said
+                    self._answered.set()
+        except PeerError as error:
+            self.lose(error)
+            on_word(self, error)
+
+    def lose(self, error: PeerError) -> None:
+        """Give the stage up; the first reason counts."""
+        self.lost = self.lost or error
+        self._answered.set()
+        self._control.abort()
+
+    def say_idle(self, number: int) -> None:
+        """Let it know that an answer is over; what cannot be sent at once, it guesses later."""
+        self._control.send_now(encode(Idle(number)))
+
+    async def connect(self, to: "StageHandle", sent: int, timeout_s: float) -> None:
+        """Have it send to another stage, which has all steps up to ``sent``.
+
+        Raises:
+            RefusedError: it cannot; the code says which of the two is to blame.
+            PeerUnavailable: it does not answer, or is gone.
+        """
+        hop = to.hop
+        self.known = max(sent, to.known)
+        self.sends_to = None
+        await self._ask(
+            lambda number: Connect(number, hop.peer, hop.addresses, sent, self.known),
+            Connected,
+            timeout_s,
+        )
+        self.sends_to = to
+
+    async def expect(self, peer: PeerId, timeout_s: float) -> int:
+        """Have it take steps from another peer; return the number of the last one that it has.
+
+        Raises:
+            PeerUnavailable: it does not answer, or is gone.
+        """
+        if peer == self._expects:
+            self._expects = None  # which it does from the beginning; next time there is more to it
+            return 0
+        answer = await self._ask(lambda number: Expect(number, peer), Expecting, timeout_s)
+        return answer.received
+
+    async def _ask(
+        self, make: Callable[[int], Connect | Expect], kind: type[A], timeout_s: float
+    ) -> A:
+        peer = self.hop.peer
+        async with self._asking:
+            self._number += 1
+            self._answer, self._answered = None, trio.Event()
+            try:
+                with trio.fail_after(timeout_s):
+                    if not self.lost:
+                        await send(self._control, make(self._number))
+                        await self._answered.wait()
+            except trio.TooSlowError:
+                error = PeerUnavailable(peer, f"{peer} did not answer in {timeout_s:.0f} s")
+                raise error from None
+            if self.lost:
+                raise PeerUnavailable(peer, str(self.lost))
+            answer = self._answer
+        if isinstance(answer, Denied):
+            raise RefusedError.of(peer, answer.code, "it cannot do as the session needs")
+        if not isinstance(answer, kind):
+            raise RemoteProtocolError(peer, "it answered another question")
+        return answer
+
+
+def lost_places(stages: Sequence[StageHandle]) -> slice | None:
+    """Return the first run of stages that are lost."""
+    lost = [index for index, stage in enumerate(stages) if stage.lost]
+    if not lost:
+        return None
+    run = takewhile(lambda index: index in lost, count(lost[0]))
+    return slice(lost[0], lost[0] + sum(1 for _ in run))
+
+
+async def open_stages(
+    transport: Transport, opened: Open, route: Sequence[Hop], previous: PeerId, timeout_s: float
+) -> list[StageHandle]:
+    """Open a session at stages that follow each other, the first one behind ``previous``.
+
+    At all of them or at none; raises as ``reach``.
+    """
+    previous_of = [previous, *(hop.peer for hop in route)]
+    found: dict[int, StageHandle] = {}
+
+    async def open_one(index: int, hop: Hop) -> None:
+        before = previous_of[index]
+        own = evolve(opened, previous=before, first=hop.first, end=hop.end)
+        control = await reach(transport, hop, own, Opened, timeout_s)
+        found[index] = StageHandle(hop, control, before)
+
+    try:
+        with lone_errors():
+            async with trio.open_nursery() as opening:
+                for index, hop in enumerate(route):
+                    opening.start_soon(open_one, index, hop)
+    except BaseException:
+        for stage in found.values():
+            stage.lose(PeerUnavailable(stage.hop.peer, "another stage did not open"))
+        raise
+    return [found[index] for index in range(len(route))]
+
+
+async def reach(
+    transport: Transport,
+    hop: Hop,
+    first: Open | Link | Attach,
+    due: type[Opened] | type[Linked] | type[Attached],
+    timeout_s: float,
+) -> Channel:
+    """Open a channel to a stage, say what it is for, and wait until the stage agrees.
+
+    Raises:
+        RefusedError: it said no.
+        PeerUnavailable: it cannot be reached, or does not answer.
+        RemoteProtocolError: it sent nonsense.
+    """
+    channel: Channel | None = None
+    try:
+        with trio.fail_after(timeout_s):
+            channel = await transport.open(hop.peer, SESSION, hop.addresses)
+            await send(channel, first)
+            await receive(channel, due)
+        return channel
+    except BaseException as error:
+        if channel:
+            channel.abort()
+        if isinstance(error, trio.TooSlowError):
+            text = f"{hop.peer} did not answer in {timeout_s:.0f} s"
+            raise PeerUnavailable(hop.peer, text) from None
+        raise
+
+
+def check_step(
+    peer: PeerId, step: Step, dtype: Dtype, sent: int, due: tuple[int, int, int]
+) -> None:
+    """Raise RemoteProtocolError if a step is not the answer to what was sent.
+
+    Args:
+        peer: whose it is.
+        step: what came.
+        dtype: of its rows.
+        sent: the number of the last step that was sent.
+        due: its position, its count of rows, and their bytes.
+    """
+    if step.number > sent or (step.position, step.count) != due[:2]:
+        raise RemoteProtocolError(peer, "a stage answered another step")
+    if len(step.rows) != due[2]:
+        raise RemoteProtocolError(peer, "a stage's rows are not as wide as they are")
+    if not np.isfinite(np.frombuffer(step.rows, NUMPY_TYPES[dtype])).all():
+        raise RemoteProtocolError(peer, "a stage's rows hold NaN or infinity")
+
+
+async def wait_still(progress: Callable[[], tuple[int, int]]) -> None:
+    """Return once nothing has come out of a chain for too long.
+
+    Looking now and then costs a token nothing; a deadline for each step would.
+
+    Args:
+        progress: the number of the last step that came, and of the last that may be waited for.
+    """
+    seen, since = -1, trio.current_time()
+    while trio.current_time() < since + STILL_S_MAX:
+        await trio.sleep(STILL_S_MAX / 8)
+        came, sent = progress()
+        if came >= sent or came != seen:
+            seen, since = came, trio.current_time()

@@ -1,0 +1,1 @@
+"""Audits: stages run again, and proofs of fraud."""

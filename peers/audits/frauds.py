@@ -1,0 +1,332 @@
+"""Fraud proofs among peers: each checks a proof itself before it acts, and passes on what held.
+
+Now and then two peers tell each other which cases they have seen proven; either may ask for one
+proof that it lacks and can judge. It runs the rows again, with its own layers where it holds them,
+otherwise by three other holders of its own choice that must agree. What it cannot judge it leaves
+alone and tells nobody of. So a false proof gets no further than to those whom its author sends it,
+and an author judges its own before it sends it: its auditors may have lied together.
+"""
+
+import logging
+from collections.abc import Callable, Sequence
+from random import Random
+
+import trio
+from attrs import evolve
+
+from p2pinfer.core.advertisement import Advertisement
+from p2pinfer.core.errors import P2pinferError, PeerError
+from p2pinfer.core.evidence import CASES_MAX, Case, Cases, ProofIs, WantProof
+from p2pinfer.core.fraud import FraudProof, parse, to_sign
+from p2pinfer.core.ids import ModelId, PeerId
+from p2pinfer.core.sections import BadFile
+from p2pinfer.core.witness import Rows
+from peers.audits.replay import THIS_MACHINE, OpenReplay, PeerReplays, Replay, by_engine, cut
+from peers.parts.protocol import Run, in_thread
+from peers.serving.server import Server
+from peers.steps.messaging import receive, send
+from transports.base import Channel, Transport
+from transports.identity import verify
+
+_log = logging.getLogger("p2pinfer.frauds")
+
+FRAUDS = "frauds"
+
+COMPARE_S = 60.0
+"""How often cases are compared with one other peer: two empty lists, as a rule. Twice as seldom,
+two of three simulated swarms of 200, a fifth of them cheats, saw honest peers convicted, or routes
+over cheats that a stage had shut out; at this pace one of eight."""
+
+SPREAD = 4
+"""Others who are told at once of what was proven just now."""
+
+EXCHANGE_S_MAX = 60.0
+"""For 6 MiB at 1 Mbit/s."""
+
+EXCHANGES_MAX = 4
+"""Answered at once; who comes then is told nothing, and comes again."""
+
+WAITING_MAX = 2
+"""Proofs that wait to be checked, of 6 MiB at most; one more is dropped, and offered again."""
+
+CHECK_EVERY_S = 10.0
+"""Between the beginnings of two checks that run layers: each is as much work as an audit."""
+
+AGREEING = 3
+"""Of other holders must find the same bits: two may have agreed beforehand."""
+
+JUDGES_MAX = 5
+"""Asked at most: some may be gone, or lie."""
+
+UNDECIDED_S = 300.0
+"""Before a proof is looked at again that nobody could judge."""
+
+JUDGED_MAX = 1024
+"""Cases remembered by their digests."""
+
+KEPT_BYTES_MAX = 32 << 20
+"""Of proofs kept to be passed on; the oldest are dropped first, but not forgotten."""
+
+Judges = Callable[[Case], Sequence[OpenReplay]]
+"""Returns who can run a case's layers again in its class, best first; nobody it concerns."""
+
+
+class Frauds:
+    """What a peer knows of proven cheats.
+
+    Args:
+        transport: to others.
+        model: whose proofs it can judge.
+        sign: as this peer, where it is the author.
+        others: what those say of themselves with whom cases are compared.
+        judges: finds who can judge.
+        chance: picks with whom to compare.
+        on_proven: told of each proof that held, with its file.
+        on_false: told of peers that made or sent a proof that is none.
+        run: runs what takes long, so that nothing else waits for it.
+    """
+
+    def __init__(
+        self,
+        transport: Transport,
+        model: ModelId,
+        sign: Callable[[bytes], bytes],
+        others: Callable[[], Sequence[Advertisement]],
+        judges: Judges,
+        chance: Random,
+        on_proven: Callable[[FraudProof, bytes], None],
+        on_false: Callable[[PeerId], None] = lambda _: None,
+        run: Run = in_thread,
+    ) -> None:
+        self._run = run
+        self._transport, self._model, self._sign = transport, model, sign
+        self._others, self._judges, self._chance = others, judges, chance
+        self._on_proven, self._on_false = on_proven, on_false
+        self._proven: dict[PeerId, Case] = {}
+        self._kept: dict[bytes, bytes] = {}
+        self._judged: dict[bytes, float] = {}
+        """Digests of proofs that were looked at, and when they may be again."""
+        self._send, self._receive = trio.open_memory_channel[tuple[PeerId, bytes]](WAITING_MAX)
+        self._checked_at = -CHECK_EVERY_S
+        self._answering, self._telling = 0, trio.Lock()
+        self._is_untold = False
+        self._news, self._idle = trio.Event(), trio.Event()
+        self._idle.set()
+
+    @property
+    def proven(self) -> list[PeerId]:
+        """Who has cheated for certain, the newest last."""
+        return list(self._proven)
+
+    def listen(self) -> None:
+        """Answer others from now on."""
+        self._transport.handle(FRAUDS, self._answer)
+
+    def accuse(self, proof: FraudProof) -> None:
+        """Sign a proof that this peer made itself, and have it checked as if it came from another.
+
+        This needs ``run`` to run; see also ``finish``.
+        """
+        receipt = proof.receipt
+        for offer in self._others():
+            if offer.peer == proof.accused and offer.numerics_class == receipt.numerics.hex():
+                proof = evolve(proof, slice_end=max(receipt.end, offer.end))
+        body = proof.body()
+        self._line_up(self._transport.peer_id, body + self._sign(to_sign(body)))
+
+    def add(self, proof: FraudProof, data: bytes) -> None:
+        """Take in a proof that holds, with its file."""
+        if proof.accused in self._proven:
+            return
+        case = proof.case()
+        self._judged[case.digest] = float("inf")
+        self._proven[proof.accused] = case
+        self._kept[case.digest] = data
+        while sum(map(len, self._kept.values())) > KEPT_BYTES_MAX:
+            del self._kept[next(iter(self._kept))]
+        if len(self._proven) > JUDGED_MAX:
+            del self._proven[next(iter(self._proven))]
+        _log.info("%s is proven to have cheated, by %s", case.accused, case.author)
+        self._on_proven(proof, data)
+        self._is_untold = True
+        self._news.set()
+
+    async def run(self) -> None:
+        """Compare cases with others and check their proofs, for ever."""
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._check_for_ever)
+            while True:
+                await self.tell(SPREAD if self._news.is_set() else 1)
+                with trio.move_on_after(COMPARE_S * self._chance.uniform(0.7, 1.0)):
+                    await self._news.wait()
+
+    async def tell(self, count: int) -> None:
+        """Compare cases with so many others."""
+        self._news = trio.Event()
+        offers = [offer for offer in self._others() if offer.addresses]
+        async with self._telling, trio.open_nursery() as nursery:
+            for offer in self._chance.sample(offers, min(count, len(offers))):
+                nursery.start_soon(self._ask, offer)
+        self._is_untold = self._is_untold and count < SPREAD
+
+    async def finish(self) -> None:
+        """Check what waits, and tell others what they were not told yet."""
+        await self._idle.wait()
+        if self._is_untold:
+            await self.tell(SPREAD)
+
+    def _line_up(self, sender: PeerId, data: bytes) -> None:
+        try:
+            self._send.send_nowait((sender, data))
+            if self._idle.is_set():  # else somebody may wait for the one there is
+                self._idle = trio.Event()
+        except trio.WouldBlock:
+            _log.info("too many proofs wait to be checked")
+
+    async def _ask(self, offer: Advertisement) -> None:
+        try:
+            with trio.move_on_after(EXCHANGE_S_MAX):
+                channel = await self._transport.open(offer.peer, FRAUDS, offer.addresses)
+                try:
+                    ours = self._cases()
+                    await send(channel, ours)
+                    theirs = await receive(channel, Cases)
+                    if ours.cases or theirs.cases:
+                        await self._fetch(channel, theirs)
+                        await self._give(channel)
+                finally:
+                    await channel.close()
+        except PeerError as error:
+            _log.info("cases were not compared: %s", error)
+
+    async def _answer(self, channel: Channel) -> None:
+        if self._answering >= EXCHANGES_MAX:
+            return
+        self._answering += 1
+        try:
+            with trio.move_on_after(EXCHANGE_S_MAX):
+                theirs, ours = await receive(channel, Cases), self._cases()
+                await send(channel, ours)
+                if ours.cases or theirs.cases:
+                    await self._give(channel)
+                    await self._fetch(channel, theirs)
+        except PeerError as error:
+            _log.info("cases were not compared: %s", error)
+        finally:
+            self._answering -= 1
+
+    def _cases(self) -> Cases:
+        kept = [case for case in self._proven.values() if case.digest in self._kept]
+        return Cases(tuple(kept[-CASES_MAX:]))
+
+    async def _fetch(self, channel: Channel, theirs: Cases) -> None:
+        """Ask for one proof that is lacking, and have it checked."""
+        wanted = next((case.digest for case in theirs.cases if self._wants(case)), b"")
+        await send(channel, WantProof(wanted))
+        if wanted:
+            self._line_up(channel.remote, (await receive(channel, ProofIs)).data)
+
+    async def _give(self, channel: Channel) -> None:
+        wanted = (await receive(channel, WantProof)).digest
+        if wanted:
+            await send(channel, ProofIs(self._kept.get(wanted, b"")))
+
+    def _wants(self, case: Case) -> bool:
+        """Whether a case is new, about somebody who is there, and can be judged here."""
+        me, now = self._transport.peer_id, trio.current_time()
+        if case.model != self._model or case.accused in self._proven or case.accused == me:
+            return False
+        if now < self._judged.get(case.digest, 0.0):
+            return False
+        if all(offer.peer != case.accused for offer in self._others()):
+            return False  # it would change nothing
+        return case.rows == 0 or bool(self._judges(case))
+
+    async def _check_for_ever(self) -> None:
+        try:
+            async for sender, data in self._receive:
+                if sender != self._transport.peer_id:
+                    await trio.sleep_until(self._checked_at + CHECK_EVERY_S)
+                try:
+                    await self._check(data)
+                except BadFile as error:
+                    _log.warning("%s passes on what is no fraud proof: %s", sender, error)
+                    if sender != self._transport.peer_id:
+                        self._on_false(sender)
+                if not self._receive.statistics().current_buffer_used:
+                    self._idle.set()
+        finally:
+            self._idle.set()
+
+    async def _check(self, data: bytes) -> None:
+        """Judge a proof and act upon it.
+
+        Raises:
+            BadFile: it is none, which whoever sent it should have seen.
+        """
+        if not data:
+            return
+        proof = await self._run(parse, data, verify)
+        case = proof.case()
+        if not self._wants(case):
+            return
+        if case.rows:
+            self._checked_at = trio.current_time()
+        verdict = await judge(proof, self._judges(case))
+        again_s = trio.current_time() + UNDECIDED_S
+        self._judged[case.digest] = again_s if verdict is None else float("inf")
+        if len(self._judged) > JUDGED_MAX:
+            del self._judged[next(iter(self._judged))]
+        if verdict:
+            self.add(proof, data)
+        elif verdict is None:
+            _log.info("whether %s cheated cannot be judged here", case.accused)
+        elif case.author == self._transport.peer_id:
+            _log.warning("the auditors that found that %s cheated have lied", case.accused)
+        else:
+            _log.warning("%s accuses %s falsely", case.author, case.accused)
+            self._on_false(case.author)
+
+
+def judges_beside(server: Server, replays: PeerReplays, case: Case) -> Sequence[OpenReplay]:
+    """Return a serving peer's own engine where it can judge a case, and otherwise others."""
+    held = server.held
+    if held:
+        engine = held.engine
+        is_same = engine.numerics_class == case.numerics.hex()
+        if is_same and engine.first == case.first and engine.first < case.end <= engine.end:
+            return [by_engine(engine, case.end)]
+    return replays.judges(case)
+
+
+async def judge(proof: FraudProof, judges: Sequence[OpenReplay]) -> bool | None:
+    """Whether a proof holds, which was parsed; None where nobody can say."""
+    if len(proof.receipts) > 1:
+        return True
+    receipt = proof.receipt
+    found: list[bytes] = []
+    for opening in judges[:JUDGES_MAX]:
+        try:
+            async with opening(receipt.position) as replay:
+                if replay.numerics != receipt.numerics:
+                    continue
+                sent = await run_again(proof, replay)
+                is_own = replay.name == THIS_MACHINE
+        except P2pinferError as error:
+            _log.info("a judge is gone: %s", error)
+            continue
+        root = sent.tree.root(receipt.position)
+        found.append(root)
+        if is_own or found.count(root) == AGREEING:
+            return root != receipt.sent
+    return None
+
+
+async def run_again(proof: FraudProof, replay: Replay) -> Rows:
+    """Return what a proof's rows give, each in its regime; raises as the replay."""
+    sent, inputs = Rows(keep=False), proof.inputs
+    size = len(inputs.rows) // len(inputs.regimes)
+    for position, rows, wide in cut(inputs, 0):
+        count = len(rows) // size
+        sent.put(position, count, await replay.run(position, count, rows, wide=wide), wide=wide)
+    return sent

@@ -1,0 +1,234 @@
+"""Running layers again: by another holder, or by an engine of this machine's own."""
+
+from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from itertools import groupby
+from typing import Protocol
+
+import trio
+from attrs import frozen
+
+from p2pinfer.core.advertisement import Advertisement
+from p2pinfer.core.errors import EngineError, PeerUnavailable, lone_errors
+from p2pinfer.core.evidence import Case
+from p2pinfer.core.ids import ModelId, PeerId, SessionId
+from p2pinfer.core.limits import NARROW_ROWS_MAX, ROWS_PER_DECODE_MAX
+from p2pinfer.core.messages import Hop, Open
+from p2pinfer.core.receipts import Signed, Terms
+from p2pinfer.core.witness import OpenedRows
+from p2pinfer.engine.base import Decoded, StageEngine
+from peers.asking.chain import Chain, open_chain
+from peers.receipts.session_evidence import Evidence, Gatherer
+from peers.steps.history import Budget, History
+from transports.base import Transport
+
+REPLAY_S_MAX = 30.0
+"""For one chunk of at most 48 rows."""
+
+THIS_MACHINE = "this machine"
+
+SESSION_ID_BYTES = 16
+
+
+@frozen
+class Vouching:
+    """What somebody who runs layers again signs, as for any session."""
+
+    terms: Terms
+    receipts: Mapping[int, Signed]
+
+
+class Replay(Protocol):
+    """Somebody who runs a stage's layers again, in a session of its own."""
+
+    @property
+    def name(self) -> str:
+        """A peer id, or ``THIS_MACHINE``, which does not lie."""
+        ...
+
+    @property
+    def numerics(self) -> bytes:
+        """The numerics class that it computes in."""
+        ...
+
+    async def run(self, position: int, count: int, rows: bytes, *, wide: bool) -> bytes:
+        """Return what rows give, both as on the wire.
+
+        Raises:
+            PeerError, EngineError: they were not run.
+        """
+        ...
+
+    async def vouch(self, position: int) -> Vouching | None:
+        """Return what it signed for the first ``position`` rows and fewer, if it does that."""
+        ...
+
+
+OpenReplay = Callable[[int], AbstractAsyncContextManager[Replay]]
+"""Opens a replay of so many positions; raises PeerError, EngineError or UserError."""
+
+
+def cut(opened: OpenedRows, position: int) -> list[tuple[int, bytes, bool]]:
+    """Cut rows into runs of one regime, each no longer than a decode may be."""
+    size = len(opened.rows) // len(opened.regimes)
+    found, start = [], 0
+    for wide, same in groupby(opened.regimes):
+        end = start + len(list(same))
+        most = ROWS_PER_DECODE_MAX if wide else NARROW_ROWS_MAX
+        for at in range(start, end, most):
+            rows = opened.rows[at * size : min(at + most, end) * size]
+            found.append((position + at, rows, wide))
+        start = end
+    return found
+
+
+class PeerReplay:
+    """Another holder of the layers, asked as if for an answer."""
+
+    def __init__(self, chain: Chain, numerics: bytes, evidence: Evidence) -> None:
+        self.name: str = chain.route[-1].peer
+        self.numerics, self._chain, self._evidence = numerics, chain, evidence
+
+    async def run(self, position: int, count: int, rows: bytes, *, wide: bool) -> bytes:
+        """Return what the peer makes of the rows; raises PeerError."""
+        try:
+            with trio.fail_after(REPLAY_S_MAX):
+                self._chain.send(position, rows, count, wide=wide)
+                step = await self._chain.receive(position, count, len(rows))
+        except trio.TooSlowError:
+            raise PeerUnavailable(self._chain.route[-1].peer, "it took too long") from None
+        return step.rows
+
+    async def vouch(self, position: int) -> Vouching:
+        """Return its receipts, which bind it as any stage's do."""
+        await self._evidence.settle(position)
+        return Vouching(self._evidence.terms, self._evidence.stages[0].signed(position))
+
+
+@asynccontextmanager
+async def open_peer_replay(
+    transport: Transport, hop: Hop, opened: Open, numerics: bytes, gatherer: Gatherer
+) -> AsyncIterator[PeerReplay]:
+    """Open a session with one holder, which asks for receipts as every other does.
+
+    Args:
+        transport: reaches it.
+        hop: the holder, and the layers that it is to run.
+        opened: the session.
+        numerics: the class that it computes in.
+        gatherer: begins the session's evidence.
+
+    Raises:
+        PeerError: it does not take the session.
+    """
+    evidence = gatherer.begin(opened)
+    with lone_errors():
+        async with trio.open_nursery() as nursery:
+            chain = Chain(transport, evidence.opened, History(Budget()), evidence)
+            async with open_chain(chain, [hop], nursery):
+                yield PeerReplay(chain, numerics, evidence)
+
+
+class PeerReplays:
+    """Finds other holders that replay a model's layers.
+
+    Args:
+        transport: reaches them.
+        serving: returns what they say they serve of the model.
+        model: its id.
+        gatherer: seals sessions.
+        draw: returns so many random bytes.
+    """
+
+    def __init__(
+        self,
+        transport: Transport,
+        serving: Callable[[], Iterable[Advertisement]],
+        model: ModelId,
+        gatherer: Gatherer,
+        draw: Callable[[int], bytes],
+    ) -> None:
+        self._transport, self._serving, self._model = transport, serving, model
+        self._gatherer, self._draw = gatherer, draw
+
+    def find(self, first: int, end: int, besides: PeerId) -> Sequence[OpenReplay]:
+        """Return who can replay these layers, in an order that nobody can foresee."""
+        return [self._by_peer(offer, first, end) for offer in self._holders(first, end, besides)]
+
+    def judges(self, case: Case) -> Sequence[OpenReplay]:
+        """Return who can run a case's layers again in the very class that it is about, likewise."""
+        return [
+            self._by_peer(offer, case.first, case.end)
+            for offer in self._holders(case.first, case.end, case.accused)
+            if offer.numerics_class == case.numerics.hex() and offer.peer != case.author
+        ]
+
+    def _holders(self, first: int, end: int, besides: PeerId) -> list[Advertisement]:
+        holders = [
+            offer
+            for offer in self._serving()
+            if offer.first == first and end <= offer.end and offer.peer != besides
+        ]
+        holders.sort(key=lambda _: self._draw(8))
+        return holders
+
+    def _by_peer(self, offer: Advertisement, first: int, end: int) -> OpenReplay:
+        hop = Hop(offer.peer, offer.addresses, first, end)
+
+        def opening(context: int) -> AbstractAsyncContextManager[Replay]:
+            session = SessionId(self._draw(SESSION_ID_BYTES))
+            me = self._transport.peer_id
+            opened = Open(session, self._model, me, me, first, end, context)
+            numerics = bytes.fromhex(offer.numerics_class)
+            return open_peer_replay(self._transport, hop, opened, numerics, self._gatherer)
+
+        return opening
+
+
+class EngineReplay:
+    """An engine of this machine's own."""
+
+    name = THIS_MACHINE
+
+    def __init__(self, engine: StageEngine, end: int) -> None:
+        self.numerics = bytes.fromhex(engine.numerics_class)
+        self.width = engine.width
+        self._session = engine.open(end)
+
+    async def run(self, position: int, count: int, rows: bytes, *, wide: bool) -> bytes:
+        """Return what the engine makes of float32 rows; raises EngineError."""
+        if len(rows) != 4 * self.width * count:
+            raise EngineError("the rows are not of the model's width")
+        done = trio.Event()
+        outcome: list[Decoded | EngineError] = []
+
+        def take(decoded: Decoded | EngineError) -> None:
+            outcome.append(decoded)
+            done.set()
+
+        self._session.submit(position, rows, take, wide=wide)
+        await done.wait()
+        if isinstance(outcome[0], EngineError):
+            raise outcome[0]
+        return outcome[0].rows
+
+    async def vouch(self, position: int) -> None:
+        """Sign nothing: nobody need prove anything to itself."""
+
+    def close(self) -> None:
+        """Free the session's cells."""
+        self._session.close()
+
+
+def by_engine(engine: StageEngine, end: int) -> OpenReplay:
+    """Return what opens a replay up to a layer by an engine that runs."""
+
+    @asynccontextmanager
+    async def opening(_: int) -> AsyncIterator[Replay]:
+        replay = EngineReplay(engine, end)
+        try:
+            yield replay
+        finally:
+            replay.close()
+
+    return opening

@@ -1,0 +1,1 @@
+"""Who serves what: advertisements, gossip, anti-entropy, and ways into a swarm."""

@@ -1,0 +1,331 @@
+"""Who serves what: every peer says so itself, and passes on what others say.
+
+An advertisement is signed by the peer that it speaks of, so anyone may pass it on and nobody can
+invent one. It travels by gossip, one topic for each model; a peer that joins asks a neighbour for
+all there is, and now and then every peer compares notes with another, which mends what gossip lost.
+What one peer says it serves is a hint until it has answered.
+"""
+
+import logging
+import random
+from collections.abc import Awaitable, Callable, Iterable, Sequence
+from typing import Any
+
+import trio
+
+from p2pinfer.core.advertisement import ADVERTISEMENTS_MAX, Advertisement
+from p2pinfer.core.errors import PeerError, PeerUnavailable, UserError, lone_errors
+from p2pinfer.core.ids import ModelId, PeerId
+from peers.discovery.advertiser import Advertiser, Signer
+from peers.discovery.anti_entropy import TOLD_MAX, TOLD_PER_S, answer, ask
+from peers.discovery.bootstrap import Bootstrap
+from peers.discovery.gossip import judge, news
+from peers.discovery.model_index import IndexEntry
+from peers.discovery.partners import pick_partners
+from peers.discovery.rate_limit import RateLimits
+from peers.discovery.view import SHORTEST_S, SwarmView, Verify
+from peers.steps.messaging import DIRECTORY
+from transports.base import Channel, Topic, Transport
+from transports.identity import verify as verify_signature
+
+_log = logging.getLogger("p2pinfer.directory")
+
+COMPARE_S = 30.0
+"""How often a peer compares notes with another; once in each period where that is the shortest."""
+
+FIND_S = 5.0
+"""How often the ways in are tried while nobody is known."""
+
+EXCHANGE_S_MAX = 10.0
+"""How long one comparison may take."""
+
+NEIGHBOURS_MIN = 4
+"""Peers of a model to be connected with, so that gossip finds its way though some of them leave."""
+
+PATIENCE_S = 1.0
+"""For the first way in to tell all; it may be frozen, and whoever asks may not wait for long."""
+
+LOOK_AGAIN_S = 0.25
+"""Between two looks for anybody at all."""
+
+LOOK_OUT = 0.1
+"""Share of rounds in which a peer with few neighbours looks for more where the transport does."""
+
+
+class Directory:
+    """What this peer knows of the swarm, and says of itself.
+
+    Args:
+        transport: what reaches others.
+        identity: signs what this peer says.
+        chance: picks whom to compare notes with.
+        verify: checks what others signed; a simulation may pass a cheaper one.
+        room: how many advertisements to keep.
+        clock_ms: the time on everybody's clock, in milliseconds: by its own advertisements, which
+            are numbered so, others see whether a peer's clock is right.
+    """
+
+    def __init__(
+        self,
+        transport: Transport,
+        identity: Signer,
+        chance: random.Random,
+        verify: Verify = verify_signature,
+        room: int = ADVERTISEMENTS_MAX,
+        clock_ms: Callable[[], int] = lambda: 0,
+    ) -> None:
+        self._transport, self._chance = transport, chance
+        self.view = SwarmView(transport.peer_id, verify, chance, room)
+        self._ways = Bootstrap(transport.peer_id)
+        self._told = RateLimits(TOLD_MAX, TOLD_PER_S)
+        self._news = news()
+        self._topics: dict[ModelId, Topic] = {}
+        self.voice = Advertiser(transport, identity, self.view, self._topics, chance, clock_ms)
+        self._wake = trio.Event()
+        """A model is followed that was not before."""
+
+    @property
+    def is_hidden(self) -> bool:
+        """Whether nobody can dial the own peer, as it seems; see `peers.discovery.advertiser`."""
+        return self.voice.is_hidden
+
+    @property
+    def is_sample(self) -> bool:
+        """Whether there is room for no more peers, so that there are others, as it seems."""
+        return self.view.is_full
+
+    def listen(self) -> None:
+        """Answer others from now on."""
+        self._transport.handle(DIRECTORY, self._answer)
+
+    def advertise(self, advertisement: Advertisement) -> None:
+        """Say this of the own peer from now on.
+
+        Where it serves another range or in another state, all are told at once; of mere figures
+        they hear with the next renewal.
+        """
+        self.follow(advertisement.model)
+        self.voice.say(advertisement)
+
+    def leave(self) -> None:
+        """Say that this peer is gone, as far as gossip carries it; it serves nothing any more."""
+        self.voice.leave()
+
+    def follow(self, model: ModelId) -> None:
+        """Learn of all peers of a model from now on."""
+        if self.view.follow(model):
+            self._wake.set()
+
+    def shut_out(self, peer: PeerId) -> None:
+        """Know nothing of a peer any more, whatever it says, and pass nothing of it on."""
+        self.view.shut_out(peer, trio.current_time())
+
+    def serving(self, model: ModelId) -> list[Advertisement]:
+        """Return what other peers are known to serve of a model, which is followed from now on."""
+        return [a for a in self.holding(model) if a.first < a.end]
+
+    def holding(self, model: ModelId) -> list[Advertisement]:
+        """Return the other peers that hold something of a model, those that still join too.
+
+        Those of whom there are only words, and who do not answer when they are called, are not
+        among them, nor those that nobody can dial.
+        """
+        self.follow(model)
+        own = self.view.get(self._transport.peer_id)
+        return [
+            entry.parsed.advertisement
+            for entry in self._entries(model)
+            if entry.is_there and entry.parsed.advertisement.addresses and entry is not own
+        ]
+
+    def missing(self, model: ModelId, first: int, end: int) -> list[int]:
+        """Return the layers of a range that nobody holds or is about to; the own peer counts."""
+        self._forget_the_silent()
+        return self.view.missing(model, first, end)
+
+    def fewest_holders(self, model: ModelId, first: int, end: int) -> int:
+        """Return how many hold the rarest layer of a range, or are about to; likewise."""
+        return self.view.fewest_holders(model, first, end)
+
+    def models(self) -> dict[ModelId, str]:
+        """Return the names of all models that are known to be served."""
+        self._forget_the_silent()
+        return {
+            model: next(iter(shelf.entries.values())).parsed.advertisement.model_name
+            for model, shelf in self.view.shelves.items()
+            if shelf.entries
+        }
+
+    def peers(self) -> list[Advertisement]:
+        """Return what is known of any peer: of each in the models followed, of some in others."""
+        return [
+            entry.parsed.advertisement
+            for model in list(self.view.shelves)
+            for entry in self._entries(model)
+        ]
+
+    async def run(self, ways_in: Sequence[str]) -> None:
+        """Gossip, renew the own advertisement and compare notes, for ever.
+
+        Args:
+            ways_in: addresses that are tried again and again while nobody is known there.
+        """
+        self._ways.add(ways_in)
+        with lone_errors():
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self.voice.run, self._pause_s)
+                nursery.start_soon(self._compare_for_ever)
+                heard: set[ModelId] = set()
+                while True:
+                    for model in [model for model in self.view.followed if model not in heard]:
+                        heard.add(model)
+                        nursery.start_soon(self._gossip, model)
+                    self._wake = trio.Event()
+                    await self._wake.wait()
+
+    async def enter(self, ways_in: Sequence[str]) -> list[PeerError]:
+        """Compare notes with the peer at each address; return what went wrong with which.
+
+        The first to be reached tells all there is, the others what differs; if it takes its time,
+        they are asked for all, too.
+
+        Raises:
+            UserError: one of them is no address.
+        """
+        failures: list[PeerError] = []
+        told, is_asked = trio.Event(), False
+
+        async def try_one(address: str) -> None:
+            nonlocal is_asked
+            try:
+                peer = await self._transport.connect(address)
+                if is_asked:
+                    with trio.move_on_after(PATIENCE_S):
+                        await told.wait()
+                is_asked = True
+                await self.exchange(peer)
+                told.set()
+            except PeerError as error:
+                failures.append(error)
+
+        with lone_errors():
+            async with trio.open_nursery() as nursery:
+                for address in ways_in:
+                    nursery.start_soon(try_one, address)
+        return failures
+
+    async def find_anybody(self, seconds: float) -> bool:
+        """Look for peers without an address until one answers; say whether one did in time."""
+        with trio.move_on_after(seconds):
+            while self.view.knows_nobody():
+                hints = self._strange(await self._transport.discover(None))
+                async with trio.open_nursery() as nursery:
+                    for address in hints:
+                        nursery.start_soon(self._try, self._try_way, address)
+                await trio.sleep(LOOK_AGAIN_S)
+        return not self.view.knows_nobody()
+
+    async def exchange(self, peer: PeerId) -> None:
+        """Compare notes with a peer.
+
+        Raises:
+            PeerUnavailable, RemoteProtocolError, RefusedError: nothing was learnt, or not all.
+        """
+        entry = self.view.get(peer)
+        addresses = entry.parsed.advertisement.addresses if entry else ()
+        # Dialled though it may be connected: so both learn that it can be, after a restart, too.
+        own = bool(addresses)
+        self._forget_the_silent()
+        try:
+            with trio.fail_after(EXCHANGE_S_MAX):
+                models: list[ModelId | None] = [*self.view.followed]
+                for model in models or [None]:
+                    channel = await self._transport.open(peer, DIRECTORY, addresses, own=own)
+                    try:
+                        await ask(channel, self.view, model, self._told)
+                    finally:
+                        await channel.close()
+        except trio.TooSlowError:
+            self.view.note_call(peer, answered=False)
+            raise PeerUnavailable(peer, f"{peer} did not answer") from None
+        except PeerUnavailable:
+            self.view.note_call(peer, answered=False)
+            raise
+        self.view.note_call(peer, answered=True)
+        self._ways.found(peer)
+
+    async def _answer(self, channel: Channel) -> None:
+        self._forget_the_silent()
+        with trio.move_on_after(EXCHANGE_S_MAX):
+            await answer(channel, self.view, self._told)
+            self.view.note_caller(channel.remote)
+        self.voice.note_caller()
+
+    async def _gossip(self, model: ModelId) -> None:
+        """Hear what peers of a model say, for ever."""
+        accept = judge(self.view, model, self._news)
+        async with self._transport.join_topic(f"model/{model}", accept) as topic:
+            self._topics[model] = topic
+            try:
+                self.voice.hurry()
+                self._wake.set()
+                await trio.sleep_forever()
+            finally:
+                del self._topics[model]
+
+    async def _compare_for_ever(self) -> None:
+        while True:
+            wake = self._wake
+            await self._compare()
+            with trio.move_on_after(self._pause_s() * self._chance.uniform(0.7, 1.0)):
+                await wake.wait()
+
+    def _pause_s(self) -> float:
+        if self.view.knows_nobody():
+            return FIND_S
+        shortest_s = min(map(self.view.period_s, self.view.followed), default=COMPARE_S)
+        return shortest_s if shortest_s <= SHORTEST_S else COMPARE_S
+
+    async def _compare(self) -> None:
+        """Compare notes with one peer, and with some more while there are few neighbours."""
+        self._forget_the_silent()
+        with lone_errors():
+            async with trio.open_nursery() as nursery:
+                for peer in self._partners():
+                    nursery.start_soon(self._try, self.exchange, peer)
+                hints = await self._look_out()
+                for address in [*self._ways.pick(self._chance, self.view.knows), *hints]:
+                    nursery.start_soon(self._try, self._try_way, address)
+
+    async def _look_out(self) -> list[str]:
+        """Return addresses of peers yet unknown, where this peer lacks some."""
+        lacks = any(topic.neighbours < NEIGHBOURS_MIN for topic in self._topics.values())
+        if not (self.view.knows_nobody() or (lacks and self._chance.random() < LOOK_OUT)):
+            return []
+        model = next(iter(self.view.followed), None)
+        return self._strange(await self._transport.discover(model and f"model/{model}"))
+
+    def _strange(self, hints: Sequence[str]) -> list[str]:
+        return [h for h in hints if not self.view.knows(PeerId(h.rpartition("/p2p/")[2]))]
+
+    def _partners(self) -> list[PeerId]:
+        """Pick whom to compare notes with."""
+        lacking = [NEIGHBOURS_MIN - topic.neighbours for topic in self._topics.values()]
+        me, wanted = self._transport.peer_id, max([1, *lacking])
+        return pick_partners(self.view, me, wanted, self._chance)
+
+    async def _try_way(self, address: str) -> None:
+        await self.exchange(await self._transport.connect(address))
+
+    async def _try(self, act: Callable[[Any], Awaitable[None]], to: str) -> None:
+        try:
+            await act(to)
+        except (PeerError, UserError) as error:
+            _log.info("%s", error)
+
+    def _forget_the_silent(self) -> None:
+        self._ways.lost(self.view.forget_the_silent(trio.current_time()), trio.current_time())
+
+    def _entries(self, model: ModelId) -> Iterable[IndexEntry]:
+        self._forget_the_silent()
+        return self.view.of(model)

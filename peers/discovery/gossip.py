@@ -1,0 +1,116 @@
+"""When a peer speaks of itself, and how it judges what it hears of others."""
+
+from functools import lru_cache
+from random import Random
+
+import trio
+
+from p2pinfer.core.advertisement import Advertisement, Heard
+from p2pinfer.core.ids import ModelId, PeerId
+from p2pinfer.core.wire import BadMessage, decode
+from peers.discovery.rate_limit import RateLimits
+from peers.discovery.view import NEW, SwarmView, Taken
+from transports.base import Accept, GossipVerdict
+
+BURST_MAX = 4
+"""Changes of the own state that are told at once."""
+
+BURST_PER_S = 0.3
+"""How often one more may be; both are less than what others take: see `peers.discovery.view.SAID_MAX`."""
+
+ALONE_S = 0.5
+"""How soon to try again while nobody is connected who would hear."""
+
+EARLY = 0.1
+"""Share of a period by which a renewal comes early, at most: so that they spread."""
+
+SPREAD_RATIO = 1.5
+"""Where the period grew by so much, the next renewal comes at any moment within it."""
+
+NEWS_MAX = 500
+NEWS_PER_S = 100
+"""Advertisements taken from one neighbour, at once and in the long run: five times what a swarm of
+any size says, and a hundredth of a core for checking their signatures."""
+
+PASS = GossipVerdict.PASS
+"""Looked up once, as `peers.discovery.view.NEW` is."""
+
+
+class Announcer:
+    """Keeps the time of the own advertisements."""
+
+    def __init__(self) -> None:
+        self._due = float("inf")
+        self._period_s = 0.0
+        self._spread = False
+        self._hurry = trio.Event()
+        self._credit, self._credited_at = float(BURST_MAX), -float("inf")
+
+    def hurry(self) -> None:
+        """Have the own advertisement published as soon as may be."""
+        self._hurry.set()
+
+    async def wait_due(self, chance: Random) -> None:
+        """Wait until the own advertisement is to be published."""
+        early = chance.random() if self._spread else 1 - EARLY * chance.random()
+        with trio.move_on_after(max(0.0, early * (self._due - trio.current_time()))):
+            await self._hurry.wait()
+        self._hurry = trio.Event()
+        if (lacking := 1 - self._now_credit()) > 0:
+            await trio.sleep(lacking / BURST_PER_S)
+
+    def published(self, period_s: float) -> None:
+        """Wait for another period from now on."""
+        now = trio.current_time()
+        self._credit, self._credited_at = self._now_credit() - 1, now
+        self._due = now + period_s
+        # Peers that started at once, or that the swarm's growth slows down, must not speak at once.
+        self._spread = period_s > SPREAD_RATIO * self._period_s
+        self._period_s = period_s
+
+    def wait(self, seconds: float) -> None:
+        """Try again later: nobody would hear, or nothing is to be said."""
+        self._due = trio.current_time() + seconds
+        self._spread = False
+
+    def _now_credit(self) -> float:
+        return min(
+            float(BURST_MAX),
+            self._credit + BURST_PER_S * (trio.current_time() - self._credited_at),
+        )
+
+
+def news() -> RateLimits:
+    """Return what each neighbour may tell."""
+    return RateLimits(NEWS_MAX, NEWS_PER_S)
+
+
+def judge(view: SwarmView, model: ModelId, news: RateLimits) -> Accept:
+    """Return what takes in gossip about a model; ``news`` is what each neighbour may still tell."""
+
+    def accept(neighbour: PeerId, message: bytes) -> GossipVerdict:
+        now = trio.current_time()
+        if not news.spend(neighbour, now):
+            return GossipVerdict.DROP
+        heard = _heard(message)
+        taken = view.take(heard, now, model) if heard else Taken.BAD
+        if taken is NEW:
+            return PASS
+        return GossipVerdict.BLAME if taken is Taken.BAD else GossipVerdict.DROP
+
+    return accept
+
+
+def essence(said: Advertisement) -> tuple[object, ...]:
+    """Return what others must know at once; the rest are figures that change all the time."""
+    return said.model, said.first, said.end, said.state, said.addresses, said.numerics_class
+
+
+@lru_cache(1024)
+def _heard(message: bytes) -> Heard | None:
+    """Read a gossiped advertisement, which is always as new as can be; None if it is none."""
+    try:
+        found = decode(message, Heard)
+    except BadMessage:
+        return None
+    return None if found.age_ms else found

@@ -1,0 +1,181 @@
+"""What is known of the peers of one model: an entry each, and what is counted of all of them."""
+
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import lru_cache
+from itertools import chain
+
+from blake3 import blake3
+
+from p2pinfer.core.advertisement import Advertisement, Heard, State
+from p2pinfer.core.exchange import BUCKETS, DIGEST_BYTES, NUMBER_BYTES, TAG_BYTES
+from p2pinfer.core.ids import PeerId
+from p2pinfer.core.wire import BadMessage, decode
+
+PARSED_MAX = 4096
+"""Advertisements kept taken apart: many peers of one process hear the same bytes."""
+
+_DIGESTS = struct.Struct(f">{BUCKETS}I")
+assert _DIGESTS.size == BUCKETS * DIGEST_BYTES
+
+CALLS_MISSED_MAX = 3
+"""Calls in a row that a peer leaves unanswered, and is not counted on: a word may be a lie, or be
+repeated by another after its author is gone. One may be lost, and a busy machine may miss two."""
+
+
+@dataclass(frozen=True, slots=True)
+class Parsed:
+    """An advertisement, and what comparing needs of it."""
+
+    advertisement: Advertisement
+    tag: bytes
+    word: bytes
+    """The tag and the sequence number: of two with one tag, the greater is the newer."""
+    bucket: int
+    mark: int
+    """Differs from advertisement to advertisement."""
+    held: tuple[int, int]
+    """The layers that others can count on; none of a peer that drains, or that nobody can dial."""
+
+
+@dataclass(slots=True)
+class IndexEntry:
+    """What was last heard of a peer."""
+
+    parsed: Parsed
+    heard: Heard
+    made_at: float
+    """By this peer's own clock, in seconds."""
+    full_at: float
+    """When its author may say as much at once again as anybody may."""
+    shelf: "ModelIndex"
+    """Where it is."""
+    look_at: float = 0.0
+    """When to look whether it has fallen silent."""
+    has_answered: bool = False
+    """It answered when it was dialled; that it dials others is no sign that they reach it."""
+    missed: int = 0
+    """Calls in a row that it did not answer."""
+    is_there: bool = True
+    """It is to be counted on: it has not missed too many calls in a row."""
+
+
+class ModelIndex:
+    """The peers of one model, and digests of what is known of them."""
+
+    def __init__(self) -> None:
+        self.entries: dict[PeerId, IndexEntry] = {}
+        self.buckets = [0] * BUCKETS
+        self._sorted: list[dict[PeerId, IndexEntry]] = [{} for _ in range(BUCKETS)]
+        self.holders: list[int] = []
+        """How many peers that are there hold each layer, or are about to, and mean to go on."""
+        self.crowd = 0
+        """Peers of the model, as far as the stream of advertisements tells."""
+        self.flow_ms = 0
+        """Periods of all advertisements that came in the present window."""
+        self.counted_from = self.count_at = 0.0
+
+    def add(self, peer: PeerId, entry: IndexEntry) -> None:
+        """Keep what is heard of a peer that is not here yet."""
+        self.entries[peer] = self._sorted[entry.parsed.bucket][peer] = entry
+        self.buckets[entry.parsed.bucket] ^= entry.parsed.mark
+        self._tally(entry.parsed.held, 1)
+
+    def renew(self, entry: IndexEntry, parsed: Parsed) -> None:
+        """Let a peer's entry say what is heard of it now; its calls count on."""
+        before = entry.parsed
+        self.buckets[parsed.bucket] ^= before.mark ^ parsed.mark
+        if parsed.held != before.held and entry.is_there:  # rare: most only renew their word
+            self._tally(before.held, -1)
+            self._tally(parsed.held, 1)
+        entry.parsed = parsed
+
+    def drop(self, peer: PeerId) -> None:
+        """Forget a peer."""
+        entry = self.entries.pop(peer, None)
+        if entry:
+            del self._sorted[entry.parsed.bucket][peer]
+            self.buckets[entry.parsed.bucket] ^= entry.parsed.mark
+            if entry.is_there:
+                self._tally(entry.parsed.held, -1)
+
+    def note_call(self, peer: PeerId, *, answered: bool) -> None:
+        """Take in that a peer was there, or was not when it was called."""
+        entry = self.entries[peer]
+        was_there = entry.is_there
+        entry.has_answered |= answered
+        entry.missed = 0 if answered else entry.missed + 1
+        entry.is_there = entry.missed < CALLS_MISSED_MAX
+        if entry.is_there != was_there:
+            self._tally(entry.parsed.held, 1 if entry.is_there else -1)
+
+    def _tally(self, held: tuple[int, int], one: int) -> None:
+        first, end = held
+        if end > len(self.holders):
+            self.holders += [0] * (end - len(self.holders))
+        for layer in range(first, end):
+            self.holders[layer] += one
+
+    def missing(self, first: int, end: int) -> list[int]:
+        """Return the layers of a range that nobody holds."""
+        known = range(first, min(end, len(self.holders)))
+        beyond = range(max(first, len(self.holders)), end)
+        return [*(layer for layer in known if not self.holders[layer]), *beyond]
+
+    def fewest(self, first: int, end: int) -> int:
+        """Return how many hold the rarest layer of a range; more than there are if it is empty."""
+        missing = [0] * max(0, end - len(self.holders))
+        served = self.holders + missing if missing else self.holders
+        return min(served[first:end], default=len(self.entries) + 1)
+
+    def rarest(self, found: Advertisement) -> int:
+        """Return how many serve that layer of a peer's which fewest do."""
+        return self.fewest(found.first, found.end)
+
+    def count(self, now: float, window_s: float) -> None:
+        """Estimate the crowd: each peer sends one advertisement in each period of its own."""
+        if self.count_at:
+            self.crowd = round(self.flow_ms / 1000 / (now - self.counted_from))
+        self.flow_ms, self.counted_from, self.count_at = 0, now, now + window_s
+
+    def digests(self) -> bytes:
+        """Return a digest of each bucket."""
+        return _DIGESTS.pack(*self.buckets)
+
+    def differing(self, digests: bytes) -> int:
+        """Return the buckets, as bits, whose digests differ from another peer's."""
+        pairs = zip(self.buckets, _DIGESTS.unpack(digests), strict=True)
+        return sum(1 << i for i, (own, their) in enumerate(pairs) if own != their)
+
+    def within(self, buckets: int) -> Iterator[IndexEntry]:
+        """Yield the entries of some buckets."""
+        some = (entries for at, entries in enumerate(self._sorted) if buckets >> at & 1)
+        return chain.from_iterable(entries.values() for entries in some)
+
+    def newest(self, buckets: int) -> bytes:
+        """Return tag and sequence number of each peer in some buckets."""
+        return b"".join([entry.parsed.word for entry in self.within(buckets)])
+
+
+@lru_cache(PARSED_MAX)
+def parse(body: bytes) -> Parsed | None:
+    """Take an advertisement apart; None if it is none."""
+    try:
+        found = decode(body, Advertisement)
+    except BadMessage:
+        return None
+    if found.first > found.end or found.end > found.layers:
+        return None
+    tag = blake3(found.peer.encode()).digest(TAG_BYTES)
+    word = tag + found.sequence.to_bytes(NUMBER_BYTES, "big")
+    mark = blake3(word).digest(NUMBER_BYTES)[-DIGEST_BYTES:]
+    is_open = found.addresses and found.state is not State.DRAINING
+    held = (found.first, found.end) if is_open else (0, 0)
+    return Parsed(found, tag, word, tag[0] % BUCKETS, int.from_bytes(mark, "big"), held)
+
+
+def aged(entry: IndexEntry, now: float) -> Heard:
+    """Return an advertisement as it is passed on now."""
+    heard, age_ms = entry.heard, max(0, round(1000 * (now - entry.made_at)))
+    return heard if age_ms == heard.age_ms else Heard(heard.body, heard.signature, age_ms)

@@ -1,0 +1,340 @@
+"""What a peer knows of the swarm: the newest advertisement of each peer, until it is stale.
+
+A plain data structure: the time is an argument, nothing waits. Of the models that this peer follows
+it keeps all advertisements, up to a limit, beyond which a sample with every layer in it; of other
+models a few peers each, which tell more to whoever asks them.
+"""
+
+import heapq
+from collections.abc import Callable, Collection, Iterable
+from enum import Enum, auto
+from random import Random
+
+from p2pinfer.core.advertisement import (
+    ADVERTISEMENTS_MAX,
+    PERIOD_MS_DEFAULT,
+    PERIOD_MS_MAX,
+    Advertisement,
+    Heard,
+    State,
+)
+from p2pinfer.core.exchange import TAG_BYTES
+from p2pinfer.core.ids import ModelId, PeerId
+from peers.discovery.model_index import IndexEntry, ModelIndex, Parsed, parse
+from peers.discovery.rate_limit import ROUNDING_S
+
+SHORTEST_S = PERIOD_MS_DEFAULT / 1000
+"""Period of a small swarm."""
+
+ARRIVALS_PER_S_MAX = 10
+"""Advertisements of a model that anybody gets, however many serve it: the period stretches."""
+
+PERIODS_MISSED_MAX = 3.5
+"""Three renewals missed: the peer is gone, or cut off."""
+
+LATE_RATIO, MENDED_S = 1.25, 60.0
+"""Where periods are long, one is enough: by so much later it would have come in any case, as within
+a minute a peer compares notes with two others at least, which mends what gossip lost."""
+
+PERIOD_RATIO_MAX = 4
+"""Who claims a longer period than so many times our own is not believed for longer."""
+
+SHORTER = 0.7
+"""Where a period shrinks by more, the new word expires before the old one would have. Otherwise it
+is early enough to look at it then; a newcomer more or less changes everybody's period by a bit."""
+
+SILENCED_S = 300.0
+"""How long the last word of a peer that has gone is remembered, so that nobody brings it back by
+repeating that. One that returns with its clock set back is not believed for so long either."""
+
+MODELS_MAX = 64
+"""Models of which a few peers are kept though this peer does not follow them."""
+
+GLIMPSE_MAX = 16
+"""Peers kept of each of those."""
+
+SHUT_OUT_MAX = 4096
+"""Peers that are not heard of any more: proven cheats, of which the oldest are forgotten."""
+
+EXPIRIES_PER_PEER_MAX = 4
+"""Noted for each advertisement that there is room for; an honest peer's period allows for these."""
+
+SAID_MAX = 6
+SAID_EACH_S = 2.5
+"""Of an author: advertisements taken at once, and in the long run one in so many seconds; honest
+ones send fewer."""
+
+_SAID_MOST_S = SAID_MAX * SAID_EACH_S + ROUNDING_S
+
+Verify = Callable[[PeerId, bytes, bytes], bool]
+"""Whether a peer signed some bytes so."""
+
+
+def lasts_s(period_s: float) -> float:
+    """Return for how long a word is believed that its author means to renew after a period."""
+    return min(PERIODS_MISSED_MAX * period_s, LATE_RATIO * period_s + MENDED_S)
+
+
+class Taken(Enum):
+    """What became of an advertisement."""
+
+    NEW = auto()
+    OLD = auto()
+    """Known already, or silenced: of no use to others either."""
+    BAD = auto()
+    """Not genuine."""
+
+
+NEW, OLD, LEFT = Taken.NEW, Taken.OLD, State.LEFT
+"""Looked up once: this is asked of every advertisement that anybody gets."""
+
+
+class SwarmView:
+    """All that a peer knows; ``room`` is how many advertisements it keeps."""
+
+    def __init__(
+        self, me: PeerId, verify: Verify, chance: Random, room: int = ADVERTISEMENTS_MAX
+    ) -> None:
+        self.me = me
+        self.shelves: dict[ModelId, ModelIndex] = {}
+        self.followed: dict[ModelId, None] = {}
+        self.outdo: Callable[[int], object] = lambda _: None
+        """Told the number of an advertisement that a former run of this peer made."""
+        self._verify, self._chance, self._room = verify, chance, room
+        self._known: dict[PeerId, IndexEntry] = {}
+        """Of all shelves: a peer is on one."""
+        self._silenced: dict[PeerId, tuple[int, float]] = {}
+        """Of those forgotten: their last number and when, lest an old word bring them back."""
+        self._expiries: list[tuple[float, PeerId]] = []
+        """When to look whether a peer has fallen silent; what its entry says counts."""
+        self._shut_out: dict[PeerId, None] = {}
+
+    def follow(self, model: ModelId) -> bool:
+        """Keep all of a model from now on; say whether that is news."""
+        new = model not in self.followed
+        self.followed[model] = None
+        return new
+
+    def get(self, peer: PeerId) -> IndexEntry | None:
+        """Return what was last heard of a peer."""
+        return self._known.get(peer)
+
+    def of(self, model: ModelId) -> Iterable[IndexEntry]:
+        """Return what is known of a model."""
+        shelf = self.shelves.get(model)
+        return shelf.entries.values() if shelf else ()
+
+    def missing(self, model: ModelId, first: int, end: int) -> list[int]:
+        """Return the layers of a range that nobody holds, or is about to."""
+        shelf = self.shelves.get(model)
+        return shelf.missing(first, end) if shelf else list(range(first, end))
+
+    def fewest_holders(self, model: ModelId, first: int, end: int) -> int:
+        """Return how many hold the rarest layer of a range, or are about to."""
+        shelf = self.shelves.get(model)
+        return shelf.fewest(first, end) if shelf else 0
+
+    @property
+    def is_full(self) -> bool:
+        """Whether there is no room for one more, so that what is known is a sample."""
+        return len(self._known) >= self._room
+
+    def period_s(self, model: ModelId) -> float:
+        """Return how often a peer of this model is to renew its advertisement."""
+        shelf = self.shelves.get(model)
+        crowd = 1 + len(shelf.entries) if shelf else 1
+        if shelf and self.is_full:
+            crowd = max(crowd, shelf.crowd)
+        return min(max(SHORTEST_S, crowd / ARRIVALS_PER_S_MAX), PERIOD_MS_MAX / 1000)
+
+    def take(self, heard: Heard, now: float, topic: ModelId | None = None) -> Taken:
+        """Judge an advertisement and keep it if it is new.
+
+        What came by gossip, on the ``topic`` of a model, must be of that model, and counts against
+        its author.
+        """
+        parsed = parse(heard.body)
+        if parsed is None:
+            return Taken.BAD
+        found = parsed.advertisement
+        if topic and found.model != topic:
+            return Taken.BAD
+        peer = found.peer
+        if peer in self._shut_out:
+            return OLD
+        before = self._known.get(peer)
+        known = before.parsed.advertisement.sequence if before else self._last_word(peer, now)
+        if found.sequence <= known:
+            return OLD
+        made_at = now - heard.age_ms / 1000 if heard.age_ms else now
+        full_at = before.full_at if before else made_at
+        full_at = (full_at if full_at > made_at else made_at) + SAID_EACH_S
+        if full_at > made_at + _SAID_MOST_S:
+            if topic:
+                return OLD
+            full_at = made_at + _SAID_MOST_S
+        if heard.age_ms and made_at + self._lasts_s(found) <= now:
+            return OLD
+        if not self._verify(peer, heard.body, heard.signature):
+            return Taken.BAD
+        if peer == self.me:
+            self.outdo(found.sequence)
+            return OLD
+        if topic and self.is_full:  # those that are kept no longer tell
+            shelf = self._shelf(found.model)
+            shelf.flow_ms += found.period_ms
+            if now >= shelf.count_at:
+                shelf.count(now, self.period_s(found.model))
+        if found.state is LEFT:
+            self._silence(peer, found.sequence, now)
+        elif before or self._make_room(found):
+            self._keep(before, parsed, heard, made_at, full_at)
+        return NEW
+
+    def note_call(self, peer: PeerId, *, answered: bool) -> None:
+        """Take in that a peer was there, or was not when it was called."""
+        if entry := self._known.get(peer):
+            entry.shelf.note_call(peer, answered=answered)
+
+    def note_caller(self, peer: PeerId) -> None:
+        """Take in that a peer has called: it is there, but that is no sign that others reach it."""
+        if (entry := self._known.get(peer)) and entry.has_answered:
+            self.note_call(peer, answered=True)
+
+    def put(self, parsed: Parsed, heard: Heard, made_at: float) -> None:
+        """Keep what the own peer says, which never expires here."""
+        self._keep(self._known.get(self.me), parsed, heard, made_at, made_at)
+
+    def _keep(
+        self, entry: IndexEntry | None, parsed: Parsed, heard: Heard, made_at: float, full_at: float
+    ) -> None:
+        """Keep what is heard of a peer, in place of what is known of it."""
+        found, before = parsed.advertisement, entry.parsed.advertisement if entry else None
+        if entry is None or before is None or before.model != found.model:
+            self._drop(found.peer)
+            shelf = self._shelf(found.model)
+            entry = self._known[found.peer] = IndexEntry(parsed, heard, made_at, full_at, shelf)
+            shelf.add(found.peer, entry)
+            self._expect(entry, made_at + self._lasts_s(found))
+            return
+        entry.shelf.renew(entry, parsed)
+        entry.heard, entry.made_at, entry.full_at = heard, made_at, full_at
+        if found.period_ms < SHORTER * before.period_ms:
+            expires_at = made_at + self._lasts_s(found)
+            if expires_at < entry.look_at:
+                self._expect(entry, expires_at)
+
+    def forget_the_silent(self, now: float) -> list[Advertisement]:
+        """Drop what has expired, and return it."""
+        gone: list[Advertisement] = []
+        while self._expiries and self._expiries[0][0] <= now:
+            at, peer = heapq.heappop(self._expiries)
+            entry = self._known.get(peer)
+            if entry is None or entry.look_at != at or peer == self.me:
+                continue  # it was to be looked at earlier
+            found = entry.parsed.advertisement
+            if (expires_at := entry.made_at + self._lasts_s(found)) > now:
+                self._expect(entry, expires_at)  # it was renewed, or the swarm has grown meanwhile
+            else:
+                gone.append(found)
+                self._silence(peer, found.sequence, now)
+        return gone
+
+    def _expect(self, entry: IndexEntry, expires_at: float) -> None:
+        """Note when to look whether a peer has fallen silent."""
+        entry.look_at = expires_at
+        heapq.heappush(self._expiries, (expires_at, entry.parsed.advertisement.peer))
+        if len(self._expiries) > EXPIRIES_PER_PEER_MAX * self._room:  # somebody renews for fun
+            self._expiries = sorted((entry.look_at, peer) for peer, entry in self._known.items())
+
+    def _last_word(self, peer: PeerId, now: float) -> int:
+        """Return the number of the last word of a peer that has gone, while it is remembered."""
+        number, since = self._silenced.get(peer, (-1, now))
+        return number if now - since < SILENCED_S else -1
+
+    def forget(self, peer: PeerId, now: float) -> None:
+        """Drop what is known of a peer; an older word of it is not believed again."""
+        if entry := self.get(peer):
+            self._silence(peer, entry.parsed.advertisement.sequence, now)
+
+    def shut_out(self, peer: PeerId, now: float) -> None:
+        """Drop what is known of a peer, and hear no more of it."""
+        self._shut_out[peer] = None
+        if len(self._shut_out) > SHUT_OUT_MAX:
+            del self._shut_out[next(iter(self._shut_out))]
+        self.forget(peer, now)
+
+    def knows(self, peer: PeerId) -> bool:
+        """Whether anything was heard of a peer that is still there."""
+        return peer in self._known
+
+    def knows_nobody(self) -> bool:
+        """Whether this peer has heard of no other."""
+        return not any(peer != self.me for peer in self._known)
+
+    def glimpses(self, but: Collection[ModelId] = ()) -> list[IndexEntry]:
+        """Return the newest few of each other model."""
+        found: list[IndexEntry] = []
+        for model, shelf in self.shelves.items():
+            if model not in but:
+                found += heapq.nlargest(
+                    GLIMPSE_MAX, shelf.entries.values(), key=lambda entry: entry.made_at
+                )
+        return found
+
+    def models_digest(self) -> bytes:
+        """Return a digest of the ids of all models that somebody serves."""
+        found = 0
+        for model, shelf in self.shelves.items():
+            if shelf.entries:
+                found ^= int.from_bytes(bytes.fromhex(model)[:TAG_BYTES], "big")
+        return found.to_bytes(TAG_BYTES, "big")
+
+    def _lasts_s(self, found: Advertisement) -> float:
+        period_s = found.period_ms / 1000
+        if period_s > PERIOD_RATIO_MAX * SHORTEST_S:  # else our own is long enough in any case
+            period_s = min(period_s, PERIOD_RATIO_MAX * self.period_s(found.model))
+        return lasts_s(period_s)
+
+    def _shelf(self, model: ModelId) -> ModelIndex:
+        if model not in self.shelves:
+            self.shelves[model] = ModelIndex()
+        return self.shelves[model]
+
+    def _silence(self, peer: PeerId, sequence: int, now: float) -> None:
+        self._drop(peer)
+        self._silenced.pop(peer, None)
+        self._silenced[peer] = sequence, now
+        if len(self._silenced) > self._room:
+            del self._silenced[next(iter(self._silenced))]
+
+    def _drop(self, peer: PeerId) -> None:
+        entry = self._known.pop(peer, None)
+        if entry:
+            model = entry.parsed.advertisement.model
+            entry.shelf.drop(peer)
+            if not entry.shelf.entries and model not in self.followed:
+                del self.shelves[model]
+
+    def _make_room(self, found: Advertisement) -> bool:
+        """Whether a newcomer is to be kept; who makes room for it is dropped."""
+        shelf = self.shelves.get(found.model) or ModelIndex()
+        if found.model not in self.followed:
+            if not shelf.entries and len(self.shelves) >= MODELS_MAX + len(self.followed):
+                return False
+            if len(shelf.entries) >= GLIMPSE_MAX:
+                self._drop(min(shelf.entries, key=lambda peer: shelf.entries[peer].made_at))
+        if not self.is_full:
+            return True
+        victim = self._spare(shelf, found)
+        if victim:
+            self._drop(victim)
+        return victim is not None
+
+    def _spare(self, shelf: ModelIndex, found: Advertisement) -> PeerId | None:
+        """Return a peer whose layers are all served by more others than the newcomer's rarest."""
+        others = [peer for peer in shelf.entries if peer != self.me]
+        drawn = self._chance.sample(others, min(GLIMPSE_MAX, len(others)))
+        rarest = {peer: shelf.rarest(shelf.entries[peer].parsed.advertisement) for peer in drawn}
+        victim = max(drawn, key=lambda peer: rarest[peer], default=None)
+        return victim if victim and shelf.rarest(found) < rarest[victim] else None

@@ -1,0 +1,1 @@
+"""Parts of models: fetching them from holders, and serving them."""

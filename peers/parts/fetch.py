@@ -1,0 +1,347 @@
+"""Fetching parts: chunks from several holders at once, each checked before it is kept.
+
+`scheduler.fetching` decides which chunk to ask of whom; here that is carried out. One task a holder
+talks to it; one task a chunk hashes and writes what came, so that the next one need not wait for
+the disk. What is kept in memory is bounded by the chunks in flight.
+"""
+
+import logging
+import math
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable
+
+import trio
+
+from p2pinfer.core.errors import PeerError, PeerUnavailable, RemoteProtocolError, lone_errors
+from p2pinfer.core.ids import ModelId, PartHash, PeerId
+from p2pinfer.core.manifest import Manifest, Part, WrongManifest
+from p2pinfer.core.messages import (
+    CHUNKS_PER_QUESTION_MAX,
+    PARTS_PER_QUESTION_MAX,
+    AskHeld,
+    AskManifest,
+    Chunk,
+    Denied,
+    Held,
+    ManifestIs,
+    Refusal,
+)
+from p2pinfer.engine.store.store import Store
+from peers.parts.keep import Arrived, keep_all, store_all
+from peers.parts.link import Holder, HolderLink
+from peers.parts.progress import TICK_S, Meter, Progress
+from peers.parts.protocol import PARTS, Run, in_thread, unpack_bits
+from peers.steps.messaging import RefusedError, receive, send
+from scheduler.fetching import IN_FLIGHT_MAX, ChunkId, Fetching
+from transports.base import Transport
+
+_log = logging.getLogger("p2pinfer.parts")
+
+LOOK_S = 2.0
+"""How often to ask who else holds the model, and what a holder has got meanwhile."""
+
+GREET_S_MAX = 15.0
+"""For a holder to be reached and to say what it holds."""
+
+MANIFEST_S_MAX = 30.0
+"""For a manifest of 4 MiB."""
+
+NAMED_MAX = 3
+"""Parts named when nobody holds them."""
+
+
+Holders = Callable[[], Iterable[Holder]]
+"""Asked again and again: who may hold parts of the model right now."""
+
+Tell = Callable[[Progress], None]
+Blame = Callable[[PeerError], None]
+"""Told whose answer was wrong: a RemoteProtocolError of one that is asked no more, any other error
+of one that says itself that its disk is damaged."""
+
+
+def log_blame(error: PeerError) -> None:
+    """Warn of a peer that gave what is not the model's, or whose disk is damaged."""
+    _log.warning("%s", error)
+
+
+async def fetch_manifest(
+    transport: Transport,
+    holders: Holders,
+    store: Store,
+    model: ModelId,
+    tell: Tell = lambda _: None,
+    *,
+    blame: Blame = log_blame,
+    run: Run = in_thread,
+) -> Manifest:
+    """Return a model's manifest, from the store or else from whichever holder has it.
+
+    Waits as long as nobody online has it; ``tell`` says so. ``blame`` is told who lied.
+
+    Raises:
+        BadManifest: it hashes to the model's id, and is of no format that is known here.
+        UserError: the disk takes no more.
+    """
+    if manifest := await run(store.manifest, model):
+        return manifest
+    liars: set[PeerId] = set()
+    while True:
+        for holder in list(holders()):
+            if holder.peer in liars or holder.peer == transport.peer_id:
+                continue
+            try:
+                data = await _ask_manifest(transport, holder, model)
+                return await run(store.add_manifest, data, model)
+            except WrongManifest as error:
+                liars.add(holder.peer)
+                blame(
+                    RemoteProtocolError(
+                        holder.peer, f"{holder.peer} gave another manifest: {error}"
+                    )
+                )
+            except RemoteProtocolError as error:
+                liars.add(holder.peer)
+                blame(error)
+            except PeerError as error:
+                _log.info("no manifest from %s: %s", holder.peer, error)
+        waiting = f"nobody online has the manifest of {model[:12]}…; waiting"
+        tell(Progress(0, 0, 0.0, 0, waiting))
+        await trio.sleep(LOOK_S)
+
+
+async def _ask_manifest(transport: Transport, holder: Holder, model: ModelId) -> bytes:
+    try:
+        with trio.fail_after(MANIFEST_S_MAX):
+            channel = await transport.open(holder.peer, PARTS, holder.addresses)
+            try:
+                await send(channel, AskManifest(0, model))
+                answer = await receive(channel, ManifestIs, Denied)
+            finally:
+                await channel.close()
+    except trio.TooSlowError:
+        raise PeerUnavailable(holder.peer, f"{holder.peer} did not answer in time") from None
+    if isinstance(answer, Denied):
+        raise RefusedError.of(holder.peer, answer.code, "it does not have the manifest")
+    return answer.data
+
+
+async def fetch_parts(
+    transport: Transport,
+    holders: Holders,
+    store: Store,
+    manifest: Manifest,
+    names: Iterable[str],
+    tell: Tell = lambda _: None,
+    *,
+    start: float = 0.0,
+    blame: Blame = log_blame,
+    run: Run = in_thread,
+) -> None:
+    """Fetch those parts of a model that the store lacks, and return once all are whole.
+
+    It may be cancelled, or the process killed, at any moment: what was stored stays. Waits as long
+    as nobody online holds what is missing; ``tell`` says so. ``blame`` is told of every holder that
+    lied, which is not asked again in this transfer.
+
+    ``start``, from 0 to 1 and best drawn at random, is where in the parts to begin, so that peers
+    that fetch the same ones soon have something for each other.
+
+    Raises:
+        MissingChunk: something else removed what was stored meanwhile.
+        UserError: the disk takes no more; what was stored stays.
+    """
+    wanted = {part.hash: part for part in map(manifest.part, names)}
+    sizes: dict[ChunkId, int] = {}
+    for part in wanted.values():
+        if await run(store.held, part):
+            continue
+        chunks = set(range(len(part.chunks))) - await run(store.chunks_held, part)
+        if not chunks:
+            await run(store.finish, part)
+        sizes |= {ChunkId(part.hash, n): part.chunk_size(n) for n in sorted(chunks)}
+    meter = Meter(sum(part.size for part in wanted.values()))
+    unfinished = {chunk.part for chunk in sizes}
+    parts = [part for part in wanted.values() if part.hash in unfinished]
+    transfer = _Transfer(transport, store, manifest.id, parts, Fetching(sizes, start), run, blame)
+    with lone_errors():
+        await transfer.run(holders, meter, tell)
+
+
+class _Transfer:
+    """Carries out what a plan decides."""
+
+    def __init__(
+        self,
+        transport: Transport,
+        store: Store,
+        model: ModelId,
+        parts: Iterable[Part],
+        plan: Fetching,
+        run: Run,
+        blame: Blame,
+    ) -> None:
+        self._transport, self._store, self._model = transport, store, model
+        self._parts = {part.hash: part for part in parts}
+        self._plan, self._run, self._blame = plan, run, blame
+        self._chunks_left = Counter(chunk.part for chunk in plan.missing)
+        self._links: dict[PeerId, HolderLink] = {}
+        self._damaged: set[PeerId] = set()
+        self._finished = trio.Event()
+        self._arriving, self._arrived = trio.open_memory_channel[Arrived](IN_FLIGHT_MAX)
+
+    async def run(self, holders: Holders, meter: Meter, tell: Tell) -> None:
+        """Talk to holders until everything is stored."""
+        looked = -LOOK_S
+        async with trio.open_nursery() as links:
+            links.start_soon(keep_all, self._arrived, self._more, self._keep)
+            async with trio.open_nursery() as self._finishing:
+                while not self._plan.done:
+                    now = trio.current_time()
+                    if now - looked >= LOOK_S:
+                        looked = now
+                        self._look(holders, links, now)
+                    self._drop(self._plan.slow(now), "slow")
+                    self._ask()
+                    tell(meter.read(now, self._plan, self._names))
+                    with trio.move_on_after(TICK_S):
+                        await self._finished.wait()
+            links.cancel_scope.cancel()
+        tell(meter.read(trio.current_time(), self._plan, self._names))
+
+    def _look(self, holders: Holders, links: trio.Nursery, now: float) -> None:
+        """Begin to talk to whoever has turned up, in the place of holders that have nothing."""
+        known = {holder.peer: holder for holder in holders()}
+        known.pop(self._transport.peer_id, None)
+        if known.keys() - self._links.keys():
+            self._drop(self._plan.useless(), "of no use now")
+        for peer in self._plan.link(known, now):
+            self._links[peer] = HolderLink(known[peer])
+            links.start_soon(self._talk, self._links[peer])
+
+    def _drop(self, peers: Iterable[PeerId], why: str) -> None:
+        for peer in peers:
+            _log.info("%s is %s; asking others", peer, why)
+            self._links[peer].scope.cancel()
+
+    def _ask(self) -> None:
+        """Ask whatever the plan wants asked now."""
+        asked: dict[tuple[PeerId, PartHash], list[int]] = {}
+        for peer, (part, number) in self._plan.ask(trio.current_time()):
+            asked.setdefault((peer, part), []).append(number)
+        for (peer, part), numbers in asked.items():
+            for at in range(0, len(numbers), CHUNKS_PER_QUESTION_MAX):
+                some = tuple(numbers[at : at + CHUNKS_PER_QUESTION_MAX])
+                self._links[peer].ask_chunks(self._model, part, some)
+
+    async def _talk(self, link: HolderLink) -> None:
+        """Talk to one holder until it fails, lies, or is dropped."""
+        try:
+            with link.scope, lone_errors():
+                await self._converse(link)
+        except RemoteProtocolError as error:
+            self._plan.ban(link.peer)
+            self._blame(error)
+        except PeerError as error:
+            _log.info("lost a holder: %s", error)
+        except trio.TooSlowError:
+            _log.info("%s did not say in time what it holds", link.peer)
+        finally:
+            del self._links[link.peer]
+            self._plan.lost(link.peer, trio.current_time())
+            self._ask()
+
+    async def _converse(self, link: HolderLink) -> None:
+        with trio.fail_after(GREET_S_MAX):
+            channel = await self._transport.open(link.peer, PARTS, link.holder.addresses)
+        try:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(link.send_all, channel)
+                nursery.start_soon(self._keep_up, link)
+                while True:
+                    answer: Chunk | Held | Denied = await receive(channel, Chunk, Held, Denied)
+                    self._take(link, answer)
+        finally:
+            channel.abort()
+
+    async def _keep_up(self, link: HolderLink) -> None:
+        """Ask a holder what it holds, again and again until it holds all that is missing."""
+        while True:
+            if not self._plan.claims_all(link.peer):
+                link.told = trio.Event()
+                hashes = tuple(self._parts)
+                for at in range(0, len(hashes), PARTS_PER_QUESTION_MAX):
+                    some = hashes[at : at + PARTS_PER_QUESTION_MAX]
+                    link.ask_held(self._model, some)
+                with trio.fail_after(math.inf if link.holds else GREET_S_MAX):
+                    await link.told.wait()
+            await trio.sleep(LOOK_S)
+
+    def _take(self, link: HolderLink, answer: Chunk | Held | Denied) -> None:
+        """Judge an answer, and do what follows from it."""
+        question = link.open.pop(answer.number, None)
+        match question, answer:
+            case ChunkId(part, number), Chunk():
+                self._plan.arrived(link.peer, question, trio.current_time())
+                arrived = Arrived(link.peer, self._parts[part], number, answer.data)
+                self._arriving.send_nowait(arrived)
+            case ChunkId(), Denied(code=Refusal.NOT_HELD):
+                self._plan.denied(link.peer, question)
+            case ChunkId(part, number), Denied(code=Refusal.DAMAGED):
+                self._plan.denied(link.peer, question)
+                self._note_damage(link.peer, f"chunk {number} of {self._parts[part].name}")
+            case AskHeld(), Held() if len(answer.bitmaps) == len(question.parts):
+                self._note(link, question, answer)
+            case ((ChunkId() | AskHeld()), Denied()):
+                raise RefusedError.of(link.peer, answer.code, "it answers no questions now")
+            case _:
+                raise RemoteProtocolError(link.peer, f"{link.peer} answered what was not asked")
+        self._ask()
+
+    def _note(self, link: HolderLink, question: AskHeld, answer: Held) -> None:
+        """Tell the plan what a holder holds."""
+        for part, bitmap in zip(question.parts, answer.bitmaps, strict=True):
+            try:
+                link.holds[part] = unpack_bits(bitmap, len(self._parts[part].chunks))
+            except ValueError as error:
+                raise RemoteProtocolError(link.peer, f"{link.peer} sent {error}") from error
+        if not any(isinstance(other, AskHeld) for other in link.open.values()):
+            claimed = (ChunkId(part, n) for part, held in link.holds.items() for n in held)
+            self._plan.claim(link.peer, claimed)
+            link.told.set()
+
+    def _note_damage(self, peer: PeerId, what: str) -> None:
+        """Name a holder whose disk is damaged, once: it may say so as often as it likes."""
+        if peer not in self._damaged:
+            self._damaged.add(peer)
+            text = f"{peer} says that its disk damaged {what}; others are asked for it"
+            self._blame(PeerError(peer, text))
+
+    def _more(self) -> bool:
+        """Whether chunks are on their way."""
+        return self._plan.asked > 0
+
+    async def _keep(self, batch: list[Arrived]) -> None:
+        """Check and store chunks; the last one of a part makes it whole."""
+        for chunk, right in zip(batch, await self._run(store_all, self._store, batch), strict=True):
+            place = ChunkId(chunk.part.hash, chunk.number)
+            if not right:
+                self._plan.spoilt(chunk.peer, place)
+                what = f"chunk {chunk.number} of {chunk.part.name}"
+                text = f"{chunk.peer} gave other bytes as {what}; it is asked no more"
+                self._blame(RemoteProtocolError(chunk.peer, text))
+                if chunk.peer in self._links:
+                    self._drop([chunk.peer], "a liar")
+                continue
+            self._plan.stored(chunk.peer, place)
+            self._chunks_left[chunk.part.hash] -= 1
+            if not self._chunks_left[chunk.part.hash]:
+                self._finishing.start_soon(self._run, self._store.finish, chunk.part)
+        if self._plan.done:
+            self._finished.set()
+        self._ask()
+
+    def _names(self, parts: Collection[PartHash]) -> str:
+        """Name some parts, in the model's order."""
+        names = [part.name for part in self._parts.values() if part.hash in parts]
+        more = len(names) - NAMED_MAX
+        return ", ".join(names[:NAMED_MAX]) + (f" and {more} more parts" if more > 0 else "")

@@ -1,0 +1,75 @@
+"""Keeping the chunks that came: several at a time are handed to a thread to be hashed and written.
+
+Handing over costs as much as hashing a chunk, as both cores are busy: so the first chunk waits a
+moment for others, as long as others are due.
+"""
+
+from collections.abc import Awaitable, Callable, Iterable
+from dataclasses import dataclass
+
+import trio
+
+from p2pinfer.core.ids import PartHash, PeerId
+from p2pinfer.core.manifest import Part
+from p2pinfer.engine.store.store import Store
+
+BATCH_CHUNKS_MAX = 2
+"""Handed to a thread at once; with more of them, chunks leave the caches before their turn."""
+
+BATCH_WAIT_S = 0.01
+"""For a batch to fill: a fast line brings it meanwhile, and on a slow one this is nothing."""
+
+KEEPERS = 2
+"""Batches being written at once, so that a disk which pauses does not stop the network."""
+
+
+@dataclass(frozen=True)
+class Arrived:
+    """A chunk that a peer gave, as yet unchecked."""
+
+    peer: PeerId
+    part: Part
+    number: int
+    data: bytes
+
+
+def store_all(store: Store, batch: Iterable[Arrived]) -> list[bool]:
+    """Hash chunks and write those that are right; say of each whether it was. Waits for the disk.
+
+    Raises:
+        UserError: the disk takes no more.
+    """
+    chunks = list(batch)
+    wrong: dict[PartHash, set[int]] = {}
+    for part in {chunk.part.hash: chunk.part for chunk in chunks}.values():
+        given = {chunk.number: chunk.data for chunk in chunks if chunk.part is part}
+        wrong[part.hash] = store.write_chunks(part, given)
+    return [chunk.number not in wrong[chunk.part.hash] for chunk in chunks]
+
+
+async def keep_all(
+    arrived: trio.MemoryReceiveChannel[Arrived],
+    more: Callable[[], bool],
+    keep: Callable[[list[Arrived]], Awaitable[None]],
+) -> None:
+    """Have everything that arrives kept, in batches, until cancelled.
+
+    Args:
+        arrived: chunks as they come.
+        more: whether others are on their way.
+        keep: keeps a batch.
+    """
+    collecting = trio.Lock()
+
+    async def work() -> None:
+        while True:
+            async with collecting:
+                batch = [await arrived.receive()]
+                with trio.move_on_after(BATCH_WAIT_S):
+                    while len(batch) < BATCH_CHUNKS_MAX and more():
+                        batch.append(await arrived.receive())
+            await keep(batch)
+
+    async with trio.open_nursery() as nursery:
+        for _ in range(KEEPERS):
+            nursery.start_soon(work)

@@ -1,0 +1,64 @@
+"""Questions to one holder of parts, lined up and counted."""
+
+from collections.abc import Sequence
+from typing import Protocol
+
+import trio
+
+from p2pinfer.core.ids import ModelId, PartHash, PeerId
+from p2pinfer.core.messages import QUESTIONS_PER_CHANNEL_MAX, AskChunks, AskHeld
+from peers.steps.messaging import send
+from scheduler.fetching import ChunkId
+from transports.base import Channel
+
+
+class Holder(Protocol):
+    """A peer that may hold parts, such as one that advertises layers of the model."""
+
+    @property
+    def peer(self) -> PeerId:
+        """Who it is."""
+        ...
+
+    @property
+    def addresses(self) -> Sequence[str]:
+        """Where it is reached."""
+        ...
+
+
+_Question = AskHeld | AskChunks
+
+
+class HolderLink:
+    """A holder that is being talked to: what it is asked, and what it said that it holds."""
+
+    def __init__(self, holder: Holder) -> None:
+        self.holder, self.peer = holder, holder.peer
+        self.scope = trio.CancelScope()
+        self.outbox, self.to_send = trio.open_memory_channel[_Question](QUESTIONS_PER_CHANNEL_MAX)
+        self.open: dict[int, AskHeld | ChunkId] = {}
+        """What has no answer yet, by the number that the answer will carry."""
+        self.holds: dict[PartHash, set[int]] = {}
+        self.told = trio.Event()
+        """It has said what it holds."""
+        self._number = 0  # of the next answer
+
+    def ask_held(self, model: ModelId, parts: tuple[PartHash, ...]) -> None:
+        """Line up a question for what it holds."""
+        question = AskHeld(self._number, model, parts)
+        self.open[self._number] = question
+        self._number += 1
+        self.outbox.send_nowait(question)
+
+    def ask_chunks(self, model: ModelId, part: PartHash, indices: tuple[int, ...]) -> None:
+        """Line up a question for chunks."""
+        question = AskChunks(self._number, model, part, indices)
+        for index in indices:
+            self.open[self._number] = ChunkId(part, index)
+            self._number += 1
+        self.outbox.send_nowait(question)
+
+    async def send_all(self, channel: Channel) -> None:
+        """Send the questions as they are lined up."""
+        async for question in self.to_send:
+            await send(channel, question)

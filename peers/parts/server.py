@@ -1,0 +1,168 @@
+"""Serving parts: whatever chunks this peer holds, to whoever asks.
+
+A channel has one task that takes questions in and two that answer them, so that the disk reads the
+chunks of one while those of another are on their way. So a channel never holds more than two
+questions' chunks in memory, however much is asked; and the muxer lets the small messages of
+sessions pass between their frames.
+"""
+
+import logging
+from collections import Counter
+
+import trio
+
+from p2pinfer.core.errors import ChannelClosed, RemoteProtocolError, UserError, lone_errors
+from p2pinfer.core.ids import ModelId, PartHash, PeerId
+from p2pinfer.core.manifest import Manifest, Part
+from p2pinfer.core.messages import (
+    QUESTIONS_PER_CHANNEL_MAX,
+    AskChunks,
+    AskHeld,
+    AskManifest,
+    Chunk,
+    Denied,
+    Held,
+    ManifestIs,
+    Refusal,
+)
+from p2pinfer.core.wire import encode
+from p2pinfer.engine.store.store import DamagedPart, MissingChunk, Store
+from peers.parts.protocol import PARTS, Run, in_thread, pack_bits
+from peers.steps.messaging import RefusedError, receive, refuse
+from transports.base import Channel, Transport
+
+_log = logging.getLogger("p2pinfer.parts")
+
+CHANNELS_MAX = 32
+"""Of all peers; with four chunks and the copy on its way each, some 160 MB at the very worst."""
+
+CHANNELS_PER_PEER_MAX = 2
+"""A fetcher needs one; a second one while the end of the first has not been noticed."""
+
+ANSWERS_PER_CHANNEL = 2
+"""Worked on at once: one is read while one is sent."""
+
+ANSWER_S_MAX = 60.0
+"""For a peer to take an answer: a chunk at 17 KB/s."""
+
+IDLE_S_MAX = 60.0
+"""Between two questions; then the channel is for others."""
+
+MANIFESTS_MAX = 4
+"""Kept in memory; a peer rarely serves more than one model."""
+
+_Question = AskManifest | AskHeld | AskChunks
+
+
+class PartsServer:
+    """Answers questions about what a store holds."""
+
+    def __init__(self, transport: Transport, store: Store, run: Run = in_thread) -> None:
+        self._transport, self._store, self._run = transport, store, run
+        self._channels: Counter[PeerId] = Counter()
+        self._manifests: dict[ModelId, tuple[Manifest, dict[PartHash, Part]]] = {}
+        self.chunks = 0
+        """Given away so far."""
+
+    def listen(self) -> None:
+        """Serve parts from now on."""
+        self._transport.handle(PARTS, self._serve)
+
+    async def _serve(self, channel: Channel) -> None:
+        """Serve one inbound channel until its peer leaves, errs or falls silent."""
+        peer = channel.remote
+        if self._channels.total() >= CHANNELS_MAX or self._channels[peer] >= CHANNELS_PER_PEER_MAX:
+            await self._refuse(channel, Refusal.BUSY, "too many are fetching parts from here")
+            return
+        self._channels[peer] += 1
+        try:
+            with lone_errors():
+                await self._converse(channel)
+        except ChannelClosed:
+            pass  # whoever asked has left
+        except RemoteProtocolError as error:
+            _log.info("%s", error)
+            await self._refuse(channel, Refusal.BAD_REQUEST, str(error))
+        except trio.TooSlowError:
+            await self._refuse(
+                channel, Refusal.TOO_SLOW, "nothing was asked, or taken, for too long"
+            )
+        finally:
+            self._channels[peer] -= 1
+            if not self._channels[peer]:
+                del self._channels[peer]
+
+    async def _converse(self, channel: Channel) -> None:
+        into, questions = trio.open_memory_channel[_Question](QUESTIONS_PER_CHANNEL_MAX)
+        async with trio.open_nursery() as nursery:
+            for _ in range(ANSWERS_PER_CHANNEL):
+                nursery.start_soon(self._answer_all, channel, questions.clone())
+            while True:
+                with trio.fail_after(IDLE_S_MAX):
+                    question: _Question = await receive(channel, AskManifest, AskHeld, AskChunks)
+                try:
+                    into.send_nowait(question)
+                except trio.WouldBlock:
+                    text = f"asked more than {QUESTIONS_PER_CHANNEL_MAX} questions at once"
+                    raise RemoteProtocolError(channel.remote, text) from None
+
+    async def _answer_all(
+        self, channel: Channel, questions: trio.MemoryReceiveChannel[_Question]
+    ) -> None:
+        async for question in questions:
+            for answer in await self._answers(question):
+                with trio.fail_after(ANSWER_S_MAX):
+                    await channel.send(answer)
+
+    async def _answers(self, question: _Question) -> list[bytes]:
+        """Find the answers, encoded; a damaged disk is nobody's fault who asks."""
+        number = question.number
+        found = await self._find(question.model)
+        if isinstance(question, AskHeld):
+            parts = found[1] if found else {}
+            held = [parts.get(part) for part in question.parts]
+            return [encode(Held(number, await self._run(self._bitmaps, held)))]
+        if isinstance(question, AskManifest):
+            if found is None:
+                return [encode(Denied(number, Refusal.NOT_HELD))]
+            return [encode(ManifestIs(number, await self._run(found[0].encode)))]
+        part = found[1].get(question.part) if found else None
+        return await self._run(self._chunks, part, question)
+
+    def _chunks(self, part: Part | None, question: AskChunks) -> list[bytes]:
+        """Read chunks, and encode the answers."""
+        answers: list[Chunk | Denied] = []
+        for number, index in enumerate(question.indices, question.number):
+            if part is None or index >= len(part.chunks):
+                answers.append(Denied(number, Refusal.NOT_HELD))
+                continue
+            try:
+                answers.append(Chunk(number, self._store.read_chunk(part, index)))
+                self.chunks += 1
+            except DamagedPart as error:
+                _log.warning("%s; it is no longer given away", error)
+                answers.append(Denied(number, Refusal.DAMAGED))
+            except MissingChunk:
+                answers.append(Denied(number, Refusal.NOT_HELD))
+            except UserError as error:
+                _log.warning("cannot give a chunk: %s", error)
+                answers.append(Denied(number, Refusal.NOT_HELD))
+        return [encode(answer) for answer in answers]
+
+    def _bitmaps(self, parts: list[Part | None]) -> tuple[bytes, ...]:
+        return tuple(pack_bits(self._store.chunks_held(part)) if part else b"" for part in parts)
+
+    async def _find(self, model: ModelId) -> tuple[Manifest, dict[PartHash, Part]] | None:
+        """Return a model's manifest and its parts by their hashes, if the store has them."""
+        if model not in self._manifests:
+            manifest = await self._run(self._store.manifest, model)
+            if manifest is None:
+                return None
+            self._manifests[model] = manifest, {part.hash: part for part in manifest.parts}
+            if len(self._manifests) > MANIFESTS_MAX:
+                del self._manifests[next(iter(self._manifests))]
+        return self._manifests[model]
+
+    async def _refuse(self, channel: Channel, code: Refusal, text: str) -> None:
+        """Say why the channel ends, if the peer still listens."""
+        await refuse(channel, RefusedError.of(self._transport.peer_id, code, text))

@@ -1,0 +1,1 @@
+"""Receipts: signing them at a stage, and gathering them at the requester."""

@@ -1,0 +1,177 @@
+"""The stage's side of evidence: what it computed, committed to, and opened to whoever asked for it.
+
+Receipts go to the session's requester on a channel of their own, so that no token waits for one.
+"""
+
+import logging
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from functools import partial
+
+import trio
+
+from p2pinfer.core.errors import ChannelClosed, RemoteProtocolError, lone_errors
+from p2pinfer.core.evidence import AskRows, Follow, Made, Opening, Settle, Settled
+from p2pinfer.core.ids import SessionId
+from p2pinfer.core.ledger import LedgerEntry
+from p2pinfer.core.messages import Denied, Open, Refusal, Step
+from p2pinfer.core.receipts import Terms
+from p2pinfer.core.witness import Seat, Witness
+from p2pinfer.engine.base import StageEngine
+from peers.steps.history import History
+from peers.steps.messaging import receive, send
+from transports.base import Channel, Transport
+
+_log = logging.getLogger("p2pinfer.evidence")
+
+EVIDENCE = "evidence"
+
+FOLLOW_S_MAX = 15.0
+"""From a channel's start until it says which session it is about."""
+
+
+@dataclass(eq=False)
+class SessionRecord:
+    """The evidence of one session at one stage."""
+
+    opened: Open
+    seat: Seat
+    history: History
+    """What was sent; the session keeps it, for replacements too."""
+    on_over: Callable[["SessionRecord"], None]
+    witness: Witness = field(default_factory=partial(Witness, keep=False))
+    is_followed: bool = False
+    sending: trio.Lock = field(default_factory=trio.Lock)
+    """So that receipts go out in the order in which they were signed."""
+    due: trio.Event = field(default_factory=trio.Event)
+    over: trio.Event = field(default_factory=trio.Event)
+
+    def add(self, step: Step, sent: bytes) -> None:
+        """Remember a step and the rows that were sent on for it; cheap, a token waits."""
+        if self.witness.add(step.position, step.count, step.rows, sent, wide=step.wide):
+            self.due.set()
+
+    def close(self) -> None:
+        """Forget the session: it is over."""
+        self.on_over(self)
+        self.over.set()
+
+    def open(self, position: int, count: int) -> tuple[bytes, bytes]:
+        """Return regimes and rows that were sent; raises LookupError where they are not kept."""
+        kept = list(self.history.read(position, position + count))
+        regimes = b"".join(bytes([each.wide]) * each.count for each in kept)
+        return regimes, b"".join(each.rows or b"" for each in kept)
+
+
+class ReceiptSigner:
+    """Keeps the records of a peer's sessions, and answers for them."""
+
+    def __init__(
+        self,
+        transport: Transport,
+        sign: Callable[[bytes], bytes],
+        on_served: Callable[[LedgerEntry], None] = lambda _: None,
+    ) -> None:
+        """Prepare to keep records.
+
+        Args:
+            transport: to requesters.
+            sign: with the peer's key.
+            on_served: told what each session was worth once it is over.
+        """
+        self._transport, self._sign, self._on_served = transport, sign, on_served
+        self._records: dict[SessionId, SessionRecord] = {}
+
+    def listen(self) -> None:
+        """Answer requesters from now on."""
+        self._transport.handle(EVIDENCE, self._serve)
+
+    def record(self, opened: Open, engine: StageEngine, history: History) -> SessionRecord:
+        """Keep a record of a session from now on, until it is closed."""
+        terms = terms_of(opened)
+        numerics = bytes.fromhex(engine.numerics_class)
+        seat = Seat(terms.digest(), opened.first, opened.end, numerics, self._sign)
+        found = SessionRecord(opened, seat, history, self._over)
+        self._records[opened.session] = found
+        return found
+
+    def _over(self, record: SessionRecord) -> None:
+        opened, seat = record.opened, record.seat
+        self._records.pop(opened.session, None)
+        me, rows = self._transport.peer_id, record.witness.rows
+        self._on_served(LedgerEntry(me, opened.requester, seat.terms, seat.first, seat.end, rows))
+
+    async def _serve(self, channel: Channel) -> None:
+        """Serve one requester that follows its session, until either is over."""
+        try:
+            with trio.fail_after(FOLLOW_S_MAX):
+                session = (await receive(channel, Follow)).session
+            record = self._records.get(session)
+            if (
+                record is None or record.is_followed or record.opened.requester != channel.remote
+            ):  # a session that ended just now, or is somebody else's
+                await send(channel, Denied(0, Refusal.UNKNOWN_SESSION))
+                return
+            with lone_errors(), _followed(record):
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(_push, channel, record)
+                    nursery.start_soon(_answer, channel, record)
+                    await record.over.wait()
+                    nursery.cancel_scope.cancel()
+        except ChannelClosed:
+            pass  # whoever asked has left
+        except RemoteProtocolError as error:
+            _log.info("%s", error)
+        except trio.TooSlowError:
+            pass
+
+
+def terms_of(opened: Open) -> Terms:
+    """Return what a session is about."""
+    return Terms(opened.session, opened.model, opened.requester, opened.dtype, opened.seal)
+
+
+@contextmanager
+def _followed(record: SessionRecord) -> Iterator[None]:
+    record.is_followed = True
+    try:
+        yield
+    finally:
+        record.is_followed = False
+
+
+async def _push(channel: Channel, record: SessionRecord) -> None:
+    """Send each receipt once it is due."""
+    while True:
+        await record.due.wait()
+        record.due = trio.Event()
+        async with record.sending:
+            await _send_due(channel, record)
+
+
+async def _send_due(channel: Channel, record: SessionRecord) -> None:
+    for signed in record.witness.due(record.seat):
+        await send(channel, Made(signed))
+
+
+async def _answer(channel: Channel, record: SessionRecord) -> None:
+    """Answer questions, one after the other."""
+    while True:
+        asked = await receive(channel, Settle, AskRows)
+        if isinstance(asked, AskRows):
+            await send(channel, _opening(asked, record))
+        elif asked.position > record.witness.length:
+            await send(channel, Denied(asked.number, Refusal.NOT_HELD))
+        else:
+            async with record.sending:
+                await _send_due(channel, record)
+                signed = record.witness.sign(record.seat, asked.position)
+                await send(channel, Settled(asked.number, signed))
+
+
+def _opening(asked: AskRows, record: SessionRecord) -> Opening | Denied:
+    try:
+        return Opening(asked.number, *record.open(asked.position, asked.count))
+    except LookupError:
+        return Denied(asked.number, Refusal.NOT_HELD)

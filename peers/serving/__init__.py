@@ -1,0 +1,1 @@
+"""Serving layers: choosing them, admitting sessions, computing steps."""

@@ -1,0 +1,63 @@
+"""An engine that counts what is asked of it: how many sessions are free, how many rows wait."""
+
+from collections.abc import Callable
+from functools import partial
+
+from p2pinfer.core.errors import EngineError
+from p2pinfer.engine.base import Decoded, Done, EngineSession, StageEngine
+
+
+class MeteredEngine:
+    """A ``StageEngine`` that knows how much it has to do."""
+
+    def __init__(
+        self, engine: StageEngine, sessions_max: int, on_change: Callable[[], object]
+    ) -> None:
+        """Count what an engine has to do; ``on_change`` is called whenever that changes."""
+        self.first, self.end = engine.first, engine.end
+        self.width, self.context = engine.width, engine.context
+        self.numerics_class = engine.numerics_class
+        self.sessions_max = sessions_max
+        self.sessions = 0
+        self.queued_rows = 0
+        """Given to the engine and not yet done."""
+        self.rows = 0
+        """Done so far."""
+        self.on_change = on_change
+        self._engine = engine
+
+    def open(self, end: int) -> "_MeteredSession":
+        """Reserve a session's cells; raises as the engine."""
+        return _MeteredSession(self, self._engine.open(end))
+
+
+class _MeteredSession:
+    def __init__(self, engine: MeteredEngine, session: EngineSession) -> None:
+        self._engine, self._session = engine, session
+        self._queued_rows = 0
+        self._closed = False
+        engine.sessions += 1
+        engine.on_change()
+
+    def submit(self, position: int, rows: bytes, done: Done, *, wide: bool) -> None:
+        count = len(rows) // (4 * self._engine.width)
+        self._session.submit(position, rows, partial(self._done, count, done), wide=wide)
+        self._queue(count)
+
+    def close(self) -> None:
+        if not self._closed:
+            self._closed = True
+            self._session.close()
+            self._queue(-self._queued_rows)  # none of these is done any more
+            self._engine.sessions -= 1
+            self._engine.on_change()
+
+    def _queue(self, count: int) -> None:
+        self._queued_rows += count
+        self._engine.queued_rows += count
+        self._engine.on_change()
+
+    def _done(self, count: int, done: Done, outcome: Decoded | EngineError) -> None:
+        self._queue(-count)
+        self._engine.rows += count
+        done(outcome)

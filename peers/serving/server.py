@@ -1,0 +1,398 @@
+"""Serving without being told what: a peer that chooses its layers, and chooses again.
+
+It says that it is joining and which layers it means to take, so that those who join at the same
+moment take others; opens an engine, measures it, and serves. From then on it reconsiders. A move
+hands over: the new layers are served and advertised before the old engine drains. Whoever leaves
+says so, lets sessions finish, and waits until others hold what it alone had.
+"""
+
+import heapq
+import logging
+from collections.abc import Callable, Sequence
+from random import Random
+
+import trio
+from attrs import evolve
+
+from p2pinfer.core.advertisement import (
+    LINKS_MAX,
+    QUEUED_ROWS_MAX,
+    ROUND_TRIP_US_MAX,
+    Advertisement,
+    RoundTrip,
+    State,
+)
+from p2pinfer.core.errors import EngineError, UserError
+from p2pinfer.core.ids import PeerId
+from p2pinfer.core.layer_range import Layers, lacking, ranges, words
+from p2pinfer.core.messages import Open
+from peers.receipts.signer import ReceiptSigner
+from peers.serving.accounts import Account, own_account
+from peers.serving.dispatcher import Dispatcher
+from peers.serving.door import Door
+from peers.serving.measure import measure
+from peers.serving.metered_engine import MeteredEngine
+from peers.serving.plan import Directory, HeldLayers, OpenEngine, ServerStatistics, ServingPlan
+from peers.serving.stage import Stage
+from scheduler.offer_table import Experience
+from scheduler.placement import Choice, choose
+from transports.base import Transport
+
+_log = logging.getLogger("p2pinfer.server")
+
+WATCH_S = 1.0
+"""How often a peer looks whether somebody has left a hole."""
+
+SPARE_MAX = 16
+"""It looks seldomer by so much where every layer has so many more holders than it needs."""
+
+REPORT_S = 5.0
+"""How often a change of load is told; requesters meet the true load when they knock."""
+
+LINKS_S, LINKS_S_MAX = 15.0, 960.0
+"""When to tell anew how far others are, if load does not change before: soon, since a newcomer has
+met nobody yet, and measures while it loads; then after twice as long each time."""
+
+DRAIN_S_MAX = 120.0
+"""How long sessions may take to finish what they do: an answer of 1,000 tokens at 8 a second."""
+
+STALE_S = 5.0
+"""For so long after a move requesters may still come for what was advertised before."""
+
+TAKE_OVER_S_MAX = 120.0
+"""How long to wait for others to take layers that nobody else holds: fetch, load, measure."""
+
+HIDDEN_LOOK_S = 60.0
+"""How often a peer that nobody can dial looks whether somebody can, before it moves."""
+
+LOOK_S = 0.25
+"""How often to look whether a wait is over."""
+
+
+class Server:
+    """A peer that serves the layers where it helps most."""
+
+    def __init__(
+        self,
+        transport: Transport,
+        directory: Directory,
+        open_engine: OpenEngine,
+        plan: ServingPlan,
+        chance: Random,
+        clock_ms: Callable[[], int],
+        leaving: trio.Event,
+        *,
+        round_trip_s: Callable[[PeerId], float | None] = lambda _: None,
+        on_serving: Callable[[HeldLayers], None] = lambda _: None,
+        tell: Callable[[str], None] = _log.info,
+        notary: ReceiptSigner | None = None,
+        account_of: Callable[[Open, PeerId], Account] = own_account,
+    ) -> None:
+        """Prepare to serve.
+
+        Args:
+            transport: to requesters and other stages.
+            directory: of the swarm, which it has entered.
+            open_engine: raises EngineError, or UserError where this machine cannot.
+            plan: what it may do.
+            chance: when it looks again, so that peers do not all move at once.
+            clock_ms: the time on everybody's clock, in milliseconds.
+            leaving: set once it is to leave: ``run`` returns when nothing is lost by it any more.
+            round_trip_s: to a peer that is connected, if it was measured.
+            on_serving: is called with every range that is newly served.
+            tell: is told in words what a person who watches may wonder about.
+            notary: signs for what is served; None serves without evidence.
+            account_of: returns whom it prefers to serve, and how much.
+        """
+        self.stages = Dispatcher(transport, account_of)
+        self.held: HeldLayers | None = None
+        """What new sessions are served with."""
+        self._transport, self._directory, self._open_engine = transport, directory, open_engine
+        self._plan, self._chance, self._clock_ms = plan, chance, clock_ms
+        self._round_trip_s, self._on_serving, self._tell = round_trip_s, on_serving, tell
+        self._notary = notary
+        self._running: list[HeldLayers] = []
+        self._joining_since: dict[PeerId, float] = {}
+        self._leaving = leaving
+        self._said = plan.me
+        self._resting = ""
+        self._busier = trio.Event()
+        """More is asked of an engine, or less, than others were told."""
+        self._awake = trio.Event()
+        self._awake.set()
+
+    def statistics(self) -> ServerStatistics:
+        """Return what it does now."""
+        return ServerStatistics(
+            self._said,
+            self._resting,
+            sum(each.engine.rows for each in self._running),
+            sum(each.engine.queued_rows for each in self._running),
+            tuple(found for each in self._running for found in each.stage.statistics()),
+        )
+
+    def rest(self, why: str) -> None:
+        """Take no session while there is a reason, and hand over those that can go elsewhere.
+
+        The engine stays loaded: without sessions it takes memory alone. An empty reason ends it.
+        """
+        if why == self._resting or self._leaving.is_set():
+            return
+        was_resting, self._resting = self._resting, why
+        self.stages.closed = f"this peer rests: {why}" if why else ""
+        self._tell(f"resting: {why}" if why else "serving again")
+        if not why:
+            self._awake.set()
+        elif not was_resting:
+            self._awake = trio.Event()
+            for each in self._running:
+                each.stage.hand_over()
+        if self.held and not self.held.given_up:
+            self._say_served()
+
+    async def run(self) -> None:
+        """Choose, serve, reconsider, for ever or until told to leave.
+
+        Raises:
+            EngineError, UserError: its first layers cannot be served here.
+        """
+        self.stages.listen()
+        async with trio.open_nursery() as nursery:
+            with trio.CancelScope() as choosing:
+                nursery.start_soon(self._cancel_when_leaving, choosing)
+                await self._awake.wait()
+                layers = self._plan.fixed or await self._agree()
+                self._say(State.JOINING, layers)
+                await self._serve(nursery, layers)
+                nursery.start_soon(self._report)
+                if self._plan.fixed:
+                    await trio.sleep_forever()
+                await self._reconsider(nursery)
+            await self._finish()
+            nursery.cancel_scope.cancel()
+
+    async def _cancel_when_leaving(self, scope: trio.CancelScope) -> None:
+        await self._leaving.wait()
+        scope.cancel()
+
+    async def _agree(self) -> Layers:
+        """Choose layers, and again until what others say meanwhile changes nothing."""
+        self._say(State.JOINING, (0, 0))
+        while True:
+            choice = self._choose()
+            layers = choice.first, choice.end
+            if choice.moves:
+                self._say(State.JOINING, layers)
+            if not choice.moves or not self._others():
+                return layers
+            await trio.sleep(choice.check_again_s * self._chance.uniform(0.5, 1.0))
+
+    async def _reconsider(self, nursery: trio.Nursery) -> None:
+        """Move whenever other layers need this peer clearly more."""
+        while True:
+            await self._awake.wait()
+            if self._directory.is_hidden:  # it helps nobody, whatever it fetches and serves
+                await trio.sleep(HIDDEN_LOOK_S)
+                continue
+            choice = self._choose()
+            if choice.moves:
+                assert self.held
+                self._tell(f"moving to layers {choice.first}:{choice.end}: {choice.reason}")
+                await self._move(nursery, self.held, choice)
+            await self._until_needed(choice.check_again_s)
+
+    async def _until_needed(self, seconds: float) -> None:
+        """Wait so long, or until layers are missing that were not."""
+        before = set(self._missing())
+        with trio.move_on_after(seconds):
+            await self._pause()
+            while before.issuperset(self._missing()):  # others' words age, too
+                await self._pause()
+
+    async def _pause(self) -> None:
+        """Wait until somebody may have left a hole."""
+        spare = self._directory.fewest_holders(self._plan.me.model, *self._plan.bounds) - 1
+        share = self._chance.uniform(0.5, 1.5)
+        await trio.sleep(WATCH_S * min(max(spare, 1), SPARE_MAX) * share)
+
+    def _choose(self) -> Choice:
+        others, now_s = self._others(), trio.current_time()
+        joining = State.JOINING
+        since = {a.peer: now_s for a in others if a.state is joining}
+        self._joining_since = since | {p: self._joining_since.get(p, s) for p, s in since.items()}
+        joining_s = {peer: now_s - at for peer, at in self._joining_since.items()}
+        return choose(
+            others,
+            self._said,
+            self._plan.bounds,
+            now_s=self._clock_ms() / 1000,
+            chance=self._chance.random(),
+            seen=Experience(joining_s=joining_s, is_sample=self._directory.is_sample),
+        )
+
+    def _others(self) -> list[Advertisement]:
+        return self._directory.holding(self._plan.me.model)
+
+    def _missing(self) -> list[int]:
+        """Return the layers that the swarm should serve, and nobody does."""
+        return self._directory.missing(self._plan.me.model, *self._plan.bounds)
+
+    async def _move(self, nursery: trio.Nursery, old: HeldLayers, choice: Choice) -> None:
+        """Serve other layers, and drain the old ones; where memory lacks, these first."""
+        layers = choice.first, choice.end
+        both = (old.layers[1] - old.layers[0]) + (layers[1] - layers[0])
+        if both > self._plan.me.layers_max:
+            old.given_up = True
+            self._say(State.DRAINING, old.layers)
+            if choice.urgent:  # layers are missing, so no session can do anything
+                old.over.set()
+            else:
+                await self._drain(old)
+            self.held = None
+            self._say(State.JOINING, layers)
+        try:
+            await self._serve(nursery, layers)
+        except (EngineError, UserError) as error:
+            self._tell(f"cannot serve layers {words(layers)}: {error}")
+            if self.held is None:
+                await self._serve(nursery, old.layers)
+        else:
+            if not old.over.is_set():
+                nursery.start_soon(self._drain, old)
+
+    async def _serve(self, nursery: trio.Nursery, layers: Layers) -> None:
+        """Open an engine, and send new sessions there."""
+        self.held = await nursery.start(self._hold, layers)
+        self._say_served()
+        self._on_serving(self.held)
+
+    async def _hold(self, layers: Layers, *, task_status: trio.TaskStatus[HeldLayers]) -> None:
+        """Run an engine until it is drained."""
+        async with self._open_engine(*layers) as opened:
+            speed = await measure(opened)
+            engine = MeteredEngine(opened, self._plan.me.sessions_max, self._note_load)
+            stage = Stage(self._transport, engine, self._plan.me.model, self._notary)
+            held = HeldLayers(engine, stage, speed)
+            places = self._plan.me.sessions_max
+            self.stages.add(stage, Door(places, places * engine.context))
+            self._running.append(held)
+            try:
+                task_status.started(held)
+                await held.over.wait()
+            finally:
+                self._running.remove(held)
+                self.stages.remove(stage)
+
+    async def _drain(self, held: HeldLayers) -> None:
+        """Let sessions finish what they do, for so long, and end the engine."""
+        await trio.sleep(STALE_S)
+        await self._quiet(held)
+        held.over.set()
+
+    async def _quiet(self, held: HeldLayers) -> None:
+        """Wait until no session needs an engine any more, for so long."""
+        held.stage.hand_over()
+        with trio.move_on_after(DRAIN_S_MAX):
+            while not held.stage.is_quiet:  # noqa: ASYNC110 -- quiet is what time makes it
+                await trio.sleep(LOOK_S)
+
+    async def _finish(self) -> None:
+        """Say that this peer leaves, and wait until nothing is lost by it."""
+        self.stages.closed = "this peer is leaving"
+        held = self.held
+        if held is None:
+            return
+        self._say(State.DRAINING, held.layers)
+        if sessions := sum(each.stage.sessions for each in self._running):
+            self._tell(f"leaving: what {sessions} sessions do may finish")
+        async with trio.open_nursery() as nursery:
+            for each in self._running:
+                nursery.start_soon(self._quiet, each)
+        with trio.move_on_after(TAKE_OVER_S_MAX):
+            said: Sequence[Layers] = ()
+            while missing := self._unique(held.layers):
+                if missing != said:
+                    named = ", ".join(map(words, missing))
+                    self._tell(f"leaving: nobody else serves layers {named} yet; waiting")
+                    said = missing
+                await trio.sleep(LOOK_S)
+
+    def _unique(self, layers: Layers) -> list[Layers]:
+        """Return the ranges of those layers that only this peer serves, where others could."""
+        others = [
+            other
+            for other in self._directory.holding(self._plan.me.model)
+            if other.state is not State.DRAINING
+        ]
+        if not others:
+            return []
+        first, end = max(layers[0], self._plan.bounds[0]), min(layers[1], self._plan.bounds[1])
+        serving = [other for other in others if other.state is State.SERVING]
+        return ranges(lacking((first, end), serving))
+
+    async def _report(self) -> None:
+        """Advertise how busy this peer is, whenever that has changed, and how far others are."""
+        patience_s = LINKS_S
+        while True:
+            with trio.move_on_after(patience_s) as waiting:
+                await self._busier.wait()
+            if was_calm := waiting.cancelled_caught:
+                patience_s = min(2 * patience_s, LINKS_S_MAX)
+            else:
+                await trio.sleep(REPORT_S)
+                self._busier = trio.Event()
+            if self._said.state is not State.SERVING:
+                continue
+            if was_calm or self._load() != self._load_said():
+                self._say_served()
+
+    def _note_load(self) -> None:
+        self._busier.set()
+
+    def _load(self) -> tuple[int, int]:
+        assert self.held
+        engine = self.held.engine
+        free = max(0, engine.sessions_max - engine.sessions)
+        return free, min(engine.queued_rows, QUEUED_ROWS_MAX)
+
+    def _load_said(self) -> tuple[int, int]:
+        return self._said.sessions_free, self._said.queued_rows
+
+    def _say_served(self) -> None:
+        """Advertise what is served, how fast, and how busy."""
+        assert self.held
+        engine, speed = self.held.engine, self.held.speed
+        free, queued = self._load()
+        self._said = evolve(
+            self._said,
+            context=engine.context,
+            numerics_class=engine.numerics_class,
+            row_us=speed.row_us,
+            chunk_us=speed.chunk_us,
+            sessions_free=free,
+            queued_rows=queued,
+        )
+        self._say(State.DRAINING if self._resting else State.SERVING, self.held.layers)
+
+    def _say(self, state: State, layers: Layers) -> None:
+        """Advertise at once."""
+        self._said = evolve(
+            self._said,
+            addresses=tuple(self._transport.addresses),
+            sequence=max(self._said.sequence + 1, self._clock_ms()),
+            state=state,
+            first=layers[0],
+            end=layers[1],
+            sessions_free=self._said.sessions_free if state is State.SERVING else 0,
+            links=self._links(),
+        )
+        self._directory.advertise(self._said)
+
+    def _links(self) -> tuple[RoundTrip, ...]:
+        """Return the round trips to the nearest peers of this model."""
+        found = [(self._round_trip_s(other.peer), other.peer) for other in self._others()]
+        known = ((seconds, peer) for seconds, peer in found if seconds is not None)
+        return tuple(
+            RoundTrip(peer, min(max(1, round(1e6 * seconds)), ROUND_TRIP_US_MAX))
+            for seconds, peer in heapq.nsmallest(LINKS_MAX, known)
+        )

@@ -1,0 +1,376 @@
+"""One session at a stage: steps come in from one peer, are computed, and go on to another.
+
+The session lasts as long as its requester's channel to this stage, and obeys it. The peer before
+and the peer behind may go away: then the session says so and waits for others in their place.
+"""
+
+from contextlib import suppress
+from functools import partial
+
+import numpy as np
+import trio
+
+from p2pinfer.core.errors import (
+    ChannelClosed,
+    EngineError,
+    PeerUnavailable,
+    RemoteProtocolError,
+    lone_errors,
+)
+from p2pinfer.core.limits import NARROW_ROWS_MAX, STEPS_IN_FLIGHT_MAX
+from p2pinfer.core.messages import (
+    ROUTE_HOPS_MAX,
+    TEXT_CHARS_MAX,
+    Attach,
+    Attached,
+    Connect,
+    Connected,
+    Denied,
+    Dtype,
+    Expect,
+    Expecting,
+    Idle,
+    Leaving,
+    Link,
+    Linked,
+    Lost,
+    Open,
+    Opened,
+    Refusal,
+    Refused,
+    Step,
+)
+from p2pinfer.engine.base import Decoded, EngineSession
+from peers.receipts.signer import SessionRecord
+from peers.steps.history import History
+from peers.steps.messaging import GOODBYE_S_MAX, SESSION, RefusedError, receive, send
+from peers.steps.outbox import Outbox
+from transports.base import Channel, Transport
+
+CONNECT_S_MAX = 5.0
+"""To reach the peer behind: ten round trips on the longest way, with a handshake among them."""
+
+LINKED_S_MAX = 15.0
+"""How long cells are held for a session that steps cannot go through, while it is being opened."""
+
+RELINKED_S_MAX = 120.0
+"""The same once steps went through: its requester may be looking for a replacement."""
+
+IDLE_S_MAX = 900.0
+"""A person may think for a while between two questions; after that the cells are for others."""
+
+QUIET_S = 5.0
+"""A session between two answers may end after so long: its requester opens another."""
+
+SILENT_S_MAX = 180.0
+"""So may one that says nothing: in mid-answer nobody waits for longer between two steps, 120 s for
+a slow stage and 60 s for somebody to take a lost one's place."""
+
+NUMPY_TYPES = {Dtype.F32: "<f4", Dtype.F16: "<f2"}
+
+
+class StageSession:
+    """What a stage keeps of one session."""
+
+    def __init__(
+        self,
+        transport: Transport,
+        control: Channel,
+        opened: Open,
+        cells: EngineSession,
+        width: int,
+        history: History,
+        record: SessionRecord | None,
+    ) -> None:
+        self.opened, self.previous = opened, opened.previous
+        self._transport, self._control, self._cells = transport, control, cells
+        self._record = record
+        self._dtype = np.dtype(NUMPY_TYPES[opened.dtype])
+        self._row_bytes = width * self._dtype.itemsize
+        self._onward = Outbox(history)
+        self._received = 0  # the number of the last step
+        self._length = 0  # positions that the cells hold, once all that was submitted is decoded
+        self._submitted = 0  # steps that the engine has
+        self._idle_from = -1  # the number of the step behind which nothing is waited for
+        self._inlet = trio.CancelScope()
+        self._has_inlet = self._was_linked = False
+        self._began_at = self._active_at = self._whole_at = trio.current_time()
+        self._changed = trio.Event()
+        self._failure: RefusedError | None = None
+        self._failed, self._leaving = trio.Event(), trio.Event()
+        self.rows = 0
+        """Submitted so far."""
+        self.over = trio.Event()
+
+    @property
+    def positions(self) -> int:
+        """How many the cells hold."""
+        return self._length
+
+    @property
+    def age_s(self) -> float:
+        """Seconds since it was opened."""
+        return trio.current_time() - self._began_at
+
+    @property
+    def idle_s(self) -> float:
+        """Seconds since its last step."""
+        return trio.current_time() - self._active_at
+
+    @property
+    def is_quiet(self) -> bool:
+        """Whether it may end for others' sake: it has been between two answers for a while."""
+        is_between = self._received <= self._idle_from
+        return self.idle_s > (QUIET_S if is_between else SILENT_S_MAX)
+
+    # What the requester orders
+
+    async def run(self) -> None:
+        """Obey the requester until it leaves.
+
+        Raises:
+            RefusedError: the session failed, or nobody used it; the requester should hear why.
+            RemoteProtocolError: the requester sent nonsense.
+        """
+        try:
+            await send(self._control, Opened())
+            with lone_errors():
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(self._onward.run)
+                    nursery.start_soon(self._expire)
+                    nursery.start_soon(self._raise_failure)
+                    nursery.start_soon(self._say_leaving)
+                    try:
+                        while True:
+                            order: Connect | Expect | Idle = await receive(
+                                self._control, Connect, Expect, Idle
+                            )
+                            if isinstance(order, Idle):
+                                self._idle_from = order.number
+                            elif isinstance(order, Connect):
+                                await self._connect(order, nursery)
+                            else:
+                                await self._expect(order)
+                    except ChannelClosed:
+                        nursery.cancel_scope.cancel()  # the requester is done
+        except RefusedError as error:  # told before the neighbours notice
+            with trio.move_on_after(GOODBYE_S_MAX):
+                await self._tell(error.refused)
+            raise
+        finally:
+            self._cells.close()
+            self._inlet.cancel()
+            self._onward.unlink()
+            self._onward.history.close()
+            if self._record:
+                self._record.close()
+            self.over.set()
+
+    def hand_over(self) -> None:
+        """Ask the requester to go on with another peer, if it can."""
+        self._leaving.set()
+
+    async def _say_leaving(self) -> None:
+        await self._leaving.wait()
+        await self._tell(Leaving())
+
+    async def _connect(self, order: Connect, nursery: trio.Nursery) -> None:
+        """Open a channel to the peer behind, and send it what it lacks."""
+        if not self._onward.can_begin(order.sent):
+            await send(self._control, Denied(order.number, Refusal.NOT_HELD))
+            return
+        try:
+            with trio.fail_after(CONNECT_S_MAX):
+                channel = await self._transport.open(order.peer, SESSION, order.addresses)
+                try:
+                    await send(channel, Link(self.opened.session))
+                    await receive(channel, Linked)
+                except BaseException:
+                    channel.abort()
+                    raise
+        except (PeerUnavailable, RefusedError, RemoteProtocolError):
+            await send(self._control, Denied(order.number, Refusal.PEER_LOST))
+        except trio.TooSlowError:
+            await send(self._control, Denied(order.number, Refusal.TOO_SLOW))
+        else:
+            self._link(channel, order.sent, order.known)
+            nursery.start_soon(self._watch, channel)
+            await send(self._control, Connected(order.number))
+
+    async def _watch(self, channel: Channel) -> None:
+        """Notice when the peer behind refuses or goes away; it has nothing else to say."""
+        try:
+            await receive(channel)
+        except (PeerUnavailable, RefusedError, RemoteProtocolError) as error:
+            if not self._unlink(channel):
+                return  # another one took its place
+            with trio.move_on_after(CONNECT_S_MAX):
+                await self._tell(Lost(channel.remote, str(error)[:TEXT_CHARS_MAX]))
+
+    async def _expect(self, order: Expect) -> None:
+        self.previous = order.peer
+        self._inlet.cancel()
+        await send(self._control, Expecting(order.number, self._received))
+
+    async def _tell(self, message: Lost | Leaving | Refused) -> None:
+        with suppress(ChannelClosed):  # then the session ends anyhow
+            await send(self._control, message)
+
+    # Links
+
+    async def take_from(self, channel: Channel) -> None:
+        """Take steps from the peer before, until it goes away or another one takes its place.
+
+        Raises:
+            RemoteProtocolError: it sent nonsense.
+            RefusedError: the session is over.
+        """
+        self._inlet.cancel()
+        with trio.CancelScope() as scope:
+            self._inlet, self._has_inlet = scope, True
+            self._note_links()
+            try:
+                await send(channel, Linked())
+                while not self.over.is_set():
+                    self.submit(channel, await receive(channel, Step))
+                    while self._submitted + self._onward.unsent >= STEPS_IN_FLIGHT_MAX:
+                        await self._onward.wait_moved()
+            except ChannelClosed:
+                pass  # the requester will send somebody else
+            except RefusedError as error:
+                self.fail(error)
+                with trio.CancelScope(shield=True):
+                    await self.over.wait()  # the requester hears of it first
+                raise
+            except RemoteProtocolError as error:
+                await self._accuse(channel, error)
+                raise
+            finally:
+                if self._inlet is scope:
+                    self._has_inlet = False
+                    self._note_links()
+
+    async def _accuse(self, channel: Channel, error: RemoteProtocolError) -> None:
+        """Tell the requester who sent nonsense; if it was itself, the session is over."""
+        if channel.remote == self.opened.requester:
+            self.fail(self._no(Refusal.BAD_REQUEST, str(error)))
+        else:
+            await self._tell(Lost(channel.remote, str(error)[:TEXT_CHARS_MAX]))
+
+    async def give_to(self, channel: Channel, attach: Attach) -> None:
+        """Send what is computed to the requester itself, until it goes away or takes another."""
+        if not self._onward.can_begin(attach.sent):
+            raise self._no(Refusal.NOT_HELD, "what was computed before is no longer kept")
+        await send(channel, Attached())
+        self._link(channel, attach.sent, attach.sent)
+        with trio.CancelScope() as scope:
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._watch_collector, channel, scope)
+                await self.over.wait()
+                scope.cancel()
+
+    async def _watch_collector(self, channel: Channel, scope: trio.CancelScope) -> None:
+        try:
+            await receive(channel)
+        except (PeerUnavailable, RefusedError, RemoteProtocolError):
+            self._unlink(channel)
+            scope.cancel()
+
+    def _link(self, channel: Channel, sent: int, known: int) -> None:
+        self._onward.link(channel, sent, known)
+        self._note_links()
+
+    def _unlink(self, channel: Channel) -> bool:
+        """Send no more to a channel that has ended; whether that was the one in use."""
+        if self._onward.channel not in (channel, None):
+            return False
+        self._onward.unlink()
+        self._note_links()
+        return True
+
+    def _note_links(self) -> None:
+        """Remember since when steps cannot go through."""
+        if self._has_inlet and self._onward.channel:
+            self._was_linked, self._whole_at = True, np.inf
+        else:
+            self._whole_at = min(self._whole_at, trio.current_time())
+        self._changed.set()
+
+    async def _expire(self) -> None:
+        """Raise RefusedError once nobody used the session, or steps could not go, for too long."""
+        while True:
+            patience_s = RELINKED_S_MAX if self._was_linked else LINKED_S_MAX
+            idle_at, stuck_at = self._active_at + IDLE_S_MAX, self._whole_at + patience_s
+            now = trio.current_time()
+            if now >= stuck_at:
+                raise self._no(Refusal.TOO_SLOW, "nobody sends steps, or nobody takes them")
+            if now >= idle_at:
+                raise self._no(Refusal.IDLE, "nobody used the session for a long time")
+            self._changed = trio.Event()
+            with trio.move_on_at(min(idle_at, stuck_at)):
+                await self._changed.wait()
+
+    # Steps
+
+    def submit(self, channel: Channel, step: Step) -> None:
+        """Check a step and line it up for the engine; one that came before is ignored."""
+        if step.number <= self._received:
+            return
+        if step.position + step.count > self.opened.context:
+            text = f"the session's {self.opened.context} positions are full"
+            raise self._no(Refusal.CONTEXT_FULL, text)
+        if step.position > self._length:
+            raise RemoteProtocolError(channel.remote, "a step leaves a gap in its session")
+        if step.count > NARROW_ROWS_MAX and not step.wide:
+            raise RemoteProtocolError(channel.remote, f"a narrow step has {step.count} rows")
+        if len(step.decoding_us) == ROUTE_HOPS_MAX:
+            raise RemoteProtocolError(channel.remote, "a step went through too many stages")
+        if len(step.rows) != step.count * self._row_bytes:
+            raise RemoteProtocolError(channel.remote, "a step's rows are not of the model's width")
+        rows = np.frombuffer(step.rows, self._dtype)
+        if not np.isfinite(rows).all():
+            raise RemoteProtocolError(channel.remote, "a step's rows hold NaN or infinity")
+        self._received, self._length = step.number, step.position + step.count
+        self._active_at = trio.current_time()
+        data = step.rows if rows.dtype == np.float32 else rows.astype("<f4").tobytes()
+        try:
+            self._cells.submit(step.position, data, partial(self._done, step), wide=step.wide)
+        except EngineError as error:
+            raise self._no(Refusal.ENGINE_FAILED, str(error)) from error
+        self._submitted += 1
+        self.rows += step.count
+
+    def _done(self, step: Step, outcome: Decoded | EngineError) -> None:
+        """Send on what the engine computed, in the very call in which it says so."""
+        if isinstance(outcome, EngineError):
+            self.fail(self._no(Refusal.ENGINE_FAILED, str(outcome)))
+            return
+        self._submitted -= 1
+        rows = outcome.rows
+        if self.opened.dtype is Dtype.F16:
+            with np.errstate(over="ignore"):
+                halves = np.frombuffer(rows, "<f4").astype("<f2")
+            if not np.isfinite(halves).all():  # else the next stage would blame this one
+                text = "the rows are too large for float16"
+                self.fail(self._no(Refusal.ENGINE_FAILED, text))
+                return
+            rows = halves.tobytes()
+        times = (*step.decoding_us, outcome.decoding_us)
+        self._onward.put(Step(step.number, step.position, step.count, step.wide, rows, times))
+        self._onward.wake()
+        if self._record:
+            self._record.add(step, rows)
+
+    def fail(self, error: RefusedError) -> None:
+        """End the session, and let the requester know why."""
+        if not self._failure:
+            self._failure = error
+            self._failed.set()
+
+    async def _raise_failure(self) -> None:
+        await self._failed.wait()
+        assert self._failure
+        raise self._failure
+
+    def _no(self, code: Refusal, text: str) -> RefusedError:
+        return RefusedError.of(self._transport.peer_id, code, text)

@@ -1,0 +1,1 @@
+"""Steps of a session: messages over channels, rows sent on, and their history."""

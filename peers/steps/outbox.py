@@ -1,0 +1,103 @@
+"""Sending a session's rows on; they are kept, so that whoever replaces a peer can have them too."""
+
+import trio
+
+from p2pinfer.core.errors import PeerUnavailable
+from p2pinfer.core.messages import Step
+from p2pinfer.core.wire import encode
+from peers.steps.history import History
+from transports.base import Channel
+
+
+class Outbox:
+    """The way of a session's steps to the next stage, which may be another one after a while.
+
+    A step goes out in the very call in which it comes, if the channel takes it at once: one pass of
+    the scheduler less per boundary and token. Otherwise ``run`` sends it, from the history.
+    """
+
+    def __init__(self, history: History) -> None:
+        self.history = history
+        self.channel: Channel | None = None
+        """To whom steps are sent now."""
+        self._sent = 0  # the number of the last step that this channel took, or need not take
+        self._known = 0
+        self._is_level = False  # the channel has taken all
+        self._todo, self._moved = trio.Event(), trio.Event()
+
+    @property
+    def unsent(self) -> int:
+        """How many steps wait to be sent."""
+        return 0 if self._is_level else self.history.count_after(self._sent)
+
+    def put(self, step: Step) -> None:
+        """Keep a step, and send it if there is anybody to send it to."""
+        self.history.add(
+            step.number, step.position, step.count, step.wide, step.decoding_us, step.rows
+        )
+        if self._is_level:
+            assert self.channel
+            if step.number <= self._sent:  # who took a lost peer's place computes all again
+                return
+            if self.channel.send_now(encode(step)):
+                self._sent = step.number
+                return
+            self._is_level = False
+        self._todo.set()
+
+    def can_begin(self, sent: int) -> bool:
+        """Whether everything behind the step of that number is still kept."""
+        return sent >= self.history.forgotten
+
+    def link(self, channel: Channel, sent: int, known: int) -> None:
+        """Send to this channel from now on, beginning behind the step numbered ``sent``.
+
+        Steps up to ``known`` may go together: nobody waits for their answers.
+        """
+        self.unlink()
+        self.channel, self._sent, self._known = channel, sent, known
+        self._todo.set()
+
+    def unlink(self) -> None:
+        """Send to nobody for now."""
+        if self.channel:
+            self.channel.abort()
+        self.channel, self._is_level = None, False
+
+    async def wait_moved(self) -> None:
+        """Wait until fewer steps are unsent."""
+        self._moved = trio.Event()
+        await self._moved.wait()
+
+    def wake(self) -> None:
+        """Let ``wait_moved`` return: something else has changed."""
+        self._moved.set()
+
+    async def run(self) -> None:
+        """Send what a channel did not take at once, and to a new one what the last one was sent.
+
+        A channel that fails is not sent to any more; who watches it will say so.
+        """
+        while True:
+            await self._todo.wait()
+            self._todo = trio.Event()
+            channel = self.channel
+            try:
+                while channel and channel is self.channel and not self._is_level:
+                    await self._send_next(channel)
+            except PeerUnavailable:
+                if channel is self.channel:
+                    self.unlink()
+
+    async def _send_next(self, channel: Channel) -> None:
+        kept = self.history.following(self._sent, self._known)
+        if kept is None:
+            self._is_level = True
+            self.wake()
+            return
+        number, position, count, wide, times, rows = kept
+        assert rows is not None
+        await channel.send(encode(Step(number, position, count, wide, rows, times)))
+        if channel is self.channel:
+            self._sent = number
+            self.wake()

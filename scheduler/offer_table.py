@@ -1,0 +1,203 @@
+"""What a swarm says of itself as columns of numbers, so that many peers are judged at once.
+
+A view holds one row per peer, of one model. It is kept up to date advertisement by advertisement:
+a decision over 100,000 of them then reads columns and touches no object.
+"""
+
+import hashlib
+import struct
+from collections.abc import Iterable, Mapping
+from functools import lru_cache
+from types import MappingProxyType
+from typing import Any, Self
+
+import numpy as np
+import numpy.typing as npt
+from attrs import frozen
+
+from p2pinfer.core.advertisement import ADVERTISEMENTS_MAX, LINKS_MAX, Advertisement, State
+from p2pinfer.core.ids import PeerId
+
+NUMBER_OF_STATE = {State.JOINING: 0, State.SERVING: 1, State.DRAINING: 2, State.LEFT: 3}
+
+ROW_US_DEFAULT = 1000.0
+"""Taken for a layer where nobody says what it takes: that of a laptop and a model of 2B weights."""
+
+FASTER_MAX = 10.0
+"""Nobody is believed to be faster than the median by more, unless it was seen."""
+
+STANDING_NEW = 0.5
+"""Of a peer that nobody has seen at work; see ``scheduler.standing``."""
+
+LIE_FACTOR = 2.0
+"""Work that takes more than this times the claim contradicts it; less, and others were served."""
+
+US_PER_S = 1e6
+
+CHUNK_ROWS = 32
+"""Rows in the decode that ``chunk_us`` tells of."""
+
+ROWS_MIN = 16
+"""Rows that a new view has room for."""
+
+Floats = npt.NDArray[np.float64]
+Whole = npt.NDArray[np.int64]
+Flags = npt.NDArray[np.bool_]
+
+
+@frozen
+class Experience:
+    """What this node has seen itself, and puts above what others say; peers it lacks are new."""
+
+    round_trip_s: Mapping[PeerId, float] = MappingProxyType({})
+    """Measured from here, in seconds."""
+    standing: Mapping[PeerId, float] = MappingProxyType({})
+    """From 0, which is never used, to 1; see ``scheduler.standing``."""
+    row_us: Mapping[PeerId, float] = MappingProxyType({})
+    """What a layer really took, per row."""
+    joining_s: Mapping[PeerId, float] = MappingProxyType({})
+    """For how long peers have been joining."""
+    sessions: Mapping[PeerId, int] = MappingProxyType({})
+    """Of this node, that are open there: of these others hear later."""
+    is_sample: bool = False
+    """There are more peers than this node has room to know."""
+
+
+NOTHING_SEEN = Experience()
+
+
+def peer_key(peer: PeerId) -> int:
+    """Return a number that stands for a peer, the same in every process."""
+    return int.from_bytes(
+        hashlib.blake2b(peer.encode(), digest_size=8).digest(), "big", signed=True
+    )
+
+
+_COLUMNS = (
+    "key", "first", "end", "state", "row_us", "chunk_us", "layers_max", "sessions_max",
+    "sessions_free", "queued_rows", "context",
+)  # fmt: skip
+
+_ROW = struct.Struct(f"={len(_COLUMNS) + 2 * LINKS_MAX}q")
+"""Of the table: the columns, and then keys and round trips of the links."""
+
+
+class OfferTable:
+    """Advertisements of one model, a row each, in no particular order."""
+
+    def __init__(self) -> None:
+        self._advertisements: list[Advertisement] = []
+        self._row: dict[PeerId, int] = {}
+        # Column by column in memory, since that is how it is read.
+        self._table = np.zeros((ROWS_MIN, _ROW.size // 8), np.int64, order="F")
+
+    @classmethod
+    def of(cls, advertisements: "Iterable[Advertisement] | OfferTable") -> "Self | OfferTable":
+        """Return a view of these; a view is its own."""
+        if isinstance(advertisements, OfferTable):
+            return advertisements
+        view = cls()
+        newest = {advertisement.peer: advertisement for advertisement in advertisements}
+        if newest:
+            view._advertisements = list(newest.values())
+            view._row = dict(zip(newest, range(len(newest)), strict=True))
+            rows = np.frombuffer(b"".join(map(_row_again, view._advertisements)), np.int64)
+            view._table = rows.reshape(len(newest), -1).copy(order="F")
+        return view
+
+    def __len__(self) -> int:
+        return len(self._advertisements)
+
+    def put(self, advertisement: Advertisement) -> None:
+        """Take in an advertisement, in place of the peer's last one."""
+        row = self._row.get(advertisement.peer)
+        if row is None:
+            row = self._row[advertisement.peer] = len(self._advertisements)
+            self._advertisements.append(advertisement)
+            if row == len(self._table):
+                self._table = np.asfortranarray(
+                    np.vstack([self._table, np.zeros_like(self._table)])
+                )
+        self._advertisements[row] = advertisement
+        self._table[row] = np.frombuffer(_row_of(advertisement), np.int64)
+
+    def drop(self, peer: PeerId) -> None:
+        """Forget a peer, if it is known."""
+        row = self._row.pop(peer, None)
+        if row is None:
+            return
+        last = self._advertisements.pop()
+        if last.peer != peer:
+            self._advertisements[row] = last
+            self._table[row] = self._table[len(self._advertisements)]
+            self._row[last.peer] = row
+
+    def advertisement(self, row: int) -> Advertisement:
+        """Return what a row was made of."""
+        return self._advertisements[row]
+
+    def row_of(self, peer: PeerId) -> int | None:
+        """Return where a peer is, if it is known."""
+        return self._row.get(peer)
+
+    def column(self, name: str) -> Whole:
+        """Return a column by the advertisement's name for it; the state is a number."""
+        return self._table[: len(self), _COLUMNS.index(name)]
+
+    def is_state(self, state: State) -> Flags:
+        """Return which rows are in a state."""
+        found: Flags = self.column("state") == NUMBER_OF_STATE[state]
+        return found
+
+    def links(self) -> tuple[Whole, Whole]:
+        """Return the keys of the peers that each row has links to, and microseconds; 0 is none."""
+        at = len(_COLUMNS)
+        table = self._table[: len(self)]
+        return table[:, at : at + LINKS_MAX], table[:, at + LINKS_MAX :]
+
+    def fill(self, known: Mapping[PeerId, float], default: Any) -> Floats:
+        """Return a column of what is known of peers by their ids."""
+        values = np.full(len(self), default, np.float64)
+        for peer, value in known.items():
+            row = self._row.get(peer)
+            if row is not None:
+                values[row] = value
+        return values
+
+
+def _row_of(a: Advertisement) -> bytes:
+    """Return an advertisement as a row of a view's table."""
+    keys = [peer_key(link.peer) for link in a.links]
+    keys += [0] * (LINKS_MAX - len(keys))
+    times = [link.round_trip_us for link in a.links]
+    times += [0] * (LINKS_MAX - len(times))
+    return _ROW.pack(
+        peer_key(a.peer), a.first, a.end, NUMBER_OF_STATE[a.state], a.row_us, a.chunk_us,
+        a.layers_max, a.sessions_max, a.sessions_free, a.queued_rows, a.context, *keys, *times,
+    )  # fmt: skip
+
+
+_row_again = lru_cache(ADVERTISEMENTS_MAX)(_row_of)
+"""A peer decides again and again, from advertisements of which most are what they were."""
+
+
+def believed_row_us(view: OfferTable, seen: Experience = NOTHING_SEEN) -> Floats:
+    """Return what one row takes each peer per layer, in microseconds.
+
+    A claim stands until what was seen contradicts it; far below the median, it is cut to what is
+    plausible. Nothing claimed and nothing seen is as slow as the median, or slower.
+    """
+    claimed = view.column("row_us").astype(np.float64)
+    said = claimed > 0
+    median = float(np.median(claimed[said])) if said.any() else ROW_US_DEFAULT
+    plausible = np.where(said, np.maximum(claimed, median / FASTER_MAX), 0.0)
+    seen_us = view.fill(seen.row_us, np.nan)
+    contradicted = ~np.isnan(seen_us) & (seen_us > LIE_FACTOR * plausible)
+    default_us = max(median, ROW_US_DEFAULT)
+    return np.where(contradicted, seen_us, np.where(said, plausible, default_us))
+
+
+def batched_row_us(view: OfferTable, row_us: Floats) -> Floats:
+    """Return what a row takes within a batch, likewise: where not said, as much as alone."""
+    chunk = view.column("chunk_us") / CHUNK_ROWS
+    return np.where(chunk > 0, np.clip(chunk, row_us / CHUNK_ROWS, row_us), row_us)

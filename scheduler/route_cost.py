@@ -1,0 +1,132 @@
+"""What a route through the rows of a view costs, in seconds per token: work, and ways between."""
+
+import numpy as np
+from attrs import frozen
+
+from p2pinfer.core.ids import PeerId
+from scheduler.offer_table import (
+    STANDING_NEW,
+    US_PER_S,
+    Experience,
+    Floats,
+    OfferTable,
+    Whole,
+    batched_row_us,
+    believed_row_us,
+    peer_key,
+)
+
+ROUND_TRIP_S_DEFAULT = 0.2
+"""Taken between peers where nobody measured it: the far side of the world. Also the most that any
+is taken for: what is unknown may be as bad."""
+
+HOP_S = 0.0005
+"""What passing a boundary costs in the two processes, besides the network."""
+
+FULL_S = 10.0
+"""The price of a peer without room for a session: it would refuse, unless one ends just now."""
+
+DISTRUST_S = 0.02
+"""The price per token of half a standing; it doubles and more with each further half."""
+
+
+@frozen
+class Prices:
+    """What each row of a view costs a token."""
+
+    fixed_s: Floats
+    """Once, however few layers it runs."""
+    layer_s: Floats
+    """For each layer that it runs."""
+
+
+def prices(view: OfferTable, seen: Experience, chance: float, spread: float) -> Prices:
+    """Return what each peer costs, raised by up to ``spread`` by lot."""
+    row_us = believed_row_us(view, seen)
+    standing = view.fill(seen.standing, STANDING_NEW)
+    with np.errstate(divide="ignore"):  # no standing at all costs infinitely much
+        distrust_s = DISTRUST_S * (1 / standing - 1)
+    held = np.maximum(view.column("end") - view.column("first"), 0)
+    sessions = view.fill(seen.sessions, 0)  # each has a row there, as a rule
+    queued = np.maximum(view.column("queued_rows"), sessions)
+    queued_s = queued * batched_row_us(view, row_us) * held / US_PER_S
+    most = view.column("sessions_max")
+    full = (most > 0) & (np.minimum(view.column("sessions_free"), most - sessions) <= 0)
+    lot = 1 + spread * lots(view.column("key"), chance)
+    return Prices((HOP_S + queued_s + distrust_s + FULL_S * full) * lot, row_us / US_PER_S * lot)
+
+
+def lots(keys: Whole, chance: float) -> Floats:
+    """Draw a number from 0 to 1 for each key: other numbers for another chance.
+
+    It is the mixing of SplitMix64, so the same in every process and for any order of the keys.
+    """
+    mixed = keys.astype(np.uint64) ^ np.uint64(int(chance * 2**63))
+    for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
+        mixed = (mixed ^ (mixed >> np.uint64(shift))) * np.uint64(factor)
+    mixed ^= mixed >> np.uint64(31)
+    return mixed / np.float64(2**64)
+
+
+def taken_for(known_s: Floats, near: Floats, far: Floats) -> Floats:
+    """Return what round trips between peers are taken for.
+
+    ``known_s`` is what they say, 0 if nothing; ``near`` and ``far`` are the asker's own round trips
+    to the one and the other, not a number if it has none: the ways over the asker bound theirs.
+    """
+    least = np.nan_to_num(np.abs(near - far), nan=0.0)
+    said = np.where(known_s > 0, np.maximum(known_s, least), ROUND_TRIP_S_DEFAULT)
+    return np.minimum(said, np.minimum(over_asker(near) + over_asker(far), ROUND_TRIP_S_DEFAULT))
+
+
+def over_asker(own_s: Floats) -> Floats:
+    """Return own round trips, or the default where there is none."""
+    return np.nan_to_num(own_s, nan=ROUND_TRIP_S_DEFAULT)
+
+
+def round_trips(view: OfferTable, peer: PeerId, own_s: Floats) -> Floats:
+    """Return what the round trips between a peer and each row are taken for, in seconds."""
+    keys, times_us = view.links()
+    known_us = np.where(keys == peer_key(peer), times_us, 0).max(axis=1, initial=0)
+    row = view.row_of(peer)
+    if row is not None:
+        for key, time_us in zip(keys[row], times_us[row], strict=True):
+            linked = view.column("key") == key
+            known_us[linked] = np.maximum(known_us[linked], time_us)
+    own = np.nan if row is None else own_s[row]
+    return taken_for(known_us / US_PER_S, own_s, np.full(len(view), own))
+
+
+@frozen
+class RouteLinks:
+    """Known round trips from rows to rows, in the order of where they lead."""
+
+    source: Whole
+    target: Whole
+    round_trip_s: Floats
+
+
+def known_ways(view: OfferTable, rows: Whole, own_s: Floats) -> RouteLinks:
+    """Return the round trips among rows that are in the order of their first layers.
+
+    A way leads from a row to one that begins within or right behind its range. What both ends tell
+    of is taken for the longer of the two. Rows are numbered by their places in ``rows``.
+    """
+    keys, first, end = (view.column(name)[rows] for name in ("key", "first", "end"))
+    order = np.argsort(keys)
+    to_keys, times_us = (column[rows] for column in view.links())
+    teller, slot = np.nonzero(times_us)
+    found = np.searchsorted(keys, to_keys[teller, slot], sorter=order)
+    told = order[np.minimum(found, len(rows) - 1)]
+    source, target = np.minimum(teller, told), np.maximum(teller, told)
+    leads = (keys[told] == to_keys[teller, slot]) & (first[source] < first[target])
+    leads &= first[target] <= end[source]
+    source, target, time_us = source[leads], target[leads], times_us[teller, slot][leads]
+    pair = target * len(rows) + source
+    by_pair = np.argsort(pair, kind="stable")
+    starts = np.flatnonzero(np.diff(pair[by_pair], prepend=-1))
+    if not len(starts):
+        return RouteLinks(source, target, time_us / US_PER_S)
+    longest_s = np.maximum.reduceat(time_us[by_pair], starts) / US_PER_S
+    source, target = source[by_pair][starts], target[by_pair][starts]
+    return RouteLinks(source, target, taken_for(longest_s, own_s[source], own_s[target]))

@@ -1,0 +1,109 @@
+"""The peers of a swarm as one of them counts on them, itself the last: for placement."""
+
+from functools import cached_property
+from typing import Self
+
+import numpy as np
+from attrs import evolve, frozen
+
+from p2pinfer.core.advertisement import Advertisement, State
+from scheduler.coverage_value import Cover, cover_of
+from scheduler.offer_table import (
+    ROW_US_DEFAULT,
+    STANDING_NEW,
+    US_PER_S,
+    Experience,
+    Flags,
+    Floats,
+    OfferTable,
+    Whole,
+    believed_row_us,
+    peer_key,
+)
+
+STANDING_MIN = 0.2
+"""Peers below are not counted on: a range that only they hold is a hole."""
+
+JOINING_S_MAX = 900.0
+"""Joining for longer, a peer is not counted on; gigabytes over a slow line take a while."""
+
+
+@frozen
+class Members:
+    """A row for each peer; ranges lie within the layers that the swarm is to cover.
+
+    Peers that leave, or are not to be counted on, are left out.
+    """
+
+    lo: int
+    hi: int
+    key: Whole
+    first: Whole
+    end: Whole
+    speed: Floats
+    """In parts of what it would take to serve a layer at its even share of all there is."""
+    size: Whole
+    """How many layers fit into its memory."""
+    serving: Flags
+    joining: Flags
+    is_sample: bool
+    """There are others, of whom nothing is known."""
+
+    @classmethod
+    def of(
+        cls, view: OfferTable, own: Advertisement, layers: tuple[int, int], seen: Experience
+    ) -> Self:
+        """Take in all peers of a view, and its owner."""
+        joining = view.is_state(State.JOINING)
+        joining &= view.fill(seen.joining_s, 0.0) <= JOINING_S_MAX
+        some = view.is_state(State.SERVING) | joining
+        some &= view.fill(seen.standing, STANDING_NEW) >= STANDING_MIN
+        row = view.row_of(own.peer)
+        if row is not None:
+            some[row] = False
+
+        def column(name: str, last: int) -> Whole:
+            return np.append(view.column(name)[some], last)
+
+        first, end = column("first", own.first), column("end", own.end)
+        size = np.maximum(column("layers_max", own.layers_max), np.maximum(end - first, 1))
+        # Who begins before the layers cannot be entered at their first one: no chain has it.
+        end = np.where(first < layers[0], first, end)
+        first = np.clip(first, *layers)
+        end = np.maximum(np.minimum(end, layers[1]), first)
+        row_us = np.append(believed_row_us(view, seen)[some], own.row_us or ROW_US_DEFAULT)
+        speed = US_PER_S / row_us
+        return cls(
+            *layers,
+            key=column("key", peer_key(own.peer)),
+            first=first,
+            end=end,
+            speed=speed / (speed.sum() / (layers[1] - layers[0])),
+            size=np.minimum(size, layers[1] - layers[0]),
+            serving=np.append(view.is_state(State.SERVING)[some], own.state is State.SERVING),
+            joining=np.append(joining[some], own.state is State.JOINING),
+            is_sample=seen.is_sample,
+        )
+
+    @property
+    def present(self) -> tuple[int, int]:
+        """Where the view's owner is."""
+        return int(self.first[-1]), int(self.end[-1])
+
+    def cover(self, some: Flags | slice) -> Cover:
+        """Return what some hold."""
+        return cover_of(self.lo, self.hi, self.first[some], self.end[some], self.speed[some])
+
+    @cached_property
+    def whole(self) -> Cover:
+        """What all hold."""
+        return self.cover(slice(None))
+
+    @cached_property
+    def others(self) -> Cover:
+        """What all but the owner hold."""
+        return self.cover(slice(-1))
+
+    def at(self, first: Whole, end: Whole) -> Self:
+        """Return the same peers in other places."""
+        return evolve(self, first=first, end=end)

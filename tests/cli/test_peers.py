@@ -1,0 +1,151 @@
+"""What people read of a swarm: the table's rows, and what the doctor says."""
+
+import io
+import re
+from collections.abc import Sequence
+
+import pytest
+from attrs import evolve
+from rich.console import Console
+
+from p2pinfer.cli.doctor import clock_findings, coverage_findings, is_public, peer_findings
+from p2pinfer.cli.options import parse_bytes
+from p2pinfer.cli.peers import BAR_CHARS_MIN, HEADINGS, bar, cells, table
+from p2pinfer.core.advertisement import Advertisement, State
+from p2pinfer.core.errors import UserError
+from p2pinfer.node.observer import ObservedPeer
+from tests.support.swarm import MODEL, peer
+
+NOW_MS = 1_800_000_000_000
+
+
+def said(name: str, first: int, end: int) -> Advertisement:
+    """Serve a range."""
+    return Advertisement(
+        peer=peer(name), addresses=("/ip4/192.168.1.7/tcp/1/p2p/x",), model=MODEL,
+        model_name="toy", layers=30, first=first, end=end, context=256, numerics_class="0" * 32,
+        sequence=NOW_MS, row_us=250, sessions_max=8, sessions_free=3, queued_rows=17,
+    )  # fmt: skip
+
+
+def test_a_range_is_drawn_within_the_model() -> None:
+    """However coarse the bar is, a layer that is served is to be seen."""
+    assert bar(said("a", 0, 15), 10) == "█████░░░░░"
+    assert bar(said("a", 29, 30), 10) == "░░░░░░░░░█"
+    assert bar(said("a", 4, 5), 30) == "░░░░█" + "░" * 25
+    assert bar(said("a", 0, 0), 10) == "░" * 10
+
+
+def test_a_row_says_all_that_is_known() -> None:
+    """And leaves out what is not."""
+    row = cells(ObservedPeer(said("a", 1, 15), True, 0.0123), 10)
+    assert row[2:] == ("1:15", "serving", "0.25", "17", "3/8", "", "12.3 ms")
+    known = ObservedPeer(said("a", 1, 15), True, None, standing=0.256)
+    assert cells(known, 10)[-2:] == ("26 %", "")
+    joining = evolve(said("a", 0, 0), state=State.JOINING, row_us=0, sessions_max=0)
+    assert cells(ObservedPeer(joining, False, None), 10)[2:] == (
+        "none",
+        "joining",
+        "",
+        "17",
+        "",
+        "",
+        "no answer",
+    )
+
+
+def test_the_table_fits_a_narrow_terminal() -> None:
+    """Nothing of it is cut at 80 columns."""
+    console = Console(width=80, record=True, file=io.StringIO())
+    draining = evolve(said("a", 10, 15), state=State.DRAINING, row_us=99_990)
+    console.print(table([ObservedPeer(draining, False, None, standing=1.0)], BAR_CHARS_MIN))
+    shown = console.export_text().replace("…" + peer("a")[-6:], "").replace("abababababab…", "")
+    assert "…" not in shown
+    assert all(heading in shown for heading in HEADINGS)
+
+
+def test_a_models_name_is_shown_as_it_is() -> None:
+    """Whoever serves it chooses the name: brackets in it are no orders to the table."""
+    console = Console(width=80, record=True, file=io.StringIO())
+    odd = evolve(said("a", 1, 15), model_name="toy [/red] [bold]")
+    console.print(table([ObservedPeer(odd, True, None)], BAR_CHARS_MIN))
+    assert "toy [/red] [bold], 30 layers" in console.export_text()
+
+
+def test_missing_layers_and_lone_holders_are_named() -> None:
+    """In words that count layers as people do."""
+    found = coverage_findings([said("a", 1, 12), said("b", 5, 12), said("c", 18, 29)], {peer("c")})
+    texts = {finding.text: finding.is_good for finding in found}
+    (missing,) = [text for text, is_good in texts.items() if not is_good]
+    assert missing.startswith("nobody serves layers 12 to 17 of toy: one more peer")
+    assert any(text.startswith("nobody but this machine's …") for text in texts)
+    assert not any("all layers" in text for text in texts)
+    hidden = evolve(said("b", 1, 29), addresses=())
+    assert coverage_findings([hidden], set())[0].text.startswith("nobody serves layers 1 to 28")
+    whole = coverage_findings([said("a", 1, 29), said("b", 1, 29)], set())
+    assert [(finding.is_good, finding.text) for finding in whole] == [
+        (True, "all layers of toy are served")
+    ]
+
+
+def ahead(name: str, seconds: float) -> ObservedPeer:
+    """Be a peer whose clock is ahead by so much."""
+    return ObservedPeer(said(name, 1, 2), True, 0.001, clock_ahead_s=seconds)
+
+
+@pytest.mark.parametrize(
+    ("ahead_s", "is_good", "words"),
+    [
+        ((3600.0,), False, "1 of 1 other peers are ahead of this machine's by 3,600 s .* set this"),
+        ((-7200.0, -7000.0, 0.0), False, "2 of 3 other .* behind this .* 7,000 s .* set this"),
+        ((0.0, 0.0, 900.0), True, "1 of 3 other peers are ahead .* set theirs by the network"),
+    ],
+)
+def test_clocks_that_are_apart_are_noticed(
+    ahead_s: Sequence[float], is_good: bool, words: str
+) -> None:
+    """Either way; the one that differs from most is the one to set."""
+    (finding,) = clock_findings([ahead("a", seconds) for seconds in ahead_s])
+    assert finding.is_good is is_good
+    assert re.search(words, finding.text)
+
+
+def test_clocks_that_are_a_little_apart_are_not() -> None:
+    """Half a minute is nothing, and so is nobody."""
+    assert clock_findings([ahead("a", 30), ahead("b", -30)]) == []
+    assert clock_findings([]) == []
+
+
+def test_own_peers_are_looked_up_and_called() -> None:
+    """One that the swarm does not know, one whose port is closed, and none at all."""
+    (none,) = peer_findings(set(), [])
+    assert "p2pinfer join" in none.text
+    (unknown,) = peer_findings({peer("a")}, [])
+    assert "does not know it" in unknown.text
+    closed = peer_findings({peer("a")}, [ObservedPeer(said("a", 1, 2), False, None)])
+    assert [finding.is_good for finding in closed] == [True, False]
+    assert "firewall" in closed[1].text
+    hidden = ObservedPeer(evolve(said("a", 1, 2), addresses=()), False, None)
+    assert "open its port" in peer_findings({peer("a")}, [hidden])[1].text
+    assert cells(hidden, BAR_CHARS_MIN)[-1] == "no way in"
+
+
+def test_addresses_that_others_can_call() -> None:
+    """Private ranges and loopback are not among them, names are taken to be."""
+    assert is_public("/ip4/8.8.8.8/tcp/1")
+    assert is_public("/dns4/example.org/tcp/1")
+    assert not is_public("/ip4/192.168.1.7/tcp/1")
+    assert not is_public("/ip6/::1/tcp/1")
+    assert not is_public("/ip4/nonsense/tcp/1")
+
+
+@pytest.mark.parametrize(
+    ("text", "size"), [("2GiB", 2 << 30), ("500MB", 500 * 10**6), ("1.5g", 1_500_000_000), ("7", 7)]
+)
+def test_sizes_as_people_write_them(text: str, size: int) -> None:
+    """With powers of ten or of two, and with or without the B."""
+    assert parse_bytes("memory", text) == size
+    assert parse_bytes("memory", None) is None
+    for nonsense in ("", "GiB", "-1", "2 furlongs", "i"):
+        with pytest.raises(UserError, match="--memory"):
+            parse_bytes("memory", nonsense)

@@ -1,0 +1,182 @@
+"""The terminal's conversation: commands, files, and Markdown that is shown while it is written."""
+
+import io
+import json
+from itertools import pairwise
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from prompt_toolkit import PromptSession
+from prompt_toolkit.application import create_app_session
+from prompt_toolkit.input import create_pipe_input
+from prompt_toolkit.output import DummyOutput
+from rich.console import Console
+
+from p2pinfer.cli import repl, terminal
+from p2pinfer.cli.markdown import MarkdownStream, split_whole
+from p2pinfer.cli.repl import Repl, load, make_prompt, save, with_system
+from p2pinfer.client.answer import Answer
+from p2pinfer.client.conversation import Conversation
+from p2pinfer.core.errors import UserError
+from p2pinfer.core.trust import Trust
+from p2pinfer.node.requester import Client
+
+TEXT = "# Trees\n\nAn *oak*.\n\n```python\nprint(1)\n\nprint(2)\n```\n\n1. one\n2. two\n\nThe end"
+
+
+class FakeConversation:
+    """Answers everything alike, and remembers."""
+
+    def __init__(self) -> None:
+        self.messages: list[dict[str, str]] = []
+        self.asked: list[str] = []
+
+    def reset(self) -> None:
+        """Forget."""
+        self.messages = []
+
+    async def ask(self, question: str, show: Any) -> Answer:
+        """Answer."""
+        self.asked.append(question)
+        show("Yes.")
+        said = {"role": "assistant", "content": "Yes."}
+        self.messages += [{"role": "user", "content": question}, said]
+        return Answer(
+            "Yes.",
+            tokens=2,
+            tokens_per_second=40.0,
+            route=[{"peer": "12D3KooWabcdef", "layers": "1:29"}],
+            trust=Trust(1, 5, 0.1),
+        )
+
+
+@pytest.fixture
+def notes(monkeypatch: pytest.MonkeyPatch) -> io.StringIO:
+    """Give what is said to the person."""
+    written = io.StringIO()
+    console = Console(file=written, width=200)
+    monkeypatch.setattr(terminal, "notes", console)
+    monkeypatch.setattr(repl, "notes", console)
+    return written
+
+
+def talk() -> tuple[Repl, FakeConversation]:
+    """Make a talk whose prompt nobody types at."""
+    found = FakeConversation()
+    info = SimpleNamespace(name="Toy", layers=30)
+    client = SimpleNamespace(model=SimpleNamespace(info=info, id="ab" * 32))
+    prompt = cast("PromptSession[str]", None)
+    return Repl(cast("Conversation", found), cast("Client", client), prompt), found
+
+
+async def test_commands_do_what_they_say(notes: io.StringIO, tmp_path: Path) -> None:
+    """Each of them, before and after an answer."""
+    made, found = talk()
+    file = str(tmp_path / "kept.json")
+    for word in ("/route", "/verify", "/retry", "/model", "/help", "/nonsense"):
+        await made.command(word, "")
+    await made._answer("Is it?")
+    for word, rest in (("/route", ""), ("/verify", ""), ("/retry", ""), ("/save", file)):
+        await made.command(word, rest)
+    assert found.asked == ["Is it?", "Is it?"]
+    assert len(found.messages) == 2
+    await made.command("/reset", "")
+    await made.command("/load", file)
+    await made.command("/system", "Be brief.")
+    assert [each["role"] for each in found.messages] == ["system", "user", "assistant"]
+    await made.command("/save", file)
+    said = notes.getvalue()
+    for words in (
+        "Nothing was answered yet.",
+        "nothing was asked yet",
+        "There is no command /nonsense",
+        "12D3KooWabcdef",
+        "1 stage signed for 5 rows",
+        "is there already",
+        "ab" * 32,
+    ):
+        assert words in said
+    assert "40.0 tokens/s · receipts hold" in made.status()
+
+
+@pytest.mark.parametrize(
+    "content", ["", "{", "[]", '{"messages": 5}', '{"messages": [{"role": "x", "content": "y"}]}',
+                '{"messages": [{"role": "user", "content": 5}]}', "[" * 100_000]
+)  # fmt: skip
+def test_files_that_are_no_conversation_are_refused(tmp_path: Path, content: str) -> None:
+    """In one sentence."""
+    file = tmp_path / "file"
+    file.write_text(content)
+    with pytest.raises(UserError):
+        load(str(file))
+    with pytest.raises(UserError):
+        load(str(tmp_path / "nowhere"))
+    with pytest.raises(UserError):
+        save([], str(tmp_path / "no" / "folder"))
+
+
+def test_system_message_is_replaced_and_removed() -> None:
+    """There is never more than one."""
+    asked = {"role": "user", "content": "x"}
+    once = with_system([asked], "a")
+    assert with_system(once, "b") == [{"role": "system", "content": "b"}, asked]
+    assert with_system(once, "") == [asked]
+
+
+def test_saved_conversation_is_plain_json(tmp_path: Path) -> None:
+    """Others can read it."""
+    file = tmp_path / "kept.json"
+    messages = [{"role": "user", "content": "ä"}]
+    save(messages, str(file))
+    assert json.loads(file.read_text("utf-8")) == {"messages": messages}
+    assert load(str(file)) == messages
+
+
+@given(st.lists(st.integers(1, len(TEXT) - 1), max_size=8))
+def test_markdown_looks_the_same_however_its_pieces_come(cuts: list[int]) -> None:
+    """Nothing is lost, doubled, or torn; code with an empty line in it stays whole."""
+
+    def shown(pieces: list[str]) -> str:
+        written = io.StringIO()
+        stream = MarkdownStream(Console(file=written, width=60))
+        for piece in pieces:
+            stream.feed(piece)
+        stream.end()
+        return "\n".join(line.rstrip() for line in written.getvalue().splitlines() if line.strip())
+
+    bounds = [0, *sorted(set(cuts)), len(TEXT)]
+    pieces = [TEXT[a:b] for a, b in pairwise(bounds)]
+    found = shown(pieces)
+    for words in ("Trees", "An oak.", "print(1)", "print(2)", "The end"):
+        assert found.count(words) == 1
+    assert "```" not in found
+
+
+def test_open_code_is_not_cut() -> None:
+    """Until its fence is closed nothing behind it is whole."""
+    assert split_whole("a\n\n```\nx\n\ny") == ("a\n\n", "```\nx\n\ny")
+    assert split_whole("a\n\n```\nx\n\ny\n```\n\nb")[1] == "b"
+
+
+def test_keys_send_break_lines_and_search(tmp_path: Path) -> None:
+    """Enter sends, Alt-Enter does not, and Ctrl-R finds what was typed before."""
+    with create_pipe_input() as keys, create_app_session(input=keys, output=DummyOutput()):
+        prompt = make_prompt(tmp_path / "history")
+        keys.send_text("one\x1b\rtwo\r")
+        assert prompt.prompt("> ") == "one\ntwo"
+        keys.send_text("other\r")
+        assert prompt.prompt("> ") == "other"
+        keys.send_text("\x12two\r\r")
+        assert prompt.prompt("> ") == "one\ntwo"
+
+
+def test_a_question_is_text() -> None:
+    """Bytes that are none come in as halves of characters, which no model reads."""
+    assert terminal.question_of("Who?", as_json=True) == "Who?"
+    for bad in (" \n", "caf\udce9"):
+        with pytest.raises(UserError):
+            terminal.question_of(bad, as_json=True)

@@ -1,0 +1,193 @@
+"""What runs on this machine, as its own processes tell, and as a person reads it."""
+
+import errno
+import json
+import os
+import socket
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+import trio
+from trio.testing import MockClock
+
+from p2pinfer.cli import status
+from p2pinfer.cli.status import ago, cells, lines, rated
+from p2pinfer.node import status_socket
+from p2pinfer.node.status_socket import ask_all, open_status, running_pids
+from p2pinfer.places import run_dir
+
+SESSION = {
+    "session": "ab" * 16, "with": ["12D3KooWuvwxyz"], "layers": "1:11", "positions": 50, "rows": 50,
+    "age_s": 61.0, "idle_s": 0.1,
+}  # fmt: skip
+PEER = {
+    "pid": 7, "role": "peer", "uptime_s": 100.0, "peer": "12D3KooWabcdef", "state": "serving",
+    "model_name": "Toy", "layers": "1:11", "layers_of_model": 30, "ms_per_layer_row": 0.5,
+    "sessions_max": 8, "resting": "", "rows": 1000, "queued_rows": 3,
+    "sessions": [SESSION],
+}  # fmt: skip
+
+
+@pytest.fixture(autouse=True)
+def _at_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("P2PINFER_HOME", str(tmp_path))
+
+
+async def test_a_process_tells_what_it_does_while_it_does_it() -> None:
+    """Every time anew, to as many as ask; before and after there is nobody."""
+    assert await ask_all() == []
+    told = {"role": "peer", "sessions": []}
+    async with open_status(lambda: told):
+        for word in ("one", "two"):
+            told["state"] = word
+            (found,) = await ask_all()
+            assert found["pid"] == os.getpid()
+            assert found["state"] == word
+        mode = (run_dir() / f"{os.getpid()}.sock").stat().st_mode
+        assert (mode & 0o777, run_dir().stat().st_mode & 0o777) == (0o600, 0o700)
+    assert await ask_all() == []
+    assert not running_pids()
+
+
+async def test_an_asker_that_the_system_refuses_ends_nobody(autojump_clock: MockClock) -> None:
+    """Where no more files may be open, the next asker is answered after a while."""
+    ours, theirs = trio.socket.socketpair()
+    waiting: list[Any] = [theirs, OSError(errno.EMFILE, "too many open files")]
+
+    class Listener:
+        async def accept(self) -> tuple[Any, str]:
+            match waiting.pop() if waiting else None:
+                case OSError() as refusal:
+                    raise refusal
+                case None:
+                    await trio.sleep_forever()
+                case asker:
+                    return asker, ""
+            raise AssertionError
+
+    async with trio.open_nursery() as nursery, trio.SocketStream(ours) as stream:
+        nursery.start_soon(status_socket._answer, cast("Any", Listener()), lambda _: b"{}")
+        assert await stream.receive_some() == b"{}"
+        nursery.cancel_scope.cancel()
+
+
+async def test_what_else_is_asked_is_answered_beside() -> None:
+    """A question that is too long, none, or none at all as of an earlier release, is none."""
+    async with open_status(lambda: {"role": "peer"}, lambda asked: {"asked": asked}):
+        (found,) = await ask_all({"sponsor": "12D3KooW"})
+        assert (found["role"], found["asked"]) == ("peer", {"sponsor": "12D3KooW"})
+        for said in (b"", b"[]\n", b'{"sponsor": \n', b'"' + b"x" * 10_000):
+            stream = await trio.open_unix_socket(run_dir() / f"{os.getpid()}.sock")
+            async with stream:
+                with suppress(trio.BrokenResourceError):
+                    await stream.send_all(said)
+                answer = await stream.receive_some()
+            assert json.loads(answer)["asked"] == {}
+
+
+async def test_who_says_nothing_or_nonsense_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One that hangs, one that is gone, one that sends half an answer; the others are heard."""
+    monkeypatch.setattr(status_socket, "ASK_S_MAX", 0.3)
+    silent, gone = socket.socket(socket.AF_UNIX), socket.socket(socket.AF_UNIX)
+    silent.bind(str(run_dir() / "1.sock"))
+    silent.listen()
+    gone.bind(str(run_dir() / "2.sock"))
+    gone.close()
+
+    async def cut_short(stream: trio.SocketStream) -> None:
+        await stream.send_all(b'{"role": ')
+        await stream.aclose()
+
+    listening = trio.socket.socket(trio.socket.AF_UNIX)
+    await listening.bind(str(run_dir() / "3.sock"))
+    listening.listen()
+    async with trio.open_nursery() as nursery, trio.SocketListener(listening) as listener:
+        nursery.start_soon(trio.serve_listeners, cut_short, [listener])
+        async with open_status(lambda: {"role": "peer"}):
+            assert [each["pid"] for each in await ask_all()] == [os.getpid()]
+        nursery.cancel_scope.cancel()
+    silent.close()
+
+
+async def test_asker_that_does_not_read_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The next one is answered all the same."""
+    monkeypatch.setattr(status_socket, "WRITE_S_MAX", 0.1)
+    async with open_status(
+        lambda: {"role": "peer", "text": "x" * (status_socket.STATUS_BYTES_MAX // 2)}
+    ):
+        with socket.socket(socket.AF_UNIX) as lazy:
+            lazy.connect(str(run_dir() / f"{os.getpid()}.sock"))
+            assert len(await ask_all()) == 1
+
+
+async def test_what_the_dead_left_behind_is_removed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Also where it was a process of the same id."""
+    monkeypatch.setattr(status_socket, "_is_alive", lambda pid: pid != 2)
+    for name in ("1.sock", "2.sock", f"{os.getpid()}.sock", "notes.sock"):
+        (run_dir() / name).touch()
+    async with open_status(lambda: {"role": "peer"}):
+        assert sorted(running_pids()) == sorted([1, os.getpid()])
+        assert len(await ask_all()) == 1
+
+
+async def test_a_path_too_long_for_a_socket_keeps_nobody_from_serving(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It is said, and the process goes on."""
+    monkeypatch.setenv("P2PINFER_HOME", str(tmp_path / ("x" * 120)))
+    async with open_status(lambda: {"role": "peer"}):
+        assert "will not see this process" in caplog.text
+        assert await ask_all() == []
+
+
+def test_speeds_are_taken_between_two_looks() -> None:
+    """Of those that were there both times; a session that is new has none yet."""
+    grown = SESSION | {"positions": 80}
+    now = PEER | {"uptime_s": 100.5, "rows": 1030, "sessions": [grown, grown | {"session": "cd"}]}
+    (found,) = rated([PEER], [now, PEER | {"pid": 8}])
+    assert found["rows_per_s"] == 60.0
+    assert [each["positions_per_s"] for each in found["sessions"]] == [60.0, 0.0]
+    row = cells(found["sessions"][0] | {"pid": 7, "role": "peer"})
+    assert row == ("abababab", "7 peer", "…uvwxyz", "1:11", "80", "60.0", "1 min 1 s", "0 s")
+
+
+def test_a_person_reads_what_a_process_does() -> None:
+    """Whether it serves, rests or still fetches, for whom, and how fast; a gateway too."""
+    said = "\n".join(lines(PEER | {"rows_per_s": 60.0}))
+    for words in (
+        "serving layers 1:11 of 30, Toy",
+        "at most 200 a second; 60 rows/s now, 1,000 so far",
+        "1 of 8, for …uvwxyz; 3 rows wait",
+    ):
+        assert words in said
+    assert "resting: on battery; layers 1:11" in "\n".join(lines(PEER | {"resting": "on battery"}))
+    assert "nobody can dial it" in "\n".join(lines(PEER | {"hidden": True}))
+    joining = {key: PEER[key] for key in ("pid", "role", "uptime_s", "peer")}
+    assert lines(joining | {"state": "joining", "sessions": []})[1] == "state    joining"
+    gateway = {
+        "pid": 9, "role": "gateway", "uptime_s": 5, "url": "http://127.0.0.1:1", "state": "serving",
+        "model_name": "Toy", "answers_running": 2, "answers_waiting": 1, "sessions_max": 24,
+        "sessions": [],
+    }  # fmt: skip
+    assert lines(gateway)[2:] == ["answers  2 being made, 1 wait", "sessions 0 of 24"]
+
+
+def test_whiles_are_written_in_two_units() -> None:
+    """From seconds to days."""
+    whiles = [ago(seconds) for seconds in (9.9, 75, 7_260, 200_000)]
+    assert whiles == ["9 s", "1 min 15 s", "2 h 1 min", "2 d 7 h"]
+
+
+def test_commands_say_so_where_nothing_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    """In a sentence for a person, in an empty list for a program."""
+    status.status()
+    status.ps()
+    said = capsys.readouterr().out
+    assert status.NOTHING_RUNS in said
+    assert "no session is open here" in said
+    status.status(as_json=True)
+    status.ps(as_json=True)
+    first, second = map(json.loads, capsys.readouterr().out.splitlines())
+    assert (first, second) == ({"processes": [], "served": 0, "used": 0}, [])

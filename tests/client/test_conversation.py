@@ -1,0 +1,116 @@
+"""A conversation: what was said is kept, and gone on from, though peers go away."""
+
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path
+from typing import cast
+
+import pytest
+from trio.testing import MockClock
+
+from p2pinfer.client.conversation import open_conversation
+from p2pinfer.client.library import Swarm
+from p2pinfer.core.errors import NobodyServes, NotVerified, UserError
+from p2pinfer.core.trust import Trust
+from p2pinfer.engine.template import Message
+from p2pinfer.node.requester import Client
+from tests.support.fake_gateway import GREEDY, FakeClient
+from tests.support.swarm import swarm
+
+
+async def test_what_was_said_is_kept(autojump_clock: MockClock) -> None:
+    """Nobody takes a lost peer's place: the answer ends with an error, and the next knows it."""
+    async with swarm() as made:
+        client, shown = FakeClient(made), list[str]()
+
+        def show(text: str) -> None:
+            shown.append(text)
+            if len(shown) == 5:
+                client.absent = "nobody serves layers 10:20"
+                made.engines[1].machine.die()
+
+        async with open_conversation(cast("Client", client), GREEDY, lambda _: None) as talk:
+            with pytest.raises(NobodyServes, match="nobody serves layers 10:20"):
+                await talk.ask("Count.", show)
+            assert [each["role"] for each in talk.messages] == ["user", "assistant"]
+            assert talk.messages[1]["content"] == "".join(shown) != ""
+            client.absent = ""
+            answer = await talk.ask("Go on.", lambda _: None)
+            assert answer.finish == "length"
+            assert len(talk.messages) == 4
+
+
+async def test_a_lost_session_is_not_noticed(autojump_clock: MockClock) -> None:
+    """Where others can be asked, the answer goes on in another session, and says nothing twice."""
+    async with swarm() as made:
+        client, shown = FakeClient(made), list[str]()
+
+        def show(text: str) -> None:
+            shown.append(text)
+            if len(shown) in (5, 9):
+                made.engines[len(shown) % 3].machine.die()
+
+        async with open_conversation(cast("Client", client), GREEDY, lambda _: None) as talk:
+            answer = await talk.ask("Count.", show)
+        assert (answer.tokens, answer.finish) == (GREEDY.max_tokens, "length")
+        assert answer.text == "".join(shown)
+        assert client.opened == 3
+
+
+@pytest.fixture
+def no_thread(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Render without a thread: the clock would jump meanwhile, and sessions end of old age."""
+
+    async def prompt_of(swarm: Swarm, messages: Sequence[Message]) -> list[int]:
+        return await swarm.tokenize(" ".join(each["content"] for each in messages))
+
+    monkeypatch.setattr(Swarm, "prompt_of", prompt_of)
+
+
+async def test_one_session_serves_all_that_is_asked(
+    no_thread: None, autojump_clock: MockClock
+) -> None:
+    """What is forgotten is overwritten in it; once it is given back another one is opened."""
+    async with swarm() as made:
+        client = FakeClient(made)
+        async with open_conversation(cast("Client", client), GREEDY, lambda _: None) as talk:
+            for question in ("Count.", "Go on.", "Once more."):
+                await talk.ask(question, lambda _: None)
+            talk.reset()
+            answer = await talk.ask("Zebras, on the other hand?", lambda _: None)
+            assert (len(talk.messages), client.opened) == (2, 1)
+            await talk.close()
+            again = await talk.ask("Zebras?", lambda _: None)
+            assert (again.reused_tokens, client.opened) == (0, 2)
+        assert answer.finish == "length"
+
+
+async def test_what_is_too_long_is_refused_and_not_remembered(
+    no_thread: None, autojump_clock: MockClock
+) -> None:
+    """With what to do about it; the conversation goes on."""
+    async with swarm() as made:
+        client = cast("Client", FakeClient(made))
+        async with open_conversation(client, GREEDY, lambda _: None) as talk:
+            with pytest.raises(UserError, match=r"a session holds 256: shorten it, or .*--context"):
+                await talk.ask("x " * 300, lambda _: None)
+            assert talk.messages == []
+            assert (await talk.ask("Count.", lambda _: None)).tokens == GREEDY.max_tokens
+
+
+async def test_certificate_is_written_or_the_answer_not_trusted(
+    no_thread: None, autojump_clock: MockClock, tmp_path: Path
+) -> None:
+    """Whoever asks for a certificate is told where there can be none."""
+    file = tmp_path / "certificate"
+    how = replace(GREEDY, certificate=file)
+    async with swarm() as made:
+        client = FakeClient(made)
+        async with open_conversation(cast("Client", client), how, lambda _: None) as talk:
+            client.trust = Trust(3, 5, 0.1)
+            answer = await talk.ask("Count.", lambda _: None)
+            assert file.read_bytes() == answer.certificate
+            client.trust = None
+            with pytest.raises(NotVerified):
+                await talk.ask("Go on.", lambda _: None)
+            assert len(talk.messages) == 4

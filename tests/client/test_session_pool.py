@@ -1,0 +1,178 @@
+"""The pool of sessions: who gets one, which one, and what becomes of it."""
+
+from contextlib import AsyncExitStack
+
+import pytest
+import trio
+import trio.testing
+from trio.testing import MockClock
+
+from p2pinfer.client.answer import Answer, ChatOptions
+from p2pinfer.client.library import PromptTooLong, Swarm
+from p2pinfer.client.session_pool import IDLE_S_MAX, WAIT_S_MAX, WAITING_MAX, TooBusy
+from p2pinfer.core.errors import NobodyServes, PeerError
+from p2pinfer.core.sampling import Sampling
+from tests.support.fake_gateway import fake_swarm
+from tests.support.swarm import CONTEXT
+
+SHORT = ChatOptions(Sampling(), max_tokens=4)
+
+
+async def ask(swarm: Swarm, prompt: list[int]) -> Answer:
+    """Return a short answer."""
+    answer = Answer()
+    async for _ in swarm.answer(prompt, SHORT, answer):
+        pass
+    return answer
+
+
+async def test_next_turn_gets_the_session_that_knows_the_beginning(
+    autojump_clock: MockClock,
+) -> None:
+    """Two conversations in turns: each runs only what is new of it."""
+    async with fake_swarm() as (swarm, client):
+        one, other = [5, 6, 7, 8, 9, 10, 11, 12], [5, 40, 41, 42, 43, 44, 45, 46]
+        assert (await ask(swarm, one)).reused_tokens == 0
+        assert (await ask(swarm, other)).reused_tokens == 0
+        for _ in range(2):
+            assert (await ask(swarm, [*one, 13])).reused_tokens >= len(one)
+            assert (await ask(swarm, [*other, 47])).reused_tokens >= len(other)
+        assert client.opened == 2
+        assert (swarm.pool.running, swarm.pool.idle) == (0, 2)
+
+
+async def test_same_answer_from_a_warm_session_as_from_a_cold_one(
+    autojump_clock: MockClock,
+) -> None:
+    """What is reused changes nothing."""
+    async with fake_swarm() as (swarm, _):
+        prompt = list(range(3, 40))
+        cold = await ask(swarm, prompt)
+        warm = await ask(swarm, prompt)
+    assert warm.reused_tokens == len(prompt) - 1
+    assert warm.text == cold.text
+
+
+async def test_askers_wait_in_order_and_all_are_answered(autojump_clock: MockClock) -> None:
+    """Twelve askers for two sessions: nobody is passed over."""
+    finished: list[int] = []
+    async with fake_swarm(sessions=2) as (swarm, client):
+        client.made.ends.machine.decode_s = 0.01
+
+        async def one(number: int) -> None:
+            await trio.sleep(number / 1e6)
+            await ask(swarm, [number + 1] * 20)
+            finished.append(number)
+
+        async with trio.open_nursery() as nursery:
+            for number in range(12):
+                nursery.start_soon(one, number)
+        assert swarm.pool.running == swarm.pool.waiting == 0
+    assert sorted(finished) == list(range(12))
+    assert all(abs(place - number) <= 1 for place, number in enumerate(finished))
+
+
+async def test_swarm_with_fewer_sessions_than_hoped_makes_askers_wait(
+    autojump_clock: MockClock,
+) -> None:
+    """A stage that says it is busy is asked again when a session is given back."""
+    async with fake_swarm(sessions=4, stage_sessions=2) as (swarm, _), trio.open_nursery() as many:
+        for number in range(6):
+            many.start_soon(ask, swarm, [number + 1] * 20)
+
+
+async def test_queue_has_an_end_in_length_and_time(autojump_clock: MockClock) -> None:
+    """One asker too many is told so at once, those in the queue after a while."""
+    async with fake_swarm(sessions=1) as (swarm, _):
+        refused: list[str] = []
+
+        async def wait() -> None:
+            with pytest.raises(TooBusy):
+                await ask(swarm, [1, 2])
+            refused.append("later")
+
+        async with swarm.pool.lend([1, 2]), trio.open_nursery() as nursery:
+            for _ in range(WAITING_MAX):
+                nursery.start_soon(wait)
+            await trio.testing.wait_all_tasks_blocked()
+            with pytest.raises(TooBusy):
+                await ask(swarm, [1, 2])
+            assert not refused
+            await trio.sleep(WAIT_S_MAX + 1)
+        assert len(refused) == WAITING_MAX
+
+
+async def test_asker_that_leaves_gives_the_session_back_at_once(autojump_clock: MockClock) -> None:
+    """The next one gets it, and right answers from it."""
+    async with fake_swarm(sessions=1) as (swarm, client):
+        prompt = list(range(3, 90))
+        expected = (await ask(swarm, prompt)).text
+        client.made.ends.machine.decode_s = 1.0
+        with trio.move_on_after(2.5) as scope:
+            await ask(swarm, list(range(50, 130)))
+        assert scope.cancelled_caught
+        assert (swarm.pool.running, swarm.pool.idle) == (0, 1)
+        assert (await ask(swarm, prompt)).text == expected
+
+
+async def test_broken_chain_is_replaced(autojump_clock: MockClock) -> None:
+    """A session that died while it was idle is no business of the asker."""
+    async with fake_swarm() as (swarm, client):
+        await ask(swarm, [1, 2, 3])
+        client.made.engines[1].machine.die()
+        assert (await ask(swarm, [1, 2, 3, 4])).tokens == 4
+        assert client.opened == 2
+
+
+async def test_answer_goes_on_from_its_tokens(autojump_clock: MockClock) -> None:
+    """A session that nothing can mend ends in the middle; another one goes on, asked once."""
+    prompt, how = [5, 6, 7], ChatOptions(Sampling(temperature=0.0), max_tokens=30)
+    async with fake_swarm() as (swarm, client):
+        answer = Answer()
+        pieces: list[str] = []
+        async for piece in swarm.answer(prompt, how, answer):
+            pieces.append(piece)
+            if len(pieces) == 9:
+                client.made.engines[1].machine.die()
+        assert (answer.tokens, len(answer.spoken), answer.finish) == (30, 30, "length")
+        assert "".join(pieces) == answer.text
+        assert client.opened == 2
+        (lent,) = swarm.pool._idle
+        assert lent.session.tokens == [*prompt, *answer.spoken[:-1]]
+        assert answer.as_dict().keys().isdisjoint({"spoken", "stream"})
+
+
+async def test_nobody_to_ask_is_said_at_once(autojump_clock: MockClock) -> None:
+    """And takes no session."""
+    async with fake_swarm() as (swarm, client):
+        client.absent = "nobody serves layers 1:29"
+        with pytest.raises(NobodyServes):
+            await ask(swarm, [1, 2, 3])
+        assert swarm.pool.running == 0
+        client.absent = ""
+        for engine in client.made.engines:
+            engine.machine.sessions = 0
+        client.made.engines[0].machine.sessions = 4
+        with pytest.raises((PeerError, TooBusy)):
+            await ask(swarm, [1, 2, 3])
+        for engine in client.made.engines:
+            engine.machine.sessions = 4
+
+
+async def test_prompt_that_leaves_no_room_is_the_askers_fault(autojump_clock: MockClock) -> None:
+    """And costs nobody a session."""
+    async with fake_swarm() as (swarm, _):
+        with pytest.raises(PromptTooLong):
+            await ask(swarm, [1] * CONTEXT)
+        assert swarm.pool.idle == 1
+
+
+async def test_session_that_nobody_comes_back_to_is_closed(autojump_clock: MockClock) -> None:
+    """Its cells are other people's memory."""
+    async with fake_swarm() as (swarm, client), AsyncExitStack():
+        await ask(swarm, [1, 2, 3])
+        await trio.sleep(IDLE_S_MAX / 2)
+        assert swarm.pool.idle == 1
+        await trio.sleep(IDLE_S_MAX)
+        assert swarm.pool.idle == 0
+        assert client.made.everything_is_free()

@@ -1,0 +1,120 @@
+"""Continuous batching: whatever is asked, each decode is one that llama.cpp can run exactly."""
+
+from collections import Counter
+from dataclasses import dataclass
+from itertools import pairwise
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from p2pinfer.core.limits import NARROW_ROWS_MAX, ROWS_PER_DECODE_MAX
+from p2pinfer.engine.llama.batching import Batcher, Regimes
+
+
+@dataclass(frozen=True)
+class Work:
+    """A job; equal jobs are told apart by their number."""
+
+    slot: int
+    rows: int = 1
+    wide: bool = False
+    number: int = 0
+    layers: int | None = None
+
+    def __len__(self) -> int:
+        return self.rows
+
+    @property
+    def is_span(self) -> bool:
+        """Whether it must have a decode of its own."""
+        return self.rows > 1 or self.wide
+
+
+TAKE = None
+"""A decode, among the jobs that arrive."""
+
+work = st.builds(
+    Work,
+    st.integers(0, 11),
+    st.just(1) | st.integers(1, ROWS_PER_DECODE_MAX),
+    st.booleans(),
+    st.integers(),
+    st.sampled_from([None, None, None, 3]),
+)
+agree = st.booleans()
+
+
+@settings(max_examples=300)
+@given(st.lists(st.just(TAKE) | work, max_size=60), agree)
+def test_every_job_runs_once_and_in_order(events: list[Work | None], regimes_agree: bool) -> None:
+    """Jobs that arrive between decodes all run, none twice, each session's in their order."""
+    regimes = Regimes(regimes_agree)
+    batcher: Batcher[Work] = Batcher(regimes)
+    added: list[Work] = []
+    taken: list[Work] = []
+
+    def decode() -> None:
+        jobs = batcher.next()
+        assert bool(jobs)
+        assert len(jobs) == 1 or not any(job.is_span for job in jobs)
+        assert len(jobs) <= regimes.single_rows_max
+        assert all(b.slot == a.slot + 1 and b.layers == a.layers for a, b in pairwise(jobs))
+        taken.extend(jobs)
+
+    for event in events:
+        if event is not TAKE:
+            batcher.add(event)
+            added.append(event)
+        elif batcher:
+            decode()
+    while batcher:
+        decode()
+    assert batcher.next() == []
+    assert Counter(taken) == Counter(added)
+    for slot in range(12):
+        assert [w for w in taken if w.slot == slot] == [w for w in added if w.slot == slot]
+
+
+@given(st.lists(work, max_size=30), st.integers(0, 11))
+def test_dropping_a_slot_leaves_the_others(jobs: list[Work], slot: int) -> None:
+    """What waits for a closed session is given back in order, and never runs."""
+    batcher: Batcher[Work] = Batcher(Regimes(agree=True))
+    for job in jobs:
+        batcher.add(job)
+    assert batcher.drop(slot) == [job for job in jobs if job.slot == slot]
+    ran = []
+    while batcher:
+        ran += batcher.next()
+    assert Counter(ran) == Counter(job for job in jobs if job.slot != slot)
+
+
+def test_prompts_and_decode_steps_take_turns() -> None:
+    """Three sessions' tokens and one's long prompt go on side by side."""
+    batcher: Batcher[Work] = Batcher(Regimes(agree=False))
+    for number in range(4):
+        batcher.add(Work(3, 48, wide=True, number=number))
+        for slot in range(3):
+            batcher.add(Work(slot, number=number))
+    sizes = [sum(len(job) for job in batcher.next()) for _ in range(8)]
+    assert sizes == [3, 48, 3, 48, 3, 48, 3, 48]
+
+
+def test_every_session_gets_its_turn() -> None:
+    """Of more sessions than one narrow decode holds, none waits longer than it must."""
+    batcher: Batcher[Work] = Batcher(Regimes(agree=False))
+    slots = set(range(2 * NARROW_ROWS_MAX + 3))
+    for _ in range(5):
+        for slot in slots:
+            batcher.add(Work(slot))
+    for _ in range(3):
+        turns = [batcher.next() for _ in range(3)]
+        assert {job.slot for jobs in turns for job in jobs} == slots
+
+
+@pytest.mark.parametrize(("agrees", "singles", "pad"), [(True, 48, 0), (False, 7, 8)])
+def test_what_regimes_mean(agrees: bool, singles: int, pad: int) -> None:
+    """Where the kernels differ, single rows stay narrow and short wide spans are padded."""
+    regimes = Regimes(agrees)
+    assert regimes.single_rows_max == singles
+    assert (regimes.pad_to(wide=True), regimes.pad_to(wide=False)) == (pad, 0)

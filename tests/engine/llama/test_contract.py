@@ -1,0 +1,220 @@
+"""One contract for every StageEngine: the fake that tests of peers trust, and llama.cpp's.
+
+Everything is compared bit for bit. An engine under test has layers 10:13, three sessions of 128
+positions, and is nobody else's meanwhile.
+"""
+
+from collections.abc import AsyncIterator, Callable
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import pytest
+import trio
+
+from p2pinfer.core.errors import EngineError
+from p2pinfer.engine.base import EngineBusy, EngineSession, StageEngine
+from p2pinfer.engine.llama.engine import open_stage
+from tests.support.fake_engines import FakeStage, submit
+from tests.support.whole import open_model
+
+SESSIONS, CONTEXT = 3, 128
+WAIT_S_MAX = 300.0
+"""For what takes a second: an engine's two threads wait for each other, long where others work."""
+
+OpenEngine = Callable[[], AbstractAsyncContextManager[StageEngine]]
+
+
+@pytest.fixture(scope="module")
+def middle_slice(default_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Give three layers out of the default model."""
+    return open_model(default_model, tmp_path_factory.mktemp("slices")).stage(10, 13)
+
+
+@pytest.fixture(params=["fake", pytest.param("llama.cpp", marks=pytest.mark.real)])
+def open_engine(request: pytest.FixtureRequest) -> OpenEngine:
+    """Give what opens an engine: a fresh fake, or one on a worker process."""
+
+    @asynccontextmanager
+    async def fake() -> AsyncIterator[StageEngine]:
+        yield FakeStage(10, 13, sessions=SESSIONS, context=CONTEXT)
+
+    @asynccontextmanager
+    async def real() -> AsyncIterator[StageEngine]:
+        path = request.getfixturevalue("middle_slice")
+        with trio.fail_after(WAIT_S_MAX):
+            async with open_stage(path, 10, sessions=SESSIONS, context=CONTEXT) as engine:
+                yield engine
+
+    return {"fake": fake, "llama.cpp": real}[request.param]
+
+
+class Rows:
+    """Inputs for an engine, drawn from a seed, and what comes out."""
+
+    def __init__(self, engine: StageEngine, seed: int, count: int = 100) -> None:
+        random = np.random.default_rng(seed)
+        self.inputs = random.standard_normal((count, engine.width)).astype("<f4")
+
+    async def run(self, cells: EngineSession, *bounds: int, wide: bool) -> bytes:
+        """Run rows from the first bound to the last, submitted at once in chunks between them."""
+        decodings = [
+            submit(cells, a, self.inputs[a:b].tobytes(), wide=wide) for a, b in pairwise(bounds)
+        ]
+        return b"".join([(await decoding.wait()).rows for decoding in decodings])
+
+
+class TestStageEngine:
+    """What every stage engine promises."""
+
+    async def test_it_says_what_it_is(self, open_engine: OpenEngine) -> None:
+        """Layers, width, context and numerics class are known."""
+        async with open_engine() as engine:
+            assert (engine.first, engine.end, engine.context) == (10, 13, CONTEXT)
+            assert len(engine.numerics_class) == 32
+            cells = engine.open(engine.end)
+            rows = Rows(engine, 0)
+            found = np.frombuffer(await rows.run(cells, 0, 5, wide=True), "<f4")
+            assert found.size == 5 * engine.width
+            assert np.isfinite(found).all()
+
+    async def test_a_session_may_stop_at_an_earlier_layer(self, open_engine: OpenEngine) -> None:
+        """Behind its layer a session's rows are its own, beside one that runs all layers."""
+        async with open_engine() as engine:
+            whole, part = engine.open(engine.end), engine.open(11)
+            rows = Rows(engine, 1)
+            found = await rows.run(part, 0, 48, 49, 50, wide=True)
+            full = await rows.run(whole, 0, 48, 49, 50, wide=True)
+            assert len(found) == len(full)
+            assert found != full
+            part.close()
+            whole.close()
+            both = engine.open(11), engine.open(engine.end)
+            waiting = [
+                submit(cells, at, rows.inputs[at : at + n].tobytes(), wide=n > 1)
+                for at, n in ((0, 48), (48, 1), (49, 1))
+                for cells in both
+            ]
+            again = [(await each.wait()).rows for each in waiting]
+            assert b"".join(again[0::2])[: 48 * 4 * engine.width] == found[: 48 * 4 * engine.width]
+            assert b"".join(again[1::2])[: 48 * 4 * engine.width] == full[: 48 * 4 * engine.width]
+
+    async def test_chunking_does_not_matter(self, open_engine: OpenEngine) -> None:
+        """Wide chunks of any size give the same rows, and so do narrow ones."""
+        async with open_engine() as engine:
+            rows = Rows(engine, 1)
+            one, other = engine.open(engine.end), engine.open(engine.end)
+            wide = await rows.run(one, 0, 48, 96, 100, wide=True)
+            assert wide == await rows.run(other, 0, 8, 41, 42, 90, 100, wide=True)
+            narrow = await rows.run(one, *range(21), wide=False)
+            assert narrow == await rows.run(other, 0, 7, 14, 17, 20, wide=False)
+
+    async def test_rows_depend_on_what_came_before(self, open_engine: OpenEngine) -> None:
+        """The same row behind another one, or at another position, comes out differently."""
+        async with open_engine() as engine:
+            one, other = engine.open(engine.end), engine.open(engine.end)
+            rows, changed = Rows(engine, 2), Rows(engine, 2)
+            changed.inputs[0] *= -1
+            first = await rows.run(one, 0, 20, wide=True)
+            second = await changed.run(other, 0, 20, wide=True)
+            size = 4 * engine.width
+            assert first[-size:] != second[-size:]
+
+    async def test_going_back_gives_the_same_bits(self, open_engine: OpenEngine) -> None:
+        """A position before the end drops what lies beyond, and leaves no trace of it."""
+        async with open_engine() as engine:
+            rows, detour = Rows(engine, 3), Rows(engine, 4)
+            cells = engine.open(engine.end)
+            whole = await rows.run(cells, 0, 48, 60, wide=True)
+            await detour.run(cells, 30, 78, wide=True)
+            await detour.run(cells, 40, 41, 42, wide=False)
+            await rows.run(cells, 30, 40, wide=True)
+            again = await rows.run(cells, 20, 60, wide=True)
+            assert again == whole[20 * 4 * engine.width :]
+
+    async def test_a_gap_is_refused(self, open_engine: OpenEngine) -> None:
+        """A position past the end fails alone: the session goes on from its end."""
+        async with open_engine() as engine:
+            rows = Rows(engine, 5)
+            cells, other = engine.open(engine.end), engine.open(engine.end)
+            await rows.run(cells, 0, 10, wide=True)
+            with pytest.raises(EngineError, match="gap"):
+                await rows.run(cells, 11, 12, wide=False)
+            after = await rows.run(cells, 10, 20, wide=True)
+            whole = await rows.run(other, 0, 20, wide=True)
+            assert after == whole[10 * 4 * engine.width :]
+
+    async def test_a_full_context_is_refused(self, open_engine: OpenEngine) -> None:
+        """The last position may be filled, the one behind it not, and what is there stays."""
+        async with open_engine() as engine:
+            rows = Rows(engine, 6, count=CONTEXT + 1)
+            cells = engine.open(engine.end)
+            whole = await rows.run(cells, 0, 48, 96, CONTEXT, wide=True)
+            with pytest.raises(EngineError, match="full"):
+                await rows.run(cells, CONTEXT, CONTEXT + 1, wide=True)
+            last = await rows.run(cells, CONTEXT - 1, CONTEXT, wide=True)
+            assert last == whole[-4 * engine.width :]
+
+    async def test_order_is_kept(self, open_engine: OpenEngine) -> None:
+        """What is submitted at once is answered in order, whichever answer is awaited first."""
+        async with open_engine() as engine:
+            rows = Rows(engine, 7)
+            cells, other = engine.open(engine.end), engine.open(engine.end)
+            whole = await rows.run(cells, 0, 30, wide=True)
+            parts = [
+                submit(other, at, rows.inputs[at : at + 10].tobytes(), wide=True)
+                for at in range(0, 30, 10)
+            ]
+            backwards = [(await part.wait()).rows for part in reversed(parts)]
+            assert b"".join(reversed(backwards)) == whole
+
+    async def test_sessions_do_not_see_each_other(self, open_engine: OpenEngine) -> None:
+        """Three sessions at once, prompts beside single rows, each get what they get alone."""
+        async with open_engine() as engine:
+            everyone = [Rows(engine, seed) for seed in (8, 9, 10)]
+            alone: list[tuple[bytes, bytes]] = []
+            for rows in everyone:
+                cells = engine.open(engine.end)
+                prompt = await rows.run(cells, 0, 48, 80, wide=True)
+                alone.append((prompt, await rows.run(cells, *range(80, 101), wide=False)))
+                cells.close()
+            together: dict[int, tuple[bytes, bytes]] = {}
+
+            async def talk(number: int) -> None:
+                cells, rows = engine.open(engine.end), everyone[number]
+                prompt = await rows.run(cells, 0, 48, 80, wide=True)
+                together[number] = (prompt, await rows.run(cells, *range(80, 101), wide=False))
+
+            async with trio.open_nursery() as nursery:
+                for number in range(3):
+                    nursery.start_soon(talk, number)
+            assert [together[number] for number in range(3)] == alone
+
+    async def test_every_session_taken_is_busy(self, open_engine: OpenEngine) -> None:
+        """One session more than there are is refused; a closed one makes room, and only one."""
+        async with open_engine() as engine:
+            taken = [engine.open(engine.end) for _ in range(SESSIONS)]
+            with pytest.raises(EngineBusy, match=f"all {SESSIONS} sessions"):
+                engine.open(engine.end)
+            taken[1].close()
+            taken[1].close()
+            engine.open(engine.end)
+            with pytest.raises(EngineBusy):
+                engine.open(engine.end)
+
+    async def test_a_closed_session_leaves_nothing(self, open_engine: OpenEngine) -> None:
+        """Its waiting rows are never done, and who gets its cells begins at nought."""
+        async with open_engine() as engine:
+            rows = Rows(engine, 11)
+            first = engine.open(engine.end)
+            whole = await rows.run(first, 0, 48, 60, wide=True)
+            late: list[object] = []
+            for _ in range(4):
+                first.submit(0, rows.inputs[:48].tobytes(), late.append, wide=True)
+            first.close()
+            second = engine.open(engine.end)
+            with pytest.raises(EngineError, match="gap"):
+                await rows.run(second, 1, 2, wide=True)
+            assert await rows.run(second, 0, 48, 60, wide=True) == whole
+            assert late == []

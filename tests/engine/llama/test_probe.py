@@ -1,0 +1,207 @@
+"""The probe finds the fastest settings that compute exactly, refuses where none do, and remembers.
+
+The slices here are fakes whose arithmetic has exactly one flaw each, which the probe must see.
+"""
+
+import json
+from collections.abc import Callable, Sequence
+from pathlib import Path
+
+import numpy as np
+import pytest
+from numpy.typing import NDArray
+
+from p2pinfer.core.errors import UnsupportedModel
+from p2pinfer.core.limits import NARROW_ROWS_MAX
+from p2pinfer.engine.llama import probe as probe_module
+from p2pinfer.engine.llama.binding import Settings, Span
+from p2pinfer.engine.llama.probe import CONTEXT, Probe, probe
+
+Flaw = Callable[[Settings, Sequence[Span], int], float]
+"""What to add to every row, from the settings, the decode, and the cells in use."""
+
+WIDTH = 4
+
+
+def exact(_settings: Settings, _spans: Sequence[Span], _cells: int) -> float:
+    """Compute the same whatever the circumstances."""
+    return 0.0
+
+
+def regimes_differ(_settings: Settings, spans: Sequence[Span], _cells: int) -> float:
+    """Compute wide decodes a little differently, as K-quants do."""
+    return 1e-6 * (sum(map(len, spans)) > NARROW_ROWS_MAX)
+
+
+def depends_on_rows(_settings: Settings, spans: Sequence[Span], _cells: int) -> float:
+    """Every number of rows its own result."""
+    return 1e-6 * sum(map(len, spans))
+
+
+def wide_rows_differ(_settings: Settings, spans: Sequence[Span], _cells: int) -> float:
+    """Only 40 rows and more differ, as where another kernel begins."""
+    return 1e-6 * (sum(map(len, spans)) >= 40)
+
+
+def depends_on_company(_settings: Settings, spans: Sequence[Span], _cells: int) -> float:
+    """Other sessions in the decode change a row."""
+    return 1e-6 * (len(spans) > 1)
+
+
+def repacking_is_inexact(settings: Settings, spans: Sequence[Span], _cells: int) -> float:
+    """Only without repacking is it exact."""
+    return 1e-6 * sum(map(len, spans)) * settings.repack
+
+
+def one_row_is_split(settings: Settings, spans: Sequence[Span], cells: int) -> float:
+    """Past 512 cells several threads share one row's attention, as llama.cpp's do."""
+    single = sum(map(len, spans)) == 1 and cells >= 512
+    return 1e-6 * settings.threads * (single and settings.threads > 1 and not settings.values_bf16)
+
+
+def thread_count_shows(settings: Settings, _spans: Sequence[Span], _cells: int) -> float:
+    """Each thread count is consistent by itself, and unlike the others."""
+    return 1e-6 * settings.threads * (not settings.values_bf16)
+
+
+class FakeSlice:
+    """What the probe needs of a slice."""
+
+    width, vocabulary = WIDTH, 100
+
+    def __init__(self, settings: Settings, flaw: Flaw) -> None:
+        self._settings, self._flaw = settings, flaw
+        self.is_open = True
+
+    def decode(self, spans: Sequence[Span]) -> list[NDArray[np.float32]]:
+        """Return rows that depend on inputs and positions, and on the flaw."""
+        cells = max(span.position for span in spans)
+        error = np.float32(self._flaw(self._settings, spans, cells))
+        found = []
+        for span in spans:
+            rows = np.asarray(span.inputs, np.float32).reshape(len(span), -1)
+            positions = np.arange(span.position, span.position + len(span), dtype=np.float32)
+            found.append((rows + positions[:, None]) * (1 + error))
+        return found
+
+    def close(self) -> None:
+        """Free it."""
+        assert self.is_open
+        self.is_open = False
+
+
+class Loader:
+    """Loads fakes and remembers with which settings."""
+
+    def __init__(self, flaw: Flaw) -> None:
+        self.flaw = flaw
+        self.loaded: list[FakeSlice] = []
+        self.settings: list[Settings] = []
+
+    def __call__(self, settings: Settings) -> FakeSlice:
+        """Load a slice; the one before must be closed."""
+        assert not any(part.is_open for part in self.loaded)
+        self.loaded.append(FakeSlice(settings, self.flaw))
+        self.settings.append(settings)
+        return self.loaded[-1]
+
+
+def run(flaw: Flaw, cache: Path, *, threads: int = 1, tokens: bool = False) -> Probe:
+    """Probe a fake."""
+    loader = Loader(flaw)
+    found = probe(loader, threads, cache, tokens=tokens)  # type: ignore[arg-type] # a fake slice
+    assert not any(part.is_open for part in loader.loaded)
+    return found
+
+
+@pytest.fixture
+def cache(tmp_path: Path) -> Path:
+    """Give a cache file that does not exist yet."""
+    return tmp_path / "slice.probe.json"
+
+
+@pytest.mark.parametrize(
+    ("flaw", "threads", "settings", "agree"),
+    [
+        (exact, 1, Settings(1), True),
+        (exact, 2, Settings(2), True),
+        (regimes_differ, 1, Settings(1), False),
+        (repacking_is_inexact, 1, Settings(1, repack=False), True),
+        (one_row_is_split, 1, Settings(1), True),
+        (one_row_is_split, 2, Settings(2, values_bf16=True), True),
+        (thread_count_shows, 2, Settings(2, values_bf16=True), True),
+    ],
+)
+def test_the_fastest_exact_settings_are_found(
+    flaw: Flaw, threads: int, settings: Settings, agree: bool, cache: Path
+) -> None:
+    """Each flaw is seen, and the settings that avoid it are taken, with the worker's threads."""
+    found = run(flaw, cache, threads=threads)
+    assert (found.settings, found.regimes_agree) == (settings, agree)
+    assert len(bytes.fromhex(found.numerics_class)) == 16
+
+
+@pytest.mark.parametrize("flaw", [depends_on_rows, wide_rows_differ, depends_on_company])
+@pytest.mark.parametrize("tokens", [True, False])
+def test_what_is_never_exact_is_refused(flaw: Flaw, tokens: bool, cache: Path) -> None:
+    """A slice whose rows depend on their batch in any settings cannot be used, nor is it cached."""
+    with pytest.raises(UnsupportedModel, match="depend on how they are batched"):
+        run(flaw, cache, tokens=tokens)
+    assert not cache.exists()
+
+
+def test_classes_tell_arithmetics_apart(tmp_path: Path) -> None:
+    """The same arithmetic has the same class whatever the threads, another one another."""
+
+    def classes(flaw: Flaw, threads: int) -> str:
+        return run(flaw, tmp_path / f"{flaw.__name__}-{threads}", threads=threads).numerics_class
+
+    assert classes(exact, 1) == classes(exact, 2)
+    assert classes(exact, 1) != classes(regimes_differ, 1)
+
+
+def test_a_result_is_kept(cache: Path) -> None:
+    """The second load of a slice loads nothing for the probe."""
+    found = run(regimes_differ, cache, threads=2)
+    loader = Loader(exact)
+    again = probe(loader, 2, cache, tokens=False)  # type: ignore[arg-type] # a fake slice
+    assert again == found
+    assert loader.settings == []
+
+
+@pytest.mark.parametrize("change", ["build", "threads", "version"])
+def test_a_result_of_another_world_is_not_used(
+    change: str, cache: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another llama.cpp or CPU, thread count, or version of the probe is probed anew."""
+    old = run(regimes_differ, cache)
+    threads = 2 if change == "threads" else 1
+    if change == "build":
+        monkeypatch.setattr(probe_module, "build_fingerprint", lambda: "another")
+    if change == "version":
+        monkeypatch.setattr(probe_module, "_VERSION", -1)
+    assert run(exact, cache, threads=threads) != old
+    assert json.loads(cache.read_text())["regimes_agree"] is True
+
+
+@pytest.mark.parametrize(
+    "text",
+    [b"", b"{", b"\xff\xfe", b"123", b"null", b"[]", b'"x"', b"{}", b'{"key": 1}', b"KEY", b"SETT"],
+)
+def test_an_unreadable_cache_is_probed_anew(text: bytes, cache: Path) -> None:
+    """Whatever stands in the file, the slice is probed and the file written again."""
+    good = run(exact, cache)
+    written = cache.read_bytes()
+    values = json.loads(written)
+    if text == b"KEY":
+        text = json.dumps({"key": values["key"]}).encode()
+    elif text == b"SETT":
+        text = json.dumps({**values, "settings": {"nonsense": 1}}).encode()
+    cache.write_bytes(text)
+    assert run(exact, cache) == good
+    assert cache.read_bytes() == written
+
+
+def test_the_probe_goes_past_the_cells_where_threads_split() -> None:
+    """llama.cpp splits one row's attention from 512 cells on; the probe must get there."""
+    assert CONTEXT > 512 + NARROW_ROWS_MAX

@@ -1,0 +1,314 @@
+"""The engine's process for real: it dies, idles, is orphaned, and computes to the last bit."""
+
+import os
+import signal
+import sys
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
+from dataclasses import replace
+from functools import partial
+from pathlib import Path
+from subprocess import PIPE
+
+import numpy as np
+import pytest
+import trio
+from numpy.typing import NDArray
+
+from p2pinfer.core.errors import BadModelFile, EngineDied
+from p2pinfer.core.limits import ROWS_PER_DECODE_MAX
+from p2pinfer.core.sampling import Sampling
+from p2pinfer.engine.base import EngineSession
+from p2pinfer.engine.gguf.reader import read_header
+from p2pinfer.engine.gguf.slicing import SlicePlan, extents, plan_stage, write_slice
+from p2pinfer.engine.gguf.values import Value, ValueType
+from p2pinfer.engine.llama.engine import LocalStage, open_ends, open_stage
+from tests.support.fake_engines import submit
+from tests.support.tiny_models import TINY, quantise, write_tiny
+from tests.support.whole import open_model
+
+pytestmark = pytest.mark.real
+
+WAIT_S_MAX = 300.0
+"""For what takes a second: an engine's two threads wait for each other, long where others work."""
+POLL_S = 0.01
+CONTEXT = 700
+PROMPT_ROWS = 620
+"""Past 512 cells, where several threads would split one row's attention."""
+
+GREEDY = Sampling(temperature=0.0)
+
+PROC = Path("/proc")
+needs_proc = pytest.mark.skipif(not (PROC / "self/stat").exists(), reason="there is no /proc")
+
+
+@pytest.fixture(scope="module")
+def slices(default_model: Path, tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
+    """Give two layers of the default model, and two of a written one, by quantisation."""
+    folder = tmp_path_factory.mktemp("slices")
+    full, tiny = folder / "tiny-F32.gguf", folder / "tiny-Q4_K_M.gguf"
+    write_tiny(TINY["llama"], full)
+    quantise(full, tiny, "Q4_K_M")
+    return {
+        "Q4_1": open_model(default_model, folder).stage(10, 12),
+        "Q4_K_M": open_model(tiny, folder).stage(2, 4),
+    }
+
+
+@asynccontextmanager
+async def opened(path: Path, *, sessions: int = 2, threads: int = 1) -> AsyncIterator[LocalStage]:
+    """Run a slice for a bounded time."""
+    with trio.fail_after(WAIT_S_MAX):
+        async with open_stage(
+            path, 10, sessions=sessions, context=CONTEXT, threads=threads
+        ) as engine:
+            yield engine
+
+
+async def wait_until(condition: Callable[[], bool]) -> None:
+    """Wait for what another process does."""
+    with trio.fail_after(WAIT_S_MAX):
+        while not condition():  # noqa: ASYNC110 -- another process sets no event of ours
+            await trio.sleep(POLL_S)
+
+
+def inputs(engine: LocalStage, seed: int, rows: int = PROMPT_ROWS) -> NDArray[np.float32]:
+    """Draw rows of a residual stream."""
+    random = np.random.default_rng(seed)
+    return random.standard_normal((rows, engine.width)).astype("<f4")
+
+
+async def run(
+    cells: EngineSession, rows: NDArray[np.float32], at: int, size: int, *, wide: bool
+) -> bytes:
+    """Run rows from a position on, in chunks, and return what comes out."""
+    waiting = [
+        submit(cells, at + n, rows[at + n :][:size].tobytes(), wide=wide)
+        for n in range(0, len(rows) - at, size)
+    ]
+    return b"".join([(await each.wait()).rows for each in waiting])
+
+
+# Death
+
+
+async def test_a_killed_worker_is_replaced(slices: dict[str, Path]) -> None:
+    """What waits fails, its sessions are lost, and soon another process computes the same."""
+    async with opened(slices["Q4_1"]) as engine:
+        rows = inputs(engine, 1)
+        cells = engine.open(engine.end)
+        before = await run(cells, rows[:96], 0, 48, wide=True)
+        waiting = [submit(cells, 0, rows[:48].tobytes(), wide=True) for _ in range(50)]
+        pid = engine.worker.pid
+        os.kill(pid, signal.SIGKILL)
+        with pytest.raises(EngineDied):
+            await waiting[-1].wait()
+        with pytest.raises(EngineDied):
+            await run(cells, rows[:1], 0, 1, wide=False)
+        with pytest.raises(EngineDied, match="being restarted"):
+            engine.open(engine.end)
+        await wait_until(lambda: engine.worker.is_running)
+        assert engine.worker.pid != pid
+        with pytest.raises(EngineDied, match="KV cache"):
+            await run(cells, rows[:1], 0, 1, wide=False)
+        cells.close()
+        fresh = [engine.open(engine.end) for _ in range(2)]
+        assert await run(fresh[0], rows[:96], 0, 48, wide=True) == before
+
+
+async def test_a_worker_that_aborts_while_it_loads_is_a_typed_error(
+    default_model: Path, tmp_path: Path
+) -> None:
+    """llama.cpp ends the process of a model without layers; the caller is told how it died."""
+    path = spoilt(default_model, tmp_path, without="blk.", layers=0)
+    with pytest.raises(EngineDied, match=r"ended on signal \d+"):
+        async with opened(path):
+            pass
+
+
+async def test_a_slice_that_llama_cpp_refuses_is_a_bad_file(
+    default_model: Path, tmp_path: Path
+) -> None:
+    """A slice that lacks a tensor is refused in words."""
+    path = spoilt(default_model, tmp_path, without="ffn_down", layers=1)
+    with pytest.raises(BadModelFile, match=r"cannot load .*spoilt\.gguf: "):
+        async with opened(path):
+            pass
+
+
+def spoilt(model: Path, folder: Path, *, without: str, layers: int) -> Path:
+    """Write a slice of one layer that says it has some other number, and lacks some tensors."""
+    header = read_header(model)
+    plan = plan_stage(header, 10, 11)
+    count = Value.of(ValueType.UINT32, layers)
+    metadata = {**plan.metadata, "llama.block_count": count}
+    tensors = tuple(tensor for tensor in plan.tensors if without not in tensor.name)
+    path = folder / "spoilt.gguf"
+    write_slice(SlicePlan(metadata, tensors), extents(header, model), path)
+    return path
+
+
+# Idleness and orphans
+
+
+def state(pid: int) -> list[str]:
+    """Return the fields of a process behind its name: its state, "Z" once it is gone, and on."""
+    try:
+        return (PROC / f"{pid}/stat").read_text().rpartition(")")[2].split()
+    except OSError:
+        return ["Z"]
+
+
+def ticks(pid: int) -> int:
+    """Return the processor time of a process, in ticks of the system's clock."""
+    return sum(map(int, state(pid)[11:13]))
+
+
+@needs_proc
+async def test_an_idle_worker_uses_no_processor(slices: dict[str, Path]) -> None:
+    """While another worker starts and computes, one that has nothing to do waits in the kernel."""
+    async with opened(slices["Q4_1"], threads=2) as idle:
+        await run(idle.open(idle.end), inputs(idle, 1, 60), 0, 48, wide=True)
+        before = ticks(idle.worker.pid)
+        async with opened(slices["Q4_1"]) as busy:
+            cells = busy.open(busy.end)
+            while ticks(busy.worker.pid) < 20:
+                await run(cells, inputs(busy, 2), 0, 48, wide=True)
+        assert ticks(idle.worker.pid) - before <= 1
+
+
+NODE = """
+import sys, trio
+from pathlib import Path
+from p2pinfer.engine.local import open_stage
+
+async def main():
+    async with open_stage(Path(sys.argv[1]), 10, sessions=1, context=256) as engine:
+        print(engine.worker.pid, flush=True)
+        cells = engine.open(engine.end)
+        rows = bytes(48 * 4 * engine.width)
+        for _ in range(int(sys.argv[2])):
+            cells.submit(0, rows, lambda _: None, wide=True)
+        await trio.sleep_forever()
+
+trio.run(main)
+"""
+
+
+@needs_proc
+@pytest.mark.parametrize("steps", [0, 2000], ids=["idle", "busy"])
+async def test_no_orphan_stays_behind(slices: dict[str, Path], steps: int) -> None:
+    """A worker whose node is killed leaves by itself, also with much work before it."""
+    command = [sys.executable, "-c", NODE, str(slices["Q4_1"]), str(steps)]
+    async with trio.open_nursery() as nursery:
+        node = await nursery.start(partial(trio.run_process, command, stdout=PIPE, check=False))
+        try:
+            with trio.fail_after(WAIT_S_MAX):
+                pid = int(await node.stdout.receive_some())
+            assert state(pid)[0] != "Z"
+        finally:
+            node.kill()
+    await wait_until(lambda: state(pid)[0] == "Z")
+
+
+# Bits
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("quantisation", ["Q4_1", "Q4_K_M"])
+async def test_four_sessions_get_the_bits_of_one(
+    slices: dict[str, Path], quantisation: str, threads: int
+) -> None:
+    """Prompts of 620 rows and then single ones, at the same time, come out as they do alone."""
+    async with opened(slices[quantisation], sessions=4, threads=threads) as engine:
+        everyone = [inputs(engine, seed, PROMPT_ROWS + 12 + seed) for seed in range(4)]
+
+        async def talk(rows: NDArray[np.float32]) -> bytes:
+            cells = engine.open(engine.end)
+            found = await run(cells, rows[:PROMPT_ROWS], 0, ROWS_PER_DECODE_MAX, wide=True)
+            for at in range(PROMPT_ROWS, len(rows)):  # one by one, as tokens come
+                found += await run(cells, rows[: at + 1], at, 1, wide=False)
+            cells.close()
+            return found
+
+        alone = [await talk(rows) for rows in everyone]
+        together = {}
+
+        async def talk_too(number: int) -> None:
+            together[number] = await talk(everyone[number])
+
+        async with trio.open_nursery() as nursery:
+            for number in range(4):
+                nursery.start_soon(talk_too, number)
+        assert [number for number in range(4) if together[number] != alone[number]] == []
+
+
+async def test_regimes_are_kept_apart(slices: dict[str, Path]) -> None:
+    """Where they differ, three wide rows are those of a wide chunk of 48, and narrow ones not."""
+    async with opened(slices["Q4_K_M"]) as engine:
+        assert not engine.worker.parts[0].regimes_agree
+        rows = inputs(engine, 5, 96)
+        cells = engine.open(engine.end)
+        chunk = await run(cells, rows, 0, 48, wide=True)
+        size = 4 * engine.width
+        three = await run(cells, rows[:51], 48, 3, wide=True)
+        assert three == chunk[48 * size : 51 * size]
+        narrow = await run(cells, rows[:51], 48, 3, wide=False)
+        assert narrow != three
+        assert narrow == await run(cells, rows[:51], 48, 1, wide=False)
+
+
+async def test_regimes_agree_on_the_default_model(slices: dict[str, Path]) -> None:
+    """For Q4_1 a row is the same in any decode."""
+    async with opened(slices["Q4_1"]) as engine:
+        assert engine.worker.parts[0].regimes_agree
+        rows = inputs(engine, 6, 20)
+        cells = engine.open(engine.end)
+        wide = await run(cells, rows, 0, 20, wide=True)
+        assert wide == await run(cells, rows, 0, 1, wide=False)
+
+
+# What is kept, and the ends
+
+
+async def test_the_probe_is_kept_beside_the_slice(slices: dict[str, Path]) -> None:
+    """A second load reads the result of the first, and is of the same class."""
+    path = slices["Q4_1"]
+    cache = Path(f"{path}.probe-1.json")
+    async with opened(path) as engine:
+        first = engine.numerics_class
+    written_ns = modified_ns(cache)
+    async with opened(path) as engine:
+        assert engine.numerics_class == first
+    assert modified_ns(cache) == written_ns
+
+
+def modified_ns(path: Path) -> int:
+    """Say when a file was written last."""
+    return path.stat().st_mtime_ns
+
+
+async def test_the_ends_of_the_default_model_speak(default_model: Path, tmp_path: Path) -> None:
+    """Tokens become rows, and rows through the last layer become a token, its text and its rows."""
+    first, last = open_model(default_model, tmp_path).ends(1)
+    with trio.fail_after(WAIT_S_MAX):
+        async with open_ends(first, last, 30, sessions=1, context=CONTEXT) as ends:
+            tokens = await ends.tokenize("Hello there, how are you?", special=True)
+            assert len(tokens) == len(
+                await ends.tokenize("Hello there, how are you?", special=False)
+            )
+            told = []
+            for sampling in (
+                GREEDY,
+                GREEDY,
+                Sampling(temperature=9.0, top_k=0, top_p=1.0, min_p=0.0, seed=7),
+            ):
+                cells = ends.open()
+                cells.start(sampling, tokens)
+                embedded = await cells.embed(0, tokens, wide=True)
+                assert len(embedded.rows) == len(tokens) * 4 * ends.width
+                told.append(await cells.next(0, embedded.rows, wide=True))
+                cells.close()
+            assert replace(told[0], decoding_us=0) == replace(told[1], decoding_us=0)
+            assert told[0].token != told[2].token
+            assert len(told[0].rows) == 4 * ends.width

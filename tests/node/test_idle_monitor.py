@@ -1,0 +1,68 @@
+"""What a peer notices of its machine's owner."""
+
+import os
+import time
+from collections.abc import Iterator
+
+import psutil
+import pytest
+import trio
+from trio.testing import MockClock
+
+from p2pinfer.node import idle_monitor
+from p2pinfer.node.idle_monitor import ActivityMeter, heed_owner
+from scheduler.owner_idle import CALM_S, Use
+
+BURN_S = 0.3
+
+
+def test_our_own_work_is_not_anybody_elses() -> None:
+    """Two meters of the same time, and only one knows that this process is ours."""
+    stranger, own = ActivityMeter(list), ActivityMeter(lambda: [os.getpid()])
+    until = time.process_time() + BURN_S
+    while time.process_time() < until:
+        pass
+    others, ours = stranger.look().busy_share, own.look().busy_share
+    assert others - ours > BURN_S / 4 / (os.cpu_count() or 1)
+
+
+def test_processes_that_end_are_no_trouble(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Nor do they make the share negative."""
+    pids: Iterator[list[int]] = iter([[os.getpid()], [], [2**22 - 1]])
+    meter = ActivityMeter(lambda: next(pids))
+    assert 0 <= meter.look().busy_share <= 1
+    assert 0 <= meter.look().busy_share <= 1
+
+
+@pytest.mark.parametrize(("plugged", "on_battery"), [(True, False), (False, True), (None, False)])
+def test_battery(monkeypatch: pytest.MonkeyPatch, plugged: bool | None, on_battery: bool) -> None:
+    """Where the machine does not say, it is plugged in; many have no battery at all."""
+    monkeypatch.setattr(psutil, "sensors_battery", lambda: None, raising=False)
+    assert ActivityMeter(list).look().on_battery is False
+
+    class Battery:
+        power_plugged = plugged
+
+    monkeypatch.setattr(psutil, "sensors_battery", Battery)
+    assert ActivityMeter(list).look().on_battery is on_battery
+
+
+async def test_the_owner_is_heeded_from_the_first_look_on(autojump_clock: MockClock) -> None:
+    """Before anything is begun, and for as long as the battery lasts."""
+    said: list[tuple[float, bool]] = []
+    unplugged_s = 2 * CALM_S
+
+    async def look() -> Use:
+        return Use(trio.current_time() - began_at < unplugged_s, 0.0)
+
+    def rest(why: str) -> None:
+        said.append((trio.current_time() - began_at, bool(why)))
+
+    began_at = trio.current_time()
+    async with trio.open_nursery() as nursery:
+        await nursery.start(heed_owner, rest, look)
+        assert said == [(0.0, True)]
+        await trio.sleep(unplugged_s + 2 * CALM_S)
+        nursery.cancel_scope.cancel()
+    begins_again_s = min(at for at, is_resting in said if not is_resting)
+    assert unplugged_s + CALM_S <= begins_again_s <= unplugged_s + CALM_S + 2 * idle_monitor.LOOK_S

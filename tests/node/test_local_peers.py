@@ -1,0 +1,55 @@
+"""Peers of this machine are ways into their network for its other commands, while they run."""
+
+from collections.abc import Callable
+from typing import Any
+
+import pytest
+import trio
+
+from p2pinfer.node import local_peers
+from p2pinfer.node.local_peers import Here, peers_here, ways_in
+from p2pinfer.node.status_socket import Status
+from tests.support.swarm import peer
+
+LAN, LOOP = "/ip4/192.168.1.7/tcp/1/p2p/a", "/ip4/127.0.0.1/tcp/1/p2p/a"
+
+
+def running(*said: Status) -> Callable[[], Any]:
+    """Have processes answer so."""
+
+    async def ask_all() -> list[Status]:
+        await trio.lowlevel.checkpoint()
+        return list(said)
+
+    return ask_all
+
+
+def serving(network: str = "main", **more: Any) -> Status:
+    """Be a peer."""
+    return {"role": "peer", "network": network, "peer": peer("a"), "addresses": [LAN, LOOP]} | more
+
+
+def test_a_peer_is_a_way_into_its_network(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Unless a person names another; of other networks nothing is said."""
+    monkeypatch.setattr(local_peers, "ask_all", running(serving(), {"role": "gateway"}))
+    assert peers_here("main") == [Here(peer("a"), (LAN, LOOP))]
+    assert ways_in((), "main") == (LOOP,)
+    assert ways_in((), "other") == ()
+    assert ways_in(("/ip4/1.2.3.4/tcp/1",), "main") == ("/ip4/1.2.3.4/tcp/1",)
+
+
+@pytest.mark.parametrize(
+    "said",
+    [
+        {},
+        serving(addresses=[]),
+        serving(addresses=[1]),
+        serving(addresses="no list"),
+        serving(peer=None),
+        serving() | {"network": None},
+    ],
+)
+def test_what_says_no_address_is_no_way_in(said: Status, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another release may say something else."""
+    monkeypatch.setattr(local_peers, "ask_all", running(said))
+    assert ways_in((), "main") == ()

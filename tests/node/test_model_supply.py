@@ -1,0 +1,155 @@
+"""Naming a model: by a file, by its id, or by the beginning of one that is here."""
+
+from collections.abc import AsyncIterator, Iterable
+from contextlib import asynccontextmanager
+from functools import partial
+from pathlib import Path
+from random import Random
+from types import SimpleNamespace
+from typing import Any
+
+import msgpack
+import pytest
+import trio
+from blake3 import blake3
+
+from p2pinfer.core.errors import PeerError, UserError
+from p2pinfer.core.ids import ModelId
+from p2pinfer.core.manifest import Manifest
+from p2pinfer.engine.store.assemble import PartsModel
+from p2pinfer.engine.store.split import add_model
+from p2pinfer.engine.store.store import Store
+from p2pinfer.node.model_supply import REPAIRS_MAX, name_model, obtain, open_store, open_whole
+from p2pinfer.places import cache_dir
+from peers.discovery.directory import Directory
+from peers.parts.progress import Progress
+from peers.parts.server import PartsServer
+from tests.support.parts_swarm import Where
+from tests.support.stored import flip
+from tests.support.swarm import peer
+from tests.support.toys import quiet, write_toy
+from transports.memory.network import MemoryNetwork, MemoryTransport
+
+
+@pytest.fixture(autouse=True)
+def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keep everything in a directory of the test's own."""
+    monkeypatch.setenv("P2PINFER_HOME", str(tmp_path / "home"))
+
+
+def test_a_file_is_read_once(tmp_path: Path) -> None:
+    """Its id is remembered while it does not change and its parts are here, and no longer."""
+    store, said = open_store(), list[str]()
+    file = write_toy(tmp_path / "toy.gguf")
+
+    def name() -> ModelId:
+        return name_model(str(file), store, lambda what, *_: said.append(what))
+
+    model = name()
+    assert open_whole(model, store).id == model
+    assert said
+    said.clear()
+    assert name() == model
+    assert said == []
+    store.remove(model)
+    with pytest.raises(UserError, match="not all of model"):
+        open_whole(model, store)
+    assert name() == model
+    assert said
+
+
+def test_a_store_of_another_release(tmp_path: Path) -> None:
+    """A manifest whose format is unknown does not stand in a file's way: it is cut again."""
+    store = open_store()
+    file = write_toy(tmp_path / "toy.gguf")
+    model = name_model(str(file), store, quiet)
+    other = msgpack.packb(["p2pinfer model 1"])
+    old = blake3(other).hexdigest()
+    (store.root / "manifests" / old).write_bytes(other)
+    seen = cache_dir() / "files.json"
+    seen.write_text(seen.read_text().replace(model, old))
+    assert name_model(str(file), store, quiet) == model
+
+
+@asynccontextmanager
+async def holder(file: Path, root: Path) -> AsyncIterator[tuple[MemoryTransport, Directory, Store]]:
+    """Run a holder of a file's parts; gives a fetcher's transport and directory, and that store."""
+    seeded = Store(root / "holder")
+    add_model(seeded, file, quiet)
+    network = MemoryNetwork(lambda _, __: 0.0)
+    async with network.join(peer("holder")) as other, network.join(peer("me")) as me:
+        server = PartsServer(other, seeded)
+        server.listen()
+        known: Any = SimpleNamespace(holding=lambda _: [Where(other.peer_id)])
+        yield me, known, seeded
+
+
+@pytest.mark.parametrize("times", [0, 1, REPAIRS_MAX, REPAIRS_MAX + 1])
+async def test_parts_that_are_damaged_again_and_again(times: int, tmp_path: Path) -> None:
+    """What a disk spoils is fetched again, but not for ever: then a sentence says what to do."""
+    store, tries = Store(tmp_path / "mine"), 0
+
+    def make(model: PartsModel) -> Path:
+        nonlocal tries
+        tries += 1
+        if tries <= times:
+            flip(store.path(model.manifest.part("layer.2")), 300)
+        return model.stage(2, 3)
+
+    def needed(manifest: Manifest) -> Iterable[str]:
+        return manifest.needed(2, 3)
+
+    async with holder(write_toy(tmp_path / "toy.gguf"), tmp_path) as (me, directory, seeded):
+        (manifest,) = seeded.models()
+        fetching = partial(obtain, me, directory, store, manifest.id, needed, make)
+        with trio.fail_after(60):
+            if times <= REPAIRS_MAX:
+                model, path = await fetching(lambda _: None, Random(1))
+                assert (model.id, path.exists()) == (manifest.id, True)
+                assert tries == times + 1
+            else:
+                with pytest.raises(UserError, match=r"layer\.2 .* fetched 3 times.* set"):
+                    await fetching(lambda _: None, Random(1))
+                assert tries == REPAIRS_MAX + 1
+
+
+async def test_blame_reaches_whoever_fetches(tmp_path: Path) -> None:
+    """A holder whose disk is damaged is named to the caller; a full quota is a sentence."""
+    blamed: list[PeerError] = []
+    said: list[str] = []
+    async with holder(write_toy(tmp_path / "toy.gguf"), tmp_path) as (me, directory, seeded):
+        (manifest,) = seeded.models()
+
+        def tell(progress: Progress) -> None:
+            said.append(progress.waiting)
+            if progress.waiting:
+                scope.cancel()
+
+        async def fetch(store: Store) -> None:
+            names = ["metadata", "layer.2"]
+            asked = (me, directory, store, manifest.id, lambda _: names, lambda _: None)
+            await obtain(*asked, tell, Random(1), blamed.append)
+
+        small = Store(tmp_path / "small", quota_bytes=5_000)
+        with (
+            trio.CancelScope() as scope,
+            pytest.raises(UserError, match="exceed the store's quota"),
+        ):
+            await fetch(small)
+        flip(seeded.path(manifest.part("layer.2")), 300)
+        with trio.fail_after(60), trio.CancelScope() as scope:
+            await fetch(Store(tmp_path / "mine"))
+        assert said[-1] == "nobody online holds layer.2; waiting"
+        (error,) = blamed
+        assert error.peer == peer("holder")
+        assert str(error).startswith(f"{error.peer} says that its disk damaged chunk 0 of layer.2")
+
+
+def test_ids_and_their_beginnings(tmp_path: Path) -> None:
+    """A whole id need not be here; a beginning must be of one model that is."""
+    store = open_store()
+    model = name_model(str(write_toy(tmp_path / "toy.gguf")), store, lambda *_: None)
+    assert name_model(model[:8], store, lambda *_: None) == model
+    assert name_model("0" * 64, store, lambda *_: None) == "0" * 64
+    with pytest.raises(UserError, match="no model here has the id"):
+        name_model("0" * 8, store, lambda *_: None)

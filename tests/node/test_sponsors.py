@@ -1,0 +1,98 @@
+"""A peer on this machine signs for whoever asks from here, over its status socket."""
+
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+
+import pytest
+import trio
+
+from p2pinfer.core.ledger import LedgerEntry
+from p2pinfer.core.sponsor import SPONSORED_MS_MAX
+from p2pinfer.node.ledger_db import LedgerDb, Side
+from p2pinfer.node.sponsors import Sponsorship, Workers, clock_ms, sponsor
+from p2pinfer.node.status_socket import Status, open_status
+from tests.support.swarm import KEYS
+from transports.identity import Identity
+
+PEER, ASKER, OTHER = KEYS[:3]
+SOON_S = 5.0
+
+
+@pytest.fixture(autouse=True)
+def _at_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("P2PINFER_HOME", str(tmp_path))
+
+
+def describe(state: str = "serving", network: str = "main") -> Status:
+    """Be a peer."""
+    return {
+        "role": "peer", "network": network, "peer": PEER.peer_id, "addresses": [], "state": state,
+    }  # fmt: skip
+
+
+async def found(
+    answer: Callable[[Status], Status], told: Status | None = None, asker: Identity = ASKER
+) -> Sponsorship:
+    """Look once for a sponsor in the network called main."""
+    sponsorship = Sponsorship(asker.peer_id, "main")
+    async with open_status(lambda: told or describe(), answer), trio.open_nursery() as nursery:
+        nursery.start_soon(sponsorship.run)
+        with trio.move_on_after(SOON_S if told is None else 1.0):
+            while not sponsorship.current():  # noqa: ASYNC110 -- of another process, as a rule
+                await trio.sleep(0.01)
+        nursery.cancel_scope.cancel()
+    return sponsorship
+
+
+async def test_the_peer_that_serves_here_signs_for_who_asks_here() -> None:
+    """For that requester alone, and for a while."""
+    word = (await found(partial(sponsor, PEER, "main"))).current()
+    assert word
+    assert word.peer == PEER.peer_id
+    assert 0 < word.expires_ms - clock_ms() <= SPONSORED_MS_MAX
+
+
+@pytest.mark.parametrize(
+    ("told", "signer", "network"),
+    [
+        (describe(state="joining"), PEER, "main"),
+        (describe(network="another"), PEER, "another"),
+        (describe() | {"peer": 7}, PEER, "main"),
+        (describe(), OTHER, "main"),
+        (describe(), PEER, "another"),
+    ],
+)
+async def test_no_other_word_is_used(told: Status, signer: Identity, network: str) -> None:
+    """Of one that serves nothing or elsewhere, or that no stage would take for signed."""
+    assert (await found(partial(sponsor, signer, network), told)).current() is None
+
+
+async def test_a_word_that_is_over_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As after a night of sleep, until the next look."""
+    sponsorship = await found(partial(sponsor, PEER, "main"))
+    later_ms = clock_ms() + SPONSORED_MS_MAX
+    monkeypatch.setattr("p2pinfer.node.sponsors.clock_ms", lambda: later_ms)
+    assert sponsorship.current() is None
+
+
+@pytest.mark.parametrize("question", [{}, {"sponsor": 7}, {"sponsor": "x"}, {"sponsor": "x" * 99}])
+def test_nothing_is_signed_for_nobody(question: Status) -> None:
+    """Nor for what is no peer's id."""
+    assert sponsor(PEER, "main", question) == {}
+
+
+async def test_who_worked_here_is_read_from_the_ledger(tmp_path: Path) -> None:
+    """Not who only had this machine work."""
+    books = LedgerDb(tmp_path / "ledger")
+    used = LedgerEntry(PEER.peer_id, ASKER.peer_id, bytes(32), 1, 10, 5)
+    books.keep(Side.USED, [used])
+    books.keep(Side.SERVED, [LedgerEntry(OTHER.peer_id, ASKER.peer_id, bytes(32), 1, 10, 5)])
+    workers = Workers(books)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(workers.run)
+        with trio.fail_after(SOON_S):
+            while PEER.peer_id not in workers:  # noqa: ASYNC110 -- read by a thread
+                await trio.sleep(0.01)
+        nursery.cancel_scope.cancel()
+    assert OTHER.peer_id not in workers

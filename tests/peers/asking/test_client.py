@@ -1,0 +1,160 @@
+"""A client of a swarm takes a no for as long as it was said, and asks others meanwhile."""
+
+from collections.abc import AsyncIterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from typing import Any
+
+import pytest
+import trio
+from trio.testing import MockClock
+
+from p2pinfer.core.advertisement import Advertisement
+from p2pinfer.core.errors import NobodyServes
+from p2pinfer.core.ids import ModelId, PeerId
+from p2pinfer.core.messages import Refusal
+from peers.asking.client import Asked, SwarmClient
+from peers.serving.dispatcher import Dispatcher
+from peers.serving.door import Door
+from peers.serving.stage import Stage
+from peers.steps.messaging import RefusedError
+from scheduler.admission import WAIT_S_MAX
+from tests.support.fake_engines import FakeEnds, FakeStage
+from tests.support.swarm import CONTEXT, ME, MODEL, PROMPT, answer, peer
+from transports.memory.network import MemoryNetwork
+
+
+class Known:
+    """A directory in which all is known that there is."""
+
+    def __init__(self) -> None:
+        self.offers: list[Advertisement] = []
+
+    def serving(self, _: ModelId) -> Sequence[Advertisement]:
+        """Return who serves."""
+        return self.offers
+
+    holding = serving
+
+    def models(self) -> dict[ModelId, str]:
+        """Return the one model."""
+        return {MODEL: "toy"}
+
+    async def enter(self, ways_in: Sequence[str]) -> list[Any]:
+        """Learn nothing."""
+        return []
+
+
+@asynccontextmanager
+async def asking(
+    names: Sequence[PeerId], find_s_max: float = 120.0
+) -> AsyncIterator[tuple[SwarmClient, Known]]:
+    """Run peers that have room for one session each, and a client."""
+    network, known, counter = MemoryNetwork(), Known(), iter(range(1, 1000))
+    async with AsyncExitStack() as stack:
+        me = await stack.enter_async_context(network.join(ME))
+        for name in names:
+            transport = await stack.enter_async_context(network.join(name))
+            stages = Dispatcher(transport)
+            engine = FakeStage(1, 29, sessions=1, context=CONTEXT)
+            stages.add(Stage(transport, engine, MODEL), Door(1, CONTEXT))
+            stages.listen()
+            offer = Advertisement(
+                name, tuple(transport.addresses), MODEL, "toy", 30, 1, 29, CONTEXT, "0" * 32, 1
+            )
+            known.offers.append(offer)
+        nursery = await stack.enter_async_context(trio.open_nursery())
+        directory: Any = known
+        yield (
+            SwarmClient(
+                nursery,
+                me,
+                directory,
+                FakeEnds(context=CONTEXT, sessions=4),
+                Asked(MODEL, "toy", (), find_s_max),
+                lambda size: next(counter).to_bytes(size, "big"),
+            ),
+            known,
+        )
+        nursery.cancel_scope.cancel()
+
+
+async def refusal(client: SwarmClient) -> RefusedError:
+    """Ask once more where no place is left; return what is said."""
+    route = await client.find_route(lambda _: None)
+    with pytest.raises(RefusedError) as refused:
+        async with client.open_session(route):
+            pass
+    return refused.value
+
+
+async def test_a_refusal_says_when_to_come_back_and_is_heeded(autojump_clock: MockClock) -> None:
+    """Nobody is asked before; the person is told how long it will be; then it works."""
+    told: list[str] = []
+    async with asking([peer("a")]) as (client, _):
+        route = await client.find_route(told.append)
+        async with client.open_session(route) as session:
+            assert await answer(session, PROMPT, 2)
+            refused = await refusal(client)
+            assert refused.refused.code is Refusal.BUSY
+            retry_s = refused.refused.retry_ms / 1000
+            assert retry_s > WAIT_S_MAX
+        assert told == []
+        refused_s = trio.current_time()
+        route = await client.find_route(told.append)
+        assert trio.current_time() - refused_s == pytest.approx(retry_s)
+        assert told == [f"all sessions are taken; trying again in {retry_s:.1f} s …"]
+        async with client.open_session(route) as session:
+            assert await answer(session, PROMPT, 2)
+
+
+async def test_another_peer_is_asked_meanwhile(autojump_clock: MockClock) -> None:
+    """Where somebody else has room, a refusal costs no wait."""
+    async with asking([peer("a"), peer("b")]) as (client, _):
+        busy = await client.find_route(lambda _: None)
+        async with client.open_session(busy):
+            with pytest.raises(RefusedError):
+                async with client.open_session(busy):
+                    pass
+            asked_s = trio.current_time()
+            (other,) = await client.find_route(lambda _: None)
+            assert other.peer != busy[0].peer
+            assert trio.current_time() == asked_s
+            async with client.open_session([other]) as session:
+                assert await answer(session, PROMPT, 2)
+
+
+async def test_sessions_of_ones_own_count_at_once(autojump_clock: MockClock) -> None:
+    """The next one goes elsewhere, though nobody has heard yet that the first place is taken."""
+    async with asking([peer("a"), peer("b")]) as (client, _):
+        for _ in range(10):
+            route = await client.find_route(lambda _: None)
+            async with client.open_session(route):
+                (other,) = await client.find_route(lambda _: None)
+                assert other.peer != route[0].peer
+
+
+async def test_who_will_not_wait_is_told_why(autojump_clock: MockClock) -> None:
+    """A client waits for so long and no longer."""
+    async with (
+        asking([peer("a")], find_s_max=5.0) as (client, _),
+        client.open_session(await client.find_route(lambda _: None)),
+    ):
+        await refusal(client)
+        asked_s = trio.current_time()
+        with pytest.raises(NobodyServes, match="all sessions are taken"):
+            await client.find_route(lambda _: None)
+        assert trio.current_time() - asked_s == pytest.approx(5)
+
+
+async def test_a_peer_that_failed_is_gone_around_until_it_is_heard_of(
+    autojump_clock: MockClock,
+) -> None:
+    """Its own word that it serves must be newer than its failure."""
+    async with asking([peer("a"), peer("b")]) as (client, known):
+        failed = (await client.find_route(lambda _: None))[0].peer
+        client._note_failed(RefusedError.of(failed, Refusal.ENGINE_FAILED, "it died"))
+        assert client.failed() == {failed}
+        for _ in range(20):
+            assert (await client.find_route(lambda _: None))[0].peer != failed
+        known.offers = [offer for offer in known.offers if offer.peer == failed]
+        assert (await client.find_route(lambda _: None))[0].peer == failed

@@ -1,0 +1,396 @@
+"""A peer dies in the middle of a sentence, and the sentence goes on, with the same words."""
+
+from collections.abc import AsyncIterator, Callable, Collection, Sequence
+from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager
+from dataclasses import replace
+
+import pytest
+import trio
+from trio.testing import MockClock
+
+from p2pinfer.core.errors import NoReplacement, PeerUnavailable
+from p2pinfer.core.messages import Hop
+from peers.asking.repair import WAIT_S_MAX, Layers, Neighbours, Repair
+from peers.asking.session import Session
+from peers.asking.stage_handle import STILL_S_MAX
+from peers.serving.stage_session import RELINKED_S_MAX
+from peers.steps.history import Budget
+from peers.steps.messaging import SESSION
+from tests.support.fake_engines import FakeStage
+from tests.support.swarm import (
+    CHAINS,
+    CONTEXT,
+    GREEDY,
+    PEERS,
+    PROMPT,
+    Swarm,
+    answer,
+    expected,
+    peer,
+    session_id,
+    swarm,
+)
+from transports.base import Channel
+from transports.identity import Identity
+
+SPARES = [peer(f"spare{number}") for number in range(9)]
+
+
+class Spares:
+    """Peers that could take another's place, and what the session said meanwhile."""
+
+    def __init__(self, made: Swarm) -> None:
+        self.made, self.first = made, len(made.route)
+        self.hops: list[Hop] = []
+        self.waits: list[str] = []
+        self.routes: list[list[str]] = []
+
+    async def add(self, first: int, end: int, identity: Identity | None = None) -> FakeStage:
+        """Have another peer serve layers, with receipts if it has a key, ready to take a place."""
+        engine = FakeStage(first, end, context=CONTEXT)
+        name = identity.peer_id if identity else SPARES[len(self.hops)]
+        await self.made.nursery.start(self.made.add, name, engine, identity)
+        self.hops.append(self.made.route.pop())
+        return engine
+
+    def repair(self) -> Repair:
+        """Return what a session needs to know of them."""
+        return Repair(
+            self._choose,
+            self.waits.append,
+            on_route=lambda route: self.routes.append([hop.peer for hop in route]),
+        )
+
+    def open(self) -> AbstractAsyncContextManager[Session]:
+        """Open a session that mends itself."""
+        made = self.made
+        return made.requester.open(made.route, session_id(), CONTEXT, self.repair())
+
+    def _choose(
+        self, layers: Layers, between: Neighbours, without: Collection[str]
+    ) -> Sequence[Hop]:
+        found: list[Hop] = []
+        at = layers[0]
+        for hop in sorted(self.hops, key=lambda hop: hop.first):
+            if hop.first == at < layers[1] and hop.peer not in without:
+                at = min(hop.end, layers[1])
+                found.append(Hop(hop.peer, hop.addresses, hop.first, at))
+        if at != layers[1]:
+            raise LookupError(f"nobody serves layers {at}:{layers[1]}")
+        return found
+
+    def leave(self, number: int) -> None:
+        """Take a spare off the network."""
+        self.made.leave[self.first + number]()
+
+
+@asynccontextmanager
+async def mended(
+    bounds: Sequence[int] = CHAINS[3], *, evidence: bool = False
+) -> AsyncIterator[tuple[Swarm, Spares]]:
+    """Run a chain over links of 10 ms."""
+    async with swarm(bounds, evidence=evidence) as made:
+        made.network.latency_s = lambda a, b: 0.01
+        yield made, Spares(made)
+
+
+async def harmed(spares: Spares, at: int, harm: Callable[[], object], count: int = 30) -> list[int]:
+    """Return an answer in which harm is done behind the token numbered ``at``."""
+    found = []
+    async with (
+        spares.open() as session,
+        aclosing(session.generate(PROMPT, GREEDY, count)) as tokens,
+    ):
+        async for token in tokens:
+            found.append(token.id)
+            if len(found) == at:
+                harm()
+    return found
+
+
+@pytest.mark.parametrize("lost", [0, 1, 2])
+async def test_a_lost_stage_is_replaced(lost: int, autojump_clock: MockClock) -> None:
+    """First, middle or last: the others stay, and the tokens are the same."""
+    async with mended() as (made, spares):
+        bounds = CHAINS[3]
+        await spares.add(bounds[lost], bounds[lost + 1])
+        found = await harmed(spares, 5, made.leave[lost])
+        assert found == await expected(PROMPT, 30, bounds)
+        route = [*PEERS[:3]]
+        assert spares.routes == [route, [*route[:lost], SPARES[0], *route[lost + 1 :]]]
+        others = [stage.rows for n, stage in enumerate(made.stages[:3]) if n != lost]
+        assert others == [len(PROMPT) + 29] * 2  # nothing was run again by those that stayed
+
+
+async def test_two_at_once(autojump_clock: MockClock) -> None:
+    """Neighbours, and others; one peer may take the place of several, or several of one."""
+    bounds = CHAINS[5]
+    for lost, places in [
+        ((1, 2), [(2, 10)]),
+        ((0, 3), [(1, 2), (10, 20), (20, 28)]),
+        ((0, 1, 2, 3, 4), [(1, 29)]),
+        ((3, 4), [(10, 28), (28, 29)]),
+    ]:
+        async with mended(bounds) as (made, spares):
+            for place in places:
+                await spares.add(*place)
+            found = await harmed(spares, 7, lambda: [made.leave[n]() for n in lost])  # noqa: B023
+            assert found == await expected(PROMPT, 30, bounds)
+
+
+async def test_a_stage_stops_early_for_one_behind_it(autojump_clock: MockClock) -> None:
+    """A replacement that holds more layers than were lost runs only those."""
+    async with mended() as (made, spares):
+        await spares.add(10, 25)
+        found = await harmed(spares, 3, made.leave[1])
+        assert found == await expected(PROMPT, 30, CHAINS[3])
+
+
+@pytest.mark.parametrize(
+    ("places", "route"),
+    [
+        ([(1, 20)], [SPARES[0], PEERS[2]]),
+        ([(1, 15), (15, 29)], [*SPARES[:2], PEERS[2]]),
+        ([(1, 15), (15, 29), (10, 20)], [PEERS[0], SPARES[2], PEERS[2]]),
+    ],
+)
+async def test_layers_that_are_cut_elsewhere(
+    places: list[tuple[int, int]], route: list[str], autojump_clock: MockClock
+) -> None:
+    """Where nobody holds just what was lost, those before it are replaced as well."""
+    async with mended() as (made, spares):
+        for place in places:
+            await spares.add(*place)
+        found = await harmed(spares, 7, made.leave[1])
+        assert found == await expected(PROMPT, 30, CHAINS[3])
+        assert spares.routes[-1] == route
+        assert not spares.waits
+
+
+async def test_what_is_no_longer_kept_cannot_be_sent(autojump_clock: MockClock) -> None:
+    """The requester's own history is bounded, too; past that a session ends, and says why."""
+    async with mended() as (made, spares):
+        made.requester._budget = Budget(memory_bytes_max=0, disk_bytes_max=0)
+        await spares.add(1, 10)
+        with pytest.raises(PeerUnavailable, match="no longer kept"):
+            await harmed(spares, 25, made.leave[0])
+
+
+@pytest.mark.parametrize("moment", range(10, 50))
+async def test_lost_in_the_prompt(moment: int, autojump_clock: MockClock) -> None:
+    """At whatever moment, and then another one while the session is being mended."""
+    bounds = CHAINS[3]
+    async with mended() as (made, spares):
+        for engine in made.engines:
+            engine.machine.decode_s = 0.02
+        for first, end in [(10, 20), (10, 20), (1, 10), (20, 29)]:
+            await spares.add(first, end)
+        found: list[int] = []
+
+        async def ask() -> None:
+            async with spares.open() as session:
+                found.extend(await answer(session, PROMPT, 8))
+
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(ask)
+            await trio.sleep(0.01 * moment)
+            made.leave[1]()
+            await trio.sleep(0.007 * moment)
+            spares.leave(0)
+            made.leave[2 * (moment % 2)]()
+        assert found == await expected(PROMPT, 8, bounds)
+
+
+async def test_again_and_again(autojump_clock: MockClock) -> None:
+    """Whoever took a place may be lost too, and the next; the tokens stay the same."""
+    async with mended() as (made, spares):
+        for _ in range(4):
+            await spares.add(10, 20)
+        found = []
+        harm = [made.leave[1], *(lambda n=n: spares.leave(n) for n in range(3))]
+        async with (
+            spares.open() as session,
+            aclosing(session.generate(PROMPT, GREEDY, 40)) as tokens,
+        ):
+            async for token in tokens:
+                found.append(token.id)
+                if len(found) % 9 == 0 and harm:
+                    harm.pop(0)()
+        assert found == await expected(PROMPT, 40, CHAINS[3])
+        assert spares.routes[-1] == [PEERS[0], SPARES[3], PEERS[2]]
+
+
+async def test_a_session_mended_goes_on_for_another_turn(autojump_clock: MockClock) -> None:
+    """What was dropped before a loss stays dropped, and what was kept is not run again."""
+    async with mended() as (made, spares), spares.open() as session:
+        await spares.add(10, 20)
+        await answer(session, PROMPT)
+        other = [*PROMPT[:50], 7, 8, 9]
+        await answer(session, other, 9)
+        made.leave[1]()
+        await trio.sleep(1)
+        before = [made.stages[n].rows for n in (0, 2)]
+        again = [*other, 5]
+        assert await answer(session, again, 9) == await expected_after(PROMPT, other, again)
+        assert [made.stages[n].rows - rows for n, rows in zip((0, 2), before, strict=True)] == [
+            9,
+            9,
+        ]
+
+
+async def expected_after(*turns: list[int]) -> list[int]:
+    """Return the last answer of the same turns in a session that nothing happens to."""
+    async with swarm() as made, made.open() as session:
+        found = []
+        for turn, count in zip(turns, (20, 9, 9), strict=True):
+            found = await answer(session, turn, count)
+        return found
+
+
+@pytest.mark.parametrize("lost", [0, 1, 2])
+async def test_an_engine_that_dies_is_replaced(lost: int, autojump_clock: MockClock) -> None:
+    """Its peer lives, says so, and may serve on when nobody else can."""
+    for has_spare in (True, False):
+        async with mended() as (made, spares):
+            if has_spare:
+                await spares.add(CHAINS[3][lost], CHAINS[3][lost + 1])
+            else:
+                spares.hops = [made.route[lost]]
+            found = await harmed(spares, 5, made.engines[lost].machine.die)
+            assert found == await expected(PROMPT, 30, CHAINS[3])
+            assert spares.routes[-1][lost] == (SPARES[0] if has_spare else PEERS[lost])
+
+
+async def test_who_failed_once_is_asked_again(autojump_clock: MockClock) -> None:
+    """Its engine was started anew; now that its replacement dies, it is there at once."""
+    async with mended() as (made, spares), spares.open() as session:
+        await spares.add(10, 20)
+        spares.hops.append(made.route[1])  # behind the one that will be gone and still spoken of
+        first = await answer(session, PROMPT)
+        made.engines[1].machine.die()
+        assert await answer(session, PROMPT) == first
+        spares.leave(0)
+        since = trio.current_time()
+        assert await answer(session, [*PROMPT, 7]) == await expected([*PROMPT, 7], 20, CHAINS[3])
+        assert trio.current_time() - since < 3
+        assert spares.routes[-1] == PEERS[:3]
+        assert [row[1] for row in spares.routes] == [PEERS[1], SPARES[0], PEERS[1]]
+
+
+async def test_waiting_for_somebody(autojump_clock: MockClock) -> None:
+    """Without a replacement the answer waits, says why, and goes on when one comes."""
+    async with mended() as (made, spares), trio.open_nursery() as nursery:
+        found: list[int] = []
+
+        async def ask() -> None:
+            found.extend(await harmed(spares, 5, made.leave[1]))
+
+        nursery.start_soon(ask)
+        await trio.sleep(WAIT_S_MAX / 2)
+        assert not found
+        assert spares.waits == [f"{PEERS[1]} went away, and nobody serves layers 10:20; waiting …"]
+        await spares.add(10, 20)
+        await trio.sleep(3)
+        assert found == await expected(PROMPT, 30, CHAINS[3])
+
+
+async def test_nobody_comes(autojump_clock: MockClock) -> None:
+    """After a while the answer ends with an error that says who is missing; all cells are free."""
+    async with mended() as (made, spares), spares.open() as session:
+        await answer(session, PROMPT, 3)
+        made.leave[1]()
+        with pytest.raises(NoReplacement, match="nobody serves layers 10:20") as caught:
+            await answer(session, PROMPT)
+        assert caught.value.peer == PEERS[1]
+        await trio.sleep(1)
+        assert [made.stages[n].sessions for n in (0, 2)] == [0, 0]
+        assert WAIT_S_MAX < RELINKED_S_MAX
+
+
+async def ignore(_: Channel) -> None:
+    """Serve nobody, and never say so."""
+    await trio.sleep_forever()
+
+
+async def test_a_replacement_that_refuses_is_passed_over(autojump_clock: MockClock) -> None:
+    """Busy, gone, or silent: the next one is asked."""
+    async with mended() as (made, spares):
+        (await spares.add(10, 20)).machine.sessions = 0
+        await spares.add(10, 20)
+        spares.leave(1)
+        await spares.add(10, 20)
+        made.network.peers[SPARES[2]].handle(SESSION, ignore)
+        await spares.add(10, 20)
+        found = await harmed(spares, 5, made.leave[1])
+        assert found == await expected(PROMPT, 30, CHAINS[3])
+        assert spares.routes[-1][1] == SPARES[3]
+
+
+async def test_a_requester_that_dies_frees_what_it_mended(autojump_clock: MockClock) -> None:
+    """The peers that took a place go free as well as the others."""
+    async with mended() as (made, spares):
+        await spares.add(10, 20)
+        async with spares.open() as session:
+            await answer(session, PROMPT, 3)
+            made.leave[1]()
+            await answer(session, PROMPT, 3)
+            assert [made.stages[n].sessions for n in (0, 2, 3)] == [1, 1, 1]
+        await trio.sleep(1)
+        assert [made.stages[n].sessions for n in (0, 2, 3)] == [0, 0, 0]
+
+
+@pytest.mark.parametrize("leaving", [0, 1, 2])
+async def test_a_stage_that_leaves_hands_over(leaving: int, autojump_clock: MockClock) -> None:
+    """It is replaced while it still works; where nobody else can, it goes on to the end."""
+    for has_spare in (True, False):
+        async with mended() as (made, spares):
+            if has_spare:
+                await spares.add(CHAINS[3][leaving], CHAINS[3][leaving + 1])
+            found = await harmed(spares, 5, made.stages[leaving].hand_over)
+            assert found == await expected(PROMPT, 30, CHAINS[3])
+            assert spares.routes[-1][leaving] == (SPARES[0] if has_spare else PEERS[leaving])
+            assert not spares.waits
+
+
+@pytest.mark.parametrize("slow", [0, 1, 2])
+async def test_a_slow_stage_is_replaced(slow: int, autojump_clock: MockClock) -> None:
+    """In the middle of an answer, when somebody else would do better; once is enough."""
+    async with mended() as (made, spares):
+        await spares.add(CHAINS[3][slow], CHAINS[3][slow + 1])
+        offers = [(slow, spares.hops)]
+        repair = replace(spares.repair(), better=lambda: offers.pop() if offers else (0, ()))
+        session = made.requester.open(made.route, session_id(), CONTEXT, repair)
+        async with session as opened:
+            assert await answer(opened, PROMPT, 60) == await expected(PROMPT, 60, CHAINS[3])
+        assert spares.routes[-1][slow] == SPARES[0]
+        assert not offers
+
+
+async def test_a_stage_whose_engine_hangs_ends_the_session(autojump_clock: MockClock) -> None:
+    """Its peer is well, so nobody says that anything is wrong; the requester notices at last."""
+    async with mended() as (made, spares):
+
+        def hang() -> None:
+            made.engines[1].machine.line_up = lambda done: None  # type: ignore[method-assign]
+
+        with pytest.raises(PeerUnavailable, match="no stage said anything"):
+            await harmed(spares, 5, hang)
+        assert trio.current_time() < 1.5 * STILL_S_MAX
+
+
+async def test_a_session_that_nobody_uses_is_not_still(autojump_clock: MockClock) -> None:
+    """A person thinks for a while between two questions."""
+    async with mended() as (_, spares), spares.open() as session:
+        before = await answer(session, PROMPT)
+        await trio.sleep(3 * STILL_S_MAX)
+        assert await answer(session, PROMPT) == before
+
+
+async def test_a_caller_that_takes_its_time_blames_nobody(autojump_clock: MockClock) -> None:
+    """A page that reads no more, or a person who stopped an answer: what came waits here."""
+    async with mended() as (_, spares), spares.open() as session:
+        tokens = session.generate(PROMPT, GREEDY, 20)
+        found = [(await anext(tokens)).id for _ in range(3)]
+        await trio.sleep(3 * STILL_S_MAX)
+        found += [token.id async for token in tokens]
+        assert found == await answer(session, PROMPT, 20)

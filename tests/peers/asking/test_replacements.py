@@ -1,0 +1,85 @@
+"""Which stages are too slow, and who says to do better."""
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import trio
+from trio.testing import MockClock
+
+from p2pinfer.core.advertisement import Advertisement
+from peers.asking.experience import Experiences, stage_times
+from peers.asking.replacements import SLOW_TIMES, TIMES_MIN, Replacements
+from scheduler.routing import RouteHop
+from tests.support.swarm import MODEL, PEERS, peer
+
+CLAIMED_US = 100
+
+
+def offer(
+    name: str, first: int, end: int, row_us: int = CLAIMED_US, numerics: str = "0"
+) -> Advertisement:
+    """Say what a peer says of itself."""
+    return Advertisement(
+        peer(name), (), MODEL, "model", 30, first, end, 256, numerics * 32, 1, row_us=row_us
+    )
+
+
+def mending(others: list[Advertisement], taken_us: tuple[int, ...], count: int) -> Replacements:
+    """Begin with three stages of ten layers that took so long for each token."""
+    route = [offer("stage0", 1, 11), offer("stage1", 11, 21), offer("stage2", 21, 29)]
+    hops = [RouteHop(each, each.end) for each in route]
+    made = Replacements(
+        hops, lambda: [*route, *others], 1, Experiences(), lambda _: None, lambda _: None
+    )
+    times = stage_times()
+    times.extend([taken_us] * count)
+    session: Any = SimpleNamespace(times=times)
+    made.session = session
+    return made
+
+
+SLOW_US = SLOW_TIMES * CLAIMED_US * 10 + 1
+
+
+@pytest.mark.parametrize(
+    ("others", "taken_us", "count", "found"),
+    [
+        pytest.param([("fast", 11, 25, 100)], (900, SLOW_US, 900), TIMES_MIN, 1, id="slow"),
+        pytest.param([("fast", 11, 25, 100)], (900, SLOW_US, 900), TIMES_MIN - 1, None, id="few"),
+        pytest.param([("fast", 11, 25, 100)], (900, SLOW_US - 1, 9), 20, None, id="not so slow"),
+        pytest.param([("no", 11, 25, 510)], (900, SLOW_US, 900), 20, None, id="no better"),
+        pytest.param([("silent", 11, 25, 0)], (900, SLOW_US, 900), 20, None, id="says nothing"),
+        pytest.param([("other", 21, 29, 100)], (900, SLOW_US, 900), 20, None, id="other layers"),
+        pytest.param([], (900, SLOW_US, 900), 20, None, id="nobody"),
+        pytest.param([("fast", 11, 25, 100)], (SLOW_US, SLOW_US), 20, None, id="another route"),
+    ],
+)
+async def test_who_is_replaced_for_being_slow(
+    others: list[tuple[str, int, int, int]],
+    taken_us: tuple[int, ...],
+    count: int,
+    found: int | None,
+    autojump_clock: MockClock,
+) -> None:
+    """Ten times slower than claimed, over several tokens, and somebody twice as fast."""
+    await trio.lowlevel.checkpoint()
+    made = mending([offer(*each) for each in others], taken_us, count)
+    index, hops = made.repair().better()
+    if found is None:
+        assert not hops
+    else:
+        assert index == found
+        assert [(hop.peer, hop.first, hop.end) for hop in hops] == [(peer(others[0][0]), 11, 21)]
+        assert PEERS[1] not in [hop.peer for hop in hops]
+
+
+@pytest.mark.parametrize(("numerics", "found"), [("0", "alike"), ("2", "fast")])
+async def test_who_computes_the_same_bits_comes_first(
+    numerics: str, found: str, autojump_clock: MockClock
+) -> None:
+    """However much slower; where nobody does, the others serve."""
+    await trio.lowlevel.checkpoint()
+    others = [offer("fast", 11, 25, 1, "1"), offer("alike", 11, 21, 5_000, numerics)]
+    hops = mending(others, (), 0).repair().choose((11, 21), (PEERS[0], PEERS[2]), [peer("stage1")])
+    assert [hop.peer for hop in hops] == [peer(found)]

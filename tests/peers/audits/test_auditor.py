@@ -1,0 +1,298 @@
+"""Audits: who computed something else is found and named, by whoever runs its layers again."""
+
+import numpy as np
+import pytest
+from attrs import evolve
+from trio.testing import MockClock
+
+from p2pinfer.core.errors import PeerUnavailable
+from p2pinfer.core.fraud import parse, to_sign
+from p2pinfer.core.ids import PeerId
+from p2pinfer.core.messages import Refusal, Step
+from p2pinfer.core.receipts import SIGNED_AS, Receipt, Signed
+from p2pinfer.core.trust import Audited, AuditVerdict, Trust, choose_audits
+from p2pinfer.core.witness import OpenedRows, Seat, Witness
+from peers.audits.frauds import judge
+from peers.audits.replay import THIS_MACHINE, cut
+from peers.receipts.signer import SessionRecord
+from peers.receipts.stage_receipts import StageReceipts
+from peers.steps.messaging import RefusedError
+from tests.support.audits import BOUNDS, FIRST, OWN, SECOND, THIRD, at_70, case, cheat
+from tests.support.swarm import KEYS
+from transports.identity import verify
+
+
+@pytest.mark.parametrize("by", [OWN, FIRST])
+async def test_honest_stages_pass(by: str | PeerId, autojump_clock: MockClock) -> None:
+    """Whoever replays them finds the same bits, prompt and answer in their own regimes."""
+    async with case(by) as found:
+        trust = await found.examine()
+        assert trust.held
+        assert [each.verdict for each in trust.audits] == [AuditVerdict.SAME] * 3
+        assert trust.audits[1].by == (THIS_MACHINE if by == OWN else by,)
+
+
+@pytest.mark.parametrize("by", [(OWN,), (FIRST, SECOND), (FIRST, OWN)])
+async def test_one_other_row_is_found_and_its_stage_named(
+    by: tuple[str, ...], autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The stage behind it is not to blame, and neither are the auditors."""
+    async with case(*by) as found:
+        cheat(found.made.engines[1], at_70, monkeypatch)
+        trust = await found.examine()
+        assert not trust.held
+        cheater = found.made.route[1].peer
+        one, two, three = trust.audits
+        assert (one.verdict, three.verdict) == (AuditVerdict.SAME, AuditVerdict.SAME)
+        assert (two.verdict, two.blamed, two.position) == (AuditVerdict.CHEATED, cheater, 70)
+        assert len(two.by) == len(by)
+
+
+async def test_one_auditor_alone_is_not_believed(
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Word against word: the answer is not trusted, and nobody is blamed."""
+    async with case(FIRST) as found:
+        cheat(found.made.engines[1], at_70, monkeypatch)
+        trust = await found.examine()
+        audit = trust.audits[1]
+        assert (trust.held, audit.verdict, audit.blamed) == (False, AuditVerdict.DISPUTED, None)
+
+
+@pytest.mark.parametrize(
+    ("others", "blamed"), [((SECOND,), None), ((OWN,), FIRST), ((SECOND, OWN), FIRST)]
+)
+async def test_an_auditor_that_lies_is_named(
+    others: tuple[str, ...],
+    blamed: PeerId | None,
+    autojump_clock: MockClock,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A third one finds what the stage had found; then its own receipt proves it a liar."""
+    async with case(FIRST, *others) as found:
+        cheat(found.holders[0], at_70, monkeypatch)
+        trust = await found.examine()
+        audit = trust.audits[1]
+        assert (trust.held, audit.verdict, audit.blamed) == (True, AuditVerdict.SAME, blamed)
+        assert audit.by == (FIRST, *(THIS_MACHINE if each == OWN else each for each in others))
+        assert [each.accused for each in found.proofs] == [FIRST] * (blamed is not None)
+        for proof in found.proofs:
+            body = proof.body()
+            read = parse(body + KEYS[0].sign(to_sign(body)), verify)
+            assert read.receipt.position == 96  # behind the one row that is wrong
+            assert await judge(read, [found.find(BOUNDS[1], BOUNDS[2], FIRST)[-1]]) is (
+                True if OWN in others else None
+            )
+
+
+async def test_a_stage_and_an_auditor_that_lie_alike_are_outvoted(
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Two honest ones find the same, and nobody honest is blamed."""
+    async with case(FIRST, SECOND, OWN) as found:
+        cheat(found.made.engines[1], at_70, monkeypatch)
+        cheat(found.holders[1], at_70, monkeypatch)
+        trust = await found.examine()
+        audit = trust.audits[1]
+        cheater = found.made.route[1].peer
+        assert (trust.held, audit.verdict, audit.blamed) == (False, AuditVerdict.CHEATED, cheater)
+        assert [each.accused for each in found.proofs] == [cheater]
+
+
+async def test_of_two_whose_receipts_do_not_join_up_the_first_is_run_again(
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One that signs for other rows than it computes is proven a cheat by its own word."""
+    add = SessionRecord.add
+
+    def add_falsely(record: SessionRecord, step: Step, sent: bytes) -> None:
+        if (record.seat.first, step.position) == (BOUNDS[1], 48):
+            sent = bytes(len(sent))
+        add(record, step, sent)
+
+    monkeypatch.setattr(SessionRecord, "add", add_falsely)
+    async with case(OWN) as found:
+        trust = await found.examine()
+        assert trust.broken
+        cheater, innocent = (hop.peer for hop in found.made.route[1:])
+        assert trust.broken.peers == (cheater, innocent)
+        assert [(each.peer, each.blamed) for each in trust.audits] == [(cheater, cheater)]
+        assert [(each.accused, each.receipt.position) for each in found.proofs] == [(cheater, 64)]
+
+
+async def test_an_auditor_that_goes_is_replaced(autojump_clock: MockClock) -> None:
+    """And where nobody is left, that is said, and it is no accusation."""
+    async with case(FIRST, OWN) as found:
+        found.made.leave[3]()
+        trust = await found.examine()
+        assert [each.verdict for each in trust.audits] == [AuditVerdict.SAME] * 3
+    async with case(FIRST) as found:
+        found.made.leave[3]()
+        trust = await found.examine()
+        assert (trust.held, trust.audits[1].verdict) == (True, AuditVerdict.NOT_REPLAYED)
+
+
+async def test_who_is_asked_again_and_signs_another_root_contradicts_itself(
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Which anybody can see, without any layers."""
+    due = Witness.due
+
+    def due_falsely(witness: Witness, seat: Seat) -> list[Signed]:
+        if seat.first != BOUNDS[1]:
+            return due(witness, seat)
+        bodies = [
+            evolve(Receipt.parse(signed.body), sent=bytes(32)).body()
+            for signed in due(witness, seat)
+        ]
+        return [Signed(body, seat.sign(SIGNED_AS + body)) for body in bodies]
+
+    monkeypatch.setattr(Witness, "due", due_falsely)
+    async with case() as found:  # nobody else holds the layers
+        trust = await found.examine()
+        assert trust.broken
+        cheater = found.made.route[1].peer
+        assert trust.broken.peers[0] == cheater
+        (proof,) = found.proofs
+        assert (proof.accused, len(proof.receipts), proof.rows) == (cheater, 2, b"")
+
+
+@pytest.mark.parametrize("how", ["refuses", "lies", "opens nonsense", "is gone"])
+async def test_who_does_not_open_what_it_signed_for_is_named(
+    how: str, autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A refusal and other rows are alike: the next stage cannot be audited by that peer's fault.
+
+    Nor by nonsense, which an auditor refuses to run: that is no auditor's fault. A peer that is
+    gone is at no fault, but nothing was verified.
+    """
+    opening = StageReceipts.open
+
+    async def open_(self: StageReceipts, position: int, count: int) -> OpenedRows:
+        opened = await opening(self, position, count)
+        if self.hop.first != BOUNDS[0]:
+            return opened
+        if how == "lies":
+            return OpenedRows(opened.regimes, bytes(len(opened.rows)))
+        if how == "opens nonsense":
+            return OpenedRows(opened.regimes, b"\xff" * len(opened.rows))
+        if how == "refuses":
+            raise RefusedError.of(self.hop.peer, Refusal.NOT_HELD, "no")
+        raise PeerUnavailable(self.hop.peer, "gone")
+
+    monkeypatch.setattr(StageReceipts, "open", open_)
+    async with case(FIRST) as found:
+        trust = await found.examine()
+        audit = trust.audits[1]
+        refusing = None if how == "is gone" else found.made.route[0].peer
+        assert (trust.held, audit.verdict, audit.blamed) == (
+            False,
+            AuditVerdict.NOT_OPENED,
+            refusing,
+        )
+
+
+@pytest.mark.parametrize(
+    ("factor", "verdict"),
+    [(1.02, AuditVerdict.CLOSE), (1.2, AuditVerdict.CHEATED), (0.0, AuditVerdict.CHEATED)],
+)
+async def test_another_class_is_held_to_bounds(
+    factor: float,
+    verdict: AuditVerdict,
+    autojump_clock: MockClock,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Noise between machines is no cheat; what no noise explains is."""
+
+    def scale(_: int, rows: bytes) -> bytes:
+        return (np.frombuffer(rows, "<f4") * np.float32(factor)).tobytes()
+
+    async with case(OWN) as found:
+        engine = found.made.engines[1]
+        cheat(engine, scale, monkeypatch)
+        monkeypatch.setattr(engine, "numerics_class", "ab" * 16)
+        trust = await found.examine()
+        assert trust.audits[1].verdict is verdict
+        cheater = found.made.route[1].peer if verdict is AuditVerdict.CHEATED else None
+        assert trust.audits[1].blamed == cheater
+
+
+@pytest.mark.parametrize(
+    ("factor", "others", "verdict", "blamed"),
+    [
+        (1.02, (SECOND, THIRD), AuditVerdict.DISPUTED, None),
+        (1.02, (OWN,), AuditVerdict.DISPUTED, None),
+        (1.2, (SECOND, THIRD), AuditVerdict.CHEATED, "the stage"),
+    ],
+)
+async def test_other_classes_do_not_outvote_who_computes_the_same_bits(
+    factor: float,
+    others: tuple[str, ...],
+    verdict: AuditVerdict,
+    blamed: str | None,
+    autojump_clock: MockClock,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A stage cheats within bounds; the one auditor of its own class that sees it is not blamed."""
+
+    def scale(_: int, rows: bytes) -> bytes:
+        return (np.frombuffer(rows, "<f4") * np.float32(factor)).tobytes()
+
+    async with case(FIRST, *others) as found:
+        cheat(found.made.engines[1], scale, monkeypatch)
+        found.classes.update(dict.fromkeys(others, "ab" * 16))
+        audit = (await found.examine()).audits[1]
+        stage = found.made.route[1].peer
+        assert (audit.verdict, audit.blamed) == (verdict, stage if blamed else None)
+
+
+async def test_a_share_of_stages_is_audited(autojump_clock: MockClock) -> None:
+    """None where the rate is nought; the line says what a cheat would have risked."""
+    async with case(OWN) as found:
+        trust = await found.examine(0.0)
+        assert trust.held
+        assert not trust.audits
+        assert "0 %" in trust.line()
+
+
+def test_runs_keep_to_one_regime() -> None:
+    """Each no longer than its regime's decodes may be, none lost."""
+    regimes = (True,) * 48 + (False,) * 9 + (True, False)
+    rows = bytes(range(59))
+    runs = cut(OpenedRows(regimes, rows), 100)
+    assert [(at, len(data), wide) for at, data, wide in runs] == [
+        (100, 48, True),
+        (148, 7, False),
+        (155, 2, False),
+        (157, 1, True),
+        (158, 1, False),
+    ]
+    assert b"".join(data for _, data, _ in runs) == rows
+
+
+def test_the_line_names_what_broke() -> None:
+    """What did not hold comes first."""
+    audit = Audited(PeerId("p" * 46), 1, 9, AuditVerdict.DISPUTED, ("q" * 46,))
+    trust = Trust(3, 100, 0.5, None, (audit,))
+    assert trust.line().startswith("NOT TRUSTED: ")
+    assert trust.as_dict()["held"] is False
+
+
+def test_the_chance_counts_checkpoints() -> None:
+    """Who cheats everywhere is caught at the rate of audits, who cheats rarely more rarely."""
+    trust = Trust(3, 96, 0.5)
+    assert trust.chance(1) == 0.5
+    assert trust.chance(10) == pytest.approx(0.5 * (1 - 0.9**3))
+
+
+@pytest.mark.parametrize("rate", [0.0, 0.25, 1.0])
+def test_stages_are_drawn_at_the_rate(rate: float) -> None:
+    """By the nonce and by what all stages signed, so that neither side alone chooses."""
+    drawn = [
+        choose_audits(bytes([n] * 32), [bytes([m])] * 4, rate) for n in range(50) for m in range(20)
+    ]
+    share = sum(map(len, drawn)) / (4 * len(drawn))
+    assert share == pytest.approx(rate, abs=0.03)
+    if 0 < rate < 1:
+        assert len({tuple(each) for each in drawn[:20]}) > 1
+        assert len({tuple(each) for each in drawn[::20]}) > 1

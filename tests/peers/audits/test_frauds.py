@@ -1,0 +1,331 @@
+"""Fraud proofs among peers: whoever can checks them, acts, and tells others; nobody else does."""
+
+from collections.abc import AsyncIterator, Callable, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, field
+from random import Random
+
+import pytest
+import trio
+from attrs import evolve
+from trio.testing import MockClock, wait_all_tasks_blocked
+
+from p2pinfer.core.advertisement import Advertisement
+from p2pinfer.core.errors import PeerUnavailable
+from p2pinfer.core.evidence import Case as Told
+from p2pinfer.core.evidence import Cases, ProofIs, WantProof
+from p2pinfer.core.fraud import FraudProof, to_sign
+from p2pinfer.core.ids import PeerId
+from p2pinfer.core.receipts import SIGNED_AS, Receipt, Signed
+from p2pinfer.core.witness import runs_of
+from peers.audits import frauds as module
+from peers.audits.frauds import FRAUDS, Frauds, Judges, judge
+from peers.audits.replay import OpenReplay, by_engine
+from peers.parts.protocol import in_place
+from peers.steps.messaging import receive, send
+from tests.support.audits import BOUNDS, FIRST, OWN, SECOND, THIRD, Case, at_70, case, cheat
+from tests.support.directories import OTHER, advertisement, identity
+from tests.support.fake_engines import FakeStage
+from tests.support.swarm import CONTEXT, KEYS, PROMPT, answer
+from transports.base import Transport
+from transports.blocklist import GuardedTransport
+from transports.identity import Identity
+
+ACCUSED = KEYS[2]
+LAYERS = BOUNDS[1], BOUNDS[2]
+
+
+@dataclass
+class Node:
+    """A peer that compares cases."""
+
+    transport: Transport
+    frauds: Frauds
+    discredited: list[PeerId] = field(default_factory=list)
+
+
+def by_own_layers(_: Told) -> Sequence[OpenReplay]:
+    """Judge as who holds the layers that all cases here are about."""
+    return [by_engine(FakeStage(*LAYERS, context=CONTEXT), LAYERS[1])]
+
+
+def by_nobody(_: Told) -> Sequence[OpenReplay]:
+    """Judge as who holds nothing, and knows nobody who does."""
+    return []
+
+
+def offers(*keys: Identity) -> list[Advertisement]:
+    """Return what some peers say of themselves."""
+    return [advertisement(key, layers=(LAYERS[0], LAYERS[1])) for key in keys]
+
+
+@asynccontextmanager
+async def node(found: Case, key: Identity, judges: Judges, *known: Identity) -> AsyncIterator[Node]:
+    """Run a peer that knows some others, in the network of a chain."""
+    async with AsyncExitStack() as stack:
+        transport: Transport = found.made.me
+        if key.peer_id != transport.peer_id:
+            transport = await stack.enter_async_context(found.made.network.join(key.peer_id))
+        discredited: list[PeerId] = []
+        frauds = Frauds(
+            transport,
+            offers(ACCUSED)[0].model,
+            key.sign,
+            lambda: offers(ACCUSED, *known),
+            judges,
+            Random(1),
+            lambda *_: None,
+            discredited.append,
+            in_place,
+        )
+        frauds.listen()
+        nursery = await stack.enter_async_context(trio.open_nursery())
+        nursery.start_soon(frauds.run)
+        yield Node(transport, frauds, discredited)
+        nursery.cancel_scope.cancel()
+
+
+async def proof_of(found: Case, monkeypatch: pytest.MonkeyPatch) -> FraudProof:
+    """Have the middle stage cheat, and return what the requester's audit makes of it."""
+    cheat(found.made.engines[1], at_70, monkeypatch)
+    await found.examine()
+    (proof,) = found.proofs
+    assert proof.accused == ACCUSED.peer_id
+    return proof
+
+
+async def honest_proof(found: Case) -> FraudProof:
+    """Return an honest stage's receipt with its own rows: well-formed, and false."""
+    async with found.made.open() as session:
+        await answer(session, PROMPT)
+        evidence = session.evidence
+        assert evidence
+        assert await evidence.settle(len(session.tokens)) is None
+        signed = evidence.stages[1].signed(32)[32]
+        opened = await evidence.inputs(1, 0, 32)
+        regimes = runs_of(opened.regimes)
+        return FraudProof(
+            evidence.terms, ACCUSED.peer_id, LAYERS[1], (signed,), regimes, opened.rows
+        )
+
+
+A, B, C = (identity(number) for number in (101, 102, 103))
+
+
+async def test_a_proof_goes_to_whoever_can_check_it(
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """From the author to a holder of the layers and on to another, past one who holds none."""
+    async with (
+        case(OWN) as found,
+        node(found, A, by_own_layers) as holder,
+        node(found, B, by_nobody, A) as bystander,
+        node(found, C, by_own_layers, A) as far,
+    ):
+        proof = await proof_of(found, monkeypatch)
+        assert proof.receipt.position == 96  # the first checkpoint behind the row that differs
+        async with node(found, KEYS[0], by_own_layers, A, B) as author:
+            author.frauds.accuse(proof)
+            await author.frauds.finish()
+            assert author.frauds.proven == [ACCUSED.peer_id]
+        await trio.sleep(2 * module.COMPARE_S)
+        assert holder.frauds.proven == far.frauds.proven == [ACCUSED.peer_id]
+        assert bystander.frauds.proven == []
+        assert not [each.discredited for each in (holder, far, bystander) if each.discredited]
+
+
+async def test_who_waits_for_checks_hears_of_their_end(
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Also where another proof comes while the first one is checked."""
+    checking = trio.Event()
+
+    async def run(function: Callable[..., FraudProof], /, *args: object) -> FraudProof:
+        await checking.wait()
+        return function(*args)
+
+    async with case(OWN) as found:
+        proof = await proof_of(found, monkeypatch)
+        async with node(found, KEYS[0], by_own_layers) as author, trio.open_nursery() as nursery:
+            monkeypatch.setattr(author.frauds, "_run", run)
+            author.frauds.accuse(proof)
+            nursery.start_soon(author.frauds.finish)
+            await wait_all_tasks_blocked()
+            author.frauds.accuse(proof)
+            checking.set()
+            nursery.cancel_scope.deadline = trio.current_time() + 5
+        assert not nursery.cancel_scope.cancelled_caught
+        assert author.frauds.proven == [ACCUSED.peer_id]
+
+
+async def test_a_false_proof_costs_its_author_and_goes_nowhere(autojump_clock: MockClock) -> None:
+    """Well-formed, signed, and not so: the first who checks it sees that."""
+    async with (
+        case(OWN) as found,
+        node(found, A, by_own_layers) as holder,
+        node(found, C, by_own_layers, A) as far,
+    ):
+        body = (proof := await honest_proof(found)).body()
+        async with node(found, KEYS[0], by_nobody, A) as author:
+            author.frauds.add(proof, body + KEYS[0].sign(to_sign(body)))
+            await author.frauds.finish()
+        await trio.sleep(2 * module.COMPARE_S)
+        assert holder.frauds.proven == far.frauds.proven == []
+        assert holder.discredited == [KEYS[0].peer_id]
+        assert far.discredited == []
+
+
+@pytest.mark.parametrize("judges", [by_own_layers, by_nobody])
+async def test_an_author_judges_its_own_first(judges: Judges, autojump_clock: MockClock) -> None:
+    """Its auditors may have lied together; nobody hears of what it cannot judge either."""
+    async with case(OWN) as found, node(found, A, by_own_layers) as holder:
+        proof = await honest_proof(found)
+        async with node(found, KEYS[0], judges, A) as author:
+            author.frauds.accuse(proof)
+            await author.frauds.finish()
+            assert author.frauds.proven == []
+        await trio.sleep(2 * module.COMPARE_S)
+        assert (holder.frauds.proven, holder.discredited) == ([], [])
+
+
+async def test_two_results_of_the_same_rows_need_no_layers(autojump_clock: MockClock) -> None:
+    """Anybody sees from the signatures that one of them is a lie."""
+    async with case(OWN) as found, node(found, B, by_nobody) as bystander:
+        proof = await honest_proof(found)
+        body = evolve(proof.receipt, sent=bytes(32)).body()
+        other = Signed(body, ACCUSED.sign(SIGNED_AS + body))
+        two = FraudProof(proof.terms, proof.accused, LAYERS[1], (*proof.receipts, other))
+        async with node(found, KEYS[0], by_nobody, B) as author:
+            author.frauds.accuse(two)
+            await author.frauds.finish()
+        await trio.sleep(1.0)
+        assert bystander.frauds.proven == [ACCUSED.peer_id]
+
+
+async def test_who_passes_on_what_is_no_proof_is_blamed(
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It cannot have checked it; and the one accused is none the worse."""
+    async with case(OWN) as found, node(found, A, by_own_layers) as holder:
+        proof = await proof_of(found, monkeypatch)
+        body = proof.body()
+        forged = body + A.sign(to_sign(body))
+        channel = await found.made.me.open(A.peer_id, FRAUDS)
+        await send(channel, Cases((proof.case(),)))
+        await receive(channel, Cases)
+        await send(channel, WantProof(b""))
+        assert (await receive(channel, WantProof)).digest == proof.case().digest
+        await send(channel, ProofIs(forged))
+        await trio.sleep(1.0)
+        assert holder.frauds.proven == []
+        assert holder.discredited == [KEYS[0].peer_id]
+
+
+async def test_nobody_asks_for_what_it_cannot_use(
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another model's, about a stranger or itself, judged before, or by layers that it lacks."""
+    async with case(OWN) as found, node(found, A, by_own_layers) as holder:
+        told = (await proof_of(found, monkeypatch)).case()
+        others = [
+            evolve(told, model=OTHER),
+            evolve(told, accused=B.peer_id),
+            evolve(told, accused=A.peer_id),
+        ]
+        for cases, wanted in ((others, b""), ([*others, told], told.digest)):
+            channel = await found.made.me.open(A.peer_id, FRAUDS)
+            await send(channel, Cases(tuple(cases)))
+            await receive(channel, Cases)
+            await send(channel, WantProof(b""))
+            assert (await receive(channel, WantProof)).digest == wanted
+            if wanted:
+                await send(channel, ProofIs(b""))  # gone meanwhile
+            await channel.close()
+        await trio.sleep(1.0)
+        assert (holder.frauds.proven, holder.discredited) == ([], [])
+
+
+@pytest.mark.parametrize(
+    ("judges", "verdict"),
+    [
+        ((OWN,), True),
+        ((FIRST, SECOND, THIRD), True),
+        ((FIRST, SECOND), None),
+        ((), None),
+    ],
+)
+async def test_two_holders_are_not_believed(
+    judges: tuple[str, ...],
+    verdict: bool | None,
+    autojump_clock: MockClock,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Own layers are; of others, three must agree."""
+    async with case(OWN) as found:
+        proof = await proof_of(found, monkeypatch)
+        by = Case(found.made, found.holders, list(judges))
+        assert await judge(proof, by.find(LAYERS[0], LAYERS[1], ACCUSED.peer_id)) is verdict
+
+
+async def test_holders_that_disagree_settle_nothing(
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """One of them lies, and it may be any."""
+    async with case(FIRST, SECOND, THIRD) as found:
+        proof = await honest_proof(found)
+        cheat(found.holders[0], lambda _, rows: bytes(len(rows)), monkeypatch)
+        assert await judge(proof, found.find(LAYERS[0], LAYERS[1], ACCUSED.peer_id)) is None
+
+
+async def test_another_class_does_not_judge(
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Its rows differ from an honest peer's too."""
+    async with case(OWN) as found:
+        proof = await proof_of(found, monkeypatch)
+        engine = FakeStage(*LAYERS, context=CONTEXT)
+        monkeypatch.setattr(engine, "numerics_class", "ab" * 16)
+        assert await judge(proof, [by_engine(engine, LAYERS[1])]) is None
+
+
+async def test_two_receipts_of_one_stage_are_noticed(
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The requester need only be told two things for one position."""
+    async with case(OWN) as found, found.made.open() as session:
+        await answer(session, PROMPT)
+        assert session.evidence
+        await session.evidence.settle(96)
+        stage = session.evidence.stages[1]
+        body = evolve(Receipt.parse(stage.signed(96)[96].body), sent=bytes(32)).body()
+        kept = Receipt.parse(body), Signed(body, ACCUSED.sign(SIGNED_AS + body))
+        monkeypatch.setitem(stage._kept, 96, kept)
+        monkeypatch.setattr(stage, "_final", None)
+        broken = await session.evidence.settle(96)
+        assert broken
+        assert broken.peers == (ACCUSED.peer_id,)
+        assert len(stage.contradiction) == 2
+
+
+async def test_whoever_is_shut_out_is_not_served_nor_asked(autojump_clock: MockClock) -> None:
+    """Neither way is there a channel any more; others have theirs."""
+    async with case(OWN) as found, found.made.network.join(A.peer_id) as inner:
+        guarded = GuardedTransport(inner)
+        served: list[PeerId] = []
+
+        async def serve(channel: object) -> None:
+            served.append(channel.remote)  # type: ignore[attr-defined]
+
+        guarded.handle("test", serve)
+        me = found.made.me
+        await me.open(A.peer_id, "test")
+        await trio.sleep(1.0)
+        guarded.shut_out(me.peer_id)
+        channel = await me.open(A.peer_id, "test")
+        with pytest.raises(PeerUnavailable):
+            await channel.receive()
+        with pytest.raises(PeerUnavailable):
+            await guarded.open(me.peer_id, "test")
+        with pytest.raises(PeerUnavailable):
+            await guarded.connect(me.addresses[0])
+        assert served == [me.peer_id]

@@ -1,0 +1,63 @@
+"""Whom a peer calls, of all whom it knows, and whether it knows all."""
+
+from random import Random
+
+from trio.testing import MockClock
+
+from peers.discovery.model_index import CALLS_MISSED_MAX
+from peers.discovery.partners import CALL_AGAIN, CALLERS_MAX, DOUBTED_MAX, pick_partners
+from tests.support.directories import Peer, directories, fill, identity
+
+ROUNDS = 1000
+
+
+async def test_a_large_swarm_does_not_fall_upon_a_newcomer(autojump_clock: MockClock) -> None:
+    """In each round some call whom they know by hearsay alone, and not everybody."""
+    async with directories(1) as (_, (a,)):
+        fill(a, range(100, 1100))
+        view = a.directory.view
+        called = [len(pick_partners(view, a.id, 0, Random(n))) for n in range(ROUNDS)]
+        assert set(called) == {0, DOUBTED_MAX}
+        assert CALLERS_MAX / 2 < called.count(DOUBTED_MAX) < 1.6 * CALLERS_MAX
+
+
+def miss(peer: Peer, numbers: range) -> None:
+    """Have some not answer, so often that they are not counted on."""
+    for number in numbers:
+        for _ in range(CALLS_MISSED_MAX):
+            peer.directory.view.note_call(identity(number).peer_id, answered=False)
+
+
+async def test_who_cannot_be_dialled_is_called_seldom(autojump_clock: MockClock) -> None:
+    """Most of a swarm may be behind NAT: rounds are for those who answer."""
+    async with directories(1) as (_, (a,)):
+        fill(a, range(100, 130))
+        miss(a, range(110, 130))
+        there = {identity(number).peer_id for number in range(100, 110)}
+        view, calls = a.directory.view, [0, 0]
+        for n in range(ROUNDS):
+            for peer in pick_partners(view, a.id, 1, Random(n)):
+                calls[peer in there] += 1
+        assert 0.8 * CALL_AGAIN < calls[False] / ROUNDS < 1.2 * CALL_AGAIN
+        assert calls[True] > ROUNDS
+
+
+async def test_where_nobody_answers_all_are_tried(autojump_clock: MockClock) -> None:
+    """In every round: a peer that was cut off finds its way back."""
+    async with directories(1) as (_, (a,)):
+        fill(a, range(100, 110))
+        miss(a, range(100, 110))
+        view = a.directory.view
+        called = [pick_partners(view, a.id, 1, Random(n)) for n in range(ROUNDS)]
+        assert all(called)
+        everybody = {identity(number).peer_id for number in range(100, 110)}
+        assert {peer for some in called for peer in some} == everybody
+
+
+async def test_who_has_no_room_for_one_more_knows_a_sample(autojump_clock: MockClock) -> None:
+    """Whatever of it can be asked, or is only joining."""
+    async with directories(1, room=4) as (_, (me,)):
+        fill(me, range(10, 13))
+        assert not me.directory.is_sample
+        fill(me, range(13, 20))
+        assert me.directory.is_sample

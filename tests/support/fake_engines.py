@@ -1,0 +1,270 @@
+"""Engines without arithmetic: the same protocols, with rows that are digests of all that came in.
+
+Behind each layer a row is a keyed BLAKE3 of that layer's number, of every input of its session up
+to its position, and of the regimes in which these ran; so equal histories give equal bits wherever
+the layers are cut, and others do not.
+Time is trio's, so that a decode may take a second of a mock clock.
+"""
+
+from collections import deque
+from collections.abc import Callable
+
+import numpy as np
+import trio
+from blake3 import blake3
+
+from p2pinfer.core.errors import EngineDied, EngineError
+from p2pinfer.core.sampling import Sampling
+from p2pinfer.engine.base import Candidate, Decoded, Done, EngineBusy, EngineSession, NextToken
+
+WIDTH = 8
+ROW_BYTES = 4 * WIDTH
+VOCABULARY = 50
+END_TOKEN = 0
+
+
+class FakeMachine:
+    """What runs one decode at a time, and may die."""
+
+    def __init__(self, sessions: int = 4, context: int = 256) -> None:
+        self.sessions, self.context = sessions, context
+        self.decode_s = 0.0
+        """How long each decode takes."""
+        self.generation = 1
+        self.open = 0
+        self.rows = 0
+        """Rows run so far."""
+        self._free_at = 0.0
+        self._queue: deque[tuple[float, Callable[[], None]]] = deque()
+
+    def take(self) -> None:
+        """Count one session more; raises EngineBusy."""
+        if self.open == self.sessions:
+            raise EngineBusy(f"all {self.sessions} sessions are taken")
+        self.open += 1
+
+    def die(self) -> None:
+        """Lose all sessions, as when the process ends and another one is started."""
+        self.generation += 1
+
+    def line_up(self, done: Callable[[], None]) -> None:
+        """Call a function when one decode more than were asked for has had its time."""
+        self._free_at = max(self._free_at, trio.current_time()) + self.decode_s
+        self._queue.append((self._free_at, done))
+        if len(self._queue) == 1:
+            trio.lowlevel.spawn_system_task(self._work)
+
+    async def _work(self) -> None:
+        while self._queue:
+            done_at, done = self._queue[0]
+            await trio.sleep_until(done_at)
+            done()
+            self._queue.popleft()
+
+
+class FakeLayers:
+    """One session's state in a range of layers: a running digest per position."""
+
+    def __init__(self, machine: FakeMachine, key: str) -> None:
+        self._machine = machine
+        self._digests = [blake3(key.encode())]
+        self._generation = machine.generation
+
+    def run(self, position: int, inputs: list[bytes], *, wide: bool) -> list[bytes]:
+        """Return one digest per input; raises as the real engine."""
+        self.check_alive()
+        if position >= len(self._digests):
+            raise EngineError(f"position {position} leaves a gap in the session")
+        if position + len(inputs) > self._machine.context:
+            raise EngineError(f"the context of {self._machine.context} positions is full")
+        del self._digests[position + 1 :]
+        for each in inputs:
+            state = self._digests[-1].copy()
+            state.update(bytes([wide]) + each)
+            self._digests.append(state)
+        return [state.digest(ROW_BYTES) for state in self._digests[position + 1 :]]
+
+    def check_alive(self) -> None:
+        """Raise EngineDied where the session belongs to a machine that has died since."""
+        if self._generation != self._machine.generation:
+            raise EngineDied("the engine's process died, and the session's KV cache with it")
+
+
+def row_of(digest: bytes) -> bytes:
+    """Turn a digest into one row of float32 between -1 and 1."""
+    whole = np.frombuffer(digest, "<i4")
+    return (whole / np.float32(2**31)).astype("<f4").tobytes()
+
+
+def rows_of(data: bytes) -> list[bytes]:
+    """Cut rows apart."""
+    return [data[at : at + ROW_BYTES] for at in range(0, len(data), ROW_BYTES)]
+
+
+class Outcome:
+    """What a decode will give, for a task that waits for it."""
+
+    def __init__(self) -> None:
+        self._event = trio.Event()
+        self._outcome: Decoded | EngineError | None = None
+
+    def take(self, outcome: Decoded | EngineError) -> None:
+        """Be told, once."""
+        assert self._outcome is None
+        self._outcome = outcome
+        self._event.set()
+
+    async def wait(self) -> Decoded:
+        """Return what came out, or raise why it failed."""
+        await self._event.wait()
+        assert self._outcome is not None
+        if isinstance(self._outcome, EngineError):
+            raise self._outcome
+        return self._outcome
+
+
+def submit(cells: EngineSession, position: int, rows: bytes, *, wide: bool) -> Outcome:
+    """Submit rows and return what can be waited for."""
+    outcome = Outcome()
+    cells.submit(position, rows, outcome.take, wide=wide)
+    return outcome
+
+
+class _FakeCells:
+    """A session of a machine: results come in order, and not after it is closed."""
+
+    def __init__(self, machine: FakeMachine) -> None:
+        machine.take()
+        self._machine, self._closed = machine, False
+
+    def close(self) -> None:
+        if not self._closed:
+            self._closed = True
+            self._machine.open -= 1
+
+    def _decode(
+        self,
+        layers: list[FakeLayers],
+        position: int,
+        inputs: list[bytes],
+        done: Done,
+        *,
+        wide: bool,
+    ) -> None:
+        assert not self._closed
+        layers[0].check_alive()
+        result: Decoded | EngineError
+        try:
+            for layer in layers:
+                inputs = [row_of(digest) for digest in layer.run(position, inputs, wide=wide)]
+            self._machine.rows += len(inputs)
+            result = Decoded(b"".join(inputs), int(1e6 * self._machine.decode_s))
+        except EngineError as error:
+            result = error
+
+        def finish() -> None:
+            if self._closed:
+                return
+            try:
+                layers[0].check_alive()
+            except EngineDied as error:
+                done(error)
+            else:
+                done(result)
+
+        self._machine.line_up(finish)
+
+
+class _FakeStageSession(_FakeCells):
+    def __init__(self, machine: FakeMachine, first: int, end: int) -> None:
+        super().__init__(machine)
+        self._layers = [FakeLayers(machine, f"layer {layer}") for layer in range(first, end)]
+
+    def submit(self, position: int, rows: bytes, done: Done, *, wide: bool) -> None:
+        self._decode(self._layers, position, rows_of(rows), done, wide=wide)
+
+
+class FakeStage:
+    """A ``StageEngine``."""
+
+    def __init__(self, first: int, end: int, *, sessions: int = 4, context: int = 256) -> None:
+        self.first, self.end, self.width, self.context = first, end, WIDTH, context
+        self.numerics_class = "0" * 32
+        self.machine = FakeMachine(sessions, context)
+
+    def open(self, end: int) -> _FakeStageSession:
+        """Reserve a session's cells up to a layer; raises EngineBusy."""
+        assert self.first < end <= self.end
+        return _FakeStageSession(self.machine, self.first, end)
+
+
+class _FakeEndsSession(_FakeCells):
+    def __init__(self, ends: "FakeEnds") -> None:
+        super().__init__(ends.machine)
+        self._ends = ends
+        self._first = FakeLayers(ends.machine, "the first end")
+        self._last = FakeLayers(ends.machine, "the last end")
+        self._seed = b""
+        self._told: int | None = None
+
+    def start(self, sampling: Sampling, recent: list[int]) -> None:
+        """Draw by a seed where the temperature is not 0."""
+        self._seed = str(sampling.seed).encode() if sampling.temperature else b""
+        self._told = sampling.top_logprobs
+
+    async def embed(self, position: int, tokens: list[int], *, wide: bool) -> Decoded:
+        inputs = [token.to_bytes(4, "little") for token in tokens]
+        return await self._run(self._first, position, inputs, wide=wide)
+
+    async def absorb(self, position: int, rows: bytes, *, wide: bool) -> int:
+        return (await self._run(self._last, position, rows_of(rows), wide=wide)).decoding_us
+
+    async def _run(
+        self, layers: FakeLayers, position: int, inputs: list[bytes], *, wide: bool
+    ) -> Decoded:
+        outcome = Outcome()
+        self._decode([layers], position, inputs, outcome.take, wide=wide)
+        return await outcome.wait()
+
+    async def next(self, position: int, rows: bytes, *, wide: bool) -> NextToken:
+        decoded = await self._run(self._last, position, rows_of(rows), wide=wide)
+        token = self._ends.pick(decoded.rows[-ROW_BYTES:] + self._seed)
+        piece, is_end = f" {token}".encode(), token == END_TOKEN
+        following, us = position + len(rows) // ROW_BYTES, decoded.decoding_us
+        if is_end or following >= self._ends.context:
+            return NextToken(token, b"" if is_end else piece, is_end, b"", us, self._likely(token))
+        embedded = await self.embed(following, [token], wide=False)
+        return NextToken(token, piece, False, embedded.rows, us, self._likely(token))
+
+    def _likely(self, token: int) -> tuple[Candidate, ...]:
+        """Find the drawn token likeliest, and each that follows it half as likely."""
+        if self._told is None:
+            return ()
+        found = [(token + rank) % VOCABULARY for rank in range(self._told)]
+        ranked = [Candidate(n, f" {n}".encode(), -1.0 - rank) for rank, n in enumerate(found)]
+        return (Candidate(token, f" {token}".encode(), -1.0), *ranked)
+
+
+class FakeEnds:
+    """``Ends`` that keep one layer each of a model of 30, and pick tokens by digest."""
+
+    def __init__(
+        self, *, sessions: int = 8, context: int = 256, ends_answers: bool = False
+    ) -> None:
+        self.first, self.end, self.width, self.context = 1, 29, WIDTH, context
+        self.vocabulary = VOCABULARY
+        self.machine = FakeMachine(sessions, context)
+        self._lowest = END_TOKEN if ends_answers else END_TOKEN + 1
+
+    def pick(self, row: bytes) -> int:
+        """Return the token that a row stands for."""
+        drawn = int.from_bytes(blake3(row).digest(8), "little")
+        return self._lowest + drawn % (VOCABULARY - self._lowest)
+
+    async def tokenize(self, text: str, *, special: bool) -> list[int]:
+        """Make each word a token."""
+        return [1 + sum(word.encode()) % (VOCABULARY - 1) for word in text.split()]
+
+    def open(self) -> _FakeEndsSession:
+        """Reserve a session's cells; raises EngineBusy."""
+        return _FakeEndsSession(self)

@@ -1,0 +1,91 @@
+"""A transport that has nothing to do with peers that were shut out: proven cheats, for example."""
+
+from collections.abc import Sequence
+from contextlib import AbstractAsyncContextManager
+from functools import partial
+
+from p2pinfer.core.errors import PeerUnavailable
+from p2pinfer.core.ids import PeerId
+from transports.base import Accept, Channel, Handler, Topic, Transport
+
+SHUT_OUT_MAX = 4096
+"""Peers remembered; the oldest are forgotten first."""
+
+
+class GuardedTransport:
+    """A ``Transport`` around another one: no channel is opened to or served for some peers.
+
+    Channels that are open already go on.
+    """
+
+    def __init__(self, transport: Transport) -> None:
+        self._inner = transport
+        self._shut_out: dict[PeerId, None] = {}
+
+    def shut_out(self, peer: PeerId) -> None:
+        """Have nothing to do with a peer from now on."""
+        self._shut_out[peer] = None
+        if len(self._shut_out) > SHUT_OUT_MAX:
+            del self._shut_out[next(iter(self._shut_out))]
+
+    @property
+    def peer_id(self) -> PeerId:
+        """Who this peer is."""
+        return self._inner.peer_id
+
+    @property
+    def addresses(self) -> Sequence[str]:
+        """Where others reach it."""
+        return self._inner.addresses
+
+    @property
+    def was_dialled(self) -> bool:
+        """Whether another peer ever made a connection to this one, and used it."""
+        return self._inner.was_dialled
+
+    def handle(self, protocol: str, handler: Handler) -> None:
+        """Serve channels of all who are not shut out."""
+        self._inner.handle(protocol, partial(self._serve, handler))
+
+    async def connect(self, address: str) -> PeerId:
+        """Reach a peer; raises as ``Transport.connect``."""
+        peer = await self._inner.connect(address)
+        self._check(peer)
+        return peer
+
+    async def open(
+        self, peer: PeerId, protocol: str, addresses: Sequence[str] = (), *, own: bool = False
+    ) -> Channel:
+        """Open a channel; raises as ``Transport.open``."""
+        self._check(peer)
+        return await self._inner.open(peer, protocol, addresses, own=own)
+
+    async def discover(self, topic: str | None) -> Sequence[str]:
+        """Return addresses where peers may be."""
+        return await self._inner.discover(topic)
+
+    def join_topic(self, name: str, accept: Accept) -> AbstractAsyncContextManager[Topic]:
+        """Take part in a subject of gossip, whose messages are judged by whom they speak of."""
+        return self._inner.join_topic(name, accept)
+
+    def round_trip_s(self, peer: PeerId) -> float | None:
+        """Return the round trip to a peer, where the transport has measured it."""
+        measure = getattr(self._inner, "rtt_s", None)
+        seconds: float | None = measure(peer) if measure else None
+        return seconds
+
+    @property
+    def channels(self) -> int:
+        """How many channels this peer opened that have not ended, where the transport counts."""
+        count: int = getattr(self._inner, "channels", 0)
+        return count
+
+    def _check(self, peer: PeerId) -> None:
+        if peer in self._shut_out:
+            raise PeerUnavailable(peer, f"{peer} was shut out")
+
+    async def _serve(self, handler: Handler, channel: Channel) -> None:
+        if channel.remote in self._shut_out:
+            channel.abort()
+            return
+        await handler(channel)

@@ -1,0 +1,1 @@
+"""The transport on libp2p: the one place that imports it."""

@@ -1,0 +1,165 @@
+"""Messages on a stream: four bytes of length, big endian, then the message.
+
+A message that fits the window goes out in one plain call, before the sender first yields, and one
+that has arrived whole is returned in one piece. A round trip costs four passes of the scheduler:
+on each side one for the task that reads the socket, and one for the task that it wakes.
+"""
+
+import trio
+
+from p2pinfer.core.errors import ChannelClosed, RemoteProtocolError
+from p2pinfer.core.ids import PeerId
+from transports.base import MESSAGE_BYTES_MAX
+from transports.libp2p.stream import Stream
+from transports.libp2p.yamux import FRAME_BODY_BYTES_MAX
+
+LENGTH_BYTES = 4
+
+WHOLE_BYTES_MAX = 64 * 1024
+"""Up to here a message is awaited whole and taken in one piece; it is well within any window."""
+
+
+class StreamChannel:
+    """A `transports.base.Channel` on one stream of our muxer."""
+
+    def __init__(self, stream: Stream, remote: PeerId) -> None:
+        self._stream = stream
+        self._remote = remote
+        self._lock = trio.Lock()
+        self._senders = 0  # tasks whose message is not yet all on its way
+        self._closed = False
+        self._parts: list[bytes] = []  # of a long message
+        self._left = 0  # bytes of it still to come
+        stream.connection.watch(stream)
+
+    @property
+    def remote(self) -> PeerId:
+        """The peer at the other end, as the Noise handshake proved it."""
+        return self._remote
+
+    async def send(self, message: bytes) -> None:
+        """Send one message; see `transports.base.Channel.send`."""
+        size = len(message)
+        if size > MESSAGE_BYTES_MAX:
+            raise ValueError(f"a message of {size} bytes; the limit is {MESSAGE_BYTES_MAX}")
+        await trio.lowlevel.checkpoint_if_cancelled()
+        self._require_open()
+        if self.send_now(message):
+            await trio.lowlevel.cancel_shielded_checkpoint()
+            return
+        framed = size.to_bytes(LENGTH_BYTES, "big") + message
+        self._senders += 1
+        try:
+            async with self._lock:
+                await self._send_slowly(memoryview(framed))
+        finally:
+            self._senders -= 1
+            if self._closed and not self._senders:
+                self._stream.finish()
+
+    def send_now(self, message: bytes) -> bool:
+        """Send one message at once or not; see `transports.base.Channel.send_now`."""
+        stream = self._stream
+        size = LENGTH_BYTES + len(message)
+        if (
+            self._senders
+            or self._closed
+            or stream.dead
+            or stream.ended
+            or size > FRAME_BODY_BYTES_MAX
+            or size > stream.room()
+        ):
+            return False
+        sent = stream.send_now(len(message).to_bytes(LENGTH_BYTES, "big") + message)
+        assert sent == size, "there was room for it"
+        return True
+
+    async def _send_slowly(self, framed: memoryview) -> None:
+        """Send as the window allows; half a message is the end of the channel."""
+        left = framed
+        try:
+            while left:
+                await self._stream.wait_room(or_end=True)
+                sent = 0 if self._stream.ended else self._stream.send_now(left)
+                if not sent:
+                    raise self._closed_error()
+                left = left[sent:]
+                await trio.lowlevel.checkpoint()  # bulk lets others have their turn
+        except trio.Cancelled:
+            if 0 < len(left) < len(framed):
+                self.abort()
+            raise
+
+    async def receive(self) -> bytes:
+        """Return the next message; see `transports.base.Channel.receive`."""
+        if self._closed:
+            raise self._closed_error()
+        stream = self._stream
+        if not self._left:
+            if len(stream.buffer) < LENGTH_BYTES:
+                await stream.wait_buffered(LENGTH_BYTES)
+            else:
+                await trio.lowlevel.checkpoint()
+            size = self._announced()
+            if size <= WHOLE_BYTES_MAX:
+                await stream.wait_buffered(LENGTH_BYTES + size)
+                self._require_buffered(LENGTH_BYTES + size)
+                return stream.take(LENGTH_BYTES + size)[LENGTH_BYTES:]
+            stream.take(LENGTH_BYTES)
+            self._left = size
+        return await self._receive_slowly()
+
+    def _announced(self) -> int:
+        """Return the length of the message that begins the buffer."""
+        self._require_buffered(LENGTH_BYTES)
+        size = int.from_bytes(self._stream.buffer[:LENGTH_BYTES], "big")
+        if size > MESSAGE_BYTES_MAX:
+            self.abort()
+            raise RemoteProtocolError(
+                self._remote,
+                f"announced a message of {size} bytes; the limit is {MESSAGE_BYTES_MAX}",
+            )
+        return size
+
+    async def _receive_slowly(self) -> bytes:
+        """Take a long message as it comes, so that its sender may send the rest.
+
+        What was taken before a cancel is kept for the next call.
+        """
+        while self._left:
+            await self._stream.wait_buffered(min(self._left, WHOLE_BYTES_MAX))
+            self._require_buffered(1)
+            self._parts.append(self._stream.take(min(self._left, len(self._stream.buffer))))
+            self._left -= len(self._parts[-1])
+        parts, self._parts = self._parts, []
+        return b"".join(parts)
+
+    async def close(self) -> None:
+        """Say that no more messages follow; see `transports.base.Channel.close`."""
+        if not self._closed:
+            self._closed = True
+            self._stream.abandon()
+            if not self._senders:
+                self._stream.finish()
+        await trio.lowlevel.checkpoint()
+
+    def abort(self) -> None:
+        """End the channel now in both directions."""
+        self._closed = True
+        self._stream.abort()
+
+    def _require_open(self) -> None:
+        if self._closed or self._stream.dead or self._stream.ended:
+            raise self._closed_error()
+
+    def _require_buffered(self, size: int) -> None:
+        if len(self._stream.buffer) < size:
+            raise self._closed_error()
+
+    def _closed_error(self) -> ChannelClosed:
+        fault = self._stream.connection.fault
+        if self._closed:
+            return ChannelClosed(self._remote, "we closed the channel")
+        if fault:
+            return ChannelClosed(self._remote, f"the connection ended: {fault}")
+        return ChannelClosed(self._remote, "the peer closed the channel")

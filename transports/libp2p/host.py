@@ -1,0 +1,343 @@
+"""A libp2p host that strangers cannot bring down: TCP, Noise, our muxer, and a cure per weakness.
+
+Each function that starts with ``_cure`` replaces one piece of libp2p 0.8.1 on one host and says
+what goes wrong without it; ``tests/transports/libp2p/test_walls.py`` has a test for each. They lean on
+private names: the version is pinned.
+"""
+
+# ruff: noqa: TID251 - the cures reach into libp2p
+
+import errno
+import logging
+import socket
+from collections import Counter
+from collections.abc import Sequence
+from typing import Any, Final, Literal
+
+import trio
+from libp2p import new_host
+from libp2p.abc import IHost, IMuxedConn, INetStream, ISecureConn, ISecureTransport
+from libp2p.crypto.ed25519 import create_new_key_pair as ed25519_key_pair
+from libp2p.crypto.keys import KeyPair
+from libp2p.crypto.x25519 import create_new_key_pair as x25519_key_pair
+from libp2p.custom_types import TProtocol
+from libp2p.network import swarm as swarm_module
+from libp2p.network.config import ConnectionConfig
+from libp2p.network.connection import swarm_connection as swarm_connection_module
+from libp2p.network.connection.raw_connection import RawConnection
+from libp2p.network.stream.exceptions import StreamError
+from libp2p.network.swarm import Swarm
+from libp2p.peer.id import ID
+from libp2p.security.noise.transport import PROTOCOL_ID as NOISE_ID
+from libp2p.security.noise.transport import Transport as Noise
+from libp2p.stream_muxer.yamux.yamux import PROTOCOL_ID as YAMUX_ID
+from libp2p.stream_muxer.yamux.yamux import Yamux
+from multiaddr import Multiaddr  # type: ignore[import-untyped]  # it ships no types
+from multiaddr.utils import get_network_addrs  # type: ignore[import-untyped]  # as above
+
+from p2pinfer.core.errors import PeerError, UserError
+from transports.identity import Identity
+from transports.libp2p.muxer import Connection
+from transports.libp2p.private_noise import PRIVATE_NOISE_ID, PrivateNoise
+
+log: Final = logging.getLogger("p2pinfer.transports")
+
+Muxer = Literal["own", "library"]
+"""``library`` is libp2p's own Yamux, to measure ours against; it survives no hostile peer."""
+
+CONNECTIONS_MAX = 256
+"""A swarm's worth of peers; each costs three tasks and, at worst, `yamux.UNREAD_BYTES_MAX`."""
+
+CONNECTIONS_PER_PEER_MAX = 4
+"""Two are normal when both sides dial at once; beyond this libp2p closes the oldest."""
+
+HALF_OPEN_PER_ADDRESS_MAX = 64
+"""Handshakes under way from one address: a NAT full of honest peers fits, a flood does not."""
+
+HANDSHAKE_S_MAX = 5.0
+"""For Noise and the muxer to agree, three round trips in all; then a silent socket is dropped."""
+
+STREAMS_PER_PEER_MAX = 300
+"""Inbound streams being served for one peer, over all its connections."""
+
+NEGOTIATION_S_MAX = 10
+"""For an inbound stream to say which protocol it speaks (whole seconds: libp2p's type)."""
+
+CUT_OFF_S = 60.0
+"""For which a peer that broke the rules of gossip is served nothing."""
+
+CUT_OFF_MAX = 1024
+"""Peers remembered so; more identities than that cost their maker more than they cost us."""
+
+HANDLER_GRACE_S = 1.0
+"""For a handler to notice that its connection is gone, before it is cancelled."""
+
+
+def build_host(
+    identity: Identity,
+    *,
+    connections_max: int = CONNECTIONS_MAX,
+    muxer: Muxer = "own",
+    network_key: bytes | None = None,
+) -> IHost:
+    """Make a host that does not run yet; with a network's key it knows only those who have it."""
+    _quiet_libraries()
+    key_pair = ed25519_key_pair(identity.seed)
+    host = new_host(
+        key_pair=key_pair,
+        # Given explicitly: libp2p's own list of securities accepts plaintext.
+        sec_opt=_security(key_pair, network_key),
+        muxer_opt={TProtocol(YAMUX_ID): Yamux},
+        connection_config=ConnectionConfig(
+            max_connections=connections_max,
+            high_watermark=connections_max,
+            low_watermark=1,
+            min_connections=0,
+            max_connections_per_peer=CONNECTIONS_PER_PEER_MAX,
+            inbound_upgrade_timeout=HANDSHAKE_S_MAX,
+            outbound_upgrade_timeout=HANDSHAKE_S_MAX,
+            inbound_stream_protocol_negotiation_timeout=NEGOTIATION_S_MAX,
+        ),
+        addrs_factory=real_addresses,
+    )
+    swarm = host.get_network()
+    assert isinstance(swarm, Swarm), "new_host makes a Swarm"
+    swarm.retry_config.max_retries = 0  # whoever dials decides whether to try again
+    _cure_limits(swarm)
+    _cure_dial_delay()
+    _cure_dialling_everybody(swarm)
+    _cure_inbound_slots(swarm)
+    _cure_raising_handlers(swarm)
+    if muxer == "own":
+        _use_own_muxer(swarm)
+    return host
+
+
+def _security(key_pair: KeyPair, network_key: bytes | None) -> dict[TProtocol, ISecureTransport]:
+    """Return the one handshake that this host speaks."""
+    static = x25519_key_pair().private_key
+    if network_key is None:
+        return {NOISE_ID: Noise(key_pair, noise_privkey=static)}
+    private = PrivateNoise(key_pair, noise_privkey=static)
+    private.key = network_key
+    return {PRIVATE_NOISE_ID: private}
+
+
+def connections(host: IHost, peer: ID | None = None) -> list[Connection]:
+    """Return the live connections that our muxer runs, to one peer or to all."""
+    found = (conn.muxed_conn for conn in host.get_network().get_connections(peer))
+    return [conn for conn in found if isinstance(conn, Connection) and not conn.is_closed]
+
+
+def cut_off(host: IHost, peer: ID) -> None:
+    """Drop a peer now, and serve it nothing for a while."""
+    swarm: Any = host.get_network()
+    barred: dict[ID, float] = swarm.barred
+    barred[peer] = trio.current_time() + CUT_OFF_S
+    if len(barred) > CUT_OFF_MAX:
+        del barred[next(iter(barred))]
+    for connection in connections(host, peer):
+        connection.abort("it broke the rules of gossip")
+
+
+def _quiet_libraries() -> None:
+    """Keep libp2p and multiaddr off the logs, and off the root logger's handlers.
+
+    libp2p's SwarmConn calls ``logging.debug``, which installs a handler on the root logger.
+    """
+    names = [name for name in logging.root.manager.loggerDict if name.startswith("libp2p.")]
+    for name in ("libp2p", "multiaddr", *names):
+        logging.getLogger(name).setLevel(logging.CRITICAL)
+    quiet: Any = logging.getLogger("libp2p.network.connection")
+    swarm_connection_module.logging = quiet  # type: ignore[attr-defined]  # not exported
+
+
+def _use_own_muxer(swarm: Swarm) -> None:
+    """Have this host's connections run by `transports.libp2p.muxer`; libp2p hard-wires its own."""
+    upgrader = swarm.upgrader
+
+    async def upgrade_connection(conn: ISecureConn, peer_id: ID) -> IMuxedConn:
+        await upgrader.muxer_multistream.select_transport(conn)
+        return Connection(conn, peer_id)
+
+    upgrader.upgrade_connection = upgrade_connection  # type: ignore[method-assign]
+
+
+def _cure_limits(swarm: Swarm) -> None:
+    """Drop libp2p's resource manager: at its limit of streams, the next one hangs. Ours refuse."""
+    swarm.set_resource_manager(None)
+
+
+def _cure_dial_delay() -> None:
+    """Make libp2p's own dials return when they are done, not 250 ms later."""
+    swarm_module._HAPPY_EYEBALLS_DELAY = 0.0
+
+
+def _cure_dialling_everybody(swarm: Swarm) -> None:
+    """Dial whom we mean to; libp2p, when alone, dials every peer it has ever heard of."""
+
+    async def nobody() -> None:
+        pass
+
+    replaced: Any = swarm.auto_connector
+    replaced.maybe_connect = nobody
+
+
+def _cure_inbound_slots(swarm: Swarm) -> None:
+    """Serve an inbound connection for its life only, and few half-open ones per address.
+
+    libp2p keeps the slot of an ended connection for ever, so that the 251st inbound connection is
+    refused; and 250 silent sockets shut the port.
+    """
+    half_open: Counter[str] = Counter()
+
+    async def inbound(wire: Any, listener: Multiaddr, failure: object) -> None:  # noqa: ARG001
+        raw = RawConnection(wire, initiator=False)
+        address = _address(wire)
+        try:
+            if half_open[address] >= HALF_OPEN_PER_ADDRESS_MAX:
+                log.info("too many handshakes at once from %s", address)
+                return
+            half_open[address] += 1
+            try:
+                muxed: Any = await swarm.upgrade_inbound_raw_conn(raw, listener)
+            finally:
+                half_open[address] -= 1
+                if not half_open[address]:
+                    del half_open[address]
+            await muxed.event_closed.wait()
+        except Exception as error:  # noqa: BLE001 - a stranger's handshake ends only itself
+            log.debug("inbound connection from %s failed: %r", address, error)
+        finally:
+            with trio.CancelScope(shield=True), trio.move_on_after(1.0):
+                await raw.close()
+
+    replaced: Any = swarm
+    replaced._do_handle_inbound_connection = inbound
+
+
+def _address(wire: Any) -> str:
+    """Return the IP address at the other end; libp2p's own way knows no IPv6."""
+    try:
+        return str(wire.stream.socket.getpeername()[0])
+    except (AttributeError, OSError):
+        return "?"  # no plain socket, or gone already
+
+
+def _cure_raising_handlers(swarm: Swarm) -> None:
+    """Let nothing that happens in one stream reach the others, or outlive its connection.
+
+    In libp2p an exception in a handler, or a protocol name that is not UTF-8, ends the process.
+    """
+    serve = swarm.common_stream_handler
+    serving: Counter[ID] = Counter()
+    barred: dict[ID, float] = {}
+    host: Any = swarm
+    host.barred = barred
+
+    async def guarded(stream: INetStream) -> None:
+        muxed: Any = stream.muxed_conn
+        peer: ID = muxed.peer_id
+        done = False
+        serving[peer] += 1
+        try:
+            if serving[peer] > STREAMS_PER_PEER_MAX:
+                log.info("peer %s has too many streams", peer)
+            elif barred.get(peer, 0) > trio.current_time():
+                log.debug("peer %s is cut off", peer)
+            else:
+                await _until_end(muxed, serve, stream)
+                done = True
+        except StreamError as error:
+            log.debug("a stream from peer %s ended before it was agreed on: %r", peer, error)
+        except PeerError as error:  # a warning would let strangers fill the log
+            log.info("a stream from peer %s ended: %s", peer, error)
+        except Exception as error:  # noqa: BLE001 - whatever it is, it ends this stream only
+            log.warning("a stream from peer %s failed: %r", peer, error)
+        finally:
+            serving[peer] -= 1
+            if not serving[peer]:
+                del serving[peer]
+            with trio.CancelScope(shield=True), trio.move_on_after(HANDLER_GRACE_S):
+                await (stream.close() if done else stream.reset())
+
+    swarm.set_stream_handler(guarded)
+
+
+async def _until_end(muxed: Any, serve: Any, stream: INetStream) -> None:
+    """Serve a stream; cancel that soon after its connection has ended."""
+    with trio.CancelScope() as scope:
+        if not isinstance(muxed, Connection):
+            await serve(stream)
+            return
+
+        def expire() -> None:
+            scope.deadline = trio.current_time() + HANDLER_GRACE_S
+
+        take_back = muxed.call_at_end(expire)
+        try:
+            await serve(stream)
+        finally:
+            take_back()
+
+
+def real_addresses(addresses: Sequence[Multiaddr]) -> list[Multiaddr]:
+    """Replace the addresses that mean "all interfaces" by those of the interfaces."""
+    real: list[Multiaddr] = []
+    for address in addresses:
+        text = str(address)
+        for wildcard, version, name in (("/ip4/0.0.0.0/", 4, "ip4"), ("/ip6/::/", 6, "ip6")):
+            if text.startswith(wildcard):
+                loopback = "127.0.0.1" if version == 4 else "::1"
+                hosts = [*get_network_addrs(version), loopback]
+                rest = text[len(wildcard) :]
+                real += [Multiaddr(f"/{name}/{host}/{rest}") for host in dict.fromkeys(hosts)]
+                break
+        else:
+            real.append(address)
+    return real
+
+
+def check_port(address: Multiaddr) -> None:
+    """Try to bind ``address``: libp2p would share a taken port, and peers would reach either.
+
+    Raises:
+        UserError: the port is taken or forbidden, or the address is not this machine's.
+    """
+    names = [protocol.name for protocol in address.protocols()]
+    if names not in (["ip4", "tcp"], ["ip6", "tcp"]):
+        raise UserError(f"Cannot listen on {address}: give it as /ip4/0.0.0.0/tcp/PORT.")
+    host, port = address.value_for_protocol(names[0]), int(address.value_for_protocol("tcp"))
+    family = socket.AF_INET if names[0] == "ip4" else socket.AF_INET6
+    with socket.socket(family) as probe:
+        # Not REUSEPORT, which would share; REUSEADDR only skips what a closed socket leaves behind.
+        probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        try:
+            probe.bind((host, port))
+        except OSError as error:
+            raise UserError(_why_not(address, host, port, error)) from error
+
+
+def _why_not(address: Multiaddr, host: str, port: int, error: OSError) -> str:
+    """Say why an address cannot be listened on, and what to do."""
+    match error.errno:
+        case errno.EADDRINUSE:
+            return (
+                f"Port {port} is in use by another program: stop that, or take another port"
+                " (0 is any free one)."
+            )
+        case errno.EADDRNOTAVAIL:
+            everywhere = "0.0.0.0" if ":" not in host else "::"  # noqa: S104 - only named
+            return (
+                f"Cannot listen on {address}: this machine has no address {host};"
+                f" {everywhere} stands for all that it has."
+            )
+        case errno.EACCES:
+            return f"Cannot listen on {address}: port {port} is the system's; take one from 1024."
+        case _:
+            return f"Cannot listen on {address} ({error.strerror}): take another address or port."
+
+
+def protocol_id(network: str, protocol: str) -> TProtocol:
+    """Name a protocol of ours on the wire; another network's peers do not speak it."""
+    return TProtocol(f"/p2pinfer/{network}/{protocol}/1")

@@ -1,0 +1,70 @@
+"""Channels on libp2p's own streams: what `transports.libp2p.channel` is measured against.
+
+Not for use with strangers: a cancel in the middle of a read or write can end the whole connection.
+"""
+
+# ruff: noqa: TID251 - these are libp2p's own streams
+
+import trio
+from libp2p.abc import INetStream
+from libp2p.exceptions import BaseLibp2pError
+
+from p2pinfer.core.errors import ChannelClosed, RemoteProtocolError
+from p2pinfer.core.ids import PeerId
+from transports.base import MESSAGE_BYTES_MAX
+
+LENGTH_BYTES = 4
+
+
+class LibraryChannel:
+    """A `transports.base.Channel` on any of libp2p's streams."""
+
+    def __init__(self, stream: INetStream, remote: PeerId) -> None:
+        self._stream = stream
+        self._remote = remote
+        self._lock = trio.Lock()
+
+    @property
+    def remote(self) -> PeerId:
+        """The peer at the other end."""
+        return self._remote
+
+    def send_now(self, message: bytes) -> bool:  # noqa: ARG002 - none is ever taken
+        """Send nothing: libp2p's own muxer always waits."""
+        return False
+
+    async def send(self, message: bytes) -> None:
+        """Send one message."""
+        if len(message) > MESSAGE_BYTES_MAX:
+            raise ValueError(f"a message of {len(message)} bytes; the limit is {MESSAGE_BYTES_MAX}")
+        async with self._lock:
+            try:
+                await self._stream.write(len(message).to_bytes(LENGTH_BYTES, "big") + message)
+            except BaseLibp2pError as error:
+                raise ChannelClosed(self._remote, "the stream ended") from error
+
+    async def receive(self) -> bytes:
+        """Return the next message."""
+        size = int.from_bytes(await self._exactly(LENGTH_BYTES), "big")
+        if size > MESSAGE_BYTES_MAX:
+            raise RemoteProtocolError(self._remote, f"announced a message of {size} bytes")
+        return await self._exactly(size)
+
+    async def _exactly(self, size: int) -> bytes:
+        data = bytearray()
+        while len(data) < size:
+            try:
+                more = await self._stream.read(size - len(data))
+            except BaseLibp2pError as error:
+                raise ChannelClosed(self._remote, "the stream ended") from error
+            if not more:
+                raise ChannelClosed(self._remote, "the stream ended")
+            data += more
+        return bytes(data)
+
+    async def close(self) -> None:
+        """Send no more."""
+        await self._stream.close()
+
+    def abort(self) -> None:
+        """Do nothing: libp2p's streams cannot be ended without a wait."""

@@ -1,0 +1,195 @@
+"""Where else peers may be: on the local network by mDNS, and in a Kademlia DHT.
+
+What comes from here is a hint: perhaps stale, perhaps a lie, and for whoever asks to dial. Both are
+off unless asked for; waiting they cost next to nothing.
+"""
+
+# ruff: noqa: TID251 - both are libp2p's
+
+import hashlib
+import logging
+from collections.abc import Callable, Iterable
+from functools import partial
+from typing import Any, Final
+
+import trio
+from blake3 import blake3
+from libp2p.abc import IHost
+from libp2p.discovery.mdns import listener as listener_module
+from libp2p.discovery.mdns.mdns import MDNSDiscovery, create_mdns_discovery
+from libp2p.kad_dht import provider_store as provider_store_module
+from libp2p.kad_dht.kad_dht import DHTMode, KadDHT
+from libp2p.kad_dht.provider_store import ProviderStore
+from libp2p.peer.peerinfo import PeerInfo
+
+from p2pinfer.core.ids import PeerId
+from transports.base import Reach
+from transports.libp2p.gossip import Tasks
+
+log: Final = logging.getLogger("p2pinfer.transports")
+
+PROVIDE_S = 600.0
+"""How often a record of what this peer takes part in is put into the DHT again."""
+
+RECORD_S: Final = 1800
+"""How long others keep such a record; libp2p would for two days."""
+
+FIRST_PROVIDE_S = 2.0
+"""How soon to try again while nobody is connected who would keep it."""
+
+ASK_S_MAX = 10.0
+"""For the DHT to answer."""
+
+KEYS_MAX = 4096
+"""Of which records are kept for others, at most 20 each: libp2p itself keeps any number."""
+
+HINTS_MAX = 64
+"""Addresses given at once."""
+
+
+class Lan:
+    """Peers of one swarm on the local network."""
+
+    def __init__(self, host: IHost, reach: Reach) -> None:
+        self._host = host
+        # Of the key too, so that nobody is told a private network's name. mDNS takes 15 characters.
+        named = blake3(reach.network.encode(), key=reach.key) if reach.key else None
+        self._name = (named or blake3(reach.network.encode())).hexdigest(4)
+        self._mdns: MDNSDiscovery | None = None
+
+    async def run(self) -> None:
+        """Say that this peer is here, and hear who else is, until cancelled."""
+        make = partial(
+            create_mdns_discovery,
+            self._host.get_network(),
+            host=self._host,
+            private_network_fingerprint=self._name,
+        )
+        try:
+            mdns = await trio.to_thread.run_sync(make)
+        except OSError as error:
+            log.warning("mDNS does not work on this machine: %s", error)
+            return
+        try:
+            # In a thread: it takes a second and a half. Zeroconf's own threads do the rest.
+            await trio.to_thread.run_sync(mdns.broadcaster.register)
+            self._mdns = mdns
+            await trio.sleep_forever()
+        finally:
+            with trio.CancelScope(shield=True):
+                await trio.to_thread.run_sync(mdns.stop)
+
+    def found(self) -> list[str]:
+        """Return the addresses that are being announced.
+
+        Of zeroconf, which drops what is not announced any more: libp2p forgets a peer's addresses
+        two minutes after it has heard of it first, however often it announces itself.
+        """
+        if self._mdns is None:
+            return []
+        heard: Any = self._mdns.listener
+        found: list[str] = []
+        for name in list(heard.discovered_services):
+            info = listener_module.ServiceInfo(heard.service_type, name)  # type: ignore[attr-defined]  # not exported
+            if info.load_from_cache(heard.zeroconf) and (peer := heard._extract_peer_info(info)):
+                found += [_with_id(str(address), str(peer.peer_id)) for address in peer.addrs]
+        return found
+
+
+class _Records(ProviderStore):
+    """What others say to take part in, as much as there is room for."""
+
+    def add_provider(self, key: bytes, provider: PeerInfo) -> None:
+        """Keep a record."""
+        if key in self.providers or len(self.providers) < KEYS_MAX:
+            super().add_provider(key, provider)
+
+
+class Dht:
+    """Records of who takes part in what, kept by the peers together."""
+
+    def __init__(self, host: IHost, network: str, topics: Callable[[], Iterable[str]]) -> None:
+        replaced: Any = provider_store_module
+        replaced.PROVIDER_RECORD_EXPIRATION_INTERVAL = RECORD_S
+        self._host, self._network, self._topics = host, network, topics
+        self._dht = KadDHT(host, DHTMode.SERVER, enable_values=False, strict_validation=True)
+        self._dht.provider_store = _Records(host, self._dht.peer_routing)
+        self._provided: dict[str, float] = {}
+
+    async def run(self) -> None:
+        """Keep records of others, and put one for each topic of ours, until cancelled."""
+        async with trio.open_nursery() as nursery:
+            tasks: Any = Tasks(nursery)
+            self._dht._manager = tasks
+            tasks.run_task(self._dht.run)
+            while True:
+                await self._provide()
+                await trio.sleep(FIRST_PROVIDE_S)
+
+    async def find(self, topic: str) -> list[str]:
+        """Return addresses of peers that said to take part in a topic."""
+        key, kept = bytes.fromhex(self._key(topic)), self._dht.provider_store
+        await self._meet()
+        # libp2p asks nobody while it has any record here, be it its own, and dates what it reads as
+        # if it were new: the dead would be passed around for ever. So what is read goes elsewhere.
+        read = ProviderStore(self._host, self._dht.peer_routing)
+        try:
+            with trio.move_on_after(ASK_S_MAX):
+                await read.find_providers(key)
+        except Exception as error:  # noqa: BLE001 - others provoke any
+            log.info("the DHT does not answer: %r", error)
+        infos = [*kept.get_providers(key), *read.get_providers(key)]
+        found = [_with_id(str(at), str(info.peer_id)) for info in infos for at in info.addrs]
+        return list(dict.fromkeys(found))
+
+    async def _provide(self) -> None:
+        now = trio.current_time()
+        due = [t for t in self._topics() if now - self._provided.get(t, -PROVIDE_S) >= PROVIDE_S]
+        if not due or not await self._meet():
+            return
+        for topic in due:
+            try:
+                with trio.move_on_after(ASK_S_MAX):
+                    await self._dht.provide(self._key(topic))
+                self._provided[topic] = now
+            except Exception as error:  # noqa: BLE001 - it is tried again
+                log.info("the DHT takes no record: %r", error)
+
+    async def _meet(self) -> int:
+        """Know those who are connected; libp2p's table stays empty else. Return how many."""
+        connected = self._host.get_connected_peers()
+        for peer in connected:
+            await self._dht.add_peer(peer, skip_server_mode_check=True)
+        return len(connected)
+
+    def _key(self, topic: str) -> str:
+        """Return the multihash, in hexadecimal, of a topic in this network."""
+        name = f"/p2pinfer/{self._network}/{topic}"
+        return "1220" + hashlib.sha256(name.encode()).hexdigest()
+
+
+class Lookout:
+    """All places where a host looks for peers."""
+
+    def __init__(self, host: IHost, reach: Reach, topics: Callable[[], Iterable[str]]) -> None:
+        self._me = PeerId(str(host.get_id()))
+        self._lan = Lan(host, reach) if reach.mdns else None
+        self._dht = Dht(host, reach.network, topics) if reach.dht else None
+
+    def start(self, nursery: trio.Nursery) -> None:
+        """Look out until the nursery is cancelled."""
+        for place in (self._lan, self._dht):
+            if place:
+                nursery.start_soon(place.run)
+
+    async def find(self, topic: str | None) -> list[str]:
+        """Return hints of others; see `transports.base.Transport.discover`."""
+        found = self._lan.found() if self._lan else []
+        if self._dht and topic:
+            found += await self._dht.find(topic)
+        others = [address for address in found if not address.endswith(f"/p2p/{self._me}")]
+        return list(dict.fromkeys(others))[:HINTS_MAX]
+
+
+def _with_id(address: str, peer: str) -> str:
+    return address if "/p2p/" in address else f"{address}/p2p/{peer}"

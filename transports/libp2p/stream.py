@@ -1,0 +1,180 @@
+"""One stream of our muxer: unread bytes, and who waits for more or for room.
+
+It has two faces: libp2p's (`IMuxedStream`), which waits at every step, and a synchronous one for
+our own channels, which does at once what can be done at once.
+"""
+
+# ruff: noqa: TID251 - a stream for libp2p has to be libp2p's kind of stream
+
+from types import TracebackType
+from typing import TYPE_CHECKING, Self
+
+import trio
+from libp2p.abc import IMuxedStream
+from libp2p.stream_muxer.exceptions import MuxedStreamEOF, MuxedStreamReset
+
+if TYPE_CHECKING:
+    from transports.libp2p.muxer import Connection
+
+
+class Stream(IMuxedStream):
+    """One stream: unread bytes, and who waits for more or for room.
+
+    ``ended`` says that the remote sends no more; ``dead`` that neither side does.
+    """
+
+    def __init__(self, connection: "Connection", stream_id: int) -> None:
+        self.muxed_conn = self.connection = connection
+        self.stream_id = stream_id
+        self.buffer = bytearray()
+        self.ended = self.dead = False
+        self.finished = self._abandoned = False
+        self._wanted = 0  # bytes that a reader waits for
+        self._reader = trio.lowlevel.ParkingLot()
+        self._writers = trio.lowlevel.ParkingLot()
+
+    # The synchronous face, for channels.
+
+    def take(self, size: int) -> bytes:
+        """Remove and return the first ``size`` unread bytes, which must have arrived."""
+        if size == len(self.buffer):
+            data = bytes(self.buffer)
+            self.buffer.clear()
+        else:
+            with memoryview(self.buffer) as view:
+                data = bytes(view[:size])
+            del self.buffer[:size]
+        self.connection.consumed(self.stream_id, size)
+        return data
+
+    async def wait_buffered(self, size: int) -> None:
+        """Wait until ``size`` bytes (at most a window) are unread, or no more will be."""
+        while len(self.buffer) < size and not (self.ended or self.dead or self._abandoned):
+            self._wanted = size
+            await self._reader.park()
+
+    def room(self) -> int:
+        """How many bytes may be sent now."""
+        return 0 if self.dead or self.finished else self.connection.room(self.stream_id)
+
+    def send_now(self, data: bytes | memoryview) -> int:
+        """Send the beginning of ``data``, at most one frame; return how many bytes went."""
+        return self.connection.send(self.stream_id, data) if self.room() else 0
+
+    async def wait_room(self, *, or_end: bool = False) -> None:
+        """Wait until bytes may be sent, or never can; with ``or_end``, or the remote finished."""
+        while not self.dead and not self.finished and not (or_end and self.ended):
+            if self.room():
+                return
+            if self.connection.congested:
+                await self.connection.wait_uncongested()
+            else:
+                await self._writers.park()
+
+    def finish(self) -> None:
+        """Send no more, after what was sent."""
+        if not self.dead and not self.finished:
+            self.finished = True
+            self.connection.finish(self)
+            self._writers.unpark_all()
+
+    def abandon(self) -> None:
+        """Drop what is unread and what still comes; the remote is not allowed more than that."""
+        self._abandoned = True
+        self.buffer.clear()
+        self._reader.unpark_all()
+
+    def abort(self) -> None:
+        """End the stream now, in both directions."""
+        if not self.dead:
+            self.connection.reset(self)
+
+    # What the connection tells.
+
+    def fed(self, data: bytes) -> None:
+        """Bytes arrived."""
+        if not self._abandoned:
+            self.buffer += data
+            if len(self.buffer) >= self._wanted:
+                self._reader.unpark_all()
+
+    def opened(self) -> None:
+        """There is room to send."""
+        self._writers.unpark_all()
+
+    def remote_finished(self) -> None:
+        """The remote sends no more."""
+        self.ended = True
+        self._reader.unpark_all()
+        self._writers.unpark_all()
+
+    def died(self) -> None:
+        """The stream was reset or its connection ended; unread bytes go with it."""
+        self.dead = True
+        self.buffer.clear()
+        self._reader.unpark_all()
+        self._writers.unpark_all()
+
+    # libp2p's face.
+
+    async def read(self, n: int | None = None) -> bytes:
+        """Return up to ``n`` bytes, at least one.
+
+        Raises:
+            MuxedStreamEOF: the remote sends no more.
+            MuxedStreamReset: the stream or the connection is gone.
+        """
+        await trio.lowlevel.checkpoint()
+        await self.wait_buffered(1)
+        if self.buffer:
+            return self.take(len(self.buffer) if n is None or n < 0 else min(n, len(self.buffer)))
+        if self.dead:
+            raise MuxedStreamReset("the stream was reset")
+        raise MuxedStreamEOF("the remote finished")
+
+    async def write(self, data: bytes) -> None:
+        """Send all of ``data``.
+
+        Raises:
+            MuxedStreamReset: the stream or the connection is gone, or we had finished.
+        """
+        await trio.lowlevel.checkpoint()
+        view = memoryview(data)
+        while view:
+            await self.wait_room()
+            sent = self.send_now(view)
+            if not sent:
+                raise MuxedStreamReset("the stream was reset")
+            view = view[sent:]
+
+    async def close(self) -> None:
+        """Send no more; the remote may."""
+        self.finish()
+        await trio.lowlevel.checkpoint()
+
+    async def close_write(self) -> None:
+        """Send no more; the remote may."""
+        await self.close()
+
+    async def reset(self) -> None:
+        """End the stream in both directions."""
+        self.abort()
+        await trio.lowlevel.checkpoint()
+
+    def set_deadline(self, ttl: int) -> None:
+        """Do nothing: deadlines are the caller's cancel scopes."""
+
+    def get_remote_address(self) -> tuple[str, int] | None:
+        """Return the remote's host and port, where known."""
+        return self.connection.get_remote_address()
+
+    async def __aenter__(self) -> Self:
+        return self
+
+    async def __aexit__(
+        self,
+        exc_type: type[BaseException] | None,
+        exc: BaseException | None,
+        traceback: TracebackType | None,
+    ) -> None:
+        await self.close()

@@ -1,0 +1,398 @@
+"""A peer's access to a real network: libp2p over TCP, encrypted and authenticated by Noise.
+
+Everything that libp2p raises is translated here, and its weaknesses are cured in `transports.libp2p.host`.
+A channel is one stream of our muxer, opened in one round trip: the name of the protocol goes out
+together with the greeting, and the answers to both come back together.
+"""
+
+import re
+import weakref
+from collections.abc import AsyncGenerator, Sequence
+from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from functools import partial
+from typing import Any, Final
+
+import trio
+from libp2p.abc import IHost, INetStream
+from libp2p.custom_types import TProtocol
+from libp2p.network.swarm import Swarm
+from libp2p.peer.id import ID
+from libp2p.stream_muxer.exceptions import MuxedConnUnavailable, MuxedStreamReset
+from multiaddr import Multiaddr  # type: ignore[import-untyped]  # it ships no types
+
+from p2pinfer.core.errors import ChannelClosed, PeerUnavailable, UserError
+from p2pinfer.core.ids import PeerId
+from transports.base import Accept, Channel, Handler, Reach, Topic
+from transports.identity import Identity, ephemeral_identity
+from transports.libp2p.channel import StreamChannel
+from transports.libp2p.dialling import REACHED, explain, numeric, place, root
+from transports.libp2p.gossip import Gossip
+from transports.libp2p.host import (
+    CONNECTIONS_MAX,
+    Muxer,
+    build_host,
+    check_port,
+    connections,
+    cut_off,
+    log,
+    protocol_id,
+)
+from transports.libp2p.library_channel import LibraryChannel
+from transports.libp2p.muxer import Connection
+from transports.libp2p.peer_finding import Lookout
+from transports.libp2p.stream import Stream
+
+DIAL_S_MAX = 10.0
+"""For one of a peer's addresses to answer and prove who it is."""
+
+OPEN_S_MAX = 10.0
+"""For a connected peer to say whether it speaks a protocol."""
+
+LAST_WORDS_S = 0.02
+"""At the end, for gossip to hand what was just published to its neighbours' streams."""
+
+FLUSH_S_MAX = 0.5
+"""At the end, for what was sent to leave this machine."""
+
+ADDRESSES_PER_PEER_MAX = 8
+"""Tried at once; a machine has an address per interface and family."""
+
+KNOWN_PEERS_MAX = 10_000
+"""Peers whose addresses are remembered; the one longest unused is forgotten first."""
+
+MULTISTREAM: Final = "/multistream/1.0.0"
+"""https://github.com/multiformats/multistream-select"""
+
+LINE_BYTES_MAX = 1024
+"""A line of that negotiation: a protocol's name; go-libp2p has the same limit."""
+
+NETWORK_NAME: Final = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
+
+
+class Libp2pTransport:
+    """A `transports.base.Transport` on a libp2p host that runs."""
+
+    def __init__(
+        self, host: IHost, identity: Identity, reach: Reach, gossip: Gossip, lookout: Lookout
+    ) -> None:
+        self._host = host
+        self._private = reach.key is not None
+        self._lookout = lookout
+        self._gossip = gossip
+        self._identity = identity
+        self._network = reach.network
+        self.was_dialled = False
+        self._known: dict[PeerId, tuple[str, ...]] = {}
+        self._dialling: weakref.WeakValueDictionary[PeerId, trio.Lock] = (
+            weakref.WeakValueDictionary()
+        )
+
+    @property
+    def peer_id(self) -> PeerId:
+        """Who this peer is."""
+        return self._identity.peer_id
+
+    @property
+    def addresses(self) -> Sequence[str]:
+        """Multiaddrs at which others reach this peer, with its id."""
+        return [str(address) for address in self._host.get_addrs()]
+
+    def sign(self, data: bytes) -> bytes:
+        """Sign with this peer's key; `transports.identity.verify` checks it."""
+        return self._identity.sign(data)
+
+    def rtt_s(self, peer: PeerId) -> float | None:
+        """The smoothed round trip to a connected peer in seconds, once measured."""
+        samples = [conn.rtt_s for conn in self._connections(peer) if conn.rtt_s is not None]
+        return min(samples, default=None)
+
+    @property
+    def channels(self) -> int:
+        """How many channels this peer opened that have not ended."""
+        return sum(conn.channels for conn in connections(self._host))
+
+    def handle(self, protocol: str, handler: Handler) -> None:
+        """Serve inbound channels of ``protocol`` with ``handler``."""
+
+        async def serve(stream: INetStream) -> None:
+            self.was_dialled |= not stream.muxed_conn.is_initiator
+            channel = _wrap(stream)
+            try:
+                await handler(channel)
+            except ChannelClosed as error:
+                log.debug("a handler of %s lost its peer: %s", protocol, error)
+                channel.abort()
+            except BaseException:
+                channel.abort()
+                raise
+            else:
+                await channel.close()
+
+        self._host.set_stream_handler(protocol_id(self._network, protocol), serve)
+
+    async def connect(self, address: str) -> PeerId:
+        """Reach the peer at ``address``; see `transports.base.Transport.connect`."""
+        multiaddr = _parse(address)
+        names = [protocol.name for protocol in multiaddr.protocols()]
+        if not REACHED.fullmatch(address) or names[-1] != "p2p":
+            raise UserError(f"{address} must look like /ip4/192.0.2.1/tcp/4001/p2p/<peer id>.")
+        peer = PeerId(str(multiaddr.value_for_protocol("p2p")))
+        await self._reach(peer, [address], own=False)
+        return peer
+
+    async def open(
+        self, peer: PeerId, protocol: str, addresses: Sequence[str] = (), *, own: bool = False
+    ) -> Channel:
+        """Open a channel; see `transports.base.Transport.open`."""
+        name = protocol_id(self._network, protocol)
+        for last in (False, True):
+            muxed = await self._reach(peer, addresses, own=own)
+            if not isinstance(muxed, Connection):
+                return await self._open_library(peer, name)
+            try:
+                return await _open(muxed, peer, name)
+            except ChannelClosed:
+                if last or not muxed.is_closed:
+                    raise
+                log.debug("connection to %s was gone already; dialling again", peer)
+        raise AssertionError("the second attempt returns or raises")
+
+    async def discover(self, topic: str | None) -> Sequence[str]:
+        """Return hints of others; see `transports.base.Transport.discover`."""
+        return await self._lookout.find(topic)
+
+    def join_topic(self, name: str, accept: Accept) -> AbstractAsyncContextManager[Topic]:
+        """Take part in gossip; see `transports.base.Transport.join_topic`."""
+        return self._gossip.join(name, accept)
+
+    def _connections(self, peer: PeerId) -> list[Connection]:
+        return connections(self._host, _id(peer))
+
+    async def _reach(self, peer: PeerId, addresses: Sequence[str], *, own: bool = False) -> object:
+        """Return a live connection to ``peer``, dialling if there is none; one dial at a time."""
+        if peer == self.peer_id:
+            raise PeerUnavailable(peer, "that peer is this one")
+        lock = self._dialling.setdefault(peer, trio.Lock())
+        async with lock:
+            found = [
+                conn
+                for conn in self._host.get_network().get_connections(_id(peer))
+                if not conn.is_closed
+                and not conn.muxed_conn.is_closed
+                and (conn.muxed_conn.is_initiator or not own)
+            ]
+            if found:
+                return found[0].muxed_conn
+            tried = list(dict.fromkeys([*addresses, *self._known.get(peer, ())]))
+            muxed, address = await self._dial(peer, tried[:ADDRESSES_PER_PEER_MAX])
+            self._remember(peer, [address, *(other for other in tried if other != address)])
+            return muxed
+
+    async def _dial(self, peer: PeerId, addresses: Sequence[str]) -> tuple[object, str]:
+        """Try all addresses at once, and return the connection to the first that answers."""
+        if not addresses:
+            raise PeerUnavailable(peer, "no address of it is known")
+        swarm = self._host.get_network()
+        assert isinstance(swarm, Swarm), "new_host makes a Swarm"
+        made: list[tuple[object, str]] = []
+        faults: list[str] = []
+
+        async def attempt(address: str) -> None:
+            try:
+                targets = await numeric(address)
+            except (OSError, ValueError) as error:  # the latter for what no name can be
+                faults.append(f"{place(address)}: {root(error)}")
+                return
+            for target in targets:
+                nursery.start_soon(dial, target)
+
+        async def dial(address: str) -> None:
+            try:
+                conn: Any = await swarm.dial_addr(_parse(address), _id(peer))
+            except Exception as error:  # noqa: BLE001 - the other end of a handshake provokes any
+                faults.append(f"{place(address)}: {explain(error, private=self._private)}")
+            else:
+                made.append((conn.muxed_conn, address))
+                nursery.cancel_scope.cancel()
+
+        with trio.move_on_after(DIAL_S_MAX) as deadline:
+            async with trio.open_nursery() as nursery:
+                for address in addresses:
+                    nursery.start_soon(attempt, address)
+        if made:
+            return made[0]
+        if deadline.cancelled_caught:
+            faults.append(f"no answer within {DIAL_S_MAX:g} s")
+        raise PeerUnavailable(peer, f"cannot reach {peer}: {'; '.join(faults)}")
+
+    def _remember(self, peer: PeerId, addresses: Sequence[str]) -> None:
+        self._known.pop(peer, None)
+        self._known[peer] = tuple(addresses[:ADDRESSES_PER_PEER_MAX])
+        if len(self._known) > KNOWN_PEERS_MAX:
+            del self._known[next(iter(self._known))]
+
+    async def _open_library(self, peer: PeerId, name: TProtocol) -> Channel:
+        """Open a channel on libp2p's own muxer."""
+        try:
+            return LibraryChannel(await self._host.new_stream(_id(peer), [name]), peer)
+        except Exception as error:
+            raise PeerUnavailable(peer, f"cannot open {name}: {root(error)}") from error
+
+
+@asynccontextmanager
+async def open_libp2p(
+    identity: Identity | None,
+    listen: Sequence[str],
+    network: str | Reach,
+    *,
+    connections_max: int = CONNECTIONS_MAX,
+    muxer: Muxer = "own",
+) -> AsyncGenerator[Libp2pTransport, None]:
+    """Run a peer of ``network`` that listens on the multiaddrs ``listen`` until the block ends.
+
+    Without an ``identity`` one is drawn and kept nowhere. The network's name is part of every
+    protocol's, so that swarms of different names never mix. Who has
+    another key than the `Reach` says is no part of it, whatever the name: see `transports.libp2p.private_noise`.
+    ``muxer="library"`` is to measure with.
+
+    Raises:
+        UserError: an address or the network's name cannot be used, or a port is taken.
+    """
+    reach = Reach(network) if isinstance(network, str) else network
+    if not NETWORK_NAME.fullmatch(reach.network):
+        raise UserError(
+            f"{reach.network!r} cannot name a network:"
+            " use up to 64 of a-z, 0-9, dot, dash, underscore."
+        )
+    listening = [_parse(address) for address in listen]
+    for address in listening:
+        check_port(address)
+    identity = identity or ephemeral_identity()
+    host = build_host(identity, connections_max=connections_max, muxer=muxer, network_key=reach.key)
+    failure: BaseException | None = None
+    async with trio.open_nursery() as nursery:
+        try:
+            gossip = Gossip(host, reach.network, partial(cut_off, host))
+            await nursery.start(_run, host, listening)
+            await nursery.start(gossip.run)
+            lookout = Lookout(host, reach, gossip.topics)
+            lookout.start(nursery)
+            yield Libp2pTransport(host, identity, reach, gossip, lookout)
+        except BaseException as error:  # noqa: BLE001 - raised below, outside the nursery's group
+            failure = error
+        await _leave(host)
+        nursery.cancel_scope.cancel()
+    if failure is not None:
+        raise failure
+
+
+async def _run(
+    host: IHost, listening: Sequence[Multiaddr], task_status: trio.TaskStatus[None]
+) -> None:
+    async with host.run(listen_addrs=listening):
+        for address in listening:
+            if str(address) not in host.get_network().listeners:
+                raise UserError(f"Cannot listen on {address}: choose another address or port.")
+        task_status.started()
+        await trio.sleep_forever()
+
+
+async def _leave(host: IHost) -> None:
+    """Let what was sent leave, then close every connection without a wait, and the ports."""
+    swarm: Any = host.get_network()
+    with trio.move_on_after(FLUSH_S_MAX, shield=True):
+        await trio.sleep(LAST_WORDS_S)
+        async with trio.open_nursery() as nursery:
+            for conn in swarm.get_connections():
+                muxed = conn.muxed_conn
+                nursery.start_soon(
+                    muxed.wait_flushed if isinstance(muxed, Connection) else conn.close
+                )
+    for conn in connections(host):
+        conn.leave()
+    with trio.CancelScope(shield=True):
+        for listener in list(swarm.listeners.values()):
+            await listener.close()  # when cancelled, libp2p leaves them open
+
+
+async def _open(muxed: Connection, peer: PeerId, name: TProtocol) -> Channel:
+    """Open a stream and agree on its protocol; nothing is left behind if that is cancelled."""
+    try:
+        stream = muxed.open_now()
+    except MuxedConnUnavailable as error:
+        kind = ChannelClosed if muxed.is_closed else PeerUnavailable
+        raise kind(peer, f"cannot open a channel to {peer}: {error}") from error
+    muxed.watch(stream)
+    try:
+        with trio.fail_after(OPEN_S_MAX):
+            await stream.write(_line(MULTISTREAM) + _line(name))
+            for expected in (MULTISTREAM, name):
+                answer = await _read_line(stream)
+                if answer != expected:
+                    raise PeerUnavailable(
+                        peer, f"{peer} does not speak {name}: is it of another network?"
+                    )
+    except trio.TooSlowError:
+        stream.abort()
+        raise PeerUnavailable(peer, f"{peer} did not answer within {OPEN_S_MAX:g} s") from None
+    except MuxedStreamReset as error:
+        stream.abort()
+        raise ChannelClosed(peer, f"{peer} refused the channel: {muxed.fault or error}") from error
+    except BaseException:
+        stream.abort()
+        raise
+    return StreamChannel(stream, peer)
+
+
+async def _read_line(stream: Stream) -> str:
+    """Read one line: its length (a varint), then the text and a newline.
+
+    Raises:
+        MuxedStreamReset: the stream ended, or what came is no such line.
+    """
+    size = 0
+    for shift in (0, 7):
+        byte = await _read_exactly(stream, 1)
+        size |= (byte[0] & 0x7F) << shift
+        if byte[0] < 0x80:
+            break
+    if not 0 < size <= LINE_BYTES_MAX:
+        raise MuxedStreamReset("it does not negotiate")
+    line = await _read_exactly(stream, size)
+    return line[:-1].decode("utf-8", "replace")
+
+
+async def _read_exactly(stream: Stream, size: int) -> bytes:
+    await stream.wait_buffered(size)
+    if len(stream.buffer) < size:
+        raise MuxedStreamReset("it ended the channel")
+    return stream.take(size)
+
+
+def _line(text: str) -> bytes:
+    data = text.encode() + b"\n"
+    size = len(data)
+    return (bytes([size]) if size < 0x80 else bytes([size & 0x7F | 0x80, size >> 7])) + data
+
+
+def _wrap(stream: Any) -> Channel:
+    """Make a channel of an inbound stream whose protocol is agreed."""
+    muxed = stream.muxed_stream
+    remote = PeerId(str(stream.muxed_conn.peer_id))
+    if isinstance(muxed, Stream):
+        return StreamChannel(muxed, remote)
+    return LibraryChannel(stream, remote)
+
+
+def _parse(address: str) -> Multiaddr:
+    try:
+        return Multiaddr(address)
+    except ValueError as error:
+        raise UserError(f"{address!r} is not a multiaddr: {error}.") from error
+
+
+def _id(peer: PeerId) -> ID:
+    try:
+        return ID.from_string(peer)
+    except ValueError as error:
+        raise PeerUnavailable(peer, f"{peer!r} is not a peer id") from error

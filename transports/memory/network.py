@@ -1,0 +1,339 @@
+"""Peers in one process: the same channels without a network, for tests and simulations.
+
+Deterministic, and at home under trio's ``MockClock``: nothing waits but on other tasks and on
+trio's clock. A link's latency is a function of the two peers, asked for each message; between
+peers whose latency is infinite nothing passes. Gossip takes the direct link to each peer.
+"""
+
+import logging
+import math
+import re
+from collections.abc import AsyncGenerator, Callable, Sequence
+from contextlib import asynccontextmanager
+from functools import partial
+from typing import Final
+
+import trio
+
+from p2pinfer.core.errors import ChannelClosed, PeerUnavailable, UserError
+from p2pinfer.core.ids import PeerId
+from transports.base import GOSSIP_BYTES_MAX, MESSAGE_BYTES_MAX, Accept, Channel, Handler
+from transports.memory.pipe import CallAt, Pipe, in_a_task
+
+log: Final = logging.getLogger("p2pinfer.transports")
+
+WINDOW_BYTES = 1024 * 1024
+"""Sent and not yet received, per direction of a channel: what libp2p's window grows to."""
+
+ADDRESS: Final = re.compile(r"/memory/\d+/p2p/(\w+)")
+
+Latency = Callable[[PeerId, PeerId], float]
+"""Seconds that a message takes from the first peer to the second."""
+
+REACH_S_MAX = 10.0
+"""For a peer to answer when nothing passes; as libp2p's."""
+
+
+class MemoryChannel:
+    """A `transports.base.Channel` of two pipes."""
+
+    def __init__(self, remote: PeerId, inward: Pipe, outward: Pipe) -> None:
+        self._remote = remote
+        self._in, self._out = inward, outward
+        self._lock = trio.Lock()
+        self._senders = 0  # tasks whose message is not yet all on its way
+        self._closed = False
+
+    @property
+    def remote(self) -> PeerId:
+        """The peer at the other end."""
+        return self._remote
+
+    async def send(self, message: bytes) -> None:
+        """Send one message; see `transports.base.Channel.send`."""
+        if len(message) > MESSAGE_BYTES_MAX:
+            raise ValueError(f"a message of {len(message)} bytes; the limit is {MESSAGE_BYTES_MAX}")
+        await trio.lowlevel.checkpoint_if_cancelled()
+        self._require_open()
+        if self.send_now(message):
+            await trio.lowlevel.cancel_shielded_checkpoint()
+            return
+        self._senders += 1
+        try:
+            async with self._lock:
+                while self._out.unread >= WINDOW_BYTES and not self._out.deaf:
+                    await self._out.moved.park()
+                if self._out.deaf:
+                    raise ChannelClosed(self._remote, "the peer closed the channel")
+                self._out.put(bytes(message))
+                await self._wait_taken()
+        finally:
+            self._senders -= 1
+            if self._closed and not self._senders:
+                self._out.put(None)
+        await trio.lowlevel.cancel_shielded_checkpoint()
+
+    def send_now(self, message: bytes) -> bool:
+        """Send one message at once or not; see `transports.base.Channel.send_now`."""
+        room = WINDOW_BYTES - self._out.unread
+        if self._senders or self._closed or self._out.deaf or len(message) > room:
+            return False
+        self._out.put(bytes(message))
+        return True
+
+    async def _wait_taken(self) -> None:
+        """Wait until what exceeds the window was received; half a message ends the channel."""
+        try:
+            while self._out.unread > WINDOW_BYTES:
+                await self._out.moved.park()
+        except trio.Cancelled:
+            self.abort()
+            raise
+
+    async def receive(self) -> bytes:
+        """Return the next message; see `transports.base.Channel.receive`."""
+        if self._closed:
+            await trio.lowlevel.checkpoint()
+        message = None if self._closed else await self._in.get()
+        if message is None:
+            raise ChannelClosed(self._remote, "the channel was closed")
+        return message
+
+    async def close(self) -> None:
+        """Say that no more messages follow; see `transports.base.Channel.close`."""
+        if not self._closed:
+            self._closed = True
+            self._in.shut()
+            if not self._senders:
+                self._out.put(None)
+        await trio.lowlevel.checkpoint()
+
+    def abort(self) -> None:
+        """End the channel now in both directions."""
+        self._closed = True
+        self._in.shut()
+        self._out.clear()
+        self._out.deaf = True
+        self._out.put(None)
+
+    def sever(self) -> None:
+        """End the channel now on both sides, as when the way between them is cut."""
+        self._in.sever()
+        self._out.sever()
+
+    def _require_open(self) -> None:
+        if self._closed or self._out.deaf:
+            raise ChannelClosed(self._remote, "the channel was closed")
+
+
+class MemoryTransport:
+    """A `transports.base.Transport` in a `MemoryNetwork`."""
+
+    def __init__(self, network: "MemoryNetwork", peer_id: PeerId, nursery: trio.Nursery) -> None:
+        self._network = network
+        self._peer_id = peer_id
+        self._nursery = nursery
+        self.was_dialled = False
+        self._handlers: dict[str, Handler] = {}
+        self._channels: list[MemoryChannel] = []
+
+    @property
+    def peer_id(self) -> PeerId:
+        """Who this peer is."""
+        return self._peer_id
+
+    @property
+    def addresses(self) -> Sequence[str]:
+        """The one name under which others find this peer."""
+        return [f"/memory/0/p2p/{self._peer_id}"]
+
+    def handle(self, protocol: str, handler: Handler) -> None:
+        """Serve inbound channels of ``protocol`` with ``handler``."""
+        self._handlers[protocol] = handler
+
+    async def connect(self, address: str) -> PeerId:
+        """Reach the peer at ``address``; see `transports.base.Transport.connect`."""
+        found = ADDRESS.fullmatch(address)
+        if found is None:
+            raise UserError(f"{address!r} is not an address of the memory network.")
+        return (await self._reach(PeerId(found.group(1)))).peer_id
+
+    async def open(
+        self,
+        peer: PeerId,
+        protocol: str,
+        addresses: Sequence[str] = (),  # noqa: ARG002 - peers are found by id alone
+        *,
+        own: bool = False,
+    ) -> Channel:
+        """Open a channel; see `transports.base.Transport.open`."""
+        remote = await self._reach(peer, own=own)
+        handler = remote._handlers.get(protocol)
+        if handler is None:
+            raise PeerUnavailable(peer, f"{peer} does not speak {protocol}")
+        network = self._network
+        there = Pipe(partial(network.delay_s, self._peer_id, peer), network.call_at)
+        back = Pipe(partial(network.delay_s, peer, self._peer_id), network.call_at)
+        remote._nursery.start_soon(
+            remote._serve, handler, MemoryChannel(self._peer_id, inward=there, outward=back)
+        )
+        channel = MemoryChannel(peer, inward=back, outward=there)
+        self._channels = [other for other in self._channels if not other._closed] + [channel]
+        return channel
+
+    async def discover(self, topic: str | None) -> Sequence[str]:  # noqa: ARG002 - nowhere to look
+        """Find nobody."""
+        return []
+
+    @asynccontextmanager
+    async def join_topic(self, name: str, accept: Accept) -> AsyncGenerator["MemoryTopic", None]:
+        """Take part in gossip; see `transports.base.Transport.join_topic`."""
+        members = self._network.topics.setdefault(name, {})
+        if self._peer_id in members:
+            raise ValueError(f"this peer takes part in {name} already")
+        members[self._peer_id] = accept
+        try:
+            yield MemoryTopic(self._network, self._peer_id, members)
+        finally:
+            del members[self._peer_id]
+
+    async def _reach(self, peer: PeerId, *, own: bool = False) -> "MemoryTransport":
+        """Find a peer; takes a round trip."""
+        dials = self._network.dials(self._peer_id, peer, own=own)
+        round_trip_s = self._network.reach_s(self._peer_id, peer, own=own)
+        await self._network.sleep(min(round_trip_s, REACH_S_MAX))
+        remote = self._network.peers.get(peer)
+        if remote is None or remote is self or round_trip_s > REACH_S_MAX:
+            raise PeerUnavailable(peer, f"cannot reach {peer}")
+        remote.was_dialled |= dials
+        return remote
+
+    async def _serve(self, handler: Handler, channel: MemoryChannel) -> None:
+        try:
+            await handler(channel)
+            await channel.close()
+        except Exception as error:  # noqa: BLE001 - a handler's failure ends its channel only
+            level = logging.DEBUG if isinstance(error, ChannelClosed) else logging.WARNING
+            log.log(level, "a channel from peer %s failed: %r", channel.remote, error)
+            channel.abort()
+        except BaseException:
+            channel.abort()
+            raise
+
+
+class MemoryTopic:
+    """A `transports.base.Topic`, which every peer but the author is a neighbour in."""
+
+    def __init__(
+        self, network: "MemoryNetwork", peer_id: PeerId, members: dict[PeerId, Accept]
+    ) -> None:
+        self._network, self._peer_id, self._members = network, peer_id, members
+
+    @property
+    def neighbours(self) -> int:
+        """How many others take part."""
+        return len(self._members) - 1
+
+    def publish(self, message: bytes) -> None:
+        """Tell everybody; see `transports.base.Topic.publish`."""
+        if len(message) > GOSSIP_BYTES_MAX:
+            raise ValueError(f"{len(message)} bytes of gossip; the limit is {GOSSIP_BYTES_MAX}")
+        others = [peer for peer in self._members if peer != self._peer_id]
+        arrivals = sorted(self._network.spread(self._peer_id, others, message).items())
+        for later_s, peers in arrivals:  # though this peer may have left by then
+            deliver = partial(self._deliver, message, peers)
+            self._network.call_at(trio.current_time() + later_s, deliver)
+
+    def _deliver(self, message: bytes, peers: Sequence[PeerId]) -> None:
+        for peer in peers:
+            if accept := self._members.get(peer):  # it may have left
+                try:
+                    accept(self._peer_id, message)
+                except Exception:
+                    log.exception("gossip could not be judged")
+
+
+class MemoryNetwork:
+    """Peers that reach each other; ``latency_s`` may be replaced at any time."""
+
+    def __init__(self, latency_s: Latency = lambda _from, _to: 0.0) -> None:
+        self.latency_s = latency_s
+        self.call_at: CallAt = in_a_task
+        """How what takes time is waited for; a clock of one's own may be told at less cost."""
+        self.peers: dict[PeerId, MemoryTransport] = {}
+        self.topics: dict[str, dict[PeerId, Accept]] = {}
+
+    def dials(self, sender: PeerId, receiver: PeerId, *, own: bool) -> bool:  # noqa: ARG002
+        """Whether a peer makes a connection to reach another; subclasses know who has one."""
+        return True
+
+    def reach_s(
+        self,
+        sender: PeerId,
+        receiver: PeerId,
+        *,
+        own: bool,  # noqa: ARG002 - subclasses know who has dialled whom
+    ) -> float:
+        """Return how long it takes a peer to reach another, a round trip; infinite: it cannot.
+
+        ``own`` is as in `transports.base.Transport.open`.
+        """
+        return self.latency_s(sender, receiver) + self.latency_s(receiver, sender)
+
+    async def sleep(self, seconds: float) -> None:
+        """Wait."""
+        over = trio.lowlevel.ParkingLot()
+        self.call_at(trio.current_time() + seconds, over.unpark_all)
+        await over.park()
+
+    def delay_s(
+        self,
+        sender: PeerId,
+        receiver: PeerId,
+        message: bytes,  # noqa: ARG002 - subclasses heed its size
+    ) -> float:
+        """Return how long a message takes that is sent now; the end of a channel is empty."""
+        return self.latency_s(sender, receiver)
+
+    def spread(
+        self,
+        sender: PeerId,
+        receivers: Sequence[PeerId],
+        message: bytes,  # noqa: ARG002 - subclasses heed its size
+    ) -> dict[float, list[PeerId]]:
+        """Return whom a message that is published now reaches, by the seconds that it takes."""
+        found: dict[float, list[PeerId]] = {}
+        for peer in receivers:
+            if (later_s := self.latency_s(sender, peer)) < math.inf:
+                found.setdefault(later_s, []).append(peer)
+        return found
+
+    def sever(self, are_apart: Callable[[PeerId, PeerId], bool]) -> None:
+        """End every channel between two peers that are apart from now on."""
+        for peer, transport in self.peers.items():
+            for channel in transport._channels:
+                if are_apart(peer, channel.remote):
+                    channel.sever()
+
+    @asynccontextmanager
+    async def join(self, peer_id: PeerId) -> AsyncGenerator[MemoryTransport, None]:
+        """Be a peer until the block ends; then its channels are aborted and its handlers cancelled.
+
+        Raises:
+            ValueError: that peer is there already.
+        """
+        if peer_id in self.peers:
+            raise ValueError(f"{peer_id} has joined already")
+        failure: BaseException | None = None
+        async with trio.open_nursery() as nursery:
+            transport = self.peers[peer_id] = MemoryTransport(self, peer_id, nursery)
+            try:
+                yield transport
+            except BaseException as error:  # noqa: BLE001 - raised below, outside the group
+                failure = error
+            del self.peers[peer_id]
+            for channel in transport._channels:
+                channel.abort()
+            nursery.cancel_scope.cancel()
+        if failure is not None:
+            raise failure
