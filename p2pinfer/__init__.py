@@ -1,6 +1,6 @@
 """p2pinfer: a peer-to-peer swarm of ordinary machines that runs one quantised language model.
 
-``p2pinfer.connect`` joins a swarm from Python; see ``p2pinfer.library``.
+``p2pinfer.connect`` joins a swarm from Python; see ``p2pinfer.client.library``.
 """
 
 from typing import TYPE_CHECKING

@@ -31,7 +31,7 @@ HEADER_BYTES = TCP_IP_BYTES + 30
 GOSSIP = "gossip"
 
 GOSSIP_COPIES = 3.5
-"""Sent on by every peer of a large swarm, as measured among 24 hosts of ``transports.libp2p.gossip``."""
+"""Sent on by each peer of a large swarm: measured on 24 hosts of ``transports.libp2p.gossip``."""
 
 GOSSIP_BYTES = 124
 """That GossipSub writes around a message: its name, and the topic with the model's id."""

@@ -8,19 +8,18 @@ real one keeps, and whoever decides in that step knows one of them.
 import random
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
 from attrs import evolve
 
-from p2pinfer.core.advertisement import ADVERTISEMENTS_MAX, Advertisement, State
-from p2pinfer.core.ids import ModelId, PeerId
+from p2pinfer.core.advertisement import ADVERTISEMENTS_MAX, State
 from peers.serving.server import WATCH_S
-from scheduler.coverage_value import cover_of
-from scheduler.offer_table import Experience, Floats, OfferTable, Whole
+from scheduler.offer_table import Experience, OfferTable
 from scheduler.placement import JOIN_CHECK_S, choose
 from sim.scale_askers import Askers
+from sim.scale_swarm import draw_swarm
 
 PEERS_MIN, PEERS_MAX = 10, 1_000_000
 LAYERS_MIN = 8
@@ -33,9 +32,6 @@ STEP_S = 1.0
 SAMPLES = 4
 """Drawn in each step; peers that know the same sample differ in themselves alone."""
 
-JOIN_S = 60.0
-"""In which all join."""
-
 LOAD_S = 10.0
 """To fetch and load a range."""
 
@@ -44,42 +40,6 @@ LOST_SHARE = 0.1
 
 QUIET_SHARE = 0.01
 """A swarm has settled when no more of its peers than that begin to move in a minute."""
-
-LAYERS_HELD = (2, 24)
-ROW_US = (1500.0, 0.6)
-"""Median and spread of what a layer takes for a row, lognormal."""
-
-SESSIONS = 8
-
-MODEL = ModelId("5c" * 32)
-
-
-@dataclass
-class ScaleSwarm:
-    """Everybody, as columns where all are looked at, and as what each says of itself."""
-
-    said: list[Advertisement]
-    lo: int
-    hi: int
-    speed: Floats
-    """Rows a second through one layer."""
-    due_s: Floats
-    """When each decides again; infinite: it is gone."""
-    loading: dict[int, tuple[float, int, int]] = field(default_factory=dict)
-    """Until when, and what they serve then."""
-
-    def ranges(self) -> tuple[Whole, Whole]:
-        """Return first layer and end of what each serves; the same number where nothing."""
-        some = [a.state is State.SERVING for a in self.said]
-        first = np.array([a.first for a in self.said], np.int64)
-        end = np.array([a.end for a in self.said], np.int64)
-        return np.where(some, first, self.lo), np.where(some, end, self.lo)
-
-    def rates(self) -> tuple[Floats, Whole]:
-        """Return rows a second through each layer, and how many serve it."""
-        first, end = self.ranges()
-        cover = cover_of(self.lo, self.hi, first, end, self.speed)
-        return cover.rate, cover.holders
 
 
 @dataclass(frozen=True)
@@ -93,34 +53,6 @@ class ScaleLook:
     """The rate of the weakest layer, in parts of the mean."""
     moves: int
     """Of peers that served something already, since the start."""
-
-
-def draw_swarm(peers: int, layers: int, chance: random.Random) -> ScaleSwarm:
-    """Draw so many machines, of which none serves anything yet."""
-    lo, hi = 1, layers - 1
-    said = [
-        Advertisement(
-            peer=PeerId(f"12D3Koo{number:x>45}"),
-            addresses=(),
-            model=MODEL,
-            model_name="virtual",
-            layers=layers,
-            first=0,
-            end=0,
-            context=4096,
-            numerics_class="0" * 32,
-            sequence=0,
-            state=State.JOINING,
-            layers_max=min(chance.randint(*LAYERS_HELD), hi - lo),
-            row_us=max(1, round(ROW_US[0] * chance.lognormvariate(0, ROW_US[1]))),
-            sessions_max=SESSIONS,
-            sessions_free=SESSIONS,
-        )
-        for number in range(peers)
-    ]
-    speed = np.array([1e6 / a.row_us for a in said])
-    due_s = np.array([chance.uniform(0, JOIN_S) for _ in said])
-    return ScaleSwarm(said, lo, hi, speed, due_s)
 
 
 class Scale:

@@ -8,7 +8,7 @@ import random
 import statistics
 from collections import Counter
 from collections.abc import Sequence
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from attrs import evolve
 
@@ -17,9 +17,7 @@ from p2pinfer.core.ids import PeerId
 from scheduler.offer_table import OfferTable
 from scheduler.routing import Asking, NoRoute, RouteHop, find_route
 from scheduler.standing import Standings
-
-if TYPE_CHECKING:
-    from sim.scale import ScaleSwarm
+from sim.scale_swarm import ScaleSwarm
 
 ASKERS = 16
 
@@ -40,7 +38,7 @@ BOAST = 4.0
 class Askers:
     """Those who ask, and what they have seen."""
 
-    def __init__(self, swarm: "ScaleSwarm", chance: random.Random) -> None:
+    def __init__(self, swarm: ScaleSwarm, chance: random.Random) -> None:
         self._swarm, self._chance = swarm, chance
         self._standings = [Standings() for _ in range(ASKERS)]
         self._row = {a.peer: row for row, a in enumerate(swarm.said)}

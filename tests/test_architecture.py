@@ -18,39 +18,22 @@ import p2pinfer.client.library
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("p2pinfer", "peers", "scheduler", "transports", "sim")
-TOP_LEVEL = {"pyproject.toml", "README.md", "Makefile", "tests", *PACKAGES}
+TOP_LEVEL = {"pyproject.toml", "README.md", "LICENSE", "Makefile", "docs", "tests", *PACKAGES}
 
 IMPORTERS = {
-    "libp2p": {
-        "transports/libp2p/transport.py",  # the transport, and the files that it is made of
-        "transports/libp2p/gossip.py",
-        "transports/libp2p/host.py",
-        "transports/libp2p/library_channel.py",
-        "transports/libp2p/peer_finding.py",
-        "transports/libp2p/muxer.py",
-        "transports/libp2p/private_noise.py",
-        "transports/libp2p/stream.py",
-        "transports/libp2p/noise_records.py",
-    },
-    "llama_cpp": {"p2pinfer/engine/llama/binding.py"},
-    "starlette": {
-        "p2pinfer/api/app.py",
-        "p2pinfer/api/completions.py",
-        "p2pinfer/api/guard.py",
-        "p2pinfer/api/server.py",
-        "p2pinfer/api/streams.py",
-    },
-    "hypercorn": {"p2pinfer/api/server.py"},
+    "libp2p": "transports/libp2p/*",
+    "llama_cpp": "p2pinfer/engine/llama/binding.py",
+    "starlette": "p2pinfer/api/*",
+    "hypercorn": "p2pinfer/api/*",
 }
-"""Libraries that only the named modules may import; foreign types and errors stop there."""
+"""Where a library may be imported; foreign types and errors stop there."""
 
-FILE_LINES_MAX = 400
-FUNCTION_LINES_MAX = 70
-LONG = {
-    "p2pinfer/engine/llama/binding.py": "the one module that may hold llama.cpp's pointers",
-    "tests/transports/libp2p/test_walls.py": "one section per way to bring a peer down",
-}
-"""`path` or `path:function` of what may be longer, each with its reason."""
+FILE_LINES_SOFT_MAX = 500
+"""A file longer than this needs a reason below. It is no wall: a file that is one subject may grow
+past it, and a short one that is two subjects is still wrong."""
+FUNCTION_LINES_SOFT_MAX = 70
+LONG: dict[str, str] = {}
+"""`path` or `path:function` of what is longer, each with its reason."""
 
 LATER = re.compile(r"\b(TODO|FIXME|XXX)\b")
 
@@ -98,8 +81,9 @@ def test_root_holds_only_the_fixed_names() -> None:
 @pytest.mark.parametrize("library", IMPORTERS)
 def test_library_is_imported_by_its_modules_alone(library: str) -> None:
     """Each foreign library has one seam."""
-    importers = {str(path) for path in sources(*PACKAGES) if library in imported(parse(path))}
-    assert importers <= IMPORTERS[library]
+    importers = [path for path in sources(*PACKAGES) if library in imported(parse(path))]
+    assert importers
+    assert [p for p in importers if not p.match(IMPORTERS[library])] == []
 
 
 def test_ruff_bans_the_same_imports() -> None:
@@ -107,9 +91,8 @@ def test_ruff_bans_the_same_imports() -> None:
     lint = tomllib.loads((ROOT / "pyproject.toml").read_text())["tool"]["ruff"]["lint"]
     banned = {name for name in lint["flake8-tidy-imports"]["banned-api"] if "." not in name}
     excepted = {path for path, rules in lint["per-file-ignores"].items() if "TID251" in rules}
-    excepted |= {str(p) for p in sources(*PACKAGES) if "noqa: TID251" in (ROOT / p).read_text()}
     assert banned == set(IMPORTERS)
-    assert excepted == {"tests/**"}.union(*IMPORTERS.values())
+    assert excepted == {"tests/**", *IMPORTERS.values()}
 
 
 def test_setup_needs_only_the_standard_library() -> None:
@@ -122,7 +105,7 @@ def test_setup_needs_only_the_standard_library() -> None:
 
 def test_the_library_is_where_its_users_look() -> None:
     """At the top, and nothing else is promised there."""
-    assert p2pinfer.connect is p2pinfer.library.connect
+    assert p2pinfer.connect is p2pinfer.client.library.connect
     with pytest.raises(AttributeError, match="nonsense"):
         p2pinfer.nonsense  # type: ignore[attr-defined] # noqa: B018
 
@@ -139,19 +122,19 @@ def test_imports_are_seen_in_every_form() -> None:
 def long_things(path: Path) -> Iterator[str]:
     """Yield the file and its functions that are over their limits."""
     text = (ROOT / path).read_text()
-    if len(text.splitlines()) > FILE_LINES_MAX:
+    if len(text.splitlines()) > FILE_LINES_SOFT_MAX:
         yield str(path)
     for node in ast.walk(ast.parse(text)):
         if isinstance(node, ast.FunctionDef | ast.AsyncFunctionDef):
             assert node.end_lineno is not None
-            if node.end_lineno - node.lineno >= FUNCTION_LINES_MAX:
+            if node.end_lineno - node.lineno >= FUNCTION_LINES_SOFT_MAX:
                 yield f"{path}:{node.name}"
 
 
 def test_long_files_and_functions_have_a_reason() -> None:
     """A file fits in one reading and a function on one screen, unless LONG says why not."""
     long = {thing for path in sources(*PACKAGES, "tests") for thing in long_things(path)}
-    assert long <= set(LONG)
+    assert long == set(LONG)  # a reason that is no longer needed goes
 
 
 def unfinished(text: str) -> Iterator[str]:

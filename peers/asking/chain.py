@@ -36,9 +36,8 @@ from peers.asking.stage_handle import (
     wait_still,
 )
 from peers.receipts.session_evidence import Evidence
-from peers.serving.stage import OPEN_S_MAX
-from peers.serving.stage_session import CONNECT_S_MAX
 from peers.steps.history import History
+from peers.steps.limits import CONNECT_S_MAX, OPEN_S_MAX
 from peers.steps.messaging import RefusedError, receive
 from peers.steps.outbox import Outbox
 from transports.base import Channel, Transport

@@ -30,7 +30,7 @@ from p2pinfer.core.messages import (
     Step,
 )
 from p2pinfer.core.wire import encode
-from peers.serving.stage_session import NUMPY_TYPES
+from peers.steps.limits import NUMPY_TYPES
 from peers.steps.messaging import SESSION, RefusedError, receive, send
 from transports.base import Channel, Transport
 

@@ -25,7 +25,7 @@ from p2pinfer.core.trust import Audited, AuditVerdict, Trust, choose_audits
 from p2pinfer.core.witness import Rows, runs_of
 from peers.audits.replay import THIS_MACHINE, OpenReplay, Replay, Vouching, cut
 from peers.receipts.session_evidence import REPLACED_S_MAX, Evidence
-from peers.serving.stage_session import NUMPY_TYPES
+from peers.steps.limits import NUMPY_TYPES
 
 _log = logging.getLogger("p2pinfer.audit")
 

@@ -16,7 +16,7 @@ BURST_MAX = 4
 """Changes of the own state that are told at once."""
 
 BURST_PER_S = 0.3
-"""How often one more may be; both are less than what others take: see `peers.discovery.view.SAID_MAX`."""
+"""How often one more may be; others accept more of both: see `peers.discovery.view.SAID_MAX`."""
 
 ALONE_S = 0.5
 """How soon to try again while nobody is connected who would hear."""

@@ -12,7 +12,8 @@ from p2pinfer.core.messages import Attach, Link, Open, Refusal
 from p2pinfer.core.wire import BadMessage, decode
 from peers.serving.accounts import Account, own_account
 from peers.serving.door import Door, Shut
-from peers.serving.stage import OPEN_S_MAX, Stage
+from peers.serving.stage import Stage
+from peers.steps.limits import OPEN_S_MAX
 from peers.steps.messaging import SESSION, RefusedError, refuse
 from scheduler.admission import Ask
 from transports.base import Channel, Transport

@@ -20,13 +20,11 @@ from p2pinfer.engine.base import EngineBusy, StageEngine
 from peers.receipts.signer import ReceiptSigner
 from peers.serving.stage_session import StageSession
 from peers.steps.history import Budget, History
+from peers.steps.limits import OPEN_S_MAX
 from peers.steps.messaging import SESSION, RefusedError, receive, refuse
 from transports.base import Channel, Transport
 
 _log = logging.getLogger("p2pinfer.stage")
-
-OPEN_S_MAX = 15.0
-"""From a channel's start until its first message, and for a stage's word that it agrees."""
 
 SESSIONS_PER_REQUESTER_MAX = 8
 """Whoever needs more waits, so that others find room."""

@@ -43,12 +43,10 @@ from p2pinfer.core.messages import (
 from p2pinfer.engine.base import Decoded, EngineSession
 from peers.receipts.signer import SessionRecord
 from peers.steps.history import History
+from peers.steps.limits import CONNECT_S_MAX, NUMPY_TYPES
 from peers.steps.messaging import GOODBYE_S_MAX, SESSION, RefusedError, receive, send
 from peers.steps.outbox import Outbox
 from transports.base import Channel, Transport
-
-CONNECT_S_MAX = 5.0
-"""To reach the peer behind: ten round trips on the longest way, with a handshake among them."""
 
 LINKED_S_MAX = 15.0
 """How long cells are held for a session that steps cannot go through, while it is being opened."""
@@ -65,8 +63,6 @@ QUIET_S = 5.0
 SILENT_S_MAX = 180.0
 """So may one that says nothing: in mid-answer nobody waits for longer between two steps, 120 s for
 a slow stage and 60 s for somebody to take a lost one's place."""
-
-NUMPY_TYPES = {Dtype.F32: "<f4", Dtype.F16: "<f2"}
 
 
 class StageSession:

@@ -27,7 +27,8 @@ from p2pinfer.core.sampling import Sampling
 from peers.asking.session import Requester, Session
 from peers.receipts.session_evidence import Gatherer
 from peers.receipts.signer import ReceiptSigner
-from peers.serving.stage import OPEN_S_MAX, Stage
+from peers.serving.stage import Stage
+from peers.steps.limits import OPEN_S_MAX
 from peers.steps.messaging import SESSION, receive, send
 from tests.support.fake_engines import WIDTH, FakeEnds, FakeStage, submit
 from transports.base import Channel

@@ -7,8 +7,6 @@ process when a validator raises. A message is named by its content, so that nobo
 dropped by giving its name to another; its author's signature is for whoever reads it to check.
 """
 
-# ruff: noqa: TID251 - this is libp2p's gossip
-
 import itertools
 import logging
 from collections.abc import AsyncGenerator, Awaitable, Callable

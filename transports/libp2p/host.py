@@ -1,11 +1,9 @@
 """A libp2p host that strangers cannot bring down: TCP, Noise, our muxer, and a cure per weakness.
 
 Each function that starts with ``_cure`` replaces one piece of libp2p 0.8.1 on one host and says
-what goes wrong without it; ``tests/transports/libp2p/test_walls.py`` has a test for each. They lean on
-private names: the version is pinned.
+what goes wrong without it; ``tests/transports/libp2p/test_walls.py`` has a test for each. They
+lean on private names: the version is pinned.
 """
-
-# ruff: noqa: TID251 - the cures reach into libp2p
 
 import errno
 import logging

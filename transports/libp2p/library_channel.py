@@ -3,8 +3,6 @@
 Not for use with strangers: a cancel in the middle of a read or write can end the whole connection.
 """
 
-# ruff: noqa: TID251 - these are libp2p's own streams
-
 import trio
 from libp2p.abc import INetStream
 from libp2p.exceptions import BaseLibp2pError

@@ -1,4 +1,4 @@
-"""Yamux on a socket: the thin trio shell around `transports.libp2p.yamux`, fused with the Noise records.
+"""Yamux on a socket: the thin trio shell around `yamux`, fused with the Noise records.
 
 What a task has to say is framed, encrypted and queued in one go without a wait in it, and sent at
 once if the socket takes it; otherwise one task flushes the queue. One task reads, decrypts and
@@ -7,7 +7,7 @@ muxer loses its connection then, and needs some 26 passes of the scheduler for a
 this one needs four. A third task pings, and drops a peer that has fallen silent.
 
 This is the muxer side of libp2p 0.8.1 (`IMuxedConn`, `IMuxedStream`), which it is given to in
-`transports.libp2p.host`. Its streams are in `transports.libp2p.stream`.
+`host`. Its streams are in `stream`.
 """
 
 import itertools
@@ -16,7 +16,7 @@ from collections.abc import Awaitable, Callable
 from typing import Final
 
 import trio
-from libp2p.abc import IMuxedConn, ISecureConn
+from libp2p.abc import ISecureConn
 from libp2p.connection_types import ConnectionType
 from libp2p.peer.id import ID
 from libp2p.stream_muxer.exceptions import MuxedConnUnavailable
@@ -24,7 +24,7 @@ from multiaddr import Multiaddr  # type: ignore[import-untyped]  # it ships no t
 
 from transports.libp2p import yamux
 from transports.libp2p.noise_records import Wire, open_wire
-from transports.libp2p.stream import Stream
+from transports.libp2p.stream import Muxer, Stream
 from transports.libp2p.yamux import Yamux
 from transports.traffic import TRAFFIC
 
@@ -60,7 +60,7 @@ RTT_SMOOTHING = 1 / 8
 """Weight of a new sample, as TCP has it (RFC 6298)."""
 
 
-class Connection(IMuxedConn):
+class Connection(Muxer):
     """One Yamux connection to one peer; `start` runs it until it ends."""
 
     def __init__(

@@ -5,8 +5,6 @@ to the socket at once. It leans on names private to libp2p 0.8.1. Whatever else 
 pre-shared key, a relay, a WebSocket) goes through the session's own read and write.
 """
 
-# ruff: noqa: TID251 - the record layer is libp2p's
-
 import socket
 from collections.abc import Iterable, Iterator
 from typing import Protocol

@@ -4,8 +4,6 @@ What comes from here is a hint: perhaps stale, perhaps a lie, and for whoever as
 off unless asked for; waiting they cost next to nothing.
 """
 
-# ruff: noqa: TID251 - both are libp2p's
-
 import hashlib
 import logging
 from collections.abc import Callable, Iterable

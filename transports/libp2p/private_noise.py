@@ -6,8 +6,6 @@ that a recording is of no use; what follows is the same cipher as ever, and our 
 name of the protocol differs, so that a stranger is told at once that it speaks none that is known.
 """
 
-# ruff: noqa: TID251 - the handshake is libp2p's
-
 from libp2p.custom_types import TProtocol
 from libp2p.security.noise.patterns import PatternXX
 from libp2p.security.noise.transport import Transport as Noise

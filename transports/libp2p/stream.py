@@ -4,17 +4,57 @@ It has two faces: libp2p's (`IMuxedStream`), which waits at every step, and a sy
 our own channels, which does at once what can be done at once.
 """
 
-# ruff: noqa: TID251 - a stream for libp2p has to be libp2p's kind of stream
-
+from abc import abstractmethod
 from types import TracebackType
-from typing import TYPE_CHECKING, Self
+from typing import Self
 
 import trio
-from libp2p.abc import IMuxedStream
+from libp2p.abc import IMuxedConn, IMuxedStream
 from libp2p.stream_muxer.exceptions import MuxedStreamEOF, MuxedStreamReset
 
-if TYPE_CHECKING:
-    from transports.libp2p.muxer import Connection
+
+class Muxer(IMuxedConn):
+    """What a stream asks of the connection that carries it."""
+
+    fault: str
+    """Why the connection ended."""
+
+    @property
+    @abstractmethod
+    def congested(self) -> bool:
+        """Whether writers must wait for the socket."""
+
+    @abstractmethod
+    async def wait_uncongested(self) -> None:
+        """Wait until the queue has room, or the connection has ended."""
+
+    @abstractmethod
+    def room(self, stream_id: int) -> int:
+        """How many bytes a stream may send now."""
+
+    @abstractmethod
+    def send(self, stream_id: int, data: bytes | memoryview) -> int:
+        """Send one frame; return how many bytes of ``data`` it took."""
+
+    @abstractmethod
+    def consumed(self, stream_id: int, size: int) -> None:
+        """Take note that bytes were read."""
+
+    @abstractmethod
+    def finish(self, stream: "Stream") -> None:
+        """Say that a stream sends no more."""
+
+    @abstractmethod
+    def reset(self, stream: "Stream") -> None:
+        """End a stream in both directions."""
+
+    @abstractmethod
+    def get_remote_address(self) -> tuple[str, int] | None:
+        """Return the remote's IP address and port, if they are known."""
+
+    @abstractmethod
+    def watch(self, stream: "Stream") -> None:
+        """Look out for the peer's death closely, as long as this stream lives."""
 
 
 class Stream(IMuxedStream):
@@ -23,7 +63,7 @@ class Stream(IMuxedStream):
     ``ended`` says that the remote sends no more; ``dead`` that neither side does.
     """
 
-    def __init__(self, connection: "Connection", stream_id: int) -> None:
+    def __init__(self, connection: Muxer, stream_id: int) -> None:
         self.muxed_conn = self.connection = connection
         self.stream_id = stream_id
         self.buffer = bytearray()

@@ -1,6 +1,6 @@
 """A peer's access to a real network: libp2p over TCP, encrypted and authenticated by Noise.
 
-Everything that libp2p raises is translated here, and its weaknesses are cured in `transports.libp2p.host`.
+Everything that libp2p raises is translated here, and its weaknesses are cured in `host`.
 A channel is one stream of our muxer, opened in one round trip: the name of the protocol goes out
 together with the greeting, and the answers to both come back together.
 """
@@ -251,8 +251,8 @@ async def open_libp2p(
     """Run a peer of ``network`` that listens on the multiaddrs ``listen`` until the block ends.
 
     Without an ``identity`` one is drawn and kept nowhere. The network's name is part of every
-    protocol's, so that swarms of different names never mix. Who has
-    another key than the `Reach` says is no part of it, whatever the name: see `transports.libp2p.private_noise`.
+    protocol's, so that swarms of different names never mix. A peer whose key is not the `Reach`'s
+    cannot take part, whatever the name: see `private_noise`.
     ``muxer="library"`` is to measure with.
 
     Raises:

@@ -7,8 +7,8 @@ A slice is a model of its own to llama.cpp, with its layers counted from 0. It c
 - nothing depends on a layer's number, or on how many layers there are, but what we rewrite.
 
 All three were read in llama.cpp's ``src/models/`` (the release that pyproject.toml pins), and every
-architecture of the table is proven by ``tests/engine/llama/test_conformance.py``: equal logits, to the
-last bit, for every cut it makes. What is not in the table is refused.
+architecture of the table is proven by ``tests/engine/llama/test_conformance.py``: equal logits,
+to the last bit, for every cut it makes. What is not in the table is refused.
 """
 
 from collections.abc import Sequence

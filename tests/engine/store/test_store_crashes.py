@@ -104,7 +104,8 @@ def test_two_processes_keep_one_quota(
     """Parts begun at the same time by two processes are counted together."""
     code = (
         "import sys; from pathlib import Path\n"
-        "from p2pinfer.core.errors import UserError; from p2pinfer.engine.store.store import Store\n"
+        "from p2pinfer.core.errors import UserError\n"
+        "from p2pinfer.engine.store.store import Store\n"
         "from tests.engine.store.test_store import part_of\n"
         f"store = Store(Path(sys.argv[1]), quota_bytes={20 * MIB})\n"
         "print('ready', flush=True); sys.stdin.readline()\n"
@@ -313,7 +314,8 @@ def test_a_full_disk_leaves_the_store_whole(store: Store) -> None:
     code = (
         "import resource, sys; from pathlib import Path\n"
         "from tests.support.stored import DATA, PART, chunk\n"
-        "from p2pinfer.core.errors import UserError; from p2pinfer.engine.store.store import Store\n"
+        "from p2pinfer.core.errors import UserError\n"
+        "from p2pinfer.engine.store.store import Store\n"
         "store = Store(Path(sys.argv[1])); store.write_chunk(PART, 0, chunk(0))\n"
         f"resource.setrlimit(resource.RLIMIT_FSIZE, ({CHUNK_BYTES + 5},) * 2)\n"
         "try: store.write_chunk(PART, 1, chunk(1))\n"

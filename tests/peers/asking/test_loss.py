@@ -9,8 +9,8 @@ from trio.testing import MockClock
 
 from p2pinfer.core.errors import EngineDied, PeerError, PeerUnavailable
 from p2pinfer.core.messages import Open, Refusal, Refused
-from peers.serving.stage import OPEN_S_MAX
 from peers.serving.stage_session import IDLE_S_MAX, LINKED_S_MAX
+from peers.steps.limits import OPEN_S_MAX
 from peers.steps.messaging import SESSION, RefusedError, receive, send
 from tests.support.swarm import (
     CHAINS,

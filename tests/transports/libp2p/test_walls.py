@@ -46,7 +46,7 @@ from transports.libp2p import transport as libp2p_module
 from transports.libp2p.transport import Libp2pTransport, open_libp2p
 
 TEST_S_MAX = 20.0
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 HERE = ["/ip4/127.0.0.1/tcp/0"]
 
 
