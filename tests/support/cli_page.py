@@ -11,9 +11,9 @@ from p2pinfer.cli.main import app
 def commands(root: App, *names: str) -> Iterator[tuple[tuple[str, ...], App]]:
     """Yield each command that does something, and its words, groups before what is in them."""
     for name in root:
-        if name.startswith("-"):
-            continue
         command = root[name]
+        if name.startswith("-") or not command.show or name != command.name[0]:
+            continue  # hidden, or another spelling
         yield (*names, name), command
         yield from commands(command, *names, name)
 
@@ -67,7 +67,7 @@ def _one(words: tuple[str, ...], command: App) -> Iterator[str]:
     arguments = shown(command)
     placed = [each for each in arguments if not is_option(each)]
     options = [each for each in arguments if is_option(each)]
-    within = [name for name in command if not name.startswith("-")]
+    within = list(commands(command))
     typed = ["p2pinfer", *words]
     typed += [each.name if each.required else f"[{each.name}]" for each in placed]
     if within:
@@ -91,7 +91,13 @@ def _one(words: tuple[str, ...], command: App) -> Iterator[str]:
 
 def render() -> str:
     """Return the generated part of the page."""
-    lines = ["## Options of every command", ""]
+    lines = ["## Commands", "", "| command | does |", "|---|---|"]
+    for words, command in commands(app):
+        name = f"p2pinfer {' '.join(words)}"
+        if len(words) == 1:
+            does = _cell(str(command.help).strip().splitlines()[0])
+            lines.append(f"| [`{name}`](#{name.replace(' ', '-')}) | {does} |")
+    lines += ["", "## Options of every command", ""]
     lines += [*_options(shown(app.meta)), ""]
     for words, command in commands(app):
         lines += _one(words, command)
