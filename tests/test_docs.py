@@ -120,6 +120,33 @@ def test_shown_commands_parse(page: Path, monkeypatch: pytest.MonkeyPatch) -> No
         parse(words[1:])
 
 
+@pytest.mark.parametrize("page", WRITTEN, ids=lambda page: page.name)
+def test_commands_within_sentences_parse(page: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """So can one in a sentence, where it is whole."""
+    monkeypatch.setenv("P2PINFER_CONFIG", "")
+    for span in CODE.findall(without_fences(page.read_text())):
+        if span.startswith("p2pinfer ") and not re.search(r"…|--help|COMMAND", span):
+            parse(shlex.split(span)[1:])
+
+
+def test_benchmarks_name_commands_that_parse(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each figure can be taken again by the command beside it."""
+    monkeypatch.setenv("P2PINFER_CONFIG", "")
+    text = (ROOT / "docs/benchmarks.md").read_text()
+    rows = re.findall(r"^\| `((?!p2pinfer)\w[^`]*)` \|", text, re.MULTILINE)
+    assert {"decode", "recovery", "cheats"} <= set(rows)
+    for row in rows:
+        parse(["bench", *shlex.split(row)])
+
+
+@pytest.mark.parametrize("page", PAGES, ids=names)
+def test_shown_python_compiles(page: Path) -> None:
+    """An example can be pasted."""
+    for language, block in FENCE.findall(page.read_text()):
+        if language == "python":
+            compile(block, str(page), "exec")
+
+
 def test_readme_shows_commands() -> None:
     """The test above has something to look at."""
     shown = {words[1] for words in commands_in(README.read_text())}
