@@ -1,9 +1,7 @@
 """A swarm of real peers on this machine: each a process of its own, gone when the block ends."""
 
 import json
-import os
 import subprocess
-import sys
 import tempfile
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
@@ -14,6 +12,7 @@ from pathlib import Path
 import trio
 
 from p2pinfer.core.errors import P2pinferError, UserError, lone_errors
+from p2pinfer.core.python_process import python_command, python_environment
 from p2pinfer.engine.gguf.slicing import plan_stage
 from p2pinfer.engine.store.assemble import PartsModel
 from p2pinfer.engine.store.store import Store
@@ -101,7 +100,7 @@ async def local_swarm(
                     await seeded.wait()
                 ways_in = [address for peer in found.values() for address in peer.addresses]
                 command = [
-                    *[sys.executable, "-m", "p2pinfer", "join", "--json", "--until-stdin-closes"],
+                    *python_command("p2pinfer", "join", "--json", "--until-stdin-closes"),
                     *["--model", model.id, "--layers", f"{first}:{end}"],
                     *(["--bootstrap", *ways_in] if ways_in else []),
                     *["--listen", "/ip4/127.0.0.1/tcp/0", "--network", "local"],
@@ -160,7 +159,9 @@ async def run_peer(
 def _environment(home: Path | None) -> dict[str, str]:
     """Leave out options that are meant for this process, such as where another swarm is."""
     kept = ("P2PINFER_HOME",)
-    found = {k: v for k, v in os.environ.items() if k in kept or not k.startswith("P2PINFER_")}
+    found = {
+        k: v for k, v in python_environment().items() if k in kept or not k.startswith("P2PINFER_")
+    }
     found["P2PINFER_CONFIG"] = ""  # nor is the file meant for it
     return found | {"P2PINFER_HOME": str(home)} if home else found
 

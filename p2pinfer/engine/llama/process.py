@@ -5,10 +5,8 @@ token waits for several of them in turn.
 """
 
 import logging
-import os
 import socket
 import subprocess
-import sys
 import tempfile
 from collections import deque
 from collections.abc import AsyncIterator, Callable
@@ -20,6 +18,7 @@ from trio import TaskStatus
 
 from p2pinfer.core import errors
 from p2pinfer.core.errors import EngineDied, EngineError, lone_errors
+from p2pinfer.core.python_process import python_command, python_environment
 from p2pinfer.engine.llama.frames import RECEIVE_BYTES, PartReady, Splitter, WorkerConfig, pack
 
 _log = logging.getLogger("p2pinfer.engine")
@@ -161,12 +160,12 @@ class Worker:
         ours, theirs = socket.socketpair()
         with theirs:
             process = subprocess.Popen(
-                [sys.executable, "-m", "p2pinfer.engine.llama.worker", str(theirs.fileno())],
+                python_command("p2pinfer.engine.llama.worker", str(theirs.fileno())),
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=stderr,
-                env={"GLIBC_TUNABLES": HUGE_PAGES, **os.environ},
+                env={"GLIBC_TUNABLES": HUGE_PAGES, **python_environment()},
                 process_group=0,
             )
         ours.setblocking(False)
