@@ -48,6 +48,8 @@ FILE_LINES_MAX = 400
 FUNCTION_LINES_MAX = 70
 LONG = {
     "p2pinfer/engine/llama/binding.py": "the one module that may hold llama.cpp's pointers",
+    "transports/libp2p/transport.py": "all that a transport promises, in one class",
+    "transports/libp2p/muxer.py": "one state machine: what a connection does while it lives, and its end",
     "tests/transports/libp2p/test_walls.py": "one section per way to bring a peer down",
 }
 """`path` or `path:function` of what may be longer, each with its reason."""

@@ -86,6 +86,15 @@ class Advertiser:
             self._sign()
             self.hurry()
 
+    def move(self, addresses: tuple[str, ...]) -> None:
+        """Say at once that this peer has other addresses, if it says anything.
+
+        Whether others can dial those is open, however it was before.
+        """
+        if self._own and self._own.addresses != addresses:
+            self._hide_until = -float("inf")
+            self.say(evolve(self._own, addresses=addresses))
+
     def leave(self) -> None:
         """Say that this peer is gone, as far as gossip carries it, and nothing more."""
         if self._own:
