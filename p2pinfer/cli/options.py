@@ -1,6 +1,5 @@
 """The options that several commands share, and what must hold for them."""
 
-import os
 import re
 import secrets
 from dataclasses import dataclass
@@ -127,11 +126,12 @@ class MachineFlags:
     def machine(self) -> "Machine":
         """Return what these flags say; raises UserError."""
         from p2pinfer.core.checks import POSITIONS_MAX
+        from p2pinfer.engine.llama.memory import usable_cores
         from p2pinfer.node.requester import Machine
 
         check_range("sessions", self.sessions, 1, SESSIONS_MAX)
         check_range("context", self.context, 1, POSITIONS_MAX)
-        check_range("threads", self.threads, 1, os.cpu_count() or 1)  # more would only spin
+        check_range("threads", self.threads, 1, usable_cores())  # more would only spin
         return Machine(self.sessions, self.context, self.threads)
 
 

@@ -1,6 +1,7 @@
 """A swarm of real peers on this machine: each a process of its own, gone when the block ends."""
 
 import json
+import signal
 import subprocess
 import tempfile
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -16,7 +17,7 @@ from p2pinfer.core.python_process import python_command, python_environment
 from p2pinfer.engine.gguf.slicing import plan_stage
 from p2pinfer.engine.store.assemble import PartsModel
 from p2pinfer.engine.store.store import Store
-from p2pinfer.node.requester import Machine, check_keep, check_memory
+from p2pinfer.node.requester import Machine, check_keep, check_memory, check_weights
 
 READY_S_MAX = 300.0
 """A first start cuts slices and probes them; on a slow machine that takes a while."""
@@ -59,6 +60,7 @@ def share_layers(
     ranges = split_layers(keep, model.info.layers - keep, peers)
     for first, end in ranges:
         plan_stage(model.header, first, end)
+    check_weights(model, (part.name for part in model.manifest.parts), peers)
     check_memory(model, model.info.layers, machine)
     return ranges
 
@@ -179,12 +181,16 @@ async def wait_ready(process: trio.Process, log: Path) -> LocalPeer:
     while not line.endswith(b"\n"):
         data = await process.stdout.receive_some()
         if not data:
-            raise P2pinferError(f"a local peer did not start: {_last_line(log)}")
+            code = await process.wait()
+            raise P2pinferError(f"a local peer did not start: {_reason(log, code)}")
         line += data
     ready = json.loads(line)
     return LocalPeer(process, ready["peer"], tuple(ready["addresses"]), ready["layers"])
 
 
-def _last_line(log: Path) -> str:
+def _reason(log: Path, code: int) -> str:
+    """Say why a peer ended: its own last words, if it had the time for any."""
+    if code == -signal.SIGKILL:
+        return "the system ended it, as it does where memory runs out"
     lines = log.read_text(errors="replace").strip().splitlines()
     return lines[-1].removeprefix("p2pinfer: ") if lines else "it gave no reason"

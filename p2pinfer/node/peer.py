@@ -35,6 +35,7 @@ from p2pinfer.node.requester import (
     Machine,
     check_layers,
     check_memory,
+    check_weights,
     for_model,
     looks_around,
     name_of,
@@ -265,6 +266,7 @@ class _Supplies:
 
         def check(model: PartsModel) -> None:
             if fixed:
+                check_weights(model, model.manifest.needed(*fixed))
                 check_memory(model, fixed[1] - fixed[0], self.options.machine)
 
         model, _ = await self._obtain(needed, check)
