@@ -139,6 +139,13 @@ def told_addresses(
     return [*named, *real][: ADDRESSES_MAX - len(seen)] + seen
 
 
+def is_loopback(multiaddr: str) -> bool:
+    """Whether only this machine reaches what listens at a multiaddr."""
+    with suppress(ValueError, IndexError):  # a name, for example
+        return ipaddress.ip_address(multiaddr.split("/")[2]).is_loopback
+    return False
+
+
 def machine_addresses() -> list[Address]:
     """Return the addresses of all interfaces that are up; the routed ones where none are told."""
     try:
