@@ -89,7 +89,7 @@ Memory = Annotated[
 AsJson = Annotated[bool, option("json", "Print JSON on standard output, in one line.", negative="")]
 Quota = Annotated[
     str | None,
-    option("quota", "Most that the parts of all models here may take, as 20GB; else no limit."),
+    option("quota", "Most that all models here may take on the disk, as 20GB; else no limit."),
 ]
 Peers = Annotated[int, option("peers", "How many local peers share the layers.")]
 

@@ -14,6 +14,7 @@ from p2pinfer.core.ids import ModelId
 from p2pinfer.core.manifest import BadManifest, Manifest
 from p2pinfer.engine.gguf.model_header import default_model_path
 from p2pinfer.engine.store.assemble import PartsModel, open_parts
+from p2pinfer.engine.store.slice_files import Slices
 from p2pinfer.engine.store.split import Progress, add_model
 from p2pinfer.engine.store.store import DamagedPart, MissingChunk, Store
 from p2pinfer.places import cache_dir, data_dir
@@ -39,7 +40,8 @@ Choose = Callable[[], Awaitable[ModelId]]
 
 def open_store(quota_bytes: int | None = None) -> Store:
     """Open the store in the data directory; raises UserError."""
-    return Store(data_dir() / "store", quota_bytes=quota_bytes)
+    slices = Slices(cache_dir())
+    return Store(data_dir() / "store", quota_bytes=quota_bytes, slices=slices)
 
 
 def name_model(name: str, store: Store, on_progress: Progress) -> ModelId:
@@ -77,6 +79,19 @@ def find_held(store: Store, beginning: str) -> Manifest:
         ids = ", ".join(model.id[:12] for model in found)
         raise UserError(f"{beginning!r} begins the ids of {len(found)} models: {ids}")
     return found[0]
+
+
+def remove_model(store: Store, model: ModelId) -> int:
+    """Remove a model, what was cut of it, and what ``demo`` keeps of it; return the bytes freed.
+
+    What a running peer uses stays, and parts that another model has too.
+    """
+    freed = store.remove(model)
+    for home in (data_dir() / "demo").glob("*/*"):
+        if (home / "data" / "store").is_dir():
+            slices = Slices(home / "cache")
+            freed += Store(home / "data" / "store", slices=slices).remove(model)
+    return freed
 
 
 def open_whole(model: ModelId, store: Store) -> PartsModel:

@@ -253,6 +253,8 @@ class _Supplies:
     options: PeerOptions
     hooks: Hooks
     chance: random.Random
+    newest: Path | None = None
+    """The slice of the engine that was opened last."""
 
     async def open_model(self) -> PartsModel:
         """Fetch what describes the model; raises UserError where the layers cannot be served."""
@@ -280,9 +282,10 @@ class _Supplies:
             return manifest.needed(first, end)
 
         def make(model: PartsModel) -> Path:
-            return model.stage(first, end)
+            return model.stage(first, end, spare=0)
 
         model, path = await self._obtain(needed, make)
+        self.newest = path
         machine = for_model(self.options.machine, model)
         async with open_stage(
             path,
@@ -292,6 +295,8 @@ class _Supplies:
             threads=machine.threads,
         ) as engine:
             yield engine
+        if path != self.newest:  # it has moved: the slice serves nobody any more
+            await in_thread(model.drop_unused_stages)
 
     async def _obtain(
         self, needed: Callable[[Manifest], Iterable[str]], make: Callable[[PartsModel], T]
