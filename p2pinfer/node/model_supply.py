@@ -5,6 +5,7 @@ import logging
 import re
 from collections.abc import Awaitable, Callable, Iterable
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from random import Random
 from typing import TypeVar
@@ -155,7 +156,8 @@ async def obtain(
 
     manifest = await fetch_manifest(transport, holders, store, model, tell, blame=blame)
     names = tuple(needed(manifest))
-    await in_thread(store.check_room, [manifest.part(name) for name in names])
+    parts = [manifest.part(name) for name in names]
+    await in_thread(partial(store.check_room, parts, cut=True))
     for repairs in range(REPAIRS_MAX + 1):
         try:
             await fetch_parts(
@@ -183,7 +185,8 @@ def _add(path: Path, store: Store, on_progress: Progress) -> ModelId:
     model = add_model(store, path, on_progress).id
     seen = _read_seen()
     seen[str(path.resolve())] = [*_stamp(path), model]
-    (cache_dir() / "files.json").write_text(json.dumps(seen))
+    with suppress(OSError):  # then the file is hashed again
+        (cache_dir() / "files.json").write_text(json.dumps(seen))
     return model
 
 

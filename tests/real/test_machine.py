@@ -1,13 +1,16 @@
 """Machines that differ from a developer's: what their owner reads there."""
 
 import os
+import re
+import shlex
+import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from p2pinfer.core.errors import EXIT_USAGE
+from p2pinfer.core.errors import EXIT_DONE, EXIT_FAILED, EXIT_NOBODY_SERVES, EXIT_USAGE
 from tests.support.processes import COMMAND, environment
 
 pytestmark = pytest.mark.real
@@ -84,3 +87,104 @@ def test_a_limit_of_300_megabytes_is_explained(home: Path, small: tuple[str, ...
     assert done.returncode == EXIT_USAGE
     assert "with 3 local peers needs at least 862 MiB of memory" in last_line(done)
     assert "raise the limit if a container sets one" in last_line(done)
+
+
+IN_A_SMALL_HOME = """
+set -e
+mount -t tmpfs -o size=$1 small "$2"
+shift 2
+set +e
+eval "$PREPARE"
+for command in "$@"; do
+  $P2PINFER $command </dev/null >"$OUT" 2>"$ERR"
+  echo "$? $(tail -n 1 "$ERR")"
+done
+"""
+"""Runs commands one after the other where P2PINFER_HOME is a small disk of their own."""
+
+
+def in_small_home(
+    tmp_path: Path, size: str, *commands: str, prepare: str = ""
+) -> list[tuple[int, str]]:
+    """Return how each command ended, and its last words; skips where no disk may be mounted."""
+    alone = ["unshare", "--user", "--map-root-user", "--mount"]
+    probe = [*alone, "mount", "-t", "tmpfs", "probe", str(tmp_path)]
+    if (
+        not shutil.which("unshare")
+        or subprocess.run(probe, capture_output=True, check=False).returncode
+    ):
+        pytest.skip("no mount namespace may be made here")
+    home = tmp_path / "home"
+    home.mkdir()
+    done = subprocess.run(
+        [*alone, "sh", "-c", IN_A_SMALL_HOME, "sh", size, str(home), *commands],
+        capture_output=True,
+        text=True,
+        timeout=len(commands) * COMMAND_S_MAX,
+        env=environment(home / "p2pinfer")
+        | {
+            "P2PINFER": shlex.join(COMMAND),
+            "PREPARE": prepare,
+            "DISK": str(home),
+            "OUT": str(tmp_path / "out"),
+            "ERR": str(tmp_path / "err"),
+        },
+        check=False,
+    )
+    assert "Traceback" not in done.stderr
+    lines = [line.partition(" ") for line in done.stdout.splitlines()]
+    assert len(lines) == len(commands), done
+    return [(int(code), text) for code, _, text in lines]
+
+
+JOIN = "join --listen /ip4/127.0.0.1/tcp/0 --layers 1:10 --sessions 1 --context 512"
+
+
+def test_a_disk_that_is_too_small_is_named(tmp_path: Path) -> None:
+    """Before anything is written to it."""
+    commands = ["model add default", JOIN, "demo hi", "serve --local 2 --port 0"]
+    for code, text in in_small_home(tmp_path, "50m", *commands):
+        assert code == EXIT_USAGE
+        words = r"98\.4 MB are needed in .* and 52\.\d MB are free: make room, or set P2PINFER_HOME"
+        assert re.search(words, text), text
+
+
+def test_a_full_disk_is_named_and_nothing_is_lost(tmp_path: Path) -> None:
+    """The model is there, and there is room for nothing more; once there is, all goes on."""
+    fill = 'dd if=/dev/zero of="$DISK/fill" bs=64k 2>/dev/null; dd if=/dev/zero of="$DISK/rest"'
+    prepare = f"$P2PINFER model add default >/dev/null 2>&1; {fill} bs=1 2>/dev/null"
+    nobody = "12D3KooWGFgCLy6XehU9vhoStQAgaNDPQPoRbqRbZiE85zLuEQb8"
+    chat = f"chat hi --bootstrap /ip4/127.0.0.1/tcp/1/p2p/{nobody}"
+    ended = in_small_home(
+        tmp_path,
+        "150m",
+        JOIN,
+        f"{JOIN} --identity {tmp_path}/key",
+        "serve --local 2 --port 0",
+        chat,
+        "model verify 4d00",
+        prepare=prepare,
+    )
+    codes = [code for code, _ in ended]
+    assert codes == [EXIT_USAGE, EXIT_USAGE, EXIT_FAILED, EXIT_NOBODY_SERVES, EXIT_DONE]
+    key, slice_, serve, asked, _ = (text for _, text in ended)
+    assert "No space left on device): make room for it" in key
+    assert "MB are needed in" in slice_
+    assert "make room, or set P2PINFER_HOME to a directory on a larger disk" in slice_
+    assert "a local peer did not start: " in serve
+    assert "make room" in serve
+    assert "no peer answers" in asked  # nothing that it needs has to be written
+
+
+def test_a_home_that_nobody_may_write_to_is_named(tmp_path: Path) -> None:
+    """An empty one, and one that has all that is needed."""
+    commands = ["model add default", JOIN, "chat hi", "serve --local 2 --port 0", "demo hi"]
+    remount = 'mount -o remount,ro "$DISK"'
+    for code, text in in_small_home(tmp_path, "50m", *commands, prepare=remount):
+        assert code == EXIT_USAGE
+        assert "Read-only file system): set P2PINFER_HOME to a directory that you may" in text
+    shutil.rmtree(tmp_path / "home")
+    prepare = f"$P2PINFER model list >/dev/null 2>&1; {remount}"
+    for code, text in in_small_home(tmp_path, "50m", *commands, prepare=prepare):
+        assert code == EXIT_USAGE
+        assert re.search("cannot (write to|keep anything in) .* set P2PINFER_HOME", text), text

@@ -1,6 +1,8 @@
 """The slices that are kept in the cache, and which of them may go.
 
     vN/ID/NAME.gguf     a slice of a model, as version N of p2pinfer cuts it
+    vN/ID/NAME.gguf.*   what was found out of that slice, and goes with it
+    vN/ID/.NAME.gguf.*  a slice that is being written, or that a killed process was writing
 
 A slice can be cut again, but that costs time and needs its parts. Whoever runs one holds its file
 locked meanwhile, since a worker that dies loads it again; what nobody holds may be removed.
@@ -40,11 +42,11 @@ class Slices:
     """
 
     def __init__(self, cache: Path, clock_s: Callable[[], float] = _clock_s) -> None:
-        self._cache, self._clock_s = cache, clock_s
+        self.root, self._clock_s = cache, clock_s
 
     def path(self, model: ModelId, name: str) -> Path:
         """Return where a slice of that name is, or would be."""
-        return self._cache / f"v{VERSION}" / model[:32] / name
+        return self.root / f"v{VERSION}" / model[:32] / name
 
     def note_wanted(self, path: Path) -> bool:
         """Take in that a slice is about to be run; False if it is not there."""
@@ -86,8 +88,12 @@ class Slices:
         """Remove all slices of a model that nobody uses; return the bytes freed."""
         freed = sum(_remove(path) for path, _, _ in self._files(model[:32]))
         for folder in self._folders(model[:32]):
-            with suppress(OSError):  # something is left
-                folder.rmdir()
+            left = list(folder.iterdir())
+            if not any(map(_is_slice, left)):
+                for path in left:
+                    path.unlink(missing_ok=True)
+                with suppress(OSError):  # one was cut meanwhile
+                    folder.rmdir()
         return freed
 
     def _was_wanted_long_ago(self, wanted_at: float) -> bool:
@@ -97,7 +103,7 @@ class Slices:
         """Return the slices in the folders of that name, when each was wanted, and its size."""
         found = []
         for folder in self._folders(model):
-            for path in folder.iterdir():
+            for path in filter(_is_slice, folder.iterdir()):
                 with suppress(FileNotFoundError):  # another process has removed it
                     status = path.stat()
                     found.append((path, status.st_mtime, status.st_size))
@@ -107,7 +113,7 @@ class Slices:
         """Return the folders of that name, as every version of p2pinfer keeps them."""
         return [
             path
-            for path in self._cache.glob(f"v*/{model}")
+            for path in self.root.glob(f"v*/{model}")
             if _VERSIONS.fullmatch(path.parent.name) and path.is_dir()
         ]
 
@@ -155,6 +161,10 @@ def _alone(path: Path) -> Iterator[bool]:
         os.close(file)
 
 
+def _is_slice(path: Path) -> bool:
+    return path.suffix == ".gguf" or path.name.startswith(".")
+
+
 def _held(path: Path) -> bool:
     """Whether a process runs a slice."""
     with _alone(path) as is_mine:
@@ -168,4 +178,7 @@ def _remove(path: Path) -> int:
             return 0
         size = path.stat().st_size
         path.unlink()
+        for other in path.parent.iterdir():
+            if other.name.startswith(f"{path.name}."):
+                other.unlink(missing_ok=True)
         return size

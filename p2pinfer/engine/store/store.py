@@ -233,27 +233,31 @@ class Store:
             self._set_aside(part)
             raise DamagedPart(part, sorted(set(range(len(part.chunks))) - good))
 
-    def check_room(self, parts: Iterable[Part]) -> None:
+    def check_room(self, parts: Iterable[Part], *, cut: bool = False) -> None:
         """Raise UserError if what is missing of these parts exceeds the quota or the disk.
 
-        So do the slices that are to be cut of them, which have the same bytes again.
+        So may a slice that is then to be ``cut`` of them, which has the same bytes again.
         """
         new_bytes = disk_bytes = slice_bytes = 0
         for part in {part.hash: part for part in parts}.values():
             if not self.held(part):
-                slice_bytes += part.size if self._slices else 0
+                slice_bytes += part.size if cut else 0
                 try:
                     disk_bytes += part.size - 512 * self._partial_path(part).stat().st_blocks
                 except FileNotFoundError:
                     new_bytes += part.size
                     disk_bytes += part.size
         self._check_quota(new_bytes + slice_bytes)
-        self._check_disk(disk_bytes + slice_bytes)
+        cache = self._slices.root if self._slices else self.root
+        with self._explained():
+            is_same = cache.stat().st_dev == self.root.stat().st_dev
+        self._check_disk(self.root, disk_bytes + (slice_bytes if is_same else 0))
+        self._check_disk(cache, slice_bytes)
 
     def check_room_for_slice(self, size: int) -> None:
         """Raise UserError if a slice of so many bytes exceeds the quota or the disk."""
         self._check_quota(size)
-        self._check_disk(size)
+        self._check_disk(self._slices.root if self._slices else self.root, size)
 
     def write_chunk(self, part: Part, index: int, data: bytes) -> None:
         """Put a chunk in its place in the partial part; nothing happens if the part is whole.
@@ -398,14 +402,14 @@ class Store:
                 " --quota, or remove a model (p2pinfer model rm ID)"
             )
 
-    def _check_disk(self, more_bytes: int) -> None:
+    def _check_disk(self, folder: Path, more_bytes: int) -> None:
         with self._explained():
-            free = shutil.disk_usage(self.root).free
+            free = shutil.disk_usage(folder).free
         if self._slices and more_bytes > free:
             free += self._slices.make_room(more_bytes - free)
         if more_bytes > free:
             raise UserError(
-                f"{size_text(more_bytes)} are needed in {self.root} and {size_text(free)} are free:"
+                f"{size_text(more_bytes)} are needed in {folder} and {size_text(free)} are free:"
                 " make room, or set P2PINFER_HOME to a directory on a larger disk"
             )
 

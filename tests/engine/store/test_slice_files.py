@@ -28,7 +28,7 @@ def made(cache: Path) -> Slices:
 
 def slice_of(cache: Path, name: str, model: ModelId = MODEL, *, age_s: float = 2 * GRACE_S) -> Path:
     """Cut a slice of 100 bytes."""
-    path = Slices(cache).path(model, name)
+    path = Slices(cache).path(model, f"{name}.gguf")
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(bytes(100))
     os.utime(path, (NOW_S - age_s, NOW_S - age_s))
@@ -37,7 +37,7 @@ def slice_of(cache: Path, name: str, model: ModelId = MODEL, *, age_s: float = 2
 
 def names(cache: Path) -> set[str]:
     """Name all slices."""
-    return {path.name for path in cache.rglob("*") if path.is_file()}
+    return {path.stem for path in cache.rglob("*") if path.is_file()}
 
 
 def test_what_nobody_uses_any_more_is_removed(tmp_path: Path) -> None:
@@ -87,9 +87,10 @@ def test_what_another_process_runs_stays(tmp_path: Path) -> None:
 def test_what_was_just_asked_for_stays(tmp_path: Path) -> None:
     """Another peer here is about to load it; what a killed process left behind goes in time."""
     path = slice_of(tmp_path, "stage-1-10")
-    half = slice_of(tmp_path, ".stage-2-3.gguf.x1y2", age_s=10)
+    half = slice_of(tmp_path, "stage-2-3", age_s=10)
+    half = half.rename(half.with_name(".stage-2-3.gguf.x1y2"))
     slices = made(tmp_path)
-    assert not slices.note_wanted(path.with_name("stage-7-8"))
+    assert not slices.note_wanted(path.with_name("stage-7-8.gguf"))
     assert Slices(tmp_path).note_wanted(path)
     assert Slices(tmp_path).drop_unused(MODEL, "stage-") == 0
     os.utime(path, (NOW_S - 10, NOW_S - 10))
@@ -112,11 +113,26 @@ def test_slices_of_former_versions_go_with_their_model(tmp_path: Path) -> None:
     assert mine.exists()
 
 
+def test_what_was_found_out_of_a_slice_goes_with_it(tmp_path: Path) -> None:
+    """And stays as long as the slice, however long ago it was found out."""
+    one, other = slice_of(tmp_path, "stage-1-10"), slice_of(tmp_path, "stage-1-1")
+    for path in (one, other):
+        probe = path.with_name(f"{path.name}.probe-1.json")
+        probe.write_text("{}")
+        os.utime(probe, (0, 0))
+    with in_use(one):
+        made(tmp_path).drop_unused(MODEL, "stage-")
+        assert names(tmp_path) == {"stage-1-10", "stage-1-10.gguf.probe-1"}
+    other.with_name(f"{other.name}.probe-2.json").write_text("{}")
+    assert made(tmp_path).remove(MODEL) == 100
+    assert not one.parent.exists()
+
+
 def test_a_slice_that_is_gone_is_told(tmp_path: Path) -> None:
     """Between being asked for and being run it may have been removed by hand."""
     with pytest.raises(UserError, match="start again"), in_use(tmp_path / "stage-1-2.gguf"):
         pass
-    path = slice_of(tmp_path, "stage-1-2.gguf")
+    path = slice_of(tmp_path, "stage-1-2")
     with in_use(path), path.open("rb") as file, pytest.raises(BlockingIOError):
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
@@ -180,10 +196,11 @@ def test_room_is_wanted_for_the_slices_to_come(tmp_path: Path) -> None:
     """They have the bytes of their parts again; what is here already needs nothing more."""
     slices = made(tmp_path / "cache")
     store = Store(tmp_path / "store", quota_bytes=2 * len(DATA) - 1, slices=slices)
-    with pytest.raises(UserError, match="quota"):
-        store.check_room([PART])
-    put(store)
     store.check_room([PART])
+    with pytest.raises(UserError, match="quota"):
+        store.check_room([PART], cut=True)
+    put(store)
+    store.check_room([PART], cut=True)
     with pytest.raises(UserError, match="quota"):
         store.check_room_for_slice(len(DATA))
 
