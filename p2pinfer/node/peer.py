@@ -74,6 +74,17 @@ HIDDEN = (
     " others, in the firewall or the router"
 )
 
+TWIN = (
+    "another machine runs with this peer's identity, so the swarm takes the two for one, and"
+    " sessions fail: stop one of them, and start it with a key of its own (--identity FILE);"
+    " a copied home has a copy of the key"
+)
+
+SELF = (
+    "{} has this peer's own identity: if that is another machine, the home of one is a copy of the"
+    " other's, and one needs a key of its own (--identity FILE)"
+)
+
 
 @dataclass(frozen=True)
 class PeerOptions:
@@ -163,6 +174,8 @@ async def serve_peer(options: PeerOptions, store: Store, hooks: Hooks) -> None:
             if options.model:
                 directory.follow(options.model)
             if options.bootstrap:
+                for address in _strange_selves(transport, options.bootstrap):
+                    hooks.say(SELF.format(address))
                 await _enter(directory, transport.peer_id, options.bootstrap)
             elif looks_around(options.network):
                 await directory.find_anybody(LAN_S_MAX)
@@ -221,6 +234,7 @@ def _directory(
 
     directory = Directory(transport, identity, chance, clock_ms=clock_ms)
     directory.voice.on_hidden = on_hidden
+    directory.voice.on_twin = partial(say, TWIN)
     directory.listen()
     return directory
 
@@ -228,6 +242,12 @@ def _directory(
 async def _cancel_at(event: trio.Event, scope: trio.CancelScope) -> None:
     await event.wait()
     scope.cancel()
+
+
+def _strange_selves(transport: Transport, ways_in: Iterable[str]) -> list[str]:
+    """Return the ways in that lead to this peer's identity, and not to where it listens."""
+    me = [address for address in ways_in if address.endswith(f"/p2p/{transport.peer_id}")]
+    return [address for address in me if address not in transport.addresses]
 
 
 async def _enter(directory: Directory, me: PeerId, ways_in: tuple[str, ...]) -> None:
