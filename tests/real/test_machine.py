@@ -10,8 +10,10 @@ from pathlib import Path
 
 import pytest
 
+from p2pinfer.cli.announcement import ONLY_HERE
+from p2pinfer.core.checks import ADDRESSES_MAX
 from p2pinfer.core.errors import EXIT_DONE, EXIT_FAILED, EXIT_NOBODY_SERVES, EXIT_USAGE
-from tests.support.processes import COMMAND, environment
+from tests.support.processes import COMMAND, environment, read_until, stop
 
 pytestmark = pytest.mark.real
 
@@ -188,3 +190,53 @@ def test_a_home_that_nobody_may_write_to_is_named(tmp_path: Path) -> None:
     for code, text in in_small_home(tmp_path, "50m", *commands, prepare=prepare):
         assert code == EXIT_USAGE
         assert re.search("cannot (write to|keep anything in) .* set P2PINFER_HOME", text), text
+
+
+def joined_in_network(home: Path, setup: str) -> list[str]:
+    """Return what ``join`` prints on a machine with other interfaces; skips where none are made."""
+    alone = ["unshare", "--user", "--map-root-user", "--net", "sh", "-c"]
+    veth = "ip link set lo up && ip link add d0 type veth peer name far0"
+    if (
+        not shutil.which("unshare")
+        or subprocess.run([*alone, veth], capture_output=True, check=False).returncode
+    ):
+        pytest.skip("no network namespace with interfaces may be made here")
+    up = "ip link set d0 up && ip link set far0 up"
+    words = ["join", "--layers", "1:10", "--sessions", "1", "--context", "512"]
+    words += ["--until-stdin-closes", "--identity", str(home / "key-of-a-network")]
+    with subprocess.Popen(
+        [*alone, f'{veth} && {up} && {setup} && exec "$@"', "sh", *COMMAND, *words],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        env=environment(home),
+        process_group=0,
+    ) as process:
+        try:
+            printed = read_until(process.stdout, b"ready; Ctrl-C to leave\n")
+        finally:
+            stop(process)
+    return printed.decode().splitlines()
+
+
+def test_nine_addresses_on_one_interface_are_no_obstacle(home: Path) -> None:
+    """Eight are told; the next machine types one of them, and not that of a container bridge."""
+    setup = (
+        "ip link add docker0 type veth peer name far1 && ip link set docker0 up"
+        " && ip link set far1 up && ip addr add 172.17.0.1/16 dev docker0"
+        " && for i in 1 2 3 4 5 6 7 8 9; do ip addr add 10.9.$i.1/24 dev d0; done"
+    )
+    lines = joined_in_network(home, setup)
+    told = [line for line in lines if line.startswith("address ")]
+    assert len(told) == ADDRESSES_MAX
+    assert all("/ip4/10.9." in line for line in told)
+    (next_,) = [line for line in lines if line.startswith("  p2pinfer join")]
+    assert "--layers 10:29 --bootstrap /ip4/10.9." in next_
+
+
+def test_a_machine_without_a_network_says_so(home: Path) -> None:
+    """What it prints would lead nobody there."""
+    lines = joined_in_network(home, "true")
+    assert ONLY_HERE in lines
+    (address,) = [line for line in lines if line.startswith("address ")]
+    assert "/ip4/127.0.0.1/tcp/" in address
