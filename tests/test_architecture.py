@@ -49,6 +49,7 @@ FUNCTION_LINES_MAX = 70
 LONG = {
     "p2pinfer/engine/llama/binding.py": "the one module that may hold llama.cpp's pointers",
     "p2pinfer/engine/store/store.py": "what keeps parts whole, whoever is killed: one lock, one account",
+    "p2pinfer/node/peer.py": "a peer put together, in the order in which it comes up",
     "transports/libp2p/transport.py": "all that a transport promises, in one class",
     "transports/libp2p/muxer.py": "one state machine: what a connection does while it lives, and its end",
     "tests/transports/libp2p/test_walls.py": "one section per way to bring a peer down",

@@ -174,9 +174,7 @@ async def serve_peer(options: PeerOptions, store: Store, hooks: Hooks) -> None:
             if options.model:
                 directory.follow(options.model)
             if options.bootstrap:
-                for address in _strange_selves(transport, options.bootstrap):
-                    hooks.say(SELF.format(address))
-                await _enter(directory, transport.peer_id, options.bootstrap)
+                await _enter(directory, transport, options.bootstrap, hooks.say)
             elif looks_around(options.network):
                 await directory.find_anybody(LAN_S_MAX)
             nursery.start_soon(directory.run, options.bootstrap)
@@ -250,8 +248,13 @@ def _strange_selves(transport: Transport, ways_in: Iterable[str]) -> list[str]:
     return [address for address in me if address not in transport.addresses]
 
 
-async def _enter(directory: Directory, me: PeerId, ways_in: tuple[str, ...]) -> None:
+async def _enter(
+    directory: Directory, transport: Transport, ways_in: tuple[str, ...], say: Callable[[str], None]
+) -> None:
     """Learn who is there from the first way in that answers; go on without after a while."""
+    me = transport.peer_id
+    for address in _strange_selves(transport, ways_in):
+        say(SELF.format(address))
     with trio.move_on_after(ANSWER_S_MAX):
         while True:
             failures = await directory.enter(ways_in)
