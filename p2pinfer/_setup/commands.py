@@ -3,6 +3,7 @@
 import re
 import shlex
 import shutil
+import signal
 import subprocess
 import sys
 import time
@@ -30,6 +31,26 @@ class SetupError(Exception):
     def __init__(self, text: str, exit_code: int = EXIT_FAILED) -> None:
         super().__init__(text)
         self.exit_code = exit_code
+
+
+class CommandFailed(SetupError):
+    """A command ended with another code than 0; ``how`` says with which, in words."""
+
+    def __init__(self, text: str, returncode: int) -> None:
+        super().__init__(text)
+        self.how = ending(returncode)
+        self.was_killed = returncode == -signal.SIGKILL
+
+
+def ending(returncode: int) -> str:
+    """Say how a process ended: ``on signal 11 (SIGSEGV)``, or ``with code 1``."""
+    if returncode >= 0:
+        return f"with code {returncode}"
+    number = -returncode
+    try:
+        return f"on signal {number} ({signal.Signals(number).name})"
+    except ValueError:  # a real-time signal has no name of its own
+        return f"on signal {number}"
 
 
 class Status(NamedTuple):
@@ -126,7 +147,7 @@ class Shell:
             more: variables for this command alone.
 
         Raises:
-            SetupError: it failed; the text holds its last lines and says where all of them are.
+            CommandFailed: the text holds its last lines and says where all of them are.
         """
         tail: deque[str] = deque(maxlen=TAIL_LINES)
         progress = StepProgress(title, sys.stdout, time.monotonic)
@@ -152,5 +173,6 @@ class Shell:
         if process.returncode:
             progress.finish("failed")
             last = "\n".join(tail)
-            raise SetupError(f"{last}\n{title}: failed; the full output is in {self.log}")
+            text = f"{last}\n{title}: failed; the full output is in {self.log}"
+            raise CommandFailed(text, process.returncode)
         progress.finish("done")
