@@ -3,7 +3,6 @@
 import re
 import shlex
 import shutil
-import signal
 import subprocess
 import sys
 import time
@@ -12,6 +11,8 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple, TextIO
+
+from p2pinfer.core.exits import ending, lacked_memory
 
 EXIT_FAILED = 1
 EXIT_USAGE = 2
@@ -39,18 +40,7 @@ class CommandFailed(SetupError):
     def __init__(self, text: str, returncode: int) -> None:
         super().__init__(text)
         self.how = ending(returncode)
-        self.was_killed = returncode == -signal.SIGKILL
-
-
-def ending(returncode: int) -> str:
-    """Say how a process ended: ``on signal 11 (SIGSEGV)``, or ``with code 1``."""
-    if returncode >= 0:
-        return f"with code {returncode}"
-    number = -returncode
-    try:
-        return f"on signal {number} ({signal.Signals(number).name})"
-    except ValueError:  # a real-time signal has no name of its own
-        return f"on signal {number}"
+        self.lacked_memory = lacked_memory(returncode)
 
 
 class Status(NamedTuple):

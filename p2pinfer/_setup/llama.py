@@ -57,7 +57,7 @@ class Llama:
             try:
                 self._try()
             except CommandFailed as error:
-                if error.was_killed:
+                if error.lacked_memory:
                     raise SetupError(f"{error}\n{_NO_MEMORY}") from error
                 if variant is last:
                     raise SetupError(f"{error}\n{self._advice(error.how)}") from error

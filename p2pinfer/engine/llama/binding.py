@@ -18,6 +18,7 @@ from typing import Any
 
 import llama_cpp
 import numpy as np
+from blake3 import blake3
 from llama_cpp import llama_cpp as api
 from llama_cpp._ggml import libggml_base_path
 from numpy.typing import NDArray
@@ -384,8 +385,9 @@ def _last_error() -> str:
 def build_fingerprint() -> str:
     """Say which llama.cpp this is and what it uses of this CPU; equal for equal arithmetic."""
     features = api.llama_print_system_info().decode()
-    libraries = sorted(libggml_base_path.glob("*ggml-cpu.*"))
-    return f"{llama_cpp.__version__} {libraries[0].stat().st_size} {features}"
+    library = min(libggml_base_path.glob("*ggml-cpu.*"))
+    compiled = blake3(library.read_bytes()).hexdigest(length=6)
+    return f"{llama_cpp.__version__} {compiled} {features}"
 
 
 def requantise(source: Path, target: Path, file_type: int) -> None:
