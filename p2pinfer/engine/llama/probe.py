@@ -9,6 +9,7 @@ whose probes gave the same digest are of one *numerics class*: their arithmetic 
 
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
 from pathlib import Path
@@ -93,7 +94,8 @@ def probe(attempt: Attempt, threads: int, cache: Path) -> Probe:
                         for each, crash in ruled_out
                     ],
                 }
-                cache.write_text(json.dumps({"key": key, "probe": asdict(found), **report}))
+                with suppress(OSError):  # of a full disk: it is only probed again the next time
+                    cache.write_text(json.dumps({"key": key, "probe": asdict(found), **report}))
             return found
         ruled_out.append((settings, found))
     raise _refusal([crash for _, crash in ruled_out])

@@ -271,3 +271,8 @@ def test_lack_of_memory_is_not_kept(cache: Path) -> None:
     assert not cache.exists()
     with pytest.raises(EngineError, match="memory ran out"):
         probe(crashing(dict.fromkeys(CANDIDATES, KILLED)), 1, cache)
+
+
+def test_a_result_that_cannot_be_kept_is_used_all_the_same(tmp_path: Path) -> None:
+    """As on a full disk: here, a folder is in the file's place."""
+    assert run(exact, tmp_path).settings == Settings(1)
