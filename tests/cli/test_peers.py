@@ -143,7 +143,7 @@ def test_what_probes_ruled_out_is_said_with_the_reason() -> None:
     report = ProbeReport(
         "stage-1-10",
         "0.3.36 ab12 CPU : AVX2 = 1 | AMX_INT8 = 1 | FMA = 0 |",
-        "amx_int8 avx2 fpu fma sse2",
+        "amx_int8 avx2 fpu fma smep sse2",
         "weights as they are",
         (("repacked weights", why),),
     )

@@ -58,4 +58,4 @@ def used_features(build: str) -> list[str]:
 
 def vector_features(cpu: str) -> list[str]:
     """Pick from a CPU's features those that matrices are multiplied with, and AMX's."""
-    return re.findall(r"\b(?:amx|avx|asimd|bf16|f16c|fma|i8mm|sme|sve)\w*", cpu)
+    return re.findall(r"\b(?:(?:amx|avx|asimd|bf16|f16c|fma|i8mm|sve)\w*|sme2?)\b", cpu)
