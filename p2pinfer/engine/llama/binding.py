@@ -32,6 +32,7 @@ from llama_cpp._ggml import libggml_base_path
 from numpy.typing import NDArray
 
 from p2pinfer.core.errors import BadModelFile, EngineError
+from p2pinfer.core.exits import NEEDS_LESS, lacked_memory
 from p2pinfer.core.limits import NARROW_ROWS_MAX, ROWS_PER_DECODE_MAX
 from p2pinfer.core.sampling import Sampling
 from p2pinfer.engine.llama.logprobs import log_probabilities
@@ -109,6 +110,7 @@ class Slice:
 
     Raises:
         BadModelFile: llama.cpp does not load the file.
+        EngineError: memory ran out.
     """
 
     def __init__(
@@ -128,7 +130,7 @@ class Slice:
         self.ctx = api.llama_init_from_model(self._model, self._context_params(cells))
         if not self.ctx:
             api.llama_model_free(self._model)
-            raise BadModelFile(f"llama.cpp cannot run {path}: {_last_error()}")
+            raise _refusal("run", path)
         self._memory = api.llama_get_memory(self.ctx)
         self._lengths = [0] * sessions
         self._batch = _Batch(self.width)
@@ -382,8 +384,14 @@ def _load_model(path: Path, settings: Settings) -> Any:
     params.load_mode = _LLAMA_LOAD_MODE_NONE
     model = api.llama_model_load_from_file(str(path).encode(), params)
     if not model:
-        raise BadModelFile(f"llama.cpp cannot load {path}: {_last_error()}")
+        raise _refusal("load", path)
     return model
+
+
+def _refusal(what: str, path: Path) -> EngineError | BadModelFile:
+    if lacked_memory(0, _last_error()):
+        return EngineError(f"memory ran out for {path.name}: {NEEDS_LESS}")
+    return BadModelFile(f"llama.cpp cannot {what} {path}: {_last_error()}")
 
 
 def _last_error() -> str:

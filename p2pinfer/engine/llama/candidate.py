@@ -39,6 +39,7 @@ def attempt(part: PartConfig, settings: Settings) -> Probe | Crash | None:
 
     Raises:
         BadModelFile: llama.cpp does not load the slice.
+        EngineError: memory ran out.
     """
     command = [*COMMAND, json.dumps([asdict(part), asdict(settings)])]
     with (

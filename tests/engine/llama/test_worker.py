@@ -136,6 +136,27 @@ async def test_a_slice_that_llama_cpp_refuses_is_a_bad_file(
             pass
 
 
+LACKING_MEMORY = """
+import resource, sys
+from pathlib import Path
+from p2pinfer.engine.llama.binding import Settings, Slice
+
+resource.setrlimit(resource.RLIMIT_AS, (1 << 30, 1 << 30))
+try:
+    Slice(Path(sys.argv[1]), logits=False, settings=Settings(), sessions=8, context=200_000)
+except Exception as error:
+    print(f"{type(error).__name__}: {error}")
+"""
+
+
+@needs_proc  # other systems do not hold a process to its limit
+async def test_lack_of_memory_is_no_bad_file(slices: dict[str, Path]) -> None:
+    """KV cells of more than a process may have are refused with what helps."""
+    command = [sys.executable, "-c", LACKING_MEMORY, str(slices["Q4_1"])]
+    result = await trio.run_process(command, capture_stdout=True)
+    assert result.stdout.startswith(b"EngineError: memory ran out for stage-10-12.gguf: free some")
+
+
 def spoilt(model: Path, folder: Path, *, without: str, layers: int) -> Path:
     """Write a slice of one layer that says it has some other number, and lacks some tensors."""
     header = read_header(model)
