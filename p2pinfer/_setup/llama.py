@@ -2,6 +2,7 @@
 
 import shlex
 from dataclasses import dataclass
+from itertools import zip_longest
 from pathlib import Path
 
 from p2pinfer._setup.commands import CommandFailed, SetupError, Shell
@@ -51,18 +52,19 @@ class Llama:
         Raises:
             SetupError: no variant runs; the text says what happened and what to type.
         """
-        *others, last = self._variants()
-        for variant in (*others, last):
+        variants = self._variants()
+        for variant, fallback in zip_longest(variants, variants[1:]):
             self._install(variant)
             try:
                 self._try()
             except CommandFailed as error:
                 if error.lacked_memory:
                     raise SetupError(f"{error}\n{_NO_MEMORY}") from error
-                if variant is last:
+                if fallback is None:
                     raise SetupError(f"{error}\n{self._advice(error.how)}") from error
                 self._mark(variant).write_text(f"{error.how}\n")
-                print(f"llama.cpp {variant.name} ended {error.how}; building the next.", flush=True)
+                what = f"llama.cpp {variant.name} ended {error.how}"
+                print(f"{what}; trying it {fallback.name}.", flush=True)
             else:
                 return
 

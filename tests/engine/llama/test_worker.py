@@ -30,7 +30,7 @@ from tests.support.whole import open_model
 pytestmark = pytest.mark.real
 
 WAIT_S_MAX = 300.0
-"""For what takes a second: an engine's two threads wait for each other, long where others work."""
+"""For what takes a second where nobody else works."""
 POLL_S = 0.01
 CONTEXT = 700
 PROMPT_ROWS = 620
