@@ -21,7 +21,7 @@ from typing import Any
 # are some 20 such meetings per layer. GCC's own 300,000 looks are longer than a time slice, so on
 # a busy machine the thread that waits keeps the processor from the one it waits for: a token
 # takes a hundred times as long. With 300 it takes no longer than asleep at once, and where nobody
-# else works 7 % longer than by looking only. Read when llama.cpp is loaded, so it stands here.
+# else works 5 % longer than by looking only, a prompt no longer. Read as llama.cpp is loaded.
 os.environ.setdefault("GOMP_SPINCOUNT", "300")
 
 import llama_cpp
