@@ -168,6 +168,7 @@ def doctor(
     from p2pinfer.node.local_peers import peers_here, ways_in
     from p2pinfer.node.model_supply import open_store
     from p2pinfer.node.observer import open_look
+    from p2pinfer.places import cache_dir
 
     limits, memory_bytes = machine.machine(), parse_bytes("memory", memory)
     store = open_store()
@@ -176,7 +177,7 @@ def doctor(
 
     async def run() -> None:
         async with open_look(ways, reach.of(network)) as look:
-            patient = Patient(look, here, store, limits, memory_bytes)
+            patient = Patient(look, here, store, limits, memory_bytes, cache_dir())
             findings = await examine(patient)
         healthy = all(finding.is_good for finding in findings)
         if as_json:

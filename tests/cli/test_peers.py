@@ -8,11 +8,18 @@ import pytest
 from attrs import evolve
 from rich.console import Console
 
-from p2pinfer.cli.doctor import clock_findings, coverage_findings, is_public, peer_findings
+from p2pinfer.cli.doctor import (
+    clock_findings,
+    coverage_findings,
+    is_public,
+    peer_findings,
+    probe_findings,
+)
 from p2pinfer.cli.options import parse_bytes
 from p2pinfer.cli.peers import BAR_CHARS_MIN, HEADINGS, bar, cells, table
 from p2pinfer.core.advertisement import Advertisement, State
 from p2pinfer.core.errors import UserError
+from p2pinfer.engine.llama.probe_reports import ProbeReport
 from p2pinfer.node.observer import ObservedPeer
 from tests.support.swarm import MODEL, peer
 
@@ -128,6 +135,25 @@ def test_own_peers_are_looked_up_and_called() -> None:
     hidden = ObservedPeer(evolve(said("a", 1, 2), addresses=()), False, None)
     assert "open its port" in peer_findings({peer("a")}, [hidden])[1].text
     assert cells(hidden, BAR_CHARS_MIN)[-1] == "no way in"
+
+
+def test_what_probes_ruled_out_is_said_with_the_reason() -> None:
+    """Behind the build and the CPU; none of it keeps a peer from serving."""
+    why = "it ended on signal 11 (SIGSEGV)"
+    report = ProbeReport(
+        "stage-1-10",
+        "0.3.36 ab12 CPU : AVX2 = 1 | AMX_INT8 = 1 | FMA = 0 |",
+        "amx_int8 avx2 fpu fma smep sse2",
+        "weights as they are",
+        (("repacked weights", why),),
+    )
+    findings = probe_findings([report])
+    assert [finding.text for finding in findings] == [
+        "llama.cpp 0.3.36, build ab12, uses AVX2 AMX_INT8 of this CPU's amx_int8 avx2 fma",
+        f"stage-1-10 is computed with weights as they are; not with repacked weights: {why}",
+    ]
+    assert all(finding.is_good for finding in findings)
+    assert not probe_findings([])
 
 
 def test_addresses_that_others_can_call() -> None:
