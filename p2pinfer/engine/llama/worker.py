@@ -34,6 +34,7 @@ from p2pinfer.engine.llama.frames import (
 )
 from p2pinfer.engine.llama.probe import CONTEXT as PROBE_CONTEXT
 from p2pinfer.engine.llama.probe import probe
+from p2pinfer.engine.llama.zero_pages import give_back_zeros
 
 
 @dataclass(slots=True)
@@ -142,6 +143,7 @@ class _Worker:
             # ggml's tiled kernels pick by rows per expert, so a row would depend on its batch.
             os.environ["GGML_CPU_TILED_MM"] = "0"
         self.parts = [_Part(part, config) for part in config.parts]
+        give_back_zeros()  # cells that no session has written to yet
         self._first, self._last = self.parts[0], self.parts[-1]
         self._vocabulary = Vocabulary(self._first.slice)
         self._samplers: dict[int, Sampler] = {}
