@@ -2,6 +2,7 @@
 
 import logging
 from collections.abc import Awaitable, Callable
+from contextlib import suppress
 from importlib.metadata import version
 from importlib.resources import files
 
@@ -55,14 +56,16 @@ def make_app(gateway: Gateway) -> ASGIApp:
         *_cors(access),
         Middleware(Guard, access=access),
     ]
-    return Starlette(
-        routes=[*Completions(gateway).routes, *_own_routes(gateway, state), *_page_routes()],
-        middleware=middleware,
-        exception_handlers={
-            Problem: _problem,
-            HTTPException: _http_problem,
-            Exception: _bug,
-        },
+    return Told(
+        Starlette(
+            routes=[*Completions(gateway).routes, *_own_routes(gateway, state), *_page_routes()],
+            middleware=middleware,
+            exception_handlers={
+                Problem: _problem,
+                HTTPException: _http_problem,
+                Exception: _bug,
+            },
+        )
     )
 
 
@@ -136,6 +139,18 @@ def _cors(access: Access) -> list[Middleware]:
             expose_headers=["x-request-id", "x-p2pinfer-receipt", "x-p2pinfer-trust"],
         )
     ]
+
+
+class Told:
+    """Ends a request whose mistake of ours was logged; the server would tell it once more."""
+
+    def __init__(self, app: ASGIApp) -> None:
+        self._app = app
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass a request on."""
+        with suppress(Exception):  # of Starlette, which answers, logs, and raises all the same
+            await self._app(scope, receive, send)
 
 
 class Answered:

@@ -38,8 +38,9 @@ class JoinAnnouncer:
         license_ = model.manifest.license
         licence = f"{license_} licence" if license_ else "licence not stated"
         print(f"model       {model.info.name}, {licence}")
-        room = "" if self._fixed else f", room for {serving.layers_max}"
-        print(f"layers      {serving.first}:{serving.end} of {layers}{room}")
+        room = "" if self._fixed else f"; memory has room for {serving.layers_max} layers"
+        counted = f"{serving.first} to {serving.end - 1}, counted from 0"
+        print(f"layers      {serving.first}:{serving.end} of {layers} ({counted}){room}")
         more = f" --model {model.id}{self._reach}"
         address = serving.addresses[0] if serving.addresses else "ADDRESS"  # loopback comes last
         for number, range_ in enumerate(self._missing(serving, layers)):

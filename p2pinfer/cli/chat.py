@@ -21,6 +21,7 @@ from p2pinfer.cli.options import (
     parse_bytes,
 )
 from p2pinfer.cli.running import run_task
+from p2pinfer.core.errors import UserError
 
 if TYPE_CHECKING:  # what is heavy is imported by the command that needs it
     from p2pinfer.client.answer import ChatOptions
@@ -53,17 +54,21 @@ def chat(
     from p2pinfer.cli.model_argument import default_model, name_model
     from p2pinfer.cli.terminal import question_of
     from p2pinfer.node.local_peers import ways_in
-    from p2pinfer.node.model_supply import open_store
-    from p2pinfer.node.requester import ClientOptions
+    from p2pinfer.node.model_supply import check_named, open_store
+    from p2pinfer.node.requester import NO_WAY_IN, ClientOptions
 
     check_range("wait", wait, 0)
     how = answer.options()
     limits = machine.machine()
+    ways = ways_in(bootstrap, network)
+    if not (ways or reach.mdns):
+        raise UserError(NO_WAY_IN)
+    check_named(model)
     question = question_of(prompt, as_json=as_json)
     store = open_store(parse_bytes("quota", quota))
     options = ClientOptions(
         name_model(model, store) if model else None,
-        ways_in(bootstrap, network),
+        ways,
         reach.of(network),
         answer.keep_layers,
         limits,
@@ -95,12 +100,13 @@ def demo(
     from p2pinfer.cli.model_argument import name_model
     from p2pinfer.cli.terminal import Spinner, question_of, say
     from p2pinfer.node.local_swarm import local_swarm, share_layers
-    from p2pinfer.node.model_supply import open_store, open_whole
+    from p2pinfer.node.model_supply import check_named, open_store, open_whole
     from p2pinfer.node.requester import ClientOptions
     from p2pinfer.places import data_dir
 
     how = answer.options()
     limits = machine.machine()
+    check_named(model)
     question = question_of(prompt, as_json=as_json)
     store = open_store()
     opened = open_whole(name_model(model, store), store)

@@ -34,7 +34,10 @@ def join(
     *,
     layers: Annotated[
         str | None,
-        option("layers", "FIRST:END, to serve just that range; END is not in it. Else it chooses."),
+        option(
+            "layers",
+            "Serve just layers FIRST:END, counted from 0, END excluded: 1:10 are layers 1 to 9.",
+        ),
     ] = None,
     memory: Memory = None,
     model: SwarmModel = None,

@@ -6,6 +6,7 @@ from attrs import asdict
 from cyclopts import App
 
 from p2pinfer.cli.options import AsJson
+from p2pinfer.logs import note
 
 app = App(name="ledger", help_format="plaintext")
 
@@ -25,3 +26,4 @@ def ledger(*, as_json: AsJson = False) -> None:
     for each in found:
         print(f"{each.peer:<52} {each.served:>14,} {each.used:>14,}")
     print(f"{'all':<52} {served:>14,} {used:>14,}")
+    note("counted in layer-rows: one token through one layer")

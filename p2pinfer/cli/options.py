@@ -74,14 +74,14 @@ class ReachFlags:
 
 Bootstrap = Annotated[
     tuple[str, ...],
-    option("bootstrap", "Multiaddrs of peers already in the swarm.", consume_multiple=True),
+    option("bootstrap", "Addresses of peers already in the swarm, one or several."),
 ]
 WaysIn = Annotated[
     tuple[str, ...],
     option(
         "bootstrap",
-        "Multiaddrs of peers already in the swarm; else of those that run on this machine.",
-        consume_multiple=True,
+        "Addresses of peers already in the swarm, one or several; else of those that run on this"
+        " machine.",
     ),
 ]
 Memory = Annotated[

@@ -35,7 +35,10 @@ def status(*, as_json: AsJson = False) -> None:
         print("\n".join(lines(each)))
     if not found:
         print(NOTHING_RUNS)
-    print(f"earned   {served:,} layer-rows for others, {used:,} used of theirs (see: ledger)")
+    print(
+        f"earned   {served:,} layer-rows for others, {used:,} used of theirs (a layer-row is one"
+        " token through one layer; see: ledger)"
+    )
 
 
 def ps(*, as_json: AsJson = False) -> None:

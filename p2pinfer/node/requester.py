@@ -16,6 +16,7 @@ from p2pinfer.core.errors import NobodyServes, UserError, lone_errors
 from p2pinfer.core.ids import ModelId, PeerId
 from p2pinfer.core.limits import AUDIT_RATE_DEFAULT, CONTEXT_DEFAULT, SESSIONS_DEFAULT
 from p2pinfer.core.manifest import Manifest
+from p2pinfer.core.model_names import readable_name
 from p2pinfer.core.sponsor import Sponsor
 from p2pinfer.core.trust import Trust
 from p2pinfer.engine.llama.engine import LocalEnds, open_ends
@@ -49,8 +50,9 @@ LAN_S_MAX = 8.0
 """For a peer on the local network to be heard of and to answer; two or three seconds as a rule."""
 
 NO_WAY_IN = (
-    "name a peer of the swarm with --bootstrap MULTIADDR (join prints one), look for one on the"
-    " local network with --mdns, or start one here with p2pinfer join"
+    "no swarm is known here. To try it on this machine alone: p2pinfer demo, or for a web page"
+    " p2pinfer serve --local 3. To reach other machines: --bootstrap ADDRESS (p2pinfer join prints"
+    " one), or --mdns on the same local network"
 )
 
 LISTEN_DEFAULT = "/ip4/0.0.0.0/tcp/0"
@@ -112,8 +114,8 @@ def check_keep(model: Manifest, keep: int) -> None:
     most = (model.layers - 1) // 2
     if not 1 <= keep <= most:
         raise UserError(
-            f"--keep-layers must be from 1 to {most}: {model.name} has {model.layers}"
-            " layers, and some must be left for the swarm"
+            f"--keep-layers must be from 1 to {most}: {readable_name(model.name)} has"
+            f" {model.layers} layers, and some must be left for the swarm"
         )
 
 
@@ -121,7 +123,8 @@ def check_layers(model: Manifest, first: int, end: int) -> None:
     """Raise UserError if the model has no such layers."""
     if not 0 <= first < end <= model.layers:
         raise UserError(
-            f"{model.name} has no layers {first}:{end}; choose a range within 0:{model.layers}"
+            f"{readable_name(model.name)} has no layers {first}:{end}; choose a range"
+            f" within 0:{model.layers}"
         )
 
 

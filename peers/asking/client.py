@@ -13,6 +13,7 @@ from p2pinfer.core.advertisement import Advertisement
 from p2pinfer.core.errors import NobodyServes, PeerError
 from p2pinfer.core.ids import ModelId, PeerId, SessionId
 from p2pinfer.core.messages import Hop
+from p2pinfer.core.model_names import readable_name
 from p2pinfer.core.trust import AuditVerdict, Trust
 from p2pinfer.engine.base import Ends
 from peers.asking.experience import Experiences
@@ -143,7 +144,7 @@ class SwarmClient:
                         on_wait(f"{missing}; waiting …")
                 await trio.sleep(FIND_AGAIN_S)
                 await self._refresh()
-        others = set(self._directory.models().values())
+        others = {*map(readable_name, self._directory.models().values())}
         if not self._directory.serving(asked.model) and others:
             names = ", ".join(sorted(others))
             raise NobodyServes(f"the peers found serve another model ({names}), not {asked.name}")

@@ -82,7 +82,7 @@ def check(said: Said, code: int, words: str) -> None:
         ("--keep-layers 30", "--keep-layers must be from 1 to 14: .* has 30 layers"),
         ("--keep-layers 14", "--peers must be from 1 to 2 for 2 layers"),
         ("--bogus", "Unknown option: --bogus.*p2pinfer demo --help"),
-        ("there", "'there' is too much: put a prompt into quotes"),
+        ("there", "unexpected 'there': put a question of several words into quotes"),
     ],
 )
 def test_options_out_of_range(command: Command, options: str, words: str) -> None:
@@ -139,6 +139,7 @@ def test_model_that_is_not_there(command: Command, tmp_path: Path) -> None:
     missing = str(tmp_path / "none.gguf")
     check(command("demo", "Hi", "--model", missing), 2, "cannot read .*none.gguf: No such file")
     check(command("demo", "Hi", "--model", str(tmp_path)), 2, "cannot read .*: Is a directory")
+    check(command("demo", "--model", missing), 2, "cannot read .*none.gguf: No such file")
 
 
 def test_model_that_cannot_be_cut(command: Command, tmp_path: Path) -> None:
@@ -173,7 +174,7 @@ def test_addresses_that_cannot_be_used(command: Command) -> None:
         said = command(*join, f"/ip4/127.0.0.1/tcp/{port}")
     check(said, 2, f"Port {port} is in use by another program: stop that, or take another")
     check(command(*join, "nonsense"), 2, "'nonsense' is not a multiaddr")
-    check(command("chat", "Hi"), 2, "--bootstrap MULTIADDR")
+    check(command("chat", "Hi"), 2, "p2pinfer demo, .* serve --local 3.* --bootstrap ADDRESS")
     check(command("chat", "Hi", "--bootstrap", "nonsense"), 2, "'nonsense' is not a multiaddr")
     check(command("chat", "Hi", "--bootstrap", "/ip4/127.0.0.1/tcp/1"), 2, "must look like /ip4/")
     check(command("chat", "Hi", "--bootstrap", NOBODY), 3, "127.0.0.1/tcp/1: connection refused")

@@ -32,12 +32,11 @@ def give_back_zeros() -> int:
     given = 0
     for start, end in _ranges(_MAPS.read_text()):
         if _is_zero(start, end - start):
-            done = libc.madvise(ctypes.c_void_p(start), ctypes.c_size_t(end - start), _DONTNEED)
+            done = libc.madvise(
+                ctypes.c_void_p(start), ctypes.c_size_t(end - start), mmap.MADV_DONTNEED
+            )
             given += 0 if done else end - start
     return given
-
-
-_DONTNEED = mmap.MADV_DONTNEED if hasattr(mmap, "MADV_DONTNEED") else 4
 
 
 def _ranges(maps: str) -> Iterator[tuple[int, int]]:
@@ -53,6 +52,6 @@ def _ranges(maps: str) -> Iterator[tuple[int, int]]:
 
 
 def _is_zero(start: int, count: int) -> bool:
-    words = np.frombuffer((ctypes.c_char * count).from_address(start), np.uint64)
+    words = np.ctypeslib.as_array((ctypes.c_uint64 * (count // 8)).from_address(start))
     # Most blocks of weights differ from zero at once: look there before looking at all.
     return not words[:64].any() and not words.any()
