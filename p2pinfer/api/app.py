@@ -2,7 +2,6 @@
 
 import logging
 from collections.abc import Awaitable, Callable
-from contextlib import suppress
 from importlib.metadata import version
 from importlib.resources import files
 
@@ -18,6 +17,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from p2pinfer.api.completions import Completions
 from p2pinfer.api.gateway import Access, Gateway
 from p2pinfer.api.guard import Guard
+from p2pinfer.api.loading import Loading
 from p2pinfer.api.metrics import CONTENT_TYPE, Metrics
 from p2pinfer.api.problems import Problem
 from p2pinfer.api.streams import EventStream
@@ -56,23 +56,52 @@ def make_app(gateway: Gateway) -> ASGIApp:
         *_cors(access),
         Middleware(Guard, access=access),
     ]
-    return Told(
-        Starlette(
-            routes=[*Completions(gateway).routes, *_own_routes(gateway, state), *_page_routes()],
-            middleware=middleware,
-            exception_handlers={
-                Problem: _problem,
-                HTTPException: _http_problem,
-                Exception: _bug,
-            },
-        )
+    return Starlette(
+        routes=[*Completions(gateway).routes, *_own_routes(gateway, state), *_page_routes()],
+        middleware=middleware,
+        exception_handlers={
+            Problem: _problem,
+            HTTPException: _http_problem,
+            Exception: _bug,
+        },
     )
+
+
+def make_loading_app(loading: Loading, access: Access) -> ASGIApp:
+    """Put together what a gateway answers while it loads: its page, and elsewhere that it loads."""
+
+    async def unready(_: Request) -> Response:
+        raise loading.problem()
+
+    async def show_version(_: Request) -> Response:
+        return JSONResponse({"version": version("p2pinfer")})
+
+    async def events(_: Request) -> Response:
+        if loading.listeners >= LISTENERS_MAX:
+            raise _too_many_listeners()
+        return EventStream(loading.events())
+
+    methods = ["GET", "POST"]
+    return Starlette(
+        routes=[
+            *_page_routes(),
+            Route("/version", show_version),
+            Route("/api/events", events),
+            Route("/{path:path}", unready, methods=methods),
+        ],
+        middleware=[Middleware(Answered), *_cors(access), Middleware(Guard, access=access)],
+        exception_handlers={Problem: _problem, HTTPException: _http_problem},
+    )
+
+
+def _too_many_listeners() -> Problem:
+    return Problem(429, f"{LISTENERS_MAX} pages listen already.", kind="rate_limit_error")
 
 
 def _own_routes(gateway: Gateway, state: SwarmState) -> list[Route]:
     async def health(_: Request) -> Response:
-        if missing := gateway.swarm.client.missing():
-            return _problem_response(Problem(503, missing, "no_route", kind="unavailable_error"))
+        if trouble := await gateway.trouble():
+            return _problem_response(Problem(503, trouble, "no_route", kind="unavailable_error"))
         return JSONResponse({"status": "ok"})
 
     async def show_version(_: Request) -> Response:
@@ -96,7 +125,7 @@ def _own_routes(gateway: Gateway, state: SwarmState) -> list[Route]:
 
     async def events(_: Request) -> Response:
         if state.listeners >= LISTENERS_MAX:
-            raise Problem(429, f"{LISTENERS_MAX} pages listen already.", kind="rate_limit_error")
+            raise _too_many_listeners()
         return EventStream(state.events())
 
     return [
@@ -139,18 +168,6 @@ def _cors(access: Access) -> list[Middleware]:
             expose_headers=["x-request-id", "x-p2pinfer-receipt", "x-p2pinfer-trust"],
         )
     ]
-
-
-class Told:
-    """Ends a request whose mistake of ours was logged; the server would tell it once more."""
-
-    def __init__(self, app: ASGIApp) -> None:
-        self._app = app
-
-    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Pass a request on."""
-        with suppress(Exception):  # of Starlette, which answers, logs, and raises all the same
-            await self._app(scope, receive, send)
 
 
 class Answered:

@@ -35,7 +35,7 @@ class SwarmState:
         """Return the model, the peers and this gateway's own part."""
         swarm = self._gateway.swarm
         client, pool = swarm.client, swarm.pool
-        missing = client.missing()
+        missing = self._gateway.amiss()
         return {
             "model": {
                 "id": client.model.id,

@@ -26,6 +26,7 @@ from p2pinfer.engine.store.assemble import PartsModel, open_parts
 from p2pinfer.engine.store.store import DamagedPart, MissingChunk, Store
 from p2pinfer.node.fraud_files import open_frauds, sharing
 from p2pinfer.node.ledger_db import Side, open_books
+from p2pinfer.node.loading_steps import Step, ignore, loading
 from p2pinfer.node.local_replay import Replays
 from p2pinfer.node.model_supply import Choose, obtain, pick_model
 from p2pinfer.node.reputation_file import keep_standings, load_standings
@@ -205,6 +206,11 @@ class Client(SwarmClient):
                 self.frauds.accuse,
             )
 
+    @property
+    def engine_is_lost(self) -> bool:
+        """Whether the own engine's process has ended, and another one is not ready yet."""
+        return not self.ends.worker.is_running
+
     async def examine(self, session: Session) -> Trust | None:
         """Return what holds of all that a session computed, as far as it is checked."""
         if not (self._auditor and session.evidence and session.tokens):
@@ -250,8 +256,16 @@ def _sponsor(
 
 
 @asynccontextmanager
-async def open_client(options: ClientOptions, store: Store, tell: Tell) -> AsyncIterator[Client]:
+async def open_client(
+    options: ClientOptions, store: Store, tell: Tell, step: Step = ignore
+) -> AsyncIterator[Client]:
     """Fetch what is missing of the ends, and join a swarm as a requester while the block lasts.
+
+    Args:
+        options: what is asked of whom.
+        store: where the parts are kept.
+        tell: hears how far a transfer is.
+        step: hears what is being done.
 
     Raises:
         UserError: an option cannot be used; the sentence says what to do.
@@ -282,6 +296,7 @@ async def open_client(options: ClientOptions, store: Store, tell: Tell) -> Async
         named = options.model
         if named is not None:
             directory.follow(named)
+        step("asking who is in the swarm …")
         failures = await directory.enter(options.bootstrap)
         if not options.bootstrap and not await directory.find_anybody(LAN_S_MAX):
             raise NobodyServes("no peer answers on the local network: name one with --bootstrap")
@@ -301,6 +316,9 @@ async def open_client(options: ClientOptions, store: Store, tell: Tell) -> Async
             transport, directory, store, named, needed, make, tell, chance
         )
         machine = for_model(options.machine, model)
+        layers = model.info.layers
+        own = f"this machine's own layers, 0:{keep} and {layers - keep}:{layers}"
+        step(loading(own, (first_end, last_end), machine.threads))
         ends = await stack.enter_async_context(
             open_ends(
                 first_end,

@@ -66,18 +66,29 @@ class PartsModel:
             BadModelFile: the parts are not what the manifest says.
             UserError: the model has no such layers, or the slice cannot be written.
         """
-        return self._written(f"stage-{first}-{end}.gguf", plan_stage(self.header, first, end))
+        return self._written(self.stage_path(first, end), plan_stage(self.header, first, end))
+
+    def stage_path(self, first: int, end: int) -> Path:
+        """Return where that slice is, or will be."""
+        return self._path(f"stage-{first}-{end}.gguf")
+
+    def end_paths(self, keep: int) -> tuple[Path, Path]:
+        """Return where the slices of both ends are, or will be."""
+        return self._path(f"first-{keep}.gguf"), self._path(f"last-{keep}.gguf")
 
     def ends(self, keep: int) -> tuple[Path, Path]:
         """Return the first and the last end, ``keep`` layers each; raises as ``stage``."""
         header = whole_header(self.store, self.manifest, TOKENIZER)
+        first, last = self.end_paths(keep)
         return (
-            self._written(f"first-{keep}.gguf", plan_first_end(header, keep)),
-            self._written(f"last-{keep}.gguf", plan_last_end(header, keep)),
+            self._written(first, plan_first_end(header, keep)),
+            self._written(last, plan_last_end(header, keep)),
         )
 
-    def _written(self, name: str, plan: SlicePlan) -> Path:
-        path = self.cache / f"v{_SLICES_VERSION}" / self.id[:32] / name
+    def _path(self, name: str) -> Path:
+        return self.cache / f"v{_SLICES_VERSION}" / self.id[:32] / name
+
+    def _written(self, path: Path, plan: SlicePlan) -> Path:
         if not path.exists():
             path.parent.mkdir(parents=True, exist_ok=True)
             write_slice(plan, self._sources(plan), path)
