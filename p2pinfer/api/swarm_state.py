@@ -60,6 +60,8 @@ class SwarmState:
         return [
             {
                 "id": name,
+                "prompt_tokens": answer.prompt_tokens,
+                "read_tokens": min(answer.read(), answer.prompt_tokens),
                 "tokens": answer.tokens,
                 "tokens_per_second": answer.tokens_per_second,
                 "route": answer.route,

@@ -129,9 +129,9 @@ class Trust:
         found = [signed, *(f"{each.line()}." for each in self.audits)]
         if self.rate:
             found.append(
-                f"Of all peers {share_text(self.rate)} run again, by another peer or by this"
-                " machine, drawn after all have signed: whoever cheated in this answer was caught"
-                f" with a chance of {100 * self.rate:.3g} %."
+                f"Of all peers, {share_text(self.rate)} run again by another peer or by this"
+                " machine, drawn after all have signed: whoever cheated in this answer had a"
+                f" chance of {100 * self.rate:.3g} % to be caught."
             )
         else:
             found.append("Nobody is run again, so whoever cheated in it was not caught.")

@@ -156,7 +156,17 @@ async def test_official_async_client_under_trio(gateway: RunningGateway) -> None
         )
         async with stream:
             pieces = [chunk async for chunk in stream]
-        assert pieces[-1].choices[0].finish_reason
+        *_, ended, checked = (piece.choices[0] for piece in pieces)
+        assert ended.finish_reason == "length"
+        assert checked.finish_reason is None
+        assert checked.model_extra
+        assert checked.model_extra["p2pinfer"]["trust"]["held"]
+        async with client.chat.completions.stream(
+            model="default", messages=[{"role": "user", "content": "Say yes."}], max_tokens=200
+        ) as helped:
+            whole = await helped.get_final_completion()
+        assert whole.choices[0].finish_reason == "stop"
+        assert whole.choices[0].message.content
         with pytest.raises(openai.NotFoundError):
             await client.models.retrieve("gpt-4o")
         with pytest.raises(openai.BadRequestError) as caught:
