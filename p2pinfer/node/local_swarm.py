@@ -111,10 +111,8 @@ async def local_swarm(
                     *[sys.executable, "-m", "p2pinfer", "join", "--json", "--until-stdin-closes"],
                     *["--model", model.id, "--layers", f"{first}:{end}"],
                     *(["--bootstrap", *ways_in] if ways_in else []),
-                    *["--listen", "/ip4/127.0.0.1/tcp/0", "--network", "local"],
                     *["--identity", str(Path(home) / f"identity-{index}")],
-                    *["--sessions", str(machine.sessions), "--context", str(machine.context)],
-                    *["--threads", str(machine.threads), "--transport", transport],
+                    *_alike(machine, transport),
                 ]
                 log = Path(home) / f"log-{index}"
                 process = await nursery.start(run_peer, command, log, own)
@@ -140,6 +138,15 @@ async def local_swarm(
                 yield [found[index] for index in range(len(ranges))]
             finally:
                 nursery.cancel_scope.cancel()
+
+
+def _alike(machine: Machine, transport: str) -> list[str]:
+    """Return the options that all peers of a local swarm have."""
+    return [
+        *["--listen", "/ip4/127.0.0.1/tcp/0", "--network", "local", "--transport", transport],
+        *["--sessions", str(machine.sessions), "--context", str(machine.context)],
+        *["--threads", str(machine.threads)],
+    ]
 
 
 @contextmanager

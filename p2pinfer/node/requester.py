@@ -255,6 +255,35 @@ def _sponsor(
     return sponsorship.current
 
 
+async def _enter(directory: Directory, ways_in: Sequence[str]) -> None:
+    """Learn who is there; raises NobodyServes if nobody answers."""
+    failures = await directory.enter(ways_in)
+    if not ways_in and not await directory.find_anybody(LAN_S_MAX):
+        raise NobodyServes("no peer answers on the local network: name one with --bootstrap")
+    if ways_in and len(failures) == len(ways_in):
+        reasons = "; ".join(str(failure) for failure in failures)
+        raise NobodyServes(f"no peer answers: {reasons}")
+
+
+def _loading_ends(model: PartsModel, keep: int, threads: int) -> str:
+    layers = model.info.layers
+    own = f"this machine's own layers, 0:{keep} and {layers - keep}:{layers}"
+    return loading(own, model.end_paths(keep), threads)
+
+
+def _open_ends(
+    model: PartsModel, first: Path, last: Path, machine: Machine
+) -> AbstractAsyncContextManager[LocalEnds]:
+    return open_ends(
+        first,
+        last,
+        model.info.layers,
+        sessions=machine.sessions,
+        context=machine.context,
+        threads=machine.threads,
+    )
+
+
 @asynccontextmanager
 async def open_client(
     options: ClientOptions, store: Store, tell: Tell, step: Step = ignore
@@ -297,12 +326,7 @@ async def open_client(
         if named is not None:
             directory.follow(named)
         step("asking who is in the swarm …")
-        failures = await directory.enter(options.bootstrap)
-        if not options.bootstrap and not await directory.find_anybody(LAN_S_MAX):
-            raise NobodyServes("no peer answers on the local network: name one with --bootstrap")
-        if options.bootstrap and len(failures) == len(options.bootstrap):
-            reasons = "; ".join(str(failure) for failure in failures)
-            raise NobodyServes(f"no peer answers: {reasons}")
+        await _enter(directory, options.bootstrap)
         nursery = await stack.enter_async_context(trio.open_nursery())
         stack.callback(nursery.cancel_scope.cancel)
         nursery.start_soon(directory.run, options.bootstrap)
@@ -315,19 +339,9 @@ async def open_client(
         model, (first_end, last_end) = await obtain(
             transport, directory, store, named, needed, make, tell, chance
         )
-        machine = for_model(options.machine, model)
-        layers = model.info.layers
-        own = f"this machine's own layers, 0:{keep} and {layers - keep}:{layers}"
-        step(loading(own, (first_end, last_end), machine.threads))
+        step(_loading_ends(model, keep, options.machine.threads))
         ends = await stack.enter_async_context(
-            open_ends(
-                first_end,
-                last_end,
-                model.info.layers,
-                sessions=machine.sessions,
-                context=machine.context,
-                threads=machine.threads,
-            )
+            _open_ends(model, first_end, last_end, for_model(options.machine, model))
         )
         settle()
         gatherer = Gatherer(nursery, transport, secrets.token_bytes, sponsor)
