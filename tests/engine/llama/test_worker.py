@@ -23,6 +23,7 @@ from p2pinfer.engine.gguf.reader import read_header
 from p2pinfer.engine.gguf.slicing import SlicePlan, extents, plan_stage, write_slice
 from p2pinfer.engine.gguf.values import Value, ValueType
 from p2pinfer.engine.llama.engine import LocalStage, open_ends, open_stage
+from p2pinfer.engine.llama.memory import sessions_bytes
 from tests.support.fake_engines import submit
 from tests.support.tiny_models import TINY, quantise, write_tiny
 from tests.support.whole import open_model
@@ -286,6 +287,24 @@ async def test_the_probe_is_kept_beside_the_slice(slices: dict[str, Path]) -> No
 def modified_ns(path: Path) -> int:
     """Say when a file was written last."""
     return path.stat().st_mtime_ns
+
+
+@needs_proc
+async def test_sessions_that_nobody_opened_take_no_memory(slices: dict[str, Path]) -> None:
+    """Their cells would take many times the weights; one that is used takes its own alone."""
+    sessions = 256
+    cells_bytes = sessions_bytes(read_header(slices["Q4_1"]), 2, sessions, CONTEXT)
+    assert cells_bytes > 400 << 20
+    async with opened(slices["Q4_1"], sessions=sessions) as engine:
+        assert resident_bytes(engine.worker.pid) < cells_bytes // 2
+        cells = engine.open(engine.end)
+        await run(cells, inputs(engine, 3), 0, ROWS_PER_DECODE_MAX, wide=True)
+        assert resident_bytes(engine.worker.pid) < cells_bytes // 2
+
+
+def resident_bytes(pid: int) -> int:
+    """Say how much memory a process has."""
+    return int((PROC / str(pid) / "statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
 async def test_the_ends_of_the_default_model_speak(default_model: Path, tmp_path: Path) -> None:
