@@ -11,7 +11,12 @@ from cyclopts import Parameter
 
 from p2pinfer import logs
 from p2pinfer.core.errors import UserError
-from p2pinfer.core.limits import AUDIT_RATE_DEFAULT, CONTEXT_DEFAULT, SESSIONS_DEFAULT
+from p2pinfer.core.limits import (
+    AUDIT_RATE_DEFAULT,
+    CONTEXT_DEFAULT,
+    ROWS_PER_DECODE_MAX,
+    SESSIONS_DEFAULT,
+)
 from p2pinfer.logs import Format, Level
 
 if TYPE_CHECKING:  # what is heavy is imported by the command that needs it
@@ -19,8 +24,8 @@ if TYPE_CHECKING:  # what is heavy is imported by the command that needs it
     from p2pinfer.node.requester import Machine
     from transports.base import Reach
 
-SESSIONS_MAX = 256
-"""LLAMA_MAX_SEQ."""
+SESSIONS_MAX = ROWS_PER_DECODE_MAX
+"""Each may have a row in one decode; llama.cpp ends the process that makes more."""
 
 
 def option(name: str, text: str, **more: Any) -> Any:

@@ -15,6 +15,7 @@ import pytest
 import trio
 from numpy.typing import NDArray
 
+from p2pinfer.cli.options import SESSIONS_MAX
 from p2pinfer.core.errors import BadModelFile, EngineDied
 from p2pinfer.core.limits import ROWS_PER_DECODE_MAX
 from p2pinfer.core.sampling import Sampling
@@ -292,10 +293,10 @@ def modified_ns(path: Path) -> int:
 @needs_proc
 async def test_sessions_that_nobody_opened_take_no_memory(slices: dict[str, Path]) -> None:
     """Their cells would take many times the weights; one that is used takes its own alone."""
-    sessions = 256
-    cells_bytes = sessions_bytes(read_header(slices["Q4_1"]), 2, sessions, CONTEXT)
-    assert cells_bytes > 400 << 20
-    async with opened(slices["Q4_1"], sessions=sessions) as engine:
+    path, sessions, context = slices["Q4_1"], SESSIONS_MAX, 4096
+    cells_bytes = sessions_bytes(read_header(path), 2, sessions, context)
+    assert cells_bytes > 250 << 20  # more than twice what all else takes
+    async with open_stage(path, 10, sessions=sessions, context=context) as engine:
         assert resident_bytes(engine.worker.pid) < cells_bytes // 2
         cells = engine.open(engine.end)
         await run(cells, inputs(engine, 3), 0, ROWS_PER_DECODE_MAX, wide=True)
