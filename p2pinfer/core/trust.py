@@ -128,8 +128,10 @@ class Trust:
         )
         found = [signed, *(f"{each.line()}." for each in self.audits)]
         if self.rate:
+            share = share_text(self.rate)
+            whose = "All peers are" if self.rate == 1 else f"Of all peers, {share}"
             found.append(
-                f"Of all peers, {share_text(self.rate)} run again by another peer or by this"
+                f"{whose} run again by another peer or by this"
                 " machine, drawn after all have signed: whoever cheated in this answer had a"
                 f" chance of {100 * self.rate:.3g} % to be caught."
             )

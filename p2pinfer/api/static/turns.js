@@ -156,7 +156,8 @@ function verdict({ verdict: found, by, position, blamed }) {
 function evidence(trust) {
   if (!trust) return [make("p", "", "Nothing of this answer was checked: it is taken on trust.")];
   if (!trust.held) return [make("p", "problem", `${trust.line}.`)];
-  return trust.details.map((text) => make("p", "", text));
+  // What audits found stands beside each stage above.
+  return [trust.details[0], trust.details.at(-1)].map((text) => make("p", "", text));
 }
 
 function timing(found) {
