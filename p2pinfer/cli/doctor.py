@@ -14,6 +14,7 @@ from p2pinfer.core.errors import P2pinferError
 from p2pinfer.core.ids import ModelId, PeerId
 from p2pinfer.core.layer_range import Layers, ranges
 from p2pinfer.core.manifest import METADATA
+from p2pinfer.core.model_names import readable_name
 from p2pinfer.engine.llama.memory import budget_bytes, mib
 from p2pinfer.engine.llama.probe_reports import (
     ProbeReport,
@@ -159,7 +160,7 @@ def clock_findings(others: Sequence[ObservedPeer]) -> list[Diagnosis]:
 
 def coverage_findings(said: Sequence[Advertisement], mine: set[PeerId]) -> list[Diagnosis]:
     """Say which layers nobody serves, and which only one peer does."""
-    name, layers, model = said[0].model_name, said[0].layers, said[0].model
+    name, layers, model = readable_name(said[0].model_name), said[0].layers, said[0].model
     served = holders([a for a in said if a.addresses], model, layers)
     inner = range(1, layers - 1)
     missing = ranges([layer for layer in inner if not served[layer]])
@@ -183,7 +184,7 @@ def coverage_findings(said: Sequence[Advertisement], mine: set[PeerId]) -> list[
 
 def _words(layers: Layers) -> str:
     first, end = layers
-    return f"layer {first}" if end == first + 1 else f"layers {first} to {end - 1}"
+    return f"layers {first}:{end}" + (f" ({first} to {end - 1})" if end > first + 1 else "")
 
 
 def probe_findings(reports: Sequence[ProbeReport]) -> list[Diagnosis]:

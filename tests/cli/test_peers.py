@@ -80,15 +80,17 @@ def test_a_models_name_is_shown_as_it_is() -> None:
 
 
 def test_missing_layers_and_lone_holders_are_named() -> None:
-    """In words that count layers as people do."""
+    """Counted as everywhere, with the last one named, too."""
     found = coverage_findings([said("a", 1, 12), said("b", 5, 12), said("c", 18, 29)], {peer("c")})
     texts = {finding.text: finding.is_good for finding in found}
     (missing,) = [text for text, is_good in texts.items() if not is_good]
-    assert missing.startswith("nobody serves layers 12 to 17 of toy: one more peer")
+    assert missing.startswith("nobody serves layers 12:18 (12 to 17) of toy: one more peer")
     assert any(text.startswith("nobody but this machine's …") for text in texts)
     assert not any("all layers" in text for text in texts)
     hidden = evolve(said("b", 1, 29), addresses=())
-    assert coverage_findings([hidden], set())[0].text.startswith("nobody serves layers 1 to 28")
+    assert coverage_findings([hidden], set())[0].text.startswith(
+        "nobody serves layers 1:29 (1 to 28)"
+    )
     whole = coverage_findings([said("a", 1, 29), said("b", 1, 29)], set())
     assert [(finding.is_good, finding.text) for finding in whole] == [
         (True, "all layers of toy are served")

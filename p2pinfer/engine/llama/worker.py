@@ -35,6 +35,7 @@ from p2pinfer.engine.llama.frames import (
     pack,
 )
 from p2pinfer.engine.llama.probe import probe
+from p2pinfer.engine.llama.zero_pages import give_back_zeros
 
 
 @dataclass(slots=True)
@@ -143,6 +144,7 @@ class _Worker:
             # ggml's tiled kernels pick by rows per expert, so a row would depend on its batch.
             os.environ["GGML_CPU_TILED_MM"] = "0"
         self.parts = [_Part(part, config) for part in config.parts]
+        give_back_zeros()  # cells that no session has written to yet
         self._first, self._last = self.parts[0], self.parts[-1]
         self._vocabulary = Vocabulary(self._first.slice)
         self._samplers: dict[int, Sampler] = {}

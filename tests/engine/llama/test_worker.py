@@ -15,6 +15,7 @@ import pytest
 import trio
 from numpy.typing import NDArray
 
+from p2pinfer.cli.options import SESSIONS_MAX
 from p2pinfer.core.errors import BadModelFile, EngineDied, EngineError
 from p2pinfer.core.limits import ROWS_PER_DECODE_MAX
 from p2pinfer.core.sampling import Sampling
@@ -23,6 +24,7 @@ from p2pinfer.engine.gguf.reader import read_header
 from p2pinfer.engine.gguf.slicing import SlicePlan, extents, plan_stage, write_slice
 from p2pinfer.engine.gguf.values import Value, ValueType
 from p2pinfer.engine.llama.engine import LocalStage, open_ends, open_stage
+from p2pinfer.engine.llama.memory import sessions_bytes
 from tests.support.fake_engines import submit
 from tests.support.tiny_models import TINY, quantise, write_tiny
 from tests.support.whole import open_model
@@ -307,6 +309,24 @@ async def test_the_probe_is_kept_beside_the_slice(slices: dict[str, Path]) -> No
 def modified_ns(path: Path) -> int:
     """Say when a file was written last."""
     return path.stat().st_mtime_ns
+
+
+@needs_proc
+async def test_sessions_that_nobody_opened_take_no_memory(slices: dict[str, Path]) -> None:
+    """Their cells would take many times the weights; one that is used takes its own alone."""
+    path, sessions, context = slices["Q4_1"], SESSIONS_MAX, 4096
+    cells_bytes = sessions_bytes(read_header(path), 2, sessions, context)
+    assert cells_bytes > 250 << 20  # more than twice what all else takes
+    async with open_stage(path, 10, sessions=sessions, context=context) as engine:
+        assert resident_bytes(engine.worker.pid) < cells_bytes // 2
+        cells = engine.open(engine.end)
+        await run(cells, inputs(engine, 3), 0, ROWS_PER_DECODE_MAX, wide=True)
+        assert resident_bytes(engine.worker.pid) < cells_bytes // 2
+
+
+def resident_bytes(pid: int) -> int:
+    """Say how much memory a process has."""
+    return int((PROC / str(pid) / "statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
 async def test_the_ends_of_the_default_model_speak(default_model: Path, tmp_path: Path) -> None:
