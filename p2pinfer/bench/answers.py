@@ -34,7 +34,7 @@ PROMPT_TOKENS_MAX: Final = 256
 
 @dataclass(frozen=True)
 class Asked:
-    """A question, and a pattern of which its first sentence must have a match; None: any will do."""
+    """A question, and a pattern of the word that its first sentence must have; None: any will."""
 
     text: str
     right: str | None
@@ -83,7 +83,10 @@ _LITTLE_WORDS: Final[Mapping[str, frozenset[str]]] = {
 }
 
 HELPFUL: Final = "You are a helpful assistant."
-BRIEF: Final = "Answer briefly and correctly, in the language of the question."
+SHORT: Final = (
+    "You are a helpful AI assistant named SmolLM, trained by Hugging Face. You answer correctly,"
+    " in short sentences, and in the language of the question."
+)
 
 
 @dataclass(frozen=True)
@@ -99,26 +102,27 @@ class Way:
         return not self.sampling["temperature"]
 
 
-_KEEP_ALL: Final = {"top_k": 0, "top_p": 1.0, "min_p": 0.0}
+_ALL: Final = {"top_k": 0, "top_p": 1.0, "min_p": 0.0}
 
 WAYS: Final[Mapping[str, Way]] = {
     "greedy": Way({"temperature": 0}),
-    "greedy-penalty": Way({"temperature": 0, "repeat_penalty": 1.1}),
     "greedy-helpful": Way({"temperature": 0}, HELPFUL),
-    "greedy-brief": Way({"temperature": 0}, BRIEF),
-    "t0.2-p0.9": Way({**_KEEP_ALL, "temperature": 0.2, "top_p": 0.9}),
-    "t0.2-k40-p0.95-m0.05": Way({"temperature": 0.2}),
-    "t0.2-m0.1": Way({**_KEEP_ALL, "temperature": 0.2, "min_p": 0.1}),
-    "t0.4-m0.1": Way({**_KEEP_ALL, "temperature": 0.4, "min_p": 0.1}),
-    "t0.4-m0.3": Way({**_KEEP_ALL, "temperature": 0.4, "min_p": 0.3}),
-    "t0.7-m0.3": Way({**_KEEP_ALL, "temperature": 0.7, "min_p": 0.3}),
-    "t0.7-k40-p0.95-m0.05": Way({"temperature": 0.7}),
-    "t0.7-k40-p0.95-m0.05-penalty": Way({"temperature": 0.7, "repeat_penalty": 1.1}),
-    "t0.8-k40-p0.95-m0.05": Way({"temperature": 0.8}),
-    "t1-all": Way({**_KEEP_ALL, "temperature": 1.0}),
+    "greedy-short": Way({"temperature": 0}, SHORT),
+    "greedy-short-penalty": Way({"temperature": 0, "repeat_penalty": 1.1}, SHORT),
+    "t0.2-p0.9": Way({**_ALL, "temperature": 0.2, "top_p": 0.9}),
+    "t0.2-p0.9-short": Way({**_ALL, "temperature": 0.2, "top_p": 0.9}, SHORT),
+    "t0.2-m0.1-short": Way({**_ALL, "temperature": 0.2, "min_p": 0.1}, SHORT),
+    "t0.4-m0.1-short": Way({**_ALL, "temperature": 0.4, "min_p": 0.1}, SHORT),
+    "t0.4-m0.3-short": Way({**_ALL, "temperature": 0.4, "min_p": 0.3}, SHORT),
+    "t0.7-m0.3-short": Way({**_ALL, "temperature": 0.7, "min_p": 0.3}, SHORT),
+    "t0.7": Way({"temperature": 0.7}),
+    "t0.7-penalty": Way({"temperature": 0.7, "repeat_penalty": 1.1}),
+    "t0.7-short": Way({"temperature": 0.7}, SHORT),
+    "t1": Way({**_ALL, "temperature": 1.0}),
 }
-"""What is compared. Temperature and the cuts are in the name: k for top-k, p for top-p, m for
-min-p; *penalty* is 1.1 over 64 tokens, as many tools have it."""
+"""What is compared: t is the temperature, p top-p and m min-p (where neither is named: the usual
+cuts of top-k 40, top-p 0.95 and min-p 0.05), *penalty* 1.1 over 64 tokens, and *helpful* and
+*short* what the model is told first."""
 
 
 @dataclass

@@ -13,6 +13,9 @@ from p2pinfer.cli.running import run_task
 DISCOVERY_PEERS_MAX = 100
 """Processes of 90 MB each."""
 
+SWARM_PEERS_MAX = 1_000_000
+"""Of a swarm in memory, in which decisions are timed: 2 GB of advertisements."""
+
 app = App(name="bench", help="Measure; prints JSON.", help_format="plaintext")
 
 
@@ -212,13 +215,25 @@ def honest(
 def scheduler(
     *,
     rounds: Annotated[int, option("rounds", "Decisions of each kind and size.")] = 9,
+    placed: Annotated[
+        tuple[int, ...],
+        option("placed", "Peers in the swarms to choose layers in.", consume_multiple=True),
+    ] = (1_000, 10_000, 100_000),
+    routed: Annotated[
+        tuple[int, ...],
+        option("routed", "Peers in the swarms to find routes in.", consume_multiple=True),
+    ] = (100, 1_000, 10_000),
     as_json: AsJson = False,
 ) -> None:
     """Time decisions in large swarms: where to serve among 100,000, a route among 10,000 peers."""
-    from p2pinfer.bench.scheduler import scheduler_bench
+    from p2pinfer.bench.scheduler import PEERS_MIN, scheduler_bench
 
     check_range("rounds", rounds, 1)
-    run_task(lambda: _print_report(partial(scheduler_bench, rounds), as_json=as_json))
+    for name, counts in {"placed": placed, "routed": routed}.items():
+        for count in counts:
+            check_range(name, count, PEERS_MIN, SWARM_PEERS_MAX)
+    measure = partial(scheduler_bench, rounds, placed, routed)
+    run_task(lambda: _print_report(measure, as_json=as_json))
 
 
 async def _print_report(measure: Callable[[], Awaitable[dict[str, Any]]], *, as_json: bool) -> None:

@@ -23,7 +23,6 @@ from p2pinfer.cli.options import (
 from p2pinfer.cli.running import run_task
 
 if TYPE_CHECKING:  # what is heavy is imported by the command that needs it
-    from p2pinfer.client.answer import ChatOptions
     from p2pinfer.engine.store.store import Store
     from p2pinfer.node.local_swarm import LocalPeer
     from p2pinfer.node.requester import ClientOptions
@@ -57,7 +56,7 @@ def chat(
     from p2pinfer.node.requester import ClientOptions
 
     check_range("wait", wait, 0)
-    how = answer.options()
+    answer.options()  # what is out of range is said before anything starts
     limits = machine.machine()
     question = question_of(prompt, as_json=as_json)
     store = open_store(parse_bytes("quota", quota))
@@ -72,7 +71,7 @@ def chat(
         sponsored=answer.sponsor,
         default_model=default_model(store),
     )
-    run_task(lambda: _talk(options, store, how, question, as_json=as_json))
+    run_task(lambda: _talk(options, store, answer, question, as_json=as_json))
 
 
 def demo(
@@ -99,7 +98,7 @@ def demo(
     from p2pinfer.node.requester import ClientOptions
     from p2pinfer.places import data_dir
 
-    how = answer.options()
+    answer.options()
     limits = machine.machine()
     question = question_of(prompt, as_json=as_json)
     store = open_store()
@@ -127,7 +126,7 @@ def demo(
                     limits,
                     audit_rate=answer.audit_rate,
                 )
-                await _talk(options, store, how, question, as_json=as_json)
+                await _talk(options, store, answer, question, as_json=as_json)
         finally:
             done()
 
@@ -137,7 +136,7 @@ def demo(
 async def _talk(
     options: "ClientOptions",
     store: "Store",
-    how: "ChatOptions",
+    answer: AnswerFlags,
     question: str | None,
     *,
     as_json: bool,
@@ -152,6 +151,7 @@ async def _talk(
     try:
         async with open_client(options, store, done.tell) as client:
             done()
+            how = answer.options(client.model.advice)
             async with open_conversation(client, how, say) as conversation:
                 if question is not None:
                     await answer_once(conversation, question, as_json=as_json)

@@ -4,7 +4,6 @@ import json
 from collections.abc import AsyncIterator, Callable
 from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
 from dataclasses import dataclass
-from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
@@ -101,7 +100,8 @@ def serve(
             "a gateway hands its certificates out at /api/receipts: leave --certificate out"
         )
     access = _access(host, api_key, cors_origin)
-    how, limits = answer.options(), machine.machine()
+    answer.options()  # what is out of range is said before anything starts
+    limits = machine.machine()
     store = open_store()
     named = name_model(model or "default", store) if model or local else None
 
@@ -109,6 +109,10 @@ def serve(
         if named and local:
             return _local_swarm(named, store, local, answer.keep_layers, limits)
         return nullcontext((bootstrap, way))
+
+    def gateway(swarm: "Swarm") -> Gateway:
+        how = answer.options(swarm.client.model.advice)
+        return Gateway(swarm, how, access, seed=answer.seed)
 
     async def run() -> None:
         with errors.lone_errors():
@@ -126,7 +130,6 @@ def serve(
                         sponsored=answer.sponsor,
                         default_model=default_model(store),
                     )
-                    gateway = partial(Gateway, defaults=how, access=access, seed=answer.seed)
                     await _serve(options, store, gateway, (host, port), as_json=as_json)
 
     run_task(run, interrupted=errors.EXIT_DONE)
