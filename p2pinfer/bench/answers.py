@@ -19,7 +19,7 @@ import trio
 
 from p2pinfer.core.errors import UserError
 from p2pinfer.core.limits import NARROW_ROWS_MAX, ROWS_PER_DECODE_MAX
-from p2pinfer.core.sampling import Sampling
+from p2pinfer.core.sampling import sampling_of
 from p2pinfer.engine.gguf.model_header import model_info
 from p2pinfer.engine.gguf.reader import read_header
 from p2pinfer.engine.llama.binding import Sampler, Settings, Slice, Span, Vocabulary
@@ -284,7 +284,7 @@ class _Model:
 
     def _begin(self, slot: int, answer: _Answer, way: Way) -> tuple[_Answer, Sampler]:
         """Read a prompt, and draw the first token."""
-        sampling = Sampling(**way.sampling, seed=answer.seed)
+        sampling = sampling_of(way.sampling, {"seed": answer.seed})
         sampler = Sampler(self._whole, sampling, answer.prompt)
         prompt, logits = answer.prompt, np.empty((0, 0), np.float32)
         self._whole.truncate(slot, 0)

@@ -53,10 +53,6 @@ CORES_TURNS, CORES_TRIES = 6, 25
 """How often engines work alone and at once, in turns, and how many decodes of some milliseconds
 each does then."""
 
-ROUNDS = 3
-"""Of the real trial, of which the median counts; a shared machine's speed differs from minute to
-minute, so what is to be told is looked at before and behind each."""
-
 GOAL_PERCENT = 15.0
 
 
@@ -69,10 +65,11 @@ class Real:
     figures: Figures
 
 
-async def play_real(file: Path, tell: Callable[[str], None]) -> Real:
+async def play_real(file: Path, rounds: int, tell: Callable[[str], None]) -> Real:
     """Start peers and requesters, let one ask alone, and go through the trial some times.
 
-    ``tell`` hears of each time.
+    A shared machine's speed differs from minute to minute, so what the simulation is to be told is
+    looked at before and behind each. ``tell`` hears of each.
     """
     store = open_store()
     model = open_whole(name_model(str(file), store, lambda *_: None), store)
@@ -99,8 +96,8 @@ async def play_real(file: Path, tell: Callable[[str], None]) -> Real:
         tell("a real swarm at rest")
         gossip = await idle(REQUESTERS, lambda: sent[0])
         looks, trials = [], []
-        for number in range(ROUNDS):
-            tell(f"real trial {number + 1} of {ROUNDS}")
+        for number in range(rounds):
+            tell(f"real trial {number + 1} of {rounds}")
             for client in clients:
                 await wait_known(client, victims)  # whoever was killed has a successor
             looks.append(await _look(clients, prompts[1][:ROWS_PER_DECODE_MAX]))

@@ -101,7 +101,12 @@ def scale(
 
 
 @app.command
-def validate(*, model: Model = "default", as_json: AsJson = False) -> None:
+def validate(
+    *,
+    model: Model = "default",
+    rounds: Annotated[int, option("rounds", "Of the real trial, of which the median counts.")] = 3,
+    as_json: AsJson = False,
+) -> None:
     """Put a small real swarm and its simulation side by side: 5 peers, 1 killed, 2 requesters."""
     from p2pinfer.bench.validate import Real, play_real
     from p2pinfer.bench.validate import validate as simulate_it
@@ -109,11 +114,12 @@ def validate(*, model: Model = "default", as_json: AsJson = False) -> None:
     from p2pinfer.cli.terminal import Spinner, say
     from p2pinfer.node.model_supply import model_path
 
+    check_range("rounds", rounds, 1)
     path = model_path(model)
     found: list[Real] = []
 
     async def play() -> None:
-        found.append(await play_real(path, say))
+        found.append(await play_real(path, rounds, say))
 
     done = Spinner("Starting a real swarm, and simulating it …")
     try:
