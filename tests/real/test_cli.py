@@ -10,26 +10,10 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.commands import run
 from tests.support.processes import COMMAND, Peer, environment, read_until, stop
 
 pytestmark = pytest.mark.real
-
-COMMAND_S_MAX = 120.0
-
-
-def run(
-    home: Path, *words: str, stdin: str = "", **variables: str
-) -> subprocess.CompletedProcess[str]:
-    """Run a command to its end."""
-    return subprocess.run(
-        [*COMMAND, *words],
-        input=stdin,
-        capture_output=True,
-        text=True,
-        timeout=COMMAND_S_MAX,
-        env=environment(home, **variables),
-        check=False,
-    )
 
 
 def test_demo_prints_one_json_object(home: Path) -> None:
