@@ -22,6 +22,7 @@ from p2pinfer.core.limits import NARROW_ROWS_MAX, ROWS_PER_DECODE_MAX
 from p2pinfer.core.sampling import sampling_of
 from p2pinfer.engine.gguf.model_header import model_info
 from p2pinfer.engine.gguf.reader import read_header
+from p2pinfer.engine.gguf.sampling_advice import DEFAULT_MODEL, TABLE
 from p2pinfer.engine.llama.binding import Sampler, Settings, Slice, Span, Vocabulary
 from p2pinfer.engine.template import ChatTemplate, Message
 
@@ -83,10 +84,7 @@ _LITTLE_WORDS: Final[Mapping[str, frozenset[str]]] = {
 }
 
 HELPFUL: Final = "You are a helpful assistant."
-SHORT: Final = (
-    "You are a helpful AI assistant named SmolLM, trained by Hugging Face. You answer correctly,"
-    " in short sentences, and in the language of the question."
-)
+SHORT: Final = TABLE[DEFAULT_MODEL].system
 
 
 @dataclass(frozen=True)
@@ -122,7 +120,7 @@ WAYS: Final[Mapping[str, Way]] = {
 }
 """What is compared: t is the temperature, p top-p and m min-p (where neither is named: the usual
 cuts of top-k 40, top-p 0.95 and min-p 0.05), *penalty* 1.1 over 64 tokens, and *helpful* and
-*short* what the model is told first."""
+*short* what the model is told first; short is what is advised for the default model."""
 
 
 @dataclass

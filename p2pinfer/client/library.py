@@ -71,8 +71,8 @@ class Swarm:
 
         Args:
             messages: the conversation so far: ``role`` and ``content`` of each message.
-            sampling: how tokens are drawn; when not given, as the model's file recommends, or
-                else as ``USUAL`` says, with another seed each time.
+            sampling: how tokens are drawn; when not given, as is advised for the model, or else as
+                ``USUAL`` says, with another seed each time.
             max_tokens: of the answer; None is as many as the session has room for.
             stops: texts that end it.
             answer: is filled in with what the answer took.
@@ -83,11 +83,9 @@ class Swarm:
             TooBusy: more is asked than can be answered soon.
         """
         advice = self.client.model.advice
-        if advice.system and all(each["role"] != "system" for each in messages):
-            messages = [{"role": "system", "content": advice.system}, *messages]
         if sampling is None:
             sampling = sampling_of(USUAL, advice.sampling, {"seed": secrets.randbelow(SEEDS)})
-        prompt = await self.prompt_of(messages)
+        prompt = await self.prompt_of(advice.with_system(messages))
         how = ChatOptions(sampling, max_tokens, None, stops)
         async with aclosing(self.answer(prompt, how, answer or Answer())) as pieces:
             async for piece in pieces:

@@ -1,7 +1,7 @@
 """How a model wants to be sampled: as its file says, or a table for what says nothing itself."""
 
 import logging
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -9,6 +9,7 @@ from p2pinfer.core.errors import BadModelFile
 from p2pinfer.core.ids import ModelId
 from p2pinfer.core.sampling import sampling_of
 from p2pinfer.engine.gguf.reader import GgufHeader
+from p2pinfer.engine.template import Message
 
 _log = logging.getLogger("p2pinfer.engine")
 
@@ -34,8 +35,25 @@ class Advice:
     system: str | None = None
     """A system message for conversations that bring none."""
 
+    def with_system(self, messages: Sequence[Message]) -> list[Message]:
+        """Return a conversation, behind the system message unless it brings one."""
+        if not self.system or any(each["role"] == "system" for each in messages):
+            return list(messages)
+        return [{"role": "system", "content": self.system}, *messages]
 
-TABLE: Final[Mapping[ModelId, Advice]] = {}
+
+DEFAULT_MODEL: Final = ModelId("4d00729f8d071527fe08bf1a9621d822402851f3899713aa67c0f1938707aea9")
+"""SmolLM2-135M-Instruct in Q4_1, whose file recommends nothing."""
+
+TABLE: Final[Mapping[ModelId, Advice]] = {
+    DEFAULT_MODEL: Advice(
+        {"temperature": 0.0},
+        "You are a helpful AI assistant named SmolLM, trained by Hugging Face. You answer"
+        " correctly, in short sentences, and in the language of the question.",
+    )
+}
+"""Models whose files are known to recommend nothing, by id, and what ``p2pinfer bench answers``
+found to be best for them. So small a model draws nonsense as soon as it may draw at all."""
 
 
 def advice_of(model: ModelId, header: GgufHeader) -> Advice:
