@@ -112,7 +112,8 @@ def test_status_names_the_peers_of_this_machine(home: Path, swarm: list[Peer]) -
 
 def test_reader_that_leaves_early_is_no_failure_to_explain(home: Path, swarm: list[Peer]) -> None:
     """As with ``| head``: no traceback, and the exit code says that not all was written."""
-    words = ["chat", "Hi", "--network", "real", "--bootstrap", swarm[0].address]
+    words = ["chat", "Tell a very long story.", "--network", "real"]
+    words += ["--bootstrap", swarm[0].address]
     with subprocess.Popen(
         [*COMMAND, *words, "--max-tokens", "200"],
         stdin=subprocess.DEVNULL,

@@ -8,8 +8,8 @@ from typing import Any
 
 from tests.support.processes import COMMAND, environment
 
-COMMAND_S_MAX = 240.0
-"""For the slowest small measurement on a busy machine."""
+COMMAND_S_MAX = 900.0
+"""For the slowest measurement on a busy machine; the long ones take minutes on a quiet one."""
 
 
 def run(
