@@ -15,14 +15,15 @@ FRAMES ?= 1000000
 SEED ?= 1
 FUZZ = --frames $(FRAMES) --seed $(SEED) $(TARGET:%=--target %) $(CASE:%=--case %)
 
-.PHONY: help setup ready chat check test fuzz clean
+.PHONY: help setup ready chat check test test-long fuzz clean
 
 help:
 	@echo 'make setup              install everything into .venv (the first time: about 5 minutes)'
 	@echo 'make chat               start a local swarm of real peers and chat with it'
 	@echo 'make chat PROMPT="..."  answer once and exit'
 	@echo 'make check              formatting, lint, types, import directions'
-	@echo 'make test               check, then every test'
+	@echo 'make test               check, then every test but the long ones'
+	@echo 'make test-long          measurements that take minutes each'
 	@echo 'make fuzz               a million hostile inputs (FRAMES=, SEED=, TARGET=, CASE=)'
 	@echo 'make clean              remove .venv and caches'
 
@@ -43,7 +44,10 @@ check: ready
 	$(BIN)/lint-imports --no-logo
 
 test: check
-	$(BIN)/pytest
+	$(BIN)/pytest -m 'not long'
+
+test-long: ready
+	$(BIN)/pytest -m long
 
 fuzz: ready
 	$(BIN)/python -m tests.fuzz $(FUZZ)

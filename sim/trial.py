@@ -32,7 +32,10 @@ from sim.world import World
 
 REQUESTERS = 2
 QUESTIONS = 6
-"""Of each requester."""
+"""Of each requester, when nobody says otherwise. In the middle one of the first requester's, which
+nobody else asks beside, a peer is killed."""
+
+QUESTIONS_MIN = 2
 
 PROMPT = 3 * ROWS_PER_DECODE_MAX
 """Tokens of a question, in full chunks."""
@@ -40,9 +43,8 @@ PROMPT = 3 * ROWS_PER_DECODE_MAX
 ANSWERS = (48, 32, 60, 40, 64)
 """Tokens of answers, in turn: of different lengths, so that no two who ask keep in step."""
 
-KILLED_IN, KILLED_AT, KILLED_STAGE = 3, 20, 1
-"""Of the first requester: the question, which nobody else asks beside; the token, and the place in
-the chain."""
+KILLED_AT, KILLED_STAGE = 20, 1
+"""The token at which it is killed, and its place in the chain."""
 
 GOSSIP_S = 60.0
 """In which nobody asks, and what is said then is counted: some periods."""
@@ -163,39 +165,41 @@ async def _listen(
                 kill(session.route[KILLED_STAGE].peer)
 
 
-async def idle(requesters: int, gossiped: Callable[[], int]) -> float:
+async def idle(requesters: int, gossiped: Callable[[], int], seconds: float = GOSSIP_S) -> float:
     """Return the bytes a second that a requester sends while nobody asks.
 
     ``gossiped`` tells what all have sent so far.
     """
     before = gossiped()
-    await trio.sleep(GOSSIP_S)
-    return (gossiped() - before) / GOSSIP_S / requesters
+    await trio.sleep(seconds)
+    return (gossiped() - before) / seconds / requesters
 
 
 async def run_trial(
     clients: Sequence[SwarmClient], prompts: Sequence[Sequence[int]], kill: Callable[[PeerId], None]
 ) -> list[TrialAnswer]:
-    """Ask all questions, and kill in the middle of one."""
+    """Ask all questions, as many of each requester, and kill in the middle of one."""
     found: list[TrialAnswer] = []
+    questions = len(prompts) // len(clients)
+    killed_in = questions // 2
 
     async def one(client: int, question: int, kill: Callable[[PeerId], None] | None) -> None:
-        which = client * QUESTIONS + question
+        which = client * questions + question
         length = ANSWERS[which % len(ANSWERS)]
         found.append(await ask(clients[client], prompts[which], length, kill))
 
-    async def converse(client: int, questions: range) -> None:
-        for question in questions:
+    async def converse(client: int, which: range) -> None:
+        for question in which:
             await one(client, question, None)
 
-    async def all_ask(questions: range) -> None:
+    async def all_ask(which: range) -> None:
         async with trio.open_nursery() as nursery:
             for client in range(len(clients)):
-                nursery.start_soon(converse, client, questions)
+                nursery.start_soon(converse, client, which)
 
-    await all_ask(range(KILLED_IN))
-    await one(0, KILLED_IN, kill)
-    await all_ask(range(KILLED_IN + 1, QUESTIONS))
+    await all_ask(range(killed_in))
+    await one(0, killed_in, kill)
+    await all_ask(range(killed_in + 1, questions))
     return found
 
 
@@ -288,15 +292,15 @@ def scenario_of(seen: Measured, layers: int, width: int, sessions: int, context:
     )
 
 
-def simulate(scenario: Scenario) -> Figures:
+def simulate(scenario: Scenario, questions: int = QUESTIONS) -> Figures:
     """Go through the trial in virtual time, several times, and return the medians."""
     scenarios = [evolve(scenario, seed=seed) for seed in range(SEEDS)]
-    runs = [run_virtual(partial(_play, each), each.seed) for each in scenarios]
+    runs = [run_virtual(partial(_play, each, questions), each.seed) for each in scenarios]
     trials, gossip = zip(*runs, strict=True)
     return figures(trials, statistics.median(gossip))
 
 
-async def _play(scenario: Scenario) -> tuple[list[TrialAnswer], float]:
+async def _play(scenario: Scenario, questions: int) -> tuple[list[TrialAnswer], float]:
     world = World(scenario, RunRecord())
     async with trio.open_nursery() as nursery:
         for machine in world.machines():
@@ -308,7 +312,7 @@ async def _play(scenario: Scenario) -> tuple[list[TrialAnswer], float]:
         chance = random.Random(scenario.seed)  # noqa: S311 -- a scenario's seed
         prompts = [
             [chance.randrange(1, world.model.vocabulary) for _ in range(PROMPT)]
-            for _ in range(REQUESTERS * QUESTIONS)
+            for _ in range(REQUESTERS * questions)
         ]
 
         def gossiped() -> int:

@@ -14,7 +14,7 @@ from starlette.routing import Route
 from p2pinfer.api.certificates import receipt_link
 from p2pinfer.api.gateway import Ended, Finished, Gateway, Said
 from p2pinfer.api.problems import Problem
-from p2pinfer.api.questions import SEEDS, Question, chat_question, completion_question
+from p2pinfer.api.questions import Question, chat_question, completion_question
 from p2pinfer.api.replies import (
     ChatFormat,
     CompletionFormat,
@@ -28,6 +28,7 @@ from p2pinfer.api.replies import (
 )
 from p2pinfer.api.streams import EventStream, Worked, event
 from p2pinfer.client.answer import Answer, ChatOptions
+from p2pinfer.core.sampling import SEEDS
 
 BODY_BYTES_MAX = 4 * 1024 * 1024
 """Of a request: more text than the longest contexts hold."""

@@ -13,7 +13,7 @@ from attrs import evolve
 
 from p2pinfer.api.problems import Problem
 from p2pinfer.client.answer import ChatOptions
-from p2pinfer.core.sampling import TOP_LOGPROBS_MAX
+from p2pinfer.core.sampling import SEEDS, TOP_LOGPROBS_MAX
 from p2pinfer.engine.template import Message
 
 CHOICES_MAX = 8
@@ -32,9 +32,6 @@ COMPLETION_TOKENS_DEFAULT = 16
 
 COMPLETION_LOGPROBS_MAX = 5
 """OpenAI's, of ``/v1/completions``."""
-
-SEEDS = 2**32 - 1
-"""Seeds are taken modulo this."""
 
 _IGNORED = {
     "metadata",

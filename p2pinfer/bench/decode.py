@@ -37,6 +37,16 @@ PROMPT: Final = (
 LINE_BYTES_MAX = 1 << 20
 
 
+class EndedEarly(P2pinferError):
+    """The model ended its answer before a measurement had its tokens."""
+
+    def __init__(self, made: int, wanted: int) -> None:
+        super().__init__(
+            f"the model ended its answer after {made} of {wanted} tokens, too few to measure: ask"
+            " for fewer with --tokens, or measure another model"
+        )
+
+
 @dataclass(frozen=True)
 class DecodeRun:
     """One answer, measured."""
@@ -139,7 +149,11 @@ async def _one_session(
 
 
 async def generate(session: Session, prompt: list[int], count: int) -> DecodeRun:
-    """Make tokens, and add up what all engines say they took for those behind the first."""
+    """Make tokens, and add up what all engines say they took for those behind the first.
+
+    Raises:
+        EndedEarly: the model made fewer.
+    """
     started = first = trio.current_time()
     tokens: list[int] = []
     engine_us = 0
@@ -150,6 +164,8 @@ async def generate(session: Session, prompt: list[int], count: int) -> DecodeRun
                 first = trio.current_time()
             else:
                 engine_us += token.ends_us + sum(token.stages_us)
+    if len(tokens) < count:
+        raise EndedEarly(len(tokens), count)
     return DecodeRun(tokens, first - started, trio.current_time() - first, engine_us / 1e6)
 
 

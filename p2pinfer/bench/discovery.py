@@ -21,12 +21,17 @@ AGREE_S_MAX = 300.0
 LOOK_S = 0.25
 """How often views are looked at while something is waited for."""
 
-SETTLE_S = 15.0
-"""After all know all, before what they spend is counted."""
 
-
-async def discovery_bench(peers: int, seconds: float, cut_s: float) -> dict[str, Any]:
+async def discovery_bench(
+    peers: int, seconds: float, cut_s: float, settle_s: float
+) -> dict[str, Any]:
     """Measure and return what ``p2pinfer bench discovery`` prints.
+
+    Args:
+        peers: processes, without the one that comes late.
+        seconds: for how long what they spend is counted.
+        cut_s: for how long they are cut in two halves; 0 is never.
+        settle_s: from when all know all until counting begins.
 
     Raises:
         P2pinferError: a process did not start, or they did not come to agree.
@@ -44,7 +49,7 @@ async def discovery_bench(peers: int, seconds: float, cut_s: float) -> dict[str,
                 "peers": peers,
                 "all_know_all_s": round(trio.current_time() - begun, 1),
             }
-            await trio.sleep(SETTLE_S)
+            await trio.sleep(settle_s)
             found |= await _left_alone(swarm, seconds)
             late = await nursery.start(_run, swarm[-1].addresses)
             swarm.append(late)

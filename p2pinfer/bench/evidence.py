@@ -20,7 +20,7 @@ from typing import Any
 
 import trio
 
-from p2pinfer.bench.decode import PROMPT
+from p2pinfer.bench.decode import PROMPT, EndedEarly
 from p2pinfer.core.errors import P2pinferError
 from p2pinfer.core.receipts import CHECKPOINT_POSITIONS
 from p2pinfer.core.sampling import Sampling
@@ -102,13 +102,14 @@ async def _turn(
             answers.append(await stack.enter_async_context(aclosing(answer)))
         for index in _order(number):
             side, started = sides[index], trio.current_time()
-            side.tokens.append([(await anext(answers[index])).id])
+            side.tokens.append([])
+            await _next(answers[index], side.tokens[-1], tokens)
             side.prefill_s.append(trio.current_time() - started)
         for block in range((tokens - 1) // BLOCK_TOKENS):
             for index in _order(number + block):
                 side, before_s = sides[index], _cpu_s(nodes)
                 await trio.sleep(PAUSE_S)
-                side.block_s.append(await _block(answers[index], side.tokens[-1]))
+                side.block_s.append(await _block(answers[index], side.tokens[-1], tokens))
                 side.cpu_s.append(_cpu_s(nodes) - before_s)
         started = trio.current_time()
         (settled,) = [session for session in sessions if session.evidence]
@@ -122,12 +123,21 @@ def _order(number: int) -> tuple[int, int]:
     return (0, 1) if number % 2 else (1, 0)
 
 
-async def _block(answer: AsyncGenerator[Token, None], tokens: list[int]) -> float:
+async def _block(answer: AsyncGenerator[Token, None], made: list[int], wanted: int) -> float:
     """Decode a block, and time it behind its first token."""
-    tokens.append((await anext(answer)).id)
+    await _next(answer, made, wanted)
     started = trio.current_time()
-    tokens += [(await anext(answer)).id for _ in range(BLOCK_TOKENS - 1)]
+    for _ in range(BLOCK_TOKENS - 1):
+        await _next(answer, made, wanted)
     return trio.current_time() - started
+
+
+async def _next(answer: AsyncGenerator[Token, None], made: list[int], wanted: int) -> None:
+    """Take an answer's next token; raises EndedEarly if there is none."""
+    token = await anext(answer, None)
+    if token is None:
+        raise EndedEarly(len(made), wanted)
+    made.append(token.id)
 
 
 def _cpu_s(processes: Sequence[int]) -> float:

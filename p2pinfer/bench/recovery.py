@@ -12,11 +12,11 @@ from collections.abc import Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Final, Literal
 
 import trio
 
-from p2pinfer.bench.decode import PROMPT
+from p2pinfer.bench.decode import PROMPT, EndedEarly
 from p2pinfer.bench.victims import NETWORK, Victims
 from p2pinfer.core.errors import P2pinferError, PeerError, lone_errors
 from p2pinfer.core.ids import PeerId
@@ -27,8 +27,10 @@ from p2pinfer.node.requester import Client, ClientOptions, Machine, open_client
 from peers.asking.session import Session
 
 STAGES, HOLDERS = 3, 2
-ROLES = ("first", "middle", "last")
-PHASES = ("prompt", "answer")
+Role = Literal["first", "middle", "last"]
+Phase = Literal["prompt", "answer"]
+ROLES: Final[tuple[Role, ...]] = ("first", "middle", "last")
+PHASES: Final[tuple[Phase, ...]] = ("prompt", "answer")
 
 PROMPT_TOKENS = 384
 """Eight full chunks: reading them takes long enough to be killed in the middle."""
@@ -50,16 +52,37 @@ class _Answer:
 
 @dataclass(frozen=True)
 class _Trial:
-    role: str
-    phase: str
+    role: Role
+    phase: Phase
     error: str
     """Why the answer was not completed; empty where it was."""
     is_same: bool
     stall_s: float
 
 
-async def recovery_bench(file: Path, *, trials: int, tokens: int, seed: int) -> dict[str, Any]:
-    """Measure and return what ``p2pinfer bench recovery`` prints."""
+async def recovery_bench(
+    file: Path,
+    *,
+    trials: int,
+    tokens: int,
+    seed: int,
+    roles: Sequence[Role] = ROLES,
+    phases: Sequence[Phase] = PHASES,
+) -> dict[str, Any]:
+    """Measure and return what ``p2pinfer bench recovery`` prints.
+
+    Args:
+        file: a whole model.
+        trials: of each role and phase.
+        tokens: of an answer.
+        seed: of the moments.
+        roles: who is killed.
+        phases: when.
+
+    Raises:
+        EndedEarly: the model made fewer tokens.
+    """
+    cases = [(role, phase) for phase in phases for role in roles]
     chance = random.Random(seed)  # noqa: S311 -- picks moments
     store = open_store()
     model = open_whole(name_model(str(file), store, lambda *_: None), store)
@@ -74,13 +97,12 @@ async def recovery_bench(file: Path, *, trials: int, tokens: int, seed: int) -> 
             async with open_client(options, store, lambda _: None) as client:
                 text = await client.ends.tokenize(PROMPT * PROMPT_TOKENS, special=False)
                 await _answer(client, text[:48], 4, None)  # warms up
-                for number in range(trials * len(ROLES) * len(PHASES)):
+                for number, case in enumerate(cases * trials):
                     prompt = text[number : number + PROMPT_TOKENS]
-                    role, phase = number % len(ROLES), number // len(ROLES) % len(PHASES)
                     await wait_known(client, victims)
-                    found.append(await _try(client, victims, prompt, tokens, role, phase, chance))
+                    found.append(await _try(client, victims, prompt, tokens, case, chance))
             nursery.cancel_scope.cancel()
-    return _report(found) | {"peers": len(ranges), "seed": seed}
+    return _report(found, cases) | {"peers": len(ranges), "seed": seed}
 
 
 async def wait_known(client: Client, victims: Victims) -> None:
@@ -108,14 +130,14 @@ async def _try(
     victims: Victims,
     prompt: list[int],
     tokens: int,
-    role: int,
-    phase: int,
+    case: tuple[Role, Phase],
     chance: random.Random,
 ) -> _Trial:
     """Answer twice, the second time with a peer killed."""
     alone = await _answer(client, prompt, tokens, None)
-    after_s = chance.uniform(0, alone.waits_s[0]) if PHASES[phase] == "prompt" else None
-    killer = _Killer(victims, role, after_s, chance.randrange(1, tokens - 1))
+    role, phase = case
+    after_s = chance.uniform(0, alone.waits_s[0]) if phase == "prompt" else None
+    killer = _Killer(victims, ROLES.index(role), after_s, chance.randrange(1, tokens - 1))
     error, stall_s, same = "", 0.0, False
     try:
         harmed = await _answer(client, prompt, tokens, killer)
@@ -126,7 +148,7 @@ async def _try(
         )
     except PeerError as failure:
         error = str(failure)
-    return _Trial(ROLES[role], PHASES[phase], error, same, stall_s)
+    return _Trial(role, phase, error, same, stall_s)
 
 
 async def _answer(
@@ -150,6 +172,8 @@ async def _answer(
             if killer and killer.after_s is None and len(found) == killer.at:
                 killer.kill(session)
             since = trio.current_time()
+    if len(found) < count:
+        raise EndedEarly(len(found), count)
     return _Answer(found, waits_s)
 
 
@@ -158,15 +182,14 @@ async def _kill_after(killer: _Killer, seconds: float, session: Session) -> None
     killer.kill(session)
 
 
-def _report(trials: Sequence[_Trial]) -> dict[str, Any]:
+def _report(trials: Sequence[_Trial], cases: Sequence[tuple[Role, Phase]]) -> dict[str, Any]:
     return {
         **_summary(trials),
         "by_role_and_phase": {
             f"{role}, in the {phase}": _summary(
                 [each for each in trials if (each.role, each.phase) == (role, phase)]
             )
-            for role in ROLES
-            for phase in PHASES
+            for role, phase in cases
         },
         "errors": [each.error for each in trials if each.error],
     }

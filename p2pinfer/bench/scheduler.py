@@ -8,6 +8,7 @@ import random
 import statistics
 import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from typing import Any, Final
 
 from attrs import evolve
@@ -16,7 +17,7 @@ from p2pinfer.core.advertisement import LINKS_MAX, Advertisement, RoundTrip, Sta
 from p2pinfer.core.ids import ModelId, PeerId
 from scheduler.offer_table import Experience, OfferTable
 from scheduler.placement import choose
-from scheduler.routing import Asking, find_route, replacement
+from scheduler.routing import Asking, NoRoute, find_route, replacement
 
 LAYERS: Final = 80
 """Of a model of 70B weights; the requester keeps the first and the last one."""
@@ -26,16 +27,21 @@ HELD_MAX = 30
 ROUND_TRIPS = 50
 """Peers that an asker has measured the way to."""
 
-PLACED: Final = (1_000, 10_000, 100_000)
-ROUTED: Final = (100, 1_000, 10_000)
 GOAL_MS: Final = 50.0
-ROUNDS = 9
+PEERS_MIN: Final = -(-(SPAN[1] - SPAN[0]) // HELD_MAX)
+"""So many hold all layers, one range behind the other."""
 
 
 async def scheduler_bench(
-    rounds: int = ROUNDS, placed: Sequence[int] = PLACED, routed: Sequence[int] = ROUTED
+    rounds: int, placed: Sequence[int], routed: Sequence[int]
 ) -> dict[str, Any]:
-    """Measure among so many peers, and return what ``p2pinfer bench scheduler`` prints."""
+    """Measure among so many peers, and return what ``p2pinfer bench scheduler`` prints.
+
+    Args:
+        rounds: decisions of each kind and size.
+        placed: sizes of swarms in which a peer decides where to serve, each ``PEERS_MIN`` or more.
+        routed: the same of swarms in which a requester looks for a route.
+    """
     chance = random.Random(0)  # noqa: S311 -- the same swarm each time
     offers = list(_swarm(max(*placed, *routed), chance))
     started = time.perf_counter()
@@ -44,7 +50,8 @@ async def scheduler_bench(
     place = {count: _timed(rounds, _placing(views[count], offers[0])) for count in placed}
     join = {count: _timed(rounds, _placing(views[count], _newcomer(offers[0]))) for count in placed}
     ways = {count: _timed(rounds, _routing(views[count], offers[:count])) for count in routed}
-    again = {count: _timed(rounds, _mending(views[count])) for count in routed}
+    mend = {count: _mending(views[count]) for count in routed}
+    again = {count: _timed(rounds, mend[count]) for count in routed}
     return {
         "layers": LAYERS,
         "rounds": rounds,
@@ -53,6 +60,7 @@ async def scheduler_bench(
         "join_ms": join,
         "route_ms": ways,
         "replacements_ms": again,
+        "replaceable": {count: round(statistics.mean(mend[count](0.0)), 2) for count in routed},
         "goal_ms": GOAL_MS,
         "share_of_goal": {
             "place": round(place[max(placed)]["median"] / GOAL_MS, 2),
@@ -62,12 +70,18 @@ async def scheduler_bench(
 
 
 def _swarm(count: int, chance: random.Random) -> Iterator[Advertisement]:
-    """Draw peers of many sizes and speeds, each with links to some others."""
+    """Draw peers of many sizes and speeds, each with links to some others.
+
+    The first ``PEERS_MIN`` hold all layers between them, so that there is a route among any.
+    """
     peers = [PeerId(f"12D3Koo{n:x>45}") for n in range(count)]
     for n, peer in enumerate(peers):
         size = chance.randint(1, HELD_MAX)
         first = chance.randint(SPAN[0] - size, SPAN[1])  # so that the ends are no thinner
         first = min(max(first, SPAN[0]), SPAN[1] - size)
+        if n < PEERS_MIN:
+            first = SPAN[0] + n * HELD_MAX
+            size = min(HELD_MAX, SPAN[1] - first)
         near = (peers[chance.randrange(min(count, n + 1000))] for _ in range(LINKS_MAX))
         yield Advertisement(
             peer=peer,
@@ -106,18 +120,25 @@ def _routing(view: OfferTable, offers: list[Advertisement]) -> Callable[[float],
     return lambda chance: find_route(view, *SPAN, Asking(seen=seen, chance=chance))
 
 
-def _mending(view: OfferTable) -> Callable[[float], object]:
-    """Find who would take the place of each hop of a route."""
+def _mending(view: OfferTable) -> Callable[[float], list[bool]]:
+    """Find who would take the place of each hop of a route, where somebody can.
+
+    A stage is entered at its first layer alone, so in a small swarm many have no understudy; that
+    nobody has is a decision, too.
+    """
     route = find_route(view, *SPAN)
     peers = [None, *(hop.peer for hop in route), None]
     others = frozenset(hop.peer for hop in route)
 
-    def mend(chance: float) -> object:
+    def mend(chance: float) -> list[bool]:
         asking = Asking(chance=chance, without=others)
-        return [
-            replacement(view, (hop.first, hop.end), (peers[at], peers[at + 2]), asking)
-            for at, hop in enumerate(route)
-        ]
+        found = []
+        for at, hop in enumerate(route):
+            chain = []
+            with suppress(NoRoute):
+                chain = replacement(view, (hop.first, hop.end), (peers[at], peers[at + 2]), asking)
+            found.append(bool(chain))
+        return found
 
     return mend
 

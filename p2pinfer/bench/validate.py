@@ -28,7 +28,6 @@ from sim.links import TCP_IP_BYTES
 from sim.trial import (
     GREEDY,
     PROMPT,
-    QUESTIONS,
     REQUESTERS,
     Figures,
     Measured,
@@ -53,10 +52,6 @@ CORES_TURNS, CORES_TRIES = 6, 25
 """How often engines work alone and at once, in turns, and how many decodes of some milliseconds
 each does then."""
 
-ROUNDS = 3
-"""Of the real trial, of which the median counts; a shared machine's speed differs from minute to
-minute, so what is to be told is looked at before and behind each."""
-
 GOAL_PERCENT = 15.0
 
 
@@ -67,12 +62,26 @@ class Real:
     model: ModelInfo
     seen: Measured
     figures: Figures
+    questions: int
 
 
-async def play_real(file: Path, tell: Callable[[str], None]) -> Real:
+@dataclass(frozen=True)
+class Plan:
+    """How long the real trial is."""
+
+    rounds: int
+    """Of the trial, of which the median counts."""
+    questions: int
+    """Of each requester, the simulated ones included."""
+    quiet_s: float
+    """In which nobody asks, and gossip is counted."""
+
+
+async def play_real(file: Path, plan: Plan, tell: Callable[[str], None]) -> Real:
     """Start peers and requesters, let one ask alone, and go through the trial some times.
 
-    ``tell`` hears of each time.
+    A shared machine's speed differs from minute to minute, so what the simulation is to be told is
+    looked at before and behind each. ``tell`` hears of each.
     """
     store = open_store()
     model = open_whole(name_model(str(file), store, lambda *_: None), store)
@@ -92,21 +101,21 @@ async def play_real(file: Path, tell: Callable[[str], None]) -> Real:
             opened = open_client(options, store, lambda _: None)
             clients.append(await stack.enter_async_context(opened))
             await wait_known(clients[-1], victims)
-        text = await clients[0].ends.tokenize(TEXT * PROMPT * QUESTIONS, special=False)
-        prompts = [text[n : n + PROMPT] for n in range(REQUESTERS * QUESTIONS)]
+        text = await clients[0].ends.tokenize(TEXT * PROMPT * plan.questions, special=False)
+        prompts = [text[n : n + PROMPT] for n in range(REQUESTERS * plan.questions)]
         for client in clients:
             await ask(client, prompts[0])  # warms up
         tell("a real swarm at rest")
-        gossip = await idle(REQUESTERS, lambda: sent[0])
+        gossip = await idle(REQUESTERS, lambda: sent[0], plan.quiet_s)
         looks, trials = [], []
-        for number in range(ROUNDS):
-            tell(f"real trial {number + 1} of {ROUNDS}")
+        for number in range(plan.rounds):
+            tell(f"real trial {number + 1} of {plan.rounds}")
             for client in clients:
                 await wait_known(client, victims)  # whoever was killed has a successor
             looks.append(await _look(clients, prompts[1][:ROWS_PER_DECODE_MAX]))
             trials.append(await run_trial(clients, prompts, victims.kill))
         looks.append(await _look(clients, prompts[1][:ROWS_PER_DECODE_MAX]))
-    return Real(model.info, measured(looks), figures(trials, gossip))
+    return Real(model.info, measured(looks), figures(trials, gossip), plan.questions)
 
 
 async def _look(clients: Sequence[Client], prompt: Sequence[int]) -> TrialLook:
@@ -172,7 +181,7 @@ def validate(real: Real) -> dict[str, Any]:
     """Simulate the trial, and return what ``p2pinfer sim validate`` prints."""
     info = real.model
     scenario = scenario_of(real.seen, info.layers, info.width, SESSIONS, CONTEXT)
-    return compare(real.figures, simulate(scenario)) | {"told": asdict(real.seen)}
+    return compare(real.figures, simulate(scenario, real.questions)) | {"told": asdict(real.seen)}
 
 
 def compare(real: Figures, simulated: Figures) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 A cheat replaces an honest engine's sessions, or what the peer signs, opens or says as an auditor.
 """
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
@@ -11,7 +11,7 @@ import numpy as np
 from attrs import evolve
 from numpy.typing import NDArray
 
-from p2pinfer.core.errors import EngineError
+from p2pinfer.core.errors import EngineError, UserError
 from p2pinfer.core.messages import Open
 from p2pinfer.core.receipts import SIGNED_AS, Receipt, Signed
 from p2pinfer.core.witness import Seat, Witness
@@ -267,3 +267,11 @@ ZOO: Final = (
     Cheat("an auditor that lies", False, auditor=FalseReplay),
     Cheat("two colluding neighbours", True, _COPIED, colludes=True),
 )
+
+
+def find_cheats(names: Sequence[str]) -> list[Cheat]:
+    """Return cheats by their names, all where none is named; raises UserError."""
+    known = {cheat.name: cheat for cheat in ZOO}
+    if unknown := [name for name in names if name not in known]:
+        raise UserError(f"--only knows no {unknown[0]!r}, only: {'; '.join(known)}")
+    return [known[name] for name in names or known]

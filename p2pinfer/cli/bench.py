@@ -3,7 +3,7 @@
 import json
 from collections.abc import Awaitable, Callable
 from functools import partial
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 from cyclopts import App
 
@@ -12,6 +12,9 @@ from p2pinfer.cli.running import run_task
 
 DISCOVERY_PEERS_MAX = 100
 """Processes of 90 MB each."""
+
+SWARM_PEERS_MAX = 1_000_000
+"""Of a swarm in memory, in which decisions are timed: 2 GB of advertisements."""
 
 app = App(name="bench", help="Measure; prints JSON.", help_format="plaintext")
 
@@ -57,6 +60,9 @@ def discovery(
     peers: Annotated[int, option("peers", "Processes, without engines.")] = 30,
     seconds: Annotated[float, option("seconds", "For how long they are left alone.")] = 120.0,
     cut: Annotated[float, option("cut", "Seconds that half of them are cut off; 0: never.")] = 60.0,
+    settle: Annotated[
+        float, option("settle", "Seconds from when all know all until counting begins.")
+    ] = 15.0,
     as_json: AsJson = False,
 ) -> None:
     """Count what peers spend on knowing each other, and how long they take to."""
@@ -65,7 +71,9 @@ def discovery(
     check_range("peers", peers, 2, DISCOVERY_PEERS_MAX)
     check_range("seconds", seconds, 1)
     check_range("cut", cut, 0)
-    run_task(lambda: _print_report(partial(discovery_bench, peers, seconds, cut), as_json=as_json))
+    check_range("settle", settle, 0)
+    measure = partial(discovery_bench, peers, seconds, cut, settle)
+    run_task(lambda: _print_report(measure, as_json=as_json))
 
 
 @app.command
@@ -83,6 +91,9 @@ def swarm(*, peers: Peers = 8, model: Model = "default", as_json: AsJson = False
 def fetch(
     *,
     rounds: Annotated[int, option("rounds", "Interleaved rounds.")] = 5,
+    megabytes: Annotated[
+        int, option("megabytes", "Of the made-up model that is fetched in each round.")
+    ] = 200,
     gigabytes: Annotated[
         tuple[float, ...],
         option("gigabytes", "Fetch made-up models of these sizes instead.", consume_multiple=True),
@@ -90,13 +101,17 @@ def fetch(
     as_json: AsJson = False,
 ) -> None:
     """Compare fetching parts from one and from three holders with one plain stream."""
-    from p2pinfer.bench.fetch import fetch_bench
+    from p2pinfer.bench.fetch import LAYERS, fetch_bench
     from p2pinfer.bench.fetch_size import size_bench
 
     check_range("rounds", rounds, 1)
+    check_range("megabytes", megabytes, LAYERS, 100_000)
     for size in gigabytes:
         check_range("gigabytes", size, 0.01, 100)
-    measure = partial(size_bench, gigabytes) if gigabytes else partial(fetch_bench, rounds)
+    layer_bytes = megabytes * 1_000_000 // LAYERS
+    measure = (
+        partial(size_bench, gigabytes) if gigabytes else partial(fetch_bench, rounds, layer_bytes)
+    )
     run_task(lambda: _print_report(measure, as_json=as_json))
 
 
@@ -107,6 +122,14 @@ def recovery(
     trials: Annotated[int, option("trials", "Of each role and phase.")] = 5,
     tokens: Annotated[int, option("tokens", "Tokens per answer.")] = 48,
     seed: Annotated[int, option("seed", "Of the moments.")] = 1,
+    roles: Annotated[
+        tuple[Literal["first", "middle", "last"], ...],
+        option("roles", "Which stages are killed.", consume_multiple=True),
+    ] = ("first", "middle", "last"),
+    phases: Annotated[
+        tuple[Literal["prompt", "answer"], ...],
+        option("phases", "While what is made they are killed.", consume_multiple=True),
+    ] = ("prompt", "answer"),
     as_json: AsJson = False,
 ) -> None:
     """Kill peers in the middle of answers: does the sentence go on, and how long is the stall?"""
@@ -115,7 +138,15 @@ def recovery(
 
     check_range("trials", trials, 1)
     check_range("tokens", tokens, 4)
-    measure = partial(recovery_bench, model_path(model), trials=trials, tokens=tokens, seed=seed)
+    measure = partial(
+        recovery_bench,
+        model_path(model),
+        trials=trials,
+        tokens=tokens,
+        seed=seed,
+        roles=roles,
+        phases=phases,
+    )
     run_task(lambda: _print_report(measure, as_json=as_json))
 
 
@@ -176,16 +207,28 @@ def cheats(
     trials: Annotated[int, option("trials", "Answers per cheat.")] = 5,
     checkpoints: Annotated[int, option("checkpoints", "Honest ones to audit, at least.")] = 1000,
     seed: Annotated[int, option("seed", "Of prompts and keys.")] = 1,
+    only: Annotated[
+        tuple[str, ...],
+        option("only", "Names of the cheats to try, as they are reported.", consume_multiple=True),
+    ] = (),
     as_json: AsJson = False,
 ) -> None:
     """Try every known cheat against audits, and honest stages too; real engines, one process."""
     from p2pinfer.bench.cheats import cheats_bench
+    from p2pinfer.bench.zoo import find_cheats
     from p2pinfer.node.model_supply import model_path
 
     check_range("trials", trials, 1)
     check_range("checkpoints", checkpoints, 1)
     path = model_path(model)
-    measure = partial(cheats_bench, path, trials=trials, checkpoints=checkpoints, seed=seed)
+    measure = partial(
+        cheats_bench,
+        path,
+        trials=trials,
+        checkpoints=checkpoints,
+        seed=seed,
+        zoo=find_cheats(only),
+    )
     run_task(lambda: _print_report(measure, as_json=as_json))
 
 
@@ -209,16 +252,59 @@ def honest(
 
 
 @app.command
+def answers(
+    *,
+    model: Model = "default",
+    ways: Annotated[
+        tuple[str, ...],
+        option("ways", "Names of what to compare; else all.", consume_multiple=True),
+    ] = (),
+    seeds: Annotated[int, option("seeds", "Answers to each question, unless greedy.")] = 5,
+    questions: Annotated[int, option("questions", "Ask so many of the twenty.")] = 20,
+    tokens: Annotated[int, option("tokens", "Longest answer.")] = 400,
+    as_json: AsJson = False,
+) -> None:
+    """Compare ways to sample by how many plain questions are answered right: llama.cpp alone."""
+    from p2pinfer.bench.answers import QUESTIONS, answers_bench, find_ways
+    from p2pinfer.node.model_supply import model_path
+
+    check_range("seeds", seeds, 1)
+    check_range("questions", questions, 1, len(QUESTIONS))
+    check_range("tokens", tokens, 1)
+    measure = partial(
+        answers_bench,
+        model_path(model),
+        find_ways(ways),
+        seeds=seeds,
+        tokens=tokens,
+        questions=questions,
+    )
+    run_task(lambda: _print_report(measure, as_json=as_json))
+
+
+@app.command
 def scheduler(
     *,
     rounds: Annotated[int, option("rounds", "Decisions of each kind and size.")] = 9,
+    placed: Annotated[
+        tuple[int, ...],
+        option("placed", "Peers in the swarms to choose layers in.", consume_multiple=True),
+    ] = (1_000, 10_000, 100_000),
+    routed: Annotated[
+        tuple[int, ...],
+        option("routed", "Peers in the swarms to find routes in.", consume_multiple=True),
+    ] = (100, 1_000, 10_000),
     as_json: AsJson = False,
 ) -> None:
     """Time decisions in large swarms: where to serve among 100,000, a route among 10,000 peers."""
-    from p2pinfer.bench.scheduler import scheduler_bench
+    from p2pinfer.bench.scheduler import PEERS_MIN, scheduler_bench
 
     check_range("rounds", rounds, 1)
-    run_task(lambda: _print_report(partial(scheduler_bench, rounds), as_json=as_json))
+    for name, counts in {"placed": placed, "routed": routed}.items():
+        for count in counts:
+            check_range(name, count, PEERS_MIN, SWARM_PEERS_MAX)
+    measure = partial(scheduler_bench, rounds, placed, routed)
+    run_task(lambda: _print_report(measure, as_json=as_json))
 
 
 async def _print_report(measure: Callable[[], Awaitable[dict[str, Any]]], *, as_json: bool) -> None:

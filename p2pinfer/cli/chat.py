@@ -24,7 +24,6 @@ from p2pinfer.cli.running import run_task
 from p2pinfer.core.errors import UserError
 
 if TYPE_CHECKING:  # what is heavy is imported by the command that needs it
-    from p2pinfer.client.answer import ChatOptions
     from p2pinfer.engine.store.store import Store
     from p2pinfer.node.requester import ClientOptions
 
@@ -57,7 +56,7 @@ def chat(
     from p2pinfer.node.requester import NO_WAY_IN, ClientOptions
 
     check_range("wait", wait, 0)
-    how = answer.options()
+    answer.options()  # what is out of range is said before anything starts
     limits = machine.machine()
     ways = ways_in(bootstrap, network)
     if not (ways or reach.mdns):
@@ -76,7 +75,7 @@ def chat(
         sponsored=answer.sponsor,
         default_model=default_model(store),
     )
-    run_task(lambda: _talk(options, store, how, question, as_json=as_json))
+    run_task(lambda: _talk(options, store, answer, question, as_json=as_json))
 
 
 def demo(
@@ -104,7 +103,7 @@ def demo(
     from p2pinfer.node.requester import ClientOptions
     from p2pinfer.places import data_dir
 
-    how = answer.options()
+    answer.options()
     limits = machine.machine()
     check_named(model)
     question = question_of(prompt, as_json=as_json)
@@ -126,7 +125,7 @@ def demo(
                 limits,
                 audit_rate=answer.audit_rate,
             )
-            await _talk(options, store, how, question, as_json=as_json)
+            await _talk(options, store, answer, question, as_json=as_json)
 
     run_task(run)
 
@@ -134,7 +133,7 @@ def demo(
 async def _talk(
     options: "ClientOptions",
     store: "Store",
-    how: "ChatOptions",
+    answer: AnswerFlags,
     question: str | None,
     *,
     as_json: bool,
@@ -150,6 +149,7 @@ async def _talk(
         open_client(options, store, done.tell, done.step) as client,
     ):
         done()
+        how = answer.options(client.model.advice)
         async with open_conversation(client, how, say) as conversation:
             if question is not None:
                 await answer_once(conversation, question, as_json=as_json)

@@ -20,11 +20,15 @@ from p2pinfer.logs import Format, Level
 
 if TYPE_CHECKING:  # what is heavy is imported by the command that needs it
     from p2pinfer.client.answer import ChatOptions
+    from p2pinfer.engine.gguf.sampling_advice import Advice
     from p2pinfer.node.requester import Machine
     from transports.base import Reach
 
 SESSIONS_MAX = ROWS_PER_DECODE_MAX
 """Each may have a row in one decode; llama.cpp ends the process that makes more."""
+
+_SAMPLED = ("temperature", "top_k", "top_p", "min_p", "repeat_penalty", "seed")
+"""Options that are fields of ``Sampling``."""
 
 
 def option(name: str, text: str, **more: Any) -> Any:
@@ -145,14 +149,32 @@ class MachineFlags:
 class AnswerFlags:
     """How answers are made."""
 
-    max_tokens: Annotated[int, option("max-tokens", "Longest answer.")] = 1024
-    temperature: Annotated[float, option("temperature", "0 is greedy.")] = 0.7
-    top_k: Annotated[int, option("top-k", "Keep the k likeliest tokens; 0 keeps all.")] = 40
-    top_p: Annotated[float, option("top-p", "Keep tokens up to this probability mass.")] = 0.95
-    min_p: Annotated[float, option("min-p", "Drop tokens less likely than this share.")] = 0.05
-    repeat_penalty: Annotated[float, option("repeat-penalty", "1 is none.")] = 1.1
+    max_tokens: Annotated[
+        int | None, option("max-tokens", "Longest answer; else what the context has room for.")
+    ] = None
+    temperature: Annotated[
+        float | None, option("temperature", "0 is greedy; else the model's own, or 0.7.")
+    ] = None
+    top_k: Annotated[
+        int | None,
+        option("top-k", "Keep the k likeliest tokens, 0 all; else the model's own, or 40."),
+    ] = None
+    top_p: Annotated[
+        float | None,
+        option("top-p", "Keep tokens up to this probability; else the model's own, or 0.95."),
+    ] = None
+    min_p: Annotated[
+        float | None,
+        option("min-p", "Drop tokens less likely than this share; else the model's own, or 0.05."),
+    ] = None
+    repeat_penalty: Annotated[
+        float | None,
+        option("repeat-penalty", "Above 1: say nothing twice; else the model's own, or none."),
+    ] = None
     seed: Annotated[int | None, option("seed", "Of sampling; drawn when not given.")] = None
-    system: Annotated[str | None, option("system", "A system message.")] = None
+    system: Annotated[
+        str | None, option("system", "A system message; else what suits the default model.")
+    ] = None
     stop: Annotated[tuple[str, ...], option("stop", "Texts that end an answer.")] = ()
     keep_layers: Annotated[
         int, option("keep-layers", "Layers at each end that this machine runs itself.")
@@ -177,30 +199,29 @@ class AnswerFlags:
         option("require-verified", "Hold an answer back until its checks passed.", negative=""),
     ] = False
 
-    def options(self) -> "ChatOptions":
-        """Return what these flags say; raises UserError."""
-        from p2pinfer.client.answer import ChatOptions
-        from p2pinfer.core.sampling import Sampling
+    def options(self, advice: "Advice | None" = None) -> "ChatOptions":
+        """Return what these flags say, and what the model advises where they are silent.
 
-        check_range("max-tokens", self.max_tokens, 1)
+        Raises:
+            UserError: a value is out of range.
+        """
+        from p2pinfer.client.answer import ChatOptions
+        from p2pinfer.core.sampling import SEEDS, USUAL, sampling_of
+
+        check_range("max-tokens", 1 if self.max_tokens is None else self.max_tokens, 1)
         check_range("keep-layers", self.keep_layers, 1)
         check_range("audit-rate", self.audit_rate, 0, 1)
         try:
-            sampling = Sampling(
-                temperature=self.temperature,
-                top_k=self.top_k,
-                top_p=self.top_p,
-                min_p=self.min_p,
-                repeat_penalty=self.repeat_penalty,
-                seed=secrets.randbelow(2**31) if self.seed is None else self.seed,
-            )
+            said = {name: getattr(self, name) for name in _SAMPLED}
+            drawn = {"seed": secrets.randbelow(SEEDS)}
+            sampling = sampling_of(USUAL, advice.sampling if advice else {}, drawn, said)
         except ValueError as error:  # attrs says: 'top_p' must be <= 1: 2.0
             text = re.sub(r"'(\w+)'", lambda name: f"--{name[1].replace('_', '-')}", str(error))
             raise UserError(text) from error
         return ChatOptions(
             sampling,
             self.max_tokens,
-            self.system,
+            advice.system if advice and self.system is None else self.system,
             self.stop,
             self.require_verified,
             self.certificate,

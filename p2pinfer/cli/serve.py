@@ -163,7 +163,8 @@ async def _serve(wanted: _Wanted) -> None:
             named = await trio.to_thread.run_sync(find)
         loading.next()
         swarm = await stack.enter_async_context(_swarm(wanted, named, store, loading))
-        gateway = Gateway(swarm, answer.options(), wanted.access, seed=answer.seed)
+        how = answer.options(swarm.client.model.advice)
+        gateway = Gateway(swarm, how, wanted.access, seed=answer.seed)
         front.app, loading.is_over = make_app(gateway), True
         await stack.enter_async_context(open_status(lambda: _describe(swarm, url)))
         if wanted.as_json:

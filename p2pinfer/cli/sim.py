@@ -28,6 +28,9 @@ EXPLAINED = """# A scenario is a TOML file. Every table and key that has a defau
 # What differs from one to the next is a number, [low, high], or { median = …, sigma = … }.
 """
 
+QUESTIONS_MAX = 100
+"""Of each requester of ``validate``: minutes, and the text that questions are cut from."""
+
 YOUNG_MAX = 1_000_000
 """Objects made before Python looks for cycles among them: what a run makes mostly lives on. With a
 tenth of that, looking took 5 % of the time of a thousand peers."""
@@ -101,19 +104,33 @@ def scale(
 
 
 @app.command
-def validate(*, model: Model = "default", as_json: AsJson = False) -> None:
+def validate(
+    *,
+    model: Model = "default",
+    rounds: Annotated[int, option("rounds", "Of the real trial, of which the median counts.")] = 3,
+    questions: Annotated[int, option("questions", "Of each of the two requesters.")] = 6,
+    quiet: Annotated[
+        float, option("quiet", "Seconds in which nobody asks, and gossip is counted.")
+    ] = 60.0,
+    as_json: AsJson = False,
+) -> None:
     """Put a small real swarm and its simulation side by side: 5 peers, 1 killed, 2 requesters."""
-    from p2pinfer.bench.validate import Real, play_real
+    from p2pinfer.bench.validate import Plan, Real, play_real
     from p2pinfer.bench.validate import validate as simulate_it
     from p2pinfer.cli.running import run_task
     from p2pinfer.cli.terminal import Spinner, say
     from p2pinfer.node.model_supply import model_path
+    from sim.trial import QUESTIONS_MIN
 
+    check_range("rounds", rounds, 1)
+    check_range("questions", questions, QUESTIONS_MIN, QUESTIONS_MAX)
+    check_range("quiet", quiet, 0.1)
+    plan = Plan(rounds, questions, quiet)
     path = model_path(model)
     found: list[Real] = []
 
     async def play() -> None:
-        found.append(await play_real(path, say))
+        found.append(await play_real(path, plan, say))
 
     done = Spinner("Starting a real swarm, and simulating it …")
     try:

@@ -18,8 +18,6 @@ from p2pinfer.engine.base import Candidate
 from p2pinfer.node.requester import Client
 from peers.asking.session import Session
 
-MAX_TOKENS_DEFAULT = 1024
-
 ATTEMPTS_MAX = 4
 """Without a new token: the old session may be gone for its age, and a peer that has left is spoken
 of for a while. The client chooses another route each time, if there is one."""
@@ -95,7 +93,8 @@ class ChatOptions:
     """How answers are made."""
 
     sampling: Sampling
-    max_tokens: int = MAX_TOKENS_DEFAULT
+    max_tokens: int | None = None
+    """None: as many as the session has room for."""
     system: str | None = None
     stops: Sequence[str] = ()
     require_verified: bool = False
@@ -144,7 +143,8 @@ async def answer_in(
     assert stream
     started = first_at = trio.current_time()
     whole = [*prompt, *answer.spoken]
-    tokens = session.generate(whole, options.sampling, options.max_tokens - before)
+    most = session.context if options.max_tokens is None else options.max_tokens
+    tokens = session.generate(whole, options.sampling, most - before)
     async with aclosing(tokens):
         async for token in tokens:
             answer.tokens += 1

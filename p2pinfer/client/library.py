@@ -11,6 +11,7 @@ with connect([…]) as swarm:
         print(piece, end="")
 """
 
+import secrets
 import threading
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager, suppress
@@ -22,19 +23,12 @@ from typing import Any, TypeVar
 import trio
 import trio.from_thread
 
-from p2pinfer.client.answer import (
-    MAX_TOKENS_DEFAULT,
-    Answer,
-    Attempts,
-    ChatOptions,
-    answer_in,
-    verified,
-)
+from p2pinfer.client.answer import Answer, Attempts, ChatOptions, answer_in, verified
 from p2pinfer.client.session_pool import SessionPool
 from p2pinfer.core.errors import PeerError, UserError, lone_errors
 from p2pinfer.core.ids import ModelId
 from p2pinfer.core.limits import AUDIT_RATE_DEFAULT, CONTEXT_DEFAULT, SESSIONS_DEFAULT
-from p2pinfer.core.sampling import Sampling
+from p2pinfer.core.sampling import SEEDS, USUAL, Sampling, sampling_of
 from p2pinfer.engine.template import ChatTemplate, Message
 from p2pinfer.node.model_supply import name_model, open_store
 from p2pinfer.node.requester import Client, ClientOptions, Machine, open_client
@@ -69,7 +63,7 @@ class Swarm:
         messages: Sequence[Message],
         *,
         sampling: Sampling | None = None,
-        max_tokens: int = MAX_TOKENS_DEFAULT,
+        max_tokens: int | None = None,
         stops: Sequence[str] = (),
         answer: Answer | None = None,
     ) -> AsyncGenerator[str, None]:
@@ -77,8 +71,9 @@ class Swarm:
 
         Args:
             messages: the conversation so far: ``role`` and ``content`` of each message.
-            sampling: how tokens are drawn; greedily when not given.
-            max_tokens: of the answer.
+            sampling: how tokens are drawn; when not given, as is advised for the model, or else as
+                ``USUAL`` says, with another seed each time.
+            max_tokens: of the answer; None is as many as the session has room for.
             stops: texts that end it.
             answer: is filled in with what the answer took.
 
@@ -87,8 +82,11 @@ class Swarm:
             NobodyServes, PeerError: no chain of peers, or one of them went away.
             TooBusy: more is asked than can be answered soon.
         """
-        prompt = await self.prompt_of(messages)
-        how = ChatOptions(sampling or Sampling(), max_tokens, None, stops)
+        advice = self.client.model.advice
+        if sampling is None:
+            sampling = sampling_of(USUAL, advice.sampling, {"seed": secrets.randbelow(SEEDS)})
+        prompt = await self.prompt_of(advice.with_system(messages))
+        how = ChatOptions(sampling, max_tokens, None, stops)
         async with aclosing(self.answer(prompt, how, answer or Answer())) as pieces:
             async for piece in pieces:
                 if piece:
@@ -263,7 +261,7 @@ class SyncSwarm:
         messages: Sequence[Message],
         *,
         sampling: Sampling | None = None,
-        max_tokens: int = MAX_TOKENS_DEFAULT,
+        max_tokens: int | None = None,
         stops: Sequence[str] = (),
         answer: Answer | None = None,
     ) -> Iterator[str]:

@@ -1,9 +1,17 @@
 """How the next token is drawn from logits, and what is told of them."""
 
+from collections.abc import Mapping
+from typing import Any, Final
+
 from attrs import field, frozen, validators
 
-_SEED_MAX = 2**32 - 2
-"""2**32 - 1 is llama.cpp's word for a seed of its own choosing."""
+SEEDS = 2**32 - 1
+"""Seeds are smaller than this, which is llama.cpp's word for a seed of its own choosing."""
+
+USUAL: Final[Mapping[str, float]] = {"temperature": 0.7}
+"""What differs from the fields' own defaults, which are llama.cpp's, where neither the asker nor
+the model's file says how to sample. There is no repetition penalty: it spoils code, JSON, and any
+text that must say a word again."""
 
 TOP_LOGPROBS_MAX = 20
 """OpenAI's limit: each costs the answer some bytes and nobody reads more."""
@@ -23,7 +31,7 @@ class Sampling:
     min_p: float = field(default=0.05, validator=[validators.ge(0), validators.le(1)])
     temperature: float = field(default=0.0, validator=[validators.ge(0), validators.le(100)])
     """0 is greedy: the most likely token, always."""
-    seed: int = field(default=0, validator=[validators.ge(0), validators.le(_SEED_MAX)])
+    seed: int = field(default=0, validator=[validators.ge(0), validators.lt(SEEDS)])
     top_logprobs: int | None = field(
         default=None,
         validator=validators.optional([validators.ge(0), validators.le(TOP_LOGPROBS_MAX)]),
@@ -37,3 +45,13 @@ class Sampling:
         return self.repeat_last_n > 0 and (
             self.repeat_penalty != 1.0 or self.frequency_penalty != 0 or self.presence_penalty != 0
         )
+
+
+def sampling_of(*wishes: Mapping[str, Any]) -> Sampling:
+    """Return how several wish to sample, each by fields' names; later ones count for more.
+
+    None wishes nothing. Raises ValueError where a value is out of range.
+    """
+    return Sampling(
+        **{name: value for each in wishes for name, value in each.items() if value is not None}
+    )

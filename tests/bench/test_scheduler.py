@@ -10,3 +10,12 @@ async def test_every_decision_is_timed() -> None:
         assert set(report[f"{kind}_ms"]) == set(sizes)
         assert all(0 < each["median"] <= each["worst"] for each in report[f"{kind}_ms"].values())
     assert set(report["share_of_goal"]) == {"place", "route"}
+
+
+async def test_hops_that_nobody_can_take_over_are_counted() -> None:
+    """Nobody can replace one of three that hold all layers, and among thousands nearly all can."""
+    report = await scheduler_bench(1, placed=(3,), routed=(3, 30, 3000))
+    shares = list(report["replaceable"].values())
+    assert shares[0] == 0.0
+    assert shares == sorted(shares)
+    assert shares[-1] > 0.9

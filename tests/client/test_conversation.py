@@ -15,7 +15,7 @@ from p2pinfer.core.trust import Trust
 from p2pinfer.engine.template import Message
 from p2pinfer.node.requester import Client
 from tests.support.fake_gateway import GREEDY, FakeClient
-from tests.support.swarm import swarm
+from tests.support.swarm import CONTEXT, swarm
 
 
 async def test_what_was_said_is_kept(autojump_clock: MockClock) -> None:
@@ -55,6 +55,17 @@ async def test_a_lost_session_is_not_noticed(autojump_clock: MockClock) -> None:
         assert (answer.tokens, answer.finish) == (GREEDY.max_tokens, "length")
         assert answer.text == "".join(shown)
         assert client.opened == 3
+
+
+async def test_an_answer_is_as_long_as_the_session_has_room_for(autojump_clock: MockClock) -> None:
+    """Where nobody says how long; it ends as one that became too long, and all of it is shown."""
+    async with swarm() as made:
+        client = FakeClient(made)
+        how = replace(GREEDY, max_tokens=None)
+        async with open_conversation(cast("Client", client), how, lambda _: None) as talk:
+            answer = await talk.ask("Count.", lambda _: None)
+    assert answer.finish == "length"
+    assert answer.prompt_tokens + answer.tokens - 1 == CONTEXT
 
 
 @pytest.fixture

@@ -1,32 +1,12 @@
 """Measurements run, and print what they say they print."""
 
-import json
-import subprocess
 from pathlib import Path
-from typing import Any
 
 import pytest
 
-from tests.support.processes import COMMAND, environment
+from tests.support.commands import bench
 
 pytestmark = pytest.mark.real
-
-BENCH_S_MAX = 240.0
-
-
-def bench(home: Path, *words: str) -> dict[str, Any]:
-    """Run a measurement and return its report, which must be one line."""
-    result = subprocess.run(
-        [*COMMAND, "bench", *words, "--json"],
-        stdin=subprocess.DEVNULL,
-        capture_output=True,
-        timeout=BENCH_S_MAX,
-        env=environment(home),
-        check=True,
-    )
-    (line,) = result.stdout.splitlines()
-    report: dict[str, Any] = json.loads(line)
-    return report
 
 
 @pytest.mark.parametrize(("peers", "sessions"), [(1, 1), (3, 2)])

@@ -4,13 +4,13 @@ from pathlib import Path
 
 import pytest
 
-from p2pinfer.bench.cheats import cheats_bench, open_world
-from p2pinfer.bench.honest import honest_bench
+from p2pinfer.bench.cheats import open_world
 from p2pinfer.bench.zoo import ZOO
 from p2pinfer.core.trust import AuditVerdict
 from p2pinfer.engine.store.store import Store
 from p2pinfer.node.model_supply import open_store
 from p2pinfer.node.verify import verify_file
+from tests.support.commands import bench
 from tests.support.tiny_models import TINY, quantise, write_tiny
 
 pytestmark = pytest.mark.real
@@ -19,11 +19,11 @@ TRIED = ("lower quantisation", "stale KV")
 """Those that save work and look most like work; ``p2pinfer bench cheats`` tries all."""
 
 
-async def test_cheats_are_caught_and_honest_stages_are_not(default_model: Path) -> None:
+def test_cheats_are_caught_and_honest_stages_are_not(home: Path) -> None:
     """Every one of them, the right stage each time; with other settings, too, nobody is blamed."""
-    zoo = [cheat for cheat in ZOO if cheat.name in TRIED]
-    assert len(zoo) == len(TRIED)
-    report = await cheats_bench(default_model, trials=1, checkpoints=12, seed=7, zoo=zoo)
+    words = ["--trials", "1", "--checkpoints", "12", "--seed", "7", "--only", *TRIED]
+    report = bench(home, "cheats", *words)
+    assert [each["cheat"] for each in report["cheats"]] == list(TRIED)
     same, other = report["honest"], report["honest, another class"]
     assert (same["false_alarms"], list(same["verdicts"])) == (0, ["same bits"])
     assert same["audited_checkpoints"] >= 12
@@ -33,16 +33,16 @@ async def test_cheats_are_caught_and_honest_stages_are_not(default_model: Path) 
         assert told == (1, 1, 1), found
 
 
-async def test_honest_stages_of_a_k_quant_pass(tmp_path: Path) -> None:
+def test_honest_stages_of_a_k_quant_pass(home: Path, tmp_path: Path) -> None:
     """Threads, batches, chunks and classes mixed, on weights whose two regimes differ."""
     full, model = tmp_path / "full.gguf", tmp_path / "model.gguf"
     write_tiny(TINY["llama"], full)
     quantise(full, model, "Q4_K_M")
-    report = await honest_bench(model, checkpoints=12, seed=3, tell=print)
+    report = bench(home, "honest", "--model", str(model), "--checkpoints", "12", "--seed", "3")
     assert report["audited_checkpoints"] >= 12
     assert (report["false_alarms"], report["receipts_broke"]) == (0, [])
     assert report["numerics_classes"] == [2, 2, 2]
-    assert set(report["verdicts"]) <= {AuditVerdict.SAME, AuditVerdict.CLOSE}
+    assert set(report["verdicts"]) <= {AuditVerdict.SAME.value, AuditVerdict.CLOSE.value}
 
 
 async def test_a_certificate_shows_who_cheated(default_model: Path, tmp_path: Path) -> None:

@@ -10,26 +10,10 @@ from pathlib import Path
 
 import pytest
 
+from tests.support.commands import run
 from tests.support.processes import COMMAND, Peer, environment, read_until, stop
 
 pytestmark = pytest.mark.real
-
-COMMAND_S_MAX = 120.0
-
-
-def run(
-    home: Path, *words: str, stdin: str = "", **variables: str
-) -> subprocess.CompletedProcess[str]:
-    """Run a command to its end."""
-    return subprocess.run(
-        [*COMMAND, *words],
-        input=stdin,
-        capture_output=True,
-        text=True,
-        timeout=COMMAND_S_MAX,
-        env=environment(home, **variables),
-        check=False,
-    )
 
 
 def test_demo_prints_one_json_object(home: Path) -> None:
@@ -129,7 +113,8 @@ def test_status_names_the_peers_of_this_machine(home: Path, swarm: list[Peer]) -
 
 def test_reader_that_leaves_early_is_no_failure_to_explain(home: Path, swarm: list[Peer]) -> None:
     """As with ``| head``: no traceback, and the exit code says that not all was written."""
-    words = ["chat", "Hi", "--network", "real", "--bootstrap", swarm[0].address]
+    words = ["chat", "Tell a very long story.", "--network", "real"]
+    words += ["--bootstrap", swarm[0].address]
     with subprocess.Popen(
         [*COMMAND, *words, "--max-tokens", "200"],
         stdin=subprocess.DEVNULL,

@@ -160,7 +160,7 @@ async def test_killed_peer_is_replaced(
 
 def ask_and_die(home: Path, address: str) -> None:
     """Chat, and be killed in the middle of an answer."""
-    words = ("chat", "Count to a thousand.", "--max-tokens", "900", "--network", NETWORK)
+    words = ("chat", "Tell a very long story.", "--max-tokens", "900", "--network", NETWORK)
     with subprocess.Popen(
         [*COMMAND, *words, "--bootstrap", address],
         stdin=subprocess.DEVNULL,
@@ -214,7 +214,7 @@ def test_peer_whose_parent_is_gone_does_not_load_to_the_end(home: Path) -> None:
 def test_nobody_outlives_a_demo(home: Path, number: signal.Signals, code: int) -> None:
     """Neither Ctrl-C nor a kill in mid-answer leaves a peer or an engine behind."""
     demo = subprocess.Popen(
-        [*COMMAND, "demo", "Count to a thousand.", "--max-tokens", "900", "--seed", "1"],
+        [*COMMAND, "demo", "Tell a very long story.", "--max-tokens", "900", "--seed", "1"],
         stdin=subprocess.DEVNULL,
         stdout=subprocess.PIPE,
         stderr=subprocess.PIPE,

@@ -9,7 +9,8 @@ import pytest
 
 from p2pinfer.core.manifest import Manifest
 from p2pinfer.engine.store.store import Store
-from tests.real.test_cli import joined, run
+from tests.real.test_cli import joined
+from tests.support.commands import run
 from tests.support.stored import flip
 
 pytestmark = pytest.mark.real

@@ -7,6 +7,7 @@ import pytest
 from p2pinfer import connect
 from p2pinfer.client.answer import Answer
 from p2pinfer.core.errors import NobodyServes, UserError
+from p2pinfer.core.sampling import Sampling
 from tests.support.processes import CONTEXT, NETWORK, Peer
 
 pytestmark = pytest.mark.real
@@ -34,7 +35,7 @@ def test_pieces_come_without_trio_and_to_several_threads(swarm: list[Peer]) -> N
         left.close()  # type: ignore[attr-defined] # a generator
 
         def ask(_: int) -> str:
-            return "".join(joined.chat(ASKED, max_tokens=6))
+            return "".join(joined.chat(ASKED, sampling=Sampling(), max_tokens=6))
 
         with ThreadPoolExecutor(3) as threads:
             answers = set(threads.map(ask, range(3)))

@@ -10,14 +10,13 @@ from subprocess import PIPE
 import pytest
 import trio
 
-from p2pinfer.bench.fetch import fetch_bench
-from p2pinfer.bench.fetch_size import size_bench
 from p2pinfer.core.ids import ModelId, PeerId
 from p2pinfer.core.manifest import Part
 from p2pinfer.core.python_process import python_command, python_environment
 from p2pinfer.engine.store.store import Store
 from peers.parts.fetch import fetch_manifest, fetch_parts
 from scheduler.fetching import IN_FLIGHT_PER_HOLDER_MAX
+from tests.support.commands import bench
 from tests.support.parts_swarm import Model, Where, make_model
 from transports.libp2p.transport import open_libp2p
 
@@ -130,9 +129,9 @@ async def test_kill_the_only_holder(tmp_path: Path) -> None:
     assert all(store.path(p).read_bytes() == model.data[p.hash] for p in model.manifest.parts)
 
 
-async def test_the_bench_measures() -> None:
+def test_the_bench_measures(home: Path) -> None:
     """One round gives a rate for each way, and says what each step takes."""
-    found = await fetch_bench(rounds=1, layer_bytes=3 << 20)
+    found = bench(home, "fetch", "--rounds", "1", "--megabytes", "25")
     assert set(found["mb_per_s"]) == {"plain", "plain_library", "from_1", "from_3"}
     for ratio in ("ratio", "ratio_to_library"):
         assert all(each > 0 for each in found[ratio].values())
@@ -140,9 +139,9 @@ async def test_the_bench_measures() -> None:
     assert found["ms_per_chunk"].keys() >= {"hash", "encode", "decode", "sync"}
 
 
-async def test_memory_does_not_grow_with_the_model() -> None:
+def test_memory_does_not_grow_with_the_model(home: Path) -> None:
     """Four times the bytes take about the same memory, far less than the model."""
-    found = await size_bench([0.05, 0.2])
+    found = bench(home, "fetch", "--gigabytes", "0.05", "0.2")
     small, large = found["sizes"]
     assert large["memory_mb"] < small["memory_mb"] + 30
     assert found["memory_mb_max"] < 200

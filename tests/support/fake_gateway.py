@@ -19,6 +19,7 @@ from p2pinfer.core.advertisement import Advertisement
 from p2pinfer.core.errors import NobodyServes
 from p2pinfer.core.sampling import Sampling
 from p2pinfer.core.trust import Trust
+from p2pinfer.engine.gguf.sampling_advice import Advice
 from p2pinfer.node.requester import Client
 from peers.asking.experience import Experiences
 from peers.asking.repair import Repair
@@ -38,7 +39,7 @@ class FakeClient:
     def __init__(self, made: chain.Swarm) -> None:
         self.made, self.ends = made, made.ends
         info = SimpleNamespace(name="Toy Model", layers=30, chat_template=None)
-        self.model = SimpleNamespace(id=MODEL, info=info)
+        self.model = SimpleNamespace(id=MODEL, info=info, advice=Advice())
         self.absent = self.silent = ""
         self.engine_is_lost = False
         self.called = 0

@@ -20,6 +20,7 @@ from p2pinfer.engine.gguf.reader import (
     parse_header,
     read_header,
 )
+from p2pinfer.engine.gguf.sampling_advice import Advice, advice_of
 from p2pinfer.engine.gguf.slicing import (
     SlicePlan,
     plan_first_end,
@@ -57,6 +58,11 @@ class PartsModel:
     def id(self) -> ModelId:
         """The manifest's hash."""
         return self.manifest.id
+
+    @property
+    def advice(self) -> Advice:
+        """How it wants to be sampled."""
+        return advice_of(self.id, self.header)
 
     def stage(self, first: int, end: int, spare: int = SPARE_SLICES_MAX) -> Path:
         """Return the slice of layers ``first`` up to but not including ``end``.

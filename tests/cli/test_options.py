@@ -1,0 +1,45 @@
+"""What the options of answers come to, and what they come to where nobody types them."""
+
+import pytest
+
+from p2pinfer.cli.options import AnswerFlags
+from p2pinfer.core.errors import UserError
+from p2pinfer.core.sampling import Sampling
+from p2pinfer.engine.gguf.sampling_advice import Advice
+
+
+def test_nothing_is_penalised_or_cut_short_unless_asked() -> None:
+    """Code, JSON and lists say words again, and an answer ends where the model ends it."""
+    how = AnswerFlags(seed=7).options()
+    assert how.sampling == Sampling(temperature=0.7, seed=7)
+    assert not how.sampling.is_penalised
+    assert (how.max_tokens, how.system) == (None, None)
+
+
+def test_options_count_for_more_than_the_model_and_that_for_more_than_defaults() -> None:
+    """Also where an option is typed as nothing."""
+    advice = Advice({"temperature": 0.2, "repeat_penalty": 1.2, "min_p": 0.0}, "Be brief.")
+    how = AnswerFlags(seed=7, temperature=0.0, min_p=0.1).options(advice)
+    assert how.sampling == Sampling(temperature=0.0, repeat_penalty=1.2, min_p=0.1, seed=7)
+    assert how.system == "Be brief."
+    assert AnswerFlags(system="").options(advice).system == ""
+    assert AnswerFlags(system="Rhyme.").options(advice).system == "Rhyme."
+
+
+def test_another_seed_is_drawn_each_time() -> None:
+    """Two askers who name none do not get the same answer."""
+    assert len({AnswerFlags().options().sampling.seed for _ in range(5)}) > 1
+
+
+@pytest.mark.parametrize(
+    ("flags", "name"),
+    [
+        (AnswerFlags(top_p=2.0), "--top-p"),
+        (AnswerFlags(repeat_penalty=0.0), "--repeat-penalty"),
+        (AnswerFlags(max_tokens=0), "--max-tokens"),
+    ],
+)
+def test_what_is_out_of_range_is_named(flags: AnswerFlags, name: str) -> None:
+    """As it was typed."""
+    with pytest.raises(UserError, match=name):
+        flags.options()
