@@ -57,7 +57,7 @@ def chat(
     from p2pinfer.node.requester import ClientOptions
 
     check_range("wait", wait, 0)
-    how = answer.options()
+    how, template = answer.options(), answer.template()
     limits = machine.machine()
     question = question_of(prompt, as_json=as_json)
     store = open_store(parse_bytes("quota", quota))
@@ -72,7 +72,7 @@ def chat(
         sponsored=answer.sponsor,
         default_model=default_model(store),
     )
-    run_task(lambda: _talk(options, store, how, question, as_json=as_json))
+    run_task(lambda: _talk(options, store, how, template, question, as_json=as_json))
 
 
 def demo(
@@ -94,16 +94,19 @@ def demo(
     """
     from p2pinfer.cli.model_argument import name_model
     from p2pinfer.cli.terminal import Spinner, question_of, say
+    from p2pinfer.engine.template import check_template
     from p2pinfer.node.local_swarm import local_swarm, share_layers
     from p2pinfer.node.model_supply import open_store, open_whole
     from p2pinfer.node.requester import ClientOptions
     from p2pinfer.places import data_dir
 
-    how = answer.options()
+    how, template = answer.options(), answer.template()
     limits = machine.machine()
     question = question_of(prompt, as_json=as_json)
     store = open_store()
     opened = open_whole(name_model(model, store), store)
+    if not template and opened.info.chat_template:
+        check_template(opened.info.chat_template)
     ranges = share_layers(opened, peers, answer.keep_layers, limits)
 
     async def run() -> None:
@@ -127,7 +130,7 @@ def demo(
                     limits,
                     audit_rate=answer.audit_rate,
                 )
-                await _talk(options, store, how, question, as_json=as_json)
+                await _talk(options, store, how, template, question, as_json=as_json)
         finally:
             done()
 
@@ -138,6 +141,7 @@ async def _talk(
     options: "ClientOptions",
     store: "Store",
     how: "ChatOptions",
+    template: str | None,
     question: str | None,
     *,
     as_json: bool,
@@ -152,7 +156,7 @@ async def _talk(
     try:
         async with open_client(options, store, done.tell) as client:
             done()
-            async with open_conversation(client, how, say) as conversation:
+            async with open_conversation(client, how, say, template) as conversation:
                 if question is not None:
                     await answer_once(conversation, question, as_json=as_json)
                 else:

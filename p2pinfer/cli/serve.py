@@ -101,7 +101,7 @@ def serve(
             "a gateway hands its certificates out at /api/receipts: leave --certificate out"
         )
     access = _access(host, api_key, cors_origin)
-    how, limits = answer.options(), machine.machine()
+    how, template, limits = answer.options(), answer.template(), machine.machine()
     store = open_store()
     named = name_model(model or "default", store) if model or local else None
 
@@ -127,7 +127,7 @@ def serve(
                         default_model=default_model(store),
                     )
                     gateway = partial(Gateway, defaults=how, access=access, seed=answer.seed)
-                    await _serve(options, store, gateway, (host, port), as_json=as_json)
+                    await _serve(options, store, gateway, template, (host, port), as_json=as_json)
 
     run_task(run, interrupted=errors.EXIT_DONE)
 
@@ -199,6 +199,7 @@ async def _serve(
     options: "ClientOptions",
     store: "Store",
     gateway: "Callable[[Swarm], Gateway]",
+    template: str | None,
     listen: tuple[str, int],
     *,
     as_json: bool,
@@ -207,7 +208,7 @@ async def _serve(
     import trio
 
     from p2pinfer.api.server import open_server
-    from p2pinfer.cli.terminal import Spinner
+    from p2pinfer.cli.terminal import Spinner, say
     from p2pinfer.client.library import open_swarm
     from p2pinfer.node.requester import open_client
     from p2pinfer.node.status_socket import open_status
@@ -216,11 +217,13 @@ async def _serve(
     try:
         async with (
             open_client(options, store, done.tell) as client,
-            open_swarm(client, options.machine.sessions) as swarm,
+            open_swarm(client, options.machine.sessions, chat_template=template) as swarm,
             open_server(gateway(swarm), *listen) as url,
             open_status(lambda: _describe(swarm, url)),
         ):
             done()
+            if remark := swarm.remark():
+                say(remark)
             if as_json:
                 print(json.dumps({"url": url, "model": client.model.id}), flush=True)
             else:

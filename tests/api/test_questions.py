@@ -98,12 +98,12 @@ def test_gateways_own_rules_hold_for_everybody() -> None:
 
 
 def test_messages_may_come_in_parts_and_from_developers() -> None:
-    """The text parts are joined; the newer word for system is understood."""
+    """The text parts are lines; the newer word for system is understood."""
     parts = [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]
     messages = [{"role": "developer", "content": "Be."}, {"role": "user", "content": parts}]
     assert ask(messages=messages).messages == [
         {"role": "system", "content": "Be."},
-        {"role": "user", "content": "ab"},
+        {"role": "user", "content": "a\nb"},
     ]
 
 

@@ -211,7 +211,9 @@ def test_home_that_cannot_be_used(
 def test_prompt_longer_than_the_context(command: Command, swarm: list[Peer]) -> None:
     """Both numbers, and what to do."""
     chat = ["chat", "tree " * 100, "--network", "real", "--bootstrap", swarm[0].address]
-    words = "the prompt has [0-9]+ tokens, and a session holds 64: shorten it, or .*--context"
+    words = (
+        "the prompt has [0-9]+ tokens, and a session holds 64 tokens: shorten it, or .*--context"
+    )
     check(command(*chat, "--context", "64"), 2, words)
 
 

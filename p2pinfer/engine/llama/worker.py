@@ -143,7 +143,7 @@ class _Worker:
             os.environ["GGML_CPU_TILED_MM"] = "0"
         self.parts = [_Part(part, config) for part in config.parts]
         self._first, self._last = self.parts[0], self.parts[-1]
-        self._vocabulary = Vocabulary(self._first.slice)
+        self._vocabulary = Vocabulary(self._first.slice.vocab)
         self._samplers: dict[int, Sampler] = {}
         self._send = send
 
@@ -171,9 +171,6 @@ class _Worker:
             case ["sampling", slot, sampling, recent]:
                 self._clear(slot)  # what still waits is of an answer that nobody wants any more
                 self._samplers[slot] = Sampler(self._last.slice, Sampling(**sampling), recent)
-            case ["tokenize", number, text, special]:
-                tokens = self._vocabulary.tokenize(text, special=special)
-                self._answer(_Request(number), self._vocabulary.begins_with, tokens)
             case ["close", slot]:
                 self._clear(slot)
                 for part in self.parts:
