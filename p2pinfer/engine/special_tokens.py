@@ -43,9 +43,11 @@ class Spellings:
 
     def __init__(self, tokens: Iterable[str]) -> None:
         self._tokens = {token for token in tokens if token.strip()}
+        prefix_chars = min(map(len, self._tokens), default=0)
         self._lengths: dict[str, set[int]] = {}
         for token in self._tokens:
-            self._lengths.setdefault(token[:_PREFIX_CHARS], set()).add(len(token))
+            prefix = token[: min(prefix_chars, _PREFIX_CHARS)]
+            self._lengths.setdefault(prefix, set()).add(len(token))
         begins = "|".join(re.escape(prefix) for prefix in sorted(self._lengths))
         self._begins = re.compile(f"(?=({begins}))" if begins else r"(?!)")
 
