@@ -48,6 +48,7 @@ FILE_LINES_MAX = 400
 FUNCTION_LINES_MAX = 70
 LONG = {
     "p2pinfer/engine/llama/binding.py": "the one module that may hold llama.cpp's pointers",
+    "p2pinfer/engine/template.py": "what a template is given, and the process where it is given it",
     "tests/transports/libp2p/test_walls.py": "one section per way to bring a peer down",
 }
 """`path` or `path:function` of what may be longer, each with its reason."""
