@@ -4,8 +4,11 @@ from collections.abc import Sequence
 from typing import Any
 
 import pytest
+from trio.testing import MockClock
 
 from p2pinfer.client.library import BYTES_PER_POSITION_MAX
+from p2pinfer.engine import template
+from p2pinfer.engine.helper_process import Helper
 from p2pinfer.engine.special_tokens import SpecialTokens
 from tests.support.fake_gateway import fake_gateway, http
 from tests.support.swarm import CONTEXT
@@ -18,6 +21,16 @@ STRICT = (
 )
 
 
+@pytest.fixture(autouse=True)
+def _renders_here(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Render in this process: another would not wait for a mock clock."""
+
+    async def ask(_: Helper, question: list[Any]) -> list[Any]:
+        return template._answer(question)
+
+    monkeypatch.setattr(Helper, "ask", ask)
+
+
 def chat(*contents: Any, **more: Any) -> dict[str, Any]:
     """Ask with messages of the user's."""
     messages = [{"role": "user", "content": each} for each in contents]
@@ -26,7 +39,9 @@ def chat(*contents: Any, **more: Any) -> dict[str, Any]:
 
 @pytest.mark.parametrize("prompt", ["", [""]])
 @pytest.mark.parametrize("stream", [False, True])
-async def test_empty_prompt_is_refused_in_words(prompt: Any, stream: bool) -> None:
+async def test_empty_prompt_is_refused_in_words(
+    autojump_clock: MockClock, prompt: Any, stream: bool
+) -> None:
     """A vocabulary that begins no text by itself makes nothing of it."""
     async with fake_gateway() as (gateway, _, app), http(app) as ask:
         body = {**WORDS, "prompt": prompt, "stream": stream}
@@ -36,7 +51,7 @@ async def test_empty_prompt_is_refused_in_words(prompt: Any, stream: bool) -> No
         assert gateway.running == {}
 
 
-async def test_template_that_says_nothing_is_refused_in_words() -> None:
+async def test_template_that_says_nothing_is_refused_in_words(autojump_clock: MockClock) -> None:
     """It makes an empty prompt of whatever is asked."""
     async with fake_gateway(chat_template="{# nothing #}") as (_, _client, app), http(app) as ask:
         reply = await ask.post("/v1/chat/completions", json=chat("Hello"))
@@ -44,7 +59,7 @@ async def test_template_that_says_nothing_is_refused_in_words() -> None:
     assert "the prompt is empty" in reply.json()["error"]["message"]
 
 
-async def test_broken_template_refuses_chat_alone() -> None:
+async def test_broken_template_refuses_chat_alone(autojump_clock: MockClock) -> None:
     """Completions need no template."""
     async with fake_gateway(chat_template=BROKEN) as (gateway, _, app), http(app) as ask:
         reply = await ask.post("/v1/chat/completions", json=chat("Hello"))
@@ -55,7 +70,7 @@ async def test_broken_template_refuses_chat_alone() -> None:
         assert "chat template is broken" in (gateway.swarm.remark() or "")
 
 
-async def test_conversation_goes_on_after_a_stop() -> None:
+async def test_conversation_goes_on_after_a_stop(autojump_clock: MockClock) -> None:
     """The page keeps no answer that was stopped before its first word: the user asks twice."""
     async with fake_gateway(chat_template=STRICT) as (_, _client, app), http(app) as ask:
         reply = await ask.post("/v1/chat/completions", json=chat("Count.", "Count to two."))
@@ -64,7 +79,9 @@ async def test_conversation_goes_on_after_a_stop() -> None:
 
 
 @pytest.mark.parametrize("path", ["/v1/completions", "/v1/chat/completions"])
-async def test_text_far_longer_than_a_session_is_not_looked_at(path: str) -> None:
+async def test_text_far_longer_than_a_session_is_not_looked_at(
+    autojump_clock: MockClock, path: str
+) -> None:
     """It is refused by its length, before a template or a tokenizer has it."""
     text = "é" * (BYTES_PER_POSITION_MAX * CONTEXT // 2 + 1)
     async with fake_gateway(chat_template=BROKEN) as (_, client, app), http(app) as ask:
@@ -81,11 +98,13 @@ async def test_text_far_longer_than_a_session_is_not_looked_at(path: str) -> Non
 
 
 @pytest.mark.parametrize("asked", [{}, {"parse_special": False}, {"parse_special": True}])
-async def test_special_tokens_in_messages_count_if_that_is_wanted(asked: dict[str, Any]) -> None:
+async def test_special_tokens_in_messages_count_if_that_is_wanted(
+    autojump_clock: MockClock, asked: dict[str, Any]
+) -> None:
     """Else the tokenizer is told where they are text."""
     told: list[list[int]] = []
-    template = "<|x|>{{ messages[0].content }}"
-    async with fake_gateway(chat_template=template) as (_, client, app), http(app) as ask:
+    source = "<|x|>{{ messages[0].content }}"
+    async with fake_gateway(chat_template=source) as (_, client, app), http(app) as ask:
         ends = client.ends
 
         async def special_tokens() -> SpecialTokens:
@@ -103,7 +122,7 @@ async def test_special_tokens_in_messages_count_if_that_is_wanted(asked: dict[st
     assert told == [[] if asked.get("parse_special") else [7]]
 
 
-async def test_half_a_character_is_no_text() -> None:
+async def test_half_a_character_is_no_text(autojump_clock: MockClock) -> None:
     """Python reads one from a command line that is not UTF-8."""
     async with fake_gateway() as (gateway, _, _app):
         for asking in (
