@@ -116,7 +116,7 @@ async def test_special_tokens_in_messages_count_if_that_is_wanted(
             return [1, 2]
 
         ends.special_tokens = special_tokens  # type: ignore[method-assign]
-        ends.tokenize = tokenize  # type: ignore[assignment]
+        ends.tokenize = tokenize  # type: ignore[method-assign]
         reply = await ask.post("/v1/chat/completions", json=chat("a <|x|>", **asked))
         assert reply.status_code == 200
     assert told == [[] if asked.get("parse_special") else [7]]
