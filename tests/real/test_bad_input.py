@@ -227,6 +227,25 @@ def other_model(default_model: Path, tmp_path_factory: pytest.TempPathFactory) -
     return path
 
 
+def test_chat_templates_that_cannot_be_used(
+    command: Command, default_model: Path, tmp_path: Path
+) -> None:
+    """A file's, and a model's own, before a single peer is started; another one is named."""
+    own = tmp_path / "own.jinja"
+    demo = ["demo", "Hi", "--peers", "99"]
+    check(command(*demo, "--chat-template", str(own)), 2, "cannot read .*own.jinja: No such file")
+    own.write_text("{% if %}")
+    check(command(*demo, "--chat-template", str(own)), 2, "own.jinja is no chat template: ")
+    data = default_model.read_bytes()
+    assert data.count(b"{% endfor %}") == 1
+    broken = tmp_path / "broken.gguf"
+    broken.write_bytes(data.replace(b"{% endfor %}", b"{% endfoo %}"))
+    demo += ["--model", str(broken)]
+    check(command(*demo), 2, "template is broken: .*endfoo.*--chat-template FILE")
+    own.write_text("{{ messages[0].content }}")
+    check(command(*demo, "--chat-template", str(own)), 2, "--peers must be from 1 to 16")
+
+
 @pytest.fixture
 def lone(home: Path) -> Iterator[Peer]:
     """Give a peer that serves a third of the layers, and nobody serves the rest."""
