@@ -15,9 +15,9 @@ import trio
 
 from p2pinfer.engine.llama.frames import RECEIVE_BYTES, Splitter, pack
 
-NICENESS = 5
-"""A third of the processor's time where engines want it too: an answer that is being made goes
-before a prompt that is looked at, be it ever so long."""
+NICENESS = 10
+"""A tenth of the processor's time where engines want it too: an answer that is being made goes
+before a prompt that is looked at, be it ever so long. What starts such a process is not slowed."""
 
 
 class HelperEnded(Exception):
