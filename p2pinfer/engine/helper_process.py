@@ -103,7 +103,7 @@ async def _exchange(process: trio.Process, question: list[Any]) -> list[Any] | N
         await process.stdin.send_all(pack(question))
         splitter = Splitter()
         while data := await process.stdout.receive_some(RECEIVE_BYTES):
-            for answer in splitter.feed(data):
+            for answer in splitter.feed(bytes(data)):
                 return answer
     except trio.BrokenResourceError:
         pass
