@@ -123,7 +123,7 @@ class Gateway:
             P2pinferError: as ``Swarm.answer``.
         """
         prompts = [await self._tokens(prompt) for prompt in question.prompts] or [
-            await self.swarm.prompt_of(question.messages)
+            await self.swarm.prompt_of(question.messages, parse_special=question.how.parse_special)
         ]
         for number in range(len(prompts) * question.choices):
             prompt = prompts[number // question.choices]

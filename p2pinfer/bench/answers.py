@@ -24,6 +24,7 @@ from p2pinfer.engine.gguf.model_header import model_info
 from p2pinfer.engine.gguf.reader import read_header
 from p2pinfer.engine.gguf.sampling_advice import DEFAULT_MODEL, TABLE
 from p2pinfer.engine.llama.binding import Sampler, Settings, Slice, Span, Vocabulary
+from p2pinfer.engine.special_tokens import SpecialTokens
 from p2pinfer.engine.template import ChatTemplate, Message
 
 SESSIONS: Final = NARROW_ROWS_MAX
@@ -238,16 +239,19 @@ class _Model:
     def __init__(self, path: Path, tokens_max: int) -> None:
         info = model_info(read_header(path))
         self.name, self._tokens_max = info.name, tokens_max
-        self._template = ChatTemplate(info.chat_template)
         context = PROMPT_TOKENS_MAX + tokens_max
         self._whole = Slice(
             path, logits=True, settings=Settings(), sessions=SESSIONS, context=context
         )
-        self._vocabulary = Vocabulary(self._whole)
+        self._vocabulary = Vocabulary(self._whole.vocab)
+        control = tuple(each.text for each in self._vocabulary.control_tokens())
+        special = SpecialTokens(self._vocabulary.bos, self._vocabulary.eos, control)
+        self._template = ChatTemplate(info.chat_template, special)
 
     def close(self) -> None:
-        """Free the model's memory."""
+        """Free the model's memory, and end the process that renders."""
         self._whole.close()
+        trio.from_thread.run(self._template.end)
 
     def answers(self, way: Way, asked: Sequence[Asked], seeds: int) -> list[_Answer]:
         """Answer each question once with each seed."""
@@ -275,8 +279,8 @@ class _Model:
         messages: list[Message] = [{"role": "user", "content": question}]
         if system:
             messages.insert(0, {"role": "system", "content": system})
-        text = self._template.render(messages)
-        tokens = self._vocabulary.tokenize(text, special=True)
+        prompt = trio.from_thread.run(self._template.render, messages)
+        tokens = self._vocabulary.tokenize(prompt.text, special=True)
         begin = self._vocabulary.begins_with
         return tokens if tokens[: len(begin)] == begin else [*begin, *tokens]
 

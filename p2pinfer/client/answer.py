@@ -101,6 +101,8 @@ class ChatOptions:
     """Show nothing of an answer before what is checked of it has held."""
     certificate: Path | None = None
     """Where the newest answer's certificate is written."""
+    parse_special: bool = False
+    """Take what spells a special token in a message for one, and not for text."""
 
 
 def route_of(chain: Sequence[Hop]) -> list[dict[str, Any]]:

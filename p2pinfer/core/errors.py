@@ -3,7 +3,8 @@
     P2pinferError
     ├── UserError            a person's input; one sentence that says what to do, and an exit code
     │   ├── BadModelFile     a file that is no GGUF, is cut short, or says absurd things
-    │   └── UnsupportedModel a good file that cannot be split exactly
+    │   ├── UnsupportedModel a good file that cannot be split exactly
+    │   └── PromptTooLong    it leaves no room for an answer
     ├── NotVerified          what was checked of an answer did not hold
     ├── NobodyServes         no chain of reachable peers covers the model
     ├── EngineError          the local engine refused or failed
@@ -49,6 +50,16 @@ class BadModelFile(UserError):
 
 class UnsupportedModel(UserError):
     """The model cannot be cut into layer ranges that compute exactly the same."""
+
+
+class PromptTooLong(UserError):
+    """The prompt leaves no room for an answer in a session."""
+
+    def __init__(self, length: str, context: int) -> None:
+        super().__init__(
+            f"the prompt has {length}, and a session holds {context} tokens:"
+            " shorten it, or begin a new conversation"
+        )
 
 
 class NobodyServes(P2pinferError):

@@ -27,9 +27,15 @@ def shadowed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path
 
 
-def test_a_helper_imports_nothing_from_the_current_folder(shadowed: Path) -> None:
-    """The chat template's process and a bare command start as anywhere."""
-    assert ChatTemplate("{{ messages[0].content }}").render([{"role": "user", "content": "hi"}])
+async def test_a_helper_imports_nothing_from_the_current_folder(shadowed: Path) -> None:
+    """The chat template's process starts as anywhere."""
+    template = ChatTemplate("{{ messages[0].content }}")
+    assert (await template.render([{"role": "user", "content": "hi"}])).text == "hi"
+    await template.end()
+
+
+def test_a_command_imports_nothing_from_the_current_folder(shadowed: Path) -> None:
+    """A bare command starts as anywhere."""
     done = subprocess.run(
         python_command("p2pinfer", "--version"),
         capture_output=True,

@@ -7,15 +7,16 @@ Time is trio's, so that a decode may take a second of a mock clock.
 """
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import trio
 from blake3 import blake3
 
-from p2pinfer.core.errors import EngineDied, EngineError
+from p2pinfer.core.errors import EngineDied, EngineError, PromptTooLong
 from p2pinfer.core.sampling import Sampling
 from p2pinfer.engine.base import Candidate, Decoded, Done, EngineBusy, EngineSession, NextToken
+from p2pinfer.engine.special_tokens import SpecialTokens
 
 WIDTH = 8
 ROW_BYTES = 4 * WIDTH
@@ -261,9 +262,18 @@ class FakeEnds:
         drawn = int.from_bytes(blake3(row).digest(8), "little")
         return self._lowest + drawn % (VOCABULARY - self._lowest)
 
-    async def tokenize(self, text: str, *, special: bool) -> list[int]:
+    async def tokenize(
+        self, text: str, *, special: bool, literal: Sequence[int] = (), most: int | None = None
+    ) -> list[int]:
         """Make each word a token."""
-        return [1 + sum(word.encode()) % (VOCABULARY - 1) for word in text.split()]
+        tokens = [1 + sum(word.encode()) % (VOCABULARY - 1) for word in text.split()]
+        if most is not None and len(tokens) > most:
+            raise PromptTooLong(f"{len(tokens)} tokens", most)
+        return tokens
+
+    async def special_tokens(self) -> SpecialTokens:
+        """Have none."""
+        return SpecialTokens()
 
     def open(self) -> _FakeEndsSession:
         """Reserve a session's cells; raises EngineBusy."""

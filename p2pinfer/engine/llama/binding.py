@@ -37,6 +37,7 @@ from p2pinfer.core.limits import NARROW_ROWS_MAX, ROWS_PER_DECODE_MAX
 from p2pinfer.core.sampling import Sampling
 from p2pinfer.engine.llama.logprobs import log_probabilities
 from p2pinfer.engine.llama.tap import Tap
+from p2pinfer.engine.special_tokens import ControlToken
 
 CELLS_GRAIN = 256
 """llama.cpp rounds each session's KV cells up to a multiple of this."""
@@ -284,10 +285,24 @@ class _Batch:
 
 
 class Vocabulary:
-    """The tokenizer of a loaded slice that kept its own."""
+    """The tokenizer of a loaded slice that kept its own.
 
-    def __init__(self, part: Slice) -> None:
-        self._vocab = part.vocab
+    Args:
+        vocab: llama.cpp's, of a ``Slice``.
+    """
+
+    def __init__(self, vocab: Any) -> None:
+        self._vocab = vocab
+
+    @classmethod
+    def of_file(cls, path: Path) -> "Vocabulary":
+        """Load a vocabulary without the weights, until the process ends; raises BadModelFile."""
+        params = api.llama_model_default_params()
+        params.vocab_only = True
+        model = api.llama_model_load_from_file(str(path).encode(), params)
+        if not model:
+            raise BadModelFile(f"llama.cpp cannot load {path}: {_last_error()}")
+        return cls(api.llama_model_get_vocab(model))
 
     def tokenize(self, text: str, *, special: bool) -> list[int]:
         """Return the tokens of a text; with ``special``, control tokens in it count as such."""
@@ -299,12 +314,12 @@ class Vocabulary:
             raise EngineError("llama.cpp cannot tokenize this text")
         return list(found[:count])
 
-    def piece(self, token: int) -> bytes:
-        """Return the bytes that a token stands for; none for control tokens."""
+    def piece(self, token: int, *, special: bool = False) -> bytes:
+        """Return the bytes that a token stands for; of control tokens only with ``special``."""
         room = 64
         while True:
             buffer = ctypes.create_string_buffer(room)
-            count = api.llama_token_to_piece(self._vocab, token, buffer, room, 0, False)
+            count = api.llama_token_to_piece(self._vocab, token, buffer, room, 0, special)
             if count >= 0:
                 return buffer.raw[:count]
             room = -count
@@ -312,6 +327,30 @@ class Vocabulary:
     def is_end(self, token: int) -> bool:
         """Whether the token ends what a model says."""
         return bool(api.llama_vocab_is_eog(self._vocab, token))
+
+    @property
+    def bos(self) -> str:
+        """The text of the token that begins a text; empty where there is none."""
+        return self._text(api.llama_vocab_bos(self._vocab))
+
+    @property
+    def eos(self) -> str:
+        """The text of the token that ends a text, likewise."""
+        return self._text(api.llama_vocab_eos(self._vocab))
+
+    def _text(self, token: int) -> str:
+        return "" if token < 0 else self.piece(token, special=True).decode(errors="replace")
+
+    def control_tokens(self) -> list[ControlToken]:
+        """Return those that ``tokenize`` takes for text unless told otherwise."""
+        found = []
+        for token in range(api.llama_vocab_n_tokens(self._vocab)):
+            kind = api.llama_vocab_get_attr(self._vocab, token)
+            if kind & (api.LLAMA_TOKEN_ATTR_CONTROL | api.LLAMA_TOKEN_ATTR_UNKNOWN):
+                strips_left = bool(kind & api.LLAMA_TOKEN_ATTR_LSTRIP)
+                strips_right = bool(kind & api.LLAMA_TOKEN_ATTR_RSTRIP)
+                found.append(ControlToken(token, self._text(token), strips_left, strips_right))
+        return found
 
     @property
     def begins_with(self) -> list[int]:

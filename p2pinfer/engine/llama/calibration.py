@@ -117,7 +117,7 @@ def _embed(model: PartsModel) -> Rows:
     path, _ = model.ends(1)
     part = Slice(path, logits=False, settings=Settings(), sessions=1, context=ROWS)
     try:
-        tokens = Vocabulary(part).tokenize(TEXT, special=False)
+        tokens = Vocabulary(part.vocab).tokenize(TEXT, special=False)
         wanted = np.resize(np.array(tokens, np.int32), ROWS)
         return _decode(part, wanted, ROWS_PER_DECODE_MAX)
     finally:

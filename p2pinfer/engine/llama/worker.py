@@ -22,11 +22,7 @@ from numpy.typing import NDArray
 
 from p2pinfer.core.errors import EngineError, P2pinferError
 from p2pinfer.core.sampling import Sampling
-from p2pinfer.engine.gguf.reader import read_header
-from p2pinfer.engine.llama.batching import Batcher, Regimes
-from p2pinfer.engine.llama.binding import Sampler, Slice, Span, Vocabulary
-from p2pinfer.engine.llama.candidate import attempt
-from p2pinfer.engine.llama.frames import (
+from p2pinfer.engine.frames import (
     RECEIVE_BYTES,
     PartConfig,
     PartReady,
@@ -34,6 +30,10 @@ from p2pinfer.engine.llama.frames import (
     WorkerConfig,
     pack,
 )
+from p2pinfer.engine.gguf.reader import read_header
+from p2pinfer.engine.llama.batching import Batcher, Regimes
+from p2pinfer.engine.llama.binding import Sampler, Slice, Span, Vocabulary
+from p2pinfer.engine.llama.candidate import attempt
 from p2pinfer.engine.llama.probe import probe
 from p2pinfer.engine.llama.zero_pages import give_back_zeros
 
@@ -146,7 +146,7 @@ class _Worker:
         self.parts = [_Part(part, config) for part in config.parts]
         give_back_zeros()  # cells that no session has written to yet
         self._first, self._last = self.parts[0], self.parts[-1]
-        self._vocabulary = Vocabulary(self._first.slice)
+        self._vocabulary = Vocabulary(self._first.slice.vocab)
         self._samplers: dict[int, Sampler] = {}
         self._send = send
 
@@ -174,9 +174,6 @@ class _Worker:
             case ["sampling", slot, sampling, recent]:
                 self._clear(slot)  # what still waits is of an answer that nobody wants any more
                 self._samplers[slot] = Sampler(self._last.slice, Sampling(**sampling), recent)
-            case ["tokenize", number, text, special]:
-                tokens = self._vocabulary.tokenize(text, special=special)
-                self._answer(_Request(number), self._vocabulary.begins_with, tokens)
             case ["close", slot]:
                 self._clear(slot)
                 for part in self.parts:

@@ -12,11 +12,11 @@ import pytest
 import trio
 
 from p2pinfer.core.errors import BadModelFile
+from p2pinfer.engine.frames import PartConfig
 from p2pinfer.engine.llama import candidate
 from p2pinfer.engine.llama.binding import Settings
 from p2pinfer.engine.llama.candidate import attempt
 from p2pinfer.engine.llama.engine import open_stage
-from p2pinfer.engine.llama.frames import PartConfig
 from p2pinfer.engine.llama.probe import Crash, Probe
 from tests.support.whole import open_model
 

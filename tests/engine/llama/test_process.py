@@ -11,7 +11,7 @@ import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from p2pinfer.core.errors import EngineDied, lone_errors
-from p2pinfer.engine.llama.frames import PartConfig, PartReady, WorkerConfig, pack
+from p2pinfer.engine.frames import PartConfig, PartReady, WorkerConfig, pack
 from p2pinfer.engine.llama.process import DEATHS_MAX, STEADY_S, Worker
 
 

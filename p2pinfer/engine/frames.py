@@ -8,7 +8,6 @@ A frame is four bytes of length, little-endian, and a msgpack array. The node se
     ["embed", number, slot, position, wide, tokens]   the first end: tokens in, rows out
     ["absorb", number, slot, position, wide, rows]    the last end: only fill its KV cache
     ["next", number, slot, position, wide, rows]      the last end: sample the token that follows
-    ["tokenize", number, text, special]
     ["sampling", slot, {fields of Sampling}, recent]  no answer
     ["close", slot]                                   no answer
 
