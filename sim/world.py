@@ -12,7 +12,7 @@ import trio
 from p2pinfer.core.advertisement import Advertisement, State
 from p2pinfer.core.errors import lone_errors
 from p2pinfer.core.ids import ModelId, PeerId
-from p2pinfer.core.layer_range import Layers
+from p2pinfer.core.layer_range import LayerRange
 from p2pinfer.core.ledger import LedgerEntry
 from p2pinfer.engine.base import StageEngine
 from peers.asking.client import Asked, SwarmClient
@@ -57,7 +57,8 @@ class World:
         regions = scenario.regions
         one_way_s = [[ms / 2000 for ms in row] for row in regions.round_trip_ms]
         self.model = VirtualModel(scenario.model.layers)
-        self.bounds = (scenario.model.keep, scenario.model.layers - scenario.model.keep)
+        keep = scenario.model.keep
+        self.bounds = LayerRange(keep, scenario.model.layers - keep)
         self.network = WorldNetwork(one_way_s, scenario.model.width, self.chance("links"))
         self.network.on_message = lambda *what: record.message(trio.current_time(), *what)
         self.spend = Cores(scenario.cores).spend if scenario.cores else trio.sleep
@@ -133,9 +134,9 @@ class World:
         chunk_s = group.chunk_ms.draw(chance) / 1000 / threads
         besides_s = (self.scenario.handling_ms / 1000, self.scenario.aside_ms / 1000)
         speed = VirtualSpeed(row_s, max(row_s, chunk_s), *besides_s)
-        layers = min(max(1, round(group.layers.draw(chance))), self.bounds[1] - self.bounds[0])
+        layers = min(max(1, round(group.layers.draw(chance))), len(self.bounds))
         join_s = 0.0 if number == 0 else group.join_s.draw(chance)
-        serves = (group.serves[0], group.serves[1]) if group.serves else None
+        serves = LayerRange(*group.serves) if group.serves else None
         return VirtualMachine(
             number, access, speed, layers, group.sessions, join_s, serves, group.numerics, cheat
         )
@@ -160,16 +161,16 @@ class World:
 
     def least_holders(self, but: Container[PeerId] = ()) -> int:
         """Return how many that can be dialled serve the layer that fewest do, some not counted."""
-        first, end = self.bounds
-        change = [0] * (end - first + 1)
+        change = [0] * (len(self.bounds) + 1)
         for peer, held in self.serving():
             is_open = peer.machine.access.is_dialable and peer.id not in but
             if is_open and not peer.leaving.is_set():
-                change[min(max(held[0], first), end) - first] += 1
-                change[min(max(held[1], first), end) - first] -= 1
+                counted = held.within(self.bounds)
+                change[counted.first - self.bounds.first] += 1
+                change[counted.end - self.bounds.first] -= 1
         return min(accumulate(change[:-1]))
 
-    def serving(self) -> list[tuple[VirtualPeer, Layers]]:
+    def serving(self) -> list[tuple[VirtualPeer, LayerRange]]:
         """Return who serves what to new sessions."""
         return [(peer, held) for peer in self.peers.values() if (held := peer.held)]
 
@@ -224,7 +225,8 @@ class World:
 
             def on_serving(_: object) -> None:
                 self.moved_s[peer.id] = trio.current_time()
-                self.record.event(trio.current_time(), "serve", peer.machine.number, peer.held)
+                held = (peer.held.first, peer.held.end) if peer.held else None
+                self.record.event(trio.current_time(), "serve", peer.machine.number, held)
 
             peer.server = Server(
                 transport,

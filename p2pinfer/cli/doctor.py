@@ -11,7 +11,7 @@ import trio
 from p2pinfer.core.advertisement import Advertisement, State
 from p2pinfer.core.errors import P2pinferError
 from p2pinfer.core.ids import ModelId, PeerId
-from p2pinfer.core.layer_range import Layers, ranges
+from p2pinfer.core.layer_range import LayerRange
 from p2pinfer.core.manifest import METADATA
 from p2pinfer.engine.llama.memory import budget_bytes, mib
 from p2pinfer.engine.store.assemble import PartsModel
@@ -153,7 +153,7 @@ def coverage_findings(said: Sequence[Advertisement], mine: set[PeerId]) -> list[
     name, layers, model = said[0].model_name, said[0].layers, said[0].model
     served = holders([a for a in said if a.addresses], model, layers)
     inner = range(1, layers - 1)
-    missing = ranges([layer for layer in inner if not served[layer]])
+    missing = LayerRange.joined(layer for layer in inner if not served[layer])
     found = [
         Diagnosis(
             "layers",
@@ -163,7 +163,7 @@ def coverage_findings(said: Sequence[Advertisement], mine: set[PeerId]) -> list[
         for each in missing
     ]
     for peer in sorted({who[0] for who in served if len(who) == 1}):
-        alone = ranges([layer for layer in inner if served[layer] == [peer]])
+        alone = LayerRange.joined(layer for layer in inner if served[layer] == [peer])
         who = "this machine's" if peer in mine else "peer"
         text = f"nobody but {who} …{peer[-6:]} holds {', '.join(map(_words, alone))} of {name}"
         found.append(Diagnosis("layers", True, text))
@@ -172,9 +172,9 @@ def coverage_findings(said: Sequence[Advertisement], mine: set[PeerId]) -> list[
     return found
 
 
-def _words(layers: Layers) -> str:
-    first, end = layers
-    return f"layer {first}" if end == first + 1 else f"layers {first} to {end - 1}"
+def _words(layers: LayerRange) -> str:
+    one = len(layers) == 1
+    return f"layer {layers.first}" if one else f"layers {layers.first} to {layers.end - 1}"
 
 
 async def _memory(patient: Patient, model: ModelId) -> list[Diagnosis]:

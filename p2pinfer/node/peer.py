@@ -17,7 +17,7 @@ from attrs import evolve
 from p2pinfer.core.advertisement import SESSIONS_MAX, Advertisement, State
 from p2pinfer.core.errors import UserError, lone_errors
 from p2pinfer.core.ids import ModelId, PeerId
-from p2pinfer.core.layer_range import Layers
+from p2pinfer.core.layer_range import LayerRange
 from p2pinfer.core.manifest import METADATA, Manifest, layer_part
 from p2pinfer.engine.base import StageEngine
 from p2pinfer.engine.llama.engine import open_stage
@@ -80,7 +80,7 @@ class PeerOptions:
 
     model: ModelId | None
     """None: the one that the swarm serves, or else the default."""
-    layers: Layers | None = None
+    layers: LayerRange | None = None
     """Served whatever others do; None chooses."""
     listen: tuple[str, ...] = (LISTEN_DEFAULT,)
     bootstrap: tuple[str, ...] = ()
@@ -258,14 +258,14 @@ class _Supplies:
         fixed = self.options.layers
 
         def needed(manifest: Manifest) -> Iterable[str]:
-            if fixed:
-                check_layers(manifest, *fixed)
+            if fixed is not None:
+                check_layers(manifest, fixed)
             self.directory.advertise(_joining(self.transport, manifest))
             return (METADATA,)
 
         def check(model: PartsModel) -> None:
             if fixed:
-                check_memory(model, fixed[1] - fixed[0], self.options.machine)
+                check_memory(model, len(fixed), self.options.machine)
 
         model, _ = await self._obtain(needed, check)
         return model
@@ -319,22 +319,21 @@ def _compose(
     me = evolve(
         _joining(transport, model.manifest),
         context=machine.context,
-        layers_max=max(fit, fixed[1] - fixed[0] if fixed else 0),
+        layers_max=max(fit, len(fixed) if fixed else 0),
         sessions_max=min(machine.sessions, SESSIONS_MAX),
     )
 
     def on_serving(held: HeldLayers) -> None:
         settle()
-        layers = held.layers
-        hooks.on_serving(
-            Serving(transport.peer_id, tuple(transport.addresses), model, *layers, me.layers_max)
-        )
+        first, end = held.layers.first, held.layers.end
+        addresses = tuple(transport.addresses)
+        hooks.on_serving(Serving(transport.peer_id, addresses, model, first, end, me.layers_max))
 
     return Server(
         transport,
         supplies.directory,
         supplies.open_engine,
-        ServingPlan(me, (1, model.manifest.layers - 1), fixed),
+        ServingPlan(me, LayerRange(1, model.manifest.layers - 1), fixed),
         supplies.chance,
         clock_ms,
         hooks.leaving,

@@ -14,6 +14,7 @@ import trio
 
 from p2pinfer.core.errors import NobodyServes, UserError, lone_errors
 from p2pinfer.core.ids import ModelId, PeerId
+from p2pinfer.core.layer_range import LayerRange
 from p2pinfer.core.limits import AUDIT_RATE_DEFAULT, CONTEXT_DEFAULT, SESSIONS_DEFAULT
 from p2pinfer.core.manifest import Manifest
 from p2pinfer.core.sponsor import Sponsor
@@ -117,11 +118,11 @@ def check_keep(model: Manifest, keep: int) -> None:
         )
 
 
-def check_layers(model: Manifest, first: int, end: int) -> None:
+def check_layers(model: Manifest, layers: LayerRange) -> None:
     """Raise UserError if the model has no such layers."""
-    if not 0 <= first < end <= model.layers:
+    if not layers or layers.end > model.layers:
         raise UserError(
-            f"{model.name} has no layers {first}:{end}; choose a range within 0:{model.layers}"
+            f"{model.name} has no layers {layers}; choose a range within 0:{model.layers}"
         )
 
 

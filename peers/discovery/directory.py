@@ -16,6 +16,7 @@ import trio
 from p2pinfer.core.advertisement import ADVERTISEMENTS_MAX, Advertisement
 from p2pinfer.core.errors import PeerError, PeerUnavailable, UserError, lone_errors
 from p2pinfer.core.ids import ModelId, PeerId
+from p2pinfer.core.layer_range import LayerRange
 from peers.discovery.advertiser import Advertiser, Signer
 from peers.discovery.anti_entropy import TOLD_MAX, TOLD_PER_S, answer, ask
 from peers.discovery.bootstrap import Bootstrap
@@ -138,14 +139,14 @@ class Directory:
             if entry.is_there and entry.parsed.advertisement.addresses and entry is not own
         ]
 
-    def missing(self, model: ModelId, first: int, end: int) -> list[int]:
+    def missing(self, model: ModelId, layers: LayerRange) -> list[int]:
         """Return the layers of a range that nobody holds or is about to; the own peer counts."""
         self._forget_the_silent()
-        return self.view.missing(model, first, end)
+        return self.view.missing(model, layers)
 
-    def fewest_holders(self, model: ModelId, first: int, end: int) -> int:
-        """Return how many hold the rarest layer of a range, or are about to; likewise."""
-        return self.view.fewest_holders(model, first, end)
+    def fewest_holders(self, model: ModelId, layers: LayerRange) -> int:
+        """Return how many hold the rarest layer of a range, or are about to."""
+        return self.view.fewest_holders(model, layers)
 
     def models(self) -> dict[ModelId, str]:
         """Return the names of all models that are known to be served."""

@@ -20,6 +20,7 @@ from p2pinfer.core.advertisement import (
 )
 from p2pinfer.core.exchange import TAG_BYTES
 from p2pinfer.core.ids import ModelId, PeerId
+from p2pinfer.core.layer_range import LayerRange
 from peers.discovery.model_index import IndexEntry, ModelIndex, Parsed, parse
 from peers.discovery.rate_limit import ROUNDING_S
 
@@ -124,15 +125,15 @@ class SwarmView:
         shelf = self.shelves.get(model)
         return shelf.entries.values() if shelf else ()
 
-    def missing(self, model: ModelId, first: int, end: int) -> list[int]:
+    def missing(self, model: ModelId, layers: LayerRange) -> list[int]:
         """Return the layers of a range that nobody holds, or is about to."""
         shelf = self.shelves.get(model)
-        return shelf.missing(first, end) if shelf else list(range(first, end))
+        return shelf.missing(layers) if shelf else [*layers.each()]
 
-    def fewest_holders(self, model: ModelId, first: int, end: int) -> int:
+    def fewest_holders(self, model: ModelId, layers: LayerRange) -> int:
         """Return how many hold the rarest layer of a range, or are about to."""
         shelf = self.shelves.get(model)
-        return shelf.fewest(first, end) if shelf else 0
+        return shelf.fewest(layers) if shelf else 0
 
     @property
     def is_full(self) -> bool:

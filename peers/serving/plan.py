@@ -9,7 +9,7 @@ import trio
 
 from p2pinfer.core.advertisement import Advertisement
 from p2pinfer.core.ids import ModelId
-from p2pinfer.core.layer_range import Layers
+from p2pinfer.core.layer_range import LayerRange
 from p2pinfer.engine.base import StageEngine
 from peers.serving.measure import EngineSpeed
 from peers.serving.metered_engine import MeteredEngine
@@ -37,11 +37,11 @@ class Directory(Protocol):
         """Return what others say who hold something of a model."""
         ...
 
-    def missing(self, model: ModelId, first: int, end: int) -> list[int]:
+    def missing(self, model: ModelId, layers: LayerRange) -> list[int]:
         """Return the layers of a range that nobody holds or is about to; the own peer counts."""
         ...
 
-    def fewest_holders(self, model: ModelId, first: int, end: int) -> int:
+    def fewest_holders(self, model: ModelId, layers: LayerRange) -> int:
         """Return how many hold the rarest layer of a range, or are about to; likewise."""
         ...
 
@@ -56,9 +56,9 @@ class ServingPlan:
 
     me: Advertisement
     """Who it is and what it can do, without layers yet; its sequence number is replaced."""
-    bounds: Layers
+    bounds: LayerRange
     """What the swarm as a whole must serve; requesters keep the rest to themselves."""
-    fixed: Layers | None = None
+    fixed: LayerRange | None = None
     """Served whatever others do; None chooses."""
 
 
@@ -88,6 +88,6 @@ class HeldLayers:
     """It drains to make room for other layers, and nobody may count on it any more."""
 
     @property
-    def layers(self) -> Layers:
-        """Which."""
-        return self.engine.first, self.engine.end
+    def layers(self) -> LayerRange:
+        """What is served."""
+        return LayerRange(self.engine.first, self.engine.end)

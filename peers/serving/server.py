@@ -24,7 +24,7 @@ from p2pinfer.core.advertisement import (
 )
 from p2pinfer.core.errors import EngineError, UserError
 from p2pinfer.core.ids import PeerId
-from p2pinfer.core.layer_range import Layers, lacking, ranges, words
+from p2pinfer.core.layer_range import LayerRange
 from p2pinfer.core.messages import Open
 from peers.receipts.signer import ReceiptSigner
 from peers.serving.accounts import Account, own_account
@@ -175,16 +175,15 @@ class Server:
         await self._leaving.wait()
         scope.cancel()
 
-    async def _agree(self) -> Layers:
+    async def _agree(self) -> LayerRange:
         """Choose layers, and again until what others say meanwhile changes nothing."""
-        self._say(State.JOINING, (0, 0))
+        self._say(State.JOINING, LayerRange(0, 0))
         while True:
             choice = self._choose()
-            layers = choice.first, choice.end
             if choice.moves:
-                self._say(State.JOINING, layers)
+                self._say(State.JOINING, choice.layers)
             if not choice.moves or not self._others():
-                return layers
+                return choice.layers
             await trio.sleep(choice.check_again_s * self._chance.uniform(0.5, 1.0))
 
     async def _reconsider(self, nursery: trio.Nursery) -> None:
@@ -197,7 +196,7 @@ class Server:
             choice = self._choose()
             if choice.moves:
                 assert self.held
-                self._tell(f"moving to layers {choice.first}:{choice.end}: {choice.reason}")
+                self._tell(f"moving to layers {choice.layers}: {choice.reason}")
                 await self._move(nursery, self.held, choice)
             await self._until_needed(choice.check_again_s)
 
@@ -211,7 +210,7 @@ class Server:
 
     async def _pause(self) -> None:
         """Wait until somebody may have left a hole."""
-        spare = self._directory.fewest_holders(self._plan.me.model, *self._plan.bounds) - 1
+        spare = self._directory.fewest_holders(self._plan.me.model, self._plan.bounds) - 1
         share = self._chance.uniform(0.5, 1.5)
         await trio.sleep(WATCH_S * min(max(spare, 1), SPARE_MAX) * share)
 
@@ -235,13 +234,12 @@ class Server:
 
     def _missing(self) -> list[int]:
         """Return the layers that the swarm should serve, and nobody does."""
-        return self._directory.missing(self._plan.me.model, *self._plan.bounds)
+        return self._directory.missing(self._plan.me.model, self._plan.bounds)
 
     async def _move(self, nursery: trio.Nursery, old: HeldLayers, choice: Choice) -> None:
         """Serve other layers, and drain the old ones; where memory lacks, these first."""
-        layers = choice.first, choice.end
-        both = (old.layers[1] - old.layers[0]) + (layers[1] - layers[0])
-        if both > self._plan.me.layers_max:
+        layers = choice.layers
+        if len(old.layers) + len(layers) > self._plan.me.layers_max:
             old.given_up = True
             self._say(State.DRAINING, old.layers)
             if choice.urgent:  # layers are missing, so no session can do anything
@@ -253,22 +251,22 @@ class Server:
         try:
             await self._serve(nursery, layers)
         except (EngineError, UserError) as error:
-            self._tell(f"cannot serve layers {words(layers)}: {error}")
+            self._tell(f"cannot serve layers {layers}: {error}")
             if self.held is None:
                 await self._serve(nursery, old.layers)
         else:
             if not old.over.is_set():
                 nursery.start_soon(self._drain, old)
 
-    async def _serve(self, nursery: trio.Nursery, layers: Layers) -> None:
+    async def _serve(self, nursery: trio.Nursery, layers: LayerRange) -> None:
         """Open an engine, and send new sessions there."""
         self.held = await nursery.start(self._hold, layers)
         self._say_served()
         self._on_serving(self.held)
 
-    async def _hold(self, layers: Layers, *, task_status: trio.TaskStatus[HeldLayers]) -> None:
+    async def _hold(self, layers: LayerRange, *, task_status: trio.TaskStatus[HeldLayers]) -> None:
         """Run an engine until it is drained."""
-        async with self._open_engine(*layers) as opened:
+        async with self._open_engine(layers.first, layers.end) as opened:
             speed = await measure(opened)
             engine = MeteredEngine(opened, self._plan.me.sessions_max, self._note_load)
             stage = Stage(self._transport, engine, self._plan.me.model, self._notary)
@@ -309,15 +307,15 @@ class Server:
             for each in self._running:
                 nursery.start_soon(self._quiet, each)
         with trio.move_on_after(TAKE_OVER_S_MAX):
-            said: Sequence[Layers] = ()
+            said: Sequence[LayerRange] = ()
             while missing := self._unique(held.layers):
                 if missing != said:
-                    named = ", ".join(map(words, missing))
+                    named = ", ".join(map(str, missing))
                     self._tell(f"leaving: nobody else serves layers {named} yet; waiting")
                     said = missing
                 await trio.sleep(LOOK_S)
 
-    def _unique(self, layers: Layers) -> list[Layers]:
+    def _unique(self, layers: LayerRange) -> list[LayerRange]:
         """Return the ranges of those layers that only this peer serves, where others could."""
         others = [
             other
@@ -326,9 +324,8 @@ class Server:
         ]
         if not others:
             return []
-        first, end = max(layers[0], self._plan.bounds[0]), min(layers[1], self._plan.bounds[1])
-        serving = [other for other in others if other.state is State.SERVING]
-        return ranges(lacking((first, end), serving))
+        serving = [LayerRange(a.first, a.end) for a in others if a.state is State.SERVING]
+        return LayerRange.joined(layers.within(self._plan.bounds).lacking(serving))
 
     async def _report(self) -> None:
         """Advertise how busy this peer is, whenever that has changed, and how far others are."""
@@ -374,15 +371,15 @@ class Server:
         )
         self._say(State.DRAINING if self._resting else State.SERVING, self.held.layers)
 
-    def _say(self, state: State, layers: Layers) -> None:
+    def _say(self, state: State, layers: LayerRange) -> None:
         """Advertise at once."""
         self._said = evolve(
             self._said,
             addresses=tuple(self._transport.addresses),
             sequence=max(self._said.sequence + 1, self._clock_ms()),
             state=state,
-            first=layers[0],
-            end=layers[1],
+            first=layers.first,
+            end=layers.end,
             sessions_free=self._said.sessions_free if state is State.SERVING else 0,
             links=self._links(),
         )

@@ -8,6 +8,7 @@ import trio
 from trio.testing import MockClock
 
 from p2pinfer.core.advertisement import Advertisement
+from p2pinfer.core.layer_range import LayerRange
 from peers.asking.experience import Experiences, stage_times
 from peers.asking.replacements import SLOW_TIMES, TIMES_MIN, Replacements
 from scheduler.routing import RouteHop
@@ -81,5 +82,9 @@ async def test_who_computes_the_same_bits_comes_first(
     """However much slower; where nobody does, the others serve."""
     await trio.lowlevel.checkpoint()
     others = [offer("fast", 11, 25, 1, "1"), offer("alike", 11, 21, 5_000, numerics)]
-    hops = mending(others, (), 0).repair().choose((11, 21), (PEERS[0], PEERS[2]), [peer("stage1")])
+    hops = (
+        mending(others, (), 0)
+        .repair()
+        .choose(LayerRange(11, 21), (PEERS[0], PEERS[2]), [peer("stage1")])
+    )
     assert [hop.peer for hop in hops] == [peer(found)]

@@ -10,6 +10,7 @@ from trio.testing import MockClock
 
 from p2pinfer.core.errors import PeerUnavailable
 from p2pinfer.core.ids import PeerId
+from p2pinfer.core.layer_range import LayerRange
 from peers.discovery.advertiser import HIDDEN_S, PATIENCE_ROUNDS, PATIENCE_S_MIN
 from peers.discovery.model_index import CALLS_MISSED_MAX
 from peers.discovery.view import PERIOD_RATIO_MAX, SHORTEST_S
@@ -83,7 +84,7 @@ async def test_who_is_not_dialled_in_time_hides(autojump_clock: MockClock) -> No
                 assert a.sees() == {c.id}
                 assert b.sees() == {a.id, c.id}
                 assert c.sees() == {a.id}
-                assert b.directory.view.missing(MODEL, 1, 10) == []
+                assert b.directory.view.missing(MODEL, LayerRange(1, 10)) == []
                 await trio.sleep(HIDDEN_S / 2)
                 assert (a.sees(), c.sees()) == ({c.id}, {a.id})
                 assert b.id in {found.peer for found in a.directory.peers()}

@@ -11,6 +11,7 @@ from trio.testing import MockClock
 from p2pinfer.core.advertisement import Advertisement, Heard
 from p2pinfer.core.exchange import BUCKETS
 from p2pinfer.core.ids import ModelId, PeerId
+from p2pinfer.core.layer_range import LayerRange
 from p2pinfer.core.messages import Attached
 from p2pinfer.core.wire import decode, encode
 from peers.discovery.gossip import NEWS_MAX, Announcer, judge, news
@@ -163,8 +164,8 @@ def test_the_fewest_holders_of_a_range() -> None:
     for number, layers in ((1, (1, 9)), (2, (3, 9)), (3, (3, 5))):
         seen.take(unsigned(advertisement(identity(number), layers=layers)), 0)
     ranges = ((3, 5), (3, 9), (1, 9), (1, 10), (20, 30))
-    assert [seen.fewest_holders(MODEL, *each) for each in ranges] == [3, 2, 1, 0, 0]
-    assert seen.fewest_holders(OTHER, 1, 9) == 0
+    assert [seen.fewest_holders(MODEL, LayerRange(*each)) for each in ranges] == [3, 2, 1, 0, 0]
+    assert seen.fewest_holders(OTHER, LayerRange(1, 9)) == 0
 
 
 def test_the_period_stretches_with_the_swarm() -> None:
