@@ -234,7 +234,7 @@ class World:
                 open_engine,
                 ServingPlan(self._advertisement(peer), self.bounds, peer.machine.serves),
                 chance,
-                lambda: 1 + int(1000 * trio.current_time()),
+                _clock_ms,
                 peer.leaving,
                 round_trip_s=partial(self.network.round_trip_s, peer.id),
                 on_serving=on_serving,
@@ -354,10 +354,18 @@ class World:
             await trio.sleep_forever()
 
 
+def _clock_ms() -> int:
+    return 1 + int(1000 * trio.current_time())
+
+
 def _directory(transport: GuardedTransport, chance: Random) -> Directory:
     """Return what a peer is to know of the model."""
     directory = Directory(
-        transport, CheapSigner(transport.peer_id), chance, verify=is_cheaply_signed
+        transport,
+        CheapSigner(transport.peer_id),
+        chance,
+        verify=is_cheaply_signed,
+        clock_ms=_clock_ms,
     )
     directory.follow(MODEL)
     return directory

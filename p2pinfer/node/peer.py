@@ -386,6 +386,6 @@ def _joining(transport: Transport, model: Manifest) -> Advertisement:
         end=0,
         context=model.context,
         numerics_class="0" * 32,
-        sequence=clock_ms(),
+        sequence=0,
         state=State.JOINING,
     )

@@ -100,7 +100,7 @@ class Directory:
         self._transport.handle(DIRECTORY, self._answer)
 
     def advertise(self, advertisement: Advertisement) -> None:
-        """Say this of the own peer from now on.
+        """Say this of the own peer from now on; it is given a number when it is signed.
 
         Where it serves another range or in another state, all are told at once; of mere figures
         they hear with the next renewal.

@@ -39,6 +39,16 @@ class Parsed:
     held: LayerRange
     """The layers that others can count on; none of a peer that drains, or that nobody can dial."""
 
+    @classmethod
+    def of(cls, found: Advertisement) -> "Parsed":
+        """Work out what comparing needs."""
+        tag = blake3(found.peer.encode()).digest(TAG_BYTES)
+        word = tag + found.sequence.to_bytes(NUMBER_BYTES, "big")
+        mark = blake3(word).digest(NUMBER_BYTES)[-DIGEST_BYTES:]
+        is_open = found.addresses and found.state is not State.DRAINING
+        held = LayerRange(found.first, found.end) if is_open else LayerRange(0, 0)
+        return cls(found, tag, word, tag[0] % BUCKETS, int.from_bytes(mark, "big"), held)
+
 
 @dataclass(slots=True)
 class IndexEntry:
@@ -167,12 +177,7 @@ def parse(body: bytes) -> Parsed | None:
         return None
     if found.first > found.end or found.end > found.layers:
         return None
-    tag = blake3(found.peer.encode()).digest(TAG_BYTES)
-    word = tag + found.sequence.to_bytes(NUMBER_BYTES, "big")
-    mark = blake3(word).digest(NUMBER_BYTES)[-DIGEST_BYTES:]
-    is_open = found.addresses and found.state is not State.DRAINING
-    held = LayerRange(found.first, found.end) if is_open else LayerRange(0, 0)
-    return Parsed(found, tag, word, tag[0] % BUCKETS, int.from_bytes(mark, "big"), held)
+    return Parsed.of(found)
 
 
 def aged(entry: IndexEntry, now: float) -> Heard:

@@ -23,6 +23,7 @@ from p2pinfer.core.ids import ModelId, PeerId
 from p2pinfer.core.layer_range import LayerRange
 from peers.discovery.model_index import IndexEntry, ModelIndex, Parsed, parse
 from peers.discovery.rate_limit import ROUNDING_S
+from transports.blocklist import Blocklist
 
 SHORTEST_S = PERIOD_MS_DEFAULT / 1000
 """Period of a small swarm."""
@@ -53,9 +54,6 @@ MODELS_MAX = 64
 
 GLIMPSE_MAX = 16
 """Peers kept of each of those."""
-
-SHUT_OUT_MAX = 4096
-"""Peers that are not heard of any more: proven cheats, of which the oldest are forgotten."""
 
 EXPIRIES_PER_PEER_MAX = 4
 """Noted for each advertisement that there is room for; an honest peer's period allows for these."""
@@ -108,7 +106,7 @@ class SwarmView:
         """Of those forgotten: their last number and when, lest an old word bring them back."""
         self._expiries: list[tuple[float, PeerId]] = []
         """When to look whether a peer has fallen silent; what its entry says counts."""
-        self._shut_out: dict[PeerId, None] = {}
+        self._blocklist = Blocklist()
 
     def follow(self, model: ModelId) -> bool:
         """Keep all of a model from now on; say whether that is news."""
@@ -161,7 +159,7 @@ class SwarmView:
         if topic and found.model != topic:
             return Taken.BAD
         peer = found.peer
-        if peer in self._shut_out:
+        if self._blocklist.blocks(peer):
             return OLD
         before = self._known.get(peer)
         known = before.parsed.advertisement.sequence if before else self._last_word(peer, now)
@@ -260,9 +258,7 @@ class SwarmView:
 
     def shut_out(self, peer: PeerId, now: float) -> None:
         """Drop what is known of a peer, and hear no more of it."""
-        self._shut_out[peer] = None
-        if len(self._shut_out) > SHUT_OUT_MAX:
-            del self._shut_out[next(iter(self._shut_out))]
+        self._blocklist.block(peer)
         self.forget(peer, now)
 
     def knows(self, peer: PeerId) -> bool:

@@ -55,7 +55,7 @@ class ServingPlan:
     """What a server may do."""
 
     me: Advertisement
-    """Who it is and what it can do, without layers yet; its sequence number is replaced."""
+    """Who it is and what it can do, without layers yet."""
     bounds: LayerRange
     """What the swarm as a whole must serve; requesters keep the rest to themselves."""
     fixed: LayerRange | None = None

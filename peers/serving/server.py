@@ -376,7 +376,6 @@ class Server:
         self._said = evolve(
             self._said,
             addresses=tuple(self._transport.addresses),
-            sequence=max(self._said.sequence + 1, self._clock_ms()),
             state=state,
             first=layers.first,
             end=layers.end,

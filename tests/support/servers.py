@@ -53,8 +53,6 @@ class View:
 
     def advertise(self, advertisement: Advertisement) -> None:
         """Pin it up."""
-        before = self.board.said.get(self.me)
-        assert before is None or before.sequence < advertisement.sequence
         self.board.said[self.me] = advertisement
         layers = LayerRange(advertisement.first, advertisement.end)
         self.board.states.append((self.me, advertisement.state, layers))
