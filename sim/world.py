@@ -209,14 +209,11 @@ class World:
 
     async def _live(self, peer: VirtualPeer, ways_in: list[str]) -> None:
         chance = self.chance(f"peer {self._born}")
-        async with self.network.join(peer.id) as inner, trio.open_nursery() as nursery:
-            transport = GuardedTransport(inner)
-            peer.directory = _directory(transport, chance)
+        async with self._connect(peer.id, chance) as (transport, peer.directory, nursery):
             peer.directory.listen()
             notary = ReceiptSigner(transport, peer.identity.sign, self.served.append)
             notary.listen()
-            await peer.directory.enter(ways_in)
-            nursery.start_soon(peer.directory.run, ways_in)
+            await _enter(peer.directory, ways_in, nursery)
 
             @asynccontextmanager
             async def open_engine(first: int, end: int) -> AsyncIterator[StageEngine]:
@@ -249,6 +246,19 @@ class World:
             nursery.start_soon(frauds.run)
             await peer.server.run()
             peer.directory.leave()
+
+    @asynccontextmanager
+    async def _connect(
+        self, me: PeerId, chance: Random
+    ) -> AsyncIterator[tuple[GuardedTransport, Directory, trio.Nursery]]:
+        """Be on the network while the block lasts; what runs in the nursery ends with it."""
+        async with self.network.join(me) as inner, trio.open_nursery() as nursery:
+            transport, signer = GuardedTransport(inner), CheapSigner(me)
+            directory = Directory(
+                transport, signer, chance, verify=is_cheaply_signed, clock_ms=_clock_ms
+            )
+            directory.follow(MODEL)
+            yield transport, directory, nursery
             nursery.cancel_scope.cancel()
 
     @asynccontextmanager
@@ -307,11 +317,8 @@ class World:
         regions = len(self.scenario.regions.names)
         access = AccessLink(number % regions, jitter=0.1, is_dialable=False)
         self.network.admit(identity.peer_id, access)
-        async with self.network.join(identity.peer_id) as inner, trio.open_nursery() as nursery:
-            transport = GuardedTransport(inner)
-            directory = _directory(transport, chance)
-            await directory.enter(self.ways_in())
-            nursery.start_soon(directory.run, self.ways_in())
+        async with self._connect(identity.peer_id, chance) as (transport, directory, nursery):
+            await _enter(directory, self.ways_in(), nursery)
             handling_s = self.scenario.handling_ms / 1000
             speed = VirtualSpeed(table.row_ms / 1000, table.chunk_ms / 1000, handling_s)
             ends = VirtualEnds(
@@ -358,14 +365,7 @@ def _clock_ms() -> int:
     return 1 + int(1000 * trio.current_time())
 
 
-def _directory(transport: GuardedTransport, chance: Random) -> Directory:
-    """Return what a peer is to know of the model."""
-    directory = Directory(
-        transport,
-        CheapSigner(transport.peer_id),
-        chance,
-        verify=is_cheaply_signed,
-        clock_ms=_clock_ms,
-    )
-    directory.follow(MODEL)
-    return directory
+async def _enter(directory: Directory, ways_in: Sequence[str], nursery: trio.Nursery) -> None:
+    """Learn who is there, and stay in touch."""
+    await directory.enter(ways_in)
+    nursery.start_soon(directory.run, ways_in)

@@ -1,7 +1,6 @@
 """Compose a real peer: it finds the swarm, chooses layers, fetches their parts, and serves them."""
 
 import logging
-import random
 import re
 import secrets
 from collections.abc import AsyncIterator, Callable, Iterable
@@ -28,22 +27,25 @@ from p2pinfer.node.fraud_files import open_frauds, sharing
 from p2pinfer.node.identity_lock import hold_identity
 from p2pinfer.node.idle_monitor import ActivityMeter, heed_owner
 from p2pinfer.node.ledger_db import LedgerKeeper, open_books
-from p2pinfer.node.model_supply import Choose, obtain, pick_model
+from p2pinfer.node.model_supply import Choose, obtain
 from p2pinfer.node.requester import (
-    LAN_S_MAX,
     LISTEN_DEFAULT,
     Machine,
     check_layers,
     check_memory,
     for_model,
-    looks_around,
-    name_of,
-    open_transport,
     settle,
 )
 from p2pinfer.node.sponsors import Workers, clock_ms, sponsor
 from p2pinfer.node.status_report import describe_peer
 from p2pinfer.node.status_socket import Status, open_status
+from p2pinfer.node.swarm_connection import (
+    LAN_S_MAX,
+    SwarmConnection,
+    looks_around,
+    name_of,
+    open_swarm_connection,
+)
 from peers.audits.frauds import judges_beside
 from peers.audits.replay import PeerReplays
 from peers.discovery.directory import Directory
@@ -56,8 +58,6 @@ from peers.serving.accounts import Accounts
 from peers.serving.plan import HeldLayers, ServingPlan
 from peers.serving.server import Server
 from transports.base import Reach, Transport
-from transports.blocklist import GuardedTransport
-from transports.identity import Identity
 
 T = TypeVar("T")
 
@@ -134,18 +134,24 @@ async def serve_peer(options: PeerOptions, store: Store, hooks: Hooks) -> None:
         UserError: an option cannot be used; the sentence says what to do.
         EngineDied: llama.cpp cannot run the slice.
     """
-    chance = random.Random()  # noqa: S311 -- picks whom to ask, and where to begin
     async with AsyncExitStack() as stack:
         stack.enter_context(lone_errors())
         identity = stack.enter_context(hold_identity(options.identity))
-        inner = await stack.enter_async_context(
-            open_transport(options.transport, identity, options.listen, options.network)
-        )
-        transport = GuardedTransport(inner)
-        directory = _directory(transport, identity, chance, hooks.say)
-        PartsServer(transport, store).listen()
         bookkeeper = LedgerKeeper(open_books())
         stack.callback(bookkeeper.finish)  # behind the sessions that the nursery ends
+        swarm = await stack.enter_async_context(
+            open_swarm_connection(
+                options.bootstrap,
+                options.network,
+                identity=identity,
+                listen=options.listen,
+                kind=options.transport,
+            )
+        )
+        transport, directory, nursery = swarm.transport, swarm.directory, swarm.nursery
+        _say_when_hidden(swarm, hooks.say)
+        directory.listen()
+        PartsServer(transport, store).listen()
         server: Server | None = None
         network = name_of(options.network)
 
@@ -155,8 +161,6 @@ async def serve_peer(options: PeerOptions, store: Store, hooks: Hooks) -> None:
             return {"network": network} | describe_peer(transport, statistics, hidden=hidden)
 
         await stack.enter_async_context(open_status(describe, partial(sponsor, identity, network)))
-        nursery = await stack.enter_async_context(trio.open_nursery())
-        stack.callback(nursery.cancel_scope.cancel)
         with trio.CancelScope() as preparing:
             nursery.start_soon(_cancel_at, hooks.leaving, preparing)
             if options.model:
@@ -165,13 +169,9 @@ async def serve_peer(options: PeerOptions, store: Store, hooks: Hooks) -> None:
                 await _enter(directory, transport.peer_id, options.bootstrap)
             elif looks_around(options.network):
                 await directory.find_anybody(LAN_S_MAX)
-            nursery.start_soon(directory.run, options.bootstrap)
-            model_id = options.model
-            if model_id is None:
-                model_id = await pick_model(directory, hooks.default_model)
-                directory.follow(model_id)
-                await directory.enter(options.bootstrap)
-            supplies = _Supplies(transport, directory, store, model_id, options, hooks, chance)
+            swarm.stay_in_touch()
+            model_id = options.model or await swarm.pick_model(hooks.default_model)
+            supplies = _Supplies(swarm, store, model_id, options, hooks)
             model = await supplies.open_model()
         if preparing.cancelled_caught:
             return
@@ -189,7 +189,7 @@ async def serve_peer(options: PeerOptions, store: Store, hooks: Hooks) -> None:
         serving = partial(directory.serving, model.id)
         replays = PeerReplays(transport, serving, model.id, gatherer, secrets.token_bytes)
         judges = partial(judges_beside, server, replays)
-        frauds = open_frauds(transport, directory, model.id, identity.sign, judges, chance)
+        frauds = open_frauds(transport, directory, model.id, identity.sign, judges, swarm.chance)
         frauds.listen()
         await stack.enter_async_context(sharing(frauds, nursery))
         await server.run()
@@ -201,13 +201,9 @@ def _serves(directory: Directory, me: PeerId, model: ModelId, peer: PeerId) -> b
     return peer == me or any(other.peer == peer for other in serving)
 
 
-def _directory(
-    transport: GuardedTransport,
-    identity: Identity,
-    chance: random.Random,
-    say: Callable[[str], None],
-) -> Directory:
-    """Listen to what others know; say, too, when they seem unable to dial this peer."""
+def _say_when_hidden(swarm: SwarmConnection, say: Callable[[str], None]) -> None:
+    """Say when others seem unable to dial this peer, and when they are able to again."""
+    transport = swarm.transport
     ports = dict.fromkeys(re.findall(r"/tcp/(\d+)", " ".join(transport.addresses)))
     last = ""
 
@@ -218,10 +214,7 @@ def _directory(
             say(text)
             last = text
 
-    directory = Directory(transport, identity, chance, clock_ms=clock_ms)
-    directory.voice.on_hidden = on_hidden
-    directory.listen()
-    return directory
+    swarm.directory.voice.on_hidden = on_hidden
 
 
 async def _cancel_at(event: trio.Event, scope: trio.CancelScope) -> None:
@@ -245,13 +238,11 @@ async def _enter(directory: Directory, me: PeerId, ways_in: tuple[str, ...]) -> 
 class _Supplies:
     """What a peer draws its engines from."""
 
-    transport: GuardedTransport
-    directory: Directory
+    swarm: SwarmConnection
     store: Store
     model: ModelId
     options: PeerOptions
     hooks: Hooks
-    chance: random.Random
 
     async def open_model(self) -> PartsModel:
         """Fetch what describes the model; raises UserError where the layers cannot be served."""
@@ -260,7 +251,7 @@ class _Supplies:
         def needed(manifest: Manifest) -> Iterable[str]:
             if fixed is not None:
                 check_layers(manifest, fixed)
-            self.directory.advertise(_joining(self.transport, manifest))
+            self.swarm.directory.advertise(_joining(self.swarm.transport, manifest))
             return (METADATA,)
 
         def check(model: PartsModel) -> None:
@@ -295,14 +286,14 @@ class _Supplies:
         self, needed: Callable[[Manifest], Iterable[str]], make: Callable[[PartsModel], T]
     ) -> tuple[PartsModel, T]:
         return await obtain(
-            self.transport,
-            self.directory,
+            self.swarm.transport,
+            self.swarm.directory,
             self.store,
             self.model,
             needed,
             make,
             self.hooks.tell,
-            self.chance,
+            self.swarm.chance,
         )
 
 
@@ -310,7 +301,7 @@ def _compose(
     supplies: _Supplies, model: PartsModel, notary: ReceiptSigner, accounts: Accounts
 ) -> Server:
     """Make a server of what this machine can do; raises UserError where it can do nothing."""
-    options, hooks, transport = supplies.options, supplies.hooks, supplies.transport
+    options, hooks, transport = supplies.options, supplies.hooks, supplies.swarm.transport
     machine = for_model(options.machine, model)
     fixed = options.layers
     fit = layers_max(model, machine, options.memory_bytes)
@@ -331,10 +322,10 @@ def _compose(
 
     return Server(
         transport,
-        supplies.directory,
+        supplies.swarm.directory,
         supplies.open_engine,
         ServingPlan(me, LayerRange(1, model.manifest.layers - 1), fixed),
-        supplies.chance,
+        supplies.swarm.chance,
         clock_ms,
         hooks.leaving,
         round_trip_s=transport.round_trip_s,

@@ -2,17 +2,16 @@
 
 import gc
 import logging
-import random
 import secrets
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
-from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, suppress
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 
 import trio
 
-from p2pinfer.core.errors import NobodyServes, UserError, lone_errors
+from p2pinfer.core.errors import UserError, lone_errors
 from p2pinfer.core.ids import ModelId, PeerId
 from p2pinfer.core.layer_range import LayerRange
 from p2pinfer.core.limits import AUDIT_RATE_DEFAULT, CONTEXT_DEFAULT, SESSIONS_DEFAULT
@@ -27,27 +26,27 @@ from p2pinfer.engine.store.store import DamagedPart, MissingChunk, Store
 from p2pinfer.node.fraud_files import open_frauds, sharing
 from p2pinfer.node.ledger_db import Side, open_books
 from p2pinfer.node.local_replay import Replays
-from p2pinfer.node.model_supply import Choose, obtain, pick_model
+from p2pinfer.node.model_supply import Choose, obtain
 from p2pinfer.node.reputation_file import keep_standings, load_standings
 from p2pinfer.node.sponsors import Sponsorship
+from p2pinfer.node.swarm_connection import (
+    SwarmConnection,
+    looks_around,
+    name_of,
+    open_swarm_connection,
+)
 from p2pinfer.places import cache_dir
 from peers.asking.client import FIND_S_MAX, Asked, SwarmClient
 from peers.asking.experience import call_around
 from peers.asking.session import Session
 from peers.audits.auditor import Auditor
 from peers.audits.frauds import Frauds
-from peers.discovery.directory import Directory
 from peers.parts.fetch import Tell
 from peers.parts.protocol import in_thread
 from peers.receipts.session_evidence import Gatherer
-from transports.base import Reach, Transport
-from transports.blocklist import GuardedTransport
-from transports.identity import Identity, ephemeral_identity
+from transports.base import Reach
 
 _log = logging.getLogger("p2pinfer.node")
-
-LAN_S_MAX = 8.0
-"""For a peer on the local network to be heard of and to answer; two or three seconds as a rule."""
 
 NO_WAY_IN = (
     "name a peer of the swarm with --bootstrap MULTIADDR (join prints one), look for one on the"
@@ -65,29 +64,6 @@ class Machine:
     context: int = CONTEXT_DEFAULT
     """Positions per session."""
     threads: int = 1
-
-
-def open_transport(
-    kind: str, identity: Identity, listen: Sequence[str], network: str | Reach
-) -> AbstractAsyncContextManager[Transport]:
-    """Return the transport of this name, which runs while the block lasts."""
-    if kind == "tcp":
-        from transports.tcp import open_tcp
-
-        return open_tcp(identity.peer_id)
-    from transports.libp2p.transport import open_libp2p  # half a second of imports
-
-    return open_libp2p(identity, listen, network)
-
-
-def name_of(network: str | Reach) -> str:
-    """Return what a network is called."""
-    return network if isinstance(network, str) else network.network
-
-
-def looks_around(network: str | Reach) -> bool:
-    """Whether peers can be found without an address."""
-    return isinstance(network, Reach) and network.mdns
 
 
 def settle() -> None:
@@ -155,18 +131,15 @@ class Client(SwarmClient):
 
     def __init__(
         self,
-        nursery: trio.Nursery,
-        transport: GuardedTransport,
-        directory: Directory,
+        swarm: SwarmConnection,
         ends: LocalEnds,
         model: PartsModel,
         options: ClientOptions,
         gatherer: Gatherer,
-        sign: Callable[[bytes], bytes],
-        chance: random.Random,
     ) -> None:
+        transport, directory, nursery = swarm.transport, swarm.directory, swarm.nursery
         self.transport = transport
-        self.model, self.ends, self._sign = model, ends, sign
+        self.model, self.ends, self._sign = model, ends, swarm.identity.sign
         asked = Asked(model.id, model.info.name, options.bootstrap, options.find_s_max)
         standings = load_standings()
         nursery.start_soon(keep_standings, standings)
@@ -191,9 +164,9 @@ class Client(SwarmClient):
                 transport,
                 directory,
                 model.id,
-                sign,
+                self._sign,
                 replays.judges,
-                chance,
+                swarm.chance,
                 self.experiences.cheated,
             )
             self._auditor = Auditor(
@@ -258,9 +231,7 @@ async def open_client(options: ClientOptions, store: Store, tell: Tell) -> Async
     if not options.bootstrap and not looks_around(options.network):
         raise UserError(NO_WAY_IN)
     await in_thread(_check_held, options, store)
-    chance = random.Random()  # noqa: S311 -- picks whom to ask, and where to begin
     keep = options.keep
-    identity = ephemeral_identity()
 
     def needed(manifest: Manifest) -> Iterable[str]:
         check_keep(manifest, keep)
@@ -272,31 +243,18 @@ async def open_client(options: ClientOptions, store: Store, tell: Tell) -> Async
 
     async with AsyncExitStack() as stack:
         stack.enter_context(lone_errors())
-        inner = await stack.enter_async_context(
-            open_transport(options.transport, identity, [], options.network)
+        swarm = await stack.enter_async_context(
+            open_swarm_connection(options.bootstrap, options.network, kind=options.transport)
         )
-        transport = GuardedTransport(inner)
-        directory = Directory(transport, identity, chance)
+        transport, directory, nursery = swarm.transport, swarm.directory, swarm.nursery
+        await swarm.enter(options.model)
+        sponsor = _sponsor(nursery, transport.peer_id, options)
         named = options.model
-        if named is not None:
-            directory.follow(named)
-        failures = await directory.enter(options.bootstrap)
-        if not options.bootstrap and not await directory.find_anybody(LAN_S_MAX):
-            raise NobodyServes("no peer answers on the local network: name one with --bootstrap")
-        if options.bootstrap and len(failures) == len(options.bootstrap):
-            reasons = "; ".join(str(failure) for failure in failures)
-            raise NobodyServes(f"no peer answers: {reasons}")
-        nursery = await stack.enter_async_context(trio.open_nursery())
-        stack.callback(nursery.cancel_scope.cancel)
-        nursery.start_soon(directory.run, options.bootstrap)
-        sponsor = _sponsor(nursery, identity.peer_id, options)
         if named is None:
             assert options.default_model
-            named = await pick_model(directory, options.default_model)
-            directory.follow(named)
-            await directory.enter(options.bootstrap)
+            named = await swarm.pick_model(options.default_model)
         model, (first_end, last_end) = await obtain(
-            transport, directory, store, named, needed, make, tell, chance
+            transport, directory, store, named, needed, make, tell, swarm.chance
         )
         machine = for_model(options.machine, model)
         ends = await stack.enter_async_context(
@@ -311,9 +269,8 @@ async def open_client(options: ClientOptions, store: Store, tell: Tell) -> Async
         )
         settle()
         gatherer = Gatherer(nursery, transport, secrets.token_bytes, sponsor)
-        nursery.start_soon(call_around, transport, partial(directory.serving, model.id), chance)
-        client = Client(
-            nursery, transport, directory, ends, model, options, gatherer, identity.sign, chance
-        )
+        serving = partial(directory.serving, model.id)
+        nursery.start_soon(call_around, transport, serving, swarm.chance)
+        client = Client(swarm, ends, model, options, gatherer)
         await stack.enter_async_context(sharing(client.frauds, nursery))
         yield client

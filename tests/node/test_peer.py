@@ -1,9 +1,11 @@
 """What whoever lends a machine is told of it."""
 
 import random
+from types import SimpleNamespace
 from typing import Any
 
-from p2pinfer.node.peer import _directory
+from p2pinfer.node.peer import _say_when_hidden
+from peers.discovery.directory import Directory
 from tests.support.directories import identity
 
 
@@ -15,15 +17,14 @@ class Reached:
         self.addresses = [f"/ip4/{host}/tcp/4001/p2p/{self.peer_id}" for host in ("a", "b")]
         self.was_dialled = False
 
-    def handle(self, _protocol: str, _handler: object) -> None:
-        """Serve nobody."""
-
 
 def test_an_owner_hears_once_which_port_to_open() -> None:
     """And once that it is open; what is tried again and again meanwhile is no news."""
     told: list[str] = []
     transport: Any = Reached()
-    directory = _directory(transport, identity(1), random.Random(1), told.append)
+    directory = Directory(transport, identity(1), random.Random(1))
+    swarm: Any = SimpleNamespace(transport=transport, directory=directory)
+    _say_when_hidden(swarm, told.append)
     for hidden in (True, False, True, False, True):
         directory.voice.on_hidden(hidden)
     (once,) = told
