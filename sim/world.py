@@ -23,8 +23,7 @@ from peers.audits.replay import PeerReplays
 from peers.discovery.directory import Directory
 from peers.receipts.session_evidence import Gatherer
 from peers.receipts.signer import ReceiptSigner
-from peers.serving.plan import ServingPlan
-from peers.serving.server import Server
+from peers.serving.server import Server, ServingPlan
 from sim.engine import VirtualCheat, VirtualEnds, VirtualSpeed, VirtualStage, numerics_class
 from sim.fraud_watch import FraudWatch
 from sim.links import AccessLink, WorldNetwork

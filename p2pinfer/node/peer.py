@@ -46,7 +46,7 @@ from p2pinfer.node.swarm_connection import (
     name_of,
     open_swarm_connection,
 )
-from peers.audits.frauds import judges_beside
+from peers.audits.frauds import Frauds, judges_beside
 from peers.audits.replay import PeerReplays
 from peers.discovery.directory import Directory
 from peers.parts.fetch import Tell
@@ -55,8 +55,7 @@ from peers.parts.server import PartsServer
 from peers.receipts.session_evidence import Gatherer
 from peers.receipts.signer import ReceiptSigner
 from peers.serving.accounts import Accounts
-from peers.serving.plan import HeldLayers, ServingPlan
-from peers.serving.server import Server
+from peers.serving.server import HeldLayers, Server, ServingPlan
 from transports.base import Reach, Transport
 
 T = TypeVar("T")
@@ -163,13 +162,7 @@ async def serve_peer(options: PeerOptions, store: Store, hooks: Hooks) -> None:
         await stack.enter_async_context(open_status(describe, partial(sponsor, identity, network)))
         with trio.CancelScope() as preparing:
             nursery.start_soon(_cancel_at, hooks.leaving, preparing)
-            if options.model:
-                directory.follow(options.model)
-            if options.bootstrap:
-                await _enter(directory, transport.peer_id, options.bootstrap)
-            elif looks_around(options.network):
-                await directory.find_anybody(LAN_S_MAX)
-            swarm.stay_in_touch()
+            await _enter(swarm, options)
             model_id = options.model or await swarm.pick_model(hooks.default_model)
             supplies = _Supplies(swarm, store, model_id, options, hooks)
             model = await supplies.open_model()
@@ -185,15 +178,22 @@ async def serve_peer(options: PeerOptions, store: Store, hooks: Hooks) -> None:
         server = _compose(supplies, model, notary, accounts)
         if options.only_idle:
             await nursery.start(heed_owner, server.rest, partial(in_thread, ActivityMeter().look))
-        gatherer = Gatherer(nursery, transport, secrets.token_bytes)
-        serving = partial(directory.serving, model.id)
-        replays = PeerReplays(transport, serving, model.id, gatherer, secrets.token_bytes)
-        judges = partial(judges_beside, server, replays)
-        frauds = open_frauds(transport, directory, model.id, identity.sign, judges, swarm.chance)
-        frauds.listen()
-        await stack.enter_async_context(sharing(frauds, nursery))
+        await stack.enter_async_context(sharing(_frauds(swarm, model.id, server), nursery))
         await server.run()
         directory.leave()
+
+
+def _frauds(swarm: SwarmConnection, model: ModelId, server: Server) -> Frauds:
+    """Return what is proven of others, judged beside what is served, and tell others of it."""
+    gatherer = Gatherer(swarm.nursery, swarm.transport, secrets.token_bytes)
+    serving = partial(swarm.directory.serving, model)
+    replays = PeerReplays(swarm.transport, serving, model, gatherer, secrets.token_bytes)
+    judges = partial(judges_beside, server, replays)
+    frauds = open_frauds(
+        swarm.transport, swarm.directory, model, swarm.identity.sign, judges, swarm.chance
+    )
+    frauds.listen()
+    return frauds
 
 
 def _serves(directory: Directory, me: PeerId, model: ModelId, peer: PeerId) -> bool:
@@ -222,7 +222,18 @@ async def _cancel_at(event: trio.Event, scope: trio.CancelScope) -> None:
     scope.cancel()
 
 
-async def _enter(directory: Directory, me: PeerId, ways_in: tuple[str, ...]) -> None:
+async def _enter(swarm: SwarmConnection, options: PeerOptions) -> None:
+    """Learn who is there, if anybody is, and stay in touch from then on."""
+    if options.model:
+        swarm.directory.follow(options.model)
+    if options.bootstrap:
+        await _ask(swarm.directory, swarm.transport.peer_id, options.bootstrap)
+    elif looks_around(options.network):
+        await swarm.directory.find_anybody(LAN_S_MAX)
+    swarm.stay_in_touch()
+
+
+async def _ask(directory: Directory, me: PeerId, ways_in: tuple[str, ...]) -> None:
     """Learn who is there from the first way in that answers; go on without after a while."""
     with trio.move_on_after(ANSWER_S_MAX):
         while True:

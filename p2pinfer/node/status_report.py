@@ -4,7 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 from p2pinfer.core.advertisement import Advertisement
-from peers.serving.plan import ServerStatistics
+from peers.serving.server import ServerStatistics
 from peers.serving.stage import SessionStatistics
 from transports.base import Transport
 

@@ -9,6 +9,8 @@ says so, lets sessions finish, and waits until others hold what it alone had.
 import heapq
 import logging
 from collections.abc import Callable, Sequence
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass, field
 from random import Random
 
 import trio
@@ -26,14 +28,15 @@ from p2pinfer.core.errors import EngineError, UserError
 from p2pinfer.core.ids import PeerId
 from p2pinfer.core.layer_range import LayerRange
 from p2pinfer.core.messages import Open
+from p2pinfer.engine.base import StageEngine
+from peers.discovery.directory import Directory
 from peers.receipts.signer import ReceiptSigner
 from peers.serving.accounts import Account, own_account
 from peers.serving.dispatcher import Dispatcher
 from peers.serving.door import Door
-from peers.serving.measure import measure
+from peers.serving.measure import EngineSpeed, measure
 from peers.serving.metered_engine import MeteredEngine
-from peers.serving.plan import Directory, HeldLayers, OpenEngine, ServerStatistics, ServingPlan
-from peers.serving.stage import Stage
+from peers.serving.stage import SessionStatistics, Stage
 from scheduler.offer_table import Experience
 from scheduler.placement import Choice, choose
 from transports.base import Transport
@@ -67,6 +70,53 @@ HIDDEN_LOOK_S = 60.0
 
 LOOK_S = 0.25
 """How often to look whether a wait is over."""
+
+
+OpenEngine = Callable[[int, int], AbstractAsyncContextManager[StageEngine]]
+"""Fetches what is missing of a range of layers, loads it, and runs it while the block lasts."""
+
+
+@dataclass(frozen=True)
+class ServingPlan:
+    """What a server may do."""
+
+    me: Advertisement
+    """Who it is and what it can do, without layers yet."""
+    bounds: LayerRange
+    """What the swarm as a whole must serve; requesters keep the rest to themselves."""
+    fixed: LayerRange | None = None
+    """Served whatever others do; None chooses."""
+
+
+@dataclass(frozen=True)
+class ServerStatistics:
+    """What a server is doing."""
+
+    said: Advertisement
+    """What it advertised last."""
+    resting: str
+    """Why it takes no session for now; empty if it does."""
+    rows: int
+    """Computed so far, by the engines that run."""
+    queued_rows: int
+    sessions: tuple[SessionStatistics, ...]
+
+
+@dataclass(eq=False)
+class HeldLayers:
+    """A range of layers that is being served."""
+
+    engine: MeteredEngine
+    stage: Stage
+    speed: EngineSpeed
+    over: trio.Event = field(default_factory=trio.Event)
+    given_up: bool = False
+    """It drains to make room for other layers, and nobody may count on it any more."""
+
+    @property
+    def layers(self) -> LayerRange:
+        """What is served."""
+        return LayerRange(self.engine.first, self.engine.end)
 
 
 class Server:

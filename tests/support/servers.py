@@ -4,6 +4,7 @@ import random
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from itertools import count
+from typing import cast
 
 import trio
 
@@ -12,8 +13,8 @@ from p2pinfer.core.errors import P2pinferError
 from p2pinfer.core.ids import ModelId, PeerId
 from p2pinfer.core.layer_range import LayerRange
 from p2pinfer.core.messages import Hop
-from peers.serving.plan import HeldLayers, ServingPlan
-from peers.serving.server import Server
+from peers.discovery.directory import Directory
+from peers.serving.server import HeldLayers, Server, ServingPlan
 from scheduler.placement import Choice
 from tests.support.fake_engines import FakeStage
 from tests.support.swarm import CONTEXT, MODEL, peer
@@ -104,7 +105,7 @@ class Machine:
         self.directory = View(board, transport.peer_id)
         self.server = Server(
             transport,
-            self.directory,
+            cast("Directory", self.directory),
             self.open_engine,
             ServingPlan(me, BOUNDS),
             random.Random(seed),
