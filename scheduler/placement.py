@@ -1,8 +1,8 @@
 """Which contiguous range of layers a peer should serve, as it decides by itself from its own view.
 
-It looks for the range where it is worth most (``scheduler.worth``); in a small swarm it also minds
-the plan that is best for all (``scheduler.plan``). What keeps a swarm whole when peers decide at
-once, each from a view that is a little old:
+It looks for the range where it is worth most (``scheduler.coverage_value``); in a small swarm it
+also minds the plan that is best for all (``scheduler.plan``). What keeps a swarm whole when peers
+decide at once, each from a view that is a little old:
 
 - A peer leaves a layer only to a holder that outranks it in this turn. Ranks are drawn by lot from
   the peers' ids and the turn's number, so at least one holder of each layer stays for the turn. In

@@ -74,7 +74,7 @@ class World:
         self.liars: dict[PeerId, VirtualCheat] = {}
         self.lies = 0
         """Decodes whose rows were not what the layers give."""
-        self._courts = FraudWatch(MODEL, record, self.liars)
+        self._fraud_watch = FraudWatch(MODEL, record, self.liars)
         self.served: list[LedgerEntry] = []
         self.used: list[LedgerEntry] = []
         """What peers and requesters enter into their ledgers."""
@@ -210,8 +210,8 @@ class World:
         chance = self.chance(f"peer {self._born}")
         async with self._connect(peer.id, chance) as (transport, peer.directory, nursery):
             peer.directory.listen()
-            notary = ReceiptSigner(transport, peer.identity.sign, self.served.append)
-            notary.listen()
+            signer = ReceiptSigner(transport, peer.identity.sign, self.served.append)
+            signer.listen()
             await _enter(peer.directory, ways_in, nursery)
 
             @asynccontextmanager
@@ -234,13 +234,15 @@ class World:
                 peer.leaving,
                 round_trip_s=partial(self.network.round_trip_s, peer.id),
                 on_serving=on_serving,
-                notary=notary,
+                signer=signer,
             )
             gatherer = Gatherer(nursery, transport, chance.randbytes)
             serving = partial(peer.directory.serving, MODEL)
             replays = PeerReplays(transport, serving, MODEL, gatherer, chance.randbytes)
             judges = partial(judges_beside, peer.server, replays)
-            frauds = self._courts.open(transport, peer.directory, peer.identity, judges, chance)
+            frauds = self._fraud_watch.open(
+                transport, peer.directory, peer.identity, judges, chance
+            )
             frauds.listen()
             nursery.start_soon(frauds.run)
             await peer.server.run()
@@ -343,7 +345,7 @@ class World:
             serving = partial(directory.serving, MODEL)
             nursery.start_soon(call_around, transport, serving, chance)
             replays = PeerReplays(transport, serving, MODEL, gatherer, chance.randbytes)
-            frauds = self._courts.open(
+            frauds = self._fraud_watch.open(
                 transport,
                 directory,
                 identity,

@@ -35,6 +35,8 @@ FUNCTION_LINES_SOFT_MAX = 70
 LONG: dict[str, str] = {}
 """`path` or `path:function` of what is longer, each with its reason."""
 
+DOTTED = re.compile(rf"`((?:{'|'.join(PACKAGES)})(?:\.\w+)+)`")
+
 THE_REST = {"common", "helpers", "misc", "other", "shared", "stuff", "tools", "util", "utils"}
 """Names of files in which anything may lie."""
 
@@ -165,6 +167,42 @@ def test_twins_are_seen() -> None:
 def test_no_file_is_named_for_the_rest() -> None:
     """A file is named for what is in it."""
     assert [path for path in sources(*PACKAGES) if path.stem in THE_REST] == []
+
+
+def dangling(text: str) -> list[str]:
+    """Return the dotted names of ours in backticks that no module or thing in one has."""
+    return [name for name in sorted(set(DOTTED.findall(text))) if not _is_there(name)]
+
+
+def _is_there(name: str) -> bool:
+    module, rest = name, list[str]()
+    while not (found := [p for p in _places(module) if p.exists()]):
+        module, _, last = module.rpartition(".")
+        if not module:
+            return False
+        rest.insert(0, last)
+    text = found[0].read_text() if found[0].is_file() else ""
+    return all(re.search(rf"\b{each}\b", text) for each in rest)
+
+
+def _places(module: str) -> list[Path]:
+    path = ROOT.joinpath(*module.split("."))
+    return [path.with_suffix(".py"), path / "__init__.py"]
+
+
+def test_dotted_names_in_prose_exist() -> None:
+    """What a docstring points to is there."""
+    found = {str(path): dangling((ROOT / path).read_text()) for path in sources(*PACKAGES)}
+    assert {path: names for path, names in found.items() if names} == {}
+
+
+def test_dangling_names_are_seen() -> None:
+    """Modules, things in them, and what they have."""
+    there = "``scheduler.plan`` `transports.base.Channel.close` ``p2pinfer.connect``"
+    assert dangling(f"{there} ``scheduler.worth`` `transports.base.Chanel`") == [
+        "scheduler.worth",
+        "transports.base.Chanel",
+    ]
 
 
 def unfinished(text: str) -> Iterator[str]:

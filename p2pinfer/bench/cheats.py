@@ -104,7 +104,7 @@ class CheatWorld:
     """That audits gave; see ``proven``."""
     route: list[Hop] = field(default_factory=list)
     switches: list[_Switch] = field(default_factory=list)
-    notaries: list[Liar] = field(default_factory=list)
+    signers: list[Liar] = field(default_factory=list)
 
     async def answer(self, cheat: Cheat | None = None, *, other_class: bool = False) -> Trust:
         """Answer a prompt of its own with a stage that cheats, and audit every stage."""
@@ -152,10 +152,10 @@ class CheatWorld:
             return trust
 
     def _tell(self, cheat: Cheat | None) -> None:
-        switch, notary = self.switches[CHEATER], self.notaries[CHEATER]
+        switch, signer = self.switches[CHEATER], self.signers[CHEATER]
         switch.cheat = cheat.open if cheat else None
         switch.claims = bool(cheat and cheat.other_class)
-        notary.lie = cheat.lie if cheat else None
+        signer.lie = cheat.lie if cheat else None
         self.switches[CHEATER - 1].cheat = cheat.open if cheat and cheat.colludes else None
 
     def _find(
@@ -227,13 +227,13 @@ def _lower(model: Path, home: Path) -> PartsModel:
 def _serve(
     world: CheatWorld, transport: MemoryTransport, key: Identity, host: Host, model: PartsModel
 ) -> None:
-    switch, notary = _Switch(host), Liar(transport, key.sign)
-    notary.listen()
-    Stage(transport, switch, model.id, notary).listen()
+    switch, signer = _Switch(host), Liar(transport, key.sign)
+    signer.listen()
+    Stage(transport, switch, model.id, signer).listen()
     hop = Hop(key.peer_id, tuple(transport.addresses), switch.first, switch.end)
     world.route.append(hop)
     world.switches.append(switch)
-    world.notaries.append(notary)
+    world.signers.append(signer)
 
 
 async def cheats_bench(

@@ -53,7 +53,7 @@ class _Peer:
 
     def _entries(self) -> dict[PeerId, Any]:
         self._directory.holding(MODEL)  # forgets who has been silent for too long
-        return self._directory.view.shelves[MODEL].entries
+        return self._directory.view.indexes[MODEL].entries
 
     async def watch(self) -> None:
         """Note how old the oldest advertisement became, and when all were known."""

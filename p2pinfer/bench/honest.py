@@ -132,9 +132,9 @@ async def _open_world(model: Path, seed: int) -> AsyncIterator[_World]:
                 third.engines[key.peer_id] = engine
                 if number + 1 < len(THREADS):
                     peer = await stack.enter_async_context(network.join(key.peer_id))
-                    notary = ReceiptSigner(peer, key.sign)
-                    notary.listen()
-                    Stage(peer, engine, opened.id, notary).listen()
+                    signer = ReceiptSigner(peer, key.sign)
+                    signer.listen()
+                    Stage(peer, engine, opened.id, signer).listen()
                     addresses = tuple(peer.addresses)
                     third.hops.append(Hop(key.peer_id, addresses, each.first, each.end))
         yield world

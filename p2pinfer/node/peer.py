@@ -34,7 +34,7 @@ from p2pinfer.node.requester import (
     check_layers,
     check_memory,
     for_model,
-    settle,
+    freeze_gc,
 )
 from p2pinfer.node.sponsors import Workers, clock_ms, sponsor
 from p2pinfer.node.status_report import describe_peer
@@ -168,14 +168,14 @@ async def serve_peer(options: PeerOptions, store: Store, hooks: Hooks) -> None:
             model = await supplies.open_model()
         if preparing.cancelled_caught:
             return
-        notary = ReceiptSigner(transport, identity.sign, bookkeeper.served)
-        notary.listen()
+        signer = ReceiptSigner(transport, identity.sign, bookkeeper.served)
+        signer.listen()
         nursery.start_soon(bookkeeper.run)
         workers = Workers(open_books())
         nursery.start_soon(workers.run)
         serves = partial(_serves, directory, transport.peer_id, model.id)
         accounts = Accounts(network, clock_ms, serves, workers.__contains__)
-        server = _compose(supplies, model, notary, accounts)
+        server = _compose(supplies, model, signer, accounts)
         if options.only_idle:
             await nursery.start(heed_owner, server.rest, partial(in_thread, ActivityMeter().look))
         await stack.enter_async_context(sharing(_frauds(swarm, model.id, server), nursery))
@@ -214,7 +214,7 @@ def _say_when_hidden(swarm: SwarmConnection, say: Callable[[str], None]) -> None
             say(text)
             last = text
 
-    swarm.directory.voice.on_hidden = on_hidden
+    swarm.directory.advertiser.on_hidden = on_hidden
 
 
 async def _cancel_at(event: trio.Event, scope: trio.CancelScope) -> None:
@@ -309,7 +309,7 @@ class _Supplies:
 
 
 def _compose(
-    supplies: _Supplies, model: PartsModel, notary: ReceiptSigner, accounts: Accounts
+    supplies: _Supplies, model: PartsModel, signer: ReceiptSigner, accounts: Accounts
 ) -> Server:
     """Make a server of what this machine can do; raises UserError where it can do nothing."""
     options, hooks, transport = supplies.options, supplies.hooks, supplies.swarm.transport
@@ -326,7 +326,7 @@ def _compose(
     )
 
     def on_serving(held: HeldLayers) -> None:
-        settle()
+        freeze_gc()
         first, end = held.layers.first, held.layers.end
         addresses = tuple(transport.addresses)
         hooks.on_serving(Serving(transport.peer_id, addresses, model, first, end, me.layers_max))
@@ -342,7 +342,7 @@ def _compose(
         round_trip_s=transport.round_trip_s,
         on_serving=on_serving,
         tell=hooks.say,
-        notary=notary,
+        signer=signer,
         account_of=accounts.of,
     )
 

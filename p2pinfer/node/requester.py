@@ -66,7 +66,7 @@ class Machine:
     threads: int = 1
 
 
-def settle() -> None:
+def freeze_gc() -> None:
     """Spare the garbage collector all that was imported: it would stop a token to look through."""
     gc.collect()
     gc.freeze()
@@ -267,7 +267,7 @@ async def open_client(options: ClientOptions, store: Store, tell: Tell) -> Async
                 threads=machine.threads,
             )
         )
-        settle()
+        freeze_gc()
         gatherer = Gatherer(nursery, transport, secrets.token_bytes, sponsor)
         serving = partial(directory.serving, model.id)
         nursery.start_soon(call_around, transport, serving, swarm.chance)

@@ -75,7 +75,7 @@ class Advertiser:
         self._own: Advertisement | None = None
         self._signed_at = -float("inf")
         self._show_until = self._hide_until = -float("inf")
-        view.outdo = self._outdo
+        view.on_newer_sequence = self._on_newer_sequence
 
     def say(self, advertisement: Advertisement) -> None:
         """Say this from now on; see `peers.discovery.directory.Directory.advertise`."""
@@ -148,7 +148,7 @@ class Advertiser:
         self._view.put(Parsed.of(said), heard, self._signed_at)
         return heard
 
-    def _outdo(self, sequence: int) -> None:
+    def _on_newer_sequence(self, sequence: int) -> None:
         """Number the own advertisement beyond one that a former run of this peer made."""
         if self._own and self._own.sequence <= sequence:
             self._own = evolve(self._own, sequence=sequence)

@@ -60,9 +60,9 @@ class IndexEntry:
     """By this peer's own clock, in seconds."""
     full_at: float
     """When its author may say as much at once again as anybody may."""
-    shelf: "ModelIndex"
+    index: "ModelIndex"
     """Where it is."""
-    look_at: float = 0.0
+    check_at: float = 0.0
     """When to look whether it has fallen silent."""
     has_answered: bool = False
     """It answered when it was dialled; that it dials others is no sign that they reach it."""

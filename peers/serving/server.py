@@ -135,7 +135,7 @@ class Server:
         round_trip_s: Callable[[PeerId], float | None] = lambda _: None,
         on_serving: Callable[[HeldLayers], None] = lambda _: None,
         tell: Callable[[str], None] = _log.info,
-        notary: ReceiptSigner | None = None,
+        signer: ReceiptSigner | None = None,
         account_of: Callable[[Open, PeerId], Account] = own_account,
     ) -> None:
         """Prepare to serve.
@@ -151,16 +151,16 @@ class Server:
             round_trip_s: to a peer that is connected, if it was measured.
             on_serving: is called with every range that is newly served.
             tell: is told in words what a person who watches may wonder about.
-            notary: signs for what is served; None serves without evidence.
+            signer: signs for what is served; None serves without evidence.
             account_of: returns whom it prefers to serve, and how much.
         """
-        self.stages = Dispatcher(transport, account_of)
+        self.dispatcher = Dispatcher(transport, account_of)
         self.held: HeldLayers | None = None
         """What new sessions are served with."""
         self._transport, self._directory, self._open_engine = transport, directory, open_engine
         self._plan, self._chance, self._clock_ms = plan, chance, clock_ms
         self._round_trip_s, self._on_serving, self._tell = round_trip_s, on_serving, tell
-        self._notary = notary
+        self._signer = signer
         self._running: list[HeldLayers] = []
         self._joining_since: dict[PeerId, float] = {}
         self._leaving = leaving
@@ -189,7 +189,7 @@ class Server:
         if why == self._resting or self._leaving.is_set():
             return
         was_resting, self._resting = self._resting, why
-        self.stages.closed = f"this peer rests: {why}" if why else ""
+        self.dispatcher.closed = f"this peer rests: {why}" if why else ""
         self._tell(f"resting: {why}" if why else "serving again")
         if not why:
             self._awake.set()
@@ -206,7 +206,7 @@ class Server:
         Raises:
             EngineError, UserError: its first layers cannot be served here.
         """
-        self.stages.listen()
+        self.dispatcher.listen()
         async with trio.open_nursery() as nursery:
             with trio.CancelScope() as choosing:
                 nursery.start_soon(self._cancel_when_leaving, choosing)
@@ -319,17 +319,17 @@ class Server:
         async with self._open_engine(layers.first, layers.end) as opened:
             speed = await measure(opened)
             engine = MeteredEngine(opened, self._plan.me.sessions_max, self._note_load)
-            stage = Stage(self._transport, engine, self._plan.me.model, self._notary)
+            stage = Stage(self._transport, engine, self._plan.me.model, self._signer)
             held = HeldLayers(engine, stage, speed)
             places = self._plan.me.sessions_max
-            self.stages.add(stage, Door(places, places * engine.context))
+            self.dispatcher.add(stage, Door(places, places * engine.context))
             self._running.append(held)
             try:
                 task_status.started(held)
                 await held.over.wait()
             finally:
                 self._running.remove(held)
-                self.stages.remove(stage)
+                self.dispatcher.remove(stage)
 
     async def _drain(self, held: HeldLayers) -> None:
         """Let sessions finish what they do, for so long, and end the engine."""
@@ -346,7 +346,7 @@ class Server:
 
     async def _finish(self) -> None:
         """Say that this peer leaves, and wait until nothing is lost by it."""
-        self.stages.closed = "this peer is leaving"
+        self.dispatcher.closed = "this peer is leaving"
         held = self.held
         if held is None:
             return

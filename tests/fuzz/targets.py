@@ -224,9 +224,9 @@ def _judge_gossip(given: list[Heard]) -> None:
         if view.take(heard, NOW + number, topics[number % 2]) is Taken.NEW:
             said = decode(heard.body, Advertisement)
             assert verify(said.peer, heard.body, heard.signature)
-        known = [entry for model in view.shelves for entry in view.of(model)]
+        known = [entry for model in view.indexes for entry in view.of(model)]
         assert len(known) <= SMALL_VIEW
-    view.forget_the_silent(NOW + 10**9)
+    view.expire(NOW + 10**9)
     assert view.knows_nobody()
 
 

@@ -26,9 +26,9 @@ def test_an_owner_hears_once_which_port_to_open() -> None:
     swarm: Any = SimpleNamespace(transport=transport, directory=directory)
     _say_when_hidden(swarm, told.append)
     for hidden in (True, False, True, False, True):
-        directory.voice.on_hidden(hidden)
+        directory.advertiser.on_hidden(hidden)
     (once,) = told
     assert "open its TCP port 4001 to others" in once
     transport.was_dialled = True
-    directory.voice.on_hidden(False)
+    directory.advertiser.on_hidden(False)
     assert told[1:] == ["others can dial this peer now"]

@@ -71,13 +71,13 @@ async def test_who_is_not_dialled_in_time_hides(autojump_clock: MockClock) -> No
     """It names no address, speaks seldom and is not counted on; who is dialled goes on as ever."""
     async with directories(3) as (network, (a, b, c)):
         told: list[bool] = []
-        b.directory.voice.on_hidden = told.append
+        b.directory.advertiser.on_hidden = told.append
         with closed(network, b.id):
             async with running([a, b, c]):
                 for peer in (a, b, c):
                     peer.advertise()
                 await trio.sleep(PATIENCE_S / 2)
-                assert not b.directory.voice.is_hidden
+                assert not b.directory.advertiser.is_hidden
                 await trio.sleep(PATIENCE_S / 2 + 2 * SHORTEST_S)
                 assert told == [True]
                 assert said_of(b, by=a) == ((), 1000 * PERIOD_RATIO_MAX * SHORTEST_S)
@@ -97,9 +97,9 @@ async def test_who_hides_tries_again(autojump_clock: MockClock) -> None:
         b.advertise()
         with closed(network, b.id):
             await trio.sleep(PATIENCE_S + 2 * SHORTEST_S)
-            assert b.directory.voice.is_hidden
+            assert b.directory.advertiser.is_hidden
         await trio.sleep(HIDDEN_S + 5 * SHORTEST_S)
-        assert not b.directory.voice.is_hidden
+        assert not b.directory.advertiser.is_hidden
         assert a.sees() == {b.id}
         await trio.sleep(2 * HIDDEN_S)
         assert a.sees() == {b.id}

@@ -224,7 +224,7 @@ async def test_renewals_tell_the_time(autojump_clock: MockClock) -> None:
     """What a peer says is numbered with its clock, so that others see whether that is right."""
     async with directories(2) as (_, (a, b)):
         now_ms = 1_800_000_000_000
-        a.directory.voice._clock_ms = lambda: now_ms + round(1000 * trio.current_time())
+        a.directory.advertiser._clock_ms = lambda: now_ms + round(1000 * trio.current_time())
         async with running([b, a]):
             a.advertise()
             b.advertise()
