@@ -11,12 +11,12 @@ from p2pinfer.engine.gguf.model_header import ModelInfo, model_info
 from p2pinfer.engine.gguf.reader import GgufHeader, read_header
 from p2pinfer.engine.gguf.slicing import (
     SlicePlan,
-    extents,
     plan_first_end,
     plan_last_end,
     plan_stage,
     write_slice,
 )
+from p2pinfer.engine.gguf.writer import Extent
 
 
 @dataclass(frozen=True)
@@ -48,6 +48,11 @@ class Model:
             path.parent.mkdir(parents=True, exist_ok=True)
             write_slice(plan, extents(self.header, self.path), path)
         return path
+
+
+def extents(header: GgufHeader, path: Path) -> dict[str, Extent]:
+    """Say where the bytes of each tensor lie in the model's own file."""
+    return {t.name: Extent(path, t.offset, t.nbytes) for t in header.tensors.values()}
 
 
 def open_model(path: Path, cache: Path) -> Model:

@@ -111,11 +111,6 @@ def write_slice(plan: SlicePlan, sources: Mapping[str, Extent], path: Path) -> N
     write_gguf(path, plan.metadata, tensors)
 
 
-def extents(header: GgufHeader, path: Path) -> dict[str, Extent]:
-    """Say where the bytes of each tensor lie in the model's own file."""
-    return {t.name: Extent(path, t.offset, t.nbytes) for t in header.tensors.values()}
-
-
 _Changes = dict[str, Value | Array | None]
 """Metadata to be set, or with None left out."""
 

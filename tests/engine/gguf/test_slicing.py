@@ -13,13 +13,13 @@ from p2pinfer.engine.gguf.model_header import ModelInfo, default_model_path, mod
 from p2pinfer.engine.gguf.reader import GgufHeader, Tensor, read_header
 from p2pinfer.engine.gguf.slicing import (
     SlicePlan,
-    extents,
     plan_first_end,
     plan_last_end,
     plan_stage,
     write_slice,
 )
 from p2pinfer.engine.gguf.values import Array, Scalar, Value, ValueType
+from tests.support.whole import extents
 
 LAYERS = 12
 WIDTH = 64
@@ -360,3 +360,6 @@ class TestDefaultModelPath:
         path.parent.mkdir()
         path.touch()
         assert default_model_path() == path
+
+
+# NOIMPORT

@@ -20,7 +20,6 @@ from p2pinfer.engine.gguf.model_header import model_info
 from p2pinfer.engine.gguf.reader import GgufHeader, read_header
 from p2pinfer.engine.gguf.slicing import (
     SlicePlan,
-    extents,
     plan_first_end,
     plan_last_end,
     plan_stage,
@@ -28,6 +27,7 @@ from p2pinfer.engine.gguf.slicing import (
 )
 from p2pinfer.engine.llama.binding import Rows, Settings, Slice, Span, Tokens
 from tests.support.tiny_models import QUANTISATIONS, TINY, quantise, write_tiny
+from tests.support.whole import extents
 
 CONTEXT = 256
 PROMPT_TOKENS = 100

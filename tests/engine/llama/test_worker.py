@@ -20,12 +20,12 @@ from p2pinfer.core.limits import ROWS_PER_DECODE_MAX
 from p2pinfer.core.sampling import Sampling
 from p2pinfer.engine.base import EngineSession
 from p2pinfer.engine.gguf.reader import read_header
-from p2pinfer.engine.gguf.slicing import SlicePlan, extents, plan_stage, write_slice
+from p2pinfer.engine.gguf.slicing import SlicePlan, plan_stage, write_slice
 from p2pinfer.engine.gguf.values import Value, ValueType
 from p2pinfer.engine.llama.engine import LocalStage, open_ends, open_stage
 from tests.support.fake_engines import submit
 from tests.support.tiny_models import TINY, quantise, write_tiny
-from tests.support.whole import open_model
+from tests.support.whole import extents, open_model
 
 pytestmark = pytest.mark.real
 
