@@ -8,7 +8,7 @@ from cyclopts import Parameter
 from p2pinfer.cli.config_file import Setting, config_path, settings_of
 from p2pinfer.cli.options import AsJson
 
-COMMANDS = ("join", "chat", "serve", "demo", "peers", "doctor")
+COMMANDS = ("join", "chat", "serve", "demo", "peers")
 """Whose options are shown where no command is named."""
 
 

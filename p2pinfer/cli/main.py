@@ -5,7 +5,7 @@ import sys
 from collections.abc import Sequence
 from typing import Annotated
 
-from cyclopts import App, CycloptsError, Parameter, UnusedCliTokensError
+from cyclopts import App, CycloptsError, Group, Parameter, UnusedCliTokensError
 
 from p2pinfer import logs
 from p2pinfer.cli.config_file import ConfigFile
@@ -14,30 +14,47 @@ from p2pinfer.core import errors
 from p2pinfer.core.errors import P2pinferError
 
 EXIT_CODES = """
-Exit codes: 0 done, 1 failed, 2 unusable input, 3 nobody serves this model,
-4 damaged or unfinished parts are left, or a certificate or an answer did not hold,
-130 interrupted.
-Every option can also be set as P2PINFER_<NAME>, or in the file that p2pinfer config names.
+Exit codes: 0 done, 1 failed, 2 unusable input, 3 nobody serves this model, 4 a
+file or an answer did not hold, or a part is damaged or unfinished, 130
+interrupted.
+
+Every option can also be set as P2PINFER_<NAME>, or in the file that p2pinfer
+config names.
 """
 
+BEGIN = """\
+p2pinfer runs one language model on many machines.
+
+  p2pinfer demo               try it: a swarm of three peers on this machine, and a chat with it
+  p2pinfer chat               chat through a swarm
+  p2pinfer join               lend this machine to a swarm
+
+p2pinfer --help lists the rest.
+"""
+
+ASK = Group("Ask and lend", sort_key=1)
+LOOK = Group("Look", sort_key=2)
+KEEP = Group("Keep", sort_key=3)
+STUDY = Group("Study", sort_key=4)
+OPTIONS = Group("Options", sort_key=5)
+
 COMMANDS = {
-    "bench": ("bench:app", "Measure; prints JSON."),
-    "chat": ("chat:chat", "Chat with a model through a swarm."),
-    "config": (
-        "config:config",
-        (
-            "Show all settings, and where each comes from.\n\n"
-            "Options count for more than variables, these for more than the file, and the file for"
-            " more than defaults. The file is TOML: an option a line, without its dashes; lines"
-            " under [join], or another command's name, are for that command alone."
-        ),
-    ),
     "demo": (
+        ASK,
         "chat:demo",
         "Start a swarm of local peers, each a process of its own, chat with it, and end it.",
     ),
-    "doctor": ("peers:doctor", "Say why this machine serves or not."),
+    "chat": (ASK, "chat:chat", "Chat with a model through a swarm."),
+    "serve": (
+        ASK,
+        "serve:serve",
+        (
+            "Serve OpenAI's interface and a web page that shows the swarm.\n\n"
+            "The options for answers are defaults; a request may set its own."
+        ),
+    ),
     "join": (
+        ASK,
         "join:join",
         (
             "Lend this machine to a swarm: serve the layers of a model where it helps most.\n\n"
@@ -45,52 +62,75 @@ COMMANDS = {
             " at once."
         ),
     ),
-    "ledger": ("ledger:app", "Show who worked for whom."),
-    "model": ("model:app", "Add, list, check and remove models."),
-    "network-key": ("peers:network_key", "Make a network's key."),
-    "peers": ("peers:peers", "Show who serves what, and how fast."),
-    "ps": ("status:ps", "List the sessions that are open here."),
-    "serve": (
-        "serve:serve",
-        (
-            "Serve OpenAI's interface and a web page that shows the swarm.\n\n"
-            "The options of answers hold for whoever does not ask otherwise."
-        ),
+    "peers": (
+        LOOK,
+        "peers:peers",
+        "Show who serves what, and how fast; with --why, why this machine serves or not.",
     ),
-    "sim": ("sim:app", "Simulate a network with the code of real peers."),
     "status": (
+        LOOK,
         "status:status",
         (
-            "Say what this machine serves, for whom, how fast, and what it has earned.\n\n"
-            "Where nothing of p2pinfer runs that is said, and it is no failure."
+            "Show what this machine serves, for whom, how fast, and what it has earned.\n\n"
+            "It is no failure if no p2pinfer process is running."
+        ),
+    ),
+    "verify": (LOOK, "verify:app", "Check an answer's certificate, or a fraud proof, offline."),
+    "model": (KEEP, "model:app", "Add, list, check and remove models."),
+    "key": (KEEP, "key:app", "Make the key of a private network."),
+    "config": (
+        KEEP,
+        "config:config",
+        (
+            "Show all settings, and where each comes from.\n\n"
+            "Options override variables, variables the file, and the file the defaults. The file"
+            " is TOML: an option a line, without its dashes; lines under [join], or another"
+            " command's name, are for that command alone."
         ),
     ),
     "service": (
+        KEEP,
         "service:service",
         (
             "Print a systemd user unit, or on macOS a launchd plist, that runs join in the"
             " background."
         ),
     ),
-    "verify": ("verify:app", "Check an answer's certificate."),
+    "sim": (STUDY, "sim:app", "Simulate a network with the code of real peers."),
+    "bench": (STUDY, "bench:app", "Measure; prints JSON."),
     "--install-completion": (
+        OPTIONS,
         "completion:install_completion",
         "Have the shell complete commands and options.",
     ),
 }
-"""Where each command is, and its help, whose first line is listed: none is loaded untyped."""
+"""Each command's group, where it is, and its help, whose first line is listed: none is loaded
+untyped."""
+
+RENAMED = {
+    "doctor": ("peers:doctor", "peers --why"),
+    "ps": ("status:ps", "status --open-sessions"),
+    "ledger": ("status:ledger", "status --ledger"),
+    "network-key": ("key:new", "key new"),
+}
+"""Commands of earlier versions: they still work, and say what to type now."""
 
 CONFIG = ConfigFile(lambda: app)
 
 app: App = App(
     name="p2pinfer",
-    help=f"Pool ordinary machines into a swarm that runs one language model.\n{EXIT_CODES}",
+    help="Pool ordinary machines into a swarm that runs one language model.",
+    help_epilogue=EXIT_CODES,
     version=lambda: _version(),
     help_format="plaintext",
     config=CONFIG,
 )
-for _name, (_where, _help) in COMMANDS.items():
-    app.command(f"p2pinfer.cli.{_where}", name=_name, help=_help)
+app["--help"].group = app["--version"].group = (OPTIONS,)
+app.meta.group_parameters = OPTIONS
+for _name, (_group, _where, _help) in COMMANDS.items():
+    app.command(f"p2pinfer.cli.{_where}", name=_name, help=_help, group=_group)
+for _name, (_where, _now) in RENAMED.items():
+    app.command(f"p2pinfer.cli.{_where}", name=_name, help=f"Now: p2pinfer {_now}", show=False)
 
 
 @app.meta.default
@@ -99,6 +139,11 @@ def launch(
 ) -> None:
     """Begin to log, and run the command that the other words name."""
     log.begin()
+    if not tokens:
+        print(BEGIN, end="")
+        return
+    if tokens[0] in RENAMED:
+        logs.note(f"p2pinfer {tokens[0]} is now: p2pinfer {RENAMED[tokens[0]][1]}")
     app(tokens, exit_on_error=False, print_error=False)
 
 
@@ -143,7 +188,8 @@ def main() -> None:
 def _usage(error: CycloptsError) -> str:
     """Say what is wrong with a command line, and where to read what can be typed."""
     if isinstance(error, UnusedCliTokensError):
-        text = f"{' '.join(error.unused_tokens or ())!r} is too much: put a prompt into quotes."
+        words = " ".join(error.unused_tokens or ())
+        text = f"unexpected argument {words!r}; quote a prompt that contains spaces."
     else:
         text = str(error)
     command = " ".join(["p2pinfer", *(error.command_chain or ())])

@@ -44,9 +44,9 @@ SwarmModel = Annotated[
         "model", "A GGUF file, an id, or 'default'; else what the swarm serves, or the default."
     ),
 ]
-Network = Annotated[str, option("network", "Swarms of other names are not seen.")]
+Network = Annotated[str, option("network", "Swarm name; peers of other swarms are ignored.")]
 NetworkKey = Annotated[
-    Path | None, option("network-key", "The file of a private network's key: see network-key.")
+    Path | None, option("network-key", "File with a private network's key: see key new.")
 ]
 
 

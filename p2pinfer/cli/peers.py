@@ -1,9 +1,8 @@
-"""``p2pinfer peers`` and ``p2pinfer doctor``: see the swarm, and why this machine serves or not."""
+"""``p2pinfer peers``: who serves what, and why this machine serves or not."""
 
 import json
 import sys
 from collections.abc import Sequence
-from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 from p2pinfer.cli.options import (
@@ -44,13 +43,30 @@ def peers(
     bootstrap: WaysIn = (),
     network: Network = "main",
     watch: Annotated[bool, option("watch", "Look again every two seconds.", negative="")] = False,
+    why: Annotated[
+        bool,
+        option("why", "Say instead why this machine serves or not.", negative=""),
+    ] = False,
+    memory: Memory = None,
     as_json: AsJson = False,
     reach: ReachFlags = REACH,
+    machine: MachineFlags = MACHINE,
 ) -> None:
     """Show who serves which layers, how fast, how busy, how trusted by this machine, how far.
 
     Standing is what this machine has seen of a peer's word in its own chats: 50 % is a stranger's.
+    --memory, --sessions, --context and --threads count with --why: would this machine fit?
     """
+    if why:
+        doctor(
+            bootstrap=bootstrap,
+            network=network,
+            memory=memory,
+            as_json=as_json,
+            reach=reach,
+            machine=machine,
+        )
+        return
     import trio
 
     from p2pinfer.node.local_peers import ways_in
@@ -173,18 +189,3 @@ def doctor(
             sys.exit(errors.EXIT_FAILED)
 
     run_task(run)
-
-
-def network_key(file: Path, /) -> None:
-    """Draw the key of a new private network, and write it to a file that only its owner can read.
-
-    Parameters
-    ----------
-    file: Path
-        Where to write it; every peer of the network needs a copy.
-    """
-    from transports.secret import create_secret
-
-    if not create_secret(file):
-        raise UserError(f"{file} is there already: name another file")
-    print(file)

@@ -1,12 +1,15 @@
-"""``p2pinfer status`` and ``p2pinfer ps``: what this machine does for a swarm, and for whom."""
+"""``p2pinfer status``: what this machine does for a swarm, for whom, and who did what for it."""
 
 import json
 import sys
 from collections.abc import Iterable
-from typing import Any
+from typing import Annotated, Any
 
-from p2pinfer.cli.options import AsJson
+from attrs import asdict
+
+from p2pinfer.cli.options import AsJson, option
 from p2pinfer.cli.running import run_task
+from p2pinfer.core.errors import UserError
 
 RATE_S = 0.5
 """Between two looks, from which speeds are taken: some 30 tokens of one answer."""
@@ -21,10 +24,27 @@ PIPE_CHARS = 200
 Status = dict[str, Any]
 
 
-def status(*, as_json: AsJson = False) -> None:
+def status(
+    *,
+    open_sessions: Annotated[
+        bool, option("open-sessions", "List the sessions that are open here.", negative="")
+    ] = False,
+    by_peer: Annotated[
+        bool, option("ledger", "Show the work done for and by each peer.", negative="")
+    ] = False,
+    as_json: AsJson = False,
+) -> None:
     """Print what every process of p2pinfer here does, and the ledger's totals."""
     from p2pinfer.node.ledger_db import open_books
 
+    if open_sessions and by_peer:
+        raise UserError("choose one of --open-sessions and --ledger")
+    if open_sessions:
+        ps(as_json=as_json)
+        return
+    if by_peer:
+        ledger(as_json=as_json)
+        return
     found = look()
     accounts = open_books().accounts()
     served, used = (sum(getattr(each, side) for each in accounts) for side in ("served", "used"))
@@ -35,7 +55,9 @@ def status(*, as_json: AsJson = False) -> None:
         print("\n".join(lines(each)))
     if not found:
         print(NOTHING_RUNS)
-    print(f"earned   {served:,} layer-rows for others, {used:,} used of theirs (see: ledger)")
+    print(
+        f"earned   {served:,} layer-rows for others, {used:,} used of theirs (see: status --ledger)"
+    )
 
 
 def ps(*, as_json: AsJson = False) -> None:
@@ -62,6 +84,22 @@ def ps(*, as_json: AsJson = False) -> None:
         table.add_row(*map(Text, cells(session)))
     width = None if sys.stdout.isatty() else PIPE_CHARS
     Console(highlight=False, width=width).print(table)
+
+
+def ledger(*, as_json: AsJson = False) -> None:
+    """Show the work that this machine did for others and others for it, in rows times layers."""
+    from p2pinfer.node.ledger_db import open_books
+
+    found = open_books().accounts()
+    served, used = (sum(getattr(each, side) for each in found) for side in ("served", "used"))
+    if as_json:
+        report = {"served": served, "used": used, "peers": [asdict(each) for each in found]}
+        print(json.dumps(report))
+        return
+    print(f"{'peer':<52} {'served':>14} {'used':>14}")
+    for each in found:
+        print(f"{each.peer:<52} {each.served:>14,} {each.used:>14,}")
+    print(f"{'all':<52} {served:>14,} {used:>14,}")
 
 
 def look() -> list[Status]:
@@ -137,7 +175,7 @@ def _state(found: Status) -> str:
     layers = f" layers {found['layers']} of {found['layers_of_model']}" if "layers" in found else ""
     if found.get("resting"):
         return f"resting: {found['resting']};{layers}{where}"
-    hidden = "; nobody can dial it (see: doctor)" if found.get("hidden") else ""
+    hidden = "; nobody can dial it (see: peers --why)" if found.get("hidden") else ""
     return f"{found['state']}{layers}{where}{hidden}"
 
 

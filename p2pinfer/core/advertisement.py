@@ -22,7 +22,7 @@ from p2pinfer.core.checks import (
 from p2pinfer.core.ids import ModelId, PeerId
 
 ADVERTISEMENTS_MAX = 4096
-"""That a peer keeps; of a larger swarm it keeps a sample with every layer in it. 4 MB or so."""
+"""Kept by one peer, some 4 MB; of a larger swarm it keeps a sample that covers every layer."""
 
 SIGNED_BYTES_MAX = 4096
 

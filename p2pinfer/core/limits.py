@@ -10,6 +10,8 @@ STEPS_IN_FLIGHT_MAX = 8
 """Per session: enough prompt chunks to keep every stage of a chain busy, few enough to be fair."""
 
 SESSIONS_DEFAULT = 8
+"""At a peer: one decode serves all of them, and each holds KV cells of its own."""
+
 CONTEXT_DEFAULT = 4096
 """Positions per session. The default model: 0.75 KiB a position and layer, so 240 MiB a stage."""
 

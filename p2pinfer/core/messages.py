@@ -78,7 +78,7 @@ BITMAP_BYTES_MAX = PART_BYTES_MAX // CHUNK_BYTES // 8
 """A bit for each chunk of the longest part."""
 
 QUESTIONS_PER_CHANNEL_MAX = 16
-"""Asked and not yet answered; who asks more breaks the protocol."""
+"""Asked and not yet answered; a fetcher that asks more breaks the protocol."""
 
 CHUNKS_PER_QUESTION_MAX = 2
 """A question, and the thread that reads its chunks, cost as much as hashing one of them."""

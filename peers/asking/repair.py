@@ -13,7 +13,7 @@ from peers.asking.stage_handle import StageHandle
 from peers.steps.messaging import RefusedError
 
 WAIT_S_MAX = 60.0
-"""How long a session waits for somebody to take a lost peer's place."""
+"""How long a session waits for a peer that can take a lost one's place."""
 
 LOOK_AGAIN_S = 0.5
 

@@ -17,10 +17,10 @@ from peers.asking.session import Session
 from scheduler.routing import Asking, NoRoute, RouteHop, replacement
 
 SLOW_TIMES = 10
-"""A stage that takes so many times as long as it said is replaced, if it can be."""
+"""A stage that takes this many times as long as it claimed is replaced, if possible."""
 
 BETTER_TIMES = 2
-"""Whoever replaces it must say to be so many times as fast as it was seen to be."""
+"""Its replacement must claim to be this many times as fast as the stage was seen to be."""
 
 TIMES_MIN = 8
 """Tokens, half of which may have been slow for some other reason."""

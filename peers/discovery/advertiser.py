@@ -18,8 +18,8 @@ from transports.base import Topic, Transport
 PATIENCE_S_MIN = 60.0
 PATIENCE_ROUNDS = 4
 """How long a peer waits to be dialled. In each round every peer calls another at random, and some
-call whom they have not reached yet: if a thousand start at once, one in 200 that can be dialled is
-not by then, and hides for nothing; a newcomer is called by 16 peers in a round."""
+call peers not reached yet: if a thousand start at once, one in 200 that can be dialled is not by
+then, and hides for nothing; a newcomer is called by 16 peers in a round."""
 
 HIDDEN_S = 900.0
 """For how long a peer that nobody has dialled names no address, before it tries again."""

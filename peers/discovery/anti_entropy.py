@@ -16,14 +16,14 @@ from peers.steps.messaging import receive, send
 from transports.base import Channel
 
 MESSAGES_MAX = 16
-"""Of Known in a row: twice what a full view fills."""
+"""`Known` messages in a row: twice what a full view fills."""
 
 AT_ONCE_MAX = 16
 """Advertisements judged before others have their turn: 2 ms of signatures."""
 
 OFFENCES_MAX = 8
-"""Advertisements that are not genuine: who updates last may pass on what a newer version finds
-wrong, once or twice; each costs a signature's check."""
+"""Advertisements that are not genuine; each costs a signature's check. An older version may pass on
+what a newer one finds wrong, once or twice."""
 
 TOLD_MAX = 2.0 * ADVERTISEMENTS_MAX
 TOLD_PER_S = 100.0

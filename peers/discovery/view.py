@@ -29,7 +29,7 @@ SHORTEST_S = PERIOD_MS_DEFAULT / 1000
 """Period of a small swarm."""
 
 ARRIVALS_PER_S_MAX = 10
-"""Advertisements of a model that anybody gets, however many serve it: the period stretches."""
+"""Advertisements of one model that a peer gets, however many serve it: the period stretches."""
 
 PERIODS_MISSED_MAX = 3.5
 """Three renewals missed: the peer is gone, or cut off."""
@@ -60,8 +60,8 @@ EXPIRIES_PER_PEER_MAX = 4
 
 SAID_MAX = 6
 SAID_EACH_S = 2.5
-"""Of an author: advertisements taken at once, and in the long run one in so many seconds; honest
-ones send fewer."""
+"""Of one author: advertisements taken at once, and then one per this many seconds; honest peers
+send fewer."""
 
 _SAID_MOST_S = SAID_MAX * SAID_EACH_S + ROUNDING_S
 

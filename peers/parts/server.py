@@ -34,7 +34,7 @@ from transports.base import Channel, Transport
 _log = logging.getLogger("p2pinfer.parts")
 
 CHANNELS_MAX = 32
-"""Of all peers; with four chunks and the copy on its way each, some 160 MB at the very worst."""
+"""From all peers; with four chunks and the copy on its way each, 160 MB at the very worst."""
 
 CHANNELS_PER_PEER_MAX = 2
 """A fetcher needs one; a second one while the end of the first has not been noticed."""

@@ -27,7 +27,7 @@ from transports.base import Channel, Transport
 _log = logging.getLogger("p2pinfer.stage")
 
 SESSIONS_PER_REQUESTER_MAX = 8
-"""Whoever needs more waits, so that others find room."""
+"""A requester that needs more waits, so that others find room."""
 
 
 @dataclass(frozen=True)

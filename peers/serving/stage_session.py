@@ -58,11 +58,11 @@ IDLE_S_MAX = 900.0
 """A person may think for a while between two questions; after that the cells are for others."""
 
 QUIET_S = 5.0
-"""A session between two answers may end after so long: its requester opens another."""
+"""A session between two answers may be ended after this: its requester opens another."""
 
 SILENT_S_MAX = 180.0
-"""So may one that says nothing: in mid-answer nobody waits for longer between two steps, 120 s for
-a slow stage and 60 s for somebody to take a lost one's place."""
+"""So may a session that says nothing. In mid-answer no pause between two steps is longer: 120 s for
+a slow stage and 60 s until a lost one is replaced."""
 
 
 class StageSession:

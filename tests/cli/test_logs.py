@@ -91,6 +91,6 @@ def test_a_mistake_of_ours_is_a_sentence(
         raise ExceptionGroup("several", [ValueError("one"), KeyError("two")])
 
     monkeypatch.setattr("p2pinfer.cli.status.look", fail)
-    assert run(monkeypatch, "ps") == EXIT_FAILED
+    assert run(monkeypatch, "status") == EXIT_FAILED
     (line,) = capsys.readouterr().err.splitlines()
     assert "ExceptionGroup: several" in line

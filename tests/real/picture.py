@@ -1,4 +1,4 @@
-"""Make the README's picture of the page anew: ``python -m tests.real.picture`` in the root."""
+"""Take the README's picture of the page again: ``python -m tests.real.picture`` in the root."""
 
 import io
 import tempfile
@@ -10,7 +10,7 @@ from playwright.sync_api import Browser, ViewportSize, expect, sync_playwright
 from tests.support.browsers import ANSWER_MS_MAX, launch
 from tests.support.gateways import running_gateway
 
-PICTURE = Path("p2pinfer/api/page.png")
+PICTURE = Path("docs/page.png")
 SIZE: ViewportSize = {"width": 1180, "height": 720}
 COLOURS = 128
 """Of the picture's palette: a page of few colours needs no more, and stays under 150 KB."""

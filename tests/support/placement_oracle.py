@@ -1,6 +1,6 @@
 """Where a swarm's peers would have to be for the weakest layer to be best, by linear programming.
 
-``python -m tests.scheduler.oracle SWARMS`` compares many more swarms than the tests do.
+``python -m tests.support.placement_oracle SWARMS`` compares many more swarms than the tests do.
 """
 
 import random

@@ -56,8 +56,8 @@ SEEN_MAX = 16_384
 TOPICS_PER_PEER_MAX = 64
 
 OFFENCES_MAX = 8
-"""Messages that no correct peer sends, from one neighbour, before it is cut off: who updates last
-may honestly pass on what a newer version finds wrong, once or twice."""
+"""Messages that no correct peer sends, from one neighbour, before it is cut off. An older version
+may honestly pass on what a newer one finds wrong, once or twice."""
 
 OFFENCE_S = 10.0
 """After so long one is forgiven."""

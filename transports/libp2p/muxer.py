@@ -42,7 +42,7 @@ PING_INTERVAL_S = 0.5
 """Both sides ping, so either hears the other even while its own questions wait behind bulk."""
 
 SILENCE_S_MAX = 1.8
-"""A peer that is not heard for so long is taken for dead: sessions must notice within 2 s."""
+"""A peer not heard for this long is taken for dead: sessions must notice within 2 s."""
 
 IDLE_PING_INTERVAL_S = 5.0
 """While no channel is open. Thirty such neighbours then cost 0.2 % of a core, and not 2 %."""

@@ -39,7 +39,7 @@ ASK_S_MAX = 10.0
 """For the DHT to answer."""
 
 KEYS_MAX = 4096
-"""Of which records are kept for others, at most 20 each: libp2p itself keeps any number."""
+"""Keys whose records are kept for others, at most 20 each: libp2p itself sets no limit."""
 
 HINTS_MAX = 64
 """Addresses given at once."""

@@ -180,7 +180,7 @@ async def test_an_idle_worker_uses_no_processor(slices: dict[str, Path]) -> None
 NODE = """
 import sys, trio
 from pathlib import Path
-from p2pinfer.engine.local import open_stage
+from p2pinfer.engine.llama.engine import open_stage
 
 async def main():
     async with open_stage(Path(sys.argv[1]), 10, sessions=1, context=256) as engine:

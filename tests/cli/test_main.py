@@ -1,0 +1,76 @@
+"""What a person reads first: `p2pinfer` alone, its help, and verbs of earlier versions."""
+
+import pytest
+
+from p2pinfer.cli.main import COMMANDS, RENAMED, app
+from tests.support.command_line import run
+
+VERBS_MAX = 13
+"""As many as a newcomer reads through."""
+
+
+def test_alone_it_shows_what_people_come_for(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Three lines to type, and where the rest is listed."""
+    assert run(monkeypatch) == 0
+    said = capsys.readouterr().out
+    assert [line.split()[:2] for line in said.splitlines()[2:5]] == [
+        ["p2pinfer", "demo"],
+        ["p2pinfer", "chat"],
+        ["p2pinfer", "join"],
+    ]
+
+
+def test_help_lists_verbs_in_groups(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """What asks and lends comes first, what studies last; old verbs are not listed."""
+    assert run(monkeypatch, "--help") == 0
+    said = capsys.readouterr().out
+    groups = ["Ask and lend", "Look", "Keep", "Study", "Options"]
+    places = [said.index(f"─ {group} ─") for group in groups]
+    assert places == sorted(places)
+    verbs = [name for name in COMMANDS if name[0] != "-"]
+    assert len(verbs) <= VERBS_MAX
+    listed = {line[1:].split()[0] for line in said.splitlines() if line.startswith("│ ")}
+    assert set(verbs) <= listed
+    assert not listed & set(RENAMED)
+
+
+@pytest.mark.parametrize("verb", [name for name in COMMANDS if name[0] != "-"])
+def test_every_verb_explains_itself(
+    verb: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Each is where the table says, and its help names it."""
+    assert run(monkeypatch, verb, "--help") == 0
+    assert f"Usage: p2pinfer {verb}" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("old", RENAMED)
+def test_old_spelling_works_and_names_the_new_one(
+    old: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The new spelling exists, and the old one leads there."""
+    now = RENAMED[old][1].split()
+    assert now[0] in app
+    run(monkeypatch, old, *(["/nonexistent/key"] if old == "network-key" else []))
+    assert f"p2pinfer {old} is now: p2pinfer {' '.join(now)}" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(("old", "now"), [("ps", "--open-sessions"), ("ledger", "--ledger")])
+def test_status_shows_what_old_verbs_showed(
+    old: str, now: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The same on standard output, to the byte."""
+    assert run(monkeypatch, old, "--json") == run(monkeypatch, "status", now, "--json") == 0
+    first, second = capsys.readouterr().out.splitlines()
+    assert first == second
+
+
+def test_status_shows_one_thing_at_a_time(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Two lists at once are refused in words."""
+    assert run(monkeypatch, "status", "--open-sessions", "--ledger") == 2
+    assert "choose one" in capsys.readouterr().err
