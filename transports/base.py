@@ -137,12 +137,19 @@ class Transport(Protocol):
 
     @property
     def addresses(self) -> Sequence[str]:
-        """Multiaddrs, each ending in ``/p2p/<peer id>``, at which others reach this peer."""
+        """Multiaddrs, each ending in ``/p2p/<peer id>``, at which others reach this peer.
+
+        As of now, the best first, and at most `p2pinfer.core.checks.ADDRESSES_MAX`.
+        """
         ...
 
     @property
     def was_dialled(self) -> bool:
-        """Whether another peer ever made a connection to this one, and used it."""
+        """Whether another peer made a connection to this one, and used it, since it moved last."""
+        ...
+
+    async def wait_moved(self) -> None:
+        """Wait until the addresses change."""
         ...
 
     def handle(self, protocol: str, handler: Handler) -> None:

@@ -60,8 +60,12 @@ class GuardedTransport:
 
     @property
     def was_dialled(self) -> bool:
-        """Whether another peer ever made a connection to this one, and used it."""
+        """Whether another peer made a connection to this one, and used it, since it moved last."""
         return self._inner.was_dialled
+
+    async def wait_moved(self) -> None:
+        """Wait until the addresses change."""
+        await self._inner.wait_moved()
 
     def handle(self, protocol: str, handler: Handler) -> None:
         """Serve channels of all who are not shut out."""

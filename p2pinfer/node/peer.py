@@ -33,6 +33,7 @@ from p2pinfer.node.requester import (
     Machine,
     check_layers,
     check_memory,
+    check_weights,
     for_model,
     freeze_gc,
 )
@@ -70,6 +71,17 @@ ANSWER_AGAIN_S = 0.5
 HIDDEN = (
     "nobody who tried could dial this peer, so no session comes here: open its TCP port {} to"
     " others, in the firewall or the router"
+)
+
+TWIN = (
+    "another machine runs with this peer's identity, so the swarm takes the two for one, and"
+    " sessions fail: stop one of them, and start it with a key of its own (--identity FILE);"
+    " a copied home has a copy of the key"
+)
+
+SELF = (
+    "{} has this peer's own identity: if that is another machine, the home of one is a copy of the"
+    " other's, and one needs a key of its own (--identity FILE)"
 )
 
 
@@ -148,7 +160,7 @@ async def serve_peer(options: PeerOptions, store: Store, hooks: Hooks) -> None:
             )
         )
         transport, directory, nursery = swarm.transport, swarm.directory, swarm.nursery
-        _say_when_hidden(swarm, hooks.say)
+        _say_to_the_owner(swarm, hooks.say)
         directory.listen()
         PartsServer(transport, store).listen()
         server: Server | None = None
@@ -162,7 +174,7 @@ async def serve_peer(options: PeerOptions, store: Store, hooks: Hooks) -> None:
         await stack.enter_async_context(open_status(describe, partial(sponsor, identity, network)))
         with trio.CancelScope() as preparing:
             nursery.start_soon(_cancel_at, hooks.leaving, preparing)
-            await _enter(swarm, options)
+            await _enter(swarm, options, hooks.say)
             model_id = options.model or await swarm.pick_model(hooks.default_model)
             supplies = _Supplies(swarm, store, model_id, options, hooks)
             model = await supplies.open_model()
@@ -201,8 +213,8 @@ def _serves(directory: Directory, me: PeerId, model: ModelId, peer: PeerId) -> b
     return peer == me or any(other.peer == peer for other in serving)
 
 
-def _say_when_hidden(swarm: SwarmConnection, say: Callable[[str], None]) -> None:
-    """Say when others seem unable to dial this peer, and when they are able to again."""
+def _say_to_the_owner(swarm: SwarmConnection, say: Callable[[str], None]) -> None:
+    """Say when others cannot dial this peer, or can again, and when another has its key."""
     transport = swarm.transport
     ports = dict.fromkeys(re.findall(r"/tcp/(\d+)", " ".join(transport.addresses)))
     last = ""
@@ -215,6 +227,7 @@ def _say_when_hidden(swarm: SwarmConnection, say: Callable[[str], None]) -> None
             last = text
 
     swarm.directory.advertiser.on_hidden = on_hidden
+    swarm.directory.advertiser.on_twin = partial(say, TWIN)
 
 
 async def _cancel_at(event: trio.Event, scope: trio.CancelScope) -> None:
@@ -222,19 +235,30 @@ async def _cancel_at(event: trio.Event, scope: trio.CancelScope) -> None:
     scope.cancel()
 
 
-async def _enter(swarm: SwarmConnection, options: PeerOptions) -> None:
+async def _enter(swarm: SwarmConnection, options: PeerOptions, say: Callable[[str], None]) -> None:
     """Learn who is there, if anybody is, and stay in touch from then on."""
     if options.model:
         swarm.directory.follow(options.model)
     if options.bootstrap:
-        await _ask(swarm.directory, swarm.transport.peer_id, options.bootstrap)
+        await _ask(swarm.directory, swarm.transport, options.bootstrap, say)
     elif looks_around(options.network):
         await swarm.directory.find_anybody(LAN_S_MAX)
     swarm.stay_in_touch()
 
 
-async def _ask(directory: Directory, me: PeerId, ways_in: tuple[str, ...]) -> None:
+def _strange_selves(transport: Transport, ways_in: Iterable[str]) -> list[str]:
+    """Return the ways in that lead to this peer's identity, and not to where it listens."""
+    me = [address for address in ways_in if address.endswith(f"/p2p/{transport.peer_id}")]
+    return [address for address in me if address not in transport.addresses]
+
+
+async def _ask(
+    directory: Directory, transport: Transport, ways_in: tuple[str, ...], say: Callable[[str], None]
+) -> None:
     """Learn who is there from the first way in that answers; go on without after a while."""
+    me = transport.peer_id
+    for address in _strange_selves(transport, ways_in):
+        say(SELF.format(address))
     with trio.move_on_after(ANSWER_S_MAX):
         while True:
             failures = await directory.enter(ways_in)
@@ -254,6 +278,8 @@ class _Supplies:
     model: ModelId
     options: PeerOptions
     hooks: Hooks
+    newest: Path | None = None
+    """The slice of the engine that was opened last."""
 
     async def open_model(self) -> PartsModel:
         """Fetch what describes the model; raises UserError where the layers cannot be served."""
@@ -267,6 +293,7 @@ class _Supplies:
 
         def check(model: PartsModel) -> None:
             if fixed:
+                check_weights(model, model.manifest.needed(fixed.first, fixed.end))
                 check_memory(model, len(fixed), self.options.machine)
 
         model, _ = await self._obtain(needed, check)
@@ -280,9 +307,10 @@ class _Supplies:
             return manifest.needed(first, end)
 
         def make(model: PartsModel) -> Path:
-            return model.stage(first, end)
+            return model.stage(first, end, spare=0)
 
         model, path = await self._obtain(needed, make)
+        self.newest = path
         machine = for_model(self.options.machine, model)
         async with open_stage(
             path,
@@ -292,6 +320,8 @@ class _Supplies:
             threads=machine.threads,
         ) as engine:
             yield engine
+        if path != self.newest:  # it has moved: the slice serves nobody any more
+            await in_thread(model.drop_unused_stages)
 
     async def _obtain(
         self, needed: Callable[[Manifest], Iterable[str]], make: Callable[[PartsModel], T]

@@ -4,7 +4,7 @@ import random
 from types import SimpleNamespace
 from typing import Any
 
-from p2pinfer.node.peer import _say_when_hidden
+from p2pinfer.node.peer import _say_to_the_owner, _strange_selves
 from peers.discovery.directory import Directory
 from tests.support.directories import identity
 
@@ -24,7 +24,7 @@ def test_an_owner_hears_once_which_port_to_open() -> None:
     transport: Any = Reached()
     directory = Directory(transport, identity(1), random.Random(1))
     swarm: Any = SimpleNamespace(transport=transport, directory=directory)
-    _say_when_hidden(swarm, told.append)
+    _say_to_the_owner(swarm, told.append)
     for hidden in (True, False, True, False, True):
         directory.advertiser.on_hidden(hidden)
     (once,) = told
@@ -32,3 +32,20 @@ def test_an_owner_hears_once_which_port_to_open() -> None:
     transport.was_dialled = True
     directory.advertiser.on_hidden(False)
     assert told[1:] == ["others can dial this peer now"]
+
+
+def test_an_owner_hears_of_a_machine_with_the_same_key() -> None:
+    """From its words; and where it is named as the way in, which nobody could reach from here."""
+    told: list[str] = []
+    transport: Any = Reached()
+    directory = Directory(transport, identity(1), random.Random(1))
+    swarm: Any = SimpleNamespace(transport=transport, directory=directory)
+    _say_to_the_owner(swarm, told.append)
+    directory.advertiser.on_twin()
+    (once,) = told
+    assert "another machine runs with this peer's identity" in once
+    assert "--identity FILE" in once
+    own, me = transport.addresses[0], transport.peer_id
+    elsewhere = f"/ip4/192.0.2.9/tcp/4001/p2p/{me}"
+    other = "/ip4/192.0.2.9/tcp/4001/p2p/12D3KooW"
+    assert _strange_selves(transport, (own, elsewhere, other)) == [elsewhere]
