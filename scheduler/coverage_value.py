@@ -10,6 +10,7 @@ same sum, so moves for a gain of one's own end.
 import numpy as np
 from attrs import frozen
 
+from p2pinfer.core.layer_range import LayerRange
 from scheduler.offer_table import Flags, Floats, Whole
 
 RARE = 1e-3
@@ -52,21 +53,25 @@ class Cover:
         """How many layers would be missing if a peer, the only one to hold them, died."""
         return int((self.holders <= 1).sum())
 
-    def plus(self, first: int, end: int, speed: float) -> "Cover":
+    def plus(self, layers: LayerRange, speed: float) -> "Cover":
         """Return the cover with one peer more; ``speed`` is in layers times the even rate."""
         rate, holders = self.rate.copy(), self.holders.copy()
-        if first < end:
-            rate[first - self.lo : end - self.lo] += speed / (end - first + STAGE_LAYERS)
-            holders[first - self.lo : end - self.lo] += 1
+        if layers:
+            part = self.part(layers)
+            rate[part] += speed / (len(layers) + STAGE_LAYERS)
+            holders[part] += 1
         return Cover(self.lo, rate, holders)
+
+    def part(self, layers: LayerRange) -> slice:
+        """Return where a range is in the columns."""
+        return slice(layers.first - self.lo, layers.end - self.lo)
 
 
 @frozen
 class Place:
     """A range, and what it is worth."""
 
-    first: int
-    end: int
+    layers: LayerRange
     worth: float
 
 
@@ -94,17 +99,17 @@ def covers_of(lo: int, hi: int, first: Whole, end: Whole, speed: Floats) -> tupl
     return np.where(whole > 0, rate, 0.0), whole
 
 
-def worth_of(cover: Cover, first: int, end: int, speed: float) -> float:
+def worth_of(cover: Cover, layers: LayerRange, speed: float) -> float:
     """Return what one more peer would be worth there."""
-    if first == end:
+    if not layers:
         return 0.0
-    part = slice(first - cover.lo, end - cover.lo)
-    more = _cost(cover.rate[part] + speed / (end - first + STAGE_LAYERS), cover.holders[part] + 1)
+    part = cover.part(layers)
+    more = _cost(cover.rate[part] + speed / (len(layers) + STAGE_LAYERS), cover.holders[part] + 1)
     return float((_cost(cover.rate[part], cover.holders[part]) - more).sum())
 
 
 def best_place(
-    cover: Cover, speed: float, layers_max: int, lot: float, keep: tuple[int, int] | None = None
+    cover: Cover, speed: float, layers_max: int, lot: float, keep: LayerRange | None = None
 ) -> Place:
     """Return the range of at most so many layers that is worth most; ``keep`` must lie within it.
 
@@ -112,10 +117,10 @@ def best_place(
     the lot decides, a number from 0 to 1.
     """
     lo, rate, holders = cover.lo, cover.rate[None], cover.holders[None]
-    kept = (keep[0] - lo, keep[1] - lo) if keep else None
+    kept = LayerRange(keep.first - lo, keep.end - lo) if keep else None
     sizes = np.array([speed]), np.array([layers_max])
     first, end, worth = best_places(rate, holders, *sizes, lot, kept)
-    return Place(lo + int(first[0]), lo + int(end[0]), float(worth[0]))
+    return Place(LayerRange(lo + int(first[0]), lo + int(end[0])), float(worth[0]))
 
 
 def best_places(
@@ -124,15 +129,15 @@ def best_places(
     speed: Floats,
     layers_max: Whole,
     lot: float,
-    keep: tuple[int, int] | None = None,
+    keep: LayerRange | None = None,
 ) -> tuple[Whole, Whole, Floats]:
     """Return what ``best_place`` does for several covers at once, counted from their first layer.
 
     Covers are rows; ``speed`` and ``layers_max`` are of the one peer that each is to have more.
     """
     count, rows = rate.shape[1], np.arange(len(rate))
-    kept = keep or (count, 0)
-    lengths = np.arange(max(kept[1] - kept[0], 1), min(int(layers_max.max()), count) + 1)[:, None]
+    first_max, end_min = (keep.first, keep.end) if keep else (count, 0)
+    lengths = np.arange(max(end_min - first_max, 1), min(int(layers_max.max()), count) + 1)[:, None]
     before = _cost(rate, holders)
     # By cover, length and first layer: what the layers from there on are worth together.
     more = (speed[:, None] / (lengths[:, 0] + STAGE_LAYERS))[:, :, None]
@@ -142,7 +147,7 @@ def best_places(
     firsts = np.arange(count)
     ends = firsts + lengths
     worth = total[:, np.arange(len(lengths))[:, None], np.minimum(ends, count)] - total[:, :, :-1]
-    worth[:, (ends > count) | (ends < kept[1]) | (firsts > kept[0])] = -np.inf
+    worth[:, (ends > count) | (ends < end_min) | (firsts > first_max)] = -np.inf
     worth[lengths[:, 0] > np.maximum(layers_max, lengths[0])[:, None]] = -np.inf
     longest = worth.max(axis=2)
     best = longest.max(axis=1)

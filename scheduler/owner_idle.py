@@ -16,7 +16,7 @@ CALM_S = 60.0
 
 
 @frozen
-class Use:
+class MachineUse:
     """What goes on on a machine besides p2pinfer."""
 
     on_battery: bool
@@ -34,7 +34,7 @@ class Rest:
     """Since when it looks as if it should do the other thing."""
 
 
-def judge(rest: Rest, use: Use, now_s: float) -> Rest:
+def judge(rest: Rest, use: MachineUse, now_s: float) -> Rest:
     """Return whether to rest from now on; asked every few seconds."""
     bound = CALM_SHARE if rest.why else BUSY_SHARE
     why = ""

@@ -1,8 +1,8 @@
 """Which contiguous range of layers a peer should serve, as it decides by itself from its own view.
 
-It looks for the range where it is worth most (``scheduler.worth``); in a small swarm it also minds
-the plan that is best for all (``scheduler.plan``). What keeps a swarm whole when peers decide at
-once, each from a view that is a little old:
+It looks for the range where it is worth most (``scheduler.coverage_value``); in a small swarm it
+also minds the plan that is best for all (``scheduler.plan``). What keeps a swarm whole when peers
+decide at once, each from a view that is a little old:
 
 - A peer leaves a layer only to a holder that outranks it in this turn. Ranks are drawn by lot from
   the peers' ids and the turn's number, so at least one holder of each layer stays for the turn. In
@@ -25,6 +25,7 @@ import numpy as np
 from attrs import frozen
 
 from p2pinfer.core.advertisement import Advertisement, State
+from p2pinfer.core.layer_range import LayerRange
 from scheduler.coverage_value import best_place, cover_of, worth_of
 from scheduler.offer_table import NOTHING_SEEN, Experience, OfferTable, Whole
 from scheduler.plan import PEERS_MAX, make_plan
@@ -64,8 +65,7 @@ MEAN_ABOVE = 0.8
 class Choice:
     """What a peer should serve, why, and when to ask again."""
 
-    first: int
-    end: int
+    layers: LayerRange
     moves: bool
     """It differs from what the peer serves or has announced."""
     reason: str
@@ -78,7 +78,7 @@ class Choice:
 def choose(
     offers: Iterable[Advertisement] | OfferTable,
     own: Advertisement,
-    layers: tuple[int, int],
+    layers: LayerRange,
     *,
     now_s: float,
     chance: float,
@@ -100,15 +100,15 @@ def choose(
 
 
 def _stay(swarm: Members, reason: str, check_again_s: float, *, urgent: bool = False) -> Choice:
-    return Choice(*swarm.present, False, reason, urgent, check_again_s)
+    return Choice(swarm.present, False, reason, urgent, check_again_s)
 
 
-def _move(swarm: Members, place: tuple[int, int], check_again_s: float) -> Choice:
+def _move(swarm: Members, place: LayerRange, check_again_s: float) -> Choice:
     """Return the choice of a range, with what it is needed for in words."""
-    holders = int(swarm.others.holders[slice(*(layer - swarm.lo for layer in place))].min())
+    holders = int(swarm.others.holders[swarm.others.part(place)].min())
     who = {0: "nobody else serves", 1: "one other peer serves"}.get(holders)
-    reason = f"{who or f'only {holders} others serve'} some of layers {place[0]}:{place[1]}"
-    return Choice(*place, place != swarm.present, reason, holders == 0, check_again_s)
+    reason = f"{who or f'only {holders} others serve'} some of layers {place}"
+    return Choice(place, place != swarm.present, reason, holders == 0, check_again_s)
 
 
 def _join(swarm: Members, chance: float) -> Choice:
@@ -118,19 +118,20 @@ def _join(swarm: Members, chance: float) -> Choice:
     sake, they would never begin to serve.
     """
     place = _foresee(swarm)
-    first, end = swarm.present
-    if first == end:
+    here = swarm.present
+    if not here:
         return _move(swarm, place, JOIN_CHECK_S)
-    same = swarm.joining & (swarm.first < end) & (first < swarm.end) & (swarm.key < swarm.key[-1])
+    same = swarm.joining & (swarm.first < here.end) & (here.first < swarm.end)
+    same &= swarm.key < swarm.key[-1]
     others, speed = swarm.others, float(swarm.speed[-1])
-    here, there = (worth_of(others, *each, speed) for each in (swarm.present, place))
+    gain = worth_of(others, place, speed) > GAIN_MIN * worth_of(others, here, speed)
     yields = len(swarm.key) <= PEERS_MAX or chance <= _movers(swarm)
-    if same.any() and there > GAIN_MIN * here and yields:
+    if same.any() and gain and yields:
         return _move(swarm, place, JOIN_CHECK_S)
     return _stay(swarm, "as announced", JOIN_CHECK_S)
 
 
-def _foresee(swarm: Members) -> tuple[int, int]:
+def _foresee(swarm: Members) -> LayerRange:
     """Return where a joining peer should begin, given what others that join will choose.
 
     Either each takes the best place that those with smaller keys leave, or all take those of the
@@ -147,15 +148,15 @@ def _foresee(swarm: Members) -> tuple[int, int]:
     first, end = swarm.first.copy(), swarm.end.copy()
     for row in rows:
         speed, lot = float(swarm.speed[row]), float(lots(swarm.key[row : row + 1], 0.0)[0])
-        place = best_place(cover, speed, int(swarm.size[row]), lot)
-        cover = cover.plus(place.first, place.end, speed)
+        place = best_place(cover, speed, int(swarm.size[row]), lot).layers
+        cover = cover.plus(place, speed)
         first[row], end[row] = place.first, place.end
     plan = _plan(swarm)
     if plan is not None:
         planned = [np.where(undecided, *each) for each in zip(plan, (first, end), strict=True)]
         if swarm.at(planned[0], planned[1]).whole.rate.min() > cover.rate.min():
             first, end = planned
-    return int(first[own]), int(end[own])
+    return LayerRange(int(first[own]), int(end[own]))
 
 
 def _plan(swarm: Members) -> tuple[Whole, Whole] | None:
@@ -191,27 +192,24 @@ def _serve(swarm: Members, now_s: float, chance: float) -> Choice:
     return _move(swarm, place, check_s)
 
 
-def _can_hand_over(swarm: Members, keep: tuple[int, int], place: tuple[int, int]) -> bool:
+def _can_hand_over(swarm: Members, keep: LayerRange, place: LayerRange) -> bool:
     """Whether a peer can move without a moment in which layers are missing that it must keep.
 
     Its memory must hold both ranges at once.
     """
-    first, end = swarm.present
-    covers = place[0] <= keep[0] and keep[1] <= place[1]
-    return covers and end - first + place[1] - place[0] <= swarm.size[-1]
+    return place.covers(keep) and len(swarm.present) + len(place) <= int(swarm.size[-1])
 
 
-def _bound(swarm: Members, now_s: float) -> tuple[int, int] | None:
+def _bound(swarm: Members, now_s: float) -> LayerRange | None:
     """Return the range of present layers that the peer must not leave in this turn."""
     turn = float(lots(np.array([int(now_s // TURN_S)]), 0.0)[0])
     rank = lots(swarm.key, turn)
-    first, end = swarm.present
     stay = swarm.cover(swarm.serving & (rank > rank[-1]))
-    bound = first + np.flatnonzero(stay.holders[first - swarm.lo : end - swarm.lo] == 0)
-    return (int(bound[0]), int(bound[-1]) + 1) if len(bound) else None
+    bound = swarm.present.first + np.flatnonzero(stay.holders[stay.part(swarm.present)] == 0)
+    return LayerRange(int(bound[0]), int(bound[-1]) + 1) if len(bound) else None
 
 
-def _planned(swarm: Members) -> tuple[int, int] | None:
+def _planned(swarm: Members) -> LayerRange | None:
     """Return the peer's place in the plan, if it is clearly better for the whole than what is.
 
     It is not if it leaves more layers to a lone holder.
@@ -222,27 +220,27 @@ def _planned(swarm: Members) -> tuple[int, int] | None:
     now, then = swarm.whole, swarm.at(*plan).whole
     if then.lone > now.lone or now.rate.min() >= PLAN_SHARE_MIN * then.rate.min():
         return None
-    return int(plan[0][-1]), int(plan[1][-1])
+    return LayerRange(int(plan[0][-1]), int(plan[1][-1]))
 
 
-def _better(swarm: Members, keep: tuple[int, int] | None, lot: float) -> tuple[int, int]:
+def _better(swarm: Members, keep: LayerRange | None, lot: float) -> LayerRange:
     """Return a range where the peer would be worth clearly more, or the present one.
 
     In a small swarm it must neither make the weakest layer weaker, else the plan would bring it
     back, nor leave more layers to a lone holder.
     """
     others, speed = swarm.others, float(swarm.speed[-1])
-    first, end = swarm.present
-    room = int(swarm.size[-1]) - (end - first if keep else 0)  # both ranges at once, for a moment
-    if keep and room < keep[1] - keep[0]:
+    # Both ranges at once, for a moment.
+    room = int(swarm.size[-1]) - (len(swarm.present) if keep else 0)
+    if keep and room < len(keep):
         return swarm.present
     place = best_place(others, speed, room, lot, keep)
-    if place.worth <= GAIN_MIN * worth_of(others, *swarm.present, speed):
+    if place.worth <= GAIN_MIN * worth_of(others, swarm.present, speed):
         return swarm.present
-    now, then = swarm.whole, others.plus(place.first, place.end, speed)
+    now, then = swarm.whole, others.plus(place.layers, speed)
     if len(swarm.key) <= PEERS_MAX and (then.lone > now.lone or then.rate.min() < now.rate.min()):
         return swarm.present
-    return place.first, place.end
+    return place.layers
 
 
 def _movers(swarm: Members) -> float:
@@ -274,36 +272,35 @@ def _mend(swarm: Members, now_s: float, chance: float) -> Choice:
     line = _line_up(swarm)
     if line is None:
         others, speed = swarm.others, float(swarm.speed[-1])
-        best = best_place(others, speed, int(swarm.size[-1]), chance)
-        if others.plus(best.first, best.end, speed).holes < swarm.whole.holes:
-            return _move(swarm, (best.first, best.end), HOLE_CHECK_S)
+        best = best_place(others, speed, int(swarm.size[-1]), chance).layers
+        if others.plus(best, speed).holes < swarm.whole.holes:
+            return _move(swarm, best, HOLE_CHECK_S)
         return _stay(swarm, "all together have no room for all layers", HOLE_CHECK_S, urgent=True)
     if line == swarm.present:
         return _stay(swarm, "others are to fill what is missing", HOLE_CHECK_S, urgent=True)
-    return Choice(*line, True, "layers are missing: all line up anew", True, HOLE_CHECK_S)
+    return Choice(line, True, "layers are missing: all line up anew", True, HOLE_CHECK_S)
 
 
-def _fillers(swarm: Members) -> list[tuple[int, tuple[int, int]]]:
+def _fillers(swarm: Members) -> list[tuple[int, LayerRange]]:
     """Return who alone could fill layers that are missing, leaving none behind, and where.
 
     The best come first: who fills most, and then whose move is best for the weakest layer.
     """
     missing = swarm.whole.holders == 0
-    found: list[tuple[int, float, int, int, tuple[int, int]]] = []
+    found: list[tuple[int, float, int, int, LayerRange]] = []
     rows = np.flatnonzero(swarm.serving) if len(swarm.key) <= PEERS_MAX else ()
     for row in rows:
         speed = float(swarm.speed[row])
         others = swarm.cover(np.arange(len(swarm.key)) != row)
-        best = best_place(others, speed, int(swarm.size[row]), 0.0)
-        after = others.plus(best.first, best.end, speed)
+        best = best_place(others, speed, int(swarm.size[row]), 0.0).layers
+        after = others.plus(best, speed)
         if after.holes < missing.sum() and not ((after.holders == 0) & ~missing).any():
-            place = best.first, best.end
             weakest = float(after.rate.min())
-            found.append((after.holes, -weakest, int(swarm.key[row]), int(row), place))
+            found.append((after.holes, -weakest, int(swarm.key[row]), int(row), best))
     return [(row, place) for *_, row, place in sorted(found)]
 
 
-def _line_up(swarm: Members) -> tuple[int, int] | None:
+def _line_up(swarm: Members) -> LayerRange | None:
     """Return this peer's place when all line up to cover every layer; None if they are too few.
 
     In the order of their first layers, each begins as near to its own as it can: no later than
@@ -321,5 +318,5 @@ def _line_up(swarm: Members) -> tuple[int, int] | None:
         begin = max(nearest, swarm.hi - int(left))
         reached = max(reached, begin + size)
         if row == len(swarm.key) - 1:
-            return begin, begin + size
+            return LayerRange(begin, begin + size)
     return None

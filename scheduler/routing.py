@@ -15,6 +15,7 @@ from attrs import evolve, frozen
 
 from p2pinfer.core.advertisement import Advertisement, State
 from p2pinfer.core.ids import PeerId
+from p2pinfer.core.layer_range import LayerRange
 from scheduler.offer_table import (
     NOTHING_SEEN,
     STANDING_NEW,
@@ -100,12 +101,12 @@ def find_route(
     """
     view = OfferTable.of(offers)
     own_s = over_asker(view.fill(asking.seen.round_trip_s, np.nan))
-    return _cheapest(view, (first, end), asking, (own_s, own_s))
+    return _cheapest(view, LayerRange(first, end), asking, (own_s, own_s))
 
 
 def replacement(
     offers: Iterable[Advertisement] | OfferTable,
-    layers: tuple[int, int],
+    layers: LayerRange,
     between: tuple[PeerId | None, PeerId | None],
     asking: Asking = ANY,
 ) -> list[RouteHop]:
@@ -124,15 +125,15 @@ def replacement(
 
 
 def _cheapest(
-    view: OfferTable, layers: tuple[int, int], asking: Asking, ends: tuple[Floats, Floats]
+    view: OfferTable, layers: LayerRange, asking: Asking, ends: tuple[Floats, Floats]
 ) -> list[RouteHop]:
     """Find the cheapest chain; ``ends`` are the round trips to each row as the first and last."""
-    if layers[0] == layers[1]:
+    if not layers:
         return []
     rows = np.flatnonzero(_usable(view, layers, asking))
     rows = rows[np.lexsort((view.column("key")[rows], view.column("first")[rows]))]
     first = view.column("first")[rows]
-    end = np.minimum(view.column("end")[rows], layers[1])
+    end = np.minimum(view.column("end")[rows], layers.end)
     if missing := _holes(first, end, layers):
         raise NoRoute(_words(view, missing, layers, asking))
     own_s = view.fill(asking.seen.round_trip_s, np.nan)[rows]
@@ -140,17 +141,17 @@ def _cheapest(
     price = Prices(price.fixed_s[rows], price.layer_s[rows])
     ways = known_ways(view, rows, own_s)
     chain = _Search(first, end, price, own_s, ways).run(
-        layers[1], ends[0][rows] / 2, ends[1][rows] / 2
+        layers.end, ends[0][rows] / 2, ends[1][rows] / 2
     )
-    stops = [*(int(first[at]) for at in chain[1:]), layers[1]]
+    stops = [*(int(first[at]) for at in chain[1:]), layers.end]
     offers = (view.advertisement(int(rows[at])) for at in chain)
     return [RouteHop(offer, stop) for offer, stop in zip(offers, stops, strict=True)]
 
 
-def _usable(view: OfferTable, layers: tuple[int, int], asking: Asking) -> Flags:
+def _usable(view: OfferTable, layers: LayerRange, asking: Asking) -> Flags:
     """Return which rows may be part of a chain."""
     first, end = view.column("first"), view.column("end")
-    usable: Flags = view.is_state(State.SERVING) & (layers[0] <= first) & (first < layers[1])
+    usable: Flags = view.is_state(State.SERVING) & (layers.first <= first) & (first < layers.end)
     usable &= (first < end) & (view.column("context") >= asking.context)
     usable &= view.fill(asking.seen.standing, STANDING_NEW) > 0
     for peer in asking.without:
@@ -212,13 +213,14 @@ class _Search:
         before[target[best]] = source[best]
 
 
-def _holes(first: Whole, end: Whole, layers: tuple[int, int]) -> list[tuple[int, int]]:
+def _holes(first: Whole, end: Whole, layers: LayerRange) -> list[LayerRange]:
     """Return the ranges of layers that no row holds."""
-    held = np.zeros(layers[1] - layers[0] + 1, np.int64)
-    np.add.at(held, first - layers[0], 1)
-    np.add.at(held, end - layers[0], -1)
-    edges = np.flatnonzero(np.diff(held.cumsum()[:-1] == 0, prepend=False, append=False))
-    return [(int(a) + layers[0], int(b) + layers[0]) for a, b in edges.reshape(-1, 2)]
+    held = np.zeros(len(layers) + 1, np.int64)
+    np.add.at(held, first - layers.first, 1)
+    np.add.at(held, end - layers.first, -1)
+    return LayerRange.joined(
+        int(layers.first + at) for at in np.flatnonzero(held.cumsum()[:-1] == 0)
+    )
 
 
 def begins(
@@ -229,7 +231,7 @@ def begins(
     Whoever keeps the first layers to itself picks how many among these.
     """
     view = OfferTable.of(offers)
-    usable = _usable(view, (0, end), asking)
+    usable = _usable(view, LayerRange(0, end), asking)
     longest = np.zeros(end, np.int64)  # by first layer
     np.maximum.at(longest, view.column("first")[usable], view.column("end")[usable])
     found = [end]
@@ -239,10 +241,8 @@ def begins(
     return found[:0:-1]
 
 
-def _words(
-    view: OfferTable, missing: list[tuple[int, int]], layers: tuple[int, int], asking: Asking
-) -> str:
+def _words(view: OfferTable, missing: list[LayerRange], layers: LayerRange, asking: Asking) -> str:
     """Say which layers nobody serves, and where a chain to the same end begins instead."""
-    words = "nobody serves layers " + ", ".join(f"{a}:{b}" for a, b in missing)
-    later = [layer for layer in begins(view, layers[1], asking) if layer > layers[0]]
-    return f"{words}; a chain to {layers[1]} begins at layer {later[0]}" if later else words
+    words = "nobody serves layers " + ", ".join(map(str, missing))
+    later = [layer for layer in begins(view, layers.end, asking) if layer > layers.first]
+    return f"{words}; a chain to {layers.end} begins at layer {later[0]}" if later else words

@@ -7,6 +7,7 @@ import numpy as np
 from attrs import evolve, frozen
 
 from p2pinfer.core.advertisement import Advertisement, State
+from p2pinfer.core.layer_range import LayerRange
 from scheduler.coverage_value import Cover, cover_of
 from scheduler.offer_table import (
     ROW_US_DEFAULT,
@@ -50,9 +51,7 @@ class Members:
     """There are others, of whom nothing is known."""
 
     @classmethod
-    def of(
-        cls, view: OfferTable, own: Advertisement, layers: tuple[int, int], seen: Experience
-    ) -> Self:
+    def of(cls, view: OfferTable, own: Advertisement, layers: LayerRange, seen: Experience) -> Self:
         """Take in all peers of a view, and its owner."""
         joining = view.is_state(State.JOINING)
         joining &= view.fill(seen.joining_s, 0.0) <= JOINING_S_MAX
@@ -68,27 +67,28 @@ class Members:
         first, end = column("first", own.first), column("end", own.end)
         size = np.maximum(column("layers_max", own.layers_max), np.maximum(end - first, 1))
         # Who begins before the layers cannot be entered at their first one: no chain has it.
-        end = np.where(first < layers[0], first, end)
-        first = np.clip(first, *layers)
-        end = np.maximum(np.minimum(end, layers[1]), first)
+        end = np.where(first < layers.first, first, end)
+        first = np.clip(first, layers.first, layers.end)
+        end = np.maximum(np.minimum(end, layers.end), first)
         row_us = np.append(believed_row_us(view, seen)[some], own.row_us or ROW_US_DEFAULT)
         speed = US_PER_S / row_us
         return cls(
-            *layers,
+            layers.first,
+            layers.end,
             key=column("key", peer_key(own.peer)),
             first=first,
             end=end,
-            speed=speed / (speed.sum() / (layers[1] - layers[0])),
-            size=np.minimum(size, layers[1] - layers[0]),
+            speed=speed / (speed.sum() / len(layers)),
+            size=np.minimum(size, len(layers)),
             serving=np.append(view.is_state(State.SERVING)[some], own.state is State.SERVING),
             joining=np.append(joining[some], own.state is State.JOINING),
             is_sample=seen.is_sample,
         )
 
     @property
-    def present(self) -> tuple[int, int]:
+    def present(self) -> LayerRange:
         """Where the view's owner is."""
-        return int(self.first[-1]), int(self.end[-1])
+        return LayerRange(int(self.first[-1]), int(self.end[-1]))
 
     def cover(self, some: Flags | slice) -> Cover:
         """Return what some hold."""

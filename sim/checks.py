@@ -99,16 +99,16 @@ async def check_free(world: World) -> None:
 
 def check_holes(world: World) -> None:
     """After the calm every layer is served, where the peers that are there could hold them all."""
-    first, end = world.bounds
     staying = [peer for peer in world.peers.values() if not peer.leaving.is_set()]
     room = sum(peer.machine.layers for peer in staying if peer.machine.access.is_dialable)
     if any(trio.current_time() - peer.joined_s < SETTLE_S_MAX for peer in staying):
         return
-    if room >= end - first and not world.is_covered():
+    if room >= len(world.bounds) and not world.is_covered():
         held = sorted(
             peer.held for peer in staying if peer.held and peer.machine.access.is_dialable
         )
-        text = f"peers with room for {room} layers leave some of {first}:{end} alone: {held}"
+        text = f"peers with room for {room} layers leave some of {world.bounds} alone: "
+        text += ", ".join(map(str, held))
         world.record.violation("hole", trio.current_time(), text)
 
 

@@ -9,11 +9,12 @@ from random import Random
 
 import trio
 
+from p2pinfer.core.audit import THIS_MACHINE
 from p2pinfer.core.evidence import Case
 from p2pinfer.core.fraud import FraudProof
 from p2pinfer.core.ids import ModelId, PeerId
 from peers.audits.frauds import Frauds, Judges
-from peers.audits.replay import THIS_MACHINE, OpenReplay, Replay
+from peers.audits.replay import OpenReplay, Replay
 from peers.discovery.directory import Directory
 from peers.parts.protocol import in_place
 from sim.record import RunRecord

@@ -67,8 +67,8 @@ def _paint_map(outcome: Outcome, axes: Any) -> None:
     samples, model = outcome.record.samples, outcome.scenario.model
     holders = np.zeros((model.layers, len(samples)))
     for column, sample in enumerate(samples):
-        for first, end in sample.held.values():
-            holders[first:end, column] += 1
+        for held in sample.held.values():
+            holders[held.first : held.end, column] += 1
     bounds = model.keep, model.layers - model.keep  # requesters run the others themselves
     shape = (samples[0].at_s, samples[-1].at_s, bounds[1] - 0.5, bounds[0] - 0.5)
     part = holders[slice(*bounds)]
@@ -85,8 +85,8 @@ def _paint_ranges(outcome: Outcome, axes: Any) -> None:
     peers = 1 + max((peer for sample in samples for peer in sample.held), default=0)
     middle = np.full((peers, len(samples)), np.nan)
     for column, sample in enumerate(samples):
-        for peer, (first, end) in sample.held.items():
-            middle[peer, column] = (first + end - 1) / 2
+        for peer, held in sample.held.items():
+            middle[peer, column] = (held.first + held.end - 1) / 2
     # Neighbours on the picture serve much the same, so what moves stands out.
     places = [row[~np.isnan(row)] for row in middle]
     order = sorted(range(peers), key=lambda peer: float(places[peer][-1:].sum()))

@@ -7,6 +7,7 @@ from typing import Any
 from blake3 import blake3
 
 from p2pinfer.core.ids import PeerId
+from p2pinfer.core.layer_range import LayerRange
 
 
 @dataclass
@@ -63,7 +64,7 @@ class Sample:
     sessions: int
     tokens: int
     """So far."""
-    held: dict[int, tuple[int, int]]
+    held: dict[int, LayerRange]
     """What each peer serves, by its number."""
 
 

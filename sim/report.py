@@ -125,9 +125,9 @@ def write_files(outcome: Outcome, folder: Path) -> None:
     samples = [asdict(sample) for sample in outcome.record.samples]
     _write_rows(folder / "samples.csv", [s | {"held": len(s["held"])} for s in samples])
     held = [
-        {"at_s": sample.at_s, "peer": peer, "first": first, "end": end}
+        {"at_s": sample.at_s, "peer": peer, "first": layers.first, "end": layers.end}
         for sample in outcome.record.samples
-        for peer, (first, end) in sample.held.items()
+        for peer, layers in sample.held.items()
     ]
     _write_rows(folder / "held.csv", held)
 

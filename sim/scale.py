@@ -15,6 +15,7 @@ import numpy as np
 from attrs import evolve
 
 from p2pinfer.core.advertisement import ADVERTISEMENTS_MAX, State
+from p2pinfer.core.layer_range import LayerRange
 from peers.serving.server import WATCH_S
 from scheduler.offer_table import Experience, OfferTable
 from scheduler.placement import JOIN_CHECK_S, choose
@@ -91,10 +92,10 @@ class Scale:
     def _step(self, now_s: float) -> None:
         views = self._views()
         self.askers.step(now_s, STEP_S, views[0])
-        for peer, (until_s, first, end) in [*self.swarm.loading.items()]:
+        for peer, (until_s, layers) in [*self.swarm.loading.items()]:
             if until_s <= now_s:
                 del self.swarm.loading[peer]
-                self._say(peer, State.SERVING, first, end)
+                self._say(peer, State.SERVING, layers)
         due = np.flatnonzero(self.swarm.due_s < now_s + STEP_S)
         started_s = time.perf_counter()
         for peer in due.tolist():
@@ -113,30 +114,30 @@ class Scale:
         """Let one peer decide, as in ``peers.serving.server``."""
         swarm, own = self.swarm, self.swarm.said[peer]
         view = views[peer % SAMPLES]
-        bounds = (swarm.lo, swarm.hi)
+        bounds = LayerRange(swarm.lo, swarm.hi)
         seen = Experience(is_sample=len(view) == ADVERTISEMENTS_MAX)
         choice = choose(view, own, bounds, now_s=now_s, chance=self._chance.random(), seen=seen)
         wait_s = choice.check_again_s
         if own.state is State.JOINING:
             if choice.moves:
-                self._say(peer, State.JOINING, choice.first, choice.end)
+                self._say(peer, State.JOINING, choice.layers)
                 wait_s = JOIN_CHECK_S * self._chance.uniform(0.5, 1.0)
             else:
-                swarm.loading[peer] = (now_s + LOAD_S, choice.first, choice.end)
+                swarm.loading[peer] = (now_s + LOAD_S, choice.layers)
                 wait_s = LOAD_S
         elif choice.moves:
             self.moves[peer] += 1
-            swarm.loading[peer] = (now_s + LOAD_S, choice.first, choice.end)
-            held = (own.end - own.first) + (choice.end - choice.first)
+            swarm.loading[peer] = (now_s + LOAD_S, choice.layers)
+            held = own.end - own.first + len(choice.layers)
             if held > own.layers_max:  # what it has must go first
-                self._say(peer, State.JOINING, choice.first, choice.end)
+                self._say(peer, State.JOINING, choice.layers)
             wait_s = max(LOAD_S, wait_s)
         swarm.due_s[peer] = now_s + max(wait_s, WATCH_S)
 
-    def _say(self, peer: int, state: State, first: int, end: int) -> None:
+    def _say(self, peer: int, state: State, layers: LayerRange) -> None:
         own = self.swarm.said[peer]
         self.swarm.said[peer] = evolve(
-            own, state=state, first=first, end=end, sequence=own.sequence + 1
+            own, state=state, first=layers.first, end=layers.end, sequence=own.sequence + 1
         )
 
     def _look(self, at_s: float) -> None:

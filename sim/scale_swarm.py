@@ -7,6 +7,7 @@ import numpy as np
 
 from p2pinfer.core.advertisement import Advertisement, State
 from p2pinfer.core.ids import ModelId, PeerId
+from p2pinfer.core.layer_range import LayerRange
 from scheduler.coverage_value import cover_of
 from scheduler.offer_table import Floats, Whole
 
@@ -33,7 +34,7 @@ class ScaleSwarm:
     """Rows a second through one layer."""
     due_s: Floats
     """When each decides again; infinite: it is gone."""
-    loading: dict[int, tuple[float, int, int]] = field(default_factory=dict)
+    loading: dict[int, tuple[float, LayerRange]] = field(default_factory=dict)
     """Until when, and what they serve then."""
 
     def ranges(self) -> tuple[Whole, Whole]:

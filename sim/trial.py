@@ -19,6 +19,7 @@ from attrs import evolve
 
 from p2pinfer.core.errors import PeerError
 from p2pinfer.core.ids import PeerId
+from p2pinfer.core.layer_range import LayerRange
 from p2pinfer.core.limits import ROWS_PER_DECODE_MAX
 from p2pinfer.core.sampling import Sampling
 from peers.asking.client import SwarmClient
@@ -111,10 +112,10 @@ class Measured:
     """What several engines at once come to, in engines that work alone: all run on one machine."""
 
 
-def ranges_of(layers: int) -> list[tuple[int, int]]:
+def ranges_of(layers: int) -> list[LayerRange]:
     """Return what each of five peers serves of a model whose first and last layer is not theirs."""
     bounds = [1 + (layers - 2) * part // 3 for part in range(4)]
-    first, middle, last = ((bounds[i], bounds[i + 1]) for i in range(3))
+    first, middle, last = (LayerRange(bounds[i], bounds[i + 1]) for i in range(3))
     return [first, middle, last, middle, last]
 
 
@@ -270,8 +271,8 @@ def scenario_of(seen: Measured, layers: int, width: int, sessions: int, context:
         peers=tuple(
             PeersTable(
                 count=1,
-                serves=serves,
-                layers=Spread(serves[1] - serves[0], serves[1] - serves[0]),
+                serves=(serves.first, serves.end),
+                layers=Spread(len(serves), len(serves)),
                 sessions=sessions,
                 row_ms=Spread(1000 * stage.row_s, 1000 * stage.row_s),
                 chunk_ms=Spread(1000 * stage.chunk_s, 1000 * stage.chunk_s),

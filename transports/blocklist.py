@@ -1,8 +1,9 @@
-"""A transport that has nothing to do with peers that were shut out: proven cheats, for example."""
+"""Peers that this one has nothing to do with: proven cheats, for example."""
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from contextlib import AbstractAsyncContextManager
 from functools import partial
+from math import inf
 
 from p2pinfer.core.errors import PeerUnavailable
 from p2pinfer.core.ids import PeerId
@@ -10,6 +11,27 @@ from transports.base import Accept, Channel, Handler, Topic, Transport
 
 SHUT_OUT_MAX = 4096
 """Peers remembered; the oldest are forgotten first."""
+
+
+class Blocklist:
+    """Peers, by whatever names them, that are blocked for a while or for good.
+
+    Of more than ``peers_max`` those that were blocked first are forgotten.
+    """
+
+    def __init__(self, peers_max: int = SHUT_OUT_MAX) -> None:
+        self._peers_max = peers_max
+        self._until: dict[Hashable, float] = {}
+
+    def block(self, peer: Hashable, until: float = inf) -> None:
+        """Block a peer until a moment."""
+        self._until[peer] = until
+        if len(self._until) > self._peers_max:
+            del self._until[next(iter(self._until))]
+
+    def blocks(self, peer: Hashable, now: float = 0.0) -> bool:
+        """Whether a peer is blocked at a moment; which one does not matter if it is for good."""
+        return self._until.get(peer, -inf) > now
 
 
 class GuardedTransport:
@@ -20,13 +42,11 @@ class GuardedTransport:
 
     def __init__(self, transport: Transport) -> None:
         self._inner = transport
-        self._shut_out: dict[PeerId, None] = {}
+        self._blocklist = Blocklist()
 
     def shut_out(self, peer: PeerId) -> None:
         """Have nothing to do with a peer from now on."""
-        self._shut_out[peer] = None
-        if len(self._shut_out) > SHUT_OUT_MAX:
-            del self._shut_out[next(iter(self._shut_out))]
+        self._blocklist.block(peer)
 
     @property
     def peer_id(self) -> PeerId:
@@ -85,11 +105,11 @@ class GuardedTransport:
         return count
 
     def _check(self, peer: PeerId) -> None:
-        if peer in self._shut_out:
+        if self._blocklist.blocks(peer):
             raise PeerUnavailable(peer, f"{peer} was shut out")
 
     async def _serve(self, handler: Handler, channel: Channel) -> None:
-        if channel.remote in self._shut_out:
+        if self._blocklist.blocks(channel.remote):
             channel.abort()
             return
         await handler(channel)

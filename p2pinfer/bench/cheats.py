@@ -21,6 +21,7 @@ from p2pinfer.bench.decode import PROMPT
 from p2pinfer.bench.zoo import ZOO, Cheat, Host, Liar, OpenSession
 from p2pinfer.core.fraud import FraudProof, parse, to_sign
 from p2pinfer.core.ids import PeerId, SessionId
+from p2pinfer.core.layer_range import LayerRange
 from p2pinfer.core.messages import Hop
 from p2pinfer.core.receipts import CHECKPOINT_POSITIONS
 from p2pinfer.core.sampling import Sampling
@@ -103,7 +104,7 @@ class CheatWorld:
     """That audits gave; see ``proven``."""
     route: list[Hop] = field(default_factory=list)
     switches: list[_Switch] = field(default_factory=list)
-    notaries: list[Liar] = field(default_factory=list)
+    signers: list[Liar] = field(default_factory=list)
 
     async def answer(self, cheat: Cheat | None = None, *, other_class: bool = False) -> Trust:
         """Answer a prompt of its own with a stage that cheats, and audit every stage."""
@@ -151,10 +152,10 @@ class CheatWorld:
             return trust
 
     def _tell(self, cheat: Cheat | None) -> None:
-        switch, notary = self.switches[CHEATER], self.notaries[CHEATER]
+        switch, signer = self.switches[CHEATER], self.signers[CHEATER]
         switch.cheat = cheat.open if cheat else None
         switch.claims = bool(cheat and cheat.other_class)
-        notary.lie = cheat.lie if cheat else None
+        signer.lie = cheat.lie if cheat else None
         self.switches[CHEATER - 1].cheat = cheat.open if cheat and cheat.colludes else None
 
     def _find(
@@ -186,19 +187,19 @@ async def open_world(model: Path, seed: int) -> AsyncIterator[CheatWorld]:
     async with AsyncExitStack() as stack:
         home = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="p2pinfer-")))
         lower_model = _lower(model, home)
-        first, end = ranges[CHEATER]
+        lies = ranges[CHEATER]
 
-        async def stage(of: PartsModel, first: int, end: int, threads: int = 1) -> StageEngine:
-            path = of.stage(first, end)
+        async def stage(of: PartsModel, layers: LayerRange, threads: int = 1) -> StageEngine:
+            path = of.stage(layers.first, layers.end)
             return await stack.enter_async_context(
-                open_stage(path, first, sessions=SESSIONS, context=CONTEXT, threads=threads)
+                open_stage(path, layers.first, sessions=SESSIONS, context=CONTEXT, threads=threads)
             )
 
-        engines = [await stage(opened, *each) for each in ranges]
-        lower = await stage(lower_model, first, end)
+        engines = [await stage(opened, each) for each in ranges]
+        lower = await stage(lower_model, lies)
         auditors = {engine.first: engine for engine in engines}
-        auditors[first] = await stage(opened, first, end)
-        other = await stage(opened, first, end, threads=OTHER_THREADS)
+        auditors[lies.first] = await stage(opened, lies)
+        other = await stage(opened, lies, threads=OTHER_THREADS)
         ends = await stack.enter_async_context(
             open_ends(*opened.ends(1), layers, sessions=SESSIONS, context=CONTEXT)
         )
@@ -226,13 +227,13 @@ def _lower(model: Path, home: Path) -> PartsModel:
 def _serve(
     world: CheatWorld, transport: MemoryTransport, key: Identity, host: Host, model: PartsModel
 ) -> None:
-    switch, notary = _Switch(host), Liar(transport, key.sign)
-    notary.listen()
-    Stage(transport, switch, model.id, notary).listen()
+    switch, signer = _Switch(host), Liar(transport, key.sign)
+    signer.listen()
+    Stage(transport, switch, model.id, signer).listen()
     hop = Hop(key.peer_id, tuple(transport.addresses), switch.first, switch.end)
     world.route.append(hop)
     world.switches.append(switch)
-    world.notaries.append(notary)
+    world.signers.append(signer)
 
 
 async def cheats_bench(

@@ -53,7 +53,7 @@ class _Peer:
 
     def _entries(self) -> dict[PeerId, Any]:
         self._directory.holding(MODEL)  # forgets who has been silent for too long
-        return self._directory.view.shelves[MODEL].entries
+        return self._directory.view.indexes[MODEL].entries
 
     async def watch(self) -> None:
         """Note how old the oldest advertisement became, and when all were known."""
@@ -111,12 +111,16 @@ def count_bytes() -> dict[str, int]:
     return counts
 
 
+def _clock_ms() -> int:
+    return time.time_ns() // 1_000_000
+
+
 async def main(ways_in: list[str]) -> None:
     """Be a peer until standard input ends."""
     chance = random.Random()  # noqa: S311 - picks whom to ask, and which layers to claim
     identity = ephemeral_identity()
     async with open_libp2p(identity, [HERE], NETWORK) as transport, trio.open_nursery() as nursery:
-        directory = Directory(transport, identity, chance)
+        directory = Directory(transport, identity, chance, clock_ms=_clock_ms)
         directory.listen()
         peer = _Peer(transport, directory)
         first = chance.randrange(LAYERS - 8)
@@ -131,7 +135,7 @@ async def main(ways_in: list[str]) -> None:
                 end=first + 8,
                 context=4096,
                 numerics_class="0" * 32,
-                sequence=time.time_ns() // 1_000_000,
+                sequence=0,
             )
         )
         nursery.start_soon(directory.run, ways_in)

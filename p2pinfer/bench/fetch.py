@@ -30,7 +30,7 @@ from p2pinfer.core.messages import Chunk
 from p2pinfer.core.python_process import python_command, python_environment
 from p2pinfer.core.wire import decode, encode
 from p2pinfer.engine.store.store import Store
-from p2pinfer.node.requester import settle
+from p2pinfer.node.requester import freeze_gc
 from peers.parts.fetch import fetch_parts
 from peers.parts.server import PartsServer
 from transports.base import Channel
@@ -99,7 +99,7 @@ async def fetch_bench(rounds: int = ROUNDS, layer_bytes: int = LAYER_BYTES) -> d
                 PLAIN: await me.open(holders[0].peer, PLAIN, holders[0].addresses),
                 LIBRARY: await it.open(other.peer, PLAIN, other.addresses),
             }
-            settle()
+            freeze_gc()
             for number in range(-1, rounds):  # the first one warms up, and is not counted
                 for name, bring in _ways(me, streams, holders, manifest, Path(home)):
                     start, cpu_start = time.perf_counter(), time.process_time()
@@ -299,7 +299,7 @@ async def _serve(root: str, model: str, muxer: Muxer) -> None:
         transport.handle(PLAIN, stream)
         server = PartsServer(transport, store)
         server.listen()
-        settle()  # as every node does
+        freeze_gc()  # as every node does
         sys.stdout.write(transport.addresses[0] + "\n")
         sys.stdout.flush()
         await trio.to_thread.run_sync(sys.stdin.read)

@@ -116,13 +116,13 @@ async def _open_world(model: Path, seed: int) -> AsyncIterator[_World]:
         gatherer = Gatherer(nursery, transport, chance.randbytes)
         requester = Requester(nursery, transport, ends, opened.id, gatherer)
         world = _World(requester, ends, bounds_of(store, opened.id), chance)
-        for first, end in split_layers(1, layers - 1, STAGES):
-            third = world.thirds[first] = _Third()
+        for each in split_layers(1, layers - 1, STAGES):
+            third = world.thirds[each.first] = _Third()
             for number, threads in enumerate(THREADS):
                 engine = await stack.enter_async_context(
                     open_stage(
-                        opened.stage(first, end),
-                        first,
+                        opened.stage(each.first, each.end),
+                        each.first,
                         sessions=SESSIONS,
                         context=CONTEXT,
                         threads=threads,
@@ -132,10 +132,11 @@ async def _open_world(model: Path, seed: int) -> AsyncIterator[_World]:
                 third.engines[key.peer_id] = engine
                 if number + 1 < len(THREADS):
                     peer = await stack.enter_async_context(network.join(key.peer_id))
-                    notary = ReceiptSigner(peer, key.sign)
-                    notary.listen()
-                    Stage(peer, engine, opened.id, notary).listen()
-                    third.hops.append(Hop(key.peer_id, tuple(peer.addresses), first, end))
+                    signer = ReceiptSigner(peer, key.sign)
+                    signer.listen()
+                    Stage(peer, engine, opened.id, signer).listen()
+                    addresses = tuple(peer.addresses)
+                    third.hops.append(Hop(key.peer_id, addresses, each.first, each.end))
         yield world
 
 

@@ -9,6 +9,7 @@ from pathlib import Path
 import trio
 
 from p2pinfer.core.ids import PeerId
+from p2pinfer.core.layer_range import LayerRange
 from p2pinfer.core.python_process import python_command
 from p2pinfer.engine.store.assemble import PartsModel
 from p2pinfer.node.local_swarm import READY_S_MAX, LocalPeer, run_peer, wait_ready
@@ -34,7 +35,7 @@ class Victims:
         nursery: trio.Nursery,
         model: PartsModel,
         machine: Machine,
-        ranges: Sequence[tuple[int, int]],
+        ranges: Sequence[LayerRange],
         home: Path,
     ) -> None:
         """Serve each range by one peer, once it is started; ``home`` is for keys and logs."""
@@ -83,11 +84,10 @@ class Victims:
 
     async def _serve(self, place: int) -> None:
         number = next(self._numbers)
-        first, end = self.ranges[place]
         machine, ways_in = self._machine, self.ways_in()
         command = [
             *python_command("p2pinfer", "join", "--json", "--until-stdin-closes"),
-            *["--model", self._model.id, "--layers", f"{first}:{end}"],
+            *["--model", self._model.id, "--layers", str(self.ranges[place])],
             *(["--bootstrap", *ways_in] if ways_in else []),
             *["--listen", "/ip4/127.0.0.1/tcp/0", "--network", NETWORK],
             *["--identity", str(self._home / f"identity-{number}")],

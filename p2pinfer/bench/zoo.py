@@ -151,7 +151,7 @@ def _noisy(host: Host, end: int) -> EngineSession:
 
 
 class Liar(ReceiptSigner):
-    """A notary that signs or opens what is not so, once told how."""
+    """A receipt signer that signs or opens what is not so, once told how."""
 
     lie: Callable[[SessionRecord], None] | None = None
 

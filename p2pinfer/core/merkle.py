@@ -1,4 +1,4 @@
-"""Merkle trees over rows of activations, one leaf a position: commitments that can be opened.
+"""Merkle trees over rows of activations, one leaf a position: commitments to what was computed.
 
 A leaf binds the row's position and regime, so that equal roots mean the same rows, at the same
 positions, computed in the same kernels, whatever the session. The root of every prefix is known:
@@ -24,41 +24,9 @@ _PLACE = struct.Struct("<I?")
 _COUNT = struct.Struct("<I")
 
 
-class WrongProof(ValueError):
-    """The path does not lead from a leaf to a root of that shape."""
-
-
 def leaf(position: int, row: bytes, *, wide: bool) -> bytes:
     """Return the hash of a row, float32 or float16 as on the wire, at a position."""
     return blake3(_PLACE.pack(position, wide) + row, key=_LEAF_KEY).digest()
-
-
-def root_through(found: bytes, position: int, count: int, path: Sequence[bytes]) -> bytes:
-    """Return the root of a tree of ``count`` leaves that a path from one of them leads to.
-
-    Raises:
-        WrongProof: the position is not in such a tree, or the path is not as long as it must be.
-    """
-    if not 0 <= position < count:
-        raise WrongProof(f"position {position} is not in a tree of {count}")
-    heights = _heights(count)
-    start = 0
-    for mine, height in enumerate(heights):  # noqa: B007 -- both are used behind the loop
-        if position < start + (1 << height):
-            break
-        start += 1 << height
-    is_last = mine == len(heights) - 1
-    if len(path) != height + (not is_last) + mine or any(len(each) != HASH_BYTES for each in path):
-        raise WrongProof(f"a path of {len(path)} hashes does not lead through a tree of {count}")
-    for level in range(height):
-        on_left = (position - start) >> level & 1
-        found = _node(path[level], found) if on_left else _node(found, path[level])
-    rest = list(path[height:])
-    if not is_last:
-        found = _node(found, rest.pop(0))
-    for left in rest:
-        found = _node(left, found)
-    return _root(count, found)
 
 
 class Tree:
@@ -91,19 +59,6 @@ class Tree:
         """Return the root of the first ``count`` positions; there may be none."""
         assert 0 <= count <= len(self)
         return _root(count, _join(self._peaks(count)))
-
-    def path(self, position: int, count: int) -> list[bytes]:
-        """Return the hashes that lead from a position to the root of the first ``count``."""
-        assert 0 <= position < count <= len(self)
-        peaks, start = self._peaks(count), 0
-        for mine, height in enumerate(_heights(count)):  # noqa: B007
-            if position < start + (1 << height):
-                break
-            start += 1 << height
-        path = [self._levels[level][position >> level ^ 1] for level in range(height)]
-        if mine < len(peaks) - 1:
-            path.append(_join(peaks[mine + 1 :]))
-        return path + peaks[:mine][::-1]
 
     def _peaks(self, count: int) -> list[bytes]:
         found, start = [], 0

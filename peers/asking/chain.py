@@ -64,7 +64,7 @@ class Chain:
     ) -> None:
         self._transport, self._opened, self._repair = transport, opened, repair
         self.evidence = evidence
-        self._onward = Outbox(history)
+        self._outbox = Outbox(history)
         self._stages: list[StageHandle] = []
         self._entry: StageHandle | None = None  # the stage that the own steps go to
         self._exit: Channel | None = None
@@ -88,7 +88,7 @@ class Chain:
         self._number += 1
         if self.evidence:
             self.evidence.goes_in(self._number, count, rows)
-        self._onward.put(Step(self._number, position, count, wide, rows))
+        self._outbox.put(Step(self._number, position, count, wide, rows))
 
     async def receive(self, position: int, count: int, size: int) -> Step:
         """Return the next step that was sent, with the ``size`` bytes that came out for it.
@@ -182,7 +182,7 @@ class Chain:
         """Send what waits, and keep the chain whole, until it is closed."""
         with self._scope:
             async with trio.open_nursery() as self._nursery:
-                self._nursery.start_soon(self._onward.run)
+                self._nursery.start_soon(self._outbox.run)
                 task_status.started()
                 await trio.sleep_forever()
 
@@ -211,8 +211,8 @@ class Chain:
         """Give the session up."""
         self._scope.cancel()
         self._let_go(PeerUnavailable(self._transport.peer_id, "the session was closed"))
-        self._onward.unlink()
-        self._onward.history.close()
+        self._outbox.unlink()
+        self._outbox.history.close()
 
     async def _open_stages(
         self, route: Sequence[Hop], previous: PeerId, timeout_s: float
@@ -353,7 +353,7 @@ class Chain:
 
     async def _enter(self, first: StageHandle, received: int, timeout_s: float) -> None:
         """Send the own steps to the first stage."""
-        if not self._onward.can_begin(received):
+        if not self._outbox.can_begin(received):
             raise PeerUnavailable(first.hop.peer, "what it lacks is no longer kept")
         try:
             channel = await reach(
@@ -362,7 +362,7 @@ class Chain:
         except PeerError as error:
             self._lose(first, error)
             return
-        self._onward.link(channel, received, max(received, first.known))
+        self._outbox.link(channel, received, max(received, first.known))
         self._entry = first
         self._nursery.start_soon(self._watch_entry, channel, first)
 

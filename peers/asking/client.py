@@ -205,7 +205,7 @@ class SwarmClient:
         self._failed = dict(failed)
         lot = int.from_bytes(self._draw(LOT_BYTES)) / (1 << 8 * LOT_BYTES)
         without = {*self._failed, *(a.peer for a in offers if self._busy_s(a.peer) > 0)}
-        sessions = Counter(hop.peer for mending in self._open for hop in mending.route)
+        sessions = Counter(hop.peer for replacements in self._open for hop in replacements.route)
         seen = evolve(self.experiences.of(offers), sessions=sessions)
         asking = Asking(seen=seen, without=without, chance=lot)
         first, end = self._ends.first, self._ends.end
@@ -230,20 +230,24 @@ class SwarmClient:
         context = min([self._ends.context, *(a.context for a in route)])
         session = SessionId(self._draw(SESSION_ID_BYTES))
         offers = partial(self._directory.serving, self._asked.model)
-        mending = Replacements(route, offers, context, self.experiences, on_wait, self._note_failed)
-        self._open.append(mending)
+        replacements = Replacements(
+            route, offers, context, self.experiences, on_wait, self._note_failed
+        )
+        self._open.append(replacements)
         try:
-            async with self._requester.open(hops, session, context, mending.repair()) as opened:
-                mending.session = opened
+            async with self._requester.open(
+                hops, session, context, replacements.repair()
+            ) as opened:
+                replacements.session = opened
                 try:
                     yield opened
                 finally:
-                    mending.learn()
+                    replacements.learn()
         except PeerError as error:
             self._note_failed(error)
             raise
         finally:
-            self._open.remove(mending)
+            self._open.remove(replacements)
 
     def _note_failed(self, error: PeerError) -> None:
         """Go around a peer that failed, until it is heard of again, or for as long as it asked."""

@@ -7,6 +7,7 @@ import trio
 
 from p2pinfer.core.errors import NoReplacement, PeerError
 from p2pinfer.core.ids import PeerId
+from p2pinfer.core.layer_range import LayerRange
 from p2pinfer.core.messages import Hop, Refusal
 from peers.asking.stage_handle import StageHandle
 from peers.steps.messaging import RefusedError
@@ -22,9 +23,6 @@ FAILED_MAX = 16
 ENDING = {Refusal.IDLE, Refusal.CONTEXT_FULL, Refusal.BAD_REQUEST}
 """Refusals that no other peer would do without."""
 
-Layers = tuple[int, int]
-"""The first, and the one behind the last."""
-
 Neighbours = tuple[PeerId | None, PeerId | None]
 """The peers before and behind; None is the requester."""
 
@@ -33,7 +31,7 @@ Neighbours = tuple[PeerId | None, PeerId | None]
 class Repair:
     """Who may take a lost peer's place, and who wants to hear of it."""
 
-    choose: Callable[[Layers, Neighbours, Collection[PeerId]], Sequence[Hop]]
+    choose: Callable[[LayerRange, Neighbours, Collection[PeerId]], Sequence[Hop]]
     """Returns peers that run these layers, without some; raises LookupError if nobody does."""
     on_wait: Callable[[str], None]
     """Told why the answer does not go on for now."""
@@ -110,8 +108,9 @@ def at_once(
         return ()
 
 
-def _around(stages: Sequence[StageHandle], places: slice) -> tuple[Layers, Neighbours]:
+def _around(stages: Sequence[StageHandle], places: slice) -> tuple[LayerRange, Neighbours]:
     """Return the layers of some places, and who is before and behind them."""
     before = stages[places.start - 1].hop.peer if places.start else None
     behind = stages[places.stop].hop.peer if places.stop < len(stages) else None
-    return (stages[places.start].hop.first, stages[places.stop - 1].hop.end), (before, behind)
+    layers = LayerRange(stages[places.start].hop.first, stages[places.stop - 1].hop.end)
+    return layers, (before, behind)

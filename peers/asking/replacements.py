@@ -9,9 +9,10 @@ from attrs import evolve
 from p2pinfer.core.advertisement import Advertisement
 from p2pinfer.core.errors import PeerError
 from p2pinfer.core.ids import PeerId
+from p2pinfer.core.layer_range import LayerRange
 from p2pinfer.core.messages import Hop
 from peers.asking.experience import Experiences
-from peers.asking.repair import Layers, Neighbours, Repair
+from peers.asking.repair import Neighbours, Repair
 from peers.asking.session import Session
 from scheduler.routing import Asking, NoRoute, RouteHop, replacement
 
@@ -55,13 +56,13 @@ class Replacements:
             self.session.times.clear()
 
     def _choose(
-        self, layers: Layers, between: Neighbours, without: Collection[PeerId]
+        self, layers: LayerRange, between: Neighbours, without: Collection[PeerId]
     ) -> list[Hop]:
         """Return who can run these layers; raises NoRoute if nobody does."""
         return next(self._chains(layers, between, without))
 
     def _chains(
-        self, layers: Layers, between: Neighbours, without: Collection[PeerId]
+        self, layers: LayerRange, between: Neighbours, without: Collection[PeerId]
     ) -> Iterator[list[Hop]]:
         """Yield who can run these layers: those who compute the same bits as before, then anybody.
 
@@ -72,7 +73,7 @@ class Replacements:
         """
         offers = self._offers()
         asking = Asking(self._context, self._experiences.of(offers), without)
-        replaced = [hop for hop in self.route if layers[0] <= hop.first < layers[1]]
+        replaced = [hop for hop in self.route if hop.first in layers]
         classes = {hop.offer.numerics_class for hop in replaced}
         alike = [offer for offer in offers if offer.numerics_class in classes]
         with suppress(NoRoute):
@@ -101,7 +102,7 @@ class Replacements:
             between = peers[index], peers[index + 2]
             without = frozenset(peer for peer in peers if peer)
             with suppress(NoRoute):
-                for others in self._chains((hop.first, hop.end), between, without):
+                for others in self._chains(LayerRange(hop.first, hop.end), between, without):
                     offers = [(self._chosen[o.peer].offer, o.end - o.first) for o in others]
                     said_us = [offer.row_us * count for offer, count in offers]
                     if all(said_us) and BETTER_TIMES * sum(said_us) < taken_us:

@@ -9,6 +9,7 @@ import trio
 from attrs import frozen
 
 from p2pinfer.core.advertisement import Advertisement
+from p2pinfer.core.audit import THIS_MACHINE
 from p2pinfer.core.errors import EngineError, PeerUnavailable, lone_errors
 from p2pinfer.core.evidence import Case
 from p2pinfer.core.ids import ModelId, PeerId, SessionId
@@ -24,8 +25,6 @@ from transports.base import Transport
 
 REPLAY_S_MAX = 30.0
 """For one chunk of at most 48 rows."""
-
-THIS_MACHINE = "this machine"
 
 SESSION_ID_BYTES = 16
 

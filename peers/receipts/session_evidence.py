@@ -192,8 +192,8 @@ class Gatherer:
         terms = terms_of(sealed)
 
         def follow(hop: Hop) -> StageReceipts:
-            following = StageReceipts(hop, terms.digest(), opened.context)
-            self._nursery.start_soon(following.run, self._transport, Follow(opened.session))
-            return following
+            receipts = StageReceipts(hop, terms.digest(), opened.context)
+            self._nursery.start_soon(receipts.run, self._transport, Follow(opened.session))
+            return receipts
 
         return Evidence(sealed, terms, nonce, follow)

@@ -52,13 +52,13 @@ class StageReceipts:
         self._ready, self._answered = trio.Event(), trio.Event()
         self._answer: Settled | Opening | Denied | None = None
         self._asking = trio.Lock()
-        self._following = trio.CancelScope()
+        self._scope = trio.CancelScope()
         self._numbers = 0
 
     async def run(self, transport: Transport, session: Follow) -> None:
         """Follow the stage until it is let go, or is at fault."""
         channel: Channel | None = None
-        with self._following:
+        with self._scope:
             try:
                 with trio.fail_after(FOLLOW_S_MAX):
                     channel = await transport.open(self.hop.peer, EVIDENCE, self.hop.addresses)
@@ -86,7 +86,7 @@ class StageReceipts:
 
     def let_go(self) -> None:
         """Follow it no longer."""
-        self._following.cancel()
+        self._scope.cancel()
 
     def signed(self, position: int) -> dict[int, Signed]:
         """Return its receipts for the first ``position`` rows and fewer, in order."""

@@ -56,10 +56,10 @@ class Stage:
         transport: Transport,
         engine: StageEngine,
         model: ModelId,
-        notary: ReceiptSigner | None = None,
+        signer: ReceiptSigner | None = None,
     ) -> None:
         self._transport, self._engine, self._model = transport, engine, model
-        self._notary, self._budget = notary, Budget()
+        self._signer, self._budget = signer, Budget()
         self._sessions: dict[SessionId, StageSession] = {}
         self._rows_before = 0  # of sessions that are over
 
@@ -196,8 +196,8 @@ class Stage:
             raise self._no(Refusal.ENGINE_FAILED, str(error)) from error
         history = History(self._budget)
         record = None
-        if self._notary and any(opened.seal):
-            record = self._notary.record(opened, engine, history)
+        if self._signer and any(opened.seal):
+            record = self._signer.record(opened, engine, history)
         return StageSession(self._transport, channel, opened, cells, engine.width, history, record)
 
     def _no(self, code: Refusal, text: str) -> RefusedError:

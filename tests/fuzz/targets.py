@@ -19,7 +19,6 @@ from p2pinfer.core.advertisement import Advertisement, Heard
 from p2pinfer.core.certificate import MAGIC, check, parse
 from p2pinfer.core.ids import ModelId, PeerId
 from p2pinfer.core.manifest import BadManifest, parse_manifest
-from p2pinfer.core.merkle import Tree, WrongProof, leaf, root_through
 from p2pinfer.core.receipts import BODY_BYTES, SIGNED_AS, BadReceipt, Receipt
 from p2pinfer.core.sections import BadFile
 from p2pinfer.core.wire import BadMessage, decode, encode
@@ -157,51 +156,6 @@ def _judge_fraud(data: bytes) -> None:
         assert len(proof.inputs.regimes) == proof.case().rows
 
 
-@dataclass(frozen=True)
-class _Opened:
-    """A row, and the path from it to a root."""
-
-    root: bytes
-    position: int
-    count: int
-    row: bytes
-    path: list[bytes]
-    is_good: bool
-
-
-def _proof(chance: Random) -> _Opened:
-    size = chance.randint(1, 70)
-    tree = Tree()
-    rows = [bytes([number]) for number in range(size)]
-    for row in rows:
-        tree.append(row, wide=True)
-    at = chance.randrange(size)
-    good = at, size, rows[at], tree.path(at, size)
-    position, count, row, path = good
-    match chance.randrange(5):
-        case 0:
-            position = chance.choice((at - 1, at + 1, -1, size, 1 << 40))
-        case 1:
-            count = chance.choice((size - 1, size + 1, 0, -1, 1 << 22))
-        case 2:
-            row = damage(chance, row)
-        case 3:
-            path = [damage(chance, each) for each in path]
-        case _:
-            path = chance.sample(path, len(path))
-    is_good = (position, count, row, path) == good
-    return _Opened(tree.root(size), position, count, row, path, is_good)
-
-
-def _judge_proof(given: _Opened) -> None:
-    """No other row, place, size or path leads to the root."""
-    with suppress(WrongProof):
-        position = given.position % (1 << 32)  # what a leaf can hold at all
-        found = leaf(position, given.row, wide=True)
-        root = root_through(found, given.position, given.count, given.path)
-        assert (root == given.root) == given.is_good
-
-
 def _gossip(chance: Random) -> list[Heard]:
     """Make advertisements that a stranger signed, of itself and of others, well and badly."""
     found = []
@@ -224,9 +178,9 @@ def _judge_gossip(given: list[Heard]) -> None:
         if view.take(heard, NOW + number, topics[number % 2]) is Taken.NEW:
             said = decode(heard.body, Advertisement)
             assert verify(said.peer, heard.body, heard.signature)
-        known = [entry for model in view.shelves for entry in view.of(model)]
+        known = [entry for model in view.indexes for entry in view.of(model)]
         assert len(known) <= SMALL_VIEW
-    view.forget_the_silent(NOW + 10**9)
+    view.expire(NOW + 10**9)
     assert view.knows_nobody()
 
 
@@ -274,7 +228,6 @@ TARGETS = {
     "receipt": Target(_receipt, _judge_receipt),
     "certificate": Target(_certificate, _judge_certificate),
     "fraud": Target(_fraud, _judge_fraud),
-    "proof": Target(_proof, _judge_proof),
     "gossip": Target(_gossip, _judge_gossip),
     "muxer": Target(_frames, _judge_frames),
 }

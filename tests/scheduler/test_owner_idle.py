@@ -3,14 +3,14 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from scheduler.owner_idle import BUSY_S, BUSY_SHARE, CALM_S, CALM_SHARE, Rest, Use, judge
+from scheduler.owner_idle import BUSY_S, BUSY_SHARE, CALM_S, CALM_SHARE, MachineUse, Rest, judge
 
-IDLE, BUSY, BATTERY = Use(False, 0.0), Use(False, 0.9), Use(True, 0.0)
+IDLE, BUSY, BATTERY = MachineUse(False, 0.0), MachineUse(False, 0.9), MachineUse(True, 0.0)
 
 STEP_S = 5.0
 
 
-def run(*uses: Use, rest: Rest = Rest(), at_s: float = 0.0) -> list[bool]:  # noqa: B008 -- frozen
+def run(*uses: MachineUse, rest: Rest = Rest(), at_s: float = 0.0) -> list[bool]:  # noqa: B008 -- frozen
     """Look every few seconds; gives whether it rests behind each look."""
     found = []
     for number, use in enumerate(uses):
@@ -38,7 +38,7 @@ def test_it_begins_again_when_all_was_calm_for_a_while() -> None:
     looks = int(CALM_S / STEP_S) + 1
     assert run(*[IDLE] * looks, rest=resting) == [True] * (looks - 1) + [False]
     assert all(run(*[IDLE, IDLE, BUSY] * 20, rest=resting))
-    between = Use(False, (BUSY_SHARE + CALM_SHARE) / 2)
+    between = MachineUse(False, (BUSY_SHARE + CALM_SHARE) / 2)
     assert all(run(*[between] * 50, rest=resting))
     assert not any(run(*[between] * 50))
 
@@ -51,7 +51,7 @@ def test_the_reason_is_the_present_one() -> None:
 
 
 @given(st.lists(st.sampled_from([IDLE, BUSY, BATTERY]), max_size=60))
-def test_it_never_flickers(uses: list[Use]) -> None:
+def test_it_never_flickers(uses: list[MachineUse]) -> None:
     """Between beginning again and resting, and the other way round, lies the time that it must."""
     found = run(*uses)
     began_to_rest = [i for i in range(1, len(found)) if found[i] and not found[i - 1]]

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from p2pinfer.core.advertisement import LINKS_MAX, Advertisement, RoundTrip, State
 from p2pinfer.core.ids import PeerId
+from p2pinfer.core.layer_range import LayerRange
 from scheduler.offer_table import CHUNK_ROWS, LIE_FACTOR, STANDING_NEW, Experience, OfferTable
 from scheduler.route_cost import FULL_S, HOP_S, ROUND_TRIP_S_DEFAULT
 from scheduler.routing import Asking, NoRoute, RouteHop, begins, find_route, replacement
@@ -270,7 +271,7 @@ def test_a_replacement_lies_near_those_that_stay() -> None:
     behind = advert("c", 9, 12, **ORDINARY)
     swarm = [before, gone, far, near, behind]
     asking = Asking(without={gone.peer}, spread=0.0)
-    found = replacement(swarm, (5, 9), (before.peer, behind.peer), asking)
+    found = replacement(swarm, LayerRange(5, 9), (before.peer, behind.peer), asking)
     assert found == [hop(near, 9)]
 
 
@@ -278,7 +279,7 @@ def test_a_replacement_may_take_several() -> None:
     """Where no single peer holds all layers of the hop, several do."""
     swarm = [advert("a", 1, 9), advert("b", 1, 5), advert("c", 4, 9), advert("d", 9, 12)]
     asking = evolve(EXACT, without={swarm[0].peer})
-    found = replacement(swarm, (1, 9), (None, swarm[3].peer), asking)
+    found = replacement(swarm, LayerRange(1, 9), (None, swarm[3].peer), asking)
     assert found == [hop(swarm[1], 4), hop(swarm[2], 9)]
 
 

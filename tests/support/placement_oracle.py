@@ -12,6 +12,7 @@ from scipy.optimize import Bounds, LinearConstraint, milp
 from scipy.sparse import coo_array
 
 from p2pinfer.core.advertisement import Advertisement, State
+from p2pinfer.core.layer_range import LayerRange
 from scheduler.coverage_value import STAGE_LAYERS
 from tests.support.adverts import advert
 from tests.support.settling import Game, play
@@ -84,8 +85,9 @@ def start(
 def compare(chance: random.Random) -> tuple[float, list[Game]]:
     """Draw a swarm; return its optimum, and games from two starts with two ways to decide."""
     count, sizes, row_us = draw(chance)
+    layers = LayerRange(FIRST, FIRST + count)
     games = [
-        play(start(count, sizes, row_us, chance, join=join), (FIRST, FIRST + count), chance, lag)
+        play(start(count, sizes, row_us, chance, join=join), layers, chance, lag)
         for join in (False, True)
         for lag in (None, 1)
     ]

@@ -9,6 +9,7 @@ from attrs import evolve
 
 from p2pinfer.core.advertisement import Advertisement, State
 from p2pinfer.core.ids import PeerId
+from p2pinfer.core.layer_range import LayerRange
 from scheduler.coverage_value import STAGE_LAYERS
 from scheduler.offer_table import Floats
 from scheduler.placement import TURN_S, Choice, choose
@@ -16,13 +17,13 @@ from scheduler.placement import TURN_S, Choice, choose
 Swarm = dict[PeerId, Advertisement]
 
 
-def rates(swarm: Iterable[Advertisement], layers: tuple[int, int]) -> Floats:
+def rates(swarm: Iterable[Advertisement], layers: LayerRange) -> Floats:
     """Return how many rows a second each layer gets through."""
-    total = np.zeros(layers[1] - layers[0])
+    total = np.zeros(len(layers))
     for a in swarm:
         if a.first < a.end:
             work = a.end - a.first + STAGE_LAYERS
-            total[a.first - layers[0] : a.end - layers[0]] += 1e6 / (a.row_us * work)
+            total[a.first - layers.first : a.end - layers.first] += 1e6 / (a.row_us * work)
     return total
 
 
@@ -35,7 +36,7 @@ class Game:
     """
 
     swarm: Swarm
-    layers: tuple[int, int]
+    layers: LayerRange
     random: random.Random
     lag: int | None = None
     rounds: int = 0
@@ -91,7 +92,8 @@ class Game:
                 self.last_move = self.rounds
                 self.moves += choice.moves
                 state = State.SERVING if settled else own.state
-                self.swarm[peer] = evolve(own, first=choice.first, end=choice.end, state=state)
+                first, end = choice.layers.first, choice.layers.end
+                self.swarm[peer] = evolve(own, first=first, end=end, state=state)
         if self.covered:
             self.whole_for += 1
             return
@@ -101,7 +103,7 @@ class Game:
 
 def play(
     swarm: Sequence[Advertisement],
-    layers: tuple[int, int],
+    layers: LayerRange,
     chance: random.Random,
     lag: int | None = None,
     *,

@@ -74,7 +74,7 @@ class Swarm:
         self.nursery = nursery
         self.requester = Requester(nursery, me, ends, MODEL, gatherer)
         self.stages: list[Stage] = []
-        self.notaries: list[ReceiptSigner] = []
+        self.signers: list[ReceiptSigner] = []
         self.served: list[LedgerEntry] = []
         """What the stages count of sessions that are over."""
         self.engines: list[FakeStage] = []
@@ -93,16 +93,16 @@ class Swarm:
         """Serve a stage, with receipts if it has a key, until it is told to leave."""
         with trio.CancelScope() as scope:
             async with self.network.join(name) as transport:
-                notary = (
+                signer = (
                     ReceiptSigner(transport, identity.sign, self.served.append)
                     if identity
                     else None
                 )
-                stage = Stage(transport, engine, MODEL, notary)
+                stage = Stage(transport, engine, MODEL, signer)
                 stage.listen()
-                if notary:
-                    notary.listen()
-                    self.notaries.append(notary)
+                if signer:
+                    signer.listen()
+                    self.signers.append(signer)
                 self.stages.append(stage)
                 self.engines.append(engine)
                 self.route.append(Hop(name, tuple(transport.addresses), engine.first, engine.end))

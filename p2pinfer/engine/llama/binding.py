@@ -102,7 +102,7 @@ class Slice:
     """A loaded GGUF with KV cells for ``sessions`` sessions of ``context`` positions each.
 
     Args:
-        path: a GGUF written by ``p2pinfer.engine.slicing``, or a whole model.
+        path: a GGUF written by ``p2pinfer.engine.gguf.slicing``, or a whole model.
         logits: give logits (float32, one row of the vocabulary's size per output) instead of the
             residual stream behind the last layer (float32, width).
         settings: threads and kernels.

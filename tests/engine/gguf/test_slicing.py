@@ -360,3 +360,6 @@ class TestDefaultModelPath:
         path.parent.mkdir()
         path.touch()
         assert default_model_path() == path
+
+
+# NOIMPORT

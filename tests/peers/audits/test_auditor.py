@@ -5,6 +5,7 @@ import pytest
 from attrs import evolve
 from trio.testing import MockClock
 
+from p2pinfer.core.audit import THIS_MACHINE
 from p2pinfer.core.errors import PeerUnavailable
 from p2pinfer.core.fraud import parse, to_sign
 from p2pinfer.core.ids import PeerId
@@ -13,7 +14,7 @@ from p2pinfer.core.receipts import SIGNED_AS, Receipt, Signed
 from p2pinfer.core.trust import Audited, AuditVerdict, Trust, choose_audits
 from p2pinfer.core.witness import OpenedRows, Seat, Witness
 from peers.audits.frauds import judge
-from peers.audits.replay import THIS_MACHINE, cut
+from peers.audits.replay import cut
 from peers.receipts.signer import SessionRecord
 from peers.receipts.stage_receipts import StageReceipts
 from peers.steps.messaging import RefusedError

@@ -105,8 +105,8 @@ async def test_a_receipt_that_another_signed_does_not_count(
 ) -> None:
     """A forged signature, by whatever key, is its sender's fault."""
     async with swarm(evidence=True) as made, made.open() as session:
-        for notary in made.notaries[:1]:
-            monkeypatch.setattr(notary, "_sign", KEYS[6].sign)
+        for signer in made.signers[:1]:
+            monkeypatch.setattr(signer, "_sign", KEYS[6].sign)
         async with made.open(1) as forged:
             await answer(forged, PROMPT)
             found = await evidence_of(forged).settle(len(forged.tokens))
