@@ -104,6 +104,8 @@ class Completions:
         name = format_.prefix + secrets.token_hex(ID_BYTES)
         head = {"id": name, "created": self._gateway.now(), "model": self._slug}
         headers = {"x-request-id": name, "x-p2pinfer-receipt": receipt_link(name)}
+        if question.ignored:
+            headers["x-p2pinfer-ignored"] = ", ".join(question.ignored)
         if question.stream:
             return EventStream(self._events(question, head, format_), headers)
 

@@ -17,12 +17,18 @@ TOP_LOGPROBS_MAX = 20
 """OpenAI's limit: each costs the answer some bytes and nobody reads more."""
 
 
+REPEAT_LAST_N_MAX = 4096
+"""More than penalties are of use for: they are counted for each token."""
+
+
 @frozen
 class Sampling:
     """llama.cpp's samplers, applied in the order of the fields."""
 
     repeat_penalty: float = field(default=1.0, validator=[validators.gt(0), validators.le(10)])
-    repeat_last_n: int = field(default=64, validator=[validators.ge(0), validators.le(4096)])
+    repeat_last_n: int = field(
+        default=64, validator=[validators.ge(0), validators.le(REPEAT_LAST_N_MAX)]
+    )
     """How many of the last tokens, the prompt's included, the penalty looks back on."""
     frequency_penalty: float = field(default=0.0, validator=[validators.ge(-2), validators.le(2)])
     presence_penalty: float = field(default=0.0, validator=[validators.ge(-2), validators.le(2)])

@@ -9,9 +9,15 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from p2pinfer.api.problems import Problem
-from p2pinfer.api.questions import Question, chat_question, completion_question
+from p2pinfer.api.questions import (
+    TOKENS_MAX,
+    UNKNOWN_TOLD_MAX,
+    Question,
+    chat_question,
+    completion_question,
+)
 from p2pinfer.client.answer import ChatOptions
-from p2pinfer.core.sampling import Sampling
+from p2pinfer.core.sampling import REPEAT_LAST_N_MAX, Sampling
 
 DEFAULTS = ChatOptions(Sampling(temperature=0.5, top_k=30), max_tokens=100, stops=("END",))
 HELLO = [{"role": "user", "content": "Hello"}]
@@ -128,8 +134,8 @@ def test_special_tokens_in_messages_are_text_unless_asked() -> None:
     assert chat_question({**body, "parse_special": None}, defaults, 7).how.parse_special
     assert not chat_question({**body, "parse_special": False}, defaults, 7).how.parse_special
     assert refusal(parse_special="yes").param == "parse_special"
-    with pytest.raises(Problem, match="Unknown parameter"):
-        completion_question({"model": "x", "prompt": "x", "parse_special": True}, DEFAULTS, 7)
+    completion = {"model": "x", "prompt": "x", "parse_special": True}  # as completions always do
+    assert completion_question(completion, DEFAULTS, 7).how == complete("x").how
 
 
 @pytest.mark.parametrize(
@@ -146,9 +152,10 @@ def test_what_cannot_be_honoured_is_refused_by_name(name: str, value: Any) -> No
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("temperature", 2.1), ("temperature", "hot"), ("temperature", float("nan")), ("top_p", True),
+    [("temperature", 100.1), ("temperature", "hot"), ("temperature", float("nan")), ("top_p", True),
      ("temperature", float("inf")), ("temperature", 10**400),
-     ("max_tokens", 0), ("max_tokens", 1.5), ("n", 9), ("stop", [1]), ("stop", ["x"] * 17),
+     ("max_tokens", 0), ("max_tokens", -2), ("max_tokens", 1.5), ("top_k", -2),
+     ("n", 9), ("stop", [1]), ("stop", ["x"] * 17),
      ("stream", 1), ("seed", "x"), ("stream_options", []), ("messages", []), ("messages", "x"),
      ("messages", ["x"]), ("logprobs", 1), ("top_logprobs", 1), ("top_logprobs", 21)],
 )  # fmt: skip
@@ -171,11 +178,64 @@ def test_messages_that_a_text_model_cannot_read_are_refused(message: Any) -> Non
     assert "messages[0]" in str(refusal(messages=[message]).param)
 
 
-def test_what_openai_does_not_know_is_refused_as_there() -> None:
-    """In its very words."""
-    found = refusal(tempurature=1)
-    assert (found.message, found.code) == ("Unknown parameter: 'tempurature'.", "unknown_parameter")
+def test_slip_of_the_pen_is_refused_and_what_is_meant_is_named() -> None:
+    """Whoever writes it wants an answer that they would not get."""
+    for slip, meant in (
+        ("tempurature", "temperature"),
+        ("max_token", "max_tokens"),
+        ("topp_p", "top_p"),
+        ("stream_option", "stream_options"),
+    ):
+        found = refusal(**{slip: 1})
+        assert found.code == "unknown_parameter"
+        assert found.message == f"Unknown parameter: '{slip}'. Is '{meant}' meant?"
     assert refusal(messages=None).code == "missing_required_parameter"
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("cache_prompt", True), ("keep_alive", "5m"), ("session_id", "x"), ("min_tokens", 0),
+     ("stop_token_ids", []), ("ignore_eos", False), ("mirostat", 0), ("typical_p", 1.0),
+     ("dry_multiplier", 0.0), ("dry_base", 1.75), ("add_generation_prompt", True),
+     ("stream_options", {"continuous_usage_stats": True}), ("id_slot", -1), ("tools", []),
+     ("xtc_probability", 0), ("xtc_threshold", 0.1), ("audio", None), ("best_of", 1)],
+)  # fmt: skip
+def test_what_changes_no_answer_is_taken(name: str, value: Any) -> None:
+    """Other servers know it, so clients send it."""
+    assert replace(ask(**{name: value}), ignored=()) == ask()
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("min_tokens", 5), ("stop_token_ids", [2]), ("ignore_eos", True), ("mirostat", 2),
+     ("typical_p", 0.5), ("dry_multiplier", 0.8), ("xtc_probability", 0.5), ("best_of", 2),
+     ("echo", True), ("suffix", "}"), ("options", {"temperature": 0}), ("ignore_eos", 0),
+     ("add_generation_prompt", False), ("continue_final_message", True)],
+)  # fmt: skip
+def test_what_other_servers_do_with_an_answer_is_refused_by_name(name: str, value: Any) -> None:
+    """Nobody is to take our answer for what they asked for."""
+    found = refusal(**{name: value})
+    assert (found.code, found.param) == ("unsupported_parameter", name)
+
+
+def test_unknown_names_are_told_as_far_as_a_header_can() -> None:
+    """Not what would break one."""
+    asked = ask(**{"my_vendor_hint": 1, "x-y": {}, "ü": 1, "a b\r\n": 1, "z" * 99: 1})
+    assert asked.ignored == ("my_vendor_hint", "x-y")
+    assert refusal(**{f"vendor{n}": n for n in range(300)}).status == 400
+    assert len(ask(**{f"vendor{n}": n for n in range(100)}).ignored) == UNKNOWN_TOLD_MAX
+
+
+def test_minus_one_and_other_servers_words_are_understood() -> None:
+    """No limit, no filter; a repetition penalty by its other name."""
+    asked = ask(top_k=-1, max_tokens=-1, repetition_penalty=1.2, repeat_last_n=-1, temperature=2.5)
+    assert asked.how.max_tokens == TOKENS_MAX
+    found = asked.how.sampling
+    assert (found.top_k, found.repeat_penalty, found.repeat_last_n) == (0, 1.2, REPEAT_LAST_N_MAX)
+    assert found.temperature == 2.5
+    assert ask(n_predict=5).how.max_tokens == 5
+    assert ask(n_predict=5, max_tokens=6).how.max_tokens == 6
+    assert refusal(repetition_penalty="x").param == "repetition_penalty"
 
 
 def complete(prompt: Any) -> Question:
