@@ -12,6 +12,7 @@ from p2pinfer.api.certificates import Receipts, receipt_name
 from p2pinfer.api.metrics import Metrics
 from p2pinfer.api.questions import Question
 from p2pinfer.client.answer import INTERRUPTED, Answer, ChatOptions, Scored
+from p2pinfer.client.grammars import Thoughts
 from p2pinfer.client.library import Swarm
 from p2pinfer.core.errors import UserError
 from transports.traffic import TRAFFIC
@@ -122,9 +123,16 @@ class Gateway:
         Raises:
             P2pinferError: as ``Swarm.answer``.
         """
-        prompts = [await self._tokens(prompt) for prompt in question.prompts] or [
-            await self.swarm.prompt_of(question.messages, parse_special=question.how.parse_special)
-        ]
+        self._check_biases(question)
+        thoughts, prompts = Thoughts.NONE, [await self._tokens(each) for each in question.prompts]
+        if question.messages:
+            special = question.how.parse_special
+            rendered = await self.swarm.render(question.messages, parse_special=special)
+            thoughts = self.swarm.thoughts_after(rendered.text)
+            prompts = [await self.swarm.tokenize(rendered.text, rendered.literal)]
+        if question.shape:
+            grammar = await self.swarm.grammar_of(question.shape, thoughts)
+            question = question.held_to(grammar)
         for number in range(len(prompts) * question.choices):
             prompt = prompts[number // question.choices]
             how = question.option(number % question.choices)
@@ -145,6 +153,11 @@ class Gateway:
                 receipt = receipt_name(request, number)
                 self.receipts.keep(receipt, answer.certificate)
             yield Finished(number, answer, receipt)
+
+    def _check_biases(self, question: Question) -> None:
+        vocabulary = self.swarm.client.ends.vocabulary
+        if not all(token < vocabulary for token, _ in question.how.sampling.logit_bias):
+            raise UserError(f"the model's tokens are numbered from 0 to {vocabulary - 1}")
 
     async def _tokens(self, prompt: str | list[int]) -> list[int]:
         if isinstance(prompt, str):

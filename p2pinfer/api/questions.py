@@ -17,7 +17,8 @@ from attrs import evolve
 
 from p2pinfer.api.problems import Problem
 from p2pinfer.client.answer import ChatOptions
-from p2pinfer.core.sampling import REPEAT_LAST_N_MAX, SEEDS, TOP_LOGPROBS_MAX
+from p2pinfer.client.grammars import Shape, json_shape
+from p2pinfer.core.sampling import LOGIT_BIAS_MAX, REPEAT_LAST_N_MAX, SEEDS, TOP_LOGPROBS_MAX
 from p2pinfer.engine.template import Message
 
 CHOICES_MAX = 8
@@ -77,9 +78,13 @@ _ONLY_NOTHING: dict[str, tuple[Any, ...]] = {
     "echo": (False,),
     "function_call": ("none", "auto"),
     "functions": ([],),
+    "guided_choice": (),
+    "guided_grammar": (),
+    "guided_json": (),
+    "guided_regex": (),
     "ignore_eos": (False,),
+    "json_schema": (),
     "length_penalty": (1,),
-    "logit_bias": ({}, []),
     "min_tokens": (0,),
     "mirostat": (0,),
     "modalities": (["text"],),
@@ -88,9 +93,9 @@ _ONLY_NOTHING: dict[str, tuple[Any, ...]] = {
     "options": ({},),
     "parse_special": (True,),
     "prediction": (),
-    "response_format": ({"type": "text"},),
     "samplers": ([],),
     "stop_token_ids": ([],),
+    "structured_outputs": (),
     "suffix": ("",),
     "tfs_z": (1,),
     "tool_choice": ("none", "auto"),
@@ -111,6 +116,8 @@ _ALIASES = {"max_tokens": ("n_predict",), "repeat_penalty": ("repetition_penalty
 
 _HONOURED = {
     "frequency_penalty",
+    "grammar",
+    "logit_bias",
     "max_completion_tokens",
     "max_tokens",
     "min_p",
@@ -120,6 +127,7 @@ _HONOURED = {
     "repeat_last_n",
     "repeat_penalty",
     "repetition_penalty",
+    "response_format",
     "seed",
     "stop",
     "stream",
@@ -128,6 +136,12 @@ _HONOURED = {
     "top_k",
     "top_p",
 }
+
+BIAS_MAX = 100
+"""OpenAI's, of ``logit_bias``: as good as always, or never."""
+
+MANY_DIGITS = 12
+"""More than any token's number has."""
 
 LIKENESS = 0.85
 """Of a name to one that is known, from 0 to 1, from which on it counts as a slip of the pen."""
@@ -163,8 +177,14 @@ class Question:
     """Per prompt."""
     stream: bool = False
     include_usage: bool = False
+    shape: Shape | None = None
+    """What the answers are held to."""
     ignored: tuple[str, ...] = ()
     """Names of parameters that nobody here knows, as far as a header can tell them."""
+
+    def held_to(self, grammar: str) -> "Question":
+        """Return the same question whose answers keep to a grammar."""
+        return replace(self, how=self.how.held_to(grammar))
 
     def option(self, choice: int) -> ChatOptions:
         """Return the options of one choice: each has a seed of its own, or all would be equal."""
@@ -241,6 +261,7 @@ def _question(
     sampling["seed"] = take("seed", _whole(-(2**63), 2**64), seed) % SEEDS
     if sampling["top_p"] is not None:
         sampling["top_p"] = max(sampling["top_p"], TOP_P_LEAST)
+    sampling["logit_bias"] = take("logit_bias", _biases, None)
     given = {name: value for name, value in sampling.items() if value is not None}
     tokens = _whole(1, TOKENS_MAX, {-1: TOKENS_MAX})
     most = take("max_completion_tokens", tokens, None)
@@ -257,6 +278,7 @@ def _question(
         choices=take("n", _whole(1, CHOICES_MAX), 1),
         stream=take("stream", _flag, False),
         include_usage=options.get("include_usage") is True,
+        shape=_shape(body),
         **asked,
     )
 
@@ -346,6 +368,52 @@ def _number(least: float, most: float) -> Callable[[str, Any], float]:
         return float(value)
 
     return judge
+
+
+def _biases(name: str, value: Any) -> tuple[tuple[int, float], ...]:
+    """Judge what is added to tokens' logits: an object, or a list of pairs (as llama.cpp's)."""
+    items = list(value.items()) if isinstance(value, dict) else value
+    if not isinstance(items, list) or len(items) > LOGIT_BIAS_MAX:
+        raise _invalid(name, f"must be an object of at most {LOGIT_BIAS_MAX} tokens")
+    found = []
+    for item in items:
+        if not isinstance(item, list | tuple) or len(item) != 2:
+            raise _invalid(name, "must name tokens and what is added to each")
+        token, bias = item[0], _number(-BIAS_MAX, BIAS_MAX)(name, item[1])
+        if not bias:
+            continue
+        if isinstance(token, str) and token.isascii() and token.isdecimal():
+            token = int(token[:MANY_DIGITS])
+        found.append((_whole(0, TOKENS_MAX)(f"{name}.{str(token)[:20]}", token), bias))
+    return tuple(found)
+
+
+def _shape(body: Mapping[str, Any]) -> Shape | None:
+    """Judge what the answer is to be held to, if anything."""
+    grammar, wanted = body.get("grammar"), body.get("response_format")
+    if grammar and not isinstance(grammar, str):
+        raise _invalid("grammar", "must be a text in GBNF")
+    name = "response_format"
+    if wanted is None or wanted == {"type": "text"}:
+        return Shape(grammar, is_gbnf=True) if grammar else None
+    if grammar:
+        raise _invalid("grammar", f"cannot be combined with {name}")
+    if not isinstance(wanted, dict):
+        raise _invalid(name, "must be an object")
+    match wanted.get("type"):
+        case "json_object":
+            schema, strict = wanted.get("schema"), None
+        case "json_schema":
+            name += ".json_schema"
+            told = _object(name, wanted.get("json_schema", wanted))
+            schema, strict = told.get("schema"), told.get("strict")
+            if schema is None:
+                raise _missing(f"{name}.schema")
+        case _:
+            raise _invalid(f"{name}.type", "must be text, json_object or json_schema")
+    schema = _object(f"{name}.schema", {"type": "object"} if schema is None else schema)
+    is_strict = strict is not None and _flag(f"{name}.strict", strict)
+    return json_shape(schema, strict=is_strict)
 
 
 def _flag(name: str, value: Any) -> bool:

@@ -2,12 +2,13 @@
 
 from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
 import trio
+from attrs import evolve
 
 from p2pinfer.core.errors import NoReplacement, NotVerified, PeerError
 from p2pinfer.core.messages import Hop
@@ -104,6 +105,10 @@ class ChatOptions:
     parse_special: bool = False
     """Take what spells a special token in a message for one, and not for text."""
 
+    def held_to(self, grammar: str) -> "ChatOptions":
+        """Return the same options for an answer that keeps to a grammar."""
+        return replace(self, sampling=evolve(self.sampling, grammar=grammar))
+
 
 def route_of(chain: Sequence[Hop]) -> list[dict[str, Any]]:
     """Return what an answer says of the stages that made it."""
@@ -146,7 +151,7 @@ async def answer_in(
     started = first_at = trio.current_time()
     whole = [*prompt, *answer.spoken]
     most = session.context if options.max_tokens is None else options.max_tokens
-    tokens = session.generate(whole, options.sampling, most - before)
+    tokens = session.generate(whole, options.sampling, most - before, len(answer.spoken))
     async with aclosing(tokens):
         async for token in tokens:
             answer.tokens += 1

@@ -24,6 +24,13 @@ import trio
 import trio.from_thread
 
 from p2pinfer.client.answer import Answer, Attempts, ChatOptions, answer_in, verified
+from p2pinfer.client.grammars import (
+    THOUGHTS_BEGIN,
+    THOUGHTS_END,
+    Shape,
+    Thoughts,
+    with_thoughts,
+)
 from p2pinfer.client.session_pool import SessionPool
 from p2pinfer.core.errors import PeerError, PromptTooLong, UserError, lone_errors
 from p2pinfer.core.ids import ModelId
@@ -32,6 +39,7 @@ from p2pinfer.core.sampling import SEEDS, USUAL, Sampling, sampling_of
 from p2pinfer.engine.template import (
     ChatTemplate,
     Message,
+    Prompt,
     check_template,
     read_template,
     template_remark,
@@ -115,13 +123,32 @@ class Swarm:
             UserError: the template refuses these messages.
             PromptTooLong: they are longer than any session.
         """
+        prompt = await self.render(messages, parse_special=parse_special)
+        return await self.tokenize(prompt.text, prompt.literal)
+
+    async def render(self, messages: Sequence[Message], *, parse_special: bool = False) -> Prompt:
+        """Return the text that asks for the next message; raises as ``prompt_of``."""
         self._check_text("".join(each["content"] for each in messages))
         if self._template is None:
             self.check_chat()
             special = await self.client.ends.special_tokens()
             self._template = self._template or ChatTemplate(self._source, special)
-        prompt = await self._template.render(messages, parse_special=parse_special)
-        return await self.tokenize(prompt.text, prompt.literal)
+        return await self._template.render(messages, parse_special=parse_special)
+
+    def thoughts_after(self, prompt: str) -> Thoughts:
+        """Say whether the answer to a prompt begins with what the model thinks."""
+        if THOUGHTS_BEGIN not in (self._source or ""):
+            return Thoughts.NONE
+        if prompt.rstrip().endswith(THOUGHTS_BEGIN):
+            return Thoughts.ARE_BEGUN
+        is_over = prompt.rstrip().endswith(THOUGHTS_END)
+        return Thoughts.NONE if is_over else Thoughts.MAY_BEGIN
+
+    async def grammar_of(self, shape: Shape, thoughts: Thoughts = Thoughts.NONE) -> str:
+        """Return the grammar that holds an answer to a shape; raises UserError for a bad one."""
+        ends = self.client.ends
+        grammar = await ends.read_grammar(shape.grammar, is_gbnf=shape.is_gbnf)
+        return with_thoughts(grammar, thoughts) if shape.is_whole else grammar
 
     async def tokenize(self, text: str, literal: Sequence[int] = ()) -> list[int]:
         """Return a prompt's tokens; what spells a control token counts as one.

@@ -1,6 +1,6 @@
 """What roles need of an engine; llama.cpp's is in ``stage`` and ``ends``, tests bring their own."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -116,8 +116,14 @@ class NextToken:
 class EndsSession(Protocol):
     """One session's KV cells in the first and the last layers, and its sampler."""
 
-    def start(self, sampling: Sampling, recent: list[int]) -> None:
-        """Sample so from now on; ``recent`` are the tokens that a penalty may look back on."""
+    def start(self, sampling: Sampling, recent: list[int], said: Sequence[int] = ()) -> None:
+        """Sample so from now on.
+
+        Args:
+            sampling: how.
+            recent: the tokens that a penalty may look back on.
+            said: the answer's tokens so far, which its grammar has taken already.
+        """
         ...
 
     async def embed(self, position: int, tokens: list[int], *, wide: bool) -> Decoded:

@@ -17,6 +17,7 @@ from p2pinfer.api.questions import (
     completion_question,
 )
 from p2pinfer.client.answer import ChatOptions
+from p2pinfer.client.grammars import Shape, json_shape
 from p2pinfer.core.sampling import REPEAT_LAST_N_MAX, Sampling
 
 DEFAULTS = ChatOptions(Sampling(temperature=0.5, top_k=30), max_tokens=100, stops=("END",))
@@ -140,8 +141,8 @@ def test_special_tokens_in_messages_are_text_unless_asked() -> None:
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("tools", [{"type": "function"}]), ("response_format", {"type": "json"}),
-     ("logit_bias", {"5": 1}), ("tool_choice", "required"), ("audio", {})],
+    [("tools", [{"type": "function"}]), ("guided_json", {"type": "object"}),
+     ("tool_choice", "required"), ("audio", {})],
 )  # fmt: skip
 def test_what_cannot_be_honoured_is_refused_by_name(name: str, value: Any) -> None:
     """Rather than ignored: the answer would not be what was asked for."""
@@ -256,6 +257,50 @@ def test_prompts_are_texts_or_tokens_or_several() -> None:
             complete(bad)
 
 
+OBJECT = {"type": "object"}
+
+
+@pytest.mark.parametrize(
+    ("wanted", "grammar"),
+    [({"response_format": {"type": "json_object"}}, json_shape(OBJECT, strict=False)),
+     ({"response_format": {"type": "json_object", "schema": {"type": "array"}}},
+      json_shape({"type": "array"}, strict=False)),
+     ({"response_format": {"type": "json_schema", "json_schema": {
+         "name": "x", "strict": True, "schema": OBJECT}}}, json_shape(OBJECT, strict=True)),
+     ({"response_format": {"type": "text"}, "grammar": ""}, None),
+     ({"grammar": 'root ::= "a"'}, Shape('root ::= "a"', is_gbnf=True))],
+)  # fmt: skip
+def test_answers_may_be_held_to_a_shape(wanted: Any, grammar: Shape | None) -> None:
+    """In chats and in completions."""
+    assert ask(**wanted).shape == grammar
+    assert completion_question({"prompt": "x", **wanted}, DEFAULTS, 7).shape == grammar
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [{"response_format": "json"}, {"response_format": {"type": "json"}},
+     {"response_format": {"type": "json_schema"}}, {"grammar": 5},
+     {"response_format": {"type": "json_schema", "json_schema": {"schema": []}}},
+     {"response_format": {"type": "json_schema", "json_schema": {"schema": {}, "strict": 1}}},
+     {"response_format": {"type": "json_object"}, "grammar": "root"}],
+)  # fmt: skip
+def test_shapes_that_are_none_are_named(bad: Any) -> None:
+    """Before anything is asked of a model."""
+    found = refusal(**bad)
+    assert found.status == 400
+    assert str(found.param).split(".")[0] in bad
+
+
+def test_biases_are_pairs_of_a_token_and_a_number() -> None:
+    """As OpenAI writes them and as llama.cpp does; 0 asks for nothing."""
+    assert ask(logit_bias={"5": -100, "7": 0.5}).how.sampling.logit_bias == ((5, -100), (7, 0.5))
+    assert ask(logit_bias=[[5, 1]]).how.sampling.logit_bias == ((5, 1.0),)
+    assert ask(logit_bias={"x": 0}) == ask(logit_bias={}) == ask()
+    for bad in ({"x": 1}, {"5": 101}, {"5": "1"}, {"-5": 1}, {"٣": 1}, [5], 5, {"5": True}):
+        assert str(refusal(logit_bias=bad).param).startswith("logit_bias")
+    assert refusal(logit_bias={str(n): 1 for n in range(2000)}).param == "logit_bias"
+
+
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
@@ -265,7 +310,18 @@ JSON = st.recursive(
 
 @given(
     st.sampled_from(
-        ["messages", "stop", "n", "temperature", "tools", "seed", "stream_options", "logit_bias"]
+        [
+            "messages",
+            "stop",
+            "n",
+            "temperature",
+            "tools",
+            "seed",
+            "stream_options",
+            "logit_bias",
+            "response_format",
+            "grammar",
+        ]
     ),
     JSON,
 )
