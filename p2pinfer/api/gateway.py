@@ -14,6 +14,8 @@ from p2pinfer.api.questions import Question
 from p2pinfer.client.answer import INTERRUPTED, Answer, ChatOptions, Scored
 from p2pinfer.client.grammars import Thoughts
 from p2pinfer.client.library import Swarm
+from p2pinfer.client.speech import Heard, Speech, Thought, Word
+from p2pinfer.client.tool_calls import ToolCall, calls_shape, dialect_of
 from p2pinfer.core.errors import UserError
 from transports.traffic import TRAFFIC
 
@@ -35,6 +37,24 @@ class Access:
     point a name of its own at this machine."""
     hosts: tuple[str, ...] = ()
     """Other names by which it may be called, as those of a proxy or a tunnel, in lower case."""
+
+
+@dataclass(frozen=True)
+class Thinks:
+    """A piece of what the model thinks before it answers."""
+
+    choice: int
+    text: str
+
+
+@dataclass(frozen=True)
+class Calls:
+    """A call of a tool, complete."""
+
+    choice: int
+    number: int
+    """Of the calls in this choice."""
+    call: ToolCall
 
 
 @dataclass(frozen=True)
@@ -63,6 +83,36 @@ class Finished:
     answer: Answer
     receipt: str | None
     """What its certificate is called."""
+    speech: Speech | None = None
+    """What its text is made of, where it is more than words."""
+
+    @property
+    def finish(self) -> str:
+        """Why it ended."""
+        return finish_of(self.answer, self.speech)
+
+
+def finish_of(answer: Answer, speech: Speech | None) -> str:
+    """Say why an answer ended: what stopped to call tools says so."""
+    return "tool_calls" if speech and speech.calls and answer.finish == "stop" else answer.finish
+
+
+Part = Thinks | Said | Calls | Ended | Finished
+
+
+def _heard(
+    number: int, speech: Speech, heard: Iterator[Heard], scores: tuple[Scored, ...]
+) -> Iterator[Part]:
+    """Say what is heard of a choice; the first words have the scores that wait for them."""
+    for part in heard:
+        match part:
+            case Thought(text):
+                yield Thinks(number, text)
+            case Word(text):
+                yield Said(number, text, scores)
+                scores = ()
+            case ToolCall():
+                yield Calls(number, len(speech.calls) - 1, part)
 
 
 @dataclass
@@ -115,9 +165,7 @@ class Gateway:
                 self._called_at = trio.current_time()
         return self._called
 
-    async def answer(
-        self, question: Question, request: str
-    ) -> AsyncGenerator[Said | Ended | Finished]:
+    async def answer(self, question: Question, request: str) -> AsyncGenerator[Part]:
         """Yield what a question's answers are made of, one choice after the other.
 
         Raises:
@@ -125,34 +173,72 @@ class Gateway:
         """
         self._check_biases(question)
         thoughts, prompts = Thoughts.NONE, [await self._tokens(each) for each in question.prompts]
+        shape, tools = question.shape, question.tools
+        dialect = dialect_of(self.swarm.template)
         if question.messages:
-            special = question.how.parse_special
-            rendered = await self.swarm.render(question.messages, parse_special=special)
+            rendered = await self.swarm.render(
+                question.messages,
+                parse_special=question.how.parse_special,
+                tools=tools.offered if tools else (),
+                options=question.options,
+            )
             thoughts = self.swarm.thoughts_after(rendered.text)
             prompts = [await self.swarm.tokenize(rendered.text, rendered.literal)]
-        if question.shape:
-            grammar = await self.swarm.grammar_of(question.shape, thoughts)
+        if tools:
+            shape = calls_shape(tools, dialect, shape)
+        if shape:
+            grammar = await self.swarm.grammar_of(shape, thoughts)
             question = question.held_to(grammar)
         for number in range(len(prompts) * question.choices):
             prompt = prompts[number // question.choices]
             how = question.option(number % question.choices)
+            is_plain = thoughts is Thoughts.NONE and not tools
+            speech = None if is_plain else Speech(thoughts, tools, dialect)
             with self._watched(request) as answer:
-                pieces = self._timed(prompt, how, answer)
-                said = told = 0
-                async with aclosing(pieces):
-                    async for text in pieces:
-                        if text:
-                            said += len(text)
-                            scores = answer.scores_before(said, told)
-                            told += len(scores)
-                            yield Said(number, text, scores)
-                        if answer.finish != INTERRUPTED and not how.require_verified:
-                            yield Ended(number, answer.finish)
+                parts = self._parts(number, prompt, how, answer, speech)
+                async with aclosing(parts):
+                    async for part in parts:
+                        yield part
             receipt = None
             if answer.certificate:
                 receipt = receipt_name(request, number)
                 self.receipts.keep(receipt, answer.certificate)
-            yield Finished(number, answer, receipt)
+            yield Finished(number, answer, receipt, speech)
+
+    async def _parts(
+        self,
+        number: int,
+        prompt: list[int],
+        how: ChatOptions,
+        answer: Answer,
+        speech: Speech | None,
+    ) -> AsyncGenerator[Part]:
+        """Yield what one answer is made of, up to its end."""
+        said = told = 0
+        waiting: tuple[Scored, ...] = ()
+        has_ended = False
+        async with aclosing(self._timed(prompt, how, answer)) as pieces:
+            async for text in pieces:
+                if text:
+                    said += len(text)
+                    scores = answer.scores_before(said, told)
+                    told += len(scores)
+                    if speech is None:
+                        yield Said(number, text, scores)
+                    else:
+                        waiting += scores
+                        for part in _heard(number, speech, speech.feed(text), waiting):
+                            waiting = () if isinstance(part, Said) else waiting
+                            yield part
+                if answer.finish != INTERRUPTED and not how.require_verified:
+                    has_ended = True
+                    if speech:
+                        for part in _heard(number, speech, speech.end(), waiting):
+                            yield part
+                    yield Ended(number, finish_of(answer, speech))
+        if speech and not has_ended:
+            for part in _heard(number, speech, speech.end(), waiting):
+                yield part
 
     def _check_biases(self, question: Question) -> None:
         vocabulary = self.swarm.client.ends.vocabulary

@@ -15,9 +15,18 @@ from typing import Any
 
 from attrs import evolve
 
-from p2pinfer.api.problems import Problem
+from p2pinfer.api.problems import Problem, invalid, missing
+from p2pinfer.api.tool_parameters import (
+    calls_of,
+    refuse_unless_alone,
+    schema_of,
+    template_options,
+    tool_message,
+    tools_of,
+)
 from p2pinfer.client.answer import ChatOptions
 from p2pinfer.client.grammars import Shape, json_shape
+from p2pinfer.client.tool_calls import Tools
 from p2pinfer.core.sampling import LOGIT_BIAS_MAX, REPEAT_LAST_N_MAX, SEEDS, TOP_LOGPROBS_MAX
 from p2pinfer.engine.template import Message
 
@@ -98,6 +107,7 @@ _ONLY_NOTHING: dict[str, tuple[Any, ...]] = {
     "structured_outputs": (),
     "suffix": ("",),
     "tfs_z": (1,),
+    "reasoning": ({},),
     "tool_choice": ("none", "auto"),
     "tools": ([],),
     "top_a": (0,),
@@ -113,6 +123,19 @@ Two of them are honoured in chats alone."""
 
 _ALIASES = {"max_tokens": ("n_predict",), "repeat_penalty": ("repetition_penalty",)}
 """Other servers' words for what we have; our own word counts for more."""
+
+_CHAT = {
+    "chat_template_kwargs",
+    "enable_thinking",
+    "logprobs",
+    "messages",
+    "parse_special",
+    "think",
+    "tool_choice",
+    "tools",
+    "top_logprobs",
+}
+"""Honoured in chats alone."""
 
 _HONOURED = {
     "frequency_penalty",
@@ -179,6 +202,10 @@ class Question:
     include_usage: bool = False
     shape: Shape | None = None
     """What the answers are held to."""
+    tools: Tools | None = None
+    """What the model may call."""
+    options: Mapping[str, Any] = field(default_factory=dict)
+    """What the template is told."""
     ignored: tuple[str, ...] = ()
     """Names of parameters that nobody here knows, as far as a header can tell them."""
 
@@ -198,19 +225,22 @@ def chat_question(body: Mapping[str, Any], defaults: ChatOptions, seed: int) -> 
     Raises:
         Problem: it cannot be answered.
     """
-    ignored = _check_names(body, {"messages", "logprobs", "parse_special", "top_logprobs"})
+    ignored = _check_names(body, _CHAT)
     messages = body.get("messages")
     if messages is None:
-        raise _missing("messages")
+        raise missing("messages")
     if not isinstance(messages, list) or not 1 <= len(messages) <= MESSAGES_MAX:
-        raise _invalid("messages", f"must be a list of 1 to {MESSAGES_MAX} messages")
+        raise invalid("messages", f"must be a list of 1 to {MESSAGES_MAX} messages")
     found = [_message(each, f"messages[{at}]") for at, each in enumerate(messages)]
     if defaults.system and all(each["role"] != "system" for each in found):
         found.insert(0, {"role": "system", "content": defaults.system})
     if (special := body.get("parse_special")) is not None:
         defaults = replace(defaults, parse_special=_flag("parse_special", special))
     told = _chat_logprobs(body.get("logprobs"), body.get("top_logprobs"))
-    return _question(body, defaults, seed, told, messages=found, ignored=ignored)
+    tools, options = tools_of(body), template_options(body)
+    refuse_unless_alone(tools, is_grammar=bool(body.get("grammar")))
+    chat = {"messages": found, "tools": tools, "options": options, "ignored": ignored}
+    return _question(body, defaults, seed, told, **chat)
 
 
 def completion_question(body: Mapping[str, Any], defaults: ChatOptions, seed: int) -> Question:
@@ -218,17 +248,17 @@ def completion_question(body: Mapping[str, Any], defaults: ChatOptions, seed: in
     ignored = _check_names(body, {"prompt", "logprobs"})
     prompt = body.get("prompt")
     if prompt is None:
-        raise _missing("prompt")
+        raise missing("prompt")
     single = isinstance(prompt, str) or (
         isinstance(prompt, list) and prompt and all(_is_whole(each) for each in prompt)
     )
     prompts = [prompt] if single else prompt
     if not isinstance(prompts, list) or not 1 <= len(prompts) <= PROMPTS_MAX:
-        raise _invalid("prompt", f"must be a text, tokens, or a list of 1 to {PROMPTS_MAX} such")
+        raise invalid("prompt", f"must be a text, tokens, or a list of 1 to {PROMPTS_MAX} such")
     for each in prompts:
         tokens = isinstance(each, list) and each and all(_is_whole(token) for token in each)
         if not tokens and not isinstance(each, str):
-            raise _invalid("prompt", "must be a text, tokens, or a list of such")
+            raise invalid("prompt", "must be a text, tokens, or a list of such")
     defaults = replace(defaults, max_tokens=COMPLETION_TOKENS_DEFAULT)
     told = body.get("logprobs")
     if told is not None:
@@ -241,7 +271,7 @@ def _chat_logprobs(wanted: Any, top: Any) -> int | None:
     wanted = False if wanted is None else _flag("logprobs", wanted)
     top = 0 if top is None else _whole(0, TOP_LOGPROBS_MAX)("top_logprobs", top)
     if top and not wanted:
-        raise _invalid("top_logprobs", "needs logprobs to be true")
+        raise invalid("top_logprobs", "needs logprobs to be true")
     return top if wanted else None
 
 
@@ -313,22 +343,30 @@ def _equal(value: Any, other: Any) -> bool:
 def _message(value: Any, where: str) -> Message:
     """Judge one message; its text may come in parts, which are lines (as for llama.cpp)."""
     if not isinstance(value, dict):
-        raise _invalid(where, "must be an object")
+        raise invalid(where, "must be an object")
     role = value.get("role")
     if role == "developer":  # OpenAI's newer word for it
         role = "system"
-    if role not in {"system", "user", "assistant"}:
-        raise _invalid(f"{where}.role", "must be system, developer, user or assistant")
-    if value.get("tool_calls"):
-        raise Problem(400, "Tool calls are not supported.", "unsupported_parameter", where)
+    if role not in {"system", "user", "assistant", "tool"}:
+        raise invalid(f"{where}.role", "must be system, developer, user, assistant or tool")
     content = value.get("content")
     if isinstance(content, list):
         content = "\n".join(_part(each, f"{where}.content") for each in content)
-    if content is None and role == "assistant":
+    if content is None and role in {"assistant", "tool"}:
         content = ""
     if not isinstance(content, str):
-        raise _invalid(f"{where}.content", "must be a text")
-    return {"role": role, "content": content}
+        raise invalid(f"{where}.content", "must be a text")
+    if role == "tool":
+        return tool_message(value, content, where)
+    message = {"role": role, "content": content}
+    if role == "assistant":
+        if calls := value.get("tool_calls"):
+            message["tool_calls"] = calls_of(calls, f"{where}.tool_calls")
+        if thoughts := value.get("reasoning_content"):
+            if not isinstance(thoughts, str):
+                raise invalid(f"{where}.reasoning_content", "must be a text")
+            message["reasoning_content"] = thoughts
+    return message
 
 
 def _part(value: Any, where: str) -> str:
@@ -338,7 +376,7 @@ def _part(value: Any, where: str) -> str:
         and isinstance(value.get("text"), str)
     ):
         return str(value["text"])
-    raise _invalid(where, "may hold parts of type text alone: the model reads nothing else")
+    raise invalid(where, "may hold parts of type text alone: the model reads nothing else")
 
 
 def _is_whole(value: Any) -> bool:
@@ -354,7 +392,7 @@ def _whole(
         if _is_whole(value) and value in words:
             return words[value]
         if not _is_whole(value) or not least <= value <= most:
-            raise _invalid(name, f"must be a whole number from {least} to {most}")
+            raise invalid(name, f"must be a whole number from {least} to {most}")
         return int(value)
 
     return judge
@@ -364,7 +402,7 @@ def _number(least: float, most: float) -> Callable[[str, Any], float]:
     def judge(name: str, value: Any) -> float:
         good = isinstance(value, int | float) and not isinstance(value, bool)
         if not good or not least <= value <= most:  # NaN lies nowhere
-            raise _invalid(name, f"must be a number from {least} to {most}")
+            raise invalid(name, f"must be a number from {least} to {most}")
         return float(value)
 
     return judge
@@ -374,11 +412,11 @@ def _biases(name: str, value: Any) -> tuple[tuple[int, float], ...]:
     """Judge what is added to tokens' logits: an object, or a list of pairs (as llama.cpp's)."""
     items = list(value.items()) if isinstance(value, dict) else value
     if not isinstance(items, list) or len(items) > LOGIT_BIAS_MAX:
-        raise _invalid(name, f"must be an object of at most {LOGIT_BIAS_MAX} tokens")
+        raise invalid(name, f"must be an object of at most {LOGIT_BIAS_MAX} tokens")
     found = []
     for item in items:
         if not isinstance(item, list | tuple) or len(item) != 2:
-            raise _invalid(name, "must name tokens and what is added to each")
+            raise invalid(name, "must name tokens and what is added to each")
         token, bias = item[0], _number(-BIAS_MAX, BIAS_MAX)(name, item[1])
         if not bias:
             continue
@@ -392,14 +430,14 @@ def _shape(body: Mapping[str, Any]) -> Shape | None:
     """Judge what the answer is to be held to, if anything."""
     grammar, wanted = body.get("grammar"), body.get("response_format")
     if grammar and not isinstance(grammar, str):
-        raise _invalid("grammar", "must be a text in GBNF")
+        raise invalid("grammar", "must be a text in GBNF")
     name = "response_format"
     if wanted is None or wanted == {"type": "text"}:
         return Shape(grammar, is_gbnf=True) if grammar else None
     if grammar:
-        raise _invalid("grammar", f"cannot be combined with {name}")
+        raise invalid("grammar", f"cannot be combined with {name}")
     if not isinstance(wanted, dict):
-        raise _invalid(name, "must be an object")
+        raise invalid(name, "must be an object")
     match wanted.get("type"):
         case "json_object":
             schema, strict = wanted.get("schema"), None
@@ -408,23 +446,23 @@ def _shape(body: Mapping[str, Any]) -> Shape | None:
             told = _object(name, wanted.get("json_schema", wanted))
             schema, strict = told.get("schema"), told.get("strict")
             if schema is None:
-                raise _missing(f"{name}.schema")
+                raise missing(f"{name}.schema")
         case _:
-            raise _invalid(f"{name}.type", "must be text, json_object or json_schema")
-    schema = _object(f"{name}.schema", {"type": "object"} if schema is None else schema)
+            raise invalid(f"{name}.type", "must be text, json_object or json_schema")
+    schema = schema_of(f"{name}.schema", {"type": "object"} if schema is None else schema)
     is_strict = strict is not None and _flag(f"{name}.strict", strict)
     return json_shape(schema, strict=is_strict)
 
 
 def _flag(name: str, value: Any) -> bool:
     if not isinstance(value, bool):
-        raise _invalid(name, "must be true or false")
+        raise invalid(name, "must be true or false")
     return value
 
 
 def _object(name: str, value: Any) -> dict[str, Any]:
     if not isinstance(value, dict):
-        raise _invalid(name, "must be an object")
+        raise invalid(name, "must be an object")
     return value
 
 
@@ -432,15 +470,5 @@ def _stops(name: str, value: Any) -> tuple[str, ...]:
     stops = [value] if isinstance(value, str) else value
     good = isinstance(stops, list) and len(stops) <= STOPS_MAX
     if not good or not all(isinstance(s, str) and len(s) <= STOP_CHARS_MAX for s in stops):
-        raise _invalid(name, f"must be a text or a list of at most {STOPS_MAX} texts")
+        raise invalid(name, f"must be a text or a list of at most {STOPS_MAX} texts")
     return tuple(stops)
-
-
-def _missing(name: str) -> Problem:
-    return Problem(
-        400, f"Missing required parameter: '{name}'.", "missing_required_parameter", name
-    )
-
-
-def _invalid(name: str, text: str) -> Problem:
-    return Problem(400, f"Invalid value for '{name}': it {text}.", "invalid_value", name)

@@ -13,11 +13,20 @@ with connect([…]) as swarm:
 
 import secrets
 import threading
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Iterator,
+    Mapping,
+    Sequence,
+)
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager, suppress
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from types import TracebackType
+from types import MappingProxyType, TracebackType
 from typing import Any, TypeVar
 
 import trio
@@ -32,6 +41,7 @@ from p2pinfer.client.grammars import (
     with_thoughts,
 )
 from p2pinfer.client.session_pool import SessionPool
+from p2pinfer.client.tool_calls import Tool, as_text, knows_tools
 from p2pinfer.core.errors import PeerError, PromptTooLong, UserError, lone_errors
 from p2pinfer.core.ids import ModelId
 from p2pinfer.core.limits import AUDIT_RATE_DEFAULT, CONTEXT_DEFAULT, SESSIONS_DEFAULT
@@ -126,18 +136,50 @@ class Swarm:
         prompt = await self.render(messages, parse_special=parse_special)
         return await self.tokenize(prompt.text, prompt.literal)
 
-    async def render(self, messages: Sequence[Message], *, parse_special: bool = False) -> Prompt:
-        """Return the text that asks for the next message; raises as ``prompt_of``."""
+    @property
+    def template(self) -> str:
+        """The Jinja that makes a prompt of messages."""
+        return self._source or ""
+
+    async def render(
+        self,
+        messages: Sequence[Message],
+        *,
+        parse_special: bool = False,
+        tools: Sequence[Tool] = (),
+        options: Mapping[str, Any] = MappingProxyType({}),
+    ) -> Prompt:
+        """Return the text that asks for the next message.
+
+        Args:
+            messages: the conversation so far.
+            parse_special: take what spells a special token in a message for one.
+            tools: what the model may call.
+            options: what the template is told; ``enable_thinking`` false ends thoughts even where
+                the template knows no such thing.
+
+        Raises:
+            UserError: the template refuses these messages.
+        """
         self._check_text("".join(each["content"] for each in messages))
+        if not knows_tools(self.template):
+            messages, tools = as_text(messages, tools), ()
         if self._template is None:
             self.check_chat()
             special = await self.client.ends.special_tokens()
             self._template = self._template or ChatTemplate(self._source, special)
-        return await self._template.render(messages, parse_special=parse_special)
+        offered = [tool.as_dict() for tool in tools]
+        prompt = await self._template.render(
+            messages, parse_special=parse_special, tools=offered, options=options
+        )
+        are_begun = self.thoughts_after(prompt.text) is Thoughts.ARE_BEGUN
+        if are_begun and options.get("enable_thinking") is False:
+            return replace(prompt, text=f"{prompt.text.rstrip()}\n\n{THOUGHTS_END}\n\n")
+        return prompt
 
     def thoughts_after(self, prompt: str) -> Thoughts:
         """Say whether the answer to a prompt begins with what the model thinks."""
-        if THOUGHTS_BEGIN not in (self._source or ""):
+        if THOUGHTS_BEGIN not in self.template:
             return Thoughts.NONE
         if prompt.rstrip().endswith(THOUGHTS_BEGIN):
             return Thoughts.ARE_BEGUN

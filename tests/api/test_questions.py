@@ -1,5 +1,6 @@
 """What clients may ask for, and in which words they are refused."""
 
+import re
 from contextlib import suppress
 from dataclasses import replace
 from typing import Any
@@ -18,6 +19,7 @@ from p2pinfer.api.questions import (
 )
 from p2pinfer.client.answer import ChatOptions
 from p2pinfer.client.grammars import Shape, json_shape
+from p2pinfer.client.tool_calls import Tool, Tools
 from p2pinfer.core.sampling import REPEAT_LAST_N_MAX, Sampling
 
 DEFAULTS = ChatOptions(Sampling(temperature=0.5, top_k=30), max_tokens=100, stops=("END",))
@@ -115,13 +117,12 @@ def test_messages_may_come_in_parts_and_from_developers() -> None:
 
 
 def test_assistant_may_have_said_nothing() -> None:
-    """Clients send null for that; others must have said something, and nobody calls tools."""
+    """Clients send null for that; others must have said something."""
     said = [*HELLO, {"role": "assistant", "content": None}, *HELLO]
     assert ask(messages=said).messages[1] == {"role": "assistant", "content": ""}
     for message in (
         {"role": "user", "content": None},
         {"role": "system"},
-        {"role": "assistant", "content": None, "tool_calls": [{"id": "x"}]},
     ):
         assert refusal(messages=[message]).status == 400
 
@@ -141,8 +142,7 @@ def test_special_tokens_in_messages_are_text_unless_asked() -> None:
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("tools", [{"type": "function"}]), ("guided_json", {"type": "object"}),
-     ("tool_choice", "required"), ("audio", {})],
+    [("guided_json", {"type": "object"}), ("functions", [{"name": "f"}]), ("audio", {})],
 )  # fmt: skip
 def test_what_cannot_be_honoured_is_refused_by_name(name: str, value: Any) -> None:
     """Rather than ignored: the answer would not be what was asked for."""
@@ -170,12 +170,13 @@ def test_values_out_of_range_are_named(name: str, value: Any) -> None:
 
 @pytest.mark.parametrize(
     "message",
-    [{}, {"role": "tool", "content": "x"}, {"role": "user"}, {"role": "user", "content": 5},
+    [{}, {"role": "tool", "content": "x"}, {"role": "function", "content": "x"},
+     {"role": "user"}, {"role": "user", "content": 5},
      {"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]},
      {"role": "assistant", "content": "x", "tool_calls": [{}]}],
 )  # fmt: skip
 def test_messages_that_a_text_model_cannot_read_are_refused(message: Any) -> None:
-    """Images, tools, and what is no message."""
+    """Images, calls that are none, and what is no message."""
     assert "messages[0]" in str(refusal(messages=[message]).param)
 
 
@@ -258,6 +259,67 @@ def test_prompts_are_texts_or_tokens_or_several() -> None:
 
 
 OBJECT = {"type": "object"}
+FUNCTION = {"name": "look", "description": "Look.", "parameters": OBJECT}
+TOOLS = [{"type": "function", "function": FUNCTION}]
+
+
+def test_tools_arrive_with_how_they_are_chosen() -> None:
+    """None offers nothing; a named one is the only one, and must be called."""
+    look, other = Tool("look", "Look.", OBJECT), Tool("other", "", {**OBJECT, "properties": {}})
+    two = [*TOOLS, {"function": {"name": "other"}}]
+    assert ask(tools=two).tools == Tools((look, other))
+    assert ask(tools=two, tool_choice="required", parallel_tool_calls=False).tools == Tools(
+        (look, other), must=True, several=False
+    )
+    named = {"type": "function", "function": {"name": "other"}}
+    assert ask(tools=two, tool_choice=named).tools == Tools((other,), must=True, several=False)
+    assert ask(tools=two, tool_choice="none").tools is None
+    assert ask(tools=[], tool_choice="auto").tools is None
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [{"tools": {}}, {"tools": ["x"]}, {"tools": [{"type": "web_search"}]}, {"tools": TOOLS * 2},
+     {"tools": [{"function": {"name": "a b"}}]}, {"tools": [{"function": {"name": ""}}]},
+     {"tools": [{"function": {"name": "f", "parameters": []}}]}, {"tool_choice": "required"},
+     {"tools": TOOLS, "tool_choice": "sometimes"}, {"tools": TOOLS, "tool_choice": ["auto"]},
+     {"tools": TOOLS, "tool_choice": {"function": {"name": "other"}}},
+     {"tools": TOOLS, "grammar": "root"}, {"tools": [{"function": {**FUNCTION, "strict": 1}}]},
+     {"parallel_tool_calls": "yes"}, {"chat_template_kwargs": []}, {"think": "no"},
+     {"reasoning_effort": 5}],
+)  # fmt: skip
+def test_tools_that_cannot_be_called_are_named(bad: Any) -> None:
+    """Which parameter, and what it may be."""
+    found = refusal(**bad)
+    assert found.status == 400
+    assert re.split(r"[.\[]", str(found.param))[0] in bad
+
+
+def test_history_keeps_its_calls_and_what_they_gave() -> None:
+    """Arguments are text; what a template does not need goes."""
+    call = {"id": "c1", "type": "function", "function": {"name": "look", "arguments": "{}"}}
+    said = [
+        *HELLO,
+        {"role": "assistant", "content": None, "tool_calls": [{**call, "index": 0}]},
+        {"role": "tool", "tool_call_id": "c1", "content": [{"type": "text", "text": "Dark."}]},
+    ]
+    assert ask(messages=said).messages == [
+        *HELLO,
+        {"role": "assistant", "content": "", "tool_calls": [call]},
+        {"role": "tool", "content": "Dark.", "tool_call_id": "c1"},
+    ]
+    for bad in ([5], [{"id": "x"}], [{"function": {"name": "f"}}], "x",
+                [{"id": "x", "function": {"name": "f", "arguments": 5}}]):  # fmt: skip
+        assert refusal(messages=[{"role": "assistant", "tool_calls": bad}]).status == 400
+
+
+def test_thinking_is_switched_by_any_of_its_names() -> None:
+    """What the template is told."""
+    for how in ({"think": False}, {"enable_thinking": False}, {"reasoning_effort": "none"},
+                {"chat_template_kwargs": {"enable_thinking": False}}):  # fmt: skip
+        assert ask(**how).options == {"enable_thinking": False}
+    assert ask(reasoning_effort="low").options == {"reasoning_effort": "low"}
+    assert ask(chat_template_kwargs={"a": [1]}).options == {"a": [1]}
 
 
 @pytest.mark.parametrize(
