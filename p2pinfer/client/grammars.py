@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from enum import Enum, auto
 from typing import Any
 
-WHITE_SPACE = r"[ \n]{0,16}"
+WHITE_SPACE = r"( |\n {0,20})?"
 """Between the parts of JSON: small models would go on with it for ever."""
 
 
@@ -62,7 +62,7 @@ def with_thoughts(grammar: str, thoughts: Thoughts) -> str:
     lead = [
         f"start: thoughts{'' if is_begun else '?'} space @shape",
         rf"thoughts[lazy]: /{'' if is_begun else begin}(.|\n)*{end}/",
-        f"space: /{WHITE_SPACE}/",
+        r"space: /[ \n]{0,8}/",
     ]
     shape = {"name": "shape", "lark_grammar": grammar}
     return json.dumps({"grammars": [{"lark_grammar": "\n".join(lead)}, shape]})

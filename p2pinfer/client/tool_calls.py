@@ -231,7 +231,7 @@ def _call_rules(tools: Tools, dialect: Dialect, *, begun: bool = False) -> Itera
     if begun:
         head = head.removeprefix(dialect.begin).lstrip()
     yield "call: " + " | ".join(f"call_{at}" for at in range(len(tools.offered)))
-    space = f"/{WHITE_SPACE}/ " if begun else ""
+    space = f"/{WHITE_SPACE}/ " if begun else ""  # as some leave out the new line
     for at, tool in enumerate(tools.offered):
         before = json.dumps(head + tool.name + middle, ensure_ascii=False)
         behind = json.dumps(tail, ensure_ascii=False)

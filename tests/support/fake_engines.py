@@ -212,6 +212,7 @@ class _FakeEndsSession(_FakeCells):
     def start(self, sampling: Sampling, recent: list[int], said: Sequence[int] = ()) -> None:
         """Draw by a seed where the temperature is not 0, or say the next text of the script."""
         self._ends.started.append(sampling)
+        self._ends.said.append(list(said))
         self._script = None
         if self._ends.script:
             text = self._ends.script.pop(0)
@@ -266,6 +267,8 @@ class FakeEnds:
         self.vocabulary = VOCABULARY
         self.started: list[Sampling] = []
         """How each answer was to be sampled."""
+        self.said: list[list[int]] = []
+        """What each had said before, where its grammar must know."""
         self.script: list[str] = []
         """What the next answers say, if anything is here: a stand-in for a model that can."""
         self.machine = FakeMachine(sessions, context)

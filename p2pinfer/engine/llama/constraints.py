@@ -133,5 +133,5 @@ def _tokens_within(vocabulary: "Vocabulary", text: str) -> list[int]:
 
 def _refusal(reason: str) -> str:
     """Say what is wrong with a grammar, in a line."""
-    words = " ".join(reason.split())
+    words = " ".join(reason.split("\n", 1)[0].split())  # what follows quotes the grammar
     return f"the grammar or schema cannot be kept to: {words[:REASON_CHARS_MAX]}"

@@ -12,6 +12,7 @@ import trio
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from p2pinfer.client.grammars import json_shape
 from p2pinfer.core.errors import EngineError, UserError
 from p2pinfer.core.sampling import GRAMMAR_CHARS_MAX, Sampling
 from p2pinfer.engine.llama.binding import Vocabulary
@@ -223,6 +224,36 @@ def test_what_a_schema_says_in_vain_is_named(
     """Rather than left out of what the answer keeps to."""
     with pytest.raises(UserError, match=named):
         grammars.read(f"start: %json {json.dumps(schema)}", is_gbnf=False)
+
+
+ANY_JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text() | st.just("object"),
+    lambda inner: (
+        st.lists(inner, max_size=3)
+        | st.dictionaries(
+            st.sampled_from(
+                ["type", "properties", "items", "enum", "anyOf", "allOf", "not", "pattern",
+                 "minimum", "maxLength", "required", "$ref", "$defs", "const", "format",
+                 "multipleOf"]
+            )
+            | st.text(),
+            inner,
+            max_size=4,
+        )
+    ),
+    max_leaves=10,
+)  # fmt: skip
+
+
+@given(
+    st.dictionaries(st.text() | st.sampled_from(["type", "properties"]), ANY_JSON), st.booleans()
+)
+def test_any_json_is_a_schema_or_refused(
+    grammars: Grammars, schema: dict[str, Any], strict: bool
+) -> None:
+    """However little sense it makes."""
+    with suppress(UserError):
+        grammars.read(json_shape(schema, strict=strict).grammar, is_gbnf=False)
 
 
 @given(st.text() | st.text('root:=%json"{}[]()|*+?<>/\\.\n 1,'), st.booleans())
