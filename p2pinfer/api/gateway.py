@@ -4,7 +4,7 @@ import math
 import time
 from collections.abc import AsyncGenerator, Callable, Iterator
 from contextlib import aclosing, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import trio
 
@@ -12,10 +12,10 @@ from p2pinfer.api.certificates import Receipts, receipt_name
 from p2pinfer.api.metrics import Metrics
 from p2pinfer.api.questions import Question
 from p2pinfer.client.answer import INTERRUPTED, Answer, ChatOptions, Scored
-from p2pinfer.client.grammars import Thoughts
+from p2pinfer.client.grammars import Thoughts, json_shape
 from p2pinfer.client.library import Swarm
 from p2pinfer.client.speech import Heard, Speech, Thought, Word
-from p2pinfer.client.tool_calls import ToolCall, calls_shape, dialect_of
+from p2pinfer.client.tool_calls import Dialect, Tool, ToolCall, calls_shape, dialect_of
 from p2pinfer.core.errors import UserError
 from transports.traffic import TRAFFIC
 
@@ -173,7 +173,7 @@ class Gateway:
         """
         self._check_biases(question)
         thoughts, prompts = Thoughts.NONE, [await self._tokens(each) for each in question.prompts]
-        shape, tools = question.shape, question.tools
+        tools = question.tools
         dialect = dialect_of(self.swarm.template)
         if question.messages:
             rendered = await self.swarm.render(
@@ -184,10 +184,7 @@ class Gateway:
             )
             thoughts = self.swarm.thoughts_after(rendered.text)
             prompts = [await self.swarm.tokenize(rendered.text, rendered.literal)]
-        if tools:
-            shape = calls_shape(tools, dialect, shape)
-        if shape:
-            grammar = await self.swarm.grammar_of(shape, thoughts)
+        if grammar := await self._grammar(question, dialect, thoughts):
             question = question.held_to(grammar)
         for number in range(len(prompts) * question.choices):
             prompt = prompts[number // question.choices]
@@ -204,6 +201,34 @@ class Gateway:
                 receipt = receipt_name(request, number)
                 self.receipts.keep(receipt, answer.certificate)
             yield Finished(number, answer, receipt, speech)
+
+    async def _grammar(
+        self, question: Question, dialect: Dialect, thoughts: Thoughts
+    ) -> str | None:
+        """Return what answers are held to; raises UserError where that cannot be."""
+        shape, tools = question.shape, question.tools
+        if not tools:
+            return await self.swarm.grammar_of(shape, thoughts) if shape else None
+        called = calls_shape(tools, dialect, shape)
+        if called is None:
+            return None
+        try:
+            return await self.swarm.grammar_of(called, thoughts)
+        except UserError:
+            tools = replace(tools, offered=[await self._callable(each) for each in tools.offered])
+            called = calls_shape(tools, dialect, shape)
+            assert called
+            return await self.swarm.grammar_of(called, thoughts)
+
+    async def _callable(self, tool: Tool) -> Tool:
+        """Return a tool with arguments that can be held to: any, where its schema cannot be."""
+        try:
+            await self.swarm.grammar_of(json_shape(tool.parameters, strict=tool.strict))
+        except UserError as error:
+            if tool.strict:
+                raise UserError(f"tool {tool.name}: {error}") from error
+            return replace(tool, parameters={"type": "object"})
+        return tool
 
     async def _parts(
         self,

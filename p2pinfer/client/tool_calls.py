@@ -66,7 +66,7 @@ class Dialect:
 class Tools:
     """What a model may call in an answer, and whether it must."""
 
-    offered: tuple[Tool, ...]
+    offered: Sequence[Tool]
     must: bool = False
     several: bool = True
     """It may call more than once."""

@@ -143,6 +143,35 @@ async def test_what_must_be_called_is_held_to(autojump_clock: MockClock) -> None
             assert bool(wanted) == bool(started[-1].grammar)
 
 
+async def test_schema_that_cannot_be_held_to_leaves_its_tool_callable(
+    autojump_clock: MockClock,
+) -> None:
+    """With any arguments, and the others with theirs; a strict one is refused by name."""
+    odd = {"name": "odd", "parameters": {"type": "object", "pattern": "bad"}}
+    fine = {"name": "fine", "parameters": {"type": "object", "title": "fine"}}
+    tools = [{"function": odd}, {"function": fine}]
+    async with fake_gateway() as (_, client, app), http(app) as ask:
+        reply = await ask.post("/v1/chat/completions", json=body(tools=tools))
+        assert reply.status_code == 200
+        grammar = client.made.ends.started[-1].grammar
+        assert "odd" in grammar
+        assert "bad" not in grammar
+        assert '"title": "fine"' in grammar
+        strict = [{"function": {**odd, "strict": True}}]
+        reply = await ask.post("/v1/chat/completions", json=body(tools=strict))
+    assert reply.status_code == 400
+    assert "tool odd: the grammar or schema cannot be kept to" in reply.json()["error"]["message"]
+
+
+async def test_unknown_names_are_told_in_a_header(autojump_clock: MockClock) -> None:
+    """They changed nothing, and whoever sent them can see it."""
+    async with fake_gateway() as (_, _client, app), http(app) as ask:
+        reply = await ask.post("/v1/chat/completions", json=body(vendor_hint=1, other_hint=2))
+        assert reply.headers["x-p2pinfer-ignored"] == "vendor_hint, other_hint"
+        reply = await ask.post("/v1/chat/completions", json=body(cache_prompt=True))
+        assert "x-p2pinfer-ignored" not in reply.headers
+
+
 async def test_special_tokens_in_tools_are_text(prompts: list[str]) -> None:
     """Nobody's description becomes somebody's turn."""
     compiled = template._Compiled("{{ tools | tojson }}{{ '<|x|>' }}", "", "", ["<|x|>"])
