@@ -147,6 +147,18 @@ def _begins_object(text: str, _: Sequence[str]) -> bool:
     return text[0] == "{"
 
 
+def _phi_calls(text: str) -> list[ToolCall]:
+    """Read objects, or a list of them; the marks around them may be no text."""
+    return _json_calls(text.strip().removeprefix("<|tool_call|>").removesuffix("<|/tool_call|>"))
+
+
+def _begins_phi(text: str, _: Sequence[str]) -> bool | None:
+    leads = ("{", "[{", "<|tool_call|>")
+    if text.startswith(leads):
+        return True
+    return None if any(lead.startswith(text) for lead in leads) else False
+
+
 def _begins_mistral(text: str, names: Sequence[str]) -> bool | None:
     leads = ("[{", "[TOOL_CALLS]", *(name + sign for name in names for sign in ("{", "[ARGS]")))
     if text.startswith(leads):
@@ -165,6 +177,10 @@ HERMES = Dialect(
 LLAMA = Dialect(
     "", "", _json_calls, (_OBJECT[0], '", "parameters": ', "}"), ("", "; ", ""), _begins_object
 )
+PHI = Dialect("", "", _phi_calls, _OBJECT, ("[", ", ", "]"), _begins_phi)
+NEMOTRON = Dialect(
+    "<TOOLCALL>", "</TOOLCALL>", _json_calls, _OBJECT, ("<TOOLCALL>[", ", ", "]</TOOLCALL>")
+)
 MISTRAL = Dialect("", "", _mistral_calls, _OBJECT, ("[", ", ", "]"), _begins_mistral)
 _CALLS = ("<｜tool▁calls▁begin｜>", "<｜tool▁calls▁end｜>")  # noqa: RUF001
 DEEPSEEK = Dialect(
@@ -181,6 +197,9 @@ DEEPSEEK_PLAIN = Dialect(
 )
 
 
+_BY_MARK = {"[TOOL_CALLS]": MISTRAL, "<|tool_call|>": PHI, "<TOOLCALL>": NEMOTRON}
+
+
 def knows_tools(template: str) -> bool:
     """Whether a template says anything of tools."""
     return re.search(r"\btools\b", template) is not None
@@ -190,8 +209,9 @@ def dialect_of(template: str) -> Dialect:
     """Return how a model with such a template writes calls."""
     if "<tool_call>" in template or not knows_tools(template):
         return HERMES
-    if "[TOOL_CALLS]" in template:
-        return MISTRAL
+    for mark, dialect in _BY_MARK.items():
+        if mark in template:
+            return dialect
     if _CALL_BEGIN in template:
         return DEEPSEEK if "```json" in template else DEEPSEEK_PLAIN
     if "<|python_tag|>" in template or '"parameters"' in template:

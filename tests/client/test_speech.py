@@ -14,6 +14,8 @@ from p2pinfer.client.tool_calls import (
     HERMES,
     LLAMA,
     MISTRAL,
+    NEMOTRON,
+    PHI,
     Dialect,
     Tool,
     ToolCall,
@@ -93,6 +95,20 @@ CASES: dict[str, tuple[Thoughts, Tools | None, Dialect, str, tuple[str, str, lis
     ),
     "mistral by name": (
         Thoughts.NONE, TOOLS, MISTRAL, 'f[ARGS]{"x": 1}go.on{}', ("", "", [F1, F2])
+    ),
+    "phi": (
+        Thoughts.NONE, TOOLS, PHI,
+        '<|tool_call|>[{"name": "f", "arguments": {"x": 1}}]<|/tool_call|>',
+        ("", "", [F1]),
+    ),
+    "phi unmarked": (
+        Thoughts.NONE, TOOLS, PHI, '{"name": "f", "arguments": {"x": 1}}', ("", "", [F1])
+    ),
+    "phi says words": (Thoughts.NONE, TOOLS, PHI, "<|too", ("", "<|too", [])),
+    "nemotron": (
+        Thoughts.NONE, TOOLS, NEMOTRON,
+        'So. <TOOLCALL>[{"name": "f", "arguments": {"x": 1}}, {"name": "go.on"}]</TOOLCALL>',
+        ("", "So.", [F1, F2]),
     ),
     "mistral says words": (Thoughts.NONE, TOOLS, MISTRAL, "for [x]", ("", "for [x]", [])),
     "deepseek": (

@@ -14,6 +14,8 @@ from p2pinfer.client.tool_calls import (
     HERMES,
     LLAMA,
     MISTRAL,
+    NEMOTRON,
+    PHI,
     Dialect,
     Tool,
     Tools,
@@ -31,7 +33,7 @@ NUMBER = {
     "additionalProperties": False,
 }
 TOOLS = (Tool("count", "Counts.", NUMBER), Tool('od"d', "", {"type": "object", "if": {}}))
-DIALECTS = [HERMES, LLAMA, MISTRAL, DEEPSEEK, DEEPSEEK_PLAIN]
+DIALECTS = [HERMES, LLAMA, PHI, NEMOTRON, MISTRAL, DEEPSEEK, DEEPSEEK_PLAIN]
 
 
 @pytest.fixture(scope="module")
@@ -131,6 +133,7 @@ def test_thoughts_may_stand_before_what_is_held_to_a_shape(grammars: Grammars) -
 @pytest.mark.parametrize(
     ("template", "dialect"),
     [("", HERMES), ("{% if tools %}<tool_call>", HERMES), ("{{ tools }}[TOOL_CALLS]", MISTRAL),
+     ("{{ tools }}<|tool_call|>", PHI), ("{{ tools }}<TOOLCALL>", NEMOTRON),
      ("{{ tools }}<|python_tag|>", LLAMA), ("{{ tools }}", HERMES),
      ("{{ tools }}<｜tool▁call▁begin｜>```json", DEEPSEEK),  # noqa: RUF001
      ("{{ tools }}<｜tool▁call▁begin｜>", DEEPSEEK_PLAIN)],  # noqa: RUF001
