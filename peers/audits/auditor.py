@@ -15,10 +15,9 @@ from attrs import evolve, frozen
 from p2pinfer.core.bounds import DEFAULT_BOUNDS, Bounds, distances, first_outside
 from p2pinfer.core.continuity import Break
 from p2pinfer.core.errors import P2pinferError, PeerError, PeerUnavailable
-from p2pinfer.core.evidence import FRAUD_ROWS_BYTES_MAX
+from p2pinfer.core.evidence import FRAUD_ROWS_BYTES_MAX, OPENING_ROWS_MAX
 from p2pinfer.core.fraud import FraudProof
 from p2pinfer.core.ids import PeerId
-from p2pinfer.core.limits import ROWS_PER_DECODE_MAX
 from p2pinfer.core.messages import Hop
 from p2pinfer.core.receipts import Receipt, Signed, Terms
 from p2pinfer.core.trust import Audited, AuditVerdict, Trust, choose_audits
@@ -166,14 +165,14 @@ class Auditor:
         rows, receipt = Rows(keep=True), Receipt.parse(signed.body)
         position = receipt.position
         try:
-            for at in range(0, position, ROWS_PER_DECODE_MAX):
-                count = min(ROWS_PER_DECODE_MAX, position - at)
+            for at in range(0, position, OPENING_ROWS_MAX):
+                count = min(OPENING_ROWS_MAX, position - at)
                 opened = await evidence.inputs(index, at, count)
                 if len(opened.rows) // count * position > FRAUD_ROWS_BYTES_MAX:
                     _log.info("%s cheated, but the proof would be too long to send", accused)
                     return
-                for start, data, wide in cut(opened, at):
-                    rows.put(start, len(data) * count // len(opened.rows), data, wide=wide)
+                for start, data, regime in cut(opened, at):
+                    rows.put(start, len(data) * count // len(opened.rows), data, regime=regime)
         except PeerError as error:
             _log.info("%s cheated, but its inputs are not to be had: %s", accused, error)
             return
@@ -253,11 +252,10 @@ async def _replay(
     if isinstance(inputs, _Replayed):
         return inputs
     outputs, size = Rows(keep=True), len(inputs.open(0, 1).rows)
-    for at in range(0, count, ROWS_PER_DECODE_MAX):
-        some = inputs.open(at, min(ROWS_PER_DECODE_MAX, count - at))
-        for position, rows, wide in cut(some, at):
-            run = len(rows) // size
-            outputs.put(position, run, await replay.run(position, run, rows, wide=wide), wide=wide)
+    for position, rows, regime in cut(inputs.open(0, count), 0):
+        run = len(rows) // size
+        found = await replay.run(position, run, rows, regime=regime)
+        outputs.put(position, run, found, regime=regime)
     if outputs.tree.root(count) == receipt.sent:
         refuted = _first_refuted(evidence, index, count, outputs)
         if refuted is None:
@@ -274,14 +272,14 @@ async def _inputs(evidence: Evidence, index: int, receipt: Receipt, name: str) -
     """
     before = evidence.stages[index - 1].hop.peer if index else evidence.stages[0].hop.peer
     found, count = Rows(keep=True), receipt.position
-    for at in range(0, count, ROWS_PER_DECODE_MAX):
-        many = min(ROWS_PER_DECODE_MAX, count - at)
+    for at in range(0, count, OPENING_ROWS_MAX):
+        many = min(OPENING_ROWS_MAX, count - at)
         try:
             opened = await evidence.inputs(index, at, many)
         except PeerError as error:
             return _not_opened(name, at, error)
-        for position, rows, wide in cut(opened, at):
-            found.put(position, len(rows) * many // len(opened.rows), rows, wide=wide)
+        for position, rows, regime in cut(opened, at):
+            found.put(position, len(rows) * many // len(opened.rows), rows, regime=regime)
     if found.tree.root(count) != receipt.received:
         text = "it opened other rows than it signed for"
         return _Replayed(name, AuditVerdict.NOT_OPENED, None, before, text)
@@ -307,14 +305,14 @@ async def _compare(
     count, is_same = receipt.position, replay.numerics == receipt.numerics
     is_certain = is_same and replay.name == THIS_MACHINE
     refuted = _first_refuted(evidence, index, count, replayed) if is_certain else None
-    for at in range(0, count, ROWS_PER_DECODE_MAX):
-        size = min(ROWS_PER_DECODE_MAX, count - at)
+    for at in range(0, count, OPENING_ROWS_MAX):
+        size = min(OPENING_ROWS_MAX, count - at)
         try:
             opened = await evidence.outputs(index, at, size)
         except PeerError as error:
             return evolve(_not_opened(replay.name, at, error), refuted=refuted)
-        for position, rows, wide in cut(opened, at):
-            sent.put(position, len(rows) * size // len(opened.rows), rows, wide=wide)
+        for position, rows, regime in cut(opened, at):
+            sent.put(position, len(rows) * size // len(opened.rows), rows, regime=regime)
     if sent.tree.root(count) != receipt.sent:
         text = "it opened other rows than it signed for"
         return _Replayed(replay.name, AuditVerdict.NOT_OPENED, None, peer, text, refuted)

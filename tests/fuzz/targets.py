@@ -21,6 +21,7 @@ from p2pinfer.core.ids import ModelId, PeerId
 from p2pinfer.core.manifest import BadManifest, parse_manifest
 from p2pinfer.core.merkle import Tree, WrongProof, leaf, root_through
 from p2pinfer.core.receipts import BODY_BYTES, SIGNED_AS, BadReceipt, Receipt
+from p2pinfer.core.regimes import Regime
 from p2pinfer.core.sections import BadFile
 from p2pinfer.core.wire import BadMessage, decode, encode
 from peers.discovery.view import SwarmView, Taken
@@ -174,7 +175,7 @@ def _proof(chance: Random) -> _Opened:
     tree = Tree()
     rows = [bytes([number]) for number in range(size)]
     for row in rows:
-        tree.append(row, wide=True)
+        tree.append(row, regime=Regime.WIDE)
     at = chance.randrange(size)
     good = at, size, rows[at], tree.path(at, size)
     position, count, row, path = good
@@ -197,7 +198,7 @@ def _judge_proof(given: _Opened) -> None:
     """No other row, place, size or path leads to the root."""
     with suppress(WrongProof):
         position = given.position % (1 << 32)  # what a leaf can hold at all
-        found = leaf(position, given.row, wide=True)
+        found = leaf(position, given.row, regime=Regime.WIDE)
         root = root_through(found, given.position, given.count, given.path)
         assert (root == given.root) == given.is_good
 

@@ -181,7 +181,7 @@ def test_help_loads_nothing_heavy(home: Path) -> None:
     """What takes long to import waits for the command that needs it."""
     program = """
 import sys
-import p2pinfer.cli
+import p2pinfer.cli.main
 print(sorted({"libp2p", "llama_cpp", "trio", "numpy", "msgpack", "rich.live"} & set(sys.modules)))
 """
     result = subprocess.run(

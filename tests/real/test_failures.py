@@ -270,7 +270,7 @@ def test_second_interrupt_does_not_wait() -> None:
     """A command that takes its time to leave is ended by the second Ctrl-C, with 130."""
     program = """
 import trio
-from p2pinfer.running import run_task
+from p2pinfer.cli.running import run_task
 async def main():
     with trio.CancelScope(shield=True):
         print("busy", flush=True)

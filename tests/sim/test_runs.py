@@ -12,7 +12,7 @@ from tests.support.sim_runs import run_short
 
 TWICE = """
 import json, sys
-from tests.sim.runs import run_short
+from tests.support.sim_runs import run_short
 print(json.dumps({name: run_short(name).record.digest for name in sys.argv[1:]}))
 """
 

@@ -6,6 +6,7 @@ from attrs import evolve
 from trio.testing import MockClock
 
 from p2pinfer.bench.validate import compare
+from p2pinfer.core.regimes import Regime
 from sim import trial
 from sim.engine import VirtualEnds, VirtualSpeed
 from sim.model import VirtualModel
@@ -95,9 +96,9 @@ async def test_ends_take_time_for_rows_besides_their_layers(autojump_clock: Mock
         VirtualModel(LAYERS), 1, VirtualSpeed(1e-3, 1e-3, handling_s=5e-3), sessions=1, context=64
     )
     cells, since_s = ends.open(), trio.current_time()
-    embedded = await cells.embed(0, [7], wide=False)
+    embedded = await cells.embed(0, [7], regime=Regime.NARROW)
     assert trio.current_time() - since_s == pytest.approx(6e-3)
-    found = await cells.next(0, embedded.rows, wide=False)
+    found = await cells.next(0, embedded.rows, regime=Regime.NARROW)
     assert trio.current_time() - since_s == pytest.approx(6e-3 + 7e-3)
     assert (embedded.decoding_us, found.decoding_us) == (1000, 2000)
 

@@ -15,6 +15,7 @@ from trio.testing import MockClock
 from p2pinfer.core.ids import SessionId
 from p2pinfer.core.limits import STEPS_IN_FLIGHT_MAX
 from p2pinfer.core.messages import Dtype, Refusal, Step
+from p2pinfer.core.regimes import Regime
 from peers.steps.messaging import RefusedError, receive
 from tests.support.fake_engines import WIDTH, FakeEnds, FakeStage, submit
 from tests.support.swarm import (
@@ -58,7 +59,10 @@ async def test_float16_halves_the_bytes_and_arrives(autojump_clock: MockClock) -
         await talk.send_step(0, rows.tobytes(), 2)
         step = await receive(talk.exit, Step)
         alone = submit(
-            made.engines[0].open(made.engines[0].end), 0, rows.astype("<f4").tobytes(), wide=True
+            made.engines[0].open(made.engines[0].end),
+            0,
+            rows.astype("<f4").tobytes(),
+            regime=Regime.WIDE,
         )
         exact = np.frombuffer((await alone.wait()).rows, "<f4")
         assert step.rows == exact.astype("<f2").tobytes()

@@ -131,8 +131,8 @@ async def test_rows_are_opened_as_they_were_committed(autojump_clock: MockClock)
                 tree = Tree()
                 for position in range(0, 139, 48):
                     opened = await rows(index, position, min(48, 139 - position))
-                    for at, wide in enumerate(opened.regimes):
-                        tree.append(opened.rows[at * ROW_BYTES :][:ROW_BYTES], wide=wide)
+                    for at, regime in enumerate(opened.regimes):
+                        tree.append(opened.rows[at * ROW_BYTES :][:ROW_BYTES], regime=regime)
                 assert tree.root(139) == root
 
 

@@ -390,7 +390,7 @@ async def send_for_ever(channel: Channel) -> None:
 
 FROZEN = """
 import trio
-from transports.libp2p import open_libp2p
+from transports.libp2p.transport import open_libp2p
 
 async def take(channel):
     print("ready", flush=True)
@@ -455,7 +455,7 @@ async def test_leaving_under_load_is_quick() -> None:
 
 QUIET = """
 import logging, trio
-from transports.libp2p import open_libp2p
+from transports.libp2p.transport import open_libp2p
 
 async def main():
     here = ["/ip4/127.0.0.1/tcp/0"]
