@@ -52,6 +52,7 @@ class Session:
         """How many positions fit."""
         self.tokens: list[int] = []
         """What all caches are known to hold, position by position."""
+        self._regimes: list[Regime] = []  # in which that was computed
         self.times = stage_times()
         """What the stages say of the last tokens."""
         self.is_trusted = True
@@ -115,6 +116,7 @@ class Session:
                     return
                 step = await self._chain.receive(position, 1, self._row_bytes)
                 self.tokens.append(following.token)
+                self._regimes.append(Regime.NARROW)
                 stages_us = step.decoding_us
                 self.times.append(stages_us)
                 following = await self._cells.next(position, step.rows, regime=Regime.NARROW)
@@ -125,8 +127,11 @@ class Session:
     async def _prefill(self, prompt: Sequence[int]) -> tuple[NextToken, tuple[int, ...]]:
         """Run what the caches lack of the prompt, in chunks that follow each other."""
         start = self.held_of(prompt)
-        del self.tokens[start:]
-        chunks = split(start, len(prompt), blocks=self._chain.blocks)
+        if self.tokens[start : start + 1] == list(prompt[start:]):  # the last one runs again
+            chunks = [Chunk(start, start + 1, self._regimes[start])]
+        else:
+            chunks = split(start, len(prompt), blocks=self._chain.blocks)
+        del self.tokens[start:], self._regimes[start:]
         with lone_errors():
             async with trio.open_nursery() as nursery:
                 room = trio.Semaphore(STEPS_IN_FLIGHT_MAX)
@@ -139,6 +144,7 @@ class Session:
                     else:
                         following = await self._cells.next(at, step.rows, regime=regime)
                     self.tokens += prompt[at:end]
+                    self._regimes += [regime] * (end - at)
         return following, step.decoding_us
 
     async def _send_chunks(

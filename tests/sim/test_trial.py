@@ -6,6 +6,7 @@ from attrs import evolve
 from trio.testing import MockClock
 
 from p2pinfer.bench.validate import compare
+from p2pinfer.core.limits import ROWS_PER_DECODE_MAX
 from p2pinfer.core.regimes import Regime
 from sim import trial
 from sim.engine import VirtualEnds, VirtualSpeed
@@ -38,7 +39,7 @@ def test_speeds_are_told_from_an_answer() -> None:
     )
     seen = measured([TrialLook([alone], cpu_s=0.0300, cores=2)] * 3)
     assert seen.stage.row_s == pytest.approx(200e-6)
-    assert seen.stage.decode_s(48, 1) == pytest.approx(960e-6)
+    assert seen.stage.decode_s(ROWS_PER_DECODE_MAX, 1) == pytest.approx(960e-6)
     assert seen.ends.row_s == pytest.approx(1e-3)
     assert seen.boundary_s == pytest.approx(2e-3)
     assert seen.handling_s == pytest.approx(0.25e-3)

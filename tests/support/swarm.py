@@ -159,8 +159,13 @@ async def answer(session: Session, prompt: Sequence[int], count: int = 20) -> li
     return [token.id async for token in session.generate(prompt, GREEDY, count)]
 
 
-async def expected(prompt: Sequence[int], count: int, bounds: Sequence[int]) -> list[int]:
-    """Run the fakes without peers: the prompt as a requester splits it, then token by token."""
+async def expected(
+    prompt: Sequence[int], count: int, bounds: Sequence[int], held: int = 0
+) -> list[int]:
+    """Run the fakes without peers: the prompt as requesters split it, then token by token.
+
+    Its first ``held`` tokens were read in a turn before.
+    """
     ends = FakeEnds(context=CONTEXT)
     cells = ends.open()
     stages = [FakeStage(first, end, context=CONTEXT).open(end) for first, end in pairwise(bounds)]
@@ -171,7 +176,8 @@ async def expected(prompt: Sequence[int], count: int, bounds: Sequence[int]) -> 
             rows = (await submit(stage, position, rows, regime=regime).wait()).rows
         return rows
 
-    for at, end, regime in split(0, len(prompt), blocks=True):
+    turns = split(0, held, blocks=True) + split(held, len(prompt), blocks=True)
+    for at, end, regime in turns:
         rows = (await cells.embed(at, list(prompt[at:end]), regime=regime)).rows
         made = await cells.next(at, await through(at, rows, regime=regime), regime=regime)
     tokens = [made.token]

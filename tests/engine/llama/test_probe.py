@@ -73,8 +73,13 @@ class FakeSlice:
         self._settings, self._flaw = settings, flaw
         self.is_open = True
 
-    def decode(self, spans: Sequence[Span]) -> list[NDArray[np.float32]]:
+    def decode(self, spans: Sequence[Span], *, pad_to: int = 0) -> list[NDArray[np.float32]]:
         """Return rows that depend on inputs and positions, and on the flaw."""
+        if pad_to:
+            (span,) = spans
+            padding = np.zeros((pad_to - len(span), *span.inputs.shape[1:]), span.inputs.dtype)
+            padded = Span(span.slot, span.position, np.concatenate([span.inputs, padding]))
+            return [self.decode([padded])[0][: len(span)]]
         cells = max(span.position for span in spans)
         error = np.float32(self._flaw(self._settings, spans, cells))
         found = []

@@ -107,7 +107,7 @@ async def test_of_two_whose_receipts_do_not_join_up_the_first_is_run_again(
     add = SessionRecord.add
 
     def add_falsely(record: SessionRecord, step: Step, sent: bytes) -> None:
-        if (record.seat.first, step.position) == (BOUNDS[1], 48):
+        if (record.seat.first, step.position) == (BOUNDS[1], 64):
             sent = bytes(len(sent))
         add(record, step, sent)
 
@@ -118,7 +118,7 @@ async def test_of_two_whose_receipts_do_not_join_up_the_first_is_run_again(
         cheater, innocent = (hop.peer for hop in found.made.route[1:])
         assert trust.broken.peers == (cheater, innocent)
         assert [(each.peer, each.blamed) for each in trust.audits] == [(cheater, cheater)]
-        assert [(each.accused, each.receipt.position) for each in found.proofs] == [(cheater, 64)]
+        assert [(each.accused, each.receipt.position) for each in found.proofs] == [(cheater, 96)]
 
 
 async def test_an_auditor_that_goes_is_replaced(autojump_clock: MockClock) -> None:
