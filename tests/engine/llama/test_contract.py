@@ -175,6 +175,42 @@ class TestStageEngine:
             backwards = [(await part.wait()).rows for part in reversed(parts)]
             assert b"".join(reversed(backwards)) == whole
 
+    async def test_blocks_are_exact_however_they_are_cut(self, open_engine: OpenEngine) -> None:
+        """At any offset, padded or full, behind rows of other regimes and in front of them."""
+        async with open_engine() as engine:
+            rows = Rows(engine, 12, 128)
+            one, other = engine.open(engine.end), engine.open(engine.end)
+            assert engine.blocks
+            whole = await rows.run(one, 0, 64, 128, regime=Regime.BLOCK)
+            assert whole == await rows.run(other, 0, 37, 101, 102, 128, regime=Regime.BLOCK)
+            assert whole != await rows.run(other, 0, 48, 96, 128, regime=Regime.WIDE)
+            mixed = []
+            for cells, cuts in ((one, (20, 84)), (other, (20, 30, 84))):
+                found = await rows.run(cells, 0, 20, regime=Regime.WIDE)
+                found += await rows.run(cells, *cuts, regime=Regime.BLOCK)
+                found += await rows.run(cells, *range(84, 90), regime=Regime.NARROW)
+                mixed.append(found + await rows.run(cells, 89, 128, regime=Regime.BLOCK))
+            assert mixed[0] == mixed[1]
+
+    async def test_padding_leaves_no_traces(self, open_engine: OpenEngine) -> None:
+        """Behind a padded block, up to the brim, rows are as behind one that was full."""
+        async with open_engine() as engine:
+            rows = Rows(engine, 13, CONTEXT)
+            padded, full = engine.open(engine.end), engine.open(engine.end)
+            await rows.run(padded, 0, 10, regime=Regime.BLOCK)
+            await rows.run(full, 0, 64, regime=Regime.BLOCK)
+            for bounds, regime in (
+                ((10, 17), Regime.NARROW),
+                ((17, 60), Regime.WIDE),
+                ((60, CONTEXT - 5), Regime.BLOCK),
+                ((CONTEXT - 5, CONTEXT), Regime.BLOCK),
+            ):
+                cuts = range(*bounds, regime.rows_max)
+                found = await rows.run(padded, *cuts, bounds[1], regime=regime)
+                assert found == await rows.run(full, *cuts, bounds[1], regime=regime)
+            with pytest.raises(EngineError):
+                await rows.run(full, CONTEXT, CONTEXT + 1, regime=Regime.BLOCK)
+
     async def test_sessions_do_not_see_each_other(self, open_engine: OpenEngine) -> None:
         """Three sessions at once, prompts beside single rows, each get what they get alone."""
         async with open_engine() as engine:

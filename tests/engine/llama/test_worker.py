@@ -16,7 +16,7 @@ import trio
 from numpy.typing import NDArray
 
 from p2pinfer.core.errors import BadModelFile, EngineDied
-from p2pinfer.core.limits import ROWS_PER_DECODE_MAX
+from p2pinfer.core.limits import BLOCK_ROWS, WIDE_ROWS_MAX
 from p2pinfer.core.regimes import Regime
 from p2pinfer.core.sampling import Sampling
 from p2pinfer.engine.base import EngineSession
@@ -226,7 +226,8 @@ async def test_four_sessions_get_the_bits_of_one(
 
         async def talk(rows: NDArray[np.float32]) -> bytes:
             cells = engine.open(engine.end)
-            found = await run(cells, rows[:PROMPT_ROWS], 0, ROWS_PER_DECODE_MAX, regime=Regime.WIDE)
+            found = await run(cells, rows[:300], 0, WIDE_ROWS_MAX, regime=Regime.WIDE)
+            found += await run(cells, rows[:PROMPT_ROWS], 300, BLOCK_ROWS, regime=Regime.BLOCK)
             for at in range(PROMPT_ROWS, len(rows)):  # one by one, as tokens come
                 found += await run(cells, rows[: at + 1], at, 1, regime=Regime.NARROW)
             cells.close()
@@ -257,6 +258,31 @@ async def test_regimes_are_kept_apart(slices: dict[str, Path]) -> None:
         narrow = await run(cells, rows[:51], 48, 3, regime=Regime.NARROW)
         assert narrow != three
         assert narrow == await run(cells, rows[:51], 48, 1, regime=Regime.NARROW)
+
+
+@pytest.mark.parametrize("quantisation", ["Q4_1", "Q4_K_M"])
+async def test_blocks_are_exact_past_512_cells(slices: dict[str, Path], quantisation: str) -> None:
+    """In other chunks and beside another session, each row in the regime of its first time."""
+    async with opened(slices[quantisation], sessions=4) as engine:
+        assert engine.blocks
+        rows, size = inputs(engine, 7, PROMPT_ROWS + 12), 4 * engine.width
+        cells, again, beside = (engine.open(engine.end) for _ in range(3))
+        whole = await run(cells, rows[:PROMPT_ROWS], 0, BLOCK_ROWS, regime=Regime.BLOCK)
+        told = await run(cells, rows, PROMPT_ROWS, 1, regime=Regime.NARROW)
+        first = await run(again, rows[:37], 0, 37, regime=Regime.BLOCK)
+        waiting = [
+            submit(beside, 0, rows[:64].tobytes(), regime=Regime.BLOCK),
+            submit(again, 37, rows[37:101].tobytes(), regime=Regime.BLOCK),
+            submit(beside, 64, rows[64:65].tobytes(), regime=Regime.NARROW),
+            submit(again, 101, rows[101:150].tobytes(), regime=Regime.BLOCK),
+        ]
+        second = [(await each.wait()).rows for each in waiting]
+        rest = await run(again, rows[:PROMPT_ROWS], 150, 50, regime=Regime.BLOCK)
+        assert first + second[1] + second[3] + rest == whole
+        assert second[0] == whole[: 64 * size]
+        assert told == await run(again, rows, PROMPT_ROWS, 7, regime=Regime.NARROW)
+        part = await run(again, rows[: PROMPT_ROWS - 9], PROMPT_ROWS - 30, 21, regime=Regime.BLOCK)
+        assert part == whole[(PROMPT_ROWS - 30) * size : (PROMPT_ROWS - 9) * size]
 
 
 async def test_regimes_agree_on_the_default_model(slices: dict[str, Path]) -> None:
