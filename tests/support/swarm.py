@@ -160,7 +160,7 @@ async def answer(session: Session, prompt: Sequence[int], count: int = 20) -> li
 
 
 async def expected(
-    prompt: Sequence[int], count: int, bounds: Sequence[int], held: int = 0
+    prompt: Sequence[int], count: int, bounds: Sequence[int], held: int = 0, *, blocks: bool = True
 ) -> list[int]:
     """Run the fakes without peers: the prompt as requesters split it, then token by token.
 
@@ -176,7 +176,7 @@ async def expected(
             rows = (await submit(stage, position, rows, regime=regime).wait()).rows
         return rows
 
-    turns = split(0, held, blocks=True) + split(held, len(prompt), blocks=True)
+    turns = split(0, held, blocks=blocks) + split(held, len(prompt), blocks=blocks)
     for at, end, regime in turns:
         rows = (await cells.embed(at, list(prompt[at:end]), regime=regime)).rows
         made = await cells.next(at, await through(at, rows, regime=regime), regime=regime)
@@ -197,9 +197,11 @@ class Talk:
         self.number = 0
 
     @classmethod
-    async def open(cls, made: Swarm, number: int = 99, dtype: Dtype = Dtype.F32) -> "Talk":
+    async def open(
+        cls, made: Swarm, number: int = 99, dtype: Dtype = Dtype.F32, *, blocks: bool = True
+    ) -> "Talk":
         """Open a session properly."""
-        controls = await open_by_hand(made, number, dtype)
+        controls = await open_by_hand(made, number, dtype, blocks=blocks)
         for control, hop in zip(controls, made.route[1:], strict=False):
             await send(control, Connect(1, hop.peer, hop.addresses, 0, 0))
             await receive(control, Connected)
@@ -224,7 +226,9 @@ class Talk:
             await channel.close()
 
 
-async def open_by_hand(made: Swarm, number: int = 99, dtype: Dtype = Dtype.F32) -> list[Channel]:
+async def open_by_hand(
+    made: Swarm, number: int = 99, dtype: Dtype = Dtype.F32, *, blocks: bool = True
+) -> list[Channel]:
     """Open a session at every stage, and link none of them; return the channels that keep it."""
     controls: list[Channel] = []
     previous = made.me.peer_id
@@ -233,8 +237,7 @@ async def open_by_hand(made: Swarm, number: int = 99, dtype: Dtype = Dtype.F32) 
         opened = Open(
             session_id(number), MODEL, made.me.peer_id, previous, hop.first, hop.end, CONTEXT, dtype
         )
-        opened = evolve(opened, blocks=True)
-        await send(control, opened)
+        await send(control, evolve(opened, blocks=blocks))
         await receive(control, Opened)
         controls.append(control)
         previous = hop.peer
