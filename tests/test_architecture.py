@@ -48,6 +48,7 @@ FILE_LINES_MAX = 400
 FUNCTION_LINES_MAX = 70
 LONG = {
     "p2pinfer/engine/llama/binding.py": "the one module that may hold llama.cpp's pointers",
+    "peers/asking/chain.py": "one session as its requester sees it, from opening to mending",
     "tests/transports/libp2p/test_walls.py": "one section per way to bring a peer down",
 }
 """`path` or `path:function` of what may be longer, each with its reason."""

@@ -195,7 +195,7 @@ class TestStageEngine:
     async def test_padding_leaves_no_traces(self, open_engine: OpenEngine) -> None:
         """Behind a padded block, up to the brim, rows are as behind one that was full."""
         async with open_engine() as engine:
-            rows = Rows(engine, 13, CONTEXT)
+            rows = Rows(engine, 13, CONTEXT + 1)
             padded, full = engine.open(engine.end), engine.open(engine.end)
             await rows.run(padded, 0, 10, regime=Regime.BLOCK)
             await rows.run(full, 0, 64, regime=Regime.BLOCK)
