@@ -38,7 +38,7 @@ from transports.base import Channel, Transport
 A = TypeVar("A", Connected, Expecting)
 
 STILL_S_MAX = 120.0
-"""For a step to come out of a chain that seems whole: a chunk of a prompt takes half of it where
+"""For a step to come out of a chain that seems whole: a block of a prompt takes most of it where
 laptops run 70 billion weights. A peer whose engine hangs answers heartbeats all the same."""
 
 
