@@ -32,8 +32,8 @@ from tests.support.tiny_models import QUANTISATIONS, TINY, quantise, write_tiny
 
 CONTEXT = 256
 CHUNKS = ((64, BLOCK_ROWS), (48, 0), (11, 0), (4, 0), (23, BLOCK_ROWS))
-"""Rows of a prompt's decodes, and to how many they are padded. The last one is not for experts: only
-in workers does no row depend on how many others, padding among them, have its expert."""
+"""Rows of a prompt's decodes, and to how many they are padded. Experts do without the last: only in
+workers does no row depend on how many others, padding among them, have its expert."""
 
 GREEDY_TOKENS = 32
 
