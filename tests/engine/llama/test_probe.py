@@ -12,7 +12,7 @@ import pytest
 from numpy.typing import NDArray
 
 from p2pinfer.core.errors import UnsupportedModel
-from p2pinfer.core.limits import NARROW_ROWS_MAX
+from p2pinfer.core.limits import BLOCK_ROWS, NARROW_ROWS_MAX
 from p2pinfer.engine.llama import probe as probe_module
 from p2pinfer.engine.llama.binding import Settings, Span
 from p2pinfer.engine.llama.probe import CONTEXT, Probe, probe
@@ -46,6 +46,16 @@ def wide_rows_differ(_settings: Settings, spans: Sequence[Span], _cells: int) ->
 def depends_on_company(_settings: Settings, spans: Sequence[Span], _cells: int) -> float:
     """Other sessions in the decode change a row."""
     return 1e-6 * (len(spans) > 1)
+
+
+def blocks_depend_on_place(_settings: Settings, spans: Sequence[Span], _cells: int) -> float:
+    """Rows of a block differ by where it begins, as if tiles lay in the cache."""
+    return 1e-6 * (spans[0].position % BLOCK_ROWS) * (sum(map(len, spans)) >= BLOCK_ROWS)
+
+
+def blocks_differ_past_512(_settings: Settings, spans: Sequence[Span], cells: int) -> float:
+    """So they do, but only where the cache is long."""
+    return blocks_depend_on_place(_settings, spans, cells) * (cells >= 512)
 
 
 def repacking_is_inexact(settings: Settings, spans: Sequence[Span], _cells: int) -> float:
@@ -144,6 +154,15 @@ def test_the_fastest_exact_settings_are_found(
     found = run(flaw, cache, threads=threads)
     assert (found.settings, found.regimes_agree) == (settings, agree)
     assert len(bytes.fromhex(found.numerics_class)) == 16
+
+
+@pytest.mark.parametrize("flaw", [blocks_depend_on_place, blocks_differ_past_512])
+def test_inexact_blocks_are_not_used(flaw: Flaw, cache: Path) -> None:
+    """The slice serves without them, in settings that are exact otherwise, and that is kept."""
+    assert run(exact, cache.with_suffix(".other")).blocks
+    found = run(flaw, cache)
+    assert (found.settings, found.regimes_agree, found.blocks) == (Settings(1), True, False)
+    assert run(flaw, cache) == found
 
 
 @pytest.mark.parametrize("flaw", [depends_on_rows, wide_rows_differ, depends_on_company])
