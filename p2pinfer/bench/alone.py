@@ -2,7 +2,7 @@
 
 Reads JSON lines ``{"prompt": [token…], "tokens": n, "as_swarm": true|false}`` and answers each with
 ``{"tokens": [token…], "prefill_s": …, "decode_s": …}``. One thread; prompts are read as people read
-them, or as the swarm does, so that the tokens must be the same.
+them, or as the swarm does, in its kernels, so that the tokens must be the same.
 """
 
 import json
@@ -48,19 +48,24 @@ def _answer(
 
 
 def main() -> None:
-    """Serve questions about the model file and with the context that the arguments name."""
-    whole = Slice(
-        Path(sys.argv[1]),
-        logits=True,
-        settings=Settings(),
-        sessions=1,
-        context=int(sys.argv[2]),
-        rows_max=ROWS_MAX,
-    )
+    """Serve questions about a model's file.
+
+    The arguments name the file, the context, and whether the swarm rearranges weights: 0 or 1.
+    """
+    path, context, repack = Path(sys.argv[1]), int(sys.argv[2]), bool(int(sys.argv[3]))
+
+    def load(settings: Settings) -> Slice:
+        return Slice(
+            path, logits=True, settings=settings, sessions=1, context=context, rows_max=ROWS_MAX
+        )
+
+    usual = load(Settings())
+    as_swarm = usual if repack else load(Settings(repack=False))
     for line in sys.stdin:
         question = json.loads(line)
-        prompt = question["prompt"]
-        chunks = _chunks(len(prompt), as_swarm=question["as_swarm"])
+        prompt, is_as_swarm = question["prompt"], question["as_swarm"]
+        whole = as_swarm if is_as_swarm else usual
+        chunks = _chunks(len(prompt), as_swarm=is_as_swarm)
         print(json.dumps(_answer(whole, prompt, question["tokens"], chunks)), flush=True)
 
 

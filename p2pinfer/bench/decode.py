@@ -24,6 +24,8 @@ import trio
 from p2pinfer.core.errors import P2pinferError
 from p2pinfer.core.sampling import Sampling
 from p2pinfer.engine.base import Ends
+from p2pinfer.engine.llama.engine import open_stage
+from p2pinfer.engine.store.assemble import PartsModel
 from p2pinfer.node.local_swarm import local_swarm, share_layers
 from p2pinfer.node.model_supply import name_model, open_store, open_whole
 from p2pinfer.node.requester import Client, ClientOptions, Machine, open_client
@@ -82,11 +84,15 @@ async def decode_bench(
     """
     machine = Machine(sessions=max(1, sessions), context=max(prompts) + tokens)
     async with AsyncExitStack() as stack:
-        alone = await stack.enter_async_context(_alone(model, machine.context))
+        store = open_store()
+        opened = open_whole(name_model(str(model), store, lambda *_: None), store)
+        ranges = share_layers(opened, peers, 1, machine)
         clients = {
-            name: await stack.enter_async_context(_swarm(model, peers, machine, name))
+            name: await stack.enter_async_context(_swarm(opened, ranges, machine, name))
             for name in TRANSPORTS
         }
+        repack = all([await _repacks(opened, *each) for each in ranges])
+        alone = await stack.enter_async_context(_alone(model, machine.context, repack))
         text = await _text(clients["libp2p"][0].ends, max(prompts))
         prompt = text[: prompts[0]]
         found: dict[str, list[DecodeRun]] = {name: [] for name in ("alone", *TRANSPORTS)}
@@ -242,26 +248,33 @@ async def _at_once(
     return made / (trio.current_time() - started)
 
 
+async def _repacks(opened: PartsModel, first: int, end: int) -> bool:
+    """Whether the engine of a slice that is served here rearranges weights, as its probe found."""
+    async with open_stage(opened.stage(first, end), first, sessions=1, context=1) as engine:
+        return engine.worker.parts[0].repack
+
+
 @asynccontextmanager
 async def _swarm(
-    model: Path, peers: int, machine: Machine, transport: str
+    opened: PartsModel, ranges: Sequence[tuple[int, int]], machine: Machine, transport: str
 ) -> AsyncGenerator[tuple[Client, Sequence[RouteHop]], None]:
     """Run local peers over a transport, and a client of theirs in this process."""
-    store = open_store()
-    opened = open_whole(name_model(str(model), store, lambda *_: None), store)
-    ranges = share_layers(opened, peers, 1, machine)
     swarm = local_swarm(opened, ranges, machine=machine, transport=transport)
     async with swarm as running:
         ways_in = tuple(peer.addresses[0] for peer in running)
         options = ClientOptions(opened.id, ways_in, "local", machine=machine, transport=transport)
-        async with open_client(options, store, lambda _: None) as client:
+        async with open_client(options, open_store(), lambda _: None) as client:
             yield client, await client.find_route(lambda _: None)
 
 
 @asynccontextmanager
-async def _alone(model: Path, context: int) -> AsyncGenerator[Alone, None]:
-    """Run llama.cpp in one process of its own; gives a function that asks it."""
+async def _alone(model: Path, context: int, repack: bool) -> AsyncGenerator[Alone, None]:
+    """Run llama.cpp in one process of its own; gives a function that asks it.
+
+    ``repack``: whether the swarm's engines rearrange weights; llama.cpp does unless told.
+    """
     command = [sys.executable, "-m", "p2pinfer.bench.alone", str(model), str(context)]
+    command += [str(int(repack))]
     process = await trio.lowlevel.open_process(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE
     )

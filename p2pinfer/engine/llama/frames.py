@@ -75,6 +75,8 @@ class PartReady:
     blocks: bool
     """It computes blocks exactly."""
     numerics_class: str
+    repack: bool
+    """It rearranges weights: see ``llama.Settings``."""
 
 
 def pack(values: list[Any]) -> bytes:

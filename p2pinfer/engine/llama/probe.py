@@ -22,7 +22,7 @@ from p2pinfer.core.errors import UnsupportedModel
 from p2pinfer.core.limits import BLOCK_ROWS, NARROW_ROWS_MAX
 from p2pinfer.engine.llama.binding import Rows, Settings, Slice, Span, Tokens, build_fingerprint
 
-_VERSION = 2
+_VERSION = 3
 _FILL_ROWS = 9 * BLOCK_ROWS
 """576: past the 512 KV cells from which a one-row decode may split attention between threads."""
 _TAIL_ROWS = 24

@@ -95,6 +95,7 @@ class _Part:
             regimes_agree=self._regimes.agree,
             blocks=self._probe.blocks,
             numerics_class=self._probe.numerics_class,
+            repack=self._probe.settings.repack,
         )
 
     def step(self, fail: Callable[[_Request, EngineError], None]) -> None:

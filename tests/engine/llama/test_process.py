@@ -45,7 +45,7 @@ async def test_pauses_begin_anew_once_it_has_answered(
 
     async def live(sock: socket.socket, answers: bool) -> None:
         with sock:
-            sock.sendall(pack(["ready", [asdict(PartReady(1, 8, 0, True, True, "ab" * 16))]]))
+            sock.sendall(pack(["ready", [asdict(PartReady(1, 8, 0, True, True, "ab" * 16, True))]]))
             await wait_all_tasks_blocked()
             if answers:
                 worker.request(lambda _: None, "rows")
