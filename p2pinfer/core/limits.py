@@ -7,8 +7,8 @@ WIDE_ROWS_MAX = 48
 """From 64 rows on llama.cpp picks another attention kernel, and rows are not the same bits."""
 
 BLOCK_ROWS = 64
-"""The fewest for that kernel, which makes a long prompt's last rows cheap: decodes of 512 rows are
-no faster, and fill a chain of stages more slowly."""
+"""The fewest for that kernel. Decodes of 512 rows take 4 % less time a row, and a chain of stages
+would stand idle for eight times as long until it is filled."""
 
 ROWS_PER_DECODE_MAX = BLOCK_ROWS
 

@@ -57,6 +57,19 @@ def test_the_wrong_regime_is_seen() -> None:
     assert answer((0, 5, 12), regime=Regime.NARROW)[0] != ANSWER[0]
 
 
+def test_a_prompt_in_blocks_has_the_same_answer() -> None:
+    """So it is known without knowing how a requester splits its prompts."""
+    assert answer((0, 5, 12), regime=Regime.BLOCK) == ANSWER
+
+
+def test_a_block_that_one_stage_ran_wide_is_seen() -> None:
+    """Every layer must run a row in the regime that is stated."""
+    rows = embed(PROMPT, regime=Regime.BLOCK, after=[])
+    rows = pack(*Cache(MODEL, 0, 5).run(0, rows, regime=Regime.WIDE))
+    _, own = Cache(MODEL, 5, 12).run(0, rows, regime=Regime.BLOCK)
+    assert MODEL.pick(int(own[-1]), Regime.BLOCK) != ANSWER[0]
+
+
 def test_rows_that_fit_no_cache_give_noise() -> None:
     """A stage that lacks the positions before gives other rows, and goes on doing so."""
     whole, empty = Cache(MODEL, 3, 6), Cache(MODEL, 3, 6)
