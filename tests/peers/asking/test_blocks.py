@@ -10,6 +10,7 @@ from p2pinfer.core.regimes import Regime
 from p2pinfer.core.trust import AuditVerdict
 from p2pinfer.core.wire import decode, encode
 from peers.audits.replay import THIS_MACHINE, EngineReplay
+from peers.serving.stage_session import StageSession
 from peers.steps.messaging import RefusedError, receive
 from tests.peers.asking.test_recovery import harmed, mended
 from tests.support.audits import FIRST, OWN, SECOND, case
@@ -118,7 +119,11 @@ async def test_audits_hold_with_all_regimes(
         replayed.append(regime)
         return await run(replay, at, count, rows, regime=regime)
 
+    async def accuse(*_: object) -> None:
+        pytest.fail("somebody was sent a block who runs none")
+
     monkeypatch.setattr(EngineReplay, "run", noted)
+    monkeypatch.setattr(StageSession, "_accuse", accuse)
     async with case(FIRST, SECOND, OWN) as found:
         found.holders[0].blocks = False
         trust = await found.examine()

@@ -12,7 +12,11 @@ ROW = 4
 """Bytes."""
 
 STEPS = st.lists(
-    st.tuples(st.integers(0, 400), st.integers(1, ROWS_PER_DECODE_MAX), st.sampled_from(Regime)),
+    st.tuples(
+        st.just(0) | st.integers(0, 400),
+        st.integers(1, 3) | st.integers(1, ROWS_PER_DECODE_MAX),
+        st.sampled_from(Regime),
+    ),
     max_size=60,
 )
 """How far back each begins, its rows, and their regime where it holds so many."""
