@@ -181,6 +181,7 @@ async def test_an_idle_worker_uses_no_processor(slices: dict[str, Path]) -> None
 NODE = """
 import sys, trio
 from pathlib import Path
+from p2pinfer.core.regimes import Regime
 from p2pinfer.engine.llama.engine import open_stage
 
 async def main():
