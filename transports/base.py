@@ -12,8 +12,8 @@ from typing import Protocol
 
 from p2pinfer.core.ids import PeerId
 
-MESSAGE_BYTES_MAX = 8 * 1024 * 1024
-"""48 rows of a 32,768-wide residual stream in float32 are 6 MiB; the rest is headers."""
+MESSAGE_BYTES_MAX = 9 * 1024 * 1024
+"""64 rows of a 32,768-wide residual stream in float32 are 8 MiB; the rest is headers."""
 
 GOSSIP_BYTES_MAX = 16 * 1024
 """Of one gossiped message: everybody gets it. An advertisement is signed in at most 4 KiB."""

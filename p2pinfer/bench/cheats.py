@@ -73,7 +73,7 @@ class _Switch:
         self.claims = False
         engine = host.engine
         self.first, self.end = engine.first, engine.end
-        self.width, self.context = engine.width, engine.context
+        self.width, self.context, self.blocks = engine.width, engine.context, engine.blocks
 
     @property
     def numerics_class(self) -> str:

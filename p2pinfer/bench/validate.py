@@ -21,6 +21,7 @@ from p2pinfer.bench.recovery import wait_known
 from p2pinfer.bench.victims import NETWORK, Victims
 from p2pinfer.core.errors import lone_errors
 from p2pinfer.core.limits import ROWS_PER_DECODE_MAX
+from p2pinfer.core.regimes import Regime
 from p2pinfer.engine.gguf.model_header import ModelInfo
 from p2pinfer.node.model_supply import name_model, open_store, open_whole
 from p2pinfer.node.requester import Client, ClientOptions, Machine, open_client
@@ -66,7 +67,7 @@ class Real:
 
 
 @dataclass(frozen=True)
-class Plan:
+class TrialPlan:
     """How long the real trial is."""
 
     rounds: int
@@ -77,7 +78,7 @@ class Plan:
     """In which nobody asks, and gossip is counted."""
 
 
-async def play_real(file: Path, plan: Plan, tell: Callable[[str], None]) -> Real:
+async def play_real(file: Path, plan: TrialPlan, tell: Callable[[str], None]) -> Real:
     """Start peers and requesters, let one ask alone, and go through the trial some times.
 
     A shared machine's speed differs from minute to minute, so what the simulation is to be told is
@@ -171,9 +172,10 @@ async def _decode(client: Client, token: int, times_us: list[int]) -> None:
     """Decode one row some times in a requester's own engine, and note how long each took."""
     with closing(client.ends.open()) as cells:
         cells.start(GREEDY, [])
-        rows = (await cells.embed(0, [token], wide=False)).rows
+        rows = (await cells.embed(0, [token], regime=Regime.NARROW)).rows
         times_us += [
-            (await cells.next(0, rows, wide=False)).decoding_us for _ in range(CORES_TRIES)
+            (await cells.next(0, rows, regime=Regime.NARROW)).decoding_us
+            for _ in range(CORES_TRIES)
         ]
 
 

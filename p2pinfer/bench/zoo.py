@@ -14,6 +14,7 @@ from numpy.typing import NDArray
 from p2pinfer.core.errors import EngineError, UserError
 from p2pinfer.core.messages import Open
 from p2pinfer.core.receipts import SIGNED_AS, Receipt, Signed
+from p2pinfer.core.regimes import Regime
 from p2pinfer.core.witness import Seat, Witness
 from p2pinfer.engine.base import Decoded, Done, EngineSession, StageEngine
 from peers.audits.replay import Replay
@@ -54,7 +55,7 @@ class Changed:
         self._inner, self._width = inner, width
         self.close = inner.close
 
-    def submit(self, position: int, rows: bytes, done: Done, *, wide: bool) -> None:
+    def submit(self, position: int, rows: bytes, done: Done, *, regime: Regime) -> None:
         """Run the rows as an honest stage does, and pass on what ``change`` makes of them."""
 
         def take(outcome: Decoded | EngineError) -> None:
@@ -63,11 +64,11 @@ class Changed:
                 outcome = Decoded(sent.astype("<f4").tobytes(), outcome.decoding_us)
             done(outcome)
 
-        self.run(position, rows, take, wide=wide)
+        self.run(position, rows, take, regime=regime)
 
-    def run(self, position: int, rows: bytes, done: Done, *, wide: bool) -> None:
+    def run(self, position: int, rows: bytes, done: Done, *, regime: Regime) -> None:
         """Run rows in the inner session."""
-        self._inner.submit(position, rows, done, wide=wide)
+        self._inner.submit(position, rows, done, regime=regime)
 
     def change(self, position: int, sent: Rows) -> Rows:
         """Return what to send instead."""
@@ -78,7 +79,7 @@ class Changed:
 
 
 class _CopiedThrough(Changed):
-    def run(self, position: int, rows: bytes, done: Done, *, wide: bool) -> None:
+    def run(self, position: int, rows: bytes, done: Done, *, regime: Regime) -> None:
         done(Decoded(rows, 1))
 
 
@@ -87,8 +88,8 @@ class _StaleCells(Changed):
 
     _end = 0
 
-    def run(self, position: int, rows: bytes, done: Done, *, wide: bool) -> None:
-        self._inner.submit(self._end, rows, done, wide=wide)
+    def run(self, position: int, rows: bytes, done: Done, *, regime: Regime) -> None:
+        self._inner.submit(self._end, rows, done, regime=regime)
         self._end += len(self._rows(rows))
 
 
@@ -97,10 +98,10 @@ class _TruncatedContext(Changed):
 
     _start = 0
 
-    def run(self, position: int, rows: bytes, done: Done, *, wide: bool) -> None:
+    def run(self, position: int, rows: bytes, done: Done, *, regime: Regime) -> None:
         if not 0 <= position - self._start < WINDOW_POSITIONS:
             self._start = position
-        self._inner.submit(position - self._start, rows, done, wide=wide)
+        self._inner.submit(position - self._start, rows, done, regime=regime)
 
 
 class _AnotherSessions(Changed):
@@ -196,7 +197,7 @@ class LyingReplay:
     def __init__(self, name: str, inner: Replay) -> None:
         self.name, self.numerics, self.inner = name, inner.numerics, inner
 
-    async def run(self, position: int, count: int, rows: bytes, *, wide: bool) -> bytes:
+    async def run(self, position: int, count: int, rows: bytes, *, regime: Regime) -> bytes:
         """Return the rows as they came."""
         return rows
 
@@ -207,9 +208,9 @@ class LyingReplay:
 class FalseReplay(LyingReplay):
     """An auditor that would have honest stages blamed: it returns other rows than it computed."""
 
-    async def run(self, position: int, count: int, rows: bytes, *, wide: bool) -> bytes:
+    async def run(self, position: int, count: int, rows: bytes, *, regime: Regime) -> bytes:
         """Return the right rows, scaled."""
-        right = await self.inner.run(position, count, rows, wide=wide)
+        right = await self.inner.run(position, count, rows, regime=regime)
         return (np.frombuffer(right, "<f4") * np.float32(1.5)).tobytes()
 
 

@@ -15,6 +15,7 @@ from p2pinfer.core.checks import LAYER, PEER, POSITIONS_MAX, blob, many, shown_s
 from p2pinfer.core.continuity import Vouched, find_joint
 from p2pinfer.core.ids import PeerId
 from p2pinfer.core.receipts import CHECKPOINT_POSITIONS, BadReceipt, Receipt, Signed, Terms, seal_of
+from p2pinfer.core.regimes import Regime
 from p2pinfer.core.sections import BadFile
 from p2pinfer.core.trust import Audited, AuditVerdict, choose_audits
 from p2pinfer.core.witness import regimes_of
@@ -53,14 +54,14 @@ class Certificate:
     tokens: tuple[int, ...] = field(validator=many(int, POSITIONS_MAX, 1))
     """Prompt and answer, as far as stages have run them."""
     regimes: tuple[int, ...] = field(validator=many(int, POSITIONS_MAX, 1))
-    """Lengths of runs, wide and narrow in turn, a wide one first; it may be empty."""
+    """Lengths of runs, as ``runs_of`` gives them."""
     answer: str = field(validator=text(TEXT_CHARS_MAX))
     """What the requester read: its own word, which no stage knows."""
     stages: tuple[StageClaim, ...] = field(validator=many(StageClaim, STAGES_MAX, 1))
     audits: tuple[Audited, ...] = field(validator=many(Audited, STAGES_MAX))
 
-    def wide(self) -> tuple[bool, ...]:
-        """Return for each position whether it ran wide."""
+    def regimes_by_position(self) -> tuple[Regime, ...]:
+        """Return the regime that each position ran in."""
         return regimes_of(self.regimes)
 
     def body(self) -> bytes:
@@ -99,7 +100,7 @@ def check(certificate: Certificate) -> tuple[Vouched, ...]:
         BadFile: something contradicts something else; the text says what.
     """
     position = len(certificate.tokens)
-    if sum(certificate.regimes) != position or min(certificate.regimes) < 0:
+    if sum(map(abs, certificate.regimes)) != position:
         raise BadFile("section tokens: tokens and regimes differ in number")
     if seal_of(certificate.nonce) != certificate.terms.seal:
         raise BadFile("section session: the nonce is not the one that was sealed")

@@ -27,11 +27,15 @@ from p2pinfer.core.checks import (
     whole,
 )
 from p2pinfer.core.ids import ModelId, PeerId, SessionId
-from p2pinfer.core.limits import ROWS_PER_DECODE_MAX
+from p2pinfer.core.limits import WIDE_ROWS_MAX
 from p2pinfer.core.receipts import Signed
+from p2pinfer.core.regimes import Regime
 
-OPENING_BYTES_MAX = ROWS_PER_DECODE_MAX * 32_768 * 4
-"""As much as a step may carry."""
+OPENING_ROWS_MAX = WIDE_ROWS_MAX
+"""Asked for at once: as many as a step held before there were blocks, which all peers answer."""
+
+OPENING_BYTES_MAX = OPENING_ROWS_MAX * 32_768 * 4
+"""Of a residual stream twice as wide as the widest model's, in float32."""
 
 FRAUD_ROWS_BYTES_MAX = OPENING_BYTES_MAX
 """Of the rows in a fraud proof: all positions up to the checkpoint where a stage cheated. 6 MiB are
@@ -42,12 +46,16 @@ CASES_MAX = 32
 """Told of at once, the newest first."""
 
 _NUMBER = whole(0, 1 << 62)
-_COUNT = whole(1, ROWS_PER_DECODE_MAX)
+_COUNT = whole(1, OPENING_ROWS_MAX)
 
 
 def _regimes(_: object, attribute: Any, value: bytes) -> None:
-    if type(value) is not bytes or not 1 <= len(value) <= ROWS_PER_DECODE_MAX or max(value) > 1:
-        raise ValueError(f"{attribute.name} must be one byte a row, 0 narrow and 1 wide")
+    if (
+        type(value) is not bytes
+        or not 1 <= len(value) <= OPENING_ROWS_MAX
+        or max(value) >= len(Regime)
+    ):
+        raise ValueError(f"{attribute.name} must be one byte a row, a regime's number")
 
 
 @frozen

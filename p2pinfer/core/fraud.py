@@ -13,7 +13,7 @@ Two receipts that contradict each other are a proof without rows, for anybody.
 
     session    the terms that the receipts name; the requester is the author, and signs the file
     accused    peer id, the end of the slice that it served, its receipts: one, or two
-    rows       regimes (runs of wide and narrow in turn) and the rows that it received
+    rows       regimes (lengths of their runs) and the rows that it received
 """
 
 from collections.abc import Callable
@@ -57,7 +57,7 @@ class FraudProof:
     receipts: tuple[Signed, ...] = field(validator=many(Signed, 2, 1))
     """One that its rows refute, or two that contradict each other."""
     regimes: tuple[int, ...] = field(default=(), validator=many(int, FRAUD_POSITIONS_MAX + 1))
-    """Lengths of runs, wide and narrow in turn, a wide one first; it may be empty."""
+    """Lengths of runs, as ``runs_of`` gives them."""
     rows: bytes = field(default=b"", validator=blob(FRAUD_ROWS_BYTES_MAX), repr=shown_size)
     """That it received, all that the receipt is about, float32 as on the wire."""
 
@@ -154,15 +154,15 @@ def _check_rows(proof: FraudProof, receipt: Receipt) -> None:
     count = receipt.position
     if count > FRAUD_POSITIONS_MAX:
         raise BadFile(f"section rows: {count} are too many")
-    if proof.terms.dtype != "f32" or not count or sum(proof.regimes) != count:
+    if proof.terms.dtype != "f32" or not count or sum(map(abs, proof.regimes)) != count:
         raise BadFile("section rows: they are not those of the receipt")
-    if min(proof.regimes) < 0 or not proof.rows or len(proof.rows) % (4 * count):
+    if not proof.rows or len(proof.rows) % (4 * count):
         raise BadFile("section rows: they are not of one width")
     if not np.isfinite(np.frombuffer(proof.rows, "<f4")).all():
         raise BadFile("section rows: no stage takes NaN or infinity")
     received, size = Rows(keep=False), len(proof.rows) // count
-    for at, wide in enumerate(proof.inputs.regimes):
-        received.put(at, 1, proof.rows[at * size : (at + 1) * size], wide=wide)
+    for at, regime in enumerate(proof.inputs.regimes):
+        received.put(at, 1, proof.rows[at * size : (at + 1) * size], regime=regime)
     if received.tree.root(count) != receipt.received:
         raise BadFile("section rows: they are not those that the accused signed for")
 

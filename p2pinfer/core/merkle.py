@@ -15,18 +15,20 @@ from collections.abc import Sequence
 
 from blake3 import blake3
 
+from p2pinfer.core.regimes import Regime
+
 HASH_BYTES = 32
 
 _LEAF_KEY, _NODE_KEY, _ROOT_KEY = (
     blake3(f"p2pinfer rows 1 {kind}".encode()).digest() for kind in ("leaf", "node", "root")
 )
-_PLACE = struct.Struct("<I?")
+_PLACE = struct.Struct("<IB")
 _COUNT = struct.Struct("<I")
 
 
-def leaf(position: int, row: bytes, *, wide: bool) -> bytes:
+def leaf(position: int, row: bytes, *, regime: Regime) -> bytes:
     """Return the hash of a row, float32 or float16 as on the wire, at a position."""
-    return blake3(_PLACE.pack(position, wide) + row, key=_LEAF_KEY).digest()
+    return blake3(_PLACE.pack(position, regime) + row, key=_LEAF_KEY).digest()
 
 
 class Tree:
@@ -40,9 +42,9 @@ class Tree:
         """How many positions it holds."""
         return len(self._levels[0])
 
-    def append(self, row: bytes, *, wide: bool) -> None:
+    def append(self, row: bytes, *, regime: Regime) -> None:
         """Add the row at the next position."""
-        found = leaf(len(self), row, wide=wide)
+        found = leaf(len(self), row, regime=regime)
         for level in self._levels:
             level.append(found)
             if len(level) & 1:

@@ -61,6 +61,7 @@ from p2pinfer.core.exchange import Compare, Differs, Wanted
 from p2pinfer.core.ids import ModelId, PartHash, PeerId, SessionId
 from p2pinfer.core.limits import ROWS_PER_DECODE_MAX
 from p2pinfer.core.manifest import CHUNK_BYTES, MANIFEST_BYTES_MAX, PART_BYTES_MAX
+from p2pinfer.core.regimes import Regime, from_wire
 from p2pinfer.core.sponsor import Sponsor
 
 ROUTE_HOPS_MAX = 128
@@ -148,6 +149,8 @@ class Open:
     evidence."""
     sponsor: Sponsor | None = field(default=None, validator=v.optional(v.instance_of(Sponsor)))
     """On whose account, where not on the requester's own: a full stage may prefer that one."""
+    blocks: bool = field(default=False, validator=v.instance_of(bool))
+    """Whether steps will hold blocks; a stage that cannot run them refuses."""
 
 
 @frozen
@@ -252,8 +255,8 @@ class Step:
     """Counts the requester's steps; an answer carries its question's."""
     position: int = field(validator=whole(0, POSITIONS_MAX))
     count: int = field(validator=whole(1, ROWS_PER_DECODE_MAX))
-    wide: bool = field(validator=v.instance_of(bool))
-    """Which matrix kernels compute these rows, so that whoever replays them gets the same bits."""
+    regime: Regime = field(converter=from_wire)
+    """Which kernels compute these rows, so that whoever replays them gets the same bits."""
     rows: bytes = field(validator=blob(ROWS_BYTES_MAX), repr=shown_size)
     decoding_us: tuple[int, ...] = field(default=(), validator=many(int, ROUTE_HOPS_MAX))
     """What each stage so far says it spent on decoding, in microseconds."""

@@ -11,7 +11,8 @@ import msgpack
 from attrs import fields, has
 
 from p2pinfer.core.advertisement import Heard, State
-from p2pinfer.core.messages import Chunk, Dtype, Message, Refusal, Step
+from p2pinfer.core.messages import Chunk, Dtype, Message, Open, Refusal, Step
+from p2pinfer.core.regimes import on_wire
 
 M = TypeVar("M")
 
@@ -47,7 +48,14 @@ def _all_items(values: Any, kind: Any) -> Any:
 
 
 def _of_step(step: Step) -> tuple[Any, ...]:
-    return step.number, step.position, step.count, step.wide, step.rows, step.decoding_us
+    regime = on_wire(step.regime)
+    return step.number, step.position, step.count, regime, step.rows, step.decoding_us
+
+
+def _of_open(opened: Open) -> tuple[Any, ...]:
+    """Leave out at the end what peers who know no blocks would not understand."""
+    values: tuple[Any, ...] = _converter.unstructure_attrs_astuple(opened)
+    return values if opened.blocks else values[:-1]
 
 
 def _of_heard(heard: Heard) -> tuple[Any, ...]:
@@ -70,6 +78,7 @@ _converter.register_structure_hook_func(
 for _flat, _of in ((Step, _of_step), (Heard, _of_heard)):
     _converter.register_structure_hook(_flat, lambda values, kind: kind(*values))
     _converter.register_unstructure_hook(_flat, _of)
+_converter.register_unstructure_hook(Open, _of_open)
 for _enum in (Dtype, Refusal, State):
     _converter.register_structure_hook(_enum, lambda value, kind: kind(value))
 

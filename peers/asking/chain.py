@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 
 import trio
+from attrs import evolve
 
 from p2pinfer.core.errors import PeerError, PeerUnavailable, RemoteProtocolError, lone_errors
 from p2pinfer.core.ids import PeerId
@@ -25,6 +26,7 @@ from p2pinfer.core.messages import (
     Refusal,
     Step,
 )
+from p2pinfer.core.regimes import Regime
 from p2pinfer.core.text import printable
 from peers.asking.repair import LOOK_AGAIN_S, Repair, at_once, find_others, is_ending, noted
 from peers.asking.stage_handle import (
@@ -81,14 +83,19 @@ class Chain:
         """Who makes up the chain now."""
         return [stage.hop for stage in self._stages]
 
+    @property
+    def blocks(self) -> bool:
+        """Whether its steps may hold blocks, which not all peers run."""
+        return self._opened.blocks
+
     # Steps
 
-    def send(self, position: int, rows: bytes, count: int, *, wide: bool) -> None:
+    def send(self, position: int, rows: bytes, count: int, *, regime: Regime) -> None:
         """Send rows down the chain; never waits."""
         self._number += 1
         if self.evidence:
             self.evidence.goes_in(self._number, count, rows)
-        self._outbox.put(Step(self._number, position, count, wide, rows))
+        self._outbox.put(Step(self._number, position, count, regime, rows))
 
     async def receive(self, position: int, count: int, size: int) -> Step:
         """Return the next step that was sent, with the ``size`` bytes that came out for it.
@@ -188,7 +195,10 @@ class Chain:
 
     async def open(self, route: Sequence[Hop]) -> None:
         """Open the session at all stages, and link them; raises as ``open_chain``."""
-        self._stages = await self._open_stages(route, self._transport.peer_id, OPEN_S_MAX)
+        me = self._transport.peer_id
+        self._stages = await self._open_stages(route, me, OPEN_S_MAX, is_new=True)
+        blocks = all(stage.blocks for stage in self._stages)
+        self._opened = evolve(self._opened, blocks=blocks)
         with lone_errors():
             async with trio.open_nursery() as linking:
                 for index in range(-1, len(route)):
@@ -215,10 +225,12 @@ class Chain:
         self._outbox.history.close()
 
     async def _open_stages(
-        self, route: Sequence[Hop], previous: PeerId, timeout_s: float
+        self, route: Sequence[Hop], previous: PeerId, timeout_s: float, *, is_new: bool = False
     ) -> list[StageHandle]:
         """Open the session at stages that follow each other; at all of them or at none."""
-        found = await open_stages(self._transport, self._opened, route, previous, timeout_s)
+        found = await open_stages(
+            self._transport, self._opened, route, previous, timeout_s, is_new=is_new
+        )
         for stage in found:
             self._nursery.start_soon(stage.listen, self._heard)
         return found

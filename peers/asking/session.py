@@ -13,8 +13,9 @@ import trio
 
 from p2pinfer.core.errors import UserError, lone_errors
 from p2pinfer.core.ids import ModelId, SessionId
-from p2pinfer.core.limits import ROWS_PER_DECODE_MAX, STEPS_IN_FLIGHT_MAX
+from p2pinfer.core.limits import STEPS_IN_FLIGHT_MAX
 from p2pinfer.core.messages import Hop, Open
+from p2pinfer.core.regimes import Regime, RegimeChunk, split
 from p2pinfer.core.sampling import Sampling
 from p2pinfer.engine.base import Candidate, Ends, EndsSession, NextToken
 from peers.asking.chain import Chain, open_chain
@@ -51,6 +52,7 @@ class Session:
         """How many positions fit."""
         self.tokens: list[int] = []
         """What all caches are known to hold, position by position."""
+        self._regimes: list[Regime] = []  # in which that was computed
         self.times = stage_times()
         """What the stages say of the last tokens."""
         self.is_trusted = True
@@ -101,7 +103,7 @@ class Session:
                 position = len(self.tokens)
                 goes_on = not following.is_end and made < max_tokens and position < self.context
                 if goes_on:  # the swarm computes while our caller shows the token
-                    self._chain.send(position, following.rows, 1, wide=False)
+                    self._chain.send(position, following.rows, 1, regime=Regime.NARROW)
                 yield Token(
                     following.token,
                     following.piece,
@@ -114,9 +116,10 @@ class Session:
                     return
                 step = await self._chain.receive(position, 1, self._row_bytes)
                 self.tokens.append(following.token)
+                self._regimes.append(Regime.NARROW)
                 stages_us = step.decoding_us
                 self.times.append(stages_us)
-                following = await self._cells.next(position, step.rows, wide=False)
+                following = await self._cells.next(position, step.rows, regime=Regime.NARROW)
         finally:
             if answer == self._answers:  # else another one has begun
                 self._chain.rest()
@@ -124,32 +127,33 @@ class Session:
     async def _prefill(self, prompt: Sequence[int]) -> tuple[NextToken, tuple[int, ...]]:
         """Run what the caches lack of the prompt, in chunks that follow each other."""
         start = self.held_of(prompt)
-        del self.tokens[start:]
-        chunks = [
-            (at, list(prompt[at : at + ROWS_PER_DECODE_MAX]))
-            for at in range(start, len(prompt), ROWS_PER_DECODE_MAX)
-        ]
+        if self.tokens[start : start + 1] == list(prompt[start:]):  # the last one runs again
+            chunks = [RegimeChunk(start, start + 1, self._regimes[start])]
+        else:
+            chunks = split(start, len(prompt), blocks=self._chain.blocks)
+        del self.tokens[start:], self._regimes[start:]
         with lone_errors():
             async with trio.open_nursery() as nursery:
                 room = trio.Semaphore(STEPS_IN_FLIGHT_MAX)
-                nursery.start_soon(self._send_chunks, chunks, room)
-                for at, tokens in chunks:
-                    step = await self._chain.receive(at, len(tokens), len(tokens) * self._row_bytes)
+                nursery.start_soon(self._send_chunks, prompt, chunks, room)
+                for at, end, regime in chunks:
+                    step = await self._chain.receive(at, end - at, (end - at) * self._row_bytes)
                     room.release()
-                    if at + len(tokens) < len(prompt):
-                        await self._cells.absorb(at, step.rows, wide=True)
+                    if end < len(prompt):
+                        await self._cells.absorb(at, step.rows, regime=regime)
                     else:
-                        following = await self._cells.next(at, step.rows, wide=True)
-                    self.tokens += tokens
+                        following = await self._cells.next(at, step.rows, regime=regime)
+                    self.tokens += prompt[at:end]
+                    self._regimes += [regime] * (end - at)
         return following, step.decoding_us
 
     async def _send_chunks(
-        self, chunks: Sequence[tuple[int, list[int]]], room: trio.Semaphore
+        self, prompt: Sequence[int], chunks: Sequence[RegimeChunk], room: trio.Semaphore
     ) -> None:
-        for at, tokens in chunks:
+        for at, end, regime in chunks:
             await room.acquire()
-            embedded = await self._cells.embed(at, tokens, wide=True)
-            self._chain.send(at, embedded.rows, len(tokens), wide=True)
+            embedded = await self._cells.embed(at, list(prompt[at:end]), regime=regime)
+            self._chain.send(at, embedded.rows, end - at, regime=regime)
 
 
 class Requester:
@@ -189,7 +193,9 @@ class Requester:
         """
         ends, me = self._ends, self._transport.peer_id
         context = min(context, ends.context)
-        opened = Open(session, self._model, me, me, ends.first, ends.end, context)
+        opened = Open(
+            session, self._model, me, me, ends.first, ends.end, context, blocks=ends.blocks
+        )
         cells = ends.open()
         try:
             evidence = self._gatherer.begin(opened) if self._gatherer else None

@@ -27,6 +27,7 @@ from p2pinfer.core.messages import (
     Lost,
     Open,
     Opened,
+    Refusal,
     Step,
 )
 from p2pinfer.core.wire import encode
@@ -37,15 +38,15 @@ from transports.base import Channel, Transport
 A = TypeVar("A", Connected, Expecting)
 
 STILL_S_MAX = 120.0
-"""For a step to come out of a chain that seems whole: a chunk of a prompt takes half of it where
+"""For a step to come out of a chain that seems whole: a block of a prompt takes most of it where
 laptops run 70 billion weights. A peer whose engine hangs answers heartbeats all the same."""
 
 
 class StageHandle:
     """A stage that agreed to a session, and the channel that keeps it."""
 
-    def __init__(self, hop: Hop, control: Channel, expects: PeerId) -> None:
-        self.hop = hop
+    def __init__(self, hop: Hop, control: Channel, expects: PeerId, *, blocks: bool) -> None:
+        self.hop, self.blocks = hop, blocks
         self._expects: PeerId | None = expects
         self.lost: PeerError | None = None
         """Why the session cannot go on with it."""
@@ -152,11 +153,18 @@ def lost_places(stages: Sequence[StageHandle]) -> slice | None:
 
 
 async def open_stages(
-    transport: Transport, opened: Open, route: Sequence[Hop], previous: PeerId, timeout_s: float
+    transport: Transport,
+    opened: Open,
+    route: Sequence[Hop],
+    previous: PeerId,
+    timeout_s: float,
+    *,
+    is_new: bool = False,
 ) -> list[StageHandle]:
     """Open a session at stages that follow each other, the first one behind ``previous``.
 
-    At all of them or at none; raises as ``reach``.
+    At all of them or at none; raises as ``reach``. While the session is new, a stage that refuses
+    it with blocks may have it without.
     """
     previous_of = [previous, *(hop.peer for hop in route)]
     found: dict[int, StageHandle] = {}
@@ -164,8 +172,14 @@ async def open_stages(
     async def open_one(index: int, hop: Hop) -> None:
         before = previous_of[index]
         own = evolve(opened, previous=before, first=hop.first, end=hop.end)
-        control = await reach(transport, hop, own, Opened, timeout_s)
-        found[index] = StageHandle(hop, control, before)
+        try:
+            control = await reach(transport, hop, own, Opened, timeout_s)
+        except RefusedError as error:
+            if not (is_new and own.blocks and error.refused.code is Refusal.BAD_REQUEST):
+                raise
+            own = evolve(own, blocks=False)
+            control = await reach(transport, hop, own, Opened, timeout_s)
+        found[index] = StageHandle(hop, control, before, blocks=own.blocks)
 
     try:
         with lone_errors():

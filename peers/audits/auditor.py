@@ -16,11 +16,10 @@ from p2pinfer.core.audit import THIS_MACHINE, Replayed, conclude, is_gone, is_se
 from p2pinfer.core.bounds import DEFAULT_BOUNDS, Bounds, distances, first_outside
 from p2pinfer.core.continuity import Break
 from p2pinfer.core.errors import P2pinferError, PeerError, PeerUnavailable
-from p2pinfer.core.evidence import FRAUD_ROWS_BYTES_MAX
+from p2pinfer.core.evidence import FRAUD_ROWS_BYTES_MAX, OPENING_ROWS_MAX
 from p2pinfer.core.fraud import FraudProof
 from p2pinfer.core.ids import PeerId
 from p2pinfer.core.layer_range import LayerRange
-from p2pinfer.core.limits import ROWS_PER_DECODE_MAX
 from p2pinfer.core.messages import Hop
 from p2pinfer.core.receipts import Receipt, Signed, Terms
 from p2pinfer.core.trust import Audited, AuditVerdict, Trust, choose_audits
@@ -199,11 +198,10 @@ async def _replay(
     except _NotOpenedError as error:
         return error.found_by(name)
     outputs, size = Rows(keep=True), len(inputs.open(0, 1).rows)
-    for at in range(0, count, ROWS_PER_DECODE_MAX):
-        some = inputs.open(at, min(ROWS_PER_DECODE_MAX, count - at))
-        for position, rows, wide in cut(some, at):
-            run = len(rows) // size
-            outputs.put(position, run, await replay.run(position, run, rows, wide=wide), wide=wide)
+    for position, rows, regime in cut(inputs.open(0, count), 0):
+        run = len(rows) // size
+        found = await replay.run(position, run, rows, regime=regime)
+        outputs.put(position, run, found, regime=regime)
     if outputs.tree.root(count) == receipt.sent:
         refuted = _first_refuted(evidence, index, count, outputs)
         if refuted is None:
@@ -242,15 +240,15 @@ async def _receive(open_rows: OpenRows, count: int, root: bytes, opener: PeerId)
         _NotOpenedError: it does not open them, or others.
     """
     found = Rows(keep=True)
-    for at in range(0, count, ROWS_PER_DECODE_MAX):
-        many = min(ROWS_PER_DECODE_MAX, count - at)
+    for at in range(0, count, OPENING_ROWS_MAX):
+        many = min(OPENING_ROWS_MAX, count - at)
         try:
             opened = await open_rows(at, many)
         except PeerError as error:
             blamed = None if isinstance(error, PeerUnavailable) else error.peer
             raise _NotOpenedError(blamed, str(error), at) from error
-        for position, rows, wide in cut(opened, at):
-            found.put(position, len(rows) * many // len(opened.rows), rows, wide=wide)
+        for position, rows, regime in cut(opened, at):
+            found.put(position, len(rows) * many // len(opened.rows), rows, regime=regime)
     if found.tree.root(count) != root:
         raise _NotOpenedError(opener, "it opened other rows than it signed for")
     return found

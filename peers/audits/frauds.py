@@ -327,7 +327,8 @@ async def run_again(proof: FraudProof, replay: Replay) -> Rows:
     """Return what a proof's rows give, each in its regime; raises as the replay."""
     sent, inputs = Rows(keep=False), proof.inputs
     size = len(inputs.rows) // len(inputs.regimes)
-    for position, rows, wide in cut(inputs, 0):
+    for position, rows, regime in cut(inputs, 0):
         count = len(rows) // size
-        sent.put(position, count, await replay.run(position, count, rows, wide=wide), wide=wide)
+        made = await replay.run(position, count, rows, regime=regime)
+        sent.put(position, count, made, regime=regime)
     return sent

@@ -75,7 +75,7 @@ class Evidence:
         rows = self._on_way.pop(step.number, None)
         fits = step.position <= self.witness.length and len(step.rows) >= step.count
         if rows and is_awaited and fits:
-            self.witness.add(step.position, step.count, rows, step.rows, wide=step.wide)
+            self.witness.add(step.position, step.count, rows, step.rows, regime=step.regime)
 
     def close(self) -> None:
         """Follow nobody any longer: the session is over, and nobody takes a place any more."""

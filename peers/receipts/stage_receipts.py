@@ -10,6 +10,7 @@ from p2pinfer.core.evidence import AskRows, Follow, Made, Opening, Settle, Settl
 from p2pinfer.core.fraud import contradict
 from p2pinfer.core.messages import Denied, Hop, Refusal
 from p2pinfer.core.receipts import CHECKPOINT_POSITIONS, SIGNED_AS, BadReceipt, Receipt, Signed
+from p2pinfer.core.regimes import Regime
 from p2pinfer.core.witness import OpenedRows
 from peers.receipts.signer import EVIDENCE
 from peers.steps.messaging import RefusedError, receive, send
@@ -143,7 +144,7 @@ class StageReceipts:
         answer = await self._ask(AskRows(self._next_number(), position, count), Opening)
         if len(answer.regimes) != count or len(answer.rows) % count:
             raise RemoteProtocolError(self.hop.peer, "it opened other rows than it was asked for")
-        return OpenedRows(tuple(map(bool, answer.regimes)), answer.rows)
+        return OpenedRows(tuple(map(Regime, answer.regimes)), answer.rows)
 
     def _next_number(self) -> int:
         self._numbers += 1

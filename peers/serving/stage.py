@@ -183,6 +183,8 @@ class Stage:
         if opened.context > engine.context:
             text = f"sessions here hold {engine.context} positions, not {opened.context}"
             raise self._no(Refusal.CONTEXT_FULL, text)
+        if opened.blocks and not engine.blocks:
+            raise self._no(Refusal.BAD_REQUEST, "this peer does not run blocks")
         if opened.session in self._sessions:
             raise self._no(Refusal.BAD_REQUEST, "this session is open already")
         others = [s for s in self._sessions.values() if s.opened.requester == channel.remote]

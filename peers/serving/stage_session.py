@@ -17,7 +17,7 @@ from p2pinfer.core.errors import (
     RemoteProtocolError,
     lone_errors,
 )
-from p2pinfer.core.limits import NARROW_ROWS_MAX, STEPS_IN_FLIGHT_MAX
+from p2pinfer.core.limits import STEPS_IN_FLIGHT_MAX
 from p2pinfer.core.messages import (
     ROUTE_HOPS_MAX,
     TEXT_CHARS_MAX,
@@ -40,6 +40,7 @@ from p2pinfer.core.messages import (
     Refused,
     Step,
 )
+from p2pinfer.core.regimes import Regime
 from p2pinfer.engine.base import Decoded, EngineSession
 from peers.receipts.signer import SessionRecord
 from peers.steps.history import History
@@ -317,8 +318,11 @@ class StageSession:
             raise self._no(Refusal.CONTEXT_FULL, text)
         if step.position > self._length:
             raise RemoteProtocolError(channel.remote, "a step leaves a gap in its session")
-        if step.count > NARROW_ROWS_MAX and not step.wide:
-            raise RemoteProtocolError(channel.remote, f"a narrow step has {step.count} rows")
+        if step.count > step.regime.rows_max:
+            text = f"a {step.regime.name.lower()} step has {step.count} rows"
+            raise RemoteProtocolError(channel.remote, text)
+        if step.regime is Regime.BLOCK and not self.opened.blocks:
+            raise RemoteProtocolError(channel.remote, "the session was opened without blocks")
         if len(step.decoding_us) == ROUTE_HOPS_MAX:
             raise RemoteProtocolError(channel.remote, "a step went through too many stages")
         if len(step.rows) != step.count * self._row_bytes:
@@ -330,7 +334,7 @@ class StageSession:
         self._active_at = trio.current_time()
         data = step.rows if rows.dtype == np.float32 else rows.astype("<f4").tobytes()
         try:
-            self._cells.submit(step.position, data, partial(self._done, step), wide=step.wide)
+            self._cells.submit(step.position, data, partial(self._done, step), regime=step.regime)
         except EngineError as error:
             raise self._no(Refusal.ENGINE_FAILED, str(error)) from error
         self._submitted += 1
@@ -352,7 +356,7 @@ class StageSession:
                 return
             rows = halves.tobytes()
         times = (*step.decoding_us, outcome.decoding_us)
-        self._outbox.put(Step(step.number, step.position, step.count, step.wide, rows, times))
+        self._outbox.put(Step(step.number, step.position, step.count, step.regime, rows, times))
         self._outbox.wake()
         if self._record:
             self._record.add(step, rows)

@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from p2pinfer.core.certificate import MAGIC, Certificate, StageClaim, check, parse, to_sign
 from p2pinfer.core.ids import ModelId, SessionId
 from p2pinfer.core.receipts import BODY_BYTES, SIGNED_AS, Receipt, Signed, Terms, seal_of
+from p2pinfer.core.regimes import Regime
 from p2pinfer.core.sections import BadFile
 from p2pinfer.core.trust import Audited, AuditVerdict
 from p2pinfer.core.witness import runs_of
@@ -123,8 +124,8 @@ def test_neighbours_must_have_signed_for_the_same_rows() -> None:
     assert "at 32" in verdict(body + ME.sign(to_sign(body)))
 
 
-@given(st.lists(st.booleans(), min_size=1, max_size=60).map(tuple))
-def test_regimes_come_back(regimes: tuple[bool, ...]) -> None:
+@given(st.lists(st.sampled_from(Regime), min_size=1, max_size=60).map(tuple))
+def test_regimes_come_back(regimes: tuple[Regime, ...]) -> None:
     """Runs stand for the positions' regimes."""
     runs = runs_of(regimes)
-    assert evolve(CERTIFICATE, regimes=runs).wide() == regimes
+    assert evolve(CERTIFICATE, regimes=runs).regimes_by_position() == regimes

@@ -16,6 +16,7 @@ from p2pinfer.core.fraud import (
     parse,
 )
 from p2pinfer.core.ids import SessionId
+from p2pinfer.core.regimes import Regime
 from p2pinfer.core.sections import BadFile
 from p2pinfer.core.witness import Rows
 from tests.support.proofs import (
@@ -117,7 +118,7 @@ def test_the_longest_fits_into_a_message() -> None:
     rows = bytes(FRAUD_ROWS_BYTES_MAX)
     found, size = Rows(keep=False), len(rows) // count
     for at in range(count):
-        found.put(at, 1, rows[:size], wide=True)
+        found.put(at, 1, rows[:size], regime=Regime.WIDE)
     receipt = evolve(RECEIPT, position=count, received=found.tree.root(count))
     data = file(evolve(PROOF, receipts=(signed(receipt),), regimes=(count,), rows=rows))
     assert parse(data, verify).receipt == receipt

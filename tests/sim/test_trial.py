@@ -6,8 +6,10 @@ from attrs import evolve
 from trio.testing import MockClock
 
 from p2pinfer.bench.validate import compare
+from p2pinfer.core.limits import ROWS_PER_DECODE_MAX
+from p2pinfer.core.regimes import Regime
 from sim import trial
-from sim.engine import VirtualEnds, VirtualSpeed
+from sim.engine import VirtualEnds, VirtualSpeed, VirtualStage
 from sim.model import VirtualModel
 from sim.record import RunRecord
 from sim.scenario import Scenario
@@ -37,7 +39,7 @@ def test_speeds_are_told_from_an_answer() -> None:
     )
     seen = measured([TrialLook([alone], cpu_s=0.0300, cores=2)] * 3)
     assert seen.stage.row_s == pytest.approx(200e-6)
-    assert seen.stage.decode_s(48, 1) == pytest.approx(960e-6)
+    assert seen.stage.decode_s(ROWS_PER_DECODE_MAX, 1) == pytest.approx(960e-6)
     assert seen.ends.row_s == pytest.approx(1e-3)
     assert seen.boundary_s == pytest.approx(2e-3)
     assert seen.handling_s == pytest.approx(0.25e-3)
@@ -95,11 +97,26 @@ async def test_ends_take_time_for_rows_besides_their_layers(autojump_clock: Mock
         VirtualModel(LAYERS), 1, VirtualSpeed(1e-3, 1e-3, handling_s=5e-3), sessions=1, context=64
     )
     cells, since_s = ends.open(), trio.current_time()
-    embedded = await cells.embed(0, [7], wide=False)
+    embedded = await cells.embed(0, [7], regime=Regime.NARROW)
     assert trio.current_time() - since_s == pytest.approx(6e-3)
-    found = await cells.next(0, embedded.rows, wide=False)
+    found = await cells.next(0, embedded.rows, regime=Regime.NARROW)
     assert trio.current_time() - since_s == pytest.approx(6e-3 + 7e-3)
     assert (embedded.decoding_us, found.decoding_us) == (1000, 2000)
+
+
+async def test_a_blocks_padding_takes_time(autojump_clock: MockClock) -> None:
+    """One row in a block takes as long as 64, at the ends and in a stage."""
+    model, speed = VirtualModel(LAYERS), VirtualSpeed(1e-3, 32e-3)
+    cells = VirtualEnds(model, 1, speed, sessions=1, context=64).open()
+    rows = (await cells.embed(0, [7], regime=Regime.BLOCK)).rows
+    assert trio.current_time() == pytest.approx(64e-3, abs=1e-6)
+    stage, done = VirtualStage(model, 1, 3, speed, sessions=1, context=64), trio.Event()
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(stage.run)
+        stage.open(3).submit(0, rows, lambda _: done.set(), regime=Regime.BLOCK)
+        await done.wait()
+        nursery.cancel_scope.cancel()
+    assert trio.current_time() == pytest.approx(64e-3 + 2 * 64e-3, abs=1e-6)
 
 
 async def test_requesters_are_no_neighbours_of_each_other(autojump_clock: MockClock) -> None:

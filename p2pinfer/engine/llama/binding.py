@@ -33,7 +33,7 @@ from numpy.typing import NDArray
 
 from p2pinfer.core.errors import BadModelFile, EngineError
 from p2pinfer.core.exits import NEEDS_LESS, lacked_memory
-from p2pinfer.core.limits import NARROW_ROWS_MAX, ROWS_PER_DECODE_MAX
+from p2pinfer.core.limits import ROWS_PER_DECODE_MAX
 from p2pinfer.core.sampling import Sampling
 from p2pinfer.engine.llama.logprobs import log_probabilities
 from p2pinfer.engine.llama.tap import Tap
@@ -108,6 +108,7 @@ class Slice:
         settings: threads and kernels.
         sessions: KV streams, numbered from 0.
         context: positions per session; rounded up to a multiple of ``CELLS_GRAIN``.
+        rows_max: rows per decode, padding included.
 
     Raises:
         BadModelFile: llama.cpp does not load the file.
@@ -115,11 +116,18 @@ class Slice:
     """
 
     def __init__(
-        self, path: Path, *, logits: bool, settings: Settings, sessions: int, context: int
+        self,
+        path: Path,
+        *,
+        logits: bool,
+        settings: Settings,
+        sessions: int,
+        context: int,
+        rows_max: int = ROWS_PER_DECODE_MAX,
     ) -> None:
         self.settings, self.sessions, self._logits = settings, sessions, logits
-        # A padded decode may run up to 7 rows past the last position that a session may hold.
-        cells = -(-(context + NARROW_ROWS_MAX) // CELLS_GRAIN) * CELLS_GRAIN
+        # A padded decode may run so far past the last position that a session may hold.
+        cells = -(-(context + rows_max - 1) // CELLS_GRAIN) * CELLS_GRAIN
         self.context = context
         self._model = _load_model(path, settings)
         self.width: int = api.llama_model_n_embd(self._model)
@@ -128,19 +136,19 @@ class Slice:
         self.vocabulary: int = api.llama_vocab_n_tokens(self.vocab)
         self._tap = Tap(_ggml)
         self._nodes = [f"l_out-{layer}".encode() for layer in range(self.layers)]
-        self.ctx = api.llama_init_from_model(self._model, self._context_params(cells))
+        self.ctx = api.llama_init_from_model(self._model, self._context_params(cells, rows_max))
         if not self.ctx:
             api.llama_model_free(self._model)
             raise _refusal("run", path)
         self._memory = api.llama_get_memory(self.ctx)
         self._lengths = [0] * sessions
-        self._batch = _Batch(self.width)
+        self._batch = _Batch(rows_max, self.width)
 
-    def _context_params(self, cells: int) -> Any:
+    def _context_params(self, cells: int, rows_max: int) -> Any:
         params = api.llama_context_default_params()
         params.n_ctx = cells * self.sessions
         params.n_seq_max = self.sessions
-        params.n_batch = params.n_ubatch = ROWS_PER_DECODE_MAX
+        params.n_batch = params.n_ubatch = rows_max
         params.n_threads = params.n_threads_batch = self.settings.threads
         params.flash_attn_type = (
             llama_cpp.LLAMA_FLASH_ATTN_TYPE_ENABLED
@@ -183,8 +191,8 @@ class Slice:
         end drops what lies beyond.
 
         Args:
-            spans: at most ``ROWS_PER_DECODE_MAX`` rows in all.
-            pad_to: run at least that many rows (of a single span), so that the wide kernels do it.
+            spans: at most ``rows_max`` rows in all.
+            pad_to: run at least that many rows (of a single span), so that other kernels do it.
 
         Raises:
             EngineError: a position leaves a gap or lies past the context, or llama.cpp failed.
@@ -233,8 +241,7 @@ class Slice:
 class _Batch:
     """A ``llama_batch`` over arrays that are allocated once."""
 
-    def __init__(self, width: int) -> None:
-        rows = ROWS_PER_DECODE_MAX
+    def __init__(self, rows: int, width: int) -> None:
         self._tokens = (ctypes.c_int32 * rows)()
         self._embd = np.zeros((rows, width), np.float32)
         self._positions = (ctypes.c_int32 * rows)()

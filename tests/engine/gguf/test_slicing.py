@@ -302,7 +302,7 @@ def test_default_model_info(default_model: Path) -> None:
     """The default model is described as what it is."""
     info = model_info(read_header(default_model))
     assert info == ModelInfo(
-        name="Smollm2 135M 8k Lc100K Mix1 Ep2",
+        name="SmolLM2-135M-Instruct",
         architecture="llama",
         license="apache-2.0",
         layers=30,

@@ -28,7 +28,7 @@ WAIT_S_MAX = 300.0
 CRASHER = """
 import os, sys
 if "p2pinfer.engine.llama.candidate" in sys.orig_argv:
-    from p2pinfer.engine import llama
+    from p2pinfer.engine.llama import binding as llama
     whole = llama.Slice.decode
     def decode(self, spans, *, pad_to=0):
         if {condition}:

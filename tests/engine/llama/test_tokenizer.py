@@ -11,6 +11,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from p2pinfer.core.errors import BadModelFile, PromptTooLong, UserError
+from p2pinfer.core.regimes import Regime
 from p2pinfer.core.sampling import Sampling
 from p2pinfer.engine.llama.binding import Vocabulary
 from p2pinfer.engine.llama.engine import open_ends
@@ -85,10 +86,10 @@ async def test_answers_go_on_while_a_text_crashes_the_tokenizer(
         async def draw() -> list[int]:
             cells = ends.open()
             cells.start(Sampling(), tokens)
-            rows = (await cells.embed(0, tokens, wide=True)).rows
+            rows = (await cells.embed(0, tokens, regime=Regime.WIDE)).rows
             at, drawn = 0, []
             for _ in range(20):
-                found = await cells.next(at, rows, wide=at == 0)
+                found = await cells.next(at, rows, regime=Regime.NARROW if at else Regime.WIDE)
                 drawn.append(found.token)
                 at, rows = at + (len(tokens) if at == 0 else 1), found.rows
                 if asked and not told:
