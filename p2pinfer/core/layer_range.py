@@ -1,11 +1,11 @@
-"""Ranges of layers, half-open: joined, and written for people."""
+"""Ranges of layers, half-open: joined, and formatted for people."""
 
 from collections.abc import Iterable, Sequence
 
 from p2pinfer.core.advertisement import Advertisement
 
 Layers = tuple[int, int]
-"""The first, and the one behind the last."""
+"""First and end (exclusive)."""
 
 
 def ranges(layers: Sequence[int]) -> list[Layers]:
@@ -20,11 +20,11 @@ def ranges(layers: Sequence[int]) -> list[Layers]:
 
 
 def lacking(layers: Layers, said: Iterable[Advertisement]) -> list[int]:
-    """Return those of a range of layers that nobody names."""
+    """Return the layers of a range that no advertisement covers."""
     named = {layer for a in said for layer in range(a.first, a.end)}
     return [layer for layer in range(*layers) if layer not in named]
 
 
 def words(layers: Layers) -> str:
-    """Write a range as people type it."""
+    """Write a range the way people type it."""
     return f"{layers[0]}:{layers[1]}"

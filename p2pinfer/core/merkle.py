@@ -1,7 +1,7 @@
 """Merkle trees over rows of activations, one leaf a position: commitments that can be opened.
 
 A leaf binds the row's position and regime, so that equal roots mean the same rows, at the same
-positions, computed in the same kernels, whatever the session. The root of every prefix is known:
+positions, computed by the same kernels, in any session. The root of every prefix is known:
 trees grow at the end, and drop positions from the end when a session goes back.
 
     leaf(p)    BLAKE3 keyed "leaf", of position, regime and row
@@ -25,7 +25,7 @@ _COUNT = struct.Struct("<I")
 
 
 class WrongProof(ValueError):
-    """The path does not lead from a leaf to a root of that shape."""
+    """The path does not lead from a leaf to a root of a tree of that size."""
 
 
 def leaf(position: int, row: bytes, *, wide: bool) -> bytes:
@@ -37,7 +37,7 @@ def root_through(found: bytes, position: int, count: int, path: Sequence[bytes])
     """Return the root of a tree of ``count`` leaves that a path from one of them leads to.
 
     Raises:
-        WrongProof: the position is not in such a tree, or the path is not as long as it must be.
+        WrongProof: the position is not in such a tree, or the path has the wrong length.
     """
     if not 0 <= position < count:
         raise WrongProof(f"position {position} is not in a tree of {count}")
@@ -62,7 +62,7 @@ def root_through(found: bytes, position: int, count: int, path: Sequence[bytes])
 
 
 class Tree:
-    """A tree over rows; what a row costs is one hash of it and, on average, one node."""
+    """A tree over rows; a row costs one hash of it and, on average, one node."""
 
     def __init__(self) -> None:
         self._levels: list[list[bytes]] = [[]]
@@ -88,7 +88,7 @@ class Tree:
             del level[length >> height :]
 
     def root(self, count: int) -> bytes:
-        """Return the root of the first ``count`` positions; there may be none."""
+        """Return the root of the first ``count`` positions, which may be 0."""
         assert 0 <= count <= len(self)
         return _root(count, _join(self._peaks(count)))
 
@@ -114,7 +114,7 @@ class Tree:
 
 
 def _heights(count: int) -> list[int]:
-    """The heights of the perfect subtrees that ``count`` leaves make, from the left."""
+    """Return the heights of the perfect subtrees that ``count`` leaves make, left to right."""
     return [height for height in reversed(range(count.bit_length())) if count >> height & 1]
 
 

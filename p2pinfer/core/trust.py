@@ -76,10 +76,10 @@ class Trust:
         return not self.broken and all(each.verdict not in _FAILED for each in self.audits)
 
     def chance(self, one_in: int) -> float:
-        """How likely a stage that cheats at one checkpoint in so many is caught in this answer.
+        """How likely a stage that cheats at one checkpoint in ``one_in`` is caught in this answer.
 
-        An audit replays all of a stage's part, so it finds any cheat in it: whoever cheated here
-        at all was caught with ``rate``.
+        An audit replays all of a stage's part, so it finds any cheat in it: a stage that cheated
+        here at all was caught with ``rate``.
         """
         checkpoints = -(-self.positions // CHECKPOINT_POSITIONS)
         cheats: float = 1 - (1 - 1 / one_in) ** checkpoints

@@ -1,8 +1,8 @@
 """What is remembered of a session at one end: both trees, and rows that are kept nowhere else.
 
-A step costs an append while a token waits for it; rows are hashed when a receipt is due, behind
-the step's back. Rows go in and out in lockstep, so a receipt never mixes what was dropped with what
-came instead.
+A step costs one append while a token waits for it; rows are hashed later, when a receipt is due.
+Rows go in and out in lockstep, so a receipt never mixes dropped rows with those that replaced
+them.
 """
 
 from collections.abc import Callable, Iterable
@@ -13,12 +13,12 @@ from p2pinfer.core.merkle import Tree
 from p2pinfer.core.receipts import CHECKPOINT_POSITIONS, SIGNED_AS, Receipt, Signed
 
 UNHASHED_STEPS_MAX = 4 * CHECKPOINT_POSITIONS
-"""Hashed at once when so many wait: nobody asks for receipts, and memory must stay bounded."""
+"""Hashed at once when this many wait unasked for, so that memory stays bounded."""
 
 
 @frozen
 class Seat:
-    """Whose receipts these are, and what they say beside roots."""
+    """Whose receipts these are, and what they say besides roots."""
 
     terms: bytes
     """Digest of the session's terms."""
@@ -37,7 +37,7 @@ class OpenedRows:
 
 
 def runs_of(regimes: Iterable[bool]) -> tuple[int, ...]:
-    """Return lengths of runs, wide and narrow in turn, a wide one first; it may be empty."""
+    """Return run lengths, wide and narrow alternating, wide first; the first may be 0."""
     found, wide = [0], True
     for each in regimes:
         if each is not wide:
@@ -48,7 +48,7 @@ def runs_of(regimes: Iterable[bool]) -> tuple[int, ...]:
 
 
 def regimes_of(runs: Iterable[int]) -> tuple[bool, ...]:
-    """Return for each position whether it ran wide: what ``runs_of`` was given."""
+    """Return for each position whether it ran wide: the inverse of ``runs_of``."""
     return tuple(index % 2 == 0 for index, length in enumerate(runs) for _ in range(length))
 
 
@@ -61,7 +61,7 @@ class Rows:
         self._wide: list[bool] = []
 
     def put(self, position: int, count: int, rows: bytes, *, wide: bool) -> None:
-        """Put rows at consecutive positions in place of what lies there and beyond."""
+        """Put rows at consecutive positions, replacing what was there and after."""
         self.tree.truncate(position)
         del self._wide[position:]
         self._wide += [wide] * count
@@ -75,11 +75,11 @@ class Rows:
                 self._kept.append(row)
 
     def regimes(self, count: int) -> tuple[bool, ...]:
-        """Return which of the first so many rows ran wide."""
+        """Return which of the first ``count`` rows ran wide."""
         return tuple(self._wide[:count])
 
     def open(self, position: int, count: int) -> OpenedRows:
-        """Return rows that lie in the tree."""
+        """Return rows that are in the tree."""
         assert self._kept is not None
         kept = self._kept[position : position + count]
         return OpenedRows(tuple(self._wide[position : position + count]), b"".join(kept))
@@ -98,7 +98,7 @@ class Witness:
 
     @property
     def length(self) -> int:
-        """Positions that it holds."""
+        """How many positions it holds."""
         return self._length
 
     @property
@@ -114,7 +114,7 @@ class Witness:
         return self._sent
 
     def add(self, position: int, count: int, received: bytes, sent: bytes, *, wide: bool) -> bool:
-        """Remember a step; returns whether a checkpoint is due."""
+        """Remember a step; return whether a checkpoint is due."""
         assert position <= self._length
         if len(self._unhashed) == UNHASHED_STEPS_MAX:
             self._hash()
@@ -127,7 +127,7 @@ class Witness:
         return self._length >= self._checkpoint
 
     def due(self, seat: Seat) -> list[Signed]:
-        """Sign for every checkpoint that was passed since the last call."""
+        """Sign for every checkpoint passed since the last call."""
         found = []
         while self._length >= self._checkpoint:
             found.append(self.sign(seat, self._checkpoint))
