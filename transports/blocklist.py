@@ -1,4 +1,4 @@
-"""A transport that has nothing to do with peers that were shut out: proven cheats, for example."""
+"""A transport that blocks some peers: proven cheats, for example."""
 
 from collections.abc import Sequence
 from contextlib import AbstractAsyncContextManager
@@ -13,9 +13,9 @@ SHUT_OUT_MAX = 4096
 
 
 class GuardedTransport:
-    """A ``Transport`` around another one: no channel is opened to or served for some peers.
+    """A ``Transport`` around another: blocked peers can neither open channels nor be dialled.
 
-    Channels that are open already go on.
+    Channels that are already open stay open.
     """
 
     def __init__(self, transport: Transport) -> None:
@@ -23,28 +23,28 @@ class GuardedTransport:
         self._shut_out: dict[PeerId, None] = {}
 
     def shut_out(self, peer: PeerId) -> None:
-        """Have nothing to do with a peer from now on."""
+        """Block a peer from now on."""
         self._shut_out[peer] = None
         if len(self._shut_out) > SHUT_OUT_MAX:
             del self._shut_out[next(iter(self._shut_out))]
 
     @property
     def peer_id(self) -> PeerId:
-        """Who this peer is."""
+        """This peer's id."""
         return self._inner.peer_id
 
     @property
     def addresses(self) -> Sequence[str]:
-        """Where others reach it."""
+        """The addresses at which others reach it."""
         return self._inner.addresses
 
     @property
     def was_dialled(self) -> bool:
-        """Whether another peer ever made a connection to this one, and used it."""
+        """Whether another peer ever connected to this one and used the connection."""
         return self._inner.was_dialled
 
     def handle(self, protocol: str, handler: Handler) -> None:
-        """Serve channels of all who are not shut out."""
+        """Serve channels of all peers that are not blocked."""
         self._inner.handle(protocol, partial(self._serve, handler))
 
     async def connect(self, address: str) -> PeerId:
@@ -65,7 +65,7 @@ class GuardedTransport:
         return await self._inner.discover(topic)
 
     def join_topic(self, name: str, accept: Accept) -> AbstractAsyncContextManager[Topic]:
-        """Take part in a subject of gossip, whose messages are judged by whom they speak of."""
+        """Take part in a gossip topic; its handler judges messages by the peer they are about."""
         return self._inner.join_topic(name, accept)
 
     def round_trip_s(self, peer: PeerId) -> float | None:

@@ -1,6 +1,6 @@
 """Where else peers may be: on the local network by mDNS, and in a Kademlia DHT.
 
-What comes from here is a hint: perhaps stale, perhaps a lie, and for whoever asks to dial. Both are
+What comes from here is a hint: perhaps stale, perhaps a lie; the caller must dial to know. Both are
 off unless asked for; waiting they cost next to nothing.
 """
 
@@ -33,7 +33,7 @@ RECORD_S: Final = 1800
 """How long others keep such a record; libp2p would for two days."""
 
 FIRST_PROVIDE_S = 2.0
-"""How soon to try again while nobody is connected who would keep it."""
+"""How soon to try again while no peer is connected that would keep it."""
 
 ASK_S_MAX = 10.0
 """For the DHT to answer."""
@@ -104,7 +104,7 @@ class _Records(ProviderStore):
 
 
 class Dht:
-    """Records of who takes part in what, kept by the peers together."""
+    """Records of which peers take part in what, kept by the peers together."""
 
     def __init__(self, host: IHost, network: str, topics: Callable[[], Iterable[str]]) -> None:
         replaced: Any = provider_store_module

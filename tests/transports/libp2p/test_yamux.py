@@ -267,7 +267,7 @@ def test_unread_bytes_of_a_connection_are_bounded() -> None:
     body = bytes(INITIAL_WINDOW_BYTES)
     for i in range(allowed):
         core.receive(data(1 + 2 * i, body, SYN))
-    with pytest.raises(YamuxViolation, match="nobody reads"):
+    with pytest.raises(YamuxViolation, match="bytes unread"):
         core.receive(data(1 + 2 * allowed, b"x", SYN))
 
 
