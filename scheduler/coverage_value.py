@@ -109,8 +109,8 @@ def best_place(
 ) -> Place:
     """Return the most valuable range of at most ``layers_max`` layers; it must contain ``keep``.
 
-    Among equals, longer ones win, then those flush with what others hold, and then
-    the lot decides, a number from 0 to 1.
+    Among equals, longer ones win, then those flush with what others hold; ``lot``, from 0 to 1,
+    decides among the rest.
     """
     lo, rate, holders = cover.lo, cover.rate[None], cover.holders[None]
     kept = (keep[0] - lo, keep[1] - lo) if keep else None

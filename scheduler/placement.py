@@ -277,7 +277,7 @@ def _mend(swarm: Members, now_s: float, chance: float) -> Choice:
         best = best_place(others, speed, int(swarm.size[-1]), chance)
         if others.plus(best.first, best.end, speed).holes < swarm.whole.holes:
             return _move(swarm, (best.first, best.end), HOLE_CHECK_S)
-        return _stay(swarm, "all peers together lack room for every layer", HOLE_CHECK_S, urgent=True)
+        return _stay(swarm, "all peers together lack room for all", HOLE_CHECK_S, urgent=True)
     if line == swarm.present:
         return _stay(swarm, "other peers are to fill what is missing", HOLE_CHECK_S, urgent=True)
     return Choice(*line, True, "layers are missing: all line up again", True, HOLE_CHECK_S)

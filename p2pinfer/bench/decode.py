@@ -45,7 +45,7 @@ class DecodeRun:
     prefill_s: float
     """Until the first token."""
     decode_s: float
-    """For all tokens behind the first."""
+    """For all tokens after the first."""
     engine_s: float = 0.0
     """How much of that all engines together say they computed."""
 
@@ -139,7 +139,7 @@ async def _one_session(
 
 
 async def generate(session: Session, prompt: list[int], count: int) -> DecodeRun:
-    """Make tokens, and add up what all engines say they took for those behind the first."""
+    """Make tokens, and add up the engine times stated for those after the first."""
     started = first = trio.current_time()
     tokens: list[int] = []
     engine_us = 0

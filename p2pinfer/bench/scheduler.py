@@ -1,7 +1,7 @@
-"""What deciding costs in large swarms: where to serve, and which way to take.
+"""The cost of decisions in large swarms: which layers to serve, and which route to take.
 
-A view is kept up to date advertisement by advertisement, so its making is told apart from the
-decisions. Read how times grow with the number of peers; absolute ones are this machine's.
+A table is kept up to date advertisement by advertisement, so building it is timed separately from
+the decisions. Read how times grow with the number of peers; absolute ones depend on the machine.
 """
 
 import random
@@ -24,7 +24,7 @@ LAYERS: Final = 80
 SPAN: Final = (1, LAYERS - 1)
 HELD_MAX = 30
 ROUND_TRIPS = 50
-"""Peers that an asker has measured the way to."""
+"""Peers to which an asker has measured the round trip."""
 
 PLACED: Final = (1_000, 10_000, 100_000)
 ROUTED: Final = (100, 1_000, 10_000)
@@ -35,7 +35,7 @@ ROUNDS = 9
 async def scheduler_bench(
     rounds: int = ROUNDS, placed: Sequence[int] = PLACED, routed: Sequence[int] = ROUTED
 ) -> dict[str, Any]:
-    """Measure among so many peers, and return what ``p2pinfer bench scheduler`` prints."""
+    """Measure among ``count`` peers, and return what ``p2pinfer bench scheduler`` prints."""
     chance = random.Random(0)  # noqa: S311 -- the same swarm each time
     offers = list(_swarm(max(*placed, *routed), chance))
     started = time.perf_counter()
@@ -100,14 +100,14 @@ def _placing(view: OfferTable, own: Advertisement) -> Callable[[float], object]:
 
 
 def _routing(view: OfferTable, offers: list[Advertisement]) -> Callable[[float], object]:
-    """Let a requester that knows some ways and names find a route."""
+    """Let a requester that knows some round trips and standings find a route."""
     some = {offer.peer: 0.001 * (n + 1) for n, offer in enumerate(offers[:ROUND_TRIPS])}
     seen = Experience(round_trip_s=some, standing=dict.fromkeys(some, 0.9))
     return lambda chance: find_route(view, *SPAN, Asking(seen=seen, chance=chance))
 
 
 def _mending(view: OfferTable) -> Callable[[float], object]:
-    """Find who would take the place of each hop of a route."""
+    """Find a replacement for each hop of a route."""
     route = find_route(view, *SPAN)
     peers = [None, *(hop.peer for hop in route), None]
     others = frozenset(hop.peer for hop in route)
@@ -123,7 +123,7 @@ def _mending(view: OfferTable) -> Callable[[float], object]:
 
 
 def _timed(rounds: int, decide: Callable[[float], object]) -> dict[str, float]:
-    """Return what a decision takes in milliseconds, over some rounds; the first warms up."""
+    """Return the time of a decision in milliseconds, over some rounds; the first warms up."""
     times_ms = []
     for at in range(rounds + 1):
         started = time.perf_counter()

@@ -49,7 +49,7 @@ class PartsModel:
     info: ModelInfo
     """Without a chat template as long as the tokenizer is not held."""
     header: GgufHeader
-    """The whole model's, likewise."""
+    """The whole model's; without a chat template under the same condition."""
     cache: Path
 
     @property

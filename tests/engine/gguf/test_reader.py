@@ -191,7 +191,7 @@ PAIR = text("k") + struct.pack("<I", ValueType.UINT8) + b"\7"
         ),
         (
             file_with(tensors=tensor("t", 4) + tensor("u", 4, offset=0), tensor_count=2),
-            "'u' does not lie behind the one before",
+            "'u' does not follow the one before",
         ),
     ],
 )
