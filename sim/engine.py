@@ -21,11 +21,11 @@ CHUNK_ROWS = 32
 
 
 Spend = Callable[[float], Awaitable[object]]
-"""Lets so many seconds of work pass, which take longer where others work on the same cores."""
+"""Lets that many seconds of work pass; they take longer where others share the cores."""
 
 
 def numerics_class(number: int) -> str:
-    """Return the name of one; peers of different classes compute the same but for rounding."""
+    """Return the name of one; peers of different classes compute the same except for rounding."""
     return f"{number:032x}"
 
 
@@ -266,7 +266,7 @@ class _EndsCells:
 
 
 class VirtualEnds:
-    """``Ends`` of so many layers on either side, on a machine of their own."""
+    """``Ends`` of ``keep`` layers on either side, on a machine of their own."""
 
     def __init__(
         self,

@@ -1,4 +1,4 @@
-"""Who is there in a virtual network."""
+"""The machines, peers and requesters of a virtual network."""
 
 from dataclasses import dataclass, field
 
@@ -26,7 +26,7 @@ class VirtualMachine:
     sessions: int
     join_s: float
     serves: Layers | None = None
-    """Whatever others do; None chooses."""
+    """Regardless of other peers; None lets it choose."""
     numerics: int = 0
     cheat: VirtualCheat | None = None
 
@@ -52,11 +52,11 @@ class VirtualPeer:
 
     @property
     def held(self) -> Layers | None:
-        """What it serves new sessions with."""
+        """The range with which it serves new sessions."""
         return self.server.held.layers if self.server and self.server.held else None
 
     def kill(self) -> None:
-        """End it without a word."""
+        """End it without notice."""
         self.life.cancel()
 
 
@@ -71,4 +71,4 @@ class VirtualRequester:
     ends: VirtualEnds
     auditor: Auditor
     blamed: set[PeerId] = field(default_factory=set)
-    """Those that it takes for cheats, as most who ran their layers again said."""
+    """Peers that it considers cheats, because most replays said so."""

@@ -1,8 +1,8 @@
 """A model without arithmetic whose every row proves how it was made.
 
-Of each position there is a link: a keyed BLAKE3 of its token and the link before. A row carries the
-link of the position before, and its own plus a key for each layer that ran. A layer adds its key,
-which differs for wide and narrow decodes, if the link before is the one that its cache holds;
+Each position has a link: a keyed BLAKE3 of its token and the previous link. A row carries the
+link of the previous position, and its own plus a key for each layer that ran. A layer adds its key,
+which differs for wide and narrow decodes, if the previous link is the one that its cache holds;
 otherwise what comes out, there and at every later position, is noise. So a token depends on every
 token before it, on every layer having run once in the right regime, and on every cache being
 whole, but not on where the model was cut; and the right answer is computed without any layers.
@@ -17,7 +17,7 @@ import numpy.typing as npt
 from blake3 import blake3
 
 WIDTH = 8
-"""Numbers in a row: two links of four 16-bit numbers each, as whole float32."""
+"""Numbers in a row: two links of four 16-bit numbers each, as whole float32 values."""
 
 ROW_BYTES = 4 * WIDTH
 MASK = (1 << 64) - 1
@@ -38,13 +38,13 @@ def link_of(before: int, token: int) -> int:
 
 
 def pack(before: Links, own: Links, rounding: float = 0.0) -> bytes:
-    """Return rows as they go over the wire; a fraction of one tells of who computed them alone."""
+    """Return rows as on the wire; a fraction below one only marks which class computed them."""
     lanes = np.stack([before, own], axis=1).view("<u2").astype("<f4")
     return (lanes + np.float32(rounding)).tobytes()
 
 
 def unpack(rows: bytes) -> tuple[Links, Links]:
-    """Return the links of rows; numbers that are none give some link, which then is wrong."""
+    """Return the links of rows; invalid numbers give some link, which is then wrong."""
     lanes = np.frombuffer(rows, "<f4")
     whole = np.clip(lanes, 0, 65535).astype("<u2").reshape(-1, WIDTH)
     links = whole.view("<u8")
@@ -53,7 +53,7 @@ def unpack(rows: bytes) -> tuple[Links, Links]:
 
 @dataclass(frozen=True)
 class VirtualModel:
-    """Keys of so many layers."""
+    """A key for each of ``layers`` layers."""
 
     layers: int
     vocabulary: int = 32_000
@@ -98,7 +98,7 @@ class Cache:
         return len(self._links) - 1
 
     def run(self, position: int, rows: bytes, *, wide: bool) -> tuple[Links, Links]:
-        """Return the links of what comes out; drops what was held from ``position`` on."""
+        """Return the links of the output; drops what was held from ``position`` on."""
         assert position <= self.length
         del self._links[position + 1 :], self._damage[position + 1 :]
         before, own = unpack(rows)

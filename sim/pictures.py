@@ -61,7 +61,7 @@ def write_page(outcome: Outcome, path: Path) -> None:
 
 
 def _paint_map(outcome: Outcome, axes: Any) -> None:
-    """Who serves what: how many hold each layer at each moment."""
+    """How many peers serve each layer at each moment."""
     import numpy as np
 
     samples, model = outcome.record.samples, outcome.scenario.model
@@ -87,7 +87,7 @@ def _paint_ranges(outcome: Outcome, axes: Any) -> None:
     for column, sample in enumerate(samples):
         for peer, (first, end) in sample.held.items():
             middle[peer, column] = (first + end - 1) / 2
-    # Neighbours on the picture serve much the same, so what moves stands out.
+    # Neighbours in the picture serve similar layers, so moves stand out.
     places = [row[~np.isnan(row)] for row in middle]
     order = sorted(range(peers), key=lambda peer: float(places[peer][-1:].sum()))
     shape = (samples[0].at_s, samples[-1].at_s, peers - 0.5, -0.5)
@@ -140,19 +140,19 @@ def _paint_speeds(outcome: Outcome, axes: Any) -> None:
     if speeds:
         axes.hist(speeds, bins=30)
     else:
-        axes.text(0.5, 0.5, "no answer came to its end", ha="center", transform=axes.transAxes)
+        axes.text(0.5, 0.5, "no answer was completed", ha="center", transform=axes.transAxes)
     axes.set(xlabel="tokens/s", ylabel="answers")
 
 
 def _paint_gossip(outcome: Outcome, axes: Any) -> None:
-    """What each peer sent to tell who serves what."""
+    """Bytes that each peer sent to announce which peers serve what."""
     rates = sorted(size / outcome.virtual_s for size in outcome.gossip_bytes)
     axes.plot(rates)
     axes.set(xlabel="peers, from the quietest", ylabel="bytes/s of gossip", ylim=(0, None))
 
 
 def _paint_detection(outcome: Outcome, axes: Any) -> None:
-    """Audits that blamed a cheat, and answers that were wrong, as time goes on."""
+    """Audits that blamed a cheat, and wrong answers, over time."""
     wrong = [q.at_s for q in outcome.record.questions if q.outcome == "wrong"]
     for name, times in {"cheats caught": outcome.record.caught_s, "wrong answers": wrong}.items():
         at_s = [0.0, *sorted(times), outcome.virtual_s]
