@@ -35,7 +35,7 @@ ROUNDS = 9
 async def scheduler_bench(
     rounds: int = ROUNDS, placed: Sequence[int] = PLACED, routed: Sequence[int] = ROUTED
 ) -> dict[str, Any]:
-    """Measure among ``count`` peers, and return what ``p2pinfer bench scheduler`` prints."""
+    """Measure in swarms of these sizes, and return what ``p2pinfer bench scheduler`` prints."""
     chance = random.Random(0)  # noqa: S311 -- the same swarm each time
     offers = list(_swarm(max(*placed, *routed), chance))
     started = time.perf_counter()

@@ -21,7 +21,7 @@ def grown(rows: list[tuple[bytes, bool]]) -> Tree:
 def test_a_prefix_has_the_root_of_a_tree_of_its_own(
     rows: list[tuple[bytes, bool]], data: st.DataObject
 ) -> None:
-    """So a receipt at a checkpoint and a later one speak of the same rows."""
+    """So a receipt at a checkpoint and a later one cover the same rows."""
     count = data.draw(st.integers(0, len(rows)))
     assert grown(rows).root(count) == grown(rows[:count]).root(count)
 
@@ -81,7 +81,7 @@ def test_other_rows_have_another_root(
 
 
 def test_leaves_nodes_and_roots_are_told_apart() -> None:
-    """What looks like two hashes is no inner node, and a tree of one is not its leaf."""
+    """What looks like two hashes is not an inner node, and a tree of one is not its leaf."""
     tree = grown([(b"a", False), (b"b", False)])
     pair = leaf(0, b"a", wide=False) + leaf(1, b"b", wide=False)
     assert grown([(pair, False)]).root(1) != tree.root(2)

@@ -1,4 +1,4 @@
-"""The model without arithmetic: wherever it is cut it answers alike, and what is amiss shows."""
+"""The model without arithmetic: it answers the same wherever it is cut, and faults show."""
 
 from itertools import islice, pairwise
 
@@ -14,7 +14,7 @@ ANSWER = list(islice(MODEL.answer(PROMPT), 4))
 
 
 def embed(tokens: list[int], *, wide: bool, after: list[int]) -> bytes:
-    """Return the rows of tokens in front of the first layer."""
+    """Return the rows of tokens before the first layer."""
     links = [ORIGIN]
     for token in [*after, *tokens]:
         links.append(link_of(links[-1], token))
@@ -57,7 +57,7 @@ def test_the_wrong_regime_is_seen() -> None:
 
 
 def test_rows_that_fit_no_cache_give_noise() -> None:
-    """A stage that lacks the positions before gives other rows, and goes on doing so."""
+    """A stage that lacks the positions before gives other rows, and keeps doing so."""
     whole, empty = Cache(MODEL, 3, 6), Cache(MODEL, 3, 6)
     tokens = PROMPT
     whole.run(0, embed(tokens, wide=True, after=[]), wide=True)
