@@ -95,7 +95,7 @@ def _paint_ranges(outcome: Outcome, axes: Any) -> None:
         middle[order], aspect="auto", extent=shape, interpolation="nearest", cmap="turbo"
     )
     axes.figure.colorbar(image, label="middle layer; white: not there")
-    axes.set(xlabel="seconds", ylabel="peers, by what they serve at last")
+    axes.set(xlabel="seconds", ylabel="peers, by their final range")
     axes.yaxis.get_major_locator().set_params(integer=True)
 
 

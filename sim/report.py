@@ -76,7 +76,7 @@ def lines(numbers: dict[str, Any]) -> list[str]:
     covered, least = f"{numbers['covered']:.1%}", numbers["least_holders"]
     joined_up, broke = numbers["receipts_joined_up"], numbers["receipts_broke"]
     told = {
-        "peers": f"{numbers['peers']}, {numbers['joined']} joined in all,"
+        "peers": f"{numbers['peers']}, {numbers['joined']} joined in total,"
         f" {numbers['killed']} killed, {numbers['left']} left",
         "layers": f"all served {covered} of the time, the rarest by {least} at worst;"
         f" {numbers['began_to_serve']} ranges taken up",

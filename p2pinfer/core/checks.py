@@ -33,7 +33,7 @@ def sized(kind: type, most: int, least: int = 0, *, of: type | None = None) -> A
         if found is not kind or not least <= len(value) <= most:
             raise ValueError(f"{attribute.name} must be {kind.__name__} of {least} to {most}")
         if of and not all(type(item) is of for item in value):
-            raise ValueError(f"{attribute.name} must hold {of.__name__} alone")
+            raise ValueError(f"{attribute.name} must hold only {of.__name__}")
 
     return check
 

@@ -82,7 +82,7 @@ def _whole(low: int, high: int) -> Callable[[object, Any, int], None]:
 def _text(most: int) -> Callable[[object, Any, str], None]:
     def check(_: object, attribute: Any, value: str) -> None:
         if type(value) is not str or not 1 <= len(value) <= most or not value.isprintable():
-            raise BadManifest(f"the manifest's {attribute.name} is no line of 1 to {most} letters")
+            raise BadManifest(f"the manifest's {attribute.name} is not 1 to {most} printable letters")
 
     return check
 
@@ -247,6 +247,6 @@ def _built(values: Any) -> Manifest:
 
 def _part(name: str, size: int, joined: bytes) -> Part:
     if len(joined) % HASH_BYTES:
-        raise BadManifest(f"the manifest's {name} has a hash that is none")
+        raise BadManifest(f"the manifest's {name} has an invalid hash")
     chunks = tuple(joined[i : i + HASH_BYTES] for i in range(0, len(joined), HASH_BYTES))
     return Part(name, size, chunks)

@@ -43,7 +43,7 @@ def root_through(found: bytes, position: int, count: int, path: Sequence[bytes])
         raise WrongProof(f"position {position} is not in a tree of {count}")
     heights = _heights(count)
     start = 0
-    for mine, height in enumerate(heights):  # noqa: B007 -- both are used behind the loop
+    for mine, height in enumerate(heights):  # noqa: B007 -- both are used after the loop
         if position < start + (1 << height):
             break
         start += 1 << height

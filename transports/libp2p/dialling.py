@@ -52,14 +52,14 @@ def explain(error: BaseException, *, private: bool) -> str:
     text = root(error)
     if "protocols not supported" in text and "noise" in text:
         if private:
-            return "it is not of this private network: it has no network key"
-        return "it is of a private network: name the file of its key with --network-key"
+            return "it does not belong to this private network: it has no network key"
+        return "it belongs to a private network: give that network's key file with --network-key"
     if other := _OTHER_ID.search(text):
         return f"another peer is there: {other[1]}"
     if "Connection closed" in text:
         if private:
             return "it refused the handshake: perhaps it has another network key"
-        return "it hung up during the handshake: it is no peer, or takes no more of them"
+        return "it hung up during the handshake: it is not a peer, or accepts no more connections"
     return text
 
 

@@ -22,7 +22,7 @@ SPLIT_EXACTLY = ("gemma3", "llama", "phi3", "qwen2", "qwen3", "qwen3moe")
 """The architectures that the conformance suite proves, by their names in GGUF files."""
 
 _SCALES_ROWS = "llama.cpp would scale its rows as embeddings once more in every slice"
-_FEEDS_LAYERS = "its layers take more than the rows that the layer before gives"
+_FEEDS_LAYERS = "its layers need more than the rows that the previous layer gives"
 _REFUSED = {
     "gemma": _SCALES_ROWS,
     "gemma2": _SCALES_ROWS,

@@ -201,7 +201,7 @@ def _tensor(cursor: "_Cursor") -> Tensor:
     if math.prod(shape) == 0:
         raise cursor.bad(f"the tensor {name!r} is empty")
     if shape[0] % ggml_type.block_elements:
-        raise cursor.bad(f"the rows of {name!r} are no whole number of {ggml_type.name} blocks")
+        raise cursor.bad(f"a row of {name!r} is not a whole number of {ggml_type.name} blocks")
     return Tensor(name, shape, ggml_type, offset=cursor.u64())
 
 

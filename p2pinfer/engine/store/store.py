@@ -373,7 +373,7 @@ class Store:
         used = self.used_bytes()
         if used + more_bytes > self._quota_bytes:
             raise UserError(
-                f"{size_text(more_bytes)} more exceed the store's quota of"
+                f"{size_text(more_bytes)} more would exceed the store's quota of"
                 f" {size_text(self._quota_bytes)}, of which {size_text(used)} are used: raise"
                 " --quota, or remove a model (p2pinfer model rm ID)"
             )
@@ -394,5 +394,5 @@ class Store:
             yield
         except OSError as error:
             raise UserError(
-                f"the store in {self.root} cannot be used: {error.strerror}; what it held is whole"
+                f"the store in {self.root} cannot be used: {error.strerror}; what it held is intact"
             ) from error

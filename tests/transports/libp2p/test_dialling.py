@@ -79,7 +79,7 @@ async def test_a_program_that_is_not_a_peer_hangs_up() -> None:
         (listener,) = await trio.open_tcp_listeners(0, host="127.0.0.1")
         nursery.start_soon(trio.serve_listeners, hang_up, [listener])
         port = listener.socket.getsockname()[1]
-        assert "is no peer" in await failure(f"/ip4/127.0.0.1/tcp/{port}/p2p/{SOMEBODY}")
+        assert "is not a peer" in await failure(f"/ip4/127.0.0.1/tcp/{port}/p2p/{SOMEBODY}")
         nursery.cancel_scope.cancel()
 
 

@@ -65,7 +65,7 @@ async def test_a_private_connection_is_as_fast() -> None:
     [
         pytest.param(KEY, None, "private network.*--network-key", id="no key"),
         pytest.param(KEY, OTHER, "another network key", id="another key"),
-        pytest.param(None, KEY, "not of this private network", id="a key for an open peer"),
+        pytest.param(None, KEY, "not belong to this private network", id="a key for an open peer"),
     ],
 )
 async def test_a_stranger_gets_nothing(near: bytes | None, far: bytes | None, text: str) -> None:
