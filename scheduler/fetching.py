@@ -38,7 +38,7 @@ REST_S_MAX = 30.0
 """How long a holder that failed is left alone: doubled each time until it brings a chunk."""
 
 FAILURES_MAX = 10
-"""Counted in a row; by then the rest has long reached its limit."""
+"""Counted in a row; by then the pause has long reached ``REST_S_MAX``."""
 
 RATED_BYTES_MIN = CHUNK_BYTES // 2
 """A smaller chunk's time is mostly its round trip, and tells nothing of a holder's rate."""

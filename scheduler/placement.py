@@ -36,7 +36,7 @@ GAIN_MIN = 1.25
 fetch and its sessions, and a view is never quite right."""
 
 PLAN_SHARE_MIN = 0.92
-"""A small swarm moves to its plan if its weakest layer has less than this share of the planned."""
+"""A small swarm moves to its plan if its weakest layer is below this share of its planned rate."""
 
 JOINERS_MAX = 64
 """Joining peers whose choice is foreseen; with more, ties are broken only at random."""

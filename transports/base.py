@@ -102,8 +102,8 @@ class GossipVerdict(Enum):
 Accept = Callable[[PeerId, bytes], GossipVerdict]
 """Receives a gossiped message, with the neighbour that it came from, and judges it.
 
-A plain function: a message counts as delivered once judged, and is never passed on before. For long
-work, put the message into a bounded queue of one's own. If it raises, the message is dropped.
+A plain function: what it keeps is delivered, and nothing is passed on before it was judged. For
+long work it puts the message into a bounded queue. If it raises, the message is dropped.
 """
 
 

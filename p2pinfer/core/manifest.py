@@ -82,7 +82,7 @@ def _whole(low: int, high: int) -> Callable[[object, Any, int], None]:
 def _text(most: int) -> Callable[[object, Any, str], None]:
     def check(_: object, attribute: Any, value: str) -> None:
         if type(value) is not str or not 1 <= len(value) <= most or not value.isprintable():
-            raise BadManifest(f"the manifest's {attribute.name} is not 1 to {most} printable letters")
+            raise BadManifest(f"the manifest's {attribute.name} is not a line of 1 to {most} chars")
 
     return check
 

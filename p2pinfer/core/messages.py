@@ -147,7 +147,7 @@ class Open:
     """Hash of the nonce that chooses what is audited, shown before the nonce is; zeros ask for no
     evidence."""
     sponsor: Sponsor | None = field(default=None, validator=v.optional(v.instance_of(Sponsor)))
-    """The sponsor it asks through, if any: a full stage may prefer that peer's requests."""
+    """The peer on whose account it asks, if not its own: a full stage may prefer that one."""
 
 
 @frozen

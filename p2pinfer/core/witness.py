@@ -13,7 +13,7 @@ from p2pinfer.core.merkle import Tree
 from p2pinfer.core.receipts import CHECKPOINT_POSITIONS, SIGNED_AS, Receipt, Signed
 
 UNHASHED_STEPS_MAX = 4 * CHECKPOINT_POSITIONS
-"""Hashed at once when this many wait unasked for, so that memory stays bounded."""
+"""Hashed at once when this many wait: even without receipts, memory must stay bounded."""
 
 
 @frozen
