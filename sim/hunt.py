@@ -6,7 +6,6 @@ still fails: less of everything, one kind at a time.
 """
 
 import multiprocessing
-import os
 from collections.abc import Callable, Iterator
 from concurrent.futures import FIRST_COMPLETED, Future, ProcessPoolExecutor, wait
 from dataclasses import dataclass
@@ -15,6 +14,7 @@ from random import Random
 
 from attrs import evolve
 
+from p2pinfer.engine.llama.memory import usable_cores
 from sim.run import run_scenario
 from sim.scenario import (
     CHEATS,
@@ -152,7 +152,7 @@ def hunt(
     seeds = iter(range(first_seed, first_seed + runs))
     done = 0
     context = multiprocessing.get_context("spawn")
-    workers = workers or os.cpu_count() or 1
+    workers = workers or usable_cores()
     with ProcessPoolExecutor(workers, mp_context=context) as pool:
         pending: set[Future[FoundFailure | None]] = {
             pool.submit(_try_seed, seed) for seed in islice(seeds, 2 * workers)

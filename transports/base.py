@@ -136,12 +136,19 @@ class Transport(Protocol):
 
     @property
     def addresses(self) -> Sequence[str]:
-        """Multiaddrs, each ending in ``/p2p/<peer id>``, at which others reach this peer."""
+        """Multiaddrs, each ending in ``/p2p/<peer id>``, at which others reach this peer.
+
+        As of now, the best first, and at most `p2pinfer.core.checks.ADDRESSES_MAX`.
+        """
         ...
 
     @property
     def was_dialled(self) -> bool:
-        """Whether another peer ever connected to this one and used the connection."""
+        """Whether another peer has connected to this one, and used that, since it last moved."""
+        ...
+
+    async def wait_moved(self) -> None:
+        """Wait until the addresses change."""
         ...
 
     def handle(self, protocol: str, handler: Handler) -> None:

@@ -40,8 +40,12 @@ class GuardedTransport:
 
     @property
     def was_dialled(self) -> bool:
-        """Whether another peer ever connected to this one and used the connection."""
+        """Whether another peer has connected to this one, and used that, since it last moved."""
         return self._inner.was_dialled
+
+    async def wait_moved(self) -> None:
+        """Wait until the addresses change."""
+        await self._inner.wait_moved()
 
     def handle(self, protocol: str, handler: Handler) -> None:
         """Serve channels of all peers that are not blocked."""

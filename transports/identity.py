@@ -60,7 +60,8 @@ def load_identity(path: Path) -> Identity:
             create_secret(path)
     except OSError as error:
         raise UserError(
-            f"The identity file {path} cannot be used: {error}. Name another one."
+            f"The identity file {path} cannot be written ({error.strerror}): make room for it, or"
+            " name another one with --identity."
         ) from error
     remedy = "Restore it, or name another one to become a new peer."
     return Identity(read_secret(path, "identity file", remedy))

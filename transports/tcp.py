@@ -158,6 +158,10 @@ class TcpTransport:
         self._known: dict[PeerId, tuple[str, int]] = {}
         self._channels: list[TcpChannel] = []
 
+    async def wait_moved(self) -> None:
+        """Wait for ever: a benchmark's peer stays where it is."""
+        await trio.sleep_forever()
+
     def handle(self, protocol: str, handler: Handler) -> None:
         """Serve inbound channels of ``protocol`` with ``handler``."""
         self._handlers[protocol] = handler

@@ -51,8 +51,8 @@ def make_app(gateway: Gateway) -> ASGIApp:
     access = gateway.access
     middleware = [
         Middleware(Counted, metrics=gateway.metrics),
+        *_cors(access),  # outside of what turns errors into replies, so that pages may read those
         Middleware(Answered),
-        *_cors(access),
         Middleware(Guard, access=access),
     ]
     return Starlette(
@@ -61,7 +61,6 @@ def make_app(gateway: Gateway) -> ASGIApp:
         exception_handlers={
             Problem: _problem,
             HTTPException: _http_problem,
-            Exception: _bug,
         },
     )
 
@@ -139,17 +138,34 @@ def _cors(access: Access) -> list[Middleware]:
 
 
 class Answered:
-    """Turns what the layers inside raise before a reply has begun into a reply."""
+    """Turns what the layers inside raise before a reply has begun into a reply.
+
+    What Starlette itself would answer, it answers outside of all layers: a page of another site
+    could not read that, and no metric would count it.
+    """
 
     def __init__(self, app: ASGIApp) -> None:
         self._app = app
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
         """Pass a request on; reply with the problem if there is one."""
+        has_begun = False
+
+        async def begin(message: Message) -> None:
+            nonlocal has_begun
+            has_begun = True
+            await send(message)
+
         try:
-            await self._app(scope, receive, send)
+            await self._app(scope, receive, begin)
         except Problem as problem:
             await _problem_response(problem)(scope, receive, send)
+        except Exception as error:
+            if has_begun or scope["type"] != "http":
+                raise
+            _log.error("a request failed", exc_info=error)  # a mistake of ours, with its trace
+            text = "The gateway failed at this."
+            await _problem_response(Problem(500, text, kind="server_error"))(scope, receive, send)
 
 
 class Counted:
@@ -186,9 +202,3 @@ async def _http_problem(request: Request, error: Exception) -> Response:
     response = _problem_response(Problem(error.status_code, text, "unknown_url"))
     response.headers.update(error.headers or {})
     return response
-
-
-async def _bug(_: Request, error: Exception) -> Response:
-    """Answer in spite of a mistake of ours, and leave its trace in the log."""
-    _log.error("a request failed", exc_info=error)
-    return _problem_response(Problem(500, "The gateway failed at this.", kind="server_error"))

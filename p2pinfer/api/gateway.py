@@ -26,6 +26,8 @@ class Access:
     only_local_names: bool = True
     """Refuse requests that name this host otherwise than localhost: a page of another site can
     point a name of its own at this machine."""
+    hosts: tuple[str, ...] = ()
+    """Other names by which it may be called, as those of a proxy or a tunnel, in lower case."""
 
 
 @dataclass(frozen=True)

@@ -43,11 +43,17 @@ class Guard:
 
     def _check(self, path: str, headers: Headers) -> None:
         host = headers.get("host", "")
-        if self._access.only_local_names and not is_loopback(_name_of(f"//{host}")):
-            text = "This gateway answers to localhost alone; see: p2pinfer serve --help"
+        name, hosts = name_of(f"//{host}"), self._access.hosts
+        if self._access.only_local_names and not is_loopback(name) and name not in hosts:
+            text = (
+                f"This gateway does not answer to the name {name[:100] or '(none)'}: behind a proxy"
+                " or a tunnel, start it with --allow-host NAME."
+            )
             raise Problem(403, text, "host_not_allowed")
         origin = headers.get("origin")
-        if origin and not ({"*", origin} & {*self._access.origins}) and not _is_own(origin, host):
+        # A proxy may have put localhost in place of its own name, which the page still has.
+        is_own = origin and (_is_own(origin, host) or name_of(origin) in hosts)
+        if origin and not ({"*", origin} & {*self._access.origins}) and not is_own:
             text = f"Pages of {origin[:100]} may not use this gateway; see --cors-origin."
             raise Problem(403, text, "origin_not_allowed")
         is_open = path in OPEN_PATHS or path.startswith("/static/")
@@ -63,7 +69,8 @@ def _is_own(origin: str, host: str) -> bool:
     return origin.partition("://")[2] == host
 
 
-def _name_of(url: str) -> str:
+def name_of(url: str) -> str:
+    """Return the host's name in a URL, in lower case and without its port; empty if it has none."""
     try:
         return urlsplit(url).hostname or ""
     except ValueError:

@@ -10,7 +10,6 @@ process. Tokens are compared first: a swarm that says something else is a failur
 import json
 import statistics
 import subprocess
-import sys
 from collections.abc import AsyncGenerator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from dataclasses import dataclass
@@ -20,6 +19,7 @@ from typing import Any, Final
 import trio
 
 from p2pinfer.core.errors import P2pinferError
+from p2pinfer.core.python_process import python_command, python_environment
 from p2pinfer.core.sampling import Sampling
 from p2pinfer.node.local_swarm import local_swarm, share_layers
 from p2pinfer.node.model_supply import name_model, open_store, open_whole
@@ -205,9 +205,9 @@ async def _alone(
     model: Path, context: int
 ) -> AsyncGenerator[Callable[[list[int], int], Awaitable[DecodeRun]], None]:
     """Run llama.cpp in one process of its own; gives a function that asks it."""
-    command = [sys.executable, "-m", "p2pinfer.bench.alone", str(model), str(context)]
+    command = python_command("p2pinfer.bench.alone", str(model), str(context))
     process = await trio.lowlevel.open_process(
-        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=python_environment()
     )
     assert process.stdin
     assert process.stdout

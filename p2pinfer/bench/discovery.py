@@ -5,16 +5,15 @@ cut in two halves and reunited. Each counts what it spent, and the age of what i
 """
 
 import json
-import os
 import statistics
 import subprocess
-import sys
 from typing import Any
 
 import trio
 
 from p2pinfer.core.errors import P2pinferError, lone_errors
 from p2pinfer.core.ids import PeerId
+from p2pinfer.core.python_process import python_command, python_environment
 
 AGREE_S_MAX = 300.0
 """For all to know all; loading libp2p takes half a second of a core for each process."""
@@ -155,10 +154,10 @@ async def _run(
 ) -> None:
     """Run a peer process until cancelled; it ends when its standard input does."""
     process = await trio.lowlevel.open_process(
-        [sys.executable, "-m", "p2pinfer.bench.discovery_peer", *ways_in],
+        python_command("p2pinfer.bench.discovery_peer", *ways_in),
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
-        env=dict(os.environ),
+        env=python_environment(),
     )
     try:
         ready = await _read(process)

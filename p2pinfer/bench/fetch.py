@@ -27,6 +27,7 @@ from blake3 import blake3
 from p2pinfer.core.ids import ModelId, PeerId
 from p2pinfer.core.manifest import CHUNK_BYTES, Manifest, Part, TensorRow, part_names
 from p2pinfer.core.messages import Chunk
+from p2pinfer.core.python_process import python_command, python_environment
 from p2pinfer.core.wire import decode, encode
 from p2pinfer.engine.store.store import Store
 from p2pinfer.node.requester import settle
@@ -255,8 +256,10 @@ async def open_holder(
     root: Path, model: ModelId, muxer: Muxer = "own"
 ) -> AsyncGenerator[HolderProcess, None]:
     """Run a process that serves a store."""
-    command = [sys.executable, "-m", "p2pinfer.bench.fetch", "serve", str(root), model, muxer]
-    child = await trio.lowlevel.open_process(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    command = python_command("p2pinfer.bench.fetch", "serve", str(root), model, muxer)
+    child = await trio.lowlevel.open_process(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=python_environment()
+    )
     assert child.stdin is not None
     assert child.stdout is not None
     try:

@@ -22,6 +22,7 @@ from blake3 import blake3
 from p2pinfer.bench.fetch import HolderProcess, open_holder
 from p2pinfer.core.ids import ModelId, PeerId
 from p2pinfer.core.manifest import CHUNK_BYTES, Manifest, Part, TensorRow, part_names
+from p2pinfer.core.python_process import python_command, python_environment
 from p2pinfer.engine.store.store import Store
 from peers.parts.fetch import fetch_manifest, fetch_parts
 from transports.libp2p.transport import open_libp2p
@@ -71,9 +72,10 @@ def fill_with_holes(store: Store, size: int) -> Manifest:
 
 async def _fetch_elsewhere(root: Path, model: ModelId, holder: HolderProcess) -> dict[str, Any]:
     """Fetch in a separate process, whose memory is this transfer's."""
-    command = [sys.executable, "-m", "p2pinfer.bench.fetch_size", "fetch", str(root), model]
+    command = python_command("p2pinfer.bench.fetch_size", "fetch", str(root), model)
     with trio.fail_after(FETCH_S_MAX):
-        done = await trio.run_process([*command, *holder.addresses], capture_stdout=True)
+        command += holder.addresses
+        done = await trio.run_process(command, capture_stdout=True, env=python_environment())
     found: dict[str, Any] = json.loads(done.stdout)
     return found
 

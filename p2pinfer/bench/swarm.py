@@ -6,7 +6,6 @@ choose to serve from those before them.
 """
 
 import socket
-import sys
 import tempfile
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -17,6 +16,7 @@ import trio
 from p2pinfer.client.answer import ChatOptions
 from p2pinfer.client.conversation import open_conversation
 from p2pinfer.core.errors import NobodyServes, lone_errors
+from p2pinfer.core.python_process import python_command
 from p2pinfer.core.sampling import Sampling
 from p2pinfer.engine.llama.memory import WORKER_BYTES
 from p2pinfer.engine.store.assemble import PartsModel
@@ -100,8 +100,8 @@ def share_room(layers: int, peers: int) -> list[int]:
 def _command(model: PartsModel, machine: Machine, home: Path, number: int, room: int) -> list[str]:
     memory = WORKER_BYTES + room * layer_bytes(model, machine)
     return [
-        *[sys.executable, "-m", "p2pinfer"],
-        *["join", "--json", "--until-stdin-closes", "--model", model.id, "--network", NETWORK],
+        *python_command("p2pinfer", "join", "--json", "--until-stdin-closes"),
+        *["--model", model.id, "--network", NETWORK],
         *["--identity", str(home / f"identity-{number}"), "--memory", str(memory)],
         *["--sessions", str(machine.sessions), "--context", str(machine.context)],
     ]

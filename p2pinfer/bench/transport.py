@@ -17,6 +17,7 @@ from typing import Final
 import trio
 
 from p2pinfer.core.ids import PeerId
+from p2pinfer.core.python_process import python_command, python_environment
 from transports.base import Channel
 from transports.libp2p.host import Muxer
 from transports.libp2p.transport import Libp2pTransport, open_libp2p
@@ -151,8 +152,10 @@ async def _round_trips_during_bulk(echo: Channel, sink: Channel) -> list[float]:
 @asynccontextmanager
 async def _two_processes(muxer: Muxer) -> AsyncGenerator[tuple[Libp2pTransport, PeerId], None]:
     """Run a peer in this process, connected to one in another."""
-    command = [sys.executable, "-m", "p2pinfer.bench.transport", "serve", muxer]
-    child = await trio.lowlevel.open_process(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+    command = python_command("p2pinfer.bench.transport", "serve", muxer)
+    child = await trio.lowlevel.open_process(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=python_environment()
+    )
     assert child.stdin is not None
     assert child.stdout is not None
     try:

@@ -1,7 +1,6 @@
 """Peer processes to kill, each replaced by a new one that serves the same layers."""
 
 import signal
-import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import count
@@ -10,6 +9,7 @@ from pathlib import Path
 import trio
 
 from p2pinfer.core.ids import PeerId
+from p2pinfer.core.python_process import python_command
 from p2pinfer.engine.store.assemble import PartsModel
 from p2pinfer.node.local_swarm import READY_S_MAX, LocalPeer, run_peer, wait_ready
 from p2pinfer.node.requester import Machine
@@ -86,7 +86,7 @@ class Victims:
         first, end = self.ranges[place]
         machine, ways_in = self._machine, self.ways_in()
         command = [
-            *[sys.executable, "-m", "p2pinfer", "join", "--json", "--until-stdin-closes"],
+            *python_command("p2pinfer", "join", "--json", "--until-stdin-closes"),
             *["--model", self._model.id, "--layers", f"{first}:{end}"],
             *(["--bootstrap", *ways_in] if ways_in else []),
             *["--listen", "/ip4/127.0.0.1/tcp/0", "--network", NETWORK],

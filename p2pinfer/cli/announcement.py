@@ -4,13 +4,26 @@ import json
 
 from p2pinfer.cli.terminal import say
 from p2pinfer.node.peer import Serving
+from transports.interfaces import is_loopback
+
+ONLY_HERE = (
+    "only this machine can use it: no network, or --listen names nothing but its loopback address"
+)
 
 
 class JoinAnnouncer:
     """Prints everything once, and of later moves a line."""
 
-    def __init__(self, reach: str, *, as_json: bool, fixed: bool) -> None:
-        self._reach, self._as_json, self._fixed = reach, as_json, fixed
+    def __init__(self, reach: str, *, as_json: bool, fixed: bool, mdns: bool = False) -> None:
+        """Prepare.
+
+        Args:
+            reach: the options that others need to reach the same swarm, besides a way in.
+            as_json: print an object for each range, for programs.
+            fixed: the layers were chosen by a person.
+            mdns: others find this peer on the local network without an address.
+        """
+        self._reach, self._as_json, self._fixed, self._mdns = reach, as_json, fixed, mdns
         self._was_said = False
 
     def tell(self, serving: Serving) -> None:
@@ -40,14 +53,25 @@ class JoinAnnouncer:
         print(f"model       {model.info.name}, {licence}")
         room = "" if self._fixed else f", room for {serving.layers_max}"
         print(f"layers      {serving.first}:{serving.end} of {layers}{room}")
-        more = f" --model {model.id}{self._reach}"
-        address = serving.addresses[0] if serving.addresses else "ADDRESS"  # loopback comes last
-        for number, range_ in enumerate(self._missing(serving, layers)):
-            print("and another one" if number else "the next machine types")
-            print(f"  p2pinfer join{range_} --bootstrap {address}{more}")
-        print("and whoever wants to chat")
-        print(f"  p2pinfer chat --bootstrap {address}{more}")
+        is_local = all(map(is_loopback, serving.addresses))
+        if is_local:
+            print(ONLY_HERE)
+        others = ["another peer here" if is_local else "the next machine", "another one"]
+        ranges = self._missing(serving, layers)
+        lines = [(who, f"join{range_}") for who, range_ in zip(others, ranges, strict=False)]
+        lines.append(("whoever wants to chat", "chat"))
+        way_in = self._way_in(serving)
+        for number, (who, verb) in enumerate(lines):
+            print(f"and {who}" if number else f"{who} types")
+            print(f"  p2pinfer {verb}{way_in}")
         print("ready; Ctrl-C to leave", flush=True)
+
+    def _way_in(self, serving: Serving) -> str:
+        """Return the options that lead others here."""
+        if self._mdns:
+            return f" --mdns{self._reach}"
+        address = serving.addresses[0] if serving.addresses else "ADDRESS"
+        return f" --bootstrap {address} --model {serving.model.id}{self._reach}"
 
     def _missing(self, serving: Serving, layers: int) -> list[str]:
         """Return how the next machines should choose their layers."""

@@ -80,7 +80,7 @@ def join(
         only_idle=only_idle,
     )
     announcer = JoinAnnouncer(
-        _how_to_reach(network, reach), as_json=as_json, fixed=fixed is not None
+        _how_to_reach(network, reach), as_json=as_json, fixed=fixed is not None, mdns=reach.mdns
     )
     _lend(options, store, announcer, until_stdin_closes=until_stdin_closes)
 

@@ -1,5 +1,6 @@
 """The command line: parse, call one function, print, choose the exit code."""
 
+import errno
 import os
 import sys
 from collections.abc import Sequence
@@ -178,11 +179,24 @@ def main() -> None:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(errors.EXIT_FAILED)
     except OSError as error:  # a full disk, a file that nobody may read
-        place = f"{error.filename}: " if error.filename else ""
-        _fail(f"{place}{error.strerror or error}", errors.EXIT_FAILED)
+        _fail(*_system_refusal(error))
     except Exception as error:  # noqa: BLE001 -- a mistake of ours, which is no reading matter
         logs.tell_mistake(error)
         sys.exit(errors.EXIT_FAILED)
+
+
+def _system_refusal(error: OSError) -> tuple[str, int]:
+    """Say what the system refused, and what helps where that is known; with the exit code."""
+    place = f"{error.filename}: " if error.filename else ""
+    remedies = {
+        errno.ENOSPC: "make room, or set P2PINFER_HOME to a directory on another disk",
+        errno.EDQUOT: "make room, or set P2PINFER_HOME to a directory on another disk",
+        errno.EROFS: "set P2PINFER_HOME to a directory that you may write to",
+    }
+    text = f"{place}{error.strerror or error}"
+    if error.errno in remedies:
+        return f"{text}: {remedies[error.errno]}", errors.EXIT_USAGE
+    return text, errors.EXIT_FAILED
 
 
 def _usage(error: CycloptsError) -> str:

@@ -218,7 +218,7 @@ def calibrate(model: str = "default", /, *, as_json: AsJson = False) -> None:
 
 @app.command
 def rm(model: str, /, *, as_json: AsJson = False) -> None:
-    """Remove a model; parts that another model has too stay.
+    """Remove a model and what was cut of it; parts that another model has too stay.
 
     Parameters
     ----------
@@ -226,11 +226,11 @@ def rm(model: str, /, *, as_json: AsJson = False) -> None:
         Its id, or so much of its beginning that only one model has it.
     """
     from p2pinfer.engine.store.disk import size_text
-    from p2pinfer.node.model_supply import find_held, open_store
+    from p2pinfer.node.model_supply import find_held, open_store, remove_model
 
     store = open_store()
     found = find_held(store, model)
-    freed = store.remove(found.id)
+    freed = remove_model(store, found.id)
     if as_json:
         print(json.dumps({"model": found.id, "freed_bytes": freed}))
     else:

@@ -1,6 +1,5 @@
 """The options that several commands share, and what must hold for them."""
 
-import os
 import re
 import secrets
 from dataclasses import dataclass
@@ -90,7 +89,7 @@ Memory = Annotated[
 AsJson = Annotated[bool, option("json", "Print JSON on standard output, in one line.", negative="")]
 Quota = Annotated[
     str | None,
-    option("quota", "Most that the parts of all models here may take, as 20GB; else no limit."),
+    option("quota", "Most that all models here may take on the disk, as 20GB; else no limit."),
 ]
 Peers = Annotated[int, option("peers", "How many local peers share the layers.")]
 
@@ -127,11 +126,12 @@ class MachineFlags:
     def machine(self) -> "Machine":
         """Return what these flags say; raises UserError."""
         from p2pinfer.core.checks import POSITIONS_MAX
+        from p2pinfer.engine.llama.memory import usable_cores
         from p2pinfer.node.requester import Machine
 
         check_range("sessions", self.sessions, 1, SESSIONS_MAX)
         check_range("context", self.context, 1, POSITIONS_MAX)
-        check_range("threads", self.threads, 1, os.cpu_count() or 1)  # more would only spin
+        check_range("threads", self.threads, 1, usable_cores())  # more would only spin
         return Machine(self.sessions, self.context, self.threads)
 
 

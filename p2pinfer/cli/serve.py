@@ -56,6 +56,14 @@ Origins = Annotated[
     tuple[str, ...],
     option("cors-origin", "Other sites whose pages may ask, or '*'.", consume_multiple=True),
 ]
+Hosts = Annotated[
+    tuple[str, ...],
+    option(
+        "allow-host",
+        "Other names by which a proxy or a tunnel calls this gateway, as box.example.org.",
+        consume_multiple=True,
+    ),
+]
 
 
 @Parameter(name="*")
@@ -77,6 +85,7 @@ def serve(
     port: Port = PORT_DEFAULT,
     api_key: ApiKey = None,
     cors_origin: Origins = (),
+    allow_host: Hosts = (),
     model: SwarmModel = None,
     network: Network = "main",
     as_json: AsJson = False,
@@ -100,7 +109,7 @@ def serve(
         raise UserError(
             "a gateway hands its certificates out at /api/receipts: leave --certificate out"
         )
-    access = _access(host, api_key, cors_origin)
+    access = _access(host, api_key, cors_origin, allow_host)
     how, limits = answer.options(), machine.machine()
     store = open_store()
     named = name_model(model or "default", store) if model or local else None
@@ -153,10 +162,13 @@ def _ways_in(local: int, bootstrap: tuple[str, ...], way: "Reach") -> tuple[str,
     return bootstrap
 
 
-def _access(host: str, api_key: str | None, origins: tuple[str, ...]) -> "Access":
+def _access(
+    host: str, api_key: str | None, origins: tuple[str, ...], hosts: tuple[str, ...] = ()
+) -> "Access":
     """Say who may use the gateway; raises UserError where anybody could."""
     from p2pinfer.api.gateway import Access
-    from p2pinfer.api.guard import is_loopback
+    from p2pinfer.api.guard import is_loopback, name_of
+    from p2pinfer.logs import note
 
     if not is_loopback(host) and not api_key:
         raise UserError(
@@ -168,7 +180,16 @@ def _access(host: str, api_key: str | None, origins: tuple[str, ...]) -> "Access
             "no client could send this --api-key: it may have letters from a to z, digits and"
             " signs, and no space or end of line around it"
         )
-    return Access(api_key, origins, only_local_names=is_loopback(host))
+    for name in hosts:
+        if not name or name_of(f"//{name}") != name.lower():
+            raise UserError(f"--allow-host {name} is not a bare name such as box.example.org")
+    if hosts and not api_key:
+        note(
+            f"whoever reaches {', '.join(hosts)} can use this gateway, unless the proxy asks who"
+            " they are: P2PINFER_API_KEY sets a key that clients must send"
+        )
+    names = tuple(name.lower() for name in hosts)
+    return Access(api_key, origins, only_local_names=is_loopback(host), hosts=names)
 
 
 @asynccontextmanager

@@ -10,6 +10,7 @@ from typing import Annotated, Literal
 from cyclopts import Parameter
 
 from p2pinfer.cli.options import option
+from p2pinfer.core.python_process import python_command
 from p2pinfer.logs import note
 
 Kind = Literal["systemd", "launchd"]
@@ -69,7 +70,7 @@ def _join(options: Sequence[str]) -> tuple[list[str], dict[str, str]]:
     names += ["P2PINFER_HOME", "P2PINFER_CONFIG"]
     variables = {name: os.environ[name] for name in names if name in os.environ}
     script = Path(sys.executable).with_name("p2pinfer")
-    program = [str(script)] if script.exists() else [sys.executable, "-m", "p2pinfer"]
+    program = [str(script)] if script.exists() else python_command("p2pinfer")
     return [*program, "join", *map(_anywhere, options)], variables
 
 

@@ -22,6 +22,7 @@ import jinja2
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
 from p2pinfer.core.errors import UnsupportedModel, UserError
+from p2pinfer.core.python_process import python_command, python_environment
 
 Message = dict[str, str]
 """``role`` (system, user, assistant) and ``content``."""
@@ -126,10 +127,11 @@ class _Renderer:
 
 def _start() -> subprocess.Popen[bytes]:
     return subprocess.Popen(
-        [sys.executable, "-m", "p2pinfer.engine.template", str(RENDER_CPU_S_MAX)],
+        python_command("p2pinfer.engine.template", str(RENDER_CPU_S_MAX)),
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
+        env=python_environment(),
         process_group=0,  # a terminal's Ctrl-C stops an answer, and not this
     )
 

@@ -28,8 +28,8 @@ def peers_here(network: str) -> list[Here]:
 
 def ways_in(named: Sequence[str], network: str) -> tuple[str, ...]:
     """Return the addresses that a person named, or else those of the peers that run here."""
-    # One for each: the last is the loopback's, where a peer listens on all that there are.
-    return tuple(named) or tuple(h.addresses[-1] for h in peers_here(network) if h.addresses)
+    # One for each: this machine reaches any address of its own.
+    return tuple(named) or tuple(h.addresses[0] for h in peers_here(network) if h.addresses)
 
 
 def is_peer_of(said: Status, network: str) -> bool:

@@ -1,9 +1,8 @@
 """A swarm of real peers on this machine: each a process of its own, gone when the block ends."""
 
 import json
-import os
+import signal
 import subprocess
-import sys
 import tempfile
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
@@ -14,10 +13,11 @@ from pathlib import Path
 import trio
 
 from p2pinfer.core.errors import P2pinferError, UserError, lone_errors
+from p2pinfer.core.python_process import python_command, python_environment
 from p2pinfer.engine.gguf.slicing import plan_stage
 from p2pinfer.engine.store.assemble import PartsModel
 from p2pinfer.engine.store.store import Store
-from p2pinfer.node.requester import Machine, check_keep, check_memory
+from p2pinfer.node.requester import Machine, check_keep, check_memory, check_weights
 
 READY_S_MAX = 300.0
 """A first start cuts slices and probes them; on a slow machine that takes a while."""
@@ -60,6 +60,7 @@ def share_layers(
     ranges = split_layers(keep, model.info.layers - keep, peers)
     for first, end in ranges:
         plan_stage(model.header, first, end)
+    check_weights(model, (part.name for part in model.manifest.parts), peers)
     check_memory(model, model.info.layers, machine)
     return ranges
 
@@ -101,7 +102,7 @@ async def local_swarm(
                     await seeded.wait()
                 ways_in = [address for peer in found.values() for address in peer.addresses]
                 command = [
-                    *[sys.executable, "-m", "p2pinfer", "join", "--json", "--until-stdin-closes"],
+                    *python_command("p2pinfer", "join", "--json", "--until-stdin-closes"),
                     *["--model", model.id, "--layers", f"{first}:{end}"],
                     *(["--bootstrap", *ways_in] if ways_in else []),
                     *["--listen", "/ip4/127.0.0.1/tcp/0", "--network", "local"],
@@ -160,7 +161,9 @@ async def run_peer(
 def _environment(home: Path | None) -> dict[str, str]:
     """Leave out options that are meant for this process, such as where another swarm is."""
     kept = ("P2PINFER_HOME",)
-    found = {k: v for k, v in os.environ.items() if k in kept or not k.startswith("P2PINFER_")}
+    found = {
+        k: v for k, v in python_environment().items() if k in kept or not k.startswith("P2PINFER_")
+    }
     found["P2PINFER_CONFIG"] = ""  # nor is the file meant for it
     return found | {"P2PINFER_HOME": str(home)} if home else found
 
@@ -178,12 +181,16 @@ async def wait_ready(process: trio.Process, log: Path) -> LocalPeer:
     while not line.endswith(b"\n"):
         data = await process.stdout.receive_some()
         if not data:
-            raise P2pinferError(f"a local peer did not start: {_last_line(log)}")
+            code = await process.wait()
+            raise P2pinferError(f"a local peer did not start: {_reason(log, code)}")
         line += data
     ready = json.loads(line)
     return LocalPeer(process, ready["peer"], tuple(ready["addresses"]), ready["layers"])
 
 
-def _last_line(log: Path) -> str:
+def _reason(log: Path, code: int) -> str:
+    """Say why a peer ended: its own last words, if it had the time for any."""
+    if code == -signal.SIGKILL:
+        return "the system ended it, as it does where memory runs out"
     lines = log.read_text(errors="replace").strip().splitlines()
     return lines[-1].removeprefix("p2pinfer: ") if lines else "it gave no reason"

@@ -5,6 +5,7 @@ import logging
 import re
 from collections.abc import Awaitable, Callable, Iterable
 from contextlib import suppress
+from functools import partial
 from pathlib import Path
 from random import Random
 from typing import TypeVar
@@ -14,6 +15,7 @@ from p2pinfer.core.ids import ModelId
 from p2pinfer.core.manifest import BadManifest, Manifest
 from p2pinfer.engine.gguf.model_header import default_model_path
 from p2pinfer.engine.store.assemble import PartsModel, open_parts
+from p2pinfer.engine.store.slice_files import Slices
 from p2pinfer.engine.store.split import Progress, add_model
 from p2pinfer.engine.store.store import DamagedPart, MissingChunk, Store
 from p2pinfer.places import cache_dir, data_dir
@@ -39,7 +41,8 @@ Choose = Callable[[], Awaitable[ModelId]]
 
 def open_store(quota_bytes: int | None = None) -> Store:
     """Open the store in the data directory; raises UserError."""
-    return Store(data_dir() / "store", quota_bytes=quota_bytes)
+    slices = Slices(cache_dir())
+    return Store(data_dir() / "store", quota_bytes=quota_bytes, slices=slices)
 
 
 def name_model(name: str, store: Store, on_progress: Progress) -> ModelId:
@@ -77,6 +80,19 @@ def find_held(store: Store, beginning: str) -> Manifest:
         ids = ", ".join(model.id[:12] for model in found)
         raise UserError(f"{beginning!r} begins the ids of {len(found)} models: {ids}")
     return found[0]
+
+
+def remove_model(store: Store, model: ModelId) -> int:
+    """Remove a model, what was cut of it, and what ``demo`` keeps of it; return the bytes freed.
+
+    What a running peer uses stays, and parts that another model has too.
+    """
+    freed = store.remove(model)
+    for home in (data_dir() / "demo").glob("*/*"):
+        if (home / "data" / "store").is_dir():
+            slices = Slices(home / "cache")
+            freed += Store(home / "data" / "store", slices=slices).remove(model)
+    return freed
 
 
 def open_whole(model: ModelId, store: Store) -> PartsModel:
@@ -140,7 +156,8 @@ async def obtain(
 
     manifest = await fetch_manifest(transport, holders, store, model, tell, blame=blame)
     names = tuple(needed(manifest))
-    await in_thread(store.check_room, [manifest.part(name) for name in names])
+    parts = [manifest.part(name) for name in names]
+    await in_thread(partial(store.check_room, parts, cut=True))
     for repairs in range(REPAIRS_MAX + 1):
         try:
             await fetch_parts(
@@ -168,7 +185,8 @@ def _add(path: Path, store: Store, on_progress: Progress) -> ModelId:
     model = add_model(store, path, on_progress).id
     seen = _read_seen()
     seen[str(path.resolve())] = [*_stamp(path), model]
-    (cache_dir() / "files.json").write_text(json.dumps(seen))
+    with suppress(OSError):  # then the file is hashed again
+        (cache_dir() / "files.json").write_text(json.dumps(seen))
     return model
 
 

@@ -35,6 +35,7 @@ from p2pinfer.node.requester import (
     Machine,
     check_layers,
     check_memory,
+    check_weights,
     for_model,
     looks_around,
     name_of,
@@ -71,6 +72,17 @@ ANSWER_AGAIN_S = 0.5
 HIDDEN = (
     "nobody who tried could dial this peer, so no session comes here: open its TCP port {} to"
     " others, in the firewall or the router"
+)
+
+TWIN = (
+    "another machine runs with this peer's identity, so the swarm takes the two for one, and"
+    " sessions fail: stop one of them, and start it with a key of its own (--identity FILE);"
+    " a copied home has a copy of the key"
+)
+
+SELF = (
+    "{} has this peer's own identity: if that is another machine, the home of one is a copy of the"
+    " other's, and one needs a key of its own (--identity FILE)"
 )
 
 
@@ -162,7 +174,7 @@ async def serve_peer(options: PeerOptions, store: Store, hooks: Hooks) -> None:
             if options.model:
                 directory.follow(options.model)
             if options.bootstrap:
-                await _enter(directory, transport.peer_id, options.bootstrap)
+                await _enter(directory, transport, options.bootstrap, hooks.say)
             elif looks_around(options.network):
                 await directory.find_anybody(LAN_S_MAX)
             nursery.start_soon(directory.run, options.bootstrap)
@@ -220,6 +232,7 @@ def _directory(
 
     directory = Directory(transport, identity, chance, clock_ms=clock_ms)
     directory.voice.on_hidden = on_hidden
+    directory.voice.on_twin = partial(say, TWIN)
     directory.listen()
     return directory
 
@@ -229,8 +242,19 @@ async def _cancel_at(event: trio.Event, scope: trio.CancelScope) -> None:
     scope.cancel()
 
 
-async def _enter(directory: Directory, me: PeerId, ways_in: tuple[str, ...]) -> None:
+def _strange_selves(transport: Transport, ways_in: Iterable[str]) -> list[str]:
+    """Return the ways in that lead to this peer's identity, and not to where it listens."""
+    me = [address for address in ways_in if address.endswith(f"/p2p/{transport.peer_id}")]
+    return [address for address in me if address not in transport.addresses]
+
+
+async def _enter(
+    directory: Directory, transport: Transport, ways_in: tuple[str, ...], say: Callable[[str], None]
+) -> None:
     """Learn who is there from the first way in that answers; go on without after a while."""
+    me = transport.peer_id
+    for address in _strange_selves(transport, ways_in):
+        say(SELF.format(address))
     with trio.move_on_after(ANSWER_S_MAX):
         while True:
             failures = await directory.enter(ways_in)
@@ -252,6 +276,8 @@ class _Supplies:
     options: PeerOptions
     hooks: Hooks
     chance: random.Random
+    newest: Path | None = None
+    """The slice of the engine that was opened last."""
 
     async def open_model(self) -> PartsModel:
         """Fetch what describes the model; raises UserError where the layers cannot be served."""
@@ -265,6 +291,7 @@ class _Supplies:
 
         def check(model: PartsModel) -> None:
             if fixed:
+                check_weights(model, model.manifest.needed(*fixed))
                 check_memory(model, fixed[1] - fixed[0], self.options.machine)
 
         model, _ = await self._obtain(needed, check)
@@ -278,9 +305,10 @@ class _Supplies:
             return manifest.needed(first, end)
 
         def make(model: PartsModel) -> Path:
-            return model.stage(first, end)
+            return model.stage(first, end, spare=0)
 
         model, path = await self._obtain(needed, make)
+        self.newest = path
         machine = for_model(self.options.machine, model)
         async with open_stage(
             path,
@@ -290,6 +318,8 @@ class _Supplies:
             threads=machine.threads,
         ) as engine:
             yield engine
+        if path != self.newest:  # it has moved: the slice serves nobody any more
+            await in_thread(model.drop_unused_stages)
 
     async def _obtain(
         self, needed: Callable[[Manifest], Iterable[str]], make: Callable[[PartsModel], T]

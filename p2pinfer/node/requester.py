@@ -20,7 +20,15 @@ from p2pinfer.core.sponsor import Sponsor
 from p2pinfer.core.trust import Trust
 from p2pinfer.engine.llama.engine import LocalEnds, open_ends
 from p2pinfer.engine.llama.measured_bounds import bounds_of
-from p2pinfer.engine.llama.memory import available_bytes, check_fits, sessions_bytes
+from p2pinfer.engine.llama.memory import (
+    NODE_BYTES,
+    WORKER_BYTES,
+    available_bytes,
+    check_fits,
+    check_runs,
+    sessions_bytes,
+    swap_bytes,
+)
 from p2pinfer.engine.store.assemble import PartsModel, open_parts
 from p2pinfer.engine.store.store import DamagedPart, MissingChunk, Store
 from p2pinfer.node.fraud_files import open_frauds, sharing
@@ -105,6 +113,15 @@ def check_memory(model: PartsModel, layers: int, machine: Machine) -> None:
     context = for_model(machine, model).context
     needed = sessions_bytes(model.header, layers, machine.sessions, context)
     check_fits(needed, available_bytes(), machine.sessions, context)
+
+
+def check_weights(model: PartsModel, parts: Iterable[str], peers: int = 0) -> None:
+    """Raise UserError if an engine of some parts cannot run here, beside ``peers`` of more."""
+    weights = sum(model.manifest.part(name).size for name in set(parts))
+    needed = weights + WORKER_BYTES + peers * (NODE_BYTES + WORKER_BYTES)
+    name = model.info.name
+    what = f"{name} with {peers} local peers" if peers else f"this machine's part of {name}"
+    check_runs(what, needed, available_bytes(), swap_bytes())
 
 
 def check_keep(model: Manifest, keep: int) -> None:
@@ -233,6 +250,7 @@ def _check_held(options: ClientOptions, store: Store) -> None:
         check_keep(manifest, options.keep)
         with suppress(MissingChunk, DamagedPart):  # then it is fetched, and checked again
             model = open_parts(store, manifest, cache_dir())
+            check_weights(model, manifest.ends(options.keep))
             check_memory(model, 2 * options.keep, options.machine)
 
 
@@ -266,6 +284,7 @@ async def open_client(options: ClientOptions, store: Store, tell: Tell) -> Async
         return manifest.ends(keep)
 
     def make(model: PartsModel) -> tuple[Path, Path]:
+        check_weights(model, model.manifest.ends(keep))
         check_memory(model, 2 * keep, for_model(options.machine, model))
         return model.ends(keep)
 

@@ -27,6 +27,10 @@ HIDDEN_S = 900.0
 HIDDEN_PERIODS = PERIOD_RATIO_MAX
 """It renews its word so many times as seldom, since nobody counts on it."""
 
+TWIN_WORDS = 3
+"""Newer words of the own peer, none of which it has said, that show that somebody else says them:
+of a former run, whose clock was ahead, the swarm knows the last, and perhaps one before."""
+
 
 class Signer(Protocol):
     """Whoever this peer is."""
@@ -69,10 +73,13 @@ class Advertiser:
         self.is_hidden = False
         self.on_hidden: Callable[[bool], object] = lambda _: None
         """Told whether this peer is hidden, whenever that changes."""
+        self.on_twin: Callable[[], object] = lambda: None
+        """Told once if another machine speaks as this peer."""
         self._transport, self._identity, self._view = transport, identity, view
         self._topics, self._chance, self._clock_ms = topics, chance, clock_ms
         self._announcer = Announcer()
         self._own: Advertisement | None = None
+        self._foreign_words = 0
         self._signed_at = -float("inf")
         self._show_until = self._hide_until = -float("inf")
         view.outdo = self._outdo
@@ -85,6 +92,15 @@ class Advertiser:
         if before is None or essence(before) != essence(advertisement):
             self._sign()
             self.hurry()
+
+    def move(self, addresses: tuple[str, ...]) -> None:
+        """Say at once that this peer has other addresses, if it says anything.
+
+        Whether others can dial those is open, however it was before.
+        """
+        if self._own and self._own.addresses != addresses:
+            self._hide_until = -float("inf")
+            self.say(evolve(self._own, addresses=addresses))
 
     def leave(self) -> None:
         """Say that this peer is gone, as far as gossip carries it, and nothing more."""
@@ -151,7 +167,17 @@ class Advertiser:
         return heard
 
     def _outdo(self, sequence: int) -> None:
-        """Number the own advertisement beyond one that a former run of this peer made."""
-        if self._own and self._own.sequence <= sequence:
-            self._own = evolve(self._own, sequence=sequence)
+        """Number the own advertisement beyond one that a former run of this peer made.
+
+        Or that another machine makes, which has the same key; the two must not outdo each other
+        as fast as they can.
+        """
+        if self._own is None or self._own.sequence > sequence:
+            return
+        if self._own.sequence < sequence:
+            self._foreign_words += 1
+            if self._foreign_words == TWIN_WORDS:
+                self.on_twin()
+        self._own = evolve(self._own, sequence=sequence)
+        if self._foreign_words < TWIN_WORDS:
             self.hurry()

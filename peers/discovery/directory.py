@@ -175,6 +175,7 @@ class Directory:
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self.voice.run, self._pause_s)
                 nursery.start_soon(self._compare_for_ever)
+                nursery.start_soon(self._follow_moves)
                 heard: set[ModelId] = set()
                 while True:
                     for model in [model for model in self.view.followed if model not in heard]:
@@ -272,6 +273,13 @@ class Directory:
                 await trio.sleep_forever()
             finally:
                 del self._topics[model]
+
+    async def _follow_moves(self) -> None:
+        """Tell everybody of a new address at once, and ask who is there, for ever."""
+        while True:
+            await self._transport.wait_moved()
+            self.voice.move(tuple(self._transport.addresses))
+            self._wake.set()
 
     async def _compare_for_ever(self) -> None:
         while True:

@@ -1,12 +1,14 @@
 """The endpoints: shapes, status codes, streams, and who is let in."""
 
 import json
+import re
 from typing import Any
 
 import pytest
 import trio
 import trio.testing
 from attrs import evolve
+from starlette.types import ASGIApp
 from trio.testing import MockClock
 
 from p2pinfer.api.completions import BODY_BYTES_MAX
@@ -262,6 +264,63 @@ async def test_named_origins_may_ask(autojump_clock: MockClock) -> None:
         reply = await ask.get("/v1/models", headers=headers)
         assert reply.headers["access-control-allow-origin"] == "https://chat.example"
         assert (await ask.get("/v1/models", headers={"origin": "https://x"})).status_code == 403
+
+
+@pytest.mark.parametrize("why", ["key", "path", "body", "bug"])
+async def test_named_origins_may_read_what_went_wrong(
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch, why: str
+) -> None:
+    """A browser shows a reply without these headers as a network error."""
+    access = Access("secret", ("https://chat.example",))
+    headers = {"origin": "https://chat.example"} | (KEY if why != "key" else {})
+    async with fake_gateway(access) as (gateway, client, app), http(app) as ask:
+        if why == "bug":
+            monkeypatch.setattr(client, "missing", lambda: 1 / 0)
+        path = {"path": "/v1/nothing", "bug": "/health"}.get(why, "/v1/chat/completions")
+        method = "GET" if why == "bug" else "POST"
+        reply = await ask.request(method, path, json={}, headers=headers)
+        assert reply.status_code == {"key": 401, "path": 404, "bug": 500}.get(why, 400)
+        assert reply.json()["error"]["message"]
+        assert reply.headers["access-control-allow-origin"] == "https://chat.example"
+        if method == "POST":
+            counted = gateway.metrics.render().decode()
+            assert re.search(rf'requests_total\{{.*"{reply.status_code}"\}} 1', counted)
+
+
+async def test_a_proxy_may_call_it_by_another_name(autojump_clock: MockClock) -> None:
+    """The one that the owner has named, with its page, whether the proxy passes its name on."""
+    access = Access(hosts=("box.example.org",))
+    page = {"origin": "https://box.example.org"}
+    async with fake_gateway(access) as (_, _client, app):
+        for name, headers, status in (
+            ("box.example.org", {}, 200),
+            ("BOX.example.org:8443", page, 200),
+            ("localhost:11550", page, 200),
+            ("other.example.org", {}, 403),
+            ("localhost", {"origin": "https://other.example.org"}, 403),
+        ):
+            async with http(app, "http://localhost") as ask:
+                reply = await ask.get("/v1/models", headers={"host": name, **headers})
+                assert reply.status_code == status, name
+        assert "--allow-host" in (await ask_as(app, "other.example.org"))["error"]["message"]
+
+
+async def ask_as(app: ASGIApp, name: str) -> dict[str, Any]:
+    """Return what is said to a request that calls the gateway so."""
+    async with http(app) as ask:
+        found: dict[str, Any] = (await ask.get("/v1/models", headers={"host": name})).json()
+        return found
+
+
+def test_a_name_is_a_bare_one(capsys: pytest.CaptureFixture[str]) -> None:
+    """Neither a URL nor with a port; without a key, whoever passes the proxy may ask."""
+    assert _access("127.0.0.1", "key", (), ("Box.example.org",)).hosts == ("box.example.org",)
+    assert capsys.readouterr().err == ""
+    assert _access("127.0.0.1", None, (), ("box.ts.net",)).only_local_names
+    assert "whoever reaches box.ts.net can use this gateway" in capsys.readouterr().err
+    for name in ("https://box.ts.net", "box.ts.net:443", "", "a/b"):
+        with pytest.raises(UserError, match="--allow-host"):
+            _access("127.0.0.1", "key", (), (name,))
 
 
 async def test_health_is_bad_until_a_whole_route_is_there(autojump_clock: MockClock) -> None:

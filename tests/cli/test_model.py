@@ -9,8 +9,11 @@ import pytest
 from rich.console import Console
 
 from p2pinfer.cli import main
+from p2pinfer.core.ids import ModelId
 from p2pinfer.engine.gguf.values import Value, ValueType
+from p2pinfer.engine.store.assemble import open_parts
 from p2pinfer.engine.store.store import Store
+from p2pinfer.node.model_supply import open_store
 from tests.support.stored import flip
 from tests.support.toys import write_toy
 
@@ -192,6 +195,25 @@ def test_what_cannot_be_added(model: Command, file: Path, tmp_path: Path) -> Non
         assert model("add", file, "--quota", quota) == 2
         assert "is not a size such as" in model.err
     assert model.json("list") == {"models": []}
+
+
+def test_rm_frees_all_that_was_made_of_a_model(
+    model: Command, file: Path, home: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What was cut to be run, and what the peers of ``demo`` keep in homes of their own."""
+    peer = home / "data" / "demo" / "3-peers" / "1"
+    id_ = ""
+    for each in (peer, home):
+        monkeypatch.setenv("P2PINFER_HOME", str(each))
+        id_ = model.json("add", file)["model"]
+        store = open_store()
+        manifest = store.manifest(ModelId(id_))
+        assert manifest
+        open_parts(store, manifest, each / "cache").stage(1, 2)
+    taken = sum(path.stat().st_size for path in home.rglob("*.gguf"))
+    freed = model.json("rm", id_)["freed_bytes"]
+    assert freed >= taken > 0
+    assert list(home.rglob("*.gguf")) == []
 
 
 def test_lines_of_progress_where_there_is_no_terminal(

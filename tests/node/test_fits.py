@@ -1,12 +1,14 @@
 """The estimate of what sessions take, and its comparison with what there is."""
 
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from p2pinfer.core.errors import UserError
 from p2pinfer.engine.gguf.reader import read_header
-from p2pinfer.engine.llama.memory import available_bytes, check_fits, sessions_bytes
+from p2pinfer.engine.llama.memory import check_fits, check_runs, sessions_bytes
 
 
 def test_default_model_takes_three_quarters_of_a_kib_per_position_and_layer(
@@ -18,19 +20,28 @@ def test_default_model_takes_three_quarters_of_a_kib_per_position_and_layer(
     assert sessions_bytes(header, 10, 8, 4096) == 768 * 10 * 8 * 4096
 
 
-def test_free_memory_is_what_the_system_says(tmp_path: Path) -> None:
-    """``/proc/meminfo`` counts in KiB; where there is none, or an old one, nobody knows."""
-    meminfo = tmp_path / "meminfo"
-    meminfo.write_text("MemTotal: 4000 kB\nMemAvailable:    3000 kB\n")
-    assert available_bytes(meminfo) == 3000 * 1024
-    meminfo.write_text("MemTotal: 4000 kB\n")
-    assert available_bytes(meminfo) is None
-    assert available_bytes(tmp_path / "none") is None
+def test_a_limit_on_what_a_process_may_map_counts() -> None:
+    """``ulimit -v``."""
+    code = (
+        "import resource\n"
+        "from p2pinfer.engine.llama.memory import available_bytes\n"
+        "resource.setrlimit(resource.RLIMIT_AS, (1 << 30, -1))\n"
+        "print(available_bytes(host_bytes=lambda: 1 << 40) <= 1 << 30)"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=True)
+    assert done.stdout == "True\n"
 
 
 def test_what_does_not_fit_is_refused_with_what_to_change() -> None:
-    """The sentence names both sizes and both options; equal or unknown is enough."""
+    """The sentence names both sizes and both options; equal is enough."""
     check_fits(1 << 30, 1 << 30, 1, 1)
-    check_fits(1 << 60, None, 1, 1)
     with pytest.raises(UserError, match=r"4\.0 GiB .* 1\.0 GiB are free: .*--context.*--sessions"):
         check_fits(4 << 30, 1 << 30, 8, 1000)
+
+
+def test_what_cannot_run_at_all_is_refused() -> None:
+    """Whatever the machine can swap out helps."""
+    check_runs("A model", 300 << 20, 100 << 20, 200 << 20)
+    words = "A model needs at least 301 MiB of memory, and 100 MiB are free: .*container"
+    with pytest.raises(UserError, match=words):
+        check_runs("A model", 301 << 20, 100 << 20, 200 << 20)

@@ -3,7 +3,7 @@
 import random
 from typing import Any
 
-from p2pinfer.node.peer import _directory
+from p2pinfer.node.peer import _directory, _strange_selves
 from tests.support.directories import identity
 
 
@@ -31,3 +31,17 @@ def test_an_owner_hears_once_which_port_to_open() -> None:
     transport.was_dialled = True
     directory.voice.on_hidden(False)
     assert told[1:] == ["others can dial this peer now"]
+
+
+def test_an_owner_hears_of_a_machine_with_the_same_key() -> None:
+    """From its words; and where it is named as the way in, which nobody could reach from here."""
+    told: list[str] = []
+    transport: Any = Reached()
+    _directory(transport, identity(1), random.Random(1), told.append).voice.on_twin()
+    (once,) = told
+    assert "another machine runs with this peer's identity" in once
+    assert "--identity FILE" in once
+    own, me = transport.addresses[0], transport.peer_id
+    elsewhere = f"/ip4/192.0.2.9/tcp/4001/p2p/{me}"
+    other = "/ip4/192.0.2.9/tcp/4001/p2p/12D3KooW"
+    assert _strange_selves(transport, (own, elsewhere, other)) == [elsewhere]

@@ -92,10 +92,24 @@ def test_options_out_of_range(command: Command, options: str, words: str) -> Non
 
 def test_more_sessions_than_memory(command: Command, monkeypatch: pytest.MonkeyPatch) -> None:
     """How much they would need and how much there is; the model itself allows 8,192 positions."""
+    words = "8 sessions of 8,192 positions need .* GiB of memory, and {} GiB are free: .*--context"
+    monkeypatch.setattr("p2pinfer.node.requester.available_bytes", lambda: 1 << 30)
+    check(command("demo", "Hi", "--context", "1000000"), 2, words.format("1.0"))
+    monkeypatch.setattr("p2pinfer.node.requester.available_bytes", lambda: 1 << 28)
+    join = ["join", "--layers", "1:10", *HERE, "--context", "1000000"]
+    check(command(*join), 2, words.format("0.2"))
+
+
+def test_less_memory_than_the_weights_take(
+    command: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """However few sessions."""
     monkeypatch.setattr("p2pinfer.node.requester.available_bytes", lambda: 1 << 26)
-    words = "8 sessions of 8,192 positions need .* GiB of memory, and 0.1 GiB are free: .*--context"
-    check(command("demo", "Hi", "--context", "1000000"), 2, words)
-    check(command("join", "--layers", "1:10", *HERE, "--context", "1000000"), 2, words)
+    monkeypatch.setattr("p2pinfer.node.requester.swap_bytes", lambda: 0)
+    few = ["--sessions", "1", "--context", "64"]
+    words = "needs at least {} MiB of memory, and 64 MiB are free: end other programs"
+    check(command("demo", "Hi", *few), 2, "with 3 local peers " + words.format(862))
+    check(command("join", "--layers", "1:10", *HERE, *few), 2, words.format("[0-9]+"))
 
 
 def test_what_is_known_here_is_checked_before_anybody_is_asked(
@@ -106,7 +120,7 @@ def test_what_is_known_here_is_checked_before_anybody_is_asked(
     check(command(*words, "--keep-layers", "15"), 2, "--keep-layers must be from 1 to 14")
     check(command(*words), 3, "no peer answers")
     monkeypatch.setattr("p2pinfer.node.requester.available_bytes", lambda: 1 << 20)
-    check(command(*words), 2, "need .* of memory")
+    check(command(*words), 2, "this machine's part of .* needs at least .* of memory")
 
 
 @pytest.mark.parametrize("words", [["demo"], ["demo", ""], ["demo", " \n"], ["chat", "--json"]])

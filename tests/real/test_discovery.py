@@ -2,16 +2,17 @@
 
 import json
 import subprocess
-import sys
 
 import pytest
+
+from p2pinfer.core.python_process import python_command
 
 pytestmark = pytest.mark.real
 
 
 def test_processes_find_each_other_and_stay_cheap() -> None:
     """Four peers and a late one know all; what they know is fresh, and costs little."""
-    command = [sys.executable, "-m", "p2pinfer", "bench", "discovery", "--json"]
+    command = python_command("p2pinfer", "bench", "discovery", "--json")
     command += ["--peers", "4", "--seconds", "12", "--cut", "0"]
     done = subprocess.run(command, capture_output=True, timeout=120, check=False)
     assert done.returncode == 0, done.stderr

@@ -14,6 +14,7 @@ from p2pinfer.bench.fetch import fetch_bench
 from p2pinfer.bench.fetch_size import size_bench
 from p2pinfer.core.ids import ModelId, PeerId
 from p2pinfer.core.manifest import Part
+from p2pinfer.core.python_process import python_command, python_environment
 from p2pinfer.engine.store.store import Store
 from peers.parts.fetch import fetch_manifest, fetch_parts
 from scheduler.fetching import IN_FLIGHT_PER_HOLDER_MAX
@@ -30,7 +31,7 @@ KILLS = 20
 async def process(*arguments: str) -> AsyncIterator[trio.Process]:
     """Run Python until the block ends, then kill it if it still runs."""
     child = await trio.lowlevel.open_process(
-        [sys.executable, *arguments], stdin=PIPE, stdout=PIPE, cwd=Path.cwd()
+        python_command(*arguments), stdin=PIPE, stdout=PIPE, env=python_environment()
     )
     try:
         yield child
@@ -46,7 +47,7 @@ async def process(*arguments: str) -> AsyncIterator[trio.Process]:
 @asynccontextmanager
 async def holder(root: Path, model: Model) -> AsyncIterator[tuple[trio.Process, str]]:
     """Run a process that serves a store; gives its address as well."""
-    serve = ("-m", "p2pinfer.bench.fetch", "serve", str(root), model.id, "own")
+    serve = ("p2pinfer.bench.fetch", "serve", str(root), model.id, "own")
     async with process(*serve) as child:
         yield child, await read_line(child)
 
@@ -62,7 +63,7 @@ async def read_line(child: trio.Process) -> str:
 
 def fetcher(root: Path, model: Model, addresses: Path) -> tuple[str, ...]:
     """Return the arguments of a process that fetches a model; see `main`."""
-    return ("-m", "tests.real.test_parts", str(root), model.id, str(addresses))
+    return ("tests.real.test_parts", str(root), model.id, str(addresses))
 
 
 def held(store: Store, model: Model) -> set[tuple[str, int]]:

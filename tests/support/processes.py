@@ -4,13 +4,13 @@ import json
 import os
 import select
 import subprocess
-import sys
 import time
 from collections.abc import Iterable, Sequence
 from contextlib import AbstractAsyncContextManager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 
+from p2pinfer.core.python_process import python_command, python_environment
 from p2pinfer.node import requester
 from p2pinfer.node.model_supply import name_model, open_store
 from p2pinfer.node.requester import Client, ClientOptions, Machine
@@ -27,7 +27,7 @@ GONE_S_MAX = 20.0
 
 POLL_S = 0.05
 
-COMMAND = (sys.executable, "-m", "p2pinfer")
+COMMAND = tuple(python_command("p2pinfer"))
 
 
 @dataclass
@@ -46,7 +46,7 @@ class Peer:
 
 def environment(home: Path, **more: str) -> dict[str, str]:
     """Return the environment of a process that keeps its things in ``home``."""
-    clean = {k: v for k, v in os.environ.items() if not k.startswith("P2PINFER_")}
+    clean = {k: v for k, v in python_environment().items() if not k.startswith("P2PINFER_")}
     return {**clean, "P2PINFER_HOME": str(home), **more}
 
 

@@ -31,10 +31,10 @@ from libp2p.security.noise.transport import Transport as Noise
 from libp2p.stream_muxer.yamux.yamux import PROTOCOL_ID as YAMUX_ID
 from libp2p.stream_muxer.yamux.yamux import Yamux
 from multiaddr import Multiaddr  # type: ignore[import-untyped]  # it ships no types
-from multiaddr.utils import get_network_addrs  # type: ignore[import-untyped]  # as above
 
 from p2pinfer.core.errors import PeerError, UserError
 from transports.identity import Identity
+from transports.interfaces import machine_addresses, routed_hosts, told_addresses
 from transports.libp2p.muxer import Connection
 from transports.libp2p.private_noise import PRIVATE_NOISE_ID, PrivateNoise
 
@@ -280,20 +280,14 @@ async def _until_end(muxed: Any, serve: Any, stream: INetStream) -> None:
 
 
 def real_addresses(addresses: Sequence[Multiaddr]) -> list[Multiaddr]:
-    """Replace the addresses that mean "all interfaces" by those of the interfaces."""
-    real: list[Multiaddr] = []
-    for address in addresses:
-        text = str(address)
-        for wildcard, version, name in (("/ip4/0.0.0.0/", 4, "ip4"), ("/ip6/::/", 6, "ip6")):
-            if text.startswith(wildcard):
-                loopback = "127.0.0.1" if version == 4 else "::1"
-                hosts = [*get_network_addrs(version), loopback]
-                rest = text[len(wildcard) :]
-                real += [Multiaddr(f"/{name}/{host}/{rest}") for host in dict.fromkeys(hosts)]
-                break
-        else:
-            real.append(address)
-    return real
+    """Replace the addresses that mean "all interfaces" by the most useful of the interfaces."""
+    told = told_addresses([str(each) for each in addresses], machine_addresses(), routed_hosts())
+    return [Multiaddr(each) for each in told]
+
+
+def own_hosts() -> set[str]:
+    """Return all addresses of this machine, including those not advertised."""
+    return {address.host for address in machine_addresses()}
 
 
 def check_port(address: Multiaddr) -> None:

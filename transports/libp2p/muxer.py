@@ -95,6 +95,11 @@ class Connection(Muxer):
     # The interface for streams.
 
     @property
+    def own_host(self) -> str:
+        """This machine's address that the connection goes from; empty where that is not known."""
+        return self._wire.own_host
+
+    @property
     def congested(self) -> bool:
         """Whether writers must wait for the socket."""
         return len(self._queue) > QUEUE_BYTES_MAX

@@ -6,7 +6,7 @@ off unless asked for; waiting they cost next to nothing.
 
 import hashlib
 import logging
-from collections.abc import Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable
 from functools import partial
 from typing import Any, Final
 
@@ -45,6 +45,9 @@ HINTS_MAX = 64
 """Addresses given at once."""
 
 
+WaitMoved = Callable[[], Awaitable[None]]
+
+
 class Lan:
     """Peers of one swarm on the local network."""
 
@@ -55,8 +58,15 @@ class Lan:
         self._name = (named or blake3(reach.network.encode())).hexdigest(4)
         self._mdns: MDNSDiscovery | None = None
 
-    async def run(self) -> None:
-        """Say that this peer is here, and hear who else is, until cancelled."""
+    async def run(self, wait_moved: WaitMoved) -> None:
+        """Say that this peer is here, and hear who else is, until cancelled.
+
+        It is announced on all networks of this machine, so again whenever the machine has moved.
+        """
+        while True:
+            await self._run_here(wait_moved)
+
+    async def _run_here(self, wait_moved: WaitMoved) -> None:
         make = partial(
             create_mdns_discovery,
             self._host.get_network(),
@@ -67,13 +77,15 @@ class Lan:
             mdns = await trio.to_thread.run_sync(make)
         except OSError as error:
             log.warning("mDNS does not work on this machine: %s", error)
+            await wait_moved()
             return
         try:
             # In a thread: it takes a second and a half. Zeroconf's own threads do the rest.
             await trio.to_thread.run_sync(mdns.broadcaster.register)
             self._mdns = mdns
-            await trio.sleep_forever()
+            await wait_moved()
         finally:
+            self._mdns = None
             with trio.CancelScope(shield=True):
                 await trio.to_thread.run_sync(mdns.stop)
 
@@ -174,11 +186,12 @@ class Lookout:
         self._lan = Lan(host, reach) if reach.mdns else None
         self._dht = Dht(host, reach.network, topics) if reach.dht else None
 
-    def start(self, nursery: trio.Nursery) -> None:
-        """Look out until the nursery is cancelled."""
-        for place in (self._lan, self._dht):
-            if place:
-                nursery.start_soon(place.run)
+    def start(self, nursery: trio.Nursery, wait_moved: WaitMoved) -> None:
+        """Look out until the nursery is cancelled; ``wait_moved`` as a transport's."""
+        if self._lan:
+            nursery.start_soon(self._lan.run, wait_moved)
+        if self._dht:
+            nursery.start_soon(self._dht.run)
 
     async def find(self, topic: str | None) -> list[str]:
         """Return hints of others; see `transports.base.Transport.discover`."""

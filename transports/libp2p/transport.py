@@ -35,6 +35,7 @@ from transports.libp2p.host import (
     connections,
     cut_off,
     log,
+    own_hosts,
     protocol_id,
 )
 from transports.libp2p.library_channel import LibraryChannel
@@ -56,6 +57,9 @@ FLUSH_S_MAX = 0.5
 
 ADDRESSES_PER_PEER_MAX = 8
 """Tried at once; a machine has an address per interface and family."""
+
+MOVED_LOOK_S = 5.0
+"""How often a peer looks whether it has other addresses, as in another Wi-Fi: 0.2 ms each time."""
 
 KNOWN_PEERS_MAX = 10_000
 """Peers whose addresses are remembered; the one longest unused is forgotten first."""
@@ -82,6 +86,7 @@ class Libp2pTransport:
         self._identity = identity
         self._network = reach.network
         self.was_dialled = False
+        self._moved = trio.Event()
         self._known: dict[PeerId, tuple[str, ...]] = {}
         self._dialling: weakref.WeakValueDictionary[PeerId, trio.Lock] = (
             weakref.WeakValueDictionary()
@@ -96,6 +101,29 @@ class Libp2pTransport:
     def addresses(self) -> Sequence[str]:
         """Multiaddrs at which others reach this peer, with its id."""
         return [str(address) for address in self._host.get_addrs()]
+
+    async def wait_moved(self) -> None:
+        """Wait until the addresses change; see `transports.base.Transport.wait_moved`."""
+        await self._moved.wait()
+
+    async def watch_addresses(self) -> None:
+        """Notice when the addresses change, for ever."""
+        told, hosts = self.addresses, own_hosts()
+        while True:
+            await trio.sleep(MOVED_LOOK_S)
+            told_before, told = told, self.addresses
+            hosts_before, hosts = hosts, own_hosts()
+            if lost := hosts_before - hosts:  # what is sent from there goes nowhere
+                for connection in connections(self._host):
+                    if connection.own_host in lost:
+                        connection.abort("this machine has lost the address that it was made from")
+            if told == told_before:
+                continue
+            log.info("this peer's addresses are now: %s", ", ".join(told))
+            if not set(told_before) <= set(told):  # whether the others can be dialled is open
+                self.was_dialled = False
+            self._moved.set()
+            self._moved = trio.Event()
 
     def sign(self, data: bytes) -> bytes:
         """Sign with this peer's key; `transports.identity.verify` checks it."""
@@ -276,8 +304,10 @@ async def open_libp2p(
             await nursery.start(_run, host, listening)
             await nursery.start(gossip.run)
             lookout = Lookout(host, reach, gossip.topics)
-            lookout.start(nursery)
-            yield Libp2pTransport(host, identity, reach, gossip, lookout)
+            transport = Libp2pTransport(host, identity, reach, gossip, lookout)
+            lookout.start(nursery, transport.wait_moved)
+            nursery.start_soon(transport.watch_addresses)
+            yield transport
         except BaseException as error:  # noqa: BLE001 - raised below, outside the nursery's group
             failure = error
         await _leave(host)

@@ -134,6 +134,7 @@ class MemoryTransport:
         self._peer_id = peer_id
         self._nursery = nursery
         self.was_dialled = False
+        self._place, self._moved = 0, trio.Event()
         self._handlers: dict[str, Handler] = {}
         self._channels: list[MemoryChannel] = []
 
@@ -145,7 +146,17 @@ class MemoryTransport:
     @property
     def addresses(self) -> Sequence[str]:
         """The one name under which others find this peer."""
-        return [f"/memory/0/p2p/{self._peer_id}"]
+        return [f"/memory/{self._place}/p2p/{self._peer_id}"]
+
+    async def wait_moved(self) -> None:
+        """Wait for ``move``."""
+        await self._moved.wait()
+
+    def move(self) -> None:
+        """Have another address from now on; the network finds peers by their ids all the same."""
+        self._place, self.was_dialled = self._place + 1, False
+        self._moved.set()
+        self._moved = trio.Event()
 
     def handle(self, protocol: str, handler: Handler) -> None:
         """Serve inbound channels of ``protocol`` with ``handler``."""

@@ -12,6 +12,7 @@ from p2pinfer.core.sampling import Sampling
 from p2pinfer.engine.base import Candidate, Decoded, Done, EngineBusy, NextToken
 from p2pinfer.engine.llama.frames import PartConfig, WorkerConfig
 from p2pinfer.engine.llama.process import Answer, Answered, Worker, open_worker
+from p2pinfer.engine.store.slice_files import in_use
 
 
 class _Slots:
@@ -170,8 +171,9 @@ async def open_stage(
         EngineDied: the worker died while it loaded.
     """
     part = PartConfig(str(path), tokens=False, logits=False)
-    async with open_worker(WorkerConfig((part,), sessions, context, threads)) as worker:
-        yield LocalStage(worker, first)
+    with in_use(path):
+        async with open_worker(WorkerConfig((part,), sessions, context, threads)) as worker:
+            yield LocalStage(worker, first)
 
 
 @asynccontextmanager
@@ -189,5 +191,6 @@ async def open_ends(
         PartConfig(str(first_end), tokens=True, logits=False),
         PartConfig(str(last_end), tokens=False, logits=True),
     )
-    async with open_worker(WorkerConfig(parts, sessions, context, threads)) as worker:
-        yield LocalEnds(worker, layers)
+    with in_use(first_end, last_end):
+        async with open_worker(WorkerConfig(parts, sessions, context, threads)) as worker:
+            yield LocalEnds(worker, layers)

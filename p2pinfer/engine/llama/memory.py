@@ -1,9 +1,14 @@
-"""How much memory sessions take, so that a person hears of it before llama.cpp runs out."""
+"""How much memory things take and there is, so that a person hears of it before it runs out."""
 
 import os
+from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
+import psutil
+
 from p2pinfer.core.errors import UserError
+from p2pinfer.engine.cgroups import memory_left_bytes, processors
 from p2pinfer.engine.gguf.reader import GgufHeader
 from p2pinfer.engine.gguf.values import Array
 
@@ -13,10 +18,11 @@ _NUMBER_BYTES = 2
 WORKER_BYTES = 96 << 20
 """What an engine's process takes besides weights and cells: Python, llama.cpp, compute buffers."""
 
+NODE_BYTES = 128 << 20
+"""What the process of a peer takes besides its engine's: Python, libp2p and NumPy."""
+
 MEMORY_SHARE = 0.5
 """Of what is free: a peer lends, and whoever sits at the machine has work to do."""
-
-_MEMINFO = Path("/proc/meminfo")
 
 
 def sessions_bytes(header: GgufHeader, layers: int, sessions: int, context: int) -> int:
@@ -41,29 +47,65 @@ def sessions_bytes(header: GgufHeader, layers: int, sessions: int, context: int)
     return _NUMBER_BYTES * row * layers * sessions * context
 
 
-def available_bytes(meminfo: Path = _MEMINFO) -> int | None:
-    """Return how much memory programs may still take; None where the system does not say."""
-    try:
-        lines = meminfo.read_text().splitlines()
-    except OSError:
-        return None
-    kib = next((line.split()[1] for line in lines if line.startswith("MemAvailable:")), None)
-    return None if kib is None else 1024 * int(kib)
+def host_bytes() -> int:
+    """Return how much memory the machine has to give without swapping."""
+    return int(psutil.virtual_memory().available)
+
+
+def available_bytes(root: Path = Path("/"), host_bytes: Callable[[], int] = host_bytes) -> int:
+    """Return how much memory this process and its helpers may still take.
+
+    The machine may have more than their container, their cgroup or ``ulimit -v`` allows.
+    """
+    found = [host_bytes(), memory_left_bytes(root), _rlimit_bytes()]
+    return min(each for each in found if each is not None)
+
+
+def _rlimit_bytes() -> int | None:
+    """Return how much one process may map; None where that is not limited."""
+    with suppress(ImportError, OSError):
+        import resource
+
+        soft, _ = resource.getrlimit(resource.RLIMIT_AS)
+        return None if soft == resource.RLIM_INFINITY else soft
+    return None
+
+
+def usable_cores(root: Path = Path("/")) -> int:
+    """Return how many threads can run at once: on the cores and in the time given to this process.
+
+    A machine's other cores may be another container's, or barred by ``taskset``.
+    """
+    affinity = getattr(os, "sched_getaffinity", None)
+    cores = len(affinity(0)) if affinity else os.cpu_count() or 1
+    quota = processors(root)
+    return cores if quota is None else max(1, min(cores, int(quota)))
 
 
 def budget_bytes(named: int | None) -> int:
     """Return how much a peer may use: what a person named, or a share of what is free."""
     if named is not None:
         return named
-    free = available_bytes()
-    if free is None:  # not Linux: of all that there is
-        free = os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES")
-    return int(MEMORY_SHARE * free)
+    return int(MEMORY_SHARE * available_bytes())
 
 
-def check_fits(needed: int, available: int | None, sessions: int, context: int) -> None:
-    """Raise UserError if sessions need more memory than there is; unknown is enough."""
-    if available is not None and needed > available:
+def swap_bytes() -> int:
+    """Return how much the machine can still swap out."""
+    return int(psutil.swap_memory().free)
+
+
+def check_runs(what: str, needed: int, available: int, swap: int) -> None:
+    """Raise UserError if something cannot be in memory at all, not even with all swapped out."""
+    if needed > available + swap:
+        raise UserError(
+            f"{what} needs at least {mib(needed)} of memory, and {mib(available)} are free: end"
+            " other programs, raise the limit if a container sets one, or choose a smaller model"
+        )
+
+
+def check_fits(needed: int, available: int, sessions: int, context: int) -> None:
+    """Raise UserError if sessions need more memory than there is."""
+    if needed > available:
         raise UserError(
             f"{sessions} sessions of {context:,} positions need {_gib(needed)} of memory, and"
             f" {_gib(available)} are free: choose a smaller --context, or fewer --sessions"

@@ -9,6 +9,7 @@ one *numerics class*: their arithmetic agrees bit for bit.
 
 import json
 from collections.abc import Callable, Iterable
+from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
 from pathlib import Path
@@ -57,7 +58,8 @@ def probe(load: Callable[[Settings], Slice], threads: int, cache: Path, *, token
     found = _cached(cache, key)
     if found is None:
         found = _search(load, threads, tokens=tokens)
-        cache.write_text(json.dumps({"key": key, **asdict(found)}))
+        with suppress(OSError):  # a full disk: it is searched for again
+            cache.write_text(json.dumps({"key": key, **asdict(found)}))
     return found
 
 

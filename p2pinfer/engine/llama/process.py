@@ -5,10 +5,9 @@ token waits for several of them in turn.
 """
 
 import logging
-import os
+import signal
 import socket
 import subprocess
-import sys
 import tempfile
 from collections import deque
 from collections.abc import AsyncIterator, Callable
@@ -20,6 +19,8 @@ from trio import TaskStatus
 
 from p2pinfer.core import errors
 from p2pinfer.core.errors import EngineDied, EngineError, lone_errors
+from p2pinfer.core.python_process import python_command, python_environment
+from p2pinfer.engine.cgroups import memory_kills
 from p2pinfer.engine.llama.frames import RECEIVE_BYTES, PartReady, Splitter, WorkerConfig, pack
 
 _log = logging.getLogger("p2pinfer.engine")
@@ -35,6 +36,11 @@ HUGE_PAGES = "glibc.malloc.hugetlb=1"
 with 4 KiB pages the processor keeps looking up where they are (5 to 8 % of decoding, measured)."""
 
 _STDERR_TAIL_BYTES = 2000
+
+NO_MEMORY = (
+    "the system ended the engine's process because memory ran out: choose fewer --sessions or a"
+    " smaller --context, or give this machine or its container more memory"
+)
 
 
 Answer = list[Any]
@@ -132,6 +138,7 @@ class Worker:
         pause_s = _RESTART_S_MIN
         while True:
             self._has_answered = False
+            kills = memory_kills()
             with tempfile.TemporaryFile() as stderr:
                 process, sock = self._start(stderr)
                 died = False
@@ -148,7 +155,7 @@ class Worker:
                         process.kill()  # it has nothing to save
                     with trio.CancelScope(shield=True):
                         await trio.to_thread.run_sync(_reap, process)
-                words = _last_words(process, stderr)
+                words = _last_words(process, stderr, starved=memory_kills() > kills)
             if not self.parts:
                 raise EngineDied(words)
             if self._has_answered:
@@ -161,12 +168,12 @@ class Worker:
         ours, theirs = socket.socketpair()
         with theirs:
             process = subprocess.Popen(
-                [sys.executable, "-m", "p2pinfer.engine.llama.worker", str(theirs.fileno())],
+                python_command("p2pinfer.engine.llama.worker", str(theirs.fileno())),
                 pass_fds=[theirs.fileno()],
                 stdin=subprocess.DEVNULL,
                 stdout=subprocess.DEVNULL,
                 stderr=stderr,
-                env={"GLIBC_TUNABLES": HUGE_PAGES, **os.environ},
+                env={"GLIBC_TUNABLES": HUGE_PAGES, **python_environment()},
                 process_group=0,
             )
         ours.setblocking(False)
@@ -269,9 +276,14 @@ def _reap(process: subprocess.Popen[bytes]) -> None:
         process.wait()
 
 
-def _last_words(process: subprocess.Popen[bytes], stderr: IO[bytes]) -> str:
-    """Say how the worker ended, with the end of what it printed: ggml says why it aborts."""
+def _last_words(process: subprocess.Popen[bytes], stderr: IO[bytes], *, starved: bool) -> str:
+    """Say how the worker ended, with the end of what it printed: ggml says why it aborts.
+
+    ``starved``: the system has ended some process meanwhile because memory ran out.
+    """
     code = process.poll()
+    if starved and code == -signal.SIGKILL:
+        return NO_MEMORY
     how = f"on signal {-code}" if code is not None and code < 0 else f"with code {code}"
     stderr.seek(max(0, stderr.seek(0, 2) - _STDERR_TAIL_BYTES))
     lines = stderr.read().decode(errors="replace").strip().splitlines()

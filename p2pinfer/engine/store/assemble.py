@@ -29,11 +29,12 @@ from p2pinfer.engine.gguf.slicing import (
 )
 from p2pinfer.engine.gguf.values import Metadata
 from p2pinfer.engine.gguf.writer import Extent, NewTensor, encode_header
+from p2pinfer.engine.store.slice_files import Slices
 from p2pinfer.engine.store.split import check_whole, manifest_of, part_of
 from p2pinfer.engine.store.store import Store
 
-_SLICES_VERSION = 2
-"""Part of every slice's path: to be raised when the same cut gives another file."""
+SPARE_SLICES_MAX = 3
+"""Unused slices that are kept all the same: audits run the same few now and then."""
 
 
 @dataclass(frozen=True)
@@ -57,8 +58,10 @@ class PartsModel:
         """The manifest's hash."""
         return self.manifest.id
 
-    def stage(self, first: int, end: int) -> Path:
+    def stage(self, first: int, end: int, spare: int = SPARE_SLICES_MAX) -> Path:
         """Return the slice of layers ``first`` up to but not including ``end``.
+
+        Where it has to be cut, unused ones are removed, all but ``spare``.
 
         Raises:
             MissingChunk: a part that it needs is not here.
@@ -66,19 +69,28 @@ class PartsModel:
             BadModelFile: the parts are not what the manifest says.
             UserError: the model has no such layers, or the slice cannot be written.
         """
-        return self._written(f"stage-{first}-{end}.gguf", plan_stage(self.header, first, end))
+        name = f"stage-{first}-{end}.gguf"
+        return self._written(name, plan_stage(self.header, first, end), "stage-", spare)
+
+    def drop_unused_stages(self) -> None:
+        """Remove the slices of layers that are no longer used."""
+        Slices(self.cache).drop_unused(self.id, "stage-")
 
     def ends(self, keep: int) -> tuple[Path, Path]:
         """Return the first and the last end, ``keep`` layers each; raises as ``stage``."""
         header = whole_header(self.store, self.manifest, TOKENIZER)
         return (
-            self._written(f"first-{keep}.gguf", plan_first_end(header, keep)),
-            self._written(f"last-{keep}.gguf", plan_last_end(header, keep)),
+            self._written(f"first-{keep}.gguf", plan_first_end(header, keep), "first-"),
+            self._written(f"last-{keep}.gguf", plan_last_end(header, keep), "last-"),
         )
 
-    def _written(self, name: str, plan: SlicePlan) -> Path:
-        path = self.cache / f"v{_SLICES_VERSION}" / self.id[:32] / name
-        if not path.exists():
+    def _written(self, name: str, plan: SlicePlan, kind: str, spare: int = 0) -> Path:
+        slices = Slices(self.cache)
+        path = slices.path(self.id, name)
+        if not slices.note_wanted(path):
+            slices.drop_unused(self.id, kind, spare)
+            tensors = [NewTensor(each.name, each.shape, each.type, None) for each in plan.tensors]
+            self.store.check_room_for_slice(sum(tensor.nbytes for tensor in tensors))
             path.parent.mkdir(parents=True, exist_ok=True)
             write_slice(plan, self._sources(plan), path)
         return path

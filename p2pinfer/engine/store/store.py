@@ -42,6 +42,7 @@ from p2pinfer.engine.store.disk import (
     sync_folder,
     write_at,
 )
+from p2pinfer.engine.store.slice_files import Slices
 
 _HASH = re.compile(r"[0-9a-f]{64}")
 
@@ -78,9 +79,18 @@ class Store:
     They wait for the disk. Its failures are raised as UserError; the store stays consistent.
     """
 
-    def __init__(self, root: Path, *, quota_bytes: int | None = None) -> None:
+    def __init__(
+        self, root: Path, *, quota_bytes: int | None = None, slices: Slices | None = None
+    ) -> None:
+        """Open the store, creating it if there is none.
+
+        Args:
+            root: its directory.
+            quota_bytes: the most that parts and slices may take.
+            slices: what is cut from the parts and kept elsewhere on the same disk.
+        """
         self.root = root
-        self._quota_bytes = quota_bytes
+        self._quota_bytes, self._slices = quota_bytes, slices
         self._manifests, self._parts, self._partial = (
             root / name for name in ("manifests", "parts", "partial")
         )
@@ -139,7 +149,11 @@ class Store:
         return found
 
     def remove(self, model: ModelId) -> int:
-        """Remove a model and every part that no other model uses; return the bytes freed."""
+        """Remove a model and every part that no other model uses; return the bytes freed.
+
+        Slices that are being run stay.
+        """
+        freed = self._slices.remove(model) if self._slices else 0
         with self._locked() as lock:
             os.write(lock, _GONE)
             before = self.used_bytes()
@@ -149,7 +163,7 @@ class Store:
             for path in (*self._parts.iterdir(), *self._partial.iterdir()):
                 if path.name.removesuffix(".gguf") not in kept:
                     path.unlink(missing_ok=True)
-            return before - self.used_bytes()
+            return freed + before - self.used_bytes()
 
     # Parts
 
@@ -219,23 +233,31 @@ class Store:
             self._set_aside(part)
             raise DamagedPart(part, sorted(set(range(len(part.chunks))) - good))
 
-    def check_room(self, parts: Iterable[Part]) -> None:
-        """Raise UserError if what is missing of these parts exceeds the quota or the disk."""
-        new_bytes = disk_bytes = 0
+    def check_room(self, parts: Iterable[Part], *, cut: bool = False) -> None:
+        """Raise UserError if what is missing of these parts exceeds the quota or the disk.
+
+        So may a slice that is then to be ``cut`` from them, which has the same bytes again.
+        """
+        new_bytes = disk_bytes = slice_bytes = 0
         for part in {part.hash: part for part in parts}.values():
             if not self.held(part):
+                slice_bytes += part.size if cut else 0
                 try:
                     disk_bytes += part.size - 512 * self._partial_path(part).stat().st_blocks
                 except FileNotFoundError:
                     new_bytes += part.size
                     disk_bytes += part.size
-        self._check_quota(new_bytes)
-        free = shutil.disk_usage(self.root).free
-        if disk_bytes > free:
-            raise UserError(
-                f"{size_text(disk_bytes)} are needed in {self.root} and {size_text(free)} are free:"
-                " make room, or set P2PINFER_HOME to a directory on a larger disk"
-            )
+        self._check_quota(new_bytes + slice_bytes)
+        cache = self._slices.root if self._slices else self.root
+        with self._explained():
+            is_same = cache.stat().st_dev == self.root.stat().st_dev
+        self._check_disk(self.root, disk_bytes + (slice_bytes if is_same else 0))
+        self._check_disk(cache, slice_bytes)
+
+    def check_room_for_slice(self, size: int) -> None:
+        """Raise UserError if a slice of ``size`` bytes exceeds the quota or the disk."""
+        self._check_quota(size)
+        self._check_disk(self._slices.root if self._slices else self.root, size)
 
     def write_chunk(self, part: Part, index: int, data: bytes) -> None:
         """Put a chunk in its place in the partial part; nothing happens if the part is whole.
@@ -300,8 +322,8 @@ class Store:
             sync_folder(self._partial)
 
     def used_bytes(self) -> int:
-        """Return the bytes of everything here, partial parts at their full length."""
-        total = 0
+        """Return the bytes of everything here: partial parts at their full length, and slices."""
+        total = self._slices.used_bytes() if self._slices else 0
         for folder in (self._manifests, self._parts, self._partial):
             for path in folder.iterdir():
                 with suppress(FileNotFoundError):  # another process has removed it
@@ -371,11 +393,24 @@ class Store:
         if self._quota_bytes is None or more_bytes == 0:
             return
         used = self.used_bytes()
+        if self._slices and used + more_bytes > self._quota_bytes:
+            used -= self._slices.make_room(used + more_bytes - self._quota_bytes)
         if used + more_bytes > self._quota_bytes:
             raise UserError(
                 f"{size_text(more_bytes)} more would exceed the store's quota of"
                 f" {size_text(self._quota_bytes)}, of which {size_text(used)} are used: raise"
                 " --quota, or remove a model (p2pinfer model rm ID)"
+            )
+
+    def _check_disk(self, folder: Path, more_bytes: int) -> None:
+        with self._explained():
+            free = shutil.disk_usage(folder).free
+        if self._slices and more_bytes > free:
+            free += self._slices.make_room(more_bytes - free)
+        if more_bytes > free:
+            raise UserError(
+                f"{size_text(more_bytes)} are needed in {folder} and {size_text(free)} are free:"
+                " make room, or set P2PINFER_HOME to a directory on a larger disk"
             )
 
     @contextmanager

@@ -1,16 +1,18 @@
 """The node's side of a worker, with processes that are none."""
 
+import signal
 import socket
 from dataclasses import asdict
 from itertools import pairwise
-from typing import IO
+from tempfile import TemporaryFile
+from typing import IO, Any
 
 import pytest
 import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from p2pinfer.engine.llama.frames import PartReady, WorkerConfig, pack
-from p2pinfer.engine.llama.process import Worker
+from p2pinfer.engine.llama.process import NO_MEMORY, Worker, _last_words
 
 
 class Ended:
@@ -60,3 +62,21 @@ async def test_pauses_begin_anew_once_it_has_answered(
         await nursery.start(worker.keep_running)
     pauses = [round(after - before, 2) for before, after in pairwise(begun)]
     assert pauses == [0.1, 0.2, 0.4, 0.1, 0.2]
+
+
+@pytest.mark.parametrize(
+    ("code", "starved", "words"),
+    [
+        (-signal.SIGKILL, True, NO_MEMORY),
+        (-signal.SIGKILL, False, "the engine's process ended on signal 9: last line"),
+        (-signal.SIGSEGV, True, "the engine's process ended on signal 11: last line"),
+        (3, True, "the engine's process ended with code 3: last line"),
+    ],
+)
+def test_a_lack_of_memory_is_named(code: int, starved: bool, words: str) -> None:
+    """The system kills without a word; only it knows why."""
+    ended: Any = Ended()
+    ended.poll = lambda: code
+    with TemporaryFile() as stderr:
+        stderr.write(b"first line\nlast line\n")
+        assert _last_words(ended, stderr, starved=starved) == words

@@ -1,0 +1,85 @@
+"""What ``join`` prints for the next machine."""
+
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+
+from p2pinfer.cli.announcement import ONLY_HERE, JoinAnnouncer
+from p2pinfer.core.ids import PeerId
+from p2pinfer.node.peer import Serving
+from transports.interfaces import is_loopback
+
+MODEL = "ab" * 32
+LAN = "/ip4/192.168.1.7/tcp/4001/p2p/12D3KooW"
+LOOP = "/ip4/127.0.0.1/tcp/4001/p2p/12D3KooW"
+
+
+def printed(
+    capsys: pytest.CaptureFixture[str],
+    *addresses: str,
+    first: int = 1,
+    end: int = 29,
+    fixed: bool = False,
+    mdns: bool = False,
+) -> list[str]:
+    """Return the lines behind the facts of a peer that serves."""
+    model: Any = SimpleNamespace(
+        id=MODEL,
+        info=SimpleNamespace(name="Toy", layers=30),
+        manifest=SimpleNamespace(license="mit"),
+    )
+    announcer = JoinAnnouncer(" --network n", as_json=False, fixed=fixed, mdns=mdns)
+    announcer.tell(Serving(PeerId("12D3KooW"), addresses, model, first, end, 28))
+    lines = capsys.readouterr().out.splitlines()
+    (facts,) = [n for n, line in enumerate(lines) if line.startswith("layers ")]
+    assert lines[-1] == "ready; Ctrl-C to leave"
+    return lines[facts + 1 : -1]
+
+
+def test_the_next_machine_types_the_best_address(capsys: pytest.CaptureFixture[str]) -> None:
+    """The first, with all that leads to the same swarm and model."""
+    way_in = f"--bootstrap {LAN} --model {MODEL} --network n"
+    assert printed(capsys, LAN, "/ip4/10.8.0.2/tcp/4001/p2p/12D3KooW") == [
+        "the next machine types",
+        f"  p2pinfer join {way_in}",
+        "and whoever wants to chat",
+        f"  p2pinfer chat {way_in}",
+    ]
+
+
+def test_without_a_network_it_says_so(capsys: pytest.CaptureFixture[str]) -> None:
+    """Another machine could do nothing with the lines; another terminal can."""
+    lines = printed(capsys, LOOP, "/ip6/::1/tcp/4001/p2p/12D3KooW")
+    assert lines[0] == ONLY_HERE
+    assert "only this machine can use it: no network" in ONLY_HERE
+    assert lines[1] == "another peer here types"
+    assert LOOP in lines[2]
+
+
+def test_on_the_local_network_no_address_is_needed(capsys: pytest.CaptureFixture[str]) -> None:
+    """Where peers announce themselves."""
+    assert printed(capsys, LAN, mdns=True)[1::2] == [
+        "  p2pinfer join --mdns --network n",
+        "  p2pinfer chat --mdns --network n",
+    ]
+
+
+def test_fixed_layers_name_what_is_missing(capsys: pytest.CaptureFixture[str]) -> None:
+    """Nothing more is asked for where one peer has them all."""
+    lines = printed(capsys, LAN, first=10, end=19, fixed=True)
+    assert lines[0::2] == ["the next machine types", "and another one", "and whoever wants to chat"]
+    assert "join --layers 1:10 " in lines[1]
+    assert "join --layers 19:29 " in lines[3]
+    lines = printed(capsys, LAN, fixed=True)
+    assert lines[0] == "whoever wants to chat types"
+    assert len(lines) == 2
+
+
+@pytest.mark.parametrize(
+    ("address", "only_here"),
+    [(LOOP, True), ("/ip6/::1/tcp/1", True), (LAN, False), ("/dns4/me/tcp/1", False), ("", False)],
+)
+def test_loopback_is_known(address: str, only_here: bool) -> None:
+    """In either family; what is no number is taken to be elsewhere."""
+    assert is_loopback(address) is only_here

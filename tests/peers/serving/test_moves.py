@@ -1,0 +1,63 @@
+"""Peers whose addresses change while they run, as in another Wi-Fi."""
+
+import trio
+from trio.testing import MockClock
+
+from peers.discovery.advertiser import PATIENCE_S_MIN
+from peers.discovery.directory import LOOK_AGAIN_S
+from tests.peers.discovery.test_dialled import PATIENCE_S, closed
+from tests.support.directories import MODEL, Peer, directories, running
+
+
+def told(by: Peer, of: Peer) -> tuple[str, ...]:
+    """Return where a peer believes another to be."""
+    (found,) = [each for each in by.directory.peers() if each.peer == of.id]
+    return found.addresses
+
+
+async def test_others_are_told_of_a_new_address_at_once(autojump_clock: MockClock) -> None:
+    """However long it is to the next renewal; what else is said of the peer stays."""
+    async with directories(3) as (_, made), running(made):
+        a, b, c = made
+        for peer in made:
+            peer.advertise()
+        await trio.sleep(200)
+        assert told(b, a) == told(c, a) == (f"/memory/0/p2p/{a.id}",)
+        a.transport.move()
+        await trio.sleep(LOOK_AGAIN_S)
+        assert told(b, a) == told(c, a) == (f"/memory/1/p2p/{a.id}",)
+        assert (b.sees(), c.sees()) == ({a.id, c.id}, {a.id, b.id})
+
+
+async def test_who_serves_nothing_moves_in_silence(autojump_clock: MockClock) -> None:
+    """A requester has nothing to say."""
+    async with directories(2) as (_, made), running(made):
+        a, b = made
+        b.directory.follow(MODEL)
+        a.transport.move()
+        await trio.sleep(10)
+        assert b.directory.peers() == []
+
+
+async def test_a_moved_peer_is_hidden_only_if_nobody_dials_it_there(
+    autojump_clock: MockClock,
+) -> None:
+    """It was dialled at its old address, which says nothing of the new one."""
+    async with directories(3) as (network, made), running(made):
+        a, b, _ = made
+        for peer in made:
+            peer.advertise()
+        await trio.sleep(10 * PATIENCE_S)
+        assert a.transport.was_dialled
+        with closed(network, a.id):
+            a.transport.move()
+            assert not a.transport.was_dialled
+            await trio.sleep(PATIENCE_S_MIN / 2)
+            assert not a.directory.is_hidden
+            await trio.sleep(2 * PATIENCE_S)
+            assert a.directory.is_hidden
+            assert told(b, a) == ()
+        a.transport.move()
+        await trio.sleep(PATIENCE_S)
+        assert not a.directory.is_hidden
+        assert told(b, a) == (f"/memory/2/p2p/{a.id}",)
