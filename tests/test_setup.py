@@ -31,7 +31,14 @@ from p2pinfer._setup.system import (
     package_manager,
     packages_for,
 )
-from p2pinfer._setup.wheel import FLAGS, is_installed, pinned_requirement, wheel_folder, wheel_key
+from p2pinfer._setup.wheel import (
+    FLAGS,
+    NATIVE,
+    is_installed,
+    pinned_requirement,
+    wheel_folder,
+    wheel_key,
+)
 
 ROOT = Path(__file__).resolve().parent.parent
 NEEDS = needs("/include", "python3.12")
@@ -180,8 +187,8 @@ def test_need_is_missing_where_it_does_not_compile(shell: Shell) -> None:
 
 def test_wheel_key_tells_builds_apart() -> None:
     """Everything that changes the compiled code changes the folder that keeps it."""
-    parts = ("llama-cpp-python==1.2.3", ("-DA=1",), "x86_64", "glibc 2.36", "avx2 fma")
-    others = ("llama-cpp-python==1.2.4", ("-DA=2",), "aarch64", "glibc 2.39", "avx2 avx512f fma")
+    parts = ("llama-cpp-python==1.2.3", ("-DA=1",), "/**/", "x86_64", "glibc 2.36", "avx2 fma")
+    others = ("llama-cpp-python==1.2.4", ("-DA=2",), "", "aarch64", "glibc 2.39", "avx512f fma")
     changed = [(*parts[:i], others[i], *parts[i + 1 :]) for i in range(len(parts))]
     keys = {wheel_key(*each) for each in [parts, *changed]}  # type: ignore[arg-type]  # mixed tuples
     assert len(keys) == 1 + len(parts)
@@ -190,7 +197,7 @@ def test_wheel_key_tells_builds_apart() -> None:
 
 def test_wheel_is_kept_in_the_users_cache() -> None:
     """XDG_CACHE_HOME moves it."""
-    folder = wheel_folder("llama-cpp-python==1.2.3", {"XDG_CACHE_HOME": "/cache"})
+    folder = wheel_folder("llama-cpp-python==1.2.3", NATIVE, {"XDG_CACHE_HOME": "/cache"})
     assert folder.parent == Path("/cache/p2pinfer/wheels")
 
 

@@ -1,8 +1,8 @@
 """The steps, in order.
 
-Find what the system lacks, create .venv, compile llama.cpp, install the rest, and last write a
-stamp. While the stamp matches, nothing is done. An interrupted run leaves no stamp, and the next
-one goes on with what is there.
+Find what the system lacks, create .venv, compile llama.cpp, install the rest, try what was
+compiled, and last write a stamp. While the stamp matches, nothing is done. An interrupted run
+leaves no stamp, and the next one goes on with what is there.
 """
 
 import hashlib
@@ -15,9 +15,10 @@ import tomllib
 from pathlib import Path
 
 from p2pinfer._setup.commands import EXIT_FAILED, EXIT_INTERRUPTED, SetupError, Shell
+from p2pinfer._setup.llama import Llama
 from p2pinfer._setup.lock import locked
 from p2pinfer._setup.system import build_environment, provide_system_packages
-from p2pinfer._setup.wheel import is_installed, pinned_requirement, provide_wheel
+from p2pinfer._setup.wheel import pinned_requirement
 
 ROOT = Path(__file__).resolve().parents[2]
 VENV = ROOT / ".venv"
@@ -28,7 +29,8 @@ LOG = VENV / "setup.log"
 
 def stamp_key(root: Path) -> str:
     """Name one state of setup: what is installed, how, and where (a venv cannot be moved)."""
-    sources = [root / "pyproject.toml", *sorted(Path(__file__).parent.glob("*.py"))]
+    here = Path(__file__).parent
+    sources = [root / "pyproject.toml", *sorted(here.glob("*.py")), *sorted(here.glob("*.h"))]
     digest = hashlib.sha256(os.fsencode(root))
     for source in sources:
         digest.update(hashlib.sha256(source.read_bytes()).digest())
@@ -77,15 +79,14 @@ def set_up() -> None:
     provide_system_packages(shell)
     if not venv_is_sound(shell):
         shell.run([sys.executable, "-m", "venv", str(VENV)], "virtual environment")
-    wheel = provide_wheel(pinned_requirement(project), pip, shell)
-    if not is_installed(wheel, VENV):
-        own = [*pip, "install", "--force-reinstall", "--no-deps", str(wheel)]
-        shell.run(own, "llama-cpp-python")
+    llama = Llama(pinned_requirement(project), VENV, shell)
+    llama.install()
     shell.run([*pip, "install", "-e", str(ROOT), *groups["dev"]], "Python packages")
     # trio-typing, which libp2p needs, brings stubs of an old trio that mypy would believe first.
     for stubs in VENV.glob("lib/python*/site-packages/trio-stubs"):
         shutil.rmtree(stubs)
     shell.run([*pip, "install", "--no-deps", *groups["model"]], "default model, 98 MB")
+    llama.prove()
     STAMP.write_text(key)
     print(f"Set up in {time.monotonic() - started_s:.0f} s.", flush=True)
 

@@ -12,6 +12,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import NamedTuple, TextIO
 
+from p2pinfer.core.exits import ending, lacked_memory
+
 EXIT_FAILED = 1
 EXIT_USAGE = 2
 EXIT_INTERRUPTED = 130
@@ -30,6 +32,15 @@ class SetupError(Exception):
     def __init__(self, text: str, exit_code: int = EXIT_FAILED) -> None:
         super().__init__(text)
         self.exit_code = exit_code
+
+
+class CommandFailed(SetupError):
+    """A command ended with another code than 0; ``how`` says with which, in words."""
+
+    def __init__(self, text: str, returncode: int) -> None:
+        super().__init__(text)
+        self.how = ending(returncode)
+        self.lacked_memory = lacked_memory(returncode)
 
 
 class Status(NamedTuple):
@@ -126,7 +137,7 @@ class Shell:
             more: variables for this command alone.
 
         Raises:
-            SetupError: it failed; the text holds its last lines and says where all of them are.
+            CommandFailed: the text holds its last lines and says where all of them are.
         """
         tail: deque[str] = deque(maxlen=TAIL_LINES)
         progress = StepProgress(title, sys.stdout, time.monotonic)
@@ -152,5 +163,6 @@ class Shell:
         if process.returncode:
             progress.finish("failed")
             last = "\n".join(tail)
-            raise SetupError(f"{last}\n{title}: failed; the full output is in {self.log}")
+            text = f"{last}\n{title}: failed; the full output is in {self.log}"
+            raise CommandFailed(text, process.returncode)
         progress.finish("done")

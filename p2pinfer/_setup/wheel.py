@@ -5,11 +5,12 @@ import hashlib
 import json
 import platform
 import re
+import shlex
 import shutil
 import subprocess
 from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from p2pinfer._setup.commands import SetupError, Shell
 from p2pinfer._setup.lock import locked
@@ -21,6 +22,23 @@ FLAGS = (
     # Its matrix kernels treat 1 and 2 rows differently, so batching would change a row's result.
     "-DGGML_LLAMAFILE=OFF",
 )
+
+REPAIRS = Path(__file__).with_name("repairs.h")
+"""A header that is put in front of every file; it says what it repairs."""
+
+
+class Variant(NamedTuple):
+    """One way to compile llama.cpp for this CPU."""
+
+    name: str
+    flags: tuple[str, ...] = ()
+    """For the C and the C++ compiler, besides the repairs."""
+
+
+NATIVE = Variant("with all that this CPU offers")
+WITHOUT_AMX = Variant("without AMX", ("-U__AMX_INT8__",))
+"""ggml's AMX code is there where the compiler says so; the rest of the CPU is used all the same.
+For machines that show AMX and refuse it, as under some hypervisors."""
 
 
 def pinned_requirement(project: Mapping[str, Any]) -> str:
@@ -48,27 +66,42 @@ def cpu_features() -> str:
     return platform.processor()
 
 
-def wheel_key(requirement: str, flags: Sequence[str], machine: str, libc: str, cpu: str) -> str:
+def wheel_key(
+    requirement: str, flags: Sequence[str], repairs: str, machine: str, libc: str, cpu: str
+) -> str:
     """Name the folder of one build; the wheel's tag is py3-none, so Python's version is no part."""
-    built = "\n".join([requirement, *flags, machine, libc, cpu])
+    built = "\n".join([requirement, *flags, repairs, machine, libc, cpu])
     return f"{requirement.replace('==', '-')}-{hashlib.sha256(built.encode()).hexdigest()[:12]}"
 
 
-def wheel_folder(requirement: str, environment: Mapping[str, str]) -> Path:
+def wheel_folder(requirement: str, variant: Variant, environment: Mapping[str, str]) -> Path:
     """Return where this machine's wheel is kept."""
     cache = environment.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     libc = " ".join(platform.libc_ver())
-    key = wheel_key(requirement, FLAGS, platform.machine(), libc, cpu_features())
+    flags = (*FLAGS, *variant.flags)
+    cpu = cpu_features()
+    key = wheel_key(requirement, flags, REPAIRS.read_text(), platform.machine(), libc, cpu)
     return Path(cache, "p2pinfer", "wheels", key)
 
 
-def provide_wheel(requirement: str, pip: Sequence[str], shell: Shell) -> Path:
+def build_variables(variant: Variant) -> dict[str, str]:
+    """Return the variables that a build of llama.cpp runs with.
+
+    A compiler's flags go where CMake takes its first ones from: CMAKE_ARGS is cut at spaces,
+    quotes or no quotes. A person's own are left out: GMP's -I is not for llama.cpp, which must
+    find its own ggml.h first, and the wheel's key does not know them.
+    """
+    flags = shlex.join(["-include", str(REPAIRS), *variant.flags])
+    return {"CMAKE_ARGS": " ".join(FLAGS), "CFLAGS": flags, "CXXFLAGS": flags, "LDFLAGS": ""}
+
+
+def provide_wheel(requirement: str, variant: Variant, pip: Sequence[str], shell: Shell) -> Path:
     """Return the wheel for this machine, built from source unless it was kept.
 
     Raises:
         SetupError: it does not compile.
     """
-    folder = wheel_folder(requirement, shell.environment)
+    folder = wheel_folder(requirement, variant, shell.environment)
     folder.mkdir(parents=True, exist_ok=True)
     with locked(folder):  # other clones share it
         if kept := sorted(folder.glob("*.whl")):
@@ -79,12 +112,10 @@ def provide_wheel(requirement: str, pip: Sequence[str], shell: Shell) -> Path:
         shutil.rmtree(scratch, ignore_errors=True)  # of a build that was interrupted
         # Neither an index's wheel nor one in pip's cache says with which flags it was built.
         options = ["-v", "--no-deps", "--no-cache-dir", "--no-binary", "llama-cpp-python"]
-        # GMP's -I is not for llama.cpp, which must find its own ggml.h first.
-        variables = {"CMAKE_ARGS": " ".join(FLAGS), "CFLAGS": "", "LDFLAGS": ""}
         shell.run(
             [*pip, "wheel", *options, "--wheel-dir", str(scratch), requirement],
             "llama.cpp",
-            variables,
+            build_variables(variant),
         )
         [built] = scratch.glob("*.whl")
         wheel = built.rename(folder / built.name)

@@ -17,6 +17,7 @@ from starlette.types import ASGIApp, Message, Receive, Scope, Send
 from p2pinfer.api.completions import Completions
 from p2pinfer.api.gateway import Access, Gateway
 from p2pinfer.api.guard import Guard
+from p2pinfer.api.loading import Loading
 from p2pinfer.api.metrics import CONTENT_TYPE, Metrics
 from p2pinfer.api.problems import Problem
 from p2pinfer.api.streams import EventStream
@@ -65,10 +66,41 @@ def make_app(gateway: Gateway) -> ASGIApp:
     )
 
 
+def make_loading_app(loading: Loading, access: Access) -> ASGIApp:
+    """Put together what a gateway answers while it loads: its page, and elsewhere that it loads."""
+
+    async def unready(_: Request) -> Response:
+        raise loading.problem()
+
+    async def show_version(_: Request) -> Response:
+        return JSONResponse({"version": version("p2pinfer")})
+
+    async def events(_: Request) -> Response:
+        if loading.listeners >= LISTENERS_MAX:
+            raise _too_many_listeners()
+        return EventStream(loading.events())
+
+    methods = ["GET", "POST"]
+    return Starlette(
+        routes=[
+            *_page_routes(),
+            Route("/version", show_version),
+            Route("/api/events", events),
+            Route("/{path:path}", unready, methods=methods),
+        ],
+        middleware=[Middleware(Answered), *_cors(access), Middleware(Guard, access=access)],
+        exception_handlers={Problem: _problem, HTTPException: _http_problem},
+    )
+
+
+def _too_many_listeners() -> Problem:
+    return Problem(429, f"{LISTENERS_MAX} pages listen already.", kind="rate_limit_error")
+
+
 def _own_routes(gateway: Gateway, state: SwarmState) -> list[Route]:
     async def health(_: Request) -> Response:
-        if missing := gateway.swarm.client.missing():
-            return _problem_response(Problem(503, missing, "no_route", kind="unavailable_error"))
+        if trouble := await gateway.trouble():
+            return _problem_response(Problem(503, trouble, "no_route", kind="unavailable_error"))
         return JSONResponse({"status": "ok"})
 
     async def show_version(_: Request) -> Response:
@@ -92,7 +124,7 @@ def _own_routes(gateway: Gateway, state: SwarmState) -> list[Route]:
 
     async def events(_: Request) -> Response:
         if state.listeners >= LISTENERS_MAX:
-            raise Problem(429, f"{LISTENERS_MAX} pages listen already.", kind="rate_limit_error")
+            raise _too_many_listeners()
         return EventStream(state.events())
 
     return [

@@ -12,7 +12,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from p2pinfer.api.certificates import receipt_link
-from p2pinfer.api.gateway import Finished, Gateway
+from p2pinfer.api.gateway import Ended, Finished, Gateway, Said
 from p2pinfer.api.problems import Problem
 from p2pinfer.api.questions import SEEDS, Question, chat_question, completion_question
 from p2pinfer.api.replies import (
@@ -126,19 +126,24 @@ class Completions:
             return event({**head, "choices": choices, **usage})
 
         answers: list[Answer] = []
-        begun = -1
+        begun = ended = -1
         async with aclosing(self._gateway.answer(question, head["id"])) as parts:
             async for part in parts:
                 if part.choice != begun:
                     begun = part.choice
                     if first := format_.begin(begun):
                         yield chunk(first)
-                if isinstance(part, Finished):
-                    answers.append(part.answer)
-                    end = format_.end(part.choice, part.answer.finish)
-                    yield chunk({**end, "p2pinfer": account_of(part)})
-                else:
-                    yield chunk(format_.piece(part.choice, part.text, part.scores))
+                match part:
+                    case Said():
+                        yield chunk(format_.piece(part.choice, part.text, part.scores))
+                    case Ended():  # a client need not wait for what is checked
+                        ended = part.choice
+                        yield chunk(format_.end(part.choice, part.finish))
+                    case Finished():
+                        answers.append(part.answer)
+                        finish = None if ended == part.choice else part.answer.finish
+                        end = format_.end(part.choice, finish)
+                        yield chunk({**end, "p2pinfer": account_of(part)})
         if question.include_usage:
             yield chunk(None, {"usage": usage_of(answers, question.choices)})
         yield event("[DONE]")

@@ -1,5 +1,6 @@
 """One gateway: the swarm that answers, how, and what is being answered now."""
 
+import math
 import time
 from collections.abc import AsyncGenerator, Callable, Iterator
 from contextlib import aclosing, contextmanager
@@ -10,10 +11,15 @@ import trio
 from p2pinfer.api.certificates import Receipts, receipt_name
 from p2pinfer.api.metrics import Metrics
 from p2pinfer.api.questions import Question
-from p2pinfer.client.answer import Answer, ChatOptions, Scored
+from p2pinfer.client.answer import INTERRUPTED, Answer, ChatOptions, Scored
 from p2pinfer.client.library import Swarm
 from p2pinfer.core.errors import UserError
 from transports.traffic import TRAFFIC
+
+CALLED_S = 5.0
+"""How long it counts that all peers of a chain answered, or not: probes may ask every second."""
+
+ENGINE_LOST = "this gateway's own engine has ended, and is being started again"
 
 
 @dataclass(frozen=True)
@@ -41,8 +47,16 @@ class Said:
 
 
 @dataclass(frozen=True)
+class Ended:
+    """All of an answer's text was said; what is checked of it is yet to come."""
+
+    choice: int
+    finish: str
+
+
+@dataclass(frozen=True)
 class Finished:
-    """An answer that is complete."""
+    """An answer that is complete, and checked."""
 
     choice: int
     answer: Answer
@@ -67,6 +81,7 @@ class Gateway:
     """Seconds since 1970."""
 
     def __post_init__(self) -> None:
+        self._calling, self._called, self._called_at = trio.Lock(), "", -math.inf
         pool, client = self.swarm.pool, self.swarm.client
         watch = self.metrics.watch
         watch("requests_running", "Answers being made.", lambda: len(self.running))
@@ -76,7 +91,7 @@ class Gateway:
             "sessions_max", "Sessions at once; the next question waits.", lambda: pool.sessions_max
         )
         watch("peers", "Peers that serve layers of the model.", lambda: len(client.serving()))
-        watch("route_complete", "1 while a whole chain is there.", lambda: not client.missing())
+        watch("route_complete", "1 while a whole chain is there.", lambda: not self.amiss())
         self.metrics.count(
             "network_bytes",
             "Bytes exchanged with peers.",
@@ -84,7 +99,24 @@ class Gateway:
             lambda: {"sent": TRAFFIC.sent, "received": TRAFFIC.received},
         )
 
-    async def answer(self, question: Question, request: str) -> AsyncGenerator[Said | Finished]:
+    def amiss(self) -> str:
+        """Say in words why nothing can be answered, as far as that is known; or nothing."""
+        client = self.swarm.client
+        return ENGINE_LOST if client.engine_is_lost else client.missing()
+
+    async def trouble(self) -> str:
+        """Say the same once the peers of a whole chain were called, unless that was just done."""
+        if amiss := self.amiss():
+            return amiss
+        async with self._calling:
+            if trio.current_time() >= self._called_at + CALLED_S:
+                self._called = await self.swarm.client.trouble()
+                self._called_at = trio.current_time()
+        return self._called
+
+    async def answer(
+        self, question: Question, request: str
+    ) -> AsyncGenerator[Said | Ended | Finished]:
         """Yield what a question's answers are made of, one choice after the other.
 
         Raises:
@@ -106,6 +138,8 @@ class Gateway:
                             scores = answer.scores_before(said, told)
                             told += len(scores)
                             yield Said(number, text, scores)
+                        if answer.finish != INTERRUPTED and not how.require_verified:
+                            yield Ended(number, answer.finish)
             receipt = None
             if answer.certificate:
                 receipt = receipt_name(request, number)

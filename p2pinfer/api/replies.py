@@ -87,8 +87,8 @@ class ChatFormat:
         """Return a piece."""
         return self._delta(index, {"content": text}, scores)
 
-    def end(self, index: int, finish: str) -> dict[str, Any]:
-        """Return what ends an answer."""
+    def end(self, index: int, finish: str | None) -> dict[str, Any]:
+        """Return what ends an answer; None where that was said before."""
         return self._delta(index, {}, finish=finish)
 
     def _delta(
@@ -119,8 +119,8 @@ class CompletionFormat:
         """Return a piece."""
         return self._text(index, text, scores)
 
-    def end(self, index: int, finish: str) -> dict[str, Any]:
-        """Return what ends an answer."""
+    def end(self, index: int, finish: str | None) -> dict[str, Any]:
+        """Return what ends an answer; None where that was said before."""
         return self._text(index, "", finish=finish)
 
     def _text(

@@ -9,9 +9,8 @@ from typing import Any, cast
 import trio
 from hypercorn.config import Config, Sockets
 from hypercorn.trio import serve
+from starlette.types import ASGIApp, Receive, Scope, Send
 
-from p2pinfer.api.app import make_app
-from p2pinfer.api.gateway import Gateway
 from p2pinfer.core.errors import UserError, lone_errors
 
 GRACE_S = 1.0
@@ -39,9 +38,23 @@ class _Config(Config):
         return sockets
 
 
+class Front:
+    """The application that a server serves from its first moment on; another one takes its place.
+
+    Requests that came before stay with the one that took them.
+    """
+
+    def __init__(self, first: ASGIApp) -> None:
+        self.app = first
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Pass a request on."""
+        await self.app(scope, receive, send)
+
+
 @asynccontextmanager
-async def open_server(gateway: Gateway, host: str, port: int) -> AsyncIterator[str]:
-    """Serve while the block lasts; gives the URL.
+async def open_server(app: ASGIApp, host: str, port: int) -> AsyncIterator[str]:
+    """Serve an application while the block lasts; gives the URL.
 
     Raises:
         UserError: the address cannot be taken.
@@ -57,7 +70,7 @@ async def open_server(gateway: Gateway, host: str, port: int) -> AsyncIterator[s
     with lone_errors():
         async with trio.open_nursery() as nursery:
             try:
-                urls: list[str] = await nursery.start(_serve, gateway, config)
+                urls: list[str] = await nursery.start(_serve, app, config)
             except OSError as error:
                 text = f"cannot listen on {config.bind[0]} ({error.strerror}): choose another port"
                 raise UserError(text) from error
@@ -67,9 +80,7 @@ async def open_server(gateway: Gateway, host: str, port: int) -> AsyncIterator[s
                 nursery.cancel_scope.cancel()
 
 
-async def _serve(
-    gateway: Gateway, config: Config, *, task_status: trio.TaskStatus[list[str]]
-) -> None:
+async def _serve(app: ASGIApp, config: Config, *, task_status: trio.TaskStatus[list[str]]) -> None:
     with lone_errors():
-        app = cast("Any", make_app(gateway))  # the two libraries' words for the same protocol
-        await serve(app, config, task_status=task_status)
+        same = cast("Any", app)  # the two libraries' words for the same protocol
+        await serve(same, config, task_status=task_status)

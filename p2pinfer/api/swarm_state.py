@@ -35,7 +35,7 @@ class SwarmState:
         """Return the model, the peers and this gateway's own part."""
         swarm = self._gateway.swarm
         client, pool = swarm.client, swarm.pool
-        missing = client.missing()
+        missing = self._gateway.amiss()
         return {
             "model": {
                 "id": client.model.id,
@@ -60,6 +60,8 @@ class SwarmState:
         return [
             {
                 "id": name,
+                "prompt_tokens": answer.prompt_tokens,
+                "read_tokens": min(answer.read(), answer.prompt_tokens),
                 "tokens": answer.tokens,
                 "tokens_per_second": answer.tokens_per_second,
                 "route": answer.route,

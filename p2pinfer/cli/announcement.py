@@ -51,18 +51,19 @@ class JoinAnnouncer:
         license_ = model.manifest.license
         licence = f"{license_} licence" if license_ else "licence not stated"
         print(f"model       {model.info.name}, {licence}")
-        room = "" if self._fixed else f", room for {serving.layers_max}"
-        print(f"layers      {serving.first}:{serving.end} of {layers}{room}")
+        room = "" if self._fixed else f"; memory has room for {serving.layers_max} layers"
+        counted = f"{serving.first} to {serving.end - 1}, counted from 0"
+        print(f"layers      {serving.first}:{serving.end} of {layers} ({counted}){room}")
         is_local = all(map(is_loopback, serving.addresses))
         if is_local:
             print(ONLY_HERE)
         others = ["another peer here" if is_local else "the next machine", "another one"]
         ranges = self._missing(serving, layers)
         lines = [(who, f"join{range_}") for who, range_ in zip(others, ranges, strict=False)]
-        lines.append(("whoever wants to chat", "chat"))
+        lines.append(("to chat, any machine", "chat"))
         way_in = self._way_in(serving)
         for number, (who, verb) in enumerate(lines):
-            print(f"and {who}" if number else f"{who} types")
+            print(f"and {who} types" if number else f"{who} types")
             print(f"  p2pinfer {verb}{way_in}")
         print("ready; Ctrl-C to leave", flush=True)
 

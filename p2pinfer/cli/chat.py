@@ -21,11 +21,11 @@ from p2pinfer.cli.options import (
     parse_bytes,
 )
 from p2pinfer.cli.running import run_task
+from p2pinfer.core.errors import UserError
 
 if TYPE_CHECKING:  # what is heavy is imported by the command that needs it
     from p2pinfer.client.answer import ChatOptions
     from p2pinfer.engine.store.store import Store
-    from p2pinfer.node.local_swarm import LocalPeer
     from p2pinfer.node.requester import ClientOptions
 
 
@@ -53,17 +53,21 @@ def chat(
     from p2pinfer.cli.model_argument import default_model, name_model
     from p2pinfer.cli.terminal import question_of
     from p2pinfer.node.local_peers import ways_in
-    from p2pinfer.node.model_supply import open_store
-    from p2pinfer.node.requester import ClientOptions
+    from p2pinfer.node.model_supply import check_named, open_store
+    from p2pinfer.node.requester import NO_WAY_IN, ClientOptions
 
     check_range("wait", wait, 0)
     how = answer.options()
     limits = machine.machine()
+    ways = ways_in(bootstrap, network)
+    if not (ways or reach.mdns):
+        raise UserError(NO_WAY_IN)
+    check_named(model)
     question = question_of(prompt, as_json=as_json)
     store = open_store(parse_bytes("quota", quota))
     options = ClientOptions(
         name_model(model, store) if model else None,
-        ways_in(bootstrap, network),
+        ways,
         reach.of(network),
         answer.keep_layers,
         limits,
@@ -93,43 +97,36 @@ def demo(
         One question; or pipe it in. Without it the chat is interactive.
     """
     from p2pinfer.cli.model_argument import name_model
-    from p2pinfer.cli.terminal import Spinner, question_of, say
-    from p2pinfer.node.local_swarm import local_swarm, share_layers
-    from p2pinfer.node.model_supply import open_store, open_whole
+    from p2pinfer.cli.starting import starting
+    from p2pinfer.cli.terminal import question_of
+    from p2pinfer.node.local_swarm import share_layers
+    from p2pinfer.node.model_supply import check_named, open_store, open_whole
     from p2pinfer.node.requester import ClientOptions
     from p2pinfer.places import data_dir
 
     how = answer.options()
     limits = machine.machine()
+    check_named(model)
     question = question_of(prompt, as_json=as_json)
     store = open_store()
     opened = open_whole(name_model(model, store), store)
     ranges = share_layers(opened, peers, answer.keep_layers, limits)
 
+    # The first peer has the whole model; the others fetch their layers, as strangers would.
+    homes = data_dir() / "demo" / f"{peers}-peers"
+
     async def run() -> None:
-        done = Spinner(f"Starting {_count(peers, 'peer')} for {opened.info.name} …")
-
-        def ready(peer: "LocalPeer") -> None:
-            say(f"peer …{peer.peer[-6:]} serves layers {peer.layers} in process {peer.process.pid}")
-
-        try:
-            # The first peer has the whole model; the others fetch their layers, as strangers would.
-            homes = data_dir() / "demo" / f"{peers}-peers"
-            swarm = local_swarm(opened, ranges, machine=limits, homes=homes, on_ready=ready)
-            async with swarm as running:
-                done()
-                ways_in = tuple(peer.addresses[0] for peer in running)
-                options = ClientOptions(
-                    opened.id,
-                    ways_in,
-                    "local",
-                    answer.keep_layers,
-                    limits,
-                    audit_rate=answer.audit_rate,
-                )
-                await _talk(options, store, how, question, as_json=as_json)
-        finally:
-            done()
+        async with starting(opened, ranges, limits, homes) as running:
+            ways_in = tuple(peer.addresses[0] for peer in running)
+            options = ClientOptions(
+                opened.id,
+                ways_in,
+                "local",
+                answer.keep_layers,
+                limits,
+                audit_rate=answer.audit_rate,
+            )
+            await _talk(options, store, how, question, as_json=as_json)
 
     run_task(run)
 
@@ -143,25 +140,20 @@ async def _talk(
     as_json: bool,
 ) -> None:
     """Answer one question, or converse on a terminal."""
-    from p2pinfer.cli.terminal import Spinner, answer_once, say
+    from p2pinfer.cli.terminal import answer_once, doing, say
     from p2pinfer.client.conversation import open_conversation
     from p2pinfer.node.requester import open_client
     from p2pinfer.places import state_dir
 
-    done = Spinner("Joining the swarm …")
-    try:
-        async with open_client(options, store, done.tell) as client:
-            done()
-            async with open_conversation(client, how, say) as conversation:
-                if question is not None:
-                    await answer_once(conversation, question, as_json=as_json)
-                else:
-                    from p2pinfer.cli.repl import converse
-
-                    await converse(conversation, client, state_dir() / "chat_history")
-    finally:
+    async with (
+        doing("Joining the swarm …") as done,
+        open_client(options, store, done.tell, done.step) as client,
+    ):
         done()
+        async with open_conversation(client, how, say) as conversation:
+            if question is not None:
+                await answer_once(conversation, question, as_json=as_json)
+            else:
+                from p2pinfer.cli.repl import converse
 
-
-def _count(number: int, noun: str) -> str:
-    return f"{number} {noun}" if number == 1 else f"{number} {noun}s"
+                await converse(conversation, client, state_dir() / "chat_history")

@@ -4,6 +4,7 @@ import ipaddress
 import re
 from collections.abc import Sequence
 from dataclasses import asdict, dataclass
+from pathlib import Path
 from typing import Any
 
 import trio
@@ -13,7 +14,14 @@ from p2pinfer.core.errors import P2pinferError
 from p2pinfer.core.ids import ModelId, PeerId
 from p2pinfer.core.layer_range import Layers, ranges
 from p2pinfer.core.manifest import METADATA
+from p2pinfer.core.model_names import readable_name
 from p2pinfer.engine.llama.memory import budget_bytes, mib
+from p2pinfer.engine.llama.probe_reports import (
+    ProbeReport,
+    probe_reports,
+    used_features,
+    vector_features,
+)
 from p2pinfer.engine.store.assemble import PartsModel
 from p2pinfer.engine.store.store import Store
 from p2pinfer.node.local_peers import Here
@@ -52,6 +60,8 @@ class Patient:
     store: Store
     machine: Machine
     memory_bytes: int | None
+    slices: Path
+    """The folder that they lie in, or below."""
 
 
 async def examine(patient: Patient) -> list[Diagnosis]:
@@ -66,7 +76,7 @@ async def examine(patient: Patient) -> list[Diagnosis]:
     for model in dict.fromkeys(a.model for a in said):
         findings += coverage_findings([a for a in said if a.model == model], mine)
         findings += await _memory(patient, model)
-    return findings
+    return findings + probe_findings(await trio.to_thread.run_sync(probe_reports, patient.slices))
 
 
 def _ways_in(look: Observer) -> list[Diagnosis]:
@@ -150,7 +160,7 @@ def clock_findings(others: Sequence[ObservedPeer]) -> list[Diagnosis]:
 
 def coverage_findings(said: Sequence[Advertisement], mine: set[PeerId]) -> list[Diagnosis]:
     """Say which layers nobody serves, and which only one peer does."""
-    name, layers, model = said[0].model_name, said[0].layers, said[0].model
+    name, layers, model = readable_name(said[0].model_name), said[0].layers, said[0].model
     served = holders([a for a in said if a.addresses], model, layers)
     inner = range(1, layers - 1)
     missing = ranges([layer for layer in inner if not served[layer]])
@@ -174,7 +184,22 @@ def coverage_findings(said: Sequence[Advertisement], mine: set[PeerId]) -> list[
 
 def _words(layers: Layers) -> str:
     first, end = layers
-    return f"layer {first}" if end == first + 1 else f"layers {first} to {end - 1}"
+    return f"layers {first}:{end}" + (f" ({first} to {end - 1})" if end > first + 1 else "")
+
+
+def probe_findings(reports: Sequence[ProbeReport]) -> list[Diagnosis]:
+    """Say how slices are computed here, which settings were ruled out, and why."""
+    if not reports:
+        return []
+    build, cpu = reports[0].build, reports[0].cpu
+    version, compiled, *_ = build.split()
+    text = f"llama.cpp {version}, build {compiled}, uses {' '.join(used_features(build))} of this"
+    found = [Diagnosis("build", True, f"{text} CPU's {' '.join(vector_features(cpu)) or cpu}")]
+    for report in reports:
+        text = f"{report.slice_name} is computed with {report.used}"
+        text += "".join(f"; not with {settings}: {why}" for settings, why in report.ruled_out)
+        found.append(Diagnosis("probe", True, text))
+    return found
 
 
 async def _memory(patient: Patient, model: ModelId) -> list[Diagnosis]:

@@ -34,7 +34,10 @@ def join(
     *,
     layers: Annotated[
         str | None,
-        option("layers", "FIRST:END, to serve just that range; END is not in it. Else it chooses."),
+        option(
+            "layers",
+            "Serve just layers FIRST:END, counted from 0, END excluded: 1:10 are layers 1 to 9.",
+        ),
     ] = None,
     memory: Memory = None,
     model: SwarmModel = None,
@@ -82,7 +85,7 @@ def join(
     announcer = JoinAnnouncer(
         _how_to_reach(network, reach), as_json=as_json, fixed=fixed is not None, mdns=reach.mdns
     )
-    _lend(options, store, announcer, until_stdin_closes=until_stdin_closes)
+    _lend(options, store, announcer, until_stdin_closes=until_stdin_closes, as_json=as_json)
 
 
 def _how_to_reach(network: str, reach: ReachFlags) -> str:
@@ -93,33 +96,35 @@ def _how_to_reach(network: str, reach: ReachFlags) -> str:
 
 
 def _lend(
-    options: "PeerOptions", store: "Store", announcer: "JoinAnnouncer", *, until_stdin_closes: bool
+    options: "PeerOptions",
+    store: "Store",
+    announcer: "JoinAnnouncer",
+    *,
+    until_stdin_closes: bool,
+    as_json: bool,
 ) -> None:
     """Run a peer until it has left."""
     import trio
 
     from p2pinfer.cli.model_argument import default_model
-    from p2pinfer.cli.terminal import Spinner, say
+    from p2pinfer.cli.terminal import doing, say
     from p2pinfer.node.peer import Hooks, serve_peer
 
     leaving = trio.Event()
 
     async def run() -> None:
-        done = Spinner("Joining the swarm …")
+        async with doing("Joining the swarm …", at_once=as_json) as done:
 
-        def ready(serving: "Serving") -> None:
-            done()
-            announcer.tell(serving)
+            def ready(serving: "Serving") -> None:
+                done()
+                announcer.tell(serving)
 
-        hooks = Hooks(ready, done.tell, say, leaving, default_model(store))
-        try:
+            hooks = Hooks(ready, done.tell, done.step, say, leaving, default_model(store))
             async with trio.open_nursery() as nursery:
                 if until_stdin_closes:
                     nursery.start_soon(cancel_at_end_of_input, nursery.cancel_scope)
                 await serve_peer(options, store, hooks)
                 nursery.cancel_scope.cancel()
-        finally:
-            done()
 
     run_task(run, interrupted=errors.EXIT_DONE, leave=leaving.set)
 

@@ -148,12 +148,29 @@ def launch(
     app(tokens, exit_on_error=False, print_error=False)
 
 
+def spread(words: Sequence[str]) -> list[str]:
+    """Put the option before each of several addresses, so that a question behind them is one.
+
+    What begins with a slash behind an address is another address.
+    """
+    found: list[str] = []
+    is_due = is_behind = False
+    for word in words:
+        if is_behind and word.startswith("/"):
+            found.append("--bootstrap")
+        else:
+            is_behind = is_due or word.startswith("--bootstrap=")
+            is_due = word == "--bootstrap"
+        found.append(word)
+    return found
+
+
 def parse(words: Sequence[str]) -> None:
     """Parse a command line as ``main`` would, and run nothing; raises CycloptsError, UserError.
 
     What its options are set to is in ``CONFIG`` afterwards.
     """
-    _, bound, _ = app.meta.parse_args(words, exit_on_error=False, print_error=False)
+    _, bound, _ = app.meta.parse_args(spread(words), exit_on_error=False, print_error=False)
     app.parse_args(bound.args, exit_on_error=False, print_error=False)
 
 
@@ -167,7 +184,7 @@ def main() -> None:
     """Run the command line, and turn what goes wrong into a sentence and an exit code."""
     try:
         with errors.lone_errors():
-            app.meta(sys.argv[1:], exit_on_error=False, print_error=False)
+            app.meta(spread(sys.argv[1:]), exit_on_error=False, print_error=False)
     except CycloptsError as error:
         _fail(_usage(error), errors.EXIT_USAGE)
     except P2pinferError as error:

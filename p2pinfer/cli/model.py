@@ -4,7 +4,7 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import App
 
@@ -15,16 +15,21 @@ from p2pinfer.cli.options import (
     NetworkKey,
     Quota,
     ReachFlags,
+    option,
     parse_bytes,
 )
 from p2pinfer.cli.running import run_task
 from p2pinfer.core.errors import EXIT_DAMAGED
+from p2pinfer.core.model_names import readable_name
 from p2pinfer.logs import note
 
 if TYPE_CHECKING:  # what is heavy is imported by the command that needs it
     from p2pinfer.core.manifest import Manifest
     from p2pinfer.engine.store.store import Store
     from transports.base import Reach
+
+NAMED_MAX = 4
+"""Missing parts that are named in a line; more would not be read."""
 
 app = App(name="model", help="Add, list, check and remove models.", help_format="plaintext")
 
@@ -53,7 +58,7 @@ def add(file: str, /, *, quota: Quota = None, as_json: AsJson = False) -> None:
         print(json.dumps(_summary(manifest)))
         return
     print(manifest.id)
-    note(f"{manifest.name}: {_facts(manifest)}")
+    note(f"{readable_name(manifest.name)}: {_facts(manifest)}")
 
 
 @app.command(name="list")
@@ -72,23 +77,31 @@ def list_(*, as_json: AsJson = False) -> None:
     for model in models:
         held = 100 * model["held_bytes"] // model["bytes"]
         size = f"{size_text(model['bytes'])}, {held} % here"
-        print(f"{model['model'][:12]}  {model['layers']:3} layers  {size:24}  {model['name']}")
+        name = readable_name(model["name"])
+        print(f"{model['model'][:12]}  {model['layers']:3} layers  {size:24}  {name}")
 
 
 @app.command
-def show(model: str, /, *, as_json: AsJson = False) -> None:
-    """Show what a model is made of, and which parts of it are here.
+def show(
+    model: str,
+    /,
+    *,
+    parts: Annotated[bool, option("parts", "List every part, too.", negative="")] = False,
+    as_json: AsJson = False,
+) -> None:
+    """Show what a model is, and how much of it is here.
 
     Parameters
     ----------
     model: str
-        Its id, or so much of its beginning that only one model has it.
+        Its id, or so much of its beginning that only one model has it, or 'default'.
     """
+    from p2pinfer.engine.store.disk import size_text
     from p2pinfer.node.model_supply import find_held, open_store
 
     store = open_store()
     found = find_held(store, model)
-    parts = [
+    made_of = [
         {
             "name": part.name,
             "hash": part.hash,
@@ -100,16 +113,19 @@ def show(model: str, /, *, as_json: AsJson = False) -> None:
         for part in found.parts
     ]
     if as_json:
-        print(json.dumps({**_summary(found), "parts": parts}))
+        print(json.dumps({**_summary(found), "parts": made_of}))
         return
     print(f"model       {found.id}")
-    print(f"name        {found.name}")
+    print(f"name        {readable_name(found.name)}")
     print(f"licence     {found.license or 'not stated'}")
-    print(f"kind        {found.architecture}, {_facts(found)}")
+    print(f"kind        {found.architecture}, {found.layers} layers, {size_text(found.size)}")
     print(f"context     {found.context:,} tokens")
     print(f"vocabulary  {found.vocabulary:,} tokens")
+    print(f"here        {_here(store, found)}")
+    if not parts:
+        return
     print("part          bytes        here")
-    for part in parts:
+    for part in made_of:
         here = "yes" if part["held"] else f"{part['held_chunks']} of {part['chunks']} chunks"
         print(f"{part['name']:12}{part['bytes']:>14,}  {here if part['held_chunks'] else 'no'}")
 
@@ -234,7 +250,7 @@ def rm(model: str, /, *, as_json: AsJson = False) -> None:
     if as_json:
         print(json.dumps({"model": found.id, "freed_bytes": freed}))
     else:
-        print(f"removed {found.name}, which frees {size_text(freed)}")
+        print(f"removed {readable_name(found.name)}, which frees {size_text(freed)}")
 
 
 def _summary(manifest: "Manifest") -> dict[str, Any]:
@@ -253,6 +269,18 @@ def _facts(manifest: "Manifest") -> str:
 
     license_ = manifest.license or "licence not stated"
     return f"{manifest.layers} layers, {size_text(manifest.size)}, {license_}"
+
+
+def _here(store: "Store", manifest: "Manifest") -> str:
+    """Say how much of a model is here, and name what is missing if that is short."""
+    from p2pinfer.engine.store.disk import size_text
+
+    missing = [part.name for part in manifest.parts if not store.held(part)]
+    if not missing:
+        return f"all of it, in {len(manifest.parts)} parts"
+    count = f"{len(manifest.parts) - len(missing)} of {len(manifest.parts)} parts"
+    names = ", ".join(missing) if len(missing) <= NAMED_MAX else "--parts lists them"
+    return f"{count}, {size_text(_held(store, manifest))}; missing: {names}"
 
 
 def _held(store: "Store", manifest: "Manifest") -> int:

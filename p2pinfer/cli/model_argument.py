@@ -28,10 +28,25 @@ PLAIN_LINE_S = 5.0
 """Between lines of progress where there is no terminal."""
 
 
-def name_model(name: str, store: Store) -> ModelId:
-    """Return the id of what ``--model`` names; raises as ``supply.name_model``."""
+def name_model(name: str, store: Store, also: Progress = lambda *_: None) -> ModelId:
+    """Return the id of what ``--model`` names; raises as ``supply.name_model``.
+
+    ``also`` is told, too, how far a new file is taken in.
+    """
     with adding_progress() as on_progress:
-        return model_supply.name_model(name, store, on_progress)
+        is_said = False
+
+        def show(what: str, done: int, total: int) -> None:
+            nonlocal is_said
+            if not is_said:
+                is_said = True
+                note(
+                    f"takes {size_text(total)} of disk in {store.root} for the model's parts, once"
+                )
+            on_progress(what, done, total)
+            also(what, done, total)
+
+        return model_supply.name_model(name, store, show)
 
 
 def default_model(store: Store) -> Choose:

@@ -10,7 +10,12 @@ from cyclopts import Parameter
 
 from p2pinfer import logs
 from p2pinfer.core.errors import UserError
-from p2pinfer.core.limits import AUDIT_RATE_DEFAULT, CONTEXT_DEFAULT, SESSIONS_DEFAULT
+from p2pinfer.core.limits import (
+    AUDIT_RATE_DEFAULT,
+    CONTEXT_DEFAULT,
+    ROWS_PER_DECODE_MAX,
+    SESSIONS_DEFAULT,
+)
 from p2pinfer.logs import Format, Level
 
 if TYPE_CHECKING:  # what is heavy is imported by the command that needs it
@@ -18,8 +23,8 @@ if TYPE_CHECKING:  # what is heavy is imported by the command that needs it
     from p2pinfer.node.requester import Machine
     from transports.base import Reach
 
-SESSIONS_MAX = 256
-"""LLAMA_MAX_SEQ."""
+SESSIONS_MAX = ROWS_PER_DECODE_MAX
+"""Each may have a row in one decode; llama.cpp ends the process that makes more."""
 
 
 def option(name: str, text: str, **more: Any) -> Any:
@@ -73,14 +78,14 @@ class ReachFlags:
 
 Bootstrap = Annotated[
     tuple[str, ...],
-    option("bootstrap", "Multiaddrs of peers already in the swarm.", consume_multiple=True),
+    option("bootstrap", "Addresses of peers already in the swarm, one or several."),
 ]
 WaysIn = Annotated[
     tuple[str, ...],
     option(
         "bootstrap",
-        "Multiaddrs of peers already in the swarm; else of those that run on this machine.",
-        consume_multiple=True,
+        "Addresses of peers already in the swarm, one or several; else of those that run on this"
+        " machine.",
     ),
 ]
 Memory = Annotated[

@@ -20,6 +20,7 @@ from p2pinfer.cli.options import (
 from p2pinfer.cli.running import run_task
 from p2pinfer.core import errors
 from p2pinfer.core.errors import NobodyServes, UserError
+from p2pinfer.core.model_names import readable_name
 from p2pinfer.logs import note
 
 if TYPE_CHECKING:
@@ -34,6 +35,14 @@ OTHER_CHARS = 72
 """What the other columns of the table take."""
 
 WATCH_S = 2.0
+
+LAYERS = "1:10 are layers 1 to 9, counted from 0"
+
+WORDS = (
+    "ms/layer: for one token through one layer · queue: rows that wait, a row is a token · free: of"
+    " its places for sessions · standing: how well it kept its word with this machine, 50 % is a"
+    " stranger's · away: there and back"
+)
 
 HEADINGS = ("peer", "layers", "", "state", "ms/layer", "queue", "free", "standing", "away")
 
@@ -104,8 +113,7 @@ def _show(rows: "Sequence[ObservedPeer]", *, watch: bool, as_json: bool) -> None
     for model in dict.fromkeys(row.said.model for row in rows):
         width = min(max(console.width - OTHER_CHARS, BAR_CHARS_MIN), BAR_CHARS_MAX)
         console.print(table([row for row in rows if row.said.model == model], width))
-    if not rows:
-        note("nobody advertises anything")
+    note(WORDS if rows else "nobody advertises anything")
     sys.stdout.flush()
 
 
@@ -115,7 +123,8 @@ def table(rows: "Sequence[ObservedPeer]", bar_chars: int) -> "Table":
     from rich.text import Text
 
     said = rows[0].said
-    title = f"{said.model_name}, {said.layers} layers, {said.model[:12]}…"
+    name = readable_name(said.model_name)
+    title = f"{name}, {said.layers} layers ({LAYERS}), {said.model[:12]}…"
     made = Table(title=Text(title), title_justify="left", box=None, padding=(0, 2, 0, 0))
     for heading in HEADINGS:
         made.add_column(heading, no_wrap=True)
@@ -168,6 +177,7 @@ def doctor(
     from p2pinfer.node.local_peers import peers_here, ways_in
     from p2pinfer.node.model_supply import open_store
     from p2pinfer.node.observer import open_look
+    from p2pinfer.places import cache_dir
 
     limits, memory_bytes = machine.machine(), parse_bytes("memory", memory)
     store = open_store()
@@ -176,7 +186,7 @@ def doctor(
 
     async def run() -> None:
         async with open_look(ways, reach.of(network)) as look:
-            patient = Patient(look, here, store, limits, memory_bytes)
+            patient = Patient(look, here, store, limits, memory_bytes, cache_dir())
             findings = await examine(patient)
         healthy = all(finding.is_good for finding in findings)
         if as_json:

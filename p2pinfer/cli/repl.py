@@ -25,12 +25,12 @@ SAVED_BYTES_MAX = 8_000_000
 """Of a conversation's file: more text than the longest contexts hold."""
 
 COMMANDS = {
-    "/route": "who made the last answer",
-    "/verify": "what was checked of it",
+    "/route": "who made the last answer, by layers (1:10 are layers 1 to 9, counted from 0)",
+    "/verify": "what was checked of it, in full",
     "/retry": "ask the last question again",
     "/save FILE": "keep the conversation",
     "/load FILE": "go on with one that was kept",
-    "/system TEXT": "set the system message; nothing removes it",
+    "/system TEXT": "set the system message (no text clears it)",
     "/model": "which model answers",
     "/reset": "forget the conversation",
     "/quit": "leave (so does Ctrl-D)",
@@ -101,7 +101,7 @@ class Repl:
             return f" {self._client.model.info.name}"
         chain = " → ".join(f"…{hop['peer'][-6:]}" for hop in self.last.route)
         trust = self.last.trust
-        checked = "" if trust is None else " · receipts hold" if trust.held else " · NOT TRUSTED"
+        checked = "" if trust is None else " · checked" if trust.held else " · NOT TRUSTED"
         return f" {self.last.tokens_per_second:.1f} tokens/s{checked} · {chain}"  # cut at its end
 
     def _read(self) -> str:
@@ -159,8 +159,7 @@ def trust_text(answer: Answer | None) -> str:
         return "Nothing was answered yet."
     if answer.trust is None:
         return "Nothing of the last answer was checked."
-    audits = [each.line() for each in answer.trust.audits]
-    return "\n".join([answer.trust.line(), *audits])
+    return "\n".join([answer.trust.line(), *answer.trust.details()])
 
 
 def with_system(messages: list[Message], text: str) -> list[Message]:

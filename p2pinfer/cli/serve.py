@@ -1,9 +1,9 @@
 """``p2pinfer serve``: OpenAI's interface and the web page on this machine."""
 
 import json
-from collections.abc import AsyncIterator, Callable
-from contextlib import AbstractAsyncContextManager, asynccontextmanager, nullcontext
-from dataclasses import dataclass
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -27,12 +27,13 @@ from p2pinfer.core import errors
 from p2pinfer.core.errors import UserError
 
 if TYPE_CHECKING:  # what is heavy is imported by the command that needs it
-    from p2pinfer.api.gateway import Access, Gateway
+    from p2pinfer.api.gateway import Access
+    from p2pinfer.api.loading import Loading
     from p2pinfer.client.library import Swarm
     from p2pinfer.core.ids import ModelId
     from p2pinfer.engine.store.store import Store
-    from p2pinfer.node.local_swarm import LocalPeer
-    from p2pinfer.node.requester import ClientOptions, Machine
+    from p2pinfer.node.requester import Machine
+    from peers.parts.progress import Progress
     from transports.base import Reach
 
 SESSIONS_DEFAULT = 24
@@ -97,10 +98,7 @@ def serve(
     """Run a gateway until it is told to end."""
     import trio
 
-    from p2pinfer.api.gateway import Gateway
-    from p2pinfer.cli.model_argument import default_model, name_model
-    from p2pinfer.node.model_supply import open_store
-    from p2pinfer.node.requester import ClientOptions
+    from p2pinfer.node.model_supply import check_named
 
     check_range("port", port, 0, PORT_MAX)
     way = reach.of(network)
@@ -110,35 +108,71 @@ def serve(
             "a gateway hands its certificates out at /api/receipts: leave --certificate out"
         )
     access = _access(host, api_key, cors_origin, allow_host)
-    how, limits = answer.options(), machine.machine()
-    store = open_store()
-    named = name_model(model or "default", store) if model or local else None
-
-    def swarm() -> "AbstractAsyncContextManager[tuple[tuple[str, ...], str | Reach]]":
-        if named and local:
-            return _local_swarm(named, store, local, answer.keep_layers, limits)
-        return nullcontext((bootstrap, way))
+    limits = machine.machine()
+    answer.options()  # raises before anything is begun
+    check_named(model)
+    wanted = _Wanted(local, bootstrap, way, model, answer, limits, access, (host, port), as_json)
 
     async def run() -> None:
         with errors.lone_errors():
             async with trio.open_nursery() as nursery:
                 if until_stdin_closes:
                     nursery.start_soon(cancel_at_end_of_input, nursery.cancel_scope)
-                async with swarm() as (ways_in, name):
-                    options = ClientOptions(
-                        named,
-                        ways_in,
-                        name,
-                        answer.keep_layers,
-                        limits,
-                        audit_rate=answer.audit_rate,
-                        sponsored=answer.sponsor,
-                        default_model=default_model(store),
-                    )
-                    gateway = partial(Gateway, defaults=how, access=access, seed=answer.seed)
-                    await _serve(options, store, gateway, (host, port), as_json=as_json)
+                await _serve(wanted)
 
     run_task(run, interrupted=errors.EXIT_DONE)
+
+
+@dataclass(frozen=True)
+class _Wanted:
+    """What the command line asks for."""
+
+    local: int
+    bootstrap: tuple[str, ...]
+    way: "Reach"
+    model: str | None
+    answer: AnswerFlags
+    machine: "Machine"
+    access: "Access"
+    listen: tuple[str, int]
+    as_json: bool
+
+
+async def _serve(wanted: _Wanted) -> None:
+    """Open the port first, then the swarm behind it; serve until cancelled."""
+    import trio
+
+    from p2pinfer.api.app import make_app, make_loading_app
+    from p2pinfer.api.gateway import Gateway
+    from p2pinfer.api.loading import Loading
+    from p2pinfer.api.server import Front, open_server
+    from p2pinfer.cli.model_argument import name_model
+    from p2pinfer.node.model_supply import open_store
+    from p2pinfer.node.status_socket import open_status
+
+    store, answer = open_store(), wanted.answer
+    loading = Loading(wanted.local + 2)
+    front = Front(make_loading_app(loading, wanted.access))
+    async with AsyncExitStack() as stack:
+        url = await stack.enter_async_context(open_server(front, *wanted.listen))
+        if not wanted.as_json:
+            print(f"web page    {url}/  (there already: it shows the loading)", flush=True)
+        named = None
+        if wanted.model or wanted.local:  # a new file is hashed, which takes a while
+            find = partial(name_model, wanted.model or "default", store, loading.progress)
+            named = await trio.to_thread.run_sync(find)
+        loading.next()
+        swarm = await stack.enter_async_context(_swarm(wanted, named, store, loading))
+        gateway = Gateway(swarm, answer.options(), wanted.access, seed=answer.seed)
+        front.app, loading.is_over = make_app(gateway), True
+        await stack.enter_async_context(open_status(lambda: _describe(swarm, url)))
+        if wanted.as_json:
+            print(json.dumps({"url": url, "model": swarm.client.model.id}), flush=True)
+        else:
+            print(f"model       {swarm.model_name}")
+            print(f"OpenAI API  {url}/v1")
+            print("ready; Ctrl-C to end", flush=True)
+        await trio.sleep_forever()
 
 
 def _ways_in(local: int, bootstrap: tuple[str, ...], way: "Reach") -> tuple[str, ...]:
@@ -156,8 +190,9 @@ def _ways_in(local: int, bootstrap: tuple[str, ...], way: "Reach") -> tuple[str,
         bootstrap = local_peers.ways_in(bootstrap, way.network)
     if not (local or bootstrap or way.mdns):
         raise UserError(
-            "name a peer of the swarm with --bootstrap MULTIADDR (join prints one), or try it"
-            " with peers on this machine: p2pinfer serve --local 3"
+            "no swarm is known here. To try it on this machine alone: p2pinfer serve --local 3. To"
+            " reach other machines: --bootstrap ADDRESS (p2pinfer join prints one), or --mdns on"
+            " the same local network"
         )
     return bootstrap
 
@@ -193,65 +228,62 @@ def _access(
 
 
 @asynccontextmanager
+async def _swarm(
+    wanted: _Wanted, named: "ModelId | None", store: "Store", loading: "Loading"
+) -> AsyncIterator["Swarm"]:
+    """Ask the swarm that is wanted while the block lasts; start it first where it is local."""
+    from p2pinfer.cli.model_argument import default_model
+    from p2pinfer.cli.terminal import doing
+    from p2pinfer.client.library import open_swarm
+    from p2pinfer.node.requester import ClientOptions, open_client
+
+    answer, machine = wanted.answer, wanted.machine
+    async with AsyncExitStack() as stack:
+        options = ClientOptions(
+            named,
+            wanted.bootstrap,
+            wanted.way,
+            answer.keep_layers,
+            machine,
+            audit_rate=answer.audit_rate,
+            sponsored=answer.sponsor,
+            default_model=default_model(store),
+        )
+        if named and wanted.local:
+            local = _local_swarm(named, store, wanted, loading)
+            ways_in = await stack.enter_async_context(local)
+            options = replace(options, bootstrap=ways_in, network="local")
+        done = await stack.enter_async_context(doing("Joining the swarm …"))
+
+        def tell(transfer: "Progress") -> None:
+            done.tell(transfer)
+            loading.tell(transfer)
+
+        def step(text: str) -> None:
+            done.step(text)
+            loading.step(text)
+
+        client = await stack.enter_async_context(open_client(options, store, tell, step))
+        swarm = await stack.enter_async_context(open_swarm(client, machine.sessions))
+        done()
+        yield swarm
+
+
+@asynccontextmanager
 async def _local_swarm(
-    model: "ModelId", store: "Store", peers: int, keep: int, machine: "Machine"
-) -> "AsyncIterator[tuple[tuple[str, ...], str | Reach]]":
-    """Start peers on this machine; gives the ways into their swarm, and its name."""
-    from p2pinfer.cli.terminal import Spinner, say
-    from p2pinfer.node.local_swarm import local_swarm, share_layers
+    model: "ModelId", store: "Store", wanted: _Wanted, loading: "Loading"
+) -> AsyncIterator[tuple[str, ...]]:
+    """Start peers on this machine; gives the ways into their swarm."""
+    from p2pinfer.cli.starting import starting
+    from p2pinfer.node.local_swarm import share_layers
     from p2pinfer.node.model_supply import open_whole
 
     opened = open_whole(model, store)
-    ranges = share_layers(opened, peers, keep, machine)
-    done = Spinner(f"Starting {peers} peers for {opened.info.name} …")
-
-    def ready(peer: "LocalPeer") -> None:
-        say(f"peer …{peer.peer[-6:]} serves layers {peer.layers} in process {peer.process.pid}")
-
-    try:
-        async with local_swarm(opened, ranges, machine=machine, on_ready=ready) as running:
-            done()
-            yield tuple(peer.addresses[0] for peer in running), "local"
-    finally:
-        done()
-
-
-async def _serve(
-    options: "ClientOptions",
-    store: "Store",
-    gateway: "Callable[[Swarm], Gateway]",
-    listen: tuple[str, int],
-    *,
-    as_json: bool,
-) -> None:
-    """Serve until cancelled; say where once that is possible."""
-    import trio
-
-    from p2pinfer.api.server import open_server
-    from p2pinfer.cli.terminal import Spinner
-    from p2pinfer.client.library import open_swarm
-    from p2pinfer.node.requester import open_client
-    from p2pinfer.node.status_socket import open_status
-
-    done = Spinner("Joining the swarm …")
-    try:
-        async with (
-            open_client(options, store, done.tell) as client,
-            open_swarm(client, options.machine.sessions) as swarm,
-            open_server(gateway(swarm), *listen) as url,
-            open_status(lambda: _describe(swarm, url)),
-        ):
-            done()
-            if as_json:
-                print(json.dumps({"url": url, "model": client.model.id}), flush=True)
-            else:
-                print(f"model       {swarm.model_name}")
-                print(f"web page    {url}/")
-                print(f"OpenAI API  {url}/v1")
-                print("ready; Ctrl-C to end", flush=True)
-            await trio.sleep_forever()
-    finally:
-        done()
+    ranges = share_layers(opened, wanted.local, wanted.answer.keep_layers, wanted.machine)
+    async with starting(
+        opened, ranges, wanted.machine, on_step=loading.step, on_ready=loading.next
+    ) as running:
+        yield tuple(peer.addresses[0] for peer in running)
 
 
 def _describe(swarm: "Swarm", url: str) -> dict[str, Any]:

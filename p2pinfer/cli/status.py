@@ -10,6 +10,7 @@ from attrs import asdict
 from p2pinfer.cli.options import AsJson, option
 from p2pinfer.cli.running import run_task
 from p2pinfer.core.errors import UserError
+from p2pinfer.logs import note
 
 RATE_S = 0.5
 """Between two looks, from which speeds are taken: some 30 tokens of one answer."""
@@ -56,7 +57,8 @@ def status(
     if not found:
         print(NOTHING_RUNS)
     print(
-        f"earned   {served:,} layer-rows for others, {used:,} used of theirs (see: status --ledger)"
+        f"earned   {served:,} layer-rows for others, {used:,} used of theirs (a layer-row is one"
+        " token through one layer; see: status --ledger)"
     )
 
 
@@ -100,6 +102,7 @@ def ledger(*, as_json: AsJson = False) -> None:
     for each in found:
         print(f"{each.peer:<52} {each.served:>14,} {each.used:>14,}")
     print(f"{'all':<52} {served:>14,} {used:>14,}")
+    note("counted in layer-rows: one token through one layer")
 
 
 def look() -> list[Status]:

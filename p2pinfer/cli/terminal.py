@@ -13,14 +13,16 @@ from rich.console import Console
 from p2pinfer import logs
 from p2pinfer.client.answer import Answer
 from p2pinfer.client.conversation import Conversation
-from p2pinfer.core.errors import UserError
+from p2pinfer.core.errors import UserError, lone_errors
+from p2pinfer.engine.store.disk import size_text
+from p2pinfer.places import data_dir
 from peers.parts.progress import Progress
 
 notes = Console(stderr=True, highlight=False)
 """Everything that is not the answer goes to standard error."""
 
-PLAIN_LINE_S = 5.0
-"""Between lines about a transfer where there is no terminal."""
+QUIET_S_MAX = 2.5
+"""Without a line about what is being done, where there is no spinner."""
 
 BAR_CHARS = 24
 
@@ -118,17 +120,49 @@ def _piped() -> str:
 
 
 class Spinner:
-    """Shows that something is going on: a spinner on a terminal, plain lines elsewhere."""
+    """Shows that something is going on: a spinner on a terminal, plain lines elsewhere.
 
-    def __init__(self, text: str) -> None:
+    Elsewhere a step gets a line if it takes long; with ``at_once`` every one does, for a program
+    that passes it on.
+    """
+
+    def __init__(self, text: str, *, at_once: bool = False) -> None:
         is_shown = notes.is_terminal and not logs.is_json()
         self._status = notes.status(text) if is_shown else None
-        self._said_at = 0.0
+        self._at_once = at_once
+        self._text, self._is_new = text, False
+        self._since = self._said_at = time.monotonic()
         self._waiting = ""
+        self._is_fetching = self._is_done = False
         if self._status:
             self._status.start()
         else:
             say(text)
+
+    def step(self, text: str) -> None:
+        """Show what is being done from now on."""
+        if self._is_done or text == self._text:
+            return
+        self._text, self._since, self._is_new = text, time.monotonic(), True
+        if self._status:
+            self._status.update(text)
+        elif self._at_once:
+            self._say_step()
+
+    async def remind(self) -> None:
+        """Never be silent for long where there is no spinner; to be run beside what is done."""
+        while not (self._is_done or self._status or self._at_once):
+            left_s = self._said_at + QUIET_S_MAX - time.monotonic()
+            if left_s > 0:
+                await trio.sleep(left_s)
+            else:
+                self._say_step()
+
+    def _say_step(self) -> None:
+        now = time.monotonic()
+        taken = "" if self._is_new else f" ({now - self._since:.0f} s)"
+        say(self._text + taken)
+        self._said_at, self._is_new = now, False
 
     def tell(self, transfer: Progress) -> None:
         """Show how far a transfer of parts is, and what it waits for."""
@@ -139,17 +173,41 @@ class Spinner:
         begun = transfer.holders > 0 and transfer.done_bytes < transfer.total_bytes
         if transfer.waiting or not begun:
             return
-        text = transfer_text(transfer)
-        if self._status:
-            self._status.update(text)
-        elif time.monotonic() - self._said_at >= PLAIN_LINE_S:
-            self._said_at = time.monotonic()
-            say(text)
+        if not self._is_fetching:
+            self._is_fetching = True
+            say(fetching_text(transfer))
+        self.step(transfer_text(transfer))
 
     def __call__(self) -> None:
         """Be done; may be called again."""
+        self._is_done = True
         if self._status:
             self._status.stop()
+
+
+@asynccontextmanager
+async def doing(text: str, *, at_once: bool = False) -> AsyncIterator[Spinner]:
+    """Show that something is going on until it is done, or the block ends."""
+    shown = Spinner(text, at_once=at_once)
+    with lone_errors():
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(shown.remind)
+            try:
+                yield shown
+            finally:
+                shown()
+                nursery.cancel_scope.cancel()
+
+
+def fetching_text(transfer: Progress) -> str:
+    """Say what a transfer is about to take, and where it goes."""
+    left = size_text(transfer.total_bytes - transfer.done_bytes)
+    return f"fetching {left} from {count(transfer.holders, 'peer')}, kept in {data_dir()}"
+
+
+def count(number: int, noun: str) -> str:
+    """Write a number of things."""
+    return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
 
 
 def transfer_text(transfer: Progress) -> str:
@@ -159,5 +217,5 @@ def transfer_text(transfer: Progress) -> str:
     left = "" if transfer.left_s is None else f", {transfer.left_s:.0f} s left"
     return (
         f"fetching {bar:░<{BAR_CHARS}} {share:4.0%} of {transfer.total_bytes / 1e6:,.1f} MB, "
-        f"{transfer.bytes_per_s / 1e6:,.1f} MB/s{left}, from {transfer.holders} peers"
+        f"{transfer.bytes_per_s / 1e6:,.1f} MB/s{left}, from {count(transfer.holders, 'peer')}"
     )

@@ -1,6 +1,6 @@
 """One answer of a swarm: a prompt in, streamed text out, and what it took."""
 
-from collections.abc import AsyncGenerator, Sequence
+from collections.abc import AsyncGenerator, Callable, Sequence
 from contextlib import aclosing
 from dataclasses import asdict, dataclass, field
 from itertools import takewhile
@@ -43,7 +43,7 @@ class Scored:
     """As of ``NextToken``: the drawn one, then the likeliest."""
 
 
-_UNTOLD = ("spoken", "stream", "scores", "certificate")
+_UNTOLD = ("spoken", "stream", "scores", "certificate", "read")
 """Of an answer: for programs that ask for them, or for nobody."""
 
 
@@ -70,6 +70,8 @@ class Answer:
     """Its tokens: where a session is lost for good, another goes on from them."""
     stream: TextStream | None = field(default=None, repr=False)
     """What makes text of them."""
+    read: Callable[[], int] = field(default=int, repr=False)
+    """How many of the prompt's tokens, and then of the answer's, all stages have run so far."""
     scores: list[Scored] = field(default_factory=list, repr=False)
     """Of each token but the one that ended it, where ``Sampling.top_logprobs`` asks for them."""
     certificate: bytes | None = field(default=None, repr=False)
@@ -134,6 +136,7 @@ async def answer_in(
     """
     before = answer.tokens
     answer.route = route_of(session.route)
+    answer.read = lambda: len(session.tokens)
     if not before:
         answer.reused_tokens = session.held_of(prompt)
         answer.stream = TextStream(options.stops)

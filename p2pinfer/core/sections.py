@@ -46,7 +46,8 @@ def read(
         BadFile: it is damaged, not of this kind, or not what ``build`` and ``body`` would write.
     """
     if not data.startswith(magic):
-        raise BadFile(f"bytes 0 to {len(magic) - 1}: this is not a {magic.decode().strip()}")
+        kind = magic.decode().strip()
+        raise BadFile(f"bytes 0 to {len(magic) - 1}: the file does not begin as a {kind} does")
     if len(data) > bytes_max:
         raise BadFile(f"the file is longer than {bytes_max} bytes")
     body, signature = data[:-SIGNATURE_BYTES], data[-SIGNATURE_BYTES:]

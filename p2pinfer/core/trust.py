@@ -15,6 +15,10 @@ _SHOWN_CHARS = 6
 """Of the end of a peer id, which differs where its beginning is alike."""
 
 
+_NEAR = 1e-6
+"""How far the inverse of a share may be from a whole number to be said as one."""
+
+
 class AuditVerdict(StrEnum):
     """What an audit of a stage found."""
 
@@ -55,7 +59,17 @@ class Audited:
         by = f" by {' and '.join(map(short, self.by))}" if self.by else ""
         at = "" if self.position is None else f" from position {self.position} on"
         blame = f", blaming {short(self.blamed)}" if self.blamed else ""
-        return f"{short(self.peer)} ({self.first}:{self.end}){by}: {self.verdict}{at}{blame}"
+        layers = f"(layers {self.first}:{self.end})"
+        return f"{short(self.peer)} {layers}, run again{by}: {self.verdict}{at}{blame}"
+
+    def in_short(self) -> str:
+        """Say it briefly, for a person who only wants to know whether to trust the answer."""
+        match self.verdict:
+            case AuditVerdict.SAME | AuditVerdict.CLOSE:
+                return f"{short(self.peer)} was re-run by {' and '.join(map(short, self.by))}: same"
+            case AuditVerdict.NOT_REPLAYED:
+                return f"{short(self.peer)} could not be re-run"
+        return self.line()
 
 
 @frozen
@@ -90,15 +104,40 @@ class Trust:
         if self.broken:
             peers = " or ".join(map(short, self.broken.peers))
             return f"NOT TRUSTED: {peers}, at position {self.broken.position}: {self.broken.text}"
-        count = f"{self.stages} stage" + "s" * (self.stages != 1)
-        joined = f"{count} signed for {self.positions} rows, and they join up"
-        done = [each for each in self.audits if each.verdict != AuditVerdict.NOT_REPLAYED]
-        audits = "; ".join(each.line() for each in done) or "none this time"
-        warning = "" if self.held else "NOT TRUSTED: "
-        return (
-            f"{warning}{joined}; audited: {audits}; a stage that cheated anywhere in it would be"
-            f" caught with {100 * self.rate:.3g} %"
+        if not self.held:
+            failed = (each for each in self.audits if each.verdict in _FAILED)
+            return f"NOT TRUSTED: {'; '.join(each.line() for each in failed)}"
+        one = "the one peer signed for its part"
+        signed = one if self.stages == 1 else f"all {self.stages} peers signed for their part"
+        audits = "; ".join(each.in_short() for each in self.audits)
+        return f"checked: {signed}; {audits or self._why_none()}"
+
+    def _why_none(self) -> str:
+        if not self.rate:
+            return "none is ever re-run (--audit-rate 0)"
+        return f"none was re-run this time ({share_text(self.rate)})"
+
+    def details(self) -> list[str]:
+        """Say all that was checked, a sentence a line."""
+        if self.broken:
+            return [self.line()]
+        peers = "1 peer" if self.stages == 1 else f"{self.stages} peers"
+        signed = (
+            f"{peers} signed for {self.positions} rows, one for each token that was read or written"
+            " here, and what each sent is what the next one received."
         )
+        found = [signed, *(f"{each.line()}." for each in self.audits)]
+        if self.rate:
+            share = share_text(self.rate)
+            whose = "All peers are" if self.rate == 1 else f"Of all peers, {share}"
+            found.append(
+                f"{whose} run again by another peer or by this"
+                " machine, drawn after all have signed: a peer that cheated in this answer had a"
+                f" chance of {100 * self.rate:.3g} % of being caught."
+            )
+        else:
+            found.append("No peer is run again, so a peer that cheated here was not caught.")
+        return found
 
     def as_dict(self) -> dict[str, Any]:
         """Return plain values for JSON."""
@@ -110,6 +149,7 @@ class Trust:
         return {
             "held": self.held,
             "line": self.line(),
+            "details": self.details(),
             "stages": self.stages,
             "positions": self.positions,
             "broken": broken,
@@ -148,6 +188,14 @@ def choose_audits(nonce: bytes, receipts: Sequence[bytes], rate: float) -> list[
         if int.from_bytes(draw, "little") < rate * 2**64:
             chosen.append(index)
     return chosen
+
+
+def share_text(rate: float) -> str:
+    """Say which share of peers it is, with its verb: 1 in 10 is, 30 % are."""
+    whole = round(1 / rate)
+    if rate == 1:
+        return "all are"
+    return f"1 in {whole} is" if abs(whole * rate - 1) < _NEAR else f"{100 * rate:.3g} % are"
 
 
 def short(peer: str) -> str:

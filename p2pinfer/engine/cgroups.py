@@ -48,11 +48,6 @@ def processors(root: Path = Path("/")) -> float | None:
     return min(found, default=None)
 
 
-def memory_kills(root: Path = Path("/")) -> int:
-    """Return how many processes the system has ended so far because memory ran out, anywhere."""
-    return _table(root / "proc/vmstat").get("oom_kill", 0)
-
-
 def _folders(controller: str, root: Path) -> Iterator[Path]:
     """Yield the folder of each group that this process is in, as far as they can be seen."""
     try:

@@ -4,8 +4,8 @@ import json
 import signal
 import subprocess
 import tempfile
-from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -17,6 +17,7 @@ from p2pinfer.core.python_process import python_command, python_environment
 from p2pinfer.engine.gguf.slicing import plan_stage
 from p2pinfer.engine.store.assemble import PartsModel
 from p2pinfer.engine.store.store import Store
+from p2pinfer.node.loading_steps import Step, ignore
 from p2pinfer.node.requester import Machine, check_keep, check_memory, check_weights
 
 READY_S_MAX = 300.0
@@ -24,6 +25,9 @@ READY_S_MAX = 300.0
 
 LEAVE_S_MAX = 5.0
 """How long a peer may take to go once it was asked to."""
+
+RELAY_S = 0.25
+"""How often a peer's log is read while it is not ready: files have no events."""
 
 PEERS_MAX = 16
 
@@ -74,6 +78,7 @@ async def local_swarm(
     transport: str = "libp2p",
     homes: Path | None = None,
     on_ready: Callable[[LocalPeer], None] = lambda _: None,
+    on_step: Step = ignore,
 ) -> AsyncIterator[list[LocalPeer]]:
     """Start peers on loopback that share a model's layers, and end them all, whatever happens.
 
@@ -87,11 +92,13 @@ async def local_swarm(
         homes: where every peer but the first keeps parts of its own, which it fetches from those
             before it; None lets all of them use this process's store.
         on_ready: is told of each that serves.
+        on_step: is told what those that do not serve yet are doing.
 
     Raises:
         P2pinferError: a peer did not come up; the text is what it said.
     """
     found: dict[int, LocalPeer] = {}
+    steps: dict[int, str] = {}  # of those that do not serve yet
     seeded = trio.Event()  # the first peer, whose store is whole, can be asked
     with tempfile.TemporaryDirectory(prefix="p2pinfer-") as home, lone_errors():
         async with trio.open_nursery() as nursery:
@@ -105,14 +112,21 @@ async def local_swarm(
                     *python_command("p2pinfer", "join", "--json", "--until-stdin-closes"),
                     *["--model", model.id, "--layers", f"{first}:{end}"],
                     *(["--bootstrap", *ways_in] if ways_in else []),
-                    *["--listen", "/ip4/127.0.0.1/tcp/0", "--network", "local"],
                     *["--identity", str(Path(home) / f"identity-{index}")],
-                    *["--sessions", str(machine.sessions), "--context", str(machine.context)],
-                    *["--threads", str(machine.threads), "--transport", transport],
+                    *_alike(machine, transport),
                 ]
                 log = Path(home) / f"log-{index}"
                 process = await nursery.start(run_peer, command, log, own)
-                found[index] = await wait_ready(process, log)
+
+                def tell(text: str) -> None:
+                    steps[index] = f"peer {index + 1}: {text}"
+                    on_step(steps[index])
+
+                with relayed(nursery, log, tell):
+                    found[index] = await wait_ready(process, log)
+                steps.pop(index, None)
+                if len(found) < len(ranges):  # what it did is no longer what is waited for
+                    on_step(next(iter(steps.values()), "waiting for the other peers …"))
                 if index == 0:
                     seeded.set()
                 on_ready(found[index])
@@ -125,6 +139,37 @@ async def local_swarm(
                 yield [found[index] for index in range(len(ranges))]
             finally:
                 nursery.cancel_scope.cancel()
+
+
+def _alike(machine: Machine, transport: str) -> list[str]:
+    """Return the options that all peers of a local swarm have."""
+    return [
+        *["--listen", "/ip4/127.0.0.1/tcp/0", "--network", "local", "--transport", transport],
+        *["--sessions", str(machine.sessions), "--context", str(machine.context)],
+        *["--threads", str(machine.threads)],
+    ]
+
+
+@contextmanager
+def relayed(nursery: trio.Nursery, log: Path, on_step: Step) -> Iterator[None]:
+    """Tell every line that a peer writes into its log while the block lasts."""
+    scope = trio.CancelScope()
+
+    async def relay() -> None:
+        told = 0
+        with scope:
+            while True:
+                *lines, _ = _read(log).split("\n")
+                for line in lines[told:]:
+                    on_step(line)
+                told = len(lines)
+                await trio.sleep(RELAY_S)
+
+    nursery.start_soon(relay)
+    try:
+        yield
+    finally:
+        scope.cancel()
 
 
 async def run_peer(
@@ -168,9 +213,14 @@ def _environment(home: Path | None) -> dict[str, str]:
     return found | {"P2PINFER_HOME": str(home)} if home else found
 
 
+def store_of(home: Path) -> Store:
+    """Return the store of a peer that keeps its things there."""
+    return Store(home / "data" / "store")
+
+
 def _holds(home: Path, model: PartsModel, first: int, end: int) -> bool:
     """Whether a peer that keeps its things there needs to fetch nothing."""
-    store = Store(home / "data" / "store")
+    store = store_of(home)
     return all(store.held(model.manifest.part(name)) for name in model.manifest.needed(first, end))
 
 
@@ -188,9 +238,13 @@ async def wait_ready(process: trio.Process, log: Path) -> LocalPeer:
     return LocalPeer(process, ready["peer"], tuple(ready["addresses"]), ready["layers"])
 
 
+def _read(log: Path) -> str:
+    return log.read_text(errors="replace")
+
+
 def _reason(log: Path, code: int) -> str:
     """Say why a peer ended: its own last words, if it had the time for any."""
     if code == -signal.SIGKILL:
         return "the system ended it, as it does where memory runs out"
-    lines = log.read_text(errors="replace").strip().splitlines()
+    lines = _read(log).strip().splitlines()
     return lines[-1].removeprefix("p2pinfer: ") if lines else "it gave no reason"

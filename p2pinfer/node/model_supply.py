@@ -10,9 +10,10 @@ from pathlib import Path
 from random import Random
 from typing import TypeVar
 
-from p2pinfer.core.errors import UserError
+from p2pinfer.core.errors import BadModelFile, UserError
 from p2pinfer.core.ids import ModelId
 from p2pinfer.core.manifest import BadManifest, Manifest
+from p2pinfer.core.model_names import readable_name
 from p2pinfer.engine.gguf.model_header import default_model_path
 from p2pinfer.engine.store.assemble import PartsModel, open_parts
 from p2pinfer.engine.store.slice_files import Slices
@@ -65,13 +66,31 @@ def name_model(name: str, store: Store, on_progress: Progress) -> ModelId:
     return _seen_before(path, store) or _add(path, store, on_progress)
 
 
+def check_named(name: str | None) -> None:
+    """Raise BadModelFile if ``--model`` names a file that cannot be read, before anything else."""
+    if name is None or name == "default" or _ID.fullmatch(name):
+        return
+    path = model_path(name)
+    if path.exists() or not _BEGINNING.fullmatch(name):
+        try:
+            path.open("rb").close()
+        except OSError as error:
+            raise BadModelFile(f"cannot read {path}: {error.strerror}; name a GGUF file") from error
+
+
 def model_path(name: str) -> Path:
     """Return the GGUF file that a name stands for; raises UserError."""
     return default_model_path() if name == "default" else Path(name).expanduser()
 
 
 def find_held(store: Store, beginning: str) -> Manifest:
-    """Return the one model here whose id begins so; raises UserError."""
+    """Return the one model here whose id begins so, or the default one; raises UserError."""
+    if beginning == "default":
+        model = _seen_before(model_path(beginning), store)
+        manifest = store.manifest(model) if model else None
+        if manifest is None:
+            raise UserError("the default model is not here yet; see: p2pinfer model add default")
+        return manifest
     beginning = beginning.lower()
     found = [model for model in store.models() if beginning and model.id.startswith(beginning)]
     if not found:
@@ -117,7 +136,9 @@ async def pick_model(directory: Directory, default: Choose) -> ModelId:
         return next(iter(served))
     model = await default()
     if served and model not in served:
-        names = ", ".join(f"{name} (--model {model})" for model, name in sorted(served.items()))
+        names = ", ".join(
+            f"{readable_name(name)} (--model {model})" for model, name in sorted(served.items())
+        )
         raise UserError(f"the swarm serves several models, choose one of them: {names}")
     return model
 

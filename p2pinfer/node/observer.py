@@ -12,6 +12,7 @@ import trio
 from p2pinfer.core.advertisement import Advertisement, State
 from p2pinfer.core.errors import PeerError, UserError, lone_errors
 from p2pinfer.core.ids import ModelId, PeerId
+from p2pinfer.core.model_names import readable_name
 from p2pinfer.node.reputation_file import load_standings
 from p2pinfer.node.requester import LAN_S_MAX, looks_around, open_transport
 from peers.discovery.directory import Directory
@@ -47,7 +48,7 @@ class ObservedPeer:
             "peer": said.peer,
             "addresses": said.addresses,
             "model": said.model,
-            "model_name": said.model_name,
+            "model_name": readable_name(said.model_name),
             "layers": f"{said.first}:{said.end}",
             "layers_of_model": said.layers,
             "state": said.state.value,

@@ -28,6 +28,7 @@ from p2pinfer.node.fraud_files import open_frauds, sharing
 from p2pinfer.node.identity_lock import hold_identity
 from p2pinfer.node.idle_monitor import ActivityMeter, heed_owner
 from p2pinfer.node.ledger_db import LedgerKeeper, open_books
+from p2pinfer.node.loading_steps import Step, loading
 from p2pinfer.node.model_supply import Choose, obtain, pick_model
 from p2pinfer.node.requester import (
     LAN_S_MAX,
@@ -129,6 +130,8 @@ class Hooks:
     """With every range that is newly served."""
     tell: Tell
     """Of transfers."""
+    step: Step
+    """Of what is being done before anything is served."""
     say: Callable[[str], None]
     """A sentence for the person."""
     leaving: trio.Event
@@ -173,6 +176,7 @@ async def serve_peer(options: PeerOptions, store: Store, hooks: Hooks) -> None:
             nursery.start_soon(_cancel_at, hooks.leaving, preparing)
             if options.model:
                 directory.follow(options.model)
+            hooks.step("asking who is in the swarm …")
             if options.bootstrap:
                 await _enter(directory, transport, options.bootstrap, hooks.say)
             elif looks_around(options.network):
@@ -310,6 +314,7 @@ class _Supplies:
         model, path = await self._obtain(needed, make)
         self.newest = path
         machine = for_model(self.options.machine, model)
+        self.hooks.step(loading(f"layers {first}:{end}", (path,), machine.threads))
         async with open_stage(
             path,
             first,

@@ -16,6 +16,7 @@ from p2pinfer.core.errors import NobodyServes, UserError, lone_errors
 from p2pinfer.core.ids import ModelId, PeerId
 from p2pinfer.core.limits import AUDIT_RATE_DEFAULT, CONTEXT_DEFAULT, SESSIONS_DEFAULT
 from p2pinfer.core.manifest import Manifest
+from p2pinfer.core.model_names import readable_name
 from p2pinfer.core.sponsor import Sponsor
 from p2pinfer.core.trust import Trust
 from p2pinfer.engine.llama.engine import LocalEnds, open_ends
@@ -33,6 +34,7 @@ from p2pinfer.engine.store.assemble import PartsModel, open_parts
 from p2pinfer.engine.store.store import DamagedPart, MissingChunk, Store
 from p2pinfer.node.fraud_files import open_frauds, sharing
 from p2pinfer.node.ledger_db import Side, open_books
+from p2pinfer.node.loading_steps import Step, ignore, loading
 from p2pinfer.node.local_replay import Replays
 from p2pinfer.node.model_supply import Choose, obtain, pick_model
 from p2pinfer.node.reputation_file import keep_standings, load_standings
@@ -57,8 +59,9 @@ LAN_S_MAX = 8.0
 """For a peer on the local network to be heard of and to answer; two or three seconds as a rule."""
 
 NO_WAY_IN = (
-    "name a peer of the swarm with --bootstrap MULTIADDR (join prints one), look for one on the"
-    " local network with --mdns, or start one here with p2pinfer join"
+    "no swarm is known here. To try it on this machine alone: p2pinfer demo, or for a web page"
+    " p2pinfer serve --local 3. To reach other machines: --bootstrap ADDRESS (p2pinfer join prints"
+    " one), or --mdns on the same local network"
 )
 
 LISTEN_DEFAULT = "/ip4/0.0.0.0/tcp/0"
@@ -129,8 +132,8 @@ def check_keep(model: Manifest, keep: int) -> None:
     most = (model.layers - 1) // 2
     if not 1 <= keep <= most:
         raise UserError(
-            f"--keep-layers must be from 1 to {most}: {model.name} has {model.layers}"
-            " layers, and some must be left for the swarm"
+            f"--keep-layers must be from 1 to {most}: {readable_name(model.name)} has"
+            f" {model.layers} layers, and some must be left for the swarm"
         )
 
 
@@ -138,7 +141,8 @@ def check_layers(model: Manifest, first: int, end: int) -> None:
     """Raise UserError if the model has no such layers."""
     if not 0 <= first < end <= model.layers:
         raise UserError(
-            f"{model.name} has no layers {first}:{end}; choose a range within 0:{model.layers}"
+            f"{readable_name(model.name)} has no layers {first}:{end}; choose a range"
+            f" within 0:{model.layers}"
         )
 
 
@@ -219,6 +223,11 @@ class Client(SwarmClient):
                 self.frauds.accuse,
             )
 
+    @property
+    def engine_is_lost(self) -> bool:
+        """Whether the own engine's process has ended, and another one is not ready yet."""
+        return not self.ends.worker.is_running
+
     async def examine(self, session: Session) -> Trust | None:
         """Return what holds of all that a session computed, as far as it is checked."""
         if not (self._auditor and session.evidence and session.tokens):
@@ -264,9 +273,46 @@ def _sponsor(
     return sponsorship.current
 
 
+async def _enter(directory: Directory, ways_in: Sequence[str]) -> None:
+    """Learn who is there; raises NobodyServes if nobody answers."""
+    failures = await directory.enter(ways_in)
+    if not ways_in and not await directory.find_anybody(LAN_S_MAX):
+        raise NobodyServes("no peer answers on the local network: name one with --bootstrap")
+    if ways_in and len(failures) == len(ways_in):
+        reasons = "; ".join(str(failure) for failure in failures)
+        raise NobodyServes(f"no peer answers: {reasons}")
+
+
+def _loading_ends(model: PartsModel, keep: int, threads: int) -> str:
+    layers = model.info.layers
+    own = f"this machine's own layers, 0:{keep} and {layers - keep}:{layers}"
+    return loading(own, model.end_paths(keep), threads)
+
+
+def _open_ends(
+    model: PartsModel, first: Path, last: Path, machine: Machine
+) -> AbstractAsyncContextManager[LocalEnds]:
+    return open_ends(
+        first,
+        last,
+        model.info.layers,
+        sessions=machine.sessions,
+        context=machine.context,
+        threads=machine.threads,
+    )
+
+
 @asynccontextmanager
-async def open_client(options: ClientOptions, store: Store, tell: Tell) -> AsyncIterator[Client]:
+async def open_client(
+    options: ClientOptions, store: Store, tell: Tell, step: Step = ignore
+) -> AsyncIterator[Client]:
     """Fetch what is missing of the ends, and join a swarm as a requester while the block lasts.
+
+    Args:
+        options: what is asked of whom.
+        store: where the parts are kept.
+        tell: hears how far a transfer is.
+        step: hears what is being done.
 
     Raises:
         UserError: an option cannot be used; the sentence says what to do.
@@ -298,12 +344,8 @@ async def open_client(options: ClientOptions, store: Store, tell: Tell) -> Async
         named = options.model
         if named is not None:
             directory.follow(named)
-        failures = await directory.enter(options.bootstrap)
-        if not options.bootstrap and not await directory.find_anybody(LAN_S_MAX):
-            raise NobodyServes("no peer answers on the local network: name one with --bootstrap")
-        if options.bootstrap and len(failures) == len(options.bootstrap):
-            reasons = "; ".join(str(failure) for failure in failures)
-            raise NobodyServes(f"no peer answers: {reasons}")
+        step("asking who is in the swarm …")
+        await _enter(directory, options.bootstrap)
         nursery = await stack.enter_async_context(trio.open_nursery())
         stack.callback(nursery.cancel_scope.cancel)
         nursery.start_soon(directory.run, options.bootstrap)
@@ -316,16 +358,9 @@ async def open_client(options: ClientOptions, store: Store, tell: Tell) -> Async
         model, (first_end, last_end) = await obtain(
             transport, directory, store, named, needed, make, tell, chance
         )
-        machine = for_model(options.machine, model)
+        step(_loading_ends(model, keep, options.machine.threads))
         ends = await stack.enter_async_context(
-            open_ends(
-                first_end,
-                last_end,
-                model.info.layers,
-                sessions=machine.sessions,
-                context=machine.context,
-                threads=machine.threads,
-            )
+            _open_ends(model, first_end, last_end, for_model(options.machine, model))
         )
         settle()
         gatherer = Gatherer(nursery, transport, secrets.token_bytes, sponsor)

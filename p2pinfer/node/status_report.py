@@ -4,6 +4,7 @@ from collections.abc import Callable
 from typing import Any
 
 from p2pinfer.core.advertisement import Advertisement
+from p2pinfer.core.model_names import readable_name
 from peers.serving.plan import ServerStatistics
 from peers.serving.stage import SessionStatistics
 from transports.base import Transport
@@ -35,7 +36,7 @@ def describe_peer(
 def _served(said: Advertisement) -> dict[str, Any]:
     return {
         "model": said.model,
-        "model_name": said.model_name,
+        "model_name": readable_name(said.model_name),
         "state": said.state.value,
         "layers": f"{said.first}:{said.end}" if said.first < said.end else None,
         "layers_of_model": said.layers,

@@ -29,6 +29,11 @@ from peers.audits.frauds import judge
 from peers.audits.replay import EngineReplay, by_engine, cut
 from transports.identity import verify
 
+_NEITHER = (
+    "this is neither the certificate of an answer, which p2pinfer chat --certificate FILE writes,"
+    " nor a proof that a peer cheated"
+)
+
 _NOT_HERE = "model {}… is not here; add it with p2pinfer model add"
 
 
@@ -73,6 +78,8 @@ async def verify_file(data: bytes, store: Store) -> Verified:
     """Check a certificate's bytes, or a fraud proof's, as far as this machine can."""
     if data.startswith(fraud.MAGIC):
         return await _verify_proof(data, store)
+    if not data.startswith(file.MAGIC):
+        return Verified((Finding("file", False, _NEITHER),))
     try:
         found, body, signature = file.parse(data)
         vouched = file.check(found)

@@ -10,10 +10,11 @@ import trio
 from attrs import evolve
 
 from p2pinfer.core.advertisement import Advertisement
-from p2pinfer.core.errors import NobodyServes, PeerError
+from p2pinfer.core.errors import NobodyServes, PeerError, PeerUnavailable, lone_errors
 from p2pinfer.core.ids import ModelId, PeerId, SessionId
 from p2pinfer.core.messages import Hop
-from p2pinfer.core.trust import AuditVerdict, Trust
+from p2pinfer.core.model_names import readable_name
+from p2pinfer.core.trust import AuditVerdict, Trust, short
 from p2pinfer.engine.base import Ends
 from peers.asking.experience import Experiences
 from peers.asking.replacements import Replacements
@@ -29,6 +30,9 @@ FIND_S_MAX = 10.0
 """How long a client waits for a whole chain to show up before it says who is missing."""
 
 FIND_AGAIN_S = 1.0
+
+CALL_S_MAX = 3.0
+"""For a peer to answer that is called to see whether it does: a live one takes far less."""
 
 REFRESH_S_MAX = 2.0
 """A fifth of that: dialling somebody who is gone takes all of it."""
@@ -115,6 +119,46 @@ class SwarmClient:
             return str(error)
         return ""
 
+    async def trouble(self) -> str:
+        """Call the peers of a whole chain; say in words why there is none that answers, or nothing.
+
+        Who does not answer is gone around where others hold the same layers.
+        """
+        offers, silent = self.serving(), set[PeerId]()
+        asking = Asking(seen=self.experiences.of(offers))
+        while True:
+            there = [offer for offer in offers if offer.peer not in silent]
+            try:
+                route = find_route(there, self._ends.first, self._ends.end, asking)
+            except NoRoute as error:
+                names = " and ".join(map(short, sorted(silent)))
+                verb = "does" if len(silent) == 1 else "do"
+                return f"{error}; {names} {verb} not answer" if silent else str(error)
+            lost = await self._silent({hop.peer for hop in route})
+            if not lost:
+                return ""
+            silent |= lost
+
+    async def _silent(self, called: set[PeerId]) -> set[PeerId]:
+        """Call peers, and return those that do not answer."""
+        found = set(called)
+
+        async def call(peer: PeerId) -> None:
+            with trio.move_on_after(CALL_S_MAX):
+                try:
+                    await self._directory.exchange(peer)
+                except PeerUnavailable:
+                    return
+                except PeerError:
+                    pass  # that is an answer, too
+                found.remove(peer)
+
+        with lone_errors():
+            async with trio.open_nursery() as nursery:
+                for peer in sorted(called):
+                    nursery.start_soon(call, peer)
+        return found
+
     async def find_route(self, on_wait: Callable[[str], None]) -> list[RouteHop]:
         """Return a chain of peers that joins the own ends, waiting a while for one to show up.
 
@@ -143,7 +187,7 @@ class SwarmClient:
                         on_wait(f"{missing}; waiting …")
                 await trio.sleep(FIND_AGAIN_S)
                 await self._refresh()
-        others = set(self._directory.models().values())
+        others = {*map(readable_name, self._directory.models().values())}
         if not self._directory.serving(asked.model) and others:
             names = ", ".join(sorted(others))
             raise NobodyServes(f"the peers found serve another model ({names}), not {asked.name}")

@@ -80,14 +80,16 @@ async def test_stream_says_the_same_as_the_whole(autojump_clock: MockClock) -> N
         more = {"stream": True, "stream_options": {"include_usage": True}}
         call = Call("/v1/chat/completions", {**asked, **more})
         await call.run(app)
-    first, *pieces, end, usage = call.events
+    first, *pieces, end, checked, usage = call.events
     assert call.status == 200
     assert call.body.endswith(b"data: [DONE]\n\n")
     assert first["choices"][0]["delta"] == {"role": "assistant", "content": ""}
     text = "".join(piece["choices"][0]["delta"]["content"] for piece in pieces)
     assert text == whole["choices"][0]["message"]["content"]
     assert end["choices"][0]["finish_reason"] == "length"
-    assert end["choices"][0]["p2pinfer"]["route"]
+    assert checked["choices"][0]["finish_reason"] is None
+    assert checked["choices"][0]["delta"] == {}
+    assert checked["choices"][0]["p2pinfer"]["route"]
     assert usage["choices"] == []
     assert usage["usage"]["total_tokens"] == 7
     assert {each["id"] for each in call.events} == {first["id"]}

@@ -43,7 +43,7 @@ def test_the_next_machine_types_the_best_address(capsys: pytest.CaptureFixture[s
     assert printed(capsys, LAN, "/ip4/10.8.0.2/tcp/4001/p2p/12D3KooW") == [
         "the next machine types",
         f"  p2pinfer join {way_in}",
-        "and whoever wants to chat",
+        "and to chat, any machine types",
         f"  p2pinfer chat {way_in}",
     ]
 
@@ -68,11 +68,15 @@ def test_on_the_local_network_no_address_is_needed(capsys: pytest.CaptureFixture
 def test_fixed_layers_name_what_is_missing(capsys: pytest.CaptureFixture[str]) -> None:
     """Nothing more is asked for where one peer has them all."""
     lines = printed(capsys, LAN, first=10, end=19, fixed=True)
-    assert lines[0::2] == ["the next machine types", "and another one", "and whoever wants to chat"]
+    assert lines[0::2] == [
+        "the next machine types",
+        "and another one types",
+        "and to chat, any machine types",
+    ]
     assert "join --layers 1:10 " in lines[1]
     assert "join --layers 19:29 " in lines[3]
     lines = printed(capsys, LAN, fixed=True)
-    assert lines[0] == "whoever wants to chat types"
+    assert lines[0] == "to chat, any machine types"
     assert len(lines) == 2
 
 

@@ -143,3 +143,19 @@ def test_every_command_is_where_it_is_said_to_be() -> None:
     """Each is loaded, and knows its options."""
     assert {"--memory", "--bootstrap", "--log-level", "--quota"} <= option_names(main.app)
     assert "--until-stdin-closes" not in option_names(main.app)
+
+
+def test_question_behind_an_address_is_a_question(
+    file: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """As in the line that join prints, with a question typed behind it; addresses may follow."""
+    one, two = "/ip4/10.0.0.1/tcp/1", "/ip4/10.0.0.2/tcp/1"
+    assert main.spread(["chat", "--bootstrap", one, two, "Hi /there", "--json"]) == [
+        *["chat", "--bootstrap", one, "--bootstrap", two, "Hi /there", "--json"]
+    ]
+    found = settings(monkeypatch, capsys, "chat", "--bootstrap", one, two, "What is 1/2?", "--mdns")
+    assert found["--bootstrap"] == ([one, two], "flag")
+    assert found["--mdns"] == (True, "flag")
+    main.parse(["chat", f"--bootstrap={one}", two, "What is 1/2?"])
+    assert run(monkeypatch, "chat", "--bootstrap", one, "Why is", "the sky blue?") == EXIT_USAGE
+    assert "unexpected argument 'the sky blue?'" in capsys.readouterr().err

@@ -13,6 +13,7 @@ from p2pinfer.core.ids import ModelId
 from p2pinfer.engine.gguf.values import Value, ValueType
 from p2pinfer.engine.store.assemble import open_parts
 from p2pinfer.engine.store.store import Store
+from p2pinfer.node import model_supply
 from p2pinfer.node.model_supply import open_store
 from tests.support.stored import flip
 from tests.support.toys import write_toy
@@ -107,7 +108,11 @@ def test_show(model: Command, file: Path, home: Path) -> None:
     assert model("show", id_[:6]) == 0
     lines = model.out.splitlines()
     assert lines[:3] == [f"model       {id_}", "name        Toy", "licence     apache-2.0"]
-    here = {line.split()[0]: line.split()[-1] for line in lines[7:]}
+    assert lines[6:] == ["here        7 of 8 parts, 0.0 MB; missing: layer.1"]
+    assert model.out.count("apache-2.0") == 1
+    assert model("show", id_[:6], "--parts") == 0
+    lines = model.out.splitlines()
+    here = {line.split()[0]: line.split()[-1] for line in lines[8:]}
     assert here == {
         **dict.fromkeys(("metadata", "tokenizer", "embedding", "output"), "yes"),
         **dict.fromkeys(("layer.0", "layer.2", "layer.3"), "yes"),
@@ -116,6 +121,18 @@ def test_show(model: Command, file: Path, home: Path) -> None:
     shown = model.json("show", id_)
     assert [part["name"] for part in shown["parts"] if not part["held"]] == ["layer.1"]
     assert shown["license"] == "apache-2.0"
+
+
+def test_default_model_is_shown_by_that_word(
+    model: Command, file: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """As everywhere else; before it was added, the sentence says how to."""
+    monkeypatch.setenv("P2PINFER_DEFAULT_MODEL", str(file))
+    assert model("show", "default") == 2
+    assert "p2pinfer model add default" in model.err
+    assert model_supply.name_model("default", model_supply.open_store(), lambda *_: None)
+    assert model("show", "default") == 0
+    assert "here        all of it, in 8 parts" in model.out
 
 
 def test_verify_names_what_is_damaged(model: Command, file: Path, home: Path) -> None:

@@ -8,11 +8,18 @@ import pytest
 from attrs import evolve
 from rich.console import Console
 
-from p2pinfer.cli.doctor import clock_findings, coverage_findings, is_public, peer_findings
+from p2pinfer.cli.doctor import (
+    clock_findings,
+    coverage_findings,
+    is_public,
+    peer_findings,
+    probe_findings,
+)
 from p2pinfer.cli.options import parse_bytes
 from p2pinfer.cli.peers import BAR_CHARS_MIN, HEADINGS, bar, cells, table
 from p2pinfer.core.advertisement import Advertisement, State
 from p2pinfer.core.errors import UserError
+from p2pinfer.engine.llama.probe_reports import ProbeReport
 from p2pinfer.node.observer import ObservedPeer
 from tests.support.swarm import MODEL, peer
 
@@ -73,15 +80,17 @@ def test_a_models_name_is_shown_as_it_is() -> None:
 
 
 def test_missing_layers_and_lone_holders_are_named() -> None:
-    """In words that count layers as people do."""
+    """Counted as everywhere, with the last one named, too."""
     found = coverage_findings([said("a", 1, 12), said("b", 5, 12), said("c", 18, 29)], {peer("c")})
     texts = {finding.text: finding.is_good for finding in found}
     (missing,) = [text for text, is_good in texts.items() if not is_good]
-    assert missing.startswith("nobody serves layers 12 to 17 of toy: one more peer")
+    assert missing.startswith("nobody serves layers 12:18 (12 to 17) of toy: one more peer")
     assert any(text.startswith("nobody but this machine's …") for text in texts)
     assert not any("all layers" in text for text in texts)
     hidden = evolve(said("b", 1, 29), addresses=())
-    assert coverage_findings([hidden], set())[0].text.startswith("nobody serves layers 1 to 28")
+    assert coverage_findings([hidden], set())[0].text.startswith(
+        "nobody serves layers 1:29 (1 to 28)"
+    )
     whole = coverage_findings([said("a", 1, 29), said("b", 1, 29)], set())
     assert [(finding.is_good, finding.text) for finding in whole] == [
         (True, "all layers of toy are served")
@@ -128,6 +137,25 @@ def test_own_peers_are_looked_up_and_called() -> None:
     hidden = ObservedPeer(evolve(said("a", 1, 2), addresses=()), False, None)
     assert "open its port" in peer_findings({peer("a")}, [hidden])[1].text
     assert cells(hidden, BAR_CHARS_MIN)[-1] == "no way in"
+
+
+def test_what_probes_ruled_out_is_said_with_the_reason() -> None:
+    """Behind the build and the CPU; none of it keeps a peer from serving."""
+    why = "it ended on signal 11 (SIGSEGV)"
+    report = ProbeReport(
+        "stage-1-10",
+        "0.3.36 ab12 CPU : AVX2 = 1 | AMX_INT8 = 1 | FMA = 0 |",
+        "amx_int8 avx2 fpu fma smep sse2",
+        "weights as they are",
+        (("repacked weights", why),),
+    )
+    findings = probe_findings([report])
+    assert [finding.text for finding in findings] == [
+        "llama.cpp 0.3.36, build ab12, uses AVX2 AMX_INT8 of this CPU's amx_int8 avx2 fma",
+        f"stage-1-10 is computed with weights as they are; not with repacked weights: {why}",
+    ]
+    assert all(finding.is_good for finding in findings)
+    assert not probe_findings([])
 
 
 def test_addresses_that_others_can_call() -> None:

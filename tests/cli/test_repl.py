@@ -95,12 +95,13 @@ async def test_commands_do_what_they_say(notes: io.StringIO, tmp_path: Path) -> 
         "nothing was asked yet",
         "There is no command /nonsense",
         "12D3KooWabcdef",
-        "1 stage signed for 5 rows",
+        "checked: the one peer signed for its part; none was re-run this time (1 in 10 is)",
+        "1 peer signed for 5 rows",
         "is there already",
         "ab" * 32,
     ):
         assert words in said
-    assert "40.0 tokens/s · receipts hold" in made.status()
+    assert "40.0 tokens/s · checked" in made.status()
 
 
 @pytest.mark.parametrize(

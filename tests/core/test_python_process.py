@@ -61,8 +61,9 @@ def test_an_installed_copy_is_found_anyway(monkeypatch: pytest.MonkeyPatch) -> N
 
 
 def test_every_helper_is_started_this_way() -> None:
-    """``python -m`` is written in one place; setup starts only pip and venv, in a checkout."""
-    apart = {"p2pinfer/core/python_process.py", "p2pinfer/_setup/__main__.py"}
+    """``python -m`` is written in one place; setup runs in the checkout it sets up."""
+    setup = {"p2pinfer/_setup/__main__.py", "p2pinfer/_setup/llama.py"}
+    apart = {"p2pinfer/core/python_process.py", *setup}
     folders = ("p2pinfer", "peers", "scheduler", "transports", "sim")
     found = {
         str(path.relative_to(ROOT))

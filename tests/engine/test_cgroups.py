@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from p2pinfer.engine.cgroups import memory_kills, memory_left_bytes, processors
+from p2pinfer.engine.cgroups import memory_left_bytes, processors
 from p2pinfer.engine.llama.memory import available_bytes, usable_cores
 
 MIB = 1 << 20
@@ -84,7 +84,6 @@ def test_version_1_has_a_tree_for_each_resource(tmp_path: Path, path: str) -> No
 def test_elsewhere_nothing_is_limited(tmp_path: Path) -> None:
     """As on macOS, or where the files make no sense."""
     assert memory_left_bytes(tmp_path) is processors(tmp_path) is None
-    assert memory_kills(tmp_path) == 0
     files = {"proc/self/cgroup": "0::/a", **V2_MACHINE}
     tree(tmp_path, files | v2("a", "much", 1) | {"sys/fs/cgroup/a/cpu.max": "max 100000"})
     assert memory_left_bytes(tmp_path) is processors(tmp_path) is None
@@ -101,9 +100,3 @@ def test_threads_are_for_the_cores_that_are_given(
     monkeypatch.setattr(os, "cpu_count", lambda: 64)
     files = {"proc/self/cgroup": "0::/a", "sys/fs/cgroup/a/cpu.max": f"{quota} 100000"}
     assert usable_cores(tree(tmp_path, files)) == cores
-
-
-def test_the_system_counts_whom_it_ended(tmp_path: Path) -> None:
-    """Among a hundred other figures."""
-    tree(tmp_path, {"proc/vmstat": "nr_free_pages 12\noom_kill 3\npgfault 9"})
-    assert memory_kills(tmp_path) == 3

@@ -2,6 +2,8 @@
 
 import json
 import math
+import re
+import signal
 import socket
 import subprocess
 import threading
@@ -15,7 +17,7 @@ import openai
 import pytest
 
 from tests.support.gateways import RunningGateway, running_gateway
-from tests.support.processes import COMMAND, environment
+from tests.support.processes import COMMAND, POLL_S, environment, start_peers
 
 pytestmark = pytest.mark.real
 
@@ -26,6 +28,10 @@ SLOWEST_TO_FASTEST_MAX = 3.0
 """Nobody starves: what the project promises of twenty streams at once."""
 
 FREE_S_MAX = 5.0
+
+HEALTH_S_MAX = 60.0
+"""For a peer that has stopped or gone on to be noticed, on a busy machine."""
+
 SAY = [{"role": "user", "content": "Name three colours."}]
 
 
@@ -156,7 +162,17 @@ async def test_official_async_client_under_trio(gateway: RunningGateway) -> None
         )
         async with stream:
             pieces = [chunk async for chunk in stream]
-        assert pieces[-1].choices[0].finish_reason
+        *_, ended, checked = (piece.choices[0] for piece in pieces)
+        assert ended.finish_reason == "length"
+        assert checked.finish_reason is None
+        assert checked.model_extra
+        assert checked.model_extra["p2pinfer"]["trust"]["held"]
+        async with client.chat.completions.stream(
+            model="default", messages=[{"role": "user", "content": "Say yes."}], max_tokens=200
+        ) as helped:
+            whole = await helped.get_final_completion()
+        assert whole.choices[0].finish_reason == "stop"
+        assert whole.choices[0].message.content
         with pytest.raises(openai.NotFoundError):
             await client.models.retrieve("gpt-4o")
         with pytest.raises(openai.BadRequestError) as caught:
@@ -284,3 +300,43 @@ def test_what_cannot_be_served_is_said_before_anything_starts(
     assert result.returncode == 2
     assert sentence in result.stderr
     assert result.stderr.count("\n") == 1
+
+
+def test_port_is_taken_before_anything_is_started(gateway: RunningGateway, home: Path) -> None:
+    """No peer is started, and no model fetched, for a gateway that cannot listen."""
+    port = gateway.url.rpartition(":")[2]
+    words = ["serve", "--local", "3", "--port", port]
+    result = subprocess.run(
+        [*COMMAND, *words], capture_output=True, text=True, env=environment(home), check=False
+    )
+    assert (result.returncode, result.stdout) == (2, "")
+    assert re.fullmatch(r"p2pinfer: cannot listen on .*: choose another port\n", result.stderr)
+
+
+def test_health_is_lost_with_the_only_holder_of_layers(home: Path) -> None:
+    """Though it has only stopped, and its word still counts; it is back when the peer is."""
+    peers = start_peers(home, ["1:15", "15:29"], "--model", "default", network="health")
+    try:
+        ways = ["--bootstrap", peers[0].address, "--network", "health", "--model", "default"]
+        with running_gateway(home, *ways, "--context", "1024") as gateway:
+
+            def wait_for(status: int) -> httpx.Response:
+                deadline = time.monotonic() + HEALTH_S_MAX
+                while True:
+                    reply = httpx.get(f"{gateway.url}/health", timeout=60)
+                    if reply.status_code == status:
+                        return reply
+                    assert time.monotonic() < deadline, reply.text
+                    time.sleep(POLL_S)  # another process sets no event of ours
+
+            wait_for(200)
+            peers[1].process.send_signal(signal.SIGSTOP)
+            reply = wait_for(503)
+            assert "15:29" in reply.json()["error"]["message"]
+            assert peers[1].id[-6:] in reply.json()["error"]["message"]
+            peers[1].process.send_signal(signal.SIGCONT)
+            wait_for(200)
+    finally:
+        for peer in peers:
+            peer.process.send_signal(signal.SIGCONT)
+            peer.stop()

@@ -26,6 +26,9 @@ pytestmark = pytest.mark.real
 DESK: ViewportSize = {"width": 1360, "height": 860}
 PHONE: ViewportSize = {"width": 390, "height": 844}
 
+TOUCH_PX = 44
+"""What a finger hits without thinking."""
+
 TOKENS = 64
 """Of the longest answer, which a long story comes to: time enough to do something meanwhile."""
 
@@ -85,7 +88,7 @@ def test_question_is_answered_and_the_map_shows_who_did(page: Page) -> None:
     peers = page.locator("#peers li:not([data-state=own])")
     expect(peers).to_have_count(3)
     expect(peers.locator(".peer-range")).to_have_text(
-        [re.compile(f"layers {first}.{last}") for first, last in ((1, 9), (10, 18), (19, 28))]
+        ["layers 1:10", "layers 10:19", "layers 19:29"]
     )
     ask(page, "Name three colours.")
     expect(page.locator("#peers li.busy")).to_have_count(4, timeout=ANSWER_MS_MAX)
@@ -95,7 +98,8 @@ def test_question_is_answered_and_the_map_shows_who_did(page: Page) -> None:
     expect(account).to_contain_text(re.compile(r"3 peers · \d+ tokens · [\d.]+ tokens/s"))
     account.locator("summary").click()
     expect(account.locator(".route li")).to_have_count(3)
-    expect(account).to_contain_text("3 stages signed for")
+    expect(account).to_contain_text("checked")
+    expect(account).to_contain_text("3 peers signed for")
     expect(page.locator("#route-strip .span")).to_have_count(5)  # three peers and both ends
     with page.expect_download() as saved:
         account.get_by_role("button", name="Certificate").click()
@@ -107,6 +111,7 @@ def test_answer_can_be_stopped_and_made_again(page: Page) -> None:
     ask(page, "Tell a very long story.")
     expect(page.locator(".turn.assistant .said")).not_to_be_empty(timeout=ANSWER_MS_MAX)
     page.get_by_role("button", name="Stop").click()
+    expect(page.get_by_label("Your question")).to_be_focused()
     expect(page.locator(".foot")).to_contain_text("stopped")
     page.get_by_role("button", name="Answer again").click()
     expect(page.locator(".turn")).to_have_count(2)
@@ -214,13 +219,7 @@ def test_conversations_and_settings_outlive_a_reload(page: Page, gateway: Runnin
 
 def test_what_a_model_says_is_text_and_never_code(page: Page) -> None:
     """Tags, script links and handlers are shown, not obeyed."""
-
-    def reply(route: Route) -> None:
-        chunk = {"choices": [{"index": 0, "delta": {"content": HOSTILE}, "finish_reason": "stop"}]}
-        body = f"data: {json.dumps(chunk)}\n\ndata: [DONE]\n\n"
-        route.fulfill(status=200, content_type="text/event-stream", body=body)
-
-    page.route("**/v1/chat/completions", reply)
+    answer_with(page, HOSTILE)
     ask(page, "<b>x</b>")
     said = page.locator(".turn.assistant .said")
     expect(said).to_contain_text('<img src=x onerror="window.hit=1">')
@@ -243,9 +242,106 @@ def test_refusal_is_shown_in_the_gateways_words(page: Page) -> None:
     expect(page.locator(".problem")).to_have_text("The swarm is busy.")
 
 
+def answer_with(page: Page, text: str) -> None:
+    """Have the gateway's next answers be this text."""
+    chunk = {"choices": [{"index": 0, "delta": {"content": text}, "finish_reason": "stop"}]}
+    body = f"data: {json.dumps(chunk)}\n\ndata: [DONE]\n\n"
+    page.route(
+        "**/v1/chat/completions",
+        lambda route: route.fulfill(status=200, content_type="text/event-stream", body=body),
+    )
+
+
+def test_what_is_refused_can_be_edited_or_left(page: Page) -> None:
+    """Asked again it would be refused again; the question goes back into the field."""
+    error = {"error": {"message": "the template refuses this: TemplateError: roles must alternate"}}
+    body = json.dumps(error)
+    page.route("**/v1/chat/completions", lambda route: route.fulfill(status=400, body=body))
+    ask(page, "Why?")
+    problem = page.locator(".problem")
+    expect(problem).to_have_text(
+        "The template refuses this: roles must alternate. Edit the question, or begin a new"
+        " conversation."
+    )
+    expect(page.get_by_role("button", name="Answer again")).to_have_count(0)
+    page.get_by_role("button", name="Edit the question").click()
+    expect(page.get_by_label("Your question")).to_have_value("Why?")
+    expect(page.locator(".turn")).to_have_count(0)
+    page.keyboard.press("Enter")
+    expect(problem).to_be_visible()
+    page.locator(".tools").get_by_role("button", name="New conversation").click()
+    expect(page.locator("#welcome")).to_be_visible()
+
+
+def test_code_is_copied_and_links_show_where_they_lead(page: Page) -> None:
+    """The text of a block alone; a host that the words of a link do not name."""
+    page.context.grant_permissions(["clipboard-read", "clipboard-write"])
+    code = "x = 1\n" + "y" * 500
+    answer_with(page, f"```python\n{code}\n```\n[docs](https://other.example/a) and text")
+    ask(page, "Code?")
+    page.get_by_role("button", name="Copy", exact=True).first.click()
+    assert page.evaluate("navigator.clipboard.readText()") == code
+    expect(page.locator(".said .host")).to_have_text("(other.example)")
+    expect(page.locator(".code figcaption span")).to_have_text("python")
+    scrolls = "pre => pre.scrollWidth > pre.clientWidth"
+    assert page.locator(".code pre").evaluate(scrolls)
+    tops = page.evaluate(
+        "[...document.querySelectorAll('.assistant .said, .code')]"
+        ".map(each => each.getBoundingClientRect().top)"
+    )
+    assert tops[0] == tops[1]  # no gap above a leading block
+
+
+def test_loading_is_shown_and_a_question_waits_for_it(page: Page) -> None:
+    """What is being done, and how far; the answer comes once the gateway is ready."""
+    told = {"text": "probing layers 1:10 …", "share": 0.25}
+    body = f"event: loading\ndata: {json.dumps(told)}\n\n"
+    loads = [True, True, False]
+
+    def events(route: Route) -> None:
+        if loads.pop(0) if loads else False:
+            route.fulfill(status=200, content_type="text/event-stream", body=body)
+        elif hold:
+            route.abort()
+        else:
+            route.continue_()
+
+    hold = [True]
+    page.route("**/api/events", events)
+    page.reload()
+    expect(page.locator("#loading")).to_contain_text("probing layers 1:10 …")
+    answer_with(page, "Here I am.")
+    ask(page, "Ready?")
+    expect(page.locator(".live")).to_have_text("waiting until the model is loaded …")
+    hold.clear()
+    expect(page.locator(".turn.assistant .said")).to_have_text("Here I am.", timeout=20_000)
+    expect(page.locator("#loading")).to_be_hidden()
+
+
+def test_reading_of_a_long_prompt_has_a_bar(page: Page) -> None:
+    """As far as the stages have run it."""
+    ask(page, "Sum this up: " + "the cat sat on the mat and looked at the moon. " * 70)
+    expect(page.locator(".live")).to_have_text(
+        re.compile(r"reading: [\d,]+ of [\d,]+ tokens"), timeout=ANSWER_MS_MAX
+    )
+    expect(page.locator(".foot progress")).to_be_visible()
+    page.keyboard.press("Escape")
+
+
 def test_page_works_by_keyboard_and_on_a_phone(page: Page) -> None:
-    """Nothing sticks out, every control has a name, and panels open and close."""
+    """Nothing sticks out, every control has a name and room, and panels open and close."""
     page.set_viewport_size(PHONE)
+    answer_with(page, "```\nx\n```")
+    ask(page, "Hi")
+    expect(page.locator(".tools button")).to_have_count(2)
+    sizes = (
+        "[...document.querySelectorAll('button')]"
+        ".filter(each => each.offsetParent && !each.closest('.side'))"
+        ".map(each => [each.offsetHeight, each.textContent || each.ariaLabel])"
+    )
+    assert [each for each in page.evaluate(sizes) if each[0] < TOUCH_PX] == []
+    expect(page.locator("#model")).to_have_text("SmolLM2-135M-Instruct")
+    expect(page.locator("#model")).to_be_visible()
     assert page.evaluate("document.documentElement.scrollWidth") <= PHONE["width"]
     page.get_by_role("button", name="Swarm").click()
     expect(page.locator("#peers li").first).to_be_in_viewport()

@@ -39,7 +39,9 @@ class FakeClient:
         self.made, self.ends = made, made.ends
         info = SimpleNamespace(name="Toy Model", layers=30, chat_template=None)
         self.model = SimpleNamespace(id=MODEL, info=info)
-        self.absent = ""
+        self.absent = self.silent = ""
+        self.engine_is_lost = False
+        self.called = 0
         self.opened = 0
         self.trust: Trust | None = None
         self.repair: Repair | None = None
@@ -89,6 +91,11 @@ class FakeClient:
     def missing(self) -> str:
         """Say what the test wants to be missing."""
         return self.absent
+
+    async def trouble(self) -> str:
+        """Say what the test wants to be silent."""
+        self.called += 1
+        return self.silent
 
     def failed(self) -> set[str]:
         """Blame nobody."""

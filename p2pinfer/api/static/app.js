@@ -9,6 +9,8 @@ import { iconButton, showTurn } from "./turns.js";
 
 const IDEAS = ["Why is the sky blue?", "Name three trees that lose their leaves.", "Write a haiku about the sea."];
 const NEAR_END_PX = 80;
+const BAR_TOKENS_MIN = 100; // of a prompt; a shorter one is read before the eye finds the bar
+const touch = matchMedia("(hover: none)");
 const byId = (id) => document.getElementById(id);
 const [log, turns, question, send] = ["log", "turns", "question", "send"].map(byId);
 
@@ -24,12 +26,13 @@ function isAtEnd() {
 
 function showConversation() {
   const running = answering.get(current.id);
-  views = current.turns.map((turn) => showTurn(turn, again));
+  const deeds = { onAgain: again, onEdit: edit, onNew: begin };
+  views = current.turns.map((turn) => showTurn(turn, deeds));
   turns.replaceChildren(...views.map((view) => view.item));
   views.forEach((view, at) => {
     if (current.turns[at] !== running?.turn) return view.done(!running && at === views.length - 1);
     view.busy(true);
-    view.live(running.live);
+    view.live(running.live, running.share);
   });
   byId("welcome").hidden = current.turns.length > 0;
   log.scrollTop = log.scrollHeight;
@@ -101,6 +104,21 @@ async function again() {
   await answer(current);
 }
 
+/** Put the last question back into the field, to be asked otherwise. */
+function edit() {
+  if (answering.has(current.id)) return;
+  current.turns.pop();
+  question.value = current.turns.pop()?.text ?? "";
+  store.touch(current);
+  showConversation();
+  fit();
+  question.focus();
+}
+
+function begin() {
+  choose(store.conversations.find((each) => !each.turns.length) ?? store.newConversation());
+}
+
 async function answer(conversation) {
   const body = bodyOf(conversation);
   const turn = { role: "assistant", text: "" };
@@ -117,14 +135,19 @@ async function answer(conversation) {
     if (conversation !== current) return;
     const follows = isAtEnd();
     views.at(-1).update();
-    views.at(-1).live(running.live);
+    views.at(-1).live(running.live, running.share);
     if (follows) log.scrollTop = log.scrollHeight;
   };
+  running.paint = () => (painted ||= requestAnimationFrame(paint));
   try {
-    await listen(body, running, () => (painted ||= requestAnimationFrame(paint)));
+    await untilLoaded(running);
+    await listen(body, running);
   } catch (error) {
-    if (control.signal.aborted) turn.stopped = true;
-    else turn.problem = error instanceof RequestError ? error.message : "The gateway cannot be reached.";
+    if (control.signal.aborted) turn.stopped = !running.ended;
+    else if (error instanceof RequestError) {
+      turn.problem = error.message;
+      turn.refused = error.status === 400; // asked again, it is refused again
+    } else turn.problem = "The gateway cannot be reached.";
   }
   cancelAnimationFrame(painted);
   if (answering.delete(conversation.id)) store.touch(conversation); // else it was deleted meanwhile
@@ -132,7 +155,22 @@ async function answer(conversation) {
   showList();
 }
 
-async function listen(body, running, onPiece) {
+/** While the gateway loads, a question waits here. */
+async function untilLoaded(running) {
+  if (!loading) return;
+  const before = running.live;
+  running.live = "waiting until the model is loaded …";
+  running.paint();
+  await new Promise((resolve) => {
+    running.control.signal.addEventListener("abort", resolve);
+    loading.waiting.push(resolve);
+  });
+  running.control.signal.throwIfAborted();
+  running.live = before;
+  running.paint();
+}
+
+async function listen(body, running) {
   const { control, turn } = running;
   let tokens = 0;
   let firstAt = 0;
@@ -147,10 +185,16 @@ async function listen(body, running, onPiece) {
       if (!tokens++) firstAt = performance.now();
       const seconds = (performance.now() - firstAt) / 1000;
       running.live = tokens > 1 && seconds ? `${((tokens - 1) / seconds).toFixed(1)} tokens/s` : "";
-      onPiece();
+      running.share = undefined;
+      running.paint();
     }
     if (choice?.p2pinfer) turn.account = choice.p2pinfer;
     if (choice?.finish_reason === "length") turn.cut = true;
+    if (choice?.finish_reason) {
+      running.ended = true;
+      running.live = "checking what the peers signed …";
+      running.paint();
+    }
   }
 }
 
@@ -180,7 +224,11 @@ function fit() {
 
 byId("ask").addEventListener("submit", (event) => {
   event.preventDefault();
-  if (answering.has(current.id)) return stop(current);
+  if (answering.has(current.id)) {
+    stop(current);
+    if (!touch.matches) question.focus(); // what is typed next goes there; a phone would open its keyboard
+    return;
+  }
   const text = question.value.trim();
   if (!text) return;
   question.value = "";
@@ -193,9 +241,7 @@ question.addEventListener("keydown", (event) => {
   event.preventDefault();
   if (!answering.has(current.id)) byId("ask").requestSubmit();
 });
-byId("new-chat").addEventListener("click", () => {
-  choose(store.conversations.find((each) => !each.turns.length) ?? store.newConversation());
-});
+byId("new-chat").addEventListener("click", begin);
 byId("ideas").replaceChildren(
   ...IDEAS.map((text) => {
     const item = document.createElement("li");
@@ -238,8 +284,44 @@ function say(state, text, more = "") {
   status.replaceChildren(all);
 }
 
+let loading = null; // {waiting: whom to tell once it is over}
+
+function showLoading({ text, share }) {
+  loading ??= { waiting: [] };
+  const box = byId("loading");
+  box.hidden = false;
+  box.querySelector("progress").value = share;
+  box.querySelector("span").textContent = text;
+  say("waiting", `loading ${Math.round(100 * share)} %`);
+}
+
+function loaded() {
+  byId("loading").hidden = true;
+  const waiting = loading?.waiting ?? [];
+  loading = null;
+  for (const resume of waiting) resume();
+}
+
+/** Show how far the prompt of an answer that has no token yet is read, where it is clear which is ours. */
+function showReading(answers) {
+  const known = new Set([...answering.values()].map(({ id }) => id));
+  const ours = [...answering.values()].filter(({ id }) => !id);
+  const unknown = answers.filter(({ id, tokens }) => !tokens && !known.has(id));
+  if (ours.length !== 1 || unknown.length !== 1) return;
+  const [{ prompt_tokens: all, read_tokens: read }] = unknown;
+  if (all < BAR_TOKENS_MIN) return;
+  ours[0].live = `reading: ${read.toLocaleString("en")} of ${all.toLocaleString("en")} tokens`;
+  ours[0].share = read / all;
+  ours[0].paint();
+}
+
 function onEvent(name, data) {
-  if (name === "answers") return showAnswers(data);
+  if (name === "loading") return showLoading(data);
+  if (name === "answers") {
+    showReading(data);
+    return showAnswers(data);
+  }
+  loaded();
   showState(data);
   byId("model").textContent = data.model.name;
   const count = data.peers.filter((peer) => peer.state === "serving").length;

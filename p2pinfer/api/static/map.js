@@ -10,8 +10,7 @@ const calm = matchMedia("(prefers-reduced-motion: reduce)");
 const byId = (id) => document.getElementById(id);
 
 export const shortName = (peer) => (peer.length > 12 && !peer.includes(" ") ? `…${peer.slice(-6)}` : peer);
-export const layersText = (first, end) =>
-  end - first === 1 ? `layer ${first}` : `layers ${first}–${end - 1}`;
+export const layersText = (first, end) => `layers ${first}:${end}`;
 export const rangeOf = (hop) => hop.layers.split(":").map(Number);
 
 const colours = new Map(); // a peer keeps its colour for as long as the page is open
@@ -83,11 +82,11 @@ function fill(made, ranges, { name, range, note }, state, colour) {
 
 function noteOf(peer) {
   const words = [STATES[peer.state] ?? peer.state];
-  if (peer.row_us) words.push(`${(peer.row_us / 1000).toFixed(2)} ms a layer`);
+  if (peer.row_us) words.push(`${(peer.row_us / 1000).toFixed(2)} ms for a token in a layer`);
   if (peer.round_trip_ms != null && peer.state === "serving")
     words.push(`${peer.round_trip_ms} ms away`);
   if (peer.sessions_max && peer.state === "serving" && !peer.sessions_free) words.push("no place free");
-  if (peer.queued_rows) words.push(`${peer.queued_rows} rows wait`);
+  if (peer.queued_rows) words.push(`${peer.queued_rows} tokens wait`);
   return words.join(" · ");
 }
 

@@ -10,6 +10,14 @@ function element(name, ...children) {
   return made;
 }
 
+function hostOf(href) {
+  try {
+    return new URL(href).host;
+  } catch {
+    return "no address";
+  }
+}
+
 function inline(text) {
   const nodes = [];
   while (text) {
@@ -24,6 +32,8 @@ function inline(text) {
       const link = element("a", label);
       Object.assign(link, { href, target: "_blank", rel: "noopener noreferrer nofollow" });
       nodes.push(link);
+      const host = hostOf(href); // a model makes links up: show where each leads
+      if (host !== label.trim()) nodes.push(Object.assign(element("span", ` (${host})`), { className: "host" }));
     }
     text = text.slice(match.index + whole.length);
   }
@@ -37,9 +47,16 @@ function fence(lines, at) {
   let end = at + 1;
   while (end < lines.length && !lines[end].trim().startsWith(open[1])) end++;
   const code = element("code", lines.slice(at + 1, end).join("\n"));
-  const block = element("pre", code);
-  block.tabIndex = 0;
-  if (open[2]) block.dataset.language = open[2];
+  const box = element("pre", code);
+  box.tabIndex = 0; // to be scrolled by keys
+  const copy = element("button", "Copy");
+  copy.type = "button";
+  copy.addEventListener("click", async () => {
+    await navigator.clipboard.writeText(code.textContent);
+    copy.textContent = "Copied";
+  });
+  const block = element("figure", element("figcaption", element("span", open[2]), copy), box);
+  block.className = "code";
   return { block, next: end + 1 };
 }
 

@@ -3,6 +3,7 @@
 import { settings } from "./store.js";
 
 const RETRY_MS = 1000;
+const LOADED_MS = 50;
 const RETRY_MS_MAX = 15000;
 const SILENCE_MS_MAX = 45000; // three of the gateway's pings
 
@@ -97,8 +98,10 @@ export async function follow(onEvent, onConnection) {
       const reply = await send("/api/events", { signal: control.signal });
       wait = RETRY_MS;
       onConnection(null);
-      for await (const { name, data } of eventsOf(reply, alive)) onEvent(name, JSON.parse(data));
-      onConnection(new Error("the gateway ended the stream"));
+      let last;
+      for await (const { name, data } of eventsOf(reply, alive)) onEvent((last = name), JSON.parse(data));
+      if (last === "loading") wait = LOADED_MS; // what is there now is asked for at once
+      else onConnection(new Error("the gateway ended the stream"));
     } catch (error) {
       onConnection(error);
     }

@@ -28,8 +28,22 @@ export function iconButton(icon, label, onClick) {
   return button;
 }
 
+/** Say what is wrong; what would be refused again needs another question. */
+function problemOf({ problem, refused }) {
+  if (!refused) return problem;
+  const text = problem.replace("TemplateError: ", "").replace(/[.\s]*$/, ".");
+  return `${text[0].toUpperCase()}${text.slice(1)} Edit the question, or begin a new conversation.`;
+}
+
+function textButton(label, onClick) {
+  const button = make("button", "link", label);
+  button.type = "button";
+  button.addEventListener("click", onClick);
+  return button;
+}
+
 /** Show a turn; returns what lets its text and account change. */
-export function showTurn(turn, onAgain) {
+export function showTurn(turn, { onAgain, onEdit, onNew }) {
   const item = make("li", `turn ${turn.role}`);
   const body = make("div", "said");
   item.append(make("span", "unseen", turn.role === "user" ? "You asked:" : "The answer:"), body);
@@ -44,10 +58,16 @@ export function showTurn(turn, onAgain) {
     update() {
       if (turn.role === "user") body.textContent = turn.text;
       else body.replaceChildren(...render(turn.text));
-      if (turn.problem) body.append(make("p", "problem", turn.problem));
+      if (turn.problem) body.append(make("p", "problem", problemOf(turn)));
     },
-    live(text) {
-      foot.replaceChildren(make("span", "live", text));
+    live(text, share) {
+      const shown = [make("span", "live", text)];
+      if (share !== undefined) {
+        const bar = make("progress", "");
+        Object.assign(bar, { max: 1, value: share, ariaLabel: text });
+        shown.unshift(bar);
+      }
+      foot.replaceChildren(...shown);
     },
     done(isLast) {
       foot.replaceChildren();
@@ -60,7 +80,8 @@ export function showTurn(turn, onAgain) {
         setTimeout(() => copy.querySelector("use").setAttribute("href", "#i-copy"), COPIED_MS);
       });
       if (turn.text) tools.append(copy);
-      if (isLast) tools.append(iconButton("again", "Answer again", onAgain));
+      if (isLast && turn.refused) tools.append(textButton("Edit the question", onEdit), textButton("New conversation", onNew));
+      else if (isLast) tools.append(iconButton("again", "Answer again", onAgain));
       foot.append(tools);
     },
   };
@@ -97,7 +118,7 @@ function account(found, cut) {
 function trustWord({ held, audits }) {
   if (!held) return "not trusted";
   const seen = audits.filter((each) => each.verdict !== "not replayed").length;
-  return seen ? `receipts join up, ${seen} audited` : "receipts join up";
+  return seen ? `checked, ${seen} re-run` : "checked";
 }
 
 /** List the stages in the order of the layers, each with what its audit found. */
@@ -135,15 +156,8 @@ function verdict({ verdict: found, by, position, blamed }) {
 function evidence(trust) {
   if (!trust) return [make("p", "", "Nothing of this answer was checked: it is taken on trust.")];
   if (!trust.held) return [make("p", "problem", `${trust.line}.`)];
-  const chance = `${Number((100 * trust.audit_rate).toPrecision(3))} %`;
-  return [
-    make(
-      "p",
-      "",
-      `${trust.stages} stages signed for ${trust.positions} rows, and these join up: what one sent is what the next ` +
-        `received. A stage that cheated anywhere in this answer would be caught with a chance of ${chance}.`,
-    ),
-  ];
+  // What audits found stands beside each stage above.
+  return [trust.details[0], trust.details.at(-1)].map((text) => make("p", "", text));
 }
 
 function timing(found) {

@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from p2pinfer.core.errors import BadModelFile, UserError
+from p2pinfer.core.model_names import readable_name
 from p2pinfer.engine.gguf.reader import GgufHeader
 from p2pinfer.engine.gguf.values import Array
 from p2pinfer.places import data_dir
@@ -71,7 +72,7 @@ def model_info(header: GgufHeader) -> ModelInfo:
     layer_bytes, type_bytes = _layer_sizes(header, layers)
     _check_attention(header, architecture, width)
     return ModelInfo(
-        name=header.string("general.name") or header.name,
+        name=readable_name(header.string("general.name") or header.name),
         architecture=architecture,
         license=header.string("general.license"),
         layers=layers,

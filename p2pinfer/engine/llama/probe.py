@@ -3,26 +3,29 @@
 Fixed pseudo-random inputs go through the slice in several chunkings: wide and narrow, from the
 first position and past 512 KV cells, alone and beside another session, with one thread and with the
 worker's. Settings are exact when every row comes out the same bits however it was chunked; the
-first exact candidate, in order of speed, is used. Peers whose probes gave the same digest are of
-one *numerics class*: their arithmetic agrees bit for bit.
+first exact candidate, in order of speed, is used, and one that crashes is only ruled out. Peers
+whose probes gave the same digest are of one *numerics class*: their arithmetic agrees bit for bit.
 """
 
 import json
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from blake3 import blake3
 from numpy.typing import NDArray
 
-from p2pinfer.core.errors import UnsupportedModel
+from p2pinfer._setup.wheel import cpu_features
+from p2pinfer.core.errors import EngineError, UnsupportedModel
+from p2pinfer.core.exits import NEEDS_LESS
 from p2pinfer.core.limits import NARROW_ROWS_MAX, ROWS_PER_DECODE_MAX
 from p2pinfer.engine.llama.binding import Rows, Settings, Slice, Span, Tokens, build_fingerprint
 
-_VERSION = 1
+_VERSION = 2
 _FILL_ROWS = 11 * ROWS_PER_DECODE_MAX
 """528: past the 512 KV cells from which a one-row decode may split attention between threads."""
 _TAIL_ROWS = 24
@@ -41,53 +44,112 @@ class Probe:
     numerics_class: str
     """BLAKE3 over the probe's narrow and wide outputs, 32 hexadecimal digits."""
 
+    @classmethod
+    def parse(cls, values: dict[str, Any]) -> "Probe":
+        """Read back what ``asdict`` wrote; raises KeyError, TypeError or ValueError."""
+        return cls(**{**values, "settings": Settings(**values["settings"])})
 
-def probe(load: Callable[[Settings], Slice], threads: int, cache: Path, *, tokens: bool) -> Probe:
-    """Return the cached probe of a slice, or run one and cache it.
+
+@dataclass(frozen=True)
+class Crash:
+    """Settings that ended the process that tried them."""
+
+    how: str
+    lacked_memory: bool
+    """Then another time may end better."""
+
+
+INEXACT = "its rows depend on how they are batched"
+
+Attempt = Callable[[Settings], Probe | Crash | None]
+"""Tries settings as ``try_settings`` does, where a crash does no harm."""
+
+
+def probe(attempt: Attempt, threads: int, cache: Path) -> Probe:
+    """Return the cached probe of a slice, or run one and cache it, with what was ruled out.
 
     Args:
-        load: loads the slice with given settings, two sessions and ``CONTEXT`` positions at least.
+        attempt: tries settings on the slice.
         threads: how many the worker will use.
         cache: where the result is kept; a result of another build or CPU is ignored.
-        tokens: whether the slice takes tokens rather than rows.
 
     Raises:
         UnsupportedModel: no settings give the same bits for every chunking.
+        EngineError: none can be run: llama.cpp crashes, or memory runs out.
     """
-    key = f"{_VERSION} {threads} {build_fingerprint()}"
-    found = _cached(cache, key)
-    if found is None:
-        found = _search(load, threads, tokens=tokens)
-        with suppress(OSError):  # a full disk: it is searched for again
-            cache.write_text(json.dumps({"key": key, **asdict(found)}))
-    return found
+    build, cpu = build_fingerprint(), cpu_features()
+    key = f"{_VERSION} {threads} {build} {cpu}"
+    if kept := _kept(cache, key):
+        return kept
+    ruled_out: list[tuple[Settings, Crash | None]] = []
+    for settings in _candidates(threads):
+        found = attempt(settings)
+        if isinstance(found, Probe):
+            if not any(crash and crash.lacked_memory for _, crash in ruled_out):
+                report = {
+                    "build": build,
+                    "cpu": cpu,
+                    "ruled_out": [
+                        {"settings": asdict(each), "why": crash.how if crash else INEXACT}
+                        for each, crash in ruled_out
+                    ],
+                }
+                with suppress(OSError):  # of a full disk: it is only probed again the next time
+                    cache.write_text(json.dumps({"key": key, "probe": asdict(found), **report}))
+            return found
+        ruled_out.append((settings, found))
+    raise _refusal([crash for _, crash in ruled_out])
 
 
-def _cached(cache: Path, key: str) -> Probe | None:
+def _candidates(threads: int) -> Iterator[Settings]:
+    """Yield settings, the fastest first."""
+    for values_bf16 in (False, True):
+        for repack in (True, False):
+            yield Settings(threads, repack, values_bf16)
+
+
+def _refusal(outcomes: Sequence[Crash | None]) -> EngineError | UnsupportedModel:
+    crashes = [each for each in outcomes if each]
+    if any(crash.lacked_memory for crash in crashes):
+        return EngineError(f"memory ran out while the slice was tried: {NEEDS_LESS}")
+    if len(crashes) == len(outcomes):
+        return EngineError(
+            f"llama.cpp crashes here with every setting: {crashes[0].how}; "
+            "to have it compiled and tried again, type: make clean setup"
+        )
+    return UnsupportedModel(
+        "llama.cpp does not compute this model the same way twice on this machine: its rows "
+        "depend on how they are batched, so nobody could check them"
+        + (f" (and some settings crash: {crashes[0].how})" if crashes else "")
+    )
+
+
+def _kept(cache: Path, key: str) -> Probe | None:
     try:
         data = json.loads(cache.read_text())
-        if data.pop("key") == key:
-            return Probe(**{**data, "settings": Settings(**data["settings"])})
-    except (OSError, ValueError, KeyError, TypeError, AttributeError):
+        if data["key"] == key:
+            return Probe.parse(data["probe"])
+    except (OSError, ValueError, KeyError, TypeError):
         pass  # none yet, or one that another version wrote: probe again
     return None
 
 
-def _search(load: Callable[[Settings], Slice], threads: int, *, tokens: bool) -> Probe:
-    for values_bf16 in (False, True):
-        for repack in (True, False):
-            settings = Settings(threads, repack, values_bf16)
-            found = _try(load, settings, tokens=tokens)
-            if found and threads > 1:
-                alone = _try(load, replace(settings, threads=1), tokens=tokens)
-                if alone is None or alone.numerics_class != found.numerics_class:
-                    continue
-            if found:
-                return found
-    raise UnsupportedModel(
-        "llama.cpp does not compute this model the same way twice on this machine: its rows "
-        "depend on how they are batched, so nobody could check them"
-    )
+def try_settings(
+    load: Callable[[Settings], Slice], settings: Settings, *, tokens: bool
+) -> Probe | None:
+    """Probe settings with their threads and with one; None when they are not exact.
+
+    Args:
+        load: loads the slice with given settings, two sessions and ``CONTEXT`` positions at least.
+        settings: what to try.
+        tokens: whether the slice takes tokens rather than rows.
+    """
+    found = _try(load, settings, tokens=tokens)
+    if found and settings.threads > 1:
+        alone = _try(load, replace(settings, threads=1), tokens=tokens)
+        if alone is None or alone.numerics_class != found.numerics_class:
+            return None
+    return found
 
 
 def _try(load: Callable[[Settings], Slice], settings: Settings, *, tokens: bool) -> Probe | None:

@@ -12,6 +12,8 @@ import tempfile
 from collections import deque
 from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
 from typing import IO, Any
 
 import trio
@@ -19,8 +21,8 @@ from trio import TaskStatus
 
 from p2pinfer.core import errors
 from p2pinfer.core.errors import EngineDied, EngineError, lone_errors
+from p2pinfer.core.exits import NEEDS_LESS, ending, lacked_memory, last_line_of
 from p2pinfer.core.python_process import python_command, python_environment
-from p2pinfer.engine.cgroups import memory_kills
 from p2pinfer.engine.llama.frames import RECEIVE_BYTES, PartReady, Splitter, WorkerConfig, pack
 
 _log = logging.getLogger("p2pinfer.engine")
@@ -28,20 +30,18 @@ _log = logging.getLogger("p2pinfer.engine")
 _EXIT_S_MAX = 3.0
 """How long a worker whose socket has closed may take to be gone: a core dump, at most."""
 
+DEATHS_MAX = 5
+"""In a row and in the same way: a sixth process would end like them, so the node says so and ends.
+One that lived for ``STEADY_S`` was sound, whatever ended it."""
+
+STEADY_S = 60.0
+
 _RESTART_S_MIN, _RESTART_S_MAX = 0.1, 10.0
 """Pause before a dead worker is replaced; doubled for each that dies before it answered once."""
 
 HUGE_PAGES = "glibc.malloc.hugetlb=1"
 """Let malloc ask for transparent huge pages: weights are read from end to end for every token, and
 with 4 KiB pages the processor keeps looking up where they are (5 to 8 % of decoding, measured)."""
-
-_STDERR_TAIL_BYTES = 2000
-
-NO_MEMORY = (
-    "the system ended the engine's process because memory ran out: choose fewer --sessions or a"
-    " smaller --context, or give this machine or its container more memory"
-)
-
 
 Answer = list[Any]
 """``[microseconds of decoding, *values]``."""
@@ -134,11 +134,16 @@ class Worker:
             self._unsent_added.set()
 
     async def keep_running(self, *, task_status: TaskStatus[None]) -> None:
-        """Start the process, serve it, and start another when it dies."""
+        """Start the process, serve it, and start another when it dies.
+
+        Raises:
+            EngineDied: the first died while it loaded, or ``DEATHS_MAX`` died in the same way.
+        """
         pause_s = _RESTART_S_MIN
+        deaths: list[int] = []
         while True:
             self._has_answered = False
-            kills = memory_kills()
+            started_s = trio.current_time()
             with tempfile.TemporaryFile() as stderr:
                 process, sock = self._start(stderr)
                 died = False
@@ -154,13 +159,16 @@ class Worker:
                     if not died:
                         process.kill()  # it has nothing to save
                     with trio.CancelScope(shield=True):
-                        await trio.to_thread.run_sync(_reap, process)
-                words = _last_words(process, stderr, starved=memory_kills() > kills)
-            if not self.parts:
-                raise EngineDied(words)
+                        returncode = await trio.to_thread.run_sync(_reap, process)
+                death = _Death(returncode, last_line_of(stderr))
+            if trio.current_time() - started_s >= STEADY_S:
+                deaths.clear()
+            deaths = [each for each in deaths if each == death.returncode] + [death.returncode]
+            if not self.parts or len(deaths) == DEATHS_MAX:
+                raise EngineDied(_obituary(death, self.config, len(deaths)))
             if self._has_answered:
                 pause_s = _RESTART_S_MIN
-            _log.warning("%s; starting another", words)
+            _log.warning("%s; starting another", death)
             await trio.sleep(pause_s)
             pause_s = min(2 * pause_s, _RESTART_S_MAX)
 
@@ -267,24 +275,39 @@ async def _receive(sock: socket.socket) -> bytes:
         return data
 
 
-def _reap(process: subprocess.Popen[bytes]) -> None:
-    """Wait until the process has ended; end it if it does not."""
+def _reap(process: subprocess.Popen[bytes]) -> int:
+    """Wait until the process has ended, or end it; return its code, negative for a signal."""
     try:
-        process.wait(_EXIT_S_MAX)
+        return process.wait(_EXIT_S_MAX)
     except subprocess.TimeoutExpired:
         process.kill()
-        process.wait()
+        return process.wait()
 
 
-def _last_words(process: subprocess.Popen[bytes], stderr: IO[bytes], *, starved: bool) -> str:
-    """Say how the worker ended, with the end of what it printed: ggml says why it aborts.
+@dataclass(frozen=True)
+class _Death:
+    """How a worker ended, and the last line that it printed."""
 
-    ``starved``: the system has ended some process meanwhile because memory ran out.
-    """
-    code = process.poll()
-    if starved and code == -signal.SIGKILL:
-        return NO_MEMORY
-    how = f"on signal {-code}" if code is not None and code < 0 else f"with code {code}"
-    stderr.seek(max(0, stderr.seek(0, 2) - _STDERR_TAIL_BYTES))
-    lines = stderr.read().decode(errors="replace").strip().splitlines()
-    return f"the engine's process ended {how}" + (f": {lines[-1]}" if lines else "")
+    returncode: int
+    said: str
+
+    def __str__(self) -> str:
+        how = f"the engine's process ended {ending(self.returncode)}"
+        return f"{how}: {self.said}" if self.said else how
+
+
+def _obituary(death: _Death, config: WorkerConfig, times: int) -> str:
+    """Say which slice ended its process, how, and what helps."""
+    paths = [part.path for part in config.parts]
+    names = " and ".join(Path(path).name for path in paths)
+    often = f" {times} times in a row" if times > 1 else ""
+    if lacked_memory(death.returncode, death.said):
+        remedy = f"memory ran out: {NEEDS_LESS}"
+    elif death.returncode == -signal.SIGILL:
+        remedy = "llama.cpp was compiled for another CPU; type: make clean setup"
+    else:
+        remedy = (
+            f"remove {' '.join(paths)} to have it written and tried again; if it still ends so, "
+            "compile llama.cpp again: make clean setup"
+        )
+    return f"{death}{often}, with {names}; {remedy}"

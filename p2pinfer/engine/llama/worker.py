@@ -13,6 +13,7 @@ import time
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +24,8 @@ from p2pinfer.core.errors import EngineError, P2pinferError
 from p2pinfer.core.sampling import Sampling
 from p2pinfer.engine.gguf.reader import read_header
 from p2pinfer.engine.llama.batching import Batcher, Regimes
-from p2pinfer.engine.llama.binding import Sampler, Settings, Slice, Span, Vocabulary
+from p2pinfer.engine.llama.binding import Sampler, Slice, Span, Vocabulary
+from p2pinfer.engine.llama.candidate import attempt
 from p2pinfer.engine.llama.frames import (
     RECEIVE_BYTES,
     PartConfig,
@@ -32,8 +34,8 @@ from p2pinfer.engine.llama.frames import (
     WorkerConfig,
     pack,
 )
-from p2pinfer.engine.llama.probe import CONTEXT as PROBE_CONTEXT
 from p2pinfer.engine.llama.probe import probe
+from p2pinfer.engine.llama.zero_pages import give_back_zeros
 
 
 @dataclass(slots=True)
@@ -71,19 +73,19 @@ class _Part:
     """One slice, how it computes here, and the jobs that wait for it."""
 
     def __init__(self, part: PartConfig, config: WorkerConfig) -> None:
-        def load(settings: Settings, sessions: int = 2, context: int = PROBE_CONTEXT) -> Slice:
-            return Slice(
-                Path(part.path),
-                logits=part.logits,
-                settings=settings,
-                sessions=sessions,
-                context=context,
-            )
-
         cache = Path(f"{part.path}.probe-{config.threads}.json")
-        self._probe = probe(load, config.threads, cache, tokens=part.tokens)
+        try:
+            self._probe = probe(partial(attempt, part), config.threads, cache)
+        except EngineError as error:
+            raise EngineError(f"{Path(part.path).name}: {error}") from error
         self._regimes = Regimes(self._probe.regimes_agree)
-        self.slice = load(self._probe.settings, config.sessions, config.context)
+        self.slice = Slice(
+            Path(part.path),
+            logits=part.logits,
+            settings=self._probe.settings,
+            sessions=config.sessions,
+            context=config.context,
+        )
         self.waiting: Batcher[_Job] = Batcher(self._regimes)
 
     def describe(self) -> PartReady:
@@ -142,6 +144,7 @@ class _Worker:
             # ggml's tiled kernels pick by rows per expert, so a row would depend on its batch.
             os.environ["GGML_CPU_TILED_MM"] = "0"
         self.parts = [_Part(part, config) for part in config.parts]
+        give_back_zeros()  # cells that no session has written to yet
         self._first, self._last = self.parts[0], self.parts[-1]
         self._vocabulary = Vocabulary(self._first.slice)
         self._samplers: dict[int, Sampler] = {}

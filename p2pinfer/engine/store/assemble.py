@@ -69,24 +69,35 @@ class PartsModel:
             BadModelFile: the parts are not what the manifest says.
             UserError: the model has no such layers, or the slice cannot be written.
         """
-        name = f"stage-{first}-{end}.gguf"
-        return self._written(name, plan_stage(self.header, first, end), "stage-", spare)
+        path = self.stage_path(first, end)
+        return self._written(path, plan_stage(self.header, first, end), "stage-", spare)
 
     def drop_unused_stages(self) -> None:
         """Remove the slices of layers that are no longer used."""
         Slices(self.cache).drop_unused(self.id, "stage-")
 
+    def stage_path(self, first: int, end: int) -> Path:
+        """Return where that slice is, or will be."""
+        return self._path(f"stage-{first}-{end}.gguf")
+
+    def end_paths(self, keep: int) -> tuple[Path, Path]:
+        """Return where the slices of both ends are, or will be."""
+        return self._path(f"first-{keep}.gguf"), self._path(f"last-{keep}.gguf")
+
     def ends(self, keep: int) -> tuple[Path, Path]:
         """Return the first and the last end, ``keep`` layers each; raises as ``stage``."""
         header = whole_header(self.store, self.manifest, TOKENIZER)
+        first, last = self.end_paths(keep)
         return (
-            self._written(f"first-{keep}.gguf", plan_first_end(header, keep), "first-"),
-            self._written(f"last-{keep}.gguf", plan_last_end(header, keep), "last-"),
+            self._written(first, plan_first_end(header, keep), "first-"),
+            self._written(last, plan_last_end(header, keep), "last-"),
         )
 
-    def _written(self, name: str, plan: SlicePlan, kind: str, spare: int = 0) -> Path:
+    def _path(self, name: str) -> Path:
+        return Slices(self.cache).path(self.id, name)
+
+    def _written(self, path: Path, plan: SlicePlan, kind: str, spare: int = 0) -> Path:
         slices = Slices(self.cache)
-        path = slices.path(self.id, name)
         if not slices.note_wanted(path):
             slices.drop_unused(self.id, kind, spare)
             tensors = [NewTensor(each.name, each.shape, each.type, None) for each in plan.tensors]

@@ -250,7 +250,7 @@ class Store:
         self._check_quota(new_bytes + slice_bytes)
         cache = self._slices.root if self._slices else self.root
         with self._explained():
-            is_same = cache.stat().st_dev == self.root.stat().st_dev
+            is_same = _there(cache).stat().st_dev == _there(self.root).stat().st_dev
         self._check_disk(self.root, disk_bytes + (slice_bytes if is_same else 0))
         self._check_disk(cache, slice_bytes)
 
@@ -404,7 +404,7 @@ class Store:
 
     def _check_disk(self, folder: Path, more_bytes: int) -> None:
         with self._explained():
-            free = shutil.disk_usage(folder).free
+            free = shutil.disk_usage(_there(folder)).free
         if self._slices and more_bytes > free:
             free += self._slices.make_room(more_bytes - free)
         if more_bytes > free:
@@ -431,3 +431,8 @@ class Store:
             raise UserError(
                 f"the store in {self.root} cannot be used: {error.strerror}; what it held is intact"
             ) from error
+
+
+def _there(folder: Path) -> Path:
+    """Return a folder, or where it will be made: the nearest one above it that exists."""
+    return next(each for each in (folder, *folder.parents) if each.exists())

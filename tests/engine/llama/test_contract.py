@@ -21,7 +21,7 @@ from tests.support.whole import open_model
 
 SESSIONS, CONTEXT = 3, 128
 WAIT_S_MAX = 300.0
-"""For what takes a second: an engine's two threads wait for each other, long where others work."""
+"""For what takes a second where nobody else works."""
 
 OpenEngine = Callable[[], AbstractAsyncContextManager[StageEngine]]
 

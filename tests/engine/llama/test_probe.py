@@ -5,17 +5,18 @@ The slices here are fakes whose arithmetic has exactly one flaw each, which the 
 
 import json
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from p2pinfer.core.errors import UnsupportedModel
+from p2pinfer.core.errors import EngineError, UnsupportedModel
 from p2pinfer.core.limits import NARROW_ROWS_MAX
 from p2pinfer.engine.llama import probe as probe_module
 from p2pinfer.engine.llama.binding import Settings, Span
-from p2pinfer.engine.llama.probe import CONTEXT, Probe, probe
+from p2pinfer.engine.llama.probe import CONTEXT, INEXACT, Attempt, Crash, Probe, probe, try_settings
 
 Flaw = Callable[[Settings, Sequence[Span], int], float]
 """What to add to every row, from the settings, the decode, and the cells in use."""
@@ -106,10 +107,19 @@ class Loader:
         return self.loaded[-1]
 
 
+def trying(loader: Loader, *, tokens: bool = False) -> Attempt:
+    """Try settings in this process."""
+    return partial(_try_settings, loader, tokens)
+
+
+def _try_settings(loader: Loader, tokens: bool, settings: Settings) -> Probe | None:
+    return try_settings(loader, settings, tokens=tokens)  # type: ignore[arg-type] # a fake slice
+
+
 def run(flaw: Flaw, cache: Path, *, threads: int = 1, tokens: bool = False) -> Probe:
     """Probe a fake."""
     loader = Loader(flaw)
-    found = probe(loader, threads, cache, tokens=tokens)  # type: ignore[arg-type] # a fake slice
+    found = probe(trying(loader, tokens=tokens), threads, cache)
     assert not any(part.is_open for part in loader.loaded)
     return found
 
@@ -164,12 +174,12 @@ def test_a_result_is_kept(cache: Path) -> None:
     """The second load of a slice loads nothing for the probe."""
     found = run(regimes_differ, cache, threads=2)
     loader = Loader(exact)
-    again = probe(loader, 2, cache, tokens=False)  # type: ignore[arg-type] # a fake slice
+    again = probe(trying(loader), 2, cache)
     assert again == found
     assert loader.settings == []
 
 
-@pytest.mark.parametrize("change", ["build", "threads", "version"])
+@pytest.mark.parametrize("change", ["build", "cpu", "threads", "version"])
 def test_a_result_of_another_world_is_not_used(
     change: str, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -178,10 +188,12 @@ def test_a_result_of_another_world_is_not_used(
     threads = 2 if change == "threads" else 1
     if change == "build":
         monkeypatch.setattr(probe_module, "build_fingerprint", lambda: "another")
+    if change == "cpu":
+        monkeypatch.setattr(probe_module, "cpu_features", lambda: "another")
     if change == "version":
         monkeypatch.setattr(probe_module, "_VERSION", -1)
     assert run(exact, cache, threads=threads) != old
-    assert json.loads(cache.read_text())["regimes_agree"] is True
+    assert json.loads(cache.read_text())["probe"]["regimes_agree"] is True
 
 
 @pytest.mark.parametrize(
@@ -196,7 +208,8 @@ def test_an_unreadable_cache_is_probed_anew(text: bytes, cache: Path) -> None:
     if text == b"KEY":
         text = json.dumps({"key": values["key"]}).encode()
     elif text == b"SETT":
-        text = json.dumps({**values, "settings": {"nonsense": 1}}).encode()
+        values["probe"]["settings"] = {"nonsense": 1}
+        text = json.dumps(values).encode()
     cache.write_bytes(text)
     assert run(exact, cache) == good
     assert cache.read_bytes() == written
@@ -205,3 +218,61 @@ def test_an_unreadable_cache_is_probed_anew(text: bytes, cache: Path) -> None:
 def test_the_probe_goes_past_the_cells_where_threads_split() -> None:
     """llama.cpp splits one row's attention from 512 cells on; the probe must get there."""
     assert CONTEXT > 512 + NARROW_ROWS_MAX
+
+
+# Crashes
+
+CANDIDATES = [Settings(1, repack, bf16) for bf16 in (False, True) for repack in (True, False)]
+SEGFAULT = Crash("it ended on signal 11 (SIGSEGV)", lacked_memory=False)
+KILLED = Crash("it ended on signal 9 (SIGKILL)", lacked_memory=True)
+
+
+def crashing(crashes: dict[Settings, Crash]) -> Attempt:
+    """Try settings of which some crash."""
+    sound = trying(Loader(exact))
+    return lambda settings: crashes.get(settings) or sound(settings)
+
+
+@pytest.mark.parametrize("survivor", CANDIDATES)
+def test_a_crash_rules_out_one_candidate(survivor: Settings, cache: Path) -> None:
+    """Whichever settings are left are found, and what was ruled out is kept with the reason."""
+    crashes = {each: SEGFAULT for each in CANDIDATES if each != survivor}
+    assert probe(crashing(crashes), 1, cache).settings == survivor
+    report = json.loads(cache.read_text())
+    before = CANDIDATES[: CANDIDATES.index(survivor)]
+    assert [Settings(**each["settings"]) for each in report["ruled_out"]] == before
+    assert {each["why"] for each in report["ruled_out"]} <= {SEGFAULT.how}
+    assert probe(crashing(dict.fromkeys(CANDIDATES, SEGFAULT)), 1, cache).settings == survivor
+
+
+def test_the_reason_may_be_that_it_is_inexact(cache: Path) -> None:
+    """Both kinds of reasons are told apart."""
+    run(repacking_is_inexact, cache)
+    assert [each["why"] for each in json.loads(cache.read_text())["ruled_out"]] == [INEXACT]
+
+
+def test_where_all_crash_the_sentence_says_how(cache: Path) -> None:
+    """And what to type; it is tried again the next time."""
+    with pytest.raises(EngineError, match=r"every setting: .*SIGSEGV.* make clean setup"):
+        probe(crashing(dict.fromkeys(CANDIDATES, SEGFAULT)), 1, cache)
+    assert not cache.exists()
+
+
+def test_where_the_rest_is_inexact_the_crash_is_named_too(cache: Path) -> None:
+    """So that nobody thinks that the model alone is to blame."""
+    flawed = trying(Loader(depends_on_rows))
+    with pytest.raises(UnsupportedModel, match=r"batched.*SIGSEGV"):
+        probe(lambda each: SEGFAULT if each.repack else flawed(each), 1, cache)
+
+
+def test_lack_of_memory_is_not_kept(cache: Path) -> None:
+    """There may be more the next time, and the fastest settings with it."""
+    assert probe(crashing({CANDIDATES[0]: KILLED}), 1, cache).settings == CANDIDATES[1]
+    assert not cache.exists()
+    with pytest.raises(EngineError, match="memory ran out"):
+        probe(crashing(dict.fromkeys(CANDIDATES, KILLED)), 1, cache)
+
+
+def test_a_result_that_cannot_be_kept_is_used_all_the_same(tmp_path: Path) -> None:
+    """As on a full disk: here, a folder is in the file's place."""
+    assert run(exact, tmp_path).settings == Settings(1)

@@ -1,82 +1,131 @@
 """The node's side of a worker, with processes that are none."""
 
-import signal
 import socket
-from dataclasses import asdict
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from itertools import pairwise
-from tempfile import TemporaryFile
-from typing import IO, Any
+from typing import IO
 
 import pytest
 import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
-from p2pinfer.engine.llama.frames import PartReady, WorkerConfig, pack
-from p2pinfer.engine.llama.process import NO_MEMORY, Worker, _last_words
+from p2pinfer.core.errors import EngineDied, lone_errors
+from p2pinfer.engine.llama.frames import PartConfig, PartReady, WorkerConfig, pack
+from p2pinfer.engine.llama.process import DEATHS_MAX, STEADY_S, Worker
 
 
+@dataclass(frozen=True)
+class Life:
+    """What one process does."""
+
+    loads: bool = True
+    answers: bool = False
+    lives_s: float = 0.0
+    returncode: int = 1
+
+
+@dataclass
 class Ended:
     """A process that is over."""
 
-    def poll(self) -> int:
-        """Return how it ended."""
-        return 1
+    returncode: int
 
     def wait(self, _: float) -> int:
         """Return at once."""
-        return 1
+        return self.returncode
 
     def kill(self) -> None:
         """Do nothing."""
+
+
+async def run_lives(lives: Sequence[Life], monkeypatch: pytest.MonkeyPatch) -> list[float]:
+    """Run processes one after the other; return when each began, and one more behind the last."""
+    begun: list[float] = []
+
+    def start(_: Worker, __: IO[bytes]) -> tuple[Ended, socket.socket]:
+        ours, theirs = socket.socketpair()
+        ours.setblocking(False)
+        begun.append(trio.current_time())
+        if len(begun) > len(lives):
+            theirs.close()
+            nursery.cancel_scope.cancel()
+            return Ended(0), ours
+        life = lives[len(begun) - 1]
+        nursery.start_soon(live, theirs, life)
+        worker.generation += 1
+        return Ended(life.returncode), ours
+
+    async def live(sock: socket.socket, life: Life) -> None:
+        with sock:
+            if life.loads:
+                sock.sendall(pack(["ready", [asdict(PartReady(1, 8, 0, True, "ab" * 16))]]))
+                await wait_all_tasks_blocked()
+            if life.answers:
+                worker.request(lambda _: None, "rows")
+                number = sum(each.answers for each in lives[: len(begun)])
+                sock.sendall(pack([number, 0]))
+                await wait_all_tasks_blocked()
+            await trio.sleep(life.lives_s)
+
+    monkeypatch.setattr(Worker, "_start", start)
+    part = PartConfig("/cache/stage-1-8.gguf", tokens=False, logits=False)
+    worker = Worker(WorkerConfig((part,), 1, 1))
+    with lone_errors():
+        async with trio.open_nursery() as nursery:
+            await nursery.start(worker.keep_running)
+    return begun
 
 
 async def test_pauses_begin_anew_once_it_has_answered(
     autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """They double for each process that dies at once, and not for those that did some work."""
-    answering = [False, False, False, True, False, False]
-    begun: list[float] = []
-
-    def start(_: Worker, __: IO[bytes]) -> tuple[Ended, socket.socket]:
-        ours, theirs = socket.socketpair()
-        ours.setblocking(False)
-        nursery.start_soon(live, theirs, answering[len(begun)])
-        begun.append(trio.current_time())
-        worker.generation += 1
-        return Ended(), ours
-
-    async def live(sock: socket.socket, answers: bool) -> None:
-        with sock:
-            sock.sendall(pack(["ready", [asdict(PartReady(1, 8, 0, True, "ab" * 16))]]))
-            await wait_all_tasks_blocked()
-            if answers:
-                worker.request(lambda _: None, "rows")
-                sock.sendall(pack([1, 0]))
-                await wait_all_tasks_blocked()
-        if len(begun) == len(answering):
-            nursery.cancel_scope.cancel()
-
-    monkeypatch.setattr(Worker, "_start", start)
-    worker = Worker(WorkerConfig((), 1, 1))
-    async with trio.open_nursery() as nursery:
-        await nursery.start(worker.keep_running)
+    lives = [Life(), Life(), Life(answers=True), Life()]
+    begun = await run_lives(lives, monkeypatch)
     pauses = [round(after - before, 2) for before, after in pairwise(begun)]
-    assert pauses == [0.1, 0.2, 0.4, 0.1, 0.2]
+    assert pauses == [0.1, 0.2, 0.1, 0.2]
+
+
+async def test_the_same_death_again_and_again_ends_in_words(
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The slice, the signal and what to do are in the one sentence."""
+    with pytest.raises(EngineDied) as caught:
+        await run_lives([Life(answers=True, returncode=-11)] * DEATHS_MAX, monkeypatch)
+    text = str(caught.value)
+    assert f"ended on signal 11 (SIGSEGV) {DEATHS_MAX} times in a row, with stage-1-8.gguf" in text
+    assert "remove /cache/stage-1-8.gguf" in text
 
 
 @pytest.mark.parametrize(
-    ("code", "starved", "words"),
-    [
-        (-signal.SIGKILL, True, NO_MEMORY),
-        (-signal.SIGKILL, False, "the engine's process ended on signal 9: last line"),
-        (-signal.SIGSEGV, True, "the engine's process ended on signal 11: last line"),
-        (3, True, "the engine's process ended with code 3: last line"),
-    ],
+    ("returncode", "remedy"),
+    [(-9, "memory ran out: free some"), (-4, "compiled for another CPU; type: make clean setup")],
 )
-def test_a_lack_of_memory_is_named(code: int, starved: bool, words: str) -> None:
-    """The system kills without a word; only it knows why."""
-    ended: Any = Ended()
-    ended.poll = lambda: code
-    with TemporaryFile() as stderr:
-        stderr.write(b"first line\nlast line\n")
-        assert _last_words(ended, stderr, starved=starved) == words
+async def test_the_remedy_fits_the_signal(
+    returncode: int,
+    remedy: str,
+    autojump_clock: MockClock,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """What was killed lacked memory; an illegal instruction is another CPU's."""
+    with pytest.raises(EngineDied, match=remedy):
+        await run_lives([Life(returncode=returncode)] * DEATHS_MAX, monkeypatch)
+
+
+async def test_the_first_death_while_loading_ends_it(
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is not tried again: nobody waits for a node that never was there."""
+    with pytest.raises(EngineDied, match=r"SIGKILL\), with stage-1-8\.gguf; memory ran out"):
+        await run_lives([Life(loads=False, returncode=-9)], monkeypatch)
+
+
+@pytest.mark.parametrize("other", [Life(returncode=-6), Life(returncode=-11, lives_s=STEADY_S)])
+async def test_deaths_in_other_ways_or_after_a_long_life_are_not_counted(
+    other: Life, autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """What happens now and then is lived with."""
+    crash = Life(returncode=-11)
+    lives = [*[crash] * (DEATHS_MAX - 1), other, *[crash] * (DEATHS_MAX - 2)]
+    assert len(await run_lives(lives, monkeypatch)) == len(lives) + 1

@@ -15,7 +15,8 @@ import pytest
 import trio
 from numpy.typing import NDArray
 
-from p2pinfer.core.errors import BadModelFile, EngineDied
+from p2pinfer.cli.options import SESSIONS_MAX
+from p2pinfer.core.errors import BadModelFile, EngineDied, EngineError
 from p2pinfer.core.limits import ROWS_PER_DECODE_MAX
 from p2pinfer.core.sampling import Sampling
 from p2pinfer.engine.base import EngineSession
@@ -23,6 +24,7 @@ from p2pinfer.engine.gguf.reader import read_header
 from p2pinfer.engine.gguf.slicing import SlicePlan, extents, plan_stage, write_slice
 from p2pinfer.engine.gguf.values import Value, ValueType
 from p2pinfer.engine.llama.engine import LocalStage, open_ends, open_stage
+from p2pinfer.engine.llama.memory import sessions_bytes
 from tests.support.fake_engines import submit
 from tests.support.tiny_models import TINY, quantise, write_tiny
 from tests.support.whole import open_model
@@ -30,7 +32,7 @@ from tests.support.whole import open_model
 pytestmark = pytest.mark.real
 
 WAIT_S_MAX = 300.0
-"""For what takes a second: an engine's two threads wait for each other, long where others work."""
+"""For what takes a second where nobody else works."""
 POLL_S = 0.01
 CONTEXT = 700
 PROMPT_ROWS = 620
@@ -121,7 +123,7 @@ async def test_a_worker_that_aborts_while_it_loads_is_a_typed_error(
 ) -> None:
     """llama.cpp ends the process of a model without layers; the caller is told how it died."""
     path = spoilt(default_model, tmp_path, without="blk.", layers=0)
-    with pytest.raises(EngineDied, match=r"ended on signal \d+"):
+    with pytest.raises(EngineError, match=r"spoilt\.gguf: .* ended on signal \d+ .* type: "):
         async with opened(path):
             pass
 
@@ -134,6 +136,27 @@ async def test_a_slice_that_llama_cpp_refuses_is_a_bad_file(
     with pytest.raises(BadModelFile, match=r"cannot load .*spoilt\.gguf: "):
         async with opened(path):
             pass
+
+
+LACKING_MEMORY = """
+import resource, sys
+from pathlib import Path
+from p2pinfer.engine.llama.binding import Settings, Slice
+
+resource.setrlimit(resource.RLIMIT_AS, (1 << 30, 1 << 30))
+try:
+    Slice(Path(sys.argv[1]), logits=False, settings=Settings(), sessions=8, context=200_000)
+except Exception as error:
+    print(f"{type(error).__name__}: {error}")
+"""
+
+
+@needs_proc  # other systems do not hold a process to its limit
+async def test_lack_of_memory_is_no_bad_file(slices: dict[str, Path]) -> None:
+    """KV cells of more than a process may have are refused with what helps."""
+    command = [sys.executable, "-c", LACKING_MEMORY, str(slices["Q4_1"])]
+    result = await trio.run_process(command, capture_stdout=True)
+    assert result.stdout.startswith(b"EngineError: memory ran out for stage-10-12.gguf: free some")
 
 
 def spoilt(model: Path, folder: Path, *, without: str, layers: int) -> Path:
@@ -286,6 +309,24 @@ async def test_the_probe_is_kept_beside_the_slice(slices: dict[str, Path]) -> No
 def modified_ns(path: Path) -> int:
     """Say when a file was written last."""
     return path.stat().st_mtime_ns
+
+
+@needs_proc
+async def test_sessions_that_nobody_opened_take_no_memory(slices: dict[str, Path]) -> None:
+    """Their cells would take many times the weights; one that is used takes its own alone."""
+    path, sessions, context = slices["Q4_1"], SESSIONS_MAX, 4096
+    cells_bytes = sessions_bytes(read_header(path), 2, sessions, context)
+    assert cells_bytes > 250 << 20  # more than twice what all else takes
+    async with open_stage(path, 10, sessions=sessions, context=context) as engine:
+        assert resident_bytes(engine.worker.pid) < cells_bytes // 2
+        cells = engine.open(engine.end)
+        await run(cells, inputs(engine, 3), 0, ROWS_PER_DECODE_MAX, wide=True)
+        assert resident_bytes(engine.worker.pid) < cells_bytes // 2
+
+
+def resident_bytes(pid: int) -> int:
+    """Say how much memory a process has."""
+    return int((PROC / str(pid) / "statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 
 async def test_the_ends_of_the_default_model_speak(default_model: Path, tmp_path: Path) -> None:

@@ -12,7 +12,7 @@ from p2pinfer.core.advertisement import Advertisement
 from p2pinfer.core.errors import NobodyServes
 from p2pinfer.core.ids import ModelId, PeerId
 from p2pinfer.core.messages import Refusal
-from peers.asking.client import Asked, SwarmClient
+from peers.asking.client import CALL_S_MAX, Asked, SwarmClient
 from peers.serving.dispatcher import Dispatcher
 from peers.serving.door import Door
 from peers.serving.stage import Stage
@@ -28,6 +28,9 @@ class Known:
 
     def __init__(self) -> None:
         self.offers: list[Advertisement] = []
+        self.frozen: set[PeerId] = set()
+        """They are known, and answer nobody."""
+        self.refusing: set[PeerId] = set()
 
     def serving(self, _: ModelId) -> Sequence[Advertisement]:
         """Return who serves."""
@@ -38,6 +41,13 @@ class Known:
     def models(self) -> dict[ModelId, str]:
         """Return the one model."""
         return {MODEL: "toy"}
+
+    async def exchange(self, who: PeerId) -> None:
+        """Compare notes with a peer."""
+        if who in self.frozen:
+            await trio.sleep_forever()
+        if who in self.refusing:
+            raise RefusedError.of(who, Refusal.BUSY, "too often")
 
     async def enter(self, ways_in: Sequence[str]) -> list[Any]:
         """Learn nothing."""
@@ -158,3 +168,25 @@ async def test_a_peer_that_failed_is_gone_around_until_it_is_heard_of(
             assert (await client.find_route(lambda _: None))[0].peer != failed
         known.offers = [offer for offer in known.offers if offer.peer == failed]
         assert (await client.find_route(lambda _: None))[0].peer == failed
+
+
+async def test_frozen_peer_is_trouble_where_nobody_else_holds_its_layers(
+    autojump_clock: MockClock,
+) -> None:
+    """It has not left, so its word still counts; whoever refuses lives."""
+    one, two = peer("one"), peer("two")
+    async with asking([one, two]) as (client, known):
+        assert await client.trouble() == ""
+        known.frozen = {one}
+        known.refusing = {two}
+        assert await client.trouble() == ""
+        known.frozen = {one, two}
+        before = trio.current_time()
+        trouble = await client.trouble()
+        assert trouble.startswith("nobody serves layers 1:29")
+        assert trouble.endswith(" do not answer")
+        assert one[-6:] in trouble
+        assert two[-6:] in trouble
+        assert trio.current_time() - before == 2 * CALL_S_MAX
+        known.offers = []
+        assert "nobody serves layers 1:29" in await client.trouble()

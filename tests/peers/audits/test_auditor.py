@@ -252,7 +252,7 @@ async def test_a_share_of_stages_is_audited(autojump_clock: MockClock) -> None:
         trust = await found.examine(0.0)
         assert trust.held
         assert not trust.audits
-        assert "0 %" in trust.line()
+        assert trust.line().endswith("none is ever re-run (--audit-rate 0)")
 
 
 def test_runs_keep_to_one_regime() -> None:
@@ -270,12 +270,39 @@ def test_runs_keep_to_one_regime() -> None:
     assert b"".join(data for _, data, _ in runs) == rows
 
 
+SAME = Audited(PeerId("p" * 46), 1, 9, AuditVerdict.SAME, ("this machine",))
+
+
 def test_the_line_names_what_broke() -> None:
     """What did not hold comes first."""
     audit = Audited(PeerId("p" * 46), 1, 9, AuditVerdict.DISPUTED, ("q" * 46,))
     trust = Trust(3, 100, 0.5, None, (audit,))
     assert trust.line().startswith("NOT TRUSTED: ")
     assert trust.as_dict()["held"] is False
+
+
+@pytest.mark.parametrize(
+    ("trust", "words"),
+    [
+        (
+            Trust(3, 50, 0.1),
+            "all 3 peers signed for their part; none was re-run this time (1 in 10 is)",
+        ),
+        (
+            Trust(1, 50, 0.3),
+            "the one peer signed for its part; none was re-run this time (30 % are)",
+        ),
+        (
+            Trust(2, 50, 1.0, None, (SAME,)),
+            "all 2 peers signed for their part; …pppppp was re-run by this machine: same",
+        ),
+    ],
+)
+def test_the_line_is_a_short_sentence(trust: Trust, words: str) -> None:
+    """Whoever is new understands it; its details are told to those who ask."""
+    assert trust.line() == f"checked: {words}"
+    assert len(trust.details()) == 2 + len(trust.audits)
+    assert trust.as_dict()["details"] == trust.details()
 
 
 def test_the_chance_counts_checkpoints() -> None:

@@ -1,0 +1,127 @@
+"""One way to compute a slice, tried in a process of its own: a crash is an answer, and no end.
+
+``attempt`` asks, ``main`` answers. The process prints a line feed per decode, so that a slow
+machine is told from a hang, and JSON last; it leaves when its standard input closes, so that no
+orphan stays behind.
+"""
+
+import json
+import os
+import resource
+import select
+import subprocess
+import sys
+import tempfile
+import threading
+from collections.abc import Sequence
+from dataclasses import asdict
+from pathlib import Path
+from typing import IO, Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from p2pinfer.core import errors
+from p2pinfer.core.errors import P2pinferError
+from p2pinfer.core.exits import ending, lacked_memory, last_line_of
+from p2pinfer.core.python_process import python_command
+from p2pinfer.engine.llama.binding import Settings, Slice, Span
+from p2pinfer.engine.llama.frames import PartConfig
+from p2pinfer.engine.llama.probe import CONTEXT, Crash, Probe, try_settings
+
+COMMAND = python_command("p2pinfer.engine.llama.candidate")
+
+SILENCE_S_MAX = 600
+"""Between two decodes, or until the slice is loaded: 48 GB at 80 MB/s. Longer is a hang."""
+
+
+def attempt(part: PartConfig, settings: Settings) -> Probe | Crash | None:
+    """Try settings; None when they are not exact.
+
+    Raises:
+        BadModelFile: llama.cpp does not load the slice.
+        EngineError: memory ran out.
+    """
+    command = [*COMMAND, json.dumps([asdict(part), asdict(settings)])]
+    with (
+        tempfile.TemporaryFile() as stderr,
+        subprocess.Popen(
+            command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=stderr
+        ) as process,
+    ):
+        assert process.stdout is not None
+        data = _listen(process.stdout)
+        if data is None:
+            process.kill()
+            return Crash(f"nothing came for {SILENCE_S_MAX} s", lacked_memory=False)
+        if process.wait():
+            last_line = last_line_of(stderr)
+            how = f"it ended {ending(process.returncode)}"
+            how += f": {last_line}" if last_line else ""
+            return Crash(how, lacked_memory=lacked_memory(process.returncode, last_line))
+    return _answer(json.loads(data))
+
+
+def _listen(stream: IO[bytes]) -> bytes | None:
+    """Read to the end; None where nothing comes for too long."""
+    data = b""
+    while select.select([stream], [], [], SILENCE_S_MAX)[0]:
+        chunk = os.read(stream.fileno(), 1 << 16)
+        if not chunk:
+            return data
+        data += chunk
+    return None
+
+
+def _answer(said: dict[str, Any]) -> Probe | None:
+    if "refused" in said:
+        kind, text = said["refused"]
+        raise getattr(errors, kind)(text)
+    found = said["probe"]
+    return found and Probe.parse(found)
+
+
+class _Heard(Slice):
+    """A slice that prints a line feed per decode."""
+
+    answers: int
+    """The descriptor to print on."""
+
+    def decode(self, spans: Sequence[Span], *, pad_to: int = 0) -> list[NDArray[np.float32]]:
+        found = super().decode(spans, pad_to=pad_to)
+        os.write(self.answers, b"\n")
+        return found
+
+
+def main() -> None:
+    """Try what the first argument names, and print what was found."""
+    answers = os.dup(1)
+    os.dup2(2, 1)  # llama.cpp may print what it likes
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # of gigabytes, and nobody would read it
+    threading.Thread(target=_leave_with_parent, daemon=True).start()
+    part, settings = json.loads(sys.argv[1])
+    config = PartConfig(**part)
+
+    def load(settings: Settings) -> Slice:
+        path = Path(config.path)
+        heard = _Heard(path, logits=config.logits, settings=settings, sessions=2, context=CONTEXT)
+        heard.answers = answers
+        return heard
+
+    said: dict[str, Any]
+    try:
+        found = try_settings(load, Settings(**settings), tokens=config.tokens)
+        said = {"probe": found and asdict(found)}
+    except P2pinferError as error:
+        said = {"refused": [type(error).__name__, str(error)]}
+    os.write(answers, json.dumps(said).encode())
+    os._exit(0)  # nothing to save; llama.cpp's own destructors only take time
+
+
+def _leave_with_parent() -> None:
+    os.read(0, 1)  # Python's own reader holds a lock that an exit would fail on
+    os._exit(1)
+
+
+if __name__ == "__main__":
+    main()

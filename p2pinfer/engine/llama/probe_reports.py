@@ -1,0 +1,61 @@
+"""What probes found out on this machine, as it lies beside the slices; llama.cpp is not loaded."""
+
+import json
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+
+@dataclass(frozen=True)
+class ProbeReport:
+    """How one slice is computed here, and how it is not."""
+
+    slice_name: str
+    build: str
+    """``build_fingerprint()`` of then."""
+    cpu: str
+    """The features of the CPU of then, as its system names them."""
+    used: str
+    """The settings, in words."""
+    ruled_out: tuple[tuple[str, str], ...]
+    """Other settings in words, and why not."""
+
+
+def probe_reports(folder: Path) -> list[ProbeReport]:
+    """Read what lies in a folder and below, of the newest build and CPU, by the slices' names."""
+    found: list[tuple[int, ProbeReport]] = []
+    for path in folder.rglob("*.gguf.probe-*.json"):
+        try:
+            report = _parse(path.name.partition(".gguf.")[0], json.loads(path.read_text()))
+            found.append((path.stat().st_mtime_ns, report))
+        except (OSError, ValueError, KeyError, TypeError, AttributeError):
+            continue  # being written, or of an older version: it will be probed again
+    if not found:
+        return []
+    _, newest = max(found, key=lambda each: each[0])
+    here = (newest.build, newest.cpu)
+    reports = [report for _, report in found if (report.build, report.cpu) == here]
+    return sorted(reports, key=lambda report: report.slice_name)
+
+
+def _parse(slice_name: str, data: Mapping[str, Any]) -> ProbeReport:
+    ruled_out = tuple((_words(each["settings"]), each["why"]) for each in data["ruled_out"])
+    used = _words(data["probe"]["settings"])
+    return ProbeReport(slice_name, data["build"], data["cpu"], used, ruled_out)
+
+
+def _words(settings: Mapping[str, Any]) -> str:
+    repack = "repacked weights" if settings["repack"] else "weights as they are"
+    return repack + (" and V in bfloat16" if settings["values_bf16"] else "")
+
+
+def used_features(build: str) -> list[str]:
+    """Name what a build uses of its CPU, from its fingerprint."""
+    return re.findall(r"(\w+) = [1-9]", build)
+
+
+def vector_features(cpu: str) -> list[str]:
+    """Pick from a CPU's features those that matrices are multiplied with, and AMX's."""
+    return re.findall(r"\b(?:(?:amx|avx|asimd|bf16|f16c|fma|i8mm|sve)\w*|sme2?)\b", cpu)

@@ -1,0 +1,104 @@
+"""What a local swarm takes of the disk, and what is said while it starts."""
+
+import io
+from pathlib import Path
+
+import pytest
+import trio
+from rich.console import Console
+from trio.testing import MockClock
+
+from p2pinfer.cli import terminal
+from p2pinfer.cli.starting import disk_bytes
+from p2pinfer.cli.terminal import QUIET_S_MAX, Spinner, doing
+from p2pinfer.engine.store.assemble import PartsModel, open_parts
+from p2pinfer.node.loading_steps import loading
+from p2pinfer.node.local_swarm import relayed, store_of
+from p2pinfer.node.model_supply import name_model, open_store, open_whole
+from tests.support.toys import write_toy
+
+
+@pytest.fixture
+def model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> PartsModel:
+    """Give a toy of four layers that is here."""
+    monkeypatch.setenv("P2PINFER_HOME", str(tmp_path / "home"))
+    store = open_store()
+    return open_whole(
+        name_model(str(write_toy(tmp_path / "m.gguf")), store, lambda *_: None), store
+    )
+
+
+def files_bytes(*folders: Path) -> int:
+    """Return how much all files in some folders hold."""
+    files = [path for folder in folders for path in folder.rglob("*") if path.is_file()]
+    return sum(path.stat().st_size for path in files)
+
+
+def test_disk_is_said_before_it_is_taken(model: PartsModel, tmp_path: Path) -> None:
+    """As much as is written then, but for headers; nothing once it is there."""
+    ranges, homes = [(1, 2), (2, 3)], tmp_path / "homes"
+    said = disk_bytes(model, ranges, homes)
+    model.stage(1, 2)
+    model.ends(1)
+    other = store_of(homes / "1")
+    other.add_manifest(model.manifest.encode(), model.id)
+    for name in model.manifest.needed(2, 3):
+        part = model.manifest.part(name)
+        for index in range(len(part.chunks)):
+            other.write_chunk(part, index, model.store.path(part).read_bytes())
+        other.finish(part)
+    open_parts(other, model.manifest, homes / "1" / "cache").stage(2, 3)
+    taken = files_bytes(model.cache, homes)
+    headers = 5 * 2048  # of four slices and a manifest
+    assert taken - headers <= said <= taken
+    assert disk_bytes(model, ranges, homes) == 0
+
+
+def test_first_load_on_a_machine_is_a_probe(tmp_path: Path) -> None:
+    """Which takes long enough to be said; afterwards slices are loaded."""
+    path = tmp_path / "stage-1-2.gguf"
+    assert loading("layers 1:2", (path,), 1).startswith("probing layers 1:2 ")
+    Path(f"{path}.probe-1.json").touch()
+    assert loading("layers 1:2", (path,), 1) == "loading layers 1:2 …"
+    assert loading("layers 1:2", (path,), 2).startswith("probing layers 1:2 ")
+
+
+@pytest.fixture
+def shown(monkeypatch: pytest.MonkeyPatch) -> io.StringIO:
+    """Give what is printed where there is no terminal."""
+    written = io.StringIO()
+    monkeypatch.setattr(terminal, "notes", Console(file=written, width=200))
+    monkeypatch.setattr("p2pinfer.cli.terminal.time.monotonic", trio.current_time)
+    return written
+
+
+async def test_nobody_waits_long_without_a_word(
+    shown: io.StringIO, autojump_clock: MockClock
+) -> None:
+    """What takes long is named, and how long it takes; what is quick is not."""
+    async with doing("Starting …") as done:
+        done.step("quick …")
+        await trio.sleep(1)
+        done.step("slow …")
+        await trio.sleep(2 * QUIET_S_MAX)
+        done()
+        await trio.sleep(10 * QUIET_S_MAX)
+    assert shown.getvalue().splitlines() == ["Starting …", "slow …", "slow … (4 s)"]
+
+
+async def test_a_peers_steps_are_passed_on_while_it_starts(
+    shown: io.StringIO, autojump_clock: MockClock, tmp_path: Path
+) -> None:
+    """Line by line, whole lines alone."""
+    log, told = tmp_path / "log", list[str]()
+    with log.open("w", buffering=1) as written:
+        async with trio.open_nursery() as nursery:
+            with relayed(nursery, log, told.append):
+                monkey = Spinner("Joining …", at_once=True)
+                monkey.step("loading …")
+                written.write(f"{shown.getvalue()}not yet a li")
+                written.flush()
+                await trio.sleep(1)
+            written.write("ne\n")
+            await trio.sleep(1)
+    assert told == ["Joining …", "loading …"]

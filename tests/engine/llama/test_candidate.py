@@ -1,0 +1,155 @@
+"""Settings are tried in a process of their own: for real, and with real crashes."""
+
+import json
+import os
+import subprocess
+from collections.abc import Callable
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trio
+
+from p2pinfer.core.errors import BadModelFile
+from p2pinfer.engine.llama import candidate
+from p2pinfer.engine.llama.binding import Settings
+from p2pinfer.engine.llama.candidate import attempt
+from p2pinfer.engine.llama.engine import open_stage
+from p2pinfer.engine.llama.frames import PartConfig
+from p2pinfer.engine.llama.probe import Crash, Probe
+from tests.support.whole import open_model
+
+pytestmark = pytest.mark.real
+
+WAIT_S_MAX = 300.0
+"""For what takes a few seconds where nobody else works."""
+
+CRASHER = """
+import os, sys
+if "p2pinfer.engine.llama.candidate" in sys.orig_argv:
+    from p2pinfer.engine import llama
+    whole = llama.Slice.decode
+    def decode(self, spans, *, pad_to=0):
+        if {condition}:
+            {crash}
+        return whole(self, spans, pad_to=pad_to)
+    llama.Slice.decode = decode
+"""
+"""Python runs it before anything else; what it does to llama.cpp a compiler may do, too."""
+
+
+@pytest.fixture(scope="module")
+def part(default_model: Path, tmp_path_factory: pytest.TempPathFactory) -> PartConfig:
+    """Give two layers of the default model."""
+    path = open_model(default_model, tmp_path_factory.mktemp("slices")).stage(10, 12)
+    return PartConfig(str(path), tokens=False, logits=False)
+
+
+@pytest.fixture
+def crash_where(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[str, str], None]:
+    """Make candidates crash in some way, under some condition on the slice and the spans."""
+
+    def inject(condition: str, crash: str) -> None:
+        (tmp_path / "sitecustomize.py").write_text(CRASHER.format(condition=condition, crash=crash))
+        found = [str(tmp_path), *filter(None, [os.environ.get("PYTHONPATH")])]
+        monkeypatch.setenv("PYTHONPATH", os.pathsep.join(found))
+
+    return inject
+
+
+def test_settings_are_tried_elsewhere(part: PartConfig) -> None:
+    """Exact ones give a probe, alike for one thread and two; what is not exact gives none."""
+    one, two = (attempt(part, Settings(threads, values_bf16=True)) for threads in (1, 2))
+    assert isinstance(one, Probe)
+    assert isinstance(two, Probe)
+    assert one.numerics_class == two.numerics_class
+    assert attempt(part, Settings(2)) is None  # which split one row's attention
+
+
+@pytest.mark.parametrize(
+    ("crash", "how"),
+    [
+        ("os.kill(os.getpid(), 11)", "signal 11 (SIGSEGV)"),
+        ("os.kill(os.getpid(), 4)", "signal 4 (SIGILL)"),
+        ("sys.stderr.write('GGML_ASSERT(x) failed\\n'); os.abort()", "GGML_ASSERT(x) failed"),
+        ("sys.exit('no reason')", "with code 1: no reason"),
+    ],
+)
+def test_a_crash_says_how(
+    crash: str, how: str, part: PartConfig, crash_where: Callable[[str, str], None]
+) -> None:
+    """The signal, or the last line that was printed."""
+    crash_where("True", crash)
+    found = attempt(part, Settings())
+    assert isinstance(found, Crash)
+    assert how in found.how
+    assert not found.lacked_memory
+
+
+def test_a_killed_candidate_lacked_memory(
+    part: PartConfig, crash_where: Callable[[str, str], None]
+) -> None:
+    """Nobody else kills it."""
+    crash_where("True", "os.kill(os.getpid(), 9)")
+    found = attempt(part, Settings())
+    assert isinstance(found, Crash)
+    assert found.lacked_memory
+
+
+def test_a_candidate_that_hangs_is_ended(
+    part: PartConfig,
+    crash_where: Callable[[str, str], None],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It is one that says nothing for too long."""
+    monkeypatch.setattr(candidate, "SILENCE_S_MAX", 0.1)
+    crash_where("True", "import signal; signal.pause()")
+    found = attempt(part, Settings())
+    assert isinstance(found, Crash)
+    assert found.how == "nothing came for 0.1 s"
+
+
+def test_a_slice_that_llama_cpp_refuses_is_no_crash(part: PartConfig, tmp_path: Path) -> None:
+    """The error is that of a slice that is loaded here."""
+    path = tmp_path / "empty.gguf"
+    path.write_bytes(Path(part.path).read_bytes()[:1000])
+    with pytest.raises(BadModelFile, match="cannot load"):
+        attempt(PartConfig(str(path), tokens=False, logits=False), Settings())
+
+
+def test_a_candidate_leaves_with_the_process_that_asked(part: PartConfig) -> None:
+    """Its standard input closes, and it goes in the middle of its work."""
+    command = [*candidate.COMMAND, json.dumps([asdict(part), asdict(Settings())])]
+    result = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, check=False)
+    assert (result.returncode, result.stdout.strip()) == (1, b"")
+
+
+def read_report(path: Path) -> dict[str, Any]:
+    """Read what was kept beside a slice for one thread."""
+    found: dict[str, Any] = json.loads(Path(f"{path}.probe-1.json").read_text())
+    return found
+
+
+CANDIDATES = [(repack, bf16) for bf16 in (False, True) for repack in (True, False)]
+
+
+@pytest.mark.parametrize("crashed", range(1, len(CANDIDATES)))
+async def test_a_stage_opens_whatever_crashes_first(
+    crashed: int, part: PartConfig, tmp_path: Path, crash_where: Callable[[str, str], None]
+) -> None:
+    """The node serves with the next settings, and what was ruled out stands beside the slice."""
+    path = tmp_path / "slice.gguf"
+    os.link(part.path, path)
+    doomed = CANDIDATES[:crashed]
+    condition = f"(self.settings.repack, self.settings.values_bf16) in {doomed}"
+    crash_where(condition, "os.kill(os.getpid(), 11)")
+    with trio.fail_after(WAIT_S_MAX):
+        async with open_stage(path, 10, sessions=1, context=256) as engine:
+            assert engine.numerics_class
+    report = read_report(path)
+    ruled_out = [each["settings"] for each in report["ruled_out"]]
+    assert [(each["repack"], each["values_bf16"]) for each in ruled_out] == doomed
+    assert all("SIGSEGV" in each["why"] for each in report["ruled_out"])
+    used = report["probe"]["settings"]
+    assert (used["repack"], used["values_bf16"]) == CANDIDATES[crashed]
