@@ -24,7 +24,7 @@ CHUNK_ROWS = 32
 _REGIMES = Regimes(agree=False)
 
 Spend = Callable[[float], Awaitable[object]]
-"""Lets so many seconds of work pass, which take longer where others work on the same cores."""
+"""Lets that many seconds of work pass; they take longer where others share the cores."""
 
 
 def _rows(count: int, regime: Regime) -> int:
@@ -33,7 +33,7 @@ def _rows(count: int, regime: Regime) -> int:
 
 
 def numerics_class(number: int) -> str:
-    """Return the name of one; peers of different classes compute the same but for rounding."""
+    """Return the name of one; peers of different classes compute the same except for rounding."""
     return f"{number:032x}"
 
 
@@ -275,7 +275,7 @@ class _EndsCells:
 
 
 class VirtualEnds:
-    """``Ends`` of so many layers on either side, on a machine of their own."""
+    """``Ends`` of ``keep`` layers on either side, on a machine of their own."""
 
     def __init__(
         self,

@@ -19,7 +19,7 @@ from blake3 import blake3
 from p2pinfer.core.regimes import Regime
 
 WIDTH = 8
-"""Numbers in a row: two links of four 16-bit numbers each, as whole float32."""
+"""Numbers in a row: two links of four 16-bit numbers each, as whole float32 values."""
 
 ROW_BYTES = 4 * WIDTH
 MASK = (1 << 64) - 1
@@ -40,13 +40,13 @@ def link_of(before: int, token: int) -> int:
 
 
 def pack(before: Links, own: Links, rounding: float = 0.0) -> bytes:
-    """Return rows as they go over the wire; a fraction of one tells of who computed them alone."""
+    """Return rows as on the wire; a fraction below one only marks which class computed them."""
     lanes = np.stack([before, own], axis=1).view("<u2").astype("<f4")
     return (lanes + np.float32(rounding)).tobytes()
 
 
 def unpack(rows: bytes) -> tuple[Links, Links]:
-    """Return the links of rows; numbers that are none give some link, which then is wrong."""
+    """Return the links of rows; invalid numbers give some link, which is then wrong."""
     lanes = np.frombuffer(rows, "<f4")
     whole = np.clip(lanes, 0, 65535).astype("<u2").reshape(-1, WIDTH)
     links = whole.view("<u8")
@@ -55,7 +55,7 @@ def unpack(rows: bytes) -> tuple[Links, Links]:
 
 @dataclass(frozen=True)
 class VirtualModel:
-    """Keys of so many layers."""
+    """A key for each of ``layers`` layers."""
 
     layers: int
     vocabulary: int = 32_000

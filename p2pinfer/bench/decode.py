@@ -67,7 +67,7 @@ class DecodeRun:
     prefill_s: float
     """Until the first token."""
     decode_s: float
-    """For all tokens behind the first."""
+    """For all tokens after the first."""
     engine_s: float = 0.0
     """How much of that all engines together say they computed."""
 

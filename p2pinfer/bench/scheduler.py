@@ -1,7 +1,7 @@
-"""What deciding costs in large swarms: where to serve, and which way to take.
+"""The cost of decisions in large swarms: which layers to serve, and which route to take.
 
-A view is kept up to date advertisement by advertisement, so its making is told apart from the
-decisions. Read how times grow with the number of peers; absolute ones are this machine's.
+A table is kept up to date advertisement by advertisement, so building it is timed separately from
+the decisions. Read how times grow with the number of peers; absolute ones depend on the machine.
 """
 
 import random
@@ -26,7 +26,7 @@ LAYERS: Final = 80
 SPAN: Final = LayerRange(1, LAYERS - 1)
 HELD_MAX = 30
 ROUND_TRIPS = 50
-"""Peers that an asker has measured the way to."""
+"""Peers to which an asker has measured the round trip."""
 
 GOAL_MS: Final = 50.0
 PEERS_MIN: Final = -(-len(SPAN) // HELD_MAX)
@@ -115,7 +115,7 @@ def _placing(view: OfferTable, own: Advertisement) -> Callable[[float], object]:
 
 
 def _routing(view: OfferTable, offers: list[Advertisement]) -> Callable[[float], object]:
-    """Let a requester that knows some ways and names find a route."""
+    """Let a requester that knows some round trips and standings find a route."""
     some = {offer.peer: 0.001 * (n + 1) for n, offer in enumerate(offers[:ROUND_TRIPS])}
     seen = Experience(round_trip_s=some, standing=dict.fromkeys(some, 0.9))
     return lambda chance: find_route(view, SPAN.first, SPAN.end, Asking(seen=seen, chance=chance))
@@ -145,7 +145,7 @@ def _mending(view: OfferTable) -> Callable[[float], list[bool]]:
 
 
 def _timed(rounds: int, decide: Callable[[float], object]) -> dict[str, float]:
-    """Return what a decision takes in milliseconds, over some rounds; the first warms up."""
+    """Return the time of a decision in milliseconds, over some rounds; the first warms up."""
     times_ms = []
     for at in range(rounds + 1):
         started = time.perf_counter()

@@ -1,6 +1,7 @@
 """A zoo of cheats: what a stage may do instead of its work, each over real engines.
 
-A cheat replaces an honest engine's sessions, or what the peer signs, opens or says as an auditor.
+A cheat replaces an honest engine's sessions, or what the peer signs, opens or reports as an
+auditor.
 """
 
 from collections.abc import Callable, Sequence
@@ -22,7 +23,7 @@ from peers.receipts.signer import ReceiptSigner, SessionRecord
 from peers.steps.history import History
 
 WINDOW_POSITIONS: Final = 64
-"""What is left of the context of a stage that truncates it."""
+"""Context left at a stage that truncates it."""
 
 NOISE: Final = 0.03
 """Relative; under the bound between numerics classes, and no more than honest ones differ by."""
@@ -32,14 +33,14 @@ Rows = NDArray[np.float32]
 
 @dataclass
 class Host:
-    """What a cheating peer has at hand."""
+    """What a cheating peer can use."""
 
     engine: StageEngine
-    """Of the layers that it should run."""
+    """With the layers that it should run."""
     lower: StageEngine
     """The same layers, quantised to fewer bits."""
     other: StageEngine
-    """Other layers of the model, and as many."""
+    """Other layers of the model, the same number."""
     seen: dict[int, bytes] = field(default_factory=dict)
     """Rows that it computed in an earlier session, by position."""
     chance: np.random.Generator = field(default_factory=lambda: np.random.default_rng(1))
@@ -71,7 +72,7 @@ class Changed:
         self._inner.submit(position, rows, done, regime=regime)
 
     def change(self, position: int, sent: Rows) -> Rows:
-        """Return what to send instead."""
+        """Return the rows to send instead."""
         return sent
 
     def _rows(self, data: bytes) -> Rows:
@@ -84,7 +85,7 @@ class _CopiedThrough(Changed):
 
 
 class _StaleCells(Changed):
-    """Never drops what its KV cache holds: new rows always go behind the old ones."""
+    """Never drops anything from its KV cache: new rows are always appended to the old ones."""
 
     _end = 0
 
@@ -94,7 +95,7 @@ class _StaleCells(Changed):
 
 
 class _TruncatedContext(Changed):
-    """Forgets everything again and again: short contexts cost less."""
+    """Forgets everything at intervals: short contexts cost less."""
 
     _start = 0
 
@@ -176,7 +177,7 @@ def _forge(record: SessionRecord) -> None:
 
 
 class _TwoRoots(Witness):
-    """Signs one root at a checkpoint, and an answer's end for another."""
+    """Signs one root at a checkpoint, and another at the end of the answer."""
 
     def due(self, seat: Seat) -> list[Signed]:
         return [_other_root(signed, seat) for signed in super().due(seat)]
@@ -192,7 +193,7 @@ def _equivocate(record: SessionRecord) -> None:
 
 
 class LyingReplay:
-    """An auditor that does not run what it is asked to: it returns its input."""
+    """An auditor that does not run what it is asked to run: it returns its input."""
 
     def __init__(self, name: str, inner: Replay) -> None:
         self.name, self.numerics, self.inner = name, inner.numerics, inner
@@ -206,7 +207,7 @@ class LyingReplay:
 
 
 class FalseReplay(LyingReplay):
-    """An auditor that would have honest stages blamed: it returns other rows than it computed."""
+    """An auditor that tries to frame honest stages: it returns other rows than it computed."""
 
     async def run(self, position: int, count: int, rows: bytes, *, regime: Regime) -> bytes:
         """Return the right rows, scaled."""
@@ -225,13 +226,13 @@ class Cheat:
     other_class: bool = False
     """Claims to compute in a numerics class of its own."""
     turns: int = 1
-    """Answers in a session: going back shows some cheats."""
+    """Answers in a session; some cheats show only when it goes back."""
     warms_up: bool = False
-    """An honest session comes first."""
+    """Runs an honest session first."""
     colludes: bool = False
-    """The stage before it copies through as well."""
+    """The previous stage copies its input through as well."""
     auditor: type[LyingReplay] | None = None
-    """The first auditor is the cheat, and the stages are honest."""
+    """The first auditor cheats, and the stages are honest."""
 
 
 def _skipped(host: Host, end: int) -> EngineSession:

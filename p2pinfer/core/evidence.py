@@ -1,14 +1,14 @@
-"""What a requester and a stage say of a session's evidence, on a channel beside the session's.
+"""Messages between requester and stage about a session's evidence, on a channel of their own.
 
     Follow   →  receipts come back as they are made: Made, Made, …
     Settle   →  Settled comes back, or Denied
     AskRows  →  Opening comes back, or Denied
 
-And what any two peers say of proofs that others cheated, which both know and either may lack:
+And what any two peers tell each other about fraud proofs that one has and the other may lack:
 
     Cases      →  Cases comes back
-    WantProof  →  ProofIs comes back, unless none is wanted; then the same the other way round;
-                  nothing of it where both lists are empty
+    WantProof  →  ProofIs comes back, unless none is wanted; then the same in the other direction;
+                  all of it is skipped where both lists are empty
 """
 
 from typing import Any
@@ -38,12 +38,12 @@ OPENING_BYTES_MAX = OPENING_ROWS_MAX * 32_768 * 4
 """Of a residual stream twice as wide as the widest model's, in float32."""
 
 FRAUD_ROWS_BYTES_MAX = OPENING_BYTES_MAX
-"""Of the rows in a fraud proof: all positions up to the checkpoint where a stage cheated. 6 MiB are
+"""Rows in a fraud proof: all positions up to the checkpoint where a stage cheated. 6 MiB are
 2,730 positions of the default model, 384 of one 4,096 wide. A cheat that begins later in a session
-is proven to the session's requester alone."""
+can be proven only to the session's requester."""
 
 CASES_MAX = 32
-"""Told of at once, the newest first."""
+"""Listed in one message, newest first."""
 
 _NUMBER = whole(0, 1 << 62)
 _COUNT = whole(1, OPENING_ROWS_MAX)
@@ -60,7 +60,7 @@ def _regimes(_: object, attribute: Any, value: bytes) -> None:
 
 @frozen
 class Follow:
-    """Send me the receipts of my session, as they are made."""
+    """Send me my session's receipts as they are made."""
 
     session: SessionId = field(validator=SESSION)
 
@@ -74,10 +74,10 @@ class Made:
 
 @frozen
 class Settle:
-    """Sign for the first ``position`` rows now."""
+    """Sign a receipt for the first ``position`` rows now."""
 
     number: int = field(validator=_NUMBER)
-    """Counts the questions on a channel; an answer carries its question's."""
+    """Counts the questions on a channel; an answer repeats its question's number."""
     position: int = field(validator=whole(1, POSITIONS_MAX))
 
 
@@ -109,21 +109,21 @@ class Opening:
 
 @frozen
 class Case:
-    """What is told of a fraud proof before it is sent: hints, all of which it shows by itself."""
+    """What is told about a fraud proof before it is sent: hints that the proof itself confirms."""
 
     digest: bytes = field(validator=blob(32, 32))
-    """BLAKE3 of the proof, without its signature."""
+    """BLAKE3 hash of the proof without its signature."""
     model: ModelId = field(validator=HASH)
     author: PeerId = field(validator=PEER)
     accused: PeerId = field(validator=PEER)
     first: int = field(validator=LAYER)
     end: int = field(validator=LAYER)
     slice_end: int = field(validator=LAYER)
-    """The layer behind the last that the accused served."""
+    """The end (exclusive) of the slice that the accused served."""
     numerics: bytes = field(validator=blob(16, 16))
-    """The class that it can be judged in."""
+    """The numerics class in which it can be judged."""
     rows: int = field(validator=whole(0, POSITIONS_MAX))
-    """To be run; 0 where signatures are proof enough."""
+    """Rows to run; 0 where the signatures alone are the proof."""
 
 
 @frozen
@@ -135,7 +135,7 @@ class Cases:
 
 @frozen
 class WantProof:
-    """Send me the proof of this digest; none at all if it is empty."""
+    """Send me the proof with this digest; an empty digest wants none."""
 
     digest: bytes = field(validator=blob(32))
 

@@ -1,7 +1,7 @@
 """Merkle trees over rows of activations, one leaf a position: commitments to what was computed.
 
 A leaf binds the row's position and regime, so that equal roots mean the same rows, at the same
-positions, computed in the same kernels, whatever the session. The root of every prefix is known:
+positions, computed by the same kernels, in any session. The root of every prefix is known:
 trees grow at the end, and drop positions from the end when a session goes back.
 
     leaf(p)    BLAKE3 keyed "leaf", of position, regime and row
@@ -32,7 +32,7 @@ def leaf(position: int, row: bytes, *, regime: Regime) -> bytes:
 
 
 class Tree:
-    """A tree over rows; what a row costs is one hash of it and, on average, one node."""
+    """A tree over rows; a row costs one hash of it and, on average, one node."""
 
     def __init__(self) -> None:
         self._levels: list[list[bytes]] = [[]]
@@ -58,7 +58,7 @@ class Tree:
             del level[length >> height :]
 
     def root(self, count: int) -> bytes:
-        """Return the root of the first ``count`` positions; there may be none."""
+        """Return the root of the first ``count`` positions, which may be 0."""
         assert 0 <= count <= len(self)
         return _root(count, _join(self._peaks(count)))
 
@@ -71,7 +71,7 @@ class Tree:
 
 
 def _heights(count: int) -> list[int]:
-    """The heights of the perfect subtrees that ``count`` leaves make, from the left."""
+    """Return the heights of the perfect subtrees that ``count`` leaves make, left to right."""
     return [height for height in reversed(range(count.bit_length())) if count >> height & 1]
 
 

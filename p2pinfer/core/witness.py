@@ -1,8 +1,8 @@
 """What is remembered of a session at one end: both trees, and rows that are kept nowhere else.
 
-A step costs an append while a token waits for it; rows are hashed when a receipt is due, behind
-the step's back. Rows go in and out in lockstep, so a receipt never mixes what was dropped with what
-came instead.
+A step costs one append while a token waits for it; rows are hashed later, when a receipt is due.
+Rows go in and out in lockstep, so a receipt never mixes dropped rows with those that replaced
+them.
 """
 
 from collections.abc import Callable, Iterable
@@ -16,12 +16,12 @@ from p2pinfer.core.receipts import CHECKPOINT_POSITIONS, SIGNED_AS, Receipt, Sig
 from p2pinfer.core.regimes import Regime
 
 UNHASHED_STEPS_MAX = 4 * CHECKPOINT_POSITIONS
-"""Hashed at once when so many wait: nobody asks for receipts, and memory must stay bounded."""
+"""Hashed at once when this many wait: even without receipts, memory must stay bounded."""
 
 
 @frozen
 class Seat:
-    """Whose receipts these are, and what they say beside roots."""
+    """Whose receipts these are, and what they say besides roots."""
 
     terms: bytes
     """Digest of the session's terms."""
@@ -96,7 +96,7 @@ class Rows:
         return tuple(self._regimes[:count])
 
     def open(self, position: int, count: int) -> OpenedRows:
-        """Return rows that lie in the tree."""
+        """Return rows that are in the tree."""
         assert self._kept is not None
         kept = self._kept[position : position + count]
         return OpenedRows(tuple(self._regimes[position : position + count]), b"".join(kept))
@@ -115,7 +115,7 @@ class Witness:
 
     @property
     def length(self) -> int:
-        """Positions that it holds."""
+        """How many positions it holds."""
         return self._length
 
     @property
@@ -146,7 +146,7 @@ class Witness:
         return self._length >= self._checkpoint
 
     def due(self, seat: Seat) -> list[Signed]:
-        """Sign for every checkpoint that was passed since the last call."""
+        """Sign for every checkpoint passed since the last call."""
         found = []
         while self._length >= self._checkpoint:
             found.append(self.sign(seat, self._checkpoint))

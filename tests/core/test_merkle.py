@@ -21,7 +21,7 @@ def grown(rows: list[tuple[bytes, Regime]]) -> Tree:
 def test_a_prefix_has_the_root_of_a_tree_of_its_own(
     rows: list[tuple[bytes, Regime]], data: st.DataObject
 ) -> None:
-    """So a receipt at a checkpoint and a later one speak of the same rows."""
+    """So a receipt at a checkpoint and a later one cover the same rows."""
     count = data.draw(st.integers(0, len(rows)))
     assert grown(rows).root(count) == grown(rows[:count]).root(count)
 

@@ -1,4 +1,4 @@
-"""The codec: every message comes back as it was; of all other bytes it says that they are none."""
+"""The codec: every message comes back as it was; all other bytes are refused."""
 
 from typing import Any, get_args
 
@@ -178,7 +178,7 @@ messages = st.one_of(
 
 
 def judge(data: bytes) -> None:
-    """Decode, and hold whatever is accepted to being a message that encodes to a message."""
+    """Decode, and check that anything accepted is a message that encodes to a message."""
     try:
         message = decode(data, *KINDS)
     except BadMessage:

@@ -1,4 +1,4 @@
-"""The model without arithmetic: wherever it is cut it answers alike, and what is amiss shows."""
+"""The model without arithmetic: it answers the same wherever it is cut, and faults show."""
 
 from itertools import islice, pairwise
 
@@ -71,7 +71,7 @@ def test_a_block_that_one_stage_ran_wide_is_seen() -> None:
 
 
 def test_rows_that_fit_no_cache_give_noise() -> None:
-    """A stage that lacks the positions before gives other rows, and goes on doing so."""
+    """A stage that lacks the positions before gives other rows, and keeps doing so."""
     whole, empty = Cache(MODEL, 3, 6), Cache(MODEL, 3, 6)
     tokens = PROMPT
     whole.run(0, embed(tokens, regime=Regime.WIDE, after=[]), regime=Regime.WIDE)

@@ -1,4 +1,4 @@
-"""The trial that a simulation is held against: what it is told, and what comes of it."""
+"""The trial that a simulation is compared with: what it gets to know, and what results."""
 
 import pytest
 import trio
@@ -28,8 +28,8 @@ from sim.world import World
 LAYERS = 12
 
 
-def test_speeds_are_told_from_an_answer() -> None:
-    """Rows, full chunks, ends and what lies between, each by layer and boundary."""
+def test_speeds_are_derived_from_an_answer() -> None:
+    """Rows, full chunks, ends and the gaps between, each per layer and boundary."""
     alone = TrialAnswer(
         waits_s=[0.2, 0.010, 0.008, 0.012],
         is_disturbed=False,
@@ -46,7 +46,7 @@ def test_speeds_are_told_from_an_answer() -> None:
 
 
 def test_processors_handle_no_longer_than_a_boundary_takes() -> None:
-    """What they do besides is done when the rows have been sent."""
+    """What processors do besides happens after the rows have been sent."""
     alone = TrialAnswer([0.2, 0.010], False, [(5000,), (1000,)], [5000, 1000], [5])
     seen = measured([TrialLook([alone], cpu_s=0.048, cores=2)])
     assert seen.handling_s == pytest.approx(4e-3)
@@ -56,7 +56,7 @@ def test_processors_handle_no_longer_than_a_boundary_takes() -> None:
 
 
 def test_the_disturbed_answer_alone_tells_of_the_stall() -> None:
-    """Speed and first token are those of the others."""
+    """Speed and first token come from the other answers."""
     calm = TrialAnswer([0.5, 0.1, 0.1], False, [], [])
     harmed = TrialAnswer([0.9, 0.1, 0.8], True, [], [])
     found = figures([[calm, harmed, calm]], 7.0)
@@ -66,7 +66,7 @@ def test_the_disturbed_answer_alone_tells_of_the_stall() -> None:
 
 
 def test_a_simulation_comes_to_what_its_speeds_say(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A token takes what ends, stages and ways take; the killed peer costs a stall."""
+    """A token takes the time of ends, stages and links; the killed peer costs a stall."""
     monkeypatch.setattr(trial, "SEEDS", 1)
     seen = Measured(VirtualSpeed(1e-3, 10e-3), VirtualSpeed(2e-3, 8e-3), 0.5e-3, 0.2e-3, 0, 8)
     found = simulate(scenario_of(seen, LAYERS, 64, 4, 512))
@@ -120,7 +120,7 @@ async def test_a_blocks_padding_takes_time(autojump_clock: MockClock) -> None:
 
 
 async def test_requesters_are_no_neighbours_of_each_other(autojump_clock: MockClock) -> None:
-    """Nobody can dial them, so they pass on to each other nothing that the only peer says."""
+    """They cannot be dialled, so they pass on to each other nothing that the only peer says."""
     seen = Measured(VirtualSpeed(1e-3, 10e-3), VirtualSpeed(2e-3, 8e-3), 0.5e-3, 0.2e-3, 0, 8)
     scenario = scenario_of(seen, LAYERS, 64, 4, 512)
     world = World(evolve(scenario, peers=scenario.peers[:1]), RunRecord())
@@ -137,10 +137,10 @@ async def test_requesters_are_no_neighbours_of_each_other(autojump_clock: MockCl
 
 
 @pytest.mark.parametrize(("handling_s", "aside_s"), [(4e-3, 0.0), (0.0, 4e-3)])
-def test_what_rows_take_besides_is_taken_from_whoever_shares_the_cores(
+def test_handling_rows_takes_time_from_the_shared_cores(
     handling_s: float, aside_s: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Two who ask on one core wait for it, though a boundary takes no longer."""
+    """Two requesters on one core wait for it, though a boundary takes no longer."""
     monkeypatch.setattr(trial, "SEEDS", 1)
     speed = VirtualSpeed(1e-3, 1e-3)
     idle, busy = (
@@ -151,7 +151,7 @@ def test_what_rows_take_besides_is_taken_from_whoever_shares_the_cores(
 
 
 def test_deviations_are_in_percent_of_what_is_real() -> None:
-    """Within the goal or not, and nothing at all where the real figure is none."""
+    """Within the goal or not, and no figure at all where the real one is 0."""
     report = compare(Figures(10.0, 1.0, 0.0, 100.0), Figures(11.0, 1.5, 0.1, 90.0))["figures"]
     assert report["tokens_per_s"]["deviation_percent"] == 10.0
     assert report["tokens_per_s"]["within_goal"] is True
