@@ -366,7 +366,7 @@ def _bound_memory() -> None:
 
 
 def _bound_time(cpu_s_max: int) -> None:
-    """Take no more processor time from now on, likewise; what it took before is not counted."""
+    """Limit processor time from now on to ``cpu_s_max`` seconds, if the system can enforce it."""
     with suppress(ImportError, ValueError, OSError):
         import resource
 

@@ -91,7 +91,7 @@ class Span:
     outputs: bool = True
     """False: only fill the KV cache (saves the head's work while a prompt is read)."""
     layers: int | None = None
-    """Run only so many of the slice's layers, the same for all rows of a session; None is all."""
+    """Run only this many of the slice's layers, the same for all rows of a session; None: all."""
 
     def __len__(self) -> int:
         """How many rows the span holds."""
@@ -342,7 +342,7 @@ class Vocabulary:
 
     @property
     def eos(self) -> str:
-        """The text of the token that ends a text, likewise."""
+        """The text of the token that ends a text; empty if there is none."""
         return self._text(api.llama_vocab_eos(self._vocab))
 
     def _text(self, token: int) -> str:

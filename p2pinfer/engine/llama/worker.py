@@ -224,7 +224,7 @@ class _Worker:
             self._line_up(self._first, job.request, span, Regime.NARROW, give)
 
     def _clear(self, slot: int) -> None:
-        """Give up a session's sampler and the jobs that wait, and say so to whoever asked."""
+        """Drop a session's sampler and its waiting jobs, each of which fails."""
         for part in self.parts:
             for job in part.waiting.drop(slot):
                 self._fail(job.request, EngineError("the session was given up"))
