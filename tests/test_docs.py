@@ -155,7 +155,7 @@ def test_readme_shows_commands() -> None:
 
 @pytest.mark.parametrize("page", PAGES, ids=names)
 def test_named_targets_of_make_exist(page: Path) -> None:
-    """make knows the targets that pages name."""
+    """The Makefile has the targets that pages name."""
     targets = set(re.findall(r"^(\w+):", (ROOT / "Makefile").read_text(), re.MULTILINE))
     text = page.read_text()
     typed = re.findall(r"`make (\w+)", text) + re.findall(r"^make (\w+)", text, re.MULTILINE)

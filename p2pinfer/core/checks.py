@@ -66,7 +66,7 @@ def many(kind: type, most: int, least: int = 0) -> Any:
 
 
 def shown_size(data: bytes) -> str:
-    """Stand for bytes in a message's repr."""
+    """Return a replacement for bytes in a message's repr."""
     return f"<{len(data)} bytes>"
 
 

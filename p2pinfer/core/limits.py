@@ -11,6 +11,7 @@ BLOCK_ROWS = 64
 chain of stages would be idle for eight times as long until it is filled."""
 
 ROWS_PER_DECODE_MAX = BLOCK_ROWS
+"""A block: larger decodes would fill a chain of stages more slowly."""
 
 STEPS_IN_FLIGHT_MAX = 8
 """Per session: enough prompt chunks to keep every stage of a chain busy, few enough to be fair."""

@@ -76,7 +76,7 @@ async def open_session(client: Client) -> AsyncGenerator[Session, None]:
         yield session
 
 
-async def goes_on(client: Client, harm: Callable[[], object]) -> list[list[str]]:
+async def answer_survives(client: Client, harm: Callable[[], object]) -> list[list[str]]:
     """Do harm in the middle of an answer, which must not change; return the routes."""
     async with open_session(client) as session:
         whole = [token.id async for token in session.generate(PROMPT, GREEDY, LONG)]
@@ -102,7 +102,7 @@ async def test_killed_engine_does_not_end_the_answer(
     peer = victims[1]
     (worker,) = children(peer.process.pid)
     async with client_of(default_model, victims[0]) as client:
-        before, after = await goes_on(client, lambda: os.kill(worker, signal.SIGKILL))
+        before, after = await answer_survives(client, lambda: os.kill(worker, signal.SIGKILL))
     assert before == after
     assert peer.process.poll() is None
     assert worker not in children(peer.process.pid)
@@ -149,7 +149,7 @@ async def test_killed_peer_is_replaced(
             killed.process.kill()
             nursery.start_soon(replace)
 
-        before, after = await goes_on(client, harm)
+        before, after = await answer_survives(client, harm)
         assert [peer.process.poll() for peer in others] == [None, None]
     stop(killed.process)
     wait_gone([worker])
