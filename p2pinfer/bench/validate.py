@@ -188,9 +188,9 @@ def validate(real: Real) -> dict[str, Any]:
 
 def compare(real: Figures, simulated: Figures) -> dict[str, Any]:
     """Put the figures side by side."""
-    measured_real, predicted = asdict(real), asdict(simulated)
+    observed, predicted = asdict(real), asdict(simulated)
     found: dict[str, Any] = {}
-    for name, value in measured_real.items():
+    for name, value in observed.items():
         off = 100 * (predicted[name] / value - 1) if value else None
         found[name] = {
             "real": round(value, 3),

@@ -71,7 +71,7 @@ FEATURES = {
         ["<|im_start|>", "system\nBe brief.", "<|im_end|>", "\n", "<|im_start|>",
          "user\n Hello é\n", "<|im_end|>", "\n", "<|im_start|>", "assistant\n"],
     ),
-    "a system message of its own, where none is given": Feature(
+    "a default system message": Feature(
         "{%- if messages[0]['role'] == 'system' %}{{- '<|im_start|>system\\n' + messages[0]"
         "['content'] + '<|im_end|>\\n' }}{%- else %}{{- '<|im_start|>system\\nYou help."
         "<|im_end|>\\n' }}{%- endif %}{%- for m in messages if m.role != 'system' %}"
@@ -80,7 +80,7 @@ FEATURES = {
         ["<|im_start|>", "system\nYou help.", "<|im_end|>", "\n", "<|im_start|>", "user\nMore",
          "<|im_end|>", "\n"],
     ),
-    "thoughts cut out of what was said, by a namespace and a walk from the end": Feature(
+    "earlier thoughts removed, by a namespace and a backward loop": Feature(
         "{%- set ns = namespace(last=0) %}{%- for m in messages[::-1] %}{%- if m.role == 'user'"
         " and ns.last == 0 and m.content is string and not m.content.startswith('<tool') %}"
         "{%- set ns.last = messages|length - 1 - loop.index0 %}{%- endif %}{%- endfor %}"
@@ -93,7 +93,7 @@ FEATURES = {
         ["<|im_start|>", "user\nMore", "<|im_end|>", "\n", "<|im_start|>", "assistant\nHi.",
          "<|im_end|>", "\n", "<|im_start|>", "user\nMore", "<|im_end|>", "\n"],
     ),
-    "system inside the first turn, and both ends of a text (Llama 2)": Feature(
+    "system inside the first turn, and begin and end tokens (Llama 2)": Feature(
         "{% if messages[0]['role'] == 'system' %}{% set rest = messages[1:] %}{% set first ="
         " messages[0]['content'] %}{% else %}{% set rest = messages %}{% set first = false %}"
         "{% endif %}{% for m in rest %}{% if loop.index0 == 0 and first != false %}"
@@ -113,7 +113,7 @@ FEATURES = {
         [BOS, "<|head|>", "user", "<|/head|>", "\n\nHello é", "<|eot|>", "<|head|>", "assistant",
          "<|/head|>", "\n\n"],
     ),
-    "today's date, where it can be had (Llama 3.2)": Feature(
+    "today's date, if available (Llama 3.2)": Feature(
         "{%- if not date is defined %}{%- if strftime_now is defined %}{%- set date ="
         " strftime_now('%d %b %Y') %}{%- else %}{%- set date = '26 Jul 2024' %}{%- endif %}"
         "{%- endif %}{{- 'Today: ' + date + '\\n' + messages[0].content }}",
@@ -138,7 +138,7 @@ FEATURES = {
         [MORE],
         [BOS, "[INST]", " More", "[/INST]"],
     ),
-    "the end of the sequence behind each turn (Zephyr, TinyLlama)": Feature(
+    "the end of the sequence after each turn (Zephyr, TinyLlama)": Feature(
         "{% for m in messages %}\n{% if m['role'] == 'user' %}\n{{ '<|user|>\\n' + m['content'] +"
         " eos_token }}\n{% elif m['role'] == 'system' %}\n{{ '<|system|>\\n' + m['content'] +"
         " eos_token }}\n{% else %}\n{{ '<|assistant|>\\n' + m['content'] + eos_token }}\n"
@@ -148,7 +148,7 @@ FEATURES = {
         ["<|system|>", "\nBe brief.", EOS, "\n", "<|user|>", "\nMore", EOS, "\n",
          "<|assistant|>", "\n"],
     ),
-    "blocks stripped of the space before them": Feature(
+    "blocks stripped of leading whitespace": Feature(
         "{% for m in messages %}\n    {% if m.role == 'user' %}\n<|user|>\n{{ m.content }}<|end|>\n"
         "    {% endif %}\n{% endfor %}\n<|assistant|>\n",
         [MORE],
@@ -167,7 +167,7 @@ FEATURES = {
     "no system role: it goes into the user's turn": Feature(
         STRICT, [SYSTEM, MORE], [BOS, "[INST]", " Be brief.\nMore ", "[/INST]"]
     ),
-    "a system message that would be dropped without a word": Feature(
+    "a system message that would be dropped silently": Feature(
         "{% for m in messages %}{% if m.role == 'user' %}<|user|>{{ m.content }}{% elif m.role =="
         " 'assistant' %}<|assistant|>{{ m.content }}{% endif %}{% endfor %}",
         [SYSTEM, MORE],
@@ -179,18 +179,18 @@ FEATURES = {
         [BOS, "[INST]", " More\n\n Hello é\n ", "[/INST]", "Hi.", EOS, "[INST]", " More ",
          "[/INST]"],
     ),
-    "two turns of the user, where the template takes them": Feature(
+    "two turns of the user, if the template accepts them": Feature(
         CHATML,
         [MORE, MORE],
         ["<|im_start|>", "user\nMore", "<|im_end|>", "\n", "<|im_start|>", "user\nMore",
          "<|im_end|>", "\n", "<|im_start|>", "assistant\n"],
     ),
-    "system messages in the midst": Feature(
+    "system messages between turns": Feature(
         STRICT,
         [MORE, SAID, SYSTEM, MORE],
         [BOS, "[INST]", " More ", "[/INST]", "Hi.", EOS, "[INST]", " Be brief.\nMore ", "[/INST]"],
     ),
-    "a system message in the midst, where only the first may be one": Feature(
+    "a system message between turns, where only the first may be one": Feature(
         "{% for m in messages %}{% if m.role == 'system' and not loop.first %}"
         "{{ raise_exception('System message must be at the beginning') }}{% endif %}"
         "<|{{ m.role }}|>{{ m.content }}{% endfor %}",
