@@ -1,4 +1,4 @@
-"""The llama.cpp that setup installs: repaired, tried, and without AMX if necessary."""
+"""The llama.cpp that setup leaves behind: repaired, tried, and without AMX where it must be."""
 
 import os
 import re
@@ -29,7 +29,7 @@ void configure(unsigned long a)
     _tile_loadconfig(config);
 }
 """
-"""The eight words of a tile configuration differ, so each needs its own store."""
+"""Each eight bytes of a tile configuration are their own, so each need a store of their own."""
 
 AMX = ["-mamx-tile", "-O3", "-fno-tree-vectorize", "-fno-tree-slp-vectorize"]
 WORD_STORE = re.compile(r"mov +%r\w+,(-?0x[0-9a-f]+)?\(%rsp\)")
@@ -40,13 +40,13 @@ LOAD = re.compile(r"ldtilecfg (-?0x[0-9a-f]+)?\(%rsp\)")
 
 
 def tool(*command: str, text: str = "") -> str:
-    """Run a tool such as a compiler; return its output."""
+    """Run a compiler or the like; return what it printed."""
     result = subprocess.run(command, input=text, text=True, capture_output=True, check=True)
     return result.stdout
 
 
 def targets_amx() -> bool:
-    """Return whether there are a GCC that compiles AMX, and objdump to read the result."""
+    """Say whether there is a GCC that compiles AMX, and objdump to read what it made."""
     if not (shutil.which("gcc") and shutil.which("objdump")):
         return False
     command = ["gcc", *AMX, "-x", "c", "-fsyntax-only", "-"]
@@ -68,17 +68,17 @@ def stored_words(folder: Path, *flags: str) -> set[int]:
 
 @pytest.mark.skipif(not targets_amx(), reason="no GCC for AMX here, or no objdump")
 def test_all_of_a_tile_configuration_is_stored_before_it_is_loaded(tmp_path: Path) -> None:
-    """GCC may drop stores before its own intrinsic, but not before the repaired one."""
+    """GCC's own intrinsic lets it drop stores to what the instruction reads; the repaired not."""
     assert stored_words(tmp_path, "-include", str(REPAIRS)) == set(range(8))
     if int(tool("gcc", "-dumpversion").partition(".")[0]) <= 12:  # known to need it
         assert stored_words(tmp_path) == {0}
 
 
 @pytest.mark.parametrize(("language", "variable"), [("c", "CFLAGS"), ("c++", "CXXFLAGS")])
-def test_repairs_are_included_before_every_file(
+def test_repairs_are_in_front_of_every_file(
     language: str, variable: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """In C and C++, wherever the tree is, with the variant's flags after them."""
+    """In C and in C++, wherever the tree lies, and with the flags of the variant behind them."""
     repairs = tmp_path / "a folder" / "repairs.h"
     repairs.parent.mkdir()
     shutil.copy(REPAIRS, repairs)
@@ -88,8 +88,8 @@ def test_repairs_are_included_before_every_file(
     assert "repairs.h" in tool("cc", *flags, "-M", "-x", language, "-")
 
 
-def test_only_the_variant_without_amx_removes_it() -> None:
-    """The macros that ggml checks are undefined there, whatever the target CPU."""
+def test_amx_is_removed_by_its_variant_alone() -> None:
+    """What ggml looks at is not defined there, whatever CPU is compiled for."""
     if not targets_amx():
         pytest.skip("no GCC for AMX here")
     macros = [
@@ -102,7 +102,7 @@ def test_only_the_variant_without_amx_removes_it() -> None:
 def test_a_wheel_of_other_repairs_or_flags_is_not_reused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Each variant has its own folder, and a changed header gives a new one."""
+    """Each variant has a folder of its own, and a changed header a new one."""
 
     def folders() -> set[Path]:
         return {wheel.wheel_folder(REQUIREMENT, each, {}) for each in (NATIVE, WITHOUT_AMX)}
@@ -119,7 +119,7 @@ def test_a_wheel_of_other_repairs_or_flags_is_not_reused(
 
 
 class Machine:
-    """A fake machine on which some variants of llama.cpp fail; it records setup's actions."""
+    """One on which some variants of llama.cpp end in some way; it counts what is done."""
 
     def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch, *, amx: bool = True) -> None:
         self.codes: dict[str, int] = {}
@@ -138,11 +138,11 @@ class Machine:
 
     @property
     def environment(self) -> dict[str, str]:
-        """Return the environment that says where it keeps its wheels."""
+        """Where it keeps its wheels."""
         return {"XDG_CACHE_HOME": str(self.folder)}
 
     def build(self, _: str, variant: BuildVariant, *__: object) -> Path:
-        """Compile a variant unless it is compiled."""
+        """Compile it unless that was done."""
         path = self._path(variant)
         if not path.exists():
             self.done.append(f"build {variant.name}")
@@ -165,7 +165,7 @@ class Machine:
             raise CommandFailed("the end of its output", code)
 
     def set_up(self) -> list[str]:
-        """Run setup's part; return the actions."""
+        """Do setup's part; return what was done."""
         self.done = []
         shell = Shell(self.environment, self.folder, self.folder / "log")
         object.__setattr__(shell, "run", self.run)
@@ -177,19 +177,19 @@ class Machine:
 
 @pytest.fixture
 def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Machine:
-    """Provide a machine with AMX on which everything works."""
+    """Give a machine with AMX on which everything runs."""
     return Machine(tmp_path, monkeypatch)
 
 
-def test_a_working_build_is_kept(machine: Machine) -> None:
-    """The second setup compiles nothing, and tries the installed build."""
+def test_what_runs_is_kept(machine: Machine) -> None:
+    """The second setup compiles nothing, and tries what is there."""
     assert machine.set_up() == [f"build {NATIVE.name}", f"try {NATIVE.name}"]
     assert machine.set_up() == [f"try {NATIVE.name}"]
 
 
 @pytest.mark.parametrize("code", [-signal.SIGSEGV, -signal.SIGILL, -signal.SIGALRM, 1])
-def test_a_failing_build_is_replaced_by_one_without_amx(machine: Machine, code: int) -> None:
-    """It crashes, hangs until its alarm, or computes wrong numbers; this is remembered."""
+def test_what_crashes_is_built_without_amx(machine: Machine, code: int) -> None:
+    """It crashes, hangs until its alarm or computes wrong numbers; and that is remembered."""
     machine.codes = {NATIVE.name: code}
     first = [f"{what} {each.name}" for each in (NATIVE, WITHOUT_AMX) for what in ("build", "try")]
     assert machine.set_up() == first
@@ -199,8 +199,8 @@ def test_a_failing_build_is_replaced_by_one_without_amx(machine: Machine, code: 
     assert machine.set_up() == [f"try {WITHOUT_AMX.name}"]
 
 
-def test_if_every_build_fails_the_error_says_so(machine: Machine) -> None:
-    """It says what to type, which tries everything again."""
+def test_what_crashes_always_is_said_in_words(machine: Machine) -> None:
+    """With what to type; and typing it begins with everything again."""
     machine.codes = {NATIVE.name: -signal.SIGSEGV, WITHOUT_AMX.name: -signal.SIGILL}
     with pytest.raises(SetupError) as caught:
         machine.set_up()
@@ -219,10 +219,10 @@ def test_if_every_build_fails_the_error_says_so(machine: Machine) -> None:
     assert machine.set_up() == [f"build {NATIVE.name}", f"try {NATIVE.name}"]
 
 
-def test_without_amx_there_is_no_other_variant(
+def test_without_amx_there_is_nothing_else_to_build(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It would be the same code."""
+    """The same code would be compiled a second time."""
     machine = Machine(tmp_path, monkeypatch, amx=False)
     machine.codes = {NATIVE.name: -signal.SIGSEGV}
     with pytest.raises(SetupError, match="SIGSEGV"):
@@ -230,8 +230,8 @@ def test_without_amx_there_is_no_other_variant(
     assert machine.done == [f"build {NATIVE.name}", f"try {NATIVE.name}"]
 
 
-def test_lack_of_memory_does_not_blame_the_build(machine: Machine) -> None:
-    """After a killed trial nothing else is built, and nothing is marked as failing."""
+def test_lack_of_memory_is_no_fault_of_the_build(machine: Machine) -> None:
+    """A killed trial builds nothing else and marks nothing."""
     machine.codes = {NATIVE.name: -signal.SIGKILL}
     with pytest.raises(SetupError, match="memory"):
         machine.set_up()
@@ -240,7 +240,7 @@ def test_lack_of_memory_does_not_blame_the_build(machine: Machine) -> None:
 
 
 def test_a_crashed_command_says_how_it_ended(tmp_path: Path) -> None:
-    """The error names the signal."""
+    """The signal is in the error, and not only that there was one."""
     shell = Shell(dict(os.environ), tmp_path, tmp_path / "log")
     code = "import os; os.kill(os.getpid(), 11)"
     with pytest.raises(CommandFailed) as caught:
@@ -253,7 +253,7 @@ def test_a_crashed_command_says_how_it_ended(tmp_path: Path) -> None:
 
 @pytest.mark.real
 def test_the_trial_run_passes_here(capsys: pytest.CaptureFixture[str]) -> None:
-    """With each number of rows, results agree with and without repacking."""
+    """Three numbers of rows, with and without repacking, and the numbers agree."""
     assert smoke.main() == 0
     assert len(capsys.readouterr().out.splitlines()) == 2 * len(smoke.CHUNKS)
 
@@ -262,7 +262,7 @@ def test_the_trial_run_passes_here(capsys: pytest.CaptureFixture[str]) -> None:
 def test_the_trial_run_sees_wrong_numbers(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """As from a tile configuration partly left over on the stack."""
+    """As from a tile configuration that is partly what lay on the stack."""
 
     def decode(_: Path, *, repack: bool) -> np.ndarray[tuple[int, int], np.dtype[np.float32]]:
         return np.full((56, 4), 1.5 if repack else 1.0, np.float32)
