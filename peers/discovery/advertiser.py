@@ -117,7 +117,7 @@ class Advertiser:
         self._announcer.hurry()
 
     def note_caller(self) -> None:
-        """Record that a peer called: if it dialled, advertise at once that this peer is dialable."""
+        """Record a call: if the caller dialled us, advertise at once that this peer is dialable."""
         if self.is_hidden and self._transport.was_dialled:
             self.hurry()
 

@@ -118,13 +118,17 @@ async def _learn(
     for number in range(MESSAGES_MAX):
         known = first if first and number == 0 else await receive(channel, Known)
         if not told.spend(channel.remote, trio.current_time(), len(known.heard)):
-            raise RemoteProtocolError(channel.remote, f"{channel.remote} tells too much")
+            raise RemoteProtocolError(
+                channel.remote, f"{channel.remote} sends too many advertisements"
+            )
         for index, heard in enumerate(known.heard):
             if index % AT_ONCE_MAX == 0:
                 await trio.lowlevel.checkpoint()
             offences += view.take(heard, trio.current_time()) is Taken.BAD
             if offences > OFFENCES_MAX:
-                raise RemoteProtocolError(channel.remote, f"{channel.remote} tells lies")
+                raise RemoteProtocolError(
+                    channel.remote, f"{channel.remote} sends invalid advertisements"
+                )
         if not known.more:
             return
-    raise RemoteProtocolError(channel.remote, f"{channel.remote} never stops telling")
+    raise RemoteProtocolError(channel.remote, f"{channel.remote} never stops sending")
