@@ -70,7 +70,7 @@ async def test_an_auditor_that_lies_is_named(
     autojump_clock: MockClock,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """A third one confirms the stage's result; then the auditor's own receipt proves that it lied."""
+    """A third one confirms the stage's result; the auditor's own receipt then proves its lie."""
     async with case(FIRST, *others) as found:
         cheat(found.holders[0], at_70, monkeypatch)
         trust = await found.examine()
@@ -312,7 +312,7 @@ def test_the_line_is_a_short_sentence(trust: Trust, words: str) -> None:
 
 
 def test_the_chance_counts_checkpoints() -> None:
-    """A stage that always cheats is caught at the audit rate, one that rarely cheats more rarely."""
+    """A stage that always cheats is caught at the audit rate, a rare cheat more rarely."""
     trust = Trust(3, 96, 0.5)
     assert trust.chance(1) == 0.5
     assert trust.chance(10) == pytest.approx(0.5 * (1 - 0.9**3))
