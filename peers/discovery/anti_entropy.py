@@ -83,7 +83,7 @@ async def answer(channel: Channel, view: SwarmView, told: RateLimits) -> None:
 
 
 def _against(index: ModelIndex, reply: Differs) -> tuple[bytes, list[IndexEntry]]:
-    """Return the tags of peers that the other side knows newer words of, and what it lacks."""
+    """Return tags of peers with newer advertisements on the other side, and entries it lacks."""
     words = _split(reply.newest, TAG_BYTES + NUMBER_BYTES)
     theirs = {word[:TAG_BYTES]: word for word in words}
     newer: list[IndexEntry] = []

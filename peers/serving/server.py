@@ -63,7 +63,7 @@ STALE_S = 5.0
 """How long after a move requesters may still come for the layers advertised before."""
 
 TAKE_OVER_S_MAX = 120.0
-"""How long to wait for others to take layers that nobody else holds: fetch, load, measure."""
+"""How long to wait for others to take layers that no other peer holds: fetch, load, measure."""
 
 HIDDEN_LOOK_S = 60.0
 """How often an undialable peer checks whether it can be dialled by now, before it moves."""
