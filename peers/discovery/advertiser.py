@@ -28,8 +28,8 @@ HIDDEN_PERIODS = PERIOD_RATIO_MAX
 """A hidden peer renews its advertisement this many times less often: no peer relies on it."""
 
 TWIN_WORDS = 3
-"""Newer advertisements of the own peer that it did not send, before it concludes that another
-machine uses its key: from an earlier run whose clock was ahead, the swarm knows the last one, and
+"""Newer advertisements under this peer's key that it did not send, before it concludes that another
+machine uses it too: from an earlier run whose clock was ahead, the swarm knows the last one, and
 perhaps the one before."""
 
 
@@ -47,7 +47,7 @@ class Signer(Protocol):
 
 
 class Advertiser:
-    """Advertises the own peer, to other peers and in its own view.
+    """Advertises this peer, to other peers and in its own view.
 
     A peer that is never dialled although all know its address, such as one behind NAT, becomes
     hidden: it advertises no address, so that other peers neither try in vain nor rely on it. It
@@ -153,7 +153,7 @@ class Advertiser:
         return min(times * self._view.period_s(own.model), PERIOD_MS_MAX / 1000)
 
     def _sign(self) -> Heard:
-        """Number and sign the own advertisement, and renew it in the own view."""
+        """Number and sign our own advertisement, and renew it in our view."""
         assert self._own
         period_ms = round(1000 * self._period_s(self._own))
         sequence = max(self._own.sequence + 1, self._clock_ms())
@@ -166,7 +166,7 @@ class Advertiser:
         return heard
 
     def _on_newer_sequence(self, sequence: int) -> None:
-        """Number the own advertisement above one that an earlier run of this peer made.
+        """Number our own advertisement above one that an earlier run of this peer made.
 
         It may also come from another machine with the same key; then the two must not raise their
         numbers against each other as fast as they can.

@@ -87,7 +87,7 @@ class Directory:
 
     @property
     def is_hidden(self) -> bool:
-        """Whether the own peer seems undialable; see `peers.discovery.advertiser`."""
+        """Whether this peer seems undialable; see `peers.discovery.advertiser`."""
         return self.advertiser.is_hidden
 
     @property
@@ -100,7 +100,7 @@ class Directory:
         self._transport.handle(DIRECTORY, self._answer)
 
     def advertise(self, advertisement: Advertisement) -> None:
-        """Advertise the own peer like this from now on; it gets its number when it is signed.
+        """Advertise this peer like this from now on; it gets its number when it is signed.
 
         A new range, state or address is published at once; changed figures wait for the next
         renewal.
@@ -139,7 +139,7 @@ class Directory:
         ]
 
     def missing(self, model: ModelId, layers: LayerRange) -> list[int]:
-        """Return the layers of a range that no peer holds or is about to; the own peer counts."""
+        """Return the layers of a range that no peer holds or is about to; this peer counts."""
         self._expire()
         return self.view.missing(model, layers)
 
@@ -165,7 +165,7 @@ class Directory:
         ]
 
     async def run(self, ways_in: Sequence[str]) -> None:
-        """Gossip, renew the own advertisement and compare views, for ever.
+        """Gossip, renew our own advertisement and compare views, for ever.
 
         Args:
             ways_in: addresses that are tried repeatedly while the peer there is unknown.

@@ -13,7 +13,7 @@ from peers.discovery.view import NEW, SwarmView, Taken
 from transports.base import Accept, GossipVerdict
 
 BURST_MAX = 4
-"""Changes of the own state that are published at once."""
+"""Changes of our own state that are published at once."""
 
 BURST_PER_S = 0.3
 """Further changes per second; others accept more of both: see `peers.discovery.view.SAID_MAX`."""
@@ -37,7 +37,7 @@ PASS = GossipVerdict.PASS
 
 
 class Announcer:
-    """Times the publishing of the own advertisement."""
+    """Times the publishing of our own advertisement."""
 
     def __init__(self) -> None:
         self._due = float("inf")
@@ -47,11 +47,11 @@ class Announcer:
         self._credit, self._credited_at = float(BURST_MAX), -float("inf")
 
     def hurry(self) -> None:
-        """Have the own advertisement published as soon as the rate limit allows."""
+        """Have our own advertisement published as soon as the rate limit allows."""
         self._hurry.set()
 
     async def wait_due(self, chance: Random) -> None:
-        """Wait until the own advertisement is due for publishing."""
+        """Wait until our own advertisement is due for publishing."""
         early = chance.random() if self._spread else 1 - EARLY * chance.random()
         with trio.move_on_after(max(0.0, early * (self._due - trio.current_time()))):
             await self._hurry.wait()

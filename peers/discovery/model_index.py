@@ -135,7 +135,7 @@ class ModelIndex:
         return [*(layer for layer in known if not self.holders[layer]), *beyond]
 
     def fewest(self, layers: LayerRange) -> int:
-        """Return how many peers hold a range's rarest layer; over the total for an empty range."""
+        """Return how many peers hold a range's rarest layer; for an empty one, more than exist."""
         missing = [0] * max(0, layers.end - len(self.holders))
         served = self.holders + missing if missing else self.holders
         return min(served[layers.first : layers.end], default=len(self.entries) + 1)

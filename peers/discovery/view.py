@@ -203,7 +203,7 @@ class SwarmView:
             self.note_call(peer, answered=True)
 
     def put(self, parsed: Parsed, heard: Heard, made_at: float) -> None:
-        """Keep the own advertisement, which never expires here."""
+        """Keep our own advertisement, which never expires here."""
         self._keep(self._known.get(self.me), parsed, heard, made_at, made_at)
 
     def _keep(

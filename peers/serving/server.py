@@ -47,7 +47,7 @@ WATCH_S = 1.0
 """How often a peer checks whether layers have lost their holders."""
 
 SPARE_MAX = 16
-"""It checks up to this many times less often, as every layer has this many spare holders."""
+"""With N spare holders of the rarest layer it checks N times less often, up to this."""
 
 REPORT_S = 5.0
 """How often a change of load is advertised; requesters meet the true load when they connect."""

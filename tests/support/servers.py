@@ -63,13 +63,13 @@ class View:
         return [a for a in self.board.said.values() if a.peer != self.me and a.model == model]
 
     def missing(self, model: ModelId, layers: LayerRange) -> list[int]:
-        """Return the layers that no peer holds; the own peer counts."""
+        """Return the layers that no peer holds; this peer counts."""
         said = self.board.said.values()
         staying = [LayerRange(a.first, a.end) for a in said if a.state is not State.DRAINING]
         return layers.lacking(staying)
 
     def fewest_holders(self, model: ModelId, layers: LayerRange) -> int:
-        """Count the holders of the rarest layer; the own peer counts."""
+        """Count the holders of the rarest layer; this peer counts."""
         self.board.counts += 1
         staying = [a for a in self.board.said.values() if a.state is not State.DRAINING]
         return min(sum(a.first <= n < a.end for a in staying) for n in layers.each())
