@@ -34,6 +34,7 @@ SLOW = (
     "scheduler/test_oracle.py",
     "sim/test_hunt.py",
     "sim/test_runs.py",
+    "test_docs.py",  # loading all that the pages quote asks the system for libraries
     "test_setup.py",
     "test_setup_llama.py",
     "transports/libp2p/test_peer_finding.py",
