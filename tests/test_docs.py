@@ -10,6 +10,7 @@ from typing import Any
 
 import pytest
 
+import transports.libp2p.host  # noqa: F401 -- libp2p runs ldconfig once; a fast test starts no process
 from p2pinfer.cli.main import app, parse
 from p2pinfer.core import errors
 from tests.support import cli_page, generated_pages, limits_page

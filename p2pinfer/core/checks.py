@@ -10,6 +10,8 @@ from attrs import Attribute
 from attrs import validators as v
 
 ADDRESSES_MAX = 8
+"""Of one peer. A dialling peer tries all of them, so they are few."""
+
 ADDRESS_CHARS_MAX = 256
 LAYERS_MAX = 1024
 POSITIONS_MAX = 1 << 22

@@ -35,6 +35,7 @@ DEATHS_MAX = 5
 ends. A process that lived for ``STEADY_S`` resets the count, whatever ended it."""
 
 STEADY_S = 60.0
+"""How long a worker must have lived to count as sound."""
 
 _RESTART_S_MIN, _RESTART_S_MAX = 0.1, 10.0
 """Pause before a dead worker is replaced; doubled after each that died without an answer."""
