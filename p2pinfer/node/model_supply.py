@@ -97,7 +97,7 @@ def find_held(store: Store, beginning: str) -> Manifest:
         raise UserError(f"no model here has the id {beginning!r}; see: p2pinfer model list")
     if len(found) > 1:
         ids = ", ".join(model.id[:12] for model in found)
-        raise UserError(f"{beginning!r} begins the ids of {len(found)} models: {ids}")
+        raise UserError(f"the ids of {len(found)} models begin with {beginning!r}: {ids}")
     return found[0]
 
 
