@@ -51,7 +51,7 @@ class JoinAnnouncer:
         license_ = model.manifest.license
         licence = f"{license_} licence" if license_ else "licence not stated"
         print(f"model       {model.info.name}, {licence}")
-        room = "" if self._fixed else f"; memory fits {serving.layers_max} layers"
+        room = "" if self._fixed else f"; memory has room for {serving.layers_max} layers"
         counted = f"{serving.first} to {serving.end - 1}, counted from 0"
         print(f"layers      {serving.first}:{serving.end} of {layers} ({counted}){room}")
         is_local = all(map(is_loopback, serving.addresses))

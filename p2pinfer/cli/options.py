@@ -163,7 +163,7 @@ class AnswerFlags:
     max_tokens: Annotated[
         int | None,
         option(
-            "max-tokens", "Maximum tokens in an answer. If omitted: as many as the context fits."
+            "max-tokens", "Maximum tokens in an answer. If omitted: as many as fit in the context."
         ),
     ] = None
     temperature: Annotated[
