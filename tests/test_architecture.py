@@ -100,6 +100,7 @@ def test_ruff_bans_the_same_imports() -> None:
     assert excepted == {"tests/**", *IMPORTERS.values()}
 
 
+@pytest.mark.slow  # it starts a process
 def test_setup_needs_only_the_standard_library() -> None:
     """It runs before anything is installed."""
     allowed = sys.stdlib_module_names | {"p2pinfer"}

@@ -23,7 +23,7 @@ from typing import Any, TypeVar
 import trio
 import trio.from_thread
 
-from p2pinfer.client.answer import Answer, Attempts, ChatOptions, answer_in, verified
+from p2pinfer.client.answer import Answer, AnswerWriter, Attempts, ChatOptions, verified
 from p2pinfer.client.session_pool import SessionPool
 from p2pinfer.core.errors import PeerError, PromptTooLong, UserError, lone_errors
 from p2pinfer.core.ids import ModelId
@@ -173,9 +173,16 @@ class Swarm:
                     context = lent.session.context
                     if len(prompt) >= context:
                         raise PromptTooLong(f"{len(prompt)} tokens", context)
-                    async with aclosing(answer_in(lent.session, prompt, how, answer)) as pieces:
-                        async for piece in pieces:
-                            yield "" if how.require_verified else piece
+                    writer = AnswerWriter(answer, lent.session, prompt, how)
+                    tokens = lent.session.generate(writer.prompt, how.sampling, writer.max_tokens)
+                    async with aclosing(tokens):
+                        async for token in tokens:
+                            text = writer.take(token)
+                            yield "" if how.require_verified else text
+                            if writer.is_over:
+                                break
+                    text = writer.end()
+                    yield "" if how.require_verified else text
                     answer.trust = trust = await self.client.examine(lent.session)
                     if trust and not trust.broken:
                         answer.certificate = self.client.certify(lent.session, answer.text, trust)

@@ -20,6 +20,7 @@ def test_default_model_takes_three_quarters_of_a_kib_per_position_and_layer(
     assert sessions_bytes(header, 10, 8, 4096) == 768 * 10 * 8 * 4096
 
 
+@pytest.mark.slow
 def test_an_address_space_limit_bounds_available_memory() -> None:
     """As set by ``ulimit -v``."""
     code = (

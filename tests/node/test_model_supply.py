@@ -139,10 +139,12 @@ async def test_blame_reaches_the_fetcher(tmp_path: Path) -> None:
         flip(seeded.path(manifest.part("layer.2")), 300)
         with trio.fail_after(60), trio.CancelScope() as scope:
             await fetch(Store(tmp_path / "mine"))
-        assert said[-1] == "nobody online holds layer.2; waiting"
+        assert said[-1] == "no peer online holds layer.2; waiting"
         (error,) = blamed
         assert error.peer == peer("holder")
-        assert str(error).startswith(f"{error.peer} says that its disk damaged chunk 0 of layer.2")
+        assert str(error).startswith(
+            f"{error.peer} reports that its disk damaged chunk 0 of layer.2"
+        )
 
 
 def test_ids_and_their_beginnings(tmp_path: Path) -> None:

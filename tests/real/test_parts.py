@@ -120,11 +120,11 @@ async def test_kill_the_only_holder(tmp_path: Path) -> None:
                 only.kill()
                 while (line := await read_line(child)) == "chunk":
                     pass
-                assert line.startswith("nobody online holds layer.")
+                assert line.startswith("no peer online holds layer.")
                 async with holder(tmp_path / "holder", model) as (_, other):
                     addresses.write_text(other)
                     while (line := await read_line(child)) != "whole":
-                        assert line == "chunk" or line.startswith("nobody online holds ")
+                        assert line == "chunk" or line.startswith("no peer online holds ")
     store = Store(tmp_path / "fetcher")
     assert all(store.path(p).read_bytes() == model.data[p.hash] for p in model.manifest.parts)
 

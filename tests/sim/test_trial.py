@@ -81,7 +81,7 @@ def test_simulations_differ_in_what_is_left_to_chance(monkeypatch: pytest.Monkey
     """Else their median would be that of one."""
     seeds = []
 
-    async def play(scenario: Scenario) -> tuple[list[TrialAnswer], float]:
+    async def play(scenario: Scenario, _: int) -> tuple[list[TrialAnswer], float]:
         seeds.append(scenario.seed)
         return [TrialAnswer([1.0, 1.0], False, [], []), TrialAnswer([1.0, 1.0], True, [], [])], 1.0
 

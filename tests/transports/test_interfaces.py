@@ -91,7 +91,7 @@ def test_this_machine_has_loopback() -> None:
 MOVES = """
 import subprocess, trio, trio.testing
 from p2pinfer.core.checks import ADDRESSES_MAX
-from transports import libp2p
+from transports.libp2p import transport as libp2p
 from transports.libp2p.transport import open_libp2p
 
 libp2p.MOVED_LOOK_S = 0.05
