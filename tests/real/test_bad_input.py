@@ -74,7 +74,7 @@ def check(said: Said, code: int, words: str) -> None:
         ("--seed -1", "--seed must be >= 0"),
         ("--threads 0", "--threads must be from 1 to [0-9]+, not 0"),
         ("--threads 9999", "--threads must be from 1 to [0-9]+, not 9999"),
-        ("--sessions 0", "--sessions must be from 1 to 48, not 0"),
+        ("--sessions 0", "--sessions must be from 1 to [0-9]+, not 0"),
         ("--context 0", "--context must be from 1 to 4194304, not 0"),
         ("--context 10000000", "--context must be from 1 to 4194304, not 10000000"),
         ("--keep-layers 0", "--keep-layers must be at least 1, not 0"),
@@ -82,7 +82,7 @@ def check(said: Said, code: int, words: str) -> None:
         ("--keep-layers 30", "--keep-layers must be from 1 to 14: .* has 30 layers"),
         ("--keep-layers 14", "--peers must be from 1 to 2 for 2 layers"),
         ("--bogus", "Unknown option: --bogus.*p2pinfer demo --help"),
-        ("there", "unexpected 'there': put a question of several words into quotes"),
+        ("there", "unexpected argument 'there'; quote a prompt that contains spaces"),
     ],
 )
 def test_options_out_of_range(command: Command, options: str, words: str) -> None:

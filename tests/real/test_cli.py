@@ -154,7 +154,7 @@ def test_help(home: Path, command: list[str]) -> None:
     assert result.stdout.startswith(f"Usage: {' '.join(['p2pinfer', *command])}")
     assert "--log-level" in result.stdout
     if command and command != ["bench"]:
-        assert "[env var: P2PINFER_" in " ".join(result.stdout.split())
+        assert "[env var: P2PINFER_" in " ".join(result.stdout.replace("│", " ").split())
 
 
 def test_version(home: Path) -> None:

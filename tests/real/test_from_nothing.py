@@ -62,11 +62,11 @@ def check_repair(home: Path, manifest: Manifest, join_line: str) -> None:
     flip(path, 700_000)
     result = run(home, "model", "verify", manifest.id)
     assert result.returncode == 4, result.stderr
-    (told,) = re.findall(r"by  p2pinfer (model verify .*) --bootstrap MULTIADDR", result.stderr)
+    (told,) = re.findall(r"run  p2pinfer (model verify .*) --bootstrap ADDRESS", result.stderr)
     where = re.search(r"--bootstrap \S+", join_line)
     assert where
     words = shlex.split(f"{told} {where[0]} --network nothing")
     result = run(home, *words)
     assert result.returncode == 0, result.stderr
-    assert result.stdout.endswith("damaged: none; fetched anew: layer.0\n")
+    assert result.stdout.endswith("damaged: none; fetched again: layer.0\n")
     assert path.read_bytes() == good

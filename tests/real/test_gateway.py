@@ -279,7 +279,7 @@ def test_twenty_streams_at_once_are_all_served_fairly(gateway: RunningGateway) -
     [
         ([], "--local 3"),
         (["--local", "3", "--host", "0.0.0.0"], "P2PINFER_API_KEY"),
-        (["--local", "3", "--bootstrap", "/ip4/127.0.0.1/tcp/1"], "or else --bootstrap"),
+        (["--local", "3", "--bootstrap", "/ip4/127.0.0.1/tcp/1"], "omit it, or omit --bootstrap"),
         (["--local", "3", "--network", "other"], "--network"),
         (["--local", "3", "--port", "70000"], "--port must be from 0 to 65535"),
         (["--local", "99"], "--local must be from 0 to 16"),
