@@ -86,8 +86,8 @@ ELSEWHERE: Final[dict[str, Callable[..., object]]] = {
 }
 """The tests that run the other commands."""
 
-ALONE: Final = {"doctor", "network-key", "--install-completion"}
-"""Commands with tests of their own below; the last two print no JSON, but a file's name."""
+ALONE: Final = {"doctor", "key new", "network-key", "--install-completion"}
+"""Commands with tests of their own below; the last three print no JSON, but a file's name."""
 
 LONG: Final = {
     "bench answers": "--seeds 2",
@@ -162,7 +162,11 @@ def test_a_hunt_for_faults_prints_what_it_found(home: Path) -> None:
 
 def test_files_that_commands_write_are_named(home: Path, tmp_path: Path) -> None:
     """On standard output, alone on their line."""
-    for words in (["network-key"], ["--install-completion", "--shell", "bash", "--output"]):
+    for words in (
+        ["key", "new"],
+        ["network-key"],
+        ["--install-completion", "--shell", "bash", "--output"],
+    ):
         file = tmp_path / words[0].strip("-")
         result = run(home, *words, str(file))
         assert (result.returncode, result.stdout) == (0, f"{file}\n"), result.stderr
