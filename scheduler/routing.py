@@ -1,11 +1,11 @@
 """Which chain of peers to take from the first layer that is needed to the last.
 
-A stage can be entered only at the first layer that it holds, and left behind any. So a chain is a
-sequence of peers whose first layers rise, each next one's within or right behind the range of the
-one before; each runs its layers up to where the next one begins. So wherever ranges that begin no
+A stage can be entered only at the first layer that it holds, and left after any. So a chain is a
+sequence of peers whose first layers rise, each one's within the range of the one before or right
+after it; each runs its layers up to where the next one begins. So wherever ranges that begin no
 earlier than the route cover all of its layers, there is a chain. Its price is the time of one token
-in seconds; the cheapest is found layer by layer, since at a layer nothing counts but the cheapest
-ways to have run all before it.
+in seconds; the cheapest is found layer by layer, since at a layer only the cheapest ways to have
+run all layers before it count.
 """
 
 from collections.abc import Collection, Iterable
@@ -36,8 +36,8 @@ from scheduler.route_cost import (
 )
 
 SPREAD = 0.2
-"""Peers' prices are raised by up to this share by lot: among near equals each asker picks another,
-and no peer is crowded because all see the same cheapest."""
+"""Peers' prices are raised by up to this share at random: among near equals each asker picks
+another, and no peer is crowded because all see the same cheapest."""
 
 
 class NoRoute(LookupError):
@@ -50,16 +50,16 @@ class RouteHop:
 
     offer: Advertisement
     end: int
-    """The layer behind the last that it is to run."""
+    """The end (exclusive) of the layers that it is to run."""
 
     @property
     def peer(self) -> PeerId:
-        """Who runs them."""
+        """The peer that runs them."""
         return self.offer.peer
 
     @property
     def addresses(self) -> tuple[str, ...]:
-        """Where it is reached."""
+        """The addresses at which it is reached."""
         return self.offer.addresses
 
     @property
@@ -75,14 +75,14 @@ class RouteHop:
 
 @frozen
 class Asking:
-    """What a route is wanted for, and what the asker brings along."""
+    """What a route is wanted for, and what the asker contributes."""
 
     context: int = 1
     """Positions that the session needs; peers with fewer are left out."""
     seen: Experience = NOTHING_SEEN
     without: Collection[PeerId] = ()
     chance: float = 0.0
-    """Drawn by the caller, from 0 to 1: which of the near equals are taken."""
+    """Drawn by the caller, from 0 to 1: decides among near equals."""
     spread: float = SPREAD
 
 
@@ -94,7 +94,7 @@ def find_route(
 ) -> list[RouteHop]:
     """Return the cheapest chain of peers that runs the layers from ``first`` to ``end``.
 
-    The same offers, in whatever order, and the same chance give the same route.
+    The same offers, in any order, and the same chance give the same route.
 
     Raises:
         NoRoute: no offers join up.
@@ -110,9 +110,9 @@ def replacement(
     between: tuple[PeerId | None, PeerId | None],
     asking: Asking = ANY,
 ) -> list[RouteHop]:
-    """Return the cheapest peers to run a hop's layers between two others, who stay as they are.
+    """Return the cheapest peers to run a hop's layers between two others, which stay as they are.
 
-    ``between`` names the peer before and the one behind; None stands for the asker.
+    ``between`` names the previous and the next peer; None stands for the asker.
 
     Raises:
         NoRoute: no offers join up.
@@ -163,7 +163,7 @@ def _usable(view: OfferTable, layers: LayerRange, asking: Asking) -> Flags:
 
 @frozen
 class _Search:
-    """Rows in the order of their first layers, and what there is to know of them."""
+    """Rows in the order of their first layers, and what is known of them."""
 
     first: Whole
     end: Whole
@@ -204,7 +204,7 @@ class _Search:
     def _take_known_ways(
         self, arrived_s: Floats, before: Whole, left_s: Floats, some: slice
     ) -> None:
-        """Let rows be arrived at by known ways where those are cheaper."""
+        """Let rows be reached over known ways where those are cheaper."""
         these = slice(*np.searchsorted(self.ways.target, (some.start, some.stop)))
         source, target = self.ways.source[these], self.ways.target[these]
         through_s = left_s[source] + self.ways.round_trip_s[these] / 2
@@ -226,9 +226,9 @@ def _holes(first: Whole, end: Whole, layers: LayerRange) -> list[LayerRange]:
 def begins(
     offers: Iterable[Advertisement] | OfferTable, end: int, asking: Asking = ANY
 ) -> list[int]:
-    """Return the layers, in their order, that a chain to ``end`` can begin at.
+    """Return the layers, in order, at which a chain to ``end`` can begin.
 
-    Whoever keeps the first layers to itself picks how many among these.
+    A requester that keeps the first layers to itself picks one of these as their number.
     """
     view = OfferTable.of(offers)
     usable = _usable(view, LayerRange(0, end), asking)
@@ -242,7 +242,7 @@ def begins(
 
 
 def _words(view: OfferTable, missing: list[LayerRange], layers: LayerRange, asking: Asking) -> str:
-    """Say which layers nobody serves, and where a chain to the same end begins instead."""
+    """Say which layers no peer serves, and where a chain to the same end begins instead."""
     words = "nobody serves layers " + ", ".join(map(str, missing))
     later = [layer for layer in begins(view, layers.end, asking) if layer > layers.first]
     return f"{words}; a chain to {layers.end} begins at layer {later[0]}" if later else words

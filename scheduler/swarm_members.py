@@ -1,4 +1,4 @@
-"""The peers of a swarm as one of them counts on them, itself the last: for placement."""
+"""The peers of a swarm that one of them counts on, itself last: for placement."""
 
 from functools import cached_property
 from typing import Self
@@ -23,17 +23,17 @@ from scheduler.offer_table import (
 )
 
 STANDING_MIN = 0.2
-"""Peers below are not counted on: a range that only they hold is a hole."""
+"""Peers below this are not counted on: a range that only they hold is a hole."""
 
 JOINING_S_MAX = 900.0
-"""Joining for longer, a peer is not counted on; gigabytes over a slow line take a while."""
+"""A peer joining for longer is not counted on; gigabytes over a slow line take a while."""
 
 
 @frozen
 class Members:
     """A row for each peer; ranges lie within the layers that the swarm is to cover.
 
-    Peers that leave, or are not to be counted on, are left out.
+    Peers that are leaving, or are not to be counted on, are left out.
     """
 
     lo: int
@@ -42,13 +42,13 @@ class Members:
     first: Whole
     end: Whole
     speed: Floats
-    """In parts of what it would take to serve a layer at its even share of all there is."""
+    """In parts of what it would take to serve a layer at its even share of the total."""
     size: Whole
     """How many layers fit into its memory."""
     serving: Flags
     joining: Flags
     is_sample: bool
-    """There are others, of whom nothing is known."""
+    """There are other peers, of which nothing is known."""
 
     @classmethod
     def of(cls, view: OfferTable, own: Advertisement, layers: LayerRange, seen: Experience) -> Self:
@@ -91,17 +91,17 @@ class Members:
         return LayerRange(int(self.first[-1]), int(self.end[-1]))
 
     def cover(self, some: Flags | slice) -> Cover:
-        """Return what some hold."""
+        """Return the cover by some peers."""
         return cover_of(self.lo, self.hi, self.first[some], self.end[some], self.speed[some])
 
     @cached_property
     def whole(self) -> Cover:
-        """What all hold."""
+        """The cover by all peers."""
         return self.cover(slice(None))
 
     @cached_property
     def others(self) -> Cover:
-        """What all but the owner hold."""
+        """The cover by all but the owner."""
         return self.cover(slice(-1))
 
     def at(self, first: Whole, end: Whole) -> Self:

@@ -1,4 +1,4 @@
-"""Who is there in a virtual network."""
+"""The machines, peers and requesters of a virtual network."""
 
 from dataclasses import dataclass, field
 
@@ -33,7 +33,7 @@ class VirtualMachine:
 
 @dataclass(eq=False)
 class VirtualPeer:
-    """A peer while it is there."""
+    """A peer while it runs."""
 
     machine: VirtualMachine
     identity: Identity
@@ -56,7 +56,7 @@ class VirtualPeer:
         return self.server.held.layers if self.server and self.server.held else None
 
     def kill(self) -> None:
-        """End it without a word."""
+        """End it without notice."""
         self.life.cancel()
 
 
@@ -71,4 +71,4 @@ class VirtualRequester:
     ends: VirtualEnds
     auditor: Auditor
     blamed: set[PeerId] = field(default_factory=set)
-    """Those that it takes for cheats, as most who ran their layers again said."""
+    """Peers that it considers cheats, because most replays said so."""

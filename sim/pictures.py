@@ -61,7 +61,7 @@ def write_page(outcome: Outcome, path: Path) -> None:
 
 
 def _paint_map(outcome: Outcome, axes: Any) -> None:
-    """Who serves what: how many hold each layer at each moment."""
+    """How many peers serve each layer at each moment."""
     import numpy as np
 
     samples, model = outcome.record.samples, outcome.scenario.model
@@ -95,7 +95,7 @@ def _paint_ranges(outcome: Outcome, axes: Any) -> None:
         middle[order], aspect="auto", extent=shape, interpolation="nearest", cmap="turbo"
     )
     axes.figure.colorbar(image, label="middle layer; white: not there")
-    axes.set(xlabel="seconds", ylabel="peers, by what they serve at last")
+    axes.set(xlabel="seconds", ylabel="peers, by their final range")
     axes.yaxis.get_major_locator().set_params(integer=True)
 
 
@@ -140,19 +140,19 @@ def _paint_speeds(outcome: Outcome, axes: Any) -> None:
     if speeds:
         axes.hist(speeds, bins=30)
     else:
-        axes.text(0.5, 0.5, "no answer came to its end", ha="center", transform=axes.transAxes)
+        axes.text(0.5, 0.5, "no answer was completed", ha="center", transform=axes.transAxes)
     axes.set(xlabel="tokens/s", ylabel="answers")
 
 
 def _paint_gossip(outcome: Outcome, axes: Any) -> None:
-    """What each peer sent to tell who serves what."""
+    """Bytes that each peer sent to announce which peers serve what."""
     rates = sorted(size / outcome.virtual_s for size in outcome.gossip_bytes)
     axes.plot(rates)
     axes.set(xlabel="peers, from the quietest", ylabel="bytes/s of gossip", ylim=(0, None))
 
 
 def _paint_detection(outcome: Outcome, axes: Any) -> None:
-    """Audits that blamed a cheat, and answers that were wrong, as time goes on."""
+    """Audits that blamed a cheat, and wrong answers, over time."""
     wrong = [q.at_s for q in outcome.record.questions if q.outcome == "wrong"]
     for name, times in {"cheats caught": outcome.record.caught_s, "wrong answers": wrong}.items():
         at_s = [0.0, *sorted(times), outcome.virtual_s]

@@ -40,16 +40,16 @@ MODEL = ModelId("51" * 32)
 MODEL_NAME = "virtual"
 
 WAYS_IN = 3
-"""Peers that a new one is told of."""
+"""Bootstrap peers that a new one gets."""
 
 LOAD_S = 1.0
-"""To start an engine once its layers are there."""
+"""To start an engine once its layers are on disk."""
 
 REQUESTER_SESSIONS = 64
 
 
 class World:
-    """Everything that is there, and what is known only to whoever looks from outside."""
+    """Everything in the network, and what only an outside observer knows."""
 
     def __init__(self, scenario: Scenario, record: RunRecord) -> None:
         self.scenario, self.record = scenario, record
@@ -63,11 +63,11 @@ class World:
         self.spend = Cores(scenario.cores).spend if scenario.cores else trio.sleep
         self.peers: dict[PeerId, VirtualPeer] = {}
         self.ended_s: dict[PeerId, float] = {}
-        """When peers that have been there ended, or began to leave."""
+        """When past peers ended, or began to leave."""
         self.gone_s: dict[PeerId, float] = {}
-        """When they were gone: who leaves hands over for a while."""
+        """When they were gone: a leaving peer hands over for a while."""
         self.moved_s: dict[PeerId, float] = {}
-        """When peers last began to serve something else."""
+        """When peers last began to serve another range."""
         self.cut_s = -1.0
         """When the network last changed."""
         self.requesters: list[VirtualRequester] = []
@@ -77,7 +77,7 @@ class World:
         self._fraud_watch = FraudWatch(MODEL, record, self.liars)
         self.served: list[LedgerEntry] = []
         self.used: list[LedgerEntry] = []
-        """What peers and requesters enter into their ledgers."""
+        """What peers and requesters record in their ledgers."""
         self._born = 0
 
     def chance(self, name: str) -> Random:
@@ -85,7 +85,7 @@ class World:
         return Random(f"{self.scenario.seed} {name}")  # noqa: S311 -- a scenario's seed
 
     def machines(self) -> list[VirtualMachine]:
-        """Draw everybody's machine."""
+        """Draw the machine of each peer."""
         chance, liars = self.chance("machines"), self.chance("liars")
         groups = [group for group in self.scenario.peers for _ in range(group.count)]
         count = len(groups)
@@ -101,7 +101,7 @@ class World:
         ]
 
     def _undialable(self) -> set[int]:
-        """Draw the numbers of those that nobody can dial, so many of each kind."""
+        """Draw the numbers of the undialable peers, the given share of each kind."""
         chance, found, first = self.chance("undialable"), set[int](), 0
         for group in self.scenario.peers:
             numbers = range(first, first + group.count)
@@ -142,7 +142,7 @@ class World:
 
     @property
     def is_mixed(self) -> bool:
-        """Whether peers round differently: who takes another's place then sends other bits."""
+        """Whether peers round differently: a replacement then sends other bits."""
         return len({group.numerics for group in self.scenario.peers}) > 1
 
     def always_lies(self, peer: PeerId) -> bool:
@@ -150,7 +150,7 @@ class World:
         return peer in self.liars and self.liars[peer].rate == 1
 
     def ways_in(self) -> list[str]:
-        """Return the addresses of those that have been there longest, and can be dialled."""
+        """Return the addresses of the peers that have been there longest and can be dialled."""
         found = [peer for peer in self.peers.values() if peer.machine.access.is_dialable]
         return [f"/memory/0/p2p/{peer.id}" for peer in found[:WAYS_IN]]
 
@@ -170,7 +170,7 @@ class World:
         return min(accumulate(change[:-1]))
 
     def serving(self) -> list[tuple[VirtualPeer, LayerRange]]:
-        """Return who serves what to new sessions."""
+        """Return which peers serve which layers to new sessions."""
         return [(peer, held) for peer in self.peers.values() if (held := peer.held)]
 
     def is_settled_since(self, peers: Sequence[PeerId], since_s: float) -> bool:
@@ -183,7 +183,7 @@ class World:
         )
 
     async def run_peer(self, machine: VirtualMachine) -> None:
-        """Be a peer until it leaves or is killed; whatever it raises is a violation."""
+        """Run a peer until it leaves or is killed; whatever it raises is a violation."""
         self._born += 1
         seed = self.chance(f"identity {self._born}").randbytes(SEED_BYTES)
         peer = VirtualPeer(machine, Identity(seed), trio.current_time())
@@ -311,7 +311,7 @@ class World:
         )
 
     async def run_requester(self, number: int, *, task_status: trio.TaskStatus[None]) -> None:
-        """Be a machine that asks, for ever."""
+        """Run a requester for ever."""
         chance = self.chance(f"requester {number}")
         identity = Identity(chance.randbytes(SEED_BYTES))
         table, model = self.scenario.requests, self.scenario.model
@@ -367,6 +367,6 @@ def _clock_ms() -> int:
 
 
 async def _enter(directory: Directory, ways_in: Sequence[str], nursery: trio.Nursery) -> None:
-    """Learn who is there, and stay in touch."""
+    """Learn which peers exist, and keep up to date."""
     await directory.enter(ways_in)
     nursery.start_soon(directory.run, ways_in)

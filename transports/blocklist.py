@@ -35,9 +35,9 @@ class Blocklist:
 
 
 class GuardedTransport:
-    """A ``Transport`` around another one: no channel is opened to or served for some peers.
+    """A ``Transport`` around another: blocked peers can neither open channels nor be dialled.
 
-    Channels that are open already go on.
+    Channels that are already open stay open.
     """
 
     def __init__(self, transport: Transport) -> None:
@@ -50,17 +50,17 @@ class GuardedTransport:
 
     @property
     def peer_id(self) -> PeerId:
-        """Who this peer is."""
+        """This peer's id."""
         return self._inner.peer_id
 
     @property
     def addresses(self) -> Sequence[str]:
-        """Where others reach it."""
+        """The addresses at which others reach it."""
         return self._inner.addresses
 
     @property
     def was_dialled(self) -> bool:
-        """Whether another peer made a connection to this one, and used it, since it moved last."""
+        """Whether another peer has connected to this one, and used that, since it last moved."""
         return self._inner.was_dialled
 
     async def wait_moved(self) -> None:
@@ -68,7 +68,7 @@ class GuardedTransport:
         await self._inner.wait_moved()
 
     def handle(self, protocol: str, handler: Handler) -> None:
-        """Serve channels of all who are not shut out."""
+        """Serve channels of all peers that are not blocked."""
         self._inner.handle(protocol, partial(self._serve, handler))
 
     async def connect(self, address: str) -> PeerId:
@@ -89,7 +89,7 @@ class GuardedTransport:
         return await self._inner.discover(topic)
 
     def join_topic(self, name: str, accept: Accept) -> AbstractAsyncContextManager[Topic]:
-        """Take part in a subject of gossip, whose messages are judged by whom they speak of."""
+        """Take part in a gossip topic; its handler judges messages by the peer they are about."""
         return self._inner.join_topic(name, accept)
 
     def round_trip_s(self, peer: PeerId) -> float | None:

@@ -126,7 +126,7 @@ class Gateway:
     running: dict[str, Answer] = field(default_factory=dict)
     """Answers being made, by the id of their request."""
     seed: int | None = None
-    """Of answers to whoever names none; None draws one each time."""
+    """For requests that name none; None draws one each time."""
     receipts: Receipts = field(default_factory=Receipts)
     now: Callable[[], int] = lambda: time.time_ns() // 10**9
     """Seconds since 1970."""
@@ -242,8 +242,10 @@ class Gateway:
         said = told = 0
         waiting: tuple[Scored, ...] = ()
         has_ended = False
-        async with aclosing(self._timed(prompt, how, answer)) as pieces:
+        pace = self.metrics.pace(trio.current_time())
+        async with aclosing(self.swarm.answer(prompt, how, answer)) as pieces:
             async for text in pieces:
+                pace.note(answer.tokens, trio.current_time())
                 if text:
                     said += len(text)
                     scores = answer.scores_before(said, told)
@@ -277,23 +279,6 @@ class Gateway:
         if not all(0 <= token < vocabulary for token in prompt):
             raise UserError(f"the model's tokens are numbered from 0 to {vocabulary - 1}")
         return prompt
-
-    async def _timed(
-        self, prompt: list[int], how: ChatOptions, answer: Answer
-    ) -> AsyncGenerator[str]:
-        """Yield an answer's text, and measure it."""
-        before = trio.current_time()
-        seen = 0
-        async with aclosing(self.swarm.answer(prompt, how, answer)) as pieces:
-            async for text in pieces:
-                now = trio.current_time()
-                if answer.tokens > seen:
-                    first = not seen
-                    (self.metrics.first_token if first else self.metrics.inter_token).observe(
-                        now - before
-                    )
-                    seen, before = answer.tokens, now
-                yield text
 
     @contextmanager
     def _watched(self, request: str) -> Iterator[Answer]:

@@ -3,7 +3,7 @@
 The peers, their receipts, the requester and the auditor are those of production, over the memory
 transport; engines are workers with the real model. Honest sessions give the rate of false alarms,
 also against an auditor with more threads, whose settings give other bits. Bounds are one-sided, of
-95 %, after Clopper and Pearson.
+95 %, by Clopper and Pearson.
 """
 
 import random
@@ -51,7 +51,7 @@ TOGETHER: Final = 3
 """Honest sessions at a time, so that their rows share decodes."""
 
 SESSIONS: Final = 2 * TOGETHER
-"""Each stage serves these, and replays what others made of them."""
+"""Each stage serves this many sessions, and replays as many of other stages."""
 
 OTHER_THREADS: Final = 2
 """With more than one, the probe chooses settings that give other bits."""
@@ -65,7 +65,7 @@ _OTHER_CLASS = "ab" * 16
 
 
 class _Switch:
-    """A stage's engine, which cheats when it is told to."""
+    """A stage's engine, which cheats on command."""
 
     def __init__(self, host: Host) -> None:
         self._host = host
@@ -73,11 +73,11 @@ class _Switch:
         self.claims = False
         engine = host.engine
         self.first, self.end = engine.first, engine.end
-        self.width, self.context = engine.width, engine.context
+        self.width, self.context, self.blocks = engine.width, engine.context, engine.blocks
 
     @property
     def numerics_class(self) -> str:
-        """The true one, or one that nobody else has."""
+        """The true class, or one that no other peer has."""
         return _OTHER_CLASS if self.claims else self._host.engine.numerics_class
 
     def open(self, end: int) -> EngineSession:
@@ -95,19 +95,19 @@ class CheatWorld:
     auditors: dict[int, StageEngine]
     """By their first layer."""
     other_class: StageEngine
-    """Of the middle stage's layers."""
+    """An engine with the middle stage's layers."""
     sign: Callable[[bytes], bytes]
-    """As the requester."""
+    """Signs as the requester."""
     certificate: bytes = b""
     """Of the newest answer whose receipts join up."""
     proofs: list[FraudProof] = field(default_factory=list)
-    """That audits gave; see ``proven``."""
+    """From audits; see ``proven``."""
     route: list[Hop] = field(default_factory=list)
     switches: list[_Switch] = field(default_factory=list)
     signers: list[Liar] = field(default_factory=list)
 
     async def answer(self, cheat: Cheat | None = None, *, other_class: bool = False) -> Trust:
-        """Answer a prompt of its own with a stage that cheats, and audit every stage."""
+        """Answer a new prompt with a stage that cheats, and audit every stage."""
         if cheat and cheat.warms_up:
             self._tell(cheat)
             await self._session(1, None)
@@ -123,7 +123,7 @@ class CheatWorld:
         return trust
 
     async def proven(self) -> set[PeerId]:
-        """Return who is proven a cheat to another holder, by such files as peers exchange."""
+        """Return the peers proven cheats to another holder, by such files as peers exchange."""
         found = set()
         while self.proofs:
             body = self.proofs.pop().body()
@@ -178,12 +178,12 @@ class CheatWorld:
 
 @asynccontextmanager
 async def open_world(model: Path, seed: int) -> AsyncIterator[CheatWorld]:
-    """Load everything and join it up."""
+    """Load everything and connect it."""
     store = open_store()
     opened = open_whole(name_model(str(model), store, lambda *_: None), store)
     layers = opened.info.layers
     ranges = split_layers(1, layers - 1, STAGES)
-    chance = random.Random(seed)  # noqa: S311 -- prompts, and keys of peers that nobody else meets
+    chance = random.Random(seed)  # noqa: S311 -- prompts, and keys of peers on no real network
     async with AsyncExitStack() as stack:
         home = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="p2pinfer-")))
         lower_model = _lower(model, home)
@@ -217,7 +217,7 @@ async def open_world(model: Path, seed: int) -> AsyncIterator[CheatWorld]:
 
 
 def _lower(model: Path, home: Path) -> PartsModel:
-    """Cut the model once more, in fewer bits."""
+    """Cut the model again, quantised to fewer bits."""
     lower = home / "lower.gguf"
     requantise(model, lower, _LLAMA_FTYPE_MOSTLY_Q3_K_M)
     store = Store(home / "store")
@@ -244,9 +244,9 @@ async def cheats_bench(
     Args:
         model: a GGUF file.
         trials: answers per cheat.
-        checkpoints: of honest stages, at least so many audited, in sessions side by side.
+        checkpoints: of honest stages, at least this many audited, in sessions side by side.
         seed: of prompts and keys.
-        zoo: which cheats.
+        zoo: the cheats to try.
     """
     async with open_world(model, seed) as world:
         report: dict[str, Any] = {

@@ -1,11 +1,11 @@
-"""What evidence costs: two sessions of the same peers decode in turns, one with receipts.
+"""The cost of evidence: two sessions of the same peers decode in turns, one with receipts.
 
 A requester that asks for no evidence gets none, so both kinds run on one swarm. They take turns in
-blocks of as many tokens as lie between two receipts, at the same positions, and which goes first
-alternates; so a slow moment of the machine hits both, and each block bears the cost of one receipt.
-Where a shared machine blurs even that, the CPU time of all nodes together, engines apart, is finer:
-by no more than that can tokens come later. Settling an answer, which waits for every stage's last
-receipt, comes behind the last token; it is timed by itself.
+blocks of as many tokens as lie between two receipts, at the same positions, and the one that goes
+first alternates; so a slow moment of the machine hits both, and each block has the cost of one
+receipt. If a shared machine blurs even that, the CPU time of all nodes together, without engines,
+is more precise: it bounds the delay of tokens. Settling an answer, which waits for every stage's
+last receipt, comes after the last token; it is timed separately.
 """
 
 import math
@@ -34,12 +34,12 @@ BLOCK_TOKENS = 1 + CHECKPOINT_POSITIONS
 """The first one was computed while the other session paused, and is not timed."""
 
 PAUSE_S = 0.05
-"""Before a block: the other session's last step is still under way."""
+"""Before a block, while the other session's last step finishes."""
 
 
 @dataclass
 class _Side:
-    """One kind of session, and what its answers took."""
+    """One kind of session, and the time its answers took."""
 
     client: Client
     tokens: list[list[int]] = field(default_factory=list)
@@ -91,7 +91,7 @@ async def _turn(
     number: int,
     nodes: Sequence[int],
 ) -> float:
-    """Have both sides answer, in turns; return how long it took to settle."""
+    """Have both sides answer, in turns; return how long settling took."""
     async with AsyncExitStack() as stack:
         sessions: list[Session] = []
         answers: list[AsyncGenerator[Token, None]] = []
@@ -124,7 +124,7 @@ def _order(number: int) -> tuple[int, int]:
 
 
 async def _block(answer: AsyncGenerator[Token, None], made: list[int], wanted: int) -> float:
-    """Decode a block, and time it behind its first token."""
+    """Decode a block, and time it after its first token."""
     await _next(answer, made, wanted)
     started = trio.current_time()
     for _ in range(BLOCK_TOKENS - 1):
@@ -141,16 +141,16 @@ async def _next(answer: AsyncGenerator[Token, None], made: list[int], wanted: in
 
 
 def _cpu_s(processes: Sequence[int]) -> float:
-    """Return the CPU time that processes have had; Linux alone says it so finely, others 0."""
+    """Return the CPU time of processes; only Linux gives it finely enough, elsewhere 0."""
     found = (Path(f"/proc/{process}/task").glob("*/schedstat") for process in processes)
     return sum(int(each.read_text().split()[0]) for each in chain(*found)) / 1e9
 
 
 def median_interval(values: Sequence[float]) -> tuple[float, float]:
-    """Return between which values the median lies with 95 %, whatever the distribution.
+    """Return an interval that contains the median with 95 % confidence, for any distribution.
 
-    By order statistics: as many lie below it as coins show heads. Fewer than six are too few for
-    that; between them all, it lies with less.
+    By order statistics: the count below the median is binomial. Fewer than six values are too few
+    for that; their whole range has less confidence.
     """
     ordered, count = sorted(values), len(values)
     below, rank = 0.0, 0
@@ -162,7 +162,7 @@ def median_interval(values: Sequence[float]) -> tuple[float, float]:
 
 def _report(without: _Side, with_: _Side, settling_s: list[float]) -> dict[str, Any]:
     if without.tokens != with_.tokens:
-        raise P2pinferError("the swarm said other tokens with evidence than without")
+        raise P2pinferError("the swarm's tokens with evidence differ from those without")
     decode = [on / off - 1 for on, off in zip(with_.block_s, without.block_s, strict=True)]
     prefill = [on / off - 1 for on, off in zip(with_.prefill_s, without.prefill_s, strict=True)]
     cpu = list(zip(with_.cpu_s, without.cpu_s, without.block_s, strict=True))

@@ -1,4 +1,4 @@
-"""Peers in processes that are killed, each replaced by a new one that serves the same layers."""
+"""Peer processes to kill, each replaced by a new one that serves the same layers."""
 
 import signal
 from collections.abc import Sequence
@@ -23,7 +23,7 @@ class Victim:
     """A peer that serves, until it is killed."""
 
     place: int
-    """Which of the ranges it serves."""
+    """Index of the range it serves."""
     local: LocalPeer
 
 
@@ -38,7 +38,7 @@ class Victims:
         ranges: Sequence[LayerRange],
         home: Path,
     ) -> None:
-        """Serve each range by one peer, once it is started; ``home`` is for keys and logs."""
+        """Serve each range by one peer, once started; ``home`` is for keys and logs."""
         self._nursery, self._model, self._machine = nursery, model, machine
         self.ranges, self._home = ranges, home
         self._numbers = count()
@@ -55,7 +55,7 @@ class Victims:
                     starting.start_soon(self._serve, place)
 
     def ways_in(self) -> tuple[str, ...]:
-        """Return addresses of those that serve."""
+        """Return addresses of the peers that serve."""
         return tuple(victim.local.addresses[0] for victim in self.serving.values())
 
     def kill(self, peer: PeerId) -> None:
@@ -63,7 +63,7 @@ class Victims:
         self._empty.append(self.lose(peer, signal.SIGKILL).place)
 
     def lose(self, peer: PeerId, number: signal.Signals) -> Victim:
-        """End a peer by a signal; its place stays empty until ``fill``."""
+        """End a peer with a signal; its place stays empty until ``fill``."""
         victim = self.serving.pop(peer)
         victim.local.process.send_signal(number)
         return victim
@@ -74,7 +74,7 @@ class Victims:
             await self._serve(place)
 
     async def wait_whole(self) -> None:
-        """Start new peers for those that were killed, and wait until they serve."""
+        """Replace the peers that were killed, and wait until the new ones serve."""
         while self._empty:
             self._nursery.start_soon(self._serve, self._empty.pop())
         with trio.fail_after(READY_S_MAX):

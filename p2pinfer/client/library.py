@@ -32,7 +32,7 @@ from typing import Any, TypeVar
 import trio
 import trio.from_thread
 
-from p2pinfer.client.answer import Answer, Attempts, ChatOptions, answer_in, verified
+from p2pinfer.client.answer import Answer, AnswerWriter, Attempts, ChatOptions, verified
 from p2pinfer.client.grammars import (
     THOUGHTS_BEGIN,
     THOUGHTS_END,
@@ -197,7 +197,7 @@ class Swarm:
 
         Args:
             text: the prompt.
-            literal: where such spellings begin that are text in spite of that.
+            literal: where spellings begin that are text all the same.
 
         Raises:
             PromptTooLong: it is longer than any session.
@@ -242,9 +242,18 @@ class Swarm:
                     context = lent.session.context
                     if len(prompt) >= context:
                         raise PromptTooLong(f"{len(prompt)} tokens", context)
-                    async with aclosing(answer_in(lent.session, prompt, how, answer)) as pieces:
-                        async for piece in pieces:
-                            yield "" if how.require_verified else piece
+                    writer = AnswerWriter(answer, lent.session, prompt, how)
+                    tokens = lent.session.generate(
+                        writer.prompt, how.sampling, writer.max_tokens, writer.said
+                    )
+                    async with aclosing(tokens):
+                        async for token in tokens:
+                            text = writer.take(token)
+                            yield "" if how.require_verified else text
+                            if writer.is_over:
+                                break
+                    text = writer.end()
+                    yield "" if how.require_verified else text
                     answer.trust = trust = await self.client.examine(lent.session)
                     if trust and not trust.broken:
                         answer.certificate = self.client.certify(lent.session, answer.text, trust)
@@ -448,7 +457,7 @@ class _TrioThread:
     def _main(self) -> None:
         try:
             trio.run(self._run)
-        except BaseException as error:  # noqa: BLE001 -- belongs to whoever opened the swarm
+        except BaseException as error:  # noqa: BLE001 -- it is raised where the swarm was opened
             self._failure = error
         finally:
             self._is_open.set()

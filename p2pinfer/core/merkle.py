@@ -1,13 +1,13 @@
-"""Merkle trees over rows of activations, one leaf a position: commitments to what was computed.
+"""Merkle trees over rows, one leaf per position: commitments to what was computed.
 
 A leaf binds the row's position and regime, so that equal roots mean the same rows, at the same
-positions, computed in the same kernels, whatever the session. The root of every prefix is known:
-trees grow at the end, and drop positions from the end when a session goes back.
+positions, computed by the same kernels, in any session. Every prefix has a root: trees grow at the
+end, and drop positions from the end when a session goes back.
 
     leaf(p)    BLAKE3 keyed "leaf", of position, regime and row
     node       BLAKE3 keyed "node", of the left and the right child
-    root(n)    BLAKE3 keyed "root", of n and the perfect subtrees of the first n leaves, those on
-               the right joined first (the shape of RFC 6962)
+    root(n)    BLAKE3 keyed "root", of n and the perfect subtrees of the first n leaves, joined
+               from the right (the shape of RFC 6962)
 """
 
 import struct
@@ -15,22 +15,24 @@ from collections.abc import Sequence
 
 from blake3 import blake3
 
+from p2pinfer.core.regimes import Regime
+
 HASH_BYTES = 32
 
 _LEAF_KEY, _NODE_KEY, _ROOT_KEY = (
     blake3(f"p2pinfer rows 1 {kind}".encode()).digest() for kind in ("leaf", "node", "root")
 )
-_PLACE = struct.Struct("<I?")
+_PLACE = struct.Struct("<IB")
 _COUNT = struct.Struct("<I")
 
 
-def leaf(position: int, row: bytes, *, wide: bool) -> bytes:
+def leaf(position: int, row: bytes, *, regime: Regime) -> bytes:
     """Return the hash of a row, float32 or float16 as on the wire, at a position."""
-    return blake3(_PLACE.pack(position, wide) + row, key=_LEAF_KEY).digest()
+    return blake3(_PLACE.pack(position, regime) + row, key=_LEAF_KEY).digest()
 
 
 class Tree:
-    """A tree over rows; what a row costs is one hash of it and, on average, one node."""
+    """A tree over rows; each row costs its own hash and, on average, one node."""
 
     def __init__(self) -> None:
         self._levels: list[list[bytes]] = [[]]
@@ -40,9 +42,9 @@ class Tree:
         """How many positions it holds."""
         return len(self._levels[0])
 
-    def append(self, row: bytes, *, wide: bool) -> None:
+    def append(self, row: bytes, *, regime: Regime) -> None:
         """Add the row at the next position."""
-        found = leaf(len(self), row, wide=wide)
+        found = leaf(len(self), row, regime=regime)
         for level in self._levels:
             level.append(found)
             if len(level) & 1:
@@ -56,7 +58,7 @@ class Tree:
             del level[length >> height :]
 
     def root(self, count: int) -> bytes:
-        """Return the root of the first ``count`` positions; there may be none."""
+        """Return the root of the first ``count`` positions, which may be 0."""
         assert 0 <= count <= len(self)
         return _root(count, _join(self._peaks(count)))
 
@@ -69,7 +71,7 @@ class Tree:
 
 
 def _heights(count: int) -> list[int]:
-    """The heights of the perfect subtrees that ``count`` leaves make, from the left."""
+    """Return the heights of the perfect subtrees that ``count`` leaves make, left to right."""
     return [height for height in reversed(range(count.bit_length())) if count >> height & 1]
 
 

@@ -1,4 +1,4 @@
-"""Running layers again: by another holder, or by an engine of this machine's own."""
+"""Running layers again: on another holder, or on an engine of this machine."""
 
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
@@ -13,9 +13,9 @@ from p2pinfer.core.audit import THIS_MACHINE
 from p2pinfer.core.errors import EngineError, PeerUnavailable, lone_errors
 from p2pinfer.core.evidence import Case
 from p2pinfer.core.ids import ModelId, PeerId, SessionId
-from p2pinfer.core.limits import NARROW_ROWS_MAX, ROWS_PER_DECODE_MAX
 from p2pinfer.core.messages import Hop, Open
 from p2pinfer.core.receipts import Signed, Terms
+from p2pinfer.core.regimes import Regime
 from p2pinfer.core.witness import OpenedRows
 from p2pinfer.engine.base import Decoded, StageEngine
 from peers.asking.chain import Chain, open_chain
@@ -24,21 +24,21 @@ from peers.steps.history import Budget, History
 from transports.base import Transport
 
 REPLAY_S_MAX = 30.0
-"""For one chunk of at most 48 rows."""
+"""For one chunk of at most 64 rows."""
 
 SESSION_ID_BYTES = 16
 
 
 @frozen
 class Vouching:
-    """What somebody who runs layers again signs, as for any session."""
+    """What a replaying peer signs, as for any session."""
 
     terms: Terms
     receipts: Mapping[int, Signed]
 
 
 class Replay(Protocol):
-    """Somebody who runs a stage's layers again, in a session of its own."""
+    """Runs a stage's layers again, in a session of its own."""
 
     @property
     def name(self) -> str:
@@ -47,36 +47,35 @@ class Replay(Protocol):
 
     @property
     def numerics(self) -> bytes:
-        """The numerics class that it computes in."""
+        """The numerics class it computes in."""
         ...
 
-    async def run(self, position: int, count: int, rows: bytes, *, wide: bool) -> bytes:
-        """Return what rows give, both as on the wire.
+    async def run(self, position: int, count: int, rows: bytes, *, regime: Regime) -> bytes:
+        """Return the layers' output for some rows, both encoded as on the wire.
 
         Raises:
-            PeerError, EngineError: they were not run.
+            PeerError, EngineError: the rows were not run.
         """
         ...
 
     async def vouch(self, position: int) -> Vouching | None:
-        """Return what it signed for the first ``position`` rows and fewer, if it does that."""
+        """Return its receipts for up to the first ``position`` rows, if it signs any."""
         ...
 
 
 OpenReplay = Callable[[int], AbstractAsyncContextManager[Replay]]
-"""Opens a replay of so many positions; raises PeerError, EngineError or UserError."""
+"""Opens a replay of that many positions; raises PeerError, EngineError or UserError."""
 
 
-def cut(opened: OpenedRows, position: int) -> list[tuple[int, bytes, bool]]:
-    """Cut rows into runs of one regime, each no longer than a decode may be."""
+def cut(opened: OpenedRows, position: int) -> list[tuple[int, bytes, Regime]]:
+    """Cut rows into runs of one regime, each at most as long as a decode may be."""
     size = len(opened.rows) // len(opened.regimes)
     found, start = [], 0
-    for wide, same in groupby(opened.regimes):
+    for regime, same in groupby(opened.regimes):
         end = start + len(list(same))
-        most = ROWS_PER_DECODE_MAX if wide else NARROW_ROWS_MAX
-        for at in range(start, end, most):
-            rows = opened.rows[at * size : min(at + most, end) * size]
-            found.append((position + at, rows, wide))
+        for at in range(start, end, regime.rows_max):
+            rows = opened.rows[at * size : min(at + regime.rows_max, end) * size]
+            found.append((position + at, rows, regime))
         start = end
     return found
 
@@ -88,18 +87,20 @@ class PeerReplay:
         self.name: str = chain.route[-1].peer
         self.numerics, self._chain, self._evidence = numerics, chain, evidence
 
-    async def run(self, position: int, count: int, rows: bytes, *, wide: bool) -> bytes:
-        """Return what the peer makes of the rows; raises PeerError."""
+    async def run(self, position: int, count: int, rows: bytes, *, regime: Regime) -> bytes:
+        """Return the peer's output for the rows; raises PeerError."""
+        if regime is Regime.BLOCK and not self._chain.blocks:
+            raise PeerUnavailable(self._chain.route[-1].peer, "it does not run blocks")
         try:
             with trio.fail_after(REPLAY_S_MAX):
-                self._chain.send(position, rows, count, wide=wide)
+                self._chain.send(position, rows, count, regime=regime)
                 step = await self._chain.receive(position, count, len(rows))
         except trio.TooSlowError:
             raise PeerUnavailable(self._chain.route[-1].peer, "it took too long") from None
         return step.rows
 
     async def vouch(self, position: int) -> Vouching:
-        """Return its receipts, which bind it as any stage's do."""
+        """Return its receipts, which bind it like any stage's."""
         await self._evidence.settle(position)
         return Vouching(self._evidence.terms, self._evidence.stages[0].signed(position))
 
@@ -108,17 +109,17 @@ class PeerReplay:
 async def open_peer_replay(
     transport: Transport, hop: Hop, opened: Open, numerics: bytes, gatherer: Gatherer
 ) -> AsyncIterator[PeerReplay]:
-    """Open a session with one holder, which asks for receipts as every other does.
+    """Open a session with one holder, which asks for receipts like every other session.
 
     Args:
         transport: reaches it.
         hop: the holder, and the layers that it is to run.
         opened: the session.
-        numerics: the class that it computes in.
+        numerics: the class it computes in.
         gatherer: begins the session's evidence.
 
     Raises:
-        PeerError: it does not take the session.
+        PeerError: it does not accept the session.
     """
     evidence = gatherer.begin(opened)
     with lone_errors():
@@ -133,10 +134,10 @@ class PeerReplays:
 
     Args:
         transport: reaches them.
-        serving: returns what they say they serve of the model.
+        serving: returns the advertisements of the peers that serve the model.
         model: its id.
         gatherer: seals sessions.
-        draw: returns so many random bytes.
+        draw: returns that many random bytes.
     """
 
     def __init__(
@@ -151,11 +152,11 @@ class PeerReplays:
         self._gatherer, self._draw = gatherer, draw
 
     def find(self, first: int, end: int, besides: PeerId) -> Sequence[OpenReplay]:
-        """Return who can replay these layers, in an order that nobody can foresee."""
+        """Return replays by peers that hold these layers, in an unpredictable order."""
         return [self._by_peer(offer, first, end) for offer in self._holders(first, end, besides)]
 
     def judges(self, case: Case) -> Sequence[OpenReplay]:
-        """Return who can run a case's layers again in the very class that it is about, likewise."""
+        """Return replays in exactly a case's numerics class, in an unpredictable order."""
         return [
             self._by_peer(offer, case.first, case.end)
             for offer in self._holders(case.first, case.end, case.accused)
@@ -177,7 +178,7 @@ class PeerReplays:
         def opening(context: int) -> AbstractAsyncContextManager[Replay]:
             session = SessionId(self._draw(SESSION_ID_BYTES))
             me = self._transport.peer_id
-            opened = Open(session, self._model, me, me, first, end, context)
+            opened = Open(session, self._model, me, me, first, end, context, blocks=True)
             numerics = bytes.fromhex(offer.numerics_class)
             return open_peer_replay(self._transport, hop, opened, numerics, self._gatherer)
 
@@ -185,7 +186,7 @@ class PeerReplays:
 
 
 class EngineReplay:
-    """An engine of this machine's own."""
+    """An engine on this machine."""
 
     name = THIS_MACHINE
 
@@ -194,8 +195,8 @@ class EngineReplay:
         self.width = engine.width
         self._session = engine.open(end)
 
-    async def run(self, position: int, count: int, rows: bytes, *, wide: bool) -> bytes:
-        """Return what the engine makes of float32 rows; raises EngineError."""
+    async def run(self, position: int, count: int, rows: bytes, *, regime: Regime) -> bytes:
+        """Return the engine's output for float32 rows; raises EngineError."""
         if len(rows) != 4 * self.width * count:
             raise EngineError("the rows are not of the model's width")
         done = trio.Event()
@@ -205,14 +206,14 @@ class EngineReplay:
             outcome.append(decoded)
             done.set()
 
-        self._session.submit(position, rows, take, wide=wide)
+        self._session.submit(position, rows, take, regime=regime)
         await done.wait()
         if isinstance(outcome[0], EngineError):
             raise outcome[0]
         return outcome[0].rows
 
     async def vouch(self, position: int) -> None:
-        """Sign nothing: nobody need prove anything to itself."""
+        """Sign nothing: a machine need not prove anything to itself."""
 
     def close(self) -> None:
         """Free the session's cells."""
@@ -220,7 +221,7 @@ class EngineReplay:
 
 
 def by_engine(engine: StageEngine, end: int) -> OpenReplay:
-    """Return what opens a replay up to a layer by an engine that runs."""
+    """Return an opener of replays up to layer ``end`` on a running engine."""
 
     @asynccontextmanager
     async def opening(_: int) -> AsyncIterator[Replay]:

@@ -1,28 +1,29 @@
-"""An engine that counts what is asked of it: how many sessions are free, how many rows wait."""
+"""An engine that counts its load: how many sessions are open, how many rows are queued."""
 
 from collections.abc import Callable
 from functools import partial
 
 from p2pinfer.core.errors import EngineError
+from p2pinfer.core.regimes import Regime
 from p2pinfer.engine.base import Decoded, Done, EngineSession, StageEngine
 
 
 class MeteredEngine:
-    """A ``StageEngine`` that knows how much it has to do."""
+    """A ``StageEngine`` that knows its load."""
 
     def __init__(
         self, engine: StageEngine, sessions_max: int, on_change: Callable[[], object]
     ) -> None:
-        """Count what an engine has to do; ``on_change`` is called whenever that changes."""
+        """Count an engine's load; ``on_change`` is called whenever that changes."""
         self.first, self.end = engine.first, engine.end
         self.width, self.context = engine.width, engine.context
-        self.numerics_class = engine.numerics_class
+        self.numerics_class, self.blocks = engine.numerics_class, engine.blocks
         self.sessions_max = sessions_max
         self.sessions = 0
         self.queued_rows = 0
-        """Given to the engine and not yet done."""
+        """Submitted to the engine and not yet computed."""
         self.rows = 0
-        """Done so far."""
+        """Computed so far."""
         self.on_change = on_change
         self._engine = engine
 
@@ -39,16 +40,16 @@ class _MeteredSession:
         engine.sessions += 1
         engine.on_change()
 
-    def submit(self, position: int, rows: bytes, done: Done, *, wide: bool) -> None:
+    def submit(self, position: int, rows: bytes, done: Done, *, regime: Regime) -> None:
         count = len(rows) // (4 * self._engine.width)
-        self._session.submit(position, rows, partial(self._done, count, done), wide=wide)
+        self._session.submit(position, rows, partial(self._done, count, done), regime=regime)
         self._queue(count)
 
     def close(self) -> None:
         if not self._closed:
             self._closed = True
             self._session.close()
-            self._queue(-self._queued_rows)  # none of these is done any more
+            self._queue(-self._queued_rows)  # these are no longer computed
             self._engine.sessions -= 1
             self._engine.on_change()
 

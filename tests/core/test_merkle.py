@@ -1,56 +1,57 @@
-"""Trees over rows: roots, and going back."""
+"""Trees over rows: roots and truncation."""
 
 from hypothesis import given
 from hypothesis import strategies as st
 
 from p2pinfer.core.merkle import Tree, leaf
+from p2pinfer.core.regimes import Regime
 
-ROWS = st.lists(st.tuples(st.binary(max_size=12), st.booleans()), max_size=70)
+ROWS = st.lists(st.tuples(st.binary(max_size=12), st.sampled_from(Regime)), max_size=70)
 
 
-def grown(rows: list[tuple[bytes, bool]]) -> Tree:
+def grown(rows: list[tuple[bytes, Regime]]) -> Tree:
     """Return a tree over rows and their regimes."""
     tree = Tree()
-    for row, wide in rows:
-        tree.append(row, wide=wide)
+    for row, regime in rows:
+        tree.append(row, regime=regime)
     return tree
 
 
 @given(ROWS, st.data())
 def test_a_prefix_has_the_root_of_a_tree_of_its_own(
-    rows: list[tuple[bytes, bool]], data: st.DataObject
+    rows: list[tuple[bytes, Regime]], data: st.DataObject
 ) -> None:
-    """So a receipt at a checkpoint and a later one speak of the same rows."""
+    """So a receipt at a checkpoint and a later one agree on their common rows."""
     count = data.draw(st.integers(0, len(rows)))
     assert grown(rows).root(count) == grown(rows[:count]).root(count)
 
 
 @given(ROWS, ROWS, st.data())
 def test_going_back_leaves_no_trace(
-    rows: list[tuple[bytes, bool]], others: list[tuple[bytes, bool]], data: st.DataObject
+    rows: list[tuple[bytes, Regime]], others: list[tuple[bytes, Regime]], data: st.DataObject
 ) -> None:
-    """Dropped positions may be filled again, as if nothing had been there."""
+    """Dropped positions may be filled again, as if they had been empty."""
     count = data.draw(st.integers(0, len(rows)))
     tree = grown(rows)
     tree.truncate(count)
-    for row, wide in others:
-        tree.append(row, wide=wide)
+    for row, regime in others:
+        tree.append(row, regime=regime)
     kept = rows[:count] + others
     assert (len(tree), tree.root(len(kept))) == (len(kept), grown(kept).root(len(kept)))
 
 
 @given(ROWS, ROWS)
 def test_other_rows_have_another_root(
-    rows: list[tuple[bytes, bool]], others: list[tuple[bytes, bool]]
+    rows: list[tuple[bytes, Regime]], others: list[tuple[bytes, Regime]]
 ) -> None:
-    """A root binds rows, regimes, positions and how many there are."""
+    """A root binds rows, regimes, positions and their number."""
     same = grown(rows).root(len(rows)) == grown(others).root(len(others))
     assert same == (rows == others)
 
 
-def test_leaves_nodes_and_roots_are_told_apart() -> None:
-    """What looks like two hashes is no inner node, and a tree of one is not its leaf."""
-    tree = grown([(b"a", False), (b"b", False)])
-    pair = leaf(0, b"a", wide=False) + leaf(1, b"b", wide=False)
-    assert grown([(pair, False)]).root(1) != tree.root(2)
-    assert grown([(b"a", False)]).root(1) != leaf(0, b"a", wide=False)
+def test_leaves_nodes_and_roots_differ() -> None:
+    """A row of two hashes is no inner node, and the root of one row is not its leaf."""
+    tree = grown([(b"a", Regime.NARROW), (b"b", Regime.NARROW)])
+    pair = leaf(0, b"a", regime=Regime.NARROW) + leaf(1, b"b", regime=Regime.NARROW)
+    assert grown([(pair, Regime.NARROW)]).root(1) != tree.root(2)
+    assert grown([(b"a", Regime.NARROW)]).root(1) != leaf(0, b"a", regime=Regime.NARROW)

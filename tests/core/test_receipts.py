@@ -1,4 +1,4 @@
-"""Receipts: one way to write each, small, and bound to everything they say."""
+"""Receipts: one way to write each, small, and bound to everything they state."""
 
 from typing import Any
 
@@ -38,13 +38,13 @@ RECEIPTS = st.builds(
 
 @given(RECEIPTS)
 def test_a_receipt_reads_back(receipt: Receipt) -> None:
-    """All that is signed is what is read."""
+    """All signed fields are read."""
     assert Receipt.parse(receipt.body()) == receipt
 
 
 @given(st.binary(min_size=BODY_BYTES, max_size=BODY_BYTES))
 def test_bytes_are_a_receipt_in_one_way_or_none(body: bytes) -> None:
-    """Two bodies that read alike would be two signatures for one word."""
+    """Two bodies with one meaning would allow two signatures for one statement."""
     try:
         receipt = Receipt.parse(body)
     except BadReceipt:
@@ -53,19 +53,19 @@ def test_bytes_are_a_receipt_in_one_way_or_none(body: bytes) -> None:
 
 
 @given(st.binary(max_size=2 * BODY_BYTES).filter(lambda body: len(body) != BODY_BYTES))
-def test_bytes_of_another_length_are_none(body: bytes) -> None:
-    """Nothing may follow a receipt, and nothing be missing."""
+def test_bytes_of_another_length_are_refused(body: bytes) -> None:
+    """Nothing may follow a receipt or be missing from it."""
     with pytest.raises(BadReceipt):
         Receipt.parse(body)
 
 
 def test_a_receipt_and_its_signature_are_small() -> None:
-    """One goes out per stage and checkpoint."""
+    """One is sent per stage and checkpoint."""
     assert BODY_BYTES + SIGNATURE_BYTES <= RECEIPT_BYTES_MAX
 
 
 def test_terms_bind_each_of_their_fields() -> None:
-    """A receipt of one session, model, requester or nonce is no other's."""
+    """A receipt of one session, model, requester or nonce fits no other."""
     others: dict[str, Any] = {
         "session": SessionId(b"t" * 16),
         "model": ModelId("cd" * 32),

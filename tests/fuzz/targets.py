@@ -1,7 +1,7 @@
-"""What strangers' bytes go through, and what must hold of each whatever they are.
+"""The code that judges strangers' bytes, and what must hold for any bytes.
 
-A target makes an input from a generator of chances, and judges it: what is accepted is what it
-says it is, what is not is refused by the one exception that is meant for it.
+A target makes an input from a random generator, and judges it: what is accepted is what it
+claims to be, anything else is refused by the one exception meant for it.
 """
 
 from collections import Counter
@@ -46,11 +46,11 @@ NOW = 1000.0
 
 @dataclass(frozen=True)
 class Target:
-    """One place at which strangers' bytes are judged."""
+    """One place where strangers' bytes are judged."""
 
     make: Callable[[Random], Any]
     judge: Callable[[Any], None]
-    """Raises whatever shows a fault of ours."""
+    """Raises if it finds a bug of ours."""
 
 
 def _message(chance: Random) -> bytes:
@@ -96,7 +96,7 @@ def _judge_receipt(given: tuple[PeerId, bytes, bytes]) -> None:
 
 
 def _sections(magic: bytes, file: bytes) -> list[tuple[bytes, Any]]:
-    """Take a good file apart: names and values."""
+    """Take a good file apart into names and values."""
     found, at = [], len(magic)
     while at < len(file) - 64:
         name = file[at + 1 : at + 1 + file[at]]
@@ -120,7 +120,7 @@ def _fraud(chance: Random) -> bytes:
 
 
 def _spoilt(chance: Random, magic: bytes, file: bytes, sections: list[tuple[bytes, Any]]) -> bytes:
-    """Spoil a file, mostly inside sections whose hashes then fit again."""
+    """Spoil a file, mostly inside sections whose hashes are then corrected."""
     if chance.random() < 0.2:
         return damage(chance, file)
     for _ in range(chance.randint(1, 2)):
@@ -149,7 +149,7 @@ def _judge_certificate(data: bytes) -> None:
 
 
 def _judge_fraud(data: bytes) -> None:
-    """With all signatures good, so that what they cover is reached."""
+    """With all signatures valid, so that what they cover is reached."""
     with suppress(BadFile):
         proof = fraud.parse(data, lambda *_: True)
         assert data.startswith(proof.body())
@@ -157,7 +157,7 @@ def _judge_fraud(data: bytes) -> None:
 
 
 def _gossip(chance: Random) -> list[Heard]:
-    """Make advertisements that a stranger signed, of itself and of others, well and badly."""
+    """Make advertisements signed by a stranger, of itself and of others, valid and invalid."""
     found = []
     for _ in range(chance.randint(1, 6)):
         author, named = chance.choice(STAGES), chance.choice(STAGES)
@@ -170,7 +170,7 @@ def _gossip(chance: Random) -> list[Heard]:
 
 
 def _judge_gossip(given: list[Heard]) -> None:
-    """What is taken in is signed by the peer that it names, and there is no more than fits."""
+    """Whatever is accepted is signed by the peer that it names, and within the limit."""
     view = SwarmView(PeerId("x" * 52), verify, Random(1), SMALL_VIEW)
     topics = (ModelId(GOOD["Advertisement"][2]), None)
     view.follow(topics[0])

@@ -19,21 +19,21 @@ def run(*uses: MachineUse, rest: Rest = Rest(), at_s: float = 0.0) -> list[bool]
     return found
 
 
-def test_battery_is_heeded_at_once() -> None:
-    """And said."""
+def test_battery_power_counts_at_once() -> None:
+    """And the reason is given."""
     assert run(IDLE, BATTERY) == [False, True]
     assert "battery" in judge(Rest(), BATTERY, 0.0).why
 
 
-def test_a_moment_of_work_is_not() -> None:
-    """Only work that lasts."""
+def test_a_moment_of_work_does_not_count() -> None:
+    """Only lasting work counts."""
     looks = int(BUSY_S / STEP_S) + 1
     assert run(*[BUSY] * looks) == [False] * (looks - 1) + [True]
     assert not any(run(*[BUSY, IDLE] * 20))
 
 
-def test_it_begins_again_when_all_was_calm_for_a_while() -> None:
-    """A short calm is no end, and what is between the two bounds is none either."""
+def test_it_resumes_after_a_while_of_calm() -> None:
+    """A short calm does not count, and neither does a load between the two thresholds."""
     resting = Rest("busy")
     looks = int(CALM_S / STEP_S) + 1
     assert run(*[IDLE] * looks, rest=resting) == [True] * (looks - 1) + [False]
@@ -44,7 +44,7 @@ def test_it_begins_again_when_all_was_calm_for_a_while() -> None:
 
 
 def test_the_reason_is_the_present_one() -> None:
-    """Unplugged while busy, busy while plugged in again: it rests all along."""
+    """Unplugged while busy, busy while plugged in again: it rests throughout."""
     rest = judge(Rest("this machine is busy with other work"), BATTERY, 0.0)
     assert "battery" in rest.why
     assert "busy" in judge(rest, BUSY, STEP_S).why

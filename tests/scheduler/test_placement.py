@@ -1,4 +1,4 @@
-"""Placement: a swarm in which each peer decides for itself is whole, level, and comes to rest."""
+"""Placement: a swarm in which each peer decides for itself becomes whole and level, and settles."""
 
 import random
 
@@ -18,7 +18,7 @@ from tests.support.settling import play, rates
 
 FIRST = 1
 ROUNDS_MAX = 150
-"""Within which every swarm of these tests comes to rest."""
+"""Within which every swarm of these tests settles."""
 
 
 @st.composite
@@ -45,7 +45,7 @@ seeds = st.integers(0, 1 << 30)
 def check_settled(
     swarm: list[Advertisement], layers: LayerRange, seed: int, lag: int | None
 ) -> None:
-    """Let a swarm settle, and look whether it is whole wherever it can be, and at rest."""
+    """Let a swarm settle; check that it is whole wherever possible, and at rest."""
     game = play(swarm, layers, random.Random(seed), lag)
     assert game.last_move < ROUNDS_MAX
     if sum(a.layers_max for a in swarm) >= len(layers):
@@ -70,7 +70,7 @@ def test_all_at_once(swarm: tuple[list[Advertisement], LayerRange], seed: int, l
 
 
 def joining(name: str, size: int = 8, **fields: int) -> Advertisement:
-    """Make what a peer says that has not chosen yet."""
+    """Make the advertisement of a peer that has not chosen yet."""
     return advert(name, 0, 0, state=State.JOINING, layers_max=size, row_us=100, **fields)
 
 
@@ -95,7 +95,7 @@ def test_of_two_that_announced_the_same_one_yields() -> None:
 
 
 def test_a_newcomer_takes_what_helps_most() -> None:
-    """It fills a hole before all, then the weakest layers, then those with one holder."""
+    """It fills a hole first, then the weakest layers, then those with one holder."""
     held = [advert("a", 1, 9, row_us=100), advert("b", 13, 25, row_us=100)]
     chosen = pick(held, joining("new", 4), LayerRange(1, 25))
     assert (chosen.first, chosen.end) == (9, 13)
@@ -104,7 +104,7 @@ def test_a_newcomer_takes_what_helps_most() -> None:
     assert (chosen.first, chosen.end) == (9, 13)
 
 
-def test_what_drains_is_taken_over() -> None:
+def test_layers_of_a_draining_peer_are_taken_over() -> None:
     """Layers whose only holder is about to leave count as missing, and are taken at once."""
     held = [advert("a", 1, 9), advert("b", 1, 9), advert("c", 9, 17, state=State.DRAINING)]
     held = [evolve(a, row_us=100, layers_max=16) for a in held]
@@ -115,7 +115,7 @@ def test_what_drains_is_taken_over() -> None:
     assert max(c.layers.end for c in ranges) == 17
 
 
-def test_nobody_leaves_a_layer_of_its_own() -> None:
+def test_no_peer_leaves_a_layer_that_only_it_holds() -> None:
     """However much more a peer would be worth elsewhere, it stays with what only it holds."""
     own = advert("own", 1, 5, row_us=100, layers_max=4)
     slow = advert("slow", 5, 9, row_us=60_000, layers_max=4)
@@ -129,10 +129,10 @@ def test_nobody_leaves_a_layer_of_its_own() -> None:
 def test_no_layer_is_missing_while_its_only_holder_moves(
     swarm: tuple[list[Advertisement], LayerRange], seed: int
 ) -> None:
-    """Who alone holds some layers keeps them, and has room for both ranges at once."""
+    """A peer that alone holds some layers keeps them, and has room for both ranges at once."""
     peers, layers = swarm
     if not (rates(peers, layers) > 0).all():
-        return  # then those who can fill what is missing
+        return  # then those that can fill what is missing
     chance = random.Random(seed)
     for own in peers:
         others = [a for a in peers if a is not own]
@@ -146,8 +146,8 @@ def test_no_layer_is_missing_while_its_only_holder_moves(
                 assert both <= own.layers_max
 
 
-def test_those_not_to_be_counted_on_hold_nothing() -> None:
-    """Liars, and those who have been joining for ever, leave holes where they say they are."""
+def test_unreliable_peers_count_as_holding_nothing() -> None:
+    """Liars, and peers that have been joining for ever, leave holes at their claimed layers."""
     bad = advert("bad", 1, 9, row_us=100, layers_max=8)
     slow = advert("slow", 1, 9, row_us=100, layers_max=8, state=State.JOINING)
     seen = Experience(standing={bad.peer: 0.1}, joining_s={slow.peer: JOINING_S_MAX + 1})
@@ -159,7 +159,7 @@ def test_those_not_to_be_counted_on_hold_nothing() -> None:
 
 @pytest.mark.parametrize("chance", [0.0, 0.5, 1.0])
 def test_absurd_claims_are_harmless(chance: float) -> None:
-    """Huge speeds and ranges outside the model neither raise nor keep others from what is weak."""
+    """Huge speeds and ranges outside the model neither raise nor keep others off weak layers."""
     hostile = [
         advert("h1", 1, 9, row_us=1, layers_max=1024),
         advert("h2", 0, 1024, row_us=1),
@@ -188,10 +188,10 @@ def test_two_holders_where_there_is_room() -> None:
 def test_a_sample_is_not_taken_for_uneven(
     crowd: int, is_sample: bool, least: int, most: int
 ) -> None:
-    """Of a swarm too large to be known whole chance makes some layers seem weak; nobody moves.
+    """In a sample of a huge swarm chance makes some layers seem weak; no peer moves.
 
-    If these were all there are, some would; and so they do where a fifth of the layers has three
-    times as many holders in truth.
+    If these were all peers, some would move; and so they do where a fifth of the layers really has
+    three times as many holders.
     """
     chance, seen = random.Random(1), Experience(is_sample=is_sample)
     layers = [n for n in range(1, 81) for _ in range(crowd if n <= 16 else 1)]

@@ -1,4 +1,4 @@
-"""An honest peer that cheats convict is no mistake of the protocol; any other conviction is one."""
+"""Cheats may convict an honest peer: a known limit. Any other conviction of one is a violation."""
 
 import random
 from collections.abc import AsyncIterator, Sequence

@@ -1,8 +1,8 @@
-"""Engines without arithmetic: the same protocols, with rows that are digests of all that came in.
+"""Engines without arithmetic: the same protocols, with rows that are digests of all inputs.
 
-Behind each layer a row is a keyed BLAKE3 of that layer's number, of every input of its session up
+After each layer a row is a keyed BLAKE3 of that layer's number, of every input of its session up
 to its position, and of the regimes in which these ran; so equal histories give equal bits wherever
-the layers are cut, and others do not.
+the layers are cut, and different ones do not.
 Time is trio's, so that a decode may take a second of a mock clock.
 """
 
@@ -14,6 +14,7 @@ import trio
 from blake3 import blake3
 
 from p2pinfer.core.errors import EngineDied, EngineError, PromptTooLong, UserError
+from p2pinfer.core.regimes import Regime
 from p2pinfer.core.sampling import Sampling
 from p2pinfer.engine.base import Candidate, Decoded, Done, EngineBusy, EngineSession, NextToken
 from p2pinfer.engine.special_tokens import SpecialTokens
@@ -25,7 +26,7 @@ END_TOKEN = 0
 
 
 class FakeMachine:
-    """What runs one decode at a time, and may die."""
+    """Runs one decode at a time, and may die."""
 
     def __init__(self, sessions: int = 4, context: int = 256) -> None:
         self.sessions, self.context = sessions, context
@@ -39,7 +40,7 @@ class FakeMachine:
         self._queue: deque[tuple[float, Callable[[], None]]] = deque()
 
     def take(self) -> None:
-        """Count one session more; raises EngineBusy."""
+        """Count one more session; raises EngineBusy."""
         if self.open == self.sessions:
             raise EngineBusy(f"all {self.sessions} sessions are taken")
         self.open += 1
@@ -49,7 +50,7 @@ class FakeMachine:
         self.generation += 1
 
     def line_up(self, done: Callable[[], None]) -> None:
-        """Call a function when one decode more than were asked for has had its time."""
+        """Call a function when one decode after all queued ones has had its time."""
         self._free_at = max(self._free_at, trio.current_time()) + self.decode_s
         self._queue.append((self._free_at, done))
         if len(self._queue) == 1:
@@ -71,7 +72,7 @@ class FakeLayers:
         self._digests = [blake3(key.encode())]
         self._generation = machine.generation
 
-    def run(self, position: int, inputs: list[bytes], *, wide: bool) -> list[bytes]:
+    def run(self, position: int, inputs: list[bytes], *, regime: Regime) -> list[bytes]:
         """Return one digest per input; raises as the real engine."""
         self.check_alive()
         if position >= len(self._digests):
@@ -81,12 +82,12 @@ class FakeLayers:
         del self._digests[position + 1 :]
         for each in inputs:
             state = self._digests[-1].copy()
-            state.update(bytes([wide]) + each)
+            state.update(bytes([regime]) + each)
             self._digests.append(state)
         return [state.digest(ROW_BYTES) for state in self._digests[position + 1 :]]
 
     def check_alive(self) -> None:
-        """Raise EngineDied where the session belongs to a machine that has died since."""
+        """Raise EngineDied if the session's machine has died since it was opened."""
         if self._generation != self._machine.generation:
             raise EngineDied("the engine's process died, and the session's KV cache with it")
 
@@ -98,25 +99,25 @@ def row_of(digest: bytes) -> bytes:
 
 
 def rows_of(data: bytes) -> list[bytes]:
-    """Cut rows apart."""
+    """Split bytes into rows."""
     return [data[at : at + ROW_BYTES] for at in range(0, len(data), ROW_BYTES)]
 
 
 class Outcome:
-    """What a decode will give, for a task that waits for it."""
+    """The future result of a decode, for a task that waits for it."""
 
     def __init__(self) -> None:
         self._event = trio.Event()
         self._outcome: Decoded | EngineError | None = None
 
     def take(self, outcome: Decoded | EngineError) -> None:
-        """Be told, once."""
+        """Take the outcome, once."""
         assert self._outcome is None
         self._outcome = outcome
         self._event.set()
 
     async def wait(self) -> Decoded:
-        """Return what came out, or raise why it failed."""
+        """Return the result, or raise the error."""
         await self._event.wait()
         assert self._outcome is not None
         if isinstance(self._outcome, EngineError):
@@ -124,10 +125,10 @@ class Outcome:
         return self._outcome
 
 
-def submit(cells: EngineSession, position: int, rows: bytes, *, wide: bool) -> Outcome:
-    """Submit rows and return what can be waited for."""
+def submit(cells: EngineSession, position: int, rows: bytes, *, regime: Regime) -> Outcome:
+    """Submit rows and return their future outcome."""
     outcome = Outcome()
-    cells.submit(position, rows, outcome.take, wide=wide)
+    cells.submit(position, rows, outcome.take, regime=regime)
     return outcome
 
 
@@ -150,14 +151,14 @@ class _FakeCells:
         inputs: list[bytes],
         done: Done,
         *,
-        wide: bool,
+        regime: Regime,
     ) -> None:
         assert not self._closed
         layers[0].check_alive()
         result: Decoded | EngineError
         try:
             for layer in layers:
-                inputs = [row_of(digest) for digest in layer.run(position, inputs, wide=wide)]
+                inputs = [row_of(digest) for digest in layer.run(position, inputs, regime=regime)]
             self._machine.rows += len(inputs)
             result = Decoded(b"".join(inputs), int(1e6 * self._machine.decode_s))
         except EngineError as error:
@@ -181,8 +182,8 @@ class _FakeStageSession(_FakeCells):
         super().__init__(machine)
         self._layers = [FakeLayers(machine, f"layer {layer}") for layer in range(first, end)]
 
-    def submit(self, position: int, rows: bytes, done: Done, *, wide: bool) -> None:
-        self._decode(self._layers, position, rows_of(rows), done, wide=wide)
+    def submit(self, position: int, rows: bytes, done: Done, *, regime: Regime) -> None:
+        self._decode(self._layers, position, rows_of(rows), done, regime=regime)
 
 
 class FakeStage:
@@ -190,7 +191,7 @@ class FakeStage:
 
     def __init__(self, first: int, end: int, *, sessions: int = 4, context: int = 256) -> None:
         self.first, self.end, self.width, self.context = first, end, WIDTH, context
-        self.numerics_class = "0" * 32
+        self.numerics_class, self.blocks = "0" * 32, True
         self.machine = FakeMachine(sessions, context)
 
     def open(self, end: int) -> _FakeStageSession:
@@ -220,22 +221,22 @@ class _FakeEndsSession(_FakeCells):
         self._seed = str(sampling.seed).encode() if sampling.temperature else b""
         self._told = sampling.top_logprobs
 
-    async def embed(self, position: int, tokens: list[int], *, wide: bool) -> Decoded:
+    async def embed(self, position: int, tokens: list[int], *, regime: Regime) -> Decoded:
         inputs = [token.to_bytes(4, "little") for token in tokens]
-        return await self._run(self._first, position, inputs, wide=wide)
+        return await self._run(self._first, position, inputs, regime=regime)
 
-    async def absorb(self, position: int, rows: bytes, *, wide: bool) -> int:
-        return (await self._run(self._last, position, rows_of(rows), wide=wide)).decoding_us
+    async def absorb(self, position: int, rows: bytes, *, regime: Regime) -> int:
+        return (await self._run(self._last, position, rows_of(rows), regime=regime)).decoding_us
 
     async def _run(
-        self, layers: FakeLayers, position: int, inputs: list[bytes], *, wide: bool
+        self, layers: FakeLayers, position: int, inputs: list[bytes], *, regime: Regime
     ) -> Decoded:
         outcome = Outcome()
-        self._decode([layers], position, inputs, outcome.take, wide=wide)
+        self._decode([layers], position, inputs, outcome.take, regime=regime)
         return await outcome.wait()
 
-    async def next(self, position: int, rows: bytes, *, wide: bool) -> NextToken:
-        decoded = await self._run(self._last, position, rows_of(rows), wide=wide)
+    async def next(self, position: int, rows: bytes, *, regime: Regime) -> NextToken:
+        decoded = await self._run(self._last, position, rows_of(rows), regime=regime)
         token = self._ends.pick(decoded.rows[-ROW_BYTES:] + self._seed)
         if self._script is not None:
             token = END_TOKEN + 1 if self._script else END_TOKEN
@@ -245,11 +246,11 @@ class _FakeEndsSession(_FakeCells):
         following, us = position + len(rows) // ROW_BYTES, decoded.decoding_us
         if is_end or following >= self._ends.context:
             return NextToken(token, b"" if is_end else piece, is_end, b"", us, self._likely(token))
-        embedded = await self.embed(following, [token], wide=False)
+        embedded = await self.embed(following, [token], regime=Regime.NARROW)
         return NextToken(token, piece, False, embedded.rows, us, self._likely(token))
 
     def _likely(self, token: int) -> tuple[Candidate, ...]:
-        """Find the drawn token likeliest, and each that follows it half as likely."""
+        """Make the drawn token the likeliest, and each following rank less likely."""
         if self._told is None:
             return ()
         found = [(token + rank) % VOCABULARY for rank in range(self._told)]
@@ -264,7 +265,7 @@ class FakeEnds:
         self, *, sessions: int = 8, context: int = 256, ends_answers: bool = False
     ) -> None:
         self.first, self.end, self.width, self.context = 1, 29, WIDTH, context
-        self.vocabulary = VOCABULARY
+        self.vocabulary, self.blocks = VOCABULARY, True
         self.started: list[Sampling] = []
         """How each answer was to be sampled."""
         self.said: list[list[int]] = []
@@ -275,7 +276,7 @@ class FakeEnds:
         self._lowest = END_TOKEN if ends_answers else END_TOKEN + 1
 
     def pick(self, row: bytes) -> int:
-        """Return the token that a row stands for."""
+        """Return the token that a row maps to."""
         drawn = int.from_bytes(blake3(row).digest(8), "little")
         return self._lowest + drawn % (VOCABULARY - self._lowest)
 
@@ -295,7 +296,7 @@ class FakeEnds:
         return f"gbnf: {text}" if is_gbnf else text
 
     async def special_tokens(self) -> SpecialTokens:
-        """Have none."""
+        """Return none."""
         return SpecialTokens()
 
     def open(self) -> _FakeEndsSession:

@@ -1,4 +1,4 @@
-"""A swarm that decides where to serve, peer by peer or all at once, until it settles."""
+"""A swarm whose peers choose their layers, one by one or all at once, until it settles."""
 
 import random
 from collections.abc import Iterable, Sequence
@@ -31,8 +31,8 @@ def rates(swarm: Iterable[Advertisement], layers: LayerRange) -> Floats:
 class Game:
     """Rounds in each of which every peer decides once, in any order.
 
-    With a ``lag`` they decide at once, each from what others were up to so many rounds ago, each of
-    those in a state of its own age; without, one after the other, from what is.
+    With a ``lag`` they decide at once, each from a view up to that many rounds old, in which every
+    other peer has an age of its own; without, one after another, from the present state.
     """
 
     swarm: Swarm
@@ -59,7 +59,7 @@ class Game:
         return float(rates(self.swarm.values(), self.layers).min())
 
     def run(self, rounds_max: int, quiet: int) -> None:
-        """Play until nobody has moved for so many rounds, or to the end."""
+        """Play until no peer has moved for ``quiet`` rounds, or to the end."""
         while self.rounds < rounds_max and self.rounds - self.last_move < quiet:
             self.rounds += 1
             peers = list(self.swarm)
@@ -72,7 +72,7 @@ class Game:
                 self.apply({peer: self.decide(peer, self.heard()) for peer in peers})
 
     def heard(self) -> Swarm:
-        """Return what one peer knows of the others: each as of some time ago."""
+        """Return what one peer knows of the others, each as of some time ago."""
         return {peer: self.random.choice(self.history)[peer] for peer in self.swarm}
 
     def decide(self, peer: PeerId, known: Swarm) -> Choice:
@@ -84,7 +84,7 @@ class Game:
         return choose(others, own, self.layers, now_s=now_s, chance=chance)
 
     def apply(self, choices: dict[PeerId, Choice]) -> None:
-        """Let these happen at once."""
+        """Apply these choices at once."""
         for peer, choice in choices.items():
             own = self.swarm[peer]
             settled = own.state is State.JOINING and own.first < own.end and not choice.moves

@@ -101,7 +101,7 @@ def build_host(
     )
     swarm = host.get_network()
     assert isinstance(swarm, Swarm), "new_host makes a Swarm"
-    swarm.retry_config.max_retries = 0  # whoever dials decides whether to try again
+    swarm.retry_config.max_retries = 0  # the caller decides whether to try again
     _cure_limits(swarm)
     _cure_dial_delay()
     _cure_dialling_everybody(swarm)
@@ -171,7 +171,7 @@ def _cure_dial_delay() -> None:
 
 
 def _cure_dialling_everybody(swarm: Swarm) -> None:
-    """Dial whom we mean to; libp2p, when alone, dials every peer it has ever heard of."""
+    """Dial only the peers we mean to; libp2p, when alone, dials every peer it ever heard of."""
 
     async def nobody() -> None:
         pass
@@ -285,7 +285,7 @@ def real_addresses(addresses: Sequence[Multiaddr]) -> list[Multiaddr]:
 
 
 def own_hosts() -> set[str]:
-    """Return all addresses of this machine, those that nobody is told of, too."""
+    """Return all addresses of this machine, including those not advertised."""
     return {address.host for address in machine_addresses()}
 
 

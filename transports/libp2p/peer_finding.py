@@ -1,6 +1,6 @@
 """Where else peers may be: on the local network by mDNS, and in a Kademlia DHT.
 
-What comes from here is a hint: perhaps stale, perhaps a lie, and for whoever asks to dial. Both are
+What comes from here is a hint: perhaps stale, perhaps a lie; the caller must dial to know. Both are
 off unless asked for; waiting they cost next to nothing.
 """
 
@@ -33,7 +33,7 @@ RECORD_S: Final = 1800
 """How long others keep such a record; libp2p would for two days."""
 
 FIRST_PROVIDE_S = 2.0
-"""How soon to try again while nobody is connected who would keep it."""
+"""How soon to try again while no peer is connected that would keep it."""
 
 ASK_S_MAX = 10.0
 """For the DHT to answer."""
@@ -53,15 +53,16 @@ class Lan:
 
     def __init__(self, host: IHost, reach: Reach) -> None:
         self._host = host
-        # Of the key too, so that nobody is told a private network's name. mDNS takes 15 characters.
+        # Hashed with the key, so that a private network's name stays secret. mDNS takes 15
+        # characters.
         named = blake3(reach.network.encode(), key=reach.key) if reach.key else None
         self._name = (named or blake3(reach.network.encode())).hexdigest(4)
         self._mdns: MDNSDiscovery | None = None
 
     async def run(self, wait_moved: WaitMoved) -> None:
-        """Say that this peer is here, and hear who else is, until cancelled.
+        """Announce this peer, and listen for others, until cancelled.
 
-        It is said in all networks that this machine is in at the time, so anew whenever it moved.
+        It is announced on all networks of this machine, so again whenever the machine has moved.
         """
         while True:
             await self._run_here(wait_moved)
@@ -116,7 +117,7 @@ class _Records(ProviderStore):
 
 
 class Dht:
-    """Records of who takes part in what, kept by the peers together."""
+    """Records of which peers take part in what, kept by the peers together."""
 
     def __init__(self, host: IHost, network: str, topics: Callable[[], Iterable[str]]) -> None:
         replaced: Any = provider_store_module
@@ -166,7 +167,7 @@ class Dht:
                 log.info("the DHT takes no record: %r", error)
 
     async def _meet(self) -> int:
-        """Know those who are connected; libp2p's table stays empty else. Return how many."""
+        """Add connected peers to libp2p's table, which else stays empty. Return how many."""
         connected = self._host.get_connected_peers()
         for peer in connected:
             await self._dht.add_peer(peer, skip_server_mode_check=True)

@@ -1,14 +1,14 @@
-"""Which models can be cut into layer ranges that compute exactly the same, and why others cannot.
+"""Which models can be cut into layer ranges that compute exactly the same, and why not the others.
 
-A slice is a model of its own to llama.cpp, with its layers counted from 0. It computes the same if
+To llama.cpp a slice is a model of its own, with its layers counted from 0. It computes the same if
 
 - the rows that come in as embeddings are taken as they are;
-- the last layer's output, ``l_out``, is the residual stream behind everything that the layer does;
-- nothing depends on a layer's number, or on how many layers there are, but what we rewrite.
+- the last layer's output, ``l_out``, is the residual stream after everything that the layer does;
+- nothing depends on a layer's number or on the number of layers, except what we rewrite.
 
-All three were read in llama.cpp's ``src/models/`` (the release that pyproject.toml pins), and every
-architecture of the table is proven by ``tests/engine/llama/test_conformance.py``: equal logits,
-to the last bit, for every cut it makes. What is not in the table is refused.
+All three were checked in llama.cpp's ``src/models/`` (the release that pyproject.toml pins), and
+every architecture of the table is proven by ``tests/engine/llama/test_conformance.py``: equal
+logits, to the last bit, for every cut it makes. What is not in the table is refused.
 """
 
 from collections.abc import Sequence
@@ -22,7 +22,7 @@ SPLIT_EXACTLY = ("gemma3", "llama", "phi3", "qwen2", "qwen3", "qwen3moe")
 """The architectures that the conformance suite proves, by their names in GGUF files."""
 
 _SCALES_ROWS = "llama.cpp would scale its rows as embeddings once more in every slice"
-_FEEDS_LAYERS = "its layers take more than the rows that the layer before gives"
+_FEEDS_LAYERS = "its layers need more than the rows that the previous layer gives"
 _REFUSED = {
     "gemma": _SCALES_ROWS,
     "gemma2": _SCALES_ROWS,
@@ -31,7 +31,7 @@ _REFUSED = {
     "gemma4": _FEEDS_LAYERS,
     "smollm3": "every fourth layer, counted from a slice's first, goes without positions",
 }
-"""Why; any other is refused for want of proof."""
+"""Reasons; any other architecture is refused because it is not proven."""
 
 HEAD_TENSORS = ("output.weight", "output.bias", "output_norm.weight")
 ROPE_TENSORS = {
@@ -42,7 +42,7 @@ ROPE_TENSORS = {
 """Tensors of no layer that every layer uses, and the whole model's tensor that stands for each.
 
 llama.cpp takes the long factors when its *context* is longer than the model's original one. Peers
-choose their contexts for themselves, and must agree, so the short ones stand for both; a session is
+choose their contexts independently, and must agree, so the short ones stand for both; a session is
 then no longer than the original context (``ModelInfo.context_tokens``).
 """
 _SHARED_TENSORS = frozenset(("token_embd.weight", *HEAD_TENSORS, *ROPE_TENSORS))
@@ -62,7 +62,7 @@ _NEUTRAL = {
     "attention.causal": 1,
     "pooling_type": 0,
 }
-"""Metadata that is left alone only at this value, at which llama.cpp does not use it."""
+"""Metadata that must have this value, at which llama.cpp does not use it."""
 
 WINDOW_KEY = "attention.sliding_window"
 WINDOW_PATTERN_KEY = "attention.sliding_window_pattern"
@@ -79,7 +79,7 @@ def check_splits(header: GgufHeader, info: ModelInfo) -> None:
         raise UnsupportedModel(f"a model of architecture {architecture} cannot be split: {reason}")
     for name in header.tensors:
         if name not in _SHARED_TENSORS and split_layer(name) is None:
-            raise _unsupported(info, f"it has a tensor {name!r} of which no layer is known")
+            raise _unsupported(info, f"it has a tensor {name!r} that belongs to no known layer")
     for suffix, neutral in _NEUTRAL.items():
         value = header.metadata.get(f"{architecture}.{suffix}")
         if value is not None and (isinstance(value, Array) or value.decode() != neutral):
@@ -111,7 +111,7 @@ def _check_array(info: ModelInfo, key: str, array: Array) -> None:
 
 
 def _check_gemma3_scale(header: GgufHeader, info: ModelInfo) -> None:
-    """Refuse a gemma3 whose attention is scaled by how many layers it has."""
+    """Refuse a gemma3 whose attention is scaled by its number of layers."""
     heads = header.integer("gemma3.attention.head_count")
     head_width = header.integer("gemma3.attention.key_length")
     if heads is None or info.width // heads != (head_width or info.width // heads):
@@ -123,7 +123,7 @@ def _check_gemma3_scale(header: GgufHeader, info: ModelInfo) -> None:
 
 
 def windowed_layers(header: GgufHeader, info: ModelInfo) -> Sequence[bool] | None:
-    """Say for each layer whether its attention is windowed, or None if no layer's ever is.
+    """Return for each layer whether its attention is windowed, or None if no layer's is.
 
     llama.cpp reads a window in other architectures' files too, and ignores it.
     """

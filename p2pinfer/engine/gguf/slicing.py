@@ -5,7 +5,7 @@
     last end    layers [n-k, n), output norm, head     rows in, logits out; no tokenizer
 
 Each is a GGUF that llama.cpp loads as a model of its own, with its layers counted from 0. Tensors
-that llama.cpp insists on and a slice never uses are zeros, so that nobody has to fetch them.
+that llama.cpp insists on and a slice never uses are zeros, so that they need not be fetched.
 """
 
 from collections.abc import Mapping
@@ -28,12 +28,12 @@ from p2pinfer.engine.gguf.values import Array, Value, ValueType
 from p2pinfer.engine.gguf.writer import Extent, NewTensor, write_gguf
 
 STAGE_VOCABULARY_TOKENS = 32
-"""llama.cpp wants a vocabulary; this many rows of zeros do."""
+"""llama.cpp wants a vocabulary; this many rows of zeros suffice."""
 
 
 @dataclass(frozen=True, slots=True)
 class PlannedTensor:
-    """A slice's tensor, and the name of the whole model's tensor that it is, or None for zeros."""
+    """A slice's tensor, and the whole model's tensor that it comes from, or None for zeros."""
 
     name: str
     shape: tuple[int, ...]
@@ -43,7 +43,7 @@ class PlannedTensor:
 
 @dataclass(frozen=True, slots=True)
 class SlicePlan:
-    """All that a slice's file will hold."""
+    """Everything that a slice's file will contain."""
 
     metadata: Mapping[str, Value | Array]
     tensors: tuple[PlannedTensor, ...]
@@ -74,7 +74,7 @@ def plan_stage(header: GgufHeader, first: int, end: int) -> SlicePlan:
 
 
 def plan_first_end(header: GgufHeader, keep: int) -> SlicePlan:
-    """Plan the slice that turns tokens into rows behind layer ``keep - 1``; raises as a stage."""
+    """Plan the slice that turns tokens into rows after layer ``keep - 1``; raises as a stage."""
     info = _checked(header)
     _check_keep(info, keep)
     metadata = {**header.metadata, **_layer_metadata(header, info, 0, keep)}
@@ -93,8 +93,8 @@ def plan_last_end(header: GgufHeader, keep: int) -> SlicePlan:
     first = info.layers - keep
     metadata = _without_tokenizer(header, info, info.vocabulary_tokens)
     metadata |= _layer_metadata(header, info, first, info.layers)
-    # A head of its own goes where llama.cpp looks for a tied one: nobody embeds tokens here, and
-    # so the slice holds one large matrix and not two.
+    # A separate head goes where llama.cpp looks for a tied one: no tokens are embedded here, and
+    # so the slice holds one large matrix instead of two.
     head = _same(header, "output.weight" if "output.weight" in header.tensors else EMBEDDING)
     tensors = [replace(head, name=EMBEDDING), _same(header, "output_norm.weight")]
     if "output.bias" in header.tensors:
@@ -112,12 +112,12 @@ def write_slice(plan: SlicePlan, sources: Mapping[str, Extent], path: Path) -> N
 
 
 def extents(header: GgufHeader, path: Path) -> dict[str, Extent]:
-    """Say where the bytes of each tensor lie in the model's own file."""
+    """Return where the bytes of each tensor lie in the model's own file."""
     return {t.name: Extent(path, t.offset, t.nbytes) for t in header.tensors.values()}
 
 
 _Changes = dict[str, Value | Array | None]
-"""Metadata to be set, or with None left out."""
+"""Metadata to set, or with None to leave out."""
 
 
 def _present(metadata: Mapping[str, Value | Array | None]) -> dict[str, Value | Array]:
@@ -138,7 +138,7 @@ def _check_keep(info: ModelInfo, keep: int) -> None:
 
 
 def _without_tokenizer(header: GgufHeader, info: ModelInfo, vocabulary_tokens: int) -> _Changes:
-    """Keep all metadata but the tokenizer's, and name no more than a vocabulary's size."""
+    """Keep all metadata but the tokenizer's, of which only the vocabulary's size is kept."""
     kept: _Changes = {k: v for k, v in header.metadata.items() if not k.startswith("tokenizer.")}
     kept["tokenizer.ggml.model"] = Value.of(ValueType.STRING, "no_vocab")
     size = Value.of(ValueType.UINT32, vocabulary_tokens)
@@ -147,7 +147,7 @@ def _without_tokenizer(header: GgufHeader, info: ModelInfo, vocabulary_tokens: i
 
 
 def _layer_metadata(header: GgufHeader, info: ModelInfo, first: int, end: int) -> _Changes:
-    """Give the metadata that speaks of layers, for the layers of the slice alone."""
+    """Return the per-layer metadata, restricted to the layers of the slice."""
     prefix = info.architecture
     changes: _Changes = {f"{prefix}.block_count": Value.of(ValueType.UINT32, end - first)}
     for suffix in PER_LAYER_KEYS:
@@ -166,7 +166,7 @@ def _layer_metadata(header: GgufHeader, info: ModelInfo, first: int, end: int) -
 
 
 def _layer_tensors(header: GgufHeader, first: int, end: int) -> list[PlannedTensor]:
-    """Give the layers' own tensors, renumbered from 0, and those that all layers share."""
+    """Return the layers' own tensors, renumbered from 0, and those that all layers share."""
     tensors = [
         replace(_same(header, source), name=name)
         for name, source in ROPE_TENSORS.items()

@@ -17,11 +17,12 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-# How often a thread looks whether the others are through, before it sleeps until they are: there
-# are some 20 such meetings per layer. GCC's own 300,000 looks are longer than a time slice, so on
-# a busy machine the thread that waits keeps the processor from the one it waits for: a token
-# takes a hundred times as long. With 300 it takes no longer than asleep at once, and where nobody
-# else works 5 % longer than by looking only, a prompt no longer. Read as llama.cpp is loaded.
+# How often a thread checks whether the others have finished before it sleeps until they have; there
+# are about 20 such barriers per layer. GCC's default of 300,000 checks takes longer than a time
+# slice, so on a busy machine the waiting thread keeps the processor from the one it waits for, and
+# a token takes a hundred times as long. With 300, a token takes no longer there than if threads
+# slept at once, and 5 % longer than by checking only on an idle machine; a prompt takes no longer.
+# Read when llama.cpp is loaded.
 os.environ.setdefault("GOMP_SPINCOUNT", "300")
 
 import llama_cpp
@@ -33,7 +34,7 @@ from numpy.typing import NDArray
 
 from p2pinfer.core.errors import BadModelFile, EngineError
 from p2pinfer.core.exits import NEEDS_LESS, lacked_memory
-from p2pinfer.core.limits import NARROW_ROWS_MAX, ROWS_PER_DECODE_MAX
+from p2pinfer.core.limits import ROWS_PER_DECODE_MAX
 from p2pinfer.core.sampling import Sampling
 from p2pinfer.engine.llama.logprobs import log_probabilities
 from p2pinfer.engine.llama.tap import Tap
@@ -92,7 +93,7 @@ class Span:
     outputs: bool = True
     """False: only fill the KV cache (saves the head's work while a prompt is read)."""
     layers: int | None = None
-    """Run only so many of the slice's layers, the same for all rows of a session; None is all."""
+    """Run only this many of the slice's layers, the same for all rows of a session; None: all."""
 
     def __len__(self) -> int:
         """How many rows the span holds."""
@@ -109,6 +110,7 @@ class Slice:
         settings: threads and kernels.
         sessions: KV streams, numbered from 0.
         context: positions per session; rounded up to a multiple of ``CELLS_GRAIN``.
+        rows_max: rows per decode, padding included.
 
     Raises:
         BadModelFile: llama.cpp does not load the file.
@@ -116,11 +118,18 @@ class Slice:
     """
 
     def __init__(
-        self, path: Path, *, logits: bool, settings: Settings, sessions: int, context: int
+        self,
+        path: Path,
+        *,
+        logits: bool,
+        settings: Settings,
+        sessions: int,
+        context: int,
+        rows_max: int = ROWS_PER_DECODE_MAX,
     ) -> None:
         self.settings, self.sessions, self._logits = settings, sessions, logits
-        # A padded decode may run up to 7 rows past the last position that a session may hold.
-        cells = -(-(context + NARROW_ROWS_MAX) // CELLS_GRAIN) * CELLS_GRAIN
+        # A padded decode may run so far past the last position that a session may hold.
+        cells = -(-(context + rows_max - 1) // CELLS_GRAIN) * CELLS_GRAIN
         self.context = context
         self._model = _load_model(path, settings)
         self.width: int = api.llama_model_n_embd(self._model)
@@ -129,19 +138,19 @@ class Slice:
         self.vocabulary: int = api.llama_vocab_n_tokens(self.vocab)
         self._tap = Tap(_ggml)
         self._nodes = [f"l_out-{layer}".encode() for layer in range(self.layers)]
-        self.ctx = api.llama_init_from_model(self._model, self._context_params(cells))
+        self.ctx = api.llama_init_from_model(self._model, self._context_params(cells, rows_max))
         if not self.ctx:
             api.llama_model_free(self._model)
             raise _refusal("run", path)
         self._memory = api.llama_get_memory(self.ctx)
         self._lengths = [0] * sessions
-        self._batch = _Batch(self.width)
+        self._batch = _Batch(rows_max, self.width)
 
-    def _context_params(self, cells: int) -> Any:
+    def _context_params(self, cells: int, rows_max: int) -> Any:
         params = api.llama_context_default_params()
         params.n_ctx = cells * self.sessions
         params.n_seq_max = self.sessions
-        params.n_batch = params.n_ubatch = ROWS_PER_DECODE_MAX
+        params.n_batch = params.n_ubatch = rows_max
         params.n_threads = params.n_threads_batch = self.settings.threads
         params.flash_attn_type = (
             llama_cpp.LLAMA_FLASH_ATTN_TYPE_ENABLED
@@ -184,8 +193,8 @@ class Slice:
         end drops what lies beyond.
 
         Args:
-            spans: at most ``ROWS_PER_DECODE_MAX`` rows in all.
-            pad_to: run at least that many rows (of a single span), so that the wide kernels do it.
+            spans: at most ``rows_max`` rows in all.
+            pad_to: run at least that many rows (of a single span), so that other kernels do it.
 
         Raises:
             EngineError: a position leaves a gap or lies past the context, or llama.cpp failed.
@@ -234,8 +243,7 @@ class Slice:
 class _Batch:
     """A ``llama_batch`` over arrays that are allocated once."""
 
-    def __init__(self, width: int) -> None:
-        rows = ROWS_PER_DECODE_MAX
+    def __init__(self, rows: int, width: int) -> None:
         self._tokens = (ctypes.c_int32 * rows)()
         self._embd = np.zeros((rows, width), np.float32)
         self._positions = (ctypes.c_int32 * rows)()
@@ -341,7 +349,7 @@ class Vocabulary:
 
     @property
     def eos(self) -> str:
-        """The text of the token that ends a text, likewise."""
+        """The text of the token that ends a text; empty if there is none."""
         return self._text(api.llama_vocab_eos(self._vocab))
 
     def _text(self, token: int) -> str:
@@ -367,24 +375,17 @@ class Vocabulary:
 
 
 class Sampler:
-    """Draws one session's tokens with llama.cpp's own samplers.
-
-    Args:
-        part: what gives the logits.
-        sampling: how to draw.
-        recent: tokens that penalties look back on.
-        constraint: what the answer keeps to, if anything.
-    """
+    """Draws one session's tokens with llama.cpp's own samplers, of those that a filter allows."""
 
     def __init__(
         self,
         part: Slice,
         sampling: Sampling,
         recent: Sequence[int],
-        constraint: TokenFilter | None = None,
+        allowed: TokenFilter | None = None,
     ) -> None:
         self._part, self._chain, self._told = part, None, sampling.top_logprobs
-        self._constraint = constraint
+        self._filter = allowed
         self._is_greedy = not (sampling.temperature or sampling.is_penalised or sampling.logit_bias)
         if self._is_greedy:
             return
@@ -404,13 +405,13 @@ class Sampler:
             EngineError: what the answer keeps to takes too much work, or leads nowhere.
         """
         told = self._told
-        if self._constraint is None:
+        if self._filter is None:
             token = self._draw(row, logits)
             return token, [] if told is None else log_probabilities(logits, token, told)
         as_found = None if told is None else logits.copy()
-        logits[:, ~self._constraint.allowed()] = -np.inf  # where llama.cpp reads them too
+        logits[:, ~self._filter.allowed()] = -np.inf  # where llama.cpp reads them too
         token = self._draw(row, logits)
-        self._constraint.accept(token)
+        self._filter.accept(token)
         if told is None or as_found is None:
             return token, []
         return token, log_probabilities(as_found, token, told)
@@ -485,7 +486,7 @@ def build_fingerprint() -> str:
 
 
 def requantise(source: Path, target: Path, file_type: int) -> None:
-    """Write a model again in another quantisation, as what somebody would serve to save work.
+    """Write a model again in another quantisation, as a cheat might serve it to save work.
 
     Raises:
         EngineError: llama.cpp cannot.

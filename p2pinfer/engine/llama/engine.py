@@ -8,6 +8,7 @@ import attrs
 
 from p2pinfer.core.errors import EngineDied, EngineError
 from p2pinfer.core.limits import CONTEXT_DEFAULT, SESSIONS_DEFAULT
+from p2pinfer.core.regimes import Regime
 from p2pinfer.core.sampling import Sampling
 from p2pinfer.engine.base import Candidate, Decoded, Done, EngineBusy, NextToken
 from p2pinfer.engine.frames import PartConfig, WorkerConfig
@@ -18,7 +19,7 @@ from p2pinfer.engine.store.slice_files import in_use
 
 
 class _Slots:
-    """The sessions of a worker, numbered; the lowest free one first, so that they adjoin."""
+    """A worker's numbered slots; the lowest free one is taken first, so that they stay adjacent."""
 
     def __init__(self, worker: Worker) -> None:
         self.worker = worker
@@ -80,12 +81,12 @@ class _LocalStageSession:
         self._slot, self._layers = slot, layers
         self._closed = False
 
-    def submit(self, position: int, rows: bytes, done: Done, *, wide: bool) -> None:
+    def submit(self, position: int, rows: bytes, done: Done, *, regime: Regime) -> None:
         def answered(answer: Answer | EngineError) -> None:
             if not self._closed:
                 done(answer if isinstance(answer, EngineError) else Decoded(answer[1], answer[0]))
 
-        self._slot.request(answered, "rows", position, wide, rows, self._layers)
+        self._slot.request(answered, "rows", position, regime, rows, self._layers)
 
     def close(self) -> None:
         self._closed = True
@@ -101,7 +102,7 @@ class LocalStage:
         self.first, self.end = first, first + part.layers
         self.width = part.width
         self.context = worker.config.context
-        self.numerics_class = part.numerics_class
+        self.numerics_class, self.blocks = part.numerics_class, part.blocks
         self._slots = _Slots(worker)
 
     def open(self, end: int) -> _LocalStageSession:
@@ -118,17 +119,17 @@ class _LocalEndsSession:
     def start(self, sampling: Sampling, recent: list[int], said: Sequence[int] = ()) -> None:
         self._slot.tell("sampling", attrs.asdict(sampling), recent, list(said))
 
-    async def embed(self, position: int, tokens: list[int], *, wide: bool) -> Decoded:
-        decoding_us, rows = await self._slot.ask("embed", position, wide, tokens)
+    async def embed(self, position: int, tokens: list[int], *, regime: Regime) -> Decoded:
+        decoding_us, rows = await self._slot.ask("embed", position, regime, tokens)
         return Decoded(rows, decoding_us)
 
-    async def absorb(self, position: int, rows: bytes, *, wide: bool) -> int:
-        (decoding_us,) = await self._slot.ask("absorb", position, wide, rows)
+    async def absorb(self, position: int, rows: bytes, *, regime: Regime) -> int:
+        (decoding_us,) = await self._slot.ask("absorb", position, regime, rows)
         assert isinstance(decoding_us, int)
         return decoding_us
 
-    async def next(self, position: int, rows: bytes, *, wide: bool) -> NextToken:
-        answer = await self._slot.ask("next", position, wide, rows)
+    async def next(self, position: int, rows: bytes, *, regime: Regime) -> NextToken:
+        answer = await self._slot.ask("next", position, regime, rows)
         decoding_us, token, piece, is_end, rows, likely = answer
         candidates = tuple(Candidate(*each) for each in likely)
         return NextToken(token, piece, is_end, rows, decoding_us, candidates)
@@ -143,7 +144,7 @@ class LocalEnds:
         self.first, self.end = first.layers, layers - last.layers
         self.width = first.width
         self.context = worker.config.context
-        self.vocabulary = first.vocabulary
+        self.vocabulary, self.blocks = first.vocabulary, first.blocks and last.blocks
         self._slots = _Slots(worker)
 
     async def tokenize(
@@ -157,7 +158,7 @@ class LocalEnds:
         return await self._tokenizer.read_grammar(text, is_gbnf=is_gbnf)
 
     async def special_tokens(self) -> SpecialTokens:
-        """Return what the vocabulary has of them; raises as ``tokenize``."""
+        """Return the vocabulary's special tokens; raises as ``tokenize``."""
         return await self._tokenizer.special_tokens()
 
     def open(self) -> _LocalEndsSession:
@@ -178,7 +179,7 @@ async def open_stage(
 
     Raises:
         BadModelFile, UnsupportedModel: the slice cannot be run.
-        EngineDied: the worker died while it loaded.
+        EngineDied: the worker died while loading.
     """
     part = PartConfig(str(path), tokens=False, logits=False)
     with in_use(path):
@@ -196,7 +197,10 @@ async def open_ends(
     context: int = CONTEXT_DEFAULT,
     threads: int = 1,
 ) -> AsyncIterator[LocalEnds]:
-    """Run both ends of a model of ``layers`` layers in one worker process; raises as a stage."""
+    """Run both ends of a model in one worker process; raises as ``open_stage``.
+
+    ``layers``: how many the whole model has.
+    """
     parts = (
         PartConfig(str(first_end), tokens=True, logits=False),
         PartConfig(str(last_end), tokens=False, logits=True),

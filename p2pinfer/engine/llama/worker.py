@@ -21,6 +21,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from p2pinfer.core.errors import EngineError, P2pinferError
+from p2pinfer.core.regimes import Regime
 from p2pinfer.core.sampling import Sampling
 from p2pinfer.engine.frames import (
     RECEIVE_BYTES,
@@ -55,7 +56,7 @@ class _Job:
 
     request: _Request
     span: Span
-    wide: bool
+    regime: Regime
     done: Callable[["_Job", NDArray[np.float32]], None]
     last_row: int = 0
     """Where its last row lay in the decode."""
@@ -97,7 +98,9 @@ class _Part:
             width=self.slice.width,
             vocabulary=self.slice.vocabulary,
             regimes_agree=self._regimes.agree,
+            blocks=self._probe.blocks,
             numerics_class=self._probe.numerics_class,
+            repack=self._probe.settings.repack,
         )
 
     def step(self, fail: Callable[[_Request, EngineError], None]) -> None:
@@ -111,7 +114,7 @@ class _Part:
                 continue
             if runs and runs[-1][-1].slot + 1 == job.slot:
                 runs[-1].append(job)
-            else:  # the first, or one behind the hole that a refused job left
+            else:  # the first job, or one after the gap that a refused job left
                 runs.append([job])
         for run in runs:
             self._decode(run, fail)
@@ -119,7 +122,7 @@ class _Part:
     def _decode(self, run: list[_Job], fail: Callable[[_Request, EngineError], None]) -> None:
         started = time.perf_counter_ns()
         try:
-            pad_to = self._regimes.pad_to(wide=run[0].wide)
+            pad_to = self._regimes.pad_to(run[0].regime)
             outputs = self.slice.decode([job.span for job in run], pad_to=pad_to)
         except EngineError as error:
             for job in run:
@@ -165,18 +168,18 @@ class _Worker:
     def take(self, frame: list[Any]) -> None:
         """Carry out a request, or line it up for a decode."""
         match frame:
-            case ["rows", number, slot, position, wide, rows, layers]:
+            case ["rows", number, slot, position, regime, rows, layers]:
                 span = Span(slot, position, self._rows(rows), layers=layers)
-                self._line_up(self._first, _Request(number), span, wide, self._give_rows)
-            case ["embed", number, slot, position, wide, tokens]:
+                self._line_up(self._first, _Request(number), span, regime, self._give_rows)
+            case ["embed", number, slot, position, regime, tokens]:
                 span = Span(slot, position, np.array(tokens, np.int32))
-                self._line_up(self._first, _Request(number), span, wide, self._give_rows)
-            case [("absorb" | "next") as kind, number, slot, position, wide, inputs]:
+                self._line_up(self._first, _Request(number), span, regime, self._give_rows)
+            case [("absorb" | "next") as kind, number, slot, position, regime, inputs]:
                 span = Span(slot, position, self._rows(inputs), kind == "next")
                 done = self._sample if span.outputs else self._acknowledge
-                self._line_up(self._last, _Request(number), span, wide, done)
+                self._line_up(self._last, _Request(number), span, regime, done)
             case ["sampling", slot, sampling, recent, said]:
-                self._clear(slot)  # what still waits is of an answer that nobody wants any more
+                self._clear(slot)  # jobs still waiting belong to an answer that is no longer wanted
                 self._start(slot, Sampling(**sampling), recent, said)
             case ["close", slot]:
                 self._clear(slot)
@@ -203,10 +206,10 @@ class _Worker:
         part: _Part,
         request: _Request,
         span: Span,
-        wide: bool,
+        regime: int,
         done: Callable[[_Job, NDArray[np.float32]], None],
     ) -> None:
-        part.waiting.add(_Job(request, span, wide, done))
+        part.waiting.add(_Job(request, span, Regime(regime), done))
 
     def _give_rows(self, job: _Job, rows: NDArray[np.float32]) -> None:
         self._answer(job.request, rows.tobytes())
@@ -236,10 +239,10 @@ class _Worker:
         if position >= self._first.slice.context:  # the answer fills the context to the brim
             self._answer(job.request, token, piece, False, b"", likely)
         else:
-            self._line_up(self._first, job.request, span, False, give)
+            self._line_up(self._first, job.request, span, Regime.NARROW, give)
 
     def _clear(self, slot: int) -> None:
-        """Give up a session's sampler and the jobs that wait, and say so to whoever asked."""
+        """Drop a session's sampler and its waiting jobs, each of which fails."""
         for part in self.parts:
             for job in part.waiting.drop(slot):
                 self._fail(job.request, EngineError("the session was given up"))

@@ -1,4 +1,4 @@
-"""Continuous batching: whatever is asked, each decode is one that llama.cpp can run exactly."""
+"""Continuous batching: whatever is queued, llama.cpp can run each decode exactly."""
 
 from collections import Counter
 from dataclasses import dataclass
@@ -9,16 +9,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from p2pinfer.core.limits import NARROW_ROWS_MAX, ROWS_PER_DECODE_MAX
+from p2pinfer.core.regimes import Regime
 from p2pinfer.engine.llama.batching import Batcher, Regimes
 
 
 @dataclass(frozen=True)
 class Work:
-    """A job; equal jobs are told apart by their number."""
+    """A job; the number distinguishes equal jobs."""
 
     slot: int
     rows: int = 1
-    wide: bool = False
+    regime: Regime = Regime.NARROW
     number: int = 0
     layers: int | None = None
 
@@ -28,17 +29,17 @@ class Work:
     @property
     def is_span(self) -> bool:
         """Whether it must have a decode of its own."""
-        return self.rows > 1 or self.wide
+        return self.rows > 1 or self.regime is not Regime.NARROW
 
 
 TAKE = None
-"""A decode, among the jobs that arrive."""
+"""Stands for a decode among arriving jobs."""
 
 work = st.builds(
     Work,
     st.integers(0, 11),
     st.just(1) | st.integers(1, ROWS_PER_DECODE_MAX),
-    st.booleans(),
+    st.sampled_from(Regime),
     st.integers(),
     st.sampled_from([None, None, None, 3]),
 )
@@ -48,7 +49,7 @@ agree = st.booleans()
 @settings(max_examples=300)
 @given(st.lists(st.just(TAKE) | work, max_size=60), agree)
 def test_every_job_runs_once_and_in_order(events: list[Work | None], regimes_agree: bool) -> None:
-    """Jobs that arrive between decodes all run, none twice, each session's in their order."""
+    """Jobs that arrive between decodes all run once, each session's in order."""
     regimes = Regimes(regimes_agree)
     batcher: Batcher[Work] = Batcher(regimes)
     added: list[Work] = []
@@ -78,7 +79,7 @@ def test_every_job_runs_once_and_in_order(events: list[Work | None], regimes_agr
 
 @given(st.lists(work, max_size=30), st.integers(0, 11))
 def test_dropping_a_slot_leaves_the_others(jobs: list[Work], slot: int) -> None:
-    """What waits for a closed session is given back in order, and never runs."""
+    """A closed session's jobs are returned in order, and never run."""
     batcher: Batcher[Work] = Batcher(Regimes(agree=True))
     for job in jobs:
         batcher.add(job)
@@ -90,10 +91,10 @@ def test_dropping_a_slot_leaves_the_others(jobs: list[Work], slot: int) -> None:
 
 
 def test_prompts_and_decode_steps_take_turns() -> None:
-    """Three sessions' tokens and one's long prompt go on side by side."""
+    """Three sessions' tokens and another's long prompt progress side by side."""
     batcher: Batcher[Work] = Batcher(Regimes(agree=False))
     for number in range(4):
-        batcher.add(Work(3, 48, wide=True, number=number))
+        batcher.add(Work(3, 48, regime=Regime.WIDE, number=number))
         for slot in range(3):
             batcher.add(Work(slot, number=number))
     sizes = [sum(len(job) for job in batcher.next()) for _ in range(8)]
@@ -101,7 +102,7 @@ def test_prompts_and_decode_steps_take_turns() -> None:
 
 
 def test_every_session_gets_its_turn() -> None:
-    """Of more sessions than one narrow decode holds, none waits longer than it must."""
+    """With more sessions than one narrow decode holds, none waits longer than necessary."""
     batcher: Batcher[Work] = Batcher(Regimes(agree=False))
     slots = set(range(2 * NARROW_ROWS_MAX + 3))
     for _ in range(5):
@@ -113,8 +114,9 @@ def test_every_session_gets_its_turn() -> None:
 
 
 @pytest.mark.parametrize(("agrees", "singles", "pad"), [(True, 48, 0), (False, 7, 8)])
-def test_what_regimes_mean(agrees: bool, singles: int, pad: int) -> None:
-    """Where the kernels differ, single rows stay narrow and short wide spans are padded."""
+def test_regimes_decide_sharing_and_padding(agrees: bool, singles: int, pad: int) -> None:
+    """Where kernels differ, single rows stay narrow; short wide spans and blocks are padded."""
     regimes = Regimes(agrees)
     assert regimes.single_rows_max == singles
-    assert (regimes.pad_to(wide=True), regimes.pad_to(wide=False)) == (pad, 0)
+    assert (regimes.pad_to(Regime.WIDE), regimes.pad_to(Regime.NARROW)) == (pad, 0)
+    assert regimes.pad_to(Regime.BLOCK) == 64

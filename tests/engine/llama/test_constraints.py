@@ -14,6 +14,7 @@ from hypothesis import strategies as st
 
 from p2pinfer.client.grammars import json_shape
 from p2pinfer.core.errors import EngineError, UserError
+from p2pinfer.core.regimes import Regime
 from p2pinfer.core.sampling import GRAMMAR_CHARS_MAX, Sampling
 from p2pinfer.engine.llama.binding import Vocabulary
 from p2pinfer.engine.llama.constraints import Constraint, Grammars
@@ -54,10 +55,10 @@ async def answer(
     cells = ends.open()
     try:
         cells.start(sampling, tokens, said or [])
-        rows = (await cells.embed(0, tokens, wide=True)).rows
+        rows = (await cells.embed(0, tokens, regime=Regime.WIDE)).rows
         at, drawn, text = 0, [], b""
         for _ in range(TOKENS_MAX):
-            found = await cells.next(at, rows, wide=at == 0)
+            found = await cells.next(at, rows, regime=Regime.NARROW if at else Regime.WIDE)
             drawn.append(found.token)
             if found.is_end:
                 return text.decode(), drawn, True

@@ -1,7 +1,7 @@
-"""One contract for every StageEngine: the fake that tests of peers trust, and llama.cpp's.
+"""One contract for every StageEngine: the fake that peers' tests use, and llama.cpp's.
 
-Everything is compared bit for bit. An engine under test has layers 10:13, three sessions of 128
-positions, and is nobody else's meanwhile.
+Everything is compared bit for bit. An engine under test has layers 10:13 and three sessions of 128
+positions, and is not shared.
 """
 
 from collections.abc import AsyncIterator, Callable
@@ -14,6 +14,7 @@ import pytest
 import trio
 
 from p2pinfer.core.errors import EngineError
+from p2pinfer.core.regimes import Regime
 from p2pinfer.engine.base import EngineBusy, EngineSession, StageEngine
 from p2pinfer.engine.llama.engine import open_stage
 from tests.support.fake_engines import FakeStage, submit
@@ -21,20 +22,20 @@ from tests.support.whole import open_model
 
 SESSIONS, CONTEXT = 3, 128
 WAIT_S_MAX = 300.0
-"""For what takes a second where nobody else works."""
+"""For what takes a second on an idle machine."""
 
 OpenEngine = Callable[[], AbstractAsyncContextManager[StageEngine]]
 
 
 @pytest.fixture(scope="module")
 def middle_slice(default_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Give three layers out of the default model."""
+    """Provide three layers of the default model."""
     return open_model(default_model, tmp_path_factory.mktemp("slices")).stage(10, 13)
 
 
 @pytest.fixture(params=["fake", pytest.param("llama.cpp", marks=pytest.mark.real)])
 def open_engine(request: pytest.FixtureRequest) -> OpenEngine:
-    """Give what opens an engine: a fresh fake, or one on a worker process."""
+    """Provide a function that opens an engine: a new fake, or one in a worker process."""
 
     @asynccontextmanager
     async def fake() -> AsyncIterator[StageEngine]:
@@ -51,16 +52,16 @@ def open_engine(request: pytest.FixtureRequest) -> OpenEngine:
 
 
 class Rows:
-    """Inputs for an engine, drawn from a seed, and what comes out."""
+    """Inputs for an engine, drawn from a seed, and its outputs."""
 
     def __init__(self, engine: StageEngine, seed: int, count: int = 100) -> None:
         random = np.random.default_rng(seed)
         self.inputs = random.standard_normal((count, engine.width)).astype("<f4")
 
-    async def run(self, cells: EngineSession, *bounds: int, wide: bool) -> bytes:
+    async def run(self, cells: EngineSession, *bounds: int, regime: Regime) -> bytes:
         """Run rows from the first bound to the last, submitted at once in chunks between them."""
         decodings = [
-            submit(cells, a, self.inputs[a:b].tobytes(), wide=wide) for a, b in pairwise(bounds)
+            submit(cells, a, self.inputs[a:b].tobytes(), regime=regime) for a, b in pairwise(bounds)
         ]
         return b"".join([(await decoding.wait()).rows for decoding in decodings])
 
@@ -68,31 +69,36 @@ class Rows:
 class TestStageEngine:
     """What every stage engine promises."""
 
-    async def test_it_says_what_it_is(self, open_engine: OpenEngine) -> None:
+    async def test_it_describes_itself(self, open_engine: OpenEngine) -> None:
         """Layers, width, context and numerics class are known."""
         async with open_engine() as engine:
             assert (engine.first, engine.end, engine.context) == (10, 13, CONTEXT)
             assert len(engine.numerics_class) == 32
             cells = engine.open(engine.end)
             rows = Rows(engine, 0)
-            found = np.frombuffer(await rows.run(cells, 0, 5, wide=True), "<f4")
+            found = np.frombuffer(await rows.run(cells, 0, 5, regime=Regime.WIDE), "<f4")
             assert found.size == 5 * engine.width
             assert np.isfinite(found).all()
 
     async def test_a_session_may_stop_at_an_earlier_layer(self, open_engine: OpenEngine) -> None:
-        """Behind its layer a session's rows are its own, beside one that runs all layers."""
+        """Its rows are those after its layer, also beside a session that runs all layers."""
         async with open_engine() as engine:
             whole, part = engine.open(engine.end), engine.open(11)
             rows = Rows(engine, 1)
-            found = await rows.run(part, 0, 48, 49, 50, wide=True)
-            full = await rows.run(whole, 0, 48, 49, 50, wide=True)
+            found = await rows.run(part, 0, 48, 49, 50, regime=Regime.WIDE)
+            full = await rows.run(whole, 0, 48, 49, 50, regime=Regime.WIDE)
             assert len(found) == len(full)
             assert found != full
             part.close()
             whole.close()
             both = engine.open(11), engine.open(engine.end)
             waiting = [
-                submit(cells, at, rows.inputs[at : at + n].tobytes(), wide=n > 1)
+                submit(
+                    cells,
+                    at,
+                    rows.inputs[at : at + n].tobytes(),
+                    regime=Regime.WIDE if n > 1 else Regime.NARROW,
+                )
                 for at, n in ((0, 48), (48, 1), (49, 1))
                 for cells in both
             ]
@@ -105,94 +111,133 @@ class TestStageEngine:
         async with open_engine() as engine:
             rows = Rows(engine, 1)
             one, other = engine.open(engine.end), engine.open(engine.end)
-            wide = await rows.run(one, 0, 48, 96, 100, wide=True)
-            assert wide == await rows.run(other, 0, 8, 41, 42, 90, 100, wide=True)
-            narrow = await rows.run(one, *range(21), wide=False)
-            assert narrow == await rows.run(other, 0, 7, 14, 17, 20, wide=False)
+            wide = await rows.run(one, 0, 48, 96, 100, regime=Regime.WIDE)
+            assert wide == await rows.run(other, 0, 8, 41, 42, 90, 100, regime=Regime.WIDE)
+            narrow = await rows.run(one, *range(21), regime=Regime.NARROW)
+            assert narrow == await rows.run(other, 0, 7, 14, 17, 20, regime=Regime.NARROW)
 
     async def test_rows_depend_on_what_came_before(self, open_engine: OpenEngine) -> None:
-        """The same row behind another one, or at another position, comes out differently."""
+        """The same row after another one, or at another position, gives another output."""
         async with open_engine() as engine:
             one, other = engine.open(engine.end), engine.open(engine.end)
             rows, changed = Rows(engine, 2), Rows(engine, 2)
             changed.inputs[0] *= -1
-            first = await rows.run(one, 0, 20, wide=True)
-            second = await changed.run(other, 0, 20, wide=True)
+            first = await rows.run(one, 0, 20, regime=Regime.WIDE)
+            second = await changed.run(other, 0, 20, regime=Regime.WIDE)
             size = 4 * engine.width
             assert first[-size:] != second[-size:]
 
     async def test_going_back_gives_the_same_bits(self, open_engine: OpenEngine) -> None:
-        """A position before the end drops what lies beyond, and leaves no trace of it."""
+        """A position before the end drops the cells from there on, without a trace."""
         async with open_engine() as engine:
             rows, detour = Rows(engine, 3), Rows(engine, 4)
             cells = engine.open(engine.end)
-            whole = await rows.run(cells, 0, 48, 60, wide=True)
-            await detour.run(cells, 30, 78, wide=True)
-            await detour.run(cells, 40, 41, 42, wide=False)
-            await rows.run(cells, 30, 40, wide=True)
-            again = await rows.run(cells, 20, 60, wide=True)
+            whole = await rows.run(cells, 0, 48, 60, regime=Regime.WIDE)
+            await detour.run(cells, 30, 78, regime=Regime.WIDE)
+            await detour.run(cells, 40, 41, 42, regime=Regime.NARROW)
+            await rows.run(cells, 30, 40, regime=Regime.WIDE)
+            again = await rows.run(cells, 20, 60, regime=Regime.WIDE)
             assert again == whole[20 * 4 * engine.width :]
 
     async def test_a_gap_is_refused(self, open_engine: OpenEngine) -> None:
-        """A position past the end fails alone: the session goes on from its end."""
+        """Only the job past the end fails; the session continues from its end."""
         async with open_engine() as engine:
             rows = Rows(engine, 5)
             cells, other = engine.open(engine.end), engine.open(engine.end)
-            await rows.run(cells, 0, 10, wide=True)
+            await rows.run(cells, 0, 10, regime=Regime.WIDE)
             with pytest.raises(EngineError, match="gap"):
-                await rows.run(cells, 11, 12, wide=False)
-            after = await rows.run(cells, 10, 20, wide=True)
-            whole = await rows.run(other, 0, 20, wide=True)
+                await rows.run(cells, 11, 12, regime=Regime.NARROW)
+            after = await rows.run(cells, 10, 20, regime=Regime.WIDE)
+            whole = await rows.run(other, 0, 20, regime=Regime.WIDE)
             assert after == whole[10 * 4 * engine.width :]
 
     async def test_a_full_context_is_refused(self, open_engine: OpenEngine) -> None:
-        """The last position may be filled, the one behind it not, and what is there stays."""
+        """The last position may be filled, but not the one after it; existing cells stay."""
         async with open_engine() as engine:
             rows = Rows(engine, 6, count=CONTEXT + 1)
             cells = engine.open(engine.end)
-            whole = await rows.run(cells, 0, 48, 96, CONTEXT, wide=True)
+            whole = await rows.run(cells, 0, 48, 96, CONTEXT, regime=Regime.WIDE)
             with pytest.raises(EngineError, match="full"):
-                await rows.run(cells, CONTEXT, CONTEXT + 1, wide=True)
-            last = await rows.run(cells, CONTEXT - 1, CONTEXT, wide=True)
+                await rows.run(cells, CONTEXT, CONTEXT + 1, regime=Regime.WIDE)
+            last = await rows.run(cells, CONTEXT - 1, CONTEXT, regime=Regime.WIDE)
             assert last == whole[-4 * engine.width :]
 
     async def test_order_is_kept(self, open_engine: OpenEngine) -> None:
-        """What is submitted at once is answered in order, whichever answer is awaited first."""
+        """Jobs submitted at once are answered in order, whichever answer is awaited first."""
         async with open_engine() as engine:
             rows = Rows(engine, 7)
             cells, other = engine.open(engine.end), engine.open(engine.end)
-            whole = await rows.run(cells, 0, 30, wide=True)
+            whole = await rows.run(cells, 0, 30, regime=Regime.WIDE)
             parts = [
-                submit(other, at, rows.inputs[at : at + 10].tobytes(), wide=True)
+                submit(other, at, rows.inputs[at : at + 10].tobytes(), regime=Regime.WIDE)
                 for at in range(0, 30, 10)
             ]
             backwards = [(await part.wait()).rows for part in reversed(parts)]
             assert b"".join(reversed(backwards)) == whole
 
+    async def test_blocks_are_exact_however_they_are_cut(self, open_engine: OpenEngine) -> None:
+        """At any offset, padded or full, after and before rows of other regimes."""
+        async with open_engine() as engine:
+            rows = Rows(engine, 12, 128)
+            one, other = engine.open(engine.end), engine.open(engine.end)
+            assert engine.blocks
+            whole = await rows.run(one, 0, 64, 128, regime=Regime.BLOCK)
+            assert whole == await rows.run(other, 0, 37, 101, 102, 128, regime=Regime.BLOCK)
+            assert whole != await rows.run(other, 0, 48, 96, 128, regime=Regime.WIDE)
+            mixed = []
+            for cells, cuts in ((one, (20, 84)), (other, (20, 30, 84))):
+                found = await rows.run(cells, 0, 20, regime=Regime.WIDE)
+                found += await rows.run(cells, *cuts, regime=Regime.BLOCK)
+                found += await rows.run(cells, *range(84, 90), regime=Regime.NARROW)
+                mixed.append(found + await rows.run(cells, 89, 128, regime=Regime.BLOCK))
+            assert mixed[0] == mixed[1]
+
+    async def test_padding_leaves_no_traces(self, open_engine: OpenEngine) -> None:
+        """After a padded block, up to the full context, rows are the same as after a full one."""
+        async with open_engine() as engine:
+            rows = Rows(engine, 13, CONTEXT + 1)
+            padded, full = engine.open(engine.end), engine.open(engine.end)
+            await rows.run(padded, 0, 10, regime=Regime.BLOCK)
+            await rows.run(full, 0, 64, regime=Regime.BLOCK)
+            for bounds, regime in (
+                ((10, 17), Regime.NARROW),
+                ((17, 60), Regime.WIDE),
+                ((60, CONTEXT - 5), Regime.BLOCK),
+                ((CONTEXT - 5, CONTEXT), Regime.BLOCK),
+            ):
+                cuts = range(*bounds, regime.rows_max)
+                found = await rows.run(padded, *cuts, bounds[1], regime=regime)
+                assert found == await rows.run(full, *cuts, bounds[1], regime=regime)
+            with pytest.raises(EngineError):
+                await rows.run(full, CONTEXT, CONTEXT + 1, regime=Regime.BLOCK)
+
     async def test_sessions_do_not_see_each_other(self, open_engine: OpenEngine) -> None:
-        """Three sessions at once, prompts beside single rows, each get what they get alone."""
+        """Three sessions at once, prompts beside single rows, each get the same as alone."""
         async with open_engine() as engine:
             everyone = [Rows(engine, seed) for seed in (8, 9, 10)]
             alone: list[tuple[bytes, bytes]] = []
             for rows in everyone:
                 cells = engine.open(engine.end)
-                prompt = await rows.run(cells, 0, 48, 80, wide=True)
-                alone.append((prompt, await rows.run(cells, *range(80, 101), wide=False)))
+                prompt = await rows.run(cells, 0, 48, 80, regime=Regime.WIDE)
+                alone.append((prompt, await rows.run(cells, *range(80, 101), regime=Regime.NARROW)))
                 cells.close()
             together: dict[int, tuple[bytes, bytes]] = {}
 
             async def talk(number: int) -> None:
                 cells, rows = engine.open(engine.end), everyone[number]
-                prompt = await rows.run(cells, 0, 48, 80, wide=True)
-                together[number] = (prompt, await rows.run(cells, *range(80, 101), wide=False))
+                prompt = await rows.run(cells, 0, 48, 80, regime=Regime.WIDE)
+                together[number] = (
+                    prompt,
+                    await rows.run(cells, *range(80, 101), regime=Regime.NARROW),
+                )
 
             async with trio.open_nursery() as nursery:
                 for number in range(3):
                     nursery.start_soon(talk, number)
             assert [together[number] for number in range(3)] == alone
 
-    async def test_every_session_taken_is_busy(self, open_engine: OpenEngine) -> None:
-        """One session more than there are is refused; a closed one makes room, and only one."""
+    async def test_without_a_free_session_it_is_busy(self, open_engine: OpenEngine) -> None:
+        """One session too many is refused; closing one makes room for exactly one."""
         async with open_engine() as engine:
             taken = [engine.open(engine.end) for _ in range(SESSIONS)]
             with pytest.raises(EngineBusy, match=f"all {SESSIONS} sessions"):
@@ -204,17 +249,17 @@ class TestStageEngine:
                 engine.open(engine.end)
 
     async def test_a_closed_session_leaves_nothing(self, open_engine: OpenEngine) -> None:
-        """Its waiting rows are never done, and who gets its cells begins at nought."""
+        """Its waiting jobs never call ``done``, and the next session in its cells begins at 0."""
         async with open_engine() as engine:
             rows = Rows(engine, 11)
             first = engine.open(engine.end)
-            whole = await rows.run(first, 0, 48, 60, wide=True)
+            whole = await rows.run(first, 0, 48, 60, regime=Regime.WIDE)
             late: list[object] = []
             for _ in range(4):
-                first.submit(0, rows.inputs[:48].tobytes(), late.append, wide=True)
+                first.submit(0, rows.inputs[:48].tobytes(), late.append, regime=Regime.WIDE)
             first.close()
             second = engine.open(engine.end)
             with pytest.raises(EngineError, match="gap"):
-                await rows.run(second, 1, 2, wide=True)
-            assert await rows.run(second, 0, 48, 60, wide=True) == whole
+                await rows.run(second, 1, 2, regime=Regime.WIDE)
+            assert await rows.run(second, 0, 48, 60, regime=Regime.WIDE) == whole
             assert late == []
