@@ -3,7 +3,7 @@
 Clients send what other servers know as well. What changes no answer is ignored; what would change
 it and cannot be honoured is refused by name, unless it asks for nothing. A name that nobody knows
 is ignored too, and the reply says so in a header; but one that looks like a slip of the pen is
-refused, since whoever wrote it wants what it almost says.
+refused, since its author wants what it almost says.
 """
 
 import difflib

@@ -12,7 +12,7 @@ TOOLS_MAX = 128
 """OpenAI's."""
 
 TOOL_CALLS_MAX = 128
-"""Of one message, likewise."""
+"""In one message: as many as there may be tools."""
 
 NAME = re.compile(r"[\w.-]{1,128}", re.ASCII)
 """Twice what OpenAI takes: some clients name a tool by its server, too."""

@@ -1,7 +1,7 @@
 """What an answer can be held to, as a grammar: JSON, a schema, a text in GBNF.
 
-Grammars are llguidance's dialect of Lark, which knows JSON Schema by itself; whoever makes one here
-has it checked by ``Tokenizer.read_grammar``.
+Grammars are llguidance's dialect of Lark, which knows JSON Schema by itself. What is made here is
+checked by ``Tokenizer.read_grammar`` before an answer is held to it.
 """
 
 import json

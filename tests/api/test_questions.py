@@ -181,7 +181,7 @@ def test_messages_that_a_text_model_cannot_read_are_refused(message: Any) -> Non
 
 
 def test_slip_of_the_pen_is_refused_and_what_is_meant_is_named() -> None:
-    """Whoever writes it wants an answer that they would not get."""
+    """Its author wants an answer that they would not get."""
     for slip, meant in (
         ("tempurature", "temperature"),
         ("max_token", "max_tokens"),

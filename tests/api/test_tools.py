@@ -164,7 +164,7 @@ async def test_schema_that_cannot_be_held_to_leaves_its_tool_callable(
 
 
 async def test_unknown_names_are_told_in_a_header(autojump_clock: MockClock) -> None:
-    """They changed nothing, and whoever sent them can see it."""
+    """They changed nothing, and their sender can see it."""
     async with fake_gateway() as (_, _client, app), http(app) as ask:
         reply = await ask.post("/v1/chat/completions", json=body(vendor_hint=1, other_hint=2))
         assert reply.headers["x-p2pinfer-ignored"] == "vendor_hint, other_hint"
