@@ -4,6 +4,7 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pytest
+from blake3 import blake3
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -330,6 +331,24 @@ def test_same_cut_same_bytes(default_model: Path, tmp_path: Path) -> None:
     ours = read_header(tmp_path / "a.gguf").tensors["blk.1.ffn_up.weight"]
     theirs = model.tensors["blk.8.ffn_up.weight"]
     assert cut[ours.offset :][: ours.nbytes] == whole[theirs.offset :][: theirs.nbytes]
+
+
+@pytest.mark.parametrize(
+    ("architecture", "changes", "digest"),
+    [("llama", {}, "d57426abb3e93d0a"), ("gemma3", WINDOW, "85710518ad50a529")],
+)
+def test_slices_stay_what_they_were(
+    architecture: str, changes: Mapping[str, Value | Array | None], digest: str, tmp_path: Path
+) -> None:
+    """Peers of two versions cut the same bytes: else they would be of two numerics classes."""
+    model = header(architecture, changes)
+    (tmp_path / "weights").write_bytes(bytes(i % 251 for i in range(4096)))
+    plans = plan_first_end(model, 2), plan_stage(model, 2, 5), plan_last_end(model, 1)
+    state = blake3()
+    for plan in (*plans, plan_stage(model, 5, 6)):
+        write_slice(plan, extents(model, tmp_path / "weights"), tmp_path / "slice.gguf")
+        state.update((tmp_path / "slice.gguf").read_bytes())
+    assert state.hexdigest(length=8) == digest
 
 
 class TestDefaultModelPath:
