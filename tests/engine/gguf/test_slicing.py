@@ -197,7 +197,6 @@ def strings(count: int) -> Array:
         (header("smollm3"), "smollm3 cannot be split: every fourth layer"),
         (header("mamba"), "mamba cannot be split: it is not proven"),
         (header(more=("cls.weight",)), "tensor 'cls.weight'"),
-        (header(changes={"llama.nextn_predict_layers": u32(1)}), "nextn_predict_layers is not 0"),
         (header(changes={"llama.attention.causal": Value.of(ValueType.BOOL, False)}), "causal"),
         (header(changes={"llama.some.array": some_array(LAYERS)}), "array llama.some.array"),
     ],

@@ -1,0 +1,224 @@
+"""Every architecture of the table splits exactly, and would not without its rules.
+
+A tiny model of each, with random weights, is cut into ends of a layer or two and stages between
+them, and gives the whole model's logits to the last bit: for a prompt in wide and narrow chunks,
+out of the sight of windowed layers, and what the model says then.
+"""
+
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from p2pinfer.core.errors import BadModelFile
+from p2pinfer.engine.gguf import architectures
+from p2pinfer.engine.gguf.architectures import RULES, Rules, Windows
+from p2pinfer.engine.gguf.reader import read_header
+from p2pinfer.engine.gguf.slicing import SlicePlan, extents, plan_first_end, write_slice
+from tests.support.cuts import Questions, ask_whole, chain_difference, plan_chain
+from tests.support.model_factory import Recipe, write_model
+from tests.support.recipes import CASES
+from tests.support.tiny_models import OF_EXPERTS, QUANTISATIONS, TINY, quantise
+
+SHORT = Questions()
+LONG = Questions(prompt_rows=576, context=640, threads=2)
+"""Past the 512 KV cells from which a one-row decode may split attention between threads."""
+
+Models = Callable[[str, str], Path]
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Models:
+    """Give a function that writes a case's model in a quantisation, once."""
+    folder = tmp_path_factory.mktemp("architectures")
+
+    def model(name: str, quantisation: str) -> Path:
+        full, path = folder / f"{name}-F32.gguf", folder / f"{name}-{quantisation}.gguf"
+        if not full.exists():
+            write_model(CASES[name].recipe, full)
+        if not path.exists():
+            quantise(full, path, quantisation)
+        return path
+
+    return model
+
+
+def with_rules(monkeypatch: pytest.MonkeyPatch, name: str, rules: Rules) -> None:
+    """Let a case's architecture have other rules."""
+    changed = {**RULES, CASES[name].recipe.architecture: rules}
+    monkeypatch.setattr(architectures, "RULES", changed)
+
+
+def difference(model: Path, name: str, how: Questions, folder: Path) -> float:
+    """Cut a case's model as it is to be cut, and compare all logits."""
+    how = replace(how, repack="_K" not in model.name)
+    answers = ask_whole(model, how)
+    logits = np.concatenate([logits for _, logits in answers])
+    assert np.isfinite(logits).all()
+    assert logits.std() > 0.1
+    plans = plan_chain(read_header(model), CASES[name].bounds)
+    return chain_difference(model, plans, answers, how, folder)
+
+
+USUAL = ("F16", "Q8_0", "Q4_0", "Q4_K_M", "MXFP4")
+
+
+def quantised(*quantisations: str) -> list[tuple[str, str]]:
+    """Return each case with each quantisation that it can have."""
+    return [
+        (name, quantisation)
+        for name, case in CASES.items()
+        for quantisation in quantisations
+        if quantisation not in OF_EXPERTS or "expert_count" in case.recipe.metadata
+    ]
+
+
+def test_the_table_names_what_is_proven() -> None:
+    """Here or by the models that are written by hand; gemma2 is one that is refused."""
+    by_hand = {tiny.architecture for tiny in TINY.values()} - {"gemma2"}
+    assert set(RULES) == by_hand | {case.recipe.architecture for case in CASES.values()}
+    assert not set(RULES) & set(architectures.REFUSED)
+
+
+@pytest.mark.parametrize(("name", "quantisation"), quantised(*USUAL))
+def test_slices_give_the_whole_models_logits(
+    models: Models, name: str, quantisation: str, tmp_path: Path
+) -> None:
+    """In every quantisation, for a prompt of a hundred tokens."""
+    assert difference(models(name, quantisation), name, SHORT, tmp_path) == 0.0
+
+
+@pytest.mark.parametrize("name", CASES)
+def test_slices_give_the_whole_models_logits_far_on(
+    models: Models, name: str, tmp_path: Path
+) -> None:
+    """Past 512 positions, with two threads."""
+    assert difference(models(name, "Q8_0"), name, LONG, tmp_path) == 0.0
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize(("name", "quantisation"), quantised(*QUANTISATIONS, *OF_EXPERTS))
+def test_all_of_it(
+    models: Models, name: str, quantisation: str, threads: int, tmp_path: Path
+) -> None:
+    """Past 512 positions in every quantisation."""
+    how = replace(LONG, threads=threads)
+    assert difference(models(name, quantisation), name, how, tmp_path) == 0.0
+
+
+@pytest.mark.parametrize("name", ["gemma4", "gpt-oss", "laguna", "mimo2", "olmo2"])
+def test_every_layer_alone(models: Models, name: str, tmp_path: Path) -> None:
+    """Slices of one layer, windowed or not."""
+    model = models(name, "F16")
+    answers = ask_whole(model, SHORT)
+    plans = plan_chain(read_header(model), range(1, CASES[name].recipe.layers))
+    assert chain_difference(model, plans, answers, SHORT, tmp_path) == 0.0
+
+
+WITHOUT = {
+    "gpt-oss": {"windows": None},
+    "granite": {"scales_embeddings": False},
+    "granitemoe": {"scales_embeddings": False},
+    "laguna": {"windows": Windows(period=4, optional=True)},
+    "mimo2": {"windows": None},
+    "minicpm": {"derived": None},
+    "minicpm-scaled": {"scales_embeddings": False},
+    "olmo2": {"windows": None},
+}
+
+
+@pytest.mark.parametrize("name", WITHOUT)
+def test_slices_without_a_rule_are_silently_wrong(
+    models: Models, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where llama.cpp derives something from layers' numbers, other logits come out."""
+    model = models(name, "F16")
+    rules = RULES[CASES[name].recipe.architecture]
+    with_rules(monkeypatch, name, replace(rules, **WITHOUT[name]))  # type: ignore[arg-type]
+    assert difference(model, name, SHORT, tmp_path) > 0.01
+
+
+REFUSED_WITHOUT = {
+    "bailingmoe2": {"head_everywhere": False},
+    "deepseek2-lite": {"derived": None},
+    "dots1": {"head_everywhere": False},
+    "gemma4": {"rope_of_full_layers": False},
+    "gpt-oss": {"head_everywhere": False},
+    "mimo2": {"head_everywhere": False},
+    "minimax-m2": {"head_everywhere": False},
+    "olmo2": {"head_everywhere": False},
+    "phimoe": {"head_everywhere": False},
+    "qwen2moe": {"head_everywhere": False},
+}
+
+
+@pytest.mark.parametrize("name", REFUSED_WITHOUT)
+def test_slices_without_a_rule_are_not_loaded(
+    models: Models, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where llama.cpp wants other tensors, it refuses a slice."""
+    model = models(name, "F16")
+    rules = RULES[CASES[name].recipe.architecture]
+    with_rules(monkeypatch, name, replace(rules, **REFUSED_WITHOUT[name]))  # type: ignore[arg-type]
+    with pytest.raises(BadModelFile):
+        difference(model, name, SHORT, tmp_path)
+
+
+@pytest.mark.parametrize("name", ["bailingmoe2", "deepseek2", "dots1", "ernie4_5-moe", "laguna"])
+def test_slices_that_count_no_dense_layers_of_their_own_are_not_loaded(
+    models: Models, name: str, tmp_path: Path
+) -> None:
+    """With the whole model's count, llama.cpp misses tensors in layers that have experts."""
+    model = models(name, "F16")
+    header = read_header(model)
+    key = f"{CASES[name].recipe.architecture}.leading_dense_block_count"
+    plans = [
+        SlicePlan({**plan.metadata, key: header.metadata[key]}, plan.tensors)
+        for plan in plan_chain(header, CASES[name].bounds)
+    ]
+    with pytest.raises(BadModelFile):
+        chain_difference(model, plans, ask_whole(model, SHORT), SHORT, tmp_path)
+
+
+def load(path: Path) -> "subprocess.CompletedProcess[bytes]":
+    """Load a slice in a process of its own."""
+    code = (
+        "import sys, pathlib; from p2pinfer.engine.llama.binding import Settings, Slice;"
+        "Slice(pathlib.Path(sys.argv[1]), logits=False, settings=Settings(), sessions=1,"
+        " context=64)"
+    )
+    environment = {**os.environ, "GGML_NO_BACKTRACE": "1"}
+    return subprocess.run(
+        [sys.executable, "-c", code, str(path)], env=environment, capture_output=True, check=False
+    )
+
+
+def test_an_end_of_one_block_of_gemma4_ends_llama_cpp(
+    models: Models, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The block that never runs is what keeps a short slice alive."""
+    model = models("gemma4", "F16")
+    header = read_header(model)
+    path = tmp_path / "first.gguf"
+    write_slice(plan_first_end(header, 1), extents(header, model), path)
+    assert load(path).returncode == 0
+    with_rules(monkeypatch, "gemma4", replace(RULES["gemma4"], blocks_min=1))
+    write_slice(plan_first_end(header, 1), extents(header, model), path)
+    ended = load(path)
+    assert ended.returncode < 0
+    assert b"n_layer_kv_from_start >= 2" in ended.stderr
+
+
+def test_a_smollm3_cut_anywhere_is_wrong(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is refused; were it cut, its logits would differ by little: only 0 will do."""
+    monkeypatch.setattr(architectures, "RULES", {**RULES, "smollm3": Rules(models="SmolLM3")})
+    model = tmp_path / "smollm3.gguf"
+    write_model(Recipe("smollm3", layers=6), model)
+    plans = plan_chain(read_header(model), (1, 3))
+    assert chain_difference(model, plans, ask_whole(model, SHORT), SHORT, tmp_path) > 0
