@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -121,12 +122,11 @@ def test_every_layer_alone(models: Models, name: str, tmp_path: Path) -> None:
     assert chain_difference(model, plans, answers, SHORT, tmp_path) == 0.0
 
 
-WITHOUT = {
+WITHOUT: dict[str, dict[str, Any]] = {
     "gpt-oss": {"windows": None},
     "granite": {"scales_embeddings": False},
     "granitemoe": {"scales_embeddings": False},
     "laguna": {"windows": Windows(period=4, optional=True)},
-    "mimo2": {"windows": None},
     "minicpm": {"derived": None},
     "minicpm-scaled": {"scales_embeddings": False},
     "olmo2": {"windows": None},
@@ -140,11 +140,11 @@ def test_slices_without_a_rule_are_silently_wrong(
     """Where llama.cpp derives something from layers' numbers, other logits come out."""
     model = models(name, "F16")
     rules = RULES[CASES[name].recipe.architecture]
-    with_rules(monkeypatch, name, replace(rules, **WITHOUT[name]))  # type: ignore[arg-type]
+    with_rules(monkeypatch, name, replace(rules, **WITHOUT[name]))
     assert difference(model, name, SHORT, tmp_path) > 0.01
 
 
-REFUSED_WITHOUT = {
+REFUSED_WITHOUT: dict[str, dict[str, Any]] = {
     "bailingmoe2": {"head_everywhere": False},
     "deepseek2-lite": {"derived": None},
     "dots1": {"head_everywhere": False},
@@ -165,7 +165,7 @@ def test_slices_without_a_rule_are_not_loaded(
     """Where llama.cpp wants other tensors, it refuses a slice."""
     model = models(name, "F16")
     rules = RULES[CASES[name].recipe.architecture]
-    with_rules(monkeypatch, name, replace(rules, **REFUSED_WITHOUT[name]))  # type: ignore[arg-type]
+    with_rules(monkeypatch, name, replace(rules, **REFUSED_WITHOUT[name]))
     with pytest.raises(BadModelFile):
         difference(model, name, SHORT, tmp_path)
 
@@ -199,20 +199,32 @@ def load(path: Path) -> "subprocess.CompletedProcess[bytes]":
     )
 
 
-def test_an_end_of_one_block_of_gemma4_ends_llama_cpp(
-    models: Models, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+@pytest.mark.parametrize(
+    ("name", "naive", "assertion"),
+    [
+        ("gemma4", {"blocks_min": 1}, b"n_layer_kv_from_start >= 2"),
+        ("mimo2", {"windows": None}, b"is_swa_any"),
+    ],
+)
+def test_slices_without_a_block_that_never_runs_end_llama_cpp(
+    models: Models,
+    name: str,
+    naive: dict[str, Any],
+    assertion: bytes,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """The block that never runs is what keeps a short slice alive."""
-    model = models("gemma4", "F16")
+    """Where it insists on a windowed layer, or on two."""
+    model = models(name, "F16")
     header = read_header(model)
     path = tmp_path / "first.gguf"
     write_slice(plan_first_end(header, 1), extents(header, model), path)
     assert load(path).returncode == 0
-    with_rules(monkeypatch, "gemma4", replace(RULES["gemma4"], blocks_min=1))
+    with_rules(monkeypatch, name, replace(RULES[name], **naive))
     write_slice(plan_first_end(header, 1), extents(header, model), path)
     ended = load(path)
     assert ended.returncode < 0
-    assert b"n_layer_kv_from_start >= 2" in ended.stderr
+    assert assertion in ended.stderr
 
 
 def test_a_smollm3_cut_anywhere_is_wrong(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
