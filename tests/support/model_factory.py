@@ -70,12 +70,12 @@ class Recipe:
     scales: tuple[str, ...] = ()
     """Scales that files of the architecture have; llama.cpp would take one for every matrix, as
     files in NVFP4 have them."""
-    prediction_blocks: int = 0
+    drafting_blocks: int = 0
     """Blocks like layers behind the last one, which llama.cpp does not run."""
 
     def values(self) -> dict[str, Plain]:
-        """Return the metadata by its full names, but for that of prediction blocks."""
-        said = {**BASE, "block_count": self.layers + self.prediction_blocks, **self.metadata}
+        """Return the metadata by its full names, but for that of drafting blocks."""
+        said = {**BASE, "block_count": self.layers + self.drafting_blocks, **self.metadata}
         prefix = self.architecture
         return {f"{prefix}.{key}": said[key] for key in said if key not in self.without}
 
@@ -83,13 +83,13 @@ class Recipe:
 def write_model(recipe: Recipe, path: Path) -> None:
     """Write a model in float32; equal recipes give equal files."""
     bare = path.with_suffix(".metadata.gguf")
-    _write(recipe, {}, bare)  # without prediction blocks, of which llama.cpp makes none this way
+    _write(recipe, {}, bare)  # without drafting blocks, of which llama.cpp makes none this way
     shapes = {
         name: shape
         for name, shape in _wanted_tensors(bare).items()
         if not name.endswith("scale") or name.endswith(recipe.scales)
     }
-    for block in range(recipe.layers, recipe.layers + recipe.prediction_blocks):
+    for block in range(recipe.layers, recipe.layers + recipe.drafting_blocks):
         shapes[f"blk.{block}.nextn.eh_proj.weight"] = (2 * WIDTH, WIDTH)
         shapes[f"blk.{block}.nextn.enorm.weight"] = (WIDTH,)
         shapes[f"blk.{block}.nextn.hnorm.weight"] = (WIDTH,)
@@ -102,8 +102,8 @@ def _write(recipe: Recipe, shapes: Mapping[str, tuple[int, ...]], path: Path) ->
     out.add_name("Tiny random weights")  # llama.cpp reads meaning into some names
     for key, value in recipe.values().items():
         out.add_key_value(key, value, *_types(value))
-    if shapes and recipe.prediction_blocks:
-        out.add_nextn_predict_layers(recipe.prediction_blocks)
+    if shapes and recipe.drafting_blocks:
+        out.add_nextn_predict_layers(recipe.drafting_blocks)
     _add_tokenizer(out)
     random = np.random.default_rng(list(recipe.architecture.encode()))
     for name, shape in shapes.items():

@@ -83,9 +83,9 @@ def _case(
     bounds: Sequence[int] = (1, 3, 4),
     without: Sequence[str] = (),
     scales: tuple[str, ...] = (),
-    ahead: int = 0,
+    drafting: int = 0,
 ) -> Case:
-    return Case(Recipe(architecture, layers, metadata, without, scales, ahead), bounds)
+    return Case(Recipe(architecture, layers, metadata, without, scales, drafting), bounds)
 
 
 CASES = {
@@ -104,7 +104,9 @@ CASES = {
         (1, 2, 25),
         without=("attention.q_lora_rank",),
     ),
-    "deepseek2-ahead": _case("deepseek2", {**_LATENT, "leading_dense_block_count": 2}, ahead=1),
+    "deepseek2-drafting": _case(
+        "deepseek2", {**_LATENT, "leading_dense_block_count": 2}, drafting=1
+    ),
     "dots1": _case(
         "dots1",
         {
@@ -158,7 +160,7 @@ CASES = {
         8,
         (1, 3, 4, 5),
     ),
-    "mimo2-ahead": _case(
+    "mimo2-drafting": _case(
         "mimo2",
         {
             **EXPERTS,
@@ -170,7 +172,7 @@ CASES = {
         },
         8,
         (1, 4, 5),
-        ahead=2,
+        drafting=2,
     ),
     "minicpm": _case("minicpm", {}),
     "minicpm-scaled": _case(

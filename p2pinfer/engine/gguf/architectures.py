@@ -18,7 +18,7 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 
 from p2pinfer.core.errors import BadModelFile, UnsupportedModel, UserError
-from p2pinfer.engine.gguf.model_header import ModelInfo, prediction_blocks, split_layer
+from p2pinfer.engine.gguf.model_header import ModelInfo, drafting_blocks, split_layer
 from p2pinfer.engine.gguf.reader import GgufHeader
 from p2pinfer.engine.gguf.values import Array, Value, ValueType
 
@@ -36,8 +36,8 @@ class Windows:
     """That layer is the first of each period, and not the last."""
     optional: bool = False
     """A file without a window has no such layers. Else llama.cpp aborts where no layer is windowed:
-    a slice of full layers alone then gets a prediction block behind its last layer, which is
-    windowed, has no tensors and never runs."""
+    a slice of full layers alone then gets a block behind its last layer, of those that draft
+    tokens, which is windowed, has no tensors and never runs."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -57,7 +57,7 @@ class Rules:
     """Only layers that see everything use the tensor of rope frequencies, and llama.cpp refuses it
     in a slice that has none of them."""
     blocks_min: int = 1
-    """llama.cpp aborts where there are fewer; a prediction block makes up for one."""
+    """llama.cpp aborts where there are fewer; a block that drafts tokens makes up for one."""
     derived: Derived | None = None
     only_at: Mapping[str, tuple[int, str]] = field(default_factory=dict)
     """Metadata that must have this value, or else the reason why the model is refused."""
@@ -289,7 +289,7 @@ def _check_array(header: GgufHeader, info: ModelInfo, key: str, array: Array) ->
         raise _unsupported(info, f"it is not known how to cut its array {key}")
     if array.element not in (ValueType.UINT32, ValueType.INT32, ValueType.BOOL):
         raise BadModelFile(f"{info.name} is damaged: {key} holds no numbers that llama.cpp reads")
-    if array.count != info.layers + prediction_blocks(header):
+    if array.count != info.layers + drafting_blocks(header):
         raise BadModelFile(
             f"{info.name} is damaged: {key} has {array.count} items for {info.layers} layers"
         )

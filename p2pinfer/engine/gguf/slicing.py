@@ -29,11 +29,11 @@ from p2pinfer.engine.gguf.architectures import (
 )
 from p2pinfer.engine.gguf.ggml_types import F16, F32, Q4_0, GgmlType
 from p2pinfer.engine.gguf.model_header import (
+    DRAFTING_BLOCKS_KEY,
     EMBEDDING,
-    PREDICTION_BLOCKS_KEY,
     ModelInfo,
+    drafting_blocks,
     model_info,
-    prediction_blocks,
     split_layer,
 )
 from p2pinfer.engine.gguf.reader import GgufHeader
@@ -192,9 +192,9 @@ def _layer_metadata(
         changes[f"{prefix}.{WINDOW_PATTERN_KEY}"] = pattern
         if pattern is None:  # llama.cpp aborts on a window that no layer has
             changes[f"{prefix}.{WINDOW_KEY}"] = None
-    if spare or prediction_blocks(header):
+    if spare or drafting_blocks(header):
         count = Value.of(ValueType.UINT32, spare) if spare else None
-        changes[f"{prefix}.{PREDICTION_BLOCKS_KEY}"] = count
+        changes[f"{prefix}.{DRAFTING_BLOCKS_KEY}"] = count
     lead = header.integer(f"{prefix}.{DENSE_LEAD_KEY}")
     if rules.dense_lead and lead is not None:
         held = min(max(lead - first, 0), end - first)

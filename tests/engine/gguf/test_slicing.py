@@ -44,23 +44,25 @@ def header(
     architecture: str = "llama",
     changes: Mapping[str, Value | Array | None] = {},
     more: Sequence[str] = ("output.weight",),
+    tokens: int = TOKENS,
+    layers: int = LAYERS,
 ) -> GgufHeader:
     """Make up a model's header; ``changes`` set metadata or, with None, leave it out."""
     arch = architecture
     metadata: dict[str, Value | Array | None] = {
         "general.architecture": words(arch),
         "general.name": words("Toy"),
-        f"{arch}.block_count": u32(LAYERS),
+        f"{arch}.block_count": u32(layers),
         f"{arch}.context_length": u32(128),
         f"{arch}.embedding_length": u32(WIDTH),
         f"{arch}.attention.head_count": u32(4),
         "tokenizer.ggml.model": words("llama"),
-        "tokenizer.ggml.tokens": Array.of(ValueType.STRING, ["x"] * TOKENS),
+        "tokenizer.ggml.tokens": Array.of(ValueType.STRING, ["x"] * tokens),
         **changes,
     }
-    shapes = {"token_embd.weight": (WIDTH, TOKENS), "output_norm.weight": (WIDTH,)}
-    shapes |= {name: (WIDTH, TOKENS) if name == "output.weight" else (8,) for name in more}
-    for layer in range(LAYERS):
+    shapes = {"token_embd.weight": (WIDTH, tokens), "output_norm.weight": (WIDTH,)}
+    shapes |= {name: (WIDTH, tokens) if name == "output.weight" else (8,) for name in more}
+    for layer in range(layers):
         shapes |= {f"blk.{layer}.attn_norm.weight": (WIDTH,), f"blk.{layer}.x.weight": (WIDTH, 2)}
     tensors = {n: Tensor(n, s, Q8_0 if len(s) == 2 else F32, 0) for n, s in shapes.items()}
     kept = {key: value for key, value in metadata.items() if value is not None}
@@ -165,6 +167,60 @@ def test_slice_without_windowed_layers_names_no_window() -> None:
     assert not [key for key in metadata if "sliding_window" in key]
 
 
+def test_a_block_that_never_runs_stands_for_a_missing_window() -> None:
+    """llama.cpp aborts on a gpt-oss of which no layer is windowed."""
+    model = header("gpt-oss", {"gpt-oss.attention.sliding_window": u32(16)})
+    metadata = decoded(plan_stage(model, 5, 6))
+    assert metadata["gpt-oss.block_count"] == 2
+    assert metadata["gpt-oss.nextn_predict_layers"] == 1
+    assert metadata["gpt-oss.attention.sliding_window_pattern"] == [False, True]
+    assert "gpt-oss.nextn_predict_layers" not in decoded(plan_stage(model, 4, 6))
+
+
+def test_blocks_that_draft_tokens_are_left_out() -> None:
+    """A model with such blocks behind its layers is cut as one without."""
+    counts = some_array(LAYERS)
+    plain = header(changes={"llama.feed_forward_length": counts})
+    changes: Metadata = {
+        "llama.block_count": u32(LAYERS + 1),
+        "llama.nextn_predict_layers": u32(1),
+        "llama.feed_forward_length": some_array(LAYERS + 1),
+    }
+    drafting = header(changes=changes, more=("output.weight", f"blk.{LAYERS}.nextn.x.weight"))
+    assert model_info(drafting) == model_info(plain)
+    assert plan_stage(drafting, 3, 6) == plan_stage(plain, 3, 6)
+    assert plan_last_end(drafting, 2) == plan_last_end(plain, 2)
+
+
+def test_dense_layers_are_counted_slice_by_slice() -> None:
+    """Each slice has as many of the first, dense layers as it holds."""
+    model = header("deepseek2", {"deepseek2.leading_dense_block_count": u32(3)})
+    plans = (plan_first_end(model, 2), plan_stage(model, 2, 5), plan_stage(model, 5, 6))
+    counts = [decoded(plan)["deepseek2.leading_dense_block_count"] for plan in plans]
+    assert counts == [2, 1, 0]
+
+
+@pytest.mark.parametrize(("layers", "tokens", "gate"), [(47, 154_880, 2), (47, 40, 1), (9, 40, 1)])
+def test_gating_that_goes_by_the_number_of_layers_is_written_out(
+    layers: int, tokens: int, gate: int
+) -> None:
+    """GLM 4.7 Flash is a deepseek2 of 47 layers, and its slices would be taken for another."""
+    model = header("deepseek2", tokens=tokens, layers=layers)
+    assert decoded(plan_stage(model, 1, 3))["deepseek2.expert_gating_func"] == gate
+
+
+def test_lengths_that_stand_for_another_model_are_refused() -> None:
+    """26 layers that compress their queries are no DeepSeek V2 Lite, but llama.cpp thinks so."""
+    compressed = ("output.weight", "blk.0.attn_q_a.weight")
+    model = header("deepseek2", more=compressed, layers=40)
+    with pytest.raises(UserError, match="choose at most 25, or more than 27"):
+        plan_stage(model, 2, 28)
+    with pytest.raises(UserError, match="choose at most 25, or more than 27"):
+        plan_last_end(model, 27)
+    assert plan_stage(model, 2, 27).tensors
+    assert plan_stage(header("deepseek2", layers=40), 2, 28).tensors
+
+
 def test_long_rope_factors_are_the_short_ones() -> None:
     """Slices take the short factors whatever their context, and sessions end where those do."""
     original = {"phi3.rope.scaling.original_context_length": u32(64)}
@@ -195,6 +251,20 @@ def strings(count: int) -> Array:
     [
         (header("gemma2"), "gemma2 cannot be split: llama.cpp would scale its rows"),
         (header("smollm3"), "smollm3 cannot be split: every fourth layer"),
+        (header("qwen35moe"), "qwen35moe cannot be split: its layers keep a state"),
+        (
+            header("gemma4", {"gemma4.attention.shared_kv_layers": u32(2)}),
+            "its last layers use the KV cells",
+        ),
+        (
+            header("gemma4", {"gemma4.embedding_length_per_layer_input": u32(256)}),
+            "every layer takes the tokens themselves",
+        ),
+        (
+            header("ernie4_5-moe", {"ernie4_5-moe.interleave_moe_layer_step": u32(2)}),
+            "which of its layers have experts goes by number",
+        ),
+        (header("exaone4", layers=64), "knows its windows by its number of layers"),
         (header("mamba"), "mamba cannot be split: it is not proven"),
         (header(more=("cls.weight",)), "tensor 'cls.weight'"),
         (header(changes={"llama.attention.causal": Value.of(ValueType.BOOL, False)}), "causal"),
@@ -218,6 +288,17 @@ def test_gemma3_that_scales_by_its_layers(monkeypatch: pytest.MonkeyPatch) -> No
     assert plan_stage(header("gemma3", same), 0, 1).tensors
     with pytest.raises(UnsupportedModel, match="scales the attention of a gemma3 by its number"):
         plan_stage(header("gemma3", other), 0, 1)
+
+
+@pytest.mark.parametrize("architecture", ["gpt-oss", "gemma4", "mimo2"])
+def test_models_without_the_windows_they_must_have(architecture: str) -> None:
+    """llama.cpp would not load them."""
+    with pytest.raises(BadModelFile, match=r"lacks .*sliding_window"):
+        plan_stage(header(architecture), 0, 1)
+    if architecture != "gpt-oss":
+        window = {f"{architecture}.attention.sliding_window": u32(16)}
+        with pytest.raises(BadModelFile, match=r"lacks .*sliding_window_pattern"):
+            plan_stage(header(architecture, window), 0, 1)
 
 
 @pytest.mark.parametrize(("first", "end"), [(-1, 3), (3, 3), (4, 3), (0, 13), (12, 13)])
@@ -256,6 +337,8 @@ def test_ends_that_keep_too_little_or_too_much(keep: int) -> None:
         ({"llama.expert_count": u32(8)}, "lacks llama.expert_used_count"),
         ({"llama.expert_count": u32(8), "llama.expert_used_count": u32(9)}, "used_count is 9"),
         ({"tokenizer.ggml.tokens": some_array(3)}, "names 3 tokens and embeds 40"),
+        ({"llama.nextn_predict_layers": u32(LAYERS)}, "only blocks that draft"),
+        ({"llama.nextn_predict_layers": u32(600)}, "nextn_predict_layers is 600"),
         ({"split.count": Value.of(ValueType.UINT16, 2)}, "one part of a split model"),
     ],
 )
