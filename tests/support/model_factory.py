@@ -84,10 +84,11 @@ def write_model(recipe: Recipe, path: Path) -> None:
     """Write a model in float32; equal recipes give equal files."""
     bare = path.with_suffix(".metadata.gguf")
     _write(recipe, {}, bare)  # without drafting blocks, of which llama.cpp makes none this way
-    shapes = {
+    shapes = {  # all but a classifier's and most scales, which llama.cpp would take too
         name: shape
         for name, shape in _wanted_tensors(bare).items()
-        if not name.endswith("scale") or name.endswith(recipe.scales)
+        if not name.startswith("cls")
+        and (not name.endswith("scale") or name.endswith(recipe.scales))
     }
     for block in range(recipe.layers, recipe.layers + recipe.drafting_blocks):
         shapes[f"blk.{block}.nextn.eh_proj.weight"] = (2 * WIDTH, WIDTH)

@@ -66,6 +66,16 @@ _FULL_EVERY_FOURTH: dict[str, Plain] = {
     "rope.freq_base": 1e6,
     "rope.freq_base_swa": 1e4,
 }
+_GLM: dict[str, Plain] = {
+    **EXPERTS,
+    **_ROUTED,
+    "expert_shared_count": 1,
+    "leading_dense_block_count": 2,
+}
+_SECTIONS: dict[str, Plain] = {
+    "rope.dimension_sections": [8, 12, 12, 0],
+    "n_deepstack_layers": 3,
+}
 
 
 @dataclass(frozen=True)
@@ -127,6 +137,13 @@ CASES = {
         },
     ),
     "exaone4": _case("exaone4"),
+    "gemma": _case("gemma"),
+    "gemma2": _case(
+        "gemma2",
+        {**_WINDOW, "attn_logit_softcapping": 50.0, "final_logit_softcapping": 30.0},
+        6,
+        (1, 2, 3, 5),
+    ),
     "gemma4": _case("gemma4", _GEMMA4, 8, (1, 3, 4, 6)),
     "gemma4-experts": _case(
         "gemma4",
@@ -135,6 +152,9 @@ CASES = {
         (1, 3, 4, 6),
         scales=("ffn_gate_inp.scale", "ffn_down_exps.scale"),
     ),
+    "glm4": _case("glm4"),
+    "glm4moe": _case("glm4moe", _GLM),
+    "glm4moe-drafting": _case("glm4moe", _GLM, drafting=1),
     "gpt-oss": _case("gpt-oss", {**EXPERTS, **_WINDOW, **_STRETCHED}, 6, (1, 2, 3, 5)),
     "granite": _case("granite", _GRANITE),
     "granitemoe": _case("granitemoe", {**_GRANITE, **EXPERTS}),
@@ -189,6 +209,8 @@ CASES = {
     "qwen2moe": _case(
         "qwen2moe", {**EXPERTS, "expert_shared_feed_forward_length": FEED_FORWARD // 2}
     ),
+    "qwen3vl": _case("qwen3vl", _SECTIONS, 6, (1, 2, 4)),
+    "qwen3vlmoe": _case("qwen3vlmoe", {**EXPERTS, **_SECTIONS}, 6, (1, 2, 4)),
     "seed_oss": _case("seed_oss"),
     "starcoder2": _case("starcoder2", _EPSILON),
 }

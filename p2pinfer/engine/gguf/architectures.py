@@ -58,6 +58,11 @@ class Rules:
     in a slice that has none of them."""
     blocks_min: int = 1
     """llama.cpp aborts where there are fewer; a block that drafts tokens makes up for one."""
+    rows_into: str | None = None
+    """The graph's node that rows are written into: given as embeddings, they would be scaled, or
+    llama.cpp would want more of them, or none."""
+    left_out: tuple[str, ...] = ()
+    """Metadata that only pictures need."""
     derived: Derived | None = None
     only_at: Mapping[str, tuple[int, str]] = field(default_factory=dict)
     """Metadata that must have this value, or else the reason why the model is refused."""
@@ -102,6 +107,8 @@ def _deepseek2_kind(header: GgufHeader, info: ModelInfo) -> dict[str, Value]:
 _PER_LAYER_INPUTS = (0, "every layer takes the tokens themselves, not only rows")
 _SHARED_CELLS = (0, "its last layers use the KV cells of layers before them")
 
+_EMBEDDED, _SCALED = "embd", "inp_scaled"
+
 RULES: Mapping[str, Rules] = {
     # Nothing depends on a layer's number.
     "exaone4": Rules(models="EXAONE 4.0 1.2B"),
@@ -121,6 +128,16 @@ RULES: Mapping[str, Rules] = {
     "granite": Rules(models="Granite 3 and 4, dense", scales_embeddings=True),
     "granitemoe": Rules(models="Granite 3, MoE", scales_embeddings=True),
     "minicpm": Rules(models="MiniCPM 1 and 2", scales_embeddings=True, derived=_minicpm_scale),
+    "gemma": Rules(models="Gemma 1", rows_into=_SCALED),
+    # Positions have several directions, for pictures, or embeddings are taken for pictures.
+    "glm4": Rules(models="GLM 4", rows_into=_EMBEDDED),
+    "glm4moe": Rules(models="GLM 4.5, 4.6, 4.7", dense_lead=True, rows_into=_EMBEDDED),
+    "qwen3vl": Rules(
+        models="Qwen 3 VL, text alone", rows_into=_EMBEDDED, left_out=("n_deepstack_layers",)
+    ),
+    "qwen3vlmoe": Rules(
+        models="Qwen 3 VL MoE, text alone", rows_into=_EMBEDDED, left_out=("n_deepstack_layers",)
+    ),
     # The first layers are dense.
     "bailingmoe2": Rules(models="Ling 2", dense_lead=True, head_everywhere=True),
     "deepseek2": Rules(
@@ -138,6 +155,7 @@ RULES: Mapping[str, Rules] = {
     ),
     "mistral4": Rules(models="Mistral Small 4", dense_lead=True),
     # Some layers are windowed.
+    "gemma2": Rules(models="Gemma 2", windows=Windows(period=2), rows_into=_SCALED),
     "gemma3": Rules(models="Gemma 3", windows=Windows(period=6, optional=True)),
     "gemma4": Rules(
         models="Gemma 4 26B-A4B, 31B",
@@ -160,8 +178,6 @@ RULES: Mapping[str, Rules] = {
 }
 """The architectures that split exactly, by their names in GGUF files."""
 
-_SCALES_ROWS = "llama.cpp would scale its rows as embeddings once more in every slice"
-_WANTS_POSITIONS = "llama.cpp wants rows with positions in three directions, as pictures have them"
 _KEEPS_STATE = "its layers keep a state that cannot be taken back to an earlier position"
 _SHORT_SIGHT = "its attention picks positions with an index that several layers share"
 _COUNTS_FOURS = "every fourth layer, counted from a slice's first, goes without positions"
@@ -170,12 +186,8 @@ REFUSED: Mapping[str, str] = {
     "command-r": "llama.cpp wants other tensors of it if it has 64 layers or more",
     "deepseek32": _SHORT_SIGHT,
     "deepseek4": "its layers pass on four streams of rows, and some take the tokens themselves",
-    "gemma": _SCALES_ROWS,
-    "gemma2": _SCALES_ROWS,
     "gemma3n": "its layers take more than the rows that the layer before gives",
     "glm-dsa": _SHORT_SIGHT,
-    "glm4": _WANTS_POSITIONS,
-    "glm4moe": _WANTS_POSITIONS,
     "granitehybrid": _KEEPS_STATE,
     "kimi-k3": "its layers look back at the outputs of earlier ones",
     "kimi-linear": _KEEPS_STATE,
@@ -184,12 +196,9 @@ REFUSED: Mapping[str, str] = {
     "llama4": _COUNTS_FOURS,
     "nemotron_h": _KEEPS_STATE,
     "nemotron_h_moe": _KEEPS_STATE,
-    "qwen2vl": _WANTS_POSITIONS,
     "qwen35": _KEEPS_STATE,
     "qwen35moe": _KEEPS_STATE,
     "qwen3next": _KEEPS_STATE,
-    "qwen3vl": _WANTS_POSITIONS,
-    "qwen3vlmoe": _WANTS_POSITIONS,
     "smollm3": _COUNTS_FOURS,
     "step35": "llama.cpp wants other rope frequencies of it in slices of full layers alone",
 }
@@ -221,6 +230,7 @@ PER_LAYER_KEYS = (
 )
 """Metadata that may be an array with an item per layer."""
 
+_SECTIONS_KEY = "rope.dimension_sections"
 DENSE_LEAD_KEY = "leading_dense_block_count"
 EMBEDDING_SCALE_KEY = "embedding_scale"
 _NEUTRAL = {"attention.causal": 1, "pooling_type": 0}
@@ -228,8 +238,8 @@ _NEUTRAL = {"attention.causal": 1, "pooling_type": 0}
 
 WINDOW_KEY = "attention.sliding_window"
 WINDOW_PATTERN_KEY = "attention.sliding_window_pattern"
-_GEMMA3_ODD_LAYERS = 62
-"""llama.cpp takes a gemma3 of exactly this many layers for the 27B, and scales attention so."""
+_SCALED_BY_LAYERS = {"gemma2": 46, "gemma3": 62}
+"""llama.cpp takes models of exactly so many layers for the 27B, and scales attention so."""
 _EXAONE4_WINDOWED_LAYERS = 64
 """llama.cpp takes an exaone4 of exactly this many layers for the 32B, which alone has windows."""
 
@@ -255,8 +265,8 @@ def check_splits(header: GgufHeader, info: ModelInfo) -> Rules:
         if isinstance(array, Array) and key.startswith(f"{architecture}."):
             _check_array(header, info, key, array)
     _check_windows(header, info, rules)
-    if architecture == "gemma3" and info.layers >= _GEMMA3_ODD_LAYERS:
-        _check_gemma3_scale(header, info)
+    if info.layers >= _SCALED_BY_LAYERS.get(architecture, info.layers + 1):
+        _check_attention_scale(header, info)
     if architecture == "exaone4" and info.layers >= _EXAONE4_WINDOWED_LAYERS:
         raise _unsupported(info, "llama.cpp knows its windows by its number of layers alone")
     return rules
@@ -285,6 +295,8 @@ def _is_at(header: GgufHeader, key: str, neutral: int) -> bool:
 
 def _check_array(header: GgufHeader, info: ModelInfo, key: str, array: Array) -> None:
     suffix = key.removeprefix(f"{info.architecture}.")
+    if suffix == _SECTIONS_KEY and RULES[info.architecture].rows_into:
+        return  # llama.cpp makes the other directions' positions itself for tokens, and only then
     if suffix not in (*PER_LAYER_KEYS, WINDOW_PATTERN_KEY):
         raise _unsupported(info, f"it is not known how to cut its array {key}")
     if array.element not in (ValueType.UINT32, ValueType.INT32, ValueType.BOOL):
@@ -310,15 +322,16 @@ def _check_windows(header: GgufHeader, info: ModelInfo, rules: Rules) -> None:
         raise BadModelFile(f"{info.name} is damaged: it lacks {pattern}")
 
 
-def _check_gemma3_scale(header: GgufHeader, info: ModelInfo) -> None:
-    """Refuse a gemma3 whose attention is scaled by how many layers it has."""
-    heads = header.integer("gemma3.attention.head_count")
-    head_width = header.integer("gemma3.attention.key_length")
+def _check_attention_scale(header: GgufHeader, info: ModelInfo) -> None:
+    """Refuse a model whose attention is scaled by how many layers it has."""
+    prefix = info.architecture
+    heads = header.integer(f"{prefix}.attention.head_count")
+    head_width = header.integer(f"{prefix}.attention.key_length")
     if heads is None or info.width // heads != (head_width or info.width // heads):
         raise _unsupported(
             info,
-            f"llama.cpp scales the attention of a gemma3 by its number of layers when that is"
-            f" {_GEMMA3_ODD_LAYERS}",
+            f"llama.cpp scales the attention of a {prefix} by its number of layers when that is"
+            f" {_SCALED_BY_LAYERS[prefix]}",
         )
 
 

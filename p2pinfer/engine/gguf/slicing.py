@@ -199,6 +199,7 @@ def _layer_metadata(
     if rules.dense_lead and lead is not None:
         held = min(max(lead - first, 0), end - first)
         changes[f"{prefix}.{DENSE_LEAD_KEY}"] = Value.of(ValueType.UINT32, held)
+    changes |= dict.fromkeys(f"{prefix}.{suffix}" for suffix in rules.left_out)
     if rules.derived:
         changes |= rules.derived(header, info)
     return changes

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from p2pinfer.core.errors import BadModelFile, UnsupportedModel, UserError
+from p2pinfer.engine.gguf import architectures
 from p2pinfer.engine.gguf.ggml_types import F32, GGML_TYPES
 from p2pinfer.engine.gguf.model_header import ModelInfo, default_model_path, model_info
 from p2pinfer.engine.gguf.reader import GgufHeader, Tensor, read_header
@@ -249,7 +250,7 @@ def strings(count: int) -> Array:
 @pytest.mark.parametrize(
     ("model", "reason"),
     [
-        (header("gemma2"), "gemma2 cannot be split: llama.cpp would scale its rows"),
+        (header("gemma3n"), "gemma3n cannot be split: its layers take more"),
         (header("smollm3"), "smollm3 cannot be split: every fourth layer"),
         (header("qwen35moe"), "qwen35moe cannot be split: its layers keep a state"),
         (
@@ -282,7 +283,7 @@ def test_refused_models(model: GgufHeader, reason: str) -> None:
 
 def test_gemma3_that_scales_by_its_layers(monkeypatch: pytest.MonkeyPatch) -> None:
     """A gemma3 of as many layers as the 27B is refused unless both scales are the same."""
-    monkeypatch.setattr("p2pinfer.engine.gguf.architectures._GEMMA3_ODD_LAYERS", LAYERS)
+    monkeypatch.setitem(architectures._SCALED_BY_LAYERS, "gemma3", LAYERS)
     same = {"gemma3.attention.key_length": u32(16), "gemma3.attention.value_length": u32(16)}
     other = {**same, "gemma3.attention.key_length": u32(32)}
     assert plan_stage(header("gemma3", same), 0, 1).tensors

@@ -80,8 +80,8 @@ def quantised(*quantisations: str) -> list[tuple[str, str]]:
 
 
 def test_the_table_names_what_is_proven() -> None:
-    """Here or by the models that are written by hand; gemma2 is one that is refused."""
-    by_hand = {tiny.architecture for tiny in TINY.values()} - {"gemma2"}
+    """Here or by the models that are written by hand."""
+    by_hand = {tiny.architecture for tiny in TINY.values()}
     assert set(RULES) == by_hand | {case.recipe.architecture for case in CASES.values()}
     assert not set(RULES) & set(architectures.REFUSED)
 
@@ -113,7 +113,7 @@ def test_all_of_it(
     assert difference(models(name, quantisation), name, how, tmp_path) == 0.0
 
 
-@pytest.mark.parametrize("name", ["gemma4", "gpt-oss", "laguna", "mimo2", "olmo2"])
+@pytest.mark.parametrize("name", ["gemma2", "gemma4", "gpt-oss", "laguna", "mimo2", "olmo2"])
 def test_every_layer_alone(models: Models, name: str, tmp_path: Path) -> None:
     """Slices of one layer, windowed or not."""
     model = models(name, "F16")
@@ -144,6 +144,16 @@ def test_slices_without_a_rule_are_silently_wrong(
     assert difference(model, name, SHORT, tmp_path) > 0.01
 
 
+@pytest.mark.parametrize("name", ["gemma", "gemma2"])
+def test_rows_that_are_not_written_in_are_scaled(
+    models: Models, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """llama.cpp takes embeddings to be unscaled."""
+    naive = {**RULES, name: replace(RULES[name], rows_into=None)}
+    monkeypatch.setattr("p2pinfer.engine.llama.binding.RULES", naive)
+    assert difference(models(name, "F16"), name, SHORT, tmp_path) > 0.01
+
+
 REFUSED_WITHOUT: dict[str, dict[str, Any]] = {
     "bailingmoe2": {"head_everywhere": False},
     "deepseek2-lite": {"derived": None},
@@ -170,7 +180,9 @@ def test_slices_without_a_rule_are_not_loaded(
         difference(model, name, SHORT, tmp_path)
 
 
-@pytest.mark.parametrize("name", ["bailingmoe2", "deepseek2", "dots1", "ernie4_5-moe", "laguna"])
+@pytest.mark.parametrize(
+    "name", ["bailingmoe2", "deepseek2", "dots1", "ernie4_5-moe", "glm4moe", "laguna"]
+)
 def test_slices_that_count_no_dense_layers_of_their_own_are_not_loaded(
     models: Models, name: str, tmp_path: Path
 ) -> None:
@@ -204,6 +216,7 @@ def load(path: Path) -> "subprocess.CompletedProcess[bytes]":
     [
         ("gemma4", {"blocks_min": 1}, b"n_layer_kv_from_start >= 2"),
         ("mimo2", {"windows": None}, b"is_swa_any"),
+        ("qwen3vl", {"left_out": ()}, b"GGML_ASSERT"),
     ],
 )
 def test_slices_without_a_block_that_never_runs_end_llama_cpp(

@@ -14,8 +14,6 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from p2pinfer.core.errors import UnsupportedModel
-from p2pinfer.engine.gguf import architectures
 from p2pinfer.engine.gguf.model_header import model_info
 from p2pinfer.engine.gguf.reader import GgufHeader, read_header
 from p2pinfer.engine.gguf.slicing import (
@@ -145,7 +143,7 @@ def test_default_model(
 
 
 @pytest.mark.parametrize("quantisation", QUANTISATIONS)
-@pytest.mark.parametrize("name", [name for name in TINY if name != "gemma2"])
+@pytest.mark.parametrize("name", TINY)
 def test_tiny_models(models: Models, name: str, quantisation: str, tmp_path: Path) -> None:
     """Ends of one layer, a stage of two, one of one and one of the rest give the whole's logits."""
     model = models(name, quantisation)
@@ -157,7 +155,7 @@ def test_tiny_models(models: Models, name: str, quantisation: str, tmp_path: Pat
 
 
 @pytest.mark.parametrize("quantisation", ["F16", "Q4_0", "Q4_K_M"])
-@pytest.mark.parametrize("name", [name for name in TINY if name != "gemma2"])
+@pytest.mark.parametrize("name", TINY)
 def test_slices_that_overlap(models: Models, name: str, quantisation: str, tmp_path: Path) -> None:
     """A slice that stops where the next one begins gives the rows of one that ends there."""
     model = models(name, quantisation)
@@ -203,14 +201,3 @@ def test_contexts_may_differ(models: Models, tmp_path: Path) -> None:
     model = models("phi3", "F16")
     steps = greedy_steps(model)
     assert largest_difference(model, steps, (1, 6), tmp_path, context=1024) == 0.0
-
-
-def test_refused_architecture_is_wrong(
-    models: Models, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A gemma2 is refused; were it cut, its logits would be others."""
-    model = models("gemma2", "F16")
-    with pytest.raises(UnsupportedModel, match="gemma2 cannot be split: llama"):
-        plan_chain(read_header(model), (2, 4))
-    monkeypatch.setattr(architectures, "RULES", {"gemma2": architectures.Rules(models="Gemma 2")})
-    assert largest_difference(model, greedy_steps(model), (2, 4), tmp_path) > 0.01
