@@ -20,7 +20,13 @@ from p2pinfer.core.errors import BadModelFile
 from p2pinfer.engine.gguf import architectures
 from p2pinfer.engine.gguf.architectures import RULES, Rules, Windows
 from p2pinfer.engine.gguf.reader import read_header
-from p2pinfer.engine.gguf.slicing import SlicePlan, extents, plan_first_end, write_slice
+from p2pinfer.engine.gguf.slicing import (
+    SlicePlan,
+    extents,
+    plan_first_end,
+    plan_last_end,
+    write_slice,
+)
 from tests.support.cuts import Questions, ask_whole, chain_difference, plan_chain
 from tests.support.model_factory import Recipe, write_model
 from tests.support.recipes import CASES
@@ -198,44 +204,56 @@ def test_slices_that_count_no_dense_layers_of_their_own_are_not_loaded(
         chain_difference(model, plans, ask_whole(model, SHORT), SHORT, tmp_path)
 
 
-def load(path: Path) -> "subprocess.CompletedProcess[bytes]":
-    """Load a slice in a process of its own."""
-    code = (
-        "import sys, pathlib; from p2pinfer.engine.llama.binding import Settings, Slice;"
-        "Slice(pathlib.Path(sys.argv[1]), logits=False, settings=Settings(), sessions=1,"
-        " context=64)"
-    )
+RUN = """
+import sys
+from pathlib import Path
+
+import numpy as np
+
+from p2pinfer.engine.llama.binding import Settings, Slice, Span
+
+# A last end takes rows, and gives logits of the last of them alone.
+is_last = sys.argv[2] == "last"
+part = Slice(Path(sys.argv[1]), logits=is_last, settings=Settings(), sessions=1, context=64)
+rows = np.zeros((4, part.width), np.float32) if is_last else np.zeros(4, np.int32)
+part.decode([Span(0, 0, rows)])
+"""
+
+
+def run(path: Path, end: str) -> "subprocess.CompletedProcess[bytes]":
+    """Run the first or the last end of a model in a process of its own."""
     environment = {**os.environ, "GGML_NO_BACKTRACE": "1"}
-    return subprocess.run(
-        [sys.executable, "-c", code, str(path)], env=environment, capture_output=True, check=False
-    )
+    command = [sys.executable, "-c", RUN, str(path), end]
+    return subprocess.run(command, env=environment, capture_output=True, check=False)
 
 
 @pytest.mark.parametrize(
-    ("name", "naive", "assertion"),
+    ("name", "end", "naive", "assertion"),
     [
-        ("gemma4", {"blocks_min": 1}, b"n_layer_kv_from_start >= 2"),
-        ("mimo2", {"windows": None}, b"is_swa_any"),
-        ("qwen3vl", {"left_out": ()}, b"GGML_ASSERT"),
+        ("gemma4", "first", {"blocks_min": 1}, b"n_layer_kv_from_start >= 2"),
+        ("mimo2", "first", {"windows": None}, b"is_swa_any"),
+        ("qwen3vl", "last", {"left_out": ()}, b"ggml_can_repeat"),
     ],
 )
-def test_slices_without_a_block_that_never_runs_end_llama_cpp(
+def test_slices_without_a_rule_end_llama_cpp(
     models: Models,
     name: str,
+    end: str,
     naive: dict[str, Any],
     assertion: bytes,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Where it insists on a windowed layer, or on two."""
+    """It insists on a windowed layer, or on two, or on pictures in the first layers."""
     model = models(name, "F16")
     header = read_header(model)
-    path = tmp_path / "first.gguf"
-    write_slice(plan_first_end(header, 1), extents(header, model), path)
-    assert load(path).returncode == 0
+    path = tmp_path / "end.gguf"
+    plan_end = plan_first_end if end == "first" else plan_last_end
+    write_slice(plan_end(header, 1), extents(header, model), path)
+    assert run(path, end).returncode == 0
     with_rules(monkeypatch, name, replace(RULES[name], **naive))
-    write_slice(plan_first_end(header, 1), extents(header, model), path)
-    ended = load(path)
+    write_slice(plan_end(header, 1), extents(header, model), path)
+    ended = run(path, end)
     assert ended.returncode < 0
     assert assertion in ended.stderr
 
