@@ -272,15 +272,24 @@ def check_splits(header: GgufHeader, info: ModelInfo) -> Rules:
     return rules
 
 
+def layers_at_once_max(header: GgufHeader, info: ModelInfo) -> int:
+    """Return how many layers a peer may choose to serve; any fewer are fine too."""
+    return min(_odd_lengths(header, info), default=info.layers + 1) - 1
+
+
 def check_range(header: GgufHeader, info: ModelInfo, first: int, end: int) -> None:
     """Raise UserError if llama.cpp would take a slice of this range for another model."""
-    is_odd = end - first in _DEEPSEEK2_LITE and end - first < info.layers
-    if info.architecture == "deepseek2" and is_odd and _compresses_queries(header):
+    odd = _odd_lengths(header, info)
+    if end - first in odd and end - first < info.layers:
         raise UserError(
             f"{info.name} cannot be served by {end - first} layers at once, which llama.cpp takes"
-            f" for another model; choose at most {min(_DEEPSEEK2_LITE) - 1}, or more than"
-            f" {max(_DEEPSEEK2_LITE)}"
+            f" for another model; choose at most {min(odd) - 1}, or more than {max(odd)}"
         )
+
+
+def _odd_lengths(header: GgufHeader, info: ModelInfo) -> tuple[int, ...]:
+    is_compressed = info.architecture == "deepseek2" and _compresses_queries(header)
+    return _DEEPSEEK2_LITE if is_compressed else ()
 
 
 def _unsupported(info: ModelInfo, reason: str) -> UnsupportedModel:

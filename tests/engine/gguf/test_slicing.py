@@ -10,6 +10,7 @@ from hypothesis import strategies as st
 
 from p2pinfer.core.errors import BadModelFile, UnsupportedModel, UserError
 from p2pinfer.engine.gguf import architectures
+from p2pinfer.engine.gguf.architectures import layers_at_once_max
 from p2pinfer.engine.gguf.ggml_types import F32, GGML_TYPES
 from p2pinfer.engine.gguf.model_header import ModelInfo, default_model_path, model_info
 from p2pinfer.engine.gguf.reader import GgufHeader, Tensor, read_header
@@ -218,8 +219,12 @@ def test_lengths_that_stand_for_another_model_are_refused() -> None:
         plan_stage(model, 2, 28)
     with pytest.raises(UserError, match="choose at most 25, or more than 27"):
         plan_last_end(model, 27)
+    assert layers_at_once_max(model, model_info(model)) == 25  # what a peer chooses by itself
     assert plan_stage(model, 2, 27).tensors
-    assert plan_stage(header("deepseek2", layers=40), 2, 28).tensors
+    assert plan_stage(model, 2, 30).tensors
+    plain = header("deepseek2", layers=40)
+    assert plan_stage(plain, 2, 28).tensors
+    assert layers_at_once_max(plain, model_info(plain)) == 40
 
 
 def test_long_rope_factors_are_the_short_ones() -> None:
