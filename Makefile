@@ -15,7 +15,7 @@ FRAMES ?= 1000000
 SEED ?= 1
 FUZZ = --frames $(FRAMES) --seed $(SEED) $(TARGET:%=--target %) $(CASE:%=--case %)
 
-.PHONY: help setup ready chat check test test-long fuzz clean
+.PHONY: help setup ready chat check test test-fast test-long fuzz clean
 
 help:
 	@echo 'make setup              install everything into .venv (the first time: about 5 minutes)'
@@ -23,6 +23,7 @@ help:
 	@echo 'make chat PROMPT="..."  answer once and exit'
 	@echo 'make check              formatting, lint, types, import directions'
 	@echo 'make test               check, then every test but the long ones'
+	@echo 'make test-fast          the tests without processes: under two minutes'
 	@echo 'make test-long          measurements that take minutes each'
 	@echo 'make fuzz               a million hostile inputs (FRAMES=, SEED=, TARGET=, CASE=)'
 	@echo 'make clean              remove .venv and caches'
@@ -44,7 +45,10 @@ check: ready
 	$(BIN)/lint-imports --no-logo
 
 test: check
-	$(BIN)/pytest -m 'not long'
+	$(BIN)/pytest -m 'not long' --durations=20
+
+test-fast: ready
+	$(BIN)/pytest -m 'not slow and not long' -q
 
 test-long: ready
 	$(BIN)/pytest -m long

@@ -1,1 +1,1 @@
-"""What a peer does: serve a stage, ask for tokens, say what it serves."""
+"""What a peer does: serve a stage, ask for tokens, advertise what it serves."""

@@ -1,1 +1,1 @@
-"""Decisions as plain functions of values: which chain of peers to take."""
+"""Decisions as pure functions of values: routes, placement, admission, fetching."""

@@ -1,15 +1,16 @@
-"""What ranges of layers are worth to a swarm, given who holds what.
+"""What ranges of layers are worth to a swarm, given which peers hold what.
 
 A peer that holds n layers of t seconds a row runs 1/(t·(n+2)) rows a second through each of them;
-the two more stand for taking a row and passing it on. A layer costs the swarm the time that rows
-wait for it, 1 over the sum of its holders' rates, and something more if one peer alone holds it. A
-range is worth what it takes off these costs: most where layers are weakest. All peers add to the
-same sum, so moves for a gain of one's own end.
+the additional two stand for taking a row and passing it on. A layer costs the swarm the time that
+rows wait for it, 1 over the sum of its holders' rates, and an extra amount if only one peer holds
+it. A range is worth the reduction of these costs: most where layers are weakest. All peers add to
+the same sum, so a sequence of self-interested moves comes to an end.
 """
 
 import numpy as np
 from attrs import frozen
 
+from p2pinfer.core.layer_range import LayerRange
 from scheduler.offer_table import Flags, Floats, Whole
 
 RARE = 1e-3
@@ -17,19 +18,20 @@ RARE = 1e-3
 what it costs where work is spread evenly."""
 
 STAGE_LAYERS = 2.0
-"""What a stage does for a row besides its layers, counted in layers. Without it the best place in a
-large swarm would be the one weakest layer, and a chain as many hops as the model has layers."""
+"""A stage's work per row besides its layers, counted in layers. Without it the best place in a
+large swarm would be the one weakest layer, and a chain would have as many hops as the model has
+layers."""
 
 ALONE = 0.3
-"""What it costs, in the same measure, that one peer alone holds a layer."""
+"""Extra cost, in the same unit, of a layer that only one peer holds."""
 
 NEAR = 0.005
-"""Ranges whose worth differs by less than this share are equals: the lot decides among them."""
+"""Ranges whose worth differs by less than this share count as equal: a random draw decides."""
 
 
 @frozen
 class Cover:
-    """Who holds the layers from ``lo`` on."""
+    """How well the layers from ``lo`` on are held."""
 
     lo: int
     rate: Floats
@@ -39,45 +41,49 @@ class Cover:
 
     @property
     def hi(self) -> int:
-        """The layer behind the last."""
+        """The end of the layers (exclusive)."""
         return self.lo + len(self.rate)
 
     @property
     def holes(self) -> int:
-        """How many layers nobody holds."""
+        """How many layers have no holder."""
         return int((self.holders == 0).sum())
 
     @property
     def lone(self) -> int:
-        """How many layers would be missing if a peer, the only one to hold them, died."""
+        """How many layers have only one holder, and would be missing if it died."""
         return int((self.holders <= 1).sum())
 
-    def plus(self, first: int, end: int, speed: float) -> "Cover":
+    def plus(self, layers: LayerRange, speed: float) -> "Cover":
         """Return the cover with one peer more; ``speed`` is in layers times the even rate."""
         rate, holders = self.rate.copy(), self.holders.copy()
-        if first < end:
-            rate[first - self.lo : end - self.lo] += speed / (end - first + STAGE_LAYERS)
-            holders[first - self.lo : end - self.lo] += 1
+        if layers:
+            part = self.part(layers)
+            rate[part] += speed / (len(layers) + STAGE_LAYERS)
+            holders[part] += 1
         return Cover(self.lo, rate, holders)
+
+    def part(self, layers: LayerRange) -> slice:
+        """Return where a range is in the columns."""
+        return slice(layers.first - self.lo, layers.end - self.lo)
 
 
 @frozen
 class Place:
     """A range, and what it is worth."""
 
-    first: int
-    end: int
+    layers: LayerRange
     worth: float
 
 
 def cover_of(lo: int, hi: int, first: Whole, end: Whole, speed: Floats) -> Cover:
-    """Return who holds what: ranges in absolute numbers, all within ``lo`` to ``hi``."""
+    """Return the cover by ranges in absolute numbers, all within ``lo`` to ``hi``."""
     rate, holders = covers_of(lo, hi, first[None], end[None], speed[None])
     return Cover(lo, rate[0], holders[0])
 
 
 def covers_of(lo: int, hi: int, first: Whole, end: Whole, speed: Floats) -> tuple[Floats, Whole]:
-    """Return rates and holders of each layer in several lines of peers, a row for each."""
+    """Return rates and holder counts of each layer for several sets of peers, a row for each."""
     lines, columns = len(first), hi - lo + 1
     row = columns * np.arange(lines)[:, None] - lo
     begins, ends = (first + row).ravel(), (end + row).ravel()
@@ -89,33 +95,33 @@ def covers_of(lo: int, hi: int, first: Whole, end: Whole, speed: Floats) -> tupl
 
     there = first < end
     whole = np.rint(held(there.astype(np.float64))).astype(np.int64)
-    # What is left of sums and differences where nobody holds a layer is rounding, not a rate.
+    # What is left of sums and differences where a layer has no holder is rounding, not a rate.
     rate = held(speed / (end - first + STAGE_LAYERS) * there)
     return np.where(whole > 0, rate, 0.0), whole
 
 
-def worth_of(cover: Cover, first: int, end: int, speed: float) -> float:
+def worth_of(cover: Cover, layers: LayerRange, speed: float) -> float:
     """Return what one more peer would be worth there."""
-    if first == end:
+    if not layers:
         return 0.0
-    part = slice(first - cover.lo, end - cover.lo)
-    more = _cost(cover.rate[part] + speed / (end - first + STAGE_LAYERS), cover.holders[part] + 1)
+    part = cover.part(layers)
+    more = _cost(cover.rate[part] + speed / (len(layers) + STAGE_LAYERS), cover.holders[part] + 1)
     return float((_cost(cover.rate[part], cover.holders[part]) - more).sum())
 
 
 def best_place(
-    cover: Cover, speed: float, layers_max: int, lot: float, keep: tuple[int, int] | None = None
+    cover: Cover, speed: float, layers_max: int, lot: float, keep: LayerRange | None = None
 ) -> Place:
-    """Return the range of at most so many layers that is worth most; ``keep`` must lie within it.
+    """Return the most valuable range of at most ``layers_max`` layers; it must contain ``keep``.
 
-    Among equals, longer ones are taken, of these such as lie flush with what others hold, and then
-    the lot decides, a number from 0 to 1.
+    Among equals, longer ones win, then those flush with what others hold; ``lot``, from 0 to 1,
+    decides among the rest.
     """
     lo, rate, holders = cover.lo, cover.rate[None], cover.holders[None]
-    kept = (keep[0] - lo, keep[1] - lo) if keep else None
+    kept = LayerRange(keep.first - lo, keep.end - lo) if keep else None
     sizes = np.array([speed]), np.array([layers_max])
     first, end, worth = best_places(rate, holders, *sizes, lot, kept)
-    return Place(lo + int(first[0]), lo + int(end[0]), float(worth[0]))
+    return Place(LayerRange(lo + int(first[0]), lo + int(end[0])), float(worth[0]))
 
 
 def best_places(
@@ -124,17 +130,17 @@ def best_places(
     speed: Floats,
     layers_max: Whole,
     lot: float,
-    keep: tuple[int, int] | None = None,
+    keep: LayerRange | None = None,
 ) -> tuple[Whole, Whole, Floats]:
     """Return what ``best_place`` does for several covers at once, counted from their first layer.
 
-    Covers are rows; ``speed`` and ``layers_max`` are of the one peer that each is to have more.
+    Covers are rows; ``speed`` and ``layers_max`` belong to the one peer that each is to gain.
     """
     count, rows = rate.shape[1], np.arange(len(rate))
-    kept = keep or (count, 0)
-    lengths = np.arange(max(kept[1] - kept[0], 1), min(int(layers_max.max()), count) + 1)[:, None]
+    first_max, end_min = (keep.first, keep.end) if keep else (count, 0)
+    lengths = np.arange(max(end_min - first_max, 1), min(int(layers_max.max()), count) + 1)[:, None]
     before = _cost(rate, holders)
-    # By cover, length and first layer: what the layers from there on are worth together.
+    # By cover, length and first layer: the total worth of the layers from there on.
     more = (speed[:, None] / (lengths[:, 0] + STAGE_LAYERS))[:, :, None]
     saved = before[:, None] - _cost(rate[:, None] + more, holders[:, None] + 1)
     total = np.zeros((len(rows), len(lengths), count + 1))
@@ -142,7 +148,7 @@ def best_places(
     firsts = np.arange(count)
     ends = firsts + lengths
     worth = total[:, np.arange(len(lengths))[:, None], np.minimum(ends, count)] - total[:, :, :-1]
-    worth[:, (ends > count) | (ends < kept[1]) | (firsts > kept[0])] = -np.inf
+    worth[:, (ends > count) | (ends < end_min) | (firsts > first_max)] = -np.inf
     worth[lengths[:, 0] > np.maximum(layers_max, lengths[0])[:, None]] = -np.inf
     longest = worth.max(axis=2)
     best = longest.max(axis=1)
@@ -160,7 +166,7 @@ def best_places(
 def _are_flush(cost: Floats, end: Whole) -> Flags:
     """Return which ranges, a column for each first layer, begin or end where others do.
 
-    So no splinters are left between.
+    Preferring these leaves no splinters between.
     """
     edge = np.ones((len(cost), cost.shape[1] + 1), np.bool_)
     edge[:, 1:-1] = cost[:, 1:] != cost[:, :-1]

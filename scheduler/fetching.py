@@ -1,9 +1,9 @@
-"""Which chunk to ask of which holder next.
+"""Which chunk to request from which holder next.
 
-The rarest chunks go first, so that what only one peer holds is safe soon; among chunks as rare as
-each other every fetcher begins at another place, so that fetchers soon have something for each
-other. The fastest holder is asked first, and a slow one is not given what faster ones would bring
-sooner. No chunk is asked of two holders at once. The clock is an argument, in seconds.
+The rarest chunks go first, so that what only one peer holds is soon safe; among equally rare
+chunks every fetcher begins at another place, so that fetchers soon have something for each
+other. The fastest holder is asked first, and a slow one is not asked for what faster ones would
+bring sooner. No chunk is requested from two holders at once. The clock is an argument, in seconds.
 """
 
 from collections import Counter, deque
@@ -15,20 +15,20 @@ from p2pinfer.core.ids import PartHash, PeerId
 from p2pinfer.core.manifest import CHUNK_BYTES
 
 HOLDERS_MAX = 8
-"""Talked to at once; more would bring nothing but bookkeeping."""
+"""Holders in use at once; more would bring nothing but bookkeeping."""
 
 IN_FLIGHT_PER_HOLDER_MAX = 6
-"""Chunks asked of one holder and not yet stored: two being read there, two on the way, two being
-hashed and written here. With more of them they leave the processors' caches before their turn."""
+"""Chunks requested from one holder and not yet stored: two being read there, two in transit, two
+being hashed and written here. With more, they leave the processors' caches before their turn."""
 
 IN_FLIGHT_MAX = 24
-"""Of all holders together: 24 MiB at most wait to be stored, whatever the model's size."""
+"""Over all holders: 24 MiB at most wait to be stored, whatever the model's size."""
 
 FIRST_CHUNK_S_MAX = 30.0
-"""For a chunk from a holder whose rate is not known: 35 KB/s is the least that counts as alive."""
+"""For a chunk from a holder of unknown rate: 35 KB/s is the least that counts as alive."""
 
 CHUNK_S_MIN = 5.0
-"""No holder is slow before this: a burst of other traffic lasts as long."""
+"""No holder counts as slow before this: a burst of other traffic lasts as long."""
 
 SLOW_FACTOR = 4.0
 """A holder is slow when a chunk takes this many times what its chunks took so far."""
@@ -38,13 +38,13 @@ REST_S_MAX = 30.0
 """How long a holder that failed is left alone: doubled each time until it brings a chunk."""
 
 FAILURES_MAX = 10
-"""Counted in a row; the rest has reached its limit before."""
+"""Counted in a row; by then the pause has long reached ``REST_S_MAX``."""
 
 RATED_BYTES_MIN = CHUNK_BYTES // 2
-"""What a smaller chunk takes is its round trip, and says nothing of a holder's rate."""
+"""A smaller chunk's time is mostly its round trip, and tells nothing of a holder's rate."""
 
 RATE_WEIGHT = 0.25
-"""Of the newest chunk in a holder's smoothed rate."""
+"""Weight of the newest chunk in a holder's smoothed rate."""
 
 
 class ChunkId(NamedTuple):
@@ -56,16 +56,16 @@ class ChunkId(NamedTuple):
 
 @dataclass
 class _Holder:
-    """What is known of a peer that has, or had, something for us."""
+    """What is known of a peer that holds, or held, something we lack."""
 
     claims: set[ChunkId] = field(default_factory=set)
     queue: deque[ChunkId] = field(default_factory=deque)
-    """What it claims and we lack, best first; what was asked meanwhile is dropped on the way."""
+    """What it claims and we lack, best first; chunks requested meanwhile are dropped on the way."""
     asked: set[ChunkId] = field(default_factory=set)
     storing: int = 0
-    """Chunks that it brought and that are not yet safe."""
+    """Chunks that it delivered and that are not yet stored."""
     quiet_since: float = 0.0
-    """When its last chunk came, or it was asked after a pause."""
+    """When its last chunk came, or when it was asked after a pause."""
     s_per_byte: float | None = None
     failures: int = 0
     """In a row."""
@@ -75,11 +75,11 @@ class _Holder:
 
 
 class Fetching:
-    """What is missing, who claims it, and what was asked of whom.
+    """What is missing, which holders claim it, and what was requested from which.
 
-    ``sizes`` says how many bytes each missing chunk has; ``start``, from 0 to 1, where in them this
-    fetcher begins. A chunk is free, then asked (`ask`), then being stored (`arrived`), then gone
-    from here (`stored`); whatever goes wrong on the way makes it free again.
+    ``sizes`` gives the bytes of each missing chunk; ``start``, from 0 to 1, is where in them this
+    fetcher begins. A chunk is free, then requested (`ask`), then being stored (`arrived`), then
+    gone from here (`stored`); anything that goes wrong on the way makes it free again.
     """
 
     def __init__(self, sizes: Mapping[ChunkId, int], start: float) -> None:
@@ -90,14 +90,14 @@ class Fetching:
         self._free = set(order)
         self._holders: dict[PeerId, _Holder] = {}
         self._claimed: Counter[ChunkId] = Counter()
-        self._stale = False  # claims have changed: the queues are to be made anew
+        self._stale = False  # claims have changed: the queues must be rebuilt
         self.in_flight = 0
-        """Asked, or being stored."""
+        """Chunks requested, or being stored."""
         self.bytes_left = sum(self._sizes.values())
 
     @property
     def linked(self) -> list[PeerId]:
-        """Whom we talk to."""
+        """The holders in use."""
         return [peer for peer, holder in self._holders.items() if holder.linked]
 
     @property
@@ -107,7 +107,7 @@ class Fetching:
 
     @property
     def asked(self) -> int:
-        """How many chunks have been asked and have not come."""
+        """How many chunks have been requested and have not arrived."""
         return sum(len(holder.asked) for holder in self._holders.values())
 
     @property
@@ -125,12 +125,12 @@ class Fetching:
         return self._sizes.keys() <= self._holders[peer].claims
 
     def nobody_holds(self) -> set[PartHash]:
-        """Return the parts of which no linked holder claims a chunk that is still to be asked."""
+        """Return parts with unrequested chunks that no linked holder claims."""
         self._make_queues()
         return {chunk.part for chunk in self._free if not self._claimed[chunk]}
 
     def link(self, known: Iterable[PeerId], now: float) -> list[PeerId]:
-        """Return whom of the known holders to talk to besides the present ones."""
+        """Return which of the known holders to use in addition to the present ones."""
         chosen: list[PeerId] = []
         room = HOLDERS_MAX - len(self.linked)
         for peer in known:
@@ -142,27 +142,27 @@ class Fetching:
         return chosen
 
     def useless(self) -> list[PeerId]:
-        """Return holders that only keep others out: all places are taken, and they have nothing."""
+        """Return holders to drop: all places are taken, and these have nothing for us."""
         if len(linked := self.linked) < HOLDERS_MAX:
             return []
         return [p for p in linked if self._holders[p].claims.isdisjoint(self._sizes)]
 
     def claim(self, peer: PeerId, chunks: Iterable[ChunkId]) -> None:
-        """Note what a holder says it holds; it replaces what it said before."""
+        """Record what a holder says it holds; this replaces its earlier claim."""
         claims = {chunk for chunk in chunks if chunk in self._sizes}
         if claims != self._holders[peer].claims:
             self._holders[peer].claims = claims
             self._stale = True
 
     def ask(self, now: float) -> list[tuple[PeerId, ChunkId]]:
-        """Return what to ask of whom now."""
+        """Return which chunk to request from which holder now."""
         self._make_queues()
         ready = [(peer, holder) for peer, holder in self._holders.items() if holder.linked]
-        ready.sort(key=lambda each: each[1].s_per_byte or 0.0)  # an unknown rate is to be found out
+        ready.sort(key=lambda each: each[1].s_per_byte or 0.0)  # unknown rates first, to learn them
         asked: list[tuple[PeerId, ChunkId]] = []
         while ready:
             able = []
-            for peer, holder in ready:  # one each in turn, so that all of them have work
+            for peer, holder in ready:  # one chunk each in turn, so that all of them have work
                 chunk = self._next(holder)
                 if chunk is None:
                     continue
@@ -177,7 +177,7 @@ class Fetching:
         return asked
 
     def arrived(self, peer: PeerId, chunk: ChunkId, now: float) -> None:
-        """Note that what was asked of a holder has come."""
+        """Record that a requested chunk arrived."""
         holder = self._holders[peer]
         holder.asked.remove(chunk)
         holder.storing += 1
@@ -188,20 +188,20 @@ class Fetching:
         holder.quiet_since = now
 
     def stored(self, peer: PeerId, chunk: ChunkId) -> None:
-        """Note that what arrived was right and is safe."""
+        """Record that a chunk was correct and is stored."""
         self._holders[peer].storing -= 1
         self._holders[peer].failures = 0
         self.in_flight -= 1
         self.bytes_left -= self._sizes.pop(chunk)
 
     def spoilt(self, peer: PeerId, chunk: ChunkId) -> None:
-        """Note that what arrived was not what was asked for."""
+        """Record that a chunk was not the requested one."""
         self._holders[peer].storing -= 1
         self._release(chunk)
         self.ban(peer)
 
     def denied(self, peer: PeerId, chunk: ChunkId) -> None:
-        """Note that a holder does not hold what it claimed."""
+        """Record that a holder lacks a chunk it claimed."""
         holder = self._holders[peer]
         holder.asked.remove(chunk)
         holder.claims.discard(chunk)
@@ -209,7 +209,7 @@ class Fetching:
         self._release(chunk)
 
     def lost(self, peer: PeerId, now: float) -> None:
-        """Note that a holder is gone, slow, busy or useless: it is left alone for a while."""
+        """Record that a holder is gone, slow, busy or useless: it is left alone for a while."""
         holder = self._holders[peer]
         holder.rests_until = now + min(REST_S_MAX, REST_S_MIN * 2**holder.failures)
         holder.failures = min(holder.failures + 1, FAILURES_MAX)
@@ -222,15 +222,15 @@ class Fetching:
             self._release(chunk)
 
     def ban(self, peer: PeerId) -> None:
-        """Note that a holder lied: it is not asked again."""
+        """Record that a holder lied: it is not asked again."""
         self._holders[peer].banned = True
 
     def slow(self, now: float) -> list[PeerId]:
-        """Return the holders of whom a chunk is overdue."""
+        """Return the holders with an overdue chunk."""
         return [p for p, holder in self._holders.items() if holder.asked and now > _due(holder)]
 
     def _release(self, chunk: ChunkId) -> None:
-        """Put back a chunk, before all others, where it is claimed."""
+        """Free a chunk and put it first in the queues of all that claim it."""
         self.in_flight -= 1
         self._free.add(chunk)
         for holder in self._holders.values():
@@ -238,7 +238,7 @@ class Fetching:
                 holder.queue.appendleft(chunk)
 
     def _next(self, holder: _Holder) -> ChunkId | None:
-        """Return the head of a holder's queue, if it may be asked for it now."""
+        """Return the head of a holder's queue, if it may be requested now."""
         while holder.queue and holder.queue[0] not in self._free:
             holder.queue.popleft()
         if (
@@ -276,7 +276,7 @@ class Fetching:
 
 
 def _due(holder: _Holder) -> float:
-    """When the next chunk of a holder must have come."""
+    """Return when the next chunk of a holder is overdue."""
     if holder.s_per_byte is None:
         return holder.quiet_since + FIRST_CHUNK_S_MAX
     usual_s = holder.s_per_byte * CHUNK_BYTES

@@ -1,7 +1,7 @@
-"""What a swarm says of itself as columns of numbers, so that many peers are judged at once.
+"""The advertisements of a swarm as columns of numbers, so that many peers are judged at once.
 
-A view holds one row per peer, of one model. It is kept up to date advertisement by advertisement:
-a decision over 100,000 of them then reads columns and touches no object.
+A table holds one row per peer, of one model. It is updated advertisement by advertisement:
+a decision over 100,000 peers then reads columns and touches no object.
 """
 
 import hashlib
@@ -21,24 +21,24 @@ from p2pinfer.core.ids import PeerId
 NUMBER_OF_STATE = {State.JOINING: 0, State.SERVING: 1, State.DRAINING: 2, State.LEFT: 3}
 
 ROW_US_DEFAULT = 1000.0
-"""Taken for a layer where nobody says what it takes: that of a laptop and a model of 2B weights."""
+"""Assumed for a layer where no time is known: that of a laptop and a model of 2B weights."""
 
 FASTER_MAX = 10.0
-"""Nobody is believed to be faster than the median by more, unless it was seen."""
+"""No peer is believed to be faster than the median by more than this, unless it was observed."""
 
 STANDING_NEW = 0.5
-"""Of a peer that nobody has seen at work; see ``scheduler.standing``."""
+"""Of a peer not yet seen at work; see ``scheduler.standing``."""
 
 LIE_FACTOR = 2.0
-"""Work that takes more than this times the claim contradicts it; less, and others were served."""
+"""Work that takes more than this times the claim contradicts it; less may be other load."""
 
 US_PER_S = 1e6
 
 CHUNK_ROWS = 32
-"""Rows in the decode that ``chunk_us`` tells of."""
+"""Rows in the decode that ``chunk_us`` measures."""
 
 ROWS_MIN = 16
-"""Rows that a new view has room for."""
+"""Rows that a new table has room for."""
 
 Floats = npt.NDArray[np.float64]
 Whole = npt.NDArray[np.int64]
@@ -47,7 +47,7 @@ Flags = npt.NDArray[np.bool_]
 
 @frozen
 class Experience:
-    """What this node has seen itself, and puts above what others say; peers it lacks are new."""
+    """This node's own observations, which outrank claims; peers not listed are new."""
 
     round_trip_s: Mapping[PeerId, float] = MappingProxyType({})
     """Measured from here, in seconds."""
@@ -58,7 +58,7 @@ class Experience:
     joining_s: Mapping[PeerId, float] = MappingProxyType({})
     """For how long peers have been joining."""
     sessions: Mapping[PeerId, int] = MappingProxyType({})
-    """Of this node, that are open there: of these others hear later."""
+    """Sessions of this node open there, which other peers learn of later."""
     is_sample: bool = False
     """There are more peers than this node has room to know."""
 
@@ -79,11 +79,11 @@ _COLUMNS = (
 )  # fmt: skip
 
 _ROW = struct.Struct(f"={len(_COLUMNS) + 2 * LINKS_MAX}q")
-"""Of the table: the columns, and then keys and round trips of the links."""
+"""One row of the table: the columns, then keys and round trips of the links."""
 
 
 class OfferTable:
-    """Advertisements of one model, a row each, in no particular order."""
+    """Advertisements of one model, one row each, in no particular order."""
 
     def __init__(self) -> None:
         self._advertisements: list[Advertisement] = []
@@ -93,7 +93,7 @@ class OfferTable:
 
     @classmethod
     def of(cls, advertisements: "Iterable[Advertisement] | OfferTable") -> "Self | OfferTable":
-        """Return a view of these; a view is its own."""
+        """Return a table of these; a table is returned as it is."""
         if isinstance(advertisements, OfferTable):
             return advertisements
         view = cls()
@@ -109,7 +109,7 @@ class OfferTable:
         return len(self._advertisements)
 
     def put(self, advertisement: Advertisement) -> None:
-        """Take in an advertisement, in place of the peer's last one."""
+        """Add an advertisement, replacing the peer's last one."""
         row = self._row.get(advertisement.peer)
         if row is None:
             row = self._row[advertisement.peer] = len(self._advertisements)
@@ -133,11 +133,11 @@ class OfferTable:
             self._row[last.peer] = row
 
     def advertisement(self, row: int) -> Advertisement:
-        """Return what a row was made of."""
+        """Return the advertisement behind a row."""
         return self._advertisements[row]
 
     def row_of(self, peer: PeerId) -> int | None:
-        """Return where a peer is, if it is known."""
+        """Return a peer's row, if it is known."""
         return self._row.get(peer)
 
     def column(self, name: str) -> Whole:
@@ -156,7 +156,7 @@ class OfferTable:
         return table[:, at : at + LINKS_MAX], table[:, at + LINKS_MAX :]
 
     def fill(self, known: Mapping[PeerId, float], default: Any) -> Floats:
-        """Return a column of what is known of peers by their ids."""
+        """Return a column of values known by peer id."""
         values = np.full(len(self), default, np.float64)
         for peer, value in known.items():
             row = self._row.get(peer)
@@ -166,7 +166,7 @@ class OfferTable:
 
 
 def _row_of(a: Advertisement) -> bytes:
-    """Return an advertisement as a row of a view's table."""
+    """Return an advertisement as a row of the table."""
     keys = [peer_key(link.peer) for link in a.links]
     keys += [0] * (LINKS_MAX - len(keys))
     times = [link.round_trip_us for link in a.links]
@@ -178,14 +178,15 @@ def _row_of(a: Advertisement) -> bytes:
 
 
 _row_again = lru_cache(ADVERTISEMENTS_MAX)(_row_of)
-"""A peer decides again and again, from advertisements of which most are what they were."""
+"""A peer decides again and again, from mostly unchanged advertisements."""
 
 
 def believed_row_us(view: OfferTable, seen: Experience = NOTHING_SEEN) -> Floats:
-    """Return what one row takes each peer per layer, in microseconds.
+    """Return each peer's microseconds per row and layer.
 
-    A claim stands until what was seen contradicts it; far below the median, it is cut to what is
-    plausible. Nothing claimed and nothing seen is as slow as the median, or slower.
+    A claim stands until observation contradicts it; far below the median, it is cut to what is
+    plausible. With neither claim nor observation, a peer is taken to be as slow as the median, or
+    slower.
     """
     claimed = view.column("row_us").astype(np.float64)
     said = claimed > 0
@@ -198,6 +199,6 @@ def believed_row_us(view: OfferTable, seen: Experience = NOTHING_SEEN) -> Floats
 
 
 def batched_row_us(view: OfferTable, row_us: Floats) -> Floats:
-    """Return what a row takes within a batch, likewise: where not said, as much as alone."""
+    """Return each peer's microseconds per row and layer in a batch; as alone if not stated."""
     chunk = view.column("chunk_us") / CHUNK_ROWS
     return np.where(chunk > 0, np.clip(chunk, row_us / CHUNK_ROWS, row_us), row_us)

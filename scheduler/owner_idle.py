@@ -1,22 +1,22 @@
-"""Whether a peer rests, so that the owner of its machine never minds it."""
+"""Whether a peer rests, so that the owner of its machine never notices it."""
 
 from attrs import frozen
 
 BUSY_SHARE = 0.25
-"""Of all cores: one busy core of four is somebody who waits for it."""
+"""Of all cores: one busy core of four is a person who waits for it."""
 
 CALM_SHARE = 0.15
-"""A peer that rests begins again below this, so that it does not flicker around one bound."""
+"""A resting peer resumes below this, so that it does not flicker around one threshold."""
 
 BUSY_S = 10.0
-"""Others may be busy for so long before a peer rests: opening a program is no reason to leave."""
+"""Other work may last this long before a peer rests: opening a program is no reason to leave."""
 
 CALM_S = 60.0
-"""How long all must be calm before it begins again: every change costs others their sessions."""
+"""How long the machine must be calm before it resumes: every change costs others their sessions."""
 
 
 @frozen
-class Use:
+class MachineUse:
     """What goes on on a machine besides p2pinfer."""
 
     on_battery: bool
@@ -26,15 +26,15 @@ class Use:
 
 @frozen
 class Rest:
-    """Whether a peer rests, and what it has seen to the contrary."""
+    """Whether a peer rests, and for how long there has been reason to change that."""
 
     why: str = ""
-    """Empty where it works."""
+    """Why it rests; empty while it works."""
     contrary_since_s: float | None = None
-    """Since when it looks as if it should do the other thing."""
+    """Since when conditions have called for the opposite state."""
 
 
-def judge(rest: Rest, use: Use, now_s: float) -> Rest:
+def judge(rest: Rest, use: MachineUse, now_s: float) -> Rest:
     """Return whether to rest from now on; asked every few seconds."""
     bound = CALM_SHARE if rest.why else BUSY_SHARE
     why = ""

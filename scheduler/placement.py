@@ -1,22 +1,22 @@
-"""Which contiguous range of layers a peer should serve, as it decides by itself from its own view.
+"""Which contiguous range of layers a peer should serve, decided by itself from its own view.
 
-It looks for the range where it is worth most (``scheduler.worth``); in a small swarm it also minds
-the plan that is best for all (``scheduler.plan``). What keeps a swarm whole when peers decide at
-once, each from a view that is a little old:
+It looks for the range where it is worth most (``scheduler.coverage_value``); in a small swarm it
+also minds the plan that is best for all (``scheduler.plan``). What keeps a swarm whole when peers
+decide at once, each from a view that is a little old:
 
-- A peer leaves a layer only to a holder that outranks it in this turn. Ranks are drawn by lot from
-  the peers' ids and the turn's number, so at least one holder of each layer stays for the turn. In
-  the first half of a turn nobody leaves: by then all have heard of the moves of the turn before.
-- It moves only where it is worth clearly more: in a small swarm while nobody else does, in a large
-  one by a chance that is the smaller, the fewer need to move for the layers to be level.
+- A peer leaves a layer only to a holder that outranks it in this turn. Ranks are pseudo-random,
+  from the peers' ids and the turn's number, so at least one holder of each layer stays for the
+  turn. In the first half of a turn none leaves: by then all know of the moves of the turn before.
+- It moves only where it is worth clearly more: in a small swarm while no other peer moves, in a
+  large one with a probability that is smaller, the fewer must move for the layers to be level.
 - Where layers are missing, one peer fills them that is not needed where it is: all agree on which.
-  If there is none, nothing works anyway: all line up anew in the order in which they are, each
+  If there is none, nothing works anyway: all line up again in their present order, each
   moving as little as it can. From one view all compute the same line.
 - Joining peers choose in the order of their keys, each knowing what those before it will choose.
 
-A stage can be entered only at its first layer, but left behind any. So whatever covers all layers
-holds a chain of peers, if no range begins before those that the swarm is to cover. A requester that
-keeps more layers to itself begins at one of ``routing.begins``.
+A stage can be entered only at its first layer, but left after any. So whatever covers all layers
+contains a chain of peers, if no range begins before those that the swarm is to cover. A requester
+that keeps more layers to itself begins at one of ``routing.begins``.
 """
 
 from collections.abc import Iterable
@@ -25,6 +25,7 @@ import numpy as np
 from attrs import frozen
 
 from p2pinfer.core.advertisement import Advertisement, State
+from p2pinfer.core.layer_range import LayerRange
 from scheduler.coverage_value import best_place, cover_of, worth_of
 from scheduler.offer_table import NOTHING_SEEN, Experience, OfferTable, Whole
 from scheduler.plan import PEERS_MAX, make_plan
@@ -32,40 +33,39 @@ from scheduler.route_cost import lots
 from scheduler.swarm_members import Members
 
 GAIN_MIN = 1.25
-"""A peer moves where it is worth this many times what it is worth where it is: moving costs a
+"""A peer moves where it is worth this many times what it is worth now: moving costs a
 fetch and its sessions, and a view is never quite right."""
 
 PLAN_SHARE_MIN = 0.92
-"""A small swarm moves to its plan if its weakest layer has less than this of what it has there."""
+"""A small swarm moves to its plan if its weakest layer is below this share of its planned rate."""
 
 JOINERS_MAX = 64
-"""Joining peers whose choice is foreseen; with more, equals are told apart by lot alone."""
+"""Joining peers whose choice is foreseen; with more, ties are broken only at random."""
 
 JOIN_CHECK_S = 2.0
-"""When a joining peer looks again: by then it has heard of those who joined at the same time."""
+"""When a joining peer looks again: by then it knows of those that joined at the same time."""
 
 HOLE_CHECK_S = 5.0
 """When a peer looks again while layers are missing."""
 
 FILL_S = 15.0
-"""How long one peer is expected to fill what is missing before it may be another's turn."""
+"""How long one peer has to fill what is missing before it may be another's turn."""
 
 TURN_S = 60.0
-"""How long ranks stay as they are; twice what news takes to get around, and clocks are apart."""
+"""How long ranks stay as they are: twice the time news takes to spread, and clocks differ."""
 
 CHECK_S = 60.0
-"""When a peer looks again while all is well, give or take half by lot."""
+"""When a peer looks again while all is well, give or take half at random."""
 
 MEAN_ABOVE = 0.8
-"""By how many standard deviations what lies above the mean of a normal distribution does so."""
+"""Mean distance above the mean, in standard deviations, of a normal distribution's upper half."""
 
 
 @frozen
 class Choice:
     """What a peer should serve, why, and when to ask again."""
 
-    first: int
-    end: int
+    layers: LayerRange
     moves: bool
     """It differs from what the peer serves or has announced."""
     reason: str
@@ -78,7 +78,7 @@ class Choice:
 def choose(
     offers: Iterable[Advertisement] | OfferTable,
     own: Advertisement,
-    layers: tuple[int, int],
+    layers: LayerRange,
     *,
     now_s: float,
     chance: float,
@@ -86,9 +86,9 @@ def choose(
 ) -> Choice:
     """Return the range that a peer should serve, of the layers that the swarm is to cover.
 
-    ``own`` is what it says of itself: joining without layers while it has not chosen; joining with
-    a range that it announced and may still change; serving. ``now_s`` is the time on everybody's
-    clock; ``chance`` is drawn by the caller, from 0 to 1.
+    ``own`` is its own advertisement: joining without layers while it has not chosen; joining with
+    a range that it announced and may still change; serving. ``now_s`` is wall-clock time;
+    ``chance`` is drawn by the caller, from 0 to 1.
     """
     assert own.layers_max >= 1
     swarm = Members.of(OfferTable.of(offers), own, layers, seen)
@@ -100,41 +100,42 @@ def choose(
 
 
 def _stay(swarm: Members, reason: str, check_again_s: float, *, urgent: bool = False) -> Choice:
-    return Choice(*swarm.present, False, reason, urgent, check_again_s)
+    return Choice(swarm.present, False, reason, urgent, check_again_s)
 
 
-def _move(swarm: Members, place: tuple[int, int], check_again_s: float) -> Choice:
+def _move(swarm: Members, place: LayerRange, check_again_s: float) -> Choice:
     """Return the choice of a range, with what it is needed for in words."""
-    holders = int(swarm.others.holders[slice(*(layer - swarm.lo for layer in place))].min())
+    holders = int(swarm.others.holders[swarm.others.part(place)].min())
     who = {0: "nobody else serves", 1: "one other peer serves"}.get(holders)
-    reason = f"{who or f'only {holders} others serve'} some of layers {place[0]}:{place[1]}"
-    return Choice(*place, place != swarm.present, reason, holders == 0, check_again_s)
+    reason = f"{who or f'only {holders} others serve'} some of layers {place}"
+    return Choice(place, place != swarm.present, reason, holders == 0, check_again_s)
 
 
 def _join(swarm: Members, chance: float) -> Choice:
-    """Choose a first range, or stay with an announced one, if no earlier peer chose the same.
+    """Choose a first range, or stay with an announced one if no earlier peer chose the same.
 
-    Of many that join at once only as many think again as must: if all did, each for the others'
+    Of many that join at once only as many reconsider as must: if all did, each for the others'
     sake, they would never begin to serve.
     """
     place = _foresee(swarm)
-    first, end = swarm.present
-    if first == end:
+    here = swarm.present
+    if not here:
         return _move(swarm, place, JOIN_CHECK_S)
-    same = swarm.joining & (swarm.first < end) & (first < swarm.end) & (swarm.key < swarm.key[-1])
+    same = swarm.joining & (swarm.first < here.end) & (here.first < swarm.end)
+    same &= swarm.key < swarm.key[-1]
     others, speed = swarm.others, float(swarm.speed[-1])
-    here, there = (worth_of(others, *each, speed) for each in (swarm.present, place))
+    gain = worth_of(others, place, speed) > GAIN_MIN * worth_of(others, here, speed)
     yields = len(swarm.key) <= PEERS_MAX or chance <= _movers(swarm)
-    if same.any() and there > GAIN_MIN * here and yields:
+    if same.any() and gain and yields:
         return _move(swarm, place, JOIN_CHECK_S)
     return _stay(swarm, "as announced", JOIN_CHECK_S)
 
 
-def _foresee(swarm: Members) -> tuple[int, int]:
+def _foresee(swarm: Members) -> LayerRange:
     """Return where a joining peer should begin, given what others that join will choose.
 
     Either each takes the best place that those with smaller keys leave, or all take those of the
-    plan: which of the two is better for the whole, all of them find alike.
+    plan: all of them agree on which of the two is better for the whole.
     """
     own = len(swarm.key) - 1
     undecided = swarm.joining & (swarm.first == swarm.end)
@@ -147,19 +148,19 @@ def _foresee(swarm: Members) -> tuple[int, int]:
     first, end = swarm.first.copy(), swarm.end.copy()
     for row in rows:
         speed, lot = float(swarm.speed[row]), float(lots(swarm.key[row : row + 1], 0.0)[0])
-        place = best_place(cover, speed, int(swarm.size[row]), lot)
-        cover = cover.plus(place.first, place.end, speed)
+        place = best_place(cover, speed, int(swarm.size[row]), lot).layers
+        cover = cover.plus(place, speed)
         first[row], end[row] = place.first, place.end
     plan = _plan(swarm)
     if plan is not None:
         planned = [np.where(undecided, *each) for each in zip(plan, (first, end), strict=True)]
         if swarm.at(planned[0], planned[1]).whole.rate.min() > cover.rate.min():
             first, end = planned
-    return int(first[own]), int(end[own])
+    return LayerRange(int(first[own]), int(end[own]))
 
 
 def _plan(swarm: Members) -> tuple[Whole, Whole] | None:
-    """Return where the plan has each peer, unless they are too many for one."""
+    """Return where the plan puts each peer, unless they are too many for one."""
     if len(swarm.key) > PEERS_MAX:
         return None
     order = np.argsort(swarm.key)
@@ -180,41 +181,38 @@ def _serve(swarm: Members, now_s: float, chance: float) -> Choice:
     place = planned or _better(swarm, keep, lot)
     if place == swarm.present:
         return _stay(swarm, "worth most here", check_s)
-    small = len(swarm.key) <= PEERS_MAX  # there, who is still joining or moving changes a lot
+    small = len(swarm.key) <= PEERS_MAX  # there, one peer still joining or moving changes a lot
     if swarm.joining.any() if small else swarm.cover(swarm.serving).holes:
         return _stay(swarm, "worth more elsewhere, but others are still joining", check_s)
     if now_s % TURN_S < TURN_S / 2:
         wait_s = TURN_S / 2 * (1 + lot) - now_s % TURN_S
-        return _stay(swarm, "worth more elsewhere, and waits for its turn", wait_s)
+        return _stay(swarm, "worth more elsewhere, but must wait for its turn", wait_s)
     if planned is None and dice > _movers(swarm):
-        return _stay(swarm, "worth more elsewhere, and lets others go first", check_s)
+        return _stay(swarm, "worth more elsewhere, but lets others go first", check_s)
     return _move(swarm, place, check_s)
 
 
-def _can_hand_over(swarm: Members, keep: tuple[int, int], place: tuple[int, int]) -> bool:
+def _can_hand_over(swarm: Members, keep: LayerRange, place: LayerRange) -> bool:
     """Whether a peer can move without a moment in which layers are missing that it must keep.
 
     Its memory must hold both ranges at once.
     """
-    first, end = swarm.present
-    covers = place[0] <= keep[0] and keep[1] <= place[1]
-    return covers and end - first + place[1] - place[0] <= swarm.size[-1]
+    return place.covers(keep) and len(swarm.present) + len(place) <= int(swarm.size[-1])
 
 
-def _bound(swarm: Members, now_s: float) -> tuple[int, int] | None:
+def _bound(swarm: Members, now_s: float) -> LayerRange | None:
     """Return the range of present layers that the peer must not leave in this turn."""
     turn = float(lots(np.array([int(now_s // TURN_S)]), 0.0)[0])
     rank = lots(swarm.key, turn)
-    first, end = swarm.present
     stay = swarm.cover(swarm.serving & (rank > rank[-1]))
-    bound = first + np.flatnonzero(stay.holders[first - swarm.lo : end - swarm.lo] == 0)
-    return (int(bound[0]), int(bound[-1]) + 1) if len(bound) else None
+    bound = swarm.present.first + np.flatnonzero(stay.holders[stay.part(swarm.present)] == 0)
+    return LayerRange(int(bound[0]), int(bound[-1]) + 1) if len(bound) else None
 
 
-def _planned(swarm: Members) -> tuple[int, int] | None:
+def _planned(swarm: Members) -> LayerRange | None:
     """Return the peer's place in the plan, if it is clearly better for the whole than what is.
 
-    It is not if it leaves more layers to a lone holder.
+    It is not if it leaves more layers to a single holder.
     """
     plan = _plan(swarm)
     if plan is None:
@@ -222,34 +220,34 @@ def _planned(swarm: Members) -> tuple[int, int] | None:
     now, then = swarm.whole, swarm.at(*plan).whole
     if then.lone > now.lone or now.rate.min() >= PLAN_SHARE_MIN * then.rate.min():
         return None
-    return int(plan[0][-1]), int(plan[1][-1])
+    return LayerRange(int(plan[0][-1]), int(plan[1][-1]))
 
 
-def _better(swarm: Members, keep: tuple[int, int] | None, lot: float) -> tuple[int, int]:
+def _better(swarm: Members, keep: LayerRange | None, lot: float) -> LayerRange:
     """Return a range where the peer would be worth clearly more, or the present one.
 
     In a small swarm it must neither make the weakest layer weaker, else the plan would bring it
-    back, nor leave more layers to a lone holder.
+    back, nor leave more layers to a single holder.
     """
     others, speed = swarm.others, float(swarm.speed[-1])
-    first, end = swarm.present
-    room = int(swarm.size[-1]) - (end - first if keep else 0)  # both ranges at once, for a moment
-    if keep and room < keep[1] - keep[0]:
+    # Both ranges at once, for a moment.
+    room = int(swarm.size[-1]) - (len(swarm.present) if keep else 0)
+    if keep and room < len(keep):
         return swarm.present
     place = best_place(others, speed, room, lot, keep)
-    if place.worth <= GAIN_MIN * worth_of(others, *swarm.present, speed):
+    if place.worth <= GAIN_MIN * worth_of(others, swarm.present, speed):
         return swarm.present
-    now, then = swarm.whole, others.plus(place.first, place.end, speed)
+    now, then = swarm.whole, others.plus(place.layers, speed)
     if len(swarm.key) <= PEERS_MAX and (then.lone > now.lone or then.rate.min() < now.rate.min()):
         return swarm.present
-    return place.first, place.end
+    return place.layers
 
 
 def _movers(swarm: Members) -> float:
-    """Return which share of the peers in crowded places would have to move for all to be level.
+    """Return the share of peers in crowded places that would have to move for all to be level.
 
-    At least one in all: in a small swarm no share is a whole peer. Of a swarm that is too large to
-    be known whole, a sample shows layers uneven that are not; what chance does is left out.
+    At least one in total: in a small swarm no share is a whole peer. Of a swarm that is too large
+    to be known whole, a sample shows unevenness that is not there; what chance does is left out.
     """
     rate = swarm.whole.rate
     crowded = rate > rate.mean()
@@ -265,49 +263,48 @@ def _mend(swarm: Members, now_s: float, chance: float) -> Choice:
     """Fill what is missing, if it is this peer's turn, or take its place in a new line."""
     fillers = _fillers(swarm)
     if fillers:
-        # Mostly the best one, but each at some time: it may be dead, or lie.
+        # Mostly the best one, but any at some time: the best may be dead, or lie.
         lot = float(lots(np.array([int(now_s // FILL_S)]), 0.0)[0])
         row, place = fillers[int(len(fillers) * lot**3)]
         if row == len(swarm.key) - 1:
             return _move(swarm, place, HOLE_CHECK_S)
-        return _stay(swarm, "another is to fill what is missing", HOLE_CHECK_S, urgent=True)
+        return _stay(swarm, "another peer is to fill what is missing", HOLE_CHECK_S, urgent=True)
     line = _line_up(swarm)
     if line is None:
         others, speed = swarm.others, float(swarm.speed[-1])
-        best = best_place(others, speed, int(swarm.size[-1]), chance)
-        if others.plus(best.first, best.end, speed).holes < swarm.whole.holes:
-            return _move(swarm, (best.first, best.end), HOLE_CHECK_S)
+        best = best_place(others, speed, int(swarm.size[-1]), chance).layers
+        if others.plus(best, speed).holes < swarm.whole.holes:
+            return _move(swarm, best, HOLE_CHECK_S)
         return _stay(swarm, "all together have no room for all layers", HOLE_CHECK_S, urgent=True)
     if line == swarm.present:
         return _stay(swarm, "others are to fill what is missing", HOLE_CHECK_S, urgent=True)
-    return Choice(*line, True, "layers are missing: all line up anew", True, HOLE_CHECK_S)
+    return Choice(line, True, "layers are missing: all line up anew", True, HOLE_CHECK_S)
 
 
-def _fillers(swarm: Members) -> list[tuple[int, tuple[int, int]]]:
+def _fillers(swarm: Members) -> list[tuple[int, LayerRange]]:
     """Return who alone could fill layers that are missing, leaving none behind, and where.
 
-    The best come first: who fills most, and then whose move is best for the weakest layer.
+    The best come first: those that fill most, then those whose move best helps the weakest layer.
     """
     missing = swarm.whole.holders == 0
-    found: list[tuple[int, float, int, int, tuple[int, int]]] = []
+    found: list[tuple[int, float, int, int, LayerRange]] = []
     rows = np.flatnonzero(swarm.serving) if len(swarm.key) <= PEERS_MAX else ()
     for row in rows:
         speed = float(swarm.speed[row])
         others = swarm.cover(np.arange(len(swarm.key)) != row)
-        best = best_place(others, speed, int(swarm.size[row]), 0.0)
-        after = others.plus(best.first, best.end, speed)
+        best = best_place(others, speed, int(swarm.size[row]), 0.0).layers
+        after = others.plus(best, speed)
         if after.holes < missing.sum() and not ((after.holders == 0) & ~missing).any():
-            place = best.first, best.end
             weakest = float(after.rate.min())
-            found.append((after.holes, -weakest, int(swarm.key[row]), int(row), place))
+            found.append((after.holes, -weakest, int(swarm.key[row]), int(row), best))
     return [(row, place) for *_, row, place in sorted(found)]
 
 
-def _line_up(swarm: Members) -> tuple[int, int] | None:
+def _line_up(swarm: Members) -> LayerRange | None:
     """Return this peer's place when all line up to cover every layer; None if they are too few.
 
     In the order of their first layers, each begins as near to its own as it can: no later than
-    where those before it end, and late enough that those behind it reach the end.
+    where those before it end, and late enough that those after it reach the end.
     """
     rows = np.flatnonzero(swarm.first < swarm.end)
     rows = rows[np.lexsort((swarm.key[rows], swarm.first[rows]))]
@@ -321,5 +318,5 @@ def _line_up(swarm: Members) -> tuple[int, int] | None:
         begin = max(nearest, swarm.hi - int(left))
         reached = max(reached, begin + size)
         if row == len(swarm.key) - 1:
-            return begin, begin + size
+            return LayerRange(begin, begin + size)
     return None

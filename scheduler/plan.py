@@ -1,11 +1,11 @@
-"""A good place for every peer of a small swarm at once, the same whoever computes it.
+"""A good place for every peer of a small swarm at once, the same on every peer that computes it.
 
-Peers that each look for their own best place can come to rest where nobody alone can better
-things, though two together could. In a large swarm that costs little; of a dozen peers, a fifth of
-the throughput or more. So they also compute, from nothing but what the peers can do, where all of
+Peers that each look for their own best place can settle where none alone can improve things, though
+two together could. In a large swarm that costs little; in one of a dozen peers, a fifth of the
+throughput or more. So they also compute, only from what the peers can do, where all of
 them would best begin: several orders are tried, in each of which they settle one after the other,
-and the one whose weakest layer is best is taken. Where peers are does not enter: so the plan stays
-what it is while they move to it, and those whose views differ in that have the same plan.
+and the one with the best weakest layer is taken. Present places do not enter: so the plan stays
+the same while peers move to it, and peers whose views differ in places have the same plan.
 """
 
 from functools import lru_cache
@@ -17,30 +17,30 @@ from scheduler.coverage_value import best_places, covers_of
 from scheduler.offer_table import Floats, Whole
 
 PEERS_MAX = 24
-"""Beyond, chance and numbers do what the plan does, and it would take long."""
+"""Beyond this, chance and numbers do the plan's work, and it would take long."""
 
 ORDERS = 12
-"""Tried: by size and by speed, both ways, and then by lot. More find little that is better."""
+"""Tried: by size and by speed, both ways, and then at random. More find little that is better."""
 
 ROUNDS_MAX = 8
-"""In which peers of one order settle."""
+"""Rounds in which the peers of one order settle."""
 
 SPEED_STEPS = 8
-"""Per doubling: speeds that are measured anew and differ by less give the same plan."""
+"""Per doubling: measured speeds that differ by less give the same plan."""
 
 
 @frozen
 class Plan:
-    """A range for each peer, in the order in which they were given."""
+    """A range for each peer, in the order given."""
 
     first: tuple[int, ...]
     end: tuple[int, ...]
 
 
 def make_plan(lo: int, hi: int, speed: Floats, layers_max: Whole) -> Plan:
-    """Return where peers of such speeds and sizes should be for the weakest layer to be best.
+    """Return where peers of these speeds and sizes should be for the weakest layer to be best.
 
-    They must be in an order that is everybody's, such as that of their keys.
+    They must be in an order that all peers share, such as that of their keys.
     """
     steps = np.rint(np.log2(speed) * SPEED_STEPS).astype(np.int64)
     sizes = np.minimum(layers_max, hi - lo)
@@ -52,7 +52,7 @@ def _plan(lo: int, hi: int, steps: tuple[int, ...], sizes: tuple[int, ...]) -> P
     speed = 2.0 ** (np.array(steps, np.float64) / SPEED_STEPS)
     speed /= speed.sum() / (hi - lo)
     size = np.array(sizes, np.int64)
-    chance = np.random.Generator(np.random.PCG64(0))  # the same lots in every process
+    chance = np.random.Generator(np.random.PCG64(0))  # the same draws in every process
     orders = [np.argsort(by, kind="stable") for by in (-size, -speed, size, speed)]
     orders += [chance.permutation(len(steps)) for _ in range(ORDERS - len(orders))]
     first, end = _settle(lo, hi, speed, size, np.array(orders))
@@ -62,9 +62,9 @@ def _plan(lo: int, hi: int, steps: tuple[int, ...], sizes: tuple[int, ...]) -> P
 
 
 def _settle(lo: int, hi: int, speed: Floats, size: Whole, orders: Whole) -> tuple[Whole, Whole]:
-    """In each order let one peer after the other take its best place, until nobody moves.
+    """In each order let one peer after the other take its best place, until none moves.
 
-    All orders, the rows, are gone through at once; one that has settled stays as it is.
+    All orders, the rows, are processed at once; one that has settled stays as it is.
     """
     lines, speeds = np.arange(len(orders)), np.broadcast_to(speed, orders.shape)
     first, end = np.full(orders.shape, lo), np.full(orders.shape, lo)

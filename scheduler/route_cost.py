@@ -1,4 +1,4 @@
-"""What a route through the rows of a view costs, in seconds per token: work, and ways between."""
+"""What a route over the rows of a table costs, in seconds per token: work, and links between."""
 
 import numpy as np
 from attrs import frozen
@@ -17,8 +17,8 @@ from scheduler.offer_table import (
 )
 
 ROUND_TRIP_S_DEFAULT = 0.2
-"""Taken between peers where nobody measured it: the far side of the world. Also the most that any
-is taken for: what is unknown may be as bad."""
+"""Assumed between peers where it was not measured: the far side of the world. Also the most that
+any round trip is taken for: an unknown one may be as bad."""
 
 HOP_S = 0.0005
 """What passing a boundary costs in the two processes, besides the network."""
@@ -27,24 +27,24 @@ FULL_S = 10.0
 """The price of a peer without room for a session: it would refuse, unless one ends just now."""
 
 DISTRUST_S = 0.02
-"""The price per token of half a standing; it doubles and more with each further half."""
+"""The price per token of half a standing; it at least doubles with each further half."""
 
 
 @frozen
 class Prices:
-    """What each row of a view costs a token."""
+    """What each row of a table costs a token."""
 
     fixed_s: Floats
-    """Once, however few layers it runs."""
+    """Once per stage, however few layers it runs."""
     layer_s: Floats
     """For each layer that it runs."""
 
 
 def prices(view: OfferTable, seen: Experience, chance: float, spread: float) -> Prices:
-    """Return what each peer costs, raised by up to ``spread`` by lot."""
+    """Return what each peer costs, raised by up to ``spread`` at random."""
     row_us = believed_row_us(view, seen)
     standing = view.fill(seen.standing, STANDING_NEW)
-    with np.errstate(divide="ignore"):  # no standing at all costs infinitely much
+    with np.errstate(divide="ignore"):  # a standing of 0 costs infinitely much
         distrust_s = DISTRUST_S * (1 / standing - 1)
     held = np.maximum(view.column("end") - view.column("first"), 0)
     sessions = view.fill(seen.sessions, 0)  # each has a row there, as a rule
@@ -59,7 +59,7 @@ def prices(view: OfferTable, seen: Experience, chance: float, spread: float) -> 
 def lots(keys: Whole, chance: float) -> Floats:
     """Draw a number from 0 to 1 for each key: other numbers for another chance.
 
-    It is the mixing of SplitMix64, so the same in every process and for any order of the keys.
+    It uses SplitMix64's mixing, so it is the same in every process and for any order of the keys.
     """
     mixed = keys.astype(np.uint64) ^ np.uint64(int(chance * 2**63))
     for shift, factor in ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB)):
@@ -69,10 +69,10 @@ def lots(keys: Whole, chance: float) -> Floats:
 
 
 def taken_for(known_s: Floats, near: Floats, far: Floats) -> Floats:
-    """Return what round trips between peers are taken for.
+    """Return the round trips to assume between peers.
 
-    ``known_s`` is what they say, 0 if nothing; ``near`` and ``far`` are the asker's own round trips
-    to the one and the other, not a number if it has none: the ways over the asker bound theirs.
+    ``known_s`` is what they state, 0 if nothing; ``near`` and ``far`` are the asker's own round
+    trips to the one and the other, NaN if it has none: the detour over the asker bounds theirs.
     """
     least = np.nan_to_num(np.abs(near - far), nan=0.0)
     said = np.where(known_s > 0, np.maximum(known_s, least), ROUND_TRIP_S_DEFAULT)
@@ -85,7 +85,7 @@ def over_asker(own_s: Floats) -> Floats:
 
 
 def round_trips(view: OfferTable, peer: PeerId, own_s: Floats) -> Floats:
-    """Return what the round trips between a peer and each row are taken for, in seconds."""
+    """Return the round trips to assume between a peer and each row, in seconds."""
     keys, times_us = view.links()
     known_us = np.where(keys == peer_key(peer), times_us, 0).max(axis=1, initial=0)
     row = view.row_of(peer)
@@ -99,7 +99,7 @@ def round_trips(view: OfferTable, peer: PeerId, own_s: Floats) -> Floats:
 
 @frozen
 class RouteLinks:
-    """Known round trips from rows to rows, in the order of where they lead."""
+    """Known round trips from rows to rows, ordered by destination."""
 
     source: Whole
     target: Whole
@@ -109,8 +109,8 @@ class RouteLinks:
 def known_ways(view: OfferTable, rows: Whole, own_s: Floats) -> RouteLinks:
     """Return the round trips among rows that are in the order of their first layers.
 
-    A way leads from a row to one that begins within or right behind its range. What both ends tell
-    of is taken for the longer of the two. Rows are numbered by their places in ``rows``.
+    A way leads from a row to one that begins within its range or right after it. Where both ends
+    state one, the longer counts. Rows are numbered by their places in ``rows``.
     """
     keys, first, end = (view.column(name)[rows] for name in ("key", "first", "end"))
     order = np.argsort(keys)

@@ -1,11 +1,11 @@
 """Which chain of peers to take from the first layer that is needed to the last.
 
-A stage can be entered only at the first layer that it holds, and left behind any. So a chain is a
-sequence of peers whose first layers rise, each next one's within or right behind the range of the
-one before; each runs its layers up to where the next one begins. So wherever ranges that begin no
+A stage can be entered only at the first layer that it holds, and left after any. So a chain is a
+sequence of peers whose first layers rise, each one's within the range of the one before or right
+after it; each runs its layers up to where the next one begins. So wherever ranges that begin no
 earlier than the route cover all of its layers, there is a chain. Its price is the time of one token
-in seconds; the cheapest is found layer by layer, since at a layer nothing counts but the cheapest
-ways to have run all before it.
+in seconds; the cheapest is found layer by layer, since at a layer only the cheapest ways to have
+run all layers before it count.
 """
 
 from collections.abc import Collection, Iterable
@@ -15,6 +15,7 @@ from attrs import evolve, frozen
 
 from p2pinfer.core.advertisement import Advertisement, State
 from p2pinfer.core.ids import PeerId
+from p2pinfer.core.layer_range import LayerRange
 from scheduler.offer_table import (
     NOTHING_SEEN,
     STANDING_NEW,
@@ -35,8 +36,8 @@ from scheduler.route_cost import (
 )
 
 SPREAD = 0.2
-"""Peers' prices are raised by up to this share by lot: among near equals each asker picks another,
-and no peer is crowded because all see the same cheapest."""
+"""Peers' prices are raised by up to this share at random: among near equals each asker picks
+another, and no peer is crowded because all see the same cheapest."""
 
 
 class NoRoute(LookupError):
@@ -49,16 +50,16 @@ class RouteHop:
 
     offer: Advertisement
     end: int
-    """The layer behind the last that it is to run."""
+    """The end (exclusive) of the layers that it is to run."""
 
     @property
     def peer(self) -> PeerId:
-        """Who runs them."""
+        """The peer that runs them."""
         return self.offer.peer
 
     @property
     def addresses(self) -> tuple[str, ...]:
-        """Where it is reached."""
+        """The addresses at which it is reached."""
         return self.offer.addresses
 
     @property
@@ -74,14 +75,14 @@ class RouteHop:
 
 @frozen
 class Asking:
-    """What a route is wanted for, and what the asker brings along."""
+    """What a route is wanted for, and what the asker contributes."""
 
     context: int = 1
     """Positions that the session needs; peers with fewer are left out."""
     seen: Experience = NOTHING_SEEN
     without: Collection[PeerId] = ()
     chance: float = 0.0
-    """Drawn by the caller, from 0 to 1: which of the near equals are taken."""
+    """Drawn by the caller, from 0 to 1: decides among near equals."""
     spread: float = SPREAD
 
 
@@ -93,25 +94,25 @@ def find_route(
 ) -> list[RouteHop]:
     """Return the cheapest chain of peers that runs the layers from ``first`` to ``end``.
 
-    The same offers, in whatever order, and the same chance give the same route.
+    The same offers, in any order, and the same chance give the same route.
 
     Raises:
         NoRoute: no offers join up.
     """
     view = OfferTable.of(offers)
     own_s = over_asker(view.fill(asking.seen.round_trip_s, np.nan))
-    return _cheapest(view, (first, end), asking, (own_s, own_s))
+    return _cheapest(view, LayerRange(first, end), asking, (own_s, own_s))
 
 
 def replacement(
     offers: Iterable[Advertisement] | OfferTable,
-    layers: tuple[int, int],
+    layers: LayerRange,
     between: tuple[PeerId | None, PeerId | None],
     asking: Asking = ANY,
 ) -> list[RouteHop]:
-    """Return the cheapest peers to run a hop's layers between two others, who stay as they are.
+    """Return the cheapest peers to run a hop's layers between two others, which stay as they are.
 
-    ``between`` names the peer before and the one behind; None stands for the asker.
+    ``between`` names the previous and the next peer; None stands for the asker.
 
     Raises:
         NoRoute: no offers join up.
@@ -124,15 +125,15 @@ def replacement(
 
 
 def _cheapest(
-    view: OfferTable, layers: tuple[int, int], asking: Asking, ends: tuple[Floats, Floats]
+    view: OfferTable, layers: LayerRange, asking: Asking, ends: tuple[Floats, Floats]
 ) -> list[RouteHop]:
     """Find the cheapest chain; ``ends`` are the round trips to each row as the first and last."""
-    if layers[0] == layers[1]:
+    if not layers:
         return []
     rows = np.flatnonzero(_usable(view, layers, asking))
     rows = rows[np.lexsort((view.column("key")[rows], view.column("first")[rows]))]
     first = view.column("first")[rows]
-    end = np.minimum(view.column("end")[rows], layers[1])
+    end = np.minimum(view.column("end")[rows], layers.end)
     if missing := _holes(first, end, layers):
         raise NoRoute(_words(view, missing, layers, asking))
     own_s = view.fill(asking.seen.round_trip_s, np.nan)[rows]
@@ -140,17 +141,17 @@ def _cheapest(
     price = Prices(price.fixed_s[rows], price.layer_s[rows])
     ways = known_ways(view, rows, own_s)
     chain = _Search(first, end, price, own_s, ways).run(
-        layers[1], ends[0][rows] / 2, ends[1][rows] / 2
+        layers.end, ends[0][rows] / 2, ends[1][rows] / 2
     )
-    stops = [*(int(first[at]) for at in chain[1:]), layers[1]]
+    stops = [*(int(first[at]) for at in chain[1:]), layers.end]
     offers = (view.advertisement(int(rows[at])) for at in chain)
     return [RouteHop(offer, stop) for offer, stop in zip(offers, stops, strict=True)]
 
 
-def _usable(view: OfferTable, layers: tuple[int, int], asking: Asking) -> Flags:
+def _usable(view: OfferTable, layers: LayerRange, asking: Asking) -> Flags:
     """Return which rows may be part of a chain."""
     first, end = view.column("first"), view.column("end")
-    usable: Flags = view.is_state(State.SERVING) & (layers[0] <= first) & (first < layers[1])
+    usable: Flags = view.is_state(State.SERVING) & (layers.first <= first) & (first < layers.end)
     usable &= (first < end) & (view.column("context") >= asking.context)
     usable &= view.fill(asking.seen.standing, STANDING_NEW) > 0
     for peer in asking.without:
@@ -162,7 +163,7 @@ def _usable(view: OfferTable, layers: tuple[int, int], asking: Asking) -> Flags:
 
 @frozen
 class _Search:
-    """Rows in the order of their first layers, and what there is to know of them."""
+    """Rows in the order of their first layers, and what is known of them."""
 
     first: Whole
     end: Whole
@@ -203,7 +204,7 @@ class _Search:
     def _take_known_ways(
         self, arrived_s: Floats, before: Whole, left_s: Floats, some: slice
     ) -> None:
-        """Let rows be arrived at by known ways where those are cheaper."""
+        """Let rows be reached over known ways where those are cheaper."""
         these = slice(*np.searchsorted(self.ways.target, (some.start, some.stop)))
         source, target = self.ways.source[these], self.ways.target[these]
         through_s = left_s[source] + self.ways.round_trip_s[these] / 2
@@ -212,24 +213,25 @@ class _Search:
         before[target[best]] = source[best]
 
 
-def _holes(first: Whole, end: Whole, layers: tuple[int, int]) -> list[tuple[int, int]]:
+def _holes(first: Whole, end: Whole, layers: LayerRange) -> list[LayerRange]:
     """Return the ranges of layers that no row holds."""
-    held = np.zeros(layers[1] - layers[0] + 1, np.int64)
-    np.add.at(held, first - layers[0], 1)
-    np.add.at(held, end - layers[0], -1)
-    edges = np.flatnonzero(np.diff(held.cumsum()[:-1] == 0, prepend=False, append=False))
-    return [(int(a) + layers[0], int(b) + layers[0]) for a, b in edges.reshape(-1, 2)]
+    held = np.zeros(len(layers) + 1, np.int64)
+    np.add.at(held, first - layers.first, 1)
+    np.add.at(held, end - layers.first, -1)
+    return LayerRange.joined(
+        int(layers.first + at) for at in np.flatnonzero(held.cumsum()[:-1] == 0)
+    )
 
 
 def begins(
     offers: Iterable[Advertisement] | OfferTable, end: int, asking: Asking = ANY
 ) -> list[int]:
-    """Return the layers, in their order, that a chain to ``end`` can begin at.
+    """Return the layers, in order, at which a chain to ``end`` can begin.
 
-    Whoever keeps the first layers to itself picks how many among these.
+    A requester that keeps the first layers to itself picks one of these as their number.
     """
     view = OfferTable.of(offers)
-    usable = _usable(view, (0, end), asking)
+    usable = _usable(view, LayerRange(0, end), asking)
     longest = np.zeros(end, np.int64)  # by first layer
     np.maximum.at(longest, view.column("first")[usable], view.column("end")[usable])
     found = [end]
@@ -239,10 +241,8 @@ def begins(
     return found[:0:-1]
 
 
-def _words(
-    view: OfferTable, missing: list[tuple[int, int]], layers: tuple[int, int], asking: Asking
-) -> str:
+def _words(view: OfferTable, missing: list[LayerRange], layers: LayerRange, asking: Asking) -> str:
     """Say which layers nobody serves, and where a chain to the same end begins instead."""
-    words = "nobody serves layers " + ", ".join(f"{a}:{b}" for a, b in missing)
-    later = [layer for layer in begins(view, layers[1], asking) if layer > layers[0]]
-    return f"{words}; a chain to {layers[1]} begins at layer {later[0]}" if later else words
+    words = "nobody serves layers " + ", ".join(map(str, missing))
+    later = [layer for layer in begins(view, layers.end, asking) if layer > layers.first]
+    return f"{words}; a chain to {layers.end} begins at layer {later[0]}" if later else words

@@ -1,8 +1,8 @@
-"""What a node thinks of the peers that it has seen at work: how far they keep their word.
+"""What a node thinks of the peers that it has seen at work: how far they keep their promises.
 
 A standing is a number from 0 to 1. It rises with work done as claimed, falls with failures, with
-refusals by those who said that they had room, and with work that took much longer than claimed;
-time brings it back to a newcomer's. A proven cheat has none, for good. Routing and placement read
+refusals by peers that advertised room, and with work that took much longer than claimed;
+time brings it back to a newcomer's. A proven cheat's is 0, for good. Routing and placement read
 it through an `Experience`. The clock is an argument, in seconds.
 """
 
@@ -18,10 +18,10 @@ PEERS_MAX = 4096
 """Peers remembered; the least remarkable is forgotten first."""
 
 KEPT_WORD_GAIN = 0.1
-"""Share of the way to a full standing that each session or measurement as claimed brings."""
+"""Share of the way to a full standing gained by each session or measurement that is as claimed."""
 
 REFUSAL_FACTOR = 0.9
-"""A place may be taken while the advertisement is on its way: a refusal is a small thing."""
+"""A place may be taken while the advertisement is on its way, so a refusal weighs little."""
 
 FAILURE_FACTOR = 0.5
 """A session broken off, or no answer at all."""
@@ -30,13 +30,13 @@ LIE_STANDING_FACTOR = 0.8
 """For each time that work took more than LIE_FACTOR times what was claimed."""
 
 RECOVERY_S = 3600.0
-"""The time in which half of what is lost comes back; a liar should not gain by waiting."""
+"""The time in which half of a loss is recovered; a liar should not gain by waiting."""
 
 FADING_S = 7 * 24 * 3600.0
-"""The time in which half of a good name is gone that nothing new speaks for."""
+"""The time in which half of a good standing fades if nothing new supports it."""
 
 NEWEST_WEIGHT = 0.3
-"""Of the newest measurement in the smoothed one."""
+"""Weight of the newest measurement in the smoothed one."""
 
 SEEN_S_MAX = 600.0
 """Older measurements are dropped: the machine may be idle again, or busy."""
@@ -44,24 +44,24 @@ SEEN_S_MAX = 600.0
 
 @frozen
 class Standing:
-    """What is thought of one peer, as of a moment."""
+    """The standing of one peer, as of a moment."""
 
     value: float = STANDING_NEW
     at_s: float = 0.0
     row_us: float = 0.0
-    """What a row took it per layer, smoothed; 0 is not seen."""
+    """Smoothed time per row and layer; 0 if not yet observed."""
     row_at_s: float = 0.0
     cheat: bool = False
 
     def at(self, now_s: float) -> Self:
-        """Return it as it is now: time heals, and fades."""
+        """Return it as of now: losses heal, and gains fade."""
         half_s = RECOVERY_S if self.value < STANDING_NEW else FADING_S
         left: float = 0.5 ** (max(now_s - self.at_s, 0.0) / half_s)
         value = 0.0 if self.cheat else STANDING_NEW + (self.value - STANDING_NEW) * left
         return evolve(self, value=value, at_s=max(now_s, self.at_s))
 
     def worked(self, now_s: float, row_us: float, claimed_us: float) -> Self:
-        """Take in that a row took so long per layer, where 0 is claimed if nothing is."""
+        """Record the time a row took per layer; ``claimed_us`` is 0 if nothing was claimed."""
         now = self.at(now_s)
         fresh = now.row_us and now_s - now.row_at_s <= SEEN_S_MAX
         smoothed = now.row_us + NEWEST_WEIGHT * (row_us - now.row_us) if fresh else row_us
@@ -73,22 +73,22 @@ class Standing:
         return evolve(now, value=now.value + KEPT_WORD_GAIN * (1 - now.value))
 
     def refused(self, now_s: float) -> Self:
-        """Take in that it said no, though it had said that there was room."""
+        """Record a refusal, though the peer had advertised room."""
         now = self.at(now_s)
         return evolve(now, value=now.value * REFUSAL_FACTOR)
 
     def failed(self, now_s: float) -> Self:
-        """Take in that it broke off, or did not answer."""
+        """Record that it broke off, or did not answer."""
         now = self.at(now_s)
         return evolve(now, value=now.value * FAILURE_FACTOR)
 
     def cheated(self, now_s: float) -> Self:
-        """Take in a proof that it cheated."""
+        """Record a proof that it cheated."""
         return evolve(self, value=0.0, at_s=now_s, cheat=True)
 
 
 class Standings:
-    """What is thought of each peer that was seen; of all others, what is thought of a newcomer."""
+    """The standing of each peer that was seen; any other peer has a newcomer's."""
 
     def __init__(self, known: Mapping[PeerId, Standing] | None = None) -> None:
         self._known = dict(known or {})
@@ -98,21 +98,21 @@ class Standings:
 
     @property
     def known(self) -> Mapping[PeerId, Standing]:
-        """What is thought of each peer that was seen, as of when it was."""
+        """The standing of each peer that was seen, as of then."""
         return self._known
 
     def of(self, peer: PeerId, now_s: float) -> Standing:
-        """Return what is thought of a peer now."""
+        """Return a peer's standing now."""
         return self._known.get(peer, Standing(at_s=now_s)).at(now_s)
 
     def put(self, peer: PeerId, standing: Standing) -> None:
-        """Remember what is thought of a peer; forget another one if they are too many."""
+        """Remember a peer's standing; forget another peer's if they are too many."""
         self._known[peer] = standing
         if len(self._known) > PEERS_MAX:
             del self._known[min(self._known, key=self._remarkable)]
 
     def experience(self, now_s: float, round_trip_s: Mapping[PeerId, float]) -> Experience:
-        """Return what routing and placement are to know."""
+        """Return what routing and placement need to know."""
         now = {peer: standing.at(now_s) for peer, standing in self._known.items()}
         fresh = {p: s.row_us for p, s in now.items() if now_s - s.row_at_s <= SEEN_S_MAX}
         return Experience(

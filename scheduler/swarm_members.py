@@ -1,4 +1,4 @@
-"""The peers of a swarm as one of them counts on them, itself the last: for placement."""
+"""The peers of a swarm that one of them counts on, itself last: for placement."""
 
 from functools import cached_property
 from typing import Self
@@ -7,6 +7,7 @@ import numpy as np
 from attrs import evolve, frozen
 
 from p2pinfer.core.advertisement import Advertisement, State
+from p2pinfer.core.layer_range import LayerRange
 from scheduler.coverage_value import Cover, cover_of
 from scheduler.offer_table import (
     ROW_US_DEFAULT,
@@ -22,17 +23,17 @@ from scheduler.offer_table import (
 )
 
 STANDING_MIN = 0.2
-"""Peers below are not counted on: a range that only they hold is a hole."""
+"""Peers below this are not counted on: a range that only they hold is a hole."""
 
 JOINING_S_MAX = 900.0
-"""Joining for longer, a peer is not counted on; gigabytes over a slow line take a while."""
+"""A peer joining for longer is not counted on; gigabytes over a slow line take a while."""
 
 
 @frozen
 class Members:
     """A row for each peer; ranges lie within the layers that the swarm is to cover.
 
-    Peers that leave, or are not to be counted on, are left out.
+    Peers that are leaving, or are not to be counted on, are left out.
     """
 
     lo: int
@@ -41,18 +42,16 @@ class Members:
     first: Whole
     end: Whole
     speed: Floats
-    """In parts of what it would take to serve a layer at its even share of all there is."""
+    """In parts of what it would take to serve a layer at its even share of the total."""
     size: Whole
     """How many layers fit into its memory."""
     serving: Flags
     joining: Flags
     is_sample: bool
-    """There are others, of whom nothing is known."""
+    """There are other peers, of which nothing is known."""
 
     @classmethod
-    def of(
-        cls, view: OfferTable, own: Advertisement, layers: tuple[int, int], seen: Experience
-    ) -> Self:
+    def of(cls, view: OfferTable, own: Advertisement, layers: LayerRange, seen: Experience) -> Self:
         """Take in all peers of a view, and its owner."""
         joining = view.is_state(State.JOINING)
         joining &= view.fill(seen.joining_s, 0.0) <= JOINING_S_MAX
@@ -68,40 +67,41 @@ class Members:
         first, end = column("first", own.first), column("end", own.end)
         size = np.maximum(column("layers_max", own.layers_max), np.maximum(end - first, 1))
         # Who begins before the layers cannot be entered at their first one: no chain has it.
-        end = np.where(first < layers[0], first, end)
-        first = np.clip(first, *layers)
-        end = np.maximum(np.minimum(end, layers[1]), first)
+        end = np.where(first < layers.first, first, end)
+        first = np.clip(first, layers.first, layers.end)
+        end = np.maximum(np.minimum(end, layers.end), first)
         row_us = np.append(believed_row_us(view, seen)[some], own.row_us or ROW_US_DEFAULT)
         speed = US_PER_S / row_us
         return cls(
-            *layers,
+            layers.first,
+            layers.end,
             key=column("key", peer_key(own.peer)),
             first=first,
             end=end,
-            speed=speed / (speed.sum() / (layers[1] - layers[0])),
-            size=np.minimum(size, layers[1] - layers[0]),
+            speed=speed / (speed.sum() / len(layers)),
+            size=np.minimum(size, len(layers)),
             serving=np.append(view.is_state(State.SERVING)[some], own.state is State.SERVING),
             joining=np.append(joining[some], own.state is State.JOINING),
             is_sample=seen.is_sample,
         )
 
     @property
-    def present(self) -> tuple[int, int]:
+    def present(self) -> LayerRange:
         """Where the view's owner is."""
-        return int(self.first[-1]), int(self.end[-1])
+        return LayerRange(int(self.first[-1]), int(self.end[-1]))
 
     def cover(self, some: Flags | slice) -> Cover:
-        """Return what some hold."""
+        """Return the cover by some peers."""
         return cover_of(self.lo, self.hi, self.first[some], self.end[some], self.speed[some])
 
     @cached_property
     def whole(self) -> Cover:
-        """What all hold."""
+        """The cover by all peers."""
         return self.cover(slice(None))
 
     @cached_property
     def others(self) -> Cover:
-        """What all but the owner hold."""
+        """The cover by all but the owner."""
         return self.cover(slice(-1))
 
     def at(self, first: Whole, end: Whole) -> Self:

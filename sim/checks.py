@@ -1,4 +1,4 @@
-"""What must hold, whatever the scenario: looked at from outside, during a run and at its end."""
+"""Invariants of every scenario, checked from outside during a run and at its end."""
 
 from collections.abc import Callable
 
@@ -12,16 +12,16 @@ from sim.record import AskedQuestion, RunRecord, Sample
 from sim.world import MODEL, World
 
 STALE_S = 15.0
-"""Beyond the periods that a peer may miss: its last word was on its way when it ended."""
+"""Beyond the periods that a peer may miss: its last advertisement was in transit when it ended."""
 
 DIRECTORIES_PER_LOOK = 10
-"""Looked through at each sample, in turn."""
+"""Checked at each sample, in rotation."""
 
 SETTLE_S_MAX = 75.0
-"""For whoever came to choose, fetch and serve layers; who leaves hands over for up to 2 minutes."""
+"""For newcomers to choose, fetch and serve layers; leaving peers hand over for up to 2 minutes."""
 
 FREE_S_MAX = 60.0
-"""For cells to be free again once nobody asks: unattended sessions wait for less."""
+"""For cells to become free once all questions are over: unattended sessions wait for less."""
 
 
 class Watch:
@@ -33,14 +33,14 @@ class Watch:
         self.covered = self.looks = 0
 
     async def run(self, from_s: float) -> None:
-        """Look again and again, for ever; what is covered counts from a moment on."""
+        """Sample and check for ever; coverage counts from a given moment on."""
         while True:
             self.look(is_counted=trio.current_time() >= from_s)
             self._on_look()
             await trio.sleep(self._interval_s)
 
     def look(self, *, is_counted: bool) -> None:
-        """Sample, and check."""
+        """Take one sample and check it."""
         world, now = self._world, trio.current_time()
         serving = world.serving()
         least = world.least_holders()
@@ -65,20 +65,20 @@ class Watch:
 
 
 def _check_directory(world: World, directory: Directory) -> None:
-    """Nobody speaks for long of a peer that has gone, nor of more than the limit."""
+    """No peer still lists one that has been gone for long, nor more peers than the limit."""
     now, known = trio.current_time(), directory.holding(MODEL)
     for advertisement in [a for a in known if a.peer not in world.peers]:
         gone_s = now - world.gone_s.get(advertisement.peer, now)
         stale_s = lasts_s(advertisement.period_ms / 1000) + STALE_S
         if gone_s > stale_s:
-            text = f"a peer that ended {gone_s:.0f} s ago is still spoken of"
+            text = f"a peer that ended {gone_s:.0f} s ago is still listed"
             world.record.violation("stale", now, text)
     if len(known) > ADVERTISEMENTS_MAX:
         world.record.violation("bounds", now, f"a peer keeps {len(known)} advertisements")
 
 
 async def check_free(world: World) -> None:
-    """Nobody asks any more: what cells are held now are given back after a while."""
+    """After the last question, all cells held must be given back after a while."""
     held = {
         peer: cells
         for peer in world.peers.values()
@@ -89,7 +89,7 @@ async def check_free(world: World) -> None:
     for peer, before in held.items():
         kept = sum(cells in engine.cells for cells in before for engine in peer.engines)
         if kept and peer.id in world.peers:
-            text = f"peer {peer.machine.number} holds cells of {kept} sessions that nobody uses"
+            text = f"peer {peer.machine.number} holds cells of {kept} unused sessions"
             world.record.violation("cells", now, text)
     for requester in world.requesters:
         if requester.ends.sessions:
@@ -99,39 +99,39 @@ async def check_free(world: World) -> None:
 
 def check_holes(world: World) -> None:
     """After the calm every layer is served, where the peers that are there could hold them all."""
-    first, end = world.bounds
     staying = [peer for peer in world.peers.values() if not peer.leaving.is_set()]
     room = sum(peer.machine.layers for peer in staying if peer.machine.access.is_dialable)
     if any(trio.current_time() - peer.joined_s < SETTLE_S_MAX for peer in staying):
         return
-    if room >= end - first and not world.is_covered():
+    if room >= len(world.bounds) and not world.is_covered():
         held = sorted(
             peer.held for peer in staying if peer.held and peer.machine.access.is_dialable
         )
-        text = f"peers with room for {room} layers leave some of {first}:{end} alone: {held}"
+        text = f"peers with room for {room} layers leave some of {world.bounds} alone: "
+        text += ", ".join(map(str, held))
         world.record.violation("hole", trio.current_time(), text)
 
 
 def check_ledger(world: World) -> None:
-    """Whatever a requester says that it used, the peer that worked for it has entered, too."""
+    """Whatever a requester recorded as used, the peer that did the work has recorded, too."""
     served = fold(world.served)
     for key, used in fold(world.used).items():
         found = served.get(key)
         if found is None or found.rows < used.rows:
             text = f"{used.rows} rows of {used.first}:{used.end} were used, and "
-            text += f"{found.rows} served" if found else "nobody served them"
+            text += f"{found.rows} served" if found else "no peer recorded them"
             world.record.violation("ledger", trio.current_time(), text)
 
 
 def check_last(question: AskedQuestion, world: World) -> None:
-    """A question in the calm is answered where every layer is served."""
+    """A question in the calm is answered if every layer is served."""
     if question.outcome not in ("answered", "wrong"):
         text = f"requester {question.requester} got no answer ({question.outcome}) in the calm"
         world.record.violation("liveness", question.at_s, f"{text}: {question.why}")
 
 
 def check_expected(world: World, record: RunRecord, covered: float) -> None:
-    """What the scenario itself demands came out."""
+    """The scenario's own expectations are met."""
     expect, now = world.scenario.expect, trio.current_time()
     asked = [question for question in record.questions if not question.is_last]
     answered = sum(question.outcome == "answered" for question in asked)

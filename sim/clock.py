@@ -1,7 +1,7 @@
-"""Virtual time that jumps, and a scheduler without surprises: one seed gives one run.
+"""Virtual time that jumps, and a deterministic scheduler: one seed gives one run.
 
 trio shuffles each batch of tasks by a generator of its own. Here it sorts them by age first, as it
-does for hypothesis, and the generator is seeded. Deadlines that fall together wake their tasks in
+does for hypothesis, and the generator is seeded. Equal deadlines wake their tasks in
 one batch, so their order does not matter. Nothing may wait for a thread, process or socket: while
 all tasks sleep, the clock jumps to the next deadline at once.
 """
@@ -49,9 +49,9 @@ class JumpClock(trio.abc.Clock):
         return 0.0
 
     def call_at(self, at_s: float, act: Callable[[], object]) -> None:
-        """Do something at a moment, once no task can run; it wakes tasks, and must not raise.
+        """Call a function at a moment, once no task can run; it wakes tasks, and must not raise.
 
-        A third of what a task costs that sleeps until then.
+        This costs a third of a task that sleeps until then.
         """
         self._number += 1
         heapq.heappush(self._due, (at_s, self._number, act))
@@ -71,7 +71,7 @@ def _pinned(seed: int) -> Iterator[None]:
 
 
 def call_at(at_s: float, act: Callable[[], object]) -> None:
-    """Do something at a moment of the clock of the run that this is called in."""
+    """Call a function at a moment of the current run's clock."""
     clock = trio.lowlevel.current_clock()
     assert isinstance(clock, JumpClock)
     clock.call_at(at_s, act)

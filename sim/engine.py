@@ -11,6 +11,7 @@ import numpy as np
 import trio
 
 from p2pinfer.core.errors import EngineDied, EngineError
+from p2pinfer.core.regimes import Regime
 from p2pinfer.core.sampling import Sampling
 from p2pinfer.engine.base import Decoded, Done, EngineBusy, NextToken
 from p2pinfer.engine.llama.batching import Batcher, Regimes
@@ -20,12 +21,19 @@ CHUNK_ROWS = 32
 """The rows in the decode that ``chunk_s`` tells of, as in advertisements."""
 
 
+_REGIMES = Regimes(agree=False)
+
 Spend = Callable[[float], Awaitable[object]]
-"""Lets so many seconds of work pass, which take longer where others work on the same cores."""
+"""Lets that many seconds of work pass; they take longer where others share the cores."""
+
+
+def _rows(count: int, regime: Regime) -> int:
+    """Return how many rows a decode computes, with those that fill it up."""
+    return max(count, _REGIMES.pad_to(regime))
 
 
 def numerics_class(number: int) -> str:
-    """Return the name of one; peers of different classes compute the same but for rounding."""
+    """Return the name of one; peers of different classes compute the same except for rounding."""
     return f"{number:032x}"
 
 
@@ -60,13 +68,13 @@ class VirtualCheat:
 class _Job:
     """Rows that wait for the engine."""
 
-    __slots__ = ("done", "layers", "position", "rows", "session", "slot", "wide")
+    __slots__ = ("done", "layers", "position", "regime", "rows", "session", "slot")
 
     def __init__(
-        self, session: "_Cells", position: int, rows: bytes, done: Done, *, wide: bool
+        self, session: "_Cells", position: int, rows: bytes, done: Done, *, regime: Regime
     ) -> None:
         self.session, self.slot, self.layers = session, session.slot, session.layers
-        self.position, self.rows, self.done, self.wide = position, rows, done, wide
+        self.position, self.rows, self.done, self.regime = position, rows, done, regime
 
     def __len__(self) -> int:
         return len(self.rows) // ROW_BYTES
@@ -84,11 +92,11 @@ class _Cells:
         """Submitted and not yet done."""
         self._expected = 0  # positions held once all that was submitted is decoded
 
-    def submit(self, position: int, rows: bytes, done: Done, *, wide: bool) -> None:
+    def submit(self, position: int, rows: bytes, done: Done, *, regime: Regime) -> None:
         """Line up rows; see ``StageSession.submit``."""
         if self._stage.is_over:
             raise EngineDied("the engine has ended, and the session's KV cache with it")
-        job = _Job(self, position, rows, done, wide=wide)
+        job = _Job(self, position, rows, done, regime=regime)
         if position > self._expected or position + len(job) > self._stage.context:
             raise EngineError(f"position {position} does not fit into the session")
         self._expected = position + len(job)
@@ -119,6 +127,7 @@ class VirtualStage:
     ) -> None:
         self.model, self.first, self.end, self.speed = model, first, end, speed
         self.width, self.context, self.numerics_class = WIDTH, context, numerics_class(numerics)
+        self.blocks = True
         self._rounding = numerics / 256
         self.sessions_max = sessions
         self.busy_s = 0.0
@@ -128,7 +137,7 @@ class VirtualStage:
         self._cheat, self._chance = cheat, chance or Random(0)  # noqa: S311 -- a scenario's seed
         self._spend, self.is_over = spend, False
         self._open: dict[int, _Cells] = {}
-        self._batcher: Batcher[_Job] = Batcher(Regimes(agree=False))
+        self._batcher: Batcher[_Job] = Batcher(_REGIMES)
         self._work = trio.Event()
 
     @property
@@ -174,7 +183,7 @@ class VirtualStage:
                 self._work = trio.Event()
                 await self._work.wait()
             jobs = self._batcher.next()
-            rows = sum(len(job) for job in jobs)
+            rows = _rows(sum(len(job) for job in jobs), jobs[0].regime)
             lies = self._cheat is not None and self._chance.random() < self._cheat.rate
             took_s = self.speed.decode_s(rows, jobs[0].layers)
             if lies and self._cheat and self._cheat.kind == "copies":
@@ -194,7 +203,7 @@ class VirtualStage:
                 await self._spend(len(jobs) * self.speed.aside_s)
 
     def _compute(self, job: _Job, *, lies: bool) -> bytes:
-        before, own = job.session.cache.run(job.position, job.rows, wide=job.wide)
+        before, own = job.session.cache.run(job.position, job.rows, regime=job.regime)
         if lies and self._cheat:
             own = self._falsify(job, own)
         return pack(before, own, self._rounding)
@@ -202,9 +211,9 @@ class VirtualStage:
     def _falsify(self, job: _Job, own: Links) -> Links:
         """Return what a cheat says came out."""
         assert self._cheat
-        key = self.model.sum(job.session.end, wide=job.wide)
+        key = self.model.sum(job.session.end, regime=job.regime)
         first = self.first if self._cheat.kind == "copies" else job.session.end - 1
-        missing = (key - self.model.sum(first, wide=job.wide)) & MASK
+        missing = (key - self.model.sum(first, regime=job.regime)) & MASK
         if self._cheat.kind == "garbles":
             missing = self._chance.getrandbits(64) | 1
         return own - np.uint64(missing)
@@ -221,39 +230,39 @@ class _EndsCells:
     def start(self, sampling: Sampling, recent: list[int]) -> None:
         """Sample: the likeliest token, always."""
 
-    async def embed(self, position: int, tokens: list[int], *, wide: bool) -> Decoded:
+    async def embed(self, position: int, tokens: list[int], *, regime: Regime) -> Decoded:
         """Run tokens through the first layers."""
         await self._ends.handle()
-        took_us = await self._ends.spend(len(tokens))
-        return Decoded(self._embed(position, tokens, wide=wide), took_us)
+        took_us = await self._ends.spend(_rows(len(tokens), regime))
+        return Decoded(self._embed(position, tokens, regime=regime), took_us)
 
-    def _embed(self, position: int, tokens: list[int], *, wide: bool) -> bytes:
+    def _embed(self, position: int, tokens: list[int], *, regime: Regime) -> bytes:
         assert position < len(self._links)
         del self._links[position + 1 :]
         for token in tokens:
             self._links.append(link_of(self._links[-1], token))
         own = np.array(self._links[position + 1 :], np.uint64)
-        own = own + np.uint64(self._ends.model.sum(self._ends.first, wide=wide))
+        own = own + np.uint64(self._ends.model.sum(self._ends.first, regime=regime))
         return pack(np.array(self._links[position:-1], np.uint64), own)
 
-    async def absorb(self, position: int, rows: bytes, *, wide: bool) -> int:
+    async def absorb(self, position: int, rows: bytes, *, regime: Regime) -> int:
         """Run rows through the last layers for their cache alone."""
         await self._ends.handle()
-        took_us = await self._ends.spend(len(rows) // ROW_BYTES)
-        self._last.run(position, rows, wide=wide)
+        took_us = await self._ends.spend(_rows(len(rows) // ROW_BYTES, regime))
+        self._last.run(position, rows, regime=regime)
         return took_us
 
-    async def next(self, position: int, rows: bytes, *, wide: bool) -> NextToken:
+    async def next(self, position: int, rows: bytes, *, regime: Regime) -> NextToken:
         """Run rows through the last layers, and say what follows the last one."""
         count = len(rows) // ROW_BYTES
         await self._ends.handle()
-        took_us = await self._ends.spend(count)
-        _, own = self._last.run(position, rows, wide=wide)
-        token = self._ends.model.pick(int(own[-1]))
+        took_us = await self._ends.spend(_rows(count, regime))
+        _, own = self._last.run(position, rows, regime=regime)
+        token = self._ends.model.pick(int(own[-1]), regime)
         following = position + count
         if following < self._ends.context:
             took_us += await self._ends.spend(1)
-            continued = self._embed(following, [token], wide=False)
+            continued = self._embed(following, [token], regime=Regime.NARROW)
         else:
             continued = b""
         return NextToken(token, b" %d" % token, False, continued, took_us)
@@ -266,7 +275,7 @@ class _EndsCells:
 
 
 class VirtualEnds:
-    """``Ends`` of so many layers on either side, on a machine of their own."""
+    """``Ends`` of ``keep`` layers on either side, on a machine of their own."""
 
     def __init__(
         self,
@@ -280,6 +289,7 @@ class VirtualEnds:
     ) -> None:
         self.model, self.first, self.end = model, keep, model.layers - keep
         self.width, self.context, self.vocabulary = WIDTH, context, model.vocabulary
+        self.blocks = True
         self.sessions = 0
         self._keep, self._speed, self._sessions_max, self._spend = keep, speed, sessions, spend
 

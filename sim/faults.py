@@ -1,4 +1,4 @@
-"""What goes wrong: peers that come and go, and ways that are cut."""
+"""Faults: peers that come and go, and links that are cut."""
 
 import math
 
@@ -13,7 +13,7 @@ from sim.world import World
 async def live_and_churn(
     world: World, machine: VirtualMachine, start_s: float, until_s: float
 ) -> None:
-    """Be a peer; between two moments, come and go, each time as somebody else."""
+    """Run a peer; during churn it comes and goes, each time under a new identity."""
     chance, table = world.chance(f"churn {machine.number}"), world.scenario.churn
     await trio.sleep_until(machine.join_s)
     async with trio.open_nursery() as nursery:
@@ -30,7 +30,7 @@ async def live_and_churn(
                 return
             await trio.sleep_until(begins_s + stays_s)
             peer = next((p for p in world.peers.values() if p.machine is machine), None)
-            if peer is None:  # it has crashed, which is noted
+            if peer is None:  # it crashed, which is recorded
                 return
             end(world, peer, is_killed=is_killed)
             await peer.over.wait()
@@ -48,7 +48,7 @@ def end(world: World, peer: VirtualPeer, *, is_killed: bool) -> None:
 
 
 async def cut_and_heal(world: World, cut: CutTable, start_s: float) -> None:
-    """Part some regions from the others for a while, counted from a moment on."""
+    """Cut some regions off from the others for a while, starting at a given moment."""
     names, network = world.scenario.regions.names, world.network
     inside = {names.index(name) for name in cut.regions}
 

@@ -1,4 +1,4 @@
-"""What virtual peers know of proven cheats; honest judges may never take an honest peer for one."""
+"""What virtual peers know of proven cheats; honest judges must never convict an honest peer."""
 
 from collections import defaultdict
 from collections.abc import AsyncIterator, Callable, Container, Sequence
@@ -9,11 +9,12 @@ from random import Random
 
 import trio
 
+from p2pinfer.core.audit import THIS_MACHINE
 from p2pinfer.core.evidence import Case
 from p2pinfer.core.fraud import FraudProof
 from p2pinfer.core.ids import ModelId, PeerId
 from peers.audits.frauds import Frauds, Judges
-from peers.audits.replay import THIS_MACHINE, OpenReplay, Replay
+from peers.audits.replay import OpenReplay, Replay
 from peers.discovery.directory import Directory
 from peers.parts.protocol import in_place
 from sim.record import RunRecord
@@ -23,7 +24,7 @@ from transports.identity import Identity
 
 @dataclass(frozen=True)
 class FraudWatch:
-    """Lets peers judge, and judges them."""
+    """Lets peers judge, and checks their judgements."""
 
     model: ModelId
     record: RunRecord
@@ -55,9 +56,9 @@ class FraudWatch:
             by = [me if n == THIS_MACHINE else n for n in judged_by[proof.case().digest]]
             lies = sum(peer in self.liars for peer in by)
             if accused not in self.liars and 2 * lies > len(by):
-                self.record.events["framed"] += 1  # three who lie alike convict: a known limit
+                self.record.events["framed"] += 1  # three identical lies convict: a known limit
             elif accused not in self.liars:
-                text = "an honest peer is taken for a proven cheat"
+                text = "an honest peer is listed as a proven cheat"
                 self.record.violation("blamed", now, text)
 
         others = partial(directory.holding, self.model)
@@ -69,7 +70,7 @@ class FraudWatch:
 
 @asynccontextmanager
 async def _noting(names: list[PeerId], opening: OpenReplay, context: int) -> AsyncIterator[Replay]:
-    """Note who runs layers again."""
+    """Record which peers replay layers."""
     async with opening(context) as replay:
         names.append(PeerId(replay.name))
         yield replay

@@ -1,7 +1,7 @@
-"""Looking for bugs: many small networks drawn from seeds, and the first failure made small.
+"""Bug hunting: many small networks drawn from seeds, and the first failure shrunk.
 
-A seed draws everything: how many peers, where, how fast, who leaves how, what is cut, what is
-asked. A run fails when a check does. What failed is made smaller for as long as the same check
+A seed draws everything: how many peers, where, how fast, which leave and how, what is cut, what is
+asked. A run fails when a check does. A failing scenario is shrunk for as long as the same check
 still fails: less of everything, one kind at a time.
 """
 
@@ -30,7 +30,7 @@ from sim.scenario import (
 from sim.toml_schema import Spread
 
 SHRINKS_MAX = 60
-"""Runs that making a failure smaller may take."""
+"""Runs that shrinking a failure may take."""
 
 
 @dataclass(frozen=True)
@@ -40,7 +40,7 @@ class FoundFailure:
     scenario: Scenario
     checks: tuple[str, ...]
     text: str
-    """What the first violation says."""
+    """The text of the first violation."""
 
 
 def draw(seed: int) -> Scenario:
@@ -55,7 +55,7 @@ def draw(seed: int) -> Scenario:
         for i in range(regions)
     )
     duration_s = chance.choice((60.0, 120.0, 240.0))
-    hidden = Random(f"{seed} undialable")  # noqa: S311 -- and what was drawn before stays
+    hidden = Random(f"{seed} undialable")  # noqa: S311 -- so that earlier draws stay the same
     return Scenario(
         about=f"drawn from seed {seed}",
         seed=seed,
@@ -125,7 +125,7 @@ def _draw_cuts(chance: Random, names: tuple[str, ...], duration_s: float) -> tup
 
 
 def try_scenario(scenario: Scenario) -> FoundFailure | None:
-    """Run it; return what failed."""
+    """Run a scenario; return its failure, if any."""
     violations = run_scenario(scenario).record.violations
     if not violations:
         return None
@@ -141,13 +141,13 @@ def _try_seed(seed: int) -> FoundFailure | None:
 def hunt(
     runs: int, first_seed: int, on_run: Callable[[int], None], workers: int | None = None
 ) -> FoundFailure | None:
-    """Run scenarios of so many seeds on all cores, until one fails; return the first that does.
+    """Run scenarios on all cores until one fails; return the first that does.
 
     Args:
-        runs: how many.
+        runs: how many seeds to try.
         first_seed: the others follow.
-        on_run: is told of every run that is over, by number.
-        workers: processes; None for one a core.
+        on_run: called with the number of every finished run.
+        workers: processes; None for one per core.
     """
     seeds = iter(range(first_seed, first_seed + runs))
     done = 0
@@ -175,8 +175,8 @@ def shrink(finding: FoundFailure, on_try: Callable[[int, int], None]) -> FoundFa
     """Make a failure smaller while one of its checks still fails.
 
     Args:
-        finding: what failed.
-        on_try: is told how many runs were made, and how many peers are left.
+        finding: the failure.
+        on_try: called with the number of runs made and of peers left.
     """
     tries = count(1)
     is_smaller = True

@@ -1,7 +1,7 @@
-"""Links between virtual peers: distance, last mile, bandwidth, jitter, loss, and ways that are cut.
+"""Links between virtual peers: distance, last mile, bandwidth, jitter, loss, and cuts.
 
-Channels are reliable and ordered, so what a real network loses is here only late: by the time after
-which TCP sends it again.
+Channels are reliable and ordered, so what a real network loses is only late here: by the time
+after which TCP retransmits it.
 """
 
 import math
@@ -20,10 +20,10 @@ from transports.memory.network import MemoryNetwork
 PACKET_BYTES = 1400
 
 RETRANSMIT_S = 0.2
-"""TCP's least, in Linux; more where the round trip is longer."""
+"""TCP's minimum, in Linux; more where the round trip is longer."""
 
 TCP_IP_BYTES = 52
-"""IP's header (20), and TCP's with its times (32)."""
+"""IP's header (20), and TCP's with its timestamps (32)."""
 
 HEADER_BYTES = TCP_IP_BYTES + 30
 """With Noise (18) and Yamux (12) around a small message."""
@@ -34,20 +34,20 @@ GOSSIP_COPIES = 3.5
 """Sent on by each peer of a large swarm: measured on 24 hosts of ``transports.libp2p.gossip``."""
 
 GOSSIP_BYTES = 124
-"""That GossipSub writes around a message: its name, and the topic with the model's id."""
+"""Written by GossipSub around a message: its name, and the topic with the model's id."""
 
 GOSSIP_MESH_MAX = 8
-"""A mesh of so few joins all, but two whom nobody can dial, and each sends on to all but whom it
-comes from. In a larger swarm a peer tells so many what it says itself."""
+"""A mesh this small joins all, except pairs that cannot dial each other, and each peer sends on to
+all except the sender. In a larger swarm a peer sends its own messages to this many."""
 
 GOSSIP_HOPS = 3
-"""Typical of a mesh of that degree and some hundred peers."""
+"""Typical of a mesh of that degree with some hundred peers."""
 
 GOSSIP_STEP_S = 0.1
-"""Far less than what anybody does upon hearing something; one wake-up per step and message."""
+"""Far less than the time in which any peer reacts; one wake-up per step and message."""
 
 STEP = b"\xa4Step"
-"""How msgpack writes the name of the one message whose rows are narrower here than in truth."""
+"""How msgpack writes the name of the one message whose rows are narrower here than in reality."""
 
 
 @dataclass(frozen=True)
@@ -60,11 +60,11 @@ class AccessLink:
     last_mile_ms: float = 0.0
     """One way, between the peer and its region's backbone."""
     jitter: float = 0.0
-    """The mean of what is added to a delay by chance, as a share of it."""
+    """The mean random addition to a delay, as a share of it."""
     loss: float = 0.0
     """Share of packets."""
     is_dialable: bool = True
-    """Others can connect to it; else only over a connection that it has made itself."""
+    """Others can connect to it; else they reach it only over a connection that it made itself."""
 
 
 class WorldNetwork(MemoryNetwork):
@@ -82,17 +82,17 @@ class WorldNetwork(MemoryNetwork):
         self._up_free_at: defaultdict[PeerId, float] = defaultdict(float)
         self._apart: Callable[[PeerId, PeerId], bool] | None = None
         self._connected: defaultdict[PeerId, set[PeerId]] = defaultdict(set)
-        """With whom each is: a connection stays, and serves both, whoever has dialled."""
-        # Of everybody, a row each: gossip reaches hundreds at once, again and again.
+        """Per peer, the peers it is connected with: a connection stays, and serves both sides."""
+        # One row per peer: gossip reaches hundreds at once, again and again.
         self._row: dict[PeerId, int] = {}
         self._region = np.empty(0, np.int64)
         self._last_mile_s = np.empty(0)
         self._is_dialable = np.empty(0, np.bool_)
         self._passed_on = np.empty(0, np.int64)
-        """Bytes of others' gossip."""
+        """Bytes of others' gossip passed on."""
 
     def admit(self, peer: PeerId, access: AccessLink) -> None:
-        """Let a peer be connected."""
+        """Connect a peer to the network."""
         self.access[peer] = access
         self._row[peer] = len(self._row)
         self._region = np.append(self._region, access.region)
@@ -120,12 +120,12 @@ class WorldNetwork(MemoryNetwork):
         return self._apart is not None and self._apart(one, other)
 
     def dials(self, sender: PeerId, receiver: PeerId, *, own: bool) -> bool:
-        """Whether a peer makes a connection to reach another; see `transports.memory.network`."""
+        """Whether a peer must connect to reach another; see `transports.memory.network`."""
         return own or receiver not in self._connected[sender]
 
     def reach_s(self, sender: PeerId, receiver: PeerId, *, own: bool) -> float:
-        """Return how long it takes a peer to reach another; see `transports.memory.network`."""
-        access = self.access.get(receiver)  # of a peer that was never there, others may speak
+        """Return the seconds a peer takes to reach another; see `transports.memory.network`."""
+        access = self.access.get(receiver)  # others may name a peer that was never there
         if access and not access.is_dialable and self.dials(sender, receiver, own=own):
             return math.inf
         round_trip_s = super().reach_s(sender, receiver, own=own)
@@ -135,11 +135,11 @@ class WorldNetwork(MemoryNetwork):
         return round_trip_s
 
     def round_trip_s(self, one: PeerId, other: PeerId) -> float | None:
-        """Return what a ping between two connected peers takes; None between others."""
+        """Return the ping time of two connected peers; None if they are not connected."""
         return 2 * self._latency_s(one, other) if other in self._connected[one] else None
 
     def _latency_s(self, sender: PeerId, receiver: PeerId) -> float:
-        """Return a way's least delay, infinite where nothing passes."""
+        """Return a link's minimum delay, infinite where nothing passes."""
         if self.are_apart(sender, receiver):
             return math.inf
         ours, theirs = self.access[sender], self.access[receiver]
@@ -147,7 +147,7 @@ class WorldNetwork(MemoryNetwork):
         return self._one_way_s[ours.region][theirs.region] + miles_s
 
     def delay_s(self, sender: PeerId, receiver: PeerId, message: bytes) -> float:
-        """Return how long a message takes that is sent now."""
+        """Return the seconds that a message sent now takes."""
         self.on_message(sender, receiver, message)
         self.messages += 1
         latency_s = self._latency_s(sender, receiver)
@@ -169,7 +169,7 @@ class WorldNetwork(MemoryNetwork):
     def spread(
         self, sender: PeerId, receivers: Sequence[PeerId], message: bytes
     ) -> dict[float, list[PeerId]]:
-        """Return whom gossip reaches, over some hops and in steps, so that many hear it at once."""
+        """Return the peers that gossip reaches, over several hops, in steps to limit wake-ups."""
         once, ours = HEADER_BYTES + GOSSIP_BYTES + len(message), self.access[sender]
         if self._apart:
             receivers = [peer for peer in receivers if not self._apart(sender, peer)]
@@ -191,7 +191,7 @@ class WorldNetwork(MemoryNetwork):
         return found
 
     def _resent_s(self, loss: float, size: int, latency_s: float) -> float:
-        """Return by how much a message is late because packets of it were lost."""
+        """Return the delay of a message due to lost packets."""
         packets = math.ceil(size / PACKET_BYTES)
         late_s, again_s = 0.0, max(RETRANSMIT_S, 2 * latency_s)
         while self._chance.random() > (1 - loss) ** packets:

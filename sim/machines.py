@@ -1,11 +1,11 @@
-"""Who is there in a virtual network."""
+"""The machines, peers and requesters of a virtual network."""
 
 from dataclasses import dataclass, field
 
 import trio
 
 from p2pinfer.core.ids import PeerId
-from p2pinfer.core.layer_range import Layers
+from p2pinfer.core.layer_range import LayerRange
 from peers.asking.client import SwarmClient
 from peers.audits.auditor import Auditor
 from peers.discovery.directory import Directory
@@ -25,7 +25,7 @@ class VirtualMachine:
     layers: int
     sessions: int
     join_s: float
-    serves: Layers | None = None
+    serves: LayerRange | None = None
     """Whatever others do; None chooses."""
     numerics: int = 0
     cheat: VirtualCheat | None = None
@@ -51,12 +51,12 @@ class VirtualPeer:
         return self.identity.peer_id
 
     @property
-    def held(self) -> Layers | None:
+    def held(self) -> LayerRange | None:
         """What it serves new sessions with."""
         return self.server.held.layers if self.server and self.server.held else None
 
     def kill(self) -> None:
-        """End it without a word."""
+        """End it without notice."""
         self.life.cancel()
 
 
@@ -71,4 +71,4 @@ class VirtualRequester:
     ends: VirtualEnds
     auditor: Auditor
     blamed: set[PeerId] = field(default_factory=set)
-    """Those that it takes for cheats, as most who ran their layers again said."""
+    """Peers that it considers cheats, because most replays said so."""

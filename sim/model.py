@@ -2,7 +2,7 @@
 
 Of each position there is a link: a keyed BLAKE3 of its token and the link before. A row carries the
 link of the position before, and its own plus a key for each layer that ran. A layer adds its key,
-which differs for wide and narrow decodes, if the link before is the one that its cache holds;
+which differs from regime to regime, if the link before is the one that its cache holds;
 otherwise what comes out, there and at every later position, is noise. So a token depends on every
 token before it, on every layer having run once in the right regime, and on every cache being
 whole, but not on where the model was cut; and the right answer is computed without any layers.
@@ -16,8 +16,10 @@ import numpy as np
 import numpy.typing as npt
 from blake3 import blake3
 
+from p2pinfer.core.regimes import Regime
+
 WIDTH = 8
-"""Numbers in a row: two links of four 16-bit numbers each, as whole float32."""
+"""Numbers in a row: two links of four 16-bit numbers each, as whole float32 values."""
 
 ROW_BYTES = 4 * WIDTH
 MASK = (1 << 64) - 1
@@ -38,13 +40,13 @@ def link_of(before: int, token: int) -> int:
 
 
 def pack(before: Links, own: Links, rounding: float = 0.0) -> bytes:
-    """Return rows as they go over the wire; a fraction of one tells of who computed them alone."""
+    """Return rows as on the wire; a fraction below one only marks which class computed them."""
     lanes = np.stack([before, own], axis=1).view("<u2").astype("<f4")
     return (lanes + np.float32(rounding)).tobytes()
 
 
 def unpack(rows: bytes) -> tuple[Links, Links]:
-    """Return the links of rows; numbers that are none give some link, which then is wrong."""
+    """Return the links of rows; invalid numbers give some link, which is then wrong."""
     lanes = np.frombuffer(rows, "<f4")
     whole = np.clip(lanes, 0, 65535).astype("<u2").reshape(-1, WIDTH)
     links = whole.view("<u8")
@@ -53,23 +55,29 @@ def unpack(rows: bytes) -> tuple[Links, Links]:
 
 @dataclass(frozen=True)
 class VirtualModel:
-    """Keys of so many layers."""
+    """A key for each of ``layers`` layers."""
 
     layers: int
     vocabulary: int = 32_000
 
     def __post_init__(self) -> None:
-        keys = {wide: [_digest(2, wide, layer) for layer in range(self.layers)] for wide in (0, 1)}
+        keys = {each: [_digest(2, each, layer) for layer in range(self.layers)] for each in Regime}
         sums = {w: [0, *accumulate(k, lambda a, b: (a + b) & MASK)] for w, k in keys.items()}
         object.__setattr__(self, "_sums", sums)
 
-    def sum(self, end: int, *, wide: bool) -> int:
+    def sum(self, end: int, *, regime: Regime) -> int:
         """Return what the layers before ``end`` add to a link."""
-        sums: dict[int, list[int]] = self._sums  # type: ignore[attr-defined]
-        return sums[wide][end]
+        sums: dict[Regime, list[int]] = self._sums  # type: ignore[attr-defined]
+        return sums[regime][end]
 
-    def pick(self, own: int) -> int:
-        """Return the token that the last layer's row stands for; 0 is none."""
+    def pick(self, own: int, regime: Regime) -> int:
+        """Return the token that the last layer's row stands for; 0 is none.
+
+        It is the same whether a prompt was read wide or in blocks.
+        """
+        if regime is Regime.BLOCK:
+            of_wide = self.sum(self.layers, regime=Regime.WIDE)
+            own = (own - self.sum(self.layers, regime=regime) + of_wide) & MASK
         return 1 + _digest(3, own) % (self.vocabulary - 1)
 
     def answer(self, prompt: Sequence[int]) -> Iterator[int]:
@@ -77,11 +85,11 @@ class VirtualModel:
         link = ORIGIN
         for token in prompt:
             link = link_of(link, token)
-        wide = True
+        regime = Regime.WIDE
         while True:
-            token = self.pick((link + self.sum(self.layers, wide=wide)) & MASK)
+            token = self.pick((link + self.sum(self.layers, regime=regime)) & MASK, regime)
             yield token
-            link, wide = link_of(link, token), False
+            link, regime = link_of(link, token), Regime.NARROW
 
 
 class Cache:
@@ -97,12 +105,15 @@ class Cache:
         """Positions that are held."""
         return len(self._links) - 1
 
-    def run(self, position: int, rows: bytes, *, wide: bool) -> tuple[Links, Links]:
+    def run(self, position: int, rows: bytes, *, regime: Regime) -> tuple[Links, Links]:
         """Return the links of what comes out; drops what was held from ``position`` on."""
         assert position <= self.length
         del self._links[position + 1 :], self._damage[position + 1 :]
         before, own = unpack(rows)
-        sums = self._model.sum(self._first, wide=wide), self._model.sum(self._end, wide=wide)
+        sums = (
+            self._model.sum(self._first, regime=regime),
+            self._model.sum(self._end, regime=regime),
+        )
         links = own - np.uint64(sums[0])
         damage = self._damage[-1]
         held = np.concatenate([np.array([self._links[-1]], np.uint64), links[:-1]])

@@ -61,14 +61,14 @@ def write_page(outcome: Outcome, path: Path) -> None:
 
 
 def _paint_map(outcome: Outcome, axes: Any) -> None:
-    """Who serves what: how many hold each layer at each moment."""
+    """How many peers serve each layer at each moment."""
     import numpy as np
 
     samples, model = outcome.record.samples, outcome.scenario.model
     holders = np.zeros((model.layers, len(samples)))
     for column, sample in enumerate(samples):
-        for first, end in sample.held.values():
-            holders[first:end, column] += 1
+        for held in sample.held.values():
+            holders[held.first : held.end, column] += 1
     bounds = model.keep, model.layers - model.keep  # requesters run the others themselves
     shape = (samples[0].at_s, samples[-1].at_s, bounds[1] - 0.5, bounds[0] - 0.5)
     part = holders[slice(*bounds)]
@@ -85,8 +85,8 @@ def _paint_ranges(outcome: Outcome, axes: Any) -> None:
     peers = 1 + max((peer for sample in samples for peer in sample.held), default=0)
     middle = np.full((peers, len(samples)), np.nan)
     for column, sample in enumerate(samples):
-        for peer, (first, end) in sample.held.items():
-            middle[peer, column] = (first + end - 1) / 2
+        for peer, held in sample.held.items():
+            middle[peer, column] = (held.first + held.end - 1) / 2
     # Neighbours on the picture serve much the same, so what moves stands out.
     places = [row[~np.isnan(row)] for row in middle]
     order = sorted(range(peers), key=lambda peer: float(places[peer][-1:].sum()))
@@ -95,7 +95,7 @@ def _paint_ranges(outcome: Outcome, axes: Any) -> None:
         middle[order], aspect="auto", extent=shape, interpolation="nearest", cmap="turbo"
     )
     axes.figure.colorbar(image, label="middle layer; white: not there")
-    axes.set(xlabel="seconds", ylabel="peers, by what they serve at last")
+    axes.set(xlabel="seconds", ylabel="peers, by their final range")
     axes.yaxis.get_major_locator().set_params(integer=True)
 
 
@@ -140,19 +140,19 @@ def _paint_speeds(outcome: Outcome, axes: Any) -> None:
     if speeds:
         axes.hist(speeds, bins=30)
     else:
-        axes.text(0.5, 0.5, "no answer came to its end", ha="center", transform=axes.transAxes)
+        axes.text(0.5, 0.5, "no answer was completed", ha="center", transform=axes.transAxes)
     axes.set(xlabel="tokens/s", ylabel="answers")
 
 
 def _paint_gossip(outcome: Outcome, axes: Any) -> None:
-    """What each peer sent to tell who serves what."""
+    """Bytes that each peer sent to announce which peers serve what."""
     rates = sorted(size / outcome.virtual_s for size in outcome.gossip_bytes)
     axes.plot(rates)
     axes.set(xlabel="peers, from the quietest", ylabel="bytes/s of gossip", ylim=(0, None))
 
 
 def _paint_detection(outcome: Outcome, axes: Any) -> None:
-    """Audits that blamed a cheat, and answers that were wrong, as time goes on."""
+    """Audits that blamed a cheat, and wrong answers, over time."""
     wrong = [q.at_s for q in outcome.record.questions if q.outcome == "wrong"]
     for name, times in {"cheats caught": outcome.record.caught_s, "wrong answers": wrong}.items():
         at_s = [0.0, *sorted(times), outcome.virtual_s]

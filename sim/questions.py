@@ -1,4 +1,4 @@
-"""The work: who asks what when, and what came of it."""
+"""The workload: which questions are asked when, and their outcomes."""
 
 from collections.abc import Collection, Container, Iterator, Sequence
 from contextlib import aclosing
@@ -20,12 +20,12 @@ from sim.world import World
 GREEDY = Sampling(temperature=0.0)
 
 LAST_PROMPT, LAST_ANSWER = 12, 4
-"""Tokens of the questions that everybody must get answered once nothing is wrong any more."""
+"""Tokens of the questions that every requester must get answered once nothing is wrong any more."""
 
 LAST_REQUESTERS_MAX = 20
 
 BUSY_AGAIN_S = 1.0
-"""Before a question is asked again that nobody had room for."""
+"""Before a question is asked again that no peer had room for."""
 
 
 def arrivals(world: World) -> list[float]:
@@ -56,7 +56,7 @@ async def ask_all(world: World) -> None:
 
 
 def _lengths(scenario: Scenario, chance: object) -> tuple[int, int]:
-    """Draw how long a question and its answer are; both fit into the context."""
+    """Draw the lengths of a question and its answer; both fit into the context."""
     table, context = scenario.requests, scenario.model.context
     prompt = max(1, round(table.prompt.draw(chance)))  # type: ignore[arg-type]
     answer = max(1, round(table.answer.draw(chance)))  # type: ignore[arg-type]
@@ -65,7 +65,7 @@ def _lengths(scenario: Scenario, chance: object) -> tuple[int, int]:
 
 
 async def ask_last(world: World) -> list[AskedQuestion]:
-    """Have everybody ask one short question after all faults, one after the other.
+    """Have every requester ask one short question after all faults, one after another.
 
     Return those during which every layer was served by peers that the asker had not blamed.
     """
@@ -84,7 +84,7 @@ async def ask_last(world: World) -> list[AskedQuestion]:
 
 
 async def ask(world: World, requester: VirtualRequester, question: AskedQuestion) -> None:
-    """Ask, again while nothing came, and note what did."""
+    """Ask, retrying while nothing came, and record the outcome."""
     chance = world.chance(f"prompt {question.number}")
     prompt = [chance.randrange(1, world.model.vocabulary) for _ in range(question.prompt)]
     table, again = world.scenario.requests, True
@@ -109,7 +109,7 @@ async def ask(world: World, requester: VirtualRequester, question: AskedQuestion
 
 
 def is_busy(error: Exception) -> bool:
-    """Whether a peer refused for want of room alone."""
+    """Whether a peer refused only for lack of room."""
     return isinstance(error, RefusedError) and error.refused.code is Refusal.BUSY
 
 
@@ -142,7 +142,7 @@ async def _listen(
     prompt: Sequence[int],
     took_part: set[PeerId],
 ) -> None:
-    """Take an answer token by token, and compare each with the right one; note who took part."""
+    """Take an answer token by token, check each against the right one; note the peers involved."""
     right: Iterator[int] = world.model.answer(prompt)
     last_s = trio.current_time()
     async with aclosing(session.generate(prompt, GREEDY, question.wanted)) as tokens:
@@ -155,7 +155,7 @@ async def _listen(
                 question.longest_gap_s = max(question.longest_gap_s, now - last_s)
             last_s = now
             world.record.event(now, "token", question.number, token.id)
-            took_part |= {hop.peer for hop in session.route}  # some took others' places
+            took_part |= {hop.peer for hop in session.route}  # including replacements
             if token.id != next(right):
                 question.outcome = "wrong"
                 _judge_wrong(world, question, took_part)
@@ -165,7 +165,7 @@ async def _listen(
 
 
 def _judge_wrong(world: World, question: AskedQuestion, peers: Collection[PeerId]) -> None:
-    """A wrong token is a violation unless somebody on the way lies."""
+    """A wrong token is a violation unless a peer on the route lies."""
     if not any(peer in world.liars for peer in peers):
         text = f"token {question.tokens} of question {question.number} is not the model's"
         world.record.violation("tokens", trio.current_time(), text)
@@ -178,14 +178,14 @@ async def _examine(
     since_s: float,
     took_part: Collection[PeerId],
 ) -> None:
-    """Have receipts join up and stages audited, and judge the judges.
+    """Check that receipts join up, have stages audited, and check the audits.
 
     Rows of a cheat that has left break the receipts of the honest peers on either side of it.
     """
     if session.evidence is None or not session.tokens:
         return
     record = world.record
-    peers = [stage.hop.peer for stage in session.evidence.stages]  # some took others' places
+    peers = [stage.hop.peer for stage in session.evidence.stages]  # including replacements
     trust = await requester.auditor.examine(session.evidence, len(session.tokens))
     world.used += session.evidence.work(len(session.tokens))
     requester.client.learn(trust)
@@ -205,13 +205,13 @@ async def _examine(
 
 
 def _is_framed(audited: Audited, liars: Container[PeerId]) -> bool:
-    """Whether most who replayed the layers are cheats, an auditor that is blamed not counted."""
+    """Whether most peers that replayed the layers are cheats, not counting a blamed auditor."""
     lies = [peer in liars for peer in audited.by if peer != audited.blamed]
     return 2 * sum(lies) > len(lies)
 
 
 def judge_audit(world: World, requester: VirtualRequester, audited: Audited, now: float) -> None:
-    """Nobody honest is blamed; who always lies is caught wherever an honest peer looks."""
+    """No honest peer is blamed; one that always lies is caught wherever an honest peer looks."""
     liars, blamed = world.liars, audited.blamed
     if blamed is not None and audited.verdict is AuditVerdict.CHEATED:
         requester.blamed.add(blamed)
@@ -219,7 +219,7 @@ def judge_audit(world: World, requester: VirtualRequester, audited: Audited, now
         world.record.events["caught"] += 1
         world.record.caught_s.append(now)
     elif blamed is not None and _is_framed(audited, liars):
-        world.record.events["framed"] += 1  # two who lie alike outvote one: a known limit
+        world.record.events["framed"] += 1  # two identical lies outvote one: a known limit
     elif blamed is not None:
         world.record.violation("blamed", now, f"an honest peer is blamed: {audited.line()}")
     is_fair = bool(audited.by) and not any(peer in liars for peer in audited.by)

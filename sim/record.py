@@ -7,11 +7,12 @@ from typing import Any
 from blake3 import blake3
 
 from p2pinfer.core.ids import PeerId
+from p2pinfer.core.layer_range import LayerRange
 
 
 @dataclass
 class AskedQuestion:
-    """One question of one requester, and what came of it."""
+    """One question of one requester, and its outcome."""
 
     number: int
     requester: int
@@ -23,9 +24,9 @@ class AskedQuestion:
     tokens: int = 0
     attempts: int = 0
     first_s: float | None = None
-    """Seconds until the first token was there."""
+    """Seconds until the first token."""
     done_s: float | None = None
-    """Seconds until the answer was whole."""
+    """Seconds until the answer was complete."""
     longest_gap_s: float = 0.0
     """Between two tokens."""
     outcome: str = "open"
@@ -59,17 +60,17 @@ class Sample:
     at_s: float
     peers: int
     least_holders: int
-    """Of the layer that fewest serve."""
+    """Of the layer served by the fewest peers."""
     sessions: int
     tokens: int
     """So far."""
-    held: dict[int, tuple[int, int]]
+    held: dict[int, LayerRange]
     """What each peer serves, by its number."""
 
 
 @dataclass
 class RunRecord:
-    """Everything that is told of a run."""
+    """Everything recorded about a run."""
 
     questions: list[AskedQuestion] = field(default_factory=list)
     violations: list[Violation] = field(default_factory=list)
@@ -78,25 +79,25 @@ class RunRecord:
     caught_s: list[float] = field(default_factory=list)
     """When an audit blamed a peer that lies."""
     log: list[str] = field(default_factory=list)
-    """What roles warned of."""
+    """Warnings logged by the roles."""
     _trace: Any = field(default_factory=blake3)
 
     def message(self, now_s: float, sender: PeerId, receiver: PeerId, message: bytes) -> None:
-        """Let a message count in the digest."""
+        """Add a message to the digest."""
         self._trace.update(
             b"%a %b %b %d;" % (now_s, sender[-8:].encode(), receiver[-8:].encode(), len(message))
         )
 
     def event(self, now_s: float, kind: str, *what: object) -> None:
-        """Count something that happened, and let it count in the digest."""
+        """Count an event, and add it to the digest."""
         self.events[kind] += 1
         self._trace.update(f"{now_s!r} {kind} {what!r};".encode())
 
     def violation(self, check: str, now_s: float, text: str) -> None:
-        """Note that something went wrong which must not."""
+        """Record that an invariant was violated."""
         self.violations.append(Violation(check, round(now_s, 3), text))
 
     @property
     def digest(self) -> str:
-        """Name the run: two are the same when all messages and events were, at the same times."""
+        """Name the run: two are the same if all messages and events were, at the same times."""
         return str(self._trace.copy().digest(16).hex())

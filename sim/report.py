@@ -1,4 +1,4 @@
-"""What a run came to: for people on a terminal, and as JSON and CSV."""
+"""The results of a run: for people on a terminal, and as JSON and CSV."""
 
 import csv
 import json
@@ -59,7 +59,7 @@ def summary(outcome: Outcome) -> dict[str, Any]:
 
 
 def spread_of(values: Sequence[float | None]) -> dict[str, float] | None:
-    """Return median and extremes; None of nothing."""
+    """Return median and extremes; None if there are no values."""
     known = sorted(value for value in values if value is not None)
     if not known:
         return None
@@ -71,12 +71,12 @@ def spread_of(values: Sequence[float | None]) -> dict[str, float] | None:
 
 
 def lines(numbers: dict[str, Any]) -> list[str]:
-    """Say it on a terminal."""
+    """Format the numbers for a terminal."""
     outcomes = ", ".join(f"{count} {name}" for name, count in numbers["outcomes"].items())
     covered, least = f"{numbers['covered']:.1%}", numbers["least_holders"]
     joined_up, broke = numbers["receipts_joined_up"], numbers["receipts_broke"]
     told = {
-        "peers": f"{numbers['peers']}, {numbers['joined']} joined in all,"
+        "peers": f"{numbers['peers']}, {numbers['joined']} joined in total,"
         f" {numbers['killed']} killed, {numbers['left']} left",
         "layers": f"all served {covered} of the time, the rarest by {least} at worst;"
         f" {numbers['began_to_serve']} ranges taken up",
@@ -89,7 +89,7 @@ def lines(numbers: dict[str, Any]) -> list[str]:
         "receipts": f"joined up {joined_up} times, broke {broke} times;"
         f" {numbers['lies']} lies told",
         "audits": f"{numbers['audits']}, of which {numbers['caught']} caught a cheat"
-        f" and {numbers['framed']}, by a majority of cheats, blamed somebody honest;"
+        f" and {numbers['framed']}, by a majority of cheats, blamed an honest peer;"
         f" peers found {numbers['proven']} proofs to hold",
         "gossip": _shown(numbers["gossip_bytes_per_s"], "bytes/s") + ", by peer",
         "simulated": f"{numbers['virtual_s']:.0f} s in {numbers['wall_s']:.1f} s"
@@ -125,9 +125,9 @@ def write_files(outcome: Outcome, folder: Path) -> None:
     samples = [asdict(sample) for sample in outcome.record.samples]
     _write_rows(folder / "samples.csv", [s | {"held": len(s["held"])} for s in samples])
     held = [
-        {"at_s": sample.at_s, "peer": peer, "first": first, "end": end}
+        {"at_s": sample.at_s, "peer": peer, "first": layers.first, "end": layers.end}
         for sample in outcome.record.samples
-        for peer, (first, end) in sample.held.items()
+        for peer, layers in sample.held.items()
     ]
     _write_rows(folder / "held.csv", held)
 

@@ -19,22 +19,22 @@ from sim.scenario import Scenario
 from sim.world import World
 
 SAMPLES = 240
-"""Looks at the world in one run."""
+"""Samples of the world in one run."""
 
 LOGGED_MAX = 50
 
 GOSSIP = (links.GOSSIP, "Known", "Compare", "Differs", "Wanted")
-"""Kinds of messages that tell who serves what."""
+"""Kinds of messages that announce which peers serve what."""
 
 
 @dataclass
 class Outcome:
-    """A run that is over."""
+    """A finished run."""
 
     scenario: Scenario
     record: RunRecord
     covered: float
-    """Share of the looks, after settling, at which every layer was served."""
+    """Share of the samples, after settling, in which every layer was served."""
     virtual_s: float
     wall_s: float
     cpu_s: float
@@ -49,12 +49,12 @@ class Outcome:
 
     @property
     def is_good(self) -> bool:
-        """Nothing happened that must not."""
+        """Whether no invariant was violated."""
         return not self.record.violations
 
 
 class _Listener(logging.Handler):
-    """Keeps what roles warn of."""
+    """Keeps the warnings that roles log."""
 
     def __init__(self, record: RunRecord) -> None:
         super().__init__(logging.WARNING)
@@ -68,7 +68,7 @@ class _Listener(logging.Handler):
 
 
 def run_scenario(scenario: Scenario, on_time: Callable[[float], None] = lambda _: None) -> Outcome:
-    """Run a scenario in virtual time, the same way each time; ``on_time`` hears what share is over.
+    """Run a scenario in virtual time, the same way each time; ``on_time`` gets the share done.
 
     Raises:
         P2pinferError: the scenario cannot be run.

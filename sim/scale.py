@@ -1,8 +1,8 @@
 """Swarms too large to send messages: peers decide as real ones do, in steps, from samples of all.
 
-Placement, routing and standing are the functions that a real peer calls. What is left out is how
-word gets around: in each step a few samples are drawn of what everybody says, as many peers as a
-real one keeps, and whoever decides in that step knows one of them.
+Placement, routing and standing are the functions that a real peer calls. Gossip is left out: in
+each step a few samples are drawn of all advertisements, as many peers as a real one keeps, and each
+peer that decides in that step knows one of them.
 """
 
 import random
@@ -15,6 +15,7 @@ import numpy as np
 from attrs import evolve
 
 from p2pinfer.core.advertisement import ADVERTISEMENTS_MAX, State
+from p2pinfer.core.layer_range import LayerRange
 from peers.serving.server import WATCH_S
 from scheduler.offer_table import Experience, OfferTable
 from scheduler.placement import JOIN_CHECK_S, choose
@@ -24,22 +25,22 @@ from sim.scale_swarm import draw_swarm
 PEERS_MIN, PEERS_MAX = 10, 1_000_000
 LAYERS_MIN = 8
 MINUTES_MIN = 4.0
-"""Half of it for joining, half for what is lost."""
+"""Half of it for joining, half for the recovery from a loss."""
 
 STEP_S = 1.0
-"""Whoever decides within a step knows what was so at its beginning: word is so old at most."""
+"""Peers that decide within a step know the state at its beginning: news is at most this old."""
 
 SAMPLES = 4
-"""Drawn in each step; peers that know the same sample differ in themselves alone."""
+"""Drawn in each step; peers that know the same sample differ only in themselves."""
 
 LOAD_S = 10.0
 """To fetch and load a range."""
 
 LOST_SHARE = 0.1
-"""Of the peers: those that vanish at once, halfway."""
+"""Share of peers that vanish at once, halfway."""
 
 QUIET_SHARE = 0.01
-"""A swarm has settled when no more of its peers than that begin to move in a minute."""
+"""A swarm has settled when no more than this share of its peers begins to move in a minute."""
 
 
 @dataclass(frozen=True)
@@ -52,7 +53,7 @@ class ScaleLook:
     balance: float
     """The rate of the weakest layer, in parts of the mean."""
     moves: int
-    """Of peers that served something already, since the start."""
+    """Moves of peers that already served something, since the start."""
 
 
 class Scale:
@@ -67,7 +68,7 @@ class Scale:
         self.askers = Askers(self.swarm, self._chance)
 
     def run(self, minutes: float, on_share: Callable[[float], None]) -> None:
-        """Let everybody join and settle; halfway, let some vanish."""
+        """Let all peers join and settle; halfway, let some vanish."""
         steps = round(60 * minutes / STEP_S)
         for step in range(steps):
             now_s = step * STEP_S
@@ -84,17 +85,17 @@ class Scale:
             swarm.said[peer] = evolve(swarm.said[peer], state=State.LEFT, first=0, end=0)
             swarm.due_s[peer] = np.inf
             swarm.loading.pop(peer, None)
-        if not swarm.rates()[1].all():  # everybody looks out for that
+        if not swarm.rates()[1].all():  # every peer watches for missing layers
             staying = np.isfinite(swarm.due_s)
             swarm.due_s[staying] = np.minimum(swarm.due_s[staying], 0.0)
 
     def _step(self, now_s: float) -> None:
         views = self._views()
         self.askers.step(now_s, STEP_S, views[0])
-        for peer, (until_s, first, end) in [*self.swarm.loading.items()]:
+        for peer, (until_s, layers) in [*self.swarm.loading.items()]:
             if until_s <= now_s:
                 del self.swarm.loading[peer]
-                self._say(peer, State.SERVING, first, end)
+                self._say(peer, State.SERVING, layers)
         due = np.flatnonzero(self.swarm.due_s < now_s + STEP_S)
         started_s = time.perf_counter()
         for peer in due.tolist():
@@ -113,30 +114,30 @@ class Scale:
         """Let one peer decide, as in ``peers.serving.server``."""
         swarm, own = self.swarm, self.swarm.said[peer]
         view = views[peer % SAMPLES]
-        bounds = (swarm.lo, swarm.hi)
+        bounds = LayerRange(swarm.lo, swarm.hi)
         seen = Experience(is_sample=len(view) == ADVERTISEMENTS_MAX)
         choice = choose(view, own, bounds, now_s=now_s, chance=self._chance.random(), seen=seen)
         wait_s = choice.check_again_s
         if own.state is State.JOINING:
             if choice.moves:
-                self._say(peer, State.JOINING, choice.first, choice.end)
+                self._say(peer, State.JOINING, choice.layers)
                 wait_s = JOIN_CHECK_S * self._chance.uniform(0.5, 1.0)
             else:
-                swarm.loading[peer] = (now_s + LOAD_S, choice.first, choice.end)
+                swarm.loading[peer] = (now_s + LOAD_S, choice.layers)
                 wait_s = LOAD_S
         elif choice.moves:
             self.moves[peer] += 1
-            swarm.loading[peer] = (now_s + LOAD_S, choice.first, choice.end)
-            held = (own.end - own.first) + (choice.end - choice.first)
+            swarm.loading[peer] = (now_s + LOAD_S, choice.layers)
+            held = own.end - own.first + len(choice.layers)
             if held > own.layers_max:  # what it has must go first
-                self._say(peer, State.JOINING, choice.first, choice.end)
+                self._say(peer, State.JOINING, choice.layers)
             wait_s = max(LOAD_S, wait_s)
         swarm.due_s[peer] = now_s + max(wait_s, WATCH_S)
 
-    def _say(self, peer: int, state: State, first: int, end: int) -> None:
+    def _say(self, peer: int, state: State, layers: LayerRange) -> None:
         own = self.swarm.said[peer]
         self.swarm.said[peer] = evolve(
-            own, state=state, first=first, end=end, sequence=own.sequence + 1
+            own, state=state, first=layers.first, end=layers.end, sequence=own.sequence + 1
         )
 
     def _look(self, at_s: float) -> None:
@@ -150,7 +151,7 @@ class Scale:
 def scale(
     peers: int, layers: int, minutes: float, seed: int, on_share: Callable[[float], None]
 ) -> dict[str, Any]:
-    """Run one, and return what ``p2pinfer sim scale`` prints; ``on_share`` hears what is over."""
+    """Run one, and return what ``p2pinfer sim scale`` prints; ``on_share`` gets the share done."""
     started_s = time.perf_counter()
     run = Scale(peers, layers, seed)
     run.run(minutes, on_share)
@@ -178,7 +179,7 @@ def scale(
 
 
 def _phase(looks: list[ScaleLook], peers: int) -> dict[str, Any]:
-    """Tell how a stretch of time ended, and after how long it had settled."""
+    """Return how a stretch of time ended, and after how long it had settled."""
     return {
         "balance": round(looks[-1].balance, 3),
         "least_holders": looks[-1].least_holders,
@@ -189,7 +190,7 @@ def _phase(looks: list[ScaleLook], peers: int) -> dict[str, Any]:
 
 
 def _settled_after_s(looks: list[ScaleLook], peers: int) -> float | None:
-    """Return from when on hardly anybody moved; None if that is not certain for a minute."""
+    """Return from when on hardly any peer moved; None if that is not certain for a minute."""
     settled_s = looks[0].at_s
     for earlier, later in zip(looks, looks[round(60 / STEP_S) :], strict=False):
         if later.moves - earlier.moves > QUIET_SHARE * peers:

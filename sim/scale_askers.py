@@ -1,6 +1,6 @@
 """Askers in a swarm without messages: routes and standings as real requesters choose and keep them.
 
-Some peers claim to be faster than they are. An asker finds out by using them, and only then.
+Some peers claim to be faster than they are. An asker finds out only by using them.
 """
 
 import heapq
@@ -22,7 +22,7 @@ from sim.scale_swarm import ScaleSwarm
 ASKERS = 16
 
 ASK_S = 10.0
-"""How often each asks, more or less."""
+"""Average interval between one asker's questions."""
 
 ANSWER_S = 30.0
 """The mean length of a session."""
@@ -32,18 +32,18 @@ ATTEMPTS_MAX = 4
 
 BOASTERS = 0.05
 BOAST = 4.0
-"""The share of peers that claim to be so many times as fast as they are."""
+"""How many times their true speed some peers claim."""
 
 
 class Askers:
-    """Those who ask, and what they have seen."""
+    """The askers and their experience."""
 
     def __init__(self, swarm: ScaleSwarm, chance: random.Random) -> None:
         self._swarm, self._chance = swarm, chance
         self._standings = [Standings() for _ in range(ASKERS)]
         self._row = {a.peer: row for row, a in enumerate(swarm.said)}
         self._sessions: list[tuple[float, int]] = []
-        """When each hop of a session is over, and whose it is."""
+        """When each hop of a session is over, and the peer's row."""
         self._busy: Counter[int] = Counter()
         count = len(swarm.said)
         self._boasters = set(chance.sample(range(count), round(BOASTERS * count)))
@@ -53,7 +53,7 @@ class Askers:
         self._outcomes: Counter[str] = Counter()
         self._hops: list[int] = []
         self._boasting: list[float] = []
-        """Of each route in turn: the share of hops that are run by boasters."""
+        """Of each route in turn: the share of hops run by boasters."""
 
     def step(self, now_s: float, step_s: float, view: OfferTable) -> None:
         """End sessions that are over, and ask as often as is due in a step."""
@@ -91,14 +91,14 @@ class Askers:
         self._outcomes["failed"] += 1
 
     def _serves(self, peer: PeerId, first: int, end: int) -> bool:
-        """Whether a peer would take a session, whatever it said some time ago."""
+        """Whether a peer would take a session now, whatever it advertised earlier."""
         row = self._row[peer]
         own = self._swarm.said[row]
         fits = own.state is State.SERVING and own.first == first and end <= own.end
         return fits and self._busy[row] < own.sessions_max
 
     def _use(self, route: Sequence[RouteHop], standings: Standings, now_s: float) -> None:
-        """Have a session along a route, and note how fast its peers are."""
+        """Run a session along a route, and note how fast its peers are."""
         over_s = now_s + self._chance.expovariate(1 / ANSWER_S)
         boasting = 0
         for hop in route:
@@ -118,13 +118,13 @@ class Askers:
         self._tell(row)
 
     def _tell(self, row: int) -> None:
-        """Have a peer say how many more sessions it would take."""
+        """Have a peer advertise how many more sessions it would take."""
         own = self._swarm.said[row]
         free = max(0, own.sessions_max - self._busy[row])
         self._swarm.said[row] = evolve(own, sessions_free=free)
 
     def report(self) -> dict[str, Any]:
-        """Return what came of it."""
+        """Return the results."""
         quarter = max(1, len(self._boasting) // 4)
         names = ("at_first_try", "at_later_try", "without_route", "failed")
         return {

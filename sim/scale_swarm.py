@@ -7,15 +7,16 @@ import numpy as np
 
 from p2pinfer.core.advertisement import Advertisement, State
 from p2pinfer.core.ids import ModelId, PeerId
+from p2pinfer.core.layer_range import LayerRange
 from scheduler.coverage_value import cover_of
 from scheduler.offer_table import Floats, Whole
 
 JOIN_S = 60.0
-"""In which all join."""
+"""Time in which all join."""
 
 LAYERS_HELD = (2, 24)
 ROW_US = (1500.0, 0.6)
-"""Median and spread of what a layer takes for a row, lognormal."""
+"""Median and spread of a layer's time for a row, lognormal."""
 
 SESSIONS = 8
 
@@ -24,7 +25,7 @@ MODEL = ModelId("5c" * 32)
 
 @dataclass
 class ScaleSwarm:
-    """Everybody, as columns where all are looked at, and as what each says of itself."""
+    """All peers: as columns for vector operations, and as advertisements."""
 
     said: list[Advertisement]
     lo: int
@@ -33,25 +34,25 @@ class ScaleSwarm:
     """Rows a second through one layer."""
     due_s: Floats
     """When each decides again; infinite: it is gone."""
-    loading: dict[int, tuple[float, int, int]] = field(default_factory=dict)
+    loading: dict[int, tuple[float, LayerRange]] = field(default_factory=dict)
     """Until when, and what they serve then."""
 
     def ranges(self) -> tuple[Whole, Whole]:
-        """Return first layer and end of what each serves; the same number where nothing."""
+        """Return first layer and end of each peer's range; equal if it serves none."""
         some = [a.state is State.SERVING for a in self.said]
         first = np.array([a.first for a in self.said], np.int64)
         end = np.array([a.end for a in self.said], np.int64)
         return np.where(some, first, self.lo), np.where(some, end, self.lo)
 
     def rates(self) -> tuple[Floats, Whole]:
-        """Return rows a second through each layer, and how many serve it."""
+        """Return rows a second through each layer, and how many peers serve it."""
         first, end = self.ranges()
         cover = cover_of(self.lo, self.hi, first, end, self.speed)
         return cover.rate, cover.holders
 
 
 def draw_swarm(peers: int, layers: int, chance: random.Random) -> ScaleSwarm:
-    """Draw so many machines, of which none serves anything yet."""
+    """Draw ``peers`` machines, none of which serves anything yet."""
     lo, hi = 1, layers - 1
     said = [
         Advertisement(

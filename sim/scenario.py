@@ -1,4 +1,4 @@
-"""What a scenario file may say: who is there, what is asked, and what goes wrong."""
+"""What a scenario file may contain: the peers, the questions, and the faults."""
 
 # ruff: noqa: RUF009 - what describes a field is one of attrs', of frozen values
 
@@ -17,7 +17,7 @@ CHEATS = ("copies", "skips", "garbles")
 
 @frozen(kw_only=True)
 class ModelTable:
-    """The model that everybody serves."""
+    """The model that all peers serve."""
 
     layers: int = entry("how many layers the model has", 30, 3, 1024)
     width: int = entry("numbers in a row of the residual stream; 4 bytes each on the wire", 576, 8)
@@ -40,14 +40,14 @@ class PeersTable:
         "milliseconds a layer takes for 32 rows, on one thread", Spread(3.0, 3.0), 0.001
     )
     threads: Spread = entry("engine threads, which share the work of many rows", Spread(1, 1), 1)
-    numerics: int = entry("peers whose number differs compute the same but for rounding", 0, 0, 255)
+    numerics: int = entry("peers of different numbers compute the same but for rounding", 0, 0, 255)
     up_mbit: Spread = entry("megabits a second that a peer sends", Spread(100, 100), 0.01)
     down_mbit: Spread = entry("megabits a second that it receives", Spread(100, 100), 0.01)
     last_mile_ms: Spread = entry("one way, to its region's backbone", Spread(1, 1))
-    jitter: float = entry("mean of what chance adds to a delay, as a share of it", 0.1, 0, 10)
+    jitter: float = entry("mean random addition to a delay, as a share of it", 0.1, 0, 10)
     loss: float = entry("share of packets lost, and sent again", 0.0, 0, 0.5)
     undialable: float = entry(
-        "share that dial others and that nobody can dial: behind NAT, or a firewall", 0.0, 0, 1
+        "share that dial others and cannot be dialled: behind NAT, or a firewall", 0.0, 0, 1
     )
     join_s: Spread = entry("seconds after the start at which it joins", Spread(0, 5))
 
@@ -64,7 +64,7 @@ class RegionsTable:
 
 @frozen(kw_only=True)
 class RequestsTable:
-    """Who asks, and what."""
+    """The requesters and their questions."""
 
     requesters: int = entry("machines that ask; each keeps the model's ends", 2, 1, 1000)
     per_minute: float = entry("questions, at random moments, of all requesters together", 6.0)
@@ -72,7 +72,7 @@ class RequestsTable:
     burst: int = entry("questions in such a crowd, beyond those at random", 0)
     prompt: Spread = entry("tokens of a question", Spread(30, 200), 1)
     answer: Spread = entry("tokens of an answer", Spread(20, 80), 1)
-    attempts: int = entry("how often a question is asked while nothing came of it", 4, 1, 20)
+    attempts: int = entry("how often a question is tried until an answer comes", 4, 1, 20)
     patience_s: float = entry("seconds in which it is asked again where peers have no room", 60.0)
     audit_rate: float = entry("share of stages whose work is run again by others", 0.05, 0, 1)
     row_ms: float = entry("milliseconds a layer takes a requester for one row", 0.2, 0.001)
@@ -84,8 +84,8 @@ class ChurnTable:
     """Peers that come and go."""
 
     stay_s: float = entry("mean seconds a peer stays; 0: until the end", 0.0)
-    away_s: float = entry("mean seconds until somebody else comes in its place", 30.0, 1)
-    killed: float = entry("share that vanish without a word; others take their leave", 0.5, 0, 1)
+    away_s: float = entry("mean seconds until another peer comes in its place", 30.0, 1)
+    killed: float = entry("share that vanish without notice; the others leave properly", 0.5, 0, 1)
     from_s: float = entry("when it begins, in seconds after the first question may come", 0.0)
     until_s: float = entry("when it ends; 0: with the questions", 0.0)
 
@@ -96,7 +96,7 @@ class CutTable:
 
     regions: tuple[str, ...] = entry("those on one side; all others are on the other")
     at_s: float = entry("when, in seconds after the first question may come")
-    heal_s: float = entry("when nothing is cut any more")
+    heal_s: float = entry("when the cut ends")
 
 
 @frozen(kw_only=True)
@@ -110,7 +110,7 @@ class LiarsTable:
 
 @frozen(kw_only=True)
 class ExpectTable:
-    """What must come out, else the run has failed."""
+    """Required results, else the run has failed."""
 
     answered: float = entry("least share of questions that are answered to the end", 0.0, 0, 1)
     covered: float = entry("least share of time in which every layer is served", 0.0, 0, 1)
@@ -124,22 +124,22 @@ class Scenario:
     duration_s: float = entry("virtual seconds in which questions are asked", 120.0, 1, 86_400)
     settle_s: float = entry("virtual seconds before the first question", 40.0)
     calm_s: float = entry("virtual seconds without faults before the last questions", 60.0)
-    seed: int = entry("of everything that is left to chance", 1)
+    seed: int = entry("random seed for everything", 1)
     cores: float = entry("that all engines share, as on one machine; 0: each has its own", 0.0)
     handling_ms: float = entry(
         "of a core, for a session's rows at each machine besides its layers: to receive, check and "
         "send them",
         0.0,
     )
-    aside_ms: float = entry("of a core, for a session's rows at a peer that has sent them", 0.0)
-    model: ModelTable = table("the model that everybody serves", ModelTable())
+    aside_ms: float = entry("of a core, for a session's rows at a peer after sending them", 0.0)
+    model: ModelTable = table("the model that all peers serve", ModelTable())
     regions: RegionsTable = table("distances", RegionsTable())
     peers: tuple[PeersTable, ...] = table("peers of one kind; several kinds may be there")
-    requests: RequestsTable = table("who asks, and what", RequestsTable())
+    requests: RequestsTable = table("the requesters and their questions", RequestsTable())
     churn: ChurnTable = table("peers that come and go", ChurnTable())
     cuts: tuple[CutTable, ...] = table("regions that are cut off for a while", ())
     liars: tuple[LiarsTable, ...] = table("peers that lie", ())
-    expect: ExpectTable = table("what must come out, else the run has failed", ExpectTable())
+    expect: ExpectTable = table("required results, else the run has failed", ExpectTable())
 
     @property
     def peer_count(self) -> int:
@@ -204,7 +204,7 @@ def _is_range(serves: tuple[int, ...], model: ModelTable) -> bool:
 
 
 def _most(spread: Spread) -> float:
-    """Return what is taken for the upper bound of a spread: lognormal ones are cut off there."""
+    """Return an upper bound for a spread: lognormal ones are cut off there."""
     return spread.high if spread.median is None else 4 * spread.median
 
 

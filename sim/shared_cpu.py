@@ -1,17 +1,17 @@
 """Processors that several engines share, as where a whole swarm runs on one machine.
 
 They need not be a whole number: two that share caches and execution units, as the two threads of
-one core do, run two engines together as fast as some 1.3 would.
+one core do, run two engines together as fast as about 1.3 would.
 """
 
 import trio
 
 DONE_S = 1e-9
-"""Less work than that is none: what is left is rounding."""
+"""Less work than this counts as none: the remainder is rounding."""
 
 
 class Cores:
-    """So many cores: where more engines work, each gets its share of the time, as from a kernel."""
+    """Shared cores: if more engines work, each gets its share of the time, as from a kernel."""
 
     def __init__(self, count: float) -> None:
         self._count = count
@@ -19,7 +19,7 @@ class Cores:
         self._changed = trio.lowlevel.ParkingLot()
 
     async def spend(self, work_s: float) -> None:
-        """Work for as long as a core of one's own would take, and longer where others work, too."""
+        """Work for as long as a core of one's own would take, longer if others work, too."""
         self._working += 1
         self._changed.unpark_all()
         try:

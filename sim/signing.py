@@ -1,4 +1,4 @@
-"""Signatures of virtual peers: what costs is to be the protocol, and not Ed25519."""
+"""Signatures of virtual peers, cheap, so that a run's cost is the protocol and not Ed25519."""
 
 from dataclasses import dataclass
 from functools import lru_cache
@@ -21,7 +21,7 @@ def is_cheaply_signed(peer: PeerId, data: bytes, signature: bytes) -> bool:
 
 @dataclass(frozen=True)
 class CheapSigner:
-    """Signs advertisements a hundred times as fast as Ed25519; nobody here forges any."""
+    """Signs advertisements a hundred times as fast as Ed25519; no virtual peer forges any."""
 
     peer_id: PeerId
 

@@ -8,7 +8,7 @@ from sim.toml_schema import Spread
 
 
 def to_toml(table: Any, where: str = "") -> str:
-    """Return the text of a table, and of those within it; what is as by default is left out."""
+    """Return the text of a table, and of those within it; defaults are left out."""
     lines, nested = [], []
     for each in fields(type(table)):
         value = getattr(table, each.name)

@@ -1,4 +1,4 @@
-"""Reading TOML tables into classes: what is allowed stands at each field, and is checked there."""
+"""Reading TOML tables into classes: each field states its bounds, and is checked against them."""
 
 import difflib
 import types
@@ -15,7 +15,7 @@ T = TypeVar("T")
 
 @frozen
 class Spread:
-    """A quantity that differs from one to the next: evenly between bounds, or lognormal."""
+    """A quantity that varies: uniformly between bounds, or lognormal."""
 
     low: float
     high: float
@@ -71,7 +71,7 @@ def table(text: str, default: Any = NOTHING) -> Any:
 
 
 def read_table(cls: type[T], values: Any, where: str) -> T:
-    """Return what a table says.
+    """Return the contents of a table.
 
     Raises:
         UserError: the sentence names the key and what it may be.
@@ -137,7 +137,7 @@ def _check_bounds(value: float, where: str, least: float | None, most: float) ->
 
 
 def explain(cls: Any, where: str = "") -> Iterator[str]:
-    """Yield lines that say what a table may hold, with its defaults: a TOML file of comments."""
+    """Yield lines on what a table may hold, with its defaults: a TOML file of comments."""
     nested = []
     hints = get_type_hints(cls)
     for each in fields(cls):

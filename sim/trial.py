@@ -1,9 +1,9 @@
-"""One small trial that a simulated swarm and a real one go through alike.
+"""One small trial that a simulated swarm and a real one both go through.
 
-Five peers serve three ranges of layers, two of which twice. Two requesters ask one question after
-the other, at the same time. In the middle of one answer a peer that works on it is killed; nobody
-else asks then, since a stall is twice as long where another session has to be restored, too, which
-is a matter of luck.
+Five peers serve three ranges of layers, two of them twice. Two requesters ask one question after
+another, at the same time. In the middle of one answer a peer that works on it is killed; the other
+requester is silent then, since a stall is twice as long where another session has to be restored,
+too, which is a matter of luck.
 """
 
 import random
@@ -19,6 +19,7 @@ from attrs import evolve
 
 from p2pinfer.core.errors import PeerError
 from p2pinfer.core.ids import PeerId
+from p2pinfer.core.layer_range import LayerRange
 from p2pinfer.core.limits import ROWS_PER_DECODE_MAX
 from p2pinfer.core.sampling import Sampling
 from peers.asking.client import SwarmClient
@@ -41,32 +42,32 @@ PROMPT = 3 * ROWS_PER_DECODE_MAX
 """Tokens of a question, in full chunks."""
 
 ANSWERS = (48, 32, 60, 40, 64)
-"""Tokens of answers, in turn: of different lengths, so that no two who ask keep in step."""
+"""Tokens of answers, in turn: of different lengths, so that the two requesters stay out of step."""
 
 KILLED_AT, KILLED_STAGE = 20, 1
 """The token at which it is killed, and its place in the chain."""
 
 GOSSIP_S = 60.0
-"""In which nobody asks, and what is said then is counted: some periods."""
+"""Without questions, in which gossip is counted: several periods."""
 
 SETTLE_S = 20.0
 SEEDS = 9
 """Simulations, of which the median counts: chance picks routes."""
 
 ATTEMPTS_MAX = 4
-"""For one question, while nothing came of it."""
+"""For one question, until an answer comes."""
 
 GREEDY = Sampling(temperature=0.0)
 
 
 @dataclass(frozen=True)
 class TrialAnswer:
-    """How long somebody waited for each token; for the first from the question on."""
+    """How long a requester waited for each token; for the first, since the question."""
 
     waits_s: list[float]
     is_disturbed: bool
     stages_us: list[tuple[int, ...]]
-    """Of each token: what the stages say that it took them."""
+    """Of each token: the time that each stage reports."""
     ends_us: list[int]
     spans: list[int] = field(default_factory=list)
     """How many layers each stage ran at first."""
@@ -74,47 +75,47 @@ class TrialAnswer:
 
 @dataclass(frozen=True)
 class Figures:
-    """What a trial came to."""
+    """A trial's results."""
 
     tokens_per_s: float
     first_token_s: float
     stall_s: float
     gossip_bytes_per_s: float
-    """Sent by one requester while nobody asks."""
+    """Sent by one requester without questions."""
 
 
 @dataclass(frozen=True)
 class TrialLook:
-    """What was seen of a real swarm that had nothing else to do."""
+    """Observations of a real swarm that had nothing else to do."""
 
     alone: Sequence[TrialAnswer]
-    """To the only one who asked, one after the other."""
+    """Answers to the only asker, one after another."""
     cpu_s: float
-    """What all processors spent meanwhile, on engines of one thread each and on all else."""
+    """Spent by all processors meanwhile, on engines of one thread each and on everything else."""
     cores: float
     """As in ``Measured``."""
 
 
 @dataclass(frozen=True)
 class Measured:
-    """What a real swarm takes, by its own words, while one asks alone."""
+    """What a real swarm takes, by its own reports, while one requester asks alone."""
 
     stage: VirtualSpeed
     ends: VirtualSpeed
     boundary_s: float
     """What a token spends between two engines that neither of them counts."""
     handling_s: float
-    """Of it, what processors spend, which at that time can do nothing else."""
+    """The part of it that keeps processors busy, which can do nothing else then."""
     aside_s: float
-    """What they spend for a stage when its rows have been sent."""
+    """What they spend for a stage after its rows have been sent."""
     cores: float
-    """What several engines at once come to, in engines that work alone: all run on one machine."""
+    """Combined speed of several engines at once, in engines that work alone, on one machine."""
 
 
-def ranges_of(layers: int) -> list[tuple[int, int]]:
+def ranges_of(layers: int) -> list[LayerRange]:
     """Return what each of five peers serves of a model whose first and last layer is not theirs."""
     bounds = [1 + (layers - 2) * part // 3 for part in range(4)]
-    first, middle, last = ((bounds[i], bounds[i + 1]) for i in range(3))
+    first, middle, last = (LayerRange(bounds[i], bounds[i + 1]) for i in range(3))
     return [first, middle, last, middle, last]
 
 
@@ -124,10 +125,10 @@ async def ask(
     length: int = ANSWERS[0],
     kill: Callable[[PeerId], None] | None = None,
 ) -> TrialAnswer:
-    """Ask for so many tokens in a session of its own; ``kill`` is told whom to kill meanwhile.
+    """Ask for ``length`` tokens in a new session; ``kill`` gets the peer to kill meanwhile.
 
     Raises:
-        PeerError: the answer broke off, or none came though it was asked for again.
+        PeerError: the answer broke off, or none came in spite of retries.
     """
     since = trio.current_time()
     answer = TrialAnswer([], kill is not None, [], [])
@@ -135,7 +136,7 @@ async def ask(
         try:
             await _listen(client, prompt, length, kill, answer, since)
             break
-        except PeerError:  # one that was killed is heard of for a while
+        except PeerError:  # a killed peer stays listed for a while
             if answer.waits_s or attempt == ATTEMPTS_MAX - 1:
                 raise
     return answer
@@ -168,7 +169,7 @@ async def _listen(
 async def idle(requesters: int, gossiped: Callable[[], int], seconds: float = GOSSIP_S) -> float:
     """Return the bytes a second that a requester sends while nobody asks.
 
-    ``gossiped`` tells what all have sent so far.
+    ``gossiped`` returns the bytes that all have sent so far.
     """
     before = gossiped()
     await trio.sleep(seconds)
@@ -204,13 +205,13 @@ async def run_trial(
 
 
 def figures(trials: Sequence[Sequence[TrialAnswer]], gossip_bytes_per_s: float) -> Figures:
-    """Judge the answers of each trial, and return the medians."""
+    """Evaluate the answers of each trial, and return the medians."""
     tokens_per_s, first_s, stall_s = map(statistics.median, zip(*map(_judge, trials), strict=True))
     return Figures(tokens_per_s, first_s, stall_s, gossip_bytes_per_s)
 
 
 def _judge(found: Sequence[TrialAnswer]) -> tuple[float, float, float]:
-    """Return the first three figures of a trial; the disturbed answer alone tells of the stall."""
+    """Return the first three figures of a trial; the stall is that of the disturbed answer."""
     calm = [answer for answer in found if not answer.is_disturbed]
     waits_s = [wait for answer in calm for wait in answer.waits_s[1:]]
     (harmed,) = (answer for answer in found if answer.is_disturbed)
@@ -222,12 +223,12 @@ def _judge(found: Sequence[TrialAnswer]) -> tuple[float, float, float]:
 
 
 def measured(looks: Sequence[TrialLook]) -> Measured:
-    """Tell speeds from answers to one who asked alone: means, as a rate comes of all waits.
+    """Derive speeds from answers to a lone asker: means, as a rate depends on all waits.
 
     The prompts were of one full chunk, so that no two stages computed at once.
     """
     answers = [answer for look in looks for answer in look.alone]
-    stages, layers = len(answers[0].spans), sum(answers[0].spans)  # in whatever route
+    stages, layers = len(answers[0].spans), sum(answers[0].spans)  # in any route
     waits_s = [each for answer in answers for each in answer.waits_s[1:]]
     rows_us = [sum(each) for answer in answers for each in answer.stages_us[1:]]
     ends_us = [each for answer in answers for each in answer.ends_us[1:]]
@@ -260,7 +261,7 @@ def scenario_of(seen: Measured, layers: int, width: int, sessions: int, context:
     """Return the scenario in which peers are as fast as was measured."""
     stage, ends, way_s = seen.stage, seen.ends, seen.boundary_s - seen.handling_s
     return Scenario(
-        about="five peers, of which one is killed, and two who ask",
+        about="five peers, of which one is killed, and two requesters",
         settle_s=SETTLE_S,
         cores=seen.cores,
         handling_ms=1000 * seen.handling_s,
@@ -270,8 +271,8 @@ def scenario_of(seen: Measured, layers: int, width: int, sessions: int, context:
         peers=tuple(
             PeersTable(
                 count=1,
-                serves=serves,
-                layers=Spread(serves[1] - serves[0], serves[1] - serves[0]),
+                serves=(serves.first, serves.end),
+                layers=Spread(len(serves), len(serves)),
                 sessions=sessions,
                 row_ms=Spread(1000 * stage.row_s, 1000 * stage.row_s),
                 chunk_ms=Spread(1000 * stage.chunk_s, 1000 * stage.chunk_s),

@@ -12,7 +12,7 @@ import trio
 from p2pinfer.core.advertisement import Advertisement, State
 from p2pinfer.core.errors import lone_errors
 from p2pinfer.core.ids import ModelId, PeerId
-from p2pinfer.core.layer_range import Layers
+from p2pinfer.core.layer_range import LayerRange
 from p2pinfer.core.ledger import LedgerEntry
 from p2pinfer.engine.base import StageEngine
 from peers.asking.client import Asked, SwarmClient
@@ -23,8 +23,7 @@ from peers.audits.replay import PeerReplays
 from peers.discovery.directory import Directory
 from peers.receipts.session_evidence import Gatherer
 from peers.receipts.signer import ReceiptSigner
-from peers.serving.plan import ServingPlan
-from peers.serving.server import Server
+from peers.serving.server import Server, ServingPlan
 from sim.engine import VirtualCheat, VirtualEnds, VirtualSpeed, VirtualStage, numerics_class
 from sim.fraud_watch import FraudWatch
 from sim.links import AccessLink, WorldNetwork
@@ -41,7 +40,7 @@ MODEL = ModelId("51" * 32)
 MODEL_NAME = "virtual"
 
 WAYS_IN = 3
-"""Peers that a new one is told of."""
+"""Bootstrap peers that a new one gets."""
 
 LOAD_S = 1.0
 """To start an engine once its layers are there."""
@@ -50,34 +49,35 @@ REQUESTER_SESSIONS = 64
 
 
 class World:
-    """Everything that is there, and what is known only to whoever looks from outside."""
+    """Everything in the network, and what only an outside observer knows."""
 
     def __init__(self, scenario: Scenario, record: RunRecord) -> None:
         self.scenario, self.record = scenario, record
         regions = scenario.regions
         one_way_s = [[ms / 2000 for ms in row] for row in regions.round_trip_ms]
         self.model = VirtualModel(scenario.model.layers)
-        self.bounds = (scenario.model.keep, scenario.model.layers - scenario.model.keep)
+        keep = scenario.model.keep
+        self.bounds = LayerRange(keep, scenario.model.layers - keep)
         self.network = WorldNetwork(one_way_s, scenario.model.width, self.chance("links"))
         self.network.on_message = lambda *what: record.message(trio.current_time(), *what)
         self.spend = Cores(scenario.cores).spend if scenario.cores else trio.sleep
         self.peers: dict[PeerId, VirtualPeer] = {}
         self.ended_s: dict[PeerId, float] = {}
-        """When peers that have been there ended, or began to leave."""
+        """When past peers ended, or began to leave."""
         self.gone_s: dict[PeerId, float] = {}
-        """When they were gone: who leaves hands over for a while."""
+        """When they were gone: a leaving peer hands over for a while."""
         self.moved_s: dict[PeerId, float] = {}
-        """When peers last began to serve something else."""
+        """When peers last began to serve another range."""
         self.cut_s = -1.0
         """When the network last changed."""
         self.requesters: list[VirtualRequester] = []
         self.liars: dict[PeerId, VirtualCheat] = {}
         self.lies = 0
         """Decodes whose rows were not what the layers give."""
-        self._courts = FraudWatch(MODEL, record, self.liars)
+        self._fraud_watch = FraudWatch(MODEL, record, self.liars)
         self.served: list[LedgerEntry] = []
         self.used: list[LedgerEntry] = []
-        """What peers and requesters enter into their ledgers."""
+        """What peers and requesters record in their ledgers."""
         self._born = 0
 
     def chance(self, name: str) -> Random:
@@ -85,7 +85,7 @@ class World:
         return Random(f"{self.scenario.seed} {name}")  # noqa: S311 -- a scenario's seed
 
     def machines(self) -> list[VirtualMachine]:
-        """Draw everybody's machine."""
+        """Draw the machine of each peer."""
         chance, liars = self.chance("machines"), self.chance("liars")
         groups = [group for group in self.scenario.peers for _ in range(group.count)]
         count = len(groups)
@@ -101,7 +101,7 @@ class World:
         ]
 
     def _undialable(self) -> set[int]:
-        """Draw the numbers of those that nobody can dial, so many of each kind."""
+        """Draw the numbers of the undialable peers, the given share of each kind."""
         chance, found, first = self.chance("undialable"), set[int](), 0
         for group in self.scenario.peers:
             numbers = range(first, first + group.count)
@@ -133,16 +133,16 @@ class World:
         chunk_s = group.chunk_ms.draw(chance) / 1000 / threads
         besides_s = (self.scenario.handling_ms / 1000, self.scenario.aside_ms / 1000)
         speed = VirtualSpeed(row_s, max(row_s, chunk_s), *besides_s)
-        layers = min(max(1, round(group.layers.draw(chance))), self.bounds[1] - self.bounds[0])
+        layers = min(max(1, round(group.layers.draw(chance))), len(self.bounds))
         join_s = 0.0 if number == 0 else group.join_s.draw(chance)
-        serves = (group.serves[0], group.serves[1]) if group.serves else None
+        serves = LayerRange(*group.serves) if group.serves else None
         return VirtualMachine(
             number, access, speed, layers, group.sessions, join_s, serves, group.numerics, cheat
         )
 
     @property
     def is_mixed(self) -> bool:
-        """Whether peers round differently: who takes another's place then sends other bits."""
+        """Whether peers round differently: a replacement then sends other bits."""
         return len({group.numerics for group in self.scenario.peers}) > 1
 
     def always_lies(self, peer: PeerId) -> bool:
@@ -150,7 +150,7 @@ class World:
         return peer in self.liars and self.liars[peer].rate == 1
 
     def ways_in(self) -> list[str]:
-        """Return the addresses of those that have been there longest, and can be dialled."""
+        """Return the addresses of the peers that have been there longest and can be dialled."""
         found = [peer for peer in self.peers.values() if peer.machine.access.is_dialable]
         return [f"/memory/0/p2p/{peer.id}" for peer in found[:WAYS_IN]]
 
@@ -160,16 +160,16 @@ class World:
 
     def least_holders(self, but: Container[PeerId] = ()) -> int:
         """Return how many that can be dialled serve the layer that fewest do, some not counted."""
-        first, end = self.bounds
-        change = [0] * (end - first + 1)
+        change = [0] * (len(self.bounds) + 1)
         for peer, held in self.serving():
             is_open = peer.machine.access.is_dialable and peer.id not in but
             if is_open and not peer.leaving.is_set():
-                change[min(max(held[0], first), end) - first] += 1
-                change[min(max(held[1], first), end) - first] -= 1
+                counted = held.within(self.bounds)
+                change[counted.first - self.bounds.first] += 1
+                change[counted.end - self.bounds.first] -= 1
         return min(accumulate(change[:-1]))
 
-    def serving(self) -> list[tuple[VirtualPeer, Layers]]:
+    def serving(self) -> list[tuple[VirtualPeer, LayerRange]]:
         """Return who serves what to new sessions."""
         return [(peer, held) for peer in self.peers.values() if (held := peer.held)]
 
@@ -183,7 +183,7 @@ class World:
         )
 
     async def run_peer(self, machine: VirtualMachine) -> None:
-        """Be a peer until it leaves or is killed; whatever it raises is a violation."""
+        """Run a peer until it leaves or is killed; whatever it raises is a violation."""
         self._born += 1
         seed = self.chance(f"identity {self._born}").randbytes(SEED_BYTES)
         peer = VirtualPeer(machine, Identity(seed), trio.current_time())
@@ -208,14 +208,11 @@ class World:
 
     async def _live(self, peer: VirtualPeer, ways_in: list[str]) -> None:
         chance = self.chance(f"peer {self._born}")
-        async with self.network.join(peer.id) as inner, trio.open_nursery() as nursery:
-            transport = GuardedTransport(inner)
-            peer.directory = _directory(transport, chance)
+        async with self._connect(peer.id, chance) as (transport, peer.directory, nursery):
             peer.directory.listen()
-            notary = ReceiptSigner(transport, peer.identity.sign, self.served.append)
-            notary.listen()
-            await peer.directory.enter(ways_in)
-            nursery.start_soon(peer.directory.run, ways_in)
+            signer = ReceiptSigner(transport, peer.identity.sign, self.served.append)
+            signer.listen()
+            await _enter(peer.directory, ways_in, nursery)
 
             @asynccontextmanager
             async def open_engine(first: int, end: int) -> AsyncIterator[StageEngine]:
@@ -224,7 +221,8 @@ class World:
 
             def on_serving(_: object) -> None:
                 self.moved_s[peer.id] = trio.current_time()
-                self.record.event(trio.current_time(), "serve", peer.machine.number, peer.held)
+                held = (peer.held.first, peer.held.end) if peer.held else None
+                self.record.event(trio.current_time(), "serve", peer.machine.number, held)
 
             peer.server = Server(
                 transport,
@@ -232,21 +230,36 @@ class World:
                 open_engine,
                 ServingPlan(self._advertisement(peer), self.bounds, peer.machine.serves),
                 chance,
-                lambda: 1 + int(1000 * trio.current_time()),
+                _clock_ms,
                 peer.leaving,
                 round_trip_s=partial(self.network.round_trip_s, peer.id),
                 on_serving=on_serving,
-                notary=notary,
+                signer=signer,
             )
             gatherer = Gatherer(nursery, transport, chance.randbytes)
             serving = partial(peer.directory.serving, MODEL)
             replays = PeerReplays(transport, serving, MODEL, gatherer, chance.randbytes)
             judges = partial(judges_beside, peer.server, replays)
-            frauds = self._courts.open(transport, peer.directory, peer.identity, judges, chance)
+            frauds = self._fraud_watch.open(
+                transport, peer.directory, peer.identity, judges, chance
+            )
             frauds.listen()
             nursery.start_soon(frauds.run)
             await peer.server.run()
             peer.directory.leave()
+
+    @asynccontextmanager
+    async def _connect(
+        self, me: PeerId, chance: Random
+    ) -> AsyncIterator[tuple[GuardedTransport, Directory, trio.Nursery]]:
+        """Be on the network while the block lasts; what runs in the nursery ends with it."""
+        async with self.network.join(me) as inner, trio.open_nursery() as nursery:
+            transport, signer = GuardedTransport(inner), CheapSigner(me)
+            directory = Directory(
+                transport, signer, chance, verify=is_cheaply_signed, clock_ms=_clock_ms
+            )
+            directory.follow(MODEL)
+            yield transport, directory, nursery
             nursery.cancel_scope.cancel()
 
     @asynccontextmanager
@@ -298,18 +311,15 @@ class World:
         )
 
     async def run_requester(self, number: int, *, task_status: trio.TaskStatus[None]) -> None:
-        """Be a machine that asks, for ever."""
+        """Run a requester for ever."""
         chance = self.chance(f"requester {number}")
         identity = Identity(chance.randbytes(SEED_BYTES))
         table, model = self.scenario.requests, self.scenario.model
         regions = len(self.scenario.regions.names)
         access = AccessLink(number % regions, jitter=0.1, is_dialable=False)
         self.network.admit(identity.peer_id, access)
-        async with self.network.join(identity.peer_id) as inner, trio.open_nursery() as nursery:
-            transport = GuardedTransport(inner)
-            directory = _directory(transport, chance)
-            await directory.enter(self.ways_in())
-            nursery.start_soon(directory.run, self.ways_in())
+        async with self._connect(identity.peer_id, chance) as (transport, directory, nursery):
+            await _enter(directory, self.ways_in(), nursery)
             handling_s = self.scenario.handling_ms / 1000
             speed = VirtualSpeed(table.row_ms / 1000, table.chunk_ms / 1000, handling_s)
             ends = VirtualEnds(
@@ -335,7 +345,7 @@ class World:
             serving = partial(directory.serving, MODEL)
             nursery.start_soon(call_around, transport, serving, chance)
             replays = PeerReplays(transport, serving, MODEL, gatherer, chance.randbytes)
-            frauds = self._courts.open(
+            frauds = self._fraud_watch.open(
                 transport,
                 directory,
                 identity,
@@ -352,10 +362,11 @@ class World:
             await trio.sleep_forever()
 
 
-def _directory(transport: GuardedTransport, chance: Random) -> Directory:
-    """Return what a peer is to know of the model."""
-    directory = Directory(
-        transport, CheapSigner(transport.peer_id), chance, verify=is_cheaply_signed
-    )
-    directory.follow(MODEL)
-    return directory
+def _clock_ms() -> int:
+    return 1 + int(1000 * trio.current_time())
+
+
+async def _enter(directory: Directory, ways_in: Sequence[str], nursery: trio.Nursery) -> None:
+    """Learn who is there, and stay in touch."""
+    await directory.enter(ways_in)
+    nursery.start_soon(directory.run, ways_in)

@@ -1,8 +1,10 @@
 """Fixtures that more than one folder of tests uses."""
 
 import logging
+import subprocess
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 from hypothesis import HealthCheck, settings
@@ -13,6 +15,54 @@ from p2pinfer.engine.gguf.model_header import default_model_path
 # How long an example takes is the busy machine's business, and says nothing of what it tests.
 settings.register_profile("p2pinfer", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("p2pinfer")
+
+
+SLOW = (
+    "real/",  # processes of p2pinfer, the real model
+    "engine/llama/",  # llama.cpp, in this process and in workers
+    "engine/store/test_assemble.py",
+    "engine/store/test_slice_files.py",
+    "engine/store/test_split.py",
+    "engine/store/test_store_crashes.py",
+    "engine/test_template.py",
+    "engine/test_template_features.py",
+    "cli/test_service.py",
+    "core/test_python_process.py",
+    "fuzz/",
+    "peers/parts/test_fetch.py",
+    "peers/steps/test_hostile.py",
+    "scheduler/test_oracle.py",
+    "sim/test_hunt.py",
+    "sim/test_runs.py",
+    "test_setup.py",
+    "test_setup_llama.py",
+    "transports/libp2p/test_peer_finding.py",
+    "transports/libp2p/test_walls.py",
+    "transports/test_interfaces.py",
+)
+"""Under tests/: what starts processes, or takes seconds. ``make test-fast`` leaves it out."""
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark what is slow."""
+    root = Path(__file__).parent
+    for item in items:
+        if item.path.relative_to(root).as_posix().startswith(SLOW):
+            item.add_marker("slow")
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
+    """Let only slow tests start processes, so that the fast ones stay fast."""
+
+    def refuse(process: object, command: Any, *_: object, **__: object) -> None:
+        raise AssertionError(f"{item.nodeid} starts a process ({command}): name its file in SLOW")
+
+    if item.get_closest_marker("slow"):
+        return (yield)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(subprocess.Popen, "__init__", refuse)
+        return (yield)
 
 
 @pytest.fixture(scope="session")

@@ -8,7 +8,7 @@ import subprocess
 import sys
 import tokenize
 import tomllib
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 
 import pytest
@@ -34,6 +34,11 @@ past it, and a short one that is two subjects is still wrong."""
 FUNCTION_LINES_SOFT_MAX = 70
 LONG: dict[str, str] = {}
 """`path` or `path:function` of what is longer, each with its reason."""
+
+DOTTED = re.compile(rf"`((?:{'|'.join(PACKAGES)})(?:\.\w+)+)`")
+
+THE_REST = {"common", "helpers", "misc", "other", "shared", "stuff", "tools", "util", "utils"}
+"""Names of files in which anything may lie."""
 
 LATER = re.compile(r"\b(TODO|FIXME|XXX)\b")
 
@@ -95,6 +100,7 @@ def test_ruff_bans_the_same_imports() -> None:
     assert excepted == {"tests/**", *IMPORTERS.values()}
 
 
+@pytest.mark.slow  # it starts a process
 def test_setup_needs_only_the_standard_library() -> None:
     """It runs before anything is installed."""
     allowed = sys.stdlib_module_names | {"p2pinfer"}
@@ -135,6 +141,69 @@ def test_long_files_and_functions_have_a_reason() -> None:
     """A file fits in one reading and a function on one screen, unless LONG says why not."""
     long = {thing for path in sources(*PACKAGES, "tests") for thing in long_things(path)}
     assert long == set(LONG)  # a reason that is no longer needed goes
+
+
+def twins(trees: Iterable[tuple[str, ast.Module]]) -> dict[str, list[str]]:
+    """Return the public classes that several modules define by one name, and which modules."""
+    found: dict[str, list[str]] = {}
+    for name, tree in trees:
+        for node in tree.body:
+            if isinstance(node, ast.ClassDef) and not node.name.startswith("_"):
+                found.setdefault(node.name, []).append(name)
+    return {name: where for name, where in found.items() if len(where) > 1}
+
+
+def test_no_two_public_classes_share_a_name() -> None:
+    """A name means one thing, whichever room it is read in."""
+    assert twins((str(path), parse(path)) for path in sources(*PACKAGES)) == {}
+
+
+def test_twins_are_seen() -> None:
+    """Private classes and nested ones are their module's own."""
+    first = ast.parse("class A: pass\nclass _B: pass\nclass C:\n    class D: pass\n")
+    second = ast.parse("class A(Base): pass\nclass _B: pass\nclass D: pass\n")
+    assert twins([("first", first), ("second", second)]) == {"A": ["first", "second"]}
+
+
+def test_no_file_is_named_for_the_rest() -> None:
+    """A file is named for what is in it."""
+    assert [path for path in sources(*PACKAGES) if path.stem in THE_REST] == []
+
+
+def dangling(text: str) -> list[str]:
+    """Return the dotted names of ours in backticks that no module or thing in one has."""
+    return [name for name in sorted(set(DOTTED.findall(text))) if not _is_there(name)]
+
+
+def _is_there(name: str) -> bool:
+    module, rest = name, list[str]()
+    while not (found := [p for p in _places(module) if p.exists()]):
+        module, _, last = module.rpartition(".")
+        if not module:
+            return False
+        rest.insert(0, last)
+    text = found[0].read_text() if found[0].is_file() else ""
+    return all(re.search(rf"\b{each}\b", text) for each in rest)
+
+
+def _places(module: str) -> list[Path]:
+    path = ROOT.joinpath(*module.split("."))
+    return [path.with_suffix(".py"), path / "__init__.py"]
+
+
+def test_dotted_names_in_prose_exist() -> None:
+    """What a docstring points to is there."""
+    found = {str(path): dangling((ROOT / path).read_text()) for path in sources(*PACKAGES)}
+    assert {path: names for path, names in found.items() if names} == {}
+
+
+def test_dangling_names_are_seen() -> None:
+    """Modules, things in them, and what they have."""
+    there = "``scheduler.plan`` `transports.base.Channel.close` ``p2pinfer.connect``"
+    assert dangling(f"{there} ``scheduler.worth`` `transports.base.Chanel`") == [
+        "scheduler.worth",
+        "transports.base.Chanel",
+    ]
 
 
 def unfinished(text: str) -> Iterator[str]:

@@ -16,7 +16,7 @@ import pytest
 from p2pinfer._setup import llama, wheel
 from p2pinfer._setup.commands import CommandFailed, SetupError, Shell
 from p2pinfer._setup.llama import Llama
-from p2pinfer._setup.wheel import NATIVE, REPAIRS, WITHOUT_AMX, Variant, build_variables
+from p2pinfer._setup.wheel import NATIVE, REPAIRS, WITHOUT_AMX, BuildVariant, build_variables
 from p2pinfer.engine.llama import smoke
 
 REQUIREMENT = "llama-cpp-python==1.2.3"
@@ -124,7 +124,7 @@ class Machine:
     def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch, *, amx: bool = True) -> None:
         self.codes: dict[str, int] = {}
         self.done: list[str] = []
-        self.installed: Variant | None = None
+        self.installed: BuildVariant | None = None
         self.folder = folder
         monkeypatch.setattr(llama, "compiles", lambda *_: amx)
         monkeypatch.setattr(llama, "provide_wheel", self.build)
@@ -133,7 +133,7 @@ class Machine:
     def _wheel(self) -> Path | None:
         return self.installed and self._path(self.installed)
 
-    def _path(self, variant: Variant) -> Path:
+    def _path(self, variant: BuildVariant) -> Path:
         return wheel.wheel_folder(REQUIREMENT, variant, self.environment) / "llama.whl"
 
     @property
@@ -141,7 +141,7 @@ class Machine:
         """Where it keeps its wheels."""
         return {"XDG_CACHE_HOME": str(self.folder)}
 
-    def build(self, _: str, variant: Variant, *__: object) -> Path:
+    def build(self, _: str, variant: BuildVariant, *__: object) -> Path:
         """Compile it unless that was done."""
         path = self._path(variant)
         if not path.exists():

@@ -1,7 +1,7 @@
-"""The seam between what peers say and what carries it.
+"""The interface between what peers say and the network that carries it.
 
-Roles are written once, against these two protocols. libp2p makes them a node, the memory transport
-makes them a simulation, bare TCP is the yardstick that benchmarks hold libp2p against.
+Protocols are written once, against `Transport` and `Channel`. libp2p makes them a node, the memory
+transport makes them a simulation, and bare TCP is the baseline that benchmarks compare libp2p with.
 """
 
 from collections.abc import Awaitable, Callable, Sequence
@@ -12,11 +12,11 @@ from typing import Protocol
 
 from p2pinfer.core.ids import PeerId
 
-MESSAGE_BYTES_MAX = 8 * 1024 * 1024
-"""48 rows of a 32,768-wide residual stream in float32 are 6 MiB; the rest is headers."""
+MESSAGE_BYTES_MAX = 9 * 1024 * 1024
+"""64 rows of a 32,768-wide residual stream in float32 are 8 MiB; the rest is headers."""
 
 GOSSIP_BYTES_MAX = 16 * 1024
-"""Of one gossiped message: everybody gets it. An advertisement is signed in at most 4 KiB."""
+"""One gossiped message, which every peer receives. An advertisement is signed in 4 KiB at most."""
 
 
 @dataclass(frozen=True)
@@ -27,17 +27,17 @@ class Reach:
     key: bytes | None = None
     """32 bytes that every peer of a private network has."""
     mdns: bool = False
-    """Look for peers on the local network, and be found there."""
+    """Look for peers on the local network, and be discoverable there."""
     dht: bool = False
-    """Look for peers in a DHT, and be found there."""
+    """Look for peers in a DHT, and be discoverable there."""
 
 
 class Channel(Protocol):
     """Two ordered, reliable message queues to one authenticated peer; it ends as a whole.
 
-    Every wait may be cancelled at any moment without harm to the connection below or to other
-    channels. A cancelled ``send`` is either sent whole or not at all, unless waiting for the other
-    side to read began in the middle of the message: then the channel is aborted.
+    Every wait may be cancelled at any moment without harm to the underlying connection or other
+    channels. A cancelled ``send`` is either sent whole or not at all, unless it was waiting in the
+    middle of the message for the other side to read: then the channel is aborted.
     """
 
     @property
@@ -59,7 +59,7 @@ class Channel(Protocol):
     def send_now(self, message: bytes) -> bool:
         """Send one message if the channel takes it whole at once; never waits and never raises.
 
-        False: nothing was sent, because the peer is behind, or gone; ``send`` will tell.
+        False: nothing was sent, because the peer is behind, or gone; ``send`` will tell which.
         """
         ...
 
@@ -73,7 +73,7 @@ class Channel(Protocol):
         ...
 
     async def close(self) -> None:
-        """Say that no more messages follow, after all that were sent; idempotent, safe in finally.
+        """Say that no more messages follow those already sent; idempotent, safe in finally.
 
         The other side still receives what was sent before, then ``ChannelClosed``.
         """
@@ -89,37 +89,36 @@ Handler = Callable[[Channel], Awaitable[None]]
 
 
 class GossipVerdict(Enum):
-    """What becomes of a gossiped message."""
+    """What to do with a gossiped message."""
 
     PASS = "pass"  # noqa: S105 -- no password
-    """It is good and new: neighbours get it too."""
+    """It is good and new: pass it on to the neighbours."""
     DROP = "drop"
-    """It may be honest, but is of no use to anybody."""
+    """It may be honest, but is of no use."""
     BLAME = "blame"
-    """No correct peer sends this: whoever passes on several such is cut off for a while."""
+    """No correct peer sends this: a neighbour that passes on several is cut off for a while."""
 
 
 Accept = Callable[[PeerId, bytes], GossipVerdict]
-"""Takes in a gossiped message, with the neighbour that it came from, and judges it.
+"""Receives a gossiped message, with the neighbour that it came from, and judges it.
 
-A plain function: what it keeps is delivered, and nothing is passed on that it has not judged. Who
-has long work to do puts the message into a bounded queue of its own. If it raises, the message is
-dropped.
+A plain function: what it keeps is delivered, and nothing is passed on before it was judged. For
+long work it puts the message into a bounded queue. If it raises, the message is dropped.
 """
 
 
 class Topic(Protocol):
-    """A subject of gossip that this peer takes part in."""
+    """A gossip topic that this peer takes part in."""
 
     @property
     def neighbours(self) -> int:
-        """How many peers that take part, too, are connected with this one."""
+        """How many connected peers take part."""
         ...
 
     def publish(self, message: bytes) -> None:
-        """Tell everybody who takes part, but not this peer itself; never waits.
+        """Send to every peer that takes part, except this one; never waits.
 
-        What a neighbour is too slow for is lost to it.
+        Messages are lost to a neighbour that is too slow for them.
 
         Raises:
             ValueError: the message is longer than ``GOSSIP_BYTES_MAX``.
@@ -132,7 +131,7 @@ class Transport(Protocol):
 
     @property
     def peer_id(self) -> PeerId:
-        """Who this peer is."""
+        """This peer's id."""
         ...
 
     @property
@@ -145,7 +144,7 @@ class Transport(Protocol):
 
     @property
     def was_dialled(self) -> bool:
-        """Whether another peer made a connection to this one, and used it, since it moved last."""
+        """Whether another peer has connected to this one, and used that, since it last moved."""
         ...
 
     async def wait_moved(self) -> None:
@@ -161,14 +160,14 @@ class Transport(Protocol):
 
         Raises:
             UserError: the text is not a multiaddr that this transport can dial.
-            PeerUnavailable: nobody answers there, or somebody else than the address names.
+            PeerUnavailable: no peer answers there, or another one than the address names.
         """
         ...
 
     async def open(
         self, peer: PeerId, protocol: str, addresses: Sequence[str] = (), *, own: bool = False
     ) -> Channel:
-        """Open a channel, dialling any of ``addresses`` or the remembered ones if need be.
+        """Open a channel, dialling any of ``addresses`` or the remembered ones if necessary.
 
         ``own`` uses no connection that the peer has made, which shows that it can be dialled.
 
@@ -178,15 +177,15 @@ class Transport(Protocol):
         ...
 
     async def discover(self, topic: str | None) -> Sequence[str]:
-        """Return addresses where peers may be, perhaps such as take part in a topic.
+        """Return addresses where peers may be, ideally of peers that take part in a topic.
 
-        Hints: some are stale, some may be lies. May take seconds; nothing where nothing is looked
-        through.
+        They are hints: some are stale, some may be lies. May take seconds; empty where no
+        discovery is on.
         """
         ...
 
     def join_topic(self, name: str, accept: Accept) -> AbstractAsyncContextManager[Topic]:
-        """Take part in a subject of gossip of this network while the block lasts.
+        """Take part in a gossip topic of this network while the block lasts.
 
         Raises:
             ValueError: this peer takes part already.

@@ -1,8 +1,9 @@
-"""A transport that has nothing to do with peers that were shut out: proven cheats, for example."""
+"""Peers that this one has nothing to do with: proven cheats, for example."""
 
-from collections.abc import Sequence
+from collections.abc import Hashable, Sequence
 from contextlib import AbstractAsyncContextManager
 from functools import partial
+from math import inf
 
 from p2pinfer.core.errors import PeerUnavailable
 from p2pinfer.core.ids import PeerId
@@ -12,35 +13,54 @@ SHUT_OUT_MAX = 4096
 """Peers remembered; the oldest are forgotten first."""
 
 
-class GuardedTransport:
-    """A ``Transport`` around another one: no channel is opened to or served for some peers.
+class Blocklist:
+    """Peers, by whatever names them, that are blocked for a while or for good.
 
-    Channels that are open already go on.
+    Of more than ``peers_max`` those that were blocked first are forgotten.
+    """
+
+    def __init__(self, peers_max: int = SHUT_OUT_MAX) -> None:
+        self._peers_max = peers_max
+        self._until: dict[Hashable, float] = {}
+
+    def block(self, peer: Hashable, until: float = inf) -> None:
+        """Block a peer until a moment."""
+        self._until[peer] = until
+        if len(self._until) > self._peers_max:
+            del self._until[next(iter(self._until))]
+
+    def blocks(self, peer: Hashable, now: float = 0.0) -> bool:
+        """Whether a peer is blocked at a moment; which one does not matter if it is for good."""
+        return self._until.get(peer, -inf) > now
+
+
+class GuardedTransport:
+    """A ``Transport`` around another: blocked peers can neither open channels nor be dialled.
+
+    Channels that are already open stay open.
     """
 
     def __init__(self, transport: Transport) -> None:
         self._inner = transport
-        self._shut_out: dict[PeerId, None] = {}
+        self._blocklist = Blocklist()
 
     def shut_out(self, peer: PeerId) -> None:
         """Have nothing to do with a peer from now on."""
-        self._shut_out[peer] = None
-        if len(self._shut_out) > SHUT_OUT_MAX:
-            del self._shut_out[next(iter(self._shut_out))]
+        self._blocklist.block(peer)
 
     @property
     def peer_id(self) -> PeerId:
-        """Who this peer is."""
+        """This peer's id."""
         return self._inner.peer_id
 
     @property
     def addresses(self) -> Sequence[str]:
-        """Where others reach it."""
+        """The addresses at which others reach it."""
         return self._inner.addresses
 
     @property
     def was_dialled(self) -> bool:
-        """Whether another peer made a connection to this one, and used it, since it moved last."""
+        """Whether another peer has connected to this one, and used that, since it last moved."""
         return self._inner.was_dialled
 
     async def wait_moved(self) -> None:
@@ -48,7 +68,7 @@ class GuardedTransport:
         await self._inner.wait_moved()
 
     def handle(self, protocol: str, handler: Handler) -> None:
-        """Serve channels of all who are not shut out."""
+        """Serve channels of all peers that are not blocked."""
         self._inner.handle(protocol, partial(self._serve, handler))
 
     async def connect(self, address: str) -> PeerId:
@@ -69,7 +89,7 @@ class GuardedTransport:
         return await self._inner.discover(topic)
 
     def join_topic(self, name: str, accept: Accept) -> AbstractAsyncContextManager[Topic]:
-        """Take part in a subject of gossip, whose messages are judged by whom they speak of."""
+        """Take part in a gossip topic; its handler judges messages by the peer they are about."""
         return self._inner.join_topic(name, accept)
 
     def round_trip_s(self, peer: PeerId) -> float | None:
@@ -85,11 +105,11 @@ class GuardedTransport:
         return count
 
     def _check(self, peer: PeerId) -> None:
-        if peer in self._shut_out:
+        if self._blocklist.blocks(peer):
             raise PeerUnavailable(peer, f"{peer} was shut out")
 
     async def _serve(self, handler: Handler, channel: Channel) -> None:
-        if channel.remote in self._shut_out:
+        if self._blocklist.blocks(channel.remote):
             channel.abort()
             return
         await handler(channel)

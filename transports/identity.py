@@ -1,8 +1,8 @@
-"""Who a peer is: an Ed25519 key in a file, and the peer id that is its public half.
+"""A peer's identity: an Ed25519 key in a file, and the peer id that is its public half.
 
-A peer id of this kind holds the whole public key (identity multihash of the key's protobuf,
-https://github.com/libp2p/specs/blob/master/peer-ids/peer-ids.md), so a signature is checked with
-nothing but the signer's id.
+A peer id of this kind contains the whole public key (identity multihash of the key's protobuf,
+https://github.com/libp2p/specs/blob/master/peer-ids/peer-ids.md), so a signature can be checked
+with nothing but the signer's id.
 """
 
 import secrets
@@ -45,15 +45,15 @@ class Identity:
 
 
 def ephemeral_identity() -> Identity:
-    """Draw an identity that is kept nowhere."""
+    """Draw an identity that is stored nowhere."""
     return Identity(secrets.token_bytes(SEED_BYTES))
 
 
 def load_identity(path: Path) -> Identity:
-    """Read the key file at ``path``, or draw a key and create the file, readable by its owner only.
+    """Read the key file at ``path``, or create it with a fresh key, readable only by its owner.
 
     Raises:
-        UserError: the file is no key, is open to others, or cannot be read or written.
+        UserError: the file is not a key, is open to others, or cannot be read or written.
     """
     try:
         if not path.exists():

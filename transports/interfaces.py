@@ -1,7 +1,7 @@
-"""Under which of its addresses a machine is told to others: the useful ones, the best first.
+"""Which of a machine's addresses to advertise: the useful ones, the best first.
 
 A machine may have dozens: of containers, virtual machines, VPNs, and privacy addresses of IPv6.
-Whoever dials a peer tries all that it names, so they are few.
+A dialling peer tries all that are advertised, so they are few.
 """
 
 import ipaddress
@@ -23,7 +23,7 @@ BRIDGE: Final = re.compile(
     r"|vEthernet|awdl|llw|anpi|waydroid)",
     re.IGNORECASE,
 )
-"""Interfaces of which only this machine's containers and virtual machines know; they reach its
+"""Interfaces known only to this machine's containers and virtual machines, which can reach its
 other addresses, too."""
 
 TUNNEL: Final = re.compile(
@@ -35,10 +35,10 @@ SAME_MAX = 2
 """Addresses of one interface and family before those of others have had their turn."""
 
 SEEN_MAX = 2
-"""Addresses that others have seen a host under, beside its own."""
+"""Addresses at which others have seen a host, beside its own."""
 
 _OUTSIDE: Final = {socket.AF_INET: "192.0.2.1", socket.AF_INET6: "2001:db8::1"}
-"""Addresses of documents, where nobody is: the way there is the default route."""
+"""Addresses reserved for documentation: the route to them is the default route."""
 
 
 @dataclass(frozen=True)
@@ -47,11 +47,11 @@ class Address:
 
     interface: str
     host: str
-    """As text, without an interface's name behind it."""
+    """As text, without an interface name after it."""
 
     @property
     def family(self) -> str:
-        """What a multiaddr calls its kind."""
+        """The multiaddr name of its kind."""
         return "ip6" if ":" in self.host else "ip4"
 
 
@@ -59,16 +59,16 @@ class Use(IntEnum):
     """How useful an address is to others, the most useful first."""
 
     ROUTED = 0
-    """What this machine calls others from."""
+    """The source address of this machine's outgoing calls."""
     PUBLIC = 1
     PRIVATE = 2
     TUNNEL = 3
     LAST_RESORT = 4
-    """Self-assigned, since nobody gave the machine another: two laptops on one cable."""
+    """Self-assigned, for lack of another: two laptops on one cable."""
     BRIDGE = 5
     LOOPBACK = 6
     NONE = 7
-    """Good for nobody: link-local IPv6 needs the name of the caller's own interface."""
+    """Useless: link-local IPv6 needs the name of the caller's own interface."""
 
 
 def use_of(address: Address, routed: Collection[str]) -> Use:
@@ -92,9 +92,9 @@ def use_of(address: Address, routed: Collection[str]) -> Use:
 def choose_hosts(
     found: Iterable[Address], routed: Collection[str], most: int = ADDRESSES_MAX
 ) -> list[str]:
-    """Return the hosts that others should be told of, the best first, at most ``most``.
+    """Return the hosts to advertise, the best first, at most ``most``.
 
-    Bridges are told only where there is nothing better, loopback only where there is nothing else.
+    Bridges are included only if there is nothing better, loopback only if there is nothing else.
     """
     judged = [(use_of(address, routed), address) for address in found]
     good = sorted((each for each in judged if each[0] < Use.NONE), key=lambda each: each[0])
@@ -116,11 +116,11 @@ def choose_hosts(
 def told_addresses(
     listening: Sequence[str], found: Sequence[Address], routed: Collection[str]
 ) -> list[str]:
-    """Return the multiaddrs under which others are told to reach a host, at most `ADDRESSES_MAX`.
+    """Return the multiaddrs to advertise for a host, at most `ADDRESSES_MAX`.
 
     Args:
-        listening: multiaddrs that it listens on; those of all interfaces stand for ours. Behind
-            them come such as others have seen it under.
+        listening: multiaddrs that it listens on; those of all interfaces stand for ours. After
+            them come those at which others have seen it.
         found: this machine's addresses.
         routed: as in `use_of`.
     """
@@ -140,14 +140,14 @@ def told_addresses(
 
 
 def is_loopback(multiaddr: str) -> bool:
-    """Whether only this machine reaches what listens at a multiaddr."""
+    """Whether a multiaddr can be reached only from this machine."""
     with suppress(ValueError, IndexError):  # a name, for example
         return ipaddress.ip_address(multiaddr.split("/")[2]).is_loopback
     return False
 
 
 def machine_addresses() -> list[Address]:
-    """Return the addresses of all interfaces that are up; the routed ones where none are told."""
+    """Return the addresses of all interfaces that are up; the routed ones if none are reported."""
     try:
         up = {name for name, stats in psutil.net_if_stats().items() if stats.isup}
         interfaces = psutil.net_if_addrs()

@@ -1,4 +1,4 @@
-"""Files that hold one secret of 32 bytes, as hexadecimal digits, readable by their owner only."""
+"""Files that hold one secret of 32 bytes, as hexadecimal digits, readable only by their owner."""
 
 import os
 import secrets
@@ -16,11 +16,11 @@ def read_secret(path: Path, name: str, remedy: str) -> bytes:
 
     Args:
         path: the file.
-        name: what the file is, for the person who is told that it cannot be used.
+        name: what the file is, for the error message.
         remedy: what to do if it holds no secret.
 
     Raises:
-        UserError: the file is no such secret, is open to others, or cannot be read.
+        UserError: the file is not such a secret, is open to others, or cannot be read.
     """
     try:
         text = path.read_text(encoding="ascii").strip()
@@ -41,12 +41,12 @@ def read_secret(path: Path, name: str, remedy: str) -> bytes:
 
 
 def read_network_key(path: Path) -> bytes:
-    """Return the key that every peer of a private network has; raises as ``read_secret``."""
+    """Return the key shared by all peers of a private network; raises as ``read_secret``."""
     return read_secret(path, "network key", "Ask a peer of that network for a copy.")
 
 
 def create_secret(path: Path) -> bool:
-    """Draw a secret and write it, whole or not at all; False if the file was there already.
+    """Create a secret and write it, whole or not at all; False if the file already existed.
 
     Raises:
         OSError: the file cannot be written.
@@ -59,7 +59,7 @@ def create_secret(path: Path) -> bool:
             file.write(secrets.token_bytes(SECRET_BYTES).hex() + "\n")
             file.flush()
             os.fsync(descriptor)
-        with suppress(FileExistsError):  # another process was first: its key is the key
+        with suppress(FileExistsError):  # another process was first: its key counts
             os.link(draft, path)
             return True
         return False

@@ -1,7 +1,7 @@
-"""Bare TCP: no encryption, and peers are who they claim to be. A yardstick for benchmarks only.
+"""Bare TCP: no encryption, and peer ids are taken on trust. Only a baseline for benchmarks.
 
 One connection per channel: a line with the protocol and the caller's id, a line with the answer and
-the other's id, then messages with four bytes of length before each.
+the other's id, then messages with a four-byte length before each.
 """
 
 import logging
@@ -21,17 +21,17 @@ log: Final = logging.getLogger("p2pinfer.transports")
 LENGTH_BYTES = 4
 LINE_BYTES_MAX = 256
 HELLO_S_MAX = 5.0
-"""For the other side to say who it is."""
+"""For the other side to send its greeting."""
 
 LINGER_S_MAX = 1.0
-"""For the other side to take what we sent, once its handler here has returned."""
+"""For the other side to take what was sent, once the handler here has returned."""
 
 RECEIVE_BYTES_MAX = 256 * 1024
 ADDRESS: Final = re.compile(r"/ip4/([\d.]+)/tcp/(\d+)/p2p/(\w+)")
 
 
 class TcpChannel:
-    """A `transports.base.Channel` that is a TCP connection."""
+    """A `transports.base.Channel` over one TCP connection."""
 
     def __init__(self, sock: trio.socket.SocketType, remote: PeerId) -> None:
         self._socket = sock
@@ -85,7 +85,7 @@ class TcpChannel:
             raise self._gone()
         with trio.CancelScope() as self._receiving:
             return await self._receive()
-        raise self._gone()  # by our own close
+        raise self._gone()  # closed by this side
 
     async def _receive(self) -> bytes:
         await self._fill(LENGTH_BYTES)
@@ -139,12 +139,12 @@ class TcpChannel:
 
 
 class SilentTopic:
-    """A `transports.base.Topic` that nobody hears: peers on bare TCP only compare notes."""
+    """A `transports.base.Topic` without gossip: peers on bare TCP only run anti-entropy."""
 
     neighbours = 0
 
     def publish(self, message: bytes) -> None:
-        """Tell nobody."""
+        """Send to no peer."""
 
 
 class TcpTransport:
@@ -188,13 +188,13 @@ class TcpTransport:
         return channel
 
     async def discover(self, topic: str | None) -> Sequence[str]:  # noqa: ARG002 - nowhere to look
-        """Find nobody."""
+        """Find no peers."""
         return []
 
     @asynccontextmanager
     async def join_topic(
         self,
-        name: str,  # noqa: ARG002 - nobody gossips
+        name: str,  # noqa: ARG002 - no peer gossips
         accept: Accept,  # noqa: ARG002
     ) -> AsyncGenerator[SilentTopic, None]:
         """Take part in no gossip."""
@@ -275,7 +275,7 @@ async def open_tcp(peer_id: PeerId) -> AsyncGenerator[TcpTransport, None]:
 
 
 async def _read_line(sock: trio.socket.SocketType) -> list[str]:
-    """Read two words and a newline, and not a byte of what follows."""
+    """Read two words and a newline, and not a byte beyond."""
     line = b""
     while not line.endswith(b"\n"):
         data = await sock.recv(1)

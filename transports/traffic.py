@@ -10,7 +10,7 @@ class Traffic:
         self.sent = 0
         """Encrypted, with all framing."""
         self.received = 0
-        """Decrypted: without the records' tags, under one in a hundred."""
+        """Decrypted: without the records' tags, which are under 1 %."""
 
 
 TRAFFIC: Final = Traffic()

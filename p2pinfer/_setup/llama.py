@@ -10,7 +10,7 @@ from p2pinfer._setup.system import Need, compiles
 from p2pinfer._setup.wheel import (
     NATIVE,
     WITHOUT_AMX,
-    Variant,
+    BuildVariant,
     is_installed,
     provide_wheel,
     wheel_folder,
@@ -68,17 +68,17 @@ class Llama:
             else:
                 return
 
-    def _variants(self) -> list[Variant]:
+    def _variants(self) -> list[BuildVariant]:
         offered = [NATIVE, WITHOUT_AMX] if compiles(AMX, self.shell) else [NATIVE]
         return [each for each in offered if not self._mark(each).exists()] or offered
 
-    def _mark(self, variant: Variant) -> Path:
+    def _mark(self, variant: BuildVariant) -> Path:
         return self._folder(variant) / "crashed"
 
-    def _folder(self, variant: Variant) -> Path:
+    def _folder(self, variant: BuildVariant) -> Path:
         return wheel_folder(self.requirement, variant, self.shell.environment)
 
-    def _install(self, variant: Variant) -> None:
+    def _install(self, variant: BuildVariant) -> None:
         pip = [str(self.venv / "bin" / "python"), "-m", "pip"]
         wheel = provide_wheel(self.requirement, variant, pip, self.shell)
         if not is_installed(wheel, self.venv):

@@ -27,7 +27,7 @@ REPAIRS = Path(__file__).with_name("repairs.h")
 """A header that is put in front of every file; it says what it repairs."""
 
 
-class Variant(NamedTuple):
+class BuildVariant(NamedTuple):
     """One way to compile llama.cpp for this CPU."""
 
     name: str
@@ -35,8 +35,8 @@ class Variant(NamedTuple):
     """For the C and the C++ compiler, besides the repairs."""
 
 
-NATIVE = Variant("with all that this CPU offers")
-WITHOUT_AMX = Variant("without AMX", ("-U__AMX_INT8__",))
+NATIVE = BuildVariant("with all that this CPU offers")
+WITHOUT_AMX = BuildVariant("without AMX", ("-U__AMX_INT8__",))
 """ggml's AMX code is there where the compiler says so; the rest of the CPU is used all the same.
 For machines that show AMX and refuse it, as under some hypervisors."""
 
@@ -74,7 +74,7 @@ def wheel_key(
     return f"{requirement.replace('==', '-')}-{hashlib.sha256(built.encode()).hexdigest()[:12]}"
 
 
-def wheel_folder(requirement: str, variant: Variant, environment: Mapping[str, str]) -> Path:
+def wheel_folder(requirement: str, variant: BuildVariant, environment: Mapping[str, str]) -> Path:
     """Return where this machine's wheel is kept."""
     cache = environment.get("XDG_CACHE_HOME") or Path.home() / ".cache"
     libc = " ".join(platform.libc_ver())
@@ -84,7 +84,7 @@ def wheel_folder(requirement: str, variant: Variant, environment: Mapping[str, s
     return Path(cache, "p2pinfer", "wheels", key)
 
 
-def build_variables(variant: Variant) -> dict[str, str]:
+def build_variables(variant: BuildVariant) -> dict[str, str]:
     """Return the variables that a build of llama.cpp runs with.
 
     A compiler's flags go where CMake takes its first ones from: CMAKE_ARGS is cut at spaces,
@@ -95,7 +95,9 @@ def build_variables(variant: Variant) -> dict[str, str]:
     return {"CMAKE_ARGS": " ".join(FLAGS), "CFLAGS": flags, "CXXFLAGS": flags, "LDFLAGS": ""}
 
 
-def provide_wheel(requirement: str, variant: Variant, pip: Sequence[str], shell: Shell) -> Path:
+def provide_wheel(
+    requirement: str, variant: BuildVariant, pip: Sequence[str], shell: Shell
+) -> Path:
     """Return the wheel for this machine, built from source unless it was kept.
 
     Raises:

@@ -123,16 +123,18 @@ class Gateway:
             P2pinferError: as ``Swarm.answer``.
         """
         prompts = [await self._tokens(prompt) for prompt in question.prompts] or [
-            await self.swarm.prompt_of(question.messages)
+            await self.swarm.prompt_of(question.messages, parse_special=question.how.parse_special)
         ]
         for number in range(len(prompts) * question.choices):
             prompt = prompts[number // question.choices]
             how = question.option(number % question.choices)
             with self._watched(request) as answer:
-                pieces = self._timed(prompt, how, answer)
+                pace = self.metrics.pace(trio.current_time())
+                pieces = self.swarm.answer(prompt, how, answer)
                 said = told = 0
                 async with aclosing(pieces):
                     async for text in pieces:
+                        pace.note(answer.tokens, trio.current_time())
                         if text:
                             said += len(text)
                             scores = answer.scores_before(said, told)
@@ -153,23 +155,6 @@ class Gateway:
         if not all(0 <= token < vocabulary for token in prompt):
             raise UserError(f"the model's tokens are numbered from 0 to {vocabulary - 1}")
         return prompt
-
-    async def _timed(
-        self, prompt: list[int], how: ChatOptions, answer: Answer
-    ) -> AsyncGenerator[str]:
-        """Yield an answer's text, and measure it."""
-        before = trio.current_time()
-        seen = 0
-        async with aclosing(self.swarm.answer(prompt, how, answer)) as pieces:
-            async for text in pieces:
-                now = trio.current_time()
-                if answer.tokens > seen:
-                    first = not seen
-                    (self.metrics.first_token if first else self.metrics.inter_token).observe(
-                        now - before
-                    )
-                    seen, before = answer.tokens, now
-                yield text
 
     @contextmanager
     def _watched(self, request: str) -> Iterator[Answer]:

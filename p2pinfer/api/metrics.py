@@ -35,6 +35,21 @@ class _Counted(Collector):
         yield family
 
 
+class Pace:
+    """Times the tokens of one answer."""
+
+    def __init__(self, metrics: "Metrics", now_s: float) -> None:
+        self._metrics, self._before_s, self._seen = metrics, now_s, 0
+
+    def note(self, tokens: int, now_s: float) -> None:
+        """Note how many tokens there are by now."""
+        if tokens > self._seen:
+            metrics = self._metrics
+            times = metrics.inter_token if self._seen else metrics.first_token
+            times.observe(now_s - self._before_s)
+            self._seen, self._before_s = tokens, now_s
+
+
 class Metrics:
     """Counts and times of one gateway."""
 
@@ -77,6 +92,10 @@ class Metrics:
             ["verdict"],
             registry=registry,
         )
+
+    def pace(self, now_s: float) -> "Pace":
+        """Begin to time the tokens of an answer."""
+        return Pace(self, now_s)
 
     def judge(self, trust: Trust | None, *, whole: bool) -> None:
         """Count what was checked of an answer, which may have ended before it was whole."""

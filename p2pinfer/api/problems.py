@@ -3,7 +3,6 @@
 from dataclasses import dataclass
 from typing import Any
 
-from p2pinfer.client.library import PromptTooLong
 from p2pinfer.client.session_pool import TooBusy
 from p2pinfer.core.errors import (
     EngineError,
@@ -11,6 +10,7 @@ from p2pinfer.core.errors import (
     NotVerified,
     P2pinferError,
     PeerError,
+    PromptTooLong,
     UserError,
 )
 

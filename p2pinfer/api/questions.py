@@ -120,7 +120,7 @@ def chat_question(body: Mapping[str, Any], defaults: ChatOptions, seed: int) -> 
     Raises:
         Problem: it cannot be answered.
     """
-    _check_names(body, {"messages", "logprobs", "top_logprobs"})
+    _check_names(body, {"messages", "logprobs", "parse_special", "top_logprobs"})
     messages = body.get("messages")
     if messages is None:
         raise _missing("messages")
@@ -129,6 +129,8 @@ def chat_question(body: Mapping[str, Any], defaults: ChatOptions, seed: int) -> 
     found = [_message(each, f"messages[{at}]") for at, each in enumerate(messages)]
     if defaults.system and all(each["role"] != "system" for each in found):
         found.insert(0, {"role": "system", "content": defaults.system})
+    if (special := body.get("parse_special")) is not None:
+        defaults = replace(defaults, parse_special=_flag("parse_special", special))
     told = _chat_logprobs(body.get("logprobs"), body.get("top_logprobs"))
     return _question(body, defaults, seed, told, messages=found)
 
@@ -211,7 +213,7 @@ def _check_names(body: Mapping[str, Any], own: set[str]) -> None:
 
 
 def _message(value: Any, where: str) -> Message:
-    """Judge one message; its text may come in parts."""
+    """Judge one message; its text may come in parts, which are lines (as for llama.cpp)."""
     if not isinstance(value, dict):
         raise _invalid(where, "must be an object")
     role = value.get("role")
@@ -223,7 +225,9 @@ def _message(value: Any, where: str) -> Message:
         raise Problem(400, "Tool calls are not supported.", "unsupported_parameter", where)
     content = value.get("content")
     if isinstance(content, list):
-        content = "".join(_part(each, f"{where}.content") for each in content)
+        content = "\n".join(_part(each, f"{where}.content") for each in content)
+    if content is None and role == "assistant":
+        content = ""
     if not isinstance(content, str):
         raise _invalid(f"{where}.content", "must be a text")
     return {"role": role, "content": content}

@@ -1,7 +1,8 @@
 """llama.cpp by itself, as the yardstick: the whole model in one process, greedy, no network.
 
-Reads JSON lines ``{"prompt": [token…], "tokens": n}`` and answers each with
-``{"tokens": [token…], "prefill_s": …, "decode_s": …}``. Chunks and threads are the swarm's.
+Reads JSON lines ``{"prompt": [token…], "tokens": n, "as_swarm": true|false}`` and answers each with
+``{"tokens": [token…], "prefill_s": …, "decode_s": …}``. One thread; prompts are read as people read
+them, or as the swarm does, in its kernels, so that the tokens must be the same.
 """
 
 import json
@@ -11,19 +12,31 @@ from pathlib import Path
 
 import numpy as np
 
-from p2pinfer.core.limits import ROWS_PER_DECODE_MAX
+from p2pinfer.core.regimes import split
+from p2pinfer.engine.llama.batching import Regimes
 from p2pinfer.engine.llama.binding import Settings, Slice, Span
 
+ROWS_MAX = 512
+"""llama.cpp's own default of rows per decode."""
 
-def _answer(whole: Slice, prompt: list[int], count: int) -> dict[str, object]:
+
+def _chunks(length: int, *, as_swarm: bool) -> list[tuple[int, int, int]]:
+    """Where each decode of a prompt starts and ends, and how many rows it has at least."""
+    if not as_swarm:
+        return [(at, min(length, at + ROWS_MAX), 0) for at in range(0, length, ROWS_MAX)]
+    pad_to = Regimes(agree=False).pad_to
+    return [(at, end, pad_to(regime)) for at, end, regime in split(0, length, blocks=True)]
+
+
+def _answer(
+    whole: Slice, prompt: list[int], count: int, chunks: list[tuple[int, int, int]]
+) -> dict[str, object]:
     started = time.perf_counter()
     whole.truncate(0, 0)
-    token = -1
-    for at in range(0, len(prompt), ROWS_PER_DECODE_MAX):
-        chunk = np.array(prompt[at : at + ROWS_PER_DECODE_MAX], np.int32)
-        is_last = at + len(chunk) == len(prompt)
-        (logits,) = whole.decode([Span(0, at, chunk, is_last)])
-        token = int(logits.argmax()) if is_last else token
+    for at, end, pad_to in chunks:
+        span = Span(0, at, np.array(prompt[at:end], np.int32), end == len(prompt))
+        (logits,) = whole.decode([span], pad_to=pad_to)
+    token = int(logits.argmax())
     prefilled = time.perf_counter()
     tokens = [token]
     for position in range(len(prompt), len(prompt) + count - 1):
@@ -35,17 +48,25 @@ def _answer(whole: Slice, prompt: list[int], count: int) -> dict[str, object]:
 
 
 def main() -> None:
-    """Serve questions about the model file and with the context that the arguments name."""
-    whole = Slice(
-        Path(sys.argv[1]),
-        logits=True,
-        settings=Settings(),
-        sessions=1,
-        context=int(sys.argv[2]),
-    )
+    """Serve questions about a model's file.
+
+    The arguments name the file, the context, and whether the swarm rearranges weights: 0 or 1.
+    """
+    path, context, repack = Path(sys.argv[1]), int(sys.argv[2]), bool(int(sys.argv[3]))
+
+    def load(settings: Settings) -> Slice:
+        return Slice(
+            path, logits=True, settings=settings, sessions=1, context=context, rows_max=ROWS_MAX
+        )
+
+    usual = load(Settings())
+    as_swarm = usual if repack else load(Settings(repack=False))
     for line in sys.stdin:
         question = json.loads(line)
-        print(json.dumps(_answer(whole, question["prompt"], question["tokens"])), flush=True)
+        prompt, is_as_swarm = question["prompt"], question["as_swarm"]
+        whole = as_swarm if is_as_swarm else usual
+        chunks = _chunks(len(prompt), as_swarm=is_as_swarm)
+        print(json.dumps(_answer(whole, prompt, question["tokens"], chunks)), flush=True)
 
 
 if __name__ == "__main__":

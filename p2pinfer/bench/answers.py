@@ -18,12 +18,13 @@ import numpy as np
 import trio
 
 from p2pinfer.core.errors import UserError
-from p2pinfer.core.limits import NARROW_ROWS_MAX, ROWS_PER_DECODE_MAX
+from p2pinfer.core.limits import NARROW_ROWS_MAX, WIDE_ROWS_MAX
 from p2pinfer.core.sampling import sampling_of
 from p2pinfer.engine.gguf.model_header import model_info
 from p2pinfer.engine.gguf.reader import read_header
 from p2pinfer.engine.gguf.sampling_advice import DEFAULT_MODEL, TABLE
 from p2pinfer.engine.llama.binding import Sampler, Settings, Slice, Span, Vocabulary
+from p2pinfer.engine.special_tokens import SpecialTokens
 from p2pinfer.engine.template import ChatTemplate, Message
 
 SESSIONS: Final = NARROW_ROWS_MAX
@@ -34,7 +35,7 @@ PROMPT_TOKENS_MAX: Final = 256
 
 
 @dataclass(frozen=True)
-class Asked:
+class PlainQuestion:
     """A question, and a pattern of the word that its first sentence must have; None: any will."""
 
     text: str
@@ -43,34 +44,34 @@ class Asked:
 
 
 QUESTIONS: Final = (
-    Asked("What is the capital of France?", "paris"),
-    Asked("What is the capital of Japan?", "tokyo"),
-    Asked("What colour is the sky on a clear day?", "blue"),
-    Asked("How many days are in a week?", "seven|7"),
-    Asked("How many legs does a spider have?", "eight|8"),
-    Asked("What is two plus two?", "four|4"),
-    Asked("Who wrote Romeo and Juliet?", "shakespeare"),
-    Asked("Which planet do we live on?", "earth"),
-    Asked("What is the largest ocean on Earth?", "pacific"),
-    Asked("What do bees make?", "honey"),
-    Asked("What is the opposite of hot?", "cold"),
-    Asked("At what temperature in Celsius does water boil?", "100|hundred"),
-    Asked("What is the chemical formula of water?", "h2o|h₂o"),
-    Asked("Who painted the Mona Lisa?", "vinci|leonardo"),
-    Asked("Which animal barks?", "dogs?"),
-    Asked("What is frozen water called?", "ice"),
-    Asked("How many months are in a year?", "twelve|12"),
-    Asked("Quelle est la capitale de l'Italie ?", "rome", "fr"),
-    Asked("¿Cuántos días tiene una semana?", "siete|7", "es"),
-    Asked("Welche Farbe hat Schnee?", "weiß|weiss|weiße[rs]?", "de"),
+    PlainQuestion("What is the capital of France?", "paris"),
+    PlainQuestion("What is the capital of Japan?", "tokyo"),
+    PlainQuestion("What colour is the sky on a clear day?", "blue"),
+    PlainQuestion("How many days are in a week?", "seven|7"),
+    PlainQuestion("How many legs does a spider have?", "eight|8"),
+    PlainQuestion("What is two plus two?", "four|4"),
+    PlainQuestion("Who wrote Romeo and Juliet?", "shakespeare"),
+    PlainQuestion("Which planet do we live on?", "earth"),
+    PlainQuestion("What is the largest ocean on Earth?", "pacific"),
+    PlainQuestion("What do bees make?", "honey"),
+    PlainQuestion("What is the opposite of hot?", "cold"),
+    PlainQuestion("At what temperature in Celsius does water boil?", "100|hundred"),
+    PlainQuestion("What is the chemical formula of water?", "h2o|h₂o"),
+    PlainQuestion("Who painted the Mona Lisa?", "vinci|leonardo"),
+    PlainQuestion("Which animal barks?", "dogs?"),
+    PlainQuestion("What is frozen water called?", "ice"),
+    PlainQuestion("How many months are in a year?", "twelve|12"),
+    PlainQuestion("Quelle est la capitale de l'Italie ?", "rome", "fr"),
+    PlainQuestion("¿Cuántos días tiene una semana?", "siete|7", "es"),
+    PlainQuestion("Welche Farbe hat Schnee?", "weiß|weiss|weiße[rs]?", "de"),
 )
 
 REQUESTS: Final = (
-    Asked("Tell me a short story about a fox.", None),
-    Asked("Explain how rain forms.", None),
-    Asked("Write a Python function that adds two numbers.", None),
-    Asked("Give me three tips for sleeping well.", None),
-    Asked("Write a short poem about the sea.", None),
+    PlainQuestion("Tell me a short story about a fox.", None),
+    PlainQuestion("Explain how rain forms.", None),
+    PlainQuestion("Write a Python function that adds two numbers.", None),
+    PlainQuestion("Give me three tips for sleeping well.", None),
+    PlainQuestion("Write a short poem about the sea.", None),
 )
 
 _LITTLE_WORDS: Final[Mapping[str, frozenset[str]]] = {
@@ -127,7 +128,7 @@ cuts of top-k 40, top-p 0.95 and min-p 0.05), *penalty* 1.1 over 64 tokens, and 
 class _Answer:
     """One answer, made token by token."""
 
-    asked: Asked
+    asked: PlainQuestion
     seed: int
     prompt: Sequence[int]
     tokens: list[int] = field(default_factory=list)
@@ -198,7 +199,7 @@ def first_sentence(text: str) -> str:
     return re.split(r"(?<=[.!?])\s|\n", text.strip(), maxsplit=1)[0]
 
 
-def is_right(asked: Asked, text: str) -> bool:
+def is_right(asked: PlainQuestion, text: str) -> bool:
     """Judge an answer to a plain question by its first sentence."""
     sentence = first_sentence(text).casefold()
     if not re.search(rf"\b(?:{asked.right})\b", sentence):
@@ -238,18 +239,21 @@ class _Model:
     def __init__(self, path: Path, tokens_max: int) -> None:
         info = model_info(read_header(path))
         self.name, self._tokens_max = info.name, tokens_max
-        self._template = ChatTemplate(info.chat_template)
         context = PROMPT_TOKENS_MAX + tokens_max
         self._whole = Slice(
             path, logits=True, settings=Settings(), sessions=SESSIONS, context=context
         )
-        self._vocabulary = Vocabulary(self._whole)
+        self._vocabulary = Vocabulary(self._whole.vocab)
+        control = tuple(each.text for each in self._vocabulary.control_tokens())
+        special = SpecialTokens(self._vocabulary.bos, self._vocabulary.eos, control)
+        self._template = ChatTemplate(info.chat_template, special)
 
     def close(self) -> None:
-        """Free the model's memory."""
+        """Free the model's memory, and end the process that renders."""
         self._whole.close()
+        trio.from_thread.run(self._template.end)
 
-    def answers(self, way: Way, asked: Sequence[Asked], seeds: int) -> list[_Answer]:
+    def answers(self, way: Way, asked: Sequence[PlainQuestion], seeds: int) -> list[_Answer]:
         """Answer each question once with each seed."""
         prompts = [self._prompt(each.text, way.system) for each in asked]
         made = [
@@ -275,8 +279,8 @@ class _Model:
         messages: list[Message] = [{"role": "user", "content": question}]
         if system:
             messages.insert(0, {"role": "system", "content": system})
-        text = self._template.render(messages)
-        tokens = self._vocabulary.tokenize(text, special=True)
+        prompt = trio.from_thread.run(self._template.render, messages)
+        tokens = self._vocabulary.tokenize(prompt.text, special=True)
         begin = self._vocabulary.begins_with
         return tokens if tokens[: len(begin)] == begin else [*begin, *tokens]
 
@@ -286,8 +290,8 @@ class _Model:
         sampler = Sampler(self._whole, sampling, answer.prompt)
         prompt, logits = answer.prompt, np.empty((0, 0), np.float32)
         self._whole.truncate(slot, 0)
-        for at in range(0, len(prompt), ROWS_PER_DECODE_MAX):
-            chunk = np.array(prompt[at : at + ROWS_PER_DECODE_MAX], np.int32)
+        for at in range(0, len(prompt), WIDE_ROWS_MAX):
+            chunk = np.array(prompt[at : at + WIDE_ROWS_MAX], np.int32)
             is_last = at + len(chunk) == len(prompt)
             (logits,) = self._whole.decode([Span(slot, at, chunk, is_last)])
         self._take(answer, sampler.sample(len(chunk) - 1, logits))

@@ -3,7 +3,7 @@
 The peers, their receipts, the requester and the auditor are those of production, over the memory
 transport; engines are workers with the real model. Honest sessions give the rate of false alarms,
 also against an auditor with more threads, whose settings give other bits. Bounds are one-sided, of
-95 %, after Clopper and Pearson.
+95 %, by Clopper and Pearson.
 """
 
 import random
@@ -21,6 +21,7 @@ from p2pinfer.bench.decode import PROMPT
 from p2pinfer.bench.zoo import ZOO, Cheat, Host, Liar, OpenSession
 from p2pinfer.core.fraud import FraudProof, parse, to_sign
 from p2pinfer.core.ids import PeerId, SessionId
+from p2pinfer.core.layer_range import LayerRange
 from p2pinfer.core.messages import Hop
 from p2pinfer.core.receipts import CHECKPOINT_POSITIONS
 from p2pinfer.core.sampling import Sampling
@@ -50,7 +51,7 @@ TOGETHER: Final = 3
 """Honest sessions at a time, so that their rows share decodes."""
 
 SESSIONS: Final = 2 * TOGETHER
-"""Each stage serves these, and replays what others made of them."""
+"""Each stage serves this many sessions, and replays as many of other stages."""
 
 OTHER_THREADS: Final = 2
 """With more than one, the probe chooses settings that give other bits."""
@@ -64,7 +65,7 @@ _OTHER_CLASS = "ab" * 16
 
 
 class _Switch:
-    """A stage's engine, which cheats when it is told to."""
+    """A stage's engine, which cheats on command."""
 
     def __init__(self, host: Host) -> None:
         self._host = host
@@ -72,11 +73,11 @@ class _Switch:
         self.claims = False
         engine = host.engine
         self.first, self.end = engine.first, engine.end
-        self.width, self.context = engine.width, engine.context
+        self.width, self.context, self.blocks = engine.width, engine.context, engine.blocks
 
     @property
     def numerics_class(self) -> str:
-        """The true one, or one that nobody else has."""
+        """The true class, or one that no other peer has."""
         return _OTHER_CLASS if self.claims else self._host.engine.numerics_class
 
     def open(self, end: int) -> EngineSession:
@@ -94,19 +95,19 @@ class CheatWorld:
     auditors: dict[int, StageEngine]
     """By their first layer."""
     other_class: StageEngine
-    """Of the middle stage's layers."""
+    """An engine with the middle stage's layers."""
     sign: Callable[[bytes], bytes]
-    """As the requester."""
+    """Signs as the requester."""
     certificate: bytes = b""
     """Of the newest answer whose receipts join up."""
     proofs: list[FraudProof] = field(default_factory=list)
-    """That audits gave; see ``proven``."""
+    """From audits; see ``proven``."""
     route: list[Hop] = field(default_factory=list)
     switches: list[_Switch] = field(default_factory=list)
-    notaries: list[Liar] = field(default_factory=list)
+    signers: list[Liar] = field(default_factory=list)
 
     async def answer(self, cheat: Cheat | None = None, *, other_class: bool = False) -> Trust:
-        """Answer a prompt of its own with a stage that cheats, and audit every stage."""
+        """Answer a new prompt with a stage that cheats, and audit every stage."""
         if cheat and cheat.warms_up:
             self._tell(cheat)
             await self._session(1, None)
@@ -122,7 +123,7 @@ class CheatWorld:
         return trust
 
     async def proven(self) -> set[PeerId]:
-        """Return who is proven a cheat to another holder, by such files as peers exchange."""
+        """Return the peers proven cheats to another holder, by such files as peers exchange."""
         found = set()
         while self.proofs:
             body = self.proofs.pop().body()
@@ -151,10 +152,10 @@ class CheatWorld:
             return trust
 
     def _tell(self, cheat: Cheat | None) -> None:
-        switch, notary = self.switches[CHEATER], self.notaries[CHEATER]
+        switch, signer = self.switches[CHEATER], self.signers[CHEATER]
         switch.cheat = cheat.open if cheat else None
         switch.claims = bool(cheat and cheat.other_class)
-        notary.lie = cheat.lie if cheat else None
+        signer.lie = cheat.lie if cheat else None
         self.switches[CHEATER - 1].cheat = cheat.open if cheat and cheat.colludes else None
 
     def _find(
@@ -177,28 +178,28 @@ class CheatWorld:
 
 @asynccontextmanager
 async def open_world(model: Path, seed: int) -> AsyncIterator[CheatWorld]:
-    """Load everything and join it up."""
+    """Load everything and connect it."""
     store = open_store()
     opened = open_whole(name_model(str(model), store, lambda *_: None), store)
     layers = opened.info.layers
     ranges = split_layers(1, layers - 1, STAGES)
-    chance = random.Random(seed)  # noqa: S311 -- prompts, and keys of peers that nobody else meets
+    chance = random.Random(seed)  # noqa: S311 -- prompts, and keys of peers on no real network
     async with AsyncExitStack() as stack:
         home = Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="p2pinfer-")))
         lower_model = _lower(model, home)
-        first, end = ranges[CHEATER]
+        lies = ranges[CHEATER]
 
-        async def stage(of: PartsModel, first: int, end: int, threads: int = 1) -> StageEngine:
-            path = of.stage(first, end)
+        async def stage(of: PartsModel, layers: LayerRange, threads: int = 1) -> StageEngine:
+            path = of.stage(layers.first, layers.end)
             return await stack.enter_async_context(
-                open_stage(path, first, sessions=SESSIONS, context=CONTEXT, threads=threads)
+                open_stage(path, layers.first, sessions=SESSIONS, context=CONTEXT, threads=threads)
             )
 
-        engines = [await stage(opened, *each) for each in ranges]
-        lower = await stage(lower_model, first, end)
+        engines = [await stage(opened, each) for each in ranges]
+        lower = await stage(lower_model, lies)
         auditors = {engine.first: engine for engine in engines}
-        auditors[first] = await stage(opened, first, end)
-        other = await stage(opened, first, end, threads=OTHER_THREADS)
+        auditors[lies.first] = await stage(opened, lies)
+        other = await stage(opened, lies, threads=OTHER_THREADS)
         ends = await stack.enter_async_context(
             open_ends(*opened.ends(1), layers, sessions=SESSIONS, context=CONTEXT)
         )
@@ -216,7 +217,7 @@ async def open_world(model: Path, seed: int) -> AsyncIterator[CheatWorld]:
 
 
 def _lower(model: Path, home: Path) -> PartsModel:
-    """Cut the model once more, in fewer bits."""
+    """Cut the model again, quantised to fewer bits."""
     lower = home / "lower.gguf"
     requantise(model, lower, _LLAMA_FTYPE_MOSTLY_Q3_K_M)
     store = Store(home / "store")
@@ -226,13 +227,13 @@ def _lower(model: Path, home: Path) -> PartsModel:
 def _serve(
     world: CheatWorld, transport: MemoryTransport, key: Identity, host: Host, model: PartsModel
 ) -> None:
-    switch, notary = _Switch(host), Liar(transport, key.sign)
-    notary.listen()
-    Stage(transport, switch, model.id, notary).listen()
+    switch, signer = _Switch(host), Liar(transport, key.sign)
+    signer.listen()
+    Stage(transport, switch, model.id, signer).listen()
     hop = Hop(key.peer_id, tuple(transport.addresses), switch.first, switch.end)
     world.route.append(hop)
     world.switches.append(switch)
-    world.notaries.append(notary)
+    world.signers.append(signer)
 
 
 async def cheats_bench(
@@ -243,9 +244,9 @@ async def cheats_bench(
     Args:
         model: a GGUF file.
         trials: answers per cheat.
-        checkpoints: of honest stages, at least so many audited, in sessions side by side.
+        checkpoints: of honest stages, at least this many audited, in sessions side by side.
         seed: of prompts and keys.
-        zoo: which cheats.
+        zoo: the cheats to try.
     """
     async with open_world(model, seed) as world:
         report: dict[str, Any] = {

@@ -1,12 +1,12 @@
-"""Peers come and go at random while requesters ask: what is lost, and what is left behind.
+"""Peers come and go at random while requesters ask: what is lost, and what leaks.
 
 Each range of layers has two holders. Two hands do harm, each to ranges of its own and to one peer
-at a time: it is killed, told to leave, frozen for a while, or loses its engine. Whoever ended is
-replaced by a new peer, and the next harm waits until every requester knows of that. So at any
-moment there is a route of peers that nothing happens to, and no answer need be lost. Requesters
-are nodes of their own in this process; they ask the same questions over and over, greedily, and
-must hear what was answered before. The first peer, where all came in, is never ended: it shows what
-a peer keeps that lives through all of it.
+at a time: it is killed, told to leave, frozen for a while, or loses its engine. A peer that ended
+is replaced by a new one, and the next harm waits until every requester knows of it. So at any
+moment there is a route of unharmed peers, and no answer need be lost. Requesters are nodes of their
+own in this process; they ask the same questions over and over, greedily, and must get the same
+answers as before. The first peer, through which all joined, is never ended: it shows what a peer
+that lives through all of it retains.
 """
 
 import math
@@ -44,10 +44,10 @@ QUESTIONS = (
 )
 OPTIONS = ChatOptions(Sampling(temperature=0.0), max_tokens=24)
 NEW_SESSION_SHARE = 0.2
-"""Of answers after which a requester gives its session back and opens another."""
+"""Share of answers after which a requester closes its session and opens another."""
 
 PAUSE_S = 6.0
-"""Between two harms of one hand, on average."""
+"""Between two harms by one hand, on average."""
 
 FREEZE_S = 3.0
 """Longer than a peer may be silent."""
@@ -56,10 +56,10 @@ CALM_S = 5.0
 """After a freeze, or the death of an engine, until a peer counts as unharmed again."""
 
 KNOWN_S_MAX = 60.0
-"""For a new peer's word to come round."""
+"""For a new peer's advertisement to spread."""
 
 FREE_S_MAX = 60.0
-"""At the end, for the peers to say that all their sessions are free."""
+"""At the end, for the peers to report that all their sessions are free."""
 
 LOOK_S = 0.2
 
@@ -74,7 +74,7 @@ class Harm(StrEnum):
 
 
 SPARED = (Harm.FREEZE, Harm.ENGINE)
-"""What the first peer suffers."""
+"""Harms done to the first peer."""
 
 
 async def churn_bench(
@@ -86,7 +86,7 @@ async def churn_bench(
     seed: int,
     tell: Callable[[str], None],
 ) -> dict[str, Any]:
-    """Measure and return what ``p2pinfer bench churn`` prints; ``tell`` hears each minute's sum."""
+    """Measure and return what ``p2pinfer bench churn`` prints; ``tell`` gets a line each minute."""
     store = open_store()
     model = open_whole(name_model(str(file), store, lambda *_: None), store)
     machine = Machine(sessions=2 * requesters, context=512)
@@ -108,7 +108,7 @@ async def churn_bench(
 
 
 class _Churn:
-    """One run, and what came of it."""
+    """One run and its results."""
 
     def __init__(self, victims: Victims, clients: Sequence[Client], seed: int) -> None:
         self._victims, self._clients, self._seed = victims, clients, seed
@@ -122,7 +122,7 @@ class _Churn:
         self._over = False
 
     async def run(self, seconds: float, tell: Callable[[str], None]) -> dict[str, Any]:
-        """Let peers come and go for so long, and look at what is left."""
+        """Let peers come and go for ``seconds``, and check what is left."""
         await self._known()
         async with open_conversation(self._clients[0], OPTIONS, lambda _: None) as talk:
             for question in QUESTIONS:
@@ -144,7 +144,7 @@ class _Churn:
         return self._report(left) | {"before": before, "after": self._kept()}
 
     def _chance(self, whose: str) -> random.Random:
-        return random.Random(f"{self._seed} {whose}")  # noqa: S311 -- picks whom, what and when
+        return random.Random(f"{self._seed} {whose}")  # noqa: S311 -- picks peers, harms and times
 
     # Asking
 
@@ -172,7 +172,7 @@ class _Churn:
     # Harming
 
     async def _harm_on(self, ranges: Sequence[int], chance: random.Random) -> None:
-        """Harm one holder of one of some ranges after the other."""
+        """Harm one holder after another, of one of some ranges."""
         serving = self._victims.serving
         while True:
             await trio.sleep(PAUSE_S * chance.uniform(0.5, 1.5))
@@ -184,7 +184,7 @@ class _Churn:
             await self._do(harm, peer, chance)
 
     async def _do(self, harm: Harm, peer: PeerId, chance: random.Random) -> None:
-        """Do harm, and wait until it is made good."""
+        """Do harm, and wait until it is repaired."""
         process = self._victims.serving[peer].local.process
         match harm:
             case Harm.FREEZE:
@@ -207,16 +207,16 @@ class _Churn:
                 await self._known()
 
     async def _known(self) -> None:
-        """Wait until each requester has heard of all who serve."""
+        """Wait until each requester knows all serving peers."""
         with trio.fail_after(KNOWN_S_MAX):
             for client in self._clients:
                 while not set(self._victims.serving) <= {a.peer for a in client.serving()}:  # noqa: ASYNC110 -- gossip comes without an event
                     await trio.sleep(LOOK_S)
 
-    # Looking
+    # Checking
 
     async def _wait_free(self) -> int:
-        """Wait until the peers say that they hold no session; return how many they do."""
+        """Wait until the peers report no sessions; return how many they still report."""
         taken = 0
         with trio.move_on_after(FREE_S_MAX):
             while True:
@@ -228,7 +228,7 @@ class _Churn:
         return taken
 
     def _kept(self) -> dict[str, Any]:
-        """Return what the requesters and the first peer keep while nobody asks."""
+        """Return what the requesters and the first peer hold while there are no questions."""
         local = self._victims.serving[self._first].local.process.pid
         return {
             "channels": sum(client.transport.channels for client in self._clients),
@@ -263,13 +263,13 @@ class _Churn:
 
 
 def _children(pid: int) -> list[int]:
-    """Return the processes that one has started."""
+    """Return the child processes of a process."""
     listed = subprocess.run(["ps", "-A", "-o", "pid=,ppid="], capture_output=True, check=True)  # noqa: S607 -- wherever the system keeps it
     rows = (line.split() for line in listed.stdout.splitlines())
     return [int(child) for child, parent in rows if int(parent) == pid]
 
 
 def _resident_mb(pid: int) -> int:
-    """Return the memory that a process has, in MB."""
+    """Return a process's resident memory in MB."""
     said = subprocess.run(["ps", "-o", "rss=", "-p", str(pid)], capture_output=True, check=True)  # noqa: S607
     return round(int(said.stdout) / 1000)

@@ -2,9 +2,11 @@
 
 Three things take turns, so that a slow moment of the machine hits all of them: the swarm over
 libp2p, the same peers over bare TCP without encryption (a yardstick, and no strict bound: its
-channel sends through the scheduler, ours at once), and llama.cpp in one process, which has its
-weights in ordinary pages where the peers' engines ask for huge ones. Greedy, one engine thread per
-process. Tokens are compared first: a swarm that says something else is a failure and not a figure.
+channel sends through the scheduler, ours at once), and llama.cpp in one process as people run it:
+512 rows per decode of a prompt, and its weights in ordinary pages where the peers' engines ask for
+huge ones. Greedy, one engine thread per process. Tokens are compared first, with those that
+llama.cpp alone says with the swarm's rows per decode: a swarm that says something else is a failure
+and not a figure. Longer prompts are then read over libp2p and by llama.cpp, in turn.
 """
 
 import json
@@ -19,8 +21,12 @@ from typing import Any, Final
 import trio
 
 from p2pinfer.core.errors import P2pinferError
+from p2pinfer.core.layer_range import LayerRange
 from p2pinfer.core.python_process import python_command, python_environment
 from p2pinfer.core.sampling import Sampling
+from p2pinfer.engine.base import Ends
+from p2pinfer.engine.llama.engine import open_stage
+from p2pinfer.engine.store.assemble import PartsModel
 from p2pinfer.node.local_swarm import local_swarm, share_layers
 from p2pinfer.node.model_supply import name_model, open_store, open_whole
 from p2pinfer.node.requester import Client, ClientOptions, Machine, open_client
@@ -33,6 +39,8 @@ PROMPT: Final = (
     "A swarm of ordinary machines shares one language model. Each of them holds a few layers, "
     "passes what it computed on to the next, and nobody is the master. "
 ) * 4
+
+PROMPT_TOKENS_MAX = 16_384
 
 LINE_BYTES_MAX = 1 << 20
 
@@ -47,6 +55,10 @@ class EndedEarly(P2pinferError):
         )
 
 
+Alone = Callable[[list[int], int, bool], Awaitable["DecodeRun"]]
+"""Asks llama.cpp alone: a prompt, how many tokens, and whether to read it as the swarm does."""
+
+
 @dataclass(frozen=True)
 class DecodeRun:
     """One answer, measured."""
@@ -55,7 +67,7 @@ class DecodeRun:
     prefill_s: float
     """Until the first token."""
     decode_s: float
-    """For all tokens behind the first."""
+    """For all tokens after the first."""
     engine_s: float = 0.0
     """How much of that all engines together say they computed."""
 
@@ -66,40 +78,93 @@ class DecodeRun:
 
 
 async def decode_bench(
-    model: Path, peers: int, *, tokens: int, runs: int, sessions: int
+    model: Path, peers: int, *, tokens: int, runs: int, sessions: int, prompts: Sequence[int]
 ) -> dict[str, Any]:
     """Measure and return what ``p2pinfer bench decode`` prints; rates are medians over the runs.
+
+    Args:
+        model: a GGUF file.
+        peers: how many share its layers.
+        tokens: of each answer.
+        runs: that are counted.
+        sessions: to decode in at once, besides.
+        prompts: how many tokens they have: with the first one decoding is measured.
 
     Raises:
         P2pinferError: the swarm did not say what llama.cpp alone says.
     """
-    machine = Machine(sessions=max(1, sessions), context=1024)
+    machine = Machine(sessions=max(1, sessions), context=max(prompts) + tokens)
     async with AsyncExitStack() as stack:
-        alone = await stack.enter_async_context(_alone(model, machine.context))
+        store = open_store()
+        opened = open_whole(name_model(str(model), store, lambda *_: None), store)
+        ranges = share_layers(opened, peers, 1, machine)
         clients = {
-            name: await stack.enter_async_context(_swarm(model, peers, machine, name))
+            name: await stack.enter_async_context(_swarm(opened, ranges, machine, name))
             for name in TRANSPORTS
         }
-        prompt = await clients["libp2p"][0].ends.tokenize(PROMPT, special=False)
+        repack = all([await _repacks(opened, each) for each in ranges])
+        alone = await stack.enter_async_context(_alone(model, machine.context, repack))
+        text = await _text(clients["libp2p"][0].ends, max(prompts))
+        prompt = text[: prompts[0]]
         found: dict[str, list[DecodeRun]] = {name: [] for name in ("alone", *TRANSPORTS)}
         together: dict[str, list[float]] = {name: [] for name in TRANSPORTS}
+        due = (await alone(prompt, tokens, True)).tokens
         for number in range(-1, runs):  # the first one warms up, and is not counted
-            turn = {"alone": await alone(prompt, tokens)}
+            turn = {"alone": await alone(prompt, tokens, False)}
             for name, (client, route) in clients.items():
                 turn[name] = await _one_session(client, route, prompt, tokens)
-                if turn[name].tokens != turn["alone"].tokens:
-                    raise P2pinferError(f"over {name} the swarm said other tokens than llama.cpp")
+                _check(turn[name], due, name)
                 if sessions > 1 and number >= 0:
                     rate = await _at_once(client, route, prompt, tokens, sessions)
                     together[name].append(rate / turn[name].tokens_per_second)
             if number >= 0:
                 for name, run in turn.items():
                     found[name].append(run)
-    report = _report(found, peers, len(prompt))
+        report = _report(found, peers, len(prompt))
+        report["prompts"] = {
+            str(length): await _compare(alone, clients["libp2p"], text[:length], tokens, runs)
+            for length in prompts
+        }
     if sessions > 1:
         report["sessions"] = sessions
         report["aggregate_ratio"] = {name: _median(each) for name, each in together.items()}
     return report
+
+
+async def _text(ends: Ends, tokens: int) -> list[int]:
+    """Return so many tokens of the text again and again."""
+    once = await ends.tokenize(PROMPT, special=False)
+    return (await ends.tokenize(PROMPT * (tokens // len(once) + 1), special=False))[:tokens]
+
+
+def _check(run: DecodeRun, due: list[int], name: str) -> None:
+    if run.tokens != due:
+        raise P2pinferError(f"over {name} the swarm said other tokens than llama.cpp")
+
+
+async def _compare(
+    alone: "Alone",
+    swarm: tuple[Client, Sequence[RouteHop]],
+    prompt: list[int],
+    tokens: int,
+    runs: int,
+) -> dict[str, Any]:
+    """Read one prompt in turn over libp2p and by llama.cpp with 512 rows per decode."""
+    client, route = swarm
+    due = (await alone(prompt, tokens, True)).tokens
+    pairs = []
+    for _ in range(runs):
+        other = await alone(prompt, tokens, False)
+        pairs.append((await _one_session(client, route, prompt, tokens), other))
+        _check(pairs[-1][0], due, "libp2p")
+    return {
+        "prefill_ratio": _median([other.prefill_s / run.prefill_s for run, other in pairs]),
+        "decode_ratio": _median(
+            [run.tokens_per_second / other.tokens_per_second for run, other in pairs]
+        ),
+        "time_to_first_token_ms": _median([1000 * run.prefill_s for run, _ in pairs]),
+        "alone_time_to_first_token_ms": _median([1000 * other.prefill_s for _, other in pairs]),
+    }
 
 
 def _report(found: Mapping[str, Sequence[DecodeRun]], peers: int, prompt: int) -> dict[str, Any]:
@@ -200,28 +265,34 @@ async def _at_once(
     return made / (trio.current_time() - started)
 
 
+async def _repacks(opened: PartsModel, layers: LayerRange) -> bool:
+    """Whether the engine of a slice that is served here rearranges weights, as its probe found."""
+    path = opened.stage(layers.first, layers.end)
+    async with open_stage(path, layers.first, sessions=1, context=1) as engine:
+        return engine.worker.parts[0].repack
+
+
 @asynccontextmanager
 async def _swarm(
-    model: Path, peers: int, machine: Machine, transport: str
+    opened: PartsModel, ranges: Sequence[LayerRange], machine: Machine, transport: str
 ) -> AsyncGenerator[tuple[Client, Sequence[RouteHop]], None]:
     """Run local peers over a transport, and a client of theirs in this process."""
-    store = open_store()
-    opened = open_whole(name_model(str(model), store, lambda *_: None), store)
-    ranges = share_layers(opened, peers, 1, machine)
     swarm = local_swarm(opened, ranges, machine=machine, transport=transport)
     async with swarm as running:
         ways_in = tuple(peer.addresses[0] for peer in running)
         options = ClientOptions(opened.id, ways_in, "local", machine=machine, transport=transport)
-        async with open_client(options, store, lambda _: None) as client:
+        async with open_client(options, open_store(), lambda _: None) as client:
             yield client, await client.find_route(lambda _: None)
 
 
 @asynccontextmanager
-async def _alone(
-    model: Path, context: int
-) -> AsyncGenerator[Callable[[list[int], int], Awaitable[DecodeRun]], None]:
-    """Run llama.cpp in one process of its own; gives a function that asks it."""
-    command = python_command("p2pinfer.bench.alone", str(model), str(context))
+async def _alone(model: Path, context: int, repack: bool) -> AsyncGenerator[Alone, None]:
+    """Run llama.cpp in one process of its own; gives a function that asks it.
+
+    ``repack``: whether the swarm's engines rearrange weights; llama.cpp does unless told.
+    """
+    words = [str(model), str(context), str(int(repack))]
+    command = python_command("p2pinfer.bench.alone", *words)
     process = await trio.lowlevel.open_process(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=python_environment()
     )
@@ -229,8 +300,9 @@ async def _alone(
     assert process.stdout
     stdin, stdout = process.stdin, process.stdout
 
-    async def ask(prompt: list[int], tokens: int) -> DecodeRun:
-        await stdin.send_all(json.dumps({"prompt": prompt, "tokens": tokens}).encode() + b"\n")
+    async def ask(prompt: list[int], tokens: int, as_swarm: bool) -> DecodeRun:
+        question = {"prompt": prompt, "tokens": tokens, "as_swarm": as_swarm}
+        await stdin.send_all(json.dumps(question).encode() + b"\n")
         line = bytearray()
         while not line.endswith(b"\n"):
             data = await stdout.receive_some()

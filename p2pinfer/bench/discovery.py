@@ -1,7 +1,7 @@
-"""What it costs peers to know each other: real processes with a transport and a directory alone.
+"""The cost of peer discovery: real processes with only a transport and a directory.
 
 They find each other through one address, are left alone for a while, are joined by a late one, are
-cut in two halves and put together again. Each counts what it spent, and how old what it knows was.
+cut in two halves and reunited. Each counts what it spent, and the age of what it knew.
 """
 
 import json
@@ -16,10 +16,10 @@ from p2pinfer.core.ids import PeerId
 from p2pinfer.core.python_process import python_command, python_environment
 
 AGREE_S_MAX = 300.0
-"""For all to know all; loading libp2p takes a core half a second for each process."""
+"""For all to know all; loading libp2p takes half a second of a core for each process."""
 
 LOOK_S = 0.25
-"""How often views are looked at while something is waited for."""
+"""How often views are checked while waiting."""
 
 
 async def discovery_bench(
@@ -34,7 +34,7 @@ async def discovery_bench(
         settle_s: from when all know all until counting begins.
 
     Raises:
-        P2pinferError: a process did not start, or they did not come to agree.
+        P2pinferError: a process did not start, or their views did not come to agree.
     """
     with lone_errors():
         async with trio.open_nursery() as nursery:
@@ -70,7 +70,7 @@ async def _start_into(
 
 
 async def _left_alone(swarm: list["_Worker"], seconds: float) -> dict[str, Any]:
-    """Count what each spends while nothing happens."""
+    """Count what each peer spends while nothing happens."""
     before = [await worker.ask("reset") for worker in swarm]
     await trio.sleep(seconds)
     after = [await worker.ask("look") for worker in swarm]
@@ -97,7 +97,7 @@ async def _left_alone(swarm: list["_Worker"], seconds: float) -> dict[str, Any]:
 
 
 async def _cut(swarm: list["_Worker"], cut_s: float) -> dict[str, Any]:
-    """Cut the swarm in two, and time how long it takes to agree when it is whole again."""
+    """Cut the swarm in two, and time how long it takes to agree once it is whole again."""
     half = len(swarm) // 2
     sides = swarm[:half], swarm[half:]
     for side, other in (sides, sides[::-1]):
@@ -117,7 +117,7 @@ async def _cut(swarm: list["_Worker"], cut_s: float) -> dict[str, Any]:
 
 
 async def _wait_agreed(swarm: list["_Worker"]) -> None:
-    """Wait until each knows all the others."""
+    """Wait until each peer knows all the others."""
     with trio.move_on_after(AGREE_S_MAX):
         while True:
             known = [(await worker.ask("look"))["known"] for worker in swarm]
@@ -128,14 +128,14 @@ async def _wait_agreed(swarm: list["_Worker"]) -> None:
 
 
 class _Worker:
-    """A peer process, as this one sees it."""
+    """A peer process, seen from this one."""
 
     def __init__(self, process: trio.Process, peer: PeerId, addresses: tuple[str, ...]) -> None:
         self.process, self.peer, self.addresses = process, peer, addresses
         self._lock = trio.Lock()
 
     async def ask(self, *question: object) -> dict[str, Any]:
-        """Have it do something; return what it says of itself."""
+        """Send an order; return the answer."""
         assert self.process.stdin
         async with self._lock:
             await self.process.stdin.send_all(json.dumps(question).encode() + b"\n")

@@ -1,6 +1,7 @@
-"""One peer process of ``p2pinfer bench discovery``: a transport, a directory, and what they cost.
+"""One peer process of ``p2pinfer bench discovery``: a transport, a directory, and their cost.
 
-Its arguments are its ways in. It reads orders, a JSON list a line, and answers each with a line.
+Its arguments are its bootstrap addresses. It reads orders, a JSON list per line, and answers each
+with a line.
 """
 
 import json
@@ -27,7 +28,7 @@ NETWORK = "bench"
 
 
 class _Peer:
-    """A peer that counts, and that can be kept from others."""
+    """A peer that keeps counts, and that can be cut off from others."""
 
     def __init__(self, transport: Any, directory: Directory) -> None:
         self._transport, self._directory = transport, directory
@@ -53,10 +54,10 @@ class _Peer:
 
     def _entries(self) -> dict[PeerId, Any]:
         self._directory.holding(MODEL)  # forgets who has been silent for too long
-        return self._directory.view.shelves[MODEL].entries
+        return self._directory.view.indexes[MODEL].entries
 
     async def watch(self) -> None:
-        """Note how old the oldest advertisement became, and when all were known."""
+        """Record the greatest age of the oldest advertisement, and when all peers were known."""
         while True:
             now = trio.current_time()
             others = self.others()
@@ -66,7 +67,7 @@ class _Peer:
             await trio.sleep(0.05 if self._knew_s is None else 1.0)
 
     def obey(self, order: str, arguments: list[Any]) -> dict[str, Any]:
-        """Do what is asked and say how things are."""
+        """Carry out an order and return the state."""
         if order == "reset":
             self._oldest_s = 0.0
         if order == "block":
@@ -92,7 +93,7 @@ class _Peer:
 
 
 def count_bytes() -> dict[str, int]:
-    """Count what goes through every connection from now on: sent as sealed, received as plain."""
+    """Count bytes of all connections from now on: sent as encrypted, received as plain."""
     counts = {"sent": 0, "received": 0}
     seal, receive = NoiseWire.seal, NoiseWire.receive
 
@@ -111,12 +112,16 @@ def count_bytes() -> dict[str, int]:
     return counts
 
 
+def _clock_ms() -> int:
+    return time.time_ns() // 1_000_000
+
+
 async def main(ways_in: list[str]) -> None:
-    """Be a peer until standard input ends."""
-    chance = random.Random()  # noqa: S311 - picks whom to ask, and which layers to claim
+    """Run a peer until standard input ends."""
+    chance = random.Random()  # noqa: S311 - picks peers to ask, and layers to claim
     identity = ephemeral_identity()
     async with open_libp2p(identity, [HERE], NETWORK) as transport, trio.open_nursery() as nursery:
-        directory = Directory(transport, identity, chance)
+        directory = Directory(transport, identity, chance, clock_ms=_clock_ms)
         directory.listen()
         peer = _Peer(transport, directory)
         first = chance.randrange(LAYERS - 8)
@@ -131,7 +136,7 @@ async def main(ways_in: list[str]) -> None:
                 end=first + 8,
                 context=4096,
                 numerics_class="0" * 32,
-                sequence=time.time_ns() // 1_000_000,
+                sequence=0,
             )
         )
         nursery.start_soon(directory.run, ways_in)

@@ -1,11 +1,11 @@
-"""What evidence costs: two sessions of the same peers decode in turns, one with receipts.
+"""The cost of evidence: two sessions of the same peers decode in turns, one with receipts.
 
 A requester that asks for no evidence gets none, so both kinds run on one swarm. They take turns in
 blocks of as many tokens as lie between two receipts, at the same positions, and which goes first
 alternates; so a slow moment of the machine hits both, and each block bears the cost of one receipt.
-Where a shared machine blurs even that, the CPU time of all nodes together, engines apart, is finer:
-by no more than that can tokens come later. Settling an answer, which waits for every stage's last
-receipt, comes behind the last token; it is timed by itself.
+Where a shared machine blurs even that, the CPU time of all nodes together, without engines, is
+finer: it bounds the delay of tokens. Settling an answer, which waits for every stage's last
+receipt, comes after the last token; it is timed separately.
 """
 
 import math
@@ -39,7 +39,7 @@ PAUSE_S = 0.05
 
 @dataclass
 class _Side:
-    """One kind of session, and what its answers took."""
+    """One kind of session, and the time its answers took."""
 
     client: Client
     tokens: list[list[int]] = field(default_factory=list)
@@ -91,7 +91,7 @@ async def _turn(
     number: int,
     nodes: Sequence[int],
 ) -> float:
-    """Have both sides answer, in turns; return how long it took to settle."""
+    """Have both sides answer, in turns; return how long settling took."""
     async with AsyncExitStack() as stack:
         sessions: list[Session] = []
         answers: list[AsyncGenerator[Token, None]] = []
@@ -141,16 +141,16 @@ async def _next(answer: AsyncGenerator[Token, None], made: list[int], wanted: in
 
 
 def _cpu_s(processes: Sequence[int]) -> float:
-    """Return the CPU time that processes have had; Linux alone says it so finely, others 0."""
+    """Return the CPU time of processes; only Linux gives it finely enough, elsewhere 0."""
     found = (Path(f"/proc/{process}/task").glob("*/schedstat") for process in processes)
     return sum(int(each.read_text().split()[0]) for each in chain(*found)) / 1e9
 
 
 def median_interval(values: Sequence[float]) -> tuple[float, float]:
-    """Return between which values the median lies with 95 %, whatever the distribution.
+    """Return an interval that contains the median with 95 % confidence, for any distribution.
 
-    By order statistics: as many lie below it as coins show heads. Fewer than six are too few for
-    that; between them all, it lies with less.
+    By order statistics: the count below the median is binomial. Fewer than six values are too few
+    for that; their whole range has less confidence.
     """
     ordered, count = sorted(values), len(values)
     below, rank = 0.0, 0

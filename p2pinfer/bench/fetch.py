@@ -1,10 +1,10 @@
-"""What fetching parts costs: from one holder and from three, against one plain stream.
+"""The cost of fetching parts: from one holder and from three, against one plain stream.
 
 Holders are processes on this machine that serve one store of noise. In each round the same bytes go
-over a plain framed stream, which nobody reads from a disk, hashes or writes, once with our muxer
+over a plain framed stream, not read from disk, hashed or written, once with our muxer
 and once with the one that libp2p ships; then from one holder, then from three. Read the ratios
-before the absolute figures; three holders and a fetcher on fewer than four cores are in each
-other's way. ``python -m p2pinfer.bench.fetch`` prints JSON.
+before the absolute figures; three holders and a fetcher on fewer than four cores slow each other
+down. ``python -m p2pinfer.bench.fetch`` prints JSON.
 """
 
 import json
@@ -30,7 +30,7 @@ from p2pinfer.core.messages import Chunk
 from p2pinfer.core.python_process import python_command, python_environment
 from p2pinfer.core.wire import decode, encode
 from p2pinfer.engine.store.store import Store
-from p2pinfer.node.requester import settle
+from p2pinfer.node.requester import freeze_gc
 from peers.parts.fetch import fetch_parts
 from peers.parts.server import PartsServer
 from transports.base import Channel
@@ -46,20 +46,20 @@ LIBRARY: Final = "plain_library"
 
 LAYERS: Final = 8
 LAYER_BYTES = 24 * CHUNK_BYTES
-"""In all some 200 MB: half a second of a plain stream, and less than a small machine's memory."""
+"""About 200 MB in total: half a second of a plain stream, and fits a small machine's memory."""
 
 ROUNDS = 5
 STEP_TIMES = 50
 """How often each single step is timed."""
 
 SMALL_BYTES = 2048
-"""A decode step's rows on the wire are as many."""
+"""The size of a decode step's rows on the wire."""
 
 SMALL_TIMES = 300
-"""Small messages exchanged on an idle connection; during a fetch as many as it lasts."""
+"""Small messages exchanged on an idle connection; during a fetch, as many as fit into it."""
 
 CHILD_S_MAX = 60.0
-"""For another process to begin, and to end."""
+"""For another process to start, and to end."""
 
 
 @dataclass(frozen=True)
@@ -99,7 +99,7 @@ async def fetch_bench(rounds: int = ROUNDS, layer_bytes: int = LAYER_BYTES) -> d
                 PLAIN: await me.open(holders[0].peer, PLAIN, holders[0].addresses),
                 LIBRARY: await it.open(other.peer, PLAIN, other.addresses),
             }
-            settle()
+            freeze_gc()
             for number in range(-1, rounds):  # the first one warms up, and is not counted
                 for name, bring in _ways(me, streams, holders, manifest, Path(home)):
                     start, cpu_start = time.perf_counter(), time.process_time()
@@ -175,7 +175,7 @@ def _ways(
     manifest: Manifest,
     home: Path,
 ) -> list[tuple[str, Callable[[], Any]]]:
-    """Return the ways to bring the model here, by name."""
+    """Return the ways to bring the model here, with names."""
 
     def stream(channel: Channel) -> Callable[[], Any]:
         async def bring() -> None:
@@ -219,7 +219,7 @@ def _fill(store: Store, layer_bytes: int) -> Manifest:
 
 
 def _time_steps(store: Store, part: Part) -> dict[str, float]:
-    """Time what a chunk goes through, each step by itself, in ms."""
+    """Time what a chunk goes through, each step separately, in ms."""
     data = store.read_chunk(part, 0)
     message = encode(Chunk(0, data))
     with tempfile.TemporaryDirectory(prefix="p2pinfer-") as home:
@@ -272,12 +272,12 @@ async def open_holder(
     finally:
         with trio.move_on_after(CHILD_S_MAX, shield=True):
             await child.stdin.aclose()
-            await child.wait()  # what it says last fits into the pipe
+            await child.wait()  # its last output fits into the pipe
             await child.stdout.aclose()
 
 
 async def _serve(root: str, model: str, muxer: Muxer) -> None:
-    """Be a holder until standard input ends, and then say how many chunks were asked of it."""
+    """Be a holder until standard input ends, then print how many chunks were requested from it."""
     store = Store(Path(root))
     manifest = store.manifest(ModelId(model))
     assert manifest, "the bench has filled it"
@@ -299,7 +299,7 @@ async def _serve(root: str, model: str, muxer: Muxer) -> None:
         transport.handle(PLAIN, stream)
         server = PartsServer(transport, store)
         server.listen()
-        settle()  # as every node does
+        freeze_gc()  # as every node does
         sys.stdout.write(transport.addresses[0] + "\n")
         sys.stdout.flush()
         await trio.to_thread.run_sync(sys.stdin.read)

@@ -1,8 +1,8 @@
-"""What fetching a large model takes: time and memory, by size.
+"""The cost of fetching a large model: time and memory, by size.
 
-The model is made up: most of its bytes are zeros, which take no room at the holder, and some chunks
-are noise. The fetcher, a process of its own, writes all of it, so that much room is needed for a
-while. ``python -m p2pinfer.bench.fetch_size GIGABYTES…`` prints JSON.
+The model is synthetic: most of its bytes are zeros, which take no room at the holder, and some
+chunks are noise. The fetcher, a separate process, writes all of it, so that much disk room is
+needed for a while. ``python -m p2pinfer.bench.fetch_size GIGABYTES…`` prints JSON.
 """
 
 import json
@@ -29,7 +29,7 @@ from transports.libp2p.transport import open_libp2p
 
 LAYERS: Final = 8
 NOISE_EVERY = 64
-"""One chunk in so many is noise; the others are holes in their file."""
+"""One chunk in this many is noise; the others are holes in their file."""
 
 FETCH_S_MAX = 3600.0
 
@@ -50,7 +50,7 @@ async def size_bench(gigabytes: Sequence[float]) -> dict[str, Any]:
 
 
 def fill_with_holes(store: Store, size: int) -> Manifest:
-    """Put a model of about so many bytes into a store, most of them zeros that take no room."""
+    """Put a model of about ``size`` bytes into a store, most of them zeros that take no room."""
     chance = random.Random(size)  # noqa: S311 -- noise, and the same each time
     empty = blake3(bytes(CHUNK_BYTES)).digest()
     parts = []
@@ -71,7 +71,7 @@ def fill_with_holes(store: Store, size: int) -> Manifest:
 
 
 async def _fetch_elsewhere(root: Path, model: ModelId, holder: HolderProcess) -> dict[str, Any]:
-    """Fetch in a process of its own, whose memory is this transfer's."""
+    """Fetch in a separate process, whose memory is this transfer's."""
     command = python_command("p2pinfer.bench.fetch_size", "fetch", str(root), model)
     with trio.fail_after(FETCH_S_MAX):
         command += holder.addresses
@@ -81,7 +81,7 @@ async def _fetch_elsewhere(root: Path, model: ModelId, holder: HolderProcess) ->
 
 
 async def _fetch(root: str, model: str, address: str) -> None:
-    """Be the fetcher."""
+    """Run the fetcher."""
     store = Store(Path(root))
     holder = HolderProcess(PeerId(address.rpartition("/")[2]), (address,))
     async with open_libp2p(None, (), "bench") as transport:
@@ -99,11 +99,11 @@ async def _fetch(root: str, model: str, address: str) -> None:
 
 
 def _memory_bytes_max() -> int:
-    """Return the most memory that this program has taken so far."""
+    """Return this process's peak memory so far."""
     status = Path("/proc/self/status")
     if not status.exists():
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss  # macOS: in bytes
-    # Linux counts into ru_maxrss what the process that started this one took, too.
+    # Linux also counts the parent process's peak into ru_maxrss.
     (line,) = (line for line in status.read_text().splitlines() if line.startswith("VmHWM:"))
     return int(line.split()[1]) * 1024
 

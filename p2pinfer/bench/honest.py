@@ -1,8 +1,8 @@
-"""Whether honest stages are ever blamed: many answers, and every stage of each one is audited.
+"""Whether honest stages are ever blamed: many answers, with every stage of each one audited.
 
 Each third of the layers is served by a peer with one thread and one with two, whose probes choose
-other settings, so that as a rule they are of two numerics classes; a third engine only audits. Each
-answer takes one peer or the other for each third, in sessions side by side, so that their rows
+other settings, so that they usually belong to two numerics classes; a third engine only audits.
+Each answer takes one peer or the other for each third, in sessions side by side, so that their rows
 share decodes; prompts are long and short, go on, and go back, so that chunks are of all sizes.
 """
 
@@ -48,7 +48,7 @@ SESSIONS: Final = 4 * TOGETHER
 """Each engine may serve and audit all of them."""
 
 TELL_CHECKPOINTS: Final = 100
-"""Between two words on how far it is: minutes on a slow machine."""
+"""Between two progress messages: minutes on a slow machine."""
 
 TURNS_MAX: Final = 3
 PROMPT_TOKENS: Final = 9, 130
@@ -57,7 +57,7 @@ ANSWER_TOKENS: Final = 2, 20
 
 @dataclass
 class _Third:
-    """One part of the layers: who serves it, and who can run it again."""
+    """A third of the layers: the peers that serve it, and the engines that can replay it."""
 
     hops: list[Hop] = field(default_factory=list)
     engines: dict[PeerId, StageEngine] = field(default_factory=dict)
@@ -84,7 +84,7 @@ class _World:
             return await auditor.examine(session.evidence, len(session.tokens))
 
     async def _turn(self, session: Session) -> None:
-        """Go on, go back a little, or begin anew."""
+        """Continue, go back a little, or start over."""
         text = await self.ends.tokenize(PROMPT, special=False)
         at = self.chance.randrange(len(text) // 2)
         more = text[at : at + self.chance.randint(*PROMPT_TOKENS)]
@@ -104,7 +104,7 @@ async def _open_world(model: Path, seed: int) -> AsyncIterator[_World]:
     store = open_store()
     opened = open_whole(name_model(str(model), store, lambda *_: None), store)
     layers = opened.info.layers
-    chance = random.Random(seed)  # noqa: S311 -- prompts, and keys of peers that nobody else meets
+    chance = random.Random(seed)  # noqa: S311 -- prompts, and keys of peers on no real network
     async with AsyncExitStack() as stack:
         ends = await stack.enter_async_context(
             open_ends(*opened.ends(1), layers, sessions=SESSIONS, context=CONTEXT)
@@ -116,13 +116,13 @@ async def _open_world(model: Path, seed: int) -> AsyncIterator[_World]:
         gatherer = Gatherer(nursery, transport, chance.randbytes)
         requester = Requester(nursery, transport, ends, opened.id, gatherer)
         world = _World(requester, ends, bounds_of(store, opened.id), chance)
-        for first, end in split_layers(1, layers - 1, STAGES):
-            third = world.thirds[first] = _Third()
+        for each in split_layers(1, layers - 1, STAGES):
+            third = world.thirds[each.first] = _Third()
             for number, threads in enumerate(THREADS):
                 engine = await stack.enter_async_context(
                     open_stage(
-                        opened.stage(first, end),
-                        first,
+                        opened.stage(each.first, each.end),
+                        each.first,
                         sessions=SESSIONS,
                         context=CONTEXT,
                         threads=threads,
@@ -132,10 +132,11 @@ async def _open_world(model: Path, seed: int) -> AsyncIterator[_World]:
                 third.engines[key.peer_id] = engine
                 if number + 1 < len(THREADS):
                     peer = await stack.enter_async_context(network.join(key.peer_id))
-                    notary = ReceiptSigner(peer, key.sign)
-                    notary.listen()
-                    Stage(peer, engine, opened.id, notary).listen()
-                    third.hops.append(Hop(key.peer_id, tuple(peer.addresses), first, end))
+                    signer = ReceiptSigner(peer, key.sign)
+                    signer.listen()
+                    Stage(peer, engine, opened.id, signer).listen()
+                    addresses = tuple(peer.addresses)
+                    third.hops.append(Hop(key.peer_id, addresses, each.first, each.end))
         yield world
 
 
@@ -146,9 +147,9 @@ async def honest_bench(
 
     Args:
         model: a GGUF file.
-        checkpoints: at least so many are audited.
+        checkpoints: at least this many are audited.
         seed: of prompts, routes and keys.
-        tell: hears now and then how far it is.
+        tell: gets progress messages.
     """
     found: list[Trust] = []
     told = 0

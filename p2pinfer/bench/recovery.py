@@ -1,8 +1,8 @@
-"""What a peer's death costs an answer: kill -9 of each role, in the prompt and in the answer.
+"""The cost of a peer's death to an answer: kill -9 of each role, in the prompt and in the answer.
 
 Each range of layers has two holders. In every trial the same question is answered twice by one
-requester, greedily, in sessions of their own: once undisturbed, and once with a peer of the chain
-killed at a random moment. A trial's stall is how much longer the longest wait for a token was.
+requester, greedily, in separate sessions: once undisturbed, and once with a peer of the chain
+killed at a random moment. A trial's stall is the difference in the longest wait for a token.
 """
 
 import random
@@ -33,12 +33,12 @@ ROLES: Final[tuple[Role, ...]] = ("first", "middle", "last")
 PHASES: Final[tuple[Phase, ...]] = ("prompt", "answer")
 
 PROMPT_TOKENS = 384
-"""Eight full chunks: reading them takes long enough to be killed in the middle."""
+"""Eight full chunks: reading them takes long enough for a kill in the middle."""
 
 GREEDY = Sampling(temperature=0.0)
 
 KNOWN_S_MAX = 60.0
-"""For a new peer's word to come round."""
+"""For a new peer's advertisement to spread."""
 
 AGAIN_S = 0.1
 
@@ -55,7 +55,7 @@ class _Trial:
     role: Role
     phase: Phase
     error: str
-    """Why the answer was not completed; empty where it was."""
+    """Why the answer was not completed; empty if it was."""
     is_same: bool
     stall_s: float
 
@@ -106,7 +106,7 @@ async def recovery_bench(
 
 
 async def wait_known(client: Client, victims: Victims) -> None:
-    """Wait until all peers serve and the requester has heard of each of them."""
+    """Wait until all peers serve and the requester knows each of them."""
     await victims.wait_whole()
     with trio.fail_after(KNOWN_S_MAX):
         while not set(victims.serving) <= {offer.peer for offer in client.serving()}:  # noqa: ASYNC110 -- gossip comes without an event
@@ -114,14 +114,14 @@ async def wait_known(client: Client, victims: Victims) -> None:
 
 
 class _Killer:
-    """Kills one stage of a session at a moment of its answer."""
+    """Kills one stage of a session at a certain moment of its answer."""
 
     def __init__(self, victims: Victims, role: int, after_s: float | None, at: int) -> None:
         self._victims, self._role = victims, role
         self.after_s, self.at = after_s, at
 
     def kill(self, session: Session) -> None:
-        """Kill whoever has the role now."""
+        """Kill the peer that has the role now."""
         self._victims.kill(PeerId(session.route[self._role].peer))
 
 
@@ -154,7 +154,7 @@ async def _try(
 async def _answer(
     client: Client, prompt: Sequence[int], count: int, killer: _Killer | None
 ) -> _Answer:
-    """Answer in a session of its own, and do harm meanwhile if that is wanted."""
+    """Answer in a new session, and do harm meanwhile if wanted."""
     route = await client.find_route(lambda _: None)
     found: list[int] = []
     waits_s: list[float] = []

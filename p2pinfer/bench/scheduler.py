@@ -1,7 +1,7 @@
-"""What deciding costs in large swarms: where to serve, and which way to take.
+"""The cost of decisions in large swarms: which layers to serve, and which route to take.
 
-A view is kept up to date advertisement by advertisement, so its making is told apart from the
-decisions. Read how times grow with the number of peers; absolute ones are this machine's.
+A table is kept up to date advertisement by advertisement, so building it is timed separately from
+the decisions. Read how times grow with the number of peers; absolute ones depend on the machine.
 """
 
 import random
@@ -15,6 +15,7 @@ from attrs import evolve
 
 from p2pinfer.core.advertisement import LINKS_MAX, Advertisement, RoundTrip, State
 from p2pinfer.core.ids import ModelId, PeerId
+from p2pinfer.core.layer_range import LayerRange
 from scheduler.offer_table import Experience, OfferTable
 from scheduler.placement import choose
 from scheduler.routing import Asking, NoRoute, find_route, replacement
@@ -22,13 +23,13 @@ from scheduler.routing import Asking, NoRoute, find_route, replacement
 LAYERS: Final = 80
 """Of a model of 70B weights; the requester keeps the first and the last one."""
 
-SPAN: Final = (1, LAYERS - 1)
+SPAN: Final = LayerRange(1, LAYERS - 1)
 HELD_MAX = 30
 ROUND_TRIPS = 50
-"""Peers that an asker has measured the way to."""
+"""Peers to which an asker has measured the round trip."""
 
 GOAL_MS: Final = 50.0
-PEERS_MIN: Final = -(-(SPAN[1] - SPAN[0]) // HELD_MAX)
+PEERS_MIN: Final = -(-len(SPAN) // HELD_MAX)
 """So many hold all layers, one range behind the other."""
 
 
@@ -77,11 +78,11 @@ def _swarm(count: int, chance: random.Random) -> Iterator[Advertisement]:
     peers = [PeerId(f"12D3Koo{n:x>45}") for n in range(count)]
     for n, peer in enumerate(peers):
         size = chance.randint(1, HELD_MAX)
-        first = chance.randint(SPAN[0] - size, SPAN[1])  # so that the ends are no thinner
-        first = min(max(first, SPAN[0]), SPAN[1] - size)
+        first = chance.randint(SPAN.first - size, SPAN.end)  # so that the ends are no thinner
+        first = min(max(first, SPAN.first), SPAN.end - size)
         if n < PEERS_MIN:
-            first = SPAN[0] + n * HELD_MAX
-            size = min(HELD_MAX, SPAN[1] - first)
+            first = SPAN.first + n * HELD_MAX
+            size = min(HELD_MAX, SPAN.end - first)
         near = (peers[chance.randrange(min(count, n + 1000))] for _ in range(LINKS_MAX))
         yield Advertisement(
             peer=peer,
@@ -114,19 +115,19 @@ def _placing(view: OfferTable, own: Advertisement) -> Callable[[float], object]:
 
 
 def _routing(view: OfferTable, offers: list[Advertisement]) -> Callable[[float], object]:
-    """Let a requester that knows some ways and names find a route."""
+    """Let a requester that knows some round trips and standings find a route."""
     some = {offer.peer: 0.001 * (n + 1) for n, offer in enumerate(offers[:ROUND_TRIPS])}
     seen = Experience(round_trip_s=some, standing=dict.fromkeys(some, 0.9))
-    return lambda chance: find_route(view, *SPAN, Asking(seen=seen, chance=chance))
+    return lambda chance: find_route(view, SPAN.first, SPAN.end, Asking(seen=seen, chance=chance))
 
 
 def _mending(view: OfferTable) -> Callable[[float], list[bool]]:
-    """Find who would take the place of each hop of a route, where somebody can.
+    """Find what would take the place of each hop of a route, where any peer can.
 
     A stage is entered at its first layer alone, so in a small swarm many have no understudy; that
-    nobody has is a decision, too.
+    there is none is a decision, too.
     """
-    route = find_route(view, *SPAN)
+    route = find_route(view, SPAN.first, SPAN.end)
     peers = [None, *(hop.peer for hop in route), None]
     others = frozenset(hop.peer for hop in route)
 
@@ -134,9 +135,9 @@ def _mending(view: OfferTable) -> Callable[[float], list[bool]]:
         asking = Asking(chance=chance, without=others)
         found = []
         for at, hop in enumerate(route):
-            chain = []
+            chain, lost = [], LayerRange(hop.first, hop.end)
             with suppress(NoRoute):
-                chain = replacement(view, (hop.first, hop.end), (peers[at], peers[at + 2]), asking)
+                chain = replacement(view, lost, (peers[at], peers[at + 2]), asking)
             found.append(bool(chain))
         return found
 
@@ -144,7 +145,7 @@ def _mending(view: OfferTable) -> Callable[[float], list[bool]]:
 
 
 def _timed(rounds: int, decide: Callable[[float], object]) -> dict[str, float]:
-    """Return what a decision takes in milliseconds, over some rounds; the first warms up."""
+    """Return the time of a decision in milliseconds, over some rounds; the first warms up."""
     times_ms = []
     for at in range(rounds + 1):
         started = time.perf_counter()

@@ -1,7 +1,7 @@
-"""How long a swarm takes to come about, from the first start to the first token.
+"""How long a swarm takes to form, from the first start to the first token.
 
-The peers start at once, knowing one address. They are processes that may use different amounts of
-memory, and are told no layers. All but the first begin with an empty store, and fetch what they
+The peers start at once, knowing one address. They are processes with different memory limits,
+and no assigned layers. All but the first begin with an empty store, and fetch what they
 choose to serve from those before them.
 """
 
@@ -29,20 +29,20 @@ from transports.identity import load_identity
 NETWORK = "bench"
 
 HOLDERS = 2
-"""All peers together have room for each layer so many times."""
+"""All peers together have room for each layer this many times."""
 
 START_S_MAX = 600.0
 """From the first start to the first token."""
 
 AGAIN_S = 0.2
-"""Between two attempts to call the first peer."""
+"""Between two attempts to reach the first peer."""
 
 TOKENS = 8
 
 
 @dataclass
 class _Start:
-    """When what happened, in seconds after the first start."""
+    """Times of events, in seconds after the first start."""
 
     started_s: float
     ready_s: dict[int, float] = field(default_factory=dict)
@@ -92,7 +92,7 @@ async def swarm_bench(file: Path, peers: int) -> dict[str, Any]:
 
 
 def share_room(layers: int, peers: int) -> list[int]:
-    """Return how many layers each peer has room for: one a few, another many, all enough."""
+    """Return how many layers each peer has room for: some few, some many, enough in total."""
     steps = peers * (peers + 1) // 2
     return [max(1, min(layers, -(-HOLDERS * layers * n // steps))) for n in range(1, peers + 1)]
 

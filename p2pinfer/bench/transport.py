@@ -1,4 +1,4 @@
-"""What a hop costs: two processes on this machine, our muxer against libp2p's own.
+"""The cost of a hop: two processes on this machine, our muxer against libp2p's own.
 
 Both are measured in turns in one run, on connections that stay open, so that a slow moment of the
 machine hits both; read the ratios before the absolute figures.
@@ -34,20 +34,20 @@ PAUSE_S = 0.005
 
 BULK_BYTES = 1024 * 1024
 BULK_S = 0.4
-"""For one measurement of bulk."""
+"""Length of one bulk measurement."""
 
 BUSY_STEPS_MIN = 10
 """During bulk, however long each takes."""
 
 ROUNDS = 5
 STEPS = 300
-"""Round trips back to back, per round."""
+"""Consecutive round trips, per round."""
 
 PAUSED_STEPS = 40
 BULK: Final = "bulk_mb_per_s"
 
 CHILD_S_MAX = 30.0
-"""For the other process to begin, and to end."""
+"""For the other process to start, and to end."""
 
 
 async def transport_bench(rounds: int = ROUNDS) -> dict[str, dict[str, float]]:
@@ -86,7 +86,7 @@ def _medians(samples: list[dict[str, float]]) -> dict[str, float]:
 
 
 async def _round(echo: Channel, sink: Channel) -> dict[str, float]:
-    """Measure once everything that is measured."""
+    """Take every measurement once."""
     cpu_start = time.process_time()
     steps = await _round_trips(echo, STEP_BYTES, STEPS, 0.0)
     cpu_s = (time.process_time() - cpu_start) / STEPS
@@ -129,7 +129,7 @@ async def _bulk(sink: Channel) -> float:
 
 
 async def _round_trips_during_bulk(echo: Channel, sink: Channel) -> list[float]:
-    """Exchange small messages while another channel of the connection is full."""
+    """Exchange small messages while another channel of the connection is saturated."""
     seconds: list[float] = []
     done = trio.Event()
 
@@ -173,7 +173,7 @@ async def _two_processes(muxer: Muxer) -> AsyncGenerator[tuple[Libp2pTransport, 
 
 
 async def _serve(muxer: Muxer) -> None:
-    """Be the other process, until its standard input ends."""
+    """Run the other process, until its standard input ends."""
 
     async def echo(channel: Channel) -> None:
         while True:

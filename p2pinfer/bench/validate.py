@@ -1,8 +1,8 @@
-"""Is a simulation to be believed? One trial in a swarm of real processes, and in a simulated one.
+"""Can a simulation be trusted? One trial in a swarm of real processes, and in a simulated one.
 
-What the simulation is told is what was seen of the real swarm while one requester asked alone: how
-long a layer takes, what a token spends between two engines, for how much of that processors are
-busy, and what several engines at once come to on this machine's cores. All else it must foretell.
+The simulation gets what was observed of the real swarm while one requester asked alone: the time
+per layer, the time a token spends between two engines, how much of that the processors are
+busy, and the combined speed of several engines on this machine's cores. It must predict the rest.
 """
 
 import statistics
@@ -21,6 +21,7 @@ from p2pinfer.bench.recovery import wait_known
 from p2pinfer.bench.victims import NETWORK, Victims
 from p2pinfer.core.errors import lone_errors
 from p2pinfer.core.limits import ROWS_PER_DECODE_MAX
+from p2pinfer.core.regimes import Regime
 from p2pinfer.engine.gguf.model_header import ModelInfo
 from p2pinfer.node.model_supply import name_model, open_store, open_whole
 from p2pinfer.node.requester import Client, ClientOptions, Machine, open_client
@@ -57,7 +58,7 @@ GOAL_PERCENT = 15.0
 
 @dataclass(frozen=True)
 class Real:
-    """What the real swarm came to, and what a simulation is told of it."""
+    """The real swarm's figures, and what a simulation gets to know of it."""
 
     model: ModelInfo
     seen: Measured
@@ -66,7 +67,7 @@ class Real:
 
 
 @dataclass(frozen=True)
-class Plan:
+class TrialPlan:
     """How long the real trial is."""
 
     rounds: int
@@ -77,7 +78,7 @@ class Plan:
     """In which nobody asks, and gossip is counted."""
 
 
-async def play_real(file: Path, plan: Plan, tell: Callable[[str], None]) -> Real:
+async def play_real(file: Path, plan: TrialPlan, tell: Callable[[str], None]) -> Real:
     """Start peers and requesters, let one ask alone, and go through the trial some times.
 
     A shared machine's speed differs from minute to minute, so what the simulation is to be told is
@@ -111,7 +112,7 @@ async def play_real(file: Path, plan: Plan, tell: Callable[[str], None]) -> Real
         for number in range(plan.rounds):
             tell(f"real trial {number + 1} of {plan.rounds}")
             for client in clients:
-                await wait_known(client, victims)  # whoever was killed has a successor
+                await wait_known(client, victims)  # killed peers have been replaced
             looks.append(await _look(clients, prompts[1][:ROWS_PER_DECODE_MAX]))
             trials.append(await run_trial(clients, prompts, victims.kill))
         looks.append(await _look(clients, prompts[1][:ROWS_PER_DECODE_MAX]))
@@ -119,16 +120,16 @@ async def play_real(file: Path, plan: Plan, tell: Callable[[str], None]) -> Real
 
 
 async def _look(clients: Sequence[Client], prompt: Sequence[int]) -> TrialLook:
-    """Let one requester ask alone, and their engines work at once."""
+    """Let one requester ask alone, then let all engines work at once."""
     before_s = _cpu_s()
     alone = [await ask(clients[0], prompt) for _ in range(LOOK_QUESTIONS)]
     return TrialLook(alone, _cpu_s() - before_s, await _measure_cores(clients, prompt[0]))
 
 
 def _count_sent() -> list[int]:
-    """Count in the one number of a list what is sent from now on, with all headers, but for pings.
+    """Count bytes sent from now on, with all headers but without pings, in a list's one item.
 
-    They go out every some seconds whether or not anybody says anything, and no simulation has them.
+    Pings go out every few seconds whatever else is sent, and no simulation has them.
     """
     seal, sent = NoiseWire.seal, [0]
 
@@ -144,16 +145,16 @@ def _count_sent() -> list[int]:
 
 
 def _cpu_s() -> float:
-    """Return the seconds that processors have spent on this process and all that it has started."""
+    """Return the CPU seconds of this process and all its children."""
     this = psutil.Process()
     times = [each.cpu_times() for each in (this, *this.children(recursive=True))]
     return sum((each.user + each.system for each in times), 0.0)
 
 
 async def _measure_cores(clients: Sequence[Client], token: int) -> float:
-    """Return what the engines of all requesters come to at once, in engines that work alone.
+    """Return the combined speed of all requesters' engines at once, in engines that work alone.
 
-    A decode of one row mostly waits for weights out of a memory that all engines share, as in a
+    A decode of one row mostly waits for weights from memory that all engines share, as in a
     stage.
     """
     alone_us: list[int] = []
@@ -168,12 +169,13 @@ async def _measure_cores(clients: Sequence[Client], token: int) -> float:
 
 
 async def _decode(client: Client, token: int, times_us: list[int]) -> None:
-    """Decode one row some times in a requester's own engine, and note how long each took."""
+    """Decode one row several times in a requester's own engine, and note each duration."""
     with closing(client.ends.open()) as cells:
         cells.start(GREEDY, [])
-        rows = (await cells.embed(0, [token], wide=False)).rows
+        rows = (await cells.embed(0, [token], regime=Regime.NARROW)).rows
         times_us += [
-            (await cells.next(0, rows, wide=False)).decoding_us for _ in range(CORES_TRIES)
+            (await cells.next(0, rows, regime=Regime.NARROW)).decoding_us
+            for _ in range(CORES_TRIES)
         ]
 
 

@@ -1,4 +1,4 @@
-"""Peers in processes that are killed, each replaced by a new one that serves the same layers."""
+"""Peer processes to kill, each replaced by a new one that serves the same layers."""
 
 import signal
 from collections.abc import Sequence
@@ -9,6 +9,7 @@ from pathlib import Path
 import trio
 
 from p2pinfer.core.ids import PeerId
+from p2pinfer.core.layer_range import LayerRange
 from p2pinfer.core.python_process import python_command
 from p2pinfer.engine.store.assemble import PartsModel
 from p2pinfer.node.local_swarm import READY_S_MAX, LocalPeer, run_peer, wait_ready
@@ -22,7 +23,7 @@ class Victim:
     """A peer that serves, until it is killed."""
 
     place: int
-    """Which of the ranges it serves."""
+    """Index of the range it serves."""
     local: LocalPeer
 
 
@@ -34,10 +35,10 @@ class Victims:
         nursery: trio.Nursery,
         model: PartsModel,
         machine: Machine,
-        ranges: Sequence[tuple[int, int]],
+        ranges: Sequence[LayerRange],
         home: Path,
     ) -> None:
-        """Serve each range by one peer, once it is started; ``home`` is for keys and logs."""
+        """Serve each range by one peer, once started; ``home`` is for keys and logs."""
         self._nursery, self._model, self._machine = nursery, model, machine
         self.ranges, self._home = ranges, home
         self._numbers = count()
@@ -54,7 +55,7 @@ class Victims:
                     starting.start_soon(self._serve, place)
 
     def ways_in(self) -> tuple[str, ...]:
-        """Return addresses of those that serve."""
+        """Return addresses of the peers that serve."""
         return tuple(victim.local.addresses[0] for victim in self.serving.values())
 
     def kill(self, peer: PeerId) -> None:
@@ -62,7 +63,7 @@ class Victims:
         self._empty.append(self.lose(peer, signal.SIGKILL).place)
 
     def lose(self, peer: PeerId, number: signal.Signals) -> Victim:
-        """End a peer by a signal; its place stays empty until ``fill``."""
+        """End a peer with a signal; its place stays empty until ``fill``."""
         victim = self.serving.pop(peer)
         victim.local.process.send_signal(number)
         return victim
@@ -73,7 +74,7 @@ class Victims:
             await self._serve(place)
 
     async def wait_whole(self) -> None:
-        """Start new peers for those that were killed, and wait until they serve."""
+        """Replace the peers that were killed, and wait until the new ones serve."""
         while self._empty:
             self._nursery.start_soon(self._serve, self._empty.pop())
         with trio.fail_after(READY_S_MAX):
@@ -83,11 +84,10 @@ class Victims:
 
     async def _serve(self, place: int) -> None:
         number = next(self._numbers)
-        first, end = self.ranges[place]
         machine, ways_in = self._machine, self.ways_in()
         command = [
             *python_command("p2pinfer", "join", "--json", "--until-stdin-closes"),
-            *["--model", self._model.id, "--layers", f"{first}:{end}"],
+            *["--model", self._model.id, "--layers", str(self.ranges[place])],
             *(["--bootstrap", *ways_in] if ways_in else []),
             *["--listen", "/ip4/127.0.0.1/tcp/0", "--network", NETWORK],
             *["--identity", str(self._home / f"identity-{number}")],

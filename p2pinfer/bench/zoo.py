@@ -1,6 +1,7 @@
 """A zoo of cheats: what a stage may do instead of its work, each over real engines.
 
-A cheat replaces an honest engine's sessions, or what the peer signs, opens or says as an auditor.
+A cheat replaces an honest engine's sessions, or what the peer signs, opens or reports as an
+auditor.
 """
 
 from collections.abc import Callable, Sequence
@@ -14,6 +15,7 @@ from numpy.typing import NDArray
 from p2pinfer.core.errors import EngineError, UserError
 from p2pinfer.core.messages import Open
 from p2pinfer.core.receipts import SIGNED_AS, Receipt, Signed
+from p2pinfer.core.regimes import Regime
 from p2pinfer.core.witness import Seat, Witness
 from p2pinfer.engine.base import Decoded, Done, EngineSession, StageEngine
 from peers.audits.replay import Replay
@@ -21,7 +23,7 @@ from peers.receipts.signer import ReceiptSigner, SessionRecord
 from peers.steps.history import History
 
 WINDOW_POSITIONS: Final = 64
-"""What is left of the context of a stage that truncates it."""
+"""Context left at a stage that truncates it."""
 
 NOISE: Final = 0.03
 """Relative; under the bound between numerics classes, and no more than honest ones differ by."""
@@ -31,14 +33,14 @@ Rows = NDArray[np.float32]
 
 @dataclass
 class Host:
-    """What a cheating peer has at hand."""
+    """What a cheating peer can use."""
 
     engine: StageEngine
-    """Of the layers that it should run."""
+    """With the layers that it should run."""
     lower: StageEngine
     """The same layers, quantised to fewer bits."""
     other: StageEngine
-    """Other layers of the model, and as many."""
+    """Other layers of the model, the same number."""
     seen: dict[int, bytes] = field(default_factory=dict)
     """Rows that it computed in an earlier session, by position."""
     chance: np.random.Generator = field(default_factory=lambda: np.random.default_rng(1))
@@ -54,7 +56,7 @@ class Changed:
         self._inner, self._width = inner, width
         self.close = inner.close
 
-    def submit(self, position: int, rows: bytes, done: Done, *, wide: bool) -> None:
+    def submit(self, position: int, rows: bytes, done: Done, *, regime: Regime) -> None:
         """Run the rows as an honest stage does, and pass on what ``change`` makes of them."""
 
         def take(outcome: Decoded | EngineError) -> None:
@@ -63,14 +65,14 @@ class Changed:
                 outcome = Decoded(sent.astype("<f4").tobytes(), outcome.decoding_us)
             done(outcome)
 
-        self.run(position, rows, take, wide=wide)
+        self.run(position, rows, take, regime=regime)
 
-    def run(self, position: int, rows: bytes, done: Done, *, wide: bool) -> None:
+    def run(self, position: int, rows: bytes, done: Done, *, regime: Regime) -> None:
         """Run rows in the inner session."""
-        self._inner.submit(position, rows, done, wide=wide)
+        self._inner.submit(position, rows, done, regime=regime)
 
     def change(self, position: int, sent: Rows) -> Rows:
-        """Return what to send instead."""
+        """Return the rows to send instead."""
         return sent
 
     def _rows(self, data: bytes) -> Rows:
@@ -78,29 +80,29 @@ class Changed:
 
 
 class _CopiedThrough(Changed):
-    def run(self, position: int, rows: bytes, done: Done, *, wide: bool) -> None:
+    def run(self, position: int, rows: bytes, done: Done, *, regime: Regime) -> None:
         done(Decoded(rows, 1))
 
 
 class _StaleCells(Changed):
-    """Never drops what its KV cache holds: new rows always go behind the old ones."""
+    """Never drops anything from its KV cache: new rows are always appended to the old ones."""
 
     _end = 0
 
-    def run(self, position: int, rows: bytes, done: Done, *, wide: bool) -> None:
-        self._inner.submit(self._end, rows, done, wide=wide)
+    def run(self, position: int, rows: bytes, done: Done, *, regime: Regime) -> None:
+        self._inner.submit(self._end, rows, done, regime=regime)
         self._end += len(self._rows(rows))
 
 
 class _TruncatedContext(Changed):
-    """Forgets everything again and again: short contexts cost less."""
+    """Forgets everything at intervals: short contexts cost less."""
 
     _start = 0
 
-    def run(self, position: int, rows: bytes, done: Done, *, wide: bool) -> None:
+    def run(self, position: int, rows: bytes, done: Done, *, regime: Regime) -> None:
         if not 0 <= position - self._start < WINDOW_POSITIONS:
             self._start = position
-        self._inner.submit(position - self._start, rows, done, wide=wide)
+        self._inner.submit(position - self._start, rows, done, regime=regime)
 
 
 class _AnotherSessions(Changed):
@@ -151,7 +153,7 @@ def _noisy(host: Host, end: int) -> EngineSession:
 
 
 class Liar(ReceiptSigner):
-    """A notary that signs or opens what is not so, once told how."""
+    """A receipt signer that signs or opens what is not so, once told how."""
 
     lie: Callable[[SessionRecord], None] | None = None
 
@@ -175,7 +177,7 @@ def _forge(record: SessionRecord) -> None:
 
 
 class _TwoRoots(Witness):
-    """Signs one root at a checkpoint, and an answer's end for another."""
+    """Signs one root at a checkpoint, and another at the end of the answer."""
 
     def due(self, seat: Seat) -> list[Signed]:
         return [_other_root(signed, seat) for signed in super().due(seat)]
@@ -191,12 +193,12 @@ def _equivocate(record: SessionRecord) -> None:
 
 
 class LyingReplay:
-    """An auditor that does not run what it is asked to: it returns its input."""
+    """An auditor that does not run what it is asked to run: it returns its input."""
 
     def __init__(self, name: str, inner: Replay) -> None:
         self.name, self.numerics, self.inner = name, inner.numerics, inner
 
-    async def run(self, position: int, count: int, rows: bytes, *, wide: bool) -> bytes:
+    async def run(self, position: int, count: int, rows: bytes, *, regime: Regime) -> bytes:
         """Return the rows as they came."""
         return rows
 
@@ -205,11 +207,11 @@ class LyingReplay:
 
 
 class FalseReplay(LyingReplay):
-    """An auditor that would have honest stages blamed: it returns other rows than it computed."""
+    """An auditor that tries to frame honest stages: it returns other rows than it computed."""
 
-    async def run(self, position: int, count: int, rows: bytes, *, wide: bool) -> bytes:
+    async def run(self, position: int, count: int, rows: bytes, *, regime: Regime) -> bytes:
         """Return the right rows, scaled."""
-        right = await self.inner.run(position, count, rows, wide=wide)
+        right = await self.inner.run(position, count, rows, regime=regime)
         return (np.frombuffer(right, "<f4") * np.float32(1.5)).tobytes()
 
 
@@ -224,13 +226,13 @@ class Cheat:
     other_class: bool = False
     """Claims to compute in a numerics class of its own."""
     turns: int = 1
-    """Answers in a session: going back shows some cheats."""
+    """Answers in a session; some cheats show only when it goes back."""
     warms_up: bool = False
-    """An honest session comes first."""
+    """Runs an honest session first."""
     colludes: bool = False
-    """The stage before it copies through as well."""
+    """The previous stage copies its input through as well."""
     auditor: type[LyingReplay] | None = None
-    """The first auditor is the cheat, and the stages are honest."""
+    """The first auditor cheats, and the stages are honest."""
 
 
 def _skipped(host: Host, end: int) -> EngineSession:

@@ -27,17 +27,30 @@ def decode(
     sessions: Annotated[int, option("sessions", "Also decode in this many at once.")] = 1,
     tokens: Annotated[int, option("tokens", "Tokens per answer.")] = 128,
     runs: Annotated[int, option("runs", "Interleaved runs.")] = 5,
+    prompts: Annotated[
+        tuple[int, ...], option("prompts", "Tokens of each prompt.", consume_multiple=True)
+    ] = (128, 1024, 3800),
     as_json: AsJson = False,
 ) -> None:
     """Compare a local swarm with llama.cpp alone: same file, same tokens, same run."""
-    from p2pinfer.bench.decode import decode_bench
+    from p2pinfer.bench.decode import PROMPT_TOKENS_MAX, decode_bench
     from p2pinfer.node.model_supply import model_path
 
     check_range("sessions", sessions, 1, SESSIONS_MAX)
     check_range("tokens", tokens, 2)  # the first one is the prompt's
     check_range("runs", runs, 1)
-    path = model_path(model)
-    measure = partial(decode_bench, path, peers, tokens=tokens, runs=runs, sessions=sessions)
+    check_range("prompts", len(prompts), 1)
+    for length in prompts:
+        check_range("prompts", length, 2, PROMPT_TOKENS_MAX)
+    measure = partial(
+        decode_bench,
+        model_path(model),
+        peers,
+        tokens=tokens,
+        runs=runs,
+        sessions=sessions,
+        prompts=prompts,
+    )
     run_task(lambda: _print_report(measure, as_json=as_json))
 
 

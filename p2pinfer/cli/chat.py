@@ -57,6 +57,7 @@ def chat(
 
     check_range("wait", wait, 0)
     answer.options()  # what is out of range is said before anything starts
+    template = answer.template()
     limits = machine.machine()
     ways = ways_in(bootstrap, network)
     if not (ways or reach.mdns):
@@ -75,7 +76,7 @@ def chat(
         sponsored=answer.sponsor,
         default_model=default_model(store),
     )
-    run_task(lambda: _talk(options, store, answer, question, as_json=as_json))
+    run_task(lambda: _talk(options, store, answer, template, question, as_json=as_json))
 
 
 def demo(
@@ -98,17 +99,21 @@ def demo(
     from p2pinfer.cli.model_argument import name_model
     from p2pinfer.cli.starting import starting
     from p2pinfer.cli.terminal import question_of
+    from p2pinfer.engine.template import check_template
     from p2pinfer.node.local_swarm import share_layers
     from p2pinfer.node.model_supply import check_named, open_store, open_whole
     from p2pinfer.node.requester import ClientOptions
     from p2pinfer.places import data_dir
 
     answer.options()
+    template = answer.template()
     limits = machine.machine()
     check_named(model)
     question = question_of(prompt, as_json=as_json)
     store = open_store()
     opened = open_whole(name_model(model, store), store)
+    if not template and opened.info.chat_template:
+        check_template(opened.info.chat_template)
     ranges = share_layers(opened, peers, answer.keep_layers, limits)
 
     # The first peer has the whole model; the others fetch their layers, as strangers would.
@@ -125,7 +130,7 @@ def demo(
                 limits,
                 audit_rate=answer.audit_rate,
             )
-            await _talk(options, store, answer, question, as_json=as_json)
+            await _talk(options, store, answer, template, question, as_json=as_json)
 
     run_task(run)
 
@@ -134,6 +139,7 @@ async def _talk(
     options: "ClientOptions",
     store: "Store",
     answer: AnswerFlags,
+    template: str | None,
     question: str | None,
     *,
     as_json: bool,
@@ -150,7 +156,7 @@ async def _talk(
     ):
         done()
         how = answer.options(client.model.advice)
-        async with open_conversation(client, how, say) as conversation:
+        async with open_conversation(client, how, say, template) as conversation:
             if question is not None:
                 await answer_once(conversation, question, as_json=as_json)
             else:

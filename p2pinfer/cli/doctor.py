@@ -12,7 +12,7 @@ import trio
 from p2pinfer.core.advertisement import Advertisement, State
 from p2pinfer.core.errors import P2pinferError
 from p2pinfer.core.ids import ModelId, PeerId
-from p2pinfer.core.layer_range import Layers, ranges
+from p2pinfer.core.layer_range import LayerRange
 from p2pinfer.core.manifest import METADATA
 from p2pinfer.core.model_names import readable_name
 from p2pinfer.engine.llama.memory import budget_bytes, mib
@@ -163,7 +163,7 @@ def coverage_findings(said: Sequence[Advertisement], mine: set[PeerId]) -> list[
     name, layers, model = readable_name(said[0].model_name), said[0].layers, said[0].model
     served = holders([a for a in said if a.addresses], model, layers)
     inner = range(1, layers - 1)
-    missing = ranges([layer for layer in inner if not served[layer]])
+    missing = LayerRange.joined(layer for layer in inner if not served[layer])
     found = [
         Diagnosis(
             "layers",
@@ -173,7 +173,7 @@ def coverage_findings(said: Sequence[Advertisement], mine: set[PeerId]) -> list[
         for each in missing
     ]
     for peer in sorted({who[0] for who in served if len(who) == 1}):
-        alone = ranges([layer for layer in inner if served[layer] == [peer]])
+        alone = LayerRange.joined(layer for layer in inner if served[layer] == [peer])
         who = "this machine's" if peer in mine else "peer"
         text = f"nobody but {who} …{peer[-6:]} holds {', '.join(map(_words, alone))} of {name}"
         found.append(Diagnosis("layers", True, text))
@@ -182,9 +182,9 @@ def coverage_findings(said: Sequence[Advertisement], mine: set[PeerId]) -> list[
     return found
 
 
-def _words(layers: Layers) -> str:
-    first, end = layers
-    return f"layers {first}:{end}" + (f" ({first} to {end - 1})" if end > first + 1 else "")
+def _words(layers: LayerRange) -> str:
+    many = f" ({layers.first} to {layers.end - 1})" if len(layers) > 1 else ""
+    return f"layers {layers}{many}"
 
 
 def probe_findings(reports: Sequence[ProbeReport]) -> list[Diagnosis]:

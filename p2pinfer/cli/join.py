@@ -23,6 +23,7 @@ from p2pinfer.cli.options import (
 from p2pinfer.cli.running import cancel_at_end_of_input, run_task
 from p2pinfer.core import errors
 from p2pinfer.core.errors import UserError
+from p2pinfer.core.layer_range import LayerRange
 
 if TYPE_CHECKING:  # what is heavy is imported by the command that needs it
     from p2pinfer.cli.announcement import JoinAnnouncer
@@ -129,8 +130,8 @@ def _lend(
     run_task(run, interrupted=errors.EXIT_DONE, leave=leaving.set)
 
 
-def _parse_layers(text: str) -> tuple[int, int]:
-    first, colon, end = text.partition(":")
-    if not (colon and first.isdecimal() and end.isdecimal()):
-        raise UserError(f"--layers {text} is not a range such as 10:20")
-    return int(first), int(end)
+def _parse_layers(text: str) -> LayerRange:
+    first, _, end = text.partition(":")
+    if first.isdecimal() and end.isdecimal() and int(first) < int(end):
+        return LayerRange(int(first), int(end))
+    raise UserError(f"--layers {text} is not a range such as 10:20")

@@ -47,18 +47,25 @@ def add(file: str, /, *, quota: Quota = None, as_json: AsJson = False) -> None:
         A GGUF file, or 'default': SmolLM2-135M-Instruct.
     """
     from p2pinfer.cli.model_argument import adding_progress
+    from p2pinfer.core.manifest import TOKENIZER
     from p2pinfer.engine.gguf.model_header import default_model_path
+    from p2pinfer.engine.store.assemble import whole_header
     from p2pinfer.engine.store.split import add_model
+    from p2pinfer.engine.template import template_remark
     from p2pinfer.node.model_supply import open_store
 
     path = default_model_path() if file == "default" else Path(file).expanduser()
+    store = open_store(parse_bytes("quota", quota))
     with adding_progress() as on_progress:
-        manifest = add_model(open_store(parse_bytes("quota", quota)), path, on_progress)
+        manifest = add_model(store, path, on_progress)
     if as_json:
         print(json.dumps(_summary(manifest)))
         return
     print(manifest.id)
     note(f"{readable_name(manifest.name)}: {_facts(manifest)}")
+    template = whole_header(store, manifest, TOKENIZER).string("tokenizer.chat_template")
+    if remark := template_remark(template, readable_name(manifest.name)):
+        note(remark)
 
 
 @app.command(name="list")

@@ -176,6 +176,14 @@ class AnswerFlags:
         str | None, option("system", "A system message; else what suits the default model.")
     ] = None
     stop: Annotated[tuple[str, ...], option("stop", "Texts that end an answer.")] = ()
+    chat_template: Annotated[
+        Path | None,
+        option("chat-template", "A Jinja file that makes prompts in place of the model's own."),
+    ] = None
+    parse_special: Annotated[
+        bool,
+        option("parse-special", "Let <|im_end|> and such in a message count.", negative=""),
+    ] = False
     keep_layers: Annotated[
         int, option("keep-layers", "Layers at each end that this machine runs itself.")
     ] = 1
@@ -225,7 +233,14 @@ class AnswerFlags:
             self.stop,
             self.require_verified,
             self.certificate,
+            self.parse_special,
         )
+
+    def template(self) -> str | None:
+        """Return the chat template that is to be used; None is the model's. Raises UserError."""
+        from p2pinfer.engine.template import read_template
+
+        return read_template(self.chat_template) if self.chat_template else None
 
 
 _UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "ki": 1 << 10, "mi": 1 << 20, "gi": 1 << 30}

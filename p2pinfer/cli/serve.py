@@ -110,6 +110,7 @@ def serve(
     access = _access(host, api_key, cors_origin, allow_host)
     limits = machine.machine()
     answer.options()  # raises before anything is begun
+    answer.template()
     check_named(model)
     wanted = _Wanted(local, bootstrap, way, model, answer, limits, access, (host, port), as_json)
 
@@ -147,6 +148,7 @@ async def _serve(wanted: _Wanted) -> None:
     from p2pinfer.api.loading import Loading
     from p2pinfer.api.server import Front, open_server
     from p2pinfer.cli.model_argument import name_model
+    from p2pinfer.cli.terminal import say
     from p2pinfer.node.model_supply import open_store
     from p2pinfer.node.status_socket import open_status
 
@@ -167,6 +169,8 @@ async def _serve(wanted: _Wanted) -> None:
         gateway = Gateway(swarm, how, wanted.access, seed=answer.seed)
         front.app, loading.is_over = make_app(gateway), True
         await stack.enter_async_context(open_status(lambda: _describe(swarm, url)))
+        if remark := swarm.remark():
+            say(remark)
         if wanted.as_json:
             print(json.dumps({"url": url, "model": swarm.client.model.id}), flush=True)
         else:
@@ -265,7 +269,9 @@ async def _swarm(
             loading.step(text)
 
         client = await stack.enter_async_context(open_client(options, store, tell, step))
-        swarm = await stack.enter_async_context(open_swarm(client, machine.sessions))
+        swarm = await stack.enter_async_context(
+            open_swarm(client, machine.sessions, chat_template=answer.template())
+        )
         done()
         yield swarm
 

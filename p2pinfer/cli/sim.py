@@ -115,7 +115,7 @@ def validate(
     as_json: AsJson = False,
 ) -> None:
     """Put a small real swarm and its simulation side by side: 5 peers, 1 killed, 2 requesters."""
-    from p2pinfer.bench.validate import Plan, Real, play_real
+    from p2pinfer.bench.validate import Real, TrialPlan, play_real
     from p2pinfer.bench.validate import validate as simulate_it
     from p2pinfer.cli.running import run_task
     from p2pinfer.cli.terminal import Spinner, say
@@ -125,7 +125,7 @@ def validate(
     check_range("rounds", rounds, 1)
     check_range("questions", questions, QUESTIONS_MIN, QUESTIONS_MAX)
     check_range("quiet", quiet, 0.1)
-    plan = Plan(rounds, questions, quiet)
+    plan = TrialPlan(rounds, questions, quiet)
     path = model_path(model)
     found: list[Real] = []
 

@@ -6,6 +6,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from p2pinfer.cli.terminal import count, doing, say
+from p2pinfer.core.layer_range import LayerRange
 from p2pinfer.engine.gguf.slicing import SlicePlan, plan_first_end, plan_last_end, plan_stage
 from p2pinfer.engine.gguf.writer import NewTensor
 from p2pinfer.engine.store.assemble import PartsModel
@@ -15,7 +16,7 @@ from p2pinfer.node.local_swarm import LocalPeer, local_swarm, store_of
 from p2pinfer.node.requester import Machine
 from p2pinfer.places import data_dir
 
-Ranges = Sequence[tuple[int, int]]
+Ranges = Sequence[LayerRange]
 
 
 @asynccontextmanager
@@ -59,22 +60,22 @@ def disk_bytes(model: PartsModel, ranges: Ranges, homes: Path | None) -> int:
 
     This machine's own two ends are among the slices; headers are not counted.
     """
-    manifest, header, keep = model.manifest, model.header, ranges[0][0]
+    manifest, header, keep = model.manifest, model.header, ranges[0].first
     plans = (plan_first_end(header, keep), plan_last_end(header, keep))
     taken = sum(
         _bytes(plan)
         for plan, path in zip(plans, model.end_paths(keep), strict=True)
         if not path.exists()
     )
-    for index, (first, end) in enumerate(ranges):
+    for index, layers in enumerate(ranges):
         own = homes / str(index) if homes and index else None
-        names = manifest.needed(first, end)
+        names = manifest.needed(layers.first, layers.end)
         if own:
             store = store_of(own)
             taken += sum(manifest.part(n).size for n in names if not store.held(manifest.part(n)))
         kept = replace(model, cache=own / "cache") if own else model
-        if not kept.stage_path(first, end).exists():
-            taken += _bytes(plan_stage(header, first, end))
+        if not kept.stage_path(layers.first, layers.end).exists():
+            taken += _bytes(plan_stage(header, layers.first, layers.end))
     return taken
 
 

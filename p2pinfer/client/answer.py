@@ -1,7 +1,6 @@
 """One answer of a swarm: a prompt in, streamed text out, and what it took."""
 
-from collections.abc import AsyncGenerator, Callable, Sequence
-from contextlib import aclosing
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass, field
 from itertools import takewhile
 from pathlib import Path
@@ -16,7 +15,7 @@ from p2pinfer.core.text import TextStream
 from p2pinfer.core.trust import Trust
 from p2pinfer.engine.base import Candidate
 from p2pinfer.node.requester import Client
-from peers.asking.session import Session
+from peers.asking.session import Session, Token
 
 ATTEMPTS_MAX = 4
 """Without a new token: the old session may be gone for its age, and a peer that has left is spoken
@@ -101,6 +100,8 @@ class ChatOptions:
     """Show nothing of an answer before what is checked of it has held."""
     certificate: Path | None = None
     """Where the newest answer's certificate is written."""
+    parse_special: bool = False
+    """Take what spells a special token in a message for one, and not for text."""
 
 
 def route_of(chain: Sequence[Hop]) -> list[dict[str, Any]]:
@@ -125,54 +126,71 @@ class Attempts:
         return not (isinstance(error, NoReplacement) and self._client.missing())
 
 
-async def answer_in(
-    session: Session, prompt: Sequence[int], options: ChatOptions, answer: Answer
-) -> AsyncGenerator[str, None]:
-    """Yield an answer's text token by token, nothing where none is certain yet.
+class AnswerWriter:
+    """Turns the tokens that a session draws into text, and fills in what the answer took.
 
-    ``answer`` is filled in meanwhile; if it has tokens already, they are gone on from. Raises as
-    ``Session.generate``.
+    One per session: where a session is lost, another writer goes on from the answer's tokens.
     """
-    before = answer.tokens
-    answer.route = route_of(session.route)
-    answer.read = lambda: len(session.tokens)
-    if not before:
-        answer.reused_tokens = session.held_of(prompt)
-        answer.stream = TextStream(options.stops)
-    stream = answer.stream
-    assert stream
-    started = first_at = trio.current_time()
-    whole = [*prompt, *answer.spoken]
-    most = session.context if options.max_tokens is None else options.max_tokens
-    tokens = session.generate(whole, options.sampling, most - before)
-    async with aclosing(tokens):
-        async for token in tokens:
-            answer.tokens += 1
-            answer.spoken.append(token.id)
-            answer.route = route_of(session.route)  # others may have taken places in it
-            now = trio.current_time()
-            if answer.tokens == before + 1:
-                first_at = now
-            else:
-                elapsed_s = max(now - first_at, SHORTEST_S)
-                answer.tokens_per_second = round((answer.tokens - before - 1) / elapsed_s, 2)
-            if answer.tokens == 1:
-                answer.time_to_first_token_ms = round(1000 * (now - started), 1)
-            if not token.is_end:
-                if token.candidates:
-                    offset = len(answer.text) + stream.held
-                    answer.scores.append(Scored(offset, token.candidates))
-                text = stream.feed(token.piece)
-                answer.text += text
-                yield text
-            if token.is_end or stream.stopped:
-                answer.finish = "stop"
-                break
+
+    def __init__(
+        self,
+        answer: Answer,
+        session: Session,
+        prompt: Sequence[int],
+        options: ChatOptions,
+        now: Callable[[], float] = trio.current_time,
+    ) -> None:
+        self._answer, self._session, self._now = answer, session, now
+        self._before = answer.tokens
+        answer.route = route_of(session.route)
+        answer.read = lambda: len(session.tokens)
+        if not self._before:
+            answer.reused_tokens = session.held_of(prompt)
+            answer.stream = TextStream(options.stops)
+        assert answer.stream
+        self._stream = answer.stream
+        most = session.context if options.max_tokens is None else options.max_tokens
+        self.prompt = [*prompt, *answer.spoken]
+        """What the session is to go on from."""
+        self.max_tokens = most - self._before
+        self.is_over = False
+        """The model ended the answer, or a stop string came."""
+        self._started = self._first_at = now()
+
+    def take(self, token: Token) -> str:
+        """Return the text that a token makes certain; empty where it makes none, or ends it."""
+        answer, stream = self._answer, self._stream
+        answer.tokens += 1
+        answer.spoken.append(token.id)
+        answer.route = route_of(self._session.route)  # others may have taken places in it
+        self._measure()
+        text = ""
+        if not token.is_end:
+            if token.candidates:
+                offset = len(answer.text) + stream.held
+                answer.scores.append(Scored(offset, token.candidates))
+            text = stream.feed(token.piece)
+            answer.text += text
+        self.is_over = token.is_end or stream.stopped
+        return text
+
+    def end(self) -> str:
+        """Return what was held back, and note how the answer ended."""
+        self._answer.finish = "stop" if self.is_over else "length"
+        text = self._stream.end()
+        self._answer.text += text
+        return text
+
+    def _measure(self) -> None:
+        answer, now = self._answer, self._now()
+        made = answer.tokens - self._before
+        if made == 1:
+            self._first_at = now
         else:
-            answer.finish = "length"
-    text = stream.end()
-    answer.text += text
-    yield text
+            elapsed_s = max(now - self._first_at, SHORTEST_S)
+            answer.tokens_per_second = round((made - 1) / elapsed_s, 2)
+        if answer.tokens == 1:
+            answer.time_to_first_token_ms = round(1000 * (now - self._started), 1)
 
 
 def verified(answer: Answer) -> str:

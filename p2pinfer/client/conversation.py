@@ -4,8 +4,8 @@ from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing, asynccontextmanager
 
 from p2pinfer.client.answer import NOTHING_CHECKED, Answer, ChatOptions
-from p2pinfer.client.library import PromptTooLong, Swarm, open_swarm
-from p2pinfer.core.errors import NotVerified, UserError
+from p2pinfer.client.library import Swarm, open_swarm
+from p2pinfer.core.errors import NotVerified, PromptTooLong, UserError
 from p2pinfer.engine.template import Message
 from p2pinfer.node.requester import Client
 
@@ -36,9 +36,10 @@ class Conversation:
             NotVerified: what was checked of the answer did not hold, and it was to.
         """
         messages = [*self.messages, {"role": "user", "content": question}]
-        prompt = await self._swarm.prompt_of(messages)
         answer = Answer()
         try:
+            special = self._options.parse_special
+            prompt = await self._swarm.prompt_of(messages, parse_special=special)
             async with aclosing(self._swarm.answer(prompt, self._options, answer)) as pieces:
                 async for piece in pieces:
                     show(piece)
@@ -60,8 +61,20 @@ class Conversation:
 
 @asynccontextmanager
 async def open_conversation(
-    client: Client, options: ChatOptions, on_wait: Callable[[str], None]
+    client: Client,
+    options: ChatOptions,
+    on_wait: Callable[[str], None],
+    chat_template: str | None = None,
 ) -> AsyncIterator[Conversation]:
-    """Talk for as long as the block lasts, and give the session's cells back afterwards."""
-    async with open_swarm(client, 1, on_wait) as swarm:
+    """Talk for as long as the block lasts, and give the session's cells back afterwards.
+
+    ``chat_template`` is Jinja, used in place of the model's own.
+
+    Raises:
+        BrokenTemplate: the model can only be asked for completions.
+    """
+    async with open_swarm(client, 1, on_wait, chat_template) as swarm:
+        swarm.check_chat()
+        if remark := swarm.remark():
+            on_wait(remark)
         yield Conversation(swarm, options)

@@ -23,35 +23,38 @@ from typing import Any, TypeVar
 import trio
 import trio.from_thread
 
-from p2pinfer.client.answer import Answer, Attempts, ChatOptions, answer_in, verified
+from p2pinfer.client.answer import Answer, AnswerWriter, Attempts, ChatOptions, verified
 from p2pinfer.client.session_pool import SessionPool
-from p2pinfer.core.errors import PeerError, UserError, lone_errors
+from p2pinfer.core.errors import PeerError, PromptTooLong, UserError, lone_errors
 from p2pinfer.core.ids import ModelId
 from p2pinfer.core.limits import AUDIT_RATE_DEFAULT, CONTEXT_DEFAULT, SESSIONS_DEFAULT
 from p2pinfer.core.sampling import SEEDS, USUAL, Sampling, sampling_of
-from p2pinfer.engine.template import ChatTemplate, Message
+from p2pinfer.engine.template import (
+    ChatTemplate,
+    Message,
+    check_template,
+    read_template,
+    template_remark,
+)
 from p2pinfer.node.model_supply import name_model, open_store
 from p2pinfer.node.requester import Client, ClientOptions, Machine, open_client
 from transports.base import Reach
 from transports.secret import read_network_key
 
-RENDERS_MAX = 1
-"""Templates at once: one process renders them in turn, and who waits for it holds no thread."""
+BYTES_PER_POSITION_MAX = 32
+"""Of UTF-8 in a text that is looked at at all: other than in long runs of one character a token
+stands for 3 to 5, and what is longer would only be made into tokens to be refused."""
 
 T = TypeVar("T")
-
-
-class PromptTooLong(UserError):
-    """The prompt leaves no room for an answer in a session."""
 
 
 class Swarm:
     """A swarm that answers several askers at once."""
 
-    def __init__(self, client: Client, pool: SessionPool) -> None:
+    def __init__(self, client: Client, pool: SessionPool, chat_template: str | None = None) -> None:
         self.client, self.pool = client, pool
-        self._template = ChatTemplate(client.model.info.chat_template)
-        self._renders = trio.CapacityLimiter(RENDERS_MAX)
+        self._source = chat_template or client.model.info.chat_template
+        self._template: ChatTemplate | None = None
 
     @property
     def model_name(self) -> str:
@@ -65,6 +68,7 @@ class Swarm:
         sampling: Sampling | None = None,
         max_tokens: int | None = None,
         stops: Sequence[str] = (),
+        parse_special: bool = False,
         answer: Answer | None = None,
     ) -> AsyncGenerator[str, None]:
         """Yield the text of the assistant's next message, piece by piece.
@@ -75,6 +79,7 @@ class Swarm:
                 ``USUAL`` says, with another seed each time.
             max_tokens: of the answer; None is as many as the session has room for.
             stops: texts that end it.
+            parse_special: take what spells a special token in a message for one.
             answer: is filled in with what the answer took.
 
         Raises:
@@ -85,23 +90,69 @@ class Swarm:
         advice = self.client.model.advice
         if sampling is None:
             sampling = sampling_of(USUAL, advice.sampling, {"seed": secrets.randbelow(SEEDS)})
-        prompt = await self.prompt_of(advice.with_system(messages))
+        prompt = await self.prompt_of(advice.with_system(messages), parse_special=parse_special)
         how = ChatOptions(sampling, max_tokens, None, stops)
         async with aclosing(self.answer(prompt, how, answer or Answer())) as pieces:
             async for piece in pieces:
                 if piece:
                     yield piece
 
-    async def prompt_of(self, messages: Sequence[Message]) -> list[int]:
-        """Return the tokens that ask for the next message; UserError if the template refuses."""
-        text = await trio.to_thread.run_sync(
-            self._template.render, list(messages), limiter=self._renders
-        )
-        return await self.tokenize(text)
+    def check_chat(self) -> None:
+        """Raise BrokenTemplate where questions can only be asked as completions."""
+        if self._source is not None:
+            check_template(self._source)
 
-    async def tokenize(self, text: str) -> list[int]:
-        """Return a text's tokens; control tokens in it count as such."""
-        return await self.client.ends.tokenize(text, special=True)
+    def remark(self) -> str | None:
+        """Say what a person should know of how the model is talked to, if anything."""
+        return template_remark(self._source, self.model_name)
+
+    async def prompt_of(
+        self, messages: Sequence[Message], *, parse_special: bool = False
+    ) -> list[int]:
+        """Return the tokens that ask for the next message.
+
+        Raises:
+            UserError: the template refuses these messages.
+            PromptTooLong: they are longer than any session.
+        """
+        self._check_text("".join(each["content"] for each in messages))
+        if self._template is None:
+            self.check_chat()
+            special = await self.client.ends.special_tokens()
+            self._template = self._template or ChatTemplate(self._source, special)
+        prompt = await self._template.render(messages, parse_special=parse_special)
+        return await self.tokenize(prompt.text, prompt.literal)
+
+    async def tokenize(self, text: str, literal: Sequence[int] = ()) -> list[int]:
+        """Return a prompt's tokens; what spells a control token counts as one.
+
+        Args:
+            text: the prompt.
+            literal: where such spellings begin that are text in spite of that.
+
+        Raises:
+            PromptTooLong: it is longer than any session.
+            UserError: it cannot be made into tokens.
+        """
+        self._check_text(text)
+        return await self.client.ends.tokenize(
+            text, special=True, literal=literal, most=self.client.ends.context
+        )
+
+    def _check_text(self, text: str) -> None:
+        """Refuse what no session can hold before any work is done for it."""
+        context = self.client.ends.context
+        try:
+            size = len(text.encode())
+        except UnicodeEncodeError as error:
+            raise UserError("the prompt is not text: it has half a character in it") from error
+        if size > BYTES_PER_POSITION_MAX * context:
+            raise PromptTooLong(f"{len(text)} characters", context)
+
+    async def close(self) -> None:
+        """End what renders prompts."""
+        if self._template:
+            await self._template.end()
 
     async def answer(
         self, prompt: Sequence[int], how: ChatOptions, answer: Answer
@@ -112,6 +163,8 @@ class Swarm:
         What is checked of an answer is in ``answer.trust`` and ``answer.certificate`` when all of
         it has been yielded.
         """
+        if not prompt:
+            raise UserError("the prompt is empty, and this model needs a token to begin with")
         answer.prompt_tokens = len(prompt)
         attempts = Attempts(self.client, answer)
         while True:
@@ -119,13 +172,17 @@ class Swarm:
                 async with self.pool.lend(prompt) as lent:
                     context = lent.session.context
                     if len(prompt) >= context:
-                        raise PromptTooLong(
-                            f"the prompt has {len(prompt)} tokens, and a session holds {context}:"
-                            " shorten it, or begin a new conversation"
-                        )
-                    async with aclosing(answer_in(lent.session, prompt, how, answer)) as pieces:
-                        async for piece in pieces:
-                            yield "" if how.require_verified else piece
+                        raise PromptTooLong(f"{len(prompt)} tokens", context)
+                    writer = AnswerWriter(answer, lent.session, prompt, how)
+                    tokens = lent.session.generate(writer.prompt, how.sampling, writer.max_tokens)
+                    async with aclosing(tokens):
+                        async for token in tokens:
+                            text = writer.take(token)
+                            yield "" if how.require_verified else text
+                            if writer.is_over:
+                                break
+                    text = writer.end()
+                    yield "" if how.require_verified else text
                     answer.trust = trust = await self.client.examine(lent.session)
                     if trust and not trust.broken:
                         answer.certificate = self.client.certify(lent.session, answer.text, trust)
@@ -139,17 +196,25 @@ class Swarm:
 
 @asynccontextmanager
 async def open_swarm(
-    client: Client, sessions_max: int, on_wait: Callable[[str], None] = lambda _: None
+    client: Client,
+    sessions_max: int,
+    on_wait: Callable[[str], None] = lambda _: None,
+    chat_template: str | None = None,
 ) -> AsyncIterator[Swarm]:
-    """Answer several askers through one client while the block lasts."""
+    """Answer several askers through one client while the block lasts.
+
+    ``chat_template`` is Jinja, used in place of the model's own.
+    """
     pool = SessionPool(client, sessions_max, on_wait)
+    swarm = Swarm(client, pool, chat_template)
     with lone_errors():
         async with trio.open_nursery() as nursery:
             nursery.start_soon(pool.tend)
             try:
-                yield Swarm(client, pool)
+                yield swarm
             finally:
                 nursery.cancel_scope.cancel()
+                await swarm.close()
                 await pool.close()
 
 
@@ -169,6 +234,7 @@ class connect:  # noqa: N801 -- used like a function
         audit_rate: the share of stages whose part in an answer is run again by somebody else.
         sponsored: ask on the account of a peer that serves on this machine, which full stages
             prefer; they learn that the two belong together.
+        chat_template: a file with a Jinja template, used in place of the model's own.
 
     Raises:
         UserError: an argument cannot be used.
@@ -189,6 +255,7 @@ class connect:  # noqa: N801 -- used like a function
         context: int = CONTEXT_DEFAULT,
         audit_rate: float = AUDIT_RATE_DEFAULT,
         sponsored: bool = True,
+        chat_template: str | Path | None = None,
     ) -> None:
         if not 0 <= audit_rate <= 1:
             raise UserError(f"audit_rate must be from 0 to 1, and not {audit_rate}")
@@ -196,6 +263,7 @@ class connect:  # noqa: N801 -- used like a function
         reach = Reach(network, key, mdns, dht)
         self._model, self._sessions = model, sessions
         self._audit_rate, self._sponsored = audit_rate, sponsored
+        self._template = read_template(Path(chat_template)) if chat_template else None
         self._how = (tuple(bootstrap), reach, keep_layers, Machine(sessions, context))
         self._stack = AsyncExitStack()
         self._thread: _TrioThread | None = None
@@ -240,7 +308,7 @@ class connect:  # noqa: N801 -- used like a function
         )
         async with (
             open_client(options, store, lambda _: None) as client,
-            open_swarm(client, self._sessions) as swarm,
+            open_swarm(client, self._sessions, chat_template=self._template) as swarm,
         ):
             yield swarm
 
@@ -263,11 +331,17 @@ class SyncSwarm:
         sampling: Sampling | None = None,
         max_tokens: int | None = None,
         stops: Sequence[str] = (),
+        parse_special: bool = False,
         answer: Answer | None = None,
     ) -> Iterator[str]:
         """Yield the text of the assistant's next message; as ``Swarm.chat``."""
         pieces = self._swarm.chat(
-            messages, sampling=sampling, max_tokens=max_tokens, stops=stops, answer=answer
+            messages,
+            sampling=sampling,
+            max_tokens=max_tokens,
+            stops=stops,
+            parse_special=parse_special,
+            answer=answer,
         )
         try:
             while True:

@@ -1,1 +1,1 @@
-"""The words everybody uses: ids, messages, errors. Pure values and functions, no I/O."""
+"""The shared vocabulary: ids, messages, errors. Pure values and functions, no I/O."""

@@ -1,4 +1,4 @@
-"""What a peer says of itself, signed, so that anyone may pass it on."""
+"""What a peer advertises about itself, signed, so that any peer may pass it on."""
 
 from enum import StrEnum
 
@@ -22,7 +22,7 @@ from p2pinfer.core.checks import (
 from p2pinfer.core.ids import ModelId, PeerId
 
 ADVERTISEMENTS_MAX = 4096
-"""Kept by one peer, some 4 MB; of a larger swarm it keeps a sample that covers every layer."""
+"""Kept by one peer, about 4 MB; in a larger swarm it keeps a sample that covers every layer."""
 
 SIGNED_BYTES_MAX = 4096
 
@@ -32,29 +32,29 @@ KNOWN_MAX = 512
 PERIOD_MS_DEFAULT = 10_000
 PERIOD_MS_MIN = 1_000
 PERIOD_MS_MAX = 3_600_000
-"""An hour: with that 36,000 peers send 10 advertisements a second in all."""
+"""An hour: at that period 36,000 peers send 10 advertisements a second in total."""
 
 LINKS_MAX = 8
-"""Round trips that a peer tells of."""
+"""Round trips listed in one advertisement."""
 
 ROUND_TRIP_US_MAX = 60_000_000
 DECODING_US_MAX = 60_000_000
-"""A minute for one layer: whoever claims more had better not serve."""
+"""A minute for one layer: a peer that slow had better not serve."""
 
 SESSIONS_MAX = 1024
 QUEUED_ROWS_MAX = 1 << 20
 
 
 class State(StrEnum):
-    """What a peer does with the layers that it names."""
+    """What a peer does with the layers that it advertises."""
 
     JOINING = "joining"
-    """It fetches or loads them; none at all while it has not chosen yet."""
+    """It is fetching or loading them; the range is empty while it has not chosen yet."""
     SERVING = "serving"
     DRAINING = "draining"
-    """It finishes what it has begun, and takes no new session."""
+    """It finishes the sessions it has and takes no new one."""
     LEFT = "left"
-    """It is gone, and says so itself: nobody need wait for its silence."""
+    """It announced that it is gone, so no peer need wait for a timeout."""
 
 
 @frozen
@@ -65,7 +65,7 @@ class RoundTrip:
     round_trip_us: int = field(validator=whole(1, ROUND_TRIP_US_MAX))
 
 
-@frozen(cache_hash=True)  # what is worked out of one is kept by it
+@frozen(cache_hash=True)  # the hash is computed once per advertisement
 class Advertisement:
     """What a peer serves and what it can do; ``first`` equals ``end`` if it serves no layer."""
 
@@ -74,35 +74,35 @@ class Advertisement:
     model: ModelId = field(validator=HASH)
     model_name: str = field(validator=line(128))
     layers: int = field(validator=whole(1, LAYERS_MAX))
-    """How many the whole model has."""
+    """Layers in the whole model."""
     first: int = field(validator=LAYER)
     end: int = field(validator=LAYER)
     context: int = field(validator=whole(1, POSITIONS_MAX))
-    """Positions that a session may have at most."""
+    """Most positions a session may have."""
     numerics_class: str = field(validator=NUMERICS)
     sequence: int = field(validator=whole(0, 1 << 62))
-    """The newest wins."""
+    """The highest one wins."""
     state: State = field(default=State.SERVING, validator=v.instance_of(State))
     layers_max: int = field(default=0, validator=LAYER)
-    """How many layers its memory would hold; 0 is not said."""
+    """How many layers its memory would hold; 0 means not stated."""
     row_us: int = field(default=0, validator=whole(0, DECODING_US_MAX))
-    """Microseconds per layer for a decode of one row, as it measured; 0 is not said."""
+    """Measured microseconds per layer for a decode of one row; 0 means not stated."""
     chunk_us: int = field(default=0, validator=whole(0, DECODING_US_MAX))
-    """Microseconds per layer for a decode of 32 rows; 0 is not said."""
+    """Microseconds per layer for a decode of 32 rows; 0 means not stated."""
     sessions_max: int = field(default=0, validator=whole(0, SESSIONS_MAX))
     sessions_free: int = field(default=0, validator=whole(0, SESSIONS_MAX))
-    """Sessions that could open now: their KV cells are there."""
+    """Sessions that could open now: their KV cells are free."""
     queued_rows: int = field(default=0, validator=whole(0, QUEUED_ROWS_MAX))
-    """Rows that wait for its engine."""
+    """Rows waiting for its engine."""
     links: tuple[RoundTrip, ...] = field(default=(), validator=many(RoundTrip, LINKS_MAX))
-    """Round trips to a few peers, those it sends to first."""
+    """Round trips to a few peers, mainly those it sends to."""
     period_ms: int = field(default=PERIOD_MS_DEFAULT, validator=whole(PERIOD_MS_MIN, PERIOD_MS_MAX))
-    """The next advertisement follows within this time; silence of several such is the end."""
+    """The next advertisement follows within this time; several missed periods mean it is gone."""
 
 
 @frozen
 class Heard:
-    """An advertisement as its author signed it, and how long ago it was made."""
+    """An advertisement as its author signed it, and its age."""
 
     body: bytes = field(validator=blob(SIGNED_BYTES_MAX), repr=shown_size)
     """An encoded Advertisement."""
@@ -113,7 +113,7 @@ class Heard:
 
 @frozen
 class Known:
-    """Advertisements that the sender has and the receiver perhaps not."""
+    """Advertisements that the sender has and the receiver may lack."""
 
     heard: tuple[Heard, ...] = field(validator=many(Heard, KNOWN_MAX))
     more: bool = field(default=False, validator=v.instance_of(bool))

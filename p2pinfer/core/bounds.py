@@ -1,4 +1,4 @@
-"""How far rows may lie apart that the same layers gave on machines whose arithmetic differs."""
+"""How far apart rows may lie that the same layers gave on machines with different arithmetic."""
 
 import numpy as np
 from attrs import frozen
@@ -9,12 +9,12 @@ from p2pinfer.core.receipts import CHECKPOINT_POSITIONS
 
 @frozen
 class Bounds:
-    """Limits for the relative distance of rows, ``|a - b| / |b|``."""
+    """Limits on the relative distance of rows, ``|a - b| / |b|``."""
 
     median: float
-    """Of a checkpoint's rows: the usual noise, with room."""
+    """Median over a checkpoint's rows: the usual noise, with margin."""
     row: float
-    """Of any single row."""
+    """Any single row."""
 
 
 DEFAULT_BOUNDS = Bounds(median=0.05, row=0.35)
@@ -23,7 +23,7 @@ quantisation 10 % or more, a skipped layer 20 % or more."""
 
 
 def distances(found: bytes, expected: bytes, dtype: str, count: int) -> NDArray[np.float64]:
-    """Return the relative distance of each of ``count`` rows from what was expected."""
+    """Return the relative distance of each of ``count`` rows from the expected ones."""
     kind = "<f4" if dtype == "f32" else "<f2"
     a, b = (
         np.frombuffer(rows, kind).astype(np.float64).reshape(count, -1)
@@ -35,7 +35,7 @@ def distances(found: bytes, expected: bytes, dtype: str, count: int) -> NDArray[
 
 
 def first_outside(apart: NDArray[np.float64], bounds: Bounds) -> int | None:
-    """Return the first position of the first checkpoint that lies outside of bounds, or none."""
+    """Return the first position of the first checkpoint that is out of bounds, or None."""
     for start in range(0, len(apart), CHECKPOINT_POSITIONS):
         rows = apart[start : start + CHECKPOINT_POSITIONS]
         if (beyond := np.flatnonzero(rows > bounds.row)).size:

@@ -1,7 +1,8 @@
-"""A certificate: all that was signed and checked of an answer, in one file that anyone can check.
+"""A certificate: all that was signed and checked for an answer, in one file anyone can check.
 
-There is a section "session", one "tokens", one for each "stage N", and one "audits", in a file as
-``sections`` writes it, signed by the requester; who changes a receipt lacks its stage's signature.
+It has a section "session", one "tokens", one for each "stage N", and one "audits", in a file as
+``sections`` writes it, signed by the requester. A changed receipt no longer fits its stage's
+signature.
 """
 
 from itertools import pairwise
@@ -15,6 +16,7 @@ from p2pinfer.core.checks import LAYER, PEER, POSITIONS_MAX, blob, many, shown_s
 from p2pinfer.core.continuity import Vouched, find_joint
 from p2pinfer.core.ids import PeerId
 from p2pinfer.core.receipts import CHECKPOINT_POSITIONS, BadReceipt, Receipt, Signed, Terms, seal_of
+from p2pinfer.core.regimes import Regime
 from p2pinfer.core.sections import BadFile
 from p2pinfer.core.trust import Audited, AuditVerdict, choose_audits
 from p2pinfer.core.witness import regimes_of
@@ -22,7 +24,7 @@ from p2pinfer.core.witness import regimes_of
 MAGIC = b"p2pinfer certificate 1\n"
 SIGNED_AS = b"p2pinfer certificate 1\0"
 FILE_BYTES_MAX = 64 << 20
-"""The longest session through the longest route needs less."""
+"""Enough for the longest session through the longest route."""
 
 STAGES_MAX = 128
 TEXT_CHARS_MAX = 1 << 22
@@ -44,23 +46,23 @@ class StageClaim:
 
 @frozen
 class Certificate:
-    """What a requester has of an answer."""
+    """What a requester has as evidence for an answer."""
 
     terms: Terms
     nonce: bytes = field(validator=blob(32, 32), repr=shown_size)
     rate: float = field(validator=v.and_(v.instance_of(float), v.ge(0.0), v.le(1.0)))
-    """Of audits."""
+    """Audit rate."""
     tokens: tuple[int, ...] = field(validator=many(int, POSITIONS_MAX, 1))
-    """Prompt and answer, as far as stages have run them."""
+    """Prompt and answer, as far as the stages have run them."""
     regimes: tuple[int, ...] = field(validator=many(int, POSITIONS_MAX, 1))
-    """Lengths of runs, wide and narrow in turn, a wide one first; it may be empty."""
+    """Lengths of runs, as ``runs_of`` gives them."""
     answer: str = field(validator=text(TEXT_CHARS_MAX))
-    """What the requester read: its own word, which no stage knows."""
+    """What the requester read: its own claim, which no stage can confirm."""
     stages: tuple[StageClaim, ...] = field(validator=many(StageClaim, STAGES_MAX, 1))
     audits: tuple[Audited, ...] = field(validator=many(Audited, STAGES_MAX))
 
-    def wide(self) -> tuple[bool, ...]:
-        """Return for each position whether it ran wide."""
+    def regimes_by_position(self) -> tuple[Regime, ...]:
+        """Return the regime that each position ran in."""
         return regimes_of(self.regimes)
 
     def body(self) -> bytes:
@@ -77,29 +79,29 @@ class Certificate:
 
 
 def to_sign(body: bytes) -> bytes:
-    """Return what the requester signs of a file."""
+    """Return the bytes that the requester signs for a file."""
     return sections.to_sign(SIGNED_AS, body)
 
 
 def parse(data: bytes) -> tuple[Certificate, bytes, bytes]:
-    """Read a file; returns the certificate, the body and its signature, which is not yet checked.
+    """Read a file; return the certificate, the body and its signature, not yet checked.
 
     Raises:
-        BadFile: it is damaged or none; the text says where.
+        BadFile: it is damaged or not a certificate; the text says where.
     """
     return sections.read(data, MAGIC, FILE_BYTES_MAX, _build)
 
 
 def check(certificate: Certificate) -> tuple[Vouched, ...]:
-    """Hold the certificate's parts against each other; returns the stages' word.
+    """Check the certificate's parts against each other; return the stages' receipts.
 
     Signatures are checked elsewhere.
 
     Raises:
-        BadFile: something contradicts something else; the text says what.
+        BadFile: two parts contradict each other; the text says which.
     """
     position = len(certificate.tokens)
-    if sum(certificate.regimes) != position or min(certificate.regimes) < 0:
+    if sum(map(abs, certificate.regimes)) != position:
         raise BadFile("section tokens: tokens and regimes differ in number")
     if seal_of(certificate.nonce) != certificate.terms.seal:
         raise BadFile("section session: the nonce is not the one that was sealed")
@@ -126,7 +128,7 @@ def check(certificate: Certificate) -> tuple[Vouched, ...]:
     chosen = {
         found[index].peer for index in choose_audits(certificate.nonce, bodies, certificate.rate)
     }
-    if not chosen <= {audit.peer for audit in certificate.audits}:  # more are no worse
+    if not chosen <= {audit.peer for audit in certificate.audits}:  # extra audits do no harm
         raise BadFile("section audits: these are not the stages that the nonce chose")
     return tuple(found)
 

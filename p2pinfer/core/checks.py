@@ -1,6 +1,7 @@
-"""What the fields of messages are checked with: when one is made, and again when one arrives.
+"""Validators for message fields: run when a message is made, and again when one arrives.
 
-One plain function a check, and not attrs' own piled up: they run twice per boundary and token.
+One plain function per check instead of attrs' validators nested: each runs twice per boundary and
+token.
 """
 
 from typing import Any
@@ -15,7 +16,7 @@ POSITIONS_MAX = 1 << 22
 
 
 def whole(low: int, high: int) -> Any:
-    """Check a whole number, which may be either bound."""
+    """Check for a whole number from ``low`` to ``high``, both included."""
 
     def check(_: object, attribute: "Attribute[int]", value: int) -> None:
         if type(value) is not int or not low <= value <= high:
@@ -25,25 +26,25 @@ def whole(low: int, high: int) -> Any:
 
 
 def sized(kind: type, most: int, least: int = 0, *, of: type | None = None) -> Any:
-    """Check a text, bytes, or a tuple whose items are all ``of`` one type."""
+    """Check for a text, bytes, or a tuple whose items are all of type ``of``."""
 
     def check(_: object, attribute: "Attribute[Any]", value: Any) -> None:
         found: Any = type(value)
         if found is not kind or not least <= len(value) <= most:
             raise ValueError(f"{attribute.name} must be {kind.__name__} of {least} to {most}")
         if of and not all(type(item) is of for item in value):
-            raise ValueError(f"{attribute.name} must hold {of.__name__} alone")
+            raise ValueError(f"{attribute.name} must hold only {of.__name__}")
 
     return check
 
 
 def text(most: int, least: int = 0) -> Any:
-    """Check a text of so many characters."""
+    """Check for a text of ``least`` to ``most`` characters."""
     return sized(str, most, least)
 
 
 def line(most: int, least: int = 0) -> Any:
-    """Check a text of so many characters, none of which a terminal would obey."""
+    """Check for a text of ``least`` to ``most`` characters, with no terminal control codes."""
     is_sized = text(most, least)
 
     def check(instance: object, attribute: "Attribute[str]", value: str) -> None:
@@ -55,12 +56,12 @@ def line(most: int, least: int = 0) -> Any:
 
 
 def blob(most: int, least: int = 0) -> Any:
-    """Check bytes of such a length."""
+    """Check for ``least`` to ``most`` bytes."""
     return sized(bytes, most, least)
 
 
 def many(kind: type, most: int, least: int = 0) -> Any:
-    """Check a tuple of so many items of one type."""
+    """Check for a tuple of ``least`` to ``most`` items of one type."""
     return sized(tuple, most, least, of=kind)
 
 
@@ -73,7 +74,7 @@ PEER = line(64, 46)
 """base58 of an Ed25519 public key has 52 characters, of a hash 46."""
 
 HASH: Any = v.matches_re(r"[0-9a-f]{64}")
-"""A BLAKE3: of a manifest, a part, or what else is named by its content."""
+"""A BLAKE3 hash: of a manifest, a part, or anything else named by its content."""
 
 SESSION = blob(16, 16)
 NUMERICS: Any = v.matches_re(r"[0-9a-f]{32}")

@@ -11,28 +11,28 @@ from p2pinfer.core.receipts import Receipt
 
 @frozen
 class Vouched:
-    """One stage of a route, and the receipts by which it stands, by their positions."""
+    """One stage of a route and its receipts, by position."""
 
     peer: PeerId
     first: int
     end: int
     receipts: Mapping[int, Receipt] = field(factory=dict)
     fault: str = ""
-    """Why there is none, or none that counts."""
+    """Why there is no valid receipt."""
 
 
 @frozen
 class Break:
-    """Where receipts do not join up, and who may be to blame for it."""
+    """Where receipts do not join up, and which peers may be to blame."""
 
     peers: tuple[PeerId, ...]
-    """One, or the two at a boundary of which one signed what is not so."""
+    """One peer, or the two at a boundary, one of which signed something false."""
     position: int
     text: str
 
 
 Roots = Callable[[int], bytes]
-"""The root of the first so many rows."""
+"""Returns the root of the first N rows."""
 
 
 def find_break(
@@ -44,7 +44,7 @@ def find_break(
         stages: in the order of the route.
         went_in: roots over the rows that the requester sent to the first stage.
         came_out: roots over the rows that the last stage sent to it.
-        position: each stage must have signed for exactly so many rows; what it signed for fewer
+        position: each stage must have signed for exactly this many rows; receipts for fewer
             must join up as well.
     """
     for stage in stages:
@@ -62,13 +62,13 @@ def find_break(
 def find_joint(stages: Sequence[Vouched], position: int) -> Break | None:
     """Return the first place where two neighbours signed for different rows.
 
-    A stage that has no receipt at a checkpoint took over behind it.
+    A stage that has no receipt at a checkpoint joined the session after it.
     """
     for at in _checkpoints(stages, position):
         for before, stage in pairwise(stages):
             sent, received = before.receipts.get(at), stage.receipts.get(at)
             if sent and received and sent.sent != received.received:
-                text = "one signed for other rows than the other one"
+                text = "one signed for other rows than the other"
                 return Break((before.peer, stage.peer), at, text)
     return None
 

@@ -3,19 +3,20 @@
     P2pinferError
     ├── UserError            a person's input; one sentence that says what to do, and an exit code
     │   ├── BadModelFile     a file that is no GGUF, is cut short, or says absurd things
-    │   └── UnsupportedModel a good file that cannot be split exactly
+    │   ├── UnsupportedModel a good file that cannot be split exactly
+    │   └── PromptTooLong    it leaves no room for an answer
     ├── NotVerified          what was checked of an answer did not hold
     ├── NobodyServes         no chain of reachable peers covers the model
     ├── EngineError          the local engine refused or failed
-    │   └── EngineDied       its process ended; the node lives
-    └── PeerError            another peer; carries its id
+    │   └── EngineDied       its process ended; the node keeps running
+    └── PeerError            another peer failed; carries its id
         ├── PeerUnavailable  it cannot be reached, or went away
         │   ├── ChannelClosed  the channel to it has ended, cleanly or not
-        │   └── NoReplacement  it left a session, and nobody could take its place
+        │   └── NoReplacement  it left a session, and no peer could take its place
         ├── RemoteProtocolError  it sent what no correct peer sends
-        └── RefusedError     it said no, with a code (in peers.talk)
+        └── RefusedError     it refused, with a code (in peers.talk)
 
-What is raised by libraries is translated at the one module that imports them.
+Exceptions of libraries are translated in the one module that imports the library.
 """
 
 from collections.abc import Iterator
@@ -32,7 +33,7 @@ EXIT_INTERRUPTED = 130
 
 
 class P2pinferError(Exception):
-    """Anything that p2pinfer itself raises; its text is one sentence for a person."""
+    """Base of all that p2pinfer raises; its text is one sentence for a person."""
 
     exit_code = EXIT_FAILED
 
@@ -48,7 +49,17 @@ class BadModelFile(UserError):
 
 
 class UnsupportedModel(UserError):
-    """The model cannot be cut into layer ranges that compute exactly the same."""
+    """The model cannot be cut into layer ranges that compute exactly the same results."""
+
+
+class PromptTooLong(UserError):
+    """The prompt leaves no room for an answer in a session."""
+
+    def __init__(self, length: str, context: int) -> None:
+        super().__init__(
+            f"the prompt has {length}, and a session holds {context} tokens:"
+            " shorten it, or begin a new conversation"
+        )
 
 
 class NobodyServes(P2pinferError):
@@ -58,7 +69,7 @@ class NobodyServes(P2pinferError):
 
 
 class NotVerified(P2pinferError):
-    """An answer that was to be shown only if it is what the model says is perhaps not."""
+    """Verification was required and did not succeed."""
 
     exit_code = EXIT_DAMAGED
 
@@ -68,11 +79,11 @@ class EngineError(P2pinferError):
 
 
 class EngineDied(EngineError):
-    """The engine's process ended; its sessions are gone, the node lives on."""
+    """The engine's process ended; its sessions are lost, the node keeps running."""
 
 
 class PeerError(P2pinferError):
-    """Something that another peer did or failed to do."""
+    """Another peer did something wrong, or failed to do something."""
 
     def __init__(self, peer: PeerId, text: str) -> None:
         super().__init__(text)
@@ -88,7 +99,7 @@ class ChannelClosed(PeerUnavailable):
 
 
 class NoReplacement(PeerUnavailable):
-    """The peer left a session, and nobody could take its place in time."""
+    """The peer left a session, and no other could take its place in time."""
 
 
 class RemoteProtocolError(PeerError):
@@ -97,11 +108,11 @@ class RemoteProtocolError(PeerError):
 
 @contextmanager
 def lone_errors() -> Iterator[None]:
-    """Raise the exception itself, and not the group that a nursery wraps around it.
+    """Raise the exception itself instead of the group that a nursery wraps around it.
 
-    Where several tasks failed at once and every failure is one of ours, the first one is raised:
-    the others follow from the same event, such as a peer's death. A cancellation from outside
-    counts for more than any of ours.
+    Where several tasks failed at once and every failure is one of ours, the first is raised: the
+    others follow from the same event, such as a peer's death. A cancellation from outside takes
+    precedence over any of ours.
     """
     try:
         yield

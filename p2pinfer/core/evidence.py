@@ -1,14 +1,14 @@
-"""What a requester and a stage say of a session's evidence, on a channel beside the session's.
+"""Messages between requester and stage about a session's evidence, on a channel of their own.
 
     Follow   →  receipts come back as they are made: Made, Made, …
     Settle   →  Settled comes back, or Denied
     AskRows  →  Opening comes back, or Denied
 
-And what any two peers say of proofs that others cheated, which both know and either may lack:
+And what any two peers tell each other about fraud proofs that one has and the other may lack:
 
     Cases      →  Cases comes back
-    WantProof  →  ProofIs comes back, unless none is wanted; then the same the other way round;
-                  nothing of it where both lists are empty
+    WantProof  →  ProofIs comes back, unless none is wanted; then the same in the other direction;
+                  all of it is skipped where both lists are empty
 """
 
 from typing import Any
@@ -27,32 +27,40 @@ from p2pinfer.core.checks import (
     whole,
 )
 from p2pinfer.core.ids import ModelId, PeerId, SessionId
-from p2pinfer.core.limits import ROWS_PER_DECODE_MAX
+from p2pinfer.core.limits import WIDE_ROWS_MAX
 from p2pinfer.core.receipts import Signed
+from p2pinfer.core.regimes import Regime
 
-OPENING_BYTES_MAX = ROWS_PER_DECODE_MAX * 32_768 * 4
-"""As much as a step may carry."""
+OPENING_ROWS_MAX = WIDE_ROWS_MAX
+"""Asked for at once: as many as a step held before there were blocks, which all peers answer."""
+
+OPENING_BYTES_MAX = OPENING_ROWS_MAX * 32_768 * 4
+"""Of a residual stream twice as wide as the widest model's, in float32."""
 
 FRAUD_ROWS_BYTES_MAX = OPENING_BYTES_MAX
-"""Of the rows in a fraud proof: all positions up to the checkpoint where a stage cheated. 6 MiB are
+"""Rows in a fraud proof: all positions up to the checkpoint where a stage cheated. 6 MiB are
 2,730 positions of the default model, 384 of one 4,096 wide. A cheat that begins later in a session
-is proven to the session's requester alone."""
+can be proven only to the session's requester."""
 
 CASES_MAX = 32
-"""Told of at once, the newest first."""
+"""Listed in one message, newest first."""
 
 _NUMBER = whole(0, 1 << 62)
-_COUNT = whole(1, ROWS_PER_DECODE_MAX)
+_COUNT = whole(1, OPENING_ROWS_MAX)
 
 
 def _regimes(_: object, attribute: Any, value: bytes) -> None:
-    if type(value) is not bytes or not 1 <= len(value) <= ROWS_PER_DECODE_MAX or max(value) > 1:
-        raise ValueError(f"{attribute.name} must be one byte a row, 0 narrow and 1 wide")
+    if (
+        type(value) is not bytes
+        or not 1 <= len(value) <= OPENING_ROWS_MAX
+        or max(value) >= len(Regime)
+    ):
+        raise ValueError(f"{attribute.name} must be one byte a row, a regime's number")
 
 
 @frozen
 class Follow:
-    """Send me the receipts of my session, as they are made."""
+    """Send me my session's receipts as they are made."""
 
     session: SessionId = field(validator=SESSION)
 
@@ -66,10 +74,10 @@ class Made:
 
 @frozen
 class Settle:
-    """Sign for the first ``position`` rows now."""
+    """Sign a receipt for the first ``position`` rows now."""
 
     number: int = field(validator=_NUMBER)
-    """Counts the questions on a channel; an answer carries its question's."""
+    """Counts the questions on a channel; an answer repeats its question's number."""
     position: int = field(validator=whole(1, POSITIONS_MAX))
 
 
@@ -101,21 +109,21 @@ class Opening:
 
 @frozen
 class Case:
-    """What is told of a fraud proof before it is sent: hints, all of which it shows by itself."""
+    """What is told about a fraud proof before it is sent: hints that the proof itself confirms."""
 
     digest: bytes = field(validator=blob(32, 32))
-    """BLAKE3 of the proof, without its signature."""
+    """BLAKE3 hash of the proof without its signature."""
     model: ModelId = field(validator=HASH)
     author: PeerId = field(validator=PEER)
     accused: PeerId = field(validator=PEER)
     first: int = field(validator=LAYER)
     end: int = field(validator=LAYER)
     slice_end: int = field(validator=LAYER)
-    """The layer behind the last that the accused served."""
+    """The end (exclusive) of the slice that the accused served."""
     numerics: bytes = field(validator=blob(16, 16))
-    """The class that it can be judged in."""
+    """The numerics class in which it can be judged."""
     rows: int = field(validator=whole(0, POSITIONS_MAX))
-    """To be run; 0 where signatures are proof enough."""
+    """Rows to run; 0 where the signatures alone are the proof."""
 
 
 @frozen
@@ -127,7 +135,7 @@ class Cases:
 
 @frozen
 class WantProof:
-    """Send me the proof of this digest; none at all if it is empty."""
+    """Send me the proof with this digest; an empty digest wants none."""
 
     digest: bytes = field(validator=blob(32))
 

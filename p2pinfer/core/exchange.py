@@ -1,15 +1,15 @@
-"""How two peers compare what they know of the swarm, so that those who agree say little.
+"""How two peers compare what they know of the swarm, cheaply where they agree.
 
 Peers are sorted into buckets by a digest of their ids. The asker sends a digest of each bucket; the
 answerer lists, peer by peer, only the buckets that differ; then each sends what the other lacks.
 
-    asker → answerer   Compare: a digest for each bucket, none at all if nothing is known yet
-    answerer → asker   Differs: who is in the buckets that differ; if none does, that is all
-    asker → answerer   Wanted, then Known, in as many messages as it takes
-    answerer → asker   Known, likewise
+    asker → answerer   Compare: a digest for each bucket, or nothing if it knows no peer yet
+    answerer → asker   Differs: the peers in the buckets that differ; if none differs, that is all
+    asker → answerer   Wanted, then Known, in as many messages as needed
+    answerer → asker   Known, in as many messages as needed
 
 Where the asker knows nothing yet, or the answerer does not follow that model, the answer to Compare
-is Known: all of the model, or a glimpse of every model that there is.
+is Known: everything about the model, or a glimpse of every model.
 """
 
 from typing import Any
@@ -23,7 +23,7 @@ from p2pinfer.core.ids import ModelId
 
 BUCKETS = 64
 DIGEST_BYTES = 4
-"""Of a bucket: a difference goes unseen once in 4 billion times, until the next renewal."""
+"""Of a bucket: a difference goes unnoticed once in 4 billion times, until the next renewal."""
 
 TAG_BYTES = 8
 """Of a peer's id, by BLAKE3."""
@@ -36,12 +36,12 @@ _MODEL: Any = v.or_(HASH, v.matches_re(""))
 
 @frozen
 class Compare:
-    """What the asker knows of one model, in short."""
+    """A digest of what the asker knows of one model."""
 
     model: ModelId = field(validator=_MODEL)
-    """None (an empty text) for whoever looks for models."""
+    """Empty text if the asker is looking for models."""
     digests: bytes = field(validator=blob(BUCKETS * DIGEST_BYTES), repr=shown_size)
-    """Of all buckets, or nothing."""
+    """Of all buckets, or empty."""
     models: bytes = field(validator=blob(TAG_BYTES, TAG_BYTES), repr=shown_size)
     """A digest of the ids of all models that the asker has heard of."""
 
@@ -55,13 +55,13 @@ class Differs:
     newest: bytes = field(
         validator=blob(ADVERTISEMENTS_MAX * (TAG_BYTES + NUMBER_BYTES)), repr=shown_size
     )
-    """For each peer in them its tag and the sequence number of its newest advertisement."""
+    """For each of their peers, its tag and the sequence number of its newest advertisement."""
     glimpse: bool = field(default=False, validator=v.instance_of(bool))
     """Whether Known follows at once, with some peers of each other model."""
 
 
 @frozen
 class Wanted:
-    """Whose advertisements the asker lacks."""
+    """The peers whose advertisements the asker lacks."""
 
     tags: bytes = field(validator=blob(ADVERTISEMENTS_MAX * TAG_BYTES), repr=shown_size)

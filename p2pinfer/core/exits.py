@@ -1,4 +1,4 @@
-"""How a process ended, in words; standard library alone, since setup says it too."""
+"""How a process ended, in words; standard library only, since setup uses it too."""
 
 import os
 import signal
@@ -19,7 +19,7 @@ def ending(returncode: int) -> str:
 
 
 def last_line_of(stderr: IO[bytes]) -> str:
-    """Return the last line that a process printed into a file: ggml says there why it aborts."""
+    """Return the last line that a process printed into a file: there ggml says why it aborts."""
     stderr.seek(max(0, stderr.seek(0, os.SEEK_END) - _TAIL_BYTES))
     lines = stderr.read().decode(errors="replace").strip().splitlines()
     return lines[-1] if lines else ""
@@ -29,7 +29,7 @@ _NO_MEMORY = ("memoryerror", "bad_alloc", "failed to allocate", "cannot allocate
 
 
 def lacked_memory(returncode: int, last_line: str = "") -> bool:
-    """Say whether memory ran out: it said so, or was killed, which it never is otherwise.
+    """Return whether memory ran out: it said so, or was killed, which never happens otherwise.
 
     Args:
         returncode: negative for a signal.

@@ -1,19 +1,18 @@
-"""A fraud proof: a peer's own signed word, and what refutes it, in one file that travels.
+"""A fraud proof: a peer's own signed receipt and what refutes it, in one file that travels.
 
 A receipt says: of these rows (a Merkle root) my layers made those (another root). Layers of one
-numerics class give the same bits every time. So whoever holds the layers runs the rows that the
-first root commits to, each in its regime, and if another second root comes out, the receipt is a
-lie. Nobody is believed: the rows hash to the root that the accused signed, so the author cannot
+numerics class give the same bits every time. So any peer that holds the layers can run the rows
+that the first root commits to, each in its regime; if the second root differs, the receipt is
+false. No trust is needed: the rows hash to the root that the accused signed, so the author cannot
 choose others. They begin at the session's first position, for each row depends on all before it.
 
-Only who computes in the accused's own class can judge. Between classes honest rows differ too, and
+Only a peer of the accused's own class can judge. Between classes honest rows differ too, and
 a requester chooses its rows: it could choose them so that they differ by more than any bound.
-
-Two receipts that contradict each other are a proof without rows, for anybody.
+Two receipts that contradict each other are a proof without rows, in any class.
 
     session    the terms that the receipts name; the requester is the author, and signs the file
     accused    peer id, the end of the slice that it served, its receipts: one, or two
-    rows       regimes (runs of wide and narrow in turn) and the rows that it received
+    rows       regimes (lengths of their runs) and the rows that it received
 """
 
 from collections.abc import Callable
@@ -36,39 +35,39 @@ MAGIC = b"p2pinfer fraud proof 1\n"
 SIGNED_AS = b"p2pinfer fraud proof 1\0"
 
 FILE_BYTES_MAX = FRAUD_ROWS_BYTES_MAX + 65_536
-"""The rest is terms, two receipts and regimes."""
+"""Beside the rows: terms, two receipts and regimes."""
 
 FRAUD_POSITIONS_MAX = 16_384
-"""Rows are hashed one by one. Those of any model so long are too many bytes already; a stranger's
+"""Rows are hashed one by one. A real model's rows reach the byte limit first; a hostile proof's
 may be one number wide, and a million of them took half a minute."""
 
 Verify = Callable[[PeerId, bytes, bytes], bool]
-"""Whether a peer signed some bytes so."""
+"""Whether a peer's signature over some bytes is valid."""
 
 
 @frozen
 class FraudProof:
-    """What shows that a peer signed for rows that its layers do not give."""
+    """Shows that a peer signed for rows that its layers do not give."""
 
     terms: Terms
     accused: PeerId = field(validator=PEER)
     slice_end: int = field(validator=LAYER)
-    """The layer behind the last that the accused served: its class is that slice's."""
+    """The end (exclusive) of the slice that the accused served, which determines its class."""
     receipts: tuple[Signed, ...] = field(validator=many(Signed, 2, 1))
     """One that its rows refute, or two that contradict each other."""
     regimes: tuple[int, ...] = field(default=(), validator=many(int, FRAUD_POSITIONS_MAX + 1))
-    """Lengths of runs, wide and narrow in turn, a wide one first; it may be empty."""
+    """Lengths of runs, as ``runs_of`` gives them."""
     rows: bytes = field(default=b"", validator=blob(FRAUD_ROWS_BYTES_MAX), repr=shown_size)
-    """That it received, all that the receipt is about, float32 as on the wire."""
+    """All rows that it received and the receipt covers, float32 as on the wire."""
 
     @property
     def author(self) -> PeerId:
-        """Who accuses: the session's requester."""
+        """The accuser: the session's requester."""
         return self.terms.requester
 
     @property
     def receipt(self) -> Receipt:
-        """The first receipt, taken apart."""
+        """The first receipt, parsed."""
         return Receipt.parse(self.receipts[0].body)
 
     @property
@@ -77,7 +76,7 @@ class FraudProof:
         return OpenedRows(regimes_of(self.regimes), self.rows)
 
     def case(self) -> Case:
-        """Return what is told of it before it is sent."""
+        """Return the summary that is sent before the proof."""
         receipt = self.receipt
         return Case(
             blake3(self.body()).digest(),
@@ -105,12 +104,12 @@ class FraudProof:
 
 
 def to_sign(body: bytes) -> bytes:
-    """Return what the author signs of a file."""
+    """Return the bytes that the author signs for a file."""
     return sections.to_sign(SIGNED_AS, body)
 
 
 def contradict(one: Receipt, other: Receipt) -> bool:
-    """Whether no honest peer signs both: of the same rows, layers of one class make the same."""
+    """Whether no honest peer signs both: from the same rows, layers of one class make the same."""
     mine, others = (
         (each.terms, each.first, each.end, each.numerics, each.position, each.received)
         for each in (one, other)
@@ -119,12 +118,12 @@ def contradict(one: Receipt, other: Receipt) -> bool:
 
 
 def parse(data: bytes, verify: Verify) -> FraudProof:
-    """Read a file and check all that needs no layers.
+    """Read a file and check all that can be checked without layers.
 
-    What is left is to run the rows, and to compare; two receipts are a proof as they are.
+    What is left is to run the rows and compare; two receipts are a proof as they are.
 
     Raises:
-        BadFile: it is damaged, somebody's signature is missing, or it proves nothing.
+        BadFile: it is damaged, a signature is missing, or it proves nothing.
     """
     found, body, signature = sections.read(data, MAGIC, FILE_BYTES_MAX, _build)
     if not verify(found.author, to_sign(body), signature):
@@ -154,15 +153,15 @@ def _check_rows(proof: FraudProof, receipt: Receipt) -> None:
     count = receipt.position
     if count > FRAUD_POSITIONS_MAX:
         raise BadFile(f"section rows: {count} are too many")
-    if proof.terms.dtype != "f32" or not count or sum(proof.regimes) != count:
+    if proof.terms.dtype != "f32" or not count or sum(map(abs, proof.regimes)) != count:
         raise BadFile("section rows: they are not those of the receipt")
-    if min(proof.regimes) < 0 or not proof.rows or len(proof.rows) % (4 * count):
+    if not proof.rows or len(proof.rows) % (4 * count):
         raise BadFile("section rows: they are not of one width")
     if not np.isfinite(np.frombuffer(proof.rows, "<f4")).all():
         raise BadFile("section rows: no stage takes NaN or infinity")
     received, size = Rows(keep=False), len(proof.rows) // count
-    for at, wide in enumerate(proof.inputs.regimes):
-        received.put(at, 1, proof.rows[at * size : (at + 1) * size], wide=wide)
+    for at, regime in enumerate(proof.inputs.regimes):
+        received.put(at, 1, proof.rows[at * size : (at + 1) * size], regime=regime)
     if received.tree.root(count) != receipt.received:
         raise BadFile("section rows: they are not those that the accused signed for")
 

@@ -1,8 +1,8 @@
-"""Who worked for whom: a fold over receipts, in rows times layers.
+"""How much peers worked for each other: a fold over receipts, in rows times layers.
 
-A receipt counts all that its signer did in a session so far, so only the newest of a signer and
-session stands, and the same one twice changes nothing. Terms name the requester: nobody else can
-show the receipt as its own.
+A receipt counts all that its signer did in a session so far, so only the newest of each signer and
+session counts, and seeing one twice changes nothing. Terms name the requester, so no other peer can
+present the receipt as its own.
 """
 
 from collections.abc import Iterable
@@ -29,34 +29,34 @@ class LedgerEntry:
 
     @property
     def key(self) -> Key:
-        """What it stands under: a later entry of the same key takes its place."""
+        """Its key: a later entry with the same key replaces it."""
         return self.server, self.terms, self.first, self.end
 
     @property
     def layer_rows(self) -> int:
-        """The work."""
+        """The work in layer-rows."""
         return self.rows * (self.end - self.first)
 
 
 @frozen
 class LedgerAccount:
-    """What passed between this machine and one peer, in layer-rows."""
+    """Work exchanged between this machine and one peer, in layer-rows."""
 
     peer: PeerId
     served: int
-    """To the peer."""
+    """Work done for the peer."""
     used: int
-    """Of its work."""
+    """Work done by the peer."""
 
 
 def entry_of(terms: Terms, server: PeerId, receipt: Receipt, rows_max: int) -> LedgerEntry:
-    """Return what a receipt, whose signature was checked, is worth.
+    """Return what a receipt is worth, once its signature has been checked.
 
     Args:
         terms: of the session.
-        server: who signed.
-        receipt: its word.
-        rows_max: how many rows the requester knows that it sent; more are not counted.
+        server: the peer that signed.
+        receipt: what it signed.
+        rows_max: how many rows the requester knows it sent; any beyond that do not count.
 
     Raises:
         BadReceipt: it is not about this session.
@@ -68,7 +68,7 @@ def entry_of(terms: Terms, server: PeerId, receipt: Receipt, rows_max: int) -> L
 
 
 def fold(entries: Iterable[LedgerEntry]) -> dict[Key, LedgerEntry]:
-    """Return what counts of many entries, in any order: the largest of each key."""
+    """Return the entries that count, given in any order: the largest of each key."""
     found: dict[Key, LedgerEntry] = {}
     for entry in entries:
         known = found.get(entry.key)
@@ -78,7 +78,7 @@ def fold(entries: Iterable[LedgerEntry]) -> dict[Key, LedgerEntry]:
 
 
 def accounts(served: Iterable[LedgerEntry], used: Iterable[LedgerEntry]) -> list[LedgerAccount]:
-    """Return what passed between this machine and each peer, the busiest first."""
+    """Return the work exchanged between this machine and each peer, the busiest first."""
     totals: dict[PeerId, list[int]] = {}
     for entry in fold(served).values():
         totals.setdefault(entry.user, [0, 0])[0] += entry.layer_rows

@@ -1,17 +1,17 @@
-"""A model's manifest: its parts, each named by its hash, and what the whole is.
+"""A model's manifest: its parts, each named by its hash, and a description of the whole.
 
 The BLAKE3 hash of a manifest's bytes is the model's id, and the only root of trust: bytes that do
 not hash to the id that a person named are never parsed, and every byte of a part is checked against
-a hash in here. The bytes are canonical: one msgpack array, which a manifest always encodes to, so
-that the same file gives the same id on every machine.
+a hash in here. The bytes are canonical: one msgpack array with exactly one encoding, so that the
+same file gives the same id on every machine.
 
     [FORMAT, name, license or nil, architecture, layers, width, vocabulary, context,
      [[tensor name, ggml type, [sizes…]]…]          every tensor of the model, in its file's order
      [[bytes, chunk hashes joined]…]]               the parts, in the order of ``part_names``
 
 A part is named by the root of a tree of two levels: the hash over its size and its chunks' hashes.
-So whoever has checked every chunk has checked the part, and need not read it a second time; and no
-manifest can give other chunks to a part that another model has too.
+So once every chunk is checked, the part is checked and need not be read a second time; and no
+manifest can give other chunks to a part that another model shares.
 """
 
 from collections.abc import Callable
@@ -27,7 +27,7 @@ from p2pinfer.core.ids import ModelId, PartHash
 FORMAT = "p2pinfer model 2"
 
 CHUNK_BYTES = 1 << 20
-"""What is fetched and checked at once: large enough that a request costs little beside it."""
+"""Fetched and checked at once: large enough that the cost of a request is small beside it."""
 
 HASH_BYTES = 32
 SIZE_BYTES = 8
@@ -54,11 +54,11 @@ METADATA, TOKENIZER, EMBEDDING, OUTPUT = "metadata", "tokenizer", "embedding", "
 
 
 class BadManifest(UserError):
-    """The bytes are no manifest, or not the one that was named."""
+    """The bytes are not a manifest, or not the one that was named."""
 
 
 class WrongManifest(BadManifest):
-    """The bytes do not hash to the model's id: whoever gave them is to blame, not the model."""
+    """The bytes do not hash to the model's id: their sender is to blame, not the model."""
 
 
 def layer_part(layer: int) -> str:
@@ -82,7 +82,7 @@ def _whole(low: int, high: int) -> Callable[[object, Any, int], None]:
 def _text(most: int) -> Callable[[object, Any, str], None]:
     def check(_: object, attribute: Any, value: str) -> None:
         if type(value) is not str or not 1 <= len(value) <= most or not value.isprintable():
-            raise BadManifest(f"the manifest's {attribute.name} is no line of 1 to {most} letters")
+            raise BadManifest(f"the manifest's {attribute.name} is not a line of 1 to {most} chars")
 
     return check
 
@@ -100,9 +100,9 @@ class Part:
     size: int = field(validator=_whole(1, PART_BYTES_MAX))
     """Bytes."""
     chunks: tuple[bytes, ...] = field(repr=lambda chunks: f"<{len(chunks)} hashes>")
-    """BLAKE3 of every chunk of ``CHUNK_BYTES``, the last one being shorter."""
+    """BLAKE3 of every chunk of ``CHUNK_BYTES``; the last one may be shorter."""
     hash: PartHash = field(init=False)
-    """Of the two fields before: what the part is called, whoever's model it belongs to."""
+    """Over ``size`` and ``chunks``: the part's name, the same in every model that has it."""
 
     def __attrs_post_init__(self) -> None:
         if len(self.chunks) != -(-self.size // CHUNK_BYTES):
@@ -112,7 +112,7 @@ class Part:
         object.__setattr__(self, "hash", PartHash(digest))
 
     def chunk_size(self, index: int) -> int:
-        """Return the bytes of a chunk, which must be one of this part's."""
+        """Return the size in bytes of one of this part's chunks."""
         if not 0 <= index < len(self.chunks):
             raise IndexError(index)
         return min(CHUNK_BYTES, self.size - index * CHUNK_BYTES)
@@ -120,7 +120,7 @@ class Part:
 
 @frozen
 class TensorRow:
-    """A tensor's name, its type's number in ggml, and its sizes, fastest-running first."""
+    """A tensor's name, its ggml type number, and its sizes, fastest-varying first."""
 
     name: str = field(validator=_text(TENSOR_NAME_CHARS_MAX))
     type: int = field(validator=_whole(0, TENSOR_TYPE_MAX))
@@ -135,7 +135,7 @@ class TensorRow:
 
 @frozen
 class Manifest:
-    """What a model is, and the hashes of all that it is made of."""
+    """What a model is, and the hashes of everything it is made of."""
 
     name: str = field(validator=_text(NAME_CHARS_MAX))
     license: str | None = field(validator=_license)
@@ -147,7 +147,7 @@ class Manifest:
     context: int = field(validator=_whole(1, CONTEXT_TOKENS_MAX))
     """Tokens."""
     tensors: tuple[TensorRow, ...] = field(repr=lambda rows: f"<{len(rows)} tensors>")
-    """In the order of the file that the model came from, which slices keep."""
+    """In the order of the model's original file, which slices keep."""
     parts: tuple[Part, ...]
     id: ModelId = field(init=False, eq=False)
 
@@ -202,11 +202,11 @@ class Manifest:
 
 
 def parse_manifest(data: bytes, model: ModelId | None = None) -> Manifest:
-    """Return the manifest that the bytes hold; None takes that of any model.
+    """Return the manifest that the bytes hold; None accepts any model's.
 
     Raises:
         WrongManifest: they do not hash to ``model``; they were not parsed.
-        BadManifest: they are no manifest, or break one of its limits.
+        BadManifest: they are not a manifest, or exceed one of its limits.
     """
     if len(data) > MANIFEST_BYTES_MAX:
         raise BadManifest(f"a manifest of {len(data):,} bytes is too long")
@@ -218,13 +218,13 @@ def parse_manifest(data: bytes, model: ModelId | None = None) -> Manifest:
             raise BadManifest("the manifest is not in its canonical form")
     except BadManifest:
         raise
-    except Exception as error:  # msgpack has four families, and any type may be in any place
+    except Exception as error:  # msgpack raises four families, and any type may be anywhere
         raise BadManifest(f"not a manifest: {error}"[:200]) from error
     return manifest
 
 
 def _built(values: Any) -> Manifest:
-    """Build a manifest from what its array holds, in order; anything may be raised."""
+    """Build a manifest from its array's values, in order; may raise anything."""
     kind, name, license_, architecture, layers, width, vocabulary, context, rows, parts = values
     if kind != FORMAT:
         raise BadManifest(
@@ -247,6 +247,6 @@ def _built(values: Any) -> Manifest:
 
 def _part(name: str, size: int, joined: bytes) -> Part:
     if len(joined) % HASH_BYTES:
-        raise BadManifest(f"the manifest's {name} has a hash that is none")
+        raise BadManifest(f"the manifest's {name} has an invalid hash")
     chunks = tuple(joined[i : i + HASH_BYTES] for i in range(0, len(joined), HASH_BYTES))
     return Part(name, size, chunks)

@@ -1,28 +1,28 @@
-"""Every message that peers exchange: frozen, tagged by its name on the wire, and bounded.
+"""Every message that peers exchange: frozen, tagged with its name on the wire, and bounded.
 
 The validators run when a message is made and again when one arrives, so that what a remote peer
 sends is checked here and nowhere else; ``wire`` turns a failed check into an error that blames it.
 
     session    control, requester → each stage of its route, for as long as the session lasts
                    Open     →  Opened
-                   Connect  →  Connected, or Denied: whom to send to
-                   Expect   →  Expecting: another peer takes the place of the one before
-                   Idle     →  at any time: an answer is over
-                   Lost     ←  at any time: the peer before or behind went away
-                   Leaving  ←  this peer would rather be replaced
+                   Connect  →  Connected, or Denied: which peer to send to
+                   Expect   →  Expecting: another peer replaces the previous one
+                   Idle     →  at any time: an answer is finished
+                   Lost     ←  at any time: the previous or the next peer went away
+                   Leaving  ←  this peer would like to be replaced
                link, requester → first stage → … → last stage
                    Link     →  Linked, then a Step for every Step: each sends its rows on
                collection, requester → last stage
                    Attach   →  Attached, then Step comes back for every Step
     directory  Compare → Differs or Known, and what follows: see `p2pinfer.core.exchange`
-    gossip     Heard, to all who follow a model
-    parts      fetcher → holder, several at once, each with a number that its answer carries
+    gossip     Heard, to all that follow a model
+    parts      fetcher → holder, several at once, each with a number that its answer repeats
                    AskManifest  →  ManifestIs comes back, or Denied
                    AskHeld      →  Held
                    AskChunks    →  for each one Chunk, or Denied
     evidence   requester → each stage, beside the session: see ``evidence``
     frauds     Cases, and the proofs that one of the two lacks: see ``evidence``
-               Refused  ←  at any time: the channel is over, and why
+               Refused  ←  at any time: the channel is over, with the reason
 """
 
 from enum import StrEnum
@@ -61,15 +61,16 @@ from p2pinfer.core.exchange import Compare, Differs, Wanted
 from p2pinfer.core.ids import ModelId, PartHash, PeerId, SessionId
 from p2pinfer.core.limits import ROWS_PER_DECODE_MAX
 from p2pinfer.core.manifest import CHUNK_BYTES, MANIFEST_BYTES_MAX, PART_BYTES_MAX
+from p2pinfer.core.regimes import Regime, from_wire
 from p2pinfer.core.sponsor import Sponsor
 
 ROUTE_HOPS_MAX = 128
-"""A 405B model has 126 layers; nobody splits finer than that."""
+"""A 405B model has 126 layers; no swarm splits finer than that."""
 
 TEXT_CHARS_MAX = 500
 
 RETRY_MS_MAX = 600_000
-"""Nobody is told to wait for longer: by then another peer will do."""
+"""No peer is told to wait longer: by then another peer will do."""
 
 PARTS_PER_QUESTION_MAX = 256
 """With the longest bitmaps the answer has 2 MiB."""
@@ -78,10 +79,10 @@ BITMAP_BYTES_MAX = PART_BYTES_MAX // CHUNK_BYTES // 8
 """A bit for each chunk of the longest part."""
 
 QUESTIONS_PER_CHANNEL_MAX = 16
-"""Asked and not yet answered; a fetcher that asks more breaks the protocol."""
+"""Asked and not yet answered; a fetcher that exceeds it breaks the protocol."""
 
 CHUNKS_PER_QUESTION_MAX = 2
-"""A question, and the thread that reads its chunks, cost as much as hashing one of them."""
+"""A question and the thread that reads its chunks cost as much as hashing one chunk."""
 
 ROWS_BYTES_MAX = ROWS_PER_DECODE_MAX * 32_768 * 4
 """A full decode of a residual stream twice as wide as the widest model's, in float32."""
@@ -95,7 +96,7 @@ _BITMAPS: Any = v.deep_iterable(v.max_len(BITMAP_BYTES_MAX), v.max_len(PARTS_PER
 
 
 class Refusal(StrEnum):
-    """Why a peer says no."""
+    """Why a peer refuses."""
 
     BUSY = "busy"
     UNKNOWN_SESSION = "unknown-session"
@@ -112,7 +113,7 @@ class Refusal(StrEnum):
 
 
 class Dtype(StrEnum):
-    """How the numbers of a residual stream stand on the wire: little-endian IEEE 754."""
+    """How the numbers of a residual stream are encoded on the wire: little-endian IEEE 754."""
 
     F32 = "f32"
     F16 = "f16"
@@ -130,24 +131,26 @@ class Hop:
 
 @frozen
 class Open:
-    """Open a session at a stage: reserve its cells, and serve whoever sent this, its requester."""
+    """Open a session at a stage: reserve its cells and serve the sender, its requester."""
 
     session: SessionId = field(validator=SESSION)
     model: ModelId = field(validator=HASH)
     requester: PeerId = field(validator=PEER)
-    """The sender itself, whom the session's evidence names."""
+    """The sender itself, which the session's evidence names."""
     previous: PeerId = field(validator=PEER)
-    """Who alone may send steps: the stage before, or the requester."""
+    """The only peer that may send steps: the previous stage, or the requester."""
     first: int = field(validator=LAYER)
     end: int = field(validator=LAYER)
     context: int = field(validator=whole(1, POSITIONS_MAX))
     """Positions to reserve."""
     dtype: Dtype = Dtype.F32
     seal: bytes = field(default=bytes(32), validator=blob(32, 32), repr=shown_size)
-    """Of the nonce that chooses what is audited, shown before the nonce is; zeros ask for no
+    """Hash of the nonce that chooses what is audited, shown before the nonce is; zeros ask for no
     evidence."""
     sponsor: Sponsor | None = field(default=None, validator=v.optional(v.instance_of(Sponsor)))
     """On whose account, where not on the requester's own: a full stage may prefer that one."""
+    blocks: bool = field(default=False, validator=v.instance_of(bool))
+    """Whether steps will hold blocks; a stage that cannot run them refuses."""
 
 
 @frozen
@@ -157,7 +160,7 @@ class Opened:
 
 @frozen
 class Connect:
-    """Send what is computed to this peer from now on, what was computed before too."""
+    """Send all results to this peer from now on, including those already computed."""
 
     number: int = field(validator=_NUMBER)
     peer: PeerId = field(validator=PEER)
@@ -165,7 +168,7 @@ class Connect:
     sent: int = field(validator=_NUMBER)
     """It has all steps up to this one."""
     known: int = field(validator=_NUMBER)
-    """Nobody waits for the answers to steps up to this one, so they may come together."""
+    """The requester waits for no step up to this one, so they may be sent together."""
 
 
 @frozen
@@ -177,7 +180,7 @@ class Connected:
 
 @frozen
 class Expect:
-    """Take steps from this peer from now on, and from nobody else."""
+    """Take steps from this peer only, from now on."""
 
     number: int = field(validator=_NUMBER)
     peer: PeerId = field(validator=PEER)
@@ -185,18 +188,18 @@ class Expect:
 
 @frozen
 class Expecting:
-    """Nothing of the peer before is taken any more."""
+    """Nothing more is accepted from the previous peer."""
 
     number: int = field(validator=_NUMBER)
     received: int = field(validator=_NUMBER)
-    """The last step that came."""
+    """The last step that arrived."""
 
 
 @frozen
 class Idle:
-    """The requester waits for nothing behind this step: the session is between two answers.
+    """The requester waits for nothing after this step: the session is between two answers.
 
-    No stage could tell that from waiting for a slow or a lost one. The next step ends it.
+    No stage could tell that from waiting for a slow or lost peer. The next step ends it.
     """
 
     number: int = field(validator=_NUMBER)
@@ -204,7 +207,7 @@ class Idle:
 
 @frozen
 class Lost:
-    """A neighbour went away, or sent nonsense; the session waits for another in its place."""
+    """A neighbour went away or sent nonsense; the session waits for a replacement."""
 
     peer: PeerId = field(validator=PEER)
     text: str = field(validator=text(TEXT_CHARS_MAX))
@@ -212,12 +215,12 @@ class Lost:
 
 @frozen
 class Leaving:
-    """The sender serves the session on, but would like to be replaced."""
+    """The sender keeps serving the session, but would like to be replaced."""
 
 
 @frozen
 class Link:
-    """Steps of a session will come on this channel."""
+    """The steps of a session will come on this channel."""
 
     session: SessionId = field(validator=SESSION)
 
@@ -229,7 +232,7 @@ class Linked:
 
 @frozen
 class Attach:
-    """The requester's channel from the last stage: what that computes is to be sent here."""
+    """The requester's channel from the last stage, which is to send its rows here."""
 
     session: SessionId = field(validator=SESSION)
     sent: int = field(default=0, validator=_NUMBER)
@@ -249,14 +252,14 @@ class Step:
     """
 
     number: int = field(validator=whole(0, 1 << 62))
-    """Counts the requester's steps; an answer carries its question's."""
+    """Counts the requester's steps; an answer repeats its question's number."""
     position: int = field(validator=whole(0, POSITIONS_MAX))
     count: int = field(validator=whole(1, ROWS_PER_DECODE_MAX))
-    wide: bool = field(validator=v.instance_of(bool))
-    """Which matrix kernels compute these rows, so that whoever replays them gets the same bits."""
+    regime: Regime = field(converter=from_wire)
+    """Which kernels compute these rows, so that whoever replays them gets the same bits."""
     rows: bytes = field(validator=blob(ROWS_BYTES_MAX), repr=shown_size)
     decoding_us: tuple[int, ...] = field(default=(), validator=many(int, ROUTE_HOPS_MAX))
-    """What each stage so far says it spent on decoding, in microseconds."""
+    """Microseconds of decoding that each stage so far reports."""
 
 
 @frozen
@@ -266,9 +269,9 @@ class Refused:
     code: Refusal = field(validator=v.instance_of(Refusal))
     text: str = field(validator=text(TEXT_CHARS_MAX))
     peer: PeerId = field(validator=PEER)
-    """Who says so: the sender, whatever stands here; see `peers.steps.messaging.receive`."""
+    """The sender, whatever it wrote here; see `peers.steps.messaging.receive`."""
     retry_ms: int = field(default=0, validator=whole(0, RETRY_MS_MAX))
-    """When to come back, in milliseconds; 0 is not said."""
+    """When to come back, in milliseconds; 0 means not stated."""
 
 
 @frozen
@@ -276,7 +279,7 @@ class AskManifest:
     """What is this model made of?"""
 
     number: int = field(validator=_NUMBER)
-    """Counts the fetcher's questions on a channel; an answer carries its question's."""
+    """Counts the fetcher's questions on a channel; an answer repeats its question's number."""
     model: ModelId = field(validator=HASH)
 
 
@@ -299,11 +302,11 @@ class AskHeld:
 
 @frozen
 class Held:
-    """Which chunks of the parts that were asked for the sender holds, part by part."""
+    """Which chunks the sender holds of the parts that were asked about, part by part."""
 
     number: int = field(validator=_NUMBER)
     bitmaps: tuple[bytes, ...] = field(validator=_BITMAPS)
-    """Bit ``i % 8`` of byte ``i // 8`` stands for chunk ``i``; what is not there is not held."""
+    """Bit ``i % 8`` of byte ``i // 8`` stands for chunk ``i``; missing bytes mean not held."""
 
 
 @frozen
@@ -311,7 +314,7 @@ class AskChunks:
     """Give me these chunks of a model's part."""
 
     number: int = field(validator=_NUMBER)
-    """The first one's answer carries this number, the next one's the next."""
+    """The first chunk's answer carries this number, the second one's the next."""
     model: ModelId = field(validator=HASH)
     part: PartHash = field(validator=HASH)
     indices: tuple[int, ...] = field(validator=_INDICES)
@@ -319,7 +322,7 @@ class AskChunks:
 
 @frozen
 class Chunk:
-    """One chunk of a part, whose BLAKE3 must be as in the manifest."""
+    """One chunk of a part, whose BLAKE3 must match the manifest."""
 
     number: int = field(validator=_NUMBER)
     data: bytes = field(validator=blob(CHUNK_BYTES, 1), repr=shown_size)

@@ -1,12 +1,12 @@
-"""What a model is called before people."""
+"""Names of models for people."""
 
 import re
 
 _KNOWN = {"Smollm2 135M 8k Lc100K Mix1 Ep2": "SmolLM2-135M-Instruct"}
-"""Files whose own name is that of a training run, by what everybody calls them."""
+"""Common names of models whose files carry the name of a training run."""
 
 _COMMIT = re.compile(r"[0-9a-f]{32,64}")
-"""A file that was converted from a download may be called by its folder there."""
+"""A file converted from a download may be named after its folder there, a commit."""
 
 
 def readable_name(name: str) -> str:

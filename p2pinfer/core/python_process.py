@@ -1,4 +1,4 @@
-"""Starting further processes of p2pinfer: they import what this one does, whatever the folder."""
+"""Starting helper processes of p2pinfer: they import the same code, in any current folder."""
 
 import os
 import sys
@@ -10,20 +10,20 @@ _ROOT = Path(__file__).parents[2]
 
 
 def python_command(module: str, *words: str) -> list[str]:
-    """Return the command that runs a module of ours in a process of its own.
+    """Return the command that runs one of our modules in a new process.
 
-    Python puts the current folder in front of everything that a module may import, so that a
-    ``numpy.py`` which happens to lie there would run instead of numpy. ``-P`` leaves it out.
+    Python puts the current folder before everything else on the import path, so that a
+    ``numpy.py`` that happens to be there would run instead of numpy. ``-P`` leaves it out.
     """
     return [sys.executable, "-P", "-m", module, *words]
 
 
 def python_environment(base: Mapping[str, str] = os.environ) -> dict[str, str]:
-    """Return the environment in which such a command finds this very p2pinfer.
+    """Return the environment in which such a command finds this copy of p2pinfer.
 
-    A checkout that is run without being installed was found in the current folder, which helpers
-    do not look through; so they are told. What is installed is found in any case, and would go in
-    front of Python's own library.
+    A checkout that runs without being installed was found in the current folder, which helpers
+    do not search; so its path is passed on. An installed copy is found anyway, and its path would
+    go before Python's own library.
     """
     if _ROOT.name in {"site-packages", "dist-packages"}:
         return dict(base)

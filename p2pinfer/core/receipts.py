@@ -2,7 +2,7 @@
 
 A receipt at a position commits its signer to every row before it, in and out, with the regimes;
 the next one supersedes it. Its body has a fixed layout, so that there is one way to write it, and
-every field counts: whoever changes one has no signature for the result.
+the signature covers every field.
 """
 
 import struct
@@ -23,7 +23,7 @@ RECEIPT_BYTES_MAX = 300
 """Body and signature, per stage and checkpoint."""
 
 SIGNED_AS = b"p2pinfer receipt 1\0"
-"""Put in front of a body before it is signed, so that no other signature of the key will do."""
+"""Prepended to a body before signing, so that a signature for another purpose is no receipt."""
 
 _BODY = struct.Struct("<32sHHIIQ32s32s16s")
 BODY_BYTES = _BODY.size
@@ -33,11 +33,11 @@ _ROOT: Any = blob(32, 32)
 
 
 class BadReceipt(ValueError):
-    """The bytes are no receipt, or it is not its signer's."""
+    """The bytes are not a receipt, or its signature does not match."""
 
 
 def seal_of(nonce: bytes) -> bytes:
-    """Return what a requester shows of its nonce before it shows the nonce itself."""
+    """Return the seal: what a requester shows before it reveals the nonce."""
     return blake3(nonce, derive_key_context="p2pinfer 1 audit nonce").digest()
 
 
@@ -50,10 +50,10 @@ class Terms:
     requester: PeerId = field(validator=PEER)
     dtype: str = field(validator=v.in_(("f32", "f16")))
     seal: bytes = field(validator=_ROOT, repr=shown_size)
-    """Of the nonce that will choose what is audited; see ``seal_of``."""
+    """Seal of the nonce that will choose what is audited; see ``seal_of``."""
 
     def digest(self) -> bytes:
-        """Return the BLAKE3 that stands for the terms in a receipt."""
+        """Return the BLAKE3 hash that stands for the terms in a receipt."""
         state = blake3(derive_key_context="p2pinfer 1 terms")
         for part in (self.model, self.requester, self.dtype):
             text = part.encode()
@@ -63,7 +63,7 @@ class Terms:
 
 @frozen
 class Receipt:
-    """A stage's word for the first ``position`` rows of a session."""
+    """A stage's commitment to the first ``position`` rows of a session."""
 
     terms: bytes = field(validator=_ROOT, repr=shown_size)
     """Digest of the session's terms."""
@@ -72,16 +72,16 @@ class Receipt:
     number: int = field(validator=whole(0, (1 << 32) - 1))
     """Counts the signer's receipts in the session."""
     position: int = field(validator=whole(0, POSITIONS_MAX))
-    """The roots are over the positions before this one."""
+    """The roots cover the positions before this one."""
     rows: int = field(validator=whole(0, 1 << 62))
-    """Computed in the session so far, dropped ones too: the work of the signer's layers."""
+    """Rows computed in the session so far, dropped ones too: the work of the signer's layers."""
     received: bytes = field(validator=_ROOT, repr=shown_size)
     sent: bytes = field(validator=_ROOT, repr=shown_size)
     numerics: bytes = field(validator=blob(16, 16))
     """The signer's numerics class."""
 
     def body(self) -> bytes:
-        """Return the bytes that are signed, behind ``SIGNED_AS``."""
+        """Return the bytes that are signed, after ``SIGNED_AS``."""
         return _BODY.pack(
             self.terms,
             self.first,
@@ -96,10 +96,10 @@ class Receipt:
 
     @classmethod
     def parse(cls, body: bytes) -> "Receipt":
-        """Read back what ``body`` wrote.
+        """Parse what ``body`` wrote.
 
         Raises:
-            BadReceipt: it did not.
+            BadReceipt: the bytes are not a receipt's body.
         """
         if len(body) != BODY_BYTES:
             raise BadReceipt(f"a receipt has {BODY_BYTES} bytes, not {len(body)}")
@@ -112,7 +112,7 @@ class Receipt:
 
 @frozen
 class Signed:
-    """A receipt as it travels; whose it is stands outside, and only that key's signature fits."""
+    """A receipt as it travels; the signer is named elsewhere, and only its key's signature fits."""
 
     body: bytes = field(validator=blob(BODY_BYTES, BODY_BYTES), repr=shown_size)
     signature: bytes = field(validator=blob(SIGNATURE_BYTES, SIGNATURE_BYTES), repr=shown_size)

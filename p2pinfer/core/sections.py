@@ -6,7 +6,7 @@
     signature  Ed25519 by the author, 64 bytes, over a prefix and the BLAKE3 of all before
 
 Each body is msgpack. Every byte is covered twice, so a changed one is noticed and its section
-named; who changes a section with its hash lacks the author's signature.
+named; changing a section together with its hash breaks the author's signature.
 """
 
 from collections.abc import Callable, Iterator, Mapping
@@ -24,7 +24,7 @@ _HASH_BYTES = 32
 
 
 class BadFile(ValueError):
-    """The file is none of its kind, or something in it is not what it was; the text says where."""
+    """The file is not of this kind, or part of it was changed; the text says where."""
 
 
 def write(magic: bytes, sections: Mapping[str, Any]) -> bytes:
@@ -33,17 +33,17 @@ def write(magic: bytes, sections: Mapping[str, Any]) -> bytes:
 
 
 def to_sign(prefix: bytes, body: bytes) -> bytes:
-    """Return what the author signs of a file's body."""
+    """Return the bytes that the author signs for a file's body."""
     return prefix + blake3(body).digest()
 
 
 def read(
     data: bytes, magic: bytes, bytes_max: int, build: Callable[[dict[str, Any]], T]
 ) -> tuple[T, bytes, bytes]:
-    """Return what ``build`` makes of a file's sections, the body, and the signature, unchecked.
+    """Return what ``build`` makes of a file's sections, the body, and the unchecked signature.
 
     Raises:
-        BadFile: it is damaged or none, or not what ``build`` and its ``body`` would write.
+        BadFile: it is damaged, not of this kind, or not what ``build`` and ``body`` would write.
     """
     if not data.startswith(magic):
         kind = magic.decode().strip()
@@ -54,7 +54,7 @@ def read(
     sections = dict(_sections(body, len(magic)))
     try:
         found: Any = build(sections)
-        if found.body() != body:  # an order, a name or an encoding that none of ours has
+        if found.body() != body:  # an order, a name or an encoding that we never write
             raise ValueError("it is not written as such files are")
     except (ValueError, TypeError, KeyError, IndexError, BadReceipt) as error:
         raise BadFile(f"the sections do not fit together: {error}"[:300]) from error

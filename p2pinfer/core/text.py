@@ -5,7 +5,7 @@ from collections.abc import Sequence
 
 
 class TextStream:
-    """Bytes in, text out: never half a character, never a part of what may become a stop string.
+    """Bytes in, text out: never half a character, never part of a possible stop string.
 
     A stop string ends the text and is not part of it.
     """
@@ -19,7 +19,7 @@ class TextStream:
 
     @property
     def held(self) -> int:
-        """How many characters are held back, since they may begin a stop string."""
+        """How many characters are held back because they may begin a stop string."""
         return len(self._held)
 
     def feed(self, piece: bytes) -> str:
@@ -36,7 +36,7 @@ class TextStream:
         if self.stopped:
             return ""
         text = self._held + text
-        # The one that is complete first counts: that does not depend on how the bytes were cut.
+        # The first complete one counts: that does not depend on how the bytes were cut.
         found = [(at + len(stop), at) for stop in self._stops if (at := text.find(stop)) >= 0]
         if found:
             self.stopped, self._held = True, ""
@@ -49,7 +49,7 @@ class TextStream:
 
 
 def printable(text: str) -> str:
-    """Return a text on one line, without what a terminal would obey."""
+    """Return a text on one line, without terminal control codes."""
     return "".join(c if c.isprintable() else " " for c in text)
 
 

@@ -63,7 +63,7 @@ class Audited:
         return f"{short(self.peer)} {layers}, run again{by}: {self.verdict}{at}{blame}"
 
     def in_short(self) -> str:
-        """Say it to whoever wants to know no more than whether to trust the answer."""
+        """Say it briefly, for a person who only wants to know whether to trust the answer."""
         match self.verdict:
             case AuditVerdict.SAME | AuditVerdict.CLOSE:
                 return f"{short(self.peer)} was re-run by {' and '.join(map(short, self.by))}: same"
@@ -90,10 +90,10 @@ class Trust:
         return not self.broken and all(each.verdict not in _FAILED for each in self.audits)
 
     def chance(self, one_in: int) -> float:
-        """How likely a stage that cheats at one checkpoint in so many is caught in this answer.
+        """How likely a stage that cheats at one checkpoint in ``one_in`` is caught in this answer.
 
-        An audit replays all of a stage's part, so it finds any cheat in it: whoever cheated here
-        at all was caught with ``rate``.
+        An audit replays all of a stage's part, so it finds any cheat in it: a stage that cheated
+        here at all was caught with ``rate``.
         """
         checkpoints = -(-self.positions // CHECKPOINT_POSITIONS)
         cheats: float = 1 - (1 - 1 / one_in) ** checkpoints
@@ -132,11 +132,11 @@ class Trust:
             whose = "All peers are" if self.rate == 1 else f"Of all peers, {share}"
             found.append(
                 f"{whose} run again by another peer or by this"
-                " machine, drawn after all have signed: whoever cheated in this answer had a"
-                f" chance of {100 * self.rate:.3g} % to be caught."
+                " machine, drawn after all have signed: a peer that cheated in this answer had a"
+                f" chance of {100 * self.rate:.3g} % of being caught."
             )
         else:
-            found.append("Nobody is run again, so whoever cheated in it was not caught.")
+            found.append("No peer is run again, so a peer that cheated here was not caught.")
         return found
 
     def as_dict(self) -> dict[str, Any]:

@@ -11,23 +11,24 @@ import msgpack
 from attrs import fields, has
 
 from p2pinfer.core.advertisement import Heard, State
-from p2pinfer.core.messages import Chunk, Dtype, Message, Refusal, Step
+from p2pinfer.core.messages import Chunk, Dtype, Message, Open, Refusal, Step
+from p2pinfer.core.regimes import on_wire
 
 M = TypeVar("M")
 
 
 _EMPTY_BYTES = 2
-"""Of msgpack's empty string of bytes."""
+"""Size of msgpack's empty byte string."""
 _BIN32 = b"\xc6"
-"""What begins a string of bytes in msgpack whose length is four bytes."""
+"""msgpack's tag for a byte string with a four-byte length."""
 
 
 class BadMessage(ValueError):
-    """The bytes are no message of the kind that is due here."""
+    """The bytes are not a message of a kind that is due here."""
 
 
 def _exactly(value: Any, kind: type) -> Any:
-    """Take a value only if it is of the very type: cattrs alone would make 5 of "5"."""
+    """Accept a value only if it is of exactly this type: cattrs alone would make 5 of "5"."""
     if type(value) is not kind:
         raise TypeError(f"{type(value).__name__} instead of {kind.__name__}")
     return value
@@ -41,13 +42,20 @@ def _all_fields(values: Any, kind: Any) -> Any:
 
 
 def _all_items(values: Any, kind: Any) -> Any:
-    """Build a tuple of many from an array only: cattrs alone would take a text apart."""
+    """Build a tuple from an array only: cattrs alone would take a text apart."""
     (item, _) = get_args(kind)
     return tuple(_converter.structure(value, item) for value in _exactly(values, tuple))
 
 
 def _of_step(step: Step) -> tuple[Any, ...]:
-    return step.number, step.position, step.count, step.wide, step.rows, step.decoding_us
+    regime = on_wire(step.regime)
+    return step.number, step.position, step.count, regime, step.rows, step.decoding_us
+
+
+def _of_open(opened: Open) -> tuple[Any, ...]:
+    """Leave out at the end what peers who know no blocks would not understand."""
+    values: tuple[Any, ...] = _converter.unstructure_attrs_astuple(opened)
+    return values if opened.blocks else values[:-1]
 
 
 def _of_heard(heard: Heard) -> tuple[Any, ...]:
@@ -65,11 +73,12 @@ _converter.register_structure_hook_func(has, _all_fields)
 _converter.register_structure_hook_func(
     lambda kind: getattr(kind, "__origin__", None) is tuple, _all_items
 )
-# What every token waits for, 4 times in a chain of 3, and what a newcomer hears of each peer: their
-# fields need no building, and their validators check all that the strict hooks would.
+# On the path of every token, 4 times in a chain of 3, and of each peer that a newcomer learns of:
+# their fields need no building, and their validators check all that the strict hooks would.
 for _flat, _of in ((Step, _of_step), (Heard, _of_heard)):
     _converter.register_structure_hook(_flat, lambda values, kind: kind(*values))
     _converter.register_unstructure_hook(_flat, _of)
+_converter.register_unstructure_hook(Open, _of_open)
 for _enum in (Dtype, Refusal, State):
     _converter.register_structure_hook(_enum, lambda value, kind: kind(value))
 
@@ -85,10 +94,10 @@ def encode(message: Message) -> bytes:
 
 
 def decode(data: bytes, *due: type[M]) -> M:
-    """Return the message that the bytes hold, which must be of one of the kinds that are due.
+    """Return the message that the bytes hold, which must be of one of the ``due`` kinds.
 
     Raises:
-        BadMessage: it is something else, or breaks a limit of ``messages``.
+        BadMessage: it is something else, or exceeds a limit of ``messages``.
     """
     try:
         name, *values = msgpack.unpackb(data, use_list=False)

@@ -1,24 +1,27 @@
 """What is remembered of a session at one end: both trees, and rows that are kept nowhere else.
 
-A step costs an append while a token waits for it; rows are hashed when a receipt is due, behind
-the step's back. Rows go in and out in lockstep, so a receipt never mixes what was dropped with what
-came instead.
+A step costs one append while a token waits for it; rows are hashed later, when a receipt is due.
+Rows go in and out in lockstep, so a receipt never mixes dropped rows with those that replaced
+them.
 """
 
 from collections.abc import Callable, Iterable
+from itertools import groupby
+from typing import Final
 
 from attrs import frozen
 
 from p2pinfer.core.merkle import Tree
 from p2pinfer.core.receipts import CHECKPOINT_POSITIONS, SIGNED_AS, Receipt, Signed
+from p2pinfer.core.regimes import Regime
 
 UNHASHED_STEPS_MAX = 4 * CHECKPOINT_POSITIONS
-"""Hashed at once when so many wait: nobody asks for receipts, and memory must stay bounded."""
+"""Hashed at once when this many wait: even without receipts, memory must stay bounded."""
 
 
 @frozen
 class Seat:
-    """Whose receipts these are, and what they say beside roots."""
+    """Whose receipts these are, and what they say besides roots."""
 
     terms: bytes
     """Digest of the session's terms."""
@@ -28,28 +31,42 @@ class Seat:
     sign: Callable[[bytes], bytes]
 
 
+_OTHER: Final = {Regime.WIDE: Regime.NARROW, Regime.NARROW: Regime.WIDE}
+
+
 @frozen
 class OpenedRows:
-    """Rows at consecutive positions, as on the wire, and which of them ran wide."""
+    """Rows at consecutive positions, as on the wire, and the regime that each ran in."""
 
-    regimes: tuple[bool, ...]
+    regimes: tuple[Regime, ...]
     rows: bytes
 
 
-def runs_of(regimes: Iterable[bool]) -> tuple[int, ...]:
-    """Return lengths of runs, wide and narrow in turn, a wide one first; it may be empty."""
-    found, wide = [0], True
-    for each in regimes:
-        if each is not wide:
-            found.append(0)
-            wide = each
-        found[-1] += 1
+def runs_of(regimes: Iterable[Regime]) -> tuple[int, ...]:
+    """Return lengths of runs: those of blocks negative, the others wide and narrow in turn.
+
+    A wide one comes first; one that only keeps them in turn is 0.
+    """
+    found: list[int] = []
+    due = Regime.WIDE
+    for regime, same in groupby(regimes):
+        length = sum(1 for _ in same)
+        if regime is Regime.BLOCK:
+            found.append(-length)
+            continue
+        found += [length] if regime is due else [0, length]
+        due = _OTHER[regime]
     return tuple(found)
 
 
-def regimes_of(runs: Iterable[int]) -> tuple[bool, ...]:
-    """Return for each position whether it ran wide: what ``runs_of`` was given."""
-    return tuple(index % 2 == 0 for index, length in enumerate(runs) for _ in range(length))
+def regimes_of(runs: Iterable[int]) -> tuple[Regime, ...]:
+    """Return each position's regime: what ``runs_of`` was given."""
+    found: list[Regime] = []
+    due = Regime.WIDE
+    for length in runs:
+        found += [Regime.BLOCK if length < 0 else due] * abs(length)
+        due = due if length < 0 else _OTHER[due]
+    return tuple(found)
 
 
 class Rows:
@@ -58,31 +75,31 @@ class Rows:
     def __init__(self, *, keep: bool) -> None:
         self.tree = Tree()
         self._kept: list[bytes] | None = [] if keep else None
-        self._wide: list[bool] = []
+        self._regimes: list[Regime] = []
 
-    def put(self, position: int, count: int, rows: bytes, *, wide: bool) -> None:
+    def put(self, position: int, count: int, rows: bytes, *, regime: Regime) -> None:
         """Put rows at consecutive positions in place of what lies there and beyond."""
         self.tree.truncate(position)
-        del self._wide[position:]
-        self._wide += [wide] * count
+        del self._regimes[position:]
+        self._regimes += [regime] * count
         if self._kept is not None:
             del self._kept[position:]
         size = len(rows) // count
         for start in range(0, len(rows), size):
             row = rows[start : start + size]
-            self.tree.append(row, wide=wide)
+            self.tree.append(row, regime=regime)
             if self._kept is not None:
                 self._kept.append(row)
 
-    def regimes(self, count: int) -> tuple[bool, ...]:
-        """Return which of the first so many rows ran wide."""
-        return tuple(self._wide[:count])
+    def regimes(self, count: int) -> tuple[Regime, ...]:
+        """Return the regimes that the first so many rows ran in."""
+        return tuple(self._regimes[:count])
 
     def open(self, position: int, count: int) -> OpenedRows:
-        """Return rows that lie in the tree."""
+        """Return rows that are in the tree."""
         assert self._kept is not None
         kept = self._kept[position : position + count]
-        return OpenedRows(tuple(self._wide[position : position + count]), b"".join(kept))
+        return OpenedRows(tuple(self._regimes[position : position + count]), b"".join(kept))
 
 
 class Witness:
@@ -90,7 +107,7 @@ class Witness:
 
     def __init__(self, *, keep: bool) -> None:
         self._received, self._sent = Rows(keep=keep), Rows(keep=keep)
-        self._unhashed: list[tuple[int, int, bool, bytes, bytes]] = []
+        self._unhashed: list[tuple[int, int, Regime, bytes, bytes]] = []
         self._checkpoint = CHECKPOINT_POSITIONS
         self._length = self._number = 0
         self.rows = 0
@@ -98,7 +115,7 @@ class Witness:
 
     @property
     def length(self) -> int:
-        """Positions that it holds."""
+        """How many positions it holds."""
         return self._length
 
     @property
@@ -113,12 +130,14 @@ class Witness:
         self._hash()
         return self._sent
 
-    def add(self, position: int, count: int, received: bytes, sent: bytes, *, wide: bool) -> bool:
+    def add(
+        self, position: int, count: int, received: bytes, sent: bytes, *, regime: Regime
+    ) -> bool:
         """Remember a step; returns whether a checkpoint is due."""
         assert position <= self._length
         if len(self._unhashed) == UNHASHED_STEPS_MAX:
             self._hash()
-        self._unhashed.append((position, count, wide, received, sent))
+        self._unhashed.append((position, count, regime, received, sent))
         self._length = position + count
         self.rows += count
         if position < self._checkpoint - CHECKPOINT_POSITIONS:
@@ -127,7 +146,7 @@ class Witness:
         return self._length >= self._checkpoint
 
     def due(self, seat: Seat) -> list[Signed]:
-        """Sign for every checkpoint that was passed since the last call."""
+        """Sign for every checkpoint passed since the last call."""
         found = []
         while self._length >= self._checkpoint:
             found.append(self.sign(seat, self._checkpoint))
@@ -152,7 +171,7 @@ class Witness:
         return Signed(body, seat.sign(SIGNED_AS + body))
 
     def _hash(self) -> None:
-        for position, count, wide, received, sent in self._unhashed:
-            self._received.put(position, count, received, wide=wide)
-            self._sent.put(position, count, sent, wide=wide)
+        for position, count, regime, received, sent in self._unhashed:
+            self._received.put(position, count, received, regime=regime)
+            self._sent.put(position, count, sent, regime=regime)
         self._unhashed.clear()

@@ -5,6 +5,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from p2pinfer.core.errors import EngineError
+from p2pinfer.core.regimes import Regime
 from p2pinfer.core.sampling import Sampling
 
 
@@ -30,7 +31,7 @@ called as soon as that is known, without a pass of the scheduler in between; it 
 class EngineSession(Protocol):
     """One session's KV cells in a stage."""
 
-    def submit(self, position: int, rows: bytes, done: Done, *, wide: bool) -> None:
+    def submit(self, position: int, rows: bytes, done: Done, *, regime: Regime) -> None:
         """Line up float32 rows at consecutive positions; what lies beyond ``position`` is dropped.
 
         Decodes of one session run, and are done, in the order of submission. After ``close`` none
@@ -77,6 +78,11 @@ class StageEngine(Protocol):
         """Digest of how it computes; see ``probe``."""
         ...
 
+    @property
+    def blocks(self) -> bool:
+        """Whether it computes blocks exactly; if not, rows may come narrow and wide alone."""
+        ...
+
     def open(self, end: int) -> EngineSession:
         """Reserve a session's cells in layers ``first`` up to but not including ``end``.
 
@@ -120,15 +126,15 @@ class EndsSession(Protocol):
         """Sample so from now on; ``recent`` are the tokens that a penalty may look back on."""
         ...
 
-    async def embed(self, position: int, tokens: list[int], *, wide: bool) -> Decoded:
+    async def embed(self, position: int, tokens: list[int], *, regime: Regime) -> Decoded:
         """Run tokens through the embedding and the first layers."""
         ...
 
-    async def absorb(self, position: int, rows: bytes, *, wide: bool) -> int:
+    async def absorb(self, position: int, rows: bytes, *, regime: Regime) -> int:
         """Run rows through the last layers for their KV cache alone; returns microseconds."""
         ...
 
-    async def next(self, position: int, rows: bytes, *, wide: bool) -> NextToken:
+    async def next(self, position: int, rows: bytes, *, regime: Regime) -> NextToken:
         """Run rows through the last layers and the head, and sample what follows the last one."""
         ...
 
@@ -163,6 +169,11 @@ class Ends(Protocol):
     @property
     def vocabulary(self) -> int:
         """How many tokens there are."""
+        ...
+
+    @property
+    def blocks(self) -> bool:
+        """As of ``StageEngine``."""
         ...
 
     async def tokenize(self, text: str, *, special: bool) -> list[int]:

@@ -4,28 +4,41 @@ A model file comes from a stranger. Its template runs in Jinja's sandbox, which 
 Python's internals, and in a process of its own, whose time and memory are bounded: a sandbox alone
 lets ``{{ 'x' * 10**10 }}`` and loops without end through. It is kept for the next question, since
 starting one takes 60 ms, and on a busy machine a second; what takes too long is killed with it.
+
+Templates find what transformers' ``apply_chat_template`` gives them. What people write is text: the
+prompt says where it spells a control token, so that nobody's words become somebody's turn.
 """
 
 import json
 import math
 import signal
-import subprocess
 import sys
-import threading
 import time
-import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
+from dataclasses import dataclass
+from datetime import datetime
+from functools import lru_cache
+from itertools import chain, groupby, pairwise
+from pathlib import Path
 from typing import Any, NoReturn
 
 import jinja2
+import msgpack
+from jinja2 import nodes
+from jinja2.ext import Extension
+from jinja2.parser import Parser
 from jinja2.sandbox import ImmutableSandboxedEnvironment
 
-from p2pinfer.core.errors import UnsupportedModel, UserError
-from p2pinfer.core.python_process import python_command, python_environment
+from p2pinfer.core.errors import UserError
+from p2pinfer.engine.helper_process import Helper, HelperEnded, answer_questions
+from p2pinfer.engine.special_tokens import NO_SPECIAL_TOKENS, SpecialTokens, Spellings
 
 Message = dict[str, str]
 """``role`` (system, user, assistant) and ``content``."""
+
+TEMPLATE_CHARS_MAX = 1_000_000
+"""Of a file; the longest known has 30,000."""
 
 PROMPT_CHARS_MAX = 4_000_000
 """What a template may make of a conversation: ten times what the longest contexts hold."""
@@ -46,116 +59,302 @@ CHATML = (
 )
 """For models that bring no template: the most common format, and llama.cpp's own default."""
 
-
 _OUT_OF_TIME: int = getattr(signal, "SIGXCPU", 1 << 16)  # some systems have none
+
+_MARKS = (range(0xFDD0, 0xFDF0), range(0xF0000, 0xFFFFE))
+"""Characters that Unicode keeps from all text, and many that it leaves to private use."""
+
+_NEEDLE = "needle-7f3a"
+"""What a probe looks for: no template says it of itself."""
+
+
+class BrokenTemplate(UserError):
+    """A chat template is no valid Jinja: nothing can be asked by messages."""
+
+
+def check_template(source: str) -> None:
+    """Raise BrokenTemplate unless a model's template is valid Jinja."""
+    if error := _syntax_error(source):
+        raise BrokenTemplate(
+            f"the model's chat template is broken: {error}; name a file with another one"
+            " (--chat-template FILE), or ask for completions, which need none"
+        )
+
+
+def template_remark(source: str | None, model: str) -> str | None:
+    """Say what a person should know of how a model is talked to, if anything."""
+    if source is None:
+        return (
+            f"{model} brings no chat template, so it is talked to in ChatML; where it was trained"
+            " on something else, its answers are poor: --chat-template FILE takes another one"
+        )
+    try:
+        check_template(source)
+    except BrokenTemplate as error:
+        return str(error)
+    return None
+
+
+def _syntax_error(source: str) -> str | None:
+    try:
+        _environment().parse(source)  # compiling would work out its constants
+    except (jinja2.TemplateError, RecursionError) as error:
+        return str(error)
+    return None
+
+
+def read_template(path: Path) -> str:
+    """Return the template in a file; raises UserError if it cannot be read, or is not Jinja."""
+    try:
+        with path.expanduser().open(encoding="utf-8") as file:
+            source = file.read(TEMPLATE_CHARS_MAX + 1)
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}") from error
+    except UnicodeDecodeError as error:
+        raise UserError(f"{path} is no chat template: it is not text in UTF-8") from error
+    if len(source) > TEMPLATE_CHARS_MAX:
+        raise UserError(f"{path} is no chat template: it has over {TEMPLATE_CHARS_MAX} characters")
+    if reason := _syntax_error(source):
+        raise UserError(f"{path} is no chat template: {reason}")
+    return source
+
+
+@dataclass(frozen=True)
+class Prompt:
+    """What a template made of a conversation."""
+
+    text: str
+    literal: tuple[int, ...] = ()
+    """Where what spells a control token is text all the same."""
 
 
 class ChatTemplate:
     """A model's chat template.
 
-    Raises:
-        UnsupportedModel: the template is not valid Jinja.
+    Args:
+        source: Jinja; None is ChatML.
+        special: the vocabulary's special tokens.
+        now: seconds since 1970, for templates that tell the model the date.
     """
 
-    def __init__(self, source: str | None, *, bos: str = "", eos: str = "") -> None:
-        self._source = source or CHATML
-        try:
-            _environment().parse(self._source)  # compiling would work out its constants
-        except (jinja2.TemplateError, RecursionError) as error:
-            raise UnsupportedModel(f"the model's chat template is broken: {error}") from error
-        self._tokens = {"bos_token": bos, "eos_token": eos}
-        self._renderer = _Renderer()
-        weakref.finalize(self, self._renderer.end)
+    def __init__(
+        self,
+        source: str | None,
+        special: SpecialTokens = NO_SPECIAL_TOKENS,
+        now: Callable[[], int] = lambda: time.time_ns() // 10**9,
+    ) -> None:
+        tokens = (special.bos, special.eos, special.control)
+        self._config = msgpack.packb([source or CHATML, *tokens])
+        self._now = now
+        arguments = [str(RENDER_CPU_S_MAX)]
+        self._helper = Helper("p2pinfer.engine.template", *arguments, answer_s_max=RENDER_S_MAX)
 
-    def render(self, messages: Sequence[Message]) -> str:
-        """Return the prompt that asks the assistant for the next message; blocks meanwhile.
+    async def render(self, messages: Sequence[Message], *, parse_special: bool = False) -> Prompt:
+        """Return the prompt that asks the assistant for the next message.
+
+        Where the template refuses a conversation as it is, turns of one role that follow each
+        other are merged, and system messages become part of the user's turn.
+
+        Args:
+            messages: the conversation so far.
+            parse_special: take what spells a control token in it for one.
 
         Raises:
             UserError: the template refuses these messages, or takes too much time or memory.
         """
-        values = {**self._tokens, "messages": list(messages), "add_generation_prompt": True}
-        prompt, problem = self._renderer.ask([self._source, values])
+        question = [self._config, list(messages), parse_special, self._now()]
+        try:
+            text, literal, problem = await self._helper.ask(question)
+        except HelperEnded as error:
+            if error.is_overdue or error.code == -_OUT_OF_TIME:
+                raise UserError("the model's chat template does not come to an end") from error
+            raise UserError(f"the model's chat template ended {error}") from error
         if problem is not None:
             raise UserError(f"the model's chat template refuses this: {problem}")
-        return str(prompt)
+        return Prompt(text, tuple(literal))
+
+    async def end(self) -> None:
+        """End the process that renders; it is started again when it is needed."""
+        await self._helper.end()
 
 
-class _Renderer:
-    """A process that renders one template after the other; it is started when it is needed."""
+class _Generation(Extension):
+    """Takes ``{% generation %}`` for no more than what it encloses: it marks text to train on."""
 
-    def __init__(self) -> None:
-        self._process: subprocess.Popen[bytes] | None = None
-        self._lock = threading.Lock()
+    tags = {"generation"}  # noqa: RUF012 -- as Jinja declares it
 
-    def ask(self, question: list[Any]) -> list[str | None]:
-        """Return the prompt or what is wrong; blocks meanwhile.
-
-        Raises:
-            UserError: the process took too long, or ended.
-        """
-        with self._lock:
-            if self._process is None or self._process.poll() is not None:
-                self.end()
-                self._process = _start()
-            process, overdue = self._process, threading.Event()
-
-            def stop() -> None:
-                overdue.set()
-                process.kill()
-
-            timer = threading.Timer(RENDER_S_MAX, stop)
-            timer.start()
-            try:
-                line = _exchange(process, json.dumps(question).encode() + b"\n")
-            finally:
-                timer.cancel()
-            if not line.endswith(b"\n"):
-                self.end()
-                if overdue.is_set() or process.returncode == -_OUT_OF_TIME:
-                    raise UserError("the model's chat template does not come to an end")
-                raise UserError(f"the model's chat template ended with code {process.returncode}")
-        answer: list[str | None] = json.loads(line)
-        return answer
-
-    def end(self) -> None:
-        """End the process, if there is one; it has nothing to save."""
-        process, self._process = self._process, None
-        if process:
-            process.kill()
-            process.communicate()  # closes the pipes, and waits
-
-
-def _start() -> subprocess.Popen[bytes]:
-    return subprocess.Popen(
-        python_command("p2pinfer.engine.template", str(RENDER_CPU_S_MAX)),
-        stdin=subprocess.PIPE,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.DEVNULL,
-        env=python_environment(),
-        process_group=0,  # a terminal's Ctrl-C stops an answer, and not this
-    )
-
-
-def _exchange(process: subprocess.Popen[bytes], question: bytes) -> bytes:
-    """Send a line and return the next one; less than a line if the process ends first."""
-    assert process.stdin
-    assert process.stdout
-    try:
-        process.stdin.write(question)
-        process.stdin.flush()
-    except BrokenPipeError:
-        return b""
-    return process.stdout.readline()
+    def parse(self, parser: Parser) -> list[nodes.Node]:
+        """Return what is enclosed."""
+        parser.stream.skip(1)
+        return parser.parse_statements(("name:endgeneration",), drop_needle=True)
 
 
 def _environment() -> ImmutableSandboxedEnvironment:
-    environment = ImmutableSandboxedEnvironment(trim_blocks=True, lstrip_blocks=True)
+    """Return what transformers compiles chat templates with, and the tag ``do``."""
+    extensions = ["jinja2.ext.loopcontrols", "jinja2.ext.do", _Generation]
+    environment = ImmutableSandboxedEnvironment(
+        trim_blocks=True, lstrip_blocks=True, extensions=extensions
+    )
+    environment.filters["tojson"] = _to_json  # Jinja's own is for HTML
     environment.globals["raise_exception"] = _refuse
     return environment
 
 
 def _refuse(text: str) -> NoReturn:
     raise jinja2.TemplateError(text)
+
+
+def _to_json(  # with transformers' arguments
+    value: Any,
+    ensure_ascii: bool = False,
+    indent: int | None = None,
+    separators: tuple[str, str] | None = None,
+    sort_keys: bool = False,
+) -> str:
+    return json.dumps(
+        value,
+        ensure_ascii=ensure_ascii,
+        indent=indent,
+        separators=separators,
+        sort_keys=sort_keys,
+    )
+
+
+class _Compiled:
+    """A template in the process that renders it."""
+
+    def __init__(self, source: str, bos: str, eos: str, control: Sequence[str]) -> None:
+        self._source = source
+        self._template = _environment().from_string(source)
+        # What transformers gives a template that is asked for no more than an answer.
+        self._values = {
+            "bos_token": bos,
+            "eos_token": eos,
+            "tools": None,
+            "documents": None,
+            "add_generation_prompt": True,
+        }
+        self._spellings = Spellings(control)
+        self._wants_parts = False
+        user = {"role": "user", "content": _NEEDLE}
+        if not self._tells([user]):
+            self._wants_parts = True
+            self._wants_parts = self._tells([user])
+        system = {"role": "system", "content": _NEEDLE}
+        self._knows_system = self._tells([system, {"role": "user", "content": "x"}])
+
+    def _tells(self, messages: list[Message]) -> bool:
+        """Whether the needle in a conversation comes through."""
+        try:
+            return _NEEDLE in self._generate(messages, 0)
+        except Exception:  # noqa: BLE001 -- a template may raise anything at all
+            return False
+
+    def render(
+        self, messages: list[Message], now: int, *, parse_special: bool
+    ) -> tuple[str, list[int]]:
+        """Return a prompt and where it is literal; raises what the template does."""
+        mark = ""
+        if not parse_special:
+            messages, mark = self._marked(messages)
+        refusal: Exception | None = None
+        for form in _forms(messages, knows_system=self._knows_system):
+            try:
+                return _unmarked(self._generate(form, now), mark)
+            except Exception as error:  # noqa: BLE001
+                refusal = refusal or error
+        assert refusal
+        raise refusal
+
+    def _generate(self, messages: list[Message], now: int) -> str:
+        def strftime_now(form: str) -> str:
+            return datetime.fromtimestamp(now).astimezone().strftime(form)
+
+        given: list[Any] = list(messages)
+        if self._wants_parts:
+            given = [{**m, "content": [{"type": "text", "text": m["content"]}]} for m in messages]
+        values = {**self._values, "messages": given, "strftime_now": strftime_now}
+        prompt = ""
+        for part in self._template.generate(values):
+            prompt += part
+            if len(prompt) > PROMPT_CHARS_MAX:
+                raise MemoryError(f"it makes more than {PROMPT_CHARS_MAX:,} characters")
+        return prompt
+
+    def _marked(self, messages: list[Message]) -> tuple[list[Message], str]:
+        """Put a character that nobody wrote into what spells a control token.
+
+        So a template can do with a text whatever it likes, and what it leaves of it is found.
+        """
+        contents = [message["content"] for message in messages]
+        spelled = [[at for at, _ in self._spellings.find(content)] for content in contents]
+        if not any(spelled):
+            return messages, ""
+        taken = set(self._source).union(*contents)
+        mark = next((c for c in map(chr, chain(*_MARKS)) if c not in taken), None)
+        if mark is None:
+            raise jinja2.TemplateError("it holds every character of private use")
+        marked = []
+        for message, places in zip(messages, spelled, strict=True):
+            content = message["content"]
+            cuts = [0, *(at + 1 for at in places), len(content)]
+            pieces = [content[begin:end] for begin, end in pairwise(cuts)]
+            marked.append({**message, "content": mark.join(pieces)})
+        return marked, mark
+
+
+def _unmarked(text: str, mark: str) -> tuple[str, list[int]]:
+    """Take the marks out of a prompt; returns where the character before each is."""
+    if not mark:
+        return text, []
+    pieces = text.split(mark)
+    literal, length = [], 0
+    for piece in pieces[:-1]:
+        length += len(piece)
+        literal.append(length - 1)
+    return "".join(pieces), literal
+
+
+def _forms(messages: list[Message], *, knows_system: bool) -> Iterator[list[Message]]:
+    """Yield a conversation as it is, or nearly, and then in forms that stricter templates take."""
+    is_led = knows_system and messages[0]["role"] == "system"
+    lead, rest = (messages[:1], messages[1:]) if is_led else ([], messages)
+    folded = _folded(messages)
+    forms = [
+        messages if knows_system else folded,
+        _merged(messages if knows_system else folded),
+        lead + _merged(_folded(rest)),
+        _merged(folded),
+    ]
+    for at, form in enumerate(forms):
+        if form not in forms[:at]:
+            yield form
+
+
+def _merged(messages: list[Message]) -> list[Message]:
+    """Merge turns of one role that follow each other, a blank line between them (as Ollama)."""
+    return [
+        {"role": role, "content": "\n\n".join(each["content"] for each in turns)}
+        for role, turns in groupby(messages, lambda each: each["role"])
+    ]
+
+
+def _folded(messages: list[Message]) -> list[Message]:
+    """Put system messages into the user's next turn, on lines of their own (as llama.cpp)."""
+    folded: list[Message] = []
+    waiting: list[str] = []
+    for message in [*messages, None]:
+        if message and message["role"] == "system":
+            waiting.append(message["content"])
+        elif message and message["role"] == "user":
+            folded.append({"role": "user", "content": "\n".join([*waiting, message["content"]])})
+            waiting = []
+        else:
+            if waiting:
+                folded.append({"role": "user", "content": "\n".join(waiting)})
+                waiting = []
+            folded += [message] if message else []
+    return folded
 
 
 def _bound_memory() -> None:
@@ -175,26 +374,30 @@ def _bound_time(cpu_s_max: int) -> None:
         resource.setrlimit(resource.RLIMIT_CPU, (math.ceil(time.process_time()) + cpu_s_max, most))
 
 
+@lru_cache(maxsize=1)
+def _compiled(config: bytes) -> _Compiled:
+    return _Compiled(*msgpack.unpackb(config))
+
+
+def _answer(question: list[Any]) -> list[Any]:
+    """Return the prompt and where it is literal, or else what is wrong."""
+    config, messages, parse_special, now = question
+    try:
+        return [*_compiled(config).render(messages, now, parse_special=parse_special), None]
+    except Exception as error:  # noqa: BLE001
+        return ["", [], f"{type(error).__name__}: {error}"[:500]]
+
+
 def main() -> None:
-    """Render what each line of input says; print the prompt or what is wrong, one of them null."""
+    """Render what each question says, within the processor time that the argument names."""
     cpu_s_max = int(sys.argv[1])
     _bound_memory()
-    for line in sys.stdin.buffer:
+
+    def answer(question: list[Any]) -> list[Any]:
         _bound_time(cpu_s_max)
-        sys.stdout.write(json.dumps(_rendered(*json.loads(line))) + "\n")
-        sys.stdout.flush()
+        return _answer(question)
 
-
-def _rendered(source: str, values: dict[str, Any]) -> list[str | None]:
-    try:
-        prompt = ""
-        for part in _environment().from_string(source).generate(values):
-            prompt += part
-            if len(prompt) > PROMPT_CHARS_MAX:
-                raise MemoryError(f"it makes more than {PROMPT_CHARS_MAX:,} characters")
-        return [prompt, None]
-    except Exception as error:  # noqa: BLE001 -- a template may raise anything at all
-        return [None, f"{type(error).__name__}: {error}"[:500]]
+    answer_questions(answer)
 
 
 if __name__ == "__main__":

@@ -7,7 +7,7 @@ import psutil
 import trio
 
 from p2pinfer.node.status_socket import running_pids
-from scheduler.owner_idle import Rest, Use, judge
+from scheduler.owner_idle import MachineUse, Rest, judge
 
 LOOK_S = 5.0
 """How often to look: a look takes milliseconds, and nobody waits a minute for his own machine."""
@@ -23,7 +23,7 @@ class ActivityMeter:
         self._busy_s = self._all_s = 0.0
         self.look()
 
-    def look(self) -> Use:
+    def look(self) -> MachineUse:
         """Return what went on since the last look."""
         times = psutil.cpu_times()
         free_s = times.idle + getattr(times, "iowait", 0.0)
@@ -35,7 +35,7 @@ class ActivityMeter:
         passed_s = max(busy_s + free_s - self._all_s, 1e-3)
         share = (busy_s - self._busy_s - grown_s) / passed_s
         self._ours_s, self._busy_s, self._all_s = ours_s, busy_s, busy_s + free_s
-        return Use(_on_battery(), min(max(share, 0.0), 1.0))
+        return MachineUse(_on_battery(), min(max(share, 0.0), 1.0))
 
     def _times(self) -> dict[int, float]:
         """Return the seconds that each of our processes has computed."""
@@ -64,7 +64,7 @@ def _on_battery() -> bool:
 
 async def heed_owner(
     rest: Callable[[str], None],
-    look: Callable[[], Awaitable[Use]],
+    look: Callable[[], Awaitable[MachineUse]],
     *,
     task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
 ) -> None:

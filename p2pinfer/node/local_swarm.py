@@ -13,6 +13,7 @@ from pathlib import Path
 import trio
 
 from p2pinfer.core.errors import P2pinferError, UserError, lone_errors
+from p2pinfer.core.layer_range import LayerRange
 from p2pinfer.core.python_process import python_command, python_environment
 from p2pinfer.engine.gguf.slicing import plan_stage
 from p2pinfer.engine.store.assemble import PartsModel
@@ -42,18 +43,16 @@ class LocalPeer:
     layers: str
 
 
-def split_layers(first: int, end: int, peers: int) -> list[tuple[int, int]]:
+def split_layers(first: int, end: int, peers: int) -> list[LayerRange]:
     """Cut a range of layers into as equal parts as there are peers."""
     count = end - first
     if not 1 <= peers <= min(count, PEERS_MAX):
         raise UserError(f"--peers must be from 1 to {min(count, PEERS_MAX)} for {count} layers")
     bounds = [first + count * i // peers for i in range(peers + 1)]
-    return list(pairwise(bounds))
+    return [LayerRange(*each) for each in pairwise(bounds)]
 
 
-def share_layers(
-    model: PartsModel, peers: int, keep: int, machine: Machine
-) -> list[tuple[int, int]]:
+def share_layers(model: PartsModel, peers: int, keep: int, machine: Machine) -> list[LayerRange]:
     """Return the range of each peer of a local swarm, and check whatever could stop one.
 
     Raises:
@@ -62,8 +61,8 @@ def share_layers(
     """
     check_keep(model.manifest, keep)
     ranges = split_layers(keep, model.info.layers - keep, peers)
-    for first, end in ranges:
-        plan_stage(model.header, first, end)
+    for layers in ranges:
+        plan_stage(model.header, layers.first, layers.end)
     check_weights(model, (part.name for part in model.manifest.parts), peers)
     check_memory(model, model.info.layers, machine)
     return ranges
@@ -72,7 +71,7 @@ def share_layers(
 @asynccontextmanager
 async def local_swarm(
     model: PartsModel,
-    ranges: Sequence[tuple[int, int]],
+    ranges: Sequence[LayerRange],
     *,
     machine: Machine,
     transport: str = "libp2p",
@@ -103,14 +102,14 @@ async def local_swarm(
     with tempfile.TemporaryDirectory(prefix="p2pinfer-") as home, lone_errors():
         async with trio.open_nursery() as nursery:
 
-            async def start(index: int, first: int, end: int) -> None:
+            async def start(index: int, layers: LayerRange) -> None:
                 own = homes / str(index) if homes and index else None
-                if own and not _holds(own, model, first, end):
+                if own and not _holds(own, model, layers):
                     await seeded.wait()
                 ways_in = [address for peer in found.values() for address in peer.addresses]
                 command = [
                     *python_command("p2pinfer", "join", "--json", "--until-stdin-closes"),
-                    *["--model", model.id, "--layers", f"{first}:{end}"],
+                    *["--model", model.id, "--layers", str(layers)],
                     *(["--bootstrap", *ways_in] if ways_in else []),
                     *["--identity", str(Path(home) / f"identity-{index}")],
                     *_alike(machine, transport),
@@ -134,8 +133,8 @@ async def local_swarm(
             try:
                 with trio.fail_after(READY_S_MAX):
                     async with trio.open_nursery() as starting:
-                        for index, (first, end) in enumerate(ranges):
-                            starting.start_soon(start, index, first, end)
+                        for index, layers in enumerate(ranges):
+                            starting.start_soon(start, index, layers)
                 yield [found[index] for index in range(len(ranges))]
             finally:
                 nursery.cancel_scope.cancel()
@@ -218,10 +217,11 @@ def store_of(home: Path) -> Store:
     return Store(home / "data" / "store")
 
 
-def _holds(home: Path, model: PartsModel, first: int, end: int) -> bool:
+def _holds(home: Path, model: PartsModel, layers: LayerRange) -> bool:
     """Whether a peer that keeps its things there needs to fetch nothing."""
     store = store_of(home)
-    return all(store.held(model.manifest.part(name)) for name in model.manifest.needed(first, end))
+    needed = model.manifest.needed(layers.first, layers.end)
+    return all(store.held(model.manifest.part(name)) for name in needed)
 
 
 async def wait_ready(process: trio.Process, log: Path) -> LocalPeer:

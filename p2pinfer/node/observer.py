@@ -1,9 +1,8 @@
 """Looking at a swarm without being part of it: who says what, and how far away they are."""
 
-import random
 import time
 from collections.abc import AsyncIterator, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,10 +13,13 @@ from p2pinfer.core.errors import PeerError, UserError, lone_errors
 from p2pinfer.core.ids import ModelId, PeerId
 from p2pinfer.core.model_names import readable_name
 from p2pinfer.node.reputation_file import load_standings
-from p2pinfer.node.requester import LAN_S_MAX, looks_around, open_transport
-from peers.discovery.directory import Directory
-from transports.base import Reach, Transport
-from transports.identity import ephemeral_identity
+from p2pinfer.node.swarm_connection import (
+    LAN_S_MAX,
+    SwarmConnection,
+    looks_around,
+    open_swarm_connection,
+)
+from transports.base import Reach
 
 REACH_S_MAX = 3.0
 """For a peer to be reached and to answer a ping."""
@@ -72,16 +74,13 @@ class Observer:
 
     def __init__(
         self,
-        transport: Transport,
-        directory: Directory,
-        ways_in: Sequence[str],
-        chance: random.Random,
+        swarm: SwarmConnection,
         *,
-        looks_around: bool = False,
+        looks_around: bool,
     ) -> None:
         self._looks_around = looks_around
-        self.transport, self.directory, self.chance = transport, directory, chance
-        self.ways_in = ways_in
+        self.transport, self.directory, self.chance = swarm.transport, swarm.directory, swarm.chance
+        self.ways_in = swarm.bootstrap
         self._standings = load_standings()
         self.failures: list[PeerError] = []
         """Ways in that did not answer the last time."""
@@ -155,27 +154,18 @@ class Observer:
             return None
         return self._standings.of(peer, trio.current_time()).value
 
-    async def _round_trip_s(self, peer: PeerId) -> float | None:
-        """Wait for the transport to have measured it, where it does."""
-        measure = getattr(self.transport, "rtt_s", None)
-        if measure is None:
-            return None
-        while (found := measure(peer)) is None:  # noqa: ASYNC110 -- it says nothing when it has
+    async def _round_trip_s(self, peer: PeerId) -> float:
+        """Wait for the transport to have measured it."""
+        while (found := self.transport.round_trip_s(peer)) is None:  # noqa: ASYNC110 -- no event
             await trio.sleep(LOOK_S)
-        return float(found)
+        return found
 
 
 @asynccontextmanager
 async def open_look(ways_in: Sequence[str], network: str | Reach) -> AsyncIterator[Observer]:
     """Look at a swarm while the block lasts."""
-    chance = random.Random()  # noqa: S311 -- picks whom to ask
-    identity = ephemeral_identity()
-    async with AsyncExitStack() as stack:
-        stack.enter_context(lone_errors())
-        transport = await stack.enter_async_context(open_transport("libp2p", identity, [], network))
-        directory = Directory(transport, identity, chance)
-        around = looks_around(network)
-        look = Observer(transport, directory, ways_in, chance, looks_around=around)
+    async with open_swarm_connection(ways_in, network) as swarm:
+        look = Observer(swarm, looks_around=looks_around(network))
         await look.renew()
         yield look
 

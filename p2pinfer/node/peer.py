@@ -1,7 +1,6 @@
 """Compose a real peer: it finds the swarm, chooses layers, fetches their parts, and serves them."""
 
 import logging
-import random
 import re
 import secrets
 from collections.abc import AsyncIterator, Callable, Iterable
@@ -17,7 +16,7 @@ from attrs import evolve
 from p2pinfer.core.advertisement import SESSIONS_MAX, Advertisement, State
 from p2pinfer.core.errors import UserError, lone_errors
 from p2pinfer.core.ids import ModelId, PeerId
-from p2pinfer.core.layer_range import Layers
+from p2pinfer.core.layer_range import LayerRange
 from p2pinfer.core.manifest import METADATA, Manifest, layer_part
 from p2pinfer.engine.base import StageEngine
 from p2pinfer.engine.gguf.architectures import layers_at_once_max
@@ -30,24 +29,27 @@ from p2pinfer.node.identity_lock import hold_identity
 from p2pinfer.node.idle_monitor import ActivityMeter, heed_owner
 from p2pinfer.node.ledger_db import LedgerKeeper, open_books
 from p2pinfer.node.loading_steps import Step, loading
-from p2pinfer.node.model_supply import Choose, obtain, pick_model
+from p2pinfer.node.model_supply import Choose, obtain
 from p2pinfer.node.requester import (
-    LAN_S_MAX,
     LISTEN_DEFAULT,
     Machine,
     check_layers,
     check_memory,
     check_weights,
     for_model,
-    looks_around,
-    name_of,
-    open_transport,
-    settle,
+    freeze_gc,
 )
 from p2pinfer.node.sponsors import Workers, clock_ms, sponsor
 from p2pinfer.node.status_report import describe_peer
 from p2pinfer.node.status_socket import Status, open_status
-from peers.audits.frauds import judges_beside
+from p2pinfer.node.swarm_connection import (
+    LAN_S_MAX,
+    SwarmConnection,
+    looks_around,
+    name_of,
+    open_swarm_connection,
+)
+from peers.audits.frauds import Frauds, judges_beside
 from peers.audits.replay import PeerReplays
 from peers.discovery.directory import Directory
 from peers.parts.fetch import Tell
@@ -56,11 +58,8 @@ from peers.parts.server import PartsServer
 from peers.receipts.session_evidence import Gatherer
 from peers.receipts.signer import ReceiptSigner
 from peers.serving.accounts import Accounts
-from peers.serving.plan import HeldLayers, ServingPlan
-from peers.serving.server import Server
+from peers.serving.server import HeldLayers, Server, ServingPlan
 from transports.base import Reach, Transport
-from transports.blocklist import GuardedTransport
-from transports.identity import Identity
 
 T = TypeVar("T")
 
@@ -94,7 +93,7 @@ class PeerOptions:
 
     model: ModelId | None
     """None: the one that the swarm serves, or else the default."""
-    layers: Layers | None = None
+    layers: LayerRange | None = None
     """Served whatever others do; None chooses."""
     listen: tuple[str, ...] = (LISTEN_DEFAULT,)
     bootstrap: tuple[str, ...] = ()
@@ -150,18 +149,24 @@ async def serve_peer(options: PeerOptions, store: Store, hooks: Hooks) -> None:
         UserError: an option cannot be used; the sentence says what to do.
         EngineDied: llama.cpp cannot run the slice.
     """
-    chance = random.Random()  # noqa: S311 -- picks whom to ask, and where to begin
     async with AsyncExitStack() as stack:
         stack.enter_context(lone_errors())
         identity = stack.enter_context(hold_identity(options.identity))
-        inner = await stack.enter_async_context(
-            open_transport(options.transport, identity, options.listen, options.network)
-        )
-        transport = GuardedTransport(inner)
-        directory = _directory(transport, identity, chance, hooks.say)
-        PartsServer(transport, store).listen()
         bookkeeper = LedgerKeeper(open_books())
         stack.callback(bookkeeper.finish)  # behind the sessions that the nursery ends
+        swarm = await stack.enter_async_context(
+            open_swarm_connection(
+                options.bootstrap,
+                options.network,
+                identity=identity,
+                listen=options.listen,
+                kind=options.transport,
+            )
+        )
+        transport, directory, nursery = swarm.transport, swarm.directory, swarm.nursery
+        _say_to_the_owner(swarm, hooks.say)
+        directory.listen()
+        PartsServer(transport, store).listen()
         server: Server | None = None
         network = name_of(options.network)
 
@@ -171,46 +176,40 @@ async def serve_peer(options: PeerOptions, store: Store, hooks: Hooks) -> None:
             return {"network": network} | describe_peer(transport, statistics, hidden=hidden)
 
         await stack.enter_async_context(open_status(describe, partial(sponsor, identity, network)))
-        nursery = await stack.enter_async_context(trio.open_nursery())
-        stack.callback(nursery.cancel_scope.cancel)
         with trio.CancelScope() as preparing:
             nursery.start_soon(_cancel_at, hooks.leaving, preparing)
-            if options.model:
-                directory.follow(options.model)
-            hooks.step("asking who is in the swarm …")
-            if options.bootstrap:
-                await _enter(directory, transport, options.bootstrap, hooks.say)
-            elif looks_around(options.network):
-                await directory.find_anybody(LAN_S_MAX)
-            nursery.start_soon(directory.run, options.bootstrap)
-            model_id = options.model
-            if model_id is None:
-                model_id = await pick_model(directory, hooks.default_model)
-                directory.follow(model_id)
-                await directory.enter(options.bootstrap)
-            supplies = _Supplies(transport, directory, store, model_id, options, hooks, chance)
+            await _enter(swarm, options, hooks)
+            model_id = options.model or await swarm.pick_model(hooks.default_model)
+            supplies = _Supplies(swarm, store, model_id, options, hooks)
             model = await supplies.open_model()
         if preparing.cancelled_caught:
             return
-        notary = ReceiptSigner(transport, identity.sign, bookkeeper.served)
-        notary.listen()
+        signer = ReceiptSigner(transport, identity.sign, bookkeeper.served)
+        signer.listen()
         nursery.start_soon(bookkeeper.run)
         workers = Workers(open_books())
         nursery.start_soon(workers.run)
         serves = partial(_serves, directory, transport.peer_id, model.id)
         accounts = Accounts(network, clock_ms, serves, workers.__contains__)
-        server = _compose(supplies, model, notary, accounts)
+        server = _compose(supplies, model, signer, accounts)
         if options.only_idle:
             await nursery.start(heed_owner, server.rest, partial(in_thread, ActivityMeter().look))
-        gatherer = Gatherer(nursery, transport, secrets.token_bytes)
-        serving = partial(directory.serving, model.id)
-        replays = PeerReplays(transport, serving, model.id, gatherer, secrets.token_bytes)
-        judges = partial(judges_beside, server, replays)
-        frauds = open_frauds(transport, directory, model.id, identity.sign, judges, chance)
-        frauds.listen()
-        await stack.enter_async_context(sharing(frauds, nursery))
+        await stack.enter_async_context(sharing(_frauds(swarm, model.id, server), nursery))
         await server.run()
         directory.leave()
+
+
+def _frauds(swarm: SwarmConnection, model: ModelId, server: Server) -> Frauds:
+    """Return what is proven of others, judged beside what is served, and tell others of it."""
+    gatherer = Gatherer(swarm.nursery, swarm.transport, secrets.token_bytes)
+    serving = partial(swarm.directory.serving, model)
+    replays = PeerReplays(swarm.transport, serving, model, gatherer, secrets.token_bytes)
+    judges = partial(judges_beside, server, replays)
+    frauds = open_frauds(
+        swarm.transport, swarm.directory, model, swarm.identity.sign, judges, swarm.chance
+    )
+    frauds.listen()
+    return frauds
 
 
 def _serves(directory: Directory, me: PeerId, model: ModelId, peer: PeerId) -> bool:
@@ -218,13 +217,9 @@ def _serves(directory: Directory, me: PeerId, model: ModelId, peer: PeerId) -> b
     return peer == me or any(other.peer == peer for other in serving)
 
 
-def _directory(
-    transport: GuardedTransport,
-    identity: Identity,
-    chance: random.Random,
-    say: Callable[[str], None],
-) -> Directory:
-    """Listen to what others know; say, too, when they seem unable to dial this peer."""
+def _say_to_the_owner(swarm: SwarmConnection, say: Callable[[str], None]) -> None:
+    """Say when others cannot dial this peer, or can again, and when another has its key."""
+    transport = swarm.transport
     ports = dict.fromkeys(re.findall(r"/tcp/(\d+)", " ".join(transport.addresses)))
     last = ""
 
@@ -235,16 +230,25 @@ def _directory(
             say(text)
             last = text
 
-    directory = Directory(transport, identity, chance, clock_ms=clock_ms)
-    directory.voice.on_hidden = on_hidden
-    directory.voice.on_twin = partial(say, TWIN)
-    directory.listen()
-    return directory
+    swarm.directory.advertiser.on_hidden = on_hidden
+    swarm.directory.advertiser.on_twin = partial(say, TWIN)
 
 
 async def _cancel_at(event: trio.Event, scope: trio.CancelScope) -> None:
     await event.wait()
     scope.cancel()
+
+
+async def _enter(swarm: SwarmConnection, options: PeerOptions, hooks: Hooks) -> None:
+    """Learn who is there, if anybody is, and stay in touch from then on."""
+    if options.model:
+        swarm.directory.follow(options.model)
+    hooks.step("asking who is in the swarm …")
+    if options.bootstrap:
+        await _ask(swarm.directory, swarm.transport, options.bootstrap, hooks.say)
+    elif looks_around(options.network):
+        await swarm.directory.find_anybody(LAN_S_MAX)
+    swarm.stay_in_touch()
 
 
 def _strange_selves(transport: Transport, ways_in: Iterable[str]) -> list[str]:
@@ -253,7 +257,7 @@ def _strange_selves(transport: Transport, ways_in: Iterable[str]) -> list[str]:
     return [address for address in me if address not in transport.addresses]
 
 
-async def _enter(
+async def _ask(
     directory: Directory, transport: Transport, ways_in: tuple[str, ...], say: Callable[[str], None]
 ) -> None:
     """Learn who is there from the first way in that answers; go on without after a while."""
@@ -274,13 +278,11 @@ async def _enter(
 class _Supplies:
     """What a peer draws its engines from."""
 
-    transport: GuardedTransport
-    directory: Directory
+    swarm: SwarmConnection
     store: Store
     model: ModelId
     options: PeerOptions
     hooks: Hooks
-    chance: random.Random
     newest: Path | None = None
     """The slice of the engine that was opened last."""
 
@@ -289,15 +291,15 @@ class _Supplies:
         fixed = self.options.layers
 
         def needed(manifest: Manifest) -> Iterable[str]:
-            if fixed:
-                check_layers(manifest, *fixed)
-            self.directory.advertise(_joining(self.transport, manifest))
+            if fixed is not None:
+                check_layers(manifest, fixed)
+            self.swarm.directory.advertise(_joining(self.swarm.transport, manifest))
             return (METADATA,)
 
         def check(model: PartsModel) -> None:
             if fixed:
-                check_weights(model, model.manifest.needed(*fixed))
-                check_memory(model, fixed[1] - fixed[0], self.options.machine)
+                check_weights(model, model.manifest.needed(fixed.first, fixed.end))
+                check_memory(model, len(fixed), self.options.machine)
 
         model, _ = await self._obtain(needed, check)
         return model
@@ -331,22 +333,22 @@ class _Supplies:
         self, needed: Callable[[Manifest], Iterable[str]], make: Callable[[PartsModel], T]
     ) -> tuple[PartsModel, T]:
         return await obtain(
-            self.transport,
-            self.directory,
+            self.swarm.transport,
+            self.swarm.directory,
             self.store,
             self.model,
             needed,
             make,
             self.hooks.tell,
-            self.chance,
+            self.swarm.chance,
         )
 
 
 def _compose(
-    supplies: _Supplies, model: PartsModel, notary: ReceiptSigner, accounts: Accounts
+    supplies: _Supplies, model: PartsModel, signer: ReceiptSigner, accounts: Accounts
 ) -> Server:
     """Make a server of what this machine can do; raises UserError where it can do nothing."""
-    options, hooks, transport = supplies.options, supplies.hooks, supplies.transport
+    options, hooks, transport = supplies.options, supplies.hooks, supplies.swarm.transport
     machine = for_model(options.machine, model)
     fixed = options.layers
     fit = layers_max(model, machine, options.memory_bytes)
@@ -355,29 +357,28 @@ def _compose(
     me = evolve(
         _joining(transport, model.manifest),
         context=machine.context,
-        layers_max=max(fit, fixed[1] - fixed[0] if fixed else 0),
+        layers_max=max(fit, len(fixed) if fixed else 0),
         sessions_max=min(machine.sessions, SESSIONS_MAX),
     )
 
     def on_serving(held: HeldLayers) -> None:
-        settle()
-        layers = held.layers
-        hooks.on_serving(
-            Serving(transport.peer_id, tuple(transport.addresses), model, *layers, me.layers_max)
-        )
+        freeze_gc()
+        first, end = held.layers.first, held.layers.end
+        addresses = tuple(transport.addresses)
+        hooks.on_serving(Serving(transport.peer_id, addresses, model, first, end, me.layers_max))
 
     return Server(
         transport,
-        supplies.directory,
+        supplies.swarm.directory,
         supplies.open_engine,
-        ServingPlan(me, (1, model.manifest.layers - 1), fixed),
-        supplies.chance,
+        ServingPlan(me, LayerRange(1, model.manifest.layers - 1), fixed),
+        supplies.swarm.chance,
         clock_ms,
         hooks.leaving,
         round_trip_s=transport.round_trip_s,
         on_serving=on_serving,
         tell=hooks.say,
-        notary=notary,
+        signer=signer,
         account_of=accounts.of,
     )
 
@@ -424,6 +425,6 @@ def _joining(transport: Transport, model: Manifest) -> Advertisement:
         end=0,
         context=model.context,
         numerics_class="0" * 32,
-        sequence=clock_ms(),
+        sequence=0,
         state=State.JOINING,
     )

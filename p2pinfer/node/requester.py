@@ -2,7 +2,6 @@
 
 import gc
 import logging
-import random
 import secrets
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, suppress
@@ -12,8 +11,9 @@ from pathlib import Path
 
 import trio
 
-from p2pinfer.core.errors import NobodyServes, UserError, lone_errors
+from p2pinfer.core.errors import UserError, lone_errors
 from p2pinfer.core.ids import ModelId, PeerId
+from p2pinfer.core.layer_range import LayerRange
 from p2pinfer.core.limits import AUDIT_RATE_DEFAULT, CONTEXT_DEFAULT, SESSIONS_DEFAULT
 from p2pinfer.core.manifest import Manifest
 from p2pinfer.core.model_names import readable_name
@@ -36,27 +36,27 @@ from p2pinfer.node.fraud_files import open_frauds, sharing
 from p2pinfer.node.ledger_db import Side, open_books
 from p2pinfer.node.loading_steps import Step, ignore, loading
 from p2pinfer.node.local_replay import Replays
-from p2pinfer.node.model_supply import Choose, obtain, pick_model
+from p2pinfer.node.model_supply import Choose, obtain
 from p2pinfer.node.reputation_file import keep_standings, load_standings
 from p2pinfer.node.sponsors import Sponsorship
+from p2pinfer.node.swarm_connection import (
+    SwarmConnection,
+    looks_around,
+    name_of,
+    open_swarm_connection,
+)
 from p2pinfer.places import cache_dir
 from peers.asking.client import FIND_S_MAX, Asked, SwarmClient
 from peers.asking.experience import call_around
 from peers.asking.session import Session
 from peers.audits.auditor import Auditor
 from peers.audits.frauds import Frauds
-from peers.discovery.directory import Directory
 from peers.parts.fetch import Tell
 from peers.parts.protocol import in_thread
 from peers.receipts.session_evidence import Gatherer
-from transports.base import Reach, Transport
-from transports.blocklist import GuardedTransport
-from transports.identity import Identity, ephemeral_identity
+from transports.base import Reach
 
 _log = logging.getLogger("p2pinfer.node")
-
-LAN_S_MAX = 8.0
-"""For a peer on the local network to be heard of and to answer; two or three seconds as a rule."""
 
 NO_WAY_IN = (
     "no swarm is known here. To try it on this machine alone: p2pinfer demo, or for a web page"
@@ -77,30 +77,7 @@ class Machine:
     threads: int = 1
 
 
-def open_transport(
-    kind: str, identity: Identity, listen: Sequence[str], network: str | Reach
-) -> AbstractAsyncContextManager[Transport]:
-    """Return the transport of this name, which runs while the block lasts."""
-    if kind == "tcp":
-        from transports.tcp import open_tcp
-
-        return open_tcp(identity.peer_id)
-    from transports.libp2p.transport import open_libp2p  # half a second of imports
-
-    return open_libp2p(identity, listen, network)
-
-
-def name_of(network: str | Reach) -> str:
-    """Return what a network is called."""
-    return network if isinstance(network, str) else network.network
-
-
-def looks_around(network: str | Reach) -> bool:
-    """Whether peers can be found without an address."""
-    return isinstance(network, Reach) and network.mdns
-
-
-def settle() -> None:
+def freeze_gc() -> None:
     """Spare the garbage collector all that was imported: it would stop a token to look through."""
     gc.collect()
     gc.freeze()
@@ -137,11 +114,11 @@ def check_keep(model: Manifest, keep: int) -> None:
         )
 
 
-def check_layers(model: Manifest, first: int, end: int) -> None:
+def check_layers(model: Manifest, layers: LayerRange) -> None:
     """Raise UserError if the model has no such layers."""
-    if not 0 <= first < end <= model.layers:
+    if not layers or layers.end > model.layers:
         raise UserError(
-            f"{readable_name(model.name)} has no layers {first}:{end}; choose a range"
+            f"{readable_name(model.name)} has no layers {layers}; choose a range"
             f" within 0:{model.layers}"
         )
 
@@ -175,18 +152,15 @@ class Client(SwarmClient):
 
     def __init__(
         self,
-        nursery: trio.Nursery,
-        transport: GuardedTransport,
-        directory: Directory,
+        swarm: SwarmConnection,
         ends: LocalEnds,
         model: PartsModel,
         options: ClientOptions,
         gatherer: Gatherer,
-        sign: Callable[[bytes], bytes],
-        chance: random.Random,
     ) -> None:
+        transport, directory, nursery = swarm.transport, swarm.directory, swarm.nursery
         self.transport = transport
-        self.model, self.ends, self._sign = model, ends, sign
+        self.model, self.ends, self._sign = model, ends, swarm.identity.sign
         asked = Asked(model.id, model.info.name, options.bootstrap, options.find_s_max)
         standings = load_standings()
         nursery.start_soon(keep_standings, standings)
@@ -211,9 +185,9 @@ class Client(SwarmClient):
                 transport,
                 directory,
                 model.id,
-                sign,
+                self._sign,
                 replays.judges,
-                chance,
+                swarm.chance,
                 self.experiences.cheated,
             )
             self._auditor = Auditor(
@@ -273,16 +247,6 @@ def _sponsor(
     return sponsorship.current
 
 
-async def _enter(directory: Directory, ways_in: Sequence[str]) -> None:
-    """Learn who is there; raises NobodyServes if nobody answers."""
-    failures = await directory.enter(ways_in)
-    if not ways_in and not await directory.find_anybody(LAN_S_MAX):
-        raise NobodyServes("no peer answers on the local network: name one with --bootstrap")
-    if ways_in and len(failures) == len(ways_in):
-        reasons = "; ".join(str(failure) for failure in failures)
-        raise NobodyServes(f"no peer answers: {reasons}")
-
-
 def _loading_ends(model: PartsModel, keep: int, threads: int) -> str:
     layers = model.info.layers
     own = f"this machine's own layers, 0:{keep} and {layers - keep}:{layers}"
@@ -321,9 +285,7 @@ async def open_client(
     if not options.bootstrap and not looks_around(options.network):
         raise UserError(NO_WAY_IN)
     await in_thread(_check_held, options, store)
-    chance = random.Random()  # noqa: S311 -- picks whom to ask, and where to begin
     keep = options.keep
-    identity = ephemeral_identity()
 
     def needed(manifest: Manifest) -> Iterable[str]:
         check_keep(manifest, keep)
@@ -336,37 +298,28 @@ async def open_client(
 
     async with AsyncExitStack() as stack:
         stack.enter_context(lone_errors())
-        inner = await stack.enter_async_context(
-            open_transport(options.transport, identity, [], options.network)
+        swarm = await stack.enter_async_context(
+            open_swarm_connection(options.bootstrap, options.network, kind=options.transport)
         )
-        transport = GuardedTransport(inner)
-        directory = Directory(transport, identity, chance)
-        named = options.model
-        if named is not None:
-            directory.follow(named)
+        transport, directory, nursery = swarm.transport, swarm.directory, swarm.nursery
         step("asking who is in the swarm …")
-        await _enter(directory, options.bootstrap)
-        nursery = await stack.enter_async_context(trio.open_nursery())
-        stack.callback(nursery.cancel_scope.cancel)
-        nursery.start_soon(directory.run, options.bootstrap)
-        sponsor = _sponsor(nursery, identity.peer_id, options)
+        await swarm.enter(options.model)
+        sponsor = _sponsor(nursery, transport.peer_id, options)
+        named = options.model
         if named is None:
             assert options.default_model
-            named = await pick_model(directory, options.default_model)
-            directory.follow(named)
-            await directory.enter(options.bootstrap)
+            named = await swarm.pick_model(options.default_model)
         model, (first_end, last_end) = await obtain(
-            transport, directory, store, named, needed, make, tell, chance
+            transport, directory, store, named, needed, make, tell, swarm.chance
         )
         step(_loading_ends(model, keep, options.machine.threads))
         ends = await stack.enter_async_context(
             _open_ends(model, first_end, last_end, for_model(options.machine, model))
         )
-        settle()
+        freeze_gc()
         gatherer = Gatherer(nursery, transport, secrets.token_bytes, sponsor)
-        nursery.start_soon(call_around, transport, partial(directory.serving, model.id), chance)
-        client = Client(
-            nursery, transport, directory, ends, model, options, gatherer, identity.sign, chance
-        )
+        serving = partial(directory.serving, model.id)
+        nursery.start_soon(call_around, transport, serving, swarm.chance)
+        client = Client(swarm, ends, model, options, gatherer)
         await stack.enter_async_context(sharing(client.frauds, nursery))
         yield client

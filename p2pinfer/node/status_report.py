@@ -5,7 +5,7 @@ from typing import Any
 
 from p2pinfer.core.advertisement import Advertisement
 from p2pinfer.core.model_names import readable_name
-from peers.serving.plan import ServerStatistics
+from peers.serving.server import ServerStatistics
 from peers.serving.stage import SessionStatistics
 from transports.base import Transport
 

@@ -197,13 +197,13 @@ def _missing(model: PartsModel, names: Iterable[str]) -> str:
 async def _embed(found: Certificate, model: PartsModel) -> Rows:
     """Run the tokens through the requester's own first layers."""
     tokens, rows = found.tokens, Rows(keep=True)
-    regimes = OpenedRows(found.wide(), bytes(len(tokens)))  # one byte a position: cut alike
+    regimes = OpenedRows(found.regimes_by_position(), bytes(len(tokens)))  # a byte each: cut alike
     paths, layers = model.ends(found.stages[0].first), model.manifest.layers
     async with open_ends(*paths, layers, sessions=1, context=len(tokens)) as ends:
         cells = ends.open()
-        for at, run, wide in cut(regimes, 0):
-            decoded = await cells.embed(at, list(tokens[at : at + len(run)]), wide=wide)
-            rows.put(at, len(run), decoded.rows, wide=wide)
+        for at, run, regime in cut(regimes, 0):
+            decoded = await cells.embed(at, list(tokens[at : at + len(run)]), regime=regime)
+            rows.put(at, len(run), decoded.rows, regime=regime)
         cells.close()
     return rows
 
@@ -229,9 +229,9 @@ async def _run(
         return Finding(what, None, text), received
     sent = Rows(keep=True)
     async with _stage(model, stage, count) as replay:
-        for at, rows, wide in cut(received.open(0, count), 0):
+        for at, rows, regime in cut(received.open(0, count), 0):
             run = len(rows) // (4 * replay.width)
-            sent.put(at, run, await replay.run(at, run, rows, wide=wide), wide=wide)
+            sent.put(at, run, await replay.run(at, run, rows, regime=regime), regime=regime)
         numerics = replay.numerics
     for at, receipt in stage.receipts.items():
         if sent.tree.root(at) == receipt.sent and received.tree.root(at) == receipt.received:

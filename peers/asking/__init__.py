@@ -1,1 +1,1 @@
-"""Asking for tokens: a chain of stages, and what replaces those that are lost."""
+"""Asking for tokens: a chain of stages, and replacements for lost ones."""

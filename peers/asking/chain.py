@@ -1,8 +1,8 @@
 """The stages of one session, as the requester sees them: steps go in, steps come out.
 
-The requester controls each stage, and so learns at once when one is gone. Then it puts others in
-the place of those alone: they open the session, the stage behind expects them, the one before sends
-them all that it ever sent, and the tokens that come out are the same as without the failure.
+The requester controls each stage, and so learns at once when one is gone. It then replaces only the
+lost ones: their replacements open the session, the stage after expects them, the one before resends
+them everything it ever sent, and the tokens that come out are the same as without the failure.
 """
 
 import logging
@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 
 import trio
+from attrs import evolve
 
 from p2pinfer.core.errors import PeerError, PeerUnavailable, RemoteProtocolError, lone_errors
 from p2pinfer.core.ids import PeerId
@@ -25,6 +26,7 @@ from p2pinfer.core.messages import (
     Refusal,
     Step,
 )
+from p2pinfer.core.regimes import Regime
 from p2pinfer.core.text import printable
 from peers.asking.repair import LOOK_AGAIN_S, Repair, at_once, find_others, is_ending, noted
 from peers.asking.stage_handle import (
@@ -45,10 +47,10 @@ from transports.base import Channel, Transport
 _log = logging.getLogger("p2pinfer.chain")
 
 ANSWER_S_MAX = CONNECT_S_MAX + 1.0
-"""For a stage to do as it is told while a session is being mended."""
+"""For a stage to carry out a command while a session is being repaired."""
 
 LOOK_STEPS = 16
-"""How often to look whether a stage is too slow: steps that every stage says its time for."""
+"""Steps between two checks for a slow stage; every stage reports its time for each step."""
 
 
 class Chain:
@@ -64,34 +66,39 @@ class Chain:
     ) -> None:
         self._transport, self._opened, self._repair = transport, opened, repair
         self.evidence = evidence
-        self._onward = Outbox(history)
+        self._outbox = Outbox(history)
         self._stages: list[StageHandle] = []
-        self._entry: StageHandle | None = None  # the stage that the own steps go to
+        self._entry: StageHandle | None = None  # the stage that our own steps go to
         self._exit: Channel | None = None
         self._number = self._received = self._forgotten = 0
         self._look_at, self._idle_from, self._is_waiting = LOOK_STEPS, -1, False
         self._failure: PeerError | None = None
         self._trouble, self._mended = trio.Event(), trio.Event()
-        self._failed: list[PeerId] = []  # the last one latest
+        self._failed: list[PeerId] = []  # most recent last
         self._scope = trio.CancelScope()
         self._nursery: trio.Nursery
 
     @property
     def route(self) -> list[Hop]:
-        """Who makes up the chain now."""
+        """The peers that make up the chain now."""
         return [stage.hop for stage in self._stages]
+
+    @property
+    def blocks(self) -> bool:
+        """Whether its steps may hold blocks, which not every peer can run."""
+        return self._opened.blocks
 
     # Steps
 
-    def send(self, position: int, rows: bytes, count: int, *, wide: bool) -> None:
+    def send(self, position: int, rows: bytes, count: int, *, regime: Regime) -> None:
         """Send rows down the chain; never waits."""
         self._number += 1
         if self.evidence:
             self.evidence.goes_in(self._number, count, rows)
-        self._onward.put(Step(self._number, position, count, wide, rows))
+        self._outbox.put(Step(self._number, position, count, regime, rows))
 
     async def receive(self, position: int, count: int, size: int) -> Step:
-        """Return the next step that was sent, with the ``size`` bytes that came out for it.
+        """Return the answer to the next step sent: the ``size`` bytes that came out for it.
 
         Raises:
             RefusedError, PeerUnavailable, RemoteProtocolError: the session is over.
@@ -125,11 +132,11 @@ class Chain:
                 self._is_waiting = False
 
     def forget(self) -> None:
-        """Ignore what is still on its way: nobody waits for it any more."""
+        """Ignore answers still on their way: they are no longer wanted."""
         self._forgotten = self._number
 
     def rest(self) -> None:
-        """Let the stages know that nothing is waited for, until another step is sent."""
+        """Tell the stages that the session is idle until another step is sent."""
         self._idle_from = self._number
         for stage in self._stages:
             stage.say_idle(self._number)
@@ -137,7 +144,7 @@ class Chain:
     # Trouble
 
     def _lose_exit(self, channel: Channel, error: PeerError) -> None:
-        """Notice that nothing more comes out of the last stage."""
+        """Record that nothing more comes out of the last stage."""
         if channel is self._exit:
             self._drop_exit(channel)
             self._lose(self._stages[-1], error)
@@ -151,7 +158,7 @@ class Chain:
         self._trouble.set()
 
     def _heard(self, stage: StageHandle, word: Lost | Leaving | PeerError) -> None:
-        """Take a stage's word that it leaves, or that it has lost a neighbour."""
+        """Act on a stage's message that it is leaving, or has lost a neighbour."""
         if isinstance(word, Leaving):
             stage.wants_to_leave = True
         elif isinstance(word, Lost) and stage in self._stages:
@@ -162,7 +169,7 @@ class Chain:
         self._trouble.set()
 
     def _fail(self, error: PeerError) -> None:
-        """End the session: whoever waits hears why, and the stages free their cells."""
+        """End the session: a waiting ``receive`` raises the error, the stages free their cells."""
         self._failure = self._failure or error
         self._let_go(error)
         self._mended.set()
@@ -176,19 +183,22 @@ class Chain:
         if self.evidence:
             self.evidence.close()
 
-    # Opening and mending
+    # Opening and repairing
 
     async def run(self, *, task_status: trio.TaskStatus[None]) -> None:
-        """Send what waits, and keep the chain whole, until it is closed."""
+        """Send queued steps, and keep the chain whole, until it is closed."""
         with self._scope:
             async with trio.open_nursery() as self._nursery:
-                self._nursery.start_soon(self._onward.run)
+                self._nursery.start_soon(self._outbox.run)
                 task_status.started()
                 await trio.sleep_forever()
 
     async def open(self, route: Sequence[Hop]) -> None:
         """Open the session at all stages, and link them; raises as ``open_chain``."""
-        self._stages = await self._open_stages(route, self._transport.peer_id, OPEN_S_MAX)
+        me = self._transport.peer_id
+        self._stages = await self._open_stages(route, me, OPEN_S_MAX, is_new=True)
+        blocks = all(stage.blocks for stage in self._stages)
+        self._opened = evolve(self._opened, blocks=blocks)
         with lone_errors():
             async with trio.open_nursery() as linking:
                 for index in range(-1, len(route)):
@@ -201,30 +211,32 @@ class Chain:
         self._nursery.start_soon(self._end_when_still)
 
     def _tell_route(self) -> None:
-        """Let others know who makes up the chain now."""
+        """Report the chain's current peers to the evidence and the repair."""
         if self.evidence:
             self.evidence.follow(self.route)
         if self._repair:
             self._repair.on_route(self.route)
 
     def close(self) -> None:
-        """Give the session up."""
+        """End the session, and release what it held."""
         self._scope.cancel()
         self._let_go(PeerUnavailable(self._transport.peer_id, "the session was closed"))
-        self._onward.unlink()
-        self._onward.history.close()
+        self._outbox.unlink()
+        self._outbox.history.close()
 
     async def _open_stages(
-        self, route: Sequence[Hop], previous: PeerId, timeout_s: float
+        self, route: Sequence[Hop], previous: PeerId, timeout_s: float, *, is_new: bool = False
     ) -> list[StageHandle]:
-        """Open the session at stages that follow each other; at all of them or at none."""
-        found = await open_stages(self._transport, self._opened, route, previous, timeout_s)
+        """Open the session at consecutive stages; at all of them or at none."""
+        found = await open_stages(
+            self._transport, self._opened, route, previous, timeout_s, is_new=is_new
+        )
         for stage in found:
             self._nursery.start_soon(stage.listen, self._heard)
         return found
 
     async def _keep(self) -> None:
-        """Mend the chain whenever something of it is lost, until that fails."""
+        """Repair the chain whenever part of it is lost, until that fails."""
         while True:
             await self._trouble.wait()
             self._trouble = trio.Event()
@@ -235,15 +247,15 @@ class Chain:
                 return
 
     async def _end_when_still(self) -> None:
-        """End the session once nothing comes out of it; which stage is to blame, nobody knows."""
+        """End the session once nothing comes out of it; which stage is to blame is unknown."""
         await wait_still(lambda: (self._received, self._number if self._is_waiting else 0))
-        self._fail(PeerUnavailable(self.route[-1].peer, "no stage said anything for too long"))
+        self._fail(PeerUnavailable(self.route[-1].peer, "no stage sent anything for too long"))
 
     async def _mend(self) -> None:
-        """Put others in the place of those who are lost, and link what is loose.
+        """Replace lost stages, and link loose ends.
 
         Raises:
-            PeerError: that cannot be done; the session is over.
+            PeerError: it cannot be repaired; the session is over.
         """
         give_up_at = trio.current_time() + (self._repair.wait_s_max if self._repair else 0)
         while True:
@@ -253,17 +265,17 @@ class Chain:
                 await self._link(index, ANSWER_S_MAX)
             elif not await self._improve():
                 if self._idle_from == self._number:
-                    self.rest()  # those who came in do not know
+                    self.rest()  # replacements do not know yet
                 return
 
     async def _improve(self) -> bool:
-        """Replace one stage that would rather leave, or is slow, if another serves better."""
+        """Replace one stage that wants to leave, or is slow, if another peer serves better."""
         repair, stages = self._repair, self._stages
         if repair is None:
             return False
         for index, stage in enumerate(stages):
             if stage.wants_to_leave:
-                stage.wants_to_leave = False  # it is asked for once; else it finishes its work
+                stage.wants_to_leave = False  # tried once; failing that, it finishes its work
                 hops = at_once(repair, stages, index, self._failed)
                 break
         else:
@@ -274,7 +286,7 @@ class Chain:
         return True
 
     def _loose_end(self) -> int | None:
-        """Return the last stage whose steps go to another than they should; -1 is the requester."""
+        """Return the last stage whose steps go to the wrong place; -1 is the requester."""
         stages = self._stages
         if self._exit is None:
             return len(stages) - 1
@@ -284,7 +296,7 @@ class Chain:
         return None if self._entry is stages[0] else -1
 
     async def _replace(self, places: slice, give_up_at: float) -> None:
-        """Open the session at others in the place of stages that are lost, if they take it."""
+        """Open the session at replacements for lost stages, if they accept it."""
         lost = self._stages[places]
         error = lost[0].lost
         assert error
@@ -302,7 +314,7 @@ class Chain:
             await trio.sleep(LOOK_AGAIN_S)
 
     async def _take_places(self, places: slice, hops: Sequence[Hop]) -> bool:
-        """Open the session at others in the place of some stages; False if one of them refuses."""
+        """Open the session at replacements for some stages; False if one of them refuses."""
         me, replaced = self._transport.peer_id, self._stages[places]
         before = self._stages[places.start - 1].hop.peer if places.start else me
         try:
@@ -319,9 +331,9 @@ class Chain:
         return True
 
     async def _link(self, index: int, timeout_s: float) -> None:
-        """Have a stage, or the requester for -1, send to the one behind it what that lacks.
+        """Have a stage, or the requester for -1, send the stage after it the steps it lacks.
 
-        Whoever is to blame if it does not work is lost.
+        If that fails, the stage to blame is marked lost.
         """
         before = self._stages[index] if index >= 0 else None
         if index + 1 == len(self._stages):
@@ -332,7 +344,7 @@ class Chain:
             received = await behind.expect(
                 before.hop.peer if before else self._transport.peer_id, timeout_s
             )
-            if received > self._number:  # then it would be sent nothing, for ever
+            if received > self._number:  # then it would never be sent anything
                 raise RemoteProtocolError(behind.hop.peer, "it has steps that were never sent")
         except PeerError as error:
             self._lose(behind, error)
@@ -352,9 +364,9 @@ class Chain:
             self._lose(before, error)
 
     async def _enter(self, first: StageHandle, received: int, timeout_s: float) -> None:
-        """Send the own steps to the first stage."""
-        if not self._onward.can_begin(received):
-            raise PeerUnavailable(first.hop.peer, "what it lacks is no longer kept")
+        """Send the requester's steps to the first stage."""
+        if not self._outbox.can_begin(received):
+            raise PeerUnavailable(first.hop.peer, "the steps it lacks are no longer kept")
         try:
             channel = await reach(
                 self._transport, first.hop, Link(self._opened.session), Linked, timeout_s
@@ -362,12 +374,12 @@ class Chain:
         except PeerError as error:
             self._lose(first, error)
             return
-        self._onward.link(channel, received, max(received, first.known))
+        self._outbox.link(channel, received, max(received, first.known))
         self._entry = first
         self._nursery.start_soon(self._watch_entry, channel, first)
 
     async def _watch_entry(self, channel: Channel, first: StageHandle) -> None:
-        """Notice that the first stage takes no more steps; it has nothing else to say."""
+        """Notice when the first stage takes no more steps; it sends nothing on this channel."""
         try:
             await receive(channel)
         except PeerError as error:
@@ -375,7 +387,7 @@ class Chain:
                 self._lose(first, error)
 
     async def _collect(self, last: StageHandle, timeout_s: float) -> None:
-        """Have the last stage send its rows here, those that did not come yet."""
+        """Have the last stage send here the rows that have not arrived yet."""
         last.known = self._received
         attach = Attach(self._opened.session, last.known)
         try:
@@ -394,7 +406,7 @@ async def open_chain(
     """Open a session along a route, for as long as the block lasts; its tasks run in the nursery.
 
     Raises:
-        RefusedError: a stage said no.
+        RefusedError: a stage refused.
         PeerUnavailable: a peer cannot be reached.
         RemoteProtocolError: a peer sent nonsense.
     """

@@ -1,4 +1,4 @@
-"""Asking a swarm: find a chain of peers, open sessions along it, go around those that failed."""
+"""Asking a swarm: find a chain of peers, open sessions along it, avoid peers that failed."""
 
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -27,32 +27,32 @@ from scheduler.standing import Standings
 from transports.base import Transport
 
 FIND_S_MAX = 10.0
-"""How long a client waits for a whole chain to show up before it says who is missing."""
+"""How long a client waits for a complete chain before it reports which layers are missing."""
 
 FIND_AGAIN_S = 1.0
 
 CALL_S_MAX = 3.0
-"""For a peer to answer that is called to see whether it does: a live one takes far less."""
+"""For a peer to answer a call that checks whether it is alive: a live one takes far less."""
 
 REFRESH_S_MAX = 2.0
-"""A fifth of that: dialling somebody who is gone takes all of it."""
+"""A fifth of ``FIND_S_MAX``: dialling a peer that is gone takes all of it."""
 
 SESSION_ID_BYTES = 16
 
 LOT_BYTES = 4
-"""Of the lot that decides among routes that are nearly as good."""
+"""Of the random number that decides among routes that are nearly as good."""
 
 
 @dataclass(frozen=True)
 class Asked:
-    """What is asked of whom."""
+    """What to ask for, and through which peers to look for it."""
 
     model: ModelId
     name: str
-    """The model's, for people."""
+    """The model's name, for people."""
     bootstrap: Sequence[str]
     find_s_max: float = FIND_S_MAX
-    """How long to wait for a whole chain of peers."""
+    """How long to wait for a complete chain of peers."""
 
 
 class SwarmClient:
@@ -76,25 +76,25 @@ class SwarmClient:
             nursery: for the sessions' tasks; it outlives them.
             transport: reaches the peers.
             directory: of the swarm.
-            ends: the own part of the model.
-            asked: what is asked of whom.
-            draw: gives so many bytes that nobody can foresee.
-            gatherer: of the sessions' evidence, if any is wanted.
-            round_trip_s: to a peer that is connected, if it was measured.
-            standings: what is thought of peers from before, and from now on.
+            ends: this machine's part of the model.
+            asked: what to ask for.
+            draw: returns that many unpredictable bytes.
+            gatherer: collects the sessions' evidence, if any is wanted.
+            round_trip_s: to a connected peer, if it was measured.
+            standings: standings of peers from earlier runs, updated from now on.
         """
         self._directory, self._ends, self._asked, self._draw = directory, ends, asked, draw
         self._failed: dict[PeerId, int] = {}
-        """Peers that ended a session, and the number of their word for it that they serve."""
+        """Peers that ended a session, and their advertisement's sequence number at the time."""
         self._busy_until_s: dict[PeerId, float] = {}
-        """Peers that had no place, and when they should have one."""
+        """Peers that were full, and when they should have room."""
         self._open: list[Replacements] = []
-        """Of the sessions that are open."""
+        """One per open session."""
         self.experiences = Experiences(round_trip_s, standings)
         self._requester = Requester(nursery, transport, ends, asked.model, gatherer)
 
     def peers(self) -> list[Advertisement]:
-        """Return the peers that hold something of the model, those that still join too."""
+        """Return the peers that hold some of the model, including those that are still joining."""
         return self._directory.holding(self._asked.model)
 
     def serving(self) -> list[Advertisement]:
@@ -106,13 +106,13 @@ class SwarmClient:
         return {a.peer for a in self.serving() if self._failed.get(a.peer) == a.sequence}
 
     def learn(self, trust: Trust) -> None:
-        """Never again use whom an audit found to have computed something else."""
+        """Never again use a peer that an audit found to have computed something else."""
         for audit in trust.audits:
             if audit.blamed and audit.verdict is not AuditVerdict.NOT_OPENED:
                 self.experiences.cheated(audit.blamed)
 
     def missing(self) -> str:
-        """Say in words what no peer serves; nothing when a whole chain is there."""
+        """Return a text that says which layers no peer serves; empty if a complete chain exists."""
         try:
             self._route()
         except NoRoute as error:
@@ -120,9 +120,9 @@ class SwarmClient:
         return ""
 
     async def trouble(self) -> str:
-        """Call the peers of a whole chain; say in words why there is none that answers, or nothing.
+        """Call the peers of a complete chain; return why none answers, or an empty text.
 
-        Who does not answer is gone around where others hold the same layers.
+        A peer that does not answer is avoided where others hold the same layers.
         """
         offers, silent = self.serving(), set[PeerId]()
         asking = Asking(seen=self.experiences.of(offers))
@@ -150,7 +150,7 @@ class SwarmClient:
                 except PeerUnavailable:
                     return
                 except PeerError:
-                    pass  # that is an answer, too
+                    pass  # that is an answer too
                 found.remove(peer)
 
         with lone_errors():
@@ -160,16 +160,16 @@ class SwarmClient:
         return found
 
     async def find_route(self, on_wait: Callable[[str], None]) -> list[RouteHop]:
-        """Return a chain of peers that joins the own ends, waiting a while for one to show up.
+        """Return a chain of peers that connects our own ends, waiting a while for one to appear.
 
-        ``on_wait`` is told what is still missing.
+        ``on_wait`` is called with what is still missing.
 
         Raises:
             NobodyServes: there is none; the text says which layers are missing.
         """
         asked, missing = self._asked, ""
         with trio.move_on_after(asked.find_s_max):
-            if self._failed:  # somebody else may serve those layers by now
+            if self._failed:  # another peer may serve those layers by now
                 await self._refresh()
             while True:
                 try:
@@ -194,18 +194,18 @@ class SwarmClient:
         raise NobodyServes(f"no chain of peers for {asked.name}: {missing}")
 
     async def _refresh(self) -> None:
-        """Ask the ways in what is new; one that does not answer must not use up the time."""
+        """Ask the bootstrap peers for news; one that does not answer must not use up the time."""
         with trio.move_on_after(REFRESH_S_MAX):
             await self._directory.enter(self._asked.bootstrap)
 
     def _route(self) -> list[RouteHop]:
-        """Go around peers that failed and have not been heard of since, if there is a way."""
+        """Avoid peers that failed and have not been heard of since, if another route exists."""
         offers = self._directory.serving(self._asked.model)
         failed = self._failed.items() & {(offer.peer, offer.sequence) for offer in offers}
         self._failed = dict(failed)
         lot = int.from_bytes(self._draw(LOT_BYTES)) / (1 << 8 * LOT_BYTES)
         without = {*self._failed, *(a.peer for a in offers if self._busy_s(a.peer) > 0)}
-        sessions = Counter(hop.peer for mending in self._open for hop in mending.route)
+        sessions = Counter(hop.peer for replacements in self._open for hop in replacements.route)
         seen = evolve(self.experiences.of(offers), sessions=sessions)
         asking = Asking(seen=seen, without=without, chance=lot)
         first, end = self._ends.first, self._ends.end
@@ -214,7 +214,7 @@ class SwarmClient:
         return find_route(offers, first, end, evolve(asking, without=()))
 
     def _busy_s(self, peer: PeerId) -> float:
-        """Return how long a peer should have no place for."""
+        """Return how long a peer is expected to stay full."""
         return self._busy_until_s.get(peer, 0.0) - trio.current_time()
 
     @asynccontextmanager
@@ -223,30 +223,34 @@ class SwarmClient:
     ) -> AsyncIterator[Session]:
         """Open a session along a route; raises as ``Requester.open``.
 
-        Others take the place of peers that are lost; ``on_wait`` is told when there are none. A
-        peer that ends the session is not chosen again at once.
+        Lost peers are replaced; ``on_wait`` is called when there is no replacement. A peer that
+        ends the session is not chosen again at once.
         """
         hops = [Hop(a.peer, a.addresses, a.first, a.end) for a in route]
         context = min([self._ends.context, *(a.context for a in route)])
         session = SessionId(self._draw(SESSION_ID_BYTES))
         offers = partial(self._directory.serving, self._asked.model)
-        mending = Replacements(route, offers, context, self.experiences, on_wait, self._note_failed)
-        self._open.append(mending)
+        replacements = Replacements(
+            route, offers, context, self.experiences, on_wait, self._note_failed
+        )
+        self._open.append(replacements)
         try:
-            async with self._requester.open(hops, session, context, mending.repair()) as opened:
-                mending.session = opened
+            async with self._requester.open(
+                hops, session, context, replacements.repair()
+            ) as opened:
+                replacements.session = opened
                 try:
                     yield opened
                 finally:
-                    mending.learn()
+                    replacements.learn()
         except PeerError as error:
             self._note_failed(error)
             raise
         finally:
-            self._open.remove(mending)
+            self._open.remove(replacements)
 
     def _note_failed(self, error: PeerError) -> None:
-        """Go around a peer that failed, until it is heard of again, or for as long as it asked."""
+        """Avoid a peer that failed, until it is heard of again, or for as long as it asked."""
         self.experiences.failed(error)
         if isinstance(error, RefusedError) and error.refused.retry_ms:
             busy = {peer: at for peer, at in self._busy_until_s.items() if self._busy_s(peer) > 0}

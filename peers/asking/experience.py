@@ -1,4 +1,4 @@
-"""What a requester learns of peers from its own sessions, for the choice of the next route."""
+"""What a requester learns about peers from its own sessions, for choosing the next route."""
 
 import statistics
 from collections import deque
@@ -18,34 +18,34 @@ from scheduler.standing import Standing, Standings
 from transports.base import Transport
 
 TIMES_MAX = 64
-"""Of a session's last tokens: what stages say each took."""
+"""A session's most recent tokens whose stage times are kept."""
 
 REACHED_MAX = 16
-"""Peers to which the way is measured; each costs a connection."""
+"""Peers whose round trip is measured; each costs a connection."""
 
 CALLED_MAX = 64
-"""Called until so many are reached: most of a swarm of laptops may be behind NAT."""
+"""Peers called to reach that many: most of a swarm of laptops may be behind NAT."""
 
 CALL_S = 5.0
-"""How often others are called, while fewer have been."""
+"""How often more are called, while fewer have been reached."""
 
 CALL_S_MAX = 3.0
-"""For one to answer; who takes longer would be a poor choice."""
+"""For one to answer; a peer that takes longer would be a poor choice."""
 
 INNOCENT = (Refusal.BUSY, Refusal.WRONG_RANGE, Refusal.CONTEXT_FULL)
-"""Refusals of a peer that keeps its word: what it said of itself was a moment old."""
+"""Refusals that an honest peer may give: its advertisement was a moment out of date."""
 
 StageTimes = deque[tuple[int, ...]]
-"""Microseconds of decoding that each stage of a route tells of, token by token."""
+"""Microseconds of decoding that each stage of a route reports, token by token."""
 
 
 def stage_times() -> StageTimes:
-    """Return room for what the stages of one session say."""
+    """Return an empty record of one session's stage times."""
     return deque(maxlen=TIMES_MAX)
 
 
 class Experiences:
-    """What this node has seen of others itself."""
+    """What this node has itself observed of other peers."""
 
     def __init__(
         self,
@@ -56,7 +56,7 @@ class Experiences:
         self._standings = Standings() if standings is None else standings
 
     def of(self, offers: Iterable[Advertisement]) -> Experience:
-        """Return what routing is to know of these peers."""
+        """Return what routing should know about these peers."""
         trips = {a.peer: self._round_trip_s(a.peer) for a in offers}
         known = {peer: seconds for peer, seconds in trips.items() if seconds is not None}
         return self._standings.experience(trio.current_time(), known)
@@ -66,19 +66,19 @@ class Experiences:
         return self._standings.of(peer, trio.current_time()).value
 
     def failed(self, error: PeerError) -> None:
-        """Take in that a peer ended a session, or did not open one."""
+        """Record that a peer ended a session, or did not open one."""
         now = trio.current_time()
         before = self._standings.of(error.peer, now)
         innocent = isinstance(error, RefusedError) and error.refused.code in INNOCENT
         self._put(error.peer, before.refused(now) if innocent else before.failed(now))
 
     def cheated(self, peer: PeerId) -> None:
-        """Take in a proof that a peer cheated: it is never used again."""
+        """Record a proof that a peer cheated: it is never used again."""
         now = trio.current_time()
         self._put(peer, self._standings.of(peer, now).cheated(now))
 
     def worked(self, route: Sequence[RouteHop], times: Iterable[Sequence[int]]) -> None:
-        """Take in how long each stage took for rows of one token."""
+        """Record how long each stage took for steps of one row."""
         now = trio.current_time()
         rows = [each for each in times if len(each) == len(route)]
         if not rows:
@@ -95,7 +95,7 @@ class Experiences:
 async def call_around(
     transport: Transport, offers: Callable[[], Iterable[Advertisement]], chance: Random
 ) -> None:
-    """Connect with some of those who serve, so that the ways to them are measured."""
+    """Connect to some of the serving peers, so that their round trips are measured."""
     called, reached = set[PeerId](), set[PeerId]()
     while wanted := min(REACHED_MAX - len(reached), CALLED_MAX - len(called)):
         strangers = [offer for offer in offers() if offer.peer not in called]

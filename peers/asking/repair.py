@@ -1,4 +1,4 @@
-"""Who takes the places of stages that a session has lost."""
+"""Finding peers to replace stages that a session has lost."""
 
 from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
@@ -7,52 +7,50 @@ import trio
 
 from p2pinfer.core.errors import NoReplacement, PeerError
 from p2pinfer.core.ids import PeerId
+from p2pinfer.core.layer_range import LayerRange
 from p2pinfer.core.messages import Hop, Refusal
 from peers.asking.stage_handle import StageHandle
 from peers.steps.messaging import RefusedError
 
 WAIT_S_MAX = 60.0
-"""How long a session waits for a peer that can take a lost one's place."""
+"""How long a session waits for a peer that can replace a lost one."""
 
 LOOK_AGAIN_S = 0.5
 
 FAILED_MAX = 16
-"""Peers that failed a session and are asked only where nobody else is left."""
+"""Peers that failed a session and are asked only as a last resort."""
 
 ENDING = {Refusal.IDLE, Refusal.CONTEXT_FULL, Refusal.BAD_REQUEST}
-"""Refusals that no other peer would do without."""
-
-Layers = tuple[int, int]
-"""The first, and the one behind the last."""
+"""Refusals that any other peer would give too."""
 
 Neighbours = tuple[PeerId | None, PeerId | None]
-"""The peers before and behind; None is the requester."""
+"""The peers before and after; None is the requester."""
 
 
 @dataclass(frozen=True)
 class Repair:
-    """Who may take a lost peer's place, and who wants to hear of it."""
+    """How replacements are chosen, and callbacks for what happens to the chain."""
 
-    choose: Callable[[Layers, Neighbours, Collection[PeerId]], Sequence[Hop]]
-    """Returns peers that run these layers, without some; raises LookupError if nobody does."""
+    choose: Callable[[LayerRange, Neighbours, Collection[PeerId]], Sequence[Hop]]
+    """Returns peers that run these layers, excluding some; raises LookupError if there are none."""
     on_wait: Callable[[str], None]
-    """Told why the answer does not go on for now."""
+    """Called with the reason why the answer is paused."""
     on_lost: Callable[[PeerError], None] = lambda _: None
-    """Told of each peer that is lost, and why."""
+    """Called with each lost peer's error."""
     on_route: Callable[[Sequence[Hop]], None] = lambda _: None
-    """Told who makes up the chain from now on."""
+    """Called with the chain's hops whenever they change."""
     better: Callable[[], tuple[int, Sequence[Hop]]] = lambda: (0, ())
-    """Returns which stage is far slower than it said, and who would do better; mostly nobody."""
+    """Returns the index of a stage far slower than advertised, and better hops; usually none."""
     wait_s_max: float = WAIT_S_MAX
 
 
 def noted(failed: Sequence[PeerId], peer: PeerId) -> list[PeerId]:
-    """Return who failed, one more among them, whoever failed last behind the others."""
+    """Return the failed peers with one more at the end: most recent last."""
     return [*[each for each in failed if each != peer][1 - FAILED_MAX :], peer]
 
 
 def is_ending(error: PeerError) -> bool:
-    """Whether a session would fare no better with other peers."""
+    """Whether a session would do no better with other peers."""
     return isinstance(error, RefusedError) and error.refused.code in ENDING
 
 
@@ -63,24 +61,24 @@ async def find_others(
     failed: Sequence[PeerId],
     give_up_at: float,
 ) -> tuple[slice, Sequence[Hop], bool]:
-    """Return which places others are to take, who they are, and whether they have failed before.
+    """Return which places to refill, the hops to use, and whether those have failed before.
 
-    The places are those of the lost stages, and all before them where nobody's layers begin there.
+    The places are those of the lost stages, and all before them where no peer's layers begin there.
 
     Raises:
-        NoReplacement: nobody came forward in time.
+        NoReplacement: none was found in time.
     """
     error = stages[places.start].lost
     assert error
     if trio.current_time() > give_up_at:
-        raise _nobody(error, "who could take its place does not") from error
+        raise _no_replacement(error, "the peers that could replace it do not") from error
     mine = {stage.hop.peer for stage in stages if not stage.lost}
     said = False
     while True:
-        for forgiven in range(len(failed) + 1):  # who failed first may have come back first
+        for forgiven in range(len(failed) + 1):  # the first to fail may be the first to come back
             others = mine.union(failed[forgiven:])
             missing = ""
-            for first in dict.fromkeys((places.start, 0)):  # peers may be left behind any layer
+            for first in dict.fromkeys((places.start, 0)):  # peers may be left after any layer
                 taken = slice(first, places.stop)
                 layers, between = _around(stages, taken)
                 try:
@@ -88,21 +86,21 @@ async def find_others(
                 except LookupError as nobody:
                     missing = missing or str(nobody)
             if trio.current_time() >= give_up_at:
-                raise _nobody(error, missing) from error
+                raise _no_replacement(error, missing) from error
             if not said:
                 repair.on_wait(f"{error.peer} went away, and {missing}; waiting …")
                 said = True
         await trio.sleep(LOOK_AGAIN_S)
 
 
-def _nobody(error: PeerError, why: str) -> NoReplacement:
+def _no_replacement(error: PeerError, why: str) -> NoReplacement:
     return NoReplacement(error.peer, f"{error.peer} went away ({error}), and {why}")
 
 
 def at_once(
     repair: Repair, stages: Sequence[StageHandle], index: int, without: Collection[PeerId]
 ) -> Sequence[Hop]:
-    """Return who could take the place of a stage that still works; nobody if there is none."""
+    """Return hops that could replace a stage that still works; empty if there are none."""
     layers, between = _around(stages, slice(index, index + 1))
     try:
         return repair.choose(layers, between, {stage.hop.peer for stage in stages}.union(without))
@@ -110,8 +108,9 @@ def at_once(
         return ()
 
 
-def _around(stages: Sequence[StageHandle], places: slice) -> tuple[Layers, Neighbours]:
-    """Return the layers of some places, and who is before and behind them."""
+def _around(stages: Sequence[StageHandle], places: slice) -> tuple[LayerRange, Neighbours]:
+    """Return the layers of some places, and the peers before and after them."""
     before = stages[places.start - 1].hop.peer if places.start else None
     behind = stages[places.stop].hop.peer if places.stop < len(stages) else None
-    return (stages[places.start].hop.first, stages[places.stop - 1].hop.end), (before, behind)
+    layers = LayerRange(stages[places.start].hop.first, stages[places.stop - 1].hop.end)
+    return layers, (before, behind)

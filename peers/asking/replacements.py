@@ -1,4 +1,4 @@
-"""Who takes the places of a session's lost peers, and what is learnt of all that were in it."""
+"""Replacements for a session's lost peers, and what is learnt about every peer in it."""
 
 import statistics
 from collections.abc import Callable, Collection, Iterator, Sequence
@@ -9,9 +9,10 @@ from attrs import evolve
 from p2pinfer.core.advertisement import Advertisement
 from p2pinfer.core.errors import PeerError
 from p2pinfer.core.ids import PeerId
+from p2pinfer.core.layer_range import LayerRange
 from p2pinfer.core.messages import Hop
 from peers.asking.experience import Experiences
-from peers.asking.repair import Layers, Neighbours, Repair
+from peers.asking.repair import Neighbours, Repair
 from peers.asking.session import Session
 from scheduler.routing import Asking, NoRoute, RouteHop, replacement
 
@@ -26,7 +27,7 @@ TIMES_MIN = 8
 
 
 class Replacements:
-    """Knows a session's route as it changes."""
+    """Tracks a session's route as it changes."""
 
     def __init__(
         self,
@@ -37,7 +38,7 @@ class Replacements:
         on_wait: Callable[[str], None],
         on_lost: Callable[[PeerError], None],
     ) -> None:
-        """Begin with a route; ``offers`` returns who serves the model."""
+        """Begin with a route; ``offers`` returns the peers that serve the model."""
         self.session: Session | None = None
         self.route = list(route)
         self._offers, self._context, self._experiences = offers, context, experiences
@@ -45,34 +46,34 @@ class Replacements:
         self._chosen: dict[PeerId, RouteHop] = {}
 
     def repair(self) -> Repair:
-        """Return what the session needs."""
+        """Return the callbacks that the session needs."""
         return Repair(self._choose, self._on_wait, self._on_lost, self._take, self._better)
 
     def learn(self) -> None:
-        """Take in how fast the peers of the route were."""
+        """Record how fast the peers of the route were."""
         if self.session:
             self._experiences.worked(self.route, self.session.times)
             self.session.times.clear()
 
     def _choose(
-        self, layers: Layers, between: Neighbours, without: Collection[PeerId]
+        self, layers: LayerRange, between: Neighbours, without: Collection[PeerId]
     ) -> list[Hop]:
-        """Return who can run these layers; raises NoRoute if nobody does."""
+        """Return hops that can run these layers; raises NoRoute if there are none."""
         return next(self._chains(layers, between, without))
 
     def _chains(
-        self, layers: Layers, between: Neighbours, without: Collection[PeerId]
+        self, layers: LayerRange, between: Neighbours, without: Collection[PeerId]
     ) -> Iterator[list[Hop]]:
-        """Yield who can run these layers: those who compute the same bits as before, then anybody.
+        """Yield hops that can run these layers: first in the same numerics class, then in any.
 
-        With other bits other tokens may follow, and receipts of before and after do not join up.
+        With other bits other tokens may follow, and receipts from before and after do not match.
 
         Raises:
-            NoRoute: nobody does.
+            NoRoute: there are none.
         """
         offers = self._offers()
         asking = Asking(self._context, self._experiences.of(offers), without)
-        replaced = [hop for hop in self.route if layers[0] <= hop.first < layers[1]]
+        replaced = [hop for hop in self.route if hop.first in layers]
         classes = {hop.offer.numerics_class for hop in replaced}
         alike = [offer for offer in offers if offer.numerics_class in classes]
         with suppress(NoRoute):
@@ -84,7 +85,7 @@ class Replacements:
         return [Hop(hop.peer, hop.addresses, hop.first, hop.end) for hop in chain]
 
     def _better(self) -> tuple[int, list[Hop]]:
-        """Return a stage that is far slower than it said, and who says to be far faster."""
+        """Return a stage far slower than advertised, and hops that advertise to be far faster."""
         times = (
             [each for each in self.session.times if len(each) == len(self.route)]
             if self.session
@@ -101,7 +102,7 @@ class Replacements:
             between = peers[index], peers[index + 2]
             without = frozenset(peer for peer in peers if peer)
             with suppress(NoRoute):
-                for others in self._chains((hop.first, hop.end), between, without):
+                for others in self._chains(LayerRange(hop.first, hop.end), between, without):
                     offers = [(self._chosen[o.peer].offer, o.end - o.first) for o in others]
                     said_us = [offer.row_us * count for offer, count in offers]
                     if all(said_us) and BETTER_TIMES * sum(said_us) < taken_us:
@@ -109,7 +110,7 @@ class Replacements:
         return 0, []
 
     def _take(self, hops: Sequence[Hop]) -> None:
-        """Follow the chain to other peers."""
+        """Update the route to the chain's current peers."""
         self.learn()
         known = {hop.peer: hop for hop in self.route} | self._chosen
         self.route = [evolve(known[hop.peer], end=hop.end) for hop in hops]

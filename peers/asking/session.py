@@ -1,7 +1,7 @@
-"""Asking a swarm for tokens: the requester runs the model's ends, others run what lies between.
+"""Asking a swarm for tokens: the requester runs the model's ends, peers the layers between.
 
 A session is a chain of stages with a KV cache in each. It outlives an answer: the next prompt is
-compared with the tokens that the caches hold, and only what is new goes through the chain.
+compared with the tokens that the caches hold, and only the new tokens go through the chain.
 """
 
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
@@ -13,8 +13,9 @@ import trio
 
 from p2pinfer.core.errors import UserError, lone_errors
 from p2pinfer.core.ids import ModelId, SessionId
-from p2pinfer.core.limits import ROWS_PER_DECODE_MAX, STEPS_IN_FLIGHT_MAX
+from p2pinfer.core.limits import STEPS_IN_FLIGHT_MAX
 from p2pinfer.core.messages import Hop, Open
+from p2pinfer.core.regimes import Regime, RegimeChunk, split
 from p2pinfer.core.sampling import Sampling
 from p2pinfer.engine.base import Candidate, Ends, EndsSession, NextToken
 from peers.asking.chain import Chain, open_chain
@@ -34,11 +35,11 @@ class Token:
     is_end: bool
     """The model ended its answer with this token."""
     stages_us: tuple[int, ...]
-    """What each stage said it spent on decoding, in microseconds; of a prompt, its last chunk."""
+    """Decoding time that each stage reported, in microseconds; of a prompt, for its last chunk."""
     ends_us: int
-    """What the requester's own layers, head and sampler took, likewise."""
+    """Time in the requester's own layers, head and sampler, in microseconds."""
     candidates: tuple[Candidate, ...] = ()
-    """As of ``NextToken``."""
+    """As in ``NextToken``."""
 
 
 class Session:
@@ -50,27 +51,28 @@ class Session:
         self.context = context
         """How many positions fit."""
         self.tokens: list[int] = []
-        """What all caches are known to hold, position by position."""
+        """The tokens that all caches are known to hold, position by position."""
+        self._regimes: list[Regime] = []  # of each of those tokens
         self.times = stage_times()
-        """What the stages say of the last tokens."""
+        """The stages' times for the most recent tokens."""
         self.is_trusted = True
-        """Nothing that was checked of it has failed; otherwise the next answer needs another."""
+        """No check of it has failed; otherwise the next answer needs another session."""
         self._answers = 0  # begun so far
 
     @property
     def evidence(self) -> Evidence | None:
-        """What the stages vouch for, if it is gathered."""
+        """The stages' receipts, if they are gathered."""
         return self._chain.evidence
 
     @property
     def route(self) -> list[Hop]:
-        """Who makes up the chain now."""
+        """The peers that make up the chain now."""
         return self._chain.route
 
     def held_of(self, prompt: Sequence[int]) -> int:
         """How many tokens of a prompt's beginning need not be run again."""
         common = takewhile(lambda pair: pair[0] == pair[1], zip(self.tokens, prompt, strict=False))
-        # The last token is always run: its logits are wanted.
+        # The last token always runs: its logits are needed.
         return min(sum(1 for _ in common), len(prompt) - 1)
 
     async def generate(
@@ -78,13 +80,13 @@ class Session:
     ) -> AsyncGenerator[Token, None]:
         """Yield the tokens that follow a prompt, until the model ends or ``max_tokens`` are made.
 
-        The caches keep what they already hold of the prompt's beginning. Whoever stops early may
-        call this again at once: what was on its way is ignored, and overwritten.
+        The caches keep what they already hold of the prompt's beginning. After stopping early, this
+        may be called again at once: rows still on their way are ignored and overwritten.
 
         Raises:
             UserError: the prompt leaves no room for an answer.
             RefusedError, PeerUnavailable, RemoteProtocolError: the session is over.
-            EngineError: the own engine failed; the session is over.
+            EngineError: the requester's own engine failed; the session is over.
         """
         if not 0 < len(prompt) < self.context:
             raise UserError(
@@ -101,7 +103,7 @@ class Session:
                 position = len(self.tokens)
                 goes_on = not following.is_end and made < max_tokens and position < self.context
                 if goes_on:  # the swarm computes while our caller shows the token
-                    self._chain.send(position, following.rows, 1, wide=False)
+                    self._chain.send(position, following.rows, 1, regime=Regime.NARROW)
                 yield Token(
                     following.token,
                     following.piece,
@@ -114,42 +116,44 @@ class Session:
                     return
                 step = await self._chain.receive(position, 1, self._row_bytes)
                 self.tokens.append(following.token)
+                self._regimes.append(Regime.NARROW)
                 stages_us = step.decoding_us
                 self.times.append(stages_us)
-                following = await self._cells.next(position, step.rows, wide=False)
+                following = await self._cells.next(position, step.rows, regime=Regime.NARROW)
         finally:
             if answer == self._answers:  # else another one has begun
                 self._chain.rest()
 
     async def _prefill(self, prompt: Sequence[int]) -> tuple[NextToken, tuple[int, ...]]:
-        """Run what the caches lack of the prompt, in chunks that follow each other."""
+        """Run the part of the prompt that the caches lack, in consecutive chunks."""
         start = self.held_of(prompt)
-        del self.tokens[start:]
-        chunks = [
-            (at, list(prompt[at : at + ROWS_PER_DECODE_MAX]))
-            for at in range(start, len(prompt), ROWS_PER_DECODE_MAX)
-        ]
+        if self.tokens[start : start + 1] == list(prompt[start:]):  # the last one runs again
+            chunks = [RegimeChunk(start, start + 1, self._regimes[start])]
+        else:
+            chunks = split(start, len(prompt), blocks=self._chain.blocks)
+        del self.tokens[start:], self._regimes[start:]
         with lone_errors():
             async with trio.open_nursery() as nursery:
                 room = trio.Semaphore(STEPS_IN_FLIGHT_MAX)
-                nursery.start_soon(self._send_chunks, chunks, room)
-                for at, tokens in chunks:
-                    step = await self._chain.receive(at, len(tokens), len(tokens) * self._row_bytes)
+                nursery.start_soon(self._send_chunks, prompt, chunks, room)
+                for at, end, regime in chunks:
+                    step = await self._chain.receive(at, end - at, (end - at) * self._row_bytes)
                     room.release()
-                    if at + len(tokens) < len(prompt):
-                        await self._cells.absorb(at, step.rows, wide=True)
+                    if end < len(prompt):
+                        await self._cells.absorb(at, step.rows, regime=regime)
                     else:
-                        following = await self._cells.next(at, step.rows, wide=True)
-                    self.tokens += tokens
+                        following = await self._cells.next(at, step.rows, regime=regime)
+                    self.tokens += prompt[at:end]
+                    self._regimes += [regime] * (end - at)
         return following, step.decoding_us
 
     async def _send_chunks(
-        self, chunks: Sequence[tuple[int, list[int]]], room: trio.Semaphore
+        self, prompt: Sequence[int], chunks: Sequence[RegimeChunk], room: trio.Semaphore
     ) -> None:
-        for at, tokens in chunks:
+        for at, end, regime in chunks:
             await room.acquire()
-            embedded = await self._cells.embed(at, tokens, wide=True)
-            self._chain.send(at, embedded.rows, len(tokens), wide=True)
+            embedded = await self._cells.embed(at, list(prompt[at:end]), regime=regime)
+            self._chain.send(at, embedded.rows, end - at, regime=regime)
 
 
 class Requester:
@@ -175,21 +179,23 @@ class Requester:
         context: int,
         repair: Repair | None = None,
     ) -> AsyncIterator[Session]:
-        """Open a session along a route that joins the own ends, for as long as the block lasts.
+        """Open a session along a route that connects the ends, for as long as the block lasts.
 
         Args:
             route: stages without gap or overlap from ``ends.first`` to ``ends.end``.
             session: 16 random bytes.
-            context: positions that the session is to hold at most.
-            repair: who may take the place of a stage that is lost; None lets the session end.
+            context: positions that the session may hold at most.
+            repair: replaces lost stages; with None the session ends instead.
 
         Raises:
-            EngineBusy, EngineDied: the own engine has no session to give.
-            RefusedError, PeerUnavailable, RemoteProtocolError: a stage said no, or nothing.
+            EngineBusy, EngineDied: the requester's own engine cannot open a session.
+            RefusedError, PeerUnavailable, RemoteProtocolError: a stage refused or failed.
         """
         ends, me = self._ends, self._transport.peer_id
         context = min(context, ends.context)
-        opened = Open(session, self._model, me, me, ends.first, ends.end, context)
+        opened = Open(
+            session, self._model, me, me, ends.first, ends.end, context, blocks=ends.blocks
+        )
         cells = ends.open()
         try:
             evidence = self._gatherer.begin(opened) if self._gatherer else None

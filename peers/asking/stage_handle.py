@@ -27,6 +27,7 @@ from p2pinfer.core.messages import (
     Lost,
     Open,
     Opened,
+    Refusal,
     Step,
 )
 from p2pinfer.core.wire import encode
@@ -37,23 +38,23 @@ from transports.base import Channel, Transport
 A = TypeVar("A", Connected, Expecting)
 
 STILL_S_MAX = 120.0
-"""For a step to come out of a chain that seems whole: a chunk of a prompt takes half of it where
+"""For a step to come out of a chain that seems whole: a block of a prompt takes most of this where
 laptops run 70 billion weights. A peer whose engine hangs answers heartbeats all the same."""
 
 
 class StageHandle:
-    """A stage that agreed to a session, and the channel that keeps it."""
+    """A stage that accepted a session, and the control channel that keeps it open."""
 
-    def __init__(self, hop: Hop, control: Channel, expects: PeerId) -> None:
-        self.hop = hop
+    def __init__(self, hop: Hop, control: Channel, expects: PeerId, *, blocks: bool) -> None:
+        self.hop, self.blocks = hop, blocks
         self._expects: PeerId | None = expects
         self.lost: PeerError | None = None
-        """Why the session cannot go on with it."""
+        """Why the session cannot continue with it."""
         self.wants_to_leave = False
         self.sends_to: StageHandle | None = None
-        """Who is behind it and takes what it sends; itself stands for the requester."""
+        """The stage after it, which takes what it sends; itself stands for the requester."""
         self.known = 0
-        """Nobody waits for its answers to steps up to this one."""
+        """Its answers to steps up to this number are no longer needed."""
         self._control = control
         self._asking = trio.Lock()
         self._number = 0
@@ -63,7 +64,7 @@ class StageHandle:
     async def listen(
         self, on_word: Callable[["StageHandle", Lost | Leaving | PeerError], None]
     ) -> None:
-        """Take answers, and report what else the stage says and that it is gone."""
+        """Take answers, and report other messages from the stage and its loss to ``on_word``."""
         try:
             while True:
                 said: Connected | Expecting | Denied | Lost | Leaving = await receive(
@@ -79,17 +80,17 @@ class StageHandle:
             on_word(self, error)
 
     def lose(self, error: PeerError) -> None:
-        """Give the stage up; the first reason counts."""
+        """Give up on the stage; the first reason counts."""
         self.lost = self.lost or error
         self._answered.set()
         self._control.abort()
 
     def say_idle(self, number: int) -> None:
-        """Let it know that an answer is over; what cannot be sent at once, it guesses later."""
+        """Tell it that an answer is over; if that cannot be sent at once, it finds out later."""
         self._control.send_now(encode(Idle(number)))
 
     async def connect(self, to: "StageHandle", sent: int, timeout_s: float) -> None:
-        """Have it send to another stage, which has all steps up to ``sent``.
+        """Have it send to another stage, which already has all steps up to ``sent``.
 
         Raises:
             RefusedError: it cannot; the code says which of the two is to blame.
@@ -112,7 +113,7 @@ class StageHandle:
             PeerUnavailable: it does not answer, or is gone.
         """
         if peer == self._expects:
-            self._expects = None  # which it does from the beginning; next time there is more to it
+            self._expects = None  # true since it opened; only a later change needs a message
             return 0
         answer = await self._ask(lambda number: Expect(number, peer), Expecting, timeout_s)
         return answer.received
@@ -136,7 +137,7 @@ class StageHandle:
                 raise PeerUnavailable(peer, str(self.lost))
             answer = self._answer
         if isinstance(answer, Denied):
-            raise RefusedError.of(peer, answer.code, "it cannot do as the session needs")
+            raise RefusedError.of(peer, answer.code, "the stage rejected the command")
         if not isinstance(answer, kind):
             raise RemoteProtocolError(peer, "it answered another question")
         return answer
@@ -152,11 +153,18 @@ def lost_places(stages: Sequence[StageHandle]) -> slice | None:
 
 
 async def open_stages(
-    transport: Transport, opened: Open, route: Sequence[Hop], previous: PeerId, timeout_s: float
+    transport: Transport,
+    opened: Open,
+    route: Sequence[Hop],
+    previous: PeerId,
+    timeout_s: float,
+    *,
+    is_new: bool = False,
 ) -> list[StageHandle]:
-    """Open a session at stages that follow each other, the first one behind ``previous``.
+    """Open a session at consecutive stages, the first one after ``previous``.
 
-    At all of them or at none; raises as ``reach``.
+    It opens at all of them or at none; raises as ``reach``. If a stage refuses a new session with
+    blocks, it is asked again without blocks.
     """
     previous_of = [previous, *(hop.peer for hop in route)]
     found: dict[int, StageHandle] = {}
@@ -164,8 +172,14 @@ async def open_stages(
     async def open_one(index: int, hop: Hop) -> None:
         before = previous_of[index]
         own = evolve(opened, previous=before, first=hop.first, end=hop.end)
-        control = await reach(transport, hop, own, Opened, timeout_s)
-        found[index] = StageHandle(hop, control, before)
+        try:
+            control = await reach(transport, hop, own, Opened, timeout_s)
+        except RefusedError as error:
+            if not (is_new and own.blocks and error.refused.code is Refusal.BAD_REQUEST):
+                raise
+            own = evolve(own, blocks=False)
+            control = await reach(transport, hop, own, Opened, timeout_s)
+        found[index] = StageHandle(hop, control, before, blocks=own.blocks)
 
     try:
         with lone_errors():
@@ -189,9 +203,9 @@ async def reach(
     """Open a channel to a stage, say what it is for, and wait until the stage agrees.
 
     Raises:
-        RefusedError: it said no.
+        RefusedError: it refused.
         PeerUnavailable: it cannot be reached, or does not answer.
-        RemoteProtocolError: it sent nonsense.
+        RemoteProtocolError: it broke the protocol.
     """
     channel: Channel | None = None
     try:
@@ -215,16 +229,16 @@ def check_step(
     """Raise RemoteProtocolError if a step is not the answer to what was sent.
 
     Args:
-        peer: whose it is.
-        step: what came.
+        peer: the sender.
+        step: the step received.
         dtype: of its rows.
         sent: the number of the last step that was sent.
-        due: its position, its count of rows, and their bytes.
+        due: the position, row count and byte count it must have.
     """
     if step.number > sent or (step.position, step.count) != due[:2]:
         raise RemoteProtocolError(peer, "a stage answered another step")
     if len(step.rows) != due[2]:
-        raise RemoteProtocolError(peer, "a stage's rows are not as wide as they are")
+        raise RemoteProtocolError(peer, "a stage's rows have the wrong width")
     if not np.isfinite(np.frombuffer(step.rows, NUMPY_TYPES[dtype])).all():
         raise RemoteProtocolError(peer, "a stage's rows hold NaN or infinity")
 
@@ -232,10 +246,10 @@ def check_step(
 async def wait_still(progress: Callable[[], tuple[int, int]]) -> None:
     """Return once nothing has come out of a chain for too long.
 
-    Looking now and then costs a token nothing; a deadline for each step would.
+    Checking now and then costs nothing per token; a deadline for each step would.
 
     Args:
-        progress: the number of the last step that came, and of the last that may be waited for.
+        progress: the number of the last step received, and of the last that is awaited.
     """
     seen, since = -1, trio.current_time()
     while trio.current_time() < since + STILL_S_MAX:

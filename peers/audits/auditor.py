@@ -7,23 +7,24 @@ under way at a time, so that an audit never crowds out an answer.
 """
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Awaitable, Callable, Sequence
+from functools import partial
 
 import numpy as np
-from attrs import evolve, frozen
 
+from p2pinfer.core.audit import THIS_MACHINE, Replayed, conclude, is_gone, is_settled
 from p2pinfer.core.bounds import DEFAULT_BOUNDS, Bounds, distances, first_outside
 from p2pinfer.core.continuity import Break
 from p2pinfer.core.errors import P2pinferError, PeerError, PeerUnavailable
-from p2pinfer.core.evidence import FRAUD_ROWS_BYTES_MAX
+from p2pinfer.core.evidence import FRAUD_ROWS_BYTES_MAX, OPENING_ROWS_MAX
 from p2pinfer.core.fraud import FraudProof
 from p2pinfer.core.ids import PeerId
-from p2pinfer.core.limits import ROWS_PER_DECODE_MAX
+from p2pinfer.core.layer_range import LayerRange
 from p2pinfer.core.messages import Hop
 from p2pinfer.core.receipts import Receipt, Signed, Terms
 from p2pinfer.core.trust import Audited, AuditVerdict, Trust, choose_audits
-from p2pinfer.core.witness import Rows, runs_of
-from peers.audits.replay import THIS_MACHINE, OpenReplay, Replay, Vouching, cut
+from p2pinfer.core.witness import OpenedRows, Rows, runs_of
+from peers.audits.replay import OpenReplay, Replay, Vouching, cut
 from peers.receipts.session_evidence import REPLACED_S_MAX, Evidence
 from peers.steps.limits import NUMPY_TYPES
 
@@ -39,21 +40,20 @@ FindReplays = Callable[[int, int, PeerId], Sequence[OpenReplay]]
 """Returns who can replay layers ``first:end``, the named peer excepted, best first."""
 
 
-@frozen
-class _Replayed:
-    """What one replay found."""
+OpenRows = Callable[[int, int], Awaitable[OpenedRows]]
+"""Returns so many rows from a position on; raises PeerError."""
 
-    by: str
-    verdict: AuditVerdict
-    position: int | None = None
-    blamed: PeerId | None = None
-    text: str = ""
-    refuted: int | None = None
-    """The position of the first receipt that is not so."""
-    vouching: Vouching | None = None
-    """What an auditor signed that found other rows."""
-    is_far: bool = True
-    """The rows lie farther apart than those of two numerics classes may."""
+
+class _NotOpenedError(Exception):
+    """Rows are not to be had as they were signed for; nobody is blamed who has died."""
+
+    def __init__(self, blamed: PeerId | None, text: str, position: int | None = None) -> None:
+        super().__init__(text)
+        self.blamed, self.position = blamed, position
+
+    def found_by(self, name: str, refuted: int | None = None) -> Replayed:
+        """Return it as what a replay found."""
+        return Replayed.not_opened(name, self.blamed, str(self), self.position, refuted)
 
 
 class Auditor:
@@ -90,7 +90,7 @@ class Auditor:
                 audits = await self._suspect(evidence, broken)
                 break
             owed, audits = await self._sample(evidence, position, owed)
-            if not any(map(_is_gone, audits)) or not await evidence.wait_changed(REPLACED_S_MAX):
+            if not any(map(is_gone, audits)) or not await evidence.wait_changed(REPLACED_S_MAX):
                 break
         stages = evidence.stages
         for stage in stages:
@@ -130,30 +130,29 @@ class Auditor:
     async def _audit(self, evidence: Evidence, index: int, receipt: Receipt) -> Audited:
         """Audit one stage; where an auditor differs from it, another one settles who is right."""
         peer = evidence.stages[index].hop.peer
-        found: list[_Replayed] = []
+        found: list[Replayed] = []
+        vouchings: dict[str, Vouching | None] = {}
         for opening in self._find(receipt.first, receipt.end, peer)[:AUDITORS_MAX]:
             try:
                 async with opening(receipt.position) as replay:
                     one = await _replay(evidence, index, receipt, replay, self._bounds)
                     if one.verdict is AuditVerdict.CHEATED:
-                        one = evolve(one, vouching=await replay.vouch(receipt.position))
+                        vouchings[one.by] = await replay.vouch(receipt.position)
             except P2pinferError as error:
                 _log.info("an auditor is gone: %s", error)
                 continue
             found.append(one)
-            if _is_settled(found):
+            if is_settled(found):
                 break
-        concluded = _conclude(Hop(peer, (), receipt.first, receipt.end), found)
+        concluded = conclude(peer, LayerRange(receipt.first, receipt.end), found)
         signed = evidence.stages[index].signed(receipt.position)
         if concluded.blamed == peer and found[-1].refuted:
             await self._accuse(evidence, index, peer, evidence.terms, signed[found[-1].refuted])
-        for liar in found:
-            if liar.by == concluded.blamed and liar.vouching:
-                its = liar.vouching.receipts
-                lies = (at for at in its if at in signed and _sent(its[at]) != _sent(signed[at]))
-                if (at := next(lies, None)) is not None:
-                    terms = liar.vouching.terms
-                    await self._accuse(evidence, index, concluded.blamed, terms, its[at])
+        if concluded.blamed and (vouching := vouchings.get(concluded.blamed)):
+            its = vouching.receipts
+            lies = (at for at in its if at in signed and _sent(its[at]) != _sent(signed[at]))
+            if (at := next(lies, None)) is not None:
+                await self._accuse(evidence, index, concluded.blamed, vouching.terms, its[at])
         return concluded
 
     async def _accuse(
@@ -163,77 +162,22 @@ class Auditor:
 
         It is one of a stage, or of an auditor, who was given the same rows.
         """
-        rows, receipt = Rows(keep=True), Receipt.parse(signed.body)
-        position = receipt.position
+        receipt = Receipt.parse(signed.body)
+        if receipt.position * _row_bytes(evidence) > FRAUD_ROWS_BYTES_MAX:
+            _log.info("%s cheated, but the proof would be too long to send", accused)
+            return
         try:
-            for at in range(0, position, ROWS_PER_DECODE_MAX):
-                count = min(ROWS_PER_DECODE_MAX, position - at)
-                opened = await evidence.inputs(index, at, count)
-                if len(opened.rows) // count * position > FRAUD_ROWS_BYTES_MAX:
-                    _log.info("%s cheated, but the proof would be too long to send", accused)
-                    return
-                for start, data, wide in cut(opened, at):
-                    rows.put(start, len(data) * count // len(opened.rows), data, wide=wide)
-        except PeerError as error:
+            rows = await _inputs(evidence, index, receipt)
+        except _NotOpenedError as error:
             _log.info("%s cheated, but its inputs are not to be had: %s", accused, error)
             return
-        if rows.tree.root(position) == receipt.received:
-            opened = rows.open(0, position)
-            regimes = runs_of(opened.regimes)
-            proof = FraudProof(terms, accused, receipt.end, (signed,), regimes, opened.rows)
-            self._on_fraud(proof)
-
-
-def _is_gone(audited: Audited) -> bool:
-    """Whether a stage could not open its rows, as one that has died cannot."""
-    return audited.verdict is AuditVerdict.NOT_OPENED and audited.blamed is None
+        opened = rows.open(0, receipt.position)
+        regimes = runs_of(opened.regimes)
+        self._on_fraud(FraudProof(terms, accused, receipt.end, (signed,), regimes, opened.rows))
 
 
 def _sent(signed: Signed) -> bytes:
     return Receipt.parse(signed.body).sent
-
-
-def _is_settled(found: Sequence[_Replayed]) -> bool:
-    """Whether nobody else need be asked: this machine spoke, or two agree where they differ."""
-    last = found[-1]
-    if last.by == THIS_MACHINE or last.verdict is AuditVerdict.NOT_OPENED:
-        return True
-    return len(_saying(found, last.verdict)) > 1 or (len(found) == 1 and _is_fine(last))
-
-
-def _is_fine(one: _Replayed) -> bool:
-    return one.verdict in (AuditVerdict.SAME, AuditVerdict.CLOSE)
-
-
-def _saying(found: Sequence[_Replayed], verdict: AuditVerdict) -> list[_Replayed]:
-    """Return those that found the same, bits within bounds counting as the same bits."""
-    is_fine = verdict in (AuditVerdict.SAME, AuditVerdict.CLOSE)
-    return [each for each in found if each.verdict is verdict or (is_fine and _is_fine(each))]
-
-
-def _conclude(stage: Hop, found: Sequence[_Replayed]) -> Audited:
-    """Return what several replays of a stage amount to.
-
-    One auditor that differs is not believed against the stage and another one. It is blamed where
-    two others, or this machine, found what the stage had found. But other bits within bounds are
-    refuted only by somebody who found the stage's bits: those of other classes cannot tell.
-    """
-    if not found:
-        return Audited(stage.peer, stage.first, stage.end, AuditVerdict.NOT_REPLAYED)
-    last, by = found[-1], tuple(each.by for each in found)
-    cheated = _saying(found, AuditVerdict.CHEATED)
-    if not _is_settled(found):
-        last = next((each for each in found if _is_fine(each)), last)
-    verdict, blamed, text = last.verdict, last.blamed, last.text
-    if verdict is AuditVerdict.CHEATED and not _is_settled(found):
-        verdict, blamed = AuditVerdict.DISPUTED, None
-    elif _is_fine(last) and cheated:
-        text = "another auditor computed other rows"
-        if not cheated[0].is_far and all(each.verdict is not AuditVerdict.SAME for each in found):
-            verdict = AuditVerdict.DISPUTED
-        elif _is_settled(found):
-            blamed = PeerId(cheated[0].by)
-    return Audited(stage.peer, stage.first, stage.end, verdict, by, last.position, blamed, text)
 
 
 async def _replay(
@@ -242,55 +186,71 @@ async def _replay(
     receipt: Receipt,
     replay: Replay,
     bounds: Bounds,
-) -> _Replayed:
+) -> Replayed:
     """Run a stage's inputs again, and compare.
 
     Raises:
         P2pinferError: the replay failed.
     """
     peer, name, count = evidence.stages[index].hop.peer, replay.name, receipt.position
-    inputs = await _inputs(evidence, index, receipt, name)
-    if isinstance(inputs, _Replayed):
-        return inputs
+    try:
+        inputs = await _inputs(evidence, index, receipt)
+    except _NotOpenedError as error:
+        return error.found_by(name)
     outputs, size = Rows(keep=True), len(inputs.open(0, 1).rows)
-    for at in range(0, count, ROWS_PER_DECODE_MAX):
-        some = inputs.open(at, min(ROWS_PER_DECODE_MAX, count - at))
-        for position, rows, wide in cut(some, at):
-            run = len(rows) // size
-            outputs.put(position, run, await replay.run(position, run, rows, wide=wide), wide=wide)
+    for position, rows, regime in cut(inputs.open(0, count), 0):
+        run = len(rows) // size
+        found = await replay.run(position, run, rows, regime=regime)
+        outputs.put(position, run, found, regime=regime)
     if outputs.tree.root(count) == receipt.sent:
         refuted = _first_refuted(evidence, index, count, outputs)
         if refuted is None:
-            return _Replayed(name, AuditVerdict.SAME)
+            return Replayed.same(name)
         text = "it signed for other rows before"
-        return _Replayed(name, AuditVerdict.CHEATED, refuted, peer, text, refuted, is_far=False)
+        return Replayed.cheated(name, peer, refuted, text, refuted, is_far=False)
     return await _compare(evidence, index, receipt, replay, outputs, bounds)
 
 
-async def _inputs(evidence: Evidence, index: int, receipt: Receipt, name: str) -> Rows | _Replayed:
+async def _inputs(evidence: Evidence, index: int, receipt: Receipt) -> Rows:
     """Return what a stage received, which must be what it signed for and what stages take.
 
     All of it before any is run: an auditor refuses nonsense, and would only seem to be gone.
+
+    Raises:
+        _NotOpenedError: the stage before it does not open that.
     """
     before = evidence.stages[index - 1].hop.peer if index else evidence.stages[0].hop.peer
-    found, count = Rows(keep=True), receipt.position
-    for at in range(0, count, ROWS_PER_DECODE_MAX):
-        many = min(ROWS_PER_DECODE_MAX, count - at)
+    count = receipt.position
+    found = await _receive(partial(evidence.inputs, index), count, receipt.received, before)
+    rows, numbers = found.open(0, count).rows, NUMPY_TYPES[evidence.opened.dtype]
+    is_of_size = len(rows) == count * _row_bytes(evidence)
+    if not is_of_size or not np.isfinite(np.frombuffer(rows, numbers)).all():
+        raise _NotOpenedError(before, "it signed for rows that no stage takes")
+    return found
+
+
+def _row_bytes(evidence: Evidence) -> int:
+    return len(evidence.witness.received.open(0, 1).rows)
+
+
+async def _receive(open_rows: OpenRows, count: int, root: bytes, opener: PeerId) -> Rows:
+    """Return the first ``count`` rows that a peer opens, which must have the root it signed for.
+
+    Raises:
+        _NotOpenedError: it does not open them, or others.
+    """
+    found = Rows(keep=True)
+    for at in range(0, count, OPENING_ROWS_MAX):
+        many = min(OPENING_ROWS_MAX, count - at)
         try:
-            opened = await evidence.inputs(index, at, many)
+            opened = await open_rows(at, many)
         except PeerError as error:
-            return _not_opened(name, at, error)
-        for position, rows, wide in cut(opened, at):
-            found.put(position, len(rows) * many // len(opened.rows), rows, wide=wide)
-    if found.tree.root(count) != receipt.received:
-        text = "it opened other rows than it signed for"
-        return _Replayed(name, AuditVerdict.NOT_OPENED, None, before, text)
-    rows = found.open(0, count).rows
-    row_bytes = len(evidence.witness.received.open(0, 1).rows)
-    numbers = NUMPY_TYPES[evidence.opened.dtype]
-    if len(rows) != count * row_bytes or not np.isfinite(np.frombuffer(rows, numbers)).all():
-        text = "it signed for rows that no stage takes"
-        return _Replayed(name, AuditVerdict.NOT_OPENED, None, before, text)
+            blamed = None if isinstance(error, PeerUnavailable) else error.peer
+            raise _NotOpenedError(blamed, str(error), at) from error
+        for position, rows, regime in cut(opened, at):
+            found.put(position, len(rows) * many // len(opened.rows), rows, regime=regime)
+    if found.tree.root(count) != root:
+        raise _NotOpenedError(opener, "it opened other rows than it signed for")
     return found
 
 
@@ -301,35 +261,29 @@ async def _compare(
     replay: Replay,
     replayed: Rows,
     bounds: Bounds,
-) -> _Replayed:
+) -> Replayed:
     """Open what the stage sent, and find where it differs from the replay, and by how much."""
-    peer, sent = evidence.stages[index].hop.peer, Rows(keep=True)
-    count, is_same = receipt.position, replay.numerics == receipt.numerics
-    is_certain = is_same and replay.name == THIS_MACHINE
+    peer, name, count = evidence.stages[index].hop.peer, replay.name, receipt.position
+    is_same = replay.numerics == receipt.numerics
+    is_certain = is_same and name == THIS_MACHINE
     refuted = _first_refuted(evidence, index, count, replayed) if is_certain else None
-    for at in range(0, count, ROWS_PER_DECODE_MAX):
-        size = min(ROWS_PER_DECODE_MAX, count - at)
-        try:
-            opened = await evidence.outputs(index, at, size)
-        except PeerError as error:
-            return evolve(_not_opened(replay.name, at, error), refuted=refuted)
-        for position, rows, wide in cut(opened, at):
-            sent.put(position, len(rows) * size // len(opened.rows), rows, wide=wide)
-    if sent.tree.root(count) != receipt.sent:
-        text = "it opened other rows than it signed for"
-        return _Replayed(replay.name, AuditVerdict.NOT_OPENED, None, peer, text, refuted)
+    try:
+        sent = await _receive(partial(evidence.outputs, index), count, receipt.sent, peer)
+    except _NotOpenedError as error:
+        return error.found_by(name, refuted)
     ours, theirs = replayed.open(0, count).rows, sent.open(0, count).rows
     if len(ours) != len(theirs):
-        return _Replayed(replay.name, AuditVerdict.CHEATED, 0, peer, "its rows have another width")
+        text = "its rows have another width"
+        return Replayed.cheated(name, peer, 0, text, None, is_far=True)
     apart = distances(theirs, ours, evidence.terms.dtype, count)
     outside = first_outside(apart, bounds)
     beyond = _first_other(ours, theirs, count) if is_same else outside
     if beyond is None:
-        return _Replayed(replay.name, AuditVerdict.CLOSE, text=f"{apart.max():.2%} apart at most")
+        return Replayed.close(name, f"{apart.max():.2%} apart at most")
     refuted = _first_refuted(evidence, index, count, replayed, beyond)
     text = f"rows lie {apart[beyond]:.2%} apart"
     is_far = outside is not None
-    return _Replayed(replay.name, AuditVerdict.CHEATED, beyond, peer, text, refuted, is_far=is_far)
+    return Replayed.cheated(name, peer, beyond, text, refuted, is_far=is_far)
 
 
 def _first_refuted(
@@ -339,12 +293,6 @@ def _first_refuted(
     receipts = evidence.stages[index].vouched(position).receipts
     wrong = (at for at, each in receipts.items() if replayed.tree.root(at) != each.sent)
     return next((at for at in wrong if at > behind), None)
-
-
-def _not_opened(by: str, position: int, error: PeerError) -> _Replayed:
-    """Blame a peer that does not open what it signed for, unless it is just gone."""
-    blamed = None if isinstance(error, PeerUnavailable) else error.peer
-    return _Replayed(by, AuditVerdict.NOT_OPENED, position, blamed, str(error))
 
 
 def _first_other(ours: bytes, theirs: bytes, count: int) -> int:

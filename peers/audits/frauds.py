@@ -15,13 +15,14 @@ import trio
 from attrs import evolve
 
 from p2pinfer.core.advertisement import Advertisement
+from p2pinfer.core.audit import THIS_MACHINE
 from p2pinfer.core.errors import P2pinferError, PeerError
 from p2pinfer.core.evidence import CASES_MAX, Case, Cases, ProofIs, WantProof
 from p2pinfer.core.fraud import FraudProof, parse, to_sign
 from p2pinfer.core.ids import ModelId, PeerId
 from p2pinfer.core.sections import BadFile
 from p2pinfer.core.witness import Rows
-from peers.audits.replay import THIS_MACHINE, OpenReplay, PeerReplays, Replay, by_engine, cut
+from peers.audits.replay import OpenReplay, PeerReplays, Replay, by_engine, cut
 from peers.parts.protocol import Run, in_thread
 from peers.serving.server import Server
 from peers.steps.messaging import receive, send
@@ -326,7 +327,8 @@ async def run_again(proof: FraudProof, replay: Replay) -> Rows:
     """Return what a proof's rows give, each in its regime; raises as the replay."""
     sent, inputs = Rows(keep=False), proof.inputs
     size = len(inputs.rows) // len(inputs.regimes)
-    for position, rows, wide in cut(inputs, 0):
+    for position, rows, regime in cut(inputs, 0):
         count = len(rows) // size
-        sent.put(position, count, await replay.run(position, count, rows, wide=wide), wide=wide)
+        made = await replay.run(position, count, rows, regime=regime)
+        sent.put(position, count, made, regime=regime)
     return sent

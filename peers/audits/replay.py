@@ -9,12 +9,13 @@ import trio
 from attrs import frozen
 
 from p2pinfer.core.advertisement import Advertisement
+from p2pinfer.core.audit import THIS_MACHINE
 from p2pinfer.core.errors import EngineError, PeerUnavailable, lone_errors
 from p2pinfer.core.evidence import Case
 from p2pinfer.core.ids import ModelId, PeerId, SessionId
-from p2pinfer.core.limits import NARROW_ROWS_MAX, ROWS_PER_DECODE_MAX
 from p2pinfer.core.messages import Hop, Open
 from p2pinfer.core.receipts import Signed, Terms
+from p2pinfer.core.regimes import Regime
 from p2pinfer.core.witness import OpenedRows
 from p2pinfer.engine.base import Decoded, StageEngine
 from peers.asking.chain import Chain, open_chain
@@ -23,9 +24,7 @@ from peers.steps.history import Budget, History
 from transports.base import Transport
 
 REPLAY_S_MAX = 30.0
-"""For one chunk of at most 48 rows."""
-
-THIS_MACHINE = "this machine"
+"""For one chunk of at most 64 rows."""
 
 SESSION_ID_BYTES = 16
 
@@ -51,7 +50,7 @@ class Replay(Protocol):
         """The numerics class that it computes in."""
         ...
 
-    async def run(self, position: int, count: int, rows: bytes, *, wide: bool) -> bytes:
+    async def run(self, position: int, count: int, rows: bytes, *, regime: Regime) -> bytes:
         """Return what rows give, both as on the wire.
 
         Raises:
@@ -68,16 +67,15 @@ OpenReplay = Callable[[int], AbstractAsyncContextManager[Replay]]
 """Opens a replay of so many positions; raises PeerError, EngineError or UserError."""
 
 
-def cut(opened: OpenedRows, position: int) -> list[tuple[int, bytes, bool]]:
+def cut(opened: OpenedRows, position: int) -> list[tuple[int, bytes, Regime]]:
     """Cut rows into runs of one regime, each no longer than a decode may be."""
     size = len(opened.rows) // len(opened.regimes)
     found, start = [], 0
-    for wide, same in groupby(opened.regimes):
+    for regime, same in groupby(opened.regimes):
         end = start + len(list(same))
-        most = ROWS_PER_DECODE_MAX if wide else NARROW_ROWS_MAX
-        for at in range(start, end, most):
-            rows = opened.rows[at * size : min(at + most, end) * size]
-            found.append((position + at, rows, wide))
+        for at in range(start, end, regime.rows_max):
+            rows = opened.rows[at * size : min(at + regime.rows_max, end) * size]
+            found.append((position + at, rows, regime))
         start = end
     return found
 
@@ -89,11 +87,13 @@ class PeerReplay:
         self.name: str = chain.route[-1].peer
         self.numerics, self._chain, self._evidence = numerics, chain, evidence
 
-    async def run(self, position: int, count: int, rows: bytes, *, wide: bool) -> bytes:
+    async def run(self, position: int, count: int, rows: bytes, *, regime: Regime) -> bytes:
         """Return what the peer makes of the rows; raises PeerError."""
+        if regime is Regime.BLOCK and not self._chain.blocks:
+            raise PeerUnavailable(self._chain.route[-1].peer, "it does not run blocks")
         try:
             with trio.fail_after(REPLAY_S_MAX):
-                self._chain.send(position, rows, count, wide=wide)
+                self._chain.send(position, rows, count, regime=regime)
                 step = await self._chain.receive(position, count, len(rows))
         except trio.TooSlowError:
             raise PeerUnavailable(self._chain.route[-1].peer, "it took too long") from None
@@ -178,7 +178,7 @@ class PeerReplays:
         def opening(context: int) -> AbstractAsyncContextManager[Replay]:
             session = SessionId(self._draw(SESSION_ID_BYTES))
             me = self._transport.peer_id
-            opened = Open(session, self._model, me, me, first, end, context)
+            opened = Open(session, self._model, me, me, first, end, context, blocks=True)
             numerics = bytes.fromhex(offer.numerics_class)
             return open_peer_replay(self._transport, hop, opened, numerics, self._gatherer)
 
@@ -195,7 +195,7 @@ class EngineReplay:
         self.width = engine.width
         self._session = engine.open(end)
 
-    async def run(self, position: int, count: int, rows: bytes, *, wide: bool) -> bytes:
+    async def run(self, position: int, count: int, rows: bytes, *, regime: Regime) -> bytes:
         """Return what the engine makes of float32 rows; raises EngineError."""
         if len(rows) != 4 * self.width * count:
             raise EngineError("the rows are not of the model's width")
@@ -206,7 +206,7 @@ class EngineReplay:
             outcome.append(decoded)
             done.set()
 
-        self._session.submit(position, rows, take, wide=wide)
+        self._session.submit(position, rows, take, regime=regime)
         await done.wait()
         if isinstance(outcome[0], EngineError):
             raise outcome[0]

@@ -11,7 +11,7 @@ from p2pinfer.core.advertisement import PERIOD_MS_MAX, Advertisement, Heard, Sta
 from p2pinfer.core.ids import ModelId, PeerId
 from p2pinfer.core.wire import encode
 from peers.discovery.gossip import ALONE_S, Announcer, essence
-from peers.discovery.model_index import parse
+from peers.discovery.model_index import Parsed
 from peers.discovery.view import PERIOD_RATIO_MAX, SwarmView
 from transports.base import Topic, Transport
 
@@ -82,13 +82,12 @@ class Advertiser:
         self._foreign_words = 0
         self._signed_at = -float("inf")
         self._show_until = self._hide_until = -float("inf")
-        view.outdo = self._outdo
+        view.on_newer_sequence = self._on_newer_sequence
 
     def say(self, advertisement: Advertisement) -> None:
         """Say this from now on; see `peers.discovery.directory.Directory.advertise`."""
         before = self._own
-        sequence = max(advertisement.sequence, before.sequence + 1 if before else 0)
-        self._own = evolve(advertisement, sequence=sequence)
+        self._own = evolve(advertisement, sequence=before.sequence if before else 0)
         if before is None or essence(before) != essence(advertisement):
             self._sign()
             self.hurry()
@@ -153,20 +152,19 @@ class Advertiser:
         return min(times * self._view.period_s(own.model), PERIOD_MS_MAX / 1000)
 
     def _sign(self) -> Heard:
-        """Renew the own advertisement in the own view."""
+        """Number and sign the own advertisement, and renew it in the own view."""
         assert self._own
         period_ms = round(1000 * self._period_s(self._own))
         sequence = max(self._own.sequence + 1, self._clock_ms())
         self._own = evolve(self._own, sequence=sequence, period_ms=period_ms)
-        body = encode(evolve(self._own, addresses=()) if self.is_hidden else self._own)
+        said = evolve(self._own, addresses=()) if self.is_hidden else self._own
+        body = encode(said)
         heard = Heard(body, self._identity.sign(body), 0)
-        parsed = parse(body)
-        assert parsed, "it was checked when it was made"
         self._signed_at = trio.current_time()
-        self._view.put(parsed, heard, self._signed_at)
+        self._view.put(Parsed.of(said), heard, self._signed_at)
         return heard
 
-    def _outdo(self, sequence: int) -> None:
+    def _on_newer_sequence(self, sequence: int) -> None:
         """Number the own advertisement beyond one that a former run of this peer made.
 
         Or that another machine makes, which has the same key; the two must not outdo each other

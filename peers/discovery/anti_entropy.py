@@ -39,9 +39,9 @@ async def ask(channel: Channel, view: SwarmView, model: ModelId | None, told: Ra
     Raises:
         ChannelClosed, RefusedError, RemoteProtocolError: as `peers.steps.messaging.receive`.
     """
-    shelf = view.shelves.get(model) if model else None
-    known = shelf is not None and any(peer != view.me for peer in shelf.entries)
-    digests = shelf.digests() if shelf and known else b""
+    index = view.indexes.get(model) if model else None
+    known = index is not None and any(peer != view.me for peer in index.entries)
+    digests = index.digests() if index and known else b""
     await send(channel, Compare(model or ModelId(""), digests, view.models_digest()))
     if not digests:
         await _tell(channel, view.of(model) if model else ())
@@ -51,8 +51,8 @@ async def ask(channel: Channel, view: SwarmView, model: ModelId | None, told: Ra
         return
     if reply.glimpse:
         await _learn(channel, view, told)
-    if reply.buckets and shelf:
-        missing, newer = _against(shelf, reply)
+    if reply.buckets and index:
+        missing, newer = _against(index, reply)
         await send(channel, WantedMessage(missing))
         await _tell(channel, newer)
         await _learn(channel, view, told)
@@ -61,33 +61,33 @@ async def ask(channel: Channel, view: SwarmView, model: ModelId | None, told: Ra
 async def answer(channel: Channel, view: SwarmView, told: RateLimits) -> None:
     """Answer one peer that compares notes; raises as `ask`."""
     asked = await receive(channel, Compare)
-    shelf = view.shelves.get(asked.model) if asked.model in view.followed else None
+    index = view.indexes.get(asked.model) if asked.model in view.followed else None
     strange = asked.models != view.models_digest()
     if not asked.digests:
         await _learn(channel, view, told)
         await _tell(channel, [*view.of(asked.model), *view.glimpses([asked.model])])
     elif len(asked.digests) != BUCKETS * DIGEST_BYTES:
         raise RemoteProtocolError(channel.remote, f"{channel.remote} sent half a digest")
-    elif shelf is None:
+    elif index is None:
         await _tell(channel, view.glimpses())
     else:
-        buckets = shelf.differing(asked.digests)
-        await send(channel, Differs(buckets, shelf.newest(buckets), strange))
+        buckets = index.differing(asked.digests)
+        await send(channel, Differs(buckets, index.newest(buckets), strange))
         if strange:
             await _tell(channel, view.glimpses([asked.model]))
         if buckets:
             wanted = await receive(channel, WantedMessage)
             await _learn(channel, view, told)
             tags = set(_split(wanted.tags, TAG_BYTES))
-            await _tell(channel, [e for e in shelf.within(buckets) if e.parsed.tag in tags])
+            await _tell(channel, [e for e in index.within(buckets) if e.parsed.tag in tags])
 
 
-def _against(shelf: ModelIndex, reply: Differs) -> tuple[bytes, list[IndexEntry]]:
+def _against(index: ModelIndex, reply: Differs) -> tuple[bytes, list[IndexEntry]]:
     """Return the tags of those of whom the other knows more, and what it lacks."""
     words = _split(reply.newest, TAG_BYTES + NUMBER_BYTES)
     theirs = {word[:TAG_BYTES]: word for word in words}
     newer: list[IndexEntry] = []
-    for entry in shelf.within(reply.buckets):
+    for entry in index.within(reply.buckets):
         parsed = entry.parsed
         own, their = parsed.word, theirs.get(parsed.tag, b"")
         if own > their:

@@ -16,6 +16,7 @@ import trio
 from p2pinfer.core.advertisement import ADVERTISEMENTS_MAX, Advertisement
 from p2pinfer.core.errors import PeerError, PeerUnavailable, UserError, lone_errors
 from p2pinfer.core.ids import ModelId, PeerId
+from p2pinfer.core.layer_range import LayerRange
 from peers.discovery.advertiser import Advertiser, Signer
 from peers.discovery.anti_entropy import TOLD_MAX, TOLD_PER_S, answer, ask
 from peers.discovery.bootstrap import Bootstrap
@@ -76,18 +77,18 @@ class Directory:
     ) -> None:
         self._transport, self._chance = transport, chance
         self.view = SwarmView(transport.peer_id, verify, chance, room)
-        self._ways = Bootstrap(transport.peer_id)
+        self._bootstrap = Bootstrap(transport.peer_id)
         self._told = RateLimits(TOLD_MAX, TOLD_PER_S)
         self._news = news()
         self._topics: dict[ModelId, Topic] = {}
-        self.voice = Advertiser(transport, identity, self.view, self._topics, chance, clock_ms)
+        self.advertiser = Advertiser(transport, identity, self.view, self._topics, chance, clock_ms)
         self._wake = trio.Event()
         """A model is followed that was not before."""
 
     @property
     def is_hidden(self) -> bool:
         """Whether nobody can dial the own peer, as it seems; see `peers.discovery.advertiser`."""
-        return self.voice.is_hidden
+        return self.advertiser.is_hidden
 
     @property
     def is_sample(self) -> bool:
@@ -99,17 +100,17 @@ class Directory:
         self._transport.handle(DIRECTORY, self._answer)
 
     def advertise(self, advertisement: Advertisement) -> None:
-        """Say this of the own peer from now on.
+        """Say this of the own peer from now on; it is given a number when it is signed.
 
         Where it serves another range or in another state, all are told at once; of mere figures
         they hear with the next renewal.
         """
         self.follow(advertisement.model)
-        self.voice.say(advertisement)
+        self.advertiser.say(advertisement)
 
     def leave(self) -> None:
         """Say that this peer is gone, as far as gossip carries it; it serves nothing any more."""
-        self.voice.leave()
+        self.advertiser.leave()
 
     def follow(self, model: ModelId) -> None:
         """Learn of all peers of a model from now on."""
@@ -138,29 +139,29 @@ class Directory:
             if entry.is_there and entry.parsed.advertisement.addresses and entry is not own
         ]
 
-    def missing(self, model: ModelId, first: int, end: int) -> list[int]:
+    def missing(self, model: ModelId, layers: LayerRange) -> list[int]:
         """Return the layers of a range that nobody holds or is about to; the own peer counts."""
-        self._forget_the_silent()
-        return self.view.missing(model, first, end)
+        self._expire()
+        return self.view.missing(model, layers)
 
-    def fewest_holders(self, model: ModelId, first: int, end: int) -> int:
-        """Return how many hold the rarest layer of a range, or are about to; likewise."""
-        return self.view.fewest_holders(model, first, end)
+    def fewest_holders(self, model: ModelId, layers: LayerRange) -> int:
+        """Return how many hold the rarest layer of a range, or are about to."""
+        return self.view.fewest_holders(model, layers)
 
     def models(self) -> dict[ModelId, str]:
         """Return the names of all models that are known to be served."""
-        self._forget_the_silent()
+        self._expire()
         return {
-            model: next(iter(shelf.entries.values())).parsed.advertisement.model_name
-            for model, shelf in self.view.shelves.items()
-            if shelf.entries
+            model: next(iter(index.entries.values())).parsed.advertisement.model_name
+            for model, index in self.view.indexes.items()
+            if index.entries
         }
 
     def peers(self) -> list[Advertisement]:
         """Return what is known of any peer: of each in the models followed, of some in others."""
         return [
             entry.parsed.advertisement
-            for model in list(self.view.shelves)
+            for model in list(self.view.indexes)
             for entry in self._entries(model)
         ]
 
@@ -170,10 +171,10 @@ class Directory:
         Args:
             ways_in: addresses that are tried again and again while nobody is known there.
         """
-        self._ways.add(ways_in)
+        self._bootstrap.add(ways_in)
         with lone_errors():
             async with trio.open_nursery() as nursery:
-                nursery.start_soon(self.voice.run, self._pause_s)
+                nursery.start_soon(self.advertiser.run, self._pause_s)
                 nursery.start_soon(self._compare_for_ever)
                 nursery.start_soon(self._follow_moves)
                 heard: set[ModelId] = set()
@@ -236,7 +237,7 @@ class Directory:
         addresses = entry.parsed.advertisement.addresses if entry else ()
         # Dialled though it may be connected: so both learn that it can be, after a restart, too.
         own = bool(addresses)
-        self._forget_the_silent()
+        self._expire()
         try:
             with trio.fail_after(EXCHANGE_S_MAX):
                 models: list[ModelId | None] = [*self.view.followed]
@@ -253,14 +254,14 @@ class Directory:
             self.view.note_call(peer, answered=False)
             raise
         self.view.note_call(peer, answered=True)
-        self._ways.found(peer)
+        self._bootstrap.found(peer)
 
     async def _answer(self, channel: Channel) -> None:
-        self._forget_the_silent()
+        self._expire()
         with trio.move_on_after(EXCHANGE_S_MAX):
             await answer(channel, self.view, self._told)
             self.view.note_caller(channel.remote)
-        self.voice.note_caller()
+        self.advertiser.note_caller()
 
     async def _gossip(self, model: ModelId) -> None:
         """Hear what peers of a model say, for ever."""
@@ -268,7 +269,7 @@ class Directory:
         async with self._transport.join_topic(f"model/{model}", accept) as topic:
             self._topics[model] = topic
             try:
-                self.voice.hurry()
+                self.advertiser.hurry()
                 self._wake.set()
                 await trio.sleep_forever()
             finally:
@@ -278,7 +279,7 @@ class Directory:
         """Tell everybody of a new address at once, and ask who is there, for ever."""
         while True:
             await self._transport.wait_moved()
-            self.voice.move(tuple(self._transport.addresses))
+            self.advertiser.move(tuple(self._transport.addresses))
             self._wake.set()
 
     async def _compare_for_ever(self) -> None:
@@ -296,13 +297,13 @@ class Directory:
 
     async def _compare(self) -> None:
         """Compare notes with one peer, and with some more while there are few neighbours."""
-        self._forget_the_silent()
+        self._expire()
         with lone_errors():
             async with trio.open_nursery() as nursery:
                 for peer in self._partners():
                     nursery.start_soon(self._try, self.exchange, peer)
                 hints = await self._look_out()
-                for address in [*self._ways.pick(self._chance, self.view.knows), *hints]:
+                for address in [*self._bootstrap.pick(self._chance, self.view.knows), *hints]:
                     nursery.start_soon(self._try, self._try_way, address)
 
     async def _look_out(self) -> list[str]:
@@ -331,9 +332,9 @@ class Directory:
         except (PeerError, UserError) as error:
             _log.info("%s", error)
 
-    def _forget_the_silent(self) -> None:
-        self._ways.lost(self.view.forget_the_silent(trio.current_time()), trio.current_time())
+    def _expire(self) -> None:
+        self._bootstrap.lost(self.view.expire(trio.current_time()), trio.current_time())
 
     def _entries(self, model: ModelId) -> Iterable[IndexEntry]:
-        self._forget_the_silent()
+        self._expire()
         return self.view.of(model)

@@ -11,6 +11,7 @@ from blake3 import blake3
 from p2pinfer.core.advertisement import Advertisement, Heard, State
 from p2pinfer.core.exchange import BUCKETS, DIGEST_BYTES, NUMBER_BYTES, TAG_BYTES
 from p2pinfer.core.ids import PeerId
+from p2pinfer.core.layer_range import LayerRange
 from p2pinfer.core.wire import BadMessage, decode
 
 PARSED_MAX = 4096
@@ -35,8 +36,18 @@ class Parsed:
     bucket: int
     mark: int
     """Differs from advertisement to advertisement."""
-    held: tuple[int, int]
+    held: LayerRange
     """The layers that others can count on; none of a peer that drains, or that nobody can dial."""
+
+    @classmethod
+    def of(cls, found: Advertisement) -> "Parsed":
+        """Work out what comparing needs."""
+        tag = blake3(found.peer.encode()).digest(TAG_BYTES)
+        word = tag + found.sequence.to_bytes(NUMBER_BYTES, "big")
+        mark = blake3(word).digest(NUMBER_BYTES)[-DIGEST_BYTES:]
+        is_open = found.addresses and found.state is not State.DRAINING
+        held = LayerRange(found.first, found.end) if is_open else LayerRange(0, 0)
+        return cls(found, tag, word, tag[0] % BUCKETS, int.from_bytes(mark, "big"), held)
 
 
 @dataclass(slots=True)
@@ -49,9 +60,9 @@ class IndexEntry:
     """By this peer's own clock, in seconds."""
     full_at: float
     """When its author may say as much at once again as anybody may."""
-    shelf: "ModelIndex"
+    index: "ModelIndex"
     """Where it is."""
-    look_at: float = 0.0
+    check_at: float = 0.0
     """When to look whether it has fallen silent."""
     has_answered: bool = False
     """It answered when it was dialled; that it dials others is no sign that they reach it."""
@@ -110,28 +121,27 @@ class ModelIndex:
         if entry.is_there != was_there:
             self._tally(entry.parsed.held, 1 if entry.is_there else -1)
 
-    def _tally(self, held: tuple[int, int], one: int) -> None:
-        first, end = held
-        if end > len(self.holders):
-            self.holders += [0] * (end - len(self.holders))
-        for layer in range(first, end):
+    def _tally(self, held: LayerRange, one: int) -> None:
+        if held.end > len(self.holders):
+            self.holders += [0] * (held.end - len(self.holders))
+        for layer in held.each():
             self.holders[layer] += one
 
-    def missing(self, first: int, end: int) -> list[int]:
+    def missing(self, layers: LayerRange) -> list[int]:
         """Return the layers of a range that nobody holds."""
-        known = range(first, min(end, len(self.holders)))
-        beyond = range(max(first, len(self.holders)), end)
+        known = range(layers.first, min(layers.end, len(self.holders)))
+        beyond = range(max(layers.first, len(self.holders)), layers.end)
         return [*(layer for layer in known if not self.holders[layer]), *beyond]
 
-    def fewest(self, first: int, end: int) -> int:
+    def fewest(self, layers: LayerRange) -> int:
         """Return how many hold the rarest layer of a range; more than there are if it is empty."""
-        missing = [0] * max(0, end - len(self.holders))
+        missing = [0] * max(0, layers.end - len(self.holders))
         served = self.holders + missing if missing else self.holders
-        return min(served[first:end], default=len(self.entries) + 1)
+        return min(served[layers.first : layers.end], default=len(self.entries) + 1)
 
     def rarest(self, found: Advertisement) -> int:
         """Return how many serve that layer of a peer's which fewest do."""
-        return self.fewest(found.first, found.end)
+        return self.fewest(LayerRange(found.first, found.end))
 
     def count(self, now: float, window_s: float) -> None:
         """Estimate the crowd: each peer sends one advertisement in each period of its own."""
@@ -167,12 +177,7 @@ def parse(body: bytes) -> Parsed | None:
         return None
     if found.first > found.end or found.end > found.layers:
         return None
-    tag = blake3(found.peer.encode()).digest(TAG_BYTES)
-    word = tag + found.sequence.to_bytes(NUMBER_BYTES, "big")
-    mark = blake3(word).digest(NUMBER_BYTES)[-DIGEST_BYTES:]
-    is_open = found.addresses and found.state is not State.DRAINING
-    held = (found.first, found.end) if is_open else (0, 0)
-    return Parsed(found, tag, word, tag[0] % BUCKETS, int.from_bytes(mark, "big"), held)
+    return Parsed.of(found)
 
 
 def aged(entry: IndexEntry, now: float) -> Heard:

@@ -20,8 +20,10 @@ from p2pinfer.core.advertisement import (
 )
 from p2pinfer.core.exchange import TAG_BYTES
 from p2pinfer.core.ids import ModelId, PeerId
+from p2pinfer.core.layer_range import LayerRange
 from peers.discovery.model_index import IndexEntry, ModelIndex, Parsed, parse
 from peers.discovery.rate_limit import ROUNDING_S
+from transports.blocklist import Blocklist
 
 SHORTEST_S = PERIOD_MS_DEFAULT / 1000
 """Period of a small swarm."""
@@ -52,9 +54,6 @@ MODELS_MAX = 64
 
 GLIMPSE_MAX = 16
 """Peers kept of each of those."""
-
-SHUT_OUT_MAX = 4096
-"""Peers that are not heard of any more: proven cheats, of which the oldest are forgotten."""
 
 EXPIRIES_PER_PEER_MAX = 4
 """Noted for each advertisement that there is room for; an honest peer's period allows for these."""
@@ -96,18 +95,18 @@ class SwarmView:
         self, me: PeerId, verify: Verify, chance: Random, room: int = ADVERTISEMENTS_MAX
     ) -> None:
         self.me = me
-        self.shelves: dict[ModelId, ModelIndex] = {}
+        self.indexes: dict[ModelId, ModelIndex] = {}
         self.followed: dict[ModelId, None] = {}
-        self.outdo: Callable[[int], object] = lambda _: None
+        self.on_newer_sequence: Callable[[int], object] = lambda _: None
         """Told the number of an advertisement that a former run of this peer made."""
         self._verify, self._chance, self._room = verify, chance, room
         self._known: dict[PeerId, IndexEntry] = {}
-        """Of all shelves: a peer is on one."""
+        """Of all models: a peer is in one index."""
         self._silenced: dict[PeerId, tuple[int, float]] = {}
         """Of those forgotten: their last number and when, lest an old word bring them back."""
         self._expiries: list[tuple[float, PeerId]] = []
         """When to look whether a peer has fallen silent; what its entry says counts."""
-        self._shut_out: dict[PeerId, None] = {}
+        self._blocklist = Blocklist()
 
     def follow(self, model: ModelId) -> bool:
         """Keep all of a model from now on; say whether that is news."""
@@ -121,18 +120,18 @@ class SwarmView:
 
     def of(self, model: ModelId) -> Iterable[IndexEntry]:
         """Return what is known of a model."""
-        shelf = self.shelves.get(model)
-        return shelf.entries.values() if shelf else ()
+        index = self.indexes.get(model)
+        return index.entries.values() if index else ()
 
-    def missing(self, model: ModelId, first: int, end: int) -> list[int]:
+    def missing(self, model: ModelId, layers: LayerRange) -> list[int]:
         """Return the layers of a range that nobody holds, or is about to."""
-        shelf = self.shelves.get(model)
-        return shelf.missing(first, end) if shelf else list(range(first, end))
+        index = self.indexes.get(model)
+        return index.missing(layers) if index else [*layers.each()]
 
-    def fewest_holders(self, model: ModelId, first: int, end: int) -> int:
+    def fewest_holders(self, model: ModelId, layers: LayerRange) -> int:
         """Return how many hold the rarest layer of a range, or are about to."""
-        shelf = self.shelves.get(model)
-        return shelf.fewest(first, end) if shelf else 0
+        index = self.indexes.get(model)
+        return index.fewest(layers) if index else 0
 
     @property
     def is_full(self) -> bool:
@@ -141,10 +140,10 @@ class SwarmView:
 
     def period_s(self, model: ModelId) -> float:
         """Return how often a peer of this model is to renew its advertisement."""
-        shelf = self.shelves.get(model)
-        crowd = 1 + len(shelf.entries) if shelf else 1
-        if shelf and self.is_full:
-            crowd = max(crowd, shelf.crowd)
+        index = self.indexes.get(model)
+        crowd = 1 + len(index.entries) if index else 1
+        if index and self.is_full:
+            crowd = max(crowd, index.crowd)
         return min(max(SHORTEST_S, crowd / ARRIVALS_PER_S_MAX), PERIOD_MS_MAX / 1000)
 
     def take(self, heard: Heard, now: float, topic: ModelId | None = None) -> Taken:
@@ -160,7 +159,7 @@ class SwarmView:
         if topic and found.model != topic:
             return Taken.BAD
         peer = found.peer
-        if peer in self._shut_out:
+        if self._blocklist.blocks(peer):
             return OLD
         before = self._known.get(peer)
         known = before.parsed.advertisement.sequence if before else self._last_word(peer, now)
@@ -178,13 +177,13 @@ class SwarmView:
         if not self._verify(peer, heard.body, heard.signature):
             return Taken.BAD
         if peer == self.me:
-            self.outdo(found.sequence)
+            self.on_newer_sequence(found.sequence)
             return OLD
         if topic and self.is_full:  # those that are kept no longer tell
-            shelf = self._shelf(found.model)
-            shelf.flow_ms += found.period_ms
-            if now >= shelf.count_at:
-                shelf.count(now, self.period_s(found.model))
+            index = self._index(found.model)
+            index.flow_ms += found.period_ms
+            if now >= index.count_at:
+                index.count(now, self.period_s(found.model))
         if found.state is LEFT:
             self._silence(peer, found.sequence, now)
         elif before or self._make_room(found):
@@ -194,7 +193,7 @@ class SwarmView:
     def note_call(self, peer: PeerId, *, answered: bool) -> None:
         """Take in that a peer was there, or was not when it was called."""
         if entry := self._known.get(peer):
-            entry.shelf.note_call(peer, answered=answered)
+            entry.index.note_call(peer, answered=answered)
 
     def note_caller(self, peer: PeerId) -> None:
         """Take in that a peer has called: it is there, but that is no sign that others reach it."""
@@ -212,25 +211,25 @@ class SwarmView:
         found, before = parsed.advertisement, entry.parsed.advertisement if entry else None
         if entry is None or before is None or before.model != found.model:
             self._drop(found.peer)
-            shelf = self._shelf(found.model)
-            entry = self._known[found.peer] = IndexEntry(parsed, heard, made_at, full_at, shelf)
-            shelf.add(found.peer, entry)
+            index = self._index(found.model)
+            entry = self._known[found.peer] = IndexEntry(parsed, heard, made_at, full_at, index)
+            index.add(found.peer, entry)
             self._expect(entry, made_at + self._lasts_s(found))
             return
-        entry.shelf.renew(entry, parsed)
+        entry.index.renew(entry, parsed)
         entry.heard, entry.made_at, entry.full_at = heard, made_at, full_at
         if found.period_ms < SHORTER * before.period_ms:
             expires_at = made_at + self._lasts_s(found)
-            if expires_at < entry.look_at:
+            if expires_at < entry.check_at:
                 self._expect(entry, expires_at)
 
-    def forget_the_silent(self, now: float) -> list[Advertisement]:
+    def expire(self, now: float) -> list[Advertisement]:
         """Drop what has expired, and return it."""
         gone: list[Advertisement] = []
         while self._expiries and self._expiries[0][0] <= now:
             at, peer = heapq.heappop(self._expiries)
             entry = self._known.get(peer)
-            if entry is None or entry.look_at != at or peer == self.me:
+            if entry is None or entry.check_at != at or peer == self.me:
                 continue  # it was to be looked at earlier
             found = entry.parsed.advertisement
             if (expires_at := entry.made_at + self._lasts_s(found)) > now:
@@ -242,10 +241,10 @@ class SwarmView:
 
     def _expect(self, entry: IndexEntry, expires_at: float) -> None:
         """Note when to look whether a peer has fallen silent."""
-        entry.look_at = expires_at
+        entry.check_at = expires_at
         heapq.heappush(self._expiries, (expires_at, entry.parsed.advertisement.peer))
         if len(self._expiries) > EXPIRIES_PER_PEER_MAX * self._room:  # somebody renews for fun
-            self._expiries = sorted((entry.look_at, peer) for peer, entry in self._known.items())
+            self._expiries = sorted((entry.check_at, peer) for peer, entry in self._known.items())
 
     def _last_word(self, peer: PeerId, now: float) -> int:
         """Return the number of the last word of a peer that has gone, while it is remembered."""
@@ -259,9 +258,7 @@ class SwarmView:
 
     def shut_out(self, peer: PeerId, now: float) -> None:
         """Drop what is known of a peer, and hear no more of it."""
-        self._shut_out[peer] = None
-        if len(self._shut_out) > SHUT_OUT_MAX:
-            del self._shut_out[next(iter(self._shut_out))]
+        self._blocklist.block(peer)
         self.forget(peer, now)
 
     def knows(self, peer: PeerId) -> bool:
@@ -275,18 +272,18 @@ class SwarmView:
     def glimpses(self, but: Collection[ModelId] = ()) -> list[IndexEntry]:
         """Return the newest few of each other model."""
         found: list[IndexEntry] = []
-        for model, shelf in self.shelves.items():
+        for model, index in self.indexes.items():
             if model not in but:
                 found += heapq.nlargest(
-                    GLIMPSE_MAX, shelf.entries.values(), key=lambda entry: entry.made_at
+                    GLIMPSE_MAX, index.entries.values(), key=lambda entry: entry.made_at
                 )
         return found
 
     def models_digest(self) -> bytes:
         """Return a digest of the ids of all models that somebody serves."""
         found = 0
-        for model, shelf in self.shelves.items():
-            if shelf.entries:
+        for model, index in self.indexes.items():
+            if index.entries:
                 found ^= int.from_bytes(bytes.fromhex(model)[:TAG_BYTES], "big")
         return found.to_bytes(TAG_BYTES, "big")
 
@@ -296,10 +293,10 @@ class SwarmView:
             period_s = min(period_s, PERIOD_RATIO_MAX * self.period_s(found.model))
         return lasts_s(period_s)
 
-    def _shelf(self, model: ModelId) -> ModelIndex:
-        if model not in self.shelves:
-            self.shelves[model] = ModelIndex()
-        return self.shelves[model]
+    def _index(self, model: ModelId) -> ModelIndex:
+        if model not in self.indexes:
+            self.indexes[model] = ModelIndex()
+        return self.indexes[model]
 
     def _silence(self, peer: PeerId, sequence: int, now: float) -> None:
         self._drop(peer)
@@ -312,29 +309,29 @@ class SwarmView:
         entry = self._known.pop(peer, None)
         if entry:
             model = entry.parsed.advertisement.model
-            entry.shelf.drop(peer)
-            if not entry.shelf.entries and model not in self.followed:
-                del self.shelves[model]
+            entry.index.drop(peer)
+            if not entry.index.entries and model not in self.followed:
+                del self.indexes[model]
 
     def _make_room(self, found: Advertisement) -> bool:
         """Whether a newcomer is to be kept; who makes room for it is dropped."""
-        shelf = self.shelves.get(found.model) or ModelIndex()
+        index = self.indexes.get(found.model) or ModelIndex()
         if found.model not in self.followed:
-            if not shelf.entries and len(self.shelves) >= MODELS_MAX + len(self.followed):
+            if not index.entries and len(self.indexes) >= MODELS_MAX + len(self.followed):
                 return False
-            if len(shelf.entries) >= GLIMPSE_MAX:
-                self._drop(min(shelf.entries, key=lambda peer: shelf.entries[peer].made_at))
+            if len(index.entries) >= GLIMPSE_MAX:
+                self._drop(min(index.entries, key=lambda peer: index.entries[peer].made_at))
         if not self.is_full:
             return True
-        victim = self._spare(shelf, found)
+        victim = self._spare(index, found)
         if victim:
             self._drop(victim)
         return victim is not None
 
-    def _spare(self, shelf: ModelIndex, found: Advertisement) -> PeerId | None:
+    def _spare(self, index: ModelIndex, found: Advertisement) -> PeerId | None:
         """Return a peer whose layers are all served by more others than the newcomer's rarest."""
-        others = [peer for peer in shelf.entries if peer != self.me]
+        others = [peer for peer in index.entries if peer != self.me]
         drawn = self._chance.sample(others, min(GLIMPSE_MAX, len(others)))
-        rarest = {peer: shelf.rarest(shelf.entries[peer].parsed.advertisement) for peer in drawn}
+        rarest = {peer: index.rarest(index.entries[peer].parsed.advertisement) for peer in drawn}
         victim = max(drawn, key=lambda peer: rarest[peer], default=None)
-        return victim if victim and shelf.rarest(found) < rarest[victim] else None
+        return victim if victim and index.rarest(found) < rarest[victim] else None

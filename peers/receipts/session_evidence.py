@@ -75,7 +75,7 @@ class Evidence:
         rows = self._on_way.pop(step.number, None)
         fits = step.position <= self.witness.length and len(step.rows) >= step.count
         if rows and is_awaited and fits:
-            self.witness.add(step.position, step.count, rows, step.rows, wide=step.wide)
+            self.witness.add(step.position, step.count, rows, step.rows, regime=step.regime)
 
     def close(self) -> None:
         """Follow nobody any longer: the session is over, and nobody takes a place any more."""
@@ -192,8 +192,8 @@ class Gatherer:
         terms = terms_of(sealed)
 
         def follow(hop: Hop) -> StageReceipts:
-            following = StageReceipts(hop, terms.digest(), opened.context)
-            self._nursery.start_soon(following.run, self._transport, Follow(opened.session))
-            return following
+            receipts = StageReceipts(hop, terms.digest(), opened.context)
+            self._nursery.start_soon(receipts.run, self._transport, Follow(opened.session))
+            return receipts
 
         return Evidence(sealed, terms, nonce, follow)

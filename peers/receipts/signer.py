@@ -49,7 +49,7 @@ class SessionRecord:
 
     def add(self, step: Step, sent: bytes) -> None:
         """Remember a step and the rows that were sent on for it; cheap, a token waits."""
-        if self.witness.add(step.position, step.count, step.rows, sent, wide=step.wide):
+        if self.witness.add(step.position, step.count, step.rows, sent, regime=step.regime):
             self.due.set()
 
     def close(self) -> None:
@@ -60,7 +60,7 @@ class SessionRecord:
     def open(self, position: int, count: int) -> tuple[bytes, bytes]:
         """Return regimes and rows that were sent; raises LookupError where they are not kept."""
         kept = list(self.history.read(position, position + count))
-        regimes = b"".join(bytes([each.wide]) * each.count for each in kept)
+        regimes = b"".join(bytes([each.regime]) * each.count for each in kept)
         return regimes, b"".join(each.rows or b"" for each in kept)
 
 

@@ -10,6 +10,7 @@ from p2pinfer.core.evidence import AskRows, Follow, Made, Opening, Settle, Settl
 from p2pinfer.core.fraud import contradict
 from p2pinfer.core.messages import Denied, Hop, Refusal
 from p2pinfer.core.receipts import CHECKPOINT_POSITIONS, SIGNED_AS, BadReceipt, Receipt, Signed
+from p2pinfer.core.regimes import Regime
 from p2pinfer.core.witness import OpenedRows
 from peers.receipts.signer import EVIDENCE
 from peers.steps.messaging import RefusedError, receive, send
@@ -52,13 +53,13 @@ class StageReceipts:
         self._ready, self._answered = trio.Event(), trio.Event()
         self._answer: Settled | Opening | Denied | None = None
         self._asking = trio.Lock()
-        self._following = trio.CancelScope()
+        self._scope = trio.CancelScope()
         self._numbers = 0
 
     async def run(self, transport: Transport, session: Follow) -> None:
         """Follow the stage until it is let go, or is at fault."""
         channel: Channel | None = None
-        with self._following:
+        with self._scope:
             try:
                 with trio.fail_after(FOLLOW_S_MAX):
                     channel = await transport.open(self.hop.peer, EVIDENCE, self.hop.addresses)
@@ -86,7 +87,7 @@ class StageReceipts:
 
     def let_go(self) -> None:
         """Follow it no longer."""
-        self._following.cancel()
+        self._scope.cancel()
 
     def signed(self, position: int) -> dict[int, Signed]:
         """Return its receipts for the first ``position`` rows and fewer, in order."""
@@ -143,7 +144,7 @@ class StageReceipts:
         answer = await self._ask(AskRows(self._next_number(), position, count), Opening)
         if len(answer.regimes) != count or len(answer.rows) % count:
             raise RemoteProtocolError(self.hop.peer, "it opened other rows than it was asked for")
-        return OpenedRows(tuple(map(bool, answer.regimes)), answer.rows)
+        return OpenedRows(tuple(map(Regime, answer.regimes)), answer.rows)
 
     def _next_number(self) -> int:
         self._numbers += 1

@@ -8,6 +8,7 @@ import trio
 
 from p2pinfer.core.advertisement import DECODING_US_MAX
 from p2pinfer.core.errors import EngineError
+from p2pinfer.core.regimes import Regime
 from p2pinfer.engine.base import Decoded, EngineSession, StageEngine
 
 ROWS, CHUNKS = 12, 4
@@ -45,10 +46,11 @@ async def measure(engine: StageEngine) -> EngineSpeed:
 async def _fastest_us(engine: StageEngine, session: EngineSession, rows: int, decodes: int) -> int:
     """Return the time of the fastest decode of so many rows, at the beginning of a session."""
     data = np.ones(rows * engine.width, "<f4").tobytes()
-    return min([await _decode_us(session, data, wide=rows > 1) for _ in range(decodes)])
+    regime = Regime.WIDE if rows > 1 else Regime.NARROW
+    return min([await _decode_us(session, data, regime=regime) for _ in range(decodes)])
 
 
-async def _decode_us(session: EngineSession, rows: bytes, *, wide: bool) -> int:
+async def _decode_us(session: EngineSession, rows: bytes, *, regime: Regime) -> int:
     outcomes: list[Decoded | EngineError] = []
     is_done = trio.Event()
 
@@ -56,7 +58,7 @@ async def _decode_us(session: EngineSession, rows: bytes, *, wide: bool) -> int:
         outcomes.append(outcome)
         is_done.set()
 
-    session.submit(0, rows, done, wide=wide)
+    session.submit(0, rows, done, regime=regime)
     await is_done.wait()
     (outcome,) = outcomes
     if isinstance(outcome, EngineError):

@@ -4,6 +4,7 @@ from collections.abc import Callable
 from functools import partial
 
 from p2pinfer.core.errors import EngineError
+from p2pinfer.core.regimes import Regime
 from p2pinfer.engine.base import Decoded, Done, EngineSession, StageEngine
 
 
@@ -16,7 +17,7 @@ class MeteredEngine:
         """Count what an engine has to do; ``on_change`` is called whenever that changes."""
         self.first, self.end = engine.first, engine.end
         self.width, self.context = engine.width, engine.context
-        self.numerics_class = engine.numerics_class
+        self.numerics_class, self.blocks = engine.numerics_class, engine.blocks
         self.sessions_max = sessions_max
         self.sessions = 0
         self.queued_rows = 0
@@ -39,9 +40,9 @@ class _MeteredSession:
         engine.sessions += 1
         engine.on_change()
 
-    def submit(self, position: int, rows: bytes, done: Done, *, wide: bool) -> None:
+    def submit(self, position: int, rows: bytes, done: Done, *, regime: Regime) -> None:
         count = len(rows) // (4 * self._engine.width)
-        self._session.submit(position, rows, partial(self._done, count, done), wide=wide)
+        self._session.submit(position, rows, partial(self._done, count, done), regime=regime)
         self._queue(count)
 
     def close(self) -> None:

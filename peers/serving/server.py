@@ -9,6 +9,8 @@ says so, lets sessions finish, and waits until others hold what it alone had.
 import heapq
 import logging
 from collections.abc import Callable, Sequence
+from contextlib import AbstractAsyncContextManager
+from dataclasses import dataclass, field
 from random import Random
 
 import trio
@@ -24,16 +26,17 @@ from p2pinfer.core.advertisement import (
 )
 from p2pinfer.core.errors import EngineError, UserError
 from p2pinfer.core.ids import PeerId
-from p2pinfer.core.layer_range import Layers, lacking, ranges, words
+from p2pinfer.core.layer_range import LayerRange
 from p2pinfer.core.messages import Open
+from p2pinfer.engine.base import StageEngine
+from peers.discovery.directory import Directory
 from peers.receipts.signer import ReceiptSigner
 from peers.serving.accounts import Account, own_account
 from peers.serving.dispatcher import Dispatcher
 from peers.serving.door import Door
-from peers.serving.measure import measure
+from peers.serving.measure import EngineSpeed, measure
 from peers.serving.metered_engine import MeteredEngine
-from peers.serving.plan import Directory, HeldLayers, OpenEngine, ServerStatistics, ServingPlan
-from peers.serving.stage import Stage
+from peers.serving.stage import SessionStatistics, Stage
 from scheduler.offer_table import Experience
 from scheduler.placement import Choice, choose
 from transports.base import Transport
@@ -69,6 +72,53 @@ LOOK_S = 0.25
 """How often to look whether a wait is over."""
 
 
+OpenEngine = Callable[[int, int], AbstractAsyncContextManager[StageEngine]]
+"""Fetches what is missing of a range of layers, loads it, and runs it while the block lasts."""
+
+
+@dataclass(frozen=True)
+class ServingPlan:
+    """What a server may do."""
+
+    me: Advertisement
+    """Who it is and what it can do, without layers yet."""
+    bounds: LayerRange
+    """What the swarm as a whole must serve; requesters keep the rest to themselves."""
+    fixed: LayerRange | None = None
+    """Served whatever others do; None chooses."""
+
+
+@dataclass(frozen=True)
+class ServerStatistics:
+    """What a server is doing."""
+
+    said: Advertisement
+    """What it advertised last."""
+    resting: str
+    """Why it takes no session for now; empty if it does."""
+    rows: int
+    """Computed so far, by the engines that run."""
+    queued_rows: int
+    sessions: tuple[SessionStatistics, ...]
+
+
+@dataclass(eq=False)
+class HeldLayers:
+    """A range of layers that is being served."""
+
+    engine: MeteredEngine
+    stage: Stage
+    speed: EngineSpeed
+    over: trio.Event = field(default_factory=trio.Event)
+    given_up: bool = False
+    """It drains to make room for other layers, and nobody may count on it any more."""
+
+    @property
+    def layers(self) -> LayerRange:
+        """What is served."""
+        return LayerRange(self.engine.first, self.engine.end)
+
+
 class Server:
     """A peer that serves the layers where it helps most."""
 
@@ -85,7 +135,7 @@ class Server:
         round_trip_s: Callable[[PeerId], float | None] = lambda _: None,
         on_serving: Callable[[HeldLayers], None] = lambda _: None,
         tell: Callable[[str], None] = _log.info,
-        notary: ReceiptSigner | None = None,
+        signer: ReceiptSigner | None = None,
         account_of: Callable[[Open, PeerId], Account] = own_account,
     ) -> None:
         """Prepare to serve.
@@ -101,16 +151,16 @@ class Server:
             round_trip_s: to a peer that is connected, if it was measured.
             on_serving: is called with every range that is newly served.
             tell: is told in words what a person who watches may wonder about.
-            notary: signs for what is served; None serves without evidence.
+            signer: signs for what is served; None serves without evidence.
             account_of: returns whom it prefers to serve, and how much.
         """
-        self.stages = Dispatcher(transport, account_of)
+        self.dispatcher = Dispatcher(transport, account_of)
         self.held: HeldLayers | None = None
         """What new sessions are served with."""
         self._transport, self._directory, self._open_engine = transport, directory, open_engine
         self._plan, self._chance, self._clock_ms = plan, chance, clock_ms
         self._round_trip_s, self._on_serving, self._tell = round_trip_s, on_serving, tell
-        self._notary = notary
+        self._signer = signer
         self._running: list[HeldLayers] = []
         self._joining_since: dict[PeerId, float] = {}
         self._leaving = leaving
@@ -139,7 +189,7 @@ class Server:
         if why == self._resting or self._leaving.is_set():
             return
         was_resting, self._resting = self._resting, why
-        self.stages.closed = f"this peer rests: {why}" if why else ""
+        self.dispatcher.closed = f"this peer rests: {why}" if why else ""
         self._tell(f"resting: {why}" if why else "serving again")
         if not why:
             self._awake.set()
@@ -156,7 +206,7 @@ class Server:
         Raises:
             EngineError, UserError: its first layers cannot be served here.
         """
-        self.stages.listen()
+        self.dispatcher.listen()
         async with trio.open_nursery() as nursery:
             with trio.CancelScope() as choosing:
                 nursery.start_soon(self._cancel_when_leaving, choosing)
@@ -175,16 +225,15 @@ class Server:
         await self._leaving.wait()
         scope.cancel()
 
-    async def _agree(self) -> Layers:
+    async def _agree(self) -> LayerRange:
         """Choose layers, and again until what others say meanwhile changes nothing."""
-        self._say(State.JOINING, (0, 0))
+        self._say(State.JOINING, LayerRange(0, 0))
         while True:
             choice = self._choose()
-            layers = choice.first, choice.end
             if choice.moves:
-                self._say(State.JOINING, layers)
+                self._say(State.JOINING, choice.layers)
             if not choice.moves or not self._others():
-                return layers
+                return choice.layers
             await trio.sleep(choice.check_again_s * self._chance.uniform(0.5, 1.0))
 
     async def _reconsider(self, nursery: trio.Nursery) -> None:
@@ -197,7 +246,7 @@ class Server:
             choice = self._choose()
             if choice.moves:
                 assert self.held
-                self._tell(f"moving to layers {choice.first}:{choice.end}: {choice.reason}")
+                self._tell(f"moving to layers {choice.layers}: {choice.reason}")
                 await self._move(nursery, self.held, choice)
             await self._until_needed(choice.check_again_s)
 
@@ -211,7 +260,7 @@ class Server:
 
     async def _pause(self) -> None:
         """Wait until somebody may have left a hole."""
-        spare = self._directory.fewest_holders(self._plan.me.model, *self._plan.bounds) - 1
+        spare = self._directory.fewest_holders(self._plan.me.model, self._plan.bounds) - 1
         share = self._chance.uniform(0.5, 1.5)
         await trio.sleep(WATCH_S * min(max(spare, 1), SPARE_MAX) * share)
 
@@ -235,13 +284,12 @@ class Server:
 
     def _missing(self) -> list[int]:
         """Return the layers that the swarm should serve, and nobody does."""
-        return self._directory.missing(self._plan.me.model, *self._plan.bounds)
+        return self._directory.missing(self._plan.me.model, self._plan.bounds)
 
     async def _move(self, nursery: trio.Nursery, old: HeldLayers, choice: Choice) -> None:
         """Serve other layers, and drain the old ones; where memory lacks, these first."""
-        layers = choice.first, choice.end
-        both = (old.layers[1] - old.layers[0]) + (layers[1] - layers[0])
-        if both > self._plan.me.layers_max:
+        layers = choice.layers
+        if len(old.layers) + len(layers) > self._plan.me.layers_max:
             old.given_up = True
             self._say(State.DRAINING, old.layers)
             if choice.urgent:  # layers are missing, so no session can do anything
@@ -253,35 +301,35 @@ class Server:
         try:
             await self._serve(nursery, layers)
         except (EngineError, UserError) as error:
-            self._tell(f"cannot serve layers {words(layers)}: {error}")
+            self._tell(f"cannot serve layers {layers}: {error}")
             if self.held is None:
                 await self._serve(nursery, old.layers)
         else:
             if not old.over.is_set():
                 nursery.start_soon(self._drain, old)
 
-    async def _serve(self, nursery: trio.Nursery, layers: Layers) -> None:
+    async def _serve(self, nursery: trio.Nursery, layers: LayerRange) -> None:
         """Open an engine, and send new sessions there."""
         self.held = await nursery.start(self._hold, layers)
         self._say_served()
         self._on_serving(self.held)
 
-    async def _hold(self, layers: Layers, *, task_status: trio.TaskStatus[HeldLayers]) -> None:
+    async def _hold(self, layers: LayerRange, *, task_status: trio.TaskStatus[HeldLayers]) -> None:
         """Run an engine until it is drained."""
-        async with self._open_engine(*layers) as opened:
+        async with self._open_engine(layers.first, layers.end) as opened:
             speed = await measure(opened)
             engine = MeteredEngine(opened, self._plan.me.sessions_max, self._note_load)
-            stage = Stage(self._transport, engine, self._plan.me.model, self._notary)
+            stage = Stage(self._transport, engine, self._plan.me.model, self._signer)
             held = HeldLayers(engine, stage, speed)
             places = self._plan.me.sessions_max
-            self.stages.add(stage, Door(places, places * engine.context))
+            self.dispatcher.add(stage, Door(places, places * engine.context))
             self._running.append(held)
             try:
                 task_status.started(held)
                 await held.over.wait()
             finally:
                 self._running.remove(held)
-                self.stages.remove(stage)
+                self.dispatcher.remove(stage)
 
     async def _drain(self, held: HeldLayers) -> None:
         """Let sessions finish what they do, for so long, and end the engine."""
@@ -298,7 +346,7 @@ class Server:
 
     async def _finish(self) -> None:
         """Say that this peer leaves, and wait until nothing is lost by it."""
-        self.stages.closed = "this peer is leaving"
+        self.dispatcher.closed = "this peer is leaving"
         held = self.held
         if held is None:
             return
@@ -309,15 +357,15 @@ class Server:
             for each in self._running:
                 nursery.start_soon(self._quiet, each)
         with trio.move_on_after(TAKE_OVER_S_MAX):
-            said: Sequence[Layers] = ()
+            said: Sequence[LayerRange] = ()
             while missing := self._unique(held.layers):
                 if missing != said:
-                    named = ", ".join(map(words, missing))
+                    named = ", ".join(map(str, missing))
                     self._tell(f"leaving: nobody else serves layers {named} yet; waiting")
                     said = missing
                 await trio.sleep(LOOK_S)
 
-    def _unique(self, layers: Layers) -> list[Layers]:
+    def _unique(self, layers: LayerRange) -> list[LayerRange]:
         """Return the ranges of those layers that only this peer serves, where others could."""
         others = [
             other
@@ -326,9 +374,8 @@ class Server:
         ]
         if not others:
             return []
-        first, end = max(layers[0], self._plan.bounds[0]), min(layers[1], self._plan.bounds[1])
-        serving = [other for other in others if other.state is State.SERVING]
-        return ranges(lacking((first, end), serving))
+        serving = [LayerRange(a.first, a.end) for a in others if a.state is State.SERVING]
+        return LayerRange.joined(layers.within(self._plan.bounds).lacking(serving))
 
     async def _report(self) -> None:
         """Advertise how busy this peer is, whenever that has changed, and how far others are."""
@@ -374,15 +421,14 @@ class Server:
         )
         self._say(State.DRAINING if self._resting else State.SERVING, self.held.layers)
 
-    def _say(self, state: State, layers: Layers) -> None:
+    def _say(self, state: State, layers: LayerRange) -> None:
         """Advertise at once."""
         self._said = evolve(
             self._said,
             addresses=tuple(self._transport.addresses),
-            sequence=max(self._said.sequence + 1, self._clock_ms()),
             state=state,
-            first=layers[0],
-            end=layers[1],
+            first=layers.first,
+            end=layers.end,
             sessions_free=self._said.sessions_free if state is State.SERVING else 0,
             links=self._links(),
         )

@@ -56,10 +56,10 @@ class Stage:
         transport: Transport,
         engine: StageEngine,
         model: ModelId,
-        notary: ReceiptSigner | None = None,
+        signer: ReceiptSigner | None = None,
     ) -> None:
         self._transport, self._engine, self._model = transport, engine, model
-        self._notary, self._budget = notary, Budget()
+        self._signer, self._budget = signer, Budget()
         self._sessions: dict[SessionId, StageSession] = {}
         self._rows_before = 0  # of sessions that are over
 
@@ -183,6 +183,8 @@ class Stage:
         if opened.context > engine.context:
             text = f"sessions here hold {engine.context} positions, not {opened.context}"
             raise self._no(Refusal.CONTEXT_FULL, text)
+        if opened.blocks and not engine.blocks:
+            raise self._no(Refusal.BAD_REQUEST, "this peer does not run blocks")
         if opened.session in self._sessions:
             raise self._no(Refusal.BAD_REQUEST, "this session is open already")
         others = [s for s in self._sessions.values() if s.opened.requester == channel.remote]
@@ -196,8 +198,8 @@ class Stage:
             raise self._no(Refusal.ENGINE_FAILED, str(error)) from error
         history = History(self._budget)
         record = None
-        if self._notary and any(opened.seal):
-            record = self._notary.record(opened, engine, history)
+        if self._signer and any(opened.seal):
+            record = self._signer.record(opened, engine, history)
         return StageSession(self._transport, channel, opened, cells, engine.width, history, record)
 
     def _no(self, code: Refusal, text: str) -> RefusedError:

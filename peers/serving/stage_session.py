@@ -17,7 +17,7 @@ from p2pinfer.core.errors import (
     RemoteProtocolError,
     lone_errors,
 )
-from p2pinfer.core.limits import NARROW_ROWS_MAX, STEPS_IN_FLIGHT_MAX
+from p2pinfer.core.limits import STEPS_IN_FLIGHT_MAX
 from p2pinfer.core.messages import (
     ROUTE_HOPS_MAX,
     TEXT_CHARS_MAX,
@@ -40,6 +40,7 @@ from p2pinfer.core.messages import (
     Refused,
     Step,
 )
+from p2pinfer.core.regimes import Regime
 from p2pinfer.engine.base import Decoded, EngineSession
 from peers.receipts.signer import SessionRecord
 from peers.steps.history import History
@@ -83,7 +84,7 @@ class StageSession:
         self._record = record
         self._dtype = np.dtype(NUMPY_TYPES[opened.dtype])
         self._row_bytes = width * self._dtype.itemsize
-        self._onward = Outbox(history)
+        self._outbox = Outbox(history)
         self._received = 0  # the number of the last step
         self._length = 0  # positions that the cells hold, once all that was submitted is decoded
         self._submitted = 0  # steps that the engine has
@@ -132,7 +133,7 @@ class StageSession:
             await send(self._control, Opened())
             with lone_errors():
                 async with trio.open_nursery() as nursery:
-                    nursery.start_soon(self._onward.run)
+                    nursery.start_soon(self._outbox.run)
                     nursery.start_soon(self._expire)
                     nursery.start_soon(self._raise_failure)
                     nursery.start_soon(self._say_leaving)
@@ -156,8 +157,8 @@ class StageSession:
         finally:
             self._cells.close()
             self._inlet.cancel()
-            self._onward.unlink()
-            self._onward.history.close()
+            self._outbox.unlink()
+            self._outbox.history.close()
             if self._record:
                 self._record.close()
             self.over.set()
@@ -172,7 +173,7 @@ class StageSession:
 
     async def _connect(self, order: Connect, nursery: trio.Nursery) -> None:
         """Open a channel to the peer behind, and send it what it lacks."""
-        if not self._onward.can_begin(order.sent):
+        if not self._outbox.can_begin(order.sent):
             await send(self._control, Denied(order.number, Refusal.NOT_HELD))
             return
         try:
@@ -229,8 +230,8 @@ class StageSession:
                 await send(channel, Linked())
                 while not self.over.is_set():
                     self.submit(channel, await receive(channel, Step))
-                    while self._submitted + self._onward.unsent >= STEPS_IN_FLIGHT_MAX:
-                        await self._onward.wait_moved()
+                    while self._submitted + self._outbox.unsent >= STEPS_IN_FLIGHT_MAX:
+                        await self._outbox.wait_moved()
             except ChannelClosed:
                 pass  # the requester will send somebody else
             except RefusedError as error:
@@ -255,7 +256,7 @@ class StageSession:
 
     async def give_to(self, channel: Channel, attach: Attach) -> None:
         """Send what is computed to the requester itself, until it goes away or takes another."""
-        if not self._onward.can_begin(attach.sent):
+        if not self._outbox.can_begin(attach.sent):
             raise self._no(Refusal.NOT_HELD, "what was computed before is no longer kept")
         await send(channel, Attached())
         self._link(channel, attach.sent, attach.sent)
@@ -273,20 +274,20 @@ class StageSession:
             scope.cancel()
 
     def _link(self, channel: Channel, sent: int, known: int) -> None:
-        self._onward.link(channel, sent, known)
+        self._outbox.link(channel, sent, known)
         self._note_links()
 
     def _unlink(self, channel: Channel) -> bool:
         """Send no more to a channel that has ended; whether that was the one in use."""
-        if self._onward.channel not in (channel, None):
+        if self._outbox.channel not in (channel, None):
             return False
-        self._onward.unlink()
+        self._outbox.unlink()
         self._note_links()
         return True
 
     def _note_links(self) -> None:
         """Remember since when steps cannot go through."""
-        if self._has_inlet and self._onward.channel:
+        if self._has_inlet and self._outbox.channel:
             self._was_linked, self._whole_at = True, np.inf
         else:
             self._whole_at = min(self._whole_at, trio.current_time())
@@ -317,8 +318,11 @@ class StageSession:
             raise self._no(Refusal.CONTEXT_FULL, text)
         if step.position > self._length:
             raise RemoteProtocolError(channel.remote, "a step leaves a gap in its session")
-        if step.count > NARROW_ROWS_MAX and not step.wide:
-            raise RemoteProtocolError(channel.remote, f"a narrow step has {step.count} rows")
+        if step.count > step.regime.rows_max:
+            text = f"a {step.regime.name.lower()} step has {step.count} rows"
+            raise RemoteProtocolError(channel.remote, text)
+        if step.regime is Regime.BLOCK and not self.opened.blocks:
+            raise RemoteProtocolError(channel.remote, "the session was opened without blocks")
         if len(step.decoding_us) == ROUTE_HOPS_MAX:
             raise RemoteProtocolError(channel.remote, "a step went through too many stages")
         if len(step.rows) != step.count * self._row_bytes:
@@ -330,7 +334,7 @@ class StageSession:
         self._active_at = trio.current_time()
         data = step.rows if rows.dtype == np.float32 else rows.astype("<f4").tobytes()
         try:
-            self._cells.submit(step.position, data, partial(self._done, step), wide=step.wide)
+            self._cells.submit(step.position, data, partial(self._done, step), regime=step.regime)
         except EngineError as error:
             raise self._no(Refusal.ENGINE_FAILED, str(error)) from error
         self._submitted += 1
@@ -352,8 +356,8 @@ class StageSession:
                 return
             rows = halves.tobytes()
         times = (*step.decoding_us, outcome.decoding_us)
-        self._onward.put(Step(step.number, step.position, step.count, step.wide, rows, times))
-        self._onward.wake()
+        self._outbox.put(Step(step.number, step.position, step.count, step.regime, rows, times))
+        self._outbox.wake()
         if self._record:
             self._record.add(step, rows)
 

@@ -14,6 +14,7 @@ from operator import itemgetter
 from typing import IO, NamedTuple
 
 from p2pinfer.core.limits import NARROW_ROWS_MAX
+from p2pinfer.core.regimes import Regime
 
 HISTORY_MEMORY_BYTES_MAX = 128 * 1024 * 1024
 """Of all sessions of a peer: eight full ones of the default model take 72 MiB."""
@@ -35,7 +36,7 @@ class Kept(NamedTuple):
     """Of the step."""
     position: int
     count: int  # type: ignore[assignment] # a tuple has a method of that name, unused here
-    wide: bool
+    regime: Regime
     times: tuple[int, ...]
     """What the stages up to here spent on decoding them, in microseconds."""
     rows: bytes | None
@@ -80,14 +81,14 @@ class History:
         number: int,
         position: int,
         count: int,
-        wide: bool,
+        regime: Regime,
         times: tuple[int, ...],
         rows: bytes,
     ) -> None:
         """Keep rows; those from ``position`` on that were kept before are dropped."""
         if position != self.end:
             self._drop_from(position)
-        self._steps.append(Kept(number, position, count, wide, times, rows))
+        self._steps.append(Kept(number, position, count, regime, times, rows))
         self.end = position + count
         budget = self._budget
         budget.memory_left -= len(rows)
@@ -109,14 +110,18 @@ class History:
             return None
         first = self._steps[at]
         run, count = [first], first.count
-        if not first.wide and first.number <= known:
+        if first.regime is Regime.NARROW and first.number <= known:
             for each in self._steps[at + 1 : at + NARROW_ROWS_MAX]:
-                if each.wide or each.number > known or count + each.count > NARROW_ROWS_MAX:
+                if (
+                    each.regime is not Regime.NARROW
+                    or each.number > known
+                    or count + each.count > NARROW_ROWS_MAX
+                ):
                     break
                 run.append(each)
                 count += each.count
         last = run[-1]
-        return Kept(last.number, first.position, count, first.wide, last.times, self._rows(run))
+        return Kept(last.number, first.position, count, first.regime, last.times, self._rows(run))
 
     def read(self, position: int, end: int) -> Iterator[Kept]:
         """Yield the steps that hold positions from ``position`` up to ``end``, cut to these.

@@ -33,7 +33,7 @@ class Outbox:
     def put(self, step: Step) -> None:
         """Keep a step, and send it if there is anybody to send it to."""
         self.history.add(
-            step.number, step.position, step.count, step.wide, step.decoding_us, step.rows
+            step.number, step.position, step.count, step.regime, step.decoding_us, step.rows
         )
         if self._is_level:
             assert self.channel
@@ -95,9 +95,9 @@ class Outbox:
             self._is_level = True
             self.wake()
             return
-        number, position, count, wide, times, rows = kept
+        number, position, count, regime, times, rows = kept
         assert rows is not None
-        await channel.send(encode(Step(number, position, count, wide, rows, times)))
+        await channel.send(encode(Step(number, position, count, regime, rows, times)))
         if channel is self.channel:
             self._sent = number
             self.wake()

@@ -31,7 +31,7 @@ KEY = {"authorization": "Bearer secret"}
 def _renders_plainly(monkeypatch: pytest.MonkeyPatch) -> None:
     """Make prompts without a template: its process would not wait for a mock clock."""
 
-    async def prompt_of(swarm: Swarm, messages: list[dict[str, str]]) -> list[int]:
+    async def prompt_of(swarm: Swarm, messages: list[dict[str, str]], **_: bool) -> list[int]:
         return await swarm.tokenize(" ".join(each["content"] for each in messages))
 
     monkeypatch.setattr(Swarm, "prompt_of", prompt_of)

@@ -98,13 +98,38 @@ def test_gateways_own_rules_hold_for_everybody() -> None:
 
 
 def test_messages_may_come_in_parts_and_from_developers() -> None:
-    """The text parts are joined; the newer word for system is understood."""
+    """The text parts are lines; the newer word for system is understood."""
     parts = [{"type": "text", "text": "a"}, {"type": "text", "text": "b"}]
     messages = [{"role": "developer", "content": "Be."}, {"role": "user", "content": parts}]
     assert ask(messages=messages).messages == [
         {"role": "system", "content": "Be."},
-        {"role": "user", "content": "ab"},
+        {"role": "user", "content": "a\nb"},
     ]
+
+
+def test_assistant_may_have_said_nothing() -> None:
+    """Clients send null for that; others must have said something, and nobody calls tools."""
+    said = [*HELLO, {"role": "assistant", "content": None}, *HELLO]
+    assert ask(messages=said).messages[1] == {"role": "assistant", "content": ""}
+    for message in (
+        {"role": "user", "content": None},
+        {"role": "system"},
+        {"role": "assistant", "content": None, "tool_calls": [{"id": "x"}]},
+    ):
+        assert refusal(messages=[message]).status == 400
+
+
+def test_special_tokens_in_messages_are_text_unless_asked() -> None:
+    """A request may say otherwise than the gateway, either way."""
+    assert not ask().how.parse_special
+    assert ask(parse_special=True).how.parse_special
+    defaults = replace(DEFAULTS, parse_special=True)
+    body = {"model": "x", "messages": HELLO}
+    assert chat_question({**body, "parse_special": None}, defaults, 7).how.parse_special
+    assert not chat_question({**body, "parse_special": False}, defaults, 7).how.parse_special
+    assert refusal(parse_special="yes").param == "parse_special"
+    with pytest.raises(Problem, match="Unknown parameter"):
+        completion_question({"model": "x", "prompt": "x", "parse_special": True}, DEFAULTS, 7)
 
 
 @pytest.mark.parametrize(

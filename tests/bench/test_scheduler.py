@@ -1,4 +1,4 @@
-"""The benchmark of decisions runs, and prints what it says it prints."""
+"""The benchmark of decisions runs, and prints the figures it promises."""
 
 from p2pinfer.bench.scheduler import scheduler_bench
 

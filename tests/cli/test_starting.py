@@ -11,6 +11,7 @@ from trio.testing import MockClock
 from p2pinfer.cli import terminal
 from p2pinfer.cli.starting import disk_bytes
 from p2pinfer.cli.terminal import QUIET_S_MAX, Spinner, doing
+from p2pinfer.core.layer_range import LayerRange
 from p2pinfer.engine.store.assemble import PartsModel, open_parts
 from p2pinfer.node.loading_steps import loading
 from p2pinfer.node.local_swarm import relayed, store_of
@@ -36,7 +37,7 @@ def files_bytes(*folders: Path) -> int:
 
 def test_disk_is_said_before_it_is_taken(model: PartsModel, tmp_path: Path) -> None:
     """As much as is written then, but for headers; nothing once it is there."""
-    ranges, homes = [(1, 2), (2, 3)], tmp_path / "homes"
+    ranges, homes = [LayerRange(1, 2), LayerRange(2, 3)], tmp_path / "homes"
     said = disk_bytes(model, ranges, homes)
     model.stage(1, 2)
     model.ends(1)

@@ -18,6 +18,16 @@ from tests.support.fake_gateway import GREEDY, FakeClient
 from tests.support.swarm import CONTEXT, swarm
 
 
+@pytest.fixture(autouse=True)
+def _renders_plainly(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make prompts without a template: its process would not wait for a mock clock."""
+
+    async def prompt_of(swarm: Swarm, messages: Sequence[Message], **_: bool) -> list[int]:
+        return await swarm.tokenize(" ".join(each["content"] for each in messages))
+
+    monkeypatch.setattr(Swarm, "prompt_of", prompt_of)
+
+
 async def test_what_was_said_is_kept(autojump_clock: MockClock) -> None:
     """Nobody takes a lost peer's place: the answer ends with an error, and the next knows it."""
     async with swarm() as made:
@@ -68,19 +78,7 @@ async def test_an_answer_is_as_long_as_the_session_has_room_for(autojump_clock: 
     assert answer.prompt_tokens + answer.tokens - 1 == CONTEXT
 
 
-@pytest.fixture
-def no_thread(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Render without a thread: the clock would jump meanwhile, and sessions end of old age."""
-
-    async def prompt_of(swarm: Swarm, messages: Sequence[Message]) -> list[int]:
-        return await swarm.tokenize(" ".join(each["content"] for each in messages))
-
-    monkeypatch.setattr(Swarm, "prompt_of", prompt_of)
-
-
-async def test_one_session_serves_all_that_is_asked(
-    no_thread: None, autojump_clock: MockClock
-) -> None:
+async def test_one_session_serves_all_that_is_asked(autojump_clock: MockClock) -> None:
     """What is forgotten is overwritten in it; once it is given back another one is opened."""
     async with swarm() as made:
         client = FakeClient(made)
@@ -96,21 +94,19 @@ async def test_one_session_serves_all_that_is_asked(
         assert answer.finish == "length"
 
 
-async def test_what_is_too_long_is_refused_and_not_remembered(
-    no_thread: None, autojump_clock: MockClock
-) -> None:
+async def test_what_is_too_long_is_refused_and_not_remembered(autojump_clock: MockClock) -> None:
     """With what to do about it; the conversation goes on."""
     async with swarm() as made:
         client = cast("Client", FakeClient(made))
         async with open_conversation(client, GREEDY, lambda _: None) as talk:
-            with pytest.raises(UserError, match=r"a session holds 256: shorten it, or .*--context"):
+            with pytest.raises(UserError, match=r"holds 256 tokens: shorten it, or .*--context"):
                 await talk.ask("x " * 300, lambda _: None)
             assert talk.messages == []
             assert (await talk.ask("Count.", lambda _: None)).tokens == GREEDY.max_tokens
 
 
 async def test_certificate_is_written_or_the_answer_not_trusted(
-    no_thread: None, autojump_clock: MockClock, tmp_path: Path
+    autojump_clock: MockClock, tmp_path: Path
 ) -> None:
     """Whoever asks for a certificate is told where there can be none."""
     file = tmp_path / "certificate"

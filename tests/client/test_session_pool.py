@@ -8,9 +8,9 @@ import trio.testing
 from trio.testing import MockClock
 
 from p2pinfer.client.answer import Answer, ChatOptions
-from p2pinfer.client.library import PromptTooLong, Swarm
+from p2pinfer.client.library import Swarm
 from p2pinfer.client.session_pool import IDLE_S_MAX, WAIT_S_MAX, WAITING_MAX, TooBusy
-from p2pinfer.core.errors import NobodyServes, PeerError
+from p2pinfer.core.errors import NobodyServes, PeerError, PromptTooLong
 from p2pinfer.core.sampling import Sampling
 from tests.support.fake_gateway import fake_swarm
 from tests.support.swarm import CONTEXT

@@ -1,4 +1,4 @@
-"""Certificates: whatever is changed in one, it fails, and says where."""
+"""Certificates: any change makes one fail, and the error says where."""
 
 import pytest
 from attrs import evolve
@@ -8,6 +8,7 @@ from hypothesis import strategies as st
 from p2pinfer.core.certificate import MAGIC, Certificate, StageClaim, check, parse, to_sign
 from p2pinfer.core.ids import ModelId, SessionId
 from p2pinfer.core.receipts import BODY_BYTES, SIGNED_AS, Receipt, Signed, Terms, seal_of
+from p2pinfer.core.regimes import Regime
 from p2pinfer.core.sections import BadFile
 from p2pinfer.core.trust import Audited, AuditVerdict
 from p2pinfer.core.witness import runs_of
@@ -62,7 +63,7 @@ def test_a_good_one_holds() -> None:
 
 
 def test_any_one_byte_changed_fails_and_says_where() -> None:
-    """All of them, tried: a section is named that holds the byte, or the signature."""
+    """All bytes are tried: the error names the section that holds the byte, or the signature."""
     for at in range(len(FILE)):
         where = verdict(FILE[:at] + bytes([FILE[at] ^ 0x20]) + FILE[at + 1 :])
         assert where
@@ -75,13 +76,13 @@ def test_any_one_byte_changed_fails_and_says_where() -> None:
 
 @given(st.integers(0, len(FILE) - 1), st.binary(max_size=3), st.integers(0, 3))
 def test_bytes_lost_or_put_in_fail(at: int, put: bytes, lost: int) -> None:
-    """Wherever it is."""
+    """At any place in the file."""
     data = FILE[:at] + put + FILE[at + lost :]
     assert (verdict(data) == "") == (data == FILE)
 
 
 @given(st.binary(max_size=200))
-def test_noise_is_none(data: bytes) -> None:
+def test_noise_is_refused(data: bytes) -> None:
     """With the right beginning, too."""
     assert verdict(data)
     assert verdict(MAGIC + data)
@@ -101,14 +102,16 @@ def test_noise_is_none(data: bytes) -> None:
         ({"terms": evolve(TERMS, session=SessionId(b"t" * 16))}, "section stage 0"),
     ],
 )
-def test_what_contradicts_itself_fails(changes: dict[str, object], where: str) -> None:
-    """Signed anew by its author, who may write what it likes but not what stages sign."""
+def test_a_certificate_that_contradicts_itself_fails(
+    changes: dict[str, object], where: str
+) -> None:
+    """Signed again by its author, who may write anything except what stages sign."""
     body = evolve(CERTIFICATE, **changes).body()  # type: ignore[arg-type]
     assert where in verdict(body + ME.sign(to_sign(body)))
 
 
 def test_more_may_be_audited_than_the_nonce_chose() -> None:
-    """As where a stage died under an audit, and was replaced: what was owed is audited as well."""
+    """As where a stage died under an audit and was replaced: the required audits are there too."""
     body = evolve(CERTIFICATE, rate=0.0).body()
     assert verdict(body + ME.sign(to_sign(body))) == ""
 
@@ -123,8 +126,8 @@ def test_neighbours_must_have_signed_for_the_same_rows() -> None:
     assert "at 32" in verdict(body + ME.sign(to_sign(body)))
 
 
-@given(st.lists(st.booleans(), min_size=1, max_size=60).map(tuple))
-def test_regimes_come_back(regimes: tuple[bool, ...]) -> None:
+@given(st.lists(st.sampled_from(Regime), min_size=1, max_size=60).map(tuple))
+def test_regimes_come_back(regimes: tuple[Regime, ...]) -> None:
     """Runs stand for the positions' regimes."""
     runs = runs_of(regimes)
-    assert evolve(CERTIFICATE, regimes=runs).wide() == regimes
+    assert evolve(CERTIFICATE, regimes=runs).regimes_by_position() == regimes

@@ -34,7 +34,7 @@ def test_the_first_of_our_errors_stands_for_all() -> None:
 
 
 def test_a_foreign_error_is_not_hidden_behind_ours() -> None:
-    """Where one of several errors is no error of ours, the group stays whole."""
+    """Where one of several errors is not ours, the group stays whole."""
     with pytest.raises(ExceptionGroup) as caught:
         raise_through(ENGINE, ValueError("a mistake"))
     assert caught.group_contains(ValueError, match="a mistake")
@@ -42,22 +42,22 @@ def test_a_foreign_error_is_not_hidden_behind_ours() -> None:
 
 
 def test_errors_without_a_group_pass() -> None:
-    """Nothing is changed about an error that was raised alone, nor where there is none."""
+    """An error raised outside a group, or no error at all, passes unchanged."""
     with lone_errors():
         pass
     with pytest.raises(KeyError), lone_errors():
         raise KeyError
 
 
-def test_a_peers_error_says_who() -> None:
-    """Whoever catches an error about a peer can tell which."""
+def test_a_peers_error_names_the_peer() -> None:
+    """A handler of an error about a peer can tell which."""
     error = ChannelClosed(PeerId("somebody"), "it left")
     assert isinstance(error, PeerError)
     assert (error.peer, str(error)) == ("somebody", "it left")
 
 
-async def test_a_cancellation_counts_for_more(autojump_clock: MockClock) -> None:
-    """A task that fails while all are cancelled makes no error of the cancellation."""
+async def test_a_cancellation_takes_precedence(autojump_clock: MockClock) -> None:
+    """A task that fails while all are cancelled does not replace the cancellation."""
 
     async def fail_when_cancelled() -> None:
         try:

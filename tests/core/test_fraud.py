@@ -1,4 +1,4 @@
-"""Fraud proofs: nobody can make one of an honest peer's word, or change one."""
+"""Fraud proofs: no peer can make one from an honest peer's receipts, or change one."""
 
 import numpy as np
 import pytest
@@ -16,6 +16,7 @@ from p2pinfer.core.fraud import (
     parse,
 )
 from p2pinfer.core.ids import SessionId
+from p2pinfer.core.regimes import Regime
 from p2pinfer.core.sections import BadFile
 from p2pinfer.core.witness import Rows
 from tests.support.proofs import (
@@ -39,7 +40,7 @@ LONG = {"receipts": (signed(evolve(RECEIPT, position=FRAUD_POSITIONS_MAX + 1)),)
 
 @pytest.mark.parametrize("proof", [PROOF, TWO])
 def test_a_good_one_reads_back(proof: FraudProof) -> None:
-    """With all that others are told of it beforehand."""
+    """Including the summary that others get beforehand."""
     found = parse(file(proof), verify)
     assert found == proof
     case = found.case()
@@ -49,14 +50,14 @@ def test_a_good_one_reads_back(proof: FraudProof) -> None:
 
 
 def test_any_one_byte_changed_fails_and_says_where() -> None:
-    """All of them, tried."""
+    """All bytes are tried."""
     for at in range(len(FILE)):
         with pytest.raises(BadFile, match=r"bytes \d+ to \d+"):
             parse(FILE[:at] + bytes([FILE[at] ^ 0x20]) + FILE[at + 1 :], verify)
 
 
 @given(st.binary(max_size=200))
-def test_noise_is_none(data: bytes) -> None:
+def test_noise_is_refused(data: bytes) -> None:
     """With the right beginning, too."""
     for each in (data, MAGIC + data):
         with pytest.raises(BadFile):
@@ -106,18 +107,18 @@ def test_only_the_requester_may_accuse() -> None:
         {"terms": b"t" * 32, "sent": b"y" * 32},
     ],
 )
-def test_what_an_honest_peer_may_sign_is_no_contradiction(changes: dict[str, object]) -> None:
+def test_what_an_honest_peer_may_sign_is_not_a_contradiction(changes: dict[str, object]) -> None:
     """Also where a session was opened twice, and its receipts are counted from one again."""
     assert not contradict(RECEIPT, evolve(RECEIPT, **changes))  # type: ignore[arg-type]
 
 
 def test_the_longest_fits_into_a_message() -> None:
-    """And is read: the widest rows of one checkpoint, at least."""
+    """And can be read: the widest rows of one checkpoint, at least."""
     count = 48
     rows = bytes(FRAUD_ROWS_BYTES_MAX)
     found, size = Rows(keep=False), len(rows) // count
     for at in range(count):
-        found.put(at, 1, rows[:size], wide=True)
+        found.put(at, 1, rows[:size], regime=Regime.WIDE)
     receipt = evolve(RECEIPT, position=count, received=found.tree.root(count))
     data = file(evolve(PROOF, receipts=(signed(receipt),), regimes=(count,), rows=rows))
     assert parse(data, verify).receipt == receipt

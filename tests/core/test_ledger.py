@@ -1,4 +1,4 @@
-"""The ledger: nothing counts twice, and nothing counts for somebody else."""
+"""The ledger: nothing counts twice, and nothing counts for the wrong peer."""
 
 import pytest
 from attrs import evolve
@@ -44,7 +44,7 @@ def test_a_ledger_grows_by_folding(one: list[LedgerEntry], more: list[LedgerEntr
 
 
 def test_a_receipt_is_worth_no_more_than_was_sent() -> None:
-    """A stage that signs for more rows than it got does not earn by it."""
+    """A stage that signs for more rows than it got gains nothing."""
     assert entry_of(TERMS, YOU, RECEIPT, 100).layer_rows == 40 * 9
     assert entry_of(TERMS, YOU, RECEIPT, 33).layer_rows == 33 * 9
 
@@ -56,7 +56,7 @@ def test_a_receipt_of_another_session_is_worth_nothing() -> None:
 
 
 def test_accounts_add_up_by_peer() -> None:
-    """Served and used apart."""
+    """Served and used are kept apart."""
     served = LedgerEntry(ME, YOU, b"a" * 32, 1, 3, 10)
     used = evolve(served, server=YOU, user=ME)
     assert accounts([served, served], [used, evolve(used, terms=b"b" * 32)]) == [

@@ -1,4 +1,4 @@
-"""Manifests: canonical bytes, an id that is their hash, and every limit judged."""
+"""Manifests: canonical bytes, an id that is their hash, and every limit checked."""
 
 from typing import Any
 
@@ -26,7 +26,7 @@ LAYERS = 3
 
 
 def part(name: str, size: int) -> Part:
-    """Make up a part whose chunks' hashes are of its name."""
+    """Make up a part whose chunk hashes derive from its name."""
     chunks = tuple(blake3(f"{name}{i}".encode()).digest() for i in range(-(-size // CHUNK_BYTES)))
     return Part(name, size, chunks)
 
@@ -65,12 +65,12 @@ def test_reads_back() -> None:
 
 
 def test_the_bytes_do_not_change() -> None:
-    """Ids of models that are in use depend on this very form."""
+    """Ids of models in use depend on this exact form."""
     assert manifest().id == "d8f44a2be7acfb327aa39186e3e41dd16c7509e665c0073513aa98be4963bc6c"
 
 
 def test_other_bytes_are_not_parsed() -> None:
-    """Bytes that do not hash to the id are refused as such, even where they would be a manifest."""
+    """Bytes that do not hash to the id are refused as such, even if they are a valid manifest."""
     other = manifest(name="Other")
     for data in (other.encode(), b"", b"\xc1"):
         with pytest.raises(WrongManifest):
@@ -88,7 +88,7 @@ def test_chunks_have_sizes() -> None:
 
 
 def test_a_part_is_named_by_its_chunks() -> None:
-    """Another size, another chunk or another order is another part; its name in a model is not."""
+    """Another size, chunk or order makes another part; its name within a model does not."""
     made = part("x", CHUNK_BYTES + 2)
     first, second = made.chunks
     others = [Part("x", CHUNK_BYTES + 1, made.chunks), Part("x", made.size, (second, first))]
@@ -209,9 +209,9 @@ def judge(data: bytes) -> None:
 @settings(max_examples=100)
 @given(st.randoms(use_true_random=False))
 def test_damage_is_judged(random: Any) -> None:
-    """A manifest with bytes changed, cut out or put in, is a manifest or is refused: 10,000 cases.
+    """A manifest with bytes changed, cut out or put in is a manifest or is refused: 10,000 cases.
 
-    A hundred of each example's: what Hypothesis itself spends on an example is far more.
+    A hundred per example: Hypothesis itself spends far more on an example.
     """
     whole = manifest().encode()
     for _ in range(100):

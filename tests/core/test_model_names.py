@@ -1,4 +1,4 @@
-"""What models are called before people."""
+"""Names of models for people."""
 
 import pytest
 

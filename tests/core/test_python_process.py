@@ -1,4 +1,4 @@
-"""Helper processes run our code, whatever lies in the folder that a person happens to be in."""
+"""Helper processes run our code, whatever is in a person's current folder."""
 
 import ast
 import os
@@ -20,16 +20,22 @@ SHADOWS = ("numpy", "json", "random", "jinja2", "trio", "p2pinfer", "llama_cpp")
 
 @pytest.fixture
 def shadowed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Be in a folder whose modules end whatever imports them."""
+    """Change to a folder whose modules end any process that imports them."""
     for name in SHADOWS:
         (tmp_path / f"{name}.py").write_text(f"raise SystemExit('the {name} of this folder ran')\n")
     monkeypatch.chdir(tmp_path)
     return tmp_path
 
 
-def test_a_helper_imports_nothing_from_the_current_folder(shadowed: Path) -> None:
-    """The chat template's process and a bare command start as anywhere."""
-    assert ChatTemplate("{{ messages[0].content }}").render([{"role": "user", "content": "hi"}])
+async def test_a_helper_imports_nothing_from_the_current_folder(shadowed: Path) -> None:
+    """The chat template's process starts as anywhere."""
+    template = ChatTemplate("{{ messages[0].content }}")
+    assert (await template.render([{"role": "user", "content": "hi"}])).text == "hi"
+    await template.end()
+
+
+def test_a_command_imports_nothing_from_the_current_folder(shadowed: Path) -> None:
+    """A bare command starts as anywhere."""
     done = subprocess.run(
         python_command("p2pinfer", "--version"),
         capture_output=True,
@@ -41,7 +47,7 @@ def test_a_helper_imports_nothing_from_the_current_folder(shadowed: Path) -> Non
 
 
 def test_a_checkout_that_is_not_installed_is_found(shadowed: Path) -> None:
-    """Its folder goes before what the person has set, and an empty entry is no folder."""
+    """Its folder goes before what the person has set, and an empty entry is not a folder."""
     found = python_environment({"PYTHONPATH": f"{os.pathsep}/elsewhere", "HOME": "/home/me"})
     assert found == {"PYTHONPATH": f"{ROOT}{os.pathsep}/elsewhere", "HOME": "/home/me"}
     where = subprocess.run(
@@ -54,13 +60,13 @@ def test_a_checkout_that_is_not_installed_is_found(shadowed: Path) -> None:
     assert Path(where.stdout.strip()) == ROOT / "p2pinfer" / "__init__.py"
 
 
-def test_what_is_installed_is_found_anyway(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Named, it would go in front of Python's own library."""
+def test_an_installed_copy_is_found_anyway(monkeypatch: pytest.MonkeyPatch) -> None:
+    """If it were named, it would go before Python's own library."""
     monkeypatch.setattr(python_process, "_ROOT", Path("/venv/lib/python3.11/site-packages"))
     assert python_environment({"HOME": "/home/me"}) == {"HOME": "/home/me"}
 
 
-def test_every_helper_is_started_so() -> None:
+def test_every_helper_is_started_this_way() -> None:
     """``python -m`` is written in one place; setup runs in the checkout it sets up."""
     setup = {"p2pinfer/_setup/__main__.py", "p2pinfer/_setup/llama.py"}
     apart = {"p2pinfer/core/python_process.py", *setup}

@@ -1,4 +1,4 @@
-"""Receipts: one way to write each, small, and bound to everything they say."""
+"""Receipts: one way to write each, small, and bound to everything they state."""
 
 from typing import Any
 
@@ -44,7 +44,7 @@ def test_a_receipt_reads_back(receipt: Receipt) -> None:
 
 @given(st.binary(min_size=BODY_BYTES, max_size=BODY_BYTES))
 def test_bytes_are_a_receipt_in_one_way_or_none(body: bytes) -> None:
-    """Two bodies that read alike would be two signatures for one word."""
+    """Two bodies with the same meaning would be two signatures for one statement."""
     try:
         receipt = Receipt.parse(body)
     except BadReceipt:
@@ -53,8 +53,8 @@ def test_bytes_are_a_receipt_in_one_way_or_none(body: bytes) -> None:
 
 
 @given(st.binary(max_size=2 * BODY_BYTES).filter(lambda body: len(body) != BODY_BYTES))
-def test_bytes_of_another_length_are_none(body: bytes) -> None:
-    """Nothing may follow a receipt, and nothing be missing."""
+def test_bytes_of_another_length_are_refused(body: bytes) -> None:
+    """Nothing may follow a receipt or be missing from it."""
     with pytest.raises(BadReceipt):
         Receipt.parse(body)
 
@@ -65,7 +65,7 @@ def test_a_receipt_and_its_signature_are_small() -> None:
 
 
 def test_terms_bind_each_of_their_fields() -> None:
-    """A receipt of one session, model, requester or nonce is no other's."""
+    """A receipt of one session, model, requester or nonce fits no other."""
     others: dict[str, Any] = {
         "session": SessionId(b"t" * 16),
         "model": ModelId("cd" * 32),

@@ -1,4 +1,4 @@
-"""Bytes of tokens to text: the same however they are cut, and never a word too early."""
+"""Bytes of tokens to text: the same however they are cut, and never released too early."""
 
 from itertools import accumulate, pairwise
 
@@ -16,13 +16,13 @@ stop_lists = st.lists(st.text(CHARACTERS, max_size=3), max_size=3)
 
 
 def cut(data: bytes, cuts: list[int]) -> list[bytes]:
-    """Cut the data at the given places, which count from the place before."""
+    """Cut the data at the given places, each counted from the one before."""
     bounds = [0, *(at for at in accumulate(cuts) if at < len(data)), len(data)]
     return [data[a:b] for a, b in pairwise(bounds)]
 
 
 def before_first(text: str, stops: list[str]) -> str:
-    """Look character by character for what stands before the stop string that is complete first."""
+    """Look character by character for what comes before the first complete stop string."""
     for end in range(len(text) + 1):
         complete = [stop for stop in stops if stop and text[:end].endswith(stop)]
         if complete:
@@ -33,7 +33,7 @@ def before_first(text: str, stops: list[str]) -> str:
 @given(texts, stop_lists, st.lists(st.integers(0, 4)))
 @example("baa", ["a", "baa"], [2])
 def test_cuts_do_not_matter(text: str, stops: list[str], cuts: list[int]) -> None:
-    """Any cut of the bytes gives the text up to the stop string that is complete first."""
+    """Any cut of the bytes gives the text up to the first complete stop string."""
     stream = TextStream(stops)
     shown = ""
     for piece in cut(text.encode(), cuts):
@@ -56,7 +56,7 @@ def test_nothing_is_held_without_need(text: str, stops: list[str], cuts: list[in
 
 @given(st.binary(max_size=30), st.lists(st.integers(0, 4)))
 def test_broken_utf8_is_replaced(data: bytes, cuts: list[int]) -> None:
-    """Bytes that are no UTF-8 become replacement characters, the same for every cut."""
+    """Bytes that are not UTF-8 become replacement characters, the same for every cut."""
     stream = TextStream()
     shown = "".join(stream.feed(piece) for piece in cut(data, cuts))
     assert shown + stream.end() == data.decode(errors="replace")
@@ -73,11 +73,11 @@ def test_every_part_of_a_stop_string_is_held(stop: str) -> None:
 
 
 def test_a_false_beginning_is_shown_after_all() -> None:
-    """What looked like a stop string and was none comes with the next piece, or at the end."""
+    """What looked like a stop string but is none comes with the next piece, or at the end."""
     stream = TextStream(["stop"])
     assert [stream.feed(b"sto"), stream.feed(b"ve st"), stream.end()] == ["", "stove ", "st"]
 
 
-def test_what_a_terminal_would_obey_is_taken_out() -> None:
-    """Of a stranger's text: it could clear the screen, or write over what stands there."""
+def test_terminal_control_codes_are_removed() -> None:
+    """In a stranger's text they could clear the screen, or overwrite what is there."""
     assert printable("a\x1b[2Jb\r\nc\u202ed é€😀") == "a [2Jb  c d é€😀"

@@ -1,4 +1,4 @@
-"""The codec: every message comes back as it was; of all other bytes it says that they are none."""
+"""The codec: every message comes back as it was; all other bytes are refused."""
 
 from typing import Any, get_args
 
@@ -178,7 +178,7 @@ messages = st.one_of(
 
 
 def judge(data: bytes) -> None:
-    """Decode, and hold whatever is accepted to being a message that encodes to a message."""
+    """Decode, and check that anything accepted is a message that encodes to a message."""
     try:
         message = decode(data, *KINDS)
     except BadMessage:
@@ -366,7 +366,7 @@ def test_the_good_values_are_good() -> None:
         pytest.param("Settle", 1, 0, id="nothing to settle"),
         pytest.param("Settle", 1, POSITIONS_MAX + 1, id="too much to settle"),
         pytest.param("AskRows", 2, ROWS_PER_DECODE_MAX + 1, id="too many rows to open"),
-        pytest.param("Opening", 1, b"\2", id="a third regime"),
+        pytest.param("Opening", 1, b"\3", id="a fourth regime"),
         pytest.param("Opening", 1, bytes(ROWS_PER_DECODE_MAX + 1), id="too many regimes"),
         pytest.param("Opening", 2, bytes(OPENING_BYTES_MAX + 1), id="opening too long"),
         pytest.param("Open", 8, bytes(31), id="short seal"),

@@ -1,30 +1,60 @@
 """Chat templates: what good ones make, and what hostile ones cannot do."""
 
-import gc
 import signal
-import subprocess
+from collections.abc import Sequence
+from pathlib import Path
 
 import pytest
+import trio
 
-from p2pinfer.core.errors import UnsupportedModel, UserError
+from p2pinfer.core.errors import UserError
 from p2pinfer.engine import template
-from p2pinfer.engine.template import CHATML, ChatTemplate
+from p2pinfer.engine.special_tokens import NO_SPECIAL_TOKENS, SpecialTokens
+from p2pinfer.engine.template import (
+    CHATML,
+    BrokenTemplate,
+    ChatTemplate,
+    Message,
+    Prompt,
+    check_template,
+    read_template,
+    template_remark,
+)
 
 HELLO = [{"role": "system", "content": "Be brief."}, {"role": "user", "content": "Hello é😀"}]
 
 
-def test_chatml_is_the_default() -> None:
+async def render(
+    source: str | None,
+    messages: Sequence[Message] = HELLO,
+    special: SpecialTokens = NO_SPECIAL_TOKENS,
+    *,
+    parse_special: bool = False,
+) -> Prompt:
+    """Render a conversation once, on a day in May."""
+    made = ChatTemplate(source, special, lambda: 1_747_915_200)
+    try:
+        return await made.render(messages, parse_special=parse_special)
+    finally:
+        await made.end()
+
+
+async def text_of(source: str | None, messages: Sequence[Message] = HELLO) -> str:
+    """Render a conversation once, and return the text alone."""
+    return (await render(source, messages)).text
+
+
+async def test_chatml_is_the_default() -> None:
     """A model without a template gets ChatML, with the assistant's turn opened."""
     expected = (
         "<|im_start|>system\nBe brief.<|im_end|>\n"
         "<|im_start|>user\nHello é😀<|im_end|>\n"
         "<|im_start|>assistant\n"
     )
-    assert ChatTemplate(None).render(HELLO) == expected
-    assert ChatTemplate(CHATML).render(HELLO) == expected
+    assert await text_of(None) == await text_of(CHATML) == expected
 
 
-def test_templates_get_what_they_expect() -> None:
+async def test_templates_get_what_they_expect() -> None:
     """Messages as items or attributes, the special tokens, and blocks trimmed as models expect."""
     source = (
         "{{ bos_token }}{% for m in messages %}\n"
@@ -32,16 +62,38 @@ def test_templates_get_what_they_expect() -> None:
         "{{ m.role|upper }}: {{ m['content'].strip() }}{{ eos_token if last }}\n"
         "{% endfor %}"
     )
-    told = ChatTemplate(source, bos="<s>", eos="</s>").render(HELLO)
-    assert told == "<s>SYSTEM: Be brief.\nUSER: Hello é😀</s>\n"
+    told = await render(source, special=SpecialTokens("<s>", "</s>"))
+    assert told.text == "<s>SYSTEM: Be brief.\nUSER: Hello é😀</s>\n"
 
 
-def test_a_broken_template_is_found_when_the_model_is() -> None:
-    """Not Jinja: the model cannot be chatted with, and the text says why."""
-    with pytest.raises(UnsupportedModel, match=r"chat template is broken: .*endfor"):
-        ChatTemplate("{% for m in messages %}")
-    with pytest.raises(UnsupportedModel, match="chat template is broken"):
-        ChatTemplate("{{ " + "(" * 10_000)
+def test_a_broken_template_is_told_from_a_good_one_without_running_it() -> None:
+    """Not Jinja: the text says why, and what to do; of a model that has none, what is done."""
+    for broken in ("{% for m in messages %}", "{{ " + "(" * 10_000):
+        with pytest.raises(BrokenTemplate, match=r"template is broken: .*--chat-template FILE"):
+            check_template(broken)
+        assert "template is broken" in (template_remark(broken, "Toy") or "")
+    check_template(CHATML)
+    assert template_remark(CHATML, "Toy") is None
+    assert "Toy brings no chat template" in (template_remark(None, "Toy") or "")
+
+
+def test_a_template_is_read_from_a_file(tmp_path: Path) -> None:
+    """What is no template is refused with the file's name."""
+    file = tmp_path / "own.jinja"
+    with pytest.raises(UserError, match=r"cannot read .*own\.jinja: No such file"):
+        read_template(file)
+    for content, reason in (
+        (b"{% if %}", "no chat template: Expected"),
+        (b"\xff\xfe", "not text in UTF-8"),
+        (b"x" * (template.TEMPLATE_CHARS_MAX + 1), "over 1000000 characters"),
+    ):
+        file.write_bytes(content)
+        with pytest.raises(
+            UserError, match=rf"own\.jinja is no chat template: .*{reason}|{reason}"
+        ):
+            read_template(file)
+    file.write_text(CHATML)
+    assert read_template(file) == CHATML
 
 
 @pytest.mark.parametrize(
@@ -55,9 +107,9 @@ def test_a_broken_template_is_found_when_the_model_is() -> None:
         "{{ cycler.__init__ }}",
     ],
 )
-def test_internals_of_python_are_not_there(source: str) -> None:
+async def test_internals_of_python_are_not_there(source: str) -> None:
     """What leads out of the sandbox is undefined, and prints as nothing."""
-    assert ChatTemplate(source).render(HELLO) == ""
+    assert await text_of(source) == ""
 
 
 @pytest.mark.parametrize(
@@ -82,10 +134,10 @@ def test_internals_of_python_are_not_there(source: str) -> None:
         ),
     ],
 )
-def test_what_a_template_may_not_do(source: str, reason: str) -> None:
+async def test_what_a_template_may_not_do(source: str, reason: str) -> None:
     """Python's internals, errors of every kind and too much memory end as one clear sentence."""
     with pytest.raises(UserError, match=f"chat template refuses this: .*({reason})"):
-        ChatTemplate(source).render(HELLO)
+        await text_of(source)
 
 
 @pytest.mark.parametrize(
@@ -98,32 +150,41 @@ def test_what_a_template_may_not_do(source: str, reason: str) -> None:
         ),
     ],
 )
-def test_a_template_without_end_is_stopped(source: str, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_template_without_end_is_stopped(
+    source: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Neither a long calculation nor loops that print nothing hold the chat for ever."""
     monkeypatch.setattr(template, "RENDER_CPU_S_MAX", 1)
     with pytest.raises(UserError, match="does not come to an end"):
-        ChatTemplate(source).render(HELLO)
+        await text_of(source)
 
 
-def test_one_process_renders_again_and_again(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_one_process_renders_again_and_again() -> None:
     """Also after a refusal; one that was killed is replaced, and none is left behind."""
-    started: list[subprocess.Popen[bytes]] = []
-    start = template._start
-
-    def counted() -> subprocess.Popen[bytes]:
-        started.append(start())
-        return started[-1]
-
-    monkeypatch.setattr(template, "_start", counted)
-    made = ChatTemplate("{{ 1 // 0 if messages|length == 1 else messages[1].content }}")
+    made = ChatTemplate("{{ 1 // (messages[0].content|length - 1) }}{{ messages[0].content }}")
+    processes = set()
     for _ in range(2):
         with pytest.raises(UserError, match="ZeroDivisionError"):
-            made.render(HELLO[:1])
-        assert made.render(HELLO) == "Hello é😀"
-    assert len(started) == 1
-    started[0].kill()
-    started[0].wait()
-    assert made.render(HELLO) == "Hello é😀"
-    del made
-    gc.collect()
-    assert [each.returncode for each in started] == [-signal.SIGKILL, -signal.SIGKILL]
+            await made.render([{"role": "user", "content": "x"}])
+        assert (await made.render(HELLO[1:])).text == "0Hello é😀"
+        processes.add(made._helper._process)
+    (first,) = processes
+    assert first
+    first.kill()
+    await first.wait()
+    assert (await made.render(HELLO[1:])).text == "0Hello é😀"
+    second = made._helper._process
+    await made.end()
+    assert second
+    assert [first.returncode, second.returncode] == [-signal.SIGKILL, -signal.SIGKILL]
+
+
+async def test_who_gives_up_waiting_gets_nobody_elses_answer() -> None:
+    """A question that is cancelled takes its process along; those behind it have another."""
+    made = ChatTemplate("{% for i in range(9999999 if messages[0].content == 'x' else 1) %}"
+                        "{% endfor %}{{ messages[0].content }}")  # fmt: skip
+    await made.render(HELLO)
+    with trio.move_on_after(0):
+        await made.render([{"role": "user", "content": "x"}])
+    assert (await made.render(HELLO[1:])).text == "Hello é😀"
+    await made.end()

@@ -1,4 +1,4 @@
-"""``make fuzz``: throw inputs at all that judges strangers' bytes, for as long as one likes."""
+"""``make fuzz``: throw inputs at everything that judges strangers' bytes, for as long as wanted."""
 
 import argparse
 import sys
@@ -12,7 +12,7 @@ PROGRESS_S = 5.0
 
 
 def case(name: str, seed: int, number: int) -> Random:
-    """Return the chances of one input: the same ones whatever ran before it."""
+    """Return the generator of one input, independent of what ran before."""
     return Random(f"{name} {seed} {number}")
 
 
@@ -20,7 +20,7 @@ def try_one(name: str, target: Target, seed: int, number: int) -> None:
     """Make an input and judge it.
 
     Raises:
-        AssertionError: it was not judged as it should be; the text says how to repeat that.
+        AssertionError: it was judged wrongly; the text says how to repeat that.
     """
     given = target.make(case(name, seed, number))
     try:
@@ -31,7 +31,7 @@ def try_one(name: str, target: Target, seed: int, number: int) -> None:
 
 
 def try_many(name: str, seed: int, count: int) -> None:
-    """Try so many inputs; raises as ``try_one``."""
+    """Try ``count`` inputs; raises as ``try_one``."""
     begun = told = time.monotonic()
     for number in range(count):
         try_one(name, TARGETS[name], seed, number)

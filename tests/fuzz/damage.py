@@ -1,4 +1,4 @@
-"""Ways to spoil what is good: in its bytes, and in the values that they stand for."""
+"""Ways to damage valid data: in its bytes, and in the values that they encode."""
 
 from random import Random
 from typing import Any
@@ -14,7 +14,7 @@ ODD: tuple[Any, ...] = (
 
 
 def damage(chance: Random, data: bytes) -> bytes:
-    """Return bytes of which some are changed, lost, put in or repeated."""
+    """Return the bytes with some changed, lost, inserted or repeated."""
     found = bytearray(data)
     for _ in range(chance.randint(1, 3)):
         at = chance.randrange(len(found) + 1)
@@ -31,7 +31,7 @@ def damage(chance: Random, data: bytes) -> bytes:
 
 
 def spoil(chance: Random, value: Any) -> Any:
-    """Return a value in which one thing, however deep, is not what it was."""
+    """Return a value with one change, at any depth."""
     if isinstance(value, list | tuple) and value and chance.random() < 0.9:
         items = list(value)
         at = chance.randrange(len(items))
@@ -54,7 +54,7 @@ def spoil(chance: Random, value: Any) -> Any:
 
 
 def packed(chance: Random, values: Any) -> bytes:
-    """Return msgpack of values that are spoilt, or damaged msgpack of good ones, or noise."""
+    """Return msgpack of spoilt values, or damaged msgpack of good ones, or noise."""
     lot = chance.random()
     if lot < 0.05:
         return chance.randbytes(chance.randrange(120))

@@ -1,7 +1,7 @@
-"""What strangers' bytes go through, and what must hold of each whatever they are.
+"""The code that judges strangers' bytes, and what must hold for any bytes.
 
-A target makes an input from a generator of chances, and judges it: what is accepted is what it
-says it is, what is not is refused by the one exception that is meant for it.
+A target makes an input from a random generator, and judges it: what is accepted is what it
+claims to be, anything else is refused by the one exception meant for it.
 """
 
 from collections import Counter
@@ -19,7 +19,6 @@ from p2pinfer.core.advertisement import Advertisement, Heard
 from p2pinfer.core.certificate import MAGIC, check, parse
 from p2pinfer.core.ids import ModelId, PeerId
 from p2pinfer.core.manifest import BadManifest, parse_manifest
-from p2pinfer.core.merkle import Tree, WrongProof, leaf, root_through
 from p2pinfer.core.receipts import BODY_BYTES, SIGNED_AS, BadReceipt, Receipt
 from p2pinfer.core.sections import BadFile
 from p2pinfer.core.wire import BadMessage, decode, encode
@@ -47,11 +46,11 @@ NOW = 1000.0
 
 @dataclass(frozen=True)
 class Target:
-    """One place at which strangers' bytes are judged."""
+    """One place where strangers' bytes are judged."""
 
     make: Callable[[Random], Any]
     judge: Callable[[Any], None]
-    """Raises whatever shows a fault of ours."""
+    """Raises if it finds a bug of ours."""
 
 
 def _message(chance: Random) -> bytes:
@@ -97,7 +96,7 @@ def _judge_receipt(given: tuple[PeerId, bytes, bytes]) -> None:
 
 
 def _sections(magic: bytes, file: bytes) -> list[tuple[bytes, Any]]:
-    """Take a good file apart: names and values."""
+    """Take a good file apart into names and values."""
     found, at = [], len(magic)
     while at < len(file) - 64:
         name = file[at + 1 : at + 1 + file[at]]
@@ -121,7 +120,7 @@ def _fraud(chance: Random) -> bytes:
 
 
 def _spoilt(chance: Random, magic: bytes, file: bytes, sections: list[tuple[bytes, Any]]) -> bytes:
-    """Spoil a file, mostly inside sections whose hashes then fit again."""
+    """Spoil a file, mostly inside sections whose hashes are then corrected."""
     if chance.random() < 0.2:
         return damage(chance, file)
     for _ in range(chance.randint(1, 2)):
@@ -150,60 +149,15 @@ def _judge_certificate(data: bytes) -> None:
 
 
 def _judge_fraud(data: bytes) -> None:
-    """With all signatures good, so that what they cover is reached."""
+    """With all signatures valid, so that what they cover is reached."""
     with suppress(BadFile):
         proof = fraud.parse(data, lambda *_: True)
         assert data.startswith(proof.body())
         assert len(proof.inputs.regimes) == proof.case().rows
 
 
-@dataclass(frozen=True)
-class _Opened:
-    """A row, and the path from it to a root."""
-
-    root: bytes
-    position: int
-    count: int
-    row: bytes
-    path: list[bytes]
-    is_good: bool
-
-
-def _proof(chance: Random) -> _Opened:
-    size = chance.randint(1, 70)
-    tree = Tree()
-    rows = [bytes([number]) for number in range(size)]
-    for row in rows:
-        tree.append(row, wide=True)
-    at = chance.randrange(size)
-    good = at, size, rows[at], tree.path(at, size)
-    position, count, row, path = good
-    match chance.randrange(5):
-        case 0:
-            position = chance.choice((at - 1, at + 1, -1, size, 1 << 40))
-        case 1:
-            count = chance.choice((size - 1, size + 1, 0, -1, 1 << 22))
-        case 2:
-            row = damage(chance, row)
-        case 3:
-            path = [damage(chance, each) for each in path]
-        case _:
-            path = chance.sample(path, len(path))
-    is_good = (position, count, row, path) == good
-    return _Opened(tree.root(size), position, count, row, path, is_good)
-
-
-def _judge_proof(given: _Opened) -> None:
-    """No other row, place, size or path leads to the root."""
-    with suppress(WrongProof):
-        position = given.position % (1 << 32)  # what a leaf can hold at all
-        found = leaf(position, given.row, wide=True)
-        root = root_through(found, given.position, given.count, given.path)
-        assert (root == given.root) == given.is_good
-
-
 def _gossip(chance: Random) -> list[Heard]:
-    """Make advertisements that a stranger signed, of itself and of others, well and badly."""
+    """Make advertisements signed by a stranger, of itself and of others, valid and invalid."""
     found = []
     for _ in range(chance.randint(1, 6)):
         author, named = chance.choice(STAGES), chance.choice(STAGES)
@@ -216,7 +170,7 @@ def _gossip(chance: Random) -> list[Heard]:
 
 
 def _judge_gossip(given: list[Heard]) -> None:
-    """What is taken in is signed by the peer that it names, and there is no more than fits."""
+    """Whatever is accepted is signed by the peer that it names, and within the limit."""
     view = SwarmView(PeerId("x" * 52), verify, Random(1), SMALL_VIEW)
     topics = (ModelId(GOOD["Advertisement"][2]), None)
     view.follow(topics[0])
@@ -224,9 +178,9 @@ def _judge_gossip(given: list[Heard]) -> None:
         if view.take(heard, NOW + number, topics[number % 2]) is Taken.NEW:
             said = decode(heard.body, Advertisement)
             assert verify(said.peer, heard.body, heard.signature)
-        known = [entry for model in view.shelves for entry in view.of(model)]
+        known = [entry for model in view.indexes for entry in view.of(model)]
         assert len(known) <= SMALL_VIEW
-    view.forget_the_silent(NOW + 10**9)
+    view.expire(NOW + 10**9)
     assert view.knows_nobody()
 
 
@@ -274,7 +228,6 @@ TARGETS = {
     "receipt": Target(_receipt, _judge_receipt),
     "certificate": Target(_certificate, _judge_certificate),
     "fraud": Target(_fraud, _judge_fraud),
-    "proof": Target(_proof, _judge_proof),
     "gossip": Target(_gossip, _judge_gossip),
     "muxer": Target(_frames, _judge_frames),
 }

@@ -1,4 +1,4 @@
-"""A hundredth of what ``make fuzz`` throws at the same places."""
+"""One hundredth of what ``make fuzz`` throws at the same places."""
 
 import pytest
 
@@ -7,17 +7,17 @@ from tests.fuzz.targets import TARGETS, Target
 
 INPUTS = 10_000
 SEED = 7
-"""Not that of ``make fuzz``, so that the two do not try the same."""
+"""Not that of ``make fuzz``, so that the two do not try the same inputs."""
 
 
 @pytest.mark.parametrize("name", TARGETS)
 def test_whatever_comes_is_judged(name: str) -> None:
-    """What is accepted is what it says, and what is not is refused as it should be."""
+    """What is accepted is what it claims to be, and anything else is properly refused."""
     try_many(name, SEED, INPUTS // len(TARGETS))
 
 
 def test_a_failure_can_be_repeated() -> None:
-    """It names the command, and that tries the same input."""
+    """It names the command, which tries the same input."""
     tried: list[int] = []
     target = Target(lambda chance: chance.randrange(1 << 30), tried.append)
     hits = Target(target.make, lambda given: tried.append(1 // (given - tried[0])))

@@ -20,6 +20,7 @@ def test_default_model_takes_three_quarters_of_a_kib_per_position_and_layer(
     assert sessions_bytes(header, 10, 8, 4096) == 768 * 10 * 8 * 4096
 
 
+@pytest.mark.slow
 def test_a_limit_on_what_a_process_may_map_counts() -> None:
     """``ulimit -v``."""
     code = (

@@ -11,7 +11,7 @@ from trio.testing import MockClock
 
 from p2pinfer.node import idle_monitor
 from p2pinfer.node.idle_monitor import ActivityMeter, heed_owner
-from scheduler.owner_idle import CALM_S, Use
+from scheduler.owner_idle import CALM_S, MachineUse
 
 BURN_S = 0.3
 
@@ -52,8 +52,8 @@ async def test_the_owner_is_heeded_from_the_first_look_on(autojump_clock: MockCl
     said: list[tuple[float, bool]] = []
     unplugged_s = 2 * CALM_S
 
-    async def look() -> Use:
-        return Use(trio.current_time() - began_at < unplugged_s, 0.0)
+    async def look() -> MachineUse:
+        return MachineUse(trio.current_time() - began_at < unplugged_s, 0.0)
 
     def rest(why: str) -> None:
         said.append((trio.current_time() - began_at, bool(why)))

@@ -1,9 +1,11 @@
 """What whoever lends a machine is told of it."""
 
 import random
+from types import SimpleNamespace
 from typing import Any
 
-from p2pinfer.node.peer import _directory, _strange_selves
+from p2pinfer.node.peer import _say_to_the_owner, _strange_selves
+from peers.discovery.directory import Directory
 from tests.support.directories import identity
 
 
@@ -15,21 +17,20 @@ class Reached:
         self.addresses = [f"/ip4/{host}/tcp/4001/p2p/{self.peer_id}" for host in ("a", "b")]
         self.was_dialled = False
 
-    def handle(self, _protocol: str, _handler: object) -> None:
-        """Serve nobody."""
-
 
 def test_an_owner_hears_once_which_port_to_open() -> None:
     """And once that it is open; what is tried again and again meanwhile is no news."""
     told: list[str] = []
     transport: Any = Reached()
-    directory = _directory(transport, identity(1), random.Random(1), told.append)
+    directory = Directory(transport, identity(1), random.Random(1))
+    swarm: Any = SimpleNamespace(transport=transport, directory=directory)
+    _say_to_the_owner(swarm, told.append)
     for hidden in (True, False, True, False, True):
-        directory.voice.on_hidden(hidden)
+        directory.advertiser.on_hidden(hidden)
     (once,) = told
     assert "open its TCP port 4001 to others" in once
     transport.was_dialled = True
-    directory.voice.on_hidden(False)
+    directory.advertiser.on_hidden(False)
     assert told[1:] == ["others can dial this peer now"]
 
 
@@ -37,7 +38,10 @@ def test_an_owner_hears_of_a_machine_with_the_same_key() -> None:
     """From its words; and where it is named as the way in, which nobody could reach from here."""
     told: list[str] = []
     transport: Any = Reached()
-    _directory(transport, identity(1), random.Random(1), told.append).voice.on_twin()
+    directory = Directory(transport, identity(1), random.Random(1))
+    swarm: Any = SimpleNamespace(transport=transport, directory=directory)
+    _say_to_the_owner(swarm, told.append)
+    directory.advertiser.on_twin()
     (once,) = told
     assert "another machine runs with this peer's identity" in once
     assert "--identity FILE" in once

@@ -170,8 +170,8 @@ def test_model_that_cannot_be_cut(command: Command, tmp_path: Path) -> None:
     ("layers", "words"),
     [
         ("5:40", "has no layers 5:40; choose a range within 0:30"),
-        ("10:5", "has no layers 10:5; choose a range within 0:30"),
-        ("5:5", "has no layers 5:5; choose a range within 0:30"),
+        ("10:5", "--layers 10:5 is not a range such as 10:20"),
+        ("5:5", "--layers 5:5 is not a range such as 10:20"),
         ("10", "--layers 10 is not a range such as 10:20"),
         ("a:b", "--layers a:b is not a range such as 10:20"),
         ("-1:5", "--layers -1:5 is not a range such as 10:20"),
@@ -228,7 +228,9 @@ def test_home_that_cannot_be_used(
 def test_prompt_longer_than_the_context(command: Command, swarm: list[Peer]) -> None:
     """Both numbers, and what to do."""
     chat = ["chat", "tree " * 100, "--network", "real", "--bootstrap", swarm[0].address]
-    words = "the prompt has [0-9]+ tokens, and a session holds 64: shorten it, or .*--context"
+    words = (
+        "the prompt has [0-9]+ tokens, and a session holds 64 tokens: shorten it, or .*--context"
+    )
     check(command(*chat, "--context", "64"), 2, words)
 
 
@@ -240,6 +242,25 @@ def other_model(default_model: Path, tmp_path_factory: pytest.TempPathFactory) -
     assert data.count(NAME) == 1
     path.write_bytes(data.replace(NAME, NAME.replace(b"135M", b"136M")))
     return path
+
+
+def test_chat_templates_that_cannot_be_used(
+    command: Command, default_model: Path, tmp_path: Path
+) -> None:
+    """A file's, and a model's own, before a single peer is started; another one is named."""
+    own = tmp_path / "own.jinja"
+    demo = ["demo", "Hi", "--peers", "99"]
+    check(command(*demo, "--chat-template", str(own)), 2, "cannot read .*own.jinja: No such file")
+    own.write_text("{% if %}")
+    check(command(*demo, "--chat-template", str(own)), 2, "own.jinja is no chat template: ")
+    data = default_model.read_bytes()
+    assert data.count(b"{% endfor %}") == 1
+    broken = tmp_path / "broken.gguf"
+    broken.write_bytes(data.replace(b"{% endfor %}", b"{% endfoo %}"))
+    demo += ["--model", str(broken)]
+    check(command(*demo), 2, "template is broken: .*endfoo.*--chat-template FILE")
+    own.write_text("{{ messages[0].content }}")
+    check(command(*demo, "--chat-template", str(own)), 2, "--peers must be from 1 to 16")
 
 
 @pytest.fixture

@@ -13,8 +13,11 @@ pytestmark = pytest.mark.real
 def test_decode(home: Path, peers: int, sessions: int) -> None:
     """The swarm says the same tokens; rates and ratios of both transports and of llama.cpp."""
     more = ["--sessions", str(sessions)] if sessions > 1 else []
+    more += ["--prompts", "20", "--prompts", "600"]
     report = bench(home, "decode", f"--peers={peers}", "--runs", "1", "--tokens", "16", *more)
     assert report["same_tokens"] is True
+    assert set(report["prompts"]) == {"20", "600"}
+    assert all(each["prefill_ratio"] > 0 for each in report["prompts"].values())
     assert (report["peers"], report["tokens"], report["runs"]) == (peers, 16, 1)
     assert report["alone"]["tokens_per_second"] > 0
     assert report["alone"]["ms_per_token"] > 0

@@ -226,7 +226,7 @@ def test_nobody_outlives_a_demo(home: Path, number: signal.Signals, code: int) -
         assert demo.stderr
         assert demo.stdout.read(1)
         family = children(demo.pid)
-        assert len(family) == 8  # three peers with an engine each, the demo's own, the template
+        assert len(family) == 9  # three peers and their engines; the ends, tokenizer and template
         demo.send_signal(number)
         rest = demo.stderr.read()  # until all that could write to it are gone
         assert demo.wait() == code

@@ -22,9 +22,10 @@ PROVEN_S_MAX = 120.0
 
 CHEAT = """
 from contextlib import asynccontextmanager
-from p2pinfer import cli, join
+from p2pinfer.cli.main import main
+from p2pinfer.node import peer
 
-honest = join.open_stage
+honest = peer.open_stage
 
 @asynccontextmanager
 async def open_stage(*args, **options):
@@ -33,8 +34,8 @@ async def open_stage(*args, **options):
         engine.open = lambda end: opening(end - 1)
         yield engine
 
-join.open_stage = open_stage
-cli.main()
+peer.open_stage = open_stage
+main()
 """
 
 

@@ -79,7 +79,7 @@ def test_a_limit_of_300_megabytes_is_explained(home: Path, small: tuple[str, ...
     """Whatever the machine has: each command says what it needs, and what there is."""
     done = run(home, "join", *HERE, before=small)
     assert done.returncode == EXIT_USAGE
-    words = "one layer of Smollm2 135M 8k Lc100K Mix1 Ep2 with 8 sessions of 4,096 positions takes"
+    words = "one layer of SmolLM2-135M-Instruct with 8 sessions of 4,096 positions takes"
     assert words in last_line(done)
     assert "choose a smaller --context, fewer --sessions, or more --memory" in last_line(done)
     done = run(home, "join", *HERE, "--layers", "1:29", before=small)

@@ -36,10 +36,10 @@ async def answers(
 async def test_three_peers_say_what_llama_cpp_says(
     default_model: Path, swarm: list[Peer], reference: Reference
 ) -> None:
-    """Ten prompts from one token to more than 512."""
+    """Ten prompts from one token to more than 1,000."""
     prompts = [prompt for prompt, _ in reference]
     assert len({len(prompt) for prompt in prompts}) == 10
-    assert max(len(prompt) for prompt in prompts) > 512
+    assert max(len(prompt) for prompt in prompts) > 1000
     expected = [tokens for _, tokens in reference]
     found = await answers(client_options(default_model, swarm[0]), prompts, len(expected[0]))
     assert found == expected

@@ -1,4 +1,4 @@
-"""Admission: nothing is promised twice, all are answered once, and nobody waits for ever."""
+"""Admission: no place is promised twice, all are answered once, and none waits for ever."""
 
 from collections import Counter
 
@@ -36,7 +36,7 @@ class Stage(RuleBasedStateMachine):
         self.waiting: set[SessionId] = set()
 
     def take(self, answers: list[AdmissionAnswer]) -> None:
-        """Follow what is answered: each session's way is waiting, then admitted or refused."""
+        """Check the answers: each session waits, then is admitted or refused."""
         for answer in answers:
             known = answer.session in self.waiting
             assert answer.session not in self.held
@@ -53,7 +53,7 @@ class Stage(RuleBasedStateMachine):
 
     @rule(who=st.sampled_from("abc"), cells=st.integers(1, CELLS + 10), credit=st.integers(0, 2))
     def ask(self, who: str, cells: int, credit: int) -> None:
-        """Somebody wants a session, and is answered."""
+        """A requester wants a session, and is answered."""
         session = SessionId(len(self.asks).to_bytes(16, "big"))
         self.asks[session] = Ask(session, peer_id(who), cells, self.now_s, credit)
         answers = self.admission.ask(self.asks[session])
@@ -62,7 +62,7 @@ class Stage(RuleBasedStateMachine):
 
     @rule(after_s=st.floats(0, WAIT_S_MAX))
     def wait(self, after_s: float) -> None:
-        """Time passes, and nobody waits for longer than is good for him."""
+        """Time passes, and no session waits longer than it should."""
         self.now_s += after_s
         self.take(self.admission.refuse_late(self.now_s))
         assert all(self.now_s - self.asks[one].at_s < WAIT_S_MAX for one in self.waiting)
@@ -78,7 +78,7 @@ class Stage(RuleBasedStateMachine):
 
     @invariant()
     def nothing_is_promised_twice(self) -> None:
-        """What is admitted fits, and the queue is bounded."""
+        """Admitted sessions fit, and the queue is bounded."""
         cells = sum(self.asks[session].cells for session in self.held)
         assert len(self.held) <= SESSIONS
         assert cells == CELLS - self.admission.cells_free
@@ -86,7 +86,7 @@ class Stage(RuleBasedStateMachine):
         assert self.admission.waiting == len(self.waiting) <= WAITING_MAX
 
     @invariant()
-    def nobody_waits_beside_a_free_place(self) -> None:
+    def no_session_waits_beside_a_free_place(self) -> None:
         """If some wait, then the first of them does not fit."""
         if self.waiting and len(self.held) < SESSIONS:
             assert max(self.asks[one].cells for one in self.waiting) > self.admission.cells_free
@@ -108,7 +108,7 @@ def admitted(answers: list[AdmissionAnswer]) -> list[int]:
 
 
 def test_a_greedy_requester_does_not_crowd_out_others() -> None:
-    """Who holds fewer is next, whoever asked more and sooner."""
+    """The requester with fewer sessions is next, however early the other asked."""
     stage = Admission(4, 4)
     for n in range(12):
         stage.ask(ask(n, "greedy", at_s=n / 100))
@@ -117,8 +117,8 @@ def test_a_greedy_requester_does_not_crowd_out_others() -> None:
     assert admitted(stage.release(ask(1, "greedy").session, 0.3)) == [4]
 
 
-def test_who_has_waited_counts_as_holding_fewer() -> None:
-    """One who holds a place goes before one who holds none, if it has waited for long enough."""
+def test_waiting_counts_as_holding_fewer() -> None:
+    """A requester with a place goes before one with none, if it has waited for long enough."""
     for newcomer_at_s, order in [(0.9, [3, 2]), (1.1, [2, 3])]:
         stage = Admission(2, 2)
         stage.ask(ask(0, "holder"))
@@ -130,8 +130,8 @@ def test_who_has_waited_counts_as_holding_fewer() -> None:
         assert found == order
 
 
-def test_who_has_credit_goes_first() -> None:
-    """As if it held so many fewer, or had asked so much earlier."""
+def test_a_requester_with_credit_goes_first() -> None:
+    """As if it held that many fewer, or had asked that much earlier."""
     for credit, order in [(0, [1, 2]), (1, [1, 2]), (2, [2, 1])]:
         stage = Admission(1, 1)
         for asked in (ask(0, "x"), ask(1, "y", at_s=0.1), ask(2, "z", at_s=1.5, credit=credit)):
@@ -142,8 +142,8 @@ def test_who_has_credit_goes_first() -> None:
 
 
 @given(st.lists(st.tuples(st.floats(0, 0.2), st.integers(0, 5)), min_size=9, max_size=9))
-def test_credit_crowds_nobody_out(crowd: list[tuple[float, int]]) -> None:
-    """However many have it and keep coming, who came first gets one of the next few places."""
+def test_credit_does_not_crowd_others_out(crowd: list[tuple[float, int]]) -> None:
+    """However many with credit keep coming, the first without gets one of the next few places."""
     stage, now_s, held = Admission(1, 1), 0.0, 0
     stage.ask(ask(0, "holder"))
     stage.ask(ask(1, "modest"))
@@ -162,7 +162,7 @@ def test_credit_crowds_nobody_out(crowd: list[tuple[float, int]]) -> None:
 
 
 def test_a_queue_that_is_full_refuses_the_last() -> None:
-    """Its last one goes when a better one comes; each refusal says when to come back."""
+    """The last in it gives way to a better one; each refusal says when to come back."""
     stage = Admission(1, 1)
     for n in range(1 + WAITING_MAX):
         stage.ask(ask(n, "x"))

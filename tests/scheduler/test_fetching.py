@@ -1,4 +1,4 @@
-"""Which chunk to ask of whom: nothing twice, nothing forgotten, bounds kept, and an end."""
+"""Which chunk to request from which holder: none twice, none forgotten, bounds kept, to the end."""
 
 import random
 from collections.abc import Iterable
@@ -32,7 +32,7 @@ def chunks(count: int) -> list[ChunkId]:
 
 
 def plan(count: int, claims: dict[PeerId, Iterable[ChunkId]], start: float = 0.0) -> Fetching:
-    """Make a plan of so many chunks whose holders have said what they hold."""
+    """Make a plan for ``count`` chunks whose holders have claimed theirs."""
     made = Fetching(dict.fromkeys(chunks(count), CHUNK_BYTES), start)
     assert made.link(claims, 0.0) == list(claims)
     for peer, claimed in claims.items():
@@ -41,7 +41,7 @@ def plan(count: int, claims: dict[PeerId, Iterable[ChunkId]], start: float = 0.0
 
 
 class World:
-    """Holders that do anything with what they are asked, and what the plan must never do."""
+    """Holders that react in any way to requests, and what the plan must never do."""
 
     def __init__(self, count: int, chance: random.Random) -> None:
         self.chance, self.now = chance, 0.0
@@ -56,7 +56,7 @@ class World:
         self.claims[self.honest] = set(self.all)
 
     def ask(self) -> None:
-        """Let the plan ask, and hold it to its promises."""
+        """Let the plan make requests, and check its promises."""
         for peer, chunk in self.plan.ask(self.now):
             assert peer in self.plan.linked
             assert peer not in self.liars
@@ -75,7 +75,7 @@ class World:
         self.asked = {chunk: other for chunk, other in self.asked.items() if other != peer}
 
     def step(self, *, kind: bool) -> None:
-        """Let something happen; only what brings the transfer on, if ``kind``."""
+        """Let something happen; only what advances the transfer, if ``kind``."""
         self.now += 40.0 if kind else self.chance.choice((0.0, 0.01, 1.0, 40.0))
         known = self.chance.sample(PEERS, len(PEERS))
         for peer in self.plan.link(known if not kind else [self.honest], self.now):
@@ -122,7 +122,7 @@ class World:
 @settings(max_examples=200)
 @given(st.integers(1, 90), st.integers(0, 300), st.integers(0, 1 << 32))
 def test_whatever_holders_do(count: int, events: int, seed: int) -> None:
-    """Nothing is asked twice at once, bounds hold, and with one good holder it ends."""
+    """No chunk is requested twice at once, bounds hold, and with one good holder it ends."""
     world = World(count, random.Random(seed))
     for _ in range(events):
         world.step(kind=False)
@@ -139,7 +139,7 @@ def test_whatever_holders_do(count: int, events: int, seed: int) -> None:
 
 
 def test_the_rarest_first() -> None:
-    """What one holder alone has is asked before what both have."""
+    """Chunks with a single holder are requested before those that both have."""
     every = chunks(20)
     made = plan(20, {A: every[:3] + every[10:], B: every[3:]})
     asked = made.ask(0.0)
@@ -149,7 +149,7 @@ def test_the_rarest_first() -> None:
 
 @pytest.mark.parametrize("start", [0.0, 0.5, 0.99])
 def test_each_begins_elsewhere(start: float) -> None:
-    """Among equals the order begins where it is told to, and goes round."""
+    """Among equals the order begins where it is told to, and wraps around."""
     every = chunks(20)
     asked = [chunk for _, chunk in plan(20, {A: every}, start).ask(0.0)]
     first = int(20 * start)
@@ -163,7 +163,7 @@ def bring(made: Fetching, peer: PeerId, chunk: ChunkId, now: float) -> None:
 
 
 def test_a_slow_one_is_not_given_the_last_chunks() -> None:
-    """What the fast holder brings sooner is left to it, and is not left at all if it goes."""
+    """What the fast holder brings sooner is left to it, unless it goes."""
     made = plan(14, dict.fromkeys((A, B), chunks(14)))
     asked = made.ask(0.0)
     for n, (_, chunk) in enumerate([each for each in asked if each[0] == A], 1):
@@ -202,8 +202,8 @@ def test_a_small_chunk_says_nothing_of_the_rate() -> None:
     assert made.slow(0.1 + FIRST_CHUNK_S_MAX) == [A]
 
 
-def test_who_fails_rests_longer_each_time() -> None:
-    """A holder that fails again and again is tried less and less often, until it brings a chunk."""
+def test_a_failing_holder_rests_longer_each_time() -> None:
+    """A holder that keeps failing is tried less and less often, until it brings a chunk."""
     made = plan(10, {A: chunks(10)})
     now, rest_s = 0.0, REST_S_MIN
     for _ in range(12):
@@ -218,7 +218,7 @@ def test_who_fails_rests_longer_each_time() -> None:
     assert made.link([A], now + REST_S_MIN) == [A]
 
 
-def test_who_has_nothing_makes_room() -> None:
+def test_useless_holders_make_room() -> None:
     """When all places are taken, holders without anything for us give theirs up."""
     useful = {peer: chunks(4) for peer in PEERS[: HOLDERS_MAX - 1]}
     made = plan(4, {**useful, PEERS[-1]: []})
@@ -229,8 +229,8 @@ def test_who_has_nothing_makes_room() -> None:
     assert made.link([PEERS[-2]], 0.0) == [PEERS[-2]]
 
 
-def test_what_nobody_holds_is_named() -> None:
-    """A part counts as long as one chunk of it can be asked of nobody."""
+def test_parts_without_a_holder_are_named() -> None:
+    """A part counts while one chunk of it cannot be requested from any holder."""
     every = chunks(6)
     made = plan(6, {A: every[:4]})
     assert made.nobody_holds() == {every[4].part, every[5].part}

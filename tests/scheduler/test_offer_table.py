@@ -1,4 +1,4 @@
-"""The view of a swarm: columns that follow the advertisements."""
+"""The table of a swarm: columns that follow the advertisements."""
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -13,7 +13,7 @@ changes = st.lists(st.tuples(st.booleans(), names, st.integers(0, 9)), max_size=
 
 @given(changes)
 def test_a_view_follows_what_is_put_and_dropped(changes: list[tuple[bool, str, int]]) -> None:
-    """There is one row for each peer that was put and not dropped since: its newest word."""
+    """There is one row per peer that was put and not dropped since: its newest advertisement."""
     view = OfferTable()
     expected = {}
     for put, name, first in changes:
@@ -40,8 +40,8 @@ def test_a_view_follows_what_is_put_and_dropped(changes: list[tuple[bool, str, i
     )
 
 
-def test_speeds_that_nobody_can_have_are_cut() -> None:
-    """A claim is cut to ten times the median; what is not said is as slow as most."""
+def test_impossible_speeds_are_cut() -> None:
+    """A claim is cut to ten times the median; a peer without a claim is as slow as most."""
     claims = {"a": 1, "b": 0, "c": 4000, "d": 6000}
     view = OfferTable.of([advert(name, 1, 2, row_us=us) for name, us in claims.items()])
     assert believed_row_us(view).tolist() == [400, 4000, 4000, 6000]

@@ -1,4 +1,4 @@
-"""Swarms without a master come near to what an omniscient one would do."""
+"""Swarms without a master come close to an omniscient planner."""
 
 import random
 import statistics
@@ -11,7 +11,7 @@ ROUNDS_MAX = 60
 
 
 def test_near_the_optimum() -> None:
-    """Whole, at rest, and at 0.9 of the optimum or more in most swarms, however they decide."""
+    """Whole, settled, and at 0.9 of the optimum or more in most swarms, however they decide."""
     chance = random.Random(3)
     found = [compare(chance) for _ in range(SWARMS)]
     for column in range(4):

@@ -12,6 +12,7 @@ from hypothesis import strategies as st
 
 from p2pinfer.core.advertisement import LINKS_MAX, Advertisement, RoundTrip, State
 from p2pinfer.core.ids import PeerId
+from p2pinfer.core.layer_range import LayerRange
 from scheduler.offer_table import CHUNK_ROWS, LIE_FACTOR, STANDING_NEW, Experience, OfferTable
 from scheduler.route_cost import FULL_S, HOP_S, ROUND_TRIP_S_DEFAULT
 from scheduler.routing import Asking, NoRoute, RouteHop, begins, find_route, replacement
@@ -75,7 +76,7 @@ askings = st.builds(
 
 
 def round_trip(a: Advertisement, b: Advertisement, own: dict[PeerId, float]) -> float:
-    """Say anew what a round trip is taken for."""
+    """Compute independently what a round trip is taken for."""
     claims = [link.round_trip_us / 1e6 for link in a.links if link.peer == b.peer]
     claims += [link.round_trip_us / 1e6 for link in b.links if link.peer == a.peer]
     least = abs(own[a.peer] - own[b.peer]) if a.peer in own and b.peer in own else 0.0
@@ -85,7 +86,7 @@ def round_trip(a: Advertisement, b: Advertisement, own: dict[PeerId, float]) -> 
 
 
 def work(a: Advertisement, count: int, swarm: Sequence[Advertisement], seen: Experience) -> float:
-    """Say anew what a peer's work on so many layers costs."""
+    """Compute independently what a peer's work on ``count`` layers costs."""
     said = sorted(b.row_us for b in swarm if b.row_us)
     middle = len(said) // 2
     median = (said[middle] + said[-middle - 1]) / 2 if said else 1000
@@ -101,7 +102,7 @@ def work(a: Advertisement, count: int, swarm: Sequence[Advertisement], seen: Exp
 
 
 def price(route: Sequence[RouteHop], swarm: Sequence[Advertisement], seen: Experience) -> float:
-    """Say anew what a route costs."""
+    """Compute independently what a route costs."""
     own = dict(seen.round_trip_s)
     total = sum(work(h.offer, h.end - h.first, swarm, seen) for h in route)
     total += sum(round_trip(a.offer, b.offer, own) for a, b in pairwise(route)) / 2
@@ -150,7 +151,7 @@ def test_against_every_chain(swarm: list[Advertisement], asking: Asking) -> None
 def test_order_does_not_matter(
     swarm: list[Advertisement], asking: Asking, chance: float, shuffle: random.Random
 ) -> None:
-    """The same offers give the same route in whatever order they were heard."""
+    """The same offers give the same route in any order."""
     asking = Asking(asking.context, asking.seen, asking.without, chance)
     shuffled = swarm.copy()
     shuffle.shuffle(shuffled)
@@ -166,7 +167,7 @@ def test_order_does_not_matter(
 @settings(max_examples=200)
 @given(swarms)
 def test_every_hole_is_named(swarm: list[Advertisement]) -> None:
-    """There is no chain exactly where layers are held by no usable range, and those are named."""
+    """There is no chain exactly where layers are in no usable range, and those are named."""
     usable = [a for a in swarm if a.state is State.SERVING and a.first >= FIRST]
     held = {layer for a in usable for layer in range(a.first, a.end)}
     holes = [layer for layer in range(FIRST, END) if layer not in held]
@@ -194,7 +195,7 @@ def test_where_chains_begin(swarm: list[Advertisement]) -> None:
     assert begins(swarm, END) == found
 
 
-def test_nothing_between_the_ends_needs_nobody() -> None:
+def test_no_layers_between_the_ends_need_no_peer() -> None:
     """A requester that runs the whole model asks no peer."""
     assert find_route([], 3, 3) == []
 
@@ -245,7 +246,7 @@ def test_own_sessions_take_places_before_their_peer_says_so() -> None:
 
 
 def test_a_full_peer_or_a_slow_way_is_better_than_none() -> None:
-    """What is nearly unusable is used where there is nothing else; a proven cheat never is."""
+    """What is nearly unusable is used if there is nothing else; a proven cheat never is."""
     full = advert("a", 1, 9, **(ORDINARY | {"sessions_free": 0}))
     assert find_route([full], 1, 9) == [hop(full, 9)]
     with pytest.raises(NoRoute):
@@ -253,7 +254,7 @@ def test_a_full_peer_or_a_slow_way_is_better_than_none() -> None:
 
 
 def test_requesters_do_not_herd() -> None:
-    """Near equals are all taken by somebody, and one that is twice as slow by nobody."""
+    """Each near equal is taken by some requester, and one that is twice as slow by none."""
     swarm = [advert(name, 1, 9, **ORDINARY) for name in "abcd"]
     swarm.append(advert("slow", 1, 9, **(ORDINARY | {"row_us": 2000})))
     taken = Counter(find_route(swarm, 1, 9, Asking(chance=n / 400))[0].peer for n in range(400))
@@ -262,7 +263,7 @@ def test_requesters_do_not_herd() -> None:
 
 
 def test_a_replacement_lies_near_those_that_stay() -> None:
-    """Recovery takes the peer with the shortest ways to the neighbours of the one that is gone."""
+    """Recovery takes the peer with the shortest links to the neighbours of the one that is gone."""
     before = advert("a", 1, 5, **ORDINARY, links=(RoundTrip(peer_id("near"), 1000),))
     gone = advert("b", 5, 9, **ORDINARY)
     near = advert("near", 5, 12, **ORDINARY, links=(RoundTrip(peer_id("c"), 1000),))
@@ -270,7 +271,7 @@ def test_a_replacement_lies_near_those_that_stay() -> None:
     behind = advert("c", 9, 12, **ORDINARY)
     swarm = [before, gone, far, near, behind]
     asking = Asking(without={gone.peer}, spread=0.0)
-    found = replacement(swarm, (5, 9), (before.peer, behind.peer), asking)
+    found = replacement(swarm, LayerRange(5, 9), (before.peer, behind.peer), asking)
     assert found == [hop(near, 9)]
 
 
@@ -278,7 +279,7 @@ def test_a_replacement_may_take_several() -> None:
     """Where no single peer holds all layers of the hop, several do."""
     swarm = [advert("a", 1, 9), advert("b", 1, 5), advert("c", 4, 9), advert("d", 9, 12)]
     asking = evolve(EXACT, without={swarm[0].peer})
-    found = replacement(swarm, (1, 9), (None, swarm[3].peer), asking)
+    found = replacement(swarm, LayerRange(1, 9), (None, swarm[3].peer), asking)
     assert found == [hop(swarm[1], 4), hop(swarm[2], 9)]
 
 
@@ -293,6 +294,6 @@ def test_absurd_claims_are_harmless() -> None:
         advert("k", 1, 9, row_us=1, links=tuple(RoundTrip(peer_id("k"), 1) for _ in range(8))),
     ]
     route = find_route(OfferTable.of([*honest, *hostile]), 1, 9, EXACT)
-    assert route == [hop(hostile[3], 9)]  # believed, at a tenth of the others, until it is seen
+    assert route == [hop(hostile[3], 9)]  # believed, at a tenth of the others, until observed
     seen = Experience(row_us={hostile[3].peer: 1500.0})
     assert find_route([*honest, *hostile], 1, 9, Asking(seen=seen))[0].offer in honest

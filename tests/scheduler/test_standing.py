@@ -26,7 +26,7 @@ histories = st.lists(st.tuples(st.sampled_from(sorted(CHANGES)), st.floats(0, 1e
 
 
 def fold(history: list[tuple[str, float]]) -> Standing:
-    """Let all of it happen, each so many seconds after the one before."""
+    """Apply a history of events, each a number of seconds after the one before."""
     one, now_s = Standing(), 0.0
     for name, after_s in history:
         now_s += after_s
@@ -36,7 +36,7 @@ def fold(history: list[tuple[str, float]]) -> Standing:
 
 @given(histories)
 def test_a_standing_is_a_share(history: list[tuple[str, float]]) -> None:
-    """Whatever happens it stays from 0 to 1, and 0 is for proven cheats alone, for good."""
+    """It always stays from 0 to 1, and 0 is only for proven cheats, for good."""
     one = fold(history)
     assert 0 <= one.value <= 1
     if any(name == "cheated" for name, _ in history):
@@ -47,7 +47,7 @@ def test_a_standing_is_a_share(history: list[tuple[str, float]]) -> None:
 
 @given(histories, st.floats(0, 1e6))
 def test_each_event_moves_it_its_own_way(history: list[tuple[str, float]], after_s: float) -> None:
-    """Against just waiting: work as claimed never lowers it, anything else never raises it."""
+    """Compared with waiting: work as claimed never lowers it, anything else never raises it."""
     one = fold(history)
     now_s = one.at_s + after_s
     waited = one.at(now_s).value
@@ -77,7 +77,7 @@ def test_recovery_takes_hours() -> None:
 
 
 def test_a_liar_loses_what_it_claimed() -> None:
-    """What it was seen to take stands in place of its claim, while that was seen lately."""
+    """Its observed time replaces its claim, as long as the observation is recent."""
     liar = peer_id("liar")
     known = Standings()
     for n in range(10):
@@ -92,7 +92,7 @@ def test_a_liar_loses_what_it_claimed() -> None:
 
 
 def test_memory_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of too many, those of whom the least is known are forgotten, and a cheat never is."""
+    """Beyond the limit, the least known peers are forgotten, and a cheat never is."""
     monkeypatch.setattr(standing, "PEERS_MAX", 8)
     known = Standings()
     known.put(peer_id("cheat"), Standing().cheated(0.0))

@@ -1,4 +1,4 @@
-"""What a run is judged by: peers that compute alike but for rounding, cheats, and ledgers."""
+"""How a run is judged: peers of two numerics classes, cheats, and ledgers."""
 
 import random
 from types import SimpleNamespace
@@ -55,10 +55,10 @@ STAGE, AUDITOR, OTHER, THIRD = (PeerId(name) for name in ("stage", "auditor", "o
         ((AUDITOR,), AUDITOR, {STAGE}, False),
     ],
 )
-def test_whom_cheats_outvote_is_framed(
+def test_a_peer_outvoted_by_cheats_is_framed(
     by: tuple[PeerId, ...], blamed: PeerId, liars: set[PeerId], framed: bool
 ) -> None:
-    """A stage, or an honest auditor: a limit of votes, and no mistake; it is not asked again."""
+    """A stage, or an honest auditor: a limit of voting, not a fault; it is not asked again."""
     audited = Audited(STAGE, 1, 5, AuditVerdict.CHEATED, by, blamed=blamed)
     world: Any = SimpleNamespace(liars=liars, record=RunRecord(), always_lies=lambda _: False)
     requester: Any = SimpleNamespace(blamed=set())
@@ -69,12 +69,12 @@ def test_whom_cheats_outvote_is_framed(
 
 
 def verdicts(outcome: Outcome) -> set[str]:
-    """Return what audits came to."""
+    """Return the outcomes of audits."""
     return {name for name in outcome.record.events if name.startswith("audit: ")}
 
 
-def test_another_numerics_class_is_close_and_nobody_is_blamed() -> None:
-    """Peers that round otherwise send other bits, within the bounds; answers are right."""
+def test_another_numerics_class_is_close_and_no_peer_is_blamed() -> None:
+    """Peers that round differently send other bits, within the bounds; answers are right."""
     outcome = run_scenario(PAIR)
     assert outcome.is_good, outcome.record.violations
     assert any("bounds" in name or "apart" in name for name in verdicts(outcome)), verdicts(outcome)
@@ -90,13 +90,13 @@ def test_a_cheat_is_caught_across_numerics_classes(kind: str) -> None:
 
 
 def entry(**changes: Any) -> LedgerEntry:
-    """Say that one peer ran 9 rows for another."""
+    """Make an entry of 9 rows that one peer ran for another."""
     return evolve(LedgerEntry(PeerId("s"), PeerId("u"), b"terms", 1, 5, 9), **changes)
 
 
 @pytest.mark.parametrize("served", [[], [entry(rows=8)], [entry(terms=b"other")]])
-def test_work_that_nobody_entered_is_a_violation(served: list[LedgerEntry]) -> None:
-    """What was used must be served: all rows, of that session."""
+def test_unrecorded_work_is_a_violation(served: list[LedgerEntry]) -> None:
+    """What was used must be recorded as served: all rows, of that session."""
 
     async def judge() -> RunRecord:
         world = World(PAIR, RunRecord())
@@ -112,7 +112,7 @@ def test_work_that_nobody_entered_is_a_violation(served: list[LedgerEntry]) -> N
 
 
 def test_random_is_not_touched() -> None:
-    """A run leaves the generator that everybody shares as it was, and trio's, too."""
+    """A run leaves Python's shared generator as it was, and trio's, too."""
     run: Any = trio._core._run
     before = random.getstate(), run._r.getstate()
     run_scenario(evolve(PAIR, duration_s=1.0))

@@ -1,4 +1,4 @@
-"""Virtual time: sleeps and calls come in the order of their moments."""
+"""Virtual time: sleeps and calls happen in order."""
 
 import trio
 
@@ -6,7 +6,7 @@ from sim.clock import call_at, run_virtual
 
 
 def test_calls_and_sleeps_come_in_order() -> None:
-    """Each at its own moment, those of one moment as they were asked for; late ones at once."""
+    """Each at its own moment, those of one moment in the order of request; late ones at once."""
     seen: list[tuple[float, str]] = []
 
     def see(name: str) -> None:

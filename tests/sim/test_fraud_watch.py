@@ -1,4 +1,4 @@
-"""An honest peer that cheats convict is no mistake of the protocol; any other conviction is one."""
+"""Cheats may convict an honest peer: a known limit. Any other conviction of one is a violation."""
 
 import random
 from collections.abc import AsyncIterator, Sequence
@@ -9,8 +9,9 @@ from typing import Any
 import pytest
 from trio.testing import MockClock
 
+from p2pinfer.core.audit import THIS_MACHINE
 from p2pinfer.core.ids import ModelId, PeerId
-from peers.audits.replay import THIS_MACHINE, OpenReplay
+from peers.audits.replay import OpenReplay
 from sim.fraud_watch import FraudWatch
 from sim.record import RunRecord
 

@@ -1,4 +1,4 @@
-"""Proofs in a virtual network: what one requester finds, all who can check it act upon."""
+"""Proofs in a virtual network: what one requester finds, all that can check it act upon."""
 
 from attrs import evolve
 
@@ -9,8 +9,8 @@ from sim.toml_schema import Spread
 PEERS = 10
 
 
-def test_a_cheat_is_known_to_all_and_nobody_honest_is() -> None:
-    """That an honest peer is never taken for a proven cheat, each run checks by itself."""
+def test_all_peers_learn_of_a_cheat_and_of_no_honest_peer() -> None:
+    """Each run checks by itself that no honest peer is listed as a proven cheat."""
     short = shorten(load_scenario("hostile"), 40.0, PEERS)
     (group,) = short.peers
     scenario = evolve(

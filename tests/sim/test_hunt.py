@@ -39,7 +39,7 @@ def test_a_bug_is_found_and_made_small(monkeypatch: pytest.MonkeyPatch) -> None:
         settle_s=30.0,
         calm_s=5.0,
         peers=(evolve(drawn.peers[0], chunk_ms=Spread(50, 60)),),  # so that chunks wait
-        requests=evolve(drawn.requests, per_minute=12.0, prompt=Spread(100, 150)),
+        requests=evolve(drawn.requests, per_minute=12.0, prompt=Spread(200, 250)),
         churn=ChurnTable(stay_s=1000.0),
         cuts=(CutTable(regions=(region,), at_s=1.0, heal_s=2.0),),
     )

@@ -1,4 +1,4 @@
-"""In the calm at the end every question is answered, where all layers are served to its asker."""
+"""In the calm at the end every question is answered, if all layers are served to its asker."""
 
 from types import SimpleNamespace
 from typing import Any
@@ -24,14 +24,14 @@ CHEAT = PeerId("cheat")
         ({CHEAT}, "nobody", 0),
     ],
 )
-async def test_who_must_be_answered(
+async def test_which_last_questions_must_be_answered(
     caught: set[PeerId],
     outcome: str,
     violations: int,
     autojump_clock: MockClock,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """A cheat alone serves some layers here: whoever has caught it may go without."""
+    """Only a cheat serves some layers here: a requester that has caught it may go without."""
 
     async def ask(_world: object, _requester: object, question: AskedQuestion) -> None:
         question.outcome = outcome

@@ -1,4 +1,4 @@
-"""Virtual links: who reaches whom."""
+"""Virtual links: which peers reach which."""
 
 from random import Random
 
@@ -18,14 +18,14 @@ SAY = "say"
 
 
 async def greet(channel: Channel) -> None:
-    """Say one thing to whoever comes."""
+    """Send one message to every caller."""
     await channel.send(b"hello")
 
 
-async def test_who_cannot_be_dialled_is_reached_over_connections_of_its_own(
+async def test_undialable_peer_is_reached_over_its_own_connections(
     autojump_clock: MockClock,
 ) -> None:
-    """As behind NAT: by nobody; once it dialled somebody, by that peer, until a cut."""
+    """As behind NAT: by no peer; once it has dialled one, by that peer, until a cut."""
     network = WorldNetwork([[0.01]], 8, Random(1))
     for name in (HIDDEN, OPEN, STRANGER):
         network.admit(name, AccessLink(is_dialable=name != HIDDEN))
@@ -65,8 +65,8 @@ def test_gossip_costs_what_it_costs_among_hosts(others: int, copies: float) -> N
     assert network.sent(names[0])[GOSSIP] == min(others, GOSSIP_MESH_MAX) * once
 
 
-def test_whom_nobody_can_dial_gossips_with_those_who_can_be_dialled() -> None:
-    """Two such peers are never neighbours; who says something is not told it again."""
+def test_undialable_peer_still_gossips() -> None:
+    """Two such peers are never neighbours; a message is not sent back to its author."""
     network = WorldNetwork([[0.01]], 8, Random(1))
     for name in (HIDDEN, STRANGER):
         network.admit(name, AccessLink(is_dialable=False))
@@ -79,11 +79,11 @@ def test_whom_nobody_can_dial_gossips_with_those_who_can_be_dialled() -> None:
     assert network.sent(names[1])[GOSSIP] == 3 * once
     network.spread(STRANGER, [HIDDEN, *names], bytes(900))
     assert network.sent(STRANGER)[GOSSIP] == (2 + 3) * once
-    assert network.sent(HIDDEN)[GOSSIP] == (2 + 2) * once  # one of the three has told it
+    assert network.sent(HIDDEN)[GOSSIP] == (2 + 2) * once  # not to the one of three that sent it
 
 
 def test_gossip_does_not_cross_a_cut() -> None:
-    """Nobody on the other side hears it, or passes it on."""
+    """No peer on the other side hears it, or passes it on."""
     network = WorldNetwork([[0.01]], 8, Random(1))
     near = peer("near")
     for name in (HIDDEN, OPEN, near, STRANGER):

@@ -1,10 +1,11 @@
-"""The model without arithmetic: wherever it is cut it answers alike, and what is amiss shows."""
+"""The model without arithmetic: it answers the same wherever it is cut, and faults show."""
 
 from itertools import islice, pairwise
 
 import numpy as np
 import pytest
 
+from p2pinfer.core.regimes import Regime
 from sim.model import MASK, ORIGIN, Cache, VirtualModel, link_of, pack
 
 LAYERS = 12
@@ -13,7 +14,7 @@ PROMPT = [5, 9, 2, 7, 7, 1]
 ANSWER = list(islice(MODEL.answer(PROMPT), 4))
 
 
-def embed(tokens: list[int], *, wide: bool, after: list[int]) -> bytes:
+def embed(tokens: list[int], *, regime: Regime, after: list[int]) -> bytes:
     """Return the rows of tokens in front of the first layer."""
     links = [ORIGIN]
     for token in [*after, *tokens]:
@@ -22,18 +23,18 @@ def embed(tokens: list[int], *, wide: bool, after: list[int]) -> bytes:
     return pack(np.array(links[:-1], np.uint64), np.array(links[1:], np.uint64))
 
 
-def answer(bounds: tuple[int, ...], *, wide: bool = True) -> list[int]:
+def answer(bounds: tuple[int, ...], *, regime: Regime = Regime.WIDE) -> list[int]:
     """Answer the prompt with a model cut at the bounds."""
     caches = [Cache(MODEL, *each) for each in pairwise(bounds)]
     tokens, rows, position, found = list(PROMPT), b"", 0, []
-    rows = embed(PROMPT, wide=wide, after=[])
+    rows = embed(PROMPT, regime=regime, after=[])
     for _ in ANSWER:
         for cache in caches:
-            rows = pack(*cache.run(position, rows, wide=wide))
+            rows = pack(*cache.run(position, rows, regime=regime))
         own = np.frombuffer(rows, "<f4")[-4:].astype("<u2").view("<u8")[0]
-        found.append(MODEL.pick(int(own)))
-        position, wide = len(tokens), False
-        rows = embed([found[-1]], wide=False, after=tokens)
+        found.append(MODEL.pick(int(own), regime))
+        position, regime = len(tokens), Regime.NARROW
+        rows = embed([found[-1]], regime=Regime.NARROW, after=tokens)
         tokens.append(found[-1])
     return found
 
@@ -53,20 +54,33 @@ def test_a_layer_left_out_is_seen_at_once() -> None:
 
 def test_the_wrong_regime_is_seen() -> None:
     """A prompt that ran narrow gives another answer."""
-    assert answer((0, 5, 12), wide=False)[0] != ANSWER[0]
+    assert answer((0, 5, 12), regime=Regime.NARROW)[0] != ANSWER[0]
+
+
+def test_a_prompt_in_blocks_has_the_same_answer() -> None:
+    """So it is known without knowing how a requester splits its prompts."""
+    assert answer((0, 5, 12), regime=Regime.BLOCK) == ANSWER
+
+
+def test_a_block_that_one_stage_ran_wide_is_seen() -> None:
+    """Every layer must run a row in the regime that is stated."""
+    rows = embed(PROMPT, regime=Regime.BLOCK, after=[])
+    rows = pack(*Cache(MODEL, 0, 5).run(0, rows, regime=Regime.WIDE))
+    _, own = Cache(MODEL, 5, 12).run(0, rows, regime=Regime.BLOCK)
+    assert MODEL.pick(int(own[-1]), Regime.BLOCK) != ANSWER[0]
 
 
 def test_rows_that_fit_no_cache_give_noise() -> None:
-    """A stage that lacks the positions before gives other rows, and goes on doing so."""
+    """A stage that lacks the positions before gives other rows, and keeps doing so."""
     whole, empty = Cache(MODEL, 3, 6), Cache(MODEL, 3, 6)
     tokens = PROMPT
-    whole.run(0, embed(tokens, wide=True, after=[]), wide=True)
-    empty.run(0, embed([4] * len(tokens), wide=True, after=[]), wide=True)
+    whole.run(0, embed(tokens, regime=Regime.WIDE, after=[]), regime=Regime.WIDE)
+    empty.run(0, embed([4] * len(tokens), regime=Regime.WIDE, after=[]), regime=Regime.WIDE)
     for token in (8, 3):
-        rows = embed([token], wide=False, after=tokens)
+        rows = embed([token], regime=Regime.NARROW, after=tokens)
         position = len(tokens)
-        good = whole.run(position, rows, wide=False)[1]
-        bad = empty.run(position, rows, wide=False)[1]
+        good = whole.run(position, rows, regime=Regime.NARROW)[1]
+        bad = empty.run(position, rows, regime=Regime.NARROW)[1]
         assert good[0] != bad[0]
         tokens = [*tokens, token]
 
@@ -74,18 +88,20 @@ def test_rows_that_fit_no_cache_give_noise() -> None:
 def test_what_is_dropped_leaves_no_trace() -> None:
     """After noise at some position, going back to before it gives the right rows again."""
     cache, fresh = Cache(MODEL, 3, 6), Cache(MODEL, 3, 6)
-    rows = embed(PROMPT, wide=True, after=[])
-    right = fresh.run(0, rows, wide=True)[1]
-    cache.run(0, embed([1, 1], wide=True, after=[]), wide=True)
-    cache.run(2, embed(PROMPT[2:], wide=True, after=PROMPT[:2]), wide=True)
-    again = cache.run(0, rows, wide=True)[1]
+    rows = embed(PROMPT, regime=Regime.WIDE, after=[])
+    right = fresh.run(0, rows, regime=Regime.WIDE)[1]
+    cache.run(0, embed([1, 1], regime=Regime.WIDE, after=[]), regime=Regime.WIDE)
+    cache.run(2, embed(PROMPT[2:], regime=Regime.WIDE, after=PROMPT[:2]), regime=Regime.WIDE)
+    again = cache.run(0, rows, regime=Regime.WIDE)[1]
     assert (again == right).all()
 
 
 def test_keys_add_up() -> None:
     """A stage adds the keys of its own layers, and no others."""
-    before, own = Cache(MODEL, 3, 6).run(0, embed([7], wide=False, after=[]), wide=False)
+    before, own = Cache(MODEL, 3, 6).run(
+        0, embed([7], regime=Regime.NARROW, after=[]), regime=Regime.NARROW
+    )
     link = link_of(ORIGIN, 7)
-    added = MODEL.sum(6, wide=False) - MODEL.sum(3, wide=False)
+    added = MODEL.sum(6, regime=Regime.NARROW) - MODEL.sum(3, regime=Regime.NARROW)
     assert int(before[0]) == ORIGIN
     assert int(own[0]) == (link + added) & MASK

@@ -1,4 +1,4 @@
-"""Every shipped scenario, shortened: nothing goes wrong, and twice it goes the same way."""
+"""Every shipped scenario, shortened: nothing goes wrong, and it runs the same way twice."""
 
 import json
 import os
@@ -19,7 +19,7 @@ print(json.dumps({name: run_short(name).record.digest for name in sys.argv[1:]})
 
 @pytest.fixture(scope="module")
 def others() -> dict[str, str]:
-    """Run all of them in another process, with other hashes of strings."""
+    """Run all of them in another process, with another string hash seed."""
     command = [sys.executable, "-c", TWICE, *shipped()]
     environment = os.environ | {"PYTHONHASHSEED": "12345"}
     done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)

@@ -1,4 +1,4 @@
-"""Swarms without messages: peers settle, cover every layer, and get over what is lost."""
+"""Swarms without messages: peers settle, cover every layer, and recover from losses."""
 
 from sim.scale import Scale, scale
 
@@ -6,7 +6,7 @@ LAYERS = 40
 
 
 def test_a_crowd_that_joins_at_once_serves_soon_and_settles() -> None:
-    """All serve half a minute after the last joined, all layers are safe, hardly anybody moves."""
+    """All serve half a minute after the last joined, all layers are safe, hardly any peer moves."""
     run = Scale(200, LAYERS, seed=3)
     run.run(3, lambda _: None)
     joined = next(look for look in run.looks if look.at_s == 90)
@@ -16,8 +16,8 @@ def test_a_crowd_that_joins_at_once_serves_soon_and_settles() -> None:
     assert run.moves.mean() < 1
 
 
-def test_a_seed_is_a_run_and_a_loss_is_got_over() -> None:
-    """The report is the same each time but for its times; routes come before and after the loss."""
+def test_a_seed_is_a_run_and_a_loss_is_recovered_from() -> None:
+    """The report is the same except for times; routes are found before and after the loss."""
     first, again = (scale(30, 16, 2, 5, lambda _: None) for _ in range(2))
     timed = ("wall_s", "ms_per_decision")
     assert {k: v for k, v in first.items() if k not in timed} == {
@@ -28,8 +28,8 @@ def test_a_seed_is_a_run_and_a_loss_is_got_over() -> None:
     assert routes["at_first_try"] > 0.5 * routes["asked"] > 0
 
 
-def test_shares_over_are_told() -> None:
-    """Whoever watches hears of every step, the last one being the whole."""
+def test_progress_is_reported() -> None:
+    """Progress is reported at every step, the last one being the whole."""
     told: list[float] = []
     Scale(12, 16, seed=1).run(0.2, told.append)
     assert told == sorted(told)

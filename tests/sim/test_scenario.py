@@ -1,4 +1,4 @@
-"""Scenario files: what is read, and what is said of those that cannot be used."""
+"""Scenario files: what is read, and the errors for those that cannot be used."""
 
 from pathlib import Path
 
@@ -57,7 +57,7 @@ def test_what_cannot_be_used_is_named(tmp_path: Path, text: str, said: str) -> N
 
 
 def test_an_unknown_name_is_answered_with_the_known_ones() -> None:
-    """Whoever mistypes a shipped scenario's name sees them all."""
+    """Mistyping a shipped scenario's name lists them all."""
     with pytest.raises(UserError, match=r"there is no scenario hume: name a file or .*home"):
         load_scenario("hume")
 
@@ -69,7 +69,7 @@ def test_what_is_shipped_can_be_read(name: str) -> None:
 
 
 def test_the_explanation_names_every_key() -> None:
-    """Whatever a file may say is explained."""
+    """Every possible key of a file is explained."""
     told = "\n".join(explain(Scenario))
     for key in ("[[peers]]", "row_ms", "[churn]", "killed", "round_trip_ms", "[[liars]]"):
         assert key in told

@@ -19,7 +19,7 @@ from sim.shared_cpu import Cores
 async def test_time_is_shared(
     count: int, work_s: list[float], done_s: list[float], autojump_clock: MockClock
 ) -> None:
-    """Nobody is faster than a core; with more at work each has its share until some are done."""
+    """No engine is faster than a core; with more at work each has its share until some are done."""
     cores, start_s, found = Cores(count), trio.current_time(), dict[int, float]()
 
     async def work(number: int) -> None:
@@ -32,7 +32,7 @@ async def test_time_is_shared(
     assert [found[number] for number in range(len(work_s))] == pytest.approx(done_s)
 
 
-async def test_who_stops_leaves_its_share(autojump_clock: MockClock) -> None:
+async def test_an_engine_that_stops_leaves_its_share(autojump_clock: MockClock) -> None:
     """A killed engine takes no more time from the others."""
     cores, start_s = Cores(1), trio.current_time()
     async with trio.open_nursery() as nursery:

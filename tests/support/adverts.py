@@ -1,4 +1,4 @@
-"""Advertisements for tests: what a test does not name is ordinary."""
+"""Advertisements for tests: fields that a test does not name are ordinary."""
 
 from typing import Any
 
@@ -14,7 +14,7 @@ def peer_id(name: str) -> PeerId:
 
 
 def advert(name: str, first: int, end: int, **fields: Any) -> Advertisement:
-    """Make what a peer says of itself."""
+    """Make an advertisement."""
     defaults: dict[str, Any] = {
         "peer": peer_id(name),
         "addresses": (),

@@ -11,6 +11,7 @@ from p2pinfer.core.errors import EngineError, lone_errors
 from p2pinfer.core.fraud import FraudProof
 from p2pinfer.core.ids import PeerId
 from p2pinfer.core.messages import Hop, Open
+from p2pinfer.core.regimes import Regime
 from p2pinfer.core.trust import Trust
 from p2pinfer.engine.base import Decoded, Done, EngineSession
 from peers.audits.auditor import Auditor
@@ -44,14 +45,14 @@ class Tampering:
         self._inner, self._tamper = inner, tamper
         self.close = inner.close
 
-    def submit(self, position: int, rows: bytes, done: Done, *, wide: bool) -> None:
+    def submit(self, position: int, rows: bytes, done: Done, *, regime: Regime) -> None:
         """Run the rows, and hand on others."""
 
         def take(outcome: Decoded | EngineError) -> None:
             assert isinstance(outcome, Decoded)
             done(Decoded(self._tamper(position, outcome.rows), outcome.decoding_us))
 
-        self._inner.submit(position, rows, take, wide=wide)
+        self._inner.submit(position, rows, take, regime=regime)
 
 
 def cheat(engine: FakeStage, tamper: Tamper, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -99,7 +100,14 @@ class Case:
             me = self.made.me
             hop = Hop(PeerId(name), (f"/memory/{name}",), first, end)
             opened = Open(
-                session_id(77), MODEL, me.peer_id, me.peer_id, hop.first, hop.end, context
+                session_id(77),
+                MODEL,
+                me.peer_id,
+                me.peer_id,
+                hop.first,
+                hop.end,
+                context,
+                blocks=True,
             )
             with lone_errors():
                 async with trio.open_nursery() as nursery:

@@ -56,13 +56,18 @@ class Peer:
     def __init__(self, number: int, transport: MemoryTransport, room: int = 4096) -> None:
         self.identity, self.transport = identity(number), transport
         self.id = transport.peer_id
-        self.directory = Directory(transport, self.identity, random.Random(number), room=room)
+        self.directory = Directory(
+            transport,
+            self.identity,
+            random.Random(number),
+            room=room,
+            clock_ms=lambda: round(1000 * trio.current_time()),
+        )
         self.directory.listen()
 
     def advertise(self, model: ModelId = MODEL, layers: tuple[int, int] = (1, 10)) -> None:
         """Serve something."""
-        sequence = round(1000 * trio.current_time())  # as a clock gives it
-        self.directory.advertise(advertisement(self.identity, model, sequence, layers))
+        self.directory.advertise(advertisement(self.identity, model, layers=layers))
 
     def sees(self, model: ModelId = MODEL) -> set[PeerId]:
         """Who is known to serve a model."""

@@ -7,15 +7,17 @@ Time is trio's, so that a decode may take a second of a mock clock.
 """
 
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 
 import numpy as np
 import trio
 from blake3 import blake3
 
-from p2pinfer.core.errors import EngineDied, EngineError
+from p2pinfer.core.errors import EngineDied, EngineError, PromptTooLong
+from p2pinfer.core.regimes import Regime
 from p2pinfer.core.sampling import Sampling
 from p2pinfer.engine.base import Candidate, Decoded, Done, EngineBusy, EngineSession, NextToken
+from p2pinfer.engine.special_tokens import SpecialTokens
 
 WIDTH = 8
 ROW_BYTES = 4 * WIDTH
@@ -70,7 +72,7 @@ class FakeLayers:
         self._digests = [blake3(key.encode())]
         self._generation = machine.generation
 
-    def run(self, position: int, inputs: list[bytes], *, wide: bool) -> list[bytes]:
+    def run(self, position: int, inputs: list[bytes], *, regime: Regime) -> list[bytes]:
         """Return one digest per input; raises as the real engine."""
         self.check_alive()
         if position >= len(self._digests):
@@ -80,7 +82,7 @@ class FakeLayers:
         del self._digests[position + 1 :]
         for each in inputs:
             state = self._digests[-1].copy()
-            state.update(bytes([wide]) + each)
+            state.update(bytes([regime]) + each)
             self._digests.append(state)
         return [state.digest(ROW_BYTES) for state in self._digests[position + 1 :]]
 
@@ -123,10 +125,10 @@ class Outcome:
         return self._outcome
 
 
-def submit(cells: EngineSession, position: int, rows: bytes, *, wide: bool) -> Outcome:
+def submit(cells: EngineSession, position: int, rows: bytes, *, regime: Regime) -> Outcome:
     """Submit rows and return what can be waited for."""
     outcome = Outcome()
-    cells.submit(position, rows, outcome.take, wide=wide)
+    cells.submit(position, rows, outcome.take, regime=regime)
     return outcome
 
 
@@ -149,14 +151,14 @@ class _FakeCells:
         inputs: list[bytes],
         done: Done,
         *,
-        wide: bool,
+        regime: Regime,
     ) -> None:
         assert not self._closed
         layers[0].check_alive()
         result: Decoded | EngineError
         try:
             for layer in layers:
-                inputs = [row_of(digest) for digest in layer.run(position, inputs, wide=wide)]
+                inputs = [row_of(digest) for digest in layer.run(position, inputs, regime=regime)]
             self._machine.rows += len(inputs)
             result = Decoded(b"".join(inputs), int(1e6 * self._machine.decode_s))
         except EngineError as error:
@@ -180,8 +182,8 @@ class _FakeStageSession(_FakeCells):
         super().__init__(machine)
         self._layers = [FakeLayers(machine, f"layer {layer}") for layer in range(first, end)]
 
-    def submit(self, position: int, rows: bytes, done: Done, *, wide: bool) -> None:
-        self._decode(self._layers, position, rows_of(rows), done, wide=wide)
+    def submit(self, position: int, rows: bytes, done: Done, *, regime: Regime) -> None:
+        self._decode(self._layers, position, rows_of(rows), done, regime=regime)
 
 
 class FakeStage:
@@ -189,7 +191,7 @@ class FakeStage:
 
     def __init__(self, first: int, end: int, *, sessions: int = 4, context: int = 256) -> None:
         self.first, self.end, self.width, self.context = first, end, WIDTH, context
-        self.numerics_class = "0" * 32
+        self.numerics_class, self.blocks = "0" * 32, True
         self.machine = FakeMachine(sessions, context)
 
     def open(self, end: int) -> _FakeStageSession:
@@ -212,28 +214,28 @@ class _FakeEndsSession(_FakeCells):
         self._seed = str(sampling.seed).encode() if sampling.temperature else b""
         self._told = sampling.top_logprobs
 
-    async def embed(self, position: int, tokens: list[int], *, wide: bool) -> Decoded:
+    async def embed(self, position: int, tokens: list[int], *, regime: Regime) -> Decoded:
         inputs = [token.to_bytes(4, "little") for token in tokens]
-        return await self._run(self._first, position, inputs, wide=wide)
+        return await self._run(self._first, position, inputs, regime=regime)
 
-    async def absorb(self, position: int, rows: bytes, *, wide: bool) -> int:
-        return (await self._run(self._last, position, rows_of(rows), wide=wide)).decoding_us
+    async def absorb(self, position: int, rows: bytes, *, regime: Regime) -> int:
+        return (await self._run(self._last, position, rows_of(rows), regime=regime)).decoding_us
 
     async def _run(
-        self, layers: FakeLayers, position: int, inputs: list[bytes], *, wide: bool
+        self, layers: FakeLayers, position: int, inputs: list[bytes], *, regime: Regime
     ) -> Decoded:
         outcome = Outcome()
-        self._decode([layers], position, inputs, outcome.take, wide=wide)
+        self._decode([layers], position, inputs, outcome.take, regime=regime)
         return await outcome.wait()
 
-    async def next(self, position: int, rows: bytes, *, wide: bool) -> NextToken:
-        decoded = await self._run(self._last, position, rows_of(rows), wide=wide)
+    async def next(self, position: int, rows: bytes, *, regime: Regime) -> NextToken:
+        decoded = await self._run(self._last, position, rows_of(rows), regime=regime)
         token = self._ends.pick(decoded.rows[-ROW_BYTES:] + self._seed)
         piece, is_end = f" {token}".encode(), token == END_TOKEN
         following, us = position + len(rows) // ROW_BYTES, decoded.decoding_us
         if is_end or following >= self._ends.context:
             return NextToken(token, b"" if is_end else piece, is_end, b"", us, self._likely(token))
-        embedded = await self.embed(following, [token], wide=False)
+        embedded = await self.embed(following, [token], regime=Regime.NARROW)
         return NextToken(token, piece, False, embedded.rows, us, self._likely(token))
 
     def _likely(self, token: int) -> tuple[Candidate, ...]:
@@ -252,7 +254,7 @@ class FakeEnds:
         self, *, sessions: int = 8, context: int = 256, ends_answers: bool = False
     ) -> None:
         self.first, self.end, self.width, self.context = 1, 29, WIDTH, context
-        self.vocabulary = VOCABULARY
+        self.vocabulary, self.blocks = VOCABULARY, True
         self.machine = FakeMachine(sessions, context)
         self._lowest = END_TOKEN if ends_answers else END_TOKEN + 1
 
@@ -261,9 +263,18 @@ class FakeEnds:
         drawn = int.from_bytes(blake3(row).digest(8), "little")
         return self._lowest + drawn % (VOCABULARY - self._lowest)
 
-    async def tokenize(self, text: str, *, special: bool) -> list[int]:
+    async def tokenize(
+        self, text: str, *, special: bool, literal: Sequence[int] = (), most: int | None = None
+    ) -> list[int]:
         """Make each word a token."""
-        return [1 + sum(word.encode()) % (VOCABULARY - 1) for word in text.split()]
+        tokens = [1 + sum(word.encode()) % (VOCABULARY - 1) for word in text.split()]
+        if most is not None and len(tokens) > most:
+            raise PromptTooLong(f"{len(tokens)} tokens", most)
+        return tokens
+
+    async def special_tokens(self) -> SpecialTokens:
+        """Have none."""
+        return SpecialTokens()
 
     def open(self) -> _FakeEndsSession:
         """Reserve a session's cells; raises EngineBusy."""

@@ -105,22 +105,23 @@ class FakeClient:
 
 @asynccontextmanager
 async def fake_swarm(
-    sessions: int = 4, stage_sessions: int | None = None
+    sessions: int = 4, stage_sessions: int | None = None, chat_template: str | None = None
 ) -> AsyncIterator[tuple[Swarm, FakeClient]]:
     """Open a swarm of fakes that gives so many sessions."""
     ends = FakeEnds(sessions=sessions, context=chain.CONTEXT)
     async with chain.swarm(sessions=stage_sessions or sessions, ends=ends) as made:
         client = FakeClient(made)
-        async with open_swarm(cast("Client", client), sessions) as swarm:
+        asker = cast("Client", client)
+        async with open_swarm(asker, sessions, chat_template=chat_template) as swarm:
             yield swarm, client
 
 
 @asynccontextmanager
 async def fake_gateway(
-    access: Access = OPEN, sessions: int = 4
+    access: Access = OPEN, sessions: int = 4, chat_template: str | None = None
 ) -> AsyncIterator[tuple[Gateway, FakeClient, ASGIApp]]:
     """Open a gateway to a swarm of fakes."""
-    async with fake_swarm(sessions) as (swarm, client):
+    async with fake_swarm(sessions, chat_template=chat_template) as (swarm, client):
         gateway = Gateway(swarm, GREEDY, access, now=lambda: 1_700_000_000)
         yield gateway, client, make_app(gateway)
 

@@ -10,7 +10,7 @@ from transports.base import GOSSIP_BYTES_MAX, GossipVerdict, Topic
 
 
 class Listener:
-    """Takes in gossip, keeps it, and judges all of it alike."""
+    """Receives gossip, keeps it, and gives every message the same verdict."""
 
     def __init__(self, verdict: GossipVerdict = GossipVerdict.PASS) -> None:
         self.verdict = verdict
@@ -18,20 +18,20 @@ class Listener:
         self._more = trio.lowlevel.ParkingLot()
 
     def __call__(self, neighbour: PeerId, message: bytes) -> GossipVerdict:
-        """Hear one."""
+        """Receive one message."""
         self.heard.append((neighbour, message))
         self._more.unpark_all()
         return self.verdict
 
     async def wait_heard(self, count: int) -> list[bytes]:
-        """Wait for so many messages and return all there are."""
+        """Wait for ``count`` messages and return all there are."""
         while len(self.heard) < count:
             await self._more.park()
         return [message for _, message in self.heard]
 
 
 def fail(_neighbour: PeerId, _message: bytes) -> GossipVerdict:
-    """Judge nothing."""
+    """Fail instead of judging."""
     raise RuntimeError("told to fail")
 
 
@@ -39,7 +39,7 @@ class GossipContract(TransportContract):
     """Tests of gossip between two connected peers."""
 
     async def test_gossip_reaches_the_others(self) -> None:
-        """Who takes part hears what others publish, once each, and not what it said itself."""
+        """A peer hears what others publish, once each, and not its own messages."""
         a, b = Listener(), Listener()
         async with (
             self.linked() as (alice, bob),
@@ -58,7 +58,7 @@ class GossipContract(TransportContract):
         assert len(b.heard) == 100
 
     async def test_topics_do_not_mix(self) -> None:
-        """Who follows another topic hears nothing, nor does who has left."""
+        """A peer hears nothing of topics that it does not follow, or has left."""
         other, left, mine = Listener(), Listener(), Listener()
         async with (
             self.linked() as (alice, bob),
@@ -75,7 +75,7 @@ class GossipContract(TransportContract):
                 await mine.wait_heard(1)
         assert [len(each.heard) for each in (other, left, mine)] == [0, 1, 1]
 
-    async def test_a_judge_that_fails_harms_nobody(self) -> None:
+    async def test_a_failing_judge_does_no_harm(self) -> None:
         """A message that could not be judged is dropped; the next is heard, channels go on."""
         good = Listener()
         async with (
@@ -93,7 +93,7 @@ class GossipContract(TransportContract):
             assert await good.wait_heard(1) == [b"fine"]
 
     async def test_gossip_over_the_limit_is_refused_here(self) -> None:
-        """What is too long for everybody is told whoever says it; the longest arrives."""
+        """Publishing a message over the limit raises; the longest allowed one arrives."""
         b = Listener()
         async with (
             self.linked() as (alice, bob),
@@ -106,7 +106,7 @@ class GossipContract(TransportContract):
             near.publish(bytes(GOSSIP_BYTES_MAX))
             assert await b.wait_heard(1) == [bytes(GOSSIP_BYTES_MAX)]
 
-    async def test_nobody_takes_part_twice(self) -> None:
+    async def test_no_peer_takes_part_twice(self) -> None:
         """One judge per topic and peer."""
         async with self.linked() as (alice, _), alice.join_topic("news", Listener()):
             with pytest.raises(ValueError, match="already"):

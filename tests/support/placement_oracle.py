@@ -1,4 +1,4 @@
-"""Where a swarm's peers would have to be for the weakest layer to be best, by linear programming.
+"""Optimal placement for the weakest layer, by linear programming.
 
 ``python -m tests.support.placement_oracle SWARMS`` compares many more swarms than the tests do.
 """
@@ -12,21 +12,22 @@ from scipy.optimize import Bounds, LinearConstraint, milp
 from scipy.sparse import coo_array
 
 from p2pinfer.core.advertisement import Advertisement, State
+from p2pinfer.core.layer_range import LayerRange
 from scheduler.coverage_value import STAGE_LAYERS
 from tests.support.adverts import advert
 from tests.support.settling import Game, play
 
 SOLVER_GAP = 0.02
-"""Within which the solver stops; its bound from above is taken, so a yardstick a little too long.
-No limit of time: the yardstick is the same on a machine that is busy."""
+"""Within which the solver stops; its upper bound is used, so a slightly too strict yardstick.
+No time limit: the yardstick is the same on a busy machine."""
 
 FIRST = 1
 
 
 def optimum(count: int, sizes: list[int], row_us: list[int]) -> float:
-    """Return the best rate that the weakest of so many layers can have, or a little more.
+    """Return the best rate that the weakest layer can have, or a little more.
 
-    One variable is that rate, the others say of each peer and each range whether it is there.
+    One variable is that rate; the others are, for each peer and range, whether it is there.
     """
     places = [
         (peer, first, first + length)
@@ -84,8 +85,9 @@ def start(
 def compare(chance: random.Random) -> tuple[float, list[Game]]:
     """Draw a swarm; return its optimum, and games from two starts with two ways to decide."""
     count, sizes, row_us = draw(chance)
+    layers = LayerRange(FIRST, FIRST + count)
     games = [
-        play(start(count, sizes, row_us, chance, join=join), (FIRST, FIRST + count), chance, lag)
+        play(start(count, sizes, row_us, chance, join=join), layers, chance, lag)
         for join in (False, True)
         for lag in (None, 1)
     ]
@@ -93,7 +95,7 @@ def compare(chance: random.Random) -> tuple[float, list[Game]]:
 
 
 def main() -> None:
-    """Print, for each way to start and to decide, how near to the optimum swarms come to rest."""
+    """Print, for each way to start and to decide, how close to the optimum swarms settle."""
     chance = random.Random(0)
     found = [compare(chance) for _ in range(int(sys.argv[1]))]
     for column, name in enumerate(("in turn", "at once, stale", "joining", "joining, stale")):

@@ -16,7 +16,7 @@ from p2pinfer.node.model_supply import name_model, open_store
 from p2pinfer.node.requester import Client, ClientOptions, Machine
 
 NETWORK = "real"
-CONTEXT = 1024
+CONTEXT = 1280
 SESSIONS = 8
 
 READY_S_MAX = 120.0

@@ -6,20 +6,21 @@ from attrs import evolve
 from p2pinfer.core.fraud import FraudProof, to_sign
 from p2pinfer.core.ids import ModelId, SessionId
 from p2pinfer.core.receipts import SIGNED_AS, Receipt, Signed, Terms, seal_of
+from p2pinfer.core.regimes import Regime
 from p2pinfer.core.witness import Rows, runs_of
 from transports.identity import Identity
 
 AUTHOR, ACCUSED, OTHER = (Identity(bytes([number]) * 32) for number in range(3))
 TERMS = Terms(SessionId(b"s" * 16), ModelId("ab" * 32), AUTHOR.peer_id, "f32", seal_of(b"n"))
 ROWS = np.arange(40 * 4, dtype="<f4").reshape(40, 4)
-REGIMES = (True,) * 30 + (False,) * 10
+REGIMES = (Regime.WIDE,) * 20 + (Regime.BLOCK,) * 10 + (Regime.NARROW,) * 10
 
 
-def root_of(rows: bytes, regimes: tuple[bool, ...]) -> bytes:
+def root_of(rows: bytes, regimes: tuple[Regime, ...]) -> bytes:
     """Commit to rows."""
     found = Rows(keep=False)
-    for at, wide in enumerate(regimes):
-        found.put(at, 1, rows[16 * at : 16 * at + 16], wide=wide)
+    for at, regime in enumerate(regimes):
+        found.put(at, 1, rows[16 * at : 16 * at + 16], regime=regime)
     return found.tree.root(len(regimes))
 
 

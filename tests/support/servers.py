@@ -4,22 +4,23 @@ import random
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from itertools import count
+from typing import cast
 
 import trio
 
 from p2pinfer.core.advertisement import Advertisement, State
 from p2pinfer.core.errors import P2pinferError
 from p2pinfer.core.ids import ModelId, PeerId
-from p2pinfer.core.layer_range import Layers, lacking
+from p2pinfer.core.layer_range import LayerRange
 from p2pinfer.core.messages import Hop
-from peers.serving.plan import HeldLayers, ServingPlan
-from peers.serving.server import Server
+from peers.discovery.directory import Directory
+from peers.serving.server import HeldLayers, Server, ServingPlan
 from scheduler.placement import Choice
 from tests.support.fake_engines import FakeStage
 from tests.support.swarm import CONTEXT, MODEL, peer
 from transports.memory.network import MemoryNetwork, MemoryTransport
 
-BOUNDS = (1, 29)
+BOUNDS = LayerRange(1, 29)
 LOAD_S = 3.0
 SETTLE_S = 60.0
 
@@ -29,7 +30,7 @@ class Board:
 
     def __init__(self) -> None:
         self.said: dict[PeerId, Advertisement] = {}
-        self.states: list[tuple[PeerId, State, Layers]] = []
+        self.states: list[tuple[PeerId, State, LayerRange]] = []
         """All that was ever said, in order."""
         self.counts = 0
         """How often somebody asked how many hold the rarest layer."""
@@ -41,7 +42,7 @@ class Board:
     def covered(self) -> bool:
         """Whether all layers are served."""
         served = {layer for a in self.serving() for layer in range(a.first, a.end)}
-        return served >= set(range(*BOUNDS))
+        return served >= set(BOUNDS.each())
 
 
 class View:
@@ -53,26 +54,25 @@ class View:
 
     def advertise(self, advertisement: Advertisement) -> None:
         """Pin it up."""
-        before = self.board.said.get(self.me)
-        assert before is None or before.sequence < advertisement.sequence
         self.board.said[self.me] = advertisement
-        layers = advertisement.first, advertisement.end
+        layers = LayerRange(advertisement.first, advertisement.end)
         self.board.states.append((self.me, advertisement.state, layers))
 
     def holding(self, model: ModelId) -> list[Advertisement]:
         """Look at the others."""
         return [a for a in self.board.said.values() if a.peer != self.me and a.model == model]
 
-    def missing(self, model: ModelId, first: int, end: int) -> list[int]:
+    def missing(self, model: ModelId, layers: LayerRange) -> list[int]:
         """Look at all, the own one among them."""
-        staying = [a for a in self.board.said.values() if a.state is not State.DRAINING]
-        return lacking((first, end), staying)
+        said = self.board.said.values()
+        staying = [LayerRange(a.first, a.end) for a in said if a.state is not State.DRAINING]
+        return layers.lacking(staying)
 
-    def fewest_holders(self, model: ModelId, first: int, end: int) -> int:
+    def fewest_holders(self, model: ModelId, layers: LayerRange) -> int:
         """Count, likewise."""
         self.board.counts += 1
         staying = [a for a in self.board.said.values() if a.state is not State.DRAINING]
-        return min(sum(a.first <= n < a.end for a in staying) for n in range(first, end))
+        return min(sum(a.first <= n < a.end for a in staying) for n in layers.each())
 
 
 class Machine:
@@ -83,10 +83,10 @@ class Machine:
     ) -> None:
         self.transport, self.board = transport, board
         self.engines: list[FakeStage] = []
-        self.served: list[Layers] = []
+        self.served: list[LayerRange] = []
         self.told: list[str] = []
         self.leaving = trio.Event()
-        self.fails: dict[Layers, P2pinferError] = {}
+        self.fails: dict[LayerRange, P2pinferError] = {}
         self.trips: dict[PeerId, float] = {}
         me = Advertisement(
             peer=transport.peer_id,
@@ -105,7 +105,7 @@ class Machine:
         self.directory = View(board, transport.peer_id)
         self.server = Server(
             transport,
-            self.directory,
+            cast("Directory", self.directory),
             self.open_engine,
             ServingPlan(me, BOUNDS),
             random.Random(seed),
@@ -124,7 +124,7 @@ class Machine:
     async def open_engine(self, first: int, end: int) -> AsyncIterator[FakeStage]:
         """Load, and run until told to stop."""
         await trio.sleep(LOAD_S)
-        if error := self.fails.get((first, end)):
+        if error := self.fails.get(LayerRange(first, end)):
             raise error
         engine = FakeStage(first, end, sessions=4, context=CONTEXT)
         engine.machine.decode_s = 0.01
@@ -171,12 +171,12 @@ def hops(route: Sequence[Advertisement]) -> list[Hop]:
     return [Hop(a.peer, a.addresses, a.first, a.end) for a in route]
 
 
-def decide(machine: Machine, layers: Layers) -> None:
+def decide(machine: Machine, layers: LayerRange) -> None:
     """Have a peer find that these layers need it most."""
 
     def choose() -> Choice:
         said = machine.board.said[machine.transport.peer_id]
-        moves = (said.first, said.end) != layers
-        return Choice(*layers, moves, "for a test", False, 2.0)
+        moves = LayerRange(said.first, said.end) != layers
+        return Choice(layers, moves, "for a test", False, 2.0)
 
     machine.server._choose = choose  # type: ignore[method-assign]

@@ -1,4 +1,4 @@
-"""A swarm that decides where to serve, peer by peer or all at once, until it settles."""
+"""A swarm whose peers choose their layers, one by one or all at once, until it settles."""
 
 import random
 from collections.abc import Iterable, Sequence
@@ -9,6 +9,7 @@ from attrs import evolve
 
 from p2pinfer.core.advertisement import Advertisement, State
 from p2pinfer.core.ids import PeerId
+from p2pinfer.core.layer_range import LayerRange
 from scheduler.coverage_value import STAGE_LAYERS
 from scheduler.offer_table import Floats
 from scheduler.placement import TURN_S, Choice, choose
@@ -16,13 +17,13 @@ from scheduler.placement import TURN_S, Choice, choose
 Swarm = dict[PeerId, Advertisement]
 
 
-def rates(swarm: Iterable[Advertisement], layers: tuple[int, int]) -> Floats:
+def rates(swarm: Iterable[Advertisement], layers: LayerRange) -> Floats:
     """Return how many rows a second each layer gets through."""
-    total = np.zeros(layers[1] - layers[0])
+    total = np.zeros(len(layers))
     for a in swarm:
         if a.first < a.end:
             work = a.end - a.first + STAGE_LAYERS
-            total[a.first - layers[0] : a.end - layers[0]] += 1e6 / (a.row_us * work)
+            total[a.first - layers.first : a.end - layers.first] += 1e6 / (a.row_us * work)
     return total
 
 
@@ -30,12 +31,12 @@ def rates(swarm: Iterable[Advertisement], layers: tuple[int, int]) -> Floats:
 class Game:
     """Rounds in each of which every peer decides once, in any order.
 
-    With a ``lag`` they decide at once, each from what others were up to so many rounds ago, each of
-    those in a state of its own age; without, one after the other, from what is.
+    With a ``lag`` they decide at once, each from a view up to that many rounds old, in which every
+    other peer has an age of its own; without, one after another, from the present state.
     """
 
     swarm: Swarm
-    layers: tuple[int, int]
+    layers: LayerRange
     random: random.Random
     lag: int | None = None
     rounds: int = 0
@@ -58,7 +59,7 @@ class Game:
         return float(rates(self.swarm.values(), self.layers).min())
 
     def run(self, rounds_max: int, quiet: int) -> None:
-        """Play until nobody has moved for so many rounds, or to the end."""
+        """Play until no peer has moved for ``quiet`` rounds, or to the end."""
         while self.rounds < rounds_max and self.rounds - self.last_move < quiet:
             self.rounds += 1
             peers = list(self.swarm)
@@ -71,7 +72,7 @@ class Game:
                 self.apply({peer: self.decide(peer, self.heard()) for peer in peers})
 
     def heard(self) -> Swarm:
-        """Return what one peer knows of the others: each as of some time ago."""
+        """Return what one peer knows of the others, each as of some time ago."""
         return {peer: self.random.choice(self.history)[peer] for peer in self.swarm}
 
     def decide(self, peer: PeerId, known: Swarm) -> Choice:
@@ -83,7 +84,7 @@ class Game:
         return choose(others, own, self.layers, now_s=now_s, chance=chance)
 
     def apply(self, choices: dict[PeerId, Choice]) -> None:
-        """Let these happen at once."""
+        """Apply these choices at once."""
         for peer, choice in choices.items():
             own = self.swarm[peer]
             settled = own.state is State.JOINING and own.first < own.end and not choice.moves
@@ -91,7 +92,8 @@ class Game:
                 self.last_move = self.rounds
                 self.moves += choice.moves
                 state = State.SERVING if settled else own.state
-                self.swarm[peer] = evolve(own, first=choice.first, end=choice.end, state=state)
+                first, end = choice.layers.first, choice.layers.end
+                self.swarm[peer] = evolve(own, first=first, end=end, state=state)
         if self.covered:
             self.whole_for += 1
             return
@@ -101,7 +103,7 @@ class Game:
 
 def play(
     swarm: Sequence[Advertisement],
-    layers: tuple[int, int],
+    layers: LayerRange,
     chance: random.Random,
     lag: int | None = None,
     *,

@@ -1,4 +1,4 @@
-"""Parts made up for the store's tests, and what is done to them."""
+"""Made-up parts for the store's tests, and operations on them."""
 
 import random
 from pathlib import Path
@@ -17,7 +17,7 @@ def part_of(data: bytes, name: str = "layer.0") -> Part:
 
 
 def model_of(name: str, blobs: dict[str, bytes]) -> Manifest:
-    """Describe a model of one layer; parts that are not given hold their names."""
+    """Describe a model of one layer; parts that are not given contain their names."""
     parts = [part_of(blobs.get(part, part.encode()), part) for part in part_names(1)]
     rows = (TensorRow("x", 0, (1,)),)
     return Manifest(name, None, "llama", 1, 64, 40, 128, rows, tuple(parts))

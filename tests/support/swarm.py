@@ -7,6 +7,7 @@ from typing import Any
 
 import numpy as np
 import trio
+from attrs import evolve
 
 from p2pinfer.core.ids import ModelId, PeerId, SessionId
 from p2pinfer.core.ledger import LedgerEntry
@@ -23,6 +24,7 @@ from p2pinfer.core.messages import (
     Opened,
     Step,
 )
+from p2pinfer.core.regimes import Regime, split
 from p2pinfer.core.sampling import Sampling
 from peers.asking.session import Requester, Session
 from peers.receipts.session_evidence import Gatherer
@@ -74,7 +76,7 @@ class Swarm:
         self.nursery = nursery
         self.requester = Requester(nursery, me, ends, MODEL, gatherer)
         self.stages: list[Stage] = []
-        self.notaries: list[ReceiptSigner] = []
+        self.signers: list[ReceiptSigner] = []
         self.served: list[LedgerEntry] = []
         """What the stages count of sessions that are over."""
         self.engines: list[FakeStage] = []
@@ -93,16 +95,16 @@ class Swarm:
         """Serve a stage, with receipts if it has a key, until it is told to leave."""
         with trio.CancelScope() as scope:
             async with self.network.join(name) as transport:
-                notary = (
+                signer = (
                     ReceiptSigner(transport, identity.sign, self.served.append)
                     if identity
                     else None
                 )
-                stage = Stage(transport, engine, MODEL, notary)
+                stage = Stage(transport, engine, MODEL, signer)
                 stage.listen()
-                if notary:
-                    notary.listen()
-                    self.notaries.append(notary)
+                if signer:
+                    signer.listen()
+                    self.signers.append(signer)
                 self.stages.append(stage)
                 self.engines.append(engine)
                 self.route.append(Hop(name, tuple(transport.addresses), engine.first, engine.end))
@@ -158,26 +160,31 @@ async def answer(session: Session, prompt: Sequence[int], count: int = 20) -> li
     return [token.id async for token in session.generate(prompt, GREEDY, count)]
 
 
-async def expected(prompt: Sequence[int], count: int, bounds: Sequence[int]) -> list[int]:
-    """Run the fakes without peers: the prompt in wide chunks of 48 rows, then token by token."""
+async def expected(
+    prompt: Sequence[int], count: int, bounds: Sequence[int], held: int = 0, *, blocks: bool = True
+) -> list[int]:
+    """Run the fakes without peers: the prompt as requesters split it, then token by token.
+
+    Its first ``held`` tokens were read in a turn before.
+    """
     ends = FakeEnds(context=CONTEXT)
     cells = ends.open()
     stages = [FakeStage(first, end, context=CONTEXT).open(end) for first, end in pairwise(bounds)]
     cells.start(GREEDY, [])
 
-    async def through(position: int, rows: bytes, *, wide: bool) -> bytes:
+    async def through(position: int, rows: bytes, *, regime: Regime) -> bytes:
         for stage in stages:
-            rows = (await submit(stage, position, rows, wide=wide).wait()).rows
+            rows = (await submit(stage, position, rows, regime=regime).wait()).rows
         return rows
 
-    for at in range(0, len(prompt), 48):
-        chunk = list(prompt[at : at + 48])
-        rows = (await cells.embed(at, chunk, wide=True)).rows
-        made = await cells.next(at, await through(at, rows, wide=True), wide=True)
+    turns = split(0, held, blocks=blocks) + split(held, len(prompt), blocks=blocks)
+    for at, end, regime in turns:
+        rows = (await cells.embed(at, list(prompt[at:end]), regime=regime)).rows
+        made = await cells.next(at, await through(at, rows, regime=regime), regime=regime)
     tokens = [made.token]
     for position in range(len(prompt), len(prompt) + count - 1):
         made = await cells.next(
-            position, await through(position, made.rows, wide=False), wide=False
+            position, await through(position, made.rows, regime=Regime.NARROW), regime=Regime.NARROW
         )
         tokens.append(made.token)
     return tokens
@@ -191,9 +198,11 @@ class Talk:
         self.number = 0
 
     @classmethod
-    async def open(cls, made: Swarm, number: int = 99, dtype: Dtype = Dtype.F32) -> "Talk":
+    async def open(
+        cls, made: Swarm, number: int = 99, dtype: Dtype = Dtype.F32, *, blocks: bool = True
+    ) -> "Talk":
         """Open a session properly."""
-        controls = await open_by_hand(made, number, dtype)
+        controls = await open_by_hand(made, number, dtype, blocks=blocks)
         for control, hop in zip(controls, made.route[1:], strict=False):
             await send(control, Connect(1, hop.peer, hop.addresses, 0, 0))
             await receive(control, Connected)
@@ -205,10 +214,12 @@ class Talk:
         await receive(exit_, Attached)
         return cls(controls, entry, exit_)
 
-    async def send_step(self, position: int, rows: bytes, count: int, *, wide: bool = True) -> None:
+    async def send_step(
+        self, position: int, rows: bytes, count: int, *, regime: Regime = Regime.WIDE
+    ) -> None:
         """Send rows, whatever they are."""
         self.number += 1
-        await send(self.entry, Step(self.number, position, count, wide, rows))
+        await send(self.entry, Step(self.number, position, count, regime, rows))
 
     async def close(self) -> None:
         """Leave."""
@@ -216,7 +227,9 @@ class Talk:
             await channel.close()
 
 
-async def open_by_hand(made: Swarm, number: int = 99, dtype: Dtype = Dtype.F32) -> list[Channel]:
+async def open_by_hand(
+    made: Swarm, number: int = 99, dtype: Dtype = Dtype.F32, *, blocks: bool = True
+) -> list[Channel]:
     """Open a session at every stage, and link none of them; return the channels that keep it."""
     controls: list[Channel] = []
     previous = made.me.peer_id
@@ -225,7 +238,7 @@ async def open_by_hand(made: Swarm, number: int = 99, dtype: Dtype = Dtype.F32) 
         opened = Open(
             session_id(number), MODEL, made.me.peer_id, previous, hop.first, hop.end, CONTEXT, dtype
         )
-        await send(control, opened)
+        await send(control, evolve(opened, blocks=blocks))
         await receive(control, Opened)
         controls.append(control)
         previous = hop.peer

@@ -1,4 +1,4 @@
-"""A small model with random weights, its parts, and what is done to them."""
+"""A small model with random weights, its parts, and operations on them."""
 
 import random
 from collections.abc import Iterable, Sequence
@@ -25,7 +25,7 @@ def quiet(what: str, done: int, total: int) -> None:
 
 
 def toy_metadata(**changes: Value) -> Metadata:
-    """Make up metadata, with the tokenizer's in its midst."""
+    """Make up metadata, with the tokenizer's in the middle."""
     return {
         "general.architecture": Value.of(ValueType.STRING, "llama"),
         "general.name": Value.of(ValueType.STRING, "Toy"),
@@ -67,7 +67,7 @@ def write_toy(path: Path, names: Sequence[str] = NAMES, rows: int = 100, **chang
 
 
 def copy_parts(source: Store, target: Store, manifest: Manifest, names: Iterable[str]) -> None:
-    """Bring the named parts of a model from one store to another, as a fetcher does."""
+    """Copy the named parts of a model from one store to another, as a fetcher does."""
     target.add_manifest(manifest.encode(), manifest.id)
     for name in names:
         part = manifest.part(name)
@@ -84,7 +84,7 @@ def rewrite(part: Part, data: bytes) -> Part:
 
 
 def put(store: Store, part: Part, data: bytes) -> None:
-    """Keep a part whose bytes are at hand."""
+    """Store a whole part from its bytes."""
     for index in range(len(part.chunks)):
         store.write_chunk(part, index, data[index * CHUNK_BYTES : (index + 1) * CHUNK_BYTES])
     store.finish(part)

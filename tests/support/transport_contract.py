@@ -28,7 +28,7 @@ async def echo(channel: Channel) -> None:
 
 
 class TransportContract:
-    """Tests of two peers, ``alice`` who dials and ``bob`` who serves."""
+    """Tests of two peers, ``alice`` that dials and ``bob`` that serves."""
 
     def peers(self) -> AbstractAsyncContextManager[tuple[Transport, Transport]]:
         """Run two peers that may dial each other."""
@@ -78,7 +78,7 @@ class TransportContract:
                     assert await channel.receive() == message
 
     async def test_a_message_over_the_limit_is_refused_here(self) -> None:
-        """The sender is told at once, and the channel goes on."""
+        """The sender gets the error at once, and the channel goes on."""
         async with self.channel() as (near, far):
             with pytest.raises(ValueError, match="limit"):
                 await near.send(bytes(MESSAGE_BYTES_MAX + 1))
@@ -97,7 +97,7 @@ class TransportContract:
             assert sorted(got) == sorted(expected + [bytes([100 + i]) for i in range(5)])
 
     async def test_a_sender_waits_for_a_reader(self) -> None:
-        """Who does not read makes the other wait, after a bounded number of bytes; none is lost."""
+        """A peer that does not read makes the sender wait after a bounded number of bytes."""
         sent = 0
 
         async def send_all() -> None:
@@ -114,7 +114,7 @@ class TransportContract:
                 assert (await far.receive())[:4] == i.to_bytes(4, "big")
 
     async def test_what_is_sent_at_once_arrives_whole_and_in_order(self) -> None:
-        """``send_now`` says truly whether it sent, gives up when nobody reads, and never raises."""
+        """``send_now`` reports correctly whether it sent, gives up unread, and never raises."""
         async with self.channel() as (near, far):
             await near.send(b"first")
             taken = [i for i in range(100) if near.send_now(b"%05d" % i * 4000)]
@@ -164,7 +164,7 @@ class TransportContract:
             with pytest.raises(ChannelClosed):
                 await near.receive()
 
-    async def test_close_wakes_whoever_receives_here(self) -> None:
+    async def test_close_wakes_a_waiting_receive_here(self) -> None:
         """A receive that waits in another task ends when the channel is closed under it."""
         async with self.channel() as (near, _), trio.open_nursery() as nursery:
 
@@ -300,8 +300,8 @@ class TransportContract:
             assert await channel.receive() == b"after all that"
             nursery.cancel_scope.cancel()
 
-    async def test_an_unknown_protocol_is_said_so(self) -> None:
-        """A peer that does not speak the protocol is unavailable for it, and for it alone."""
+    async def test_an_unknown_protocol_is_reported(self) -> None:
+        """A peer that does not speak the protocol is unavailable for that protocol only."""
         async with self.linked() as (alice, bob):
             with pytest.raises(PeerUnavailable, match="does not speak"):
                 await alice.open(bob.peer_id, "esperanto")
@@ -320,8 +320,8 @@ class TransportContract:
             with pytest.raises(PeerUnavailable):
                 await alice.open(STRANGER, "echo", [wrong])
 
-    async def test_a_bad_address_is_the_users(self) -> None:
-        """Text that is no address is a UserError."""
+    async def test_a_bad_address_is_a_user_error(self) -> None:
+        """Text that is not an address is a UserError."""
         async with self.linked() as (alice, _):
             for text in ("", "nonsense", "/ip4/127.0.0.1", "/ip4/127.0.0.1/tcp/1"):
                 with pytest.raises(UserError):
@@ -351,7 +351,7 @@ class TransportContract:
             assert near.remote != far.remote
 
     async def test_it_knows_whether_it_was_dialled(self) -> None:
-        """Whom another has reached by itself can be dialled; who only dials may be behind NAT."""
+        """A peer that another has reached can be dialled; one that only dials may be behind NAT."""
         async with self.linked() as (alice, bob):
             served = trio.Event()
 
@@ -364,7 +364,7 @@ class TransportContract:
             assert (alice.was_dialled, bob.was_dialled) == (False, True)
 
     async def test_the_end_of_a_peer_ends_its_channels(self) -> None:
-        """When a peer leaves, those who wait for it get ChannelClosed."""
+        """When a peer leaves, tasks that wait for it get ChannelClosed."""
         async with trio.open_nursery() as nursery:
             left = trio.Event()
             seen: list[str] = []

@@ -67,6 +67,6 @@ def test_a_signature_names_its_signer_and_its_data() -> None:
 @pytest.mark.parametrize(
     "text", ["", "x", "0OIl", "é", "1" * 10_000, "QmYyQSo1c1Ym7orWxLYvCrM2EmxFTANf8wXmmE7DWjhx5N"]
 )
-def test_what_is_no_ed25519_id_verifies_nothing(text: str) -> None:
+def test_an_id_without_an_ed25519_key_verifies_nothing(text: str) -> None:
     """An id from a stranger may be anything; it is refused, not raised."""
     assert not verify(PeerId(text), b"data", bytes(64))

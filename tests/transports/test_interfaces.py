@@ -1,4 +1,4 @@
-"""Which addresses others are told, and that a peer notices when it has others."""
+"""Which addresses are advertised, and that a peer notices when they change."""
 
 import os
 import subprocess
@@ -15,7 +15,7 @@ ROOT = Path(__file__).parents[2]
 
 
 def addresses(**interfaces: str) -> list[Address]:
-    """Return loopback's and those of the interfaces that are named, in the system's order."""
+    """Return loopback's and those of the named interfaces, in the system's order."""
     named = [
         Address(n.replace("_", "-"), host) for n, h in interfaces.items() for host in h.split()
     ]
@@ -42,7 +42,7 @@ def addresses(**interfaces: str) -> list[Address]:
         (addresses(docker0="172.17.0.1", tailscale0="100.100.1.1"), "", "100.100.1.1"),
     ],
 )
-def test_others_are_told_the_useful_addresses(found: list[Address], routed: str, told: str) -> None:
+def test_useful_addresses_are_advertised(found: list[Address], routed: str, told: str) -> None:
     """The best first; bridges and loopback only where there is nothing better."""
     assert choose_hosts(found, routed.split()) == told.split()
 
@@ -57,8 +57,8 @@ def test_privacy_addresses_leave_room_for_others() -> None:
     assert {"192.168.1.7", "10.1.1.1"} < set(told)
 
 
-def test_all_interfaces_are_told_for_each_family_that_is_listened_on() -> None:
-    """What was named comes first, what others have seen last; a family that is closed never."""
+def test_all_interfaces_are_advertised_for_each_family_listened_on() -> None:
+    """Named ones come first, those seen by others last; a family that is closed never."""
     found = addresses(eth0="192.168.1.7 2001:470::7", eth1="10.1.1.1")
     both = ["/ip4/0.0.0.0/tcp/1", "/ip6/::/tcp/2"]
     four = ["/ip4/192.168.1.7/tcp/1", "/ip4/10.1.1.1/tcp/1"]
@@ -73,7 +73,7 @@ def test_all_interfaces_are_told_for_each_family_that_is_listened_on() -> None:
 
 
 def test_no_machine_has_too_many_addresses() -> None:
-    """Whatever it listens on, and under whatever others have seen it."""
+    """Whatever it listens on, and wherever others have seen it."""
     found = addresses(**{f"eth{n}": f"10.9.{n}.1" for n in range(1, 30)})
     named = [f"/ip4/10.9.{n}.1/tcp/1" for n in range(1, 12)]
     seen = [f"/ip4/8.8.8.{n}/tcp/1" for n in range(1, 12)]
@@ -84,14 +84,14 @@ def test_no_machine_has_too_many_addresses() -> None:
 
 
 def test_this_machine_has_loopback() -> None:
-    """The system tells of it."""
+    """The system reports it."""
     assert "127.0.0.1" in {each.host for each in machine_addresses()}
 
 
 MOVES = """
 import subprocess, trio, trio.testing
 from p2pinfer.core.checks import ADDRESSES_MAX
-from transports import libp2p
+from transports.libp2p import transport as libp2p
 from transports.libp2p.transport import open_libp2p
 
 libp2p.MOVED_LOOK_S = 0.05

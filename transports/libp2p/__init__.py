@@ -1,1 +1,1 @@
-"""The transport on libp2p: the one place that imports it."""
+"""The transport on libp2p: the only package that imports it."""

@@ -1,7 +1,7 @@
 """Messages on a stream: four bytes of length, big endian, then the message.
 
 A message that fits the window goes out in one plain call, before the sender first yields, and one
-that has arrived whole is returned in one piece. A round trip costs four passes of the scheduler:
+that has arrived whole is returned in one piece. A round trip costs four scheduler passes:
 on each side one for the task that reads the socket, and one for the task that it wakes.
 """
 
@@ -16,7 +16,7 @@ from transports.libp2p.yamux import FRAME_BODY_BYTES_MAX
 LENGTH_BYTES = 4
 
 WHOLE_BYTES_MAX = 64 * 1024
-"""Up to here a message is awaited whole and taken in one piece; it is well within any window."""
+"""Up to this size a message is awaited whole and taken in one piece; well within any window."""
 
 
 class StreamChannel:
@@ -26,7 +26,7 @@ class StreamChannel:
         self._stream = stream
         self._remote = remote
         self._lock = trio.Lock()
-        self._senders = 0  # tasks whose message is not yet all on its way
+        self._senders = 0  # tasks whose message is not yet fully sent
         self._closed = False
         self._parts: list[bytes] = []  # of a long message
         self._left = 0  # bytes of it still to come
@@ -58,7 +58,7 @@ class StreamChannel:
                 self._stream.finish()
 
     def send_now(self, message: bytes) -> bool:
-        """Send one message at once or not; see `transports.base.Channel.send_now`."""
+        """Send one message at once or not at all; see `transports.base.Channel.send_now`."""
         stream = self._stream
         size = LENGTH_BYTES + len(message)
         if (
@@ -75,7 +75,7 @@ class StreamChannel:
         return True
 
     async def _send_slowly(self, framed: memoryview) -> None:
-        """Send as the window allows; half a message is the end of the channel."""
+        """Send as the window allows; the channel ends if a message is sent only in part."""
         left = framed
         try:
             while left:
@@ -84,7 +84,7 @@ class StreamChannel:
                 if not sent:
                     raise self._closed_error()
                 left = left[sent:]
-                await trio.lowlevel.checkpoint()  # bulk lets others have their turn
+                await trio.lowlevel.checkpoint()  # bulk data lets other tasks run
         except trio.Cancelled:
             if 0 < len(left) < len(framed):
                 self.abort()
@@ -110,7 +110,7 @@ class StreamChannel:
         return await self._receive_slowly()
 
     def _announced(self) -> int:
-        """Return the length of the message that begins the buffer."""
+        """Return the length of the message at the start of the buffer."""
         self._require_buffered(LENGTH_BYTES)
         size = int.from_bytes(self._stream.buffer[:LENGTH_BYTES], "big")
         if size > MESSAGE_BYTES_MAX:
@@ -124,7 +124,7 @@ class StreamChannel:
     async def _receive_slowly(self) -> bytes:
         """Take a long message as it comes, so that its sender may send the rest.
 
-        What was taken before a cancel is kept for the next call.
+        What was taken before a cancellation is kept for the next call.
         """
         while self._left:
             await self._stream.wait_buffered(min(self._left, WHOLE_BYTES_MAX))

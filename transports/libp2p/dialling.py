@@ -1,4 +1,4 @@
-"""What comes before and after a dial: names become numbers, failures become words that help."""
+"""Before and after a dial: names are resolved, and failures explained in words that help."""
 
 import os
 import re
@@ -8,10 +8,10 @@ from typing import Final
 import trio
 
 NAMES_MAX: Final = 8
-"""Addresses that one name may stand for; the rest are not tried."""
+"""Addresses tried for one name; the rest are ignored."""
 
 REACHED: Final = re.compile(r"/(ip4|ip6|dns|dns4|dns6)/([^/]+)(/tcp/\d+.*)")
-"""What can be dialled: where, and the rest."""
+"""What can be dialled: the host, and the rest."""
 
 _FAMILIES: Final = {
     "dns": socket.AF_UNSPEC,
@@ -23,13 +23,13 @@ _OTHER_ID: Final = re.compile(r"remote_peer_id_from_pubkey=(\w+)")
 
 
 async def numeric(address: str) -> list[str]:
-    """Return the addresses that one with a name in it stands for; any other is its own.
+    """Return the addresses that a name resolves to; a numeric address is returned as it is.
 
     The machine's own resolver is asked, so that its hosts file and local names count.
 
     Raises:
-        OSError: nobody knows the name.
-        ValueError: it is no name.
+        OSError: the name is unknown.
+        ValueError: it is not a valid name.
     """
     found = REACHED.fullmatch(address)
     if not found or found[1] not in _FAMILIES:
@@ -43,34 +43,34 @@ async def numeric(address: str) -> list[str]:
 
 
 def place(address: str) -> str:
-    """Return an address without the id of the peer that is meant to be there."""
+    """Return an address without the id of the peer that is expected there."""
     return address.partition("/p2p/")[0]
 
 
 def explain(error: BaseException, *, private: bool) -> str:
-    """Say what went wrong with a dial; ``private`` is whether this side has a network's key."""
+    """Explain why a dial failed; ``private`` is whether this side has a network key."""
     text = root(error)
     if "protocols not supported" in text and "noise" in text:
         if private:
-            return "it is not of this private network: it has no network key"
-        return "it is of a private network: name the file of its key with --network-key"
+            return "it does not belong to this private network: it has no network key"
+        return "it belongs to a private network: give that network's key file with --network-key"
     if other := _OTHER_ID.search(text):
         return f"another peer is there: {other[1]}"
     if "Connection closed" in text:
         if private:
             return "it refused the handshake: perhaps it has another network key"
-        return "it hung up during the handshake: it is no peer, or takes no more of them"
+        return "it hung up during the handshake: it is not a peer, or accepts no more connections"
     return text
 
 
 def root(error: BaseException) -> str:
-    """Say what lies at the bottom of a chain of exceptions, and of groups of them."""
+    """Describe the root cause in a chain of exceptions, and in groups of them."""
     while error.__cause__ is not None:
         error = error.__cause__
     if isinstance(error, BaseExceptionGroup):
         return "; ".join(dict.fromkeys(root(each) for each in error.exceptions))
     text = str(error) or type(error).__name__
-    if isinstance(error, OSError) and error.errno:  # its own text names the address once more
+    if isinstance(error, OSError) and error.errno:  # its own text repeats the address
         text = os.strerror(error.errno) if error.errno > 0 else error.strerror or text
         return text[:1].lower() + text[1:]
     return text

@@ -1,10 +1,10 @@
 """Gossip on libp2p's GossipSub: what one peer publishes reaches all that follow the topic.
 
-Of libp2p 0.8.1 this keeps who is subscribed to what, and the mesh: grafting, pruning, and telling
-others which messages one has. The way of a message is our own, for theirs keeps all it ever saw,
-signs twice, checks a signed address record per message, loses bursts at 10 a second, and ends the
-process when a validator raises. A message is named by its content, so that nobody can have it
-dropped by giving its name to another; its author's signature is for whoever reads it to check.
+From libp2p 0.8.1 this keeps the subscriptions and the mesh: grafting, pruning, and telling others
+which messages one has. How a message travels is our own code, for theirs keeps every message ever
+seen, signs twice, checks a signed address record per message, loses bursts at 10 a second, and ends
+the process when a validator raises. A message is named by its content, so that it cannot be
+suppressed by giving its name to another; the author's signature is checked by the reader.
 """
 
 import itertools
@@ -33,34 +33,34 @@ from transports.base import GOSSIP_BYTES_MAX, Accept, GossipVerdict
 log: Final = logging.getLogger("p2pinfer.transports")
 
 PROTOCOL: Final = TProtocol("/meshsub/1.1.0")
-"""Without the later ones' announcements per message, which save bytes only for long messages."""
+"""Without later versions' announcements per message, which save bytes only for long messages."""
 
 DEGREE, DEGREE_LOW, DEGREE_HIGH = 4, 3, 8
 """Neighbours in the mesh: each message arrives about ``DEGREE`` times."""
 
 HEARTBEAT_S = 2.0
-"""How often the mesh is mended, and others are told what was heard of late."""
+"""How often the mesh is repaired, and recent messages are announced to others."""
 
 HISTORY_HEARTBEATS = 5
-"""For so long a message can be asked for again."""
+"""Heartbeats for which a message can be requested again."""
 
 RPC_BYTES_MAX = 256 * 1024
-"""Of one frame: several messages that a neighbour asked for at once."""
+"""One frame: several messages that a neighbour asked for at once."""
 
 QUEUE_RPCS_MAX = 512
-"""Waiting for one neighbour to read; then it misses some, and learns them by comparing notes."""
+"""Queued for one neighbour; beyond that it misses some, and learns them by anti-entropy."""
 
 SEEN_MAX = 16_384
-"""Names of messages kept so that none is judged twice: 10 minutes at 20 a second."""
+"""Message names kept so that none is judged twice: 10 minutes' worth at 20 a second."""
 
 TOPICS_PER_PEER_MAX = 64
 
 OFFENCES_MAX = 8
 """Messages that no correct peer sends, from one neighbour, before it is cut off. An older version
-may honestly pass on what a newer one finds wrong, once or twice."""
+may in good faith pass on what a newer one rejects, once or twice."""
 
 OFFENCE_S = 10.0
-"""After so long one is forgiven."""
+"""After this long one offence is forgiven."""
 
 HELLO_TRIES = 4
 HELLO_AGAIN_S = 1.0
@@ -68,11 +68,11 @@ HELLO_AGAIN_S = 1.0
 
 _NO_RECORD: Final = (b"", False)
 _NAME_BYTES, _NUMBER_BYTES = 16, 8
-"""Of a message's name, which libp2p makes of its author and a number."""
+"""Of a message's name, which libp2p builds from an author and a number."""
 
 
 def _named(topic: str, data: bytes) -> rpc_pb2.Message:
-    """Make a message whose name is the beginning of its content's BLAKE3."""
+    """Make a message whose name is the beginning of its content's BLAKE3 hash."""
     digest = blake3(data).digest()
     return rpc_pb2.Message(
         from_id=digest[:_NAME_BYTES],
@@ -101,7 +101,7 @@ class _Seen:
 
 
 class Tasks:
-    """Runs libp2p's tasks in our nursery; one that fails ends alone."""
+    """Runs libp2p's tasks in our nursery; a task that fails ends alone."""
 
     def __init__(self, nursery: trio.Nursery) -> None:
         self._nursery = nursery
@@ -114,7 +114,7 @@ class Tasks:
     run_daemon_task = run_task
 
     async def wait_finished(self) -> None:
-        """Wait for the end, which only a cancel brings."""
+        """Wait for the end, which only a cancellation brings."""
         await trio.sleep_forever()
 
     @staticmethod
@@ -126,10 +126,10 @@ class Tasks:
 
 
 class _Router(GossipSub):
-    """The mesh; a message goes to its members, and to nobody else."""
+    """The mesh; a message goes only to its members."""
 
     async def publish(self, msg_forwarder: ID, pubsub_msg: rpc_pb2.Message) -> None:
-        """Pass a message on; our own also to others, as the mesh may not be there yet."""
+        """Pass a message on; send our own to others too, as the mesh may not exist yet."""
         assert isinstance(self.pubsub, Pubsub)
         (topic,) = pubsub_msg.topicIDs
         self.mcache.put(pubsub_msg)
@@ -142,7 +142,7 @@ class _Router(GossipSub):
             self.send_rpc(peer, rpc)
 
     async def handle_rpc(self, rpc: rpc_pb2.RPC, sender_peer_id: ID) -> None:
-        """Hear only of topics that we follow: libp2p keeps a record of every one it is told of."""
+        """Accept only topics that we follow: libp2p keeps a record of every one it hears of."""
         control = rpc.control
         for ihave in control.ihave:
             if ihave.topicID in self.mesh:
@@ -154,11 +154,11 @@ class _Router(GossipSub):
                 await self.handle_graft(graft, sender_peer_id)
         for prune in control.prune:
             if prune.topicID in self.mesh:
-                del prune.peers[:]  # libp2p would dial whomever it is told to
+                del prune.peers[:]  # libp2p would dial any peer that it is told about
                 await self.handle_prune(prune, sender_peer_id)
 
     async def heartbeat(self) -> None:
-        """Mend the mesh and tell what there is, for ever, whatever goes wrong once."""
+        """Repair the mesh and announce messages, for ever, even if one round fails."""
         while True:
             await trio.sleep(HEARTBEAT_S)
             try:
@@ -170,12 +170,12 @@ class _Router(GossipSub):
 
 
 class _Pubsub(Pubsub):
-    """Who follows what, and the way in and out for messages."""
+    """Subscriptions, and the way in and out for messages."""
 
     judge: Callable[[ID, rpc_pb2.Message], bool]
 
     async def continuously_read_stream(self, stream: INetStream) -> None:
-        """Take in what one neighbour says, one frame after another."""
+        """Receive what one neighbour sends, one frame after another."""
         peer = stream.muxed_conn.peer_id
         while True:
             rpc = rpc_pb2.RPC()
@@ -189,17 +189,17 @@ class _Pubsub(Pubsub):
                 await self.router.handle_rpc(rpc, peer)
 
     async def stream_handler(self, stream: INetStream) -> None:
-        """Serve one neighbour until it goes."""
+        """Serve one neighbour until it leaves."""
         try:
             await self.continuously_read_stream(stream)
         except Exception as error:  # noqa: BLE001 - it left, or broke the protocol
-            log.debug("peer %s gossips no more: %r", stream.muxed_conn.peer_id, error)
+            log.debug("peer %s no longer gossips: %r", stream.muxed_conn.peer_id, error)
             await stream.reset()
         finally:
             self._handle_dead_peer(stream.muxed_conn.peer_id)
 
     async def _handle_new_peer_with_retry(self, peer_id: ID, timeout: float | None = None) -> None:
-        """Greet a neighbour that connected; libp2p would try for ever one that does not gossip."""
+        """Greet a connected neighbour; libp2p would retry for ever if it does not gossip."""
         del timeout
         for _ in range(HELLO_TRIES):
             if peer_id in self.peers or not self._peer_is_connected(peer_id):
@@ -211,7 +211,7 @@ class _Pubsub(Pubsub):
                 await trio.sleep(HELLO_AGAIN_S)
 
     async def _peer_stream_retry_task(self, peer_id: ID) -> None:
-        """Greet again, but not at once, a neighbour that ended its stream."""
+        """Greet a neighbour that ended its stream again, after a pause."""
         await trio.sleep(HELLO_AGAIN_S)
         await super()._peer_stream_retry_task(peer_id)
 
@@ -239,7 +239,7 @@ class _Pubsub(Pubsub):
                 await self.router.on_peer_subscribed(peer_id, topic)
 
     async def _replay_recent_messages(self, peer_id: ID, topic: str) -> None:
-        """Send a newcomer nothing: it asks for all there is."""
+        """Send a newcomer nothing: it asks for everything itself."""
 
 
 class GossipTopic:
@@ -254,7 +254,7 @@ class GossipTopic:
         return len(self._gossip.pubsub.peer_topics.get(self._name, ()))
 
     def publish(self, message: bytes) -> None:
-        """Tell everybody; see `transports.base.Topic.publish`."""
+        """Send to every peer; see `transports.base.Topic.publish`."""
         if len(message) > GOSSIP_BYTES_MAX:
             raise ValueError(f"{len(message)} bytes of gossip; the limit is {GOSSIP_BYTES_MAX}")
         self._gossip.publish(_named(self._name, message))
@@ -286,10 +286,10 @@ class Gossip:
         self._prefix, self._cut_off = f"/p2pinfer/{network}/", cut_off
         self._accept: dict[str, Accept] = {}
         self._offences: dict[ID, float] = {}
-        """Of a neighbour: when its last offence will be forgiven."""
+        """Per neighbour: when its last offence will be forgiven."""
 
     def topics(self) -> list[str]:
-        """Return the names of all that this peer takes part in."""
+        """Return the names of all topics that this peer takes part in."""
         return [topic.removeprefix(self._prefix).removesuffix("/1") for topic in self._accept]
 
     async def run(self, task_status: trio.TaskStatus[None]) -> None:
@@ -319,7 +319,7 @@ class Gossip:
                 await self.pubsub.unsubscribe(topic)
 
     def publish(self, message: rpc_pb2.Message) -> None:
-        """Send a message of our own on its way."""
+        """Send a message of our own."""
         self.pubsub._mark_msg_seen(message)
         self.pubsub.manager.run_task(self.pubsub.router.publish, self.pubsub.my_id, message)
 
@@ -333,7 +333,7 @@ class Gossip:
             return False
         named = _named(topic, message.data)
         if len(message.data) > GOSSIP_BYTES_MAX or named != message:
-            verdict = GossipVerdict.BLAME  # as is what carries anything else
+            verdict = GossipVerdict.BLAME  # as for anything else in a message
         else:
             self.pubsub._mark_msg_seen(message)
             try:
@@ -346,19 +346,19 @@ class Gossip:
         return verdict is GossipVerdict.PASS
 
     def _blame(self, neighbour: ID) -> None:
-        """Count an offence; cut the neighbour off when it is one too many."""
+        """Count an offence; cut the neighbour off at one too many."""
         now = trio.current_time()
         forgiven = max(self._offences.pop(neighbour, now), now) + OFFENCE_S
         self._offences = {peer: when for peer, when in self._offences.items() if when > now}
         self._offences[neighbour] = forgiven
         if forgiven - now > OFFENCES_MAX * OFFENCE_S:
             del self._offences[neighbour]
-            log.info("peer %s gossips what no correct peer does: cut off", neighbour)
+            log.info("peer %s was cut off for invalid gossip", neighbour)
             self._cut_off(neighbour)
 
 
 def _cure_address_records() -> None:
-    """Send no signed address record with every message: one more signature to check for each."""
+    """Send no signed address record with each message: one more signature to check for each."""
 
     def none(_host: object) -> tuple[bytes, bool]:
         return _NO_RECORD

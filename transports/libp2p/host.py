@@ -33,6 +33,7 @@ from libp2p.stream_muxer.yamux.yamux import Yamux
 from multiaddr import Multiaddr  # type: ignore[import-untyped]  # it ships no types
 
 from p2pinfer.core.errors import PeerError, UserError
+from transports.blocklist import Blocklist
 from transports.identity import Identity
 from transports.interfaces import machine_addresses, routed_hosts, told_addresses
 from transports.libp2p.muxer import Connection
@@ -100,7 +101,7 @@ def build_host(
     )
     swarm = host.get_network()
     assert isinstance(swarm, Swarm), "new_host makes a Swarm"
-    swarm.retry_config.max_retries = 0  # whoever dials decides whether to try again
+    swarm.retry_config.max_retries = 0  # the caller decides whether to try again
     _cure_limits(swarm)
     _cure_dial_delay()
     _cure_dialling_everybody(swarm)
@@ -130,10 +131,8 @@ def connections(host: IHost, peer: ID | None = None) -> list[Connection]:
 def cut_off(host: IHost, peer: ID) -> None:
     """Drop a peer now, and serve it nothing for a while."""
     swarm: Any = host.get_network()
-    barred: dict[ID, float] = swarm.barred
-    barred[peer] = trio.current_time() + CUT_OFF_S
-    if len(barred) > CUT_OFF_MAX:
-        del barred[next(iter(barred))]
+    cut_off_peers: Blocklist = swarm.cut_off_peers
+    cut_off_peers.block(peer, trio.current_time() + CUT_OFF_S)
     for connection in connections(host, peer):
         connection.abort("it broke the rules of gossip")
 
@@ -172,7 +171,7 @@ def _cure_dial_delay() -> None:
 
 
 def _cure_dialling_everybody(swarm: Swarm) -> None:
-    """Dial whom we mean to; libp2p, when alone, dials every peer it has ever heard of."""
+    """Dial only the peers we mean to; libp2p, when alone, dials every peer it ever heard of."""
 
     async def nobody() -> None:
         pass
@@ -229,9 +228,9 @@ def _cure_raising_handlers(swarm: Swarm) -> None:
     """
     serve = swarm.common_stream_handler
     serving: Counter[ID] = Counter()
-    barred: dict[ID, float] = {}
+    cut_off_peers = Blocklist(CUT_OFF_MAX)
     host: Any = swarm
-    host.barred = barred
+    host.cut_off_peers = cut_off_peers
 
     async def guarded(stream: INetStream) -> None:
         muxed: Any = stream.muxed_conn
@@ -241,7 +240,7 @@ def _cure_raising_handlers(swarm: Swarm) -> None:
         try:
             if serving[peer] > STREAMS_PER_PEER_MAX:
                 log.info("peer %s has too many streams", peer)
-            elif barred.get(peer, 0) > trio.current_time():
+            elif cut_off_peers.blocks(peer, trio.current_time()):
                 log.debug("peer %s is cut off", peer)
             else:
                 await _until_end(muxed, serve, stream)
@@ -286,7 +285,7 @@ def real_addresses(addresses: Sequence[Multiaddr]) -> list[Multiaddr]:
 
 
 def own_hosts() -> set[str]:
-    """Return all addresses of this machine, those that nobody is told of, too."""
+    """Return all addresses of this machine, including those not advertised."""
     return {address.host for address in machine_addresses()}
 
 

@@ -1,6 +1,6 @@
-"""Channels on libp2p's own streams: what `transports.libp2p.channel` is measured against.
+"""Channels on libp2p's own streams, for comparison with `transports.libp2p.channel`.
 
-Not for use with strangers: a cancel in the middle of a read or write can end the whole connection.
+Not for use with strangers: a cancellation during a read or write can end the whole connection.
 """
 
 import trio
@@ -15,7 +15,7 @@ LENGTH_BYTES = 4
 
 
 class LibraryChannel:
-    """A `transports.base.Channel` on any of libp2p's streams."""
+    """A `transports.base.Channel` on any libp2p stream."""
 
     def __init__(self, stream: INetStream, remote: PeerId) -> None:
         self._stream = stream
@@ -65,4 +65,4 @@ class LibraryChannel:
         await self._stream.close()
 
     def abort(self) -> None:
-        """Do nothing: libp2p's streams cannot be ended without a wait."""
+        """Do nothing: libp2p's streams cannot be ended without waiting."""

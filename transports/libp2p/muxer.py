@@ -1,13 +1,13 @@
-"""Yamux on a socket: the thin trio shell around `yamux`, fused with the Noise records.
+"""Yamux on a socket: a thin trio shell around `yamux`, fused with the Noise records.
 
-What a task has to say is framed, encrypted and queued in one go without a wait in it, and sent at
+What a task sends is framed, encrypted and queued in one go without waiting, and sent at
 once if the socket takes it; otherwise one task flushes the queue. One task reads, decrypts and
 hands out all that has arrived. So nothing is ever half done when a task is cancelled; libp2p's own
-muxer loses its connection then, and needs some 26 passes of the scheduler for a round trip where
+muxer loses its connection then, and needs some 26 scheduler passes for a round trip where
 this one needs four. A third task pings, and drops a peer that has fallen silent.
 
-This is the muxer side of libp2p 0.8.1 (`IMuxedConn`, `IMuxedStream`), which it is given to in
-`host`. Its streams are in `stream`.
+This implements the muxer interface of libp2p 0.8.1 (`IMuxedConn`, `IMuxedStream`), and is installed
+in `host`. Its streams are in `stream`.
 """
 
 import itertools
@@ -31,33 +31,33 @@ from transports.traffic import TRAFFIC
 log: Final = logging.getLogger("p2pinfer.transports")
 
 QUEUE_BYTES_MAX = 64 * 1024
-"""Encrypted and not yet taken by the socket: beyond this, writers wait. A record's worth: a token
-must not queue behind more bulk than keeps the socket busy."""
+"""Encrypted and not yet taken by the socket: beyond this, writers wait. One record's worth: a token
+must not queue behind more bulk data than keeps the socket busy."""
 
 QUEUE_CONTROL_BYTES_MAX = 256 * 1024
-"""Answers (pings, refusals, windows) that may pile up beyond that before a peer that asks and never
-reads is dropped."""
+"""Answers (pings, refusals, windows) that may pile up beyond that before a peer that asks without
+reading is dropped."""
 
 PING_INTERVAL_S = 0.5
-"""Both sides ping, so either hears the other even while its own questions wait behind bulk."""
+"""Both sides ping, so each hears the other even while its own pings wait behind bulk data."""
 
 SILENCE_S_MAX = 1.8
-"""A peer not heard for this long is taken for dead: sessions must notice within 2 s."""
+"""A peer silent for this long is presumed dead: sessions must notice within 2 s."""
 
 IDLE_PING_INTERVAL_S = 5.0
-"""While no channel is open. Thirty such neighbours then cost 0.2 % of a core, and not 2 %."""
+"""While no channel is open. Thirty such neighbours then cost 0.2 % of a core instead of 2 %."""
 
 IDLE_SILENCE_S_MAX = 3.6 * IDLE_PING_INTERVAL_S
-"""The same count of missed answers as with a channel."""
+"""The same number of missed answers as with a channel."""
 
 STALL_S = 0.25
-"""If our own timer comes later than this, we were stalled and heard nobody: nobody is to blame."""
+"""If our own timer is later than this, we were stalled and heard nothing: no peer is blamed."""
 
 PINGS_MAX = 8
-"""Remembered until answered: four seconds of them, more than a silent peer has."""
+"""Remembered until answered: four seconds' worth, more than a silent peer lasts."""
 
 RTT_SMOOTHING = 1 / 8
-"""Weight of a new sample, as TCP has it (RFC 6298)."""
+"""Weight of a new sample, as in TCP (RFC 6298)."""
 
 
 class Connection(Muxer):
@@ -88,11 +88,11 @@ class Connection(Muxer):
         self._scope = trio.CancelScope()
         self._ended: list[Callable[[], object]] = []
         self._heard_at = 0.0
-        self._watched: set[int] = set()  # streams of channels: somebody minds if the peer is gone
+        self._watched: set[int] = set()  # streams of channels, which need to know of a dead peer
         self._alert = trio.lowlevel.ParkingLot()
         self._pings: dict[int, float] = {}  # not yet answered: the value, and when it was sent
 
-    # Streams speak through these.
+    # The interface for streams.
 
     @property
     def own_host(self) -> str:
@@ -120,7 +120,7 @@ class Connection(Muxer):
         return sent
 
     def consumed(self, stream_id: int, size: int) -> None:
-        """Let the remote know, when it is worth a frame, that bytes were read."""
+        """Tell the remote, when it is worth a frame, that bytes were read."""
         self._core.consumed(stream_id, size)
         self._pump()
 
@@ -139,7 +139,7 @@ class Connection(Muxer):
         self._pump()
 
     def open_now(self) -> Stream:
-        """Open a stream; the remote hears of it with our first bytes.
+        """Open a stream; the remote learns of it with our first bytes.
 
         Raises:
             MuxedConnUnavailable: the connection has ended, or carries too many streams.
@@ -154,9 +154,9 @@ class Connection(Muxer):
         return stream
 
     def watch(self, stream: Stream) -> None:
-        """Look out for the peer's death closely, as long as this stream lives."""
+        """Check closely whether the peer is alive, for as long as this stream lives."""
         if not self._watched:
-            # While idle we would not have heard it for long, and that meant nothing.
+            # While idle, a long silence was normal and must not count.
             self._heard_at = max(self._heard_at, trio.current_time())
             self._alert.unpark_all()
         self._watched.add(stream.stream_id)
@@ -176,7 +176,7 @@ class Connection(Muxer):
         self._watched.discard(stream_id)
 
     def abort(self, fault: str) -> None:
-        """End the connection now: no wait, no farewell; every stream is dead. Idempotent."""
+        """End the connection and all its streams now, without a wait or a goodbye. Idempotent."""
         if self.is_closed:
             return
         self.fault = fault
@@ -200,7 +200,7 @@ class Connection(Muxer):
             self.abort("we closed it")
 
     def call_at_end(self, tell: Callable[[], object]) -> Callable[[], object]:
-        """Have a function called when the connection ends; return what takes that back."""
+        """Have a function called when the connection ends; return a function that undoes this."""
         self._ended.append(tell)
         return lambda: self._ended.remove(tell)
 
@@ -338,7 +338,7 @@ class Connection(Muxer):
                 raise TimeoutError(f"silent for {silence_s_max:g} s")
 
     def _due(self, pinged_at: float) -> tuple[float, float]:
-        """Return when to look again, and when to ping."""
+        """Return when to check again, and when to ping."""
         interval_s = IDLE_PING_INTERVAL_S if self.idle else PING_INTERVAL_S
         silence_s_max = IDLE_SILENCE_S_MAX if self.idle else SILENCE_S_MAX
         ping_at = pinged_at + interval_s
@@ -350,7 +350,7 @@ class Connection(Muxer):
             before = sample if self.rtt_s is None else self.rtt_s
             self.rtt_s = before + RTT_SMOOTHING * (sample - before)
 
-    # libp2p's face.
+    # The interface for libp2p.
 
     @property
     def is_initiator(self) -> bool:

@@ -1,7 +1,7 @@
-"""What lies under the muxer: encrypted records on a socket, or any other secured connection.
+"""The layer below the muxer: encrypted records on a socket, or any other secured connection.
 
-The fast way is a plain TCP socket under Noise: records are sealed by a plain function and offered
-to the socket at once. It leans on names private to libp2p 0.8.1. Whatever else lies below (a
+The fast path is a plain TCP socket under Noise: records are encrypted by a plain function and
+offered to the socket at once. It relies on private names of libp2p 0.8.1. Anything else below (a
 pre-shared key, a relay, a WebSocket) goes through the session's own read and write.
 """
 
@@ -23,10 +23,10 @@ TAG_BYTES = 16
 """Poly1305's, at the end of each record."""
 
 RECEIVE_BYTES_MAX = 256 * 1024
-"""Asked of the socket at once: four full records, so that bulk needs few system calls."""
+"""Read from the socket at once: four full records, so that bulk data needs few system calls."""
 
 CLOSE_S_MAX = 1.0
-"""For a session below to take its leave; a socket of ours needs no time."""
+"""For an underlying session to close; a plain socket needs no time."""
 
 
 class Wire(Protocol):
@@ -36,11 +36,11 @@ class Wire(Protocol):
     """This machine's address that it goes from; empty where that is not known."""
 
     def seal(self, frames: list[bytes]) -> bytes:
-        """Turn frames into what goes on the wire; must then be sent, in the order of the calls."""
+        """Turn frames into bytes for the wire, to be sent in the order of the calls."""
         ...
 
     def send_now(self, sealed: bytes) -> int:
-        """Send what can be sent without a wait; return how many bytes."""
+        """Send what can be sent without waiting; return how many bytes."""
         ...
 
     async def send(self, sealed: bytearray) -> int:
@@ -56,31 +56,31 @@ class Wire(Protocol):
         ...
 
     def abort(self) -> None:
-        """Close, without a wait."""
+        """Close without waiting."""
         ...
 
     async def aclose(self) -> None:
-        """Release what `abort` could not without a wait."""
+        """Release what `abort` could not without waiting."""
         ...
 
 
 def open_wire(conn: ISecureConn) -> Wire:
-    """Take over a secured connection, with what it had read ahead."""
+    """Take over a secured connection, including what it had read ahead."""
     if isinstance(conn, SecureSession) and isinstance(conn.conn, NoiseTransportReadWriter):
         raw = conn.conn.read_writer.read_write_closer
-        # Exactly these: what derives from them, as a pre-shared key's does, changes the bytes.
+        # Exactly these types: a subclass, such as a pre-shared key's, changes the bytes.
         if type(raw) is RawConnection and type(raw.stream) is TrioTCPStream:
             return NoiseWire(conn, conn.conn, raw.stream)
     return SessionWire(conn)
 
 
 class NoiseWire:
-    """Noise records on a TCP socket, which it takes away from libp2p."""
+    """Noise records on a TCP socket, which it takes over from libp2p."""
 
     def __init__(
         self, session: SecureSession, noise: NoiseTransportReadWriter, tcp: TrioTCPStream
     ) -> None:
-        tcp.get_remote_address()  # remembered there; a socket without its descriptor cannot tell
+        tcp.get_remote_address()  # cached there; a socket without its descriptor cannot tell
         self._socket = socket.socket(fileno=tcp.stream.socket.detach())
         self._socket.setblocking(False)
         self.own_host = str(self._socket.getsockname()[0]).partition("%")[0]
@@ -89,7 +89,7 @@ class NoiseWire:
         self._raw = bytearray()
 
     def seal(self, frames: list[bytes]) -> bytes:
-        """Encrypt frames into as few records as they fit."""
+        """Encrypt frames into as few records as possible."""
         if len(frames) == 1:
             return self._record(frames[0])
         return b"".join(map(self._record, _packed(frames, RECORD_BYTES_MAX - TAG_BYTES)))
@@ -139,17 +139,17 @@ class NoiseWire:
         del raw[:position]
 
     def abort(self) -> None:
-        """Close the socket; whoever waits on it is woken."""
+        """Close the socket; tasks waiting on it are woken."""
         if self._socket.fileno() != -1:
             trio.lowlevel.notify_closing(self._socket)
             self._socket.close()
 
     async def aclose(self) -> None:
-        """Nothing is left to do."""
+        """Do nothing: `abort` released everything."""
 
 
 class SessionWire:
-    """Any other secured connection, read and written as it offers."""
+    """Any other secured connection, through its own read and write."""
 
     def __init__(self, session: ISecureConn) -> None:
         self._session = session

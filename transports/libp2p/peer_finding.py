@@ -1,6 +1,6 @@
 """Where else peers may be: on the local network by mDNS, and in a Kademlia DHT.
 
-What comes from here is a hint: perhaps stale, perhaps a lie, and for whoever asks to dial. Both are
+What comes from here is a hint: perhaps stale, perhaps a lie; the caller must dial to know. Both are
 off unless asked for; waiting they cost next to nothing.
 """
 
@@ -33,7 +33,7 @@ RECORD_S: Final = 1800
 """How long others keep such a record; libp2p would for two days."""
 
 FIRST_PROVIDE_S = 2.0
-"""How soon to try again while nobody is connected who would keep it."""
+"""How soon to try again while no peer is connected that would keep it."""
 
 ASK_S_MAX = 10.0
 """For the DHT to answer."""
@@ -61,7 +61,7 @@ class Lan:
     async def run(self, wait_moved: WaitMoved) -> None:
         """Say that this peer is here, and hear who else is, until cancelled.
 
-        It is said in all networks that this machine is in at the time, so anew whenever it moved.
+        It is announced on all networks of this machine, so again whenever the machine has moved.
         """
         while True:
             await self._run_here(wait_moved)
@@ -116,7 +116,7 @@ class _Records(ProviderStore):
 
 
 class Dht:
-    """Records of who takes part in what, kept by the peers together."""
+    """Records of which peers take part in what, kept by the peers together."""
 
     def __init__(self, host: IHost, network: str, topics: Callable[[], Iterable[str]]) -> None:
         replaced: Any = provider_store_module

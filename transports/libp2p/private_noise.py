@@ -1,9 +1,9 @@
-"""A private network: who lacks its key cannot complete a handshake, and learns nobody's id.
+"""A private network: a peer without its key cannot complete a handshake, and learns no peer's id.
 
 The key goes into the Noise handshake itself, by Noise's own pattern for that: XXpsk0. Each side
-proves that it has the key in the first message that it sends, over that handshake's fresh keys, so
-that a recording is of no use; what follows is the same cipher as ever, and our muxer as fast. The
-name of the protocol differs, so that a stranger is told at once that it speaks none that is known.
+proves in its first message that it has the key, over that handshake's fresh keys, so that a
+recording is useless; afterwards the cipher is the usual one, and our muxer as fast. The
+protocol's name differs, so that a stranger is told at once that it speaks no known protocol.
 """
 
 from libp2p.custom_types import TProtocol
@@ -15,7 +15,7 @@ PRIVATE_NOISE_ID = TProtocol("/p2pinfer/noise-xxpsk0/1")
 
 
 class _PatternXXpsk0(PatternXX):
-    """The handshake of libp2p with a key mixed in from its first message."""
+    """libp2p's handshake with a key mixed in from its first message."""
 
     key: bytes
 
@@ -27,7 +27,7 @@ class _PatternXXpsk0(PatternXX):
 
 
 class PrivateNoise(Noise):
-    """Noise for those who share a key."""
+    """Noise for peers that share a key."""
 
     key: bytes
 

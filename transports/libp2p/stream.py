@@ -1,7 +1,7 @@
-"""One stream of our muxer: unread bytes, and who waits for more or for room.
+"""One stream of our muxer: unread bytes, and the tasks that wait for more or for room.
 
-It has two faces: libp2p's (`IMuxedStream`), which waits at every step, and a synchronous one for
-our own channels, which does at once what can be done at once.
+It has two interfaces: libp2p's (`IMuxedStream`), which waits at every step, and a synchronous one
+for our own channels, which does at once what can be done at once.
 """
 
 from abc import abstractmethod
@@ -14,7 +14,7 @@ from libp2p.stream_muxer.exceptions import MuxedStreamEOF, MuxedStreamReset
 
 
 class Muxer(IMuxedConn):
-    """What a stream asks of the connection that carries it."""
+    """What a stream needs from the connection that carries it."""
 
     fault: str
     """Why the connection ended."""
@@ -54,11 +54,11 @@ class Muxer(IMuxedConn):
 
     @abstractmethod
     def watch(self, stream: "Stream") -> None:
-        """Look out for the peer's death closely, as long as this stream lives."""
+        """Check closely whether the peer is alive, for as long as this stream lives."""
 
 
 class Stream(IMuxedStream):
-    """One stream: unread bytes, and who waits for more or for room.
+    """One stream: unread bytes, and the tasks that wait for more or for room.
 
     ``ended`` says that the remote sends no more; ``dead`` that neither side does.
     """
@@ -73,7 +73,7 @@ class Stream(IMuxedStream):
         self._reader = trio.lowlevel.ParkingLot()
         self._writers = trio.lowlevel.ParkingLot()
 
-    # The synchronous face, for channels.
+    # The synchronous interface, for channels.
 
     def take(self, size: int) -> bytes:
         """Remove and return the first ``size`` unread bytes, which must have arrived."""
@@ -88,7 +88,7 @@ class Stream(IMuxedStream):
         return data
 
     async def wait_buffered(self, size: int) -> None:
-        """Wait until ``size`` bytes (at most a window) are unread, or no more will be."""
+        """Wait until ``size`` bytes (at most a window) are unread, or no more will come."""
         while len(self.buffer) < size and not (self.ended or self.dead or self._abandoned):
             self._wanted = size
             await self._reader.park()
@@ -98,11 +98,11 @@ class Stream(IMuxedStream):
         return 0 if self.dead or self.finished else self.connection.room(self.stream_id)
 
     def send_now(self, data: bytes | memoryview) -> int:
-        """Send the beginning of ``data``, at most one frame; return how many bytes went."""
+        """Send the beginning of ``data``, at most one frame; return how many bytes were sent."""
         return self.connection.send(self.stream_id, data) if self.room() else 0
 
     async def wait_room(self, *, or_end: bool = False) -> None:
-        """Wait until bytes may be sent, or never can; with ``or_end``, or the remote finished."""
+        """Wait until bytes may be sent or never can; with ``or_end``, or the remote finished."""
         while not self.dead and not self.finished and not (or_end and self.ended):
             if self.room():
                 return
@@ -119,7 +119,7 @@ class Stream(IMuxedStream):
             self._writers.unpark_all()
 
     def abandon(self) -> None:
-        """Drop what is unread and what still comes; the remote is not allowed more than that."""
+        """Drop what is unread and what still arrives; the remote's window is not extended."""
         self._abandoned = True
         self.buffer.clear()
         self._reader.unpark_all()
@@ -129,7 +129,7 @@ class Stream(IMuxedStream):
         if not self.dead:
             self.connection.reset(self)
 
-    # What the connection tells.
+    # Called by the connection.
 
     def fed(self, data: bytes) -> None:
         """Bytes arrived."""
@@ -149,13 +149,13 @@ class Stream(IMuxedStream):
         self._writers.unpark_all()
 
     def died(self) -> None:
-        """The stream was reset or its connection ended; unread bytes go with it."""
+        """The stream was reset or its connection ended; unread bytes are lost."""
         self.dead = True
         self.buffer.clear()
         self._reader.unpark_all()
         self._writers.unpark_all()
 
-    # libp2p's face.
+    # The interface for libp2p.
 
     async def read(self, n: int | None = None) -> bytes:
         """Return up to ``n`` bytes, at least one.
@@ -188,12 +188,12 @@ class Stream(IMuxedStream):
             view = view[sent:]
 
     async def close(self) -> None:
-        """Send no more; the remote may."""
+        """Send no more; the remote may continue."""
         self.finish()
         await trio.lowlevel.checkpoint()
 
     async def close_write(self) -> None:
-        """Send no more; the remote may."""
+        """Send no more; the remote may continue."""
         await self.close()
 
     async def reset(self) -> None:

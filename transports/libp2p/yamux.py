@@ -5,11 +5,11 @@ length) and, for ``DATA``, that many bytes. Every stream has a window: how many 
 still send before the receiver, having read some, allows more.
 Specification: https://github.com/hashicorp/yamux/blob/master/spec.md
 
-Whoever owns a `Yamux` feeds it what arrives (`receive`), tells it what the application does
+The owner of a `Yamux` feeds it what arrives (`receive`), tells it what the application does
 (`send`, `consumed`, `finish`, `reset`, `ping`), and after either sends what `frames_to_send`
-returns. What a remote may not do raises `YamuxViolation`: the owner then says goodbye and ends the
+returns. What a remote must not do raises `YamuxViolation`: the owner then says goodbye and ends the
 connection. What a remote may do is bounded: streams, unread bytes, frames. The queue of frames to
-send is the owner's to bound, as only it knows how fast they leave.
+send is the owner's to bound, as only the owner knows how fast they leave.
 """
 
 import struct
@@ -30,16 +30,16 @@ WINDOW_BYTES_MAX = 1024 * 1024
 """A stream earns it by being read: 20 MB/s at a round trip of 50 ms, where 256 KiB allow 5."""
 
 UNREAD_BYTES_MAX = 32 * 1024 * 1024
-"""Received and read by nobody, over all streams of a connection: 128 full first windows."""
+"""Received and not yet read, over all streams of a connection: 128 full first windows."""
 
 FRAME_BODY_BYTES_MAX = 65_535 - 16 - HEADER_BYTES
-"""What we send in one frame: a frame then fits one Noise message with its 16-byte tag."""
+"""Sent in one frame, which then fits one Noise message with its 16-byte tag."""
 
 STREAMS_MAX = 300
-"""Open at once on one connection, for either side's; a peer has one per boundary and session."""
+"""Open at once on one connection, per side; a peer has one per boundary and session."""
 
 REFUSALS_MAX = 300
-"""Streams refused in a row before the remote is taken to be flooding, not merely busy."""
+"""Streams refused in a row before the remote is considered to be flooding, not just busy."""
 
 
 class YamuxViolation(Exception):
@@ -47,7 +47,7 @@ class YamuxViolation(Exception):
 
 
 class TooManyStreams(Exception):
-    """We have as many streams open as one connection may carry, or the remote wants no more."""
+    """We have as many streams open as one connection may carry, or the remote accepts no more."""
 
 
 class StreamOpened(NamedTuple):
@@ -133,7 +133,7 @@ class Yamux:
         self._partial = b""  # the beginning of a header
         self._body_left = 0  # bytes of the current DATA frame still to come
         self._body_id = 0
-        self._body_ends = False  # its FIN, to be told after its bytes
+        self._body_ends = False  # its FIN, to be reported after its bytes
         self._frames: list[bytes] = []
 
     # What the application does.
@@ -169,7 +169,7 @@ class Yamux:
         return size
 
     def consumed(self, stream_id: int, size: int) -> None:
-        """Note that the application took ``size`` bytes; a stream that is gone is ignored."""
+        """Note that the application took ``size`` bytes; ignored if the stream is gone."""
         stream = self._streams.get(stream_id)
         if stream is None:
             return
@@ -222,7 +222,7 @@ class Yamux:
         """Take what arrived, cut anywhere, and return what it means, in order.
 
         Raises:
-            Violation: the remote broke the protocol or a limit.
+            YamuxViolation: the remote broke the protocol or a limit.
         """
         events: list[Event] = []
         if self._partial:
@@ -285,7 +285,7 @@ class Yamux:
             stream.unread += len(data)
             self._unread += len(data)
             if self._unread > UNREAD_BYTES_MAX:
-                raise YamuxViolation(f"more than {UNREAD_BYTES_MAX} bytes that nobody reads")
+                raise YamuxViolation(f"more than {UNREAD_BYTES_MAX} bytes unread")
             events.append(DataReceived(self._body_id, data))
         if not self._body_left and self._body_ends:
             self._remote_finish(self._body_id, events)
@@ -332,7 +332,7 @@ class Yamux:
         """Reset a stream that the remote just opened because there are too many.
 
         Raises:
-            Violation: ``REFUSALS_MAX`` in a row.
+            YamuxViolation: ``REFUSALS_MAX`` in a row.
         """
         self._refusals += 1
         if self._refusals > REFUSALS_MAX:

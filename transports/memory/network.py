@@ -1,7 +1,7 @@
 """Peers in one process: the same channels without a network, for tests and simulations.
 
-Deterministic, and at home under trio's ``MockClock``: nothing waits but on other tasks and on
-trio's clock. A link's latency is a function of the two peers, asked for each message; between
+Deterministic, and runs under trio's ``MockClock``: the only waits are for other tasks and for
+trio's clock. A link's latency is a function of the two peers, called for each message; between
 peers whose latency is infinite nothing passes. Gossip takes the direct link to each peer.
 """
 
@@ -31,7 +31,7 @@ Latency = Callable[[PeerId, PeerId], float]
 """Seconds that a message takes from the first peer to the second."""
 
 REACH_S_MAX = 10.0
-"""For a peer to answer when nothing passes; as libp2p's."""
+"""For a peer to answer when nothing passes; the same as libp2p's."""
 
 
 class MemoryChannel:
@@ -41,7 +41,7 @@ class MemoryChannel:
         self._remote = remote
         self._in, self._out = inward, outward
         self._lock = trio.Lock()
-        self._senders = 0  # tasks whose message is not yet all on its way
+        self._senders = 0  # tasks whose message is not yet fully sent
         self._closed = False
 
     @property
@@ -74,7 +74,7 @@ class MemoryChannel:
         await trio.lowlevel.cancel_shielded_checkpoint()
 
     def send_now(self, message: bytes) -> bool:
-        """Send one message at once or not; see `transports.base.Channel.send_now`."""
+        """Send one message at once or not at all; see `transports.base.Channel.send_now`."""
         room = WINDOW_BYTES - self._out.unread
         if self._senders or self._closed or self._out.deaf or len(message) > room:
             return False
@@ -82,7 +82,7 @@ class MemoryChannel:
         return True
 
     async def _wait_taken(self) -> None:
-        """Wait until what exceeds the window was received; half a message ends the channel."""
+        """Wait until the excess over the window was received; half a message ends the channel."""
         try:
             while self._out.unread > WINDOW_BYTES:
                 await self._out.moved.park()
@@ -117,7 +117,7 @@ class MemoryChannel:
         self._out.put(None)
 
     def sever(self) -> None:
-        """End the channel now on both sides, as when the way between them is cut."""
+        """End the channel now on both sides, as when the link between them is cut."""
         self._in.sever()
         self._out.sever()
 
@@ -140,7 +140,7 @@ class MemoryTransport:
 
     @property
     def peer_id(self) -> PeerId:
-        """Who this peer is."""
+        """This peer's id."""
         return self._peer_id
 
     @property
@@ -193,7 +193,7 @@ class MemoryTransport:
         return channel
 
     async def discover(self, topic: str | None) -> Sequence[str]:  # noqa: ARG002 - nowhere to look
-        """Find nobody."""
+        """Find no peers."""
         return []
 
     @asynccontextmanager
@@ -233,7 +233,7 @@ class MemoryTransport:
 
 
 class MemoryTopic:
-    """A `transports.base.Topic`, which every peer but the author is a neighbour in."""
+    """A `transports.base.Topic` in which every other peer is a neighbour."""
 
     def __init__(
         self, network: "MemoryNetwork", peer_id: PeerId, members: dict[PeerId, Accept]
@@ -246,12 +246,12 @@ class MemoryTopic:
         return len(self._members) - 1
 
     def publish(self, message: bytes) -> None:
-        """Tell everybody; see `transports.base.Topic.publish`."""
+        """Send to every peer; see `transports.base.Topic.publish`."""
         if len(message) > GOSSIP_BYTES_MAX:
             raise ValueError(f"{len(message)} bytes of gossip; the limit is {GOSSIP_BYTES_MAX}")
         others = [peer for peer in self._members if peer != self._peer_id]
         arrivals = sorted(self._network.spread(self._peer_id, others, message).items())
-        for later_s, peers in arrivals:  # though this peer may have left by then
+        for later_s, peers in arrivals:  # delivered even if this peer has left by then
             deliver = partial(self._deliver, message, peers)
             self._network.call_at(trio.current_time() + later_s, deliver)
 
@@ -270,12 +270,12 @@ class MemoryNetwork:
     def __init__(self, latency_s: Latency = lambda _from, _to: 0.0) -> None:
         self.latency_s = latency_s
         self.call_at: CallAt = in_a_task
-        """How what takes time is waited for; a clock of one's own may be told at less cost."""
+        """How delays are waited for; a custom clock can do it at less cost."""
         self.peers: dict[PeerId, MemoryTransport] = {}
         self.topics: dict[str, dict[PeerId, Accept]] = {}
 
     def dials(self, sender: PeerId, receiver: PeerId, *, own: bool) -> bool:  # noqa: ARG002
-        """Whether a peer makes a connection to reach another; subclasses know who has one."""
+        """Whether a peer must connect to reach another; subclasses know existing connections."""
         return True
 
     def reach_s(
@@ -283,9 +283,9 @@ class MemoryNetwork:
         sender: PeerId,
         receiver: PeerId,
         *,
-        own: bool,  # noqa: ARG002 - subclasses know who has dialled whom
+        own: bool,  # noqa: ARG002 - subclasses know which peers have dialled which
     ) -> float:
-        """Return how long it takes a peer to reach another, a round trip; infinite: it cannot.
+        """Return the seconds a peer takes to reach another, a round trip; infinite: it cannot.
 
         ``own`` is as in `transports.base.Transport.open`.
         """
@@ -303,7 +303,7 @@ class MemoryNetwork:
         receiver: PeerId,
         message: bytes,  # noqa: ARG002 - subclasses heed its size
     ) -> float:
-        """Return how long a message takes that is sent now; the end of a channel is empty."""
+        """Return the seconds a message sent now takes; the end of a channel is an empty message."""
         return self.latency_s(sender, receiver)
 
     def spread(
@@ -312,7 +312,7 @@ class MemoryNetwork:
         receivers: Sequence[PeerId],
         message: bytes,  # noqa: ARG002 - subclasses heed its size
     ) -> dict[float, list[PeerId]]:
-        """Return whom a message that is published now reaches, by the seconds that it takes."""
+        """Return the peers that a message published now reaches, by the seconds that it takes."""
         found: dict[float, list[PeerId]] = {}
         for peer in receivers:
             if (later_s := self.latency_s(sender, peer)) < math.inf:
@@ -328,10 +328,10 @@ class MemoryNetwork:
 
     @asynccontextmanager
     async def join(self, peer_id: PeerId) -> AsyncGenerator[MemoryTransport, None]:
-        """Be a peer until the block ends; then its channels are aborted and its handlers cancelled.
+        """Run a peer until the block ends; then abort its channels and cancel its handlers.
 
         Raises:
-            ValueError: that peer is there already.
+            ValueError: that peer has joined already.
         """
         if peer_id in self.peers:
             raise ValueError(f"{peer_id} has joined already")

@@ -1,4 +1,4 @@
-"""One direction of a channel in memory, whose messages take time."""
+"""One direction of an in-memory channel, whose messages take time."""
 
 import math
 from collections import deque
@@ -7,7 +7,7 @@ from collections.abc import Callable
 import trio
 
 CallAt = Callable[[float, Callable[[], object]], None]
-"""Has something done at a moment of trio's clock."""
+"""Runs a function at a moment of trio's clock."""
 
 
 def in_a_task(at_s: float, act: Callable[[], object]) -> None:
@@ -33,7 +33,7 @@ class Pipe:
         self._severed = False
 
     def put(self, message: bytes | None) -> None:
-        """Send; nothing overtakes what was sent before."""
+        """Send a message; it cannot overtake earlier ones."""
         if self._severed:
             return
         content, now = message or b"", trio.current_time()
@@ -51,24 +51,24 @@ class Pipe:
         self._severed = True
 
     def shut(self) -> None:
-        """Take no more, and let who waits for a message know at once."""
+        """Take no more, and wake any task that waits for a message."""
         self.clear()
         self.deaf = True
         self.queue.append((trio.current_time(), None))
         self.moved.unpark_all()
 
     def clear(self) -> None:
-        """Lose all that is under way."""
+        """Lose everything in transit."""
         if self._severed:
             return
         self.queue.clear()
         self.unread = 0
 
     async def get(self) -> bytes | None:
-        """Wait for the next message; the end stays."""
+        """Wait for the next message; once the end is reached, it stays None."""
         if self._has_arrived():
             await trio.lowlevel.checkpoint()
-        while not self._has_arrived():  # what was under way may be lost
+        while not self._has_arrived():  # messages in transit may be lost
             await self.moved.park()
         message = self.queue[0][1]
         if message is not None:

@@ -1,6 +1,6 @@
-"""Which models can be cut into layer ranges that compute exactly the same, and why others cannot.
+"""Which models can be cut into layer ranges that compute exactly the same, and why not the others.
 
-A slice is a model of its own to llama.cpp, with its layers counted from 0. It computes the same if
+To llama.cpp a slice is a model of its own, with its layers counted from 0. It computes the same if
 
 - the rows that come in as embeddings are taken as they are;
 - the last layer's output is the residual stream behind everything that the layer does;
@@ -202,7 +202,7 @@ REFUSED: Mapping[str, str] = {
     "smollm3": _COUNTS_FOURS,
     "step35": "llama.cpp wants other rope frequencies of it in slices of full layers alone",
 }
-"""Why; any other is refused for want of proof."""
+"""Reasons; any other architecture is refused because it is not proven."""
 
 NORM_TENSORS = ("output_norm.weight", "output_norm.bias")
 ROPE_FREQUENCIES = "rope_freqs.weight"
@@ -214,7 +214,7 @@ ROPE_TENSORS = {
 """Tensors of no layer that every layer uses, and the whole model's tensor that stands for each.
 
 llama.cpp takes the long factors when its *context* is longer than the model's original one. Peers
-choose their contexts for themselves, and must agree, so the short ones stand for both; a session is
+choose their contexts independently, and must agree, so the short ones stand for both; a session is
 then no longer than the original context (``ModelInfo.context_tokens``).
 """
 _SHARED_TENSORS = frozenset(
@@ -345,7 +345,7 @@ def _check_attention_scale(header: GgufHeader, info: ModelInfo) -> None:
 
 
 def windowed_layers(header: GgufHeader, info: ModelInfo) -> Sequence[bool] | None:
-    """Say for each layer whether its attention is windowed, or None if no layer's ever is.
+    """Return for each layer whether its attention is windowed, or None if no layer's is.
 
     llama.cpp reads a window in other architectures' files too, and ignores it.
     """

@@ -1,4 +1,4 @@
-"""How ggml stores tensors: for each type, how many elements a block holds and in how many bytes.
+"""How ggml stores tensors: for each type, the elements per block and their bytes.
 
 The figures are the block structures of llama.cpp's ``ggml-common.h``.
 """

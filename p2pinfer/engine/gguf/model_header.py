@@ -34,7 +34,7 @@ _ROPE_SCALINGS = ("none", "linear", "yarn", "longrope")  # llama.cpp aborts on a
 
 @dataclass(frozen=True, slots=True)
 class ModelInfo:
-    """What a person or a peer wants to know of a model."""
+    """What a person or a peer wants to know about a model."""
 
     name: str
     architecture: str
@@ -44,7 +44,7 @@ class ModelInfo:
     """Numbers in one row of the residual stream."""
     vocabulary_tokens: int
     context_tokens: int
-    """The longest session: what the model was trained for before its context was stretched."""
+    """The longest session: the context trained for, before any stretching."""
     experts: int
     """0 for a dense model."""
     chat_template: str | None
@@ -54,7 +54,7 @@ class ModelInfo:
 
 
 def split_layer(tensor_name: str) -> tuple[int, str] | None:
-    """Split ``blk.7.ffn_up.weight`` into 7 and ``ffn_up.weight``; None if it is of no layer."""
+    """Split ``blk.7.ffn_up.weight`` into 7 and ``ffn_up.weight``; None if it is in no layer."""
     match = _LAYER_TENSOR.fullmatch(tensor_name)
     return (int(match[1]), match[2]) if match else None
 
@@ -91,7 +91,7 @@ def model_info(header: GgufHeader) -> ModelInfo:
 
 
 def _whole(header: GgufHeader, key: str, most: int) -> int:
-    """Return an integer that must be there, from 1 to ``most``."""
+    """Return a required integer from 1 to ``most``."""
     value = header.integer(key)
     if value is None:
         raise BadModelFile(f"{header.name} lacks {key}")
@@ -136,7 +136,7 @@ def _layer_sizes(
 
 
 def _check_attention(header: GgufHeader, architecture: str, width: int) -> None:
-    """Check what llama.cpp divides by, or asserts."""
+    """Check what llama.cpp divides by or asserts."""
     heads_key = f"{architecture}.attention.head_count"
     if not isinstance(header.metadata.get(heads_key), Array):
         heads = _whole(header, heads_key, HEADS_MAX)
@@ -153,7 +153,7 @@ def _check_attention(header: GgufHeader, architecture: str, width: int) -> None:
 
 
 def _context_tokens(header: GgufHeader, architecture: str) -> int:
-    """Take the original context where rope factors for a longer one are a set of their own."""
+    """Return the context length: the original one where rope has separate long factors."""
     context = _whole(header, f"{architecture}.context_length", CONTEXT_TOKENS_MAX)
     original_key = f"{architecture}.rope.scaling.original_context_length"
     if "rope_factors_long.weight" in header.tensors and original_key in header.metadata:
@@ -172,7 +172,7 @@ def _experts(header: GgufHeader, architecture: str) -> int:
 
 
 def _vocabulary_tokens(header: GgufHeader, width: int) -> int:
-    """Count the token embedding's rows, which llama.cpp wants to equal the tokenizer's tokens."""
+    """Count the token embedding's rows, which must equal the tokenizer's tokens for llama.cpp."""
     embedding = header.tensors.get(EMBEDDING)
     if embedding is None:
         raise BadModelFile(f"{header.name} has no token embedding")

@@ -9,7 +9,7 @@ Layout, after ``docs/gguf.md`` of the ggml project; everything is little-endian:
     the tensors' bytes, in the same order, each padded to the alignment
 
 A header may come from a stranger. Reading one costs memory and time in proportion to its own size,
-which is bounded, and ends in a header that holds together or in :class:`BadModelFile`.
+which is bounded, and gives a consistent header or :class:`BadModelFile`.
 """
 
 import math
@@ -48,7 +48,7 @@ _U64 = struct.Struct("<Q")
 
 @dataclass(frozen=True, slots=True)
 class Tensor:
-    """A tensor's name, sizes (fastest-running first), storage type, and place in its file."""
+    """A tensor's name, sizes (fastest-varying first), storage type, and place in its file."""
 
     name: str
     shape: tuple[int, ...]
@@ -64,7 +64,7 @@ class Tensor:
 
 @dataclass(frozen=True, slots=True)
 class GgufHeader:
-    """All of a GGUF file but its tensors' bytes; ``name`` is what messages call the file."""
+    """A GGUF file without its tensors' bytes; ``name`` is what messages call the file."""
 
     name: str
     metadata: Metadata
@@ -99,7 +99,7 @@ class GgufHeader:
 
 
 def tensor_bytes(shape: Sequence[int], ggml_type: GgmlType) -> int:
-    """Bytes that a tensor takes, without padding."""
+    """Return the bytes that a tensor takes, without padding."""
     return math.prod(shape) // ggml_type.block_elements * ggml_type.block_bytes
 
 
@@ -149,7 +149,7 @@ def parse_header(prefix: bytes, file_bytes: int, name: str) -> GgufHeader:
 
 
 def alignment_bytes(metadata: Metadata, name: str) -> int:
-    """Return what tensors are aligned to in a file with this metadata; raises BadModelFile."""
+    """Return the tensor alignment in a file with this metadata; raises BadModelFile."""
     value = metadata.get(_ALIGNMENT_KEY)
     if value is None:
         return ALIGNMENT_BYTES_DEFAULT
@@ -166,7 +166,7 @@ def padded(nbytes: int, alignment: int) -> int:
 
 
 def _tensors(cursor: "_Cursor", count: int, alignment: int) -> dict[str, Tensor]:
-    """Read the tensor table, and check that the tensors lie one behind the other in the file."""
+    """Read the tensor table, and check that the tensors are contiguous in the file."""
     table = [_tensor(cursor) for _ in range(count)]
     start = padded(cursor.at, alignment)
     tensors: dict[str, Tensor] = {}
@@ -174,8 +174,8 @@ def _tensors(cursor: "_Cursor", count: int, alignment: int) -> dict[str, Tensor]
     for tensor in table:
         if tensor.name in tensors:
             raise cursor.bad(f"the tensor {tensor.name!r} appears twice")
-        if tensor.offset != expected:  # llama.cpp, too, takes no gaps, overlaps or other orders
-            raise cursor.bad(f"the tensor {tensor.name!r} does not lie behind the one before it")
+        if tensor.offset != expected:  # llama.cpp, too, accepts no gaps, overlaps or other orders
+            raise cursor.bad(f"the tensor {tensor.name!r} does not follow the one before it")
         end = start + expected + tensor.nbytes
         if end > cursor.file_bytes:
             raise BadModelFile(
@@ -201,16 +201,16 @@ def _tensor(cursor: "_Cursor") -> Tensor:
     if math.prod(shape) == 0:
         raise cursor.bad(f"the tensor {name!r} is empty")
     if shape[0] % ggml_type.block_elements:
-        raise cursor.bad(f"the rows of {name!r} are no whole number of {ggml_type.name} blocks")
+        raise cursor.bad(f"a row of {name!r} is not a whole number of {ggml_type.name} blocks")
     return Tensor(name, shape, ggml_type, offset=cursor.u64())
 
 
 class _PrefixTooShort(Exception):
-    """The header goes on behind the bytes that were given: read more, and parse again."""
+    """The header goes on after the bytes at hand: read more, and parse again."""
 
 
 class _Cursor:
-    """A place in the header; each method moves it on, or raises BadModelFile."""
+    """A place in the header; each method advances it, or raises BadModelFile."""
 
     def __init__(self, prefix: bytes, file_bytes: int, name: str) -> None:
         self._prefix = prefix
@@ -223,7 +223,7 @@ class _Cursor:
         return BadModelFile(f"{self.name} is damaged: {reason}")
 
     def short(self, end: int) -> Exception:
-        """Return the error for a header that goes on to ``end``, behind the bytes at hand."""
+        """Return the error for a header that goes on to ``end``, past the bytes at hand."""
         if end > self.file_bytes:
             return BadModelFile(f"{self.name} is cut short: it ends within its header")
         if end > HEADER_BYTES_MAX:
@@ -290,7 +290,7 @@ class _Cursor:
 
     def _array(self, key: str) -> Array:
         element = self._type(key)
-        if element is ValueType.ARRAY:  # llama.cpp reads none either
+        if element is ValueType.ARRAY:  # llama.cpp does not read them either
             raise self.bad(f"{key!r} is an array of arrays")
         count = self.count(f"items in {key!r}", ARRAY_ITEMS_MAX)
         start = self.at
@@ -306,14 +306,14 @@ class _Cursor:
             raise self.bad(f"{key!r} holds a truth value that is neither 0 nor 1")
 
     def _strings(self, count: int) -> None:
-        """Move over ``count`` strings; a vocabulary has 100,000, so this loop is kept bare."""
+        """Skip ``count`` strings; a vocabulary has 100,000, so this loop is kept bare."""
         if self.at + count * _U64.size > self.file_bytes:
             raise self.short(self.file_bytes + 1)
         prefix, at, unpack = self._prefix, self.at, _U64.unpack_from
         try:
             for _ in range(count):
                 at += 8 + unpack(prefix, at)[0]
-        except (struct.error, OverflowError):  # the next string is behind the bytes at hand
+        except (struct.error, OverflowError):  # the next string is past the bytes at hand
             raise self.short(at + _U64.size) from None
         if at > len(prefix):
             raise self.short(at)

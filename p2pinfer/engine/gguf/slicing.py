@@ -5,7 +5,7 @@
     last end    layers [n-k, n), output norm, head     rows in, logits out; no tokenizer
 
 Each is a GGUF that llama.cpp loads as a model of its own, with its layers counted from 0. Tensors
-that llama.cpp insists on and a slice never uses are zeros, so that nobody has to fetch them.
+that llama.cpp insists on and a slice never uses are zeros, so that they need not be fetched.
 """
 
 from collections.abc import Mapping, Sequence
@@ -41,12 +41,12 @@ from p2pinfer.engine.gguf.values import Array, Value, ValueType
 from p2pinfer.engine.gguf.writer import Extent, NewTensor, write_gguf
 
 STAGE_VOCABULARY_TOKENS = 32
-"""llama.cpp wants a vocabulary; this many rows of zeros do."""
+"""llama.cpp wants a vocabulary; this many rows of zeros suffice."""
 
 
 @dataclass(frozen=True, slots=True)
 class PlannedTensor:
-    """A slice's tensor, and the name of the whole model's tensor that it is, or None for zeros."""
+    """A slice's tensor, and the whole model's tensor that it comes from, or None for zeros."""
 
     name: str
     shape: tuple[int, ...]
@@ -56,7 +56,7 @@ class PlannedTensor:
 
 @dataclass(frozen=True, slots=True)
 class SlicePlan:
-    """All that a slice's file will hold."""
+    """Everything that a slice's file will contain."""
 
     metadata: Mapping[str, Value | Array]
     tensors: tuple[PlannedTensor, ...]
@@ -129,12 +129,12 @@ def write_slice(plan: SlicePlan, sources: Mapping[str, Extent], path: Path) -> N
 
 
 def extents(header: GgufHeader, path: Path) -> dict[str, Extent]:
-    """Say where the bytes of each tensor lie in the model's own file."""
+    """Return where the bytes of each tensor lie in the model's own file."""
     return {t.name: Extent(path, t.offset, t.nbytes) for t in header.tensors.values()}
 
 
 _Changes = dict[str, Value | Array | None]
-"""Metadata to be set, or with None left out."""
+"""Metadata to set, or with None to leave out."""
 
 
 def _present(metadata: Mapping[str, Value | Array | None]) -> dict[str, Value | Array]:

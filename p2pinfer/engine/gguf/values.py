@@ -1,4 +1,4 @@
-"""GGUF metadata values, kept as their bytes in the file so that writing them gives those back."""
+"""GGUF metadata values, kept as raw file bytes so that they are written back unchanged."""
 
 import struct
 from collections.abc import Mapping, Sequence
@@ -9,7 +9,7 @@ _LENGTH = struct.Struct("<Q")
 
 
 class ValueType(IntEnum):
-    """What a metadata value is, by its number in the file."""
+    """The type of a metadata value, by its number in the file."""
 
     UINT8 = 0
     INT8 = 1
@@ -46,7 +46,7 @@ Scalar = int | float | bool | str
 
 @dataclass(frozen=True, slots=True)
 class Value:
-    """One metadata value, kept as its bytes in the file so that writing it gives them back."""
+    """One metadata value, kept as raw file bytes so that it is written back unchanged."""
 
     type: ValueType
     raw: bytes
@@ -68,7 +68,7 @@ class Value:
 
 @dataclass(frozen=True, slots=True)
 class Array:
-    """A metadata array of ``count`` values of one type, kept as their bytes in the file."""
+    """A metadata array of ``count`` values of one type, kept as raw file bytes."""
 
     element: ValueType
     count: int

@@ -43,7 +43,7 @@ class NewTensor:
 
 
 def encode_header(metadata: Metadata, tensors: Sequence[NewTensor]) -> bytes:
-    """Encode all that comes before the tensors' bytes, padding included."""
+    """Encode everything before the tensors' bytes, padding included."""
     alignment = alignment_bytes(metadata, "the file to write")
     parts = [MAGIC, struct.pack("<IQQ", VERSION, len(tensors), len(metadata))]
     for key, value in metadata.items():
@@ -65,11 +65,11 @@ def encode_header(metadata: Metadata, tensors: Sequence[NewTensor]) -> bytes:
 
 
 def write_gguf(path: Path, metadata: Metadata, tensors: Sequence[NewTensor]) -> None:
-    """Write a file, all or nothing: it appears under its name when it is whole and on disk.
+    """Write a file, all or nothing: it appears under its name once it is whole and on disk.
 
     Raises:
         BadModelFile: a source ends before its extent does.
-        UserError: a file cannot be read or written, the disk being full for example.
+        UserError: a file cannot be read or written, for example because the disk is full.
     """
     try:
         with _appearing_whole(path) as file:

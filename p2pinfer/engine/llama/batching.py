@@ -8,7 +8,8 @@ from collections import deque
 from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
 
-from p2pinfer.core.limits import NARROW_ROWS_MAX, ROWS_PER_DECODE_MAX
+from p2pinfer.core.limits import BLOCK_ROWS, NARROW_ROWS_MAX, WIDE_ROWS_MAX
+from p2pinfer.core.regimes import Regime
 
 
 class Job(Protocol):
@@ -20,8 +21,8 @@ class Job(Protocol):
         ...
 
     @property
-    def wide(self) -> bool:
-        """Whether its rows are to run in the wide kernels."""
+    def regime(self) -> Regime:
+        """Which kernels its rows are to run in."""
         ...
 
     @property
@@ -39,19 +40,22 @@ J = TypeVar("J", bound=Job)
 
 @dataclass(frozen=True)
 class Regimes:
-    """What the probe found about the two families of matrix kernels."""
+    """What the probe found about the families of kernels."""
 
     agree: bool
-    """A row comes out the same narrow and wide: rows may then share a decode up to its limit."""
+    """A row comes out the same narrow and wide: as many may then share a decode as a wide one
+    holds."""
 
     @property
     def single_rows_max(self) -> int:
         """How many sessions' single rows one decode may hold."""
-        return ROWS_PER_DECODE_MAX if self.agree else NARROW_ROWS_MAX
+        return WIDE_ROWS_MAX if self.agree else NARROW_ROWS_MAX
 
-    def pad_to(self, *, wide: bool) -> int:
-        """The least number of rows that a decode must have for its kernels to be the wide ones."""
-        return NARROW_ROWS_MAX + 1 if wide and not self.agree else 0
+    def pad_to(self, regime: Regime) -> int:
+        """The least number of rows that a decode must have to run in a regime's kernels."""
+        if regime is Regime.BLOCK:
+            return BLOCK_ROWS
+        return NARROW_ROWS_MAX + 1 if regime is Regime.WIDE and not self.agree else 0
 
 
 class Batcher(Generic[J]):
@@ -79,7 +83,9 @@ class Batcher(Generic[J]):
         if len(self._waiting) == 1:  # the usual case, and on the way of every token
             return [self._take(next(iter(self._waiting)))]
         heads = {slot: jobs[0] for slot, jobs in self._waiting.items()}
-        spans = [slot for slot, job in heads.items() if len(job) > 1 or job.wide]
+        spans = [
+            slot for slot, job in heads.items() if len(job) > 1 or job.regime is not Regime.NARROW
+        ]
         singles = [slot for slot in heads if slot not in spans]
         if spans and (self._prompt_is_next or not singles):
             chosen = spans[:1]

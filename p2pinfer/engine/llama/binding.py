@@ -35,7 +35,7 @@ from numpy.typing import NDArray
 
 from p2pinfer.core.errors import BadModelFile, EngineError
 from p2pinfer.core.exits import NEEDS_LESS, lacked_memory
-from p2pinfer.core.limits import NARROW_ROWS_MAX, ROWS_PER_DECODE_MAX
+from p2pinfer.core.limits import ROWS_PER_DECODE_MAX
 from p2pinfer.core.sampling import Sampling
 from p2pinfer.engine.gguf.architectures import RULES
 from p2pinfer.engine.llama.logprobs import log_probabilities
@@ -104,12 +104,13 @@ class Slice:
     """A loaded GGUF with KV cells for ``sessions`` sessions of ``context`` positions each.
 
     Args:
-        path: a GGUF written by ``p2pinfer.engine.slicing``, or a whole model.
+        path: a GGUF written by ``p2pinfer.engine.gguf.slicing``, or a whole model.
         logits: give logits (float32, one row of the vocabulary's size per output) instead of the
             residual stream behind the last layer (float32, width).
         settings: threads and kernels.
         sessions: KV streams, numbered from 0.
         context: positions per session; rounded up to a multiple of ``CELLS_GRAIN``.
+        rows_max: rows per decode, padding included.
 
     Raises:
         BadModelFile: llama.cpp does not load the file.
@@ -117,11 +118,18 @@ class Slice:
     """
 
     def __init__(
-        self, path: Path, *, logits: bool, settings: Settings, sessions: int, context: int
+        self,
+        path: Path,
+        *,
+        logits: bool,
+        settings: Settings,
+        sessions: int,
+        context: int,
+        rows_max: int = ROWS_PER_DECODE_MAX,
     ) -> None:
         self.settings, self.sessions, self._logits = settings, sessions, logits
-        # A padded decode may run up to 7 rows past the last position that a session may hold.
-        cells = -(-(context + NARROW_ROWS_MAX) // CELLS_GRAIN) * CELLS_GRAIN
+        # A padded decode may run so far past the last position that a session may hold.
+        cells = -(-(context + rows_max - 1) // CELLS_GRAIN) * CELLS_GRAIN
         self.context = context
         self._model = _load_model(path, settings)
         self.width: int = api.llama_model_n_embd(self._model)
@@ -131,7 +139,7 @@ class Slice:
         self._tap = Tap(_ggml)
         self._rows_into = _rows_into(self._model)
         self._nodes = [f"l_out-{layer}".encode() for layer in range(self.layers)]
-        self.ctx = api.llama_init_from_model(self._model, self._context_params(cells))
+        self.ctx = api.llama_init_from_model(self._model, self._context_params(cells, rows_max))
         if not self.ctx:
             api.llama_model_free(self._model)
             raise _refusal("run", path)
@@ -139,11 +147,11 @@ class Slice:
         self._lengths = [0] * sessions
         self._batch = _Batch(self.width, writes_rows=bool(self._rows_into))
 
-    def _context_params(self, cells: int) -> Any:
+    def _context_params(self, cells: int, rows_max: int) -> Any:
         params = api.llama_context_default_params()
         params.n_ctx = cells * self.sessions
         params.n_seq_max = self.sessions
-        params.n_batch = params.n_ubatch = ROWS_PER_DECODE_MAX
+        params.n_batch = params.n_ubatch = rows_max
         params.n_threads = params.n_threads_batch = self.settings.threads
         params.flash_attn_type = (
             llama_cpp.LLAMA_FLASH_ATTN_TYPE_ENABLED
@@ -186,8 +194,8 @@ class Slice:
         end drops what lies beyond.
 
         Args:
-            spans: at most ``ROWS_PER_DECODE_MAX`` rows in all.
-            pad_to: run at least that many rows (of a single span), so that the wide kernels do it.
+            spans: at most ``rows_max`` rows in all.
+            pad_to: run at least that many rows (of a single span), so that other kernels do it.
 
         Raises:
             EngineError: a position leaves a gap or lies past the context, or llama.cpp failed.
@@ -305,10 +313,24 @@ class _Batch:
 
 
 class Vocabulary:
-    """The tokenizer of a loaded slice that kept its own."""
+    """The tokenizer of a loaded slice that kept its own.
 
-    def __init__(self, part: Slice) -> None:
-        self._vocab = part.vocab
+    Args:
+        vocab: llama.cpp's, of a ``Slice``.
+    """
+
+    def __init__(self, vocab: Any) -> None:
+        self._vocab = vocab
+
+    @classmethod
+    def of_file(cls, path: Path) -> "Vocabulary":
+        """Load a vocabulary without the weights, until the process ends; raises BadModelFile."""
+        params = api.llama_model_default_params()
+        params.vocab_only = True
+        model = api.llama_model_load_from_file(str(path).encode(), params)
+        if not model:
+            raise BadModelFile(f"llama.cpp cannot load {path}: {_last_error()}")
+        return cls(api.llama_model_get_vocab(model))
 
     def tokenize(self, text: str, *, special: bool) -> list[int]:
         """Return the tokens of a text; with ``special``, control tokens in it count as such."""
@@ -320,12 +342,12 @@ class Vocabulary:
             raise EngineError("llama.cpp cannot tokenize this text")
         return list(found[:count])
 
-    def piece(self, token: int) -> bytes:
-        """Return the bytes that a token stands for; none for control tokens."""
+    def piece(self, token: int, *, special: bool = False) -> bytes:
+        """Return the bytes that a token stands for; of control tokens only with ``special``."""
         room = 64
         while True:
             buffer = ctypes.create_string_buffer(room)
-            count = api.llama_token_to_piece(self._vocab, token, buffer, room, 0, False)
+            count = api.llama_token_to_piece(self._vocab, token, buffer, room, 0, special)
             if count >= 0:
                 return buffer.raw[:count]
             room = -count
@@ -333,6 +355,30 @@ class Vocabulary:
     def is_end(self, token: int) -> bool:
         """Whether the token ends what a model says."""
         return bool(api.llama_vocab_is_eog(self._vocab, token))
+
+    @property
+    def bos(self) -> str:
+        """The text of the token that begins a text; empty where there is none."""
+        return self._text(api.llama_vocab_bos(self._vocab))
+
+    @property
+    def eos(self) -> str:
+        """The text of the token that ends a text, likewise."""
+        return self._text(api.llama_vocab_eos(self._vocab))
+
+    def _text(self, token: int) -> str:
+        return "" if token < 0 else self.piece(token, special=True).decode(errors="replace")
+
+    def control_tokens(self) -> list[ControlToken]:
+        """Return those that ``tokenize`` takes for text unless told otherwise."""
+        found = []
+        for token in range(api.llama_vocab_n_tokens(self._vocab)):
+            kind = api.llama_vocab_get_attr(self._vocab, token)
+            if kind & (api.LLAMA_TOKEN_ATTR_CONTROL | api.LLAMA_TOKEN_ATTR_UNKNOWN):
+                strips_left = bool(kind & api.LLAMA_TOKEN_ATTR_LSTRIP)
+                strips_right = bool(kind & api.LLAMA_TOKEN_ATTR_RSTRIP)
+                found.append(ControlToken(token, self._text(token), strips_left, strips_right))
+        return found
 
     @property
     def begins_with(self) -> list[int]:

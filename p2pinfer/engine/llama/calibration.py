@@ -18,7 +18,7 @@ import attrs
 import numpy as np
 
 from p2pinfer.core.bounds import Bounds, distances
-from p2pinfer.core.limits import NARROW_ROWS_MAX, ROWS_PER_DECODE_MAX
+from p2pinfer.core.limits import NARROW_ROWS_MAX, WIDE_ROWS_MAX
 from p2pinfer.core.receipts import CHECKPOINT_POSITIONS
 from p2pinfer.engine.llama.binding import Rows, Settings, Slice, Span, Vocabulary
 from p2pinfer.engine.store.assemble import PartsModel
@@ -50,7 +50,7 @@ class Variant:
 
     name: str
     settings: Settings = field(default_factory=Settings)
-    chunk: int = ROWS_PER_DECODE_MAX
+    chunk: int = WIDE_ROWS_MAX
     float16: bool = False
 
 
@@ -117,9 +117,9 @@ def _embed(model: PartsModel) -> Rows:
     path, _ = model.ends(1)
     part = Slice(path, logits=False, settings=Settings(), sessions=1, context=ROWS)
     try:
-        tokens = Vocabulary(part).tokenize(TEXT, special=False)
+        tokens = Vocabulary(part.vocab).tokenize(TEXT, special=False)
         wanted = np.resize(np.array(tokens, np.int32), ROWS)
-        return _decode(part, wanted, ROWS_PER_DECODE_MAX)
+        return _decode(part, wanted, WIDE_ROWS_MAX)
     finally:
         part.close()
 

@@ -25,8 +25,8 @@ from p2pinfer.core import errors
 from p2pinfer.core.errors import P2pinferError
 from p2pinfer.core.exits import ending, lacked_memory, last_line_of
 from p2pinfer.core.python_process import python_command
+from p2pinfer.engine.frames import PartConfig
 from p2pinfer.engine.llama.binding import Settings, Slice, Span
-from p2pinfer.engine.llama.frames import PartConfig
 from p2pinfer.engine.llama.probe import CONTEXT, Crash, Probe, try_settings
 
 COMMAND = python_command("p2pinfer.engine.llama.candidate")

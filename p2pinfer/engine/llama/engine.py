@@ -1,6 +1,6 @@
 """Stages and ends in llama.cpp: sessions, numbered slots, over an engine worker."""
 
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 
@@ -8,10 +8,13 @@ import attrs
 
 from p2pinfer.core.errors import EngineDied, EngineError
 from p2pinfer.core.limits import CONTEXT_DEFAULT, SESSIONS_DEFAULT
+from p2pinfer.core.regimes import Regime
 from p2pinfer.core.sampling import Sampling
 from p2pinfer.engine.base import Candidate, Decoded, Done, EngineBusy, NextToken
-from p2pinfer.engine.llama.frames import PartConfig, WorkerConfig
+from p2pinfer.engine.frames import PartConfig, WorkerConfig
 from p2pinfer.engine.llama.process import Answer, Answered, Worker, open_worker
+from p2pinfer.engine.llama.tokenizer import Tokenizer, open_tokenizer
+from p2pinfer.engine.special_tokens import SpecialTokens
 from p2pinfer.engine.store.slice_files import in_use
 
 
@@ -78,12 +81,12 @@ class _LocalStageSession:
         self._slot, self._layers = slot, layers
         self._closed = False
 
-    def submit(self, position: int, rows: bytes, done: Done, *, wide: bool) -> None:
+    def submit(self, position: int, rows: bytes, done: Done, *, regime: Regime) -> None:
         def answered(answer: Answer | EngineError) -> None:
             if not self._closed:
                 done(answer if isinstance(answer, EngineError) else Decoded(answer[1], answer[0]))
 
-        self._slot.request(answered, "rows", position, wide, rows, self._layers)
+        self._slot.request(answered, "rows", position, regime, rows, self._layers)
 
     def close(self) -> None:
         self._closed = True
@@ -99,7 +102,7 @@ class LocalStage:
         self.first, self.end = first, first + part.layers
         self.width = part.width
         self.context = worker.config.context
-        self.numerics_class = part.numerics_class
+        self.numerics_class, self.blocks = part.numerics_class, part.blocks
         self._slots = _Slots(worker)
 
     def open(self, end: int) -> _LocalStageSession:
@@ -116,17 +119,17 @@ class _LocalEndsSession:
     def start(self, sampling: Sampling, recent: list[int]) -> None:
         self._slot.tell("sampling", attrs.asdict(sampling), recent)
 
-    async def embed(self, position: int, tokens: list[int], *, wide: bool) -> Decoded:
-        decoding_us, rows = await self._slot.ask("embed", position, wide, tokens)
+    async def embed(self, position: int, tokens: list[int], *, regime: Regime) -> Decoded:
+        decoding_us, rows = await self._slot.ask("embed", position, regime, tokens)
         return Decoded(rows, decoding_us)
 
-    async def absorb(self, position: int, rows: bytes, *, wide: bool) -> int:
-        (decoding_us,) = await self._slot.ask("absorb", position, wide, rows)
+    async def absorb(self, position: int, rows: bytes, *, regime: Regime) -> int:
+        (decoding_us,) = await self._slot.ask("absorb", position, regime, rows)
         assert isinstance(decoding_us, int)
         return decoding_us
 
-    async def next(self, position: int, rows: bytes, *, wide: bool) -> NextToken:
-        answer = await self._slot.ask("next", position, wide, rows)
+    async def next(self, position: int, rows: bytes, *, regime: Regime) -> NextToken:
+        answer = await self._slot.ask("next", position, regime, rows)
         decoding_us, token, piece, is_end, rows, likely = answer
         candidates = tuple(Candidate(*each) for each in likely)
         return NextToken(token, piece, is_end, rows, decoding_us, candidates)
@@ -135,20 +138,24 @@ class _LocalEndsSession:
 class LocalEnds:
     """The ends of a model in a worker process; an ``Ends``."""
 
-    def __init__(self, worker: Worker, layers: int) -> None:
+    def __init__(self, worker: Worker, layers: int, tokenizer: Tokenizer) -> None:
         first, last = worker.parts
-        self.worker = worker
+        self.worker, self._tokenizer = worker, tokenizer
         self.first, self.end = first.layers, layers - last.layers
         self.width = first.width
         self.context = worker.config.context
-        self.vocabulary = first.vocabulary
+        self.vocabulary, self.blocks = first.vocabulary, first.blocks and last.blocks
         self._slots = _Slots(worker)
 
-    async def tokenize(self, text: str, *, special: bool) -> list[int]:
-        """Return a text's tokens, with what every text begins with in front unless it is there."""
-        _, begins_with, tokens = await self.worker.ask("tokenize", text, special)
-        found: list[int] = tokens
-        return found if found[: len(begins_with)] == begins_with else [*begins_with, *found]
+    async def tokenize(
+        self, text: str, *, special: bool, literal: Sequence[int] = (), most: int | None = None
+    ) -> list[int]:
+        """Return a text's tokens; as ``Tokenizer.tokenize``."""
+        return await self._tokenizer.tokenize(text, special=special, literal=literal, most=most)
+
+    async def special_tokens(self) -> SpecialTokens:
+        """Return what the vocabulary has of them; raises as ``tokenize``."""
+        return await self._tokenizer.special_tokens()
 
     def open(self) -> _LocalEndsSession:
         """Reserve a session's cells; raises EngineBusy or EngineDied."""
@@ -191,6 +198,7 @@ async def open_ends(
         PartConfig(str(first_end), tokens=True, logits=False),
         PartConfig(str(last_end), tokens=False, logits=True),
     )
+    config = WorkerConfig(parts, sessions, context, threads)
     with in_use(first_end, last_end):
-        async with open_worker(WorkerConfig(parts, sessions, context, threads)) as worker:
-            yield LocalEnds(worker, layers)
+        async with open_tokenizer(first_end) as tokenizer, open_worker(config) as worker:
+            yield LocalEnds(worker, layers, tokenizer)

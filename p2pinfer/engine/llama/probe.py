@@ -1,10 +1,11 @@
 """Find out, by running it, how a slice computes on this machine, instead of trusting a table.
 
-Fixed pseudo-random inputs go through the slice in several chunkings: wide and narrow, from the
-first position and past 512 KV cells, alone and beside another session, with one thread and with the
-worker's. Settings are exact when every row comes out the same bits however it was chunked; the
-first exact candidate, in order of speed, is used, and one that crashes is only ruled out. Peers
-whose probes gave the same digest are of one *numerics class*: their arithmetic agrees bit for bit.
+Fixed pseudo-random inputs go through the slice in several chunkings: wide, narrow and in blocks,
+from the first position and past 512 KV cells, alone and beside another session, with one thread and
+with the worker's. Settings are exact when every row comes out the same bits however it was chunked,
+narrow and wide; the first exact candidate, in order of speed, is used, blocks where they are exact
+too, and one that crashes is only ruled out. Peers whose probes gave the same digest are of one
+*numerics class*: their arithmetic agrees bit for bit.
 """
 
 import json
@@ -22,12 +23,12 @@ from numpy.typing import NDArray
 from p2pinfer._setup.wheel import cpu_features
 from p2pinfer.core.errors import EngineError, UnsupportedModel
 from p2pinfer.core.exits import NEEDS_LESS
-from p2pinfer.core.limits import NARROW_ROWS_MAX, ROWS_PER_DECODE_MAX
+from p2pinfer.core.limits import BLOCK_ROWS, NARROW_ROWS_MAX
 from p2pinfer.engine.llama.binding import Rows, Settings, Slice, Span, Tokens, build_fingerprint
 
-_VERSION = 2
-_FILL_ROWS = 11 * ROWS_PER_DECODE_MAX
-"""528: past the 512 KV cells from which a one-row decode may split attention between threads."""
+_VERSION = 3
+_FILL_ROWS = 9 * BLOCK_ROWS
+"""576: past the 512 KV cells from which a one-row decode may split attention between threads."""
 _TAIL_ROWS = 24
 CONTEXT = _FILL_ROWS + _TAIL_ROWS
 
@@ -41,8 +42,11 @@ class Probe:
 
     settings: Settings
     regimes_agree: bool
+    """A row comes out the same narrow and wide."""
+    blocks: bool
+    """Blocks are exact; they never agree with the other two."""
     numerics_class: str
-    """BLAKE3 over the probe's narrow and wide outputs, 32 hexadecimal digits."""
+    """BLAKE3 over all of the probe's outputs, 32 hexadecimal digits."""
 
     @classmethod
     def parse(cls, values: dict[str, Any]) -> "Probe":
@@ -159,7 +163,11 @@ def _try(load: Callable[[Settings], Slice], settings: Settings, *, tokens: bool)
         inputs = _inputs(part, tokens=tokens)
         run = _Runs(part, inputs).run
         start, end = _FILL_ROWS, _FILL_ROWS + _TAIL_ROWS
-        run(0, range(0, start, ROWS_PER_DECODE_MAX), start)
+        block = [
+            run(1, [0, 37], 37 + BLOCK_ROWS, pad_to=BLOCK_ROWS),
+            run(0, range(0, start, BLOCK_ROWS), start, pad_to=BLOCK_ROWS),
+            run(0, [start - BLOCK_ROWS, start - 43], start, pad_to=BLOCK_ROWS),
+        ]
         wide = [
             run(0, [start], end),
             run(0, [start, start + 8], end),
@@ -178,7 +186,8 @@ def _try(load: Callable[[Settings], Slice], settings: Settings, *, tokens: bool)
         narrow.append(_beside(part, inputs))
         if not (_consistent(wide) and _consistent(narrow)):
             return None
-        return Probe(settings, _consistent(wide + narrow), _digest(wide + narrow))
+        digest = _digest(wide + narrow + block)
+        return Probe(settings, _consistent(wide + narrow), _consistent(block), digest)
     finally:
         part.close()
 
@@ -188,12 +197,13 @@ class _Runs:
     part: Slice
     inputs: Tokens | Rows
 
-    def run(self, slot: int, starts: Iterable[int], end: int) -> Outputs:
+    def run(self, slot: int, starts: Iterable[int], end: int, *, pad_to: int = 0) -> Outputs:
         """Decode inputs up to ``end`` in spans that begin at ``starts``."""
         bounds = [*starts, end]
         found: Outputs = {}
         for first, after in pairwise(bounds):
-            rows = self.part.decode([Span(slot, first, self.inputs[first:after])])[0]
+            span = Span(slot, first, self.inputs[first:after])
+            rows = self.part.decode([span], pad_to=pad_to)[0]
             found |= {after - len(rows) + i: row.tobytes() for i, row in enumerate(rows)}
         return found
 

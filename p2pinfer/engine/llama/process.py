@@ -23,7 +23,7 @@ from p2pinfer.core import errors
 from p2pinfer.core.errors import EngineDied, EngineError, lone_errors
 from p2pinfer.core.exits import NEEDS_LESS, ending, lacked_memory, last_line_of
 from p2pinfer.core.python_process import python_command, python_environment
-from p2pinfer.engine.llama.frames import RECEIVE_BYTES, PartReady, Splitter, WorkerConfig, pack
+from p2pinfer.engine.frames import RECEIVE_BYTES, PartReady, Splitter, WorkerConfig, pack
 
 _log = logging.getLogger("p2pinfer.engine")
 

@@ -1,7 +1,7 @@
 """A smoke test of llama.cpp as it was compiled here: `python -m p2pinfer.engine.llama.smoke`.
 
-Two layers of the default model are decoded with 1, 7 and 48 rows, which are different kernels, with
-weights rearranged for this CPU and with weights as they are. What a compiler got wrong, or the
+Two layers of the default model are decoded with 1, 7, 48 and 64 rows, which are different kernels,
+with weights rearranged for this CPU and with weights as they are. What a compiler got wrong, or the
 machine refuses, ends this process and not somebody's chat; setup reads how it ended.
 """
 
@@ -14,13 +14,13 @@ from pathlib import Path
 import numpy as np
 
 from p2pinfer.core.bounds import DEFAULT_BOUNDS, distances, first_outside
-from p2pinfer.core.limits import ROWS_PER_DECODE_MAX
+from p2pinfer.core.limits import BLOCK_ROWS, NARROW_ROWS_MAX, WIDE_ROWS_MAX
 from p2pinfer.engine.gguf.model_header import default_model_path
 from p2pinfer.engine.gguf.reader import read_header
 from p2pinfer.engine.gguf.slicing import extents, plan_stage, write_slice
 from p2pinfer.engine.llama.binding import Rows, Settings, Slice, Span
 
-CHUNKS = (1, 7, ROWS_PER_DECODE_MAX)
+CHUNKS = (1, NARROW_ROWS_MAX, WIDE_ROWS_MAX, BLOCK_ROWS)
 """Rows per decode: one alone, as few as a session asks for between tokens, and a prompt's many."""
 
 SMOKE_S_MAX = 120

@@ -21,12 +21,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from p2pinfer.core.errors import EngineError, P2pinferError
+from p2pinfer.core.regimes import Regime
 from p2pinfer.core.sampling import Sampling
-from p2pinfer.engine.gguf.reader import read_header
-from p2pinfer.engine.llama.batching import Batcher, Regimes
-from p2pinfer.engine.llama.binding import Sampler, Slice, Span, Vocabulary
-from p2pinfer.engine.llama.candidate import attempt
-from p2pinfer.engine.llama.frames import (
+from p2pinfer.engine.frames import (
     RECEIVE_BYTES,
     PartConfig,
     PartReady,
@@ -34,6 +31,10 @@ from p2pinfer.engine.llama.frames import (
     WorkerConfig,
     pack,
 )
+from p2pinfer.engine.gguf.reader import read_header
+from p2pinfer.engine.llama.batching import Batcher, Regimes
+from p2pinfer.engine.llama.binding import Sampler, Slice, Span, Vocabulary
+from p2pinfer.engine.llama.candidate import attempt
 from p2pinfer.engine.llama.probe import probe
 from p2pinfer.engine.llama.zero_pages import give_back_zeros
 
@@ -52,7 +53,7 @@ class _Job:
 
     request: _Request
     span: Span
-    wide: bool
+    regime: Regime
     done: Callable[["_Job", NDArray[np.float32]], None]
     last_row: int = 0
     """Where its last row lay in the decode."""
@@ -94,7 +95,9 @@ class _Part:
             width=self.slice.width,
             vocabulary=self.slice.vocabulary,
             regimes_agree=self._regimes.agree,
+            blocks=self._probe.blocks,
             numerics_class=self._probe.numerics_class,
+            repack=self._probe.settings.repack,
         )
 
     def step(self, fail: Callable[[_Request, EngineError], None]) -> None:
@@ -116,7 +119,7 @@ class _Part:
     def _decode(self, run: list[_Job], fail: Callable[[_Request, EngineError], None]) -> None:
         started = time.perf_counter_ns()
         try:
-            pad_to = self._regimes.pad_to(wide=run[0].wide)
+            pad_to = self._regimes.pad_to(run[0].regime)
             outputs = self.slice.decode([job.span for job in run], pad_to=pad_to)
         except EngineError as error:
             for job in run:
@@ -146,7 +149,7 @@ class _Worker:
         self.parts = [_Part(part, config) for part in config.parts]
         give_back_zeros()  # cells that no session has written to yet
         self._first, self._last = self.parts[0], self.parts[-1]
-        self._vocabulary = Vocabulary(self._first.slice)
+        self._vocabulary = Vocabulary(self._first.slice.vocab)
         self._samplers: dict[int, Sampler] = {}
         self._send = send
 
@@ -161,22 +164,19 @@ class _Worker:
     def take(self, frame: list[Any]) -> None:
         """Carry out a request, or line it up for a decode."""
         match frame:
-            case ["rows", number, slot, position, wide, rows, layers]:
+            case ["rows", number, slot, position, regime, rows, layers]:
                 span = Span(slot, position, self._rows(rows), layers=layers)
-                self._line_up(self._first, _Request(number), span, wide, self._give_rows)
-            case ["embed", number, slot, position, wide, tokens]:
+                self._line_up(self._first, _Request(number), span, regime, self._give_rows)
+            case ["embed", number, slot, position, regime, tokens]:
                 span = Span(slot, position, np.array(tokens, np.int32))
-                self._line_up(self._first, _Request(number), span, wide, self._give_rows)
-            case [("absorb" | "next") as kind, number, slot, position, wide, inputs]:
+                self._line_up(self._first, _Request(number), span, regime, self._give_rows)
+            case [("absorb" | "next") as kind, number, slot, position, regime, inputs]:
                 span = Span(slot, position, self._rows(inputs), kind == "next")
                 done = self._sample if span.outputs else self._acknowledge
-                self._line_up(self._last, _Request(number), span, wide, done)
+                self._line_up(self._last, _Request(number), span, regime, done)
             case ["sampling", slot, sampling, recent]:
                 self._clear(slot)  # what still waits is of an answer that nobody wants any more
                 self._samplers[slot] = Sampler(self._last.slice, Sampling(**sampling), recent)
-            case ["tokenize", number, text, special]:
-                tokens = self._vocabulary.tokenize(text, special=special)
-                self._answer(_Request(number), self._vocabulary.begins_with, tokens)
             case ["close", slot]:
                 self._clear(slot)
                 for part in self.parts:
@@ -192,10 +192,10 @@ class _Worker:
         part: _Part,
         request: _Request,
         span: Span,
-        wide: bool,
+        regime: int,
         done: Callable[[_Job, NDArray[np.float32]], None],
     ) -> None:
-        part.waiting.add(_Job(request, span, wide, done))
+        part.waiting.add(_Job(request, span, Regime(regime), done))
 
     def _give_rows(self, job: _Job, rows: NDArray[np.float32]) -> None:
         self._answer(job.request, rows.tobytes())
@@ -221,7 +221,7 @@ class _Worker:
         if position >= self._first.slice.context:  # the answer fills the context to the brim
             self._answer(job.request, token, piece, False, b"", likely)
         else:
-            self._line_up(self._first, job.request, span, False, give)
+            self._line_up(self._first, job.request, span, Regime.NARROW, give)
 
     def _clear(self, slot: int) -> None:
         """Give up a session's sampler and the jobs that wait, and say so to whoever asked."""

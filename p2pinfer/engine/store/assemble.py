@@ -35,7 +35,7 @@ from p2pinfer.engine.store.split import check_whole, manifest_of, part_of
 from p2pinfer.engine.store.store import Store
 
 SPARE_SLICES_MAX = 3
-"""Slices that nobody uses, and that are kept all the same: audits run the same few now and then."""
+"""Unused slices that are kept all the same: audits run the same few now and then."""
 
 
 @dataclass(frozen=True)
@@ -51,7 +51,7 @@ class PartsModel:
     info: ModelInfo
     """Without a chat template as long as the tokenizer is not held."""
     header: GgufHeader
-    """The whole model's, likewise."""
+    """The whole model's; without a chat template under the same condition."""
     cache: Path
 
     @property
@@ -67,7 +67,7 @@ class PartsModel:
     def stage(self, first: int, end: int, spare: int = SPARE_SLICES_MAX) -> Path:
         """Return the slice of layers ``first`` up to but not including ``end``.
 
-        Where it has to be cut, those that nobody uses any more are removed, all but ``spare``.
+        Where it has to be cut, unused ones are removed, all but ``spare``.
 
         Raises:
             MissingChunk: a part that it needs is not here.
@@ -79,7 +79,7 @@ class PartsModel:
         return self._written(path, plan_stage(self.header, first, end), "stage-", spare)
 
     def drop_unused_stages(self) -> None:
-        """Remove the slices of layers that nobody uses any more."""
+        """Remove the slices of layers that are no longer used."""
         Slices(self.cache).drop_unused(self.id, "stage-")
 
     def stage_path(self, first: int, end: int) -> Path:

@@ -1,4 +1,4 @@
-"""Chunks in open files, and what it takes for them to be on disk."""
+"""Chunks in open files, and making sure that they are on disk."""
 
 import errno
 import os
@@ -10,18 +10,18 @@ from p2pinfer.core.manifest import CHUNK_BYTES, Part
 
 
 def chunk_at(file: int, part: Part, index: int) -> bytes | None:
-    """Read a chunk; None if what is there is not it."""
+    """Read a chunk; None if the bytes there do not match its hash."""
     try:
         data = os.pread(file, part.chunk_size(index), index * CHUNK_BYTES)
     except OSError as error:
-        if error.errno != errno.EIO:  # the disk's own word for damage
+        if error.errno != errno.EIO:  # how the disk reports damage
             raise
         return None
     return data if blake3(data).digest() == part.chunks[index] else None
 
 
 def good_chunks(file: int, part: Part) -> set[int]:
-    """Hash every chunk of a file, and return those that are as they should be."""
+    """Hash every chunk of a file, and return those that are correct."""
     return {i for i in range(len(part.chunks)) if chunk_at(file, part, i) is not None}
 
 
@@ -34,7 +34,7 @@ def write_at(file: int, data: bytes, offset: int) -> None:
 
 
 def is_named(path: Path, file: int) -> bool:
-    """Say whether the path is still this open file's."""
+    """Return whether the path still names this open file."""
     try:
         return os.path.samestat(path.stat(), os.fstat(file))
     except FileNotFoundError:
@@ -51,5 +51,5 @@ def sync_folder(folder: Path) -> None:
 
 
 def size_text(count: int) -> str:
-    """Say a number of bytes to a person."""
+    """Format a number of bytes for a person."""
     return f"{count / 1e6:,.1f} MB" if count < 1e9 else f"{count / 1e9:,.2f} GB"

@@ -1,11 +1,11 @@
-"""The slices that are kept in the cache, and which of them may go.
+"""The slices in the cache, and which of them may be removed.
 
     vN/ID/NAME.gguf     a slice of a model, as version N of p2pinfer cuts it
-    vN/ID/NAME.gguf.*   what was found out of that slice, and goes with it
+    vN/ID/NAME.gguf.*   what was measured of that slice, and is removed with it
     vN/ID/.NAME.gguf.*  a slice that is being written, or that a killed process was writing
 
-A slice can be cut again, but that costs time and needs its parts. Whoever runs one holds its file
-locked meanwhile, since a worker that dies loads it again; what nobody holds may be removed.
+A slice can be cut again, but that costs time and needs its parts. A process that runs one keeps its
+file locked, since a worker that dies loads it again; unlocked slices may be removed.
 """
 
 import fcntl
@@ -21,12 +21,12 @@ from p2pinfer.core.ids import ModelId
 from p2pinfer.engine.store.disk import is_named
 
 VERSION = 2
-"""Part of every slice's path: to be raised when the same cut gives another file."""
+"""Part of every slice's path: raise it when the same cut gives another file."""
 
 _VERSIONS = re.compile(r"v\d+")
 
 GRACE_S = 60.0
-"""A slice is left alone for so long after it was asked for: somebody is about to run it."""
+"""A slice is left alone for this long after it was requested: a process is about to run it."""
 
 
 def _clock_s() -> float:
@@ -49,7 +49,7 @@ class Slices:
         return self.root / f"v{VERSION}" / model[:32] / name
 
     def note_wanted(self, path: Path) -> bool:
-        """Take in that a slice is about to be run; False if it is not there."""
+        """Record that a slice is about to be run; False if it is not there."""
         try:
             os.utime(path)
         except FileNotFoundError:
@@ -57,16 +57,16 @@ class Slices:
         return True
 
     def used_bytes(self) -> int:
-        """Return the bytes of all slices, those that are being written, too."""
+        """Return the bytes of all slices, including those being written."""
         return sum(size for _, _, size in self._files("*"))
 
     def drop_unused(self, model: ModelId, kind: str, spare: int = 0) -> int:
-        """Remove those slices of a model that nobody uses; return the bytes freed.
+        """Remove a model's unused slices; return the bytes freed.
 
         Args:
             model: the model.
             kind: how the slices' names begin.
-            spare: keep so many, those that were wanted last.
+            spare: keep this many, the most recently wanted.
         """
         # What a killed process was writing has a dot in front.
         files = self._files(model[:32])
@@ -75,7 +75,7 @@ class Slices:
         return sum(map(_remove, idle[spare:]))
 
     def make_room(self, wanted_bytes: int) -> int:
-        """Remove slices that nobody uses, of any model, until so much is freed; return how much."""
+        """Remove unused slices, of any model, until that much is freed; return how much."""
         freed = 0
         for path, wanted_at, _ in reversed(self._files("*")):
             if freed >= wanted_bytes:
@@ -85,7 +85,7 @@ class Slices:
         return freed
 
     def remove(self, model: ModelId) -> int:
-        """Remove all slices of a model that nobody uses; return the bytes freed."""
+        """Remove all unused slices of a model; return the bytes freed."""
         freed = sum(_remove(path) for path, _, _ in self._files(model[:32]))
         for folder in self._folders(model[:32]):
             left = list(folder.iterdir())
@@ -100,7 +100,7 @@ class Slices:
         return self._clock_s() - wanted_at > GRACE_S
 
     def _files(self, model: str) -> list[tuple[Path, float, int]]:
-        """Return the slices in the folders of that name, when each was wanted, and its size."""
+        """Return the slices in the folders of that name, with time last wanted, and size."""
         found = []
         for folder in self._folders(model):
             for path in filter(_is_slice, folder.iterdir()):
@@ -110,7 +110,7 @@ class Slices:
         return sorted(found, key=lambda each: -each[1])
 
     def _folders(self, model: str) -> list[Path]:
-        """Return the folders of that name, as every version of p2pinfer keeps them."""
+        """Return the folders of that name, from every version of p2pinfer."""
         return [
             path
             for path in self.root.glob(f"v*/{model}")
@@ -135,7 +135,7 @@ def in_use(*paths: Path) -> Iterator[None]:
                     raise FileNotFoundError(path)
             except FileNotFoundError as error:
                 raise UserError(
-                    f"{path} was removed while it was to be loaded: start again, and it is cut anew"
+                    f"{path} was removed before it was loaded: start again, and it is cut again"
                 ) from error
         yield
     finally:
@@ -145,7 +145,7 @@ def in_use(*paths: Path) -> Iterator[None]:
 
 @contextmanager
 def _alone(path: Path) -> Iterator[bool]:
-    """Hold a slice locked while the block lasts; gives whether nobody else does."""
+    """Hold a slice locked while the block lasts; yield whether no other process does."""
     try:
         file = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
     except OSError:

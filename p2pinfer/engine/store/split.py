@@ -7,8 +7,8 @@
                 layer, which draft tokens, have no part, since nobody runs them
     output      the output norm, and the head where there is one
 
-The parts follow from the model alone, not from its file's name, place or time. Which tensors there
-are, and in which order, stands in the manifest; ``parts_model`` puts slices together from parts.
+The parts depend only on the model, not on its file's name, place or time. The tensors and their
+order are in the manifest; ``assemble`` puts slices together from parts.
 """
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -44,15 +44,15 @@ from p2pinfer.engine.gguf.writer import Extent, NewTensor, gguf_blocks
 from p2pinfer.engine.store.store import Store, WrongChunk
 
 _KEYS_OF_EVERY_PART = ("general.architecture", "general.quantization_version")
-"""What the GGUF specification wants in every file; no more, so that models can share parts."""
+"""What the GGUF specification requires in every file; no more, so that models can share parts."""
 
 Progress = Callable[[str, int, int], None]
-"""Told what is being done, how many bytes of it are done, and how many there are."""
+"""Gets the current activity, how many bytes of it are done, and how many there are."""
 
 
 @dataclass(frozen=True, slots=True)
 class PartFile:
-    """A part as it is to be written."""
+    """A part to be written."""
 
     metadata: Metadata
     tensors: Sequence[NewTensor]
@@ -70,12 +70,12 @@ class PartFile:
 
 
 def add_model(store: Store, path: Path, on_progress: Progress) -> Manifest:
-    """Cut a GGUF file and keep its parts; what is there already is not written again.
+    """Cut a GGUF file and keep its parts; those already in the store are not written again.
 
     The file is read twice, a chunk at a time: once for the manifest, once for the parts.
 
     Raises:
-        BadModelFile: it cannot be read, is no GGUF, or makes no sense.
+        BadModelFile: it cannot be read, is not a GGUF, or makes no sense.
         UnsupportedModel: it is not proven to split exactly.
         UserError: the parts do not fit.
     """
@@ -159,7 +159,7 @@ def describe(header: GgufHeader, files: Mapping[str, PartFile], on_progress: Pro
 
 
 def manifest_of(header: GgufHeader, parts: tuple[Part, ...]) -> Manifest:
-    """Say what a model is, in the manifest's words."""
+    """Describe a model as a manifest."""
     info = model_info(header)
     return Manifest(
         # Not info.name, which falls back to the name that the file happens to have.
@@ -176,11 +176,11 @@ def manifest_of(header: GgufHeader, parts: tuple[Part, ...]) -> Manifest:
 
 
 def _line(text: str | None, most: int) -> str | None:
-    """Make a printable line of what a file says; None if nothing is left."""
+    """Return a file's text as a printable line; None if nothing is left."""
     return printable(text or "").strip()[:most] or None
 
 
 def check_whole(header: GgufHeader) -> None:
-    """Check that a header is of a whole model that can be split; raises as the plans."""
+    """Check that a header is of a whole model that can be split; raises as the plans do."""
     plan_first_end(header, 1)
     plan_last_end(header, 1)

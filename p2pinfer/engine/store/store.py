@@ -2,9 +2,9 @@
 
     manifests/ID        a model's manifest
     parts/HASH.gguf     a whole part: every chunk of it was hashed before it got this name
-    partial/HASH        a part in the making, or one found damaged, at its full length
+    partial/HASH        an incomplete part, or one found damaged, at its full length
     bounds/ID           what ``calibration`` measured of a model
-    lock                held by whoever adds, begins, names or removes something here; a byte longer
+    lock                held while something here is added, begun, named or removed; a byte longer
                         each time a file is removed or set aside
 
 Which chunks of a partial part are there is found by hashing them. Nothing is written down that
@@ -47,7 +47,7 @@ from p2pinfer.engine.store.slice_files import Slices
 _HASH = re.compile(r"[0-9a-f]{64}")
 
 _Stamp = tuple[int, int]
-"""A partial file's inode, and how long ``lock`` was: an inode's number may be used again."""
+"""A partial file's inode, and the length of ``lock``: an inode's number may be reused."""
 
 
 _GONE = b"."
@@ -55,7 +55,7 @@ _GONE = b"."
 
 
 class WrongChunk(P2pinferError):
-    """The bytes are not those of the chunk that they are given for; nothing was written."""
+    """The bytes are not those of the given chunk; nothing was written."""
 
 
 class MissingChunk(P2pinferError):
@@ -63,7 +63,7 @@ class MissingChunk(P2pinferError):
 
 
 class DamagedPart(P2pinferError):
-    """A part on disk was not what its name says; it has been set aside as a partial part."""
+    """A part on disk did not match its hash; it has been set aside as a partial part."""
 
     exit_code = EXIT_DAMAGED
 
@@ -76,18 +76,18 @@ class DamagedPart(P2pinferError):
 class Store:
     """Parts and manifests under ``root``; its methods may be called from any thread.
 
-    They wait for the disk. What it refuses to write is a UserError, after which the store is whole.
+    They wait for the disk. Its failures are raised as UserError; the store stays consistent.
     """
 
     def __init__(
         self, root: Path, *, quota_bytes: int | None = None, slices: Slices | None = None
     ) -> None:
-        """Open the store, and make it where there is none.
+        """Open the store, creating it if there is none.
 
         Args:
             root: its directory.
             quota_bytes: the most that parts and slices may take.
-            slices: what is cut of the parts and kept elsewhere on the same disk.
+            slices: what is cut from the parts and kept elsewhere on the same disk.
         """
         self.root = root
         self._quota_bytes, self._slices = quota_bytes, slices
@@ -96,7 +96,7 @@ class Store:
         )
         self._lock = root / "lock"
         self._found: dict[PartHash, tuple[_Stamp, set[int]]] = {}
-        """The chunks known to be in a partial file, as long as it is that file."""
+        """The chunks known to be in a partial file, as long as it is the same file."""
         self._finding = threading.Lock()
         with self._explained():
             for folder in (self._manifests, self._parts, self._partial):
@@ -115,7 +115,7 @@ class Store:
                 return parse_manifest(path.read_bytes(), model)
             except FileNotFoundError:
                 return None
-            except WrongManifest:  # damaged on disk; it can be had again from wherever it came
+            except WrongManifest:  # damaged on disk; it can be fetched or added again
                 path.unlink(missing_ok=True)
                 return None
 
@@ -149,7 +149,7 @@ class Store:
         return found
 
     def remove(self, model: ModelId) -> int:
-        """Remove a model and every part that no other model has; return the bytes freed.
+        """Remove a model and every part that no other model uses; return the bytes freed.
 
         Slices that are being run stay.
         """
@@ -172,14 +172,14 @@ class Store:
         return self._parts / f"{part.hash}.gguf"
 
     def held(self, part: Part) -> bool:
-        """Say whether the whole part is here; it was verified when it was written."""
+        """Return whether the whole part is here; it was verified when it was written."""
         try:
             return self.path(part).stat().st_size == part.size
         except FileNotFoundError:
             return False
 
     def begun(self, part: Part) -> bool:
-        """Say whether a partial part is here: one in the making, or one that was set aside."""
+        """Return whether a partial part is here: an incomplete one, or one that was set aside."""
         return self._partial_path(part).exists()
 
     def chunks_held(self, part: Part) -> set[int]:
@@ -197,11 +197,11 @@ class Store:
                 return set()
 
     def read_chunk(self, part: Part, index: int) -> bytes:
-        """Return a chunk, whose hash is checked.
+        """Return a chunk after checking its hash.
 
         Raises:
             MissingChunk: it is not here.
-            DamagedPart: it should be, and the disk gives other bytes; the part is set aside.
+            DamagedPart: the disk gives other bytes; the part is set aside.
         """
         with self._explained():
             for path in (self.path(part), self._partial_path(part)):
@@ -222,7 +222,7 @@ class Store:
         raise MissingChunk(f"chunk {index} of {part.name} ({part.hash[:12]}…) is not here")
 
     def verify(self, part: Part) -> None:
-        """Hash a whole part anew; raises DamagedPart, having set it aside, or MissingChunk."""
+        """Hash a whole part again; raises DamagedPart, having set it aside, or MissingChunk."""
         with self._explained():
             try:
                 with self.path(part).open("rb") as file:
@@ -236,7 +236,7 @@ class Store:
     def check_room(self, parts: Iterable[Part], *, cut: bool = False) -> None:
         """Raise UserError if what is missing of these parts exceeds the quota or the disk.
 
-        So may a slice that is then to be ``cut`` of them, which has the same bytes again.
+        So may a slice that is then to be ``cut`` from them, which has the same bytes again.
         """
         new_bytes = disk_bytes = slice_bytes = 0
         for part in {part.hash: part for part in parts}.values():
@@ -255,7 +255,7 @@ class Store:
         self._check_disk(cache, slice_bytes)
 
     def check_room_for_slice(self, size: int) -> None:
-        """Raise UserError if a slice of so many bytes exceeds the quota or the disk."""
+        """Raise UserError if a slice of ``size`` bytes exceeds the quota or the disk."""
         self._check_quota(size)
         self._check_disk(self._slices.root if self._slices else self.root, size)
 
@@ -270,7 +270,7 @@ class Store:
             raise WrongChunk(f"these bytes are not chunk {index} of {part.name}")
 
     def write_chunks(self, part: Part, chunks: Mapping[int, bytes]) -> set[int]:
-        """Put those chunks in their places that are right; return the numbers of the others.
+        """Write those chunks that are correct; return the numbers of the others.
 
         Raises:
             UserError: the part does not fit.
@@ -291,11 +291,11 @@ class Store:
         return chunks.keys() - right.keys()
 
     def finish(self, part: Part) -> None:
-        """Give a part whose chunks are all here its name, once it is on disk.
+        """Give a part its name once all its chunks are here and on disk.
 
         Raises:
-            MissingChunk: one is not here after all.
-            UserError: the disk did not take it; then it is to be had anew.
+            MissingChunk: a chunk is missing after all.
+            UserError: the disk did not take it; then it must be fetched again.
         """
         with self._opened_partial(part, fcntl.LOCK_EX) as file:
             if file is None:
@@ -308,7 +308,7 @@ class Store:
             try:
                 os.fsync(file)
             except OSError:
-                # What the system could not write it may forget, or give back as if it were on disk.
+                # What the system could not write it may drop, or return as if it were on disk.
                 with self._locked() as lock:
                     os.write(lock, _GONE)
                     self._partial_path(part).unlink(missing_ok=True)
@@ -322,7 +322,7 @@ class Store:
             sync_folder(self._partial)
 
     def used_bytes(self) -> int:
-        """Return the bytes of all that is here, partial parts at their full length, and slices."""
+        """Return the bytes of everything here: partial parts at their full length, and slices."""
         total = self._slices.used_bytes() if self._slices else 0
         for folder in (self._manifests, self._parts, self._partial):
             for path in folder.iterdir():
@@ -330,7 +330,7 @@ class Store:
                     total += path.stat().st_size
         return total
 
-    # Within
+    # Internal
 
     def _partial_path(self, part: Part) -> Path:
         return self._partial / part.hash
@@ -357,8 +357,8 @@ class Store:
     def _opened_partial(self, part: Part, how: int) -> Iterator[int | None]:
         """Open the partial file, locked; None if the part is whole.
 
-        Whoever finishes a part holds the lock alone, and the file then has another name: so who
-        waited for the lock must look again.
+        A process that finishes a part holds the lock alone, and the file then has another name: so
+        after waiting for the lock, check again.
         """
         with self._explained():
             while not self.held(part):
@@ -397,7 +397,7 @@ class Store:
             used -= self._slices.make_room(used + more_bytes - self._quota_bytes)
         if used + more_bytes > self._quota_bytes:
             raise UserError(
-                f"{size_text(more_bytes)} more exceed the store's quota of"
+                f"{size_text(more_bytes)} more would exceed the store's quota of"
                 f" {size_text(self._quota_bytes)}, of which {size_text(used)} are used: raise"
                 " --quota, or remove a model (p2pinfer model rm ID)"
             )
@@ -429,7 +429,7 @@ class Store:
             yield
         except OSError as error:
             raise UserError(
-                f"the store in {self.root} cannot be used: {error.strerror}; what it held is whole"
+                f"the store in {self.root} cannot be used: {error.strerror}; what it held is intact"
             ) from error
 
 

@@ -61,7 +61,7 @@ def small_file() -> bytes:
 def file_with(
     pairs: bytes = b"", count: int = 1, tensors: bytes = b"", tensor_count: int = 0
 ) -> bytes:
-    """Return a file with hand-made metadata or tensors, and some bytes behind its header."""
+    """Return a file with hand-made metadata or tensors, and some bytes after its header."""
     head = struct.pack("<4sIQQ", b"GGUF", 3, tensor_count, count if pairs else 0)
     return head + pairs + tensors + bytes(4096)
 
@@ -91,7 +91,7 @@ def test_every_value_type_reads_back() -> None:
 
 
 def test_numbers_that_python_cannot_hold_read_back() -> None:
-    """A float's bytes survive, even those of a NaN that carries a message."""
+    """A float's bytes survive, even those of a NaN with a payload."""
     odd = Value(ValueType.FLOAT32, b"\x01\x02\xa0\x7f")
     assert parse(encode_header({"odd": odd}, ())).metadata["odd"] == odd
 
@@ -124,7 +124,7 @@ def test_default_model_reads_back(default_model: Path) -> None:
 
 
 def test_a_header_longer_than_one_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """A header is read in as many goes as it takes."""
+    """A header is read in as many steps as it takes."""
     path = tmp_path / "m.gguf"
     path.write_bytes(small_file())
     monkeypatch.setattr(reader, "_FIRST_READ_BYTES", 10)
@@ -181,7 +181,7 @@ PAIR = text("k") + struct.pack("<I", ValueType.UINT8) + b"\7"
         (file_with(tensors=tensor("t", 4, 0), tensor_count=1), "'t' is empty"),
         (file_with(tensors=tensor("t", 4, kind=31), tensor_count=1), "unknown type 31"),
         (file_with(tensors=tensor("t", 48, kind=2), tensor_count=1), "number of Q4_0 blocks"),
-        (file_with(tensors=tensor("t", 4, offset=32), tensor_count=1), "behind the one before"),
+        (file_with(tensors=tensor("t", 4, offset=32), tensor_count=1), "follow the one before"),
         (file_with(tensors=tensor("t", 2**40), tensor_count=1), "cut short"),
         (file_with(tensors=tensor("t", *[2**63] * 4), tensor_count=1), "cut short"),
         (file_with(tensors=tensor("t" * 64, 4), tensor_count=1), "bytes in a tensor's name"),
@@ -191,7 +191,7 @@ PAIR = text("k") + struct.pack("<I", ValueType.UINT8) + b"\7"
         ),
         (
             file_with(tensors=tensor("t", 4) + tensor("u", 4, offset=0), tensor_count=2),
-            "'u' does not lie behind the one before",
+            "'u' does not follow the one before",
         ),
     ],
 )
@@ -203,14 +203,14 @@ def test_refused_with_a_reason(data: bytes, reason: str) -> None:
 
 
 def test_every_truncation_is_noticed() -> None:
-    """A file that lacks its end, be it one byte, is cut short."""
+    """A file whose end is missing, even by one byte, is cut short."""
     for length in range(len(small_file())):
         with pytest.raises(BadModelFile, match="cut short"):
             parse(small_file()[:length])
 
 
 def test_every_changed_byte_is_read_or_refused() -> None:
-    """Whatever one byte of the header becomes, there is a header or a typed refusal."""
+    """Whatever one byte of the header becomes, the result is a header or a typed refusal."""
     refused = 0
     for at in range(len(small_file()) - DATA_BYTES):
         for new in (0, 1, 0x1F, 0x7F, 0x80, 0xFF):
@@ -226,7 +226,7 @@ def test_every_changed_byte_is_read_or_refused() -> None:
 @settings(max_examples=1000, deadline=None)
 @given(st.binary(max_size=400), st.integers(0, 400), st.integers(0, 40))
 def test_anything_is_read_or_refused(noise: bytes, at: int, cut: int) -> None:
-    """Whatever bytes stand in for a stretch of a header, there is a header or a typed refusal."""
+    """Whatever bytes replace a stretch of a header, the result is a header or a typed refusal."""
     data = small_file()[:at] + noise + small_file()[at + cut :]
     try:
         header = parse(data)
@@ -291,7 +291,7 @@ def test_typed_access() -> None:
 
 
 def test_write_appears_whole_or_not_at_all(tmp_path: Path) -> None:
-    """When a source ends too soon or is missing, neither the file nor a rest of it remains."""
+    """When a source ends too soon or is missing, neither the file nor a fragment of it remains."""
     source = tmp_path / "source"
     source.write_bytes(b"123")
     short = NewTensor("t", (2,), F32, Extent(source, 0, 8))

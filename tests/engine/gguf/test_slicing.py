@@ -238,17 +238,17 @@ def test_long_rope_factors_are_the_short_ones() -> None:
 
 
 def some_array(count: int) -> Array:
-    """Make an array of so many items."""
+    """Make an array of ``count`` items."""
     return Array.of(ValueType.INT32, [1] * count)
 
 
 def zeros(count: int) -> Array:
-    """Make an array of so many zeros."""
+    """Make an array of ``count`` zeros."""
     return Array.of(ValueType.UINT32, [0] * count)
 
 
 def strings(count: int) -> Array:
-    """Make an array of so many strings."""
+    """Make an array of ``count`` strings."""
     return Array.of(ValueType.STRING, ["x"] * count)
 
 
@@ -388,10 +388,10 @@ def test_any_metadata_is_planned_or_refused(
 
 
 def test_default_model_info(default_model: Path) -> None:
-    """The default model is described as what it is."""
+    """The default model is described correctly."""
     info = model_info(read_header(default_model))
     assert info == ModelInfo(
-        name="Smollm2 135M 8k Lc100K Mix1 Ep2",
+        name="SmolLM2-135M-Instruct",
         architecture="llama",
         license="apache-2.0",
         layers=30,
@@ -444,7 +444,7 @@ class TestDefaultModelPath:
 
     @pytest.fixture(autouse=True)
     def clean(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-        """Forget what the environment says."""
+        """Clear the environment."""
         monkeypatch.delenv("P2PINFER_DEFAULT_MODEL", raising=False)
         monkeypatch.setenv("P2PINFER_HOME", str(tmp_path))
 
@@ -457,7 +457,7 @@ class TestDefaultModelPath:
         assert default_model_path() == tmp_path / "m.gguf"
 
     def test_without_the_package(self, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-        """Without the package the data directory is looked into, and then advice is given."""
+        """Without the package the data directory is searched, and then advice is given."""
         monkeypatch.setattr(
             "p2pinfer.engine.gguf.model_header.DEFAULT_MODEL_PACKAGE", "no-such-package"
         )
@@ -467,3 +467,6 @@ class TestDefaultModelPath:
         path.parent.mkdir()
         path.touch()
         assert default_model_path() == path
+
+
+# NOIMPORT

@@ -9,6 +9,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from p2pinfer.core.limits import NARROW_ROWS_MAX, ROWS_PER_DECODE_MAX
+from p2pinfer.core.regimes import Regime
 from p2pinfer.engine.llama.batching import Batcher, Regimes
 
 
@@ -18,7 +19,7 @@ class Work:
 
     slot: int
     rows: int = 1
-    wide: bool = False
+    regime: Regime = Regime.NARROW
     number: int = 0
     layers: int | None = None
 
@@ -28,7 +29,7 @@ class Work:
     @property
     def is_span(self) -> bool:
         """Whether it must have a decode of its own."""
-        return self.rows > 1 or self.wide
+        return self.rows > 1 or self.regime is not Regime.NARROW
 
 
 TAKE = None
@@ -38,7 +39,7 @@ work = st.builds(
     Work,
     st.integers(0, 11),
     st.just(1) | st.integers(1, ROWS_PER_DECODE_MAX),
-    st.booleans(),
+    st.sampled_from(Regime),
     st.integers(),
     st.sampled_from([None, None, None, 3]),
 )
@@ -93,7 +94,7 @@ def test_prompts_and_decode_steps_take_turns() -> None:
     """Three sessions' tokens and one's long prompt go on side by side."""
     batcher: Batcher[Work] = Batcher(Regimes(agree=False))
     for number in range(4):
-        batcher.add(Work(3, 48, wide=True, number=number))
+        batcher.add(Work(3, 48, regime=Regime.WIDE, number=number))
         for slot in range(3):
             batcher.add(Work(slot, number=number))
     sizes = [sum(len(job) for job in batcher.next()) for _ in range(8)]
@@ -114,7 +115,8 @@ def test_every_session_gets_its_turn() -> None:
 
 @pytest.mark.parametrize(("agrees", "singles", "pad"), [(True, 48, 0), (False, 7, 8)])
 def test_what_regimes_mean(agrees: bool, singles: int, pad: int) -> None:
-    """Where the kernels differ, single rows stay narrow and short wide spans are padded."""
+    """Where kernels differ, single rows stay narrow; short wide spans and blocks are padded."""
     regimes = Regimes(agrees)
     assert regimes.single_rows_max == singles
-    assert (regimes.pad_to(wide=True), regimes.pad_to(wide=False)) == (pad, 0)
+    assert (regimes.pad_to(Regime.WIDE), regimes.pad_to(Regime.NARROW)) == (pad, 0)
+    assert regimes.pad_to(Regime.BLOCK) == 64

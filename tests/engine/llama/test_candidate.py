@@ -12,11 +12,11 @@ import pytest
 import trio
 
 from p2pinfer.core.errors import BadModelFile
+from p2pinfer.engine.frames import PartConfig
 from p2pinfer.engine.llama import candidate
 from p2pinfer.engine.llama.binding import Settings
 from p2pinfer.engine.llama.candidate import attempt
 from p2pinfer.engine.llama.engine import open_stage
-from p2pinfer.engine.llama.frames import PartConfig
 from p2pinfer.engine.llama.probe import Crash, Probe
 from tests.support.whole import open_model
 
@@ -28,7 +28,7 @@ WAIT_S_MAX = 300.0
 CRASHER = """
 import os, sys
 if "p2pinfer.engine.llama.candidate" in sys.orig_argv:
-    from p2pinfer.engine import llama
+    from p2pinfer.engine.llama import binding as llama
     whole = llama.Slice.decode
     def decode(self, spans, *, pad_to=0):
         if {condition}:

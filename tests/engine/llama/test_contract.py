@@ -14,6 +14,7 @@ import pytest
 import trio
 
 from p2pinfer.core.errors import EngineError
+from p2pinfer.core.regimes import Regime
 from p2pinfer.engine.base import EngineBusy, EngineSession, StageEngine
 from p2pinfer.engine.llama.engine import open_stage
 from tests.support.fake_engines import FakeStage, submit
@@ -57,10 +58,10 @@ class Rows:
         random = np.random.default_rng(seed)
         self.inputs = random.standard_normal((count, engine.width)).astype("<f4")
 
-    async def run(self, cells: EngineSession, *bounds: int, wide: bool) -> bytes:
+    async def run(self, cells: EngineSession, *bounds: int, regime: Regime) -> bytes:
         """Run rows from the first bound to the last, submitted at once in chunks between them."""
         decodings = [
-            submit(cells, a, self.inputs[a:b].tobytes(), wide=wide) for a, b in pairwise(bounds)
+            submit(cells, a, self.inputs[a:b].tobytes(), regime=regime) for a, b in pairwise(bounds)
         ]
         return b"".join([(await decoding.wait()).rows for decoding in decodings])
 
@@ -75,7 +76,7 @@ class TestStageEngine:
             assert len(engine.numerics_class) == 32
             cells = engine.open(engine.end)
             rows = Rows(engine, 0)
-            found = np.frombuffer(await rows.run(cells, 0, 5, wide=True), "<f4")
+            found = np.frombuffer(await rows.run(cells, 0, 5, regime=Regime.WIDE), "<f4")
             assert found.size == 5 * engine.width
             assert np.isfinite(found).all()
 
@@ -84,15 +85,20 @@ class TestStageEngine:
         async with open_engine() as engine:
             whole, part = engine.open(engine.end), engine.open(11)
             rows = Rows(engine, 1)
-            found = await rows.run(part, 0, 48, 49, 50, wide=True)
-            full = await rows.run(whole, 0, 48, 49, 50, wide=True)
+            found = await rows.run(part, 0, 48, 49, 50, regime=Regime.WIDE)
+            full = await rows.run(whole, 0, 48, 49, 50, regime=Regime.WIDE)
             assert len(found) == len(full)
             assert found != full
             part.close()
             whole.close()
             both = engine.open(11), engine.open(engine.end)
             waiting = [
-                submit(cells, at, rows.inputs[at : at + n].tobytes(), wide=n > 1)
+                submit(
+                    cells,
+                    at,
+                    rows.inputs[at : at + n].tobytes(),
+                    regime=Regime.WIDE if n > 1 else Regime.NARROW,
+                )
                 for at, n in ((0, 48), (48, 1), (49, 1))
                 for cells in both
             ]
@@ -105,10 +111,10 @@ class TestStageEngine:
         async with open_engine() as engine:
             rows = Rows(engine, 1)
             one, other = engine.open(engine.end), engine.open(engine.end)
-            wide = await rows.run(one, 0, 48, 96, 100, wide=True)
-            assert wide == await rows.run(other, 0, 8, 41, 42, 90, 100, wide=True)
-            narrow = await rows.run(one, *range(21), wide=False)
-            assert narrow == await rows.run(other, 0, 7, 14, 17, 20, wide=False)
+            wide = await rows.run(one, 0, 48, 96, 100, regime=Regime.WIDE)
+            assert wide == await rows.run(other, 0, 8, 41, 42, 90, 100, regime=Regime.WIDE)
+            narrow = await rows.run(one, *range(21), regime=Regime.NARROW)
+            assert narrow == await rows.run(other, 0, 7, 14, 17, 20, regime=Regime.NARROW)
 
     async def test_rows_depend_on_what_came_before(self, open_engine: OpenEngine) -> None:
         """The same row behind another one, or at another position, comes out differently."""
@@ -116,8 +122,8 @@ class TestStageEngine:
             one, other = engine.open(engine.end), engine.open(engine.end)
             rows, changed = Rows(engine, 2), Rows(engine, 2)
             changed.inputs[0] *= -1
-            first = await rows.run(one, 0, 20, wide=True)
-            second = await changed.run(other, 0, 20, wide=True)
+            first = await rows.run(one, 0, 20, regime=Regime.WIDE)
+            second = await changed.run(other, 0, 20, regime=Regime.WIDE)
             size = 4 * engine.width
             assert first[-size:] != second[-size:]
 
@@ -126,11 +132,11 @@ class TestStageEngine:
         async with open_engine() as engine:
             rows, detour = Rows(engine, 3), Rows(engine, 4)
             cells = engine.open(engine.end)
-            whole = await rows.run(cells, 0, 48, 60, wide=True)
-            await detour.run(cells, 30, 78, wide=True)
-            await detour.run(cells, 40, 41, 42, wide=False)
-            await rows.run(cells, 30, 40, wide=True)
-            again = await rows.run(cells, 20, 60, wide=True)
+            whole = await rows.run(cells, 0, 48, 60, regime=Regime.WIDE)
+            await detour.run(cells, 30, 78, regime=Regime.WIDE)
+            await detour.run(cells, 40, 41, 42, regime=Regime.NARROW)
+            await rows.run(cells, 30, 40, regime=Regime.WIDE)
+            again = await rows.run(cells, 20, 60, regime=Regime.WIDE)
             assert again == whole[20 * 4 * engine.width :]
 
     async def test_a_gap_is_refused(self, open_engine: OpenEngine) -> None:
@@ -138,11 +144,11 @@ class TestStageEngine:
         async with open_engine() as engine:
             rows = Rows(engine, 5)
             cells, other = engine.open(engine.end), engine.open(engine.end)
-            await rows.run(cells, 0, 10, wide=True)
+            await rows.run(cells, 0, 10, regime=Regime.WIDE)
             with pytest.raises(EngineError, match="gap"):
-                await rows.run(cells, 11, 12, wide=False)
-            after = await rows.run(cells, 10, 20, wide=True)
-            whole = await rows.run(other, 0, 20, wide=True)
+                await rows.run(cells, 11, 12, regime=Regime.NARROW)
+            after = await rows.run(cells, 10, 20, regime=Regime.WIDE)
+            whole = await rows.run(other, 0, 20, regime=Regime.WIDE)
             assert after == whole[10 * 4 * engine.width :]
 
     async def test_a_full_context_is_refused(self, open_engine: OpenEngine) -> None:
@@ -150,10 +156,10 @@ class TestStageEngine:
         async with open_engine() as engine:
             rows = Rows(engine, 6, count=CONTEXT + 1)
             cells = engine.open(engine.end)
-            whole = await rows.run(cells, 0, 48, 96, CONTEXT, wide=True)
+            whole = await rows.run(cells, 0, 48, 96, CONTEXT, regime=Regime.WIDE)
             with pytest.raises(EngineError, match="full"):
-                await rows.run(cells, CONTEXT, CONTEXT + 1, wide=True)
-            last = await rows.run(cells, CONTEXT - 1, CONTEXT, wide=True)
+                await rows.run(cells, CONTEXT, CONTEXT + 1, regime=Regime.WIDE)
+            last = await rows.run(cells, CONTEXT - 1, CONTEXT, regime=Regime.WIDE)
             assert last == whole[-4 * engine.width :]
 
     async def test_order_is_kept(self, open_engine: OpenEngine) -> None:
@@ -161,13 +167,49 @@ class TestStageEngine:
         async with open_engine() as engine:
             rows = Rows(engine, 7)
             cells, other = engine.open(engine.end), engine.open(engine.end)
-            whole = await rows.run(cells, 0, 30, wide=True)
+            whole = await rows.run(cells, 0, 30, regime=Regime.WIDE)
             parts = [
-                submit(other, at, rows.inputs[at : at + 10].tobytes(), wide=True)
+                submit(other, at, rows.inputs[at : at + 10].tobytes(), regime=Regime.WIDE)
                 for at in range(0, 30, 10)
             ]
             backwards = [(await part.wait()).rows for part in reversed(parts)]
             assert b"".join(reversed(backwards)) == whole
+
+    async def test_blocks_are_exact_however_they_are_cut(self, open_engine: OpenEngine) -> None:
+        """At any offset, padded or full, behind rows of other regimes and in front of them."""
+        async with open_engine() as engine:
+            rows = Rows(engine, 12, 128)
+            one, other = engine.open(engine.end), engine.open(engine.end)
+            assert engine.blocks
+            whole = await rows.run(one, 0, 64, 128, regime=Regime.BLOCK)
+            assert whole == await rows.run(other, 0, 37, 101, 102, 128, regime=Regime.BLOCK)
+            assert whole != await rows.run(other, 0, 48, 96, 128, regime=Regime.WIDE)
+            mixed = []
+            for cells, cuts in ((one, (20, 84)), (other, (20, 30, 84))):
+                found = await rows.run(cells, 0, 20, regime=Regime.WIDE)
+                found += await rows.run(cells, *cuts, regime=Regime.BLOCK)
+                found += await rows.run(cells, *range(84, 90), regime=Regime.NARROW)
+                mixed.append(found + await rows.run(cells, 89, 128, regime=Regime.BLOCK))
+            assert mixed[0] == mixed[1]
+
+    async def test_padding_leaves_no_traces(self, open_engine: OpenEngine) -> None:
+        """Behind a padded block, up to the brim, rows are as behind one that was full."""
+        async with open_engine() as engine:
+            rows = Rows(engine, 13, CONTEXT + 1)
+            padded, full = engine.open(engine.end), engine.open(engine.end)
+            await rows.run(padded, 0, 10, regime=Regime.BLOCK)
+            await rows.run(full, 0, 64, regime=Regime.BLOCK)
+            for bounds, regime in (
+                ((10, 17), Regime.NARROW),
+                ((17, 60), Regime.WIDE),
+                ((60, CONTEXT - 5), Regime.BLOCK),
+                ((CONTEXT - 5, CONTEXT), Regime.BLOCK),
+            ):
+                cuts = range(*bounds, regime.rows_max)
+                found = await rows.run(padded, *cuts, bounds[1], regime=regime)
+                assert found == await rows.run(full, *cuts, bounds[1], regime=regime)
+            with pytest.raises(EngineError):
+                await rows.run(full, CONTEXT, CONTEXT + 1, regime=Regime.BLOCK)
 
     async def test_sessions_do_not_see_each_other(self, open_engine: OpenEngine) -> None:
         """Three sessions at once, prompts beside single rows, each get what they get alone."""
@@ -176,15 +218,18 @@ class TestStageEngine:
             alone: list[tuple[bytes, bytes]] = []
             for rows in everyone:
                 cells = engine.open(engine.end)
-                prompt = await rows.run(cells, 0, 48, 80, wide=True)
-                alone.append((prompt, await rows.run(cells, *range(80, 101), wide=False)))
+                prompt = await rows.run(cells, 0, 48, 80, regime=Regime.WIDE)
+                alone.append((prompt, await rows.run(cells, *range(80, 101), regime=Regime.NARROW)))
                 cells.close()
             together: dict[int, tuple[bytes, bytes]] = {}
 
             async def talk(number: int) -> None:
                 cells, rows = engine.open(engine.end), everyone[number]
-                prompt = await rows.run(cells, 0, 48, 80, wide=True)
-                together[number] = (prompt, await rows.run(cells, *range(80, 101), wide=False))
+                prompt = await rows.run(cells, 0, 48, 80, regime=Regime.WIDE)
+                together[number] = (
+                    prompt,
+                    await rows.run(cells, *range(80, 101), regime=Regime.NARROW),
+                )
 
             async with trio.open_nursery() as nursery:
                 for number in range(3):
@@ -208,13 +253,13 @@ class TestStageEngine:
         async with open_engine() as engine:
             rows = Rows(engine, 11)
             first = engine.open(engine.end)
-            whole = await rows.run(first, 0, 48, 60, wide=True)
+            whole = await rows.run(first, 0, 48, 60, regime=Regime.WIDE)
             late: list[object] = []
             for _ in range(4):
-                first.submit(0, rows.inputs[:48].tobytes(), late.append, wide=True)
+                first.submit(0, rows.inputs[:48].tobytes(), late.append, regime=Regime.WIDE)
             first.close()
             second = engine.open(engine.end)
             with pytest.raises(EngineError, match="gap"):
-                await rows.run(second, 1, 2, wide=True)
-            assert await rows.run(second, 0, 48, 60, wide=True) == whole
+                await rows.run(second, 1, 2, regime=Regime.WIDE)
+            assert await rows.run(second, 0, 48, 60, regime=Regime.WIDE) == whole
             assert late == []

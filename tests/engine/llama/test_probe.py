@@ -13,7 +13,7 @@ import pytest
 from numpy.typing import NDArray
 
 from p2pinfer.core.errors import EngineError, UnsupportedModel
-from p2pinfer.core.limits import NARROW_ROWS_MAX
+from p2pinfer.core.limits import BLOCK_ROWS, NARROW_ROWS_MAX
 from p2pinfer.engine.llama import probe as probe_module
 from p2pinfer.engine.llama.binding import Settings, Span
 from p2pinfer.engine.llama.probe import CONTEXT, INEXACT, Attempt, Crash, Probe, probe, try_settings
@@ -49,6 +49,16 @@ def depends_on_company(_settings: Settings, spans: Sequence[Span], _cells: int) 
     return 1e-6 * (len(spans) > 1)
 
 
+def blocks_depend_on_place(_settings: Settings, spans: Sequence[Span], _cells: int) -> float:
+    """Rows of a block differ by where it begins, as if tiles lay in the cache."""
+    return 1e-6 * (spans[0].position % BLOCK_ROWS) * (sum(map(len, spans)) >= BLOCK_ROWS)
+
+
+def blocks_differ_past_512(_settings: Settings, spans: Sequence[Span], cells: int) -> float:
+    """So they do, but only where the cache is long."""
+    return blocks_depend_on_place(_settings, spans, cells) * (cells >= 512)
+
+
 def repacking_is_inexact(settings: Settings, spans: Sequence[Span], _cells: int) -> float:
     """Only without repacking is it exact."""
     return 1e-6 * sum(map(len, spans)) * settings.repack
@@ -74,8 +84,13 @@ class FakeSlice:
         self._settings, self._flaw = settings, flaw
         self.is_open = True
 
-    def decode(self, spans: Sequence[Span]) -> list[NDArray[np.float32]]:
+    def decode(self, spans: Sequence[Span], *, pad_to: int = 0) -> list[NDArray[np.float32]]:
         """Return rows that depend on inputs and positions, and on the flaw."""
+        if pad_to:
+            (span,) = spans
+            padding = np.zeros((pad_to - len(span), *span.inputs.shape[1:]), span.inputs.dtype)
+            padded = Span(span.slot, span.position, np.concatenate([span.inputs, padding]))
+            return [self.decode([padded])[0][: len(span)]]
         cells = max(span.position for span in spans)
         error = np.float32(self._flaw(self._settings, spans, cells))
         found = []
@@ -149,6 +164,15 @@ def test_the_fastest_exact_settings_are_found(
     found = run(flaw, cache, threads=threads)
     assert (found.settings, found.regimes_agree) == (settings, agree)
     assert len(bytes.fromhex(found.numerics_class)) == 16
+
+
+@pytest.mark.parametrize("flaw", [blocks_depend_on_place, blocks_differ_past_512])
+def test_inexact_blocks_are_not_used(flaw: Flaw, cache: Path) -> None:
+    """The slice serves without them, in settings that are exact otherwise, and that is kept."""
+    assert run(exact, cache.with_suffix(".other")).blocks
+    found = run(flaw, cache)
+    assert (found.settings, found.regimes_agree, found.blocks) == (Settings(1), True, False)
+    assert run(flaw, cache) == found
 
 
 @pytest.mark.parametrize("flaw", [depends_on_rows, wide_rows_differ, depends_on_company])

@@ -11,7 +11,7 @@ from p2pinfer.engine.llama.binding import Settings
 from p2pinfer.engine.llama.probe import Crash, Probe, probe
 from p2pinfer.engine.llama.probe_reports import probe_reports
 
-FOUND = Probe(Settings(1, repack=False), True, "ab" * 16)
+FOUND = Probe(Settings(1, repack=False), True, True, "ab" * 16)
 
 
 def attempt(settings: Settings) -> Probe | Crash | None:

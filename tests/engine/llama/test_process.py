@@ -11,7 +11,7 @@ import trio
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from p2pinfer.core.errors import EngineDied, lone_errors
-from p2pinfer.engine.llama.frames import PartConfig, PartReady, WorkerConfig, pack
+from p2pinfer.engine.frames import PartConfig, PartReady, WorkerConfig, pack
 from p2pinfer.engine.llama.process import DEATHS_MAX, STEADY_S, Worker
 
 
@@ -59,7 +59,9 @@ async def run_lives(lives: Sequence[Life], monkeypatch: pytest.MonkeyPatch) -> l
     async def live(sock: socket.socket, life: Life) -> None:
         with sock:
             if life.loads:
-                sock.sendall(pack(["ready", [asdict(PartReady(1, 8, 0, True, "ab" * 16))]]))
+                sock.sendall(
+                    pack(["ready", [asdict(PartReady(1, 8, 0, True, True, "ab" * 16, True))]])
+                )
                 await wait_all_tasks_blocked()
             if life.answers:
                 worker.request(lambda _: None, "rows")

@@ -17,7 +17,8 @@ from numpy.typing import NDArray
 
 from p2pinfer.cli.options import SESSIONS_MAX
 from p2pinfer.core.errors import BadModelFile, EngineDied, EngineError
-from p2pinfer.core.limits import ROWS_PER_DECODE_MAX
+from p2pinfer.core.limits import BLOCK_ROWS, WIDE_ROWS_MAX
+from p2pinfer.core.regimes import Regime
 from p2pinfer.core.sampling import Sampling
 from p2pinfer.engine.base import EngineSession
 from p2pinfer.engine.gguf.reader import read_header
@@ -81,11 +82,11 @@ def inputs(engine: LocalStage, seed: int, rows: int = PROMPT_ROWS) -> NDArray[np
 
 
 async def run(
-    cells: EngineSession, rows: NDArray[np.float32], at: int, size: int, *, wide: bool
+    cells: EngineSession, rows: NDArray[np.float32], at: int, size: int, *, regime: Regime
 ) -> bytes:
     """Run rows from a position on, in chunks, and return what comes out."""
     waiting = [
-        submit(cells, at + n, rows[at + n :][:size].tobytes(), wide=wide)
+        submit(cells, at + n, rows[at + n :][:size].tobytes(), regime=regime)
         for n in range(0, len(rows) - at, size)
     ]
     return b"".join([(await each.wait()).rows for each in waiting])
@@ -99,23 +100,23 @@ async def test_a_killed_worker_is_replaced(slices: dict[str, Path]) -> None:
     async with opened(slices["Q4_1"]) as engine:
         rows = inputs(engine, 1)
         cells = engine.open(engine.end)
-        before = await run(cells, rows[:96], 0, 48, wide=True)
-        waiting = [submit(cells, 0, rows[:48].tobytes(), wide=True) for _ in range(50)]
+        before = await run(cells, rows[:96], 0, 48, regime=Regime.WIDE)
+        waiting = [submit(cells, 0, rows[:48].tobytes(), regime=Regime.WIDE) for _ in range(50)]
         pid = engine.worker.pid
         os.kill(pid, signal.SIGKILL)
         with pytest.raises(EngineDied):
             await waiting[-1].wait()
         with pytest.raises(EngineDied):
-            await run(cells, rows[:1], 0, 1, wide=False)
+            await run(cells, rows[:1], 0, 1, regime=Regime.NARROW)
         with pytest.raises(EngineDied, match="being restarted"):
             engine.open(engine.end)
         await wait_until(lambda: engine.worker.is_running)
         assert engine.worker.pid != pid
         with pytest.raises(EngineDied, match="KV cache"):
-            await run(cells, rows[:1], 0, 1, wide=False)
+            await run(cells, rows[:1], 0, 1, regime=Regime.NARROW)
         cells.close()
         fresh = [engine.open(engine.end) for _ in range(2)]
-        assert await run(fresh[0], rows[:96], 0, 48, wide=True) == before
+        assert await run(fresh[0], rows[:96], 0, 48, regime=Regime.WIDE) == before
 
 
 async def test_a_worker_that_aborts_while_it_loads_is_a_typed_error(
@@ -191,18 +192,19 @@ def ticks(pid: int) -> int:
 async def test_an_idle_worker_uses_no_processor(slices: dict[str, Path]) -> None:
     """While another worker starts and computes, one that has nothing to do waits in the kernel."""
     async with opened(slices["Q4_1"], threads=2) as idle:
-        await run(idle.open(idle.end), inputs(idle, 1, 60), 0, 48, wide=True)
+        await run(idle.open(idle.end), inputs(idle, 1, 60), 0, 48, regime=Regime.WIDE)
         before = ticks(idle.worker.pid)
         async with opened(slices["Q4_1"]) as busy:
             cells = busy.open(busy.end)
             while ticks(busy.worker.pid) < 20:
-                await run(cells, inputs(busy, 2), 0, 48, wide=True)
+                await run(cells, inputs(busy, 2), 0, 48, regime=Regime.WIDE)
         assert ticks(idle.worker.pid) - before <= 1
 
 
 NODE = """
 import sys, trio
 from pathlib import Path
+from p2pinfer.core.regimes import Regime
 from p2pinfer.engine.llama.engine import open_stage
 
 async def main():
@@ -211,7 +213,7 @@ async def main():
         cells = engine.open(engine.end)
         rows = bytes(48 * 4 * engine.width)
         for _ in range(int(sys.argv[2])):
-            cells.submit(0, rows, lambda _: None, wide=True)
+            cells.submit(0, rows, lambda _: None, regime=Regime.WIDE)
         await trio.sleep_forever()
 
 trio.run(main)
@@ -248,9 +250,10 @@ async def test_four_sessions_get_the_bits_of_one(
 
         async def talk(rows: NDArray[np.float32]) -> bytes:
             cells = engine.open(engine.end)
-            found = await run(cells, rows[:PROMPT_ROWS], 0, ROWS_PER_DECODE_MAX, wide=True)
+            found = await run(cells, rows[:300], 0, WIDE_ROWS_MAX, regime=Regime.WIDE)
+            found += await run(cells, rows[:PROMPT_ROWS], 300, BLOCK_ROWS, regime=Regime.BLOCK)
             for at in range(PROMPT_ROWS, len(rows)):  # one by one, as tokens come
-                found += await run(cells, rows[: at + 1], at, 1, wide=False)
+                found += await run(cells, rows[: at + 1], at, 1, regime=Regime.NARROW)
             cells.close()
             return found
 
@@ -272,13 +275,38 @@ async def test_regimes_are_kept_apart(slices: dict[str, Path]) -> None:
         assert not engine.worker.parts[0].regimes_agree
         rows = inputs(engine, 5, 96)
         cells = engine.open(engine.end)
-        chunk = await run(cells, rows, 0, 48, wide=True)
+        chunk = await run(cells, rows, 0, 48, regime=Regime.WIDE)
         size = 4 * engine.width
-        three = await run(cells, rows[:51], 48, 3, wide=True)
+        three = await run(cells, rows[:51], 48, 3, regime=Regime.WIDE)
         assert three == chunk[48 * size : 51 * size]
-        narrow = await run(cells, rows[:51], 48, 3, wide=False)
+        narrow = await run(cells, rows[:51], 48, 3, regime=Regime.NARROW)
         assert narrow != three
-        assert narrow == await run(cells, rows[:51], 48, 1, wide=False)
+        assert narrow == await run(cells, rows[:51], 48, 1, regime=Regime.NARROW)
+
+
+@pytest.mark.parametrize("quantisation", ["Q4_1", "Q4_K_M"])
+async def test_blocks_are_exact_past_512_cells(slices: dict[str, Path], quantisation: str) -> None:
+    """In other chunks and beside another session, each row in the regime of its first time."""
+    async with opened(slices[quantisation], sessions=4) as engine:
+        assert engine.blocks
+        rows, size = inputs(engine, 7, PROMPT_ROWS + 12), 4 * engine.width
+        cells, again, beside = (engine.open(engine.end) for _ in range(3))
+        whole = await run(cells, rows[:PROMPT_ROWS], 0, BLOCK_ROWS, regime=Regime.BLOCK)
+        told = await run(cells, rows, PROMPT_ROWS, 1, regime=Regime.NARROW)
+        first = await run(again, rows[:37], 0, 37, regime=Regime.BLOCK)
+        waiting = [
+            submit(beside, 0, rows[:64].tobytes(), regime=Regime.BLOCK),
+            submit(again, 37, rows[37:101].tobytes(), regime=Regime.BLOCK),
+            submit(beside, 64, rows[64:65].tobytes(), regime=Regime.NARROW),
+            submit(again, 101, rows[101:150].tobytes(), regime=Regime.BLOCK),
+        ]
+        second = [(await each.wait()).rows for each in waiting]
+        rest = await run(again, rows[:PROMPT_ROWS], 150, 50, regime=Regime.BLOCK)
+        assert first + second[1] + second[3] + rest == whole
+        assert second[0] == whole[: 64 * size]
+        assert told == await run(again, rows, PROMPT_ROWS, 7, regime=Regime.NARROW)
+        part = await run(again, rows[: PROMPT_ROWS - 9], PROMPT_ROWS - 30, 21, regime=Regime.BLOCK)
+        assert part == whole[(PROMPT_ROWS - 30) * size : (PROMPT_ROWS - 9) * size]
 
 
 async def test_regimes_agree_on_the_default_model(slices: dict[str, Path]) -> None:
@@ -287,8 +315,8 @@ async def test_regimes_agree_on_the_default_model(slices: dict[str, Path]) -> No
         assert engine.worker.parts[0].regimes_agree
         rows = inputs(engine, 6, 20)
         cells = engine.open(engine.end)
-        wide = await run(cells, rows, 0, 20, wide=True)
-        assert wide == await run(cells, rows, 0, 1, wide=False)
+        wide = await run(cells, rows, 0, 20, regime=Regime.WIDE)
+        assert wide == await run(cells, rows, 0, 1, regime=Regime.NARROW)
 
 
 # What is kept, and the ends
@@ -320,7 +348,7 @@ async def test_sessions_that_nobody_opened_take_no_memory(slices: dict[str, Path
     async with open_stage(path, 10, sessions=sessions, context=context) as engine:
         assert resident_bytes(engine.worker.pid) < cells_bytes // 2
         cells = engine.open(engine.end)
-        await run(cells, inputs(engine, 3), 0, ROWS_PER_DECODE_MAX, wide=True)
+        await run(cells, inputs(engine, 3), 0, WIDE_ROWS_MAX, regime=Regime.WIDE)
         assert resident_bytes(engine.worker.pid) < cells_bytes // 2
 
 
@@ -346,9 +374,9 @@ async def test_the_ends_of_the_default_model_speak(default_model: Path, tmp_path
             ):
                 cells = ends.open()
                 cells.start(sampling, tokens)
-                embedded = await cells.embed(0, tokens, wide=True)
+                embedded = await cells.embed(0, tokens, regime=Regime.WIDE)
                 assert len(embedded.rows) == len(tokens) * 4 * ends.width
-                told.append(await cells.next(0, embedded.rows, wide=True))
+                told.append(await cells.next(0, embedded.rows, regime=Regime.WIDE))
                 cells.close()
             assert replace(told[0], decoding_us=0) == replace(told[1], decoding_us=0)
             assert told[0].token != told[2].token

@@ -1,4 +1,4 @@
-"""Slices from parts: the same bytes as from the file, and nothing from parts that lie."""
+"""Slices from parts: the same bytes as from the file, and none from parts that lie."""
 
 import os
 from collections.abc import Callable
@@ -36,7 +36,7 @@ from tests.support.whole import open_model
 def test_slices_have_the_bytes_of_those_cut_from_the_file(
     architecture: str, tmp_path: Path
 ) -> None:
-    """With the parts that the manifest names for a slice and no other, the slice is the same."""
+    """With only the parts that the manifest names for a slice, the slice is the same."""
     path = tmp_path / "tiny.gguf"
     write_tiny(TINY[architecture], path)
     whole = open_model(path, tmp_path / "whole")
@@ -70,7 +70,7 @@ def test_a_files_order_is_kept(tmp_path: Path) -> None:
 
 
 def test_a_missing_part_and_a_damaged_one(tmp_path: Path) -> None:
-    """A slice is not made of a part that is not here, or is no longer what it was."""
+    """A slice is not made of a part that is missing or damaged."""
     store = Store(tmp_path / "store")
     manifest = add_model(store, write_toy(tmp_path / "m.gguf"), quiet)
     model = open_parts(store, manifest, tmp_path / "cache")
@@ -125,7 +125,7 @@ def row(manifest: Manifest, name: str, changed: TensorRow) -> Manifest:
     ],
 )
 def test_a_manifest_that_lies(lie: Callable[[Manifest], Manifest], tmp_path: Path) -> None:
-    """What a manifest says is held against what its own metadata says."""
+    """What a manifest says is checked against what its own metadata says."""
     store = Store(tmp_path / "store")
     lying = lie(add_model(store, write_toy(tmp_path / "m.gguf"), quiet))
     with pytest.raises((BadModelFile, UnsupportedModel)):
@@ -150,7 +150,7 @@ def test_a_part_that_is_not_what_the_manifest_says(tmp_path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def toy(tmp_path_factory: pytest.TempPathFactory) -> tuple[Manifest, bytes]:
-    """Give a manifest, and the bytes of its metadata part."""
+    """Provide a manifest, and the bytes of its metadata part."""
     path = write_toy(tmp_path_factory.mktemp("toy") / "m.gguf")
     header = read_header(path)
     files = part_files(header, path)

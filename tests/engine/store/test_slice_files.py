@@ -1,4 +1,4 @@
-"""Which slices stay on the disk: those that somebody runs, or is about to."""
+"""Which slices stay on the disk: those that a process runs, or is about to run."""
 
 import fcntl
 import os
@@ -40,8 +40,8 @@ def names(cache: Path) -> set[str]:
     return {path.stem for path in cache.rglob("*") if path.is_file()}
 
 
-def test_what_nobody_uses_any_more_is_removed(tmp_path: Path) -> None:
-    """Of that model and kind alone, but for those wanted last, where some are to be spared."""
+def test_unused_slices_are_removed(tmp_path: Path) -> None:
+    """Only of that model and kind, except the most recently wanted if some are to be spared."""
     for name, age_s in (("stage-1-10", 500), ("stage-2-9", 300), ("stage-1-5", 400)):
         slice_of(tmp_path, name, age_s=age_s)
     slice_of(tmp_path, "first-1")
@@ -53,7 +53,7 @@ def test_what_nobody_uses_any_more_is_removed(tmp_path: Path) -> None:
     assert made(tmp_path).used_bytes() == 200
 
 
-def test_what_is_run_stays(tmp_path: Path) -> None:
+def test_a_running_slice_stays(tmp_path: Path) -> None:
     """A worker that dies loads its slice again; once it is over, the slice may go."""
     run, idle = slice_of(tmp_path, "stage-1-10"), slice_of(tmp_path, "stage-1-5")
     with in_use(run):
@@ -66,7 +66,7 @@ def test_what_is_run_stays(tmp_path: Path) -> None:
     assert not run.exists()
 
 
-def test_what_another_process_runs_stays(tmp_path: Path) -> None:
+def test_a_slice_that_another_process_runs_stays(tmp_path: Path) -> None:
     """Until that process ends, however it ends."""
     path = slice_of(tmp_path, "stage-1-10")
     code = (
@@ -85,7 +85,7 @@ def test_what_another_process_runs_stays(tmp_path: Path) -> None:
     assert not path.parent.exists()
 
 
-def test_what_was_just_asked_for_stays(tmp_path: Path) -> None:
+def test_a_slice_just_requested_stays(tmp_path: Path) -> None:
     """Another peer here is about to load it; what a killed process left behind goes in time."""
     path = slice_of(tmp_path, "stage-1-10")
     half = slice_of(tmp_path, "stage-2-3", age_s=10)
@@ -114,8 +114,8 @@ def test_slices_of_former_versions_go_with_their_model(tmp_path: Path) -> None:
     assert mine.exists()
 
 
-def test_what_was_found_out_of_a_slice_goes_with_it(tmp_path: Path) -> None:
-    """And stays as long as the slice, however long ago it was found out."""
+def test_measurements_of_a_slice_go_with_it(tmp_path: Path) -> None:
+    """And stays as long as the slice, however long ago it was measured."""
     one, other = slice_of(tmp_path, "stage-1-10"), slice_of(tmp_path, "stage-1-1")
     for path in (one, other):
         probe = path.with_name(f"{path.name}.probe-1.json")
@@ -129,7 +129,7 @@ def test_what_was_found_out_of_a_slice_goes_with_it(tmp_path: Path) -> None:
     assert not one.parent.exists()
 
 
-def test_a_slice_that_is_gone_is_told(tmp_path: Path) -> None:
+def test_a_missing_slice_is_reported(tmp_path: Path) -> None:
     """Between being asked for and being run it may have been removed by hand."""
     with pytest.raises(UserError, match="start again"), in_use(tmp_path / "stage-1-2.gguf"):
         pass
@@ -139,7 +139,7 @@ def test_a_slice_that_is_gone_is_told(tmp_path: Path) -> None:
 
 
 def test_a_move_leaves_no_slice_behind(tmp_path: Path) -> None:
-    """What was served is removed as soon as nobody runs it, and what is served stays."""
+    """What was served is removed as soon as no process runs it, and what is served stays."""
     store = Store(tmp_path / "store")
     model = open_parts(
         store, add_model(store, write_toy(tmp_path / "m.gguf"), quiet), tmp_path / "cache"
@@ -172,13 +172,13 @@ def test_audits_leave_a_few(tmp_path: Path) -> None:
 
 
 def age(path: Path) -> None:
-    """Have a slice been asked for long ago."""
+    """Make a slice look as if it was wanted long ago."""
     long_ago_s = path.stat().st_mtime - 2 * GRACE_S
     os.utime(path, (long_ago_s, long_ago_s))
 
 
 def test_slices_count_for_the_quota_and_make_room(tmp_path: Path) -> None:
-    """Those that nobody runs go first; those that somebody runs are in the way, and said to be."""
+    """Unused ones are removed first; those in use are in the way, and the error says so."""
     slices = made(tmp_path / "cache")
     store = Store(tmp_path / "store", quota_bytes=len(DATA) + 150, slices=slices)
     idle = slice_of(tmp_path / "cache", "stage-1-10")
@@ -194,7 +194,7 @@ def test_slices_count_for_the_quota_and_make_room(tmp_path: Path) -> None:
 
 
 def test_room_is_wanted_for_the_slices_to_come(tmp_path: Path) -> None:
-    """They have the bytes of their parts again; what is here already needs nothing more."""
+    """They have the bytes of their parts again; those already here need nothing more."""
     slices = made(tmp_path / "cache")
     store = Store(tmp_path / "store", quota_bytes=2 * len(DATA) - 1, slices=slices)
     store.check_room([PART])
@@ -207,7 +207,7 @@ def test_room_is_wanted_for_the_slices_to_come(tmp_path: Path) -> None:
 
 
 def test_a_removed_model_takes_its_slices_along(tmp_path: Path) -> None:
-    """And says what that frees."""
+    """And the freed bytes are reported."""
     store = Store(tmp_path / "store", slices=Slices(tmp_path / "cache"))
     model = add_model(store, write_toy(tmp_path / "m.gguf"), quiet)
     cut = open_parts(store, model, tmp_path / "cache").stage(1, 2)

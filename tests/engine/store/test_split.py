@@ -1,4 +1,4 @@
-"""Parts: the same from every copy of a file, each a valid GGUF, and refused where they must be."""
+"""Parts: the same from every copy of a file, each a valid GGUF, and refused where necessary."""
 
 import os
 import shutil
@@ -25,7 +25,7 @@ from tests.support.whole import open_model
 
 
 def test_the_default_model_has_its_id(default_model: Path, tmp_path: Path) -> None:
-    """The id of a file that everybody has never changes, and its chat template is kept."""
+    """The id of a widely shared file never changes, and its chat template is kept."""
     store = Store(tmp_path / "store")
     manifest = add_model(store, default_model, quiet)
     assert manifest.id == "4d00729f8d071527fe08bf1a9621d822402851f3899713aa67c0f1938707aea9"
@@ -35,7 +35,7 @@ def test_the_default_model_has_its_id(default_model: Path, tmp_path: Path) -> No
 
 
 def test_every_copy_of_a_file_has_the_same_id(tmp_path: Path) -> None:
-    """Neither a file's name, nor its place, nor its times, nor how often it is added, matter."""
+    """A file's name, place and times do not matter, nor how often it is added."""
     unnamed = Value.of(ValueType.STRING, "")  # general.name: a file's own name must not stand in
     path = write_toy(tmp_path / "m.gguf", general__name=unnamed)
     copy = tmp_path / "elsewhere" / "other name.GGUF"
@@ -68,7 +68,7 @@ def test_parts_are_gguf_files(tmp_path: Path) -> None:
 
 
 def test_models_share_equal_parts(tmp_path: Path) -> None:
-    """A model that differs in its name alone costs its metadata and tokenizer parts."""
+    """A model that differs only in its name costs its metadata and tokenizer parts."""
     store = Store(tmp_path / "store")
     first = add_model(store, write_toy(tmp_path / "a.gguf"), quiet)
     other = Value.of(ValueType.STRING, "Other")
@@ -78,7 +78,7 @@ def test_models_share_equal_parts(tmp_path: Path) -> None:
 
 
 def test_names_are_made_fit_to_print(tmp_path: Path) -> None:
-    """A name that would play with the terminal, or fill it, is cut to a line."""
+    """A name with terminal codes, or too long a one, is cut to a printable line."""
     odd = Value.of(ValueType.STRING, "\x1b[2J\n" + "x" * 500)
     store = Store(tmp_path / "store")
     manifest = add_model(store, write_toy(tmp_path / "m.gguf", general__name=odd), quiet)
@@ -86,7 +86,7 @@ def test_names_are_made_fit_to_print(tmp_path: Path) -> None:
     assert open_parts(store, manifest, tmp_path / "cache").info.layers == LAYERS
 
 
-def test_progress_is_told(tmp_path: Path) -> None:
+def test_progress_is_reported(tmp_path: Path) -> None:
     """Both passes count up to their totals."""
     told: list[tuple[str, int, int]] = []
     store = Store(tmp_path / "store")
@@ -132,7 +132,7 @@ def test_what_cannot_be_split_is_refused(tmp_path: Path) -> None:
 
 
 def test_a_file_that_changes_meanwhile(tmp_path: Path) -> None:
-    """A file that is not what it was when it was hashed is named, and no bad part is kept."""
+    """A file that changed after it was hashed is named, and no bad part is kept."""
     path = write_toy(tmp_path / "m.gguf")
     store = Store(tmp_path / "store")
 

@@ -1,4 +1,4 @@
-"""The store: nothing bad is ever kept, nothing good is ever lost, and what is full says so."""
+"""The store: nothing bad is ever kept, nothing good is ever lost, and a full disk is reported."""
 
 import errno
 import os
@@ -19,7 +19,7 @@ from tests.support.stored import DATA, PART, chunk, files, flip, model_of, part_
 
 @pytest.fixture
 def store(tmp_path: Path) -> Store:
-    """Give an empty store."""
+    """Provide an empty store."""
     return Store(tmp_path / "store")
 
 
@@ -62,7 +62,7 @@ def test_wrong_bytes_are_not_written(store: Store) -> None:
     assert files(store) == []
 
 
-def test_what_is_not_there(store: Store) -> None:
+def test_missing_chunks(store: Store) -> None:
     """Chunks that are not held cannot be read, nor a part finished or verified without them."""
     for index in range(4):
         with pytest.raises(MissingChunk):
@@ -104,7 +104,7 @@ def test_a_part_is_on_disk_before_it_has_its_name(
 
 @pytest.mark.parametrize("at", [0, CHUNK_BYTES, len(DATA) - 1])
 def test_a_bit_flips_in_a_whole_part(store: Store, at: int) -> None:
-    """Reading finds it and sets the part aside; the chunks that are good stay, one is due again."""
+    """Reading finds it and sets the part aside; good chunks stay, one must be fetched again."""
     put(store)
     flip(store.path(PART), at)
     bad = at // CHUNK_BYTES
@@ -140,7 +140,7 @@ def test_verify_names_what_is_damaged(store: Store) -> None:
 
 
 def test_a_bit_flips_in_a_partial_part(store: Store) -> None:
-    """A chunk that was good when it was written is read as missing, and is due again."""
+    """A chunk that was good when it was written is read as missing, and must be fetched again."""
     for index in range(4):
         store.write_chunk(PART, index, chunk(index))
     partial = store.root / "partial" / PART.hash
@@ -154,7 +154,7 @@ def test_a_bit_flips_in_a_partial_part(store: Store) -> None:
 
 
 def test_a_disk_that_cannot_read(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What the disk itself calls unreadable is damage as any other."""
+    """What the disk itself calls unreadable is damage like any other."""
     put(store)
 
     def fail(file: int, count: int, offset: int) -> bytes:
@@ -186,7 +186,7 @@ def test_the_quota_is_kept(tmp_path: Path) -> None:
 
 
 def test_a_part_counts_whole_from_its_first_chunk(tmp_path: Path) -> None:
-    """Two parts that fit one by one and not together are not both begun; what is begun fits."""
+    """Two parts that fit only one at a time are not both begun; what is begun fits."""
     store = Store(tmp_path, quota_bytes=PART.size + 10)
     store.write_chunk(PART, 3, chunk(3))
     with pytest.raises(UserError, match="quota"):
@@ -210,7 +210,7 @@ def test_room_on_the_disk_is_checked(store: Store, monkeypatch: pytest.MonkeyPat
 
 @pytest.mark.parametrize("failing", ["pwrite", "fsync", "ftruncate"])
 def test_no_space_left(store: Store, monkeypatch: pytest.MonkeyPatch, failing: str) -> None:
-    """Wherever the disk says that it is full, nothing is kept that is not good, nor lost."""
+    """Wherever the disk reports that it is full, no bad data is kept, and no good data lost."""
     put(store, part_of(b"good"), b"good")
 
     def fail(*_: object) -> int:

@@ -26,7 +26,7 @@ MIB = 1 << 20
 
 @pytest.fixture
 def store(tmp_path: Path) -> Store:
-    """Give an empty store."""
+    """Provide an empty store."""
     return Store(tmp_path / "store")
 
 
@@ -51,7 +51,7 @@ def start(code: str, *arguments: str) -> "subprocess.Popen[str]":
 
 @pytest.fixture
 def processes() -> Iterator[list["subprocess.Popen[str]"]]:
-    """Give a list of processes that are ended when the test is over."""
+    """Provide a list of processes that are ended when the test is over."""
     started: list[subprocess.Popen[str]] = []
     yield started
     for process in started:
@@ -87,7 +87,7 @@ def test_two_processes_write_one_part(
 
 
 def race(processes: list["subprocess.Popen[str]"]) -> list[str]:
-    """Let processes go that say when they are ready, and return what they then print."""
+    """Start processes together once all report ready, and return their output."""
     for process in processes:
         assert process.stdout is not None
         assert process.stdout.readline() == "ready\n"
@@ -131,8 +131,8 @@ def test_another_process_finishes_the_part(store: Store) -> None:
     assert files(store) == [f"parts/{PART.hash}.gguf"]
 
 
-def test_another_process_begins_the_part_anew(store: Store) -> None:
-    """What was known of a partial file does not count for another of its name."""
+def test_another_process_begins_the_part_again(store: Store) -> None:
+    """What was known of a partial file does not count for another with its name."""
     store.write_chunk(PART, 0, chunk(0))
     partial = store.root / "partial" / PART.hash
     with partial.open("rb"):  # while it is open, no other file gets its inode
@@ -172,7 +172,7 @@ def test_threads_share_a_store(store: Store) -> None:
 def test_killed_while_writing(store: Store, processes: list["subprocess.Popen[str]"]) -> None:
     """A writer killed at any moment has lost at most the chunk that it was writing.
 
-    It says which chunks it has written; killed at 20 random moments, another finds all of them.
+    It reports the chunks it has written; after 20 kills at random moments, all of them are there.
     """
     data = random.Random(3).randbytes(40 * CHUNK_BYTES)
     part = part_of(data)
@@ -208,7 +208,7 @@ def test_killed_while_writing(store: Store, processes: list["subprocess.Popen[st
 def test_killed_while_finishing(
     store: Store, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """Wherever a finish ends for ever, the next store finds the part, or all of its chunks."""
+    """Wherever a finish is killed, the next store finds the part, or all of its chunks."""
 
     class Killed(BaseException):
         pass
@@ -244,7 +244,7 @@ def test_threads_begin_a_part_together(store: Store) -> None:
         store.finish(part)
 
 
-def test_removed_and_begun_anew_elsewhere(store: Store) -> None:
+def test_removed_and_begun_again_elsewhere(store: Store) -> None:
     """What was written to a file that is gone does not count, though the new one looks alike."""
     for index in range(4):
         store.write_chunk(PART, index, chunk(index))
@@ -257,7 +257,7 @@ def test_removed_and_begun_anew_elsewhere(store: Store) -> None:
 
 
 def test_found_damaged_elsewhere(store: Store) -> None:
-    """A part that another process finished, and found damaged later, is looked at anew."""
+    """A part that another process finished, and found damaged later, is checked again."""
     other = Store(store.root)
     for index in range(4):
         store.write_chunk(PART, index, chunk(index))
@@ -274,7 +274,7 @@ def test_found_damaged_elsewhere(store: Store) -> None:
 def test_a_disk_that_does_not_take_what_was_written(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """After a failed sync the system may show bytes that are on no disk: they count no more."""
+    """After a failed sync the system may show bytes that are on no disk: they no longer count."""
 
     def fail(_: int) -> None:
         raise OSError(errno.EIO, "Input/output error")
@@ -306,7 +306,7 @@ def test_a_disk_that_forgot(store: Store) -> None:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the way to limit a file's size is Linux's")
 def test_a_full_disk_leaves_the_store_whole(store: Store) -> None:
-    """A write that the system cuts off and then refuses is a sentence; it works when there is room.
+    """A write that the system cuts short and refuses is a sentence; it works once there is room.
 
     A limit on the size of files stands in for the disk: the system writes what fits and then fails.
     """

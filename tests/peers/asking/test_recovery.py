@@ -9,8 +9,9 @@ import trio
 from trio.testing import MockClock
 
 from p2pinfer.core.errors import NoReplacement, PeerUnavailable
+from p2pinfer.core.layer_range import LayerRange
 from p2pinfer.core.messages import Hop
-from peers.asking.repair import WAIT_S_MAX, Layers, Neighbours, Repair
+from peers.asking.repair import WAIT_S_MAX, Neighbours, Repair
 from peers.asking.session import Session
 from peers.asking.stage_handle import STILL_S_MAX
 from peers.serving.stage_session import RELINKED_S_MAX
@@ -67,16 +68,16 @@ class Spares:
         return made.requester.open(made.route, session_id(), CONTEXT, self.repair())
 
     def _choose(
-        self, layers: Layers, between: Neighbours, without: Collection[str]
+        self, layers: LayerRange, between: Neighbours, without: Collection[str]
     ) -> Sequence[Hop]:
         found: list[Hop] = []
-        at = layers[0]
+        at = layers.first
         for hop in sorted(self.hops, key=lambda hop: hop.first):
-            if hop.first == at < layers[1] and hop.peer not in without:
-                at = min(hop.end, layers[1])
+            if hop.first == at < layers.end and hop.peer not in without:
+                at = min(hop.end, layers.end)
                 found.append(Hop(hop.peer, hop.addresses, hop.first, at))
-        if at != layers[1]:
-            raise LookupError(f"nobody serves layers {at}:{layers[1]}")
+        if at != layers.end:
+            raise LookupError(f"nobody serves layers {at}:{layers.end}")
         return found
 
     def leave(self, number: int) -> None:
@@ -271,7 +272,8 @@ async def test_who_failed_once_is_asked_again(autojump_clock: MockClock) -> None
         assert await answer(session, PROMPT) == first
         spares.leave(0)
         since = trio.current_time()
-        assert await answer(session, [*PROMPT, 7]) == await expected([*PROMPT, 7], 20, CHAINS[3])
+        right = await expected([*PROMPT, 7], 20, CHAINS[3], held=len(PROMPT))
+        assert await answer(session, [*PROMPT, 7]) == right
         assert trio.current_time() - since < 3
         assert spares.routes[-1] == PEERS[:3]
         assert [row[1] for row in spares.routes] == [PEERS[1], SPARES[0], PEERS[1]]

@@ -8,6 +8,7 @@ import trio
 from trio.testing import MockClock
 
 from p2pinfer.core.advertisement import Advertisement
+from p2pinfer.core.layer_range import LayerRange
 from peers.asking.experience import Experiences, stage_times
 from peers.asking.replacements import SLOW_TIMES, TIMES_MIN, Replacements
 from scheduler.routing import RouteHop
@@ -25,7 +26,9 @@ def offer(
     )
 
 
-def mending(others: list[Advertisement], taken_us: tuple[int, ...], count: int) -> Replacements:
+def replacements(
+    others: list[Advertisement], taken_us: tuple[int, ...], count: int
+) -> Replacements:
     """Begin with three stages of ten layers that took so long for each token."""
     route = [offer("stage0", 1, 11), offer("stage1", 11, 21), offer("stage2", 21, 29)]
     hops = [RouteHop(each, each.end) for each in route]
@@ -64,7 +67,7 @@ async def test_who_is_replaced_for_being_slow(
 ) -> None:
     """Ten times slower than claimed, over several tokens, and somebody twice as fast."""
     await trio.lowlevel.checkpoint()
-    made = mending([offer(*each) for each in others], taken_us, count)
+    made = replacements([offer(*each) for each in others], taken_us, count)
     index, hops = made.repair().better()
     if found is None:
         assert not hops
@@ -81,5 +84,9 @@ async def test_who_computes_the_same_bits_comes_first(
     """However much slower; where nobody does, the others serve."""
     await trio.lowlevel.checkpoint()
     others = [offer("fast", 11, 25, 1, "1"), offer("alike", 11, 21, 5_000, numerics)]
-    hops = mending(others, (), 0).repair().choose((11, 21), (PEERS[0], PEERS[2]), [peer("stage1")])
+    hops = (
+        replacements(others, (), 0)
+        .repair()
+        .choose(LayerRange(11, 21), (PEERS[0], PEERS[2]), [peer("stage1")])
+    )
     assert [hop.peer for hop in hops] == [peer(found)]

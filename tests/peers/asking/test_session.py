@@ -13,8 +13,9 @@ from attrs import evolve
 from trio.testing import MockClock
 
 from p2pinfer.core.ids import SessionId
-from p2pinfer.core.limits import STEPS_IN_FLIGHT_MAX
+from p2pinfer.core.limits import BLOCK_ROWS, STEPS_IN_FLIGHT_MAX
 from p2pinfer.core.messages import Dtype, Refusal, Step
+from p2pinfer.core.regimes import Regime
 from peers.steps.messaging import RefusedError, receive
 from tests.support.fake_engines import WIDTH, FakeEnds, FakeStage, submit
 from tests.support.swarm import (
@@ -58,7 +59,10 @@ async def test_float16_halves_the_bytes_and_arrives(autojump_clock: MockClock) -
         await talk.send_step(0, rows.tobytes(), 2)
         step = await receive(talk.exit, Step)
         alone = submit(
-            made.engines[0].open(made.engines[0].end), 0, rows.astype("<f4").tobytes(), wide=True
+            made.engines[0].open(made.engines[0].end),
+            0,
+            rows.astype("<f4").tobytes(),
+            regime=Regime.WIDE,
         )
         exact = np.frombuffer((await alone.wait()).rows, "<f4")
         assert step.rows == exact.astype("<f2").tobytes()
@@ -104,20 +108,20 @@ async def test_sessions_at_once_do_not_mix(autojump_clock: MockClock) -> None:
 
 async def test_chunks_overlap_along_the_chain(autojump_clock: MockClock) -> None:
     """Eight chunks through three stages of a second each take ten seconds, not twenty-four."""
-    context = 8 * 48 + 8
+    context = 8 * BLOCK_ROWS + 8
     async with swarm(ends=FakeEnds(context=context)) as made:
         for engine in made.engines:
             engine.machine.context = engine.context = context
             engine.machine.decode_s = 1.0
         async with made.open(context=context) as session:
             start = trio.current_time()
-            await answer(session, [1 + i % 40 for i in range(8 * 48)], 1)
+            await answer(session, [1 + i % 40 for i in range(8 * BLOCK_ROWS)], 1)
             assert trio.current_time() - start == pytest.approx(10.0)
 
 
 async def test_a_long_prompt_is_not_all_in_flight(autojump_clock: MockClock) -> None:
     """Of a prompt of many chunks, no more than the limit have left and not yet come back."""
-    context, most = 48 * 20, 0
+    context, most = BLOCK_ROWS * 20, 0
     async with swarm((1, 29), ends=FakeEnds(context=context)) as made:
         (engine,) = made.engines
         engine.machine.context = engine.context = context
@@ -127,7 +131,9 @@ async def test_a_long_prompt_is_not_all_in_flight(autojump_clock: MockClock) -> 
             for _ in range(12):
                 await trio.sleep(1.0)
                 # Of each chunk that came back, the ends ran the rows twice.
-                under_way = made.ends.machine.rows // 48 - 2 * len(session.tokens) // 48
+                under_way = (
+                    made.ends.machine.rows // BLOCK_ROWS - 2 * len(session.tokens) // BLOCK_ROWS
+                )
                 most = max(most, under_way)
     assert most == STEPS_IN_FLIGHT_MAX
 

@@ -5,15 +5,17 @@ import pytest
 from attrs import evolve
 from trio.testing import MockClock
 
+from p2pinfer.core.audit import THIS_MACHINE
 from p2pinfer.core.errors import PeerUnavailable
 from p2pinfer.core.fraud import parse, to_sign
 from p2pinfer.core.ids import PeerId
 from p2pinfer.core.messages import Refusal, Step
 from p2pinfer.core.receipts import SIGNED_AS, Receipt, Signed
+from p2pinfer.core.regimes import Regime
 from p2pinfer.core.trust import Audited, AuditVerdict, Trust, choose_audits
 from p2pinfer.core.witness import OpenedRows, Seat, Witness
 from peers.audits.frauds import judge
-from peers.audits.replay import THIS_MACHINE, cut
+from peers.audits.replay import cut
 from peers.receipts.signer import SessionRecord
 from peers.receipts.stage_receipts import StageReceipts
 from peers.steps.messaging import RefusedError
@@ -106,7 +108,7 @@ async def test_of_two_whose_receipts_do_not_join_up_the_first_is_run_again(
     add = SessionRecord.add
 
     def add_falsely(record: SessionRecord, step: Step, sent: bytes) -> None:
-        if (record.seat.first, step.position) == (BOUNDS[1], 48):
+        if (record.seat.first, step.position) == (BOUNDS[1], 64):
             sent = bytes(len(sent))
         add(record, step, sent)
 
@@ -117,7 +119,7 @@ async def test_of_two_whose_receipts_do_not_join_up_the_first_is_run_again(
         cheater, innocent = (hop.peer for hop in found.made.route[1:])
         assert trust.broken.peers == (cheater, innocent)
         assert [(each.peer, each.blamed) for each in trust.audits] == [(cheater, cheater)]
-        assert [(each.accused, each.receipt.position) for each in found.proofs] == [(cheater, 64)]
+        assert [(each.accused, each.receipt.position) for each in found.proofs] == [(cheater, 96)]
 
 
 async def test_an_auditor_that_goes_is_replaced(autojump_clock: MockClock) -> None:
@@ -257,15 +259,19 @@ async def test_a_share_of_stages_is_audited(autojump_clock: MockClock) -> None:
 
 def test_runs_keep_to_one_regime() -> None:
     """Each no longer than its regime's decodes may be, none lost."""
-    regimes = (True,) * 48 + (False,) * 9 + (True, False)
-    rows = bytes(range(59))
+    narrow, wide, block = Regime
+    regimes = (block,) * 70 + (wide,) * 49 + (narrow,) * 9 + (wide, narrow)
+    rows = bytes(range(130))
     runs = cut(OpenedRows(regimes, rows), 100)
-    assert [(at, len(data), wide) for at, data, wide in runs] == [
-        (100, 48, True),
-        (148, 7, False),
-        (155, 2, False),
-        (157, 1, True),
-        (158, 1, False),
+    assert [(at, len(data), regime) for at, data, regime in runs] == [
+        (100, 64, block),
+        (164, 6, block),
+        (170, 48, wide),
+        (218, 1, wide),
+        (219, 7, narrow),
+        (226, 2, narrow),
+        (228, 1, wide),
+        (229, 1, narrow),
     ]
     assert b"".join(data for _, data, _ in runs) == rows
 

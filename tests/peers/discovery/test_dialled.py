@@ -10,6 +10,7 @@ from trio.testing import MockClock
 
 from p2pinfer.core.errors import PeerUnavailable
 from p2pinfer.core.ids import PeerId
+from p2pinfer.core.layer_range import LayerRange
 from peers.discovery.advertiser import HIDDEN_S, PATIENCE_ROUNDS, PATIENCE_S_MIN
 from peers.discovery.model_index import CALLS_MISSED_MAX
 from peers.discovery.view import PERIOD_RATIO_MAX, SHORTEST_S
@@ -70,20 +71,20 @@ async def test_who_is_not_dialled_in_time_hides(autojump_clock: MockClock) -> No
     """It names no address, speaks seldom and is not counted on; who is dialled goes on as ever."""
     async with directories(3) as (network, (a, b, c)):
         told: list[bool] = []
-        b.directory.voice.on_hidden = told.append
+        b.directory.advertiser.on_hidden = told.append
         with closed(network, b.id):
             async with running([a, b, c]):
                 for peer in (a, b, c):
                     peer.advertise()
                 await trio.sleep(PATIENCE_S / 2)
-                assert not b.directory.voice.is_hidden
+                assert not b.directory.advertiser.is_hidden
                 await trio.sleep(PATIENCE_S / 2 + 2 * SHORTEST_S)
                 assert told == [True]
                 assert said_of(b, by=a) == ((), 1000 * PERIOD_RATIO_MAX * SHORTEST_S)
                 assert a.sees() == {c.id}
                 assert b.sees() == {a.id, c.id}
                 assert c.sees() == {a.id}
-                assert b.directory.view.missing(MODEL, 1, 10) == []
+                assert b.directory.view.missing(MODEL, LayerRange(1, 10)) == []
                 await trio.sleep(HIDDEN_S / 2)
                 assert (a.sees(), c.sees()) == ({c.id}, {a.id})
                 assert b.id in {found.peer for found in a.directory.peers()}
@@ -96,9 +97,9 @@ async def test_who_hides_tries_again(autojump_clock: MockClock) -> None:
         b.advertise()
         with closed(network, b.id):
             await trio.sleep(PATIENCE_S + 2 * SHORTEST_S)
-            assert b.directory.voice.is_hidden
+            assert b.directory.advertiser.is_hidden
         await trio.sleep(HIDDEN_S + 5 * SHORTEST_S)
-        assert not b.directory.voice.is_hidden
+        assert not b.directory.advertiser.is_hidden
         assert a.sees() == {b.id}
         await trio.sleep(2 * HIDDEN_S)
         assert a.sees() == {b.id}

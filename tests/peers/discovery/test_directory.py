@@ -11,7 +11,7 @@ from p2pinfer.core.exchange import Compare
 from p2pinfer.core.wire import encode
 from peers.discovery.anti_entropy import MESSAGES_MAX, OFFENCES_MAX, TOLD_MAX
 from peers.discovery.directory import COMPARE_S, EXCHANGE_S_MAX, PATIENCE_S
-from peers.discovery.model_index import CALLS_MISSED_MAX
+from peers.discovery.model_index import CALLS_MISSED_MAX, parse
 from peers.steps.messaging import DIRECTORY, receive, send
 from tests.support.directories import (
     MODEL,
@@ -220,11 +220,37 @@ async def test_a_former_run_is_outdone(autojump_clock: MockClock) -> None:
         assert b.sees(OTHER) == set()
 
 
+@pytest.mark.parametrize("hidden", [False, True])
+async def test_own_view_holds_what_others_read(hidden: bool, autojump_clock: MockClock) -> None:
+    """What a peer keeps of its own advertisement is what the bytes it signed say."""
+    async with directories(1) as (_, (a,)):
+        a.directory.advertiser.is_hidden = hidden
+        a.advertise()
+        entry = a.directory.view.get(a.id)
+        assert entry
+        assert entry.parsed == parse(entry.heard.body)
+        assert bool(entry.parsed.advertisement.addresses) is not hidden
+
+
+async def test_numbers_rise_whatever_the_clock_says(autojump_clock: MockClock) -> None:
+    """A peer says something new in the same millisecond, and when its clock goes back."""
+    clock = iter((5000, 5000, 4000, 9000))
+    async with directories(1) as (_, (a,)):
+        a.directory.advertiser._clock_ms = lambda: next(clock)
+        numbers: list[int] = []
+        for end in range(10, 14):
+            a.advertise(layers=(1, end))
+            entry = a.directory.view.get(a.id)
+            assert entry
+            numbers.append(entry.parsed.advertisement.sequence)
+    assert numbers == [5000, 5001, 5002, 9000]
+
+
 async def test_renewals_tell_the_time(autojump_clock: MockClock) -> None:
     """What a peer says is numbered with its clock, so that others see whether that is right."""
     async with directories(2) as (_, (a, b)):
         now_ms = 1_800_000_000_000
-        a.directory.voice._clock_ms = lambda: now_ms + round(1000 * trio.current_time())
+        a.directory.advertiser._clock_ms = lambda: now_ms + round(1000 * trio.current_time())
         async with running([b, a]):
             a.advertise()
             b.advertise()

@@ -102,16 +102,16 @@ class Stubborn(Witness):
         return 0
 
 
-def deny(notary: ReceiptSigner, monkeypatch: pytest.MonkeyPatch) -> None:
+def deny(signer: ReceiptSigner, monkeypatch: pytest.MonkeyPatch) -> None:
     """Have a stage say for ever that it has not computed the rows yet."""
-    honest = notary.record
+    honest = signer.record
 
     def record(*args: object) -> SessionRecord:
         found: SessionRecord = honest(*args)  # type: ignore[arg-type]
         found.witness = Stubborn(keep=False)
         return found
 
-    monkeypatch.setattr(notary, "record", record)
+    monkeypatch.setattr(signer, "record", record)
 
 
 async def test_a_stage_that_says_it_has_nothing_is_a_break(
@@ -121,7 +121,7 @@ async def test_a_stage_that_says_it_has_nothing_is_a_break(
     for liar in (1, 3):
         async with mended(BOUNDS, evidence=True) as (made, spares):
             await spares.add(10, 20, KEYS[4])
-            deny(made.notaries[liar], monkeypatch)
+            deny(made.signers[liar], monkeypatch)
             async with spares.open() as session:
                 await answer(session, PROMPT)
                 if liar == 3:

@@ -18,7 +18,7 @@ def word(of: Peer, sequence: int) -> Heard:
 def told(peer: Peer) -> list[float]:
     """Return when a peer's owner hears of a twin."""
     moments: list[float] = []
-    peer.directory.voice.on_twin = lambda: moments.append(trio.current_time())
+    peer.directory.advertiser.on_twin = lambda: moments.append(trio.current_time())
     return moments
 
 

@@ -11,6 +11,7 @@ from trio.testing import MockClock
 from p2pinfer.core.advertisement import Advertisement, Heard
 from p2pinfer.core.exchange import BUCKETS
 from p2pinfer.core.ids import ModelId, PeerId
+from p2pinfer.core.layer_range import LayerRange
 from p2pinfer.core.messages import Attached
 from p2pinfer.core.wire import decode, encode
 from peers.discovery.gossip import NEWS_MAX, Announcer, judge, news
@@ -134,7 +135,7 @@ def test_renewals_without_end_take_no_room() -> None:
     for sequence in range(1000):
         assert seen.take(unsigned(advertisement(author, MODEL, sequence)), 0) is Taken.NEW
         assert len(seen._expiries) <= 4 * EXPIRIES_PER_PEER_MAX
-    assert [gone.sequence for gone in seen.forget_the_silent(1e9)] == [999]
+    assert [gone.sequence for gone in seen.expire(1e9)] == [999]
 
 
 def test_a_dead_peer_stays_dead() -> None:
@@ -142,7 +143,7 @@ def test_a_dead_peer_stays_dead() -> None:
     seen = trusting()
     word = unsigned(advertisement(identity(1)))
     seen.take(word, 0)
-    assert len(seen.forget_the_silent(35)) == 1
+    assert len(seen.expire(35)) == 1
     assert seen.take(word, 36) is Taken.OLD
     assert seen.take(unsigned(advertisement(identity(1), sequence=2)), 37) is Taken.NEW
 
@@ -163,8 +164,8 @@ def test_the_fewest_holders_of_a_range() -> None:
     for number, layers in ((1, (1, 9)), (2, (3, 9)), (3, (3, 5))):
         seen.take(unsigned(advertisement(identity(number), layers=layers)), 0)
     ranges = ((3, 5), (3, 9), (1, 9), (1, 10), (20, 30))
-    assert [seen.fewest_holders(MODEL, *each) for each in ranges] == [3, 2, 1, 0, 0]
-    assert seen.fewest_holders(OTHER, 1, 9) == 0
+    assert [seen.fewest_holders(MODEL, LayerRange(*each)) for each in ranges] == [3, 2, 1, 0, 0]
+    assert seen.fewest_holders(OTHER, LayerRange(1, 9)) == 0
 
 
 def test_the_period_stretches_with_the_swarm() -> None:
@@ -174,8 +175,8 @@ def test_the_period_stretches_with_the_swarm() -> None:
     for number in range(1, 1000):
         seen.take(unsigned(advertisement(identity(number), period_ms=100_000)), 0)
     assert seen.period_s(MODEL) == 1000 / ARRIVALS_PER_S_MAX == 100
-    assert not seen.forget_the_silent(100 + 25 + 60 - 1)
-    assert len(seen.forget_the_silent(100 + 25 + 60 + 1)) == 999
+    assert not seen.expire(100 + 25 + 60 - 1)
+    assert len(seen.expire(100 + 25 + 60 + 1)) == 999
 
 
 def test_three_short_periods_may_be_missed_and_of_long_ones_not_one() -> None:
@@ -192,8 +193,8 @@ def test_who_claims_a_long_period_does_not_linger() -> None:
     """In a small swarm a peer that promises a word an hour is forgotten long before."""
     seen = trusting()
     seen.take(unsigned(advertisement(identity(1), period_ms=3_600_000)), 0)
-    assert not seen.forget_the_silent(100)
-    assert len(seen.forget_the_silent(141)) == 1
+    assert not seen.expire(100)
+    assert len(seen.expire(141)) == 1
 
 
 def test_who_promises_a_shorter_period_is_looked_for_sooner() -> None:
@@ -205,7 +206,7 @@ def test_who_promises_a_shorter_period_is_looked_for_sooner() -> None:
         seen.take(unsigned(advertisement(each, sequence=2)), 1)
     for now in range(10, 120, 10):
         seen.take(unsigned(advertisement(stays, sequence=now)), now)
-        found = seen.forget_the_silent(now)
+        found = seen.expire(now)
         assert [a.peer for a in found] == ([gone.peer_id] if now == 40 else [])
     assert len(seen._expiries) == 1
 
@@ -230,7 +231,7 @@ def test_a_full_view_keeps_a_sample_with_every_layer() -> None:
     assert len(served & {*range(20, 29)}) >= 7
     assert len(list(seen.of(MODEL))) == 100
     assert seen.is_full
-    assert seen.shelves[MODEL].crowd == pytest.approx(1000, rel=0.3)
+    assert seen.indexes[MODEL].crowd == pytest.approx(1000, rel=0.3)
     assert seen.period_s(MODEL) == pytest.approx(1000 / ARRIVALS_PER_S_MAX, rel=0.3)
 
 
@@ -241,7 +242,7 @@ def test_other_models_take_little_room() -> None:
         for number in range(2):
             author = identity(1 + 2 * model + number)
             seen.take(unsigned(advertisement(author, ModelId(f"{model:064x}"))), 0)
-    assert len(seen.shelves) <= MODELS_MAX + 1
+    assert len(seen.indexes) <= MODELS_MAX + 1
     for number in range(1000, 1100):
         seen.take(unsigned(advertisement(identity(number), ModelId("0" * 64))), 0)
     assert len(list(seen.of(ModelId("0" * 64)))) == GLIMPSE_MAX
@@ -260,11 +261,11 @@ def test_digests_agree_however_one_got_there() -> None:
         b.take(unsigned(advertisement(identity(number))), 0)
     for heard in reversed(said):
         b.take(heard, 0)
-    assert a.shelves[MODEL].differing(b.shelves[MODEL].digests()) == 0
+    assert a.indexes[MODEL].differing(b.indexes[MODEL].digests()) == 0
     b.take(unsigned(advertisement(identity(7), sequence=3)), 0)
-    differing = a.shelves[MODEL].differing(b.shelves[MODEL].digests())
+    differing = a.indexes[MODEL].differing(b.indexes[MODEL].digests())
     assert differing.bit_count() == 1
-    assert len(list(a.shelves[MODEL].within(differing))) < 199 / BUCKETS * 4
+    assert len(list(a.indexes[MODEL].within(differing))) < 199 / BUCKETS * 4
 
 
 async def test_peers_that_start_at_once_do_not_renew_at_once(autojump_clock: MockClock) -> None:

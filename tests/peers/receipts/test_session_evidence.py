@@ -86,7 +86,7 @@ async def test_who_signs_for_other_rows_does_not_join_up(
     add = SessionRecord.add
 
     def add_falsely(record: SessionRecord, step: Step, sent: bytes) -> None:
-        if (record.seat.first, step.position) == (CHAINS[3][liar], 48):
+        if (record.seat.first, step.position) == (CHAINS[3][liar], 64):
             sent = bytes(len(sent))
         add(record, step, sent)
 
@@ -96,7 +96,7 @@ async def test_who_signs_for_other_rows_does_not_join_up(
         found = await evidence_of(session).settle(len(session.tokens))
         assert found
         assert made.route[liar].peer in found.peers
-        assert found.position == 64  # of the rows from 48 on
+        assert found.position == 96  # of the rows from 64 on
         assert (len(found.peers) == 1) == (liar == 2)
 
 
@@ -105,8 +105,8 @@ async def test_a_receipt_that_another_signed_does_not_count(
 ) -> None:
     """A forged signature, by whatever key, is its sender's fault."""
     async with swarm(evidence=True) as made, made.open() as session:
-        for notary in made.notaries[:1]:
-            monkeypatch.setattr(notary, "_sign", KEYS[6].sign)
+        for signer in made.signers[:1]:
+            monkeypatch.setattr(signer, "_sign", KEYS[6].sign)
         async with made.open(1) as forged:
             await answer(forged, PROMPT)
             found = await evidence_of(forged).settle(len(forged.tokens))
@@ -131,8 +131,8 @@ async def test_rows_are_opened_as_they_were_committed(autojump_clock: MockClock)
                 tree = Tree()
                 for position in range(0, 139, 48):
                     opened = await rows(index, position, min(48, 139 - position))
-                    for at, wide in enumerate(opened.regimes):
-                        tree.append(opened.rows[at * ROW_BYTES :][:ROW_BYTES], wide=wide)
+                    for at, regime in enumerate(opened.regimes):
+                        tree.append(opened.rows[at * ROW_BYTES :][:ROW_BYTES], regime=regime)
                 assert tree.root(139) == root
 
 

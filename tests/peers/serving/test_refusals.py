@@ -25,6 +25,7 @@ from p2pinfer.core.messages import (
     Refusal,
     Step,
 )
+from p2pinfer.core.regimes import Regime
 from p2pinfer.core.wire import encode
 from p2pinfer.engine.base import EngineBusy
 from peers.asking.session import Requester
@@ -220,7 +221,7 @@ async def test_a_flood_of_steps_waits_outside(autojump_clock: MockClock) -> None
         engine.machine.decode_s = 1.0
         talk = await Talk.open(made)
         for _ in range(30):
-            await talk.send_step(0, GOOD_ROW, 1, wide=False)
+            await talk.send_step(0, GOOD_ROW, 1, regime=Regime.NARROW)
         await trio.sleep(0.5)
         assert engine.machine.rows == STEPS_IN_FLIGHT_MAX
         await trio.sleep(30)

@@ -5,6 +5,7 @@ import trio
 from trio.testing import MockClock
 
 from p2pinfer.core.advertisement import State
+from p2pinfer.core.layer_range import LayerRange
 from p2pinfer.core.messages import Refusal
 from peers.asking.session import Requester
 from peers.steps.messaging import RefusedError
@@ -51,10 +52,10 @@ async def test_others_serve_what_a_peer_that_rests_had(
     """They see that it takes nobody; and it does not move while it rests."""
     machine, other = await world.join(28), await world.join(28)
     await trio.sleep(SETTLE_S)
-    decide(machine, (1, 15))
-    decide(other, (15, 29))
+    decide(machine, LayerRange(1, 15))
+    decide(other, LayerRange(15, 29))
     with trio.fail_after(4 * CHECK_S):
-        while machine.served[-1] != (1, 15) or other.served[-1] != (15, 29):  # noqa: ASYNC110
+        while machine.served[-1] != LayerRange(1, 15) or other.served[-1] != LayerRange(15, 29):  # noqa: ASYNC110
             await trio.sleep(0.1)
     del machine.server._choose, other.server._choose  # as it really chooses, from now on
     machine.server.rest("on battery")
@@ -62,7 +63,7 @@ async def test_others_serve_what_a_peer_that_rests_had(
         while not world.board.covered():  # noqa: ASYNC110 -- on a mock clock
             await trio.sleep(0.1)
     assert {a.peer for a in world.board.serving()} == {other.transport.peer_id}
-    assert machine.served[-1] == (1, 15)
+    assert machine.served[-1] == LayerRange(1, 15)
 
 
 async def test_who_rests_from_the_start_loads_nothing(
@@ -87,7 +88,7 @@ async def test_rest_that_ends_in_a_move_does_not_offer_the_old_layers(
     machine = await world.join(10)
     await trio.sleep(SETTLE_S / 4)
     old = machine.served[-1]
-    decide(machine, (5, 15) if old != (5, 15) else (1, 11))
+    decide(machine, LayerRange(5, 15) if old != LayerRange(5, 15) else LayerRange(1, 11))
     said = world.board.said
     with trio.fail_after(2 * CHECK_S):
         while said[machine.transport.peer_id].state is not State.DRAINING:  # noqa: ASYNC110
@@ -95,7 +96,7 @@ async def test_rest_that_ends_in_a_move_does_not_offer_the_old_layers(
     machine.server.rest("busy")
     machine.server.rest("")
     now = said[machine.transport.peer_id]
-    assert (now.state, (now.first, now.end)) == (State.DRAINING, old)
+    assert (now.state, LayerRange(now.first, now.end)) == (State.DRAINING, old)
     await trio.sleep(SETTLE_S)
     assert said[machine.transport.peer_id].state is State.SERVING
     assert machine.served[-1] != old

@@ -8,7 +8,7 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 
 from p2pinfer.core.advertisement import RoundTrip, State
 from p2pinfer.core.errors import EngineDied, P2pinferError, PeerUnavailable, UserError
-from p2pinfer.core.layer_range import Layers
+from p2pinfer.core.layer_range import LayerRange
 from p2pinfer.core.messages import Attach, Hop, Open, Opened, Refusal
 from peers.asking.session import Requester, Session
 from peers.serving.server import (
@@ -44,7 +44,7 @@ async def test_peers_that_join_at_once_cover_every_layer(
         assert (found.row_us, found.sessions_max, found.sessions_free) != (0, 0, 0)
     first = [states for states in world.board.states if states[0] == peer("server0")]
     assert [state for _, state, _ in first[:2]] == [State.JOINING, State.JOINING]
-    assert first[0][2] == (0, 0)
+    assert first[0][2] == LayerRange(0, 0)
 
 
 async def test_one_layer_fits_a_small_peer_and_all_a_large_one(
@@ -56,8 +56,8 @@ async def test_one_layer_fits_a_small_peer_and_all_a_large_one(
     small = await world.join(1)
     await trio.sleep(SETTLE_S / 4)
     assert large.served == [BOUNDS]
-    ((first, end),) = small.served
-    assert end - first == 1
+    (layers,) = small.served
+    assert len(layers) == 1
 
 
 async def test_sessions_are_counted_in_what_is_advertised(
@@ -132,7 +132,7 @@ async def test_who_has_no_room_to_know_all_chooses_as_from_a_sample(
     assert told == {True}
 
 
-async def move(machine: Machine, world: World, layers: Layers) -> None:
+async def move(machine: Machine, world: World, layers: LayerRange) -> None:
     """Have a peer move, as its next look at the others might make it."""
     await trio.sleep(SETTLE_S / 4)
     decide(machine, layers)
@@ -148,12 +148,12 @@ async def test_whom_nobody_can_dial_stays_where_it_is(
     machine = await world.join(64)
     await trio.sleep(SETTLE_S)
     machine.directory.is_hidden = True
-    decide(machine, (1, 11))
+    decide(machine, LayerRange(1, 11))
     await trio.sleep(5 * CHECK_S)
     assert machine.served == [BOUNDS]
     machine.directory.is_hidden = False
     await trio.sleep(2 * HIDDEN_LOOK_S)
-    assert machine.served == [BOUNDS, (1, 11)]
+    assert machine.served == [BOUNDS, LayerRange(1, 11)]
 
 
 async def test_who_has_no_engine_has_no_load_to_tell(
@@ -163,7 +163,7 @@ async def test_who_has_no_engine_has_no_load_to_tell(
     monkeypatch.setattr("peers.serving.server.REPORT_S", LOAD_S / 4)
     machine = await world.join(10)
     await trio.sleep(SETTLE_S / 4)
-    decide(machine, (12, 22))
+    decide(machine, LayerRange(12, 22))
     with trio.fail_after(2 * CHECK_S):
         while machine.server.held:  # noqa: ASYNC110 -- on a mock clock
             await trio.sleep(0.1)
@@ -176,9 +176,9 @@ async def test_who_has_no_engine_has_no_load_to_tell(
 async def test_a_move_hands_over(world: World, autojump_clock: MockClock) -> None:
     """The new layers are served before the old engine ends, and a session goes on meanwhile."""
     machine = await world.join(64)
-    decide(machine, (1, 11))
+    decide(machine, LayerRange(1, 11))
     other = await world.join(64)
-    decide(other, (11, 29))
+    decide(other, LayerRange(11, 29))
     await trio.sleep(SETTLE_S / 4)
     route = sorted(world.board.serving(), key=lambda offer: offer.first)
     requester = Requester(world.nursery, world.me, FakeEnds(context=CONTEXT), MODEL)
@@ -186,7 +186,7 @@ async def test_a_move_hands_over(world: World, autojump_clock: MockClock) -> Non
         whole = await answer(session, PROMPT, 4)
         tokens = session.generate(PROMPT, GREEDY, 4)
         found = [(await anext(tokens)).id]
-        await move(machine, world, (5, 15))
+        await move(machine, world, LayerRange(5, 15))
         assert len(machine.engines) == 2
         now = {a.peer: (a.state, a.first, a.end) for a in world.board.said.values()}
         assert now[machine.transport.peer_id] == (State.SERVING, 5, 15)
@@ -206,7 +206,7 @@ async def test_where_memory_lacks_the_old_layers_go_first(
 ) -> None:
     """And that is said before, so that nobody counts on them."""
     machine = await world.join(10)
-    await move(machine, world, (5, 15))
+    await move(machine, world, LayerRange(5, 15))
     assert [(engine.first, engine.end) for engine in machine.engines] == [(5, 15)]
     states = [state for who, state, _ in world.board.states if who == machine.transport.peer_id]
     assert states[-3:] == [State.DRAINING, State.JOINING, State.SERVING]
@@ -220,16 +220,16 @@ async def test_what_cannot_be_loaded_leaves_the_old_layers_served(
     for layers_max in (64, 10):
         machine = await world.join(layers_max)
         await trio.sleep(SETTLE_S / 4)
-        machine.fails[(5, 15)] = error
+        machine.fails[LayerRange(5, 15)] = error
         served = machine.served[-1]
-        decide(machine, (5, 15))
+        decide(machine, LayerRange(5, 15))
         with trio.fail_after(4 * CHECK_S):
             while not any("too large" in text for text in machine.told):  # noqa: ASYNC110 -- mocked
                 await trio.sleep(0.1)
         decide(machine, served)
         await trio.sleep(2 * LOAD_S)
         assert machine.served[-1] == served
-        assert [(e.first, e.end) for e in machine.engines] == [served]
+        assert [LayerRange(e.first, e.end) for e in machine.engines] == [served]
         assert world.board.said[machine.transport.peer_id].state is State.SERVING
 
 

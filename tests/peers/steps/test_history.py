@@ -4,28 +4,35 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from p2pinfer.core.limits import NARROW_ROWS_MAX, ROWS_PER_DECODE_MAX
+from p2pinfer.core.limits import ROWS_PER_DECODE_MAX
+from p2pinfer.core.regimes import Regime
 from peers.steps.history import KEPT_STEPS_MIN, Budget, History, Kept
 
 ROW = 4
 """Bytes."""
 
 STEPS = st.lists(
-    st.tuples(st.integers(0, 400), st.integers(1, ROWS_PER_DECODE_MAX), st.booleans()),
+    st.tuples(
+        st.just(0) | st.integers(0, 400),
+        st.integers(1, 3) | st.integers(1, ROWS_PER_DECODE_MAX),
+        st.sampled_from(Regime),
+    ),
     max_size=60,
 )
-"""How far back each begins, its rows, and whether these are wide."""
+"""How far back each begins, its rows, and their regime where it holds so many."""
 
-Position = tuple[bytes, bool]
+Position = tuple[bytes, Regime]
 
 
-def play(history: History, steps: list[tuple[int, int, bool]]) -> tuple[list[Position], list[int]]:
+def play(
+    history: History, steps: list[tuple[int, int, Regime]]
+) -> tuple[list[Position], list[int]]:
     """Keep steps; return what stands at each position, and the number it came with."""
     rows: list[Position] = []
     numbers: list[int] = []
-    for number, (back, count, wide) in enumerate(steps, 1):
+    for number, (back, count, wanted) in enumerate(steps, 1):
         position = max(0, len(rows) - back)
-        regime = wide or count > NARROW_ROWS_MAX
+        regime = wanted if count <= wanted.rows_max else Regime.BLOCK
         added = [(number.to_bytes(2, "big") + at.to_bytes(2, "big"), regime) for at in range(count)]
         history.add(number, position, count, regime, (), b"".join(row for row, _ in added))
         del rows[position:], numbers[position:]
@@ -38,7 +45,7 @@ def positions(kept: Kept) -> list[Position]:
     """Take a step apart."""
     assert kept.rows is not None
     assert len(kept.rows) == ROW * kept.count
-    return [(kept.rows[at : at + ROW], kept.wide) for at in range(0, len(kept.rows), ROW)]
+    return [(kept.rows[at : at + ROW], kept.regime) for at in range(0, len(kept.rows), ROW)]
 
 
 def replay(history: History, known: int) -> list[Kept]:
@@ -54,7 +61,7 @@ def replay(history: History, known: int) -> list[Kept]:
 @given(STEPS, st.integers(0, 70), st.integers(0, 3000))
 @settings(max_examples=300)
 def test_a_replay_is_what_was_sent(
-    steps: list[tuple[int, int, bool]], known: int, memory: int
+    steps: list[tuple[int, int, Regime]], known: int, memory: int
 ) -> None:
     """Each position once, in its regime; what is still waited for under its own number."""
     budget = Budget(memory)
@@ -62,7 +69,7 @@ def test_a_replay_is_what_was_sent(
     rows, numbers = play(history, steps)
     again = replay(history, known)
     assert [row for kept in again for row in positions(kept)] == rows
-    assert all(kept.wide or kept.count <= NARROW_ROWS_MAX for kept in again)
+    assert all(kept.count <= kept.regime.rows_max for kept in again)
     assert all(kept.position == sum(k.count for k in again[:n]) for n, kept in enumerate(again))
     waited = {kept.number: kept.count for kept in again if kept.number > known}
     assert waited == {n: numbers.count(n) for n in set(numbers) if n > known}
@@ -73,7 +80,7 @@ def test_a_replay_is_what_was_sent(
 
 @given(STEPS, st.integers(0, 300), st.integers(0, 300), st.integers(0, 3000))
 def test_rows_are_read_by_position(
-    steps: list[tuple[int, int, bool]], position: int, count: int, memory: int
+    steps: list[tuple[int, int, Regime]], position: int, count: int, memory: int
 ) -> None:
     """Whoever asks for some positions gets these, and no others."""
     history = History(Budget(memory))
@@ -91,7 +98,7 @@ def test_old_rows_go_to_the_disk_and_come_back() -> None:
     """Beyond the memory's share only the newest steps stay there."""
     budget = Budget(memory_bytes_max=10 * ROW)
     history = History(budget)
-    rows, _ = play(history, [(0, 1, False)] * 100)
+    rows, _ = play(history, [(0, 1, Regime.NARROW)] * 100)
     assert budget.disk_left == Budget().disk_left - (100 - KEPT_STEPS_MIN) * ROW
     assert [row for kept in replay(history, 100) for row in positions(kept)] == rows
     history.close()
@@ -111,7 +118,7 @@ def test_past_the_disks_share_the_oldest_are_lost(
         budget = Budget(memory_bytes_max=0)
         monkeypatch.setattr("os.pwrite", lambda *_: 0)
     history = History(budget)
-    rows, _ = play(history, [(0, 1, False)] * 100)
+    rows, _ = play(history, [(0, 1, Regime.NARROW)] * 100)
     assert history.start > 0
     assert history.end == 100
     newest = replay(history, 0)
@@ -119,7 +126,7 @@ def test_past_the_disks_share_the_oldest_are_lost(
     assert [row for kept in newest for row in positions(kept)] == rows[history.start :]
     with pytest.raises(LookupError):
         list(history.read(0, 1))
-    history.add(101, 0, 1, False, (), b"anew")
+    history.add(101, 0, 1, Regime.NARROW, (), b"anew")
     assert history.start == 0
     history.close()
     assert budget.memory_left == 0

@@ -52,11 +52,11 @@ async def node(folder: Path) -> AsyncIterator[Target]:
     """Run all that a peer runs which serves layers, parts, evidence and what it knows."""
     me = ephemeral_identity()
     async with peer(me) as transport, trio.open_nursery() as nursery:
-        notary = ReceiptSigner(transport, me.sign)
-        notary.listen()
+        signer = ReceiptSigner(transport, me.sign)
+        signer.listen()
         engine = FakeStage(1, 29, sessions=SESSIONS, context=CONTEXT)
         stages = Dispatcher(transport)
-        stages.add(Stage(transport, engine, MODEL, notary), Door(SESSIONS, SESSIONS * CONTEXT))
+        stages.add(Stage(transport, engine, MODEL, signer), Door(SESSIONS, SESSIONS * CONTEXT))
         stages.listen()
         PartsServer(transport, make_model().fill(Store(folder))).listen()
         directory = Directory(transport, me, Random(1))

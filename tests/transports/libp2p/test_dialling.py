@@ -1,4 +1,4 @@
-"""Dials that fail say why, and names are as good as numbers."""
+"""Dials that fail say why, and names work as well as numbers."""
 
 import errno
 import socket
@@ -25,7 +25,7 @@ class Names(trio.abc.HostnameResolver):
     """Knows one name, which stands for this machine, and one that stands for far too much."""
 
     async def getaddrinfo(self, host: bytes | None, *_: Any) -> list[Any]:
-        """Return where a name is."""
+        """Return the addresses of a name."""
         if host == b"here":
             return [(socket.AF_INET, socket.SOCK_STREAM, 6, "", ("127.0.0.1", 0))] * 2
         if host == b"both":
@@ -38,12 +38,12 @@ class Names(trio.abc.HostnameResolver):
         raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
 
     async def getnameinfo(self, sockaddr: Any, flags: int) -> tuple[str, str]:
-        """Nobody asks."""
+        """Never called."""
         raise AssertionError
 
 
 async def failure(address: str) -> str:
-    """Return what is said of a dial that fails."""
+    """Return the error text of a dial that fails."""
     with trio.fail_after(TEST_S_MAX):
         async with open_libp2p(None, [], "test") as dialler:
             with pytest.raises(PeerUnavailable) as failed:
@@ -55,13 +55,13 @@ async def test_a_closed_port_is_said_to_be() -> None:
     """The address once, without the id that was named already, and what the system says."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
-        port = free.getsockname()[1]  # nobody listens there
+        port = free.getsockname()[1]  # no process listens there
         said = await failure(f"/ip4/127.0.0.1/tcp/{port}/p2p/{SOMEBODY}")
     assert said == f"cannot reach {SOMEBODY}: /ip4/127.0.0.1/tcp/{port}: connection refused"
 
 
-async def test_whoever_else_is_there_is_named() -> None:
-    """A peer whose key was made anew is not the one that was meant."""
+async def test_another_peer_at_the_address_is_named() -> None:
+    """A peer with a new key is not the one that was meant."""
     with trio.fail_after(TEST_S_MAX):
         async with open_libp2p(None, HERE, "test") as other:
             where = other.addresses[0].partition("/p2p/")[0]
@@ -69,7 +69,7 @@ async def test_whoever_else_is_there_is_named() -> None:
     assert said.endswith(f"{where}: another peer is there: {other.peer_id}")
 
 
-async def test_what_is_no_peer_hangs_up() -> None:
+async def test_a_program_that_is_not_a_peer_hangs_up() -> None:
     """Another program's port, which knows nothing of the handshake."""
 
     async def hang_up(_: trio.SocketStream) -> None:
@@ -79,12 +79,12 @@ async def test_what_is_no_peer_hangs_up() -> None:
         (listener,) = await trio.open_tcp_listeners(0, host="127.0.0.1")
         nursery.start_soon(trio.serve_listeners, hang_up, [listener])
         port = listener.socket.getsockname()[1]
-        assert "is no peer" in await failure(f"/ip4/127.0.0.1/tcp/{port}/p2p/{SOMEBODY}")
+        assert "is not a peer" in await failure(f"/ip4/127.0.0.1/tcp/{port}/p2p/{SOMEBODY}")
         nursery.cancel_scope.cancel()
 
 
 async def test_a_peer_is_reached_by_name() -> None:
-    """As the machine's own resolver knows it; an unknown name is said to be one."""
+    """As the machine's own resolver knows it; an unknown name is reported as one."""
     trio.socket.set_custom_hostname_resolver(Names())
     with trio.fail_after(TEST_S_MAX):
         async with open_libp2p(None, HERE, "test") as here, open_libp2p(None, [], "test") as me:
@@ -97,8 +97,8 @@ async def test_a_peer_is_reached_by_name() -> None:
 
 
 @pytest.mark.parametrize("name", ["x" * 80, "a..b", "no\0name"])
-async def test_what_is_no_name_fails_alone(name: str) -> None:
-    """Somebody may advertise anything: it ends one dial, and nothing else."""
+async def test_an_invalid_name_fails_alone(name: str) -> None:
+    """A peer may advertise anything: it ends one dial, and nothing else."""
     with trio.fail_after(TEST_S_MAX):
         async with open_libp2p(None, [], "test") as dialler:
             with pytest.raises(PeerUnavailable, match="/dns4/"):
@@ -114,19 +114,19 @@ async def test_what_is_no_name_fails_alone(name: str) -> None:
     ],
 )
 async def test_names_become_numbers(address: str, found: Sequence[str]) -> None:
-    """Each number once; what has no name in it stays as it is."""
+    """Each number once; an address without a name stays as it is."""
     trio.socket.set_custom_hostname_resolver(Names())
     assert await numeric(address) == found
 
 
 async def test_a_name_does_not_stand_for_a_whole_network() -> None:
-    """Whoever advertises a name has only so many addresses dialled."""
+    """However many addresses a name has, only a few are dialled."""
     trio.socket.set_custom_hostname_resolver(Names())
     assert len(await numeric("/dns4/everywhere/tcp/1")) == NAMES_MAX
 
 
 def test_all_that_went_wrong_is_said_once() -> None:
-    """A group's errors one by one, the same ones together."""
+    """A group's errors one by one, equal ones once."""
     refused = ConnectionRefusedError(errno.ECONNREFUSED, "error connecting to somewhere")
     late = TimeoutError(errno.ETIMEDOUT, "late")
     outer = OSError("all attempts failed")
@@ -143,7 +143,7 @@ def test_all_that_went_wrong_is_said_once() -> None:
         (errno.EINVAL, "Invalid argument.: take another address or port"),
     ],
 )
-def test_why_nobody_can_listen_there(
+def test_why_an_address_cannot_be_listened_on(
     number: int, words: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """One sentence for each reason, with what to do."""

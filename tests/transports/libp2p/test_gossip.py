@@ -24,7 +24,7 @@ TOPIC = "/p2pinfer/test/news/1"
 
 @asynccontextmanager
 async def line(count: int) -> AsyncGenerator[list[Libp2pTransport], None]:
-    """Run peers each of which is connected to the one before it alone."""
+    """Run peers, each connected only to the one before it."""
     with trio.fail_after(TEST_S_MAX):
         async with AsyncExitStack() as stack:
             peers: list[Libp2pTransport] = []
@@ -37,7 +37,7 @@ async def line(count: int) -> AsyncGenerator[list[Libp2pTransport], None]:
 
 
 async def test_what_is_passed_on_travels_and_what_is_dropped_does_not() -> None:
-    """A peer in the middle decides what those behind it hear; they hear it from that peer."""
+    """A peer in the middle decides what those after it hear; they hear it from that peer."""
     middle, last = Listener(), Listener()
     async with (
         line(3) as (a, b, c),
@@ -57,8 +57,8 @@ async def test_what_is_passed_on_travels_and_what_is_dropped_does_not() -> None:
     assert last.heard == [(b.peer_id, b"passed")]
 
 
-async def test_who_passes_on_what_nobody_should_is_cut_off() -> None:
-    """A few offences are borne; one too many ends the connection, and no channel opens for it."""
+async def test_a_peer_that_passes_on_bad_gossip_is_cut_off() -> None:
+    """A few offences are tolerated; one too many ends the connection, and no channel opens."""
     judge = Listener(GossipVerdict.BLAME)
     async with (
         line(2) as (a, b),
@@ -105,8 +105,8 @@ def frames() -> list[tuple[str, bytes]]:
 
 
 @pytest.mark.parametrize("frame", [pytest.param(frame, id=name) for name, frame in frames()])
-async def test_nonsense_harms_nobody(frame: bytes) -> None:
-    """After it the peer hears others as before, dials nobody, and remembers little."""
+async def test_nonsense_does_no_harm(frame: bytes) -> None:
+    """After it the peer hears others as before, dials no one, and remembers little."""
     judge = Listener()
     async with line(2) as (a, b), a.join_topic("news", judge):
         stream = await b._host.new_stream(a._host.get_id(), [PROTOCOL])

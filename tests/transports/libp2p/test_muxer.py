@@ -1,4 +1,4 @@
-"""The muxer's shell: it notices silence, blames nobody for its own, and speaks with others."""
+"""The muxer's shell: it notices silence, blames no peer for its own, and works with libp2p's."""
 
 from typing import Any
 
@@ -53,7 +53,7 @@ class FakeWire:
         raise AssertionError
 
     async def receive(self) -> bytes:
-        """Wait for the test to say something."""
+        """Wait for the test to provide something."""
         return await self._arriving.receive()
 
     def abort(self) -> None:
@@ -90,7 +90,7 @@ def answer(ping: bytes) -> bytes:
 async def test_a_silent_peer_is_pinged_and_dropped(
     wire: FakeWire, autojump_clock: MockClock, nursery: trio.Nursery
 ) -> None:
-    """A peer that says nothing, though asked thrice, is taken for dead in time."""
+    """A peer that says nothing, though pinged three times, is presumed dead in time."""
     conn = connection(wire)
     begun = trio.current_time()
     nursery.start_soon(conn.start)
@@ -103,7 +103,7 @@ async def test_a_silent_peer_is_pinged_and_dropped(
 async def test_an_idle_connection_is_pinged_seldom(
     wire: FakeWire, autojump_clock: MockClock, nursery: trio.Nursery
 ) -> None:
-    """Without a channel a peer is asked as many times before it is taken for dead, but slowly."""
+    """Without a channel a peer is pinged as often before it is presumed dead, but slowly."""
     conn = connection(wire, idle=True)
     begun = trio.current_time()
     nursery.start_soon(conn.start)
@@ -116,7 +116,7 @@ async def test_an_idle_connection_is_pinged_seldom(
 async def test_a_channel_makes_an_idle_connection_alert(
     wire: FakeWire, autojump_clock: MockClock, nursery: trio.Nursery
 ) -> None:
-    """A peer that died while idle is found out in a session's time, not before; then it rests."""
+    """A peer that died while idle is noticed in a session's time; then pings slow down."""
     conn = connection(wire, idle=True)
     nursery.start_soon(conn.start)
     await wire.said.receive()
@@ -157,7 +157,7 @@ async def test_a_peer_that_talks_need_not_answer(
     """Anything heard is a sign of life: a peer's answers may wait behind its bulk."""
     conn = connection(wire)
     nursery.start_soon(conn.start)
-    for _ in range(10):  # too few for the pings that nobody reads to fill their channel
+    for _ in range(10):  # too few for the unread pings to fill their channel
         await trio.sleep(SILENCE_S_MAX * 0.9)
         await wire.deliver.send(yamux.HEADER.pack(0, yamux.PING, yamux.SYN, 0, 1))
     assert not conn.is_closed
@@ -167,7 +167,7 @@ async def test_a_peer_that_talks_need_not_answer(
 async def test_our_own_stall_is_not_the_peers(
     wire: FakeWire, mock_clock: MockClock, nursery: trio.Nursery
 ) -> None:
-    """After we were stopped for long the peer has its full time again, and no more than that."""
+    """After a long stall of ours the peer has its full time again, and no more than that."""
     conn = connection(wire)
     nursery.start_soon(conn.start)
     await wait_all_tasks_blocked()
@@ -190,7 +190,7 @@ async def talk(stream: INetStream, message: bytes) -> None:
 
 
 async def exactly(stream: INetStream, size: int) -> bytes:
-    """Read so many bytes from a plain libp2p stream."""
+    """Read ``size`` bytes from a plain libp2p stream."""
     got = b""
     while len(got) < size:
         got += await stream.read(size - len(got))
@@ -217,7 +217,7 @@ MESSAGES = [b"", b"hello", bytes(range(256)) * 10_000]
 
 
 def info(address: str, peer: str) -> PeerInfo:
-    """Say where a peer is, in libp2p's words."""
+    """Return a peer's address in libp2p's form."""
     return PeerInfo(ID.from_string(peer), [Multiaddr(address)])
 
 
@@ -260,8 +260,8 @@ def private_host() -> IHost:
     return host
 
 
-async def test_what_is_no_plain_socket_works_too() -> None:
-    """Under a pre-shared key the muxer goes through the session's own read and write."""
+async def test_other_wires_than_plain_sockets_work_too() -> None:
+    """With a pre-shared key the muxer goes through the session's own read and write."""
     a, b = private_host(), private_host()
     with trio.fail_after(TEST_S_MAX):
         async with a.run(listen_addrs=[]), b.run(listen_addrs=[Multiaddr(HERE[0])]):

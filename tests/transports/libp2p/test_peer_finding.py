@@ -28,7 +28,7 @@ async def wait_found(transport: Libp2pTransport, topic: str | None) -> Sequence[
 
 
 def multicast_works() -> bool:
-    """Whether this machine carries what mDNS says to itself."""
+    """Return whether multicast packets loop back on this machine, as mDNS needs."""
     group = socket.inet_aton("224.0.0.251")
     with socket.socket(socket.AF_INET, socket.SOCK_DGRAM) as hears:
         try:
@@ -42,7 +42,7 @@ def multicast_works() -> bool:
 
 
 async def test_peers_of_one_network_find_each_other_on_the_lan() -> None:
-    """Each hears where the other is, and can dial it; of other networks they hear nothing."""
+    """Each learns where the other is, and can dial it; of other networks they learn nothing."""
     if not multicast_works():
         pytest.skip("no multicast on this machine")
     key = b"k" * 32
@@ -60,8 +60,10 @@ async def test_peers_of_one_network_find_each_other_on_the_lan() -> None:
             assert list(await private.discover(None)) == []
 
 
-async def test_who_stays_on_the_lan_stays_to_be_found(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Minutes after it was first heard of, too; who leaves is announced no more."""
+async def test_a_peer_that_stays_on_the_lan_can_still_be_found(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Also minutes after it was first heard of; a peer that leaves is no longer announced."""
     if not multicast_works():
         pytest.skip("no multicast on this machine")
     reach = Reach("lan-stay", mdns=True)
@@ -78,7 +80,7 @@ async def test_who_stays_on_the_lan_stays_to_be_found(monkeypatch: pytest.Monkey
 
 
 async def test_a_topic_is_found_through_others() -> None:
-    """A peer that knows one other finds, through it, whom that knows and it does not."""
+    """A peer that knows one other finds, through it, a third that only the other knows."""
     reach = Reach("dht-test", dht=True)
     with trio.fail_after(TEST_S_MAX):
         async with (
@@ -94,8 +96,8 @@ async def test_a_topic_is_found_through_others() -> None:
             assert list(await seeker.discover("model/other")) == []
 
 
-async def test_who_takes_part_finds_others_that_do() -> None:
-    """A peer's own record, and what it keeps for others, do not stand for all there are."""
+async def test_a_participant_finds_others() -> None:
+    """A peer's own record, and those it keeps for others, do not count as all there are."""
     reach = Reach("dht-test", dht=True)
     with trio.fail_after(TEST_S_MAX):
         async with (
@@ -112,7 +114,7 @@ async def test_who_takes_part_finds_others_that_do() -> None:
 
 
 class Clock:
-    """The time by which libp2p dates records; it can be put forward."""
+    """The time by which libp2p dates records; it can be advanced."""
 
     def __init__(self) -> None:
         self.ahead_s = 0.0
@@ -131,7 +133,7 @@ def clock(monkeypatch: pytest.MonkeyPatch) -> Clock:
 
 
 async def test_records_expire_however_often_they_are_read(clock: Clock) -> None:
-    """Of a peer that is gone, others tell for half an hour after its last word, and no longer."""
+    """Others list a peer that is gone for half an hour after its last record, and no longer."""
     reach = Reach("dht-test", dht=True)
     with trio.fail_after(TEST_S_MAX):
         async with open_libp2p(None, HERE, reach) as middle:
@@ -170,7 +172,7 @@ async def test_records_are_put_again(clock: Clock, monkeypatch: pytest.MonkeyPat
 
 
 async def test_strangers_cannot_fill_the_records(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of more keys than there is room for nothing is kept, and those that are there stay."""
+    """Beyond the maximum number of keys nothing is kept, and those that are there stay."""
     monkeypatch.setattr(peer_finding, "KEYS_MAX", 2)
     reach = Reach("dht-test", dht=True)
     with trio.fail_after(TEST_S_MAX):
@@ -191,8 +193,8 @@ async def test_strangers_cannot_fill_the_records(monkeypatch: pytest.MonkeyPatch
             assert set(kept._dht.provider_store.providers) == keys
 
 
-async def test_nobody_looks_unless_asked_to() -> None:
-    """Without either flag nothing is looked through, and nothing is said."""
+async def test_no_discovery_unless_asked_for() -> None:
+    """Without either flag no discovery runs, and nothing is announced."""
     async with open_libp2p(None, HERE, "test") as a:
         assert list(await a.discover("anything")) == []
         assert a._lookout._lan is None

@@ -1,4 +1,4 @@
-"""A private network: with its key all is as ever; without it nothing is to be had."""
+"""A private network: with its key all works as usual; without it nothing does."""
 
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager, suppress
@@ -65,11 +65,11 @@ async def test_a_private_connection_is_as_fast() -> None:
     [
         pytest.param(KEY, None, "private network.*--network-key", id="no key"),
         pytest.param(KEY, OTHER, "another network key", id="another key"),
-        pytest.param(None, KEY, "not of this private network", id="a key for an open peer"),
+        pytest.param(None, KEY, "not belong to this private network", id="a key for an open peer"),
     ],
 )
 async def test_a_stranger_gets_nothing(near: bytes | None, far: bytes | None, text: str) -> None:
-    """It is told why at once; no channel opens, no gossip is heard, either way."""
+    """It is told why at once; no channel opens, no gossip is heard, in either direction."""
     heard = Listener()
     async with (
         two(near, far) as (server, dialler),
@@ -88,7 +88,7 @@ async def test_a_stranger_gets_nothing(near: bytes | None, far: bytes | None, te
 
 @pytest.mark.parametrize("protocol", [SESSION, DIRECTORY, PARTS])
 async def test_a_stranger_opens_no_session_and_learns_and_fetches_nothing(protocol: str) -> None:
-    """Whatever peers serve each other is out of its reach, on a connection that it makes or has."""
+    """Whatever peers serve each other is out of its reach, on a connection in either direction."""
     served: list[Channel] = []
 
     async def serve(channel: Channel) -> None:
@@ -105,7 +105,7 @@ async def test_a_stranger_opens_no_session_and_learns_and_fetches_nothing(protoc
 
 
 async def test_a_recording_opens_nothing() -> None:
-    """What one handshake said, said again byte for byte by another, is refused."""
+    """A recorded handshake, replayed byte for byte by another, is refused."""
     recorded: list[bytes] = []
 
     async def relay(near: trio.SocketStream, far: trio.SocketStream, *, keep: bool) -> None:
@@ -144,7 +144,7 @@ async def test_a_recording_opens_nothing() -> None:
 
 
 def test_a_key_is_drawn_once_and_read_back(tmp_path: Path) -> None:
-    """The file is its owner's alone, and is not replaced."""
+    """The file belongs to its owner alone, and is not replaced."""
     path = tmp_path / "folder" / "key"
     assert create_secret(path)
     assert path.stat().st_mode & 0o777 == 0o600
@@ -156,7 +156,7 @@ def test_a_key_is_drawn_once_and_read_back(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "abc", "00" * 31, "xy" * 32, "é"])
-def test_what_is_no_key_is_said_so(text: str, tmp_path: Path) -> None:
+def test_a_file_without_a_key_is_reported(text: str, tmp_path: Path) -> None:
     """A file with anything else is named, with what to do."""
     path = tmp_path / "key"
     path.write_text(text)

@@ -15,7 +15,7 @@ HERE = ["/ip4/127.0.0.1/tcp/0"]
 ALICE, BOB = Identity(b"A" * 32), Identity(b"B" * 32)
 
 
-async def test_a_message_announced_too_long_is_the_remotes_fault() -> None:
+async def test_a_message_announced_too_long_is_blamed_on_the_remote() -> None:
     """The channel is aborted before a byte of it is awaited, and the remote is blamed."""
     blamed: list[RemoteProtocolError] = []
     done = trio.Event()
@@ -60,7 +60,7 @@ async def test_bare_tcp_blames_the_same() -> None:
 
 
 async def test_networks_of_different_names_do_not_mix() -> None:
-    """A peer of another network can be reached, and speaks none of our protocols."""
+    """A peer of another network can be reached, but speaks none of our protocols."""
 
     async def serve(channel: Channel) -> None:
         await channel.receive()
@@ -75,15 +75,15 @@ async def test_networks_of_different_names_do_not_mix() -> None:
 
 @pytest.mark.parametrize("name", ["", "UPPER", "a/b", "-x", "a" * 65])
 async def test_a_network_needs_a_plain_name(name: str) -> None:
-    """What would make a strange protocol id is the user's to change."""
+    """A name that would make an invalid protocol id is the user's to change."""
     with pytest.raises(UserError, match="name a network"):
         async with open_libp2p(None, HERE, name):
             pass
 
 
 @pytest.mark.parametrize("text", ["", "nonsense", "/ip4/127.0.0.1", "/ip4/127.0.0.1/udp/1"])
-async def test_what_cannot_be_listened_on_is_the_users(text: str) -> None:
-    """An address that is none, or not of TCP, is named."""
+async def test_an_unusable_listen_address_is_a_user_error(text: str) -> None:
+    """An address that is invalid, or not TCP, is named."""
     with pytest.raises(UserError):
         async with open_libp2p(None, [text], "test"):
             pass
@@ -105,7 +105,7 @@ async def test_what_the_block_raises_comes_out_as_it_is() -> None:
 
 
 async def test_a_peer_is_dialled_though_it_has_dialled() -> None:
-    """Where its own connection proves nothing: at an address where nobody is, that fails."""
+    """Its own inbound connection proves nothing: at a wrong address, the dial fails."""
     nowhere = "/ip4/127.0.0.1/tcp/9"
 
     async def hang_up(_: Channel) -> None: ...

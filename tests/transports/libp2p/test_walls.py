@@ -1,4 +1,4 @@
-"""What strangers and accidents do to a libp2p peer, and that it stands.
+"""What strangers and accidents do to a libp2p peer, and that it survives.
 
 Each docstring says what happens to a plain libp2p 0.8.1 host; each test was seen to fail without
 its cure. Cancelled reads, writes and opens, and handlers that raise, are in ``test_contract.py``.
@@ -156,8 +156,8 @@ async def test_a_flood_of_streams_is_cut() -> None:
         await conn.close()
 
 
-async def test_who_asks_and_never_reads_is_cut() -> None:
-    """Answers to pings that nobody takes must not pile up."""
+async def test_a_peer_that_asks_and_never_reads_is_cut() -> None:
+    """Answers to pings that are never read must not pile up."""
     async with peer() as victim:
         conn = await hostile(victim)
         pings = frame(yamux.PING, yamux.SYN, 0, 1) * 5000
@@ -196,7 +196,7 @@ async def test_ended_connections_give_their_place_back() -> None:
 
 
 async def test_silent_sockets_do_not_shut_the_port(monkeypatch: pytest.MonkeyPatch) -> None:
-    """In libp2p, as many silent sockets as it has slots keep everybody out."""
+    """In libp2p, as many silent sockets as it has slots keep all peers out."""
     monkeypatch.setattr(host_module, "HALF_OPEN_PER_ADDRESS_MAX", 2)
     async with peer(connections_max=6) as victim, AsyncExitStack() as stack:
         for _ in range(6):
@@ -327,7 +327,7 @@ async def test_a_dial_does_not_wait_for_nothing(monkeypatch: pytest.MonkeyPatch)
     assert sorted(ours)[1] * 3 < sorted(theirs)[1]
 
 
-async def test_nobody_is_dialled_unasked() -> None:
+async def test_no_peer_is_dialled_unasked() -> None:
     """Libp2p, when it has no connection, dials every peer that it ever heard of."""
     dialled: list[ID] = []
 

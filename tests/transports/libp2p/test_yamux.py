@@ -1,4 +1,4 @@
-"""The pure Yamux core: two of them joined, fed at random, and held to each limit."""
+"""The pure Yamux core: two of them connected, fed at random, and held to each limit."""
 
 from collections import deque
 from dataclasses import dataclass, field
@@ -42,7 +42,7 @@ def heads(core: Yamux) -> list[tuple[int, ...]]:
 
 @dataclass
 class End:
-    """A core, what travels to it, and what an application on top of it sees."""
+    """A core, the bytes in transit to it, and what an application on top of it sees."""
 
     core: Yamux
     inbox: bytearray = field(default_factory=bytearray)
@@ -107,7 +107,7 @@ def act(end: End, choice: int, stream_id: int, size: int) -> None:
 
 ACTIONS = st.lists(
     st.tuples(
-        st.integers(0, 1),  # who acts
+        st.integers(0, 1),  # which end acts
         st.sampled_from([0, 1, 1, 1, 1, 2, 2, 2, 6, 6, 6, 6, 3, 4, 5]),  # what; 6: read what came
         st.integers(0, 2),  # on which of its streams
         st.sampled_from([1, 11, 12, 13, 1000, 70_000, 200_000, 300_000]),  # how many bytes
@@ -118,7 +118,7 @@ ACTIONS = st.lists(
 
 
 def check_windows(core: Yamux) -> None:
-    """What a remote may send, has sent unread, or is still to be allowed again is the window."""
+    """Allowed, unread and not yet re-allowed bytes add up to the window."""
     for stream_id, stream in core._streams.items():
         coming = core._body_left if core._body_id == stream_id else 0
         assert stream.receive_window + coming + stream.unread + stream.owed == stream.window
@@ -206,7 +206,7 @@ def test_well_formed_nonsense_raises_nothing_but_violation(
 
 
 def test_bytes_one_by_one() -> None:
-    """The smallest pieces are understood as the whole is."""
+    """Bytes arriving one at a time are understood like the whole."""
     arrived = data(1, b"hello", SYN) + data(1, b" world", FIN)
     core = Yamux(initiator=False)
     events = [event for byte in arrived for event in core.receive(bytes([byte]))]
@@ -261,18 +261,18 @@ def test_a_window_is_given_back_and_grows_by_being_read() -> None:
 
 
 def test_unread_bytes_of_a_connection_are_bounded() -> None:
-    """Many streams, each within its window, may not fill the memory together."""
+    """Many streams, each within its window, must not fill the memory together."""
     core = Yamux(initiator=False)
     allowed = yamux.UNREAD_BYTES_MAX // INITIAL_WINDOW_BYTES
     body = bytes(INITIAL_WINDOW_BYTES)
     for i in range(allowed):
         core.receive(data(1 + 2 * i, body, SYN))
-    with pytest.raises(YamuxViolation, match="nobody reads"):
+    with pytest.raises(YamuxViolation, match="bytes unread"):
         core.receive(data(1 + 2 * allowed, b"x", SYN))
 
 
 def test_streams_beyond_the_cap_are_refused_and_a_flood_is_cut() -> None:
-    """The 301st stream is reset; whoever goes on regardless loses the connection."""
+    """The 301st stream is reset; a remote that goes on regardless loses the connection."""
     core = Yamux(initiator=False)
     ids = iter(range(1, 10_000, 2))
     for _ in range(yamux.STREAMS_MAX):
@@ -298,7 +298,7 @@ def test_our_own_streams_have_the_same_cap() -> None:
     core.open_stream()
 
 
-def test_pings_are_answered_and_answers_told() -> None:
+def test_pings_are_answered_and_answers_reported() -> None:
     """A ping comes back with its value, also in the other direction."""
     core = Yamux(initiator=True)
     core.receive(frame(PING, SYN, 0, 77))
@@ -336,7 +336,7 @@ def test_half_close_in_either_order() -> None:
 
 
 def test_what_crosses_a_reset_is_dropped() -> None:
-    """Bytes that were on their way when we reset a stream are no fault, and are forgotten."""
+    """Bytes that were in transit when we reset a stream are not a fault, and are dropped."""
     core = Yamux(initiator=True)
     stream_id = core.open_stream()
     first = data(stream_id, b"x" * 1000)

@@ -33,7 +33,7 @@ async def test_a_message_takes_the_latency_of_its_link(autojump_clock: MockClock
 
 
 async def test_nothing_overtakes_when_a_link_gets_faster(autojump_clock: MockClock) -> None:
-    """Messages keep their order though the second would arrive before the first."""
+    """Messages keep their order even if the second would arrive before the first."""
     network = MemoryNetwork()
     async with network.join(A) as a, network.join(B) as b:
         b.handle("echo", echo)
@@ -68,7 +68,7 @@ async def test_two_peers_cannot_share_a_name() -> None:
 
 
 async def test_a_way_that_is_cut_ends_its_channels_alone(autojump_clock: MockClock) -> None:
-    """Both sides notice at once, whatever was under way; channels to others go on."""
+    """Both sides notice at once, whatever was in transit; channels to others go on."""
     network = MemoryNetwork(lambda *_: 0.5)
     async with network.join(A) as a, network.join(B) as b, network.join(PeerId("C")) as c:
         found: list[Channel] = []

@@ -3,14 +3,13 @@
 A frame is four bytes of length, little-endian, and a msgpack array. The node sends a
 ``WorkerConfig`` first and gets ``["ready", PartReady…]`` or ``["refused", kind, sentence]``. Then:
 
-    ["rows", number, slot, position, wide, rows, layers]
-                                                      a stage: rows in, rows out
-    ["embed", number, slot, position, wide, tokens]   the first end: tokens in, rows out
-    ["absorb", number, slot, position, wide, rows]    the last end: only fill its KV cache
-    ["next", number, slot, position, wide, rows]      the last end: sample the token that follows
-    ["tokenize", number, text, special]
-    ["sampling", slot, {fields of Sampling}, recent]  no answer
-    ["close", slot]                                   no answer
+    ["rows", number, slot, position, regime, rows, layers]
+                                                        a stage: rows in, rows out
+    ["embed", number, slot, position, regime, tokens]   the first end: tokens in, rows out
+    ["absorb", number, slot, position, regime, rows]    the last end: only fill its KV cache
+    ["next", number, slot, position, regime, rows]      the last end: sample what follows
+    ["sampling", slot, {fields of Sampling}, recent]    no answer
+    ["close", slot]                                     no answer
 
 ``layers`` is how many of the slice's layers the session runs. Answers carry the number:
 ``[number, microseconds of decoding, *values]``, or ``[number, None, sentence]`` when the engine
@@ -72,7 +71,11 @@ class PartReady:
     width: int
     vocabulary: int
     regimes_agree: bool
+    blocks: bool
+    """It computes blocks exactly."""
     numerics_class: str
+    repack: bool
+    """It rearranges weights: see ``llama.Settings``."""
 
 
 def pack(values: list[Any]) -> bytes:

@@ -1,0 +1,99 @@
+"""What several replays of a stage amount to."""
+
+import pytest
+
+from p2pinfer.core.audit import THIS_MACHINE, Replayed, conclude, is_gone, is_settled
+from p2pinfer.core.ids import PeerId
+from p2pinfer.core.layer_range import LayerRange
+from p2pinfer.core.trust import Audited, AuditVerdict
+
+STAGE, LAYERS = PeerId("stage"), LayerRange(4, 9)
+
+
+def same(by: str) -> Replayed:
+    """Say that somebody found the same bits."""
+    return Replayed.same(by)
+
+
+def close(by: str) -> Replayed:
+    """Say that somebody of another class found rows within bounds."""
+    return Replayed.close(by, "1% apart at most")
+
+
+def other(by: str, *, is_far: bool = True) -> Replayed:
+    """Say that somebody found other rows from the 70th on."""
+    return Replayed.cheated(by, STAGE, 70, "rows lie 9% apart", 96, is_far=is_far)
+
+
+def unopened(by: str, blamed: PeerId | None = STAGE) -> Replayed:
+    """Say that somebody was not given the rows."""
+    return Replayed.not_opened(by, blamed, "it opened other rows")
+
+
+@pytest.mark.parametrize(
+    ("found", "settled"),
+    [
+        ([same("a")], True),
+        ([close("a")], True),
+        ([other("a")], False),
+        ([other(THIS_MACHINE)], True),
+        ([unopened("a")], True),
+        ([other("a"), other("b")], True),
+        ([other("a"), same("b")], False),
+        ([other("a"), close("b")], False),
+        ([other("a"), same("b"), close("c")], True),
+        ([other("a"), same(THIS_MACHINE)], True),
+    ],
+)
+def test_when_nobody_else_need_be_asked(found: list[Replayed], settled: bool) -> None:
+    """One that agrees is enough; one that differs is not, unless it is this machine."""
+    assert is_settled(found) is settled
+
+
+@pytest.mark.parametrize(
+    ("found", "verdict", "blamed"),
+    [
+        ([], AuditVerdict.NOT_REPLAYED, None),
+        ([same("a")], AuditVerdict.SAME, None),
+        ([close("a")], AuditVerdict.CLOSE, None),
+        ([unopened("a")], AuditVerdict.NOT_OPENED, STAGE),
+        ([unopened("a", None)], AuditVerdict.NOT_OPENED, None),
+        # One alone is not believed against the stage, whatever it found.
+        ([other("a")], AuditVerdict.DISPUTED, None),
+        ([other("a"), same("b")], AuditVerdict.SAME, None),
+        # Two are, and so is this machine.
+        ([other("a"), other("b")], AuditVerdict.CHEATED, STAGE),
+        ([other(THIS_MACHINE)], AuditVerdict.CHEATED, STAGE),
+        ([same("a"), other("b"), other("c")], AuditVerdict.CHEATED, STAGE),
+        # Who differs from the stage and two others, or this machine, has lied.
+        ([other("a"), same("b"), same("c")], AuditVerdict.SAME, "a"),
+        ([other("a"), same(THIS_MACHINE)], AuditVerdict.SAME, "a"),
+        ([other("a"), close("b"), close("c")], AuditVerdict.CLOSE, "a"),
+        # Within bounds only somebody who found the stage's bits refutes.
+        ([other("a", is_far=False), close("b"), close("c")], AuditVerdict.DISPUTED, None),
+        ([other("a", is_far=False), close("b"), same("c")], AuditVerdict.SAME, "a"),
+    ],
+)
+def test_what_replays_amount_to(
+    found: list[Replayed], verdict: AuditVerdict, blamed: str | None
+) -> None:
+    """Who is believed, and who is blamed."""
+    concluded = conclude(STAGE, LAYERS, found)
+    assert (concluded.verdict, concluded.blamed) == (verdict, blamed)
+    assert (concluded.peer, concluded.first, concluded.end) == (STAGE, 4, 9)
+    assert concluded.by == tuple(each.by for each in found)
+
+
+def test_a_cheat_is_located() -> None:
+    """By the first row that differs."""
+    concluded = conclude(STAGE, LAYERS, [other(THIS_MACHINE)])
+    assert (concluded.position, concluded.text) == (70, "rows lie 9% apart")
+
+
+@pytest.mark.parametrize(
+    ("found", "gone"), [(unopened("a", None), True), (unopened("a"), False), (same("a"), False)]
+)
+def test_a_stage_that_died_is_not_blamed(found: Replayed, gone: bool) -> None:
+    """It could not open its rows, and another has to take its place."""
+    audited: Audited = conclude(STAGE, LAYERS, [found])
+    assert is_gone(audited) is gone
