@@ -21,15 +21,15 @@ from p2pinfer.engine.gguf.slicing import (
 )
 from p2pinfer.engine.llama.binding import Rows, Settings, Slice, Span, Tokens
 
-CHUNK_ROWS = 48
+BLOCK, WIDE, NARROW = 64, 48, 5
+"""Rows of decodes that are computed each in its own way."""
 
 
 @dataclass(frozen=True)
 class Questions:
-    """How a model is run: a random prompt, a narrow chunk, and on with what the model says."""
+    """How a model is run: a random prompt in chunks, and on with what the model says."""
 
-    prompt_rows: int = 100
-    narrow_rows: int = 5
+    chunks: tuple[int, ...] = (BLOCK, WIDE, NARROW)
     greedy_tokens: int = 8
     context: int = 256
     threads: int = 1
@@ -50,13 +50,12 @@ def _loaded(path: Path, how: Questions, *, logits: bool) -> Iterator[Slice]:
 
 def ask_whole(path: Path, how: Questions) -> Answers:
     """Run the whole model."""
-    rows = [CHUNK_ROWS] * (how.prompt_rows // CHUNK_ROWS) + [how.narrow_rows]
     answers: Answers = []
     position = 0
     with _loaded(path, how, logits=True) as whole:
         random = np.random.default_rng(1)
-        for count in (*rows, *[1] * how.greedy_tokens):
-            if len(answers) < len(rows):
+        for count in (*how.chunks, *[1] * how.greedy_tokens):
+            if len(answers) < len(how.chunks):
                 told = random.integers(0, whole.vocabulary, count)
             else:
                 told = answers[-1][1].argmax(axis=1)

@@ -40,6 +40,7 @@ from p2pinfer.core.sampling import Sampling
 from p2pinfer.engine.gguf.architectures import RULES
 from p2pinfer.engine.llama.logprobs import log_probabilities
 from p2pinfer.engine.llama.tap import Decode, Tap
+from p2pinfer.engine.special_tokens import ControlToken
 
 CELLS_GRAIN = 256
 """llama.cpp rounds each session's KV cells up to a multiple of this."""
@@ -145,7 +146,7 @@ class Slice:
             raise _refusal("run", path)
         self._memory = api.llama_get_memory(self.ctx)
         self._lengths = [0] * sessions
-        self._batch = _Batch(self.width, writes_rows=bool(self._rows_into))
+        self._batch = _Batch(rows_max, self.width, writes_rows=bool(self._rows_into))
 
     def _context_params(self, cells: int, rows_max: int) -> Any:
         params = api.llama_context_default_params()
@@ -251,10 +252,9 @@ class _Batch:
     ``writes_rows``: rows are kept here, and llama.cpp is told of as many tokens instead.
     """
 
-    def __init__(self, width: int, *, writes_rows: bool) -> None:
+    def __init__(self, rows: int, width: int, *, writes_rows: bool) -> None:
         self._writes_rows = writes_rows
         self.has_rows = False
-        rows = ROWS_PER_DECODE_MAX
         self._tokens = (ctypes.c_int32 * rows)()
         self._embd = np.zeros((rows, width), np.float32)
         self._positions = (ctypes.c_int32 * rows)()

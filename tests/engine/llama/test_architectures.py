@@ -1,8 +1,8 @@
 """Every architecture of the table splits exactly, and would not without its rules.
 
 A tiny model of each, with random weights, is cut into ends of a layer or two and stages between
-them, and gives the whole model's logits to the last bit: for a prompt in wide and narrow chunks,
-out of the sight of windowed layers, and what the model says then.
+them, and gives the whole model's logits to the last bit: for a prompt in a block, a wide and a
+narrow chunk, out of the sight of windowed layers, and for what the model says then.
 """
 
 import os
@@ -27,13 +27,21 @@ from p2pinfer.engine.gguf.slicing import (
     plan_last_end,
     write_slice,
 )
-from tests.support.cuts import Questions, ask_whole, chain_difference, plan_chain
+from tests.support.cuts import (
+    BLOCK,
+    NARROW,
+    WIDE,
+    Questions,
+    ask_whole,
+    chain_difference,
+    plan_chain,
+)
 from tests.support.model_factory import Recipe, write_model
 from tests.support.recipes import CASES
 from tests.support.tiny_models import OF_EXPERTS, QUANTISATIONS, TINY, quantise
 
 SHORT = Questions()
-LONG = Questions(prompt_rows=576, context=640, threads=2)
+LONG = Questions(chunks=(*[BLOCK] * 8, WIDE, NARROW), context=640, threads=2)
 """Past the 512 KV cells from which a one-row decode may split attention between threads."""
 
 Models = Callable[[str, str], Path]

@@ -2,7 +2,8 @@
 
 The architectures whose tiny models are written by hand are here, with random weights, in five
 quantisations, and the default model in several cuts; test_architectures.py has all others. A prompt
-of 100 tokens (two wide chunks of 48 rows and a narrow one of 4), then 32 greedy tokens.
+of 150 tokens (a block, two wide chunks, a narrow one, and a block that is padded), then 32 greedy
+tokens.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -14,6 +15,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
+from p2pinfer.core.limits import BLOCK_ROWS
 from p2pinfer.engine.gguf.model_header import model_info
 from p2pinfer.engine.gguf.reader import GgufHeader, read_header
 from p2pinfer.engine.gguf.slicing import (
