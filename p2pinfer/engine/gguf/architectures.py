@@ -31,7 +31,8 @@ class Windows:
     """Which layers see the latest positions only. A slice names them one by one."""
 
     period: int | None = None
-    """In files that name none, one layer of so many sees everything; None: files must name them."""
+    """In files that do not name the windowed layers, one layer in each period sees everything.
+    None: files must name them."""
     full_first: bool = False
     """That layer is the first of each period, and not the last."""
     optional: bool = False
@@ -82,7 +83,7 @@ def _minicpm_scale(header: GgufHeader, info: ModelInfo) -> dict[str, Value]:
 
 
 _DEEPSEEK2_LITE = (26, 27)
-"""llama.cpp takes models of so many layers for those whose queries are not compressed."""
+"""llama.cpp takes a model of 26 or 27 layers for one whose queries are not compressed."""
 _GLM_FLASH = (47, 48)
 _GLM_FLASH_TOKENS = 154_880
 _GATED_BY_SOFTMAX, _GATED_BY_SIGMOID = 1, 2
@@ -239,7 +240,8 @@ _NEUTRAL = {"attention.causal": 1, "pooling_type": 0}
 WINDOW_KEY = "attention.sliding_window"
 WINDOW_PATTERN_KEY = "attention.sliding_window_pattern"
 _SCALED_BY_LAYERS = {"gemma2": 46, "gemma3": 62}
-"""llama.cpp takes models of exactly so many layers for the 27B, and scales attention so."""
+"""llama.cpp takes a model of exactly this number of layers for the 27B, and scales its attention
+as the 27B's."""
 _EXAONE4_WINDOWED_LAYERS = 64
 """llama.cpp takes an exaone4 of exactly this many layers for the 32B, which alone has windows."""
 

@@ -365,16 +365,19 @@ ODD_VALUES = st.one_of(
 SUFFIXES = (
     *("block_count", "embedding_length", "context_length", "expert_count"),
     *("attention.head_count", "attention.sliding_window", "attention.sliding_window_pattern"),
+    *("leading_dense_block_count", "nextn_predict_layers", "residual_scale", "expert_gating_func"),
 )
+VARIED = ("llama", "gemma3", "gemma4", "deepseek2", "minicpm", "qwen3vl", "laguna")
+"""Each with rules of its own."""
 KEYS = [
     "general.architecture",
     "general.name",
-    *(f"{architecture}.{suffix}" for architecture in ("llama", "gemma3") for suffix in SUFFIXES),
+    *(f"{architecture}.{suffix}" for architecture in VARIED for suffix in SUFFIXES),
 ]
 
 
 @settings(max_examples=500, deadline=None)
-@given(st.sampled_from(["llama", "gemma3"]), st.dictionaries(st.sampled_from(KEYS), ODD_VALUES))
+@given(st.sampled_from(VARIED), st.dictionaries(st.sampled_from(KEYS), ODD_VALUES))
 def test_any_metadata_is_planned_or_refused(
     architecture: str, changes: Mapping[str, Value | Array | None]
 ) -> None:

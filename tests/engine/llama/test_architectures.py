@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 import pytest
 
-from p2pinfer.core.errors import BadModelFile
+from p2pinfer.core.errors import BadModelFile, EngineError
 from p2pinfer.engine.gguf import architectures
 from p2pinfer.engine.gguf.architectures import RULES, Rules, Windows
 from p2pinfer.engine.gguf.reader import read_header
@@ -166,6 +166,16 @@ def test_rows_that_are_not_written_in_are_scaled(
     naive = {**RULES, name: replace(RULES[name], rows_into=None)}
     monkeypatch.setattr("p2pinfer.engine.llama.binding.RULES", naive)
     assert difference(models(name, "F16"), name, SHORT, tmp_path) > 0.01
+
+
+def test_a_node_that_is_not_in_the_graph_is_missed(
+    models: Models, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rows that were not written in are no silent error."""
+    naive = {**RULES, "gemma": replace(RULES["gemma"], rows_into="nonsense")}
+    monkeypatch.setattr("p2pinfer.engine.llama.binding.RULES", naive)
+    with pytest.raises(EngineError, match="no nonsense in its place"):
+        difference(models("gemma", "F16"), "gemma", SHORT, tmp_path)
 
 
 REFUSED_WITHOUT: dict[str, dict[str, Any]] = {
