@@ -6,7 +6,7 @@ from p2pinfer.engine.gguf.architectures import REFUSED, RULES, Rules
 
 
 def _said(rules: Rules) -> Iterator[str]:
-    """Yield what a slice says instead of what the whole model says."""
+    """Yield how a slice differs from the whole model, besides in its number of layers."""
     if rules.windows:
         yield "which of its layers are windowed"
         if not rules.windows.optional:
@@ -16,11 +16,15 @@ def _said(rules: Rules) -> Iterator[str]:
     if rules.dense_lead:
         yield "how many of its layers are dense"
     if rules.scales_embeddings:
-        yield "rows are not scaled as embeddings are"
+        yield "rows are not scaled as embeddings"
     if rules.head_everywhere:
         yield "a head of zeros"
     if rules.rope_of_full_layers:
         yield "rope frequencies only where a layer sees everything"
+    if rules.rows_into:
+        yield "rows are written over the embeddings of dummy tokens"
+    if rules.left_out:
+        yield "nothing of pictures"
     if rules.derived:
         yield "what llama.cpp takes from the whole model's number of layers"
 
@@ -30,7 +34,7 @@ def _limits(rules: Rules) -> str:
 
 
 def _row(name: str, rules: Rules) -> str:
-    said = "; ".join(_said(rules)) or "no more than which layers it has"
+    said = "; ".join(_said(rules)) or "in nothing but its layers"
     cells = (f"`{name}`", rules.models, said, _limits(rules))
     return f"| {' | '.join(cells)} |"
 
@@ -40,7 +44,7 @@ def render() -> str:
     lines = [
         f"## {len(RULES)} architectures split exactly",
         "",
-        "| architecture | models | what a slice says | refused |",
+        "| architecture | models | how a slice differs from the whole | refused |",
         "|---|---|---|---|",
         *(_row(name, RULES[name]) for name in sorted(RULES)),
         "",

@@ -106,7 +106,8 @@ def plan_last_end(header: GgufHeader, keep: int) -> SlicePlan:
     first = info.layers - keep
     metadata = _without_tokenizer(header, info, rules, info.vocabulary_tokens)
     metadata |= _layer_metadata(header, info, rules, first, info.layers)
-    head = _same(header, "output.weight" if "output.weight" in header.tensors else EMBEDDING)
+    has_head = rules.head_everywhere or "output.weight" in header.tensors
+    head = _same(header, "output.weight" if has_head else EMBEDDING)
     # Nobody embeds tokens here. So a head of its own goes where llama.cpp looks for a tied one, and
     # the slice holds one large matrix; where llama.cpp wants two, one of them is zeros.
     tensors = [replace(head, name=EMBEDDING)]
@@ -252,7 +253,7 @@ def _zero_output(
         for name in NORM_TENSORS
         if name in header.tensors
     ]
-    if rules.head_everywhere and "output.weight" in header.tensors:
+    if rules.head_everywhere:
         found.append(_zeros("output.weight", info, tokens))
         if "output.bias" in header.tensors:
             found.append(PlannedTensor("output.bias", (tokens,), F32, None))

@@ -42,8 +42,9 @@ class Tap:
         ggml: the loaded libggml-base.
 
     A graph has some 30 nodes a layer, and each is asked for. So the first decode of a shape runs a
-    Python function that finds the nodes by their names; later ones only have to say no so many
-    times, then yes (this one), then no (do not go on), which iterators do without any bytecode.
+    Python function that finds the nodes by their names; later ones only have to count
+    to the same nodes: no until then, yes (this one), and at last no (do not go on), which iterators
+    do without any bytecode.
     """
 
     def __init__(self, ggml: ctypes.CDLL) -> None:

@@ -296,6 +296,26 @@ def test_gemma3_that_scales_by_its_layers(monkeypatch: pytest.MonkeyPatch) -> No
         plan_stage(header("gemma3", other), 0, 1)
 
 
+def test_a_model_without_the_head_it_must_have() -> None:
+    """llama.cpp would not load it."""
+    with pytest.raises(BadModelFile, match=r"lacks the tensor 'output.weight'"):
+        plan_last_end(header("minimax-m2", more=()), 1)
+
+
+def test_heads_of_zeros_are_small() -> None:
+    """A head or an embedding that llama.cpp wants and nobody uses takes little of the disk."""
+    model = header("minimax-m2")
+    tensors = (*plan_first_end(model, 1).tensors, *plan_last_end(model, 1).tensors)
+    zeros = {(each.name, each.shape, each.type.name) for each in tensors if not each.source}
+    assert zeros == {
+        ("output_norm.weight", (WIDTH,), "F32"),
+        ("output.weight", (WIDTH, TOKENS), "Q4_0"),
+        ("token_embd.weight", (WIDTH, TOKENS), "Q4_0"),
+    }
+    stage = {tensor.name: tensor.shape for tensor in plan_stage(model, 1, 2).tensors}
+    assert stage["output.weight"] == (WIDTH, 32)
+
+
 @pytest.mark.parametrize("architecture", ["gpt-oss", "gemma4", "mimo2"])
 def test_models_without_the_windows_they_must_have(architecture: str) -> None:
     """llama.cpp would not load them."""
