@@ -1,4 +1,4 @@
-"""Ways into the swarm: addresses that a person named, and where peers were that fell silent."""
+"""Bootstrap addresses: those a person named, and the last ones of peers that fell silent."""
 
 from collections.abc import Callable, Iterable, Sequence
 from random import Random
@@ -7,14 +7,14 @@ from p2pinfer.core.advertisement import Advertisement
 from p2pinfer.core.ids import PeerId
 
 LOST_MAX = 64
-"""Peers remembered that fell silent: through any one of them the others are found again."""
+"""Silent peers remembered: through any one of them the others can be found again."""
 
 LOST_S = 3600.0
 """How long they are looked for."""
 
 
 class Bootstrap:
-    """Where to look for peers that are not there."""
+    """Addresses at which to look for missing peers."""
 
     def __init__(self, me: PeerId) -> None:
         self._me = me
@@ -22,7 +22,7 @@ class Bootstrap:
         self._lost: dict[PeerId, tuple[str, float]] = {}
 
     def add(self, addresses: Sequence[str]) -> None:
-        """Look for the peers at these addresses whenever they are not there."""
+        """Look for the peers at these addresses whenever they are missing."""
         self._named |= dict.fromkeys(addresses)
 
     def lost(self, gone: Iterable[Advertisement], now: float) -> None:
@@ -38,11 +38,11 @@ class Bootstrap:
             del self._lost[peer]
 
     def found(self, peer: PeerId) -> None:
-        """Look for a peer no longer."""
+        """Stop looking for a peer."""
         self._lost.pop(peer, None)
 
     def pick(self, chance: Random, is_known: Callable[[PeerId], bool]) -> list[str]:
-        """Return addresses to try now: those named whose peers are not known, and one lost one."""
+        """Return addresses to try now: all named ones of unknown peers, and one of a lost peer."""
         named = [
             address
             for address in self._named

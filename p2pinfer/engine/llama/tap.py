@@ -10,8 +10,8 @@ from typing import Any, NamedTuple
 from p2pinfer.core.errors import EngineError
 
 _EvalCallback = ctypes.CFUNCTYPE(ctypes.c_bool, ctypes.c_void_p)
-"""``ggml_backend_sched_eval_callback`` without its last two arguments: whether it asks or tells,
-which the order of calls says too, and a pointer of our own. A C callee may ignore the last ones."""
+"""``ggml_backend_sched_eval_callback`` without its last two arguments: whether the call asks or
+reports, which the order of calls shows too, and a user pointer. A C callee may ignore them."""
 
 
 class Decode(NamedTuple):  # quickly made, once per token
@@ -36,15 +36,15 @@ class _Places:
 
 
 class Tap:
-    """Writes rows into one node of a graph, stops behind another, and reads what that one holds.
+    """Writes rows into one node of a graph, stops after another, and reads that one's data.
 
     Args:
         ggml: the loaded libggml-base.
 
-    A graph has some 30 nodes a layer, and each is asked for. So the first decode of a shape runs a
-    Python function that finds the nodes by their names; later ones only have to count
-    to the same nodes: no until then, yes (this one), and at last no (do not go on), which iterators
-    do without any bytecode.
+    A graph has about 30 nodes per layer, and the callback is called for each. So the first decode
+    of a shape runs a Python function that finds the nodes by their names. Later decodes know how
+    many nodes come before each: the answers are that many times no, then yes (this one), and at
+    last no (stop here), which iterators give without running any bytecode.
     """
 
     def __init__(self, ggml: ctypes.CDLL) -> None:
@@ -76,7 +76,7 @@ class Tap:
 
     def _retarget(self, function: Callable[..., Any], *arguments: Any) -> None:
         state: tuple[Any, ...] = (function, arguments, {}, None)
-        self._answer.__setstate__(state)  # type: ignore[attr-defined] # what unpickling one calls
+        self._answer.__setstate__(state)  # type: ignore[attr-defined] # as unpickling does
 
     def _answers(self, places: _Places) -> Iterator[bool]:
         """Yield the answers of a decode whose nodes are known."""
@@ -91,7 +91,7 @@ class Tap:
         return chain.from_iterable(parts)
 
     def _look(self, tensor: int) -> bool:
-        """Answer for a node while the right ones are still being looked for."""
+        """Answer the callback for a node, while the wanted ones are still being searched for."""
         places = self._places
         if self._is_told:
             self._is_told = False
