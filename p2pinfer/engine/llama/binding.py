@@ -306,7 +306,7 @@ class _Batch:
         return row
 
     def rows_at(self, rows: int) -> tuple[int, int]:
-        """Return where so many rows are, and how many bytes they have."""
+        """Return where the rows are, and how many bytes they have."""
         return self._embd.ctypes.data, rows * self._embd.shape[1] * self._embd.itemsize
 
     def _place(self, row: int, slot: int, position: int, *, wanted: bool) -> None:
