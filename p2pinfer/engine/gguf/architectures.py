@@ -95,13 +95,13 @@ def _compresses_queries(header: GgufHeader) -> bool:
 
 def _deepseek2_kind(header: GgufHeader, info: ModelInfo) -> dict[str, Value]:
     """Whether queries are compressed, and how experts are gated, goes by the number of layers."""
-    found = {}
+    prefix, found = info.architecture, {}
     if not _compresses_queries(header):
-        found["deepseek2.attention.q_lora_rank"] = Value.of(ValueType.UINT32, 0)
-    if not header.integer("deepseek2.expert_gating_func"):
+        found[f"{prefix}.attention.q_lora_rank"] = Value.of(ValueType.UINT32, 0)
+    if not header.integer(f"{prefix}.expert_gating_func"):
         is_glm = info.layers in _GLM_FLASH and info.vocabulary_tokens == _GLM_FLASH_TOKENS
         gate = _GATED_BY_SIGMOID if is_glm else _GATED_BY_SOFTMAX
-        found["deepseek2.expert_gating_func"] = Value.of(ValueType.UINT32, gate)
+        found[f"{prefix}.expert_gating_func"] = Value.of(ValueType.UINT32, gate)
     return found
 
 
@@ -154,7 +154,7 @@ RULES: Mapping[str, Rules] = {
             "interleave_moe_layer_step": (1, "which of its layers have experts goes by number")
         },
     ),
-    "mistral4": Rules(models="Mistral Small 4", dense_lead=True),
+    "mistral4": Rules(models="Mistral Small 4", dense_lead=True, derived=_deepseek2_kind),
     # Some layers are windowed.
     "gemma2": Rules(models="Gemma 2", windows=Windows(period=2), rows_into=_SCALED),
     "gemma3": Rules(models="Gemma 3", windows=Windows(period=6, optional=True)),
@@ -290,8 +290,8 @@ def check_range(header: GgufHeader, info: ModelInfo, first: int, end: int) -> No
 
 
 def _odd_lengths(header: GgufHeader, info: ModelInfo) -> tuple[int, ...]:
-    is_compressed = info.architecture == "deepseek2" and _compresses_queries(header)
-    return _DEEPSEEK2_LITE if is_compressed else ()
+    is_deepseek2 = RULES[info.architecture].derived is _deepseek2_kind
+    return _DEEPSEEK2_LITE if is_deepseek2 and _compresses_queries(header) else ()
 
 
 def _unsupported(info: ModelInfo, reason: str) -> UnsupportedModel:

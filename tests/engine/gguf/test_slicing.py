@@ -211,10 +211,11 @@ def test_gating_that_goes_by_the_number_of_layers_is_written_out(
     assert decoded(plan_stage(model, 1, 3))["deepseek2.expert_gating_func"] == gate
 
 
-def test_lengths_that_stand_for_another_model_are_refused() -> None:
+@pytest.mark.parametrize("architecture", ["deepseek2", "mistral4"])
+def test_lengths_that_stand_for_another_model_are_refused(architecture: str) -> None:
     """26 layers that compress their queries are no DeepSeek V2 Lite, but llama.cpp thinks so."""
     compressed = ("output.weight", "blk.0.attn_q_a.weight")
-    model = header("deepseek2", more=compressed, layers=40)
+    model = header(architecture, more=compressed, layers=40)
     with pytest.raises(UserError, match="choose at most 25, or more than 27"):
         plan_stage(model, 2, 28)
     with pytest.raises(UserError, match="choose at most 25, or more than 27"):
@@ -222,7 +223,7 @@ def test_lengths_that_stand_for_another_model_are_refused() -> None:
     assert layers_at_once_max(model, model_info(model)) == 25  # what a peer chooses by itself
     assert plan_stage(model, 2, 27).tensors
     assert plan_stage(model, 2, 30).tensors
-    plain = header("deepseek2", layers=40)
+    plain = header(architecture, layers=40)
     assert plan_stage(plain, 2, 28).tensors
     assert layers_at_once_max(plain, model_info(plain)) == 40
 
