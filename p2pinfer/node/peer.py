@@ -19,6 +19,7 @@ from p2pinfer.core.ids import ModelId, PeerId
 from p2pinfer.core.layer_range import LayerRange
 from p2pinfer.core.manifest import METADATA, Manifest, layer_part
 from p2pinfer.engine.base import StageEngine
+from p2pinfer.engine.gguf.architectures import layers_at_once_max
 from p2pinfer.engine.llama.engine import open_stage
 from p2pinfer.engine.llama.memory import WORKER_BYTES, budget_bytes, mib, sessions_bytes
 from p2pinfer.engine.store.assemble import PartsModel
@@ -385,9 +386,10 @@ def _compose(
 
 
 def layers_max(model: PartsModel, machine: Machine, memory_bytes: int | None) -> int:
-    """Return how many layers of a model, with their sessions, fit into the memory."""
+    """Return how many layers of a model it may choose, with their sessions, in the memory."""
     room = budget_bytes(memory_bytes) - WORKER_BYTES
-    return max(0, min(room // layer_bytes(model, machine), model.manifest.layers - 2))
+    most = min(model.manifest.layers - 2, layers_at_once_max(model.header, model.info))
+    return max(0, min(room // layer_bytes(model, machine), most))
 
 
 def layer_bytes(model: PartsModel, machine: Machine) -> int:

@@ -34,6 +34,8 @@ QUANTISATIONS = {
     "Q8_0": llama_cpp.LLAMA_FTYPE_MOSTLY_Q8_0,
     "Q4_K_M": llama_cpp.LLAMA_FTYPE_MOSTLY_Q4_K_M,
 }
+OF_EXPERTS = {"MXFP4": llama_cpp.LLAMA_FTYPE_MOSTLY_MXFP4_MOE}
+"""Those that hold experts alone, and all else in Q8_0."""
 
 SPECIAL_TOKENS = ("<unk>", "<s>", "</s>")
 BYTE_TOKENS = tuple(f"<0x{byte:02X}>" for byte in range(256))
@@ -140,7 +142,7 @@ def quantise(source: Path, path: Path, quantisation: str) -> None:
     """Write a float32 model again, quantised by llama.cpp."""
     params = llama_cpp.llama_model_quantize_default_params()
     params.nthread = 1
-    params.ftype = QUANTISATIONS[quantisation]
+    params.ftype = {**QUANTISATIONS, **OF_EXPERTS}[quantisation]
     status = llama_cpp.llama_model_quantize(
         str(source).encode(), str(path).encode(), ctypes.byref(params)
     )

@@ -3,39 +3,212 @@
 To llama.cpp a slice is a model of its own, with its layers counted from 0. It computes the same if
 
 - the rows that come in as embeddings are taken as they are;
-- the last layer's output, ``l_out``, is the residual stream after everything that the layer does;
-- nothing depends on a layer's number or on the number of layers, except what we rewrite.
+- the last layer's output is the residual stream behind everything that the layer does;
+- nothing depends on a layer's number, or on how many layers there are, but what we rewrite.
 
-All three were checked in llama.cpp's ``src/models/`` (the release that pyproject.toml pins), and
-every architecture of the table is proven by ``tests/engine/llama/test_conformance.py``: equal
-logits, to the last bit, for every cut it makes. What is not in the table is refused.
+What there is to rewrite says ``RULES``, architecture by architecture. All of it was read in
+llama.cpp's ``src/models/`` (the release that pyproject.toml pins), and is proven by
+``tests/engine/llama/``: equal logits, to the last bit, for every cut. What is not in the table is
+refused, and ``REFUSED`` knows why.
 """
 
-from collections.abc import Sequence
+import math
+import struct
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass, field
 
-from p2pinfer.core.errors import BadModelFile, UnsupportedModel
-from p2pinfer.engine.gguf.model_header import ModelInfo, split_layer
+from p2pinfer.core.errors import BadModelFile, UnsupportedModel, UserError
+from p2pinfer.engine.gguf.model_header import ModelInfo, drafting_blocks, split_layer
 from p2pinfer.engine.gguf.reader import GgufHeader
-from p2pinfer.engine.gguf.values import Array, ValueType
+from p2pinfer.engine.gguf.values import Array, Value, ValueType
 
-SPLIT_EXACTLY = ("gemma3", "llama", "phi3", "qwen2", "qwen3", "qwen3moe")
-"""The architectures that the conformance suite proves, by their names in GGUF files."""
+Derived = Callable[[GgufHeader, ModelInfo], dict[str, Value]]
+"""Metadata of a whole model that llama.cpp otherwise derives from how many layers there are."""
 
-_SCALES_ROWS = "llama.cpp would scale its rows as embeddings once more in every slice"
-_FEEDS_LAYERS = "its layers need more than the rows that the previous layer gives"
-_REFUSED = {
-    "gemma": _SCALES_ROWS,
-    "gemma2": _SCALES_ROWS,
-    "granite": _SCALES_ROWS,
-    "gemma3n": _FEEDS_LAYERS,
-    "gemma4": _FEEDS_LAYERS,
-    "smollm3": "every fourth layer, counted from a slice's first, goes without positions",
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Windows:
+    """Which layers see the latest positions only. A slice names them one by one."""
+
+    period: int | None = None
+    """In files that do not name the windowed layers, one layer in each period sees everything.
+    None: files must name them."""
+    full_first: bool = False
+    """That layer is the first of each period, and not the last."""
+    optional: bool = False
+    """A file without a window has no such layers. Else llama.cpp aborts where no layer is windowed:
+    a slice of full layers alone then gets a block behind its last layer, of those that draft
+    tokens, which is windowed, has no tensors and never runs."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Rules:
+    """What a slice of an architecture says instead of what the whole model says."""
+
+    models: str
+    """What people know of it."""
+    windows: Windows | None = None
+    dense_lead: bool = False
+    """The first layers have no experts: a slice counts those that it has of them."""
+    scales_embeddings: bool = False
+    """By a factor in the metadata, which is 1 in slices that take rows."""
+    head_everywhere: bool = False
+    """llama.cpp wants a head beside the embedding in every file: zeros, where nobody uses it."""
+    rope_of_full_layers: bool = False
+    """Only layers that see everything use the tensor of rope frequencies, and llama.cpp refuses it
+    in a slice that has none of them."""
+    blocks_min: int = 1
+    """llama.cpp aborts where there are fewer; a block that drafts tokens makes up for one."""
+    rows_into: str | None = None
+    """The graph's node that rows are written into: given as embeddings, they would be scaled, or
+    llama.cpp would want more of them, or none."""
+    left_out: tuple[str, ...] = ()
+    """Metadata that only pictures need."""
+    derived: Derived | None = None
+    only_at: Mapping[str, tuple[int, str]] = field(default_factory=dict)
+    """Metadata that must have this value, or else the reason why the model is refused."""
+
+
+def _float32(number: float) -> float:
+    rounded: float = struct.unpack("<f", struct.pack("<f", number))[0]
+    return rounded
+
+
+def _minicpm_scale(header: GgufHeader, info: ModelInfo) -> dict[str, Value]:
+    """Residuals are scaled by the number of layers where the file names no factor."""
+    if "minicpm.residual_scale" in header.metadata:
+        return {}
+    scale = _float32(_float32(1.4) / _float32(math.sqrt(info.layers)))
+    return {"minicpm.residual_scale": Value.of(ValueType.FLOAT32, scale)}
+
+
+_DEEPSEEK2_LITE = (26, 27)
+"""llama.cpp takes a model of 26 or 27 layers for one whose queries are not compressed."""
+_GLM_FLASH = (47, 48)
+_GLM_FLASH_TOKENS = 154_880
+_GATED_BY_SOFTMAX, _GATED_BY_SIGMOID = 1, 2
+
+
+def _compresses_queries(header: GgufHeader) -> bool:
+    return "blk.0.attn_q_a.weight" in header.tensors
+
+
+def _deepseek2_kind(header: GgufHeader, info: ModelInfo) -> dict[str, Value]:
+    """Whether queries are compressed, and how experts are gated, goes by the number of layers."""
+    prefix, found = info.architecture, {}
+    if not _compresses_queries(header):
+        found[f"{prefix}.attention.q_lora_rank"] = Value.of(ValueType.UINT32, 0)
+    if not header.integer(f"{prefix}.expert_gating_func"):
+        is_glm = info.layers in _GLM_FLASH and info.vocabulary_tokens == _GLM_FLASH_TOKENS
+        gate = _GATED_BY_SIGMOID if is_glm else _GATED_BY_SOFTMAX
+        found[f"{prefix}.expert_gating_func"] = Value.of(ValueType.UINT32, gate)
+    return found
+
+
+_PER_LAYER_INPUTS = (0, "every layer takes the tokens themselves, not only rows")
+_SHARED_CELLS = (0, "its last layers use the KV cells of layers before them")
+
+_EMBEDDED, _SCALED = "embd", "inp_scaled"
+
+RULES: Mapping[str, Rules] = {
+    # Nothing depends on a layer's number.
+    "exaone4": Rules(models="EXAONE 4.0 1.2B"),
+    "hunyuan-moe": Rules(models="Hunyuan A13B"),
+    "llama": Rules(models="Llama 1 to 3, Mistral, Mixtral, R1 distilled into Llama, SmolLM2"),
+    "mistral3": Rules(models="Ministral 3, Devstral 2"),
+    "phi3": Rules(models="Phi 3 and 4"),
+    "qwen2": Rules(models="Qwen 2 and 2.5, R1 distilled into Qwen"),
+    "qwen3": Rules(models="Qwen 3"),
+    "qwen3moe": Rules(models="Qwen 3 30B-A3B, 235B-A22B, Coder"),
+    "seed_oss": Rules(models="Seed-OSS 36B"),
+    "starcoder2": Rules(models="StarCoder 2"),
+    "minimax-m2": Rules(models="MiniMax M2", head_everywhere=True),
+    "phimoe": Rules(models="Phi 3.5 MoE", head_everywhere=True),
+    "qwen2moe": Rules(models="Qwen 1.5 and 2 MoE", head_everywhere=True),
+    # The embedding is scaled.
+    "granite": Rules(models="Granite 3 and 4, dense", scales_embeddings=True),
+    "granitemoe": Rules(models="Granite 3, MoE", scales_embeddings=True),
+    "minicpm": Rules(models="MiniCPM 1 and 2", scales_embeddings=True, derived=_minicpm_scale),
+    "gemma": Rules(models="Gemma 1", rows_into=_SCALED),
+    # Positions have several directions, for pictures, or embeddings are taken for pictures.
+    "glm4": Rules(models="GLM 4", rows_into=_EMBEDDED),
+    "glm4moe": Rules(models="GLM 4.5, 4.6, 4.7", dense_lead=True, rows_into=_EMBEDDED),
+    "qwen3vl": Rules(
+        models="Qwen 3 VL, text alone", rows_into=_EMBEDDED, left_out=("n_deepstack_layers",)
+    ),
+    "qwen3vlmoe": Rules(
+        models="Qwen 3 VL MoE, text alone", rows_into=_EMBEDDED, left_out=("n_deepstack_layers",)
+    ),
+    # The first layers are dense.
+    "bailingmoe2": Rules(models="Ling 2", dense_lead=True, head_everywhere=True),
+    "deepseek2": Rules(
+        models="DeepSeek V2, V3, R1; Kimi K2; GLM 4.7 Flash",
+        dense_lead=True,
+        derived=_deepseek2_kind,
+    ),
+    "dots1": Rules(models="dots.llm1", dense_lead=True, head_everywhere=True),
+    "ernie4_5-moe": Rules(
+        models="ERNIE 4.5 MoE",
+        dense_lead=True,
+        only_at={
+            "interleave_moe_layer_step": (1, "which of its layers have experts goes by number")
+        },
+    ),
+    "mistral4": Rules(models="Mistral Small 4", dense_lead=True, derived=_deepseek2_kind),
+    # Some layers are windowed.
+    "gemma2": Rules(models="Gemma 2", windows=Windows(period=2), rows_into=_SCALED),
+    "gemma3": Rules(models="Gemma 3", windows=Windows(period=6, optional=True)),
+    "gemma4": Rules(
+        models="Gemma 4 26B-A4B, 31B",
+        windows=Windows(),
+        blocks_min=2,
+        rope_of_full_layers=True,
+        only_at={
+            "embedding_length_per_layer_input": _PER_LAYER_INPUTS,
+            "attention.shared_kv_layers": _SHARED_CELLS,
+        },
+    ),
+    "gpt-oss": Rules(models="gpt-oss 20B, 120B", windows=Windows(period=2), head_everywhere=True),
+    "laguna": Rules(
+        models="Laguna", windows=Windows(period=4, full_first=True, optional=True), dense_lead=True
+    ),
+    "mimo2": Rules(models="MiMo V2", windows=Windows(), dense_lead=True, head_everywhere=True),
+    "olmo2": Rules(
+        models="OLMo 2 and 3", windows=Windows(period=4, optional=True), head_everywhere=True
+    ),
+}
+"""The architectures that split exactly, by their names in GGUF files."""
+
+_KEEPS_STATE = "its layers keep a state that cannot be taken back to an earlier position"
+_SHORT_SIGHT = "its attention picks positions with an index that several layers share"
+_COUNTS_FOURS = "every fourth layer, counted from a slice's first, goes without positions"
+REFUSED: Mapping[str, str] = {
+    "cohere2": "a slice of layers without positions alone ends llama.cpp",
+    "command-r": "llama.cpp wants other tensors of it if it has 64 layers or more",
+    "deepseek32": _SHORT_SIGHT,
+    "deepseek4": "its layers pass on four streams of rows, and some take the tokens themselves",
+    "gemma3n": "its layers take more than the rows that the layer before gives",
+    "glm-dsa": _SHORT_SIGHT,
+    "granitehybrid": _KEEPS_STATE,
+    "kimi-k3": "its layers look back at the outputs of earlier ones",
+    "kimi-linear": _KEEPS_STATE,
+    "lfm2": _KEEPS_STATE,
+    "lfm2moe": _KEEPS_STATE,
+    "llama4": _COUNTS_FOURS,
+    "nemotron_h": _KEEPS_STATE,
+    "nemotron_h_moe": _KEEPS_STATE,
+    "qwen35": _KEEPS_STATE,
+    "qwen35moe": _KEEPS_STATE,
+    "qwen3next": _KEEPS_STATE,
+    "smollm3": _COUNTS_FOURS,
+    "step35": "llama.cpp wants other rope frequencies of it in slices of full layers alone",
 }
 """Reasons; any other architecture is refused because it is not proven."""
 
-HEAD_TENSORS = ("output.weight", "output.bias", "output_norm.weight")
+NORM_TENSORS = ("output_norm.weight", "output_norm.bias")
+ROPE_FREQUENCIES = "rope_freqs.weight"
 ROPE_TENSORS = {
-    "rope_freqs.weight": "rope_freqs.weight",
+    ROPE_FREQUENCIES: ROPE_FREQUENCIES,
     "rope_factors_short.weight": "rope_factors_short.weight",
     "rope_factors_long.weight": "rope_factors_short.weight",
 }
@@ -45,7 +218,9 @@ llama.cpp takes the long factors when its *context* is longer than the model's o
 choose their contexts independently, and must agree, so the short ones stand for both; a session is
 then no longer than the original context (``ModelInfo.context_tokens``).
 """
-_SHARED_TENSORS = frozenset(("token_embd.weight", *HEAD_TENSORS, *ROPE_TENSORS))
+_SHARED_TENSORS = frozenset(
+    ("token_embd.weight", "output.weight", "output.bias", *NORM_TENSORS, *ROPE_TENSORS)
+)
 
 PER_LAYER_KEYS = (
     "feed_forward_length",
@@ -56,52 +231,88 @@ PER_LAYER_KEYS = (
 )
 """Metadata that may be an array with an item per layer."""
 
-_NEUTRAL = {
-    "nextn_predict_layers": 0,
-    "leading_dense_block_count": 0,
-    "attention.causal": 1,
-    "pooling_type": 0,
-}
-"""Metadata that must have this value, at which llama.cpp does not use it."""
+_SECTIONS_KEY = "rope.dimension_sections"
+DENSE_LEAD_KEY = "leading_dense_block_count"
+EMBEDDING_SCALE_KEY = "embedding_scale"
+_NEUTRAL = {"attention.causal": 1, "pooling_type": 0}
+"""Metadata that is left alone only at this value, at which llama.cpp does not use it."""
 
 WINDOW_KEY = "attention.sliding_window"
 WINDOW_PATTERN_KEY = "attention.sliding_window_pattern"
-_GEMMA3_WINDOW_PERIOD = 6  # when the file names none: five windowed layers, then a full one
-_GEMMA3_ODD_LAYERS = 62
-"""llama.cpp takes a gemma3 of exactly this many layers for the 27B, and scales attention so."""
+_SCALED_BY_LAYERS = {"gemma2": 46, "gemma3": 62}
+"""llama.cpp takes a model of exactly this number of layers for the 27B, and scales its attention
+as the 27B's."""
+_EXAONE4_WINDOWED_LAYERS = 64
+"""llama.cpp takes an exaone4 of exactly this many layers for the 32B, which alone has windows."""
 
 
-def check_splits(header: GgufHeader, info: ModelInfo) -> None:
-    """Check that cutting this model is proven to be exact; raises UnsupportedModel."""
+def check_splits(header: GgufHeader, info: ModelInfo) -> Rules:
+    """Return the rules by which this model is cut exactly; raises UnsupportedModel if none do."""
     architecture = info.architecture
-    if architecture not in SPLIT_EXACTLY:
-        reason = _REFUSED.get(architecture, "it is not proven to compute the same when it is cut")
+    rules = RULES.get(architecture)
+    if rules is None:
+        reason = REFUSED.get(architecture, "it is not proven to compute the same when it is cut")
         raise UnsupportedModel(f"a model of architecture {architecture} cannot be split: {reason}")
     for name in header.tensors:
         if name not in _SHARED_TENSORS and split_layer(name) is None:
-            raise _unsupported(info, f"it has a tensor {name!r} that belongs to no known layer")
-    for suffix, neutral in _NEUTRAL.items():
-        value = header.metadata.get(f"{architecture}.{suffix}")
-        if value is not None and (isinstance(value, Array) or value.decode() != neutral):
-            raise _unsupported(info, f"its {architecture}.{suffix} is not {neutral}")
+            raise _unsupported(info, f"it has a tensor {name!r} of which no layer is known")
+    neutral = _NEUTRAL if rules.dense_lead else {**_NEUTRAL, DENSE_LEAD_KEY: 0}
+    for suffix, value in neutral.items():
+        if not _is_at(header, f"{architecture}.{suffix}", value):
+            raise _unsupported(info, f"its {architecture}.{suffix} is not {value}")
+    for suffix, (value, reason) in rules.only_at.items():
+        if not _is_at(header, f"{architecture}.{suffix}", value):
+            raise _unsupported(info, reason)
     for key, array in header.metadata.items():
         if isinstance(array, Array) and key.startswith(f"{architecture}."):
-            _check_array(info, key, array)
-    if architecture == "gemma3" and info.layers >= _GEMMA3_ODD_LAYERS:
-        _check_gemma3_scale(header, info)
+            _check_array(header, info, key, array)
+    _check_windows(header, info, rules)
+    if info.layers >= _SCALED_BY_LAYERS.get(architecture, info.layers + 1):
+        _check_attention_scale(header, info)
+    if architecture == "exaone4" and info.layers >= _EXAONE4_WINDOWED_LAYERS:
+        raise _unsupported(info, "llama.cpp knows its windows by its number of layers alone")
+    return rules
+
+
+def layers_at_once_max(header: GgufHeader, info: ModelInfo) -> int:
+    """Return how many layers a peer may choose to serve; any fewer are fine too."""
+    return min(_odd_lengths(header, info), default=info.layers + 1) - 1
+
+
+def check_range(header: GgufHeader, info: ModelInfo, first: int, end: int) -> None:
+    """Raise UserError if llama.cpp would take a slice of this range for another model."""
+    odd = _odd_lengths(header, info)
+    if end - first in odd and end - first < info.layers:
+        raise UserError(
+            f"{info.name} cannot be served by {end - first} layers at once, which llama.cpp takes"
+            f" for another model; choose at most {min(odd) - 1}, or more than {max(odd)}"
+        )
+
+
+def _odd_lengths(header: GgufHeader, info: ModelInfo) -> tuple[int, ...]:
+    is_deepseek2 = RULES[info.architecture].derived is _deepseek2_kind
+    return _DEEPSEEK2_LITE if is_deepseek2 and _compresses_queries(header) else ()
 
 
 def _unsupported(info: ModelInfo, reason: str) -> UnsupportedModel:
     return UnsupportedModel(f"{info.name} cannot be split: {reason}")
 
 
-def _check_array(info: ModelInfo, key: str, array: Array) -> None:
+def _is_at(header: GgufHeader, key: str, neutral: int) -> bool:
+    """Whether metadata is absent, or has this value."""
+    value = header.metadata.get(key)
+    return value is None or (isinstance(value, Value) and value.decode() == neutral)
+
+
+def _check_array(header: GgufHeader, info: ModelInfo, key: str, array: Array) -> None:
     suffix = key.removeprefix(f"{info.architecture}.")
+    if suffix == _SECTIONS_KEY and RULES[info.architecture].rows_into:
+        return  # llama.cpp makes the other directions' positions itself for tokens, and only then
     if suffix not in (*PER_LAYER_KEYS, WINDOW_PATTERN_KEY):
         raise _unsupported(info, f"it is not known how to cut its array {key}")
     if array.element not in (ValueType.UINT32, ValueType.INT32, ValueType.BOOL):
         raise BadModelFile(f"{info.name} is damaged: {key} holds no numbers that llama.cpp reads")
-    if array.count != info.layers:
+    if array.count != info.layers + drafting_blocks(header):
         raise BadModelFile(
             f"{info.name} is damaged: {key} has {array.count} items for {info.layers} layers"
         )
@@ -110,15 +321,28 @@ def _check_array(info: ModelInfo, key: str, array: Array) -> None:
         raise BadModelFile(f"{info.name} is damaged: {key} holds a number below 1")
 
 
-def _check_gemma3_scale(header: GgufHeader, info: ModelInfo) -> None:
-    """Refuse a gemma3 whose attention is scaled by its number of layers."""
-    heads = header.integer("gemma3.attention.head_count")
-    head_width = header.integer("gemma3.attention.key_length")
+def _check_windows(header: GgufHeader, info: ModelInfo, rules: Rules) -> None:
+    """Check what llama.cpp wants of a model that must have windows."""
+    if rules.windows is None or rules.windows.optional:
+        return
+    key = f"{info.architecture}.{WINDOW_KEY}"
+    if not header.integer(key):
+        raise BadModelFile(f"{info.name} is damaged: it lacks {key}")
+    pattern = f"{info.architecture}.{WINDOW_PATTERN_KEY}"
+    if rules.windows.period is None and not isinstance(header.metadata.get(pattern), Array):
+        raise BadModelFile(f"{info.name} is damaged: it lacks {pattern}")
+
+
+def _check_attention_scale(header: GgufHeader, info: ModelInfo) -> None:
+    """Refuse a model whose attention is scaled by how many layers it has."""
+    prefix = info.architecture
+    heads = header.integer(f"{prefix}.attention.head_count")
+    head_width = header.integer(f"{prefix}.attention.key_length")
     if heads is None or info.width // heads != (head_width or info.width // heads):
         raise _unsupported(
             info,
-            f"llama.cpp scales the attention of a gemma3 by its number of layers when that is"
-            f" {_GEMMA3_ODD_LAYERS}",
+            f"llama.cpp scales the attention of a {prefix} by its number of layers when that is"
+            f" {_SCALED_BY_LAYERS[prefix]}",
         )
 
 
@@ -127,12 +351,15 @@ def windowed_layers(header: GgufHeader, info: ModelInfo) -> Sequence[bool] | Non
 
     llama.cpp reads a window in other architectures' files too, and ignores it.
     """
-    if info.architecture != "gemma3" or not header.integer(f"gemma3.{WINDOW_KEY}"):
+    prefix, rules = info.architecture, RULES[info.architecture]
+    if rules.windows is None or not header.integer(f"{prefix}.{WINDOW_KEY}"):
         return None
-    pattern = header.metadata.get(f"gemma3.{WINDOW_PATTERN_KEY}")
+    pattern = header.metadata.get(f"{prefix}.{WINDOW_PATTERN_KEY}")
     if isinstance(pattern, Array):
-        return [bool(item) for item in pattern.decode()]
-    period = header.integer(f"gemma3.{WINDOW_PATTERN_KEY}")
+        return [bool(item) for item in pattern.decode()][: info.layers]
+    period = header.integer(f"{prefix}.{WINDOW_PATTERN_KEY}")
     if period is None:
-        period = _GEMMA3_WINDOW_PERIOD
-    return [period == 0 or layer % period < period - 1 for layer in range(info.layers)]
+        period = rules.windows.period
+    assert period is not None  # of one that must name each layer, check_splits has found them
+    full = 0 if rules.windows.full_first else period - 1
+    return [period == 0 or layer % period != full for layer in range(info.layers)]

@@ -57,4 +57,4 @@ _TABLE = (
 GGML_TYPES = {row[0]: GgmlType(*row) for row in _TABLE}
 """By the number in a GGUF file; the numbers left out are types that llama.cpp has removed."""
 
-F32 = GGML_TYPES[0]
+F32, F16, Q4_0 = (GGML_TYPES[number] for number in (0, 1, 2))

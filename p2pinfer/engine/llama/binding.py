@@ -3,7 +3,9 @@
 A slice takes tokens or rows of the residual stream in, and gives rows or logits out. Rows leave
 through llama.cpp's public evaluation callback: it is asked about every node of the graph, answers
 yes to the last wanted layer's ``l_out`` and then says stop, which also skips the norm and the head
-that a slice does not have. The rows are read where that node left them.
+that a slice does not have. The rows are read where that node left them. They enter as embeddings;
+where llama.cpp would scale those, or does not take them, it is given tokens instead, and the rows
+are written over what it looked up for them.
 
 Every session has a KV stream of its own (``kv_unified=False``): its cells lie in the order of its
 positions whatever other sessions do, so the floating-point sums of attention never depend on them.
@@ -36,9 +38,14 @@ from p2pinfer.core.errors import BadModelFile, EngineError
 from p2pinfer.core.exits import NEEDS_LESS, lacked_memory
 from p2pinfer.core.limits import ROWS_PER_DECODE_MAX
 from p2pinfer.core.sampling import Sampling
+from p2pinfer.engine.gguf.architectures import RULES
 from p2pinfer.engine.llama.logprobs import log_probabilities
+<<<<<<< HEAD
 from p2pinfer.engine.llama.tap import Tap
 from p2pinfer.engine.llama.token_filter import TokenFilter
+=======
+from p2pinfer.engine.llama.tap import Decode, Tap
+>>>>>>> wt/arch
 from p2pinfer.engine.special_tokens import ControlToken
 
 CELLS_GRAIN = 256
@@ -137,6 +144,7 @@ class Slice:
         self.vocab = api.llama_model_get_vocab(self._model)
         self.vocabulary: int = api.llama_vocab_n_tokens(self.vocab)
         self._tap = Tap(_ggml)
+        self._rows_into = _rows_into(self._model)
         self._nodes = [f"l_out-{layer}".encode() for layer in range(self.layers)]
         self.ctx = api.llama_init_from_model(self._model, self._context_params(cells, rows_max))
         if not self.ctx:
@@ -144,7 +152,7 @@ class Slice:
             raise _refusal("run", path)
         self._memory = api.llama_get_memory(self.ctx)
         self._lengths = [0] * sessions
-        self._batch = _Batch(rows_max, self.width)
+        self._batch = _Batch(rows_max, self.width, writes_rows=bool(self._rows_into))
 
     def _context_params(self, cells: int, rows_max: int) -> Any:
         params = api.llama_context_default_params()
@@ -163,7 +171,7 @@ class Slice:
         params.no_perf = True
         if self.settings.values_bf16:
             params.type_v = _GGML_TYPE_BF16
-        if not self._logits:
+        if self._rows_into or not self._logits:
             params.cb_eval = ctypes.cast(self._tap.callback, type(params.cb_eval))
         return params
 
@@ -220,10 +228,14 @@ class Slice:
 
     def _run(self, rows: int, sessions: int, layers: int) -> Rows:
         """Decode the filled batch; returns the residual stream (empty when logits are wanted)."""
-        self._tap.arm(self._nodes[layers - 1], rows, sessions)
+        node = b"" if self._logits else self._nodes[layers - 1]
+        into = self._rows_into if self._batch.has_rows else b""
+        self._tap.arm(Decode(node, rows, sessions, into), self._batch.rows_at(rows))
         status = api.llama_decode(self.ctx, self._batch.struct)
         if status != 0:
             raise EngineError(f"llama.cpp could not decode {rows} rows: {_last_error()}")
+        if into:
+            self._tap.check()
         data = b"" if self._logits else self._tap.read(4 * rows * self.width)
         return np.frombuffer(data, np.float32).reshape(-1, self.width)
 
@@ -241,9 +253,14 @@ class Slice:
 
 
 class _Batch:
-    """A ``llama_batch`` over arrays that are allocated once."""
+    """A ``llama_batch`` over arrays that are allocated once.
 
-    def __init__(self, rows: int, width: int) -> None:
+    ``writes_rows``: rows are kept here, and llama.cpp is told of as many tokens instead.
+    """
+
+    def __init__(self, rows: int, width: int, *, writes_rows: bool) -> None:
+        self._writes_rows = writes_rows
+        self.has_rows = False
         self._tokens = (ctypes.c_int32 * rows)()
         self._embd = np.zeros((rows, width), np.float32)
         self._positions = (ctypes.c_int32 * rows)()
@@ -268,6 +285,9 @@ class _Batch:
         """
         row = 0
         is_tokens = spans[0].inputs.dtype == np.int32
+        self.has_rows = not is_tokens
+        if self.has_rows and self._writes_rows:
+            ctypes.memset(self._tokens, 0, ctypes.sizeof(self._tokens))
         for span in spans:
             first = row
             if is_tokens:
@@ -285,9 +305,14 @@ class _Batch:
             self._place(row, spans[0].slot, spans[0].position + row, wanted=not only_last)
             row += 1
         self.struct.n_tokens = row
-        self.struct.token = self._tokens if is_tokens else None
-        self.struct.embd = None if is_tokens else self._embd_pointer
+        tells_tokens = is_tokens or self._writes_rows
+        self.struct.token = self._tokens if tells_tokens else None
+        self.struct.embd = None if tells_tokens else self._embd_pointer
         return row
+
+    def rows_at(self, rows: int) -> tuple[int, int]:
+        """Return where the rows are, and how many bytes they have."""
+        return self._embd.ctypes.data, rows * self._embd.shape[1] * self._embd.itemsize
 
     def _place(self, row: int, slot: int, position: int, *, wanted: bool) -> None:
         self._slots[row], self._positions[row], self._wanted[row] = slot, position, wanted
@@ -465,6 +490,14 @@ def _load_model(path: Path, settings: Settings) -> Any:
     if not model:
         raise _refusal("load", path)
     return model
+
+
+def _rows_into(model: Any) -> bytes:
+    """Name the node that rows are written into; empty if they are given as embeddings."""
+    name = ctypes.create_string_buffer(64)  # longer ones are of no architecture that is cut
+    api.llama_model_meta_val_str(model, b"general.architecture", name, len(name))
+    rules = RULES.get(name.value.decode(errors="replace"))
+    return rules.rows_into.encode() if rules and rules.rows_into else b""
 
 
 def _refusal(what: str, path: Path) -> EngineError | BadModelFile:

@@ -1,9 +1,11 @@
-"""Reading one node of llama.cpp's graph through its evaluation callback, cheaply."""
+"""Reading and writing nodes of llama.cpp's graph through its evaluation callback, cheaply."""
 
 import ctypes
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass, replace
 from functools import partial
-from typing import Any
+from itertools import chain, repeat
+from typing import Any, NamedTuple
 
 from p2pinfer.core.errors import EngineError
 
@@ -12,16 +14,37 @@ _EvalCallback = ctypes.CFUNCTYPE(ctypes.c_bool, ctypes.c_void_p)
 reports, which the order of calls shows too, and a user pointer. A C callee may ignore them."""
 
 
+class Decode(NamedTuple):  # quickly made, once per token
+    """Decodes that are alike have the same graph."""
+
+    node: bytes
+    """Behind which to stop (``l_out-9``); empty to go on to the end."""
+    rows: int
+    sessions: int
+    into: bytes = b""
+    """The node that rows are written into; empty for none."""
+
+
+@dataclass(frozen=True, slots=True)
+class _Places:
+    """Where the two nodes are, 0 while unknown, and how many are asked for before each."""
+
+    into: int = 0
+    asked_before_into: int = 0
+    node: int = 0
+    asked_before_node: int = 0
+
+
 class Tap:
-    """Stops a graph after one node, and reads the node's data.
+    """Writes rows into one node of a graph, stops after another, and reads that one's data.
 
     Args:
         ggml: the loaded libggml-base.
 
     A graph has about 30 nodes per layer, and the callback is called for each. So the first decode
-    of a shape runs a Python function that finds the node by its name. Later decodes know how many
-    nodes come before it: the answers are that many times no, then yes (this one), then no (stop
-    here), which an iterator gives without running any bytecode.
+    of a shape runs a Python function that finds the nodes by their names. Later decodes know how
+    many nodes come before each: the answers are that many times no, then yes (this one), and at
+    last no (stop here), which iterators give without running any bytecode.
     """
 
     def __init__(self, ggml: ctypes.CDLL) -> None:
@@ -30,40 +53,82 @@ class Tap:
         self._get_name.argtypes = self._get_data.argtypes = [ctypes.c_void_p]
         self._answer = partial(self._look)
         self.callback = _EvalCallback(self._answer)
-        self._found: dict[tuple[bytes, int, int], tuple[list[bool], int]] = {}
-        self._node, self._key = b"", (b"", 0, 0)
-        self._asked = self._tensor = 0
+        self._found: dict[Decode, _Places] = {}
+        self._decode, self._places = Decode(b"", 0, 0), _Places()
+        self._source = (0, 0)
+        self._asked = 0
+        self._is_told = False
 
-    def arm(self, node: bytes, rows: int, sessions: int) -> None:
-        """Prepare for a decode of ``rows`` rows that is to stop after a node (``l_out-9``)."""
-        self._node, self._key = node, (node, rows, sessions)
-        if found := self._found.get(self._key):
-            answers, self._tensor = found
-            self._retarget(next, iter(answers))
+    def arm(self, decode: Decode, source: tuple[int, int] = (0, 0)) -> None:
+        """Prepare for a decode.
+
+        Args:
+            decode: what it is like, and which nodes are wanted.
+            source: where the rows are that are written into ``decode.into``, and their bytes.
+        """
+        self._decode, self._source = decode, source
+        if found := self._found.get(decode):
+            self._places = found
+            self._retarget(next, self._answers(found))
         else:
-            self._asked = self._tensor = 0
+            self._places, self._asked, self._is_told = _Places(), 0, False
             self._retarget(self._look)
 
     def _retarget(self, function: Callable[..., Any], *arguments: Any) -> None:
         state: tuple[Any, ...] = (function, arguments, {}, None)
         self._answer.__setstate__(state)  # type: ignore[attr-defined] # as unpickling does
 
+    def _answers(self, places: _Places) -> Iterator[bool]:
+        """Yield the answers of a decode whose nodes are known."""
+        parts: list[Iterable[bool]] = []
+        if places.into:
+            write = map(self._write, (places.into,))
+            parts += [repeat(False, places.asked_before_into), (True,), write]
+        if places.node:
+            parts += [repeat(False, places.asked_before_node), (True, False)]
+        else:
+            parts.append(repeat(False))
+        return chain.from_iterable(parts)
+
     def _look(self, tensor: int) -> bool:
-        """Answer the callback for a node, while the wanted one is still being searched for."""
-        if self._tensor:
-            return False  # it has been computed: stop here
+        """Answer the callback for a node, while the wanted ones are still being searched for."""
+        places = self._places
+        if self._is_told:
+            self._is_told = False
+            if places.node:
+                return False  # it is computed: do not go on
+            return self._write(tensor)
         self._asked += 1
-        if self._get_name(tensor) != self._node:
+        name = self._get_name(tensor)
+        if self._decode.into and not places.into and name == self._decode.into:
+            self._places = replace(places, into=tensor, asked_before_into=self._asked - 1)
+        elif self._decode.node and name == self._decode.node:
+            self._places = replace(places, node=tensor, asked_before_node=self._asked - 1)
+        else:
             return False
-        self._tensor = tensor
+        self._asked, self._is_told = 0, True
         return True
 
-    def read(self, size: int) -> bytes:
-        """Return the node's data after a decode; raises EngineError if the node is not there."""
-        tensor = self._tensor
-        if not tensor or self._get_name(tensor) != self._node:
+    def _write(self, tensor: int) -> bool:
+        """Write the rows; False, which ends the decode, if the node is not where it was."""
+        if self._get_name(tensor) != self._decode.into:
+            self._places = _Places()
+            return False
+        ctypes.memmove(self._get_data(tensor), *self._source)
+        return True
+
+    def check(self) -> None:
+        """Raise EngineError if the nodes of the decode that just ended were not in their places."""
+        decode, places = self._decode, self._places
+        is_written = not decode.into or places.into
+        is_there = not decode.node or (places.node and self._get_name(places.node) == decode.node)
+        if not (is_written and is_there):
             self._found.clear()
-            raise EngineError(f"llama.cpp's graph has no {self._node.decode()} in its place")
-        if self._key not in self._found:
-            self._found[self._key] = ([False] * (self._asked - 1) + [True, False], tensor)
-        return ctypes.string_at(self._get_data(tensor), size)
+            wanted = (decode.node if is_written else decode.into).decode()
+            raise EngineError(f"llama.cpp's graph has no {wanted} in its place")
+        self._found.setdefault(decode, places)
+
+    def read(self, size: int) -> bytes:
+        """Return what the wanted node holds after a decode; raises as ``check``."""
+        self.check()
+        return ctypes.string_at(self._get_data(self._places.node), size)

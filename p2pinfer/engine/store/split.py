@@ -3,7 +3,8 @@
     metadata    all of the model's metadata but the tokenizer's, and the tensors every layer uses
     tokenizer   all of the metadata, in its file's order; no tensors
     embedding   the token embedding, which is the head too where the model has no other
-    layer.N     the tensors of a layer, under their names in the whole model
+    layer.N     the tensors of a layer, under their names in the whole model; blocks behind the last
+                layer, which draft tokens, have no part, since nobody runs them
     output      the output norm, and the head where there is one
 
 The parts depend only on the model, not on its file's name, place or time. The tensors and their
@@ -142,7 +143,7 @@ def part_of(tensor: str) -> str:
 
 def describe(header: GgufHeader, files: Mapping[str, PartFile], on_progress: Progress) -> Manifest:
     """Hash every part, and return the manifest; raises as ``PartFile.chunks``, and OSError."""
-    total = sum(tensor.nbytes for tensor in header.tensors.values())
+    total = sum(tensor.nbytes for file in files.values() for tensor in file.tensors)
     parts = []
     done = 0
     for name, file in files.items():

@@ -4,10 +4,13 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 
 import pytest
+from blake3 import blake3
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from p2pinfer.core.errors import BadModelFile, UnsupportedModel, UserError
+from p2pinfer.engine.gguf import architectures
+from p2pinfer.engine.gguf.architectures import layers_at_once_max
 from p2pinfer.engine.gguf.ggml_types import F32, GGML_TYPES
 from p2pinfer.engine.gguf.model_header import ModelInfo, default_model_path, model_info
 from p2pinfer.engine.gguf.reader import GgufHeader, Tensor, read_header
@@ -43,23 +46,25 @@ def header(
     architecture: str = "llama",
     changes: Mapping[str, Value | Array | None] = {},
     more: Sequence[str] = ("output.weight",),
+    tokens: int = TOKENS,
+    layers: int = LAYERS,
 ) -> GgufHeader:
     """Make up a model's header; ``changes`` set metadata or, with None, leave it out."""
     arch = architecture
     metadata: dict[str, Value | Array | None] = {
         "general.architecture": words(arch),
         "general.name": words("Toy"),
-        f"{arch}.block_count": u32(LAYERS),
+        f"{arch}.block_count": u32(layers),
         f"{arch}.context_length": u32(128),
         f"{arch}.embedding_length": u32(WIDTH),
         f"{arch}.attention.head_count": u32(4),
         "tokenizer.ggml.model": words("llama"),
-        "tokenizer.ggml.tokens": Array.of(ValueType.STRING, ["x"] * TOKENS),
+        "tokenizer.ggml.tokens": Array.of(ValueType.STRING, ["x"] * tokens),
         **changes,
     }
-    shapes = {"token_embd.weight": (WIDTH, TOKENS), "output_norm.weight": (WIDTH,)}
-    shapes |= {name: (WIDTH, TOKENS) if name == "output.weight" else (8,) for name in more}
-    for layer in range(LAYERS):
+    shapes = {"token_embd.weight": (WIDTH, tokens), "output_norm.weight": (WIDTH,)}
+    shapes |= {name: (WIDTH, tokens) if name == "output.weight" else (8,) for name in more}
+    for layer in range(layers):
         shapes |= {f"blk.{layer}.attn_norm.weight": (WIDTH,), f"blk.{layer}.x.weight": (WIDTH, 2)}
     tensors = {n: Tensor(n, s, Q8_0 if len(s) == 2 else F32, 0) for n, s in shapes.items()}
     kept = {key: value for key, value in metadata.items() if value is not None}
@@ -164,6 +169,65 @@ def test_slice_without_windowed_layers_names_no_window() -> None:
     assert not [key for key in metadata if "sliding_window" in key]
 
 
+def test_a_block_that_never_runs_stands_for_a_missing_window() -> None:
+    """llama.cpp aborts on a gpt-oss of which no layer is windowed."""
+    model = header("gpt-oss", {"gpt-oss.attention.sliding_window": u32(16)})
+    metadata = decoded(plan_stage(model, 5, 6))
+    assert metadata["gpt-oss.block_count"] == 2
+    assert metadata["gpt-oss.nextn_predict_layers"] == 1
+    assert metadata["gpt-oss.attention.sliding_window_pattern"] == [False, True]
+    assert "gpt-oss.nextn_predict_layers" not in decoded(plan_stage(model, 4, 6))
+
+
+def test_blocks_that_draft_tokens_are_left_out() -> None:
+    """A model with such blocks behind its layers is cut as one without."""
+    counts = some_array(LAYERS)
+    plain = header(changes={"llama.feed_forward_length": counts})
+    changes: Metadata = {
+        "llama.block_count": u32(LAYERS + 1),
+        "llama.nextn_predict_layers": u32(1),
+        "llama.feed_forward_length": some_array(LAYERS + 1),
+    }
+    drafting = header(changes=changes, more=("output.weight", f"blk.{LAYERS}.nextn.x.weight"))
+    assert model_info(drafting) == model_info(plain)
+    assert plan_stage(drafting, 3, 6) == plan_stage(plain, 3, 6)
+    assert plan_last_end(drafting, 2) == plan_last_end(plain, 2)
+
+
+def test_dense_layers_are_counted_slice_by_slice() -> None:
+    """Each slice has as many of the first, dense layers as it holds."""
+    model = header("deepseek2", {"deepseek2.leading_dense_block_count": u32(3)})
+    plans = (plan_first_end(model, 2), plan_stage(model, 2, 5), plan_stage(model, 5, 6))
+    counts = [decoded(plan)["deepseek2.leading_dense_block_count"] for plan in plans]
+    assert counts == [2, 1, 0]
+
+
+@pytest.mark.parametrize(("layers", "tokens", "gate"), [(47, 154_880, 2), (47, 40, 1), (9, 40, 1)])
+def test_gating_that_goes_by_the_number_of_layers_is_written_out(
+    layers: int, tokens: int, gate: int
+) -> None:
+    """GLM 4.7 Flash is a deepseek2 of 47 layers, and its slices would be taken for another."""
+    model = header("deepseek2", tokens=tokens, layers=layers)
+    assert decoded(plan_stage(model, 1, 3))["deepseek2.expert_gating_func"] == gate
+
+
+@pytest.mark.parametrize("architecture", ["deepseek2", "mistral4"])
+def test_lengths_that_stand_for_another_model_are_refused(architecture: str) -> None:
+    """26 layers that compress their queries are no DeepSeek V2 Lite, but llama.cpp thinks so."""
+    compressed = ("output.weight", "blk.0.attn_q_a.weight")
+    model = header(architecture, more=compressed, layers=40)
+    with pytest.raises(UserError, match="choose at most 25, or more than 27"):
+        plan_stage(model, 2, 28)
+    with pytest.raises(UserError, match="choose at most 25, or more than 27"):
+        plan_last_end(model, 27)
+    assert layers_at_once_max(model, model_info(model)) == 25  # what a peer chooses by itself
+    assert plan_stage(model, 2, 27).tensors
+    assert plan_stage(model, 2, 30).tensors
+    plain = header(architecture, layers=40)
+    assert plan_stage(plain, 2, 28).tensors
+    assert layers_at_once_max(plain, model_info(plain)) == 40
+
+
 def test_long_rope_factors_are_the_short_ones() -> None:
     """Slices take the short factors whatever their context, and sessions end where those do."""
     original = {"phi3.rope.scaling.original_context_length": u32(64)}
@@ -192,11 +256,24 @@ def strings(count: int) -> Array:
 @pytest.mark.parametrize(
     ("model", "reason"),
     [
-        (header("gemma2"), "gemma2 cannot be split: llama.cpp would scale its rows"),
+        (header("gemma3n"), "gemma3n cannot be split: its layers take more"),
         (header("smollm3"), "smollm3 cannot be split: every fourth layer"),
+        (header("qwen35moe"), "qwen35moe cannot be split: its layers keep a state"),
+        (
+            header("gemma4", {"gemma4.attention.shared_kv_layers": u32(2)}),
+            "its last layers use the KV cells",
+        ),
+        (
+            header("gemma4", {"gemma4.embedding_length_per_layer_input": u32(256)}),
+            "every layer takes the tokens themselves",
+        ),
+        (
+            header("ernie4_5-moe", {"ernie4_5-moe.interleave_moe_layer_step": u32(2)}),
+            "which of its layers have experts goes by number",
+        ),
+        (header("exaone4", layers=64), "knows its windows by its number of layers"),
         (header("mamba"), "mamba cannot be split: it is not proven"),
         (header(more=("cls.weight",)), "tensor 'cls.weight'"),
-        (header(changes={"llama.nextn_predict_layers": u32(1)}), "nextn_predict_layers is not 0"),
         (header(changes={"llama.attention.causal": Value.of(ValueType.BOOL, False)}), "causal"),
         (header(changes={"llama.some.array": some_array(LAYERS)}), "array llama.some.array"),
     ],
@@ -211,13 +288,44 @@ def test_refused_models(model: GgufHeader, reason: str) -> None:
 
 
 def test_gemma3_that_scales_by_its_layers(monkeypatch: pytest.MonkeyPatch) -> None:
-    """A gemma3 with the 27B's layer count is refused unless both scales are the same."""
-    monkeypatch.setattr("p2pinfer.engine.gguf.architectures._GEMMA3_ODD_LAYERS", LAYERS)
+    """A gemma3 of as many layers as the 27B is refused unless both scales are the same."""
+    monkeypatch.setitem(architectures._SCALED_BY_LAYERS, "gemma3", LAYERS)
     same = {"gemma3.attention.key_length": u32(16), "gemma3.attention.value_length": u32(16)}
     other = {**same, "gemma3.attention.key_length": u32(32)}
     assert plan_stage(header("gemma3", same), 0, 1).tensors
     with pytest.raises(UnsupportedModel, match="scales the attention of a gemma3 by its number"):
         plan_stage(header("gemma3", other), 0, 1)
+
+
+def test_a_model_without_the_head_it_must_have() -> None:
+    """llama.cpp would not load it."""
+    with pytest.raises(BadModelFile, match=r"lacks the tensor 'output.weight'"):
+        plan_last_end(header("minimax-m2", more=()), 1)
+
+
+def test_heads_of_zeros_are_small() -> None:
+    """A head or an embedding that llama.cpp wants and nobody uses takes little of the disk."""
+    model = header("minimax-m2")
+    tensors = (*plan_first_end(model, 1).tensors, *plan_last_end(model, 1).tensors)
+    zeros = {(each.name, each.shape, each.type.name) for each in tensors if not each.source}
+    assert zeros == {
+        ("output_norm.weight", (WIDTH,), "F32"),
+        ("output.weight", (WIDTH, TOKENS), "Q4_0"),
+        ("token_embd.weight", (WIDTH, TOKENS), "Q4_0"),
+    }
+    stage = {tensor.name: tensor.shape for tensor in plan_stage(model, 1, 2).tensors}
+    assert stage["output.weight"] == (WIDTH, 32)
+
+
+@pytest.mark.parametrize("architecture", ["gpt-oss", "gemma4", "mimo2"])
+def test_models_without_the_windows_they_must_have(architecture: str) -> None:
+    """llama.cpp would not load them."""
+    with pytest.raises(BadModelFile, match=r"lacks .*sliding_window"):
+        plan_stage(header(architecture), 0, 1)
+    if architecture != "gpt-oss":
+        window = {f"{architecture}.attention.sliding_window": u32(16)}
+        with pytest.raises(BadModelFile, match=r"lacks .*sliding_window_pattern"):
+            plan_stage(header(architecture, window), 0, 1)
 
 
 @pytest.mark.parametrize(("first", "end"), [(-1, 3), (3, 3), (4, 3), (0, 13), (12, 13)])
@@ -256,6 +364,8 @@ def test_ends_that_keep_too_little_or_too_much(keep: int) -> None:
         ({"llama.expert_count": u32(8)}, "lacks llama.expert_used_count"),
         ({"llama.expert_count": u32(8), "llama.expert_used_count": u32(9)}, "used_count is 9"),
         ({"tokenizer.ggml.tokens": some_array(3)}, "names 3 tokens and embeds 40"),
+        ({"llama.nextn_predict_layers": u32(LAYERS)}, "only blocks that draft"),
+        ({"llama.nextn_predict_layers": u32(600)}, "nextn_predict_layers is 600"),
         ({"split.count": Value.of(ValueType.UINT16, 2)}, "one part of a split model"),
     ],
 )
@@ -276,16 +386,19 @@ ODD_VALUES = st.one_of(
 SUFFIXES = (
     *("block_count", "embedding_length", "context_length", "expert_count"),
     *("attention.head_count", "attention.sliding_window", "attention.sliding_window_pattern"),
+    *("leading_dense_block_count", "nextn_predict_layers", "residual_scale", "expert_gating_func"),
 )
+VARIED = ("llama", "gemma3", "gemma4", "deepseek2", "minicpm", "qwen3vl", "laguna")
+"""Each with rules of its own."""
 KEYS = [
     "general.architecture",
     "general.name",
-    *(f"{architecture}.{suffix}" for architecture in ("llama", "gemma3") for suffix in SUFFIXES),
+    *(f"{architecture}.{suffix}" for architecture in VARIED for suffix in SUFFIXES),
 ]
 
 
 @settings(max_examples=500, deadline=None)
-@given(st.sampled_from(["llama", "gemma3"]), st.dictionaries(st.sampled_from(KEYS), ODD_VALUES))
+@given(st.sampled_from(VARIED), st.dictionaries(st.sampled_from(KEYS), ODD_VALUES))
 def test_any_metadata_is_planned_or_refused(
     architecture: str, changes: Mapping[str, Value | Array | None]
 ) -> None:
@@ -330,6 +443,24 @@ def test_same_cut_same_bytes(default_model: Path, tmp_path: Path) -> None:
     ours = read_header(tmp_path / "a.gguf").tensors["blk.1.ffn_up.weight"]
     theirs = model.tensors["blk.8.ffn_up.weight"]
     assert cut[ours.offset :][: ours.nbytes] == whole[theirs.offset :][: theirs.nbytes]
+
+
+@pytest.mark.parametrize(
+    ("architecture", "changes", "digest"),
+    [("llama", {}, "d57426abb3e93d0a"), ("gemma3", WINDOW, "85710518ad50a529")],
+)
+def test_slices_stay_what_they_were(
+    architecture: str, changes: Mapping[str, Value | Array | None], digest: str, tmp_path: Path
+) -> None:
+    """Peers of two versions cut the same bytes: else they would be of two numerics classes."""
+    model = header(architecture, changes)
+    (tmp_path / "weights").write_bytes(bytes(i % 251 for i in range(4096)))
+    plans = plan_first_end(model, 2), plan_stage(model, 2, 5), plan_last_end(model, 1)
+    state = blake3()
+    for plan in (*plans, plan_stage(model, 5, 6)):
+        write_slice(plan, extents(model, tmp_path / "weights"), tmp_path / "slice.gguf")
+        state.update((tmp_path / "slice.gguf").read_bytes())
+    assert state.hexdigest(length=8) == digest
 
 
 class TestDefaultModelPath:

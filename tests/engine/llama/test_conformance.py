@@ -1,8 +1,9 @@
 """Slices compute exactly what the whole model computes, or the cut is refused.
 
-Every architecture that ``architectures.SPLIT_EXACTLY`` names is here, as a tiny model with random
-weights, in five quantisations; and the default model in several cuts. A prompt of 150 tokens (a
-block, two wide chunks, a narrow one, and a block that is padded), then 32 greedy tokens.
+The architectures whose tiny models are written by hand are here, with random weights, in five
+quantisations, and the default model in several cuts; test_architectures.py has all others. A prompt
+of 150 tokens (a block, two wide chunks, a narrow one, and a block that is padded), then 32 greedy
+tokens.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -14,9 +15,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from p2pinfer.core.errors import UnsupportedModel
 from p2pinfer.core.limits import BLOCK_ROWS
-from p2pinfer.engine.gguf import architectures
 from p2pinfer.engine.gguf.model_header import model_info
 from p2pinfer.engine.gguf.reader import GgufHeader, read_header
 from p2pinfer.engine.gguf.slicing import (
@@ -153,7 +152,7 @@ def test_default_model(
 
 
 @pytest.mark.parametrize("quantisation", QUANTISATIONS)
-@pytest.mark.parametrize("name", [name for name in TINY if name != "gemma2"])
+@pytest.mark.parametrize("name", TINY)
 def test_tiny_models(models: Models, name: str, quantisation: str, tmp_path: Path) -> None:
     """Ends of one layer and stages of two, one and the rest give the whole model's logits."""
     model = models(name, quantisation)
@@ -165,7 +164,7 @@ def test_tiny_models(models: Models, name: str, quantisation: str, tmp_path: Pat
 
 
 @pytest.mark.parametrize("quantisation", ["F16", "Q4_0", "Q4_K_M"])
-@pytest.mark.parametrize("name", [name for name in TINY if name != "gemma2"])
+@pytest.mark.parametrize("name", TINY)
 def test_slices_that_overlap(models: Models, name: str, quantisation: str, tmp_path: Path) -> None:
     """A slice stopped where the next begins gives the same rows as one that ends there."""
     model = models(name, quantisation)
@@ -179,12 +178,6 @@ def test_slices_that_overlap(models: Models, name: str, quantisation: str, tmp_p
     ]
     depths = [None, 1, layers - 3, None]
     assert chain_difference(model, plans, greedy_steps(model), tmp_path, depths=depths) == 0.0
-
-
-def test_every_supported_architecture_is_proven() -> None:
-    """Every architecture in the table of exact splits is run above."""
-    proven = {tiny.architecture for name, tiny in TINY.items() if name != "gemma2"}
-    assert proven == set(architectures.SPLIT_EXACTLY)
 
 
 @pytest.mark.parametrize(
@@ -217,14 +210,3 @@ def test_contexts_may_differ(models: Models, tmp_path: Path) -> None:
     model = models("phi3", "F16")
     steps = greedy_steps(model)
     assert largest_difference(model, steps, (1, 6), tmp_path, context=1024) == 0.0
-
-
-def test_refused_architecture_is_wrong(
-    models: Models, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A gemma2 is refused; if it were cut, its logits would differ."""
-    model = models("gemma2", "F16")
-    with pytest.raises(UnsupportedModel, match="gemma2 cannot be split: llama"):
-        plan_chain(read_header(model), (2, 4))
-    monkeypatch.setattr(architectures, "SPLIT_EXACTLY", ("gemma2",))
-    assert largest_difference(model, greedy_steps(model), (2, 4), tmp_path) > 0.01

@@ -3,6 +3,7 @@
 import os
 import shutil
 import tracemalloc
+from dataclasses import replace
 from pathlib import Path
 
 import gguf as reference
@@ -10,10 +11,14 @@ import pytest
 
 from p2pinfer.core.errors import BadModelFile, UnsupportedModel, UserError
 from p2pinfer.core.manifest import Part
+from p2pinfer.engine.gguf.reader import read_header
+from p2pinfer.engine.gguf.slicing import extents, plan_stage, write_slice
 from p2pinfer.engine.gguf.values import Value, ValueType
 from p2pinfer.engine.store.assemble import open_parts
 from p2pinfer.engine.store.split import add_model
 from p2pinfer.engine.store.store import Store
+from tests.support.model_factory import write_model
+from tests.support.recipes import CASES
 from tests.support.tiny_models import TINY, write_tiny
 from tests.support.toys import LAYERS, copy_parts, quiet, write_toy
 from tests.support.whole import open_model
@@ -93,15 +98,32 @@ def test_progress_is_reported(tmp_path: Path) -> None:
     assert hashed[-1][1] == hashed[-1][2]
 
 
+def test_blocks_that_draft_tokens_are_left_out(tmp_path: Path) -> None:
+    """They are in the file and in the manifest's list of tensors, and in no part and no slice."""
+    path = tmp_path / "m.gguf"
+    write_model(CASES["deepseek2-drafting"].recipe, path)
+    store = Store(tmp_path / "store")
+    told: list[tuple[str, int, int]] = []
+    manifest = add_model(store, path, lambda *step: told.append(step))
+    assert manifest.layers == 5
+    assert "blk.5.nextn.eh_proj.weight" in {row.name for row in manifest.tensors}
+    assert [part.name for part in manifest.parts if "layer" in part.name][-1] == "layer.4"
+    assert [done == total for what, done, total in told if what == "hashing"].count(True) == 1
+    header = read_header(path)
+    opened = open_parts(store, manifest, tmp_path / "cache")
+    write_slice(plan_stage(header, 2, 5), extents(header, path), tmp_path / "cut.gguf")
+    assert opened.stage(2, 5).read_bytes() == (tmp_path / "cut.gguf").read_bytes()
+
+
 def test_a_model_that_cannot_be_split_is_refused(tmp_path: Path) -> None:
     """A model that is not proven to split leaves nothing in the store."""
-    strange = Value.of(ValueType.STRING, "gemma2")
+    strange = Value.of(ValueType.STRING, "smollm3")
     path = write_toy(tmp_path / "m.gguf", general__architecture=strange)
     store = Store(tmp_path / "store")
     with pytest.raises(BadModelFile):
         add_model(store, path, quiet)
     tiny = tmp_path / "tiny.gguf"
-    write_tiny(TINY["gemma2"], tiny)
+    write_tiny(replace(TINY["qwen3"], architecture="smollm3"), tiny)
     with pytest.raises(UnsupportedModel):
         add_model(store, tiny, quiet)
     with pytest.raises(BadModelFile, match="cannot read"):

@@ -1,0 +1,89 @@
+"""A tiny model of every architecture in a real swarm whose middle peer dies in mid-answer."""
+
+import tempfile
+from collections.abc import Sequence
+from contextlib import aclosing, closing
+from pathlib import Path
+
+import numpy as np
+import pytest
+import trio
+
+from p2pinfer.bench.recovery import HOLDERS, STAGES, wait_known
+from p2pinfer.bench.victims import NETWORK, Victims
+from p2pinfer.core.ids import PeerId
+from p2pinfer.core.sampling import Sampling
+from p2pinfer.engine.llama.binding import Settings, Slice, Span, Vocabulary
+from p2pinfer.node.local_swarm import share_layers
+from p2pinfer.node.model_supply import name_model, open_store, open_whole
+from p2pinfer.node.requester import Client, ClientOptions, Machine, open_client
+from tests.support.model_factory import write_model
+from tests.support.recipes import CASES
+from tests.support.tiny_models import quantise
+
+pytestmark = [pytest.mark.real, pytest.mark.long]
+
+ALL_S_MAX = 300.0
+PROMPT_TOKENS = 5
+"""Narrow, as what follows: the answer is the same whatever else the swarm does."""
+ANSWER_TOKENS = 24
+KILLED_AT = 8
+PROMPTS = 20
+GREEDY = Sampling(temperature=0.0)
+
+
+def said_alone(model: Path) -> tuple[list[int], list[int]]:
+    """Return a prompt, and what llama.cpp alone says to it without coming to an end."""
+    whole = Slice(model, logits=True, settings=Settings(), sessions=1, context=64)
+    with closing(whole):
+        ends = Vocabulary(whole.vocab).is_end
+        for seed in range(PROMPTS):
+            random = np.random.default_rng(seed)
+            prompt = random.integers(3, whole.vocabulary, PROMPT_TOKENS).astype(np.int32)
+            found: list[int] = []
+            told, position = prompt, 0
+            while len(found) < ANSWER_TOKENS:
+                logits = whole.decode([Span(0, position, told)])[0]
+                found.append(int(logits.argmax()))
+                position += len(told)
+                told = np.array(found[-1:], np.int32)
+            if not any(map(ends, found)):
+                return prompt.tolist(), found
+    raise AssertionError("every prompt has a short answer")
+
+
+async def said_by_swarm(client: Client, victims: Victims, prompt: Sequence[int]) -> list[int]:
+    """Return what a swarm says while the stage in its middle is killed."""
+    found: list[int] = []
+    route = await client.find_route(lambda _: None)
+    async with (
+        client.open_session(route) as session,
+        aclosing(session.generate(prompt, GREEDY, ANSWER_TOKENS)) as tokens,
+    ):
+        async for token in tokens:
+            found.append(token.id)
+            if len(found) == KILLED_AT:
+                victims.kill(PeerId(session.route[1].peer))
+    return found
+
+
+@pytest.mark.parametrize("name", CASES)
+async def test_an_answer_survives_a_killed_stage(name: str, tmp_path: Path) -> None:
+    """The swarm says what llama.cpp says alone."""
+    full, path = tmp_path / "full.gguf", tmp_path / "model.gguf"
+    write_model(CASES[name].recipe, full)
+    quantise(full, path, "Q8_0")
+    prompt, expected = said_alone(path)
+    store = open_store()
+    model = open_whole(name_model(str(path), store, lambda *_: None), store)
+    machine = Machine(sessions=2, context=256)
+    ranges = share_layers(model, STAGES, 1, machine) * HOLDERS
+    with trio.fail_after(ALL_S_MAX), tempfile.TemporaryDirectory(prefix="p2pinfer-") as home:
+        async with trio.open_nursery() as nursery:
+            victims = Victims(nursery, model, machine, ranges, Path(home))
+            await victims.start()
+            options = ClientOptions(model.id, victims.ways_in(), NETWORK, machine=machine)
+            async with open_client(options, store, lambda _: None) as client:
+                await wait_known(client, victims)
+                assert await said_by_swarm(client, victims, prompt) == expected
+            nursery.cancel_scope.cancel()
