@@ -43,8 +43,13 @@ def join(
     memory: Memory = None,
     model: SwarmModel = None,
     listen: Annotated[
-        tuple[str, ...], option("listen", "Multiaddrs to listen on.", consume_multiple=True)
-    ] = ("/ip4/0.0.0.0/tcp/0",),
+        tuple[str, ...],
+        option(
+            "listen",
+            "Multiaddrs to listen on; else all interfaces, at a port that is drawn once and kept.",
+            consume_multiple=True,
+        ),
+    ] = (),
     bootstrap: Bootstrap = (),
     network: Network = "main",
     quota: Quota = None,

@@ -1,6 +1,7 @@
 """Compose a real peer: it finds the swarm, chooses layers, fetches their parts, and serves them."""
 
 import logging
+import random
 import re
 import secrets
 from collections.abc import AsyncIterator, Callable, Iterable
@@ -27,10 +28,10 @@ from p2pinfer.node.fraud_files import open_frauds, sharing
 from p2pinfer.node.identity_lock import hold_identity
 from p2pinfer.node.idle_monitor import ActivityMeter, heed_owner
 from p2pinfer.node.ledger_db import LedgerKeeper, open_books
+from p2pinfer.node.listen_port import own_listen
 from p2pinfer.node.loading_steps import Step, loading
 from p2pinfer.node.model_supply import Choose, obtain
 from p2pinfer.node.requester import (
-    LISTEN_DEFAULT,
     Machine,
     check_layers,
     check_memory,
@@ -94,7 +95,8 @@ class PeerOptions:
     """None: the one that the swarm serves, or else the default."""
     layers: LayerRange | None = None
     """Served whatever others do; None chooses."""
-    listen: tuple[str, ...] = (LISTEN_DEFAULT,)
+    listen: tuple[str, ...] = ()
+    """Empty: all interfaces, at the port that is kept beside the key."""
     bootstrap: tuple[str, ...] = ()
     network: str | Reach = "main"
     identity: Path | None = None
@@ -150,7 +152,9 @@ async def serve_peer(options: PeerOptions, store: Store, hooks: Hooks) -> None:
     """
     async with AsyncExitStack() as stack:
         stack.enter_context(lone_errors())
-        identity = stack.enter_context(hold_identity(options.identity))
+        key = stack.enter_context(hold_identity(options.identity))
+        identity = key.identity
+        chance = random.Random()  # noqa: S311 -- draws a port
         bookkeeper = LedgerKeeper(open_books())
         stack.callback(bookkeeper.finish)  # behind the sessions that the nursery ends
         swarm = await stack.enter_async_context(
@@ -158,7 +162,7 @@ async def serve_peer(options: PeerOptions, store: Store, hooks: Hooks) -> None:
                 options.bootstrap,
                 options.network,
                 identity=identity,
-                listen=options.listen,
+                listen=options.listen or own_listen(key.path, chance, hooks.say),
                 kind=options.transport,
             )
         )

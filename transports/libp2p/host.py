@@ -30,6 +30,7 @@ from libp2p.security.noise.transport import PROTOCOL_ID as NOISE_ID
 from libp2p.security.noise.transport import Transport as Noise
 from libp2p.stream_muxer.yamux.yamux import PROTOCOL_ID as YAMUX_ID
 from libp2p.stream_muxer.yamux.yamux import Yamux
+from libp2p.transport.tcp import tcp as tcp_module
 from multiaddr import Multiaddr  # type: ignore[import-untyped]  # it ships no types
 
 from p2pinfer.core.errors import PeerError, UserError
@@ -68,6 +69,8 @@ CUT_OFF_S = 60.0
 CUT_OFF_MAX = 1024
 """Peers remembered so; more identities than that cost their maker more than they cost us."""
 
+_SET_REUSE_FLAGS: Final = tcp_module._set_reuse_flags
+
 HANDLER_GRACE_S = 1.0
 """For a handler to notice that its connection is gone, before it is cancelled."""
 
@@ -104,6 +107,7 @@ def build_host(
     swarm.retry_config.max_retries = 0  # the caller decides whether to try again
     _cure_limits(swarm)
     _cure_dial_delay()
+    _cure_sockets_of_both_families()
     _cure_dialling_everybody(swarm)
     _cure_inbound_slots(swarm)
     _cure_raising_handlers(swarm)
@@ -168,6 +172,25 @@ def _cure_limits(swarm: Swarm) -> None:
 def _cure_dial_delay() -> None:
     """Make libp2p's own dials return when they are done, not 250 ms later."""
     swarm_module._HAPPY_EYEBALLS_DELAY = 0.0
+
+
+def _cure_sockets_of_both_families() -> None:
+    """Let ``::`` stand for IPv6 alone; libp2p's socket takes the same port of IPv4, too.
+
+    Then two listeners share one port, and a caller by IPv4 may seem to come from an IPv6 address.
+    """
+
+    def set_flags(sock: Any) -> None:
+        _SET_REUSE_FLAGS(sock)
+        _keep_to_its_family(sock)
+
+    replaced: Any = tcp_module
+    replaced._set_reuse_flags = set_flags
+
+
+def _keep_to_its_family(sock: Any) -> None:
+    if sock.family == socket.AF_INET6:
+        sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
 
 
 def _cure_dialling_everybody(swarm: Swarm) -> None:
@@ -303,6 +326,7 @@ def check_port(address: Multiaddr) -> None:
     with socket.socket(family) as probe:
         # Not REUSEPORT, which would share; REUSEADDR only skips what a closed socket leaves behind.
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        _keep_to_its_family(probe)
         try:
             probe.bind((host, port))
         except OSError as error:
