@@ -4,7 +4,7 @@ import logging
 import random
 import re
 import secrets
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -72,7 +72,12 @@ ANSWER_AGAIN_S = 0.5
 
 HIDDEN = (
     "nobody who tried could dial this peer, so no session comes here: open its TCP port {} to"
-    " others, in the firewall or the router"
+    " others, in the firewall; a router must pass it on, and --announce say the router's address"
+)
+
+UNREACHED = (
+    "nobody who tried could dial this peer, so no session comes here: see that {} leads to this"
+    " machine, through the router and the firewall"
 )
 
 TWIN = (
@@ -97,6 +102,8 @@ class PeerOptions:
     """Served whatever others do; None chooses."""
     listen: tuple[str, ...] = ()
     """Empty: all interfaces, at the port that is kept beside the key."""
+    announce: tuple[str, ...] = ()
+    """Told to others before the machine's own addresses."""
     bootstrap: tuple[str, ...] = ()
     network: str | Reach = "main"
     identity: Path | None = None
@@ -163,11 +170,12 @@ async def serve_peer(options: PeerOptions, store: Store, hooks: Hooks) -> None:
                 options.network,
                 identity=identity,
                 listen=options.listen or own_listen(key.path, chance, hooks.say),
+                announce=options.announce,
                 kind=options.transport,
             )
         )
         transport, directory, nursery = swarm.transport, swarm.directory, swarm.nursery
-        _say_to_the_owner(swarm, hooks.say)
+        _say_to_the_owner(swarm, hooks.say, options.announce)
         directory.listen()
         PartsServer(transport, store).listen()
         server: Server | None = None
@@ -220,15 +228,20 @@ def _serves(directory: Directory, me: PeerId, model: ModelId, peer: PeerId) -> b
     return peer == me or any(other.peer == peer for other in serving)
 
 
-def _say_to_the_owner(swarm: SwarmConnection, say: Callable[[str], None]) -> None:
+def _say_to_the_owner(
+    swarm: SwarmConnection, say: Callable[[str], None], announced: Sequence[str] = ()
+) -> None:
     """Say when others cannot dial this peer, or can again, and when another has its key."""
     transport = swarm.transport
     ports = dict.fromkeys(re.findall(r"/tcp/(\d+)", " ".join(transport.addresses)))
+    advice = HIDDEN.format(" or ".join(ports))
+    if announced:
+        advice = UNREACHED.format(" or ".join(announced))
     last = ""
 
     def on_hidden(hidden: bool) -> None:
         nonlocal last
-        text = HIDDEN.format(" or ".join(ports)) if hidden else "others can dial this peer now"
+        text = advice if hidden else "others can dial this peer now"
         if text != last and (hidden or transport.was_dialled):  # it tries again now and then
             say(text)
             last = text

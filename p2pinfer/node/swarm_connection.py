@@ -21,7 +21,11 @@ LAN_S_MAX = 8.0
 
 
 def open_transport(
-    kind: str, identity: Identity, listen: Sequence[str], network: str | Reach
+    kind: str,
+    identity: Identity,
+    listen: Sequence[str],
+    announce: Sequence[str],
+    network: str | Reach,
 ) -> AbstractAsyncContextManager[Transport]:
     """Return the transport of this name, which runs while the block lasts."""
     if kind == "tcp":
@@ -30,7 +34,7 @@ def open_transport(
         return open_tcp(identity.peer_id)
     from transports.libp2p.transport import open_libp2p  # half a second of imports
 
-    return open_libp2p(identity, listen, network)
+    return open_libp2p(identity, listen, network, announce=announce)
 
 
 def name_of(network: str | Reach) -> str:
@@ -97,6 +101,7 @@ async def open_swarm_connection(
     *,
     identity: Identity | None = None,
     listen: Sequence[str] = (),
+    announce: Sequence[str] = (),
     kind: str = "libp2p",
 ) -> AsyncIterator[SwarmConnection]:
     """Open a transport with a directory while the block lasts; nobody is asked anything yet.
@@ -106,16 +111,17 @@ async def open_swarm_connection(
         network: which swarm that is.
         identity: None makes one for this time.
         listen: multiaddrs to listen on.
+        announce: multiaddrs at which others reach it, besides the machine's own.
         kind: ``libp2p``, or ``tcp`` for measuring what libp2p costs.
 
     Raises:
-        UserError: an address cannot be listened on.
+        UserError: an address cannot be listened on, or announced.
     """
     chance = random.Random()  # noqa: S311 -- picks whom to ask, and where to begin
     identity = identity or ephemeral_identity()
     with lone_errors():
         async with (
-            open_transport(kind, identity, listen, network) as inner,
+            open_transport(kind, identity, listen, announce, network) as inner,
             trio.open_nursery() as nursery,
         ):
             transport = GuardedTransport(inner)

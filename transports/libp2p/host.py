@@ -10,6 +10,7 @@ import logging
 import socket
 from collections import Counter
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, Final, Literal
 
 import trio
@@ -81,8 +82,12 @@ def build_host(
     connections_max: int = CONNECTIONS_MAX,
     muxer: Muxer = "own",
     network_key: bytes | None = None,
+    announced: Sequence[str] = (),
 ) -> IHost:
-    """Make a host that does not run yet; with a network's key it knows only those who have it."""
+    """Make a host that does not run yet; with a network's key it knows only those who have it.
+
+    ``announced`` are told to others before the machine's own addresses.
+    """
     _quiet_libraries()
     key_pair = ed25519_key_pair(identity.seed)
     host = new_host(
@@ -100,7 +105,7 @@ def build_host(
             outbound_upgrade_timeout=HANDSHAKE_S_MAX,
             inbound_stream_protocol_negotiation_timeout=NEGOTIATION_S_MAX,
         ),
-        addrs_factory=real_addresses,
+        addrs_factory=partial(real_addresses, announced),
     )
     swarm = host.get_network()
     assert isinstance(swarm, Swarm), "new_host makes a Swarm"
@@ -301,9 +306,10 @@ async def _until_end(muxed: Any, serve: Any, stream: INetStream) -> None:
             take_back()
 
 
-def real_addresses(addresses: Sequence[Multiaddr]) -> list[Multiaddr]:
+def real_addresses(announced: Sequence[str], addresses: Sequence[Multiaddr]) -> list[Multiaddr]:
     """Replace the addresses that mean "all interfaces" by the most useful of the interfaces."""
-    told = told_addresses([str(each) for each in addresses], machine_addresses(), routed_hosts())
+    listening = [str(each) for each in addresses]
+    told = told_addresses(listening, machine_addresses(), routed_hosts(), announced)
     return [Multiaddr(each) for each in told]
 
 
