@@ -88,7 +88,7 @@ def _ways_in(look: Observer) -> list[Diagnosis]:
         text = "no way in answers, so this machine sees nobody: check the address and the network"
         found.append(Diagnosis("bootstrap", False, text))
     elif not found:
-        text = "every way in answers" if look.ways_in else "peers answer on the local network"
+        text = "every way in answers" if look.ways_in else "peers answer without an address"
         found.append(Diagnosis("bootstrap", True, text))
     return found
 

@@ -82,14 +82,18 @@ class ReachFlags:
 
 Bootstrap = Annotated[
     tuple[str, ...],
-    option("bootstrap", "Addresses of peers already in the swarm, one or several."),
+    option(
+        "bootstrap",
+        "Addresses of peers already in the swarm, one or several; else of those that answered"
+        " before.",
+    ),
 ]
 WaysIn = Annotated[
     tuple[str, ...],
     option(
         "bootstrap",
         "Addresses of peers already in the swarm, one or several; else of those that run on this"
-        " machine.",
+        " machine, or answered it before.",
     ),
 ]
 Memory = Annotated[

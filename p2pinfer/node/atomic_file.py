@@ -12,6 +12,7 @@ def replace_text(path: Path, text: str) -> None:
     """
     draft = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     try:
+        draft.touch(mode=0o600)  # nobody else's business
         draft.write_text(text)
         draft.replace(path)
     except OSError:

@@ -43,9 +43,7 @@ from p2pinfer.node.sponsors import Workers, clock_ms, sponsor
 from p2pinfer.node.status_report import describe_peer
 from p2pinfer.node.status_socket import Status, open_status
 from p2pinfer.node.swarm_connection import (
-    LAN_S_MAX,
     SwarmConnection,
-    looks_around,
     name_of,
     open_swarm_connection,
 )
@@ -260,10 +258,9 @@ async def _enter(swarm: SwarmConnection, options: PeerOptions, hooks: Hooks) -> 
     if options.model:
         swarm.directory.follow(options.model)
     hooks.step("asking who is in the swarm …")
-    if options.bootstrap:
-        await _ask(swarm.directory, swarm.transport, options.bootstrap, hooks.say)
-    elif looks_around(options.network):
-        await swarm.directory.find_anybody(LAN_S_MAX)
+    ways_in = options.bootstrap
+    if not (ways_in and await _ask(swarm.directory, swarm.transport, ways_in, hooks.say)):
+        await swarm.find_anybody()
     swarm.stay_in_touch()
 
 
@@ -275,8 +272,8 @@ def _strange_selves(transport: Transport, ways_in: Iterable[str]) -> list[str]:
 
 async def _ask(
     directory: Directory, transport: Transport, ways_in: tuple[str, ...], say: Callable[[str], None]
-) -> None:
-    """Learn who is there from the first way in that answers; go on without after a while."""
+) -> bool:
+    """Learn who is there from the first way in that answers; say whether one did in time."""
     me = transport.peer_id
     for address in _strange_selves(transport, ways_in):
         say(SELF.format(address))
@@ -284,10 +281,11 @@ async def _ask(
         while True:
             failures = await directory.enter(ways_in)
             if len(failures) < len(ways_in) or any(error.peer == me for error in failures):
-                return
+                return True
             await trio.sleep(ANSWER_AGAIN_S)
     for failure in failures:
         _log.warning("%s; trying again", failure)
+    return False
 
 
 @dataclass

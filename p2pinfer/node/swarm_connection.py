@@ -1,20 +1,25 @@
 """The one way into a swarm: a transport, what is known of others, and whether anybody answers."""
 
 import random
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 
 import trio
 
 from p2pinfer.core.errors import NobodyServes, lone_errors
-from p2pinfer.core.ids import ModelId
+from p2pinfer.core.ids import ModelId, PeerId
+from p2pinfer.node.known_peers import KnownPeers
 from p2pinfer.node.model_supply import Choose, pick_model
 from p2pinfer.node.sponsors import clock_ms
 from peers.discovery.directory import Directory
 from transports.base import Reach, Transport
 from transports.blocklist import GuardedTransport
 from transports.identity import Identity, ephemeral_identity
+
+AGAIN_S_MAX = 5.0
+"""For one of the peers of a former run to answer; where a machine is gone for good, none does."""
 
 LAN_S_MAX = 8.0
 """For a peer on the local network to be heard of and to answer; two or three seconds as a rule."""
@@ -43,7 +48,11 @@ def name_of(network: str | Reach) -> str:
 
 
 def looks_around(network: str | Reach) -> bool:
-    """Whether peers can be found without an address."""
+    """Whether peers can be found without an address: on the local network, or where they were."""
+    return _is_on_lan(network) or bool(KnownPeers(network).load())
+
+
+def _is_on_lan(network: str | Reach) -> bool:
     return isinstance(network, Reach) and network.mdns
 
 
@@ -60,6 +69,35 @@ class SwarmConnection:
     """Picks whom to ask, and where to begin."""
     nursery: trio.Nursery
     """For what runs as long as the connection; cancelled when that closes."""
+    known: KnownPeers | None = None
+    """Who answered in former runs."""
+    is_on_lan: bool = True
+    """Whether peers are looked for on the local network, too."""
+
+    async def find_anybody(self) -> bool:
+        """Look for peers without an address; say whether one answered in time."""
+        former = self.known.load() if self.known else {}
+        found = False
+
+        async def look(find: Callable[[], Awaitable[bool]]) -> None:
+            nonlocal found
+            if await find():
+                found = True
+                nursery.cancel_scope.cancel()
+
+        with lone_errors():
+            async with trio.open_nursery() as nursery:
+                if self.is_on_lan:
+                    nursery.start_soon(look, partial(self.directory.find_anybody, LAN_S_MAX))
+                if former:
+                    nursery.start_soon(look, partial(self._find_again, former))
+        return found
+
+    async def _find_again(self, former: Mapping[PeerId, tuple[str, ...]]) -> bool:
+        silent = await self.directory.find_again(former, AGAIN_S_MAX)
+        if silent and self.known:
+            self.known.drop(silent)
+        return silent is not None
 
     async def enter(self, model: ModelId | None) -> None:
         """Learn who is there, of a model above all, and stay in touch from then on.
@@ -71,8 +109,9 @@ class SwarmConnection:
         if model is not None:
             self.directory.follow(model)
         failures = await self.directory.enter(self.bootstrap)
-        if not self.bootstrap and not await self.directory.find_anybody(LAN_S_MAX):
-            raise NobodyServes("no peer answers on the local network: name one with --bootstrap")
+        if not self.bootstrap and not await self.find_anybody():
+            where = "on the local network" if self.is_on_lan else "where peers were before"
+            raise NobodyServes(f"no peer answers {where}: name one with --bootstrap")
         if self.bootstrap and len(failures) == len(self.bootstrap):
             reasons = "; ".join(str(failure) for failure in failures)
             raise NobodyServes(f"no peer answers: {reasons}")
@@ -81,6 +120,8 @@ class SwarmConnection:
     def stay_in_touch(self) -> None:
         """Gossip and compare notes with others from now on."""
         self.nursery.start_soon(self.directory.run, self.bootstrap)
+        if self.known:
+            self.nursery.start_soon(self.known.keep, lambda: self.directory.answered)
 
     async def pick_model(self, default: Choose) -> ModelId:
         """Follow the model that the swarm serves, or else the default; return which it is.
@@ -127,6 +168,16 @@ async def open_swarm_connection(
             transport = GuardedTransport(inner)
             directory = Directory(transport, identity, chance, clock_ms=clock_ms)
             try:
-                yield SwarmConnection(identity, transport, directory, bootstrap, chance, nursery)
+                yield SwarmConnection(
+                    identity,
+                    transport,
+                    directory,
+                    bootstrap,
+                    chance,
+                    nursery,
+                    # Bare TCP dials what a libp2p peer does not understand.
+                    KnownPeers(network) if kind == "libp2p" else None,
+                    _is_on_lan(network),
+                )
             finally:
                 nursery.cancel_scope.cancel()
