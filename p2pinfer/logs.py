@@ -1,4 +1,4 @@
-"""What is said on standard error besides answers: notes for a person, or JSON for a program."""
+"""What goes to standard error: notes for a person, or JSON for a program."""
 
 import json
 import logging
@@ -21,15 +21,15 @@ _is_json = False
 
 
 def begin(level: Level = "warning", form: Format = "text", file: Path | None = None) -> None:
-    """Log from now on, to standard error or a file; raises UserError where that cannot be.
+    """Start logging to standard error or a file; raises UserError if it cannot be written.
 
-    A file that is moved away is begun anew, so that a log rotator needs to tell nobody.
+    A file that is moved away is created again, so a log rotator need not notify the process.
     """
     global _is_json
     _is_json = form == "json"
     handler: logging.Handler = logging.StreamHandler()
     if file:
-        from logging.handlers import WatchedFileHandler  # and with it a dozen modules
+        from logging.handlers import WatchedFileHandler  # here, because it imports a dozen modules
 
         try:
             handler = WatchedFileHandler(file.expanduser(), encoding="utf-8")
@@ -38,7 +38,7 @@ def begin(level: Level = "warning", form: Format = "text", file: Path | None = N
     handler.setFormatter(JsonLines() if _is_json else Lines(is_dated=file is not None))
     logging.basicConfig(level=logging.WARNING, handlers=[handler], force=True)
     ROOT.setLevel(level.upper())
-    if _is_json:  # notes are not to be silenced with the rest, nor go into a file
+    if _is_json:  # notes ignore the log level, and never go into the file
         here = logging.StreamHandler()
         here.setFormatter(JsonLines())
         NOTES.handlers, NOTES.propagate = [here], False
@@ -46,12 +46,12 @@ def begin(level: Level = "warning", form: Format = "text", file: Path | None = N
 
 
 def is_json() -> bool:
-    """Whether every line on standard error is to be a JSON object."""
+    """Whether every line on standard error must be a JSON object."""
     return _is_json
 
 
 def note(text: str, *, failed: bool = False) -> None:
-    """Say something to the person who typed the command, whatever is logged."""
+    """Print a note for the person who ran the command, whatever the log level."""
     if _is_json:
         NOTES.log(logging.ERROR if failed else logging.INFO, "%s", text)
     else:
@@ -59,15 +59,15 @@ def note(text: str, *, failed: bool = False) -> None:
 
 
 def tell_mistake(error: BaseException) -> None:
-    """Say that p2pinfer itself erred; where, only to those who look for it."""
+    """Report a bug of p2pinfer itself; with a traceback only at level debug."""
     kind = f"{type(error).__name__}: {error}".strip().splitlines()[0]
-    text = f"a mistake of p2pinfer itself ({kind}); --log-level debug shows where it was made"
+    text = f"internal error ({kind}); rerun with --log-level debug for a traceback"
     where = error if ROOT.isEnabledFor(logging.DEBUG) else None
     ROOT.error(text, exc_info=where)
 
 
 class Lines(logging.Formatter):
-    """Plain lines; where an error was made is only told while debugging."""
+    """Plain lines; tracebacks only at level debug."""
 
     def __init__(self, *, is_dated: bool) -> None:
         super().__init__("%(asctime)s %(levelname)s %(name)s: %(message)s")
@@ -85,7 +85,7 @@ class Lines(logging.Formatter):
 
 
 class JsonLines(logging.Formatter):
-    """One JSON object a line, with whatever ``extra`` names."""
+    """One JSON object per line, including the fields of ``extra``."""
 
     def format(self, record: logging.LogRecord) -> str:
         """Return a line."""

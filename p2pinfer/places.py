@@ -1,4 +1,4 @@
-"""Where p2pinfer keeps things: platform directories, or all of it under ``P2PINFER_HOME``."""
+"""Where p2pinfer keeps its files: platform directories, or ``P2PINFER_HOME`` for all of them."""
 
 import os
 from collections.abc import Callable
@@ -10,22 +10,22 @@ from p2pinfer.core.errors import UserError
 
 
 def data_dir() -> Path:
-    """Keys and whatever else must not be lost."""
+    """Return the directory for keys and everything else that must not be lost."""
     return _place("data", platformdirs.user_data_path)
 
 
 def cache_dir() -> Path:
-    """Slices and probes: all of it can be made again."""
+    """Return the directory for slices and probes, all of which can be made again."""
     return _place("cache", platformdirs.user_cache_path)
 
 
 def state_dir() -> Path:
-    """Chat history and logs."""
+    """Return the directory for chat history and standings."""
     return _place("state", platformdirs.user_state_path)
 
 
 def run_dir() -> Path:
-    """Sockets of the processes that run now; nobody but their owner can look."""
+    """Return the directory for sockets of running processes, which only its owner may enter."""
     path = state_dir() / "run"
     path.mkdir(mode=0o700, exist_ok=True)
     return path

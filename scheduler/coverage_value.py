@@ -14,8 +14,8 @@ from p2pinfer.core.layer_range import LayerRange
 from scheduler.offer_table import Flags, Floats, Whole
 
 RARE = 1e-3
-"""Share of the usual rate that stands for none: a layer without a holder costs a thousand times
-what it costs where work is spread evenly."""
+"""Share of the usual rate used instead of zero: a layer without a holder costs a thousand times
+what it costs when work is spread evenly."""
 
 STAGE_LAYERS = 2.0
 """A stage's work per row besides its layers, counted in layers. Without it the best place in a
@@ -70,7 +70,7 @@ class Cover:
 
 @frozen
 class Place:
-    """A range, and what it is worth."""
+    """A range and its worth."""
 
     layers: LayerRange
     worth: float
@@ -95,7 +95,7 @@ def covers_of(lo: int, hi: int, first: Whole, end: Whole, speed: Floats) -> tupl
 
     there = first < end
     whole = np.rint(held(there.astype(np.float64))).astype(np.int64)
-    # What is left of sums and differences where a layer has no holder is rounding, not a rate.
+    # Without a holder, the remainder of sums and differences is rounding, not a rate.
     rate = held(speed / (end - first + STAGE_LAYERS) * there)
     return np.where(whole > 0, rate, 0.0), whole
 
@@ -166,7 +166,7 @@ def best_places(
 def _are_flush(cost: Floats, end: Whole) -> Flags:
     """Return which ranges, a column for each first layer, begin or end where others do.
 
-    Preferring these leaves no splinters between.
+    Preferring these leaves no small gaps between.
     """
     edge = np.ones((len(cost), cost.shape[1] + 1), np.bool_)
     edge[:, 1:-1] = cost[:, 1:] != cost[:, :-1]

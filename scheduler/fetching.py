@@ -56,7 +56,7 @@ class ChunkId(NamedTuple):
 
 @dataclass
 class _Holder:
-    """What is known of a peer that holds, or held, something we lack."""
+    """What is known of a peer that holds, or held, chunks we lack."""
 
     claims: set[ChunkId] = field(default_factory=set)
     queue: deque[ChunkId] = field(default_factory=deque)
@@ -75,7 +75,7 @@ class _Holder:
 
 
 class Fetching:
-    """What is missing, which holders claim it, and what was requested from which.
+    """The missing chunks, which holders claim them, and which were requested from which.
 
     ``sizes`` gives the bytes of each missing chunk; ``start``, from 0 to 1, is where in them this
     fetcher begins. A chunk is free, then requested (`ask`), then being stored (`arrived`), then
@@ -112,7 +112,7 @@ class Fetching:
 
     @property
     def missing(self) -> Collection[ChunkId]:
-        """What is not stored yet."""
+        """The chunks not stored yet."""
         return self._sizes.keys()
 
     @property

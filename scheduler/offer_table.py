@@ -67,7 +67,7 @@ NOTHING_SEEN = Experience()
 
 
 def peer_key(peer: PeerId) -> int:
-    """Return a number that stands for a peer, the same in every process."""
+    """Return a peer's number, the same in every process."""
     return int.from_bytes(
         hashlib.blake2b(peer.encode(), digest_size=8).digest(), "big", signed=True
     )
@@ -133,7 +133,7 @@ class OfferTable:
             self._row[last.peer] = row
 
     def advertisement(self, row: int) -> Advertisement:
-        """Return the advertisement behind a row."""
+        """Return a row's advertisement."""
         return self._advertisements[row]
 
     def row_of(self, peer: PeerId) -> int | None:
@@ -178,7 +178,7 @@ def _row_of(a: Advertisement) -> bytes:
 
 
 _row_again = lru_cache(ADVERTISEMENTS_MAX)(_row_of)
-"""A peer decides again and again, from mostly unchanged advertisements."""
+"""A peer decides many times, from mostly unchanged advertisements."""
 
 
 def believed_row_us(view: OfferTable, seen: Experience = NOTHING_SEEN) -> Floats:

@@ -3,7 +3,7 @@
 from attrs import frozen
 
 BUSY_SHARE = 0.25
-"""Of all cores: one busy core of four is a person who waits for it."""
+"""Share of all cores: one busy core of four means that a person is waiting for it."""
 
 CALM_SHARE = 0.15
 """A resting peer resumes below this, so that it does not flicker around one threshold."""
@@ -17,7 +17,7 @@ CALM_S = 60.0
 
 @frozen
 class MachineUse:
-    """What goes on on a machine besides p2pinfer."""
+    """The activity on a machine besides p2pinfer."""
 
     on_battery: bool
     busy_share: float

@@ -49,7 +49,7 @@ HOLE_CHECK_S = 5.0
 """When a peer looks again while layers are missing."""
 
 FILL_S = 15.0
-"""How long one peer has to fill what is missing before it may be another's turn."""
+"""How long one peer has to fill missing layers before it may be another's turn."""
 
 TURN_S = 60.0
 """How long ranks stay as they are: twice the time news takes to spread, and clocks differ."""
@@ -210,7 +210,7 @@ def _bound(swarm: Members, now_s: float) -> LayerRange | None:
 
 
 def _planned(swarm: Members) -> LayerRange | None:
-    """Return the peer's place in the plan, if it is clearly better for the whole than what is.
+    """Return the peer's place in the plan, if clearly better for the whole than the present one.
 
     It is not if it leaves more layers to a single holder.
     """
@@ -260,7 +260,7 @@ def _movers(swarm: Members) -> float:
 
 
 def _mend(swarm: Members, now_s: float, chance: float) -> Choice:
-    """Fill what is missing, if it is this peer's turn, or take its place in a new line."""
+    """Fill missing layers, if it is this peer's turn, or take its place in a new line."""
     fillers = _fillers(swarm)
     if fillers:
         # Mostly the best one, but any at some time: the best may be dead, or lie.
@@ -278,11 +278,11 @@ def _mend(swarm: Members, now_s: float, chance: float) -> Choice:
         return _stay(swarm, "all together have no room for all layers", HOLE_CHECK_S, urgent=True)
     if line == swarm.present:
         return _stay(swarm, "others are to fill what is missing", HOLE_CHECK_S, urgent=True)
-    return Choice(line, True, "layers are missing: all line up anew", True, HOLE_CHECK_S)
+    return Choice(line, True, "layers are missing: all line up again", True, HOLE_CHECK_S)
 
 
 def _fillers(swarm: Members) -> list[tuple[int, LayerRange]]:
-    """Return who alone could fill layers that are missing, leaving none behind, and where.
+    """Return which peers could each fill missing layers without leaving others missing, and where.
 
     The best come first: those that fill most, then those whose move best helps the weakest layer.
     """

@@ -17,11 +17,11 @@ from scheduler.offer_table import (
 )
 
 ROUND_TRIP_S_DEFAULT = 0.2
-"""Assumed between peers where it was not measured: the far side of the world. Also the most that
-any round trip is taken for: an unknown one may be as bad."""
+"""Assumed between peers if not measured: the far side of the world. Also the most that any round
+trip counts as: an unknown one may be as bad."""
 
 HOP_S = 0.0005
-"""What passing a boundary costs in the two processes, besides the network."""
+"""The cost of passing a boundary in the two processes, besides the network."""
 
 FULL_S = 10.0
 """The price of a peer without room for a session: it would refuse, unless one ends just now."""
@@ -80,7 +80,7 @@ def taken_for(known_s: Floats, near: Floats, far: Floats) -> Floats:
 
 
 def over_asker(own_s: Floats) -> Floats:
-    """Return own round trips, or the default where there is none."""
+    """Return own round trips, or the default where one is missing."""
     return np.nan_to_num(own_s, nan=ROUND_TRIP_S_DEFAULT)
 
 

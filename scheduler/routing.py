@@ -242,7 +242,7 @@ def begins(
 
 
 def _words(view: OfferTable, missing: list[LayerRange], layers: LayerRange, asking: Asking) -> str:
-    """Say which layers nobody serves, and where a chain to the same end begins instead."""
+    """Say which layers no peer serves, and where a chain to the same end begins instead."""
     words = "nobody serves layers " + ", ".join(map(str, missing))
     later = [layer for layer in begins(view, layers.end, asking) if layer > layers.first]
     return f"{words}; a chain to {layers.end} begins at layer {later[0]}" if later else words

@@ -98,7 +98,7 @@ async def check_free(world: World) -> None:
 
 
 def check_holes(world: World) -> None:
-    """After the calm every layer is served, where the peers that are there could hold them all."""
+    """After the calm every layer is served, if the peers present could hold them all."""
     staying = [peer for peer in world.peers.values() if not peer.leaving.is_set()]
     room = sum(peer.machine.layers for peer in staying if peer.machine.access.is_dialable)
     if any(trio.current_time() - peer.joined_s < SETTLE_S_MAX for peer in staying):
@@ -113,7 +113,7 @@ def check_holes(world: World) -> None:
 
 
 def check_ledger(world: World) -> None:
-    """Whatever a requester recorded as used, the peer that did the work has recorded, too."""
+    """All work that a requester recorded as used is also recorded by the peer that did it."""
     served = fold(world.served)
     for key, used in fold(world.used).items():
         found = served.get(key)

@@ -18,7 +18,7 @@ from p2pinfer.engine.llama.batching import Batcher, Regimes
 from sim.model import MASK, ORIGIN, ROW_BYTES, WIDTH, Cache, Links, VirtualModel, link_of, pack
 
 CHUNK_ROWS = 32
-"""The rows in the decode that ``chunk_s`` tells of, as in advertisements."""
+"""The rows in the decode that ``chunk_s`` measures, as in advertisements."""
 
 
 _REGIMES = Regimes(agree=False)
@@ -58,7 +58,7 @@ class VirtualSpeed:
 
 @dataclass(frozen=True)
 class VirtualCheat:
-    """How a stage lies: in this share of its decodes."""
+    """The share of its decodes in which a stage cheats."""
 
     kind: str
     """``copies`` its input at no cost; ``skips`` its last layer; ``garbles`` what comes out."""
@@ -275,7 +275,7 @@ class _EndsCells:
 
 
 class VirtualEnds:
-    """``Ends`` of ``keep`` layers on either side, on a machine of their own."""
+    """``Ends`` of ``keep`` layers on either side, on their own machine."""
 
     def __init__(
         self,

@@ -33,7 +33,7 @@ class VirtualMachine:
 
 @dataclass(eq=False)
 class VirtualPeer:
-    """A peer while it is there."""
+    """A peer while it runs."""
 
     machine: VirtualMachine
     identity: Identity

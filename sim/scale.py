@@ -105,7 +105,7 @@ class Scale:
         self.decisions += len(due)
 
     def _views(self) -> list[OfferTable]:
-        """Draw what peers know of all others that are there."""
+        """Draw what peers know of all others present."""
         here = [a for a in self.swarm.said if a.state is not State.LEFT and a.end > a.first]
         count = min(len(here), ADVERTISEMENTS_MAX)
         return [OfferTable.of(self._chance.sample(here, count)) for _ in range(SAMPLES)]
@@ -129,7 +129,7 @@ class Scale:
             self.moves[peer] += 1
             swarm.loading[peer] = (now_s + LOAD_S, choice.layers)
             held = own.end - own.first + len(choice.layers)
-            if held > own.layers_max:  # what it has must go first
+            if held > own.layers_max:  # its old range must go first
                 self._say(peer, State.JOINING, choice.layers)
             wait_s = max(LOAD_S, wait_s)
         swarm.due_s[peer] = now_s + max(wait_s, WATCH_S)

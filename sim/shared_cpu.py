@@ -1,4 +1,4 @@
-"""Processors that several engines share, as where a whole swarm runs on one machine.
+"""Processors shared by several engines, as when a whole swarm runs on one machine.
 
 They need not be a whole number: two that share caches and execution units, as the two threads of
 one core do, run two engines together as fast as about 1.3 would.
@@ -19,7 +19,7 @@ class Cores:
         self._changed = trio.lowlevel.ParkingLot()
 
     async def spend(self, work_s: float) -> None:
-        """Work for as long as a core of one's own would take, longer if others work, too."""
+        """Work for as long as a core of its own would take, longer if others work too."""
         self._working += 1
         self._changed.unpark_all()
         try:

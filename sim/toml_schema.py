@@ -74,7 +74,7 @@ def read_table(cls: type[T], values: Any, where: str) -> T:
     """Return the contents of a table.
 
     Raises:
-        UserError: the sentence names the key and what it may be.
+        UserError: the sentence names the key and its allowed values.
     """
     if not isinstance(values, dict):
         raise UserError(f"{where} must be a table")

@@ -33,8 +33,8 @@ from sim.world import World
 
 REQUESTERS = 2
 QUESTIONS = 6
-"""Of each requester, when nobody says otherwise. In the middle one of the first requester's, which
-nobody else asks beside, a peer is killed."""
+"""Questions per requester by default. A peer is killed in the middle one of the first requester's,
+while the other requester asks nothing."""
 
 QUESTIONS_MIN = 2
 
@@ -98,12 +98,12 @@ class TrialLook:
 
 @dataclass(frozen=True)
 class Measured:
-    """What a real swarm takes, by its own reports, while one requester asks alone."""
+    """A real swarm's times, by its own reports, while one requester asks alone."""
 
     stage: VirtualSpeed
     ends: VirtualSpeed
     boundary_s: float
-    """What a token spends between two engines that neither of them counts."""
+    """A token's time between two engines that neither of them counts."""
     handling_s: float
     """The part of it that keeps processors busy, which can do nothing else then."""
     aside_s: float
@@ -167,7 +167,7 @@ async def _listen(
 
 
 async def idle(requesters: int, gossiped: Callable[[], int], seconds: float = GOSSIP_S) -> float:
-    """Return the bytes a second that a requester sends while nobody asks.
+    """Return the bytes a second that a requester sends while there are no questions.
 
     ``gossiped`` returns the bytes that all have sent so far.
     """
@@ -179,7 +179,7 @@ async def idle(requesters: int, gossiped: Callable[[], int], seconds: float = GO
 async def run_trial(
     clients: Sequence[SwarmClient], prompts: Sequence[Sequence[int]], kill: Callable[[PeerId], None]
 ) -> list[TrialAnswer]:
-    """Ask all questions, as many of each requester, and kill in the middle of one."""
+    """Ask all questions, equally many per requester, and kill a peer in the middle of one."""
     found: list[TrialAnswer] = []
     questions = len(prompts) // len(clients)
     killed_in = questions // 2

@@ -43,7 +43,7 @@ WAYS_IN = 3
 """Bootstrap peers that a new one gets."""
 
 LOAD_S = 1.0
-"""To start an engine once its layers are there."""
+"""To start an engine once its layers are on disk."""
 
 REQUESTER_SESSIONS = 64
 
@@ -170,7 +170,7 @@ class World:
         return min(accumulate(change[:-1]))
 
     def serving(self) -> list[tuple[VirtualPeer, LayerRange]]:
-        """Return who serves what to new sessions."""
+        """Return which peers serve which layers to new sessions."""
         return [(peer, held) for peer in self.peers.values() if (held := peer.held)]
 
     def is_settled_since(self, peers: Sequence[PeerId], since_s: float) -> bool:
@@ -367,6 +367,6 @@ def _clock_ms() -> int:
 
 
 async def _enter(directory: Directory, ways_in: Sequence[str], nursery: trio.Nursery) -> None:
-    """Learn who is there, and stay in touch."""
+    """Learn which peers exist, and keep up to date."""
     await directory.enter(ways_in)
     nursery.start_soon(directory.run, ways_in)

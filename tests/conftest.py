@@ -1,4 +1,4 @@
-"""Fixtures that more than one folder of tests uses."""
+"""Fixtures used by several folders of tests."""
 
 import logging
 import subprocess
@@ -12,7 +12,7 @@ from hypothesis import HealthCheck, settings
 from p2pinfer import logs
 from p2pinfer.engine.gguf.model_header import default_model_path
 
-# How long an example takes is the busy machine's business, and says nothing of what it tests.
+# No deadline: an example's duration depends on how busy the machine is.
 settings.register_profile("p2pinfer", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.load_profile("p2pinfer")
 
@@ -34,6 +34,7 @@ SLOW = (
     "scheduler/test_oracle.py",
     "sim/test_hunt.py",
     "sim/test_runs.py",
+    "test_docs.py",  # loading all that the pages quote asks the system for libraries
     "test_setup.py",
     "test_setup_llama.py",
     "transports/libp2p/test_peer_finding.py",
@@ -67,13 +68,13 @@ def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
 
 @pytest.fixture(scope="session")
 def default_model() -> Path:
-    """Give the default model's GGUF, SmolLM2-135M-Instruct in Q4_1."""
+    """Provide the default model's GGUF, SmolLM2-135M-Instruct in Q4_1."""
     return default_model_path()
 
 
 @pytest.fixture(autouse=True)
 def _leave_logging_alone() -> Iterator[None]:
-    """Undo what a command line that runs in this process does to logging."""
+    """Undo the logging changes of a command that runs in this process."""
     root = logging.getLogger()
     handlers, level = root.handlers[:], root.level
     yield

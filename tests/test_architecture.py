@@ -26,19 +26,19 @@ IMPORTERS = {
     "starlette": "p2pinfer/api/*",
     "hypercorn": "p2pinfer/api/*",
 }
-"""Where a library may be imported; foreign types and errors stop there."""
+"""Where each library may be imported; its types and errors stay there."""
 
 FILE_LINES_SOFT_MAX = 500
-"""A file longer than this needs a reason below. It is no wall: a file that is one subject may grow
-past it, and a short one that is two subjects is still wrong."""
+"""A file longer than this needs a reason below. The limit is soft: a file about one subject may be
+longer, and a short one about two subjects is still wrong."""
 FUNCTION_LINES_SOFT_MAX = 70
 LONG: dict[str, str] = {}
-"""`path` or `path:function` of what is longer, each with its reason."""
+"""`path` or `path:function` of longer ones, each with its reason."""
 
 DOTTED = re.compile(rf"`((?:{'|'.join(PACKAGES)})(?:\.\w+)+)`")
 
 THE_REST = {"common", "helpers", "misc", "other", "shared", "stuff", "tools", "util", "utils"}
-"""Names of files in which anything may lie."""
+"""Names of files that may hold anything."""
 
 LATER = re.compile(r"\b(TODO|FIXME|XXX)\b")
 
@@ -56,7 +56,7 @@ def parse(path: Path) -> ast.Module:
 
 
 def imported(tree: ast.Module) -> Iterator[str]:
-    """Yield the top-level name of each import, also of those by `import_module("name")`."""
+    """Yield the top-level name of each import, including those by `import_module("name")`."""
     for node in ast.walk(tree):
         match node:
             case ast.Import(names=names):
@@ -72,20 +72,20 @@ def imported(tree: ast.Module) -> Iterator[str]:
 
 
 def test_no_other_distribution_owns_our_names() -> None:
-    """A `scheduler` or `transports` from elsewhere would be imported in place of ours."""
+    """Another distribution's `scheduler` or `transports` would be imported instead of ours."""
     owners = importlib.metadata.packages_distributions()
     assert {owner for name in PACKAGES for owner in owners.get(name, ())} <= {"p2pinfer"}
 
 
 def test_root_holds_only_the_fixed_names() -> None:
-    """The top level is a map of the project; what a tool leaves there has a dot or a home."""
+    """The top level is a map of the project; tools' leftovers begin with a dot or go elsewhere."""
     made = {"dist"}  # by `python -m build`
     assert {p.name for p in ROOT.iterdir() if p.name[0] != "."} - made <= TOP_LEVEL
 
 
 @pytest.mark.parametrize("library", IMPORTERS)
-def test_library_is_imported_by_its_modules_alone(library: str) -> None:
-    """Each foreign library has one seam."""
+def test_library_is_imported_only_by_its_modules(library: str) -> None:
+    """Each foreign library has one interface module."""
     importers = [path for path in sources(*PACKAGES) if library in imported(parse(path))]
     assert importers
     assert [p for p in importers if not p.match(IMPORTERS[library])] == []
@@ -109,15 +109,15 @@ def test_setup_needs_only_the_standard_library() -> None:
     subprocess.run([sys.executable, "-S", "-c", "import p2pinfer"], cwd=ROOT, check=True)
 
 
-def test_the_library_is_where_its_users_look() -> None:
-    """At the top, and nothing else is promised there."""
+def test_the_library_is_at_the_top_of_the_package() -> None:
+    """At the top of the package, which promises nothing else."""
     assert p2pinfer.connect is p2pinfer.client.library.connect
     with pytest.raises(AttributeError, match="nonsense"):
         p2pinfer.nonsense  # type: ignore[attr-defined] # noqa: B018
 
 
 def test_imports_are_seen_in_every_form() -> None:
-    """The walk finds nested, renamed, dotted and dynamic imports, and not the relative ones."""
+    """The walk finds nested, renamed, dotted and dynamic imports, but not relative ones."""
     code = (
         "import a.b as x\nfrom c.d import e\nfrom . import f\n"
         "def g():\n    import h\n    importlib.import_module('i.j')\n"
@@ -138,13 +138,13 @@ def long_things(path: Path) -> Iterator[str]:
 
 
 def test_long_files_and_functions_have_a_reason() -> None:
-    """A file fits in one reading and a function on one screen, unless LONG says why not."""
+    """A file fits one reading and a function one screen, unless LONG says why not."""
     long = {thing for path in sources(*PACKAGES, "tests") for thing in long_things(path)}
-    assert long == set(LONG)  # a reason that is no longer needed goes
+    assert long == set(LONG)  # remove a reason that is no longer needed
 
 
 def twins(trees: Iterable[tuple[str, ast.Module]]) -> dict[str, list[str]]:
-    """Return the public classes that several modules define by one name, and which modules."""
+    """Return the names of public classes that several modules define, with the modules."""
     found: dict[str, list[str]] = {}
     for name, tree in trees:
         for node in tree.body:
@@ -154,24 +154,24 @@ def twins(trees: Iterable[tuple[str, ast.Module]]) -> dict[str, list[str]]:
 
 
 def test_no_two_public_classes_share_a_name() -> None:
-    """A name means one thing, whichever room it is read in."""
+    """A name means one thing in all packages."""
     assert twins((str(path), parse(path)) for path in sources(*PACKAGES)) == {}
 
 
-def test_twins_are_seen() -> None:
-    """Private classes and nested ones are their module's own."""
+def test_equal_class_names_are_found() -> None:
+    """Private and nested classes may share a name."""
     first = ast.parse("class A: pass\nclass _B: pass\nclass C:\n    class D: pass\n")
     second = ast.parse("class A(Base): pass\nclass _B: pass\nclass D: pass\n")
     assert twins([("first", first), ("second", second)]) == {"A": ["first", "second"]}
 
 
-def test_no_file_is_named_for_the_rest() -> None:
-    """A file is named for what is in it."""
+def test_no_file_has_a_catch_all_name() -> None:
+    """A file is named after its content."""
     assert [path for path in sources(*PACKAGES) if path.stem in THE_REST] == []
 
 
 def dangling(text: str) -> list[str]:
-    """Return the dotted names of ours in backticks that no module or thing in one has."""
+    """Return the dotted names in backticks that name none of our modules or their members."""
     return [name for name in sorted(set(DOTTED.findall(text))) if not _is_there(name)]
 
 
@@ -192,13 +192,13 @@ def _places(module: str) -> list[Path]:
 
 
 def test_dotted_names_in_prose_exist() -> None:
-    """What a docstring points to is there."""
+    """Whatever a docstring points to exists."""
     found = {str(path): dangling((ROOT / path).read_text()) for path in sources(*PACKAGES)}
     assert {path: names for path, names in found.items() if names} == {}
 
 
-def test_dangling_names_are_seen() -> None:
-    """Modules, things in them, and what they have."""
+def test_dangling_names_are_found() -> None:
+    """Of modules, their members, and attributes of those."""
     there = "``scheduler.plan`` `transports.base.Channel.close` ``p2pinfer.connect``"
     assert dangling(f"{there} ``scheduler.worth`` `transports.base.Chanel`") == [
         "scheduler.worth",
@@ -207,7 +207,7 @@ def test_dangling_names_are_seen() -> None:
 
 
 def unfinished(text: str) -> Iterator[str]:
-    """Yield the marks of work left for later: such comments, and the error that stands for it."""
+    """Yield the marks of unfinished work: such comments, and NotImplementedError."""
     for token in tokenize.generate_tokens(io.StringIO(text).readline):
         comment = token.type == tokenize.COMMENT and LATER.search(token.string)
         name = token.type == tokenize.NAME and token.string == "NotImplementedError"
@@ -215,8 +215,8 @@ def unfinished(text: str) -> Iterator[str]:
             yield token.string
 
 
-def test_nothing_is_left_for_later() -> None:
-    """What is in the tree works."""
+def test_nothing_is_unfinished() -> None:
+    """Everything in the tree works."""
     found = {
         str(path): marks
         for path in sources(*PACKAGES)
@@ -225,7 +225,7 @@ def test_nothing_is_left_for_later() -> None:
     assert found == {}
 
 
-def test_work_left_for_later_is_seen() -> None:
-    """The search finds comments and errors, and leaves strings alone."""
+def test_unfinished_work_is_found() -> None:
+    """The search finds comments and errors, and ignores strings."""
     text = "# TODO(me): x\n#FIXME y\nraise NotImplementedError\ns = 'TODO NotImplementedError'\n"
     assert list(unfinished(text)) == ["# TODO(me): x", "#FIXME y", "NotImplementedError"]

@@ -1,4 +1,4 @@
-"""The setup that runs before anything is installed: what it decides, and its commands for real."""
+"""The setup that runs before anything is installed: its decisions, and real commands."""
 
 import io
 import json
@@ -44,12 +44,12 @@ ROOT = Path(__file__).resolve().parent.parent
 NEEDS = needs("/include", "python3.12")
 COMPILER, CXX, GMP, HEADERS = NEEDS
 WAIT_S_MAX = 30
-"""How long a subprocess of these tests may take; each takes a fraction of a second."""
+"""Limit for a subprocess of these tests; each takes a fraction of a second."""
 
 
 @pytest.fixture
 def shell(tmp_path: Path) -> Shell:
-    """Return a shell with a log of its own."""
+    """Return a shell with its own log."""
     return Shell(dict(os.environ), tmp_path, tmp_path / "setup.log")
 
 
@@ -69,12 +69,12 @@ def shell(tmp_path: Path) -> Shell:
     ],
 )
 def test_status_of_a_line(line: str, status: Status | None) -> None:
-    """The lines of ninja, make and pip that say how far they are, and no others, are understood."""
+    """Progress lines of ninja, make and pip are parsed, and other lines are ignored."""
     assert read_status(line) == status
 
 
-def test_progress_without_a_terminal_is_a_line_now_and_then() -> None:
-    """A log gets a line for 10 percent or 15 seconds, not one per compiled file."""
+def test_progress_without_a_terminal_is_an_occasional_line() -> None:
+    """A log gets a line every 10 percent or 15 seconds, not one per compiled file."""
     stream, now = io.StringIO(), [0.0]
     progress = StepProgress("llama.cpp", stream, lambda: now[0])
     for percent in range(25):
@@ -91,7 +91,7 @@ def test_progress_without_a_terminal_is_a_line_now_and_then() -> None:
 
 
 def test_progress_on_a_terminal_is_one_line() -> None:
-    """On a terminal each status overwrites the one before, and the end leaves the line."""
+    """On a terminal each status overwrites the one before, and the last one ends the line."""
 
     class Terminal(io.StringIO):
         def isatty(self) -> bool:
@@ -117,7 +117,7 @@ def test_progress_on_a_terminal_is_one_line() -> None:
     ],
 )
 def test_package_manager(system: str, installed: set[str], manager: str | None) -> None:
-    """Each platform has its own manager, where it is there."""
+    """Each platform has its own manager, if it is installed."""
     assert package_manager(system, installed.__contains__) == manager
 
 
@@ -140,20 +140,20 @@ def test_package_manager(system: str, installed: set[str], manager: str | None) 
 def test_advice_names_the_one_command(
     system: str, manager: str | None, missing: list[Need], command: str
 ) -> None:
-    """A person who must install something reads what, and what to type."""
+    """A person who must install something reads what is missing and what to run."""
     advice = install_advice(system, manager, missing)
-    assert advice.endswith(f"Type:  {command}")
+    assert advice.endswith(f"Run:  {command}")
     assert all(need.what in advice for need in missing)
 
 
 def test_advice_without_a_known_manager_names_what_is_missing() -> None:
-    """On a system that we do not know, the thing is named and the package is not guessed."""
+    """On an unknown system, the thing is named and the package is not guessed."""
     assert install_advice("Linux", None, [GMP]).startswith("Not found: GMP's headers (gmp.h). ")
 
 
 @pytest.mark.parametrize("manager", ["apt-get", "dnf", "brew"])
-def test_installing_asks_nothing(manager: str) -> None:
-    """Every command that setup runs by itself says yes beforehand."""
+def test_installing_asks_no_questions(manager: str) -> None:
+    """Every command that setup runs by itself answers yes in advance."""
     packages = packages_for(manager, [GMP])
     commands = install_commands(manager, packages, [] if manager == "brew" else ["sudo", "-n"])
     assert commands[-1][-1] == packages[-1]
@@ -161,8 +161,8 @@ def test_installing_asks_nothing(manager: str) -> None:
     assert manager == "brew" or all(command[:2] == ["sudo", "-n"] for command in commands)
 
 
-def test_environment_of_a_build_on_macos_knows_where_homebrew_keeps_gmp() -> None:
-    """Flags for GMP alone are added to a person's own, spaces and all."""
+def test_build_environment_on_macos_finds_homebrews_gmp() -> None:
+    """Only flags for GMP are added to a person's own, with spaces quoted."""
     given = {"CFLAGS": "-O1", "PYTHONPATH": "/elsewhere"}
     result = build_environment(given, "Darwin", lambda name: f"/opt/home brew/bin/{name}")
     assert result["CFLAGS"] == "-O1 '-I/opt/home brew/opt/gmp/include'"
@@ -170,14 +170,14 @@ def test_environment_of_a_build_on_macos_knows_where_homebrew_keeps_gmp() -> Non
     assert "PYTHONPATH" not in result
 
 
-def test_environment_of_a_build_names_a_compiler_that_is_there() -> None:
-    """Where the compiler that compiled Python is missing, the system's own takes its place."""
+def test_build_environment_names_an_existing_compiler() -> None:
+    """If the compiler that compiled Python is missing, the system's own replaces it."""
     assert build_environment({"CC": "/gone/gcc -g"}, "Linux", lambda _: None)["CC"] == "cc"
     assert build_environment({"CC": "gcc -g"}, "Linux", lambda _: "/bin/x")["CC"] == "gcc -g"
 
 
-def test_need_is_missing_where_it_does_not_compile(shell: Shell) -> None:
-    """A header is there when a compiler finds it, not when a file with its name exists."""
+def test_a_need_is_missing_if_it_does_not_compile(shell: Shell) -> None:
+    """A header counts if a compiler finds it, not if a file with its name exists."""
     assert compiles(COMPILER, shell)
     assert compiles(GMP, shell)
     assert not compiles(GMP._replace(source="#include <no_such.h>\n" + GMP.source), shell)
@@ -185,7 +185,7 @@ def test_need_is_missing_where_it_does_not_compile(shell: Shell) -> None:
     assert not compiles(COMPILER, Shell({"CC": "/no/such/cc"}, shell.folder, shell.log))
 
 
-def test_wheel_key_tells_builds_apart() -> None:
+def test_wheel_key_differs_between_builds() -> None:
     """Everything that changes the compiled code changes the folder that keeps it."""
     parts = ("llama-cpp-python==1.2.3", ("-DA=1",), "/**/", "x86_64", "glibc 2.36", "avx2 fma")
     others = ("llama-cpp-python==1.2.4", ("-DA=2",), "", "aarch64", "glibc 2.39", "avx512f fma")
@@ -202,7 +202,7 @@ def test_wheel_is_kept_in_the_users_cache() -> None:
 
 
 def test_llama_is_pinned_in_pyproject_alone() -> None:
-    """The version to compile is read from pyproject.toml; without a pin there is a sentence."""
+    """The version to compile is read from pyproject.toml; without a pin it is refused."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())
     assert pinned_requirement(project) in project["project"]["dependencies"]
     with pytest.raises(SetupError, match=r"pyproject\.toml must name"):
@@ -210,7 +210,7 @@ def test_llama_is_pinned_in_pyproject_alone() -> None:
 
 
 def test_dependency_groups_are_plain_requirements() -> None:
-    """Old pips know no groups, so setup hands the entries over as they are."""
+    """Old versions of pip do not know groups, so setup passes the entries on as they are."""
     groups = tomllib.loads((ROOT / "pyproject.toml").read_text())["dependency-groups"]
     assert all(isinstance(entry, str) for name in ("dev", "model") for entry in groups[name])
 
@@ -233,7 +233,7 @@ def test_only_our_own_wheel_counts_as_installed(tmp_path: Path) -> None:
 
 
 def test_stamp_follows_what_is_installed_and_where(tmp_path: Path) -> None:
-    """A changed pyproject.toml, or a moved tree, is set up again; the same tree is not."""
+    """A changed pyproject.toml or a moved tree is set up again; the same tree is not."""
     trees = [tmp_path / name for name in ("a", "b")]
     for tree in trees:
         tree.mkdir()
@@ -246,7 +246,7 @@ def test_stamp_follows_what_is_installed_and_where(tmp_path: Path) -> None:
 
 
 def test_run_logs_everything(shell: Shell, capsys: pytest.CaptureFixture[str]) -> None:
-    """The person reads two words, the log holds the command and its whole output."""
+    """The person reads one line; the log holds the command and its whole output."""
     shell.run([sys.executable, "-c", "print('noise')"], "some step")
     assert capsys.readouterr().out == "  some step: done (0 s)\n"
     log = shell.log.read_text()
@@ -254,7 +254,7 @@ def test_run_logs_everything(shell: Shell, capsys: pytest.CaptureFixture[str]) -
 
 
 def test_failed_run_shows_its_last_lines(shell: Shell) -> None:
-    """The error holds the end of the output and the name of the log."""
+    """The error holds the end of the output, and names the log."""
     code = "import sys; [print(i) for i in range(99)]; sys.exit('no disk')"
     with pytest.raises(SetupError) as caught:
         shell.run([sys.executable, "-uc", code], "some step")
@@ -289,8 +289,8 @@ def test_lock_lets_one_process_in(tmp_path: Path) -> None:
         "$(",
     ],
 )
-def test_make_chat_hands_the_prompt_over_as_it_is(tmp_path: Path, prompt: str) -> None:
-    """Neither make nor the shell reads anything into a person's question."""
+def test_make_chat_passes_the_prompt_unchanged(tmp_path: Path, prompt: str) -> None:
+    """Neither make nor the shell interprets anything in a person's question."""
     shutil.copy(ROOT / "Makefile", tmp_path)
     program = tmp_path / ".venv" / "bin" / "p2pinfer"
     program.parent.mkdir(parents=True)

@@ -1,4 +1,4 @@
-"""The llama.cpp that setup leaves behind: repaired, tried, and without AMX where it must be."""
+"""The llama.cpp that setup installs: repaired, tried, and without AMX if need be."""
 
 import os
 import re
@@ -29,7 +29,7 @@ void configure(unsigned long a)
     _tile_loadconfig(config);
 }
 """
-"""Each eight bytes of a tile configuration are their own, so each need a store of their own."""
+"""Each eight bytes of this tile configuration differ, so each need their own store."""
 
 AMX = ["-mamx-tile", "-O3", "-fno-tree-vectorize", "-fno-tree-slp-vectorize"]
 WORD_STORE = re.compile(r"mov +%r\w+,(-?0x[0-9a-f]+)?\(%rsp\)")
@@ -40,13 +40,13 @@ LOAD = re.compile(r"ldtilecfg (-?0x[0-9a-f]+)?\(%rsp\)")
 
 
 def tool(*command: str, text: str = "") -> str:
-    """Run a compiler or the like; return what it printed."""
+    """Run a compiler or another tool; return what it printed."""
     result = subprocess.run(command, input=text, text=True, capture_output=True, check=True)
     return result.stdout
 
 
 def targets_amx() -> bool:
-    """Say whether there is a GCC that compiles AMX, and objdump to read what it made."""
+    """Return whether there is a GCC that compiles AMX, and objdump to read its output."""
     if not (shutil.which("gcc") and shutil.which("objdump")):
         return False
     command = ["gcc", *AMX, "-x", "c", "-fsyntax-only", "-"]
@@ -55,7 +55,7 @@ def targets_amx() -> bool:
 
 
 def stored_words(folder: Path, *flags: str) -> set[int]:
-    """Compile a tile configuration; return which of its eight words are stored before its load."""
+    """Compile a tile configuration; return which of its eight words are stored before the load."""
     path = folder / "configure.o"
     tool("gcc", *AMX, *flags, "-x", "c", "-c", "-o", str(path), "-", text=CONFIGURE)
     code = tool("objdump", "-d", "--no-show-raw-insn", str(path))
@@ -68,17 +68,17 @@ def stored_words(folder: Path, *flags: str) -> set[int]:
 
 @pytest.mark.skipif(not targets_amx(), reason="no GCC for AMX here, or no objdump")
 def test_all_of_a_tile_configuration_is_stored_before_it_is_loaded(tmp_path: Path) -> None:
-    """GCC's own intrinsic lets it drop stores to what the instruction reads; the repaired not."""
+    """GCC's own intrinsic lets it drop stores that the instruction reads; the repair does not."""
     assert stored_words(tmp_path, "-include", str(REPAIRS)) == set(range(8))
     if int(tool("gcc", "-dumpversion").partition(".")[0]) <= 12:  # known to need it
         assert stored_words(tmp_path) == {0}
 
 
 @pytest.mark.parametrize(("language", "variable"), [("c", "CFLAGS"), ("c++", "CXXFLAGS")])
-def test_repairs_are_in_front_of_every_file(
+def test_repairs_are_included_before_every_file(
     language: str, variable: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """In C and in C++, wherever the tree lies, and with the flags of the variant behind them."""
+    """In C and in C++, wherever the tree is, followed by the variant's flags."""
     repairs = tmp_path / "a folder" / "repairs.h"
     repairs.parent.mkdir()
     shutil.copy(REPAIRS, repairs)
@@ -88,8 +88,8 @@ def test_repairs_are_in_front_of_every_file(
     assert "repairs.h" in tool("cc", *flags, "-M", "-x", language, "-")
 
 
-def test_amx_is_removed_by_its_variant_alone() -> None:
-    """What ggml looks at is not defined there, whatever CPU is compiled for."""
+def test_only_its_variant_removes_amx() -> None:
+    """The macro that ggml checks is undefined there, whatever the target CPU."""
     if not targets_amx():
         pytest.skip("no GCC for AMX here")
     macros = [
@@ -99,10 +99,10 @@ def test_amx_is_removed_by_its_variant_alone() -> None:
     assert ["__AMX_INT8__" in each for each in macros] == [True, False]
 
 
-def test_a_wheel_of_other_repairs_or_flags_is_not_reused(
+def test_a_wheel_with_other_repairs_or_flags_is_not_reused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Each variant has a folder of its own, and a changed header a new one."""
+    """Each variant has its own folder, and a changed header leads to new ones."""
 
     def folders() -> set[Path]:
         return {wheel.wheel_folder(REQUIREMENT, each, {}) for each in (NATIVE, WITHOUT_AMX)}
@@ -119,7 +119,7 @@ def test_a_wheel_of_other_repairs_or_flags_is_not_reused(
 
 
 class Machine:
-    """One on which some variants of llama.cpp end in some way; it counts what is done."""
+    """A machine on which some variants of llama.cpp fail; it records what setup does."""
 
     def __init__(self, folder: Path, monkeypatch: pytest.MonkeyPatch, *, amx: bool = True) -> None:
         self.codes: dict[str, int] = {}
@@ -142,7 +142,7 @@ class Machine:
         return {"XDG_CACHE_HOME": str(self.folder)}
 
     def build(self, _: str, variant: BuildVariant, *__: object) -> Path:
-        """Compile it unless that was done."""
+        """Compile a variant unless its wheel exists."""
         path = self._path(variant)
         if not path.exists():
             self.done.append(f"build {variant.name}")
@@ -153,7 +153,7 @@ class Machine:
     def run(
         self, command: Sequence[str], title: str, more: Mapping[str, str] | None = None
     ) -> None:
-        """Install a wheel, or try the one that is installed."""
+        """Install a wheel, or try the installed one."""
         if title == "llama-cpp-python":
             name = Path(command[-1]).read_text()
             self.installed = next(v for v in (NATIVE, WITHOUT_AMX) if v.name == name)
@@ -165,7 +165,7 @@ class Machine:
             raise CommandFailed("the end of its output", code)
 
     def set_up(self) -> list[str]:
-        """Do setup's part; return what was done."""
+        """Install and prove llama.cpp as setup does; return what was done."""
         self.done = []
         shell = Shell(self.environment, self.folder, self.folder / "log")
         object.__setattr__(shell, "run", self.run)
@@ -177,19 +177,19 @@ class Machine:
 
 @pytest.fixture
 def machine(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Machine:
-    """Give a machine with AMX on which everything runs."""
+    """Return a machine with AMX on which everything works."""
     return Machine(tmp_path, monkeypatch)
 
 
-def test_what_runs_is_kept(machine: Machine) -> None:
-    """The second setup compiles nothing, and tries what is there."""
+def test_a_working_build_is_kept(machine: Machine) -> None:
+    """The second setup compiles nothing, and tries the installed one."""
     assert machine.set_up() == [f"build {NATIVE.name}", f"try {NATIVE.name}"]
     assert machine.set_up() == [f"try {NATIVE.name}"]
 
 
 @pytest.mark.parametrize("code", [-signal.SIGSEGV, -signal.SIGILL, -signal.SIGALRM, 1])
-def test_what_crashes_is_built_without_amx(machine: Machine, code: int) -> None:
-    """It crashes, hangs until its alarm or computes wrong numbers; and that is remembered."""
+def test_after_a_crash_it_is_built_without_amx(machine: Machine, code: int) -> None:
+    """Also after a hang or wrong numbers; and the next setup remembers it."""
     machine.codes = {NATIVE.name: code}
     first = [f"{what} {each.name}" for each in (NATIVE, WITHOUT_AMX) for what in ("build", "try")]
     assert machine.set_up() == first
@@ -199,8 +199,8 @@ def test_what_crashes_is_built_without_amx(machine: Machine, code: int) -> None:
     assert machine.set_up() == [f"try {WITHOUT_AMX.name}"]
 
 
-def test_what_crashes_always_is_said_in_words(machine: Machine) -> None:
-    """With what to type; and typing it begins with everything again."""
+def test_a_crash_of_every_variant_is_an_error_with_a_remedy(machine: Machine) -> None:
+    """The command in the error makes the next setup start from scratch."""
     machine.codes = {NATIVE.name: -signal.SIGSEGV, WITHOUT_AMX.name: -signal.SIGILL}
     with pytest.raises(SetupError) as caught:
         machine.set_up()
@@ -219,10 +219,10 @@ def test_what_crashes_always_is_said_in_words(machine: Machine) -> None:
     assert machine.set_up() == [f"build {NATIVE.name}", f"try {NATIVE.name}"]
 
 
-def test_without_amx_there_is_nothing_else_to_build(
+def test_without_amx_there_is_no_second_build(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The same code would be compiled a second time."""
+    """It would compile the same code again."""
     machine = Machine(tmp_path, monkeypatch, amx=False)
     machine.codes = {NATIVE.name: -signal.SIGSEGV}
     with pytest.raises(SetupError, match="SIGSEGV"):
@@ -230,8 +230,8 @@ def test_without_amx_there_is_nothing_else_to_build(
     assert machine.done == [f"build {NATIVE.name}", f"try {NATIVE.name}"]
 
 
-def test_lack_of_memory_is_no_fault_of_the_build(machine: Machine) -> None:
-    """A killed trial builds nothing else and marks nothing."""
+def test_lack_of_memory_is_not_blamed_on_the_build(machine: Machine) -> None:
+    """After a killed trial, nothing else is built and nothing is marked as crashed."""
     machine.codes = {NATIVE.name: -signal.SIGKILL}
     with pytest.raises(SetupError, match="memory"):
         machine.set_up()
@@ -240,7 +240,7 @@ def test_lack_of_memory_is_no_fault_of_the_build(machine: Machine) -> None:
 
 
 def test_a_crashed_command_says_how_it_ended(tmp_path: Path) -> None:
-    """The signal is in the error, and not only that there was one."""
+    """The error names the signal."""
     shell = Shell(dict(os.environ), tmp_path, tmp_path / "log")
     code = "import os; os.kill(os.getpid(), 11)"
     with pytest.raises(CommandFailed) as caught:
@@ -252,17 +252,17 @@ def test_a_crashed_command_says_how_it_ended(tmp_path: Path) -> None:
 
 
 @pytest.mark.real
-def test_the_trial_run_passes_here(capsys: pytest.CaptureFixture[str]) -> None:
-    """Three numbers of rows, with and without repacking, and the numbers agree."""
+def test_the_trial_run_passes_on_this_machine(capsys: pytest.CaptureFixture[str]) -> None:
+    """For three numbers of rows, results with and without repacking agree."""
     assert smoke.main() == 0
     assert len(capsys.readouterr().out.splitlines()) == 2 * len(smoke.CHUNKS)
 
 
 @pytest.mark.real
-def test_the_trial_run_sees_wrong_numbers(
+def test_the_trial_run_detects_wrong_numbers(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """As from a tile configuration that is partly what lay on the stack."""
+    """As a tile configuration with leftovers of the stack would give."""
 
     def decode(_: Path, *, repack: bool) -> np.ndarray[tuple[int, int], np.dtype[np.float32]]:
         return np.full((56, 4), 1.5 if repack else 1.0, np.float32)

@@ -1,4 +1,4 @@
-"""Make .venv ready, with nothing but Python's standard library: `python3 -m p2pinfer._setup`."""
+"""Set up .venv with nothing but Python's standard library: `python3 -m p2pinfer._setup`."""
 
 import sys
 

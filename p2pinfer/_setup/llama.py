@@ -1,4 +1,4 @@
-"""Get a llama.cpp that was seen to work here: compile it, try it, and do without AMX if need be."""
+"""Get a llama.cpp that works here: compile it, try it, and go without AMX if it crashes."""
 
 import shlex
 from dataclasses import dataclass
@@ -23,7 +23,7 @@ AMX = Need(
     "#ifndef __AMX_INT8__\n#error\n#endif\nint main() { return 0; }\n",
     ("-march=native",),
 )
-"""Compiles where ggml, which asks the compiler alone, would use AMX."""
+"""Compiles only where ggml, which asks nothing but the compiler, would use AMX."""
 
 TRIAL = "trial run of llama.cpp"
 
@@ -45,12 +45,12 @@ class Llama:
         self._install(self._variants()[0])
 
     def prove(self) -> None:
-        """Run what is installed; where it crashes, install the next variant and run that.
+        """Try the installed variant; if it crashes, install the next one and try that.
 
-        What crashed is remembered beside its wheel, so that the next setup does not build it.
+        A crash is recorded beside the wheel, so the next setup does not build that variant.
 
         Raises:
-            SetupError: no variant runs; the text says what happened and what to type.
+            SetupError: no variant works; the text says what happened and what to type.
         """
         variants = self._variants()
         for variant, fallback in zip_longest(variants, variants[1:]):
@@ -86,7 +86,7 @@ class Llama:
             self.shell.run(command, "llama-cpp-python")
 
     def _try(self) -> None:
-        # With the packaged model, whatever a person has chosen.
+        # With the packaged model, whichever model the environment names.
         command = [str(self.venv / "bin" / "python"), "-m", "p2pinfer.engine.llama.smoke"]
         self.shell.run(command, TRIAL, {"P2PINFER_DEFAULT_MODEL": ""})
 
@@ -94,13 +94,13 @@ class Llama:
         folders = [self._folder(each) for each in (NATIVE, WITHOUT_AMX)]
         kept = shlex.join(str(folder) for folder in folders if folder.exists())
         return (
-            f"llama.cpp was compiled for this CPU, and computing with it ended {how}. Another "
-            "compiler may do better: name it in CC and CXX. To compile again from nothing, type:  "
+            f"llama.cpp, as compiled for this CPU, does not work: its trial run ended {how}. "
+            "Another compiler may help: set CC and CXX. To compile again from scratch, run:  "
             f"rm -r {kept} && make setup"
         )
 
 
 _NO_MEMORY = (
-    "llama.cpp's trial run was killed, which a system does where memory runs out: it needs about "
-    "300 MB. Free some, and type the same again."
+    "llama.cpp's trial run was killed, as a system does when memory runs out: it needs about "
+    "300 MB. Free some memory, and run the same command again."
 )

@@ -1,4 +1,4 @@
-"""One setup at a time, between processes."""
+"""A lock between processes, so that only one setup runs at a time."""
 
 import contextlib
 import fcntl
@@ -9,13 +9,13 @@ from pathlib import Path
 
 @contextlib.contextmanager
 def locked(folder: Path) -> Iterator[None]:
-    """Hold a folder for this process alone; the system lets go of it when the process ends."""
+    """Lock a folder during the block; the system releases the lock if the process ends."""
     descriptor = os.open(folder, os.O_RDONLY)
     try:
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except BlockingIOError:
-            print(f"Another setup is at work in {folder}; waiting for it.", flush=True)
+            print(f"Another setup is at work in {folder}; waiting for it to end.", flush=True)
             fcntl.flock(descriptor, fcntl.LOCK_EX)
         yield
     finally:

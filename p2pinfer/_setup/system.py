@@ -17,10 +17,10 @@ MANAGERS = ("apt-get", "dnf", "brew")
 
 
 class Need(NamedTuple):
-    """One thing that a build needs: a program that compiles and links only where it is there."""
+    """One thing that a build needs, and a program that compiles and links only if it is there."""
 
     what: str
-    packages: str  # one per manager; - where brew has none, because Xcode's tools bring it
+    packages: str  # one per manager; - for brew if Xcode's tools include it
     language: str = ""  # c or c++, as the compiler's -x takes it
     source: str = ""
     flags: tuple[str, ...] = ()
@@ -31,11 +31,11 @@ _GMP = "#include <gmp.h>\nint main(void) { mpz_t n; mpz_init(n); return 0; }\n"
 
 
 def needs(include: str, python: str) -> list[Need]:
-    """List what llama.cpp, and libp2p's fastecdsa (C on GMP, never a wheel), compile with.
+    """Return what llama.cpp and libp2p's fastecdsa (C on GMP, never a wheel) need to compile.
 
     Args:
         include: the folder where this Python's C headers should be.
-        python: its name with two numbers, which is how distributions name its packages.
+        python: its name with major and minor version, as in distributions' package names.
     """
     headers, dev = f"#include <Python.h>\n{_MAIN}", f"{python}-dev {python}-devel -"
     return [
@@ -52,18 +52,18 @@ def build_environment(
     """Return the variables that compilers and pip run with.
 
     Args:
-        given: what this process was given.
+        given: this process's own variables.
         system: platform.system().
         which: shutil.which, or a stand-in.
     """
     result = {k: v for k, v in given.items() if k not in {"PYTHONPATH", "PYTHONHOME"}}
     # A person's pip.conf may ask for --user, which fails in a venv.
     result.update(PIP_USER="0", PIP_NO_INPUT="1", PIP_DISABLE_PIP_VERSION_CHECK="1")
-    # pip compiles with what compiled Python, which need not be on this machine.
+    # pip uses the compiler that compiled Python, which may not be on this machine.
     result.setdefault("CC", sysconfig.get_config_var("CC") or "cc")
     if which(shlex.split(result["CC"])[0]) is None:
         result["CC"] = "cc"
-    if system == "Darwin" and (brew := which("brew")):  # no compiler looks there by itself
+    if system == "Darwin" and (brew := which("brew")):  # compilers do not look there by default
         gmp = Path(brew).parent.parent / "opt" / "gmp"
         for name, flag in (("CFLAGS", f"-I{gmp}/include"), ("LDFLAGS", f"-L{gmp}/lib")):
             result[name] = f"{result.get(name, '')} {shlex.quote(flag)}".strip()
@@ -71,7 +71,7 @@ def build_environment(
 
 
 def compiles(need: Need, shell: Shell) -> bool:
-    """Say whether the need's program compiles and links here, by doing it."""
+    """Return whether the need's program compiles and links here."""
     variable, default = ("CC", "cc") if need.language == "c" else ("CXX", "c++")
     compiler, before, after = (
         shlex.split(shell.environment.get(name, otherwise))
@@ -87,60 +87,60 @@ def missing_needs(shell: Shell) -> list[Need]:
     python = f"python{sys.version_info[0]}.{sys.version_info[1]}"
     wanted = needs(sysconfig.get_path("include"), python)
     missing = [need for need in wanted if not compiles(need, shell)]
-    # Debian packs ensurepip, which a venv gets its pip from, apart from Python.
+    # Debian packages ensurepip, which installs pip into a venv, separately from Python.
     if not shell.succeeds([sys.executable, "-Ic", "import venv, ensurepip"]):
         missing.append(Need("Python's venv module", f"{python}-venv {python}-libs -"))
     return missing
 
 
 def package_manager(system: str, has: Callable[[str], object]) -> str | None:
-    """Name the package manager to use, of those that we know."""
+    """Return the supported package manager that is installed, if any."""
     known = ("brew",) if system == "Darwin" else ("apt-get", "dnf")
     return next((name for name in known if has(name)), None)
 
 
 def packages_for(manager: str, missing: Sequence[Need]) -> list[str]:
-    """Return the packages of the missing needs, each once, in order."""
+    """Return the packages for the missing needs, each once, in order."""
     names = [need.packages.split()[MANAGERS.index(manager)] for need in missing]
     return [name for name in dict.fromkeys(names) if name != "-"]
 
 
 def install_advice(system: str, manager: str | None, missing: Sequence[Need]) -> str:
-    """Return the sentences that name what is missing and the one command to type."""
+    """Return sentences that name what is missing and the one command to run."""
     what = f"Not found: {', '.join(need.what for need in missing)}."
     if system == "Darwin" and any(need.packages.endswith("-") for need in missing):
-        return f"{what} Type:  xcode-select --install"
+        return f"{what} Run:  xcode-select --install"
     if manager is None:
-        return f"{what} Install it with this system's package manager, then type the same again."
+        return f"{what} Install it with this system's package manager, then repeat this command."
     sudo = [] if manager == "brew" else ["sudo"]
     command = [*sudo, manager, "install", *packages_for(manager, missing)]
-    return f"{what} Type:  {shlex.join(command)}"
+    return f"{what} Run:  {shlex.join(command)}"
 
 
 def install_commands(manager: str, packages: Sequence[str], sudo: Sequence[str]) -> list[list[str]]:
-    """Return the commands that install packages and never ask a question."""
+    """Return the commands that install packages without asking questions."""
     if manager == "brew":
         return [["brew", "install", *packages]]
     if manager == "dnf":
         return [[*sudo, "dnf", "install", "-y", *packages]]
-    # A fresh machine has no package lists, and often an update of its own that holds the lock.
+    # A fresh machine has no package lists, and its automatic update may hold the lock.
     apt = [*sudo, "env", "DEBIAN_FRONTEND=noninteractive"]
     apt += ["apt-get", "-o", "DPkg::Lock::Timeout=120"]
     return [[*apt, "update"], [*apt, "install", "-y", "--no-install-recommends", *packages]]
 
 
 def silent_sudo(manager: str, shell: Shell) -> list[str] | None:
-    """Return the prefix that installs without a question; None where there is none."""
+    """Return the command prefix for installing without a password; None if one is needed."""
     if manager == "brew" or os.geteuid() == 0:
         return []
     return ["sudo", "-n"] if shell.succeeds(["sudo", "-n", "true"]) else None
 
 
 def provide_system_packages(shell: Shell) -> None:
-    """Find what the system lacks and install it where that is allowed.
+    """Find what the system lacks, and install it if that is possible without a password.
 
     Raises:
-        SetupError: something is still missing; the text names the one command to type.
+        SetupError: something is still missing; the text names the one command to run.
     """
     missing = missing_needs(shell)
     if not missing:

@@ -24,7 +24,7 @@ FLAGS = (
 )
 
 REPAIRS = Path(__file__).with_name("repairs.h")
-"""A header that is put in front of every file; it says what it repairs."""
+"""A header that is included before every file; it says what it repairs."""
 
 
 class BuildVariant(NamedTuple):
@@ -32,17 +32,17 @@ class BuildVariant(NamedTuple):
 
     name: str
     flags: tuple[str, ...] = ()
-    """For the C and the C++ compiler, besides the repairs."""
+    """For the C and C++ compilers, in addition to the repairs."""
 
 
-NATIVE = BuildVariant("with all that this CPU offers")
+NATIVE = BuildVariant("with all features of this CPU")
 WITHOUT_AMX = BuildVariant("without AMX", ("-U__AMX_INT8__",))
-"""ggml's AMX code is there where the compiler says so; the rest of the CPU is used all the same.
-For machines that show AMX and refuse it, as under some hypervisors."""
+"""ggml includes its AMX code if the compiler reports AMX; the CPU's other features are still used.
+For machines that report AMX but refuse it, as under some hypervisors."""
 
 
 def pinned_requirement(project: Mapping[str, Any]) -> str:
-    """Return llama-cpp-python's requirement from a parsed pyproject.toml, the one place it is in.
+    """Return llama-cpp-python's requirement from a parsed pyproject.toml, its only place.
 
     Raises:
         SetupError: it is not pinned with `==`.
@@ -54,7 +54,7 @@ def pinned_requirement(project: Mapping[str, Any]) -> str:
 
 
 def cpu_features() -> str:
-    """Return what tells apart the CPUs for which `-march=native` differs."""
+    """Return text that differs between CPUs for which `-march=native` differs."""
     with contextlib.suppress(OSError):
         for line in Path("/proc/cpuinfo").read_text().splitlines():
             name, _, value = line.partition(":")
@@ -69,7 +69,7 @@ def cpu_features() -> str:
 def wheel_key(
     requirement: str, flags: Sequence[str], repairs: str, machine: str, libc: str, cpu: str
 ) -> str:
-    """Name the folder of one build; the wheel's tag is py3-none, so Python's version is no part."""
+    """Return a build's folder name; Python's version does not matter, as the tag is py3-none."""
     built = "\n".join([requirement, *flags, repairs, machine, libc, cpu])
     return f"{requirement.replace('==', '-')}-{hashlib.sha256(built.encode()).hexdigest()[:12]}"
 
@@ -87,9 +87,9 @@ def wheel_folder(requirement: str, variant: BuildVariant, environment: Mapping[s
 def build_variables(variant: BuildVariant) -> dict[str, str]:
     """Return the variables that a build of llama.cpp runs with.
 
-    A compiler's flags go where CMake takes its first ones from: CMAKE_ARGS is cut at spaces,
-    quotes or no quotes. A person's own are left out: GMP's -I is not for llama.cpp, which must
-    find its own ggml.h first, and the wheel's key does not know them.
+    Compiler flags go where CMake takes its initial ones from, since CMAKE_ARGS is split at spaces,
+    even within quotes. A person's own flags are left out: GMP's -I is not for llama.cpp, which must
+    find its own ggml.h first, and they are not part of the wheel's key.
     """
     flags = shlex.join(["-include", str(REPAIRS), *variant.flags])
     return {"CMAKE_ARGS": " ".join(FLAGS), "CFLAGS": flags, "CXXFLAGS": flags, "LDFLAGS": ""}
@@ -98,21 +98,21 @@ def build_variables(variant: BuildVariant) -> dict[str, str]:
 def provide_wheel(
     requirement: str, variant: BuildVariant, pip: Sequence[str], shell: Shell
 ) -> Path:
-    """Return the wheel for this machine, built from source unless it was kept.
+    """Return the wheel for this machine, from the cache or built from source.
 
     Raises:
         SetupError: it does not compile.
     """
     folder = wheel_folder(requirement, variant, shell.environment)
     folder.mkdir(parents=True, exist_ok=True)
-    with locked(folder):  # other clones share it
+    with locked(folder):  # clones of the project share it
         if kept := sorted(folder.glob("*.whl")):
             return kept[0]
-        print("llama.cpp is now compiled for this CPU: about 3 minutes on 2 cores, this once.")
+        print("Compiling llama.cpp for this CPU, once: about 3 minutes on 2 cores.")
         print(f"  Its wheel will be kept in {folder}", flush=True)
         scratch = folder / "building"
-        shutil.rmtree(scratch, ignore_errors=True)  # of a build that was interrupted
-        # Neither an index's wheel nor one in pip's cache says with which flags it was built.
+        shutil.rmtree(scratch, ignore_errors=True)  # left by an interrupted build
+        # A wheel from the index or pip's cache does not say which flags it was built with.
         options = ["-v", "--no-deps", "--no-cache-dir", "--no-binary", "llama-cpp-python"]
         shell.run(
             [*pip, "wheel", *options, "--wheel-dir", str(scratch), requirement],
@@ -126,7 +126,7 @@ def provide_wheel(
 
 
 def is_installed(wheel: Path, venv: Path) -> bool:
-    """Say whether the venv has llama-cpp-python from exactly this wheel."""
+    """Return whether the venv has llama-cpp-python from exactly this wheel."""
     pattern = "lib/python*/site-packages/llama_cpp_python-*.dist-info/direct_url.json"
     urls = [json.loads(path.read_text())["url"] for path in venv.glob(pattern)]
     return urls == [wheel.as_uri()]

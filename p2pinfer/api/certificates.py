@@ -1,4 +1,4 @@
-"""Certificates of the newest answers, for whoever fetches them after the answer."""
+"""Certificates of the newest answers, to be fetched after the answer."""
 
 RECEIPTS_MAX = 1024
 """Certificates kept: some hours of one person's questions, or minutes of many people's."""

@@ -75,7 +75,7 @@ class Gateway:
     running: dict[str, Answer] = field(default_factory=dict)
     """Answers being made, by the id of their request."""
     seed: int | None = None
-    """Of answers to whoever names none; None draws one each time."""
+    """For requests that name none; None draws one each time."""
     receipts: Receipts = field(default_factory=Receipts)
     now: Callable[[], int] = lambda: time.time_ns() // 10**9
     """Seconds since 1970."""

@@ -30,7 +30,7 @@ def is_loopback(host: str) -> bool:
 
 
 class Guard:
-    """Turns away whoever may not come in; what it raises becomes the reply."""
+    """Turns away requests that are not allowed; what it raises becomes the reply."""
 
     def __init__(self, app: ASGIApp, access: Access) -> None:
         self._app, self._access = app, access

@@ -51,7 +51,7 @@ class Loading:
         self.steps_done, self.share = self.steps_done + 1, 0.0
 
     def problem(self) -> Problem:
-        """Return what whoever asks is told meanwhile."""
+        """Return the reply to requests until then."""
         text = f"This gateway is still loading ({self.text.rstrip(' …')}): ask again in a moment."
         return Problem(503, text, "loading", kind="unavailable_error")
 

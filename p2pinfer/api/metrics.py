@@ -111,7 +111,7 @@ class Metrics:
         Gauge(f"p2pinfer_{name}", text, registry=self._registry).set_function(value)
 
     def count(self, name: str, text: str, label: str, values: Callable[[], Counts]) -> None:
-        """Show what somebody else counts, likewise, by the values of a label."""
+        """Show counts that are kept elsewhere, by the values of a label."""
         self._registry.register(_Counted(f"p2pinfer_{name}", text, label, values))
 
     def render(self) -> bytes:

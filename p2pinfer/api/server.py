@@ -1,4 +1,4 @@
-"""Serving a gateway over HTTP, in the nursery of whoever opens it."""
+"""Serving a gateway over HTTP, in its opener's nursery."""
 
 import logging
 import socket

@@ -1,8 +1,8 @@
 """llama.cpp by itself, as the yardstick: the whole model in one process, greedy, no network.
 
 Reads JSON lines ``{"prompt": [token…], "tokens": n, "as_swarm": true|false}`` and answers each with
-``{"tokens": [token…], "prefill_s": …, "decode_s": …}``. One thread; prompts are read as people read
-them, or as the swarm does, in its kernels, so that the tokens must be the same.
+``{"tokens": [token…], "prefill_s": …, "decode_s": …}``. One thread; prompts are read with
+llama.cpp's defaults, or in the swarm's regimes, where the tokens must be the same.
 """
 
 import json
@@ -21,7 +21,7 @@ ROWS_MAX = 512
 
 
 def _chunks(length: int, *, as_swarm: bool) -> list[tuple[int, int, int]]:
-    """Where each decode of a prompt starts and ends, and how many rows it has at least."""
+    """Return where each decode of a prompt starts and ends, and its least number of rows."""
     if not as_swarm:
         return [(at, min(length, at + ROWS_MAX), 0) for at in range(0, length, ROWS_MAX)]
     pad_to = Regimes(agree=False).pad_to
@@ -48,7 +48,7 @@ def _answer(
 
 
 def main() -> None:
-    """Serve questions about a model's file.
+    """Answer questions with a model's file.
 
     The arguments name the file, the context, and whether the swarm rearranges weights: 0 or 1.
     """

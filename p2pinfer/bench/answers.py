@@ -1,9 +1,9 @@
-"""How good a model's answers are under ways to sample: llama.cpp alone, in the swarm's own chunks.
+"""How good a model's answers are with various sampling settings: llama.cpp alone, in wide chunks.
 
-An answer to a plain question is *right* if its first sentence has the word that it must have, as a
-word of its own, and if no other language's little words are more frequent in it than those of the
+An answer to a plain question is *right* if its first sentence contains the expected word, as a
+whole word, and if no other language's function words are more frequent in it than those of the
 question's language. A request without one right answer, such as for a story, counts only for
-whether what is said *ends* by itself, as does every question.
+whether its answer *ends* by itself, which counts for every question too.
 """
 
 import re
@@ -28,15 +28,15 @@ from p2pinfer.engine.special_tokens import SpecialTokens
 from p2pinfer.engine.template import ChatTemplate, Message
 
 SESSIONS: Final = NARROW_ROWS_MAX
-"""Answers at once: so few rows are the same bits as one row alone, which is what a swarm runs."""
+"""Answers at once: up to this many rows have the same bits as a single row, as in a swarm."""
 
 PROMPT_TOKENS_MAX: Final = 256
-"""Of the questions below with any system message that a person would type."""
+"""The longest question below, with any system message that a person would type."""
 
 
 @dataclass(frozen=True)
 class PlainQuestion:
-    """A question, and a pattern of the word that its first sentence must have; None: any will."""
+    """A question, and a pattern of the word that its first sentence must contain; None: any."""
 
     text: str
     right: str | None
@@ -74,7 +74,7 @@ REQUESTS: Final = (
     PlainQuestion("Write a short poem about the sea.", None),
 )
 
-_LITTLE_WORDS: Final[Mapping[str, frozenset[str]]] = {
+_FUNCTION_WORDS: Final[Mapping[str, frozenset[str]]] = {
     language: frozenset(words.split())
     for language, words in {
         "en": "the is of and to in that it are with was for this which",
@@ -90,14 +90,14 @@ SHORT: Final = TABLE[DEFAULT_MODEL].system
 
 @dataclass(frozen=True)
 class Way:
-    """A way to sample, and what the model is told first."""
+    """Sampling settings, and the system message."""
 
     sampling: Mapping[str, float]
     system: str | None = None
 
     @property
     def is_greedy(self) -> bool:
-        """Is an answer the same whatever the seed?"""
+        """Whether an answer is the same whatever the seed."""
         return not self.sampling["temperature"]
 
 
@@ -119,9 +119,9 @@ WAYS: Final[Mapping[str, Way]] = {
     "t0.7-short": Way({"temperature": 0.7}, SHORT),
     "t1": Way({**_ALL, "temperature": 1.0}),
 }
-"""What is compared: t is the temperature, p top-p and m min-p (where neither is named: the usual
-cuts of top-k 40, top-p 0.95 and min-p 0.05), *penalty* 1.1 over 64 tokens, and *helpful* and
-*short* what the model is told first; short is what is advised for the default model."""
+"""The settings compared: t is the temperature, p top-p and m min-p (if neither is named: the usual
+top-k 40, top-p 0.95 and min-p 0.05), *penalty* is 1.1 over 64 tokens, *helpful* and *short* are
+system messages; short is the one recommended for the default model."""
 
 
 @dataclass
@@ -134,7 +134,7 @@ class _Answer:
     tokens: list[int] = field(default_factory=list)
     said: bytes = b""
     ended: bool = False
-    """By itself, and not because it became too long."""
+    """It ended by itself, not because it became too long."""
 
     @property
     def text(self) -> str:
@@ -152,10 +152,10 @@ async def answers_bench(
 
     Args:
         model: a whole GGUF file.
-        ways: how to sample, by a name.
-        seeds: answers to each question in each way that is not greedy.
+        ways: sampling settings by name.
+        seeds: answers to each question with each way that is not greedy.
         tokens: the longest answer.
-        questions: ask so many of the plain questions, and of the requests their share.
+        questions: how many of the plain questions to ask, and the same share of the requests.
 
     Raises:
         BadModelFile, UnsupportedModel, UserError: the model cannot be asked.
@@ -188,7 +188,7 @@ async def answers_bench(
 
 
 def find_ways(names: Sequence[str]) -> dict[str, Way]:
-    """Return ways by name, all where none is named; raises UserError."""
+    """Return ways by name, all if none is named; raises UserError."""
     if unknown := [name for name in names if name not in WAYS]:
         raise UserError(f"--ways knows no {unknown[0]!r}, only: {', '.join(WAYS)}")
     return {name: WAYS[name] for name in names or WAYS}
@@ -200,14 +200,14 @@ def first_sentence(text: str) -> str:
 
 
 def is_right(asked: PlainQuestion, text: str) -> bool:
-    """Judge an answer to a plain question by its first sentence."""
+    """Whether an answer to a plain question is right, judged by its first sentence."""
     sentence = first_sentence(text).casefold()
     if not re.search(rf"\b(?:{asked.right})\b", sentence):
         return False
     words = re.findall(r"\w+", sentence)
     counts = {
-        language: sum(word in little for word in words)
-        for language, little in _LITTLE_WORDS.items()
+        language: sum(word in common for word in words)
+        for language, common in _FUNCTION_WORDS.items()
     }
     return counts[asked.language] == max(counts.values())
 
@@ -234,7 +234,7 @@ def _figures(answers: Sequence[_Answer]) -> dict[str, Any]:
 
 
 class _Model:
-    """A whole model in this process, which makes several answers at once."""
+    """A whole model in this process, which generates several answers at once."""
 
     def __init__(self, path: Path, tokens_max: int) -> None:
         info = model_info(read_header(path))
@@ -249,7 +249,7 @@ class _Model:
         self._template = ChatTemplate(info.chat_template, special)
 
     def close(self) -> None:
-        """Free the model's memory, and end the process that renders."""
+        """Free the model's memory, and end the process that renders templates."""
         self._whole.close()
         trio.from_thread.run(self._template.end)
 
@@ -267,8 +267,8 @@ class _Model:
             for slot in set(range(SESSIONS)) - live.keys():
                 if waiting:
                     live[slot] = self._begin(slot, waiting.popleft(), way)
-            for slots in _adjoining(sorted(live)):
-                self._go_on({slot: live[slot] for slot in slots})
+            for slots in _adjacent(sorted(live)):
+                self._next_tokens({slot: live[slot] for slot in slots})
             for slot, (answer, sampler) in list(live.items()):
                 if answer.ended or len(answer.tokens) >= self._tokens_max:
                     sampler.close()
@@ -297,15 +297,15 @@ class _Model:
         self._take(answer, sampler.sample(len(chunk) - 1, logits))
         return answer, sampler
 
-    def _go_on(self, live: Mapping[int, tuple[_Answer, Sampler]]) -> None:
-        """Draw the next token of answers in adjoining slots."""
-        going = [(slot, *each) for slot, each in live.items()]
+    def _next_tokens(self, live: Mapping[int, tuple[_Answer, Sampler]]) -> None:
+        """Draw the next token of answers in adjacent slots."""
+        active = [(slot, *each) for slot, each in live.items()]
         spans = [
             Span(slot, len(a.prompt) + len(a.tokens) - 1, np.array(a.tokens[-1:], np.int32))
-            for slot, a, _ in going
+            for slot, a, _ in active
         ]
         outputs = self._whole.decode(spans)
-        for row, (_, answer, sampler) in enumerate(going):
+        for row, (_, answer, sampler) in enumerate(active):
             self._take(answer, sampler.sample(row, outputs[row]))
 
     def _take(self, answer: _Answer, token: int) -> None:
@@ -315,8 +315,8 @@ class _Model:
             answer.said += self._vocabulary.piece(token)
 
 
-def _adjoining(slots: Sequence[int]) -> Iterator[list[int]]:
-    """Split ascending slots where one is missing: a decode takes only slots that adjoin."""
+def _adjacent(slots: Sequence[int]) -> Iterator[list[int]]:
+    """Split ascending slots where one is missing: a decode takes only adjacent slots."""
     run: list[int] = []
     for slot in slots:
         if run and slot != run[-1] + 1:

@@ -130,12 +130,12 @@ class _Churn:
         before = self._kept()
         async with trio.open_nursery() as asking:
             for number, client in enumerate(self._clients):
-                asking.start_soon(self._ask_on, client, self._chance(f"asker {number}"))
+                asking.start_soon(self._keep_asking, client, self._chance(f"asker {number}"))
             with trio.move_on_after(seconds):
                 async with trio.open_nursery() as harming:
                     for hand in range(2):
                         ranges = range(hand, self._stages, 2)
-                        harming.start_soon(self._harm_on, ranges, self._chance(f"hand {hand}"))
+                        harming.start_soon(self._keep_harming, ranges, self._chance(f"hand {hand}"))
                     for minute in range(1, math.ceil(seconds / 60) + 1):
                         await trio.sleep(60)
                         tell(f"minute {minute} of {seconds / 60:g}: {self._sum()}")
@@ -148,7 +148,7 @@ class _Churn:
 
     # Asking
 
-    async def _ask_on(self, client: Client, chance: random.Random) -> None:
+    async def _keep_asking(self, client: Client, chance: random.Random) -> None:
         async with open_conversation(client, OPTIONS, lambda _: None) as talk:
             while not self._over:
                 question = chance.choice(QUESTIONS)
@@ -171,7 +171,7 @@ class _Churn:
 
     # Harming
 
-    async def _harm_on(self, ranges: Sequence[int], chance: random.Random) -> None:
+    async def _keep_harming(self, ranges: Sequence[int], chance: random.Random) -> None:
         """Harm one holder after another, of one of some ranges."""
         serving = self._victims.serving
         while True:
@@ -181,9 +181,9 @@ class _Churn:
             peer = chance.choice(sorted(holders))
             harm = chance.choice(SPARED if peer == self._first else tuple(Harm))
             self._harms[harm] += 1
-            await self._do(harm, peer, chance)
+            await self._harm(harm, peer, chance)
 
-    async def _do(self, harm: Harm, peer: PeerId, chance: random.Random) -> None:
+    async def _harm(self, harm: Harm, peer: PeerId, chance: random.Random) -> None:
         """Do harm, and wait until it is repaired."""
         process = self._victims.serving[peer].local.process
         match harm:

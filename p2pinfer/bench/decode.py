@@ -1,12 +1,12 @@
-"""How fast a local swarm decodes, against llama.cpp alone on the same file in the same run.
+"""How fast a local swarm decodes, compared with llama.cpp alone on the same file in the same run.
 
 Three things take turns, so that a slow moment of the machine hits all of them: the swarm over
-libp2p, the same peers over bare TCP without encryption (a yardstick, and no strict bound: its
+libp2p, the same peers over bare TCP without encryption (a yardstick, not a strict bound: its
 channel sends through the scheduler, ours at once), and llama.cpp in one process as people run it:
-512 rows per decode of a prompt, and its weights in ordinary pages where the peers' engines ask for
-huge ones. Greedy, one engine thread per process. Tokens are compared first, with those that
-llama.cpp alone says with the swarm's rows per decode: a swarm that says something else is a failure
-and not a figure. Longer prompts are then read over libp2p and by llama.cpp, in turn.
+512 rows per decode of a prompt, and its weights in ordinary pages, where the peers' engines ask for
+huge ones. Greedy, one engine thread per process. Tokens are compared first, with those of llama.cpp
+alone with the swarm's rows per decode: different tokens are a failure, and no figure is given.
+Longer prompts are then read over libp2p and by llama.cpp, in turn.
 """
 
 import json
@@ -46,7 +46,7 @@ LINE_BYTES_MAX = 1 << 20
 
 
 class EndedEarly(P2pinferError):
-    """The model ended its answer before a measurement had its tokens."""
+    """The model ended its answer before a measurement had enough tokens."""
 
     def __init__(self, made: int, wanted: int) -> None:
         super().__init__(
@@ -69,11 +69,11 @@ class DecodeRun:
     decode_s: float
     """For all tokens after the first."""
     engine_s: float = 0.0
-    """How much of that all engines together say they computed."""
+    """The part of it that all engines together report as computing time."""
 
     @property
     def tokens_per_second(self) -> float:
-        """Decoding alone."""
+        """The rate of decoding, without the prompt."""
         return (len(self.tokens) - 1) / self.decode_s
 
 
@@ -85,13 +85,13 @@ async def decode_bench(
     Args:
         model: a GGUF file.
         peers: how many share its layers.
-        tokens: of each answer.
-        runs: that are counted.
-        sessions: to decode in at once, besides.
-        prompts: how many tokens they have: with the first one decoding is measured.
+        tokens: tokens in each answer.
+        runs: how many runs count.
+        sessions: also decode in this many sessions at once.
+        prompts: lengths of prompts in tokens; decoding is measured with the first one.
 
     Raises:
-        P2pinferError: the swarm did not say what llama.cpp alone says.
+        P2pinferError: the swarm's tokens differ from those of llama.cpp alone.
     """
     machine = Machine(sessions=max(1, sessions), context=max(prompts) + tokens)
     async with AsyncExitStack() as stack:
@@ -132,14 +132,14 @@ async def decode_bench(
 
 
 async def _text(ends: Ends, tokens: int) -> list[int]:
-    """Return so many tokens of the text again and again."""
+    """Return ``tokens`` tokens of the text, repeated."""
     once = await ends.tokenize(PROMPT, special=False)
     return (await ends.tokenize(PROMPT * (tokens // len(once) + 1), special=False))[:tokens]
 
 
 def _check(run: DecodeRun, due: list[int], name: str) -> None:
     if run.tokens != due:
-        raise P2pinferError(f"over {name} the swarm said other tokens than llama.cpp")
+        raise P2pinferError(f"over {name} the swarm's tokens differ from llama.cpp's")
 
 
 async def _compare(
@@ -214,10 +214,10 @@ async def _one_session(
 
 
 async def generate(session: Session, prompt: list[int], count: int) -> DecodeRun:
-    """Make tokens, and add up what all engines say they took for those behind the first.
+    """Generate tokens, and add up the engines' times for those after the first.
 
     Raises:
-        EndedEarly: the model made fewer.
+        EndedEarly: the model generated fewer.
     """
     started = first = trio.current_time()
     tokens: list[int] = []
@@ -237,7 +237,7 @@ async def generate(session: Session, prompt: list[int], count: int) -> DecodeRun
 async def _at_once(
     client: Client, route: Sequence[RouteHop], prompt: list[int], count: int, sessions: int
 ) -> float:
-    """Decode in several sessions at once, and return the tokens per second of all together.
+    """Decode in several sessions at once, and return their combined tokens per second.
 
     Every session reads its own prompt first, so that decoding alone is timed.
     """
@@ -266,7 +266,7 @@ async def _at_once(
 
 
 async def _repacks(opened: PartsModel, layers: LayerRange) -> bool:
-    """Whether the engine of a slice that is served here rearranges weights, as its probe found."""
+    """Whether the engine of a slice rearranges weights here, as its probe decided."""
     path = opened.stage(layers.first, layers.end)
     async with open_stage(path, layers.first, sessions=1, context=1) as engine:
         return engine.worker.parts[0].repack
@@ -276,7 +276,7 @@ async def _repacks(opened: PartsModel, layers: LayerRange) -> bool:
 async def _swarm(
     opened: PartsModel, ranges: Sequence[LayerRange], machine: Machine, transport: str
 ) -> AsyncGenerator[tuple[Client, Sequence[RouteHop]], None]:
-    """Run local peers over a transport, and a client of theirs in this process."""
+    """Run local peers over a transport, and a client of them in this process."""
     swarm = local_swarm(opened, ranges, machine=machine, transport=transport)
     async with swarm as running:
         ways_in = tuple(peer.addresses[0] for peer in running)
@@ -287,9 +287,9 @@ async def _swarm(
 
 @asynccontextmanager
 async def _alone(model: Path, context: int, repack: bool) -> AsyncGenerator[Alone, None]:
-    """Run llama.cpp in one process of its own; gives a function that asks it.
+    """Run llama.cpp in a process of its own; yields a function that asks it.
 
-    ``repack``: whether the swarm's engines rearrange weights; llama.cpp does unless told.
+    ``repack``: whether the swarm's engines rearrange weights, as llama.cpp does by default.
     """
     words = [str(model), str(context), str(int(repack))]
     command = python_command("p2pinfer.bench.alone", *words)

@@ -1,7 +1,7 @@
 """The cost of peer discovery: real processes with only a transport and a directory.
 
-They find each other through one address, are left alone for a while, are joined by a late one, are
-cut in two halves and reunited. Each counts what it spent, and the age of what it knew.
+They find each other through one address, are left alone for a while, are joined by a late one, and
+are cut in two halves and reunited. Each counts its costs, and the age of what it knows.
 """
 
 import json
@@ -16,7 +16,7 @@ from p2pinfer.core.ids import PeerId
 from p2pinfer.core.python_process import python_command, python_environment
 
 AGREE_S_MAX = 300.0
-"""For all to know all; loading libp2p takes half a second of a core for each process."""
+"""Until every peer knows all others; loading libp2p takes half a second of a core per process."""
 
 LOOK_S = 0.25
 """How often views are checked while waiting."""
@@ -28,13 +28,13 @@ async def discovery_bench(
     """Measure and return what ``p2pinfer bench discovery`` prints.
 
     Args:
-        peers: processes, without the one that comes late.
-        seconds: for how long what they spend is counted.
-        cut_s: for how long they are cut in two halves; 0 is never.
-        settle_s: from when all know all until counting begins.
+        peers: how many processes, without the late one.
+        seconds: how long their costs are counted.
+        cut_s: how long they are cut in two halves; 0 means never.
+        settle_s: the time between all knowing all and the start of counting.
 
     Raises:
-        P2pinferError: a process did not start, or their views did not come to agree.
+        P2pinferError: a process did not start, or the views did not come to agree.
     """
     with lone_errors():
         async with trio.open_nursery() as nursery:
@@ -70,7 +70,7 @@ async def _start_into(
 
 
 async def _left_alone(swarm: list["_Worker"], seconds: float) -> dict[str, Any]:
-    """Count what each peer spends while nothing happens."""
+    """Count each peer's costs while nothing happens."""
     before = [await worker.ask("reset") for worker in swarm]
     await trio.sleep(seconds)
     after = [await worker.ask("look") for worker in swarm]
@@ -97,7 +97,7 @@ async def _left_alone(swarm: list["_Worker"], seconds: float) -> dict[str, Any]:
 
 
 async def _cut(swarm: list["_Worker"], cut_s: float) -> dict[str, Any]:
-    """Cut the swarm in two, and time how long it takes to agree once it is whole again."""
+    """Cut the swarm in two, and time how long it takes to agree once reunited."""
     half = len(swarm) // 2
     sides = swarm[:half], swarm[half:]
     for side, other in (sides, sides[::-1]):

@@ -53,7 +53,7 @@ class _Peer:
         return [entry for peer, entry in self._entries().items() if peer != me]
 
     def _entries(self) -> dict[PeerId, Any]:
-        self._directory.holding(MODEL)  # forgets who has been silent for too long
+        self._directory.holding(MODEL)  # forgets peers that have been silent for too long
         return self._directory.view.indexes[MODEL].entries
 
     async def watch(self) -> None:

@@ -1,11 +1,11 @@
 """The cost of evidence: two sessions of the same peers decode in turns, one with receipts.
 
 A requester that asks for no evidence gets none, so both kinds run on one swarm. They take turns in
-blocks of as many tokens as lie between two receipts, at the same positions, and which goes first
-alternates; so a slow moment of the machine hits both, and each block bears the cost of one receipt.
-Where a shared machine blurs even that, the CPU time of all nodes together, without engines, is
-finer: it bounds the delay of tokens. Settling an answer, which waits for every stage's last
-receipt, comes after the last token; it is timed separately.
+blocks of as many tokens as lie between two receipts, at the same positions, and the one that goes
+first alternates; so a slow moment of the machine hits both, and each block has the cost of one
+receipt. If a shared machine blurs even that, the CPU time of all nodes together, without engines,
+is more precise: it bounds the delay of tokens. Settling an answer, which waits for every stage's
+last receipt, comes after the last token; it is timed separately.
 """
 
 import math
@@ -34,7 +34,7 @@ BLOCK_TOKENS = 1 + CHECKPOINT_POSITIONS
 """The first one was computed while the other session paused, and is not timed."""
 
 PAUSE_S = 0.05
-"""Before a block: the other session's last step is still under way."""
+"""Before a block, while the other session's last step finishes."""
 
 
 @dataclass
@@ -124,7 +124,7 @@ def _order(number: int) -> tuple[int, int]:
 
 
 async def _block(answer: AsyncGenerator[Token, None], made: list[int], wanted: int) -> float:
-    """Decode a block, and time it behind its first token."""
+    """Decode a block, and time it after its first token."""
     await _next(answer, made, wanted)
     started = trio.current_time()
     for _ in range(BLOCK_TOKENS - 1):
@@ -162,7 +162,7 @@ def median_interval(values: Sequence[float]) -> tuple[float, float]:
 
 def _report(without: _Side, with_: _Side, settling_s: list[float]) -> dict[str, Any]:
     if without.tokens != with_.tokens:
-        raise P2pinferError("the swarm said other tokens with evidence than without")
+        raise P2pinferError("the swarm's tokens with evidence differ from those without")
     decode = [on / off - 1 for on, off in zip(with_.block_s, without.block_s, strict=True)]
     prefill = [on / off - 1 for on, off in zip(with_.prefill_s, without.prefill_s, strict=True)]
     cpu = list(zip(with_.cpu_s, without.cpu_s, without.block_s, strict=True))

@@ -1,9 +1,9 @@
-"""Whether honest stages are ever blamed: many answers, with every stage of each one audited.
+"""Whether honest stages are ever blamed: many answers, with every stage of each audited.
 
 Each third of the layers is served by a peer with one thread and one with two, whose probes choose
 other settings, so that they usually belong to two numerics classes; a third engine only audits.
 Each answer takes one peer or the other for each third, in sessions side by side, so that their rows
-share decodes; prompts are long and short, go on, and go back, so that chunks are of all sizes.
+share decodes; turns are long and short, continue and go back, so that chunks have all sizes.
 """
 
 import random

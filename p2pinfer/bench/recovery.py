@@ -38,7 +38,7 @@ PROMPT_TOKENS = 384
 GREEDY = Sampling(temperature=0.0)
 
 KNOWN_S_MAX = 60.0
-"""For a new peer's advertisement to spread."""
+"""How long a new peer's advertisement may take to spread."""
 
 AGAIN_S = 0.1
 
@@ -73,11 +73,11 @@ async def recovery_bench(
 
     Args:
         file: a whole model.
-        trials: of each role and phase.
-        tokens: of an answer.
-        seed: of the moments.
-        roles: who is killed.
-        phases: when.
+        trials: how many of each role and phase.
+        tokens: tokens in an answer.
+        seed: random seed for the moments of death.
+        roles: which stages are killed.
+        phases: when they are killed.
 
     Raises:
         EndedEarly: the model made fewer tokens.
@@ -154,7 +154,7 @@ async def _try(
 async def _answer(
     client: Client, prompt: Sequence[int], count: int, killer: _Killer | None
 ) -> _Answer:
-    """Answer in a new session, and do harm meanwhile if wanted."""
+    """Answer in a new session, killing a peer meanwhile if ``killer`` is given."""
     route = await client.find_route(lambda _: None)
     found: list[int] = []
     waits_s: list[float] = []

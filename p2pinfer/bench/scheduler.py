@@ -21,27 +21,27 @@ from scheduler.placement import choose
 from scheduler.routing import Asking, NoRoute, find_route, replacement
 
 LAYERS: Final = 80
-"""Of a model of 70B weights; the requester keeps the first and the last one."""
+"""Layers of a model of 70B weights; the requester runs the first and the last one."""
 
 SPAN: Final = LayerRange(1, LAYERS - 1)
 HELD_MAX = 30
 ROUND_TRIPS = 50
-"""Peers to which an asker has measured the round trip."""
+"""How many peers' round trips a requester has measured."""
 
 GOAL_MS: Final = 50.0
 PEERS_MIN: Final = -(-len(SPAN) // HELD_MAX)
-"""So many hold all layers, one range behind the other."""
+"""The fewest peers that hold all layers, one range after the other."""
 
 
 async def scheduler_bench(
     rounds: int, placed: Sequence[int], routed: Sequence[int]
 ) -> dict[str, Any]:
-    """Measure among so many peers, and return what ``p2pinfer bench scheduler`` prints.
+    """Measure decisions, and return what ``p2pinfer bench scheduler`` prints.
 
     Args:
         rounds: decisions of each kind and size.
-        placed: sizes of swarms in which a peer decides where to serve, each ``PEERS_MIN`` or more.
-        routed: the same of swarms in which a requester looks for a route.
+        placed: sizes of swarms in which a peer decides where to serve, each at least ``PEERS_MIN``.
+        routed: sizes of swarms in which a requester looks for a route, the same.
     """
     chance = random.Random(0)  # noqa: S311 -- the same swarm each time
     offers = list(_swarm(max(*placed, *routed), chance))
@@ -73,7 +73,7 @@ async def scheduler_bench(
 def _swarm(count: int, chance: random.Random) -> Iterator[Advertisement]:
     """Draw peers of many sizes and speeds, each with links to some others.
 
-    The first ``PEERS_MIN`` hold all layers between them, so that there is a route among any.
+    The first ``PEERS_MIN`` hold all layers between them, so that every swarm has a route.
     """
     peers = [PeerId(f"12D3Koo{n:x>45}") for n in range(count)]
     for n, peer in enumerate(peers):
@@ -110,22 +110,22 @@ def _newcomer(offer: Advertisement) -> Advertisement:
 
 
 def _placing(view: OfferTable, own: Advertisement) -> Callable[[float], object]:
-    """Let a peer decide, late enough in a turn that it may move."""
+    """Return a decision of a peer where to serve, late enough in a turn that it may move."""
     return lambda chance: choose(view, own, SPAN, now_s=45.0, chance=chance)
 
 
 def _routing(view: OfferTable, offers: list[Advertisement]) -> Callable[[float], object]:
-    """Let a requester that knows some round trips and standings find a route."""
+    """Return a search for a route by a requester that knows some round trips and standings."""
     some = {offer.peer: 0.001 * (n + 1) for n, offer in enumerate(offers[:ROUND_TRIPS])}
     seen = Experience(round_trip_s=some, standing=dict.fromkeys(some, 0.9))
     return lambda chance: find_route(view, SPAN.first, SPAN.end, Asking(seen=seen, chance=chance))
 
 
 def _mending(view: OfferTable) -> Callable[[float], list[bool]]:
-    """Find what would take the place of each hop of a route, where any peer can.
+    """Return a search for a replacement of each hop of a route.
 
-    A stage is entered at its first layer alone, so in a small swarm many have no understudy; that
-    there is none is a decision, too.
+    A session can enter a stage only at its first layer, so in a small swarm many hops have no
+    replacement; finding none is a decision too.
     """
     route = find_route(view, SPAN.first, SPAN.end)
     peers = [None, *(hop.peer for hop in route), None]

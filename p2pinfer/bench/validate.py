@@ -1,8 +1,8 @@
 """Can a simulation be trusted? One trial in a swarm of real processes, and in a simulated one.
 
 The simulation gets what was observed of the real swarm while one requester asked alone: the time
-per layer, the time a token spends between two engines, how much of that the processors are
-busy, and the combined speed of several engines on this machine's cores. It must predict the rest.
+per layer, the time a token spends between two engines, the processors' share of that time, and
+the combined speed of several engines on this machine's cores. It must predict the rest.
 """
 
 import statistics
@@ -50,15 +50,15 @@ SESSIONS, CONTEXT = 4, 1024
 LOOK_QUESTIONS = 3
 
 CORES_TURNS, CORES_TRIES = 6, 25
-"""How often engines work alone and at once, in turns, and how many decodes of some milliseconds
-each does then."""
+"""How many times engines work alone and then all at once, and how many decodes of some milliseconds
+each of them does in a turn."""
 
 GOAL_PERCENT = 15.0
 
 
 @dataclass(frozen=True)
 class Real:
-    """The real swarm's figures, and what a simulation gets to know of it."""
+    """The real swarm's figures, and what a simulation learns about it."""
 
     model: ModelInfo
     seen: Measured
@@ -68,21 +68,21 @@ class Real:
 
 @dataclass(frozen=True)
 class TrialPlan:
-    """How long the real trial is."""
+    """The extent of the real trial."""
 
     rounds: int
-    """Of the trial, of which the median counts."""
+    """How many times the trial runs; the median counts."""
     questions: int
-    """Of each requester, the simulated ones included."""
+    """Questions per requester, simulated ones included."""
     quiet_s: float
-    """In which nobody asks, and gossip is counted."""
+    """Time without questions, in which gossip is counted."""
 
 
 async def play_real(file: Path, plan: TrialPlan, tell: Callable[[str], None]) -> Real:
-    """Start peers and requesters, let one ask alone, and go through the trial some times.
+    """Start peers and requesters, let one ask alone, and run the trial several times.
 
-    A shared machine's speed differs from minute to minute, so what the simulation is to be told is
-    looked at before and behind each. ``tell`` hears of each.
+    A shared machine's speed differs from minute to minute, so the simulation's inputs are measured
+    before and after each trial. ``tell`` gets a message for each.
     """
     store = open_store()
     model = open_whole(name_model(str(file), store, lambda *_: None), store)
@@ -152,7 +152,7 @@ def _cpu_s() -> float:
 
 
 async def _measure_cores(clients: Sequence[Client], token: int) -> float:
-    """Return the combined speed of all requesters' engines at once, in engines that work alone.
+    """Return the combined speed of all requesters' engines, in multiples of one working alone.
 
     A decode of one row mostly waits for weights from memory that all engines share, as in a
     stage.
@@ -169,7 +169,7 @@ async def _measure_cores(clients: Sequence[Client], token: int) -> float:
 
 
 async def _decode(client: Client, token: int, times_us: list[int]) -> None:
-    """Decode one row several times in a requester's own engine, and note each duration."""
+    """Decode one row several times in a requester's own engine, and record each duration."""
     with closing(client.ends.open()) as cells:
         cells.start(GREEDY, [])
         rows = (await cells.embed(0, [token], regime=Regime.NARROW)).rows
@@ -188,13 +188,13 @@ def validate(real: Real) -> dict[str, Any]:
 
 def compare(real: Figures, simulated: Figures) -> dict[str, Any]:
     """Put the figures side by side."""
-    said, foretold = asdict(real), asdict(simulated)
+    observed, predicted = asdict(real), asdict(simulated)
     found: dict[str, Any] = {}
-    for name, value in said.items():
-        off = 100 * (foretold[name] / value - 1) if value else None
+    for name, value in observed.items():
+        off = 100 * (predicted[name] / value - 1) if value else None
         found[name] = {
             "real": round(value, 3),
-            "simulated": round(foretold[name], 3),
+            "simulated": round(predicted[name], 3),
             "deviation_percent": None if off is None else round(off, 1),
             "within_goal": off is not None and abs(off) <= GOAL_PERCENT,
         }

@@ -153,12 +153,12 @@ def _noisy(host: Host, end: int) -> EngineSession:
 
 
 class Liar(ReceiptSigner):
-    """A receipt signer that signs or opens what is not so, once told how."""
+    """A receipt signer that signs or opens false rows, in a way set later."""
 
     lie: Callable[[SessionRecord], None] | None = None
 
     def record(self, opened: Open, engine: StageEngine, history: History) -> SessionRecord:
-        """Keep a record, and lie in it."""
+        """Keep a record, and falsify it."""
         found = super().record(opened, engine, history)
         if self.lie:
             self.lie(found)
@@ -272,7 +272,7 @@ ZOO: Final = (
 
 
 def find_cheats(names: Sequence[str]) -> list[Cheat]:
-    """Return cheats by their names, all where none is named; raises UserError."""
+    """Return cheats by their names, all if none is named; raises UserError."""
     known = {cheat.name: cheat for cheat in ZOO}
     if unknown := [name for name in names if name not in known]:
         raise UserError(f"--only knows no {unknown[0]!r}, only: {'; '.join(known)}")

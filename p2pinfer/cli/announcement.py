@@ -1,4 +1,4 @@
-"""What a peer says of itself on standard output: who it is, what it serves, what others type."""
+"""What a new peer prints: its id, what it serves, and the commands for other machines."""
 
 import json
 
@@ -7,27 +7,27 @@ from p2pinfer.node.peer import Serving
 from transports.interfaces import is_loopback
 
 ONLY_HERE = (
-    "only this machine can use it: no network, or --listen names nothing but its loopback address"
+    "only this machine can reach it: there is no network, or --listen names only loopback addresses"
 )
 
 
 class JoinAnnouncer:
-    """Prints everything once, and of later moves a line."""
+    """Prints everything once, and one line for each later move."""
 
     def __init__(self, reach: str, *, as_json: bool, fixed: bool, mdns: bool = False) -> None:
         """Prepare.
 
         Args:
-            reach: the options that others need to reach the same swarm, besides a way in.
-            as_json: print an object for each range, for programs.
+            reach: the options that others need to reach the same swarm, besides an address.
+            as_json: print one JSON object for each range.
             fixed: the layers were chosen by a person.
-            mdns: others find this peer on the local network without an address.
+            mdns: others can find this peer on the local network without an address.
         """
         self._reach, self._as_json, self._fixed, self._mdns = reach, as_json, fixed, mdns
         self._was_said = False
 
     def tell(self, serving: Serving) -> None:
-        """Say what is served from now on."""
+        """Print what is served from now on."""
         layers = f"{serving.first}:{serving.end}"
         if self._as_json:
             ready = {
@@ -38,7 +38,7 @@ class JoinAnnouncer:
             }
             print(json.dumps(ready), flush=True)
         elif self._was_said:
-            say(f"serving layers {layers} from now on")
+            say(f"now serving layers {layers}")
         else:
             self._print_all(serving)
         self._was_said = True
@@ -57,25 +57,25 @@ class JoinAnnouncer:
         is_local = all(map(is_loopback, serving.addresses))
         if is_local:
             print(ONLY_HERE)
-        others = ["another peer here" if is_local else "the next machine", "another one"]
+        places = ["for another peer here" if is_local else "on the next machine", "on another one"]
         ranges = self._missing(serving, layers)
-        lines = [(who, f"join{range_}") for who, range_ in zip(others, ranges, strict=False)]
-        lines.append(("to chat, any machine", "chat"))
+        lines = [(where, f"join{range_}") for where, range_ in zip(places, ranges, strict=False)]
+        lines.append(("to chat, on any machine", "chat"))
         way_in = self._way_in(serving)
-        for number, (who, verb) in enumerate(lines):
-            print(f"and {who} types" if number else f"{who} types")
+        for where, verb in lines:
+            print(f"{where}, run:")
             print(f"  p2pinfer {verb}{way_in}")
         print("ready; Ctrl-C to leave", flush=True)
 
     def _way_in(self, serving: Serving) -> str:
-        """Return the options that lead others here."""
+        """Return the options with which others reach this peer."""
         if self._mdns:
             return f" --mdns{self._reach}"
         address = serving.addresses[0] if serving.addresses else "ADDRESS"
         return f" --bootstrap {address} --model {serving.model.id}{self._reach}"
 
     def _missing(self, serving: Serving, layers: int) -> list[str]:
-        """Return how the next machines should choose their layers."""
+        """Return the --layers option of each further machine that is needed."""
         if not self._fixed:
             return [""]
         missing = [(1, serving.first), (serving.end, layers - 1)]

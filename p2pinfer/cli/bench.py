@@ -1,4 +1,4 @@
-"""``p2pinfer bench``: measurements, printed as JSON."""
+"""``p2pinfer bench``: benchmarks, printed as JSON."""
 
 import json
 from collections.abc import Awaitable, Callable
@@ -14,9 +14,13 @@ DISCOVERY_PEERS_MAX = 100
 """Processes of 90 MB each."""
 
 SWARM_PEERS_MAX = 1_000_000
-"""Of a swarm in memory, in which decisions are timed: 2 GB of advertisements."""
+"""In the in-memory swarms whose decisions are timed: 2 GB of advertisements."""
 
-app = App(name="bench", help="Measure; prints JSON.", help_format="plaintext")
+app = App(
+    name="bench",
+    help="Run a benchmark and print its result as JSON.",
+    help_format="plaintext",
+)
 
 
 @app.command
@@ -24,11 +28,12 @@ def decode(
     *,
     peers: Peers = 3,
     model: Model = "default",
-    sessions: Annotated[int, option("sessions", "Also decode in this many at once.")] = 1,
+    sessions: Annotated[int, option("sessions", "Also decode in this many sessions at once.")] = 1,
     tokens: Annotated[int, option("tokens", "Tokens per answer.")] = 128,
-    runs: Annotated[int, option("runs", "Interleaved runs.")] = 5,
+    runs: Annotated[int, option("runs", "Number of interleaved runs.")] = 5,
     prompts: Annotated[
-        tuple[int, ...], option("prompts", "Tokens of each prompt.", consume_multiple=True)
+        tuple[int, ...],
+        option("prompts", "Lengths of the prompts, in tokens.", consume_multiple=True),
     ] = (128, 1024, 3800),
     as_json: AsJson = False,
 ) -> None:
@@ -37,7 +42,7 @@ def decode(
     from p2pinfer.node.model_supply import model_path
 
     check_range("sessions", sessions, 1, SESSIONS_MAX)
-    check_range("tokens", tokens, 2)  # the first one is the prompt's
+    check_range("tokens", tokens, 2)  # the first comes with the prompt
     check_range("runs", runs, 1)
     check_range("prompts", len(prompts), 1)
     for length in prompts:
@@ -57,7 +62,7 @@ def decode(
 @app.command
 def transport(
     *,
-    rounds: Annotated[int, option("rounds", "Interleaved rounds.")] = 5,
+    rounds: Annotated[int, option("rounds", "Number of interleaved rounds.")] = 5,
     as_json: AsJson = False,
 ) -> None:
     """Compare our muxer with libp2p's own: two processes on loopback."""
@@ -70,15 +75,19 @@ def transport(
 @app.command
 def discovery(
     *,
-    peers: Annotated[int, option("peers", "Processes, without engines.")] = 30,
-    seconds: Annotated[float, option("seconds", "For how long they are left alone.")] = 120.0,
-    cut: Annotated[float, option("cut", "Seconds that half of them are cut off; 0: never.")] = 60.0,
+    peers: Annotated[int, option("peers", "Number of peer processes, without engines.")] = 30,
+    seconds: Annotated[
+        float, option("seconds", "Seconds for which the peers are left alone.")
+    ] = 120.0,
+    cut: Annotated[
+        float, option("cut", "Seconds for which half of them are cut off; 0: never.")
+    ] = 60.0,
     settle: Annotated[
-        float, option("settle", "Seconds from when all know all until counting begins.")
+        float, option("settle", "Seconds to wait before counting, once all peers know each other.")
     ] = 15.0,
     as_json: AsJson = False,
 ) -> None:
-    """Count what peers spend on knowing each other, and how long they take to."""
+    """Measure what peers spend on knowing each other, and how long they take."""
     from p2pinfer.bench.discovery import discovery_bench
 
     check_range("peers", peers, 2, DISCOVERY_PEERS_MAX)
@@ -91,7 +100,7 @@ def discovery(
 
 @app.command
 def swarm(*, peers: Peers = 8, model: Model = "default", as_json: AsJson = False) -> None:
-    """Time a swarm from its first start to its first token: peers choose their own layers."""
+    """Time a swarm from its first start to its first token; peers choose their own layers."""
     from p2pinfer.bench.swarm import swarm_bench
     from p2pinfer.node.local_swarm import PEERS_MAX
     from p2pinfer.node.model_supply import model_path
@@ -103,17 +112,19 @@ def swarm(*, peers: Peers = 8, model: Model = "default", as_json: AsJson = False
 @app.command
 def fetch(
     *,
-    rounds: Annotated[int, option("rounds", "Interleaved rounds.")] = 5,
+    rounds: Annotated[int, option("rounds", "Number of interleaved rounds.")] = 5,
     megabytes: Annotated[
-        int, option("megabytes", "Of the made-up model that is fetched in each round.")
+        int, option("megabytes", "Size of the synthetic model that is fetched in each round.")
     ] = 200,
     gigabytes: Annotated[
         tuple[float, ...],
-        option("gigabytes", "Fetch made-up models of these sizes instead.", consume_multiple=True),
+        option(
+            "gigabytes", "Fetch synthetic models of these sizes instead.", consume_multiple=True
+        ),
     ] = (),
     as_json: AsJson = False,
 ) -> None:
-    """Compare fetching parts from one and from three holders with one plain stream."""
+    """Compare fetching parts, from one holder and from three, with a single plain stream."""
     from p2pinfer.bench.fetch import LAYERS, fetch_bench
     from p2pinfer.bench.fetch_size import size_bench
 
@@ -132,20 +143,24 @@ def fetch(
 def recovery(
     *,
     model: Model = "default",
-    trials: Annotated[int, option("trials", "Of each role and phase.")] = 5,
+    trials: Annotated[int, option("trials", "Number of trials for each role and phase.")] = 5,
     tokens: Annotated[int, option("tokens", "Tokens per answer.")] = 48,
-    seed: Annotated[int, option("seed", "Of the moments.")] = 1,
+    seed: Annotated[int, option("seed", "Random seed for when peers are killed.")] = 1,
     roles: Annotated[
         tuple[Literal["first", "middle", "last"], ...],
-        option("roles", "Which stages are killed.", consume_multiple=True),
+        option("roles", "Stages to kill.", consume_multiple=True),
     ] = ("first", "middle", "last"),
     phases: Annotated[
         tuple[Literal["prompt", "answer"], ...],
-        option("phases", "While what is made they are killed.", consume_multiple=True),
+        option(
+            "phases",
+            "Phases in which to kill them: while the prompt or the answer is computed.",
+            consume_multiple=True,
+        ),
     ] = ("prompt", "answer"),
     as_json: AsJson = False,
 ) -> None:
-    """Kill peers in the middle of answers: does the sentence go on, and how long is the stall?"""
+    """Kill peers in mid-answer: does the answer go on, and how long does it stall?"""
     from p2pinfer.bench.recovery import recovery_bench
     from p2pinfer.node.model_supply import model_path
 
@@ -167,13 +182,15 @@ def recovery(
 def churn(
     *,
     model: Model = "default",
-    minutes: Annotated[float, option("minutes", "For how long peers come and go.")] = 20.0,
+    minutes: Annotated[float, option("minutes", "Minutes for which peers come and go.")] = 20.0,
     peers: Peers = 8,
-    requesters: Annotated[int, option("requesters", "Who ask at once.")] = 4,
-    seed: Annotated[int, option("seed", "Of whom, what and when.")] = 1,
+    requesters: Annotated[int, option("requesters", "Number of requesters that ask at once.")] = 4,
+    seed: Annotated[
+        int, option("seed", "Random seed for which peers are disturbed, how and when.")
+    ] = 1,
     as_json: AsJson = False,
 ) -> None:
-    """Kill, freeze and replace peers while requesters ask: what is lost, what is left behind?"""
+    """Kill, freeze and replace peers while requesters ask; report what is lost or left behind."""
     from p2pinfer.bench.churn import HOLDERS, churn_bench
     from p2pinfer.cli.terminal import say
     from p2pinfer.node.local_swarm import PEERS_MAX
@@ -200,10 +217,10 @@ def evidence(
     peers: Peers = 3,
     model: Model = "default",
     tokens: Annotated[int, option("tokens", "Tokens per answer.")] = 232,
-    runs: Annotated[int, option("runs", "Pairs of answers.")] = 12,
+    runs: Annotated[int, option("runs", "Number of pairs of answers.")] = 12,
     as_json: AsJson = False,
 ) -> None:
-    """Compare decoding with receipts and without: same peers, in turns, block by block."""
+    """Compare decoding with and without receipts: same peers, alternating block by block."""
     from p2pinfer.bench.evidence import BLOCK_TOKENS, evidence_bench
     from p2pinfer.node.model_supply import model_path
 
@@ -217,16 +234,18 @@ def evidence(
 def cheats(
     *,
     model: Model = "default",
-    trials: Annotated[int, option("trials", "Answers per cheat.")] = 5,
-    checkpoints: Annotated[int, option("checkpoints", "Honest ones to audit, at least.")] = 1000,
-    seed: Annotated[int, option("seed", "Of prompts and keys.")] = 1,
+    trials: Annotated[int, option("trials", "Number of answers per cheat.")] = 5,
+    checkpoints: Annotated[
+        int, option("checkpoints", "Minimum number of honest checkpoints to audit.")
+    ] = 1000,
+    seed: Annotated[int, option("seed", "Random seed for prompts and keys.")] = 1,
     only: Annotated[
         tuple[str, ...],
-        option("only", "Names of the cheats to try, as they are reported.", consume_multiple=True),
+        option("only", "Cheats to try, by the names in the report.", consume_multiple=True),
     ] = (),
     as_json: AsJson = False,
 ) -> None:
-    """Try every known cheat against audits, and honest stages too; real engines, one process."""
+    """Test audits against every known cheat and honest stages: real engines, in one process."""
     from p2pinfer.bench.cheats import cheats_bench
     from p2pinfer.bench.zoo import find_cheats
     from p2pinfer.node.model_supply import model_path
@@ -249,11 +268,13 @@ def cheats(
 def honest(
     *,
     model: Model = "default",
-    checkpoints: Annotated[int, option("checkpoints", "To audit, at least.")] = 1000,
-    seed: Annotated[int, option("seed", "Of prompts, routes and keys.")] = 1,
+    checkpoints: Annotated[
+        int, option("checkpoints", "Minimum number of checkpoints to audit.")
+    ] = 1000,
+    seed: Annotated[int, option("seed", "Random seed for prompts, routes and keys.")] = 1,
     as_json: AsJson = False,
 ) -> None:
-    """Audit honest stages of other threads, batches, chunks and numerics classes: no alarms."""
+    """Audit honest stages with other threads, batches, chunks and classes; count false alarms."""
     from p2pinfer.bench.honest import honest_bench
     from p2pinfer.cli.terminal import say
     from p2pinfer.node.model_supply import model_path
@@ -270,14 +291,16 @@ def answers(
     model: Model = "default",
     ways: Annotated[
         tuple[str, ...],
-        option("ways", "Names of what to compare; else all.", consume_multiple=True),
+        option("ways", "Ways to compare, by name. If omitted: all.", consume_multiple=True),
     ] = (),
-    seeds: Annotated[int, option("seeds", "Answers to each question, unless greedy.")] = 5,
-    questions: Annotated[int, option("questions", "Ask so many of the twenty.")] = 20,
-    tokens: Annotated[int, option("tokens", "Longest answer.")] = 400,
+    seeds: Annotated[int, option("seeds", "Answers to each question (one if greedy).")] = 5,
+    questions: Annotated[
+        int, option("questions", "Number of questions to ask, of the twenty.")
+    ] = 20,
+    tokens: Annotated[int, option("tokens", "Maximum tokens per answer.")] = 400,
     as_json: AsJson = False,
 ) -> None:
-    """Compare ways to sample by how many plain questions are answered right: llama.cpp alone."""
+    """Compare ways to sample by how many plain questions they get right; llama.cpp alone."""
     from p2pinfer.bench.answers import QUESTIONS, answers_bench, find_ways
     from p2pinfer.node.model_supply import model_path
 
@@ -298,18 +321,26 @@ def answers(
 @app.command
 def scheduler(
     *,
-    rounds: Annotated[int, option("rounds", "Decisions of each kind and size.")] = 9,
+    rounds: Annotated[int, option("rounds", "Number of decisions of each kind and size.")] = 9,
     placed: Annotated[
         tuple[int, ...],
-        option("placed", "Peers in the swarms to choose layers in.", consume_multiple=True),
+        option(
+            "placed",
+            "Sizes, in peers, of the swarms in which to choose layers.",
+            consume_multiple=True,
+        ),
     ] = (1_000, 10_000, 100_000),
     routed: Annotated[
         tuple[int, ...],
-        option("routed", "Peers in the swarms to find routes in.", consume_multiple=True),
+        option(
+            "routed",
+            "Sizes, in peers, of the swarms in which to find routes.",
+            consume_multiple=True,
+        ),
     ] = (100, 1_000, 10_000),
     as_json: AsJson = False,
 ) -> None:
-    """Time decisions in large swarms: where to serve among 100,000, a route among 10,000 peers."""
+    """Time decisions in large swarms: which layers to serve, and which route to take."""
     from p2pinfer.bench.scheduler import PEERS_MIN, scheduler_bench
 
     check_range("rounds", rounds, 1)
@@ -321,7 +352,7 @@ def scheduler(
 
 
 async def _print_report(measure: Callable[[], Awaitable[dict[str, Any]]], *, as_json: bool) -> None:
-    """Measure, and print the result as JSON, on one line if a program reads it."""
+    """Run the benchmark and print its report, on one line if ``as_json``."""
     from p2pinfer.cli.terminal import Spinner
 
     done = Spinner("Measuring …")

@@ -1,4 +1,4 @@
-"""``p2pinfer chat`` and ``p2pinfer demo``: ask a swarm, or one that is started for it."""
+"""``p2pinfer chat`` and ``p2pinfer demo``: chat with a swarm, or with one started for it."""
 
 from typing import TYPE_CHECKING, Annotated
 
@@ -36,7 +36,9 @@ def chat(
     model: SwarmModel = None,
     network: Network = "main",
     quota: Quota = None,
-    wait: Annotated[float, option("wait", "Seconds to wait for a whole chain of peers.")] = 10.0,
+    wait: Annotated[
+        float, option("wait", "Seconds to wait for peers that serve all layers.")
+    ] = 10.0,
     as_json: AsJson = False,
     reach: ReachFlags = REACH,
     answer: AnswerFlags = ANSWER,
@@ -47,7 +49,7 @@ def chat(
     Parameters
     ----------
     prompt: str
-        One question; or pipe it in. Without it the chat is interactive.
+        One question; it can also be piped in. If omitted: an interactive chat.
     """
     from p2pinfer.cli.model_argument import default_model, name_model
     from p2pinfer.cli.terminal import question_of
@@ -57,7 +59,7 @@ def chat(
     from p2pinfer.node.swarm_connection import looks_around
 
     check_range("wait", wait, 0)
-    answer.options()  # what is out of range is said before anything starts
+    answer.options()  # raises before anything starts
     template = answer.template()
     limits = machine.machine()
     ways = ways_in(bootstrap, network)
@@ -90,12 +92,12 @@ def demo(
     answer: AnswerFlags = ANSWER,
     machine: MachineFlags = MACHINE,
 ) -> None:
-    """Start a swarm of local peers, each a process of its own, chat with it, and end it.
+    """Start a swarm of local peers, each in its own process, and chat with it.
 
     Parameters
     ----------
     prompt: str
-        One question; or pipe it in. Without it the chat is interactive.
+        One question; it can also be piped in. If omitted: an interactive chat.
     """
     from p2pinfer.cli.model_argument import name_model
     from p2pinfer.cli.starting import starting
@@ -117,7 +119,7 @@ def demo(
         check_template(opened.info.chat_template)
     ranges = share_layers(opened, peers, answer.keep_layers, limits)
 
-    # The first peer has the whole model; the others fetch their layers, as strangers would.
+    # The first peer has the whole model; the others fetch their layers, as remote peers would.
     homes = data_dir() / "demo" / f"{peers}-peers"
 
     async def run() -> None:
@@ -145,7 +147,7 @@ async def _talk(
     *,
     as_json: bool,
 ) -> None:
-    """Answer one question, or converse on a terminal."""
+    """Answer one question, or hold a conversation on a terminal."""
     from p2pinfer.cli.terminal import answer_once, doing, say
     from p2pinfer.client.conversation import open_conversation
     from p2pinfer.node.requester import open_client

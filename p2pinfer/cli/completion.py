@@ -1,4 +1,4 @@
-"""``p2pinfer --install-completion``: have the shell complete commands and options."""
+"""``p2pinfer --install-completion``: completion of commands and options in the shell."""
 
 from pathlib import Path
 from typing import Annotated, Literal
@@ -10,8 +10,12 @@ Shell = Literal["bash", "zsh", "fish"]
 
 def install_completion(
     *,
-    shell: Annotated[Shell | None, Parameter(help="Else the one that this runs in.")] = None,
-    output: Annotated[Path | None, Parameter(help="Else where the shell looks.")] = None,
+    shell: Annotated[
+        Shell | None, Parameter(help="Shell to install for. If omitted: the current one.")
+    ] = None,
+    output: Annotated[
+        Path | None, Parameter(help="File to write. If omitted: where the shell looks.")
+    ] = None,
 ) -> None:
     """Write the shell's completion script, and have its startup file load it."""
     from cyclopts.completion.detect import ShellDetectionError
@@ -23,6 +27,6 @@ def install_completion(
     try:
         path = app.install_completion(shell=shell, output=output, add_to_startup=output is None)
     except ShellDetectionError:
-        raise UserError("cannot tell which shell this is: say --shell bash, zsh or fish") from None
+        raise UserError("cannot tell which shell this is: add --shell bash, zsh or fish") from None
     print(path)
-    note("open a new terminal to use it")
+    note("open a new terminal to start using it")

@@ -9,18 +9,19 @@ from p2pinfer.cli.config_file import Setting, config_path, settings_of
 from p2pinfer.cli.options import AsJson
 
 COMMANDS = ("join", "chat", "serve", "demo", "peers")
-"""Whose options are shown where no command is named."""
+"""The commands whose options are shown when none is named."""
 
 
 def config(
     *command: Annotated[str, Parameter(allow_leading_hyphen=True)], as_json: AsJson = False
 ) -> None:
-    """Print what commands would run with.
+    """Print the settings that commands would run with.
 
     Parameters
     ----------
     command: str
-        A command, with options as it would be typed; else the settings of all that share them.
+        A command line to show the settings of, such as: join --memory 2GiB. If omitted: join,
+        chat, serve, demo and peers.
     """
     found = merged({name: _settings([name]) for name in COMMANDS} if not command else {
         command[0]: _settings(list(command))
@@ -31,16 +32,16 @@ def config(
         file = str(path) if path else None
         print(json.dumps({"file": file, "exists": is_there, "options": found}, default=str))
         return
-    print(f"file  {path or 'none'}{'' if is_there or not path else ' (not there)'}")
+    print(f"file  {path or 'none'}{'' if is_there or not path else ' (does not exist)'}")
     width = max(len(each["option"]) for each in found)
     for each in found:
-        some = f" ({', '.join(each['commands'])})" if each["differs"] else ""
+        commands = f" ({', '.join(each['commands'])})" if each["differs"] else ""
         from_ = {"environment": each["where"]}.get(each["source"], each["source"])
-        print(f"{each['option']:{width}}  {_text(each['value']):<32} {from_}{some}")
+        print(f"{each['option']:{width}}  {_text(each['value']):<32} {from_}{commands}")
 
 
 def _settings(words: list[str]) -> list[Setting]:
-    """Return the settings of a command line; raises CycloptsError where it cannot be used."""
+    """Return the settings of a command line; raises CycloptsError if it cannot be parsed."""
     from p2pinfer.cli.main import CONFIG, app, parse
 
     parse(words)
@@ -49,7 +50,7 @@ def _settings(words: list[str]) -> list[Setting]:
 
 
 def merged(by_command: dict[str, list[Setting]]) -> list[dict[str, Any]]:
-    """Return each setting once for all commands that agree on it, by option."""
+    """Return each setting once for all commands that agree on it, sorted by option."""
     found: dict[str, dict[str, Any]] = {}
     for command, settings in by_command.items():
         for each in settings:

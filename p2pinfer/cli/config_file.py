@@ -1,8 +1,8 @@
 """Settings from a file, and where every setting comes from.
 
-The file is TOML. A line ``sessions = 4`` holds for every command that has the option; lines under
-``[join]`` for that command alone. Cyclopts reads command lines and variables before it asks here,
-so that what they say counts for more.
+The file is TOML. A line ``sessions = 4`` applies to every command that has the option; lines under
+``[join]`` apply to that command only. Cyclopts reads command lines and variables before it asks
+here, so they take precedence.
 """
 
 import os
@@ -36,7 +36,7 @@ class Setting:
 
 
 def config_path() -> Path | None:
-    """Return where the file is, or would be; None where P2PINFER_CONFIG is set to nothing."""
+    """Return where the file is, or would be; None if P2PINFER_CONFIG is set to nothing."""
     named = os.environ.get("P2PINFER_CONFIG")
     if named is not None:
         return Path(named).expanduser() if named else None
@@ -48,46 +48,45 @@ def config_path() -> Path | None:
 
 
 def read_config(path: Path | None) -> Table:
-    """Return what the file says, nothing where there is none that anybody named.
+    """Return the file's settings; none if it does not exist, unless P2PINFER_CONFIG names it.
 
     Raises:
         UserError: it cannot be read, or is not TOML.
     """
     if path is None:
         return {}
-    import tomllib  # as all of these: only where they are needed
+    import tomllib  # here, because most commands find no file
 
     try:
         with path.open("rb") as file:
             text = file.read(FILE_BYTES_MAX + 1)
         if len(text) > FILE_BYTES_MAX:
-            raise UserError(f"{path} is no file of settings: it has more than 1 MiB")
+            raise UserError(f"{path} is too large for a settings file: it has more than 1 MiB")
         return tomllib.loads(text.decode())
     except (FileNotFoundError, NotADirectoryError):
         if "P2PINFER_CONFIG" in os.environ:
-            raise UserError(f"P2PINFER_CONFIG names {path}, and there is no such file") from None
+            raise UserError(f"P2PINFER_CONFIG names {path}, which does not exist") from None
         return {}
     except OSError as error:
         raise UserError(
-            f"cannot read the settings in {path} ({error.strerror}): P2PINFER_CONFIG names another"
-            " file, or none where it is empty"
+            f"cannot read the settings in {path} ({error.strerror}): set P2PINFER_CONFIG to another"
+            " file, or to nothing to use none"
         ) from error
     except (tomllib.TOMLDecodeError, UnicodeDecodeError) as error:
         raise UserError(f"{path} is not TOML: {error}") from error
 
 
 class ConfigFile:
-    """Fills in what the file says where neither a flag nor a variable does."""
+    """Fills in the file's settings where neither a flag nor a variable is set."""
 
     def __init__(self, root: Callable[[], App]) -> None:
-        """Prepare to read; ``root`` gives the app whose commands the file may name."""
+        """Prepare to read; ``root`` returns the app whose commands the file may name."""
         self._root = root
         self.seen: dict[tuple[str, ...], Sequence[Argument]] = {}
-        """What the newest line of each command came to, for whoever asks whence; what all commands
-        share is under no name."""
+        """Parsed arguments of the latest invocation, by command; global ones under ()."""
 
     def __call__(self, _: App, commands: tuple[str, ...], arguments: ArgumentCollection) -> None:
-        """Add to the arguments of one command; raises UserError."""
+        """Add the file's settings to one command's arguments; raises UserError."""
         self.seen[commands] = arguments
         path = config_path()
         table = read_config(path)
@@ -110,7 +109,7 @@ def _is_option(argument: Argument) -> bool:
 
 
 def _levels(table: Table, commands: Iterable[str]) -> Iterator[Table]:
-    """Yield what holds for a command, the more particular later."""
+    """Yield the tables that apply to a command, the most specific last."""
     yield table
     for name in commands:
         table = table.get(name, {})
@@ -120,7 +119,7 @@ def _levels(table: Table, commands: Iterable[str]) -> Iterator[Table]:
 
 
 def _tokens(argument: Argument, value: object, path: str) -> list[Token]:
-    """Write a value as it would be typed; raises UserError where nothing could be."""
+    """Return a value as it would be typed; raises UserError if it cannot be typed."""
     name, takes_many = argument.name, argument.token_count()[1]
     values = value if isinstance(value, list) and takes_many else [value]
     if not all(isinstance(each, str | int | float) for each in values):
@@ -131,11 +130,11 @@ def _tokens(argument: Argument, value: object, path: str) -> list[Token]:
 
 
 def _check(table: Table, app: App, known: Collection[str], path: str) -> None:
-    """Raise UserError unless some command has each option that is named."""
+    """Raise UserError if an option that the file names belongs to no command."""
     for key, value in table.items():
         if isinstance(value, dict):
             if key not in app or key.startswith("-"):
-                raise UserError(f"{path}: [{key}] is no command; see p2pinfer --help")
+                raise UserError(f"{path}: [{key}] is not a command; see p2pinfer --help")
             _check(value, app[key], (), path)
         elif f"--{key}" not in known and f"--{key}" not in option_names(app):
             from difflib import get_close_matches
@@ -146,7 +145,7 @@ def _check(table: Table, app: App, known: Collection[str], path: str) -> None:
 
 
 def option_names(app: App) -> set[str]:
-    """Return the options of a command, and of those below it, that a file may set."""
+    """Return the options of a command and its subcommands that a file may set."""
     apps = [app, *([app.meta] if app._meta else [])]
     found = {
         argument.name
@@ -159,7 +158,7 @@ def option_names(app: App) -> set[str]:
 
 
 def settings_of(arguments: Iterable[Argument]) -> list[Setting]:
-    """Return what the options of a command are set to."""
+    """Return the settings of a command's options."""
     found = []
     for argument in arguments:
         if not (_is_option(argument) and argument.show):
@@ -175,6 +174,6 @@ def settings_of(arguments: Iterable[Argument]) -> list[Setting]:
             where = tokens[0].keyword if source == "environment" else None
             where = tokens[0].source if source == "file" else where
         if name in SECRETS and value is not None:
-            value = "(a secret)"
+            value = "(secret)"
         found.append(Setting(name, value, source, where))
     return found

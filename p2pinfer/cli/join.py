@@ -56,7 +56,8 @@ def join(
         str | None,
         option(
             "layers",
-            "Serve just layers FIRST:END, counted from 0, END excluded: 1:10 are layers 1 to 9.",
+            "Serve exactly layers FIRST:END, counted from 0, END exclusive (1:10 is layers 1 to 9)."
+            " If omitted: chosen automatically.",
         ),
     ] = None,
     memory: Memory = None,
@@ -67,11 +68,11 @@ def join(
     network: Network = "main",
     quota: Quota = None,
     identity: Annotated[
-        Path | None, option("identity", "The key's file; made when it is not there.")
+        Path | None, option("identity", "File with this peer's key; created if it does not exist.")
     ] = None,
     only_idle: Annotated[
         bool,
-        option("only-idle", "Rest while this machine is on battery, or busy with other work."),
+        option("only-idle", "Rest while this machine is on battery or busy with other work."),
     ] = False,
     as_json: AsJson = False,
     until_stdin_closes: Annotated[bool, Parameter(show=False, negative="")] = False,

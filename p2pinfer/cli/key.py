@@ -11,15 +11,15 @@ app = App(name="key", help_format="plaintext")
 
 @app.command
 def new(file: Path, /) -> None:
-    """Draw the key of a new private network, and write it to a file only its owner can read.
+    """Create the key of a new private network, in a file that only its owner can read.
 
     Parameters
     ----------
     file: Path
-        Where to write it; every peer of the network needs a copy.
+        File to write; every peer of the network needs a copy.
     """
     from transports.secret import create_secret
 
     if not create_secret(file):
-        raise UserError(f"{file} is there already: name another file")
+        raise UserError(f"{file} already exists: name another file")
     print(file)

@@ -15,43 +15,42 @@ from p2pinfer.core import errors
 from p2pinfer.core.errors import P2pinferError
 
 EXIT_CODES = """
-Exit codes: 0 done, 1 failed, 2 unusable input, 3 nobody serves this model, 4 a
-file or an answer did not hold, or a part is damaged or unfinished, 130
-interrupted.
+Exit codes: 0 done, 1 failed, 2 unusable input, 3 no peers serve this model,
+4 verification failed, or a part is damaged or incomplete, 130 interrupted.
 
-Every option can also be set as P2PINFER_<NAME>, or in the file that p2pinfer
-config names.
+Every option can also be set as the environment variable P2PINFER_<NAME>, or in
+the settings file that p2pinfer config names.
 """
 
 BEGIN = """\
 p2pinfer runs one language model on many machines.
 
-  p2pinfer demo               try it: a swarm of three peers on this machine, and a chat with it
+  p2pinfer demo               try it: chat with a swarm of three peers on this machine
   p2pinfer chat               chat through a swarm
   p2pinfer join               lend this machine to a swarm
 
 p2pinfer --help lists the rest.
 """
 
-ASK = Group("Ask and lend", sort_key=1)
-LOOK = Group("Look", sort_key=2)
-KEEP = Group("Keep", sort_key=3)
-STUDY = Group("Study", sort_key=4)
+ASK = Group("Chat and lend", sort_key=1)
+LOOK = Group("Inspect", sort_key=2)
+KEEP = Group("Manage", sort_key=3)
+STUDY = Group("Simulate and measure", sort_key=4)
 OPTIONS = Group("Options", sort_key=5)
 
 COMMANDS = {
     "demo": (
         ASK,
         "chat:demo",
-        "Start a swarm of local peers, each a process of its own, chat with it, and end it.",
+        "Start a swarm of local peers, each in its own process, and chat with it.",
     ),
     "chat": (ASK, "chat:chat", "Chat with a model through a swarm."),
     "serve": (
         ASK,
         "serve:serve",
         (
-            "Serve OpenAI's interface and a web page that shows the swarm.\n\n"
-            "The options for answers are defaults; a request may set its own."
+            "Serve an OpenAI-compatible API and a web page that shows the swarm.\n\n"
+            "Options that shape answers are defaults; each request may override them."
         ),
     ),
     "join": (
@@ -59,54 +58,51 @@ COMMANDS = {
         "join:join",
         (
             "Lend this machine to a swarm: serve the layers of a model where it helps most.\n\n"
-            "The first Ctrl-C lets sessions finish and hands the layers over, the second one stops"
-            " at once."
+            "The first Ctrl-C lets sessions finish and hands the layers over; the second stops at"
+            " once."
         ),
     ),
     "peers": (
         LOOK,
         "peers:peers",
-        "Show who serves what, and how fast; with --why, why this machine serves or not.",
+        "Show which peers serve which layers, and how fast; with --why, diagnose this machine.",
     ),
     "status": (
         LOOK,
         "status:status",
         (
-            "Show what this machine serves, for whom, how fast, and what it has earned.\n\n"
-            "It is no failure if no p2pinfer process is running."
+            "Show what this machine serves, to which peers, how fast, and what it has earned.\n\n"
+            "It also succeeds when no p2pinfer process is running."
         ),
     ),
-    "verify": (LOOK, "verify:app", "Check an answer's certificate, or a fraud proof, offline."),
+    "verify": (LOOK, "verify:app", "Check an answer's certificate or a fraud proof offline."),
     "model": (KEEP, "model:app", "Add, list, check and remove models."),
-    "key": (KEEP, "key:app", "Make the key of a private network."),
+    "key": (KEEP, "key:app", "Create the key of a private network."),
     "config": (
         KEEP,
         "config:config",
         (
-            "Show all settings, and where each comes from.\n\n"
-            "Options override variables, variables the file, and the file the defaults. The file"
-            " is TOML: an option a line, without its dashes; lines under [join], or another"
-            " command's name, are for that command alone."
+            "Show all settings and where each comes from.\n\n"
+            "Options override environment variables, which override the settings file, which"
+            " overrides defaults. The file is TOML: one option per line, without its dashes; lines"
+            " under [join], or another command's name, apply to that command only."
         ),
     ),
     "service": (
         KEEP,
         "service:service",
-        (
-            "Print a systemd user unit, or on macOS a launchd plist, that runs join in the"
-            " background."
-        ),
+        ("Print a systemd user unit (on macOS a launchd plist) that runs join in the background."),
     ),
-    "sim": (STUDY, "sim:app", "Simulate a network with the code of real peers."),
-    "bench": (STUDY, "bench:app", "Measure; prints JSON."),
+    "sim": (STUDY, "sim:app", "Simulate a network, with the code that real peers run."),
+    "bench": (STUDY, "bench:app", "Run a benchmark and print its result as JSON."),
     "--install-completion": (
         OPTIONS,
         "completion:install_completion",
-        "Have the shell complete commands and options.",
+        "Install completion of commands and options in the shell.",
     ),
 }
-"""Each command's group, where it is, and its help, whose first line is listed: none is loaded
-untyped."""
+"""Each command's group, its place in the code, and its help, whose first line is listed. With
+these, listing the commands loads none of them."""
 
 RENAMED = {
     "doctor": ("peers:doctor", "peers --why"),
@@ -114,7 +110,7 @@ RENAMED = {
     "ledger": ("status:ledger", "status --ledger"),
     "network-key": ("key:new", "key new"),
 }
-"""Commands of earlier versions: they still work, and say what to type now."""
+"""Commands of earlier versions: they still work, and name their new spelling."""
 
 CONFIG = ConfigFile(lambda: app)
 
@@ -138,7 +134,7 @@ for _name, (_where, _now) in RENAMED.items():
 def launch(
     *tokens: Annotated[str, Parameter(show=False, allow_leading_hyphen=True)], log: LogFlags = LOG
 ) -> None:
-    """Begin to log, and run the command that the other words name."""
+    """Start logging, and run the command that the remaining words name."""
     log.begin()
     if not tokens:
         print(BEGIN, end="")
@@ -149,39 +145,39 @@ def launch(
 
 
 def spread(words: Sequence[str]) -> list[str]:
-    """Put the option before each of several addresses, so that a question behind them is one.
+    """Repeat --bootstrap before each of several addresses, so that a prompt may follow them.
 
-    What begins with a slash behind an address is another address.
+    A word that follows an address and begins with a slash is another address.
     """
     found: list[str] = []
-    is_due = is_behind = False
+    is_value = follows_address = False
     for word in words:
-        if is_behind and word.startswith("/"):
+        if follows_address and word.startswith("/"):
             found.append("--bootstrap")
         else:
-            is_behind = is_due or word.startswith("--bootstrap=")
-            is_due = word == "--bootstrap"
+            follows_address = is_value or word.startswith("--bootstrap=")
+            is_value = word == "--bootstrap"
         found.append(word)
     return found
 
 
 def parse(words: Sequence[str]) -> None:
-    """Parse a command line as ``main`` would, and run nothing; raises CycloptsError, UserError.
+    """Parse a command line as ``main`` would, without running it; raises CycloptsError, UserError.
 
-    What its options are set to is in ``CONFIG`` afterwards.
+    Afterwards ``CONFIG`` holds the values of its options.
     """
     _, bound, _ = app.meta.parse_args(spread(words), exit_on_error=False, print_error=False)
     app.parse_args(bound.args, exit_on_error=False, print_error=False)
 
 
 def _version() -> str:
-    from importlib.metadata import version  # which imports much that is needed for nothing else
+    from importlib.metadata import version  # which imports much that nothing else needs
 
     return version("p2pinfer")
 
 
 def main() -> None:
-    """Run the command line, and turn what goes wrong into a sentence and an exit code."""
+    """Run the command line, and turn every failure into a sentence and an exit code."""
     try:
         with errors.lone_errors():
             app.meta(spread(sys.argv[1:]), exit_on_error=False, print_error=False)
@@ -192,18 +188,18 @@ def main() -> None:
     except KeyboardInterrupt:
         sys.exit(errors.EXIT_INTERRUPTED)
     except BrokenPipeError:
-        # Whoever read our output is gone; Python would try once more to write the rest.
+        # The reader of our output is gone; at exit Python would try again to write the rest.
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         sys.exit(errors.EXIT_FAILED)
-    except OSError as error:  # a full disk, a file that nobody may read
+    except OSError as error:  # such as a full disk or an unreadable file
         _fail(*_system_refusal(error))
-    except Exception as error:  # noqa: BLE001 -- a mistake of ours, which is no reading matter
+    except Exception as error:  # noqa: BLE001 -- a bug: people get a sentence, not a traceback
         logs.tell_mistake(error)
         sys.exit(errors.EXIT_FAILED)
 
 
 def _system_refusal(error: OSError) -> tuple[str, int]:
-    """Say what the system refused, and what helps where that is known; with the exit code."""
+    """Return what the system refused, with a remedy where one is known, and the exit code."""
     place = f"{error.filename}: " if error.filename else ""
     remedies = {
         errno.ENOSPC: "make room, or set P2PINFER_HOME to a directory on another disk",
@@ -217,7 +213,7 @@ def _system_refusal(error: OSError) -> tuple[str, int]:
 
 
 def _usage(error: CycloptsError) -> str:
-    """Say what is wrong with a command line, and where to read what can be typed."""
+    """Return what is wrong with a command line, and which --help to read."""
     if isinstance(error, UnusedCliTokensError):
         words = " ".join(error.unused_tokens or ())
         text = f"unexpected argument {words!r}; quote a prompt that contains spaces."

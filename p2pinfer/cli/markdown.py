@@ -1,4 +1,4 @@
-"""Showing Markdown on a terminal while it is still being written."""
+"""Showing Markdown on a terminal while it is still being generated."""
 
 import re
 
@@ -10,11 +10,11 @@ from rich.text import Text
 _FENCE = re.compile(r"^\s*(```|~~~)", re.MULTILINE)
 
 LIVE_LINES_MAX = 12
-"""Of the paragraph that is being written; the rest is seen once it is whole."""
+"""Of the unfinished paragraph; the rest is shown once it is complete."""
 
 
 def split_whole(text: str) -> tuple[str, str]:
-    """Cut a text behind its last block that nothing can change any more: (whole, open)."""
+    """Split a text after its last block that later text cannot change: (whole, open)."""
     end = 0
     for blank in re.finditer(r"\n[ \t]*\n", text):
         before = text[: blank.end()]
@@ -24,9 +24,9 @@ def split_whole(text: str) -> tuple[str, str]:
 
 
 class MarkdownStream:
-    """Prints blocks in their final form as soon as they are whole, and the one behind as it grows.
+    """Prints each block in its final form once it is whole, and the unfinished one as it grows.
 
-    What has been printed is never drawn again, so that scrolling back shows all of it once.
+    Printed blocks are never redrawn, so scrolling back shows everything once.
     """
 
     def __init__(self, console: Console) -> None:
@@ -35,7 +35,7 @@ class MarkdownStream:
         self._live = Live(console=console, auto_refresh=False, transient=True)
 
     def feed(self, text: str) -> None:
-        """Show more."""
+        """Show another piece."""
         if not self._live.is_started:
             self._live.start()
         whole, self._open = split_whole(self._open + text)

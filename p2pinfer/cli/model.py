@@ -29,22 +29,22 @@ if TYPE_CHECKING:  # what is heavy is imported by the command that needs it
     from transports.base import Reach
 
 NAMED_MAX = 4
-"""Missing parts that are named in a line; more would not be read."""
+"""Missing parts that are named on a line; nobody would read more."""
 
 app = App(name="model", help="Add, list, check and remove models.", help_format="plaintext")
 
 
 @app.command
 def add(file: str, /, *, quota: Quota = None, as_json: AsJson = False) -> None:
-    """Cut a model into parts, keep them, and print the model's id.
+    """Split a model into parts, store them, and print the model's id.
 
-    The parts are copies, each with a header of its own, so they cannot share the file's blocks on
-    the disk: as much room again as the file has is needed. The file may be removed afterwards.
+    The parts are copies with headers of their own, so they cannot share disk blocks with the file:
+    they take as much space again. The file may be deleted afterwards.
 
     Parameters
     ----------
     file: str
-        A GGUF file, or 'default': SmolLM2-135M-Instruct.
+        GGUF file, or 'default' (SmolLM2-135M-Instruct).
     """
     from p2pinfer.cli.model_argument import adding_progress
     from p2pinfer.core.manifest import TOKENIZER
@@ -70,7 +70,7 @@ def add(file: str, /, *, quota: Quota = None, as_json: AsJson = False) -> None:
 
 @app.command(name="list")
 def list_(*, as_json: AsJson = False) -> None:
-    """List the models of which something is here."""
+    """List the models that are stored here, whole or in part."""
     from p2pinfer.engine.store.disk import size_text
     from p2pinfer.node.model_supply import open_store
 
@@ -80,7 +80,7 @@ def list_(*, as_json: AsJson = False) -> None:
         print(json.dumps({"models": models}))
         return
     if not models:
-        note("no models here; p2pinfer model add default")
+        note("no models here; to add one: p2pinfer model add default")
     for model in models:
         held = 100 * model["held_bytes"] // model["bytes"]
         size = f"{size_text(model['bytes'])}, {held} % here"
@@ -93,22 +93,22 @@ def show(
     model: str,
     /,
     *,
-    parts: Annotated[bool, option("parts", "List every part, too.", negative="")] = False,
+    parts: Annotated[bool, option("parts", "Also list every part.", negative="")] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Show what a model is, and how much of it is here.
+    """Describe a model, and show how much of it is stored here.
 
     Parameters
     ----------
     model: str
-        Its id, or so much of its beginning that only one model has it, or 'default'.
+        Model id, the beginning of one if only one model matches, or 'default'.
     """
     from p2pinfer.engine.store.disk import size_text
     from p2pinfer.node.model_supply import find_held, open_store
 
     store = open_store()
     found = find_held(store, model)
-    made_of = [
+    part_rows = [
         {
             "name": part.name,
             "hash": part.hash,
@@ -120,7 +120,7 @@ def show(
         for part in found.parts
     ]
     if as_json:
-        print(json.dumps({**_summary(found), "parts": made_of}))
+        print(json.dumps({**_summary(found), "parts": part_rows}))
         return
     print(f"model       {found.id}")
     print(f"name        {readable_name(found.name)}")
@@ -132,7 +132,7 @@ def show(
     if not parts:
         return
     print("part          bytes        here")
-    for part in made_of:
+    for part in part_rows:
         here = "yes" if part["held"] else f"{part['held_chunks']} of {part['chunks']} chunks"
         print(f"{part['name']:12}{part['bytes']:>14,}  {here if part['held_chunks'] else 'no'}")
 
@@ -147,15 +147,15 @@ def verify(
     network_key: NetworkKey = None,
     as_json: AsJson = False,
 ) -> None:
-    """Hash every part again, and fetch damaged and unfinished ones anew from a swarm.
+    """Check every part against its hash; fetch damaged and incomplete ones again from a swarm.
 
-    Damaged parts are named and set aside. As long as a part is damaged or unfinished the exit code
+    Damaged parts are named and set aside. As long as a part is damaged or incomplete, the exit code
     is 4; --bootstrap names a peer to fetch it from.
 
     Parameters
     ----------
     model: str
-        Its id, or so much of its beginning that only one model has it.
+        Model id, or the beginning of one if only one model matches.
     """
     from p2pinfer.engine.store.store import DamagedPart
     from p2pinfer.node.model_supply import find_held, open_store
@@ -163,7 +163,7 @@ def verify(
     reach = ReachFlags(network_key).of(network)
     store = open_store()
     found = find_held(store, model)
-    # Not only those that are held: one of the wrong length is damaged as well.
+    # Not only those that are held: a part of the wrong length is damaged too.
     here = [part for part in found.parts if store.path(part).exists()]
     damaged = []
     for part in here:
@@ -184,13 +184,13 @@ def verify(
         print(json.dumps(report))
     else:
         count = f"{len(here)} of {len(found.parts)} parts are here"
-        fetched = f"; fetched anew: {', '.join(repaired)}" if repaired else ""
+        fetched = f"; fetched again: {', '.join(repaired)}" if repaired else ""
         print(f"{count}; damaged: {', '.join(damaged) or 'none'}{fetched}")
     if left:
         note(
-            f"{', '.join(left)}: what is missing is fetched anew by  p2pinfer model verify"
-            f" {found.id[:12]} --bootstrap MULTIADDR  (join prints one), or added by  p2pinfer"
-            " model add FILE"
+            f"{', '.join(left)}: to fetch what is missing, run  p2pinfer model verify"
+            f" {found.id[:12]} --bootstrap ADDRESS  (join prints one); to add it from a file, run "
+            " p2pinfer model add FILE"
         )
         sys.exit(EXIT_DAMAGED)
 
@@ -198,11 +198,11 @@ def verify(
 async def _fetch_again(
     store: "Store", model: "Manifest", names: list[str], bootstrap: Sequence[str], reach: "Reach"
 ) -> None:
-    """Make parts whole again, showing how far that is."""
+    """Fetch what some parts lack, and show progress."""
     from p2pinfer.cli.terminal import Spinner
     from p2pinfer.node.refetch import repair
 
-    done = Spinner(f"Fetching {', '.join(names)} anew …")
+    done = Spinner(f"Fetching {', '.join(names)} again …")
     try:
         await repair(store, model, names, bootstrap, reach, done.tell)
     finally:
@@ -211,14 +211,14 @@ async def _fetch_again(
 
 @app.command
 def calibrate(model: str = "default", /, *, as_json: AsJson = False) -> None:
-    """Measure how far rows of honest machines lie apart, for audits of one by another.
+    """Measure how far the rows of honest machines differ, for audits between numerics classes.
 
-    All of the model must be here.
+    The whole model must be here.
 
     Parameters
     ----------
     model: str
-        A GGUF file, a model's id or so much of its beginning that only one has it, or 'default'.
+        GGUF file, model id, the beginning of one if only one model matches, or 'default'.
     """
     from p2pinfer.cli.model_argument import name_model
     from p2pinfer.engine.llama.calibration import calibrate as measure
@@ -241,12 +241,12 @@ def calibrate(model: str = "default", /, *, as_json: AsJson = False) -> None:
 
 @app.command
 def rm(model: str, /, *, as_json: AsJson = False) -> None:
-    """Remove a model and what was cut of it; parts that another model has too stay.
+    """Remove a model and the slices made from it, but not parts that another model shares.
 
     Parameters
     ----------
     model: str
-        Its id, or so much of its beginning that only one model has it.
+        Model id, or the beginning of one if only one model matches.
     """
     from p2pinfer.engine.store.disk import size_text
     from p2pinfer.node.model_supply import find_held, open_store, remove_model
@@ -257,7 +257,7 @@ def rm(model: str, /, *, as_json: AsJson = False) -> None:
     if as_json:
         print(json.dumps({"model": found.id, "freed_bytes": freed}))
     else:
-        print(f"removed {readable_name(found.name)}, which frees {size_text(freed)}")
+        print(f"removed {readable_name(found.name)}, freeing {size_text(freed)}")
 
 
 def _summary(manifest: "Manifest") -> dict[str, Any]:
@@ -279,7 +279,7 @@ def _facts(manifest: "Manifest") -> str:
 
 
 def _here(store: "Store", manifest: "Manifest") -> str:
-    """Say how much of a model is here, and name what is missing if that is short."""
+    """Say how much of a model is here, and name the missing parts if they are few."""
     from p2pinfer.engine.store.disk import size_text
 
     missing = [part.name for part in manifest.parts if not store.held(part)]

@@ -1,4 +1,4 @@
-"""Finding the model that a person names, and showing how a new file is taken in."""
+"""Finding the model that a person names, and showing progress while a new file is added."""
 
 import time
 from collections.abc import Iterator
@@ -25,24 +25,22 @@ from p2pinfer.node import model_supply
 from p2pinfer.node.model_supply import Choose
 
 PLAIN_LINE_S = 5.0
-"""Between lines of progress where there is no terminal."""
+"""Between lines of progress when there is no terminal."""
 
 
 def name_model(name: str, store: Store, also: Progress = lambda *_: None) -> ModelId:
-    """Return the id of what ``--model`` names; raises as ``supply.name_model``.
+    """Return the id of the model that ``--model`` names; raises as ``model_supply.name_model``.
 
-    ``also`` is told, too, how far a new file is taken in.
+    ``also`` is called with the progress of adding a new file, too.
     """
     with adding_progress() as on_progress:
-        is_said = False
+        is_announced = False
 
         def show(what: str, done: int, total: int) -> None:
-            nonlocal is_said
-            if not is_said:
-                is_said = True
-                note(
-                    f"takes {size_text(total)} of disk in {store.root} for the model's parts, once"
-                )
+            nonlocal is_announced
+            if not is_announced:
+                is_announced = True
+                note(f"storing the model's parts, {size_text(total)} of disk in {store.root}, once")
             on_progress(what, done, total)
             also(what, done, total)
 
@@ -50,7 +48,7 @@ def name_model(name: str, store: Store, also: Progress = lambda *_: None) -> Mod
 
 
 def default_model(store: Store) -> Choose:
-    """Return what finds the default model's id, once it is known that it is needed."""
+    """Return a function that finds the default model's id, for when it turns out to be needed."""
 
     async def find() -> ModelId:
         return await trio.to_thread.run_sync(name_model, "default", store)
@@ -60,7 +58,7 @@ def default_model(store: Store) -> Choose:
 
 @contextmanager
 def adding_progress() -> Iterator[Progress]:
-    """Show bytes done: a bar on a terminal, elsewhere a line now and then."""
+    """Show progress in bytes: a bar on a terminal, elsewhere an occasional line."""
     console = Console(stderr=True)
     if not console.is_terminal:
         yield _plain_progress()
@@ -79,7 +77,7 @@ def adding_progress() -> Iterator[Progress]:
 
 
 def _plain_progress() -> Progress:
-    said_at = time.monotonic()  # nothing is said of what takes no time
+    said_at = time.monotonic()  # a quick transfer prints nothing
 
     def show(what: str, done: int, total: int) -> None:
         nonlocal said_at

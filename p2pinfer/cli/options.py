@@ -1,4 +1,4 @@
-"""The options that several commands share, and what must hold for them."""
+"""Options that several commands share, and their checks."""
 
 import re
 import secrets
@@ -25,7 +25,7 @@ if TYPE_CHECKING:  # what is heavy is imported by the command that needs it
     from transports.base import Reach
 
 SESSIONS_MAX = ROWS_PER_DECODE_MAX
-"""Each may have a row in one decode; llama.cpp ends the process that makes more."""
+"""Every session may have a row in one decode; llama.cpp aborts the process on a larger decode."""
 
 _SAMPLED = ("temperature", "top_k", "top_p", "min_p", "repeat_penalty", "seed")
 """Options that are fields of ``Sampling``."""
@@ -34,7 +34,7 @@ _SAMPLED = ("temperature", "top_k", "top_p", "min_p", "repeat_penalty", "seed")
 def option(name: str, text: str, **more: Any) -> Any:
     """Describe an option that can also be set in the environment."""
     variable = f"P2PINFER_{name.upper().replace('-', '_')}"
-    more = {"negative_iterable": ""} | more  # nobody needs --empty-bootstrap
+    more = {"negative_iterable": ""} | more  # such as --empty-bootstrap
     return Parameter(name=f"--{name}", help=text, env_var=variable, **more)
 
 
@@ -45,34 +45,37 @@ def check_range(name: str, value: float, least: float, most: float = float("inf"
         raise UserError(f"--{name} must be {bounds}, not {value}")
 
 
-Model = Annotated[str, option("model", "A GGUF file, or 'default': SmolLM2-135M-Instruct.")]
+Model = Annotated[str, option("model", "GGUF file, or 'default' (SmolLM2-135M-Instruct).")]
 SwarmModel = Annotated[
     str | None,
     option(
-        "model", "A GGUF file, an id, or 'default'; else what the swarm serves, or the default."
+        "model",
+        "GGUF file, model id, or 'default'. If omitted: the model that the swarm serves, or else"
+        " 'default'.",
     ),
 ]
 Network = Annotated[str, option("network", "Swarm name; peers of other swarms are ignored.")]
 NetworkKey = Annotated[
-    Path | None, option("network-key", "File with a private network's key: see key new.")
+    Path | None,
+    option("network-key", "File with a private network's key (see: p2pinfer key new)."),
 ]
 
 
 @Parameter(name="*")
 @dataclass(frozen=True)
 class ReachFlags:
-    """How a swarm is reached."""
+    """How to reach a swarm."""
 
     network_key: NetworkKey = None
-    mdns: Annotated[bool, option("mdns", "Find peers on the local network without an address.")] = (
-        False
-    )
-    dht: Annotated[bool, option("dht", "Find peers of a model in a distributed hash table.")] = (
-        False
-    )
+    mdns: Annotated[
+        bool, option("mdns", "Find peers on the local network (by mDNS), without an address.")
+    ] = False
+    dht: Annotated[
+        bool, option("dht", "Also find a model's peers in a distributed hash table.")
+    ] = False
 
     def of(self, network: str) -> "Reach":
-        """Return what these flags say; raises UserError."""
+        """Return these flags as a Reach; raises UserError."""
         from transports.base import Reach
         from transports.secret import read_network_key
 
@@ -84,7 +87,7 @@ Bootstrap = Annotated[
     tuple[str, ...],
     option(
         "bootstrap",
-        "Addresses of peers already in the swarm, one or several; else of those that answered"
+        "Addresses of one or more peers already in the swarm. If omitted: of those that answered"
         " before.",
     ),
 ]
@@ -92,19 +95,26 @@ WaysIn = Annotated[
     tuple[str, ...],
     option(
         "bootstrap",
-        "Addresses of peers already in the swarm, one or several; else of those that run on this"
-        " machine, or answered it before.",
+        "Addresses of one or more peers already in the swarm. If omitted: the peers that run on"
+        " this machine, or those that answered it before.",
     ),
 ]
 Memory = Annotated[
-    str | None, option("memory", "For weights and sessions, as 2GiB; else half of what is free.")
+    str | None,
+    option(
+        "memory", "Memory for weights and sessions, such as 2GiB. If omitted: half of what is free."
+    ),
 ]
-AsJson = Annotated[bool, option("json", "Print JSON on standard output, in one line.", negative="")]
+AsJson = Annotated[bool, option("json", "Print JSON on standard output, on one line.", negative="")]
 Quota = Annotated[
     str | None,
-    option("quota", "Most that all models here may take on the disk, as 20GB; else no limit."),
+    option(
+        "quota",
+        "Disk space that all models on this machine may take together, such as 20GB. If omitted:"
+        " no limit.",
+    ),
 ]
-Peers = Annotated[int, option("peers", "How many local peers share the layers.")]
+Peers = Annotated[int, option("peers", "Number of local peers that share the layers.")]
 
 
 @Parameter(name="*")
@@ -112,32 +122,33 @@ Peers = Annotated[int, option("peers", "How many local peers share the layers.")
 class LogFlags:
     """What is logged, how, and where."""
 
-    log_level: Annotated[Level, option("log-level", "Of log lines; notes are always shown.")] = (
-        "warning"
-    )
+    log_level: Annotated[
+        Level, option("log-level", "Least severe log lines to print; notes are always printed.")
+    ] = "warning"
     log_format: Annotated[
-        Format, option("log-format", "With json, all on standard error is JSON, a line each.")
+        Format,
+        option("log-format", "Format of standard error; json makes each line a JSON object."),
     ] = "text"
     log_file: Annotated[
-        Path | None, option("log-file", "Where log lines go, in place of standard error.")
+        Path | None, option("log-file", "File for log lines, instead of standard error.")
     ] = None
 
     def begin(self) -> None:
-        """Log so from now on; raises UserError."""
+        """Start logging with these settings; raises UserError."""
         logs.begin(self.log_level, self.log_format, self.log_file)
 
 
 @Parameter(name="*")
 @dataclass(frozen=True)
 class MachineFlags:
-    """What may be used of this machine."""
+    """How much of this machine may be used."""
 
-    sessions: Annotated[int, option("sessions", "Sessions at once.")] = SESSIONS_DEFAULT
-    context: Annotated[int, option("context", "Positions per session.")] = CONTEXT_DEFAULT
-    threads: Annotated[int, option("threads", "Engine threads; no more than free cores.")] = 1
+    sessions: Annotated[int, option("sessions", "Maximum concurrent sessions.")] = SESSIONS_DEFAULT
+    context: Annotated[int, option("context", "Maximum tokens per session.")] = CONTEXT_DEFAULT
+    threads: Annotated[int, option("threads", "Engine threads, at most one per usable core.")] = 1
 
     def machine(self) -> "Machine":
-        """Return what these flags say; raises UserError."""
+        """Return these flags as a Machine; raises UserError."""
         from p2pinfer.core.checks import POSITIONS_MAX
         from p2pinfer.engine.llama.memory import usable_cores
         from p2pinfer.node.requester import Machine
@@ -151,68 +162,105 @@ class MachineFlags:
 @Parameter(name="*")
 @dataclass(frozen=True)
 class AnswerFlags:
-    """How answers are made."""
+    """How answers are generated and checked."""
 
     max_tokens: Annotated[
-        int | None, option("max-tokens", "Longest answer; else what the context has room for.")
+        int | None,
+        option(
+            "max-tokens", "Maximum tokens in an answer. If omitted: as many as fit in the context."
+        ),
     ] = None
     temperature: Annotated[
-        float | None, option("temperature", "0 is greedy; else the model's own, or 0.7.")
+        float | None,
+        option(
+            "temperature",
+            "Sampling temperature; 0 is greedy. If omitted: the model's own value, or 0.7.",
+        ),
     ] = None
     top_k: Annotated[
         int | None,
-        option("top-k", "Keep the k likeliest tokens, 0 all; else the model's own, or 40."),
+        option(
+            "top-k",
+            "Sample from the k most likely tokens only; 0 means all. If omitted: the model's own"
+            " value, or 40.",
+        ),
     ] = None
     top_p: Annotated[
         float | None,
-        option("top-p", "Keep tokens up to this probability; else the model's own, or 0.95."),
+        option(
+            "top-p",
+            "Sample from the most likely tokens up to this total probability. If omitted: the"
+            " model's own value, or 0.95.",
+        ),
     ] = None
     min_p: Annotated[
         float | None,
-        option("min-p", "Drop tokens less likely than this share; else the model's own, or 0.05."),
+        option(
+            "min-p",
+            "Drop tokens less likely than this fraction of the most likely one. If omitted: the"
+            " model's own value, or 0.05.",
+        ),
     ] = None
     repeat_penalty: Annotated[
         float | None,
-        option("repeat-penalty", "Above 1: say nothing twice; else the model's own, or none."),
+        option(
+            "repeat-penalty",
+            "Penalty for repeating tokens; above 1 discourages it. If omitted: the model's own"
+            " value, or none.",
+        ),
     ] = None
-    seed: Annotated[int | None, option("seed", "Of sampling; drawn when not given.")] = None
+    seed: Annotated[
+        int | None, option("seed", "Random seed for sampling. If omitted: a new one each time.")
+    ] = None
     system: Annotated[
-        str | None, option("system", "A system message; else what suits the default model.")
+        str | None,
+        option("system", "System message. If omitted: the one recommended for the model, if any."),
     ] = None
-    stop: Annotated[tuple[str, ...], option("stop", "Texts that end an answer.")] = ()
+    stop: Annotated[
+        tuple[str, ...], option("stop", "Text that ends an answer; may be given several times.")
+    ] = ()
     chat_template: Annotated[
         Path | None,
-        option("chat-template", "A Jinja file that makes prompts in place of the model's own."),
+        option("chat-template", "Jinja file to use instead of the model's own chat template."),
     ] = None
     parse_special: Annotated[
         bool,
-        option("parse-special", "Let <|im_end|> and such in a message count.", negative=""),
+        option(
+            "parse-special",
+            "Treat <|im_end|> and the like in a message as special tokens, not as text.",
+            negative="",
+        ),
     ] = False
     keep_layers: Annotated[
-        int, option("keep-layers", "Layers at each end that this machine runs itself.")
+        int, option("keep-layers", "Layers at each end of the model that this machine runs itself.")
     ] = 1
     audit_rate: Annotated[
-        float, option("audit-rate", "Share of stages that somebody else runs again, 0 to 1.")
+        float,
+        option(
+            "audit-rate", "Share of stages, 0 to 1, whose work is run again elsewhere to check it."
+        ),
     ] = AUDIT_RATE_DEFAULT
     sponsor: Annotated[
         bool,
         option(
             "sponsor",
-            "Ask on the account of a peer that serves on this machine, which full stages prefer;"
-            " they learn that the two belong together.",
+            "Ask on the account of a peer that serves on this machine. Full stages prefer such"
+            " requests, and learn that the two belong together.",
         ),
     ] = True
     certificate: Annotated[
         Path | None,
-        option("certificate", "Write what was signed and checked of the newest answer."),
+        option("certificate", "File to write the latest answer's certificate to."),
     ] = None
     require_verified: Annotated[
         bool,
-        option("require-verified", "Hold an answer back until its checks passed.", negative=""),
+        option(
+            "require-verified", "Hold an answer back until all its checks have passed.", negative=""
+        ),
     ] = False
 
     def options(self, advice: "Advice | None" = None) -> "ChatOptions":
-        """Return what these flags say, and what the model advises where they are silent.
+        """Return the options of an answer; where a flag is not set, the model's advice counts.
 
         Raises:
             UserError: a value is out of range.
@@ -241,7 +289,7 @@ class AnswerFlags:
         )
 
     def template(self) -> str | None:
-        """Return the chat template that is to be used; None is the model's. Raises UserError."""
+        """Return the chat template to use, or None for the model's own; raises UserError."""
         from p2pinfer.engine.template import read_template
 
         return read_template(self.chat_template) if self.chat_template else None
@@ -251,7 +299,7 @@ _UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "ki": 1 << 10, "mi": 1 << 2
 
 
 def parse_bytes(name: str, text: str | None) -> int | None:
-    """Return what a person means by ``2GiB``, ``500M`` or a bare number; raises UserError."""
+    """Return the bytes that ``2GiB``, ``500M`` or a bare number stands for; raises UserError."""
     if text is None:
         return None
     found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kmg]?i?)b?", text.strip().lower())

@@ -1,4 +1,4 @@
-"""``p2pinfer peers``: who serves what, and why this machine serves or not."""
+"""``p2pinfer peers``: which peers serve which layers, and why this machine does or does not."""
 
 import json
 import sys
@@ -32,16 +32,16 @@ if TYPE_CHECKING:
 BAR_CHARS_MIN, BAR_CHARS_MAX = 8, 40
 
 OTHER_CHARS = 72
-"""What the other columns of the table take."""
+"""Width of the other columns of the table."""
 
 WATCH_S = 2.0
 
-LAYERS = "1:10 are layers 1 to 9, counted from 0"
+LAYERS = "1:10 is layers 1 to 9, counted from 0"
 
 WORDS = (
-    "ms/layer: for one token through one layer · queue: rows that wait, a row is a token · free: of"
-    " its places for sessions · standing: how well it kept its word with this machine, 50 % is a"
-    " stranger's · away: there and back"
+    "ms/layer: time for one token through one layer · queue: waiting rows, one per token · free:"
+    " free session slots · standing: how reliable it has been for this machine, 50 % for a new peer"
+    " · away: round trip; hidden if it cannot be dialled"
 )
 
 HEADINGS = ("peer", "layers", "", "state", "ms/layer", "queue", "free", "standing", "away")
@@ -51,20 +51,20 @@ def peers(
     *,
     bootstrap: WaysIn = (),
     network: Network = "main",
-    watch: Annotated[bool, option("watch", "Look again every two seconds.", negative="")] = False,
+    watch: Annotated[bool, option("watch", "Refresh every two seconds.", negative="")] = False,
     why: Annotated[
         bool,
-        option("why", "Say instead why this machine serves or not.", negative=""),
+        option("why", "Instead, show why this machine serves or does not.", negative=""),
     ] = False,
     memory: Memory = None,
     as_json: AsJson = False,
     reach: ReachFlags = REACH,
     machine: MachineFlags = MACHINE,
 ) -> None:
-    """Show who serves which layers, how fast, how busy, how trusted by this machine, how far.
+    """Show each peer's layers, speed, load, standing with this machine and round trip.
 
-    Standing is what this machine has seen of a peer's word in its own chats: 50 % is a stranger's.
-    --memory, --sessions, --context and --threads count with --why: would this machine fit?
+    Standing is how reliable a peer was in this machine's own chats; a new peer has 50 %.
+    --memory, --sessions, --context and --threads only matter with --why: would a layer fit?
     """
     if why:
         doctor(
@@ -102,7 +102,7 @@ def peers(
 
 
 def _show(rows: "Sequence[ObservedPeer]", *, watch: bool, as_json: bool) -> None:
-    """Print the rows, on a terminal that is watched in place of the last ones."""
+    """Print the rows; with ``watch``, a terminal shows them in place of the last ones."""
     from rich.console import Console
 
     if as_json:
@@ -114,12 +114,12 @@ def _show(rows: "Sequence[ObservedPeer]", *, watch: bool, as_json: bool) -> None
     for model in dict.fromkeys(row.said.model for row in rows):
         width = min(max(console.width - OTHER_CHARS, BAR_CHARS_MIN), BAR_CHARS_MAX)
         console.print(table([row for row in rows if row.said.model == model], width))
-    note(WORDS if rows else "nobody advertises anything")
+    note(WORDS if rows else "no peer advertises anything")
     sys.stdout.flush()
 
 
 def table(rows: "Sequence[ObservedPeer]", bar_chars: int) -> "Table":
-    """Return what a person reads of the peers of one model."""
+    """Return the table of one model's peers."""
     from rich.table import Table
     from rich.text import Text
 
@@ -135,14 +135,14 @@ def table(rows: "Sequence[ObservedPeer]", bar_chars: int) -> "Table":
 
 
 def cells(row: "ObservedPeer", bar_chars: int) -> tuple[str, ...]:
-    """Return a row as text."""
+    """Return a table row's cells."""
     said = row.said
     if not said.addresses:
-        way = "no way in"
+        away = "hidden"
     elif row.reached is False:
-        way = "no answer"
+        away = "no answer"
     else:
-        way = "" if row.round_trip_s is None else f"{1000 * row.round_trip_s:.1f} ms"
+        away = "" if row.round_trip_s is None else f"{1000 * row.round_trip_s:.1f} ms"
     return (
         f"…{said.peer[-6:]}",
         bar(said, bar_chars),
@@ -152,12 +152,12 @@ def cells(row: "ObservedPeer", bar_chars: int) -> tuple[str, ...]:
         str(said.queued_rows),
         f"{said.sessions_free}/{said.sessions_max}" if said.sessions_max else "",
         "" if row.standing is None else f"{100 * row.standing:.0f} %",
-        way,
+        away,
     )
 
 
 def bar(said: "Advertisement", chars: int) -> str:
-    """Draw the range within the model."""
+    """Draw a peer's layers within the model."""
     width = min(said.layers, chars)
     first = said.first * width // said.layers
     end = max(first + (said.first < said.end), said.end * width // said.layers)

@@ -22,21 +22,21 @@ from p2pinfer.engine.template import Message
 from p2pinfer.node.requester import Client
 
 SAVED_BYTES_MAX = 8_000_000
-"""Of a conversation's file: more text than the longest contexts hold."""
+"""Of a saved conversation: more text than the longest context holds."""
 
 COMMANDS = {
-    "/route": "who made the last answer, by layers (1:10 are layers 1 to 9, counted from 0)",
-    "/verify": "what was checked of it, in full",
+    "/route": "show which peer ran which layers (1:10 is layers 1 to 9, counted from 0)",
+    "/verify": "show all that was checked of the last answer",
     "/retry": "ask the last question again",
-    "/save FILE": "keep the conversation",
-    "/load FILE": "go on with one that was kept",
-    "/system TEXT": "set the system message (no text clears it)",
-    "/model": "which model answers",
-    "/reset": "forget the conversation",
-    "/quit": "leave (so does Ctrl-D)",
+    "/save FILE": "save the conversation",
+    "/load FILE": "load a saved conversation",
+    "/system TEXT": "set the system message (empty text clears it)",
+    "/model": "show which model answers",
+    "/reset": "clear the conversation",
+    "/quit": "leave (or Ctrl-D)",
 }
 
-KEYS = "Ctrl-C stops an answer; Alt-Enter begins a new line; Ctrl-R searches what you typed before."
+KEYS = "Ctrl-C stops an answer; Alt-Enter starts a new line; Ctrl-R searches earlier questions."
 
 
 class Repl:
@@ -50,7 +50,7 @@ class Repl:
 
     async def run(self) -> None:
         """Answer questions until the person leaves."""
-        say("Ask something; /help says what else you can type.")
+        say("Ask something, or type /help for commands.")
         while True:
             typed = await trio.to_thread.run_sync(self._read)
             word, _, rest = typed.strip().partition(" ")
@@ -62,7 +62,7 @@ class Repl:
                 await self._answer(typed)
 
     async def command(self, word: str, rest: str) -> None:
-        """Do what a command says; what is wrong with it is told and survived."""
+        """Run a command; an error is shown, and the conversation goes on."""
         try:
             match word:
                 case "/help" | "/?":
@@ -71,7 +71,7 @@ class Repl:
                     say(KEYS)
                 case "/reset":
                     self._conversation.reset()
-                    say("Forgotten.")
+                    say("The conversation is cleared.")
                 case "/route":
                     say(route_text(self.last))
                 case "/verify":
@@ -81,28 +81,28 @@ class Repl:
                     say(f"{model.info.name}, {model.info.layers} layers\n{model.id}")
                 case "/system":
                     self._conversation.messages = with_system(self._conversation.messages, rest)
-                    say("The system message is set." if rest else "There is no system message.")
+                    say("The system message is set." if rest else "The system message is cleared.")
                 case "/save":
                     save(self._conversation.messages, rest)
-                    say(f"Kept in {rest}.")
+                    say(f"Saved to {rest}.")
                 case "/load":
                     self._conversation.messages = load(rest)
                     say(f"Loaded {len(self._conversation.messages)} messages.")
                 case "/retry":
                     await self._retry()
                 case _:
-                    say(f"There is no command {word}; /help lists them.")
+                    say(f"Unknown command {word}; /help lists the commands.")
         except UserError as error:
             notes.print(str(error), style="red", markup=False)
 
     def status(self) -> str:
-        """Say in one line how the last answer went, for under the prompt."""
+        """Return a line about the last answer, for the toolbar under the prompt."""
         if self.last is None:
             return f" {self._client.model.info.name}"
         chain = " → ".join(f"…{hop['peer'][-6:]}" for hop in self.last.route)
         trust = self.last.trust
         checked = "" if trust is None else " · checked" if trust.held else " · NOT TRUSTED"
-        return f" {self.last.tokens_per_second:.1f} tokens/s{checked} · {chain}"  # cut at its end
+        return f" {self.last.tokens_per_second:.1f} tokens/s{checked} · {chain}"  # may be cut off
 
     def _read(self) -> str:
         """Read one question; ``/quit`` at the end of input, nothing on Ctrl-C."""
@@ -117,12 +117,12 @@ class Repl:
         messages = self._conversation.messages
         asked = [at for at, each in enumerate(messages) if each["role"] == "user"]
         if not asked:
-            raise UserError("nothing was asked yet")
+            raise UserError("no question has been asked yet")
         self._conversation.messages = messages[: asked[-1]]
         await self._answer(messages[asked[-1]]["content"])
 
     async def _answer(self, question: str) -> None:
-        """Show an answer; Ctrl-C stops it, and what goes wrong is told and survived."""
+        """Show an answer; Ctrl-C stops it, an error is shown, and the conversation goes on."""
         show, end = answer_shower()
         answer: Answer | None = None
         async with until_interrupt():
@@ -138,7 +138,7 @@ class Repl:
 
 
 def answer_shower() -> tuple[Callable[[str], None], Callable[[], None]]:
-    """Return what shows pieces of an answer, and what ends it: Markdown on a terminal alone."""
+    """Return functions that show a piece of an answer and end it; Markdown only on a terminal."""
     console = Console()
     if console.is_terminal and not console.is_dumb_terminal:
         stream = MarkdownStream(console)
@@ -147,18 +147,18 @@ def answer_shower() -> tuple[Callable[[str], None], Callable[[], None]]:
 
 
 def route_text(answer: Answer | None) -> str:
-    """Say who made an answer."""
+    """Return which peer ran which layers of an answer."""
     if answer is None:
-        return "Nothing was answered yet."
+        return "There is no answer yet."
     return "\n".join(f"{hop['layers']:>7}  {hop['peer']}" for hop in answer.route)
 
 
 def trust_text(answer: Answer | None) -> str:
-    """Say what was checked of an answer."""
+    """Return all that was checked of an answer."""
     if answer is None:
-        return "Nothing was answered yet."
+        return "There is no answer yet."
     if answer.trust is None:
-        return "Nothing of the last answer was checked."
+        return "Nothing was checked of the last answer."
     return "\n".join([answer.trust.line(), *answer.trust.details()])
 
 
@@ -169,22 +169,22 @@ def with_system(messages: list[Message], text: str) -> list[Message]:
 
 
 def save(messages: list[Message], name: str) -> None:
-    """Keep a conversation in a new file; raises UserError."""
+    """Save a conversation to a new file; raises UserError."""
     if not name:
-        raise UserError("say where: /save FILE")
+        raise UserError("name a file: /save FILE")
     try:
         with Path(name).expanduser().open("x", encoding="utf-8") as file:
             json.dump({"messages": messages}, file, ensure_ascii=False, indent=1)
     except FileExistsError:
-        raise UserError(f"{name} is there already: choose another name") from None
+        raise UserError(f"{name} already exists: choose another name") from None
     except OSError as error:
         raise UserError(f"cannot write {name}: {error.strerror}") from error
 
 
 def load(name: str) -> list[Message]:
-    """Return a conversation that was kept; raises UserError."""
+    """Return a saved conversation; raises UserError."""
     if not name:
-        raise UserError("say which: /load FILE")
+        raise UserError("name a file: /load FILE")
     try:
         with Path(name).expanduser().open("rb") as file:
             data = file.read(SAVED_BYTES_MAX + 1)
@@ -198,12 +198,12 @@ def load(name: str) -> list[Message]:
     roles = {"system", "user", "assistant"}
     good = all(m["role"] in roles and isinstance(m["content"], str) for m in messages)
     if not messages or not good:
-        raise UserError(f"{name} is no conversation that /save wrote")
+        raise UserError(f"{name} is not a conversation that /save wrote")
     return messages
 
 
 def make_prompt(history: Path) -> "PromptSession[str]":
-    """Return what reads questions: Enter sends, Alt-Enter and pasted text make new lines."""
+    """Return the prompt: Enter sends, Alt-Enter and pasted line ends start new lines."""
     keys = KeyBindings()
 
     @keys.add("enter", filter=~is_searching)

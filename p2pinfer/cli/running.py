@@ -1,4 +1,4 @@
-"""Running a command's main task until it ends, or the person ends it."""
+"""Running a command's main task until it ends or is interrupted."""
 
 import os
 import signal
@@ -25,7 +25,7 @@ def run_task(
     The first Ctrl-C, or SIGTERM, cancels it and exits with ``interrupted``; the second one exits at
     once. With ``leave`` the first one calls that instead, and the task ends by itself.
     """
-    import trio  # a tenth of a second, which --help need not take
+    import trio  # a tenth of a second, which --help does not need
 
     async def watch(signals: AsyncIterator[int]) -> None:
         asked = False
@@ -60,7 +60,7 @@ def run_task(
 
 
 async def cancel_at_end_of_input(scope: "trio.CancelScope") -> None:
-    """Leave when whoever started this process is gone."""
+    """Cancel the scope when standard input ends: the process that started this one is gone."""
     import trio
 
     async with trio.lowlevel.FdStream(os.dup(0)) as stdin:  # closing it leaves 0 open

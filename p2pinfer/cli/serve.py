@@ -1,4 +1,4 @@
-"""``p2pinfer serve``: OpenAI's interface and the web page on this machine."""
+"""``p2pinfer serve``: an OpenAI-compatible API and the web page on this machine."""
 
 import json
 from collections.abc import AsyncIterator
@@ -37,31 +37,35 @@ if TYPE_CHECKING:  # what is heavy is imported by the command that needs it
     from transports.base import Reach
 
 SESSIONS_DEFAULT = 24
-"""Answers at once: a gateway has many askers, and a session of its own ends is small."""
+"""Concurrent answers: a gateway has many clients, and a session in its own ends is small."""
 
 PORT_DEFAULT = 11550
-"""None of the neighbouring tools takes it."""
+"""No similar tool uses this port."""
 
 PORT_MAX = 65_535
 
 LOCAL_MAX = 16
-"""As ``--peers`` of demo."""
+"""The same limit as ``--peers`` of demo."""
 
-Local = Annotated[int, option("local", "Start so many peers on this machine first, to try it.")]
+Local = Annotated[int, option("local", "Start N local peers first (try it on one machine).")]
 Host = Annotated[str, option("host", "Address to listen on; a public one needs an API key.")]
-Port = Annotated[int, option("port", "Port to listen on; 0 takes any that is free.")]
+Port = Annotated[int, option("port", "Port to listen on; 0 picks a free one.")]
 ApiKey = Annotated[
-    str | None, option("api-key", "What clients must send as their key; safer in the environment.")
+    str | None, option("api-key", "Key that clients must send; safer as an environment variable.")
 ]
 Origins = Annotated[
     tuple[str, ...],
-    option("cors-origin", "Other sites whose pages may ask, or '*'.", consume_multiple=True),
+    option(
+        "cors-origin",
+        "Other web sites whose pages may call this gateway, or '*' for all.",
+        consume_multiple=True,
+    ),
 ]
 Hosts = Annotated[
     tuple[str, ...],
     option(
         "allow-host",
-        "Other names by which a proxy or a tunnel calls this gateway, as box.example.org.",
+        "Other host names by which a proxy or tunnel calls this gateway, such as box.example.org.",
         consume_multiple=True,
     ),
 ]
@@ -70,9 +74,9 @@ Hosts = Annotated[
 @Parameter(name="*")
 @dataclass(frozen=True)
 class GatewayMachineFlags(MachineFlags):
-    """What may be used of this machine by a gateway, and by each peer of ``--local``."""
+    """How much of this machine a gateway, and each peer of ``--local``, may use."""
 
-    sessions: Annotated[int, option("sessions", "Answers at once.")] = SESSIONS_DEFAULT
+    sessions: Annotated[int, option("sessions", "Maximum concurrent answers.")] = SESSIONS_DEFAULT
 
 
 MACHINE = GatewayMachineFlags()
@@ -104,12 +108,10 @@ def serve(
     way = reach.of(network)
     bootstrap = _ways_in(local, bootstrap, way)
     if answer.certificate:
-        raise UserError(
-            "a gateway hands its certificates out at /api/receipts: leave --certificate out"
-        )
+        raise UserError("a gateway serves its certificates at /api/receipts: omit --certificate")
     access = _access(host, api_key, cors_origin, allow_host)
     limits = machine.machine()
-    answer.options()  # raises before anything is begun
+    answer.options()  # raises before anything starts
     answer.template()
     check_named(model)
     wanted = _Wanted(local, bootstrap, way, model, answer, limits, access, (host, port), as_json)
@@ -126,7 +128,7 @@ def serve(
 
 @dataclass(frozen=True)
 class _Wanted:
-    """What the command line asks for."""
+    """The parsed command line."""
 
     local: int
     bootstrap: tuple[str, ...]
@@ -158,7 +160,9 @@ async def _serve(wanted: _Wanted) -> None:
     async with AsyncExitStack() as stack:
         url = await stack.enter_async_context(open_server(front, *wanted.listen))
         if not wanted.as_json:
-            print(f"web page    {url}/  (there already: it shows the loading)", flush=True)
+            print(
+                f"web page    {url}/  (open it now: it shows the progress of loading)", flush=True
+            )
         named = None
         if wanted.model or wanted.local:  # a new file is hashed, which takes a while
             find = partial(name_model, wanted.model or "default", store, loading.progress)
@@ -181,7 +185,7 @@ async def _serve(wanted: _Wanted) -> None:
 
 
 def _ways_in(local: int, bootstrap: tuple[str, ...], way: "Reach") -> tuple[str, ...]:
-    """Return the ways into the one swarm that is to be served; raises UserError."""
+    """Return the addresses through which to enter the swarm; raises UserError."""
     from p2pinfer.node import local_peers
     from p2pinfer.node.swarm_connection import looks_around
     from transports.base import Reach
@@ -189,8 +193,8 @@ def _ways_in(local: int, bootstrap: tuple[str, ...], way: "Reach") -> tuple[str,
     check_range("local", local, 0, LOCAL_MAX)
     if local and (bootstrap or way != Reach()):
         raise UserError(
-            "--local makes a swarm of its own, on this machine: leave it out, or else --bootstrap,"
-            " --network, --network-key, --mdns and --dht"
+            "--local starts its own swarm on this machine: omit it, or omit --bootstrap, --network,"
+            " --network-key, --mdns and --dht"
         )
     if not local:
         bootstrap = local_peers.ways_in(bootstrap, way.network)
@@ -206,28 +210,28 @@ def _ways_in(local: int, bootstrap: tuple[str, ...], way: "Reach") -> tuple[str,
 def _access(
     host: str, api_key: str | None, origins: tuple[str, ...], hosts: tuple[str, ...] = ()
 ) -> "Access":
-    """Say who may use the gateway; raises UserError where anybody could."""
+    """Return who may use the gateway; raises UserError if everyone on a network could."""
     from p2pinfer.api.gateway import Access
     from p2pinfer.api.guard import is_loopback, name_of
     from p2pinfer.logs import note
 
     if not is_loopback(host) and not api_key:
         raise UserError(
-            f"whoever reaches {host} could use this gateway: set P2PINFER_API_KEY to a secret that"
-            " clients must send, or leave --host out"
+            f"anyone who can reach {host} could use this gateway: set P2PINFER_API_KEY to a secret"
+            " that clients must send, or omit --host"
         )
     if api_key and not (api_key.isascii() and api_key.isprintable() and api_key.strip() == api_key):
         raise UserError(
-            "no client could send this --api-key: it may have letters from a to z, digits and"
-            " signs, and no space or end of line around it"
+            "no client could send this --api-key: use ASCII letters, digits and signs, without a"
+            " space or line end around them"
         )
     for name in hosts:
         if not name or name_of(f"//{name}") != name.lower():
             raise UserError(f"--allow-host {name} is not a bare name such as box.example.org")
     if hosts and not api_key:
         note(
-            f"whoever reaches {', '.join(hosts)} can use this gateway, unless the proxy asks who"
-            " they are: P2PINFER_API_KEY sets a key that clients must send"
+            f"anyone who can reach {', '.join(hosts)} can use this gateway, unless the proxy checks"
+            " who they are: P2PINFER_API_KEY sets a key that clients must send"
         )
     names = tuple(name.lower() for name in hosts)
     return Access(api_key, origins, only_local_names=is_loopback(host), hosts=names)
@@ -237,7 +241,7 @@ def _access(
 async def _swarm(
     wanted: _Wanted, named: "ModelId | None", store: "Store", loading: "Loading"
 ) -> AsyncIterator["Swarm"]:
-    """Ask the swarm that is wanted while the block lasts; start it first where it is local."""
+    """Join the wanted swarm while the block lasts; start it first if it is local."""
     from p2pinfer.cli.model_argument import default_model
     from p2pinfer.cli.terminal import doing
     from p2pinfer.client.library import open_swarm
@@ -281,7 +285,7 @@ async def _swarm(
 async def _local_swarm(
     model: "ModelId", store: "Store", wanted: _Wanted, loading: "Loading"
 ) -> AsyncIterator[tuple[str, ...]]:
-    """Start peers on this machine; gives the ways into their swarm."""
+    """Start peers on this machine; yields the addresses of their swarm."""
     from p2pinfer.cli.starting import starting
     from p2pinfer.node.local_swarm import share_layers
     from p2pinfer.node.model_supply import open_whole
@@ -295,7 +299,7 @@ async def _local_swarm(
 
 
 def _describe(swarm: "Swarm", url: str) -> dict[str, Any]:
-    """Return what a gateway tells those who ask on its own machine."""
+    """Return a gateway's status, for other processes on this machine."""
     pool = swarm.pool
     return {
         "role": "gateway",

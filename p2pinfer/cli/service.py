@@ -1,4 +1,4 @@
-"""``p2pinfer service``: run a peer in the background, as this system runs such things."""
+"""``p2pinfer service``: run a peer in the background, under the system's service manager."""
 
 import os
 import plistlib
@@ -18,21 +18,21 @@ Kind = Literal["systemd", "launchd"]
 LABEL = "p2pinfer.join"
 
 RESTART_S = 30
-"""Before a peer that failed is started again: what failed may need a while, such as a network."""
+"""Before a failed peer is restarted: what failed, such as the network, may need a while."""
 
 NICE = 10
-"""So that whatever the owner does comes first."""
+"""Gives the owner's own programs precedence."""
 
 STOP_SLACK_S = 30
-"""Beyond what leaving takes at most, before the system ends a peer that was told to leave."""
+"""Allowed beyond the longest time that leaving can take, before the system kills the peer."""
 
 SYSTEMD_HINT = (
-    "keep this as ~/.config/systemd/user/p2pinfer.service, then type"
-    " systemctl --user enable --now p2pinfer; to go on while you are logged out,"
+    "save this as ~/.config/systemd/user/p2pinfer.service, then run"
+    " systemctl --user enable --now p2pinfer; to keep it running while you are logged out, run"
     " loginctl enable-linger"
 )
 LAUNCHD_HINT = (
-    f"keep this as ~/Library/LaunchAgents/{LABEL}.plist, then type"
+    f"save this as ~/Library/LaunchAgents/{LABEL}.plist, then run"
     f" launchctl load -w ~/Library/LaunchAgents/{LABEL}.plist"
 )
 
@@ -40,15 +40,16 @@ LAUNCHD_HINT = (
 def service(
     *options: Annotated[str, Parameter(allow_leading_hyphen=True)],
     kind: Annotated[
-        Kind | None, option("kind", "systemd or launchd; else what this system has.")
+        Kind | None,
+        option("kind", "Service manager to write for. If omitted: this system's."),
     ] = None,
 ) -> None:
-    """Print a definition for the system's own manager.
+    """Print a definition for the system's service manager.
 
     Parameters
     ----------
     options: str
-        Of join, which are checked; also those in variables are written down.
+        Options of join; they are checked. Those set in environment variables are included.
     """
     words, variables = _join(options)
     if (kind or ("launchd" if sys.platform == "darwin" else "systemd")) == "systemd":
@@ -60,7 +61,7 @@ def service(
 
 
 def _join(options: Sequence[str]) -> tuple[list[str], dict[str, str]]:
-    """Return the command, and the variables that it needs; raises CycloptsError."""
+    """Return the command line and the variables that it needs; raises CycloptsError."""
     from p2pinfer.cli.config_file import settings_of
     from p2pinfer.cli.main import CONFIG, parse
 
@@ -75,7 +76,7 @@ def _join(options: Sequence[str]) -> tuple[list[str], dict[str, str]]:
 
 
 def _anywhere(word: str) -> str:
-    """Write a file that lies here so that it is found from anywhere."""
+    """Return an existing file's absolute path, and any other word as it is."""
     path = Path(word)
     return str(path.absolute()) if path.is_file() else word
 
@@ -87,7 +88,7 @@ def _stop_s() -> int:
 
 
 def systemd_unit(words: Sequence[str], variables: Mapping[str, str], stop_s: int) -> str:
-    """Return a unit for a user's own systemd; its journal keeps and rotates the log."""
+    """Return a systemd user unit; the journal keeps and rotates the log."""
     environment = [f"Environment={_quoted(f'{k}={v}')}" for k, v in variables.items()]
     lines = [
         "[Unit]",
@@ -98,9 +99,9 @@ def systemd_unit(words: Sequence[str], variables: Mapping[str, str], stop_s: int
         *environment,
         "Restart=on-failure",
         f"RestartSec={RESTART_S}",
-        "# An option that cannot be used will not be better next time.",
+        "# A restart does not cure an unusable option.",
         "RestartPreventExitStatus=2",
-        "# Only the peer is told to leave: it ends its engine when its sessions are done.",
+        "# Signal only the peer: it stops its engine once its sessions are done.",
         "KillMode=mixed",
         f"TimeoutStopSec={stop_s}",
         f"Nice={NICE}",
@@ -122,7 +123,7 @@ def _quoted(text: str) -> str:
 def launchd_plist(
     words: Sequence[str], variables: Mapping[str, str], stop_s: int, home: Path
 ) -> str:
-    """Return an agent for launchd, which keeps the log where the system rotates it."""
+    """Return a launchd agent, which logs where the system rotates files."""
     log = str(home / "Library" / "Logs" / "p2pinfer.log")
     agent = {
         "Label": LABEL,

@@ -21,18 +21,21 @@ if TYPE_CHECKING:
     from sim.scenario import Scenario
 
 app = App(
-    name="sim", help="Simulate a network with the code of real peers.", help_format="plaintext"
+    name="sim",
+    help="Simulate a network, with the code that real peers run.",
+    help_format="plaintext",
 )
 
-EXPLAINED = """# A scenario is a TOML file. Every table and key that has a default may be left out.
-# What differs from one to the next is a number, [low, high], or { median = …, sigma = … }.
+EXPLAINED = """# A scenario is a TOML file. Tables and keys that have a default may be omitted.
+# A value that varies is a number, [low, high], or { median = …, sigma = … }.
 """
 
 QUESTIONS_MAX = 100
-"""Of each requester of ``validate``: minutes, and the text that questions are cut from."""
+"""For each requester of ``validate``: more would take minutes, and exhaust the text that questions
+are cut from."""
 
 YOUNG_MAX = 1_000_000
-"""Objects made before Python looks for cycles among them: what a run makes mostly lives on. With a
+"""New objects before Python looks for cycles among them: most objects of a run live on. With a
 tenth of that, looking took 5 % of the time of a thousand peers."""
 
 
@@ -41,28 +44,33 @@ def run(
     scenario: str = "home",
     /,
     *,
-    seed: Annotated[int | None, option("seed", "In place of the scenario's.")] = None,
+    seed: Annotated[int | None, option("seed", "Random seed, instead of the scenario's.")] = None,
     duration: Annotated[
-        float | None, option("duration", "Seconds of questions, in place of the scenario's.")
+        float | None,
+        option("duration", "Virtual seconds with questions, instead of the scenario's."),
     ] = None,
     peers: Annotated[
-        int | None, option("peers", "How many, in place of the scenario's; of each kind its share.")
+        int | None,
+        option("peers", "Number of peers, instead of the scenario's; each kind keeps its share."),
     ] = None,
     out: Annotated[Path | None, option("out", "Folder for the report's files.")] = None,
     explain: Annotated[
-        bool, option("explain", "Say what a scenario file may hold.", negative="")
+        bool,
+        option(
+            "explain",
+            "Explain what a scenario file may hold, and list the shipped ones.",
+            negative="",
+        ),
     ] = False,
-    hunt: Annotated[
-        int, option("hunt", "Run so many scenarios drawn from seeds, and make a failure small.")
-    ] = 0,
+    hunt: Annotated[int, option("hunt", "Run N random scenarios; shrink the first failure.")] = 0,
     as_json: AsJson = False,
 ) -> None:
-    """Run a scenario, and check what must hold; exit code 1 if something did not.
+    """Run a scenario and its checks; exit code 1 if a check fails.
 
     Parameters
     ----------
     scenario: str
-        A TOML file, or the name of one that is shipped: see --explain.
+        TOML file, or the name of a shipped scenario (see --explain).
     """
     from sim.scenario import load_scenario
 
@@ -71,26 +79,26 @@ def run(
         return
     if hunt:
         check_range("hunt", hunt, 1)
-        _mind_memory()
+        _tune_memory()
         _hunt(hunt, seed or 0, out, as_json=as_json)
         return
     loaded = load_scenario(scenario)
     again = ["p2pinfer", "sim", scenario]
     changed = _changed(loaded, seed, duration, peers, again)
-    _mind_memory()
+    _tune_memory()
     _run(changed, out, again, as_json=as_json)
 
 
 @app.command
 def scale(
     *,
-    peers: Annotated[int, option("peers", "How many.")] = 10_000,
-    layers: Annotated[int, option("layers", "Of the model.")] = 80,
-    minutes: Annotated[float, option("minutes", "Of virtual time.")] = 8.0,
-    seed: Annotated[int, option("seed", "Of everything left to chance.")] = 1,
+    peers: Annotated[int, option("peers", "Number of peers.")] = 10_000,
+    layers: Annotated[int, option("layers", "Number of layers in the model.")] = 80,
+    minutes: Annotated[float, option("minutes", "Virtual minutes to simulate.")] = 8.0,
+    seed: Annotated[int, option("seed", "Random seed.")] = 1,
     as_json: AsJson = False,
 ) -> None:
-    """Let up to a million peers choose layers, without messages; a tenth vanish halfway."""
+    """Simulate up to a million peers choosing layers, without messages; a tenth vanish halfway."""
     from p2pinfer.core.checks import LAYERS_MAX
     from sim.scale import LAYERS_MIN, MINUTES_MIN, PEERS_MAX, PEERS_MIN
     from sim.scale import scale as run_scale
@@ -107,14 +115,16 @@ def scale(
 def validate(
     *,
     model: Model = "default",
-    rounds: Annotated[int, option("rounds", "Of the real trial, of which the median counts.")] = 3,
-    questions: Annotated[int, option("questions", "Of each of the two requesters.")] = 6,
+    rounds: Annotated[int, option("rounds", "Number of real trials; the median counts.")] = 3,
+    questions: Annotated[
+        int, option("questions", "Questions from each of the two requesters.")
+    ] = 6,
     quiet: Annotated[
-        float, option("quiet", "Seconds in which nobody asks, and gossip is counted.")
+        float, option("quiet", "Seconds without questions, in which gossip is counted.")
     ] = 60.0,
     as_json: AsJson = False,
 ) -> None:
-    """Put a small real swarm and its simulation side by side: 5 peers, 1 killed, 2 requesters."""
+    """Compare a small real swarm with its simulation: 5 peers, 1 killed, 2 requesters."""
     from p2pinfer.bench.validate import Real, TrialPlan, play_real
     from p2pinfer.bench.validate import validate as simulate_it
     from p2pinfer.cli.running import run_task
@@ -132,17 +142,19 @@ def validate(
     async def play() -> None:
         found.append(await play_real(path, plan, say))
 
-    done = Spinner("Starting a real swarm, and simulating it …")
+    done = Spinner("Running a real swarm, then simulating it …")
     try:
         run_task(play)
-        report = simulate_it(found[0])  # in virtual time, so not within real one
+        report = simulate_it(
+            found[0]
+        )  # outside run_task: it runs its own event loop, in virtual time
     finally:
         done()
     print(json.dumps(report, indent=None if as_json else 2))
 
 
 def _explain() -> None:
-    """Print what a scenario may hold, and which ones are shipped."""
+    """Print what a scenario may hold, and the shipped ones."""
     from sim.scenario import Scenario, load_scenario, shipped
     from sim.toml_schema import explain
 
@@ -153,11 +165,11 @@ def _explain() -> None:
         print(f"#   {name}: {load_scenario(name).about}")
 
 
-def _mind_memory() -> None:
-    """Begin this command anew with its memory in huge pages, and look for garbage seldom.
+def _tune_memory() -> None:
+    """Start this command again with its memory in huge pages, and collect garbage rarely.
 
-    A simulation touches all memory of all peers all the time, and spends a fifth of its time on
-    finding 4 KiB pages. The allocator is chosen before Python begins, hence not here.
+    A simulation touches all memory of all peers all the time; with 4 KiB pages it spends a fifth of
+    its time on page lookups. The allocator is chosen before Python starts, so not in this process.
     """
     from p2pinfer.engine.llama.process import HUGE_PAGES
 
@@ -168,11 +180,11 @@ def _mind_memory() -> None:
         return
     is_free = not any(name in os.environ for name in wanted)
     if platform.libc_ver()[0] == "glibc" and is_free:
-        with suppress(OSError):  # then it only takes longer
+        with suppress(OSError):  # then it only runs slower
             again = [sys.executable, *sys.orig_argv[1:]]
-            os.execve(sys.executable, again, os.environ | wanted)  # noqa: S606 -- as it was begun
+            os.execve(sys.executable, again, os.environ | wanted)  # noqa: S606 -- as it was started
     gc.set_threshold(YOUNG_MAX, *gc.get_threshold()[1:])
-    atexit.register(gc.freeze)  # what is left goes with the process, and need not be looked through
+    atexit.register(gc.freeze)  # no last collection: the process ends anyway
 
 
 def _changed(
@@ -182,7 +194,7 @@ def _changed(
     peers: int | None,
     again: list[str],
 ) -> "Scenario":
-    """Return the scenario with what the command line says instead; add that to ``again``."""
+    """Return the scenario as the command line changes it; add its options to ``again``."""
     from attrs import evolve
 
     from sim.scenario import shorten
@@ -217,13 +229,13 @@ def _run(scenario: "Scenario", out: Path | None, again: list[str], *, as_json: b
         write_page(outcome, out / "index.html")
     print(json.dumps(numbers) if as_json else "\n".join(lines(numbers)), flush=True)
     if not outcome.is_good:
-        raise P2pinferError(f"something went wrong; to see it again: {shlex.join(again)}")
+        raise P2pinferError(f"a check failed; to reproduce it: {shlex.join(again)}")
 
 
 def _hunt(runs: int, first_seed: int, out: Path | None, *, as_json: bool) -> None:
-    """Look for a failure; write what it was made down to, and say how to see it again."""
+    """Look for a failure, shrink it, write it to a file, and say how to reproduce it."""
 
-    def tell(words: str, **found: object) -> None:
+    def report(words: str, **found: object) -> None:
         told = {"runs": runs, "from_seed": first_seed, "found": found or None}
         print(json.dumps(told) if as_json else words, flush=True)
 
@@ -234,7 +246,7 @@ def _hunt(runs: int, first_seed: int, out: Path | None, *, as_json: bool) -> Non
     with _progress() as on_share:
         found = hunt(runs, first_seed, lambda done: on_share(done / runs))
     if found is None:
-        tell(f"{runs} scenarios, from seed {first_seed} on: nothing went wrong")
+        report(f"{runs} scenarios from seed {first_seed} on: no failure")
         return
     seed = found.scenario.seed
     if not as_json:
@@ -244,28 +256,28 @@ def _hunt(runs: int, first_seed: int, out: Path | None, *, as_json: bool) -> Non
     path = (out or Path()) / f"found-{seed}.toml"
     path.write_text(to_toml(found.scenario))
     count = found.scenario.peer_count
-    tell(
-        f"{count} peers are enough: {found.text}",
+    report(
+        f"reproduced with {count} peers: {found.text}",
         seed=seed,
         checks=found.checks,
         text=found.text,
         peers=count,
         file=str(path),
     )
-    raise P2pinferError(f"something went wrong; to see it again: p2pinfer sim {path}")
+    raise P2pinferError(f"a check failed; to reproduce it: p2pinfer sim {path}")
 
 
 def _make_folder(out: Path) -> None:
-    """Make the folder of ``--out`` before the run that is to fill it; raises UserError."""
+    """Make the folder of ``--out`` before the run that fills it; raises UserError."""
     try:
         out.mkdir(parents=True, exist_ok=True)
     except OSError as error:
-        raise UserError(f"--out {out} cannot be a folder: {error.strerror}") from None
+        raise UserError(f"cannot create the folder --out {out}: {error.strerror}") from None
 
 
 @contextmanager
 def _progress() -> Iterator[Callable[[float], None]]:
-    """Show the share that is over as a bar, where somebody watches."""
+    """Show the finished share as a bar, on a terminal only."""
     from rich.console import Console
     from rich.progress import BarColumn, Progress, TaskProgressColumn, TimeRemainingColumn
 

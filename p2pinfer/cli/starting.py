@@ -1,4 +1,4 @@
-"""Starting a local swarm before a person's eyes."""
+"""Starting a local swarm, with progress for the person who waits."""
 
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
@@ -28,14 +28,14 @@ async def starting(
     on_step: Step = ignore,
     on_ready: Callable[[], None] = lambda: None,
 ) -> AsyncIterator[list[LocalPeer]]:
-    """Start a local swarm; say what it takes of the disk, and what its peers do meanwhile.
+    """Start a local swarm; print the disk space that it takes, and what its peers are doing.
 
-    Args as of ``local_swarm``; ``on_step`` and ``on_ready`` are told as well as the person.
+    Args as of ``local_swarm``; ``on_step`` and ``on_ready`` get what is printed, too.
     """
     text = f"Starting {count(len(ranges), 'peer')} for {model.info.name} …"
     if taken := disk_bytes(model, ranges, homes):
         where = data_dir().parent if homes else model.cache
-        say(f"takes {size_text(taken)} of disk in {where} for each peer's own layers, once")
+        say(f"storing each peer's layers, {size_text(taken)} of disk in {where}, once")
 
     def ready(peer: LocalPeer) -> None:
         on_ready()
@@ -56,9 +56,9 @@ async def starting(
 
 
 def disk_bytes(model: PartsModel, ranges: Ranges, homes: Path | None) -> int:
-    """Return how much of the disk the peers are going to take: parts that they fetch, and slices.
+    """Return how many bytes of disk the peers will take: parts that they fetch, and slices.
 
-    This machine's own two ends are among the slices; headers are not counted.
+    The slices include this machine's own two ends; headers are not counted.
     """
     manifest, header, keep = model.manifest, model.header, ranges[0].first
     plans = (plan_first_end(header, keep), plan_last_end(header, keep))

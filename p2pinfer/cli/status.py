@@ -1,4 +1,4 @@
-"""``p2pinfer status``: what this machine does for a swarm, for whom, and who did what for it."""
+"""``p2pinfer status``: what this machine does for its swarm, and peers for each other."""
 
 import json
 import sys
@@ -13,14 +13,14 @@ from p2pinfer.core.errors import UserError
 from p2pinfer.logs import note
 
 RATE_S = 0.5
-"""Between two looks, from which speeds are taken: some 30 tokens of one answer."""
+"""Between the two samples that give speeds: about 30 tokens of one answer."""
 
-NOTHING_RUNS = "nothing of p2pinfer serves here; p2pinfer join lends this machine to a swarm"
+NOTHING_RUNS = "no p2pinfer process is running here; to lend this machine to a swarm: p2pinfer join"
 
-HEADINGS = ("session", "process", "with", "layers", "positions", "each s", "age", "idle")
+HEADINGS = ("session", "process", "with", "layers", "positions", "per s", "age", "idle")
 
 PIPE_CHARS = 200
-"""Width of what is piped: nobody cuts it there."""
+"""Width of the table in a pipe, which does not cut lines."""
 
 Status = dict[str, Any]
 
@@ -28,14 +28,15 @@ Status = dict[str, Any]
 def status(
     *,
     open_sessions: Annotated[
-        bool, option("open-sessions", "List the sessions that are open here.", negative="")
+        bool,
+        option("open-sessions", "List the sessions that are open on this machine.", negative=""),
     ] = False,
     by_peer: Annotated[
-        bool, option("ledger", "Show the work done for and by each peer.", negative="")
+        bool, option("ledger", "Show the work done for each peer and by each peer.", negative="")
     ] = False,
     as_json: AsJson = False,
 ) -> None:
-    """Print what every process of p2pinfer here does, and the ledger's totals."""
+    """Print what each p2pinfer process on this machine does, and the ledger's totals."""
     from p2pinfer.node.ledger_db import open_books
 
     if open_sessions and by_peer:
@@ -57,13 +58,13 @@ def status(
     if not found:
         print(NOTHING_RUNS)
     print(
-        f"earned   {served:,} layer-rows for others, {used:,} used of theirs (a layer-row is one"
-        " token through one layer; see: status --ledger)"
+        f"earned   {served:,} layer-rows done for others, {used:,} by others for this machine (a"
+        " layer-row is one token through one layer; see: status --ledger)"
     )
 
 
 def ps(*, as_json: AsJson = False) -> None:
-    """List the sessions that are served here, or asked for by a gateway here."""
+    """List the sessions that a peer here serves or a gateway here asks for."""
     found = [
         {"pid": each["pid"], "role": each["role"], **session}
         for each in look()
@@ -73,7 +74,7 @@ def ps(*, as_json: AsJson = False) -> None:
         print(json.dumps(found))
         return
     if not found:
-        print("no session is open here")
+        print("no sessions are open on this machine")
         return
     from rich.console import Console
     from rich.table import Table
@@ -89,7 +90,7 @@ def ps(*, as_json: AsJson = False) -> None:
 
 
 def ledger(*, as_json: AsJson = False) -> None:
-    """Show the work that this machine did for others and others for it, in rows times layers."""
+    """Show the work that this machine and others did for each other, in layer-rows."""
     from p2pinfer.node.ledger_db import open_books
 
     found = open_books().accounts()
@@ -102,11 +103,11 @@ def ledger(*, as_json: AsJson = False) -> None:
     for each in found:
         print(f"{each.peer:<52} {each.served:>14,} {each.used:>14,}")
     print(f"{'all':<52} {served:>14,} {used:>14,}")
-    note("counted in layer-rows: one token through one layer")
+    note("counted in layer-rows: a layer-row is one token through one layer")
 
 
 def look() -> list[Status]:
-    """Ask all processes twice, and return what they say, with speeds."""
+    """Ask all processes twice, and return their status, with speeds."""
     import trio
 
     from p2pinfer.node.status_socket import ask_all
@@ -123,7 +124,7 @@ def look() -> list[Status]:
 
 
 def rated(before: Iterable[Status], now: Iterable[Status]) -> list[Status]:
-    """Return the newer of two looks, with what each process and session did a second between."""
+    """Return the newer of two samples, with each process's and session's speed between them."""
     known = {each["pid"]: each for each in before}
     return [_rated(known[each["pid"]], each) for each in now if each["pid"] in known]
 
@@ -132,7 +133,7 @@ def _rated(before: Status, now: Status) -> Status:
     seconds: float = max(now["uptime_s"] - before["uptime_s"], 1e-3)
 
     def rate(old: Status, new: Status, count: str) -> float:
-        grown: int = new[count] - old[count]  # less than nothing where an answer is made anew
+        grown: int = new[count] - old[count]  # negative if an answer was started again
         return round(max(grown, 0) / seconds, 1)
 
     known = {each["session"]: each for each in before["sessions"]}
@@ -145,14 +146,14 @@ def _rated(before: Status, now: Status) -> Status:
 
 
 def lines(found: Status) -> list[str]:
-    """Return what a person reads of one process."""
+    """Return the lines about one process."""
     runs = f"(process {found['pid']}, for {ago(found['uptime_s'])})"
     if found["role"] == "gateway":
         waiting, open_ = found["answers_waiting"], len(found["sessions"])
         return [
             f"gateway  {found['url']} {runs}",
             f"state    {found['state']}, {found['model_name']}",
-            f"answers  {found['answers_running']} being made, {waiting} wait",
+            f"answers  {found['answers_running']} running, {waiting} waiting",
             f"sessions {open_} of {found['sessions_max']}",
         ]
     said = [f"peer     {found['peer']} {runs}", f"state    {_state(found)}"]
@@ -160,16 +161,16 @@ def lines(found: Status) -> list[str]:
     if found.get("ms_per_layer_row"):
         first, _, end = (found["layers"] or "0:0").partition(":")
         row_ms = found["ms_per_layer_row"] * (int(end) - int(first))
-        most = f", at most {1000 / row_ms:,.0f} a second" if row_ms else ""
+        fastest = f", at most {1000 / row_ms:,.0f} a second" if row_ms else ""
         said.append(
-            f"speed    {found['ms_per_layer_row']:.2f} ms for a layer of one row{most};"
+            f"speed    {found['ms_per_layer_row']:.2f} ms for a layer of one row{fastest};"
             f" {found.get('rows_per_s', 0):,.0f} rows/s now, {found['rows']:,} so far"
         )
-        who = sorted({short(peer) for each in found["sessions"] for peer in each["with"]})
-        for_whom = f", for {', '.join(who)}" if who else ""
+        requesters = sorted({short(peer) for each in found["sessions"] for peer in each["with"]})
+        for_them = f", for {', '.join(requesters)}" if requesters else ""
         said.append(
-            f"sessions {len(found['sessions'])} of {found['sessions_max']}{for_whom};"
-            f" {found['queued_rows']} rows wait"
+            f"sessions {len(found['sessions'])} of {found['sessions_max']}{for_them};"
+            f" {found['queued_rows']} rows queued"
         )
     return said
 
@@ -179,7 +180,7 @@ def _state(found: Status) -> str:
     layers = f" layers {found['layers']} of {found['layers_of_model']}" if "layers" in found else ""
     if found.get("resting"):
         return f"resting: {found['resting']};{layers}{where}"
-    hidden = "; nobody can dial it (see: peers --why)" if found.get("hidden") else ""
+    hidden = "; other peers cannot dial it (see: peers --why)" if found.get("hidden") else ""
     return f"{found['state']}{layers}{where}{hidden}"
 
 
@@ -198,12 +199,12 @@ def cells(session: Status) -> tuple[str, ...]:
 
 
 def short(peer: str) -> str:
-    """Write the end of a peer's id, which tells them apart."""
+    """Return the end of a peer's id, which is enough to tell peers apart."""
     return f"…{peer[-6:]}"
 
 
 def ago(seconds: float) -> str:
-    """Write a while in its two largest units."""
+    """Return a duration in its two largest units."""
     whole = int(seconds)
     for unit, small, name, part in ((86_400, 3_600, "d", "h"), (3_600, 60, "h", "min")):
         if whole >= unit:

@@ -1,4 +1,4 @@
-"""Talking to a conversation from a terminal, or through a pipe."""
+"""Questions, answers and progress on a terminal or through a pipe."""
 
 import json
 import signal
@@ -22,16 +22,16 @@ notes = Console(stderr=True, highlight=False)
 """Everything that is not the answer goes to standard error."""
 
 QUIET_S_MAX = 2.5
-"""Without a line about what is being done, where there is no spinner."""
+"""The longest silence when there is no spinner."""
 
 BAR_CHARS = 24
 
 QUESTION_CHARS_MAX = 1_000_000
-"""Of standard input; the context is full long before."""
+"""Read from standard input; a context is full long before."""
 
 
 def say(text: str) -> None:
-    """Print a note for the person."""
+    """Print a note to standard error."""
     if logs.is_json():
         logs.note(text)
         return
@@ -39,13 +39,13 @@ def say(text: str) -> None:
 
 
 def write(text: str) -> None:
-    """Show a piece of an answer at once."""
+    """Print a piece of an answer without delay."""
     sys.stdout.write(text)
     sys.stdout.flush()
 
 
 def summary(answer: Answer) -> str:
-    """Say how an answer went, and how far it can be trusted."""
+    """Return how fast an answer was, its route, and how far it can be trusted."""
     chain = " → ".join(f"{hop['peer'][-6:]} {hop['layers']}" for hop in answer.route)
     speed = f", {answer.tokens_per_second:.1f} tokens/s" if answer.tokens > 1 else ""
     first = f"first after {answer.time_to_first_token_ms:.0f} ms"
@@ -54,7 +54,7 @@ def summary(answer: Answer) -> str:
 
 
 async def answer_once(conversation: Conversation, question: str, *, as_json: bool) -> None:
-    """Answer one question on standard output; raises as ``Conversation.ask``."""
+    """Print the answer to one question; raises as ``Conversation.ask``."""
     if as_json:
         answer = await conversation.ask(question, lambda _: None)
         print(json.dumps(answer.as_dict()))
@@ -76,7 +76,7 @@ async def answer_once(conversation: Conversation, question: str, *, as_json: boo
 
 @asynccontextmanager
 async def until_interrupt() -> AsyncIterator[None]:
-    """Run the block until it ends or Ctrl-C is typed; either way go on behind it."""
+    """Run the block until it ends or Ctrl-C is typed; either way continue after it."""
     with trio.open_signal_receiver(signal.SIGINT) as signals:
         async with trio.open_nursery() as nursery:
 
@@ -90,40 +90,40 @@ async def until_interrupt() -> AsyncIterator[None]:
 
 
 def question_of(prompt: str | None, *, as_json: bool) -> str | None:
-    """Return the one question to answer: the prompt, or what is piped in; None for a conversation.
+    """Return the one question to answer, from the prompt or a pipe; None for a conversation.
 
     Raises:
         UserError: there is nothing to answer.
     """
     if prompt is None and sys.stdin is not None and sys.stdin.isatty():
         if as_json:
-            raise UserError("--json answers one question: type it behind the command")
+            raise UserError("--json answers one question: add a prompt, or pipe one in")
         return None
     text = prompt if prompt is not None else _piped()
     if not text.strip():
         raise UserError("nothing to answer: type a prompt, or pipe one in")
     try:
         text.encode()
-    except UnicodeEncodeError as error:  # Python lets bytes through that are no text
-        raise UserError("what is typed or piped in is not text in UTF-8") from error
+    except UnicodeEncodeError as error:  # Python lets bytes through that are not text
+        raise UserError("the prompt is not valid UTF-8 text") from error
     return text
 
 
 def _piped() -> str:
-    """Read standard input, and no more of it than any context holds."""
+    """Read standard input, up to more than any context holds."""
     if sys.stdin is None:
         return ""
     try:
         return sys.stdin.read(QUESTION_CHARS_MAX).strip()
     except UnicodeDecodeError as error:
-        raise UserError("what is piped in is not text in UTF-8") from error
+        raise UserError("the prompt is not valid UTF-8 text") from error
 
 
 class Spinner:
     """Shows that something is going on: a spinner on a terminal, plain lines elsewhere.
 
-    Elsewhere a step gets a line if it takes long; with ``at_once`` every one does, for a program
-    that passes it on.
+    Elsewhere a step gets a line if it takes long; with ``at_once`` each step gets one immediately,
+    for a program that relays it.
     """
 
     def __init__(self, text: str, *, at_once: bool = False) -> None:
@@ -140,7 +140,7 @@ class Spinner:
             say(text)
 
     def step(self, text: str) -> None:
-        """Show what is being done from now on."""
+        """Show the step that begins now."""
         if self._is_done or text == self._text:
             return
         self._text, self._since, self._is_new = text, time.monotonic(), True
@@ -150,7 +150,7 @@ class Spinner:
             self._say_step()
 
     async def remind(self) -> None:
-        """Never be silent for long where there is no spinner; to be run beside what is done."""
+        """Print a line whenever it was silent for long without a spinner; runs beside the work."""
         while not (self._is_done or self._status or self._at_once):
             left_s = self._said_at + QUIET_S_MAX - time.monotonic()
             if left_s > 0:
@@ -165,7 +165,7 @@ class Spinner:
         self._said_at, self._is_new = now, False
 
     def tell(self, transfer: Progress) -> None:
-        """Show how far a transfer of parts is, and what it waits for."""
+        """Show the progress of a transfer of parts, and what it waits for."""
         if transfer.waiting != self._waiting:
             self._waiting = transfer.waiting
             if transfer.waiting:
@@ -179,7 +179,7 @@ class Spinner:
         self.step(transfer_text(transfer))
 
     def __call__(self) -> None:
-        """Be done; may be called again."""
+        """Stop showing anything; may be called again."""
         self._is_done = True
         if self._status:
             self._status.stop()
@@ -187,7 +187,7 @@ class Spinner:
 
 @asynccontextmanager
 async def doing(text: str, *, at_once: bool = False) -> AsyncIterator[Spinner]:
-    """Show that something is going on until it is done, or the block ends."""
+    """Show progress until the spinner is called, or the block ends."""
     shown = Spinner(text, at_once=at_once)
     with lone_errors():
         async with trio.open_nursery() as nursery:
@@ -200,18 +200,18 @@ async def doing(text: str, *, at_once: bool = False) -> AsyncIterator[Spinner]:
 
 
 def fetching_text(transfer: Progress) -> str:
-    """Say what a transfer is about to take, and where it goes."""
+    """Return how much a transfer will fetch, and where it is kept."""
     left = size_text(transfer.total_bytes - transfer.done_bytes)
     return f"fetching {left} from {count(transfer.holders, 'peer')}, kept in {data_dir()}"
 
 
 def count(number: int, noun: str) -> str:
-    """Write a number of things."""
+    """Return a number of things, in singular or plural."""
     return f"{number:,} {noun}" if number == 1 else f"{number:,} {noun}s"
 
 
 def transfer_text(transfer: Progress) -> str:
-    """Say in one line how far a transfer is."""
+    """Return one line with the progress of a transfer."""
     share = transfer.done_bytes / transfer.total_bytes
     bar = "█" * round(BAR_CHARS * share)
     left = "" if transfer.left_s is None else f", {transfer.left_s:.0f} s left"

@@ -1,4 +1,4 @@
-"""``p2pinfer verify``: check a file of evidence without asking anybody."""
+"""``p2pinfer verify``: check a file of evidence offline."""
 
 import json
 import sys
@@ -15,14 +15,14 @@ app = App(name="verify", help_format="plaintext")
 
 @app.default
 def verify(file: Path, /, *, as_json: AsJson = False) -> None:
-    """Check a certificate or a fraud proof: signatures, receipts, and, with local layers, rows.
+    """Check a certificate or a fraud proof: signatures, receipts and, if the layers are here, rows.
 
-    Exits with 4 when something in it does not hold.
+    The exit code is 4 if a check fails.
 
     Parameters
     ----------
     file: Path
-        What --certificate wrote, or a proof from the data directory's folder "proofs".
+        Certificate written by --certificate, or a proof from the data directory's folder "proofs".
     """
     from p2pinfer.core.certificate import FILE_BYTES_MAX
     from p2pinfer.node.model_supply import open_store

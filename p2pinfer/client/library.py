@@ -128,7 +128,7 @@ class Swarm:
 
         Args:
             text: the prompt.
-            literal: where such spellings begin that are text in spite of that.
+            literal: where spellings begin that are text all the same.
 
         Raises:
             PromptTooLong: it is longer than any session.
@@ -386,7 +386,7 @@ class _TrioThread:
     def _main(self) -> None:
         try:
             trio.run(self._run)
-        except BaseException as error:  # noqa: BLE001 -- belongs to whoever opened the swarm
+        except BaseException as error:  # noqa: BLE001 -- it is raised where the swarm was opened
             self._failure = error
         finally:
             self._is_open.set()

@@ -75,7 +75,7 @@ class SessionPool:
         self._lent: list[Lent] = []
         self._numbers = count(1)
         self._idle: list[Lent] = []  # the longest unused first
-        self._in_need = trio.Lock()  # of whoever waits for a busy swarm; in order too
+        self._in_need = trio.Lock()  # held while waiting for a busy swarm; in order too
         self._freed = trio.Event()
 
     @property
@@ -154,7 +154,7 @@ class SessionPool:
             self.waiting -= 1
 
     async def _take(self, prompt: Sequence[int]) -> Lent:
-        if not self._in_need.locked():  # else whoever waits for a session comes first
+        if not self._in_need.locked():  # else a request that waits for a session comes first
             if lent := self._matching(prompt):
                 return lent
             if self._idle and self.running + len(self._idle) > self.sessions_max:

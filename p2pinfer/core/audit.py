@@ -1,4 +1,4 @@
-"""What several replays of one stage amount to: who is believed, and who is blamed."""
+"""The verdict over several replays of one stage: which are believed, and which peer is blamed."""
 
 from collections.abc import Sequence
 from typing import Self
@@ -10,7 +10,7 @@ from p2pinfer.core.layer_range import LayerRange
 from p2pinfer.core.trust import Audited, AuditVerdict
 
 THIS_MACHINE = "this machine"
-"""The name of a replay that runs here, and so is believed."""
+"""The name of a replay that runs here, which is always believed."""
 
 
 @frozen(kw_only=True)
@@ -18,32 +18,32 @@ class Replayed:
     """What one replay of a stage found."""
 
     by: str
-    """A peer id, or this machine."""
+    """A peer id, or ``THIS_MACHINE``."""
     verdict: AuditVerdict
     position: int | None = None
     """Of the first row that differs, or that was not opened."""
     blamed: PeerId | None = None
     text: str = ""
     refuted: int | None = None
-    """The position of the first receipt that is not so."""
+    """The position of the first receipt that is false."""
     is_far: bool = True
-    """The rows lie farther apart than those of two numerics classes may."""
+    """The rows are farther apart than those of two numerics classes may be."""
 
     @classmethod
     def same(cls, by: str) -> Self:
-        """Return that all rows have the same bits."""
+        """Return the finding that all rows have the same bits."""
         return cls(by=by, verdict=AuditVerdict.SAME)
 
     @classmethod
     def close(cls, by: str, text: str) -> Self:
-        """Return that other bits lie within bounds."""
+        """Return the finding that rows differ, but within bounds."""
         return cls(by=by, verdict=AuditVerdict.CLOSE, text=text)
 
     @classmethod
     def cheated(
         cls, by: str, stage: PeerId, position: int, text: str, refuted: int | None, *, is_far: bool
     ) -> Self:
-        """Return that the stage signed for rows that its layers do not give."""
+        """Return the finding that the stage signed for rows that its layers do not give."""
         return cls(
             by=by,
             verdict=AuditVerdict.CHEATED,
@@ -63,7 +63,7 @@ class Replayed:
         position: int | None = None,
         refuted: int | None = None,
     ) -> Self:
-        """Return that rows are not to be had as they were signed for; nobody is blamed who died."""
+        """Return the finding that rows were not opened as signed for; a dead peer is not blamed."""
         return cls(
             by=by,
             verdict=AuditVerdict.NOT_OPENED,
@@ -75,12 +75,12 @@ class Replayed:
 
     @property
     def is_fine(self) -> bool:
-        """Whether the stage computed what it should, as far as this replay can tell."""
+        """Whether the stage computed correctly, as far as this replay can tell."""
         return self.verdict in (AuditVerdict.SAME, AuditVerdict.CLOSE)
 
 
 def is_settled(found: Sequence[Replayed]) -> bool:
-    """Whether nobody else need be asked: this machine spoke, or two agree where they differ."""
+    """Whether no further replay is needed: this machine ran one, or two that matter agree."""
     last = found[-1]
     if last.by == THIS_MACHINE or last.verdict is AuditVerdict.NOT_OPENED:
         return True
@@ -88,18 +88,18 @@ def is_settled(found: Sequence[Replayed]) -> bool:
 
 
 def _agreeing(found: Sequence[Replayed], with_: Replayed) -> list[Replayed]:
-    """Return those that found the same, bits within bounds counting as the same bits."""
+    """Return the replays with the same finding; bits within bounds count as the same bits."""
     return [
         each for each in found if each.verdict is with_.verdict or (each.is_fine and with_.is_fine)
     ]
 
 
 def conclude(peer: PeerId, layers: LayerRange, found: Sequence[Replayed]) -> Audited:
-    """Return what several replays of a stage amount to.
+    """Return the verdict over several replays of a stage.
 
-    One auditor that differs is not believed against the stage and another one. It is blamed where
-    two others, or this machine, found what the stage had found. But other bits within bounds are
-    refuted only by somebody who found the stage's bits: those of other classes cannot tell.
+    One auditor that differs is not believed against the stage and another auditor. It is blamed if
+    two others, or this machine, found the same as the stage. But a finding of different bits within
+    bounds is refuted only by a replay that found the stage's own bits: other classes cannot tell.
     """
     if not found:
         return Audited(peer, layers.first, layers.end, AuditVerdict.NOT_REPLAYED)
@@ -120,5 +120,5 @@ def conclude(peer: PeerId, layers: LayerRange, found: Sequence[Replayed]) -> Aud
 
 
 def is_gone(audited: Audited) -> bool:
-    """Whether a stage could not open its rows, as one that has died cannot."""
+    """Whether a stage could not open its rows because it is gone; it is not blamed."""
     return audited.verdict is AuditVerdict.NOT_OPENED and audited.blamed is None

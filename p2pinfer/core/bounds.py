@@ -1,4 +1,4 @@
-"""How far apart rows may lie that the same layers gave on machines with different arithmetic."""
+"""How far apart rows of the same layers may lie on machines with different arithmetic."""
 
 import numpy as np
 from attrs import frozen

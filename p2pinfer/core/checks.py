@@ -10,6 +10,8 @@ from attrs import Attribute
 from attrs import validators as v
 
 ADDRESSES_MAX = 8
+"""Of one peer. A dialling peer tries all of them, so they are few."""
+
 ADDRESS_CHARS_MAX = 256
 LAYERS_MAX = 1024
 POSITIONS_MAX = 1 << 22
@@ -66,7 +68,7 @@ def many(kind: type, most: int, least: int = 0) -> Any:
 
 
 def shown_size(data: bytes) -> str:
-    """Stand for bytes in a message's repr."""
+    """Return a replacement for bytes in a message's repr."""
     return f"<{len(data)} bytes>"
 
 

@@ -110,7 +110,7 @@ class RemoteProtocolError(PeerError):
 def lone_errors() -> Iterator[None]:
     """Raise the exception itself instead of the group that a nursery wraps around it.
 
-    Where several tasks failed at once and every failure is one of ours, the first is raised: the
+    If several tasks failed at once and every failure is one of ours, the first is raised: the
     others follow from the same event, such as a peer's death. A cancellation from outside takes
     precedence over any of ours.
     """

@@ -32,10 +32,10 @@ from p2pinfer.core.receipts import Signed
 from p2pinfer.core.regimes import Regime
 
 OPENING_ROWS_MAX = WIDE_ROWS_MAX
-"""Asked for at once: as many as a step held before there were blocks, which all peers answer."""
+"""In one request: as many as a step held before there were blocks, which all peers accept."""
 
 OPENING_BYTES_MAX = OPENING_ROWS_MAX * 32_768 * 4
-"""Of a residual stream twice as wide as the widest model's, in float32."""
+"""For a residual stream twice as wide as the widest model's, in float32."""
 
 FRAUD_ROWS_BYTES_MAX = OPENING_BYTES_MAX
 """Rows in a fraud proof: all positions up to the checkpoint where a stage cheated. 6 MiB are
@@ -109,7 +109,7 @@ class Opening:
 
 @frozen
 class Case:
-    """What is told about a fraud proof before it is sent: hints that the proof itself confirms."""
+    """A summary of a fraud proof, sent before the proof itself, which confirms it."""
 
     digest: bytes = field(validator=blob(32, 32))
     """BLAKE3 hash of the proof without its signature."""

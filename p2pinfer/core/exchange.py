@@ -1,4 +1,4 @@
-"""How two peers compare what they know of the swarm, cheaply where they agree.
+"""How two peers compare what they know of the swarm, cheaply if they agree.
 
 Peers are sorted into buckets by a digest of their ids. The asker sends a digest of each bucket; the
 answerer lists, peer by peer, only the buckets that differ; then each sends what the other lacks.

@@ -1,6 +1,6 @@
 """A fraud proof: a peer's own signed receipt and what refutes it, in one file that travels.
 
-A receipt says: of these rows (a Merkle root) my layers made those (another root). Layers of one
+A receipt says: from these rows (a Merkle root) my layers made those (another root). Layers of one
 numerics class give the same bits every time. So any peer that holds the layers can run the rows
 that the first root commits to, each in its regime; if the second root differs, the receipt is
 false. No trust is needed: the rows hash to the root that the accused signed, so the author cannot

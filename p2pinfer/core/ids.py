@@ -1,4 +1,4 @@
-"""Ids, each of a type of its own so that a checker tells them apart."""
+"""Ids, each of its own type, so that a type checker distinguishes them."""
 
 from typing import NewType
 

@@ -1,4 +1,4 @@
-"""Ranges of layers: half-open, as ``range`` is."""
+"""Ranges of layers: half-open, like ``range``."""
 
 from collections.abc import Iterable
 from typing import Self
@@ -8,9 +8,9 @@ from attrs import frozen
 
 @frozen(order=True)
 class LayerRange:
-    """The layers from ``first`` to the one before ``end``; none of them where the two are equal.
+    """The layers from ``first`` up to but not including ``end``; empty if the two are equal.
 
-    Raises ValueError if there is no such range.
+    Raises ValueError if ``first`` is negative or greater than ``end``.
     """
 
     first: int
@@ -27,12 +27,12 @@ class LayerRange:
         return self.first <= layer < self.end
 
     def __str__(self) -> str:
-        """Write it as people type it."""
+        """Format it the way people type it."""
         return f"{self.first}:{self.end}"
 
     @classmethod
     def joined(cls, layers: Iterable[int]) -> list[Self]:
-        """Fold layers, in their order, into as few ranges as there can be."""
+        """Join layers, in the order given, into as few ranges as possible."""
         found: list[Self] = []
         for layer in layers:
             if found and found[-1].end == layer:
@@ -46,15 +46,15 @@ class LayerRange:
         return range(self.first, self.end)
 
     def covers(self, other: "LayerRange") -> bool:
-        """Whether another range lies within this one."""
+        """Whether ``other`` lies within this range."""
         return self.first <= other.first and other.end <= self.end
 
     def within(self, bounds: "LayerRange") -> "LayerRange":
-        """Return the part that lies within some bounds; an empty range if none does."""
+        """Return the part that lies within ``bounds``; an empty range if none does."""
         first = min(max(self.first, bounds.first), bounds.end)
         return LayerRange(first, max(first, min(self.end, bounds.end)))
 
     def lacking(self, held: Iterable["LayerRange"]) -> list[int]:
-        """Return its layers that none of some other ranges holds."""
+        """Return its layers that none of the ``held`` ranges contains."""
         named = {layer for other in held for layer in other.each()}
         return [layer for layer in self.each() if layer not in named]

@@ -1,4 +1,4 @@
-"""How much peers worked for each other: a fold over receipts, in rows times layers.
+"""How much work peers did for each other: a fold over receipts, in rows times layers.
 
 A receipt counts all that its signer did in a session so far, so only the newest of each signer and
 session counts, and seeing one twice changes nothing. Terms name the requester, so no other peer can

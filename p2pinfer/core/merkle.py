@@ -1,13 +1,13 @@
-"""Merkle trees over rows of activations, one leaf a position: commitments to what was computed.
+"""Merkle trees over rows, one leaf per position: commitments to what was computed.
 
 A leaf binds the row's position and regime, so that equal roots mean the same rows, at the same
-positions, computed by the same kernels, in any session. The root of every prefix is known:
-trees grow at the end, and drop positions from the end when a session goes back.
+positions, computed by the same kernels, in any session. Every prefix has a root: trees grow at the
+end, and drop positions from the end when a session goes back.
 
     leaf(p)    BLAKE3 keyed "leaf", of position, regime and row
     node       BLAKE3 keyed "node", of the left and the right child
-    root(n)    BLAKE3 keyed "root", of n and the perfect subtrees of the first n leaves, those on
-               the right joined first (the shape of RFC 6962)
+    root(n)    BLAKE3 keyed "root", of n and the perfect subtrees of the first n leaves, joined
+               from the right (the shape of RFC 6962)
 """
 
 import struct
@@ -32,7 +32,7 @@ def leaf(position: int, row: bytes, *, regime: Regime) -> bytes:
 
 
 class Tree:
-    """A tree over rows; a row costs one hash of it and, on average, one node."""
+    """A tree over rows; each row costs its own hash and, on average, one node."""
 
     def __init__(self) -> None:
         self._levels: list[list[bytes]] = [[]]

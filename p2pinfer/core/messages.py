@@ -256,7 +256,7 @@ class Step:
     position: int = field(validator=whole(0, POSITIONS_MAX))
     count: int = field(validator=whole(1, ROWS_PER_DECODE_MAX))
     regime: Regime = field(converter=from_wire)
-    """Which kernels compute these rows, so that whoever replays them gets the same bits."""
+    """Which kernels compute these rows, so that any replay gives the same bits."""
     rows: bytes = field(validator=blob(ROWS_BYTES_MAX), repr=shown_size)
     decoding_us: tuple[int, ...] = field(default=(), validator=many(int, ROUTE_HOPS_MAX))
     """Microseconds of decoding that each stage so far reports."""

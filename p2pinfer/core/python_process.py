@@ -1,4 +1,4 @@
-"""Starting helper processes of p2pinfer: they import the same code, in any current folder."""
+"""Starting helper processes that import this copy of p2pinfer, whatever the current folder."""
 
 import os
 import sys
@@ -22,8 +22,8 @@ def python_environment(base: Mapping[str, str] = os.environ) -> dict[str, str]:
     """Return the environment in which such a command finds this copy of p2pinfer.
 
     A checkout that runs without being installed was found in the current folder, which helpers
-    do not search; so its path is passed on. An installed copy is found anyway, and its path would
-    go before Python's own library.
+    do not search, so its path is added to PYTHONPATH. An installed copy is found anyway, and adding
+    its path would put site-packages before Python's own library.
     """
     if _ROOT.name in {"site-packages", "dist-packages"}:
         return dict(base)

@@ -1,11 +1,11 @@
 """Regimes: the families of kernels that rows may run in, and how a prompt is split among them.
 
-In one regime a row comes out the same to the last bit however it is batched; between regimes it
-does not. So every row's regime is stated, signed for, and kept whenever the row is run again.
+Within one regime a row has the same bits however it is batched; between regimes it does not. So
+every row's regime is stated, signed for, and kept whenever the row is run again.
 
     narrow    1 to 7 rows: decoding, in matrix kernels of their own
     wide      8 to 48 rows: short prompts; attention still goes row by row over the whole cache
-    block     padded to 64 rows, from which on llama.cpp's attention is tiled: long prompts
+    block     padded to 64 rows, where llama.cpp's tiled attention begins: long prompts
 """
 
 from enum import IntEnum
@@ -15,7 +15,7 @@ from p2pinfer.core.limits import BLOCK_ROWS, NARROW_ROWS_MAX, WIDE_ROWS_MAX
 
 
 class Regime(IntEnum):
-    """A family of kernels; the numbers stand in Merkle leaves and on the wire."""
+    """A family of kernels; its number is part of Merkle leaves and of messages."""
 
     NARROW = 0
     WIDE = 1
@@ -30,17 +30,18 @@ class Regime(IntEnum):
 _ROWS_MAX: Final = (NARROW_ROWS_MAX, WIDE_ROWS_MAX, BLOCK_ROWS)
 
 LONG_ROWS_MIN: Final = 8 * BLOCK_ROWS
-"""A turn of so many rows is read in blocks to its end: padding costs it an eighth at most, and wide
-rows cost the more the further in they are. In a shorter one the rest runs wide."""
+"""A turn of at least this many rows is read in blocks to its end: padding costs it at most an
+eighth, and wide rows cost more the further into a session they are. A shorter turn's rest runs
+wide."""
 
 
 def on_wire(regime: Regime) -> int | bool:
-    """Return how a regime is sent: as peers understand it who know no blocks, where they can."""
+    """Return how a regime is sent; narrow and wide as peers that know no blocks expect them."""
     return regime if regime is Regime.BLOCK else bool(regime)
 
 
 def from_wire(value: Any) -> Regime:
-    """Return the regime that was sent so; raises ValueError."""
+    """Return the regime that a sent value stands for; raises ValueError."""
     if type(value) is int and value == Regime.BLOCK:
         return Regime.BLOCK
     if type(value) not in (bool, Regime):
@@ -61,8 +62,8 @@ def split(start: int, end: int, *, blocks: bool) -> list[RegimeChunk]:
 
     Args:
         start: the first position that is new.
-        end: the position behind the last.
-        blocks: whether everybody who runs them knows blocks.
+        end: the position after the last.
+        blocks: whether all that run them know blocks.
     """
     found, is_long = [], end - start >= LONG_ROWS_MIN
     while start < end:

@@ -1,4 +1,4 @@
-"""How the next token is drawn from logits, and what is told of them."""
+"""How the next token is drawn from logits, and what is reported of them."""
 
 from collections.abc import Mapping
 from typing import Any, Final
@@ -6,7 +6,7 @@ from typing import Any, Final
 from attrs import field, frozen, validators
 
 SEEDS = 2**32 - 1
-"""Seeds are smaller than this, which is llama.cpp's word for a seed of its own choosing."""
+"""Seeds are smaller than this, which is llama.cpp's value for a random seed."""
 
 USUAL: Final[Mapping[str, float]] = {"temperature": 0.7}
 """What differs from the fields' own defaults, which are llama.cpp's, where neither the asker nor

@@ -47,15 +47,15 @@ def read(
     """
     if not data.startswith(magic):
         kind = magic.decode().strip()
-        raise BadFile(f"bytes 0 to {len(magic) - 1}: the file does not begin as a {kind} does")
+        raise BadFile(f"bytes 0 to {len(magic) - 1}: the file does not begin like a {kind}")
     if len(data) > bytes_max:
         raise BadFile(f"the file is longer than {bytes_max} bytes")
     body, signature = data[:-SIGNATURE_BYTES], data[-SIGNATURE_BYTES:]
     sections = dict(_sections(body, len(magic)))
     try:
         found: Any = build(sections)
-        if found.body() != body:  # an order, a name or an encoding that we never write
-            raise ValueError("it is not written as such files are")
+        if found.body() != body:  # an order, a name or an encoding that p2pinfer never writes
+            raise ValueError("its encoding is not the canonical one")
     except (ValueError, TypeError, KeyError, IndexError, BadReceipt) as error:
         raise BadFile(f"the sections do not fit together: {error}"[:300]) from error
     return found, body, signature

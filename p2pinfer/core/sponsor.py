@@ -12,7 +12,7 @@ from p2pinfer.core.ids import PeerId
 from p2pinfer.core.receipts import SIGNATURE_BYTES
 
 SPONSORED_MS_MAX = 600_000
-"""How long a sponsorship lasts at most: a peer that has left sponsors no requester for longer."""
+"""The longest sponsorship: a peer that has left sponsors no requester for longer than this."""
 
 SIGNED_AS = b"p2pinfer sponsor 1\0"
 """Prepended to what is signed, so that a signature for another purpose is no sponsorship."""

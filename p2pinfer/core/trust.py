@@ -1,4 +1,4 @@
-"""What was checked of an answer, which stages are to be audited, and how to say so in one line."""
+"""What was checked of an answer, which stages to audit, and how to report it in one line."""
 
 from collections.abc import Sequence
 from enum import StrEnum
@@ -12,11 +12,11 @@ from p2pinfer.core.ids import PeerId
 from p2pinfer.core.receipts import CHECKPOINT_POSITIONS
 
 _SHOWN_CHARS = 6
-"""Of the end of a peer id, which differs where its beginning is alike."""
+"""Taken from the end of a peer id: all ids begin alike."""
 
 
 _NEAR = 1e-6
-"""How far the inverse of a share may be from a whole number to be said as one."""
+"""How far a share's inverse may be from a whole number and still be shown as one."""
 
 
 class AuditVerdict(StrEnum):
@@ -24,15 +24,15 @@ class AuditVerdict(StrEnum):
 
     SAME = "same bits"
     CLOSE = "within bounds"
-    """Computed by another numerics class, and as near as these are to each other."""
+    """Computed by another numerics class, and within the bounds between classes."""
     CHEATED = "other rows"
     """It signed for rows that its layers do not give."""
     DISPUTED = "disputed"
-    """One auditor found other rows, and nobody was there to settle it."""
+    """One auditor found other rows, and no further replay could settle it."""
     NOT_OPENED = "not opened"
     """A stage did not open the rows that it signed for."""
     NOT_REPLAYED = "not replayed"
-    """Nobody could run these layers again."""
+    """No peer could run these layers again."""
 
 
 _FAILED = (AuditVerdict.CHEATED, AuditVerdict.DISPUTED, AuditVerdict.NOT_OPENED)
@@ -47,15 +47,15 @@ class Audited:
     end: int
     verdict: AuditVerdict
     by: tuple[str, ...] = ()
-    """Peer ids of those who replayed, or ``this machine``."""
+    """Peer ids of the auditors, or ``this machine``."""
     position: int | None = None
     """The first where rows differ."""
     blamed: PeerId | None = None
-    """Who is at fault: the stage, the one before it, or an auditor that lied."""
+    """The peer at fault: the stage, the one before it, or an auditor that lied."""
     text: str = ""
 
     def line(self) -> str:
-        """Say it in a few words."""
+        """Return a short description."""
         by = f" by {' and '.join(map(short, self.by))}" if self.by else ""
         at = "" if self.position is None else f" from position {self.position} on"
         blame = f", blaming {short(self.blamed)}" if self.blamed else ""
@@ -63,7 +63,7 @@ class Audited:
         return f"{short(self.peer)} {layers}, run again{by}: {self.verdict}{at}{blame}"
 
     def in_short(self) -> str:
-        """Say it briefly, for a person who only wants to know whether to trust the answer."""
+        """Describe it briefly, for a person who only wants to know whether to trust the answer."""
         match self.verdict:
             case AuditVerdict.SAME | AuditVerdict.CLOSE:
                 return f"{short(self.peer)} was re-run by {' and '.join(map(short, self.by))}: same"
@@ -74,33 +74,33 @@ class Audited:
 
 @frozen
 class Trust:
-    """What holds of an answer, as far as it was checked."""
+    """What the checks of an answer found."""
 
     stages: int
     positions: int
-    """That all stages signed for: prompt and answer."""
+    """How many positions all stages signed for: prompt and answer."""
     rate: float
-    """Of stages that are audited."""
+    """The share of stages that are audited."""
     broken: Break | None = None
     audits: tuple[Audited, ...] = field(default=())
 
     @property
     def held(self) -> bool:
-        """Whether nothing that was checked failed."""
+        """Whether no check failed."""
         return not self.broken and all(each.verdict not in _FAILED for each in self.audits)
 
     def chance(self, one_in: int) -> float:
         """How likely a stage that cheats at one checkpoint in ``one_in`` is caught in this answer.
 
-        An audit replays all of a stage's part, so it finds any cheat in it: a stage that cheated
-        here at all was caught with ``rate``.
+        An audit replays all of a stage's work, so it finds any cheat in it: a stage that cheated
+        in this answer was caught with probability ``rate``.
         """
         checkpoints = -(-self.positions // CHECKPOINT_POSITIONS)
         cheats: float = 1 - (1 - 1 / one_in) ** checkpoints
         return self.rate * cheats
 
     def line(self) -> str:
-        """Say it in one line."""
+        """Return the result in one line."""
         if self.broken:
             peers = " or ".join(map(short, self.broken.peers))
             return f"NOT TRUSTED: {peers}, at position {self.broken.position}: {self.broken.text}"
@@ -118,7 +118,7 @@ class Trust:
         return f"none was re-run this time ({share_text(self.rate)})"
 
     def details(self) -> list[str]:
-        """Say all that was checked, a sentence a line."""
+        """Return all that was checked, one sentence per line."""
         if self.broken:
             return [self.line()]
         peers = "1 peer" if self.stages == 1 else f"{self.stages} peers"
@@ -173,8 +173,8 @@ class Trust:
 def choose_audits(nonce: bytes, receipts: Sequence[bytes], rate: float) -> list[int]:
     """Return which stages to audit, each with probability ``rate``.
 
-    Nobody could foresee it: the nonce was unknown to the stages when they signed, and fixed by its
-    seal before the requester knew what they would sign.
+    No peer could foresee it: the stages did not know the nonce when they signed, and its seal had
+    fixed it before the requester knew what they would sign.
 
     Args:
         nonce: the requester's, 32 bytes.
@@ -191,7 +191,7 @@ def choose_audits(nonce: bytes, receipts: Sequence[bytes], rate: float) -> list[
 
 
 def share_text(rate: float) -> str:
-    """Say which share of peers it is, with its verb: 1 in 10 is, 30 % are."""
+    """Return a share of peers with its verb: "1 in 10 is", "30 % are"."""
     whole = round(1 / rate)
     if rate == 1:
         return "all are"
@@ -199,5 +199,5 @@ def share_text(rate: float) -> str:
 
 
 def short(peer: str) -> str:
-    """Return how a peer is named in a line."""
+    """Return a peer id shortened for one line."""
     return f"…{peer[-_SHOWN_CHARS:]}" if len(peer) > 2 * _SHOWN_CHARS else peer

@@ -24,7 +24,7 @@ _BIN32 = b"\xc6"
 
 
 class BadMessage(ValueError):
-    """The bytes are not a message of a kind that is due here."""
+    """The bytes are not a message of a kind expected here."""
 
 
 def _exactly(value: Any, kind: type) -> Any:
@@ -53,7 +53,7 @@ def _of_step(step: Step) -> tuple[Any, ...]:
 
 
 def _of_open(opened: Open) -> tuple[Any, ...]:
-    """Leave out at the end what peers who know no blocks would not understand."""
+    """Leave out the last field where it is false: peers that know no blocks reject it."""
     values: tuple[Any, ...] = _converter.unstructure_attrs_astuple(opened)
     return values if opened.blocks else values[:-1]
 

@@ -1,4 +1,4 @@
-"""What is remembered of a session at one end: both trees, and rows that are kept nowhere else.
+"""What is remembered of a session at one end: both trees, and rows if they are kept nowhere else.
 
 A step costs one append while a token waits for it; rows are hashed later, when a receipt is due.
 Rows go in and out in lockstep, so a receipt never mixes dropped rows with those that replaced
@@ -16,12 +16,12 @@ from p2pinfer.core.receipts import CHECKPOINT_POSITIONS, SIGNED_AS, Receipt, Sig
 from p2pinfer.core.regimes import Regime
 
 UNHASHED_STEPS_MAX = 4 * CHECKPOINT_POSITIONS
-"""Hashed at once when this many wait: even without receipts, memory must stay bounded."""
+"""When this many are waiting they are hashed at once: memory must stay bounded without receipts."""
 
 
 @frozen
 class Seat:
-    """Whose receipts these are, and what they say besides roots."""
+    """What a session's receipts say besides roots, and the key that signs them."""
 
     terms: bytes
     """Digest of the session's terms."""
@@ -43,9 +43,9 @@ class OpenedRows:
 
 
 def runs_of(regimes: Iterable[Regime]) -> tuple[int, ...]:
-    """Return lengths of runs: those of blocks negative, the others wide and narrow in turn.
+    """Return the lengths of runs of one regime: negative for blocks, wide and narrow in turn.
 
-    A wide one comes first; one that only keeps them in turn is 0.
+    A wide run comes first; a length of 0 keeps wide and narrow in turn.
     """
     found: list[int] = []
     due = Regime.WIDE
@@ -78,7 +78,7 @@ class Rows:
         self._regimes: list[Regime] = []
 
     def put(self, position: int, count: int, rows: bytes, *, regime: Regime) -> None:
-        """Put rows at consecutive positions in place of what lies there and beyond."""
+        """Put rows at consecutive positions, replacing all rows from ``position`` on."""
         self.tree.truncate(position)
         del self._regimes[position:]
         self._regimes += [regime] * count
@@ -92,7 +92,7 @@ class Rows:
                 self._kept.append(row)
 
     def regimes(self, count: int) -> tuple[Regime, ...]:
-        """Return the regimes that the first so many rows ran in."""
+        """Return the regimes that the first ``count`` rows ran in."""
         return tuple(self._regimes[:count])
 
     def open(self, position: int, count: int) -> OpenedRows:
@@ -111,11 +111,11 @@ class Witness:
         self._checkpoint = CHECKPOINT_POSITIONS
         self._length = self._number = 0
         self.rows = 0
-        """Computed so far, dropped ones too."""
+        """Rows computed so far, dropped ones too."""
 
     @property
     def length(self) -> int:
-        """How many positions it holds."""
+        """How many positions it covers."""
         return self._length
 
     @property

@@ -1,4 +1,4 @@
-"""What roles need of an engine; llama.cpp's is in ``stage`` and ``ends``, tests bring their own."""
+"""What roles need of an engine: ``llama.engine`` has llama.cpp's, tests bring their own."""
 
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -15,27 +15,27 @@ class EngineBusy(EngineError):
 
 @dataclass(frozen=True)
 class Decoded:
-    """What a decode gave."""
+    """The result of a decode."""
 
     rows: bytes
-    """The residual stream behind the last layer, float32 little-endian, row by row."""
+    """The residual stream after the last layer, float32 little-endian, row by row."""
     decoding_us: int
     """Time spent in llama.cpp, without waiting; a batch counts whole for each of its sessions."""
 
 
 Done = Callable[[Decoded | EngineError], None]
-"""Takes what a decode gave, or why it failed: the engine refused, or its process ended. It is
-called as soon as that is known, without a pass of the scheduler in between; it must not raise."""
+"""Takes a decode's result, or why it failed: the engine refused, or its process ended. It is called
+as soon as that is known, without a pass through the scheduler; it must not raise."""
 
 
 class EngineSession(Protocol):
     """One session's KV cells in a stage."""
 
     def submit(self, position: int, rows: bytes, done: Done, *, regime: Regime) -> None:
-        """Line up float32 rows at consecutive positions; what lies beyond ``position`` is dropped.
+        """Queue float32 rows at consecutive positions; cells from ``position`` on are dropped.
 
-        Decodes of one session run, and are done, in the order of submission. After ``close`` none
-        is done any more.
+        A session's decodes run, and call ``done``, in the order of submission. After ``close``,
+        ``done`` is not called any more.
 
         Raises:
             EngineDied: the process that held the session's cells has ended.
@@ -50,17 +50,17 @@ class EngineSession(Protocol):
 class StageEngine(Protocol):
     """Runs the layers of one stage for several sessions, each up to a layer of its own.
 
-    Rows can go in only in front of the first layer; they may come out behind any.
+    Rows enter only before the first layer; they may leave after any layer.
     """
 
     @property
     def first(self) -> int:
-        """The model's first layer that it runs."""
+        """The first of the model's layers that it runs."""
         ...
 
     @property
     def end(self) -> int:
-        """The layer behind the last that it runs."""
+        """The layer after the last one it runs."""
         ...
 
     @property
@@ -75,30 +75,31 @@ class StageEngine(Protocol):
 
     @property
     def numerics_class(self) -> str:
-        """Digest of how it computes; see ``probe``."""
+        """Digest of the probe's outputs, which names its numerics class; see ``probe``."""
         ...
 
     @property
     def blocks(self) -> bool:
-        """Whether it computes blocks exactly; if not, rows may come narrow and wide alone."""
+        """Whether it computes blocks exactly; if not, it takes only narrow and wide rows."""
         ...
 
     def open(self, end: int) -> EngineSession:
         """Reserve a session's cells in layers ``first`` up to but not including ``end``.
 
         Raises:
-            EngineBusy, EngineDied: there are none to give.
+            EngineBusy: no cells are free.
+            EngineDied: the engine's process has ended.
         """
         ...
 
 
 @dataclass(frozen=True)
 class Candidate:
-    """A token that could follow, and how likely the model finds it."""
+    """A token that could come next, and how likely the model considers it."""
 
     token: int
     piece: bytes
-    """The bytes of text that it stands for."""
+    """The bytes of text it stands for."""
     logprob: float
     """Natural logarithm of its probability: the logits' softmax, before any sampler."""
 
@@ -109,21 +110,21 @@ class NextToken:
 
     token: int
     piece: bytes
-    """The bytes of text that it stands for."""
+    """The bytes of text it stands for."""
     is_end: bool
     """The model ends its answer here; there are no rows."""
     rows: bytes
-    """The first end's rows for it; empty where it is the end, or the context is full."""
+    """The first end's rows for it; empty if it ends the answer, or the context is full."""
     decoding_us: int
     candidates: tuple[Candidate, ...] = ()
-    """The drawn token, then the likeliest ones in order; nothing unless ``top_logprobs`` asks."""
+    """The drawn token, then the likeliest ones in order; empty unless ``top_logprobs`` asks."""
 
 
 class EndsSession(Protocol):
     """One session's KV cells in the first and the last layers, and its sampler."""
 
     def start(self, sampling: Sampling, recent: list[int]) -> None:
-        """Sample so from now on; ``recent`` are the tokens that a penalty may look back on."""
+        """Use these settings from now on; ``recent``: the tokens that penalties look back on."""
         ...
 
     async def embed(self, position: int, tokens: list[int], *, regime: Regime) -> Decoded:
@@ -131,11 +132,11 @@ class EndsSession(Protocol):
         ...
 
     async def absorb(self, position: int, rows: bytes, *, regime: Regime) -> int:
-        """Run rows through the last layers for their KV cache alone; returns microseconds."""
+        """Run rows through the last layers only to fill their KV cache; return microseconds."""
         ...
 
     async def next(self, position: int, rows: bytes, *, regime: Regime) -> NextToken:
-        """Run rows through the last layers and the head, and sample what follows the last one."""
+        """Run rows through the last layers and the head, and sample the token that follows."""
         ...
 
     def close(self) -> None:
@@ -153,7 +154,7 @@ class Ends(Protocol):
 
     @property
     def end(self) -> int:
-        """The layer behind the last that others must run."""
+        """The layer after the last one that others must run."""
         ...
 
     @property
@@ -173,11 +174,11 @@ class Ends(Protocol):
 
     @property
     def blocks(self) -> bool:
-        """As of ``StageEngine``."""
+        """As in ``StageEngine``."""
         ...
 
     async def tokenize(self, text: str, *, special: bool) -> list[int]:
-        """Return a text's tokens, with what every text begins with in front unless it is there."""
+        """Return a text's tokens, after the vocabulary's opening tokens unless it has them."""
         ...
 
     def open(self) -> EndsSession:

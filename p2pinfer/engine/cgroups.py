@@ -1,7 +1,7 @@
-"""What this process's container or cgroup allows it, which may be far less than the machine has.
+"""The limits of this process's container or cgroup, which may be far below what the machine has.
 
-Linux keeps the limits in files, in one tree (version 2) or in one for each resource (version 1).
-Every group that contains this process's counts. Elsewhere there are none, and nothing is limited.
+Linux keeps the limits in files, in one tree (version 2) or in one per resource (version 1). The
+limits of every enclosing group apply. Other systems have none, and nothing is limited there.
 """
 
 from collections.abc import Iterator
@@ -15,9 +15,9 @@ _V2_BASES = ("sys/fs/cgroup", "sys/fs/cgroup/unified")
 
 
 def memory_left_bytes(root: Path = Path("/")) -> int | None:
-    """Return how much more memory may be taken before the tightest limit; None without any.
+    """Return how much memory may still be taken before the tightest limit; None without a limit.
 
-    Files that were read and not looked at since do not count as taken: they make way.
+    The cache of files not read recently does not count as taken: it makes way.
     """
     left = []
     for folder in _folders("memory", root):
@@ -34,7 +34,7 @@ def memory_left_bytes(root: Path = Path("/")) -> int | None:
 
 
 def processors(root: Path = Path("/")) -> float | None:
-    """Return how many processors' time may be taken at most; None where that is not limited."""
+    """Return how many processors' time may be used at most; None if that is not limited."""
     found = []
     for folder in _folders("cpu", root):
         with suppress(OSError, ValueError):
@@ -49,7 +49,7 @@ def processors(root: Path = Path("/")) -> float | None:
 
 
 def _folders(controller: str, root: Path) -> Iterator[Path]:
-    """Yield the folder of each group that this process is in, as far as they can be seen."""
+    """Yield the folder of each group that contains this process, as far as they are visible."""
     try:
         lines = (root / "proc/self/cgroup").read_text().splitlines()
     except OSError:
@@ -62,7 +62,7 @@ def _folders(controller: str, root: Path) -> Iterator[Path]:
             bases = (f"sys/fs/cgroup/{controllers}", f"sys/fs/cgroup/{controller}")
         else:
             continue
-        # Within a container the path may be the host's; then only the topmost folder is there.
+        # Inside a container the path may be the host's; then only the topmost folder exists.
         parts = [part for part in path.split("/") if part and part != ".."]
         for base in bases:
             for depth in range(len(parts), -1, -1):
@@ -72,7 +72,7 @@ def _folders(controller: str, root: Path) -> Iterator[Path]:
 
 
 def _number(path: Path) -> int | None:
-    """Return the number in a file; None where there is no such file, or no number in it."""
+    """Return the number in a file; None if there is no such file, or no number in it."""
     try:
         return int(path.read_text())
     except (OSError, ValueError):
@@ -80,7 +80,7 @@ def _number(path: Path) -> int | None:
 
 
 def _table(path: Path) -> dict[str, int]:
-    """Return the numbers in a file of names and numbers; none where there is no such file."""
+    """Return the numbers in a file of names and numbers; empty if there is no such file."""
     found = {}
     with suppress(OSError):
         for line in path.read_text().splitlines():

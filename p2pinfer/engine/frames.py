@@ -1,4 +1,4 @@
-"""What a node and its engine worker say to each other over a socket pair.
+"""The messages between a node and its engine worker, over a socket pair.
 
 A frame is four bytes of length, little-endian, and a msgpack array. The node sends a
 ``WorkerConfig`` first and gets ``["ready", PartReady…]`` or ``["refused", kind, sentence]``. Then:
@@ -14,7 +14,7 @@ A frame is four bytes of length, little-endian, and a msgpack array. The node se
 ``layers`` is how many of the slice's layers the session runs. Answers carry the number:
 ``[number, microseconds of decoding, *values]``, or ``[number, None, sentence]`` when the engine
 refused. ``next`` answers with the token, its bytes, whether it ends the answer, the first end's
-rows for it, and ``[token, bytes, log-probability]`` of each candidate that is to be told. Rows are
+rows for it, and ``[token, bytes, log-probability]`` of each candidate that was asked for. Rows are
 float32, little-endian.
 """
 

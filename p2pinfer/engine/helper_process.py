@@ -17,8 +17,8 @@ from p2pinfer.core.python_process import python_command, python_environment
 from p2pinfer.engine.frames import RECEIVE_BYTES, Splitter, pack
 
 NICENESS = 10
-"""A tenth of the processor's time where engines want it too: an answer that is being made goes
-before a prompt that is looked at, be it ever so long. What starts such a process is not slowed."""
+"""A tenth of the processor's time when engines want it too: an answer in progress takes precedence
+over a prompt being prepared, however long. The process that starts a helper is not slowed."""
 
 
 class HelperEnded(Exception):
@@ -28,16 +28,16 @@ class HelperEnded(Exception):
         super().__init__(f"on signal {-code}" if code < 0 else f"with code {code}")
         self.code = code
         self.is_overdue = is_overdue
-        """It was ended, since its answer took too long."""
+        """It was killed because its answer took too long."""
 
 
 class Helper:
-    """A process that is started when it is needed, and kept for the next question.
+    """A process that is started when needed, and kept for the next question.
 
     Args:
-        module: what it runs; its ``main`` calls ``answer_questions``.
-        arguments: of its command line.
-        answer_s_max: after which an answer is given up, and the process with it.
+        module: the module to run; its ``main`` calls ``answer_questions``.
+        arguments: its command line.
+        answer_s_max: seconds after which the question is abandoned and the process killed.
     """
 
     def __init__(self, module: str, *arguments: str, answer_s_max: float) -> None:
@@ -47,7 +47,7 @@ class Helper:
         self._process: trio.Process | None = None
 
     async def start(self) -> None:
-        """Start the process unless it runs."""
+        """Start the process unless it is running."""
         if self._process is None or self._process.returncode is not None:
             await self.end()
             self._process = await trio.lowlevel.open_process(
@@ -56,13 +56,13 @@ class Helper:
                 stdout=subprocess.PIPE,
                 stderr=subprocess.DEVNULL,
                 env=python_environment(),
-                process_group=0,  # a terminal's Ctrl-C stops an answer, and not this
+                process_group=0,  # a terminal's Ctrl-C stops an answer, not this process
             )
 
     async def ask(self, question: list[Any]) -> list[Any]:
-        """Return the answer; those who ask meanwhile wait for their turn.
+        """Return the answer; concurrent callers wait for their turn.
 
-        Whoever gives up waiting ends the process, so that nobody gets another's answer.
+        A caller that is cancelled ends the process, so that no caller gets another's answer.
 
         Raises:
             HelperEnded: the process crashed, or took too long.
@@ -114,7 +114,7 @@ async def _exchange(process: trio.Process, question: list[Any]) -> list[Any] | N
 
 
 def answer_questions(answer: Callable[[list[Any]], list[Any]]) -> None:
-    """Answer what comes on standard input until it ends: what a helper's process does."""
+    """Answer questions from standard input until it ends: a helper process's main loop."""
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     os.nice(NICENESS)
     splitter = Splitter()

@@ -1,23 +1,23 @@
-"""Tokens that mean something to a model beyond text, and where a text spells one of them."""
+"""Tokens that mean more to a model than text, and where a text spells one of them."""
 
 import re
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
 _PREFIX_CHARS = 3
-"""As long as ``<s>``: enough that hardly any other text begins like a control token."""
+"""The length of ``<s>``: enough that hardly any other text begins like a control token."""
 
 
 @dataclass(frozen=True)
 class SpecialTokens:
-    """What a vocabulary has of them, as text."""
+    """A vocabulary's special tokens, as text."""
 
     bos: str = ""
     """Begins a text; empty where the vocabulary has none."""
     eos: str = ""
-    """Ends it, likewise."""
+    """Ends a text; empty where the vocabulary has none."""
     control: tuple[str, ...] = ()
-    """Those that only a program may write: a text that spells one is not meant so."""
+    """Those that only a program may write: a user's text that spells one is plain text."""
 
 
 NO_SPECIAL_TOKENS = SpecialTokens()
@@ -30,15 +30,15 @@ class ControlToken:
     token: int
     text: str
     strips_left: bool
-    """The white space before it goes away."""
+    """Whitespace before it is removed."""
     strips_right: bool
 
 
 class Spellings:
     """Finds where a text spells one of some tokens.
 
-    A vocabulary may have thousands of them, and a text megabytes: so it is searched for how they
-    begin, which is nearly the same for all of them.
+    A vocabulary may have thousands of them, and a text may have megabytes. So the search is for
+    the tokens' first characters, which nearly all of them share.
     """
 
     def __init__(self, tokens: Iterable[str]) -> None:
@@ -52,7 +52,7 @@ class Spellings:
         self._begins = re.compile(f"(?=({begins}))" if begins else r"(?!)")
 
     def find(self, text: str) -> Iterator[tuple[int, str]]:
-        """Yield where each spelling begins and the longest token that it is; they may overlap."""
+        """Yield where each spelling begins and the longest token there; they may overlap."""
         for begin in self._begins.finditer(text):
             at = begin.start()
             for length in sorted(self._lengths[begin[1]], reverse=True):

@@ -65,7 +65,7 @@ _MARKS = (range(0xFDD0, 0xFDF0), range(0xF0000, 0xFFFFE))
 """Characters that Unicode keeps from all text, and many that it leaves to private use."""
 
 _NEEDLE = "needle-7f3a"
-"""What a probe looks for: no template says it of itself."""
+"""The text that a probe looks for: no template contains it."""
 
 
 class BrokenTemplate(UserError):
@@ -282,9 +282,9 @@ class _Compiled:
         return prompt
 
     def _marked(self, messages: list[Message]) -> tuple[list[Message], str]:
-        """Put a character that nobody wrote into what spells a control token.
+        """Put a character that occurs in no message into texts that spell control tokens.
 
-        So a template can do with a text whatever it likes, and what it leaves of it is found.
+        So they are found in the prompt, whatever the template does with a text.
         """
         contents = [message["content"] for message in messages]
         spelled = [[at for at, _ in self._spellings.find(content)] for content in contents]
@@ -366,7 +366,7 @@ def _bound_memory() -> None:
 
 
 def _bound_time(cpu_s_max: int) -> None:
-    """Take no more processor time from now on, likewise; what it took before is not counted."""
+    """Limit processor time from now on to ``cpu_s_max`` seconds, if the system can enforce it."""
     with suppress(ImportError, ValueError, OSError):
         import resource
 

@@ -1,4 +1,4 @@
-"""Fraud proofs on this machine: kept as files, and acted upon by whatever node runs here."""
+"""Fraud proofs on this machine: kept as files, and acted on by every node that runs here."""
 
 import logging
 import os
@@ -21,20 +21,20 @@ from transports.identity import verify
 _log = logging.getLogger("p2pinfer.frauds")
 
 FILES_MAX = 64
-"""Kept; the oldest are deleted first. 400 MiB at worst, 5 MB of the default model's."""
+"""The oldest are deleted first. 400 MiB at worst, 5 MB for the default model."""
 
 FINISH_S_MAX = 5.0
-"""For telling others of a proof before this node leaves."""
+"""For sending proofs to others before this node leaves."""
 
 
 class ProofFiles:
-    """A directory of proofs that held when they came, which a node believes when it starts."""
+    """A directory of proofs that held when they arrived; a node trusts them when it starts."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
 
     def keep(self, proof: FraudProof, data: bytes) -> Path:
-        """Write a proof, unless it is there, and return its file.
+        """Write a proof, unless it exists, and return its file.
 
         Raises:
             OSError: it cannot be written.
@@ -50,14 +50,14 @@ class ProofFiles:
         return path
 
     def load(self, model: ModelId) -> Iterator[tuple[FraudProof, bytes]]:
-        """Yield what is kept about a model's peers, the oldest first."""
+        """Yield the proofs about a model's peers, the oldest first."""
         for path in reversed(self._newest()):
             try:
                 with path.open("rb") as file:
                     data = file.read(FILE_BYTES_MAX + 1)
                 proof = parse(data, verify)
             except (OSError, BadFile) as error:
-                _log.warning("%s is of no use: %s", path, error)
+                _log.warning("ignoring %s: %s", path, error)
                 continue
             if proof.terms.model == model:
                 yield proof, data
@@ -76,7 +76,7 @@ def open_frauds(
     chance: Random,
     on_proven: Callable[[PeerId], None] = lambda _: None,
 ) -> Frauds:
-    """Return a node's knowledge of proven cheats, whom it has nothing to do with any more."""
+    """Return a node's record of proven cheats, which it shuts out from then on."""
     files = ProofFiles(data_dir() / "proofs")
 
     def act(proof: FraudProof, data: bytes) -> None:
@@ -86,7 +86,7 @@ def open_frauds(
         try:
             path = files.keep(proof, data)
         except OSError as error:
-            _log.warning("the proof against %s is not kept: %s", proof.accused, error)
+            _log.warning("cannot save the proof against %s: %s", proof.accused, error)
         else:
             _log.warning("p2pinfer verify %s shows how %s cheated", path, proof.accused)
 
@@ -107,7 +107,7 @@ def open_frauds(
 
 @asynccontextmanager
 async def sharing(frauds: Frauds | None, nursery: trio.Nursery) -> AsyncIterator[None]:
-    """Compare cases with others during the block, and tell of what is new at its end."""
+    """Exchange proofs with others during the block, and send new ones at its end."""
     if frauds is None:
         yield
         return

@@ -1,7 +1,7 @@
-"""Which key a peer takes: this machine's own, or another where a peer here has that one already.
+"""Which key a peer takes: this machine's first one that no other peer here uses.
 
-Two peers of one identity would be one peer to the rest of the swarm, and not see each other. So a
-running peer holds its key's file locked; the lock ends with its process, however that ends.
+Two peers with one identity would look like one peer to the swarm, and not see each other. So a
+running peer holds a lock on its key's file; the lock ends with its process, however that ends.
 """
 
 import fcntl
@@ -15,7 +15,7 @@ from p2pinfer.places import data_dir
 from transports.identity import Identity, load_identity
 
 PEERS_PER_MACHINE_MAX = 64
-"""Keys that are made for peers of one machine when none is named."""
+"""Keys created for one machine's peers if none is named."""
 
 
 @dataclass(frozen=True)
@@ -28,10 +28,10 @@ class OwnKey:
 
 @contextmanager
 def hold_identity(named: Path | None) -> Iterator[OwnKey]:
-    """Give the key of the file that is named, or the first of this machine's that is free.
+    """Yield the named file's key, or this machine's first key that is not in use.
 
     Raises:
-        UserError: the file cannot be used, or another peer has it.
+        UserError: the file cannot be used, or another peer uses it.
     """
     candidates = [named] if named else _own_keys()
     for path in candidates:
@@ -44,7 +44,8 @@ def hold_identity(named: Path | None) -> Iterator[OwnKey]:
             yield OwnKey(identity, path)
             return
     raise UserError(
-        f"another peer on this machine is {candidates[0].name}: name another file with --identity"
+        f"another peer on this machine uses the key {candidates[0].name}: name another file with"
+        " --identity"
     )
 
 

@@ -1,4 +1,4 @@
-"""What else goes on on this machine, so that a peer can rest while its owner needs it."""
+"""How busy this machine is otherwise, so that a peer can rest while its owner needs it."""
 
 from collections.abc import Awaitable, Callable, Iterable
 from itertools import chain
@@ -10,24 +10,24 @@ from p2pinfer.node.status_socket import running_pids
 from scheduler.owner_idle import MachineUse, Rest, judge
 
 LOOK_S = 5.0
-"""How often to look: a look takes milliseconds, and nobody waits a minute for his own machine."""
+"""How often to measure: it takes milliseconds, and an owner should not wait a minute."""
 
 
 class ActivityMeter:
-    """Tells the processor time of p2pinfer's processes on this machine from everybody else's."""
+    """Separates the processor time of p2pinfer's processes from that of all others."""
 
     def __init__(self, ours: Callable[[], Iterable[int]] = running_pids) -> None:
-        """Begin to measure; ``ours`` gives the processes which, with their children, are ours."""
+        """Start to measure; ``ours`` returns the processes that, with their children, are ours."""
         self._ours = ours
         self._ours_s: dict[int, float] = {}
         self._busy_s = self._all_s = 0.0
         self.look()
 
     def look(self) -> MachineUse:
-        """Return what went on since the last look."""
+        """Return the use of the machine since the last call."""
         times = psutil.cpu_times()
         free_s = times.idle + getattr(times, "iowait", 0.0)
-        # What other virtual machines took is in "steal", and what guests took is in "user" too.
+        # "steal" is what other virtual machines took; "user" already includes "guest".
         names = ("user", "nice", "system", "irq", "softirq")
         busy_s = sum(getattr(times, name, 0.0) for name in names)
         ours_s = self._times()
@@ -38,7 +38,7 @@ class ActivityMeter:
         return MachineUse(_on_battery(), min(max(share, 0.0), 1.0))
 
     def _times(self) -> dict[int, float]:
-        """Return the seconds that each of our processes has computed."""
+        """Return the processor seconds of each of our processes."""
         found = {}
         for process in chain.from_iterable(map(_family, self._ours())):
             try:
@@ -68,7 +68,7 @@ async def heed_owner(
     *,
     task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED,
 ) -> None:
-    """Say for ever whether to rest, and why; started once that was said for the first time."""
+    """Call ``rest`` for ever with the reason to rest, or ""; started after the first call."""
     state = Rest()
     is_first = True
     while True:

@@ -17,13 +17,13 @@ from p2pinfer.places import data_dir
 _log = logging.getLogger("p2pinfer.ledger")
 
 LOCKED_S_MAX = 5.0
-"""How long to wait for another process that writes."""
+"""How long to wait while another process writes."""
 
 ENTRIES_MAX = 100_000
-"""Kept, the oldest are dropped first: 20 MB, a year of many answers a day."""
+"""The oldest are deleted first: 20 MB, a year with many answers a day."""
 
 QUEUED_ENTRIES_MAX = 1024
-"""Sessions that ended and are not yet written: more than a peer has at once."""
+"""Ended sessions that are not written yet: more than a peer has at once."""
 
 _TABLE = """
 CREATE TABLE IF NOT EXISTS work (
@@ -44,20 +44,20 @@ _WORKERS = "SELECT DISTINCT server FROM work WHERE side = ?"
 
 
 class Side(StrEnum):
-    """Which end of the work was here."""
+    """Whether this machine did the work or asked for it."""
 
     SERVED = "served"
     USED = "used"
 
 
 class LedgerDb:
-    """The ledger's file; every call opens it, so that processes can share it."""
+    """The ledger's file; each call opens it, so that processes can share it."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
 
     def keep(self, side: Side, entries: Iterable[LedgerEntry]) -> None:
-        """Add entries, durably; one that is known grows, and never twice.
+        """Add entries durably; a known entry's rows only grow, so nothing counts twice.
 
         Raises:
             UserError: the file cannot be written.
@@ -71,7 +71,7 @@ class LedgerDb:
                 database.execute(_TRIM, (ENTRIES_MAX,))
 
     def accounts(self) -> list[LedgerAccount]:
-        """Return what passed between this machine and each peer; raises UserError."""
+        """Return the work between this machine and each peer; raises UserError."""
         with self._open() as database:
             found = database.execute("SELECT * FROM work").fetchall()
         sides: dict[str, list[LedgerEntry]] = {Side.SERVED: [], Side.USED: []}
@@ -98,7 +98,7 @@ class LedgerDb:
                 database.close()
         except (sqlite3.Error, OSError) as error:
             raise UserError(
-                f"the ledger {self._path} cannot be used: {error}; move it away to begin a new one"
+                f"the ledger {self._path} cannot be used: {error}; move it away to start a new one"
             ) from error
 
 
@@ -108,18 +108,18 @@ def open_books() -> LedgerDb:
 
 
 class LedgerKeeper:
-    """Writes what a peer served, in a thread, so that no session waits for a disk."""
+    """Writes a peer's served work in a thread, so that no session waits for the disk."""
 
     def __init__(self, books: LedgerDb) -> None:
         self._books = books
         self._send, self._receive = trio.open_memory_channel[LedgerEntry](QUEUED_ENTRIES_MAX)
 
     def served(self, entry: LedgerEntry) -> None:
-        """Take an entry; one more than wait at most is lost, and that is said."""
+        """Queue an entry; if the queue is full, it is lost, and a warning is logged."""
         try:
             self._send.send_nowait(entry)
         except trio.WouldBlock:
-            _log.warning("the ledger is behind: what was served in a session is not counted")
+            _log.warning("the ledger is behind: the work of one session is not counted")
 
     async def run(self) -> None:
         """Write entries for ever."""
@@ -127,7 +127,7 @@ class LedgerKeeper:
             await trio.to_thread.run_sync(self._keep, [entry])
 
     def finish(self) -> None:
-        """Write what still waits."""
+        """Write the queued entries."""
         waiting = []
         with suppress(trio.WouldBlock, trio.EndOfChannel):
             while True:
@@ -137,5 +137,5 @@ class LedgerKeeper:
     def _keep(self, entries: Iterable[LedgerEntry]) -> None:
         try:
             self._books.keep(Side.SERVED, entries)
-        except UserError as error:  # serving goes on without
+        except UserError as error:  # serving goes on without a ledger
             _log.warning("%s", error)

@@ -1,4 +1,4 @@
-"""Which peers run on this machine, so that nobody need type the address of his own."""
+"""Which peers run on this machine, so that their addresses need not be typed."""
 
 from collections.abc import Sequence
 
@@ -28,7 +28,7 @@ def peers_here(network: str) -> list[Here]:
 
 
 def ways_in(named: Sequence[str], network: str) -> tuple[str, ...]:
-    """Return the addresses that a person named, or else those of the peers that run here."""
+    """Return the named addresses, or if there are none, those of the peers on this machine."""
     return tuple(named) or tuple(_from_here(h) for h in peers_here(network) if h.addresses)
 
 
@@ -41,7 +41,7 @@ def _from_here(here: Here) -> str:
 
 
 def is_peer_of(said: Status, network: str) -> bool:
-    """Whether a process is a peer of a network; what another release says differently is none."""
+    """Whether a process is a peer of a network; another release's malformed status is not."""
     match said:
         case {"role": "peer", "network": name, "peer": str(), "addresses": [*addresses]}:
             return name == network and all(isinstance(each, str) for each in addresses)

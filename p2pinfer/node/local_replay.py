@@ -1,4 +1,4 @@
-"""Who can run layers again for a client: other holders in the swarm, then this machine itself."""
+"""Replays of layers for a client: by other holders in the swarm, then by this machine."""
 
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
@@ -14,14 +14,14 @@ from transports.base import Transport
 
 
 class Replays(PeerReplays):
-    """Finds replays of a model's layers, also by an engine of this machine's own.
+    """Finds replays of a model's layers, including by an engine on this machine.
 
     Args:
         transport: reaches other holders.
-        serving: returns what they say they serve of the model.
-        model: whose parts this machine may hold.
+        serving: returns the advertisements of peers that serve the model.
+        model: the model, of which this machine may hold parts.
         gatherer: seals sessions.
-        draw: returns so many random bytes.
+        draw: returns a number of random bytes.
     """
 
     def __init__(
@@ -36,14 +36,14 @@ class Replays(PeerReplays):
         self._parts = model
 
     def find(self, first: int, end: int, besides: PeerId) -> Sequence[OpenReplay]:
-        """Return who can replay these layers, in an order that nobody can foresee."""
+        """Return replays of these layers, in an unpredictable order."""
         found = super().find(first, end, besides)
-        if self._holds(first, end):  # last: it settles what others dispute, and costs most here
+        if self._holds(first, end):  # last: it settles disputes, and costs this machine most
             found = [*found[:2], self._by_engine(first, end, end)]
         return found
 
     def judges(self, case: Case) -> Sequence[OpenReplay]:
-        """Return this machine where it can judge a case, and otherwise others."""
+        """Return this machine's replay if it can judge the case, else other holders'."""
         if self._holds(case.first, case.slice_end):
             return [self._by_engine(case.first, case.end, case.slice_end)]
         return super().judges(case)

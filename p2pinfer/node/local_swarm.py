@@ -1,4 +1,4 @@
-"""A swarm of real peers on this machine: each a process of its own, gone when the block ends."""
+"""A swarm of real peers on this machine: each in its own process, ended with the block."""
 
 import json
 import signal
@@ -22,20 +22,20 @@ from p2pinfer.node.loading_steps import Step, ignore
 from p2pinfer.node.requester import Machine, check_keep, check_memory, check_weights
 
 READY_S_MAX = 300.0
-"""A first start cuts slices and probes them; on a slow machine that takes a while."""
+"""The first start makes slices and probes them, which takes long on a slow machine."""
 
 LEAVE_S_MAX = 5.0
-"""How long a peer may take to go once it was asked to."""
+"""How long a peer may take to leave before it is killed."""
 
 RELAY_S = 0.25
-"""How often a peer's log is read while it is not ready: files have no events."""
+"""How often a starting peer's log is read: files have no events."""
 
 PEERS_MAX = 16
 
 
 @dataclass(frozen=True)
 class LocalPeer:
-    """A peer process that serves."""
+    """A process of a serving peer."""
 
     process: trio.Process
     peer: str
@@ -44,7 +44,7 @@ class LocalPeer:
 
 
 def split_layers(first: int, end: int, peers: int) -> list[LayerRange]:
-    """Cut a range of layers into as equal parts as there are peers."""
+    """Split a range of layers as evenly as possible between peers; raises UserError."""
     count = end - first
     if not 1 <= peers <= min(count, PEERS_MAX):
         raise UserError(f"--peers must be from 1 to {min(count, PEERS_MAX)} for {count} layers")
@@ -53,10 +53,10 @@ def split_layers(first: int, end: int, peers: int) -> list[LayerRange]:
 
 
 def share_layers(model: PartsModel, peers: int, keep: int, machine: Machine) -> list[LayerRange]:
-    """Return the range of each peer of a local swarm, and check whatever could stop one.
+    """Return the range of each peer of a local swarm, and check that it can run.
 
     Raises:
-        UserError: the layers cannot be shared so, or not all of it fits into this machine.
+        UserError: there are too many peers, or the swarm does not fit into this machine.
         UnsupportedModel: the model cannot be cut.
     """
     check_keep(model.manifest, keep)
@@ -79,26 +79,26 @@ async def local_swarm(
     on_ready: Callable[[LocalPeer], None] = lambda _: None,
     on_step: Step = ignore,
 ) -> AsyncIterator[list[LocalPeer]]:
-    """Start peers on loopback that share a model's layers, and end them all, whatever happens.
+    """Start peers on loopback that share a model's layers; end them all with the block.
 
-    They leave by themselves when this process does, however it ends: their standard input closes.
+    They also leave if this process ends in any way, since their standard input closes.
 
     Args:
-        model: whose layers they serve.
+        model: the model whose layers they serve.
         ranges: as ``share_layers`` gives them.
-        machine: what each of them may use.
-        transport: as of a peer.
-        homes: where every peer but the first keeps parts of its own, which it fetches from those
-            before it; None lets all of them use this process's store.
-        on_ready: is told of each that serves.
-        on_step: is told what those that do not serve yet are doing.
+        machine: how much of this machine each of them may use.
+        transport: as for a peer.
+        homes: where every peer but the first keeps its own parts, which it fetches from the
+            others; if None, all of them use this process's store.
+        on_ready: called with each peer once it serves.
+        on_step: called with the steps of peers that do not serve yet.
 
     Raises:
-        P2pinferError: a peer did not come up; the text is what it said.
+        P2pinferError: a peer did not start; the text is its own error.
     """
     found: dict[int, LocalPeer] = {}
-    steps: dict[int, str] = {}  # of those that do not serve yet
-    seeded = trio.Event()  # the first peer, whose store is whole, can be asked
+    steps: dict[int, str] = {}  # of peers that do not serve yet
+    seeded = trio.Event()  # set once the first peer, whose store is whole, serves
     with tempfile.TemporaryDirectory(prefix="p2pinfer-") as home, lone_errors():
         async with trio.open_nursery() as nursery:
 
@@ -112,7 +112,7 @@ async def local_swarm(
                     *["--model", model.id, "--layers", str(layers)],
                     *(["--bootstrap", *ways_in] if ways_in else []),
                     *["--identity", str(Path(home) / f"identity-{index}")],
-                    *_alike(machine, transport),
+                    *_common_options(machine, transport),
                 ]
                 log = Path(home) / f"log-{index}"
                 process = await nursery.start(run_peer, command, log, own)
@@ -124,7 +124,7 @@ async def local_swarm(
                 with relayed(nursery, log, tell):
                     found[index] = await wait_ready(process, log)
                 steps.pop(index, None)
-                if len(found) < len(ranges):  # what it did is no longer what is waited for
+                if len(found) < len(ranges):  # its step is over, but others are not ready
                     on_step(next(iter(steps.values()), "waiting for the other peers …"))
                 if index == 0:
                     seeded.set()
@@ -140,8 +140,8 @@ async def local_swarm(
                 nursery.cancel_scope.cancel()
 
 
-def _alike(machine: Machine, transport: str) -> list[str]:
-    """Return the options that all peers of a local swarm have."""
+def _common_options(machine: Machine, transport: str) -> list[str]:
+    """Return the options that all peers of a local swarm share."""
     return [
         *["--listen", "/ip4/127.0.0.1/tcp/0", "--network", "local", "--transport", transport],
         *["--sessions", str(machine.sessions), "--context", str(machine.context)],
@@ -151,17 +151,17 @@ def _alike(machine: Machine, transport: str) -> list[str]:
 
 @contextmanager
 def relayed(nursery: trio.Nursery, log: Path, on_step: Step) -> Iterator[None]:
-    """Tell every line that a peer writes into its log while the block lasts."""
+    """Call ``on_step`` with every line that a peer logs while the block lasts."""
     scope = trio.CancelScope()
 
     async def relay() -> None:
-        told = 0
+        relayed_count = 0
         with scope:
             while True:
                 *lines, _ = _read(log).split("\n")
-                for line in lines[told:]:
+                for line in lines[relayed_count:]:
                     on_step(line)
-                told = len(lines)
+                relayed_count = len(lines)
                 await trio.sleep(RELAY_S)
 
     nursery.start_soon(relay)
@@ -178,7 +178,7 @@ async def run_peer(
     *,
     task_status: "trio.TaskStatus[trio.Process]",
 ) -> None:
-    """Run a peer until cancelled; then ask it to leave, and end it if it does not."""
+    """Run a peer until cancelled; then ask it to leave, and kill it if it does not."""
     with log.open("wb") as stderr:
         process = await trio.lowlevel.open_process(
             command,
@@ -186,7 +186,7 @@ async def run_peer(
             stdout=subprocess.PIPE,
             stderr=stderr,
             env=_environment(home),
-            process_group=0,  # a terminal's Ctrl-C is for whoever talks to the swarm
+            process_group=0,  # a terminal's Ctrl-C is for this process
         )
     assert process.stdin
     try:
@@ -203,29 +203,29 @@ async def run_peer(
 
 
 def _environment(home: Path | None) -> dict[str, str]:
-    """Leave out options that are meant for this process, such as where another swarm is."""
+    """Return the environment without this process's own options, such as --bootstrap."""
     kept = ("P2PINFER_HOME",)
     found = {
         k: v for k, v in python_environment().items() if k in kept or not k.startswith("P2PINFER_")
     }
-    found["P2PINFER_CONFIG"] = ""  # nor is the file meant for it
+    found["P2PINFER_CONFIG"] = ""  # the settings file is not for it either
     return found | {"P2PINFER_HOME": str(home)} if home else found
 
 
 def store_of(home: Path) -> Store:
-    """Return the store of a peer that keeps its things there."""
+    """Return the store of a peer with this home."""
     return Store(home / "data" / "store")
 
 
 def _holds(home: Path, model: PartsModel, layers: LayerRange) -> bool:
-    """Whether a peer that keeps its things there needs to fetch nothing."""
+    """Whether a peer with this home already has all the parts it needs."""
     store = store_of(home)
     needed = model.manifest.needed(layers.first, layers.end)
     return all(store.held(model.manifest.part(name)) for name in needed)
 
 
 async def wait_ready(process: trio.Process, log: Path) -> LocalPeer:
-    """Wait for the one line that a peer prints when it serves."""
+    """Wait for the line that a peer prints once it serves; raises P2pinferError."""
     assert process.stdout
     line = bytearray()
     while not line.endswith(b"\n"):
@@ -243,8 +243,8 @@ def _read(log: Path) -> str:
 
 
 def _reason(log: Path, code: int) -> str:
-    """Say why a peer ended: its own last words, if it had the time for any."""
+    """Return why a peer ended: the last line of its log, if there is one."""
     if code == -signal.SIGKILL:
-        return "the system ended it, as it does where memory runs out"
+        return "the system killed it, as it does when memory runs out"
     lines = _read(log).strip().splitlines()
     return lines[-1].removeprefix("p2pinfer: ") if lines else "it gave no reason"

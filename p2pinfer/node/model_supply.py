@@ -1,4 +1,4 @@
-"""Getting a model: from a file on this machine, from what it holds already, or from the swarm."""
+"""Getting a model: from a file, from this machine's store, or from the swarm."""
 
 import json
 import logging
@@ -34,10 +34,10 @@ _BEGINNING = re.compile(r"[0-9a-f]{6,63}")
 T = TypeVar("T")
 
 REPAIRS_MAX = 3
-"""How often parts that were good may be found damaged before the disk is no longer believed."""
+"""How often good parts may turn out damaged before the disk is no longer trusted."""
 
 Choose = Callable[[], Awaitable[ModelId]]
-"""Finds the id of the default model, which may take its file in first."""
+"""Finds the default model's id; may add its file to the store first."""
 
 
 def open_store(quota_bytes: int | None = None) -> Store:
@@ -47,12 +47,12 @@ def open_store(quota_bytes: int | None = None) -> Store:
 
 
 def name_model(name: str, store: Store, on_progress: Progress) -> ModelId:
-    """Return the id of the model that ``--model`` names; a file is cut into the store first.
+    """Return the id of the model that ``--model`` names; a file is added to the store first.
 
     Args:
         name: a GGUF file, ``default``, an id, or the beginning of the id of a model that is here.
         store: where the file's parts are kept.
-        on_progress: told how far hashing and storing are.
+        on_progress: called with the progress of hashing and storing.
 
     Raises:
         BadModelFile, UnsupportedModel: the file cannot be used.
@@ -67,7 +67,7 @@ def name_model(name: str, store: Store, on_progress: Progress) -> ModelId:
 
 
 def check_named(name: str | None) -> None:
-    """Raise BadModelFile if ``--model`` names a file that cannot be read, before anything else."""
+    """Raise BadModelFile early if ``--model`` names a file that cannot be read."""
     if name is None or name == "default" or _ID.fullmatch(name):
         return
     path = model_path(name)
@@ -84,12 +84,14 @@ def model_path(name: str) -> Path:
 
 
 def find_held(store: Store, beginning: str) -> Manifest:
-    """Return the one model here whose id begins so, or the default one; raises UserError."""
+    """Return the one model here whose id begins like this, or the default; raises UserError."""
     if beginning == "default":
         model = _seen_before(model_path(beginning), store)
         manifest = store.manifest(model) if model else None
         if manifest is None:
-            raise UserError("the default model is not here yet; see: p2pinfer model add default")
+            raise UserError(
+                "the default model is not here yet; to add it: p2pinfer model add default"
+            )
         return manifest
     beginning = beginning.lower()
     found = [model for model in store.models() if beginning and model.id.startswith(beginning)]
@@ -97,14 +99,14 @@ def find_held(store: Store, beginning: str) -> Manifest:
         raise UserError(f"no model here has the id {beginning!r}; see: p2pinfer model list")
     if len(found) > 1:
         ids = ", ".join(model.id[:12] for model in found)
-        raise UserError(f"{beginning!r} begins the ids of {len(found)} models: {ids}")
+        raise UserError(f"the ids of {len(found)} models begin with {beginning!r}: {ids}")
     return found[0]
 
 
 def remove_model(store: Store, model: ModelId) -> int:
-    """Remove a model, what was cut of it, and what ``demo`` keeps of it; return the bytes freed.
+    """Remove a model, its slices, and what ``demo`` keeps of it; return the bytes freed.
 
-    What a running peer uses stays, and parts that another model has too.
+    Parts that a running peer uses or another model shares stay.
     """
     freed = store.remove(model)
     for home in (data_dir() / "demo").glob("*/*"):
@@ -115,7 +117,7 @@ def remove_model(store: Store, model: ModelId) -> int:
 
 
 def open_whole(model: ModelId, store: Store) -> PartsModel:
-    """Open a model all of whose parts are here; raises UserError."""
+    """Open a model whose parts are all here; raises UserError."""
     manifest = store.manifest(model)
     if manifest is None or not _is_whole(manifest, store):
         raise UserError(
@@ -126,10 +128,10 @@ def open_whole(model: ModelId, store: Store) -> PartsModel:
 
 
 async def pick_model(directory: Directory, default: Choose) -> ModelId:
-    """Return the model that a swarm serves if it is one, and else the default.
+    """Return the model that a swarm serves if it serves only one, else the default.
 
     Raises:
-        UserError: the swarm serves several, and the default is none of them.
+        UserError: the swarm serves other models than the default, and more than one.
     """
     served = directory.models()
     if len(served) == 1:
@@ -139,7 +141,7 @@ async def pick_model(directory: Directory, default: Choose) -> ModelId:
         names = ", ".join(
             f"{readable_name(name)} (--model {model})" for model, name in sorted(served.items())
         )
-        raise UserError(f"the swarm serves several models, choose one of them: {names}")
+        raise UserError(f"the swarm serves several models, choose one: {names}")
     return model
 
 
@@ -154,22 +156,22 @@ async def obtain(
     chance: Random,
     blame: Blame = log_blame,
 ) -> tuple[PartsModel, T]:
-    """Fetch what the store lacks of a model, and make something of it.
+    """Fetch the parts of a model that the store lacks, and make something from them.
 
     Args:
-        transport: to whoever holds it.
-        directory: who that may be.
+        transport: reaches their holders.
+        directory: knows their holders.
         store: where the parts are kept.
-        model: the id, the only root of trust.
-        needed: names the parts; may refuse by a UserError.
-        make: cuts slices, for example; runs in a thread.
-        tell: hears how far the transfer is, and what is waited for.
-        chance: where in the parts to begin, so that peers soon have something for each other.
-        blame: hears which peer gave what is not the model's, and is asked no more.
+        model: the model's id, the only root of trust.
+        needed: returns the parts' names; may raise UserError.
+        make: makes slices, for example; runs in a thread.
+        tell: called with the progress of the transfer, and what it waits for.
+        chance: picks where in the parts to start, so that peers soon have parts for each other.
+        blame: called with the error of a peer that sent wrong data, which is not asked again.
 
     Raises:
-        BadManifest, BadModelFile, UnsupportedModel: the model's author erred.
-        UserError: the disk takes no more or spoils what it took, or ``needed`` or ``make`` refused.
+        BadManifest, BadModelFile, UnsupportedModel: the model itself is faulty.
+        UserError: the disk is full or corrupts data, or ``needed`` or ``make`` raised it.
     """
 
     def holders() -> Iterable[Holder]:
@@ -187,12 +189,12 @@ async def obtain(
             opened = await in_thread(open_parts, store, manifest, cache_dir())
             return opened, await in_thread(make, opened)
         except (DamagedPart, MissingChunk) as error:
-            # The disk changed underneath: what is wrong is set aside, and fetched again.
+            # The stored data changed: damaged parts are set aside, and fetched again.
             _log.warning("%s; fetching it again", error)
             if repairs == REPAIRS_MAX:
                 raise UserError(
                     f"{error}, after it was fetched {REPAIRS_MAX} times: the disk under"
-                    f" {store.root} spoils what it is given, or something else writes there; set"
+                    f" {store.root} corrupts data, or another program writes there; set"
                     " P2PINFER_HOME to a directory on another disk"
                 ) from error
     raise AssertionError("the last repair returns or raises")
@@ -206,18 +208,18 @@ def _add(path: Path, store: Store, on_progress: Progress) -> ModelId:
     model = add_model(store, path, on_progress).id
     seen = _read_seen()
     seen[str(path.resolve())] = [*_stamp(path), model]
-    with suppress(OSError):  # then the file is hashed again
+    with suppress(OSError):  # the file is then hashed again next time
         (cache_dir() / "files.json").write_text(json.dumps(seen))
     return model
 
 
 def _seen_before(path: Path, store: Store) -> ModelId | None:
-    """Return the id of a file that has not changed since its parts were stored, to save hashing."""
+    """Return a file's id without hashing it, if it is unchanged since its parts were stored."""
     match _read_seen().get(str(path.resolve())):
         case [size, changed_ns, str(model)] if path.is_file() and [size, changed_ns] == _stamp(
             path
         ):
-            with suppress(BadManifest):  # written by another release; the file tells it all again
+            with suppress(BadManifest):  # of another release: the file is split again
                 manifest = store.manifest(ModelId(model))
                 return manifest.id if manifest and _is_whole(manifest, store) else None
     return None

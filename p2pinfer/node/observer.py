@@ -1,4 +1,4 @@
-"""Looking at a swarm without being part of it: who says what, and how far away they are."""
+"""Observing a swarm without being part of it: its peers' advertisements and round trips."""
 
 import time
 from collections.abc import AsyncIterator, Sequence
@@ -20,26 +20,26 @@ from p2pinfer.node.swarm_connection import (
 from transports.base import Reach
 
 REACH_S_MAX = 3.0
-"""For a peer to be reached and to answer a ping."""
+"""For dialling a peer and getting its answer to a ping."""
 
 REACHED_MAX = 64
-"""Peers that are called, so that a look at a large swarm is not a crawl through it."""
+"""Peers that are dialled, so that observing a large swarm is not a crawl."""
 
 LOOK_S = 0.05
 
 
 @dataclass(frozen=True)
 class ObservedPeer:
-    """A peer, as it says of itself and as it is seen from here."""
+    """A peer, as it advertises itself and as it is seen from here."""
 
     said: Advertisement
     reached: bool | None
-    """Whether it could be called; None if that was not tried."""
+    """Whether it could be dialled; None if that was not tried."""
     round_trip_s: float | None
     clock_ahead_s: float = 0.0
-    """How far its clock is ahead of this machine's, or behind where it is negative."""
+    """How far its clock is ahead of this machine's; negative if behind."""
     standing: float | None = None
-    """What this machine thinks of it, from 0 to 1, if it has seen it at work."""
+    """Its standing with this machine, from 0 to 1, if it has worked for it."""
 
     def as_dict(self) -> dict[str, Any]:
         """Return what ``--json`` prints."""
@@ -79,35 +79,35 @@ class Observer:
         self.ways_in = swarm.bootstrap
         self._standings = load_standings()
         self.failures: list[PeerError] = []
-        """Ways in that did not answer the last time."""
+        """Bootstrap addresses that did not answer the last time."""
 
     async def renew(self) -> None:
-        """Ask the ways in once more what they know; raises UserError if one is no address."""
+        """Ask the bootstrap peers again what they know; raises UserError if one is no address."""
         if not self.ways_in:
             await self._find_anybody()
         self.failures = await self.directory.enter(self.ways_in)
-        for model in self.directory.models():  # else only a few peers of each are known
+        for model in self.directory.models():  # otherwise only a few peers of each model are known
             self.directory.follow(model)
         await self.directory.enter(self.ways_in)
 
     @property
     def is_connected(self) -> bool:
-        """Whether any way in answered, or somebody was found without one."""
+        """Whether a bootstrap peer answered, or a peer was found without one."""
         if not self.ways_in:
             return bool(self.directory.peers())
         return len(self.failures) < len(self.ways_in)
 
     def why_nobody(self) -> str:
-        """Say why no way in answered."""
+        """Return why no peer answered."""
         reasons = "; ".join(map(str, self.failures))
-        return reasons or "none was heard of"
+        return reasons or "no peer was found without an address"
 
     def said(self) -> list[Advertisement]:
-        """Return what all peers say, by model and layer."""
+        """Return all peers' advertisements, sorted by model and layer."""
         return sorted(self.directory.peers(), key=lambda a: (a.model, a.first, a.end, a.peer))
 
     async def rows(self) -> list[ObservedPeer]:
-        """Call every peer, and return them all, by model and layer."""
+        """Dial peers, and return all of them, sorted by model and layer."""
         said = self.said()
         reached: dict[PeerId, float | None] = {}
 
@@ -116,7 +116,7 @@ class Observer:
                 for address in a.addresses:
                     try:
                         await self.transport.connect(address)
-                    except (PeerError, UserError):  # it may advertise nonsense
+                    except (PeerError, UserError):  # a peer may advertise nonsense
                         continue
                     reached[a.peer] = None
                     reached[a.peer] = await self._round_trip_s(a.peer)
@@ -139,7 +139,7 @@ class Observer:
         ]
 
     def _clock_ahead_s(self, said: Advertisement) -> float:
-        """Compare clocks: what a peer says is numbered with its time of saying it."""
+        """Compare clocks: an advertisement's sequence number is the peer's time in ms."""
         entry = self.directory.view.get(said.peer)
         made_at = entry.made_at if entry else trio.current_time()
         here_s = time.time_ns() / 1e9 - (trio.current_time() - made_at)
@@ -151,7 +151,7 @@ class Observer:
         return self._standings.of(peer, trio.current_time()).value
 
     async def _round_trip_s(self, peer: PeerId) -> float:
-        """Wait for the transport to have measured it."""
+        """Wait until the transport has measured it."""
         while (found := self.transport.round_trip_s(peer)) is None:  # noqa: ASYNC110 -- no event
             await trio.sleep(LOOK_S)
         return found
@@ -159,7 +159,7 @@ class Observer:
 
 @asynccontextmanager
 async def open_look(ways_in: Sequence[str], network: str | Reach) -> AsyncIterator[Observer]:
-    """Look at a swarm while the block lasts."""
+    """Observe a swarm while the block lasts."""
     async with open_swarm_connection(ways_in, network) as swarm:
         look = Observer(swarm)
         await look.renew()
@@ -167,7 +167,7 @@ async def open_look(ways_in: Sequence[str], network: str | Reach) -> AsyncIterat
 
 
 def holders(said: Sequence[Advertisement], model: ModelId, layers: int) -> list[list[PeerId]]:
-    """Return for each of a model's layers who serves it."""
+    """Return, for each of a model's layers, the peers that serve it."""
     found: list[list[PeerId]] = [[] for _ in range(layers)]
     for a in said:
         if a.model == model and a.state is State.SERVING:

@@ -64,40 +64,40 @@ T = TypeVar("T")
 _log = logging.getLogger("p2pinfer.node")
 
 ANSWER_S_MAX = 15.0
-"""How long to wait for one of the ways in to answer: peers that start at once find each other."""
+"""How long to wait for a bootstrap peer to answer: peers that start together find each other."""
 
 ANSWER_AGAIN_S = 0.5
 
 HIDDEN = (
-    "nobody who tried could dial this peer, so no session comes here: open its TCP port {} to"
-    " others, in the firewall; a router must pass it on, and --announce say the router's address"
+    "other peers cannot dial this one, so it gets no sessions: open its TCP port {} to others in"
+    " the firewall; a router must pass it on, and --announce name the router's address"
 )
 
 UNREACHED = (
-    "nobody who tried could dial this peer, so no session comes here: see that {} leads to this"
-    " machine, through the router and the firewall"
+    "other peers cannot dial this one, so it gets no sessions: see that {} leads to this machine,"
+    " through the router and the firewall"
 )
 
 TWIN = (
     "another machine runs with this peer's identity, so the swarm takes the two for one, and"
-    " sessions fail: stop one of them, and start it with a key of its own (--identity FILE);"
-    " a copied home has a copy of the key"
+    " sessions fail: stop one of them, and start it with its own key (--identity FILE); copying a"
+    " home directory copies the key"
 )
 
 SELF = (
-    "{} has this peer's own identity: if that is another machine, the home of one is a copy of the"
-    " other's, and one needs a key of its own (--identity FILE)"
+    "{} has this peer's own identity: if that is another machine, one's home directory was copied"
+    " from the other, and one of them needs its own key (--identity FILE)"
 )
 
 
 @dataclass(frozen=True)
 class PeerOptions:
-    """A peer that serves layers."""
+    """Options of a peer that serves layers."""
 
     model: ModelId | None
     """None: the one that the swarm serves, or else the default."""
     layers: LayerRange | None = None
-    """Served whatever others do; None chooses."""
+    """Served whatever others serve; None lets the peer choose."""
     listen: tuple[str, ...] = ()
     """Empty: all interfaces, at the port that is kept beside the key."""
     announce: tuple[str, ...] = ()
@@ -105,14 +105,14 @@ class PeerOptions:
     bootstrap: tuple[str, ...] = ()
     network: str | Reach = "main"
     identity: Path | None = None
-    """The key's file; None for the first in the data directory that no other peer has."""
+    """The key's file; None for the first in the data directory that no other peer uses."""
     machine: Machine = field(default_factory=Machine)
     memory_bytes: int | None = None
-    """For weights and sessions; None takes a share of what is free."""
+    """For weights and sessions; None for a share of the free memory."""
     transport: str = "libp2p"
     """``tcp`` is bare TCP, for measuring what libp2p costs."""
     only_idle: bool = False
-    """Rest while the machine runs on its battery, or is busy with other work."""
+    """Rest while the machine is on battery or busy with other work."""
 
 
 @dataclass(frozen=True)
@@ -125,31 +125,31 @@ class Serving:
     first: int
     end: int
     layers_max: int
-    """How many its memory would hold."""
+    """How many layers its memory can hold."""
 
 
 @dataclass(frozen=True)
 class Hooks:
-    """What whoever runs a peer is told, and how it says that the peer should leave."""
+    """Callbacks to the program that runs a peer, and its signal that the peer should leave."""
 
     on_serving: Callable[[Serving], None]
-    """With every range that is newly served."""
+    """Called with every newly served range."""
     tell: Tell
-    """Of transfers."""
+    """Called with the progress of transfers."""
     step: Step
-    """Of what is being done before anything is served."""
+    """Called with each step before anything is served."""
     say: Callable[[str], None]
-    """A sentence for the person."""
+    """Called with each sentence for the person."""
     leaving: trio.Event
-    """Once it is set, the peer lets sessions finish, hands over, and goes."""
+    """Once set, the peer lets sessions finish, hands its layers over, and leaves."""
     default_model: Choose
-    """The model where neither the person nor the swarm named one."""
+    """Finds the model if neither the person nor the swarm names one."""
 
 
 async def serve_peer(options: PeerOptions, store: Store, hooks: Hooks) -> None:
-    """Fetch what is missing of some layers and serve them, until cancelled or asked to leave.
+    """Fetch the missing parts of some layers and serve them, until cancelled or asked to leave.
 
-    What is here is served to other fetchers from the start.
+    Stored parts are served to other fetchers from the start.
 
     Raises:
         UserError: an option cannot be used; the sentence says what to do.
@@ -161,7 +161,7 @@ async def serve_peer(options: PeerOptions, store: Store, hooks: Hooks) -> None:
         identity = key.identity
         chance = random.Random()  # noqa: S311 -- draws a port
         bookkeeper = LedgerKeeper(open_books())
-        stack.callback(bookkeeper.finish)  # behind the sessions that the nursery ends
+        stack.callback(bookkeeper.finish)  # after the nursery has ended the sessions
         swarm = await stack.enter_async_context(
             open_swarm_connection(
                 options.bootstrap,
@@ -173,7 +173,7 @@ async def serve_peer(options: PeerOptions, store: Store, hooks: Hooks) -> None:
             )
         )
         transport, directory, nursery = swarm.transport, swarm.directory, swarm.nursery
-        _say_to_the_owner(swarm, hooks.say, options.announce)
+        _notify_owner(swarm, hooks.say, options.announce)
         directory.listen()
         PartsServer(transport, store).listen()
         server: Server | None = None
@@ -209,7 +209,7 @@ async def serve_peer(options: PeerOptions, store: Store, hooks: Hooks) -> None:
 
 
 def _frauds(swarm: SwarmConnection, model: ModelId, server: Server) -> Frauds:
-    """Return what is proven of others, judged beside what is served, and tell others of it."""
+    """Return the record of proven cheats, judged beside serving, and answer others about it."""
     gatherer = Gatherer(swarm.nursery, swarm.transport, secrets.token_bytes)
     serving = partial(swarm.directory.serving, model)
     replays = PeerReplays(swarm.transport, serving, model, gatherer, secrets.token_bytes)
@@ -226,10 +226,10 @@ def _serves(directory: Directory, me: PeerId, model: ModelId, peer: PeerId) -> b
     return peer == me or any(other.peer == peer for other in serving)
 
 
-def _say_to_the_owner(
+def _notify_owner(
     swarm: SwarmConnection, say: Callable[[str], None], announced: Sequence[str] = ()
 ) -> None:
-    """Say when others cannot dial this peer, or can again, and when another has its key."""
+    """Say when others cannot dial this peer, or can again, and when another one uses its key."""
     transport = swarm.transport
     ports = dict.fromkeys(re.findall(r"/tcp/(\d+)", " ".join(transport.addresses)))
     advice = HIDDEN.format(" or ".join(ports))
@@ -240,7 +240,9 @@ def _say_to_the_owner(
     def on_hidden(hidden: bool) -> None:
         nonlocal last
         text = advice if hidden else "others can dial this peer now"
-        if text != last and (hidden or transport.was_dialled):  # it tries again now and then
+        if text != last and (
+            hidden or transport.was_dialled
+        ):  # it stops hiding now and then, just to try
             say(text)
             last = text
 
@@ -254,10 +256,10 @@ async def _cancel_at(event: trio.Event, scope: trio.CancelScope) -> None:
 
 
 async def _enter(swarm: SwarmConnection, options: PeerOptions, hooks: Hooks) -> None:
-    """Learn who is there, if anybody is, and stay in touch from then on."""
+    """Learn which peers are there, if any, and stay in touch from then on."""
     if options.model:
         swarm.directory.follow(options.model)
-    hooks.step("asking who is in the swarm …")
+    hooks.step("looking for peers in the swarm …")
     ways_in = options.bootstrap
     if not (ways_in and await _ask(swarm.directory, swarm.transport, ways_in, hooks.say)):
         await swarm.find_anybody()
@@ -265,15 +267,15 @@ async def _enter(swarm: SwarmConnection, options: PeerOptions, hooks: Hooks) -> 
 
 
 def _strange_selves(transport: Transport, ways_in: Iterable[str]) -> list[str]:
-    """Return the ways in that lead to this peer's identity, and not to where it listens."""
-    me = [address for address in ways_in if address.endswith(f"/p2p/{transport.peer_id}")]
-    return [address for address in me if address not in transport.addresses]
+    """Return the bootstrap addresses with this peer's identity where it does not listen."""
+    own = [address for address in ways_in if address.endswith(f"/p2p/{transport.peer_id}")]
+    return [address for address in own if address not in transport.addresses]
 
 
 async def _ask(
     directory: Directory, transport: Transport, ways_in: tuple[str, ...], say: Callable[[str], None]
 ) -> bool:
-    """Learn who is there from the first way in that answers; say whether one did in time."""
+    """Learn which peers are there from the first that answers; say whether one did in time."""
     me = transport.peer_id
     for address in _strange_selves(transport, ways_in):
         say(SELF.format(address))
@@ -290,7 +292,7 @@ async def _ask(
 
 @dataclass
 class _Supplies:
-    """What a peer draws its engines from."""
+    """What a peer makes its engines from."""
 
     swarm: SwarmConnection
     store: Store
@@ -298,10 +300,10 @@ class _Supplies:
     options: PeerOptions
     hooks: Hooks
     newest: Path | None = None
-    """The slice of the engine that was opened last."""
+    """The slice of the latest engine."""
 
     async def open_model(self) -> PartsModel:
-        """Fetch what describes the model; raises UserError where the layers cannot be served."""
+        """Fetch the model's metadata; raises UserError if the layers cannot be served."""
         fixed = self.options.layers
 
         def needed(manifest: Manifest) -> Iterable[str]:
@@ -320,7 +322,7 @@ class _Supplies:
 
     @asynccontextmanager
     async def open_engine(self, first: int, end: int) -> AsyncIterator[StageEngine]:
-        """Fetch what is missing of a range of layers, and run it."""
+        """Fetch the missing parts of a range of layers, and run an engine for it."""
 
         def needed(manifest: Manifest) -> Iterable[str]:
             return manifest.needed(first, end)
@@ -340,7 +342,7 @@ class _Supplies:
             threads=machine.threads,
         ) as engine:
             yield engine
-        if path != self.newest:  # it has moved: the slice serves nobody any more
+        if path != self.newest:  # the peer has moved, and no longer needs the slice
             await in_thread(model.drop_unused_stages)
 
     async def _obtain(
@@ -361,7 +363,7 @@ class _Supplies:
 def _compose(
     supplies: _Supplies, model: PartsModel, signer: ReceiptSigner, accounts: Accounts
 ) -> Server:
-    """Make a server of what this machine can do; raises UserError where it can do nothing."""
+    """Make a server with this machine's capacity; raises UserError if not even a layer fits."""
     options, hooks, transport = supplies.options, supplies.hooks, supplies.swarm.transport
     machine = for_model(options.machine, model)
     fixed = options.layers
@@ -398,20 +400,20 @@ def _compose(
 
 
 def layers_max(model: PartsModel, machine: Machine, memory_bytes: int | None) -> int:
-    """Return how many layers of a model, with their sessions, fit into so much memory."""
+    """Return how many layers of a model, with their sessions, fit into the memory."""
     room = budget_bytes(memory_bytes) - WORKER_BYTES
     return max(0, min(room // layer_bytes(model, machine), model.manifest.layers - 2))
 
 
 def layer_bytes(model: PartsModel, machine: Machine) -> int:
-    """Return what the largest layer takes: its weights, and the cells of all sessions."""
+    """Return the memory of the largest layer: its weights, and the cells of all sessions."""
     manifest = model.manifest
     weights = max(manifest.part(layer_part(layer)).size for layer in range(manifest.layers))
     return weights + sessions_bytes(model.header, 1, machine.sessions, machine.context)
 
 
 def least_bytes(model: PartsModel, machine: Machine) -> int:
-    """Return what it takes to serve one layer."""
+    """Return the memory that serving one layer takes."""
     return WORKER_BYTES + layer_bytes(model, for_model(machine, model))
 
 
@@ -420,14 +422,14 @@ def _too_small(model: PartsModel, machine: Machine, memory_bytes: int | None) ->
     what = "--memory gives" if memory_bytes else "this machine can spare"
     return (
         f"one layer of {model.info.name} with {machine.sessions} sessions of"
-        f" {machine.context:,} positions takes {mib(least)}, and {what}"
-        f" {mib(budget_bytes(memory_bytes))}: choose a smaller --context, fewer --sessions, or"
+        f" {machine.context:,} positions takes {mib(least)}, but {what}"
+        f" only {mib(budget_bytes(memory_bytes))}: choose a smaller --context, fewer --sessions, or"
         " more --memory"
     )
 
 
 def _joining(transport: Transport, model: Manifest) -> Advertisement:
-    """Say who this is, without layers and numerics yet."""
+    """Return a joining peer's advertisement, without layers or numerics class yet."""
     return Advertisement(
         peer=transport.peer_id,
         addresses=tuple(transport.addresses),

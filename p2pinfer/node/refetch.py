@@ -1,4 +1,4 @@
-"""Making damaged parts of a model whole again, from the swarm."""
+"""Repairing damaged parts of a model from the swarm."""
 
 from collections.abc import Iterable, Sequence
 
@@ -18,19 +18,19 @@ async def repair(
     reach: Reach,
     tell: Tell,
 ) -> None:
-    """Fetch what the store lacks of some parts; waits for whoever holds it.
+    """Fetch the chunks of some parts that the store lacks; waits for their holders.
 
     Args:
-        store: where they are kept.
-        manifest: of the model.
-        names: the parts.
+        store: where the parts are kept.
+        manifest: the model's.
+        names: the parts' names.
         bootstrap: multiaddrs of peers in the swarm.
-        reach: which swarm that is.
-        tell: hears how far the transfer is, and what is waited for.
+        reach: which swarm it is.
+        tell: called with the progress of the transfer, and what it waits for.
 
     Raises:
-        NobodyServes: nobody answers at any of the addresses.
-        UserError: an address cannot be used, or the disk takes no more.
+        NobodyServes: none of the addresses answers.
+        UserError: an address cannot be used, or the disk is full.
     """
     async with open_swarm_connection(bootstrap, reach) as swarm:
 

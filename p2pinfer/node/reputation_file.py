@@ -1,7 +1,7 @@
-"""What this machine thinks of peers, from one run to the next: a liar does not gain by that one.
+"""Peers' standings, kept between runs, so that a cheat gains nothing from a restart.
 
-A small file that several processes share: each puts in what it has seen, the newest of each peer
-stands. Standings count in seconds of a process's own clock, the file in everybody's.
+Several processes share one small file: each adds what it has seen, and the newest standing of each
+peer counts. In a process, times are on its own clock; in the file, in seconds since 1970.
 """
 
 import json
@@ -20,11 +20,11 @@ from scheduler.standing import PEERS_MAX, Standing, Standings
 _log = logging.getLogger("p2pinfer.standings")
 
 KEEP_S = 60.0
-"""How often a process that goes on for long writes down what it has seen."""
+"""How often a long-running process saves its standings."""
 
 
 def load_standings(path: Path | None = None) -> Standings:
-    """Return what was thought of peers when it was last written down; nothing if nothing was."""
+    """Return the standings in the file; none if there is no usable file."""
     ahead_s = time.time_ns() / 1e9 - trio.current_time()
     found = _read(path or _place())
     known = {peer: _standing(value, at_s - ahead_s) for peer, (value, at_s) in found.items()}
@@ -32,7 +32,7 @@ def load_standings(path: Path | None = None) -> Standings:
 
 
 async def keep_standings(standings: Standings, path: Path | None = None) -> None:
-    """Write down what is thought of peers, now and then, and when cancelled."""
+    """Save the standings regularly, and when cancelled."""
     place = path or _place()
     try:
         while True:
@@ -43,12 +43,12 @@ async def keep_standings(standings: Standings, path: Path | None = None) -> None
 
 
 def _standing(value: float, at_s: float) -> Standing:
-    # Nobody has seen a peer in the future: a clock was set back.
+    # A time in the future means that the clock was set back.
     return Standing(value, min(at_s, trio.current_time()), cheat=value == 0)
 
 
 def _keep(standings: Standings, path: Path) -> None:
-    """Put what was seen into the file; a file that cannot be written is a pity, and no more."""
+    """Add the standings to the file; if it cannot be written, only a log line says so."""
     ahead_s = time.time_ns() / 1e9 - trio.current_time()
     own = {peer: (each.value, each.at_s + ahead_s) for peer, each in standings.known.items()}
     found = _read(path)
@@ -58,11 +58,11 @@ def _keep(standings: Standings, path: Path) -> None:
     try:
         replace_text(path, json.dumps(dict(newest[-2 * PEERS_MAX :])))
     except OSError as error:
-        _log.info("what was seen of peers is forgotten: %s", error)
+        _log.info("cannot save peers' standings: %s", error)
 
 
 def _read(path: Path) -> Mapping[PeerId, tuple[float, float]]:
-    """Return each peer's standing, and the time on everybody's clock as of which it is that."""
+    """Return each peer's standing, and its time in seconds since 1970."""
     try:
         found = json.loads(path.read_text())
         return {PeerId(peer): (_share(value), float(at)) for peer, (value, at) in found.items()}

@@ -1,4 +1,4 @@
-"""Compose real nodes: a peer that serves a stage, and a client that asks the swarm."""
+"""Compose a real requester: a client that asks the swarm."""
 
 import gc
 import logging
@@ -67,7 +67,7 @@ NO_WAY_IN = (
 
 @dataclass(frozen=True)
 class Machine:
-    """What a node may use of this machine."""
+    """How much of this machine a node may use."""
 
     sessions: int = SESSIONS_DEFAULT
     context: int = CONTEXT_DEFAULT
@@ -76,25 +76,25 @@ class Machine:
 
 
 def freeze_gc() -> None:
-    """Spare the garbage collector all that was imported: it would stop a token to look through."""
+    """Exempt all live objects from garbage collection, whose pauses would delay tokens."""
     gc.collect()
     gc.freeze()
 
 
 def for_model(machine: Machine, model: PartsModel) -> Machine:
-    """Let no session be longer than the model was made for."""
+    """Return the machine with its context limited to the model's."""
     return replace(machine, context=min(machine.context, model.info.context_tokens))
 
 
 def check_memory(model: PartsModel, layers: int, machine: Machine) -> None:
-    """Raise UserError if sessions in so many layers need more memory than this machine has."""
+    """Raise UserError if the sessions' cells in N layers need more memory than there is."""
     context = for_model(machine, model).context
     needed = sessions_bytes(model.header, layers, machine.sessions, context)
     check_fits(needed, available_bytes(), machine.sessions, context)
 
 
 def check_weights(model: PartsModel, parts: Iterable[str], peers: int = 0) -> None:
-    """Raise UserError if an engine of some parts cannot run here, beside ``peers`` of more."""
+    """Raise UserError if an engine with these parts, and N local peers, cannot run here."""
     weights = sum(model.manifest.part(name).size for name in set(parts))
     needed = weights + WORKER_BYTES + peers * (NODE_BYTES + WORKER_BYTES)
     name = model.info.name
@@ -103,12 +103,12 @@ def check_weights(model: PartsModel, parts: Iterable[str], peers: int = 0) -> No
 
 
 def check_keep(model: Manifest, keep: int) -> None:
-    """Raise UserError if ends of ``keep`` layers leave nothing for others to run, or overlap."""
+    """Raise UserError if ends of ``keep`` layers overlap or leave the swarm no layer."""
     most = (model.layers - 1) // 2
     if not 1 <= keep <= most:
         raise UserError(
             f"--keep-layers must be from 1 to {most}: {readable_name(model.name)} has"
-            f" {model.layers} layers, and some must be left for the swarm"
+            f" {model.layers} layers, and the swarm must run at least one"
         )
 
 
@@ -123,7 +123,7 @@ def check_layers(model: Manifest, layers: LayerRange) -> None:
 
 @dataclass(frozen=True)
 class ClientOptions:
-    """A client that keeps ``keep`` layers at each end of the model to itself."""
+    """Options of a client, which runs ``keep`` layers at each end of the model itself."""
 
     model: ModelId | None
     """None: the one that the swarm serves, or else the default."""
@@ -132,21 +132,21 @@ class ClientOptions:
     keep: int = 1
     machine: Machine = field(default_factory=Machine)
     transport: str = "libp2p"
-    """As of a peer."""
+    """As for a peer."""
     find_s_max: float = FIND_S_MAX
-    """How long to wait for a whole chain of peers."""
+    """How long to wait for peers that serve all layers."""
     evidence: bool = True
-    """Gather receipts; only a benchmark goes without."""
+    """Gather receipts; only benchmarks do without."""
     audit_rate: float = AUDIT_RATE_DEFAULT
-    """The share of stages whose part in an answer is run again by somebody else."""
+    """The share of stages whose work on an answer is run again elsewhere."""
     sponsored: bool = True
-    """Ask on the account of a peer that serves on this machine, where there is one."""
+    """Ask on the account of a peer that serves on this machine, if there is one."""
     default_model: Choose | None = None
-    """Needed where no model is named."""
+    """Required if no model is named."""
 
 
 class Client(SwarmClient):
-    """A requester in a swarm, with the ends of one model in llama.cpp."""
+    """A requester in a swarm, which runs the ends of one model in llama.cpp."""
 
     def __init__(
         self,
@@ -175,7 +175,7 @@ class Client(SwarmClient):
         )
         self._auditor: Auditor | None = None
         self.frauds: Frauds | None = None
-        """What is proven of others, where evidence is gathered."""
+        """The record of proven cheats; None if no evidence is gathered."""
         if options.evidence:
             serving = partial(directory.serving, model.id)
             replays = Replays(transport, serving, model, gatherer, secrets.token_bytes)
@@ -197,11 +197,11 @@ class Client(SwarmClient):
 
     @property
     def engine_is_lost(self) -> bool:
-        """Whether the own engine's process has ended, and another one is not ready yet."""
+        """Whether this client's own engine has ended, and its replacement is not ready yet."""
         return not self.ends.worker.is_running
 
     async def examine(self, session: Session) -> Trust | None:
-        """Return what holds of all that a session computed, as far as it is checked."""
+        """Check and audit a session's work so far; None if there is nothing to check."""
         if not (self._auditor and session.evidence and session.tokens):
             return None
         evidence, position = session.evidence, len(session.tokens)
@@ -210,18 +210,18 @@ class Client(SwarmClient):
         self.learn(trust)
         try:
             await trio.to_thread.run_sync(open_books().keep, Side.USED, evidence.work(position))
-        except UserError as error:  # the answer is none the worse
+        except UserError as error:  # the answer itself is unaffected
             _log.warning("%s", error)
         return trust
 
     def certify(self, session: Session, answer: str, trust: Trust) -> bytes:
-        """Return the certificate of an answer that was just examined, signed by this client."""
+        """Return the certificate of an answer just examined, signed by this client."""
         assert session.evidence
         return session.evidence.certify(session.tokens, answer, trust, self._sign)
 
 
 def _check_held(options: ClientOptions, store: Store) -> None:
-    """Check what can be checked before anybody is asked: what is known here of the model.
+    """Check the options against what the store has of the model, before joining the swarm.
 
     Raises:
         UserError: an option cannot be used.
@@ -238,7 +238,7 @@ def _check_held(options: ClientOptions, store: Store) -> None:
 def _sponsor(
     nursery: trio.Nursery, requester: PeerId, options: ClientOptions
 ) -> Callable[[], Sponsor | None]:
-    """Return what gives the client's sponsor, if it is to have one."""
+    """Return a function that returns the client's sponsor, or None while it has none."""
     sponsorship = Sponsorship(requester, name_of(options.network))
     if options.sponsored:
         nursery.start_soon(sponsorship.run)
@@ -268,17 +268,17 @@ def _open_ends(
 async def open_client(
     options: ClientOptions, store: Store, tell: Tell, step: Step = ignore
 ) -> AsyncIterator[Client]:
-    """Fetch what is missing of the ends, and join a swarm as a requester while the block lasts.
+    """Fetch the missing parts of the ends, and join a swarm as a requester during the block.
 
     Args:
-        options: what is asked of whom.
+        options: which model and swarm to ask, and how.
         store: where the parts are kept.
-        tell: hears how far a transfer is.
-        step: hears what is being done.
+        tell: called with the progress of a transfer.
+        step: called with each step.
 
     Raises:
         UserError: an option cannot be used; the sentence says what to do.
-        NobodyServes: nobody answers at any of the bootstrap addresses.
+        NobodyServes: none of the bootstrap addresses answers.
     """
     if not options.bootstrap and not looks_around(options.network):
         raise UserError(NO_WAY_IN)
@@ -300,7 +300,7 @@ async def open_client(
             open_swarm_connection(options.bootstrap, options.network, kind=options.transport)
         )
         transport, directory, nursery = swarm.transport, swarm.directory, swarm.nursery
-        step("asking who is in the swarm …")
+        step("looking for peers in the swarm …")
         await swarm.enter(options.model)
         sponsor = _sponsor(nursery, transport.peer_id, options)
         named = options.model

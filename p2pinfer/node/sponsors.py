@@ -1,7 +1,7 @@
-"""Sponsors on one machine: the peer that serves here signs for whoever asks from here.
+"""Sponsors on one machine: the peer that serves here signs for requesters from here.
 
-It is asked over its status socket, which nobody but its owner reaches. Stages learn so that the two
-belong together; ``--no-sponsor`` goes without.
+It is asked over its status socket, which only its owner can reach. Stages learn from this that the
+two belong together; ``--no-sponsor`` avoids that.
 """
 
 import logging
@@ -20,19 +20,19 @@ from transports.identity import Identity, public_key, verify
 _log = logging.getLogger("p2pinfer.sponsor")
 
 LOOK_S = 60.0
-"""How often whoever asks looks for a sponsor; a word is good for ten times as long."""
+"""How often a requester looks for a sponsor; a signature is valid for ten times as long."""
 
 READ_S = 60.0
-"""How often the ledger is read for who has worked."""
+"""How often the ledger is read for the peers that have worked."""
 
 
 def clock_ms() -> int:
-    """Return the time on everybody's clock, in milliseconds since 1970."""
+    """Return the wall clock's time, in milliseconds since 1970."""
     return time.time_ns() // 1_000_000
 
 
 def sponsor(identity: Identity, network: str, question: Status) -> Status:
-    """Return a peer's word for the requester that a question names, if it names one."""
+    """Return a peer's signature for the requester that a question names, or {} if none."""
     match question:
         case {"sponsor": str(requester)}:
             try:
@@ -46,11 +46,11 @@ def sponsor(identity: Identity, network: str, question: Status) -> Status:
 
 
 class Sponsorship:
-    """A requester's sponsor, looked for again and again; peers come and go.
+    """A requester's sponsor; the search is repeated, since peers come and go.
 
     Args:
-        requester: who asks.
-        network: in which.
+        requester: the requester's id.
+        network: its swarm's name.
     """
 
     def __init__(self, requester: PeerId, network: str) -> None:
@@ -58,23 +58,23 @@ class Sponsorship:
         self._found: Sponsor | None = None
 
     def current(self) -> Sponsor | None:
-        """Return a word that is good now."""
+        """Return a sponsor's signature that is valid now, if there is one."""
         found = self._found
         return found if found and clock_ms() < found.expires_ms else None
 
     async def run(self) -> None:
-        """Look for ever."""
+        """Look for a sponsor, for ever."""
         while True:
             try:
                 said = await ask_all({"sponsor": self._requester})
             except UserError as error:
-                _log.info("no sponsor is looked for: %s", error)
+                _log.info("cannot look for a sponsor: %s", error)
                 return
-            serving = [self._word(each) for each in said if is_peer_of(each, self._network)]
+            serving = [self._verified(each) for each in said if is_peer_of(each, self._network)]
             self._found = next(filter(None, serving), None)
             await trio.sleep(LOOK_S)
 
-    def _word(self, said: Status) -> Sponsor | None:
+    def _verified(self, said: Status) -> Sponsor | None:
         match said:
             case {"state": "serving", "sponsor": {"expires_ms": int(at), "signature": str(text)}}:
                 try:
@@ -87,7 +87,7 @@ class Sponsorship:
 
 
 class Workers:
-    """Whose work this machine holds receipts for, as of when its ledger was read last."""
+    """The peers whose work this machine has receipts for, as of the last read of its ledger."""
 
     def __init__(self, books: LedgerDb) -> None:
         self._books = books
@@ -97,7 +97,7 @@ class Workers:
         return peer in self._known
 
     async def run(self) -> None:
-        """Read for ever, in a thread."""
+        """Read the ledger regularly, in a thread, for ever."""
         while True:
             try:
                 self._known = await trio.to_thread.run_sync(self._books.workers)

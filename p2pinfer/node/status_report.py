@@ -1,4 +1,4 @@
-"""What a peer tells those who ask on its own machine."""
+"""A peer's status, for other processes on its machine."""
 
 from collections.abc import Callable
 from typing import Any
@@ -13,7 +13,7 @@ from transports.base import Transport
 def describe_peer(
     transport: Transport, statistics: Callable[[], ServerStatistics] | None, *, hidden: bool
 ) -> dict[str, Any]:
-    """Return who a peer is and what it does; without statistics while it fetches its model."""
+    """Return a peer's id and status; without statistics while it fetches its model."""
     found: dict[str, Any] = {
         "role": "peer",
         "peer": transport.peer_id,

@@ -1,8 +1,8 @@
-"""What the processes of p2pinfer on this machine do, asked over one Unix socket for each.
+"""The status of p2pinfer's processes on this machine, over one Unix socket for each.
 
-Whoever asks may say in one line of JSON what else it wants; a process that serves answers every
-connection with one JSON object, and closes it. Its socket lies in a directory that nobody else may
-enter; one that was left behind refuses, and is removed by the next process that starts.
+A client may send a question as one line of JSON; the process answers every connection with one JSON
+object, and closes it. Its socket is in a directory that only the owner may enter; one that was left
+behind refuses connections, and the next process that starts removes it.
 """
 
 import errno
@@ -26,37 +26,37 @@ _log = logging.getLogger("p2pinfer.status")
 Status = dict[str, Any]
 
 WRITE_S_MAX = 1.0
-"""For whoever asks to take the answer; the next one waits as long."""
+"""For a client to read the answer, while the next one waits."""
 
 QUESTION_S_MAX = 0.5
-"""For whoever asks to say what else it wants; an earlier release says nothing."""
+"""For a client to send its question; an earlier release sends none."""
 
 QUESTION_BYTES_MAX = 1024
 
 ASK_S_MAX = 3.0
-"""For all processes to answer: one that is stopped never does."""
+"""For all processes to answer: a stopped process never does."""
 
 STATUS_BYTES_MAX = 1 << 20
-"""Of one answer: 1,000 sessions of 300 bytes fit."""
+"""For one answer: 1,000 sessions of 300 bytes fit."""
 
 PROCESSES_MAX = 64
-"""That are asked, as many as have keys on one machine."""
+"""Processes that are asked, as many as have keys on one machine."""
 
 ASKERS_WAITING_MAX = 8
 
 ACCEPT_AGAIN_S = 5.0
-"""After the system refused to take an asker's connection."""
+"""Until the next try after the system refused to accept a connection."""
 
 
 @asynccontextmanager
 async def open_status(
     describe: Callable[[], Status], answer: Callable[[Status], Status] = lambda _: {}
 ) -> AsyncIterator[None]:
-    """Answer whoever asks on this machine while the block lasts, where sockets can be made.
+    """Answer clients on this machine during the block, if a socket can be made.
 
     Args:
         describe: returns what the process does.
-        answer: returns what else it says to a question.
+        answer: returns what it adds in answer to a question.
     """
     started_at = trio.current_time()
 
@@ -69,11 +69,11 @@ async def open_status(
         try:
             path = run_dir() / f"{os.getpid()}.sock"
             _sweep(path.parent)
-            path.unlink(missing_ok=True)  # of a former process of this id
+            path.unlink(missing_ok=True)  # of an earlier process with this id
             await listener.bind(str(path))
             path.chmod(0o600)
             listener.listen(ASKERS_WAITING_MAX)
-        except (OSError, UserError) as error:  # for example, a path that is too long for a socket
+        except (OSError, UserError) as error:  # such as a path that is too long for a socket
             _log.warning("p2pinfer status will not see this process: %s", error)
             yield
             return
@@ -87,14 +87,12 @@ async def open_status(
 
 
 async def _answer(listener: socket.SocketType, report: Callable[[Status], bytes]) -> None:
-    """Answer one after the other, for ever."""
+    """Answer clients one after the other, for ever."""
     while True:
         try:
             asker, _ = await listener.accept()
-        except (
-            OSError
-        ) as error:  # such as too many open files, which is no reason for a peer to end
-            _log.warning("whoever asks for the status must wait: %s", error)
+        except OSError as error:  # such as too many open files: no reason for a peer to end
+            _log.warning("requests for the status must wait: %s", error)
             await trio.sleep(ACCEPT_AGAIN_S)
             continue
         with trio.move_on_after(WRITE_S_MAX), suppress(OSError, trio.BrokenResourceError):
@@ -103,7 +101,7 @@ async def _answer(listener: socket.SocketType, report: Callable[[Status], bytes]
 
 
 async def _question(stream: trio.SocketStream) -> Status:
-    """Return what an asker wants to know beside; nothing if it does not say."""
+    """Return a client's question; an empty one if it sends none."""
     data = b""
     with trio.move_on_after(QUESTION_S_MAX):
         while not data.endswith(b"\n") and len(data) < QUESTION_BYTES_MAX:
@@ -114,16 +112,16 @@ async def _question(stream: trio.SocketStream) -> Status:
 
 
 def _object(data: bytes | bytearray) -> Status | None:
-    """Return the JSON object that the bytes hold, if they do."""
+    """Return the JSON object in the bytes; None if they are something else."""
     try:
         found = json.loads(data)
-    except ValueError:  # it ended in the middle
+    except ValueError:  # such as a truncated answer
         return None
     return found if isinstance(found, dict) else None
 
 
 def _sweep(folder: Path) -> None:
-    """Remove what processes left behind that are gone."""
+    """Remove the sockets of processes that are gone."""
     for path in folder.glob("*.sock"):
         if path.stem.isdecimal() and not _is_alive(int(path.stem)):
             path.unlink(missing_ok=True)
@@ -145,7 +143,7 @@ def running_pids() -> list[int]:
 
 
 async def ask_all(question: Status | None = None) -> list[Status]:
-    """Return what every process on this machine says, the oldest first; none that is silent."""
+    """Return the status of every process here that answers, the oldest process first."""
     found: list[Status] = []
     line = json.dumps(question or {}).encode() + b"\n"
 

@@ -1,4 +1,4 @@
-"""The one way into a swarm: a transport, what is known of others, and whether anybody answers."""
+"""The one way to join a swarm: a transport, and a directory of its peers."""
 
 import random
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
@@ -22,7 +22,7 @@ AGAIN_S_MAX = 5.0
 """For one of the peers of a former run to answer; where a machine is gone for good, none does."""
 
 LAN_S_MAX = 8.0
-"""For a peer on the local network to be heard of and to answer; two or three seconds as a rule."""
+"""For finding a peer on the local network and its answer; usually two or three seconds."""
 
 
 def open_transport(
@@ -32,7 +32,7 @@ def open_transport(
     announce: Sequence[str],
     network: str | Reach,
 ) -> AbstractAsyncContextManager[Transport]:
-    """Return the transport of this name, which runs while the block lasts."""
+    """Return the transport of this kind, which runs while the block lasts."""
     if kind == "tcp":
         from transports.tcp import open_tcp
 
@@ -43,7 +43,7 @@ def open_transport(
 
 
 def name_of(network: str | Reach) -> str:
-    """Return what a network is called."""
+    """Return a network's name."""
     return network if isinstance(network, str) else network.network
 
 
@@ -58,7 +58,7 @@ def _is_on_lan(network: str | Reach) -> bool:
 
 @dataclass(frozen=True)
 class SwarmConnection:
-    """A place in a swarm."""
+    """A connection to a swarm."""
 
     identity: Identity
     transport: GuardedTransport
@@ -66,9 +66,9 @@ class SwarmConnection:
     bootstrap: Sequence[str]
     """Multiaddrs of peers in the swarm."""
     chance: random.Random
-    """Picks whom to ask, and where to begin."""
+    """Picks which peers to ask, and where to start."""
     nursery: trio.Nursery
-    """For what runs as long as the connection; cancelled when that closes."""
+    """For tasks that run as long as the connection; cancelled when it closes."""
     known: KnownPeers | None = None
     """Who answered in former runs."""
     is_on_lan: bool = True
@@ -100,10 +100,10 @@ class SwarmConnection:
         return silent is not None
 
     async def enter(self, model: ModelId | None) -> None:
-        """Learn who is there, of a model above all, and stay in touch from then on.
+        """Learn which peers are there, those of the model above all, and stay in touch.
 
         Raises:
-            NobodyServes: nobody answers at any of the addresses, or on the local network.
+            NobodyServes: no peer answers at any of the addresses, or on the local network.
             UserError: one of them is no address.
         """
         if model is not None:
@@ -118,16 +118,16 @@ class SwarmConnection:
         self.stay_in_touch()
 
     def stay_in_touch(self) -> None:
-        """Gossip and compare notes with others from now on."""
+        """Gossip and exchange digests with other peers from now on."""
         self.nursery.start_soon(self.directory.run, self.bootstrap)
         if self.known:
             self.nursery.start_soon(self.known.keep, lambda: self.directory.answered)
 
     async def pick_model(self, default: Choose) -> ModelId:
-        """Follow the model that the swarm serves, or else the default; return which it is.
+        """Follow the model that the swarm serves, or else the default; return its id.
 
         Raises:
-            UserError: the swarm serves several, and the default is none of them.
+            UserError: the swarm serves several models, and the default is not one of them.
         """
         model = await pick_model(self.directory, default)
         self.directory.follow(model)
@@ -145,12 +145,12 @@ async def open_swarm_connection(
     announce: Sequence[str] = (),
     kind: str = "libp2p",
 ) -> AsyncIterator[SwarmConnection]:
-    """Open a transport with a directory while the block lasts; nobody is asked anything yet.
+    """Open a transport with a directory while the block lasts; no peer is dialled yet.
 
     Args:
         bootstrap: multiaddrs of peers in the swarm.
-        network: which swarm that is.
-        identity: None makes one for this time.
+        network: which swarm it is.
+        identity: None makes a temporary one.
         listen: multiaddrs to listen on.
         announce: multiaddrs at which others reach it, besides the machine's own.
         kind: ``libp2p``, or ``tcp`` for measuring what libp2p costs.
@@ -158,7 +158,7 @@ async def open_swarm_connection(
     Raises:
         UserError: an address cannot be listened on, or announced.
     """
-    chance = random.Random()  # noqa: S311 -- picks whom to ask, and where to begin
+    chance = random.Random()  # noqa: S311 -- picks which peers to ask, and where to start
     identity = identity or ephemeral_identity()
     with lone_errors():
         async with (

@@ -1,8 +1,8 @@
-"""Checking files of evidence offline: what they say against itself, and against local layers.
+"""Checking files of evidence offline: for consistency, and against local layers.
 
-A certificate holds the tokens. Whoever has the model runs them through the first layers and then
-through stage after stage, each position in its regime, and compares the roots of the rows with
-those that the stages signed: so not one row needs to be in the file.
+A certificate holds the tokens. A machine with the model runs them through the first layers and then
+through each stage, each position in its regime, and compares the roots of the rows with those that
+the stages signed. So the file needs to hold no rows.
 """
 
 from collections.abc import AsyncIterator, Iterable, Sequence
@@ -30,16 +30,16 @@ from peers.audits.replay import EngineReplay, by_engine, cut
 from transports.identity import verify
 
 _NEITHER = (
-    "this is neither the certificate of an answer, which p2pinfer chat --certificate FILE writes,"
-    " nor a proof that a peer cheated"
+    "this is neither an answer's certificate (as written by p2pinfer chat --certificate FILE) nor a"
+    " proof that a peer cheated"
 )
 
-_NOT_HERE = "model {}… is not here; add it with p2pinfer model add"
+_NOT_HERE = "model {}… is not here; to add it: p2pinfer model add FILE"
 
 
 @frozen
 class Finding:
-    """One thing that was looked at."""
+    """The result of one check."""
 
     what: str
     held: bool | None
@@ -47,14 +47,14 @@ class Finding:
     text: str
 
     def line(self) -> str:
-        """Say it."""
+        """Return the line to print."""
         mark = {True: "holds", False: "FAILS", None: "not checked"}[self.held]
         return f"{self.what:<14}{mark}: {self.text}"
 
 
 @frozen
 class Verified:
-    """What held of a file."""
+    """The results of all checks of a file."""
 
     findings: tuple[Finding, ...] = field(factory=tuple)
     answer: str = ""
@@ -65,7 +65,7 @@ class Verified:
         return all(each.held is not False for each in self.findings)
 
     def lines(self) -> list[str]:
-        """Say what was found, line by line."""
+        """Return the lines to print."""
         return [each.line() for each in self.findings]
 
     def as_dict(self) -> dict[str, Any]:
@@ -91,26 +91,26 @@ async def verify_file(data: bytes, store: Store) -> Verified:
     ]
     if all(each.held for each in findings):
         positions = len(found.tokens)
-        findings.append(Finding("receipts", True, f"they join up over {positions} rows"))
+        findings.append(Finding("receipts", True, f"consistent over {positions} rows"))
         findings.append(_audits(found))
         findings += await _replay(found, vouched, store)
     return Verified(tuple(findings), found.answer)
 
 
 async def _verify_proof(data: bytes, store: Store) -> Verified:
-    """Check that somebody cheated: a proof that does not show it fails."""
+    """Check that the accused peer cheated; a proof that does not show it fails."""
     try:
         found = fraud.parse(data, verify)
     except BadFile as error:
         return Verified((Finding("file", False, str(error)),))
-    receipt, who = found.receipt, short(found.accused)
+    receipt, accused = found.receipt, short(found.accused)
     said = f"{len(data)} bytes by {short(found.author)}, signed by both"
     findings = [Finding("file", True, said)]
     if len(found.receipts) > 1:
-        text = f"{who} signed two results of the same {receipt.position} rows: it cheated"
+        text = f"{accused} signed two results for the same {receipt.position} rows: it cheated"
         return Verified((*findings, Finding("proof", True, text)))
     layers = f"layers {receipt.first}:{receipt.end}"
-    text = f"{receipt.position} rows that {who} signed for having received, for its {layers}"
+    text = f"{accused} signed that it received these {receipt.position} rows for its {layers}"
     findings.append(Finding("rows", True, text))
     manifest = store.manifest(found.terms.model)
     if manifest is None:
@@ -121,8 +121,8 @@ async def _verify_proof(data: bytes, store: Store) -> Verified:
 
 
 async def _judge(found: FraudProof, model: PartsModel) -> tuple[bool | None, str]:
-    """Run a proof's rows again; say whether it holds, and in words."""
-    receipt, who = found.receipt, short(found.accused)
+    """Run a proof's rows again; return whether it holds, or None, and a sentence."""
+    receipt, accused = found.receipt, short(found.accused)
     if found.slice_end > model.manifest.layers:
         return False, f"the model has no layers {receipt.first}:{found.slice_end}"
     if missing := _missing(model, model.manifest.needed(receipt.first, found.slice_end)):
@@ -134,10 +134,13 @@ async def _judge(found: FraudProof, model: PartsModel) -> tuple[bool | None, str
     except P2pinferError as error:
         return None, str(error)
     if held is None:
-        return None, f"{who} computes in another numerics class than this machine can"
+        return None, f"{accused} computes in a numerics class that this machine does not have"
     if held:
-        return True, f"its layers give other rows than {who} signed for: it cheated"
-    return False, f"its layers give the very rows that {who} signed for: it is accused falsely"
+        return True, f"its layers produce other rows than {accused} signed: it cheated"
+    return (
+        False,
+        f"its layers produce exactly the rows that {accused} signed: the accusation is false",
+    )
 
 
 def _signatures(found: Certificate, body: bytes, signature: bytes) -> Iterable[Finding]:
@@ -155,17 +158,17 @@ def _signatures(found: Certificate, body: bytes, signature: bytes) -> Iterable[F
                 yield Finding("signatures", False, text)
                 return
     count = sum(len(stage.receipts) for stage in found.stages)
-    yield Finding("signatures", True, f"{count} of stages, and the requester's")
+    yield Finding("signatures", True, f"{count} by stages, and the requester's")
 
 
 def _audits(found: Certificate) -> Finding:
-    """Say what the requester says of its audits: its word, but it could not choose them."""
+    """Report the requester's audits: its own claim, but it could not choose the stages."""
     said = "; ".join(audit.line() for audit in found.audits) or "none"
     return Finding("audits", True, f"chosen by the nonce, at a rate of {found.rate:g}: {said}")
 
 
 async def _replay(found: Certificate, vouched: Sequence[Vouched], store: Store) -> list[Finding]:
-    """Run everything again that this machine holds the layers for."""
+    """Run again every stage whose layers this machine holds, up to the first it lacks."""
     manifest = store.manifest(found.terms.model)
     if manifest is None:
         return [Finding("rows", None, _NOT_HERE.format(found.terms.model[:12]))]
@@ -182,7 +185,7 @@ async def _replay(found: Certificate, vouched: Sequence[Vouched], store: Store) 
                 break
             finding, rows = await _run(what, stage, rows, model)
             findings.append(finding)
-            if not finding.held:  # what later stages received is not known here
+            if not finding.held:  # so the rows that later stages received are unknown
                 break
     except P2pinferError as error:
         findings.append(Finding("rows", None, str(error)))
@@ -197,7 +200,9 @@ def _missing(model: PartsModel, names: Iterable[str]) -> str:
 async def _embed(found: Certificate, model: PartsModel) -> Rows:
     """Run the tokens through the requester's own first layers."""
     tokens, rows = found.tokens, Rows(keep=True)
-    regimes = OpenedRows(found.regimes_by_position(), bytes(len(tokens)))  # a byte each: cut alike
+    regimes = OpenedRows(
+        found.regimes_by_position(), bytes(len(tokens))
+    )  # one byte per row, to cut at the same places
     paths, layers = model.ends(found.stages[0].first), model.manifest.layers
     async with open_ends(*paths, layers, sessions=1, context=len(tokens)) as ends:
         cells = ends.open()
@@ -220,12 +225,12 @@ async def _stage(model: PartsModel, stage: Vouched, context: int) -> AsyncIterat
 async def _run(
     what: str, stage: Vouched, received: Rows, model: PartsModel
 ) -> tuple[Finding, Rows]:
-    """Run a stage again, and compare with what it signed at each checkpoint."""
+    """Run a stage again, and compare with its receipt at each checkpoint."""
     count = max(stage.receipts)
-    who = f"{short(stage.peer)} (layers {stage.first}:{stage.end})"
+    peer = f"{short(stage.peer)} (layers {stage.first}:{stage.end})"
     last = stage.receipts[count]
     if received.tree.root(count) != last.received:
-        text = f"{who} received other rows than the first layers give on this machine"
+        text = f"{peer} received other rows than the layers before it produce on this machine"
         return Finding(what, None, text), received
     sent = Rows(keep=True)
     async with _stage(model, stage, count) as replay:
@@ -237,8 +242,8 @@ async def _run(
         if sent.tree.root(at) == receipt.sent and received.tree.root(at) == receipt.received:
             continue
         if numerics != last.numerics:
-            text = f"{who} computes in another numerics class than this machine"
+            text = f"{peer} computes in another numerics class than this machine"
             return Finding(what, None, text), sent
-        text = f"{who} signed for other rows than these layers give, before position {at}"
+        text = f"{peer} signed other rows than its layers produce, before position {at}"
         return Finding(what, False, text), sent
-    return Finding(what, True, f"{who} signed for the very rows that its layers give"), sent
+    return Finding(what, True, f"{peer} signed exactly the rows that its layers produce"), sent

@@ -408,7 +408,7 @@ async def open_chain(
     Raises:
         RefusedError: a stage refused.
         PeerUnavailable: a peer cannot be reached.
-        RemoteProtocolError: a peer sent nonsense.
+        RemoteProtocolError: a peer broke the protocol.
     """
     try:
         await nursery.start(chain.run)

@@ -120,7 +120,7 @@ class SwarmClient:
         return ""
 
     async def trouble(self) -> str:
-        """Call the peers of a complete chain; return why none answers, or an empty text.
+        """Call peers until a complete chain answers; return why none does, or an empty text.
 
         A peer that does not answer is avoided where others hold the same layers.
         """

@@ -71,7 +71,7 @@ async def find_others(
     error = stages[places.start].lost
     assert error
     if trio.current_time() > give_up_at:
-        raise _no_replacement(error, "the peers that could replace it do not") from error
+        raise _no_replacement(error, "none of its possible replacements took over") from error
     mine = {stage.hop.peer for stage in stages if not stage.lost}
     said = False
     while True:

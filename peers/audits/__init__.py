@@ -1,1 +1,1 @@
-"""Audits: stages run again, and proofs of fraud."""
+"""Audits: running stages again, and proofs of fraud."""

@@ -1,8 +1,8 @@
-"""Audits: layers run again over what a stage signed for having received, by somebody else.
+"""Audits: another holder runs a stage's layers again, over the rows the stage signed for receiving.
 
-Another holder is asked in a plain session of one stage, so it cannot tell an audit from work, and
-has no verdict to give: it computes, and the requester compares. What it says is compared bit for
-bit; where bits differ and the two are of different numerics classes, within bounds. One chunk is
+The holder is asked in a plain session of one stage, so it cannot tell an audit from normal work,
+and gives no verdict: it computes, and the requester compares. Rows are compared bit for bit; where
+the two are of different numerics classes, differences within bounds are accepted. Only one chunk is
 under way at a time, so that an audit never crowds out an answer.
 """
 
@@ -31,28 +31,28 @@ from peers.steps.limits import NUMPY_TYPES
 _log = logging.getLogger("p2pinfer.audit")
 
 AUDITORS_MAX = 3
-"""Asked for one stage: one, another where the first is gone or differs, and one to settle it."""
+"""Asked about one stage: one, another if the first is gone or differs, and one to settle it."""
 
 EXAMINED_TIMES_MAX = 3
-"""An answer is examined again where a stage died meanwhile."""
+"""An answer is examined again if a stage died meanwhile."""
 
 FindReplays = Callable[[int, int, PeerId], Sequence[OpenReplay]]
-"""Returns who can replay layers ``first:end``, the named peer excepted, best first."""
+"""Returns replays for layers ``first:end``, best first; never by the named peer."""
 
 
 OpenRows = Callable[[int, int], Awaitable[OpenedRows]]
-"""Returns so many rows from a position on; raises PeerError."""
+"""Takes a position and a count; returns that many rows from there on; raises PeerError."""
 
 
 class _NotOpenedError(Exception):
-    """Rows are not to be had as they were signed for; nobody is blamed who has died."""
+    """Rows cannot be had as they were signed for; a peer that has died is not blamed."""
 
     def __init__(self, blamed: PeerId | None, text: str, position: int | None = None) -> None:
         super().__init__(text)
         self.blamed, self.position = blamed, position
 
     def found_by(self, name: str, refuted: int | None = None) -> Replayed:
-        """Return it as what a replay found."""
+        """Return it as a replay's finding."""
         return Replayed.not_opened(name, self.blamed, str(self), self.position, refuted)
 
 
@@ -60,10 +60,10 @@ class Auditor:
     """Settles answers and audits a share of their stages.
 
     Args:
-        find: who can replay layers.
+        find: finds peers that can replay layers.
         rate: the share of stages that is audited.
         bounds: between numerics classes.
-        on_fraud: told of what others can check by themselves, where a stage cheated.
+        on_fraud: called, if a stage cheated, with a proof that others can check themselves.
     """
 
     def __init__(
@@ -78,10 +78,10 @@ class Auditor:
         self._bounds = bounds
 
     async def examine(self, evidence: Evidence, position: int) -> Trust:
-        """Return what holds of a session's first ``position`` rows; raises nothing of others.
+        """Return what holds for a session's first ``position`` rows; raises no other peer's error.
 
-        Where a stage dies while others are audited, whoever takes its place must join up with all
-        that was signed, and what had been chosen is audited all the same: dying saves nobody.
+        If a stage dies while others are audited, its replacement must match everything that was
+        signed, and the stages already chosen are still audited: dying saves no cheat.
         """
         owed: frozenset[Hop] = frozenset()
         for _ in range(EXAMINED_TIMES_MAX):
@@ -103,7 +103,7 @@ class Auditor:
     async def _sample(
         self, evidence: Evidence, position: int, owed: frozenset[Hop]
     ) -> tuple[frozenset[Hop], list[Audited]]:
-        """Audit the stages that are owed it and those that the nonce chooses; return both."""
+        """Audit the stages still owed an audit and those that the nonce chooses; return both."""
         stages = evidence.stages
         last = [stage.vouched(position).receipts[position] for stage in stages]
         chosen = choose_audits(evidence.nonce, [each.body() for each in last], self.rate)
@@ -112,10 +112,10 @@ class Auditor:
         return owed, [await self._audit(evidence, index, last[index]) for index in due]
 
     async def _suspect(self, evidence: Evidence, broken: Break) -> list[Audited]:
-        """Find out which of two stages signed what is not so, as far as that can be.
+        """Find out, as far as possible, which of two stages signed something false.
 
-        The first one is audited. Where it computed what it should, the other one may still have
-        received something else. Then both are asked to sign once more: one may contradict itself.
+        The first one is audited. If it computed correctly, the other one may still have received
+        something else. Then both are asked to sign again: one may contradict itself.
         """
         if len(broken.peers) < 2:
             return []
@@ -128,7 +128,7 @@ class Auditor:
         return found
 
     async def _audit(self, evidence: Evidence, index: int, receipt: Receipt) -> Audited:
-        """Audit one stage; where an auditor differs from it, another one settles who is right."""
+        """Audit one stage; if an auditor differs from it, another one settles which is right."""
         peer = evidence.stages[index].hop.peer
         found: list[Replayed] = []
         vouchings: dict[str, Vouching | None] = {}
@@ -158,9 +158,9 @@ class Auditor:
     async def _accuse(
         self, evidence: Evidence, index: int, accused: PeerId, terms: Terms, signed: Signed
     ) -> None:
-        """Put together what shows others that a receipt is not so, where that can be.
+        """Build a fraud proof that shows others that a receipt is false, where possible.
 
-        It is one of a stage, or of an auditor, who was given the same rows.
+        The receipt is a stage's, or that of an auditor that was given the same rows.
         """
         receipt = Receipt.parse(signed.body)
         if receipt.position * _row_bytes(evidence) > FRAUD_ROWS_BYTES_MAX:
@@ -169,7 +169,7 @@ class Auditor:
         try:
             rows = await _inputs(evidence, index, receipt)
         except _NotOpenedError as error:
-            _log.info("%s cheated, but its inputs are not to be had: %s", accused, error)
+            _log.info("%s cheated, but its inputs cannot be had: %s", accused, error)
             return
         opened = rows.open(0, receipt.position)
         regimes = runs_of(opened.regimes)
@@ -212,12 +212,12 @@ async def _replay(
 
 
 async def _inputs(evidence: Evidence, index: int, receipt: Receipt) -> Rows:
-    """Return what a stage received, which must be what it signed for and what stages take.
+    """Return the rows a stage received, which must match its receipt and be valid input.
 
-    All of it before any is run: an auditor refuses nonsense, and would only seem to be gone.
+    All are checked before any is run: an auditor refuses invalid rows, and would seem to be gone.
 
     Raises:
-        _NotOpenedError: the stage before it does not open that.
+        _NotOpenedError: the stage before it does not open them.
     """
     before = evidence.stages[index - 1].hop.peer if index else evidence.stages[0].hop.peer
     count = receipt.position
@@ -237,7 +237,7 @@ async def _receive(open_rows: OpenRows, count: int, root: bytes, opener: PeerId)
     """Return the first ``count`` rows that a peer opens, which must have the root it signed for.
 
     Raises:
-        _NotOpenedError: it does not open them, or others.
+        _NotOpenedError: it does not open them, or opens others.
     """
     found = Rows(keep=True)
     for at in range(0, count, OPENING_ROWS_MAX):
@@ -262,7 +262,7 @@ async def _compare(
     replayed: Rows,
     bounds: Bounds,
 ) -> Replayed:
-    """Open what the stage sent, and find where it differs from the replay, and by how much."""
+    """Open the rows that the stage sent; find where they differ from the replay, and how far."""
     peer, name, count = evidence.stages[index].hop.peer, replay.name, receipt.position
     is_same = replay.numerics == receipt.numerics
     is_certain = is_same and name == THIS_MACHINE
@@ -289,14 +289,14 @@ async def _compare(
 def _first_refuted(
     evidence: Evidence, index: int, position: int, replayed: Rows, behind: int = -1
 ) -> int | None:
-    """Return the position of a stage's first receipt, behind one, that a replay contradicts."""
+    """Return the position of a stage's first receipt after ``behind`` that a replay contradicts."""
     receipts = evidence.stages[index].vouched(position).receipts
     wrong = (at for at, each in receipts.items() if replayed.tree.root(at) != each.sent)
     return next((at for at in wrong if at > behind), None)
 
 
 def _first_other(ours: bytes, theirs: bytes, count: int) -> int:
-    """Return the first of ``count`` rows that differs; 0 where only their regimes do."""
+    """Return the first of ``count`` rows that differs; 0 if only their regimes do."""
     size = len(ours) // count
     starts = range(0, len(ours), size)
     return next((at // size for at in starts if ours[at : at + size] != theirs[at : at + size]), 0)

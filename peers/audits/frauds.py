@@ -2,9 +2,9 @@
 
 Now and then two peers tell each other which cases they have seen proven; either may ask for one
 proof that it lacks and can judge. It runs the rows again, with its own layers where it holds them,
-otherwise by three other holders of its own choice that must agree. What it cannot judge it leaves
-alone and tells nobody of. So a false proof gets no further than to those whom its author sends it,
-and an author judges its own before it sends it: its auditors may have lied together.
+otherwise by three other holders of its own choice that must agree. A proof it cannot judge it
+ignores and does not pass on. So a false proof reaches only the peers its author sends it to, and an
+author judges its own proof before sending it: its auditors may have lied together.
 """
 
 import logging
@@ -34,57 +34,57 @@ _log = logging.getLogger("p2pinfer.frauds")
 FRAUDS = "frauds"
 
 COMPARE_S = 60.0
-"""How often cases are compared with one other peer: two empty lists, as a rule. Twice as seldom,
-two of three simulated swarms of 200, a fifth of them cheats, saw honest peers convicted, or routes
-over cheats that a stage had shut out; at this pace one of eight."""
+"""How often cases are compared with one other peer: usually two empty lists. At half this rate, in
+two of three simulated swarms of 200, a fifth of them cheats, honest peers were convicted, or routes
+led over cheats that a stage had shut out; at this rate in one of eight."""
 
 SPREAD = 4
-"""Others who are told at once of what was proven just now."""
+"""Peers told at once of a new proof."""
 
 EXCHANGE_S_MAX = 60.0
 """For 6 MiB at 1 Mbit/s."""
 
 EXCHANGES_MAX = 4
-"""Answered at once; who comes then is told nothing, and comes again."""
+"""Answered at once; a peer that calls beyond that gets no answer, and calls again."""
 
 WAITING_MAX = 2
-"""Proofs that wait to be checked, of 6 MiB at most; one more is dropped, and offered again."""
+"""Proofs waiting to be checked, of 6 MiB at most; one more is dropped, and offered again."""
 
 CHECK_EVERY_S = 10.0
-"""Between the beginnings of two checks that run layers: each is as much work as an audit."""
+"""Between the starts of two checks that run layers: each is as much work as an audit."""
 
 AGREEING = 3
-"""Of other holders must find the same bits: two may have agreed beforehand."""
+"""Other holders that must find the same bits: two may have colluded."""
 
 JUDGES_MAX = 5
 """Asked at most: some may be gone, or lie."""
 
 UNDECIDED_S = 300.0
-"""Before a proof is looked at again that nobody could judge."""
+"""Before a proof that could not be judged is checked again."""
 
 JUDGED_MAX = 1024
 """Cases remembered by their digests."""
 
 KEPT_BYTES_MAX = 32 << 20
-"""Of proofs kept to be passed on; the oldest are dropped first, but not forgotten."""
+"""Of proofs kept to pass on; the oldest are dropped first, but their cases stay known."""
 
 Judges = Callable[[Case], Sequence[OpenReplay]]
-"""Returns who can run a case's layers again in its class, best first; nobody it concerns."""
+"""Returns replays of a case's layers in its class, best first; by none of the peers involved."""
 
 
 class Frauds:
-    """What a peer knows of proven cheats.
+    """What a peer knows about proven cheats.
 
     Args:
         transport: to others.
         model: whose proofs it can judge.
         sign: as this peer, where it is the author.
-        others: what those say of themselves with whom cases are compared.
-        judges: finds who can judge.
-        chance: picks with whom to compare.
-        on_proven: told of each proof that held, with its file.
-        on_false: told of peers that made or sent a proof that is none.
-        run: runs what takes long, so that nothing else waits for it.
+        others: returns the advertisements of the peers that cases are compared with.
+        judges: finds peers that can judge.
+        chance: picks the peers to compare with.
+        on_proven: called with each proof that held, and its file.
+        on_false: called with peers that made or sent an invalid proof.
+        run: runs slow work, so that nothing else waits for it.
     """
 
     def __init__(
@@ -106,7 +106,7 @@ class Frauds:
         self._proven: dict[PeerId, Case] = {}
         self._kept: dict[bytes, bytes] = {}
         self._judged: dict[bytes, float] = {}
-        """Digests of proofs that were looked at, and when they may be again."""
+        """Digests of proofs that were checked, and when they may be checked again."""
         self._send, self._receive = trio.open_memory_channel[tuple[PeerId, bytes]](WAITING_MAX)
         self._checked_at = -CHECK_EVERY_S
         self._answering, self._telling = 0, trio.Lock()
@@ -116,17 +116,17 @@ class Frauds:
 
     @property
     def proven(self) -> list[PeerId]:
-        """Who has cheated for certain, the newest last."""
+        """Proven cheats, the newest last."""
         return list(self._proven)
 
     def listen(self) -> None:
-        """Answer others from now on."""
+        """Answer other peers from now on."""
         self._transport.handle(FRAUDS, self._answer)
 
     def accuse(self, proof: FraudProof) -> None:
-        """Sign a proof that this peer made itself, and have it checked as if it came from another.
+        """Sign a proof that this peer made, and queue it for checking like another peer's.
 
-        This needs ``run`` to run; see also ``finish``.
+        Requires that ``run`` is running; see also ``finish``.
         """
         receipt = proof.receipt
         for offer in self._others():
@@ -136,7 +136,7 @@ class Frauds:
         self._line_up(self._transport.peer_id, body + self._sign(to_sign(body)))
 
     def add(self, proof: FraudProof, data: bytes) -> None:
-        """Take in a proof that holds, with its file."""
+        """Record a proof that holds, with its file."""
         if proof.accused in self._proven:
             return
         case = proof.case()
@@ -153,7 +153,7 @@ class Frauds:
         self._news.set()
 
     async def run(self) -> None:
-        """Compare cases with others and check their proofs, for ever."""
+        """Compare cases with other peers and check their proofs, for ever."""
         async with trio.open_nursery() as nursery:
             nursery.start_soon(self._check_for_ever)
             while True:
@@ -162,7 +162,7 @@ class Frauds:
                     await self._news.wait()
 
     async def tell(self, count: int) -> None:
-        """Compare cases with so many others."""
+        """Compare cases with ``count`` other peers."""
         self._news = trio.Event()
         offers = [offer for offer in self._others() if offer.addresses]
         async with self._telling, trio.open_nursery() as nursery:
@@ -171,7 +171,7 @@ class Frauds:
         self._is_untold = self._is_untold and count < SPREAD
 
     async def finish(self) -> None:
-        """Check what waits, and tell others what they were not told yet."""
+        """Check queued proofs, and tell other peers what is still untold."""
         await self._idle.wait()
         if self._is_untold:
             await self.tell(SPREAD)
@@ -179,7 +179,7 @@ class Frauds:
     def _line_up(self, sender: PeerId, data: bytes) -> None:
         try:
             self._send.send_nowait((sender, data))
-            if self._idle.is_set():  # else somebody may wait for the one there is
+            if self._idle.is_set():  # else a task may be waiting on the current event
                 self._idle = trio.Event()
         except trio.WouldBlock:
             _log.info("too many proofs wait to be checked")
@@ -221,7 +221,7 @@ class Frauds:
         return Cases(tuple(kept[-CASES_MAX:]))
 
     async def _fetch(self, channel: Channel, theirs: Cases) -> None:
-        """Ask for one proof that is lacking, and have it checked."""
+        """Ask for one missing proof, and queue it for checking."""
         wanted = next((case.digest for case in theirs.cases if self._wants(case)), b"")
         await send(channel, WantProof(wanted))
         if wanted:
@@ -233,7 +233,7 @@ class Frauds:
             await send(channel, ProofIs(self._kept.get(wanted, b"")))
 
     def _wants(self, case: Case) -> bool:
-        """Whether a case is new, about somebody who is there, and can be judged here."""
+        """Whether a case is new, concerns a peer that is present, and can be judged here."""
         me, now = self._transport.peer_id, trio.current_time()
         if case.model != self._model or case.accused in self._proven or case.accused == me:
             return False
@@ -251,7 +251,7 @@ class Frauds:
                 try:
                     await self._check(data)
                 except BadFile as error:
-                    _log.warning("%s passes on what is no fraud proof: %s", sender, error)
+                    _log.warning("%s sent an invalid fraud proof: %s", sender, error)
                     if sender != self._transport.peer_id:
                         self._on_false(sender)
                 if not self._receive.statistics().current_buffer_used:
@@ -263,7 +263,7 @@ class Frauds:
         """Judge a proof and act upon it.
 
         Raises:
-            BadFile: it is none, which whoever sent it should have seen.
+            BadFile: it is not a valid proof, which its sender should have noticed.
         """
         if not data:
             return
@@ -283,14 +283,14 @@ class Frauds:
         elif verdict is None:
             _log.info("whether %s cheated cannot be judged here", case.accused)
         elif case.author == self._transport.peer_id:
-            _log.warning("the auditors that found that %s cheated have lied", case.accused)
+            _log.warning("the auditors that said %s cheated have lied", case.accused)
         else:
-            _log.warning("%s accuses %s falsely", case.author, case.accused)
+            _log.warning("%s falsely accuses %s", case.author, case.accused)
             self._on_false(case.author)
 
 
 def judges_beside(server: Server, replays: PeerReplays, case: Case) -> Sequence[OpenReplay]:
-    """Return a serving peer's own engine where it can judge a case, and otherwise others."""
+    """Return a serving peer's own engine if it can judge a case, otherwise other peers."""
     held = server.held
     if held:
         engine = held.engine
@@ -301,7 +301,7 @@ def judges_beside(server: Server, replays: PeerReplays, case: Case) -> Sequence[
 
 
 async def judge(proof: FraudProof, judges: Sequence[OpenReplay]) -> bool | None:
-    """Whether a proof holds, which was parsed; None where nobody can say."""
+    """Whether a parsed proof holds; None if it cannot be decided."""
     if len(proof.receipts) > 1:
         return True
     receipt = proof.receipt
@@ -324,7 +324,7 @@ async def judge(proof: FraudProof, judges: Sequence[OpenReplay]) -> bool | None:
 
 
 async def run_again(proof: FraudProof, replay: Replay) -> Rows:
-    """Return what a proof's rows give, each in its regime; raises as the replay."""
+    """Return a replay's output for a proof's rows, each in its regime; raises as the replay."""
     sent, inputs = Rows(keep=False), proof.inputs
     size = len(inputs.rows) // len(inputs.regimes)
     for position, rows, regime in cut(inputs, 0):

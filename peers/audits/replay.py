@@ -1,4 +1,4 @@
-"""Running layers again: by another holder, or by an engine of this machine's own."""
+"""Running layers again: on another holder, or on an engine of this machine."""
 
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
@@ -31,14 +31,14 @@ SESSION_ID_BYTES = 16
 
 @frozen
 class Vouching:
-    """What somebody who runs layers again signs, as for any session."""
+    """What a replaying peer signs, as for any session."""
 
     terms: Terms
     receipts: Mapping[int, Signed]
 
 
 class Replay(Protocol):
-    """Somebody who runs a stage's layers again, in a session of its own."""
+    """Runs a stage's layers again, in a session of its own."""
 
     @property
     def name(self) -> str:
@@ -47,28 +47,28 @@ class Replay(Protocol):
 
     @property
     def numerics(self) -> bytes:
-        """The numerics class that it computes in."""
+        """The numerics class it computes in."""
         ...
 
     async def run(self, position: int, count: int, rows: bytes, *, regime: Regime) -> bytes:
-        """Return what rows give, both as on the wire.
+        """Return the layers' output for some rows, both encoded as on the wire.
 
         Raises:
-            PeerError, EngineError: they were not run.
+            PeerError, EngineError: the rows were not run.
         """
         ...
 
     async def vouch(self, position: int) -> Vouching | None:
-        """Return what it signed for the first ``position`` rows and fewer, if it does that."""
+        """Return its receipts for up to the first ``position`` rows, if it signs any."""
         ...
 
 
 OpenReplay = Callable[[int], AbstractAsyncContextManager[Replay]]
-"""Opens a replay of so many positions; raises PeerError, EngineError or UserError."""
+"""Opens a replay of that many positions; raises PeerError, EngineError or UserError."""
 
 
 def cut(opened: OpenedRows, position: int) -> list[tuple[int, bytes, Regime]]:
-    """Cut rows into runs of one regime, each no longer than a decode may be."""
+    """Cut rows into runs of one regime, each at most as long as a decode may be."""
     size = len(opened.rows) // len(opened.regimes)
     found, start = [], 0
     for regime, same in groupby(opened.regimes):
@@ -88,7 +88,7 @@ class PeerReplay:
         self.numerics, self._chain, self._evidence = numerics, chain, evidence
 
     async def run(self, position: int, count: int, rows: bytes, *, regime: Regime) -> bytes:
-        """Return what the peer makes of the rows; raises PeerError."""
+        """Return the peer's output for the rows; raises PeerError."""
         if regime is Regime.BLOCK and not self._chain.blocks:
             raise PeerUnavailable(self._chain.route[-1].peer, "it does not run blocks")
         try:
@@ -100,7 +100,7 @@ class PeerReplay:
         return step.rows
 
     async def vouch(self, position: int) -> Vouching:
-        """Return its receipts, which bind it as any stage's do."""
+        """Return its receipts, which bind it like any stage's."""
         await self._evidence.settle(position)
         return Vouching(self._evidence.terms, self._evidence.stages[0].signed(position))
 
@@ -109,17 +109,17 @@ class PeerReplay:
 async def open_peer_replay(
     transport: Transport, hop: Hop, opened: Open, numerics: bytes, gatherer: Gatherer
 ) -> AsyncIterator[PeerReplay]:
-    """Open a session with one holder, which asks for receipts as every other does.
+    """Open a session with one holder, which asks for receipts like every other session.
 
     Args:
         transport: reaches it.
         hop: the holder, and the layers that it is to run.
         opened: the session.
-        numerics: the class that it computes in.
+        numerics: the class it computes in.
         gatherer: begins the session's evidence.
 
     Raises:
-        PeerError: it does not take the session.
+        PeerError: it does not accept the session.
     """
     evidence = gatherer.begin(opened)
     with lone_errors():
@@ -134,10 +134,10 @@ class PeerReplays:
 
     Args:
         transport: reaches them.
-        serving: returns what they say they serve of the model.
+        serving: returns the advertisements of the peers that serve the model.
         model: its id.
         gatherer: seals sessions.
-        draw: returns so many random bytes.
+        draw: returns that many random bytes.
     """
 
     def __init__(
@@ -152,11 +152,11 @@ class PeerReplays:
         self._gatherer, self._draw = gatherer, draw
 
     def find(self, first: int, end: int, besides: PeerId) -> Sequence[OpenReplay]:
-        """Return who can replay these layers, in an order that nobody can foresee."""
+        """Return replays by peers that hold these layers, in an unpredictable order."""
         return [self._by_peer(offer, first, end) for offer in self._holders(first, end, besides)]
 
     def judges(self, case: Case) -> Sequence[OpenReplay]:
-        """Return who can run a case's layers again in the very class that it is about, likewise."""
+        """Return replays in exactly a case's numerics class, in an unpredictable order."""
         return [
             self._by_peer(offer, case.first, case.end)
             for offer in self._holders(case.first, case.end, case.accused)
@@ -186,7 +186,7 @@ class PeerReplays:
 
 
 class EngineReplay:
-    """An engine of this machine's own."""
+    """An engine on this machine."""
 
     name = THIS_MACHINE
 
@@ -196,7 +196,7 @@ class EngineReplay:
         self._session = engine.open(end)
 
     async def run(self, position: int, count: int, rows: bytes, *, regime: Regime) -> bytes:
-        """Return what the engine makes of float32 rows; raises EngineError."""
+        """Return the engine's output for float32 rows; raises EngineError."""
         if len(rows) != 4 * self.width * count:
             raise EngineError("the rows are not of the model's width")
         done = trio.Event()
@@ -213,7 +213,7 @@ class EngineReplay:
         return outcome[0].rows
 
     async def vouch(self, position: int) -> None:
-        """Sign nothing: nobody need prove anything to itself."""
+        """Sign nothing: a machine need not prove anything to itself."""
 
     def close(self) -> None:
         """Free the session's cells."""
@@ -221,7 +221,7 @@ class EngineReplay:
 
 
 def by_engine(engine: StageEngine, end: int) -> OpenReplay:
-    """Return what opens a replay up to a layer by an engine that runs."""
+    """Return an opener of replays up to layer ``end`` on a running engine."""
 
     @asynccontextmanager
     async def opening(_: int) -> AsyncIterator[Replay]:

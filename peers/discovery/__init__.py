@@ -1,1 +1,1 @@
-"""Who serves what: advertisements, gossip, anti-entropy, and ways into a swarm."""
+"""Discovering which peers serve what: advertisements, gossip, anti-entropy, bootstrap."""

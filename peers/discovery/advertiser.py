@@ -1,4 +1,4 @@
-"""What a peer says of itself: signed, told at once where it matters, and renewed in time."""
+"""A peer's own advertisement: signed, published at once when it matters, renewed in time."""
 
 from collections.abc import Callable, Mapping
 from random import Random
@@ -18,26 +18,27 @@ from transports.base import Topic, Transport
 PATIENCE_S_MIN = 60.0
 PATIENCE_ROUNDS = 4
 """How long a peer waits to be dialled. In each round every peer calls another at random, and some
-call peers not reached yet: if a thousand start at once, one in 200 that can be dialled is not by
-then, and hides for nothing; a newcomer is called by 16 peers in a round."""
+call peers not reached yet: if a thousand start at once, one in 200 dialable peers has not been
+dialled by then, and hides needlessly; a newcomer is called by 16 peers in a round."""
 
 HIDDEN_S = 900.0
-"""For how long a peer that nobody has dialled names no address, before it tries again."""
+"""For how long a peer that was not dialled advertises no address, before it tries again."""
 
 HIDDEN_PERIODS = PERIOD_RATIO_MAX
-"""It renews its word so many times as seldom, since nobody counts on it."""
+"""A hidden peer renews its advertisement this many times less often: no peer relies on it."""
 
 TWIN_WORDS = 3
-"""Newer words of the own peer, none of which it has said, that show that somebody else says them:
-of a former run, whose clock was ahead, the swarm knows the last, and perhaps one before."""
+"""Newer advertisements under this peer's key that it did not send, before it concludes that another
+machine uses it too: from an earlier run whose clock was ahead, the swarm knows the last one, and
+perhaps the one before."""
 
 
 class Signer(Protocol):
-    """Whoever this peer is."""
+    """This peer's identity."""
 
     @property
     def peer_id(self) -> PeerId:
-        """Who."""
+        """The peer's id."""
         ...
 
     def sign(self, data: bytes) -> bytes:
@@ -46,19 +47,19 @@ class Signer(Protocol):
 
 
 class Advertiser:
-    """Speaks of the own peer, to others and into the own view.
+    """Advertises this peer, to other peers and in its own view.
 
-    A peer that nobody dials while all know where it is, as one behind NAT, is hidden from then on:
-    it names no address, so that others need not try in vain, nor count on it. That is its own
-    finding, and nobody else can bring it about.
+    A peer that is never dialled although all know its address, such as one behind NAT, becomes
+    hidden: it advertises no address, so that other peers neither try in vain nor rely on it. It
+    decides this itself, and no other peer can force it.
 
     Args:
         transport: knows whether this peer was dialled.
-        identity: signs what is said.
+        identity: signs advertisements.
         view: of the swarm.
-        topics: of gossip that this peer takes part in at present.
+        topics: gossip topics that this peer currently takes part in.
         chance: spreads renewals.
-        clock_ms: the time on everybody's clock, in milliseconds.
+        clock_ms: the wall-clock time, in milliseconds.
     """
 
     def __init__(
@@ -72,9 +73,9 @@ class Advertiser:
     ) -> None:
         self.is_hidden = False
         self.on_hidden: Callable[[bool], object] = lambda _: None
-        """Told whether this peer is hidden, whenever that changes."""
+        """Called with whether this peer is hidden, whenever that changes."""
         self.on_twin: Callable[[], object] = lambda: None
-        """Told once if another machine speaks as this peer."""
+        """Called once if another machine advertises under this peer's key."""
         self._transport, self._identity, self._view = transport, identity, view
         self._topics, self._chance, self._clock_ms = topics, chance, clock_ms
         self._announcer = Announcer()
@@ -85,7 +86,7 @@ class Advertiser:
         view.on_newer_sequence = self._on_newer_sequence
 
     def say(self, advertisement: Advertisement) -> None:
-        """Say this from now on; see `peers.discovery.directory.Directory.advertise`."""
+        """Advertise this from now on; see `peers.discovery.directory.Directory.advertise`."""
         before = self._own
         self._own = evolve(advertisement, sequence=before.sequence if before else 0)
         if before is None or essence(before) != essence(advertisement):
@@ -93,16 +94,16 @@ class Advertiser:
             self.hurry()
 
     def move(self, addresses: tuple[str, ...]) -> None:
-        """Say at once that this peer has other addresses, if it says anything.
+        """Advertise new addresses at once, if this peer advertises anything.
 
-        Whether others can dial those is open, however it was before.
+        Whether others can dial them is unknown again.
         """
         if self._own and self._own.addresses != addresses:
             self._hide_until = -float("inf")
             self.say(evolve(self._own, addresses=addresses))
 
     def leave(self) -> None:
-        """Say that this peer is gone, as far as gossip carries it, and nothing more."""
+        """Announce by gossip that this peer has left, and advertise nothing more."""
         if self._own:
             self._own = evolve(self._own, state=State.LEFT, end=self._own.first)
             heard = self._sign()
@@ -112,16 +113,16 @@ class Advertiser:
             self._own = None
 
     def hurry(self) -> None:
-        """Speak as soon as may be."""
+        """Publish as soon as the rate limit allows."""
         self._announcer.hurry()
 
     def note_caller(self) -> None:
-        """Take in that somebody called: if it dialled, others are told at once that they can."""
+        """Record a call: if the caller dialled us, advertise at once that this peer is dialable."""
         if self.is_hidden and self._transport.was_dialled:
             self.hurry()
 
     async def run(self, pause_s: Callable[[], float]) -> None:
-        """Speak whenever it is due, for ever; ``pause_s`` is how often others call each other."""
+        """Publish whenever it is due, for ever; ``pause_s`` is how often peers call each other."""
         while True:
             await self._announcer.wait_due(self._chance)
             if self._own is None:
@@ -138,7 +139,7 @@ class Advertiser:
                 self._announcer.wait(ALONE_S)
 
     def _look(self, patience_s: float) -> None:
-        """Judge whether others can dial this peer, now that it tells them where it is."""
+        """Judge whether others can dial this peer, now that it publishes its addresses."""
         now, was_hidden = trio.current_time(), self.is_hidden
         if now >= self._hide_until:
             self._show_until = now + patience_s
@@ -152,7 +153,7 @@ class Advertiser:
         return min(times * self._view.period_s(own.model), PERIOD_MS_MAX / 1000)
 
     def _sign(self) -> Heard:
-        """Number and sign the own advertisement, and renew it in the own view."""
+        """Number and sign our own advertisement, and renew it in our view."""
         assert self._own
         period_ms = round(1000 * self._period_s(self._own))
         sequence = max(self._own.sequence + 1, self._clock_ms())
@@ -165,10 +166,10 @@ class Advertiser:
         return heard
 
     def _on_newer_sequence(self, sequence: int) -> None:
-        """Number the own advertisement beyond one that a former run of this peer made.
+        """Number our own advertisement above one that an earlier run of this peer made.
 
-        Or that another machine makes, which has the same key; the two must not outdo each other
-        as fast as they can.
+        It may also come from another machine with the same key; then the two must not raise their
+        numbers against each other as fast as they can.
         """
         if self._own is None or self._own.sequence > sequence:
             return

@@ -1,4 +1,4 @@
-"""Comparing notes with one peer: see `p2pinfer.core.exchange` for what is said."""
+"""Comparing views with one peer: see `p2pinfer.core.exchange` for the messages."""
 
 from collections.abc import Iterable
 
@@ -19,22 +19,22 @@ MESSAGES_MAX = 16
 """`Known` messages in a row: twice what a full view fills."""
 
 AT_ONCE_MAX = 16
-"""Advertisements judged before others have their turn: 2 ms of signatures."""
+"""Advertisements judged before other tasks get a turn: 2 ms of signature checks."""
 
 OFFENCES_MAX = 8
-"""Advertisements that are not genuine; each costs a signature's check. An older version may pass on
-what a newer one finds wrong, once or twice."""
+"""Advertisements that are not genuine; each costs a signature check. An older version may pass on
+something that a newer one rejects, once or twice."""
 
 TOLD_MAX = 2.0 * ADVERTISEMENTS_MAX
 TOLD_PER_S = 100.0
-"""Advertisements heard from one peer in comparisons, at once and in the long run: a newcomer hears
-a full view, and then of some changes; each costs a signature's check."""
+"""Advertisements accepted from one peer in comparisons, at once and in the long run: a newcomer
+receives a full view, and then some changes; each costs a signature check."""
 
 
 async def ask(channel: Channel, view: SwarmView, model: ModelId | None, told: RateLimits) -> None:
-    """Compare notes about a model, or learn what models there are.
+    """Compare views of a model, or learn which models there are.
 
-    ``told`` is how much each peer may still tell.
+    ``told`` limits how much each peer may still send.
 
     Raises:
         ChannelClosed, RefusedError, RemoteProtocolError: as `peers.steps.messaging.receive`.
@@ -59,7 +59,7 @@ async def ask(channel: Channel, view: SwarmView, model: ModelId | None, told: Ra
 
 
 async def answer(channel: Channel, view: SwarmView, told: RateLimits) -> None:
-    """Answer one peer that compares notes; raises as `ask`."""
+    """Answer one peer that compares views; raises as `ask`."""
     asked = await receive(channel, Compare)
     index = view.indexes.get(asked.model) if asked.model in view.followed else None
     strange = asked.models != view.models_digest()
@@ -83,7 +83,7 @@ async def answer(channel: Channel, view: SwarmView, told: RateLimits) -> None:
 
 
 def _against(index: ModelIndex, reply: Differs) -> tuple[bytes, list[IndexEntry]]:
-    """Return the tags of those of whom the other knows more, and what it lacks."""
+    """Return tags of peers with newer advertisements on the other side, and entries it lacks."""
     words = _split(reply.newest, TAG_BYTES + NUMBER_BYTES)
     theirs = {word[:TAG_BYTES]: word for word in words}
     newer: list[IndexEntry] = []
@@ -102,7 +102,7 @@ def _split(data: bytes, size: int) -> Iterable[bytes]:
 
 
 async def _tell(channel: Channel, entries: Iterable[IndexEntry]) -> None:
-    """Send advertisements in as many messages as it takes, one at least."""
+    """Send advertisements in as many messages as needed, at least one."""
     now = trio.current_time()
     heard = tuple(aged(entry, now) for entry in entries)
     for i in range(0, max(1, len(heard)), KNOWN_MAX):
@@ -113,18 +113,22 @@ async def _tell(channel: Channel, entries: Iterable[IndexEntry]) -> None:
 async def _learn(
     channel: Channel, view: SwarmView, told: RateLimits, first: Known | None = None
 ) -> None:
-    """Take in advertisements until the other says that there are no more."""
+    """Take advertisements until the other side says that there are no more."""
     offences = 0
     for number in range(MESSAGES_MAX):
         known = first if first and number == 0 else await receive(channel, Known)
         if not told.spend(channel.remote, trio.current_time(), len(known.heard)):
-            raise RemoteProtocolError(channel.remote, f"{channel.remote} tells too much")
+            raise RemoteProtocolError(
+                channel.remote, f"{channel.remote} sends too many advertisements"
+            )
         for index, heard in enumerate(known.heard):
             if index % AT_ONCE_MAX == 0:
                 await trio.lowlevel.checkpoint()
             offences += view.take(heard, trio.current_time()) is Taken.BAD
             if offences > OFFENCES_MAX:
-                raise RemoteProtocolError(channel.remote, f"{channel.remote} tells lies")
+                raise RemoteProtocolError(
+                    channel.remote, f"{channel.remote} sends invalid advertisements"
+                )
         if not known.more:
             return
-    raise RemoteProtocolError(channel.remote, f"{channel.remote} never stops telling")
+    raise RemoteProtocolError(channel.remote, f"{channel.remote} never stops sending")

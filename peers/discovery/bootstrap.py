@@ -1,4 +1,4 @@
-"""Ways into the swarm: addresses that a person named, who answered, and where peers fell silent."""
+"""Bootstrap addresses: those a person named, and those of peers that answered or fell silent."""
 
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from random import Random
@@ -8,7 +8,7 @@ from p2pinfer.core.checks import ADDRESSES_MAX
 from p2pinfer.core.ids import PeerId
 
 LOST_MAX = 64
-"""Peers remembered that fell silent: through any one of them the others are found again."""
+"""Silent peers remembered: through any one of them the others can be found again."""
 
 LOST_S = 3600.0
 """How long they are looked for."""
@@ -25,7 +25,7 @@ Way = tuple[PeerId, tuple[str, ...]]
 
 
 class Bootstrap:
-    """Where to look for peers that are not there."""
+    """Addresses at which to look for missing peers."""
 
     def __init__(self, me: PeerId) -> None:
         self._me = me
@@ -35,7 +35,7 @@ class Bootstrap:
         """Where peers are that answered, and when they last did; the latest is the last."""
 
     def add(self, addresses: Sequence[str]) -> None:
-        """Look for the peers at these addresses whenever they are not there."""
+        """Look for the peers at these addresses whenever they are missing."""
         self._named |= dict.fromkeys(addresses)
 
     def lost(self, gone: Iterable[Advertisement], now: float) -> None:
@@ -53,10 +53,6 @@ class Bootstrap:
             if len(self._lost) <= LOST_MAX and now - since < LOST_S:
                 break
             del self._lost[peer]
-
-    def drop(self, peer: PeerId) -> None:
-        """Look for a peer no longer."""
-        self._lost.pop(peer, None)
 
     def found(self, peer: PeerId, addresses: Iterable[str], now: float) -> None:
         """Take in that a peer answered, and where it is.
@@ -77,7 +73,7 @@ class Bootstrap:
         return [addresses[0] for addresses, _ in latest]
 
     def pick(self, chance: Random, is_known: Callable[[PeerId], bool]) -> list[Way]:
-        """Return whom to try now: those named who are not known, and one lost one."""
+        """Return the peers to try now: all named ones that are unknown, and one lost one."""
         named = [
             (peer, (address,))
             for address in self._named

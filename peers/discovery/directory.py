@@ -1,9 +1,9 @@
-"""Who serves what: every peer says so itself, and passes on what others say.
+"""Which peers serve what: each advertises itself, and passes on others' advertisements.
 
-An advertisement is signed by the peer that it speaks of, so anyone may pass it on and nobody can
-invent one. It travels by gossip, one topic for each model; a peer that joins asks a neighbour for
-all there is, and now and then every peer compares notes with another, which mends what gossip lost.
-What one peer says it serves is a hint until it has answered.
+An advertisement is signed by the peer it describes, so any peer may pass it on and none can forge
+one. It travels by gossip, one topic for each model; a peer that joins asks a neighbour for a full
+view, and now and then every peer compares views with another, which repairs what gossip lost. An
+advertisement is only a hint until its peer has answered.
 """
 
 import logging
@@ -32,38 +32,38 @@ from transports.identity import verify as verify_signature
 _log = logging.getLogger("p2pinfer.directory")
 
 COMPARE_S = 30.0
-"""How often a peer compares notes with another; once in each period where that is the shortest."""
+"""How often a peer compares views with another; once per period while the period is shortest."""
 
 FIND_S = 5.0
-"""How often the ways in are tried while nobody is known."""
+"""How often the bootstrap addresses are tried while no peer is known."""
 
 EXCHANGE_S_MAX = 10.0
 """How long one comparison may take."""
 
 NEIGHBOURS_MIN = 4
-"""Peers of a model to be connected with, so that gossip finds its way though some of them leave."""
+"""Peers of a model to stay connected to, so that gossip still spreads when some of them leave."""
 
 PATIENCE_S = 1.0
-"""For the first way in to tell all; it may be frozen, and whoever asks may not wait for long."""
+"""For the first bootstrap peer to send its view; it may hang, and a caller cannot wait long."""
 
 LOOK_AGAIN_S = 0.25
-"""Between two looks for anybody at all."""
+"""Between two attempts to find any peer at all."""
 
 LOOK_OUT = 0.1
-"""Share of rounds in which a peer with few neighbours looks for more where the transport does."""
+"""Share of rounds in which a peer with few neighbours asks the transport to discover more."""
 
 
 class Directory:
-    """What this peer knows of the swarm, and says of itself.
+    """What this peer knows about the swarm, and advertises about itself.
 
     Args:
-        transport: what reaches others.
-        identity: signs what this peer says.
-        chance: picks whom to compare notes with.
-        verify: checks what others signed; a simulation may pass a cheaper one.
+        transport: reaches other peers.
+        identity: signs this peer's advertisements.
+        chance: picks peers to compare views with.
+        verify: checks others' signatures; a simulation may pass a cheaper check.
         room: how many advertisements to keep.
-        clock_ms: the time on everybody's clock, in milliseconds: by its own advertisements, which
-            are numbered so, others see whether a peer's clock is right.
+        clock_ms: the wall-clock time, in milliseconds: it numbers this peer's advertisements, so
+            other peers see whether its clock is right.
     """
 
     def __init__(
@@ -83,53 +83,52 @@ class Directory:
         self._topics: dict[ModelId, Topic] = {}
         self.advertiser = Advertiser(transport, identity, self.view, self._topics, chance, clock_ms)
         self._wake = trio.Event()
-        """A model is followed that was not before."""
+        """Set when a new model is followed."""
 
     @property
     def is_hidden(self) -> bool:
-        """Whether nobody can dial the own peer, as it seems; see `peers.discovery.advertiser`."""
+        """Whether this peer seems undialable; see `peers.discovery.advertiser`."""
         return self.advertiser.is_hidden
 
     @property
     def is_sample(self) -> bool:
-        """Whether there is room for no more peers, so that there are others, as it seems."""
+        """Whether there is no room for more peers, so that others probably exist."""
         return self.view.is_full
 
     def listen(self) -> None:
-        """Answer others from now on."""
+        """Answer other peers from now on."""
         self._transport.handle(DIRECTORY, self._answer)
 
     def advertise(self, advertisement: Advertisement) -> None:
-        """Say this of the own peer from now on; it is given a number when it is signed.
+        """Advertise this peer like this from now on; it gets its number when it is signed.
 
-        Where it serves another range or in another state, all are told at once; of mere figures
-        they hear with the next renewal.
+        A new range, state or address is published at once; changed figures wait for the next
+        renewal.
         """
         self.follow(advertisement.model)
         self.advertiser.say(advertisement)
 
     def leave(self) -> None:
-        """Say that this peer is gone, as far as gossip carries it; it serves nothing any more."""
+        """Announce by gossip that this peer has left; it serves nothing any more."""
         self.advertiser.leave()
 
     def follow(self, model: ModelId) -> None:
-        """Learn of all peers of a model from now on."""
+        """Keep track of all peers of a model from now on."""
         if self.view.follow(model):
             self._wake.set()
 
     def shut_out(self, peer: PeerId) -> None:
-        """Know nothing of a peer any more, whatever it says, and pass nothing of it on."""
+        """Forget a peer, ignore whatever it advertises, and pass none of it on."""
         self.view.shut_out(peer, trio.current_time())
 
     def serving(self, model: ModelId) -> list[Advertisement]:
-        """Return what other peers are known to serve of a model, which is followed from now on."""
+        """Return the other peers known to serve a model, which is followed from now on."""
         return [a for a in self.holding(model) if a.first < a.end]
 
     def holding(self, model: ModelId) -> list[Advertisement]:
-        """Return the other peers that hold something of a model, those that still join too.
+        """Return the other peers that hold some of a model, including those still joining.
 
-        Those of whom there are only words, and who do not answer when they are called, are not
-        among them, nor those that nobody can dial.
+        Left out are peers that do not answer when called, and peers that cannot be dialled.
         """
         self.follow(model)
         own = self.view.get(self._transport.peer_id)
@@ -140,16 +139,16 @@ class Directory:
         ]
 
     def missing(self, model: ModelId, layers: LayerRange) -> list[int]:
-        """Return the layers of a range that nobody holds or is about to; the own peer counts."""
+        """Return the layers of a range that no peer holds or is about to; this peer counts."""
         self._expire()
         return self.view.missing(model, layers)
 
     def fewest_holders(self, model: ModelId, layers: LayerRange) -> int:
-        """Return how many hold the rarest layer of a range, or are about to."""
+        """Return how many peers hold a range's rarest layer, or are about to."""
         return self.view.fewest_holders(model, layers)
 
     def models(self) -> dict[ModelId, str]:
-        """Return the names of all models that are known to be served."""
+        """Return the names of all models known to be served."""
         self._expire()
         return {
             model: next(iter(index.entries.values())).parsed.advertisement.model_name
@@ -158,7 +157,7 @@ class Directory:
         }
 
     def peers(self) -> list[Advertisement]:
-        """Return what is known of any peer: of each in the models followed, of some in others."""
+        """Return all known advertisements: every peer of followed models, a few of other models."""
         return [
             entry.parsed.advertisement
             for model in list(self.view.indexes)
@@ -166,10 +165,10 @@ class Directory:
         ]
 
     async def run(self, ways_in: Sequence[str]) -> None:
-        """Gossip, renew the own advertisement and compare notes, for ever.
+        """Gossip, renew our own advertisement and compare views, for ever.
 
         Args:
-            ways_in: addresses that are tried again and again while nobody is known there.
+            ways_in: addresses that are tried repeatedly while the peer there is unknown.
         """
         self._bootstrap.add(ways_in)
         with lone_errors():
@@ -186,13 +185,13 @@ class Directory:
                     await self._wake.wait()
 
     async def enter(self, ways_in: Sequence[str]) -> list[PeerError]:
-        """Compare notes with the peer at each address; return what went wrong with which.
+        """Compare views with the peer at each address; return the errors.
 
-        The first to be reached tells all there is, the others what differs; if it takes its time,
-        they are asked for all, too. Without an address the last few are asked that answered before.
+        The first one reached sends its full view, the others what differs; if the first is slow,
+        they are asked for everything too. Without an address the last few that answered are asked.
 
         Raises:
-            UserError: one of them is no address.
+            UserError: one of them is not an address.
         """
         failures: list[PeerError] = []
         told, is_asked = trio.Event(), False
@@ -224,7 +223,7 @@ class Directory:
     async def find_again(
         self, former: Mapping[PeerId, tuple[str, ...]], seconds: float
     ) -> list[PeerId] | None:
-        """Compare notes with peers that answered in a former run, until one of them does.
+        """Compare views with peers that answered in a former run, until one of them does.
 
         Return who could not be reached by then, or None if nobody answered in time: perhaps this
         machine has no network, or they start, too. They are looked for from now on then, one at a
@@ -254,7 +253,7 @@ class Directory:
         return None
 
     async def find_anybody(self, seconds: float) -> bool:
-        """Look for peers without an address until one answers; say whether one did in time."""
+        """Look for peers without an address until one answers; return whether one did in time."""
         with trio.move_on_after(seconds):
             while self.view.knows_nobody():
                 hints = self._strange(await self._transport.discover(None))
@@ -265,13 +264,13 @@ class Directory:
         return not self.view.knows_nobody()
 
     async def exchange(self, peer: PeerId, at: tuple[str, ...] = ()) -> None:
-        """Compare notes with a peer, which may be at these addresses besides those that it says.
+        """Compare views with a peer, which may be at these addresses besides those that it says.
 
         Raises:
             PeerUnavailable, RemoteProtocolError, RefusedError: nothing was learnt, or not all.
         """
         said = self._said_addresses(peer)
-        # Dialled though it may be connected: so both learn that it can be, after a restart, too.
+        # Dialled even if connected: so both learn that it is dialable, also after a restart.
         own = bool(said)
         addresses = tuple(dict.fromkeys([*at, *said]))
         self._expire()
@@ -305,7 +304,7 @@ class Directory:
         self.advertiser.note_caller()
 
     async def _gossip(self, model: ModelId) -> None:
-        """Hear what peers of a model say, for ever."""
+        """Take part in a model's gossip, for ever."""
         accept = judge(self.view, model, self._news)
         async with self._transport.join_topic(f"model/{model}", accept) as topic:
             self._topics[model] = topic
@@ -317,7 +316,7 @@ class Directory:
                 del self._topics[model]
 
     async def _follow_moves(self) -> None:
-        """Tell everybody of a new address at once, and ask who is there, for ever."""
+        """Advertise a new address at once, and compare views again, for ever."""
         while True:
             await self._transport.wait_moved()
             self.advertiser.move(tuple(self._transport.addresses))
@@ -337,7 +336,7 @@ class Directory:
         return shortest_s if shortest_s <= SHORTEST_S else COMPARE_S
 
     async def _compare(self) -> None:
-        """Compare notes with one peer, and with some more while there are few neighbours."""
+        """Compare views with one peer, and with some more while there are few neighbours."""
         self._expire()
         with lone_errors():
             async with trio.open_nursery() as nursery:
@@ -350,7 +349,7 @@ class Directory:
                     nursery.start_soon(self._try, self._try_way, address)
 
     async def _look_out(self) -> list[str]:
-        """Return addresses of peers yet unknown, where this peer lacks some."""
+        """Return addresses of unknown peers if this peer has too few neighbours."""
         lacks = any(topic.neighbours < NEIGHBOURS_MIN for topic in self._topics.values())
         if not (self.view.knows_nobody() or (lacks and self._chance.random() < LOOK_OUT)):
             return []
@@ -361,7 +360,7 @@ class Directory:
         return [h for h in hints if not self.view.knows(PeerId(h.rpartition("/p2p/")[2]))]
 
     def _partners(self) -> list[PeerId]:
-        """Pick whom to compare notes with."""
+        """Pick peers to compare views with."""
         lacking = [NEIGHBOURS_MIN - topic.neighbours for topic in self._topics.values()]
         me, wanted = self._transport.peer_id, max([1, *lacking])
         return pick_partners(self.view, me, wanted, self._chance)

@@ -1,4 +1,4 @@
-"""When a peer speaks of itself, and how it judges what it hears of others."""
+"""When a peer publishes its advertisement, and how it judges those of others."""
 
 from functools import lru_cache
 from random import Random
@@ -13,31 +13,31 @@ from peers.discovery.view import NEW, SwarmView, Taken
 from transports.base import Accept, GossipVerdict
 
 BURST_MAX = 4
-"""Changes of the own state that are told at once."""
+"""Changes of our own state that are published at once."""
 
 BURST_PER_S = 0.3
-"""How often one more may be; others accept more of both: see `peers.discovery.view.SAID_MAX`."""
+"""Further changes per second; others accept more of both: see `peers.discovery.view.SAID_MAX`."""
 
 ALONE_S = 0.5
-"""How soon to try again while nobody is connected who would hear."""
+"""How soon to try again while no neighbour is connected."""
 
 EARLY = 0.1
-"""Share of a period by which a renewal comes early, at most: so that they spread."""
+"""Largest share of a period by which a renewal comes early, so that renewals spread out."""
 
 SPREAD_RATIO = 1.5
-"""Where the period grew by so much, the next renewal comes at any moment within it."""
+"""If the period grew by more than this, the next renewal comes at a random moment within it."""
 
 NEWS_MAX = 500
 NEWS_PER_S = 100
 """Advertisements taken from one neighbour, at once and in the long run: five times what a swarm of
-any size says, and a hundredth of a core for checking their signatures."""
+any size sends, and 1 % of a core for checking their signatures."""
 
 PASS = GossipVerdict.PASS
 """Looked up once, as `peers.discovery.view.NEW` is."""
 
 
 class Announcer:
-    """Keeps the time of the own advertisements."""
+    """Times the publishing of our own advertisement."""
 
     def __init__(self) -> None:
         self._due = float("inf")
@@ -47,11 +47,11 @@ class Announcer:
         self._credit, self._credited_at = float(BURST_MAX), -float("inf")
 
     def hurry(self) -> None:
-        """Have the own advertisement published as soon as may be."""
+        """Have our own advertisement published as soon as the rate limit allows."""
         self._hurry.set()
 
     async def wait_due(self, chance: Random) -> None:
-        """Wait until the own advertisement is to be published."""
+        """Wait until our own advertisement is due for publishing."""
         early = chance.random() if self._spread else 1 - EARLY * chance.random()
         with trio.move_on_after(max(0.0, early * (self._due - trio.current_time()))):
             await self._hurry.wait()
@@ -64,12 +64,12 @@ class Announcer:
         now = trio.current_time()
         self._credit, self._credited_at = self._now_credit() - 1, now
         self._due = now + period_s
-        # Peers that started at once, or that the swarm's growth slows down, must not speak at once.
+        # Peers that started together, or slow down as the swarm grows, must not publish together.
         self._spread = period_s > SPREAD_RATIO * self._period_s
         self._period_s = period_s
 
     def wait(self, seconds: float) -> None:
-        """Try again later: nobody would hear, or nothing is to be said."""
+        """Try again later: there is no neighbour, or nothing to publish."""
         self._due = trio.current_time() + seconds
         self._spread = False
 
@@ -81,12 +81,12 @@ class Announcer:
 
 
 def news() -> RateLimits:
-    """Return what each neighbour may tell."""
+    """Return the rate limits for each neighbour's advertisements."""
     return RateLimits(NEWS_MAX, NEWS_PER_S)
 
 
 def judge(view: SwarmView, model: ModelId, news: RateLimits) -> Accept:
-    """Return what takes in gossip about a model; ``news`` is what each neighbour may still tell."""
+    """Return the judge of gossip about a model; ``news`` limits what each neighbour may send."""
 
     def accept(neighbour: PeerId, message: bytes) -> GossipVerdict:
         now = trio.current_time()
@@ -102,13 +102,13 @@ def judge(view: SwarmView, model: ModelId, news: RateLimits) -> Accept:
 
 
 def essence(said: Advertisement) -> tuple[object, ...]:
-    """Return what others must know at once; the rest are figures that change all the time."""
+    """Return the part that others must learn at once; the rest are ever-changing figures."""
     return said.model, said.first, said.end, said.state, said.addresses, said.numerics_class
 
 
 @lru_cache(1024)
 def _heard(message: bytes) -> Heard | None:
-    """Read a gossiped advertisement, which is always as new as can be; None if it is none."""
+    """Read a gossiped advertisement, whose age is always zero; None if it is invalid."""
     try:
         found = decode(message, Heard)
     except BadMessage:

@@ -1,4 +1,4 @@
-"""What is known of the peers of one model: an entry each, and what is counted of all of them."""
+"""What is known about the peers of one model: an entry for each, and totals over all of them."""
 
 import struct
 from collections.abc import Iterator
@@ -15,33 +15,34 @@ from p2pinfer.core.layer_range import LayerRange
 from p2pinfer.core.wire import BadMessage, decode
 
 PARSED_MAX = 4096
-"""Advertisements kept taken apart: many peers of one process hear the same bytes."""
+"""Parsed advertisements cached: in one process, many peers may hear the same bytes."""
 
 _DIGESTS = struct.Struct(f">{BUCKETS}I")
 assert _DIGESTS.size == BUCKETS * DIGEST_BYTES
 
 CALLS_MISSED_MAX = 3
-"""Calls in a row that a peer leaves unanswered, and is not counted on: a word may be a lie, or be
-repeated by another after its author is gone. One may be lost, and a busy machine may miss two."""
+"""Unanswered calls in a row after which a peer is not relied on: an advertisement may be false, or
+be repeated by another peer after its author is gone. One call may be lost, and a busy machine may
+miss two."""
 
 
 @dataclass(frozen=True, slots=True)
 class Parsed:
-    """An advertisement, and what comparing needs of it."""
+    """An advertisement, and values derived from it for comparing."""
 
     advertisement: Advertisement
     tag: bytes
     word: bytes
-    """The tag and the sequence number: of two with one tag, the greater is the newer."""
+    """The tag and the sequence number: of two with the same tag, the greater is newer."""
     bucket: int
     mark: int
-    """Differs from advertisement to advertisement."""
+    """A hash of ``word``, different for each advertisement."""
     held: LayerRange
-    """The layers that others can count on; none of a peer that drains, or that nobody can dial."""
+    """The layers that others can rely on; none if the peer is draining or undialable."""
 
     @classmethod
     def of(cls, found: Advertisement) -> "Parsed":
-        """Work out what comparing needs."""
+        """Derive the values for comparing."""
         tag = blake3(found.peer.encode()).digest(TAG_BYTES)
         word = tag + found.sequence.to_bytes(NUMBER_BYTES, "big")
         mark = blake3(word).digest(NUMBER_BYTES)[-DIGEST_BYTES:]
@@ -57,47 +58,47 @@ class IndexEntry:
     parsed: Parsed
     heard: Heard
     made_at: float
-    """By this peer's own clock, in seconds."""
+    """By this machine's own clock, in seconds."""
     full_at: float
-    """When its author may say as much at once again as anybody may."""
+    """When its author's rate limit is full again."""
     index: "ModelIndex"
-    """Where it is."""
+    """The index that holds it."""
     check_at: float = 0.0
-    """When to look whether it has fallen silent."""
+    """When to check whether it has fallen silent."""
     has_answered: bool = False
-    """It answered when it was dialled; that it dials others is no sign that they reach it."""
+    """It answered when it was dialled; that it dials others does not show that they reach it."""
     missed: int = 0
     """Calls in a row that it did not answer."""
     is_there: bool = True
-    """It is to be counted on: it has not missed too many calls in a row."""
+    """It can be relied on: it has not missed too many calls in a row."""
 
 
 class ModelIndex:
-    """The peers of one model, and digests of what is known of them."""
+    """The peers of one model, and digests of their advertisements."""
 
     def __init__(self) -> None:
         self.entries: dict[PeerId, IndexEntry] = {}
         self.buckets = [0] * BUCKETS
         self._sorted: list[dict[PeerId, IndexEntry]] = [{} for _ in range(BUCKETS)]
         self.holders: list[int] = []
-        """How many peers that are there hold each layer, or are about to, and mean to go on."""
+        """How many present peers hold each layer, or are about to, and do not mean to leave."""
         self.crowd = 0
-        """Peers of the model, as far as the stream of advertisements tells."""
+        """Peers of the model, estimated from the stream of advertisements."""
         self.flow_ms = 0
-        """Periods of all advertisements that came in the present window."""
+        """Sum of the periods of all advertisements received in the current window."""
         self.counted_from = self.count_at = 0.0
 
     def add(self, peer: PeerId, entry: IndexEntry) -> None:
-        """Keep what is heard of a peer that is not here yet."""
+        """Add the entry of a new peer."""
         self.entries[peer] = self._sorted[entry.parsed.bucket][peer] = entry
         self.buckets[entry.parsed.bucket] ^= entry.parsed.mark
         self._tally(entry.parsed.held, 1)
 
     def renew(self, entry: IndexEntry, parsed: Parsed) -> None:
-        """Let a peer's entry say what is heard of it now; its calls count on."""
+        """Put a newer advertisement into a peer's entry; its call counts stay."""
         before = entry.parsed
         self.buckets[parsed.bucket] ^= before.mark ^ parsed.mark
-        if parsed.held != before.held and entry.is_there:  # rare: most only renew their word
+        if parsed.held != before.held and entry.is_there:  # rare: most are plain renewals
             self._tally(before.held, -1)
             self._tally(parsed.held, 1)
         entry.parsed = parsed
@@ -112,7 +113,7 @@ class ModelIndex:
                 self._tally(entry.parsed.held, -1)
 
     def note_call(self, peer: PeerId, *, answered: bool) -> None:
-        """Take in that a peer was there, or was not when it was called."""
+        """Record whether a peer answered when it was called."""
         entry = self.entries[peer]
         was_there = entry.is_there
         entry.has_answered |= answered
@@ -128,19 +129,19 @@ class ModelIndex:
             self.holders[layer] += one
 
     def missing(self, layers: LayerRange) -> list[int]:
-        """Return the layers of a range that nobody holds."""
+        """Return the layers of a range that no peer holds."""
         known = range(layers.first, min(layers.end, len(self.holders)))
         beyond = range(max(layers.first, len(self.holders)), layers.end)
         return [*(layer for layer in known if not self.holders[layer]), *beyond]
 
     def fewest(self, layers: LayerRange) -> int:
-        """Return how many hold the rarest layer of a range; more than there are if it is empty."""
+        """Return how many peers hold a range's rarest layer; for an empty one, more than exist."""
         missing = [0] * max(0, layers.end - len(self.holders))
         served = self.holders + missing if missing else self.holders
         return min(served[layers.first : layers.end], default=len(self.entries) + 1)
 
     def rarest(self, found: Advertisement) -> int:
-        """Return how many serve that layer of a peer's which fewest do."""
+        """Return how many peers serve the rarest of a peer's layers."""
         return self.fewest(LayerRange(found.first, found.end))
 
     def count(self, now: float, window_s: float) -> None:
@@ -164,13 +165,13 @@ class ModelIndex:
         return chain.from_iterable(entries.values() for entries in some)
 
     def newest(self, buckets: int) -> bytes:
-        """Return tag and sequence number of each peer in some buckets."""
+        """Return the tag and sequence number of each peer in some buckets."""
         return b"".join([entry.parsed.word for entry in self.within(buckets)])
 
 
 @lru_cache(PARSED_MAX)
 def parse(body: bytes) -> Parsed | None:
-    """Take an advertisement apart; None if it is none."""
+    """Parse an advertisement; None if it is invalid."""
     try:
         found = decode(body, Advertisement)
     except BadMessage:
@@ -181,6 +182,6 @@ def parse(body: bytes) -> Parsed | None:
 
 
 def aged(entry: IndexEntry, now: float) -> Heard:
-    """Return an advertisement as it is passed on now."""
+    """Return an advertisement with its current age, for passing on."""
     heard, age_ms = entry.heard, max(0, round(1000 * (now - entry.made_at)))
     return heard if age_ms == heard.age_ms else Heard(heard.body, heard.signature, age_ms)

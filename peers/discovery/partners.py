@@ -1,4 +1,4 @@
-"""Whom a peer compares notes with next."""
+"""Which peers a peer compares views with next."""
 
 from random import Random
 
@@ -7,27 +7,27 @@ from peers.discovery.model_index import IndexEntry
 from peers.discovery.view import SwarmView
 
 DOUBTED_MAX = 4
-"""Peers called in a round because nothing but words is known of them."""
+"""Peers called in a round because only their advertisements are known."""
 
 CALLERS_MAX = 16
-"""Peers that call a newcomer in a round, or so."""
+"""About how many peers call a newcomer in a round."""
 
 CALL_AGAIN = 0.25
-"""Share of rounds in which one is called that is not counted on, as it may be back. In a swarm of
-laptops behind NAT most cannot be dialled, and a call to one of them only takes time."""
+"""Share of rounds in which a peer that is not relied on is called, as it may be back. In a swarm of
+laptops behind NAT most cannot be dialled, and a call to one of them only wastes time."""
 
 ELSEWHERE = 0.125
-"""Share of rounds with a peer of another model: so much of them as keeps them known."""
+"""Share of rounds spent on a peer of another model: just enough to keep those models known."""
 
 
 def pick_partners(view: SwarmView, me: PeerId, wanted: int, chance: Random) -> list[PeerId]:
-    """Return peers to be called, each once: some at random, and those that a call is to judge.
+    """Return peers to call, each once: some at random, and some whose presence is in doubt.
 
     Args:
-        view: what is known of them.
-        me: who calls.
-        wanted: how many at random, where so many are counted on.
-        chance: draws.
+        view: the known peers.
+        me: the calling peer.
+        wanted: how many at random, if that many can be relied on.
+        chance: draws them.
     """
     entries = _followed(view, me)
     others = list(map(_of, view.glimpses(view.followed)))
@@ -47,7 +47,7 @@ def pick_partners(view: SwarmView, me: PeerId, wanted: int, chance: Random) -> l
 
 
 def _followed(view: SwarmView, me: PeerId) -> list[IndexEntry]:
-    """Return what is known of the others that serve a model of this peer's and can be dialled."""
+    """Return the entries of other dialable peers that serve a model this peer follows."""
     own = view.get(me)
     return [
         entry
@@ -62,9 +62,9 @@ def _of(entry: IndexEntry) -> PeerId:
 
 
 def _doubted(there: list[IndexEntry], chance: Random) -> list[PeerId]:
-    """Return a few of those who are only heard of, or did not answer the last time.
+    """Return a few peers that are only heard of, or did not answer the last call.
 
-    In a large swarm not always any: else everybody would call each newcomer at once.
+    In a large swarm this may be none: otherwise all peers would call each newcomer at once.
     """
     if chance.random() * len(there) > CALLERS_MAX:
         return []

@@ -1,13 +1,13 @@
-"""How much of something each of many peers may still do: a bucket each, which fills with time."""
+"""Rate limits for many peers: a token bucket each, which refills with time."""
 
 from p2pinfer.core.ids import PeerId
 
 PEERS_MAX = 1024
-"""Peers remembered whose buckets are not full; of more, the fullest is forgotten first."""
+"""Peers remembered whose buckets are not full; beyond that, the fullest is forgotten first."""
 
 
 ROUNDING_S = 1e-6
-"""Sums of many small waits are off by less."""
+"""Rounding errors of many small waits add up to less than this."""
 
 
 class RateLimits:
@@ -16,10 +16,10 @@ class RateLimits:
     def __init__(self, most: float, per_s: float) -> None:
         self._most_s, self._each_s = most / per_s + ROUNDING_S, 1 / per_s
         self._full_at: dict[PeerId, float] = {}
-        """Of each peer: when its bucket is full again; one that is full is as good as none."""
+        """When each peer's bucket is full again; a full bucket need not be remembered."""
 
     def spend(self, peer: PeerId, now: float, amount: float = 1) -> bool:
-        """Take an amount off what a peer may do, and say whether it may."""
+        """Take an amount from a peer's bucket; return whether there was enough."""
         full_at = self._full_at.get(peer, now)
         full_at = (full_at if full_at > now else now) + amount * self._each_s
         if full_at - now > self._most_s:

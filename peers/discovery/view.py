@@ -1,8 +1,8 @@
-"""What a peer knows of the swarm: the newest advertisement of each peer, until it is stale.
+"""What a peer knows about the swarm: the newest advertisement of each peer, until it is stale.
 
 A plain data structure: the time is an argument, nothing waits. Of the models that this peer follows
-it keeps all advertisements, up to a limit, beyond which a sample with every layer in it; of other
-models a few peers each, which tell more to whoever asks them.
+it keeps all advertisements up to a limit, and beyond it a sample that covers every layer; of other
+models it keeps a few peers each, which can be asked for more.
 """
 
 import heapq
@@ -29,48 +29,50 @@ SHORTEST_S = PERIOD_MS_DEFAULT / 1000
 """Period of a small swarm."""
 
 ARRIVALS_PER_S_MAX = 10
-"""Advertisements of one model that a peer gets, however many serve it: the period stretches."""
+"""Advertisements of one model that a peer receives, however many peers there are: with more, the
+period stretches."""
 
 PERIODS_MISSED_MAX = 3.5
 """Three renewals missed: the peer is gone, or cut off."""
 
 LATE_RATIO, MENDED_S = 1.25, 60.0
-"""Where periods are long, one is enough: by so much later it would have come in any case, as within
-a minute a peer compares notes with two others at least, which mends what gossip lost."""
+"""With long periods, one missed renewal suffices: anti-entropy with at least two other peers a
+minute repairs what gossip lost, so a renewal is never later than this."""
 
 PERIOD_RATIO_MAX = 4
-"""Who claims a longer period than so many times our own is not believed for longer."""
+"""An advertised period counts for at most this many times our own."""
 
 SHORTER = 0.7
-"""Where a period shrinks by more, the new word expires before the old one would have. Otherwise it
-is early enough to look at it then; a newcomer more or less changes everybody's period by a bit."""
+"""If a period shrinks below this share, the new advertisement's expiry is scheduled at once, as it
+is earlier. Otherwise the old check is early enough; each newcomer changes every period a little."""
 
 SILENCED_S = 300.0
-"""How long the last word of a peer that has gone is remembered, so that nobody brings it back by
-repeating that. One that returns with its clock set back is not believed for so long either."""
+"""How long a departed peer's last sequence number is remembered, so that repeating its last
+advertisement cannot bring it back. A peer that returns with its clock set back is ignored for as
+long."""
 
 MODELS_MAX = 64
-"""Models of which a few peers are kept though this peer does not follow them."""
+"""Models of which a few peers are kept without following them."""
 
 GLIMPSE_MAX = 16
 """Peers kept of each of those."""
 
 EXPIRIES_PER_PEER_MAX = 4
-"""Noted for each advertisement that there is room for; an honest peer's period allows for these."""
+"""Expiries noted per advertisement that there is room for; honest peers' periods need no more."""
 
 SAID_MAX = 6
 SAID_EACH_S = 2.5
-"""Of one author: advertisements taken at once, and then one per this many seconds; honest peers
-send fewer."""
+"""Advertisements taken from one author: this many at once, then one per this many seconds; honest
+peers send fewer."""
 
 _SAID_MOST_S = SAID_MAX * SAID_EACH_S + ROUNDING_S
 
 Verify = Callable[[PeerId, bytes, bytes], bool]
-"""Whether a peer signed some bytes so."""
+"""Whether a signature is a peer's for some bytes."""
 
 
 def lasts_s(period_s: float) -> float:
-    """Return for how long a word is believed that its author means to renew after a period."""
+    """Return for how long an advertisement with a given renewal period is valid."""
     return min(PERIODS_MISSED_MAX * period_s, LATE_RATIO * period_s + MENDED_S)
 
 
@@ -79,13 +81,13 @@ class Taken(Enum):
 
     NEW = auto()
     OLD = auto()
-    """Known already, or silenced: of no use to others either."""
+    """Known already, or silenced: of no use to other peers either."""
     BAD = auto()
     """Not genuine."""
 
 
 NEW, OLD, LEFT = Taken.NEW, Taken.OLD, State.LEFT
-"""Looked up once: this is asked of every advertisement that anybody gets."""
+"""Looked up once: they are needed for every advertisement received."""
 
 
 class SwarmView:
@@ -98,48 +100,48 @@ class SwarmView:
         self.indexes: dict[ModelId, ModelIndex] = {}
         self.followed: dict[ModelId, None] = {}
         self.on_newer_sequence: Callable[[int], object] = lambda _: None
-        """Told the number of an advertisement that a former run of this peer made."""
+        """Called with the number of an advertisement that an earlier run of this peer made."""
         self._verify, self._chance, self._room = verify, chance, room
         self._known: dict[PeerId, IndexEntry] = {}
-        """Of all models: a peer is in one index."""
+        """Entries of all models: a peer is in one index only."""
         self._silenced: dict[PeerId, tuple[int, float]] = {}
-        """Of those forgotten: their last number and when, lest an old word bring them back."""
+        """Forgotten peers' last sequence number and when, so old advertisements do not return."""
         self._expiries: list[tuple[float, PeerId]] = []
-        """When to look whether a peer has fallen silent; what its entry says counts."""
+        """When to check whether a peer has fallen silent; valid only if its entry agrees."""
         self._blocklist = Blocklist()
 
     def follow(self, model: ModelId) -> bool:
-        """Keep all of a model from now on; say whether that is news."""
+        """Keep all of a model's peers from now on; return whether it was not followed before."""
         new = model not in self.followed
         self.followed[model] = None
         return new
 
     def get(self, peer: PeerId) -> IndexEntry | None:
-        """Return what was last heard of a peer."""
+        """Return a peer's entry."""
         return self._known.get(peer)
 
     def of(self, model: ModelId) -> Iterable[IndexEntry]:
-        """Return what is known of a model."""
+        """Return the entries of a model's peers."""
         index = self.indexes.get(model)
         return index.entries.values() if index else ()
 
     def missing(self, model: ModelId, layers: LayerRange) -> list[int]:
-        """Return the layers of a range that nobody holds, or is about to."""
+        """Return the layers of a range that no peer holds, or is about to."""
         index = self.indexes.get(model)
         return index.missing(layers) if index else [*layers.each()]
 
     def fewest_holders(self, model: ModelId, layers: LayerRange) -> int:
-        """Return how many hold the rarest layer of a range, or are about to."""
+        """Return how many peers hold a range's rarest layer, or are about to."""
         index = self.indexes.get(model)
         return index.fewest(layers) if index else 0
 
     @property
     def is_full(self) -> bool:
-        """Whether there is no room for one more, so that what is known is a sample."""
+        """Whether there is no room for one more peer, so that the known ones are a sample."""
         return len(self._known) >= self._room
 
     def period_s(self, model: ModelId) -> float:
-        """Return how often a peer of this model is to renew its advertisement."""
+        """Return the period after which a peer of this model renews its advertisement."""
         index = self.indexes.get(model)
         crowd = 1 + len(index.entries) if index else 1
         if index and self.is_full:
@@ -149,8 +151,8 @@ class SwarmView:
     def take(self, heard: Heard, now: float, topic: ModelId | None = None) -> Taken:
         """Judge an advertisement and keep it if it is new.
 
-        What came by gossip, on the ``topic`` of a model, must be of that model, and counts against
-        its author.
+        One that came by gossip, on the ``topic`` of a model, must be of that model, and counts
+        against its author's rate limit.
         """
         parsed = parse(heard.body)
         if parsed is None:
@@ -179,7 +181,7 @@ class SwarmView:
         if peer == self.me:
             self.on_newer_sequence(found.sequence)
             return OLD
-        if topic and self.is_full:  # those that are kept no longer tell
+        if topic and self.is_full:  # the kept entries no longer show how many peers there are
             index = self._index(found.model)
             index.flow_ms += found.period_ms
             if now >= index.count_at:
@@ -191,23 +193,23 @@ class SwarmView:
         return NEW
 
     def note_call(self, peer: PeerId, *, answered: bool) -> None:
-        """Take in that a peer was there, or was not when it was called."""
+        """Record whether a peer answered when it was called."""
         if entry := self._known.get(peer):
             entry.index.note_call(peer, answered=answered)
 
     def note_caller(self, peer: PeerId) -> None:
-        """Take in that a peer has called: it is there, but that is no sign that others reach it."""
+        """Record a call from a peer: it is present, but that does not show that others reach it."""
         if (entry := self._known.get(peer)) and entry.has_answered:
             self.note_call(peer, answered=True)
 
     def put(self, parsed: Parsed, heard: Heard, made_at: float) -> None:
-        """Keep what the own peer says, which never expires here."""
+        """Keep our own advertisement, which never expires here."""
         self._keep(self._known.get(self.me), parsed, heard, made_at, made_at)
 
     def _keep(
         self, entry: IndexEntry | None, parsed: Parsed, heard: Heard, made_at: float, full_at: float
     ) -> None:
-        """Keep what is heard of a peer, in place of what is known of it."""
+        """Put a new advertisement in place of the known one."""
         found, before = parsed.advertisement, entry.parsed.advertisement if entry else None
         if entry is None or before is None or before.model != found.model:
             self._drop(found.peer)
@@ -224,13 +226,13 @@ class SwarmView:
                 self._expect(entry, expires_at)
 
     def expire(self, now: float) -> list[Advertisement]:
-        """Drop what has expired, and return it."""
+        """Drop expired advertisements, and return them."""
         gone: list[Advertisement] = []
         while self._expiries and self._expiries[0][0] <= now:
             at, peer = heapq.heappop(self._expiries)
             entry = self._known.get(peer)
             if entry is None or entry.check_at != at or peer == self.me:
-                continue  # it was to be looked at earlier
+                continue  # outdated: its check was rescheduled
             found = entry.parsed.advertisement
             if (expires_at := entry.made_at + self._lasts_s(found)) > now:
                 self._expect(entry, expires_at)  # it was renewed, or the swarm has grown meanwhile
@@ -240,37 +242,37 @@ class SwarmView:
         return gone
 
     def _expect(self, entry: IndexEntry, expires_at: float) -> None:
-        """Note when to look whether a peer has fallen silent."""
+        """Schedule a check for whether a peer has fallen silent."""
         entry.check_at = expires_at
         heapq.heappush(self._expiries, (expires_at, entry.parsed.advertisement.peer))
-        if len(self._expiries) > EXPIRIES_PER_PEER_MAX * self._room:  # somebody renews for fun
+        if len(self._expiries) > EXPIRIES_PER_PEER_MAX * self._room:  # a peer renews far too often
             self._expiries = sorted((entry.check_at, peer) for peer, entry in self._known.items())
 
     def _last_word(self, peer: PeerId, now: float) -> int:
-        """Return the number of the last word of a peer that has gone, while it is remembered."""
+        """Return a departed peer's last sequence number while it is remembered, otherwise -1."""
         number, since = self._silenced.get(peer, (-1, now))
         return number if now - since < SILENCED_S else -1
 
     def forget(self, peer: PeerId, now: float) -> None:
-        """Drop what is known of a peer; an older word of it is not believed again."""
+        """Drop a peer; its older advertisements are not accepted again."""
         if entry := self.get(peer):
             self._silence(peer, entry.parsed.advertisement.sequence, now)
 
     def shut_out(self, peer: PeerId, now: float) -> None:
-        """Drop what is known of a peer, and hear no more of it."""
+        """Drop a peer, and ignore its advertisements from now on."""
         self._blocklist.block(peer)
         self.forget(peer, now)
 
     def knows(self, peer: PeerId) -> bool:
-        """Whether anything was heard of a peer that is still there."""
+        """Whether a peer has an entry."""
         return peer in self._known
 
     def knows_nobody(self) -> bool:
-        """Whether this peer has heard of no other."""
+        """Whether no other peer is known."""
         return not any(peer != self.me for peer in self._known)
 
     def glimpses(self, but: Collection[ModelId] = ()) -> list[IndexEntry]:
-        """Return the newest few of each other model."""
+        """Return the newest few entries of every model except those in ``but``."""
         found: list[IndexEntry] = []
         for model, index in self.indexes.items():
             if model not in but:
@@ -280,7 +282,7 @@ class SwarmView:
         return found
 
     def models_digest(self) -> bytes:
-        """Return a digest of the ids of all models that somebody serves."""
+        """Return a digest of the ids of all models that have peers."""
         found = 0
         for model, index in self.indexes.items():
             if index.entries:
@@ -289,7 +291,7 @@ class SwarmView:
 
     def _lasts_s(self, found: Advertisement) -> float:
         period_s = found.period_ms / 1000
-        if period_s > PERIOD_RATIO_MAX * SHORTEST_S:  # else our own is long enough in any case
+        if period_s > PERIOD_RATIO_MAX * SHORTEST_S:  # otherwise our own is always long enough
             period_s = min(period_s, PERIOD_RATIO_MAX * self.period_s(found.model))
         return lasts_s(period_s)
 
@@ -314,7 +316,7 @@ class SwarmView:
                 del self.indexes[model]
 
     def _make_room(self, found: Advertisement) -> bool:
-        """Whether a newcomer is to be kept; who makes room for it is dropped."""
+        """Whether to keep a newcomer; a peer that must make room for it is dropped."""
         index = self.indexes.get(found.model) or ModelIndex()
         if found.model not in self.followed:
             if not index.entries and len(self.indexes) >= MODELS_MAX + len(self.followed):
@@ -329,7 +331,7 @@ class SwarmView:
         return victim is not None
 
     def _spare(self, index: ModelIndex, found: Advertisement) -> PeerId | None:
-        """Return a peer whose layers are all served by more others than the newcomer's rarest."""
+        """Return a peer whose layers are all served by more peers than the newcomer's rarest."""
         others = [peer for peer in index.entries if peer != self.me]
         drawn = self._chance.sample(others, min(GLIMPSE_MAX, len(others)))
         rarest = {peer: index.rarest(index.entries[peer].parsed.advertisement) for peer in drawn}

@@ -1,8 +1,8 @@
 """Fetching parts: chunks from several holders at once, each checked before it is kept.
 
-`scheduler.fetching` decides which chunk to ask of whom; here that is carried out. One task a holder
-talks to it; one task a chunk hashes and writes what came, so that the next one need not wait for
-the disk. What is kept in memory is bounded by the chunks in flight.
+`scheduler.fetching` decides which chunk to ask of which holder; this module carries it out. One
+task per holder talks to it; other tasks hash and write the chunks received, so that the next one
+need not wait for the disk. Memory is bounded by the chunks in flight.
 """
 
 import logging
@@ -38,29 +38,29 @@ from transports.base import Transport
 _log = logging.getLogger("p2pinfer.parts")
 
 LOOK_S = 2.0
-"""How often to ask who else holds the model, and what a holder has got meanwhile."""
+"""How often to look for other holders of the model, and for what a holder has fetched since."""
 
 GREET_S_MAX = 15.0
-"""For a holder to be reached and to say what it holds."""
+"""For a holder to be reached and to report what it holds."""
 
 MANIFEST_S_MAX = 30.0
 """For a manifest of 4 MiB."""
 
 NAMED_MAX = 3
-"""Parts named when nobody holds them."""
+"""Parts named in the message when no peer holds them."""
 
 
 Holders = Callable[[], Iterable[Holder]]
-"""Asked again and again: who may hold parts of the model right now."""
+"""Called repeatedly; returns the peers that may hold parts of the model right now."""
 
 Tell = Callable[[Progress], None]
 Blame = Callable[[PeerError], None]
-"""Told whose answer was wrong: a RemoteProtocolError of one that is asked no more, any other error
-of one that says itself that its disk is damaged."""
+"""Called with the error of a holder that gave a wrong answer: a RemoteProtocolError if the holder
+is not asked any more, any other error if it reports itself that its disk is damaged."""
 
 
 def log_blame(error: PeerError) -> None:
-    """Warn of a peer that gave what is not the model's, or whose disk is damaged."""
+    """Warn about a peer that gave wrong data, or whose disk is damaged."""
     _log.warning("%s", error)
 
 
@@ -74,13 +74,14 @@ async def fetch_manifest(
     blame: Blame = log_blame,
     run: Run = in_thread,
 ) -> Manifest:
-    """Return a model's manifest, from the store or else from whichever holder has it.
+    """Return a model's manifest, from the store or else from any holder that has it.
 
-    Waits as long as nobody online has it; ``tell`` says so. ``blame`` is told who lied.
+    Waits while no peer online has it, and reports that to ``tell``. ``blame`` gets the error of
+    each holder that lied.
 
     Raises:
-        BadManifest: it hashes to the model's id, and is of no format that is known here.
-        UserError: the disk takes no more.
+        BadManifest: it hashes to the model's id, but its format is unknown here.
+        UserError: the disk is full.
     """
     if manifest := await run(store.manifest, model):
         return manifest
@@ -104,7 +105,7 @@ async def fetch_manifest(
                 blame(error)
             except PeerError as error:
                 _log.info("no manifest from %s: %s", holder.peer, error)
-        waiting = f"nobody online has the manifest of {model[:12]}…; waiting"
+        waiting = f"no peer online has the manifest of {model[:12]}…; waiting"
         tell(Progress(0, 0, 0.0, 0, waiting))
         await trio.sleep(LOOK_S)
 
@@ -137,18 +138,18 @@ async def fetch_parts(
     blame: Blame = log_blame,
     run: Run = in_thread,
 ) -> None:
-    """Fetch those parts of a model that the store lacks, and return once all are whole.
+    """Fetch the parts of a model that the store lacks, and return once all are complete.
 
-    It may be cancelled, or the process killed, at any moment: what was stored stays. Waits as long
-    as nobody online holds what is missing; ``tell`` says so. ``blame`` is told of every holder that
-    lied, which is not asked again in this transfer.
+    It may be cancelled, or the process killed, at any moment: stored chunks stay. Waits while no
+    peer online holds what is missing, and reports that to ``tell``. ``blame`` gets the error of
+    each holder that lied, which is not asked again in this transfer.
 
     ``start``, from 0 to 1 and best drawn at random, is where in the parts to begin, so that peers
-    that fetch the same ones soon have something for each other.
+    fetching the same ones soon have something for each other.
 
     Raises:
-        MissingChunk: something else removed what was stored meanwhile.
-        UserError: the disk takes no more; what was stored stays.
+        MissingChunk: something else removed stored chunks meanwhile.
+        UserError: the disk is full; stored chunks stay.
     """
     wanted = {part.hash: part for part in map(manifest.part, names)}
     sizes: dict[ChunkId, int] = {}
@@ -168,7 +169,7 @@ async def fetch_parts(
 
 
 class _Transfer:
-    """Carries out what a plan decides."""
+    """Carries out a plan's decisions."""
 
     def __init__(
         self,
@@ -190,7 +191,7 @@ class _Transfer:
         self._arriving, self._arrived = trio.open_memory_channel[Arrived](IN_FLIGHT_MAX)
 
     async def run(self, holders: Holders, meter: Meter, tell: Tell) -> None:
-        """Talk to holders until everything is stored."""
+        """Fetch from holders until everything is stored."""
         looked = -LOOK_S
         async with trio.open_nursery() as links:
             links.start_soon(keep_all, self._arrived, self._more, self._keep)
@@ -209,7 +210,7 @@ class _Transfer:
         tell(meter.read(trio.current_time(), self._plan, self._names))
 
     def _look(self, holders: Holders, links: trio.Nursery, now: float) -> None:
-        """Begin to talk to whoever has turned up, in the place of holders that have nothing."""
+        """Connect to new holders, in place of holders that have nothing useful."""
         known = {holder.peer: holder for holder in holders()}
         known.pop(self._transport.peer_id, None)
         if known.keys() - self._links.keys():
@@ -224,7 +225,7 @@ class _Transfer:
             self._links[peer].scope.cancel()
 
     def _ask(self) -> None:
-        """Ask whatever the plan wants asked now."""
+        """Send the questions that the plan wants asked now."""
         asked: dict[tuple[PeerId, PartHash], list[int]] = {}
         for peer, (part, number) in self._plan.ask(trio.current_time()):
             asked.setdefault((peer, part), []).append(number)
@@ -244,7 +245,7 @@ class _Transfer:
         except PeerError as error:
             _log.info("lost a holder: %s", error)
         except trio.TooSlowError:
-            _log.info("%s did not say in time what it holds", link.peer)
+            _log.info("%s did not report in time what it holds", link.peer)
         finally:
             del self._links[link.peer]
             self._plan.lost(link.peer, trio.current_time())
@@ -264,7 +265,7 @@ class _Transfer:
             channel.abort()
 
     async def _keep_up(self, link: HolderLink) -> None:
-        """Ask a holder what it holds, again and again until it holds all that is missing."""
+        """Ask a holder repeatedly what it holds, until it holds everything that is missing."""
         while True:
             if not self._plan.claims_all(link.peer):
                 link.told = trio.Event()
@@ -277,7 +278,7 @@ class _Transfer:
             await trio.sleep(LOOK_S)
 
     def _take(self, link: HolderLink, answer: Chunk | Held | Denied) -> None:
-        """Judge an answer, and do what follows from it."""
+        """Check an answer, and act on it."""
         question = link.open.pop(answer.number, None)
         match question, answer:
             case ChunkId(part, number), Chunk():
@@ -294,7 +295,7 @@ class _Transfer:
             case ((ChunkId() | AskHeld()), Denied()):
                 raise RefusedError.of(link.peer, answer.code, "it answers no questions now")
             case _:
-                raise RemoteProtocolError(link.peer, f"{link.peer} answered what was not asked")
+                raise RemoteProtocolError(link.peer, f"{link.peer} answered a question never asked")
         self._ask()
 
     def _note(self, link: HolderLink, question: AskHeld, answer: Held) -> None:
@@ -310,10 +311,10 @@ class _Transfer:
             link.told.set()
 
     def _note_damage(self, peer: PeerId, what: str) -> None:
-        """Name a holder whose disk is damaged, once: it may say so as often as it likes."""
+        """Report a holder whose disk is damaged, only once: it may repeat the claim endlessly."""
         if peer not in self._damaged:
             self._damaged.add(peer)
-            text = f"{peer} says that its disk damaged {what}; others are asked for it"
+            text = f"{peer} reports that its disk damaged {what}; asking other peers for it"
             self._blame(PeerError(peer, text))
 
     def _more(self) -> bool:
@@ -321,13 +322,13 @@ class _Transfer:
         return self._plan.asked > 0
 
     async def _keep(self, batch: list[Arrived]) -> None:
-        """Check and store chunks; the last one of a part makes it whole."""
+        """Check and store chunks; the last one of a part completes it."""
         for chunk, right in zip(batch, await self._run(store_all, self._store, batch), strict=True):
             place = ChunkId(chunk.part.hash, chunk.number)
             if not right:
                 self._plan.spoilt(chunk.peer, place)
                 what = f"chunk {chunk.number} of {chunk.part.name}"
-                text = f"{chunk.peer} gave other bytes as {what}; it is asked no more"
+                text = f"{chunk.peer} gave wrong bytes for {what}; it is not asked again"
                 self._blame(RemoteProtocolError(chunk.peer, text))
                 if chunk.peer in self._links:
                     self._drop([chunk.peer], "a liar")

@@ -1,6 +1,6 @@
-"""Keeping the chunks that came: several at a time are handed to a thread to be hashed and written.
+"""Storing received chunks: a few at a time are handed to a thread to be hashed and written.
 
-Handing over costs as much as hashing a chunk, as both cores are busy: so the first chunk waits a
+Handing over costs as much as hashing a chunk when all cores are busy: so the first chunk waits a
 moment for others, as long as others are due.
 """
 
@@ -14,10 +14,10 @@ from p2pinfer.core.manifest import Part
 from p2pinfer.engine.store.store import Store
 
 BATCH_CHUNKS_MAX = 2
-"""Handed to a thread at once; with more of them, chunks leave the caches before their turn."""
+"""Handed to a thread at once; with more, chunks leave the CPU caches before their turn."""
 
 BATCH_WAIT_S = 0.01
-"""For a batch to fill: a fast line brings it meanwhile, and on a slow one this is nothing."""
+"""For a batch to fill: on a fast line it does, and on a slow one this wait is negligible."""
 
 KEEPERS = 2
 """Batches being written at once, so that a disk which pauses does not stop the network."""
@@ -25,7 +25,7 @@ KEEPERS = 2
 
 @dataclass(frozen=True)
 class Arrived:
-    """A chunk that a peer gave, as yet unchecked."""
+    """A chunk received from a peer, not yet checked."""
 
     peer: PeerId
     part: Part
@@ -34,10 +34,10 @@ class Arrived:
 
 
 def store_all(store: Store, batch: Iterable[Arrived]) -> list[bool]:
-    """Hash chunks and write those that are right; say of each whether it was. Waits for the disk.
+    """Hash chunks and write the correct ones; return for each whether it was. Waits for the disk.
 
     Raises:
-        UserError: the disk takes no more.
+        UserError: the disk is full.
     """
     chunks = list(batch)
     wrong: dict[PartHash, set[int]] = {}
@@ -52,12 +52,12 @@ async def keep_all(
     more: Callable[[], bool],
     keep: Callable[[list[Arrived]], Awaitable[None]],
 ) -> None:
-    """Have everything that arrives kept, in batches, until cancelled.
+    """Store all chunks that arrive, in batches, until cancelled.
 
     Args:
         arrived: chunks as they come.
         more: whether others are on their way.
-        keep: keeps a batch.
+        keep: stores a batch.
     """
     collecting = trio.Lock()
 

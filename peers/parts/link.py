@@ -1,4 +1,4 @@
-"""Questions to one holder of parts, lined up and counted."""
+"""Questions to one holder of parts, queued and numbered."""
 
 from collections.abc import Sequence
 from typing import Protocol
@@ -17,12 +17,12 @@ class Holder(Protocol):
 
     @property
     def peer(self) -> PeerId:
-        """Who it is."""
+        """Its id."""
         ...
 
     @property
     def addresses(self) -> Sequence[str]:
-        """Where it is reached."""
+        """Where it can be dialled."""
         ...
 
 
@@ -30,28 +30,28 @@ _Question = AskHeld | AskChunks
 
 
 class HolderLink:
-    """A holder that is being talked to: what it is asked, and what it said that it holds."""
+    """A connected holder: the open questions to it, and the chunks it claims to hold."""
 
     def __init__(self, holder: Holder) -> None:
         self.holder, self.peer = holder, holder.peer
         self.scope = trio.CancelScope()
         self.outbox, self.to_send = trio.open_memory_channel[_Question](QUESTIONS_PER_CHANNEL_MAX)
         self.open: dict[int, AskHeld | ChunkId] = {}
-        """What has no answer yet, by the number that the answer will carry."""
+        """Questions without an answer yet, by the number that the answer will carry."""
         self.holds: dict[PartHash, set[int]] = {}
         self.told = trio.Event()
-        """It has said what it holds."""
+        """Set once it has reported what it holds."""
         self._number = 0  # of the next answer
 
     def ask_held(self, model: ModelId, parts: tuple[PartHash, ...]) -> None:
-        """Line up a question for what it holds."""
+        """Queue a question about which chunks it holds."""
         question = AskHeld(self._number, model, parts)
         self.open[self._number] = question
         self._number += 1
         self.outbox.send_nowait(question)
 
     def ask_chunks(self, model: ModelId, part: PartHash, indices: tuple[int, ...]) -> None:
-        """Line up a question for chunks."""
+        """Queue a question for chunks."""
         question = AskChunks(self._number, model, part, indices)
         for index in indices:
             self.open[self._number] = ChunkId(part, index)
@@ -59,6 +59,6 @@ class HolderLink:
         self.outbox.send_nowait(question)
 
     async def send_all(self, channel: Channel) -> None:
-        """Send the questions as they are lined up."""
+        """Send the questions as they are queued."""
         async for question in self.to_send:
             await send(channel, question)

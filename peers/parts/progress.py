@@ -1,4 +1,4 @@
-"""How far a transfer of parts is, as people see it."""
+"""Progress of a transfer of parts, as shown to people."""
 
 import math
 from collections import deque
@@ -9,13 +9,13 @@ from p2pinfer.core.ids import PartHash
 from scheduler.fetching import Fetching
 
 TICK_S = 0.25
-"""How often progress is told."""
+"""How often progress is reported."""
 
 WAITING_S_MIN = 1.0
-"""Without any chunk on its way before we say that we wait."""
+"""Without any chunk on its way before we report that we are waiting."""
 
 RATE_WINDOW_S = 5.0
-"""Over which the rate is taken that people see."""
+"""Window over which the displayed rate is measured."""
 
 
 @dataclass(frozen=True)
@@ -23,23 +23,23 @@ class Progress:
     """How far a transfer is."""
 
     done_bytes: int
-    """What was there before included."""
+    """Including what was there before."""
     total_bytes: int
     bytes_per_s: float
     holders: int
-    """Who hold something that is still missing."""
+    """Peers that hold something still missing."""
     waiting: str = ""
-    """What nobody online holds, in words, while nothing comes."""
+    """A text about what no peer online holds, while nothing arrives."""
 
     @property
     def left_s(self) -> float | None:
-        """Seconds left at this rate; None while nothing comes."""
+        """Seconds left at this rate; None while nothing arrives."""
         left = self.total_bytes - self.done_bytes
         return left / self.bytes_per_s if self.bytes_per_s else None
 
 
 class Meter:
-    """Turns a plan into what people see."""
+    """Turns a plan's state into progress."""
 
     def __init__(self, total_bytes: int) -> None:
         self._total = total_bytes
@@ -58,5 +58,5 @@ class Meter:
             self._busy_at = now
         waiting = ""
         if now - self._busy_at >= WAITING_S_MIN and (parts := plan.nobody_holds()):
-            waiting = f"nobody online holds {name(parts)}; waiting"
+            waiting = f"no peer online holds {name(parts)}; waiting"
         return Progress(done, self._total, rate, plan.givers, waiting)

@@ -1,12 +1,12 @@
-"""The protocol "parts": its name, how its disk is asked, and bitmaps.
+"""The protocol "parts": its name, access to the disk, and bitmaps.
 
 Why not libp2p's Bitswap: over loopback it moved 53 MB/s, in blocks of at most 512 KiB, and by
-default it waits 90 s before it believes that a block will not come. Its use is to find out who has
-what; here a fetcher knows every chunk from the manifest and every holder from the directory, so one
-question and its answers on a plain channel of ours do. In several runs of ``p2pinfer bench fetch``
-on two busy cores they moved 0.3 to 0.7 of what a plain stream of the same bytes does, as fast as
-the disk was at the time, and 1.2 to 2.2 times what one does on libp2p's own muxer: checked, written
-and synced.
+default it waits 90 s before it gives up on a block. Its use is to find out which peer has what;
+here a fetcher knows every chunk from the manifest and every holder from the directory, so one
+question and its answers on a plain channel suffice. In several runs of ``p2pinfer bench fetch`` on
+two busy cores this moved 0.3 to 0.7 times as much as a plain stream of the same bytes, as fast as
+the disk was at the time, and 1.2 to 2.2 times as much as a stream on libp2p's own muxer: checked,
+written and synced.
 """
 
 from collections.abc import Callable, Iterable
@@ -25,7 +25,7 @@ _disk = trio.CapacityLimiter(DISK_THREADS_MAX)
 
 
 class Run(Protocol):
-    """Runs a function that waits for a disk: in a thread, or in place where time is simulated."""
+    """Runs a function that waits for a disk: in a thread, or in place under simulated time."""
 
     async def __call__(self, function: Callable[..., T], /, *args: object) -> T:
         """Return what the function returns."""
@@ -38,7 +38,7 @@ async def in_thread(function: Callable[..., T], /, *args: object) -> T:
 
 
 async def in_place(function: Callable[..., T], /, *args: object) -> T:
-    """Run a function here: on a clock that jumps, a thread would look like idle time."""
+    """Run a function in this thread: to a mock clock, another thread would look like idle time."""
     await trio.lowlevel.checkpoint()
     return function(*args)
 
@@ -53,7 +53,7 @@ def pack_bits(numbers: Iterable[int]) -> bytes:
 
 
 def unpack_bits(bits: bytes, count: int) -> set[int]:
-    """Return what a bitmap stands for; raises ValueError if it goes beyond ``count``."""
+    """Return the numbers in a bitmap; raises ValueError if one is ``count`` or more."""
     found = {8 * at + bit for at, byte in enumerate(bits) for bit in range(8) if byte >> bit & 1}
     if max(found, default=-1) >= count:
         raise ValueError(f"a bitmap of {max(found) + 1} chunks for a part of {count}")

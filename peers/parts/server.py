@@ -1,8 +1,8 @@
-"""Serving parts: whatever chunks this peer holds, to whoever asks.
+"""Serving parts: any chunks this peer holds, to any peer that asks.
 
 A channel has one task that takes questions in and two that answer them, so that the disk reads the
-chunks of one while those of another are on their way. So a channel never holds more than two
-questions' chunks in memory, however much is asked; and the muxer lets the small messages of
+chunks for one question while those for another are being sent. So a channel never holds more than
+two questions' chunks in memory, however much is asked; and the muxer lets the small messages of
 sessions pass between their frames.
 """
 
@@ -34,10 +34,10 @@ from transports.base import Channel, Transport
 _log = logging.getLogger("p2pinfer.parts")
 
 CHANNELS_MAX = 32
-"""From all peers; with four chunks and the copy on its way each, 160 MB at the very worst."""
+"""From all peers; with four chunks and a copy being sent in each, 160 MB at the very worst."""
 
 CHANNELS_PER_PEER_MAX = 2
-"""A fetcher needs one; a second one while the end of the first has not been noticed."""
+"""A fetcher needs one, and a second one while the end of the first has not been noticed."""
 
 ANSWERS_PER_CHANNEL = 2
 """Worked on at once: one is read while one is sent."""
@@ -46,7 +46,7 @@ ANSWER_S_MAX = 60.0
 """For a peer to take an answer: a chunk at 17 KB/s."""
 
 IDLE_S_MAX = 60.0
-"""Between two questions; then the channel is for others."""
+"""Between two questions; after that the channel is freed for others."""
 
 MANIFESTS_MAX = 4
 """Kept in memory; a peer rarely serves more than one model."""
@@ -55,37 +55,37 @@ _Question = AskManifest | AskHeld | AskChunks
 
 
 class PartsServer:
-    """Answers questions about what a store holds."""
+    """Answers questions about a store's parts."""
 
     def __init__(self, transport: Transport, store: Store, run: Run = in_thread) -> None:
         self._transport, self._store, self._run = transport, store, run
         self._channels: Counter[PeerId] = Counter()
         self._manifests: dict[ModelId, tuple[Manifest, dict[PartHash, Part]]] = {}
         self.chunks = 0
-        """Given away so far."""
+        """Chunks given so far."""
 
     def listen(self) -> None:
         """Serve parts from now on."""
         self._transport.handle(PARTS, self._serve)
 
     async def _serve(self, channel: Channel) -> None:
-        """Serve one inbound channel until its peer leaves, errs or falls silent."""
+        """Serve one inbound channel until its peer leaves, misbehaves or falls silent."""
         peer = channel.remote
         if self._channels.total() >= CHANNELS_MAX or self._channels[peer] >= CHANNELS_PER_PEER_MAX:
-            await self._refuse(channel, Refusal.BUSY, "too many are fetching parts from here")
+            await self._refuse(channel, Refusal.BUSY, "too many peers are fetching parts from here")
             return
         self._channels[peer] += 1
         try:
             with lone_errors():
                 await self._converse(channel)
         except ChannelClosed:
-            pass  # whoever asked has left
+            pass  # the fetcher has left
         except RemoteProtocolError as error:
             _log.info("%s", error)
             await self._refuse(channel, Refusal.BAD_REQUEST, str(error))
         except trio.TooSlowError:
             await self._refuse(
-                channel, Refusal.TOO_SLOW, "nothing was asked, or taken, for too long"
+                channel, Refusal.TOO_SLOW, "no question asked, or no answer taken, for too long"
             )
         finally:
             self._channels[peer] -= 1
@@ -115,7 +115,7 @@ class PartsServer:
                     await channel.send(answer)
 
     async def _answers(self, question: _Question) -> list[bytes]:
-        """Find the answers, encoded; a damaged disk is nobody's fault who asks."""
+        """Return the answers, encoded; a damaged disk here is not blamed on the fetcher."""
         number = question.number
         found = await self._find(question.model)
         if isinstance(question, AskHeld):
@@ -140,7 +140,7 @@ class PartsServer:
                 answers.append(Chunk(number, self._store.read_chunk(part, index)))
                 self.chunks += 1
             except DamagedPart as error:
-                _log.warning("%s; it is no longer given away", error)
+                _log.warning("%s; it is no longer given to others", error)
                 answers.append(Denied(number, Refusal.DAMAGED))
             except MissingChunk:
                 answers.append(Denied(number, Refusal.NOT_HELD))
@@ -164,5 +164,5 @@ class PartsServer:
         return self._manifests[model]
 
     async def _refuse(self, channel: Channel, code: Refusal, text: str) -> None:
-        """Say why the channel ends, if the peer still listens."""
+        """Tell the peer why the channel ends, if it still listens."""
         await refuse(channel, RefusedError.of(self._transport.peer_id, code, text))

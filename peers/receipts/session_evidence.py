@@ -1,7 +1,7 @@
-"""The requester's side of evidence: receipts gathered from all stages, and whether they join up.
+"""The requester's side of evidence: receipts from all stages, and whether they are consistent.
 
-Nothing here holds up a token: rows are kept as they pass, and hashed and compared when an answer
-is settled.
+Nothing here delays a token: rows are kept as they pass, and hashed and compared when an answer is
+settled.
 """
 
 from collections.abc import Callable, Sequence
@@ -23,10 +23,10 @@ from peers.receipts.stage_receipts import StageReceipts
 from transports.base import Transport
 
 REPLACED_S_MAX = 20.0
-"""For another to take the place of a stage that is gone: to notice it, to find one, to open."""
+"""For a lost stage to be replaced: to notice the loss, find a replacement, and open there."""
 
 RECOMPUTED_S_MAX = 60.0
-"""For whoever took a place to compute what came before it: 6,000 rows at a slow laptop's 100/s."""
+"""For a replacement to compute the rows before it joined: 6,000 rows at a slow laptop's 100/s."""
 
 SETTLE_S_MAX = 120.0
 """For an answer to be settled, however often its stages change meanwhile."""
@@ -35,26 +35,26 @@ NONCE_BYTES = 32
 
 
 class Evidence:
-    """What a requester knows of one session: rows in and out, and every stage's receipts."""
+    """What a requester knows about one session: rows in and out, and every stage's receipts."""
 
     def __init__(
         self, opened: Open, terms: Terms, nonce: bytes, follow: Callable[[Hop], StageReceipts]
     ) -> None:
         self.opened, self.terms, self.nonce = opened, terms, nonce
         self.witness = Witness(keep=True)
-        """Of the chain as a whole: what went in, and what came out of it."""
+        """Rows that went into the chain as a whole, and rows that came out."""
         self._follow = follow
         self.stages: list[StageReceipts] = []
-        """Of the route that made what is being examined; it may change while that is."""
+        """Stages of the route that made the rows being examined; it may change meanwhile."""
         self._now = self.stages  # of the route that the next step takes
         self._first: list[StageReceipts] = []  # of the route that the session began with
         self._changed, self._is_over = trio.Event(), False
         self._on_way: dict[int, bytes] = {}
         self.rows = 0
-        """Sent so far, dropped ones too."""
+        """Sent so far, including dropped ones."""
 
     def follow(self, route: Sequence[Hop]) -> None:
-        """Follow the stages of a route from now on; those that were followed before stay so."""
+        """Follow the stages of a route from now on; those already followed are kept."""
         before = self._now
         known = {each.hop: each for each in before if each.fault or not each.gone}
         self._now = [known.get(hop) or self._follow(hop) for hop in route]
@@ -71,14 +71,14 @@ class Evidence:
         self.rows += count
 
     def comes_out(self, step: Step, *, is_awaited: bool) -> None:
-        """Remember what the last stage sent for them, unless nobody waits for it any more."""
+        """Remember the last stage's answer to them, unless it is no longer awaited."""
         rows = self._on_way.pop(step.number, None)
         fits = step.position <= self.witness.length and len(step.rows) >= step.count
         if rows and is_awaited and fits:
             self.witness.add(step.position, step.count, rows, step.rows, regime=step.regime)
 
     def close(self) -> None:
-        """Follow nobody any longer: the session is over, and nobody takes a place any more."""
+        """Stop following all stages: the session is over, and there are no more replacements."""
         self._is_over = True
         for stage in self._now:
             stage.let_go()
@@ -89,11 +89,11 @@ class Evidence:
         self._changed = trio.Event()
 
     async def settle(self, position: int) -> Break | None:
-        """Have all stages sign for the first ``position`` rows; return where it does not join up.
+        """Have all stages sign for the first ``position`` rows; return the first inconsistency.
 
-        A stage that dies before it has signed is no break if another takes its place: that one
-        signs as soon as it has computed the rows again. Raises nothing that a stage can cause:
-        silence and refusals that last are breaks.
+        A stage that dies before signing is no break if it is replaced: the replacement signs once
+        it has computed the rows again. Raises nothing that a stage can cause: lasting silence and
+        refusals are breaks.
         """
         give_up_at = trio.current_time() + SETTLE_S_MAX
         signed: list[StageReceipts] = []
@@ -115,14 +115,14 @@ class Evidence:
                 return broken
 
     async def wait_changed(self, timeout_s: float) -> bool:
-        """Wait for others to take places in what was settled; whether they have."""
+        """Wait for the route to differ from the one being settled; return whether it does."""
         with trio.move_on_after(timeout_s):
             while self._now is self.stages and not self._is_over:
                 await self._changed.wait()
         return self._now is not self.stages
 
     def work(self, position: int) -> list[LedgerEntry]:
-        """Return what the stages did, by the receipts with which they settled."""
+        """Return the stages' work as ledger entries, by their settling receipts."""
         found = []
         for stage in self.stages:
             vouched = stage.vouched(position)
@@ -134,7 +134,7 @@ class Evidence:
     def certify(
         self, tokens: Sequence[int], answer: str, trust: Trust, sign: Callable[[bytes], bytes]
     ) -> bytes:
-        """Return a certificate's file; the session must have been settled for just these tokens."""
+        """Return a certificate file; the session must be settled for exactly these tokens."""
         count = len(tokens)
         stages = tuple(
             StageClaim(
@@ -149,7 +149,7 @@ class Evidence:
         return body + sign(to_sign(body))
 
     async def inputs(self, index: int, position: int, count: int) -> OpenedRows:
-        """Return what a stage received: own rows, or those that the stage before it opens.
+        """Return rows that a stage received: our own, or those that the stage before it opens.
 
         Raises:
             PeerError: that stage did not open them.
@@ -159,7 +159,7 @@ class Evidence:
         return await self.stages[index - 1].open(position, count)
 
     async def outputs(self, index: int, position: int, count: int) -> OpenedRows:
-        """Return what a stage sent, likewise."""
+        """Return rows that a stage sent: our own, or those that it opens; raises as ``inputs``."""
         if index == len(self.stages) - 1:
             return self.witness.sent.open(position, count)
         return await self.stages[index].open(position, count)
@@ -171,8 +171,8 @@ class Gatherer:
     Args:
         nursery: for the tasks.
         transport: reaches the stages.
-        draw: returns so many random bytes that nobody can foresee.
-        sponsor: returns on whose account sessions are opened; audits too, for they must look alike.
+        draw: returns that many unpredictable bytes.
+        sponsor: returns the sponsor of sessions, if any; of audits too, as they must look alike.
     """
 
     def __init__(
@@ -186,7 +186,7 @@ class Gatherer:
         self._sponsor = sponsor
 
     def begin(self, opened: Open) -> Evidence:
-        """Return the evidence of a session that is about to be opened, sealed, so."""
+        """Return evidence for a session about to be opened; its ``opened`` carries the seal."""
         nonce = self._draw(NONCE_BYTES)
         sealed = evolve(opened, seal=seal_of(nonce), sponsor=self._sponsor())
         terms = terms_of(sealed)

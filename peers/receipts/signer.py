@@ -1,6 +1,6 @@
-"""The stage's side of evidence: what it computed, committed to, and opened to whoever asked for it.
+"""The stage's side of evidence: commitments to its rows, which it opens for the requester.
 
-Receipts go to the session's requester on a channel of their own, so that no token waits for one.
+Receipts go to the session's requester on a separate channel, so that no token waits for one.
 """
 
 import logging
@@ -28,7 +28,7 @@ _log = logging.getLogger("p2pinfer.evidence")
 EVIDENCE = "evidence"
 
 FOLLOW_S_MAX = 15.0
-"""From a channel's start until it says which session it is about."""
+"""From a channel's start until the requester names its session."""
 
 
 @dataclass(eq=False)
@@ -38,17 +38,17 @@ class SessionRecord:
     opened: Open
     seat: Seat
     history: History
-    """What was sent; the session keeps it, for replacements too."""
+    """Rows that were sent; the session also keeps them for replacements."""
     on_over: Callable[["SessionRecord"], None]
     witness: Witness = field(default_factory=partial(Witness, keep=False))
     is_followed: bool = False
     sending: trio.Lock = field(default_factory=trio.Lock)
-    """So that receipts go out in the order in which they were signed."""
+    """Makes receipts go out in the order in which they were signed."""
     due: trio.Event = field(default_factory=trio.Event)
     over: trio.Event = field(default_factory=trio.Event)
 
     def add(self, step: Step, sent: bytes) -> None:
-        """Remember a step and the rows that were sent on for it; cheap, a token waits."""
+        """Remember a step and the rows sent on for it; cheap, as a token is waiting."""
         if self.witness.add(step.position, step.count, step.rows, sent, regime=step.regime):
             self.due.set()
 
@@ -58,14 +58,14 @@ class SessionRecord:
         self.over.set()
 
     def open(self, position: int, count: int) -> tuple[bytes, bytes]:
-        """Return regimes and rows that were sent; raises LookupError where they are not kept."""
+        """Return the regimes and rows sent; raises LookupError if they are no longer kept."""
         kept = list(self.history.read(position, position + count))
         regimes = b"".join(bytes([each.regime]) * each.count for each in kept)
         return regimes, b"".join(each.rows or b"" for each in kept)
 
 
 class ReceiptSigner:
-    """Keeps the records of a peer's sessions, and answers for them."""
+    """Keeps the records of a peer's sessions, and answers questions about them."""
 
     def __init__(
         self,
@@ -78,7 +78,7 @@ class ReceiptSigner:
         Args:
             transport: to requesters.
             sign: with the peer's key.
-            on_served: told what each session was worth once it is over.
+            on_served: called with each session's ledger entry once it is over.
         """
         self._transport, self._sign, self._on_served = transport, sign, on_served
         self._records: dict[SessionId, SessionRecord] = {}
@@ -110,7 +110,7 @@ class ReceiptSigner:
             record = self._records.get(session)
             if (
                 record is None or record.is_followed or record.opened.requester != channel.remote
-            ):  # a session that ended just now, or is somebody else's
+            ):  # a session that just ended, or another requester's
                 await send(channel, Denied(0, Refusal.UNKNOWN_SESSION))
                 return
             with lone_errors(), _followed(record):
@@ -120,7 +120,7 @@ class ReceiptSigner:
                     await record.over.wait()
                     nursery.cancel_scope.cancel()
         except ChannelClosed:
-            pass  # whoever asked has left
+            pass  # the requester has left
         except RemoteProtocolError as error:
             _log.info("%s", error)
         except trio.TooSlowError:
@@ -128,7 +128,7 @@ class ReceiptSigner:
 
 
 def terms_of(opened: Open) -> Terms:
-    """Return what a session is about."""
+    """Return the terms that a session's receipts refer to."""
     return Terms(opened.session, opened.model, opened.requester, opened.dtype, opened.seal)
 
 
@@ -156,7 +156,7 @@ async def _send_due(channel: Channel, record: SessionRecord) -> None:
 
 
 async def _answer(channel: Channel, record: SessionRecord) -> None:
-    """Answer questions, one after the other."""
+    """Answer questions one at a time."""
     while True:
         asked = await receive(channel, Settle, AskRows)
         if isinstance(asked, AskRows):

@@ -1,4 +1,4 @@
-"""One stage of a session, as its requester follows it: receipts as they come, questions to it."""
+"""One stage of a session, as its requester follows it: receipts received, questions asked."""
 
 from typing import TypeVar
 
@@ -18,13 +18,13 @@ from transports.base import Channel, Transport
 from transports.identity import verify
 
 FOLLOW_S_MAX = 10.0
-"""For a stage to be reached and told which session this is about."""
+"""For a stage to be reached, and the session named to it."""
 
 ANSWER_S_MAX = 10.0
 """For a stage to sign, or to open up to 48 rows."""
 
 ASK_AGAIN_S = 0.25
-"""How often whoever took a place is asked whether it is so far."""
+"""How often a replacement is asked whether it has caught up."""
 
 _Said = Made | Settled | Opening | Denied
 
@@ -32,23 +32,23 @@ M = TypeVar("M", Settled, Opening)
 
 
 class StageReceipts:
-    """One stage of a session: its receipts as they come, and questions to it."""
+    """One stage of a session: its receipts, and questions to it."""
 
     def __init__(self, hop: Hop, terms: bytes, context: int) -> None:
         self.hop = hop
         self._terms, self._context = terms, context
         self._kept: dict[int, tuple[Receipt, Signed]] = {}
-        """The newest for each checkpoint; no more than the session has."""
+        """The newest for each checkpoint; no more checkpoints than the session has."""
         self._final: tuple[Receipt, Signed] | None = None
-        """The newest that was asked for."""
+        """The newest one that we asked for."""
         self.fault = ""
-        """What it did that no correct stage does: its word no longer counts."""
+        """Something it did that no correct stage does: its receipts no longer count."""
         self.silence = ""
-        """Why it did not sign when it was asked last; it may just be gone."""
+        """Why it did not sign when last asked; it may just be gone."""
         self.gone = ""
-        """Why nothing more is to be had from it; what it signed stands."""
+        """Why nothing more can be had from it; what it signed stands."""
         self.contradiction: tuple[Signed, ...] = ()
-        """Two receipts that no honest peer signs both."""
+        """Two receipts that contradict each other: no honest peer signs both."""
         self._channel: Channel | None = None
         self._ready, self._answered = trio.Event(), trio.Event()
         self._answer: Settled | Opening | Denied | None = None
@@ -86,18 +86,18 @@ class StageReceipts:
                 self._answered.set()
 
     def let_go(self) -> None:
-        """Follow it no longer."""
+        """Stop following it."""
         self._scope.cancel()
 
     def signed(self, position: int) -> dict[int, Signed]:
-        """Return its receipts for the first ``position`` rows and fewer, in order."""
+        """Return its receipts for up to the first ``position`` rows, in order."""
         found = {at: signed for at, (_, signed) in sorted(self._kept.items()) if at <= position}
         if self._final and self._final[0].position == position:
             found[position] = self._final[1]
         return found
 
     def vouched(self, position: int) -> Vouched:
-        """Return its word for the first ``position`` rows, every signature checked."""
+        """Return its receipts for the first ``position`` rows, with every signature checked."""
         receipts = {}
         for at, signed in self.signed(position).items():
             if not self._is_signed(signed):
@@ -107,11 +107,11 @@ class StageReceipts:
         return Vouched(self.hop.peer, self.hop.first, self.hop.end, receipts, fault)
 
     async def settle(self, position: int, recomputed_s: float = 0.0) -> None:
-        """Get a receipt for exactly so many rows, or note the fault, or the silence.
+        """Get a receipt for exactly ``position`` rows, or record the fault or the silence.
 
         Args:
             position: how many rows.
-            recomputed_s: for so long it may say that it has not computed them again yet.
+            recomputed_s: how long it may answer that it has not computed them again yet.
         """
         try:
             signed = await self._ask_until(position, trio.current_time() + recomputed_s)
@@ -136,14 +136,14 @@ class StageReceipts:
             await trio.sleep(ASK_AGAIN_S)
 
     async def open(self, position: int, count: int) -> OpenedRows:
-        """Return rows that it sent; whether they are those that it signed for is to be checked.
+        """Return rows that it sent; the caller must check that they match its receipts.
 
         Raises:
             PeerError: it did not open them.
         """
         answer = await self._ask(AskRows(self._next_number(), position, count), Opening)
         if len(answer.regimes) != count or len(answer.rows) % count:
-            raise RemoteProtocolError(self.hop.peer, "it opened other rows than it was asked for")
+            raise RemoteProtocolError(self.hop.peer, "it opened other rows than requested")
         return OpenedRows(tuple(map(Regime, answer.regimes)), answer.rows)
 
     def _next_number(self) -> int:
@@ -166,7 +166,7 @@ class StageReceipts:
                         self._answered = trio.Event()
                     answer = self._answer
         except trio.TooSlowError:
-            raise PeerUnavailable(peer, f"{peer} did not answer for its evidence") from None
+            raise PeerUnavailable(peer, f"{peer} did not answer about its evidence") from None
         if isinstance(answer, Denied):
             raise RefusedError.of(peer, answer.code, "it has no evidence of that")
         if not isinstance(answer, kind):
@@ -175,7 +175,7 @@ class StageReceipts:
 
     def _take(self, message: Settled | Opening | Denied) -> None:
         if isinstance(message, Denied) and message.number == 0:
-            raise RefusedError.of(self.hop.peer, message.code, "it keeps no such record")
+            raise RefusedError.of(self.hop.peer, message.code, "it keeps no record of the session")
         self._answer = message
         self._answered.set()
 
@@ -183,16 +183,16 @@ class StageReceipts:
         """Keep a checkpoint's receipt; raises RemoteProtocolError."""
         receipt = self._parse(signed)
         if receipt.position % CHECKPOINT_POSITIONS or receipt.position > self._context:
-            raise RemoteProtocolError(self.hop.peer, "its receipt is for no checkpoint")
+            raise RemoteProtocolError(self.hop.peer, "its receipt is not at a checkpoint")
         self._compare(receipt, signed)
         self._kept[receipt.position] = receipt, signed
 
     def _compare(self, receipt: Receipt, signed: Signed) -> None:
-        """Hold a receipt against those before; raises RemoteProtocolError."""
+        """Compare a receipt with earlier ones; raises RemoteProtocolError if they contradict."""
         for before, other in filter(None, (self._kept.get(receipt.position), self._final)):
             if contradict(before, receipt) and self._is_signed(other) and self._is_signed(signed):
                 self.contradiction = other, signed
-                raise RemoteProtocolError(self.hop.peer, "it signed two results of the same rows")
+                raise RemoteProtocolError(self.hop.peer, "it signed two results for the same rows")
 
     def _is_signed(self, signed: Signed) -> bool:
         return verify(self.hop.peer, SIGNED_AS + signed.body, signed.signature)

@@ -1,6 +1,6 @@
-"""On whose account a session is asked for: the requester's own, or its sponsor's.
+"""The account that a session counts against: the requester's own, or its sponsor's.
 
-What a stage has seen of a peer that serves is that peer's credit where places are few.
+Work that a stage has seen a serving peer do is that peer's credit when places are few.
 """
 
 from collections.abc import Callable
@@ -14,32 +14,32 @@ from p2pinfer.core.sponsor import SPONSORED_MS_MAX, to_sign
 from transports.identity import verify
 
 CLOCKS_APART_MS_MAX = 60_000
-"""A sponsor's clock may be so far ahead."""
+"""How far ahead a sponsor's clock may be."""
 
 
 @frozen
 class Account:
-    """Who is counted as holding a session."""
+    """The peer that a session counts against."""
 
     peer: PeerId
     credit: int = 0
-    """Of sessions that it may hold more than another before that one is preferred."""
+    """How many more sessions than another it may hold before the other is preferred."""
 
 
 def own_account(_: Open, remote: PeerId) -> Account:
-    """Count everybody alike, each in its own name."""
+    """Treat all requesters the same, each on its own account."""
     return Account(remote)
 
 
 class Accounts:
-    """Knows whom a stage prefers.
+    """Knows which peers a stage prefers.
 
     Args:
-        network: which its sponsors must have meant.
-        clock_ms: the time on everybody's clock, in milliseconds.
+        network: the swarm that sponsors must have signed for.
+        clock_ms: the wall-clock time, in milliseconds.
         serves: whether a peer is known to serve now.
-        worked: whether this machine holds receipts for a peer's work: those who have served it
-            before, and not by their own word alone, come first.
+        worked: whether this machine holds receipts for a peer's work: peers that demonstrably
+            served it before come first.
     """
 
     def __init__(
@@ -53,10 +53,10 @@ class Accounts:
         self._serves, self._worked = serves, worked
 
     def of(self, opened: Open, remote: PeerId) -> Account:
-        """Return on whose account a peer asks; a sponsor's word that is no longer good is none.
+        """Return the account that a peer's session counts against; an expired sponsor is ignored.
 
         Raises:
-            RemoteProtocolError: its sponsor did not sign for it, which it could have seen.
+            RemoteProtocolError: its sponsor did not sign for it, which it could have checked.
         """
         sponsor, peer = opened.sponsor, remote
         if sponsor:

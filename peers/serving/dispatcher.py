@@ -1,4 +1,4 @@
-"""The stages of one peer: while it moves it has two, and each session finds the one it means."""
+"""The stages of one peer: two while it moves, and each session is sent to the right one."""
 
 import logging
 from collections.abc import Callable, Coroutine
@@ -32,22 +32,22 @@ class Dispatcher:
         self._transport, self._account_of = transport, account_of
         self._stages: dict[Stage, Door] = {}
         self.closed = ""
-        """Why no session is taken; empty where they are."""
+        """Why sessions are refused; empty if they are accepted."""
 
     def listen(self) -> None:
-        """Take sessions from now on."""
+        """Accept sessions from now on."""
         self._transport.handle(SESSION, self._serve)
 
     def add(self, stage: Stage, door: Door) -> None:
-        """Prefer this stage from now on, as far as its door lets sessions in."""
+        """Prefer this stage from now on, as long as its door admits sessions."""
         self._stages = {stage: door, **self._stages}
 
     def remove(self, stage: Stage) -> None:
-        """Give it no more channels."""
+        """Give the stage no more channels."""
         del self._stages[stage]
 
     async def _serve(self, channel: Channel) -> None:
-        """Look at a channel's first message, and let a stage do the rest."""
+        """Read a channel's first message, and let a stage do the rest."""
         try:
             with trio.fail_after(OPEN_S_MAX):
                 data = await channel.receive()
@@ -66,14 +66,14 @@ class Dispatcher:
             await self._let_in(stage, ask, _Peeked(channel, data))
 
     def _ask(self, first: Open | Link | Attach, remote: PeerId) -> Ask | None:
-        """Return what a channel asks for, if it is to open a session."""
+        """Return the admission request of a channel that opens a session, otherwise None."""
         if not isinstance(first, Open):
             return None
         account, now_s = self._account_of(first, remote), trio.current_time()
         return Ask(first.session, account.peer, first.context, now_s, account.credit)
 
     async def _let_in(self, stage: Stage, ask: Ask | None, channel: "_Peeked") -> None:
-        """Serve a channel; a session that it opens has its place for as long as it lasts."""
+        """Serve a channel; a session that it opens keeps its place as long as it lasts."""
         if ask is None or stage.holds(ask.session):
             await stage.serve(channel)
             return
@@ -95,20 +95,20 @@ class Dispatcher:
         if not isinstance(first, Open):
             raise self._no(Refusal.UNKNOWN_SESSION, "no such session waits here for you")
         if self.closed:
-            raise self._no(Refusal.BUSY, f"{self.closed}; ask another one")
+            raise self._no(Refusal.BUSY, f"{self.closed}; ask another peer")
         if not self._stages:
             raise self._no(Refusal.WRONG_RANGE, "this peer serves no layers yet")
         for stage in self._stages:
             if stage.first == first.first and first.end <= stage.end:
                 return stage
-        return next(iter(self._stages))  # which knows why not
+        return next(iter(self._stages))  # it explains the refusal
 
     def _no(self, code: Refusal, text: str) -> RefusedError:
         return RefusedError.of(self._transport.peer_id, code, text)
 
 
 class _Peeked:
-    """A channel whose first message was looked at, and is given once more."""
+    """A channel whose first message was read already, and is returned again."""
 
     def __init__(self, channel: Channel, first: bytes) -> None:
         self.remote: PeerId = channel.remote

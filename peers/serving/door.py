@@ -1,4 +1,4 @@
-"""The door of a stage: who comes in, who waits for a moment, and who is told when to come back."""
+"""The door of a stage: sessions are admitted, held for a moment, or refused with a retry time."""
 
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
@@ -18,16 +18,16 @@ from scheduler.admission import (
 
 
 class Shut(P2pinferError):
-    """There is no place; ``retry_ms`` says when one should be free, 0 that there never is."""
+    """There is no place; ``retry_ms`` says when one should be free, 0 means never."""
 
     def __init__(self, retry_ms: int) -> None:
-        when = f"come back in {retry_ms / 1000:.1f} s" if retry_ms else "and it would never fit"
-        super().__init__(f"all sessions are taken; {when}")
+        full = f"all sessions are taken; try again in {retry_ms / 1000:.1f} s"
+        super().__init__(full if retry_ms else "the request exceeds this peer's capacity")
         self.retry_ms = retry_ms
 
 
 class Door:
-    """Lets sessions in as ``scheduler.admission`` decides."""
+    """Admits sessions as ``scheduler.admission`` decides."""
 
     def __init__(self, sessions_max: int, cells_max: int) -> None:
         self.admission = Admission(sessions_max, cells_max)
@@ -57,7 +57,7 @@ class Door:
             self._tell(self.admission.release(ask.session, trio.current_time()))
 
     async def _answer(self, session: SessionId) -> AdmissionAnswer:
-        """Wait for the answer that stays."""
+        """Wait for the final answer."""
         with trio.move_on_after(WAIT_S_MAX):
             while (answer := self._answers[session]).verdict is AdmissionVerdict.WAITING:
                 self._knocking[session] = trio.Event()

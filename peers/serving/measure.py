@@ -1,4 +1,4 @@
-"""How fast an engine is: a peer measures itself before it says so to others."""
+"""How fast an engine is: a peer measures its speed before advertising it."""
 
 import math
 from dataclasses import dataclass
@@ -12,7 +12,7 @@ from p2pinfer.core.regimes import Regime
 from p2pinfer.engine.base import Decoded, EngineSession, StageEngine
 
 ROWS, CHUNKS = 12, 4
-"""Decodes of each kind. The fastest counts: what was slower shared the machine with something."""
+"""Decodes of each kind. The fastest counts: slower ones shared the machine with something else."""
 
 CHUNK_ROWS = 32
 
@@ -28,7 +28,7 @@ class EngineSpeed:
 
 
 async def measure(engine: StageEngine) -> EngineSpeed:
-    """Time a few decodes in an engine that serves nobody yet.
+    """Time a few decodes in an engine that serves no sessions yet.
 
     Raises:
         EngineError: it cannot decode.
@@ -44,7 +44,7 @@ async def measure(engine: StageEngine) -> EngineSpeed:
 
 
 async def _fastest_us(engine: StageEngine, session: EngineSession, rows: int, decodes: int) -> int:
-    """Return the time of the fastest decode of so many rows, at the beginning of a session."""
+    """Return the time of the fastest decode of ``rows`` rows at a session's start, in µs."""
     data = np.ones(rows * engine.width, "<f4").tobytes()
     regime = Regime.WIDE if rows > 1 else Regime.NARROW
     return min([await _decode_us(session, data, regime=regime) for _ in range(decodes)])

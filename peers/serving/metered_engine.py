@@ -1,4 +1,4 @@
-"""An engine that counts what is asked of it: how many sessions are free, how many rows wait."""
+"""An engine that counts its load: how many sessions are open, how many rows are queued."""
 
 from collections.abc import Callable
 from functools import partial
@@ -9,21 +9,21 @@ from p2pinfer.engine.base import Decoded, Done, EngineSession, StageEngine
 
 
 class MeteredEngine:
-    """A ``StageEngine`` that knows how much it has to do."""
+    """A ``StageEngine`` that knows its load."""
 
     def __init__(
         self, engine: StageEngine, sessions_max: int, on_change: Callable[[], object]
     ) -> None:
-        """Count what an engine has to do; ``on_change`` is called whenever that changes."""
+        """Count an engine's load; ``on_change`` is called whenever that changes."""
         self.first, self.end = engine.first, engine.end
         self.width, self.context = engine.width, engine.context
         self.numerics_class, self.blocks = engine.numerics_class, engine.blocks
         self.sessions_max = sessions_max
         self.sessions = 0
         self.queued_rows = 0
-        """Given to the engine and not yet done."""
+        """Submitted to the engine and not yet computed."""
         self.rows = 0
-        """Done so far."""
+        """Computed so far."""
         self.on_change = on_change
         self._engine = engine
 
@@ -49,7 +49,7 @@ class _MeteredSession:
         if not self._closed:
             self._closed = True
             self._session.close()
-            self._queue(-self._queued_rows)  # none of these is done any more
+            self._queue(-self._queued_rows)  # these are no longer computed
             self._engine.sessions -= 1
             self._engine.on_change()
 

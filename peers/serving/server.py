@@ -1,9 +1,9 @@
-"""Serving without being told what: a peer that chooses its layers, and chooses again.
+"""A serving peer that chooses its layers itself, and keeps reconsidering the choice.
 
-It says that it is joining and which layers it means to take, so that those who join at the same
-moment take others; opens an engine, measures it, and serves. From then on it reconsiders. A move
-hands over: the new layers are served and advertised before the old engine drains. Whoever leaves
-says so, lets sessions finish, and waits until others hold what it alone had.
+It advertises that it is joining and which layers it means to take, so that peers that join at the
+same moment take others; opens an engine, measures it, and serves. From then on it reconsiders. A
+move hands over: the new layers are served and advertised before the old engine drains. A leaving
+peer advertises that, lets sessions finish, and waits until others hold the layers it alone had.
 """
 
 import heapq
@@ -44,36 +44,36 @@ from transports.base import Transport
 _log = logging.getLogger("p2pinfer.server")
 
 WATCH_S = 1.0
-"""How often a peer looks whether somebody has left a hole."""
+"""How often a peer checks whether layers have lost their holders."""
 
 SPARE_MAX = 16
-"""It looks seldomer by so much where every layer has so many more holders than it needs."""
+"""With N spare holders of the rarest layer it checks N times less often, up to this."""
 
 REPORT_S = 5.0
-"""How often a change of load is told; requesters meet the true load when they knock."""
+"""How often a change of load is advertised; requesters meet the true load when they connect."""
 
 LINKS_S, LINKS_S_MAX = 15.0, 960.0
-"""When to tell anew how far others are, if load does not change before: soon, since a newcomer has
-met nobody yet, and measures while it loads; then after twice as long each time."""
+"""When to advertise round trips again if the load does not change before: soon at first, since a
+newcomer has met no peers yet and measures while it loads; then after twice as long each time."""
 
 DRAIN_S_MAX = 120.0
-"""How long sessions may take to finish what they do: an answer of 1,000 tokens at 8 a second."""
+"""How long sessions may take to finish their answers: 1,000 tokens at 8 a second."""
 
 STALE_S = 5.0
-"""For so long after a move requesters may still come for what was advertised before."""
+"""How long after a move requesters may still come for the layers advertised before."""
 
 TAKE_OVER_S_MAX = 120.0
-"""How long to wait for others to take layers that nobody else holds: fetch, load, measure."""
+"""How long to wait for others to take layers that no other peer holds: fetch, load, measure."""
 
 HIDDEN_LOOK_S = 60.0
-"""How often a peer that nobody can dial looks whether somebody can, before it moves."""
+"""How often an undialable peer checks whether it can be dialled by now, before it moves."""
 
 LOOK_S = 0.25
-"""How often to look whether a wait is over."""
+"""How often to check whether a wait is over."""
 
 
 OpenEngine = Callable[[int, int], AbstractAsyncContextManager[StageEngine]]
-"""Fetches what is missing of a range of layers, loads it, and runs it while the block lasts."""
+"""Fetches the missing parts of a range of layers, loads it, and runs it while the block lasts."""
 
 
 @dataclass(frozen=True)
@@ -81,23 +81,23 @@ class ServingPlan:
     """What a server may do."""
 
     me: Advertisement
-    """Who it is and what it can do, without layers yet."""
+    """Its identity and abilities, without layers yet."""
     bounds: LayerRange
-    """What the swarm as a whole must serve; requesters keep the rest to themselves."""
+    """The layers that the swarm as a whole must serve; requesters run the rest themselves."""
     fixed: LayerRange | None = None
-    """Served whatever others do; None chooses."""
+    """Served whatever other peers do; with None the server chooses."""
 
 
 @dataclass(frozen=True)
 class ServerStatistics:
-    """What a server is doing."""
+    """The state of a server."""
 
     said: Advertisement
-    """What it advertised last."""
+    """Its latest advertisement."""
     resting: str
-    """Why it takes no session for now; empty if it does."""
+    """Why it accepts no sessions for now; empty if it does."""
     rows: int
-    """Computed so far, by the engines that run."""
+    """Computed so far by the running engines."""
     queued_rows: int
     sessions: tuple[SessionStatistics, ...]
 
@@ -111,11 +111,11 @@ class HeldLayers:
     speed: EngineSpeed
     over: trio.Event = field(default_factory=trio.Event)
     given_up: bool = False
-    """It drains to make room for other layers, and nobody may count on it any more."""
+    """It drains to make room for other layers, and other peers must not rely on it any more."""
 
     @property
     def layers(self) -> LayerRange:
-        """What is served."""
+        """The layers being served."""
         return LayerRange(self.engine.first, self.engine.end)
 
 
@@ -143,20 +143,20 @@ class Server:
         Args:
             transport: to requesters and other stages.
             directory: of the swarm, which it has entered.
-            open_engine: raises EngineError, or UserError where this machine cannot.
+            open_engine: raises EngineError, or UserError if this machine cannot run the layers.
             plan: what it may do.
-            chance: when it looks again, so that peers do not all move at once.
-            clock_ms: the time on everybody's clock, in milliseconds.
-            leaving: set once it is to leave: ``run`` returns when nothing is lost by it any more.
-            round_trip_s: to a peer that is connected, if it was measured.
-            on_serving: is called with every range that is newly served.
-            tell: is told in words what a person who watches may wonder about.
-            signer: signs for what is served; None serves without evidence.
-            account_of: returns whom it prefers to serve, and how much.
+            chance: spreads its checks, so that peers do not all move at once.
+            clock_ms: the wall-clock time, in milliseconds.
+            leaving: set once it should leave: ``run`` returns when its leaving harms no session.
+            round_trip_s: to a connected peer, if it was measured.
+            on_serving: called with every newly served range.
+            tell: called with texts for a person who watches.
+            signer: signs receipts; None serves without evidence.
+            account_of: returns the account that a session counts against, and its credit.
         """
         self.dispatcher = Dispatcher(transport, account_of)
         self.held: HeldLayers | None = None
-        """What new sessions are served with."""
+        """The layers that new sessions get."""
         self._transport, self._directory, self._open_engine = transport, directory, open_engine
         self._plan, self._chance, self._clock_ms = plan, chance, clock_ms
         self._round_trip_s, self._on_serving, self._tell = round_trip_s, on_serving, tell
@@ -167,12 +167,12 @@ class Server:
         self._said = plan.me
         self._resting = ""
         self._busier = trio.Event()
-        """More is asked of an engine, or less, than others were told."""
+        """Set when the load may differ from the advertised one."""
         self._awake = trio.Event()
         self._awake.set()
 
     def statistics(self) -> ServerStatistics:
-        """Return what it does now."""
+        """Return its present state."""
         return ServerStatistics(
             self._said,
             self._resting,
@@ -182,9 +182,9 @@ class Server:
         )
 
     def rest(self, why: str) -> None:
-        """Take no session while there is a reason, and hand over those that can go elsewhere.
+        """Accept no sessions while there is a reason, and hand over those that can go elsewhere.
 
-        The engine stays loaded: without sessions it takes memory alone. An empty reason ends it.
+        The engine stays loaded: without sessions it only takes memory. An empty reason ends this.
         """
         if why == self._resting or self._leaving.is_set():
             return
@@ -201,7 +201,7 @@ class Server:
             self._say_served()
 
     async def run(self) -> None:
-        """Choose, serve, reconsider, for ever or until told to leave.
+        """Choose, serve and reconsider, for ever or until ``leaving`` is set.
 
         Raises:
             EngineError, UserError: its first layers cannot be served here.
@@ -226,7 +226,7 @@ class Server:
         scope.cancel()
 
     async def _agree(self) -> LayerRange:
-        """Choose layers, and again until what others say meanwhile changes nothing."""
+        """Choose layers, and repeat until others' advertisements no longer change the choice."""
         self._say(State.JOINING, LayerRange(0, 0))
         while True:
             choice = self._choose()
@@ -237,10 +237,10 @@ class Server:
             await trio.sleep(choice.check_again_s * self._chance.uniform(0.5, 1.0))
 
     async def _reconsider(self, nursery: trio.Nursery) -> None:
-        """Move whenever other layers need this peer clearly more."""
+        """Move whenever other layers clearly need this peer more."""
         while True:
             await self._awake.wait()
-            if self._directory.is_hidden:  # it helps nobody, whatever it fetches and serves
+            if self._directory.is_hidden:  # a move would help no requester
                 await trio.sleep(HIDDEN_LOOK_S)
                 continue
             choice = self._choose()
@@ -251,15 +251,15 @@ class Server:
             await self._until_needed(choice.check_again_s)
 
     async def _until_needed(self, seconds: float) -> None:
-        """Wait so long, or until layers are missing that were not."""
+        """Wait for ``seconds``, or until layers are missing that were not."""
         before = set(self._missing())
         with trio.move_on_after(seconds):
             await self._pause()
-            while before.issuperset(self._missing()):  # others' words age, too
+            while before.issuperset(self._missing()):  # others' advertisements may expire too
                 await self._pause()
 
     async def _pause(self) -> None:
-        """Wait until somebody may have left a hole."""
+        """Wait until the next check for missing layers is due."""
         spare = self._directory.fewest_holders(self._plan.me.model, self._plan.bounds) - 1
         share = self._chance.uniform(0.5, 1.5)
         await trio.sleep(WATCH_S * min(max(spare, 1), SPARE_MAX) * share)
@@ -283,16 +283,16 @@ class Server:
         return self._directory.holding(self._plan.me.model)
 
     def _missing(self) -> list[int]:
-        """Return the layers that the swarm should serve, and nobody does."""
+        """Return the layers that the swarm should serve but no peer does."""
         return self._directory.missing(self._plan.me.model, self._plan.bounds)
 
     async def _move(self, nursery: trio.Nursery, old: HeldLayers, choice: Choice) -> None:
-        """Serve other layers, and drain the old ones; where memory lacks, these first."""
+        """Serve other layers, and drain the old ones, first if memory cannot hold both."""
         layers = choice.layers
         if len(old.layers) + len(layers) > self._plan.me.layers_max:
             old.given_up = True
             self._say(State.DRAINING, old.layers)
-            if choice.urgent:  # layers are missing, so no session can do anything
+            if choice.urgent:  # layers are missing, so no session can make progress
                 old.over.set()
             else:
                 await self._drain(old)
@@ -309,7 +309,7 @@ class Server:
                 nursery.start_soon(self._drain, old)
 
     async def _serve(self, nursery: trio.Nursery, layers: LayerRange) -> None:
-        """Open an engine, and send new sessions there."""
+        """Open an engine, and send new sessions to it."""
         self.held = await nursery.start(self._hold, layers)
         self._say_served()
         self._on_serving(self.held)
@@ -332,27 +332,27 @@ class Server:
                 self.dispatcher.remove(stage)
 
     async def _drain(self, held: HeldLayers) -> None:
-        """Let sessions finish what they do, for so long, and end the engine."""
+        """Let sessions finish their answers, up to ``DRAIN_S_MAX``, and end the engine."""
         await trio.sleep(STALE_S)
         await self._quiet(held)
         held.over.set()
 
     async def _quiet(self, held: HeldLayers) -> None:
-        """Wait until no session needs an engine any more, for so long."""
+        """Wait until no session needs an engine any more, up to ``DRAIN_S_MAX``."""
         held.stage.hand_over()
         with trio.move_on_after(DRAIN_S_MAX):
-            while not held.stage.is_quiet:  # noqa: ASYNC110 -- quiet is what time makes it
+            while not held.stage.is_quiet:  # noqa: ASYNC110 -- only time makes it quiet
                 await trio.sleep(LOOK_S)
 
     async def _finish(self) -> None:
-        """Say that this peer leaves, and wait until nothing is lost by it."""
+        """Advertise that this peer is leaving, and wait until that harms no session."""
         self.dispatcher.closed = "this peer is leaving"
         held = self.held
         if held is None:
             return
         self._say(State.DRAINING, held.layers)
         if sessions := sum(each.stage.sessions for each in self._running):
-            self._tell(f"leaving: what {sessions} sessions do may finish")
+            self._tell(f"leaving: letting sessions finish ({sessions} open)")
         async with trio.open_nursery() as nursery:
             for each in self._running:
                 nursery.start_soon(self._quiet, each)
@@ -361,12 +361,12 @@ class Server:
             while missing := self._unique(held.layers):
                 if missing != said:
                     named = ", ".join(map(str, missing))
-                    self._tell(f"leaving: nobody else serves layers {named} yet; waiting")
+                    self._tell(f"leaving: no other peer serves layers {named} yet; waiting")
                     said = missing
                 await trio.sleep(LOOK_S)
 
     def _unique(self, layers: LayerRange) -> list[LayerRange]:
-        """Return the ranges of those layers that only this peer serves, where others could."""
+        """Return the ranges that only this peer serves; empty if no other peer could take over."""
         others = [
             other
             for other in self._directory.holding(self._plan.me.model)
@@ -378,7 +378,7 @@ class Server:
         return LayerRange.joined(layers.within(self._plan.bounds).lacking(serving))
 
     async def _report(self) -> None:
-        """Advertise how busy this peer is, whenever that has changed, and how far others are."""
+        """Advertise this peer's load whenever it has changed, and round trips to other peers."""
         patience_s = LINKS_S
         while True:
             with trio.move_on_after(patience_s) as waiting:
@@ -406,7 +406,7 @@ class Server:
         return self._said.sessions_free, self._said.queued_rows
 
     def _say_served(self) -> None:
-        """Advertise what is served, how fast, and how busy."""
+        """Advertise the served layers, their speed, and the load."""
         assert self.held
         engine, speed = self.held.engine, self.held.speed
         free, queued = self._load()

@@ -1,9 +1,9 @@
-"""Serving a stage: whoever asks opens a session, and steps go through it on their way down a chain.
+"""Serving a stage: any requester opens a session, and steps go through it down a chain.
 
-An inbound channel is one of four things, as its first message says: a requester that opens a
-session and controls it, the peer before that sends steps, or the requester that comes to collect.
+An inbound channel is one of three things, as its first message says: a requester that opens and
+controls a session, the peer before that sends steps, or the requester that collects the results.
 Steps are handed to the engine without waiting for the result, which goes to the next stage as soon
-as it is there. So a prompt flows through the chain chunk behind chunk, and the engine always has
+as it is ready. So a prompt flows through the chain chunk after chunk, and the engine always has
 the next one at hand.
 """
 
@@ -27,7 +27,7 @@ from transports.base import Channel, Transport
 _log = logging.getLogger("p2pinfer.stage")
 
 SESSIONS_PER_REQUESTER_MAX = 8
-"""A requester that needs more waits, so that others find room."""
+"""A requester that wants more must wait, so that others find room."""
 
 
 @dataclass(frozen=True)
@@ -38,9 +38,9 @@ class SessionStatistics:
     requester: PeerId
     first: int
     end: int
-    """Behind the last layer that it uses here."""
+    """One past the last layer that it uses here."""
     positions: int
-    """Of its cells, so many are filled."""
+    """Filled KV cells."""
     rows: int
     """Computed for it so far."""
     age_s: float
@@ -49,7 +49,7 @@ class SessionStatistics:
 
 
 class Stage:
-    """Runs a range of layers for whoever asks, along routes that requesters choose."""
+    """Runs a range of layers for any requester, along routes that requesters choose."""
 
     def __init__(
         self,
@@ -70,7 +70,7 @@ class Stage:
 
     @property
     def end(self) -> int:
-        """The layer behind its last."""
+        """One past its last layer."""
         return self._engine.end
 
     @property
@@ -85,11 +85,11 @@ class Stage:
 
     @property
     def is_quiet(self) -> bool:
-        """Whether no session is in the middle of an answer, or was a moment ago."""
+        """Whether no session is in the middle of an answer, or was until a moment ago."""
         return all(session.is_quiet for session in self._sessions.values())
 
     def statistics(self) -> list[SessionStatistics]:
-        """Return what is done for whom."""
+        """Return what each session is doing."""
         return [
             SessionStatistics(
                 session.opened.session,
@@ -113,7 +113,7 @@ class Stage:
         return session in self._sessions
 
     def make_room(self, requester: PeerId) -> None:
-        """End the quietest session of whoever has most, if that leaves it no fewer than another."""
+        """End the quietest session of the requester with most, if it keeps as many as others."""
         held = Counter(session.opened.requester for session in self._sessions.values())
         quiet = [
             session
@@ -122,10 +122,10 @@ class Stage:
         ]
         if quiet:
             last = max(quiet, key=lambda session: (held[session.opened.requester], session.idle_s))
-            last.fail(self._no(Refusal.IDLE, "somebody else needs the place"))
+            last.fail(self._no(Refusal.IDLE, "another requester needs the place"))
 
     def hand_over(self) -> None:
-        """Ask all requesters to go on with other peers, where they can."""
+        """Ask all requesters to continue with other peers, where they can."""
         for session in self._sessions.values():
             session.hand_over()
 
@@ -141,7 +141,7 @@ class Stage:
             else:
                 await self._find(first, channel.remote).give_to(channel, first)
         except ChannelClosed:
-            pass  # whoever asked has left
+            pass  # the other side has left
         except RemoteProtocolError as error:
             _log.info("%s", error)
             await refuse(channel, self._no(Refusal.BAD_REQUEST, str(error)))
@@ -151,7 +151,7 @@ class Stage:
             await refuse(channel, error)
 
     def _find(self, first: Link | Attach, peer: PeerId) -> StageSession:
-        """Return the session that a peer may send to, or collect from, or raise RefusedError."""
+        """Return the session that a peer may send to or collect from, or raise RefusedError."""
         found = self._sessions.get(first.session)
         if found:
             is_link = isinstance(first, Link)
@@ -171,12 +171,14 @@ class Stage:
         """Reserve cells for a session that is meant for this stage, or raise RefusedError."""
         engine = self._engine
         if opened.requester != channel.remote:
-            raise self._no(Refusal.BAD_REQUEST, "sessions are opened in one's own name")
+            raise self._no(
+                Refusal.BAD_REQUEST, "a session must be opened in the requester's own name"
+            )
         if opened.model != self._model:
             raise self._no(Refusal.WRONG_MODEL, f"this peer serves model {self._model[:12]}…")
         if opened.first != engine.first or not opened.first < opened.end <= engine.end:
             text = (
-                f"this peer runs layers from {engine.first} up to any layer as far as {engine.end},"
+                f"this peer runs layers from {engine.first} to any end up to {engine.end},"
                 f" not {opened.first}:{opened.end}"
             )
             raise self._no(Refusal.WRONG_RANGE, text)

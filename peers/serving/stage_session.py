@@ -1,7 +1,7 @@
 """One session at a stage: steps come in from one peer, are computed, and go on to another.
 
-The session lasts as long as its requester's channel to this stage, and obeys it. The peer before
-and the peer behind may go away: then the session says so and waits for others in their place.
+The session lasts as long as its requester's channel to this stage, and obeys it. The peers before
+and after it may go away: then the session reports that and waits for replacements.
 """
 
 from contextlib import suppress
@@ -50,24 +50,24 @@ from peers.steps.outbox import Outbox
 from transports.base import Channel, Transport
 
 LINKED_S_MAX = 15.0
-"""How long cells are held for a session that steps cannot go through, while it is being opened."""
+"""How long cells are held for a session that is being opened and cannot pass steps yet."""
 
 RELINKED_S_MAX = 120.0
-"""The same once steps went through: its requester may be looking for a replacement."""
+"""The same once it has passed steps: its requester may be looking for a replacement."""
 
 IDLE_S_MAX = 900.0
-"""A person may think for a while between two questions; after that the cells are for others."""
+"""A person may think for a while between two questions; after that the cells are freed."""
 
 QUIET_S = 5.0
 """A session between two answers may be ended after this: its requester opens another."""
 
 SILENT_S_MAX = 180.0
-"""So may a session that says nothing. In mid-answer no pause between two steps is longer: 120 s for
-a slow stage and 60 s until a lost one is replaced."""
+"""After this, any session without steps may be ended. In mid-answer no pause between two steps is
+longer: 120 s for a slow stage and 60 s until a lost one is replaced."""
 
 
 class StageSession:
-    """What a stage keeps of one session."""
+    """One session, as a stage keeps it."""
 
     def __init__(
         self,
@@ -86,9 +86,9 @@ class StageSession:
         self._row_bytes = width * self._dtype.itemsize
         self._outbox = Outbox(history)
         self._received = 0  # the number of the last step
-        self._length = 0  # positions that the cells hold, once all that was submitted is decoded
-        self._submitted = 0  # steps that the engine has
-        self._idle_from = -1  # the number of the step behind which nothing is waited for
+        self._length = 0  # positions that the cells hold once all submitted steps are decoded
+        self._submitted = 0  # steps in the engine
+        self._idle_from = -1  # the number of the last step before the requester went idle
         self._inlet = trio.CancelScope()
         self._has_inlet = self._was_linked = False
         self._began_at = self._active_at = self._whole_at = trio.current_time()
@@ -96,12 +96,12 @@ class StageSession:
         self._failure: RefusedError | None = None
         self._failed, self._leaving = trio.Event(), trio.Event()
         self.rows = 0
-        """Submitted so far."""
+        """Submitted to the engine so far."""
         self.over = trio.Event()
 
     @property
     def positions(self) -> int:
-        """How many the cells hold."""
+        """How many positions the cells hold."""
         return self._length
 
     @property
@@ -116,18 +116,18 @@ class StageSession:
 
     @property
     def is_quiet(self) -> bool:
-        """Whether it may end for others' sake: it has been between two answers for a while."""
+        """Whether it may be ended to make room: it has been between two answers for a while."""
         is_between = self._received <= self._idle_from
         return self.idle_s > (QUIET_S if is_between else SILENT_S_MAX)
 
-    # What the requester orders
+    # Commands of the requester
 
     async def run(self) -> None:
         """Obey the requester until it leaves.
 
         Raises:
-            RefusedError: the session failed, or nobody used it; the requester should hear why.
-            RemoteProtocolError: the requester sent nonsense.
+            RefusedError: the session failed, or was unused; the requester is told why.
+            RemoteProtocolError: the requester broke the protocol.
         """
         try:
             await send(self._control, Opened())
@@ -150,7 +150,7 @@ class StageSession:
                                 await self._expect(order)
                     except ChannelClosed:
                         nursery.cancel_scope.cancel()  # the requester is done
-        except RefusedError as error:  # told before the neighbours notice
+        except RefusedError as error:  # tell the requester before the neighbours notice
             with trio.move_on_after(GOODBYE_S_MAX):
                 await self._tell(error.refused)
             raise
@@ -164,7 +164,7 @@ class StageSession:
             self.over.set()
 
     def hand_over(self) -> None:
-        """Ask the requester to go on with another peer, if it can."""
+        """Ask the requester to continue with another peer, if it can."""
         self._leaving.set()
 
     async def _say_leaving(self) -> None:
@@ -172,7 +172,7 @@ class StageSession:
         await self._tell(Leaving())
 
     async def _connect(self, order: Connect, nursery: trio.Nursery) -> None:
-        """Open a channel to the peer behind, and send it what it lacks."""
+        """Open a channel to the peer after this one, and send it the steps it lacks."""
         if not self._outbox.can_begin(order.sent):
             await send(self._control, Denied(order.number, Refusal.NOT_HELD))
             return
@@ -195,12 +195,12 @@ class StageSession:
             await send(self._control, Connected(order.number))
 
     async def _watch(self, channel: Channel) -> None:
-        """Notice when the peer behind refuses or goes away; it has nothing else to say."""
+        """Notice when the peer after refuses or goes away; it sends nothing else here."""
         try:
             await receive(channel)
         except (PeerUnavailable, RefusedError, RemoteProtocolError) as error:
             if not self._unlink(channel):
-                return  # another one took its place
+                return  # it was replaced
             with trio.move_on_after(CONNECT_S_MAX):
                 await self._tell(Lost(channel.remote, str(error)[:TEXT_CHARS_MAX]))
 
@@ -210,16 +210,16 @@ class StageSession:
         await send(self._control, Expecting(order.number, self._received))
 
     async def _tell(self, message: Lost | Leaving | Refused) -> None:
-        with suppress(ChannelClosed):  # then the session ends anyhow
+        with suppress(ChannelClosed):  # then the session ends anyway
             await send(self._control, message)
 
     # Links
 
     async def take_from(self, channel: Channel) -> None:
-        """Take steps from the peer before, until it goes away or another one takes its place.
+        """Take steps from the peer before, until it goes away or is replaced.
 
         Raises:
-            RemoteProtocolError: it sent nonsense.
+            RemoteProtocolError: it broke the protocol.
             RefusedError: the session is over.
         """
         self._inlet.cancel()
@@ -233,11 +233,11 @@ class StageSession:
                     while self._submitted + self._outbox.unsent >= STEPS_IN_FLIGHT_MAX:
                         await self._outbox.wait_moved()
             except ChannelClosed:
-                pass  # the requester will send somebody else
+                pass  # the requester will find a replacement
             except RefusedError as error:
                 self.fail(error)
                 with trio.CancelScope(shield=True):
-                    await self.over.wait()  # the requester hears of it first
+                    await self.over.wait()  # the requester is told first
                 raise
             except RemoteProtocolError as error:
                 await self._accuse(channel, error)
@@ -248,16 +248,16 @@ class StageSession:
                     self._note_links()
 
     async def _accuse(self, channel: Channel, error: RemoteProtocolError) -> None:
-        """Tell the requester who sent nonsense; if it was itself, the session is over."""
+        """Report a peer's protocol error to the requester; if the requester made it, end."""
         if channel.remote == self.opened.requester:
             self.fail(self._no(Refusal.BAD_REQUEST, str(error)))
         else:
             await self._tell(Lost(channel.remote, str(error)[:TEXT_CHARS_MAX]))
 
     async def give_to(self, channel: Channel, attach: Attach) -> None:
-        """Send what is computed to the requester itself, until it goes away or takes another."""
+        """Send the results to the requester itself, until it goes away or opens another channel."""
         if not self._outbox.can_begin(attach.sent):
-            raise self._no(Refusal.NOT_HELD, "what was computed before is no longer kept")
+            raise self._no(Refusal.NOT_HELD, "earlier results are no longer kept")
         await send(channel, Attached())
         self._link(channel, attach.sent, attach.sent)
         with trio.CancelScope() as scope:
@@ -278,7 +278,7 @@ class StageSession:
         self._note_links()
 
     def _unlink(self, channel: Channel) -> bool:
-        """Send no more to a channel that has ended; whether that was the one in use."""
+        """Stop sending to a channel that has ended; return whether it was the one in use."""
         if self._outbox.channel not in (channel, None):
             return False
         self._outbox.unlink()
@@ -286,7 +286,7 @@ class StageSession:
         return True
 
     def _note_links(self) -> None:
-        """Remember since when steps cannot go through."""
+        """Record since when steps cannot pass through."""
         if self._has_inlet and self._outbox.channel:
             self._was_linked, self._whole_at = True, np.inf
         else:
@@ -294,15 +294,15 @@ class StageSession:
         self._changed.set()
 
     async def _expire(self) -> None:
-        """Raise RefusedError once nobody used the session, or steps could not go, for too long."""
+        """Raise RefusedError once the session was unused, or could not pass steps, for too long."""
         while True:
             patience_s = RELINKED_S_MAX if self._was_linked else LINKED_S_MAX
             idle_at, stuck_at = self._active_at + IDLE_S_MAX, self._whole_at + patience_s
             now = trio.current_time()
             if now >= stuck_at:
-                raise self._no(Refusal.TOO_SLOW, "nobody sends steps, or nobody takes them")
+                raise self._no(Refusal.TOO_SLOW, "no peer sends steps, or none takes them")
             if now >= idle_at:
-                raise self._no(Refusal.IDLE, "nobody used the session for a long time")
+                raise self._no(Refusal.IDLE, "the session was unused for too long")
             self._changed = trio.Event()
             with trio.move_on_at(min(idle_at, stuck_at)):
                 await self._changed.wait()
@@ -310,7 +310,7 @@ class StageSession:
     # Steps
 
     def submit(self, channel: Channel, step: Step) -> None:
-        """Check a step and line it up for the engine; one that came before is ignored."""
+        """Check a step and submit it to the engine; one received before is ignored."""
         if step.number <= self._received:
             return
         if step.position + step.count > self.opened.context:
@@ -326,7 +326,7 @@ class StageSession:
         if len(step.decoding_us) == ROUTE_HOPS_MAX:
             raise RemoteProtocolError(channel.remote, "a step went through too many stages")
         if len(step.rows) != step.count * self._row_bytes:
-            raise RemoteProtocolError(channel.remote, "a step's rows are not of the model's width")
+            raise RemoteProtocolError(channel.remote, "a step's rows do not have the model's width")
         rows = np.frombuffer(step.rows, self._dtype)
         if not np.isfinite(rows).all():
             raise RemoteProtocolError(channel.remote, "a step's rows hold NaN or infinity")
@@ -341,7 +341,7 @@ class StageSession:
         self.rows += step.count
 
     def _done(self, step: Step, outcome: Decoded | EngineError) -> None:
-        """Send on what the engine computed, in the very call in which it says so."""
+        """Send a result on, in the same call in which the engine delivers it."""
         if isinstance(outcome, EngineError):
             self.fail(self._no(Refusal.ENGINE_FAILED, str(outcome)))
             return
@@ -362,7 +362,7 @@ class StageSession:
             self._record.add(step, rows)
 
     def fail(self, error: RefusedError) -> None:
-        """End the session, and let the requester know why."""
+        """End the session, and tell the requester why."""
         if not self._failure:
             self._failure = error
             self._failed.set()

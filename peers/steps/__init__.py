@@ -1,1 +1,1 @@
-"""Steps of a session: messages over channels, rows sent on, and their history."""
+"""Steps of a session: messages over channels, sending rows on, and keeping their history."""

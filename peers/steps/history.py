@@ -1,9 +1,9 @@
-"""What a session sent on, kept so that it can be sent again: to a replacement, or to an auditor.
+"""Rows that a session sent on, kept to be sent again: to a replacement, or to an auditor.
 
-Rows stand by position, each with its regime and the number of the step that it went out with. A
-position that is sent again drops what was kept from there on. Rows of old steps move to a temporary
-file once a peer's sessions keep more than fits in memory; past the disk's share the oldest are
-dropped, and then the session cannot be replayed.
+Rows are kept by position, each with its regime and the number of the step that it went out with.
+Sending a position again drops what was kept from there on. Rows of old steps move to a temporary
+file once a peer's sessions exceed their memory limit; beyond the disk limit the oldest are dropped,
+and then the session cannot be replayed.
 """
 
 import os
@@ -17,37 +17,37 @@ from p2pinfer.core.limits import NARROW_ROWS_MAX
 from p2pinfer.core.regimes import Regime
 
 HISTORY_MEMORY_BYTES_MAX = 128 * 1024 * 1024
-"""Of all sessions of a peer: eight full ones of the default model take 72 MiB."""
+"""For all sessions of a peer: eight full ones of the default model take 72 MiB."""
 
 HISTORY_DISK_BYTES_MAX = 4 * 1024 * 1024 * 1024
-"""Of all sessions of a peer: eight sessions of 16,384 positions, 8,192 numbers wide."""
+"""For all sessions of a peer: eight sessions of 16,384 positions, 8,192 numbers wide."""
 
 SPILL_BYTES = 1024 * 1024
-"""Moved at a time; it takes about as long as one token does."""
+"""Moved to the file at a time; it takes about as long as one token does."""
 
 KEPT_STEPS_MIN = 16
-"""The newest of a session stay in memory whatever happens: they may not have been sent yet."""
+"""A session's newest steps always stay in memory: they may not have been sent yet."""
 
 
 class Kept(NamedTuple):
     """Rows at consecutive positions that went out together."""
 
     number: int
-    """Of the step."""
+    """The step's number."""
     position: int
     count: int  # type: ignore[assignment] # a tuple has a method of that name, unused here
     regime: Regime
     times: tuple[int, ...]
-    """What the stages up to here spent on decoding them, in microseconds."""
+    """Decoding time of each stage up to here, in microseconds."""
     rows: bytes | None
-    """None: in the file."""
+    """None if they are in the file."""
 
 
 _number = itemgetter(0)
 
 
 class Budget:
-    """How much the sessions of one peer may keep."""
+    """How many bytes the sessions of one peer may keep."""
 
     def __init__(
         self,
@@ -58,22 +58,22 @@ class Budget:
 
 
 class History:
-    """One session's rows, in the order of their positions and of their steps' numbers alike."""
+    """One session's rows, ordered by position and, equally, by step number."""
 
     def __init__(self, budget: Budget) -> None:
         self._budget = budget
         self._steps: list[Kept] = []
-        self._spilt = 0  # so many of them, the first ones, are in the file
+        self._spilt = 0  # how many of the first steps are in the file
         self._file: IO[bytes] | None = None
         self._row_bytes = 0
         self.end = 0
-        """How many positions the rows reach up to."""
+        """One past the last position kept."""
         self.forgotten = 0
-        """The highest number of a step that was dropped for want of room."""
+        """The highest number of a step that was dropped for lack of room."""
 
     @property
     def start(self) -> int:
-        """The first position that is kept; beyond 0 the session cannot be replayed."""
+        """The first position kept; if it is not 0, the session cannot be replayed."""
         return self._steps[0].position if self._steps else self.end
 
     def add(
@@ -85,7 +85,7 @@ class History:
         times: tuple[int, ...],
         rows: bytes,
     ) -> None:
-        """Keep rows; those from ``position`` on that were kept before are dropped."""
+        """Keep rows; rows kept before from ``position`` on are dropped."""
         if position != self.end:
             self._drop_from(position)
         self._steps.append(Kept(number, position, count, regime, times, rows))
@@ -100,10 +100,10 @@ class History:
         return len(self._steps) - bisect_right(self._steps, number, key=_number)
 
     def following(self, number: int, known: int) -> Kept | None:
-        """Return what to send behind the step of that number, if there is any.
+        """Return what to send after the step of that number, if there is anything.
 
-        Narrow steps up to the one numbered ``known``, whose answers nobody waits for, come as many
-        together as one narrow decode may hold; they bear the last one's number.
+        Narrow steps up to the one numbered ``known``, whose answers are not awaited, are joined, as
+        many as one narrow decode may hold; they bear the last one's number.
         """
         at = bisect_right(self._steps, number, key=_number)
         if at == len(self._steps):
@@ -160,7 +160,7 @@ class History:
         return os.pread(self._file.fileno(), step.count * size, step.position * size)
 
     def _drop_from(self, position: int) -> None:
-        """Forget positions from there on; a step that begins before keeps its first rows."""
+        """Forget positions from ``position`` on; a step that begins before keeps its first rows."""
         steps = self._steps
         while steps and steps[-1].position + steps[-1].count > position:
             last = steps.pop()
@@ -185,7 +185,7 @@ class History:
             self._budget.memory_left += size
 
     def _spill(self, row_bytes: int) -> None:
-        """Move old steps to the file, or forget them if that is full."""
+        """Move old steps to the file, or forget them if it is full."""
         moved = 0
         self._row_bytes = row_bytes
         while moved < SPILL_BYTES and self._spilt < len(self._steps) - KEPT_STEPS_MIN:
@@ -202,7 +202,7 @@ class History:
             moved += size
 
     def _store(self, position: int, rows: bytes) -> bool:
-        """Write rows to the file; False if the disk takes no more."""
+        """Write rows to the file; False if the disk is full."""
         try:
             if self._file is None:
                 self._file = tempfile.TemporaryFile(prefix="p2pinfer-", buffering=0)  # noqa: SIM115 -- closed with the session
@@ -212,7 +212,7 @@ class History:
             return False
 
     def _forget_oldest(self) -> None:
-        """Drop all but the newest steps: what cannot be replayed whole is of no use."""
+        """Drop all but the newest steps: a history without its beginning cannot be replayed."""
         for step in self._steps[:-KEPT_STEPS_MIN]:
             self.forgotten = step.number
             self._give_back(step, step.count * self._row_bytes_of(step))

@@ -1,4 +1,4 @@
-"""Messages over channels: encode and send, receive and judge."""
+"""Messages over channels: encode and send, receive and check."""
 
 from contextlib import suppress
 from typing import Any, Never, TypeVar, overload
@@ -24,7 +24,7 @@ N = TypeVar("N")
 
 
 class RefusedError(PeerError):
-    """A peer said no; ``refused`` is its message."""
+    """A peer refused; ``refused`` is its message."""
 
     def __init__(self, refused: Refused) -> None:
         super().__init__(refused.peer, f"{refused.code}: {printable(refused.text)}")
@@ -42,7 +42,7 @@ async def send(channel: Channel, message: Message) -> None:
 
 
 async def refuse(channel: Channel, no: RefusedError) -> None:
-    """Say no, which ends the channel, if the peer still listens."""
+    """Send a refusal, if the peer still listens, and end the channel."""
     with trio.move_on_after(GOODBYE_S_MAX), suppress(PeerUnavailable):
         await send(channel, no.refused)
         await channel.close()
@@ -57,7 +57,7 @@ async def receive(channel: Channel, due: type[M], or_due: type[N], /) -> M | N: 
 @overload
 async def receive(channel: Channel, *due: type[M]) -> M: ...
 async def receive(channel: Channel, *due: type[Any]) -> Any:
-    """Return the next message, which must be of a kind that is due.
+    """Return the next message, which must be of a type that is due.
 
     Raises:
         RefusedError: the peer refused instead (which it may at any time).
@@ -70,6 +70,6 @@ async def receive(channel: Channel, *due: type[Any]) -> Any:
     except BadMessage as error:
         raise RemoteProtocolError(channel.remote, f"{channel.remote} sent {error}") from error
     if isinstance(message, Refused):
-        # In its own name, whatever it says: else it would have another one blamed.
+        # Blamed on the sender, whatever it says: else it could have another peer blamed.
         raise RefusedError(evolve(message, peer=channel.remote))
     return message

@@ -1,4 +1,4 @@
-"""Sending a session's rows on; they are kept, so that whoever replaces a peer can have them too."""
+"""Sending a session's rows on; they are kept, so that a replacement peer can have them too."""
 
 import trio
 
@@ -10,17 +10,17 @@ from transports.base import Channel
 
 
 class Outbox:
-    """The way of a session's steps to the next stage, which may be another one after a while.
+    """Sends a session's steps to the next stage, which may be replaced.
 
-    A step goes out in the very call in which it comes, if the channel takes it at once: one pass of
-    the scheduler less per boundary and token. Otherwise ``run`` sends it, from the history.
+    A step goes out in the same call in which it comes, if the channel takes it at once: that saves
+    one pass of the scheduler per boundary and token. Otherwise ``run`` sends it, from the history.
     """
 
     def __init__(self, history: History) -> None:
         self.history = history
         self.channel: Channel | None = None
-        """To whom steps are sent now."""
-        self._sent = 0  # the number of the last step that this channel took, or need not take
+        """Where steps are sent now."""
+        self._sent = 0  # the number of the last step that this channel took, or does not need
         self._known = 0
         self._is_level = False  # the channel has taken all
         self._todo, self._moved = trio.Event(), trio.Event()
@@ -31,13 +31,13 @@ class Outbox:
         return 0 if self._is_level else self.history.count_after(self._sent)
 
     def put(self, step: Step) -> None:
-        """Keep a step, and send it if there is anybody to send it to."""
+        """Keep a step, and send it if there is a channel to send it to."""
         self.history.add(
             step.number, step.position, step.count, step.regime, step.decoding_us, step.rows
         )
         if self._is_level:
             assert self.channel
-            if step.number <= self._sent:  # who took a lost peer's place computes all again
+            if step.number <= self._sent:  # a replacement before us computes everything again
                 return
             if self.channel.send_now(encode(step)):
                 self._sent = step.number
@@ -46,20 +46,20 @@ class Outbox:
         self._todo.set()
 
     def can_begin(self, sent: int) -> bool:
-        """Whether everything behind the step of that number is still kept."""
+        """Whether everything after the step of that number is still kept."""
         return sent >= self.history.forgotten
 
     def link(self, channel: Channel, sent: int, known: int) -> None:
-        """Send to this channel from now on, beginning behind the step numbered ``sent``.
+        """Send to this channel from now on, beginning after the step numbered ``sent``.
 
-        Steps up to ``known`` may go together: nobody waits for their answers.
+        Steps up to ``known`` may be joined: their answers are not awaited.
         """
         self.unlink()
         self.channel, self._sent, self._known = channel, sent, known
         self._todo.set()
 
     def unlink(self) -> None:
-        """Send to nobody for now."""
+        """Stop sending for now."""
         if self.channel:
             self.channel.abort()
         self.channel, self._is_level = None, False
@@ -74,9 +74,9 @@ class Outbox:
         self._moved.set()
 
     async def run(self) -> None:
-        """Send what a channel did not take at once, and to a new one what the last one was sent.
+        """Send what a channel did not take at once, and resend to a new channel what it lacks.
 
-        A channel that fails is not sent to any more; who watches it will say so.
+        After a failure nothing more is sent to a channel; the task that watches it reports it.
         """
         while True:
             await self._todo.wait()

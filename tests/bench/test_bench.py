@@ -11,14 +11,14 @@ from p2pinfer.core.errors import UserError
 
 
 def test_the_interval_of_a_median_is_by_ranks() -> None:
-    """It matches tables of the sign test."""
+    """It matches the tables of the sign test."""
     for count, bounds in ((6, (1, 6)), (9, (2, 8)), (30, (10, 21)), (100, (40, 61))):
         assert median_interval(list(range(count, 0, -1))) == bounds
     assert median_interval([3.0]) == (3.0, 3.0)
 
 
 def test_the_interval_holds_the_true_median_as_often_as_it_says() -> None:
-    """For skewed values, too: in at least 95 of 100 samples, and not always."""
+    """For skewed values too: in at least 95 of 100 samples, and not always."""
     chance, true = random.Random(1), 0.6931
     held = 0
     for _ in range(1000):
@@ -49,19 +49,19 @@ RIGHT = {each.text: each for each in QUESTIONS}
 def test_an_answer_is_right_by_its_first_sentence_and_language(
     question: str, answer: str, right: bool
 ) -> None:
-    """A word of its own, before the first full stop, in the question's language."""
+    """A whole word, before the first full stop, in the question's language."""
     assert is_right(RIGHT[question], answer) is right
 
 
-def test_the_first_sentence_ends_where_it_ends() -> None:
-    """Not in the middle of a number; also where the line does."""
+def test_the_end_of_the_first_sentence() -> None:
+    """Not in the middle of a number; also at the end of a line."""
     assert first_sentence("It is 3.5 m. Or so.") == "It is 3.5 m."
     assert first_sentence("\nOne\nTwo.") == "One"
     assert first_sentence("") == ""
 
 
-def test_what_is_compared_and_tried_has_names() -> None:
-    """All of it where none is named, and a sentence where one is unknown."""
+def test_ways_and_cheats_are_found_by_name() -> None:
+    """All of them if none is named, and a sentence if one is unknown."""
     assert find_ways([]) == dict(WAYS)
     assert list(find_ways(["t1", "greedy"])) == ["t1", "greedy"]
     assert find_cheats([]) == list(ZOO)

@@ -12,8 +12,8 @@ async def test_every_decision_is_timed() -> None:
     assert set(report["share_of_goal"]) == {"place", "route"}
 
 
-async def test_hops_that_nobody_can_take_over_are_counted() -> None:
-    """Nobody can replace one of three that hold all layers, and among thousands nearly all can."""
+async def test_irreplaceable_hops_are_counted() -> None:
+    """Of three peers that hold all layers none is replaceable; among thousands nearly all are."""
     report = await scheduler_bench(1, placed=(3,), routed=(3, 30, 3000))
     shares = list(report["replaceable"].values())
     assert shares[0] == 0.0

@@ -23,7 +23,7 @@ def printed(
     fixed: bool = False,
     mdns: bool = False,
 ) -> list[str]:
-    """Return the lines behind the facts of a peer that serves."""
+    """Return the lines that follow the facts about a serving peer."""
     model: Any = SimpleNamespace(
         id=MODEL,
         info=SimpleNamespace(name="Toy", layers=30),
@@ -37,46 +37,46 @@ def printed(
     return lines[facts + 1 : -1]
 
 
-def test_the_next_machine_types_the_best_address(capsys: pytest.CaptureFixture[str]) -> None:
-    """The first, with all that leads to the same swarm and model."""
+def test_the_next_machine_is_given_the_best_address(capsys: pytest.CaptureFixture[str]) -> None:
+    """The first one, with the options that lead to the same swarm and model."""
     way_in = f"--bootstrap {LAN} --model {MODEL} --network n"
     assert printed(capsys, LAN, "/ip4/10.8.0.2/tcp/4001/p2p/12D3KooW") == [
-        "the next machine types",
+        "on the next machine, run:",
         f"  p2pinfer join {way_in}",
-        "and to chat, any machine types",
+        "to chat, on any machine, run:",
         f"  p2pinfer chat {way_in}",
     ]
 
 
-def test_without_a_network_it_says_so(capsys: pytest.CaptureFixture[str]) -> None:
-    """Another machine could do nothing with the lines; another terminal can."""
+def test_a_missing_network_is_reported(capsys: pytest.CaptureFixture[str]) -> None:
+    """The commands are useless on another machine, but work in another terminal."""
     lines = printed(capsys, LOOP, "/ip6/::1/tcp/4001/p2p/12D3KooW")
     assert lines[0] == ONLY_HERE
-    assert "only this machine can use it: no network" in ONLY_HERE
-    assert lines[1] == "another peer here types"
+    assert "only this machine can reach it: there is no network" in ONLY_HERE
+    assert lines[1] == "for another peer here, run:"
     assert LOOP in lines[2]
 
 
 def test_on_the_local_network_no_address_is_needed(capsys: pytest.CaptureFixture[str]) -> None:
-    """Where peers announce themselves."""
+    """With mDNS, peers announce themselves."""
     assert printed(capsys, LAN, mdns=True)[1::2] == [
         "  p2pinfer join --mdns --network n",
         "  p2pinfer chat --mdns --network n",
     ]
 
 
-def test_fixed_layers_name_what_is_missing(capsys: pytest.CaptureFixture[str]) -> None:
-    """Nothing more is asked for where one peer has them all."""
+def test_fixed_layers_leave_the_rest_to_other_machines(capsys: pytest.CaptureFixture[str]) -> None:
+    """No further machine is asked for if one peer has all layers."""
     lines = printed(capsys, LAN, first=10, end=19, fixed=True)
     assert lines[0::2] == [
-        "the next machine types",
-        "and another one types",
-        "and to chat, any machine types",
+        "on the next machine, run:",
+        "on another one, run:",
+        "to chat, on any machine, run:",
     ]
     assert "join --layers 1:10 " in lines[1]
     assert "join --layers 19:29 " in lines[3]
     lines = printed(capsys, LAN, fixed=True)
-    assert lines[0] == "to chat, any machine types"
+    assert lines[0] == "to chat, on any machine, run:"
     assert len(lines) == 2
 
 
@@ -84,6 +84,6 @@ def test_fixed_layers_name_what_is_missing(capsys: pytest.CaptureFixture[str]) -
     ("address", "only_here"),
     [(LOOP, True), ("/ip6/::1/tcp/1", True), (LAN, False), ("/dns4/me/tcp/1", False), ("", False)],
 )
-def test_loopback_is_known(address: str, only_here: bool) -> None:
-    """In either family; what is no number is taken to be elsewhere."""
+def test_loopback_addresses_are_recognised(address: str, only_here: bool) -> None:
+    """In either family; a name is assumed to be elsewhere."""
     assert is_loopback(address) is only_here

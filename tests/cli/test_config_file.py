@@ -1,4 +1,4 @@
-"""Settings: what counts for more than what, what the file may say, and what is said of mistakes."""
+"""Settings: precedence, what the file may hold, and errors about mistakes in it."""
 
 import json
 from pathlib import Path
@@ -13,7 +13,7 @@ from tests.support.command_line import run
 
 @pytest.fixture
 def file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Give the file of settings, which is not there yet."""
+    """Return the path of the settings file, which does not exist yet."""
     monkeypatch.setenv("P2PINFER_HOME", str(tmp_path))
     return tmp_path / "config.toml"
 
@@ -21,16 +21,16 @@ def file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 def settings(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], *words: str
 ) -> dict[str, tuple[object, str]]:
-    """Return what each option of a command is set to, and by what."""
+    """Return each option's value, and its source."""
     assert run(monkeypatch, "config", "--json", *words) == 0
     options = json.loads(capsys.readouterr().out)["options"]
     return {each["option"]: (each["value"], each["source"]) for each in options}
 
 
-def test_flags_before_variables_before_the_file_before_defaults(
+def test_flags_override_variables_override_the_file_overrides_defaults(
     file: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """For each option by itself; a command's own lines before those for all."""
+    """For each option separately; a command's own table overrides the lines for all commands."""
     file.write_text(
         'sessions = 2\ncontext = 512\nthreads = 1\nbootstrap = ["/a", "/b"]\nmdns = true\n'
         'log-level = "info"\n[join]\nmemory = "2GiB"\ncontext = 256\n[chat]\nsessions = 3\n'
@@ -51,24 +51,24 @@ def test_flags_before_variables_before_the_file_before_defaults(
     assert settings(monkeypatch, capsys, "serve")["--sessions"] == ("2", "file")
 
 
-def test_commands_run_with_what_the_file_says(
+def test_commands_use_the_files_settings(
     file: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Not only ``config`` reads it; lines for other commands are no trouble."""
+    """Not only ``config`` reads it; settings of other commands do no harm."""
     file.write_text("json = true\n[join]\nsessions = 3\n[model.add]\nquota = '3GB'\n")
     assert run(monkeypatch, "ps") == 0
     assert json.loads(capsys.readouterr().out) == []
 
 
-def test_settings_are_shown_once_for_all_commands_that_agree(
+def test_a_setting_that_commands_share_is_shown_once(
     file: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Secrets are not; for a person each has its source."""
+    """Each is shown with its source, and secrets are not shown."""
     monkeypatch.setenv("P2PINFER_API_KEY", "very secret")
     monkeypatch.setenv("P2PINFER_TOP_K", "7")
     assert run(monkeypatch, "config") == 0
     said = capsys.readouterr().out
-    assert said.startswith(f"file  {file} (not there)\n")
+    assert said.startswith(f"file  {file} (does not exist)\n")
     assert "very secret" not in said
     lines = [line.split() for line in said.splitlines()]
     assert ["--top-k", "7", "P2PINFER_TOP_K"] in lines
@@ -80,10 +80,10 @@ def test_settings_are_shown_once_for_all_commands_that_agree(
     ("text", "said"),
     [
         ("sesions = 4", "no option 'sesions'; did you mean 'sessions'?"),
-        ("[jion]\nsessions = 4", "[jion] is no command"),
+        ("[jion]\nsessions = 4", "[jion] is not a command"),
         ("[join]\ntop-k = 4", "no option 'top-k'"),
-        ("[model.ad]\nquota = 'x'", "[ad] is no command"),
-        ("[--help]\nx = 1", "[--help] is no command"),
+        ("[model.ad]\nquota = 'x'", "[ad] is not a command"),
+        ("[--help]\nx = 1", "[--help] is not a command"),
         ("sessions = [1, 2]", "sessions must be text, a number, true or false"),
         ("sessions = 1979-05-27", "sessions must be text"),
         ("bootstrap = [[1]]", "or a list of them"),
@@ -94,14 +94,14 @@ def test_settings_are_shown_once_for_all_commands_that_agree(
         ("#" * (1 << 20) + "\n", "more than 1 MiB"),
     ],
 )
-def test_mistakes_in_the_file_are_said_in_a_sentence(
+def test_mistakes_in_the_file_are_reported_in_one_sentence(
     file: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
     text: str,
     said: str,
 ) -> None:
-    """With the file's name, whatever the command."""
+    """It names the file, whatever the command."""
     file.write_text(text, encoding="latin-1")
     assert run(monkeypatch, "join", "--layers", "nonsense") == EXIT_USAGE
     (line,) = capsys.readouterr().err.splitlines()
@@ -109,25 +109,25 @@ def test_mistakes_in_the_file_are_said_in_a_sentence(
     assert str(file) in line
 
 
-def test_the_file_can_be_named_and_left_out(
+def test_another_file_or_none_can_be_chosen(
     file: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    """One that is named must be there; a name of nothing reads none."""
+    """A file that P2PINFER_CONFIG names must exist; an empty name reads no file."""
     file.write_text("nonsense = 1")
     other = tmp_path / "other"
     monkeypatch.setenv("P2PINFER_CONFIG", str(other))
     assert run(monkeypatch, "ps") == EXIT_USAGE
-    assert "there is no such file" in capsys.readouterr().err
+    assert "which does not exist" in capsys.readouterr().err
     other.write_text("[chat]\nnetwork = 'home'")
     assert settings(monkeypatch, capsys, "chat")["--network"] == ("home", "file")
     monkeypatch.setenv("P2PINFER_CONFIG", "")
     assert settings(monkeypatch, capsys, "chat")["--network"] == ("main", "default")
 
 
-def test_a_file_that_cannot_be_read_is_said(
+def test_an_unreadable_file_is_reported(
     file: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """But where there can be none, whoever needs the directory says what is wrong with it."""
+    """Where there cannot be a file, only commands that need the directory fail."""
     file.mkdir()
     assert run(monkeypatch, "ps") == EXIT_USAGE
     assert f"cannot read the settings in {file} (Is a directory)" in capsys.readouterr().err
@@ -139,16 +139,16 @@ def test_a_file_that_cannot_be_read_is_said(
     assert "cannot keep anything in" in capsys.readouterr().err
 
 
-def test_every_command_is_where_it_is_said_to_be() -> None:
-    """Each is loaded, and knows its options."""
+def test_every_command_loads() -> None:
+    """From its place in the table, with its options."""
     assert {"--memory", "--bootstrap", "--log-level", "--quota"} <= option_names(main.app)
     assert "--until-stdin-closes" not in option_names(main.app)
 
 
-def test_question_behind_an_address_is_a_question(
+def test_a_prompt_may_follow_an_address(
     file: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """As in the line that join prints, with a question typed behind it; addresses may follow."""
+    """As when a prompt is added to the line that join prints; further addresses may follow."""
     one, two = "/ip4/10.0.0.1/tcp/1", "/ip4/10.0.0.2/tcp/1"
     assert main.spread(["chat", "--bootstrap", one, two, "Hi /there", "--json"]) == [
         *["chat", "--bootstrap", one, "--bootstrap", two, "Hi /there", "--json"]

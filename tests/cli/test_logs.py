@@ -1,4 +1,4 @@
-"""What is said on standard error, for people and for programs."""
+"""Standard error, for people and for programs."""
 
 import json
 import logging
@@ -13,7 +13,7 @@ from tests.support.command_line import run
 
 
 def say_all() -> None:
-    """Say something of every kind."""
+    """Print a line of every kind."""
     log = logging.getLogger("p2pinfer.parts")
     log.info("told %s", "you")
     log.warning("a warning", extra={"peer": "12D3"})
@@ -26,20 +26,22 @@ def say_all() -> None:
         logs.tell_mistake(error)
 
 
-def test_people_read_plain_lines(capsys: pytest.CaptureFixture[str]) -> None:
-    """Warnings and notes; no program's chatter, and no traceback."""
+def test_text_format_is_plain_lines(capsys: pytest.CaptureFixture[str]) -> None:
+    """Warnings and notes; no chatter of libraries, and no traceback."""
     logs.begin()
     logs.note("a note")
     say_all()
     said = capsys.readouterr().err.splitlines()
     assert said[0] == "a note"
     assert "p2pinfer: a warning" in said
-    assert said[-1].startswith("p2pinfer: a mistake of p2pinfer itself (ValueError: oh); ")
+    assert said[-1].startswith("p2pinfer: internal error (ValueError: oh); ")
     assert "told you" not in "".join(said)
 
 
-def test_debugging_shows_where_a_mistake_was_made(capsys: pytest.CaptureFixture[str]) -> None:
-    """And what each part says."""
+def test_debug_level_shows_the_traceback_of_an_internal_error(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """And every module's log lines."""
     logs.begin("debug")
     say_all()
     said = capsys.readouterr().err
@@ -48,7 +50,7 @@ def test_debugging_shows_where_a_mistake_was_made(capsys: pytest.CaptureFixture[
     assert "chatter" not in said
 
 
-def test_programs_read_an_object_on_every_line(capsys: pytest.CaptureFixture[str]) -> None:
+def test_json_format_is_an_object_on_every_line(capsys: pytest.CaptureFixture[str]) -> None:
     """Notes and errors too, whatever the level."""
     logs.begin("error", "json")
     say_all()
@@ -65,10 +67,10 @@ def test_programs_read_an_object_on_every_line(capsys: pytest.CaptureFixture[str
     assert found[0]["time"].endswith("+00:00")
 
 
-def test_a_file_takes_the_log_and_is_begun_anew_when_moved(
+def test_a_log_file_is_created_again_after_it_was_moved(
     tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Notes stay where the person is; a file that cannot be written is a sentence."""
+    """Notes stay on standard error; an unwritable file is an error in one sentence."""
     file = tmp_path / "log"
     logs.begin("info", "text", file)
     say_all()
@@ -81,10 +83,10 @@ def test_a_file_takes_the_log_and_is_begun_anew_when_moved(
         logs.begin("info", "text", tmp_path / "no" / "log")
 
 
-def test_a_mistake_of_ours_is_a_sentence(
+def test_an_internal_error_is_one_sentence(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    """For whoever typed the command, with the exit code of a failure."""
+    """With the exit code of a failure."""
     monkeypatch.setenv("P2PINFER_HOME", str(tmp_path))
 
     def fail() -> None:

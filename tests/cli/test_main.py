@@ -9,10 +9,10 @@ VERBS_MAX = 13
 """As many as a newcomer reads through."""
 
 
-def test_alone_it_shows_what_people_come_for(
+def test_no_arguments_show_the_first_commands_to_try(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Three lines to type, and where the rest is listed."""
+    """Three commands, and where the rest are listed."""
     assert run(monkeypatch) == 0
     said = capsys.readouterr().out
     assert [line.split()[:2] for line in said.splitlines()[2:5]] == [
@@ -25,10 +25,10 @@ def test_alone_it_shows_what_people_come_for(
 def test_help_lists_verbs_in_groups(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """What asks and lends comes first, what studies last; old verbs are not listed."""
+    """Chat and lend come first, simulations last; old verbs are not listed."""
     assert run(monkeypatch, "--help") == 0
     said = capsys.readouterr().out
-    groups = ["Ask and lend", "Look", "Keep", "Study", "Options"]
+    groups = ["Chat and lend", "Inspect", "Manage", "Simulate and measure", "Options"]
     places = [said.index(f"─ {group} ─") for group in groups]
     assert places == sorted(places)
     verbs = [name for name in COMMANDS if name[0] != "-"]
@@ -39,16 +39,16 @@ def test_help_lists_verbs_in_groups(
 
 
 @pytest.mark.parametrize("verb", [name for name in COMMANDS if name[0] != "-"])
-def test_every_verb_explains_itself(
+def test_every_verb_has_help(
     verb: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Each is where the table says, and its help names it."""
+    """Each loads from its place in the table, and its help names it."""
     assert run(monkeypatch, verb, "--help") == 0
     assert f"Usage: p2pinfer {verb}" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("old", RENAMED)
-def test_old_spelling_works_and_names_the_new_one(
+def test_an_old_verb_works_and_names_the_new_one(
     old: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The new spelling exists, and the old one leads there."""
@@ -59,7 +59,7 @@ def test_old_spelling_works_and_names_the_new_one(
 
 
 @pytest.mark.parametrize(("old", "now"), [("ps", "--open-sessions"), ("ledger", "--ledger")])
-def test_status_shows_what_old_verbs_showed(
+def test_status_shows_the_same_as_old_verbs(
     old: str, now: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """The same on standard output, to the byte."""
@@ -68,9 +68,9 @@ def test_status_shows_what_old_verbs_showed(
     assert first == second
 
 
-def test_status_shows_one_thing_at_a_time(
+def test_status_refuses_two_lists_at_once(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Two lists at once are refused in words."""
+    """With a sentence that says to choose one."""
     assert run(monkeypatch, "status", "--open-sessions", "--ledger") == 2
     assert "choose one" in capsys.readouterr().err

@@ -21,7 +21,7 @@ from tests.support.toys import write_toy
 
 @pytest.fixture(autouse=True)
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
-    """Keep everything in a directory of the test's own."""
+    """Keep everything in the test's own directory."""
     monkeypatch.setenv("P2PINFER_HOME", str(tmp_path / "home"))
     return tmp_path / "home"
 
@@ -66,7 +66,7 @@ def model(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -
 
 
 def test_add_prints_the_id(model: Command, file: Path, home: Path) -> None:
-    """The id alone goes to standard output, and the same file gives it again."""
+    """Standard output is the id alone, and the same file gives the same id."""
     assert model("add", file) == 0
     (id_,) = model.out.splitlines()
     assert [found.id for found in Store(home / "data" / "store").models()] == [id_]
@@ -84,7 +84,10 @@ def test_add_prints_the_id(model: Command, file: Path, home: Path) -> None:
 def test_list(model: Command, file: Path, home: Path) -> None:
     """Every model is listed, with how much of it is here."""
     assert model("list") == 0
-    assert (model.out, model.err) == ("", "no models here; p2pinfer model add default\n")
+    assert (model.out, model.err) == (
+        "",
+        "no models here; to add one: p2pinfer model add default\n",
+    )
     assert model.json("list") == {"models": []}
     model("add", file)
     id_ = model.out.strip()
@@ -123,10 +126,10 @@ def test_show(model: Command, file: Path, home: Path) -> None:
     assert shown["license"] == "apache-2.0"
 
 
-def test_default_model_is_shown_by_that_word(
+def test_show_accepts_the_word_default(
     model: Command, file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """As everywhere else; before it was added, the sentence says how to."""
+    """Before the model was added, the error says how to add it."""
     monkeypatch.setenv("P2PINFER_DEFAULT_MODEL", str(file))
     assert model("show", "default") == 2
     assert "p2pinfer model add default" in model.err
@@ -149,13 +152,11 @@ def test_verify_names_what_is_damaged(model: Command, file: Path, home: Path) ->
     assert model.out == "8 of 8 parts are here; damaged: layer.2, output\n"
     assert "layer.2 (" in model.err
     assert "is damaged on disk, in chunk 0" in model.err
-    assert (
-        f"output: what is missing is fetched anew by  p2pinfer model verify {id_[:12]}" in model.err
-    )
+    assert f"output: to fetch what is missing, run  p2pinfer model verify {id_[:12]}" in model.err
     report = {"model": id_, "verified": 6, "damaged": [], "repaired": []}
     report["unfinished"] = ["layer.2", "output"]
     assert model.json("verify", id_, code=4) == report
-    assert "layer.2, output: what is missing" in model.err  # as long as it is
+    assert "layer.2, output: to fetch what is missing" in model.err  # as long as it is
     assert model("add", file) == 0
     flip(store.path(manifest.part("layer.0")), 0)
     report = {"model": id_, "verified": 8, "damaged": ["layer.0"], "repaired": []}
@@ -163,7 +164,7 @@ def test_verify_names_what_is_damaged(model: Command, file: Path, home: Path) ->
     assert model.json("verify", id_, code=4) == report
 
 
-def test_rm_leaves_what_others_share(model: Command, file: Path, tmp_path: Path) -> None:
+def test_rm_keeps_parts_that_others_share(model: Command, file: Path, tmp_path: Path) -> None:
     """Removing one of two models leaves the other whole."""
     model("add", file)
     first = model.out.strip()
@@ -171,17 +172,17 @@ def test_rm_leaves_what_others_share(model: Command, file: Path, tmp_path: Path)
     model("add", write_toy(tmp_path / "o.gguf", general__name=other))
     second = model.out.strip()
     assert model("rm", first) == 0
-    assert model.out.startswith("removed Toy, which frees ")
+    assert model.out.startswith("removed Toy, freeing ")
     report = {"model": second, "verified": 8, "damaged": [], "repaired": [], "unfinished": []}
     assert model.json("verify", second) == report
     assert model.json("rm", second)["freed_bytes"] > 0
     assert model.json("list") == {"models": []}
 
 
-def test_ids_that_name_no_model_or_two(
+def test_unknown_and_ambiguous_ids_are_refused(
     model: Command, file: Path, tmp_path: Path, home: Path
 ) -> None:
-    """What cannot be meant is a sentence and exit code 2."""
+    """With a sentence and exit code 2."""
     model("add", file)
     ids = [model.out.strip()]
     for number in range(16):  # by then two begin with the same digit
@@ -192,15 +193,17 @@ def test_ids_that_name_no_model_or_two(
     twice = next(digit for digit in firsts if firsts.count(digit) > 1)
     for command in ("show", "verify", "rm"):
         assert model(command, twice) == 2
-        assert f"{twice!r} begins the ids of {firsts.count(twice)} models: " in model.err
+        assert f"the ids of {firsts.count(twice)} models begin with {twice!r}: " in model.err
         for nothing in ("x", "", "f" * 64):
             assert model(command, nothing) == 2
             assert "p2pinfer model list" in model.err
     assert len(model.json("list")["models"]) == 17
 
 
-def test_what_cannot_be_added(model: Command, file: Path, tmp_path: Path) -> None:
-    """A file that is no model, or too much, is a sentence and exit code 2."""
+def test_add_refuses_what_is_no_model_or_too_large(
+    model: Command, file: Path, tmp_path: Path
+) -> None:
+    """With a sentence and exit code 2."""
     (tmp_path / "text").write_text("hello")
     assert model("add", tmp_path / "text") == 2
     assert model.err == "p2pinfer: text is not a GGUF file\n"
@@ -217,7 +220,7 @@ def test_what_cannot_be_added(model: Command, file: Path, tmp_path: Path) -> Non
 def test_rm_frees_all_that_was_made_of_a_model(
     model: Command, file: Path, home: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What was cut to be run, and what the peers of ``demo`` keep in homes of their own."""
+    """The slices too, and what the peers of ``demo`` keep in their own homes."""
     peer = home / "data" / "demo" / "3-peers" / "1"
     id_ = ""
     for each in (peer, home):
@@ -233,17 +236,19 @@ def test_rm_frees_all_that_was_made_of_a_model(
     assert list(home.rglob("*.gguf")) == []
 
 
-def test_lines_of_progress_where_there_is_no_terminal(
+def test_progress_is_lines_without_a_terminal(
     model: Command, file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A line now and then says how far it is; here at once, since no time must pass."""
+    """Normally an occasional line; here at once, so that the test need not wait."""
     monkeypatch.setattr("p2pinfer.cli.model_argument.PLAIN_LINE_S", 0.0)
     assert model("add", file) == 0
     assert model.err.splitlines()[0].startswith("hashing: 0.0 MB of")
 
 
-def test_default_and_a_bar_on_a_terminal(model: Command, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The default model can be added by that word; a terminal gets a bar and no lines."""
+def test_add_default_shows_a_bar_on_a_terminal(
+    model: Command, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The word names the default model; a terminal gets a bar and no lines."""
     monkeypatch.setattr(Console, "is_terminal", True)
     assert model("add", "default") == 0
     assert len(model.out.strip()) == 64

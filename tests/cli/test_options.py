@@ -1,4 +1,4 @@
-"""What the options of answers come to, and what they come to where nobody types them."""
+"""Options for answers, and their defaults."""
 
 import pytest
 
@@ -8,16 +8,16 @@ from p2pinfer.core.sampling import Sampling
 from p2pinfer.engine.gguf.sampling_advice import Advice
 
 
-def test_nothing_is_penalised_or_cut_short_unless_asked() -> None:
-    """Code, JSON and lists say words again, and an answer ends where the model ends it."""
+def test_by_default_nothing_is_penalised_or_cut_short() -> None:
+    """Code, JSON and lists repeat words, and the model decides where an answer ends."""
     how = AnswerFlags(seed=7).options()
     assert how.sampling == Sampling(temperature=0.7, seed=7)
     assert not how.sampling.is_penalised
     assert (how.max_tokens, how.system) == (None, None)
 
 
-def test_options_count_for_more_than_the_model_and_that_for_more_than_defaults() -> None:
-    """Also where an option is typed as nothing."""
+def test_options_override_the_models_advice_which_overrides_defaults() -> None:
+    """Even an empty option does."""
     advice = Advice({"temperature": 0.2, "repeat_penalty": 1.2, "min_p": 0.0}, "Be brief.")
     how = AnswerFlags(seed=7, temperature=0.0, min_p=0.1).options(advice)
     assert how.sampling == Sampling(temperature=0.0, repeat_penalty=1.2, min_p=0.1, seed=7)
@@ -26,8 +26,8 @@ def test_options_count_for_more_than_the_model_and_that_for_more_than_defaults()
     assert AnswerFlags(system="Rhyme.").options(advice).system == "Rhyme."
 
 
-def test_another_seed_is_drawn_each_time() -> None:
-    """Two askers who name none do not get the same answer."""
+def test_a_new_seed_is_drawn_each_time() -> None:
+    """Two requests without a seed do not get the same answer."""
     assert len({AnswerFlags().options().sampling.seed for _ in range(5)}) > 1
 
 
@@ -39,7 +39,7 @@ def test_another_seed_is_drawn_each_time() -> None:
         (AnswerFlags(max_tokens=0), "--max-tokens"),
     ],
 )
-def test_what_is_out_of_range_is_named(flags: AnswerFlags, name: str) -> None:
+def test_an_option_out_of_range_is_named(flags: AnswerFlags, name: str) -> None:
     """As it was typed."""
     with pytest.raises(UserError, match=name):
         flags.options()

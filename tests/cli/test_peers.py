@@ -1,4 +1,4 @@
-"""What people read of a swarm: the table's rows, and what the doctor says."""
+"""What people read about a swarm: the table of peers, and the doctor's findings."""
 
 import io
 import re
@@ -27,7 +27,7 @@ NOW_MS = 1_800_000_000_000
 
 
 def said(name: str, first: int, end: int) -> Advertisement:
-    """Serve a range."""
+    """Return the advertisement of a peer that serves a range."""
     return Advertisement(
         peer=peer(name), addresses=("/ip4/192.168.1.7/tcp/1/p2p/x",), model=MODEL,
         model_name="toy", layers=30, first=first, end=end, context=256, numerics_class="0" * 32,
@@ -35,16 +35,16 @@ def said(name: str, first: int, end: int) -> Advertisement:
     )  # fmt: skip
 
 
-def test_a_range_is_drawn_within_the_model() -> None:
-    """However coarse the bar is, a layer that is served is to be seen."""
+def test_a_bar_shows_the_range_within_the_model() -> None:
+    """However coarse the bar, a served layer is visible."""
     assert bar(said("a", 0, 15), 10) == "█████░░░░░"
     assert bar(said("a", 29, 30), 10) == "░░░░░░░░░█"
     assert bar(said("a", 4, 5), 30) == "░░░░█" + "░" * 25
     assert bar(said("a", 0, 0), 10) == "░" * 10
 
 
-def test_a_row_says_all_that_is_known() -> None:
-    """And leaves out what is not."""
+def test_a_row_shows_all_that_is_known() -> None:
+    """Unknown values are left out."""
     row = cells(ObservedPeer(said("a", 1, 15), True, 0.0123), 10)
     assert row[2:] == ("1:15", "serving", "0.25", "17", "3/8", "", "12.3 ms")
     known = ObservedPeer(said("a", 1, 15), True, None, standing=0.256)
@@ -71,25 +71,25 @@ def test_the_table_fits_a_narrow_terminal() -> None:
     assert all(heading in shown for heading in HEADINGS)
 
 
-def test_a_models_name_is_shown_as_it_is() -> None:
-    """Whoever serves it chooses the name: brackets in it are no orders to the table."""
+def test_a_models_name_is_shown_literally() -> None:
+    """A peer chooses the name: brackets in it are not markup for the table."""
     console = Console(width=80, record=True, file=io.StringIO())
     odd = evolve(said("a", 1, 15), model_name="toy [/red] [bold]")
     console.print(table([ObservedPeer(odd, True, None)], BAR_CHARS_MIN))
     assert "toy [/red] [bold], 30 layers" in console.export_text()
 
 
-def test_missing_layers_and_lone_holders_are_named() -> None:
-    """Counted as everywhere, with the last one named, too."""
+def test_missing_layers_and_single_holders_are_named() -> None:
+    """As a range with exclusive end, and with the last layer spelled out."""
     found = coverage_findings([said("a", 1, 12), said("b", 5, 12), said("c", 18, 29)], {peer("c")})
     texts = {finding.text: finding.is_good for finding in found}
     (missing,) = [text for text, is_good in texts.items() if not is_good]
-    assert missing.startswith("nobody serves layers 12:18 (12 to 17) of toy: one more peer")
-    assert any(text.startswith("nobody but this machine's …") for text in texts)
+    assert missing.startswith("no peer serves layers 12:18 (12 to 17) of toy: start another peer")
+    assert any(text.startswith("only this machine's peer …") for text in texts)
     assert not any("all layers" in text for text in texts)
     hidden = evolve(said("b", 1, 29), addresses=())
     assert coverage_findings([hidden], set())[0].text.startswith(
-        "nobody serves layers 1:29 (1 to 28)"
+        "no peer serves layers 1:29 (1 to 28)"
     )
     whole = coverage_findings([said("a", 1, 29), said("b", 1, 29)], set())
     assert [(finding.is_good, finding.text) for finding in whole] == [
@@ -98,35 +98,39 @@ def test_missing_layers_and_lone_holders_are_named() -> None:
 
 
 def ahead(name: str, seconds: float) -> ObservedPeer:
-    """Be a peer whose clock is ahead by so much."""
+    """Return a peer whose clock is ahead by some seconds."""
     return ObservedPeer(said(name, 1, 2), True, 0.001, clock_ahead_s=seconds)
 
 
 @pytest.mark.parametrize(
     ("ahead_s", "is_good", "words"),
     [
-        ((3600.0,), False, "1 of 1 other peers are ahead of this machine's by 3,600 s .* set this"),
-        ((-7200.0, -7000.0, 0.0), False, "2 of 3 other .* behind this .* 7,000 s .* set this"),
-        ((0.0, 0.0, 900.0), True, "1 of 3 other peers are ahead .* set theirs by the network"),
+        (
+            (3600.0,),
+            False,
+            "1 of 1 other peers are ahead of this machine's by about 3,600 s: set this",
+        ),
+        ((-7200.0, -7000.0, 0.0), False, "2 of 3 other .* behind this .* 7,000 s: set this"),
+        ((0.0, 0.0, 900.0), True, "1 of 3 other peers are ahead .* set theirs from the network"),
     ],
 )
-def test_clocks_that_are_apart_are_noticed(
+def test_clocks_that_differ_are_reported(
     ahead_s: Sequence[float], is_good: bool, words: str
 ) -> None:
-    """Either way; the one that differs from most is the one to set."""
+    """In either direction; the clock that differs from most is the one to set."""
     (finding,) = clock_findings([ahead("a", seconds) for seconds in ahead_s])
     assert finding.is_good is is_good
     assert re.search(words, finding.text)
 
 
-def test_clocks_that_are_a_little_apart_are_not() -> None:
-    """Half a minute is nothing, and so is nobody."""
+def test_clocks_that_differ_a_little_are_not_reported() -> None:
+    """Half a minute is fine, and so is a swarm without other peers."""
     assert clock_findings([ahead("a", 30), ahead("b", -30)]) == []
     assert clock_findings([]) == []
 
 
-def test_own_peers_are_looked_up_and_called() -> None:
-    """One that the swarm does not know, one whose port is closed, and none at all."""
+def test_own_peers_are_looked_up_and_dialled() -> None:
+    """A peer that the swarm does not know, one whose port is closed, and no peer at all."""
     (none,) = peer_findings(set(), [])
     assert "p2pinfer join" in none.text
     (unknown,) = peer_findings({peer("a")}, [])
@@ -136,11 +140,11 @@ def test_own_peers_are_looked_up_and_called() -> None:
     assert "firewall" in closed[1].text
     hidden = ObservedPeer(evolve(said("a", 1, 2), addresses=()), False, None)
     assert "open its port" in peer_findings({peer("a")}, [hidden])[1].text
-    assert cells(hidden, BAR_CHARS_MIN)[-1] == "no way in"
+    assert cells(hidden, BAR_CHARS_MIN)[-1] == "hidden"
 
 
-def test_what_probes_ruled_out_is_said_with_the_reason() -> None:
-    """Behind the build and the CPU; none of it keeps a peer from serving."""
+def test_settings_that_probes_ruled_out_are_reported_with_the_reason() -> None:
+    """After the build and the CPU; none of it keeps a peer from serving."""
     why = "it ended on signal 11 (SIGSEGV)"
     report = ProbeReport(
         "stage-1-10",
@@ -152,14 +156,14 @@ def test_what_probes_ruled_out_is_said_with_the_reason() -> None:
     findings = probe_findings([report])
     assert [finding.text for finding in findings] == [
         "llama.cpp 0.3.36, build ab12, uses AVX2 AMX_INT8 of this CPU's amx_int8 avx2 fma",
-        f"stage-1-10 is computed with weights as they are; not with repacked weights: {why}",
+        f"stage-1-10 runs with weights as they are; not with repacked weights: {why}",
     ]
     assert all(finding.is_good for finding in findings)
     assert not probe_findings([])
 
 
-def test_addresses_that_others_can_call() -> None:
-    """Private ranges and loopback are not among them, names are taken to be."""
+def test_public_addresses_are_recognised() -> None:
+    """Private ranges and loopback are not public; names are assumed to be."""
     assert is_public("/ip4/8.8.8.8/tcp/1")
     assert is_public("/dns4/example.org/tcp/1")
     assert not is_public("/ip4/192.168.1.7/tcp/1")
@@ -170,8 +174,8 @@ def test_addresses_that_others_can_call() -> None:
 @pytest.mark.parametrize(
     ("text", "size"), [("2GiB", 2 << 30), ("500MB", 500 * 10**6), ("1.5g", 1_500_000_000), ("7", 7)]
 )
-def test_sizes_as_people_write_them(text: str, size: int) -> None:
-    """With powers of ten or of two, and with or without the B."""
+def test_sizes_are_parsed_as_people_write_them(text: str, size: int) -> None:
+    """In powers of ten or of two, with or without the B."""
     assert parse_bytes("memory", text) == size
     assert parse_bytes("memory", None) is None
     for nonsense in ("", "GiB", "-1", "2 furlongs", "i"):

@@ -1,4 +1,4 @@
-"""The terminal's conversation: commands, files, and Markdown that is shown while it is written."""
+"""The chat on a terminal: commands, files, and Markdown shown while it is generated."""
 
 import io
 import json
@@ -29,7 +29,7 @@ TEXT = "# Trees\n\nAn *oak*.\n\n```python\nprint(1)\n\nprint(2)\n```\n\n1. one\n
 
 
 class FakeConversation:
-    """Answers everything alike, and remembers."""
+    """Gives the same answer to everything, and remembers the questions."""
 
     def __init__(self) -> None:
         self.messages: list[dict[str, str]] = []
@@ -56,7 +56,7 @@ class FakeConversation:
 
 @pytest.fixture
 def notes(monkeypatch: pytest.MonkeyPatch) -> io.StringIO:
-    """Give what is said to the person."""
+    """Return the buffer that notes to the person go to."""
     written = io.StringIO()
     console = Console(file=written, width=200)
     monkeypatch.setattr(terminal, "notes", console)
@@ -65,7 +65,7 @@ def notes(monkeypatch: pytest.MonkeyPatch) -> io.StringIO:
 
 
 def talk() -> tuple[Repl, FakeConversation]:
-    """Make a talk whose prompt nobody types at."""
+    """Return a chat whose prompt is not used."""
     found = FakeConversation()
     info = SimpleNamespace(name="Toy", layers=30)
     client = SimpleNamespace(model=SimpleNamespace(info=info, id="ab" * 32))
@@ -73,8 +73,8 @@ def talk() -> tuple[Repl, FakeConversation]:
     return Repl(cast("Conversation", found), cast("Client", client), prompt), found
 
 
-async def test_commands_do_what_they_say(notes: io.StringIO, tmp_path: Path) -> None:
-    """Each of them, before and after an answer."""
+async def test_each_command_works(notes: io.StringIO, tmp_path: Path) -> None:
+    """Each command, before and after an answer."""
     made, found = talk()
     file = str(tmp_path / "kept.json")
     for word in ("/route", "/verify", "/retry", "/model", "/help", "/nonsense"):
@@ -91,13 +91,13 @@ async def test_commands_do_what_they_say(notes: io.StringIO, tmp_path: Path) -> 
     await made.command("/save", file)
     said = notes.getvalue()
     for words in (
-        "Nothing was answered yet.",
-        "nothing was asked yet",
-        "There is no command /nonsense",
+        "There is no answer yet.",
+        "no question has been asked yet",
+        "Unknown command /nonsense",
         "12D3KooWabcdef",
         "checked: the one peer signed for its part; none was re-run this time (1 in 10 is)",
         "1 peer signed for 5 rows",
-        "is there already",
+        "already exists",
         "ab" * 32,
     ):
         assert words in said
@@ -108,7 +108,7 @@ async def test_commands_do_what_they_say(notes: io.StringIO, tmp_path: Path) -> 
     "content", ["", "{", "[]", '{"messages": 5}', '{"messages": [{"role": "x", "content": "y"}]}',
                 '{"messages": [{"role": "user", "content": 5}]}', "[" * 100_000]
 )  # fmt: skip
-def test_files_that_are_no_conversation_are_refused(tmp_path: Path, content: str) -> None:
+def test_load_refuses_files_that_are_not_conversations(tmp_path: Path, content: str) -> None:
     """In one sentence."""
     file = tmp_path / "file"
     file.write_text(content)
@@ -121,7 +121,7 @@ def test_files_that_are_no_conversation_are_refused(tmp_path: Path, content: str
 
 
 def test_system_message_is_replaced_and_removed() -> None:
-    """There is never more than one."""
+    """A conversation never has more than one."""
     asked = {"role": "user", "content": "x"}
     once = with_system([asked], "a")
     assert with_system(once, "b") == [{"role": "system", "content": "b"}, asked]
@@ -129,7 +129,7 @@ def test_system_message_is_replaced_and_removed() -> None:
 
 
 def test_saved_conversation_is_plain_json(tmp_path: Path) -> None:
-    """Others can read it."""
+    """Other programs can read it."""
     file = tmp_path / "kept.json"
     messages = [{"role": "user", "content": "ä"}]
     save(messages, str(file))
@@ -138,8 +138,8 @@ def test_saved_conversation_is_plain_json(tmp_path: Path) -> None:
 
 
 @given(st.lists(st.integers(1, len(TEXT) - 1), max_size=8))
-def test_markdown_looks_the_same_however_its_pieces_come(cuts: list[int]) -> None:
-    """Nothing is lost, doubled, or torn; code with an empty line in it stays whole."""
+def test_markdown_looks_the_same_however_it_is_split(cuts: list[int]) -> None:
+    """Nothing is lost, repeated or torn; code with an empty line in it stays whole."""
 
     def shown(pieces: list[str]) -> str:
         written = io.StringIO()
@@ -157,13 +157,13 @@ def test_markdown_looks_the_same_however_its_pieces_come(cuts: list[int]) -> Non
     assert "```" not in found
 
 
-def test_open_code_is_not_cut() -> None:
-    """Until its fence is closed nothing behind it is whole."""
+def test_open_code_is_not_split() -> None:
+    """Until its fence is closed, nothing after it is whole."""
     assert split_whole("a\n\n```\nx\n\ny") == ("a\n\n", "```\nx\n\ny")
     assert split_whole("a\n\n```\nx\n\ny\n```\n\nb")[1] == "b"
 
 
-def test_keys_send_break_lines_and_search(tmp_path: Path) -> None:
+def test_keys_send_start_lines_and_search(tmp_path: Path) -> None:
     """Enter sends, Alt-Enter does not, and Ctrl-R finds what was typed before."""
     with create_pipe_input() as keys, create_app_session(input=keys, output=DummyOutput()):
         prompt = make_prompt(tmp_path / "history")
@@ -175,8 +175,8 @@ def test_keys_send_break_lines_and_search(tmp_path: Path) -> None:
         assert prompt.prompt("> ") == "one\ntwo"
 
 
-def test_a_question_is_text() -> None:
-    """Bytes that are none come in as halves of characters, which no model reads."""
+def test_a_prompt_must_be_utf8_text() -> None:
+    """Python passes other bytes on as surrogates, which no model reads."""
     assert terminal.question_of("Who?", as_json=True) == "Who?"
     for bad in (" \n", "caf\udce9"):
         with pytest.raises(UserError):

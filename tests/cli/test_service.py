@@ -1,4 +1,4 @@
-"""Definitions for systemd and launchd: what they start, and that each is one."""
+"""Definitions for systemd and launchd: what they start, and that they are valid."""
 
 import os
 import plistlib
@@ -24,13 +24,13 @@ def _at_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def value(unit: str, key: str) -> str:
-    """Return what a unit says, as systemd would read it."""
+    """Return a key's value in a unit, as systemd would read it."""
     (line,) = [line for line in unit.splitlines() if line.startswith(f"{key}=")]
     return line.partition("=")[2].replace("%%", "%").replace("$$", "$")
 
 
-def test_a_unit_starts_what_was_asked_for() -> None:
-    """Whatever signs the words hold."""
+def test_a_systemd_unit_starts_the_given_command() -> None:
+    """Whatever special characters its words hold."""
     unit = systemd_unit(WORDS, VARIABLES, 270)
     assert "%%b$$c" in unit
     assert shlex.split(value(unit, "ExecStart")) == WORDS
@@ -39,8 +39,8 @@ def test_a_unit_starts_what_was_asked_for() -> None:
 
 
 @pytest.mark.skipif(not shutil.which("systemd-analyze"), reason="systemd is not installed here")
-def test_systemd_finds_no_fault_with_it(tmp_path: Path) -> None:
-    """It knows every key, and the program is there."""
+def test_systemd_accepts_the_unit(tmp_path: Path) -> None:
+    """It knows every key, and finds the program."""
     unit = tmp_path / "p2pinfer.service"
     unit.write_text(systemd_unit([sys.executable, "join", *WORDS[2:]], VARIABLES, 270))
     result = subprocess.run(
@@ -53,8 +53,8 @@ def test_systemd_finds_no_fault_with_it(tmp_path: Path) -> None:
     assert (result.returncode, result.stdout + result.stderr) == (0, "")
 
 
-def test_an_agent_starts_what_was_asked_for() -> None:
-    """As launchd reads it; it is started again when it fails, and not when it has left."""
+def test_a_launchd_agent_starts_the_given_command() -> None:
+    """As launchd reads it; it is restarted when it fails, but not when it has left."""
     agent = plistlib.loads(launchd_plist(WORDS, VARIABLES, 270, Path("/Users/me")).encode())
     assert agent["ProgramArguments"] == WORDS
     assert agent["EnvironmentVariables"] == VARIABLES
@@ -62,10 +62,10 @@ def test_an_agent_starts_what_was_asked_for() -> None:
     assert agent["StandardErrorPath"] == "/Users/me/Library/Logs/p2pinfer.log"
 
 
-def test_options_and_variables_of_join_are_written_down(
+def test_options_and_variables_of_join_are_included(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:
-    """Files that lie here are named so that they are found; the hint is not in the definition."""
+    """Paths of existing files become absolute; the hint is not part of the definition."""
     monkeypatch.chdir(tmp_path)
     Path("key").touch()
     monkeypatch.setenv("P2PINFER_MEMORY", "2GiB")
@@ -89,9 +89,9 @@ def test_options_and_variables_of_join_are_written_down(
 
 
 @pytest.mark.parametrize("options", [["--nonsense"], ["--log-level", "loud"], ["--sessions", "x"]])
-def test_options_that_join_does_not_know_are_refused(
+def test_options_that_join_does_not_have_are_refused(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], options: list[str]
 ) -> None:
-    """Before anything is written down."""
+    """Before anything is printed."""
     assert run(monkeypatch, "service", *options) == EXIT_USAGE
     assert capsys.readouterr().out == ""

@@ -1,4 +1,4 @@
-"""The command line of simulations: what is said before a run, and as JSON."""
+"""The command line of simulations: errors before a run, and JSON."""
 
 import json
 import os
@@ -21,7 +21,7 @@ from tests.support.command_line import run
 
 @pytest.fixture(autouse=True)
 def no_run(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Have no scenario run: what is to be said comes before."""
+    """Fail if a scenario runs: errors must come before."""
 
     def refuse(*_: object) -> None:
         raise AssertionError("it runs")
@@ -29,10 +29,10 @@ def no_run(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(sim.run, "run_scenario", refuse)
 
 
-def test_missing_pictures_are_missed_before_the_run(
+def test_missing_matplotlib_is_reported_before_the_run(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """Not once minutes are over; and nothing is left behind."""
+    """Not minutes later; and no folder is left behind."""
     monkeypatch.setattr(sim.pictures, "find_spec", lambda _: None)
     assert run(monkeypatch, "sim", "home", "--out", str(tmp_path / "out")) == 2
     assert "matplotlib" in capsys.readouterr().err
@@ -40,7 +40,7 @@ def test_missing_pictures_are_missed_before_the_run(
 
 
 @pytest.mark.parametrize("words", [["home"], ["--hunt", "3"]])
-def test_what_cannot_be_a_folder_is_said_before_the_run(
+def test_an_impossible_folder_is_reported_before_the_run(
     words: list[str],
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -50,17 +50,17 @@ def test_what_cannot_be_a_folder_is_said_before_the_run(
     monkeypatch.setattr(sim.pictures, "find_spec", lambda _: object())
     (tmp_path / "file").write_text("")
     assert run(monkeypatch, "sim", *words, "--out", str(tmp_path / "file" / "out")) == 2
-    assert "cannot be a folder" in capsys.readouterr().err
+    assert "cannot create the folder" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("seed", [None, 7])
-def test_a_hunt_is_told_as_json(
+def test_a_hunt_is_reported_as_json(
     seed: int | None,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    """One line, whether something was found or not; what was found is in a file that it names."""
+    """On one line, whether or not it found a failure; a failure is in the file that it names."""
 
     def hunt(runs: int, first_seed: int, on_run: Callable[[int], None]) -> FoundFailure | None:
         on_run(runs)
@@ -80,10 +80,10 @@ def test_a_hunt_is_told_as_json(
         assert Path(told["found"]["file"]).exists()
 
 
-def test_a_scenario_with_fewer_peers(
+def test_a_scenario_can_run_with_fewer_peers(
     monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ) -> None:
-    """It runs with so many, of each kind its share, for as long; and with no more than it has."""
+    """Each kind keeps its share, and the duration stays; more peers than it has are refused."""
     begun: list[Scenario] = []
 
     def begin(scenario: Scenario, *_: object) -> None:
@@ -99,15 +99,15 @@ def test_a_scenario_with_fewer_peers(
 
 
 @pytest.mark.parametrize("allocator", [None, "pymalloc"])
-def test_a_simulation_begins_anew_on_huge_pages(
+def test_a_simulation_restarts_on_huge_pages(
     allocator: str | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Once, with the same words; not where somebody has chosen an allocator."""
+    """Once, with the same words; not if the person has chosen an allocator."""
     begun: list[tuple[list[str], str]] = []
 
     def begin(_: str, words: list[str], environment: Mapping[str, str]) -> None:
         begun.append((words, environment["GLIBC_TUNABLES"]))
-        raise UserError("it has begun anew")
+        raise UserError("it has restarted")
 
     for name in ("PYTHONMALLOC", "GLIBC_TUNABLES"):
         monkeypatch.delenv(name, raising=False)
@@ -115,7 +115,7 @@ def test_a_simulation_begins_anew_on_huge_pages(
         monkeypatch.setenv("PYTHONMALLOC", allocator)
     monkeypatch.setattr(platform, "libc_ver", lambda: ("glibc", "2.36"))
     monkeypatch.setattr(os, "execve", begin)
-    monkeypatch.setattr(sim.run, "run_scenario", begin_not)
+    monkeypatch.setattr(sim.run, "run_scenario", run_here)
     words = ["sim", "home", "--seed", "2"]
     monkeypatch.setattr(sys, "orig_argv", ["python", "-m", "p2pinfer", *words])
     assert run(monkeypatch, *words) == 2
@@ -123,6 +123,6 @@ def test_a_simulation_begins_anew_on_huge_pages(
     assert begun == ([] if allocator else [(again, HUGE_PAGES)])
 
 
-def begin_not(*_: object) -> None:
-    """Stand for a run that has begun where it was to."""
+def run_here(*_: object) -> None:
+    """Stand in for a run in this process."""
     raise UserError("it has begun here")

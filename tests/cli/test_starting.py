@@ -1,4 +1,4 @@
-"""What a local swarm takes of the disk, and what is said while it starts."""
+"""How much disk a local swarm takes, and what is printed while it starts."""
 
 import io
 from pathlib import Path
@@ -21,7 +21,7 @@ from tests.support.toys import write_toy
 
 @pytest.fixture
 def model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> PartsModel:
-    """Give a toy of four layers that is here."""
+    """Return a toy model of four layers that is in the store."""
     monkeypatch.setenv("P2PINFER_HOME", str(tmp_path / "home"))
     store = open_store()
     return open_whole(
@@ -30,13 +30,13 @@ def model(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> PartsModel:
 
 
 def files_bytes(*folders: Path) -> int:
-    """Return how much all files in some folders hold."""
+    """Return the total size of all files in some folders."""
     files = [path for folder in folders for path in folder.rglob("*") if path.is_file()]
     return sum(path.stat().st_size for path in files)
 
 
-def test_disk_is_said_before_it_is_taken(model: PartsModel, tmp_path: Path) -> None:
-    """As much as is written then, but for headers; nothing once it is there."""
+def test_predicted_disk_use_matches_what_is_written(model: PartsModel, tmp_path: Path) -> None:
+    """Except for headers; nothing is predicted once the files exist."""
     ranges, homes = [LayerRange(1, 2), LayerRange(2, 3)], tmp_path / "homes"
     said = disk_bytes(model, ranges, homes)
     model.stage(1, 2)
@@ -55,8 +55,8 @@ def test_disk_is_said_before_it_is_taken(model: PartsModel, tmp_path: Path) -> N
     assert disk_bytes(model, ranges, homes) == 0
 
 
-def test_first_load_on_a_machine_is_a_probe(tmp_path: Path) -> None:
-    """Which takes long enough to be said; afterwards slices are loaded."""
+def test_the_first_load_on_a_machine_is_announced_as_a_probe(tmp_path: Path) -> None:
+    """Because it takes long; later loads are plain loads."""
     path = tmp_path / "stage-1-2.gguf"
     assert loading("layers 1:2", (path,), 1).startswith("probing layers 1:2 ")
     Path(f"{path}.probe-1.json").touch()
@@ -66,17 +66,17 @@ def test_first_load_on_a_machine_is_a_probe(tmp_path: Path) -> None:
 
 @pytest.fixture
 def shown(monkeypatch: pytest.MonkeyPatch) -> io.StringIO:
-    """Give what is printed where there is no terminal."""
+    """Return the buffer of what is printed without a terminal."""
     written = io.StringIO()
     monkeypatch.setattr(terminal, "notes", Console(file=written, width=200))
     monkeypatch.setattr("p2pinfer.cli.terminal.time.monotonic", trio.current_time)
     return written
 
 
-async def test_nobody_waits_long_without_a_word(
+async def test_a_long_step_is_named_with_its_duration(
     shown: io.StringIO, autojump_clock: MockClock
 ) -> None:
-    """What takes long is named, and how long it takes; what is quick is not."""
+    """A quick step is not."""
     async with doing("Starting …") as done:
         done.step("quick …")
         await trio.sleep(1)
@@ -87,10 +87,10 @@ async def test_nobody_waits_long_without_a_word(
     assert shown.getvalue().splitlines() == ["Starting …", "slow …", "slow … (4 s)"]
 
 
-async def test_a_peers_steps_are_passed_on_while_it_starts(
+async def test_a_starting_peers_log_lines_are_relayed(
     shown: io.StringIO, autojump_clock: MockClock, tmp_path: Path
 ) -> None:
-    """Line by line, whole lines alone."""
+    """Whole lines only, until it is ready."""
     log, told = tmp_path / "log", list[str]()
     with log.open("w", buffering=1) as written:
         async with trio.open_nursery() as nursery:

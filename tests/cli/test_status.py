@@ -1,4 +1,4 @@
-"""What runs on this machine, as its own processes tell, and as a person reads it."""
+"""The status of this machine's processes, as they report it and as it is printed."""
 
 import errno
 import json
@@ -36,8 +36,8 @@ def _at_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("P2PINFER_HOME", str(tmp_path))
 
 
-async def test_a_process_tells_what_it_does_while_it_does_it() -> None:
-    """Every time anew, to as many as ask; before and after there is nobody."""
+async def test_a_process_reports_its_current_status() -> None:
+    """Each request gets the status of that moment; before and after, no process is found."""
     assert await ask_all() == []
     told = {"role": "peer", "sessions": []}
     async with open_status(lambda: told):
@@ -52,8 +52,8 @@ async def test_a_process_tells_what_it_does_while_it_does_it() -> None:
     assert not running_pids()
 
 
-async def test_an_asker_that_the_system_refuses_ends_nobody(autojump_clock: MockClock) -> None:
-    """Where no more files may be open, the next asker is answered after a while."""
+async def test_a_refused_connection_does_not_end_the_process(autojump_clock: MockClock) -> None:
+    """When too many files are open, the next request is answered after a while."""
     ours, theirs = trio.socket.socketpair()
     waiting: list[Any] = [theirs, OSError(errno.EMFILE, "too many open files")]
 
@@ -74,8 +74,8 @@ async def test_an_asker_that_the_system_refuses_ends_nobody(autojump_clock: Mock
         nursery.cancel_scope.cancel()
 
 
-async def test_what_else_is_asked_is_answered_beside() -> None:
-    """A question that is too long, none, or none at all as of an earlier release, is none."""
+async def test_a_question_is_answered_beside_the_status() -> None:
+    """A question that is too long, malformed or missing (as of an earlier release) is ignored."""
     async with open_status(lambda: {"role": "peer"}, lambda asked: {"asked": asked}):
         (found,) = await ask_all({"sponsor": "12D3KooW"})
         assert (found["role"], found["asked"]) == ("peer", {"sponsor": "12D3KooW"})
@@ -88,8 +88,8 @@ async def test_what_else_is_asked_is_answered_beside() -> None:
             assert json.loads(answer)["asked"] == {}
 
 
-async def test_who_says_nothing_or_nonsense_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
-    """One that hangs, one that is gone, one that sends half an answer; the others are heard."""
+async def test_silent_and_malformed_processes_are_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """One hangs, one is gone, one sends half an answer; the others are still listed."""
     monkeypatch.setattr(status_socket, "ASK_S_MAX", 0.3)
     silent, gone = socket.socket(socket.AF_UNIX), socket.socket(socket.AF_UNIX)
     silent.bind(str(run_dir() / "1.sock"))
@@ -112,8 +112,8 @@ async def test_who_says_nothing_or_nonsense_is_left_out(monkeypatch: pytest.Monk
     silent.close()
 
 
-async def test_asker_that_does_not_read_is_not_waited_for(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The next one is answered all the same."""
+async def test_a_client_that_does_not_read_blocks_nobody(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The next one is answered."""
     monkeypatch.setattr(status_socket, "WRITE_S_MAX", 0.1)
     async with open_status(
         lambda: {"role": "peer", "text": "x" * (status_socket.STATUS_BYTES_MAX // 2)}
@@ -123,8 +123,8 @@ async def test_asker_that_does_not_read_is_not_waited_for(monkeypatch: pytest.Mo
             assert len(await ask_all()) == 1
 
 
-async def test_what_the_dead_left_behind_is_removed(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Also where it was a process of the same id."""
+async def test_sockets_of_dead_processes_are_removed(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Even one with this process's own id."""
     monkeypatch.setattr(status_socket, "_is_alive", lambda pid: pid != 2)
     for name in ("1.sock", "2.sock", f"{os.getpid()}.sock", "notes.sock"):
         (run_dir() / name).touch()
@@ -133,18 +133,18 @@ async def test_what_the_dead_left_behind_is_removed(monkeypatch: pytest.MonkeyPa
         assert len(await ask_all()) == 1
 
 
-async def test_a_path_too_long_for_a_socket_keeps_nobody_from_serving(
+async def test_a_path_too_long_for_a_socket_does_not_stop_serving(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """It is said, and the process goes on."""
+    """It is logged, and the process goes on."""
     monkeypatch.setenv("P2PINFER_HOME", str(tmp_path / ("x" * 120)))
     async with open_status(lambda: {"role": "peer"}):
         assert "will not see this process" in caplog.text
         assert await ask_all() == []
 
 
-def test_speeds_are_taken_between_two_looks() -> None:
-    """Of those that were there both times; a session that is new has none yet."""
+def test_speeds_come_from_two_samples() -> None:
+    """Of processes in both samples; a new session has no speed yet."""
     grown = SESSION | {"positions": 80}
     now = PEER | {"uptime_s": 100.5, "rows": 1030, "sessions": [grown, grown | {"session": "cd"}]}
     (found,) = rated([PEER], [now, PEER | {"pid": 8}])
@@ -154,18 +154,18 @@ def test_speeds_are_taken_between_two_looks() -> None:
     assert row == ("abababab", "7 peer", "…uvwxyz", "1:11", "80", "60.0", "1 min 1 s", "0 s")
 
 
-def test_a_person_reads_what_a_process_does() -> None:
-    """Whether it serves, rests or still fetches, for whom, and how fast; a gateway too."""
+def test_lines_describe_a_process() -> None:
+    """Whether it serves, rests or still joins, for which peers, and how fast; a gateway too."""
     said = "\n".join(lines(PEER | {"rows_per_s": 60.0}))
     for words in (
         "serving layers 1:11 of 30, Toy",
         "address  /ip4/203.0.113.7/tcp/4001/p2p/",
         "at most 200 a second; 60 rows/s now, 1,000 so far",
-        "1 of 8, for …uvwxyz; 3 rows wait",
+        "1 of 8, for …uvwxyz; 3 rows queued",
     ):
         assert words in said
     assert "resting: on battery; layers 1:11" in "\n".join(lines(PEER | {"resting": "on battery"}))
-    assert "nobody can dial it" in "\n".join(lines(PEER | {"hidden": True}))
+    assert "other peers cannot dial it" in "\n".join(lines(PEER | {"hidden": True}))
     joining = {key: PEER[key] for key in ("pid", "role", "uptime_s", "peer")}
     assert lines(joining | {"state": "joining", "sessions": []})[1] == "state    joining"
     gateway = {
@@ -173,22 +173,22 @@ def test_a_person_reads_what_a_process_does() -> None:
         "model_name": "Toy", "answers_running": 2, "answers_waiting": 1, "sessions_max": 24,
         "sessions": [],
     }  # fmt: skip
-    assert lines(gateway)[2:] == ["answers  2 being made, 1 wait", "sessions 0 of 24"]
+    assert lines(gateway)[2:] == ["answers  2 running, 1 waiting", "sessions 0 of 24"]
 
 
-def test_whiles_are_written_in_two_units() -> None:
+def test_durations_are_written_in_two_units() -> None:
     """From seconds to days."""
-    whiles = [ago(seconds) for seconds in (9.9, 75, 7_260, 200_000)]
-    assert whiles == ["9 s", "1 min 15 s", "2 h 1 min", "2 d 7 h"]
+    durations = [ago(seconds) for seconds in (9.9, 75, 7_260, 200_000)]
+    assert durations == ["9 s", "1 min 15 s", "2 h 1 min", "2 d 7 h"]
 
 
-def test_commands_say_so_where_nothing_runs(capsys: pytest.CaptureFixture[str]) -> None:
-    """In a sentence for a person, in an empty list for a program."""
+def test_commands_report_that_nothing_runs(capsys: pytest.CaptureFixture[str]) -> None:
+    """As a sentence for a person, as an empty list for a program."""
     status.status()
     status.ps()
     said = capsys.readouterr().out
     assert status.NOTHING_RUNS in said
-    assert "no session is open here" in said
+    assert "no sessions are open on this machine" in said
     status.status(as_json=True)
     status.ps(as_json=True)
     first, second = map(json.loads, capsys.readouterr().out.splitlines())

@@ -108,7 +108,7 @@ async def test_what_is_too_long_is_refused_and_not_remembered(autojump_clock: Mo
 async def test_certificate_is_written_or_the_answer_not_trusted(
     autojump_clock: MockClock, tmp_path: Path
 ) -> None:
-    """Whoever asks for a certificate is told where there can be none."""
+    """A request for a certificate is answered in words where there can be none."""
     file = tmp_path / "certificate"
     how = replace(GREEDY, certificate=file)
     async with swarm() as made:

@@ -1,4 +1,4 @@
-"""What several replays of a stage amount to."""
+"""The verdict over several replays of a stage."""
 
 import pytest
 
@@ -11,22 +11,22 @@ STAGE, LAYERS = PeerId("stage"), LayerRange(4, 9)
 
 
 def same(by: str) -> Replayed:
-    """Say that somebody found the same bits."""
+    """Return a replay that found the same bits."""
     return Replayed.same(by)
 
 
 def close(by: str) -> Replayed:
-    """Say that somebody of another class found rows within bounds."""
+    """Return another class's replay that found rows within bounds."""
     return Replayed.close(by, "1% apart at most")
 
 
 def other(by: str, *, is_far: bool = True) -> Replayed:
-    """Say that somebody found other rows from the 70th on."""
+    """Return a replay that found other rows from the 70th on."""
     return Replayed.cheated(by, STAGE, 70, "rows lie 9% apart", 96, is_far=is_far)
 
 
 def unopened(by: str, blamed: PeerId | None = STAGE) -> Replayed:
-    """Say that somebody was not given the rows."""
+    """Return a replay that did not get the rows."""
     return Replayed.not_opened(by, blamed, "it opened other rows")
 
 
@@ -45,8 +45,8 @@ def unopened(by: str, blamed: PeerId | None = STAGE) -> Replayed:
         ([other("a"), same(THIS_MACHINE)], True),
     ],
 )
-def test_when_nobody_else_need_be_asked(found: list[Replayed], settled: bool) -> None:
-    """One that agrees is enough; one that differs is not, unless it is this machine."""
+def test_when_no_further_replay_is_needed(found: list[Replayed], settled: bool) -> None:
+    """One that agrees is enough; one that differs is not, unless this machine ran it."""
     assert is_settled(found) is settled
 
 
@@ -58,26 +58,26 @@ def test_when_nobody_else_need_be_asked(found: list[Replayed], settled: bool) ->
         ([close("a")], AuditVerdict.CLOSE, None),
         ([unopened("a")], AuditVerdict.NOT_OPENED, STAGE),
         ([unopened("a", None)], AuditVerdict.NOT_OPENED, None),
-        # One alone is not believed against the stage, whatever it found.
+        # A single replay is not believed against the stage, whatever it found.
         ([other("a")], AuditVerdict.DISPUTED, None),
         ([other("a"), same("b")], AuditVerdict.SAME, None),
-        # Two are, and so is this machine.
+        # Two are believed, and so is this machine.
         ([other("a"), other("b")], AuditVerdict.CHEATED, STAGE),
         ([other(THIS_MACHINE)], AuditVerdict.CHEATED, STAGE),
         ([same("a"), other("b"), other("c")], AuditVerdict.CHEATED, STAGE),
-        # Who differs from the stage and two others, or this machine, has lied.
+        # An auditor that differs from the stage and two others, or this machine, lied.
         ([other("a"), same("b"), same("c")], AuditVerdict.SAME, "a"),
         ([other("a"), same(THIS_MACHINE)], AuditVerdict.SAME, "a"),
         ([other("a"), close("b"), close("c")], AuditVerdict.CLOSE, "a"),
-        # Within bounds only somebody who found the stage's bits refutes.
+        # Within bounds, only a replay with the stage's bits refutes.
         ([other("a", is_far=False), close("b"), close("c")], AuditVerdict.DISPUTED, None),
         ([other("a", is_far=False), close("b"), same("c")], AuditVerdict.SAME, "a"),
     ],
 )
-def test_what_replays_amount_to(
+def test_the_verdict_over_replays(
     found: list[Replayed], verdict: AuditVerdict, blamed: str | None
 ) -> None:
-    """Who is believed, and who is blamed."""
+    """It depends on which replays are believed, and names the peer to blame."""
     concluded = conclude(STAGE, LAYERS, found)
     assert (concluded.verdict, concluded.blamed) == (verdict, blamed)
     assert (concluded.peer, concluded.first, concluded.end) == (STAGE, 4, 9)
@@ -85,7 +85,7 @@ def test_what_replays_amount_to(
 
 
 def test_a_cheat_is_located() -> None:
-    """By the first row that differs."""
+    """The first row that differs shows where."""
     concluded = conclude(STAGE, LAYERS, [other(THIS_MACHINE)])
     assert (concluded.position, concluded.text) == (70, "rows lie 9% apart")
 

@@ -56,8 +56,8 @@ def verdict(data: bytes) -> str:
     return "" if verify(found.terms.requester, to_sign(body), signature) else "signature"
 
 
-def test_a_good_one_holds() -> None:
-    """And reads back as it was."""
+def test_a_good_certificate_holds() -> None:
+    """It reads back unchanged."""
     assert parse(FILE)[0] == CERTIFICATE
     assert verdict(FILE) == ""
 
@@ -75,7 +75,7 @@ def test_any_one_byte_changed_fails_and_says_where() -> None:
 
 
 @given(st.integers(0, len(FILE) - 1), st.binary(max_size=3), st.integers(0, 3))
-def test_bytes_lost_or_put_in_fail(at: int, put: bytes, lost: int) -> None:
+def test_removed_or_inserted_bytes_fail(at: int, put: bytes, lost: int) -> None:
     """At any place in the file."""
     data = FILE[:at] + put + FILE[at + lost :]
     assert (verdict(data) == "") == (data == FILE)
@@ -83,7 +83,7 @@ def test_bytes_lost_or_put_in_fail(at: int, put: bytes, lost: int) -> None:
 
 @given(st.binary(max_size=200))
 def test_noise_is_refused(data: bytes) -> None:
-    """With the right beginning, too."""
+    """Also with the right beginning."""
     assert verdict(data)
     assert verdict(MAGIC + data)
 
@@ -105,19 +105,19 @@ def test_noise_is_refused(data: bytes) -> None:
 def test_a_certificate_that_contradicts_itself_fails(
     changes: dict[str, object], where: str
 ) -> None:
-    """Signed again by its author, who may write anything except what stages sign."""
+    """Even signed again by its author, who may write anything except stages' receipts."""
     body = evolve(CERTIFICATE, **changes).body()  # type: ignore[arg-type]
     assert where in verdict(body + ME.sign(to_sign(body)))
 
 
 def test_more_may_be_audited_than_the_nonce_chose() -> None:
-    """As where a stage died under an audit and was replaced: the required audits are there too."""
+    """As when a stage died during an audit and was replaced: the required audits are included."""
     body = evolve(CERTIFICATE, rate=0.0).body()
     assert verdict(body + ME.sign(to_sign(body))) == ""
 
 
 def test_neighbours_must_have_signed_for_the_same_rows() -> None:
-    """Two honest receipts of different sessions do not make one."""
+    """Honest receipts of different sessions do not fit together."""
     odd = Receipt.parse(CLAIMS[1].receipts[0].body)
     body = evolve(odd, received=b"x" * 32).body()
     signed = Signed(body, STAGES[1].sign(SIGNED_AS + body))
@@ -127,7 +127,7 @@ def test_neighbours_must_have_signed_for_the_same_rows() -> None:
 
 
 @given(st.lists(st.sampled_from(Regime), min_size=1, max_size=60).map(tuple))
-def test_regimes_come_back(regimes: tuple[Regime, ...]) -> None:
+def test_regimes_read_back(regimes: tuple[Regime, ...]) -> None:
     """Runs stand for the positions' regimes."""
     runs = runs_of(regimes)
     assert evolve(CERTIFICATE, regimes=runs).regimes_by_position() == regimes

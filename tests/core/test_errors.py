@@ -1,4 +1,4 @@
-"""Errors out of nurseries, and what errors carry."""
+"""Errors from nurseries, and what errors carry."""
 
 import pytest
 import trio
@@ -27,14 +27,14 @@ def test_a_lone_error_leaves_its_groups() -> None:
 
 
 def test_the_first_of_our_errors_stands_for_all() -> None:
-    """Several errors of ours follow from the same event."""
+    """Several errors of ours come from the same event."""
     with pytest.raises(EngineError) as caught:
         raise_through(ENGINE, DIED)
     assert caught.value is ENGINE
 
 
 def test_a_foreign_error_is_not_hidden_behind_ours() -> None:
-    """Where one of several errors is not ours, the group stays whole."""
+    """If one of several errors is not ours, the group stays whole."""
     with pytest.raises(ExceptionGroup) as caught:
         raise_through(ENGINE, ValueError("a mistake"))
     assert caught.group_contains(ValueError, match="a mistake")
@@ -50,7 +50,7 @@ def test_errors_without_a_group_pass() -> None:
 
 
 def test_a_peers_error_names_the_peer() -> None:
-    """A handler of an error about a peer can tell which."""
+    """A handler can tell which peer the error is about."""
     error = ChannelClosed(PeerId("somebody"), "it left")
     assert isinstance(error, PeerError)
     assert (error.peer, str(error)) == ("somebody", "it left")

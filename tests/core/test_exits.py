@@ -15,7 +15,7 @@ from p2pinfer.core.exits import ending, lacked_memory
     ],
 )
 def test_an_ending_in_words(returncode: int, words: str) -> None:
-    """Signals have their names, as far as they have any."""
+    """Signals are named, if they have a name."""
     assert ending(returncode) == words
 
 
@@ -31,8 +31,6 @@ def test_an_ending_in_words(returncode: int, words: str) -> None:
         (1, "ModuleNotFoundError: No module named 'numpy'", False),
     ],
 )
-def test_lack_of_memory_is_told_from_other_ends(
-    returncode: int, last_line: str, expected: bool
-) -> None:
-    """By the signal that only the system sends, or by what was said."""
+def test_lack_of_memory_is_recognised(returncode: int, last_line: str, expected: bool) -> None:
+    """By the signal that only the system sends, or by the last line."""
     assert lacked_memory(returncode, last_line) == expected

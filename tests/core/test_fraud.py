@@ -39,8 +39,8 @@ LONG = {"receipts": (signed(evolve(RECEIPT, position=FRAUD_POSITIONS_MAX + 1)),)
 
 
 @pytest.mark.parametrize("proof", [PROOF, TWO])
-def test_a_good_one_reads_back(proof: FraudProof) -> None:
-    """Including the summary that others get beforehand."""
+def test_a_good_proof_reads_back(proof: FraudProof) -> None:
+    """Its summary too, which other peers get first."""
     found = parse(file(proof), verify)
     assert found == proof
     case = found.case()
@@ -58,7 +58,7 @@ def test_any_one_byte_changed_fails_and_says_where() -> None:
 
 @given(st.binary(max_size=200))
 def test_noise_is_refused(data: bytes) -> None:
-    """With the right beginning, too."""
+    """Also with the right beginning."""
     for each in (data, MAGIC + data):
         with pytest.raises(BadFile):
             parse(each, verify)
@@ -83,14 +83,14 @@ def test_noise_is_refused(data: bytes) -> None:
         ({"receipts": TWO.receipts[:1] * 2, "rows": b"", "regimes": ()}, "do not contradict"),
     ],
 )
-def test_what_proves_nothing_is_refused(changes: dict[str, object], where: str) -> None:
-    """Whatever its author signs."""
+def test_a_file_that_proves_nothing_is_refused(changes: dict[str, object], where: str) -> None:
+    """Even signed by its author."""
     with pytest.raises(BadFile, match=where):
         parse(file(evolve(PROOF, **changes)), verify)  # type: ignore[arg-type]
 
 
 def test_only_the_requester_may_accuse() -> None:
-    """The session that the receipt names is the author's own."""
+    """The receipt's session must be the author's own."""
     with pytest.raises(BadFile, match="did not sign"):
         parse(file(PROOF, OTHER), verify)
 
@@ -107,13 +107,13 @@ def test_only_the_requester_may_accuse() -> None:
         {"terms": b"t" * 32, "sent": b"y" * 32},
     ],
 )
-def test_what_an_honest_peer_may_sign_is_not_a_contradiction(changes: dict[str, object]) -> None:
-    """Also where a session was opened twice, and its receipts are counted from one again."""
+def test_receipts_of_an_honest_peer_do_not_contradict(changes: dict[str, object]) -> None:
+    """Also if a session was opened twice, so that its receipts are numbered from 1 again."""
     assert not contradict(RECEIPT, evolve(RECEIPT, **changes))  # type: ignore[arg-type]
 
 
-def test_the_longest_fits_into_a_message() -> None:
-    """And can be read: the widest rows of one checkpoint, at least."""
+def test_the_longest_proof_fits_in_a_message() -> None:
+    """And reads back: at least the widest rows of one checkpoint fit."""
     count = 48
     rows = bytes(FRAUD_ROWS_BYTES_MAX)
     found, size = Rows(keep=False), len(rows) // count

@@ -6,14 +6,14 @@ from p2pinfer.core.layer_range import LayerRange
 
 
 @pytest.mark.parametrize(("first", "end"), [(5, 4), (-1, 3)])
-def test_what_ends_before_it_begins_is_no_range(first: int, end: int) -> None:
-    """Nor is one that begins before the first layer."""
+def test_an_end_before_the_beginning_is_refused(first: int, end: int) -> None:
+    """So is a beginning before the first layer."""
     with pytest.raises(ValueError, match=f"{first}:{end}"):
         LayerRange(first, end)
 
 
 def test_layers_of_a_range() -> None:
-    """The end is not in it."""
+    """The end is exclusive."""
     layers = LayerRange(1, 4)
     assert (len(layers), list(layers.each()), str(layers)) == (3, [1, 2, 3], "1:4")
     assert [layer in layers for layer in (0, 1, 3, 4)] == [False, True, True, False]
@@ -25,7 +25,7 @@ def test_layers_of_a_range() -> None:
     [([], []), ([3], ["3:4"]), ([1, 2, 3], ["1:4"]), ([1, 2, 5, 7, 8], ["1:3", "5:6", "7:9"])],
 )
 def test_layers_are_joined(layers: list[int], ranges: list[str]) -> None:
-    """Neighbours make one range."""
+    """Adjacent layers make one range."""
     assert [str(each) for each in LayerRange.joined(layers)] == ranges
 
 
@@ -42,12 +42,12 @@ def test_covering() -> None:
     [((0, 9), (2, 8)), ((3, 5), (3, 5)), ((0, 3), (2, 3)), ((0, 1), (2, 2)), ((9, 9), (8, 8))],
 )
 def test_part_within_bounds(layers: tuple[int, int], part: tuple[int, int]) -> None:
-    """Outside the bounds nothing is left."""
+    """A range outside the bounds has an empty part."""
     assert LayerRange(*layers).within(LayerRange(2, 8)) == LayerRange(*part)
 
 
-def test_what_nobody_holds_is_lacking() -> None:
-    """Whatever others hold besides."""
+def test_layers_in_no_held_range_are_lacking() -> None:
+    """Layers outside this range do not matter."""
     held = [LayerRange(0, 3), LayerRange(4, 5), LayerRange(4, 4)]
     assert LayerRange(1, 7).lacking(held) == [3, 5, 6]
     assert LayerRange(0, 2).lacking(held) == []

@@ -29,7 +29,7 @@ ENTRIES = st.lists(
 
 @given(ENTRIES, st.randoms())
 def test_order_and_repetition_change_nothing(entries: list[LedgerEntry], chance: object) -> None:
-    """Receipts may come late, again, or after a newer one."""
+    """Receipts may arrive late, twice, or after a newer one."""
     shuffled = [*entries, *entries]
     chance.shuffle(shuffled)  # type: ignore[attr-defined]
     again = {key: entry.rows for key, entry in fold(shuffled).items()}
@@ -38,7 +38,7 @@ def test_order_and_repetition_change_nothing(entries: list[LedgerEntry], chance:
 
 @given(ENTRIES, ENTRIES)
 def test_a_ledger_grows_by_folding(one: list[LedgerEntry], more: list[LedgerEntry]) -> None:
-    """What was folded once need not be kept."""
+    """Folded entries need not be kept."""
     whole = {key: entry.rows for key, entry in fold([*one, *more]).items()}
     assert {k: e.rows for k, e in fold([*fold(one).values(), *more]).items()} == whole
 
@@ -50,13 +50,13 @@ def test_a_receipt_is_worth_no_more_than_was_sent() -> None:
 
 
 def test_a_receipt_of_another_session_is_worth_nothing() -> None:
-    """Nor of another requester, model or nonce, all of which its terms bind."""
+    """The same with another requester, model or nonce: the terms bind all of them."""
     with pytest.raises(BadReceipt):
         entry_of(evolve(TERMS, requester=YOU), YOU, RECEIPT, 100)
 
 
 def test_accounts_add_up_by_peer() -> None:
-    """Served and used are kept apart."""
+    """Served and used work are separate."""
     served = LedgerEntry(ME, YOU, b"a" * 32, 1, 3, 10)
     used = evolve(served, server=YOU, user=ME)
     assert accounts([served, served], [used, evolve(used, terms=b"b" * 32)]) == [

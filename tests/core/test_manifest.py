@@ -70,7 +70,7 @@ def test_the_bytes_do_not_change() -> None:
 
 
 def test_other_bytes_are_not_parsed() -> None:
-    """Bytes that do not hash to the id are refused as such, even if they are a valid manifest."""
+    """Bytes that do not hash to the id are refused, even if they are a valid manifest."""
     other = manifest(name="Other")
     for data in (other.encode(), b"", b"\xc1"):
         with pytest.raises(WrongManifest):
@@ -78,7 +78,7 @@ def test_other_bytes_are_not_parsed() -> None:
 
 
 def test_chunks_have_sizes() -> None:
-    """All chunks are full but the last, and no other chunk has a size."""
+    """All chunks but the last are full; a chunk that does not exist has no size."""
     made = part("x", 2 * CHUNK_BYTES + 5)
     assert [made.chunk_size(i) for i in range(3)] == [CHUNK_BYTES, CHUNK_BYTES, 5]
     assert part("x", CHUNK_BYTES).chunk_size(0) == CHUNK_BYTES
@@ -164,15 +164,15 @@ def test_each_limit_holds(place: int, value: Any) -> None:
         parse_manifest(data, ModelId(blake3(data).hexdigest()))
 
 
-def test_the_values_that_the_others_spoil_are_good() -> None:
-    """The form that the test above changes is accepted as it is."""
+def test_the_unspoiled_values_are_accepted() -> None:
+    """The values that the test above changes are valid."""
     good = values()
     good[9] = [GOOD_PART] * 7
     assert parse_manifest(msgpack.packb(good)).part("output").size == 5
 
 
-def test_only_one_form_is_a_manifest() -> None:
-    """Other bytes with the same meaning would be another id for the same model."""
+def test_only_the_canonical_form_is_a_manifest() -> None:
+    """Other bytes with the same meaning would give the same model another id."""
     longer = b"\xdc\x00\x0a" + manifest().encode()[1:]  # the array's length in two bytes
     assert msgpack.unpackb(longer) == values()
     for data in (longer, manifest().encode() + b"\xc0"):
@@ -180,16 +180,16 @@ def test_only_one_form_is_a_manifest() -> None:
             parse_manifest(data)
 
 
-def test_too_long() -> None:
-    """A manifest over the limit is neither parsed nor made."""
+def test_a_manifest_over_the_limit_is_refused() -> None:
+    """It is neither parsed nor built."""
     with pytest.raises(BadManifest, match="too long"):
         parse_manifest(bytes(MANIFEST_BYTES_MAX + 1))
     with pytest.raises(BadManifest, match="would have"):
         manifest(parts=tuple(part(n, 30_000 * CHUNK_BYTES) for n in part_names(LAYERS)))
 
 
-def test_our_own_mistakes_are_refused_when_made() -> None:
-    """A part whose chunks do not make its size, or that is out of place, cannot be made here."""
+def test_invalid_manifests_cannot_be_built() -> None:
+    """A part whose chunks do not add up to its size, or out of place, cannot be built here."""
     with pytest.raises(BadManifest, match="chunks"):
         Part("x", CHUNK_BYTES + 1, (bytes(32),))
     with pytest.raises(BadManifest, match="parts"):
@@ -198,7 +198,7 @@ def test_our_own_mistakes_are_refused_when_made() -> None:
 
 
 def judge(data: bytes) -> None:
-    """Parse, which gives a manifest that encodes to these bytes, or raises BadManifest."""
+    """Parse the bytes, which must raise BadManifest or give a manifest that encodes to them."""
     try:
         parsed = parse_manifest(data)
     except BadManifest:
@@ -208,8 +208,8 @@ def judge(data: bytes) -> None:
 
 @settings(max_examples=100)
 @given(st.randoms(use_true_random=False))
-def test_damage_is_judged(random: Any) -> None:
-    """A manifest with bytes changed, cut out or put in is a manifest or is refused: 10,000 cases.
+def test_damaged_bytes_are_parsed_or_refused(random: Any) -> None:
+    """A manifest with bytes changed, removed or inserted is valid or refused: 10,000 cases.
 
     A hundred per example: Hypothesis itself spends far more on an example.
     """
@@ -238,8 +238,8 @@ anything = st.recursive(
 
 @settings(max_examples=300)
 @given(st.dictionaries(st.integers(1, 9), anything, min_size=1, max_size=3))
-def test_well_packed_nonsense_is_judged(changes: dict[int, Any]) -> None:
-    """Any values in a manifest's places are a manifest or are refused."""
+def test_well_packed_nonsense_is_parsed_or_refused(changes: dict[int, Any]) -> None:
+    """Any values for a manifest's fields are accepted or refused."""
     spoilt = [changes.get(place, value) for place, value in enumerate(values())]
     try:
         data = msgpack.packb(spoilt)

@@ -1,4 +1,4 @@
-"""Trees over rows: roots, and going back."""
+"""Trees over rows: roots and truncation."""
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -21,7 +21,7 @@ def grown(rows: list[tuple[bytes, Regime]]) -> Tree:
 def test_a_prefix_has_the_root_of_a_tree_of_its_own(
     rows: list[tuple[bytes, Regime]], data: st.DataObject
 ) -> None:
-    """So a receipt at a checkpoint and a later one cover the same rows."""
+    """So a receipt at a checkpoint and a later one agree on their common rows."""
     count = data.draw(st.integers(0, len(rows)))
     assert grown(rows).root(count) == grown(rows[:count]).root(count)
 
@@ -30,7 +30,7 @@ def test_a_prefix_has_the_root_of_a_tree_of_its_own(
 def test_going_back_leaves_no_trace(
     rows: list[tuple[bytes, Regime]], others: list[tuple[bytes, Regime]], data: st.DataObject
 ) -> None:
-    """Dropped positions may be filled again, as if nothing had been there."""
+    """Dropped positions may be filled again, as if they had been empty."""
     count = data.draw(st.integers(0, len(rows)))
     tree = grown(rows)
     tree.truncate(count)
@@ -44,13 +44,13 @@ def test_going_back_leaves_no_trace(
 def test_other_rows_have_another_root(
     rows: list[tuple[bytes, Regime]], others: list[tuple[bytes, Regime]]
 ) -> None:
-    """A root binds rows, regimes, positions and how many there are."""
+    """A root binds rows, regimes, positions and their number."""
     same = grown(rows).root(len(rows)) == grown(others).root(len(others))
     assert same == (rows == others)
 
 
-def test_leaves_nodes_and_roots_are_told_apart() -> None:
-    """What looks like two hashes is no inner node, and a tree of one is not its leaf."""
+def test_leaves_nodes_and_roots_differ() -> None:
+    """A row of two hashes is no inner node, and the root of one row is not its leaf."""
     tree = grown([(b"a", Regime.NARROW), (b"b", Regime.NARROW)])
     pair = leaf(0, b"a", regime=Regime.NARROW) + leaf(1, b"b", regime=Regime.NARROW)
     assert grown([(pair, Regime.NARROW)]).root(1) != tree.root(2)

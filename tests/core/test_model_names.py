@@ -19,5 +19,5 @@ from p2pinfer.core.model_names import readable_name
     ],
 )
 def test_names_are_what_people_call_a_model(written: str, shown: str) -> None:
-    """Known ones by their known name; others without a converter's leftovers."""
+    """Known models by their usual name; others without a converter's leftovers."""
     assert readable_name(written) == shown

@@ -15,7 +15,7 @@ from p2pinfer.engine.template import ChatTemplate
 ROOT = Path(__file__).parents[2]
 
 SHADOWS = ("numpy", "json", "random", "jinja2", "trio", "p2pinfer", "llama_cpp")
-"""Modules that helpers import, and that a person's folder may well have a file of."""
+"""Modules that helpers import, whose names a person's files may well have."""
 
 
 @pytest.fixture
@@ -28,14 +28,14 @@ def shadowed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 async def test_a_helper_imports_nothing_from_the_current_folder(shadowed: Path) -> None:
-    """The chat template's process starts as anywhere."""
+    """The chat template's process starts as usual."""
     template = ChatTemplate("{{ messages[0].content }}")
     assert (await template.render([{"role": "user", "content": "hi"}])).text == "hi"
     await template.end()
 
 
 def test_a_command_imports_nothing_from_the_current_folder(shadowed: Path) -> None:
-    """A bare command starts as anywhere."""
+    """A bare command starts as usual."""
     done = subprocess.run(
         python_command("p2pinfer", "--version"),
         capture_output=True,
@@ -47,7 +47,7 @@ def test_a_command_imports_nothing_from_the_current_folder(shadowed: Path) -> No
 
 
 def test_a_checkout_that_is_not_installed_is_found(shadowed: Path) -> None:
-    """Its folder goes before what the person has set, and an empty entry is not a folder."""
+    """Its folder precedes the person's PYTHONPATH, whose empty entries are dropped."""
     found = python_environment({"PYTHONPATH": f"{os.pathsep}/elsewhere", "HOME": "/home/me"})
     assert found == {"PYTHONPATH": f"{ROOT}{os.pathsep}/elsewhere", "HOME": "/home/me"}
     where = subprocess.run(
@@ -61,7 +61,7 @@ def test_a_checkout_that_is_not_installed_is_found(shadowed: Path) -> None:
 
 
 def test_an_installed_copy_is_found_anyway(monkeypatch: pytest.MonkeyPatch) -> None:
-    """If it were named, it would go before Python's own library."""
+    """Adding its path would put it before Python's own library."""
     monkeypatch.setattr(python_process, "_ROOT", Path("/venv/lib/python3.11/site-packages"))
     assert python_environment({"HOME": "/home/me"}) == {"HOME": "/home/me"}
 

@@ -38,13 +38,13 @@ RECEIPTS = st.builds(
 
 @given(RECEIPTS)
 def test_a_receipt_reads_back(receipt: Receipt) -> None:
-    """All that is signed is what is read."""
+    """All signed fields are read."""
     assert Receipt.parse(receipt.body()) == receipt
 
 
 @given(st.binary(min_size=BODY_BYTES, max_size=BODY_BYTES))
 def test_bytes_are_a_receipt_in_one_way_or_none(body: bytes) -> None:
-    """Two bodies with the same meaning would be two signatures for one statement."""
+    """Two bodies with one meaning would allow two signatures for one statement."""
     try:
         receipt = Receipt.parse(body)
     except BadReceipt:
@@ -60,7 +60,7 @@ def test_bytes_of_another_length_are_refused(body: bytes) -> None:
 
 
 def test_a_receipt_and_its_signature_are_small() -> None:
-    """One goes out per stage and checkpoint."""
+    """One is sent per stage and checkpoint."""
     assert BODY_BYTES + SIGNATURE_BYTES <= RECEIPT_BYTES_MAX
 
 

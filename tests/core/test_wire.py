@@ -1,4 +1,4 @@
-"""The codec: every message comes back as it was; all other bytes are refused."""
+"""The codec: every message reads back unchanged; all other bytes are refused."""
 
 from typing import Any, get_args
 
@@ -178,7 +178,7 @@ messages = st.one_of(
 
 
 def judge(data: bytes) -> None:
-    """Decode, and check that anything accepted is a message that encodes to a message."""
+    """Decode, and check that an accepted message can be encoded and decoded again."""
     try:
         message = decode(data, *KINDS)
     except BadMessage:
@@ -189,7 +189,7 @@ def judge(data: bytes) -> None:
 
 @settings(max_examples=400)
 @given(messages)
-def test_every_message_comes_back(message: Message) -> None:
+def test_every_message_reads_back(message: Message) -> None:
     """What is encoded decodes to the same message, of the same kind."""
     assert decode(encode(message), *KINDS) == message
     assert type(decode(encode(message), *KINDS)) is type(message)
@@ -197,8 +197,8 @@ def test_every_message_comes_back(message: Message) -> None:
 
 @settings(max_examples=50)
 @given(messages, messages)
-def test_only_what_is_due_is_taken(message: Message, due: Message) -> None:
-    """A good message of a kind that is not due is refused."""
+def test_only_expected_kinds_are_accepted(message: Message, due: Message) -> None:
+    """A valid message of an unexpected kind is refused."""
     if type(message) is not type(due):
         with pytest.raises(BadMessage, match="not due"):
             decode(encode(message), type(due))
@@ -214,8 +214,8 @@ def test_noise_is_no_message(random: Any) -> None:
 
 @settings(max_examples=100)
 @given(messages, st.randoms(use_true_random=False))
-def test_damage_is_judged(message: Message, random: Any) -> None:
-    """A message with bytes changed, cut out or put in, 60 times, is a message or is refused."""
+def test_damaged_bytes_are_decoded_or_refused(message: Message, random: Any) -> None:
+    """A message with bytes changed, removed or inserted, 60 times, is valid or refused."""
     whole = encode(message)
     for _ in range(60):
         data = bytearray(whole)
@@ -238,8 +238,8 @@ def test_damage_is_judged(message: Message, random: Any) -> None:
         lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(), inner, max_size=2),
     ).filter(lambda value: isinstance(value, list)),
 )
-def test_well_packed_nonsense_is_judged(name: str, values: list[Any]) -> None:
-    """Any values under a message's name are a message or are refused."""
+def test_well_packed_nonsense_is_decoded_or_refused(name: str, values: list[Any]) -> None:
+    """Any values under a message's name are accepted or refused."""
     try:
         data = msgpack.packb([name, *values])
     except ValueError:  # a lone surrogate, which msgpack cannot write
@@ -290,8 +290,8 @@ def test_every_kind_has_good_values() -> None:
     assert set(GOOD) | fieldless == {kind.__name__ for kind in KINDS}
 
 
-def test_the_good_values_are_good() -> None:
-    """What the next test spoils is accepted as it is."""
+def test_the_unspoiled_values_are_accepted() -> None:
+    """The values that the next test changes are valid."""
     for name, values in GOOD.items():
         decode(msgpack.packb([name, *values]), *KINDS)
 
@@ -377,7 +377,7 @@ def test_the_good_values_are_good() -> None:
     ],
 )
 def test_each_limit_holds(name: str, field: int, value: Any) -> None:
-    """One value over its limit, or of another type, spoils a message; nothing is coerced."""
+    """One value over its limit, or of another type, invalidates it; nothing is coerced."""
     values = GOOD[name].copy()
     values[field] = value
     with pytest.raises(BadMessage):
@@ -386,14 +386,14 @@ def test_each_limit_holds(name: str, field: int, value: Any) -> None:
 
 @pytest.mark.parametrize("name", ["Open", "Connect", "Refused"])
 def test_the_number_of_fields_is_checked(name: str) -> None:
-    """A field too few or too many spoils a message."""
+    """One field too few or too many invalidates a message."""
     for values in (GOOD[name][:-3], [*GOOD[name], 0]):  # two of Open's have defaults
         with pytest.raises(BadMessage):
             decode(msgpack.packb([name, *values]), *KINDS)
 
 
-def test_our_own_mistakes_are_refused_when_made() -> None:
-    """A message over a limit cannot be made here either."""
+def test_invalid_messages_cannot_be_built() -> None:
+    """A message over a limit cannot be built here either."""
     with pytest.raises(ValueError, match="context"):
         Open(SESSION, MODEL, PEER, PEER, 1, 10, 0)
     with pytest.raises(ValueError, match="text"):

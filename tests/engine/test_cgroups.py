@@ -29,8 +29,8 @@ def v2(folder: str, limit: object, used: int, idle: int = 0, **more: object) -> 
     return {f"sys/fs/cgroup/{folder}/{k}": v for k, v in {**files, **more}.items()}
 
 
-def test_a_service_has_what_its_unit_allows(tmp_path: Path) -> None:
-    """``systemd-run -p MemoryMax=300M``; files that were read count as free."""
+def test_a_services_limit_is_that_of_its_unit(tmp_path: Path) -> None:
+    """``systemd-run -p MemoryMax=300M``; the cache of files counts as free."""
     own = "user.slice/run-1.scope"
     files = {"proc/self/cgroup": f"0::/{own}", **V2_MACHINE}
     tree(tmp_path, files | v2("user.slice", "max", 500 * MIB) | v2(own, 300 * MIB, 120 * MIB))
@@ -44,7 +44,7 @@ def test_a_service_has_what_its_unit_allows(tmp_path: Path) -> None:
 
 
 def test_the_tightest_of_nested_groups_counts(tmp_path: Path) -> None:
-    """The inner one allows more than the outer one has left; ``memory.high`` is a limit, too."""
+    """The inner one allows more than the outer one has left; ``memory.high`` is a limit too."""
     files = {"proc/self/cgroup": "0::/outer/inner", **V2_MACHINE}
     tree(tmp_path, files | v2("outer", 300 * MIB, 250 * MIB) | v2("outer/inner", "max", 10 * MIB))
     assert memory_left_bytes(tmp_path) == 50 * MIB
@@ -61,7 +61,7 @@ def test_a_container_sees_its_own_group_at_the_top(tmp_path: Path, path: str) ->
 
 @pytest.mark.parametrize("path", ["/", "/docker/8f3a"])
 def test_version_1_has_a_tree_for_each_resource(tmp_path: Path, path: str) -> None:
-    """No limit is a huge number there, and what nested groups use is under another name."""
+    """There "no limit" is a huge number, and nested groups' usage has another name."""
     base = f"sys/fs/cgroup/memory{path}"
     files = {
         "proc/self/cgroup": f"11:cpu,cpuacct:{path}\n4:memory:{path}\n0::/",
@@ -81,8 +81,8 @@ def test_version_1_has_a_tree_for_each_resource(tmp_path: Path, path: str) -> No
     assert processors(tmp_path) is None
 
 
-def test_elsewhere_nothing_is_limited(tmp_path: Path) -> None:
-    """As on macOS, or where the files make no sense."""
+def test_other_systems_have_no_limits(tmp_path: Path) -> None:
+    """As on macOS, or if the files make no sense."""
     assert memory_left_bytes(tmp_path) is processors(tmp_path) is None
     files = {"proc/self/cgroup": "0::/a", **V2_MACHINE}
     tree(tmp_path, files | v2("a", "much", 1) | {"sys/fs/cgroup/a/cpu.max": "max 100000"})
@@ -92,10 +92,10 @@ def test_elsewhere_nothing_is_limited(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("quota", "cores"), [("50000", 1), ("150000", 1), ("max", 4), ("900000", 4)]
 )
-def test_threads_are_for_the_cores_that_are_given(
+def test_usable_cores_respect_affinity_and_quota(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, quota: str, cores: int
 ) -> None:
-    """By ``taskset``, and by the share of their time: the machine may have many more."""
+    """The machine may have many more than ``taskset`` and the time quota allow."""
     monkeypatch.setattr(os, "sched_getaffinity", lambda _: {0, 3, 4, 9}, raising=False)
     monkeypatch.setattr(os, "cpu_count", lambda: 64)
     files = {"proc/self/cgroup": "0::/a", "sys/fs/cgroup/a/cpu.max": f"{quota} 100000"}

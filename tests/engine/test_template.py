@@ -1,4 +1,4 @@
-"""Chat templates: what good ones make, and what hostile ones cannot do."""
+"""Chat templates: what good ones render, and what hostile ones cannot do."""
 
 import signal
 from collections.abc import Sequence
@@ -66,8 +66,8 @@ async def test_templates_get_what_they_expect() -> None:
     assert told.text == "<s>SYSTEM: Be brief.\nUSER: Hello é😀</s>\n"
 
 
-def test_a_broken_template_is_told_from_a_good_one_without_running_it() -> None:
-    """Not Jinja: the text says why, and what to do; of a model that has none, what is done."""
+def test_a_broken_template_is_recognised_without_running_it() -> None:
+    """The message says why and what to do; for a model without one, what is used instead."""
     for broken in ("{% for m in messages %}", "{{ " + "(" * 10_000):
         with pytest.raises(BrokenTemplate, match=r"template is broken: .*--chat-template FILE"):
             check_template(broken)
@@ -78,7 +78,7 @@ def test_a_broken_template_is_told_from_a_good_one_without_running_it() -> None:
 
 
 def test_a_template_is_read_from_a_file(tmp_path: Path) -> None:
-    """What is no template is refused with the file's name."""
+    """A file that is not a template is refused by name."""
     file = tmp_path / "own.jinja"
     with pytest.raises(UserError, match=r"cannot read .*own\.jinja: No such file"):
         read_template(file)
@@ -107,8 +107,8 @@ def test_a_template_is_read_from_a_file(tmp_path: Path) -> None:
         "{{ cycler.__init__ }}",
     ],
 )
-async def test_internals_of_python_are_not_there(source: str) -> None:
-    """What leads out of the sandbox is undefined, and prints as nothing."""
+async def test_python_internals_are_not_accessible(source: str) -> None:
+    """Anything that leads out of the sandbox is undefined, and prints as nothing."""
     assert await text_of(source) == ""
 
 
@@ -134,8 +134,8 @@ async def test_internals_of_python_are_not_there(source: str) -> None:
         ),
     ],
 )
-async def test_what_a_template_may_not_do(source: str, reason: str) -> None:
-    """Python's internals, errors of every kind and too much memory end as one clear sentence."""
+async def test_forbidden_operations_are_refused(source: str, reason: str) -> None:
+    """Python's internals, all kinds of errors, and too much memory give one clear sentence."""
     with pytest.raises(UserError, match=f"chat template refuses this: .*({reason})"):
         await text_of(source)
 
@@ -150,17 +150,15 @@ async def test_what_a_template_may_not_do(source: str, reason: str) -> None:
         ),
     ],
 )
-async def test_a_template_without_end_is_stopped(
-    source: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
+async def test_an_endless_template_is_stopped(source: str, monkeypatch: pytest.MonkeyPatch) -> None:
     """Neither a long calculation nor loops that print nothing hold the chat for ever."""
     monkeypatch.setattr(template, "RENDER_CPU_S_MAX", 1)
     with pytest.raises(UserError, match="does not come to an end"):
         await text_of(source)
 
 
-async def test_one_process_renders_again_and_again() -> None:
-    """Also after a refusal; one that was killed is replaced, and none is left behind."""
+async def test_one_process_renders_repeatedly() -> None:
+    """Also after a refusal; a killed process is replaced, and none is left running."""
     made = ChatTemplate("{{ 1 // (messages[0].content|length - 1) }}{{ messages[0].content }}")
     processes = set()
     for _ in range(2):
@@ -179,8 +177,8 @@ async def test_one_process_renders_again_and_again() -> None:
     assert [first.returncode, second.returncode] == [-signal.SIGKILL, -signal.SIGKILL]
 
 
-async def test_who_gives_up_waiting_gets_nobody_elses_answer() -> None:
-    """A question that is cancelled takes its process along; those behind it have another."""
+async def test_a_cancelled_question_spoils_no_other_answer() -> None:
+    """Cancelling a question ends its process; later questions get a new one."""
     made = ChatTemplate("{% for i in range(9999999 if messages[0].content == 'x' else 1) %}"
                         "{% endfor %}{{ messages[0].content }}")  # fmt: skip
     await made.render(HELLO)

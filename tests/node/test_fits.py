@@ -1,4 +1,4 @@
-"""The estimate of what sessions take, and its comparison with what there is."""
+"""The estimate of sessions' memory, and its comparison with the available memory."""
 
 import subprocess
 import sys
@@ -21,8 +21,8 @@ def test_default_model_takes_three_quarters_of_a_kib_per_position_and_layer(
 
 
 @pytest.mark.slow
-def test_a_limit_on_what_a_process_may_map_counts() -> None:
-    """``ulimit -v``."""
+def test_an_address_space_limit_bounds_available_memory() -> None:
+    """As set by ``ulimit -v``."""
     code = (
         "import resource\n"
         "from p2pinfer.engine.llama.memory import available_bytes\n"
@@ -33,15 +33,15 @@ def test_a_limit_on_what_a_process_may_map_counts() -> None:
     assert done.stdout == "True\n"
 
 
-def test_what_does_not_fit_is_refused_with_what_to_change() -> None:
-    """The sentence names both sizes and both options; equal is enough."""
+def test_sessions_that_do_not_fit_are_refused_with_a_remedy() -> None:
+    """The sentence names both sizes and both options; an exact fit is accepted."""
     check_fits(1 << 30, 1 << 30, 1, 1)
     with pytest.raises(UserError, match=r"4\.0 GiB .* 1\.0 GiB are free: .*--context.*--sessions"):
         check_fits(4 << 30, 1 << 30, 8, 1000)
 
 
-def test_what_cannot_run_at_all_is_refused() -> None:
-    """Whatever the machine can swap out helps."""
+def test_a_model_that_cannot_run_is_refused() -> None:
+    """Swap space counts as memory."""
     check_runs("A model", 300 << 20, 100 << 20, 200 << 20)
     words = "A model needs at least 301 MiB of memory, and 100 MiB are free: .*container"
     with pytest.raises(UserError, match=words):

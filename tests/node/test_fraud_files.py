@@ -1,4 +1,4 @@
-"""Fraud proofs as files: kept, read again when a node starts, and checked by hand."""
+"""Fraud proofs as files: saved, loaded when a node starts, and checked by hand."""
 
 from pathlib import Path
 
@@ -13,8 +13,8 @@ from p2pinfer.node.verify import verify_file
 from tests.support.proofs import FILE, PROOF, TERMS, TWO, file
 
 
-def test_what_is_kept_is_read_again(tmp_path: Path) -> None:
-    """Once each, of the model that is asked for, and nothing that was damaged since."""
+def test_saved_proofs_are_loaded(tmp_path: Path) -> None:
+    """Once each, only for the given model, and not if damaged since."""
     files = ProofFiles(tmp_path / "proofs")
     assert list(files.load(TERMS.model)) == []
     path = files.keep(PROOF, FILE)
@@ -27,8 +27,8 @@ def test_what_is_kept_is_read_again(tmp_path: Path) -> None:
     assert [found for found, _ in files.load(TERMS.model)] == [PROOF]
 
 
-def test_they_do_not_grow_for_ever(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The oldest go first."""
+def test_the_number_of_files_is_limited(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The oldest are deleted first."""
     monkeypatch.setattr(fraud_files, "FILES_MAX", 2)
     files = ProofFiles(tmp_path)
     for number in range(4):
@@ -37,8 +37,8 @@ def test_they_do_not_grow_for_ever(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert len(list(tmp_path.iterdir())) == 2
 
 
-async def test_a_proof_is_checked_as_far_as_can_be(tmp_path: Path) -> None:
-    """Two receipts without any layers; rows only by who holds them; a changed byte fails."""
+async def test_a_proof_is_checked_as_far_as_possible(tmp_path: Path) -> None:
+    """Two receipts need no layers, rows need the layers, and a changed byte fails."""
     store = Store(tmp_path)
     found = await verify_file(file(TWO), store)
     assert (found.held, found.findings[-1].held) == (True, True)

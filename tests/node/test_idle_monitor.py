@@ -1,4 +1,4 @@
-"""What a peer notices of its machine's owner."""
+"""How a peer notices that its machine's owner needs it."""
 
 import os
 import time
@@ -16,8 +16,8 @@ from scheduler.owner_idle import CALM_S, MachineUse
 BURN_S = 0.3
 
 
-def test_our_own_work_is_not_anybody_elses() -> None:
-    """Two meters of the same time, and only one knows that this process is ours."""
+def test_own_work_does_not_count_as_other_work() -> None:
+    """Of two meters over the same time, only one knows that this process is ours."""
     stranger, own = ActivityMeter(list), ActivityMeter(lambda: [os.getpid()])
     until = time.process_time() + BURN_S
     while time.process_time() < until:
@@ -26,8 +26,8 @@ def test_our_own_work_is_not_anybody_elses() -> None:
     assert others - ours > BURN_S / 4 / (os.cpu_count() or 1)
 
 
-def test_processes_that_end_are_no_trouble(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Nor do they make the share negative."""
+def test_ended_processes_are_tolerated(monkeypatch: pytest.MonkeyPatch) -> None:
+    """They do not make the share negative."""
     pids: Iterator[list[int]] = iter([[os.getpid()], [], [2**22 - 1]])
     meter = ActivityMeter(lambda: next(pids))
     assert 0 <= meter.look().busy_share <= 1
@@ -36,7 +36,7 @@ def test_processes_that_end_are_no_trouble(monkeypatch: pytest.MonkeyPatch) -> N
 
 @pytest.mark.parametrize(("plugged", "on_battery"), [(True, False), (False, True), (None, False)])
 def test_battery(monkeypatch: pytest.MonkeyPatch, plugged: bool | None, on_battery: bool) -> None:
-    """Where the machine does not say, it is plugged in; many have no battery at all."""
+    """If the machine does not say, it counts as plugged in; many have no battery."""
     monkeypatch.setattr(psutil, "sensors_battery", lambda: None, raising=False)
     assert ActivityMeter(list).look().on_battery is False
 
@@ -47,8 +47,8 @@ def test_battery(monkeypatch: pytest.MonkeyPatch, plugged: bool | None, on_batte
     assert ActivityMeter(list).look().on_battery is on_battery
 
 
-async def test_the_owner_is_heeded_from_the_first_look_on(autojump_clock: MockClock) -> None:
-    """Before anything is begun, and for as long as the battery lasts."""
+async def test_a_peer_rests_from_the_first_measurement_on(autojump_clock: MockClock) -> None:
+    """Before anything starts, and for as long as the machine is on battery."""
     said: list[tuple[float, bool]] = []
     unplugged_s = 2 * CALM_S
 

@@ -14,12 +14,12 @@ ME, YOU = (PeerId(name.ljust(52, "x")) for name in ("me", "you"))
 
 
 def entry(rows: int, session: int = 1) -> LedgerEntry:
-    """Make what one peer did for another in a session."""
+    """Return an entry of one peer's work for another in a session."""
     return LedgerEntry(ME, YOU, bytes([session]) * 32, 1, 10, rows)
 
 
-def test_what_is_kept_is_there_afterwards(tmp_path: Path) -> None:
-    """A newer receipt of a session takes the older one's place, in whatever order they come."""
+def test_kept_entries_are_durable(tmp_path: Path) -> None:
+    """The largest receipt of a session counts, in whatever order they come."""
     books = LedgerDb(tmp_path / "home" / "ledger")
     books.keep(Side.SERVED, [entry(10), entry(30), entry(20)])
     books.keep(Side.SERVED, [entry(30), entry(5, session=2)])
@@ -27,8 +27,8 @@ def test_what_is_kept_is_there_afterwards(tmp_path: Path) -> None:
     assert LedgerDb(tmp_path / "home" / "ledger").accounts() == [LedgerAccount(YOU, 35 * 9, 14)]
 
 
-def test_it_does_not_grow_for_ever(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The oldest entries go first."""
+def test_the_number_of_entries_is_limited(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The oldest entries are deleted first."""
     assert ENTRIES_MAX >= 1000
     monkeypatch.setattr("p2pinfer.node.ledger_db.ENTRIES_MAX", 3)
     books = LedgerDb(tmp_path / "ledger")
@@ -37,18 +37,18 @@ def test_it_does_not_grow_for_ever(tmp_path: Path, monkeypatch: pytest.MonkeyPat
     assert books.accounts() == [LedgerAccount(YOU, (3 + 4 + 5) * 9, 0)]
 
 
-def test_a_file_that_is_no_ledger_is_a_sentence(tmp_path: Path) -> None:
-    """It says what to do."""
+def test_a_file_that_is_no_ledger_is_a_user_error(tmp_path: Path) -> None:
+    """The sentence says what to do."""
     path = tmp_path / "ledger"
     path.write_bytes(b"not a database" * 100)
     with pytest.raises(UserError, match="move it away"):
         LedgerDb(path).accounts()
 
 
-async def test_what_waits_is_written_at_the_end(
+async def test_queued_entries_are_written_at_the_end(
     tmp_path: Path, autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
 ) -> None:
-    """Sessions that end with the peer count; more than may wait are lost, and that is said."""
+    """Sessions that end with the peer count; entries beyond the queue are lost with a warning."""
     books = LedgerDb(tmp_path / "ledger")
     keeper = LedgerKeeper(books)
     for session in range(1025):

@@ -1,4 +1,4 @@
-"""Peers of this machine are ways into their network for its other commands, while they run."""
+"""Running peers of this machine give its other commands a way into their network."""
 
 from collections.abc import Callable
 from typing import Any
@@ -22,7 +22,7 @@ def _on_a_lan(monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def running(*said: Status) -> Callable[[], Any]:
-    """Have processes answer so."""
+    """Return a stand-in for ask_all with these answers."""
 
     async def ask_all() -> list[Status]:
         await trio.lowlevel.checkpoint()
@@ -32,12 +32,12 @@ def running(*said: Status) -> Callable[[], Any]:
 
 
 def serving(network: str = "main", **more: Any) -> Status:
-    """Be a peer."""
+    """Return a peer's status."""
     return {"role": "peer", "network": network, "peer": peer("a"), "addresses": [LAN, LOOP]} | more
 
 
 def test_a_peer_is_a_way_into_its_network(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Unless a person names another; of other networks nothing is said."""
+    """Unless the person names an address; peers of other networks do not count."""
     monkeypatch.setattr(local_peers, "ask_all", running(serving(), {"role": "gateway"}))
     assert peers_here("main") == [Here(peer("a"), (LAN, LOOP))]
     assert ways_in((), "main") == (LAN,)
@@ -67,7 +67,9 @@ def test_a_peer_here_is_called_at_this_machines_own_address(
         serving() | {"network": None},
     ],
 )
-def test_what_says_no_address_is_no_way_in(said: Status, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Another release may say something else."""
+def test_a_status_without_an_address_is_no_way_in(
+    said: Status, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another release may answer differently."""
     monkeypatch.setattr(local_peers, "ask_all", running(said))
     assert ways_in((), "main") == ()

@@ -33,12 +33,12 @@ from transports.memory.network import MemoryNetwork, MemoryTransport
 
 @pytest.fixture(autouse=True)
 def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Keep everything in a directory of the test's own."""
+    """Keep everything in the test's own directory."""
     monkeypatch.setenv("P2PINFER_HOME", str(tmp_path / "home"))
 
 
 def test_a_file_is_read_once(tmp_path: Path) -> None:
-    """Its id is remembered while it does not change and its parts are here, and no longer."""
+    """Its id is remembered as long as the file is unchanged and its parts are here."""
     store, said = open_store(), list[str]()
     file = write_toy(tmp_path / "toy.gguf")
 
@@ -58,8 +58,8 @@ def test_a_file_is_read_once(tmp_path: Path) -> None:
     assert said
 
 
-def test_a_store_of_another_release(tmp_path: Path) -> None:
-    """A manifest whose format is unknown does not stand in a file's way: it is cut again."""
+def test_a_manifest_of_another_release_is_replaced(tmp_path: Path) -> None:
+    """If a manifest's format is unknown, the file is split again."""
     store = open_store()
     file = write_toy(tmp_path / "toy.gguf")
     model = name_model(str(file), store, quiet)
@@ -73,7 +73,7 @@ def test_a_store_of_another_release(tmp_path: Path) -> None:
 
 @asynccontextmanager
 async def holder(file: Path, root: Path) -> AsyncIterator[tuple[MemoryTransport, Directory, Store]]:
-    """Run a holder of a file's parts; gives a fetcher's transport and directory, and that store."""
+    """Run a holder of a file's parts; yield a fetcher's transport, directory, and that store."""
     seeded = Store(root / "holder")
     add_model(seeded, file, quiet)
     network = MemoryNetwork(lambda _, __: 0.0)
@@ -85,8 +85,8 @@ async def holder(file: Path, root: Path) -> AsyncIterator[tuple[MemoryTransport,
 
 
 @pytest.mark.parametrize("times", [0, 1, REPAIRS_MAX, REPAIRS_MAX + 1])
-async def test_parts_that_are_damaged_again_and_again(times: int, tmp_path: Path) -> None:
-    """What a disk spoils is fetched again, but not for ever: then a sentence says what to do."""
+async def test_damaged_parts_are_fetched_again_a_few_times(times: int, tmp_path: Path) -> None:
+    """After that, a sentence says what to do."""
     store, tries = Store(tmp_path / "mine"), 0
 
     def make(model: PartsModel) -> Path:
@@ -113,8 +113,8 @@ async def test_parts_that_are_damaged_again_and_again(times: int, tmp_path: Path
                 assert tries == REPAIRS_MAX + 1
 
 
-async def test_blame_reaches_whoever_fetches(tmp_path: Path) -> None:
-    """A holder whose disk is damaged is named to the caller; a full quota is a sentence."""
+async def test_blame_reaches_the_fetcher(tmp_path: Path) -> None:
+    """A holder with a damaged disk is named to the caller; a full quota is a user error."""
     blamed: list[PeerError] = []
     said: list[str] = []
     async with holder(write_toy(tmp_path / "toy.gguf"), tmp_path) as (me, directory, seeded):
@@ -139,10 +139,12 @@ async def test_blame_reaches_whoever_fetches(tmp_path: Path) -> None:
         flip(seeded.path(manifest.part("layer.2")), 300)
         with trio.fail_after(60), trio.CancelScope() as scope:
             await fetch(Store(tmp_path / "mine"))
-        assert said[-1] == "nobody online holds layer.2; waiting"
+        assert said[-1] == "no peer online holds layer.2; waiting"
         (error,) = blamed
         assert error.peer == peer("holder")
-        assert str(error).startswith(f"{error.peer} says that its disk damaged chunk 0 of layer.2")
+        assert str(error).startswith(
+            f"{error.peer} reports that its disk damaged chunk 0 of layer.2"
+        )
 
 
 def test_ids_and_their_beginnings(tmp_path: Path) -> None:

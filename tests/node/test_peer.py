@@ -1,10 +1,10 @@
-"""What whoever lends a machine is told of it."""
+"""Messages to the owner of a machine that runs a peer."""
 
 import random
 from types import SimpleNamespace
 from typing import Any
 
-from p2pinfer.node.peer import _say_to_the_owner, _strange_selves
+from p2pinfer.node.peer import _notify_owner, _strange_selves
 from peers.discovery.directory import Directory
 from tests.support.directories import identity
 
@@ -19,12 +19,12 @@ class Reached:
 
 
 def test_an_owner_hears_once_which_port_to_open() -> None:
-    """And once that it is open; what is tried again and again meanwhile is no news."""
+    """And once that it is open; repeated tries in between print nothing."""
     told: list[str] = []
     transport: Any = Reached()
     directory = Directory(transport, identity(1), random.Random(1))
     swarm: Any = SimpleNamespace(transport=transport, directory=directory)
-    _say_to_the_owner(swarm, told.append)
+    _notify_owner(swarm, told.append)
     for hidden in (True, False, True, False, True):
         directory.advertiser.on_hidden(hidden)
     (once,) = told
@@ -40,19 +40,19 @@ def test_an_owner_who_announced_an_address_hears_that_it_leads_nowhere() -> None
     transport: Any = Reached()
     directory = Directory(transport, identity(1), random.Random(1))
     swarm: Any = SimpleNamespace(transport=transport, directory=directory)
-    _say_to_the_owner(swarm, told.append, ["/ip4/203.0.113.7/tcp/4001"])
+    _notify_owner(swarm, told.append, ["/ip4/203.0.113.7/tcp/4001"])
     directory.advertiser.on_hidden(True)
     (once,) = told
     assert "see that /ip4/203.0.113.7/tcp/4001 leads to this machine" in once
 
 
 def test_an_owner_hears_of_a_machine_with_the_same_key() -> None:
-    """From its words; and where it is named as the way in, which nobody could reach from here."""
+    """From its advertisements, or when it is given as the bootstrap address."""
     told: list[str] = []
     transport: Any = Reached()
     directory = Directory(transport, identity(1), random.Random(1))
     swarm: Any = SimpleNamespace(transport=transport, directory=directory)
-    _say_to_the_owner(swarm, told.append)
+    _notify_owner(swarm, told.append)
     directory.advertiser.on_twin()
     (once,) = told
     assert "another machine runs with this peer's identity" in once

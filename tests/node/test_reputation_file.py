@@ -1,4 +1,4 @@
-"""What was seen of peers outlives the process that saw it."""
+"""Standings outlive the process that saw the peers."""
 
 from functools import partial
 from pathlib import Path
@@ -17,12 +17,12 @@ A, B, C = peer("a"), peer("b"), peer("c")
 
 @pytest.fixture
 def path(tmp_path: Path) -> Path:
-    """Say where standings are kept."""
+    """Return the path of the standings' file."""
     return tmp_path / "standings.json"
 
 
 async def keep(standings: Standings, path: Path) -> None:
-    """Write standings down as a process does that ends."""
+    """Save standings as a process does when it ends."""
     async with trio.open_nursery() as nursery:
         nursery.start_soon(partial(keep_standings, standings, path))
         await wait_all_tasks_blocked()
@@ -30,14 +30,14 @@ async def keep(standings: Standings, path: Path) -> None:
 
 
 def seen(value: float) -> Standing:
-    """Think so of a peer as of now."""
+    """Return a standing as of now."""
     return Standing(value, trio.current_time())
 
 
-async def test_a_liar_is_remembered_and_recovers_slowly(
+async def test_a_low_standing_is_remembered_and_recovers_slowly(
     path: Path, autojump_clock: MockClock
 ) -> None:
-    """A process that starts at once thinks what the last one did; after an hour half is healed."""
+    """The next process starts with the last one's standings; after an hour half is recovered."""
     await keep(Standings({A: seen(0.1), B: seen(0.9)}), path)
     found = load_standings(path)
     now = trio.current_time()
@@ -47,14 +47,14 @@ async def test_a_liar_is_remembered_and_recovers_slowly(
     assert found.of(A, now + RECOVERY_S).value == pytest.approx(0.3, abs=0.01)
 
 
-async def test_a_proven_cheat_stays_one(path: Path, autojump_clock: MockClock) -> None:
-    """Time does not heal that."""
+async def test_a_proven_cheat_never_recovers(path: Path, autojump_clock: MockClock) -> None:
+    """Its standing stays 0."""
     await keep(Standings({A: seen(0.5).cheated(trio.current_time())}), path)
     assert load_standings(path).of(A, trio.current_time() + 100 * RECOVERY_S).value == 0
 
 
-async def test_processes_share_what_they_saw(path: Path, autojump_clock: MockClock) -> None:
-    """Each adds its own, and of one peer the newest word stands, whoever ends last."""
+async def test_processes_share_standings(path: Path, autojump_clock: MockClock) -> None:
+    """Each adds its own, and the newest standing of a peer counts, whichever process ends last."""
     old = Standings({A: seen(0.2), B: seen(0.2)})
     await trio.sleep(1)
     await keep(Standings({A: seen(0.8), C: seen(0.3)}), path)
@@ -63,10 +63,10 @@ async def test_processes_share_what_they_saw(path: Path, autojump_clock: MockClo
     assert values == pytest.approx({A: 0.8, B: 0.2, C: 0.3}, abs=0.01)
 
 
-async def test_a_process_that_goes_on_writes_now_and_then(
+async def test_a_long_running_process_saves_regularly(
     path: Path, autojump_clock: MockClock
 ) -> None:
-    """So that not all is lost if it is killed."""
+    """So that not everything is lost if it is killed."""
     standings = Standings({A: seen(0.3)})
     async with trio.open_nursery() as nursery:
         nursery.start_soon(partial(keep_standings, standings, path))
@@ -76,18 +76,16 @@ async def test_a_process_that_goes_on_writes_now_and_then(
 
 
 @pytest.mark.parametrize("said", ["", "[]", '{"a": 1}', '{"a": [2, 0]}', '{"a": ["x", 0]}'])
-async def test_a_file_that_says_nothing_is_no_harm(
+async def test_a_malformed_file_is_ignored(
     path: Path, said: str, autojump_clock: MockClock
 ) -> None:
-    """It is as if nobody had been seen, and is written anew."""
-    path.write_text(said)  # noqa: ASYNC240 -- nobody waits
+    """It counts as empty, and is written again."""
+    path.write_text(said)  # noqa: ASYNC240 -- nothing else runs
     assert len(load_standings(path)) == 0
     await keep(Standings({A: seen(0.3)}), path)
     assert len(load_standings(path)) == 1
 
 
-async def test_a_disk_that_takes_nothing_is_no_harm(
-    tmp_path: Path, autojump_clock: MockClock
-) -> None:
-    """The chat is none the worse."""
+async def test_an_unwritable_file_is_tolerated(tmp_path: Path, autojump_clock: MockClock) -> None:
+    """The chat goes on."""
     await keep(Standings({A: seen(0.3)}), tmp_path / "no such folder" / "file")

@@ -1,4 +1,4 @@
-"""A peer on this machine signs for whoever asks from here, over its status socket."""
+"""A peer on this machine signs for requesters on it, over its status socket."""
 
 from collections.abc import Callable
 from functools import partial
@@ -25,7 +25,7 @@ def _at_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 
 def describe(state: str = "serving", network: str = "main") -> Status:
-    """Be a peer."""
+    """Return a peer's status."""
     return {
         "role": "peer", "network": network, "peer": PEER.peer_id, "addresses": [], "state": state,
     }  # fmt: skip
@@ -34,7 +34,7 @@ def describe(state: str = "serving", network: str = "main") -> Status:
 async def found(
     answer: Callable[[Status], Status], told: Status | None = None, asker: Identity = ASKER
 ) -> Sponsorship:
-    """Look once for a sponsor in the network called main."""
+    """Look once for a sponsor in the network named main."""
     sponsorship = Sponsorship(asker.peer_id, "main")
     async with open_status(lambda: told or describe(), answer), trio.open_nursery() as nursery:
         nursery.start_soon(sponsorship.run)
@@ -45,8 +45,8 @@ async def found(
     return sponsorship
 
 
-async def test_the_peer_that_serves_here_signs_for_who_asks_here() -> None:
-    """For that requester alone, and for a while."""
+async def test_the_local_peer_signs_for_a_local_requester() -> None:
+    """Only for that requester, and for a limited time."""
     word = (await found(partial(sponsor, PEER, "main"))).current()
     assert word
     assert word.peer == PEER.peer_id
@@ -63,13 +63,15 @@ async def test_the_peer_that_serves_here_signs_for_who_asks_here() -> None:
         (describe(), PEER, "another"),
     ],
 )
-async def test_no_other_word_is_used(told: Status, signer: Identity, network: str) -> None:
-    """Of one that serves nothing or elsewhere, or that no stage would take for signed."""
+async def test_an_unsuitable_signature_is_not_used(
+    told: Status, signer: Identity, network: str
+) -> None:
+    """From a peer that does not serve or is in another network, or one that is invalid."""
     assert (await found(partial(sponsor, signer, network), told)).current() is None
 
 
-async def test_a_word_that_is_over_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
-    """As after a night of sleep, until the next look."""
+async def test_an_expired_signature_is_not_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    """As after the machine slept, until the next search."""
     sponsorship = await found(partial(sponsor, PEER, "main"))
     later_ms = clock_ms() + SPONSORED_MS_MAX
     monkeypatch.setattr("p2pinfer.node.sponsors.clock_ms", lambda: later_ms)
@@ -77,13 +79,13 @@ async def test_a_word_that_is_over_is_not_used(monkeypatch: pytest.MonkeyPatch) 
 
 
 @pytest.mark.parametrize("question", [{}, {"sponsor": 7}, {"sponsor": "x"}, {"sponsor": "x" * 99}])
-def test_nothing_is_signed_for_nobody(question: Status) -> None:
-    """Nor for what is no peer's id."""
+def test_nothing_is_signed_without_a_requester(question: Status) -> None:
+    """Nor for text that is no peer's id."""
     assert sponsor(PEER, "main", question) == {}
 
 
-async def test_who_worked_here_is_read_from_the_ledger(tmp_path: Path) -> None:
-    """Not who only had this machine work."""
+async def test_workers_are_read_from_the_ledger(tmp_path: Path) -> None:
+    """Peers for which this machine worked are not among them."""
     books = LedgerDb(tmp_path / "ledger")
     used = LedgerEntry(PEER.peer_id, ASKER.peer_id, bytes(32), 1, 10, 5)
     books.keep(Side.USED, [used])

@@ -1,4 +1,4 @@
-"""The one way into a swarm."""
+"""Joining a swarm."""
 
 import random
 import time
@@ -39,7 +39,7 @@ async def connection(
 
 @asynccontextmanager
 async def serving(*models: ModelId) -> AsyncIterator[tuple[MemoryNetwork, Peer]]:
-    """Run a peer that serves a model, and others that it has heard of."""
+    """Run a peer that advertises models."""
     network = MemoryNetwork()
     async with network.join(identity(1).peer_id) as transport:
         peer = Peer(1, transport)
@@ -48,8 +48,8 @@ async def serving(*models: ModelId) -> AsyncIterator[tuple[MemoryNetwork, Peer]]
         yield network, peer
 
 
-async def test_one_way_in_that_answers_is_enough(autojump_clock: MockClock) -> None:
-    """The model is known then, and who serves it."""
+async def test_one_answering_bootstrap_peer_is_enough(autojump_clock: MockClock) -> None:
+    """Then the model and the peers that serve it are known."""
     async with (
         serving(MODEL) as (network, peer),
         connection(network, (NOBODY[0], *peer.transport.addresses)) as swarm,
@@ -58,16 +58,16 @@ async def test_one_way_in_that_answers_is_enough(autojump_clock: MockClock) -> N
         assert [a.peer for a in swarm.directory.serving(MODEL)] == [peer.id]
 
 
-async def test_nobody_answers(autojump_clock: MockClock) -> None:
-    """The error says why, for each of the addresses."""
+async def test_no_answer_is_an_error(autojump_clock: MockClock) -> None:
+    """It says why, for each of the addresses."""
     async with serving() as (network, _), connection(network, NOBODY) as swarm:
         with pytest.raises(NobodyServes, match=r"no peer answers: .*; ") as caught:
             await swarm.enter(MODEL)
         assert str(identity(8).peer_id) in str(caught.value)
 
 
-async def test_nobody_is_on_the_local_network(autojump_clock: MockClock) -> None:
-    """It is looked for a while."""
+async def test_no_peer_on_the_local_network_is_an_error(autojump_clock: MockClock) -> None:
+    """After a search of some seconds."""
     async with serving() as (network, _), connection(network, ()) as swarm:
         started = trio.current_time()
         with pytest.raises(NobodyServes, match="--bootstrap"):
@@ -140,10 +140,10 @@ async def test_peers_that_start_later_are_found_all_the_same(
 
 
 async def test_the_model_that_the_swarm_serves_is_picked(autojump_clock: MockClock) -> None:
-    """And followed, so that who serves it is known."""
+    """And followed, so that the peers that serve it are known."""
 
     async def default() -> ModelId:
-        raise AssertionError("nobody need choose")
+        raise AssertionError("the default is not needed")
 
     async with (
         serving(OTHER) as (network, peer),

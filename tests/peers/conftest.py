@@ -1,4 +1,4 @@
-"""A world that several files fill with servers."""
+"""A world that several test files fill with servers."""
 
 from collections.abc import AsyncIterator
 
@@ -12,7 +12,7 @@ from transports.memory.network import MemoryNetwork
 
 @pytest.fixture
 async def world() -> AsyncIterator[World]:
-    """Give a network with nobody but a requester."""
+    """Give a network with only a requester in it."""
     network = MemoryNetwork()
     async with network.join(ME) as me, trio.open_nursery() as nursery:
         yield World(nursery, network, me)

@@ -1,4 +1,4 @@
-"""Swarms of real peers that tests share, and what llama.cpp alone says."""
+"""Swarms of real peers that tests share, and the answers of llama.cpp alone."""
 
 import json
 import subprocess
@@ -11,8 +11,8 @@ import pytest
 from tests.support.processes import Peer, start_peers
 
 PROMPT_TOKENS = (1, 2, 7, 8, 40, 48, 65, 100, 230, 1152)
-"""Lengths of the prompts: around the regimes' and chunks' edges, and past 512 cells. None of them
-needs a padded block, which llama.cpp alone would not run."""
+"""Lengths of the prompts: around the limits of regimes and chunks, and past 512 cells. None needs a
+padded block, which llama.cpp alone would not run."""
 
 ANSWER_TOKENS = 24
 
@@ -22,7 +22,7 @@ from itertools import islice
 from llama_cpp import Llama
 path, lengths, count = json.loads(sys.argv[1])
 llama = Llama(path, n_ctx=1280, n_batch=64, n_ubatch=64, n_threads=1, n_threads_batch=1,
-              flash_attn=True, verbose=False)  # as llama.cpp itself by default, and as slices
+              flash_attn=True, verbose=False)  # as in llama.cpp by default, and in slices
 text = ("Why do the leaves of trees turn red in autumn, and what has the sun to do with it? "
         "A forest is not one being; it is many, which share light, water and room. " * 40)
 tokens = llama.tokenize(text.encode(), add_bos=False)
@@ -38,7 +38,7 @@ print(json.dumps(answers))
 
 @pytest.fixture(scope="session")
 def home(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Give the directory in which all processes of this folder's tests keep their things."""
+    """Provide the home directory of all processes of this folder's tests."""
     return tmp_path_factory.mktemp("home")
 
 
@@ -49,7 +49,7 @@ def _at_home(home: Path, monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.fixture(scope="session")
 def reference(default_model: Path) -> list[tuple[list[int], list[int]]]:
-    """Give ten prompts, and what ``llama_cpp.Llama`` says to each: greedy, in our regimes."""
+    """Provide ten prompts, and the greedy tokens of ``llama_cpp.Llama`` in our regimes."""
     question = json.dumps([str(default_model), PROMPT_TOKENS, ANSWER_TOKENS])
     result = subprocess.run(
         [sys.executable, "-c", _REFERENCE, question], capture_output=True, check=True
@@ -59,9 +59,9 @@ def reference(default_model: Path) -> list[tuple[list[int], list[int]]]:
 
 @pytest.fixture(scope="module")
 def swarm(home: Path) -> Iterator[list[Peer]]:
-    """Give three peers that share the default model's layers; tests leave them as they were.
+    """Provide three peers that share the default model's layers; tests leave them unchanged.
 
-    Each file has its own: peers that other files kill and start would be in an older one's view.
+    Each file has its own, since views would still hold peers that other files killed and started.
     """
     peers = start_peers(home, ["1:10", "10:19", "19:29"])
     yield peers

@@ -1,9 +1,9 @@
 """Leave the page open on a swarm in which peers come and go: ``python -m tests.real.hour``.
 
-Two ranges of layers, two holders each. Every turn of half a minute a peer is killed, a question is
-asked on the page while nobody has noticed, and a new peer takes the place of the dead one; every
-tenth minute the gateway itself is killed and started again. The page is never reloaded. A line of
-JSON a minute says what the page and the gateway keep; the last one sums up.
+Two ranges of layers, two holders each. Every half minute a peer is killed, a question is asked on
+the page before its death is noticed, and a new peer replaces it; every tenth minute the gateway
+itself is killed and restarted. The page is never reloaded. A line of JSON a minute reports what the
+page and the gateway hold; the last line sums up.
 """
 
 import argparse
@@ -31,18 +31,18 @@ GATEWAY_S = 600.0
 """Between two deaths of the gateway."""
 
 DOWN_S = 5.0
-"""For which there is no gateway then."""
+"""How long there is no gateway."""
 
 QUESTIONS = ("Name three colours.", "Say yes.", "Count from one to ten.")
 QUESTIONS_PER_CONVERSATION = 12
-"""Some 600 tokens: a session holds 1,024."""
+"""About 600 tokens: a session holds 1,024."""
 
 BACK_MS_MAX = 60_000
-"""For the page to find the new gateway: it waits ever longer between two tries."""
+"""For the page to find the new gateway: it waits longer after each attempt."""
 
 
 class Hour:
-    """The swarm, the page, and what became of them."""
+    """The swarm, the page, and their results so far."""
 
     def __init__(self, home: Path, stack: ExitStack, browser: Browser) -> None:
         self._home, self._stack = home, stack
@@ -71,7 +71,7 @@ class Hour:
         )
 
     def kill_peer(self) -> Peer:
-        """Kill one of all but the first, by whom the others came in."""
+        """Kill a peer other than the first, through which the others joined."""
         peer = self.chance.choice(self.peers[1:])
         peer.process.send_signal(signal.SIGKILL)
         self.peers.remove(peer)
@@ -88,7 +88,7 @@ class Hour:
         self.peers.append(wait_ready(process))
 
     def restart_gateway(self) -> None:
-        """Kill the gateway; the page must find the next one by itself."""
+        """Kill the gateway and start another, which the page must find by itself."""
         self._running.process.send_signal(signal.SIGKILL)
         self._running.process.wait()
         expect(self.page.locator("#status")).not_to_have_attribute("data-state", "ready")
@@ -104,7 +104,7 @@ class Hour:
         ready.to_have_attribute("data-state", "ready", timeout=BACK_MS_MAX)
 
     def ask(self) -> None:
-        """Ask on the page, and wait for the account under the answer."""
+        """Ask on the page, and wait for the report under the answer."""
         if self.asked % QUESTIONS_PER_CONVERSATION == 0:
             self.page.get_by_role("button", name="New conversation").first.click()
         self.asked += 1
@@ -120,7 +120,7 @@ class Hour:
             say(error=self.errors[-1])
 
     def kept(self) -> dict[str, Any]:
-        """Return what the page holds after a collection of garbage, and the gateway's memory."""
+        """Return what the page holds after a garbage collection, and the gateway's memory."""
         self._tools.send("HeapProfiler.collectGarbage")
         heap = self._tools.send("Runtime.getHeapUsage")["usedSize"]
         counters = self._tools.send("Memory.getDOMCounters")
@@ -141,7 +141,7 @@ class Hour:
 
 
 def leave_open(hour: Hour, seconds: float) -> None:
-    """Let peers come and go before the page for so long."""
+    """Let peers come and go for ``seconds`` while the page is open."""
     start = time.monotonic()
     told, restarted = start, start
     hour.wait_ready()
@@ -165,7 +165,7 @@ def say(**values: Any) -> None:
 
 
 def main() -> None:
-    """Do it, and fail where an answer was lost or the page erred."""
+    """Run it, and fail if an answer was lost or the page logged an error."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--minutes", type=float, default=60.0)
     arguments = parser.parse_args()

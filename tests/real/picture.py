@@ -13,7 +13,7 @@ from tests.support.gateways import running_gateway
 PICTURE = Path("docs/page.png")
 SIZE: ViewportSize = {"width": 1180, "height": 720}
 COLOURS = 128
-"""Of the picture's palette: a page of few colours needs no more, and stays under 150 KB."""
+"""Colours in the picture's palette: the page needs no more, and the file stays under 150 KB."""
 
 OPTIONS = (
     "--local",
@@ -30,7 +30,7 @@ OPTIONS = (
 
 
 def main() -> None:
-    """Ask two questions, and take the picture while the second one is being answered."""
+    """Ask two questions, and take the picture during the second answer."""
     with tempfile.TemporaryDirectory() as home, sync_playwright() as playwright:
         browser = launch(playwright)
         if browser is None:
@@ -57,7 +57,7 @@ def take(browser: Browser, url: str) -> bytes:
     said = page.locator(".turn.assistant .said").last
     expect(said).to_contain_text("the", timeout=ANSWER_MS_MAX)
     page.wait_for_function("document.querySelector('#route-speed').textContent")
-    page.wait_for_timeout(1500)  # some lines of it, and the light somewhere on its way
+    page.wait_for_timeout(1500)  # some lines of the answer, with the moving light on its way
     return page.screenshot()
 
 

@@ -1,4 +1,4 @@
-"""Measurements run, and print what they say they print."""
+"""Measurements run, and print what they promise."""
 
 from pathlib import Path
 
@@ -11,7 +11,7 @@ pytestmark = pytest.mark.real
 
 @pytest.mark.parametrize(("peers", "sessions"), [(1, 1), (3, 2)])
 def test_decode(home: Path, peers: int, sessions: int) -> None:
-    """The swarm says the same tokens; rates and ratios of both transports and of llama.cpp."""
+    """The swarm gives the same tokens; rates and ratios of both transports and of llama.cpp."""
     more = ["--sessions", str(sessions)] if sessions > 1 else []
     more += ["--prompts", "20", "--prompts", "600"]
     report = bench(home, "decode", f"--peers={peers}", "--runs", "1", "--tokens", "16", *more)
@@ -49,7 +49,7 @@ def test_transport(home: Path) -> None:
 
 
 def test_churn(home: Path) -> None:
-    """Peers come and go: no answer is lost or different, and nothing is left behind."""
+    """Peers come and go: no answer is lost or different, and nothing leaks."""
     report = bench(home, "churn", "--minutes", "0.2", "--peers", "4", "--requesters", "2")
     assert report["answers"] > 0
     assert (report["errors"], report["lost"], report["different"]) == ([], 0, 0)

@@ -1,4 +1,4 @@
-"""The commands: an answer comes with a certificate, which holds until somebody changes it."""
+"""The commands: an answer comes with a certificate, which holds until it is changed."""
 
 import json
 import subprocess
@@ -26,7 +26,7 @@ def run(home: Path, *words: str) -> subprocess.CompletedProcess[bytes]:
 
 
 def test_an_answer_is_checked_and_certified(home: Path, swarm: list[Peer], tmp_path: Path) -> None:
-    """By the same machine, which has the layers; one changed byte is noticed."""
+    """The same machine, which has the layers, checks it; one changed byte is noticed."""
     file = tmp_path / "answer.certificate"
     asked = ["chat", "Name a colour.", "--json", "--max-tokens", "8", "--temperature", "0"]
     checks = ["--audit-rate", "1", "--require-verified", "--certificate", str(file)]

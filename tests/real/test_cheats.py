@@ -1,4 +1,4 @@
-"""Real stages that cheat are caught and named, honest ones never: the short form of a command."""
+"""Real stages that cheat are caught and named, honest ones never: short runs of the benchmark."""
 
 from pathlib import Path
 
@@ -16,11 +16,11 @@ from tests.support.tiny_models import TINY, quantise, write_tiny
 pytestmark = pytest.mark.real
 
 TRIED = ("lower quantisation", "stale KV")
-"""Those that save work and look most like work; ``p2pinfer bench cheats`` tries all."""
+"""Those that save work and look most honest; ``p2pinfer bench cheats`` tries all."""
 
 
 def test_cheats_are_caught_and_honest_stages_are_not(home: Path) -> None:
-    """Every one of them, the right stage each time; with other settings, too, nobody is blamed."""
+    """Every cheat is caught, at the right stage; other settings cause no false alarm."""
     words = ["--trials", "1", "--checkpoints", "12", "--seed", "7", "--only", *TRIED]
     report = bench(home, "cheats", *words)
     assert [each["cheat"] for each in report["cheats"]] == list(TRIED)
@@ -34,7 +34,7 @@ def test_cheats_are_caught_and_honest_stages_are_not(home: Path) -> None:
 
 
 def test_honest_stages_of_a_k_quant_pass(home: Path, tmp_path: Path) -> None:
-    """Threads, batches, chunks and classes mixed, on weights whose two regimes differ."""
+    """With mixed threads, batches, chunks and classes, on weights whose regimes differ."""
     full, model = tmp_path / "full.gguf", tmp_path / "model.gguf"
     write_tiny(TINY["llama"], full)
     quantise(full, model, "Q4_K_M")
@@ -46,7 +46,7 @@ def test_honest_stages_of_a_k_quant_pass(home: Path, tmp_path: Path) -> None:
 
 
 async def test_a_certificate_shows_who_cheated(default_model: Path, tmp_path: Path) -> None:
-    """Without asking anybody: the tokens and the receipts are enough to whoever has the layers."""
+    """No peer is asked: tokens and receipts suffice for a machine that has the layers."""
     (skips,) = (cheat for cheat in ZOO if cheat.name == "a skipped layer")
     async with open_world(default_model, 5) as world:
         await world.answer()

@@ -17,7 +17,7 @@ pytestmark = pytest.mark.real
 
 
 def test_demo_prints_one_json_object(home: Path) -> None:
-    """The answer, what it took and who made it; nothing else on standard output."""
+    """The answer, its cost and its peers; nothing else on standard output."""
     words = ["demo", "Name a colour.", "--json", "--temperature", "0", "--max-tokens", "8"]
     result = run(home, *words)
     assert result.returncode == 0, result.stderr
@@ -33,12 +33,12 @@ def test_demo_prints_one_json_object(home: Path) -> None:
 
 
 def test_options_come_from_the_environment_and_the_question_from_a_pipe(home: Path) -> None:
-    """Only the answer is on standard output; what is typed counts for more than a variable."""
+    """Only the answer is on standard output; a typed option overrides a variable."""
     variables = {
         "P2PINFER_PEERS": "2",
         "P2PINFER_MAX_TOKENS": "900",
         "P2PINFER_TEMPERATURE": "0",
-        "P2PINFER_BOOTSTRAP": "nonsense",  # meant for chat and join; no business of local peers
+        "P2PINFER_BOOTSTRAP": "nonsense",  # for chat and join; local peers ignore it
     }
     result = run(home, "demo", "--max-tokens", "5", stdin="Name a colour.\n", **variables)
     assert result.returncode == 0, result.stderr
@@ -47,7 +47,7 @@ def test_options_come_from_the_environment_and_the_question_from_a_pipe(home: Pa
     assert "[" not in result.stdout
     notes = result.stderr.splitlines()
     assert [note for note in notes if note.startswith("Starting 2 peers for ")]
-    assert " of disk in " in notes[0]  # said before it is taken
+    assert " of disk in " in notes[0]  # reported before it is used
     assert notes[-2].startswith("[")
     assert " tokens, " in notes[-2]
     assert " signed for " in notes[-1]
@@ -55,7 +55,7 @@ def test_options_come_from_the_environment_and_the_question_from_a_pipe(home: Pa
 
 @contextmanager
 def joined(home: Path, line: str) -> Iterator[list[str]]:
-    """Run what a peer says the next machine should type; gives the lines that it prints."""
+    """Run the command that a peer suggests for the next machine; yield the lines it prints."""
     program, *words = shlex.split(line)
     assert program == "p2pinfer"
     process = subprocess.Popen(
@@ -71,10 +71,10 @@ def joined(home: Path, line: str) -> Iterator[list[str]]:
         stop(process)
 
 
-def test_lines_that_join_prints_are_what_to_type(home: Path) -> None:
+def test_lines_that_join_prints_can_be_typed(home: Path) -> None:
     """From the first peer's lines to the second peer, and to a chat through both.
 
-    Both are of one machine and one person, and still two peers.
+    Both run on one machine for one person, and are still two peers.
     """
     with joined(home, "p2pinfer join --layers 1:15 --network lines") as first:
         shown = dict(line.split(maxsplit=1) for line in first if line.startswith(("peer", "addr")))
@@ -93,7 +93,7 @@ def test_lines_that_join_prints_are_what_to_type(home: Path) -> None:
 
 
 def test_chat_finds_all_peers_through_one(home: Path, swarm: list[Peer]) -> None:
-    """Any peer of the three knows the others."""
+    """Each of the three peers knows the others."""
     words = ["chat", "Hi", "--network", "real", "--bootstrap", swarm[2].address, "--json"]
     result = run(home, *words, "--max-tokens", "3")
     assert result.returncode == 0, result.stderr
@@ -102,7 +102,7 @@ def test_chat_finds_all_peers_through_one(home: Path, swarm: list[Peer]) -> None
 
 
 def test_status_names_the_peers_of_this_machine(home: Path, swarm: list[Peer]) -> None:
-    """Each process by what it serves; nobody asks for anything, so no session is open."""
+    """Each process with its layers; there are no requests, so no session is open."""
     result = run(home, "status", "--json")
     assert (result.returncode, result.stderr) == (0, "")
     found = json.loads(result.stdout)["processes"]
@@ -111,8 +111,8 @@ def test_status_names_the_peers_of_this_machine(home: Path, swarm: list[Peer]) -
     assert run(home, "ps", "--json").stdout == "[]\n"
 
 
-def test_reader_that_leaves_early_is_no_failure_to_explain(home: Path, swarm: list[Peer]) -> None:
-    """As with ``| head``: no traceback, and the exit code says that not all was written."""
+def test_reader_that_leaves_early_causes_no_traceback(home: Path, swarm: list[Peer]) -> None:
+    """As with ``| head``; the exit code says that not everything was written."""
     words = ["chat", "Tell a very long story.", "--network", "real"]
     words += ["--bootstrap", swarm[0].address]
     with subprocess.Popen(
@@ -154,7 +154,7 @@ def test_help(home: Path, command: list[str]) -> None:
     assert result.stdout.startswith(f"Usage: {' '.join(['p2pinfer', *command])}")
     assert "--log-level" in result.stdout
     if command and command != ["bench"]:
-        assert "[env var: P2PINFER_" in " ".join(result.stdout.split())
+        assert "[env var: P2PINFER_" in " ".join(result.stdout.replace("│", " ").split())
 
 
 def test_version(home: Path) -> None:
@@ -165,7 +165,7 @@ def test_version(home: Path) -> None:
 
 
 def test_help_loads_nothing_heavy(home: Path) -> None:
-    """What takes long to import waits for the command that needs it."""
+    """Slow imports are left to the commands that need them."""
     program = """
 import sys
 import p2pinfer.cli.main

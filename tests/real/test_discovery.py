@@ -1,4 +1,4 @@
-"""Peers as processes that only know each other: the short form of ``p2pinfer bench discovery``."""
+"""Real processes discover each other: a short run of ``p2pinfer bench discovery``."""
 
 import json
 import subprocess
@@ -11,7 +11,7 @@ pytestmark = pytest.mark.real
 
 
 def test_processes_find_each_other_and_stay_cheap() -> None:
-    """Four peers and a late one know all; what they know is fresh, and costs little."""
+    """Four peers and a late one know all others; their knowledge is fresh and cheap."""
     command = python_command("p2pinfer", "bench", "discovery", "--json")
     command += ["--peers", "4", "--seconds", "12", "--cut", "0"]
     done = subprocess.run(command, capture_output=True, timeout=120, check=False)
@@ -19,5 +19,5 @@ def test_processes_find_each_other_and_stay_cheap() -> None:
     found = json.loads(done.stdout)
     assert found["late_peer_knows_all_s"] < 2
     assert found["oldest_advertisement_s"] < 2 * found["period_s"]
-    assert found["cpu_percent_max"] < 5  # alone 1: a busy machine's caches are cold
+    assert found["cpu_percent_max"] < 5  # 1 on an idle machine: a busy one's caches are cold
     assert found["connections_median"] == 3

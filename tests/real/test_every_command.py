@@ -1,6 +1,6 @@
-"""Every command runs, small, as a person types it, and prints what a program can read.
+"""Every command runs, at a small scale, as a person types it, and prints machine-readable output.
 
-The list of commands is the program's own: one that is added and named in neither table fails.
+The list of commands is the program's own: a new command that is in neither table fails.
 """
 
 import json
@@ -45,7 +45,7 @@ SMALL: Final = {
     "sim scale": "--peers 1000 --layers 20 --minutes 4",
     "sim validate": "--rounds 1 --questions 2 --quiet 1",
 }
-"""Commands, and with which words they take seconds."""
+"""Commands, with the options that let them finish in seconds."""
 
 PRINTED: Final = {
     "bench answers": {"ways", "questions"},
@@ -61,7 +61,7 @@ PRINTED: Final = {
     "sim scale": {"peers"},
     "sim validate": {"figures", "told"},
 }
-"""Some of what each prints."""
+"""Some of the keys that each prints."""
 
 ELSEWHERE: Final[dict[str, Callable[..., object]]] = {
     "bench cheats": test_cheats.test_cheats_are_caught_and_honest_stages_are_not,
@@ -72,22 +72,22 @@ ELSEWHERE: Final[dict[str, Callable[..., object]]] = {
     "bench transport": test_bench.test_transport,
     "chat": test_cli.test_chat_finds_all_peers_through_one,
     "demo": test_cli.test_demo_prints_one_json_object,
-    "join": test_cli.test_lines_that_join_prints_are_what_to_type,
+    "join": test_cli.test_lines_that_join_prints_can_be_typed,
     "model add": test_model.test_add_prints_the_id,
     "model list": test_model.test_list,
-    "model rm": test_model.test_rm_leaves_what_others_share,
+    "model rm": test_model.test_rm_keeps_parts_that_others_share,
     "model show": test_model.test_show,
     "model verify": test_model.test_verify_names_what_is_damaged,
-    "peers": test_serving.test_peers_share_the_layers_and_mend_the_swarm,
+    "peers": test_serving.test_peers_share_the_layers_and_repair_the_swarm,
     "serve": test_gateway.test_official_client_lists_asks_and_streams,
-    "service": test_service.test_options_and_variables_of_join_are_written_down,
+    "service": test_service.test_options_and_variables_of_join_are_included,
     "status": test_cli.test_status_names_the_peers_of_this_machine,
     "verify": test_certificate.test_an_answer_is_checked_and_certified,
 }
-"""The tests that run the others."""
+"""The tests that run the other commands."""
 
-ALONE: Final = {"doctor", "network-key", "--install-completion"}
-"""Commands with tests of their own below; the last two print no JSON, but a file's name."""
+ALONE: Final = {"doctor", "key new", "network-key", "--install-completion"}
+"""Commands with tests of their own below; the last three print no JSON, but a file's name."""
 
 LONG: Final = {
     "bench answers": "--seeds 2",
@@ -97,11 +97,11 @@ LONG: Final = {
     "bench scheduler": "",
     "sim validate": "",
 }
-"""What needs minutes to tell anything, at such a scale."""
+"""Measurements that need minutes to be meaningful, with their options."""
 
 
 def commands(of: App, *words: str) -> Iterator[str]:
-    """Yield what can be typed, without options."""
+    """Yield all commands, without options."""
     if of.default_command and words:
         yield " ".join(words)
     for name in of:
@@ -111,7 +111,7 @@ def commands(of: App, *words: str) -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Give a model of 2 MB whose weights are noise."""
+    """Provide a model of 2 MB with random weights."""
     folder = tmp_path_factory.mktemp("tiny")
     write_tiny(TINY["llama"], folder / "full.gguf")
     quantise(folder / "full.gguf", folder / "tiny.gguf", "Q4_K_M")
@@ -119,12 +119,12 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def typed(words: str, **values: object) -> list[str]:
-    """Split words as a shell does, and fill in what differs from run to run."""
+    """Split words as a shell does, and fill in the values that differ between runs."""
     return shlex.split(words.format(**values))
 
 
 def test_no_command_is_without_a_test() -> None:
-    """Each is in one table, or has a test here; those that print JSON are asked for it."""
+    """Each is in one table, or has a test here; those with JSON output are checked."""
     assert sorted(commands(app)) == sorted([*SMALL, *ELSEWHERE, *ALONE])
     assert all("--json" in option_names(_app(command)) for command in SMALL)
     assert set(LONG) <= {*SMALL, *ELSEWHERE}
@@ -139,8 +139,8 @@ def _app(command: str) -> App:
 
 
 @pytest.mark.parametrize("command", SMALL)
-def test_command_prints_what_a_program_can_read(command: str, home: Path, tiny: Path) -> None:
-    """One line of JSON, with what it is there for."""
+def test_command_prints_machine_readable_output(command: str, home: Path, tiny: Path) -> None:
+    """One line of JSON, with the main results."""
     words = typed(SMALL[command], tiny=tiny)
     report = report_of(home, *command.split(), *words)
     assert PRINTED.get(command, set()) <= set(report)
@@ -148,7 +148,7 @@ def test_command_prints_what_a_program_can_read(command: str, home: Path, tiny: 
 
 
 def test_doctor_judges_a_machine_that_serves(home: Path, swarm: list[Peer]) -> None:
-    """Whatever it finds is in its report, and its exit code says whether all is well."""
+    """All findings are in its report, and its exit code says whether all is well."""
     words = typed("--network real --bootstrap {address}", address=swarm[0].address)
     report = report_of(home, "doctor", *words, codes=(0, 1))
     assert report["findings"]
@@ -156,13 +156,17 @@ def test_doctor_judges_a_machine_that_serves(home: Path, swarm: list[Peer]) -> N
 
 
 def test_a_hunt_for_faults_prints_what_it_found(home: Path) -> None:
-    """The same command as a scenario's, on another path."""
+    """The command for scenarios, in its other mode."""
     assert report_of(home, "sim", "--hunt", "1", "--seed", "1")["found"] is None
 
 
 def test_files_that_commands_write_are_named(home: Path, tmp_path: Path) -> None:
-    """On standard output, alone in their line."""
-    for words in (["network-key"], ["--install-completion", "--shell", "bash", "--output"]):
+    """On standard output, alone on their line."""
+    for words in (
+        ["key", "new"],
+        ["network-key"],
+        ["--install-completion", "--shell", "bash", "--output"],
+    ):
         file = tmp_path / words[0].strip("-")
         result = run(home, *words, str(file))
         assert (result.returncode, result.stdout) == (0, f"{file}\n"), result.stderr
@@ -172,6 +176,6 @@ def test_files_that_commands_write_are_named(home: Path, tmp_path: Path) -> None
 @pytest.mark.long
 @pytest.mark.parametrize("command", LONG)
 def test_long_measurement(command: str, home: Path, tiny: Path) -> None:
-    """It comes to an end, and prints JSON."""
+    """It ends, and prints JSON."""
     report: dict[str, Any] = report_of(home, *command.split(), *typed(LONG[command], tiny=tiny))
     assert json.dumps(report)

@@ -36,7 +36,7 @@ pytestmark = pytest.mark.real
 
 ALL_S_MAX = 120.0
 NOTICE_S_MAX = 5.0
-"""From a peer's end until the requester knows; from a frozen one too, which takes 2 s."""
+"""From a peer's end until the requester notices; a frozen one takes 2 s."""
 
 PROMPT = [504, 2365, 314]
 LONG = 60
@@ -46,7 +46,7 @@ GREEDY = Sampling(temperature=0.0)
 
 @pytest.fixture(scope="module")
 def victims(home: Path) -> Iterator[list[Peer]]:
-    """Give three peers that may be hurt; whoever kills one puts another in its place."""
+    """Provide three peers that tests may harm; a test that kills one must replace it."""
     peers = start_peers(home, ["1:10", "10:19", "19:29"])
     yield peers
     for peer in peers:
@@ -55,7 +55,7 @@ def victims(home: Path) -> Iterator[list[Peer]]:
 
 @asynccontextmanager
 async def client_of(model: Path, *peers: Peer) -> AsyncGenerator[Client, None]:
-    """Join as a requester, and give up if it all takes far too long."""
+    """Join as a requester, with a limit on the total time."""
     with trio.fail_after(ALL_S_MAX):
         async with open_client(client_options(model, *peers)) as client:
             yield client
@@ -63,7 +63,7 @@ async def client_of(model: Path, *peers: Peer) -> AsyncGenerator[Client, None]:
 
 @asynccontextmanager
 async def open_session(client: Client) -> AsyncGenerator[Session, None]:
-    """Open a session as all callers do: peers that died lately are still spoken of, and passed."""
+    """Open a session as all callers do, trying again where a peer still advertised has died."""
     async with AsyncExitStack() as stack:
         for attempt in range(1, ATTEMPTS_MAX + 1):
             route = await client.find_route(lambda _: None)
@@ -76,8 +76,8 @@ async def open_session(client: Client) -> AsyncGenerator[Session, None]:
         yield session
 
 
-async def goes_on(client: Client, harm: Callable[[], object]) -> list[list[str]]:
-    """Do harm in the middle of an answer, which must come out as it does without; return routes."""
+async def answer_survives(client: Client, harm: Callable[[], object]) -> list[list[str]]:
+    """Do harm in the middle of an answer, which must not change; return the routes."""
     async with open_session(client) as session:
         whole = [token.id async for token in session.generate(PROMPT, GREEDY, LONG)]
     found: list[int] = []
@@ -98,18 +98,18 @@ async def goes_on(client: Client, harm: Callable[[], object]) -> list[list[str]]
 async def test_killed_engine_does_not_end_the_answer(
     default_model: Path, victims: list[Peer]
 ) -> None:
-    """Its peer starts another one, and where nobody else holds the layers, goes on with it."""
+    """Its peer starts another, and continues with it if no other peer holds the layers."""
     peer = victims[1]
     (worker,) = children(peer.process.pid)
     async with client_of(default_model, victims[0]) as client:
-        before, after = await goes_on(client, lambda: os.kill(worker, signal.SIGKILL))
+        before, after = await answer_survives(client, lambda: os.kill(worker, signal.SIGKILL))
     assert before == after
     assert peer.process.poll() is None
     assert worker not in children(peer.process.pid)
 
 
 async def test_frozen_peer_is_noticed(default_model: Path, victims: list[Peer]) -> None:
-    """It says nothing and closes nothing; the answer waits, and goes on once the peer does."""
+    """It sends nothing and closes nothing; the answer waits, and continues once the peer does."""
     peer = victims[1]
     said: list[str] = []
     async with client_of(default_model, victims[0]) as client:
@@ -122,7 +122,7 @@ async def test_frozen_peer_is_noticed(default_model: Path, victims: list[Peer]) 
             os.kill(peer.process.pid, signal.SIGSTOP)
             try:
                 with trio.fail_after(NOTICE_S_MAX):
-                    while not said:  # noqa: ASYNC110 -- word comes without an event
+                    while not said:  # noqa: ASYNC110 -- the message comes without an event
                         await trio.sleep(0.05)
             finally:
                 os.kill(peer.process.pid, signal.SIGCONT)
@@ -135,7 +135,7 @@ async def test_frozen_peer_is_noticed(default_model: Path, victims: list[Peer]) 
 async def test_killed_peer_is_replaced(
     default_model: Path, home: Path, victims: list[Peer], place: int
 ) -> None:
-    """First, middle or last: the answer waits for another, and goes on with the same tokens."""
+    """First, middle or last: the answer waits for another, and continues with the same tokens."""
     killed, others = victims[place], victims[:place] + victims[place + 1 :]
     (worker,) = children(killed.process.pid)
     ways_in = [peer.address for peer in others]
@@ -149,7 +149,7 @@ async def test_killed_peer_is_replaced(
             killed.process.kill()
             nursery.start_soon(replace)
 
-        before, after = await goes_on(client, harm)
+        before, after = await answer_survives(client, harm)
         assert [peer.process.poll() for peer in others] == [None, None]
     stop(killed.process)
     wait_gone([worker])
@@ -176,7 +176,7 @@ def ask_and_die(home: Path, address: str) -> None:
 async def test_killed_requester_frees_its_session(
     default_model: Path, home: Path, victims: list[Peer]
 ) -> None:
-    """All places are there again for somebody else, and the peers stay."""
+    """All sessions are free again for others, and the peers stay."""
     ask_and_die(home, victims[0].address)
     async with client_of(default_model, victims[0]) as client, AsyncExitStack() as stack:
         for _ in range(SESSIONS):
@@ -185,7 +185,7 @@ async def test_killed_requester_frees_its_session(
 
 
 def test_peer_leaves_when_its_parent_does(home: Path) -> None:
-    """Its standard input closes; neither it nor its engine stays behind."""
+    """Its standard input closes; neither it nor its engine is left."""
     (peer,) = start_peers(home, ["1:10"])
     workers = children(peer.process.pid)
     assert workers
@@ -193,8 +193,8 @@ def test_peer_leaves_when_its_parent_does(home: Path) -> None:
     wait_gone(workers)
 
 
-def test_peer_whose_parent_is_gone_does_not_load_to_the_end(home: Path) -> None:
-    """It leaves before it has said that it is ready."""
+def test_peer_without_a_parent_stops_loading(home: Path) -> None:
+    """It ends before it reports that it is ready."""
     result = subprocess.run(
         [*COMMAND, "join", "--json", "--until-stdin-closes", "--layers", "1:10"],
         stdin=subprocess.DEVNULL,
@@ -211,8 +211,8 @@ def test_peer_whose_parent_is_gone_does_not_load_to_the_end(home: Path) -> None:
     ("number", "code"),
     [(signal.SIGINT, 130), (signal.SIGTERM, 130), (signal.SIGKILL, -9)],
 )
-def test_nobody_outlives_a_demo(home: Path, number: signal.Signals, code: int) -> None:
-    """Neither Ctrl-C nor a kill in mid-answer leaves a peer or an engine behind."""
+def test_no_process_outlives_a_demo(home: Path, number: signal.Signals, code: int) -> None:
+    """Neither Ctrl-C nor a kill during an answer leaves a peer or an engine running."""
     demo = subprocess.Popen(
         [*COMMAND, "demo", "Tell a very long story.", "--max-tokens", "900", "--seed", "1"],
         stdin=subprocess.DEVNULL,
@@ -228,7 +228,7 @@ def test_nobody_outlives_a_demo(home: Path, number: signal.Signals, code: int) -
         family = children(demo.pid)
         assert len(family) == 9  # three peers and their engines; the ends, tokenizer and template
         demo.send_signal(number)
-        rest = demo.stderr.read()  # until all that could write to it are gone
+        rest = demo.stderr.read()  # until all processes that could write to it have ended
         assert demo.wait() == code
         assert b"Traceback" not in rest
     wait_gone(family)
@@ -248,8 +248,8 @@ def join(home: Path) -> subprocess.Popen[bytes]:
 
 
 @pytest.mark.parametrize("stream", ["stdout", "stderr"])
-def test_interrupted_peer_leaves_in_good_order(home: Path, stream: str) -> None:
-    """Once it is ready (it says so on stdout), and already while it loads (on stderr)."""
+def test_interrupted_peer_ends_cleanly(home: Path, stream: str) -> None:
+    """Once it is ready (reported on stdout), and also while it loads (on stderr)."""
     word = {"stdout": b"ready", "stderr": b"Joining"}[stream]
     with join(home) as peer:
         try:
@@ -267,7 +267,7 @@ def test_interrupted_peer_leaves_in_good_order(home: Path, stream: str) -> None:
 
 
 def test_second_interrupt_does_not_wait() -> None:
-    """A command that takes its time to leave is ended by the second Ctrl-C, with 130."""
+    """A command slow to leave is ended by the second Ctrl-C, with exit code 130."""
     program = """
 import trio
 from p2pinfer.cli.running import run_task

@@ -18,7 +18,7 @@ from tests.support.processes import Peer, client_options, join, open_client, wai
 pytestmark = pytest.mark.real
 
 PROVEN_S_MAX = 120.0
-"""For another peer to hear of a proof and to check it, on a busy machine."""
+"""For another peer to receive a proof and check it, on a busy machine."""
 
 CHEAT = """
 from contextlib import asynccontextmanager
@@ -40,7 +40,7 @@ main()
 
 
 def home_beside(shared: Path, path: Path) -> Path:
-    """Make a home of its own, but for the parts and slices, which take a while to make."""
+    """Make a new home that shares the parts and slices, which take a while to make."""
     for name in ("data/store", "cache"):
         (shared / name).mkdir(parents=True, exist_ok=True)
         (path / name).parent.mkdir(parents=True, exist_ok=True)
@@ -62,7 +62,7 @@ async def ask(client: Client) -> Trust:
 async def test_a_cheat_is_proven_and_refused(
     default_model: Path, home: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whoever hears of it runs the rows again; then the cheat is on nobody's route any more."""
+    """Peers that receive the proof run the rows again; then no route contains the cheat."""
     mine, others = (home_beside(home, tmp_path / name) for name in ("mine", "others"))
     monkeypatch.setenv("P2PINFER_HOME", str(mine))
     options = client_options(default_model)

@@ -1,4 +1,4 @@
-"""Three machines that hold nothing: one takes the default model in, the others fetch from it."""
+"""Three machines without parts: one adds the default model, the others fetch from it."""
 
 import json
 import re
@@ -19,12 +19,12 @@ FIRST_COMMAND = "p2pinfer join --layers 1:15 --network nothing"
 
 
 def store_in(home: Path) -> Store:
-    """Open the store that a command keeps in a home."""
+    """Open the store in a home directory."""
     return Store(home / "data" / "store")
 
 
 def check_parts(home: Path, seeded: Store, manifest: Manifest, names: tuple[str, ...]) -> None:
-    """Check that a home holds these parts of a model, the same bytes, and no others."""
+    """Check that a home holds exactly these parts of a model, with the same bytes."""
     store = store_in(home)
     held = {part.name for part in manifest.parts if store.held(part)}
     assert held == set(names)
@@ -33,7 +33,7 @@ def check_parts(home: Path, seeded: Store, manifest: Manifest, names: tuple[str,
 
 
 def test_three_commands_in_three_empty_homes(tmp_path: Path) -> None:
-    """Each types what the first one printed, has just what it needs, and can repair it."""
+    """Each types what the first one printed, holds only what it needs, and can repair it."""
     homes = [tmp_path / name for name in ("first", "second", "asker")]
     with joined(homes[0], FIRST_COMMAND) as first:
         (join_line,) = [line for line in first if " join " in line]
@@ -55,18 +55,18 @@ def test_three_commands_in_three_empty_homes(tmp_path: Path) -> None:
 
 
 def check_repair(home: Path, manifest: Manifest, join_line: str) -> None:
-    """A flipped bit is found, what to type is said, and typing it makes the part whole again."""
+    """A flipped bit is found, and typing the suggested command repairs the part."""
     layer = manifest.part("layer.0")
     path = store_in(home).path(layer)
     good = path.read_bytes()
     flip(path, 700_000)
     result = run(home, "model", "verify", manifest.id)
     assert result.returncode == 4, result.stderr
-    (told,) = re.findall(r"by  p2pinfer (model verify .*) --bootstrap MULTIADDR", result.stderr)
+    (told,) = re.findall(r"run  p2pinfer (model verify .*) --bootstrap ADDRESS", result.stderr)
     where = re.search(r"--bootstrap \S+", join_line)
     assert where
     words = shlex.split(f"{told} {where[0]} --network nothing")
     result = run(home, *words)
     assert result.returncode == 0, result.stderr
-    assert result.stdout.endswith("damaged: none; fetched anew: layer.0\n")
+    assert result.stdout.endswith("damaged: none; fetched again: layer.0\n")
     assert path.read_bytes() == good

@@ -1,4 +1,4 @@
-"""The gateway before three real peers, asked by the official client and by hand."""
+"""The gateway with three real peers, asked by the official client and by hand."""
 
 import json
 import math
@@ -25,32 +25,32 @@ STREAMS = 20
 TOKENS = 24
 
 SLOWEST_TO_FASTEST_MAX = 3.0
-"""Nobody starves: what the project promises of twenty streams at once."""
+"""What the project promises for twenty streams at once: none starves."""
 
 FREE_S_MAX = 5.0
 
 HEALTH_S_MAX = 60.0
-"""For a peer that has stopped or gone on to be noticed, on a busy machine."""
+"""For a stopped or resumed peer to be noticed, on a busy machine."""
 
 SAY = [{"role": "user", "content": "Name three colours."}]
 
 
 @pytest.fixture(scope="module")
 def gateway(home: Path) -> Iterator[RunningGateway]:
-    """Give a gateway with three peers of its own."""
+    """Provide a gateway with three peers of its own."""
     with running_gateway(home, "--local", "3", "--context", "1024") as running:
         yield running
 
 
 @pytest.fixture
 def client(gateway: RunningGateway) -> Iterator[openai.OpenAI]:
-    """Give the official client."""
+    """Provide the official client."""
     with openai.OpenAI(base_url=f"{gateway.url}/v1", api_key="none", max_retries=0) as made:
         yield made
 
 
 def test_official_client_lists_asks_and_streams(client: openai.OpenAI) -> None:
-    """The same words whole and in pieces; usage in both."""
+    """The same text whole and in pieces, both with usage."""
     (model,) = client.models.list().data
     assert client.models.retrieve(model.id).id == model.id
     asked = {"model": model.id, "messages": SAY, "max_tokens": 6, "temperature": 0}
@@ -80,7 +80,7 @@ def test_official_client_completes_text(client: openai.OpenAI) -> None:
 
 
 def test_official_client_gets_log_probabilities(client: openai.OpenAI) -> None:
-    """Of a chat and of a completion, whole and streamed: those of the tokens that were said."""
+    """For chats and completions, whole and streamed: those of the answer's tokens."""
     asked = {"model": "default", "messages": SAY, "max_tokens": 6, "temperature": 0}
     asked |= {"logprobs": True, "top_logprobs": 3, "seed": 1}
     whole = client.chat.completions.create(**asked).choices[0]  # type: ignore[call-overload]
@@ -88,7 +88,7 @@ def test_official_client_gets_log_probabilities(client: openai.OpenAI) -> None:
     for each in whole.logprobs.content:
         likeliest = [other.logprob for other in each.top_logprobs]
         assert likeliest == sorted(likeliest, reverse=True)
-        assert each.logprob <= likeliest[0]  # it may be another one: a penalty may forbid the first
+        assert each.logprob <= likeliest[0]  # another one where a penalty forbids the first
         assert sum(map(math.exp, likeliest)) <= 1
     chunks = client.chat.completions.create(**asked, stream=True)  # type: ignore[call-overload]
     told = [c.choices[0].logprobs.content for c in chunks if c.choices[0].logprobs]
@@ -106,7 +106,7 @@ def test_official_client_gets_log_probabilities(client: openai.OpenAI) -> None:
 def test_certificate_of_an_answer_is_fetched_and_holds(
     gateway: RunningGateway, home: Path, tmp_path: Path
 ) -> None:
-    """Whoever has the layers can check it offline."""
+    """A machine that has the layers can check it offline."""
     asked = {"model": "default", "messages": SAY, "max_tokens": 6}
     reply = httpx.post(f"{gateway.url}/v1/chat/completions", json=asked, timeout=60)
     assert reply.headers["x-p2pinfer-trust"].startswith("held; stages=3")
@@ -150,7 +150,7 @@ def metrics(gateway: RunningGateway) -> dict[str, float]:
     "ignore:Exception ignored in. <async_generator:pytest.PytestUnraisableExceptionWarning"
 )
 async def test_official_async_client_under_trio(gateway: RunningGateway) -> None:
-    """It streams, and raises its own errors from our envelope."""
+    """It streams, and raises its own errors from our error bodies."""
     async with openai.AsyncOpenAI(
         base_url=f"{gateway.url}/v1", api_key="none", max_retries=0
     ) as client:
@@ -181,7 +181,7 @@ async def test_official_async_client_under_trio(gateway: RunningGateway) -> None
 
 
 def test_next_turn_of_a_conversation_is_quick(client: openai.OpenAI) -> None:
-    """What the stages hold of it is not sent again."""
+    """Rows that the stages hold are not sent again."""
     first = client.chat.completions.create(
         model="default",
         messages=SAY,  # type: ignore[arg-type] # plain dicts are what people send
@@ -198,7 +198,7 @@ def test_next_turn_of_a_conversation_is_quick(client: openai.OpenAI) -> None:
 
 
 def test_raw_stream_is_plain_lines(gateway: RunningGateway) -> None:
-    """As `curl -N` shows it: events, each a line of JSON, then the last word."""
+    """As `curl -N` shows it: events, each a line of JSON, then ``[DONE]``."""
     body = {"model": "default", "messages": SAY, "max_tokens": 4, "stream": True}
     with httpx.stream("POST", f"{gateway.url}/v1/chat/completions", json=body) as reply:
         assert reply.headers["content-type"].startswith("text/event-stream")
@@ -210,16 +210,16 @@ def test_raw_stream_is_plain_lines(gateway: RunningGateway) -> None:
 
 
 def test_client_that_leaves_frees_its_session(gateway: RunningGateway) -> None:
-    """A stream that is cut off is being answered no longer a moment later."""
+    """Soon after a stream is cut off, its answer stops."""
     body = {"model": "default", "prompt": "Once upon a time", "max_tokens": 900, "stream": True}
     with httpx.stream("POST", f"{gateway.url}/v1/completions", json=body) as reply:
-        lines = reply.iter_lines()  # what it belongs to is closed when it is dropped
+        lines = reply.iter_lines()  # dropping the iterator closes the response
         next(lines)
         assert sessions(gateway)["running"] == 1
     deadline = time.monotonic() + FREE_S_MAX
     while sessions(gateway)["running"]:
         assert time.monotonic() < deadline
-        time.sleep(0.02)  # a process of its own: there is nothing to wait on
+        time.sleep(0.02)  # another process: there is no event to wait for
 
 
 def sessions(gateway: RunningGateway) -> dict[str, int]:
@@ -229,7 +229,7 @@ def sessions(gateway: RunningGateway) -> dict[str, int]:
 
 
 def test_nonsense_on_the_socket_ends_nothing(gateway: RunningGateway) -> None:
-    """Half requests, broken ones, and what is no HTTP at all."""
+    """Half requests, broken ones, and bytes that are not HTTP."""
     host, port = gateway.url.removeprefix("http://").split(":")
     for data in (
         b"\x00" * 1000,
@@ -248,7 +248,7 @@ def test_nonsense_on_the_socket_ends_nothing(gateway: RunningGateway) -> None:
 
 
 def test_twenty_streams_at_once_are_all_served_fairly(gateway: RunningGateway) -> None:
-    """Each is as fast as the others, to within the promised factor."""
+    """Each is as fast as the others, within the promised factor."""
     together = threading.Barrier(STREAMS)
 
     def one(number: int) -> float:
@@ -279,16 +279,16 @@ def test_twenty_streams_at_once_are_all_served_fairly(gateway: RunningGateway) -
     [
         ([], "--local 3"),
         (["--local", "3", "--host", "0.0.0.0"], "P2PINFER_API_KEY"),
-        (["--local", "3", "--bootstrap", "/ip4/127.0.0.1/tcp/1"], "or else --bootstrap"),
+        (["--local", "3", "--bootstrap", "/ip4/127.0.0.1/tcp/1"], "omit it, or omit --bootstrap"),
         (["--local", "3", "--network", "other"], "--network"),
         (["--local", "3", "--port", "70000"], "--port must be from 0 to 65535"),
         (["--local", "99"], "--local must be from 0 to 16"),
     ],
 )
-def test_what_cannot_be_served_is_said_before_anything_starts(
+def test_bad_options_are_refused_before_anything_starts(
     home: Path, words: list[str], sentence: str
 ) -> None:
-    """One sentence that says what to do, and the code of unusable input."""
+    """One sentence says what to do; the exit code is that of bad input."""
     result = subprocess.run(
         [*COMMAND, "serve", *words],
         capture_output=True,
@@ -302,7 +302,7 @@ def test_what_cannot_be_served_is_said_before_anything_starts(
     assert result.stderr.count("\n") == 1
 
 
-def test_port_is_taken_before_anything_is_started(gateway: RunningGateway, home: Path) -> None:
+def test_taken_port_is_found_before_anything_starts(gateway: RunningGateway, home: Path) -> None:
     """No peer is started, and no model fetched, for a gateway that cannot listen."""
     port = gateway.url.rpartition(":")[2]
     words = ["serve", "--local", "3", "--port", port]
@@ -313,8 +313,8 @@ def test_port_is_taken_before_anything_is_started(gateway: RunningGateway, home:
     assert re.fullmatch(r"p2pinfer: cannot listen on .*: choose another port\n", result.stderr)
 
 
-def test_health_is_lost_with_the_only_holder_of_layers(home: Path) -> None:
-    """Though it has only stopped, and its word still counts; it is back when the peer is."""
+def test_health_depends_on_the_only_holder_of_layers(home: Path) -> None:
+    """Lost although it only froze and is still advertised; restored once it resumes."""
     peers = start_peers(home, ["1:15", "15:29"], "--model", "default", network="health")
     try:
         ways = ["--bootstrap", peers[0].address, "--network", "health", "--model", "default"]

@@ -1,4 +1,4 @@
-"""The library before three real peers: from trio, and from code that knows nothing of it."""
+"""The library with three real peers: from trio, and from code without trio."""
 
 from concurrent.futures import ThreadPoolExecutor
 
@@ -15,8 +15,8 @@ pytestmark = pytest.mark.real
 ASKED = [{"role": "user", "content": "Name a colour."}]
 
 
-async def test_pieces_come_in_trio(swarm: list[Peer]) -> None:
-    """The account of an answer is filled in."""
+async def test_streaming_under_trio(swarm: list[Peer]) -> None:
+    """The answer's report is filled in."""
     answer = Answer()
     async with connect([swarm[0].address], network=NETWORK, context=CONTEXT) as joined:
         pieces = [piece async for piece in joined.chat(ASKED, max_tokens=6, answer=answer)]
@@ -26,8 +26,8 @@ async def test_pieces_come_in_trio(swarm: list[Peer]) -> None:
     assert answer.trust.held
 
 
-def test_pieces_come_without_trio_and_to_several_threads(swarm: list[Peer]) -> None:
-    """The same greedy answer to everybody, also after one that was left in the middle."""
+def test_streaming_without_trio_from_several_threads(swarm: list[Peer]) -> None:
+    """All threads get the same greedy answer, also after one was abandoned halfway."""
     with connect([swarm[1].address], network=NETWORK, context=CONTEXT) as joined:
         assert "smollm" in joined.model_name.lower()
         left = joined.chat(ASKED, max_tokens=50)
@@ -43,8 +43,8 @@ def test_pieces_come_without_trio_and_to_several_threads(swarm: list[Peer]) -> N
     assert answers.pop()
 
 
-def test_what_goes_wrong_is_raised_where_it_was_asked_for(swarm: list[Peer]) -> None:
-    """An address where nobody is, none at all, and what no swarm could do."""
+def test_errors_are_raised_in_the_caller(swarm: list[Peer]) -> None:
+    """For an address without a peer, no address, and an impossible request."""
     nowhere = f"/ip4/127.0.0.1/tcp/1/p2p/{swarm[0].id}"
     with pytest.raises(NobodyServes), connect([nowhere]):
         pass

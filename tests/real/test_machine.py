@@ -1,4 +1,4 @@
-"""Machines that differ from a developer's: what their owner reads there."""
+"""Machines unlike a developer's: what their owners read."""
 
 import os
 import re
@@ -41,13 +41,13 @@ def run(
 
 
 def last_line(done: subprocess.CompletedProcess[str]) -> str:
-    """Return the sentence that a command ended with."""
+    """Return the last line that a command printed."""
     assert "Traceback" not in done.stderr
     return done.stderr.splitlines()[-1]
 
 
-def test_a_folder_of_other_modules_is_no_danger(home: Path, tmp_path: Path) -> None:
-    """A ``numpy.py`` in the current folder is read by none of a whole swarm's processes."""
+def test_modules_in_the_current_folder_are_not_imported(home: Path, tmp_path: Path) -> None:
+    """No process of a whole swarm imports a ``numpy.py`` in the current folder."""
     for name in ("numpy", "json", "random", "jinja2", "trio", "llama_cpp"):
         (tmp_path / f"{name}.py").write_text("raise SystemExit('the wrong module ran')\n")
     words = ("demo", "Name a colour.", "--peers", "2", "--max-tokens", "4", "--context", "512")
@@ -58,7 +58,7 @@ def test_a_folder_of_other_modules_is_no_danger(home: Path, tmp_path: Path) -> N
 
 @pytest.fixture
 def small(home: Path) -> Iterator[tuple[str, ...]]:
-    """Give what runs a command in a cgroup of 300 MB; the model is in the store already."""
+    """Provide the prefix that runs a command in a cgroup of 300 MB; the model is in the store."""
     assert run(home, "model", "add", "default").returncode == 0
     is_v1 = _V1.is_dir()
     group = (_V1 if is_v1 else _V2) / f"p2pinfer-test-{os.getpid()}"
@@ -76,7 +76,7 @@ def small(home: Path) -> Iterator[tuple[str, ...]]:
 
 
 def test_a_limit_of_300_megabytes_is_explained(home: Path, small: tuple[str, ...]) -> None:
-    """Whatever the machine has: each command says what it needs, and what there is."""
+    """Whatever the machine has, each command says what it needs and what is free."""
     done = run(home, "join", *HERE, before=small)
     assert done.returncode == EXIT_USAGE
     words = "one layer of SmolLM2-135M-Instruct with 8 sessions of 4,096 positions takes"
@@ -102,13 +102,13 @@ for command in "$@"; do
   echo "$? $(tail -n 1 "$ERR")"
 done
 """
-"""Runs commands one after the other where P2PINFER_HOME is a small disk of their own."""
+"""Runs commands one after the other with P2PINFER_HOME on a small disk of its own."""
 
 
 def in_small_home(
     tmp_path: Path, size: str, *commands: str, prepare: str = ""
 ) -> list[tuple[int, str]]:
-    """Return how each command ended, and its last words; skips where no disk may be mounted."""
+    """Return each command's exit code and last line; skip if no disk may be mounted."""
     alone = ["unshare", "--user", "--map-root-user", "--mount"]
     probe = [*alone, "mount", "-t", "tmpfs", "probe", str(tmp_path)]
     if (
@@ -143,7 +143,7 @@ JOIN = "join --listen /ip4/127.0.0.1/tcp/0 --layers 1:10 --sessions 1 --context 
 
 
 def test_a_disk_that_is_too_small_is_named(tmp_path: Path) -> None:
-    """Before anything is written to it."""
+    """It is refused before anything is written to it."""
     commands = ["model add default", JOIN, "demo hi", "serve --local 2 --port 0"]
     for code, text in in_small_home(tmp_path, "50m", *commands):
         assert code == EXIT_USAGE
@@ -152,7 +152,7 @@ def test_a_disk_that_is_too_small_is_named(tmp_path: Path) -> None:
 
 
 def test_a_full_disk_is_named_and_nothing_is_lost(tmp_path: Path) -> None:
-    """The model is there, and there is room for nothing more; once there is, all goes on."""
+    """With the model there is no room left; once there is, everything works."""
     fill = 'dd if=/dev/zero of="$DISK/fill" bs=64k 2>/dev/null; dd if=/dev/zero of="$DISK/rest"'
     prepare = f"$P2PINFER model add default >/dev/null 2>&1; {fill} bs=1 2>/dev/null"
     nobody = "12D3KooWGFgCLy6XehU9vhoStQAgaNDPQPoRbqRbZiE85zLuEQb8"
@@ -175,11 +175,11 @@ def test_a_full_disk_is_named_and_nothing_is_lost(tmp_path: Path) -> None:
     assert "make room, or set P2PINFER_HOME to a directory on a larger disk" in slice_
     assert "a local peer did not start: " in serve
     assert "make room" in serve
-    assert "no peer answers" in asked  # nothing that it needs has to be written
+    assert "no peer answers" in asked  # it needs to write nothing
 
 
-def test_a_home_that_nobody_may_write_to_is_named(tmp_path: Path) -> None:
-    """An empty one, and one that has all that is needed."""
+def test_a_read_only_home_is_named(tmp_path: Path) -> None:
+    """An empty one, and one that has everything needed."""
     commands = ["model add default", JOIN, "chat hi", "serve --local 2 --port 0", "demo hi"]
     remount = 'mount -o remount,ro "$DISK"'
     for code, text in in_small_home(tmp_path, "50m", *commands, prepare=remount):
@@ -193,7 +193,7 @@ def test_a_home_that_nobody_may_write_to_is_named(tmp_path: Path) -> None:
 
 
 def joined_in_network(home: Path, setup: str) -> list[str]:
-    """Return what ``join`` prints on a machine with other interfaces; skips where none are made."""
+    """Return what ``join`` prints with other network interfaces; skip if none can be made."""
     alone = ["unshare", "--user", "--map-root-user", "--net", "sh", "-c"]
     veth = "ip link set lo up && ip link add d0 type veth peer name far0"
     if (
@@ -219,8 +219,8 @@ def joined_in_network(home: Path, setup: str) -> list[str]:
     return printed.decode().splitlines()
 
 
-def test_nine_addresses_on_one_interface_are_no_obstacle(home: Path) -> None:
-    """Eight are told; the next machine types one of them, and not that of a container bridge."""
+def test_nine_addresses_on_one_interface_are_limited_to_eight(home: Path) -> None:
+    """Eight are advertised; the printed one is not that of a container bridge."""
     setup = (
         "ip link add docker0 type veth peer name far1 && ip link set docker0 up"
         " && ip link set far1 up && ip addr add 172.17.0.1/16 dev docker0"
@@ -235,7 +235,7 @@ def test_nine_addresses_on_one_interface_are_no_obstacle(home: Path) -> None:
 
 
 def test_a_machine_without_a_network_says_so(home: Path) -> None:
-    """What it prints would lead nobody there."""
+    """No other machine could reach the address it prints."""
     lines = joined_in_network(home, "true")
     assert ONLY_HERE in lines
     (address,) = [line for line in lines if line.startswith("address ")]

@@ -1,4 +1,4 @@
-"""The web page in a real browser, before three real peers."""
+"""The web page in a real browser, with three real peers."""
 
 import json
 import re
@@ -27,10 +27,10 @@ DESK: ViewportSize = {"width": 1360, "height": 860}
 PHONE: ViewportSize = {"width": 390, "height": 844}
 
 TOUCH_PX = 44
-"""What a finger hits without thinking."""
+"""What a finger hits easily."""
 
 TOKENS = 64
-"""Of the longest answer, which a long story comes to: time enough to do something meanwhile."""
+"""The longest answer, which a long story reaches: time enough to do something meanwhile."""
 
 HOSTILE = (
     '<img src=x onerror="window.hit=1"> [x](javascript:alert(1)) `<b>` **<i>bold</i>**\n'
@@ -40,7 +40,7 @@ HOSTILE = (
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
-    """Give a headless browser of the system's."""
+    """Provide the system's browser, headless."""
     with sync_playwright() as playwright:
         running = launch(playwright)
         if running is None:
@@ -51,7 +51,7 @@ def browser() -> Iterator[Browser]:
 
 @pytest.fixture(scope="module")
 def gateway(home: Path, browser: Browser) -> Iterator[RunningGateway]:
-    """Give a gateway with three peers of its own."""
+    """Provide a gateway with three peers of its own."""
     options = ["--local", "3", "--context", "1024", "--temperature", "0"]
     with running_gateway(home, *options, "--max-tokens", str(TOKENS)) as running:
         yield running
@@ -59,7 +59,7 @@ def gateway(home: Path, browser: Browser) -> Iterator[RunningGateway]:
 
 @pytest.fixture
 def page(browser: Browser, gateway: RunningGateway) -> Iterator[Page]:
-    """Give the page as a new visitor sees it; it must not log any error."""
+    """Provide the page as a new visitor sees it; it must not log any error."""
     context = browser.new_context(viewport=DESK)
     opened = context.new_page()
     errors: list[str] = []
@@ -72,7 +72,7 @@ def page(browser: Browser, gateway: RunningGateway) -> Iterator[Page]:
 
 
 def is_error(line: ConsoleMessage) -> bool:
-    """Whether the page is to blame, and not a request that a test made fail."""
+    """Whether a message is the page's fault, not of a request that a test made fail."""
     return line.type == "error" and not line.text.startswith("Failed to load resource")
 
 
@@ -82,8 +82,8 @@ def ask(page: Page, text: str) -> None:
     page.keyboard.press("Enter")
 
 
-def test_question_is_answered_and_the_map_shows_who_did(page: Page) -> None:
-    """A prompt typed, the answer and its account, three peers with their layers."""
+def test_question_is_answered_and_the_map_shows_its_peers(page: Page) -> None:
+    """A typed prompt, the answer and its report, three peers with their layers."""
     expect(page.locator("#status")).to_have_text("3 peers, all layers")
     peers = page.locator("#peers li:not([data-state=own])")
     expect(peers).to_have_count(3)
@@ -107,7 +107,7 @@ def test_question_is_answered_and_the_map_shows_who_did(page: Page) -> None:
 
 
 def test_answer_can_be_stopped_and_made_again(page: Page) -> None:
-    """By the button and by the Escape key; what was said stays."""
+    """By the button and by the Escape key; the text so far stays."""
     ask(page, "Tell a very long story.")
     expect(page.locator(".turn.assistant .said")).not_to_be_empty(timeout=ANSWER_MS_MAX)
     page.get_by_role("button", name="Stop").click()
@@ -121,7 +121,7 @@ def test_answer_can_be_stopped_and_made_again(page: Page) -> None:
 
 
 def test_answer_goes_on_while_another_conversation_is_open(page: Page) -> None:
-    """The list marks the one that is being answered; going back shows all of the answer."""
+    """The list marks the one being answered; going back shows the whole answer."""
     ask(page, "Tell a very long story.")
     expect(page.locator(".turn.assistant .said")).not_to_be_empty(timeout=ANSWER_MS_MAX)
     page.get_by_role("button", name="New conversation").first.click()
@@ -153,8 +153,8 @@ def test_gateway_with_a_key_asks_for_it(page: Page) -> None:
     expect(page.locator("#status")).to_have_attribute("data-state", "ready")
 
 
-def test_another_tab_shows_what_was_said_here(page: Page) -> None:
-    """And neither loses what the other is being told at the same time."""
+def test_another_tab_shows_the_conversation(page: Page) -> None:
+    """Neither tab loses the other's answer in progress."""
     other = page.context.new_page()
     other.goto(page.url)
     ask(other, "Tell a very long story.")
@@ -168,7 +168,7 @@ def test_another_tab_shows_what_was_said_here(page: Page) -> None:
 
 
 def test_many_peers_stay_readable(page: Page) -> None:
-    """What is amiss has a line of its own; the map does not grow out of the window."""
+    """Problems have their own line; the map does not outgrow the window."""
     peers = [
         {"peer": f"12D3KooW{number:044d}", "first": number % 20, "end": number % 20 + 9}
         | {"state": "failed" if number == 7 else "serving", "row_us": 300, "sessions_free": 1}
@@ -193,7 +193,7 @@ def test_many_peers_stay_readable(page: Page) -> None:
 
 
 def test_conversations_and_settings_outlive_a_reload(page: Page, gateway: RunningGateway) -> None:
-    """Each is there again; a deleted one is not."""
+    """All are restored, except a deleted one."""
     ask(page, "Say yes.")
     expect(page.locator(".account")).to_be_visible(timeout=ANSWER_MS_MAX)
     page.get_by_role("button", name="New conversation").first.click()
@@ -217,8 +217,8 @@ def test_conversations_and_settings_outlive_a_reload(page: Page, gateway: Runnin
     assert json.loads(asked.value.post_data or "")["temperature"] == 0.3
 
 
-def test_what_a_model_says_is_text_and_never_code(page: Page) -> None:
-    """Tags, script links and handlers are shown, not obeyed."""
+def test_model_output_is_text_and_never_code(page: Page) -> None:
+    """Tags, script links and handlers are shown, not executed."""
     answer_with(page, HOSTILE)
     ask(page, "<b>x</b>")
     said = page.locator(".turn.assistant .said")
@@ -230,7 +230,7 @@ def test_what_a_model_says_is_text_and_never_code(page: Page) -> None:
 
 
 def test_refusal_is_shown_in_the_gateways_words(page: Page) -> None:
-    """And the question can be asked again."""
+    """The question can be asked again."""
     error = {"error": {"message": "The swarm is busy.", "type": "rate_limit_error"}}
     page.route("**/v1/chat/completions", lambda route: route.abort())
     ask(page, "Hello?")
@@ -252,8 +252,8 @@ def answer_with(page: Page, text: str) -> None:
     )
 
 
-def test_what_is_refused_can_be_edited_or_left(page: Page) -> None:
-    """Asked again it would be refused again; the question goes back into the field."""
+def test_a_refused_question_can_be_edited_or_dropped(page: Page) -> None:
+    """Repeated it would be refused again; it returns to the input field."""
     error = {"error": {"message": "the template refuses this: TemplateError: roles must alternate"}}
     body = json.dumps(error)
     page.route("**/v1/chat/completions", lambda route: route.fulfill(status=400, body=body))
@@ -274,7 +274,7 @@ def test_what_is_refused_can_be_edited_or_left(page: Page) -> None:
 
 
 def test_code_is_copied_and_links_show_where_they_lead(page: Page) -> None:
-    """The text of a block alone; a host that the words of a link do not name."""
+    """Only a block's text is copied; a link whose text hides its host shows it."""
     page.context.grant_permissions(["clipboard-read", "clipboard-write"])
     code = "x = 1\n" + "y" * 500
     answer_with(page, f"```python\n{code}\n```\n[docs](https://other.example/a) and text")
@@ -293,7 +293,7 @@ def test_code_is_copied_and_links_show_where_they_lead(page: Page) -> None:
 
 
 def test_loading_is_shown_and_a_question_waits_for_it(page: Page) -> None:
-    """What is being done, and how far; the answer comes once the gateway is ready."""
+    """The step and its progress are shown; the answer follows once the gateway is ready."""
     told = {"text": "probing layers 1:10 …", "share": 0.25}
     body = f"event: loading\ndata: {json.dumps(told)}\n\n"
     loads = [True, True, False]
@@ -319,7 +319,7 @@ def test_loading_is_shown_and_a_question_waits_for_it(page: Page) -> None:
 
 
 def test_reading_of_a_long_prompt_has_a_bar(page: Page) -> None:
-    """As far as the stages have run it."""
+    """It shows how far the stages are."""
     ask(page, "Sum this up: " + "the cat sat on the mat and looked at the moon. " * 70)
     expect(page.locator(".live")).to_have_text(
         re.compile(r"reading: [\d,]+ of [\d,]+ tokens"), timeout=ANSWER_MS_MAX
@@ -329,7 +329,7 @@ def test_reading_of_a_long_prompt_has_a_bar(page: Page) -> None:
 
 
 def test_page_works_by_keyboard_and_on_a_phone(page: Page) -> None:
-    """Nothing sticks out, every control has a name and room, and panels open and close."""
+    """Nothing overflows, controls are named and large enough, and panels open and close."""
     page.set_viewport_size(PHONE)
     answer_with(page, "```\nx\n```")
     ask(page, "Hi")
@@ -358,7 +358,7 @@ def test_page_works_by_keyboard_and_on_a_phone(page: Page) -> None:
 
 
 def test_page_comes_back_when_the_gateway_does(browser: Browser, page: Page) -> None:
-    """While the stream of events is cut it says so, and it tries again by itself."""
+    """While the event stream is cut it says so, and it retries by itself."""
     expect(page.locator("#status")).to_have_attribute("data-state", "ready")
     page.route("**/api/events", lambda route: route.abort())
     page.evaluate("window.stop()")
@@ -367,8 +367,8 @@ def test_page_comes_back_when_the_gateway_does(browser: Browser, page: Page) -> 
     expect(page.locator("#status")).to_have_attribute("data-state", "ready", timeout=20_000)
 
 
-def test_killed_peer_goes_grey_while_the_answer_goes_on(browser: Browser, home: Path) -> None:
-    """Another holder of its layers takes over; the map and the account show both."""
+def test_killed_peer_turns_grey_while_the_answer_continues(browser: Browser, home: Path) -> None:
+    """Another holder of its layers takes over; the map and the report show both."""
     network, ranges = "page", ["1:10", "10:19", "19:29", "10:19"]
     peers = start_peers(home, ranges, network=network)
     try:

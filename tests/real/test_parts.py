@@ -1,4 +1,4 @@
-"""Parts between processes over libp2p: holders and fetchers are killed, and bytes stay right."""
+"""Parts between processes over libp2p: holders and fetchers are killed, bytes stay correct."""
 
 import random
 import sys
@@ -45,14 +45,14 @@ async def process(*arguments: str) -> AsyncIterator[trio.Process]:
 
 @asynccontextmanager
 async def holder(root: Path, model: Model) -> AsyncIterator[tuple[trio.Process, str]]:
-    """Run a process that serves a store; gives its address as well."""
+    """Run a process that serves a store; yield it and its address."""
     serve = ("p2pinfer.bench.fetch", "serve", str(root), model.id, "own")
     async with process(*serve) as child:
         yield child, await read_line(child)
 
 
 async def read_line(child: trio.Process) -> str:
-    """Return the next line that a process prints, or nothing when it has ended."""
+    """Return the next line that a process prints, empty if it has ended."""
     assert child.stdout
     line = b""
     while not line.endswith(b"\n") and (byte := await child.stdout.receive_some(1)):
@@ -70,10 +70,10 @@ def held(store: Store, model: Model) -> set[tuple[str, int]]:
     return {(p.name, n) for p in model.manifest.parts for n in store.chunks_held(p)}
 
 
-async def test_kill_the_fetcher_at_any_moment(tmp_path: Path) -> None:
-    """Killed 20 times it goes on each time, and ends with the same bytes.
+async def test_fetching_survives_kills_of_the_fetcher(tmp_path: Path) -> None:
+    """Killed 20 times it continues each time, and ends with the same bytes.
 
-    What its holder gave twice is no more than what was in flight at the kills.
+    Its holder sends twice at most the chunks in flight at the kills.
     """
     chance = random.Random(5)
     model = make_model(layers=10, layer_bytes=12 << 20)
@@ -92,7 +92,7 @@ async def test_kill_the_fetcher_at_any_moment(tmp_path: Path) -> None:
                     while brought < limit and (await read_line(child)) == "chunk":
                         brought += 1
                     child.kill()
-                    while await read_line(child) == "chunk":  # what it told before it died
+                    while await read_line(child) == "chunk":  # the lines it printed before it died
                         brought += 1
                 after = held(Store(tmp_path / "fetcher"), model)
                 assert before <= after
@@ -106,8 +106,8 @@ async def test_kill_the_fetcher_at_any_moment(tmp_path: Path) -> None:
     assert written <= chunks <= given <= chunks + KILLS * IN_FLIGHT_PER_HOLDER_MAX
 
 
-async def test_kill_the_only_holder(tmp_path: Path) -> None:
-    """In mid-transfer its only holder dies: it says what it waits for, until another appears."""
+async def test_fetching_waits_for_another_holder(tmp_path: Path) -> None:
+    """If the only holder dies during a transfer, the fetcher says what it waits for."""
     model = make_model(layers=10, layer_bytes=12 << 20)
     model.fill(Store(tmp_path / "holder"))
     addresses = tmp_path / "addresses"
@@ -120,17 +120,17 @@ async def test_kill_the_only_holder(tmp_path: Path) -> None:
                 only.kill()
                 while (line := await read_line(child)) == "chunk":
                     pass
-                assert line.startswith("nobody online holds layer.")
+                assert line.startswith("no peer online holds layer.")
                 async with holder(tmp_path / "holder", model) as (_, other):
                     addresses.write_text(other)
                     while (line := await read_line(child)) != "whole":
-                        assert line == "chunk" or line.startswith("nobody online holds ")
+                        assert line == "chunk" or line.startswith("no peer online holds ")
     store = Store(tmp_path / "fetcher")
     assert all(store.path(p).read_bytes() == model.data[p.hash] for p in model.manifest.parts)
 
 
 def test_the_bench_measures(home: Path) -> None:
-    """One round gives a rate for each way, and says what each step takes."""
+    """One round gives a rate for each way, and each step's time."""
     found = bench(home, "fetch", "--rounds", "1", "--megabytes", "25")
     assert set(found["mb_per_s"]) == {"plain", "plain_library", "from_1", "from_3"}
     for ratio in ("ratio", "ratio_to_library"):
@@ -149,10 +149,10 @@ def test_memory_does_not_grow_with_the_model(home: Path) -> None:
 
 
 class TellingStore(Store):
-    """Prints a line for every chunk that is safe."""
+    """Prints a line for every chunk on disk."""
 
     def write_chunks(self, part: Part, chunks: Mapping[int, bytes]) -> set[int]:
-        """Write, then tell."""
+        """Write, then print."""
         wrong = super().write_chunks(part, chunks)
         sys.stdout.write("chunk\n" * (len(chunks) - len(wrong)))
         sys.stdout.flush()
@@ -160,7 +160,7 @@ class TellingStore(Store):
 
 
 async def main(*arguments: str) -> None:
-    """Fetch a whole model into a store from the peers whose addresses stand in a file."""
+    """Fetch a whole model into a store from the peers whose addresses are in a file."""
     root, model, addresses = arguments
     told = ""
 

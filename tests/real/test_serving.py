@@ -1,4 +1,4 @@
-"""Peers that are told nothing but one address: they share the layers, and mend what is lost."""
+"""Peers that know only one address: they share the layers, and repair losses."""
 
 import json
 import signal
@@ -22,18 +22,18 @@ from transports.identity import load_identity
 pytestmark = pytest.mark.real
 
 LAYERS_MAX = (20, 12, 8, 8)
-"""Of 28: the second may go, and the others can hold what it held."""
+"""Of 28 layers: if the second peer leaves, the others can hold its layers."""
 
 COVER_S_MAX = 120.0
-"""Three renewals missed, a decision, a load, on a busy machine."""
+"""Three missed renewals, a decision and loading, on a busy machine."""
 
 LOOK_S = 0.5
 
 
-def test_peers_share_the_layers_and_mend_the_swarm(home: Path, default_model: Path) -> None:
-    """Four start at once and cover all; one leaves, the first one dies, one joins.
+def test_peers_share_the_layers_and_repair_the_swarm(home: Path, default_model: Path) -> None:
+    """Four start at once and cover all layers; one leaves, the first one dies, one joins.
 
-    Nobody is told any layers, and a chat works after each of these.
+    No peer is assigned layers, and a chat works after each of these events.
     """
     network = "unled"
     with ExitStack() as stack:
@@ -59,21 +59,21 @@ def test_peers_share_the_layers_and_mend_the_swarm(home: Path, default_model: Pa
         assert covered(rows(home, network, way_in), 3), "it left a hole"
         assert answer(home, network, way_in)["tokens"] == 3
 
-        first.process.kill()  # where everybody came in
+        first.process.kill()  # the peer through which all joined
         late = wait_ready(start(LAYERS_MAX[0], [others[1].address]))
         wait_until(lambda: covered(rows(home, network, late.address), 3), "the hole is filled")
         assert answer(home, network, late.address)["tokens"] == 3
 
 
 def bytes_of_a_layer(file: Path) -> int:
-    """Return what a layer takes, as a peer that is started here counts."""
+    """Return the bytes of a layer, as a peer on this machine counts them."""
     store = open_store()
     model = open_whole(name_model(str(file), store, lambda *_: None), store)
     return layer_bytes(model, Machine(SESSIONS, CONTEXT))
 
 
 def free_port() -> int:
-    """Return a port that nobody listens on just now."""
+    """Return a port that is free now."""
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port: int = free.getsockname()[1]
@@ -90,14 +90,14 @@ def end(process: subprocess.Popen[bytes]) -> None:
 
 
 def rows(home: Path, network: str, address: str) -> list[dict[str, Any]]:
-    """Return what ``p2pinfer peers`` shows of the peers that serve and can be called."""
+    """Return what ``p2pinfer peers`` shows of the peers that serve and can be dialled."""
     result = command(home, "peers", "--json", "--bootstrap", address, "--network", network)
     found: list[dict[str, Any]] = json.loads(result) if result else []
     return [row for row in found if row["reached"] and row["state"] == "serving"]
 
 
 def covered(found: list[dict[str, Any]], peers: int) -> bool:
-    """Whether so many peers serve every layer but those at the ends."""
+    """Whether ``peers`` peers serve every layer except those at the ends."""
     ranges = [tuple(map(int, row["layers"].split(":"))) for row in found]
     served = {layer for first, end in ranges for layer in range(first, end)}
     return len(found) == peers and served >= set(range(1, 29))
@@ -113,7 +113,7 @@ def answer(home: Path, network: str, address: str) -> dict[str, Any]:
 
 
 def command(home: Path, *words: str) -> str:
-    """Run a command; gives what it printed, nothing if it failed."""
+    """Run a command; return what it printed, empty if it failed."""
     done = subprocess.run(
         [*COMMAND, *words],
         capture_output=True,
@@ -126,8 +126,8 @@ def command(home: Path, *words: str) -> str:
 
 
 def wait_until(holds: Callable[[], bool], what: str) -> None:
-    """Wait until something is so; AssertionError if it does not become so."""
+    """Wait until a condition holds; AssertionError if it does not in time."""
     deadline = time.monotonic() + COVER_S_MAX
     while not holds():
         assert time.monotonic() < deadline, f"it is not so that {what}"
-        time.sleep(LOOK_S)  # strangers' processes: there is nothing to wait on
+        time.sleep(LOOK_S)  # not our child processes: there is no event to wait for

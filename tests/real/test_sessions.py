@@ -1,4 +1,4 @@
-"""Several sessions at once, a conversation's turns, and what becomes of a session's cells."""
+"""Several sessions at once, a conversation's turns, and the reuse of a session's cells."""
 
 from contextlib import AsyncExitStack
 from pathlib import Path
@@ -21,10 +21,10 @@ Reference = list[tuple[list[int], list[int]]]
 
 
 @pytest.mark.parametrize("count", [4, 8])
-async def test_sessions_at_once_get_what_each_gets_alone(
+async def test_concurrent_sessions_get_the_same_as_alone(
     default_model: Path, swarm: list[Peer], reference: Reference, count: int
 ) -> None:
-    """Prompts of all lengths, prefilled and decoded between each other."""
+    """Prompts of all lengths, with prefills and decodes interleaved."""
     chosen = reference[-count:]
     found: dict[int, list[int]] = {}
     with trio.fail_after(ANSWERS_S_MAX):
@@ -43,7 +43,7 @@ async def test_sessions_at_once_get_what_each_gets_alone(
     assert [found[number] for number in range(count)] == [tokens for _, tokens in chosen]
 
 
-async def test_next_turn_runs_only_what_is_new(default_model: Path, swarm: list[Peer]) -> None:
+async def test_next_turn_runs_only_new_positions(default_model: Path, swarm: list[Peer]) -> None:
     """A second question keeps the first one's cells; asked again, it gets the same answer."""
     options = ChatOptions(Sampling(), max_tokens=12)
     with trio.fail_after(ANSWERS_S_MAX):
@@ -60,13 +60,13 @@ async def test_next_turn_runs_only_what_is_new(default_model: Path, swarm: list[
     assert second.reused_tokens >= first.prompt_tokens
     assert second.prompt_tokens - second.reused_tokens < first.prompt_tokens
     assert again.text == second.text
-    assert again.reused_tokens == second.prompt_tokens - 1  # the last one's logits are wanted
+    assert again.reused_tokens == second.prompt_tokens - 1  # the last one's logits are needed
 
 
 async def test_closed_sessions_make_room_and_one_too_many_is_refused(
     default_model: Path, swarm: list[Peer]
 ) -> None:
-    """More sessions than peers hold work one after the other, and not all at once."""
+    """More sessions than peers hold work one after the other, but not all at once."""
     prompt = [1, 2, 3]
     with trio.fail_after(ANSWERS_S_MAX):
         options = client_options(default_model, swarm[0], sessions=SESSIONS + 1)

@@ -1,4 +1,4 @@
-"""The swarm says, token by token, what llama.cpp says alone with the whole file."""
+"""The swarm gives, token by token, the answers of llama.cpp alone with the whole file."""
 
 from collections.abc import Sequence
 from itertools import pairwise
@@ -21,7 +21,7 @@ Reference = list[tuple[list[int], list[int]]]
 async def answers(
     options: ClientOptions, prompts: Sequence[list[int]], count: int
 ) -> list[list[int]]:
-    """Ask each prompt in a session of its own, one after the other."""
+    """Ask each prompt in its own session, one after the other."""
     found = []
     with trio.fail_after(ANSWERS_S_MAX):
         async with open_client(options) as client:
@@ -33,7 +33,7 @@ async def answers(
     return found
 
 
-async def test_three_peers_say_what_llama_cpp_says(
+async def test_three_peers_match_llama_cpp(
     default_model: Path, swarm: list[Peer], reference: Reference
 ) -> None:
     """Ten prompts from one token to more than 1,000."""
@@ -46,10 +46,10 @@ async def test_three_peers_say_what_llama_cpp_says(
 
 
 @pytest.mark.parametrize("peers", [1, 2, 5])
-async def test_other_numbers_of_peers_say_the_same(
+async def test_other_numbers_of_peers_match_too(
     default_model: Path, home: Path, reference: Reference, peers: int
 ) -> None:
-    """A short prompt, one of a chunk and a bit, and one of more than 512 tokens."""
+    """A short prompt, one slightly longer than a chunk, and one of more than 512 tokens."""
     bounds = [1 + 28 * i // peers for i in range(peers + 1)]
     some = [reference[2], reference[6], reference[9]]
     running = await trio.to_thread.run_sync(

@@ -1,4 +1,4 @@
-"""A chain whose middle stage others can run again, and stages that tamper with their rows."""
+"""A chain whose middle stage other holders can replay, and stages that tamper with their rows."""
 
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
@@ -33,7 +33,7 @@ from tests.support.swarm import (
 BOUNDS = CHAINS[3]
 HOLDERS = KEYS[4:7]
 OWN = "own"
-"""An engine of the requester's, beside those of other holders."""
+"""Stands for the requester's own engine among the names of other holders."""
 
 Tamper = Callable[[int, bytes], bytes]
 
@@ -46,7 +46,7 @@ class Tampering:
         self.close = inner.close
 
     def submit(self, position: int, rows: bytes, done: Done, *, regime: Regime) -> None:
-        """Run the rows, and hand on others."""
+        """Run the rows, and return altered ones."""
 
         def take(outcome: Decoded | EngineError) -> None:
             assert isinstance(outcome, Decoded)
@@ -62,7 +62,7 @@ def cheat(engine: FakeStage, tamper: Tamper, monkeypatch: pytest.MonkeyPatch) ->
 
 
 def at_70(position: int, rows: bytes) -> bytes:
-    """Change the row at position 70 alone."""
+    """Change only the row at position 70."""
     at = (70 - position) * ROW_BYTES
     if not 0 <= at < len(rows):
         return rows
@@ -71,15 +71,15 @@ def at_70(position: int, rows: bytes) -> bytes:
 
 @frozen
 class Case:
-    """A swarm with other holders of the middle stage's layers, and who replays in which order."""
+    """A swarm with other holders of the middle stage's layers, and the order of replays."""
 
     made: Swarm
     holders: Sequence[FakeStage]
     replays: list[str | PeerId]
     proofs: list[FraudProof] = field(factory=list)
-    """That audits gave."""
+    """Fraud proofs from the audits."""
     classes: dict[str, str] = field(factory=dict)
-    """The numerics classes of those who replay in another than that of the stages."""
+    """Numerics classes of the replays that differ from the stages' class."""
 
     async def examine(self, rate: float = 1.0) -> Trust:
         """Answer once, and audit."""
@@ -90,7 +90,7 @@ class Case:
             return await auditor.examine(session.evidence, len(session.tokens))
 
     def find(self, first: int, end: int, besides: PeerId) -> list[OpenReplay]:
-        """Return who replays; only the middle stage has other holders."""
+        """Return the replays; only the middle stage has other holders."""
         names = self.replays if (first, end) == BOUNDS[1:3] else [OWN]
         return [self._opening(name, first, end) for name in names if name != besides]
 

@@ -16,11 +16,11 @@ FLAGS = [
 ]
 
 ANSWER_MS_MAX = 60_000
-"""For an answer to come on a busy machine."""
+"""For an answer on a busy machine."""
 
 
 def launch(playwright: Playwright) -> Browser | None:
-    """Start a browser; None where none is installed."""
+    """Start a browser; None if none is installed."""
     program = next(filter(None, map(shutil.which, BROWSERS)), None)
     if program is None:
         return None

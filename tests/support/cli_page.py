@@ -1,6 +1,7 @@
 """The command line as Markdown: every command and every option, from the app itself."""
 
 from collections.abc import Iterator
+from inspect import cleandoc
 
 from cyclopts import App, Argument
 
@@ -22,7 +23,7 @@ def shown(command: App) -> list[Argument]:
     """Return what a command takes, without what is for the program's own use."""
     if not command.default_command:
         return []
-    found = command.assemble_argument_collection()
+    found = command.assemble_argument_collection(parse_docstring=True)
     return [each for each in found if each.name != "*" and each.show]
 
 
@@ -78,7 +79,7 @@ def _one(words: tuple[str, ...], command: App) -> Iterator[str]:
     yield ""
     yield f"    {' '.join(typed)}"
     yield ""
-    yield str(command.help).strip()
+    yield cleandoc(str(command.help)).split("\n\nParameters\n")[0].strip()
     yield ""
     for each in placed:
         if each.parameter.help:

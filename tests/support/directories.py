@@ -29,7 +29,7 @@ def advertisement(
     layers: tuple[int, int] = (1, 10),
     period_ms: int = 10_000,
 ) -> Advertisement:
-    """Say that a peer serves a range."""
+    """Return an advertisement of a peer that serves a range."""
     return Advertisement(
         of.peer_id,
         (f"/memory/0/p2p/{of.peer_id}",),
@@ -45,13 +45,13 @@ def advertisement(
 
 
 def signed(said: Advertisement, by: Identity, age_ms: int = 0) -> Heard:
-    """Sign an advertisement as its author, or as somebody else."""
+    """Sign an advertisement with its author's key, or another."""
     body = encode(said)
     return Heard(body, by.sign(body), age_ms)
 
 
 class Peer:
-    """A peer with a directory, numbered."""
+    """A numbered peer with a directory."""
 
     def __init__(self, number: int, transport: MemoryTransport, room: int = 4096) -> None:
         self.identity, self.transport = identity(number), transport
@@ -66,16 +66,16 @@ class Peer:
         self.directory.listen()
 
     def advertise(self, model: ModelId = MODEL, layers: tuple[int, int] = (1, 10)) -> None:
-        """Serve something."""
+        """Advertise a range."""
         self.directory.advertise(advertisement(self.identity, model, layers=layers))
 
     def sees(self, model: ModelId = MODEL) -> set[PeerId]:
-        """Who is known to serve a model."""
+        """Return the peers known to serve a model."""
         return {found.peer for found in self.directory.serving(model)}
 
 
 def fill(peer: Peer, numbers: range) -> None:
-    """Have a peer know so many others."""
+    """Let a peer know others, one for each number."""
     peer.directory.follow(MODEL)
     for number in numbers:
         heard = signed(advertisement(identity(number)), identity(number))
@@ -86,7 +86,7 @@ def fill(peer: Peer, numbers: range) -> None:
 async def directories(
     count: int, room: int = 4096
 ) -> AsyncIterator[tuple[MemoryNetwork, list[Peer]]]:
-    """Run peers whose directories answer, and do nothing by themselves."""
+    """Run peers whose directories answer, but do nothing by themselves."""
     network = MemoryNetwork()
     async with AsyncExitStack() as stack:
         made = []
@@ -98,7 +98,7 @@ async def directories(
 
 @asynccontextmanager
 async def running(peers: Sequence[Peer]) -> AsyncIterator[dict[PeerId, trio.CancelScope]]:
-    """Have peers look after themselves, each knowing the one before it; yield how to stop them."""
+    """Run peers' directories, each knowing the peer before it; yield scopes that stop them."""
     scopes: dict[PeerId, trio.CancelScope] = {}
     async with trio.open_nursery() as nursery:
         for peer, before in zip(peers, [peers[0], *peers], strict=False):

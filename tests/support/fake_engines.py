@@ -1,8 +1,8 @@
-"""Engines without arithmetic: the same protocols, with rows that are digests of all that came in.
+"""Engines without arithmetic: the same protocols, with rows that are digests of all inputs.
 
-Behind each layer a row is a keyed BLAKE3 of that layer's number, of every input of its session up
+After each layer a row is a keyed BLAKE3 of that layer's number, of every input of its session up
 to its position, and of the regimes in which these ran; so equal histories give equal bits wherever
-the layers are cut, and others do not.
+the layers are cut, and different ones do not.
 Time is trio's, so that a decode may take a second of a mock clock.
 """
 
@@ -26,7 +26,7 @@ END_TOKEN = 0
 
 
 class FakeMachine:
-    """What runs one decode at a time, and may die."""
+    """Runs one decode at a time, and may die."""
 
     def __init__(self, sessions: int = 4, context: int = 256) -> None:
         self.sessions, self.context = sessions, context
@@ -40,7 +40,7 @@ class FakeMachine:
         self._queue: deque[tuple[float, Callable[[], None]]] = deque()
 
     def take(self) -> None:
-        """Count one session more; raises EngineBusy."""
+        """Count one more session; raises EngineBusy."""
         if self.open == self.sessions:
             raise EngineBusy(f"all {self.sessions} sessions are taken")
         self.open += 1
@@ -50,7 +50,7 @@ class FakeMachine:
         self.generation += 1
 
     def line_up(self, done: Callable[[], None]) -> None:
-        """Call a function when one decode more than were asked for has had its time."""
+        """Call a function when one decode after all queued ones has had its time."""
         self._free_at = max(self._free_at, trio.current_time()) + self.decode_s
         self._queue.append((self._free_at, done))
         if len(self._queue) == 1:
@@ -87,7 +87,7 @@ class FakeLayers:
         return [state.digest(ROW_BYTES) for state in self._digests[position + 1 :]]
 
     def check_alive(self) -> None:
-        """Raise EngineDied where the session belongs to a machine that has died since."""
+        """Raise EngineDied if the session's machine has died since it was opened."""
         if self._generation != self._machine.generation:
             raise EngineDied("the engine's process died, and the session's KV cache with it")
 
@@ -99,25 +99,25 @@ def row_of(digest: bytes) -> bytes:
 
 
 def rows_of(data: bytes) -> list[bytes]:
-    """Cut rows apart."""
+    """Split bytes into rows."""
     return [data[at : at + ROW_BYTES] for at in range(0, len(data), ROW_BYTES)]
 
 
 class Outcome:
-    """What a decode will give, for a task that waits for it."""
+    """The future result of a decode, for a task that waits for it."""
 
     def __init__(self) -> None:
         self._event = trio.Event()
         self._outcome: Decoded | EngineError | None = None
 
     def take(self, outcome: Decoded | EngineError) -> None:
-        """Be told, once."""
+        """Take the outcome, once."""
         assert self._outcome is None
         self._outcome = outcome
         self._event.set()
 
     async def wait(self) -> Decoded:
-        """Return what came out, or raise why it failed."""
+        """Return the result, or raise the error."""
         await self._event.wait()
         assert self._outcome is not None
         if isinstance(self._outcome, EngineError):
@@ -126,7 +126,7 @@ class Outcome:
 
 
 def submit(cells: EngineSession, position: int, rows: bytes, *, regime: Regime) -> Outcome:
-    """Submit rows and return what can be waited for."""
+    """Submit rows and return their future outcome."""
     outcome = Outcome()
     cells.submit(position, rows, outcome.take, regime=regime)
     return outcome
@@ -239,7 +239,7 @@ class _FakeEndsSession(_FakeCells):
         return NextToken(token, piece, False, embedded.rows, us, self._likely(token))
 
     def _likely(self, token: int) -> tuple[Candidate, ...]:
-        """Find the drawn token likeliest, and each that follows it half as likely."""
+        """Make the drawn token the likeliest, and each following rank less likely."""
         if self._told is None:
             return ()
         found = [(token + rank) % VOCABULARY for rank in range(self._told)]
@@ -259,7 +259,7 @@ class FakeEnds:
         self._lowest = END_TOKEN if ends_answers else END_TOKEN + 1
 
     def pick(self, row: bytes) -> int:
-        """Return the token that a row stands for."""
+        """Return the token that a row maps to."""
         drawn = int.from_bytes(blake3(row).digest(8), "little")
         return self._lowest + drawn % (VOCABULARY - self._lowest)
 
@@ -273,7 +273,7 @@ class FakeEnds:
         return tokens
 
     async def special_tokens(self) -> SpecialTokens:
-        """Have none."""
+        """Return none."""
         return SpecialTokens()
 
     def open(self) -> _FakeEndsSession:

@@ -107,7 +107,7 @@ class FakeClient:
 async def fake_swarm(
     sessions: int = 4, stage_sessions: int | None = None, chat_template: str | None = None
 ) -> AsyncIterator[tuple[Swarm, FakeClient]]:
-    """Open a swarm of fakes that gives so many sessions."""
+    """Open a swarm of fakes that has ``sessions`` sessions."""
     ends = FakeEnds(sessions=sessions, context=chain.CONTEXT)
     async with chain.swarm(sessions=stage_sessions or sessions, ends=ends) as made:
         client = FakeClient(made)

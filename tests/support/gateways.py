@@ -1,4 +1,4 @@
-"""Gateways as processes of their own, with a swarm of local peers."""
+"""Gateways in processes of their own, each with a swarm of local peers."""
 
 import json
 import subprocess

@@ -33,6 +33,7 @@ TABLES: dict[str, list[Row]] = {
             "p2pinfer.core.limits",
             "SESSIONS_DEFAULT",
         ),
+        Row("at most (`--sessions`)", "{}", "p2pinfer.cli.options", "SESSIONS_MAX"),
         Row(
             "positions per session (`--context`)",
             "{}",
@@ -90,8 +91,20 @@ TABLES: dict[str, list[Row]] = {
         ),
     ],
     "Steps": [
-        Row("rows per decode", "{}", "p2pinfer.core.limits", "ROWS_PER_DECODE_MAX"),
         Row("rows of a narrow decode", "{}", "p2pinfer.core.limits", "NARROW_ROWS_MAX"),
+        Row("rows of a wide decode", "{}", "p2pinfer.core.limits", "WIDE_ROWS_MAX"),
+        Row(
+            "rows of a block; fewer are padded, and no decode has more",
+            "{}",
+            "p2pinfer.core.limits",
+            "BLOCK_ROWS",
+        ),
+        Row(
+            "new tokens from which a prompt is read in blocks to its end",
+            "{}",
+            "p2pinfer.core.regimes",
+            "LONG_ROWS_MIN",
+        ),
         Row(
             "steps under way per session; then the sender waits",
             "{}",
@@ -150,6 +163,18 @@ TABLES: dict[str, list[Row]] = {
             "peers.asking.repair",
             "WAIT_S_MAX",
         ),
+        Row(
+            "workers of a slice that die in the same way, before their peer gives up",
+            "{} in a row, none of which lived for {}",
+            "p2pinfer.engine.llama.process",
+            "DEATHS_MAX STEADY_S",
+        ),
+        Row(
+            "a choice of settings that a probe tries is ruled out after a silence of",
+            "{}",
+            "p2pinfer.engine.llama.candidate",
+            "SILENCE_S_MAX",
+        ),
         Row("draining before a peer leaves", "{}", "peers.serving.server", "DRAIN_S_MAX"),
         Row(
             "waiting for others to take over its layers",
@@ -173,6 +198,13 @@ TABLES: dict[str, list[Row]] = {
         Row("unread bytes per connection", "{}", "transports.libp2p.yamux", "UNREAD_BYTES_MAX"),
     ],
     "Knowing each other": [
+        Row("addresses that a peer advertises", "{}", "p2pinfer.core.checks", "ADDRESSES_MAX"),
+        Row(
+            "between two looks at the addresses of its own machine",
+            "{}",
+            "transports.libp2p.transport",
+            "MOVED_LOOK_S",
+        ),
         Row(
             "advertisements kept; of a larger swarm a sample that covers every layer",
             "{}",
@@ -286,12 +318,31 @@ TABLES: dict[str, list[Row]] = {
             "QUESTIONS_PER_CHANNEL_MAX",
         ),
         Row(
-            "rendering a chat template",
+            "slices kept though no process runs them",
             "{}",
-            "p2pinfer.engine.template",
-            "RENDER_CPU_S_MAX",
+            "p2pinfer.engine.store.assemble",
+            "SPARE_SLICES_MAX",
         ),
+    ],
+    "Prompts": [
+        Row(
+            "text of a prompt; a longer one is refused unread",
+            "{} bytes for each position of the context",
+            "p2pinfer.client.library",
+            "BYTES_PER_POSITION_MAX",
+        ),
+        Row("a chat template", "{} characters", "p2pinfer.engine.template", "TEMPLATE_CHARS_MAX"),
+        Row("rendering it", "{}", "p2pinfer.engine.template", "RENDER_CPU_S_MAX"),
+        Row("the same by the clock", "{}", "p2pinfer.engine.template", "RENDER_S_MAX"),
         Row("its memory", "{}", "p2pinfer.engine.template", "MEMORY_BYTES_MAX"),
+        Row(
+            "what it makes of the messages",
+            "{} characters",
+            "p2pinfer.engine.template",
+            "PROMPT_CHARS_MAX",
+        ),
+        Row("tokenising", "{}", "p2pinfer.engine.llama.tokenizer", "TOKENIZE_S_MAX"),
+        Row("its stack", "{}", "p2pinfer.engine.llama.tokenizer", "STACK_BYTES_MAX"),
     ],
     "Evidence": [
         Row(
@@ -322,6 +373,12 @@ TABLES: dict[str, list[Row]] = {
         Row("how long; then 429", "{}", "p2pinfer.client.session_pool", "WAIT_S_MAX"),
         Row("a request's body", "{}", "p2pinfer.api.completions", "BODY_BYTES_MAX"),
         Row("choices", "{}", "p2pinfer.api.questions", "CHOICES_MAX"),
+        Row(
+            "`/health` calls the peers of a chain at most once in",
+            "{}",
+            "p2pinfer.api.gateway",
+            "CALLED_S",
+        ),
         Row("open pages", "{}", "p2pinfer.api.swarm_state", "LISTENERS_MAX"),
         Row("certificates kept, the newest", "{}", "p2pinfer.api.certificates", "RECEIPTS_MAX"),
         Row("all of them", "{}", "p2pinfer.api.certificates", "RECEIPTS_BYTES_MAX"),

@@ -1,4 +1,4 @@
-"""A small model in random bytes, and peers that hold it in real stores, over the memory network."""
+"""A small model of random bytes, and peers that hold it in real stores, over a memory network."""
 
 import random
 from collections.abc import AsyncIterator, Callable, Iterable, Mapping, Sequence
@@ -95,7 +95,7 @@ class CountingStore(Store):
 
 @dataclass
 class Where:
-    """A holder as a directory would tell of it."""
+    """A holder as a directory would name it."""
 
     peer: PeerId
     addresses: Sequence[str] = ()
@@ -103,7 +103,7 @@ class Where:
 
 @dataclass
 class Swarm:
-    """Holders, and a fetcher that has nothing."""
+    """Holders, and a fetcher with an empty store."""
 
     root: Path
     model: Model
@@ -112,7 +112,7 @@ class Swarm:
     me: MemoryTransport
     store: CountingStore
     known: dict[PeerId, Where] = field(default_factory=dict)
-    """Whom the directory tells of."""
+    """Holders that the directory names."""
     servers: dict[PeerId, PartsServer] = field(default_factory=dict)
     leave: dict[PeerId, Callable[[], None]] = field(default_factory=dict)
     told: list[Progress] = field(default_factory=list)
@@ -155,7 +155,7 @@ class Swarm:
                 await trio.sleep_forever()
 
     def holders(self) -> Iterable[Where]:
-        """Say whom the directory knows."""
+        """Return the holders that the directory knows."""
         return list(self.known.values())
 
     async def fetch(self, names: Iterable[str] | None = None) -> None:
@@ -181,7 +181,7 @@ class Swarm:
         )
 
     def is_whole(self) -> bool:
-        """Whether the fetcher's store holds the model's very bytes."""
+        """Whether the fetcher's store holds exactly the model's bytes."""
         return all(
             self.store.path(part).read_bytes() == self.model.data[part.hash]
             for part in self.model.manifest.parts

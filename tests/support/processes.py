@@ -23,7 +23,7 @@ READY_S_MAX = 120.0
 """For a peer to cut, probe and load its slice on a busy machine."""
 
 GONE_S_MAX = 20.0
-"""For a process to be gone; far more than any is meant to take."""
+"""For a process to end; far more than any should take."""
 
 POLL_S = 0.05
 
@@ -32,7 +32,7 @@ COMMAND = tuple(python_command("p2pinfer"))
 
 @dataclass
 class Peer:
-    """A peer in a process of its own, which serves."""
+    """A serving peer in a process of its own."""
 
     process: subprocess.Popen[bytes]
     id: str
@@ -40,7 +40,7 @@ class Peer:
     layers: str
 
     def stop(self) -> int:
-        """Close its standard input, and return its exit code once it is gone."""
+        """Close its standard input, and return its exit code once it has ended."""
         return stop(self.process)
 
 
@@ -84,7 +84,7 @@ def join(
     key: Path | None = None,
     command: Sequence[str] = (),
 ) -> subprocess.Popen[bytes]:
-    """Start a peer; ``options`` say which layers, or how much memory.
+    """Start a peer; ``options`` name its layers or its memory.
 
     ``listen`` None leaves it to the peer.
     """
@@ -106,7 +106,7 @@ def join(
 
 
 def wait_ready(process: subprocess.Popen[bytes]) -> Peer:
-    """Wait until a peer serves; gives what it says of itself."""
+    """Wait until a peer serves; return its description."""
     ready = json.loads(read_until(process.stdout, b"\n").splitlines()[-1])
     return Peer(process, ready["peer"], ready["addresses"][0], ready["layers"])
 
@@ -149,7 +149,7 @@ def children(pid: int) -> list[int]:
 
 
 def alive(pids: Iterable[int]) -> list[int]:
-    """Return those of the processes that still run; one that only waits to be reaped does not."""
+    """Return those of the processes that still run, zombies excluded."""
     rows = [line.split() for line in _ps("pid=,stat=")]
     running = {int(pid) for pid, state in rows if state[0] != "Z"}
     return [pid for pid in pids if pid in running]
@@ -166,7 +166,7 @@ def wait_gone(pids: Iterable[int]) -> None:
     deadline = time.monotonic() + GONE_S_MAX
     while left := alive(left):
         assert time.monotonic() < deadline, f"processes {left} stayed behind"
-        time.sleep(POLL_S)  # strangers' processes: there is nothing to wait on
+        time.sleep(POLL_S)  # not our child processes: there is no event to wait for
 
 
 def client_options(model: Path, *peers: Peer, sessions: int = SESSIONS) -> ClientOptions:

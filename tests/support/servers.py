@@ -1,4 +1,4 @@
-"""Peers that choose their layers, on a board that all of them read at once."""
+"""Peers that choose their layers, with a board of advertisements that all of them read."""
 
 import random
 from collections.abc import AsyncIterator, Sequence
@@ -26,17 +26,17 @@ SETTLE_S = 60.0
 
 
 class Board:
-    """Everything that everybody says, known to all at once."""
+    """All peers' advertisements, known to all at once."""
 
     def __init__(self) -> None:
         self.said: dict[PeerId, Advertisement] = {}
         self.states: list[tuple[PeerId, State, LayerRange]] = []
-        """All that was ever said, in order."""
+        """Everything ever advertised, in order."""
         self.counts = 0
-        """How often somebody asked how many hold the rarest layer."""
+        """How often ``fewest_holders`` was called."""
 
     def serving(self) -> list[Advertisement]:
-        """Who may be asked."""
+        """Return the serving peers."""
         return [a for a in self.said.values() if a.state is State.SERVING]
 
     def covered(self) -> bool:
@@ -53,23 +53,23 @@ class View:
         self.is_hidden = self.is_sample = False
 
     def advertise(self, advertisement: Advertisement) -> None:
-        """Pin it up."""
+        """Put it on the board."""
         self.board.said[self.me] = advertisement
         layers = LayerRange(advertisement.first, advertisement.end)
         self.board.states.append((self.me, advertisement.state, layers))
 
     def holding(self, model: ModelId) -> list[Advertisement]:
-        """Look at the others."""
+        """Return the other peers' advertisements."""
         return [a for a in self.board.said.values() if a.peer != self.me and a.model == model]
 
     def missing(self, model: ModelId, layers: LayerRange) -> list[int]:
-        """Look at all, the own one among them."""
+        """Return the layers that no peer holds; this peer counts."""
         said = self.board.said.values()
         staying = [LayerRange(a.first, a.end) for a in said if a.state is not State.DRAINING]
         return layers.lacking(staying)
 
     def fewest_holders(self, model: ModelId, layers: LayerRange) -> int:
-        """Count, likewise."""
+        """Count the holders of the rarest layer; this peer counts."""
         self.board.counts += 1
         staying = [a for a in self.board.said.values() if a.state is not State.DRAINING]
         return min(sum(a.first <= n < a.end for a in staying) for n in layers.each())
@@ -122,7 +122,7 @@ class Machine:
 
     @asynccontextmanager
     async def open_engine(self, first: int, end: int) -> AsyncIterator[FakeStage]:
-        """Load, and run until told to stop."""
+        """Load an engine, and run it while the block lasts."""
         await trio.sleep(LOAD_S)
         if error := self.fails.get(LayerRange(first, end)):
             raise error
@@ -172,7 +172,7 @@ def hops(route: Sequence[Advertisement]) -> list[Hop]:
 
 
 def decide(machine: Machine, layers: LayerRange) -> None:
-    """Have a peer find that these layers need it most."""
+    """Make a peer choose these layers."""
 
     def choose() -> Choice:
         said = machine.board.said[machine.transport.peer_id]

@@ -1,4 +1,4 @@
-"""What strangers do to a node over real libp2p, each with a node of its own."""
+"""Attacks of strangers on a node over real libp2p, each from a node of its own."""
 
 import random
 from collections.abc import Awaitable, Callable
@@ -56,14 +56,14 @@ from transports.libp2p.gossip import PROTOCOL
 from transports.libp2p.transport import Libp2pTransport
 
 HARM_S = 2.0
-"""How long a stranger that does not end by itself goes on."""
+"""How long an attack that does not end by itself lasts."""
 
 STREAMS, STREAMS_AT_ONCE = 10_000, 20
 SEAL = b"seal" * 8
 
 
 class Target:
-    """A stage, and where it is."""
+    """The attacked stage and its addresses."""
 
     def __init__(self, transport: Libp2pTransport) -> None:
         self.hop = Hop(transport.peer_id, tuple(transport.addresses), 1, 29)
@@ -74,7 +74,7 @@ class Target:
         return await stranger.open(self.hop.peer, protocol, self.hop.addresses)
 
     async def open(self, stranger: Libp2pTransport, number: int) -> Channel:
-        """Open a session, properly so far."""
+        """Open a session correctly."""
         me = stranger.peer_id
         control = await self.reach(stranger)
         await send(control, Open(session_id(number), MODEL, me, me, 1, 29, CONTEXT, seal=SEAL))
@@ -82,7 +82,7 @@ class Target:
         return control
 
     async def link(self, stranger: Libp2pTransport, number: int) -> Channel:
-        """Open a session and a way in."""
+        """Open a session and link to it."""
         await self.open(stranger, number)
         entry = await self.reach(stranger)
         await send(entry, Link(session_id(number)))
@@ -114,7 +114,7 @@ async def noise_after_the_handshake(target: Target, stranger: Libp2pTransport) -
 
 
 async def absurd_steps(target: Target, stranger: Libp2pTransport) -> None:
-    """Good frames whose values are none: NaN, infinity, gaps, positions beyond the context."""
+    """Well-formed frames with invalid values: NaN, infinity, gaps, positions past the context."""
     bad = np.ones(WIDTH, "<f4")
     bad[1] = np.nan
     endless = np.full(WIDTH, np.inf, "<f4").tobytes()
@@ -136,7 +136,7 @@ async def absurd_steps(target: Target, stranger: Libp2pTransport) -> None:
 
 
 async def absurd_orders(target: Target, stranger: Libp2pTransport) -> None:
-    """Orders to connect with nobody, and to expect everybody."""
+    """Commands to connect to, and to expect, peers that do not exist."""
     control = await target.open(stranger, 2000)
     for number in range(20):
         nobody = ephemeral_identity().peer_id
@@ -146,7 +146,7 @@ async def absurd_orders(target: Target, stranger: Libp2pTransport) -> None:
 
 
 async def many_streams(target: Target, stranger: Libp2pTransport) -> None:
-    """Ten thousand, each left as soon as it is there."""
+    """Ten thousand streams, each aborted as soon as it is open."""
 
     async def open_some() -> None:
         for _ in range(STREAMS // STREAMS_AT_ONCE):
@@ -158,7 +158,7 @@ async def many_streams(target: Target, stranger: Libp2pTransport) -> None:
 
 
 async def never_reads(target: Target, stranger: Libp2pTransport) -> None:
-    """Steps go in, and nobody takes what comes out."""
+    """Steps go in, and the results are never read."""
     entry = await target.link(stranger, 3000)
     exit_ = await target.reach(stranger)
     await send(exit_, Attach(session_id(3000)))
@@ -169,7 +169,7 @@ async def never_reads(target: Target, stranger: Libp2pTransport) -> None:
 
 
 async def never_stops_writing(target: Target, stranger: Libp2pTransport) -> None:
-    """The largest messages, one behind the other, to whoever waits for a first one."""
+    """The largest messages, one after another, where one first message is due."""
     with trio.move_on_after(HARM_S):
         while True:
             channel = await target.reach(stranger)
@@ -180,7 +180,7 @@ async def never_stops_writing(target: Target, stranger: Libp2pTransport) -> None
 
 
 async def opens_and_keeps_silent(target: Target, stranger: Libp2pTransport) -> None:
-    """Sessions without a link, and channels without a word."""
+    """A session without a link, and channels without a message."""
     await target.open(stranger, 4000)
     for _ in range(100):
         await target.reach(stranger)
@@ -188,7 +188,7 @@ async def opens_and_keeps_silent(target: Target, stranger: Libp2pTransport) -> N
 
 
 async def takes_anothers_session(target: Target, stranger: Libp2pTransport) -> None:
-    """Guessed right, and still not let in: neither as a link nor as a collector."""
+    """The session id is right, and still it is refused: as a link and as a collector."""
     for _ in range(100):
         for first in (Link(session_id(0)), Attach(session_id(0))):
             channel = await target.reach(stranger)
@@ -199,7 +199,7 @@ async def takes_anothers_session(target: Target, stranger: Libp2pTransport) -> N
 
 
 async def asks_for_evidence(target: Target, stranger: Libp2pTransport) -> None:
-    """Of another's session, of rows that never were, and on and on."""
+    """Of another's session, and of rows that never existed, without end."""
     channel = await target.reach(stranger, EVIDENCE)
     await send(channel, Follow(session_id(0)))
     await receive(channel, Denied)
@@ -215,7 +215,7 @@ async def asks_for_evidence(target: Target, stranger: Libp2pTransport) -> None:
 
 
 async def asks_for_parts(target: Target, stranger: Libp2pTransport) -> None:
-    """All of them, again and again, and takes none."""
+    """Ask for chunks endlessly, and take none."""
     manifest = make_model().manifest
     part = manifest.parts[-2]
     assert part.size > CHUNK_BYTES
@@ -228,7 +228,7 @@ async def asks_for_parts(target: Target, stranger: Libp2pTransport) -> None:
 
 
 async def tells_lies(target: Target, stranger: Libp2pTransport) -> None:
-    """Comparing notes: others' words changed, repeated without end, and half a digest."""
+    """Comparing views: others' advertisements forged or repeated endlessly, and half a digest."""
     channel = await target.reach(stranger, DIRECTORY)
     await send(channel, Compare(MODEL, b"", bytes(8)))
     await send(channel, Known((), False))
@@ -248,7 +248,7 @@ async def tells_lies(target: Target, stranger: Libp2pTransport) -> None:
 
 
 async def gossip(target: Target, stranger: Libp2pTransport, make: Callable[[int], bytes]) -> None:
-    """Publish as fast as may be, until cut off or tired of it."""
+    """Publish as fast as possible, until cut off or ``HARM_S`` is over."""
     await stranger.connect(target.hop.addresses[0])
     topic: Topic
     async with stranger.join_topic(f"model/{MODEL}", lambda *_: GossipVerdict.DROP) as topic:
@@ -259,12 +259,12 @@ async def gossip(target: Target, stranger: Libp2pTransport, make: Callable[[int]
 
 
 async def gossips_noise(target: Target, stranger: Libp2pTransport) -> None:
-    """What is no advertisement."""
+    """Random bytes in place of advertisements."""
     await gossip(target, stranger, lambda _: target.chance.randbytes(300))
 
 
 async def gossips_of_the_invented(target: Target, stranger: Libp2pTransport) -> None:
-    """Good words of peers that are none, as many as may be."""
+    """Valid advertisements of peers that do not exist, as many as possible."""
 
     def invent(number: int) -> bytes:
         author = identity(10**6 + number)
@@ -274,7 +274,7 @@ async def gossips_of_the_invented(target: Target, stranger: Libp2pTransport) -> 
 
 
 async def gossips_what_others_said(target: Target, stranger: Libp2pTransport) -> None:
-    """An old word in ever new clothes, and others' words under the own signature."""
+    """An old advertisement repeated as new, and another peer's under the stranger's signature."""
     author, me = identity(10**7), ephemeral_identity()
     old = signed(advertisement(author), author)
     false = signed(evolve(advertisement(author), peer=target.hop.peer, sequence=1 << 61), me)
@@ -286,7 +286,7 @@ async def gossips_what_others_said(target: Target, stranger: Libp2pTransport) ->
 
 
 async def noise_as_gossip(target: Target, stranger: Libp2pTransport) -> None:
-    """Frames that are no protobuf, and one that is said to be endless."""
+    """Frames that are not protobuf, and one that claims to be endless."""
     await stranger.connect(target.hop.addresses[0])
     for head in (b"\xff\xff\xff\xff\x7f", *(bytes([size]) for size in range(1, 100))):
         stream = await stranger._host.new_stream(ID.from_string(target.hop.peer), [PROTOCOL])
@@ -296,8 +296,8 @@ async def noise_as_gossip(target: Target, stranger: Libp2pTransport) -> None:
 
 
 async def proves_nothing(target: Target, stranger: Libp2pTransport) -> None:
-    """Cases of a peer that it invented, and proofs that are none, as long as may be."""
-    for number in range(5):  # each time of another one: who does not answer is soon forgotten
+    """Cases about an invented peer, and invalid proofs of the largest size."""
+    for number in range(5):  # another peer each time: one that does not answer is soon forgotten
         accused = identity(10**8 + number)
         channel = await target.reach(stranger, DIRECTORY)
         await send(channel, Compare(MODEL, b"", bytes(8)))

@@ -1,4 +1,4 @@
-"""A chain of real stages with fake engines over the memory network, and who talks to it."""
+"""A chain of real stages with fake engines over the memory network, and a requester."""
 
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
@@ -78,7 +78,7 @@ class Swarm:
         self.stages: list[Stage] = []
         self.signers: list[ReceiptSigner] = []
         self.served: list[LedgerEntry] = []
-        """What the stages count of sessions that are over."""
+        """The stages' ledger entries of finished sessions."""
         self.engines: list[FakeStage] = []
         self.route: list[Hop] = []
         self.leave: list[Callable[[], None]] = []
@@ -92,7 +92,7 @@ class Swarm:
         *,
         task_status: trio.TaskStatus[None],
     ) -> None:
-        """Serve a stage, with receipts if it has a key, until it is told to leave."""
+        """Serve a stage, with receipts if it has a key, until ``leave`` is called."""
         with trio.CancelScope() as scope:
             async with self.network.join(name) as transport:
                 signer = (
@@ -191,7 +191,7 @@ async def expected(
 
 
 class Talk:
-    """A requester made by hand, which may send what a real one never would."""
+    """A hand-made requester, which may send what a real one never would."""
 
     def __init__(self, controls: list[Channel], entry: Channel, exit_: Channel) -> None:
         self.controls, self.entry, self.exit = controls, entry, exit_
@@ -217,12 +217,12 @@ class Talk:
     async def send_step(
         self, position: int, rows: bytes, count: int, *, regime: Regime = Regime.WIDE
     ) -> None:
-        """Send rows, whatever they are."""
+        """Send any rows."""
         self.number += 1
         await send(self.entry, Step(self.number, position, count, regime, rows))
 
     async def close(self) -> None:
-        """Leave."""
+        """Close all channels."""
         for channel in (*self.controls, self.entry, self.exit):
             await channel.close()
 
@@ -230,7 +230,7 @@ class Talk:
 async def open_by_hand(
     made: Swarm, number: int = 99, dtype: Dtype = Dtype.F32, *, blocks: bool = True
 ) -> list[Channel]:
-    """Open a session at every stage, and link none of them; return the channels that keep it."""
+    """Open a session at every stage without linking them; return the control channels."""
     controls: list[Channel] = []
     previous = made.me.peer_id
     for hop in made.route:

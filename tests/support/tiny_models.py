@@ -1,7 +1,8 @@
 """Tiny models with random weights, written with llama.cpp's own Python package and quantiser.
 
-They are models to llama.cpp in every way but sense: 7 to 14 layers of width 256 (K-quants pack 256
-numbers), a byte tokenizer, and weights scaled so that activations neither fade nor blow up.
+To llama.cpp they are real models, though they talk nonsense: 7 to 14 layers of width 256 (K-quants
+pack 256 numbers), a byte tokenizer, and weights scaled so that activations neither vanish nor
+explode.
 """
 
 import ctypes
@@ -24,7 +25,7 @@ CONTEXT_TOKENS = 2048
 SHORT_CONTEXT_TOKENS = 512
 """In longer contexts llama.cpp takes phi-3's long rope factors."""
 WINDOW_TOKENS = 16
-"""Short, so that a prompt of 100 tokens runs far out of a windowed layer's sight."""
+"""Short, so that a prompt of 100 tokens is far longer than a windowed layer's window."""
 
 QUANTISATIONS = {
     "F16": llama_cpp.LLAMA_FTYPE_MOSTLY_F16,
@@ -42,7 +43,7 @@ TOKENS = (*SPECIAL_TOKENS, *BYTE_TOKENS, *WORD_TOKENS)
 
 @dataclass(frozen=True)
 class Tiny:
-    """What a tiny model of one architecture is made of."""
+    """The composition of a tiny model of one architecture."""
 
     architecture: str
     layers: int = 7
@@ -58,7 +59,7 @@ class Tiny:
 
 
 class _Writer:
-    """A GGUF in the making, with the random numbers that fill it."""
+    """A GGUF being written, and the random numbers that fill it."""
 
     def __init__(self, tiny: Tiny, path: Path) -> None:
         self.tiny = tiny
@@ -82,7 +83,7 @@ def _rope_frequencies(writer: _Writer) -> None:
 
 
 def _long_rope(writer: _Writer) -> None:
-    """As phi-3 with 128k: factors that are chosen by how long the context may get."""
+    """Add factors as in phi-3 with 128k, chosen by the length of the context."""
     half = WIDTH // HEADS // 2
     writer.gguf.add_rope_scaling_orig_ctx_len(SHORT_CONTEXT_TOKENS)
     writer.gguf.add_rope_scaling_attn_factors(1.19)
@@ -113,7 +114,7 @@ TINY = {
     "qwen3moe": Tiny("qwen3moe", head_norms=True, experts=True),
     "mixtral": Tiny("llama", experts=True),
 }
-"""By the name that tests call them; gemma3 has two periods of its window pattern and a rest."""
+"""By the names that tests use; gemma3 has two periods of its window pattern and a rest."""
 
 
 def write_tiny(tiny: Tiny, path: Path) -> None:
@@ -124,7 +125,7 @@ def write_tiny(tiny: Tiny, path: Path) -> None:
     writer.matrix("token_embd", WIDTH, len(TOKENS))
     for layer in range(tiny.layers):
         _add_layer(writer, f"blk.{layer}")
-    writer.vector("output_norm.weight", 3)  # logits wide enough to have one clear winner
+    writer.vector("output_norm.weight", 3)  # logits far enough apart to have a clear winner
     if not tiny.tied:
         writer.matrix("output", WIDTH, len(TOKENS))
     if tiny.biases:
@@ -136,7 +137,7 @@ def write_tiny(tiny: Tiny, path: Path) -> None:
 
 
 def quantise(source: Path, path: Path, quantisation: str) -> None:
-    """Write a float32 model again, as llama.cpp quantises it."""
+    """Write a float32 model again, quantised by llama.cpp."""
     params = llama_cpp.llama_model_quantize_default_params()
     params.nthread = 1
     params.ftype = QUANTISATIONS[quantisation]
@@ -148,7 +149,7 @@ def quantise(source: Path, path: Path, quantisation: str) -> None:
 
 def _add_metadata(writer: _Writer) -> None:
     out, tiny = writer.gguf, writer.tiny
-    out.add_name("Tiny random weights")  # llama.cpp reads meaning into some names
+    out.add_name("Tiny random weights")  # llama.cpp gives some names a meaning
     out.add_license("apache-2.0")
     out.add_context_length(CONTEXT_TOKENS)
     out.add_embedding_length(WIDTH)

@@ -44,7 +44,7 @@ def write_vocabulary(
 
 
 def write_sentencepiece(path: Path, name: str = "Toy") -> Path:
-    """Write one of sentencepiece's kind, as Llama 2's: token n + 3 is byte n."""
+    """Write a vocabulary as of SentencePiece and Llama 2: token n + 3 is byte n."""
     out = _writer(path, name)
     words = ["▁", *"abcdefghijklmnopqrstuvwxyz", "▁a", "ab", "▁ab"]
     out.add_tokenizer_model("llama")

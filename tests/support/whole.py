@@ -1,4 +1,4 @@
-"""A whole model's file and slices cut straight from it, to hold slices made of parts against."""
+"""A whole model's file and slices cut directly from it, to compare slices made of parts with."""
 
 from dataclasses import dataclass
 from pathlib import Path

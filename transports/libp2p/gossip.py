@@ -154,7 +154,7 @@ class _Router(GossipSub):
                 await self.handle_graft(graft, sender_peer_id)
         for prune in control.prune:
             if prune.topicID in self.mesh:
-                del prune.peers[:]  # libp2p would dial any peer that it is told about
+                del prune.peers[:]  # libp2p would dial any peer named here
                 await self.handle_prune(prune, sender_peer_id)
 
     async def heartbeat(self) -> None:

@@ -324,7 +324,7 @@ class Connection(Muxer):
             _, ping_at = self._due(pinged_at)  # a channel may have opened
             now = trio.current_time()
             if now - due > STALL_S:
-                # We were stopped, not the peer: what it said meanwhile is still to be read.
+                # We were stopped, not the peer: what it sent meanwhile is still unread.
                 self._heard_at += now - due
             if now >= ping_at:
                 pinged_at = self._pings[value] = now

@@ -53,13 +53,14 @@ class Lan:
 
     def __init__(self, host: IHost, reach: Reach) -> None:
         self._host = host
-        # Of the key too, so that nobody is told a private network's name. mDNS takes 15 characters.
+        # Hashed with the key, so that a private network's name stays secret. mDNS takes 15
+        # characters.
         named = blake3(reach.network.encode(), key=reach.key) if reach.key else None
         self._name = (named or blake3(reach.network.encode())).hexdigest(4)
         self._mdns: MDNSDiscovery | None = None
 
     async def run(self, wait_moved: WaitMoved) -> None:
-        """Say that this peer is here, and hear who else is, until cancelled.
+        """Announce this peer, and listen for others, until cancelled.
 
         It is announced on all networks of this machine, so again whenever the machine has moved.
         """
@@ -166,7 +167,7 @@ class Dht:
                 log.info("the DHT takes no record: %r", error)
 
     async def _meet(self) -> int:
-        """Know those who are connected; libp2p's table stays empty else. Return how many."""
+        """Add connected peers to libp2p's table, which else stays empty. Return how many."""
         connected = self._host.get_connected_peers()
         for peer in connected:
             await self._dht.add_peer(peer, skip_server_mode_check=True)

@@ -3,7 +3,7 @@
 The key goes into the Noise handshake itself, by Noise's own pattern for that: XXpsk0. Each side
 proves in its first message that it has the key, over that handshake's fresh keys, so that a
 recording is useless; afterwards the cipher is the usual one, and our muxer as fast. The
-protocol's name differs, so that a stranger is told at once that it speaks no known protocol.
+protocol's name differs, so that a stranger learns at once that it speaks no known protocol.
 """
 
 from libp2p.custom_types import TProtocol

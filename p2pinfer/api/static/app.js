@@ -284,7 +284,7 @@ function say(state, text, more = "") {
   status.replaceChildren(all);
 }
 
-let loading = null; // {waiting: whom to tell once it is over}
+let loading = null; // {waiting: who is notified once it is over}
 
 function showLoading({ text, share }) {
   loading ??= { waiting: [] };

@@ -5,7 +5,7 @@ import { colourOf, layersText, rangeOf, shortName } from "./map.js";
 import { download } from "./stream.js";
 
 const COPIED_MS = 1500;
-const opened = new WeakSet(); // accounts that the reader has open: they stay so when the list is shown anew
+const opened = new WeakSet(); // accounts that the reader has open: they stay open when the list is drawn again
 
 function make(tag, name, ...children) {
   const made = document.createElement(tag);

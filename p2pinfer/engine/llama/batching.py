@@ -1,7 +1,7 @@
 """Which waiting rows go into the next decode: continuous batching as a plain data structure.
 
 Each session's jobs keep their order. Decode steps of different sessions share a decode; prompts
-and decode steps take turns, so that neither waits for long behind the other.
+and decode steps take turns, so that neither waits long for the other.
 """
 
 from collections import deque
@@ -27,7 +27,7 @@ class Job(Protocol):
 
     @property
     def layers(self) -> int | None:
-        """How many layers it runs; jobs that share a decode run as many."""
+        """How many layers it runs; the same for all jobs of a decode."""
         ...
 
     def __len__(self) -> int:
@@ -40,11 +40,11 @@ J = TypeVar("J", bound=Job)
 
 @dataclass(frozen=True)
 class Regimes:
-    """What the probe found about the families of kernels."""
+    """What the probe found out about the regimes."""
 
     agree: bool
-    """A row comes out the same narrow and wide: as many may then share a decode as a wide one
-    holds."""
+    """A row has the same bits narrow and wide, so as many single rows may share a decode as a wide
+    one holds."""
 
     @property
     def single_rows_max(self) -> int:
@@ -52,14 +52,14 @@ class Regimes:
         return WIDE_ROWS_MAX if self.agree else NARROW_ROWS_MAX
 
     def pad_to(self, regime: Regime) -> int:
-        """The least number of rows that a decode must have to run in a regime's kernels."""
+        """The fewest rows a decode must have to run in a regime's kernels."""
         if regime is Regime.BLOCK:
             return BLOCK_ROWS
         return NARROW_ROWS_MAX + 1 if regime is Regime.WIDE and not self.agree else 0
 
 
 class Batcher(Generic[J]):
-    """Waiting jobs by slot; ``next`` takes those that the next decode runs."""
+    """Waiting jobs by slot; ``next`` takes the jobs of the next decode."""
 
     def __init__(self, regimes: Regimes) -> None:
         self._regimes = regimes
@@ -67,20 +67,20 @@ class Batcher(Generic[J]):
         self._prompt_is_next = False
 
     def __bool__(self) -> bool:
-        """Is anything waiting?"""
+        """Whether any job is waiting."""
         return bool(self._waiting)
 
     def add(self, job: J) -> None:
-        """Put a job behind the others of its session."""
+        """Queue a job after the others of its session."""
         self._waiting.setdefault(job.slot, deque()).append(job)
 
     def drop(self, slot: int) -> list[J]:
-        """Take back everything that waits for a slot."""
+        """Remove and return all jobs that wait for a slot."""
         return list(self._waiting.pop(slot, ()))
 
     def next(self) -> list[J]:
-        """Take one longer span, or single rows of sessions in adjoining slots, in slot order."""
-        if len(self._waiting) == 1:  # the usual case, and on the way of every token
+        """Take one longer span, or single rows of sessions in adjacent slots, in slot order."""
+        if len(self._waiting) == 1:  # the usual case, on the path of every token
             return [self._take(next(iter(self._waiting)))]
         heads = {slot: jobs[0] for slot, jobs in self._waiting.items()}
         spans = [
@@ -98,7 +98,7 @@ class Batcher(Generic[J]):
         return [self._take(slot) for slot in chosen]
 
     def _run_around(self, slot: int, waiting: set[int]) -> list[int]:
-        """The longest run of adjoining waiting slots around the one that has waited longest."""
+        """The longest run of adjacent waiting slots around the one that has waited longest."""
         first = last = slot
         limit = self._regimes.single_rows_max
         while last + 1 in waiting and last - first + 1 < limit:
@@ -111,5 +111,5 @@ class Batcher(Generic[J]):
         jobs = self._waiting.pop(slot)
         job = jobs.popleft()
         if jobs:
-            self._waiting[slot] = jobs  # behind the others: dicts keep the order of insertion
+            self._waiting[slot] = jobs  # after the others: dicts keep insertion order
         return job

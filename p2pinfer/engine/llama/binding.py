@@ -17,11 +17,12 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-# How often a thread looks whether the others are through, before it sleeps until they are: there
-# are some 20 such meetings per layer. GCC's own 300,000 looks are longer than a time slice, so on
-# a busy machine the thread that waits keeps the processor from the one it waits for: a token
-# takes a hundred times as long. With 300 it takes no longer than asleep at once, and where nobody
-# else works 5 % longer than by looking only, a prompt no longer. Read as llama.cpp is loaded.
+# How often a thread checks whether the others have finished before it sleeps until they have; there
+# are about 20 such barriers per layer. GCC's default of 300,000 checks takes longer than a time
+# slice, so on a busy machine the waiting thread keeps the processor from the one it waits for, and
+# a token takes a hundred times as long. With 300, a token takes no longer there than if threads
+# slept at once, and 5 % longer than by checking only on an idle machine; a prompt takes no longer.
+# Read when llama.cpp is loaded.
 os.environ.setdefault("GOMP_SPINCOUNT", "300")
 
 import llama_cpp
@@ -91,7 +92,7 @@ class Span:
     outputs: bool = True
     """False: only fill the KV cache (saves the head's work while a prompt is read)."""
     layers: int | None = None
-    """Run only so many of the slice's layers, the same for all rows of a session; None is all."""
+    """Run only this many of the slice's layers, the same for all rows of a session; None: all."""
 
     def __len__(self) -> int:
         """How many rows the span holds."""
@@ -342,7 +343,7 @@ class Vocabulary:
 
     @property
     def eos(self) -> str:
-        """The text of the token that ends a text, likewise."""
+        """The text of the token that ends a text; empty if there is none."""
         return self._text(api.llama_vocab_eos(self._vocab))
 
     def _text(self, token: int) -> str:
@@ -453,7 +454,7 @@ def build_fingerprint() -> str:
 
 
 def requantise(source: Path, target: Path, file_type: int) -> None:
-    """Write a model again in another quantisation, as what somebody would serve to save work.
+    """Write a model again in another quantisation, as a cheat might serve it to save work.
 
     Raises:
         EngineError: llama.cpp cannot.

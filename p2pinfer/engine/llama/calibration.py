@@ -1,11 +1,10 @@
-"""How far a model's rows lie apart that honest machines compute: measured, not assumed.
+"""How far apart honest machines' rows of a model lie: measured, not assumed.
 
-The same rows go through the model's layers again and again, as one slice and in thirds: with other
+The same rows go through the model's layers many times, as one slice and in thirds: with other
 numbers of threads, other chunks, without flash attention, without repacked weights, and through
-float16 on the wire. Every one of these is a machine that somebody may have. What lies furthest from
-the reference, times a margin for the processors that are not here, are the bounds that audits
-between numerics classes hold stages to. They are kept in the store, beside the
-model's manifest.
+float16 on the wire. Each of these imitates a machine that may exist. The largest distance from the
+reference, times a margin for processors that are not here, gives the bounds to which audits between
+numerics classes hold stages. They are kept in the store, beside the model's manifest.
 """
 
 import os
@@ -24,14 +23,14 @@ from p2pinfer.engine.llama.binding import Rows, Settings, Slice, Span, Vocabular
 from p2pinfer.engine.store.assemble import PartsModel
 
 ROWS: Final = 5 * CHECKPOINT_POSITIONS
-"""Of a text: five checkpoints, of which the one furthest off counts."""
+"""Of a text: five checkpoints, of which the one furthest from the reference counts."""
 
 MARGINS: Final = Bounds(median=2.0, row=4.0)
-"""Machines that are not here may be as far again from those that are, and a row now and then more:
-in longer texts than this one a few rows attend to others in ways that hang on little."""
+"""Other machines may lie as far again from these, and a single row occasionally farther: in texts
+longer than this one, a few rows' attention hinges on tiny differences."""
 
 LEAST: Final = Bounds(median=0.03, row=0.2)
-"""What a model gets at least whose rows hardly differ here: others' processors differ in ways that
+"""The least bounds, for a model whose rows hardly differ here: other processors differ in ways that
 no setting imitates, by 1.4 to 4 %, and a slice of the next lower quantisation by 10 %."""
 
 TEXT: Final = (
@@ -68,7 +67,7 @@ VARIANTS: Final = (
 
 
 def calibrate(model: PartsModel, tell: Tell) -> dict[str, Any]:
-    """Measure a model that is here as a whole; return bounds, and what they come from.
+    """Measure a model that is here as a whole; return its bounds and the measurements.
 
     Raises:
         MissingChunk, DamagedPart, BadModelFile, UserError: as ``PartsModel.stage``.
@@ -105,7 +104,7 @@ def calibrate(model: PartsModel, tell: Tell) -> dict[str, Any]:
 
 
 def _ranges(layers: int) -> Iterator[tuple[int, int, bool]]:
-    """Yield all layers between ends of one, and then the same in up to three slices."""
+    """Yield all layers between ends of one layer, then the same in up to three slices."""
     first, end = 1, layers - 1
     yield first, end, True
     cuts = sorted({first + (end - first) * third // 3 for third in range(4)})

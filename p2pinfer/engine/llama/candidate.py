@@ -1,8 +1,8 @@
-"""One way to compute a slice, tried in a process of its own: a crash is an answer, and no end.
+"""One way to compute a slice, tried in a process of its own, where a crash does no harm.
 
-``attempt`` asks, ``main`` answers. The process prints a line feed per decode, so that a slow
-machine is told from a hang, and JSON last; it leaves when its standard input closes, so that no
-orphan stays behind.
+``attempt`` starts the process, ``main`` runs in it. It prints a line feed per decode, so that a
+slow machine is distinguished from a hang, and JSON at the end; it exits when its standard input
+closes, so that no orphan is left.
 """
 
 import json
@@ -32,7 +32,7 @@ from p2pinfer.engine.llama.probe import CONTEXT, Crash, Probe, try_settings
 COMMAND = python_command("p2pinfer.engine.llama.candidate")
 
 SILENCE_S_MAX = 600
-"""Between two decodes, or until the slice is loaded: 48 GB at 80 MB/s. Longer is a hang."""
+"""Between two decodes, or until the slice is loaded (48 GB at 80 MB/s). Longer is a hang."""
 
 
 def attempt(part: PartConfig, settings: Settings) -> Probe | Crash | None:
@@ -50,7 +50,7 @@ def attempt(part: PartConfig, settings: Settings) -> Probe | Crash | None:
         ) as process,
     ):
         assert process.stdout is not None
-        data = _listen(process.stdout)
+        data = _read_all(process.stdout)
         if data is None:
             process.kill()
             return Crash(f"nothing came for {SILENCE_S_MAX} s", lacked_memory=False)
@@ -62,8 +62,8 @@ def attempt(part: PartConfig, settings: Settings) -> Probe | Crash | None:
     return _answer(json.loads(data))
 
 
-def _listen(stream: IO[bytes]) -> bytes | None:
-    """Read to the end; None where nothing comes for too long."""
+def _read_all(stream: IO[bytes]) -> bytes | None:
+    """Read to the end; None if nothing comes for too long."""
     data = b""
     while select.select([stream], [], [], SILENCE_S_MAX)[0]:
         chunk = os.read(stream.fileno(), 1 << 16)
@@ -81,7 +81,7 @@ def _answer(said: dict[str, Any]) -> Probe | None:
     return found and Probe.parse(found)
 
 
-class _Heard(Slice):
+class _ReportingSlice(Slice):
     """A slice that prints a line feed per decode."""
 
     answers: int
@@ -94,19 +94,21 @@ class _Heard(Slice):
 
 
 def main() -> None:
-    """Try what the first argument names, and print what was found."""
+    """Try the settings in the first argument, and print what was found."""
     answers = os.dup(1)
-    os.dup2(2, 1)  # llama.cpp may print what it likes
-    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # of gigabytes, and nobody would read it
+    os.dup2(2, 1)  # whatever llama.cpp prints must not mix with the answers
+    resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # gigabytes that are never read
     threading.Thread(target=_leave_with_parent, daemon=True).start()
     part, settings = json.loads(sys.argv[1])
     config = PartConfig(**part)
 
     def load(settings: Settings) -> Slice:
         path = Path(config.path)
-        heard = _Heard(path, logits=config.logits, settings=settings, sessions=2, context=CONTEXT)
-        heard.answers = answers
-        return heard
+        part = _ReportingSlice(
+            path, logits=config.logits, settings=settings, sessions=2, context=CONTEXT
+        )
+        part.answers = answers
+        return part
 
     said: dict[str, Any]
     try:
@@ -115,11 +117,11 @@ def main() -> None:
     except P2pinferError as error:
         said = {"refused": [type(error).__name__, str(error)]}
     os.write(answers, json.dumps(said).encode())
-    os._exit(0)  # nothing to save; llama.cpp's own destructors only take time
+    os._exit(0)  # nothing to save; llama.cpp's destructors only take time
 
 
 def _leave_with_parent() -> None:
-    os.read(0, 1)  # Python's own reader holds a lock that an exit would fail on
+    os.read(0, 1)  # sys.stdin's reader holds a lock that an exit would fail on
     os._exit(1)
 
 

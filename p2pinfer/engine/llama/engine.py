@@ -19,7 +19,7 @@ from p2pinfer.engine.store.slice_files import in_use
 
 
 class _Slots:
-    """The sessions of a worker, numbered; the lowest free one first, so that they adjoin."""
+    """A worker's numbered slots; the lowest free one is taken first, so that they stay adjacent."""
 
     def __init__(self, worker: Worker) -> None:
         self.worker = worker
@@ -154,7 +154,7 @@ class LocalEnds:
         return await self._tokenizer.tokenize(text, special=special, literal=literal, most=most)
 
     async def special_tokens(self) -> SpecialTokens:
-        """Return what the vocabulary has of them; raises as ``tokenize``."""
+        """Return the vocabulary's special tokens; raises as ``tokenize``."""
         return await self._tokenizer.special_tokens()
 
     def open(self) -> _LocalEndsSession:
@@ -175,7 +175,7 @@ async def open_stage(
 
     Raises:
         BadModelFile, UnsupportedModel: the slice cannot be run.
-        EngineDied: the worker died while it loaded.
+        EngineDied: the worker died while loading.
     """
     part = PartConfig(str(path), tokens=False, logits=False)
     with in_use(path):
@@ -193,7 +193,10 @@ async def open_ends(
     context: int = CONTEXT_DEFAULT,
     threads: int = 1,
 ) -> AsyncIterator[LocalEnds]:
-    """Run both ends of a model of ``layers`` layers in one worker process; raises as a stage."""
+    """Run both ends of a model in one worker process; raises as ``open_stage``.
+
+    ``layers``: how many the whole model has.
+    """
     parts = (
         PartConfig(str(first_end), tokens=True, logits=False),
         PartConfig(str(last_end), tokens=False, logits=True),

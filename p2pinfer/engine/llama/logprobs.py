@@ -4,7 +4,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 LOGPROB_MIN = -9999.0
-"""OpenAI's word for "not likely at all", where the logarithm is no finite number."""
+"""OpenAI's value for "not likely at all", where the logarithm is not finite."""
 
 
 def log_probabilities(logits: NDArray[np.float32], token: int, top: int) -> list[tuple[int, float]]:
@@ -12,8 +12,8 @@ def log_probabilities(logits: NDArray[np.float32], token: int, top: int) -> list
 
     Args:
         logits: one row of the vocabulary's size, as the head gives them.
-        token: the one that was drawn; it may be among the likeliest, too.
-        top: how many; of equally likely ones, those with the lower numbers come first.
+        token: the one that was drawn; it may be among the likeliest too.
+        top: how many; equally likely ones are ordered by their ids.
     """
     row = logits.reshape(-1).astype(np.float64)
     row -= row.max()
@@ -24,7 +24,7 @@ def log_probabilities(logits: NDArray[np.float32], token: int, top: int) -> list
 
 
 def _likeliest(row: NDArray[np.float64], count: int) -> list[int]:
-    """Return the places of the largest values in order, without sorting a whole vocabulary."""
+    """Return the indices of the largest values in order, without sorting a whole vocabulary."""
     if not count:
         return []
     least = np.partition(row, -count)[-count]

@@ -12,10 +12,10 @@ from p2pinfer.engine.store.store import Store
 
 
 def keep_bounds(store: Store, model: ModelId, report: dict[str, Any]) -> None:
-    """Keep what was measured in the store.
+    """Store a calibration's report.
 
     Raises:
-        UserError: the disk does not take it.
+        UserError: it cannot be written.
     """
     path = _path(store, model)
     new = path.with_suffix(f".{os.getpid()}")
@@ -28,7 +28,7 @@ def keep_bounds(store: Store, model: ModelId, report: dict[str, Any]) -> None:
 
 
 def bounds_of(store: Store, model: ModelId) -> Bounds:
-    """Return a model's bounds if they were measured here, and otherwise those of all models."""
+    """Return a model's bounds if they were measured here, otherwise the default ones."""
     try:
         found = json.loads(_path(store, model).read_bytes())["bounds"]
         return Bounds(float(found["median"]), float(found["row"]))

@@ -1,4 +1,4 @@
-"""How much memory things take and there is, so that a person hears of it before it runs out."""
+"""How much memory things need and how much there is, to warn a person before it runs out."""
 
 import os
 from collections.abc import Callable
@@ -16,19 +16,19 @@ _NUMBER_BYTES = 2
 """Keys and values are kept in float16 or bfloat16."""
 
 WORKER_BYTES = 96 << 20
-"""What an engine's process takes besides weights and cells: Python, llama.cpp, compute buffers."""
+"""What an engine process needs besides weights and cells: Python, llama.cpp, compute buffers."""
 
 NODE_BYTES = 128 << 20
-"""What the process of a peer takes besides its engine's: Python, libp2p and NumPy."""
+"""What a peer's own process needs, without its engine: Python, libp2p and NumPy."""
 
 MEMORY_SHARE = 0.5
-"""Of what is free: a peer lends, and whoever sits at the machine has work to do."""
+"""Of free memory: the machine is only lent, and its owner needs the rest."""
 
 
 def sessions_bytes(header: GgufHeader, layers: int, sessions: int, context: int) -> int:
-    """Estimate the KV cells of so many sessions of ``context`` positions in so many layers.
+    """Estimate the bytes of KV cells for sessions of ``context`` positions in ``layers`` layers.
 
-    Where a model's layers differ, the most that its width allows is assumed of each.
+    If a model's layers differ, each is assumed to need as much as the model's width allows.
     """
     architecture = header.string("general.architecture")
 
@@ -48,21 +48,21 @@ def sessions_bytes(header: GgufHeader, layers: int, sessions: int, context: int)
 
 
 def host_bytes() -> int:
-    """Return how much memory the machine has to give without swapping."""
+    """Return how much memory the machine can give without swapping, in bytes."""
     return int(psutil.virtual_memory().available)
 
 
 def available_bytes(root: Path = Path("/"), host_bytes: Callable[[], int] = host_bytes) -> int:
-    """Return how much memory this process and its helpers may still take.
+    """Return how much memory this process and its helpers may still take, in bytes.
 
-    The machine may have more than their container, their cgroup or ``ulimit -v`` allows.
+    The machine may have more than the container, the cgroup or ``ulimit -v`` allows.
     """
     found = [host_bytes(), memory_left_bytes(root), _rlimit_bytes()]
     return min(each for each in found if each is not None)
 
 
 def _rlimit_bytes() -> int | None:
-    """Return how much one process may map; None where that is not limited."""
+    """Return how much one process may map; None if that is not limited."""
     with suppress(ImportError, OSError):
         import resource
 
@@ -74,7 +74,7 @@ def _rlimit_bytes() -> int | None:
 def usable_cores(root: Path = Path("/")) -> int:
     """Return how many threads can run at once: on the cores and in the time given to this process.
 
-    A machine's other cores may be another container's, or barred by ``taskset``.
+    A machine's other cores may belong to other containers, or be excluded by ``taskset``.
     """
     affinity = getattr(os, "sched_getaffinity", None)
     cores = len(affinity(0)) if affinity else os.cpu_count() or 1
@@ -83,19 +83,19 @@ def usable_cores(root: Path = Path("/")) -> int:
 
 
 def budget_bytes(named: int | None) -> int:
-    """Return how much a peer may use: what a person named, or a share of what is free."""
+    """Return how many bytes a peer may use: ``named`` if given, else a share of what is free."""
     if named is not None:
         return named
     return int(MEMORY_SHARE * available_bytes())
 
 
 def swap_bytes() -> int:
-    """Return how much the machine can still swap out."""
+    """Return how many bytes the machine can still swap out."""
     return int(psutil.swap_memory().free)
 
 
 def check_runs(what: str, needed: int, available: int, swap: int) -> None:
-    """Raise UserError if something cannot be in memory at all, not even with all swapped out."""
+    """Raise UserError if something cannot fit in memory, even with everything else swapped out."""
     if needed > available + swap:
         raise UserError(
             f"{what} needs at least {mib(needed)} of memory, and {mib(available)} are free: end"
@@ -113,7 +113,7 @@ def check_fits(needed: int, available: int, sessions: int, context: int) -> None
 
 
 def mib(count: int) -> str:
-    """Write a number of bytes."""
+    """Format a number of bytes as MiB."""
     return f"{count / (1 << 20):,.0f} MiB"
 
 

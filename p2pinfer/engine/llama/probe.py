@@ -1,11 +1,11 @@
-"""Find out, by running it, how a slice computes on this machine, instead of trusting a table.
+"""Find out how a slice computes on this machine by running it, instead of trusting a table.
 
 Fixed pseudo-random inputs go through the slice in several chunkings: wide, narrow and in blocks,
 from the first position and past 512 KV cells, alone and beside another session, with one thread and
-with the worker's. Settings are exact when every row comes out the same bits however it was chunked,
-narrow and wide; the first exact candidate, in order of speed, is used, blocks where they are exact
-too, and one that crashes is only ruled out. Peers whose probes gave the same digest are of one
-*numerics class*: their arithmetic agrees bit for bit.
+with the worker's. Settings are exact if every row has the same bits however it was chunked, narrow
+and wide. The fastest exact settings are used, with blocks if they are exact too; settings that
+crash are ruled out. Peers whose probes gave the same digest are of one *numerics class*: their
+arithmetic agrees bit for bit.
 """
 
 import json
@@ -33,18 +33,18 @@ _TAIL_ROWS = 24
 CONTEXT = _FILL_ROWS + _TAIL_ROWS
 
 Outputs = dict[int, bytes]
-"""What came out, by position: of every row, or of each span's last where logits are asked."""
+"""Outputs by position: of every row, or, for logits, of each span's last row."""
 
 
 @dataclass(frozen=True)
 class Probe:
-    """What is known of a slice's arithmetic here."""
+    """How a slice computes on this machine."""
 
     settings: Settings
     regimes_agree: bool
-    """A row comes out the same narrow and wide."""
+    """A row has the same bits narrow and wide."""
     blocks: bool
-    """Blocks are exact; they never agree with the other two."""
+    """Blocks are exact; they never agree with the other two regimes."""
     numerics_class: str
     """BLAKE3 over all of the probe's outputs, 32 hexadecimal digits."""
 
@@ -56,26 +56,26 @@ class Probe:
 
 @dataclass(frozen=True)
 class Crash:
-    """Settings that ended the process that tried them."""
+    """The outcome of settings that ended the process that tried them."""
 
     how: str
     lacked_memory: bool
-    """Then another time may end better."""
+    """If so, another attempt may succeed."""
 
 
 INEXACT = "its rows depend on how they are batched"
 
 Attempt = Callable[[Settings], Probe | Crash | None]
-"""Tries settings as ``try_settings`` does, where a crash does no harm."""
+"""Tries settings as ``try_settings`` does, but in a process that may crash."""
 
 
 def probe(attempt: Attempt, threads: int, cache: Path) -> Probe:
-    """Return the cached probe of a slice, or run one and cache it, with what was ruled out.
+    """Return the cached probe of a slice, or run and cache one, with the settings ruled out.
 
     Args:
         attempt: tries settings on the slice.
         threads: how many the worker will use.
-        cache: where the result is kept; a result of another build or CPU is ignored.
+        cache: the file for the result; a result of another build or CPU is ignored.
 
     Raises:
         UnsupportedModel: no settings give the same bits for every chunking.
@@ -98,7 +98,7 @@ def probe(attempt: Attempt, threads: int, cache: Path) -> Probe:
                         for each, crash in ruled_out
                     ],
                 }
-                with suppress(OSError):  # of a full disk: it is only probed again the next time
+                with suppress(OSError):  # a full disk: the slice is probed again next time
                     cache.write_text(json.dumps({"key": key, "probe": asdict(found), **report}))
             return found
         ruled_out.append((settings, found))
@@ -106,7 +106,7 @@ def probe(attempt: Attempt, threads: int, cache: Path) -> Probe:
 
 
 def _candidates(threads: int) -> Iterator[Settings]:
-    """Yield settings, the fastest first."""
+    """Yield settings, fastest first."""
     for values_bf16 in (False, True):
         for repack in (True, False):
             yield Settings(threads, repack, values_bf16)
@@ -123,7 +123,7 @@ def _refusal(outcomes: Sequence[Crash | None]) -> EngineError | UnsupportedModel
         )
     return UnsupportedModel(
         "llama.cpp does not compute this model the same way twice on this machine: its rows "
-        "depend on how they are batched, so nobody could check them"
+        "depend on how they are batched, so no peer could check them"
         + (f" (and some settings crash: {crashes[0].how})" if crashes else "")
     )
 
@@ -134,7 +134,7 @@ def _kept(cache: Path, key: str) -> Probe | None:
         if data["key"] == key:
             return Probe.parse(data["probe"])
     except (OSError, ValueError, KeyError, TypeError):
-        pass  # none yet, or one that another version wrote: probe again
+        pass  # no result yet, or one that another version wrote
     return None
 
 
@@ -144,8 +144,8 @@ def try_settings(
     """Probe settings with their threads and with one; None when they are not exact.
 
     Args:
-        load: loads the slice with given settings, two sessions and ``CONTEXT`` positions at least.
-        settings: what to try.
+        load: loads the slice with given settings, at least two sessions and ``CONTEXT`` positions.
+        settings: the settings to try.
         tokens: whether the slice takes tokens rather than rows.
     """
     found = _try(load, settings, tokens=tokens)
@@ -209,13 +209,13 @@ class _Runs:
 
 
 def _beside(part: Slice, inputs: Tokens | Rows) -> Outputs:
-    """One row of a long session in a decode that it shares with a short one."""
+    """Decode one row of a long session together with one of a short session."""
     spans = [Span(0, _FILL_ROWS, inputs[_FILL_ROWS:][:1]), Span(1, 14, inputs[14:15])]
     return {_FILL_ROWS: part.decode(spans)[0].tobytes()}
 
 
 def _consistent(runs: Iterable[Outputs]) -> bool:
-    """Do all runs that hold a position hold the same bits there?"""
+    """Whether all runs agree on the bits of every position they share."""
     seen: Outputs = {}
     return all(seen.setdefault(at, row) == row for run in runs for at, row in run.items())
 
@@ -229,7 +229,7 @@ def _digest(runs: Iterable[Outputs]) -> str:
 
 
 def _inputs(part: Slice, *, tokens: bool) -> Tokens | Rows:
-    """Numbers that every machine draws alike: BLAKE3's output stream, about unit variance."""
+    """Return inputs that are the same on every machine: BLAKE3's stream, about unit variance."""
     count = CONTEXT if tokens else CONTEXT * part.width
     raw = np.frombuffer(blake3(b"p2pinfer probe").digest(length=4 * count), "<u4")
     if tokens:

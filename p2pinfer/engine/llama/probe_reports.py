@@ -1,4 +1,4 @@
-"""What probes found out on this machine, as it lies beside the slices; llama.cpp is not loaded."""
+"""What probes found out on this machine, read from files without loading llama.cpp."""
 
 import json
 import re
@@ -10,28 +10,28 @@ from typing import Any
 
 @dataclass(frozen=True)
 class ProbeReport:
-    """How one slice is computed here, and how it is not."""
+    """The settings that one slice uses here, and those ruled out."""
 
     slice_name: str
     build: str
-    """``build_fingerprint()`` of then."""
+    """``build_fingerprint()`` at that time."""
     cpu: str
-    """The features of the CPU of then, as its system names them."""
+    """The CPU's features at that time, as its system names them."""
     used: str
     """The settings, in words."""
     ruled_out: tuple[tuple[str, str], ...]
-    """Other settings in words, and why not."""
+    """Other settings in words, and why they were ruled out."""
 
 
 def probe_reports(folder: Path) -> list[ProbeReport]:
-    """Read what lies in a folder and below, of the newest build and CPU, by the slices' names."""
+    """Read the reports in a folder and below, of the newest build and CPU, by slice name."""
     found: list[tuple[int, ProbeReport]] = []
     for path in folder.rglob("*.gguf.probe-*.json"):
         try:
             report = _parse(path.name.partition(".gguf.")[0], json.loads(path.read_text()))
             found.append((path.stat().st_mtime_ns, report))
         except (OSError, ValueError, KeyError, TypeError, AttributeError):
-            continue  # being written, or of an older version: it will be probed again
+            continue  # being written, or from an older version: the slice will be probed again
     if not found:
         return []
     _, newest = max(found, key=lambda each: each[0])
@@ -52,10 +52,10 @@ def _words(settings: Mapping[str, Any]) -> str:
 
 
 def used_features(build: str) -> list[str]:
-    """Name what a build uses of its CPU, from its fingerprint."""
+    """Return the CPU features that a build uses, from its fingerprint."""
     return re.findall(r"(\w+) = [1-9]", build)
 
 
 def vector_features(cpu: str) -> list[str]:
-    """Pick from a CPU's features those that matrices are multiplied with, and AMX's."""
+    """Return those of a CPU's features that multiply matrices, and AMX's."""
     return re.findall(r"\b(?:(?:amx|avx|asimd|bf16|f16c|fma|i8mm|sve)\w*|sme2?)\b", cpu)

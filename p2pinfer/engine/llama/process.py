@@ -1,4 +1,4 @@
-"""The node's side of an engine worker: start it, ask it, notice when it dies, start another.
+"""The node's side of an engine worker: start it, send it requests, and restart it when it dies.
 
 Requests go out as soon as the socket takes them, without a pass through the scheduler, since every
 token waits for several of them in turn.
@@ -28,20 +28,21 @@ from p2pinfer.engine.frames import RECEIVE_BYTES, PartReady, Splitter, WorkerCon
 _log = logging.getLogger("p2pinfer.engine")
 
 _EXIT_S_MAX = 3.0
-"""How long a worker whose socket has closed may take to be gone: a core dump, at most."""
+"""How long a worker whose socket has closed may take to exit: at most a core dump."""
 
 DEATHS_MAX = 5
-"""In a row and in the same way: a sixth process would end like them, so the node says so and ends.
-One that lived for ``STEADY_S`` was sound, whatever ended it."""
+"""In a row and in the same way: a sixth process would end like them, so the node reports it and
+ends. A process that lived for ``STEADY_S`` resets the count, whatever ended it."""
 
 STEADY_S = 60.0
+"""How long a worker must have lived to count as sound."""
 
 _RESTART_S_MIN, _RESTART_S_MAX = 0.1, 10.0
-"""Pause before a dead worker is replaced; doubled for each that dies before it answered once."""
+"""Pause before a dead worker is replaced; doubled after each that died without an answer."""
 
 HUGE_PAGES = "glibc.malloc.hugetlb=1"
 """Let malloc ask for transparent huge pages: weights are read from end to end for every token, and
-with 4 KiB pages the processor keeps looking up where they are (5 to 8 % of decoding, measured)."""
+with 4 KiB pages address translation takes 5 to 8 % of decoding (measured)."""
 
 Answer = list[Any]
 """``[microseconds of decoding, *values]``."""
@@ -50,7 +51,7 @@ Answered = Callable[[Answer | EngineError], None]
 
 
 class _Pending:
-    """An answer that a task waits for."""
+    """An answer that a task is waiting for."""
 
     def __init__(self) -> None:
         self._event = trio.Event()
@@ -68,13 +69,13 @@ class _Pending:
 
 
 class Worker:
-    """A running worker process; ``open_worker`` makes one and keeps one running."""
+    """A worker process; ``open_worker`` starts it, and restarts it when it dies."""
 
     def __init__(self, config: WorkerConfig) -> None:
         self.config = config
         self.parts: list[PartReady] = []
         self.generation = 0
-        """How many processes have been started; what a session held dies with its generation."""
+        """How many processes have been started; a session's cells die with their generation."""
         self.pid = 0
         self._sock: socket.socket | None = None
         self._unsent: deque[bytes] = deque()
@@ -85,14 +86,14 @@ class Worker:
 
     @property
     def is_running(self) -> bool:
-        """Whether requests can be made just now."""
+        """Whether requests can be sent now."""
         return bool(self.parts) and self._sock is not None
 
     def request(self, answered: Answered, kind: str, *values: Any) -> None:
-        """Send a request and have a function called with the answer; never waits.
+        """Send a request; ``answered`` is called with the answer. Never waits.
 
         Raises:
-            EngineDied: no worker is running just now.
+            EngineDied: no worker is running now.
         """
         self._numbers += 1
         self.tell(kind, self._numbers, *values)
@@ -103,7 +104,7 @@ class Worker:
 
         Raises:
             EngineError: the engine refused.
-            EngineDied: no worker is running just now, or it ended first.
+            EngineDied: no worker is running now, or it ended before it answered.
         """
         pending = _Pending()
         self.request(pending.resolve, kind, *values)
@@ -113,7 +114,7 @@ class Worker:
         """Send a request that has no answer; never waits.
 
         Raises:
-            EngineDied: no worker is running just now.
+            EngineDied: no worker is running now.
         """
         if self._sock is None:
             raise EngineDied("the engine's process has ended and is being restarted")
@@ -127,17 +128,17 @@ class Worker:
             except BlockingIOError:
                 pass
             except OSError:
-                return  # it has died; the reader is about to notice
+                return  # the worker has died; the reader is about to notice
         if sent < len(frame):
-            # Bounded by the steps in flight that each session may have.
+            # Bounded, since each session has a limit of steps in flight.
             self._unsent.append(frame[sent:])
             self._unsent_added.set()
 
     async def keep_running(self, *, task_status: TaskStatus[None]) -> None:
-        """Start the process, serve it, and start another when it dies.
+        """Start the process, exchange frames with it, and start another when it dies.
 
         Raises:
-            EngineDied: the first died while it loaded, or ``DEATHS_MAX`` died in the same way.
+            EngineDied: the first died while loading, or ``DEATHS_MAX`` died in the same way.
         """
         pause_s = _RESTART_S_MIN
         deaths: list[int] = []
@@ -190,7 +191,7 @@ class Worker:
         return process, ours
 
     async def _handshake(self, sock: socket.socket) -> None:
-        """Tell the worker what to load, and wait until it has; EOFError when it is gone."""
+        """Tell the worker what to load, and wait until it has; EOFError if it ends."""
         try:
             sock.send(self.config.frame())
         except OSError as error:
@@ -205,7 +206,7 @@ class Worker:
                 return
 
     async def _converse(self, sock: socket.socket) -> None:
-        """Hand out answers and send what the socket did not take, until the worker dies."""
+        """Deliver answers and send what the socket did not take, until the worker dies."""
         with lone_errors():
             async with trio.open_nursery() as nursery:
                 nursery.start_soon(self._flush, sock)
@@ -228,14 +229,14 @@ class Worker:
                 except BlockingIOError:
                     continue
                 except OSError:
-                    return  # it has died; the reader is about to notice
+                    return  # the worker has died; the reader is about to notice
                 if sent < len(frame):
                     self._unsent[0] = frame[sent:]
                 else:
                     self._unsent.popleft()
 
     def _lose(self, sock: socket.socket) -> None:
-        """Fail everything that waits for the process that is gone."""
+        """Fail all requests that the ended process did not answer."""
         self._sock = None
         sock.close()
         self._unsent.clear()
@@ -246,11 +247,11 @@ class Worker:
 
 @asynccontextmanager
 async def open_worker(config: WorkerConfig) -> AsyncIterator[Worker]:
-    """Run an engine worker for as long as the block lasts.
+    """Run an engine worker while the block lasts.
 
     Raises:
         BadModelFile, UnsupportedModel: its slice cannot be loaded.
-        EngineDied: it died while it loaded.
+        EngineDied: it died while loading.
     """
     worker = Worker(config)
     with lone_errors():
@@ -261,7 +262,7 @@ async def open_worker(config: WorkerConfig) -> AsyncIterator[Worker]:
 
 
 async def _receive(sock: socket.socket) -> bytes:
-    """Wait for bytes; EOFError when the worker is gone."""
+    """Wait for bytes; EOFError if the worker has ended."""
     while True:
         await trio.lowlevel.wait_readable(sock.fileno())
         try:
@@ -276,7 +277,7 @@ async def _receive(sock: socket.socket) -> bytes:
 
 
 def _reap(process: subprocess.Popen[bytes]) -> int:
-    """Wait until the process has ended, or end it; return its code, negative for a signal."""
+    """Wait until the process has ended, or kill it; return its code, negative for a signal."""
     try:
         return process.wait(_EXIT_S_MAX)
     except subprocess.TimeoutExpired:
@@ -297,7 +298,7 @@ class _Death:
 
 
 def _obituary(death: _Death, config: WorkerConfig, times: int) -> str:
-    """Say which slice ended its process, how, and what helps."""
+    """Return a sentence that says which slice ended its process, how, and what to do."""
     paths = [part.path for part in config.parts]
     names = " and ".join(Path(path).name for path in paths)
     often = f" {times} times in a row" if times > 1 else ""

@@ -1,8 +1,8 @@
 """A smoke test of llama.cpp as it was compiled here: `python -m p2pinfer.engine.llama.smoke`.
 
-Two layers of the default model are decoded with 1, 7, 48 and 64 rows, which are different kernels,
-with weights rearranged for this CPU and with weights as they are. What a compiler got wrong, or the
-machine refuses, ends this process and not somebody's chat; setup reads how it ended.
+Two layers of the default model are decoded with 1, 7, 48 and 64 rows, which run different kernels,
+with weights rearranged for this CPU and with weights as they are. A miscompiled kernel, or one that
+the machine refuses, ends this process instead of a user's chat; setup reads how it ended.
 """
 
 import contextlib
@@ -21,14 +21,14 @@ from p2pinfer.engine.gguf.slicing import extents, plan_stage, write_slice
 from p2pinfer.engine.llama.binding import Rows, Settings, Slice, Span
 
 CHUNKS = (1, NARROW_ROWS_MAX, WIDE_ROWS_MAX, BLOCK_ROWS)
-"""Rows per decode: one alone, as few as a session asks for between tokens, and a prompt's many."""
+"""Rows per decode: a single row, the most of the narrow and wide regimes, and a block."""
 
 SMOKE_S_MAX = 120
-"""It takes a second; what is not done by then hangs, and SIGALRM ends the process."""
+"""It takes a second; a test not finished by then hangs, and SIGALRM ends the process."""
 
 
 def decode(path: Path, *, repack: bool) -> Rows:
-    """Run fixed inputs through a slice in each chunk size, saying which; return all that came out.
+    """Run fixed inputs through a slice in each chunk size, printing each; return all outputs.
 
     Raises:
         BadModelFile, EngineError: llama.cpp refuses.
@@ -47,7 +47,7 @@ def decode(path: Path, *, repack: bool) -> Rows:
 
 
 def main() -> int:
-    """Return 0 where both ways give the same numbers, but for what rounding explains."""
+    """Return 0 if both ways give the same numbers, except for rounding."""
     model = default_model_path()
     header = read_header(model)
     with tempfile.TemporaryDirectory() as folder:

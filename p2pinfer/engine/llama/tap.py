@@ -8,19 +8,20 @@ from typing import Any
 from p2pinfer.core.errors import EngineError
 
 _EvalCallback = ctypes.CFUNCTYPE(ctypes.c_bool, ctypes.c_void_p)
-"""``ggml_backend_sched_eval_callback`` without its last two arguments: whether it asks or tells,
-which the order of calls says too, and a pointer of our own. A C callee may ignore the last ones."""
+"""``ggml_backend_sched_eval_callback`` without its last two arguments: whether the call asks or
+reports, which the order of calls shows too, and a user pointer. A C callee may ignore them."""
 
 
 class Tap:
-    """Stops a graph behind one node, and reads what the node holds.
+    """Stops a graph after one node, and reads the node's data.
 
     Args:
         ggml: the loaded libggml-base.
 
-    A graph has some 30 nodes a layer, and each is asked for. So the first decode of a shape runs a
-    Python function that finds the node by its name; later ones only have to say no so many times,
-    then yes (this one), then no (do not go on), which an iterator does without any bytecode.
+    A graph has about 30 nodes per layer, and the callback is called for each. So the first decode
+    of a shape runs a Python function that finds the node by its name. Later decodes know how many
+    nodes come before it: the answers are that many times no, then yes (this one), then no (stop
+    here), which an iterator gives without running any bytecode.
     """
 
     def __init__(self, ggml: ctypes.CDLL) -> None:
@@ -34,7 +35,7 @@ class Tap:
         self._asked = self._tensor = 0
 
     def arm(self, node: bytes, rows: int, sessions: int) -> None:
-        """Prepare for a decode of so many rows that is to stop behind a node (``l_out-9``)."""
+        """Prepare for a decode of ``rows`` rows that is to stop after a node (``l_out-9``)."""
         self._node, self._key = node, (node, rows, sessions)
         if found := self._found.get(self._key):
             answers, self._tensor = found
@@ -45,12 +46,12 @@ class Tap:
 
     def _retarget(self, function: Callable[..., Any], *arguments: Any) -> None:
         state: tuple[Any, ...] = (function, arguments, {}, None)
-        self._answer.__setstate__(state)  # type: ignore[attr-defined] # what unpickling one calls
+        self._answer.__setstate__(state)  # type: ignore[attr-defined] # as unpickling does
 
     def _look(self, tensor: int) -> bool:
-        """Answer for a node while the right one is still being looked for."""
+        """Answer the callback for a node, while the wanted one is still being searched for."""
         if self._tensor:
-            return False  # told that it is computed: do not go on
+            return False  # it has been computed: stop here
         self._asked += 1
         if self._get_name(tensor) != self._node:
             return False

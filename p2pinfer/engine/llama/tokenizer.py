@@ -129,7 +129,7 @@ class _Vocabulary:
                 raise AssertionError(f"the node asked for {question[:1]}")
 
     def _run_deep(self, work: partial[None], chars: int) -> None:
-        """Run with a stack that a text of so many characters may need."""
+        """Run with a stack large enough for a text of ``chars`` characters."""
         wanted = STACK_BYTES + STACK_BYTES_PER_CHAR * chars
         threading.stack_size(min(wanted, self._stack_bytes_max) & -4096)  # whole pages
         thread = threading.Thread(target=work)
@@ -150,7 +150,7 @@ class _Vocabulary:
             begins_with = self._vocabulary.begins_with
             is_there = tokens[: len(begins_with)] == begins_with
             outcome.append(tokens if is_there else begins_with + tokens)
-        except Exception as error:  # noqa: BLE001 -- belongs to whoever asked
+        except Exception as error:  # noqa: BLE001 -- raised again in the caller
             outcome.append(error)
 
     def _pieces(self, text: str, literal: set[int]) -> Iterator[str | ControlToken]:

@@ -111,7 +111,7 @@ class _Part:
                 continue
             if runs and runs[-1][-1].slot + 1 == job.slot:
                 runs[-1].append(job)
-            else:  # the first, or one behind the hole that a refused job left
+            else:  # the first job, or one after the gap that a refused job left
                 runs.append([job])
         for run in runs:
             self._decode(run, fail)
@@ -175,7 +175,7 @@ class _Worker:
                 done = self._sample if span.outputs else self._acknowledge
                 self._line_up(self._last, _Request(number), span, regime, done)
             case ["sampling", slot, sampling, recent]:
-                self._clear(slot)  # what still waits is of an answer that nobody wants any more
+                self._clear(slot)  # jobs still waiting belong to an answer that is no longer wanted
                 self._samplers[slot] = Sampler(self._last.slice, Sampling(**sampling), recent)
             case ["close", slot]:
                 self._clear(slot)
@@ -224,7 +224,7 @@ class _Worker:
             self._line_up(self._first, job.request, span, Regime.NARROW, give)
 
     def _clear(self, slot: int) -> None:
-        """Give up a session's sampler and the jobs that wait, and say so to whoever asked."""
+        """Drop a session's sampler and its waiting jobs, each of which fails."""
         for part in self.parts:
             for job in part.waiting.drop(slot):
                 self._fail(job.request, EngineError("the session was given up"))

@@ -1,8 +1,8 @@
-"""Give memory back to the system that was filled with zeros and not used yet.
+"""Return memory to the system that was filled with zeros and not used yet.
 
-llama.cpp clears the cells of all sessions when it makes them, and by that takes their memory at
+llama.cpp clears the cells of all sessions when it allocates them, and so takes their memory at
 once: several times the weights of a small model, though most sessions are short and many never
-open. A page of zeros that is given back reads as zeros, and comes again when it is written to.
+open. A page of zeros that is returned still reads as zeros, and is allocated again when written to.
 """
 
 import ctypes
@@ -14,17 +14,17 @@ from pathlib import Path
 import numpy as np
 
 BLOCK_BYTES = 2 << 20
-"""Looked at and given back as a whole: a huge page, so that none is torn into small ones."""
+"""Checked and returned as a whole: a huge page, so that none is split into small ones."""
 
 _MAPS = Path("/proc/self/maps")
 _ANONYMOUS = re.compile(r"([0-9a-f]+)-([0-9a-f]+) rw-p 0+ 00:00 0 *(\[heap\])?")
 
 
 def give_back_zeros() -> int:
-    """Give back whole blocks of zeros in this process's own memory; return how many bytes.
+    """Return whole blocks of zeros in this process's memory to the system; return their bytes.
 
-    Nothing may write meanwhile: a block is lost that another thread fills between the look at it
-    and the giving back. Only Linux says where the memory is; elsewhere nothing is given back.
+    No other thread may write meanwhile: data written to a block between the check and its return
+    would be lost. Only Linux lists a process's memory; on other systems nothing is returned.
     """
     if not _MAPS.exists():
         return 0
@@ -40,7 +40,7 @@ def give_back_zeros() -> int:
 
 
 def _ranges(maps: str) -> Iterator[tuple[int, int]]:
-    """Yield the addresses of all whole blocks in private memory that no file is behind."""
+    """Yield the addresses of all whole blocks in private memory that is not backed by a file."""
     for line in maps.splitlines():
         found = _ANONYMOUS.fullmatch(line)
         if found is None:
@@ -53,5 +53,5 @@ def _ranges(maps: str) -> Iterator[tuple[int, int]]:
 
 def _is_zero(start: int, count: int) -> bool:
     words = np.ctypeslib.as_array((ctypes.c_uint64 * (count // 8)).from_address(start))
-    # Most blocks of weights differ from zero at once: look there before looking at all.
+    # Most blocks of weights begin with nonzero words: check a few before all.
     return not words[:64].any() and not words.any()

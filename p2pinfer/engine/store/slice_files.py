@@ -1,7 +1,7 @@
 """The slices in the cache, and which of them may be removed.
 
     vN/ID/NAME.gguf     a slice of a model, as version N of p2pinfer cuts it
-    vN/ID/NAME.gguf.*   what was measured of that slice, and is removed with it
+    vN/ID/NAME.gguf.*   what was measured of that slice, removed with it
     vN/ID/.NAME.gguf.*  a slice that is being written, or that a killed process was writing
 
 A slice can be cut again, but that costs time and needs its parts. A process that runs one keeps its
@@ -21,7 +21,7 @@ from p2pinfer.core.ids import ModelId
 from p2pinfer.engine.store.disk import is_named
 
 VERSION = 2
-"""Part of every slice's path: raise it when the same cut gives another file."""
+"""Part of every slice's path; increase it when the same cut gives a different file."""
 
 _VERSIONS = re.compile(r"v\d+")
 
@@ -38,7 +38,7 @@ class Slices:
 
     Args:
         cache: the directory.
-        clock_s: the time of files, in seconds.
+        clock_s: returns the time in seconds, on the clock of file times.
     """
 
     def __init__(self, cache: Path, clock_s: Callable[[], float] = _clock_s) -> None:
@@ -68,10 +68,12 @@ class Slices:
             kind: how the slices' names begin.
             spare: keep this many, the most recently wanted.
         """
-        # What a killed process was writing has a dot in front.
+        # A killed process's unfinished file begins with a dot.
         files = self._files(model[:32])
         found = [each for each in files if each[0].name.removeprefix(".").startswith(kind)]
-        idle = [path for path, at, _ in found if self._was_wanted_long_ago(at) and not _held(path)]
+        idle = [
+            path for path, at, _ in found if self._was_wanted_long_ago(at) and not _is_in_use(path)
+        ]
         return sum(map(_remove, idle[spare:]))
 
     def make_room(self, wanted_bytes: int) -> int:
@@ -92,7 +94,7 @@ class Slices:
             if not any(map(_is_slice, left)):
                 for path in left:
                     path.unlink(missing_ok=True)
-                with suppress(OSError):  # one was cut meanwhile
+                with suppress(OSError):  # a slice was cut meanwhile
                     folder.rmdir()
         return freed
 
@@ -123,7 +125,7 @@ def in_use(*paths: Path) -> Iterator[None]:
     """Keep slices from being removed while the block lasts.
 
     Raises:
-        UserError: one was removed since it was asked for.
+        UserError: one was removed after it was requested.
     """
     held: list[int] = []
     try:
@@ -165,14 +167,14 @@ def _is_slice(path: Path) -> bool:
     return path.suffix == ".gguf" or path.name.startswith(".")
 
 
-def _held(path: Path) -> bool:
-    """Whether a process runs a slice."""
+def _is_in_use(path: Path) -> bool:
+    """Whether a process is running a slice."""
     with _alone(path) as is_mine:
         return not is_mine
 
 
 def _remove(path: Path) -> int:
-    """Remove a slice unless a process runs it; return the bytes that it had."""
+    """Remove a slice unless a process is running it; return the bytes freed."""
     with _alone(path) as is_mine:
         if not is_mine:
             return 0

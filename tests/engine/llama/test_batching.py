@@ -1,4 +1,4 @@
-"""Continuous batching: whatever is asked, each decode is one that llama.cpp can run exactly."""
+"""Continuous batching: whatever is queued, llama.cpp can run each decode exactly."""
 
 from collections import Counter
 from dataclasses import dataclass
@@ -15,7 +15,7 @@ from p2pinfer.engine.llama.batching import Batcher, Regimes
 
 @dataclass(frozen=True)
 class Work:
-    """A job; equal jobs are told apart by their number."""
+    """A job; the number distinguishes equal jobs."""
 
     slot: int
     rows: int = 1
@@ -33,7 +33,7 @@ class Work:
 
 
 TAKE = None
-"""A decode, among the jobs that arrive."""
+"""Stands for a decode among arriving jobs."""
 
 work = st.builds(
     Work,
@@ -49,7 +49,7 @@ agree = st.booleans()
 @settings(max_examples=300)
 @given(st.lists(st.just(TAKE) | work, max_size=60), agree)
 def test_every_job_runs_once_and_in_order(events: list[Work | None], regimes_agree: bool) -> None:
-    """Jobs that arrive between decodes all run, none twice, each session's in their order."""
+    """Jobs that arrive between decodes all run once, each session's in order."""
     regimes = Regimes(regimes_agree)
     batcher: Batcher[Work] = Batcher(regimes)
     added: list[Work] = []
@@ -79,7 +79,7 @@ def test_every_job_runs_once_and_in_order(events: list[Work | None], regimes_agr
 
 @given(st.lists(work, max_size=30), st.integers(0, 11))
 def test_dropping_a_slot_leaves_the_others(jobs: list[Work], slot: int) -> None:
-    """What waits for a closed session is given back in order, and never runs."""
+    """A closed session's jobs are returned in order, and never run."""
     batcher: Batcher[Work] = Batcher(Regimes(agree=True))
     for job in jobs:
         batcher.add(job)
@@ -91,7 +91,7 @@ def test_dropping_a_slot_leaves_the_others(jobs: list[Work], slot: int) -> None:
 
 
 def test_prompts_and_decode_steps_take_turns() -> None:
-    """Three sessions' tokens and one's long prompt go on side by side."""
+    """Three sessions' tokens and another's long prompt progress side by side."""
     batcher: Batcher[Work] = Batcher(Regimes(agree=False))
     for number in range(4):
         batcher.add(Work(3, 48, regime=Regime.WIDE, number=number))
@@ -102,7 +102,7 @@ def test_prompts_and_decode_steps_take_turns() -> None:
 
 
 def test_every_session_gets_its_turn() -> None:
-    """Of more sessions than one narrow decode holds, none waits longer than it must."""
+    """With more sessions than one narrow decode holds, none waits longer than necessary."""
     batcher: Batcher[Work] = Batcher(Regimes(agree=False))
     slots = set(range(2 * NARROW_ROWS_MAX + 3))
     for _ in range(5):
@@ -114,7 +114,7 @@ def test_every_session_gets_its_turn() -> None:
 
 
 @pytest.mark.parametrize(("agrees", "singles", "pad"), [(True, 48, 0), (False, 7, 8)])
-def test_what_regimes_mean(agrees: bool, singles: int, pad: int) -> None:
+def test_regimes_decide_sharing_and_padding(agrees: bool, singles: int, pad: int) -> None:
     """Where kernels differ, single rows stay narrow; short wide spans and blocks are padded."""
     regimes = Regimes(agrees)
     assert regimes.single_rows_max == singles

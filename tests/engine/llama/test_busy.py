@@ -1,4 +1,4 @@
-"""Engines that share a machine: a thread that waits for another lets it have the processor."""
+"""Engines that share a machine: a thread that waits for another yields the processor."""
 
 import os
 import subprocess
@@ -13,7 +13,7 @@ from tests.support.whole import open_model
 pytestmark = pytest.mark.real
 
 RATIO_MAX = 10
-"""Of processor time: 2 or 3 where waiting threads sleep soon, and 600 where they keep looking."""
+"""Of processor time: 2 or 3 if waiting threads soon sleep, and 600 if they spin."""
 
 TWO_THREADS_ON_ONE_PROCESSOR = """
 import os, sys, time
@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 from p2pinfer.engine.llama.binding import Settings, Slice, Span
 
-os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})  # its threads will be there, too
+os.sched_setaffinity(0, {min(os.sched_getaffinity(0))})  # its threads will run there too
 taken = []
 for threads in (1, 2):
     settings = Settings(threads)
@@ -40,8 +40,8 @@ print(taken[1] / taken[0])
     not hasattr(os, "sched_setaffinity") or "OPENMP" not in build_fingerprint(),
     reason="needs OpenMP, and Linux to keep both threads on one processor",
 )
-def test_threads_that_wait_do_not_keep_the_processor(default_model: Path, tmp_path: Path) -> None:
-    """Two threads on one processor do the work of one, and little besides."""
+def test_waiting_threads_yield_the_processor(default_model: Path, tmp_path: Path) -> None:
+    """Two threads on one processor take little more time than one."""
     path = open_model(default_model, tmp_path).stage(10, 12)
     command = [sys.executable, "-c", TWO_THREADS_ON_ONE_PROCESSOR, str(path)]
     result = subprocess.run(command, capture_output=True, text=True, check=True)

@@ -20,7 +20,7 @@ MODEL = ModelId("ab" * 32)
 
 
 def test_a_model_is_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What differs here in truth comes out, whatever agrees does not, and margins are added."""
+    """Real differences are measured, and margins are added."""
     full, path = tmp_path / "full.gguf", tmp_path / "model.gguf"
     write_tiny(TINY["llama"], full)
     quantise(full, path, "Q4_K_M")
@@ -50,16 +50,16 @@ def test_a_model_is_measured(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) ->
 
 
 @pytest.mark.parametrize("data", [b"", b"{}", b"[1]", b'{"bounds": {"median": "x", "row": 1}}'])
-def test_what_is_no_bounds_is_ignored(data: bytes, tmp_path: Path) -> None:
-    """An auditor has those of all models then."""
+def test_an_invalid_bounds_file_is_ignored(data: bytes, tmp_path: Path) -> None:
+    """An auditor then uses the default bounds."""
     store = Store(tmp_path)
     (tmp_path / "bounds").mkdir()
     (tmp_path / "bounds" / MODEL).write_bytes(data)
     assert bounds_of(store, MODEL) == DEFAULT_BOUNDS
 
 
-def test_a_full_disk_is_a_sentence(tmp_path: Path) -> None:
-    """That says which file could not be written."""
+def test_a_full_disk_gives_a_sentence(tmp_path: Path) -> None:
+    """It says which file could not be written."""
     store = Store(tmp_path)
     (tmp_path / "bounds").write_bytes(b"")
     with pytest.raises(UserError, match="bounds"):

@@ -23,7 +23,7 @@ from tests.support.whole import open_model
 pytestmark = pytest.mark.real
 
 WAIT_S_MAX = 300.0
-"""For what takes a few seconds where nobody else works."""
+"""For what takes a few seconds on an idle machine."""
 
 CRASHER = """
 import os, sys
@@ -36,7 +36,7 @@ if "p2pinfer.engine.llama.candidate" in sys.orig_argv:
         return whole(self, spans, pad_to=pad_to)
     llama.Slice.decode = decode
 """
-"""Python runs it before anything else; what it does to llama.cpp a compiler may do, too."""
+"""Python runs it first; it crashes llama.cpp the way a faulty compiler might."""
 
 
 @pytest.fixture(scope="module")
@@ -58,13 +58,13 @@ def crash_where(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[[st
     return inject
 
 
-def test_settings_are_tried_elsewhere(part: PartConfig) -> None:
-    """Exact ones give a probe, alike for one thread and two; what is not exact gives none."""
+def test_settings_are_tried_in_another_process(part: PartConfig) -> None:
+    """Exact ones give the same probe for one thread and two; inexact ones give none."""
     one, two = (attempt(part, Settings(threads, values_bf16=True)) for threads in (1, 2))
     assert isinstance(one, Probe)
     assert isinstance(two, Probe)
     assert one.numerics_class == two.numerics_class
-    assert attempt(part, Settings(2)) is None  # which split one row's attention
+    assert attempt(part, Settings(2)) is None  # two threads split one row's attention
 
 
 @pytest.mark.parametrize(
@@ -90,7 +90,7 @@ def test_a_crash_says_how(
 def test_a_killed_candidate_lacked_memory(
     part: PartConfig, crash_where: Callable[[str, str], None]
 ) -> None:
-    """Nobody else kills it."""
+    """Only the system kills it with SIGKILL."""
     crash_where("True", "os.kill(os.getpid(), 9)")
     found = attempt(part, Settings())
     assert isinstance(found, Crash)
@@ -102,7 +102,7 @@ def test_a_candidate_that_hangs_is_ended(
     crash_where: Callable[[str, str], None],
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """It is one that says nothing for too long."""
+    """A candidate that prints nothing for too long counts as hung."""
     monkeypatch.setattr(candidate, "SILENCE_S_MAX", 0.1)
     crash_where("True", "import signal; signal.pause()")
     found = attempt(part, Settings())
@@ -111,22 +111,22 @@ def test_a_candidate_that_hangs_is_ended(
 
 
 def test_a_slice_that_llama_cpp_refuses_is_no_crash(part: PartConfig, tmp_path: Path) -> None:
-    """The error is that of a slice that is loaded here."""
+    """The error is the same as when it is loaded in this process."""
     path = tmp_path / "empty.gguf"
     path.write_bytes(Path(part.path).read_bytes()[:1000])
     with pytest.raises(BadModelFile, match="cannot load"):
         attempt(PartConfig(str(path), tokens=False, logits=False), Settings())
 
 
-def test_a_candidate_leaves_with_the_process_that_asked(part: PartConfig) -> None:
-    """Its standard input closes, and it goes in the middle of its work."""
+def test_a_candidate_ends_with_its_parent(part: PartConfig) -> None:
+    """Its standard input closes, and it ends in the middle of its work."""
     command = [*candidate.COMMAND, json.dumps([asdict(part), asdict(Settings())])]
     result = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, check=False)
     assert (result.returncode, result.stdout.strip()) == (1, b"")
 
 
 def read_report(path: Path) -> dict[str, Any]:
-    """Read what was kept beside a slice for one thread."""
+    """Read the probe report beside a slice, for one thread."""
     found: dict[str, Any] = json.loads(Path(f"{path}.probe-1.json").read_text())
     return found
 
@@ -135,10 +135,10 @@ CANDIDATES = [(repack, bf16) for bf16 in (False, True) for repack in (True, Fals
 
 
 @pytest.mark.parametrize("crashed", range(1, len(CANDIDATES)))
-async def test_a_stage_opens_whatever_crashes_first(
+async def test_a_stage_opens_although_other_settings_crash(
     crashed: int, part: PartConfig, tmp_path: Path, crash_where: Callable[[str, str], None]
 ) -> None:
-    """The node serves with the next settings, and what was ruled out stands beside the slice."""
+    """The node serves with the next settings, and the report names those ruled out."""
     path = tmp_path / "slice.gguf"
     os.link(part.path, path)
     doomed = CANDIDATES[:crashed]

@@ -1,4 +1,4 @@
-"""Slices compute what the whole model computes, to the last bit, or the cut is refused.
+"""Slices compute exactly what the whole model computes, or the cut is refused.
 
 Every architecture that ``architectures.SPLIT_EXACTLY`` names is here, as a tiny model with random
 weights, in five quantisations; and the default model in several cuts. A prompt of 150 tokens (a
@@ -32,13 +32,13 @@ from tests.support.tiny_models import QUANTISATIONS, TINY, quantise, write_tiny
 
 CONTEXT = 256
 CHUNKS = ((64, BLOCK_ROWS), (48, 0), (11, 0), (4, 0), (23, BLOCK_ROWS))
-"""Rows of a prompt's decodes, and to how many they are padded. Experts do without the last: only in
-workers does no row depend on how many others, padding among them, have its expert."""
+"""Rows of a prompt's decodes, and the padded number. Models with experts skip the last: outside
+workers, a row depends on how many others, padding included, use its expert."""
 
 GREEDY_TOKENS = 32
 
 Steps = list[tuple[Tokens, int, NDArray[np.float32]]]
-"""What the whole model was given, padded to how many, and the logits that it gave for each."""
+"""The whole model's inputs, the padded number of rows, and the logits for each."""
 
 Models = Callable[[str, str], Path]
 
@@ -69,7 +69,7 @@ def loaded(path: Path, *, logits: bool, context: int = CONTEXT) -> Iterator[Slic
 
 
 def greedy_steps(path: Path) -> Steps:
-    """Run the whole model over a random prompt, and on with what it says."""
+    """Run the whole model over a random prompt, and then its own greedy tokens."""
     steps: Steps = []
     chunks = CHUNKS[:-1] if model_info(read_header(path)).experts else CHUNKS
     with loaded(path, logits=True) as whole:
@@ -88,7 +88,7 @@ def greedy_steps(path: Path) -> Steps:
 
 
 def plan_chain(header: GgufHeader, bounds: Sequence[int]) -> list[SlicePlan]:
-    """Plan an end of layers up to the first bound, stages between bounds, and the other end."""
+    """Plan a first end up to the first bound, stages between bounds, and the last end."""
     stages = [plan_stage(header, first, end) for first, end in pairwise(bounds)]
     keep = model_info(header).layers - bounds[-1]
     return [plan_first_end(header, bounds[0]), *stages, plan_last_end(header, keep)]
@@ -112,7 +112,7 @@ def chain_difference(
 ) -> float:
     """Write and load the planned slices, run the steps through them, and compare all logits.
 
-    ``depths``: how many of its layers each slice is to run; all by default.
+    ``depths``: how many of its layers each slice runs; all by default.
     """
     depths = depths or [None] * len(plans)
     sources = extents(read_header(model), model)
@@ -136,7 +136,7 @@ def chain_difference(
 
 @pytest.fixture(scope="module")
 def default_steps(default_model: Path) -> Steps:
-    """Give what the whole default model computes."""
+    """Provide the whole default model's steps."""
     return greedy_steps(default_model)
 
 
@@ -155,7 +155,7 @@ def test_default_model(
 @pytest.mark.parametrize("quantisation", QUANTISATIONS)
 @pytest.mark.parametrize("name", [name for name in TINY if name != "gemma2"])
 def test_tiny_models(models: Models, name: str, quantisation: str, tmp_path: Path) -> None:
-    """Ends of one layer, a stage of two, one of one and one of the rest give the whole's logits."""
+    """Ends of one layer and stages of two, one and the rest give the whole model's logits."""
     model = models(name, quantisation)
     steps = greedy_steps(model)
     logits = np.stack([logits for _, _, logits in steps])
@@ -167,7 +167,7 @@ def test_tiny_models(models: Models, name: str, quantisation: str, tmp_path: Pat
 @pytest.mark.parametrize("quantisation", ["F16", "Q4_0", "Q4_K_M"])
 @pytest.mark.parametrize("name", [name for name in TINY if name != "gemma2"])
 def test_slices_that_overlap(models: Models, name: str, quantisation: str, tmp_path: Path) -> None:
-    """A slice that stops where the next one begins gives the rows of one that ends there."""
+    """A slice stopped where the next begins gives the same rows as one that ends there."""
     model = models(name, quantisation)
     header = read_header(model)
     layers = model_info(header).layers
@@ -182,7 +182,7 @@ def test_slices_that_overlap(models: Models, name: str, quantisation: str, tmp_p
 
 
 def test_every_supported_architecture_is_proven() -> None:
-    """The table of what splits names nothing that is not run above."""
+    """Every architecture in the table of exact splits is run above."""
     proven = {tiny.architecture for name, tiny in TINY.items() if name != "gemma2"}
     assert proven == set(architectures.SPLIT_EXACTLY)
 
@@ -193,7 +193,7 @@ def test_every_supported_architecture_is_proven() -> None:
     ids=["every layer alone", "on the period", "full layers alone", "off the period"],
 )
 def test_windowed_layers(models: Models, bounds: Sequence[int], tmp_path: Path) -> None:
-    """A gemma3 may be cut anywhere: slices say for each layer whether it is windowed."""
+    """A gemma3 may be cut anywhere: slices record for each layer whether it is windowed."""
     model = models("gemma3", "F16")
     assert largest_difference(model, greedy_steps(model), bounds, tmp_path) == 0.0
 
@@ -222,7 +222,7 @@ def test_contexts_may_differ(models: Models, tmp_path: Path) -> None:
 def test_refused_architecture_is_wrong(
     models: Models, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A gemma2 is refused; were it cut, its logits would be others."""
+    """A gemma2 is refused; if it were cut, its logits would differ."""
     model = models("gemma2", "F16")
     with pytest.raises(UnsupportedModel, match="gemma2 cannot be split: llama"):
         plan_chain(read_header(model), (2, 4))

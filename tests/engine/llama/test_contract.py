@@ -1,7 +1,7 @@
-"""One contract for every StageEngine: the fake that tests of peers trust, and llama.cpp's.
+"""One contract for every StageEngine: the fake that peers' tests use, and llama.cpp's.
 
-Everything is compared bit for bit. An engine under test has layers 10:13, three sessions of 128
-positions, and is nobody else's meanwhile.
+Everything is compared bit for bit. An engine under test has layers 10:13 and three sessions of 128
+positions, and is not shared.
 """
 
 from collections.abc import AsyncIterator, Callable
@@ -22,20 +22,20 @@ from tests.support.whole import open_model
 
 SESSIONS, CONTEXT = 3, 128
 WAIT_S_MAX = 300.0
-"""For what takes a second where nobody else works."""
+"""For what takes a second on an idle machine."""
 
 OpenEngine = Callable[[], AbstractAsyncContextManager[StageEngine]]
 
 
 @pytest.fixture(scope="module")
 def middle_slice(default_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Give three layers out of the default model."""
+    """Provide three layers of the default model."""
     return open_model(default_model, tmp_path_factory.mktemp("slices")).stage(10, 13)
 
 
 @pytest.fixture(params=["fake", pytest.param("llama.cpp", marks=pytest.mark.real)])
 def open_engine(request: pytest.FixtureRequest) -> OpenEngine:
-    """Give what opens an engine: a fresh fake, or one on a worker process."""
+    """Provide a function that opens an engine: a new fake, or one in a worker process."""
 
     @asynccontextmanager
     async def fake() -> AsyncIterator[StageEngine]:
@@ -52,7 +52,7 @@ def open_engine(request: pytest.FixtureRequest) -> OpenEngine:
 
 
 class Rows:
-    """Inputs for an engine, drawn from a seed, and what comes out."""
+    """Inputs for an engine, drawn from a seed, and its outputs."""
 
     def __init__(self, engine: StageEngine, seed: int, count: int = 100) -> None:
         random = np.random.default_rng(seed)
@@ -69,7 +69,7 @@ class Rows:
 class TestStageEngine:
     """What every stage engine promises."""
 
-    async def test_it_says_what_it_is(self, open_engine: OpenEngine) -> None:
+    async def test_it_describes_itself(self, open_engine: OpenEngine) -> None:
         """Layers, width, context and numerics class are known."""
         async with open_engine() as engine:
             assert (engine.first, engine.end, engine.context) == (10, 13, CONTEXT)
@@ -81,7 +81,7 @@ class TestStageEngine:
             assert np.isfinite(found).all()
 
     async def test_a_session_may_stop_at_an_earlier_layer(self, open_engine: OpenEngine) -> None:
-        """Behind its layer a session's rows are its own, beside one that runs all layers."""
+        """Its rows are those after its layer, also beside a session that runs all layers."""
         async with open_engine() as engine:
             whole, part = engine.open(engine.end), engine.open(11)
             rows = Rows(engine, 1)
@@ -117,7 +117,7 @@ class TestStageEngine:
             assert narrow == await rows.run(other, 0, 7, 14, 17, 20, regime=Regime.NARROW)
 
     async def test_rows_depend_on_what_came_before(self, open_engine: OpenEngine) -> None:
-        """The same row behind another one, or at another position, comes out differently."""
+        """The same row after another one, or at another position, gives another output."""
         async with open_engine() as engine:
             one, other = engine.open(engine.end), engine.open(engine.end)
             rows, changed = Rows(engine, 2), Rows(engine, 2)
@@ -128,7 +128,7 @@ class TestStageEngine:
             assert first[-size:] != second[-size:]
 
     async def test_going_back_gives_the_same_bits(self, open_engine: OpenEngine) -> None:
-        """A position before the end drops what lies beyond, and leaves no trace of it."""
+        """A position before the end drops the cells from there on, without a trace."""
         async with open_engine() as engine:
             rows, detour = Rows(engine, 3), Rows(engine, 4)
             cells = engine.open(engine.end)
@@ -140,7 +140,7 @@ class TestStageEngine:
             assert again == whole[20 * 4 * engine.width :]
 
     async def test_a_gap_is_refused(self, open_engine: OpenEngine) -> None:
-        """A position past the end fails alone: the session goes on from its end."""
+        """Only the job past the end fails; the session continues from its end."""
         async with open_engine() as engine:
             rows = Rows(engine, 5)
             cells, other = engine.open(engine.end), engine.open(engine.end)
@@ -152,7 +152,7 @@ class TestStageEngine:
             assert after == whole[10 * 4 * engine.width :]
 
     async def test_a_full_context_is_refused(self, open_engine: OpenEngine) -> None:
-        """The last position may be filled, the one behind it not, and what is there stays."""
+        """The last position may be filled, but not the one after it; existing cells stay."""
         async with open_engine() as engine:
             rows = Rows(engine, 6, count=CONTEXT + 1)
             cells = engine.open(engine.end)
@@ -163,7 +163,7 @@ class TestStageEngine:
             assert last == whole[-4 * engine.width :]
 
     async def test_order_is_kept(self, open_engine: OpenEngine) -> None:
-        """What is submitted at once is answered in order, whichever answer is awaited first."""
+        """Jobs submitted at once are answered in order, whichever answer is awaited first."""
         async with open_engine() as engine:
             rows = Rows(engine, 7)
             cells, other = engine.open(engine.end), engine.open(engine.end)
@@ -176,7 +176,7 @@ class TestStageEngine:
             assert b"".join(reversed(backwards)) == whole
 
     async def test_blocks_are_exact_however_they_are_cut(self, open_engine: OpenEngine) -> None:
-        """At any offset, padded or full, behind rows of other regimes and in front of them."""
+        """At any offset, padded or full, after and before rows of other regimes."""
         async with open_engine() as engine:
             rows = Rows(engine, 12, 128)
             one, other = engine.open(engine.end), engine.open(engine.end)
@@ -193,7 +193,7 @@ class TestStageEngine:
             assert mixed[0] == mixed[1]
 
     async def test_padding_leaves_no_traces(self, open_engine: OpenEngine) -> None:
-        """Behind a padded block, up to the brim, rows are as behind one that was full."""
+        """After a padded block, up to the full context, rows are the same as after a full one."""
         async with open_engine() as engine:
             rows = Rows(engine, 13, CONTEXT + 1)
             padded, full = engine.open(engine.end), engine.open(engine.end)
@@ -212,7 +212,7 @@ class TestStageEngine:
                 await rows.run(full, CONTEXT, CONTEXT + 1, regime=Regime.BLOCK)
 
     async def test_sessions_do_not_see_each_other(self, open_engine: OpenEngine) -> None:
-        """Three sessions at once, prompts beside single rows, each get what they get alone."""
+        """Three sessions at once, prompts beside single rows, each get the same as alone."""
         async with open_engine() as engine:
             everyone = [Rows(engine, seed) for seed in (8, 9, 10)]
             alone: list[tuple[bytes, bytes]] = []
@@ -236,8 +236,8 @@ class TestStageEngine:
                     nursery.start_soon(talk, number)
             assert [together[number] for number in range(3)] == alone
 
-    async def test_every_session_taken_is_busy(self, open_engine: OpenEngine) -> None:
-        """One session more than there are is refused; a closed one makes room, and only one."""
+    async def test_without_a_free_session_it_is_busy(self, open_engine: OpenEngine) -> None:
+        """One session too many is refused; closing one makes room for exactly one."""
         async with open_engine() as engine:
             taken = [engine.open(engine.end) for _ in range(SESSIONS)]
             with pytest.raises(EngineBusy, match=f"all {SESSIONS} sessions"):
@@ -249,7 +249,7 @@ class TestStageEngine:
                 engine.open(engine.end)
 
     async def test_a_closed_session_leaves_nothing(self, open_engine: OpenEngine) -> None:
-        """Its waiting rows are never done, and who gets its cells begins at nought."""
+        """Its waiting jobs never call ``done``, and the next session in its cells begins at 0."""
         async with open_engine() as engine:
             rows = Rows(engine, 11)
             first = engine.open(engine.end)

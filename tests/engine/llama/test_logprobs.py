@@ -1,4 +1,4 @@
-"""Log-probabilities: those of the softmax, whatever the logits."""
+"""Log-probabilities equal those of the softmax, whatever the logits."""
 
 import numpy as np
 import pytest
@@ -12,8 +12,8 @@ logits_lists = st.lists(st.floats(-1e4, 1e4, width=32), min_size=1, max_size=40)
 
 
 @given(logits_lists, st.data())
-def test_they_are_the_softmaxs(logits: list[float], data: st.DataObject) -> None:
-    """The drawn token's own, then the likeliest in order; equal ones by their numbers."""
+def test_log_probabilities_equal_the_softmaxs(logits: list[float], data: st.DataObject) -> None:
+    """The drawn token's, then the likeliest in order; equal ones by id."""
     token = data.draw(st.integers(0, len(logits) - 1))
     top = data.draw(st.integers(0, 20))
     row = np.array([logits], np.float32)
@@ -27,7 +27,7 @@ def test_they_are_the_softmaxs(logits: list[float], data: st.DataObject) -> None
     assert [p for _, p in likeliest] == pytest.approx([expected[at] for at, _ in likeliest])
 
 
-def test_what_cannot_be_is_no_infinity() -> None:
-    """JSON has none."""
+def test_an_impossible_token_has_a_finite_value() -> None:
+    """JSON has no infinity."""
     row = np.array([[0.0, -np.inf]], np.float32)
     assert log_probabilities(row, 0, 2) == [(0, 0.0), (0, 0.0), (1, LOGPROB_MIN)]

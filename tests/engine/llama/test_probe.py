@@ -1,4 +1,4 @@
-"""The probe finds the fastest settings that compute exactly, refuses where none do, and remembers.
+"""The probe finds the fastest exact settings, refuses if there are none, and keeps its result.
 
 The slices here are fakes whose arithmetic has exactly one flaw each, which the probe must see.
 """
@@ -19,7 +19,7 @@ from p2pinfer.engine.llama.binding import Settings, Span
 from p2pinfer.engine.llama.probe import CONTEXT, INEXACT, Attempt, Crash, Probe, probe, try_settings
 
 Flaw = Callable[[Settings, Sequence[Span], int], float]
-"""What to add to every row, from the settings, the decode, and the cells in use."""
+"""Returns an error to add to every row, from the settings, the decode, and the cells in use."""
 
 WIDTH = 4
 
@@ -35,32 +35,32 @@ def regimes_differ(_settings: Settings, spans: Sequence[Span], _cells: int) -> f
 
 
 def depends_on_rows(_settings: Settings, spans: Sequence[Span], _cells: int) -> float:
-    """Every number of rows its own result."""
+    """Each number of rows gives another result."""
     return 1e-6 * sum(map(len, spans))
 
 
 def wide_rows_differ(_settings: Settings, spans: Sequence[Span], _cells: int) -> float:
-    """Only 40 rows and more differ, as where another kernel begins."""
+    """Only 40 and more rows differ, as if another kernel began there."""
     return 1e-6 * (sum(map(len, spans)) >= 40)
 
 
-def depends_on_company(_settings: Settings, spans: Sequence[Span], _cells: int) -> float:
+def depends_on_other_sessions(_settings: Settings, spans: Sequence[Span], _cells: int) -> float:
     """Other sessions in the decode change a row."""
     return 1e-6 * (len(spans) > 1)
 
 
 def blocks_depend_on_place(_settings: Settings, spans: Sequence[Span], _cells: int) -> float:
-    """Rows of a block differ by where it begins, as if tiles lay in the cache."""
+    """Rows of a block depend on its first position, as if tiles were aligned to the cache."""
     return 1e-6 * (spans[0].position % BLOCK_ROWS) * (sum(map(len, spans)) >= BLOCK_ROWS)
 
 
 def blocks_differ_past_512(_settings: Settings, spans: Sequence[Span], cells: int) -> float:
-    """So they do, but only where the cache is long."""
+    """The same, but only if the cache is long."""
     return blocks_depend_on_place(_settings, spans, cells) * (cells >= 512)
 
 
 def repacking_is_inexact(settings: Settings, spans: Sequence[Span], _cells: int) -> float:
-    """Only without repacking is it exact."""
+    """It is exact only without repacking."""
     return 1e-6 * sum(map(len, spans)) * settings.repack
 
 
@@ -70,8 +70,8 @@ def one_row_is_split(settings: Settings, spans: Sequence[Span], cells: int) -> f
     return 1e-6 * settings.threads * (single and settings.threads > 1 and not settings.values_bf16)
 
 
-def thread_count_shows(settings: Settings, _spans: Sequence[Span], _cells: int) -> float:
-    """Each thread count is consistent by itself, and unlike the others."""
+def depends_on_threads(settings: Settings, _spans: Sequence[Span], _cells: int) -> float:
+    """Each thread count is consistent, and differs from the others."""
     return 1e-6 * settings.threads * (not settings.values_bf16)
 
 
@@ -107,7 +107,7 @@ class FakeSlice:
 
 
 class Loader:
-    """Loads fakes and remembers with which settings."""
+    """Loads fakes and records their settings."""
 
     def __init__(self, flaw: Flaw) -> None:
         self.flaw = flaw
@@ -154,7 +154,7 @@ def cache(tmp_path: Path) -> Path:
         (repacking_is_inexact, 1, Settings(1, repack=False), True),
         (one_row_is_split, 1, Settings(1), True),
         (one_row_is_split, 2, Settings(2, values_bf16=True), True),
-        (thread_count_shows, 2, Settings(2, values_bf16=True), True),
+        (depends_on_threads, 2, Settings(2, values_bf16=True), True),
     ],
 )
 def test_the_fastest_exact_settings_are_found(
@@ -175,17 +175,17 @@ def test_inexact_blocks_are_not_used(flaw: Flaw, cache: Path) -> None:
     assert run(flaw, cache) == found
 
 
-@pytest.mark.parametrize("flaw", [depends_on_rows, wide_rows_differ, depends_on_company])
+@pytest.mark.parametrize("flaw", [depends_on_rows, wide_rows_differ, depends_on_other_sessions])
 @pytest.mark.parametrize("tokens", [True, False])
-def test_what_is_never_exact_is_refused(flaw: Flaw, tokens: bool, cache: Path) -> None:
-    """A slice whose rows depend on their batch in any settings cannot be used, nor is it cached."""
+def test_a_model_never_exact_is_refused(flaw: Flaw, tokens: bool, cache: Path) -> None:
+    """If rows depend on their batch with all settings, nothing is used or cached."""
     with pytest.raises(UnsupportedModel, match="depend on how they are batched"):
         run(flaw, cache, tokens=tokens)
     assert not cache.exists()
 
 
-def test_classes_tell_arithmetics_apart(tmp_path: Path) -> None:
-    """The same arithmetic has the same class whatever the threads, another one another."""
+def test_classes_distinguish_arithmetics(tmp_path: Path) -> None:
+    """The same arithmetic has the same class for any threads; another one has another."""
 
     def classes(flaw: Flaw, threads: int) -> str:
         return run(flaw, tmp_path / f"{flaw.__name__}-{threads}", threads=threads).numerics_class
@@ -204,10 +204,10 @@ def test_a_result_is_kept(cache: Path) -> None:
 
 
 @pytest.mark.parametrize("change", ["build", "cpu", "threads", "version"])
-def test_a_result_of_another_world_is_not_used(
+def test_an_outdated_result_is_not_used(
     change: str, cache: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Another llama.cpp or CPU, thread count, or version of the probe is probed anew."""
+    """Another llama.cpp, CPU, thread count or probe version needs a new probe."""
     old = run(regimes_differ, cache)
     threads = 2 if change == "threads" else 1
     if change == "build":
@@ -224,8 +224,8 @@ def test_a_result_of_another_world_is_not_used(
     "text",
     [b"", b"{", b"\xff\xfe", b"123", b"null", b"[]", b'"x"', b"{}", b'{"key": 1}', b"KEY", b"SETT"],
 )
-def test_an_unreadable_cache_is_probed_anew(text: bytes, cache: Path) -> None:
-    """Whatever stands in the file, the slice is probed and the file written again."""
+def test_an_unreadable_cache_is_probed_again(text: bytes, cache: Path) -> None:
+    """Whatever the file holds, the slice is probed and the file written again."""
     good = run(exact, cache)
     written = cache.read_bytes()
     values = json.loads(written)
@@ -269,34 +269,34 @@ def test_a_crash_rules_out_one_candidate(survivor: Settings, cache: Path) -> Non
     assert probe(crashing(dict.fromkeys(CANDIDATES, SEGFAULT)), 1, cache).settings == survivor
 
 
-def test_the_reason_may_be_that_it_is_inexact(cache: Path) -> None:
-    """Both kinds of reasons are told apart."""
+def test_inexact_settings_are_reported_as_such(cache: Path) -> None:
+    """The reason differs from that of a crash."""
     run(repacking_is_inexact, cache)
     assert [each["why"] for each in json.loads(cache.read_text())["ruled_out"]] == [INEXACT]
 
 
-def test_where_all_crash_the_sentence_says_how(cache: Path) -> None:
-    """And what to type; it is tried again the next time."""
+def test_if_all_crash_the_sentence_says_how(cache: Path) -> None:
+    """It also says what to type; all are tried again next time."""
     with pytest.raises(EngineError, match=r"every setting: .*SIGSEGV.* make clean setup"):
         probe(crashing(dict.fromkeys(CANDIDATES, SEGFAULT)), 1, cache)
     assert not cache.exists()
 
 
-def test_where_the_rest_is_inexact_the_crash_is_named_too(cache: Path) -> None:
-    """So that nobody thinks that the model alone is to blame."""
+def test_if_the_rest_is_inexact_the_crash_is_named_too(cache: Path) -> None:
+    """The model alone is not to blame."""
     flawed = trying(Loader(depends_on_rows))
     with pytest.raises(UnsupportedModel, match=r"batched.*SIGSEGV"):
         probe(lambda each: SEGFAULT if each.repack else flawed(each), 1, cache)
 
 
 def test_lack_of_memory_is_not_kept(cache: Path) -> None:
-    """There may be more the next time, and the fastest settings with it."""
+    """Next time there may be more memory, and the fastest settings may work."""
     assert probe(crashing({CANDIDATES[0]: KILLED}), 1, cache).settings == CANDIDATES[1]
     assert not cache.exists()
     with pytest.raises(EngineError, match="memory ran out"):
         probe(crashing(dict.fromkeys(CANDIDATES, KILLED)), 1, cache)
 
 
-def test_a_result_that_cannot_be_kept_is_used_all_the_same(tmp_path: Path) -> None:
-    """As on a full disk: here, a folder is in the file's place."""
+def test_a_result_that_cannot_be_kept_is_still_used(tmp_path: Path) -> None:
+    """As on a full disk; here a folder is in the file's place."""
     assert run(exact, tmp_path).settings == Settings(1)

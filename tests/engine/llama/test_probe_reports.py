@@ -1,4 +1,4 @@
-"""What lies beside the slices is read back, whatever else lies there."""
+"""Probe reports beside the slices are read, whatever other files are there."""
 
 import json
 import os
@@ -29,7 +29,7 @@ def written(folder: Path, name: str, modified_s: int) -> Path:
 
 
 def test_reports_of_probes_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Those of the newest build alone, with what was ruled out in words."""
+    """Only those of the newest build, with the settings ruled out in words."""
     monkeypatch.setattr(probe_module, "build_fingerprint", lambda: "0.1 old CPU : AVX = 1 |")
     written(tmp_path / "v1" / "model", "stage-0-9", 100)
     monkeypatch.setattr(probe_module, "build_fingerprint", lambda: "0.2 new CPU : AVX = 1 |")
@@ -43,8 +43,8 @@ def test_reports_of_probes_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 
 @pytest.mark.parametrize("text", ["", "{", "[]", "null", "{}", '{"probe": 1, "ruled_out": [1]}'])
-def test_what_is_no_report_is_passed_over(text: str, tmp_path: Path) -> None:
-    """Also a good one of which a part was lost."""
+def test_invalid_reports_are_skipped(text: str, tmp_path: Path) -> None:
+    """Also a good one with a part missing."""
     path = written(tmp_path, "stage-1-9", 100)
     good = json.loads(path.read_text())
     (tmp_path / "stage-2-9.gguf.probe-1.json").write_text(text)
@@ -55,5 +55,5 @@ def test_what_is_no_report_is_passed_over(text: str, tmp_path: Path) -> None:
 
 
 def test_without_slices_there_are_no_reports(tmp_path: Path) -> None:
-    """Nor is a missing folder an error."""
+    """A missing folder is no error."""
     assert probe_reports(tmp_path / "none") == []

@@ -1,4 +1,4 @@
-"""The node's side of a worker, with processes that are none."""
+"""The node's side of a worker, with fake processes."""
 
 import socket
 from collections.abc import Sequence
@@ -17,7 +17,7 @@ from p2pinfer.engine.llama.process import DEATHS_MAX, STEADY_S, Worker
 
 @dataclass(frozen=True)
 class Life:
-    """What one process does."""
+    """The behaviour of one process."""
 
     loads: bool = True
     answers: bool = False
@@ -27,7 +27,7 @@ class Life:
 
 @dataclass
 class Ended:
-    """A process that is over."""
+    """A process that has ended."""
 
     returncode: int
 
@@ -40,7 +40,7 @@ class Ended:
 
 
 async def run_lives(lives: Sequence[Life], monkeypatch: pytest.MonkeyPatch) -> list[float]:
-    """Run processes one after the other; return when each began, and one more behind the last."""
+    """Run processes one after the other; return when each began, and one more at the end."""
     begun: list[float] = []
 
     def start(_: Worker, __: IO[bytes]) -> tuple[Ended, socket.socket]:
@@ -79,20 +79,20 @@ async def run_lives(lives: Sequence[Life], monkeypatch: pytest.MonkeyPatch) -> l
     return begun
 
 
-async def test_pauses_begin_anew_once_it_has_answered(
+async def test_an_answer_resets_the_pause(
     autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """They double for each process that dies at once, and not for those that did some work."""
+    """Pauses double after each process that dies at once, but not after one that answered."""
     lives = [Life(), Life(), Life(answers=True), Life()]
     begun = await run_lives(lives, monkeypatch)
     pauses = [round(after - before, 2) for before, after in pairwise(begun)]
     assert pauses == [0.1, 0.2, 0.1, 0.2]
 
 
-async def test_the_same_death_again_and_again_ends_in_words(
+async def test_the_same_death_repeated_ends_the_worker(
     autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The slice, the signal and what to do are in the one sentence."""
+    """One sentence names the slice, the signal and what to do."""
     with pytest.raises(EngineDied) as caught:
         await run_lives([Life(answers=True, returncode=-11)] * DEATHS_MAX, monkeypatch)
     text = str(caught.value)
@@ -110,24 +110,24 @@ async def test_the_remedy_fits_the_signal(
     autojump_clock: MockClock,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """What was killed lacked memory; an illegal instruction is another CPU's."""
+    """A killed process lacked memory; an illegal instruction belongs to another CPU."""
     with pytest.raises(EngineDied, match=remedy):
         await run_lives([Life(returncode=returncode)] * DEATHS_MAX, monkeypatch)
 
 
-async def test_the_first_death_while_loading_ends_it(
+async def test_a_first_death_while_loading_is_final(
     autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It is not tried again: nobody waits for a node that never was there."""
+    """It is not retried: the node never served."""
     with pytest.raises(EngineDied, match=r"SIGKILL\), with stage-1-8\.gguf; memory ran out"):
         await run_lives([Life(loads=False, returncode=-9)], monkeypatch)
 
 
 @pytest.mark.parametrize("other", [Life(returncode=-6), Life(returncode=-11, lives_s=STEADY_S)])
-async def test_deaths_in_other_ways_or_after_a_long_life_are_not_counted(
+async def test_different_deaths_and_long_lives_reset_the_count(
     other: Life, autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What happens now and then is lived with."""
+    """Occasional deaths are tolerated."""
     crash = Life(returncode=-11)
     lives = [*[crash] * (DEATHS_MAX - 1), other, *[crash] * (DEATHS_MAX - 2)]
     assert len(await run_lives(lives, monkeypatch)) == len(lives) + 1

@@ -1,4 +1,4 @@
-"""The tokenizer's process: hostile and huge texts, and control tokens that people spell."""
+"""The tokenizer process: hostile and huge texts, and control tokens spelled by people."""
 
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -22,14 +22,14 @@ from tests.support.whole import open_model
 
 CONTROL = ("<s>", "</s>", "<|im_start|>", "<|im_end|>", "[INST]", "<|")
 RECURSING = ("tekken", "gpt-4o", "deepseek-llm", "deepseek-v3", "deepseek-coder")
-"""Pre-tokenisers whose regular expressions recurse once a character."""
+"""Pre-tokenisers whose regular expressions recurse once per character."""
 
 WAIT_S_MAX = 120
 
 
 @asynccontextmanager
 async def opened(path: Path, stack_bytes_max: int = STACK_BYTES_MAX) -> AsyncIterator[Tokenizer]:
-    """Run a tokenizer with a stack of its own size."""
+    """Run a tokenizer with a given stack size."""
     tokenizer = Tokenizer(path, stack_bytes_max)
     try:
         with trio.fail_after(WAIT_S_MAX):
@@ -39,8 +39,8 @@ async def opened(path: Path, stack_bytes_max: int = STACK_BYTES_MAX) -> AsyncIte
 
 
 @pytest.mark.parametrize("pre", RECURSING)
-async def test_long_runs_of_one_letter_are_tokens(pre: str, tmp_path: Path) -> None:
-    """30,000 of them overflow a usual stack; 400,000 have room in ours, and are told to be many."""
+async def test_long_runs_of_one_letter_are_tokenised(pre: str, tmp_path: Path) -> None:
+    """30,000 letters overflow a default stack; 400,000 fit in ours, and are refused as too long."""
     path = write_vocabulary(tmp_path / "v.gguf", CONTROL, pre=pre, pairs=["aa"])
     async with opened(path) as tokenizer:
         found = await tokenizer.tokenize("a" * 30_000, special=True, most=15_000)
@@ -50,7 +50,7 @@ async def test_long_runs_of_one_letter_are_tokens(pre: str, tmp_path: Path) -> N
 
 
 async def test_a_crash_costs_one_question(tmp_path: Path) -> None:
-    """It is told to who asked it; those who wait behind it are answered by a new process."""
+    """Its caller gets an error; a new process answers those that wait."""
     path = write_vocabulary(tmp_path / "v.gguf", CONTROL, pre="tekken", pairs=["aa"])
     told: list[Any] = []
 
@@ -74,10 +74,10 @@ async def test_a_crash_costs_one_question(tmp_path: Path) -> None:
     assert first is not second
 
 
-async def test_answers_go_on_while_a_text_crashes_the_tokenizer(
+async def test_a_tokenizer_crash_does_not_disturb_answers(
     default_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The engine is not asked, so a session keeps its cells, and draws the tokens it would."""
+    """The engine is not involved, so a session keeps its cells and draws the same tokens."""
     crashing = write_vocabulary(tmp_path / "v.gguf", CONTROL, pre="tekken", pairs=["aa"])
     first, last = open_model(default_model, tmp_path).ends(1)
     async with open_ends(first, last, 30, sessions=1, context=256) as ends:
@@ -115,14 +115,12 @@ async def test_answers_go_on_while_a_text_crashes_the_tokenizer(
                 nursery.start_soon(crash)
                 assert await draw() == alone
         assert told
-        assert beside, "no token was drawn while the tokenizer was at work"
+        assert beside, "no token was drawn while the tokenizer was working"
         assert ends.worker.generation == 1
 
 
-async def test_what_takes_too_long_is_ended(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """So that those who wait behind it get their turn."""
+async def test_a_slow_tokenizer_is_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The next question is answered."""
     path = write_vocabulary(tmp_path / "v.gguf", CONTROL)
     async with opened(path) as tokenizer:
         monkeypatch.setattr(tokenizer.helper, "_answer_s_max", 0.0)
@@ -133,7 +131,7 @@ async def test_what_takes_too_long_is_ended(
 
 
 def test_a_file_without_a_vocabulary_is_refused(tmp_path: Path) -> None:
-    """With llama.cpp's reason."""
+    """The message gives llama.cpp's reason."""
     with pytest.raises(BadModelFile, match="cannot load"):
         Vocabulary.of_file(tmp_path / "none.gguf")
 
@@ -151,7 +149,7 @@ def tokens_of(vocabulary: _Vocabulary, text: str, literal: list[int]) -> list[in
 
 @pytest.fixture(scope="module")
 def vocabularies(tmp_path_factory: pytest.TempPathFactory) -> list[_Vocabulary]:
-    """Load one of each kind, and one where control tokens swallow the space behind them."""
+    """Load one of each kind, and one whose control tokens swallow the space after them."""
     folder = tmp_path_factory.mktemp("vocabularies")
     return [
         loaded(write_vocabulary(folder / "bytes.gguf", CONTROL, adds_bos=True)),
@@ -164,17 +162,17 @@ PIECES = (*CONTROL, "<|user|>", "<|end|>", "<unk>", "ab", " a", "  ", "\n", "é"
 
 
 @given(text=st.lists(st.sampled_from(PIECES), max_size=12).map("".join))
-def test_own_cut_at_control_tokens_is_llama_cpps(
+def test_texts_are_cut_at_control_tokens_as_by_llama_cpp(
     vocabularies: list[_Vocabulary], text: str
 ) -> None:
-    """Whatever the kind of vocabulary, where nothing is literal."""
+    """For every kind of vocabulary, if nothing is literal."""
     nowhere = [-1]
     for each in vocabularies:
         assert tokens_of(each, text, nowhere) == tokens_of(each, text, [])
 
 
 def test_literal_spellings_are_text(vocabularies: list[_Vocabulary]) -> None:
-    """They are cut as the text around them, and other spellings count."""
+    """They are tokenised like the text around them; other spellings stay control tokens."""
     text = "a<|end|>b<|end|>"
     assert (
         tokens_of(vocabularies[1], text, [1])
@@ -190,8 +188,8 @@ def test_literal_spellings_are_text(vocabularies: list[_Vocabulary]) -> None:
 
 
 @pytest.mark.parametrize("text", ["", "plain", "<", "<|", "a<|im_end|>b", "<|im_end|><|im_end|>"])
-def test_spellings_are_found_as_by_looking_everywhere(text: str) -> None:
-    """The longest at each place, also where they overlap; white space spells nothing."""
+def test_spellings_are_found_as_by_brute_force(text: str) -> None:
+    """The longest at each place, also where they overlap; whitespace spells nothing."""
     expected = []
     for at in range(len(text)):
         found = [token for token in CONTROL if text.startswith(token, at)]

@@ -1,4 +1,4 @@
-"""The engine's process for real: it dies, idles, is orphaned, and computes to the last bit."""
+"""The real engine process: it dies, idles, is orphaned, and computes exactly."""
 
 import os
 import signal
@@ -33,7 +33,7 @@ from tests.support.whole import open_model
 pytestmark = pytest.mark.real
 
 WAIT_S_MAX = 300.0
-"""For what takes a second where nobody else works."""
+"""For what takes a second on an idle machine."""
 POLL_S = 0.01
 CONTEXT = 700
 PROMPT_ROWS = 620
@@ -69,7 +69,7 @@ async def opened(path: Path, *, sessions: int = 2, threads: int = 1) -> AsyncIte
 
 
 async def wait_until(condition: Callable[[], bool]) -> None:
-    """Wait for what another process does."""
+    """Wait for another process to do something."""
     with trio.fail_after(WAIT_S_MAX):
         while not condition():  # noqa: ASYNC110 -- another process sets no event of ours
             await trio.sleep(POLL_S)
@@ -84,7 +84,7 @@ def inputs(engine: LocalStage, seed: int, rows: int = PROMPT_ROWS) -> NDArray[np
 async def run(
     cells: EngineSession, rows: NDArray[np.float32], at: int, size: int, *, regime: Regime
 ) -> bytes:
-    """Run rows from a position on, in chunks, and return what comes out."""
+    """Run rows from a position on, in chunks, and return the output rows."""
     waiting = [
         submit(cells, at + n, rows[at + n :][:size].tobytes(), regime=regime)
         for n in range(0, len(rows) - at, size)
@@ -96,7 +96,7 @@ async def run(
 
 
 async def test_a_killed_worker_is_replaced(slices: dict[str, Path]) -> None:
-    """What waits fails, its sessions are lost, and soon another process computes the same."""
+    """Waiting requests fail, its sessions are lost, and soon another process computes the same."""
     async with opened(slices["Q4_1"]) as engine:
         rows = inputs(engine, 1)
         cells = engine.open(engine.end)
@@ -119,10 +119,8 @@ async def test_a_killed_worker_is_replaced(slices: dict[str, Path]) -> None:
         assert await run(fresh[0], rows[:96], 0, 48, regime=Regime.WIDE) == before
 
 
-async def test_a_worker_that_aborts_while_it_loads_is_a_typed_error(
-    default_model: Path, tmp_path: Path
-) -> None:
-    """llama.cpp ends the process of a model without layers; the caller is told how it died."""
+async def test_an_abort_while_loading_is_a_typed_error(default_model: Path, tmp_path: Path) -> None:
+    """llama.cpp aborts on a model without layers; the error says how the process died."""
     path = spoilt(default_model, tmp_path, without="blk.", layers=0)
     with pytest.raises(EngineError, match=r"spoilt\.gguf: .* ended on signal \d+ .* type: "):
         async with opened(path):
@@ -132,7 +130,7 @@ async def test_a_worker_that_aborts_while_it_loads_is_a_typed_error(
 async def test_a_slice_that_llama_cpp_refuses_is_a_bad_file(
     default_model: Path, tmp_path: Path
 ) -> None:
-    """A slice that lacks a tensor is refused in words."""
+    """A slice that lacks a tensor is refused with a sentence."""
     path = spoilt(default_model, tmp_path, without="ffn_down", layers=1)
     with pytest.raises(BadModelFile, match=r"cannot load .*spoilt\.gguf: "):
         async with opened(path):
@@ -152,16 +150,16 @@ except Exception as error:
 """
 
 
-@needs_proc  # other systems do not hold a process to its limit
+@needs_proc  # other systems do not enforce the limit
 async def test_lack_of_memory_is_no_bad_file(slices: dict[str, Path]) -> None:
-    """KV cells of more than a process may have are refused with what helps."""
+    """KV cells beyond a process's limit are refused with advice."""
     command = [sys.executable, "-c", LACKING_MEMORY, str(slices["Q4_1"])]
     result = await trio.run_process(command, capture_stdout=True)
     assert result.stdout.startswith(b"EngineError: memory ran out for stage-10-12.gguf: free some")
 
 
 def spoilt(model: Path, folder: Path, *, without: str, layers: int) -> Path:
-    """Write a slice of one layer that says it has some other number, and lacks some tensors."""
+    """Write a slice of one layer that claims another number, and lacks some tensors."""
     header = read_header(model)
     plan = plan_stage(header, 10, 11)
     count = Value.of(ValueType.UINT32, layers)
@@ -176,7 +174,7 @@ def spoilt(model: Path, folder: Path, *, without: str, layers: int) -> Path:
 
 
 def state(pid: int) -> list[str]:
-    """Return the fields of a process behind its name: its state, "Z" once it is gone, and on."""
+    """Return a process's stat fields after its name, the state first; "Z" once it is gone."""
     try:
         return (PROC / f"{pid}/stat").read_text().rpartition(")")[2].split()
     except OSError:
@@ -190,7 +188,7 @@ def ticks(pid: int) -> int:
 
 @needs_proc
 async def test_an_idle_worker_uses_no_processor(slices: dict[str, Path]) -> None:
-    """While another worker starts and computes, one that has nothing to do waits in the kernel."""
+    """While another worker starts and computes, an idle one waits in the kernel."""
     async with opened(slices["Q4_1"], threads=2) as idle:
         await run(idle.open(idle.end), inputs(idle, 1, 60), 0, 48, regime=Regime.WIDE)
         before = ticks(idle.worker.pid)
@@ -222,8 +220,8 @@ trio.run(main)
 
 @needs_proc
 @pytest.mark.parametrize("steps", [0, 2000], ids=["idle", "busy"])
-async def test_no_orphan_stays_behind(slices: dict[str, Path], steps: int) -> None:
-    """A worker whose node is killed leaves by itself, also with much work before it."""
+async def test_no_orphan_is_left(slices: dict[str, Path], steps: int) -> None:
+    """A worker whose node is killed exits by itself, even with much work queued."""
     command = [sys.executable, "-c", NODE, str(slices["Q4_1"]), str(steps)]
     async with trio.open_nursery() as nursery:
         node = await nursery.start(partial(trio.run_process, command, stdout=PIPE, check=False))
@@ -244,7 +242,7 @@ async def test_no_orphan_stays_behind(slices: dict[str, Path], steps: int) -> No
 async def test_four_sessions_get_the_bits_of_one(
     slices: dict[str, Path], quantisation: str, threads: int
 ) -> None:
-    """Prompts of 620 rows and then single ones, at the same time, come out as they do alone."""
+    """Prompts of 620 rows and then single rows give the same at once as alone."""
     async with opened(slices[quantisation], sessions=4, threads=threads) as engine:
         everyone = [inputs(engine, seed, PROMPT_ROWS + 12 + seed) for seed in range(4)]
 
@@ -252,7 +250,7 @@ async def test_four_sessions_get_the_bits_of_one(
             cells = engine.open(engine.end)
             found = await run(cells, rows[:300], 0, WIDE_ROWS_MAX, regime=Regime.WIDE)
             found += await run(cells, rows[:PROMPT_ROWS], 300, BLOCK_ROWS, regime=Regime.BLOCK)
-            for at in range(PROMPT_ROWS, len(rows)):  # one by one, as tokens come
+            for at in range(PROMPT_ROWS, len(rows)):  # one at a time, as tokens arrive
                 found += await run(cells, rows[: at + 1], at, 1, regime=Regime.NARROW)
             cells.close()
             return found
@@ -260,17 +258,17 @@ async def test_four_sessions_get_the_bits_of_one(
         alone = [await talk(rows) for rows in everyone]
         together = {}
 
-        async def talk_too(number: int) -> None:
+        async def one_session(number: int) -> None:
             together[number] = await talk(everyone[number])
 
         async with trio.open_nursery() as nursery:
             for number in range(4):
-                nursery.start_soon(talk_too, number)
+                nursery.start_soon(one_session, number)
         assert [number for number in range(4) if together[number] != alone[number]] == []
 
 
 async def test_regimes_are_kept_apart(slices: dict[str, Path]) -> None:
-    """Where they differ, three wide rows are those of a wide chunk of 48, and narrow ones not."""
+    """If they differ, three wide rows equal those of a wide chunk of 48; narrow rows do not."""
     async with opened(slices["Q4_K_M"]) as engine:
         assert not engine.worker.parts[0].regimes_agree
         rows = inputs(engine, 5, 96)
@@ -286,7 +284,7 @@ async def test_regimes_are_kept_apart(slices: dict[str, Path]) -> None:
 
 @pytest.mark.parametrize("quantisation", ["Q4_1", "Q4_K_M"])
 async def test_blocks_are_exact_past_512_cells(slices: dict[str, Path], quantisation: str) -> None:
-    """In other chunks and beside another session, each row in the regime of its first time."""
+    """In other chunks and beside another session, with each row in its first run's regime."""
     async with opened(slices[quantisation], sessions=4) as engine:
         assert engine.blocks
         rows, size = inputs(engine, 7, PROMPT_ROWS + 12), 4 * engine.width
@@ -323,7 +321,7 @@ async def test_regimes_agree_on_the_default_model(slices: dict[str, Path]) -> No
 
 
 async def test_the_probe_is_kept_beside_the_slice(slices: dict[str, Path]) -> None:
-    """A second load reads the result of the first, and is of the same class."""
+    """A second load reads the first one's result, and has the same class."""
     path = slices["Q4_1"]
     cache = Path(f"{path}.probe-1.json")
     async with opened(path) as engine:
@@ -335,16 +333,16 @@ async def test_the_probe_is_kept_beside_the_slice(slices: dict[str, Path]) -> No
 
 
 def modified_ns(path: Path) -> int:
-    """Say when a file was written last."""
+    """Return when a file was last written."""
     return path.stat().st_mtime_ns
 
 
 @needs_proc
-async def test_sessions_that_nobody_opened_take_no_memory(slices: dict[str, Path]) -> None:
-    """Their cells would take many times the weights; one that is used takes its own alone."""
+async def test_unopened_sessions_take_no_memory(slices: dict[str, Path]) -> None:
+    """Their cells would take many times the weights; a used session takes only its own."""
     path, sessions, context = slices["Q4_1"], SESSIONS_MAX, 4096
     cells_bytes = sessions_bytes(read_header(path), 2, sessions, context)
-    assert cells_bytes > 250 << 20  # more than twice what all else takes
+    assert cells_bytes > 250 << 20  # more than twice everything else
     async with open_stage(path, 10, sessions=sessions, context=context) as engine:
         assert resident_bytes(engine.worker.pid) < cells_bytes // 2
         cells = engine.open(engine.end)
@@ -353,7 +351,7 @@ async def test_sessions_that_nobody_opened_take_no_memory(slices: dict[str, Path
 
 
 def resident_bytes(pid: int) -> int:
-    """Say how much memory a process has."""
+    """Return a process's resident memory in bytes."""
     return int((PROC / str(pid) / "statm").read_text().split()[1]) * os.sysconf("SC_PAGE_SIZE")
 
 

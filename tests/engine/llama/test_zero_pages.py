@@ -10,7 +10,7 @@ import pytest
 
 from p2pinfer.engine.llama.zero_pages import BLOCK_BYTES, give_back_zeros
 
-pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="only Linux says what is held")
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="only Linux lists it")
 
 BLOCKS = 8
 
@@ -27,7 +27,7 @@ def resident_bytes(address: int) -> int:
 
 
 def test_blocks_of_zeros_are_given_back_and_read_as_zeros() -> None:
-    """Memory that was cleared is free again; what was written to it stays."""
+    """Cleared memory is free again; data written to it stays."""
     with mmap.mmap(-1, BLOCKS * BLOCK_BYTES, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS) as memory:
         view = ctypes.c_char.from_buffer(memory)
         address = ctypes.addressof(view)

@@ -1,4 +1,4 @@
-"""Slices from parts: the same bytes as from the file, and none from parts that lie."""
+"""Slices from parts: the same bytes as from the file, and none from false parts."""
 
 import os
 from collections.abc import Callable
@@ -36,7 +36,7 @@ from tests.support.whole import open_model
 def test_slices_have_the_bytes_of_those_cut_from_the_file(
     architecture: str, tmp_path: Path
 ) -> None:
-    """With only the parts that the manifest names for a slice, the slice is the same."""
+    """Only the parts that the manifest names for a slice are needed."""
     path = tmp_path / "tiny.gguf"
     write_tiny(TINY[architecture], path)
     whole = open_model(path, tmp_path / "whole")
@@ -70,7 +70,7 @@ def test_a_files_order_is_kept(tmp_path: Path) -> None:
 
 
 def test_a_missing_part_and_a_damaged_one(tmp_path: Path) -> None:
-    """A slice is not made of a part that is missing or damaged."""
+    """No slice is made from a missing or damaged part."""
     store = Store(tmp_path / "store")
     manifest = add_model(store, write_toy(tmp_path / "m.gguf"), quiet)
     model = open_parts(store, manifest, tmp_path / "cache")
@@ -124,16 +124,16 @@ def row(manifest: Manifest, name: str, changed: TensorRow) -> Manifest:
         ),
     ],
 )
-def test_a_manifest_that_lies(lie: Callable[[Manifest], Manifest], tmp_path: Path) -> None:
-    """What a manifest says is checked against what its own metadata says."""
+def test_a_false_manifest_is_refused(lie: Callable[[Manifest], Manifest], tmp_path: Path) -> None:
+    """A manifest is checked against its own metadata."""
     store = Store(tmp_path / "store")
     lying = lie(add_model(store, write_toy(tmp_path / "m.gguf"), quiet))
     with pytest.raises((BadModelFile, UnsupportedModel)):
         open_parts(store, lying, tmp_path / "cache")
 
 
-def test_a_part_that_is_not_what_the_manifest_says(tmp_path: Path) -> None:
-    """A part whose hash is right, but that holds other tensors, makes no slice."""
+def test_a_part_with_other_tensors_is_refused(tmp_path: Path) -> None:
+    """A part with the right hash but other tensors gives no slice."""
     store = Store(tmp_path / "store")
     manifest = add_model(store, write_toy(tmp_path / "m.gguf"), quiet)
     layer = manifest.part("layer.1")
@@ -158,7 +158,7 @@ def toy(tmp_path_factory: pytest.TempPathFactory) -> tuple[Manifest, bytes]:
 
 
 def judge(manifest: Manifest, metadata: bytes) -> None:
-    """Join a header, which is then the manifest's, or raises one of the two errors."""
+    """Join a header, which must match the manifest, or raise one of the two errors."""
     try:
         part = parse_header(metadata, len(metadata), "part.gguf")
         joined = join_header(manifest, part.metadata)
@@ -171,7 +171,7 @@ def judge(manifest: Manifest, metadata: bytes) -> None:
 @settings(max_examples=40)
 @given(st.randoms(use_true_random=False))
 def test_damaged_metadata_is_judged(toy: tuple[Manifest, bytes], random: Any) -> None:
-    """Metadata with bytes changed, cut out or put in, 50 times, is the manifest's or is refused."""
+    """Metadata with bytes changed, removed or inserted, 50 times, matches or is refused."""
     manifest, whole = toy
     judge(manifest, whole)
     for _ in range(50):
@@ -196,7 +196,7 @@ rows = st.builds(
 def test_invented_tensors_are_judged(
     toy: tuple[Manifest, bytes], changes: dict[int, TensorRow]
 ) -> None:
-    """Rows that say anything that a manifest may say are the model's or are refused."""
+    """Any tensor rows that a manifest may hold match the model or are refused."""
     manifest, metadata = toy
     changed = [changes.get(i, row) for i, row in enumerate(manifest.tensors)]
     judge(evolve(manifest, tensors=tuple(changed)), metadata)

@@ -22,12 +22,12 @@ NOW_S = 1_800_000_000.0
 
 
 def made(cache: Path) -> Slices:
-    """Return the slices of a cache, at a time when none was wanted lately."""
+    """Return the slices of a cache, at a time when none was requested recently."""
     return Slices(cache, lambda: NOW_S)
 
 
 def slice_of(cache: Path, name: str, model: ModelId = MODEL, *, age_s: float = 2 * GRACE_S) -> Path:
-    """Cut a slice of 100 bytes."""
+    """Write a slice of 100 bytes."""
     path = Slices(cache).path(model, f"{name}.gguf")
     path.parent.mkdir(parents=True, exist_ok=True)
     path.write_bytes(bytes(100))
@@ -36,12 +36,12 @@ def slice_of(cache: Path, name: str, model: ModelId = MODEL, *, age_s: float = 2
 
 
 def names(cache: Path) -> set[str]:
-    """Name all slices."""
+    """Return the names of all slices."""
     return {path.stem for path in cache.rglob("*") if path.is_file()}
 
 
 def test_unused_slices_are_removed(tmp_path: Path) -> None:
-    """Only of that model and kind, except the most recently wanted if some are to be spared."""
+    """Only of that model and kind, except the most recently requested if some are spared."""
     for name, age_s in (("stage-1-10", 500), ("stage-2-9", 300), ("stage-1-5", 400)):
         slice_of(tmp_path, name, age_s=age_s)
     slice_of(tmp_path, "first-1")
@@ -54,7 +54,7 @@ def test_unused_slices_are_removed(tmp_path: Path) -> None:
 
 
 def test_a_running_slice_stays(tmp_path: Path) -> None:
-    """A worker that dies loads its slice again; once it is over, the slice may go."""
+    """A worker that dies loads its slice again; once it has ended, the slice may be removed."""
     run, idle = slice_of(tmp_path, "stage-1-10"), slice_of(tmp_path, "stage-1-5")
     with in_use(run):
         made(tmp_path).drop_unused(MODEL, "stage-")
@@ -86,7 +86,7 @@ def test_a_slice_that_another_process_runs_stays(tmp_path: Path) -> None:
 
 
 def test_a_slice_just_requested_stays(tmp_path: Path) -> None:
-    """Another peer here is about to load it; what a killed process left behind goes in time."""
+    """Another peer here is about to load it; a killed process's leftovers are removed in time."""
     path = slice_of(tmp_path, "stage-1-10")
     half = slice_of(tmp_path, "stage-2-3", age_s=10)
     half = half.rename(half.with_name(".stage-2-3.gguf.x1y2"))
@@ -102,7 +102,7 @@ def test_a_slice_just_requested_stays(tmp_path: Path) -> None:
     assert names(tmp_path) == set()
 
 
-def test_slices_of_former_versions_go_with_their_model(tmp_path: Path) -> None:
+def test_slices_of_earlier_versions_are_removed_with_their_model(tmp_path: Path) -> None:
     """And nothing else that is in the cache."""
     old = tmp_path / f"v{VERSION - 1}" / MODEL[:32] / "stage-1-2.gguf"
     mine = tmp_path / "views" / MODEL[:32] / "kept"
@@ -115,7 +115,7 @@ def test_slices_of_former_versions_go_with_their_model(tmp_path: Path) -> None:
 
 
 def test_measurements_of_a_slice_go_with_it(tmp_path: Path) -> None:
-    """And stays as long as the slice, however long ago it was measured."""
+    """It stays as long as the slice, however old it is."""
     one, other = slice_of(tmp_path, "stage-1-10"), slice_of(tmp_path, "stage-1-1")
     for path in (one, other):
         probe = path.with_name(f"{path.name}.probe-1.json")
@@ -130,7 +130,7 @@ def test_measurements_of_a_slice_go_with_it(tmp_path: Path) -> None:
 
 
 def test_a_missing_slice_is_reported(tmp_path: Path) -> None:
-    """Between being asked for and being run it may have been removed by hand."""
+    """It may have been removed by hand between being requested and being run."""
     with pytest.raises(UserError, match="start again"), in_use(tmp_path / "stage-1-2.gguf"):
         pass
     path = slice_of(tmp_path, "stage-1-2")
@@ -138,8 +138,8 @@ def test_a_missing_slice_is_reported(tmp_path: Path) -> None:
         fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
 
 
-def test_a_move_leaves_no_slice_behind(tmp_path: Path) -> None:
-    """What was served is removed as soon as no process runs it, and what is served stays."""
+def test_a_move_leaves_no_old_slice(tmp_path: Path) -> None:
+    """The old slice is removed as soon as no process runs it; the new one stays."""
     store = Store(tmp_path / "store")
     model = open_parts(
         store, add_model(store, write_toy(tmp_path / "m.gguf"), quiet), tmp_path / "cache"
@@ -161,7 +161,7 @@ def test_a_move_leaves_no_slice_behind(tmp_path: Path) -> None:
 
 
 def test_audits_leave_a_few(tmp_path: Path) -> None:
-    """They run the same ranges again and again."""
+    """Audits run the same ranges repeatedly."""
     store = Store(tmp_path / "store")
     model = open_parts(
         store, add_model(store, write_toy(tmp_path / "m.gguf"), quiet), tmp_path / "cache"
@@ -172,13 +172,13 @@ def test_audits_leave_a_few(tmp_path: Path) -> None:
 
 
 def age(path: Path) -> None:
-    """Make a slice look as if it was wanted long ago."""
+    """Make a slice look as if it was requested long ago."""
     long_ago_s = path.stat().st_mtime - 2 * GRACE_S
     os.utime(path, (long_ago_s, long_ago_s))
 
 
 def test_slices_count_for_the_quota_and_make_room(tmp_path: Path) -> None:
-    """Unused ones are removed first; those in use are in the way, and the error says so."""
+    """Unused ones are removed first; if used ones leave no room, the error says so."""
     slices = made(tmp_path / "cache")
     store = Store(tmp_path / "store", quota_bytes=len(DATA) + 150, slices=slices)
     idle = slice_of(tmp_path / "cache", "stage-1-10")
@@ -193,8 +193,8 @@ def test_slices_count_for_the_quota_and_make_room(tmp_path: Path) -> None:
     assert not run.exists()
 
 
-def test_room_is_wanted_for_the_slices_to_come(tmp_path: Path) -> None:
-    """They have the bytes of their parts again; those already here need nothing more."""
+def test_room_is_needed_for_future_slices(tmp_path: Path) -> None:
+    """They take their parts' bytes again; existing slices need nothing more."""
     slices = made(tmp_path / "cache")
     store = Store(tmp_path / "store", quota_bytes=2 * len(DATA) - 1, slices=slices)
     store.check_room([PART])
@@ -206,8 +206,8 @@ def test_room_is_wanted_for_the_slices_to_come(tmp_path: Path) -> None:
         store.check_room_for_slice(len(DATA))
 
 
-def test_a_removed_model_takes_its_slices_along(tmp_path: Path) -> None:
-    """And the freed bytes are reported."""
+def test_removing_a_model_removes_its_slices(tmp_path: Path) -> None:
+    """The freed bytes are reported."""
     store = Store(tmp_path / "store", slices=Slices(tmp_path / "cache"))
     model = add_model(store, write_toy(tmp_path / "m.gguf"), quiet)
     cut = open_parts(store, model, tmp_path / "cache").stage(1, 2)

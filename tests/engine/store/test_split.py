@@ -31,7 +31,7 @@ def test_the_default_model_has_its_id(default_model: Path, tmp_path: Path) -> No
 
 def test_every_copy_of_a_file_has_the_same_id(tmp_path: Path) -> None:
     """A file's name, place and times do not matter, nor how often it is added."""
-    unnamed = Value.of(ValueType.STRING, "")  # general.name: a file's own name must not stand in
+    unnamed = Value.of(ValueType.STRING, "")  # general.name: the file's name must not replace it
     path = write_toy(tmp_path / "m.gguf", general__name=unnamed)
     copy = tmp_path / "elsewhere" / "other name.GGUF"
     copy.parent.mkdir()
@@ -72,8 +72,8 @@ def test_models_share_equal_parts(tmp_path: Path) -> None:
     assert (second.name, differ) == ("Other", {"metadata", "tokenizer"})
 
 
-def test_names_are_made_fit_to_print(tmp_path: Path) -> None:
-    """A name with terminal codes, or too long a one, is cut to a printable line."""
+def test_names_are_made_printable(tmp_path: Path) -> None:
+    """A name with terminal codes, or one too long, becomes a printable line."""
     odd = Value.of(ValueType.STRING, "\x1b[2J\n" + "x" * 500)
     store = Store(tmp_path / "store")
     manifest = add_model(store, write_toy(tmp_path / "m.gguf", general__name=odd), quiet)
@@ -93,7 +93,7 @@ def test_progress_is_reported(tmp_path: Path) -> None:
     assert hashed[-1][1] == hashed[-1][2]
 
 
-def test_what_cannot_be_split_is_refused(tmp_path: Path) -> None:
+def test_a_model_that_cannot_be_split_is_refused(tmp_path: Path) -> None:
     """A model that is not proven to split leaves nothing in the store."""
     strange = Value.of(ValueType.STRING, "gemma2")
     path = write_toy(tmp_path / "m.gguf", general__architecture=strange)
@@ -109,7 +109,7 @@ def test_what_cannot_be_split_is_refused(tmp_path: Path) -> None:
     assert store.used_bytes() == 0
 
 
-def test_a_file_that_changes_meanwhile(tmp_path: Path) -> None:
+def test_a_file_that_changes_meanwhile_is_named(tmp_path: Path) -> None:
     """A file that changed after it was hashed is named, and no bad part is kept."""
     path = write_toy(tmp_path / "m.gguf")
     store = Store(tmp_path / "store")
@@ -126,8 +126,8 @@ def test_a_file_that_changes_meanwhile(tmp_path: Path) -> None:
     assert [part.name for part in manifest.parts if not store.held(part)] == ["output"]
 
 
-def test_adding_goes_on_where_it_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Chunks that are there already are not written again, nor are whole parts."""
+def test_adding_continues_where_it_stopped(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Existing chunks and whole parts are not written again."""
     path = write_toy(tmp_path / "m.gguf", rows=50_000)
     store = Store(tmp_path / "store")
     whole = Store(tmp_path / "whole")

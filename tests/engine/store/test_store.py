@@ -23,7 +23,7 @@ def store(tmp_path: Path) -> Store:
     return Store(tmp_path / "store")
 
 
-# A part's life
+# A part from first chunk to whole
 
 
 def test_a_part_comes_chunk_by_chunk(store: Store) -> None:
@@ -44,7 +44,7 @@ def test_a_part_comes_chunk_by_chunk(store: Store) -> None:
 
 
 def test_writing_again_changes_nothing(store: Store) -> None:
-    """A chunk that comes late, and a second finish, leave a whole part alone."""
+    """A late chunk and a second finish leave a whole part unchanged."""
     put(store)
     before = store.path(PART).stat()
     put(store)
@@ -52,7 +52,7 @@ def test_writing_again_changes_nothing(store: Store) -> None:
 
 
 def test_wrong_bytes_are_not_written(store: Store) -> None:
-    """Bytes that are another chunk's, too short, too long or damaged are refused."""
+    """Another chunk's bytes, and short, long or damaged ones, are refused."""
     damaged = bytes([chunk(0)[0] ^ 1]) + chunk(0)[1:]
     for data in (chunk(1), chunk(0)[:-1], chunk(0) + b"x", b"", damaged):
         with pytest.raises(WrongChunk):
@@ -63,7 +63,7 @@ def test_wrong_bytes_are_not_written(store: Store) -> None:
 
 
 def test_missing_chunks(store: Store) -> None:
-    """Chunks that are not held cannot be read, nor a part finished or verified without them."""
+    """Missing chunks cannot be read, nor a part finished or verified without them."""
     for index in range(4):
         with pytest.raises(MissingChunk):
             store.read_chunk(PART, index)
@@ -103,7 +103,7 @@ def test_a_part_is_on_disk_before_it_has_its_name(
 
 
 @pytest.mark.parametrize("at", [0, CHUNK_BYTES, len(DATA) - 1])
-def test_a_bit_flips_in_a_whole_part(store: Store, at: int) -> None:
+def test_a_flipped_bit_in_a_whole_part_is_found(store: Store, at: int) -> None:
     """Reading finds it and sets the part aside; good chunks stay, one must be fetched again."""
     put(store)
     flip(store.path(PART), at)
@@ -139,8 +139,8 @@ def test_verify_names_what_is_damaged(store: Store) -> None:
     assert store.path(PART).read_bytes() == DATA
 
 
-def test_a_bit_flips_in_a_partial_part(store: Store) -> None:
-    """A chunk that was good when it was written is read as missing, and must be fetched again."""
+def test_a_flipped_bit_in_a_partial_part_is_found(store: Store) -> None:
+    """A chunk damaged after it was written counts as missing, and must be fetched again."""
     for index in range(4):
         store.write_chunk(PART, index, chunk(index))
     partial = store.root / "partial" / PART.hash
@@ -153,8 +153,8 @@ def test_a_bit_flips_in_a_partial_part(store: Store) -> None:
     assert store.path(PART).read_bytes() == DATA
 
 
-def test_a_disk_that_cannot_read(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What the disk itself calls unreadable is damage like any other."""
+def test_unreadable_data_is_damage(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A read error of the disk is damage like any other."""
     put(store)
 
     def fail(file: int, count: int, offset: int) -> bytes:
@@ -186,7 +186,7 @@ def test_the_quota_is_kept(tmp_path: Path) -> None:
 
 
 def test_a_part_counts_whole_from_its_first_chunk(tmp_path: Path) -> None:
-    """Two parts that fit only one at a time are not both begun; what is begun fits."""
+    """If only one of two parts fits, only one is begun, and it fits."""
     store = Store(tmp_path, quota_bytes=PART.size + 10)
     store.write_chunk(PART, 3, chunk(3))
     with pytest.raises(UserError, match="quota"):
@@ -196,7 +196,7 @@ def test_a_part_counts_whole_from_its_first_chunk(tmp_path: Path) -> None:
 
 
 def test_room_on_the_disk_is_checked(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
-    """What is missing, and no more, must be free."""
+    """Only the missing bytes must be free."""
     free = 0
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(total=0, used=0, free=free))
     with pytest.raises(UserError, match=r"3\.1 MB are needed .* 0\.0 MB are free"):
@@ -210,7 +210,7 @@ def test_room_on_the_disk_is_checked(store: Store, monkeypatch: pytest.MonkeyPat
 
 @pytest.mark.parametrize("failing", ["pwrite", "fsync", "ftruncate"])
 def test_no_space_left(store: Store, monkeypatch: pytest.MonkeyPatch, failing: str) -> None:
-    """Wherever the disk reports that it is full, no bad data is kept, and no good data lost."""
+    """Wherever the disk reports that it is full, no bad data is kept and no good data lost."""
     put(store, part_of(b"good"), b"good")
 
     def fail(*_: object) -> int:
@@ -231,7 +231,7 @@ def test_no_space_left(store: Store, monkeypatch: pytest.MonkeyPatch, failing: s
 
 
 def test_a_manifest_is_kept_under_its_id(store: Store) -> None:
-    """Only the bytes that hash to the id are kept, or given back."""
+    """Only bytes that hash to the id are kept or returned."""
     model, other = model_of("A", {}), model_of("B", {})
     with pytest.raises(WrongManifest):
         store.add_manifest(other.encode(), model.id)
@@ -249,7 +249,7 @@ def test_a_manifest_is_kept_under_its_id(store: Store) -> None:
 
 
 def test_removing_a_model_leaves_what_others_need(store: Store) -> None:
-    """Parts that another model has too stay, whole and partial ones; the rest goes."""
+    """Parts that another model shares stay, whole and partial ones; the rest is removed."""
     first = model_of("A", {"layer.0": DATA, "output": b"first"})
     second = model_of("B", {"layer.0": DATA, "output": b"second"})
     for model, output in ((first, b"first"), (second, b"second")):
@@ -267,8 +267,8 @@ def test_removing_a_model_leaves_what_others_need(store: Store) -> None:
     assert files(store) == ["lock"]
 
 
-def test_a_store_that_cannot_be(tmp_path: Path) -> None:
-    """A place where nothing can be kept is named."""
+def test_an_impossible_store_is_named(tmp_path: Path) -> None:
+    """A path where nothing can be stored is named."""
     (tmp_path / "file").write_text("")
     with pytest.raises(UserError, match="cannot be used"):
         Store(tmp_path / "file" / "store")

@@ -121,7 +121,7 @@ def test_two_processes_keep_one_quota(
 
 
 def test_another_process_finishes_the_part(store: Store) -> None:
-    """A process that has begun a part sees that another one has finished it, and goes on."""
+    """A process that has begun a part sees that another finished it, and continues."""
     store.write_chunk(PART, 0, chunk(0))
     run(_IMPORTS + "put(store)", str(store.root))
     assert store.held(PART)
@@ -132,7 +132,7 @@ def test_another_process_finishes_the_part(store: Store) -> None:
 
 
 def test_another_process_begins_the_part_again(store: Store) -> None:
-    """What was known of a partial file does not count for another with its name."""
+    """What is known of a partial file does not count for a new file of the same name."""
     store.write_chunk(PART, 0, chunk(0))
     partial = store.root / "partial" / PART.hash
     with partial.open("rb"):  # while it is open, no other file gets its inode
@@ -208,7 +208,7 @@ def test_killed_while_writing(store: Store, processes: list["subprocess.Popen[st
 def test_killed_while_finishing(
     store: Store, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """Wherever a finish is killed, the next store finds the part, or all of its chunks."""
+    """Wherever a finish is killed, the next process finds the part, or all of its chunks."""
 
     class Killed(BaseException):
         pass
@@ -234,7 +234,7 @@ def test_killed_while_finishing(
 
 
 def test_threads_begin_a_part_together(store: Store) -> None:
-    """Whichever of two threads begins a part, what the other one wrote counts."""
+    """Whichever of two threads begins a part, the other's chunks count."""
     for number in range(60):
         data = bytes([number]) * (CHUNK_BYTES + 1)
         part = part_of(data)
@@ -244,19 +244,19 @@ def test_threads_begin_a_part_together(store: Store) -> None:
         store.finish(part)
 
 
-def test_removed_and_begun_again_elsewhere(store: Store) -> None:
-    """What was written to a file that is gone does not count, though the new one looks alike."""
+def test_a_part_removed_and_begun_again_by_another_process(store: Store) -> None:
+    """Chunks written to a removed file do not count, though the new file looks the same."""
     for index in range(4):
         store.write_chunk(PART, index, chunk(index))
     other = Store(store.root)
-    other.remove(ModelId("0" * 64))  # partial parts that no model has go with any
+    other.remove(ModelId("0" * 64))  # removing any model removes partial parts that no model has
     other.write_chunk(PART, 0, chunk(0))
     with pytest.raises(MissingChunk):
         store.finish(PART)
     assert store.chunks_held(PART) == {0}
 
 
-def test_found_damaged_elsewhere(store: Store) -> None:
+def test_a_part_found_damaged_by_another_process(store: Store) -> None:
     """A part that another process finished, and found damaged later, is checked again."""
     other = Store(store.root)
     for index in range(4):
@@ -271,10 +271,10 @@ def test_found_damaged_elsewhere(store: Store) -> None:
     assert other.chunks_held(PART) == {0, 2, 3}
 
 
-def test_a_disk_that_does_not_take_what_was_written(
+def test_chunks_of_a_failed_sync_do_not_count(
     store: Store, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """After a failed sync the system may show bytes that are on no disk: they no longer count."""
+    """After a failed sync the system may show bytes that are on no disk."""
 
     def fail(_: int) -> None:
         raise OSError(errno.EIO, "Input/output error")
@@ -288,8 +288,8 @@ def test_a_disk_that_does_not_take_what_was_written(
     assert store.path(PART).read_bytes() == DATA
 
 
-def test_a_disk_that_forgot(store: Store) -> None:
-    """After a loss of power a partial file may hold zeros, or be short."""
+def test_chunks_lost_in_a_power_failure_do_not_count(store: Store) -> None:
+    """After a power failure a partial file may hold zeros, or be short."""
     for index in range(4):
         store.write_chunk(PART, index, chunk(index))
     partial = store.root / "partial" / PART.hash
@@ -306,7 +306,7 @@ def test_a_disk_that_forgot(store: Store) -> None:
 
 @pytest.mark.skipif(sys.platform != "linux", reason="the way to limit a file's size is Linux's")
 def test_a_full_disk_leaves_the_store_whole(store: Store) -> None:
-    """A write that the system cuts short and refuses is a sentence; it works once there is room.
+    """A write cut short and refused gives a sentence; it works once there is room.
 
     A limit on the size of files stands in for the disk: the system writes what fits and then fails.
     """

@@ -1,4 +1,4 @@
-"""Blocks among peers: where some do not run them, nobody is sent any, and nobody else is blamed."""
+"""Blocks among peers: if one cannot run them, none are sent, and no other peer is blamed."""
 
 import msgpack
 import pytest
@@ -34,7 +34,7 @@ OPEN = Open(session_id(), MODEL, ME, ME, 1, 10, CONTEXT)
 
 
 def regimes(monkeypatch: pytest.MonkeyPatch) -> list[Regime]:
-    """Note in which regimes engines are asked to run rows."""
+    """Record the regimes in which engines are asked to run rows."""
     found: list[Regime] = []
     run = FakeLayers.run
 
@@ -46,8 +46,8 @@ def regimes(monkeypatch: pytest.MonkeyPatch) -> list[Regime]:
     return found
 
 
-def test_older_peers_read_what_holds_no_blocks() -> None:
-    """An opening without blocks has the fields that it had before there were any."""
+def test_older_peers_read_messages_without_blocks() -> None:
+    """An opening without blocks has the fields it had before blocks existed."""
     assert len(msgpack.unpackb(encode(OPEN))) == 1 + 10
     with_blocks = evolve(OPEN, blocks=True)
     assert len(msgpack.unpackb(encode(with_blocks))) == 1 + 11
@@ -61,7 +61,7 @@ def test_older_peers_read_what_holds_no_blocks() -> None:
 async def test_only_long_prompts_run_in_blocks(
     length: int, autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A short turn is read as ever, and each answer is what the engines give in those regimes."""
+    """A short prompt runs as before, and each answer is what the engines give in those regimes."""
     found = regimes(monkeypatch)
     async with swarm() as made, made.open() as session:
         told = await answer(session, PROMPT[:length])
@@ -70,10 +70,10 @@ async def test_only_long_prompts_run_in_blocks(
 
 
 @pytest.mark.parametrize("lacking", [0, 2, None])
-async def test_one_that_runs_no_blocks_gets_none(
+async def test_blocks_are_not_sent_if_one_side_cannot_run_them(
     lacking: int | None, autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Nor does anybody else in that session: a stage, or the requester's own ends."""
+    """One stage, or the requester's own ends, keeps blocks out of the whole session."""
     found, ends = regimes(monkeypatch), FakeEnds(context=CONTEXT)
     async with swarm(ends=ends) as made:
         if lacking is None:
@@ -88,7 +88,7 @@ async def test_one_that_runs_no_blocks_gets_none(
 
 
 async def test_a_replacement_must_run_blocks(autojump_clock: MockClock) -> None:
-    """One that does not is passed over, and the answer is the same as without the loss."""
+    """One that cannot is passed over, and the answer is the same as without the loss."""
     async with mended() as (made, spares):
         (await spares.add(10, 20)).blocks = False
         await spares.add(10, 20)
@@ -97,7 +97,7 @@ async def test_a_replacement_must_run_blocks(autojump_clock: MockClock) -> None:
 
 
 async def test_a_replacement_runs_all_regimes_again(autojump_clock: MockClock) -> None:
-    """Two turns, in blocks, wide and narrow: who takes a place gets the bits of the first."""
+    """Two turns, in blocks, wide and narrow: the replacement computes the same bits."""
     async with mended() as (made, spares), spares.open() as session:
         longer = [*PROMPT, *await answer(session, PROMPT), *range(1, 70)]
         right = await answer(session, longer)
@@ -109,7 +109,7 @@ async def test_a_replacement_runs_all_regimes_again(autojump_clock: MockClock) -
 async def test_audits_hold_with_all_regimes(
     autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Rows are run again in the regimes of their first time, by somebody who runs them all."""
+    """Rows are run again in their original regimes, by an auditor that runs them all."""
     monkeypatch.setattr("tests.support.audits.PROMPT", PROMPT[:100])
     replayed: list[Regime] = []
     run = EngineReplay.run
@@ -121,7 +121,7 @@ async def test_audits_hold_with_all_regimes(
         return await run(replay, at, count, rows, regime=regime)
 
     async def accuse(*_: object) -> None:
-        pytest.fail("somebody was sent a block who runs none")
+        pytest.fail("a peer that runs no blocks was sent one")
 
     monkeypatch.setattr(EngineReplay, "run", noted)
     monkeypatch.setattr(StageSession, "_accuse", accuse)
@@ -141,7 +141,7 @@ async def test_audits_hold_with_all_regimes(
 async def test_more_rows_than_a_regime_holds_are_refused(
     regime: Regime, rows: int, autojump_clock: MockClock
 ) -> None:
-    """Their sender is to blame: they would run in other kernels than it says."""
+    """The sender is blamed: they would run in other kernels than it claims."""
     async with swarm((1, 29)) as made:
         talk = await Talk.open(made)
         await talk.send_step(0, rows * GOOD_ROW, rows, regime=regime)
@@ -152,7 +152,7 @@ async def test_more_rows_than_a_regime_holds_are_refused(
 
 
 async def test_blocks_that_were_not_agreed_on_are_refused(autojump_clock: MockClock) -> None:
-    """Whoever opens a session without them may send none."""
+    """A requester that opens a session without them may not send any."""
     async with swarm((1, 29)) as made:
         talk = await Talk.open(made, blocks=False)
         await talk.send_step(0, GOOD_ROW, 1, regime=Regime.BLOCK)

@@ -1,4 +1,4 @@
-"""A client of a swarm takes a no for as long as it was said, and asks others meanwhile."""
+"""A client of a swarm respects a refusal for the given time, and asks other peers meanwhile."""
 
 from collections.abc import AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -24,16 +24,16 @@ from transports.memory.network import MemoryNetwork
 
 
 class Known:
-    """A directory in which all is known that there is."""
+    """A directory that knows every peer."""
 
     def __init__(self) -> None:
         self.offers: list[Advertisement] = []
         self.frozen: set[PeerId] = set()
-        """They are known, and answer nobody."""
+        """Known peers that answer no calls."""
         self.refusing: set[PeerId] = set()
 
     def serving(self, _: ModelId) -> Sequence[Advertisement]:
-        """Return who serves."""
+        """Return the serving peers."""
         return self.offers
 
     holding = serving
@@ -43,7 +43,7 @@ class Known:
         return {MODEL: "toy"}
 
     async def exchange(self, who: PeerId) -> None:
-        """Compare notes with a peer."""
+        """Compare views with a peer."""
         if who in self.frozen:
             await trio.sleep_forever()
         if who in self.refusing:
@@ -89,7 +89,7 @@ async def asking(
 
 
 async def refusal(client: SwarmClient) -> RefusedError:
-    """Ask once more where no place is left; return what is said."""
+    """Ask again although no place is left; return the refusal."""
     route = await client.find_route(lambda _: None)
     with pytest.raises(RefusedError) as refused:
         async with client.open_session(route):
@@ -97,8 +97,8 @@ async def refusal(client: SwarmClient) -> RefusedError:
     return refused.value
 
 
-async def test_a_refusal_says_when_to_come_back_and_is_heeded(autojump_clock: MockClock) -> None:
-    """Nobody is asked before; the person is told how long it will be; then it works."""
+async def test_client_waits_as_long_as_a_refusal_says(autojump_clock: MockClock) -> None:
+    """It asks no peer before that; the person is told how long it takes; then it works."""
     told: list[str] = []
     async with asking([peer("a")]) as (client, _):
         route = await client.find_route(told.append)
@@ -118,7 +118,7 @@ async def test_a_refusal_says_when_to_come_back_and_is_heeded(autojump_clock: Mo
 
 
 async def test_another_peer_is_asked_meanwhile(autojump_clock: MockClock) -> None:
-    """Where somebody else has room, a refusal costs no wait."""
+    """If another peer has room, a refusal costs no wait."""
     async with asking([peer("a"), peer("b")]) as (client, _):
         busy = await client.find_route(lambda _: None)
         async with client.open_session(busy):
@@ -133,8 +133,8 @@ async def test_another_peer_is_asked_meanwhile(autojump_clock: MockClock) -> Non
                 assert await answer(session, PROMPT, 2)
 
 
-async def test_sessions_of_ones_own_count_at_once(autojump_clock: MockClock) -> None:
-    """The next one goes elsewhere, though nobody has heard yet that the first place is taken."""
+async def test_own_sessions_count_at_once(autojump_clock: MockClock) -> None:
+    """The next one goes elsewhere, although the first place is not advertised as taken yet."""
     async with asking([peer("a"), peer("b")]) as (client, _):
         for _ in range(10):
             route = await client.find_route(lambda _: None)
@@ -143,8 +143,8 @@ async def test_sessions_of_ones_own_count_at_once(autojump_clock: MockClock) -> 
                 assert other.peer != route[0].peer
 
 
-async def test_who_will_not_wait_is_told_why(autojump_clock: MockClock) -> None:
-    """A client waits for so long and no longer."""
+async def test_client_that_stops_waiting_says_why(autojump_clock: MockClock) -> None:
+    """A client waits for ``find_s_max`` and no longer."""
     async with (
         asking([peer("a")], find_s_max=5.0) as (client, _),
         client.open_session(await client.find_route(lambda _: None)),
@@ -156,10 +156,10 @@ async def test_who_will_not_wait_is_told_why(autojump_clock: MockClock) -> None:
         assert trio.current_time() - asked_s == pytest.approx(5)
 
 
-async def test_a_peer_that_failed_is_gone_around_until_it_is_heard_of(
+async def test_failed_peer_is_avoided_until_it_is_heard_of_again(
     autojump_clock: MockClock,
 ) -> None:
-    """Its own word that it serves must be newer than its failure."""
+    """Its advertisement must be newer than its failure."""
     async with asking([peer("a"), peer("b")]) as (client, known):
         failed = (await client.find_route(lambda _: None))[0].peer
         client._note_failed(RefusedError.of(failed, Refusal.ENGINE_FAILED, "it died"))
@@ -170,10 +170,10 @@ async def test_a_peer_that_failed_is_gone_around_until_it_is_heard_of(
         assert (await client.find_route(lambda _: None))[0].peer == failed
 
 
-async def test_frozen_peer_is_trouble_where_nobody_else_holds_its_layers(
+async def test_frozen_peer_is_trouble_if_no_other_holds_its_layers(
     autojump_clock: MockClock,
 ) -> None:
-    """It has not left, so its word still counts; whoever refuses lives."""
+    """It has not left, so its advertisement still counts; a peer that refuses is alive."""
     one, two = peer("one"), peer("two")
     async with asking([one, two]) as (client, known):
         assert await client.trouble() == ""

@@ -1,4 +1,4 @@
-"""What a requester thinks of peers after it has seen them at work."""
+"""How a requester rates peers after it has seen them at work."""
 
 import random
 from contextlib import AsyncExitStack
@@ -30,7 +30,7 @@ A, B, C = peer("a"), peer("b"), peer("c")
 
 
 def offer(name: PeerId, row_us: int = 1000) -> Advertisement:
-    """Say that a peer serves everything."""
+    """Advertise a peer that serves everything."""
     return Advertisement(
         peer=name, addresses=(f"/memory/0/p2p/{name}",), model=MODEL, model_name="toy", layers=30,
         first=1, end=29, context=256, numerics_class="0" * 32, sequence=1, row_us=row_us,
@@ -43,7 +43,7 @@ def hop(name: PeerId, row_us: int = 1000) -> RouteHop:
 
 
 async def test_failures_count_for_more_than_refusals(autojump_clock: MockClock) -> None:
-    """A place may be taken while the word that it is free is on its way."""
+    """A place may be taken while the advertisement that it is free is on its way."""
     seen = Experiences()
     seen.failed(PeerUnavailable(A, "gone"))
     seen.failed(RefusedError.of(B, Refusal.BUSY, "all sessions are taken"))
@@ -52,7 +52,7 @@ async def test_failures_count_for_more_than_refusals(autojump_clock: MockClock) 
 
 
 async def test_work_as_claimed_raises_and_lies_lower(autojump_clock: MockClock) -> None:
-    """What stages say of each token is held against what they advertise."""
+    """The times that stages report for each token are compared with what they advertise."""
     seen = Experiences()
     for _ in range(5):
         times = stage_times()
@@ -68,15 +68,15 @@ async def test_work_as_claimed_raises_and_lies_lower(autojump_clock: MockClock) 
 
 
 async def test_times_of_another_route_say_nothing(autojump_clock: MockClock) -> None:
-    """A stage may have been replaced meanwhile; nobody is judged by another's work."""
+    """A stage may have been replaced meanwhile; no peer is judged by another's work."""
     seen = Experiences()
     seen.worked([hop(A), hop(B)], [(1, 2, 3), ()])
     seen.worked([hop(A)], [])
     assert seen.standing(A) == seen.standing(B) == STANDING_NEW
 
 
-async def test_measured_ways_are_preferred(autojump_clock: MockClock) -> None:
-    """The nearer of two equals is chosen."""
+async def test_nearer_peer_is_preferred(autojump_clock: MockClock) -> None:
+    """Of two equal peers, the one with the shorter round trip is chosen."""
     near_s = {A: 0.1, B: 0.001}
     seen = Experiences(near_s.get)
     offers = [offer(A), offer(B)]
@@ -88,7 +88,7 @@ async def test_measured_ways_are_preferred(autojump_clock: MockClock) -> None:
 async def test_some_are_called_and_no_more(
     silent: float, count: int, autojump_clock: MockClock
 ) -> None:
-    """Each once, until enough have answered; not all, where nobody does."""
+    """Each once, until enough have answered; not all of them even if none does."""
     network = MemoryNetwork()
     names = [peer(f"p{number}") for number in range(2 * CALLED_MAX)]
     calls: list[str] = []

@@ -1,4 +1,4 @@
-"""Peers and engines that go away or keep silent: who did is named, and nothing stays taken."""
+"""Peers and engines that go away or fall silent: the lost one is named, and no cells leak."""
 
 from contextlib import aclosing
 
@@ -30,7 +30,7 @@ from transports.base import Channel
 
 @pytest.mark.parametrize("lost", [0, 1, 2])
 async def test_a_stage_that_leaves_is_named(lost: int, autojump_clock: MockClock) -> None:
-    """The answer ends with an error that names who went away, and the others free their cells."""
+    """The answer ends with an error that names the lost peer, and the others free their cells."""
     async with swarm() as made:
         made.network.latency_s = lambda a, b: 0.01
         async with made.open() as session, aclosing(session.generate(PROMPT, GREEDY, 99)) as tokens:
@@ -60,8 +60,8 @@ async def test_an_engine_that_dies_is_reported(lost: int, autojump_clock: MockCl
             assert await answer(session, PROMPT, 3) == await expected(PROMPT, 3, CHAINS[3])
 
 
-async def test_the_requesters_own_engine_may_die(autojump_clock: MockClock) -> None:
-    """Then it is no peer's fault."""
+async def test_death_of_the_requesters_own_engine_blames_no_peer(autojump_clock: MockClock) -> None:
+    """The error is the engine's."""
     async with swarm() as made, made.open() as session:
         tokens = session.generate(PROMPT, GREEDY, 99)
         await anext(tokens)
@@ -70,7 +70,7 @@ async def test_the_requesters_own_engine_may_die(autojump_clock: MockClock) -> N
             await anext(tokens)
 
 
-async def test_an_idle_session_is_given_up(autojump_clock: MockClock) -> None:
+async def test_an_idle_session_is_ended(autojump_clock: MockClock) -> None:
     """A requester that falls silent loses its cells after a while, and is told why."""
     async with swarm() as made, made.open() as session:
         await answer(session, PROMPT, 3)
@@ -93,8 +93,8 @@ async def test_a_requester_that_never_collects_loses_its_cells(autojump_clock: M
         assert [stage.sessions for stage in made.stages] == [0, 0, 0]
 
 
-async def test_a_requester_that_says_nothing_is_let_go(autojump_clock: MockClock) -> None:
-    """A channel on which nothing comes is closed with the reason."""
+async def test_a_silent_requester_is_refused(autojump_clock: MockClock) -> None:
+    """A channel on which nothing arrives is closed with the reason."""
     async with swarm() as made:
         channel = await made.me.open(PEERS[0], SESSION)
         with trio.fail_after(OPEN_S_MAX + 1), pytest.raises(RefusedError, match="too-slow"):
@@ -103,7 +103,7 @@ async def test_a_requester_that_says_nothing_is_let_go(autojump_clock: MockClock
 
 @pytest.mark.parametrize("deaf", [0, 1, 2])
 async def test_a_stage_that_never_answers_is_named(deaf: int, autojump_clock: MockClock) -> None:
-    """The requester hears who keeps silent, wherever in the chain that is."""
+    """The requester learns which stage is silent, wherever it is in the chain."""
 
     async def ignore(_: Channel) -> None:
         await trio.sleep_forever()
@@ -115,8 +115,10 @@ async def test_a_stage_that_never_answers_is_named(deaf: int, autojump_clock: Mo
         assert caught.value.peer == PEERS[deaf]
 
 
-async def test_a_refusal_in_anothers_name_is_the_refusers(autojump_clock: MockClock) -> None:
-    """Whoever says no answers for it: it cannot have somebody else blamed."""
+async def test_a_refusal_in_anothers_name_is_blamed_on_its_sender(
+    autojump_clock: MockClock,
+) -> None:
+    """A peer that refuses cannot have another peer blamed for it."""
     no = Refused(Refusal.BUSY, "not today", peer("somebody"))
 
     async def refuse(channel: Channel) -> None:
@@ -142,7 +144,7 @@ async def test_a_requester_that_vanishes_frees_all_stages(autojump_clock: MockCl
 
 
 async def test_leaving_under_load_is_clean(autojump_clock: MockClock) -> None:
-    """A node that is told to stop while its neighbours vanish too ends without an error."""
+    """A node that is stopped while its neighbours vanish too ends without an error."""
     async with swarm() as made:
         talk = await Talk.open(made)
         await talk.send_step(0, GOOD_ROW, 1)

@@ -1,4 +1,4 @@
-"""A peer dies in the middle of a sentence, and the sentence goes on, with the same words."""
+"""A peer dies in the middle of an answer, and the answer continues with the same tokens."""
 
 from collections.abc import AsyncIterator, Callable, Collection, Sequence
 from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager
@@ -38,7 +38,7 @@ SPARES = [peer(f"spare{number}") for number in range(9)]
 
 
 class Spares:
-    """Peers that could take another's place, and what the session said meanwhile."""
+    """Peers that could replace another, and what the session reported meanwhile."""
 
     def __init__(self, made: Swarm) -> None:
         self.made, self.first = made, len(made.route)
@@ -47,7 +47,7 @@ class Spares:
         self.routes: list[list[str]] = []
 
     async def add(self, first: int, end: int, identity: Identity | None = None) -> FakeStage:
-        """Have another peer serve layers, with receipts if it has a key, ready to take a place."""
+        """Start a spare peer that serves layers, with receipts if it has a key."""
         engine = FakeStage(first, end, context=CONTEXT)
         name = identity.peer_id if identity else SPARES[len(self.hops)]
         await self.made.nursery.start(self.made.add, name, engine, identity)
@@ -55,7 +55,7 @@ class Spares:
         return engine
 
     def repair(self) -> Repair:
-        """Return what a session needs to know of them."""
+        """Return a repair that uses the spares."""
         return Repair(
             self._choose,
             self.waits.append,
@@ -63,7 +63,7 @@ class Spares:
         )
 
     def open(self) -> AbstractAsyncContextManager[Session]:
-        """Open a session that mends itself."""
+        """Open a session that repairs itself."""
         made = self.made
         return made.requester.open(made.route, session_id(), CONTEXT, self.repair())
 
@@ -96,7 +96,7 @@ async def mended(
 
 
 async def harmed(spares: Spares, at: int, harm: Callable[[], object], count: int = 30) -> list[int]:
-    """Return an answer in which harm is done behind the token numbered ``at``."""
+    """Return an answer in which harm is done after the token numbered ``at``."""
     found = []
     async with (
         spares.open() as session,
@@ -120,11 +120,11 @@ async def test_a_lost_stage_is_replaced(lost: int, autojump_clock: MockClock) ->
         route = [*PEERS[:3]]
         assert spares.routes == [route, [*route[:lost], SPARES[0], *route[lost + 1 :]]]
         others = [stage.rows for n, stage in enumerate(made.stages[:3]) if n != lost]
-        assert others == [len(PROMPT) + 29] * 2  # nothing was run again by those that stayed
+        assert others == [len(PROMPT) + 29] * 2  # the remaining stages ran nothing again
 
 
-async def test_two_at_once(autojump_clock: MockClock) -> None:
-    """Neighbours, and others; one peer may take the place of several, or several of one."""
+async def test_several_lost_at_once_are_replaced(autojump_clock: MockClock) -> None:
+    """Neighbours or not; one peer may replace several, or several one."""
     bounds = CHAINS[5]
     for lost, places in [
         ((1, 2), [(2, 10)]),
@@ -139,7 +139,7 @@ async def test_two_at_once(autojump_clock: MockClock) -> None:
             assert found == await expected(PROMPT, 30, bounds)
 
 
-async def test_a_stage_stops_early_for_one_behind_it(autojump_clock: MockClock) -> None:
+async def test_a_replacement_stops_where_the_next_stage_begins(autojump_clock: MockClock) -> None:
     """A replacement that holds more layers than were lost runs only those."""
     async with mended() as (made, spares):
         await spares.add(10, 25)
@@ -155,10 +155,10 @@ async def test_a_stage_stops_early_for_one_behind_it(autojump_clock: MockClock) 
         ([(1, 15), (15, 29), (10, 20)], [PEERS[0], SPARES[2], PEERS[2]]),
     ],
 )
-async def test_layers_that_are_cut_elsewhere(
+async def test_replacements_may_be_cut_at_other_layers(
     places: list[tuple[int, int]], route: list[str], autojump_clock: MockClock
 ) -> None:
-    """Where nobody holds just what was lost, those before it are replaced as well."""
+    """If no peer holds exactly the lost layers, the stages before are replaced as well."""
     async with mended() as (made, spares):
         for place in places:
             await spares.add(*place)
@@ -168,8 +168,8 @@ async def test_layers_that_are_cut_elsewhere(
         assert not spares.waits
 
 
-async def test_what_is_no_longer_kept_cannot_be_sent(autojump_clock: MockClock) -> None:
-    """The requester's own history is bounded, too; past that a session ends, and says why."""
+async def test_session_ends_when_its_history_was_dropped(autojump_clock: MockClock) -> None:
+    """The requester's own history is bounded too; beyond that a session ends and says why."""
     async with mended() as (made, spares):
         made.requester._budget = Budget(memory_bytes_max=0, disk_bytes_max=0)
         await spares.add(1, 10)
@@ -178,8 +178,10 @@ async def test_what_is_no_longer_kept_cannot_be_sent(autojump_clock: MockClock) 
 
 
 @pytest.mark.parametrize("moment", range(10, 50))
-async def test_lost_in_the_prompt(moment: int, autojump_clock: MockClock) -> None:
-    """At whatever moment, and then another one while the session is being mended."""
+async def test_stage_lost_during_the_prompt_is_replaced(
+    moment: int, autojump_clock: MockClock
+) -> None:
+    """At any moment, and then another stage is lost while the session is being repaired."""
     bounds = CHAINS[3]
     async with mended() as (made, spares):
         for engine in made.engines:
@@ -202,8 +204,8 @@ async def test_lost_in_the_prompt(moment: int, autojump_clock: MockClock) -> Non
         assert found == await expected(PROMPT, 8, bounds)
 
 
-async def test_again_and_again(autojump_clock: MockClock) -> None:
-    """Whoever took a place may be lost too, and the next; the tokens stay the same."""
+async def test_replacements_may_be_lost_too(autojump_clock: MockClock) -> None:
+    """One after another; the tokens stay the same."""
     async with mended() as (made, spares):
         for _ in range(4):
             await spares.add(10, 20)
@@ -221,8 +223,8 @@ async def test_again_and_again(autojump_clock: MockClock) -> None:
         assert spares.routes[-1] == [PEERS[0], SPARES[3], PEERS[2]]
 
 
-async def test_a_session_mended_goes_on_for_another_turn(autojump_clock: MockClock) -> None:
-    """What was dropped before a loss stays dropped, and what was kept is not run again."""
+async def test_a_repaired_session_serves_another_turn(autojump_clock: MockClock) -> None:
+    """Rows dropped before a loss stay dropped, and rows kept are not run again."""
     async with mended() as (made, spares), spares.open() as session:
         await spares.add(10, 20)
         await answer(session, PROMPT)
@@ -240,7 +242,7 @@ async def test_a_session_mended_goes_on_for_another_turn(autojump_clock: MockClo
 
 
 async def expected_after(*turns: list[int]) -> list[int]:
-    """Return the last answer of the same turns in a session that nothing happens to."""
+    """Return the last answer of the same turns in an undisturbed session."""
     async with swarm() as made, made.open() as session:
         found = []
         for turn, count in zip(turns, (20, 9, 9), strict=True):
@@ -250,7 +252,7 @@ async def expected_after(*turns: list[int]) -> list[int]:
 
 @pytest.mark.parametrize("lost", [0, 1, 2])
 async def test_an_engine_that_dies_is_replaced(lost: int, autojump_clock: MockClock) -> None:
-    """Its peer lives, says so, and may serve on when nobody else can."""
+    """Its peer lives, reports it, and may continue to serve when no other peer can."""
     for has_spare in (True, False):
         async with mended() as (made, spares):
             if has_spare:
@@ -262,11 +264,11 @@ async def test_an_engine_that_dies_is_replaced(lost: int, autojump_clock: MockCl
             assert spares.routes[-1][lost] == (SPARES[0] if has_spare else PEERS[lost])
 
 
-async def test_who_failed_once_is_asked_again(autojump_clock: MockClock) -> None:
-    """Its engine was started anew; now that its replacement dies, it is there at once."""
+async def test_a_peer_that_failed_once_is_asked_again(autojump_clock: MockClock) -> None:
+    """Its engine was restarted; when its replacement dies, it takes over at once."""
     async with mended() as (made, spares), spares.open() as session:
         await spares.add(10, 20)
-        spares.hops.append(made.route[1])  # behind the one that will be gone and still spoken of
+        spares.hops.append(made.route[1])  # after the spare that will be gone but still advertised
         first = await answer(session, PROMPT)
         made.engines[1].machine.die()
         assert await answer(session, PROMPT) == first
@@ -279,7 +281,7 @@ async def test_who_failed_once_is_asked_again(autojump_clock: MockClock) -> None
         assert [row[1] for row in spares.routes] == [PEERS[1], SPARES[0], PEERS[1]]
 
 
-async def test_waiting_for_somebody(autojump_clock: MockClock) -> None:
+async def test_answer_waits_for_a_replacement(autojump_clock: MockClock) -> None:
     """Without a replacement the answer waits, says why, and goes on when one comes."""
     async with mended() as (made, spares), trio.open_nursery() as nursery:
         found: list[int] = []
@@ -296,8 +298,8 @@ async def test_waiting_for_somebody(autojump_clock: MockClock) -> None:
         assert found == await expected(PROMPT, 30, CHAINS[3])
 
 
-async def test_nobody_comes(autojump_clock: MockClock) -> None:
-    """After a while the answer ends with an error that says who is missing; all cells are free."""
+async def test_answer_ends_if_no_replacement_comes(autojump_clock: MockClock) -> None:
+    """After a while, with an error that names the missing layers; all cells are free."""
     async with mended() as (made, spares), spares.open() as session:
         await answer(session, PROMPT, 3)
         made.leave[1]()
@@ -310,7 +312,7 @@ async def test_nobody_comes(autojump_clock: MockClock) -> None:
 
 
 async def ignore(_: Channel) -> None:
-    """Serve nobody, and never say so."""
+    """Never answer."""
     await trio.sleep_forever()
 
 
@@ -328,8 +330,8 @@ async def test_a_replacement_that_refuses_is_passed_over(autojump_clock: MockClo
         assert spares.routes[-1][1] == SPARES[3]
 
 
-async def test_a_requester_that_dies_frees_what_it_mended(autojump_clock: MockClock) -> None:
-    """The peers that took a place go free as well as the others."""
+async def test_a_requester_that_dies_frees_its_replacements_too(autojump_clock: MockClock) -> None:
+    """Replacement peers free their cells like the others."""
     async with mended() as (made, spares):
         await spares.add(10, 20)
         async with spares.open() as session:
@@ -343,7 +345,7 @@ async def test_a_requester_that_dies_frees_what_it_mended(autojump_clock: MockCl
 
 @pytest.mark.parametrize("leaving", [0, 1, 2])
 async def test_a_stage_that_leaves_hands_over(leaving: int, autojump_clock: MockClock) -> None:
-    """It is replaced while it still works; where nobody else can, it goes on to the end."""
+    """It is replaced while it still works; if no other peer can serve, it continues to the end."""
     for has_spare in (True, False):
         async with mended() as (made, spares):
             if has_spare:
@@ -356,7 +358,7 @@ async def test_a_stage_that_leaves_hands_over(leaving: int, autojump_clock: Mock
 
 @pytest.mark.parametrize("slow", [0, 1, 2])
 async def test_a_slow_stage_is_replaced(slow: int, autojump_clock: MockClock) -> None:
-    """In the middle of an answer, when somebody else would do better; once is enough."""
+    """In the middle of an answer, if another peer would be faster; only once."""
     async with mended() as (made, spares):
         await spares.add(CHAINS[3][slow], CHAINS[3][slow + 1])
         offers = [(slow, spares.hops)]
@@ -369,19 +371,19 @@ async def test_a_slow_stage_is_replaced(slow: int, autojump_clock: MockClock) ->
 
 
 async def test_a_stage_whose_engine_hangs_ends_the_session(autojump_clock: MockClock) -> None:
-    """Its peer is well, so nobody says that anything is wrong; the requester notices at last."""
+    """Its peer is alive, so no error is reported; the requester notices in the end."""
     async with mended() as (made, spares):
 
         def hang() -> None:
             made.engines[1].machine.line_up = lambda done: None  # type: ignore[method-assign]
 
-        with pytest.raises(PeerUnavailable, match="no stage said anything"):
+        with pytest.raises(PeerUnavailable, match="no stage sent anything"):
             await harmed(spares, 5, hang)
         assert trio.current_time() < 1.5 * STILL_S_MAX
 
 
-async def test_a_session_that_nobody_uses_is_not_still(autojump_clock: MockClock) -> None:
-    """A person thinks for a while between two questions."""
+async def test_an_unused_session_is_not_taken_for_hung(autojump_clock: MockClock) -> None:
+    """A person may think for a while between two questions."""
     async with mended() as (_, spares), spares.open() as session:
         before = await answer(session, PROMPT)
         await trio.sleep(3 * STILL_S_MAX)
@@ -389,7 +391,7 @@ async def test_a_session_that_nobody_uses_is_not_still(autojump_clock: MockClock
 
 
 async def test_a_caller_that_takes_its_time_blames_nobody(autojump_clock: MockClock) -> None:
-    """A page that reads no more, or a person who stopped an answer: what came waits here."""
+    """A page that stops reading, or a person who pauses an answer: the rows wait here."""
     async with mended() as (_, spares), spares.open() as session:
         tokens = session.generate(PROMPT, GREEDY, 20)
         found = [(await anext(tokens)).id for _ in range(3)]

@@ -1,4 +1,4 @@
-"""A session is mended though those who are to help say what is not so."""
+"""A session is repaired although peers that should help lie."""
 
 import pytest
 import trio
@@ -13,20 +13,20 @@ from tests.peers.asking.test_recovery import SPARES, harmed, mended
 from tests.support.swarm import CHAINS, PEERS, PROMPT, answer, expected
 
 
-async def test_who_refuses_again_and_again_is_not_asked_for_ever(autojump_clock: MockClock) -> None:
-    """It says that it serves, and never does: the answer ends as if nobody were there."""
+async def test_a_peer_that_keeps_refusing_is_not_asked_for_ever(autojump_clock: MockClock) -> None:
+    """It advertises layers but never serves: the answer ends as if no peer were there."""
     async with mended() as (made, spares), spares.open() as session:
         (await spares.add(10, 20)).machine.sessions = 0
         await answer(session, PROMPT, 3)
         made.leave[1]()
-        with trio.fail_after(2 * WAIT_S_MAX), pytest.raises(NoReplacement, match="does not"):
+        with trio.fail_after(2 * WAIT_S_MAX), pytest.raises(NoReplacement, match="took over"):
             await answer(session, PROMPT)
 
 
 async def test_a_step_that_was_never_sent_is_not_answered(
     autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A last stage that counts ahead is replaced: else nothing of its successor would count."""
+    """A last stage that counts ahead is replaced: otherwise its successor's steps are ignored."""
     put, lies = Outbox.put, [5]
 
     def put_ahead(self: Outbox, step: Step) -> None:
@@ -42,8 +42,8 @@ async def test_a_step_that_was_never_sent_is_not_answered(
         assert spares.routes[-1] == [*PEERS[:2], SPARES[0]]
 
 
-async def test_who_has_steps_that_were_never_sent_is_replaced(autojump_clock: MockClock) -> None:
-    """A stage that was told such a number by the one before, or says so, would be sent nothing."""
+async def test_a_stage_with_steps_never_sent_is_replaced(autojump_clock: MockClock) -> None:
+    """A stage that got such a number from the one before, or claims it, would be sent nothing."""
     async with mended() as (made, spares):
         await spares.add(1, 10)
         await spares.add(10, 20)

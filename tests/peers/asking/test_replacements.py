@@ -1,4 +1,4 @@
-"""Which stages are too slow, and who says to do better."""
+"""Which stages are too slow, and which peers replace them."""
 
 from types import SimpleNamespace
 from typing import Any
@@ -20,7 +20,7 @@ CLAIMED_US = 100
 def offer(
     name: str, first: int, end: int, row_us: int = CLAIMED_US, numerics: str = "0"
 ) -> Advertisement:
-    """Say what a peer says of itself."""
+    """Return a peer's advertisement."""
     return Advertisement(
         peer(name), (), MODEL, "model", 30, first, end, 256, numerics * 32, 1, row_us=row_us
     )
@@ -29,7 +29,7 @@ def offer(
 def replacements(
     others: list[Advertisement], taken_us: tuple[int, ...], count: int
 ) -> Replacements:
-    """Begin with three stages of ten layers that took so long for each token."""
+    """Begin with three stages of ten layers that took ``taken_us`` for each token."""
     route = [offer("stage0", 1, 11), offer("stage1", 11, 21), offer("stage2", 21, 29)]
     hops = [RouteHop(each, each.end) for each in route]
     made = Replacements(
@@ -58,14 +58,14 @@ SLOW_US = SLOW_TIMES * CLAIMED_US * 10 + 1
         pytest.param([("fast", 11, 25, 100)], (SLOW_US, SLOW_US), 20, None, id="another route"),
     ],
 )
-async def test_who_is_replaced_for_being_slow(
+async def test_a_slow_stage_is_replaced_by_a_fast_one(
     others: list[tuple[str, int, int, int]],
     taken_us: tuple[int, ...],
     count: int,
     found: int | None,
     autojump_clock: MockClock,
 ) -> None:
-    """Ten times slower than claimed, over several tokens, and somebody twice as fast."""
+    """If it is ten times slower than claimed over several tokens, and another is twice as fast."""
     await trio.lowlevel.checkpoint()
     made = replacements([offer(*each) for each in others], taken_us, count)
     index, hops = made.repair().better()
@@ -78,10 +78,10 @@ async def test_who_is_replaced_for_being_slow(
 
 
 @pytest.mark.parametrize(("numerics", "found"), [("0", "alike"), ("2", "fast")])
-async def test_who_computes_the_same_bits_comes_first(
+async def test_same_numerics_class_comes_first(
     numerics: str, found: str, autojump_clock: MockClock
 ) -> None:
-    """However much slower; where nobody does, the others serve."""
+    """However much slower it is; if there is none, other classes serve."""
     await trio.lowlevel.checkpoint()
     others = [offer("fast", 11, 25, 1, "1"), offer("alike", 11, 21, 5_000, numerics)]
     hops = (

@@ -1,7 +1,7 @@
 """Sessions through chains of stages: the same tokens as without a network.
 
-Real stages and requesters over the memory network, fake engines, and a mock clock: nothing waits
-for real. Every test ends by checking that all sessions are free again.
+Real stages and requesters over the memory network, fake engines, and a mock clock: nothing really
+waits. Every test ends by checking that all sessions are free again.
 """
 
 from contextlib import aclosing
@@ -34,7 +34,7 @@ from tests.support.swarm import (
 
 
 @pytest.mark.parametrize("stages", CHAINS)
-async def test_a_chain_says_what_one_machine_says(stages: int, autojump_clock: MockClock) -> None:
+async def test_a_chain_answers_like_one_machine(stages: int, autojump_clock: MockClock) -> None:
     """Chains of any length give the tokens that their engines give without a network."""
     async with swarm(CHAINS[stages]) as made, made.open() as session:
         assert await answer(session, PROMPT) == await expected(PROMPT, 20, CHAINS[stages])
@@ -42,7 +42,7 @@ async def test_a_chain_says_what_one_machine_says(stages: int, autojump_clock: M
 
 
 async def test_a_stage_may_stop_early(autojump_clock: MockClock) -> None:
-    """A peer whose range reaches into the next one's runs its layers up to there alone."""
+    """A peer whose range overlaps the next one's runs its layers only up to there."""
     async with swarm((1, 20, 29)) as made, trio.open_nursery() as nursery:
         await nursery.start(made.add, PEERS[3], FakeStage(1, 25, context=CONTEXT))
         route = [evolve(made.route[2], end=20), made.route[1]]
@@ -51,8 +51,8 @@ async def test_a_stage_may_stop_early(autojump_clock: MockClock) -> None:
         nursery.cancel_scope.cancel()
 
 
-async def test_float16_halves_the_bytes_and_arrives(autojump_clock: MockClock) -> None:
-    """A session may ask for float16 on the wire; what comes out is float16 of what was computed."""
+async def test_rows_may_travel_as_float16(autojump_clock: MockClock) -> None:
+    """A session may ask for float16 on the wire; the output is the result rounded to float16."""
     async with swarm((1, 29)) as made:
         talk = await Talk.open(made, dtype=Dtype.F16)
         rows = np.linspace(-1, 1, 2 * WIDTH).astype("<f2")
@@ -73,7 +73,7 @@ async def test_float16_halves_the_bytes_and_arrives(autojump_clock: MockClock) -
 async def test_rows_too_large_for_float16_are_the_stages_own_failure(
     autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A stage whose rows overflow float16 says so, before the next one could blame it."""
+    """A stage whose rows overflow float16 reports that before the next one can blame it."""
     large = np.full(WIDTH, 1e6, "<f4").tobytes()
     monkeypatch.setattr("tests.support.fake_engines.row_of", lambda _: large)
     async with swarm((1, 29)) as made:
@@ -87,7 +87,7 @@ async def test_rows_too_large_for_float16_are_the_stages_own_failure(
 
 
 async def test_sessions_at_once_do_not_mix(autojump_clock: MockClock) -> None:
-    """Four sessions that talk at the same time each get what they would get alone."""
+    """Four concurrent sessions each get the answer that they would get alone."""
     prompts = [PROMPT[number : 40 + 20 * number] for number in range(4)]
     found: dict[int, list[int]] = {}
     async with swarm() as made:
@@ -120,7 +120,7 @@ async def test_chunks_overlap_along_the_chain(autojump_clock: MockClock) -> None
 
 
 async def test_a_long_prompt_is_not_all_in_flight(autojump_clock: MockClock) -> None:
-    """Of a prompt of many chunks, no more than the limit have left and not yet come back."""
+    """Of a prompt's many chunks, no more than the limit are under way at once."""
     context, most = BLOCK_ROWS * 20, 0
     async with swarm((1, 29), ends=FakeEnds(context=context)) as made:
         (engine,) = made.engines
@@ -130,7 +130,7 @@ async def test_a_long_prompt_is_not_all_in_flight(autojump_clock: MockClock) -> 
             nursery.start_soon(answer, session, [1 + i % 40 for i in range(context - 1)], 1)
             for _ in range(12):
                 await trio.sleep(1.0)
-                # Of each chunk that came back, the ends ran the rows twice.
+                # The ends ran the rows of each returned chunk twice.
                 under_way = (
                     made.ends.machine.rows // BLOCK_ROWS - 2 * len(session.tokens) // BLOCK_ROWS
                 )
@@ -138,8 +138,8 @@ async def test_a_long_prompt_is_not_all_in_flight(autojump_clock: MockClock) -> 
     assert most == STEPS_IN_FLIGHT_MAX
 
 
-async def test_the_next_turn_runs_only_what_is_new(autojump_clock: MockClock) -> None:
-    """A chat that goes on sends the new message, and the last token, whose rows it lacks."""
+async def test_the_next_turn_runs_only_new_tokens(autojump_clock: MockClock) -> None:
+    """A continued chat sends the new message, and the last token, whose rows it lacks."""
     async with swarm() as made, made.open() as session:
         told = await answer(session, PROMPT)
         before = [stage.rows for stage in made.stages]
@@ -165,15 +165,15 @@ async def test_regenerating_runs_one_row(autojump_clock: MockClock) -> None:
 
 
 async def test_another_prompt_leaves_no_trace_of_the_last(autojump_clock: MockClock) -> None:
-    """A session that held something else answers as a new one does."""
+    """A session that held something else answers like a new one."""
     async with swarm() as made, made.open() as session:
         await answer(session, PROMPT)
         other = [49 - token for token in PROMPT]
         assert await answer(session, other) == await expected(other, 20, CHAINS[3])
 
 
-async def test_who_stops_early_may_ask_again_at_once(autojump_clock: MockClock) -> None:
-    """An answer abandoned in the middle of a wait leaves rows on their way, which are ignored."""
+async def test_after_stopping_early_one_may_ask_again_at_once(autojump_clock: MockClock) -> None:
+    """An answer abandoned during a wait leaves rows on their way, which are ignored."""
     async with swarm() as made, made.open() as session:
         made.network.latency_s = lambda a, b: 0.3
         for patience_s in (0.5, 1.0, 2.0, 5.0, 7.7):
@@ -184,7 +184,7 @@ async def test_who_stops_early_may_ask_again_at_once(autojump_clock: MockClock) 
 
 
 async def test_leaving_between_tokens_is_clean(autojump_clock: MockClock) -> None:
-    """Whoever closes the generator after some tokens finds the session ready."""
+    """After the generator is closed early, the session is ready again."""
     async with swarm() as made, made.open() as session:
         async with aclosing(session.generate(PROMPT, GREEDY, 20)) as tokens:
             first = [(await anext(tokens)).id for _ in range(3)]
@@ -195,7 +195,7 @@ async def test_leaving_between_tokens_is_clean(autojump_clock: MockClock) -> Non
 
 
 async def test_an_answer_ends_where_the_model_ends_it(autojump_clock: MockClock) -> None:
-    """The token that ends an answer is the last one, and says so."""
+    """The token that ends an answer is the last one, and is marked as such."""
     async with swarm(ends=FakeEnds(context=CONTEXT, ends_answers=True)) as made:
         async with made.open() as session:
             tokens = [token async for token in session.generate(PROMPT[:20], GREEDY, 200)]
@@ -211,8 +211,8 @@ async def test_an_answer_may_fill_the_context(autojump_clock: MockClock) -> None
         assert tokens == await expected(PROMPT[:40], 11, CHAINS[3])
 
 
-async def test_a_straggler_holds_nobody_up(autojump_clock: MockClock) -> None:
-    """Two sessions share stages; one comes through a peer that takes a hundred times as long."""
+async def test_a_straggler_delays_no_other_session(autojump_clock: MockClock) -> None:
+    """Two sessions share stages; one passes a peer that takes a hundred times as long."""
     async with swarm() as made:
         slow = FakeStage(1, 10, context=CONTEXT)
         await made.nursery.start(made.add, peer("slow"), slow)

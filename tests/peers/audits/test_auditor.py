@@ -1,4 +1,4 @@
-"""Audits: who computed something else is found and named, by whoever runs its layers again."""
+"""Audits: a stage that computed something else is found and named by a replay of its layers."""
 
 import numpy as np
 import pytest
@@ -26,7 +26,7 @@ from transports.identity import verify
 
 @pytest.mark.parametrize("by", [OWN, FIRST])
 async def test_honest_stages_pass(by: str | PeerId, autojump_clock: MockClock) -> None:
-    """Whoever replays them finds the same bits, prompt and answer in their own regimes."""
+    """Every auditor finds the same bits, prompt and answer in their own regimes."""
     async with case(by) as found:
         trust = await found.examine()
         assert trust.held
@@ -35,10 +35,10 @@ async def test_honest_stages_pass(by: str | PeerId, autojump_clock: MockClock) -
 
 
 @pytest.mark.parametrize("by", [(OWN,), (FIRST, SECOND), (FIRST, OWN)])
-async def test_one_other_row_is_found_and_its_stage_named(
+async def test_one_wrong_row_is_found_and_its_stage_named(
     by: tuple[str, ...], autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The stage behind it is not to blame, and neither are the auditors."""
+    """Neither the stage after it nor the auditors are blamed."""
     async with case(*by) as found:
         cheat(found.made.engines[1], at_70, monkeypatch)
         trust = await found.examine()
@@ -53,7 +53,7 @@ async def test_one_other_row_is_found_and_its_stage_named(
 async def test_one_auditor_alone_is_not_believed(
     autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Word against word: the answer is not trusted, and nobody is blamed."""
+    """One claim against another: the answer is not trusted, and no peer is blamed."""
     async with case(FIRST) as found:
         cheat(found.made.engines[1], at_70, monkeypatch)
         trust = await found.examine()
@@ -70,7 +70,7 @@ async def test_an_auditor_that_lies_is_named(
     autojump_clock: MockClock,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """A third one finds what the stage had found; then its own receipt proves it a liar."""
+    """A third one confirms the stage's result; the auditor's own receipt then proves its lie."""
     async with case(FIRST, *others) as found:
         cheat(found.holders[0], at_70, monkeypatch)
         trust = await found.examine()
@@ -81,7 +81,7 @@ async def test_an_auditor_that_lies_is_named(
         for proof in found.proofs:
             body = proof.body()
             read = parse(body + KEYS[0].sign(to_sign(body)), verify)
-            assert read.receipt.position == 96  # behind the one row that is wrong
+            assert read.receipt.position == 96  # after the one wrong row
             assert await judge(read, [found.find(BOUNDS[1], BOUNDS[2], FIRST)[-1]]) is (
                 True if OWN in others else None
             )
@@ -90,7 +90,7 @@ async def test_an_auditor_that_lies_is_named(
 async def test_a_stage_and_an_auditor_that_lie_alike_are_outvoted(
     autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Two honest ones find the same, and nobody honest is blamed."""
+    """Two honest ones agree, and no honest peer is blamed."""
     async with case(FIRST, SECOND, OWN) as found:
         cheat(found.made.engines[1], at_70, monkeypatch)
         cheat(found.holders[1], at_70, monkeypatch)
@@ -101,10 +101,10 @@ async def test_a_stage_and_an_auditor_that_lie_alike_are_outvoted(
         assert [each.accused for each in found.proofs] == [cheater]
 
 
-async def test_of_two_whose_receipts_do_not_join_up_the_first_is_run_again(
+async def test_of_two_inconsistent_stages_the_first_is_run_again(
     autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One that signs for other rows than it computes is proven a cheat by its own word."""
+    """A stage that signs for other rows than it computes is proven a cheat by its own receipt."""
     add = SessionRecord.add
 
     def add_falsely(record: SessionRecord, step: Step, sent: bytes) -> None:
@@ -122,8 +122,8 @@ async def test_of_two_whose_receipts_do_not_join_up_the_first_is_run_again(
         assert [(each.accused, each.receipt.position) for each in found.proofs] == [(cheater, 96)]
 
 
-async def test_an_auditor_that_goes_is_replaced(autojump_clock: MockClock) -> None:
-    """And where nobody is left, that is said, and it is no accusation."""
+async def test_a_lost_auditor_is_replaced(autojump_clock: MockClock) -> None:
+    """If none is left, the verdict says so without accusing the stage."""
     async with case(FIRST, OWN) as found:
         found.made.leave[3]()
         trust = await found.examine()
@@ -134,10 +134,10 @@ async def test_an_auditor_that_goes_is_replaced(autojump_clock: MockClock) -> No
         assert (trust.held, trust.audits[1].verdict) == (True, AuditVerdict.NOT_REPLAYED)
 
 
-async def test_who_is_asked_again_and_signs_another_root_contradicts_itself(
+async def test_signing_another_root_when_asked_again_is_a_contradiction(
     autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Which anybody can see, without any layers."""
+    """Any peer can see it, without holding any layers."""
     due = Witness.due
 
     def due_falsely(witness: Witness, seat: Seat) -> list[Signed]:
@@ -150,7 +150,7 @@ async def test_who_is_asked_again_and_signs_another_root_contradicts_itself(
         return [Signed(body, seat.sign(SIGNED_AS + body)) for body in bodies]
 
     monkeypatch.setattr(Witness, "due", due_falsely)
-    async with case() as found:  # nobody else holds the layers
+    async with case() as found:  # no other peer holds the layers
         trust = await found.examine()
         assert trust.broken
         cheater = found.made.route[1].peer
@@ -160,13 +160,13 @@ async def test_who_is_asked_again_and_signs_another_root_contradicts_itself(
 
 
 @pytest.mark.parametrize("how", ["refuses", "lies", "opens nonsense", "is gone"])
-async def test_who_does_not_open_what_it_signed_for_is_named(
+async def test_a_stage_that_does_not_open_its_rows_is_named(
     how: str, autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A refusal and other rows are alike: the next stage cannot be audited by that peer's fault.
+    """Refusing and opening other rows count the same: it is why the next stage cannot be audited.
 
-    Nor by nonsense, which an auditor refuses to run: that is no auditor's fault. A peer that is
-    gone is at no fault, but nothing was verified.
+    So do invalid rows, which an auditor refuses to run: that is not the auditor's fault. A peer
+    that is gone is not at fault, but nothing was verified.
     """
     opening = StageReceipts.open
 
@@ -204,7 +204,7 @@ async def test_another_class_is_held_to_bounds(
     autojump_clock: MockClock,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Noise between machines is no cheat; what no noise explains is."""
+    """Noise between machines is not cheating; a difference that noise cannot explain is."""
 
     def scale(_: int, rows: bytes) -> bytes:
         return (np.frombuffer(rows, "<f4") * np.float32(factor)).tobytes()
@@ -227,7 +227,7 @@ async def test_another_class_is_held_to_bounds(
         (1.2, (SECOND, THIRD), AuditVerdict.CHEATED, "the stage"),
     ],
 )
-async def test_other_classes_do_not_outvote_who_computes_the_same_bits(
+async def test_other_classes_do_not_outvote_an_auditor_of_the_same_class(
     factor: float,
     others: tuple[str, ...],
     verdict: AuditVerdict,
@@ -235,7 +235,7 @@ async def test_other_classes_do_not_outvote_who_computes_the_same_bits(
     autojump_clock: MockClock,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """A stage cheats within bounds; the one auditor of its own class that sees it is not blamed."""
+    """A stage cheats within bounds; the only auditor of its class, which sees it, is not blamed."""
 
     def scale(_: int, rows: bytes) -> bytes:
         return (np.frombuffer(rows, "<f4") * np.float32(factor)).tobytes()
@@ -249,7 +249,7 @@ async def test_other_classes_do_not_outvote_who_computes_the_same_bits(
 
 
 async def test_a_share_of_stages_is_audited(autojump_clock: MockClock) -> None:
-    """None where the rate is nought; the line says what a cheat would have risked."""
+    """None at a rate of 0; the line says that none is ever re-run."""
     async with case(OWN) as found:
         trust = await found.examine(0.0)
         assert trust.held
@@ -258,7 +258,7 @@ async def test_a_share_of_stages_is_audited(autojump_clock: MockClock) -> None:
 
 
 def test_runs_keep_to_one_regime() -> None:
-    """Each no longer than its regime's decodes may be, none lost."""
+    """Each at most as long as its regime's decodes may be, and no row is lost."""
     narrow, wide, block = Regime
     regimes = (block,) * 70 + (wide,) * 49 + (narrow,) * 9 + (wide, narrow)
     rows = bytes(range(130))
@@ -280,7 +280,7 @@ SAME = Audited(PeerId("p" * 46), 1, 9, AuditVerdict.SAME, ("this machine",))
 
 
 def test_the_line_names_what_broke() -> None:
-    """What did not hold comes first."""
+    """The failure comes first."""
     audit = Audited(PeerId("p" * 46), 1, 9, AuditVerdict.DISPUTED, ("q" * 46,))
     trust = Trust(3, 100, 0.5, None, (audit,))
     assert trust.line().startswith("NOT TRUSTED: ")
@@ -305,14 +305,14 @@ def test_the_line_names_what_broke() -> None:
     ],
 )
 def test_the_line_is_a_short_sentence(trust: Trust, words: str) -> None:
-    """Whoever is new understands it; its details are told to those who ask."""
+    """A newcomer understands it; details are given on request."""
     assert trust.line() == f"checked: {words}"
     assert len(trust.details()) == 2 + len(trust.audits)
     assert trust.as_dict()["details"] == trust.details()
 
 
 def test_the_chance_counts_checkpoints() -> None:
-    """Who cheats everywhere is caught at the rate of audits, who cheats rarely more rarely."""
+    """A stage that always cheats is caught at the audit rate, a rare cheat more rarely."""
     trust = Trust(3, 96, 0.5)
     assert trust.chance(1) == 0.5
     assert trust.chance(10) == pytest.approx(0.5 * (1 - 0.9**3))
@@ -320,7 +320,7 @@ def test_the_chance_counts_checkpoints() -> None:
 
 @pytest.mark.parametrize("rate", [0.0, 0.25, 1.0])
 def test_stages_are_drawn_at_the_rate(rate: float) -> None:
-    """By the nonce and by what all stages signed, so that neither side alone chooses."""
+    """By the nonce and by what all stages signed, so that neither side can choose alone."""
     drawn = [
         choose_audits(bytes([n] * 32), [bytes([m])] * 4, rate) for n in range(50) for m in range(20)
     ]

@@ -1,4 +1,4 @@
-"""Fraud proofs among peers: whoever can checks them, acts, and tells others; nobody else does."""
+"""Fraud proofs among peers: only peers that can check them act on them and pass them on."""
 
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -45,17 +45,17 @@ class Node:
 
 
 def by_own_layers(_: Told) -> Sequence[OpenReplay]:
-    """Judge as who holds the layers that all cases here are about."""
+    """Judge as a holder of the layers that all cases here are about."""
     return [by_engine(FakeStage(*LAYERS, context=CONTEXT), LAYERS[1])]
 
 
 def by_nobody(_: Told) -> Sequence[OpenReplay]:
-    """Judge as who holds nothing, and knows nobody who does."""
+    """Judge as a peer that holds no layers, and knows no holder."""
     return []
 
 
 def offers(*keys: Identity) -> list[Advertisement]:
-    """Return what some peers say of themselves."""
+    """Return some peers' advertisements."""
     return [advertisement(key, layers=(LAYERS[0], LAYERS[1])) for key in keys]
 
 
@@ -86,7 +86,7 @@ async def node(found: Case, key: Identity, judges: Judges, *known: Identity) -> 
 
 
 async def proof_of(found: Case, monkeypatch: pytest.MonkeyPatch) -> FraudProof:
-    """Have the middle stage cheat, and return what the requester's audit makes of it."""
+    """Have the middle stage cheat, and return the proof from the requester's audit."""
     cheat(found.made.engines[1], at_70, monkeypatch)
     await found.examine()
     (proof,) = found.proofs
@@ -112,10 +112,10 @@ async def honest_proof(found: Case) -> FraudProof:
 A, B, C = (identity(number) for number in (101, 102, 103))
 
 
-async def test_a_proof_goes_to_whoever_can_check_it(
+async def test_a_proof_reaches_every_peer_that_can_check_it(
     autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """From the author to a holder of the layers and on to another, past one who holds none."""
+    """From the author to a holder of the layers and on to another, past a peer that holds none."""
     async with (
         case(OWN) as found,
         node(found, A, by_own_layers) as holder,
@@ -123,7 +123,7 @@ async def test_a_proof_goes_to_whoever_can_check_it(
         node(found, C, by_own_layers, A) as far,
     ):
         proof = await proof_of(found, monkeypatch)
-        assert proof.receipt.position == 96  # the first checkpoint behind the row that differs
+        assert proof.receipt.position == 96  # the first checkpoint after the row that differs
         async with node(found, KEYS[0], by_own_layers, A, B) as author:
             author.frauds.accuse(proof)
             await author.frauds.finish()
@@ -134,10 +134,10 @@ async def test_a_proof_goes_to_whoever_can_check_it(
         assert not [each.discredited for each in (holder, far, bystander) if each.discredited]
 
 
-async def test_who_waits_for_checks_hears_of_their_end(
+async def test_finish_returns_when_all_checks_are_done(
     autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Also where another proof comes while the first one is checked."""
+    """Also if another proof comes while the first one is checked."""
     checking = trio.Event()
 
     async def run(function: Callable[..., FraudProof], /, *args: object) -> FraudProof:
@@ -158,8 +158,10 @@ async def test_who_waits_for_checks_hears_of_their_end(
         assert author.frauds.proven == [ACCUSED.peer_id]
 
 
-async def test_a_false_proof_costs_its_author_and_goes_nowhere(autojump_clock: MockClock) -> None:
-    """Well-formed, signed, and not so: the first who checks it sees that."""
+async def test_a_false_proof_discredits_its_author_and_is_not_passed_on(
+    autojump_clock: MockClock,
+) -> None:
+    """Well-formed, signed, and false: the first peer that checks it notices."""
     async with (
         case(OWN) as found,
         node(found, A, by_own_layers) as holder,
@@ -177,7 +179,7 @@ async def test_a_false_proof_costs_its_author_and_goes_nowhere(autojump_clock: M
 
 @pytest.mark.parametrize("judges", [by_own_layers, by_nobody])
 async def test_an_author_judges_its_own_first(judges: Judges, autojump_clock: MockClock) -> None:
-    """Its auditors may have lied together; nobody hears of what it cannot judge either."""
+    """Its auditors may have lied together; a proof it cannot judge is not passed on either."""
     async with case(OWN) as found, node(found, A, by_own_layers) as holder:
         proof = await honest_proof(found)
         async with node(found, KEYS[0], judges, A) as author:
@@ -189,7 +191,7 @@ async def test_an_author_judges_its_own_first(judges: Judges, autojump_clock: Mo
 
 
 async def test_two_results_of_the_same_rows_need_no_layers(autojump_clock: MockClock) -> None:
-    """Anybody sees from the signatures that one of them is a lie."""
+    """Any peer sees from the signatures that one of them is false."""
     async with case(OWN) as found, node(found, B, by_nobody) as bystander:
         proof = await honest_proof(found)
         body = evolve(proof.receipt, sent=bytes(32)).body()
@@ -202,10 +204,10 @@ async def test_two_results_of_the_same_rows_need_no_layers(autojump_clock: MockC
         assert bystander.frauds.proven == [ACCUSED.peer_id]
 
 
-async def test_who_passes_on_what_is_no_proof_is_blamed(
+async def test_a_peer_that_passes_on_an_invalid_proof_is_blamed(
     autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It cannot have checked it; and the one accused is none the worse."""
+    """It cannot have checked it; the accused peer suffers no harm."""
     async with case(OWN) as found, node(found, A, by_own_layers) as holder:
         proof = await proof_of(found, monkeypatch)
         body = proof.body()
@@ -221,10 +223,10 @@ async def test_who_passes_on_what_is_no_proof_is_blamed(
         assert holder.discredited == [KEYS[0].peer_id]
 
 
-async def test_nobody_asks_for_what_it_cannot_use(
+async def test_useless_proofs_are_not_asked_for(
     autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Another model's, about a stranger or itself, judged before, or by layers that it lacks."""
+    """Those of another model, or about a stranger or the peer itself."""
     async with case(OWN) as found, node(found, A, by_own_layers) as holder:
         told = (await proof_of(found, monkeypatch)).case()
         others = [
@@ -260,7 +262,7 @@ async def test_two_holders_are_not_believed(
     autojump_clock: MockClock,
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """Own layers are; of others, three must agree."""
+    """A peer's own layers are; of other holders, three must agree."""
     async with case(OWN) as found:
         proof = await proof_of(found, monkeypatch)
         by = Case(found.made, found.holders, list(judges))
@@ -270,7 +272,7 @@ async def test_two_holders_are_not_believed(
 async def test_holders_that_disagree_settle_nothing(
     autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """One of them lies, and it may be any."""
+    """One of them lies, and it may be any of them."""
     async with case(FIRST, SECOND, THIRD) as found:
         proof = await honest_proof(found)
         cheat(found.holders[0], lambda _, rows: bytes(len(rows)), monkeypatch)
@@ -291,7 +293,7 @@ async def test_another_class_does_not_judge(
 async def test_two_receipts_of_one_stage_are_noticed(
     autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The requester need only be told two things for one position."""
+    """It is enough that the requester gets two results for one position."""
     async with case(OWN) as found, found.made.open() as session:
         await answer(session, PROMPT)
         assert session.evidence
@@ -307,8 +309,10 @@ async def test_two_receipts_of_one_stage_are_noticed(
         assert len(stage.contradiction) == 2
 
 
-async def test_whoever_is_shut_out_is_not_served_nor_asked(autojump_clock: MockClock) -> None:
-    """Neither way is there a channel any more; others have theirs."""
+async def test_a_peer_that_is_shut_out_is_neither_served_nor_asked(
+    autojump_clock: MockClock,
+) -> None:
+    """No channel opens in either direction any more."""
     async with case(OWN) as found, found.made.network.join(A.peer_id) as inner:
         guarded = GuardedTransport(inner)
         served: list[PeerId] = []

@@ -1,4 +1,4 @@
-"""Peers that dial others, and that nobody can dial."""
+"""Peers that dial others but cannot be dialled."""
 
 import math
 from collections.abc import Iterator
@@ -20,7 +20,7 @@ from transports.memory.network import MemoryNetwork
 
 @contextmanager
 def closed(network: MemoryNetwork, peer: PeerId) -> Iterator[None]:
-    """Let nobody dial a peer meanwhile, which dials others as ever."""
+    """Make a peer undialable meanwhile; it can still dial others."""
     reach_s = network.reach_s
 
     def reach_others_s(sender: PeerId, receiver: PeerId, *, own: bool) -> float:
@@ -31,10 +31,10 @@ def closed(network: MemoryNetwork, peer: PeerId) -> Iterator[None]:
         yield
 
 
-async def test_who_dials_and_cannot_be_dialled_is_not_counted_on(
+async def test_a_peer_that_dials_but_cannot_be_dialled_is_not_relied_on(
     autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """It may call as often as it likes: requesters would not reach it."""
+    """However often it calls: requesters would not reach it."""
     async with directories(2) as (network, (a, b)):
         reach_s = network.reach_s
 
@@ -61,14 +61,14 @@ PATIENCE_S = max(PATIENCE_S_MIN, PATIENCE_ROUNDS * SHORTEST_S)
 
 
 def said_of(peer: Peer, by: Peer) -> tuple[tuple[str, ...], int]:
-    """Return which addresses and which period one peer has heard of another."""
+    """Return the addresses and the period that one peer knows of another."""
     entry = by.directory.view.get(peer.id)
     assert entry
     return entry.parsed.advertisement.addresses, entry.parsed.advertisement.period_ms
 
 
-async def test_who_is_not_dialled_in_time_hides(autojump_clock: MockClock) -> None:
-    """It names no address, speaks seldom and is not counted on; who is dialled goes on as ever."""
+async def test_a_peer_that_is_not_dialled_in_time_hides(autojump_clock: MockClock) -> None:
+    """It advertises no address, renews rarely and is not relied on; dialled peers do not change."""
     async with directories(3) as (network, (a, b, c)):
         told: list[bool] = []
         b.directory.advertiser.on_hidden = told.append
@@ -90,7 +90,7 @@ async def test_who_is_not_dialled_in_time_hides(autojump_clock: MockClock) -> No
                 assert b.id in {found.peer for found in a.directory.peers()}
 
 
-async def test_who_hides_tries_again(autojump_clock: MockClock) -> None:
+async def test_a_hidden_peer_tries_again(autojump_clock: MockClock) -> None:
     """Its owner may have opened a port since."""
     async with directories(2) as (network, (a, b)), running([a, b]):
         a.advertise()
@@ -105,8 +105,10 @@ async def test_who_hides_tries_again(autojump_clock: MockClock) -> None:
         assert a.sees() == {b.id}
 
 
-async def test_who_hides_and_is_dialled_says_so_at_once(autojump_clock: MockClock) -> None:
-    """Somebody may know its address from elsewhere."""
+async def test_a_hidden_peer_that_is_dialled_advertises_at_once(
+    autojump_clock: MockClock,
+) -> None:
+    """Another peer may know its address from elsewhere."""
     async with directories(2) as (network, (a, b)), running([a, b]):
         a.advertise()
         b.advertise()
@@ -118,10 +120,10 @@ async def test_who_hides_and_is_dialled_says_so_at_once(autojump_clock: MockCloc
         assert a.sees() == {b.id}
 
 
-async def test_who_has_begun_anew_is_dialled_though_it_is_connected(
+async def test_a_restarted_peer_is_dialled_although_it_is_connected(
     autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Else a peer that was restarted, and has called all others, would hide."""
+    """Otherwise a peer that was restarted, and has called all others, would hide."""
     async with directories(2) as (network, (a, b)):
         monkeypatch.setattr(network, "dials", lambda _from, _to, *, own: own)  # all are connected
         b.advertise()

@@ -1,4 +1,4 @@
-"""What peers tell each other of the swarm, whom they believe, and when they forget."""
+"""What peers tell each other about the swarm, which peers they believe, and when they forget."""
 
 import pytest
 import trio
@@ -34,7 +34,7 @@ PERIOD_S, EXPIRE_S = 10.0, 35.0
 
 @pytest.fixture
 def sent(monkeypatch: pytest.MonkeyPatch) -> list[int]:
-    """Note the size of every message on a channel."""
+    """Record the size of every message on a channel."""
     sizes: list[int] = []
     plain = MemoryChannel.send
 
@@ -47,7 +47,7 @@ def sent(monkeypatch: pytest.MonkeyPatch) -> list[int]:
 
 
 async def test_both_sides_learn(autojump_clock: MockClock) -> None:
-    """One exchange tells each what the other serves; nobody is in his own list."""
+    """One exchange tells each what the other serves; no peer is in its own list."""
     async with directories(2) as (_, (a, b)):
         a.advertise()
         b.advertise(OTHER)
@@ -58,8 +58,10 @@ async def test_both_sides_learn(autojump_clock: MockClock) -> None:
         assert {found.peer for found in a.directory.peers()} == {a.id, b.id}
 
 
-async def test_who_serves_nothing_learns_which_models_there_are(autojump_clock: MockClock) -> None:
-    """Whoever has not chosen a model hears of a few peers of each, and then of all of one."""
+async def test_a_peer_that_serves_nothing_learns_which_models_exist(
+    autojump_clock: MockClock,
+) -> None:
+    """Before it chooses a model it learns a few peers of each, and then all of the chosen one."""
     async with directories(4) as (_, (a, b, c, newcomer)):
         fill(a, range(100, 150))
         b.advertise(OTHER)
@@ -75,7 +77,7 @@ async def test_who_serves_nothing_learns_which_models_there_are(autojump_clock: 
 
 
 async def test_news_is_heard_at_once(autojump_clock: MockClock) -> None:
-    """A change of state reaches everybody in a moment; mere figures wait for the renewal."""
+    """A change of state reaches all peers in a moment; changed figures wait for the renewal."""
     async with directories(5) as (network, made), running(made):
         network.latency_s = lambda a, b: 0.02
         for peer in made:
@@ -98,8 +100,8 @@ async def test_news_is_heard_at_once(autojump_clock: MockClock) -> None:
         assert found.sequence > before
 
 
-async def test_a_swarm_comes_to_know_itself(autojump_clock: MockClock) -> None:
-    """Ten peers that each know one other all know all, and forget who falls silent."""
+async def test_all_peers_come_to_know_all_others(autojump_clock: MockClock) -> None:
+    """Ten peers that each know one other come to know all, and forget one that falls silent."""
     async with directories(10) as (network, made), running(made) as scopes:
         network.latency_s = lambda a, b: 0.02
         for peer in made:
@@ -114,8 +116,8 @@ async def test_a_swarm_comes_to_know_itself(autojump_clock: MockClock) -> None:
         assert all(len(peer.sees()) == 8 for peer in made[:4])
 
 
-async def test_who_leaves_is_forgotten_at_once(autojump_clock: MockClock) -> None:
-    """A peer that says goodbye is gone for everybody, and an old word does not bring it back."""
+async def test_a_peer_that_leaves_is_forgotten_at_once(autojump_clock: MockClock) -> None:
+    """All peers drop it, and an old advertisement does not bring it back."""
     async with directories(4) as (_, made), running(made):
         for peer in made:
             peer.advertise()
@@ -133,7 +135,7 @@ async def test_who_leaves_is_forgotten_at_once(autojump_clock: MockClock) -> Non
 
 
 async def test_a_swarm_that_was_cut_agrees_again(autojump_clock: MockClock) -> None:
-    """Two halves that forgot each other are one swarm again two periods after the cut is mended."""
+    """Two halves that forgot each other are one swarm again two periods after they reconnect."""
     async with directories(10) as (network, made), running(made):
         for peer in made:
             peer.advertise()
@@ -147,8 +149,8 @@ async def test_a_swarm_that_was_cut_agrees_again(autojump_clock: MockClock) -> N
         assert all(len(peer.sees()) == 9 for peer in made)
 
 
-async def test_a_newcomer_knows_everybody_at_once(autojump_clock: MockClock) -> None:
-    """One exchange tells a newcomer all, in several messages if need be."""
+async def test_a_newcomer_knows_all_peers_at_once(autojump_clock: MockClock) -> None:
+    """One exchange gives a newcomer the full view, in several messages if necessary."""
     async with directories(2) as (_, (old, newcomer)):
         fill(old, range(100, 1300))
         newcomer.advertise()
@@ -158,7 +160,7 @@ async def test_a_newcomer_knows_everybody_at_once(autojump_clock: MockClock) -> 
 
 
 @pytest.mark.parametrize("count", [10, 1000])
-async def test_who_agrees_says_little(
+async def test_equal_views_cost_few_bytes(
     count: int, sent: list[int], autojump_clock: MockClock
 ) -> None:
     """Comparing costs a few hundred bytes when nothing differs, however many peers there are."""
@@ -170,7 +172,7 @@ async def test_who_agrees_says_little(
 
 
 async def test_only_what_differs_is_sent(sent: list[int], autojump_clock: MockClock) -> None:
-    """Of a thousand each side lacks three: both learn them for a few kilobytes."""
+    """Each side lacks three of a thousand: both learn them for a few kilobytes."""
     async with directories(2) as (_, (a, b)):
         fill(a, range(100, 1100))
         fill(b, range(103, 1103))
@@ -179,10 +181,10 @@ async def test_only_what_differs_is_sent(sent: list[int], autojump_clock: MockCl
         assert sum(sent) < 8000
 
 
-async def test_a_newcomer_with_several_ways_in_is_told_all_once(
+async def test_a_newcomer_with_several_ways_in_gets_one_full_view(
     sent: list[int], autojump_clock: MockClock
 ) -> None:
-    """By the first of them; the others add what the first did not know."""
+    """From the first of them; the others add what the first did not know."""
     async with directories(4) as (_, (*old, newcomer)):
         for number, peer in enumerate(old):
             fill(peer, range(100 + number, 300 + number))
@@ -194,8 +196,8 @@ async def test_a_newcomer_with_several_ways_in_is_told_all_once(
         assert 200 * one < sum(sent) < 230 * one
 
 
-async def test_a_frozen_way_in_holds_nobody_up(autojump_clock: MockClock) -> None:
-    """It is reached first and says nothing: soon the others are asked all the same."""
+async def test_a_frozen_way_in_delays_a_newcomer_only_briefly(autojump_clock: MockClock) -> None:
+    """It is reached first and sends nothing: soon the others are asked anyway."""
     async with directories(3) as (network, (frozen, old, newcomer)):
         network.latency_s = lambda one, other: 0.01 if old.id in (one, other) else 0.0
         frozen.transport.handle(DIRECTORY, silence)
@@ -207,8 +209,8 @@ async def test_a_frozen_way_in_holds_nobody_up(autojump_clock: MockClock) -> Non
         assert len(newcomer.sees()) == 10
 
 
-async def test_a_former_run_is_outdone(autojump_clock: MockClock) -> None:
-    """A peer whose clock went back hears its own old word, and is believed all the same."""
+async def test_an_earlier_run_is_superseded(autojump_clock: MockClock) -> None:
+    """A peer whose clock went back hears its own old advertisement, and is believed anyway."""
     async with directories(3) as (_, made), running(made):
         a, b, c = made
         old = signed(advertisement(a.identity, OTHER, sequence=1 << 60), a.identity)
@@ -222,7 +224,7 @@ async def test_a_former_run_is_outdone(autojump_clock: MockClock) -> None:
 
 @pytest.mark.parametrize("hidden", [False, True])
 async def test_own_view_holds_what_others_read(hidden: bool, autojump_clock: MockClock) -> None:
-    """What a peer keeps of its own advertisement is what the bytes it signed say."""
+    """A peer's parsed copy of its own advertisement equals the bytes that it signed."""
     async with directories(1) as (_, (a,)):
         a.directory.advertiser.is_hidden = hidden
         a.advertise()
@@ -233,7 +235,7 @@ async def test_own_view_holds_what_others_read(hidden: bool, autojump_clock: Moc
 
 
 async def test_numbers_rise_whatever_the_clock_says(autojump_clock: MockClock) -> None:
-    """A peer says something new in the same millisecond, and when its clock goes back."""
+    """A peer may advertise twice in a millisecond, or after its clock went back."""
     clock = iter((5000, 5000, 4000, 9000))
     async with directories(1) as (_, (a,)):
         a.directory.advertiser._clock_ms = lambda: next(clock)
@@ -246,8 +248,8 @@ async def test_numbers_rise_whatever_the_clock_says(autojump_clock: MockClock) -
     assert numbers == [5000, 5001, 5002, 9000]
 
 
-async def test_renewals_tell_the_time(autojump_clock: MockClock) -> None:
-    """What a peer says is numbered with its clock, so that others see whether that is right."""
+async def test_sequence_numbers_show_the_clock(autojump_clock: MockClock) -> None:
+    """Advertisements are numbered by the clock, so that others see whether it is right."""
     async with directories(2) as (_, (a, b)):
         now_ms = 1_800_000_000_000
         a.directory.advertiser._clock_ms = lambda: now_ms + round(1000 * trio.current_time())
@@ -275,7 +277,7 @@ async def test_silence_expires(autojump_clock: MockClock) -> None:
 
 
 async def test_a_way_in_that_is_down_is_tried_again(autojump_clock: MockClock) -> None:
-    """Who finds nobody at first finds them once they are up, and again after they were away."""
+    """A peer that finds none at first finds one once it is up, and again after it was away."""
     network = MemoryNetwork()
     me, other = identity(1), identity(2)
     way_in = f"/memory/0/p2p/{other.peer_id}"
@@ -295,15 +297,17 @@ async def test_a_way_in_that_is_down_is_tried_again(autojump_clock: MockClock) -
         nursery.cancel_scope.cancel()
 
 
-async def test_a_way_in_that_is_no_address_is_the_users_error(autojump_clock: MockClock) -> None:
-    """It is raised as it is, for the person who typed it, and not counted among failures."""
+async def test_a_way_in_that_is_not_an_address_is_the_users_error(
+    autojump_clock: MockClock,
+) -> None:
+    """It is raised for the person who typed it, and not returned among the failures."""
     async with directories(1) as (_, (a,)):
         with pytest.raises(UserError, match="not an address"):
             await a.directory.enter(["nonsense", "/memory/0/p2p/nobody"])
 
 
-async def test_a_silent_peer_is_left(autojump_clock: MockClock) -> None:
-    """An exchange takes its time at most, on both sides."""
+async def test_a_silent_peer_is_given_up(autojump_clock: MockClock) -> None:
+    """An exchange takes no longer than its limit, on both sides."""
     async with directories(2) as (_, (a, b)):
         b.transport.handle(DIRECTORY, silence)
         start = trio.current_time()
@@ -336,8 +340,8 @@ async def test_nonsense_does_not_stop_the_rounds(autojump_clock: MockClock) -> N
 
 
 @pytest.mark.parametrize("lies", [OFFENCES_MAX, OFFENCES_MAX + 1])
-async def test_a_liar_is_not_heard_out(lies: int, autojump_clock: MockClock) -> None:
-    """A few advertisements that are not genuine are passed over; one more ends the exchange."""
+async def test_too_many_forgeries_end_an_exchange(lies: int, autojump_clock: MockClock) -> None:
+    """A few forged advertisements are skipped; one more ends the exchange."""
     author = identity(9)
     true = signed(advertisement(author), author)
 
@@ -350,17 +354,17 @@ async def test_a_liar_is_not_heard_out(lies: int, autojump_clock: MockClock) -> 
         b.transport.handle(DIRECTORY, tell)
         a.directory.follow(MODEL)
         if lies > OFFENCES_MAX:
-            with pytest.raises(RemoteProtocolError, match="tells lies"):
+            with pytest.raises(RemoteProtocolError, match="sends invalid advertisements"):
                 await a.directory.exchange(b.id)
         else:
             await a.directory.exchange(b.id)
         assert a.sees() == ({author.peer_id} if lies == OFFENCES_MAX else set())
 
 
-async def test_only_those_who_answer_are_counted_on(autojump_clock: MockClock) -> None:
-    """Whoever repeats the word of a peer that is gone, or speaks for one that never was, is heard.
+async def test_only_peers_that_answer_are_relied_on(autojump_clock: MockClock) -> None:
+    """An advertisement of a peer that is gone, or never existed, may be repeated by others.
 
-    But nobody builds on it for longer than a few rounds, however often the word is renewed.
+    But no peer relies on it for longer than a few rounds, however often it is renewed.
     """
     async with directories(3) as (_, made), running(made):
         for peer in made:
@@ -378,8 +382,8 @@ async def test_only_those_who_answer_are_counted_on(autojump_clock: MockClock) -
             assert ghost.peer_id not in {a.peer for a in peer.directory.holding(MODEL)}
 
 
-async def test_who_answers_again_is_counted_on_again(autojump_clock: MockClock) -> None:
-    """A peer may be too busy for a while; it is forgiven by the first sign that it is there."""
+async def test_a_peer_that_answers_again_is_relied_on_again(autojump_clock: MockClock) -> None:
+    """A peer may be too busy for a while; its first sign of life is enough."""
     async with directories(2) as (_, (a, b)):
         b.advertise()
         await a.directory.exchange(b.id)
@@ -395,8 +399,8 @@ async def test_who_answers_again_is_counted_on_again(autojump_clock: MockClock) 
         assert a.sees() == {b.id}
 
 
-async def test_nobody_tells_more_than_there_is(autojump_clock: MockClock) -> None:
-    """A peer that never stops telling news is blamed, and what it costs is bounded."""
+async def test_endless_news_is_cut_off(autojump_clock: MockClock) -> None:
+    """A peer that never stops sending news is blamed, and its cost is bounded."""
     identities = [identity(number) for number in range(100, 102)]
     told = 0
 
@@ -418,7 +422,7 @@ async def test_nobody_tells_more_than_there_is(autojump_clock: MockClock) -> Non
         b.transport.handle(DIRECTORY, babble)
         a.directory.follow(OTHER)  # of which it asks for everything
         for _ in range(3):
-            with pytest.raises(RemoteProtocolError, match=r"never stops telling|tells too much"):
+            with pytest.raises(RemoteProtocolError, match=r"never stops sending|sends too many"):
                 await a.directory.exchange(b.id)
         before = a.directory.view.get(identities[0].peer_id)
         assert before

@@ -1,4 +1,4 @@
-"""Where others may be, as strangers say."""
+"""Hints from strangers about where peers may be."""
 
 import pytest
 import trio
@@ -10,7 +10,7 @@ from tests.support.directories import directories
 async def test_a_hint_that_cannot_be_dialled_is_passed_over(
     autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Strangers give hints: one that is no address is no person's error, and others are tried."""
+    """A hint from a stranger that is not an address is no user error, and others are tried."""
     async with directories(2) as (_, (a, b)):
         b.advertise()
 

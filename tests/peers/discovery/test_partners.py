@@ -1,4 +1,4 @@
-"""Whom a peer calls, of all whom it knows, and whether it knows all."""
+"""Which of the known peers a peer calls, and whether it knows all peers."""
 
 from random import Random
 
@@ -11,8 +11,8 @@ from tests.support.directories import Peer, directories, fill, identity
 ROUNDS = 1000
 
 
-async def test_a_large_swarm_does_not_fall_upon_a_newcomer(autojump_clock: MockClock) -> None:
-    """In each round some call whom they know by hearsay alone, and not everybody."""
+async def test_a_large_swarm_does_not_overrun_a_newcomer(autojump_clock: MockClock) -> None:
+    """In each round only some peers call those they merely heard of."""
     async with directories(1) as (_, (a,)):
         fill(a, range(100, 1100))
         view = a.directory.view
@@ -22,14 +22,14 @@ async def test_a_large_swarm_does_not_fall_upon_a_newcomer(autojump_clock: MockC
 
 
 def miss(peer: Peer, numbers: range) -> None:
-    """Have some not answer, so often that they are not counted on."""
+    """Let some peers miss enough calls that they are not relied on."""
     for number in numbers:
         for _ in range(CALLS_MISSED_MAX):
             peer.directory.view.note_call(identity(number).peer_id, answered=False)
 
 
-async def test_who_cannot_be_dialled_is_called_seldom(autojump_clock: MockClock) -> None:
-    """Most of a swarm may be behind NAT: rounds are for those who answer."""
+async def test_undialable_peers_are_called_rarely(autojump_clock: MockClock) -> None:
+    """Most of a swarm may be behind NAT: rounds are for peers that answer."""
     async with directories(1) as (_, (a,)):
         fill(a, range(100, 130))
         miss(a, range(110, 130))
@@ -42,8 +42,8 @@ async def test_who_cannot_be_dialled_is_called_seldom(autojump_clock: MockClock)
         assert calls[True] > ROUNDS
 
 
-async def test_where_nobody_answers_all_are_tried(autojump_clock: MockClock) -> None:
-    """In every round: a peer that was cut off finds its way back."""
+async def test_if_no_peer_answers_all_are_tried(autojump_clock: MockClock) -> None:
+    """One in every round: a peer that was cut off finds its way back."""
     async with directories(1) as (_, (a,)):
         fill(a, range(100, 110))
         miss(a, range(100, 110))
@@ -54,8 +54,8 @@ async def test_where_nobody_answers_all_are_tried(autojump_clock: MockClock) -> 
         assert {peer for some in called for peer in some} == everybody
 
 
-async def test_who_has_no_room_for_one_more_knows_a_sample(autojump_clock: MockClock) -> None:
-    """Whatever of it can be asked, or is only joining."""
+async def test_a_full_view_is_a_sample(autojump_clock: MockClock) -> None:
+    """Whether or not its peers can be asked, or are only joining."""
     async with directories(1, room=4) as (_, (me,)):
         fill(me, range(10, 13))
         assert not me.directory.is_sample

@@ -1,4 +1,4 @@
-"""What a peer may do is what a bucket of tokens would let it do, whoever else does something."""
+"""A peer may do what its token bucket allows, whatever other peers do."""
 
 from hypothesis import given
 from hypothesis import strategies as st
@@ -16,8 +16,8 @@ ONE, OTHER = PeerId("one"), PeerId("other")
         max_size=60,
     )
 )
-def test_it_is_a_bucket_of_tokens_for_each(acts: list[tuple[PeerId, int, int]]) -> None:
-    """What it allows is what counting tokens allows, at any moments and amounts."""
+def test_each_peer_has_a_token_bucket(acts: list[tuple[PeerId, int, int]]) -> None:
+    """It allows what counting tokens allows, at any times and amounts."""
     allowances = RateLimits(MOST, PER_S)
     left, since = {ONE: float(MOST), OTHER: float(MOST)}, {ONE: 0.0, OTHER: 0.0}
     now = 0.0
@@ -30,8 +30,8 @@ def test_it_is_a_bucket_of_tokens_for_each(acts: list[tuple[PeerId, int, int]]) 
         assert allowances.spend(peer, now, amount) is may
 
 
-def test_of_too_many_it_forgets_those_that_may_do_most() -> None:
-    """A crowd of strangers gives nobody back what it has used up."""
+def test_of_too_many_peers_the_fullest_buckets_are_forgotten() -> None:
+    """A crowd of strangers does not refill a used bucket."""
     allowances = RateLimits(MOST, PER_S)
     for _ in range(MOST):
         assert allowances.spend(ONE, 0.0)

@@ -1,4 +1,4 @@
-"""Honest stages die around the end of an answer, and what is said of it stays true."""
+"""Honest stages die around the end of an answer, and its verdict stays correct."""
 
 from collections.abc import Callable
 
@@ -22,11 +22,11 @@ from tests.support.swarm import CHAINS, CONTEXT, KEYS, PROMPT, Swarm, answer
 
 BOUNDS = CHAINS[3]
 DECODE_S = 0.5
-"""Of whoever takes a place, which has three chunks of the prompt and 19 tokens to compute again."""
+"""Decode time of a replacement, which must compute three chunks and 19 tokens again."""
 
 
 async def settle_while(session: Session, after_s: float, harm: Callable[[], object]) -> Evidence:
-    """Settle an answer, and do harm so long after the question; it must join up all the same."""
+    """Settle an answer, and do harm ``after_s`` after it; it must be consistent all the same."""
     await answer(session, PROMPT)
     evidence = session.evidence
     assert evidence
@@ -44,10 +44,10 @@ async def settle_while(session: Session, after_s: float, harm: Callable[[], obje
 
 @pytest.mark.parametrize("after_s", [0.0, 0.04, 0.05, 0.055, 0.06, 0.065, 0.07])
 @pytest.mark.parametrize("lost", [(0,), (1,), (2,), (0, 1), (0, 2), (0, 1, 2)])
-async def test_who_dies_before_it_signed_is_replaced_by_one_who_signs(
+async def test_stage_lost_before_signing_is_replaced(
     lost: tuple[int, ...], after_s: float, autojump_clock: MockClock
 ) -> None:
-    """Before, while and after it is asked, over links of 10 ms; the new one is slow."""
+    """Lost before, while and after it is asked, over links of 10 ms; the new one is slow."""
     async with mended(BOUNDS, evidence=True) as (made, spares):
         for place, key in zip(lost, KEYS[4:], strict=False):
             engine = await spares.add(BOUNDS[place], BOUNDS[place + 1], key)
@@ -60,8 +60,8 @@ async def test_who_dies_before_it_signed_is_replaced_by_one_who_signs(
                 assert stage.vouched(139).receipts[139].rows == 139
 
 
-async def test_whoever_takes_a_place_may_die_too(autojump_clock: MockClock) -> None:
-    """While it computes the rows again; a third one signs."""
+async def test_replacement_may_die_before_signing_too(autojump_clock: MockClock) -> None:
+    """It dies while it computes the rows again; a third stage signs."""
     async with mended(BOUNDS, evidence=True) as (made, spares):
         for key in KEYS[4:6]:
             engine = await spares.add(10, 20, key)
@@ -81,8 +81,8 @@ async def test_whoever_takes_a_place_may_die_too(autojump_clock: MockClock) -> N
             assert evidence.stages[1].hop.peer == KEYS[5].peer_id
 
 
-async def test_what_a_stage_signed_stands_though_it_is_gone(autojump_clock: MockClock) -> None:
-    """It dies behind its word while another one's is on its way, and nobody takes its place."""
+async def test_receipts_stand_although_their_stage_is_gone(autojump_clock: MockClock) -> None:
+    """It dies after signing, while another's receipt is on its way, and is not replaced."""
     async with mended(BOUNDS, evidence=True) as (made, spares), spares.open() as session:
         far = made.route[2].peer
         await trio.sleep(1.0)
@@ -94,16 +94,16 @@ async def test_what_a_stage_signed_stands_though_it_is_gone(autojump_clock: Mock
 
 
 class Stubborn(Witness):
-    """Says that it holds nothing, whatever it has computed."""
+    """Claims to hold no rows, whatever it has computed."""
 
     @property
     def length(self) -> int:
-        """None."""
+        """Always 0."""
         return 0
 
 
 def deny(signer: ReceiptSigner, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Have a stage say for ever that it has not computed the rows yet."""
+    """Have a stage claim for ever that it has not computed the rows yet."""
     honest = signer.record
 
     def record(*args: object) -> SessionRecord:
@@ -117,7 +117,7 @@ def deny(signer: ReceiptSigner, monkeypatch: pytest.MonkeyPatch) -> None:
 async def test_a_stage_that_says_it_has_nothing_is_a_break(
     autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """At once where it was there from the beginning; after a while where it took a place."""
+    """At once if it was there from the beginning; after a while if it is a replacement."""
     for liar in (1, 3):
         async with mended(BOUNDS, evidence=True) as (made, spares):
             await spares.add(10, 20, KEYS[4])
@@ -142,7 +142,7 @@ def find(first: int, end: int, besides: PeerId) -> list[OpenReplay]:
 
 
 async def examine(made: Swarm, session: Session, monkeypatch: pytest.MonkeyPatch) -> Trust:
-    """Audit all stages of an answer, the middle one of which dies when it is to open its rows."""
+    """Audit all stages of an answer; the middle one dies when asked to open its rows."""
     opening, harm = StageReceipts.open, [made.leave[1]]
 
     async def open_(self: StageReceipts, position: int, count: int) -> OpenedRows:
@@ -156,10 +156,10 @@ async def examine(made: Swarm, session: Session, monkeypatch: pytest.MonkeyPatch
     return await Auditor(find, 1.0).examine(session.evidence, len(session.tokens))
 
 
-async def test_a_stage_that_dies_while_it_is_audited_is_no_alarm(
+async def test_a_stage_that_dies_during_its_audit_raises_no_alarm(
     autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Whoever took its place signs, joins up and is audited."""
+    """Its replacement signs consistently and is audited."""
     async with mended(BOUNDS, evidence=True) as (made, spares):
         await spares.add(10, 20, KEYS[4])
         async with spares.open() as session:
@@ -172,7 +172,7 @@ async def test_a_stage_that_dies_while_it_is_audited_is_no_alarm(
 async def test_dying_saves_no_cheat(
     autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """What it sent was signed for by the one behind it, and an honest one in its place differs."""
+    """The stage after signed for the rows it sent, and an honest replacement's rows differ."""
     async with mended(BOUNDS, evidence=True) as (made, spares):
         cheat(made.engines[1], at_70, monkeypatch)
         await spares.add(10, 20, KEYS[4])

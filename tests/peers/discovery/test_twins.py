@@ -1,4 +1,4 @@
-"""Two machines with one key, as where a home was copied: the swarm takes them for one peer."""
+"""Two machines with one key, as after copying a home: the swarm takes them for one peer."""
 
 import trio
 from trio.testing import MockClock
@@ -11,26 +11,26 @@ PERIOD_S = 10.0
 
 
 def word(of: Peer, sequence: int) -> Heard:
-    """Return what a machine says that has a peer's key, of other layers."""
+    """Return an advertisement, signed with a peer's key, for other layers."""
     return signed(advertisement(of.identity, MODEL, sequence, (20, 29)), of.identity)
 
 
 def told(peer: Peer) -> list[float]:
-    """Return when a peer's owner hears of a twin."""
+    """Return a list that records when a peer's owner is told of a twin."""
     moments: list[float] = []
     peer.directory.advertiser.on_twin = lambda: moments.append(trio.current_time())
     return moments
 
 
 def said(by: Peer, of: Peer) -> int:
-    """Return the number of the newest word that a peer has heard of another."""
+    """Return the sequence number that a peer knows of another."""
     entry = by.directory.view.get(of.id)
     assert entry
     return entry.parsed.advertisement.sequence
 
 
-async def test_an_owner_hears_of_a_twin_once(autojump_clock: MockClock) -> None:
-    """After its third word, however long it goes on; and there is no race of words."""
+async def test_an_owner_is_told_of_a_twin_once(autojump_clock: MockClock) -> None:
+    """After the twin's third advertisement, however long it goes on; and there is no race."""
     async with directories(2) as (_, made), running(made):
         a, b = made
         moments = told(a)
@@ -44,13 +44,13 @@ async def test_an_owner_hears_of_a_twin_once(autojump_clock: MockClock) -> None:
             await trio.sleep(0.2)
             is_told = number >= TWIN_WORDS - 1
             assert len(moments) == is_told
-            assert said(b, a) > newer or is_told  # before, it is taken for a former run's word
+            assert said(b, a) > newer or is_told  # before, it is taken for an earlier run's
             await trio.sleep(1.5 * PERIOD_S)
             assert said(b, a) > newer
 
 
 async def test_twins_do_not_race(autojump_clock: MockClock) -> None:
-    """Once it is known, each word of the other waits for the next renewal."""
+    """Once the twin is known, answers to its advertisements wait for the next renewal."""
     async with directories(2) as (_, made), running(made):
         a, b = made
         for peer in made:
@@ -64,11 +64,11 @@ async def test_twins_do_not_race(autojump_clock: MockClock) -> None:
             await trio.sleep(0.2)
             at_once += said(b, a) > newer
             await trio.sleep(2 * PERIOD_S)
-        assert at_once <= TWIN_WORDS + 2  # by chance a renewal is due in that moment
+        assert at_once <= TWIN_WORDS + 2  # a renewal may happen to be due then
 
 
-async def test_a_former_run_is_no_twin(autojump_clock: MockClock) -> None:
-    """Its last word comes from many neighbours, and perhaps the one before."""
+async def test_an_earlier_run_is_not_a_twin(autojump_clock: MockClock) -> None:
+    """Many neighbours may repeat its last advertisement, and perhaps the one before."""
     async with directories(3) as (_, made), running(made):
         a, b, _ = made
         moments = told(a)

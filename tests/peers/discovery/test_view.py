@@ -1,4 +1,4 @@
-"""What a view keeps, for how long, and of whom it believes what."""
+"""What a view keeps, for how long, and what it believes."""
 
 import random
 from collections.abc import Callable
@@ -41,7 +41,7 @@ def view(room: int = 4096, check: Callable[[PeerId, bytes, bytes], bool] = verif
 
 
 def unsigned(said: Advertisement, age_ms: int = 0) -> Heard:
-    """Spare the signature where nobody checks it."""
+    """Return an advertisement without a valid signature, for views that do not check it."""
     return Heard(encode(said), bytes(64), age_ms)
 
 
@@ -50,7 +50,7 @@ def trusting(room: int = 4096) -> SwarmView:
     return view(room, lambda *_: True)
 
 
-def test_the_newest_word_wins() -> None:
+def test_the_newest_advertisement_wins() -> None:
     """A later advertisement replaces an earlier one, never the other way round."""
     seen = view()
     author = identity(1)
@@ -87,7 +87,7 @@ def test_the_newest_word_wins() -> None:
 async def test_what_is_not_genuine_is_dropped(
     spoil: Callable[[Heard], Heard], autojump_clock: MockClock
 ) -> None:
-    """A forged or damaged advertisement is not kept, and whoever gossips it is blamed."""
+    """A forged or damaged advertisement is not kept, and the neighbour that sent it is blamed."""
     seen = view()
     bad = spoil(signed(advertisement(identity(7)), identity(7)))
     assert seen.take(bad, 0) is Taken.BAD
@@ -97,7 +97,7 @@ async def test_what_is_not_genuine_is_dropped(
 
 
 async def test_gossip_is_judged(autojump_clock: MockClock) -> None:
-    """News is passed on once; what is of another model, or claims an age, is blamed."""
+    """News is passed on once; one of another model, or that claims an age, is blamed."""
     accept = judge(view(), MODEL, news())
     good = signed(advertisement(identity(7)), identity(7))
     assert accept(NO_ID, encode(good)) is GossipVerdict.PASS
@@ -110,7 +110,7 @@ async def test_gossip_is_judged(autojump_clock: MockClock) -> None:
 
 
 async def test_a_neighbour_cannot_flood(autojump_clock: MockClock) -> None:
-    """Of one neighbour's news, however genuine, no more is taken than a large swarm says."""
+    """From one neighbour, however genuine, no more news is taken than a large swarm sends."""
     accept = judge(trusting(), MODEL, news())
     flood = [encode(unsigned(advertisement(identity(i)))) for i in range(1, int(NEWS_MAX) + 50)]
     passed = sum(accept(NO_ID, message) is GossipVerdict.PASS for message in flood)
@@ -120,7 +120,7 @@ async def test_a_neighbour_cannot_flood(autojump_clock: MockClock) -> None:
 
 
 def test_an_author_cannot_flood() -> None:
-    """Of one author's advertisements a burst is taken, and then as many as honest ones send."""
+    """From one author a burst of advertisements is taken, then as many as honest authors send."""
     seen = trusting()
     said = [unsigned(advertisement(identity(1), sequence=i)) for i in range(1, 1000)]
     burst = [seen.take(heard, 0, MODEL) for heard in said[:20]]
@@ -130,7 +130,7 @@ def test_an_author_cannot_flood() -> None:
 
 
 def test_renewals_without_end_take_no_room() -> None:
-    """Told directly, as when comparing notes, where nothing limits them; and they expire."""
+    """When sent directly, as in comparisons, where no rate limit applies; and they expire."""
     seen, author = trusting(room=4), identity(1)
     for sequence in range(1000):
         assert seen.take(unsigned(advertisement(author, MODEL, sequence)), 0) is Taken.NEW
@@ -139,7 +139,7 @@ def test_renewals_without_end_take_no_room() -> None:
 
 
 def test_a_dead_peer_stays_dead() -> None:
-    """Its last word, said again by another as if it were fresh, is not believed."""
+    """Its last advertisement, repeated by another peer as if it were fresh, is not accepted."""
     seen = trusting()
     word = unsigned(advertisement(identity(1)))
     seen.take(word, 0)
@@ -148,8 +148,8 @@ def test_a_dead_peer_stays_dead() -> None:
     assert seen.take(unsigned(advertisement(identity(1), sequence=2)), 37) is Taken.NEW
 
 
-def test_who_is_shut_out_is_not_heard_again() -> None:
-    """Whatever it says later; of others nothing is forgotten."""
+def test_a_peer_that_is_shut_out_is_ignored() -> None:
+    """Whatever it sends later; other peers are kept."""
     seen = trusting()
     for number in (1, 2):
         seen.take(unsigned(advertisement(identity(number))), 0)
@@ -159,7 +159,7 @@ def test_who_is_shut_out_is_not_heard_again() -> None:
 
 
 def test_the_fewest_holders_of_a_range() -> None:
-    """Counted over its rarest layer, those beyond what anybody holds among them."""
+    """Counted over its rarest layer, including layers that no peer holds."""
     seen = trusting()
     for number, layers in ((1, (1, 9)), (2, (3, 9)), (3, (3, 5))):
         seen.take(unsigned(advertisement(identity(number), layers=layers)), 0)
@@ -169,7 +169,7 @@ def test_the_fewest_holders_of_a_range() -> None:
 
 
 def test_the_period_stretches_with_the_swarm() -> None:
-    """However many peers there are, nobody gets more than ten advertisements a second."""
+    """However many peers there are, none receives more than ten advertisements a second."""
     seen = trusting()
     assert seen.period_s(MODEL) == 10
     for number in range(1, 1000):
@@ -179,8 +179,8 @@ def test_the_period_stretches_with_the_swarm() -> None:
     assert len(seen.expire(100 + 25 + 60 + 1)) == 999
 
 
-def test_three_short_periods_may_be_missed_and_of_long_ones_not_one() -> None:
-    """Gossip may lose a word; where the next comes late, comparing notes has long mended that."""
+def test_three_short_renewals_may_be_missed_but_no_long_one() -> None:
+    """Gossip may lose one; before a late renewal is due, anti-entropy has long repaired that."""
     assert lasts_s(10) == 35
     assert lasts_s(100) == 185
     periods = [1 + second / 4 for second in range(1000)]
@@ -189,16 +189,16 @@ def test_three_short_periods_may_be_missed_and_of_long_ones_not_one() -> None:
     assert all(seconds > period for seconds, period in zip(believed, periods, strict=True))
 
 
-def test_who_claims_a_long_period_does_not_linger() -> None:
-    """In a small swarm a peer that promises a word an hour is forgotten long before."""
+def test_a_peer_that_claims_a_long_period_does_not_linger() -> None:
+    """In a small swarm a peer that promises hourly renewals is forgotten long before."""
     seen = trusting()
     seen.take(unsigned(advertisement(identity(1), period_ms=3_600_000)), 0)
     assert not seen.expire(100)
     assert len(seen.expire(141)) == 1
 
 
-def test_who_promises_a_shorter_period_is_looked_for_sooner() -> None:
-    """When the new word expires, and not when the old one would have; once for each word."""
+def test_a_peer_that_promises_a_shorter_period_expires_sooner() -> None:
+    """When the new advertisement expires, not when the old one would have; with one check each."""
     gone, stays = identity(1), identity(2)
     seen = trusting()
     for each in (gone, stays):
@@ -212,7 +212,7 @@ def test_who_promises_a_shorter_period_is_looked_for_sooner() -> None:
 
 
 def test_a_full_view_keeps_a_sample_with_every_layer() -> None:
-    """Past the limit rare layers drive out common ones; the size of the swarm is still known."""
+    """Beyond the limit rare layers displace common ones; the swarm's size is still known."""
     seen = trusting(room=100)
     assert not seen.is_full
     chance = random.Random(2)
@@ -236,7 +236,7 @@ def test_a_full_view_keeps_a_sample_with_every_layer() -> None:
 
 
 def test_other_models_take_little_room() -> None:
-    """Of each model that is not followed a few peers are kept, and of so many models only."""
+    """A few peers of each model that is not followed are kept, and only of ``MODELS_MAX``."""
     seen = trusting()
     for model in range(2 * MODELS_MAX):
         for number in range(2):
@@ -251,8 +251,8 @@ def test_other_models_take_little_room() -> None:
     assert len(list(seen.of(MODEL))) == 100
 
 
-def test_digests_agree_however_one_got_there() -> None:
-    """Two views of the same are alike bucket by bucket, in whatever order they learnt it."""
+def test_digests_do_not_depend_on_the_order_of_news() -> None:
+    """Two equal views agree bucket by bucket, in whatever order they learnt."""
     a, b = trusting(), trusting()
     said = [unsigned(advertisement(identity(number), sequence=2)) for number in range(1, 200)]
     for heard in said:
@@ -268,8 +268,8 @@ def test_digests_agree_however_one_got_there() -> None:
     assert len(list(a.indexes[MODEL].within(differing))) < 199 / BUCKETS * 4
 
 
-async def test_peers_that_start_at_once_do_not_renew_at_once(autojump_clock: MockClock) -> None:
-    """The first renewal, and one of a longer period, comes at any moment within it."""
+async def test_peers_that_start_together_do_not_renew_together(autojump_clock: MockClock) -> None:
+    """The first renewal, and one of a longer period, comes at a random moment within it."""
     due: list[float] = []
     later: list[float] = []
 

@@ -1,4 +1,4 @@
-"""Parts over the memory network: from several holders, whatever some of them do."""
+"""Fetching parts over the memory network: from several holders, some of them faulty."""
 
 import random
 from collections.abc import Awaitable, Callable
@@ -35,7 +35,7 @@ Act = Callable[[Channel, AskManifest | AskHeld | AskChunks], Awaitable[object]]
 
 
 def holder(made: Swarm, act: Act) -> Callable[[MemoryTransport], None]:
-    """Make a holder that says it holds everything, unless ``act`` has answered already."""
+    """Make a holder that claims to hold everything, unless ``act`` has answered already."""
 
     async def serve(channel: Channel) -> None:
         while True:
@@ -55,7 +55,7 @@ def holder(made: Swarm, act: Act) -> Callable[[MemoryTransport], None]:
     return lambda transport: transport.handle(PARTS, serve)
 
 
-async def test_from_three_holders(autojump_clock: MockClock, tmp_path: Path) -> None:
+async def test_parts_come_from_three_holders(autojump_clock: MockClock, tmp_path: Path) -> None:
     """All parts arrive, no chunk twice, and every holder gave some."""
     async with swarm(tmp_path) as made:
         for name in "abc":
@@ -69,7 +69,7 @@ async def test_from_three_holders(autojump_clock: MockClock, tmp_path: Path) -> 
         assert made.blamed == []
 
 
-async def test_only_what_is_named(autojump_clock: MockClock, tmp_path: Path) -> None:
+async def test_only_named_parts_are_fetched(autojump_clock: MockClock, tmp_path: Path) -> None:
     """A peer that serves a layer fetches that layer."""
     async with swarm(tmp_path) as made:
         await made.add("a")
@@ -79,12 +79,14 @@ async def test_only_what_is_named(autojump_clock: MockClock, tmp_path: Path) -> 
 
 
 def is_third(third: int, part: Part, index: int) -> bool:
-    """Say whether a chunk is in a third of the chunks."""
+    """Whether a chunk belongs to the given third of the chunks."""
     return (len(part.name) + index) % 3 == third
 
 
-async def test_holders_of_a_third_each(autojump_clock: MockClock, tmp_path: Path) -> None:
-    """What no one holder has whole comes together."""
+async def test_three_holders_of_a_third_each_suffice(
+    autojump_clock: MockClock, tmp_path: Path
+) -> None:
+    """No holder has everything, but together they do."""
     async with swarm(tmp_path) as made:
         for n in range(3):
             await made.add(f"{n}", partial(is_third, n))
@@ -92,8 +94,8 @@ async def test_holders_of_a_third_each(autojump_clock: MockClock, tmp_path: Path
         assert made.is_whole()
 
 
-async def test_who_fetches_serves_meanwhile(autojump_clock: MockClock, tmp_path: Path) -> None:
-    """Chunks come from a peer that has them for a moment only, and goes on fetching itself."""
+async def test_a_fetching_peer_serves_meanwhile(autojump_clock: MockClock, tmp_path: Path) -> None:
+    """Chunks come from a peer that has only just fetched them, and is still fetching."""
     async with swarm(tmp_path) as made:
         store = Store(tmp_path / "early")
         made.model.fill(store, lambda part, _: part.name != "layer.2")
@@ -101,7 +103,7 @@ async def test_who_fetches_serves_meanwhile(autojump_clock: MockClock, tmp_path:
         async with trio.open_nursery() as nursery:
             nursery.start_soon(made.fetch)
             await trio.sleep(5)
-            assert "nobody online holds layer.2; waiting" in made.told[-1].waiting
+            assert "no peer online holds layer.2; waiting" in made.told[-1].waiting
             layer = made.model.manifest.part("layer.2")
             for index in range(len(layer.chunks)):
                 store.write_chunk(layer, index, made.model.chunk(layer, index))
@@ -112,10 +114,10 @@ async def test_who_fetches_serves_meanwhile(autojump_clock: MockClock, tmp_path:
 
 
 @pytest.mark.parametrize("victim", range(CHUNKS))
-async def test_one_flipped_bit_in_an_answer(
+async def test_a_flipped_bit_in_an_answer_is_found(
     victim: int, autojump_clock: MockClock, tmp_path: Path
 ) -> None:
-    """Whichever chunk a holder falsifies: it is named and asked no more, and all arrives."""
+    """Whichever chunk a holder falsifies: it is named, not asked again, and all chunks arrive."""
     async with swarm(tmp_path) as made:
         every = [(p.hash, n) for p in made.model.manifest.parts for n in range(len(p.chunks))]
         wrong = every[victim]
@@ -135,7 +137,7 @@ async def test_one_flipped_bit_in_an_answer(
         liar = await made.join("liar", holder(made, lie))
         async with trio.open_nursery() as nursery:
             nursery.start_soon(made.fetch)
-            await trio.sleep(600)  # the liar is alone for long
+            await trio.sleep(600)  # the liar is alone for a long time
             await made.add("honest")
         assert made.is_whole()
         (error,) = made.blamed
@@ -143,14 +145,14 @@ async def test_one_flipped_bit_in_an_answer(
         assert error.peer == liar
         name = next(p.name for p in made.model.manifest.parts if p.hash == wrong[0])
         assert max(asked_at) < 1
-        assert str(error).startswith(f"{liar} gave other bytes as chunk {wrong[1]} of {name};")
+        assert str(error).startswith(f"{liar} gave wrong bytes for chunk {wrong[1]} of {name};")
 
 
 @pytest.mark.parametrize("victim", range(CHUNKS))
-async def test_one_flipped_bit_on_a_disk(
+async def test_a_flipped_bit_on_a_disk_is_found(
     victim: int, autojump_clock: MockClock, tmp_path: Path
 ) -> None:
-    """Whichever chunk a disk spoils: its holder finds it, is named, and the others are enough."""
+    """Whichever chunk a disk damages: its holder notices, is named, and other holders suffice."""
     async with swarm(tmp_path) as made:
         every = [(part, n) for part in made.model.manifest.parts for n in range(len(part.chunks))]
         part, index = every[victim]
@@ -163,22 +165,22 @@ async def test_one_flipped_bit_on_a_disk(
         async with trio.open_nursery() as nursery:
             nursery.start_soon(made.fetch)
             await trio.sleep(5)
-            assert made.told[-1].waiting == f"nobody online holds {part.name}; waiting"
+            assert made.told[-1].waiting == f"no peer online holds {part.name}; waiting"
             assert len(made.store.written) == CHUNKS - 1
             await made.add("good")
         assert made.is_whole()
         (error,) = made.blamed
         assert error.peer == damaged
-        text = f"{damaged} says that its disk damaged chunk {index} of {part.name};"
+        text = f"{damaged} reports that its disk damaged chunk {index} of {part.name};"
         assert str(error).startswith(text)
 
 
-async def test_a_silent_holder(autojump_clock: MockClock, tmp_path: Path) -> None:
-    """What one holder does not bring in time is asked of another."""
+async def test_a_silent_holder_is_replaced(autojump_clock: MockClock, tmp_path: Path) -> None:
+    """Chunks that one holder does not deliver in time are asked of another."""
     async with swarm(tmp_path) as made:
 
         async def nothing(channel: Channel, question: object) -> None:
-            """Bring no chunk."""
+            """Send no chunk."""
 
         await made.join("silent", holder(made, nothing))
         await made.add("good")
@@ -187,7 +189,9 @@ async def test_a_silent_holder(autojump_clock: MockClock, tmp_path: Path) -> Non
         assert made.is_whole()
 
 
-async def test_a_holder_that_grows_slow(autojump_clock: MockClock, tmp_path: Path) -> None:
+async def test_a_holder_that_becomes_slow_is_replaced(
+    autojump_clock: MockClock, tmp_path: Path
+) -> None:
     """Patience with a holder is measured by its own rate, not by the first limit."""
     async with swarm(tmp_path, make_model(layers=8)) as made:
         await made.add("good")
@@ -203,19 +207,21 @@ async def test_a_holder_that_grows_slow(autojump_clock: MockClock, tmp_path: Pat
         assert made.is_whole()
 
 
-async def test_all_holders_die_and_one_appears(autojump_clock: MockClock, tmp_path: Path) -> None:
-    """In mid-transfer everybody leaves: it says what it waits for, and ends when somebody comes."""
+async def test_a_transfer_outlives_all_its_holders(
+    autojump_clock: MockClock, tmp_path: Path
+) -> None:
+    """All leave in mid-transfer: it reports what it waits for, and finishes when one appears."""
     async with swarm(tmp_path, make_model(layers=12)) as made:
         only = await made.add("only")
         async with trio.open_nursery() as nursery:
             nursery.start_soon(made.fetch)
-            while len(made.store.written) < 20:  # noqa: ASYNC110 -- stores know nothing of trio
+            while len(made.store.written) < 20:  # noqa: ASYNC110 -- stores do not use trio
                 await trio.sleep(0.0005)
             made.leave[only]()
             await trio.sleep(600)
             before = len(made.store.written)
             assert before < CHUNKS * 3
-            assert made.told[-1].waiting.startswith("nobody online holds ")
+            assert made.told[-1].waiting.startswith("no peer online holds ")
             assert made.told[-1].waiting.endswith("more parts; waiting")
             assert (made.told[-1].holders, made.told[-1].left_s) == (0, None)
             await made.add("another")
@@ -225,10 +231,10 @@ async def test_all_holders_die_and_one_appears(autojump_clock: MockClock, tmp_pa
 
 @settings(max_examples=40)
 @given(stops=st.lists(st.integers(0, 60), max_size=5))
-def test_cancelled_at_any_moment(
+def test_a_cancelled_transfer_resumes(
     stops: list[int], tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    """Each time it goes on where it was: no chunk that was stored is fetched again."""
+    """Whenever it is cancelled: no stored chunk is fetched again."""
 
     async def run() -> None:
         async with swarm(tmp_path_factory.mktemp("swarm")) as made:
@@ -246,8 +252,8 @@ def test_cancelled_at_any_moment(
     trio.run(run, clock=MockClock(autojump_threshold=0))
 
 
-async def test_a_false_manifest(autojump_clock: MockClock, tmp_path: Path) -> None:
-    """A manifest that is not the model's is not taken, and its giver is named."""
+async def test_a_false_manifest_is_rejected(autojump_clock: MockClock, tmp_path: Path) -> None:
+    """A manifest that is not the model's is not accepted, and its sender is named."""
     async with swarm(tmp_path) as made:
 
         async def lie(channel: Channel, question: AskManifest | AskHeld | AskChunks) -> bool:
@@ -261,14 +267,14 @@ async def test_a_false_manifest(autojump_clock: MockClock, tmp_path: Path) -> No
         async with trio.open_nursery() as nursery:
             nursery.start_soon(made.fetch)
             await trio.sleep(1)
-            assert made.told[-1].waiting.startswith("nobody online has the manifest of ")
+            assert made.told[-1].waiting.startswith("no peer online has the manifest of ")
             await made.add("good")
         assert made.is_whole()
         assert [error.peer for error in made.blamed] == [liar]
 
 
 def too_long(question: AskHeld) -> Held:
-    """Claim a chunk more than there is."""
+    """Claim one chunk more than there is."""
     return Held(question.number, tuple(pack_bits(range(5)) for _ in question.parts))
 
 
@@ -282,8 +288,10 @@ LIES: dict[str, Callable[[AskHeld], object]] = {
 
 
 @pytest.mark.parametrize("lie", LIES)
-async def test_nonsense_for_an_answer(lie: str, autojump_clock: MockClock, tmp_path: Path) -> None:
-    """Whoever answers what was not asked is named, and the others are enough."""
+async def test_an_invalid_answer_is_blamed(
+    lie: str, autojump_clock: MockClock, tmp_path: Path
+) -> None:
+    """A holder that does not answer the question is named, and other holders suffice."""
     async with swarm(tmp_path) as made:
 
         async def act(channel: Channel, question: AskManifest | AskHeld | AskChunks) -> bool:
@@ -301,8 +309,8 @@ async def test_nonsense_for_an_answer(lie: str, autojump_clock: MockClock, tmp_p
 
 
 @given(st.sets(st.integers(0, 200)))
-def test_bitmaps_come_back(numbers: set[int]) -> None:
-    """A bitmap holds what was put in, in as few bytes as can be, and not more than its count."""
+def test_bitmaps_round_trip(numbers: set[int]) -> None:
+    """A bitmap holds the numbers put in, in as few bytes as possible, all below its count."""
     bits = pack_bits(numbers)
     assert len(bits) == max(numbers, default=-1) // 8 + 1
     assert unpack_bits(bits, 201) == numbers

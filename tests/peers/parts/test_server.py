@@ -1,4 +1,4 @@
-"""What a server of parts says to questions that no honest fetcher asks, or not in such numbers."""
+"""How a parts server answers questions that no honest fetcher asks, or not in such numbers."""
 
 from pathlib import Path
 
@@ -38,7 +38,7 @@ async def ask(made: Swarm, question: AskManifest | AskHeld | AskChunks) -> objec
     return answer
 
 
-NOBODY, NOTHING = ModelId("0" * 64), PartHash("0" * 64)
+NO_MODEL, NOTHING = ModelId("0" * 64), PartHash("0" * 64)
 
 
 async def test_what_is_not_held_is_denied(autojump_clock: MockClock, tmp_path: Path) -> None:
@@ -47,8 +47,8 @@ async def test_what_is_not_held_is_denied(autojump_clock: MockClock, tmp_path: P
         await made.add("a", lambda part, index: index != 1)
         layer = made.model.manifest.part("layer.0")
         no = Denied(7, Refusal.NOT_HELD)
-        assert await ask(made, AskManifest(7, NOBODY)) == no
-        assert await ask(made, AskChunks(7, NOBODY, layer.hash, (0,))) == no
+        assert await ask(made, AskManifest(7, NO_MODEL)) == no
+        assert await ask(made, AskChunks(7, NO_MODEL, layer.hash, (0,))) == no
         assert await ask(made, AskChunks(7, made.model.id, NOTHING, (0,))) == no
         assert await ask(made, AskChunks(7, made.model.id, layer.hash, (1,))) == no
         assert await ask(made, AskChunks(7, made.model.id, layer.hash, (4,))) == no
@@ -59,8 +59,8 @@ async def test_what_is_not_held_is_denied(autojump_clock: MockClock, tmp_path: P
         assert last == Chunk(7, made.model.chunk(layer, 3))
 
 
-async def test_ten_thousand_questions(autojump_clock: MockClock, tmp_path: Path) -> None:
-    """Who asks without waiting for answers is told that it broke the rules, and cut off."""
+async def test_a_flood_of_questions_is_cut_off(autojump_clock: MockClock, tmp_path: Path) -> None:
+    """A fetcher that asks without waiting for answers is blamed and cut off."""
     async with swarm(tmp_path) as made:
         await made.add("a")
         channel = await made.me.open(peer("a"), PARTS)
@@ -77,8 +77,10 @@ async def test_ten_thousand_questions(autojump_clock: MockClock, tmp_path: Path)
         assert made.is_whole()
 
 
-async def test_a_reader_that_never_reads(autojump_clock: MockClock, tmp_path: Path) -> None:
-    """Answers that nobody takes are few, wait for so long, and then end the channel."""
+async def test_a_fetcher_that_never_reads_is_cut_off(
+    autojump_clock: MockClock, tmp_path: Path
+) -> None:
+    """Few untaken answers are held, up to ``ANSWER_S_MAX``; then the channel ends."""
     async with swarm(tmp_path) as made:
         await made.add("a")
         channel = await made.me.open(peer("a"), PARTS)
@@ -93,8 +95,8 @@ async def test_a_reader_that_never_reads(autojump_clock: MockClock, tmp_path: Pa
             await send(channel, AskChunks(99, made.model.id, layer.hash, (0,)))
 
 
-async def test_channels_are_counted(autojump_clock: MockClock, tmp_path: Path) -> None:
-    """One more channel than a peer, or all peers, may have is refused as busy, until one ends."""
+async def test_too_many_channels_are_refused(autojump_clock: MockClock, tmp_path: Path) -> None:
+    """One channel more than a peer, or all peers, may have is refused as busy, until one ends."""
     async with swarm(tmp_path) as made, trio.open_nursery() as nursery:
         await made.add("a")
         question = AskManifest(0, made.model.id)
@@ -121,7 +123,7 @@ async def test_channels_are_counted(autojump_clock: MockClock, tmp_path: Path) -
 
 
 async def test_an_idle_channel_ends(autojump_clock: MockClock, tmp_path: Path) -> None:
-    """Who asks nothing for long enough is told so and gives up the place."""
+    """A fetcher that asks nothing for long enough is told why and loses its place."""
     async with swarm(tmp_path) as made:
         await made.add("a")
         channel = await made.me.open(peer("a"), PARTS)

@@ -1,4 +1,4 @@
-"""Evidence of a session: receipts of every stage, which join up, whatever it goes through."""
+"""Evidence of a session: consistent receipts from every stage, whatever the session does."""
 
 from contextlib import aclosing
 
@@ -21,13 +21,13 @@ from tests.support.swarm import CHAINS, GREEDY, KEYS, PROMPT, answer, expected, 
 
 
 def evidence_of(session: Session) -> Evidence:
-    """Return the evidence of a session, which is gathered in all these tests."""
+    """Return a session's evidence, which is gathered in all these tests."""
     assert session.evidence
     return session.evidence
 
 
 @pytest.mark.parametrize("stages", CHAINS)
-async def test_an_honest_chain_joins_up(stages: int, autojump_clock: MockClock) -> None:
+async def test_an_honest_chain_is_consistent(stages: int, autojump_clock: MockClock) -> None:
     """From the requester's rows to the rows that it got back, at every checkpoint."""
     async with swarm(CHAINS[stages], evidence=True) as made, made.open() as session:
         evidence = evidence_of(session)
@@ -39,7 +39,7 @@ async def test_an_honest_chain_joins_up(stages: int, autojump_clock: MockClock) 
             assert vouched.receipts[139].rows == 139
 
 
-async def test_going_back_and_on_joins_up(autojump_clock: MockClock) -> None:
+async def test_receipts_are_consistent_after_going_back(autojump_clock: MockClock) -> None:
     """A regenerated answer, another prompt and a short one leave nothing stale behind."""
     async with swarm(evidence=True) as made, made.open() as session:
         evidence = evidence_of(session)
@@ -48,8 +48,8 @@ async def test_going_back_and_on_joins_up(autojump_clock: MockClock) -> None:
             assert await evidence.settle(len(session.tokens)) is None
 
 
-async def test_a_step_that_nobody_waits_for_does_no_harm(autojump_clock: MockClock) -> None:
-    """Whoever stops reading an answer leaves a step under way, which is in no receipt."""
+async def test_an_abandoned_step_does_no_harm(autojump_clock: MockClock) -> None:
+    """Stopping an answer early leaves a step under way, which is in no receipt."""
     async with swarm(evidence=True) as made, made.open() as session:
         async with aclosing(session.generate(PROMPT[:60], GREEDY, 30)) as tokens:
             async for _ in tokens:
@@ -61,7 +61,7 @@ async def test_a_step_that_nobody_waits_for_does_no_harm(autojump_clock: MockClo
 
 
 async def test_a_stage_without_evidence_is_named(autojump_clock: MockClock) -> None:
-    """It serves, and the answer comes, but nothing shows what it did."""
+    """It serves, and the answer comes, but nothing proves what it did."""
     async with swarm(evidence=True, silent=1) as made, made.open() as session:
         told = await answer(session, PROMPT)
         assert told == await expected(PROMPT, 20, CHAINS[3])
@@ -71,7 +71,7 @@ async def test_a_stage_without_evidence_is_named(autojump_clock: MockClock) -> N
 
 
 async def test_a_session_that_ended_cannot_be_settled(autojump_clock: MockClock) -> None:
-    """With a stage, all others' records end: that is a break and no exception."""
+    """When one stage leaves, all others' records end: that is a break, not an exception."""
     async with swarm(evidence=True) as made, made.open() as session:
         await answer(session, PROMPT)
         made.leave[2]()
@@ -79,10 +79,10 @@ async def test_a_session_that_ended_cannot_be_settled(autojump_clock: MockClock)
 
 
 @pytest.mark.parametrize("liar", range(3))
-async def test_who_signs_for_other_rows_does_not_join_up(
+async def test_a_receipt_for_other_rows_is_a_break(
     liar: int, autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A commitment to rows that were not sent is caught by whoever received the true ones."""
+    """A commitment to rows that were not sent contradicts the receiver of the true ones."""
     add = SessionRecord.add
 
     def add_falsely(record: SessionRecord, step: Step, sent: bytes) -> None:
@@ -103,7 +103,7 @@ async def test_who_signs_for_other_rows_does_not_join_up(
 async def test_a_receipt_that_another_signed_does_not_count(
     autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A forged signature, by whatever key, is its sender's fault."""
+    """A signature by another key is its sender's fault."""
     async with swarm(evidence=True) as made, made.open() as session:
         for signer in made.signers[:1]:
             monkeypatch.setattr(signer, "_sign", KEYS[6].sign)
@@ -117,7 +117,7 @@ async def test_a_receipt_that_another_signed_does_not_count(
 
 
 async def test_rows_are_opened_as_they_were_committed(autojump_clock: MockClock) -> None:
-    """What a stage opens leads to the root that it signed, and to its successor's."""
+    """The rows a stage opens give the root that it signed, and its successor's."""
     async with swarm(evidence=True) as made, made.open() as session:
         evidence = evidence_of(session)
         await answer(session, PROMPT)
@@ -139,7 +139,7 @@ async def test_rows_are_opened_as_they_were_committed(autojump_clock: MockClock)
 async def test_a_stage_replaced_after_it_signed_is_in_the_certificate(
     autojump_clock: MockClock,
 ) -> None:
-    """Not the one in its place, which made nothing of this answer."""
+    """Not its replacement, which computed nothing of this answer."""
     async with swarm(evidence=True) as made, made.open() as session:
         evidence = evidence_of(session)
         await answer(session, PROMPT)
@@ -151,8 +151,8 @@ async def test_a_stage_replaced_after_it_signed_is_in_the_certificate(
         assert [stage.peer for stage in found.stages] == [hop.peer for hop in made.route]
 
 
-async def test_what_was_not_computed_is_not_opened(autojump_clock: MockClock) -> None:
-    """Nor settled: the question is refused, and the session goes on."""
+async def test_rows_not_computed_are_not_opened(autojump_clock: MockClock) -> None:
+    """Nor settled: the question is refused, and the session continues."""
     async with swarm(evidence=True) as made, made.open() as session:
         await answer(session, PROMPT)
         stage = evidence_of(session).stages[0]
@@ -162,7 +162,7 @@ async def test_what_was_not_computed_is_not_opened(autojump_clock: MockClock) ->
 
 
 async def test_only_the_requester_may_ask(autojump_clock: MockClock) -> None:
-    """What a session computed is its requester's business."""
+    """A session's rows concern only its requester."""
     async with swarm(evidence=True) as made, made.open() as session:
         await answer(session, PROMPT)
         async with made.network.join(KEYS[7].peer_id) as stranger:
@@ -172,7 +172,7 @@ async def test_only_the_requester_may_ask(autojump_clock: MockClock) -> None:
 
 
 async def test_both_sides_count_the_same_work(autojump_clock: MockClock) -> None:
-    """Rows that were dropped as well; each stage tells once the session is over."""
+    """Including dropped rows; each stage reports once the session is over."""
     async with swarm(evidence=True) as made:
         async with made.open() as session:
             evidence = evidence_of(session)

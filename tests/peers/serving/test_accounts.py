@@ -1,4 +1,4 @@
-"""On whose account sessions are asked for, and who goes first where a stage is full."""
+"""Which account a session counts against, and which requester goes first at a full stage."""
 
 import pytest
 import trio
@@ -33,7 +33,7 @@ def word(
 
 
 def opening(sponsor: Sponsor | None, by: PeerId = ASKER.peer_id, number: int = 0) -> Open:
-    """Ask for a session in one's own name."""
+    """Ask for a session in the requester's own name."""
     return Open(session_id(number), MODEL, by, by, 1, 29, CONTEXT, sponsor=sponsor)
 
 
@@ -46,8 +46,8 @@ ACCOUNTS = Accounts(
 )
 
 
-def test_who_serves_has_credit_and_who_has_worked_here_more() -> None:
-    """In its own name as well; who served once does not, nor does a stranger."""
+def test_serving_peers_have_credit_and_known_workers_more() -> None:
+    """In their own name too; a peer that no longer serves has none, nor does a stranger."""
     for key, credit in ((SERVER, 1), (WORKER, 2), (FORMER, 0), (OTHER, 0)):
         assert ACCOUNTS.of(opening(word(key)), ASKER.peer_id) == Account(key.peer_id, credit)
         own = opening(None, key.peer_id)
@@ -57,8 +57,8 @@ def test_who_serves_has_credit_and_who_has_worked_here_more() -> None:
 @pytest.mark.parametrize(
     "left_ms", [0, -1, -NOW_MS, SPONSORED_MS_MAX + CLOCKS_APART_MS_MAX + 1, 1 << 60]
 )
-def test_a_word_that_is_no_longer_good_is_none(left_ms: int) -> None:
-    """Nor is one that is good for too long; clocks differ, so nobody is to blame."""
+def test_an_expired_sponsorship_is_ignored(left_ms: int) -> None:
+    """So is one that is valid for too long; clocks differ, so no peer is blamed."""
     found = ACCOUNTS.of(opening(word(WORKER, left_ms=left_ms)), ASKER.peer_id)
     assert found == Account(ASKER.peer_id)
 
@@ -74,15 +74,15 @@ def test_a_word_that_is_no_longer_good_is_none(left_ms: int) -> None:
         word(WORKER, to=OTHER),
     ],
 )
-def test_a_word_that_was_not_given_is_its_senders_fault(sponsor: Sponsor) -> None:
-    """By another key, for another time, network or requester, or by nobody."""
+def test_a_forged_sponsorship_is_its_senders_fault(sponsor: Sponsor) -> None:
+    """By another key, for another time, network or requester, or unsigned."""
     with pytest.raises(RemoteProtocolError, match="did not sign") as blame:
         ACCOUNTS.of(opening(sponsor), ASKER.peer_id)
     assert blame.value.peer == ASKER.peer_id
 
 
-async def test_at_a_full_stage_the_sponsored_go_first(autojump_clock: MockClock) -> None:
-    """One who comes later goes before one who serves nobody; a forged word is refused at once."""
+async def test_at_a_full_stage_sponsored_requesters_go_first(autojump_clock: MockClock) -> None:
+    """A later one goes before one that does not serve; a forged sponsor is refused at once."""
     network, order = MemoryNetwork(), list[str]()
     async with network.join(STAGE.peer_id) as node, trio.open_nursery() as nursery:
         stages = Dispatcher(node, ACCOUNTS.of)

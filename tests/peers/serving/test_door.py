@@ -1,4 +1,4 @@
-"""Who is let in to a stage, who waits, and what those hear for whom there is no place."""
+"""Which sessions a stage admits, which wait, and what a refusal says."""
 
 import pytest
 import trio
@@ -19,14 +19,14 @@ def ask(number: int, requester: PeerId = SOMEBODY, cells: int = CELLS) -> Ask:
 
 
 async def hold(door: Door, asked: Ask, seconds: float, held: list[int]) -> None:
-    """Hold a place for so long."""
+    """Hold a place for ``seconds``."""
     async with door.admit(asked):
         held.append(int.from_bytes(asked.session, "little"))
         await trio.sleep(seconds)
 
 
-async def test_who_waits_gets_the_place_that_becomes_free(autojump_clock: MockClock) -> None:
-    """In turn, and nobody keeps a place behind the end of its session."""
+async def test_a_waiting_session_gets_the_next_free_place(autojump_clock: MockClock) -> None:
+    """In turn, and no session keeps its place after its end."""
     door, held = Door(1, CELLS), list[int]()
     async with trio.open_nursery() as nursery:
         for number in range(3):
@@ -37,14 +37,14 @@ async def test_who_waits_gets_the_place_that_becomes_free(autojump_clock: MockCl
     assert door.admission.waiting == 0
 
 
-async def test_who_waits_too_long_is_told_when_to_come_back(autojump_clock: MockClock) -> None:
-    """Not before the wait is over, and with a time that is a time."""
+async def test_waiting_too_long_ends_with_a_retry_time(autojump_clock: MockClock) -> None:
+    """Not before the wait is over, and the time is not zero."""
     door = Door(1, CELLS)
     async with trio.open_nursery() as nursery:
         nursery.start_soon(hold, door, ask(0), 100.0, [])
         await trio.sleep(0.1)
         asked_s = trio.current_time()
-        with pytest.raises(Shut, match="come back in") as shut:
+        with pytest.raises(Shut, match="try again in") as shut:
             async with door.admit(ask(1)):
                 raise AssertionError
         assert trio.current_time() - asked_s == pytest.approx(WAIT_S_MAX)
@@ -53,17 +53,19 @@ async def test_who_waits_too_long_is_told_when_to_come_back(autojump_clock: Mock
     assert door.admission.sessions_free == 1
 
 
-async def test_what_never_fits_is_refused_at_once(autojump_clock: MockClock) -> None:
-    """Nothing is to be gained by coming back."""
-    with pytest.raises(Shut, match="never fit") as shut:
+async def test_a_session_that_never_fits_is_refused_at_once(autojump_clock: MockClock) -> None:
+    """There is no point in trying again."""
+    with pytest.raises(Shut, match="exceeds this peer") as shut:
         async with Door(4, CELLS).admit(ask(0, cells=CELLS + 1)):
             raise AssertionError
     assert shut.value.retry_ms == 0
     assert trio.current_time() == 0
 
 
-async def test_a_queue_that_is_full_refuses_somebody(autojump_clock: MockClock) -> None:
-    """The one who holds a place already, rather than one who holds none."""
+async def test_a_full_queue_refuses_a_requester_that_has_a_place(
+    autojump_clock: MockClock,
+) -> None:
+    """Rather than one that has none."""
     door, held, shut = Door(1, CELLS), list[int](), list[int]()
 
     async def wait(number: int, requester: PeerId) -> None:
@@ -85,7 +87,7 @@ async def test_a_queue_that_is_full_refuses_somebody(autojump_clock: MockClock) 
     assert 99 in held
 
 
-async def test_a_session_that_knocks_twice_is_shut_out(autojump_clock: MockClock) -> None:
+async def test_a_session_asked_for_twice_is_refused(autojump_clock: MockClock) -> None:
     """The first one keeps its place."""
     door = Door(2, 2 * CELLS)
     async with door.admit(ask(0)):

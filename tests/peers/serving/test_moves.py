@@ -1,4 +1,4 @@
-"""Peers whose addresses change while they run, as in another Wi-Fi."""
+"""Peers whose addresses change while they run, as on another Wi-Fi network."""
 
 import trio
 from trio.testing import MockClock
@@ -10,13 +10,13 @@ from tests.support.directories import MODEL, Peer, directories, running
 
 
 def told(by: Peer, of: Peer) -> tuple[str, ...]:
-    """Return where a peer believes another to be."""
+    """Return the addresses that a peer knows of another."""
     (found,) = [each for each in by.directory.peers() if each.peer == of.id]
     return found.addresses
 
 
 async def test_others_are_told_of_a_new_address_at_once(autojump_clock: MockClock) -> None:
-    """However long it is to the next renewal; what else is said of the peer stays."""
+    """However far off the next renewal is; the rest of the advertisement does not change."""
     async with directories(3) as (_, made), running(made):
         a, b, c = made
         for peer in made:
@@ -29,8 +29,8 @@ async def test_others_are_told_of_a_new_address_at_once(autojump_clock: MockCloc
         assert (b.sees(), c.sees()) == ({a.id, c.id}, {a.id, b.id})
 
 
-async def test_who_serves_nothing_moves_in_silence(autojump_clock: MockClock) -> None:
-    """A requester has nothing to say."""
+async def test_a_peer_that_serves_nothing_moves_silently(autojump_clock: MockClock) -> None:
+    """A requester has nothing to advertise."""
     async with directories(2) as (_, made), running(made):
         a, b = made
         b.directory.follow(MODEL)
@@ -39,10 +39,10 @@ async def test_who_serves_nothing_moves_in_silence(autojump_clock: MockClock) ->
         assert b.directory.peers() == []
 
 
-async def test_a_moved_peer_is_hidden_only_if_nobody_dials_it_there(
+async def test_a_moved_peer_is_hidden_only_if_not_dialled_at_its_new_address(
     autojump_clock: MockClock,
 ) -> None:
-    """It was dialled at its old address, which says nothing of the new one."""
+    """It was dialled at its old address, which proves nothing about the new one."""
     async with directories(3) as (network, made), running(made):
         a, b, _ = made
         for peer in made:

@@ -1,4 +1,4 @@
-"""Whoever asks for what cannot be had is refused, and who sends nonsense is blamed, alone."""
+"""Impossible requests are refused, and a peer that breaks the protocol is blamed, no other."""
 
 from collections.abc import Callable
 
@@ -59,8 +59,8 @@ async def test_a_prompt_must_leave_room(length: int, autojump_clock: MockClock) 
         assert await answer(session, PROMPT[:49], 1)
 
 
-async def test_a_busy_stage_says_so(autojump_clock: MockClock) -> None:
-    """One session more than the last stage has is refused in its name; the others go on."""
+async def test_a_busy_stage_refuses(autojump_clock: MockClock) -> None:
+    """One session more than the last stage has is refused in its name; the others continue."""
     async with swarm() as made:
         made.engines[2].machine.sessions = 1
         async with made.open(1) as session:
@@ -74,8 +74,8 @@ async def test_a_busy_stage_says_so(autojump_clock: MockClock) -> None:
             pass
 
 
-async def test_a_busy_requester_says_so_itself(autojump_clock: MockClock) -> None:
-    """The requester's own engine may have no session left: then no peer is asked."""
+async def test_a_busy_requester_asks_no_peer(autojump_clock: MockClock) -> None:
+    """The requester's own engine may have no session left."""
     async with swarm(ends=FakeEnds(sessions=1, context=CONTEXT)) as made, made.open(1):
         with pytest.raises(EngineBusy):
             await made.open(2).__aenter__()
@@ -112,8 +112,8 @@ async def test_a_bad_route_is_refused(
         assert (refused.code, refused.peer) == (code, PEERS[sayer])
 
 
-async def test_a_route_through_nobody_names_nobody(autojump_clock: MockClock) -> None:
-    """Who cannot be reached is named, and nobody else holds cells."""
+async def test_an_unreachable_peer_in_a_route_is_named(autojump_clock: MockClock) -> None:
+    """No other stage holds cells."""
     async with swarm() as made:
         route = [made.route[0], evolve(made.route[1], peer=peer("nobody")), made.route[2]]
         with pytest.raises(PeerUnavailable) as caught:
@@ -164,7 +164,7 @@ HOSTILE: dict[str, bytes | Message] = {
 
 @pytest.mark.parametrize("name", HOSTILE)
 async def test_a_hostile_step_ends_its_own_session(name: str, autojump_clock: MockClock) -> None:
-    """Its sender hears that it is to blame; other sessions, and the stage, go on."""
+    """Its sender is told that it is to blame; other sessions, and the stage, continue."""
     async with swarm() as made, made.open() as session:
         talk = await Talk.open(made)
         message = HOSTILE[name]
@@ -185,7 +185,7 @@ async def test_a_hostile_step_ends_its_own_session(name: str, autojump_clock: Mo
 
 @pytest.mark.parametrize("name", ["another kind", "garbage", "nothing"])
 async def test_a_hostile_beginning_is_refused(name: str, autojump_clock: MockClock) -> None:
-    """What opens neither a session nor a collection is refused with blame."""
+    """A first message that opens neither a session nor a collection is refused with blame."""
     async with swarm() as made:
         channel = await made.me.open(PEERS[0], SESSION)
         message = HOSTILE[name]
@@ -195,7 +195,7 @@ async def test_a_hostile_beginning_is_refused(name: str, autojump_clock: MockClo
 
 
 async def test_the_same_session_twice_is_refused(autojump_clock: MockClock) -> None:
-    """A session's id belongs to whoever opened it first."""
+    """A session's id belongs to the requester that opened it first."""
     async with swarm() as made, made.open() as session:
         with pytest.raises(RefusedError, match="bad-request: this session is open already"):
             await made.open().__aenter__()
@@ -203,7 +203,7 @@ async def test_the_same_session_twice_is_refused(autojump_clock: MockClock) -> N
 
 
 async def test_steps_past_the_context_are_refused(autojump_clock: MockClock) -> None:
-    """A session's positions are those that it opened with."""
+    """A session has only the positions that it was opened with."""
     async with swarm() as made:
         talk = await Talk.open(made)
         await talk.send_step(0, 48 * GOOD_ROW, 48)
@@ -229,8 +229,8 @@ async def test_a_flood_of_steps_waits_outside(autojump_clock: MockClock) -> None
         await talk.close()
 
 
-async def test_nobody_else_collects_what_is_still_waiting(autojump_clock: MockClock) -> None:
-    """Who comes to collect before the requester does is refused, and the requester is not."""
+async def test_a_stranger_cannot_collect_before_the_requester(autojump_clock: MockClock) -> None:
+    """It is refused, and the requester is not."""
     async with swarm((1, 29)) as made, made.network.join(peer("thief")) as thief:
         (control,) = await open_by_hand(made, 0)
         stolen = await thief.open(PEERS[0], SESSION)
@@ -244,7 +244,7 @@ async def test_nobody_else_collects_what_is_still_waiting(autojump_clock: MockCl
 
 
 async def test_only_the_requester_collects(autojump_clock: MockClock) -> None:
-    """Somebody else, and a session that is not there, are unknown alike."""
+    """A stranger, and a session that does not exist, get the same refusal."""
     async with swarm() as made, made.network.join(peer("thief")) as thief, made.open() as session:
         for who, where, number in [
             (thief, PEERS[2], 0),
@@ -262,7 +262,7 @@ async def test_only_the_requester_collects(autojump_clock: MockClock) -> None:
     ("change", "text"),
     [
         (lambda step: evolve(step, rows=spoilt(np.nan)), "NaN"),
-        (lambda step: evolve(step, rows=GOOD_ROW * 2), "wide"),
+        (lambda step: evolve(step, rows=GOOD_ROW * 2), "width"),
         (lambda step: evolve(step, position=step.position + 1), "another step"),
         (lambda step: evolve(step, count=2), "another step"),
         (lambda _: Opened(), "not due"),
@@ -271,7 +271,7 @@ async def test_only_the_requester_collects(autojump_clock: MockClock) -> None:
 async def test_a_lying_last_stage_is_blamed(
     change: Callable[[Step], Message], text: str, autojump_clock: MockClock
 ) -> None:
-    """What comes out of the chain is judged, and who sent it is named."""
+    """What comes out of the chain is checked, and its sender is named."""
     steps: list[Step] = []
     has_step = trio.Event()
 

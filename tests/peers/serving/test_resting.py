@@ -1,4 +1,4 @@
-"""A peer whose owner needs the machine: it takes nobody, and comes back."""
+"""A peer whose owner needs the machine: it accepts no sessions, and later serves again."""
 
 import pytest
 import trio
@@ -15,10 +15,10 @@ from tests.support.servers import BOUNDS, SETTLE_S, World, decide, hops
 from tests.support.swarm import CONTEXT, ME, MODEL, PROMPT, answer, session_id
 
 
-async def test_who_rests_takes_no_session_and_hands_over_those_it_has(
+async def test_a_resting_peer_accepts_no_session_and_hands_over_its_own(
     world: World, autojump_clock: MockClock
 ) -> None:
-    """A session that can go nowhere else goes on; the engine stays, and all is as it was after."""
+    """A session that can go nowhere else continues; the engine stays, and serves again later."""
     machine = await world.join(28)
     await trio.sleep(SETTLE_S / 4)
     (offer,) = world.board.serving()
@@ -46,10 +46,10 @@ async def test_who_rests_takes_no_session_and_hands_over_those_it_has(
     assert machine.told == ["resting: on battery", "resting: busy", "serving again"]
 
 
-async def test_others_serve_what_a_peer_that_rests_had(
+async def test_others_take_over_the_layers_of_a_resting_peer(
     world: World, autojump_clock: MockClock
 ) -> None:
-    """They see that it takes nobody; and it does not move while it rests."""
+    """They see that it accepts no sessions; and it does not move while it rests."""
     machine, other = await world.join(28), await world.join(28)
     await trio.sleep(SETTLE_S)
     decide(machine, LayerRange(1, 15))
@@ -66,10 +66,10 @@ async def test_others_serve_what_a_peer_that_rests_had(
     assert machine.served[-1] == LayerRange(1, 15)
 
 
-async def test_who_rests_from_the_start_loads_nothing(
+async def test_a_peer_that_rests_from_the_start_loads_nothing(
     world: World, autojump_clock: MockClock
 ) -> None:
-    """Until its owner needs the machine no more; and it may leave meanwhile."""
+    """Until its owner no longer needs the machine; and it may leave meanwhile."""
     machine, other = await world.join(28, "on battery"), await world.join(28, "on battery")
     await trio.sleep(SETTLE_S)
     assert not world.board.said
@@ -84,7 +84,7 @@ async def test_who_rests_from_the_start_loads_nothing(
 async def test_rest_that_ends_in_a_move_does_not_offer_the_old_layers(
     world: World, autojump_clock: MockClock
 ) -> None:
-    """They drain to make room for others, and nobody may count on them any more."""
+    """They drain to make room for others, and peers must not rely on them any more."""
     machine = await world.join(10)
     await trio.sleep(SETTLE_S / 4)
     old = machine.served[-1]

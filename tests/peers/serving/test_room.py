@@ -1,4 +1,4 @@
-"""A peer whose places are all taken, and who must give one back."""
+"""A peer whose places are all taken, and which requester must give one back."""
 
 from collections.abc import AsyncIterator
 from contextlib import aclosing, asynccontextmanager
@@ -35,7 +35,7 @@ NODE, MANY = peer("node"), peer("many")
 
 @dataclass(frozen=True)
 class Crowd:
-    """A peer of few places, one who has taken several of them, and another."""
+    """A peer with few places, a requester that has taken several of them, and another."""
 
     stage: Stage
     hop: Hop
@@ -44,13 +44,13 @@ class Crowd:
     nursery: trio.Nursery
 
     def requester(self, transport: MemoryTransport) -> Requester:
-        """Let somebody ask."""
+        """Make a requester on a transport."""
         return Requester(self.nursery, transport, FakeEnds(context=CONTEXT), MODEL)
 
 
 @asynccontextmanager
 async def crowd(places: int) -> AsyncIterator[Crowd]:
-    """Run a peer of so many places while the block lasts."""
+    """Run a peer with ``places`` places while the block lasts."""
     network = MemoryNetwork()
     async with (
         network.join(NODE) as node,
@@ -67,7 +67,7 @@ async def crowd(places: int) -> AsyncIterator[Crowd]:
 
 
 async def open_half(greedy: MemoryTransport, number: int) -> Channel:
-    """Open a session, and say that nothing is wanted of it."""
+    """Open a session, and report it as idle."""
     control = await greedy.open(NODE, SESSION)
     opened = Open(session_id(number), MODEL, MANY, MANY, 1, 29, CONTEXT)
     await send(control, opened)
@@ -83,7 +83,7 @@ async def open_half(greedy: MemoryTransport, number: int) -> Channel:
 async def test_quiet_sessions_of_the_greedy_make_room(
     places: int, waited_s: float, is_welcome: bool, autojump_clock: MockClock
 ) -> None:
-    """Whoever has several loses the one that was quiet for longest to whoever has none."""
+    """A requester with several loses its quietest session to a requester that has none."""
     async with crowd(places) as made:
         first, *_ = [await open_half(made.greedy, number) for number in range(places)]
         await trio.sleep(waited_s)
@@ -91,7 +91,7 @@ async def test_quiet_sessions_of_the_greedy_make_room(
         if is_welcome:
             async with opening as session:
                 assert await answer(session, PROMPT) == await expected(PROMPT, 20, (1, 29))
-            with pytest.raises(RefusedError, match="somebody else needs the place") as caught:
+            with pytest.raises(RefusedError, match="another requester needs the place") as caught:
                 await receive(first)
             assert caught.value.refused.code is Refusal.IDLE
         else:
@@ -99,8 +99,8 @@ async def test_quiet_sessions_of_the_greedy_make_room(
                 await opening.__aenter__()
 
 
-async def test_nobody_makes_room_in_anothers_name(autojump_clock: MockClock) -> None:
-    """The greedy one loses no quiet session to itself, whoever it says that it is."""
+async def test_no_room_is_made_in_anothers_name(autojump_clock: MockClock) -> None:
+    """The greedy requester cannot replace its own quiet session under another's name."""
     async with crowd(3) as made:
         held = [await open_half(made.greedy, number) for number in range(3)]
         await trio.sleep(QUIET_S + 1)
@@ -111,10 +111,10 @@ async def test_nobody_makes_room_in_anothers_name(autojump_clock: MockClock) -> 
         assert made.stage.sessions == len(held)
 
 
-async def test_an_answer_goes_on_however_long_its_next_step_takes(
+async def test_an_answer_is_not_ended_however_long_its_next_step_takes(
     autojump_clock: MockClock,
 ) -> None:
-    """A stage cannot see why no step comes; until the requester says so, it is no pause."""
+    """A stage cannot see why no step comes; only the requester can report a pause."""
     whole = await expected(PROMPT, 20, (1, 29))
     async with crowd(2) as made:
         first, second = made.requester(made.greedy), made.requester(made.me)
@@ -136,10 +136,10 @@ async def test_an_answer_goes_on_however_long_its_next_step_takes(
 
 
 @pytest.mark.parametrize("waited_s", [SILENT_S_MAX - 1, SILENT_S_MAX + 1])
-async def test_who_says_nothing_makes_room_at_last(
+async def test_a_silent_session_makes_room_in_the_end(
     waited_s: float, autojump_clock: MockClock
 ) -> None:
-    """Whoever never says that an answer is over holds a place as long as the slowest answer."""
+    """A requester that never reports an answer's end keeps its place for the slowest answer."""
     async with crowd(2) as made:
         held = []
         for number in range(2):

@@ -31,7 +31,7 @@ from tests.support.swarm import CONTEXT, GREEDY, ME, MODEL, PROMPT, answer, peer
 async def test_peers_that_join_at_once_cover_every_layer(
     world: World, autojump_clock: MockClock
 ) -> None:
-    """Nobody tells them what to take; each says what it means to take before it loads."""
+    """They choose by themselves; each advertises what it means to take before it loads."""
     for layers_max in (8, 8, 8, 8):
         await world.join(layers_max)
     with trio.fail_after(SETTLE_S):
@@ -50,7 +50,7 @@ async def test_peers_that_join_at_once_cover_every_layer(
 async def test_one_layer_fits_a_small_peer_and_all_a_large_one(
     world: World, autojump_clock: MockClock
 ) -> None:
-    """Each takes what its memory holds, and no more than there is."""
+    """Each takes what its memory can hold, and no more layers than exist."""
     large = await world.join(64)
     await trio.sleep(SETTLE_S / 4)
     small = await world.join(1)
@@ -63,7 +63,7 @@ async def test_one_layer_fits_a_small_peer_and_all_a_large_one(
 async def test_sessions_are_counted_in_what_is_advertised(
     world: World, autojump_clock: MockClock
 ) -> None:
-    """Who serves a session has one less to give, and says so within seconds."""
+    """A peer that serves a session has one place less, and advertises that within seconds."""
     await world.join(64)
     await trio.sleep(SETTLE_S / 4)
     (offer,) = world.board.serving()
@@ -78,10 +78,10 @@ async def test_sessions_are_counted_in_what_is_advertised(
     assert world.board.serving()[0].queued_rows == 0
 
 
-async def test_who_has_nothing_to_do_tells_how_far_others_are_all_the_same(
+async def test_an_idle_peer_still_advertises_round_trips(
     world: World, autojump_clock: MockClock
 ) -> None:
-    """The first peer has met nobody when it begins to serve; what it measures later is told."""
+    """The first peer has met no other when it begins to serve; it advertises later measurements."""
     first = await world.join(64)
     await trio.sleep(SETTLE_S / 4)
     second = await world.join(64)
@@ -96,10 +96,10 @@ async def test_who_has_nothing_to_do_tells_how_far_others_are_all_the_same(
     assert len(world.board.states) == said
 
 
-async def test_who_is_one_of_many_looks_seldomer_for_holes(
+async def test_peers_with_many_spare_holders_check_less_often(
     world: World, autojump_clock: MockClock
 ) -> None:
-    """With one holder more than needed a look a second; with many, as many seconds between."""
+    """With one spare holder there is a check a second; with N, one every N seconds."""
     looks = []
     for count in (2, SPARE_MAX):
         for _ in range(count):
@@ -112,10 +112,10 @@ async def test_who_is_one_of_many_looks_seldomer_for_holes(
     assert looks[1] == pytest.approx(1 / SPARE_MAX, rel=0.5)
 
 
-async def test_who_has_no_room_to_know_all_chooses_as_from_a_sample(
+async def test_a_peer_with_a_full_view_chooses_as_from_a_sample(
     world: World, autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Then what looks uneven may be chance."""
+    """Then an uneven distribution may be chance."""
     told: set[bool] = set()
 
     def note(*args: Any, seen: Experience, **more: Any) -> Choice:
@@ -133,7 +133,7 @@ async def test_who_has_no_room_to_know_all_chooses_as_from_a_sample(
 
 
 async def move(machine: Machine, world: World, layers: LayerRange) -> None:
-    """Have a peer move, as its next look at the others might make it."""
+    """Have a peer move at its next check."""
     await trio.sleep(SETTLE_S / 4)
     decide(machine, layers)
     with trio.fail_after(2 * CHECK_S):
@@ -141,10 +141,8 @@ async def move(machine: Machine, world: World, layers: LayerRange) -> None:
             await trio.sleep(0.1)
 
 
-async def test_whom_nobody_can_dial_stays_where_it_is(
-    world: World, autojump_clock: MockClock
-) -> None:
-    """It would fetch layers for nobody; once it can be dialled, it moves."""
+async def test_an_undialable_peer_does_not_move(world: World, autojump_clock: MockClock) -> None:
+    """Its new layers would help no requester; once it can be dialled, it moves."""
     machine = await world.join(64)
     await trio.sleep(SETTLE_S)
     machine.directory.is_hidden = True
@@ -156,10 +154,10 @@ async def test_whom_nobody_can_dial_stays_where_it_is(
     assert machine.served == [BOUNDS, LayerRange(1, 11)]
 
 
-async def test_who_has_no_engine_has_no_load_to_tell(
+async def test_a_load_change_without_an_engine_is_harmless(
     world: World, autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Where memory lacks, the old engine goes first, and the end of its sessions is a change."""
+    """If memory is short, the old engine goes first, and the end of its sessions is a change."""
     monkeypatch.setattr("peers.serving.server.REPORT_S", LOAD_S / 4)
     machine = await world.join(10)
     await trio.sleep(SETTLE_S / 4)
@@ -174,7 +172,7 @@ async def test_who_has_no_engine_has_no_load_to_tell(
 
 
 async def test_a_move_hands_over(world: World, autojump_clock: MockClock) -> None:
-    """The new layers are served before the old engine ends, and a session goes on meanwhile."""
+    """The new layers are served before the old engine ends, and a session continues meanwhile."""
     machine = await world.join(64)
     decide(machine, LayerRange(1, 11))
     other = await world.join(64)
@@ -201,10 +199,10 @@ async def test_a_move_hands_over(world: World, autojump_clock: MockClock) -> Non
     assert State.DRAINING not in states
 
 
-async def test_where_memory_lacks_the_old_layers_go_first(
+async def test_if_memory_is_short_the_old_layers_go_first(
     world: World, autojump_clock: MockClock
 ) -> None:
-    """And that is said before, so that nobody counts on them."""
+    """That is advertised beforehand, so that no peer relies on them."""
     machine = await world.join(10)
     await move(machine, world, LayerRange(5, 15))
     assert [(engine.first, engine.end) for engine in machine.engines] == [(5, 15)]
@@ -213,10 +211,10 @@ async def test_where_memory_lacks_the_old_layers_go_first(
 
 
 @pytest.mark.parametrize("error", [EngineDied("too large"), UserError("too large")])
-async def test_what_cannot_be_loaded_leaves_the_old_layers_served(
+async def test_a_failed_load_leaves_the_old_layers_served(
     error: P2pinferError, world: World, autojump_clock: MockClock
 ) -> None:
-    """With room for both, and without; the engine may refuse, and so may the disk."""
+    """With room for both, and without; the engine may fail, and so may the disk."""
     for layers_max in (64, 10):
         machine = await world.join(layers_max)
         await trio.sleep(SETTLE_S / 4)
@@ -233,8 +231,8 @@ async def test_what_cannot_be_loaded_leaves_the_old_layers_served(
         assert world.board.said[machine.transport.peer_id].state is State.SERVING
 
 
-async def test_who_leaves_alone_goes_at_once(world: World, autojump_clock: MockClock) -> None:
-    """There is nobody to take anything over."""
+async def test_the_only_peer_leaves_at_once(world: World, autojump_clock: MockClock) -> None:
+    """There is no peer to take its layers over."""
     machine = await world.join(28)
     await trio.sleep(SETTLE_S / 4)
     machine.leaving.set()
@@ -243,10 +241,10 @@ async def test_who_leaves_alone_goes_at_once(world: World, autojump_clock: MockC
     assert not machine.engines
 
 
-async def test_who_leaves_before_it_serves_goes_at_once(
+async def test_a_peer_that_does_not_serve_yet_leaves_at_once(
     world: World, autojump_clock: MockClock
 ) -> None:
-    """Nothing is lost by it."""
+    """That harms no session."""
     machine = await world.join(28)
     await trio.sleep(LOAD_S / 2)
     machine.leaving.set()
@@ -254,7 +252,7 @@ async def test_who_leaves_before_it_serves_goes_at_once(
     assert not world.board.said
 
 
-async def test_who_leaves_waits_for_its_sessions_and_for_who_takes_over(
+async def test_a_leaving_peer_waits_for_its_sessions_and_a_successor(
     world: World, autojump_clock: MockClock
 ) -> None:
     """New sessions are refused; a session finishes; then another peer serves the layers."""
@@ -285,14 +283,14 @@ async def test_who_leaves_waits_for_its_sessions_and_for_who_takes_over(
 
 
 async def ask_for_ever(session: Session) -> None:
-    """Be a session that never ends."""
+    """Ask again and again: a session that never ends."""
     while True:
         await answer(session, PROMPT, 2)
         await trio.sleep(QUIET_S / 2)
 
 
 async def test_leaving_has_an_end(world: World, autojump_clock: MockClock) -> None:
-    """Neither a session that never ends nor a layer that nobody takes holds a peer for ever."""
+    """Neither an endless session nor a layer that no peer takes over keeps a peer for ever."""
     machine = await world.join(28)
     other = await world.join(1)
     await trio.sleep(SETTLE_S / 4)
@@ -305,14 +303,12 @@ async def test_leaving_has_an_end(world: World, autojump_clock: MockClock) -> No
             await ask_for_ever(session)
         left_s = trio.current_time() - leaving_s
     assert DRAIN_S_MAX < left_s < DRAIN_S_MAX + TAKE_OVER_S_MAX + 2 * QUIET_S
-    assert any("nobody else serves layers" in text for text in machine.told)
+    assert any("no other peer serves layers" in text for text in machine.told)
     assert other.engines
 
 
-async def test_channels_that_mean_no_stage_are_refused(
-    world: World, autojump_clock: MockClock
-) -> None:
-    """Before anything is served, for sessions that are not there, and for words that are none."""
+async def test_channels_for_no_stage_are_refused(world: World, autojump_clock: MockClock) -> None:
+    """Before anything is served, for unknown sessions, and for invalid messages."""
     machine = await world.join(28)
     await wait_all_tasks_blocked()
     there = machine.transport.peer_id

@@ -1,4 +1,4 @@
-"""What is kept of a session can be sent again, whatever was dropped, spilt or cut meanwhile."""
+"""A session's kept rows can be sent again, whatever was dropped, spilt or cut meanwhile."""
 
 import pytest
 from hypothesis import given, settings
@@ -19,7 +19,7 @@ STEPS = st.lists(
     ),
     max_size=60,
 )
-"""How far back each begins, its rows, and their regime where it holds so many."""
+"""How far back each begins, its row count, and its regime if that may hold as many rows."""
 
 Position = tuple[bytes, Regime]
 
@@ -27,7 +27,7 @@ Position = tuple[bytes, Regime]
 def play(
     history: History, steps: list[tuple[int, int, Regime]]
 ) -> tuple[list[Position], list[int]]:
-    """Keep steps; return what stands at each position, and the number it came with."""
+    """Keep steps; return the row at each position, and the step number it came with."""
     rows: list[Position] = []
     numbers: list[int] = []
     for number, (back, count, wanted) in enumerate(steps, 1):
@@ -42,14 +42,14 @@ def play(
 
 
 def positions(kept: Kept) -> list[Position]:
-    """Take a step apart."""
+    """Split a step into its positions."""
     assert kept.rows is not None
     assert len(kept.rows) == ROW * kept.count
     return [(kept.rows[at : at + ROW], kept.regime) for at in range(0, len(kept.rows), ROW)]
 
 
 def replay(history: History, known: int) -> list[Kept]:
-    """Return all that would be sent to somebody who has nothing."""
+    """Return everything that would be sent to a peer that has nothing."""
     found: list[Kept] = []
     number = 0
     while kept := history.following(number, known):
@@ -63,7 +63,7 @@ def replay(history: History, known: int) -> list[Kept]:
 def test_a_replay_is_what_was_sent(
     steps: list[tuple[int, int, Regime]], known: int, memory: int
 ) -> None:
-    """Each position once, in its regime; what is still waited for under its own number."""
+    """Each position once, in its regime; awaited steps under their own numbers."""
     budget = Budget(memory)
     history = History(budget)
     rows, numbers = play(history, steps)
@@ -82,7 +82,7 @@ def test_a_replay_is_what_was_sent(
 def test_rows_are_read_by_position(
     steps: list[tuple[int, int, Regime]], position: int, count: int, memory: int
 ) -> None:
-    """Whoever asks for some positions gets these, and no others."""
+    """A reader gets exactly the positions it asks for."""
     history = History(Budget(memory))
     rows, _ = play(history, steps)
     position = min(position, len(rows))
@@ -95,7 +95,7 @@ def test_rows_are_read_by_position(
 
 
 def test_old_rows_go_to_the_disk_and_come_back() -> None:
-    """Beyond the memory's share only the newest steps stay there."""
+    """Beyond the memory limit only the newest steps stay in memory."""
     budget = Budget(memory_bytes_max=10 * ROW)
     history = History(budget)
     rows, _ = play(history, [(0, 1, Regime.NARROW)] * 100)
@@ -105,12 +105,12 @@ def test_old_rows_go_to_the_disk_and_come_back() -> None:
 
 
 @pytest.mark.parametrize("full", [True, False])
-def test_past_the_disks_share_the_oldest_are_lost(
+def test_beyond_the_disk_limit_the_oldest_are_lost(
     full: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """The session goes on, and so does what was not sent yet; it says that it is not whole.
+    """The session continues, and unsent steps are kept; the history knows that it is incomplete.
 
-    The same if the disk itself is full.
+    The same happens if the disk itself is full.
     """
     if full:
         budget = Budget(memory_bytes_max=0, disk_bytes_max=10 * ROW)
@@ -126,7 +126,7 @@ def test_past_the_disks_share_the_oldest_are_lost(
     assert [row for kept in newest for row in positions(kept)] == rows[history.start :]
     with pytest.raises(LookupError):
         list(history.read(0, 1))
-    history.add(101, 0, 1, Regime.NARROW, (), b"anew")
+    history.add(101, 0, 1, Regime.NARROW, (), b"back")
     assert history.start == 0
     history.close()
     assert budget.memory_left == 0

@@ -1,6 +1,6 @@
-"""Strangers that do their worst to a node over real libp2p, while an honest requester is served.
+"""Strangers do their worst to a node over real libp2p while an honest requester is served.
 
-The engine is a fake, everything else is what a node runs.
+The engine is a fake, everything else is what a real node runs.
 """
 
 import os
@@ -34,7 +34,7 @@ from transports.identity import Identity, ephemeral_identity
 from transports.libp2p.transport import Libp2pTransport, open_libp2p
 
 TEST_S_MAX = 300.0
-"""It takes 20 s where nothing else runs."""
+"""It takes 20 s if nothing else runs."""
 
 SESSIONS = 8
 ANSWERS_MIN = 5
@@ -49,7 +49,7 @@ def peer(identity: Identity | None = None) -> AbstractAsyncContextManager[Libp2p
 
 @asynccontextmanager
 async def node(folder: Path) -> AsyncIterator[Target]:
-    """Run all that a peer runs which serves layers, parts, evidence and what it knows."""
+    """Run everything that a peer runs to serve layers, parts, evidence and its directory."""
     me = ephemeral_identity()
     async with peer(me) as transport, trio.open_nursery() as nursery:
         signer = ReceiptSigner(transport, me.sign)
@@ -93,14 +93,14 @@ async def node(folder: Path) -> AsyncIterator[Target]:
 
 
 def resident_kib() -> int:
-    """Return how much memory this process has."""
+    """Return this process's resident memory."""
     found = subprocess.run(
         ["ps", "-o", "rss=", "-p", str(os.getpid())], capture_output=True, check=True
     )
     return int(found.stdout)
 
 
-async def test_a_node_stands_while_strangers_do_their_worst(tmp_path: Path) -> None:
+async def test_a_node_withstands_strangers_that_do_their_worst(tmp_path: Path) -> None:
     """All at once: an honest requester is answered throughout, and memory is bounded."""
     wanted, answers = await expected(PROMPT, 20, (1, 29)), 0
     over = trio.Event()
@@ -120,7 +120,7 @@ async def test_a_node_stands_while_strangers_do_their_worst(tmp_path: Path) -> N
 
 
 async def assert_welcomes(target: Target) -> None:
-    """A newcomer learns from the node what it is, as it says itself."""
+    """Check that a newcomer learns the node's own advertisement from it."""
     me = ephemeral_identity()
     async with peer(me) as transport:
         directory = Directory(transport, me, Random(1))
@@ -139,7 +139,7 @@ async def do_all(target: Target, over: trio.Event) -> None:
 
 
 async def do_harm(target: Target, harm: Harm) -> None:
-    """Be a stranger; being cut off is what strangers must expect."""
+    """Run one stranger; it must expect to be cut off."""
     with suppress(PeerError):
         async with peer() as stranger:
             await harm(target, stranger)
