@@ -3,7 +3,7 @@
 Which waiting rows share a decode is decided by the batcher of the real engine.
 """
 
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass
 from random import Random
 
@@ -227,7 +227,7 @@ class _EndsCells:
         self._links = [ORIGIN]
         self._last = Cache(ends.model, ends.end, ends.model.layers)
 
-    def start(self, sampling: Sampling, recent: list[int]) -> None:
+    def start(self, sampling: Sampling, recent: list[int], said: Sequence[int] = ()) -> None:
         """Sample: the likeliest token, always."""
 
     async def embed(self, position: int, tokens: list[int], *, regime: Regime) -> Decoded:

@@ -23,6 +23,7 @@ TOP_LEVEL = {"pyproject.toml", "README.md", "LICENSE", "Makefile", "docs", "test
 IMPORTERS = {
     "libp2p": "transports/libp2p/*",
     "llama_cpp": "p2pinfer/engine/llama/binding.py",
+    "llguidance": "p2pinfer/engine/llama/constraints.py",
     "starlette": "p2pinfer/api/*",
     "hypercorn": "p2pinfer/api/*",
 }

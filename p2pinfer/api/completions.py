@@ -12,7 +12,7 @@ from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
 from p2pinfer.api.certificates import receipt_link
-from p2pinfer.api.gateway import Ended, Finished, Gateway, Said
+from p2pinfer.api.gateway import Calls, Ended, Finished, Gateway, Said, Thinks
 from p2pinfer.api.problems import Problem
 from p2pinfer.api.questions import Question, chat_question, completion_question
 from p2pinfer.api.replies import (
@@ -104,6 +104,8 @@ class Completions:
         name = format_.prefix + secrets.token_hex(ID_BYTES)
         head = {"id": name, "created": self._gateway.now(), "model": self._slug}
         headers = {"x-request-id": name, "x-p2pinfer-receipt": receipt_link(name)}
+        if question.ignored:
+            headers["x-p2pinfer-ignored"] = ", ".join(question.ignored)
         if question.stream:
             return EventStream(self._events(question, head, format_), headers)
 
@@ -137,12 +139,17 @@ class Completions:
                 match part:
                     case Said():
                         yield chunk(format_.piece(part.choice, part.text, part.scores))
+                    case Thinks() if isinstance(format_, ChatFormat):
+                        yield chunk(format_.thought(part.choice, part.text))
+                    case Calls() if isinstance(format_, ChatFormat):
+                        told = format_.call(head["id"], part.choice, part.number, part.call)
+                        yield chunk(told)
                     case Ended():  # a client need not wait for what is checked
                         ended = part.choice
                         yield chunk(format_.end(part.choice, part.finish))
                     case Finished():
                         answers.append(part.answer)
-                        finish = None if ended == part.choice else part.answer.finish
+                        finish = None if ended == part.choice else part.finish
                         end = format_.end(part.choice, finish)
                         yield chunk({**end, "p2pinfer": account_of(part)})
         if question.include_usage:

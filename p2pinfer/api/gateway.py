@@ -4,7 +4,7 @@ import math
 import time
 from collections.abc import AsyncGenerator, Callable, Iterator
 from contextlib import aclosing, contextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 
 import trio
 
@@ -12,7 +12,10 @@ from p2pinfer.api.certificates import Receipts, receipt_name
 from p2pinfer.api.metrics import Metrics
 from p2pinfer.api.questions import Question
 from p2pinfer.client.answer import INTERRUPTED, Answer, ChatOptions, Scored
+from p2pinfer.client.grammars import Thoughts, json_shape
 from p2pinfer.client.library import Swarm
+from p2pinfer.client.speech import Heard, Speech, Thought, Word
+from p2pinfer.client.tool_calls import Dialect, Tool, ToolCall, calls_shape, dialect_of
 from p2pinfer.core.errors import UserError
 from transports.traffic import TRAFFIC
 
@@ -34,6 +37,24 @@ class Access:
     point a name of its own at this machine."""
     hosts: tuple[str, ...] = ()
     """Other names by which it may be called, as those of a proxy or a tunnel, in lower case."""
+
+
+@dataclass(frozen=True)
+class Thinks:
+    """A piece of what the model thinks before it answers."""
+
+    choice: int
+    text: str
+
+
+@dataclass(frozen=True)
+class Calls:
+    """A call of a tool, complete."""
+
+    choice: int
+    number: int
+    """Of the calls in this choice."""
+    call: ToolCall
 
 
 @dataclass(frozen=True)
@@ -62,6 +83,36 @@ class Finished:
     answer: Answer
     receipt: str | None
     """What its certificate is called."""
+    speech: Speech | None = None
+    """What its text is made of, where it is more than words."""
+
+    @property
+    def finish(self) -> str:
+        """Why it ended."""
+        return finish_of(self.answer, self.speech)
+
+
+def finish_of(answer: Answer, speech: Speech | None) -> str:
+    """Say why an answer ended: what stopped to call tools says so."""
+    return "tool_calls" if speech and speech.calls and answer.finish == "stop" else answer.finish
+
+
+Part = Thinks | Said | Calls | Ended | Finished
+
+
+def _heard(
+    number: int, speech: Speech, heard: Iterator[Heard], scores: tuple[Scored, ...]
+) -> Iterator[Part]:
+    """Say what is heard of a choice; the first words have the scores that wait for them."""
+    for part in heard:
+        match part:
+            case Thought(text):
+                yield Thinks(number, text)
+            case Word(text):
+                yield Said(number, text, scores)
+                scores = ()
+            case ToolCall():
+                yield Calls(number, len(speech.calls) - 1, part)
 
 
 @dataclass
@@ -114,39 +165,112 @@ class Gateway:
                 self._called_at = trio.current_time()
         return self._called
 
-    async def answer(
-        self, question: Question, request: str
-    ) -> AsyncGenerator[Said | Ended | Finished]:
+    async def answer(self, question: Question, request: str) -> AsyncGenerator[Part]:
         """Yield what a question's answers are made of, one choice after the other.
 
         Raises:
             P2pinferError: as ``Swarm.answer``.
         """
-        prompts = [await self._tokens(prompt) for prompt in question.prompts] or [
-            await self.swarm.prompt_of(question.messages, parse_special=question.how.parse_special)
-        ]
+        self._check_biases(question)
+        thoughts, prompts = Thoughts.NONE, [await self._tokens(each) for each in question.prompts]
+        tools = question.tools
+        dialect = dialect_of(self.swarm.template)
+        if question.messages:
+            rendered = await self.swarm.render(
+                question.messages,
+                parse_special=question.how.parse_special,
+                tools=tools.offered if tools else (),
+                options=question.options,
+            )
+            thoughts = self.swarm.thoughts_after(rendered.text)
+            prompts = [await self.swarm.tokenize(rendered.text, rendered.literal)]
+        if grammar := await self._grammar(question, dialect, thoughts):
+            question = question.held_to(grammar)
         for number in range(len(prompts) * question.choices):
             prompt = prompts[number // question.choices]
             how = question.option(number % question.choices)
+            is_plain = thoughts is Thoughts.NONE and not tools
+            speech = None if is_plain else Speech(thoughts, tools, dialect)
             with self._watched(request) as answer:
-                pace = self.metrics.pace(trio.current_time())
-                pieces = self.swarm.answer(prompt, how, answer)
-                said = told = 0
-                async with aclosing(pieces):
-                    async for text in pieces:
-                        pace.note(answer.tokens, trio.current_time())
-                        if text:
-                            said += len(text)
-                            scores = answer.scores_before(said, told)
-                            told += len(scores)
-                            yield Said(number, text, scores)
-                        if answer.finish != INTERRUPTED and not how.require_verified:
-                            yield Ended(number, answer.finish)
+                parts = self._parts(number, prompt, how, answer, speech)
+                async with aclosing(parts):
+                    async for part in parts:
+                        yield part
             receipt = None
             if answer.certificate:
                 receipt = receipt_name(request, number)
                 self.receipts.keep(receipt, answer.certificate)
-            yield Finished(number, answer, receipt)
+            yield Finished(number, answer, receipt, speech)
+
+    async def _grammar(
+        self, question: Question, dialect: Dialect, thoughts: Thoughts
+    ) -> str | None:
+        """Return what answers are held to; raises UserError where that cannot be."""
+        shape, tools = question.shape, question.tools
+        if not tools:
+            return await self.swarm.grammar_of(shape, thoughts) if shape else None
+        called = calls_shape(tools, dialect, shape)
+        if called is None:
+            return None
+        try:
+            return await self.swarm.grammar_of(called, thoughts)
+        except UserError:
+            tools = replace(tools, offered=[await self._callable(each) for each in tools.offered])
+            called = calls_shape(tools, dialect, shape)
+            assert called
+            return await self.swarm.grammar_of(called, thoughts)
+
+    async def _callable(self, tool: Tool) -> Tool:
+        """Return a tool with arguments that can be held to: any, where its schema cannot be."""
+        try:
+            await self.swarm.grammar_of(json_shape(tool.parameters, strict=tool.strict))
+        except UserError as error:
+            if tool.strict:
+                raise UserError(f"tool {tool.name}: {error}") from error
+            return replace(tool, parameters={"type": "object"})
+        return tool
+
+    async def _parts(
+        self,
+        number: int,
+        prompt: list[int],
+        how: ChatOptions,
+        answer: Answer,
+        speech: Speech | None,
+    ) -> AsyncGenerator[Part]:
+        """Yield what one answer is made of, up to its end."""
+        said = told = 0
+        waiting: tuple[Scored, ...] = ()
+        has_ended = False
+        pace = self.metrics.pace(trio.current_time())
+        async with aclosing(self.swarm.answer(prompt, how, answer)) as pieces:
+            async for text in pieces:
+                pace.note(answer.tokens, trio.current_time())
+                if text:
+                    said += len(text)
+                    scores = answer.scores_before(said, told)
+                    told += len(scores)
+                    if speech is None:
+                        yield Said(number, text, scores)
+                    else:
+                        waiting += scores
+                        for part in _heard(number, speech, speech.feed(text), waiting):
+                            waiting = () if isinstance(part, Said) else waiting
+                            yield part
+                if answer.finish != INTERRUPTED and not how.require_verified:
+                    has_ended = True
+                    if speech:
+                        for part in _heard(number, speech, speech.end(), waiting):
+                            yield part
+                    yield Ended(number, finish_of(answer, speech))
+        if speech and not has_ended:
+            for part in _heard(number, speech, speech.end(), waiting):
+                yield part
+
+    def _check_biases(self, question: Question) -> None:
+        vocabulary = self.swarm.client.ends.vocabulary
+        if not all(token < vocabulary for token, _ in question.how.sampling.logit_bias):
+            raise UserError(f"the model's tokens are numbered from 0 to {vocabulary - 1}")
 
     async def _tokens(self, prompt: str | list[int]) -> list[int]:
         if isinstance(prompt, str):

@@ -69,3 +69,15 @@ def problem_of(error: P2pinferError) -> Problem:
             return Problem(500, text, "engine_failed", kind="server_error")
         case _:
             return Problem(500, text, kind="server_error")
+
+
+def missing(name: str) -> Problem:
+    """Say that a parameter is not there."""
+    return Problem(
+        400, f"Missing required parameter: '{name}'.", "missing_required_parameter", name
+    )
+
+
+def invalid(name: str, text: str) -> Problem:
+    """Say what a parameter must be."""
+    return Problem(400, f"Invalid value for '{name}': it {text}.", "invalid_value", name)

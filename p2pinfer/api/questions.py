@@ -1,19 +1,33 @@
 """What clients ask for, judged: OpenAI's parameters in, our own options out.
 
-Parameters that OpenAI does not know are refused as it refuses them; those that it knows and we
-cannot honour are refused by name unless they ask for nothing; those that change no answer, such as
-``user`` and ``metadata``, are taken and ignored.
+Clients send what other servers know as well. What changes no answer is ignored; what would change
+it and cannot be honoured is refused by name, unless it asks for nothing. A name that nobody knows
+is ignored too, and the reply says so in a header; but one that looks like a slip of the pen is
+refused, since its author wants what it almost says.
 """
 
+import difflib
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from types import MappingProxyType
 from typing import Any
 
 from attrs import evolve
 
-from p2pinfer.api.problems import Problem
+from p2pinfer.api.problems import Problem, invalid, missing
+from p2pinfer.api.tool_parameters import (
+    calls_of,
+    refuse_unless_alone,
+    schema_of,
+    template_options,
+    tool_message,
+    tools_of,
+)
 from p2pinfer.client.answer import ChatOptions
-from p2pinfer.core.sampling import SEEDS, TOP_LOGPROBS_MAX
+from p2pinfer.client.grammars import Shape, json_shape
+from p2pinfer.client.tool_calls import Tools
+from p2pinfer.core.sampling import LOGIT_BIAS_MAX, REPEAT_LAST_N_MAX, SEEDS, TOP_LOGPROBS_MAX
 from p2pinfer.engine.template import Message
 
 CHOICES_MAX = 8
@@ -27,6 +41,9 @@ STOPS_MAX = 16
 """OpenAI takes 4; some clients send every end-of-turn text that they know."""
 
 STOP_CHARS_MAX = 1024
+TOKENS_MAX = 2**31
+"""Of an answer, as far as a request can say: every session holds fewer."""
+
 COMPLETION_TOKENS_DEFAULT = 16
 """OpenAI's, of ``/v1/completions``."""
 
@@ -34,45 +51,106 @@ COMPLETION_LOGPROBS_MAX = 5
 """OpenAI's, of ``/v1/completions``."""
 
 _IGNORED = {
+    "cache_prompt",
+    "continuous_usage_stats",
+    "id_slot",
+    "keep_alive",
     "metadata",
+    "mirostat_eta",
+    "mirostat_tau",
     "model",
+    "n_keep",
     "parallel_tool_calls",
     "prompt_cache_key",
     "prompt_cache_retention",
+    "provider",
     "reasoning_effort",
+    "return_progress",
     "safety_identifier",
     "service_tier",
+    "session_id",
     "store",
+    "timings_per_token",
     "user",
     "verbosity",
 }
 
 _ONLY_NOTHING: dict[str, tuple[Any, ...]] = {
-    "audio": (None,),
-    "best_of": (None, 1),
-    "echo": (None, False),
-    "function_call": (None, "none", "auto"),
-    "functions": (None, []),
-    "logit_bias": (None, {}),
-    "modalities": (None, ["text"]),
-    "moderation": (None,),
-    "prediction": (None,),
-    "response_format": (None, {"type": "text"}),
-    "suffix": (None, ""),
-    "tool_choice": (None, "none", "auto"),
-    "tools": (None, []),
-    "web_search_options": (None,),
+    "add_generation_prompt": (True,),
+    "audio": (),
+    "bad_words": ([],),
+    "best_of": (1,),
+    "continue_final_message": (False,),
+    "documents": ([],),
+    "dry_multiplier": (0,),
+    "dynatemp_range": (0,),
+    "echo": (False,),
+    "function_call": ("none", "auto"),
+    "functions": ([],),
+    "guided_choice": (),
+    "guided_grammar": (),
+    "guided_json": (),
+    "guided_regex": (),
+    "ignore_eos": (False,),
+    "json_schema": (),
+    "length_penalty": (1,),
+    "min_tokens": (0,),
+    "mirostat": (0,),
+    "modalities": (["text"],),
+    "moderation": (),
+    "n_probs": (0,),
+    "options": ({},),
+    "parse_special": (True,),
+    "prediction": (),
+    "samplers": ([],),
+    "stop_token_ids": ([],),
+    "structured_outputs": (),
+    "suffix": ("",),
+    "tfs_z": (1,),
+    "reasoning": ({},),
+    "tool_choice": ("none", "auto"),
+    "tools": ([],),
+    "top_a": (0,),
+    "top_logprobs": (0,),
+    "top_n_sigma": (0, -1),
+    "typical_p": (1,),
+    "use_beam_search": (False,),
+    "web_search_options": (),
+    "xtc_probability": (0,),
 }
-"""Parameters that a swarm cannot honour, and the values by which they ask for nothing."""
+"""Parameters that a swarm cannot honour, and the values by which they, as null, ask for nothing.
+Two of them are honoured in chats alone."""
+
+_ALIASES = {"max_tokens": ("n_predict",), "repeat_penalty": ("repetition_penalty",)}
+"""Other servers' words for what we have; our own word counts for more."""
+
+_CHAT = {
+    "chat_template_kwargs",
+    "enable_thinking",
+    "logprobs",
+    "messages",
+    "parse_special",
+    "think",
+    "tool_choice",
+    "tools",
+    "top_logprobs",
+}
+"""Honoured in chats alone."""
 
 _HONOURED = {
     "frequency_penalty",
+    "grammar",
+    "logit_bias",
     "max_completion_tokens",
     "max_tokens",
     "min_p",
     "n",
+    "n_predict",
     "presence_penalty",
+    "repeat_last_n",
     "repeat_penalty",
+    "repetition_penalty",
+    "response_format",
     "seed",
     "stop",
     "stream",
@@ -82,8 +160,23 @@ _HONOURED = {
     "top_p",
 }
 
+BIAS_MAX = 100
+"""OpenAI's, of ``logit_bias``: as good as always, or never."""
+
+MANY_DIGITS = 12
+"""More than any token's number has."""
+
+LIKENESS = 0.85
+"""Of a name to one that is known, from 0 to 1, from which on it counts as a slip of the pen."""
+
+NAMES_MAX = 256
+"""Of parameters in a request: each that is not known is compared with all that are."""
+
+UNKNOWN_TOLD_MAX = 16
+"""Of names that are ignored: what a header has room for."""
+
 _RANGES: dict[str, tuple[float, float]] = {
-    "temperature": (0, 2),
+    "temperature": (0, 100),
     "top_p": (0, 1),
     "min_p": (0, 1),
     "presence_penalty": (-2, 2),
@@ -107,6 +200,18 @@ class Question:
     """Per prompt."""
     stream: bool = False
     include_usage: bool = False
+    shape: Shape | None = None
+    """What the answers are held to."""
+    tools: Tools | None = None
+    """What the model may call."""
+    options: Mapping[str, Any] = field(default_factory=dict)
+    """What the template is told."""
+    ignored: tuple[str, ...] = ()
+    """Names of parameters that nobody here knows, as far as a header can tell them."""
+
+    def held_to(self, grammar: str) -> "Question":
+        """Return the same question whose answers keep to a grammar."""
+        return replace(self, how=self.how.held_to(grammar))
 
     def option(self, choice: int) -> ChatOptions:
         """Return the options of one choice: each has a seed of its own, or all would be equal."""
@@ -120,42 +225,45 @@ def chat_question(body: Mapping[str, Any], defaults: ChatOptions, seed: int) -> 
     Raises:
         Problem: it cannot be answered.
     """
-    _check_names(body, {"messages", "logprobs", "parse_special", "top_logprobs"})
+    ignored = _check_names(body, _CHAT)
     messages = body.get("messages")
     if messages is None:
-        raise _missing("messages")
+        raise missing("messages")
     if not isinstance(messages, list) or not 1 <= len(messages) <= MESSAGES_MAX:
-        raise _invalid("messages", f"must be a list of 1 to {MESSAGES_MAX} messages")
+        raise invalid("messages", f"must be a list of 1 to {MESSAGES_MAX} messages")
     found = [_message(each, f"messages[{at}]") for at, each in enumerate(messages)]
     if defaults.system and all(each["role"] != "system" for each in found):
         found.insert(0, {"role": "system", "content": defaults.system})
     if (special := body.get("parse_special")) is not None:
         defaults = replace(defaults, parse_special=_flag("parse_special", special))
     told = _chat_logprobs(body.get("logprobs"), body.get("top_logprobs"))
-    return _question(body, defaults, seed, told, messages=found)
+    tools, options = tools_of(body), template_options(body)
+    refuse_unless_alone(tools, is_grammar=bool(body.get("grammar")))
+    chat = {"messages": found, "tools": tools, "options": options, "ignored": ignored}
+    return _question(body, defaults, seed, told, **chat)
 
 
 def completion_question(body: Mapping[str, Any], defaults: ChatOptions, seed: int) -> Question:
     """Judge the body of a completion request; raises as ``chat_question``."""
-    _check_names(body, {"prompt", "logprobs"})
+    ignored = _check_names(body, {"prompt", "logprobs"})
     prompt = body.get("prompt")
     if prompt is None:
-        raise _missing("prompt")
+        raise missing("prompt")
     single = isinstance(prompt, str) or (
         isinstance(prompt, list) and prompt and all(_is_whole(each) for each in prompt)
     )
     prompts = [prompt] if single else prompt
     if not isinstance(prompts, list) or not 1 <= len(prompts) <= PROMPTS_MAX:
-        raise _invalid("prompt", f"must be a text, tokens, or a list of 1 to {PROMPTS_MAX} such")
+        raise invalid("prompt", f"must be a text, tokens, or a list of 1 to {PROMPTS_MAX} such")
     for each in prompts:
         tokens = isinstance(each, list) and each and all(_is_whole(token) for token in each)
         if not tokens and not isinstance(each, str):
-            raise _invalid("prompt", "must be a text, tokens, or a list of such")
+            raise invalid("prompt", "must be a text, tokens, or a list of such")
     defaults = replace(defaults, max_tokens=COMPLETION_TOKENS_DEFAULT)
     told = body.get("logprobs")
     if told is not None:
         told = _whole(0, COMPLETION_LOGPROBS_MAX)("logprobs", told)
-    return _question(body, defaults, seed, told, prompts=prompts)
+    return _question(body, defaults, seed, told, prompts=prompts, ignored=ignored)
 
 
 def _chat_logprobs(wanted: Any, top: Any) -> int | None:
@@ -163,7 +271,7 @@ def _chat_logprobs(wanted: Any, top: Any) -> int | None:
     wanted = False if wanted is None else _flag("logprobs", wanted)
     top = 0 if top is None else _whole(0, TOP_LOGPROBS_MAX)("top_logprobs", top)
     if top and not wanted:
-        raise _invalid("top_logprobs", "needs logprobs to be true")
+        raise invalid("top_logprobs", "needs logprobs to be true")
     return top if wanted else None
 
 
@@ -171,17 +279,23 @@ def _question(
     body: Mapping[str, Any], defaults: ChatOptions, seed: int, told: int | None, **asked: Any
 ) -> Question:
     def take(name: str, judge: Callable[[str, Any], Any], default: Any) -> Any:
-        value = body.get(name)
-        return default if value is None else judge(name, value)
+        for called in (name, *_ALIASES.get(name, ())):
+            if (value := body.get(called)) is not None:
+                return judge(called, value)
+        return default
 
-    sampling = {name: take(name, _number, None) for name in _RANGES}
-    sampling["top_k"] = take("top_k", _whole(0, 1_000_000), None)
+    sampling = {name: take(name, _number(*around), None) for name, around in _RANGES.items()}
+    sampling["top_k"] = take("top_k", _whole(0, 1_000_000, {-1: 0}), None)
+    last_n = _whole(0, REPEAT_LAST_N_MAX, {-1: REPEAT_LAST_N_MAX})
+    sampling["repeat_last_n"] = take("repeat_last_n", last_n, None)
     sampling["seed"] = take("seed", _whole(-(2**63), 2**64), seed) % SEEDS
     if sampling["top_p"] is not None:
         sampling["top_p"] = max(sampling["top_p"], TOP_P_LEAST)
+    sampling["logit_bias"] = take("logit_bias", _biases, None)
     given = {name: value for name, value in sampling.items() if value is not None}
-    most = take("max_completion_tokens", _whole(1, 2**31), None)
-    most = most or take("max_tokens", _whole(1, 2**31), defaults.max_tokens)
+    tokens = _whole(1, TOKENS_MAX, {-1: TOKENS_MAX})
+    most = take("max_completion_tokens", tokens, None)
+    most = most or take("max_tokens", tokens, defaults.max_tokens)
     how = replace(
         defaults,
         sampling=evolve(defaults.sampling, top_logprobs=told, **given),
@@ -189,48 +303,70 @@ def _question(
         stops=take("stop", _stops, defaults.stops),
     )
     options = take("stream_options", _object, {})
-    if unknown := sorted(options.keys() - {"include_usage", "include_obfuscation"}):
-        raise _unknown(f"stream_options.{unknown[0]}")
     return Question(
         how,
         choices=take("n", _whole(1, CHOICES_MAX), 1),
         stream=take("stream", _flag, False),
         include_usage=options.get("include_usage") is True,
+        shape=_shape(body),
         **asked,
     )
 
 
-def _check_names(body: Mapping[str, Any], own: set[str]) -> None:
-    """Refuse what nobody knows, and what we cannot honour."""
+def _check_names(body: Mapping[str, Any], own: set[str]) -> tuple[str, ...]:
+    """Refuse what we cannot honour, and slips of the pen; returns names that nobody knows."""
+    known = own | _HONOURED | _IGNORED
+    if len(body) > NAMES_MAX:
+        raise Problem(400, f"The request has more than {NAMES_MAX} parameters.", "invalid_value")
+    ignored = []
     for name, value in body.items():
+        if name in known:
+            continue
         if name in _ONLY_NOTHING:
-            allowed = _ONLY_NOTHING[name]
-            if not any(type(value) is type(each) and value == each for each in allowed):
+            if value is not None and not any(_equal(value, each) for each in _ONLY_NOTHING[name]):
                 text = f"Unsupported parameter: '{name}' is not supported by this server."
                 raise Problem(400, text, "unsupported_parameter", name)
-        elif name not in own | _HONOURED | _IGNORED:
-            raise _unknown(name)
+        elif meant := difflib.get_close_matches(name[:64], known, 1, LIKENESS):
+            text = f"Unknown parameter: '{name[:64]}'. Is '{meant[0]}' meant?"
+            raise Problem(400, text, "unknown_parameter", name[:64])
+        elif re.fullmatch(r"[\w.-]{1,64}", name, re.ASCII):
+            ignored.append(name)
+    return tuple(ignored[:UNKNOWN_TOLD_MAX])
+
+
+def _equal(value: Any, other: Any) -> bool:
+    """Whether two values are the same in JSON, where 0 is 0.0 but not false."""
+    are_flags = isinstance(value, bool), isinstance(other, bool)
+    return value == other and are_flags[0] == are_flags[1]
 
 
 def _message(value: Any, where: str) -> Message:
     """Judge one message; its text may come in parts, which are lines (as for llama.cpp)."""
     if not isinstance(value, dict):
-        raise _invalid(where, "must be an object")
+        raise invalid(where, "must be an object")
     role = value.get("role")
     if role == "developer":  # OpenAI's newer word for it
         role = "system"
-    if role not in {"system", "user", "assistant"}:
-        raise _invalid(f"{where}.role", "must be system, developer, user or assistant")
-    if value.get("tool_calls"):
-        raise Problem(400, "Tool calls are not supported.", "unsupported_parameter", where)
+    if role not in {"system", "user", "assistant", "tool"}:
+        raise invalid(f"{where}.role", "must be system, developer, user, assistant or tool")
     content = value.get("content")
     if isinstance(content, list):
         content = "\n".join(_part(each, f"{where}.content") for each in content)
-    if content is None and role == "assistant":
+    if content is None and role in {"assistant", "tool"}:
         content = ""
     if not isinstance(content, str):
-        raise _invalid(f"{where}.content", "must be a text")
-    return {"role": role, "content": content}
+        raise invalid(f"{where}.content", "must be a text")
+    if role == "tool":
+        return tool_message(value, content, where)
+    message = {"role": role, "content": content}
+    if role == "assistant":
+        if calls := value.get("tool_calls"):
+            message["tool_calls"] = calls_of(calls, f"{where}.tool_calls")
+        if thoughts := value.get("reasoning_content"):
+            if not isinstance(thoughts, str):
+                raise invalid(f"{where}.reasoning_content", "must be a text")
+            message["reasoning_content"] = thoughts
+    return message
 
 
 def _part(value: Any, where: str) -> str:
@@ -240,39 +376,93 @@ def _part(value: Any, where: str) -> str:
         and isinstance(value.get("text"), str)
     ):
         return str(value["text"])
-    raise _invalid(where, "may hold parts of type text alone: the model reads nothing else")
+    raise invalid(where, "may hold parts of type text alone: the model reads nothing else")
 
 
 def _is_whole(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
-def _whole(least: int, most: int) -> Callable[[str, Any], int]:
+def _whole(
+    least: int, most: int, words: Mapping[int, int] = MappingProxyType({})
+) -> Callable[[str, Any], int]:
+    """Judge a whole number; some others, such as -1, may stand for one that is in range."""
+
     def judge(name: str, value: Any) -> int:
+        if _is_whole(value) and value in words:
+            return words[value]
         if not _is_whole(value) or not least <= value <= most:
-            raise _invalid(name, f"must be a whole number from {least} to {most}")
+            raise invalid(name, f"must be a whole number from {least} to {most}")
         return int(value)
 
     return judge
 
 
-def _number(name: str, value: Any) -> float:
-    least, most = _RANGES[name]
-    good = isinstance(value, int | float) and not isinstance(value, bool)
-    if not good or not least <= value <= most:  # NaN lies nowhere
-        raise _invalid(name, f"must be a number from {least} to {most}")
-    return float(value)
+def _number(least: float, most: float) -> Callable[[str, Any], float]:
+    def judge(name: str, value: Any) -> float:
+        good = isinstance(value, int | float) and not isinstance(value, bool)
+        if not good or not least <= value <= most:  # NaN lies nowhere
+            raise invalid(name, f"must be a number from {least} to {most}")
+        return float(value)
+
+    return judge
+
+
+def _biases(name: str, value: Any) -> tuple[tuple[int, float], ...]:
+    """Judge what is added to tokens' logits: an object, or a list of pairs (as llama.cpp's)."""
+    items = list(value.items()) if isinstance(value, dict) else value
+    if not isinstance(items, list) or len(items) > LOGIT_BIAS_MAX:
+        raise invalid(name, f"must be an object of at most {LOGIT_BIAS_MAX} tokens")
+    found = []
+    for item in items:
+        if not isinstance(item, list | tuple) or len(item) != 2:
+            raise invalid(name, "must name tokens and what is added to each")
+        token, bias = item[0], _number(-BIAS_MAX, BIAS_MAX)(name, item[1])
+        if not bias:
+            continue
+        if isinstance(token, str) and token.isascii() and token.isdecimal():
+            token = int(token[:MANY_DIGITS])
+        found.append((_whole(0, TOKENS_MAX)(f"{name}.{str(token)[:20]}", token), bias))
+    return tuple(found)
+
+
+def _shape(body: Mapping[str, Any]) -> Shape | None:
+    """Judge what the answer is to be held to, if anything."""
+    grammar, wanted = body.get("grammar"), body.get("response_format")
+    if grammar and not isinstance(grammar, str):
+        raise invalid("grammar", "must be a text in GBNF")
+    name = "response_format"
+    if wanted is None or wanted == {"type": "text"}:
+        return Shape(grammar, is_gbnf=True) if grammar else None
+    if grammar:
+        raise invalid("grammar", f"cannot be combined with {name}")
+    if not isinstance(wanted, dict):
+        raise invalid(name, "must be an object")
+    match wanted.get("type"):
+        case "json_object":
+            schema, strict = wanted.get("schema"), None
+        case "json_schema":
+            name += ".json_schema"
+            told = _object(name, wanted.get("json_schema", wanted))
+            schema, strict = told.get("schema"), told.get("strict")
+            if schema is None:
+                raise missing(f"{name}.schema")
+        case _:
+            raise invalid(f"{name}.type", "must be text, json_object or json_schema")
+    schema = schema_of(f"{name}.schema", {"type": "object"} if schema is None else schema)
+    is_strict = strict is not None and _flag(f"{name}.strict", strict)
+    return json_shape(schema, strict=is_strict)
 
 
 def _flag(name: str, value: Any) -> bool:
     if not isinstance(value, bool):
-        raise _invalid(name, "must be true or false")
+        raise invalid(name, "must be true or false")
     return value
 
 
 def _object(name: str, value: Any) -> dict[str, Any]:
     if not isinstance(value, dict):
-        raise _invalid(name, "must be an object")
+        raise invalid(name, "must be an object")
     return value
 
 
@@ -280,19 +470,5 @@ def _stops(name: str, value: Any) -> tuple[str, ...]:
     stops = [value] if isinstance(value, str) else value
     good = isinstance(stops, list) and len(stops) <= STOPS_MAX
     if not good or not all(isinstance(s, str) and len(s) <= STOP_CHARS_MAX for s in stops):
-        raise _invalid(name, f"must be a text or a list of at most {STOPS_MAX} texts")
+        raise invalid(name, f"must be a text or a list of at most {STOPS_MAX} texts")
     return tuple(stops)
-
-
-def _missing(name: str) -> Problem:
-    return Problem(
-        400, f"Missing required parameter: '{name}'.", "missing_required_parameter", name
-    )
-
-
-def _invalid(name: str, text: str) -> Problem:
-    return Problem(400, f"Invalid value for '{name}': it {text}.", "invalid_value", name)
-
-
-def _unknown(name: str) -> Problem:
-    return Problem(400, f"Unknown parameter: '{name}'.", "unknown_parameter", name)

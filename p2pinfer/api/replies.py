@@ -4,10 +4,13 @@ import re
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from blake3 import blake3
+
 from p2pinfer.api.certificates import receipt_link
 from p2pinfer.api.gateway import Finished
 from p2pinfer.api.logprobs import chat_scores, completion_scores
 from p2pinfer.client.answer import Answer, Scored
+from p2pinfer.client.tool_calls import ToolCall
 
 
 def model_slug(name: str) -> str:
@@ -64,19 +67,40 @@ def trust_header(answers: Iterable[Answer]) -> dict[str, str]:
     return {"x-p2pinfer-trust": f"{said}; stages={found[-1].stages}; audits={audits}"}
 
 
+CALL_ID_CHARS = 9
+"""Letters and digits: what Mistral's templates want, and no other minds."""
+
+
+def tool_call(request: str, index: int, number: int, call: ToolCall) -> dict[str, Any]:
+    """Describe a call of a tool: it is known by its request, choice and number."""
+    known = blake3(f"{request} {index} {number}".encode()).hexdigest()[:CALL_ID_CHARS]
+    function = {"name": call.name, "arguments": call.arguments}
+    return {"id": known, "type": "function", "function": function}
+
+
 class ChatFormat:
     """Shapes of ``/v1/chat/completions``."""
 
     prefix, kind, chunk_kind = "chatcmpl-", "chat.completion", "chat.completion.chunk"
 
-    def choice(self, index: int, answer: Answer) -> dict[str, Any]:
+    def choice(self, request: str, found: Finished) -> dict[str, Any]:
         """Return a whole answer."""
-        message = {"role": "assistant", "content": answer.text, "refusal": None}
+        answer, speech = found.answer, found.speech
+        message: dict[str, Any] = {"role": "assistant", "content": answer.text, "refusal": None}
+        if speech:
+            message["content"] = speech.words or (None if speech.calls else "")
+            if speech.thoughts:
+                message["reasoning_content"] = speech.thoughts
+            if speech.calls:
+                message["tool_calls"] = [
+                    tool_call(request, found.choice, at, call)
+                    for at, call in enumerate(speech.calls)
+                ]
         return {
-            "index": index,
+            "index": found.choice,
             "message": message,
             "logprobs": chat_scores(answer.scores_before(len(answer.text))),
-            "finish_reason": answer.finish,
+            "finish_reason": found.finish,
         }
 
     def begin(self, index: int) -> dict[str, Any]:
@@ -87,6 +111,15 @@ class ChatFormat:
         """Return a piece."""
         return self._delta(index, {"content": text}, scores)
 
+    def thought(self, index: int, text: str) -> dict[str, Any]:
+        """Return a piece of what the model thinks."""
+        return self._delta(index, {"reasoning_content": text})
+
+    def call(self, request: str, index: int, number: int, call: ToolCall) -> dict[str, Any]:
+        """Return a call of a tool."""
+        described = {"index": number, **tool_call(request, index, number, call)}
+        return self._delta(index, {"tool_calls": [described]})
+
     def end(self, index: int, finish: str | None) -> dict[str, Any]:
         """Return what ends an answer; None where that was said before."""
         return self._delta(index, {}, finish=finish)
@@ -94,7 +127,7 @@ class ChatFormat:
     def _delta(
         self,
         index: int,
-        delta: dict[str, str],
+        delta: dict[str, Any],
         scores: Sequence[Scored] = (),
         finish: str | None = None,
     ) -> dict[str, Any]:
@@ -107,10 +140,11 @@ class CompletionFormat:
 
     prefix, kind, chunk_kind = "cmpl-", "text_completion", "text_completion"
 
-    def choice(self, index: int, answer: Answer) -> dict[str, Any]:
+    def choice(self, _: str, found: Finished) -> dict[str, Any]:
         """Return a whole answer."""
+        answer = found.answer
         scores = answer.scores_before(len(answer.text))
-        return self._text(index, answer.text, scores, answer.finish)
+        return self._text(found.choice, answer.text, scores, found.finish)
 
     def begin(self, index: int) -> None:
         """Say nothing before an answer's first piece."""
@@ -141,8 +175,7 @@ def whole_reply(
         **head,
         "object": format_.kind,
         "choices": [
-            {**format_.choice(each.choice, each.answer), "p2pinfer": account_of(each)}
-            for each in found
+            {**format_.choice(head["id"], each), "p2pinfer": account_of(each)} for each in found
         ],
         "usage": usage_of([each.answer for each in found], choices),
     }

@@ -294,7 +294,7 @@ class _Model:
             chunk = np.array(prompt[at : at + WIDE_ROWS_MAX], np.int32)
             is_last = at + len(chunk) == len(prompt)
             (logits,) = self._whole.decode([Span(slot, at, chunk, is_last)])
-        self._take(answer, sampler.sample(len(chunk) - 1, logits))
+        self._take(answer, sampler.sample(len(chunk) - 1, logits)[0])
         return answer, sampler
 
     def _next_tokens(self, live: Mapping[int, tuple[_Answer, Sampler]]) -> None:
@@ -306,7 +306,7 @@ class _Model:
         ]
         outputs = self._whole.decode(spans)
         for row, (_, answer, sampler) in enumerate(active):
-            self._take(answer, sampler.sample(row, outputs[row]))
+            self._take(answer, sampler.sample(row, outputs[row])[0])
 
     def _take(self, answer: _Answer, token: int) -> None:
         answer.tokens.append(token)

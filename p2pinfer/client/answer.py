@@ -1,12 +1,13 @@
 """One answer of a swarm: a prompt in, streamed text out, and what it took."""
 
 from collections.abc import Callable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
 import trio
+from attrs import evolve
 
 from p2pinfer.core.errors import NoReplacement, NotVerified, PeerError
 from p2pinfer.core.messages import Hop
@@ -103,6 +104,10 @@ class ChatOptions:
     parse_special: bool = False
     """Take what spells a special token in a message for one, and not for text."""
 
+    def held_to(self, grammar: str) -> "ChatOptions":
+        """Return the same options for an answer that keeps to a grammar."""
+        return replace(self, sampling=evolve(self.sampling, grammar=grammar))
+
 
 def route_of(chain: Sequence[Hop]) -> list[dict[str, Any]]:
     """Return what an answer says of the stages that made it."""
@@ -152,6 +157,8 @@ class AnswerWriter:
         most = session.context if options.max_tokens is None else options.max_tokens
         self.prompt = [*prompt, *answer.spoken]
         """What the session is to go on from."""
+        self.said = len(answer.spoken)
+        """How many of those are the answer's own."""
         self.max_tokens = most - self._before
         self.is_over = False
         """The model ended the answer, or a stop string came."""

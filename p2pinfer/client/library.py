@@ -13,18 +13,35 @@ with connect([…]) as swarm:
 
 import secrets
 import threading
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from collections.abc import (
+    AsyncGenerator,
+    AsyncIterator,
+    Awaitable,
+    Callable,
+    Iterator,
+    Mapping,
+    Sequence,
+)
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager, suppress
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from types import TracebackType
+from types import MappingProxyType, TracebackType
 from typing import Any, TypeVar
 
 import trio
 import trio.from_thread
 
 from p2pinfer.client.answer import Answer, AnswerWriter, Attempts, ChatOptions, verified
+from p2pinfer.client.grammars import (
+    THOUGHTS_BEGIN,
+    THOUGHTS_END,
+    Shape,
+    Thoughts,
+    with_thoughts,
+)
 from p2pinfer.client.session_pool import SessionPool
+from p2pinfer.client.tool_calls import Tool, as_text, knows_tools
 from p2pinfer.core.errors import PeerError, PromptTooLong, UserError, lone_errors
 from p2pinfer.core.ids import ModelId
 from p2pinfer.core.limits import AUDIT_RATE_DEFAULT, CONTEXT_DEFAULT, SESSIONS_DEFAULT
@@ -32,6 +49,7 @@ from p2pinfer.core.sampling import SEEDS, USUAL, Sampling, sampling_of
 from p2pinfer.engine.template import (
     ChatTemplate,
     Message,
+    Prompt,
     check_template,
     read_template,
     template_remark,
@@ -115,13 +133,64 @@ class Swarm:
             UserError: the template refuses these messages.
             PromptTooLong: they are longer than any session.
         """
+        prompt = await self.render(messages, parse_special=parse_special)
+        return await self.tokenize(prompt.text, prompt.literal)
+
+    @property
+    def template(self) -> str:
+        """The Jinja that makes a prompt of messages."""
+        return self._source or ""
+
+    async def render(
+        self,
+        messages: Sequence[Message],
+        *,
+        parse_special: bool = False,
+        tools: Sequence[Tool] = (),
+        options: Mapping[str, Any] = MappingProxyType({}),
+    ) -> Prompt:
+        """Return the text that asks for the next message.
+
+        Args:
+            messages: the conversation so far.
+            parse_special: take what spells a special token in a message for one.
+            tools: what the model may call.
+            options: what the template is told; ``enable_thinking`` false ends thoughts even where
+                the template knows no such thing.
+
+        Raises:
+            UserError: the template refuses these messages.
+        """
         self._check_text("".join(each["content"] for each in messages))
+        if not knows_tools(self.template):
+            messages, tools = as_text(messages, tools), ()
         if self._template is None:
             self.check_chat()
             special = await self.client.ends.special_tokens()
             self._template = self._template or ChatTemplate(self._source, special)
-        prompt = await self._template.render(messages, parse_special=parse_special)
-        return await self.tokenize(prompt.text, prompt.literal)
+        offered = [tool.as_dict() for tool in tools]
+        prompt = await self._template.render(
+            messages, parse_special=parse_special, tools=offered, options=options
+        )
+        are_begun = self.thoughts_after(prompt.text) is Thoughts.ARE_BEGUN
+        if are_begun and options.get("enable_thinking") is False:
+            return replace(prompt, text=f"{prompt.text.rstrip()}\n\n{THOUGHTS_END}\n\n")
+        return prompt
+
+    def thoughts_after(self, prompt: str) -> Thoughts:
+        """Say whether the answer to a prompt begins with what the model thinks."""
+        if THOUGHTS_BEGIN not in self.template:
+            return Thoughts.NONE
+        if prompt.rstrip().endswith(THOUGHTS_BEGIN):
+            return Thoughts.ARE_BEGUN
+        is_over = prompt.rstrip().endswith(THOUGHTS_END)
+        return Thoughts.NONE if is_over else Thoughts.MAY_BEGIN
+
+    async def grammar_of(self, shape: Shape, thoughts: Thoughts = Thoughts.NONE) -> str:
+        """Return the grammar that holds an answer to a shape; raises UserError for a bad one."""
+        ends = self.client.ends
+        grammar = await ends.read_grammar(shape.grammar, is_gbnf=shape.is_gbnf)
+        return with_thoughts(grammar, thoughts) if shape.is_whole else grammar
 
     async def tokenize(self, text: str, literal: Sequence[int] = ()) -> list[int]:
         """Return a prompt's tokens; what spells a control token counts as one.
@@ -174,7 +243,9 @@ class Swarm:
                     if len(prompt) >= context:
                         raise PromptTooLong(f"{len(prompt)} tokens", context)
                     writer = AnswerWriter(answer, lent.session, prompt, how)
-                    tokens = lent.session.generate(writer.prompt, how.sampling, writer.max_tokens)
+                    tokens = lent.session.generate(
+                        writer.prompt, how.sampling, writer.max_tokens, writer.said
+                    )
                     async with aclosing(tokens):
                         async for token in tokens:
                             text = writer.take(token)

@@ -1,6 +1,6 @@
 """How the next token is drawn from logits, and what is reported of them."""
 
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from typing import Any, Final
 
 from attrs import field, frozen, validators
@@ -17,12 +17,28 @@ TOP_LOGPROBS_MAX = 20
 """OpenAI's limit: each costs the answer some bytes and nobody reads more."""
 
 
+LOGIT_BIAS_MAX = 1024
+"""Tokens: OpenAI takes 300, and each is looked at for each token."""
+
+GRAMMAR_CHARS_MAX = 512 * 1024
+"""Schemas of a hundred tools have 200,000."""
+
+REPEAT_LAST_N_MAX = 4096
+"""More than penalties are of use for: they are counted for each token."""
+
+
+def _pairs(given: Iterable[Iterable[Any]]) -> tuple[tuple[int, float], ...]:
+    return tuple((int(token), float(bias)) for token, bias in given)
+
+
 @frozen
 class Sampling:
     """llama.cpp's samplers, applied in the order of the fields."""
 
     repeat_penalty: float = field(default=1.0, validator=[validators.gt(0), validators.le(10)])
-    repeat_last_n: int = field(default=64, validator=[validators.ge(0), validators.le(4096)])
+    repeat_last_n: int = field(
+        default=64, validator=[validators.ge(0), validators.le(REPEAT_LAST_N_MAX)]
+    )
     """How many of the last tokens, the prompt's included, the penalty looks back on."""
     frequency_penalty: float = field(default=0.0, validator=[validators.ge(-2), validators.le(2)])
     presence_penalty: float = field(default=0.0, validator=[validators.ge(-2), validators.le(2)])
@@ -38,6 +54,12 @@ class Sampling:
     )
     """How many of the likeliest tokens to tell beside each drawn one; None tells nothing. It
     changes no draw."""
+    logit_bias: tuple[tuple[int, float], ...] = field(
+        default=(), converter=_pairs, validator=validators.max_len(LOGIT_BIAS_MAX)
+    )
+    """Tokens, and what is added to the logit of each before all else."""
+    grammar: str = field(default="", validator=validators.max_len(GRAMMAR_CHARS_MAX))
+    """What the answer keeps to, as ``Tokenizer.read_grammar`` gives it; empty allows anything."""
 
     @property
     def is_penalised(self) -> bool:

@@ -42,7 +42,7 @@ class TextStream:
             self.stopped, self._held = True, ""
             _, start = min(found)
             return text[:start]
-        keep = max((_overlap(text, stop) for stop in self._stops), default=0)
+        keep = max((overlap(text, stop) for stop in self._stops), default=0)
         split = len(text) - keep
         self._held = text[split:]
         return text[:split]
@@ -53,7 +53,7 @@ def printable(text: str) -> str:
     return "".join(c if c.isprintable() else " " for c in text)
 
 
-def _overlap(text: str, stop: str) -> int:
+def overlap(text: str, stop: str) -> int:
     """How many characters at the text's end could be the beginning of the stop string."""
     return next(
         (n for n in range(min(len(stop) - 1, len(text)), 0, -1) if text.endswith(stop[:n])), 0

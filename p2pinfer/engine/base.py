@@ -1,6 +1,6 @@
 """What roles need of an engine: ``llama.engine`` has llama.cpp's, tests bring their own."""
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -123,8 +123,14 @@ class NextToken:
 class EndsSession(Protocol):
     """One session's KV cells in the first and the last layers, and its sampler."""
 
-    def start(self, sampling: Sampling, recent: list[int]) -> None:
-        """Use these settings from now on; ``recent``: the tokens that penalties look back on."""
+    def start(self, sampling: Sampling, recent: list[int], said: Sequence[int] = ()) -> None:
+        """Sample so from now on.
+
+        Args:
+            sampling: how.
+            recent: the tokens that a penalty may look back on.
+            said: the answer's tokens so far, which its grammar has taken already.
+        """
         ...
 
     async def embed(self, position: int, tokens: list[int], *, regime: Regime) -> Decoded:

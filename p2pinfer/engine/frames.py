@@ -8,7 +8,8 @@ A frame is four bytes of length, little-endian, and a msgpack array. The node se
     ["embed", number, slot, position, regime, tokens]   the first end: tokens in, rows out
     ["absorb", number, slot, position, regime, rows]    the last end: only fill its KV cache
     ["next", number, slot, position, regime, rows]      the last end: sample what follows
-    ["sampling", slot, {fields of Sampling}, recent]    no answer
+    ["sampling", slot, {fields of Sampling}, recent, said]
+                                                        no answer
     ["close", slot]                                     no answer
 
 ``layers`` is how many of the slice's layers the session runs. Answers carry the number:

@@ -14,13 +14,14 @@ import math
 import signal
 import sys
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from datetime import datetime
 from functools import lru_cache
-from itertools import chain, groupby, pairwise
+from itertools import chain, pairwise
 from pathlib import Path
+from types import MappingProxyType
 from typing import Any, NoReturn
 
 import jinja2
@@ -34,8 +35,9 @@ from p2pinfer.core.errors import UserError
 from p2pinfer.engine.helper_process import Helper, HelperEnded, answer_questions
 from p2pinfer.engine.special_tokens import NO_SPECIAL_TOKENS, SpecialTokens, Spellings
 
-Message = dict[str, str]
-"""``role`` (system, user, assistant) and ``content``."""
+Message = dict[str, Any]
+"""``role`` (system, user, assistant, tool) and ``content``, a text; what calls tools has OpenAI's
+``tool_calls`` too, and what they gave the ``tool_call_id``."""
 
 TEMPLATE_CHARS_MAX = 1_000_000
 """Of a file; the longest known has 30,000."""
@@ -149,7 +151,14 @@ class ChatTemplate:
         arguments = [str(RENDER_CPU_S_MAX)]
         self._helper = Helper("p2pinfer.engine.template", *arguments, answer_s_max=RENDER_S_MAX)
 
-    async def render(self, messages: Sequence[Message], *, parse_special: bool = False) -> Prompt:
+    async def render(
+        self,
+        messages: Sequence[Message],
+        *,
+        parse_special: bool = False,
+        tools: Sequence[Mapping[str, Any]] = (),
+        options: Mapping[str, Any] = MappingProxyType({}),
+    ) -> Prompt:
         """Return the prompt that asks the assistant for the next message.
 
         Where the template refuses a conversation as it is, turns of one role that follow each
@@ -158,11 +167,14 @@ class ChatTemplate:
         Args:
             messages: the conversation so far.
             parse_special: take what spells a control token in it for one.
+            tools: what may be called, as OpenAI describes it.
+            options: values that the template may know, by their names.
 
         Raises:
             UserError: the template refuses these messages, or takes too much time or memory.
         """
-        question = [self._config, list(messages), parse_special, self._now()]
+        more = json.dumps([list(messages), list(tools) or None, dict(options)])
+        question = [self._config, more, parse_special, self._now()]
         try:
             text, literal, problem = await self._helper.ask(question)
         except HelperEnded as error:
@@ -246,34 +258,41 @@ class _Compiled:
     def _tells(self, messages: list[Message]) -> bool:
         """Whether the needle in a conversation comes through."""
         try:
-            return _NEEDLE in self._generate(messages, 0)
+            return _NEEDLE in self._generate(messages, 0, {})
         except Exception:  # noqa: BLE001 -- a template may raise anything at all
             return False
 
     def render(
-        self, messages: list[Message], now: int, *, parse_special: bool
+        self,
+        messages: list[Message],
+        now: int,
+        *,
+        parse_special: bool,
+        tools: list[Any] | None = None,
+        options: Mapping[str, Any] = MappingProxyType({}),
     ) -> tuple[str, list[int]]:
         """Return a prompt and where it is literal; raises what the template does."""
         mark = ""
         if not parse_special:
-            messages, mark = self._marked(messages)
+            (messages, tools), mark = self._marked([messages, tools])
+        values = {**options, "tools": tools}
         refusal: Exception | None = None
         for form in _forms(messages, knows_system=self._knows_system):
             try:
-                return _unmarked(self._generate(form, now), mark)
+                return _unmarked(self._generate(form, now, values), mark)
             except Exception as error:  # noqa: BLE001
                 refusal = refusal or error
         assert refusal
         raise refusal
 
-    def _generate(self, messages: list[Message], now: int) -> str:
+    def _generate(self, messages: list[Message], now: int, more: Mapping[str, Any]) -> str:
         def strftime_now(form: str) -> str:
             return datetime.fromtimestamp(now).astimezone().strftime(form)
 
         given: list[Any] = list(messages)
         if self._wants_parts:
             given = [{**m, "content": [{"type": "text", "text": m["content"]}]} for m in messages]
-        values = {**self._values, "messages": given, "strftime_now": strftime_now}
+        values = {**self._values, **more, "messages": given, "strftime_now": strftime_now}
         prompt = ""
         for part in self._template.generate(values):
             prompt += part
@@ -281,26 +300,48 @@ class _Compiled:
                 raise MemoryError(f"it makes more than {PROMPT_CHARS_MAX:,} characters")
         return prompt
 
-    def _marked(self, messages: list[Message]) -> tuple[list[Message], str]:
-        """Put a character that occurs in no message into texts that spell control tokens.
+    def _marked(self, given: Any) -> tuple[Any, str]:
+        """Put a character that occurs in no text into texts that spell control tokens.
 
         So they are found in the prompt, whatever the template does with a text.
         """
-        contents = [message["content"] for message in messages]
-        spelled = [[at for at, _ in self._spellings.find(content)] for content in contents]
-        if not any(spelled):
-            return messages, ""
-        taken = set(self._source).union(*contents)
+        texts = list(_texts(given))
+        if not any(True for text in texts for _ in self._spellings.find(text)):
+            return given, ""
+        taken = set(self._source).union(*texts)
         mark = next((c for c in map(chr, chain(*_MARKS)) if c not in taken), None)
         if mark is None:
             raise jinja2.TemplateError("it holds every character of private use")
-        marked = []
-        for message, places in zip(messages, spelled, strict=True):
-            content = message["content"]
-            cuts = [0, *(at + 1 for at in places), len(content)]
-            pieces = [content[begin:end] for begin, end in pairwise(cuts)]
-            marked.append({**message, "content": mark.join(pieces)})
-        return marked, mark
+
+        def put(text: str) -> str:
+            places = [at + 1 for at, _ in self._spellings.find(text)]
+            return mark.join(text[begin:end] for begin, end in pairwise([0, *places, len(text)]))
+
+        return _changed(given, put), mark
+
+
+def _texts(value: Any) -> Iterator[str]:
+    """Yield all texts in JSON, names included."""
+    if isinstance(value, str):
+        yield value
+    elif isinstance(value, list):
+        for each in value:
+            yield from _texts(each)
+    elif isinstance(value, dict):
+        for name, each in value.items():
+            yield name
+            yield from _texts(each)
+
+
+def _changed(value: Any, change: Callable[[str], str]) -> Any:
+    """Return JSON with all its texts changed."""
+    if isinstance(value, str):
+        return change(value)
+    if isinstance(value, list):
+        return [_changed(each, change) for each in value]
+    if isinstance(value, dict):
+        return {change(name): _changed(each, change) for name, each in value.items()}
+    return value
 
 
 def _unmarked(text: str, mark: str) -> tuple[str, list[int]]:
@@ -317,26 +358,48 @@ def _unmarked(text: str, mark: str) -> tuple[str, list[int]]:
 
 def _forms(messages: list[Message], *, knows_system: bool) -> Iterator[list[Message]]:
     """Yield a conversation as it is, or nearly, and then in forms that stricter templates take."""
-    is_led = knows_system and messages[0]["role"] == "system"
-    lead, rest = (messages[:1], messages[1:]) if is_led else ([], messages)
-    folded = _folded(messages)
-    forms = [
-        messages if knows_system else folded,
-        _merged(messages if knows_system else folded),
-        lead + _merged(_folded(rest)),
-        _merged(folded),
-    ]
-    for at, form in enumerate(forms):
-        if form not in forms[:at]:
-            yield form
+    parsed = [_parsed(each) for each in messages]
+    for given in (parsed, messages):
+        is_led = knows_system and given[0]["role"] == "system"
+        lead, rest = (given[:1], given[1:]) if is_led else ([], given)
+        folded = _folded(given)
+        forms = [
+            given if knows_system else folded,
+            _merged(given if knows_system else folded),
+            lead + _merged(_folded(rest)),
+            _merged(folded),
+        ]
+        for at, form in enumerate(forms):
+            if form not in forms[:at]:
+                yield form
+        if parsed == messages:
+            return
+
+
+def _parsed(message: Message) -> Message:
+    """Return a message whose calls have arguments, and not a text that spells them.
+
+    Most templates want them so; those that want the text fail at it.
+    """
+    calls = []
+    for call in message.get("tool_calls", ()):
+        function = call["function"]
+        with suppress(ValueError):
+            function = {**function, "arguments": json.loads(function["arguments"])}
+        calls.append({**call, "function": function})
+    return {**message, "tool_calls": calls} if calls else message
 
 
 def _merged(messages: list[Message]) -> list[Message]:
     """Merge turns of one role that follow each other, a blank line between them (as Ollama)."""
-    return [
-        {"role": role, "content": "\n\n".join(each["content"] for each in turns)}
-        for role, turns in groupby(messages, lambda each: each["role"])
-    ]
+    merged: list[Message] = []
+    for message in messages:
+        last = merged[-1] if merged else {}
+        if message.keys() == last.keys() == {"role", "content"} and last["role"] == message["role"]:
+            merged[-1] = {**last, "content": f"{last['content']}\n\n{message['content']}"}
+        else:
+            merged.append(message)
+    return merged
 
 
 def _folded(messages: list[Message]) -> list[Message]:
@@ -381,9 +444,11 @@ def _compiled(config: bytes) -> _Compiled:
 
 def _answer(question: list[Any]) -> list[Any]:
     """Return the prompt and where it is literal, or else what is wrong."""
-    config, messages, parse_special, now = question
+    config, more, parse_special, now = question
     try:
-        return [*_compiled(config).render(messages, now, parse_special=parse_special), None]
+        messages, tools, options = json.loads(more)
+        how = {"parse_special": parse_special, "tools": tools, "options": options}
+        return [*_compiled(config).render(messages, now, **how), None]
     except Exception as error:  # noqa: BLE001
         return ["", [], f"{type(error).__name__}: {error}"[:500]]
 

@@ -76,9 +76,11 @@ class Session:
         return min(sum(1 for _ in common), len(prompt) - 1)
 
     async def generate(
-        self, prompt: Sequence[int], sampling: Sampling, max_tokens: int
+        self, prompt: Sequence[int], sampling: Sampling, max_tokens: int, said: int = 0
     ) -> AsyncGenerator[Token, None]:
         """Yield the tokens that follow a prompt, until the model ends or ``max_tokens`` are made.
+
+        ``said`` of the prompt's last tokens are the answer's own, made in another session.
 
         The caches keep what they already hold of the prompt's beginning. After stopping early, this
         may be called again at once: rows still on their way are ignored and overwritten.
@@ -97,7 +99,9 @@ class Session:
         answer = self._answers
         self._chain.forget()
         try:
-            self._cells.start(sampling, list(prompt[-max(1, sampling.repeat_last_n) :]))
+            recent = list(prompt[-max(1, sampling.repeat_last_n) :])
+            held = said if sampling.grammar else 0
+            self._cells.start(sampling, recent, prompt[len(prompt) - held :])
             following, stages_us = await self._prefill(prompt)
             for made in range(1, max_tokens + 1):
                 position = len(self.tokens)

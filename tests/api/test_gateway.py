@@ -20,6 +20,7 @@ from p2pinfer.core.continuity import Break
 from p2pinfer.core.errors import UserError
 from p2pinfer.core.ids import PeerId
 from p2pinfer.core.trust import Trust
+from p2pinfer.engine.template import Prompt
 from tests.support.fake_gateway import Call, fake_gateway, http
 from transports.traffic import TRAFFIC
 
@@ -31,10 +32,10 @@ KEY = {"authorization": "Bearer secret"}
 def _renders_plainly(monkeypatch: pytest.MonkeyPatch) -> None:
     """Make prompts without a template: its process would not wait for a mock clock."""
 
-    async def prompt_of(swarm: Swarm, messages: list[dict[str, str]], **_: bool) -> list[int]:
-        return await swarm.tokenize(" ".join(each["content"] for each in messages))
+    async def render(_: Swarm, messages: list[dict[str, str]], **_more: object) -> Prompt:
+        return Prompt(" ".join(each["content"] for each in messages))
 
-    monkeypatch.setattr(Swarm, "prompt_of", prompt_of)
+    monkeypatch.setattr(Swarm, "render", render)
 
 
 async def test_models_are_listed_and_found_by_any_of_their_names(
@@ -399,3 +400,20 @@ async def test_page_is_served_with_a_policy(autojump_clock: MockClock) -> None:
     policy = page.headers["content-security-policy"]
     assert "default-src 'none'" in policy
     assert "unsafe" not in policy
+
+
+async def test_answers_are_held_to_the_grammar_that_was_read(autojump_clock: MockClock) -> None:
+    """A bad one, and a token that there is not, are a client's mistake."""
+    async with fake_gateway() as (_, client, app), http(app) as ask:
+        good = {**WORDS, "grammar": "root", "logit_bias": {"5": 2}}
+        assert (await ask.post("/v1/completions", json=good)).status_code == 200
+        sampled = client.made.ends.started[-1]
+        assert (sampled.grammar, sampled.logit_bias) == ("gbnf: root", ((5, 2.0),))
+        for bad, words in (
+            ({"grammar": "bad"}, "cannot be kept to"),
+            ({"response_format": {"type": "json_object", "schema": {"bad": 1}}}, "it is bad"),
+            ({"logit_bias": {"50": 1}}, "from 0 to 49"),
+        ):
+            reply = await ask.post("/v1/completions", json={**WORDS, **bad})
+            assert reply.status_code == 400
+            assert words in reply.json()["error"]["message"]

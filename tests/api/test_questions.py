@@ -1,5 +1,6 @@
 """What clients may ask for, and in which words they are refused."""
 
+import re
 from contextlib import suppress
 from dataclasses import replace
 from typing import Any
@@ -9,9 +10,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from p2pinfer.api.problems import Problem
-from p2pinfer.api.questions import Question, chat_question, completion_question
+from p2pinfer.api.questions import (
+    TOKENS_MAX,
+    UNKNOWN_TOLD_MAX,
+    Question,
+    chat_question,
+    completion_question,
+)
 from p2pinfer.client.answer import ChatOptions
-from p2pinfer.core.sampling import Sampling
+from p2pinfer.client.grammars import Shape, json_shape
+from p2pinfer.client.tool_calls import Tool, Tools
+from p2pinfer.core.sampling import REPEAT_LAST_N_MAX, Sampling
 
 DEFAULTS = ChatOptions(Sampling(temperature=0.5, top_k=30), max_tokens=100, stops=("END",))
 HELLO = [{"role": "user", "content": "Hello"}]
@@ -108,13 +117,12 @@ def test_messages_may_come_in_parts_and_from_developers() -> None:
 
 
 def test_assistant_may_have_said_nothing() -> None:
-    """Clients send null for that; others must have said something, and nobody calls tools."""
+    """Clients send null for that; others must have said something."""
     said = [*HELLO, {"role": "assistant", "content": None}, *HELLO]
     assert ask(messages=said).messages[1] == {"role": "assistant", "content": ""}
     for message in (
         {"role": "user", "content": None},
         {"role": "system"},
-        {"role": "assistant", "content": None, "tool_calls": [{"id": "x"}]},
     ):
         assert refusal(messages=[message]).status == 400
 
@@ -128,14 +136,13 @@ def test_special_tokens_in_messages_are_text_unless_asked() -> None:
     assert chat_question({**body, "parse_special": None}, defaults, 7).how.parse_special
     assert not chat_question({**body, "parse_special": False}, defaults, 7).how.parse_special
     assert refusal(parse_special="yes").param == "parse_special"
-    with pytest.raises(Problem, match="Unknown parameter"):
-        completion_question({"model": "x", "prompt": "x", "parse_special": True}, DEFAULTS, 7)
+    completion = {"model": "x", "prompt": "x", "parse_special": True}  # as completions always do
+    assert completion_question(completion, DEFAULTS, 7).how == complete("x").how
 
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("tools", [{"type": "function"}]), ("response_format", {"type": "json"}),
-     ("logit_bias", {"5": 1}), ("tool_choice", "required"), ("audio", {})],
+    [("guided_json", {"type": "object"}), ("functions", [{"name": "f"}]), ("audio", {})],
 )  # fmt: skip
 def test_what_cannot_be_honoured_is_refused_by_name(name: str, value: Any) -> None:
     """Rather than ignored: the answer would not be what was asked for."""
@@ -146,9 +153,10 @@ def test_what_cannot_be_honoured_is_refused_by_name(name: str, value: Any) -> No
 
 @pytest.mark.parametrize(
     ("name", "value"),
-    [("temperature", 2.1), ("temperature", "hot"), ("temperature", float("nan")), ("top_p", True),
+    [("temperature", 100.1), ("temperature", "hot"), ("temperature", float("nan")), ("top_p", True),
      ("temperature", float("inf")), ("temperature", 10**400),
-     ("max_tokens", 0), ("max_tokens", 1.5), ("n", 9), ("stop", [1]), ("stop", ["x"] * 17),
+     ("max_tokens", 0), ("max_tokens", -2), ("max_tokens", 1.5), ("top_k", -2),
+     ("n", 9), ("stop", [1]), ("stop", ["x"] * 17),
      ("stream", 1), ("seed", "x"), ("stream_options", []), ("messages", []), ("messages", "x"),
      ("messages", ["x"]), ("logprobs", 1), ("top_logprobs", 1), ("top_logprobs", 21)],
 )  # fmt: skip
@@ -162,20 +170,74 @@ def test_values_out_of_range_are_named(name: str, value: Any) -> None:
 
 @pytest.mark.parametrize(
     "message",
-    [{}, {"role": "tool", "content": "x"}, {"role": "user"}, {"role": "user", "content": 5},
+    [{}, {"role": "tool", "content": "x"}, {"role": "function", "content": "x"},
+     {"role": "user"}, {"role": "user", "content": 5},
      {"role": "user", "content": [{"type": "image_url", "image_url": {"url": "x"}}]},
      {"role": "assistant", "content": "x", "tool_calls": [{}]}],
 )  # fmt: skip
 def test_messages_that_a_text_model_cannot_read_are_refused(message: Any) -> None:
-    """Images, tools, and what is no message."""
+    """Images, calls that are none, and what is no message."""
     assert "messages[0]" in str(refusal(messages=[message]).param)
 
 
-def test_what_openai_does_not_know_is_refused_as_there() -> None:
-    """In its very words."""
-    found = refusal(tempurature=1)
-    assert (found.message, found.code) == ("Unknown parameter: 'tempurature'.", "unknown_parameter")
+def test_slip_of_the_pen_is_refused_and_what_is_meant_is_named() -> None:
+    """Its author wants an answer that they would not get."""
+    for slip, meant in (
+        ("tempurature", "temperature"),
+        ("max_token", "max_tokens"),
+        ("topp_p", "top_p"),
+        ("stream_option", "stream_options"),
+    ):
+        found = refusal(**{slip: 1})
+        assert found.code == "unknown_parameter"
+        assert found.message == f"Unknown parameter: '{slip}'. Is '{meant}' meant?"
     assert refusal(messages=None).code == "missing_required_parameter"
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("cache_prompt", True), ("keep_alive", "5m"), ("session_id", "x"), ("min_tokens", 0),
+     ("stop_token_ids", []), ("ignore_eos", False), ("mirostat", 0), ("typical_p", 1.0),
+     ("dry_multiplier", 0.0), ("dry_base", 1.75), ("add_generation_prompt", True),
+     ("stream_options", {"continuous_usage_stats": True}), ("id_slot", -1), ("tools", []),
+     ("xtc_probability", 0), ("xtc_threshold", 0.1), ("audio", None), ("best_of", 1)],
+)  # fmt: skip
+def test_what_changes_no_answer_is_taken(name: str, value: Any) -> None:
+    """Other servers know it, so clients send it."""
+    assert replace(ask(**{name: value}), ignored=()) == ask()
+
+
+@pytest.mark.parametrize(
+    ("name", "value"),
+    [("min_tokens", 5), ("stop_token_ids", [2]), ("ignore_eos", True), ("mirostat", 2),
+     ("typical_p", 0.5), ("dry_multiplier", 0.8), ("xtc_probability", 0.5), ("best_of", 2),
+     ("echo", True), ("suffix", "}"), ("options", {"temperature": 0}), ("ignore_eos", 0),
+     ("add_generation_prompt", False), ("continue_final_message", True)],
+)  # fmt: skip
+def test_what_other_servers_do_with_an_answer_is_refused_by_name(name: str, value: Any) -> None:
+    """Nobody is to take our answer for what they asked for."""
+    found = refusal(**{name: value})
+    assert (found.code, found.param) == ("unsupported_parameter", name)
+
+
+def test_unknown_names_are_told_as_far_as_a_header_can() -> None:
+    """Not what would break one."""
+    asked = ask(**{"my_vendor_hint": 1, "x-y": {}, "ü": 1, "a b\r\n": 1, "z" * 99: 1})
+    assert asked.ignored == ("my_vendor_hint", "x-y")
+    assert refusal(**{f"vendor{n}": n for n in range(300)}).status == 400
+    assert len(ask(**{f"vendor{n}": n for n in range(100)}).ignored) == UNKNOWN_TOLD_MAX
+
+
+def test_minus_one_and_other_servers_words_are_understood() -> None:
+    """No limit, no filter; a repetition penalty by its other name."""
+    asked = ask(top_k=-1, max_tokens=-1, repetition_penalty=1.2, repeat_last_n=-1, temperature=2.5)
+    assert asked.how.max_tokens == TOKENS_MAX
+    found = asked.how.sampling
+    assert (found.top_k, found.repeat_penalty, found.repeat_last_n) == (0, 1.2, REPEAT_LAST_N_MAX)
+    assert found.temperature == 2.5
+    assert ask(n_predict=5).how.max_tokens == 5
+    assert ask(n_predict=5, max_tokens=6).how.max_tokens == 6
+    assert refusal(repetition_penalty="x").param == "repetition_penalty"
 
 
 def complete(prompt: Any) -> Question:
@@ -196,6 +258,111 @@ def test_prompts_are_texts_or_tokens_or_several() -> None:
             complete(bad)
 
 
+OBJECT = {"type": "object"}
+FUNCTION = {"name": "look", "description": "Look.", "parameters": OBJECT}
+TOOLS = [{"type": "function", "function": FUNCTION}]
+
+
+def test_tools_arrive_with_how_they_are_chosen() -> None:
+    """None offers nothing; a named one is the only one, and must be called."""
+    look, other = Tool("look", "Look.", OBJECT), Tool("other", "", {**OBJECT, "properties": {}})
+    two = [*TOOLS, {"function": {"name": "other"}}]
+    assert ask(tools=two).tools == Tools((look, other))
+    assert ask(tools=two, tool_choice="required", parallel_tool_calls=False).tools == Tools(
+        (look, other), must=True, several=False
+    )
+    named = {"type": "function", "function": {"name": "other"}}
+    assert ask(tools=two, tool_choice=named).tools == Tools((other,), must=True, several=False)
+    assert ask(tools=two, tool_choice="none").tools is None
+    assert ask(tools=[], tool_choice="auto").tools is None
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [{"tools": {}}, {"tools": ["x"]}, {"tools": [{"type": "web_search"}]}, {"tools": TOOLS * 2},
+     {"tools": [{"function": {"name": "a b"}}]}, {"tools": [{"function": {"name": ""}}]},
+     {"tools": [{"function": {"name": "f", "parameters": []}}]}, {"tool_choice": "required"},
+     {"tools": TOOLS, "tool_choice": "sometimes"}, {"tools": TOOLS, "tool_choice": ["auto"]},
+     {"tools": TOOLS, "tool_choice": {"function": {"name": "other"}}},
+     {"tools": TOOLS, "grammar": "root"}, {"tools": [{"function": {**FUNCTION, "strict": 1}}]},
+     {"parallel_tool_calls": "yes"}, {"chat_template_kwargs": []}, {"think": "no"},
+     {"reasoning_effort": 5}],
+)  # fmt: skip
+def test_tools_that_cannot_be_called_are_named(bad: Any) -> None:
+    """Which parameter, and what it may be."""
+    found = refusal(**bad)
+    assert found.status == 400
+    assert re.split(r"[.\[]", str(found.param))[0] in bad
+
+
+def test_history_keeps_its_calls_and_what_they_gave() -> None:
+    """Arguments are text; what a template does not need goes."""
+    call = {"id": "c1", "type": "function", "function": {"name": "look", "arguments": "{}"}}
+    said = [
+        *HELLO,
+        {"role": "assistant", "content": None, "tool_calls": [{**call, "index": 0}]},
+        {"role": "tool", "tool_call_id": "c1", "content": [{"type": "text", "text": "Dark."}]},
+    ]
+    assert ask(messages=said).messages == [
+        *HELLO,
+        {"role": "assistant", "content": "", "tool_calls": [call]},
+        {"role": "tool", "content": "Dark.", "tool_call_id": "c1"},
+    ]
+    for bad in ([5], [{"id": "x"}], [{"function": {"name": "f"}}], "x",
+                [{"id": "x", "function": {"name": "f", "arguments": 5}}]):  # fmt: skip
+        assert refusal(messages=[{"role": "assistant", "tool_calls": bad}]).status == 400
+
+
+def test_thinking_is_switched_by_any_of_its_names() -> None:
+    """What the template is told."""
+    for how in ({"think": False}, {"enable_thinking": False}, {"reasoning_effort": "none"},
+                {"chat_template_kwargs": {"enable_thinking": False}}):  # fmt: skip
+        assert ask(**how).options == {"enable_thinking": False}
+    assert ask(reasoning_effort="low").options == {"reasoning_effort": "low"}
+    assert ask(chat_template_kwargs={"a": [1]}).options == {"a": [1]}
+
+
+@pytest.mark.parametrize(
+    ("wanted", "grammar"),
+    [({"response_format": {"type": "json_object"}}, json_shape(OBJECT, strict=False)),
+     ({"response_format": {"type": "json_object", "schema": {"type": "array"}}},
+      json_shape({"type": "array"}, strict=False)),
+     ({"response_format": {"type": "json_schema", "json_schema": {
+         "name": "x", "strict": True, "schema": OBJECT}}}, json_shape(OBJECT, strict=True)),
+     ({"response_format": {"type": "text"}, "grammar": ""}, None),
+     ({"grammar": 'root ::= "a"'}, Shape('root ::= "a"', is_gbnf=True))],
+)  # fmt: skip
+def test_answers_may_be_held_to_a_shape(wanted: Any, grammar: Shape | None) -> None:
+    """In chats and in completions."""
+    assert ask(**wanted).shape == grammar
+    assert completion_question({"prompt": "x", **wanted}, DEFAULTS, 7).shape == grammar
+
+
+@pytest.mark.parametrize(
+    "bad",
+    [{"response_format": "json"}, {"response_format": {"type": "json"}},
+     {"response_format": {"type": "json_schema"}}, {"grammar": 5},
+     {"response_format": {"type": "json_schema", "json_schema": {"schema": []}}},
+     {"response_format": {"type": "json_schema", "json_schema": {"schema": {}, "strict": 1}}},
+     {"response_format": {"type": "json_object"}, "grammar": "root"}],
+)  # fmt: skip
+def test_shapes_that_are_none_are_named(bad: Any) -> None:
+    """Before anything is asked of a model."""
+    found = refusal(**bad)
+    assert found.status == 400
+    assert str(found.param).split(".")[0] in bad
+
+
+def test_biases_are_pairs_of_a_token_and_a_number() -> None:
+    """As OpenAI writes them and as llama.cpp does; 0 asks for nothing."""
+    assert ask(logit_bias={"5": -100, "7": 0.5}).how.sampling.logit_bias == ((5, -100), (7, 0.5))
+    assert ask(logit_bias=[[5, 1]]).how.sampling.logit_bias == ((5, 1.0),)
+    assert ask(logit_bias={"x": 0}) == ask(logit_bias={}) == ask()
+    for bad in ({"x": 1}, {"5": 101}, {"5": "1"}, {"-5": 1}, {"٣": 1}, [5], 5, {"5": True}):
+        assert str(refusal(logit_bias=bad).param).startswith("logit_bias")
+    assert refusal(logit_bias={str(n): 1 for n in range(2000)}).param == "logit_bias"
+
+
 JSON = st.recursive(
     st.none() | st.booleans() | st.integers() | st.floats() | st.text(),
     lambda inner: st.lists(inner, max_size=3) | st.dictionaries(st.text(), inner, max_size=3),
@@ -205,7 +372,18 @@ JSON = st.recursive(
 
 @given(
     st.sampled_from(
-        ["messages", "stop", "n", "temperature", "tools", "seed", "stream_options", "logit_bias"]
+        [
+            "messages",
+            "stop",
+            "n",
+            "temperature",
+            "tools",
+            "seed",
+            "stream_options",
+            "logit_bias",
+            "response_format",
+            "grammar",
+        ]
     ),
     JSON,
 )

@@ -11,9 +11,11 @@ import time
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Annotated, Any, Literal
 
 import httpx
 import openai
+import pydantic
 import pytest
 
 from tests.support.gateways import RunningGateway, running_gateway
@@ -340,3 +342,77 @@ def test_health_depends_on_the_only_holder_of_layers(home: Path) -> None:
         for peer in peers:
             peer.process.send_signal(signal.SIGCONT)
             peer.stop()
+
+
+class Person(pydantic.BaseModel):
+    """What an answer is to be."""
+
+    name: Annotated[str, pydantic.Field(max_length=20)]
+    age: Annotated[int, pydantic.Field(ge=1, le=99)]
+    traits: Annotated[list[Literal["kind", "tall"]], pydantic.Field(max_length=2)]
+
+
+WEATHER: Any = {
+    "type": "function",
+    "function": {
+        "name": "weather",
+        "description": "Say what the weather of a place is.",
+        "parameters": {
+            "type": "object",
+            "properties": {
+                "place": {"type": "string", "maxLength": 20},
+                "unit": {"enum": ["C", "F"]},
+            },
+            "required": ["place", "unit"],
+            "additionalProperties": False,
+        },
+    },
+}
+
+
+def test_official_client_parses_into_a_model(client: openai.OpenAI) -> None:
+    """Even the smallest model gives what the class says."""
+    asked: Any = {"model": "default", "messages": SAY, "response_format": Person, "max_tokens": 120}
+    found = client.chat.completions.parse(**asked, temperature=0)
+    assert isinstance(found.choices[0].message.parsed, Person)
+    hot = client.chat.completions.parse(**asked, temperature=1.5, seed=3)
+    assert isinstance(hot.choices[0].message.parsed, Person)
+
+
+def test_official_client_calls_tools(client: openai.OpenAI) -> None:
+    """Whole and streamed alike; then the model reads what the tool gave."""
+    asked: Any = {
+        "model": "default",
+        "messages": [{"role": "user", "content": "What is the weather in Paris?"}],
+        "tools": [WEATHER],
+        "tool_choice": {"type": "function", "function": {"name": "weather"}},
+        "max_tokens": 100,
+        "seed": 5,
+        "temperature": 0.5,
+    }
+    (choice,) = client.chat.completions.create(**asked).choices
+    (call,) = choice.message.tool_calls
+    assert choice.finish_reason == "tool_calls"
+    arguments = json.loads(call.function.arguments)
+    assert set(arguments) == {"place", "unit"}
+    assert arguments["unit"] in {"C", "F"}
+    pieces = [c.choices[0] for c in client.chat.completions.create(**asked, stream=True)]
+    (streamed,) = [each for piece in pieces for each in piece.delta.tool_calls or []]
+    assert streamed.function.arguments == call.function.arguments
+    asked["messages"] += [
+        choice.message.model_dump(exclude_none=True),
+        {"role": "tool", "tool_call_id": call.id, "content": "12 degrees and rain"},
+    ]
+    said = client.chat.completions.create(**{**asked, "tool_choice": "none"}).choices[0].message
+    assert said.content
+
+
+def test_bad_grammars_are_refused_while_others_are_answered(client: openai.OpenAI) -> None:
+    """With a sentence; the engine goes on."""
+    asked: Any = {"model": "default", "messages": SAY}
+    for bad in ("root ::= (", "nonsense", "root ::= " + "(" * 5000):
+        with pytest.raises(openai.BadRequestError, match="cannot be kept to"):
+            client.chat.completions.create(**asked, extra_body={"grammar": bad})
+    good = {"grammar": 'root ::= "yes" | "no"'}
+    found = client.chat.completions.create(**asked, extra_body=good)
+    assert found.choices[0].message.content in {"yes", "no"}

@@ -242,10 +242,26 @@ def test_refusal_is_shown_in_the_gateways_words(page: Page) -> None:
     expect(page.locator(".problem")).to_have_text("The swarm is busy.")
 
 
-def answer_with(page: Page, text: str) -> None:
-    """Have the gateway's next answers be this text."""
+def test_thoughts_are_folded(page: Page) -> None:
+    """Apart from the answer, text like it, and not sent back with the next question."""
+    answer_with(page, "Four.", thoughts="Two and two <b>")
+    ask(page, "2 + 2?")
+    said = page.locator(".turn.assistant .said")
+    expect(said).to_contain_text("Four.")
+    expect(said.get_by_text("Two and two <b>")).to_be_hidden()
+    said.get_by_text("What it thought").click()
+    expect(said.get_by_text("Two and two <b>")).to_be_visible()
+    with page.expect_request("**/v1/chat/completions") as asked:
+        ask(page, "And 3 + 3?")
+    assert "Two and two" not in (asked.value.post_data or "")
+
+
+def answer_with(page: Page, text: str, thoughts: str = "") -> None:
+    """Have the gateway's next answers be this text, and before it these thoughts."""
+    thought = {"choices": [{"index": 0, "delta": {"reasoning_content": thoughts}}]}
     chunk = {"choices": [{"index": 0, "delta": {"content": text}, "finish_reason": "stop"}]}
-    body = f"data: {json.dumps(chunk)}\n\ndata: [DONE]\n\n"
+    chunks = [thought, chunk] if thoughts else [chunk]
+    body = "".join(f"data: {json.dumps(each)}\n\n" for each in chunks) + "data: [DONE]\n\n"
     page.route(
         "**/v1/chat/completions",
         lambda route: route.fulfill(status=200, content_type="text/event-stream", body=body),

@@ -13,7 +13,7 @@ import numpy as np
 import trio
 from blake3 import blake3
 
-from p2pinfer.core.errors import EngineDied, EngineError, PromptTooLong
+from p2pinfer.core.errors import EngineDied, EngineError, PromptTooLong, UserError
 from p2pinfer.core.regimes import Regime
 from p2pinfer.core.sampling import Sampling
 from p2pinfer.engine.base import Candidate, Decoded, Done, EngineBusy, EngineSession, NextToken
@@ -208,9 +208,16 @@ class _FakeEndsSession(_FakeCells):
         self._last = FakeLayers(ends.machine, "the last end")
         self._seed = b""
         self._told: int | None = None
+        self._script: list[bytes] | None = None
 
-    def start(self, sampling: Sampling, recent: list[int]) -> None:
-        """Draw by a seed where the temperature is not 0."""
+    def start(self, sampling: Sampling, recent: list[int], said: Sequence[int] = ()) -> None:
+        """Draw by a seed where the temperature is not 0, or say the next text of the script."""
+        self._ends.started.append(sampling)
+        self._ends.said.append(list(said))
+        self._script = None
+        if self._ends.script:
+            text = self._ends.script.pop(0)
+            self._script = [text[at : at + 3].encode() for at in range(0, len(text), 3)]
         self._seed = str(sampling.seed).encode() if sampling.temperature else b""
         self._told = sampling.top_logprobs
 
@@ -231,7 +238,11 @@ class _FakeEndsSession(_FakeCells):
     async def next(self, position: int, rows: bytes, *, regime: Regime) -> NextToken:
         decoded = await self._run(self._last, position, rows_of(rows), regime=regime)
         token = self._ends.pick(decoded.rows[-ROW_BYTES:] + self._seed)
+        if self._script is not None:
+            token = END_TOKEN + 1 if self._script else END_TOKEN
         piece, is_end = f" {token}".encode(), token == END_TOKEN
+        if self._script:
+            piece = self._script.pop(0)
         following, us = position + len(rows) // ROW_BYTES, decoded.decoding_us
         if is_end or following >= self._ends.context:
             return NextToken(token, b"" if is_end else piece, is_end, b"", us, self._likely(token))
@@ -255,6 +266,12 @@ class FakeEnds:
     ) -> None:
         self.first, self.end, self.width, self.context = 1, 29, WIDTH, context
         self.vocabulary, self.blocks = VOCABULARY, True
+        self.started: list[Sampling] = []
+        """How each answer was to be sampled."""
+        self.said: list[list[int]] = []
+        """What each had said before, where its grammar must know."""
+        self.script: list[str] = []
+        """What the next answers say, if anything is here: a stand-in for a model that can."""
         self.machine = FakeMachine(sessions, context)
         self._lowest = END_TOKEN if ends_answers else END_TOKEN + 1
 
@@ -271,6 +288,12 @@ class FakeEnds:
         if most is not None and len(tokens) > most:
             raise PromptTooLong(f"{len(tokens)} tokens", most)
         return tokens
+
+    async def read_grammar(self, text: str, *, is_gbnf: bool = False) -> str:
+        """Find every grammar good but one that says bad."""
+        if "bad" in text:
+            raise UserError("the grammar or schema cannot be kept to: it is bad")
+        return f"gbnf: {text}" if is_gbnf else text
 
     async def special_tokens(self) -> SpecialTokens:
         """Return none."""

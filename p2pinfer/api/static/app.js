@@ -180,8 +180,10 @@ async function listen(body, running) {
       running.id = chunk.id;
       if (answering.get(current.id) === running) showRoute(chunk.id);
     }
-    if (choice?.delta.content) {
-      turn.text += choice.delta.content;
+    const thought = choice?.delta.reasoning_content;
+    if (thought || choice?.delta.content) {
+      if (thought) turn.thoughts = (turn.thoughts ?? "") + thought;
+      else turn.text += choice.delta.content;
       if (!tokens++) firstAt = performance.now();
       const seconds = (performance.now() - firstAt) / 1000;
       running.live = tokens > 1 && seconds ? `${((tokens - 1) / seconds).toFixed(1)} tokens/s` : "";

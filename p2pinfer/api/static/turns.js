@@ -57,7 +57,7 @@ export function showTurn(turn, { onAgain, onEdit, onNew }) {
     },
     update() {
       if (turn.role === "user") body.textContent = turn.text;
-      else body.replaceChildren(...render(turn.text));
+      else body.replaceChildren(...thoughts(turn), ...render(turn.text));
       if (turn.problem) body.append(make("p", "problem", problemOf(turn)));
     },
     live(text, share) {
@@ -87,6 +87,16 @@ export function showTurn(turn, { onAgain, onEdit, onNew }) {
   };
   view.update();
   return view;
+}
+
+/** Fold what the model thought before it answered. */
+function thoughts(turn) {
+  if (!turn.thoughts) return [];
+  const details = make("details", "account");
+  details.open = opened.has(turn);
+  details.addEventListener("toggle", () => (details.open ? opened.add(turn) : opened.delete(turn)));
+  details.append(make("summary", "", turn.text ? "What it thought" : "It is thinking …"), ...render(turn.thoughts));
+  return [details];
 }
 
 function summaryOf(found, cut) {

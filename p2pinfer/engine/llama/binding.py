@@ -38,6 +38,7 @@ from p2pinfer.core.limits import ROWS_PER_DECODE_MAX
 from p2pinfer.core.sampling import Sampling
 from p2pinfer.engine.llama.logprobs import log_probabilities
 from p2pinfer.engine.llama.tap import Tap
+from p2pinfer.engine.llama.token_filter import TokenFilter
 from p2pinfer.engine.special_tokens import ControlToken
 
 CELLS_GRAIN = 256
@@ -332,6 +333,11 @@ class Vocabulary:
                 return buffer.raw[:count]
             room = -count
 
+    @property
+    def size(self) -> int:
+        """How many tokens there are."""
+        return int(api.llama_vocab_n_tokens(self._vocab))
+
     def is_end(self, token: int) -> bool:
         """Whether the token ends what a model says."""
         return bool(api.llama_vocab_is_eog(self._vocab, token))
@@ -352,7 +358,7 @@ class Vocabulary:
     def control_tokens(self) -> list[ControlToken]:
         """Return those that ``tokenize`` takes for text unless told otherwise."""
         found = []
-        for token in range(api.llama_vocab_n_tokens(self._vocab)):
+        for token in range(self.size):
             kind = api.llama_vocab_get_attr(self._vocab, token)
             if kind & (api.LLAMA_TOKEN_ATTR_CONTROL | api.LLAMA_TOKEN_ATTR_UNKNOWN):
                 strips_left = bool(kind & api.LLAMA_TOKEN_ATTR_LSTRIP)
@@ -369,11 +375,18 @@ class Vocabulary:
 
 
 class Sampler:
-    """Draws one session's tokens with llama.cpp's own samplers."""
+    """Draws one session's tokens with llama.cpp's own samplers, of those that a filter allows."""
 
-    def __init__(self, part: Slice, sampling: Sampling, recent: Sequence[int]) -> None:
+    def __init__(
+        self,
+        part: Slice,
+        sampling: Sampling,
+        recent: Sequence[int],
+        allowed: TokenFilter | None = None,
+    ) -> None:
         self._part, self._chain, self._told = part, None, sampling.top_logprobs
-        self._is_greedy = sampling.temperature == 0 and not sampling.is_penalised
+        self._filter = allowed
+        self._is_greedy = not (sampling.temperature or sampling.is_penalised or sampling.logit_bias)
         if self._is_greedy:
             return
         self._chain = api.llama_sampler_chain_init(api.llama_sampler_chain_default_params())
@@ -382,15 +395,31 @@ class Sampler:
         for token in recent[-sampling.repeat_last_n :] if sampling.is_penalised else ():
             api.llama_sampler_accept(self._chain, token)
 
-    def sample(self, row: int, logits: Rows) -> int:
-        """Return the next token after the given row of the last decode."""
+    def sample(self, row: int, logits: Rows) -> tuple[int, list[tuple[int, float]]]:
+        """Return the next token after the given row of the last decode.
+
+        Also the log-probability of that token, and then those of the likeliest, if wanted: as the
+        model has them, whatever is allowed.
+
+        Raises:
+            EngineError: what the answer keeps to takes too much work, or leads nowhere.
+        """
+        told = self._told
+        if self._filter is None:
+            token = self._draw(row, logits)
+            return token, [] if told is None else log_probabilities(logits, token, told)
+        as_found = None if told is None else logits.copy()
+        logits[:, ~self._filter.allowed()] = -np.inf  # where llama.cpp reads them too
+        token = self._draw(row, logits)
+        self._filter.accept(token)
+        if told is None or as_found is None:
+            return token, []
+        return token, log_probabilities(as_found, token, told)
+
+    def _draw(self, row: int, logits: Rows) -> int:
         if self._is_greedy:
             return int(logits.argmax())
         return int(api.llama_sampler_sample(self._chain, self._part.ctx, row))
-
-    def likelihoods(self, token: int, logits: Rows) -> list[tuple[int, float]]:
-        """Return the log-probability of the drawn token, then those of the likeliest, if wanted."""
-        return [] if self._told is None else log_probabilities(logits, token, self._told)
 
     def close(self) -> None:
         """Free the chain."""
@@ -400,8 +429,11 @@ class Sampler:
 
 
 def _samplers(sampling: Sampling, vocabulary: int) -> list[Any]:
-    """The chain, in the order of the fields of ``Sampling``."""
+    """The chain: biases, then in the order of the fields of ``Sampling``."""
     chain = []
+    if biases := sampling.logit_bias:
+        listed = (api.llama_logit_bias * len(biases))(*biases)
+        chain.append(api.llama_sampler_init_logit_bias(vocabulary, len(biases), listed))
     if sampling.is_penalised:
         chain.append(
             api.llama_sampler_init_penalties(

@@ -116,8 +116,8 @@ class _LocalEndsSession:
         self._slot = slot
         self.close = slot.close
 
-    def start(self, sampling: Sampling, recent: list[int]) -> None:
-        self._slot.tell("sampling", attrs.asdict(sampling), recent)
+    def start(self, sampling: Sampling, recent: list[int], said: Sequence[int] = ()) -> None:
+        self._slot.tell("sampling", attrs.asdict(sampling), recent, list(said))
 
     async def embed(self, position: int, tokens: list[int], *, regime: Regime) -> Decoded:
         decoding_us, rows = await self._slot.ask("embed", position, regime, tokens)
@@ -152,6 +152,10 @@ class LocalEnds:
     ) -> list[int]:
         """Return a text's tokens; as ``Tokenizer.tokenize``."""
         return await self._tokenizer.tokenize(text, special=special, literal=literal, most=most)
+
+    async def read_grammar(self, text: str, *, is_gbnf: bool = False) -> str:
+        """Return a grammar for ``Sampling``; as ``Tokenizer.read_grammar``."""
+        return await self._tokenizer.read_grammar(text, is_gbnf=is_gbnf)
 
     async def special_tokens(self) -> SpecialTokens:
         """Return the vocabulary's special tokens; raises as ``tokenize``."""

@@ -10,16 +10,18 @@ import sys
 import threading
 from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import asynccontextmanager
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from p2pinfer.core.errors import PromptTooLong, UserError
+from p2pinfer.core.sampling import GRAMMAR_CHARS_MAX
 from p2pinfer.engine.helper_process import Helper, HelperEnded, answer_questions
 from p2pinfer.engine.special_tokens import ControlToken, SpecialTokens, Spellings
 
 if TYPE_CHECKING:  # llama.cpp is for the process alone
     from p2pinfer.engine.llama.binding import Vocabulary
+    from p2pinfer.engine.llama.constraints import Grammars
 
 TOKENIZE_S_MAX = 60
 """However busy the machine is; 400,000 characters take 0.4 s, and that is a hundred times more."""
@@ -32,6 +34,12 @@ STACK_BYTES_PER_CHAR = 512
 
 STACK_BYTES_MAX = 256 << 20
 """Room for half a million characters without a break; only what is used is taken."""
+
+
+_TROUBLE = (
+    "this text cannot be made into tokens (llama.cpp's tokenizer {how}):"
+    " break up long runs of characters that have no space between them"
+)
 
 
 class Tokenizer:
@@ -74,15 +82,25 @@ class Tokenizer:
         tokens.frombytes(raw)
         return tokens.tolist()
 
-    async def _ask(self, *question: Any) -> list[Any]:
+    async def read_grammar(self, text: str, *, is_gbnf: bool = False) -> str:
+        """Return a grammar, translated if it is in GBNF, that an answer can be held to.
+
+        Raises:
+            UserError: it cannot be read, or takes too much work.
+        """
+        if len(text) > GRAMMAR_CHARS_MAX:
+            raise UserError(f"a grammar may have {GRAMMAR_CHARS_MAX} characters at most")
+        (found,) = await self._ask(
+            "grammar", text, is_gbnf, trouble="this grammar cannot be read (its reader {how})"
+        )
+        return str(found)
+
+    async def _ask(self, *question: Any, trouble: str = _TROUBLE) -> list[Any]:
         try:
             answer = await self.helper.ask(list(question))
         except HelperEnded as error:
             how = "took too long" if error.is_overdue else f"ended {error}"
-            raise UserError(
-                f"this text cannot be made into tokens (llama.cpp's tokenizer {how}):"
-                " break up long runs of characters that have no space between them"
-            ) from error
+            raise UserError(trouble.format(how=how)) from error
         if answer[0] is None:
             raise UserError(answer[1])
         return answer
@@ -115,6 +133,11 @@ class _Vocabulary:
         match question:
             case ["special"]:
                 return [self._vocabulary.bos, self._vocabulary.eos, list(self._control)]
+            case ["grammar", text, is_gbnf]:
+                try:
+                    return [self._grammars.read(text, is_gbnf=is_gbnf)]
+                except UserError as error:
+                    return [None, str(error)]
             case ["tokenize", text, special, literal, most]:
                 outcome: list[list[int] | Exception] = []
                 deep = partial(self._tokenize_into, outcome, text, special, literal)
@@ -127,6 +150,12 @@ class _Vocabulary:
                 return [len(found), array.array("i", found).tobytes()]
             case _:
                 raise AssertionError(f"the node asked for {question[:1]}")
+
+    @cached_property
+    def _grammars(self) -> "Grammars":
+        from p2pinfer.engine.llama.constraints import Grammars
+
+        return Grammars(self._vocabulary)
 
     def _run_deep(self, work: partial[None], chars: int) -> None:
         """Run with a stack large enough for a text of ``chars`` characters."""

@@ -15,7 +15,7 @@ from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import partial
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,6 +37,9 @@ from p2pinfer.engine.llama.binding import Sampler, Slice, Span, Vocabulary
 from p2pinfer.engine.llama.candidate import attempt
 from p2pinfer.engine.llama.probe import probe
 from p2pinfer.engine.llama.zero_pages import give_back_zeros
+
+if TYPE_CHECKING:  # loaded for the first answer that keeps to a grammar
+    from p2pinfer.engine.llama.constraints import Grammars
 
 
 @dataclass(slots=True)
@@ -150,6 +153,7 @@ class _Worker:
         give_back_zeros()  # cells that no session has written to yet
         self._first, self._last = self.parts[0], self.parts[-1]
         self._vocabulary = Vocabulary(self._first.slice.vocab)
+        self._grammars: Grammars | None = None
         self._samplers: dict[int, Sampler] = {}
         self._send = send
 
@@ -174,15 +178,25 @@ class _Worker:
                 span = Span(slot, position, self._rows(inputs), kind == "next")
                 done = self._sample if span.outputs else self._acknowledge
                 self._line_up(self._last, _Request(number), span, regime, done)
-            case ["sampling", slot, sampling, recent]:
+            case ["sampling", slot, sampling, recent, said]:
                 self._clear(slot)  # jobs still waiting belong to an answer that is no longer wanted
-                self._samplers[slot] = Sampler(self._last.slice, Sampling(**sampling), recent)
+                self._start(slot, Sampling(**sampling), recent, said)
             case ["close", slot]:
                 self._clear(slot)
                 for part in self.parts:
                     part.slice.truncate(slot, 0)
             case _:
                 raise AssertionError(f"the node asked for {frame[:1]}")
+
+    def _start(self, slot: int, sampling: Sampling, recent: list[int], said: list[int]) -> None:
+        constraint = None
+        if sampling.grammar:
+            if self._grammars is None:
+                from p2pinfer.engine.llama.constraints import Grammars
+
+                self._grammars = Grammars(self._vocabulary)
+            constraint = self._grammars.begin(sampling.grammar, said)
+        self._samplers[slot] = Sampler(self._last.slice, sampling, recent, constraint)
 
     def _rows(self, data: bytes) -> NDArray[np.float32]:
         return np.frombuffer(data, np.float32).reshape(-1, self._first.slice.width)
@@ -205,9 +219,13 @@ class _Worker:
 
     def _sample(self, job: _Job, logits: NDArray[np.float32]) -> None:
         """Draw a token; unless it ends the answer, embed it at once: that saves a round trip."""
-        sampler, piece_of = self._samplers[job.slot], self._vocabulary.piece
-        token = sampler.sample(job.last_row, logits)
-        likely = [(each, piece_of(each), p) for each, p in sampler.likelihoods(token, logits)]
+        piece_of = self._vocabulary.piece
+        try:
+            token, found = self._samplers[job.slot].sample(job.last_row, logits)
+        except EngineError as error:
+            self._fail(job.request, error)
+            return
+        likely = [(each, piece_of(each), p) for each, p in found]
         piece = piece_of(token)
         if self._vocabulary.is_end(token):
             self._answer(job.request, token, piece, True, b"", likely)

@@ -41,6 +41,18 @@ async def test_a_chain_answers_like_one_machine(stages: int, autojump_clock: Moc
         assert [stage.rows for stage in made.stages] == [len(PROMPT) + 19] * stages
 
 
+async def test_grammar_goes_on_where_another_session_stopped(autojump_clock: MockClock) -> None:
+    """It is told of the answer's tokens at the prompt's end; where there is none, nobody is."""
+    async with swarm((1, 29)) as made, made.open() as session:
+        for sampling, said in ((evolve(GREEDY, grammar="x"), PROMPT[-3:]), (GREEDY, [])):
+            async with aclosing(session.generate(PROMPT, sampling, 2, 3)) as tokens:
+                assert len([token async for token in tokens]) == 2
+            assert made.ends.said[-1] == list(said)
+        async with aclosing(session.generate(PROMPT, evolve(GREEDY, grammar="x"), 2)) as tokens:
+            assert len([token async for token in tokens]) == 2
+        assert made.ends.said[-1] == []
+
+
 async def test_a_stage_may_stop_early(autojump_clock: MockClock) -> None:
     """A peer whose range overlaps the next one's runs its layers only up to there."""
     async with swarm((1, 20, 29)) as made, trio.open_nursery() as nursery:

@@ -1,0 +1,68 @@
+"""What an answer can be held to, as a grammar: JSON, a schema, a text in GBNF.
+
+Grammars are llguidance's dialect of Lark, which knows JSON Schema by itself. What is made here is
+checked by ``Tokenizer.read_grammar`` before an answer is held to it.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import dataclass
+from enum import Enum, auto
+from typing import Any
+
+WHITE_SPACE = r"( |\n {0,20})?"
+"""Between the parts of JSON: small models would go on with it for ever."""
+
+
+class Thoughts(Enum):
+    """Whether an answer begins with what the model thinks."""
+
+    NONE = auto()
+    MAY_BEGIN = auto()
+    ARE_BEGUN = auto()
+    """The prompt ends with the mark that opens them."""
+
+
+THOUGHTS_BEGIN, THOUGHTS_END = "<think>", "</think>"
+"""How the models that think out loud mark it: those of the families that can be run."""
+
+
+@dataclass(frozen=True)
+class Shape:
+    """What an answer's text is to be."""
+
+    grammar: str
+    is_gbnf: bool = False
+    is_whole: bool = True
+    """It says nothing of thoughts, so they may stand before it; otherwise it allows any text."""
+
+
+def json_rule(schema: Mapping[str, Any], *, strict: bool) -> str:
+    """Return the right-hand side of a rule for JSON that fits a schema.
+
+    Args:
+        schema: JSON Schema.
+        strict: refuse it where it says what cannot be held to; otherwise that is left out.
+    """
+    how = {"whitespace_pattern": WHITE_SPACE, "lenient": not strict}
+    return "%json " + json.dumps({**schema, "x-guidance": how})
+
+
+def json_shape(schema: Mapping[str, Any], *, strict: bool) -> Shape:
+    """Hold an answer to JSON that fits a schema; as ``json_rule``."""
+    return Shape(f"start: {json_rule(schema, strict=strict)}")
+
+
+def with_thoughts(grammar: str, thoughts: Thoughts) -> str:
+    """Return a grammar that allows thoughts before what another one asks for."""
+    if thoughts is Thoughts.NONE:
+        return grammar
+    begin, end = THOUGHTS_BEGIN, THOUGHTS_END.replace("/", r"\/")
+    is_begun = thoughts is Thoughts.ARE_BEGUN
+    lead = [
+        f"start: thoughts{'' if is_begun else '?'} space @shape",
+        rf"thoughts[lazy]: /{'' if is_begun else begin}(.|\n)*{end}/",
+        r"space: /[ \n]{0,8}/",
+    ]
+    shape = {"name": "shape", "lark_grammar": grammar}
+    return json.dumps({"grammars": [{"lark_grammar": "\n".join(lead)}, shape]})

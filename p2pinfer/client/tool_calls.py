@@ -1,0 +1,295 @@
+"""Calling tools: how each family of models writes a call, read and held to.
+
+A model is known by its template. Where that knows nothing of tools, they are described to it as
+Hermes has it, which most models have seen.
+"""
+
+import json
+import re
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from p2pinfer.client.grammars import WHITE_SPACE, Shape, json_rule
+from p2pinfer.engine.template import Message
+
+
+@dataclass(frozen=True)
+class Tool:
+    """A function that a model may call."""
+
+    name: str
+    description: str = ""
+    parameters: Mapping[str, Any] = field(default_factory=lambda: {"type": "object"})
+    """JSON Schema of its arguments."""
+    strict: bool = False
+    """Refuse a schema that says what arguments cannot be held to."""
+
+    def as_dict(self) -> dict[str, Any]:
+        """Return it as templates want it."""
+        function = {
+            "name": self.name,
+            "description": self.description,
+            "parameters": dict(self.parameters),
+        }
+        return {"type": "function", "function": function}
+
+
+@dataclass(frozen=True)
+class ToolCall:
+    """A call of a tool."""
+
+    name: str
+    arguments: str
+    """A JSON object, as text."""
+
+
+@dataclass(frozen=True)
+class Dialect:
+    """How a family of models writes calls."""
+
+    begin: str
+    """Comes before a call; where it is empty, a call is the whole answer."""
+    end: str
+    read: Callable[[str], list[ToolCall]]
+    """Returns the calls in what stands between the two; none where it is not one."""
+    body: tuple[str, str, str]
+    """What one call is written as: before its name, before its arguments, and behind them."""
+    around: tuple[str, str, str] = ("", "\n", "")
+    """Before all calls, between two of them, and behind them."""
+    begins: Callable[[str, Sequence[str]], bool | None] = lambda *_: False
+    """Says whether an answer that begins so, with no space before it, is a call to one of the
+    named; None where that is not certain yet."""
+
+
+@dataclass(frozen=True)
+class Tools:
+    """What a model may call in an answer, and whether it must."""
+
+    offered: Sequence[Tool]
+    must: bool = False
+    several: bool = True
+    """It may call more than once."""
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """What they are called."""
+        return tuple(tool.name for tool in self.offered)
+
+
+def _object_call(value: Any) -> ToolCall | None:
+    """Return the call that a JSON object is."""
+    if isinstance(value, dict) and isinstance(value.get("function"), dict):
+        value = value["function"]
+    if not isinstance(value, dict) or not isinstance(value.get("name"), str):
+        return None
+    arguments = value.get("arguments", value.get("parameters", {}))
+    if not isinstance(arguments, str):
+        arguments = json.dumps(arguments, ensure_ascii=False)
+    return ToolCall(value["name"], arguments)
+
+
+def _json_calls(text: str) -> list[ToolCall]:
+    """Read objects, or lists of them, one behind the other."""
+    calls: list[ToolCall] = []
+    decoder, at = json.JSONDecoder(), 0
+    while rest := text[at:].lstrip(" \t\r\n;,"):
+        at = len(text) - len(rest)
+        try:
+            value, at = decoder.raw_decode(text, at)
+        except (ValueError, RecursionError):
+            return []
+        for each in value if isinstance(value, list) else [value]:
+            call = _object_call(each)
+            if call is None:
+                return []
+            calls.append(call)
+    return calls
+
+
+_NAMED = re.compile(r"\s*(?:\[TOOL_CALLS\])?\s*([\w.-]+)(?:\[ARGS\])?\s*(?=\{)")
+
+
+def _mistral_calls(text: str) -> list[ToolCall]:
+    """Read a list of objects, or names with their arguments behind them."""
+    if calls := _json_calls(text.strip().removeprefix("[TOOL_CALLS]")):
+        return calls
+    decoder, at = json.JSONDecoder(), 0
+    while named := _NAMED.match(text, at):
+        try:
+            value, at = decoder.raw_decode(text, named.end())
+        except (ValueError, RecursionError):
+            return []
+        calls.append(ToolCall(named[1], json.dumps(value, ensure_ascii=False)))
+    return calls if not text[at:].strip() else []
+
+
+_SEP, _CALL_END = "<｜tool▁sep｜>", "<｜tool▁call▁end｜>"  # noqa: RUF001 -- DeepSeek's own characters
+_CALL_BEGIN = "<｜tool▁call▁begin｜>"  # noqa: RUF001
+_DEEPSEEK = re.compile(
+    rf"\s*{_CALL_BEGIN}(?:function{_SEP})?([\w.-]+)(?:\n```json\n|{_SEP})(.*?)(?:\n```)?{_CALL_END}",
+    re.DOTALL,
+)
+
+
+def _deepseek_calls(text: str) -> list[ToolCall]:
+    calls = []
+    for name, arguments in _DEEPSEEK.findall(text):
+        try:
+            json.loads(arguments)
+        except (ValueError, RecursionError):
+            return []
+        calls.append(ToolCall(name, arguments))
+    return calls
+
+
+def _begins_object(text: str, _: Sequence[str]) -> bool:
+    return text[0] == "{"
+
+
+def _phi_calls(text: str) -> list[ToolCall]:
+    """Read objects, or a list of them; the marks around them may be no text."""
+    return _json_calls(text.strip().removeprefix("<|tool_call|>").removesuffix("<|/tool_call|>"))
+
+
+def _begins_phi(text: str, _: Sequence[str]) -> bool | None:
+    leads = ("{", "[{", "<|tool_call|>")
+    if text.startswith(leads):
+        return True
+    return None if any(lead.startswith(text) for lead in leads) else False
+
+
+def _begins_mistral(text: str, names: Sequence[str]) -> bool | None:
+    leads = ("[{", "[TOOL_CALLS]", *(name + sign for name in names for sign in ("{", "[ARGS]")))
+    if text.startswith(leads):
+        return True
+    return None if any(lead.startswith(text) for lead in leads) else False
+
+
+_OBJECT = ('{"name": "', '", "arguments": ', "}")
+
+HERMES = Dialect(
+    "<tool_call>",
+    "</tool_call>",
+    _json_calls,
+    ("<tool_call>\n" + _OBJECT[0], _OBJECT[1], "}\n</tool_call>"),
+)
+LLAMA = Dialect(
+    "", "", _json_calls, (_OBJECT[0], '", "parameters": ', "}"), ("", "; ", ""), _begins_object
+)
+PHI = Dialect("", "", _phi_calls, _OBJECT, ("[", ", ", "]"), _begins_phi)
+NEMOTRON = Dialect(
+    "<TOOLCALL>", "</TOOLCALL>", _json_calls, _OBJECT, ("<TOOLCALL>[", ", ", "]</TOOLCALL>")
+)
+MISTRAL = Dialect("", "", _mistral_calls, _OBJECT, ("[", ", ", "]"), _begins_mistral)
+_CALLS = ("<｜tool▁calls▁begin｜>", "<｜tool▁calls▁end｜>")  # noqa: RUF001
+DEEPSEEK = Dialect(
+    *_CALLS,
+    _deepseek_calls,
+    (f"{_CALL_BEGIN}function{_SEP}", "\n```json\n", f"\n```{_CALL_END}"),
+    (_CALLS[0], "\n", _CALLS[1]),
+)
+DEEPSEEK_PLAIN = Dialect(
+    *_CALLS,
+    _deepseek_calls,
+    (_CALL_BEGIN, _SEP, _CALL_END),
+    (_CALLS[0], "", _CALLS[1]),
+)
+
+
+_BY_MARK = {"[TOOL_CALLS]": MISTRAL, "<|tool_call|>": PHI, "<TOOLCALL>": NEMOTRON}
+
+
+def knows_tools(template: str) -> bool:
+    """Whether a template says anything of tools."""
+    return re.search(r"\btools\b", template) is not None
+
+
+def dialect_of(template: str) -> Dialect:
+    """Return how a model with such a template writes calls."""
+    if "<tool_call>" in template or not knows_tools(template):
+        return HERMES
+    for mark, dialect in _BY_MARK.items():
+        if mark in template:
+            return dialect
+    if _CALL_BEGIN in template:
+        return DEEPSEEK if "```json" in template else DEEPSEEK_PLAIN
+    if "<|python_tag|>" in template or '"parameters"' in template:
+        return LLAMA
+    return HERMES
+
+
+def calls_shape(tools: Tools, dialect: Dialect, instead: Shape | None = None) -> Shape | None:
+    """Hold an answer to its calls: their names, and arguments that fit their schemas.
+
+    Where a model need not call, what it says otherwise is free; or it is as ``instead`` has it.
+    Nothing is held to where calls have no mark of their own and may be missing.
+    """
+    lead, between, tail = map(json.dumps, dialect.around)
+    several = f" ({between} call)*" if tools.several else ""
+    calls = f"calls: {lead} call{several} {tail}"
+    if tools.must:
+        return Shape("\n".join(["start: calls", calls, *_call_rules(tools, dialect)]))
+    if instead:
+        or_else = instead.grammar.replace("start:", "start: calls |", 1)
+        return Shape("\n".join([or_else, calls, *_call_rules(tools, dialect)]))
+    if not dialect.begin or dialect.around[0]:
+        return None
+    rules = [
+        f"start: {'(mark call)* rest' if tools.several else 'mark call | rest'}",
+        "rest: TEXT",
+        f"mark[lazy]: TEXT {json.dumps(dialect.begin)}",
+        r"TEXT: /(.|\n)*/",
+    ]
+    marked = _call_rules(tools, dialect, begun=True)
+    return Shape("\n".join([*rules, *marked]), is_whole=False)
+
+
+def _call_rules(tools: Tools, dialect: Dialect, *, begun: bool = False) -> Iterator[str]:
+    """Yield rules for a call; ``begun``: behind what it begins with."""
+    head, middle, tail = dialect.body
+    if begun:
+        head = head.removeprefix(dialect.begin).lstrip()
+    yield "call: " + " | ".join(f"call_{at}" for at in range(len(tools.offered)))
+    space = f"/{WHITE_SPACE}/ " if begun else ""  # as some leave out the new line
+    for at, tool in enumerate(tools.offered):
+        before = json.dumps(head + tool.name + middle, ensure_ascii=False)
+        behind = json.dumps(tail, ensure_ascii=False)
+        yield f"call_{at}: {space}{before} arguments_{at} {behind}"
+        yield f"arguments_{at}: {json_rule(tool.parameters, strict=tool.strict)}"
+
+
+def as_text(messages: Sequence[Message], tools: Sequence[Tool]) -> list[Message]:
+    """Return a conversation for a template that knows no tools: all of it is text."""
+    found: list[Message] = []
+    if tools:
+        found.append({"role": "system", "content": _description(tools)})
+    for message in messages:
+        role, content = message["role"], message["content"]
+        if role == "system" and tools and len(found) == 1 and found[0]["role"] == "system":
+            found[0] = {"role": role, "content": f"{content}\n\n{found[0]['content']}"}
+        elif role == "tool":
+            text = f"<tool_response>\n{content}\n</tool_response>"
+            found.append({"role": "user", "content": text})
+        elif calls := message.get("tool_calls"):
+            said = [content] if content else []
+            for call in calls:
+                function = call["function"]
+                name = json.dumps(function["name"], ensure_ascii=False)
+                body = f'{{"name": {name}, "arguments": {function["arguments"]}}}'
+                said.append(f"<tool_call>\n{body}\n</tool_call>")
+            found.append({"role": role, "content": "\n".join(said)})
+        else:
+            found.append(message)
+    return found
+
+
+def _description(tools: Sequence[Tool]) -> str:
+    listed = "\n".join(json.dumps(tool.as_dict(), ensure_ascii=False) for tool in tools)
+    return (
+        "# Tools\n\nYou may call one or more functions to help with what the user asks."
+        f" Their signatures are within <tools></tools>:\n<tools>\n{listed}\n</tools>\n\n"
+        "For each call, return a JSON object with the function's name and its arguments within"
+        ' <tool_call></tool_call>:\n<tool_call>\n{"name": <function-name>, "arguments":'
+        " <args-json-object>}\n</tool_call>"
+    )

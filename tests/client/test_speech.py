@@ -1,0 +1,151 @@
+"""What an answer is made of, however it is cut into pieces."""
+
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from p2pinfer.client.grammars import Thoughts
+from p2pinfer.client.speech import Speech, Thought, Word
+from p2pinfer.client.tool_calls import (
+    DEEPSEEK,
+    DEEPSEEK_PLAIN,
+    HERMES,
+    LLAMA,
+    MISTRAL,
+    NEMOTRON,
+    PHI,
+    Dialect,
+    Tool,
+    ToolCall,
+    Tools,
+)
+
+TOOLS = Tools((Tool("f"), Tool("go.on")))
+F1, F2 = ToolCall("f", '{"x": 1}'), ToolCall("go.on", "{}")
+CALL = '<tool_call>\n{"name": "f", "arguments": {"x": 1}}\n</tool_call>'
+BEGIN, END = "<｜tool▁calls▁begin｜>", "<｜tool▁calls▁end｜>"  # noqa: RUF001
+ONE, OVER, SEP = "<｜tool▁call▁begin｜>", "<｜tool▁call▁end｜>", "<｜tool▁sep｜>"  # noqa: RUF001
+LAST = f"{ONE}function{SEP}go.on\n```json\n{{}}\n```{OVER}{END}"
+
+
+def heard(
+    text: str, cuts: list[int], thoughts: Thoughts, tools: Tools | None, dialect: Dialect
+) -> Speech:
+    """Hear a text in pieces; what was told of it must be what is kept."""
+    speech = Speech(thoughts, tools, dialect)
+    told: list[Any] = []
+    for begin, end in zip([0, *cuts], [*cuts, len(text)], strict=True):
+        told += speech.feed(text[begin:end])
+    told += speech.end()
+    assert list(speech.end()) == []
+    assert "".join(p.text for p in told if isinstance(p, Word)) == speech.words
+    assert "".join(p.text for p in told if isinstance(p, Thought)) == speech.thoughts
+    assert [p for p in told if isinstance(p, ToolCall)] == speech.calls
+    return speech
+
+
+CASES: dict[str, tuple[Thoughts, Tools | None, Dialect, str, tuple[str, str, list[ToolCall]]]] = {
+    "plain": (Thoughts.NONE, TOOLS, HERMES, "Hi <tool", ("", "Hi <tool", [])),
+    "thoughts": (
+        Thoughts.MAY_BEGIN, None, HERMES, "\n<think>\nHm. <\n\n</think>\n\nYes.",
+        ("Hm. <", "Yes.", []),
+    ),
+    "no thoughts": (Thoughts.MAY_BEGIN, None, HERMES, " <thin air>", ("", " <thin air>", [])),
+    "begun": (Thoughts.ARE_BEGUN, None, HERMES, "Hm.\n</think>Yes.", ("Hm.", "Yes.", [])),
+    "endless": (Thoughts.ARE_BEGUN, None, HERMES, "Hm. </thi", ("Hm. </thi", "", [])),
+    "thought of a call": (
+        Thoughts.ARE_BEGUN, TOOLS, HERMES, f"{CALL}</think>{CALL}", (CALL, "", [F1])
+    ),
+    "hermes": (Thoughts.NONE, TOOLS, HERMES, f"Well. \n{CALL}", ("", "Well.", [F1])),
+    "several": (
+        Thoughts.NONE, TOOLS, HERMES,
+        f'{CALL}\n<tool_call>{{"name": "go.on", "arguments": {{}}}}</tool_call>\n',
+        ("", "", [F1, F2]),
+    ),
+    "end in an argument": (
+        Thoughts.NONE, TOOLS, HERMES,
+        '<tool_call>{"name": "f", "arguments": {"x": "</tool_call>"}}</tool_call>',
+        ("", "", [ToolCall("f", '{"x": "</tool_call>"}')]),
+    ),
+    "not closed": (
+        Thoughts.NONE, TOOLS, HERMES, '<tool_call>{"name": "f", "arguments": {"x": 1}}',
+        ("", "", [F1]),
+    ),
+    "cut short": (
+        Thoughts.NONE, TOOLS, HERMES, '<tool_call>{"name": "f", "ar',
+        ("", '<tool_call>{"name": "f", "ar', []),
+    ),
+    "no tools": (Thoughts.NONE, None, HERMES, CALL, ("", CALL, [])),
+    "llama": (
+        Thoughts.NONE, TOOLS, LLAMA, '\n{"name": "f", "parameters": {"x": 1}}; {"name": "go.on"}',
+        ("", "", [F1, F2]),
+    ),
+    "llama says JSON": (Thoughts.NONE, TOOLS, LLAMA, '{"name": "x"}', ("", '{"name": "x"}', [])),
+    "llama says words": (
+        Thoughts.NONE, TOOLS, LLAMA, 'So {"name": "f"}', ("", 'So {"name": "f"}', [])
+    ),
+    "mistral": (
+        Thoughts.NONE, TOOLS, MISTRAL, '[TOOL_CALLS][{"name": "f", "arguments": {"x": 1}}]',
+        ("", "", [F1]),
+    ),
+    "mistral unmarked": (
+        Thoughts.NONE, TOOLS, MISTRAL, '[{"name": "f", "arguments": {"x": 1}}]', ("", "", [F1])
+    ),
+    "mistral by name": (
+        Thoughts.NONE, TOOLS, MISTRAL, 'f[ARGS]{"x": 1}go.on{}', ("", "", [F1, F2])
+    ),
+    "phi": (
+        Thoughts.NONE, TOOLS, PHI,
+        '<|tool_call|>[{"name": "f", "arguments": {"x": 1}}]<|/tool_call|>',
+        ("", "", [F1]),
+    ),
+    "phi unmarked": (
+        Thoughts.NONE, TOOLS, PHI, '{"name": "f", "arguments": {"x": 1}}', ("", "", [F1])
+    ),
+    "phi says words": (Thoughts.NONE, TOOLS, PHI, "<|too", ("", "<|too", [])),
+    "nemotron": (
+        Thoughts.NONE, TOOLS, NEMOTRON,
+        'So. <TOOLCALL>[{"name": "f", "arguments": {"x": 1}}, {"name": "go.on"}]</TOOLCALL>',
+        ("", "So.", [F1, F2]),
+    ),
+    "mistral says words": (Thoughts.NONE, TOOLS, MISTRAL, "for [x]", ("", "for [x]", [])),
+    "deepseek": (
+        Thoughts.NONE, TOOLS, DEEPSEEK,
+        f'So.{BEGIN}{ONE}function{SEP}f\n```json\n{{"x": 1}}\n```{OVER}\n{LAST}',
+        ("", "So.", [F1, F2]),
+    ),
+    "deepseek 3.1": (
+        Thoughts.NONE, TOOLS, DEEPSEEK_PLAIN,
+        f'{BEGIN}{ONE}f{SEP}{{"x": 1}}{OVER}{END}', ("", "", [F1]),
+    ),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", CASES)
+@given(data=st.data())
+def test_parts_are_the_same_however_a_text_is_cut(name: str, data: st.DataObject) -> None:
+    """Whole, and by any pieces, down to single characters."""
+    thoughts, tools, dialect, text, wanted = CASES[name]
+    cuts = data.draw(st.lists(st.integers(0, len(text)), max_size=12).map(sorted))
+    for at in (cuts, [], list(range(1, len(text)))):
+        speech = heard(text, at, thoughts, tools, dialect)
+        assert (speech.thoughts, speech.words, speech.calls) == wanted
+
+
+@given(
+    st.lists(
+        st.sampled_from(["<think>", "</think>", "<tool_call>", "</tool_call>", BEGIN, END, "{", "}",
+                         "[", '"name": "f"', "[TOOL_CALLS]", "f", " ", "\n", "x"])
+    ).map("".join),
+    st.sampled_from(list(Thoughts)),
+    st.sampled_from([HERMES, LLAMA, MISTRAL, DEEPSEEK]),
+)  # fmt: skip
+def test_no_answer_is_too_odd(text: str, thoughts: Thoughts, dialect: Dialect) -> None:
+    """Nothing but marks, white space and calls is left out of what is told."""
+    speech = heard(text, [], thoughts, TOOLS, dialect)
+    assert len(speech.words) + len(speech.thoughts) <= len(text)
+    if "f" not in text:
+        assert speech.calls == []
+        assert text.count("x") == (speech.words + speech.thoughts).count("x")

@@ -1,0 +1,162 @@
+"""Calls that a grammar forces are calls that are read, with arguments that fit."""
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from p2pinfer.client.grammars import Thoughts, json_shape, with_thoughts
+from p2pinfer.client.speech import Speech
+from p2pinfer.client.tool_calls import (
+    DEEPSEEK,
+    DEEPSEEK_PLAIN,
+    HERMES,
+    LLAMA,
+    MISTRAL,
+    NEMOTRON,
+    PHI,
+    Dialect,
+    Tool,
+    Tools,
+    as_text,
+    calls_shape,
+    dialect_of,
+)
+from p2pinfer.engine.llama.binding import Vocabulary
+from p2pinfer.engine.llama.constraints import Grammars
+
+NUMBER = {
+    "type": "object",
+    "properties": {"n": {"type": "integer", "minimum": 1, "maximum": 9}},
+    "required": ["n"],
+    "additionalProperties": False,
+}
+TOOLS = (Tool("count", "Counts.", NUMBER), Tool('od"d', "", {"type": "object", "if": {}}))
+DIALECTS = [HERMES, LLAMA, PHI, NEMOTRON, MISTRAL, DEEPSEEK, DEEPSEEK_PLAIN]
+
+
+@pytest.fixture(scope="module")
+def grammars(default_model: Path) -> Grammars:
+    """Give what the default model's vocabulary can be held to."""
+    return Grammars(Vocabulary.of_file(default_model))
+
+
+def allows(grammars: Grammars, lark: str, text: str) -> bool:
+    """Whether an answer may be this text."""
+    constraint = grammars.begin(grammars.read(lark, is_gbnf=False))
+    for token in grammars.vocabulary.tokenize(text, special=False):
+        if not constraint.allowed()[token]:
+            return False
+        constraint.accept(token)
+    return any(grammars.vocabulary.is_end(int(t)) for t in constraint.allowed().nonzero()[0])
+
+
+def written(dialect: Dialect, *calls: tuple[str, str]) -> str:
+    """Write calls as a model of the family does."""
+    before, between, behind = dialect.around
+    head, middle, tail = dialect.body
+    each = [head + name + middle + arguments + tail for name, arguments in calls]
+    return before + between.join(each) + behind
+
+
+GOOD, BAD = ("count", '{"n": 5}'), ("count", '{"n": 50}')
+
+
+@pytest.mark.parametrize("dialect", DIALECTS)
+def test_a_call_that_must_be_is_one_that_is_read(grammars: Grammars, dialect: Dialect) -> None:
+    """Its name is known, its arguments fit, and words are none."""
+    shape = calls_shape(Tools(TOOLS, must=True), dialect)
+    assert shape
+    assert allows(grammars, shape.grammar, written(dialect, GOOD))
+    assert allows(grammars, shape.grammar, written(dialect, GOOD, GOOD))
+    for bad in ("Hello.", "", written(dialect, BAD), written(dialect, ("other", "{}"))):
+        assert not allows(grammars, shape.grammar, bad)
+    one = calls_shape(Tools(TOOLS, must=True, several=False), dialect)
+    assert one
+    assert allows(grammars, one.grammar, written(dialect, GOOD))
+    assert not allows(grammars, one.grammar, written(dialect, GOOD, GOOD))
+    speech = Speech(Thoughts.NONE, Tools(TOOLS), dialect)
+    list(speech.feed(written(dialect, GOOD, GOOD)))
+    list(speech.end())
+    assert [(call.name, json.loads(call.arguments)) for call in speech.calls] == [
+        ("count", {"n": 5})
+    ] * 2
+    assert speech.words == ""
+
+
+def test_a_call_that_may_be_fits_once_it_has_begun(grammars: Grammars) -> None:
+    """Before its mark everything may be said."""
+    shape = calls_shape(Tools(TOOLS), HERMES)
+    assert shape
+    assert not shape.is_whole
+    for good in (
+        "Hello.",
+        "",
+        "<tool",
+        "Well. " + written(HERMES, GOOD),
+        written(HERMES, GOOD, GOOD),
+    ):
+        assert allows(grammars, shape.grammar, good), good
+    tight = '<tool_call>{"name": "count", "arguments": {"n": 5}}\n</tool_call>'
+    assert allows(grammars, shape.grammar, tight)
+    assert not allows(grammars, shape.grammar, "Well. " + written(HERMES, BAD))
+    assert calls_shape(Tools(TOOLS), LLAMA) is None
+
+
+@pytest.mark.parametrize("dialect", DIALECTS)
+def test_answer_is_calls_or_fits_a_schema(grammars: Grammars, dialect: Dialect) -> None:
+    """Where a client asks for both."""
+    schema = {"type": "array", "items": {"type": "integer"}}
+    shape = calls_shape(Tools(TOOLS), dialect, json_shape(schema, strict=True))
+    assert shape
+    assert allows(grammars, shape.grammar, written(dialect, GOOD))
+    assert allows(grammars, shape.grammar, "[1, 2]")
+    assert not allows(grammars, shape.grammar, "Hello.")
+
+
+def test_thoughts_may_stand_before_what_is_held_to_a_shape(grammars: Grammars) -> None:
+    """If they are begun they must end; if not they may be missing."""
+    shape = calls_shape(Tools(TOOLS, must=True), HERMES)
+    assert shape
+    call = written(HERMES, GOOD)
+    may = with_thoughts(shape.grammar, Thoughts.MAY_BEGIN)
+    begun = with_thoughts(shape.grammar, Thoughts.ARE_BEGUN)
+    assert allows(grammars, may, call)
+    assert allows(grammars, may, f"<think>\nHm {{}}.\n</think>\n\n{call}")
+    assert not allows(grammars, may, f"Hm.</think>{call}")
+    assert allows(grammars, begun, f"Hm.\n</think>\n\n{call}")
+    assert not allows(grammars, begun, call)
+    assert not allows(grammars, begun, "Hm.</think>Hello.")
+
+
+@pytest.mark.parametrize(
+    ("template", "dialect"),
+    [("", HERMES), ("{% if tools %}<tool_call>", HERMES), ("{{ tools }}[TOOL_CALLS]", MISTRAL),
+     ("{{ tools }}<|tool_call|>", PHI), ("{{ tools }}<TOOLCALL>", NEMOTRON),
+     ("{{ tools }}<|python_tag|>", LLAMA), ("{{ tools }}", HERMES),
+     ("{{ tools }}<｜tool▁call▁begin｜>```json", DEEPSEEK),  # noqa: RUF001
+     ("{{ tools }}<｜tool▁call▁begin｜>", DEEPSEEK_PLAIN)],  # noqa: RUF001
+)  # fmt: skip
+def test_family_is_known_by_its_template(template: str, dialect: Dialect) -> None:
+    """By the marks that it writes."""
+    assert dialect_of(template) is dialect
+
+
+def test_conversation_with_tools_can_be_told_as_text() -> None:
+    """Tools behind the system's words, calls as they are read, and what they gave to the user."""
+    call = {"id": "1", "type": "function", "function": {"name": "count", "arguments": '{"n": 5}'}}
+    messages: list[dict[str, Any]] = [
+        {"role": "system", "content": "Be brief."},
+        {"role": "user", "content": "Count."},
+        {"role": "assistant", "content": "", "tool_calls": [call]},
+        {"role": "tool", "content": "12345", "tool_call_id": "1"},
+    ]
+    system, user, called, gave = as_text(messages, TOOLS)
+    assert system["content"].startswith("Be brief.\n\n# Tools")
+    assert '"name": "count"' in system["content"]
+    assert user == messages[1]
+    assert HERMES.read(called["content"].split("<tool_call>")[1].split("</tool_call>")[0])
+    assert gave == {"role": "user", "content": "<tool_response>\n12345\n</tool_response>"}
+    assert as_text(messages[:2], ()) == messages[:2]
+    assert [each["role"] for each in as_text(messages[1:2], TOOLS)] == ["system", "user"]
