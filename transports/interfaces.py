@@ -16,7 +16,9 @@ from typing import Final
 
 import psutil
 
-from p2pinfer.core.checks import ADDRESSES_MAX
+from p2pinfer.core.checks import ADDRESS_CHARS_MAX, ADDRESSES_MAX
+from p2pinfer.core.errors import UserError
+from p2pinfer.core.ids import PeerId
 
 BRIDGE: Final = re.compile(
     r"(docker|podman|br-|virbr|veth|vnet|vmnet|vboxnet|lxc|lxd|cni|flannel|cali|kube|bridge\d|vmenet"
@@ -34,8 +36,15 @@ TUNNEL: Final = re.compile(
 SAME_MAX = 2
 """Addresses of one interface and family before those of others have had their turn."""
 
+_PORT_MAX: Final = 65_535
+
 SEEN_MAX = 2
 """Addresses at which others have seen a host, beside its own."""
+
+_ANNOUNCED: Final = re.compile(
+    r"(/(ip4|ip6|dns|dns4|dns6)/([^/\s]+)/tcp/([1-9]\d{0,4}))(?:/p2p/(\w+))?", re.ASCII
+)
+"""An address to announce without the peer's id, the kind of its host, that, its port; an id."""
 
 _OUTSIDE: Final = {socket.AF_INET: "192.0.2.1", socket.AF_INET6: "2001:db8::1"}
 """Addresses reserved for documentation: the route to them is the default route."""
@@ -113,8 +122,50 @@ def choose_hosts(
     return list(dict.fromkeys([*first, *later]))[:most]
 
 
+def check_announced(announced: Sequence[str], me: PeerId) -> list[str]:
+    """Return addresses that a person wants told to others, each once and without this peer's id.
+
+    Raises:
+        UserError: nobody could dial one of them, or they are too many.
+    """
+    checked = list(dict.fromkeys(_check_announced(each, me) for each in announced))
+    if len(checked) > ADDRESSES_MAX:
+        raise UserError(f"--announce takes {ADDRESSES_MAX} addresses at most, not {len(checked)}.")
+    return checked
+
+
+def _check_announced(address: str, me: PeerId) -> str:
+    found = _ANNOUNCED.fullmatch(address)
+    if not found or int(found[4]) > _PORT_MAX or len(f"{found[1]}/p2p/{me}") > ADDRESS_CHARS_MAX:
+        raise UserError(
+            f"--announce {address} must look like /ip4/203.0.113.7/tcp/4001 or"
+            " /dns4/box.example.org/tcp/4001."
+        )
+    whole, kind, host, _, peer = found.groups()
+    if peer not in (None, me):
+        raise UserError(
+            f"--announce {address} names another peer, and this one is {me}: leave /p2p/ and what"
+            " follows out."
+        )
+    if kind.startswith("dns"):
+        return whole
+    try:
+        ip = (ipaddress.IPv4Address if kind == "ip4" else ipaddress.IPv6Address)(host)
+    except ValueError as error:
+        raise UserError(f"--announce {address}: {host} is no {kind} address.") from error
+    if ip.is_unspecified or ip.is_multicast or (ip.version == 6 and ip.is_link_local):
+        raise UserError(
+            f"--announce {address}: nobody can call {host}; name the address at which others reach"
+            " this machine."
+        )
+    return whole
+
+
 def told_addresses(
-    listening: Sequence[str], found: Sequence[Address], routed: Collection[str]
+    listening: Sequence[str],
+    found: Sequence[Address],
+    routed: Collection[str],
+    announced: Sequence[str] = (),
 ) -> list[str]:
     """Return the multiaddrs to advertise for a host, at most `ADDRESSES_MAX`.
 
@@ -123,6 +174,7 @@ def told_addresses(
             them come those at which others have seen it.
         found: this machine's addresses.
         routed: as in `use_of`.
+        announced: told before all others, at most `ADDRESSES_MAX`.
     """
     wildcards = {"ip4": "/ip4/0.0.0.0/", "ip6": "/ip6/::/"}
     open_to = {
@@ -132,11 +184,13 @@ def told_addresses(
     own = {address.host for address in found}
     plain = [each for each in listening if not each.startswith(tuple(wildcards.values()))]
     named = [each for each in plain if own.intersection(each.split("/")[2:3])]
-    seen = [each for each in plain if each not in named][:SEEN_MAX]
+    others = [each for each in plain if each not in named and each not in announced]
+    seen = others[: min(SEEN_MAX, ADDRESSES_MAX - len(announced))]
     hosts = choose_hosts([each for each in found if open_to[each.family]], routed)
     family = {address.host: address.family for address in found}
     real = [f"/{family[host]}/{host}/{rest}" for host in hosts for rest in open_to[family[host]]]
-    return [*named, *real][: ADDRESSES_MAX - len(seen)] + seen
+    first = list(dict.fromkeys([*announced, *named, *real]))
+    return first[: ADDRESSES_MAX - len(seen)] + seen
 
 
 def is_loopback(multiaddr: str) -> bool:

@@ -56,13 +56,14 @@ def chat(
     from p2pinfer.node.local_peers import ways_in
     from p2pinfer.node.model_supply import check_named, open_store
     from p2pinfer.node.requester import NO_WAY_IN, ClientOptions
+    from p2pinfer.node.swarm_connection import looks_around
 
     check_range("wait", wait, 0)
     answer.options()  # raises before anything starts
     template = answer.template()
     limits = machine.machine()
     ways = ways_in(bootstrap, network)
-    if not (ways or reach.mdns):
+    if not (ways or looks_around(reach.of(network))):
         raise UserError(NO_WAY_IN)
     check_named(model)
     question = question_of(prompt, as_json=as_json)

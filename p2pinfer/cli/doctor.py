@@ -88,9 +88,7 @@ def _ways_in(look: Observer) -> list[Diagnosis]:
         text = "none of the known peers answers: check the address and the network"
         found.append(Diagnosis("bootstrap", False, text))
     elif not found:
-        text = (
-            "every known address answers" if look.ways_in else "peers answer on the local network"
-        )
+        text = "every known address answers" if look.ways_in else "peers answer without an address"
         found.append(Diagnosis("bootstrap", True, text))
     return found
 

@@ -31,6 +31,25 @@ if TYPE_CHECKING:  # what is heavy is imported by the command that needs it
     from p2pinfer.node.peer import PeerOptions, Serving
 
 
+Listen = Annotated[
+    tuple[str, ...],
+    option(
+        "listen",
+        "Multiaddrs to listen on; else all interfaces, at a port that is drawn once and kept.",
+        consume_multiple=True,
+    ),
+]
+Announce = Annotated[
+    tuple[str, ...],
+    option(
+        "announce",
+        "Addresses at which others reach this machine, told before its own: of a router that"
+        " passes a port on, a cloud, a container's host.",
+        consume_multiple=True,
+    ),
+]
+
+
 def join(
     *,
     layers: Annotated[
@@ -43,9 +62,8 @@ def join(
     ] = None,
     memory: Memory = None,
     model: SwarmModel = None,
-    listen: Annotated[
-        tuple[str, ...], option("listen", "Multiaddrs to listen on.", consume_multiple=True)
-    ] = ("/ip4/0.0.0.0/tcp/0",),
+    listen: Listen = (),
+    announce: Announce = (),
     bootstrap: Bootstrap = (),
     network: Network = "main",
     quota: Quota = None,
@@ -76,6 +94,7 @@ def join(
         model=name_model(model, store) if model else None,
         layers=fixed,
         listen=listen,
+        announce=announce,
         bootstrap=bootstrap,
         network=reach.of(network),
         identity=identity,
@@ -85,7 +104,10 @@ def join(
         only_idle=only_idle,
     )
     announcer = JoinAnnouncer(
-        _how_to_reach(network, reach), as_json=as_json, fixed=fixed is not None, mdns=reach.mdns
+        _how_to_reach(network, reach),
+        as_json=as_json,
+        fixed=fixed is not None,
+        mdns=reach.mdns and not announce,  # an announced address is for machines elsewhere
     )
     _lend(options, store, announcer, until_stdin_closes=until_stdin_closes, as_json=as_json)
 

@@ -85,14 +85,18 @@ class ReachFlags:
 
 Bootstrap = Annotated[
     tuple[str, ...],
-    option("bootstrap", "Addresses of one or more peers already in the swarm."),
+    option(
+        "bootstrap",
+        "Addresses of one or more peers already in the swarm. If omitted: of those that answered"
+        " before.",
+    ),
 ]
 WaysIn = Annotated[
     tuple[str, ...],
     option(
         "bootstrap",
         "Addresses of one or more peers already in the swarm. If omitted: the peers that run on"
-        " this machine.",
+        " this machine, or those that answered it before.",
     ),
 ]
 Memory = Annotated[

@@ -81,9 +81,10 @@ def peers(
     from p2pinfer.node.local_peers import ways_in
     from p2pinfer.node.observer import open_look
     from p2pinfer.node.requester import NO_WAY_IN
+    from p2pinfer.node.swarm_connection import looks_around
 
     ways = ways_in(bootstrap, network)
-    if not (ways or reach.mdns):
+    if not (ways or looks_around(reach.of(network))):
         raise UserError(NO_WAY_IN)
 
     async def run() -> None:

@@ -187,6 +187,7 @@ async def _serve(wanted: _Wanted) -> None:
 def _ways_in(local: int, bootstrap: tuple[str, ...], way: "Reach") -> tuple[str, ...]:
     """Return the addresses through which to enter the swarm; raises UserError."""
     from p2pinfer.node import local_peers
+    from p2pinfer.node.swarm_connection import looks_around
     from transports.base import Reach
 
     check_range("local", local, 0, LOCAL_MAX)
@@ -197,7 +198,7 @@ def _ways_in(local: int, bootstrap: tuple[str, ...], way: "Reach") -> tuple[str,
         )
     if not local:
         bootstrap = local_peers.ways_in(bootstrap, way.network)
-    if not (local or bootstrap or way.mdns):
+    if not (local or bootstrap or looks_around(way)):
         raise UserError(
             "no swarm is known here. To try it on this machine alone: p2pinfer serve --local 3. To"
             " reach other machines: --bootstrap ADDRESS (p2pinfer join prints one), or --mdns on"

@@ -7,6 +7,7 @@ running peer holds a lock on its key's file; the lock ends with its process, how
 import fcntl
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 
 from p2pinfer.core.errors import UserError
@@ -17,8 +18,16 @@ PEERS_PER_MACHINE_MAX = 64
 """Keys created for one machine's peers if none is named."""
 
 
+@dataclass(frozen=True)
+class OwnKey:
+    """Who a peer is, and the file that says it."""
+
+    identity: Identity
+    path: Path
+
+
 @contextmanager
-def hold_identity(named: Path | None) -> Iterator[Identity]:
+def hold_identity(named: Path | None) -> Iterator[OwnKey]:
     """Yield the named file's key, or this machine's first key that is not in use.
 
     Raises:
@@ -32,7 +41,7 @@ def hold_identity(named: Path | None) -> Iterator[Identity]:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 continue
-            yield identity
+            yield OwnKey(identity, path)
             return
     raise UserError(
         f"another peer on this machine uses the key {candidates[0].name}: name another file with"

@@ -7,6 +7,7 @@ from attrs import frozen
 
 from p2pinfer.core.ids import PeerId
 from p2pinfer.node.status_socket import Status, ask_all
+from transports.interfaces import machine_addresses
 
 
 @frozen
@@ -28,8 +29,15 @@ def peers_here(network: str) -> list[Here]:
 
 def ways_in(named: Sequence[str], network: str) -> tuple[str, ...]:
     """Return the named addresses, or if there are none, those of the peers on this machine."""
-    # One per peer: this machine reaches any of its own addresses.
-    return tuple(named) or tuple(h.addresses[0] for h in peers_here(network) if h.addresses)
+    return tuple(named) or tuple(_from_here(h) for h in peers_here(network) if h.addresses)
+
+
+def _from_here(here: Here) -> str:
+    """Return an address of this machine itself: not every router leads back to an announced one."""
+    own = {address.host for address in machine_addresses()}
+    return next(
+        (a for a in here.addresses if own.intersection(a.split("/")[2:3])), here.addresses[0]
+    )
 
 
 def is_peer_of(said: Status, network: str) -> bool:

@@ -14,9 +14,7 @@ from p2pinfer.core.ids import ModelId, PeerId
 from p2pinfer.core.model_names import readable_name
 from p2pinfer.node.reputation_file import load_standings
 from p2pinfer.node.swarm_connection import (
-    LAN_S_MAX,
     SwarmConnection,
-    looks_around,
     open_swarm_connection,
 )
 from transports.base import Reach
@@ -75,10 +73,8 @@ class Observer:
     def __init__(
         self,
         swarm: SwarmConnection,
-        *,
-        looks_around: bool,
     ) -> None:
-        self._looks_around = looks_around
+        self._find_anybody = swarm.find_anybody
         self.transport, self.directory, self.chance = swarm.transport, swarm.directory, swarm.chance
         self.ways_in = swarm.bootstrap
         self._standings = load_standings()
@@ -88,7 +84,7 @@ class Observer:
     async def renew(self) -> None:
         """Ask the bootstrap peers again what they know; raises UserError if one is no address."""
         if not self.ways_in:
-            await self.directory.find_anybody(LAN_S_MAX if self._looks_around else 0)
+            await self._find_anybody()
         self.failures = await self.directory.enter(self.ways_in)
         for model in self.directory.models():  # otherwise only a few peers of each model are known
             self.directory.follow(model)
@@ -97,14 +93,14 @@ class Observer:
     @property
     def is_connected(self) -> bool:
         """Whether a bootstrap peer answered, or a peer was found without one."""
-        if self._looks_around and not self.ways_in:
+        if not self.ways_in:
             return bool(self.directory.peers())
         return len(self.failures) < len(self.ways_in)
 
     def why_nobody(self) -> str:
         """Return why no peer answered."""
         reasons = "; ".join(map(str, self.failures))
-        return reasons or "no peer was found on the local network"
+        return reasons or "no peer was found without an address"
 
     def said(self) -> list[Advertisement]:
         """Return all peers' advertisements, sorted by model and layer."""
@@ -165,7 +161,7 @@ class Observer:
 async def open_look(ways_in: Sequence[str], network: str | Reach) -> AsyncIterator[Observer]:
     """Observe a swarm while the block lasts."""
     async with open_swarm_connection(ways_in, network) as swarm:
-        look = Observer(swarm, looks_around=looks_around(network))
+        look = Observer(swarm)
         await look.renew()
         yield look
 

@@ -1,9 +1,10 @@
 """Compose a real peer: it finds the swarm, chooses layers, fetches their parts, and serves them."""
 
 import logging
+import random
 import re
 import secrets
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
 from functools import partial
@@ -28,10 +29,10 @@ from p2pinfer.node.fraud_files import open_frauds, sharing
 from p2pinfer.node.identity_lock import hold_identity
 from p2pinfer.node.idle_monitor import ActivityMeter, heed_owner
 from p2pinfer.node.ledger_db import LedgerKeeper, open_books
+from p2pinfer.node.listen_port import own_listen
 from p2pinfer.node.loading_steps import Step, loading
 from p2pinfer.node.model_supply import Choose, obtain
 from p2pinfer.node.requester import (
-    LISTEN_DEFAULT,
     Machine,
     check_layers,
     check_memory,
@@ -43,9 +44,7 @@ from p2pinfer.node.sponsors import Workers, clock_ms, sponsor
 from p2pinfer.node.status_report import describe_peer
 from p2pinfer.node.status_socket import Status, open_status
 from p2pinfer.node.swarm_connection import (
-    LAN_S_MAX,
     SwarmConnection,
-    looks_around,
     name_of,
     open_swarm_connection,
 )
@@ -72,7 +71,12 @@ ANSWER_AGAIN_S = 0.5
 
 HIDDEN = (
     "other peers cannot dial this one, so it gets no sessions: open its TCP port {} to others in"
-    " the firewall or router"
+    " the firewall; a router must pass it on, and --announce name the router's address"
+)
+
+UNREACHED = (
+    "other peers cannot dial this one, so it gets no sessions: see that {} leads to this machine,"
+    " through the router and the firewall"
 )
 
 TWIN = (
@@ -95,7 +99,10 @@ class PeerOptions:
     """None: the one that the swarm serves, or else the default."""
     layers: LayerRange | None = None
     """Served whatever others serve; None lets the peer choose."""
-    listen: tuple[str, ...] = (LISTEN_DEFAULT,)
+    listen: tuple[str, ...] = ()
+    """Empty: all interfaces, at the port that is kept beside the key."""
+    announce: tuple[str, ...] = ()
+    """Told to others before the machine's own addresses."""
     bootstrap: tuple[str, ...] = ()
     network: str | Reach = "main"
     identity: Path | None = None
@@ -151,7 +158,9 @@ async def serve_peer(options: PeerOptions, store: Store, hooks: Hooks) -> None:
     """
     async with AsyncExitStack() as stack:
         stack.enter_context(lone_errors())
-        identity = stack.enter_context(hold_identity(options.identity))
+        key = stack.enter_context(hold_identity(options.identity))
+        identity = key.identity
+        chance = random.Random()  # noqa: S311 -- draws a port
         bookkeeper = LedgerKeeper(open_books())
         stack.callback(bookkeeper.finish)  # after the nursery has ended the sessions
         swarm = await stack.enter_async_context(
@@ -159,12 +168,13 @@ async def serve_peer(options: PeerOptions, store: Store, hooks: Hooks) -> None:
                 options.bootstrap,
                 options.network,
                 identity=identity,
-                listen=options.listen,
+                listen=options.listen or own_listen(key.path, chance, hooks.say),
+                announce=options.announce,
                 kind=options.transport,
             )
         )
         transport, directory, nursery = swarm.transport, swarm.directory, swarm.nursery
-        _notify_owner(swarm, hooks.say)
+        _notify_owner(swarm, hooks.say, options.announce)
         directory.listen()
         PartsServer(transport, store).listen()
         server: Server | None = None
@@ -217,15 +227,20 @@ def _serves(directory: Directory, me: PeerId, model: ModelId, peer: PeerId) -> b
     return peer == me or any(other.peer == peer for other in serving)
 
 
-def _notify_owner(swarm: SwarmConnection, say: Callable[[str], None]) -> None:
+def _notify_owner(
+    swarm: SwarmConnection, say: Callable[[str], None], announced: Sequence[str] = ()
+) -> None:
     """Say when others cannot dial this peer, or can again, and when another one uses its key."""
     transport = swarm.transport
     ports = dict.fromkeys(re.findall(r"/tcp/(\d+)", " ".join(transport.addresses)))
+    advice = HIDDEN.format(" or ".join(ports))
+    if announced:
+        advice = UNREACHED.format(" or ".join(announced))
     last = ""
 
     def on_hidden(hidden: bool) -> None:
         nonlocal last
-        text = HIDDEN.format(" or ".join(ports)) if hidden else "others can dial this peer now"
+        text = advice if hidden else "others can dial this peer now"
         if text != last and (
             hidden or transport.was_dialled
         ):  # it stops hiding now and then, just to try
@@ -246,10 +261,9 @@ async def _enter(swarm: SwarmConnection, options: PeerOptions, hooks: Hooks) -> 
     if options.model:
         swarm.directory.follow(options.model)
     hooks.step("looking for peers in the swarm …")
-    if options.bootstrap:
-        await _ask(swarm.directory, swarm.transport, options.bootstrap, hooks.say)
-    elif looks_around(options.network):
-        await swarm.directory.find_anybody(LAN_S_MAX)
+    ways_in = options.bootstrap
+    if not (ways_in and await _ask(swarm.directory, swarm.transport, ways_in, hooks.say)):
+        await swarm.find_anybody()
     swarm.stay_in_touch()
 
 
@@ -261,8 +275,8 @@ def _strange_selves(transport: Transport, ways_in: Iterable[str]) -> list[str]:
 
 async def _ask(
     directory: Directory, transport: Transport, ways_in: tuple[str, ...], say: Callable[[str], None]
-) -> None:
-    """Learn which peers are there from the first that answers; after a while go on without."""
+) -> bool:
+    """Learn which peers are there from the first that answers; say whether one did in time."""
     me = transport.peer_id
     for address in _strange_selves(transport, ways_in):
         say(SELF.format(address))
@@ -270,10 +284,11 @@ async def _ask(
         while True:
             failures = await directory.enter(ways_in)
             if len(failures) < len(ways_in) or any(error.peer == me for error in failures):
-                return
+                return True
             await trio.sleep(ANSWER_AGAIN_S)
     for failure in failures:
         _log.warning("%s; trying again", failure)
+    return False
 
 
 @dataclass

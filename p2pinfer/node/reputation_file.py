@@ -6,7 +6,6 @@ peer counts. In a process, times are on its own clock; in the file, in seconds s
 
 import json
 import logging
-import secrets
 import time
 from collections.abc import Mapping
 from pathlib import Path
@@ -14,6 +13,7 @@ from pathlib import Path
 import trio
 
 from p2pinfer.core.ids import PeerId
+from p2pinfer.node.atomic_file import replace_text
 from p2pinfer.places import state_dir
 from scheduler.standing import PEERS_MAX, Standing, Standings
 
@@ -55,13 +55,10 @@ def _keep(standings: Standings, path: Path) -> None:
     if all(found.get(peer, (0.0, 0.0))[1] >= at_s for peer, (_, at_s) in own.items()):
         return
     newest = sorted([*found.items(), *own.items()], key=lambda each: each[1][1])
-    draft = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     try:
-        draft.write_text(json.dumps(dict(newest[-2 * PEERS_MAX :])))
-        draft.replace(path)
+        replace_text(path, json.dumps(dict(newest[-2 * PEERS_MAX :])))
     except OSError as error:
         _log.info("cannot save peers' standings: %s", error)
-        draft.unlink(missing_ok=True)
 
 
 def _read(path: Path) -> Mapping[PeerId, tuple[float, float]]:

@@ -64,8 +64,6 @@ NO_WAY_IN = (
     " one), or --mdns on the same local network"
 )
 
-LISTEN_DEFAULT = "/ip4/0.0.0.0/tcp/0"
-
 
 @dataclass(frozen=True)
 class Machine:

@@ -1,14 +1,16 @@
 """The one way to join a swarm: a transport, and a directory of its peers."""
 
 import random
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
+from functools import partial
 
 import trio
 
 from p2pinfer.core.errors import NobodyServes, lone_errors
-from p2pinfer.core.ids import ModelId
+from p2pinfer.core.ids import ModelId, PeerId
+from p2pinfer.node.known_peers import KnownPeers
 from p2pinfer.node.model_supply import Choose, pick_model
 from p2pinfer.node.sponsors import clock_ms
 from peers.discovery.directory import Directory
@@ -16,12 +18,19 @@ from transports.base import Reach, Transport
 from transports.blocklist import GuardedTransport
 from transports.identity import Identity, ephemeral_identity
 
+AGAIN_S_MAX = 5.0
+"""For one of the peers of a former run to answer; where a machine is gone for good, none does."""
+
 LAN_S_MAX = 8.0
 """For finding a peer on the local network and its answer; usually two or three seconds."""
 
 
 def open_transport(
-    kind: str, identity: Identity, listen: Sequence[str], network: str | Reach
+    kind: str,
+    identity: Identity,
+    listen: Sequence[str],
+    announce: Sequence[str],
+    network: str | Reach,
 ) -> AbstractAsyncContextManager[Transport]:
     """Return the transport of this kind, which runs while the block lasts."""
     if kind == "tcp":
@@ -30,7 +39,7 @@ def open_transport(
         return open_tcp(identity.peer_id)
     from transports.libp2p.transport import open_libp2p  # half a second of imports
 
-    return open_libp2p(identity, listen, network)
+    return open_libp2p(identity, listen, network, announce=announce)
 
 
 def name_of(network: str | Reach) -> str:
@@ -39,7 +48,11 @@ def name_of(network: str | Reach) -> str:
 
 
 def looks_around(network: str | Reach) -> bool:
-    """Whether peers can be found without an address, by mDNS."""
+    """Whether peers can be found without an address: on the local network, or where they were."""
+    return _is_on_lan(network) or bool(KnownPeers(network).load())
+
+
+def _is_on_lan(network: str | Reach) -> bool:
     return isinstance(network, Reach) and network.mdns
 
 
@@ -56,6 +69,35 @@ class SwarmConnection:
     """Picks which peers to ask, and where to start."""
     nursery: trio.Nursery
     """For tasks that run as long as the connection; cancelled when it closes."""
+    known: KnownPeers | None = None
+    """Who answered in former runs."""
+    is_on_lan: bool = True
+    """Whether peers are looked for on the local network, too."""
+
+    async def find_anybody(self) -> bool:
+        """Look for peers without an address; say whether one answered in time."""
+        former = self.known.load() if self.known else {}
+        found = False
+
+        async def look(find: Callable[[], Awaitable[bool]]) -> None:
+            nonlocal found
+            if await find():
+                found = True
+                nursery.cancel_scope.cancel()
+
+        with lone_errors():
+            async with trio.open_nursery() as nursery:
+                if self.is_on_lan:
+                    nursery.start_soon(look, partial(self.directory.find_anybody, LAN_S_MAX))
+                if former:
+                    nursery.start_soon(look, partial(self._find_again, former))
+        return found
+
+    async def _find_again(self, former: Mapping[PeerId, tuple[str, ...]]) -> bool:
+        silent = await self.directory.find_again(former, AGAIN_S_MAX)
+        if silent and self.known:
+            self.known.drop(silent)
+        return silent is not None
 
     async def enter(self, model: ModelId | None) -> None:
         """Learn which peers are there, those of the model above all, and stay in touch.
@@ -67,8 +109,9 @@ class SwarmConnection:
         if model is not None:
             self.directory.follow(model)
         failures = await self.directory.enter(self.bootstrap)
-        if not self.bootstrap and not await self.directory.find_anybody(LAN_S_MAX):
-            raise NobodyServes("no peer answers on the local network: name one with --bootstrap")
+        if not self.bootstrap and not await self.find_anybody():
+            where = "on the local network" if self.is_on_lan else "where peers were before"
+            raise NobodyServes(f"no peer answers {where}: name one with --bootstrap")
         if self.bootstrap and len(failures) == len(self.bootstrap):
             reasons = "; ".join(str(failure) for failure in failures)
             raise NobodyServes(f"no peer answers: {reasons}")
@@ -77,6 +120,8 @@ class SwarmConnection:
     def stay_in_touch(self) -> None:
         """Gossip and exchange digests with other peers from now on."""
         self.nursery.start_soon(self.directory.run, self.bootstrap)
+        if self.known:
+            self.nursery.start_soon(self.known.keep, lambda: self.directory.answered)
 
     async def pick_model(self, default: Choose) -> ModelId:
         """Follow the model that the swarm serves, or else the default; return its id.
@@ -97,6 +142,7 @@ async def open_swarm_connection(
     *,
     identity: Identity | None = None,
     listen: Sequence[str] = (),
+    announce: Sequence[str] = (),
     kind: str = "libp2p",
 ) -> AsyncIterator[SwarmConnection]:
     """Open a transport with a directory while the block lasts; no peer is dialled yet.
@@ -106,21 +152,32 @@ async def open_swarm_connection(
         network: which swarm it is.
         identity: None makes a temporary one.
         listen: multiaddrs to listen on.
+        announce: multiaddrs at which others reach it, besides the machine's own.
         kind: ``libp2p``, or ``tcp`` for measuring what libp2p costs.
 
     Raises:
-        UserError: an address cannot be listened on.
+        UserError: an address cannot be listened on, or announced.
     """
     chance = random.Random()  # noqa: S311 -- picks which peers to ask, and where to start
     identity = identity or ephemeral_identity()
     with lone_errors():
         async with (
-            open_transport(kind, identity, listen, network) as inner,
+            open_transport(kind, identity, listen, announce, network) as inner,
             trio.open_nursery() as nursery,
         ):
             transport = GuardedTransport(inner)
             directory = Directory(transport, identity, chance, clock_ms=clock_ms)
             try:
-                yield SwarmConnection(identity, transport, directory, bootstrap, chance, nursery)
+                yield SwarmConnection(
+                    identity,
+                    transport,
+                    directory,
+                    bootstrap,
+                    chance,
+                    nursery,
+                    # Bare TCP dials what a libp2p peer does not understand.
+                    KnownPeers(network) if kind == "libp2p" else None,
+                    _is_on_lan(network),
+                )
             finally:
                 nursery.cancel_scope.cancel()

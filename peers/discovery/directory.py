@@ -8,7 +8,7 @@ advertisement is only a hint until its peer has answered.
 
 import logging
 import random
-from collections.abc import Awaitable, Callable, Iterable, Sequence
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from typing import Any
 
 import trio
@@ -19,7 +19,7 @@ from p2pinfer.core.ids import ModelId, PeerId
 from p2pinfer.core.layer_range import LayerRange
 from peers.discovery.advertiser import Advertiser, Signer
 from peers.discovery.anti_entropy import TOLD_MAX, TOLD_PER_S, answer, ask
-from peers.discovery.bootstrap import Bootstrap
+from peers.discovery.bootstrap import Bootstrap, Way
 from peers.discovery.gossip import judge, news
 from peers.discovery.model_index import IndexEntry
 from peers.discovery.partners import pick_partners
@@ -188,7 +188,7 @@ class Directory:
         """Compare views with the peer at each address; return the errors.
 
         The first one reached sends its full view, the others what differs; if the first is slow,
-        they are asked for everything too.
+        they are asked for everything too. Without an address the last few that answered are asked.
 
         Raises:
             UserError: one of them is not an address.
@@ -204,16 +204,53 @@ class Directory:
                     with trio.move_on_after(PATIENCE_S):
                         await told.wait()
                 is_asked = True
-                await self.exchange(peer)
+                await self.exchange(peer, (address,))
                 told.set()
             except PeerError as error:
                 failures.append(error)
 
         with lone_errors():
             async with trio.open_nursery() as nursery:
-                for address in ways_in:
+                for address in ways_in or self._bootstrap.ways_back():
                     nursery.start_soon(try_one, address)
-        return failures
+        return failures if ways_in else []
+
+    @property
+    def answered(self) -> Mapping[PeerId, tuple[tuple[str, ...], float]]:
+        """Where peers are that answered when this one called them, and when they last did."""
+        return self._bootstrap.answered
+
+    async def find_again(
+        self, former: Mapping[PeerId, tuple[str, ...]], seconds: float
+    ) -> list[PeerId] | None:
+        """Compare views with peers that answered in a former run, until one of them does.
+
+        Return who could not be reached by then, or None if nobody answered in time: perhaps this
+        machine has no network, or they start, too. They are looked for from now on then, one at a
+        time, as peers that fell silent.
+        """
+        silent: list[PeerId] = []
+        is_found = False
+
+        async def try_one(peer: PeerId, addresses: tuple[str, ...]) -> None:
+            nonlocal is_found
+            try:
+                await self.exchange(peer, addresses)
+            except PeerError as error:
+                _log.info("%s", error)
+                silent.append(peer)
+            else:
+                is_found = True
+                nursery.cancel_scope.cancel()
+
+        with lone_errors(), trio.move_on_after(seconds):
+            async with trio.open_nursery() as nursery:
+                for peer, addresses in former.items():
+                    nursery.start_soon(try_one, peer, addresses)
+        if is_found:
+            return silent
+        self._bootstrap.recall(former, trio.current_time())
+        return None
 
     async def find_anybody(self, seconds: float) -> bool:
         """Look for peers without an address until one answers; return whether one did in time."""
@@ -226,16 +263,16 @@ class Directory:
                 await trio.sleep(LOOK_AGAIN_S)
         return not self.view.knows_nobody()
 
-    async def exchange(self, peer: PeerId) -> None:
-        """Compare views with a peer.
+    async def exchange(self, peer: PeerId, at: tuple[str, ...] = ()) -> None:
+        """Compare views with a peer, which may be at these addresses besides those that it says.
 
         Raises:
             PeerUnavailable, RemoteProtocolError, RefusedError: nothing was learnt, or not all.
         """
-        entry = self.view.get(peer)
-        addresses = entry.parsed.advertisement.addresses if entry else ()
+        said = self._said_addresses(peer)
         # Dialled even if connected: so both learn that it is dialable, also after a restart.
-        own = bool(addresses)
+        own = bool(said)
+        addresses = tuple(dict.fromkeys([*at, *said]))
         self._expire()
         try:
             with trio.fail_after(EXCHANGE_S_MAX):
@@ -253,7 +290,11 @@ class Directory:
             self.view.note_call(peer, answered=False)
             raise
         self.view.note_call(peer, answered=True)
-        self._bootstrap.found(peer)
+        self._bootstrap.found(peer, [*at, *self._said_addresses(peer)], trio.current_time())
+
+    def _said_addresses(self, peer: PeerId) -> tuple[str, ...]:
+        entry = self.view.get(peer)
+        return entry.parsed.advertisement.addresses if entry else ()
 
     async def _answer(self, channel: Channel) -> None:
         self._expire()
@@ -302,7 +343,9 @@ class Directory:
                 for peer in self._partners():
                     nursery.start_soon(self._try, self.exchange, peer)
                 hints = await self._look_out()
-                for address in [*self._bootstrap.pick(self._chance, self.view.knows), *hints]:
+                for way in self._bootstrap.pick(self._chance, self.view.knows):
+                    nursery.start_soon(self._try, self._try_again, way)
+                for address in hints:
                     nursery.start_soon(self._try, self._try_way, address)
 
     async def _look_out(self) -> list[str]:
@@ -323,9 +366,12 @@ class Directory:
         return pick_partners(self.view, me, wanted, self._chance)
 
     async def _try_way(self, address: str) -> None:
-        await self.exchange(await self._transport.connect(address))
+        await self.exchange(await self._transport.connect(address), (address,))
 
-    async def _try(self, act: Callable[[Any], Awaitable[None]], to: str) -> None:
+    async def _try_again(self, way: Way) -> None:
+        await self.exchange(*way)
+
+    async def _try(self, act: Callable[[Any], Awaitable[None]], to: str | Way) -> None:
         try:
             await act(to)
         except (PeerError, UserError) as error:

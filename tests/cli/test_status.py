@@ -24,6 +24,7 @@ SESSION = {
 }  # fmt: skip
 PEER = {
     "pid": 7, "role": "peer", "uptime_s": 100.0, "peer": "12D3KooWabcdef", "state": "serving",
+    "addresses": ["/ip4/203.0.113.7/tcp/4001/p2p/12D3KooWabcdef"],
     "model_name": "Toy", "layers": "1:11", "layers_of_model": 30, "ms_per_layer_row": 0.5,
     "sessions_max": 8, "resting": "", "rows": 1000, "queued_rows": 3,
     "sessions": [SESSION],
@@ -158,6 +159,7 @@ def test_lines_describe_a_process() -> None:
     said = "\n".join(lines(PEER | {"rows_per_s": 60.0}))
     for words in (
         "serving layers 1:11 of 30, Toy",
+        "address  /ip4/203.0.113.7/tcp/4001/p2p/",
         "at most 200 a second; 60 rows/s now, 1,000 so far",
         "1 of 8, for …uvwxyz; 3 rows queued",
     ):

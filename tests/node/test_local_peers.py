@@ -10,8 +10,15 @@ from p2pinfer.node import local_peers
 from p2pinfer.node.local_peers import Here, peers_here, ways_in
 from p2pinfer.node.status_socket import Status
 from tests.support.swarm import peer
+from transports.interfaces import Address
 
 LAN, LOOP = "/ip4/192.168.1.7/tcp/1/p2p/a", "/ip4/127.0.0.1/tcp/1/p2p/a"
+
+
+@pytest.fixture(autouse=True)
+def _on_a_lan(monkeypatch: pytest.MonkeyPatch) -> None:
+    own = [Address("lo", "127.0.0.1"), Address("eth0", "192.168.1.7")]
+    monkeypatch.setattr(local_peers, "machine_addresses", lambda: own)
 
 
 def running(*said: Status) -> Callable[[], Any]:
@@ -36,6 +43,17 @@ def test_a_peer_is_a_way_into_its_network(monkeypatch: pytest.MonkeyPatch) -> No
     assert ways_in((), "main") == (LAN,)
     assert ways_in((), "other") == ()
     assert ways_in(("/ip4/1.2.3.4/tcp/1",), "main") == ("/ip4/1.2.3.4/tcp/1",)
+
+
+def test_a_peer_here_is_called_at_this_machines_own_address(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """An announced one comes first, but not every router leads back from within."""
+    outer = "/ip4/203.0.113.7/tcp/1/p2p/a"
+    monkeypatch.setattr(local_peers, "ask_all", running(serving(addresses=[outer, LAN, LOOP])))
+    assert ways_in((), "main") == (LAN,)
+    monkeypatch.setattr(local_peers, "ask_all", running(serving(addresses=[outer])))
+    assert ways_in((), "main") == (outer,)
 
 
 @pytest.mark.parametrize(

@@ -34,6 +34,18 @@ def test_an_owner_hears_once_which_port_to_open() -> None:
     assert told[1:] == ["others can dial this peer now"]
 
 
+def test_an_owner_who_announced_an_address_hears_that_it_leads_nowhere() -> None:
+    """It is the router that has to be looked at, not another port."""
+    told: list[str] = []
+    transport: Any = Reached()
+    directory = Directory(transport, identity(1), random.Random(1))
+    swarm: Any = SimpleNamespace(transport=transport, directory=directory)
+    _notify_owner(swarm, told.append, ["/ip4/203.0.113.7/tcp/4001"])
+    directory.advertiser.on_hidden(True)
+    (once,) = told
+    assert "see that /ip4/203.0.113.7/tcp/4001 leads to this machine" in once
+
+
 def test_an_owner_hears_of_a_machine_with_the_same_key() -> None:
     """From its advertisements, or when it is given as the bootstrap address."""
     told: list[str] = []

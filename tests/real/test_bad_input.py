@@ -190,6 +190,9 @@ def test_addresses_that_cannot_be_used(command: Command) -> None:
         said = command(*join, f"/ip4/127.0.0.1/tcp/{port}")
     check(said, 2, f"Port {port} is in use by another program: stop that, or take another")
     check(command(*join, "nonsense"), 2, "'nonsense' is not a multiaddr")
+    announce = ["join", "--layers", "1:10", *HERE, "--announce"]
+    check(command(*announce, "203.0.113.7:4001"), 2, "--announce .* must look like /ip4/203")
+    check(command(*announce, "/ip4/0.0.0.0/tcp/4001"), 2, "nobody can call 0.0.0.0")
     check(command("chat", "Hi"), 2, "p2pinfer demo, .* serve --local 3.* --bootstrap ADDRESS")
     check(command("chat", "Hi", "--bootstrap", "nonsense"), 2, "'nonsense' is not a multiaddr")
     check(command("chat", "Hi", "--bootstrap", "/ip4/127.0.0.1/tcp/1"), 2, "must look like /ip4/")

@@ -292,6 +292,19 @@ TABLES: dict[str, list[Row]] = {
             "peers.discovery.advertiser",
             "HIDDEN_S",
         ),
+        Row(
+            "peers of a network remembered until the next start",
+            "{}",
+            "peers.discovery.bootstrap",
+            "ANSWERED_MAX",
+        ),
+        Row(
+            "one that does not answer is forgotten after",
+            "{}",
+            "p2pinfer.node.known_peers",
+            "STALE_S",
+        ),
+        Row("networks remembered so", "{}", "p2pinfer.node.known_peers", "NETWORKS_MAX"),
     ],
     "Models": [
         Row("a chunk", "{}", "p2pinfer.core.manifest", "CHUNK_BYTES"),
@@ -414,6 +427,8 @@ def formatted(name: str, value: float) -> str:
         return f"{_number(value)} bytes"
     if unit == "MS":
         unit, value = "S", value / 1000
+    if unit == "S" and value >= 2 * 86_400:
+        return f"{_number(value / 86_400)} days"
     if unit == "S" and "PER" not in words:
         return f"{_number(value / 60)} min" if value >= 300 else f"{_number(value)} s"
     return _number(value)

@@ -80,17 +80,21 @@ def join(
     network: str = NETWORK,
     bootstrap: Sequence[str] = (),
     *,
-    listen: str = "/ip4/127.0.0.1/tcp/0",
+    listen: str | None = "/ip4/127.0.0.1/tcp/0",
     key: Path | None = None,
     command: Sequence[str] = (),
 ) -> subprocess.Popen[bytes]:
-    """Start a peer; ``options`` name its layers or its memory."""
+    """Start a peer; ``options`` name its layers or its memory.
+
+    ``listen`` None leaves it to the peer.
+    """
     ways_in = ["--bootstrap", *bootstrap] if bootstrap else []
+    where = ["--listen", listen] if listen else []
     key = key or home / f"key-{time.monotonic_ns()}"
     return subprocess.Popen(
         [
             *[*(command or COMMAND), "join", "--json", "--until-stdin-closes"],
-            *["--listen", listen, "--network", network, "--identity", str(key)],
+            *[*where, "--network", network, "--identity", str(key)],
             *["--context", str(CONTEXT), "--sessions", str(SESSIONS), *ways_in, *options],
         ],
         stdin=subprocess.PIPE,

@@ -10,6 +10,7 @@ import logging
 import socket
 from collections import Counter
 from collections.abc import Sequence
+from functools import partial
 from typing import Any, Final, Literal
 
 import trio
@@ -30,6 +31,7 @@ from libp2p.security.noise.transport import PROTOCOL_ID as NOISE_ID
 from libp2p.security.noise.transport import Transport as Noise
 from libp2p.stream_muxer.yamux.yamux import PROTOCOL_ID as YAMUX_ID
 from libp2p.stream_muxer.yamux.yamux import Yamux
+from libp2p.transport.tcp import tcp as tcp_module
 from multiaddr import Multiaddr  # type: ignore[import-untyped]  # it ships no types
 
 from p2pinfer.core.errors import PeerError, UserError
@@ -68,6 +70,8 @@ CUT_OFF_S = 60.0
 CUT_OFF_MAX = 1024
 """Peers remembered so; more identities than that cost their maker more than they cost us."""
 
+_SET_REUSE_FLAGS: Final = tcp_module._set_reuse_flags
+
 HANDLER_GRACE_S = 1.0
 """For a handler to notice that its connection is gone, before it is cancelled."""
 
@@ -78,8 +82,12 @@ def build_host(
     connections_max: int = CONNECTIONS_MAX,
     muxer: Muxer = "own",
     network_key: bytes | None = None,
+    announced: Sequence[str] = (),
 ) -> IHost:
-    """Make a host that does not run yet; with a network's key it knows only those who have it."""
+    """Make a host that does not run yet; with a network's key it knows only those who have it.
+
+    ``announced`` are told to others before the machine's own addresses.
+    """
     _quiet_libraries()
     key_pair = ed25519_key_pair(identity.seed)
     host = new_host(
@@ -97,13 +105,14 @@ def build_host(
             outbound_upgrade_timeout=HANDSHAKE_S_MAX,
             inbound_stream_protocol_negotiation_timeout=NEGOTIATION_S_MAX,
         ),
-        addrs_factory=real_addresses,
+        addrs_factory=partial(real_addresses, announced),
     )
     swarm = host.get_network()
     assert isinstance(swarm, Swarm), "new_host makes a Swarm"
     swarm.retry_config.max_retries = 0  # the caller decides whether to try again
     _cure_limits(swarm)
     _cure_dial_delay()
+    _cure_sockets_of_both_families()
     _cure_dialling_everybody(swarm)
     _cure_inbound_slots(swarm)
     _cure_raising_handlers(swarm)
@@ -168,6 +177,25 @@ def _cure_limits(swarm: Swarm) -> None:
 def _cure_dial_delay() -> None:
     """Make libp2p's own dials return when they are done, not 250 ms later."""
     swarm_module._HAPPY_EYEBALLS_DELAY = 0.0
+
+
+def _cure_sockets_of_both_families() -> None:
+    """Let ``::`` stand for IPv6 alone; libp2p's socket takes the same port of IPv4, too.
+
+    Then two listeners share one port, and a caller by IPv4 may seem to come from an IPv6 address.
+    """
+
+    def set_flags(sock: Any) -> None:
+        _SET_REUSE_FLAGS(sock)
+        _keep_to_its_family(sock)
+
+    replaced: Any = tcp_module
+    replaced._set_reuse_flags = set_flags
+
+
+def _keep_to_its_family(sock: Any) -> None:
+    if sock.family == socket.AF_INET6:
+        sock.setsockopt(socket.IPPROTO_IPV6, socket.IPV6_V6ONLY, 1)
 
 
 def _cure_dialling_everybody(swarm: Swarm) -> None:
@@ -278,9 +306,10 @@ async def _until_end(muxed: Any, serve: Any, stream: INetStream) -> None:
             take_back()
 
 
-def real_addresses(addresses: Sequence[Multiaddr]) -> list[Multiaddr]:
+def real_addresses(announced: Sequence[str], addresses: Sequence[Multiaddr]) -> list[Multiaddr]:
     """Replace the addresses that mean "all interfaces" by the most useful of the interfaces."""
-    told = told_addresses([str(each) for each in addresses], machine_addresses(), routed_hosts())
+    listening = [str(each) for each in addresses]
+    told = told_addresses(listening, machine_addresses(), routed_hosts(), announced)
     return [Multiaddr(each) for each in told]
 
 
@@ -303,6 +332,7 @@ def check_port(address: Multiaddr) -> None:
     with socket.socket(family) as probe:
         # Not REUSEPORT, which would share; REUSEADDR only skips what a closed socket leaves behind.
         probe.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+        _keep_to_its_family(probe)
         try:
             probe.bind((host, port))
         except OSError as error:

@@ -24,6 +24,7 @@ from p2pinfer.core.errors import ChannelClosed, PeerUnavailable, UserError
 from p2pinfer.core.ids import PeerId
 from transports.base import Accept, Channel, Handler, Reach, Topic
 from transports.identity import Identity, ephemeral_identity
+from transports.interfaces import check_announced
 from transports.libp2p.channel import StreamChannel
 from transports.libp2p.dialling import REACHED, explain, numeric, place, root
 from transports.libp2p.gossip import Gossip
@@ -273,6 +274,7 @@ async def open_libp2p(
     listen: Sequence[str],
     network: str | Reach,
     *,
+    announce: Sequence[str] = (),
     connections_max: int = CONNECTIONS_MAX,
     muxer: Muxer = "own",
 ) -> AsyncGenerator[Libp2pTransport, None]:
@@ -281,6 +283,8 @@ async def open_libp2p(
     Without an ``identity`` one is drawn and kept nowhere. The network's name is part of every
     protocol's, so that swarms of different names never mix. A peer whose key is not the `Reach`'s
     cannot take part, whatever the name: see `private_noise`.
+    ``announce`` are addresses at which others reach this peer, told before the machine's own: of a
+    router that passes a port on, of a cloud's gateway, of a container's host.
     ``muxer="library"`` is to measure with.
 
     Raises:
@@ -296,7 +300,13 @@ async def open_libp2p(
     for address in listening:
         check_port(address)
     identity = identity or ephemeral_identity()
-    host = build_host(identity, connections_max=connections_max, muxer=muxer, network_key=reach.key)
+    host = build_host(
+        identity,
+        connections_max=connections_max,
+        muxer=muxer,
+        network_key=reach.key,
+        announced=check_announced(announce, identity.peer_id),
+    )
     failure: BaseException | None = None
     async with trio.open_nursery() as nursery:
         try:

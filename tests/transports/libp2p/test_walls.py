@@ -355,6 +355,25 @@ async def test_a_taken_port_is_named(host: str) -> None:
                 pass
 
 
+@pytest.mark.skipif(not socket.has_dualstack_ipv6(), reason="this machine has no IPv6")
+async def test_both_families_listen_at_one_port() -> None:
+    """Libp2p's ``::`` takes the port of IPv4, too: who calls by that is of neither family then."""
+    own = ephemeral_identity()
+    async with open_libp2p(own, ["/ip6/::/tcp/0"], "test") as six:
+        port = six.addresses[0].split("/")[4]
+        with pytest.raises(ConnectionRefusedError):
+            socket.create_connection(("127.0.0.1", int(port))).close()
+    both = [f"/ip4/0.0.0.0/tcp/{port}", f"/ip6/::/tcp/{port}"]
+    async with open_libp2p(own, both, "test") as listener:
+        listener.handle("echo", echo)
+        for place in ("/ip4/127.0.0.1", "/ip6/::1"):
+            async with peer() as caller:
+                address = f"{place}/tcp/{port}/p2p/{own.peer_id}"
+                channel = await caller.open(own.peer_id, "echo", [address])
+                await channel.send(b"hi")
+                assert await channel.receive() == b"hi"
+
+
 async def test_an_address_of_another_machine_is_named() -> None:
     """Libp2p listens on nothing and says nothing."""
     with pytest.raises(UserError, match=r"203\.0\.113\.1"):
