@@ -40,12 +40,8 @@ from p2pinfer.core.limits import ROWS_PER_DECODE_MAX
 from p2pinfer.core.sampling import Sampling
 from p2pinfer.engine.gguf.architectures import RULES
 from p2pinfer.engine.llama.logprobs import log_probabilities
-<<<<<<< HEAD
-from p2pinfer.engine.llama.tap import Tap
-from p2pinfer.engine.llama.token_filter import TokenFilter
-=======
 from p2pinfer.engine.llama.tap import Decode, Tap
->>>>>>> wt/arch
+from p2pinfer.engine.llama.token_filter import TokenFilter
 from p2pinfer.engine.special_tokens import ControlToken
 
 CELLS_GRAIN = 256
