@@ -286,6 +286,24 @@ def honest(
 
 
 @app.command
+def agent(
+    *,
+    model: Model = "default",
+    turns: Annotated[int, option("turns", "Turns of the recording to play.")] = 20,
+    context: Annotated[int, option("context", "Positions per session, at most.")] = 16_384,
+    as_json: AsJson = False,
+) -> None:
+    """Play an agent's recorded conversation: what is read again, and how long others wait."""
+    from p2pinfer.bench.agent import TURNS_MAX, agent_bench
+    from p2pinfer.node.model_supply import model_path
+
+    check_range("turns", turns, 2, TURNS_MAX)
+    check_range("context", context, 64)
+    measure = partial(agent_bench, model_path(model), turns=turns, context=context)
+    run_task(lambda: _print_report(measure, as_json=as_json))
+
+
+@app.command
 def answers(
     *,
     model: Model = "default",

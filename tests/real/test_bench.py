@@ -57,3 +57,15 @@ def test_churn(home: Path) -> None:
     assert sum(report["harms"].values()) > 0
     assert report["sessions_left"] == 0
     assert report["after"]["channels"] == 0
+
+
+def test_agent(home: Path) -> None:
+    """A turn of an agent reads only what is new, also after a peer's death."""
+    report = bench(home, "agent", "--turns", "2", "--context", "2200")
+    first, second = report["prompt_tokens"]
+    assert report["read_tokens"][0] == first
+    assert report["read_tokens"][1] <= second - first + 64  # the generation prompt differs
+    assert report["read_share"] < 0.2
+    assert report["after_a_death_read_share"] < 0.01
+    assert report["stream_gap_p50_s"] > 0
+    assert set(report["first_token_ratio"]) == {"2"}

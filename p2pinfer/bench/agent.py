@@ -1,0 +1,221 @@
+"""What an agent waits for: a recorded conversation of twenty turns with tools, played back.
+
+An agent sends everything that was said with each turn, so what matters is how much of it is read
+again. Each turn of the recording is asked in the sessions of one gateway. After some of them the
+same prompt is also read by a session that knows nothing, which gives the ratio; in the end a peer
+is killed, and another agent with the same tools begins while the first one's answer is still being
+made. A stream that writes all the while says how long reading makes others wait.
+"""
+
+import json
+import statistics
+import tempfile
+from collections.abc import Sequence
+from contextlib import aclosing
+from dataclasses import dataclass, field
+from importlib.resources import files
+from pathlib import Path
+from typing import Any, Final
+
+import trio
+
+from p2pinfer.bench.recovery import HOLDERS, STAGES, wait_known
+from p2pinfer.bench.victims import NETWORK, Victims
+from p2pinfer.client.answer import Answer, ChatOptions
+from p2pinfer.client.library import Swarm, open_swarm
+from p2pinfer.client.tool_calls import Tool
+from p2pinfer.core.errors import UserError, lone_errors
+from p2pinfer.core.sampling import Sampling
+from p2pinfer.engine.template import Message
+from p2pinfer.node.local_swarm import share_layers
+from p2pinfer.node.model_supply import name_model, open_store, open_whole
+from p2pinfer.node.requester import Client, ClientOptions, Machine, for_model, open_client
+
+TURNS_MAX: Final = 20
+"""Of the recording."""
+
+TOKENS: Final = 8
+"""Of each answer: only its first tokens matter, as the recording says what comes next."""
+
+STREAM_TOKENS: Final = 512
+"""Of each answer of the stream."""
+
+SESSIONS: Final = 4
+"""The agent's, another agent's, the stream's, and one that knows nothing."""
+
+HOW: Final = ChatOptions(Sampling(temperature=0.0), TOKENS)
+
+STREAM_PROMPT: Final = "Tell a long story of a fox that walks through the whole of Europe."
+
+
+@dataclass(frozen=True)
+class Talk:
+    """The recording."""
+
+    tools: Sequence[Tool]
+    messages: Sequence[Message]
+    other: str
+    """What another agent with the same tools is asked."""
+
+    def before(self, turn: int) -> Sequence[Message]:
+        """Return what an agent sends with a turn, counted from 0: a call and its result each."""
+        return self.messages[: 2 + 2 * turn]
+
+    def of_other(self) -> Sequence[Message]:
+        """Return what the other agent sends first."""
+        return [self.messages[0], {"role": "user", "content": self.other}]
+
+
+def read_talk() -> Talk:
+    """Return the recording that is part of the package."""
+    found = json.loads(files("p2pinfer.bench").joinpath("agent_talk.json").read_text())
+    tools = [
+        Tool(
+            each["function"]["name"],
+            each["function"]["description"],
+            each["function"]["parameters"],
+        )
+        for each in found["tools"]
+    ]
+    return Talk(tools, found["messages"], found["other"])
+
+
+@dataclass
+class _Stream:
+    """Somebody else's answers, and how long each of their tokens took."""
+
+    gaps_s: list[float] = field(default_factory=list)
+
+    async def run(self, client: Client, prompt: Sequence[int]) -> None:
+        """Answer for ever."""
+        route = await client.find_route(lambda _: None)
+        async with client.open_session(route) as session:
+            while True:
+                last = None
+                tokens = session.generate(prompt, HOW.sampling, STREAM_TOKENS)
+                async with aclosing(tokens):
+                    async for _ in tokens:
+                        now = trio.current_time()
+                        self.gaps_s += [] if last is None else [now - last]
+                        last = now
+
+
+async def agent_bench(file: Path, *, turns: int, context: int) -> dict[str, Any]:
+    """Measure and return what ``p2pinfer bench agent`` prints.
+
+    Args:
+        file: a whole model.
+        turns: how many of the recording to play; it ends sooner where the model's context does.
+        context: positions per session, at most the model's.
+
+    Raises:
+        UserError: not even two turns fit.
+    """
+    store = open_store()
+    model = open_whole(name_model(str(file), store, lambda *_: None), store)
+    machine = for_model(Machine(sessions=SESSIONS, context=context), model)
+    ranges = share_layers(model, STAGES, 1, machine) * HOLDERS
+    with tempfile.TemporaryDirectory(prefix="p2pinfer-") as home, lone_errors():
+        async with trio.open_nursery() as nursery:
+            victims = Victims(nursery, model, machine, ranges, Path(home))
+            await victims.start()
+            options = ClientOptions(
+                model.id, victims.ways_in(), NETWORK, machine=machine, audit_rate=0.0
+            )
+            async with (
+                open_client(options, store, lambda _: None) as client,
+                open_swarm(client, SESSIONS) as swarm,
+            ):
+                await wait_known(client, victims)
+                report = await _play(swarm, victims, turns)
+            nursery.cancel_scope.cancel()
+    return {"peers": len(ranges), "context": machine.context, **report}
+
+
+async def _play(swarm: Swarm, victims: Victims, turns: int) -> dict[str, Any]:
+    talk, client = read_talk(), swarm.client
+    prompts: list[list[int]] = []
+    for turn in range(turns):
+        prompt = await _prompt(swarm, talk, talk.before(turn))
+        if len(prompt) + TOKENS > client.ends.context:
+            break
+        prompts.append(prompt)
+    if len(prompts) < 2:
+        raise UserError(f"sessions of {client.ends.context} positions are too short for an agent")
+    other = await _prompt(swarm, talk, talk.of_other())
+    stream, played, colds_s = _Stream(), [], {}
+    async with trio.open_nursery() as nursery:
+        asked = await swarm.prompt_of([{"role": "user", "content": STREAM_PROMPT}])
+        nursery.start_soon(stream.run, client, asked)
+        for turn, prompt in enumerate(prompts):
+            if turn in {1, len(prompts) // 2, len(prompts) - 1}:
+                colds_s[turn] = await _cold_s(client, prompt)
+            played.append(await _ask(swarm, prompt))
+        nursery.cancel_scope.cancel()
+    alone_s = statistics.median(stream.gaps_s)
+    another = await _beside(swarm, prompts[-1], other)
+    survived = await _after_death(swarm, victims, prompts[-1])
+    warm = {turn: played[turn].time_to_first_token_ms / 1000 for turn in colds_s}
+    last = len(prompts) - 1
+    return {
+        "turns": len(prompts),
+        "prompt_tokens": [len(prompt) for prompt in prompts],
+        "read_tokens": [each.prompt_tokens - each.reused_tokens for each in played],
+        "read_share": _share(played[1:]),
+        "first_token_ratio": {
+            str(turn + 1): round(warm[turn] / colds_s[turn], 4) for turn in sorted(colds_s)
+        },
+        "another_agent_read_share": _share([another]),
+        "after_a_death_read_share": _share([survived]),
+        "after_a_death_first_token_ratio": round(
+            survived.time_to_first_token_ms / 1000 / colds_s[last], 4
+        ),
+        "stream_gap_max_s": round(max(stream.gaps_s), 3),
+        "stream_gap_p50_s": round(alone_s, 4),
+    }
+
+
+def _share(answers: Sequence[Answer]) -> float:
+    """Return how much of the prompts was read."""
+    prompts = sum(each.prompt_tokens for each in answers)
+    return round(1 - sum(each.reused_tokens for each in answers) / prompts, 4)
+
+
+async def _prompt(swarm: Swarm, talk: Talk, messages: Sequence[Message]) -> list[int]:
+    prompt = await swarm.render(messages, tools=talk.tools)
+    return await swarm.client.ends.tokenize(prompt.text, special=True, literal=prompt.literal)
+
+
+async def _ask(swarm: Swarm, prompt: Sequence[int]) -> Answer:
+    answer = Answer()
+    async with aclosing(swarm.answer(prompt, HOW, answer)) as pieces:
+        async for _ in pieces:
+            pass
+    return answer
+
+
+async def _cold_s(client: Client, prompt: Sequence[int]) -> float:
+    """Return how long the first token takes in a session that holds nothing."""
+    route = await client.find_route(lambda _: None)
+    async with client.open_session(route) as session:
+        since = trio.current_time()
+        async with aclosing(session.generate(prompt, HOW.sampling, 1)) as tokens:
+            async for _ in tokens:
+                break
+        return trio.current_time() - since
+
+
+async def _beside(swarm: Swarm, prompt: Sequence[int], other: Sequence[int]) -> Answer:
+    """Ask for another agent while the first one's answer is still being made."""
+    async with aclosing(swarm.answer(prompt, HOW, Answer())) as pieces:
+        async for _ in pieces:
+            return await _ask(swarm, other)
+    raise AssertionError("an answer has a first piece")
+
+
+async def _after_death(swarm: Swarm, victims: Victims, prompt: Sequence[int]) -> Answer:
+    """Kill the middle stage of the agent's session, and ask its last turn again."""
+    async with swarm.pool.lend(prompt) as lent:
+        route = lent.session.route
+    victims.kill(route[len(route) // 2].peer)
+    return await _ask(swarm, prompt)
