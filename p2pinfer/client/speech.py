@@ -45,6 +45,7 @@ class Speech:
     """
 
     def __init__(self, thoughts: Thoughts, tools: Tools | None, dialect: Dialect) -> None:
+        self._tools = tools.offered if tools else ()
         self._names = tools.names if tools else ()
         self._dialect = dialect if tools else None
         self._rest, self._at = "", _In.WORDS
@@ -145,7 +146,7 @@ class Speech:
         assert dialect
         end = dialect.end
         while end and (at := self._rest.find(end, self._looked)) >= 0:
-            if calls := dialect.read(self._rest[:at]):
+            if calls := dialect.calls(self._rest[:at], self._tools):
                 yield from calls
                 self._rest = self._rest[at + len(end) :]
                 self._at, self._strips = _In.WORDS, True
@@ -155,7 +156,7 @@ class Speech:
         if not is_over:
             return
         text, self._rest, self._at = self._rest, "", _In.WORDS
-        calls = dialect.read(text)
+        calls = dialect.calls(text, self._tools)
         if not calls or (not dialect.begin and not {c.name for c in calls} <= {*self._names}):
             yield Word(dialect.begin + text)
         else:

@@ -11,6 +11,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from p2pinfer.client.grammars import WHITE_SPACE, Shape, json_rule
+from p2pinfer.client.xml_calls import argument_rules, read_functions, typed
 from p2pinfer.engine.template import Message
 
 
@@ -57,9 +58,21 @@ class Dialect:
     """What one call is written as: before its name, before its arguments, and behind them."""
     around: tuple[str, str, str] = ("", "\n", "")
     """Before all calls, between two of them, and behind them."""
+    is_xml: bool = False
+    """Arguments stand one by one between marks, and are not a JSON object."""
     begins: Callable[[str, Sequence[str]], bool | None] = lambda *_: False
     """Says whether an answer that begins so, with no space before it, is a call to one of the
     named; None where that is not certain yet."""
+
+    def calls(self, text: str, tools: Sequence[Tool]) -> list[ToolCall]:
+        """Return the calls of these tools in what stands between the marks, as ``read`` does."""
+        if not self.is_xml:
+            return self.read(text)
+        schemas = {tool.name: tool.parameters for tool in tools}
+        return [
+            ToolCall(name, typed(values, schemas.get(name, {})))
+            for name, values in read_functions(text)
+        ]
 
 
 @dataclass(frozen=True)
@@ -174,14 +187,26 @@ HERMES = Dialect(
     _json_calls,
     ("<tool_call>\n" + _OBJECT[0], _OBJECT[1], "}\n</tool_call>"),
 )
-LLAMA = Dialect(
-    "", "", _json_calls, (_OBJECT[0], '", "parameters": ', "}"), ("", "; ", ""), _begins_object
+QWEN_CODER = Dialect(
+    "<tool_call>",
+    "</tool_call>",
+    lambda text: [ToolCall(name, typed(values, {})) for name, values in read_functions(text)],
+    ("<tool_call>\n<function=", ">\n", "</function>\n</tool_call>"),
+    is_xml=True,
 )
-PHI = Dialect("", "", _phi_calls, _OBJECT, ("[", ", ", "]"), _begins_phi)
+LLAMA = Dialect(
+    "",
+    "",
+    _json_calls,
+    (_OBJECT[0], '", "parameters": ', "}"),
+    ("", "; ", ""),
+    begins=_begins_object,
+)
+PHI = Dialect("", "", _phi_calls, _OBJECT, ("[", ", ", "]"), begins=_begins_phi)
 NEMOTRON = Dialect(
     "<TOOLCALL>", "</TOOLCALL>", _json_calls, _OBJECT, ("<TOOLCALL>[", ", ", "]</TOOLCALL>")
 )
-MISTRAL = Dialect("", "", _mistral_calls, _OBJECT, ("[", ", ", "]"), _begins_mistral)
+MISTRAL = Dialect("", "", _mistral_calls, _OBJECT, ("[", ", ", "]"), begins=_begins_mistral)
 _CALLS = ("<｜tool▁calls▁begin｜>", "<｜tool▁calls▁end｜>")  # noqa: RUF001
 DEEPSEEK = Dialect(
     *_CALLS,
@@ -207,6 +232,8 @@ def knows_tools(template: str) -> bool:
 
 def dialect_of(template: str) -> Dialect:
     """Return how a model with such a template writes calls."""
+    if "<function=" in template and "<parameter=" in template:
+        return QWEN_CODER
     if "<tool_call>" in template or not knows_tools(template):
         return HERMES
     for mark, dialect in _BY_MARK.items():
@@ -256,7 +283,10 @@ def _call_rules(tools: Tools, dialect: Dialect, *, begun: bool = False) -> Itera
         before = json.dumps(head + tool.name + middle, ensure_ascii=False)
         behind = json.dumps(tail, ensure_ascii=False)
         yield f"call_{at}: {space}{before} arguments_{at} {behind}"
-        yield f"arguments_{at}: {json_rule(tool.parameters, strict=tool.strict)}"
+        if dialect.is_xml:
+            yield from argument_rules(tool.parameters, f"arguments_{at}", strict=tool.strict)
+        else:
+            yield f"arguments_{at}: {json_rule(tool.parameters, strict=tool.strict)}"
 
 
 def as_text(messages: Sequence[Message], tools: Sequence[Tool]) -> list[Message]:

@@ -16,13 +16,15 @@ from p2pinfer.client.tool_calls import (
     MISTRAL,
     NEMOTRON,
     PHI,
+    QWEN_CODER,
     Dialect,
     Tool,
     ToolCall,
     Tools,
 )
 
-TOOLS = Tools((Tool("f"), Tool("go.on")))
+NAMED = {"type": "object", "properties": {"name": {"type": "string"}, "x": {"type": "integer"}}}
+TOOLS = Tools((Tool("f"), Tool("go.on"), Tool("named", "", NAMED)))
 F1, F2 = ToolCall("f", '{"x": 1}'), ToolCall("go.on", "{}")
 CALL = '<tool_call>\n{"name": "f", "arguments": {"x": 1}}\n</tool_call>'
 BEGIN, END = "<｜tool▁calls▁begin｜>", "<｜tool▁calls▁end｜>"  # noqa: RUF001
@@ -110,6 +112,22 @@ CASES: dict[str, tuple[Thoughts, Tools | None, Dialect, str, tuple[str, str, lis
         'So. <TOOLCALL>[{"name": "f", "arguments": {"x": 1}}, {"name": "go.on"}]</TOOLCALL>',
         ("", "So.", [F1, F2]),
     ),
+    "qwen coder": (
+        Thoughts.NONE, TOOLS, QWEN_CODER,
+        ("So.\n<tool_call>\n<function=f>\n<parameter=x>\n1\n</parameter>\n</function>\n</tool_call>"
+         "\n<tool_call>\n<function=go.on>\n</function>\n</tool_call>"),
+        ("", "So.", [F1, F2]),
+    ),
+    "qwen coder knows texts by the schema": (
+        Thoughts.NONE, TOOLS, QWEN_CODER,
+        ("<tool_call><function=named>\n<parameter=name>\n12\n\n</parameter>\n<parameter=x>\n2\n"
+         "</parameter>\n</function></tool_call>"),
+        ("", "", [ToolCall("named", '{"name": "12\\n", "x": 2}')]),
+    ),
+    "qwen coder says marks": (
+        Thoughts.NONE, TOOLS, QWEN_CODER, "<tool_call>f(x)</tool_call>",
+        ("", "<tool_call>f(x)</tool_call>", []),
+    ),
     "mistral says words": (Thoughts.NONE, TOOLS, MISTRAL, "for [x]", ("", "for [x]", [])),
     "deepseek": (
         Thoughts.NONE, TOOLS, DEEPSEEK,
@@ -137,10 +155,11 @@ def test_parts_are_the_same_however_a_text_is_cut(name: str, data: st.DataObject
 @given(
     st.lists(
         st.sampled_from(["<think>", "</think>", "<tool_call>", "</tool_call>", BEGIN, END, "{", "}",
-                         "[", '"name": "f"', "[TOOL_CALLS]", "f", " ", "\n", "x"])
+                         "[", '"name": "f"', "[TOOL_CALLS]", "<function=f>",
+                         "<parameter=f>", "f", " ", "\n", "x"])
     ).map("".join),
     st.sampled_from(list(Thoughts)),
-    st.sampled_from([HERMES, LLAMA, MISTRAL, DEEPSEEK]),
+    st.sampled_from([HERMES, LLAMA, MISTRAL, DEEPSEEK, QWEN_CODER]),
 )  # fmt: skip
 def test_no_answer_is_too_odd(text: str, thoughts: Thoughts, dialect: Dialect) -> None:
     """Nothing but marks, white space and calls is left out of what is told."""

@@ -16,6 +16,7 @@ from p2pinfer.client.tool_calls import (
     MISTRAL,
     NEMOTRON,
     PHI,
+    QWEN_CODER,
     Dialect,
     Tool,
     Tools,
@@ -104,6 +105,48 @@ def test_a_call_that_may_be_fits_once_it_has_begun(grammars: Grammars) -> None:
     assert calls_shape(Tools(TOOLS), LLAMA) is None
 
 
+FILE = {
+    "type": "object",
+    "properties": {
+        "path": {"type": "string"},
+        "mode": {"enum": ["read", "write"]},
+        "lines": {"type": "array", "items": {"type": "integer"}},
+        "end": {"type": ["string", "null"]},
+    },
+    "required": ["path", "mode"],
+}
+
+
+def xml(**values: str) -> str:
+    """Write a call as Qwen3-Coder does."""
+    said = "".join(f"<parameter={n}>\n{v}\n</parameter>\n" for n, v in values.items())
+    return f"<tool_call>\n<function=file>\n{said}</function>\n</tool_call>"
+
+
+@pytest.mark.parametrize("must", [True, False])
+def test_arguments_between_marks_are_held_to_their_types(grammars: Grammars, must: bool) -> None:
+    """Texts are free, one of several is one of them, the rest is JSON that fits."""
+    tools = Tools((Tool("file", "", FILE), Tool("free", "", {"anyOf": []})), must=must)
+    shape = calls_shape(tools, QWEN_CODER)
+    assert shape
+    path = 'a "b"\n<c>'
+    for good, value in (
+        (xml(path=path, mode="read"), {"path": path, "mode": "read"}),
+        (xml(path="1", mode="write", lines="[1, 2]", end="null"),
+         {"path": "1", "mode": "write", "lines": [1, 2], "end": None}),
+    ):  # fmt: skip
+        assert allows(grammars, shape.grammar, good), good
+        assert allows(grammars, shape.grammar, f"{good}\n{good}")
+        speech = Speech(Thoughts.NONE, tools, QWEN_CODER)
+        list(speech.feed(good))
+        assert [json.loads(call.arguments) for call in speech.calls] == [value]
+    for bad in (xml(path="a", mode="rewrite"), xml(mode="read"), xml(path="a", mode="read", n="1"),
+                xml(path="a", mode="read", lines="[x]")):  # fmt: skip
+        assert not allows(grammars, shape.grammar, bad), bad
+    free = "<tool_call>\n<function=free>\n<parameter=x>\n1\n</parameter>\n</function>\n</tool_call>"
+    assert allows(grammars, shape.grammar, free)
+
+
 @pytest.mark.parametrize("dialect", DIALECTS)
 def test_answer_is_calls_or_fits_a_schema(grammars: Grammars, dialect: Dialect) -> None:
     """Where a client asks for both."""
@@ -132,7 +175,9 @@ def test_thoughts_may_stand_before_what_is_held_to_a_shape(grammars: Grammars) -
 
 @pytest.mark.parametrize(
     ("template", "dialect"),
-    [("", HERMES), ("{% if tools %}<tool_call>", HERMES), ("{{ tools }}[TOOL_CALLS]", MISTRAL),
+    [("", HERMES), ("{% if tools %}<tool_call>", HERMES),
+     ("{{ tools }}<tool_call><function=<parameter=", QWEN_CODER),
+     ("{{ tools }}[TOOL_CALLS]", MISTRAL),
      ("{{ tools }}<|tool_call|>", PHI), ("{{ tools }}<TOOLCALL>", NEMOTRON),
      ("{{ tools }}<|python_tag|>", LLAMA), ("{{ tools }}", HERMES),
      ("{{ tools }}<｜tool▁call▁begin｜>```json", DEEPSEEK),  # noqa: RUF001
