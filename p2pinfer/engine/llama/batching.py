@@ -58,6 +58,10 @@ class Regimes:
         return NARROW_ROWS_MAX + 1 if regime is Regime.WIDE and not self.agree else 0
 
 
+def _is_span(job: Job) -> bool:
+    return len(job) > 1 or job.regime is not Regime.NARROW
+
+
 class Batcher(Generic[J]):
     """Waiting jobs by slot; ``next`` takes the jobs of the next decode."""
 
@@ -65,6 +69,8 @@ class Batcher(Generic[J]):
         self._regimes = regimes
         self._waiting: dict[int, deque[J]] = {}
         self._prompt_is_next = False
+        """What ran last were single rows. A row that comes while a prompt's span runs waits for
+        that one alone, at every stage."""
 
     def __bool__(self) -> bool:
         """Whether any job is waiting."""
@@ -81,20 +87,20 @@ class Batcher(Generic[J]):
     def next(self) -> list[J]:
         """Take one longer span, or single rows of sessions in adjacent slots, in slot order."""
         if len(self._waiting) == 1:  # the usual case, on the path of every token
-            return [self._take(next(iter(self._waiting)))]
+            job = self._take(next(iter(self._waiting)))
+            self._prompt_is_next = not _is_span(job)
+            return [job]
         heads = {slot: jobs[0] for slot, jobs in self._waiting.items()}
-        spans = [
-            slot for slot, job in heads.items() if len(job) > 1 or job.regime is not Regime.NARROW
-        ]
+        spans = [slot for slot, job in heads.items() if _is_span(job)]
         singles = [slot for slot in heads if slot not in spans]
         if spans and (self._prompt_is_next or not singles):
-            chosen = spans[:1]
+            chosen, self._prompt_is_next = spans[:1], False
         elif singles:
+            self._prompt_is_next = True
             alike = {slot for slot in singles if heads[slot].layers == heads[singles[0]].layers}
             chosen = self._run_around(singles[0], alike)
         else:
             return []
-        self._prompt_is_next = not self._prompt_is_next
         return [self._take(slot) for slot in chosen]
 
     def _run_around(self, slot: int, waiting: set[int]) -> list[int]:

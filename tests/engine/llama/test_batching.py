@@ -120,3 +120,19 @@ def test_regimes_decide_sharing_and_padding(agrees: bool, singles: int, pad: int
     assert regimes.single_rows_max == singles
     assert (regimes.pad_to(Regime.WIDE), regimes.pad_to(Regime.NARROW)) == (pad, 0)
     assert regimes.pad_to(Regime.BLOCK) == 64
+
+
+@given(st.integers(1, 4), st.sampled_from([Regime.WIDE, Regime.BLOCK]))
+def test_row_waits_for_no_more_than_the_span_that_runs(prompts: int, regime: Regime) -> None:
+    """A stream's row that comes while a prompt is read goes before the prompt's next span."""
+    batcher: Batcher[Work] = Batcher(Regimes(True))
+    for slot in range(1, prompts + 1):
+        for number in range(4):
+            batcher.add(Work(slot, 48, regime, number))
+    batcher.add(Work(0))
+    batcher.next()
+    for _ in range(4 * prompts):
+        assert batcher.next()[0].is_span
+        batcher.add(Work(0))  # comes while that one runs
+        assert batcher.next() == [Work(0)]
+    assert not batcher
