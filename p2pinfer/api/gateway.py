@@ -182,7 +182,9 @@ class Gateway:
                 tools=tools.offered if tools else (),
                 options=question.options,
             )
-            thoughts = self.swarm.thoughts_after(rendered.text)
+            rendered = await self.swarm.begun(rendered, question.prefill)
+            if not question.prefill:
+                thoughts = self.swarm.thoughts_after(rendered.text)
             prompts = [await self.swarm.tokenize(rendered.text, rendered.literal)]
         if grammar := await self._grammar(question, dialect, thoughts):
             question = question.held_to(grammar)

@@ -77,10 +77,10 @@ _IGNORED = {
 
 _ONLY_NOTHING: dict[str, tuple[Any, ...]] = {
     "add_generation_prompt": (True,),
+    "continue_final_message": (False,),
     "audio": (),
     "bad_words": ([],),
     "best_of": (1,),
-    "continue_final_message": (False,),
     "documents": ([],),
     "dry_multiplier": (0,),
     "dynatemp_range": (0,),
@@ -119,13 +119,15 @@ _ONLY_NOTHING: dict[str, tuple[Any, ...]] = {
     "xtc_probability": (0,),
 }
 """Parameters that a swarm cannot honour, and the values by which they, as null, ask for nothing.
-Two of them are honoured in chats alone."""
+Some of them are honoured in chats alone."""
 
 _ALIASES = {"max_tokens": ("n_predict",), "repeat_penalty": ("repetition_penalty",)}
 """Other servers' words for what we have; our own word counts for more."""
 
 _CHAT = {
+    "add_generation_prompt",
     "chat_template_kwargs",
+    "continue_final_message",
     "enable_thinking",
     "logprobs",
     "messages",
@@ -206,6 +208,8 @@ class Question:
     """What the model may call."""
     options: Mapping[str, Any] = field(default_factory=dict)
     """What the template is told."""
+    prefill: str = ""
+    """The assistant's words that its answer goes on from."""
     ignored: tuple[str, ...] = ()
     """Names of parameters that nobody here knows, as far as a header can tell them."""
 
@@ -232,6 +236,7 @@ def chat_question(body: Mapping[str, Any], defaults: ChatOptions, seed: int) -> 
     if not isinstance(messages, list) or not 1 <= len(messages) <= MESSAGES_MAX:
         raise invalid("messages", f"must be a list of 1 to {MESSAGES_MAX} messages")
     found = [_message(each, f"messages[{at}]") for at, each in enumerate(messages)]
+    prefill = _prefill(body, found)
     if defaults.system and all(each["role"] != "system" for each in found):
         found.insert(0, {"role": "system", "content": defaults.system})
     if (special := body.get("parse_special")) is not None:
@@ -240,7 +245,25 @@ def chat_question(body: Mapping[str, Any], defaults: ChatOptions, seed: int) -> 
     tools, options = tools_of(body), template_options(body)
     refuse_unless_alone(tools, is_grammar=bool(body.get("grammar")))
     chat = {"messages": found, "tools": tools, "options": options, "ignored": ignored}
-    return _question(body, defaults, seed, told, **chat)
+    return _question(body, defaults, seed, told, prefill=prefill, **chat)
+
+
+def _prefill(body: Mapping[str, Any], messages: list[Message]) -> str:
+    """Take the assistant's last message off where it is to go on, as vLLM has it."""
+    goes_on, begins = body.get("continue_final_message"), body.get("add_generation_prompt")
+    if goes_on is None or not _flag("continue_final_message", goes_on):
+        if begins is not None and not _flag("add_generation_prompt", begins):
+            text = "must be true, unless continue_final_message is"
+            raise invalid("add_generation_prompt", text)
+        return ""
+    if begins:
+        raise invalid("add_generation_prompt", "must be false where continue_final_message is true")
+    last = messages[-1]
+    if last["role"] != "assistant" or not last["content"] or "tool_calls" in last:
+        raise invalid("continue_final_message", "needs words of the assistant in the last message")
+    if len(messages) < 2:
+        raise invalid("messages", "must hold what the assistant answers")
+    return str(messages.pop()["content"])
 
 
 def completion_question(body: Mapping[str, Any], defaults: ChatOptions, seed: int) -> Question:

@@ -46,6 +46,7 @@ from p2pinfer.core.errors import PeerError, PromptTooLong, UserError, lone_error
 from p2pinfer.core.ids import ModelId
 from p2pinfer.core.limits import AUDIT_RATE_DEFAULT, CONTEXT_DEFAULT, SESSIONS_DEFAULT
 from p2pinfer.core.sampling import SEEDS, USUAL, Sampling, sampling_of
+from p2pinfer.engine.special_tokens import Spellings
 from p2pinfer.engine.template import (
     ChatTemplate,
     Message,
@@ -172,10 +173,25 @@ class Swarm:
         prompt = await self._template.render(
             messages, parse_special=parse_special, tools=offered, options=options
         )
-        are_begun = self.thoughts_after(prompt.text) is Thoughts.ARE_BEGUN
-        if are_begun and options.get("enable_thinking") is False:
+        if options.get("enable_thinking") is False:
+            return self._without_thoughts(prompt)
+        return prompt
+
+    def _without_thoughts(self, prompt: Prompt) -> Prompt:
+        """Return a prompt that ends what the model would think before it answers."""
+        if self.thoughts_after(prompt.text) is Thoughts.ARE_BEGUN:
             return replace(prompt, text=f"{prompt.text.rstrip()}\n\n{THOUGHTS_END}\n\n")
         return prompt
+
+    async def begun(self, prompt: Prompt, words: str) -> Prompt:
+        """Return a prompt whose answer begins with these words already: nothing is thought."""
+        if not words:
+            return prompt
+        prompt = self._without_thoughts(prompt)
+        special = await self.client.ends.special_tokens()
+        found = Spellings(special.control).find(words)
+        literal = [len(prompt.text) + at for at, _ in found]
+        return Prompt(prompt.text + words, (*prompt.literal, *literal))
 
     def thoughts_after(self, prompt: str) -> Thoughts:
         """Say whether the answer to a prompt begins with what the model thinks."""
@@ -330,6 +346,7 @@ class connect:  # noqa: N801 -- used like a function
     ) -> None:
         if not 0 <= audit_rate <= 1:
             raise UserError(f"audit_rate must be from 0 to 1, and not {audit_rate}")
+        audit_rate = float(audit_rate)  # a whole 0 would be refused where answers are examined
         key = read_network_key(Path(network_key)) if network_key else None
         reach = Reach(network, key, mdns, dht)
         self._model, self._sessions = model, sessions

@@ -158,7 +158,7 @@ class SessionPool:
             if lent := self._matching(prompt):
                 return lent
             if self._idle and self.running + len(self._idle) > self.sessions_max:
-                return self._idle.pop(0)  # of another conversation: better than to open one
+                return self._least()  # of another conversation: better than to open one
             try:
                 return await self._open()
             except P2pinferError as error:
@@ -174,7 +174,7 @@ class SessionPool:
     async def _take_when_free(self) -> Lent:
         while True:
             if self._idle:  # of another conversation, but its cells are ours already
-                return self._idle.pop(0)
+                return self._least()
             self._freed = trio.Event()
             with trio.move_on_after(BUSY_AGAIN_S):
                 await self._freed.wait()
@@ -212,7 +212,16 @@ class SessionPool:
         lent.used_at = trio.current_time()
         self._idle.append(lent)
         if len(self._idle) > min(IDLE_MAX, self.sessions_max):
-            await self._idle.pop(0).close()
+            await self._least().close()
+
+    def _least(self) -> Lent:
+        """Take the idle session whose conversation would lose least, the older of equals.
+
+        An agent asks small questions beside its long conversation, which they must not end.
+        """
+        least = min(self._idle, key=lambda lent: len(lent.session.tokens))
+        self._idle.remove(least)
+        return least
 
 
 def _is_busy(error: P2pinferError) -> bool:

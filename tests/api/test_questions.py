@@ -212,7 +212,7 @@ def test_what_changes_no_answer_is_taken(name: str, value: Any) -> None:
     [("min_tokens", 5), ("stop_token_ids", [2]), ("ignore_eos", True), ("mirostat", 2),
      ("typical_p", 0.5), ("dry_multiplier", 0.8), ("xtc_probability", 0.5), ("best_of", 2),
      ("echo", True), ("suffix", "}"), ("options", {"temperature": 0}), ("ignore_eos", 0),
-     ("add_generation_prompt", False), ("continue_final_message", True)],
+     ("structured_outputs", {})],
 )  # fmt: skip
 def test_what_other_servers_do_with_an_answer_is_refused_by_name(name: str, value: Any) -> None:
     """Nobody is to take our answer for what they asked for."""

@@ -193,3 +193,37 @@ async def test_arguments_are_text_where_the_template_wants_text() -> None:
     ]
     text, _ = template._Compiled(source, "", "", []).render(said, 0, parse_special=False)
     assert text == 'A{"x": 1}'
+
+
+async def test_answer_goes_on_from_the_assistants_words(
+    autojump_clock: MockClock, prompts: list[str]
+) -> None:
+    """Its last message is no turn of its own, and nothing is thought before it goes on."""
+    said = [{"role": "user", "content": "Look."}, {"role": "assistant", "content": "I see <think>"}]
+    message, streamed = await asked(
+        " a tree.",
+        messages=said,
+        tools=[],
+        continue_final_message=True,
+        add_generation_prompt=False,
+    )
+    assert message["content"] == streamed["content"] == " a tree."
+    assert "I see" not in "".join(prompts)
+    async with fake_gateway(chat_template=TEMPLATE) as (gateway, client, app), http(app) as ask:
+        client.made.ends.script[:] = ["x"]
+        reply = await ask.post(
+            "/v1/chat/completions",
+            json=body(messages=said, tools=[], continue_final_message=True),
+        )
+        rendered = await gateway.swarm.render(said[:1])
+        whole = await gateway.swarm.begun(rendered, "I see <think>")
+        assert whole.text == "user: Look. assistant: <think>\n\n</think>\n\nI see <think>"
+        tokens = await gateway.swarm.tokenize(whole.text, whole.literal)
+        assert reply.json()["usage"]["prompt_tokens"] == len(tokens)
+        for wrong in (
+            {"messages": said[:1]},
+            {"add_generation_prompt": True},
+            {"messages": said[1:]},
+        ):
+            asked_so = body(**{"messages": said, "continue_final_message": True, **wrong})
+            assert (await ask.post("/v1/chat/completions", json=asked_so)).status_code == 400

@@ -176,3 +176,13 @@ async def test_session_that_nobody_comes_back_to_is_closed(autojump_clock: MockC
         await trio.sleep(IDLE_S_MAX)
         assert swarm.pool.idle == 0
         assert client.made.everything_is_free()
+
+
+async def test_small_question_does_not_end_a_long_conversation(autojump_clock: MockClock) -> None:
+    """Where a session must go, it is the one with the least to read again."""
+    async with fake_swarm(sessions=2) as (swarm, _):
+        long = list(range(3, 60))
+        await ask(swarm, long)
+        await ask(swarm, [70, 71, 72])
+        await ask(swarm, [80, 81, 82])
+        assert (await ask(swarm, [*long, 61])).reused_tokens >= len(long)
