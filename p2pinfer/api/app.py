@@ -19,6 +19,7 @@ from p2pinfer.api.gateway import Access, Gateway
 from p2pinfer.api.guard import Guard
 from p2pinfer.api.loading import Loading
 from p2pinfer.api.metrics import CONTENT_TYPE, Metrics
+from p2pinfer.api.models import Models
 from p2pinfer.api.problems import Problem
 from p2pinfer.api.streams import EventStream
 from p2pinfer.api.swarm_state import LISTENERS_MAX, SwarmState
@@ -45,8 +46,9 @@ CONTENT_TYPES = {
 Endpoint = Callable[[Request], Awaitable[Response]]
 
 
-def make_app(gateway: Gateway) -> ASGIApp:
-    """Put a gateway's endpoints together."""
+def make_app(gateway: Gateway, models: Models | None = None) -> ASGIApp:
+    """Put a gateway's endpoints together; it answers for its own model where no others are."""
+    models = models or Models(gateway)
     state = SwarmState(gateway)
     gateway.metrics.watch("pages", "Web pages that listen.", lambda: state.listeners)
     access = gateway.access
@@ -57,7 +59,7 @@ def make_app(gateway: Gateway) -> ASGIApp:
         Middleware(Guard, access=access),
     ]
     return Starlette(
-        routes=[*Completions(gateway).routes, *_own_routes(gateway, state), *_page_routes()],
+        routes=[*Completions(models).routes, *_own_routes(gateway, state), *_page_routes()],
         middleware=middleware,
         exception_handlers={
             Problem: _problem,

@@ -13,6 +13,7 @@ from starlette.routing import Route
 
 from p2pinfer.api.certificates import receipt_link
 from p2pinfer.api.gateway import Calls, Ended, Finished, Gateway, Said, Thinks
+from p2pinfer.api.models import Models
 from p2pinfer.api.problems import Problem
 from p2pinfer.api.questions import Question, chat_question, completion_question
 from p2pinfer.api.replies import (
@@ -20,8 +21,6 @@ from p2pinfer.api.replies import (
     CompletionFormat,
     Format,
     account_of,
-    model_object,
-    model_slug,
     trust_header,
     usage_of,
     whole_reply,
@@ -57,15 +56,10 @@ async def body_of(request: Request) -> dict[str, Any]:
 
 
 class Completions:
-    """The endpoints of one gateway."""
+    """The endpoints of a gateway's models."""
 
-    def __init__(self, gateway: Gateway) -> None:
-        self._gateway = gateway
-        model = gateway.swarm.client.model
-        self._slug = model_slug(model.info.name)
-        self._model = model_object(
-            self._slug, gateway.now(), model.info.name, model.id, model.info.layers
-        )
+    def __init__(self, models: Models) -> None:
+        self._models = models
 
     @property
     def routes(self) -> list[Route]:
@@ -73,44 +67,37 @@ class Completions:
         chat = partial(self._complete, chat_question, ChatFormat())
         completion = partial(self._complete, completion_question, CompletionFormat())
         return [
-            Route("/v1/models", self._models),
+            Route("/v1/models", self._all_models),
             Route("/v1/models/{model:path}", self._one_model),
             Route("/v1/chat/completions", chat, methods=["POST"]),
             Route("/v1/completions", completion, methods=["POST"]),
         ]
 
-    async def _models(self, _: Request) -> Response:
-        return JSONResponse({"object": "list", "data": [self._model]})
+    async def _all_models(self, _: Request) -> Response:
+        return JSONResponse({"object": "list", "data": self._models.describe()})
 
     async def _one_model(self, request: Request) -> Response:
-        self._check_model(request.path_params["model"])
-        return JSONResponse(self._model)
-
-    def _check_model(self, name: Any) -> None:
-        if not isinstance(name, str):
-            text = "Missing required parameter: 'model'."
-            raise Problem(400, text, "missing_required_parameter", "model")
-        model = self._gateway.swarm.client.model
-        if name not in {self._slug, model.id, model.info.name, "default"}:
-            text = f"The model '{name[:100]}' does not exist here; this swarm serves {self._slug}."
-            raise Problem(404, text, "model_not_found", "model")
+        slug = self._models.slug(self._models.judge(request.path_params["model"]))
+        (found,) = (each for each in self._models.describe() if each["id"] == slug)
+        return JSONResponse(found)
 
     async def _complete(self, judge: Judge, format_: Format, request: Request) -> Response:
         body = await body_of(request)
-        self._check_model(body.get("model"))
-        seed = self._gateway.seed
+        gateway = await self._models.find(body.get("model"))
+        seed = gateway.seed
         seed = secrets.randbelow(SEEDS) if seed is None else seed
-        question = judge(body, self._gateway.defaults, seed)
+        question = judge(body, gateway.defaults, seed)
         name = format_.prefix + secrets.token_hex(ID_BYTES)
-        head = {"id": name, "created": self._gateway.now(), "model": self._slug}
+        slug = self._models.slug(gateway.swarm.client.model.id)
+        head = {"id": name, "created": gateway.now(), "model": slug}
         headers = {"x-request-id": name, "x-p2pinfer-receipt": receipt_link(name)}
         if question.ignored:
             headers["x-p2pinfer-ignored"] = ", ".join(question.ignored)
         if question.stream:
-            return EventStream(self._events(question, head, format_), headers)
+            return EventStream(self._events(gateway, question, head, format_), headers)
 
         async def work() -> Response:
-            async with aclosing(self._gateway.answer(question, name)) as parts:
+            async with aclosing(gateway.answer(question, name)) as parts:
                 found = [part async for part in parts if isinstance(part, Finished)]
             reply = whole_reply(head, format_, found, question.choices)
             trust = trust_header(each.answer for each in found)
@@ -119,7 +106,7 @@ class Completions:
         return Worked(work)
 
     async def _events(
-        self, question: Question, head: dict[str, Any], format_: Format
+        self, gateway: Gateway, question: Question, head: dict[str, Any], format_: Format
     ) -> AsyncGenerator[bytes]:
         usage = {"usage": None} if question.include_usage else {}
         head = {**head, "object": format_.chunk_kind}
@@ -130,7 +117,7 @@ class Completions:
 
         answers: list[Answer] = []
         begun = ended = -1
-        async with aclosing(self._gateway.answer(question, head["id"])) as parts:
+        async with aclosing(gateway.answer(question, head["id"])) as parts:
             async for part in parts:
                 if part.choice != begun:
                     begun = part.choice

@@ -131,8 +131,13 @@ class Gateway:
     now: Callable[[], int] = lambda: time.time_ns() // 10**9
     """Seconds since 1970."""
 
+    is_own: bool = True
+    """Of the model that the gateway was started for: its swarm is what the metrics show."""
+
     def __post_init__(self) -> None:
         self._calling, self._called, self._called_at = trio.Lock(), "", -math.inf
+        if not self.is_own:
+            return
         pool, client = self.swarm.pool, self.swarm.client
         watch = self.metrics.watch
         watch("requests_running", "Answers being made.", lambda: len(self.running))

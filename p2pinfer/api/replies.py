@@ -18,8 +18,10 @@ def model_slug(name: str) -> str:
     return re.sub(r"[^a-z0-9.]+", "-", name.lower()).strip("-") or "model"
 
 
-def model_object(slug: str, created: int, name: str, digest: str, layers: int) -> dict[str, Any]:
-    """Describe a model."""
+def model_object(
+    slug: str, created: int, name: str, digest: str, layers: int | None
+) -> dict[str, Any]:
+    """Describe a model; how many layers it has is not known before it is opened."""
     return {
         "id": slug,
         "object": "model",

@@ -27,7 +27,9 @@ from p2pinfer.core import errors
 from p2pinfer.core.errors import UserError
 
 if TYPE_CHECKING:  # what is heavy is imported by the command that needs it
-    from p2pinfer.api.gateway import Access
+    import trio
+
+    from p2pinfer.api.gateway import Access, Gateway
     from p2pinfer.api.loading import Loading
     from p2pinfer.client.library import Swarm
     from p2pinfer.core.ids import ModelId
@@ -148,6 +150,7 @@ async def _serve(wanted: _Wanted) -> None:
     from p2pinfer.api.app import make_app, make_loading_app
     from p2pinfer.api.gateway import Gateway
     from p2pinfer.api.loading import Loading
+    from p2pinfer.api.models import Models
     from p2pinfer.api.server import Front, open_server
     from p2pinfer.cli.model_argument import name_model
     from p2pinfer.cli.terminal import say
@@ -171,7 +174,9 @@ async def _serve(wanted: _Wanted) -> None:
         swarm = await stack.enter_async_context(_swarm(wanted, named, store, loading))
         how = answer.options(swarm.client.model.advice)
         gateway = Gateway(swarm, how, wanted.access, seed=answer.seed)
-        front.app, loading.is_over = make_app(gateway), True
+        nursery = await stack.enter_async_context(_nursery())
+        opening = None if wanted.local else partial(_other, wanted, gateway, store, loading)
+        front.app, loading.is_over = make_app(gateway, Models(gateway, nursery, opening)), True
         await stack.enter_async_context(open_status(lambda: _describe(swarm, url)))
         if remark := swarm.remark():
             say(remark)
@@ -182,6 +187,27 @@ async def _serve(wanted: _Wanted) -> None:
             print(f"OpenAI API  {url}/v1")
             print("ready; Ctrl-C to end", flush=True)
         await trio.sleep_forever()
+
+
+@asynccontextmanager
+async def _nursery() -> AsyncIterator["trio.Nursery"]:
+    """Open a nursery whose tasks end with the block."""
+    import trio
+
+    async with trio.open_nursery() as nursery:
+        yield nursery
+        nursery.cancel_scope.cancel()
+
+
+@asynccontextmanager
+async def _other(
+    wanted: _Wanted, own: "Gateway", store: "Store", loading: "Loading", model: "ModelId"
+) -> AsyncIterator["Gateway"]:
+    """Open a gateway to another model of the swarm while the block lasts."""
+    answer = replace(wanted.answer, chat_template=None)  # that one is the own model's
+    async with _swarm(replace(wanted, answer=answer), model, store, loading) as swarm:
+        how = answer.options(swarm.client.model.advice)
+        yield replace(own, swarm=swarm, defaults=how, running={}, is_own=False)
 
 
 def _ways_in(local: int, bootstrap: tuple[str, ...], way: "Reach") -> tuple[str, ...]:

@@ -101,6 +101,10 @@ class SwarmClient:
         """Return the peers that serve layers of the model."""
         return self._directory.serving(self._asked.model)
 
+    def models(self) -> dict[ModelId, str]:
+        """Return the names of all models that the swarm is known to serve."""
+        return self._directory.models()
+
     def failed(self) -> set[PeerId]:
         """Return the peers that ended a session and have not been heard of since."""
         return {a.peer for a in self.serving() if self._failed.get(a.peer) == a.sequence}

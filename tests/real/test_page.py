@@ -414,3 +414,38 @@ def test_killed_peer_turns_grey_while_the_answer_continues(browser: Browser, hom
     finally:
         for peer in peers:
             peer.stop()
+
+
+def test_reader_chooses_among_several_models(page: Page) -> None:
+    """The choice is asked with every question, and outlives a reload; one model needs no choice."""
+    expect(page.locator("#model")).to_be_visible()
+    expect(page.get_by_label("Model", exact=True)).to_be_hidden()
+    models = [{"id": name, "p2pinfer": {"name": name.upper()}} for name in ("one", "two")]
+    page.route("**/v1/models", lambda route: route.fulfill(json={"data": models}))
+    for _ in range(2):
+        page.reload()
+        picker = page.get_by_label("Model", exact=True)
+        expect(picker).to_be_visible()
+        picker.select_option("TWO") if picker.input_value() != "two" else None
+    answer_with(page, "Four.")
+    with page.expect_request("**/v1/chat/completions") as asked:
+        ask(page, "2 + 2?")
+    assert asked.value.post_data_json["model"] == "two"
+
+
+def test_conversations_are_exported_and_imported(page: Page, tmp_path: Path) -> None:
+    """What one browser has another one takes, once, and nothing else."""
+    answer_with(page, "Four.")
+    ask(page, "2 + 2?")
+    expect(page.locator(".turn.assistant .text, .assistant").last).to_contain_text("Four.")
+    with page.expect_download() as kept:
+        page.get_by_role("button", name="Export").click()
+    kept.value.save_as(tmp_path / "kept.json")
+    page.evaluate("localStorage.clear()")
+    page.reload()
+    expect(page.locator("#chat-list li")).to_have_count(0)
+    (tmp_path / "bad.json").write_text('{"conversations": [{"id": "x", "turns": [{"text": 1}]}]}')
+    for name, count in (("bad.json", 0), ("kept.json", 1), ("kept.json", 1)):
+        page.locator("#import-file").set_input_files(tmp_path / name)
+        expect(page.locator("#chat-list li")).to_have_count(count)
+    expect(page.locator("#chat-list")).to_contain_text("2 + 2?")

@@ -43,6 +43,7 @@ class FakeClient:
         self.absent = self.silent = ""
         self.engine_is_lost = False
         self.called = 0
+        self.others: dict[str, str] = {}
         self.opened = 0
         self.trust: Trust | None = None
         self.repair: Repair | None = None
@@ -88,6 +89,10 @@ class FakeClient:
         ]
 
     peers = serving
+
+    def models(self) -> dict[str, str]:
+        """Return what the swarm serves besides."""
+        return {MODEL: "Toy Model", **self.others}
 
     def missing(self) -> str:
         """Say what the test wants to be missing."""

@@ -1,7 +1,7 @@
 // The page: conversations on the left, the chat, and the swarm on the right.
 
 import * as store from "./store.js";
-import { chat, follow, RequestError } from "./stream.js";
+import { chat, follow, listModels, RequestError } from "./stream.js";
 import { showAnswers, showRoute, showState } from "./map.js";
 import { closePanels } from "./panels.js";
 import { openSettings } from "./settings.js";
@@ -83,12 +83,42 @@ function forget(conversation) {
   else showList();
 }
 
+const picker = byId("models");
+
+/** Let the reader choose where the swarm serves several models. */
+async function showModels() {
+  const models = await listModels().catch(() => []);
+  picker.replaceChildren(...models.map(({ id, p2pinfer }) => new Option(p2pinfer.name, id)));
+  if (models.some(({ id }) => id === store.settings.model)) picker.value = store.settings.model;
+  picker.hidden = models.length < 2;
+  byId("model").hidden = !picker.hidden;
+}
+
+picker.addEventListener("change", () => store.saveSettings({ model: picker.value }));
+
+byId("export-chats").addEventListener("click", () => {
+  const url = URL.createObjectURL(new Blob([store.exported()], { type: "application/json" }));
+  const link = document.createElement("a");
+  link.href = url;
+  link.download = "p2pinfer-conversations.json";
+  link.click();
+  URL.revokeObjectURL(url);
+});
+byId("import-chats").addEventListener("click", () => byId("import-file").click());
+byId("import-file").addEventListener("change", async ({ target }) => {
+  const [file] = target.files;
+  target.value = "";
+  const count = file ? store.imported(await file.text()) : 0;
+  byId("spoken").textContent = count ? `${count} ${count === 1 ? "conversation" : "conversations"} imported` : "This file holds no new conversations.";
+  showList();
+});
+
 function bodyOf(conversation) {
   const messages = conversation.turns
     .filter((turn) => turn.text)
     .map(({ role, text }) => ({ role, content: text }));
   if (store.settings.system) messages.unshift({ role: "system", content: store.settings.system });
-  const body = { model: "default", messages };
+  const body = { model: picker.hidden ? "default" : picker.value, messages };
   for (const name of store.NUMBERS) if (typeof store.settings[name] === "number") body[name] = store.settings[name];
   return body;
 }
@@ -298,6 +328,7 @@ function showLoading({ text, share }) {
 }
 
 function loaded() {
+  if (!byId("loading").hidden || !picker.length) showModels();
   byId("loading").hidden = true;
   const waiting = loading?.waiting ?? [];
   loading = null;

@@ -59,6 +59,32 @@ export function removeConversation(id) {
   saveConversations();
 }
 
+/** Return all conversations as a file's text. */
+export function exported() {
+  return JSON.stringify({ conversations: conversations.filter((each) => each.turns.length) }, null, 1);
+}
+
+function isTurn(turn) {
+  return ["user", "assistant"].includes(turn?.role) && typeof turn.text === "string";
+}
+
+/** Add the conversations of such a text that are not here; returns how many. */
+export function imported(text) {
+  let found;
+  try {
+    found = JSON.parse(text).conversations;
+  } catch {
+    return 0;
+  }
+  const here = new Set(conversations.map((each) => each.id));
+  const good = (Array.isArray(found) ? found : []).filter(
+    (each) => typeof each?.id === "string" && !here.has(each.id) && Array.isArray(each.turns) && each.turns.length && each.turns.every(isTurn),
+  );
+  conversations = [...conversations, ...good];
+  saveConversations();
+  return good.length;
+}
+
 export function removeAll() {
   conversations = [];
   saveConversations();

@@ -69,6 +69,11 @@ export async function* chat(body, signal) {
   throw new RequestError("The gateway broke off.");
 }
 
+/** Return all models that can be asked. */
+export async function listModels() {
+  return (await (await send("/v1/models", {})).json()).data;
+}
+
 /** Fetch a file. */
 export async function download(path) {
   return (await send(path, {})).blob();
