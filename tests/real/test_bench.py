@@ -59,6 +59,7 @@ def test_churn(home: Path) -> None:
     assert report["after"]["channels"] == 0
 
 
+@pytest.mark.long
 def test_agent(home: Path) -> None:
     """A turn of an agent reads only what is new, also after a peer's death."""
     report = bench(home, "agent", "--turns", "2", "--context", "2200")
