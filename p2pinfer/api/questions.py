@@ -242,7 +242,7 @@ def chat_question(body: Mapping[str, Any], defaults: ChatOptions, seed: int) -> 
     if (special := body.get("parse_special")) is not None:
         defaults = replace(defaults, parse_special=_flag("parse_special", special))
     told = _chat_logprobs(body.get("logprobs"), body.get("top_logprobs"))
-    tools, options = tools_of(body), template_options(body)
+    tools, options = tools_of(body), {**defaults.for_template, **template_options(body)}
     refuse_unless_alone(tools, is_grammar=bool(body.get("grammar")))
     chat = {"messages": found, "tools": tools, "options": options, "ignored": ignored}
     return _question(body, defaults, seed, told, prefill=prefill, **chat)

@@ -231,6 +231,14 @@ class AnswerFlags:
             negative="",
         ),
     ] = False
+    think: Annotated[
+        bool,
+        option(
+            "think",
+            "Let the model think before it answers. Without it the chat template is told not to,"
+            " and thoughts that a prompt begins are ended at once.",
+        ),
+    ] = True
     keep_layers: Annotated[
         int, option("keep-layers", "Layers at each end of the model that this machine runs itself.")
     ] = 1
@@ -286,6 +294,7 @@ class AnswerFlags:
             self.require_verified,
             self.certificate,
             self.parse_special,
+            self.think,
         )
 
     def template(self) -> str | None:

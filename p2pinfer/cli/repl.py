@@ -32,6 +32,7 @@ COMMANDS = {
     "/load FILE": "load a saved conversation",
     "/system TEXT": "set the system message (empty text clears it)",
     "/model": "show which model answers",
+    "/think on|off": "let the model think before it answers, or not",
     "/reset": "clear the conversation",
     "/quit": "leave (or Ctrl-D)",
 }
@@ -79,6 +80,11 @@ class Repl:
                 case "/model":
                     model = self._client.model
                     say(f"{model.info.name}, {model.info.layers} layers\n{model.id}")
+                case "/think":
+                    if rest not in {"on", "off"}:
+                        raise UserError("type /think on, or /think off")
+                    self._conversation.think(wanted=rest == "on")
+                    say(f"Thinking is {rest}.")
                 case "/system":
                     self._conversation.messages = with_system(self._conversation.messages, rest)
                     say("The system message is set." if rest else "The system message is cleared.")

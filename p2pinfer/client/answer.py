@@ -103,6 +103,13 @@ class ChatOptions:
     """Where the newest answer's certificate is written."""
     parse_special: bool = False
     """Take what spells a special token in a message for one, and not for text."""
+    thinks: bool = True
+    """Let the model think before it answers, where its template can say so."""
+
+    @property
+    def for_template(self) -> dict[str, bool]:
+        """What the chat template is told of it: nothing, unless thoughts are unwanted."""
+        return {} if self.thinks else {"enable_thinking": False}
 
     def held_to(self, grammar: str) -> "ChatOptions":
         """Return the same options for an answer that keeps to a grammar."""

@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncIterator, Callable
 from contextlib import aclosing, asynccontextmanager
+from dataclasses import replace
 
 from p2pinfer.client.answer import NOTHING_CHECKED, Answer, ChatOptions
 from p2pinfer.client.library import Swarm, open_swarm
@@ -23,6 +24,10 @@ class Conversation:
         system = self._options.system
         self.messages = [{"role": "system", "content": system}] if system else []
 
+    def think(self, *, wanted: bool) -> None:
+        """Let the model think before its next answers, or not."""
+        self._options = replace(self._options, thinks=wanted)
+
     async def ask(self, question: str, show: Callable[[str], None]) -> Answer:
         """Ask, show the answer's text as it comes, and remember both.
 
@@ -38,8 +43,10 @@ class Conversation:
         messages = [*self.messages, {"role": "user", "content": question}]
         answer = Answer()
         try:
-            special = self._options.parse_special
-            prompt = await self._swarm.prompt_of(messages, parse_special=special)
+            how = self._options
+            prompt = await self._swarm.prompt_of(
+                messages, parse_special=how.parse_special, options=how.for_template
+            )
             async with aclosing(self._swarm.answer(prompt, self._options, answer)) as pieces:
                 async for piece in pieces:
                     show(piece)

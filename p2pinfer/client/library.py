@@ -126,7 +126,11 @@ class Swarm:
         return template_remark(self._source, self.model_name)
 
     async def prompt_of(
-        self, messages: Sequence[Message], *, parse_special: bool = False
+        self,
+        messages: Sequence[Message],
+        *,
+        parse_special: bool = False,
+        options: Mapping[str, Any] = MappingProxyType({}),
     ) -> list[int]:
         """Return the tokens that ask for the next message.
 
@@ -134,7 +138,7 @@ class Swarm:
             UserError: the template refuses these messages.
             PromptTooLong: they are longer than any session.
         """
-        prompt = await self.render(messages, parse_special=parse_special)
+        prompt = await self.render(messages, parse_special=parse_special, options=options)
         return await self.tokenize(prompt.text, prompt.literal)
 
     @property

@@ -391,3 +391,14 @@ def test_whatever_comes_is_taken_or_refused(name: str, value: Any) -> None:
     """No value of any parameter makes an error of another kind."""
     with suppress(Problem):
         ask(**{name: value})
+
+
+def test_thinking_is_as_the_gateway_has_it_unless_a_request_says_so() -> None:
+    """Where it is off, a request may switch it on."""
+    off = replace(DEFAULTS, thinks=False)
+    body = {"model": "x", "messages": HELLO}
+    assert ask().options == {}
+    assert chat_question(body, off, 7).options == {"enable_thinking": False}
+    wanted = {**body, "enable_thinking": True, "reasoning_effort": "low"}
+    told = {"enable_thinking": True, "reasoning_effort": "low"}
+    assert chat_question(wanted, off, 7).options == told

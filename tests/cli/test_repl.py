@@ -34,6 +34,11 @@ class FakeConversation:
     def __init__(self) -> None:
         self.messages: list[dict[str, str]] = []
         self.asked: list[str] = []
+        self.thinks = True
+
+    def think(self, *, wanted: bool) -> None:
+        """Take it in."""
+        self.thinks = wanted
 
     def reset(self) -> None:
         """Forget."""
@@ -89,6 +94,11 @@ async def test_each_command_works(notes: io.StringIO, tmp_path: Path) -> None:
     await made.command("/system", "Be brief.")
     assert [each["role"] for each in found.messages] == ["system", "user", "assistant"]
     await made.command("/save", file)
+    await made.command("/think", "off")
+    assert not found.thinks
+    await made.command("/think", "")
+    await made.command("/think", "on")
+    assert found.thinks
     said = notes.getvalue()
     for words in (
         "There is no answer yet.",
@@ -98,6 +108,7 @@ async def test_each_command_works(notes: io.StringIO, tmp_path: Path) -> None:
         "checked: the one peer signed for its part; none was re-run this time (1 in 10 is)",
         "1 peer signed for 5 rows",
         "already exists",
+        "type /think on, or /think off",
         "ab" * 32,
     ):
         assert words in said

@@ -22,7 +22,7 @@ from tests.support.swarm import CONTEXT, swarm
 def _renders_plainly(monkeypatch: pytest.MonkeyPatch) -> None:
     """Make prompts without a template: its process would not wait for a mock clock."""
 
-    async def prompt_of(swarm: Swarm, messages: Sequence[Message], **_: bool) -> list[int]:
+    async def prompt_of(swarm: Swarm, messages: Sequence[Message], **_: object) -> list[int]:
         return await swarm.tokenize(" ".join(each["content"] for each in messages))
 
     monkeypatch.setattr(Swarm, "prompt_of", prompt_of)
@@ -121,3 +121,23 @@ async def test_certificate_is_written_or_the_answer_not_trusted(
             with pytest.raises(NotVerified):
                 await talk.ask("Go on.", lambda _: None)
             assert len(talk.messages) == 4
+
+
+async def test_thinking_is_switched_off_and_on_again(
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The template is told so from the next question on, and nothing as long as it is wanted."""
+    told: list[object] = []
+
+    async def prompt_of(swarm: Swarm, messages: Sequence[Message], **how: object) -> list[int]:
+        told.append(how["options"])
+        return await swarm.tokenize("x")
+
+    monkeypatch.setattr(Swarm, "prompt_of", prompt_of)
+    async with swarm() as made:
+        client = cast("Client", FakeClient(made))
+        async with open_conversation(client, GREEDY, lambda _: None) as talk:
+            for wanted in (True, False, True):
+                talk.think(wanted=wanted)
+                await talk.ask("Count.", lambda _: None)
+    assert told == [{}, {"enable_thinking": False}, {}]
