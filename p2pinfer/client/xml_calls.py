@@ -69,16 +69,25 @@ def _value(text: str, schema: Any) -> Any:
 
 
 def _types(schema: Any) -> set[str]:
-    """Return the types that a schema names; none where it does not say."""
+    """Return the types that a schema names; none where it does not say, or is none."""
     if not isinstance(schema, dict):
         return set()
-    named = schema.get("type", [])
-    found = {named} if isinstance(named, str) else {each for each in named if isinstance(each, str)}
+    named = schema.get("type")
+    found = {
+        each
+        for each in ([named] if isinstance(named, str) else _items(named))
+        if isinstance(each, str)
+    }
     for word in ("anyOf", "oneOf"):
-        for each in schema.get(word, ()):
+        for each in _items(schema.get(word)):
             found |= _types(each)
-    one_of = schema.get("enum", [schema["const"]] if "const" in schema else [])
+    one_of = [*_items(schema.get("enum")), schema.get("const")]
     return found | ({"string"} if any(isinstance(each, str) for each in one_of) else set())
+
+
+def _items(value: Any) -> list[Any]:
+    """Return a list that a schema may have; an empty one in place of anything else."""
+    return value if isinstance(value, list) else []
 
 
 def argument_rules(schema: Mapping[str, Any], name: str, *, strict: bool) -> Iterator[str]:
@@ -89,7 +98,7 @@ def argument_rules(schema: Mapping[str, Any], name: str, *, strict: bool) -> Ite
     Raises:
         UserError: a strict schema asks of a text what a text between marks cannot be held to.
     """
-    properties, required = schema.get("properties"), schema.get("required", ())
+    properties, required = schema.get("properties"), _items(schema.get("required"))
     if not isinstance(properties, dict):
         yield rf'{name}: ("<parameter=" /[\w.-]+/ ">\n" {name}_text)*'
         yield from _text_rule(name)
@@ -121,8 +130,7 @@ def argument_rules(schema: Mapping[str, Any], name: str, *, strict: bool) -> Ite
 def _texts(schema: Mapping[str, Any]) -> list[str]:
     """Return the texts that a value may be, where these are all that it may be."""
     listed = schema.get("enum", [schema["const"]] if "const" in schema else [])
-    is_list = isinstance(listed, list) and all(isinstance(each, str) for each in listed)
-    return listed if is_list else []
+    return [each for each in _items(listed) if all(isinstance(each, str) for each in listed)]
 
 
 def _text_rule(name: str) -> Iterator[str]:

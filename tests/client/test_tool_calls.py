@@ -5,6 +5,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from hypothesis import given
+from hypothesis import strategies as st
 
 from p2pinfer.client.grammars import Thoughts, json_shape, with_thoughts
 from p2pinfer.client.speech import Speech
@@ -145,6 +147,29 @@ def test_arguments_between_marks_are_held_to_their_types(grammars: Grammars, mus
         assert not allows(grammars, shape.grammar, bad), bad
     free = "<tool_call>\n<function=free>\n<parameter=x>\n1\n</parameter>\n</function>\n</tool_call>"
     assert allows(grammars, shape.grammar, free)
+
+
+WORDS = st.sampled_from(["type", "enum", "anyOf", "const", "properties", "required", "string"])
+
+
+@given(
+    st.dictionaries(
+        WORDS,
+        st.recursive(
+            st.none() | st.integers() | WORDS,
+            lambda inner: st.lists(inner, max_size=3) | st.dictionaries(WORDS, inner, max_size=3),
+            max_leaves=6,
+        ),
+    )
+)
+def test_no_schema_is_too_odd_for_arguments_between_marks(schema: dict[str, Any]) -> None:
+    """What is no schema is refused by what reads the rules, not by what makes them."""
+    calls_shape(Tools((Tool("f", "", schema),)), QWEN_CODER)
+    tools = Tools((Tool("f", "", schema),))
+    speech = Speech(Thoughts.NONE, tools, QWEN_CODER)
+    body = "<parameter=type>\n1\n</parameter>"
+    list(speech.feed(f"<tool_call><function=f>{body}</function></tool_call>"))
+    assert len(speech.calls) == 1
 
 
 @pytest.mark.parametrize("dialect", DIALECTS)
