@@ -79,6 +79,11 @@ class Completions:
             Route("/v1/completions", completion, methods=["POST"]),
         ]
 
+    async def find(self, name: Any) -> tuple[Gateway, str]:
+        """Return the gateway of a model, by any of its names, and its short name."""
+        self._check_model(name)
+        return self._gateway, self._slug
+
     async def _models(self, _: Request) -> Response:
         return JSONResponse({"object": "list", "data": [self._model]})
 
