@@ -204,8 +204,8 @@ class Answered:
                 raise
             _log.error("a request failed", exc_info=error)  # a mistake of ours, with its trace
             text = "The gateway failed at this."
-            problem = Problem(500, text, kind="server_error")
-            await _problem_response(problem, scope["path"])(scope, receive, send)
+            ours = Problem(500, text, kind="server_error")
+            await _problem_response(ours, scope["path"])(scope, receive, send)
 
 
 class Counted:

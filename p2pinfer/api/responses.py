@@ -266,7 +266,7 @@ class ResponseWriter:
     def _add(self, kind: str, text: str) -> Iterator[Event]:
         is_thought = kind == "reasoning"
         if not self._is_open or self._output[-1]["type"] != kind:
-            more = {"summary": []} if is_thought else {"role": "assistant"}
+            more: dict[str, Any] = {"summary": []} if is_thought else {"role": "assistant"}
             yield from self._open(
                 {"type": kind, **more, "content": []}, "rs" if is_thought else "msg"
             )
@@ -277,7 +277,7 @@ class ResponseWriter:
             yield self._event("response.content_part.added", **added)
             self._output[-1]["content"] = [part]
         self._output[-1]["content"][0]["text"] += text
-        scored = {} if is_thought else {"logprobs": []}
+        scored: dict[str, Any] = {} if is_thought else {"logprobs": []}
         place = {"content_index": 0, **self._place()}
         yield self._event(f"{_text_event(kind)}.delta", delta=text, **scored, **place)
 
@@ -298,7 +298,7 @@ class ResponseWriter:
         if item["type"] != "function_call":
             part = item["content"][0]
             place = {"content_index": 0, **self._place()}
-            scored = {} if item["type"] == "reasoning" else {"logprobs": []}
+            scored: dict[str, Any] = {} if item["type"] == "reasoning" else {"logprobs": []}
             kind = _text_event(item["type"])
             yield self._event(f"{kind}.done", text=part["text"], **scored, **place)
             yield self._event("response.content_part.done", part=part, **place)
