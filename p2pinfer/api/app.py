@@ -23,6 +23,7 @@ from p2pinfer.api.models import Models
 from p2pinfer.api.problems import Problem
 from p2pinfer.api.streams import EventStream
 from p2pinfer.api.swarm_state import LISTENERS_MAX, SwarmState
+from p2pinfer.api.translated import Translated, body_for
 
 _log = logging.getLogger("p2pinfer.api")
 
@@ -58,8 +59,14 @@ def make_app(gateway: Gateway, models: Models | None = None) -> ASGIApp:
         Middleware(Answered),
         Middleware(Guard, access=access),
     ]
+    completions = Completions(models)
     return Starlette(
-        routes=[*Completions(models).routes, *_own_routes(gateway, state), *_page_routes()],
+        routes=[
+            *completions.routes,
+            *Translated(completions.find).routes,
+            *_own_routes(gateway, state),
+            *_page_routes(),
+        ],
         middleware=middleware,
         exception_handlers={
             Problem: _problem,
@@ -193,13 +200,14 @@ class Answered:
         try:
             await self._app(scope, receive, begin)
         except Problem as problem:
-            await _problem_response(problem)(scope, receive, send)
+            await _problem_response(problem, scope["path"])(scope, receive, send)
         except Exception as error:
             if has_begun or scope["type"] != "http":
                 raise
             _log.error("a request failed", exc_info=error)  # a mistake of ours, with its trace
             text = "The gateway failed at this."
-            await _problem_response(Problem(500, text, kind="server_error"))(scope, receive, send)
+            ours = Problem(500, text, kind="server_error")
+            await _problem_response(ours, scope["path"])(scope, receive, send)
 
 
 class Counted:
@@ -220,19 +228,20 @@ class Counted:
         await self._app(scope, receive, count if is_counted else send)
 
 
-def _problem_response(problem: Problem) -> Response:
-    return JSONResponse(problem.body, problem.status, headers=problem.headers)
+def _problem_response(problem: Problem, path: str = "") -> Response:
+    return JSONResponse(body_for(path, problem), problem.status, headers=problem.headers)
 
 
-async def _problem(_: Request, error: Exception) -> Response:
+async def _problem(request: Request, error: Exception) -> Response:
     assert isinstance(error, Problem)
-    return _problem_response(error)
+    return _problem_response(error, request.url.path)
 
 
 async def _http_problem(request: Request, error: Exception) -> Response:
     """Answer a request that no endpoint takes."""
     assert isinstance(error, HTTPException)
     text = f"Invalid URL ({request.method} {request.url.path[:200]})"
-    response = _problem_response(Problem(error.status_code, text, "unknown_url"))
+    problem = Problem(error.status_code, text, "unknown_url")
+    response = _problem_response(problem, request.url.path)
     response.headers.update(error.headers or {})
     return response

@@ -73,6 +73,11 @@ class Completions:
             Route("/v1/completions", completion, methods=["POST"]),
         ]
 
+    async def find(self, name: Any) -> tuple[Gateway, str]:
+        """Return the gateway of a model, by any of its names, and its short name."""
+        gateway = await self._models.find(name)
+        return gateway, self._models.slug(gateway.swarm.client.model.id)
+
     async def _all_models(self, _: Request) -> Response:
         return JSONResponse({"object": "list", "data": self._models.describe()})
 

@@ -170,6 +170,15 @@ class Gateway:
                 self._called_at = trio.current_time()
         return self._called
 
+    async def count_tokens(self, question: Question) -> int:
+        """Return how many tokens a chat's prompt has; raises as ``answer``."""
+        tools = question.tools.offered if question.tools else ()
+        special = question.how.parse_special
+        rendered = await self.swarm.render(
+            question.messages, parse_special=special, tools=tools, options=question.options
+        )
+        return len(await self.swarm.tokenize(rendered.text, rendered.literal))
+
     async def answer(self, question: Question, request: str) -> AsyncGenerator[Part]:
         """Yield what a question's answers are made of, one choice after the other.
 

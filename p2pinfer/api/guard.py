@@ -59,8 +59,8 @@ class Guard:
         is_open = path in OPEN_PATHS or path.startswith("/static/")
         if self._access.api_key and not is_open:
             scheme, _, key = headers.get("authorization", "").partition(" ")
-            is_right = hmac.compare_digest(key.strip().encode(), self._access.api_key.encode())
-            if scheme.lower() != "bearer" or not is_right:
+            key = headers.get("x-api-key", key if scheme.lower() == "bearer" else "")
+            if not hmac.compare_digest(key.strip().encode(), self._access.api_key.encode()):
                 raise Problem(401, "Incorrect API key provided.", "invalid_api_key")
 
 

@@ -75,11 +75,14 @@ class EventStream(Response):
     """
 
     def __init__(
-        self, events: AsyncGenerator[bytes], headers: dict[str, str] | None = None
+        self,
+        events: AsyncGenerator[bytes],
+        headers: dict[str, str] | None = None,
+        failed: Callable[[Problem], bytes] = lambda problem: event(problem.body),
     ) -> None:
         super().__init__(headers={**HEADERS, **(headers or {})})
         del self.headers["content-length"]
-        self._events = events
+        self._events, self._failed = events, failed
 
     async def __call__(self, _: Scope, receive: Receive, send: Send) -> None:
         """Send all events."""
@@ -95,7 +98,7 @@ class EventStream(Response):
                     case Problem() if not started:
                         raise item
                     case Problem():
-                        item = event(item.body)
+                        item = self._failed(item)
                     case None:
                         item = PING
                 if not started:

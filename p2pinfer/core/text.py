@@ -16,6 +16,8 @@ class TextStream:
         self._held = ""
         self.stopped = False
         """A stop string has come; whatever follows is dropped."""
+        self.stop = ""
+        """Which one."""
 
     @property
     def held(self) -> int:
@@ -40,7 +42,8 @@ class TextStream:
         found = [(at + len(stop), at) for stop in self._stops if (at := text.find(stop)) >= 0]
         if found:
             self.stopped, self._held = True, ""
-            _, start = min(found)
+            end, start = min(found)
+            self.stop = text[start:end]
             return text[:start]
         keep = max((overlap(text, stop) for stop in self._stops), default=0)
         split = len(text) - keep

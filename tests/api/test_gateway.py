@@ -209,7 +209,7 @@ async def test_bodies_that_cannot_be_answered(
 async def test_unknown_places_and_methods_are_refused(autojump_clock: MockClock) -> None:
     """In the envelope too."""
     async with fake_gateway() as (_, _client, app), http(app) as ask:
-        assert (await ask.get("/v1/embeddings")).status_code == 404
+        assert (await ask.get("/v1/nowhere")).status_code == 404
         assert (await ask.get("/static/../app.py")).status_code == 404
         reply = await ask.get("/v1/chat/completions")
         assert reply.status_code == 405

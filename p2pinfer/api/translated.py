@@ -1,0 +1,127 @@
+"""The endpoints of interfaces that are translated into chats, before a gateway."""
+
+import secrets
+from collections.abc import AsyncGenerator, Awaitable, Callable
+from contextlib import aclosing
+from functools import partial
+from typing import Any
+
+from starlette.requests import Request
+from starlette.responses import JSONResponse, Response
+from starlette.routing import Route
+
+from p2pinfer.api.certificates import receipt_link
+from p2pinfer.api.completions import ID_BYTES, body_of
+from p2pinfer.api.gateway import Finished, Gateway
+from p2pinfer.api.messages import MessagesInterface, problem_body
+from p2pinfer.api.problems import Problem, problem_of
+from p2pinfer.api.questions import Question, chat_question
+from p2pinfer.api.replies import trust_header
+from p2pinfer.api.responses import ResponsesInterface
+from p2pinfer.api.streams import EventStream, Worked, event
+from p2pinfer.api.translation import Interface, Writer, renamed
+from p2pinfer.core.errors import P2pinferError
+from p2pinfer.core.sampling import SEEDS
+
+Find = Callable[[Any], Awaitable[tuple[Gateway, str]]]
+"""Returns the gateway that answers for a model, by any of its names, and its short name."""
+
+MESSAGES_PATH = "/v1/messages"
+
+
+def body_for(path: str, problem: Problem) -> dict[str, Any]:
+    """Return a problem in the envelope of the interface that was asked."""
+    is_messages = path == MESSAGES_PATH or path.startswith(f"{MESSAGES_PATH}/")
+    return problem_body(problem) if is_messages else problem.body
+
+
+class Translated:
+    """``/v1/messages`` and ``/v1/responses``, and what is refused with a reason."""
+
+    def __init__(self, find: Find) -> None:
+        self._find = find
+        self._messages, self._responses = MessagesInterface(), ResponsesInterface()
+
+    @property
+    def routes(self) -> list[Route]:
+        """Where each endpoint is."""
+        messages = partial(self._answer, self._messages)
+        responses = partial(self._answer, self._responses)
+        return [
+            Route("/v1/messages", messages, methods=["POST"]),
+            Route("/v1/messages/count_tokens", self._count, methods=["POST"]),
+            Route("/v1/responses", responses, methods=["POST"]),
+            Route("/v1/embeddings", self._refuse_embeddings, methods=["POST"]),
+        ]
+
+    async def _refuse_embeddings(self, _: Request) -> Response:
+        text = (
+            "This server makes no embeddings: its models are made to go on with a text, and the"
+            " rows that they make of one compare texts poorly. Run an embedding model beside it."
+        )
+        raise Problem(400, text, "unsupported_endpoint")
+
+    async def _count(self, request: Request) -> Response:
+        body = await body_of(request)
+        gateway, _ = await self._find(body.get("model"))
+        chat = self._messages.counted_body(body)
+        question = _question(self._messages, gateway, chat)
+        try:
+            return JSONResponse({"input_tokens": await gateway.count_tokens(question)})
+        except P2pinferError as error:
+            raise problem_of(error) from error
+
+    async def _answer(self, interface: Interface, request: Request) -> Response:
+        body = await body_of(request)
+        gateway, slug = await self._find(body.get("model"))
+        question = _question(interface, gateway, interface.chat_body(body))
+        name = interface.prefix + secrets.token_hex(ID_BYTES)
+        writer = interface.writer({"id": name, "created": gateway.now(), "model": slug}, body)
+        headers = {"x-request-id": name, "x-p2pinfer-receipt": receipt_link(name)}
+        if question.stream:
+            events = _events(gateway, question, name, writer)
+            return EventStream(events, headers, lambda problem: _failed(request.url.path, problem))
+
+        async def work() -> Response:
+            answers = []
+            async with aclosing(gateway.answer(question, name)) as parts:
+                async for part in parts:
+                    for _ in writer.take(part):
+                        pass
+                    if isinstance(part, Finished):
+                        answers.append(part.answer)
+            return JSONResponse(writer.whole, headers=headers | trust_header(answers))
+
+        return Worked(work)
+
+
+def _question(interface: Interface, gateway: Gateway, chat: dict[str, Any]) -> Question:
+    """Judge a translated request; what is wrong is said in the interface's own words."""
+    seed = secrets.randbelow(SEEDS) if gateway.seed is None else gateway.seed
+    try:
+        return chat_question(chat, gateway.defaults, seed)
+    except Problem as problem:
+        raise renamed(problem, interface.names) from None
+
+
+async def _events(
+    gateway: Gateway, question: Question, name: str, writer: Writer
+) -> AsyncGenerator[bytes]:
+    has_begun = False
+    async with aclosing(gateway.answer(question, name)) as parts:
+        async for part in parts:
+            if not has_begun:
+                has_begun = True
+                answer = part.answer if isinstance(part, Finished) else gateway.running[name]
+                for each in writer.begin(answer.prompt_tokens, answer.reused_tokens):
+                    yield event(each, each["type"])
+            for each in writer.take(part):
+                yield event(each, each["type"])
+
+
+def _failed(path: str, problem: Problem) -> bytes:
+    """Say in the middle of a stream that no more comes."""
+    if path == MESSAGES_PATH:
+        return event(problem_body(problem), "error")
+    told = {"type": "error", "code": problem.code, "message": problem.message, "param": None}
+    return event({**told, "error": problem.body["error"]}, "error")
