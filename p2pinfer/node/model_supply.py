@@ -234,9 +234,9 @@ def _seen_key(path: Path) -> str:
 
 
 def _stamp(path: Path) -> list[int]:
-    """Return the bytes of a model's files, and when the last of them changed; raises OSError."""
+    """Return the bytes of a model's files, and the sum of their times; raises OSError."""
     found = [each.stat() for each in named_shards(path)]
-    return [sum(each.st_size for each in found), max(each.st_mtime_ns for each in found)]
+    return [sum(each.st_size for each in found), sum(each.st_mtime_ns for each in found)]
 
 
 def _read_seen() -> dict[str, list[object]]:
