@@ -180,8 +180,8 @@ async def test_a_sharded_model_joins_from_nothing(name: str, tmp_path: Path) -> 
                 directory,
                 store,
                 manifest.id,
-                lambda found, first=first, end=end: found.needed(first, end),
-                lambda model, first=first, end=end: model.stage(first, end),
+                partial(Manifest.needed, first=first, end=end),
+                partial(PartsModel.stage, first=first, end=end),
                 lambda _: None,
                 Random(1),
             )

@@ -32,8 +32,8 @@ def test_any_shard_names_the_model(tmp_path: Path) -> None:
 def test_a_merged_file_is_the_same_model(tmp_path: Path) -> None:
     """What llama-gguf-split leaves behind when it merges makes no other id."""
     plain = write_toy(tmp_path / "plain.gguf")
-    left = {"split__count": Value.of(ValueType.UINT16, 0)}
-    merged = write_toy(tmp_path / "merged.gguf", **left)
+    left = Value.of(ValueType.UINT16, 0)
+    merged = write_toy(tmp_path / "merged.gguf", split__count=left)
     ids = [add_model(Store(tmp_path / "store"), path, quiet).id for path in (plain, merged)]
     assert ids[0] == ids[1]
 
