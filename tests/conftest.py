@@ -25,6 +25,7 @@ SLOW = (
     "engine/store/test_slice_files.py",
     "engine/store/test_split.py",
     "engine/store/test_store_crashes.py",
+    "engine/store/test_tebibyte.py",
     "engine/test_template.py",
     "engine/test_template_features.py",
     "cli/test_service.py",

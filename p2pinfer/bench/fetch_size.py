@@ -24,7 +24,8 @@ from p2pinfer.core.ids import ModelId, PeerId
 from p2pinfer.core.manifest import CHUNK_BYTES, Manifest, Part, TensorRow, part_names
 from p2pinfer.core.python_process import python_command, python_environment
 from p2pinfer.engine.store.store import Store
-from peers.parts.fetch import fetch_manifest, fetch_parts
+from peers.parts.describe import fetch_manifest
+from peers.parts.fetch import fetch_parts
 from transports.libp2p.transport import open_libp2p
 
 LAYERS: Final = 8

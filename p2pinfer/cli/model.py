@@ -35,16 +35,26 @@ app = App(name="model", help="Add, list, check and remove models.", help_format=
 
 
 @app.command
-def add(file: str, /, *, quota: Quota = None, as_json: AsJson = False) -> None:
+def add(
+    file: str,
+    /,
+    *,
+    in_place: Annotated[
+        bool, option("in_place", "Serve the file from where it is; it must stay.", negative="")
+    ] = False,
+    quota: Quota = None,
+    as_json: AsJson = False,
+) -> None:
     """Split a model into parts, store them, and print the model's id.
 
     The parts are copies with headers of their own, so they cannot share disk blocks with the file:
-    they take as much space again. The file may be deleted afterwards.
+    they take as much space again, and the file may be deleted afterwards. With --in-place nothing
+    large is copied: a file that changed or went away is noticed, and its parts are then missing.
 
     Parameters
     ----------
     file: str
-        GGUF file, or 'default' (SmolLM2-135M-Instruct).
+        GGUF file, or any shard of one (-00001-of-00003.gguf), or 'default' (SmolLM2-135M-Instruct).
     """
     from p2pinfer.cli.model_argument import adding_progress
     from p2pinfer.core.manifest import TOKENIZER
@@ -57,7 +67,7 @@ def add(file: str, /, *, quota: Quota = None, as_json: AsJson = False) -> None:
     path = default_model_path() if file == "default" else Path(file).expanduser()
     store = open_store(parse_bytes("quota", quota))
     with adding_progress() as on_progress:
-        manifest = add_model(store, path, on_progress)
+        manifest = add_model(store, path, on_progress, in_place=in_place)
     if as_json:
         print(json.dumps(_summary(manifest)))
         return
@@ -113,7 +123,7 @@ def show(
             "name": part.name,
             "hash": part.hash,
             "bytes": part.size,
-            "chunks": len(part.chunks),
+            "chunks": part.chunk_count,
             "held_chunks": len(store.chunks_held(part)),
             "held": store.held(part),
         }
@@ -129,6 +139,8 @@ def show(
     print(f"context     {found.context:,} tokens")
     print(f"vocabulary  {found.vocabulary:,} tokens")
     print(f"here        {_here(store, found)}")
+    for path in store.sources(found.parts):
+        print(f"served from {path}{'' if path.is_file() else ', which is gone'}")
     if not parts:
         return
     print("part          bytes        here")
@@ -157,14 +169,14 @@ def verify(
     model: str
         Model id, or the beginning of one if only one model matches.
     """
-    from p2pinfer.engine.store.store import DamagedPart
+    from p2pinfer.engine.store.damage import DamagedPart
     from p2pinfer.node.model_supply import find_held, open_store
 
     reach = ReachFlags(network_key).of(network)
     store = open_store()
     found = find_held(store, model)
     # Not only those that are held: a part of the wrong length is damaged too.
-    here = [part for part in found.parts if store.path(part).exists()]
+    here = [part for part in found.parts if store.placed(part)]
     damaged = []
     for part in here:
         try:

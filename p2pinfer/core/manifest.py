@@ -12,6 +12,10 @@ same file gives the same id on every machine.
 A part is named by the root of a tree of two levels: the hash over its size and its chunks' hashes.
 So once every chunk is checked, the part is checked and need not be read a second time; and no
 manifest can give other chunks to a part that another model shares.
+
+Above 120 GiB the chunks' hashes no longer fit into one message. The manifest, whose first value is
+then ``LONG_FORMAT``, gives each part's hash in their place, and a peer that needs a part fetches
+its list of hashes first. A model that fits has no such manifest, or it would have two ids.
 """
 
 from collections.abc import Callable
@@ -25,6 +29,8 @@ from p2pinfer.core.errors import UserError
 from p2pinfer.core.ids import ModelId, PartHash
 
 FORMAT = "p2pinfer model 2"
+LONG_FORMAT = "p2pinfer model 3"
+"""Of models too large for ``FORMAT``: parts are named, and their chunks listed elsewhere."""
 
 CHUNK_BYTES = 1 << 20
 """Fetched and checked at once: large enough that the cost of a request is small beside it."""
@@ -36,7 +42,11 @@ PART_CONTEXT = "p2pinfer 2 a part's size and the hashes of its chunks"
 
 MANIFEST_BYTES_MAX = 4 << 20
 """At 32 bytes a chunk, the weights of a model of 120 GiB; fits into one message."""
+LISTED_BYTES_MAX = MANIFEST_BYTES_MAX
+"""A manifest that would be longer leaves its parts' chunks to lists of their own."""
 PART_BYTES_MAX = 1 << 36
+LIST_BYTES_MAX = PART_BYTES_MAX // CHUNK_BYTES * HASH_BYTES
+"""The hashes of the longest part's chunks."""
 LAYERS_MAX = 512  # LLAMA_MAX_LAYERS
 NAME_CHARS_MAX = 128
 LICENSE_CHARS_MAX = 128
@@ -59,6 +69,10 @@ class BadManifest(UserError):
 
 class WrongManifest(BadManifest):
     """The bytes do not hash to the model's id: their sender is to blame, not the model."""
+
+
+class WrongList(BadManifest):
+    """The hashes are not those of a part's chunks: their sender is to blame, not the model."""
 
 
 def layer_part(layer: int) -> str:
@@ -99,21 +113,37 @@ class Part:
     name: str
     size: int = field(validator=_whole(1, PART_BYTES_MAX))
     """Bytes."""
-    chunks: tuple[bytes, ...] = field(repr=lambda chunks: f"<{len(chunks)} hashes>")
-    """BLAKE3 of every chunk of ``CHUNK_BYTES``; the last one may be shorter."""
-    hash: PartHash = field(init=False)
+    chunks: tuple[bytes, ...] = field(eq=False, repr=lambda chunks: f"<{len(chunks)} hashes>")
+    """BLAKE3 of every chunk of ``CHUNK_BYTES``; the last one may be shorter. Empty in a part of a
+    manifest that does not list them."""
+    hash: PartHash = field(default=PartHash(""))
     """Over ``size`` and ``chunks``: the part's name, the same in every model that has it."""
 
     def __attrs_post_init__(self) -> None:
-        if len(self.chunks) != -(-self.size // CHUNK_BYTES):
+        if not self.chunks and self.hash:
+            return
+        if len(self.chunks) != self.chunk_count:
             raise BadManifest(f"the manifest's {self.name} has {len(self.chunks)} chunks")
         tree = self.size.to_bytes(SIZE_BYTES, "big") + b"".join(self.chunks)
-        digest = blake3(tree, derive_key_context=PART_CONTEXT).hexdigest()
-        object.__setattr__(self, "hash", PartHash(digest))
+        digest = PartHash(blake3(tree, derive_key_context=PART_CONTEXT).hexdigest())
+        if self.hash not in ("", digest):
+            raise WrongList(f"these are not the hashes of {self.name} ({self.hash[:12]}…)")
+        object.__setattr__(self, "hash", digest)
+
+    @property
+    def chunk_count(self) -> int:
+        """How many chunks it has, listed or not."""
+        return -(-self.size // CHUNK_BYTES)
+
+    def listed(self, joined: bytes) -> "Part":
+        """Return the same part with its chunks' hashes; raises WrongList if they are not its."""
+        if len(joined) != self.chunk_count * HASH_BYTES:
+            raise WrongList(f"{len(joined)} bytes are not the hashes of {self.name}")
+        return Part(self.name, self.size, _hashes(joined), self.hash)
 
     def chunk_size(self, index: int) -> int:
         """Return the size in bytes of one of this part's chunks."""
-        if not 0 <= index < len(self.chunks):
+        if not 0 <= index < self.chunk_count:
             raise IndexError(index)
         return min(CHUNK_BYTES, self.size - index * CHUNK_BYTES)
 
@@ -156,9 +186,10 @@ class Manifest:
             raise BadManifest(f"the manifest names {len(self.tensors)} tensors")
         if [part.name for part in self.parts] != part_names(self.layers):
             raise BadManifest(f"the manifest has {len(self.parts)} parts, {self.layers} layers")
+        if not all(part.chunks for part in self.parts) and not self.is_long:
+            raise BadManifest("the manifest lacks the hashes of its parts' chunks")
         encoded = self.encode()
-        if len(encoded) > MANIFEST_BYTES_MAX:
-            raise BadManifest(f"the manifest of {self.name} would have {len(encoded):,} bytes")
+        assert len(encoded) <= MANIFEST_BYTES_MAX, len(encoded)  # its tensors and parts are counted
         object.__setattr__(self, "id", ModelId(blake3(encoded).hexdigest()))
 
     @property
@@ -182,11 +213,27 @@ class Manifest:
         first, last = range(keep), range(max(keep, self.layers - keep), self.layers)
         return (METADATA, TOKENIZER, EMBEDDING, *map(layer_part, (*first, *last)), OUTPUT)
 
+    @property
+    def is_long(self) -> bool:
+        """Whether its parts' chunks do not fit into it, and are listed elsewhere."""
+        packer = msgpack.Packer()
+        listed = len(self._packed(FORMAT, [])) - 1 + len(packer.pack_array_header(len(self.parts)))
+        for part in self.parts:
+            joined = part.chunk_count * HASH_BYTES
+            listed += len(packer.pack([part.size, b""])) + joined
+            listed += (joined > 0xFF) + 2 * (joined > 0xFFFF)  # msgpack's longer byte strings
+        return listed > LISTED_BYTES_MAX
+
     def encode(self) -> bytes:
         """Return the canonical bytes."""
+        if self.is_long:
+            return self._packed(LONG_FORMAT, [[p.size, bytes.fromhex(p.hash)] for p in self.parts])
+        return self._packed(FORMAT, [[part.size, b"".join(part.chunks)] for part in self.parts])
+
+    def _packed(self, kind: str, parts: list[list[int | bytes]]) -> bytes:
         encoded: bytes = msgpack.packb(
             [
-                FORMAT,
+                kind,
                 self.name,
                 self.license,
                 self.architecture,
@@ -195,7 +242,7 @@ class Manifest:
                 self.vocabulary,
                 self.context,
                 [[row.name, row.type, row.shape] for row in self.tensors],
-                [[part.size, b"".join(part.chunks)] for part in self.parts],
+                parts,
             ]
         )
         return encoded
@@ -226,11 +273,12 @@ def parse_manifest(data: bytes, model: ModelId | None = None) -> Manifest:
 def _built(values: Any) -> Manifest:
     """Build a manifest from its array's values, in order; may raise anything."""
     kind, name, license_, architecture, layers, width, vocabulary, context, rows, parts = values
-    if kind != FORMAT:
+    if kind not in (FORMAT, LONG_FORMAT):
         raise BadManifest(
-            f"not a manifest of the format {FORMAT!r} but of another release's: "
+            f"not a manifest of the format {FORMAT!r} or {LONG_FORMAT!r} but of another release's: "
             "remove the model with `p2pinfer model rm`, and add or fetch it again"
         )
+    make = _part if kind == FORMAT else _named_part
     names = part_names(layers) if type(layers) is int and 1 <= layers <= LAYERS_MAX else []
     return Manifest(
         name,
@@ -241,12 +289,21 @@ def _built(values: Any) -> Manifest:
         vocabulary,
         context,
         tuple(TensorRow(name, type_, tuple(shape)) for name, type_, shape in rows),
-        tuple(_part(name, *fields) for name, fields in zip(names, parts, strict=True)),
+        tuple(make(name, *fields) for name, fields in zip(names, parts, strict=True)),
     )
 
 
 def _part(name: str, size: int, joined: bytes) -> Part:
     if len(joined) % HASH_BYTES:
         raise BadManifest(f"the manifest's {name} has an invalid hash")
-    chunks = tuple(joined[i : i + HASH_BYTES] for i in range(0, len(joined), HASH_BYTES))
-    return Part(name, size, chunks)
+    return Part(name, size, _hashes(joined))
+
+
+def _named_part(name: str, size: int, digest: bytes) -> Part:
+    if type(digest) is not bytes or len(digest) != HASH_BYTES:
+        raise BadManifest(f"the manifest's {name} has an invalid hash")
+    return Part(name, size, (), PartHash(digest.hex()))
+
+
+def _hashes(joined: bytes) -> tuple[bytes, ...]:
+    return tuple(joined[i : i + HASH_BYTES] for i in range(0, len(joined), HASH_BYTES))

@@ -18,6 +18,7 @@ sends is checked here and nowhere else; ``wire`` turns a failed check into an er
     gossip     Heard, to all that follow a model
     parts      fetcher → holder, several at once, each with a number that its answer repeats
                    AskManifest  →  ManifestIs comes back, or Denied
+                   AskHashes    →  HashesAre comes back, or Denied: of a long manifest's part
                    AskHeld      →  Held
                    AskChunks    →  for each one Chunk, or Denied
     evidence   requester → each stage, beside the session: see ``evidence``
@@ -60,7 +61,12 @@ from p2pinfer.core.evidence import (
 from p2pinfer.core.exchange import Compare, Differs, Wanted
 from p2pinfer.core.ids import ModelId, PartHash, PeerId, SessionId
 from p2pinfer.core.limits import ROWS_PER_DECODE_MAX
-from p2pinfer.core.manifest import CHUNK_BYTES, MANIFEST_BYTES_MAX, PART_BYTES_MAX
+from p2pinfer.core.manifest import (
+    CHUNK_BYTES,
+    LIST_BYTES_MAX,
+    MANIFEST_BYTES_MAX,
+    PART_BYTES_MAX,
+)
 from p2pinfer.core.regimes import Regime, from_wire
 from p2pinfer.core.sponsor import Sponsor
 
@@ -292,6 +298,23 @@ class ManifestIs:
 
 
 @frozen
+class AskHashes:
+    """Which chunks is this part of a model made of? Its manifest gives the part's hash alone."""
+
+    number: int = field(validator=_NUMBER)
+    model: ModelId = field(validator=HASH)
+    part: PartHash = field(validator=HASH)
+
+
+@frozen
+class HashesAre:
+    """The hashes of a part's chunks, joined; with the part's size they hash to its name."""
+
+    number: int = field(validator=_NUMBER)
+    data: bytes = field(validator=blob(LIST_BYTES_MAX, 1), repr=shown_size)
+
+
+@frozen
 class AskHeld:
     """Which chunks of these parts of a model do you hold?"""
 
@@ -360,6 +383,8 @@ Message = (
     | Wanted
     | AskManifest
     | ManifestIs
+    | AskHashes
+    | HashesAre
     | AskHeld
     | Held
     | AskChunks

@@ -15,13 +15,16 @@ from p2pinfer.core.ids import ModelId
 from p2pinfer.core.manifest import BadManifest, Manifest
 from p2pinfer.core.model_names import readable_name
 from p2pinfer.engine.gguf.model_header import default_model_path
+from p2pinfer.engine.gguf.shards import named_shards
 from p2pinfer.engine.store.assemble import PartsModel, open_parts
+from p2pinfer.engine.store.damage import DamagedPart, MissingChunk
 from p2pinfer.engine.store.slice_files import Slices
 from p2pinfer.engine.store.split import Progress, add_model
-from p2pinfer.engine.store.store import DamagedPart, MissingChunk, Store
+from p2pinfer.engine.store.store import Store
 from p2pinfer.places import cache_dir, data_dir
 from peers.discovery.directory import Directory
-from peers.parts.fetch import Blame, Tell, fetch_manifest, fetch_parts, log_blame
+from peers.parts.describe import Blame, Tell, fetch_manifest, log_blame
+from peers.parts.fetch import fetch_parts
 from peers.parts.link import Holder
 from peers.parts.protocol import in_thread
 from transports.base import Transport
@@ -207,7 +210,7 @@ def _is_whole(manifest: Manifest, store: Store) -> bool:
 def _add(path: Path, store: Store, on_progress: Progress) -> ModelId:
     model = add_model(store, path, on_progress).id
     seen = _read_seen()
-    seen[str(path.resolve())] = [*_stamp(path), model]
+    seen[_seen_key(path)] = [*_stamp(path), model]
     with suppress(OSError):  # the file is then hashed again next time
         (cache_dir() / "files.json").write_text(json.dumps(seen))
     return model
@@ -215,19 +218,25 @@ def _add(path: Path, store: Store, on_progress: Progress) -> ModelId:
 
 def _seen_before(path: Path, store: Store) -> ModelId | None:
     """Return a file's id without hashing it, if it is unchanged since its parts were stored."""
-    match _read_seen().get(str(path.resolve())):
-        case [size, changed_ns, str(model)] if path.is_file() and [size, changed_ns] == _stamp(
-            path
-        ):
-            with suppress(BadManifest):  # of another release: the file is split again
+    match _read_seen().get(_seen_key(path)):
+        case [size, changed_ns, str(model)]:
+            with suppress(BadManifest, OSError):  # of another release: the file is split again
+                if [size, changed_ns] != _stamp(path):
+                    return None
                 manifest = store.manifest(ModelId(model))
                 return manifest.id if manifest and _is_whole(manifest, store) else None
     return None
 
 
+def _seen_key(path: Path) -> str:
+    """Return the same text for each of a model's shards."""
+    return str(named_shards(path)[0].resolve())
+
+
 def _stamp(path: Path) -> list[int]:
-    status = path.stat()
-    return [status.st_size, status.st_mtime_ns]
+    """Return the bytes of a model's files, and the sum of their times; raises OSError."""
+    found = [each.stat() for each in named_shards(path)]
+    return [sum(each.st_size for each in found), sum(each.st_mtime_ns for each in found)]
 
 
 def _read_seen() -> dict[str, list[object]]:

@@ -51,7 +51,7 @@ from p2pinfer.node.swarm_connection import (
 from peers.audits.frauds import Frauds, judges_beside
 from peers.audits.replay import PeerReplays
 from peers.discovery.directory import Directory
-from peers.parts.fetch import Tell
+from peers.parts.describe import Tell
 from peers.parts.protocol import in_thread
 from peers.parts.server import PartsServer
 from peers.receipts.session_evidence import Gatherer

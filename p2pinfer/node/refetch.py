@@ -5,7 +5,8 @@ from collections.abc import Iterable, Sequence
 from p2pinfer.core.manifest import Manifest
 from p2pinfer.engine.store.store import Store
 from p2pinfer.node.swarm_connection import open_swarm_connection
-from peers.parts.fetch import Tell, fetch_parts
+from peers.parts.describe import Tell
+from peers.parts.fetch import fetch_parts
 from peers.parts.link import Holder
 from transports.base import Reach
 

@@ -31,7 +31,8 @@ from p2pinfer.engine.llama.memory import (
     swap_bytes,
 )
 from p2pinfer.engine.store.assemble import PartsModel, open_parts
-from p2pinfer.engine.store.store import DamagedPart, MissingChunk, Store
+from p2pinfer.engine.store.damage import DamagedPart, MissingChunk
+from p2pinfer.engine.store.store import Store
 from p2pinfer.node.fraud_files import open_frauds, sharing
 from p2pinfer.node.ledger_db import Side, open_books
 from p2pinfer.node.loading_steps import Step, ignore, loading
@@ -51,7 +52,7 @@ from peers.asking.experience import call_around
 from peers.asking.session import Session
 from peers.audits.auditor import Auditor
 from peers.audits.frauds import Frauds
-from peers.parts.fetch import Tell
+from peers.parts.describe import Tell
 from peers.parts.protocol import in_thread
 from peers.receipts.session_evidence import Gatherer
 from transports.base import Reach

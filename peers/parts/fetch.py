@@ -8,122 +8,39 @@ need not wait for the disk. Memory is bounded by the chunks in flight.
 import logging
 import math
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable
+from collections.abc import Collection, Iterable
 
 import trio
 
-from p2pinfer.core.errors import PeerError, PeerUnavailable, RemoteProtocolError, lone_errors
+from p2pinfer.core.errors import PeerError, RemoteProtocolError, lone_errors
 from p2pinfer.core.ids import ModelId, PartHash, PeerId
-from p2pinfer.core.manifest import Manifest, Part, WrongManifest
+from p2pinfer.core.manifest import Manifest, Part
 from p2pinfer.core.messages import (
     CHUNKS_PER_QUESTION_MAX,
     PARTS_PER_QUESTION_MAX,
     AskHeld,
-    AskManifest,
     Chunk,
     Denied,
     Held,
-    ManifestIs,
     Refusal,
 )
 from p2pinfer.engine.store.store import Store
+from peers.parts.describe import LOOK_S, Blame, Holders, Tell, fetch_lists, log_blame
 from peers.parts.keep import Arrived, keep_all, store_all
-from peers.parts.link import Holder, HolderLink
-from peers.parts.progress import TICK_S, Meter, Progress
+from peers.parts.link import HolderLink
+from peers.parts.progress import TICK_S, Meter
 from peers.parts.protocol import PARTS, Run, in_thread, unpack_bits
-from peers.steps.messaging import RefusedError, receive, send
+from peers.steps.messaging import RefusedError, receive
 from scheduler.fetching import IN_FLIGHT_MAX, ChunkId, Fetching
 from transports.base import Transport
 
 _log = logging.getLogger("p2pinfer.parts")
 
-LOOK_S = 2.0
-"""How often to look for other holders of the model, and for what a holder has fetched since."""
-
 GREET_S_MAX = 15.0
 """For a holder to be reached and to report what it holds."""
 
-MANIFEST_S_MAX = 30.0
-"""For a manifest of 4 MiB."""
-
 NAMED_MAX = 3
 """Parts named in the message when no peer holds them."""
-
-
-Holders = Callable[[], Iterable[Holder]]
-"""Called repeatedly; returns the peers that may hold parts of the model right now."""
-
-Tell = Callable[[Progress], None]
-Blame = Callable[[PeerError], None]
-"""Called with the error of a holder that gave a wrong answer: a RemoteProtocolError if the holder
-is not asked any more, any other error if it reports itself that its disk is damaged."""
-
-
-def log_blame(error: PeerError) -> None:
-    """Warn about a peer that gave wrong data, or whose disk is damaged."""
-    _log.warning("%s", error)
-
-
-async def fetch_manifest(
-    transport: Transport,
-    holders: Holders,
-    store: Store,
-    model: ModelId,
-    tell: Tell = lambda _: None,
-    *,
-    blame: Blame = log_blame,
-    run: Run = in_thread,
-) -> Manifest:
-    """Return a model's manifest, from the store or else from any holder that has it.
-
-    Waits while no peer online has it, and reports that to ``tell``. ``blame`` gets the error of
-    each holder that lied.
-
-    Raises:
-        BadManifest: it hashes to the model's id, but its format is unknown here.
-        UserError: the disk is full.
-    """
-    if manifest := await run(store.manifest, model):
-        return manifest
-    liars: set[PeerId] = set()
-    while True:
-        for holder in list(holders()):
-            if holder.peer in liars or holder.peer == transport.peer_id:
-                continue
-            try:
-                data = await _ask_manifest(transport, holder, model)
-                return await run(store.add_manifest, data, model)
-            except WrongManifest as error:
-                liars.add(holder.peer)
-                blame(
-                    RemoteProtocolError(
-                        holder.peer, f"{holder.peer} gave another manifest: {error}"
-                    )
-                )
-            except RemoteProtocolError as error:
-                liars.add(holder.peer)
-                blame(error)
-            except PeerError as error:
-                _log.info("no manifest from %s: %s", holder.peer, error)
-        waiting = f"no peer online has the manifest of {model[:12]}…; waiting"
-        tell(Progress(0, 0, 0.0, 0, waiting))
-        await trio.sleep(LOOK_S)
-
-
-async def _ask_manifest(transport: Transport, holder: Holder, model: ModelId) -> bytes:
-    try:
-        with trio.fail_after(MANIFEST_S_MAX):
-            channel = await transport.open(holder.peer, PARTS, holder.addresses)
-            try:
-                await send(channel, AskManifest(0, model))
-                answer = await receive(channel, ManifestIs, Denied)
-            finally:
-                await channel.close()
-    except trio.TooSlowError:
-        raise PeerUnavailable(holder.peer, f"{holder.peer} did not answer in time") from None
-    if isinstance(answer, Denied):
-        raise RefusedError.of(holder.peer, answer.code, "it does not have the manifest")
-    return answer.data
 
 
 async def fetch_parts(
@@ -152,11 +69,16 @@ async def fetch_parts(
         UserError: the disk is full; stored chunks stay.
     """
     wanted = {part.hash: part for part in map(manifest.part, names)}
+    unheld = [part for part in wanted.values() if not await run(store.held, part)]
+    found = await fetch_lists(
+        transport, holders, store, manifest.id, unheld, tell, blame=blame, run=run
+    )
+    wanted |= {part.hash: part for part in found}
     sizes: dict[ChunkId, int] = {}
     for part in wanted.values():
         if await run(store.held, part):
             continue
-        chunks = set(range(len(part.chunks))) - await run(store.chunks_held, part)
+        chunks = set(range(part.chunk_count)) - await run(store.chunks_held, part)
         if not chunks:
             await run(store.finish, part)
         sizes |= {ChunkId(part.hash, n): part.chunk_size(n) for n in sorted(chunks)}
@@ -302,7 +224,7 @@ class _Transfer:
         """Tell the plan what a holder holds."""
         for part, bitmap in zip(question.parts, answer.bitmaps, strict=True):
             try:
-                link.holds[part] = unpack_bits(bitmap, len(self._parts[part].chunks))
+                link.holds[part] = unpack_bits(bitmap, self._parts[part].chunk_count)
             except ValueError as error:
                 raise RemoteProtocolError(link.peer, f"{link.peer} sent {error}") from error
         if not any(isinstance(other, AskHeld) for other in link.open.values()):

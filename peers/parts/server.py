@@ -17,16 +17,19 @@ from p2pinfer.core.manifest import Manifest, Part
 from p2pinfer.core.messages import (
     QUESTIONS_PER_CHANNEL_MAX,
     AskChunks,
+    AskHashes,
     AskHeld,
     AskManifest,
     Chunk,
     Denied,
+    HashesAre,
     Held,
     ManifestIs,
     Refusal,
 )
 from p2pinfer.core.wire import encode
-from p2pinfer.engine.store.store import DamagedPart, MissingChunk, Store
+from p2pinfer.engine.store.damage import DamagedPart, MissingChunk
+from p2pinfer.engine.store.store import Store
 from peers.parts.protocol import PARTS, Run, in_thread, pack_bits
 from peers.steps.messaging import RefusedError, receive, refuse
 from transports.base import Channel, Transport
@@ -51,7 +54,8 @@ IDLE_S_MAX = 60.0
 MANIFESTS_MAX = 4
 """Kept in memory; a peer rarely serves more than one model."""
 
-_Question = AskManifest | AskHeld | AskChunks
+_Question = AskManifest | AskHashes | AskHeld | AskChunks
+_QUESTIONS = (AskManifest, AskHashes, AskHeld, AskChunks)
 
 
 class PartsServer:
@@ -99,7 +103,7 @@ class PartsServer:
                 nursery.start_soon(self._answer_all, channel, questions.clone())
             while True:
                 with trio.fail_after(IDLE_S_MAX):
-                    question: _Question = await receive(channel, AskManifest, AskHeld, AskChunks)
+                    question: _Question = await receive(channel, *_QUESTIONS)
                 try:
                     into.send_nowait(question)
                 except trio.WouldBlock:
@@ -127,13 +131,18 @@ class PartsServer:
                 return [encode(Denied(number, Refusal.NOT_HELD))]
             return [encode(ManifestIs(number, await self._run(found[0].encode)))]
         part = found[1].get(question.part) if found else None
+        if isinstance(question, AskHashes):
+            listed = await self._run(self._store.listed, part) if part else None
+            if listed is None:
+                return [encode(Denied(number, Refusal.NOT_HELD))]
+            return [encode(HashesAre(number, b"".join(listed.chunks)))]
         return await self._run(self._chunks, part, question)
 
     def _chunks(self, part: Part | None, question: AskChunks) -> list[bytes]:
         """Read chunks, and encode the answers."""
         answers: list[Chunk | Denied] = []
         for number, index in enumerate(question.indices, question.number):
-            if part is None or index >= len(part.chunks):
+            if part is None or index >= part.chunk_count:
                 answers.append(Denied(number, Refusal.NOT_HELD))
                 continue
             try:

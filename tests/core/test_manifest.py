@@ -8,15 +8,18 @@ from blake3 import blake3
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from p2pinfer.core import manifest as manifests
 from p2pinfer.core.ids import ModelId
 from p2pinfer.core.manifest import (
     CHUNK_BYTES,
     FORMAT,
+    LONG_FORMAT,
     MANIFEST_BYTES_MAX,
     BadManifest,
     Manifest,
     Part,
     TensorRow,
+    WrongList,
     WrongManifest,
     parse_manifest,
     part_names,
@@ -181,11 +184,51 @@ def test_only_the_canonical_form_is_a_manifest() -> None:
 
 
 def test_a_manifest_over_the_limit_is_refused() -> None:
-    """It is neither parsed nor built."""
+    """It is not parsed."""
     with pytest.raises(BadManifest, match="too long"):
         parse_manifest(bytes(MANIFEST_BYTES_MAX + 1))
-    with pytest.raises(BadManifest, match="would have"):
-        manifest(parts=tuple(part(n, 30_000 * CHUNK_BYTES) for n in part_names(LAYERS)))
+
+
+def long_manifest() -> Manifest:
+    """Make up a manifest of 1 TiB, in parts of which only the hashes are known."""
+    parts = (Part(n, (1 << 40) // 65, (), part(n, 5).hash) for n in part_names(61))
+    return manifest(layers=61, parts=tuple(parts))
+
+
+def test_a_manifest_of_a_tebibyte_names_its_parts() -> None:
+    """It fits into one message, reads back, and gives each part its chunks once they are listed."""
+    made = long_manifest()
+    data = made.encode()
+    assert (len(data) < 4000, made.size) == (True, (1 << 40) // 65 * 65)
+    parsed = parse_manifest(data, made.id)
+    assert (parsed, parsed.encode(), parsed.is_long) == (made, data, True)
+    assert (parsed.parts[0].chunks, parsed.parts[0].chunk_count) == ((), 16_132)
+
+
+def test_a_list_gives_a_part_its_chunks() -> None:
+    """Hashes that are not the part's are refused."""
+    whole = part("x", 2 * CHUNK_BYTES + 5)
+    bare = Part("x", whole.size, (), whole.hash)
+    assert bare == whole
+    good = b"".join(whole.chunks)
+    assert bare.listed(good).chunks == whole.chunks
+    for wrong in (b"", good[32:], good + bytes(32), bytes(32) + good[32:]):
+        with pytest.raises(WrongList):
+            bare.listed(wrong)
+
+
+def test_the_same_model_has_one_form_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The longest manifest that lists chunks lists them, and no such model may name its parts."""
+    small = manifest()
+    listed = small.encode()
+    monkeypatch.setattr(manifests, "LISTED_BYTES_MAX", len(listed))
+    assert manifest().encode() == listed
+    monkeypatch.setattr(manifests, "LISTED_BYTES_MAX", len(listed) - 1)
+    named = manifest().encode()
+    assert msgpack.unpackb(named)[0] == LONG_FORMAT
+    monkeypatch.undo()
+    with pytest.raises(BadManifest):
+        parse_manifest(named)
 
 
 def test_invalid_manifests_cannot_be_built() -> None:

@@ -34,7 +34,7 @@ from p2pinfer.core.exchange import BUCKETS, DIGEST_BYTES, Compare, Differs, Want
 from p2pinfer.core.fraud import FILE_BYTES_MAX
 from p2pinfer.core.ids import ModelId, PartHash, PeerId, SessionId
 from p2pinfer.core.limits import ROWS_PER_DECODE_MAX
-from p2pinfer.core.manifest import CHUNK_BYTES, MANIFEST_BYTES_MAX
+from p2pinfer.core.manifest import CHUNK_BYTES, LIST_BYTES_MAX, MANIFEST_BYTES_MAX
 from p2pinfer.core.messages import (
     BITMAP_BYTES_MAX,
     CHUNKS_PER_QUESTION_MAX,
@@ -43,6 +43,7 @@ from p2pinfer.core.messages import (
     ROWS_BYTES_MAX,
     TEXT_CHARS_MAX,
     AskChunks,
+    AskHashes,
     AskHeld,
     AskManifest,
     Attach,
@@ -54,6 +55,7 @@ from p2pinfer.core.messages import (
     Dtype,
     Expect,
     Expecting,
+    HashesAre,
     Held,
     Idle,
     Leaving,
@@ -152,6 +154,8 @@ messages = st.one_of(
     ),
     st.builds(AskManifest, counters, models),
     st.builds(ManifestIs, counters, st.binary(max_size=300)),
+    st.builds(AskHashes, counters, models, models.map(PartHash)),
+    st.builds(HashesAre, counters, st.binary(min_size=1, max_size=300)),
     st.builds(AskHeld, counters, models, st.lists(models.map(PartHash), max_size=5).map(tuple)),
     st.builds(Held, counters, st.lists(st.binary(max_size=9), max_size=5).map(tuple)),
     st.builds(
@@ -267,6 +271,8 @@ GOOD: dict[str, list[Any]] = {
     "Advertisement": [PEER, [], MODEL, "name", 30, 1, 10, 4096, "0" * 32, 7],
     "AskManifest": [1, MODEL],
     "ManifestIs": [1, b"bytes"],
+    "AskHashes": [1, MODEL, MODEL],
+    "HashesAre": [1, bytes(32)],
     "AskHeld": [1, MODEL, [MODEL]],
     "Held": [1, [b"\x01"]],
     "AskChunks": [1, MODEL, MODEL, [0, 3]],
@@ -359,6 +365,8 @@ def test_the_unspoiled_values_are_accepted() -> None:
         pytest.param("AskChunks", 3, [], id="no chunks"),
         pytest.param("AskChunks", 3, [0] * (CHUNKS_PER_QUESTION_MAX + 1), id="too many chunks"),
         pytest.param("Chunk", 1, b"", id="empty chunk"),
+        pytest.param("HashesAre", 1, bytes(LIST_BYTES_MAX + 1), id="list too long"),
+        pytest.param("HashesAre", 1, b"", id="empty list"),
         pytest.param("Chunk", 1, bytes(CHUNK_BYTES + 1), id="chunk too long"),
         pytest.param("Denied", 1, "maybe", id="unknown denial"),
         pytest.param("Made", 0, [BODY[1:], bytes(64)], id="short receipt"),

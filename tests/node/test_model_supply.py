@@ -1,5 +1,6 @@
 """Naming a model: by a file, by its id, or by the beginning of one that is here."""
 
+import os
 from collections.abc import AsyncIterator, Iterable
 from contextlib import asynccontextmanager
 from functools import partial
@@ -16,6 +17,8 @@ from blake3 import blake3
 from p2pinfer.core.errors import PeerError, UserError
 from p2pinfer.core.ids import ModelId
 from p2pinfer.core.manifest import Manifest
+from p2pinfer.engine.gguf.reader import read_header
+from p2pinfer.engine.gguf.slicing import extents, plan_stage, write_slice
 from p2pinfer.engine.store.assemble import PartsModel
 from p2pinfer.engine.store.split import add_model
 from p2pinfer.engine.store.store import Store
@@ -24,7 +27,10 @@ from p2pinfer.places import cache_dir
 from peers.discovery.directory import Directory
 from peers.parts.progress import Progress
 from peers.parts.server import PartsServer
+from tests.support.model_factory import write_model
 from tests.support.parts_swarm import Where
+from tests.support.recipes import CASES
+from tests.support.sharded import write_shards
 from tests.support.stored import flip
 from tests.support.swarm import peer
 from tests.support.toys import quiet, write_toy
@@ -155,3 +161,46 @@ def test_ids_and_their_beginnings(tmp_path: Path) -> None:
     assert name_model("0" * 64, store, lambda *_: None) == "0" * 64
     with pytest.raises(UserError, match="no model here has the id"):
         name_model("0" * 8, store, lambda *_: None)
+
+
+@pytest.mark.parametrize("name", ["gpt-oss", "deepseek2"])
+async def test_a_sharded_model_joins_from_nothing(name: str, tmp_path: Path) -> None:
+    """Each peer fetches only the parts of its layers, and cuts what the unsplit file gives."""
+    whole = tmp_path / "whole.gguf"
+    write_model(CASES[name].recipe, whole)
+    shards = write_shards(whole, tmp_path / "shards", 20)
+    assert len(shards) > 2
+    layers = CASES[name].recipe.layers
+    async with holder(shards[1], tmp_path) as (me, directory, seeded):
+        (manifest,) = seeded.models()
+        for first, end in ((1, 3), (3, layers)):
+            store = Store(tmp_path / f"peer{first}")
+            model, path = await obtain(
+                me,
+                directory,
+                store,
+                manifest.id,
+                partial(Manifest.needed, first=first, end=end),
+                partial(PartsModel.stage, first=first, end=end),
+                lambda _: None,
+                Random(1),
+            )
+            held = {part.name for part in model.manifest.parts if store.held(part)}
+            assert held == set(manifest.needed(first, end))
+            cut = tmp_path / f"cut{first}.gguf"
+            header = read_header(whole)
+            write_slice(plan_stage(header, first, end), extents(header, whole), cut)
+            assert path.read_bytes() == cut.read_bytes()
+
+
+def test_a_model_in_shards_is_read_once(tmp_path: Path) -> None:
+    """Whichever shard is named, until one of them changes."""
+    shards = write_shards(write_toy(tmp_path / "toy.gguf"), tmp_path / "shards", 5)
+    store, said = open_store(), list[str]()
+    ids = {name_model(str(s), store, lambda what, *_: said.append(what)) for s in shards[:1]}
+    said.clear()
+    ids |= {name_model(str(s), store, lambda what, *_: said.append(what)) for s in shards}
+    assert (len(ids), said) == (1, [])
+    os.utime(shards[2], (1, 1))
+    name_model(str(shards[0]), store, lambda what, *_: said.append(what))
+    assert said

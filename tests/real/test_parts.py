@@ -14,7 +14,8 @@ from p2pinfer.core.ids import ModelId, PeerId
 from p2pinfer.core.manifest import Part
 from p2pinfer.core.python_process import python_command, python_environment
 from p2pinfer.engine.store.store import Store
-from peers.parts.fetch import fetch_manifest, fetch_parts
+from peers.parts.describe import fetch_manifest
+from peers.parts.fetch import fetch_parts
 from scheduler.fetching import IN_FLIGHT_PER_HOLDER_MAX
 from tests.support.commands import bench
 from tests.support.parts_swarm import Model, Where, make_model

@@ -15,7 +15,8 @@ from p2pinfer.core.errors import PeerError
 from p2pinfer.core.ids import ModelId, PartHash, PeerId
 from p2pinfer.core.manifest import CHUNK_BYTES, Manifest, Part, TensorRow, part_names
 from p2pinfer.engine.store.store import Store
-from peers.parts.fetch import fetch_manifest, fetch_parts
+from peers.parts.describe import fetch_manifest
+from peers.parts.fetch import fetch_parts
 from peers.parts.progress import Progress
 from peers.parts.protocol import in_place
 from peers.parts.server import PartsServer
@@ -71,6 +72,8 @@ class Model:
         """Put the manifest and the chosen chunks into a store."""
         store.add_manifest(self.manifest.encode(), self.id)
         for part in self.manifest.parts:
+            if self.manifest.is_long and any(chunks(part, i) for i in range(part.chunk_count)):
+                store.add_list(part, b"".join(part.chunks))
             for index in range(len(part.chunks)):
                 if chunks(part, index):
                     store.write_chunk(part, index, self.chunk(part, index))

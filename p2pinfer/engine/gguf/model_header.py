@@ -11,7 +11,7 @@ from pathlib import Path
 from p2pinfer.core.errors import BadModelFile, UserError
 from p2pinfer.core.model_names import readable_name
 from p2pinfer.engine.gguf.reader import GgufHeader
-from p2pinfer.engine.gguf.values import Array
+from p2pinfer.engine.gguf.values import Array, Value, ValueType
 from p2pinfer.places import data_dir
 
 LAYERS_MAX = 512  # LLAMA_MAX_LAYERS
@@ -27,6 +27,19 @@ DEFAULT_MODEL_FILE = "SmolLM2-135M-Instruct.Q4_1.gguf"
 
 EMBEDDING = "token_embd.weight"
 DRAFTING_BLOCKS_KEY = "nextn_predict_layers"
+
+_COMPANIONS: Mapping[str, str] = {
+    "mmproj": "the half of a model that sees pictures (mmproj), which p2pinfer does not use",
+    "clip": "the half of a model that sees pictures (mmproj), which p2pinfer does not use",
+    "clip-vision": "the half of a model that sees pictures (mmproj), which p2pinfer does not use",
+    "imatrix": "an importance matrix, with which a model was quantised",
+    "adapter": "an adapter (LoRA), which changes a model and is none by itself",
+    "controlvector": "a control vector, which steers a model and is none by itself",
+    "vocab": "a vocabulary alone, without a model's weights",
+    "eagle3": "a draft model (EAGLE-3), which guesses another model's tokens",
+    "dflash": "a draft model (DFlash), which guesses another model's tokens",
+}
+"""What lies beside models, by a file's type or architecture."""
 
 _LAYER_TENSOR = re.compile(r"blk\.(0|[1-9][0-9]{0,3})\.(.+)")
 _ROPE_SCALINGS = ("none", "linear", "yarn", "longrope")  # llama.cpp aborts on any other
@@ -61,12 +74,14 @@ def split_layer(tensor_name: str) -> tuple[int, str] | None:
 
 def model_info(header: GgufHeader) -> ModelInfo:
     """Describe a whole model; raises BadModelFile if its header makes no sense."""
+    if what := companion(header):
+        raise BadModelFile(f"{header.name} is {what}: name the model's own file")
     architecture = header.string("general.architecture")
     if not architecture:
         raise BadModelFile(f"{header.name} does not name its architecture")
     if (header.integer("split.count") or 0) > 1:
         raise BadModelFile(
-            f"{header.name} is one part of a split model; join them with llama-gguf-split --merge"
+            f"{header.name} is one shard of a model in several files, which belong together"
         )
     blocks = _whole(header, f"{architecture}.block_count", LAYERS_MAX)
     layers = blocks - drafting_blocks(header)
@@ -88,6 +103,17 @@ def model_info(header: GgufHeader) -> ModelInfo:
         layer_bytes=layer_bytes,
         type_bytes=type_bytes,
     )
+
+
+def companion(header: GgufHeader) -> str | None:
+    """Say what a file is that lies beside a model and is none; None if it may be a model."""
+    for key in ("general.type", "general.architecture"):
+        kind = header.metadata.get(key)
+        if isinstance(kind, Value) and kind.type is ValueType.STRING:
+            found = _COMPANIONS.get(str(kind.decode()))
+            if found:
+                return found
+    return None
 
 
 def _whole(header: GgufHeader, key: str, most: int) -> int:

@@ -10,7 +10,7 @@ from pathlib import Path
 
 from p2pinfer.core.errors import BadModelFile
 from p2pinfer.core.ids import ModelId
-from p2pinfer.core.manifest import METADATA, TOKENIZER, Manifest, TensorRow
+from p2pinfer.core.manifest import METADATA, TOKENIZER, Manifest, Part, TensorRow
 from p2pinfer.engine.gguf.ggml_types import GGML_TYPES
 from p2pinfer.engine.gguf.model_header import ModelInfo, model_info
 from p2pinfer.engine.gguf.reader import (
@@ -123,14 +123,18 @@ class PartsModel:
             part = self.manifest.part(name)
             if name not in headers:
                 self.store.verify(part)
-                headers[name] = read_header(self.store.path(part))
+                headers[name] = part_header(self.store, part)
             found = headers[name].tensors.get(tensor.source)
             if found is None or (found.shape, found.type) != (tensor.shape, tensor.type):
                 raise BadModelFile(
                     f"{self.manifest.name}'s {name} lacks the {tensor.source!r} of its manifest"
                 )
-            path = self.store.path(part)
-            sources[tensor.source] = Extent(path, found.offset, found.nbytes)
+            extent = self.store.pieces(part).locate(found.offset, found.nbytes)
+            if extent is None:
+                raise BadModelFile(
+                    f"{self.manifest.name}'s {tensor.source!r} does not lie where it was"
+                )
+            sources[tensor.source] = extent
         return sources
 
 
@@ -154,7 +158,16 @@ def whole_header(store: Store, manifest: Manifest, name: str) -> GgufHeader:
     """
     part = manifest.part(name)
     store.verify(part)
-    return join_header(manifest, read_header(store.path(part)).metadata)
+    return join_header(manifest, part_header(store, part).metadata)
+
+
+def part_header(store: Store, part: Part) -> GgufHeader:
+    """Read the header of a part that is here, wherever its bytes lie; raises BadModelFile."""
+    pieces = store.pieces(part)
+    if not pieces.sources:
+        return read_header(store.path(part))
+    head = pieces.all[0]
+    return parse_header(head if isinstance(head, bytes) else b"", part.size, part.name)
 
 
 def join_header(manifest: Manifest, metadata: Metadata) -> GgufHeader:

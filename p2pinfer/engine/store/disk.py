@@ -7,6 +7,7 @@ from pathlib import Path
 from blake3 import blake3
 
 from p2pinfer.core.manifest import CHUNK_BYTES, Part
+from p2pinfer.engine.store.pieces import Pieces
 
 
 def chunk_at(file: int, part: Part, index: int) -> bytes | None:
@@ -20,9 +21,18 @@ def chunk_at(file: int, part: Part, index: int) -> bytes | None:
     return data if blake3(data).digest() == part.chunks[index] else None
 
 
+def linked_chunk(pieces: Pieces, part: Part, index: int) -> bytes | None:
+    """Read a chunk from where it lies; None if the bytes there do not match its hash."""
+    try:
+        data = pieces.read(index * CHUNK_BYTES, part.chunk_size(index))
+    except OSError:  # the file is gone, or its disk is
+        return None
+    return data if blake3(data).digest() == part.chunks[index] else None
+
+
 def good_chunks(file: int, part: Part) -> set[int]:
     """Hash every chunk of a file, and return those that are correct."""
-    return {i for i in range(len(part.chunks)) if chunk_at(file, part, i) is not None}
+    return {i for i in range(part.chunk_count) if chunk_at(file, part, i) is not None}
 
 
 def write_at(file: int, data: bytes, offset: int) -> None:
@@ -53,3 +63,8 @@ def sync_folder(folder: Path) -> None:
 def size_text(count: int) -> str:
     """Format a number of bytes for a person."""
     return f"{count / 1e6:,.1f} MB" if count < 1e9 else f"{count / 1e9:,.2f} GB"
+
+
+def nearest_folder(folder: Path) -> Path:
+    """Return a folder, or where it will be made: the nearest one above it that exists."""
+    return next(each for each in (folder, *folder.parents) if each.exists())

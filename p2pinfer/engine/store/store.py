@@ -2,6 +2,8 @@
 
     manifests/ID        a model's manifest
     parts/HASH.gguf     a whole part: every chunk of it was hashed before it got this name
+    hashes/HASH         the hashes of a part's chunks, where the manifest is too long to hold them
+    linked/HASH         a whole part's places in the model's own file, which is served where it is
     partial/HASH        an incomplete part, or one found damaged, at its full length
     bounds/ID           what ``calibration`` measured of a model
     lock                held while something here is added, begun, named or removed; a byte longer
@@ -24,7 +26,7 @@ from pathlib import Path
 
 from blake3 import blake3
 
-from p2pinfer.core.errors import EXIT_DAMAGED, P2pinferError, UserError
+from p2pinfer.core.errors import UserError
 from p2pinfer.core.ids import ModelId, PartHash
 from p2pinfer.core.manifest import (
     CHUNK_BYTES,
@@ -34,14 +36,20 @@ from p2pinfer.core.manifest import (
     WrongManifest,
     parse_manifest,
 )
+from p2pinfer.engine.gguf.writer import Extent
+from p2pinfer.engine.store.damage import DamagedPart, MissingChunk, WrongChunk
 from p2pinfer.engine.store.disk import (
     chunk_at,
     good_chunks,
     is_named,
+    linked_chunk,
+    nearest_folder,
     size_text,
     sync_folder,
     write_at,
 )
+from p2pinfer.engine.store.lists import Lists
+from p2pinfer.engine.store.pieces import Links, Pieces
 from p2pinfer.engine.store.slice_files import Slices
 
 _HASH = re.compile(r"[0-9a-f]{64}")
@@ -49,28 +57,8 @@ _HASH = re.compile(r"[0-9a-f]{64}")
 _Stamp = tuple[int, int]
 """A partial file's inode, and the length of ``lock``: an inode's number may be reused."""
 
-
 _GONE = b"."
 """Added to ``lock`` before a file is removed or set aside."""
-
-
-class WrongChunk(P2pinferError):
-    """The bytes are not those of the given chunk; nothing was written."""
-
-
-class MissingChunk(P2pinferError):
-    """The chunk is not held here."""
-
-
-class DamagedPart(P2pinferError):
-    """A part on disk did not match its hash; it has been set aside as a partial part."""
-
-    exit_code = EXIT_DAMAGED
-
-    def __init__(self, part: Part, chunks: Iterable[int]) -> None:
-        which = ", ".join(map(str, chunks))
-        super().__init__(f"{part.name} ({part.hash[:12]}…) is damaged on disk, in chunk {which}")
-        self.part = part
 
 
 class Store:
@@ -91,15 +79,16 @@ class Store:
         """
         self.root = root
         self._quota_bytes, self._slices = quota_bytes, slices
-        self._manifests, self._parts, self._partial = (
-            root / name for name in ("manifests", "parts", "partial")
+        self._manifests, self._parts, self._partial, linked, hashes = (
+            root / name for name in ("manifests", "parts", "partial", "linked", "hashes")
         )
+        self._lists, self._links = Lists(hashes), Links(linked)
         self._lock = root / "lock"
         self._found: dict[PartHash, tuple[_Stamp, set[int]]] = {}
         """The chunks known to be in a partial file, as long as it is the same file."""
         self._finding = threading.Lock()
         with self._explained():
-            for folder in (self._manifests, self._parts, self._partial):
+            for folder in (self._manifests, self._parts, self._partial, linked, hashes):
                 folder.mkdir(parents=True, exist_ok=True)
             self._lock.touch()
 
@@ -139,6 +128,24 @@ class Store:
                 sync_folder(self._manifests)
         return manifest
 
+    def listed(self, part: Part) -> Part | None:
+        """Return a part with its chunks' hashes; None if they are not in its manifest, nor here."""
+        with self._explained():
+            return self._lists.of(part)
+
+    def add_list(self, part: Part, joined: bytes) -> Part:
+        """Keep the hashes of a part's chunks, and return the part with them.
+
+        Raises:
+            WrongList: they are not this part's.
+            UserError: they do not fit.
+        """
+        found = part.listed(joined)
+        with self._locked():
+            self._check_quota(len(joined))
+            self._lists.keep(found)
+        return found
+
     def models(self) -> list[Manifest]:
         """Return every manifest that is here and whole, in the order of their ids."""
         found = []
@@ -160,7 +167,8 @@ class Store:
             (self._manifests / model).unlink(missing_ok=True)
             (self.root / "bounds" / model).unlink(missing_ok=True)
             kept = {part.hash for manifest in self.models() for part in manifest.parts}
-            for path in (*self._parts.iterdir(), *self._partial.iterdir()):
+            self._lists.forget_all_but(kept)
+            for path in (*self._parts.iterdir(), *self._partial.iterdir(), *self._links.files()):
                 if path.name.removesuffix(".gguf") not in kept:
                     path.unlink(missing_ok=True)
             return freed + before - self.used_bytes()
@@ -172,11 +180,40 @@ class Store:
         return self._parts / f"{part.hash}.gguf"
 
     def held(self, part: Part) -> bool:
-        """Return whether the whole part is here; it was verified when it was written."""
-        try:
-            return self.path(part).stat().st_size == part.size
-        except FileNotFoundError:
-            return False
+        """Return whether the whole part is here; it was verified when it was written.
+
+        One that is served from the model's own file is here as long as the file seems unchanged.
+        """
+        with suppress(FileNotFoundError):
+            if self.path(part).stat().st_size == part.size:
+                return True
+        linked = self._links.of(part)
+        return linked is not None and linked.is_same()
+
+    def placed(self, part: Part) -> bool:
+        """Return whether a part is here, or was before it or the file that it lies in changed."""
+        return self.path(part).exists() or self._links.of(part) is not None
+
+    def link(self, part: Part, pieces: Pieces) -> None:
+        """Serve a part from where it lies, whose chunks were just hashed there; raises UserError.
+
+        A part that is whole in the store, or that another file holds, stays as it is.
+        """
+        if self.held(part):
+            return
+        assert pieces.size == part.size, (part, pieces.size)
+        with self._locked():
+            self._links.keep(part, pieces)
+
+    def pieces(self, part: Part) -> Pieces:
+        """Return where the bytes of a whole part lie."""
+        whole = Pieces([Extent(self.path(part), 0, part.size)])
+        return whole if self.path(part).exists() else self._links.of(part) or whole
+
+    def sources(self, parts: Iterable[Part]) -> list[Path]:
+        """Return the files outside of the store that some of these parts are served from."""
+        linked = filter(None, map(self._links.of, parts))
+        return sorted({source.path for each in linked for source in each.sources})
 
     def begun(self, part: Part) -> bool:
         """Return whether a partial part is here: an incomplete one, or one that was set aside."""
@@ -188,8 +225,12 @@ class Store:
         The first call for a partial part hashes it.
         """
         if self.held(part):
-            return set(range(len(part.chunks)))
+            return set(range(part.chunk_count))
         with self._explained(), self._finding:
+            listed = self._lists.of(part)
+            if listed is None:
+                return set()
+            part = listed
             try:
                 with self._partial_path(part).open("rb") as file:
                     return set(self._chunks_in(file.fileno(), part))
@@ -204,34 +245,45 @@ class Store:
             DamagedPart: the disk gives other bytes; the part is set aside.
         """
         with self._explained():
+            part = self._with_hashes(part)
             for path in (self.path(part), self._partial_path(part)):
                 try:
-                    file = os.open(path, os.O_RDONLY)
+                    with path.open("rb", buffering=0) as file:
+                        data = chunk_at(file.fileno(), part, index)
                 except FileNotFoundError:
                     continue
-                try:
-                    data = chunk_at(file, part, index)
-                finally:
-                    os.close(file)
                 if data is not None:
                     return data
                 if path == self.path(part):
                     self._set_aside(part)
                     raise DamagedPart(part, [index])
                 self._found.pop(part.hash, None)
+            if linked := self._links.of(part):
+                data = linked_chunk(linked, part, index)
+                if data is not None:
+                    return data
+                self._set_aside(part)
+                raise DamagedPart(part, [index])
         raise MissingChunk(f"chunk {index} of {part.name} ({part.hash[:12]}…) is not here")
 
     def verify(self, part: Part) -> None:
         """Hash a whole part again; raises DamagedPart, having set it aside, or MissingChunk."""
         with self._explained():
+            found = self._lists.of(part)
             try:
+                if found is None:
+                    raise FileNotFoundError
                 with self.path(part).open("rb") as file:
-                    good = good_chunks(file.fileno(), part)
+                    good = good_chunks(file.fileno(), found)
             except FileNotFoundError:
-                raise MissingChunk(f"{part.name} ({part.hash[:12]}…) is not here") from None
-        if len(good) < len(part.chunks):
+                linked = self._links.of(part)
+                if found is None or linked is None:
+                    raise MissingChunk(f"{part.name} ({part.hash[:12]}…) is not here") from None
+                chunks = range(part.chunk_count)
+                good = {i for i in chunks if linked_chunk(linked, found, i) is not None}
+        if len(good) < part.chunk_count:
             self._set_aside(part)
-            raise DamagedPart(part, sorted(set(range(len(part.chunks))) - good))
+            raise DamagedPart(part, sorted(set(range(part.chunk_count)) - good))
 
     def check_room(self, parts: Iterable[Part], *, cut: bool = False) -> None:
         """Raise UserError if what is missing of these parts exceeds the quota or the disk.
@@ -250,7 +302,7 @@ class Store:
         self._check_quota(new_bytes + slice_bytes)
         cache = self._slices.root if self._slices else self.root
         with self._explained():
-            is_same = _there(cache).stat().st_dev == _there(self.root).stat().st_dev
+            is_same = nearest_folder(cache).stat().st_dev == nearest_folder(self.root).stat().st_dev
         self._check_disk(self.root, disk_bytes + (slice_bytes if is_same else 0))
         self._check_disk(cache, slice_bytes)
 
@@ -275,6 +327,7 @@ class Store:
         Raises:
             UserError: the part does not fit.
         """
+        part = self._with_hashes(part)
         right = {
             index: data
             for index, data in chunks.items()
@@ -297,11 +350,14 @@ class Store:
             MissingChunk: a chunk is missing after all.
             UserError: the disk did not take it; then it must be fetched again.
         """
+        if self.held(part):
+            return
+        part = self._with_hashes(part)
         with self._opened_partial(part, fcntl.LOCK_EX) as file:
             if file is None:
                 return
             with self._finding:
-                missing = set(range(len(part.chunks))) - self._chunks_in(file, part)
+                missing = set(range(part.chunk_count)) - self._chunks_in(file, part)
             if missing:
                 raise MissingChunk(f"{part.name} lacks chunk {min(missing)}")
             os.ftruncate(file, part.size)
@@ -324,13 +380,13 @@ class Store:
     def used_bytes(self) -> int:
         """Return the bytes of everything here: partial parts at their full length, and slices."""
         total = self._slices.used_bytes() if self._slices else 0
-        for folder in (self._manifests, self._parts, self._partial):
+        own = (self._manifests, self._parts, self._partial)
+        folders = (*own, self._links.folder, self._lists.folder)
+        for folder in folders:
             for path in folder.iterdir():
                 with suppress(FileNotFoundError):  # another process has removed it
                     total += path.stat().st_size
         return total
-
-    # Internal
 
     def _partial_path(self, part: Part) -> Path:
         return self._partial / part.hash
@@ -347,10 +403,20 @@ class Store:
     def _stamp(self, file: int) -> _Stamp:
         return os.fstat(file).st_ino, self._lock.stat().st_size
 
+    def _with_hashes(self, part: Part) -> Part:
+        found = self.listed(part)
+        if found is None:
+            raise MissingChunk(f"the hashes of {part.name} ({part.hash[:12]}…) are not here")
+        return found
+
     def _set_aside(self, part: Part) -> None:
-        """Make a damaged part a partial one: its good chunks count, the others are missing."""
+        """Make a damaged part a partial one: its good chunks count, the others are missing.
+
+        One in the model's own file is no longer served from there: the file is another now.
+        """
         with self._locked() as lock, suppress(FileNotFoundError):
             os.write(lock, _GONE)
+            self._links.drop(part)
             self.path(part).replace(self._partial_path(part))
 
     @contextmanager
@@ -404,7 +470,7 @@ class Store:
 
     def _check_disk(self, folder: Path, more_bytes: int) -> None:
         with self._explained():
-            free = shutil.disk_usage(_there(folder)).free
+            free = shutil.disk_usage(nearest_folder(folder)).free
         if self._slices and more_bytes > free:
             free += self._slices.make_room(more_bytes - free)
         if more_bytes > free:
@@ -431,8 +497,3 @@ class Store:
             raise UserError(
                 f"the store in {self.root} cannot be used: {error.strerror}; what it held is intact"
             ) from error
-
-
-def _there(folder: Path) -> Path:
-    """Return a folder, or where it will be made: the nearest one above it that exists."""
-    return next(each for each in (folder, *folder.parents) if each.exists())

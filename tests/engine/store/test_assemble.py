@@ -12,11 +12,13 @@ from hypothesis import strategies as st
 
 from p2pinfer.core.errors import BadModelFile, UnsupportedModel
 from p2pinfer.core.manifest import Manifest, TensorRow
-from p2pinfer.engine.gguf.reader import parse_header, read_header
+from p2pinfer.engine.gguf.reader import parse_header
+from p2pinfer.engine.gguf.shards import read_model
 from p2pinfer.engine.gguf.writer import encode_header
 from p2pinfer.engine.store.assemble import join_header, open_parts
+from p2pinfer.engine.store.damage import DamagedPart, MissingChunk
 from p2pinfer.engine.store.split import add_model, describe, part_files
-from p2pinfer.engine.store.store import DamagedPart, MissingChunk, Store
+from p2pinfer.engine.store.store import Store
 from tests.support.tiny_models import TINY, write_tiny
 from tests.support.toys import (
     LAYER_NAMES,
@@ -152,9 +154,9 @@ def test_a_part_with_other_tensors_is_refused(tmp_path: Path) -> None:
 def toy(tmp_path_factory: pytest.TempPathFactory) -> tuple[Manifest, bytes]:
     """Provide a manifest, and the bytes of its metadata part."""
     path = write_toy(tmp_path_factory.mktemp("toy") / "m.gguf")
-    header = read_header(path)
-    files = part_files(header, path)
-    return describe(header, files, quiet), b"".join(files["metadata"].chunks())
+    model = read_model(path)
+    files = part_files(model.header, model.extents)
+    return describe(model, files, quiet, {}), b"".join(files["metadata"].chunks())
 
 
 def judge(manifest: Manifest, metadata: bytes) -> None:

@@ -13,7 +13,8 @@ from p2pinfer.core.ids import ModelId
 from p2pinfer.core.manifest import CHUNK_BYTES, WrongManifest
 from p2pinfer.engine.store import disk
 from p2pinfer.engine.store import store as store_module
-from p2pinfer.engine.store.store import DamagedPart, MissingChunk, Store, WrongChunk
+from p2pinfer.engine.store.damage import DamagedPart, MissingChunk, WrongChunk
+from p2pinfer.engine.store.store import Store
 from tests.support.stored import DATA, PART, chunk, files, flip, model_of, part_of, put
 
 

@@ -18,7 +18,8 @@ from p2pinfer.core.errors import UserError
 from p2pinfer.core.ids import ModelId
 from p2pinfer.core.manifest import CHUNK_BYTES
 from p2pinfer.engine.store import store as store_module
-from p2pinfer.engine.store.store import DamagedPart, MissingChunk, Store
+from p2pinfer.engine.store.damage import DamagedPart, MissingChunk
+from p2pinfer.engine.store.store import Store
 from tests.support.stored import DATA, PART, chunk, files, flip, part_of, put
 
 MIB = 1 << 20

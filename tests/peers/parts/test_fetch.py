@@ -13,10 +13,20 @@ from trio.testing import MockClock
 
 from p2pinfer.core.errors import RemoteProtocolError
 from p2pinfer.core.manifest import CHUNK_BYTES, Part
-from p2pinfer.core.messages import AskChunks, AskHeld, AskManifest, Chunk, Held, ManifestIs
+from p2pinfer.core.messages import (
+    AskChunks,
+    AskHashes,
+    AskHeld,
+    AskManifest,
+    Chunk,
+    HashesAre,
+    Held,
+    ManifestIs,
+)
 from p2pinfer.core.wire import encode
 from p2pinfer.engine.store.store import Store
-from peers.parts.protocol import PARTS, pack_bits, unpack_bits
+from peers.parts.fetch import fetch_parts
+from peers.parts.protocol import PARTS, in_place, pack_bits, unpack_bits
 from peers.steps.messaging import receive, send
 from scheduler.fetching import (
     CHUNK_S_MIN,
@@ -24,14 +34,15 @@ from scheduler.fetching import (
     IN_FLIGHT_MAX,
     IN_FLIGHT_PER_HOLDER_MAX,
 )
-from tests.support.parts_swarm import Swarm, make_model, swarm
+from tests.support.parts_swarm import Model, Swarm, make_model, swarm
 from transports.base import Channel
 from transports.memory.network import MemoryTransport
 
 CHUNKS = 16
 """Of the small model."""
 
-Act = Callable[[Channel, AskManifest | AskHeld | AskChunks], Awaitable[object]]
+Question = AskManifest | AskHashes | AskHeld | AskChunks
+Act = Callable[[Channel, Question], Awaitable[object]]
 
 
 def holder(made: Swarm, act: Act) -> Callable[[MemoryTransport], None]:
@@ -39,9 +50,7 @@ def holder(made: Swarm, act: Act) -> Callable[[MemoryTransport], None]:
 
     async def serve(channel: Channel) -> None:
         while True:
-            question: AskManifest | AskHeld | AskChunks = await receive(
-                channel, AskManifest, AskHeld, AskChunks
-            )
+            question: Question = await receive(channel, AskManifest, AskHashes, AskHeld, AskChunks)
             if await act(channel, question):
                 continue
             if isinstance(question, AskManifest):
@@ -123,7 +132,7 @@ async def test_a_flipped_bit_in_an_answer_is_found(
         wrong = every[victim]
         asked_at: list[float] = []
 
-        async def lie(channel: Channel, question: AskManifest | AskHeld | AskChunks) -> None:
+        async def lie(channel: Channel, question: Question) -> None:
             if isinstance(question, AskChunks):
                 asked_at.append(trio.current_time())
                 part = next(p for p in made.model.manifest.parts if p.hash == question.part)
@@ -256,7 +265,7 @@ async def test_a_false_manifest_is_rejected(autojump_clock: MockClock, tmp_path:
     """A manifest that is not the model's is not accepted, and its sender is named."""
     async with swarm(tmp_path) as made:
 
-        async def lie(channel: Channel, question: AskManifest | AskHeld | AskChunks) -> bool:
+        async def lie(channel: Channel, question: Question) -> bool:
             if isinstance(question, AskManifest):
                 other = make_model(seed=2).manifest.encode()
                 await send(channel, ManifestIs(question.number, other))
@@ -268,6 +277,54 @@ async def test_a_false_manifest_is_rejected(autojump_clock: MockClock, tmp_path:
             nursery.start_soon(made.fetch)
             await trio.sleep(1)
             assert made.told[-1].waiting.startswith("no peer online has the manifest of ")
+            await made.add("good")
+        assert made.is_whole()
+        assert [error.peer for error in made.blamed] == [liar]
+
+
+@pytest.fixture
+def long_model(monkeypatch: pytest.MonkeyPatch) -> Model:
+    """Provide a model whose manifest counts as too long to list its chunks."""
+    monkeypatch.setattr("p2pinfer.core.manifest.LISTED_BYTES_MAX", 100)
+    return make_model(seed=9)
+
+
+async def test_lists_of_a_long_manifest_are_fetched_as_needed(
+    autojump_clock: MockClock, tmp_path: Path, long_model: Model
+) -> None:
+    """A fetcher of one layer learns the chunks of that layer alone, and passes them on."""
+    async with swarm(tmp_path, long_model) as made:
+        first = await made.add("first")
+        await made.fetch(["layer.1"])
+        manifest = made.store.manifest(long_model.id)
+        assert manifest
+        assert [p.name for p in manifest.parts if made.store.listed(p)] == ["layer.1"]
+        assert made.store.held(manifest.part("layer.1"))
+        made.leave[first]()
+        await made.serve("second", made.store)
+        fresh = Store(tmp_path / "third")
+        fresh.add_manifest(manifest.encode(), manifest.id)
+        await fetch_parts(made.me, made.holders, fresh, manifest, ["layer.1"], run=in_place)
+        assert fresh.held(manifest.part("layer.1"))
+
+
+async def test_a_false_list_is_rejected(
+    autojump_clock: MockClock, tmp_path: Path, long_model: Model
+) -> None:
+    """Hashes that are not the part's are not kept, and their sender is named."""
+    async with swarm(tmp_path, long_model) as made:
+
+        async def lie(channel: Channel, question: Question) -> bool:
+            if isinstance(question, AskHashes):
+                await send(channel, HashesAre(question.number, bytes(4 * 32)))
+                return True
+            return False
+
+        liar = await made.join("liar", holder(made, lie))
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(made.fetch)
+            await trio.sleep(1)
+            assert "lists the chunks of" in made.told[-1].waiting
             await made.add("good")
         assert made.is_whole()
         assert [error.peer for error in made.blamed] == [liar]
@@ -294,7 +351,7 @@ async def test_an_invalid_answer_is_blamed(
     """A holder that does not answer the question is named, and other holders suffice."""
     async with swarm(tmp_path) as made:
 
-        async def act(channel: Channel, question: AskManifest | AskHeld | AskChunks) -> bool:
+        async def act(channel: Channel, question: Question) -> bool:
             if isinstance(question, AskHeld):
                 await channel.send(encode(LIES[lie](question)))  # type: ignore[arg-type] # any
             return True
