@@ -4,6 +4,7 @@ import os
 import socket
 import subprocess
 import time
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -283,6 +284,45 @@ def test_a_table_of_mappings_is_bounded(
     others[0].sendto(b"hello", (HOME, 4100))
     assert hears(one) is None
     assert home.forwards == {80: (INSIDE, 80)}
+
+
+@pytest.mark.parametrize(
+    ("options", "meet"),
+    [({}, True), ({"refuses": True}, True), (SYMMETRIC, False)],
+    ids=["silent", "refusing", "symmetric"],
+)
+def test_two_that_connect_at_once_meet_unless_symmetric(
+    internet: Internet, options: dict[str, Any], meet: bool
+) -> None:
+    """TCP's simultaneous open, by kernels that know nothing of the NATs between them."""
+    addresses = {"a": HOME, "b": "5.5.5.12"}
+    hosts = [
+        internet.host(name, INSIDE, behind=internet.nat(f"n{name}", outer, delay_ms=20, **options))
+        for name, outer in addresses.items()
+    ]
+
+    def connect(outer: str) -> bool:
+        until = time.monotonic() + (SOON_S if meet else 4 * NEVER_S)
+        while (left_s := until - time.monotonic()) > 0:
+            with socket.socket() as sock:
+                sock.setsockopt(socket.SOL_SOCKET, socket.SO_REUSEADDR, 1)
+                sock.bind(("0.0.0.0", 4100))
+                sock.settimeout(left_s)
+                try:
+                    sock.connect((outer, 4100))
+                    sock.sendall(b"hello")
+                    return sock.recv(5) == b"hello"
+                except ConnectionRefusedError:
+                    time.sleep(0.01)
+                except TimeoutError:
+                    return False
+        return False
+
+    calls = [
+        host.call(partial(connect, outer))
+        for host, outer in zip(hosts, reversed(addresses.values()), strict=True)
+    ]
+    assert [call.result() for call in calls] == [meet, meet]
 
 
 def test_nothing_is_left_behind(internet: Internet) -> None:
