@@ -22,7 +22,7 @@ from multiaddr import Multiaddr  # type: ignore[import-untyped]  # it ships no t
 
 from p2pinfer.core.errors import ChannelClosed, PeerUnavailable, UserError
 from p2pinfer.core.ids import PeerId
-from transports.base import Accept, Channel, Handler, Reach, Topic
+from transports.base import Accept, Channel, Handler, Reach, Reachability, Topic
 from transports.identity import Identity, ephemeral_identity
 from transports.interfaces import check_announced
 from transports.libp2p.channel import StreamChannel
@@ -86,6 +86,7 @@ class Libp2pTransport:
         self._gossip = gossip
         self._identity = identity
         self._network = reach.network
+        self.reachability = Reachability.UNKNOWN
         self.was_dialled = False
         self._moved = trio.Event()
         self._known: dict[PeerId, tuple[str, ...]] = {}
