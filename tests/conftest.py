@@ -12,6 +12,8 @@ from hypothesis import HealthCheck, settings
 
 from p2pinfer import logs
 from p2pinfer.engine.gguf.model_header import default_model_path
+from tests.support.natlab.hosts import why_not
+from tests.support.natlab.internet import Internet
 
 # No deadline: an example's duration depends on how busy the machine is.
 settings.register_profile("p2pinfer", deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -51,6 +53,9 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     for item in items:
         if item.path.relative_to(root).as_posix().startswith(SLOW):
             item.add_marker("slow")
+        if "internet" in getattr(item, "fixturenames", ()):
+            item.add_marker("nat")
+            item.add_marker("slow")
 
 
 @pytest.hookimpl(wrapper=True)
@@ -75,6 +80,21 @@ def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
 def default_model() -> Path:
     """Provide the default model's GGUF, SmolLM2-135M-Instruct in Q4_1."""
     return default_model_path()
+
+
+@pytest.fixture(scope="session")
+def _why_no_internet() -> str:
+    """Try once whether this machine can be several."""
+    return why_not()
+
+
+@pytest.fixture
+def internet(_why_no_internet: str) -> Iterator[Internet]:
+    """Provide an empty Internet of hosts and NATs on this machine; see `tests.support.natlab`."""
+    if _why_no_internet:
+        pytest.skip(_why_no_internet)
+    with Internet() as net:
+        yield net
 
 
 @pytest.fixture(autouse=True)
