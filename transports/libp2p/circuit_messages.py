@@ -1,27 +1,20 @@
 """What relays, hidden peers and callers say to each other before a circuit carries bytes.
 
 Circuit relay v2: https://github.com/libp2p/specs/blob/master/relay/circuit-v2.md
-Each message is protobuf with its length before it, a varint. No message of ours holds a ``limit``:
-whoever sees one takes the circuit for one of a few kilobytes, and refuses most protocols on it. Our
-relays limit rates instead, by reading no faster, which needs no message.
+No message of ours holds a ``limit``: whoever sees one takes the circuit for one of a few kilobytes,
+and refuses most protocols on it. Our relays limit rates instead, by reading no faster, which needs
+no message.
 """
 
 from dataclasses import dataclass
-from typing import Final, TypeVar
+from enum import IntEnum
+from typing import Final
 
 import trio
-from google.protobuf.message import DecodeError
 from libp2p.peer.id import ID
-from libp2p.relay.circuit_v2.pb.circuit_pb2 import (
-    HopMessage,
-    PeerId,
-    Reservation,
-    Status,
-    StopMessage,
-)
 from multiaddr import Multiaddr  # type: ignore[import-untyped]  # it ships no types
 
-from transports.libp2p.negotiation import read_exactly
+from transports.libp2p import protobuf
 from transports.libp2p.stream import Stream
 
 HOP: Final = "/libp2p/circuit/relay/0.2.0/hop"
@@ -37,15 +30,28 @@ PEER_ID_BYTES_MAX = 64
 """An Ed25519 key's id is 38 bytes, the hash of any other key's 34."""
 
 ADDRESSES_MAX = 16
-"""Of a relay that are looked at; each is at most a message long, and few are dialled."""
+"""Of a relay that are looked at; the rest are ignored."""
 
-OK: Final = Status.OK
-REFUSED: Final = Status.RESERVATION_REFUSED
-BUSY: Final = Status.RESOURCE_LIMIT_EXCEEDED
-DENIED: Final = Status.PERMISSION_DENIED
-FAILED: Final = Status.CONNECTION_FAILED
-NO_RESERVATION: Final = Status.NO_RESERVATION
-MALFORMED: Final = Status.MALFORMED_MESSAGE
+GOODBYE_S_MAX = 1.0
+"""For the other side to read the last word on a stream and close it, too."""
+
+_RESERVE, _CONNECT, _HOP_STATUS = 0, 1, 2
+_STOP_CONNECT, _STOP_STATUS = 0, 1
+_TYPE, _PEER, _RESERVATION, _STOP_STATUS_FIELD, _HOP_STATUS_FIELD = 1, 2, 3, 4, 5
+_ID, _EXPIRE, _ADDRESSES = 1, 1, 2
+
+
+class Status(IntEnum):
+    """What a request came to, in the specification's numbers."""
+
+    OK = 100
+    RESERVATION_REFUSED = 200
+    RESOURCE_LIMIT_EXCEEDED = 201
+    PERMISSION_DENIED = 202
+    CONNECTION_FAILED = 203
+    NO_RESERVATION = 204
+    MALFORMED_MESSAGE = 400
+    UNEXPECTED_MESSAGE = 401
 
 
 class MalformedMessage(Exception):
@@ -74,135 +80,133 @@ class Answer:
     addresses: tuple[str, ...] = ()
     """At which the relay says to be reached."""
 
+    @property
+    def name(self) -> str:
+        """The status in words."""
+        names = {each.value: each.name.lower().replace("_", " ") for each in Status}
+        return names.get(self.status, f"status {self.status}")
+
 
 def read_hop_request(body: bytes) -> Reserve | ConnectTo:
     """Judge what came on a HOP stream at a relay; raises MalformedMessage."""
-    said = _parse(HopMessage, body)
-    if said.HasField("type") and said.type == HopMessage.RESERVE:
+    kind, said = _parse(body)
+    if kind == _RESERVE:  # for the one who asks, whoever else it may name
         return Reserve()
-    if said.HasField("type") and said.type == HopMessage.CONNECT and said.HasField("peer"):
-        return ConnectTo(_peer(said.peer.id))
+    if kind == _CONNECT:
+        return ConnectTo(_peer(said))
     raise MalformedMessage("no request to a relay")
 
 
 def read_hop_answer(body: bytes) -> Answer:
     """Judge what a relay answered; raises MalformedMessage."""
-    said = _parse(HopMessage, body)
-    if not said.HasField("type") or said.type != HopMessage.STATUS or not said.HasField("status"):
+    kind, said = _parse(body)
+    if kind != _HOP_STATUS:
         raise MalformedMessage("no answer of a relay")
-    addresses = []
-    for raw in said.reservation.addrs[:ADDRESSES_MAX]:
-        try:
-            addresses.append(str(Multiaddr(raw)))
-        except Exception:  # noqa: BLE001, PERF203, S112 - it has many, and an odd one harms nobody
-            continue
-    return Answer(said.status, said.reservation.expire, tuple(addresses))
+    try:
+        status = protobuf.number_of(said, _HOP_STATUS_FIELD)
+        granted = protobuf.parse(protobuf.data_of(said, _RESERVATION) or b"")
+        expires = protobuf.number_of(granted, _EXPIRE)
+        raw = protobuf.all_data_of(granted, _ADDRESSES)[:ADDRESSES_MAX]
+    except ValueError as error:
+        raise MalformedMessage(str(error)) from error
+    return Answer(status, expires, tuple(text for each in raw if (text := _address(each))))
 
 
 def read_stop_request(body: bytes) -> ID:
     """Return the caller that a relay brings; raises MalformedMessage."""
-    said = _parse(StopMessage, body)
-    if not said.HasField("type") or said.type != StopMessage.CONNECT or not said.HasField("peer"):
+    kind, said = _parse(body)
+    if kind != _STOP_CONNECT:
         raise MalformedMessage("no call")
-    return _peer(said.peer.id)
+    return _peer(said)
 
 
 def read_stop_answer(body: bytes) -> Answer:
     """Judge what a hidden peer answered; raises MalformedMessage."""
-    said = _parse(StopMessage, body)
-    if not said.HasField("type") or said.type != StopMessage.STATUS or not said.HasField("status"):
+    kind, said = _parse(body)
+    if kind != _STOP_STATUS:
         raise MalformedMessage("no answer to a call")
-    return Answer(said.status)
+    try:
+        return Answer(protobuf.number_of(said, _STOP_STATUS_FIELD))
+    except ValueError as error:
+        raise MalformedMessage(str(error)) from error
 
 
 def reserve_request() -> bytes:
     """Ask a relay for a reservation."""
-    return _framed(HopMessage(type=HopMessage.RESERVE))
+    return protobuf.delimited(protobuf.number(_TYPE, _RESERVE))
 
 
 def connect_request(peer: ID) -> bytes:
     """Ask a relay for a circuit."""
-    return _framed(HopMessage(type=HopMessage.CONNECT, peer=PeerId(id=peer.to_bytes())))
+    return _with_peer(_CONNECT, peer)
 
 
 def reserved(expires_unix_s: int, addresses: list[str]) -> bytes:
     """Grant a reservation."""
-    raw = [Multiaddr(address).to_bytes() for address in addresses]
-    granted = Reservation(expire=expires_unix_s, addrs=raw)
-    return _framed(HopMessage(type=HopMessage.STATUS, status=OK, reservation=granted))
+    raw = [protobuf.data(_ADDRESSES, Multiaddr(address).to_bytes()) for address in addresses]
+    granted = protobuf.number(_EXPIRE, expires_unix_s) + b"".join(raw)
+    return protobuf.delimited(
+        protobuf.number(_TYPE, _HOP_STATUS)
+        + protobuf.data(_RESERVATION, granted)
+        + protobuf.number(_HOP_STATUS_FIELD, Status.OK)
+    )
 
 
-def hop_answer(status: Status.ValueType) -> bytes:
+def hop_answer(status: Status) -> bytes:
     """Answer a request to a relay."""
-    return _framed(HopMessage(type=HopMessage.STATUS, status=status))
+    return protobuf.delimited(
+        protobuf.number(_TYPE, _HOP_STATUS) + protobuf.number(_HOP_STATUS_FIELD, status)
+    )
 
 
 def stop_request(caller: ID) -> bytes:
     """Bring a caller to a hidden peer."""
-    return _framed(StopMessage(type=StopMessage.CONNECT, peer=PeerId(id=caller.to_bytes())))
+    return _with_peer(_STOP_CONNECT, caller)
 
 
-def stop_answer(status: Status.ValueType) -> bytes:
+def stop_answer(status: Status) -> bytes:
     """Answer a call."""
-    return _framed(StopMessage(type=StopMessage.STATUS, status=status))
+    return protobuf.delimited(
+        protobuf.number(_TYPE, _STOP_STATUS) + protobuf.number(_STOP_STATUS_FIELD, status)
+    )
 
 
-async def read_message(stream: Stream) -> bytes:
-    """Read one message, not a byte beyond it.
-
-    Raises:
-        MalformedMessage: it is too long.
-        MuxedStreamReset: the stream ended.
-    """
-    size = 0
-    for shift in (0, 7):
-        (byte,) = await read_exactly(stream, 1)
-        size |= (byte & 0x7F) << shift
-        if byte < 0x80:
-            break
-    else:
-        raise MalformedMessage("a message longer than any is")
-    if size > MESSAGE_BYTES_MAX:
-        raise MalformedMessage(f"a message of {size} bytes")
-    return await read_exactly(stream, size)
-
-
-def name_of(status: int) -> str:
-    """Return a status in words."""
-    names = {value: name for name, value in Status.items()}
-    return str(names.get(status, f"status {status}")).lower().replace("_", " ")
-
-
-async def end(stream: Stream, patience_s: float = 1.0) -> None:
+async def hang_up(stream: Stream) -> None:
     """Close a stream whose last word was said, once the other side has read it."""
     stream.finish()
-    with trio.move_on_after(patience_s):
+    with trio.move_on_after(GOODBYE_S_MAX):
         await stream.wait_end()
     stream.abort()
 
 
-def _framed(message: HopMessage | StopMessage) -> bytes:
-    body = message.SerializeToString()
-    assert len(body) <= MESSAGE_BYTES_MAX, "a message of ours"
-    head = bytes([len(body)]) if len(body) < 0x80 else bytes([len(body) & 0x7F | 0x80, len(body) >> 7])
-    return head + body
+def _with_peer(kind: int, peer: ID) -> bytes:
+    named = protobuf.data(_ID, peer.to_bytes())
+    return protobuf.delimited(protobuf.number(_TYPE, kind) + protobuf.data(_PEER, named))
 
 
-M = TypeVar("M", HopMessage, StopMessage)
-
-
-def _parse(kind: type[M], body: bytes) -> M:
-    message = kind()
+def _parse(body: bytes) -> tuple[int, protobuf.Fields]:
     try:
-        message.ParseFromString(body)
-    except (DecodeError, ValueError) as error:
+        said = protobuf.parse(body)
+        if _TYPE not in said:
+            raise ValueError("a message without a type")
+        return protobuf.number_of(said, _TYPE), said
+    except ValueError as error:
         raise MalformedMessage(str(error)) from error
-    return message
 
 
-def _peer(raw: bytes) -> ID:
+def _peer(said: protobuf.Fields) -> ID:
+    try:
+        raw = protobuf.data_of(protobuf.parse(protobuf.data_of(said, _PEER) or b""), _ID) or b""
+    except ValueError as error:
+        raise MalformedMessage(str(error)) from error
     if not 2 < len(raw) <= PEER_ID_BYTES_MAX:
         raise MalformedMessage(f"a peer id of {len(raw)} bytes")
     return ID(raw)
 
 
+def _address(raw: bytes) -> str:
+    """Return an address as text, empty if it is none."""
+    try:
+        return str(Multiaddr(raw))
+    except Exception:  # noqa: BLE001 - multiaddr has many, and an odd address harms nobody
+        return ""

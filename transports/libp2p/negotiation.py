@@ -27,8 +27,12 @@ VARINT_BYTES_MAX = 4
 """Of a length: 256 MiB, which is more than any limit here."""
 
 
-async def open_stream(muxed: Connection, peer: PeerId, name: str) -> Stream:
+async def open_stream(
+    muxed: Connection, peer: PeerId, name: str, *, watched: bool = True
+) -> Stream:
     """Open a stream and agree on its protocol; nothing is left behind if that is cancelled.
+
+    While it is ``watched`` a dead peer is noticed within 2 s.
 
     Raises:
         PeerUnavailable: the peer does not speak it, or does not answer.
@@ -39,7 +43,8 @@ async def open_stream(muxed: Connection, peer: PeerId, name: str) -> Stream:
     except MuxedConnUnavailable as error:
         kind = ChannelClosed if muxed.is_closed else PeerUnavailable
         raise kind(peer, f"cannot open a channel to {peer}: {error}") from error
-    muxed.watch(stream)
+    if watched:
+        muxed.watch(stream)
     try:
         with trio.fail_after(OPEN_S_MAX):
             await stream.write(_line(MULTISTREAM) + _line(name))

@@ -6,6 +6,7 @@ together with the greeting, and the answers to both come back together.
 """
 
 import re
+import time
 import weakref
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
@@ -25,8 +26,10 @@ from transports.base import Accept, Channel, Handler, Reach, Reachability, Topic
 from transports.identity import Identity, ephemeral_identity
 from transports.interfaces import check_announced
 from transports.libp2p.channel import StreamChannel
-from transports.libp2p.dialling import REACHED, explain, numeric, place, root
+from transports.libp2p.circuit import CIRCUIT, Circuits
+from transports.libp2p.dialling import REACHED, explain, numeric, place, root, through
 from transports.libp2p.gossip import Gossip
+from transports.libp2p.held_relays import HeldRelays
 from transports.libp2p.host import (
     CONNECTIONS_MAX,
     Muxer,
@@ -34,6 +37,7 @@ from transports.libp2p.host import (
     check_port,
     connections,
     cut_off,
+    is_relayed,
     log,
     own_hosts,
     protocol_id,
@@ -42,6 +46,8 @@ from transports.libp2p.library_channel import LibraryChannel
 from transports.libp2p.muxer import Connection
 from transports.libp2p.negotiation import open_stream
 from transports.libp2p.peer_finding import Lookout
+from transports.libp2p.relay import Relay
+from transports.libp2p.relay_limits import RelayLimits
 from transports.libp2p.stream import Stream
 
 DIAL_S_MAX = 10.0
@@ -52,6 +58,9 @@ LAST_WORDS_S = 0.02
 
 FLUSH_S_MAX = 0.5
 """At the end, for what was sent to leave this machine."""
+
+STRAIGHT_S = 0.5
+"""For direct addresses to answer before a relay is asked, too: a handshake across an ocean."""
 
 ADDRESSES_PER_PEER_MAX = 8
 """Tried at once; a machine has an address per interface and family."""
@@ -81,9 +90,20 @@ class Libp2pTransport:
         self.was_dialled = False
         self._moved = trio.Event()
         self._known: dict[PeerId, tuple[str, ...]] = {}
-        self._dialling: weakref.WeakValueDictionary[PeerId, trio.Lock] = (
+        self._dialling: weakref.WeakValueDictionary[tuple[PeerId, bool], trio.Lock] = (
             weakref.WeakValueDictionary()
         )
+        self.circuits = Circuits(host, self.reach_directly)
+        self.relays = HeldRelays(
+            self.circuits,
+            self.reach_directly,
+            self._dialled_directly,
+            lambda: self.reachability is Reachability.HIDDEN,
+            time.time,
+            self.peer_id,
+            self.note_moved,
+        )
+        self.relay = Relay(host, RelayLimits(), lambda: list(self.own_addresses), time.time)
 
     @property
     def peer_id(self) -> PeerId:
@@ -92,7 +112,17 @@ class Libp2pTransport:
 
     @property
     def addresses(self) -> Sequence[str]:
-        """Multiaddrs at which others reach this peer, with its id."""
+        """Multiaddrs at which others reach this peer, with its id.
+
+        Of a hidden peer those through its relays.
+        """
+        if self.reachability is Reachability.HIDDEN and self.relays.held:
+            return self.relays.addresses
+        return self.own_addresses
+
+    @property
+    def own_addresses(self) -> Sequence[str]:
+        """Those of this machine, and those that were announced: without relays."""
         return [str(address) for address in self._host.get_addrs()]
 
     async def wait_moved(self) -> None:
@@ -115,8 +145,17 @@ class Libp2pTransport:
             log.info("this peer's addresses are now: %s", ", ".join(told))
             if not set(told_before) <= set(told):  # whether the others can be dialled is open
                 self.was_dialled = False
-            self._moved.set()
-            self._moved = trio.Event()
+            self.note_moved()
+
+    def note_moved(self) -> None:
+        """Let those who wait know that the addresses have changed."""
+        self._moved.set()
+        self._moved = trio.Event()
+
+    def _dialled_directly(self) -> list[Connection]:
+        """Return the connections that this peer has made without a relay."""
+        found = connections(self._host)
+        return [each for each in found if each.is_initiator and each.relay is None]
 
     def sign(self, data: bytes) -> bytes:
         """Sign with this peer's key; `transports.identity.verify` checks it."""
@@ -136,7 +175,9 @@ class Libp2pTransport:
         """Serve inbound channels of ``protocol`` with ``handler``."""
 
         async def serve(stream: INetStream) -> None:
-            self.was_dialled |= not stream.muxed_conn.is_initiator
+            self.was_dialled |= not (
+                stream.muxed_conn.is_initiator or is_relayed(stream.muxed_conn)
+            )
             channel = _wrap(stream)
             try:
                 await handler(channel)
@@ -157,7 +198,7 @@ class Libp2pTransport:
         names = [protocol.name for protocol in multiaddr.protocols()]
         if not REACHED.fullmatch(address) or names[-1] != "p2p":
             raise UserError(f"{address} must look like /ip4/192.0.2.1/tcp/4001/p2p/<peer id>.")
-        peer = PeerId(str(multiaddr.value_for_protocol("p2p")))
+        peer = PeerId(address.rpartition("/p2p/")[2])  # behind a relay's, if there is one
         await self._reach(peer, [address], own=False)
         return peer
 
@@ -189,11 +230,27 @@ class Libp2pTransport:
     def _connections(self, peer: PeerId) -> list[Connection]:
         return connections(self._host, _id(peer))
 
-    async def _reach(self, peer: PeerId, addresses: Sequence[str], *, own: bool = False) -> object:
-        """Return a live connection to ``peer``, dialling if there is none; one dial at a time."""
+    async def reach_directly(self, peer: PeerId, addresses: Sequence[str]) -> Connection:
+        """Return a connection that no relay carries, dialling if there is none.
+
+        Raises:
+            PeerUnavailable: there is none, and none of the addresses answers.
+        """
+        found = await self._reach(peer, addresses, direct=True)
+        assert isinstance(found, Connection), "circuits need our muxer"
+        return found
+
+    async def _reach(
+        self, peer: PeerId, addresses: Sequence[str], *, own: bool = False, direct: bool = False
+    ) -> object:
+        """Return a live connection to ``peer``, dialling if there is none; one dial at a time.
+
+        A direct one is preferred, and with ``direct`` no other counts.
+        """
         if peer == self.peer_id:
             raise PeerUnavailable(peer, "that peer is this one")
-        lock = self._dialling.setdefault(peer, trio.Lock())
+        # Two, since a circuit's dial waits for its relay, which may be dialling through this peer.
+        lock = self._dialling.setdefault((peer, direct), trio.Lock())
         async with lock:
             found = [
                 conn
@@ -201,22 +258,44 @@ class Libp2pTransport:
                 if not conn.is_closed
                 and not conn.muxed_conn.is_closed
                 and (conn.muxed_conn.is_initiator or not own)
+                and not (direct and is_relayed(conn.muxed_conn))
             ]
             if found:
-                return found[0].muxed_conn
+                return min((conn.muxed_conn for conn in found), key=is_relayed)
             tried = list(dict.fromkeys([*addresses, *self._known.get(peer, ())]))
+            if direct:
+                tried = [address for address in tried if not CIRCUIT.fullmatch(address)]
             muxed, address = await self._dial(peer, tried[:ADDRESSES_PER_PEER_MAX])
             self._remember(peer, [address, *(other for other in tried if other != address)])
             return muxed
 
     async def _dial(self, peer: PeerId, addresses: Sequence[str]) -> tuple[object, str]:
-        """Try all addresses at once, and return the connection to the first that answers."""
+        """Try all addresses at once, and return the connection to the first that answers.
+
+        Those through relays are tried once the others have failed, or had a moment.
+        """
         if not addresses:
             raise PeerUnavailable(peer, "no address of it is known")
         swarm = self._host.get_network()
         assert isinstance(swarm, Swarm), "new_host makes a Swarm"
         made: list[tuple[object, str]] = []
         faults: list[str] = []
+        circuits = [address for address in addresses if CIRCUIT.fullmatch(address)]
+        straight = [address for address in addresses if address not in circuits]
+
+        async def try_straight() -> None:
+            async with trio.open_nursery() as dials:
+                for address in straight:
+                    dials.start_soon(attempt, address)
+            failed.set()
+
+        async def call(address: str) -> None:
+            try:
+                made.append((await self.circuits.dial(address, _id(peer)), address))
+            except Exception as error:  # noqa: BLE001 - the other end of a handshake provokes any
+                faults.append(f"{through(address)}: {explain(error, private=self._private)}")
+            else:
+                nursery.cancel_scope.cancel()
 
         async def attempt(address: str) -> None:
             try:
@@ -224,8 +303,9 @@ class Libp2pTransport:
             except (OSError, ValueError) as error:  # the latter for what no name can be
                 faults.append(f"{place(address)}: {root(error)}")
                 return
-            for target in targets:
-                nursery.start_soon(dial, target)
+            async with trio.open_nursery() as dials:
+                for target in targets:
+                    dials.start_soon(dial, target)
 
         async def dial(address: str) -> None:
             try:
@@ -238,13 +318,27 @@ class Libp2pTransport:
 
         with trio.move_on_after(DIAL_S_MAX) as deadline:
             async with trio.open_nursery() as nursery:
-                for address in addresses:
-                    nursery.start_soon(attempt, address)
+                failed = trio.Event()
+                nursery.start_soon(try_straight)
+                with trio.move_on_after(STRAIGHT_S):
+                    await failed.wait()
+                for address in self._trusted(circuits):
+                    nursery.start_soon(call, address)
         if made:
             return made[0]
         if deadline.cancelled_caught:
             faults.append(f"no answer within {DIAL_S_MAX:g} s")
         raise PeerUnavailable(peer, f"cannot reach {peer}: {'; '.join(faults)}")
+
+    def _trusted(self, circuits: Sequence[str]) -> Sequence[str]:
+        """Return the circuits through relays that did not lie or stall, or all if all did."""
+        good = [
+            address
+            for address in circuits
+            if (found := CIRCUIT.fullmatch(address))
+            and not self.circuits.is_blamed(PeerId(found[2]))
+        ]
+        return good or circuits
 
     def _remember(self, peer: PeerId, addresses: Sequence[str]) -> None:
         self._known.pop(peer, None)
@@ -309,6 +403,8 @@ async def open_libp2p(
             transport = Libp2pTransport(host, identity, reach, gossip, lookout)
             lookout.start(nursery, transport.wait_moved)
             nursery.start_soon(transport.watch_addresses)
+            nursery.start_soon(transport.circuits.close_idle)
+            nursery.start_soon(transport.relays.run)
             yield transport
         except BaseException as error:  # noqa: BLE001 - raised below, outside the nursery's group
             failure = error

@@ -1,0 +1,42 @@
+"""Circuits: the contract of a transport holds on them, and what relays and strangers may try."""
+
+import trio
+
+from tests.support.transport_contract import echo
+from transports.libp2p.circuit import circuit_address
+from transports.libp2p.transport import Libp2pTransport, open_libp2p
+
+HERE = ["/ip4/127.0.0.1/tcp/0"]
+TEST_S_MAX = 20.0
+
+
+async def hide(hidden: Libp2pTransport, relay: Libp2pTransport) -> str:
+    """Reserve by hand; return where the hidden peer is reached."""
+    relay.relay.is_on = True
+    hidden.circuits.serves = lambda peer: peer == relay.peer_id
+    outer = await hidden.reach_directly(relay.peer_id, relay.own_addresses)
+    answer = await hidden.circuits.reserve(outer)
+    assert answer.status == 100, answer
+    return circuit_address(relay.own_addresses[0], hidden.peer_id)
+
+
+async def test_a_hidden_peer_is_reached_through_a_relay() -> None:
+    """A channel opens over the circuit, and the relay counts what it carries."""
+    with trio.fail_after(TEST_S_MAX):
+        async with (
+            open_libp2p(None, HERE, "test") as relay,
+            open_libp2p(None, [], "test") as hidden,
+            open_libp2p(None, [], "test") as caller,
+        ):
+            hidden.handle("echo", echo)
+            address = await hide(hidden, relay)
+            channel = await caller.open(hidden.peer_id, "echo", [address])
+            await channel.send(b"hello")
+            assert await channel.receive() == b"hello"
+            (inner,) = caller._connections(hidden.peer_id)
+            assert inner.relay == relay.peer_id
+            assert relay.relay.statistics().circuits == 1
+            assert not hidden.was_dialled
+            inner.leave()
+            await trio.sleep(0.2)
+            assert relay.relay.statistics().circuits == 0
