@@ -19,6 +19,15 @@ GOSSIP_BYTES_MAX = 16 * 1024
 """One gossiped message, which every peer receives. An advertisement is signed in 4 KiB at most."""
 
 
+class Relaying(Enum):
+    """When a peer carries bytes between others that cannot reach each other."""
+
+    NEVER = "never"
+    IF_PUBLIC = "if public"
+    """While strangers can dial it, as others have proved."""
+    ALWAYS = "always"
+
+
 @dataclass(frozen=True)
 class Reach:
     """Which swarm to reach, and how."""
@@ -30,6 +39,9 @@ class Reach:
     """Look for peers on the local network, and be discoverable there."""
     dht: bool = False
     """Look for peers in a DHT, and be discoverable there."""
+    relaying: Relaying = Relaying.IF_PUBLIC
+    relay_mbit: float = 16.0
+    """Carried for others at most, megabits a second."""
 
 
 class Reachability(Enum):

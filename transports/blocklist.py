@@ -1,6 +1,6 @@
 """Peers that this one has nothing to do with: proven cheats, for example."""
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from contextlib import AbstractAsyncContextManager
 from functools import partial
 from math import inf
@@ -102,6 +102,13 @@ class GuardedTransport:
         measure = getattr(self._inner, "rtt_s", None)
         seconds: float | None = measure(peer) if measure else None
         return seconds
+
+    def seek_relays(
+        self, candidates: Callable[[], Sequence[tuple[PeerId, tuple[str, ...]]]]
+    ) -> None:
+        """Have a hidden peer ask these for a reservation, the first ones first."""
+        if relays := getattr(self._inner, "relays", None):
+            relays.candidates = candidates
 
     @property
     def channels(self) -> int:

@@ -1,5 +1,6 @@
 """``p2pinfer join``: lend this machine to a swarm."""
 
+from dataclasses import replace
 from pathlib import Path
 from shlex import quote
 from typing import TYPE_CHECKING, Annotated
@@ -16,7 +17,9 @@ from p2pinfer.cli.options import (
     Network,
     Quota,
     ReachFlags,
+    RelayMbit,
     SwarmModel,
+    check_range,
     option,
     parse_bytes,
 )
@@ -74,6 +77,13 @@ def join(
         bool,
         option("only-idle", "Rest while this machine is on battery or busy with other work."),
     ] = False,
+    relay: Annotated[
+        bool,
+        option(
+            "relay", "Carry bytes between peers behind routers, while others can dial this one."
+        ),
+    ] = True,
+    relay_mbit: RelayMbit = 16.0,
     as_json: AsJson = False,
     until_stdin_closes: Annotated[bool, Parameter(show=False, negative="")] = False,
     transport: Annotated[str, Parameter(show=False)] = "libp2p",
@@ -85,7 +95,9 @@ def join(
     from p2pinfer.cli.model_argument import name_model
     from p2pinfer.node.model_supply import open_store
     from p2pinfer.node.peer import PeerOptions
+    from transports.base import Relaying
 
+    check_range("relay-mbit", relay_mbit, 0.1)
     limits = machine.machine()
     fixed = None if layers is None else _parse_layers(layers)
     memory_bytes = parse_bytes("memory", memory)
@@ -96,7 +108,11 @@ def join(
         listen=listen,
         announce=announce,
         bootstrap=bootstrap,
-        network=reach.of(network),
+        network=replace(
+            reach.of(network),
+            relaying=Relaying.IF_PUBLIC if relay else Relaying.NEVER,
+            relay_mbit=relay_mbit,
+        ),
         identity=identity,
         machine=limits,
         memory_bytes=memory_bytes,
@@ -104,7 +120,7 @@ def join(
         only_idle=only_idle,
     )
     announcer = JoinAnnouncer(
-        _how_to_reach(network, reach),
+        how_to_reach(network, reach),
         as_json=as_json,
         fixed=fixed is not None,
         mdns=reach.mdns and not announce,  # an announced address is for machines elsewhere
@@ -112,7 +128,7 @@ def join(
     _lend(options, store, announcer, until_stdin_closes=until_stdin_closes, as_json=as_json)
 
 
-def _how_to_reach(network: str, reach: ReachFlags) -> str:
+def how_to_reach(network: str, reach: ReachFlags) -> str:
     """Return the options that others need to reach the same swarm."""
     found = "" if network == "main" else f" --network {quote(network)}"
     key = reach.network_key

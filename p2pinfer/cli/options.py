@@ -99,6 +99,10 @@ WaysIn = Annotated[
         " this machine, or those that answered it before.",
     ),
 ]
+RelayMbit = Annotated[
+    float,
+    option("relay-mbit", "Carry at most this much for others, in megabits a second."),
+]
 Memory = Annotated[
     str | None,
     option(

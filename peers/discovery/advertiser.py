@@ -154,7 +154,8 @@ class Advertiser:
         if now >= self._hide_until:
             self._show_until = now + patience_s
             self._hide_until = self._show_until + HIDDEN_S
-        self._judge(is_hidden=not self._transport.was_dialled and now >= self._show_until)
+        is_reached = self._transport.was_dialled or any(map(_is_relayed, self._transport.addresses))
+        self._judge(is_hidden=not is_reached and now >= self._show_until)
 
     def _judge(self, *, is_hidden: bool) -> None:
         was_hidden, self.is_hidden = self.is_hidden, is_hidden
@@ -193,3 +194,7 @@ class Advertiser:
         self._own = evolve(self._own, sequence=sequence)
         if self._foreign_words < TWIN_WORDS:
             self.hurry()
+
+
+def _is_relayed(address: str) -> bool:
+    return "/p2p-circuit/" in address

@@ -12,6 +12,7 @@ from typing import Protocol
 
 import trio
 from libp2p.abc import ISecureConn
+from libp2p.io.abc import ReadWriteCloser
 from libp2p.io.trio import TrioTCPStream
 from libp2p.network.connection.raw_connection import RawConnection
 from libp2p.security.noise.io import NoiseTransportReadWriter
@@ -38,8 +39,11 @@ class Wire(Protocol):
 
     own_host: str
     """This machine's address that it goes from; empty where that is not known."""
-    relay: PeerId | None
-    """The peer that carries it; None if it is direct."""
+
+    @property
+    def relay(self) -> PeerId | None:
+        """The peer that carries it; None if it is direct."""
+        ...
 
     def seal(self, frames: list[bytes]) -> bytes:
         """Turn frames into bytes for the wire, to be sent in the order of the calls."""
@@ -77,7 +81,7 @@ def open_wire(conn: ISecureConn) -> Wire:
         # Exactly these types: a subclass, such as a pre-shared key's, changes the bytes.
         if type(raw) is RawConnection and type(raw.stream) is TrioTCPStream:
             return NoiseWire(conn, conn.conn, raw.stream)
-        if type(raw) is RawConnection and type(raw.stream) is StreamPipe:
+        if type(raw) is RawConnection and isinstance(raw.stream, StreamPipe):
             return CircuitWire(conn, conn.conn, raw.stream)
     return SessionWire(conn)
 
@@ -115,7 +119,7 @@ class NoiseRecords:
 class NoiseWire(NoiseRecords):
     """Noise records on a TCP socket, which it takes over from libp2p."""
 
-    relay = None
+    relay: PeerId | None = None
 
     def __init__(
         self, session: SecureSession, noise: NoiseTransportReadWriter, tcp: TrioTCPStream
@@ -165,7 +169,7 @@ class NoiseWire(NoiseRecords):
         """Do nothing: `abort` released everything."""
 
 
-class StreamPipe:
+class StreamPipe(ReadWriteCloser):
     """One of our streams in the place where libp2p has a socket, while a handshake runs on it."""
 
     def __init__(self, stream: Stream, relay: PeerId, expected: PeerId) -> None:
@@ -252,7 +256,7 @@ class CircuitWire(NoiseRecords):
 class SessionWire:
     """Any other secured connection, through its own read and write."""
 
-    relay = None
+    relay: PeerId | None = None
 
     def __init__(self, session: ISecureConn) -> None:
         self._session = session

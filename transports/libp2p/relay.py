@@ -73,6 +73,7 @@ class Relay:
         limits: what it gives.
         addresses: returns where the relay is reached.
         unix_s: the wall-clock time, for hidden peers to know when to renew.
+        is_on: returns whether it takes reservations and calls.
     """
 
     def __init__(
@@ -81,9 +82,9 @@ class Relay:
         limits: RelayLimits,
         addresses: Callable[[], list[str]],
         unix_s: Callable[[], float],
+        is_on: Callable[[], bool],
     ) -> None:
-        self.is_on = False
-        """Whether it takes reservations and calls."""
+        self._is_on = is_on
         self._addresses, self._unix_s = addresses, unix_s
         self._table: RelayTable[ID, Connection] = RelayTable(limits)
         self._total = Bucket(limits.bytes_per_s, limits.burst_bytes)
@@ -143,7 +144,7 @@ class Relay:
         except (MuxedStreamReset, trio.TooSlowError):
             stream.abort()
             return None
-        if connection.relay is not None or not self.is_on:
+        if connection.relay is not None or not self._is_on():
             stream.send_now(messages.hop_answer(Status.PERMISSION_DENIED))
         elif isinstance(asked, messages.Reserve):
             stream.send_now(self._reserve(connection))
@@ -205,7 +206,7 @@ class Relay:
     async def _pump(
         self, source: Stream, target: Stream, rate: Bucket, patience: trio.CancelScope
     ) -> None:
-        """Pass on bytes one way; what the target does not take stays unread, so the source waits."""
+        """Pass on bytes one way; what the target does not take stays unread at the source."""
         while True:
             await source.wait_buffered(1)
             if not source.buffer:

@@ -14,6 +14,9 @@ P = TypeVar("P")
 C = TypeVar("C")
 """A connection."""
 
+CIRCUIT_SHARE = 0.25
+"""Of the rate, that one circuit may use one way."""
+
 
 @dataclass(frozen=True)
 class RelayLimits:
@@ -32,10 +35,18 @@ class RelayLimits:
     """Of one caller, after ``circuits_per_peer_max`` at once."""
     bytes_per_s: float = 2_000_000
     """Both ways, over all circuits: 16 Mbit/s, which a home's upload often has to spare."""
-    circuit_bytes_per_s: float = 512_000
-    """One way of one circuit: 60 tokens a second of the largest models' rows, 8 KB each."""
     burst_bytes: float = 4_000_000
     """A question's rows: 512 of 8 KB pass at once."""
+
+    @classmethod
+    def of(cls, mbit: float) -> "RelayLimits":
+        """Return the limits of a relay that carries so many megabits a second."""
+        return cls(bytes_per_s=mbit * 125_000, burst_bytes=mbit * 250_000)
+
+    @property
+    def circuit_bytes_per_s(self) -> float:
+        """One way of one circuit: of 16 Mbit/s 60 tokens a second of rows of 8 KB."""
+        return CIRCUIT_SHARE * self.bytes_per_s
 
 
 class Bucket:

@@ -22,9 +22,9 @@ from multiaddr import Multiaddr  # type: ignore[import-untyped]  # it ships no t
 
 from p2pinfer.core.errors import ChannelClosed, PeerUnavailable, UserError
 from p2pinfer.core.ids import PeerId
-from transports.base import Accept, Channel, Handler, Reach, Reachability, Topic
+from transports.base import Accept, Channel, Handler, Reach, Reachability, Relaying, Topic
 from transports.identity import Identity, ephemeral_identity
-from transports.interfaces import check_announced
+from transports.interfaces import check_announced, is_global
 from transports.libp2p.channel import StreamChannel
 from transports.libp2p.circuit import CIRCUIT, Circuits
 from transports.libp2p.dialling import REACHED, explain, numeric, place, root, through
@@ -98,12 +98,19 @@ class Libp2pTransport:
             self.circuits,
             self.reach_directly,
             self._dialled_directly,
-            lambda: self.reachability is Reachability.HIDDEN,
+            self._needs_relays,
             time.time,
             self.peer_id,
             self.note_moved,
         )
-        self.relay = Relay(host, RelayLimits(), lambda: list(self.own_addresses), time.time)
+        self._relaying = reach.relaying
+        self.relay = Relay(
+            host,
+            RelayLimits.of(reach.relay_mbit),
+            lambda: list(self.own_addresses),
+            time.time,
+            self._relays_for_others,
+        )
 
     @property
     def peer_id(self) -> PeerId:
@@ -114,11 +121,14 @@ class Libp2pTransport:
     def addresses(self) -> Sequence[str]:
         """Multiaddrs at which others reach this peer, with its id.
 
-        Of a hidden peer those through its relays.
+        Of a hidden peer those through its relays; while that is open, they stand behind its own.
         """
-        if self.reachability is Reachability.HIDDEN and self.relays.held:
-            return self.relays.addresses
-        return self.own_addresses
+        own, relayed = list(self.own_addresses), self.relays.addresses
+        if self.reachability is Reachability.HIDDEN:
+            return relayed
+        if self.reachability is Reachability.PUBLIC:
+            return own
+        return [*own[: ADDRESSES_PER_PEER_MAX - len(relayed)], *relayed]
 
     @property
     def own_addresses(self) -> Sequence[str]:
@@ -151,6 +161,21 @@ class Libp2pTransport:
         """Let those who wait know that the addresses have changed."""
         self._moved.set()
         self._moved = trio.Event()
+
+    def _relays_for_others(self) -> bool:
+        if self._relaying is Relaying.IF_PUBLIC:
+            return self.reachability is Reachability.PUBLIC
+        return self._relaying is Relaying.ALWAYS
+
+    def _needs_relays(self) -> bool:
+        """Whether others cannot dial this peer, or none could be asked and it looks so."""
+        if self.reachability is not Reachability.UNKNOWN:
+            return self.reachability is Reachability.HIDDEN
+        hosts = [found[2] for each in self.own_addresses if (found := REACHED.match(each))]
+        return not any(map(is_global, hosts)) and any(
+            (remote := each.get_remote_address()) and is_global(remote[0])
+            for each in self._dialled_directly()
+        )
 
     def _dialled_directly(self) -> list[Connection]:
         """Return the connections that this peer has made without a relay."""

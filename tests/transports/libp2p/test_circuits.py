@@ -12,7 +12,7 @@ TEST_S_MAX = 20.0
 
 async def hide(hidden: Libp2pTransport, relay: Libp2pTransport) -> str:
     """Reserve by hand; return where the hidden peer is reached."""
-    relay.relay.is_on = True
+    relay._relaying = Relaying.ALWAYS
     hidden.circuits.serves = lambda peer: peer == relay.peer_id
     outer = await hidden.reach_directly(relay.peer_id, relay.own_addresses)
     answer = await hidden.circuits.reserve(outer)
@@ -40,3 +40,37 @@ async def test_a_hidden_peer_is_reached_through_a_relay() -> None:
             inner.leave()
             await trio.sleep(0.2)
             assert relay.relay.statistics().circuits == 0
+
+
+class TestCircuit(TransportContract):
+    """Two peers that know each other through a relay alone."""
+
+    @asynccontextmanager
+    async def peers(self) -> AsyncGenerator[tuple[Transport, Transport], None]:
+        """Hide both behind a relay that limits nothing worth a test's patience."""
+        reach = Reach("test", relaying=Relaying.ALWAYS, relay_mbit=10_000)
+        async with (
+            open_libp2p(None, HERE, reach) as relay,
+            open_libp2p(ephemeral_identity(), [], "test") as alice,
+            open_libp2p(ephemeral_identity(), [], "test") as bob,
+        ):
+            for peer in (alice, bob):
+                await peer.connect(relay.addresses[0])
+                peer.reachability = Reachability.HIDDEN
+                peer.relays.look()
+                while not peer.addresses:
+                    await peer.wait_moved()
+            yield alice, bob
+
+    async def test_it_knows_whether_it_was_dialled(self) -> None:
+        """Who is called through a relay cannot be dialled for that."""
+        async with self.linked() as (alice, bob):
+            served = trio.Event()
+
+            async def serve(_: Channel) -> None:
+                served.set()
+
+            bob.handle("test", serve)
+            await alice.open(bob.peer_id, "test")
+            await served.wait()
+            assert (alice.was_dialled, bob.was_dialled) == (False, False)
