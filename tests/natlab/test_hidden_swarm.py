@@ -28,15 +28,16 @@ class Started:
     """A p2pinfer process on a host; ended with the block that opened it."""
 
     def __init__(self, host: Host, home: Path, *words: str) -> None:
-        self.process: subprocess.Popen[Any] = host.popen(
-            [sys.executable, "-m", "p2pinfer", "--log-level", "info", *words],
-            stdin=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            stderr=(home.parent / f"{home.name}.log").open("wb"),
-            env=os.environ | {"P2PINFER_HOME": str(home), "PYTHONPATH": str(ROOT)},
-            cwd=ROOT,
-            text=True,
-        )
+        with (home.parent / f"{home.name}.log").open("wb") as log:
+            self.process: subprocess.Popen[Any] = host.popen(
+                [sys.executable, "-m", "p2pinfer", "--log-level", "info", *words],
+                stdin=subprocess.PIPE,
+                stdout=subprocess.PIPE,
+                stderr=log,
+                env=os.environ | {"P2PINFER_HOME": str(home), "PYTHONPATH": str(ROOT)},
+                cwd=ROOT,
+                text=True,
+            )
 
     def ready(self) -> dict[str, Any]:
         """Return what it prints once it is there."""

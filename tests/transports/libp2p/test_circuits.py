@@ -1,8 +1,15 @@
 """Circuits: the contract of a transport holds on them, and what relays and strangers may try."""
 
+from collections.abc import AsyncGenerator
+from contextlib import asynccontextmanager
+
+import pytest
 import trio
 
-from tests.support.transport_contract import echo
+from p2pinfer.core.errors import PeerUnavailable
+from tests.support.transport_contract import TransportContract, echo
+from transports.base import Channel, Reach, Reachability, Relaying, Transport
+from transports.identity import ephemeral_identity
 from transports.libp2p.circuit import circuit_address
 from transports.libp2p.transport import Libp2pTransport, open_libp2p
 
