@@ -1,10 +1,11 @@
 """Peers behind symmetric NATs serve, and one behind a third asks, through one relay."""
 
 import json
+import logging
 import os
 import subprocess
 import sys
-from collections.abc import Iterator
+import time
 from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
@@ -18,23 +19,22 @@ from tests.support.natlab.nats import SYMMETRIC
 pytestmark = pytest.mark.real
 
 ROOT = Path(__file__).parents[2]
-RELAY = "5.5.5.5"
 QUESTION = "Name three colours."
-TOKENS = 24
+GREEDY = ("--temperature", "0", "--max-tokens", "48")
 START_S_MAX = 120.0
 
 
 class Started:
     """A p2pinfer process on a host; ended with the block that opened it."""
 
-    def __init__(self, host: Host, home: Path, *words: str) -> None:
-        with (home.parent / f"{home.name}.log").open("wb") as log:
+    def __init__(self, host: Host, home: Path, name: str, *words: str) -> None:
+        with (home / f"{name}.log").open("wb") as log:
             self.process: subprocess.Popen[Any] = host.popen(
                 [sys.executable, "-m", "p2pinfer", "--log-level", "info", *words],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
                 stderr=log,
-                env=os.environ | {"P2PINFER_HOME": str(home), "PYTHONPATH": str(ROOT)},
+                env=environment(home),
                 cwd=ROOT,
                 text=True,
             )
@@ -53,52 +53,68 @@ class Started:
         self.process.communicate()
 
 
-@pytest.fixture
-def swarm(internet: Internet, tmp_path: Path) -> Iterator[tuple[str, Host, ExitStack]]:
-    """Provide a relay's address, and a host behind the third NAT; two peers serve."""
-    hosts = [internet.host("relay", RELAY, delay_ms=5)]
-    for number in (1, 2, 3):
+def environment(home: Path) -> dict[str, str]:
+    """Return the variables of a process that keeps its things in ``home``."""
+    return os.environ | {"P2PINFER_HOME": str(home), "PYTHONPATH": str(ROOT)}
+
+
+def local_answer(home: Path) -> str:
+    """Return what a swarm on one machine answers."""
+    words = [sys.executable, "-m", "p2pinfer", "demo", *GREEDY, "--", QUESTION]
+    run = subprocess.run(
+        words,
+        check=False,
+        env=environment(home),
+        cwd=ROOT,
+        capture_output=True,
+        text=True,
+        timeout=START_S_MAX,
+    )
+    assert run.returncode == 0, run.stderr
+    return run.stdout
+
+
+@pytest.mark.parametrize("relays", [1, 2])
+def test_peers_behind_symmetric_nats_answer(
+    internet: Internet, tmp_path: Path, relays: int
+) -> None:
+    """Token for token as a swarm on one machine; of two relays, the nearer is killed meanwhile."""
+    hosts = []
+    for number in range(3):
         nat = internet.nat(f"n{number}", f"5.5.5.1{number}", delay_ms=20, **SYMMETRIC)
         hosts.append(internet.host(f"h{number}", f"10.{number}.0.2", behind=nat))
     with ExitStack() as stack:
 
         def start(host: Host, name: str, *words: str) -> Started:
-            (tmp_path / name).mkdir()
-            started = Started(host, tmp_path / name, *words)
+            started = Started(host, tmp_path, name, *words)
             stack.callback(started.end)
             return started
 
-        relay = start(hosts[0], "relay", "relay", "--json", "--listen", f"/ip4/{RELAY}/tcp/4001")
-        (address,) = relay.ready()["addresses"]
-        join = ("join", "--json", "--model", "default", "--bootstrap", address, "--layers")
-        peers = [
-            start(hosts[1], "a", *join, "1:15"),
-            start(hosts[2], "b", *join, "15:29"),
-        ]
+        ways_in: list[str] = []
+        running = []
+        for number in range(relays):
+            name, place = f"relay{number}", f"5.{5 + number}.5.5"
+            host = internet.host(name, place, delay_ms=5 + 20 * number)
+            known = [word for address in ways_in for word in ("--bootstrap", address)]
+            listen = f"/ip4/{place}/tcp/4001"
+            running.append(start(host, name, "relay", "--json", "--listen", listen, *known))
+            ways_in += running[-1].ready()["addresses"]
+        bootstrap = [word for address in ways_in for word in ("--bootstrap", address)]
+        join = ("join", "--json", "--model", "default", *bootstrap, "--layers")
+        peers = [start(hosts[0], "a", *join, "1:15"), start(hosts[1], "b", *join, "15:29")]
         for peer in peers:
             peer.ready()
-        yield address, hosts[3], stack
-
-
-def test_peers_behind_symmetric_nats_answer(
-    swarm: tuple[str, Host, ExitStack], tmp_path: Path
-) -> None:
-    """The answer is that of a swarm on one machine, token for token."""
-    address, asker, _ = swarm
-    (tmp_path / "asker").mkdir()
-    environment = os.environ | {"P2PINFER_HOME": str(tmp_path / "asker"), "PYTHONPATH": str(ROOT)}
-    chat = [
-        *(sys.executable, "-m", "p2pinfer", "chat", "--model", "default", "--bootstrap", address),
-        *("--temperature", "0", "--max-tokens", str(TOKENS), "--", QUESTION),
-    ]
-    hidden = asker.run(
-        chat, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=START_S_MAX
-    )
-    demo = [sys.executable, "-m", "p2pinfer", "demo", "--temperature", "0"]
-    demo += ["--max-tokens", str(TOKENS), "--", QUESTION]
-    local = subprocess.run(
-        demo, env=environment, cwd=ROOT, capture_output=True, text=True, timeout=START_S_MAX
-    )
-    assert hidden.returncode == local.returncode == 0, hidden.stderr + local.stderr
-    assert hidden.stdout == local.stdout
-    assert hidden.stdout.strip()
+        chat = ("chat", "--model", "default", "--no-sponsor", *bootstrap, *GREEDY, "--", QUESTION)
+        asker = start(hosts[2], "asker", *chat)
+        out = asker.process.stdout
+        assert out is not None
+        said, longest_s, at = out.read(8), 0.0, time.monotonic()
+        if relays > 1:
+            running[0].process.kill()
+        while more := out.read(1):
+            now = time.monotonic()
+            said, longest_s, at = said + more, max(longest_s, now - at), now
+        assert asker.process.wait() == 0, (tmp_path / "asker.log").read_text()
+    logging.getLogger("natlab").info("longest pause: %.2f s", longest_s)
+    assert said == local_answer(tmp_path)
+    assert said.strip()
