@@ -40,6 +40,7 @@ SLOW = (
     "test_docs.py",  # loading all that the pages quote asks the system for libraries
     "test_setup.py",
     "test_setup_llama.py",
+    "transports/libp2p/test_circuits.py",
     "transports/libp2p/test_peer_finding.py",
     "transports/libp2p/test_walls.py",
     "transports/test_interfaces.py",
