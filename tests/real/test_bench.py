@@ -57,3 +57,16 @@ def test_churn(home: Path) -> None:
     assert sum(report["harms"].values()) > 0
     assert report["sessions_left"] == 0
     assert report["after"]["channels"] == 0
+
+
+def test_relay(home: Path) -> None:
+    """What a relay carries for a second of its CPU, and that a flood costs it little memory."""
+    report = bench(home, "relay", "--rounds", "1", "--mbytes", "8")
+    assert set(report) == {
+        "mb_per_cpu_second",
+        "messages_per_cpu_second",
+        "round_trip_ratio",
+        "flood_mb",
+    }
+    assert all(value > 0 for name, value in report.items() if name != "flood_mb")
+    assert report["flood_mb"] < 50

@@ -155,10 +155,9 @@ class Circuits:
     async def _ask(self, relay: Connection, request: bytes) -> tuple[Stream, Answer]:
         """Send a relay a request, and return the stream and its answer."""
         peer = PeerId(str(relay.peer_id))
-        stream = await open_stream(relay, peer, HOP, watched=False)
+        stream = await open_stream(relay, peer, HOP, watched=False, first=request)
         try:
             with trio.fail_after(ANSWER_S_MAX):
-                await stream.write(request)
                 body = await read_delimited(stream, MESSAGE_BYTES_MAX)
             return stream, messages.read_hop_answer(body)
         except BaseException as error:

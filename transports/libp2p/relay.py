@@ -180,9 +180,14 @@ class Relay:
         is_open = False
         try:
             with trio.fail_after(STOP_S_MAX):
-                found = await open_stream(connection, PeerId(str(target)), STOP, watched=False)
+                found = await open_stream(
+                    connection,
+                    PeerId(str(target)),
+                    STOP,
+                    watched=False,
+                    first=messages.stop_request(caller),
+                )
                 found.keep_window()
-                await found.write(messages.stop_request(caller))
                 body = await read_delimited(found, MESSAGE_BYTES_MAX)
             is_open = messages.read_stop_answer(body).status == Status.OK
         except (PeerError, MuxedStreamReset, messages.MalformedMessage, trio.TooSlowError) as error:

@@ -62,6 +62,9 @@ FLUSH_S_MAX = 0.5
 STRAIGHT_S = 0.5
 """For direct addresses to answer before a relay is asked, too: a handshake across an ocean."""
 
+STRAIGHT_PRIVATE_S = 0.1
+"""The same where all are private ones: whoever is on this network answers in milliseconds."""
+
 ADDRESSES_PER_PEER_MAX = 8
 """Tried at once; a machine has an address per interface and family."""
 
@@ -345,7 +348,11 @@ class Libp2pTransport:
             async with trio.open_nursery() as nursery:
                 failed = trio.Event()
                 nursery.start_soon(try_straight)
-                with trio.move_on_after(STRAIGHT_S):
+                is_near = not any(
+                    (found := REACHED.match(address)) and is_global(found[2])
+                    for address in straight
+                )
+                with trio.move_on_after(STRAIGHT_PRIVATE_S if is_near else STRAIGHT_S):
                     await failed.wait()
                 for address in self._trusted(circuits):
                     nursery.start_soon(call, address)

@@ -132,7 +132,7 @@ async def test_a_reservation_ends_with_its_connection() -> None:
         address = await hide(hidden, relay)
         for connection in hidden._connections(relay.peer_id):
             connection.leave()
-        while relay.relay.statistics().reservations:
+        while relay.relay.statistics().reservations:  # noqa: ASYNC110 -- a socket's end is no event
             await trio.sleep(0.01)
         with pytest.raises(PeerUnavailable, match="no reservation"):
             await caller.open(hidden.peer_id, "echo", [address])
