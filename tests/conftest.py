@@ -32,6 +32,7 @@ SLOW = (
     "cli/test_service.py",
     "core/test_python_process.py",
     "fuzz/",
+    "interop/",
     "peers/parts/test_fetch.py",
     "peers/steps/test_hostile.py",
     "scheduler/test_oracle.py",

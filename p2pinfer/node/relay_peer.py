@@ -3,7 +3,7 @@
 import random
 from collections.abc import Callable
 from contextlib import AsyncExitStack
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, Final
 
@@ -32,7 +32,7 @@ class RelayOptions:
     """Empty: all interfaces, at the port that is kept beside the key."""
     announce: tuple[str, ...] = ()
     bootstrap: tuple[str, ...] = ()
-    network: Reach = Reach()
+    network: Reach = field(default_factory=Reach)
     identity: Path | None = None
 
 

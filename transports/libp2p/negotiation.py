@@ -32,8 +32,8 @@ async def open_stream(
 ) -> Stream:
     """Open a stream and agree on its protocol; nothing is left behind if that is cancelled.
 
-    While it is ``watched`` a dead peer is noticed within 2 s. What comes ``first`` goes out together
-    with the name, which saves a round trip.
+    While it is ``watched`` a dead peer is noticed within 2 s. What comes ``first`` goes out with the
+    name, which saves a round trip.
 
     Raises:
         PeerUnavailable: the peer does not speak it, or does not answer.
