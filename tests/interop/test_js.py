@@ -13,8 +13,8 @@ from typing import Any
 
 import pytest
 import trio
-from libp2p.peer.id import ID
 
+from p2pinfer.core.ids import PeerId
 from transports.base import Reach, Relaying
 from transports.libp2p.circuit import circuit_address
 from transports.libp2p.circuit_messages import Status
@@ -61,7 +61,7 @@ async def js(*words: str) -> AsyncGenerator[dict[str, Any], None]:
 
 async def ping(caller: Libp2pTransport, address: str, peer: str) -> None:
     """Send 32 bytes through a circuit, and expect them back."""
-    inner = await caller.circuits.dial(address, ID.from_string(peer))
+    inner = await caller.circuits.dial(address, PeerId(peer))
     sent = bytes(range(32))
     stream = await open_stream(inner, caller.peer_id, PING, first=sent)
     await stream.wait_buffered(32)

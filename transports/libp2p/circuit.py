@@ -103,7 +103,7 @@ class Circuits:
         stream.abort()
         return answer
 
-    async def dial(self, address: str, peer: ID) -> Connection:
+    async def dial(self, address: str, peer: PeerId) -> Connection:
         """Call a hidden peer through the relay that its address names.
 
         Raises:
@@ -112,16 +112,16 @@ class Circuits:
         """
         found = CIRCUIT.fullmatch(address)
         if found is None:
-            raise PeerUnavailable(PeerId(str(peer)), f"{address} is no circuit's address")
+            raise PeerUnavailable(peer, f"{address} is no circuit's address")
         relay = PeerId(found[2])
         outer = await self._reach(relay, [found[1]])
-        stream, answer = await self._ask(outer, messages.connect_request(peer))
+        stream, answer = await self._ask(outer, messages.connect_request(ID.from_string(peer)))
         try:
             if answer.status != Status.OK:
-                raise PeerUnavailable(PeerId(str(peer)), f"the relay {relay} says: {answer.name}")
-            raw = self._raw(stream, relay, peer, initiator=True)
+                raise PeerUnavailable(peer, f"the relay {relay} says: {answer.name}")
+            raw = self._raw(stream, relay, ID.from_string(peer), initiator=True)
             try:
-                conn: Any = await self._swarm.upgrade_outbound_raw_conn(raw, peer)
+                conn: Any = await self._swarm.upgrade_outbound_raw_conn(raw, ID.from_string(peer))
             except Exception:
                 if (
                     not outer.is_closed and not stream.dead

@@ -32,7 +32,7 @@ async def open_stream(
 ) -> Stream:
     """Open a stream and agree on its protocol; nothing is left behind if that is cancelled.
 
-    While it is ``watched`` a dead peer is noticed within 2 s. What comes ``first`` goes out with the
+    While it is ``watched`` a dead peer is noticed within 2 s. What is ``first`` goes out with the
     name, which saves a round trip.
 
     Raises:

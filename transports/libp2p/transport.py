@@ -319,7 +319,7 @@ class Libp2pTransport:
 
         async def call(address: str) -> None:
             try:
-                made.append((await self.circuits.dial(address, _id(peer)), address))
+                made.append((await self.circuits.dial(address, peer), address))
             except Exception as error:  # noqa: BLE001 - the other end of a handshake provokes any
                 faults.append(f"{through(address)}: {explain(error, private=self._private)}")
             else:

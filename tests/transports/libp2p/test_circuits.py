@@ -1,8 +1,12 @@
 """Circuits: the contract of a transport holds on them, and what relays and strangers may try."""
 
+import gc
+import os
+import statistics
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager, suppress
 
+import psutil
 import pytest
 import trio
 from libp2p.peer.id import ID
@@ -260,3 +264,30 @@ async def test_relayed_peers_are_no_neighbours_of_gossip() -> None:
             await caller.open(hidden.peer_id, "echo", [address])
             await wait_all_tasks_blocked(0.3)
             assert (one.neighbours, other.neighbours) == (0, 0)
+
+
+@pytest.mark.long
+async def test_a_relay_does_not_grow() -> None:
+    """Circuits that come and go for minutes, or hours, leave nothing behind."""
+    seconds = float(os.environ.get("P2PINFER_SOAK_S", "120"))
+    own = psutil.Process()
+    sizes: list[int] = []
+    reach = Reach("test", relaying=Relaying.ALWAYS, relay_mbit=10_000)
+    async with open_libp2p(None, HERE, reach) as relay, open_libp2p(None, [], "test") as hidden:
+        hidden.handle("echo", echo)
+        address = await hide(hidden, relay)
+        until = trio.current_time() + seconds
+        while trio.current_time() < until:
+            for _ in range(20):
+                async with open_libp2p(None, [], "test") as caller:
+                    channel = await caller.open(hidden.peer_id, "echo", [address])
+                    await channel.send(bytes(100_000))
+                    assert len(await channel.receive()) == 100_000
+            gc.collect()
+            sizes.append(own.memory_info().rss)
+        while relay.relay.statistics().circuits:  # noqa: ASYNC110 -- a socket's end is no event
+            await trio.sleep(0.1)
+        assert len(hidden._host.get_network().get_connections()) == 1
+    third = len(sizes) // 3
+    early, late = statistics.median(sizes[third : 2 * third]), statistics.median(sizes[-third:])
+    assert late - early < 20_000_000, sizes
