@@ -49,8 +49,8 @@ async def relay_bench(mbytes: int = 64, rounds: int = 3) -> dict[str, Any]:
     """Send ``mbytes`` of bulk, and steps one at a time, through a relay, in turns.
 
     Returns:
-        ``mb_per_cpu_second`` and ``messages_per_cpu_second`` of the relay, and ``round_trip_ratio``,
-        how many times a round trip takes that of a direct way: the best of the rounds;
+        ``mb_per_cpu_second`` and ``messages_per_cpu_second`` of the relay, the best of the rounds,
+        and ``round_trip_ratio``, how many times a round trip takes that of a direct way;
         ``flood_mb``, by how much its memory grew while a caller asked for circuits without end.
     """
     rates: list[tuple[float, float, float]] = []

@@ -1,6 +1,5 @@
 """``p2pinfer join``: lend this machine to a swarm."""
 
-from dataclasses import replace
 from pathlib import Path
 from shlex import quote
 from typing import TYPE_CHECKING, Annotated
@@ -10,6 +9,7 @@ from cyclopts import Parameter
 from p2pinfer.cli.options import (
     MACHINE,
     REACH,
+    RELAY,
     AsJson,
     Bootstrap,
     MachineFlags,
@@ -17,9 +17,8 @@ from p2pinfer.cli.options import (
     Network,
     Quota,
     ReachFlags,
-    RelayMbit,
+    RelayFlags,
     SwarmModel,
-    check_range,
     option,
     parse_bytes,
 )
@@ -77,17 +76,11 @@ def join(
         bool,
         option("only-idle", "Rest while this machine is on battery or busy with other work."),
     ] = False,
-    relay: Annotated[
-        bool,
-        option(
-            "relay", "Carry bytes between peers behind routers, while others can dial this one."
-        ),
-    ] = True,
-    relay_mbit: RelayMbit = 16.0,
     as_json: AsJson = False,
     until_stdin_closes: Annotated[bool, Parameter(show=False, negative="")] = False,
     transport: Annotated[str, Parameter(show=False)] = "libp2p",
     reach: ReachFlags = REACH,
+    relay: RelayFlags = RELAY,
     machine: MachineFlags = MACHINE,
 ) -> None:
     """Run a peer until it is told to leave."""
@@ -95,9 +88,7 @@ def join(
     from p2pinfer.cli.model_argument import name_model
     from p2pinfer.node.model_supply import open_store
     from p2pinfer.node.peer import PeerOptions
-    from transports.base import Relaying
 
-    check_range("relay-mbit", relay_mbit, 0.1)
     limits = machine.machine()
     fixed = None if layers is None else _parse_layers(layers)
     memory_bytes = parse_bytes("memory", memory)
@@ -108,11 +99,7 @@ def join(
         listen=listen,
         announce=announce,
         bootstrap=bootstrap,
-        network=replace(
-            reach.of(network),
-            relaying=Relaying.IF_PUBLIC if relay else Relaying.NEVER,
-            relay_mbit=relay_mbit,
-        ),
+        network=relay.of(reach.of(network)),
         identity=identity,
         machine=limits,
         memory_bytes=memory_bytes,

@@ -232,9 +232,9 @@ def _circuit(chance: Random) -> bytes:
             circuit_messages.reserve_request(),
             circuit_messages.connect_request(peer),
             circuit_messages.reserved(chance.randrange(1 << 40), ["/ip4/5.5.5.5/tcp/4001"]),
-            circuit_messages.hop_answer(chance.choice(list(circuit_messages.Status))),
+            circuit_messages.hop_answer(chance.choice(list(circuit_messages.CircuitStatus))),
             circuit_messages.stop_request(peer),
-            circuit_messages.stop_answer(circuit_messages.Status.OK),
+            circuit_messages.stop_answer(circuit_messages.CircuitStatus.OK),
         ]
     )
     body = whole[1:] if whole[0] < 0x80 else whole[2:]
@@ -253,7 +253,7 @@ def _judge_circuit(body: bytes) -> None:
             said = read(body)
         except circuit_messages.MalformedMessage:
             continue
-        if isinstance(said, circuit_messages.Answer):
+        if isinstance(said, circuit_messages.RelayAnswer):
             assert len(said.addresses) <= circuit_messages.ADDRESSES_MAX
             assert said.status >= 0
             assert said.name

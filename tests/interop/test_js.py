@@ -17,7 +17,7 @@ import trio
 from p2pinfer.core.ids import PeerId
 from transports.base import Reach, Relaying
 from transports.libp2p.circuit import circuit_address
-from transports.libp2p.circuit_messages import Status
+from transports.libp2p.circuit_messages import CircuitStatus
 from transports.libp2p.negotiation import open_stream
 from transports.libp2p.transport import Libp2pTransport, open_libp2p
 
@@ -75,7 +75,7 @@ async def test_we_are_hidden_behind_its_relay() -> None:
             at = relay["addresses"][0]
             hidden.circuits.serves = relay["id"].__eq__
             outer = await hidden.reach_directly(relay["id"], [at])
-            assert (await hidden.circuits.reserve(outer)).status == Status.OK
+            assert (await hidden.circuits.reserve(outer)).status == CircuitStatus.OK
             address = circuit_address(at, hidden.peer_id)
             async with js("call", address) as said:
                 assert said["ms"] >= 0

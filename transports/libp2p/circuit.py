@@ -1,7 +1,7 @@
 """Circuits as their ends see them: calling a hidden peer through a relay, and being called.
 
 A circuit's stream stands where a socket would: Noise and our muxer run on it end to end, so the
-relay learns who speaks with whom and how much, and can neither read nor change a byte.
+relay learns who speaks, with which peer and how much, and can neither read nor change a byte.
 """
 
 import logging
@@ -24,7 +24,13 @@ from p2pinfer.core.errors import PeerUnavailable, RemoteProtocolError
 from p2pinfer.core.ids import PeerId
 from transports.blocklist import Blocklist
 from transports.libp2p import circuit_messages as messages
-from transports.libp2p.circuit_messages import HOP, MESSAGE_BYTES_MAX, STOP, Answer, Status
+from transports.libp2p.circuit_messages import (
+    HOP,
+    MESSAGE_BYTES_MAX,
+    STOP,
+    CircuitStatus,
+    RelayAnswer,
+)
 from transports.libp2p.muxer import Connection
 from transports.libp2p.negotiation import open_stream, read_delimited
 from transports.libp2p.noise_records import StreamPipe
@@ -42,7 +48,7 @@ ANSWER_S_MAX = 8.0
 """For a relay to answer: it waits 5 s for the hidden peer."""
 
 CALL_S_MAX = 5.0
-"""For a relay to say whom it brings."""
+"""For a relay to say which caller it brings."""
 
 CIRCUIT_IDLE_S = 60.0
 """A circuit without a channel is closed by who opened it: relays have few."""
@@ -92,7 +98,7 @@ class Circuits:
         """Whether a relay lied or stalled not long ago."""
         return self._blamed.blocks(relay, trio.current_time())
 
-    async def reserve(self, relay: Connection) -> Answer:
+    async def reserve(self, relay: Connection) -> RelayAnswer:
         """Ask a relay to bring callers; the answer says whether it will.
 
         Raises:
@@ -117,7 +123,7 @@ class Circuits:
         outer = await self._reach(relay, [found[1]])
         stream, answer = await self._ask(outer, messages.connect_request(ID.from_string(peer)))
         try:
-            if answer.status != Status.OK:
+            if answer.status != CircuitStatus.OK:
                 raise PeerUnavailable(peer, f"the relay {relay} says: {answer.name}")
             raw = self._raw(stream, relay, ID.from_string(peer), initiator=True)
             try:
@@ -152,7 +158,7 @@ class Circuits:
         if "silent" in inner.fault and not outer.is_closed:
             self.blame(relay, "a circuit through it fell silent")
 
-    async def _ask(self, relay: Connection, request: bytes) -> tuple[Stream, Answer]:
+    async def _ask(self, relay: Connection, request: bytes) -> tuple[Stream, RelayAnswer]:
         """Send a relay a request, and return the stream and its answer."""
         peer = PeerId(str(relay.peer_id))
         stream = await open_stream(relay, peer, HOP, watched=False, first=request)
@@ -188,16 +194,16 @@ class Circuits:
                 caller = messages.read_stop_request(await read_delimited(stream, MESSAGE_BYTES_MAX))
         except messages.MalformedMessage as error:
             log.info("relay %s sent %s", relay, error)
-            stream.send_now(messages.stop_answer(Status.MALFORMED_MESSAGE))
+            stream.send_now(messages.stop_answer(CircuitStatus.MALFORMED_MESSAGE))
             await messages.hang_up(stream)
             return
         except (MuxedStreamReset, trio.TooSlowError):
             stream.abort()
             return
         if outer.relay is not None or not self.serves(relay):
-            refusal = Status.PERMISSION_DENIED
+            refusal = CircuitStatus.PERMISSION_DENIED
         elif self._calls >= CALLS_MAX:
-            refusal = Status.RESOURCE_LIMIT_EXCEEDED
+            refusal = CircuitStatus.RESOURCE_LIMIT_EXCEEDED
         else:
             await self._take(stream, outer, relay, caller)
             return
@@ -207,7 +213,7 @@ class Circuits:
     async def _take(self, stream: Stream, outer: Connection, relay: PeerId, caller: ID) -> None:
         self._calls += 1
         try:
-            stream.send_now(messages.stop_answer(Status.OK))
+            stream.send_now(messages.stop_answer(CircuitStatus.OK))
             raw = self._raw(stream, relay, caller, initiator=False)
             at = Multiaddr(f"/p2p/{relay}/p2p-circuit")
             inner: Any = await self._swarm.upgrade_inbound_raw_conn(raw, at)

@@ -1,7 +1,7 @@
 """What relays, hidden peers and callers say to each other before a circuit carries bytes.
 
 Circuit relay v2: https://github.com/libp2p/specs/blob/master/relay/circuit-v2.md
-No message of ours holds a ``limit``: whoever sees one takes the circuit for one of a few kilobytes,
+No message of ours holds a ``limit``: who sees one takes the circuit for one of a few kilobytes,
 and refuses most protocols on it. Our relays limit rates instead, by reading no faster, which needs
 no message.
 """
@@ -41,7 +41,7 @@ _TYPE, _PEER, _RESERVATION, _STOP_STATUS_FIELD, _HOP_STATUS_FIELD = 1, 2, 3, 4, 
 _ID, _EXPIRE, _ADDRESSES = 1, 1, 2
 
 
-class Status(IntEnum):
+class CircuitStatus(IntEnum):
     """What a request came to, in the specification's numbers."""
 
     OK = 100
@@ -71,7 +71,7 @@ class ConnectTo:
 
 
 @dataclass(frozen=True)
-class Answer:
+class RelayAnswer:
     """What a relay, or a hidden peer, says to that."""
 
     status: int
@@ -83,21 +83,21 @@ class Answer:
     @property
     def name(self) -> str:
         """The status in words."""
-        names = {each.value: each.name.lower().replace("_", " ") for each in Status}
+        names = {each.value: each.name.lower().replace("_", " ") for each in CircuitStatus}
         return names.get(self.status, f"status {self.status}")
 
 
 def read_hop_request(body: bytes) -> Reserve | ConnectTo:
     """Judge what came on a HOP stream at a relay; raises MalformedMessage."""
     kind, said = _parse(body)
-    if kind == _RESERVE:  # for the one who asks, whoever else it may name
+    if kind == _RESERVE:  # for the one who asks, even if it names another
         return Reserve()
     if kind == _CONNECT:
         return ConnectTo(_peer(said))
     raise MalformedMessage("no request to a relay")
 
 
-def read_hop_answer(body: bytes) -> Answer:
+def read_hop_answer(body: bytes) -> RelayAnswer:
     """Judge what a relay answered; raises MalformedMessage."""
     kind, said = _parse(body)
     if kind != _HOP_STATUS:
@@ -109,7 +109,7 @@ def read_hop_answer(body: bytes) -> Answer:
         raw = protobuf.all_data_of(granted, _ADDRESSES)[:ADDRESSES_MAX]
     except ValueError as error:
         raise MalformedMessage(str(error)) from error
-    return Answer(status, expires, tuple(text for each in raw if (text := _address(each))))
+    return RelayAnswer(status, expires, tuple(text for each in raw if (text := _address(each))))
 
 
 def read_stop_request(body: bytes) -> ID:
@@ -120,13 +120,13 @@ def read_stop_request(body: bytes) -> ID:
     return _peer(said)
 
 
-def read_stop_answer(body: bytes) -> Answer:
+def read_stop_answer(body: bytes) -> RelayAnswer:
     """Judge what a hidden peer answered; raises MalformedMessage."""
     kind, said = _parse(body)
     if kind != _STOP_STATUS:
         raise MalformedMessage("no answer to a call")
     try:
-        return Answer(protobuf.number_of(said, _STOP_STATUS_FIELD))
+        return RelayAnswer(protobuf.number_of(said, _STOP_STATUS_FIELD))
     except ValueError as error:
         raise MalformedMessage(str(error)) from error
 
@@ -148,12 +148,12 @@ def reserved(expires_unix_s: int, addresses: list[str]) -> bytes:
     return protobuf.delimited(
         protobuf.number(_TYPE, _HOP_STATUS)
         + protobuf.data(_RESERVATION, granted)
-        + protobuf.number(_HOP_STATUS_FIELD, Status.OK)
+        + protobuf.number(_HOP_STATUS_FIELD, CircuitStatus.OK)
     )
 
 
-def hop_answer(status: Status) -> bytes:
-    """Answer a request to a relay."""
+def hop_answer(status: CircuitStatus) -> bytes:
+    """RelayAnswer a request to a relay."""
     return protobuf.delimited(
         protobuf.number(_TYPE, _HOP_STATUS) + protobuf.number(_HOP_STATUS_FIELD, status)
     )
@@ -164,8 +164,8 @@ def stop_request(caller: ID) -> bytes:
     return _with_peer(_STOP_CONNECT, caller)
 
 
-def stop_answer(status: Status) -> bytes:
-    """Answer a call."""
+def stop_answer(status: CircuitStatus) -> bytes:
+    """RelayAnswer a call."""
     return protobuf.delimited(
         protobuf.number(_TYPE, _STOP_STATUS) + protobuf.number(_STOP_STATUS_FIELD, status)
     )

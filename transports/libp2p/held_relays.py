@@ -14,14 +14,14 @@ import trio
 from p2pinfer.core.errors import PeerError
 from p2pinfer.core.ids import PeerId
 from transports.libp2p.circuit import Circuits, circuit_address
-from transports.libp2p.circuit_messages import Answer, Status
+from transports.libp2p.circuit_messages import CircuitStatus, RelayAnswer
 from transports.libp2p.muxer import Connection
 from transports.libp2p.relay_limits import site_of
 
 log: Final = logging.getLogger("p2pinfer.relay")
 
 RELAYS_MAX = 3
-"""Held at once: one may go away at any time, and two at once seldom do."""
+"""HeldRelay at once: one may go away at any time, and two at once seldom do."""
 
 AT_ONCE_MAX = 4
 """Candidates asked at the same time."""
@@ -49,7 +49,7 @@ Candidate = tuple[PeerId, tuple[str, ...]]
 
 
 @dataclass
-class Held:
+class HeldRelay:
     """One reservation."""
 
     connection: Connection
@@ -93,7 +93,7 @@ class HeldRelays:
     on_change: Callable[[], object] = lambda: None
     candidates: Callable[[], Sequence[Candidate]] = tuple
     """Returns who may relay, the best first; the node sets it."""
-    held: dict[PeerId, Held] = field(default_factory=dict)
+    held: dict[PeerId, HeldRelay] = field(default_factory=dict)
     _tried: dict[PeerId, _Tried] = field(default_factory=dict)
     _wake: trio.Event = field(default_factory=trio.Event)
     _better_since: dict[PeerId, float] = field(default_factory=dict)
@@ -189,13 +189,13 @@ class HeldRelays:
             log.debug("%s does not relay: %s", peer, error)
             self._fail(peer)
             return
-        if answer.status != Status.OK:
+        if answer.status != CircuitStatus.OK:
             log.info("%s gives no reservation: %s", peer, answer.name)
             self._fail(peer)
             return
         self._hold(peer, connection, answer)
 
-    def _hold(self, peer: PeerId, connection: Connection, answer: Answer) -> None:
+    def _hold(self, peer: PeerId, connection: Connection, answer: RelayAnswer) -> None:
         before = self.held.get(peer)
         lasts_s = answer.expires_unix_s - self.unix_s()
         renew_at = trio.current_time() + max(RENEW_S_MIN, lasts_s / 2)
@@ -203,7 +203,7 @@ class HeldRelays:
         if not address:
             self._fail(peer)
             return
-        self.held[peer] = Held(connection, address, renew_at)
+        self.held[peer] = HeldRelay(connection, address, renew_at)
         self._tried.pop(peer, None)
         if before is None or before.connection is not connection:
             connection.call_at_end(lambda: self._lost(peer, connection))
@@ -259,7 +259,7 @@ class HeldRelays:
                 return
 
 
-def _place(peer: PeerId, connection: Connection, answer: Answer) -> str:
+def _place(peer: PeerId, connection: Connection, answer: RelayAnswer) -> str:
     """Return where others reach a relay: where this peer does, as it says itself otherwise."""
     remote = connection.get_remote_address()
     if remote and connection.is_initiator:

@@ -2,7 +2,7 @@
 
 A hidden peer reserves and keeps its connection; a caller asks for a circuit to it; then a stream to
 each is open, and what comes is passed on. End to end over that run Noise and our Yamux, as over a
-socket. The reservation is for the peer that asks, whoever it names, and ends with its connection.
+socket. The reservation is for the peer that asks, even if it names another, and ends with its connection.
 A relay dials nobody, and carries nothing that itself came through a relay.
 """
 
@@ -21,7 +21,7 @@ from libp2p.stream_muxer.exceptions import MuxedStreamReset
 from p2pinfer.core.errors import PeerError
 from p2pinfer.core.ids import PeerId
 from transports.libp2p import circuit_messages as messages
-from transports.libp2p.circuit_messages import HOP, MESSAGE_BYTES_MAX, STOP, Status
+from transports.libp2p.circuit_messages import HOP, MESSAGE_BYTES_MAX, STOP, CircuitStatus
 from transports.libp2p.muxer import Connection
 from transports.libp2p.negotiation import open_stream, read_delimited
 from transports.libp2p.relay_limits import Bucket, RelayLimits, RelayTable, site_of
@@ -129,7 +129,7 @@ class Relay:
             found.abort()
 
     async def _hear(self, stream: Stream, connection: Connection) -> tuple[Stream, ID] | None:
-        """Answer one request; return the stream to the hidden peer if it was for a circuit.
+        """RelayAnswer one request; return the stream to the hidden peer if it was for a circuit.
 
         That circuit is counted then, and must be given back.
         """
@@ -139,13 +139,13 @@ class Relay:
                 asked = messages.read_hop_request(await read_delimited(stream, MESSAGE_BYTES_MAX))
         except messages.MalformedMessage as error:
             log.info("peer %s asks for what is no circuit: %s", connection.peer_id, error)
-            stream.send_now(messages.hop_answer(Status.MALFORMED_MESSAGE))
+            stream.send_now(messages.hop_answer(CircuitStatus.MALFORMED_MESSAGE))
             return None
         except (MuxedStreamReset, trio.TooSlowError):
             stream.abort()
             return None
         if connection.relay is not None or not self._is_on():
-            stream.send_now(messages.hop_answer(Status.PERMISSION_DENIED))
+            stream.send_now(messages.hop_answer(CircuitStatus.PERMISSION_DENIED))
         elif isinstance(asked, messages.Reserve):
             stream.send_now(self._reserve(connection))
         else:
@@ -161,21 +161,21 @@ class Relay:
         is_new = self._table.find(peer, now) is not connection
         if not self._table.reserve(peer, connection, site_of(remote[0] if remote else "?"), now):
             self._refused += 1
-            return messages.hop_answer(Status.RESERVATION_REFUSED)
+            return messages.hop_answer(CircuitStatus.RESERVATION_REFUSED)
         if is_new:
             connection.call_at_end(partial(self._table.drop, peer, connection))
             log.info("peer %s can be called through this one", peer)
         expires = int(self._unix_s() + self._table.limits.reservation_s)
         return messages.reserved(expires, self._addresses()[: messages.ADDRESSES_MAX])
 
-    async def _connect(self, caller: ID, target: ID) -> tuple[Status, Stream | None]:
+    async def _connect(self, caller: ID, target: ID) -> tuple[CircuitStatus, Stream | None]:
         """Bring a caller to a hidden peer; return its stream if it takes the call."""
         connection = self._table.find(target, trio.current_time())
         if connection is None or connection.is_closed:
-            return Status.NO_RESERVATION, None
+            return CircuitStatus.NO_RESERVATION, None
         if not self._table.connect(caller, target, trio.current_time()):
             self._refused += 1
-            return Status.RESOURCE_LIMIT_EXCEEDED, None
+            return CircuitStatus.RESOURCE_LIMIT_EXCEEDED, None
         found: Stream | None = None
         is_open = False
         try:
@@ -189,7 +189,7 @@ class Relay:
                 )
                 found.keep_window()
                 body = await read_delimited(found, MESSAGE_BYTES_MAX)
-            is_open = messages.read_stop_answer(body).status == Status.OK
+            is_open = messages.read_stop_answer(body).status == CircuitStatus.OK
         except (PeerError, MuxedStreamReset, messages.MalformedMessage, trio.TooSlowError) as error:
             log.info("peer %s takes no call: %s", target, error)
         finally:
@@ -197,7 +197,7 @@ class Relay:
                 self._table.ended(caller, target)
                 if found:
                     found.abort()
-        return (Status.OK, found) if is_open else (Status.CONNECTION_FAILED, None)
+        return (CircuitStatus.OK, found) if is_open else (CircuitStatus.CONNECTION_FAILED, None)
 
     async def _carry(self, one: Stream, other: Stream) -> None:
         """Pass on bytes both ways, until both ends are done or one of them is gone."""

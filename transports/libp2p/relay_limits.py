@@ -1,4 +1,4 @@
-"""What a relay gives to whom: reservations, circuits and rates; plain state, its clock an argument.
+"""What a relay gives to each peer: reservations, circuits and rates; plain state, its clock an argument.
 
 A relay is a volunteer. It limits how fast it carries, not how much: over the rate it reads no
 further, so that senders wait as they do for any slow peer.
@@ -78,7 +78,7 @@ CALLERS_MAX = 1024
 
 
 class RelayTable(Generic[P, C]):
-    """Who has a reservation, and who is connected with whom."""
+    """Who has a reservation, and which peers are connected."""
 
     def __init__(self, limits: RelayLimits) -> None:
         self.limits = limits

@@ -63,7 +63,7 @@ STRAIGHT_S = 0.5
 """For direct addresses to answer before a relay is asked, too: a handshake across an ocean."""
 
 STRAIGHT_PRIVATE_S = 0.1
-"""The same where all are private ones: whoever is on this network answers in milliseconds."""
+"""The same where all are private ones: who is on this network answers in milliseconds."""
 
 ADDRESSES_PER_PEER_MAX = 8
 """Tried at once; a machine has an address per interface and family."""

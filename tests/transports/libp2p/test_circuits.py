@@ -20,7 +20,7 @@ from transports.libp2p import circuit_messages as messages
 from transports.libp2p import protobuf
 from transports.libp2p import relay as relay_module
 from transports.libp2p.circuit import circuit_address
-from transports.libp2p.circuit_messages import HOP, Answer, Status
+from transports.libp2p.circuit_messages import HOP, CircuitStatus, RelayAnswer
 from transports.libp2p.host import connections
 from transports.libp2p.negotiation import open_stream
 from transports.libp2p.relay_limits import RelayLimits, RelayTable, site_of
@@ -111,7 +111,7 @@ async def three(**more: float) -> AsyncGenerator[tuple[Libp2pTransport, ...], No
             yield relay, hidden, caller
 
 
-async def ask(peer: Libp2pTransport, relay: Libp2pTransport, request: bytes) -> Answer:
+async def ask(peer: Libp2pTransport, relay: Libp2pTransport, request: bytes) -> RelayAnswer:
     """Send a relay a request as it is."""
     outer = await peer.reach_directly(relay.peer_id, relay.own_addresses)
     stream, answer = await peer.circuits._ask(outer, request)
@@ -125,9 +125,9 @@ async def test_a_reservation_is_for_who_asks() -> None:
         hidden_id = ID.from_string(hidden.peer_id)
         named = protobuf.data(2, protobuf.data(1, hidden_id.to_bytes()))
         request = protobuf.delimited(protobuf.number(1, 0) + named)
-        assert (await ask(caller, relay, request)).status == Status.OK
+        assert (await ask(caller, relay, request)).status == CircuitStatus.OK
         answer = await ask(caller, relay, messages.connect_request(hidden_id))
-        assert answer.status == Status.NO_RESERVATION
+        assert answer.status == CircuitStatus.NO_RESERVATION
 
 
 async def test_a_reservation_ends_with_its_connection() -> None:
