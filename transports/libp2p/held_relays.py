@@ -200,7 +200,7 @@ class HeldRelays:
         lasts_s = answer.expires_unix_s - self.unix_s()
         renew_at = trio.current_time() + max(RENEW_S_MIN, lasts_s / 2)
         address = _place(peer, connection, answer)
-        if not address:
+        if not address or connection.is_closed:  # it ended while it answered
             self._fail(peer)
             return
         self.held[peer] = HeldRelay(connection, address, renew_at)

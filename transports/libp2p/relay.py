@@ -2,8 +2,8 @@
 
 A hidden peer reserves and keeps its connection; a caller asks for a circuit to it; then a stream to
 each is open, and what comes is passed on. End to end over that run Noise and our Yamux, as over a
-socket. The reservation is for the peer that asks, even if it names another, and ends with its connection.
-A relay dials nobody, and carries nothing that itself came through a relay.
+socket. The reservation is for the peer that asks, even if it names another, and ends with its
+connection. A relay dials nobody, and carries nothing that itself came through a relay.
 """
 
 import logging
@@ -158,6 +158,8 @@ class Relay:
         """Give a reservation, and return the answer."""
         peer, now = connection.peer_id, trio.current_time()
         remote = connection.get_remote_address()
+        if connection.is_closed:
+            return messages.hop_answer(messages.CircuitStatus.RESERVATION_REFUSED)
         is_new = self._table.find(peer, now) is not connection
         if not self._table.reserve(peer, connection, site_of(remote[0] if remote else "?"), now):
             self._refused += 1

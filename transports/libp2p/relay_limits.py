@@ -1,4 +1,4 @@
-"""What a relay gives to each peer: reservations, circuits and rates; plain state, its clock an argument.
+"""What a relay gives to each peer: reservations, circuits, rates; its clock is an argument.
 
 A relay is a volunteer. It limits how fast it carries, not how much: over the rate it reads no
 further, so that senders wait as they do for any slow peer.
@@ -40,7 +40,7 @@ class RelayLimits:
 
     @classmethod
     def of(cls, mbit: float) -> "RelayLimits":
-        """Return the limits of a relay that carries so many megabits a second."""
+        """Return the limits of a relay that carries ``mbit`` megabits a second."""
         return cls(bytes_per_s=mbit * 125_000, burst_bytes=mbit * 250_000)
 
     @property
@@ -50,7 +50,7 @@ class RelayLimits:
 
 
 class Bucket:
-    """A rate with a burst: so many bytes may pass now."""
+    """A rate with a burst: how many bytes may pass now."""
 
     def __init__(self, per_s: float, burst: float) -> None:
         self._per_s, self._burst = per_s, burst
