@@ -34,6 +34,8 @@ class Wire(Protocol):
 
     own_host: str
     """This machine's address that it goes from; empty where that is not known."""
+    own_port: int
+    """The port there; 0 where that is not known."""
 
     def seal(self, frames: list[bytes]) -> bytes:
         """Turn frames into bytes for the wire, to be sent in the order of the calls."""
@@ -83,7 +85,8 @@ class NoiseWire:
         tcp.get_remote_address()  # cached there; a socket without its descriptor cannot tell
         self._socket = socket.socket(fileno=tcp.stream.socket.detach())
         self._socket.setblocking(False)
-        self.own_host = str(self._socket.getsockname()[0]).partition("%")[0]
+        host, self.own_port, *_ = self._socket.getsockname()
+        self.own_host = str(host).partition("%")[0]
         self._encrypt, self._decrypt = noise.encrypt, noise.decrypt
         self._plain = session._drain(None)
         self._raw = bytearray()
@@ -153,7 +156,7 @@ class SessionWire:
 
     def __init__(self, session: ISecureConn) -> None:
         self._session = session
-        self.own_host = ""
+        self.own_host, self.own_port = "", 0
 
     def seal(self, frames: list[bytes]) -> bytes:
         """Join frames: the session encrypts."""
