@@ -32,11 +32,12 @@ from libp2p.security.noise.transport import Transport as Noise
 from libp2p.stream_muxer.yamux.yamux import PROTOCOL_ID as YAMUX_ID
 from libp2p.stream_muxer.yamux.yamux import Yamux
 from libp2p.transport.tcp import tcp as tcp_module
+from libp2p.transport.upgrader import TransportUpgrader
 from multiaddr import Multiaddr  # type: ignore[import-untyped]  # it ships no types
 
 from p2pinfer.core.errors import PeerError, UserError
 from transports.blocklist import Blocklist
-from transports.identity import Identity
+from transports.identity import Identity, ephemeral_identity
 from transports.interfaces import machine_addresses, routed_hosts, told_addresses
 from transports.libp2p.circuit import check_caller
 from transports.libp2p.muxer import Connection
@@ -131,6 +132,12 @@ def _security(key_pair: KeyPair, network_key: bytes | None) -> dict[TProtocol, I
     private = PrivateNoise(key_pair, noise_privkey=static)
     private.key = network_key
     return {PRIVATE_NOISE_ID: private}
+
+
+def stranger_upgrader(network_key: bytes | None) -> TransportUpgrader:
+    """Return what shakes hands under a key drawn now, which no other peer knows."""
+    key_pair = ed25519_key_pair(ephemeral_identity().seed)
+    return TransportUpgrader(_security(key_pair, network_key), {TProtocol(YAMUX_ID): Yamux})
 
 
 def connections(host: IHost, peer: ID | None = None) -> list[Connection]:

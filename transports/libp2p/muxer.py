@@ -107,6 +107,11 @@ class Connection(Muxer):
         return self._wire.relay
 
     @property
+    def own_port(self) -> int:
+        """The port of that address; 0 where it is not known."""
+        return self._wire.own_port
+
+    @property
     def congested(self) -> bool:
         """Whether writers must wait for the socket."""
         return len(self._queue) > QUEUE_BYTES_MAX

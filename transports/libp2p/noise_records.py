@@ -39,6 +39,8 @@ class Wire(Protocol):
 
     own_host: str
     """This machine's address that it goes from; empty where that is not known."""
+    own_port: int
+    """The port there; 0 where that is not known."""
 
     @property
     def relay(self) -> PeerId | None:
@@ -128,7 +130,8 @@ class NoiseWire(NoiseRecords):
         tcp.get_remote_address()  # cached there; a socket without its descriptor cannot tell
         self._socket = socket.socket(fileno=tcp.stream.socket.detach())
         self._socket.setblocking(False)
-        self.own_host = str(self._socket.getsockname()[0]).partition("%")[0]
+        host, self.own_port, *_ = self._socket.getsockname()
+        self.own_host = str(host).partition("%")[0]
 
     def send_now(self, sealed: bytes) -> int:
         """Send what the socket takes."""
@@ -203,6 +206,7 @@ class CircuitWire(NoiseRecords):
     """
 
     own_host = ""
+    own_port = 0
 
     def __init__(
         self, session: SecureSession, noise: NoiseTransportReadWriter, pipe: StreamPipe
@@ -260,7 +264,7 @@ class SessionWire:
 
     def __init__(self, session: ISecureConn) -> None:
         self._session = session
-        self.own_host = ""
+        self.own_host, self.own_port = "", 0
 
     def seal(self, frames: list[bytes]) -> bytes:
         """Join frames: the session encrypts."""

@@ -6,11 +6,13 @@ together with the greeting, and the answers to both come back together.
 """
 
 import re
+import secrets
 import time
 import weakref
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from functools import partial
+from random import Random
 from typing import Any, Final
 
 import trio
@@ -41,11 +43,13 @@ from transports.libp2p.host import (
     log,
     own_hosts,
     protocol_id,
+    stranger_upgrader,
 )
 from transports.libp2p.library_channel import LibraryChannel
 from transports.libp2p.muxer import Connection
 from transports.libp2p.negotiation import open_stream
 from transports.libp2p.peer_finding import Lookout
+from transports.libp2p.reach_watch import ReachWatch
 from transports.libp2p.relay import Relay
 from transports.libp2p.relay_limits import RelayLimits
 from transports.libp2p.stream import Stream
@@ -81,17 +85,32 @@ class Libp2pTransport:
     """A `transports.base.Transport` on a libp2p host that runs."""
 
     def __init__(
-        self, host: IHost, identity: Identity, reach: Reach, gossip: Gossip, lookout: Lookout
+        self,
+        host: IHost,
+        identity: Identity,
+        reach: Reach,
+        gossip: Gossip,
+        lookout: Lookout,
+        announced: Sequence[str],
     ) -> None:
         self._host = host
+        self.reach = ReachWatch(
+            host,
+            announced,
+            stranger_upgrader(reach.key),
+            Random(secrets.randbits(64)),  # noqa: S311 -- picks whom to ask first
+            partial(secrets.randbits, 64),
+            on_change=self.note_moved,
+            on_alone=self.note_moved,
+        )
+        """Whether others can dial this peer, and where."""
         self._private = reach.key is not None
         self._lookout = lookout
         self._gossip = gossip
         self._identity = identity
         self._network = reach.network
-        self.reachability = Reachability.UNKNOWN
         self.was_dialled = False
-        self._moved = trio.Event()
+        self._moved = self._elsewhere = trio.Event()
         self._known: dict[PeerId, tuple[str, ...]] = {}
         self._dialling: weakref.WeakValueDictionary[tuple[PeerId, bool], trio.Lock] = (
             weakref.WeakValueDictionary()
@@ -126,44 +145,57 @@ class Libp2pTransport:
 
         Of a hidden peer those through its relays; while that is open, they stand behind its own.
         """
-        own, relayed = list(self.own_addresses), self.relays.addresses
+        relayed = self.relays.addresses
         if self.reachability is Reachability.HIDDEN:
             return relayed
         if self.reachability is Reachability.PUBLIC:
-            return own
-        return [*own[: ADDRESSES_PER_PEER_MAX - len(relayed)], *relayed]
+            return [f"{each}/p2p/{self.peer_id}" for each in self.reach.proved]
+        return [*self.own_addresses[: ADDRESSES_PER_PEER_MAX - len(relayed)], *relayed]
 
     @property
     def own_addresses(self) -> Sequence[str]:
-        """Those of this machine, and those that were announced: without relays."""
+        """Multiaddrs of this machine's interfaces, with its id, even if nobody can reach them."""
         return [str(address) for address in self._host.get_addrs()]
 
+    @property
+    def reachability(self) -> Reachability:
+        """Whether others can dial this peer; see `transports.base.Transport.reachability`."""
+        return self.reach.reachability
+
     async def wait_moved(self) -> None:
-        """Wait until the addresses change; see `transports.base.Transport.wait_moved`."""
+        """Wait for other addresses; see `transports.base.Transport.wait_moved`."""
         await self._moved.wait()
 
+    async def wait_elsewhere(self) -> None:
+        """Wait until this machine's own addresses change."""
+        await self._elsewhere.wait()
+
+    def note_moved(self) -> None:
+        """Tell those who wait for it that the addresses, or whether others reach them, changed."""
+        self._moved.set()
+        self._moved = trio.Event()
+
     async def watch_addresses(self) -> None:
-        """Notice when the addresses change, for ever."""
-        told, hosts = self.addresses, own_hosts()
+        """Notice when the machine's addresses change, for ever."""
+        told, hosts = self.own_addresses, own_hosts()
         while True:
             await trio.sleep(MOVED_LOOK_S)
-            told_before, told = told, self.addresses
+            told_before, told = told, self.own_addresses
             hosts_before, hosts = hosts, own_hosts()
             if lost := hosts_before - hosts:  # what is sent from there goes nowhere
                 for connection in connections(self._host):
                     if connection.own_host in lost:
                         connection.abort("this machine has lost the address that it was made from")
+            if hosts != hosts_before:
+                self.reach.move()
             if told == told_before:
                 continue
             log.info("this peer's addresses are now: %s", ", ".join(told))
             if not set(told_before) <= set(told):  # whether the others can be dialled is open
                 self.was_dialled = False
+            self._elsewhere.set()
+            self._elsewhere = trio.Event()
             self.note_moved()
-
-    def note_moved(self) -> None:
-        """Let those who wait know that the addresses have changed."""
-        self._moved.set()
-        self._moved = trio.Event()
 
     def _relays_for_others(self) -> bool:
         if self._relaying is Relaying.IF_PUBLIC:
@@ -418,12 +450,13 @@ async def open_libp2p(
     for address in listening:
         check_port(address)
     identity = identity or ephemeral_identity()
+    announced = check_announced(announce, identity.peer_id)
     host = build_host(
         identity,
         connections_max=connections_max,
         muxer=muxer,
         network_key=reach.key,
-        announced=check_announced(announce, identity.peer_id),
+        announced=announced,
     )
     failure: BaseException | None = None
     async with trio.open_nursery() as nursery:
@@ -432,11 +465,12 @@ async def open_libp2p(
             await nursery.start(_run, host, listening)
             await nursery.start(gossip.run)
             lookout = Lookout(host, reach, gossip.topics)
-            transport = Libp2pTransport(host, identity, reach, gossip, lookout)
-            lookout.start(nursery, transport.wait_moved)
+            transport = Libp2pTransport(host, identity, reach, gossip, lookout, announced)
+            lookout.start(nursery, transport.wait_elsewhere)
             nursery.start_soon(transport.watch_addresses)
             nursery.start_soon(transport.circuits.close_idle)
             nursery.start_soon(transport.relays.run)
+            nursery.start_soon(transport.reach.run)
             yield transport
         except BaseException as error:  # noqa: BLE001 - raised below, outside the nursery's group
             failure = error

@@ -61,7 +61,7 @@ def test_eight_bytes_come_back(value: int) -> None:
 )
 def test_what_is_no_message_is_an_error_of_one_kind(message: bytes) -> None:
     """However it is broken."""
-    with pytest.raises(ValueError, match=r"."):
+    with pytest.raises(ValueError, match=r"ends too soon|64 bits|unknown kind|without a number"):
         protobuf.parse(message)
 
 
