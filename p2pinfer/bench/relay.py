@@ -17,7 +17,7 @@ import trio
 
 from p2pinfer.core.errors import PeerError
 from p2pinfer.core.python_process import python_command, python_environment
-from transports.base import Channel, Reach, Reachability, Relaying
+from transports.base import Channel, Reach, Relaying
 from transports.libp2p.transport import Libp2pTransport, open_libp2p
 
 NETWORK: Final = Reach("bench", relaying=Relaying.ALWAYS, relay_mbit=100_000)
@@ -63,11 +63,11 @@ async def relay_bench(mbytes: int = 64, rounds: int = 3) -> dict[str, Any]:
         hidden.handle("sink", _sink)
         own = tuple(hidden.own_addresses)
         await hidden.connect(relay.address)
-        hidden.reachability = Reachability.HIDDEN
+        hidden.relays.is_needed = lambda: True
         hidden.relays.look()
-        while not hidden.addresses:
+        while not hidden.relays.addresses:
             await hidden.wait_moved()
-        at = tuple(hidden.addresses)
+        at = tuple(hidden.relays.addresses)
         through = await caller.open(hidden.peer_id, "echo", at)
         sink = await caller.open(hidden.peer_id, "sink", at)
         direct = await near.open(hidden.peer_id, "echo", own)
@@ -112,7 +112,7 @@ async def _flood(relay: _Relay, caller: Libp2pTransport, hidden: Libp2pTransport
 
     async def ask() -> None:
         with suppress(PeerError):
-            await caller.circuits.dial(hidden.addresses[0], hidden.peer_id)
+            await caller.circuits.dial(hidden.relays.addresses[0], hidden.peer_id)
 
     async with trio.open_nursery() as nursery:
         for _ in range(FLOOD_OPENS):

@@ -14,7 +14,7 @@ from trio.testing import wait_all_tasks_blocked
 
 from p2pinfer.core.errors import ChannelClosed, PeerUnavailable
 from tests.support.transport_contract import TransportContract, echo
-from transports.base import Channel, GossipVerdict, Reach, Reachability, Relaying, Transport
+from transports.base import Channel, GossipVerdict, Reach, Relaying, Transport
 from transports.identity import ephemeral_identity
 from transports.libp2p import circuit_messages as messages
 from transports.libp2p import protobuf
@@ -77,7 +77,7 @@ class TestCircuit(TransportContract):
         ):
             for peer in (alice, bob):
                 await peer.connect(relay.addresses[0])
-                peer.reachability = Reachability.HIDDEN
+                peer.relays.is_needed = lambda: True
                 peer.relays.look()
                 while not peer.addresses:
                     await peer.wait_moved()
@@ -237,7 +237,7 @@ async def test_a_lost_relay_is_replaced() -> None:
             async with open_libp2p(None, HERE, reach) as goes:
                 for relay in (goes, stays):
                     await hidden.connect(relay.addresses[0])
-                hidden.reachability = Reachability.HIDDEN
+                hidden.relays.is_needed = lambda: True
                 hidden.relays.look()
                 while len(hidden.addresses) < 2:
                     await hidden.wait_moved()
