@@ -146,6 +146,11 @@ def connections(host: IHost, peer: ID | None = None) -> list[Connection]:
     return [conn for conn in found if isinstance(conn, Connection) and not conn.is_closed]
 
 
+def direct_connections(host: IHost) -> list[Connection]:
+    """Return the live connections that no relay carries."""
+    return [each for each in connections(host) if each.relay is None]
+
+
 def is_relayed(muxed: object) -> bool:
     """Whether a connection goes through a relay."""
     return isinstance(muxed, Connection) and muxed.relay is not None

@@ -22,7 +22,7 @@ from transports.libp2p.autonat_client import DialBacks
 from transports.libp2p.autonat_messages import DIAL_BACK, DIAL_REQUEST
 from transports.libp2p.autonat_server import AutonatServer, ways_out
 from transports.libp2p.dialling import numeric
-from transports.libp2p.host import connections, log, own_hosts
+from transports.libp2p.host import direct_connections, log, own_hosts
 from transports.libp2p.muxer import Connection
 from transports.libp2p.reach_inquiry import (
     DialServer,
@@ -70,7 +70,7 @@ class ReachWatch:
         self._host, self._announced, self._chance = host, announced, chance
         self._on_change, self._on_alone = on_change, on_alone
         self._upgrader = upgrader
-        self._dial_backs = DialBacks(lambda: connections(host), draw)
+        self._dial_backs = DialBacks(lambda: direct_connections(host), draw)
         self.families: Mapping[str, FamilyReach] = {each: FamilyReach() for each in _FAMILIES}
         self.mapped: tuple[str, ...] = ()
         """Ports that a router passes on, as multiaddrs."""
@@ -129,7 +129,7 @@ class ReachWatch:
 
     def _look(self, nursery: trio.Nursery) -> None:
         """Ask what is to be asked now."""
-        now, found = trio.current_time(), connections(self._host)
+        now, found = trio.current_time(), direct_connections(self._host)
         if not found and not self._is_alone:
             for state in self.families.values():
                 state.doubt(now)
@@ -155,7 +155,7 @@ class ReachWatch:
         outcome = Outcome.NO_ANSWER
         if not server.is_closed:
             outcome = await self._dial_backs.ask(server, question.candidate)
-        servers = list(self._servers(connections(self._host)))
+        servers = list(self._servers(direct_connections(self._host)))
         state.answered(trio.current_time(), question, outcome, servers)
         self._say()
         self._look(nursery)
