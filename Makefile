@@ -15,7 +15,7 @@ FRAMES ?= 1000000
 SEED ?= 1
 FUZZ = --frames $(FRAMES) --seed $(SEED) $(TARGET:%=--target %) $(CASE:%=--case %)
 
-.PHONY: help setup ready chat check test test-fast test-long fuzz clean
+.PHONY: help setup ready chat check test test-fast test-long interop fuzz clean
 
 help:
 	@echo 'make setup              install everything into .venv (the first time: about 5 minutes)'
@@ -25,6 +25,7 @@ help:
 	@echo 'make test               check, then every test but the long ones'
 	@echo 'make test-fast          the tests without processes: under two minutes'
 	@echo 'make test-long          measurements that take minutes each'
+	@echo 'make interop            install js-libp2p, which some tests talk to (needs Node)'
 	@echo 'make fuzz               a million hostile inputs (FRAMES=, SEED=, TARGET=, CASE=)'
 	@echo 'make clean              remove .venv and caches'
 
@@ -52,6 +53,9 @@ test-fast: ready
 
 test-long: ready
 	$(BIN)/pytest -m long
+
+interop:
+	cd tests/interop/js && npm ci --ignore-scripts --no-audit --no-fund
 
 fuzz: ready
 	$(BIN)/python -m tests.fuzz $(FUZZ)

@@ -33,6 +33,7 @@ SLOW = (
     "cli/test_service.py",
     "core/test_python_process.py",
     "fuzz/",
+    "interop/",
     "peers/parts/test_fetch.py",
     "peers/steps/test_hostile.py",
     "scheduler/test_oracle.py",
@@ -41,6 +42,7 @@ SLOW = (
     "test_docs.py",  # loading all that the pages quote asks the system for libraries
     "test_setup.py",
     "test_setup_llama.py",
+    "transports/libp2p/test_circuits.py",
     "transports/libp2p/test_peer_finding.py",
     "transports/libp2p/test_walls.py",
     "transports/test_interfaces.py",

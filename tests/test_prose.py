@@ -39,6 +39,12 @@ def readable(path: Path) -> str:
 
 def files() -> Iterator[Path]:
     """Yield every file with words in it, this one excepted."""
+    for path in _all_files():
+        if "node_modules" not in path.parts:  # written by others
+            yield path
+
+
+def _all_files() -> Iterator[Path]:
     for name in PACKAGES:
         yield from (p for p in (ROOT / name).rglob("*.py") if p != Path(__file__).resolve())
     for pattern in TEXTS:

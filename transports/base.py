@@ -19,6 +19,15 @@ GOSSIP_BYTES_MAX = 16 * 1024
 """One gossiped message, which every peer receives. An advertisement is signed in 4 KiB at most."""
 
 
+class Relaying(Enum):
+    """When a peer carries bytes between others that cannot reach each other."""
+
+    NEVER = "never"
+    IF_PUBLIC = "if public"
+    """While strangers can dial it, as others have proved."""
+    ALWAYS = "always"
+
+
 @dataclass(frozen=True)
 class Reach:
     """Which swarm to reach, and how."""
@@ -30,6 +39,20 @@ class Reach:
     """Look for peers on the local network, and be discoverable there."""
     dht: bool = False
     """Look for peers in a DHT, and be discoverable there."""
+    relaying: Relaying = Relaying.IF_PUBLIC
+    relay_mbit: float = 16.0
+    """Carried for others at most, megabits a second."""
+
+
+class Reachability(Enum):
+    """Whether strangers elsewhere in the Internet can dial a peer."""
+
+    UNKNOWN = "unknown"
+    """Nobody could be asked yet, or ever: in a swarm on one local network, for example."""
+    PUBLIC = "public"
+    """Others have dialled one of its addresses, and proved it."""
+    HIDDEN = "hidden"
+    """Others were asked to dial each of its addresses, and none of them could."""
 
 
 class Channel(Protocol):
@@ -138,17 +161,27 @@ class Transport(Protocol):
     def addresses(self) -> Sequence[str]:
         """Multiaddrs, each ending in ``/p2p/<peer id>``, at which others reach this peer.
 
-        As of now, the best first, and at most `p2pinfer.core.checks.ADDRESSES_MAX`.
+        As of now, the best first, and at most `p2pinfer.core.checks.ADDRESSES_MAX`. While the
+        reachability is unknown they are those of the machine's interfaces; later those that were
+        proved, which may be none.
         """
         ...
 
     @property
+    def reachability(self) -> Reachability:
+        """Whether others can dial this peer, as far as others have tried when asked to."""
+        ...
+
+    @property
     def was_dialled(self) -> bool:
-        """Whether another peer has connected to this one, and used that, since it last moved."""
+        """Whether another peer has connected to this one, and used that, since it last moved.
+
+        A hint while the reachability is unknown, and no proof: that peer may be a neighbour.
+        """
         ...
 
     async def wait_moved(self) -> None:
-        """Wait until the addresses change."""
+        """Wait until the addresses or the reachability change."""
         ...
 
     def handle(self, protocol: str, handler: Handler) -> None:

@@ -1,13 +1,13 @@
 """Peers that this one has nothing to do with: proven cheats, for example."""
 
-from collections.abc import Hashable, Sequence
+from collections.abc import Callable, Hashable, Sequence
 from contextlib import AbstractAsyncContextManager
 from functools import partial
 from math import inf
 
 from p2pinfer.core.errors import PeerUnavailable
 from p2pinfer.core.ids import PeerId
-from transports.base import Accept, Channel, Handler, Topic, Transport
+from transports.base import Accept, Channel, Handler, Reachability, Topic, Transport
 
 SHUT_OUT_MAX = 4096
 """Peers remembered; the oldest are forgotten first."""
@@ -59,12 +59,17 @@ class GuardedTransport:
         return self._inner.addresses
 
     @property
+    def reachability(self) -> Reachability:
+        """Whether others can dial it."""
+        return self._inner.reachability
+
+    @property
     def was_dialled(self) -> bool:
         """Whether another peer has connected to this one, and used that, since it last moved."""
         return self._inner.was_dialled
 
     async def wait_moved(self) -> None:
-        """Wait until the addresses change."""
+        """Wait until the addresses or the reachability change."""
         await self._inner.wait_moved()
 
     def handle(self, protocol: str, handler: Handler) -> None:
@@ -97,6 +102,13 @@ class GuardedTransport:
         measure = getattr(self._inner, "rtt_s", None)
         seconds: float | None = measure(peer) if measure else None
         return seconds
+
+    def seek_relays(
+        self, candidates: Callable[[], Sequence[tuple[PeerId, tuple[str, ...]]]]
+    ) -> None:
+        """Have a hidden peer ask these for a reservation, the first ones first."""
+        if relays := getattr(self._inner, "relays", None):
+            relays.candidates = candidates
 
     @property
     def channels(self) -> int:

@@ -224,3 +224,11 @@ def routed_hosts() -> set[str]:
             probe.connect((outside, 9))  # of a datagram socket: only looks the way up
             found.add(str(probe.getsockname()[0]))
     return found
+
+
+def is_global(host: str) -> bool:
+    """Whether a host is an IP address of the whole Internet."""
+    try:
+        return ipaddress.ip_address(host).is_global
+    except ValueError:
+        return False

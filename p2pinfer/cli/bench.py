@@ -73,6 +73,21 @@ def transport(
 
 
 @app.command
+def relay(
+    *,
+    mbytes: Annotated[int, option("mbytes", "Bulk sent per round, in MiB.")] = 64,
+    rounds: Annotated[int, option("rounds", "Number of interleaved rounds.")] = 3,
+    as_json: AsJson = False,
+) -> None:
+    """Measure what carrying for others costs a relay, in CPU and memory."""
+    from p2pinfer.bench.relay import relay_bench
+
+    check_range("mbytes", mbytes, 1)
+    check_range("rounds", rounds, 1)
+    run_task(lambda: _print_report(partial(relay_bench, mbytes, rounds), as_json=as_json))
+
+
+@app.command
 def discovery(
     *,
     peers: Annotated[int, option("peers", "Number of peer processes, without engines.")] = 30,

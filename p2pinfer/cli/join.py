@@ -9,6 +9,7 @@ from cyclopts import Parameter
 from p2pinfer.cli.options import (
     MACHINE,
     REACH,
+    RELAY,
     AsJson,
     Bootstrap,
     MachineFlags,
@@ -16,6 +17,7 @@ from p2pinfer.cli.options import (
     Network,
     Quota,
     ReachFlags,
+    RelayFlags,
     SwarmModel,
     option,
     parse_bytes,
@@ -78,6 +80,7 @@ def join(
     until_stdin_closes: Annotated[bool, Parameter(show=False, negative="")] = False,
     transport: Annotated[str, Parameter(show=False)] = "libp2p",
     reach: ReachFlags = REACH,
+    relay: RelayFlags = RELAY,
     machine: MachineFlags = MACHINE,
 ) -> None:
     """Run a peer until it is told to leave."""
@@ -96,7 +99,7 @@ def join(
         listen=listen,
         announce=announce,
         bootstrap=bootstrap,
-        network=reach.of(network),
+        network=relay.of(reach.of(network)),
         identity=identity,
         machine=limits,
         memory_bytes=memory_bytes,
@@ -104,7 +107,7 @@ def join(
         only_idle=only_idle,
     )
     announcer = JoinAnnouncer(
-        _how_to_reach(network, reach),
+        how_to_reach(network, reach),
         as_json=as_json,
         fixed=fixed is not None,
         mdns=reach.mdns and not announce,  # an announced address is for machines elsewhere
@@ -112,7 +115,7 @@ def join(
     _lend(options, store, announcer, until_stdin_closes=until_stdin_closes, as_json=as_json)
 
 
-def _how_to_reach(network: str, reach: ReachFlags) -> str:
+def how_to_reach(network: str, reach: ReachFlags) -> str:
     """Return the options that others need to reach the same swarm."""
     found = "" if network == "main" else f" --network {quote(network)}"
     key = reach.network_key

@@ -62,6 +62,14 @@ COMMANDS = {
             " once."
         ),
     ),
+    "relay": (
+        ASK,
+        "relay:relay",
+        (
+            "Let peers behind routers be called through this machine, which serves no layers.\n\n"
+            "Others must be able to dial it. It cannot read what it carries."
+        ),
+    ),
     "peers": (
         LOOK,
         "peers:peers",

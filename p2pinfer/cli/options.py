@@ -2,7 +2,7 @@
 
 import re
 import secrets
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -99,6 +99,34 @@ WaysIn = Annotated[
         " this machine, or those that answered it before.",
     ),
 ]
+RelayMbit = Annotated[
+    float,
+    option("relay-mbit", "Carry at most this much for others, in megabits a second."),
+]
+
+
+@Parameter(name="*")
+@dataclass(frozen=True)
+class RelayFlags:
+    """What to carry for peers that cannot reach each other."""
+
+    relay: Annotated[
+        bool,
+        option(
+            "relay", "Carry bytes between peers behind routers, while others can dial this one."
+        ),
+    ] = True
+    relay_mbit: RelayMbit = 16.0
+
+    def of(self, reach: "Reach") -> "Reach":
+        """Return how to reach a swarm, with these flags; raises UserError."""
+        from transports.base import Relaying
+
+        check_range("relay-mbit", self.relay_mbit, 0.1)
+        relaying = Relaying.IF_PUBLIC if self.relay else Relaying.NEVER
+        return replace(reach, relaying=relaying, relay_mbit=self.relay_mbit)
+
+
 Memory = Annotated[
     str | None,
     option(
@@ -320,4 +348,5 @@ def parse_bytes(name: str, text: str | None) -> int | None:
 LOG = LogFlags()
 MACHINE = MachineFlags()
 REACH = ReachFlags()
+RELAY = RelayFlags()
 ANSWER = AnswerFlags()

@@ -176,6 +176,8 @@ async def serve_peer(options: PeerOptions, store: Store, hooks: Hooks) -> None:
         transport, directory, nursery = swarm.transport, swarm.directory, swarm.nursery
         _notify_owner(swarm, hooks.say, options.announce)
         directory.listen()
+        if options.model:
+            transport.seek_relays(partial(_may_relay, directory, transport.peer_id, options.model))
         PartsServer(transport, store).listen()
         server: Server | None = None
         network = name_of(options.network)
@@ -225,6 +227,24 @@ def _frauds(swarm: SwarmConnection, model: ModelId, server: Server) -> Frauds:
 def _serves(directory: Directory, me: PeerId, model: ModelId, peer: PeerId) -> bool:
     serving = (other for other in directory.serving(model) if other.state is State.SERVING)
     return peer == me or any(other.peer == peer for other in serving)
+
+
+def _may_relay(
+    directory: Directory, me: PeerId, model: ModelId
+) -> list[tuple[PeerId, tuple[str, ...]]]:
+    """Return the dialable peers of a model, first those that this one's rows come from or go to.
+
+    They are its neighbours then, and can be called without a relay.
+    """
+    own = next((each for each in directory.peers() if each.peer == me), None)
+    ends = (own.first, own.end) if own and own.end else ()
+    found = [
+        each
+        for each in directory.holding(model)
+        if not any("/p2p-circuit" in address for address in each.addresses)
+    ]
+    found.sort(key=lambda each: not ends or (each.end != ends[0] and each.first != ends[1]))
+    return [(each.peer, each.addresses) for each in found]
 
 
 def _notify_owner(

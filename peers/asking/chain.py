@@ -32,6 +32,7 @@ from peers.asking.repair import LOOK_AGAIN_S, Repair, at_once, find_others, is_e
 from peers.asking.stage_handle import (
     StageHandle,
     check_step,
+    is_relayed,
     lost_places,
     open_stages,
     reach,
@@ -48,6 +49,9 @@ _log = logging.getLogger("p2pinfer.chain")
 
 ANSWER_S_MAX = CONNECT_S_MAX + 1.0
 """For a stage to carry out a command while a session is being repaired."""
+
+REOPEN_S = 10.0
+"""A peer that is lost again so soon is replaced: its relay was not the reason."""
 
 LOOK_STEPS = 16
 """Steps between two checks for a slow stage; every stage reports its time for each step."""
@@ -75,6 +79,7 @@ class Chain:
         self._failure: PeerError | None = None
         self._trouble, self._mended = trio.Event(), trio.Event()
         self._failed: list[PeerId] = []  # most recent last
+        self._reopened: dict[PeerId, float] = {}  # when the session was opened there again
         self._scope = trio.CancelScope()
         self._nursery: trio.Nursery
 
@@ -303,6 +308,8 @@ class Chain:
         if self._repair is None or is_ending(error):
             raise error
         _log.info("%s is lost: %s", lost[0].hop.peer, error)
+        if await self._reopen(places):
+            return
         for stage in lost:
             self._failed = noted(self._failed, stage.hop.peer)
             if stage.lost:
@@ -312,6 +319,22 @@ class Chain:
         )
         if not await self._take_places(places, hops) and is_last_resort:
             await trio.sleep(LOOK_AGAIN_S)
+
+    async def _reopen(self, places: slice) -> bool:
+        """Open the session again at lost stages behind relays; False if that does not help.
+
+        What is gone may be the relay, and not the peer, which another one leads to.
+        """
+        hops, now = [stage.hop for stage in self._stages[places]], trio.current_time()
+        if not all(map(is_relayed, hops)):
+            return False
+        if any(now - self._reopened.get(hop.peer, -REOPEN_S) < REOPEN_S for hop in hops):
+            return False
+        self._reopened |= {hop.peer: now for hop in hops}
+        if not await self._take_places(places, hops):
+            return False
+        _log.info("%s is reached another way", hops[0].peer)
+        return True
 
     async def _take_places(self, places: slice, hops: Sequence[Hop]) -> bool:
         """Open the session at replacements for some stages; False if one of them refuses."""

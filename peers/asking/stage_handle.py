@@ -143,6 +143,11 @@ class StageHandle:
         return answer
 
 
+def is_relayed(hop: Hop) -> bool:
+    """Whether a peer is called through relays."""
+    return any("/p2p-circuit/" in address for address in hop.addresses)
+
+
 def lost_places(stages: Sequence[StageHandle]) -> slice | None:
     """Return the first run of stages that are lost."""
     lost = [index for index, stage in enumerate(stages) if stage.lost]

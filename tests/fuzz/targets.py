@@ -13,6 +13,7 @@ from typing import Any
 
 import msgpack
 from blake3 import blake3
+from libp2p.peer.id import ID
 
 from p2pinfer.core import fraud
 from p2pinfer.core.advertisement import Advertisement, Heard
@@ -29,6 +30,7 @@ from tests.core.test_wire import GOOD, KINDS
 from tests.fuzz.damage import damage, packed, spoil
 from tests.support.proofs import FILE as PROOF_FILE
 from transports.identity import verify
+from transports.libp2p import circuit_messages
 from transports.libp2p.yamux import (
     HEADER,
     STREAMS_MAX,
@@ -222,7 +224,45 @@ def _judge_frames(pieces: list[bytes]) -> None:
     assert all(stream.receive_window >= 0 for stream in streams)
 
 
+def _circuit(chance: Random) -> bytes:
+    """Return a message of relays, or what is left of one."""
+    peer = ID(b"\x00\x24\x08\x01\x12\x20" + chance.randbytes(32))
+    whole = chance.choice(
+        [
+            circuit_messages.reserve_request(),
+            circuit_messages.connect_request(peer),
+            circuit_messages.reserved(chance.randrange(1 << 40), ["/ip4/5.5.5.5/tcp/4001"]),
+            circuit_messages.hop_answer(chance.choice(list(circuit_messages.CircuitStatus))),
+            circuit_messages.stop_request(peer),
+            circuit_messages.stop_answer(circuit_messages.CircuitStatus.OK),
+        ]
+    )
+    body = whole[1:] if whole[0] < 0x80 else whole[2:]
+    return chance.randbytes(chance.randrange(80)) if chance.random() < 0.1 else damage(chance, body)
+
+
+def _judge_circuit(body: bytes) -> None:
+    """Each reader understands it, or says in one way that it does not."""
+    for read in (
+        circuit_messages.read_hop_request,
+        circuit_messages.read_hop_answer,
+        circuit_messages.read_stop_request,
+        circuit_messages.read_stop_answer,
+    ):
+        try:
+            said = read(body)
+        except circuit_messages.MalformedMessage:
+            continue
+        if isinstance(said, circuit_messages.RelayAnswer):
+            assert len(said.addresses) <= circuit_messages.ADDRESSES_MAX
+            assert said.status >= 0
+            assert said.name
+        elif isinstance(said, ID):
+            assert 2 < len(said.to_bytes()) <= circuit_messages.PEER_ID_BYTES_MAX
+
+
 TARGETS = {
+    "circuit": Target(_circuit, _judge_circuit),
     "codec": Target(_message, _judge_message),
     "manifest": Target(_manifest, _judge_manifest),
     "receipt": Target(_receipt, _judge_receipt),

@@ -70,3 +70,16 @@ def test_agent(home: Path) -> None:
     assert report["after_a_death_read_share"] < 0.01
     assert report["stream_gap_p50_s"] > 0
     assert set(report["first_token_ratio"]) == {"2"}
+
+
+def test_relay(home: Path) -> None:
+    """What a relay carries for a second of its CPU, and that a flood costs it little memory."""
+    report = bench(home, "relay", "--rounds", "1", "--mbytes", "8")
+    assert set(report) == {
+        "mb_per_cpu_second",
+        "messages_per_cpu_second",
+        "round_trip_ratio",
+        "flood_mb",
+    }
+    assert all(value > 0 for name, value in report.items() if name != "flood_mb")
+    assert report["flood_mb"] < 50

@@ -47,6 +47,11 @@ def place(address: str) -> str:
     return address.partition("/p2p/")[0]
 
 
+def through(circuit: str) -> str:
+    """Return a circuit's address without the peers' ids."""
+    return f"{place(circuit)}/p2p-circuit"
+
+
 def explain(error: BaseException, *, private: bool) -> str:
     """Explain why a dial failed; ``private`` is whether this side has a network key."""
     text = root(error)

@@ -29,6 +29,7 @@ from libp2p.utils.varint import read_varint_prefixed_bytes_limited
 
 from p2pinfer.core.ids import PeerId
 from transports.base import GOSSIP_BYTES_MAX, Accept, GossipVerdict
+from transports.libp2p.host import has_direct, is_relayed
 
 log: Final = logging.getLogger("p2pinfer.transports")
 
@@ -189,7 +190,10 @@ class _Pubsub(Pubsub):
                 await self.router.handle_rpc(rpc, peer)
 
     async def stream_handler(self, stream: INetStream) -> None:
-        """Serve one neighbour until it leaves."""
+        """Serve one neighbour until it leaves; a peer behind a relay is none."""
+        if is_relayed(stream.muxed_conn):
+            await stream.reset()
+            return
         try:
             await self.continuously_read_stream(stream)
         except Exception as error:  # noqa: BLE001 - it left, or broke the protocol
@@ -204,6 +208,8 @@ class _Pubsub(Pubsub):
         for _ in range(HELLO_TRIES):
             if peer_id in self.peers or not self._peer_is_connected(peer_id):
                 return
+            if not has_direct(self.host, peer_id):
+                return  # a relay is not for what others bring anyway
             try:
                 await self._greet(peer_id)
             except Exception as error:  # noqa: BLE001 - the other end provokes any

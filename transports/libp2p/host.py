@@ -32,12 +32,14 @@ from libp2p.security.noise.transport import Transport as Noise
 from libp2p.stream_muxer.yamux.yamux import PROTOCOL_ID as YAMUX_ID
 from libp2p.stream_muxer.yamux.yamux import Yamux
 from libp2p.transport.tcp import tcp as tcp_module
+from libp2p.transport.upgrader import TransportUpgrader
 from multiaddr import Multiaddr  # type: ignore[import-untyped]  # it ships no types
 
 from p2pinfer.core.errors import PeerError, UserError
 from transports.blocklist import Blocklist
-from transports.identity import Identity
+from transports.identity import Identity, ephemeral_identity
 from transports.interfaces import machine_addresses, routed_hosts, told_addresses
+from transports.libp2p.circuit import check_caller
 from transports.libp2p.muxer import Connection
 from transports.libp2p.private_noise import PRIVATE_NOISE_ID, PrivateNoise
 
@@ -116,6 +118,7 @@ def build_host(
     _cure_dialling_everybody(swarm)
     _cure_inbound_slots(swarm)
     _cure_raising_handlers(swarm)
+    _cure_trimming(swarm)
     if muxer == "own":
         _use_own_muxer(swarm)
     return host
@@ -131,10 +134,32 @@ def _security(key_pair: KeyPair, network_key: bytes | None) -> dict[TProtocol, I
     return {PRIVATE_NOISE_ID: private}
 
 
+def stranger_upgrader(network_key: bytes | None) -> TransportUpgrader:
+    """Return what shakes hands under a key drawn now, which no other peer knows."""
+    key_pair = ed25519_key_pair(ephemeral_identity().seed)
+    return TransportUpgrader(_security(key_pair, network_key), {TProtocol(YAMUX_ID): Yamux})
+
+
 def connections(host: IHost, peer: ID | None = None) -> list[Connection]:
     """Return the live connections that our muxer runs, to one peer or to all."""
     found = (conn.muxed_conn for conn in host.get_network().get_connections(peer))
     return [conn for conn in found if isinstance(conn, Connection) and not conn.is_closed]
+
+
+def direct_connections(host: IHost) -> list[Connection]:
+    """Return the live connections that no relay carries."""
+    return [each for each in connections(host) if each.relay is None]
+
+
+def is_relayed(muxed: object) -> bool:
+    """Whether a connection goes through a relay."""
+    return isinstance(muxed, Connection) and muxed.relay is not None
+
+
+def has_direct(host: IHost, peer: ID) -> bool:
+    """Whether a peer is connected without a relay."""
+    found = host.get_network().get_connections(peer)
+    return any(not is_relayed(conn.muxed_conn) for conn in found)
 
 
 def cut_off(host: IHost, peer: ID) -> None:
@@ -163,6 +188,7 @@ def _use_own_muxer(swarm: Swarm) -> None:
     upgrader = swarm.upgrader
 
     async def upgrade_connection(conn: ISecureConn, peer_id: ID) -> IMuxedConn:
+        check_caller(conn, peer_id)
         await upgrader.muxer_multistream.select_transport(conn)
         return Connection(conn, peer_id)
 
@@ -239,6 +265,22 @@ def _cure_inbound_slots(swarm: Swarm) -> None:
 
     replaced: Any = swarm
     replaced._do_handle_inbound_connection = inbound
+
+
+def _cure_trimming(swarm: Swarm) -> None:
+    """Count only direct connections against a peer's share.
+
+    In libp2p circuits, which many relays may bring, push out the direct ones.
+    """
+    trim = swarm._trim_connections
+
+    def trim_direct(peer: ID) -> None:
+        direct = [each for each in swarm.connections[peer] if not is_relayed(each.muxed_conn)]
+        if len(direct) > CONNECTIONS_PER_PEER_MAX:
+            trim(peer)
+
+    replaced: Any = swarm
+    replaced._trim_connections = trim_direct
 
 
 def _address(wire: Any) -> str:

@@ -22,6 +22,7 @@ from libp2p.peer.id import ID
 from libp2p.stream_muxer.exceptions import MuxedConnUnavailable
 from multiaddr import Multiaddr  # type: ignore[import-untyped]  # it ships no types
 
+from p2pinfer.core.ids import PeerId
 from transports.libp2p import yamux
 from transports.libp2p.noise_records import Wire, open_wire
 from transports.libp2p.stream import Muxer, Stream
@@ -88,6 +89,7 @@ class Connection(Muxer):
         self._scope = trio.CancelScope()
         self._ended: list[Callable[[], object]] = []
         self._heard_at = 0.0
+        self.idle_since = trio.current_time()  # while no channel is open
         self._watched: set[int] = set()  # streams of channels, which need to know of a dead peer
         self._alert = trio.lowlevel.ParkingLot()
         self._pings: dict[int, float] = {}  # not yet answered: the value, and when it was sent
@@ -98,6 +100,16 @@ class Connection(Muxer):
     def own_host(self) -> str:
         """This machine's address that the connection goes from; empty where that is not known."""
         return self._wire.own_host
+
+    @property
+    def relay(self) -> PeerId | None:
+        """The peer that carries the connection; None if it is direct."""
+        return self._wire.relay
+
+    @property
+    def own_port(self) -> int:
+        """The port of that address; 0 where it is not known."""
+        return self._wire.own_port
 
     @property
     def congested(self) -> bool:
@@ -123,6 +135,10 @@ class Connection(Muxer):
         """Tell the remote, when it is worth a frame, that bytes were read."""
         self._core.consumed(stream_id, size)
         self._pump()
+
+    def keep_window(self, stream_id: int) -> None:
+        """Let a stream's window not grow."""
+        self._core.keep_window(stream_id)
 
     def finish(self, stream: Stream) -> None:
         """Say that a stream sends no more."""
@@ -173,7 +189,9 @@ class Connection(Muxer):
 
     def _forget(self, stream_id: int) -> None:
         self._streams.pop(stream_id, None)
-        self._watched.discard(stream_id)
+        if stream_id in self._watched:
+            self._watched.remove(stream_id)
+            self.idle_since = trio.current_time()
 
     def abort(self, fault: str) -> None:
         """End the connection and all its streams now, without a wait or a goodbye. Idempotent."""

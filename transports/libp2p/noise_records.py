@@ -1,8 +1,9 @@
-"""The layer below the muxer: encrypted records on a socket, or any other secured connection.
+"""The layer below the muxer: encrypted records on a socket, on a circuit, or on anything else.
 
-The fast path is a plain TCP socket under Noise: records are encrypted by a plain function and
-offered to the socket at once. It relies on private names of libp2p 0.8.1. Anything else below (a
-pre-shared key, a relay, a WebSocket) goes through the session's own read and write.
+The fast paths are a plain TCP socket under Noise, and a stream of another connection, which is a
+circuit through a relay: records are encrypted by a plain function and offered to either at once.
+They rely on private names of libp2p 0.8.1. Anything else below (a pre-shared key, a WebSocket) goes
+through the session's own read and write.
 """
 
 import socket
@@ -11,10 +12,14 @@ from typing import Protocol
 
 import trio
 from libp2p.abc import ISecureConn
+from libp2p.io.abc import ReadWriteCloser
 from libp2p.io.trio import TrioTCPStream
 from libp2p.network.connection.raw_connection import RawConnection
 from libp2p.security.noise.io import NoiseTransportReadWriter
 from libp2p.security.secure_session import SecureSession
+
+from p2pinfer.core.ids import PeerId
+from transports.libp2p.stream import Stream
 
 RECORD_BYTES_MAX = 65_535
 """A Noise message, tag included (https://noiseprotocol.org/noise.html#message-format)."""
@@ -26,7 +31,7 @@ RECEIVE_BYTES_MAX = 256 * 1024
 """Read from the socket at once: four full records, so that bulk data needs few system calls."""
 
 CLOSE_S_MAX = 1.0
-"""For an underlying session to close; a plain socket needs no time."""
+"""For an underlying session or circuit to close; a plain socket needs no time."""
 
 
 class Wire(Protocol):
@@ -34,6 +39,13 @@ class Wire(Protocol):
 
     own_host: str
     """This machine's address that it goes from; empty where that is not known."""
+    own_port: int
+    """The port there; 0 where that is not known."""
+
+    @property
+    def relay(self) -> PeerId | None:
+        """The peer that carries it; None if it is direct."""
+        ...
 
     def seal(self, frames: list[bytes]) -> bytes:
         """Turn frames into bytes for the wire, to be sent in the order of the calls."""
@@ -71,19 +83,15 @@ def open_wire(conn: ISecureConn) -> Wire:
         # Exactly these types: a subclass, such as a pre-shared key's, changes the bytes.
         if type(raw) is RawConnection and type(raw.stream) is TrioTCPStream:
             return NoiseWire(conn, conn.conn, raw.stream)
+        if type(raw) is RawConnection and isinstance(raw.stream, StreamPipe):
+            return CircuitWire(conn, conn.conn, raw.stream)
     return SessionWire(conn)
 
 
-class NoiseWire:
-    """Noise records on a TCP socket, which it takes over from libp2p."""
+class NoiseRecords:
+    """A session's records: frames are sealed into them, and taken out of what has arrived."""
 
-    def __init__(
-        self, session: SecureSession, noise: NoiseTransportReadWriter, tcp: TrioTCPStream
-    ) -> None:
-        tcp.get_remote_address()  # cached there; a socket without its descriptor cannot tell
-        self._socket = socket.socket(fileno=tcp.stream.socket.detach())
-        self._socket.setblocking(False)
-        self.own_host = str(self._socket.getsockname()[0]).partition("%")[0]
+    def __init__(self, session: SecureSession, noise: NoiseTransportReadWriter) -> None:
         self._encrypt, self._decrypt = noise.encrypt, noise.decrypt
         self._plain = session._drain(None)
         self._raw = bytearray()
@@ -97,6 +105,33 @@ class NoiseWire:
     def _record(self, plain: bytes) -> bytes:
         sealed = self._encrypt(plain)
         return len(sealed).to_bytes(2, "big") + sealed
+
+    def _records(self) -> Iterator[bytes]:
+        """Yield what is in the records that have arrived whole."""
+        raw, position = self._raw, 0
+        while len(raw) - position >= 2:
+            end = position + 2 + (raw[position] << 8 | raw[position + 1])
+            if len(raw) < end:
+                break
+            yield self._decrypt(bytes(raw[position + 2 : end]))
+            position = end
+        del raw[:position]
+
+
+class NoiseWire(NoiseRecords):
+    """Noise records on a TCP socket, which it takes over from libp2p."""
+
+    relay: PeerId | None = None
+
+    def __init__(
+        self, session: SecureSession, noise: NoiseTransportReadWriter, tcp: TrioTCPStream
+    ) -> None:
+        super().__init__(session, noise)
+        tcp.get_remote_address()  # cached there; a socket without its descriptor cannot tell
+        self._socket = socket.socket(fileno=tcp.stream.socket.detach())
+        self._socket.setblocking(False)
+        host, self.own_port, *_ = self._socket.getsockname()
+        self.own_host = str(host).partition("%")[0]
 
     def send_now(self, sealed: bytes) -> int:
         """Send what the socket takes."""
@@ -127,17 +162,6 @@ class NoiseWire:
             if plain := b"".join(self._records()):
                 return plain
 
-    def _records(self) -> Iterator[bytes]:
-        """Yield what is in the records that have arrived whole."""
-        raw, position = self._raw, 0
-        while len(raw) - position >= 2:
-            end = position + 2 + (raw[position] << 8 | raw[position + 1])
-            if len(raw) < end:
-                break
-            yield self._decrypt(bytes(raw[position + 2 : end]))
-            position = end
-        del raw[:position]
-
     def abort(self) -> None:
         """Close the socket; tasks waiting on it are woken."""
         if self._socket.fileno() != -1:
@@ -148,12 +172,99 @@ class NoiseWire:
         """Do nothing: `abort` released everything."""
 
 
+class StreamPipe(ReadWriteCloser):
+    """One of our streams in the place where libp2p has a socket, while a handshake runs on it."""
+
+    def __init__(self, stream: Stream, relay: PeerId, expected: PeerId) -> None:
+        self.stream, self.relay = stream, relay
+        self.expected = expected
+        """Who is at the other end, if the relay does not lie."""
+
+    async def read(self, n: int | None = None) -> bytes:
+        """Return what has come."""
+        return await self.stream.read(n)
+
+    async def write(self, data: bytes) -> None:
+        """Send."""
+        await self.stream.write(data)
+
+    async def close(self) -> None:
+        """End the circuit."""
+        self.stream.abort()
+        await trio.lowlevel.checkpoint()
+
+    def get_remote_address(self) -> tuple[str, int] | None:
+        """Return None: only the relay's is known."""
+        return None
+
+
+class CircuitWire(NoiseRecords):
+    """Noise records on a stream of another connection, which leads through a relay.
+
+    What is sealed is offered to the outer connection in the same call, so that a token needs no
+    more passes of the scheduler than without a relay.
+    """
+
+    own_host = ""
+    own_port = 0
+
+    def __init__(
+        self, session: SecureSession, noise: NoiseTransportReadWriter, pipe: StreamPipe
+    ) -> None:
+        super().__init__(session, noise)
+        self._stream = pipe.stream
+        self.relay: PeerId | None = pipe.relay
+
+    def send_now(self, sealed: bytes) -> int:
+        """Send what the stream takes."""
+        sent = 0
+        with memoryview(sealed) as view:
+            while sent < len(view) and (took := self._stream.send_now(view[sent:])):
+                sent += took
+        return sent
+
+    async def send(self, sealed: bytearray) -> int:
+        """Wait for the stream, then send what it takes."""
+        await self._stream.wait_room()
+        if self._stream.dead or self._stream.finished:
+            raise EOFError("the circuit ended")
+        return self.send_now(bytes(sealed))
+
+    async def receive(self) -> bytes:
+        """Wait for bytes and return those of whole records, perhaps none.
+
+        A relay that limits the rate may take seconds to pass on one record: its pieces, too, show
+        that the peer lives.
+        """
+        if self._plain:
+            plain, self._plain = self._plain, b""
+            return plain
+        await self._stream.wait_buffered(1)
+        if not self._stream.buffer:
+            raise EOFError("the circuit ended")
+        self._raw += self._stream.take(len(self._stream.buffer))
+        return b"".join(self._records())
+
+    def abort(self) -> None:
+        """Say that no more follows; what was sent still arrives, as on a socket."""
+        self._stream.abandon()
+        self._stream.finish()
+
+    async def aclose(self) -> None:
+        """Give the other end time to hang up, too, then drop the stream."""
+        with trio.move_on_after(CLOSE_S_MAX):
+            await self._stream.wait_end()
+        self._stream.abort()
+
+
 class SessionWire:
     """Any other secured connection, through its own read and write."""
 
+    relay: PeerId | None = None
+
     def __init__(self, session: ISecureConn) -> None:
         self._session = session
-        self.own_host = ""
+        self.own_host, self.own_port = "", 0
 
     def seal(self, frames: list[bytes]) -> bytes:
         """Join frames: the session encrypts."""

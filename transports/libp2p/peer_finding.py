@@ -23,6 +23,7 @@ from libp2p.peer.peerinfo import PeerInfo
 from p2pinfer.core.ids import PeerId
 from transports.base import Reach
 from transports.libp2p.gossip import Tasks
+from transports.libp2p.host import has_direct
 
 log: Final = logging.getLogger("p2pinfer.transports")
 
@@ -168,7 +169,8 @@ class Dht:
 
     async def _meet(self) -> int:
         """Add connected peers to libp2p's table, which else stays empty. Return how many."""
-        connected = self._host.get_connected_peers()
+        everybody = self._host.get_connected_peers()
+        connected = [peer for peer in everybody if has_direct(self._host, peer)]
         for peer in connected:
             await self._dht.add_peer(peer, skip_server_mode_check=True)
         return len(connected)

@@ -41,6 +41,10 @@ class Muxer(IMuxedConn):
         """Take note that bytes were read."""
 
     @abstractmethod
+    def keep_window(self, stream_id: int) -> None:
+        """Let a stream's window not grow."""
+
+    @abstractmethod
     def finish(self, stream: "Stream") -> None:
         """Say that a stream sends no more."""
 
@@ -92,6 +96,16 @@ class Stream(IMuxedStream):
         while len(self.buffer) < size and not (self.ended or self.dead or self._abandoned):
             self._wanted = size
             await self._reader.park()
+
+    async def wait_end(self) -> None:
+        """Wait until the remote sends no more, or the stream is gone; drops what arrives."""
+        self.abandon()
+        while not (self.ended or self.dead):
+            await self._reader.park()
+
+    def keep_window(self) -> None:
+        """Never let the remote send more ahead of its being read than at first."""
+        self.connection.keep_window(self.stream_id)
 
     def room(self) -> int:
         """How many bytes may be sent now."""

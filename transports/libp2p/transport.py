@@ -6,10 +6,13 @@ together with the greeting, and the answers to both come back together.
 """
 
 import re
+import secrets
+import time
 import weakref
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from functools import partial
+from random import Random
 from typing import Any, Final
 
 import trio
@@ -17,17 +20,18 @@ from libp2p.abc import IHost, INetStream
 from libp2p.custom_types import TProtocol
 from libp2p.network.swarm import Swarm
 from libp2p.peer.id import ID
-from libp2p.stream_muxer.exceptions import MuxedConnUnavailable, MuxedStreamReset
 from multiaddr import Multiaddr  # type: ignore[import-untyped]  # it ships no types
 
 from p2pinfer.core.errors import ChannelClosed, PeerUnavailable, UserError
 from p2pinfer.core.ids import PeerId
-from transports.base import Accept, Channel, Handler, Reach, Topic
+from transports.base import Accept, Channel, Handler, Reach, Reachability, Relaying, Topic
 from transports.identity import Identity, ephemeral_identity
-from transports.interfaces import check_announced
+from transports.interfaces import check_announced, is_global
 from transports.libp2p.channel import StreamChannel
-from transports.libp2p.dialling import REACHED, explain, numeric, place, root
+from transports.libp2p.circuit import CIRCUIT, Circuits
+from transports.libp2p.dialling import REACHED, explain, numeric, place, root, through
 from transports.libp2p.gossip import Gossip
+from transports.libp2p.held_relays import HeldRelays
 from transports.libp2p.host import (
     CONNECTIONS_MAX,
     Muxer,
@@ -35,26 +39,35 @@ from transports.libp2p.host import (
     check_port,
     connections,
     cut_off,
+    is_relayed,
     log,
     own_hosts,
     protocol_id,
+    stranger_upgrader,
 )
 from transports.libp2p.library_channel import LibraryChannel
 from transports.libp2p.muxer import Connection
+from transports.libp2p.negotiation import open_stream
 from transports.libp2p.peer_finding import Lookout
+from transports.libp2p.reach_watch import ReachWatch
+from transports.libp2p.relay import Relay
+from transports.libp2p.relay_limits import RelayLimits
 from transports.libp2p.stream import Stream
 
 DIAL_S_MAX = 10.0
 """For one of a peer's addresses to answer and prove who it is."""
-
-OPEN_S_MAX = 10.0
-"""For a connected peer to say whether it speaks a protocol."""
 
 LAST_WORDS_S = 0.02
 """At the end, for gossip to hand what was just published to its neighbours' streams."""
 
 FLUSH_S_MAX = 0.5
 """At the end, for what was sent to leave this machine."""
+
+STRAIGHT_S = 0.5
+"""For direct addresses to answer before a relay is asked, too: a handshake across an ocean."""
+
+STRAIGHT_PRIVATE_S = 0.1
+"""The same where all are private ones: who is on this network answers in milliseconds."""
 
 ADDRESSES_PER_PEER_MAX = 8
 """Tried at once; a machine has an address per interface and family."""
@@ -65,12 +78,6 @@ MOVED_LOOK_S = 5.0
 KNOWN_PEERS_MAX = 10_000
 """Peers whose addresses are remembered; the one longest unused is forgotten first."""
 
-MULTISTREAM: Final = "/multistream/1.0.0"
-"""https://github.com/multiformats/multistream-select"""
-
-LINE_BYTES_MAX = 1024
-"""A line of that negotiation: a protocol's name; go-libp2p has the same limit."""
-
 NETWORK_NAME: Final = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 
 
@@ -78,19 +85,53 @@ class Libp2pTransport:
     """A `transports.base.Transport` on a libp2p host that runs."""
 
     def __init__(
-        self, host: IHost, identity: Identity, reach: Reach, gossip: Gossip, lookout: Lookout
+        self,
+        host: IHost,
+        identity: Identity,
+        reach: Reach,
+        gossip: Gossip,
+        lookout: Lookout,
+        announced: Sequence[str],
     ) -> None:
         self._host = host
+        self.reach = ReachWatch(
+            host,
+            announced,
+            stranger_upgrader(reach.key),
+            Random(secrets.randbits(64)),  # noqa: S311 -- picks whom to ask first
+            partial(secrets.randbits, 64),
+            on_change=self.note_moved,
+            on_alone=self.note_moved,
+        )
+        """Whether others can dial this peer, and where."""
         self._private = reach.key is not None
         self._lookout = lookout
         self._gossip = gossip
         self._identity = identity
         self._network = reach.network
         self.was_dialled = False
-        self._moved = trio.Event()
+        self._moved = self._elsewhere = trio.Event()
         self._known: dict[PeerId, tuple[str, ...]] = {}
-        self._dialling: weakref.WeakValueDictionary[PeerId, trio.Lock] = (
+        self._dialling: weakref.WeakValueDictionary[tuple[PeerId, bool], trio.Lock] = (
             weakref.WeakValueDictionary()
+        )
+        self.circuits = Circuits(host, self.reach_directly)
+        self.relays = HeldRelays(
+            self.circuits,
+            self.reach_directly,
+            self._dialled_directly,
+            self._needs_relays,
+            time.time,
+            self.peer_id,
+            self.note_moved,
+        )
+        self._relaying = reach.relaying
+        self.relay = Relay(
+            host,
+            RelayLimits.of(reach.relay_mbit),
+            lambda: list(self.own_addresses),
+            time.time,
+            self._relays_for_others,
         )
 
     @property
@@ -100,31 +141,81 @@ class Libp2pTransport:
 
     @property
     def addresses(self) -> Sequence[str]:
-        """Multiaddrs at which others reach this peer, with its id."""
+        """Multiaddrs at which others reach this peer, with its id.
+
+        Of a hidden peer those through its relays; while that is open, they stand behind its own.
+        """
+        relayed = self.relays.addresses
+        if self.reachability is Reachability.HIDDEN:
+            return relayed
+        if self.reachability is Reachability.PUBLIC:
+            return [f"{each}/p2p/{self.peer_id}" for each in self.reach.proved]
+        return [*self.own_addresses[: ADDRESSES_PER_PEER_MAX - len(relayed)], *relayed]
+
+    @property
+    def own_addresses(self) -> Sequence[str]:
+        """Multiaddrs of this machine's interfaces, with its id, even if nobody can reach them."""
         return [str(address) for address in self._host.get_addrs()]
 
+    @property
+    def reachability(self) -> Reachability:
+        """Whether others can dial this peer; see `transports.base.Transport.reachability`."""
+        return self.reach.reachability
+
     async def wait_moved(self) -> None:
-        """Wait until the addresses change; see `transports.base.Transport.wait_moved`."""
+        """Wait for other addresses; see `transports.base.Transport.wait_moved`."""
         await self._moved.wait()
 
+    async def wait_elsewhere(self) -> None:
+        """Wait until this machine's own addresses change."""
+        await self._elsewhere.wait()
+
+    def note_moved(self) -> None:
+        """Tell those who wait for it that the addresses, or whether others reach them, changed."""
+        self._moved.set()
+        self._moved = trio.Event()
+
     async def watch_addresses(self) -> None:
-        """Notice when the addresses change, for ever."""
-        told, hosts = self.addresses, own_hosts()
+        """Notice when the machine's addresses change, for ever."""
+        told, hosts = self.own_addresses, own_hosts()
         while True:
             await trio.sleep(MOVED_LOOK_S)
-            told_before, told = told, self.addresses
+            told_before, told = told, self.own_addresses
             hosts_before, hosts = hosts, own_hosts()
             if lost := hosts_before - hosts:  # what is sent from there goes nowhere
                 for connection in connections(self._host):
                     if connection.own_host in lost:
                         connection.abort("this machine has lost the address that it was made from")
+            if hosts != hosts_before:
+                self.reach.move()
             if told == told_before:
                 continue
             log.info("this peer's addresses are now: %s", ", ".join(told))
             if not set(told_before) <= set(told):  # whether the others can be dialled is open
                 self.was_dialled = False
-            self._moved.set()
-            self._moved = trio.Event()
+            self._elsewhere.set()
+            self._elsewhere = trio.Event()
+            self.note_moved()
+
+    def _relays_for_others(self) -> bool:
+        if self._relaying is Relaying.IF_PUBLIC:
+            return self.reachability is Reachability.PUBLIC
+        return self._relaying is Relaying.ALWAYS
+
+    def _needs_relays(self) -> bool:
+        """Whether others cannot dial this peer, or none could be asked and it looks so."""
+        if self.reachability is not Reachability.UNKNOWN:
+            return self.reachability is Reachability.HIDDEN
+        hosts = [found[2] for each in self.own_addresses if (found := REACHED.match(each))]
+        return not any(map(is_global, hosts)) and any(
+            (remote := each.get_remote_address()) and is_global(remote[0])
+            for each in self._dialled_directly()
+        )
+
+    def _dialled_directly(self) -> list[Connection]:
+        """Return the connections that this peer has made without a relay."""
+        found = connections(self._host)
+        return [each for each in found if each.is_initiator and each.relay is None]
 
     def sign(self, data: bytes) -> bytes:
         """Sign with this peer's key; `transports.identity.verify` checks it."""
@@ -144,7 +235,9 @@ class Libp2pTransport:
         """Serve inbound channels of ``protocol`` with ``handler``."""
 
         async def serve(stream: INetStream) -> None:
-            self.was_dialled |= not stream.muxed_conn.is_initiator
+            self.was_dialled |= not (
+                stream.muxed_conn.is_initiator or is_relayed(stream.muxed_conn)
+            )
             channel = _wrap(stream)
             try:
                 await handler(channel)
@@ -165,7 +258,7 @@ class Libp2pTransport:
         names = [protocol.name for protocol in multiaddr.protocols()]
         if not REACHED.fullmatch(address) or names[-1] != "p2p":
             raise UserError(f"{address} must look like /ip4/192.0.2.1/tcp/4001/p2p/<peer id>.")
-        peer = PeerId(str(multiaddr.value_for_protocol("p2p")))
+        peer = PeerId(address.rpartition("/p2p/")[2])  # behind a relay's, if there is one
         await self._reach(peer, [address], own=False)
         return peer
 
@@ -179,7 +272,7 @@ class Libp2pTransport:
             if not isinstance(muxed, Connection):
                 return await self._open_library(peer, name)
             try:
-                return await _open(muxed, peer, name)
+                return StreamChannel(await open_stream(muxed, peer, name), peer)
             except ChannelClosed:
                 if last or not muxed.is_closed:
                     raise
@@ -197,11 +290,27 @@ class Libp2pTransport:
     def _connections(self, peer: PeerId) -> list[Connection]:
         return connections(self._host, _id(peer))
 
-    async def _reach(self, peer: PeerId, addresses: Sequence[str], *, own: bool = False) -> object:
-        """Return a live connection to ``peer``, dialling if there is none; one dial at a time."""
+    async def reach_directly(self, peer: PeerId, addresses: Sequence[str]) -> Connection:
+        """Return a connection that no relay carries, dialling if there is none.
+
+        Raises:
+            PeerUnavailable: there is none, and none of the addresses answers.
+        """
+        found = await self._reach(peer, addresses, direct=True)
+        assert isinstance(found, Connection), "circuits need our muxer"
+        return found
+
+    async def _reach(
+        self, peer: PeerId, addresses: Sequence[str], *, own: bool = False, direct: bool = False
+    ) -> object:
+        """Return a live connection to ``peer``, dialling if there is none; one dial at a time.
+
+        A direct one is preferred, and with ``direct`` no other counts.
+        """
         if peer == self.peer_id:
             raise PeerUnavailable(peer, "that peer is this one")
-        lock = self._dialling.setdefault(peer, trio.Lock())
+        # Two, since a circuit's dial waits for its relay, which may be dialling through this peer.
+        lock = self._dialling.setdefault((peer, direct), trio.Lock())
         async with lock:
             found = [
                 conn
@@ -209,22 +318,44 @@ class Libp2pTransport:
                 if not conn.is_closed
                 and not conn.muxed_conn.is_closed
                 and (conn.muxed_conn.is_initiator or not own)
+                and not (direct and is_relayed(conn.muxed_conn))
             ]
             if found:
-                return found[0].muxed_conn
+                return min((conn.muxed_conn for conn in found), key=is_relayed)
             tried = list(dict.fromkeys([*addresses, *self._known.get(peer, ())]))
+            if direct:
+                tried = [address for address in tried if not CIRCUIT.fullmatch(address)]
             muxed, address = await self._dial(peer, tried[:ADDRESSES_PER_PEER_MAX])
             self._remember(peer, [address, *(other for other in tried if other != address)])
             return muxed
 
     async def _dial(self, peer: PeerId, addresses: Sequence[str]) -> tuple[object, str]:
-        """Try all addresses at once, and return the connection to the first that answers."""
+        """Try all addresses at once, and return the connection to the first that answers.
+
+        Those through relays are tried once the others have failed, or had a moment.
+        """
         if not addresses:
             raise PeerUnavailable(peer, "no address of it is known")
         swarm = self._host.get_network()
         assert isinstance(swarm, Swarm), "new_host makes a Swarm"
         made: list[tuple[object, str]] = []
         faults: list[str] = []
+        circuits = [address for address in addresses if CIRCUIT.fullmatch(address)]
+        straight = [address for address in addresses if address not in circuits]
+
+        async def try_straight() -> None:
+            async with trio.open_nursery() as dials:
+                for address in straight:
+                    dials.start_soon(attempt, address)
+            failed.set()
+
+        async def call(address: str) -> None:
+            try:
+                made.append((await self.circuits.dial(address, peer), address))
+            except Exception as error:  # noqa: BLE001 - the other end of a handshake provokes any
+                faults.append(f"{through(address)}: {explain(error, private=self._private)}")
+            else:
+                nursery.cancel_scope.cancel()
 
         async def attempt(address: str) -> None:
             try:
@@ -232,8 +363,9 @@ class Libp2pTransport:
             except (OSError, ValueError) as error:  # the latter for what no name can be
                 faults.append(f"{place(address)}: {root(error)}")
                 return
-            for target in targets:
-                nursery.start_soon(dial, target)
+            async with trio.open_nursery() as dials:
+                for target in targets:
+                    dials.start_soon(dial, target)
 
         async def dial(address: str) -> None:
             try:
@@ -246,13 +378,31 @@ class Libp2pTransport:
 
         with trio.move_on_after(DIAL_S_MAX) as deadline:
             async with trio.open_nursery() as nursery:
-                for address in addresses:
-                    nursery.start_soon(attempt, address)
+                failed = trio.Event()
+                nursery.start_soon(try_straight)
+                is_near = not any(
+                    (found := REACHED.match(address)) and is_global(found[2])
+                    for address in straight
+                )
+                with trio.move_on_after(STRAIGHT_PRIVATE_S if is_near else STRAIGHT_S):
+                    await failed.wait()
+                for address in self._trusted(circuits):
+                    nursery.start_soon(call, address)
         if made:
             return made[0]
         if deadline.cancelled_caught:
             faults.append(f"no answer within {DIAL_S_MAX:g} s")
         raise PeerUnavailable(peer, f"cannot reach {peer}: {'; '.join(faults)}")
+
+    def _trusted(self, circuits: Sequence[str]) -> Sequence[str]:
+        """Return the circuits through relays that did not lie or stall, or all if all did."""
+        good = [
+            address
+            for address in circuits
+            if (found := CIRCUIT.fullmatch(address))
+            and not self.circuits.is_blamed(PeerId(found[2]))
+        ]
+        return good or circuits
 
     def _remember(self, peer: PeerId, addresses: Sequence[str]) -> None:
         self._known.pop(peer, None)
@@ -300,12 +450,13 @@ async def open_libp2p(
     for address in listening:
         check_port(address)
     identity = identity or ephemeral_identity()
+    announced = check_announced(announce, identity.peer_id)
     host = build_host(
         identity,
         connections_max=connections_max,
         muxer=muxer,
         network_key=reach.key,
-        announced=check_announced(announce, identity.peer_id),
+        announced=announced,
     )
     failure: BaseException | None = None
     async with trio.open_nursery() as nursery:
@@ -314,9 +465,12 @@ async def open_libp2p(
             await nursery.start(_run, host, listening)
             await nursery.start(gossip.run)
             lookout = Lookout(host, reach, gossip.topics)
-            transport = Libp2pTransport(host, identity, reach, gossip, lookout)
-            lookout.start(nursery, transport.wait_moved)
+            transport = Libp2pTransport(host, identity, reach, gossip, lookout, announced)
+            lookout.start(nursery, transport.wait_elsewhere)
             nursery.start_soon(transport.watch_addresses)
+            nursery.start_soon(transport.circuits.close_idle)
+            nursery.start_soon(transport.relays.run)
+            nursery.start_soon(transport.reach.run)
             yield transport
         except BaseException as error:  # noqa: BLE001 - raised below, outside the nursery's group
             failure = error
@@ -353,66 +507,6 @@ async def _leave(host: IHost) -> None:
     with trio.CancelScope(shield=True):
         for listener in list(swarm.listeners.values()):
             await listener.close()  # when cancelled, libp2p leaves them open
-
-
-async def _open(muxed: Connection, peer: PeerId, name: TProtocol) -> Channel:
-    """Open a stream and agree on its protocol; nothing is left behind if that is cancelled."""
-    try:
-        stream = muxed.open_now()
-    except MuxedConnUnavailable as error:
-        kind = ChannelClosed if muxed.is_closed else PeerUnavailable
-        raise kind(peer, f"cannot open a channel to {peer}: {error}") from error
-    muxed.watch(stream)
-    try:
-        with trio.fail_after(OPEN_S_MAX):
-            await stream.write(_line(MULTISTREAM) + _line(name))
-            for expected in (MULTISTREAM, name):
-                answer = await _read_line(stream)
-                if answer != expected:
-                    raise PeerUnavailable(
-                        peer, f"{peer} does not speak {name}: is it of another network?"
-                    )
-    except trio.TooSlowError:
-        stream.abort()
-        raise PeerUnavailable(peer, f"{peer} did not answer within {OPEN_S_MAX:g} s") from None
-    except MuxedStreamReset as error:
-        stream.abort()
-        raise ChannelClosed(peer, f"{peer} refused the channel: {muxed.fault or error}") from error
-    except BaseException:
-        stream.abort()
-        raise
-    return StreamChannel(stream, peer)
-
-
-async def _read_line(stream: Stream) -> str:
-    """Read one line: its length (a varint), then the text and a newline.
-
-    Raises:
-        MuxedStreamReset: the stream ended, or what came is no such line.
-    """
-    size = 0
-    for shift in (0, 7):
-        byte = await _read_exactly(stream, 1)
-        size |= (byte[0] & 0x7F) << shift
-        if byte[0] < 0x80:
-            break
-    if not 0 < size <= LINE_BYTES_MAX:
-        raise MuxedStreamReset("it does not negotiate")
-    line = await _read_exactly(stream, size)
-    return line[:-1].decode("utf-8", "replace")
-
-
-async def _read_exactly(stream: Stream, size: int) -> bytes:
-    await stream.wait_buffered(size)
-    if len(stream.buffer) < size:
-        raise MuxedStreamReset("it ended the channel")
-    return stream.take(size)
-
-
-def _line(text: str) -> bytes:
-    data = text.encode() + b"\n"
-    size = len(data)
-    return (bytes([size]) if size < 0x80 else bytes([size & 0x7F | 0x80, size >> 7])) + data
 
 
 def _wrap(stream: Any) -> Channel:

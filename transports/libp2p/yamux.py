@@ -111,6 +111,7 @@ class _Stream:
     send_window: int = INITIAL_WINDOW_BYTES
     receive_window: int = INITIAL_WINDOW_BYTES  # what the remote may still send
     window: int = INITIAL_WINDOW_BYTES  # what `receive_window` is topped up to
+    window_max: int = WINDOW_BYTES_MAX
     unread: int = 0
     owed: int = 0  # consumed, and not yet allowed again
     ack: int = 0  # the ACK flag, until our first frame carries it
@@ -179,12 +180,17 @@ class Yamux:
         stream.owed += size
         if stream.owed * 2 < stream.window or stream.remote_finished:
             return
-        if stream.window < WINDOW_BYTES_MAX and self._unread * 4 < UNREAD_BYTES_MAX:
-            stream.owed += WINDOW_BYTES_MAX - stream.window
-            stream.window = WINDOW_BYTES_MAX
+        if stream.window < stream.window_max and self._unread * 4 < UNREAD_BYTES_MAX:
+            stream.owed += stream.window_max - stream.window
+            stream.window = stream.window_max
         self._emit(WINDOW, stream.ack, stream_id, stream.owed)
         stream.receive_window += stream.owed
         stream.owed = stream.ack = 0
+
+    def keep_window(self, stream_id: int) -> None:
+        """Let a stream's window stay as it is: who carries for others keeps little of each."""
+        if stream := self._streams.get(stream_id):
+            stream.window_max = stream.window
 
     def finish(self, stream_id: int) -> None:
         """Send no more on this stream, after what was sent; harmless if repeated or too late."""

@@ -1,0 +1,278 @@
+"""The relays of a hidden peer: found, kept, renewed early, and replaced when they are lost.
+
+Whether a peer relays is not advertised: it is asked, which takes one round trip. The candidates are
+the peers that the node names, in its order, and those that this peer has dialled anyway.
+"""
+
+import logging
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, field
+from typing import Final
+
+import trio
+
+from p2pinfer.core.errors import PeerError
+from p2pinfer.core.ids import PeerId
+from transports.libp2p.circuit import Circuits, circuit_address
+from transports.libp2p.circuit_messages import CircuitStatus, RelayAnswer
+from transports.libp2p.muxer import Connection
+from transports.libp2p.relay_limits import site_of
+
+log: Final = logging.getLogger("p2pinfer.relay")
+
+RELAYS_MAX = 3
+"""HeldRelay at once: one may go away at any time, and two at once seldom do."""
+
+AT_ONCE_MAX = 4
+"""Candidates asked at the same time."""
+
+LOOK_S = 1.0
+"""How often a peer with too few relays looks for more: a round trip to each candidate."""
+
+RESERVE_S_MAX = 10.0
+"""To reach a relay, and for its answer."""
+
+BACKOFF_S_MIN, BACKOFF_S_MAX = 60.0, 3600.0
+"""Before a peer that does not relay, or has no room, is asked again; twice as long each time."""
+
+LOST_BACKOFF_S = 5.0
+"""Before a relay whose connection broke is asked again: perhaps only the connection did."""
+
+RENEW_S_MIN = 30.0
+"""A reservation shorter than twice this is renewed as seldom."""
+
+BETTER_RATIO, BETTER_S, BETTER_FOR_S = 0.7, 0.02, 600.0
+"""A relay is exchanged for one that is this much nearer, and has been for this long."""
+
+Candidate = tuple[PeerId, tuple[str, ...]]
+"""A peer that may relay, and where it is."""
+
+
+@dataclass
+class HeldRelay:
+    """One reservation."""
+
+    connection: Connection
+    address: str
+    """The relay's, with its id."""
+    renew_at: float
+
+    @property
+    def site(self) -> str:
+        """Which network the relay is in: two relays of one are lost together."""
+        return _network(self.address)
+
+
+@dataclass
+class _Tried:
+    """When a candidate may be asked again."""
+
+    again_at: float = 0.0
+    failures: int = 0
+
+
+@dataclass
+class HeldRelays:
+    """The reservations of one peer.
+
+    Args:
+        circuits: to ask relays with.
+        reach: returns a direct connection to a peer; raises PeerUnavailable.
+        connected: returns the direct connections that this peer has made.
+        is_needed: returns whether others cannot dial this peer.
+        unix_s: the wall-clock time.
+        on_change: called when the addresses have changed.
+    """
+
+    circuits: Circuits
+    reach: Callable[[PeerId, Sequence[str]], object]
+    connected: Callable[[], Iterable[Connection]]
+    is_needed: Callable[[], bool]
+    unix_s: Callable[[], float]
+    me: PeerId
+    on_change: Callable[[], object] = lambda: None
+    candidates: Callable[[], Sequence[Candidate]] = tuple
+    """Returns who may relay, the best first; the node sets it."""
+    held: dict[PeerId, HeldRelay] = field(default_factory=dict)
+    _tried: dict[PeerId, _Tried] = field(default_factory=dict)
+    _wake: trio.Event = field(default_factory=trio.Event)
+    _better_since: dict[PeerId, float] = field(default_factory=dict)
+
+    def __post_init__(self) -> None:
+        self.circuits.serves = self.held.__contains__
+        self.circuits.on_blame = self._leave
+
+    @property
+    def addresses(self) -> list[str]:
+        """Where this peer is reached through its relays."""
+        return [circuit_address(held.address, self.me) for held in self.held.values()]
+
+    def look(self) -> None:
+        """Look for relays now: something has changed."""
+        self._wake.set()
+
+    async def run(self) -> None:
+        """Hold relays while they are needed, for ever."""
+        while True:
+            self._wake = trio.Event()
+            if not self.is_needed():
+                for peer in list(self.held):
+                    self._let_go(peer)
+            else:
+                await self._renew()
+                await self._find()
+            due = min((held.renew_at for held in self.held.values()), default=float("inf"))
+            lacks = self.is_needed() and len(self.held) < RELAYS_MAX
+            pause_s = LOOK_S if lacks else 30.0
+            with trio.move_on_at(min(trio.current_time() + pause_s, due)):
+                await self._wake.wait()
+
+    async def _renew(self) -> None:
+        for peer, held in list(self.held.items()):
+            if held.renew_at <= trio.current_time():
+                await self._ask(peer, (held.address,))
+
+    async def _find(self) -> None:
+        """Ask the best candidates until enough of them relay."""
+        while len(self.held) < RELAYS_MAX:
+            asked = self._due()[: min(AT_ONCE_MAX, RELAYS_MAX - len(self.held))]
+            if not asked:
+                break
+            async with trio.open_nursery() as nursery:
+                for peer, addresses in asked:
+                    nursery.start_soon(self._ask, peer, addresses)
+        else:
+            await self._improve()
+
+    def _due(self) -> list[Candidate]:
+        """Return the candidates that may be asked now, the best first."""
+        now = trio.current_time()
+        named = dict(self.candidates())
+        rtts: dict[PeerId, float] = {}
+        for connection in self.connected():
+            peer = PeerId(str(connection.peer_id))
+            named.setdefault(peer, ())
+            rtts[peer] = connection.rtt_s if connection.rtt_s is not None else 1.0
+        order = {peer: place for place, peer in enumerate(self.candidates_order(named, rtts))}
+        good = [
+            (peer, addresses)
+            for peer, addresses in named.items()
+            if peer not in self.held
+            and peer != self.me
+            and not self.circuits.is_blamed(peer)
+            and self._tried.get(peer, _Tried()).again_at <= now
+        ]
+        return sorted(good, key=lambda each: order[each[0]])
+
+    def candidates_order(
+        self, named: dict[PeerId, tuple[str, ...]], rtts: dict[PeerId, float]
+    ) -> list[PeerId]:
+        """Sort candidates: other networks than the relays held first, then as named, then near."""
+        sites = {held.site for held in self.held.values()}
+        places = {peer: place for place, peer in enumerate(dict(self.candidates()))}
+        return sorted(
+            named,
+            key=lambda peer: (
+                any(_network(address) in sites for address in named[peer]),
+                places.get(peer, len(places)),
+                rtts.get(peer, 1.0),
+            ),
+        )
+
+    async def _ask(self, peer: PeerId, addresses: tuple[str, ...]) -> None:
+        """Reserve with a peer, or renew; note when to ask it again if it says no."""
+        try:
+            with trio.fail_after(RESERVE_S_MAX):
+                connection = await self.reach(peer, addresses)  # type: ignore[misc]
+                answer = await self.circuits.reserve(connection)
+        except (PeerError, trio.TooSlowError) as error:
+            log.debug("%s does not relay: %s", peer, error)
+            self._fail(peer)
+            return
+        if answer.status != CircuitStatus.OK:
+            log.info("%s gives no reservation: %s", peer, answer.name)
+            self._fail(peer)
+            return
+        self._hold(peer, connection, answer)
+
+    def _hold(self, peer: PeerId, connection: Connection, answer: RelayAnswer) -> None:
+        before = self.held.get(peer)
+        lasts_s = answer.expires_unix_s - self.unix_s()
+        renew_at = trio.current_time() + max(RENEW_S_MIN, lasts_s / 2)
+        address = _place(peer, connection, answer)
+        if not address or connection.is_closed:  # it ended while it answered
+            self._fail(peer)
+            return
+        self.held[peer] = HeldRelay(connection, address, renew_at)
+        self._tried.pop(peer, None)
+        if before is None or before.connection is not connection:
+            connection.call_at_end(lambda: self._lost(peer, connection))
+        if before is None:
+            log.info("others can call this peer through %s", peer)
+        if before is None or before.address != address:
+            self.on_change()
+
+    def _fail(self, peer: PeerId) -> None:
+        tried = self._tried.setdefault(peer, _Tried())
+        pause_s = min(BACKOFF_S_MAX, BACKOFF_S_MIN * 2**tried.failures)
+        if not self.held:
+            pause_s = min(pause_s, LOST_BACKOFF_S * 2**tried.failures)  # unreached until one agrees
+        tried.failures, tried.again_at = tried.failures + 1, trio.current_time() + pause_s
+        if peer in self.held:
+            self._let_go(peer)
+
+    def _lost(self, peer: PeerId, connection: Connection) -> None:
+        held = self.held.get(peer)
+        if held and held.connection is connection:
+            log.info("relay %s is lost: %s", peer, connection.fault)
+            self._tried[peer] = _Tried(trio.current_time() + LOST_BACKOFF_S)
+            self._let_go(peer)
+
+    def _leave(self, peer: PeerId) -> None:
+        """Hold a relay no longer that lied or stalled, unless it is the only one."""
+        if peer in self.held and len(self.held) > 1:
+            self._let_go(peer)
+
+    def _let_go(self, peer: PeerId) -> None:
+        del self.held[peer]
+        self.on_change()
+        self.look()
+
+    async def _improve(self) -> None:
+        """Exchange the farthest relay for a candidate that has been much nearer for a while."""
+        now = trio.current_time()
+        worst = max(self.held, key=lambda peer: self.held[peer].connection.rtt_s or 0.0)
+        far_s = self.held[worst].connection.rtt_s or 0.0
+        near = {
+            PeerId(str(connection.peer_id))
+            for connection in self.connected()
+            if connection.rtt_s is not None
+            and connection.rtt_s < min(BETTER_RATIO * far_s, far_s - BETTER_S)
+        } - self.held.keys()
+        self._better_since = {peer: self._better_since.get(peer, now) for peer in near}
+        may = {peer for peer, _ in self._due()}
+        for peer, since in self._better_since.items():
+            if now - since >= BETTER_FOR_S and peer in may:
+                await self._ask(peer, ())
+                if peer in self.held and worst in self.held:
+                    self._let_go(worst)
+                return
+
+
+def _place(peer: PeerId, connection: Connection, answer: RelayAnswer) -> str:
+    """Return where others reach a relay: where this peer does, as it says itself otherwise."""
+    remote = connection.get_remote_address()
+    if remote and connection.is_initiator:
+        host, port = remote[0].partition("%")[0], remote[1]
+        return f"/{'ip6' if ':' in host else 'ip4'}/{host}/tcp/{port}/p2p/{peer}"
+    for address in answer.addresses:
+        if "/tcp/" in address and "/p2p-circuit" not in address:
+            return f"{address.partition('/p2p/')[0]}/p2p/{peer}"
+    return ""
+
+
+def _network(address: str) -> str:
+    """Return the IPv4 /16 or IPv6 /56 that an address is in."""
+    parts = address.split("/")
+    host = parts[2] if len(parts) > 2 else ""
+    return ".".join(host.split(".")[:2]) if "." in host else site_of(host)
