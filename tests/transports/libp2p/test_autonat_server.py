@@ -1,4 +1,4 @@
-"""Whom a peer dials because a stranger asks for it."""
+"""Which address a peer dials because a stranger asks for it."""
 
 from p2pinfer.core.ids import PeerId
 from transports.libp2p.autonat_messages import (
@@ -7,7 +7,7 @@ from transports.libp2p.autonat_messages import (
     DialRequest,
     DialResponse,
     DialStatus,
-    Status,
+    RequestStatus,
     decode,
     encode,
 )
@@ -43,7 +43,7 @@ def test_only_a_public_address_is_dialled() -> None:
 
 
 def test_dials_are_rated_by_asker_by_target_and_in_all() -> None:
-    """Identities cost nothing, so one target is spared whoever asks."""
+    """Identities cost nothing, so one target is spared by all askers together."""
     rates = DialRates()
     one = [rates.take(0.0, PeerId("a"), f"5.0.0.{i}") for i in range(DIALS_PER_PEER_MAX + 1)]
     assert one == [True] * DIALS_PER_PEER_MAX + [False]
@@ -57,10 +57,10 @@ def test_dials_are_rated_by_asker_by_target_and_in_all() -> None:
 
 
 def test_messages_come_back_as_they_were() -> None:
-    """With their lengths before them, which are read by whoever reads the stream."""
+    """With their lengths before them, which the reader of the stream takes off."""
     for message in (
         DialRequest(("/ip4/5.9.0.1/tcp/4100",), 2**64 - 1),
-        DialResponse(Status.OK, 3, DialStatus.DIAL_ERROR),
+        DialResponse(RequestStatus.OK, 3, DialStatus.DIAL_ERROR),
         DialDataRequest(1, 30_000),
     ):
         assert decode(encode(message)[1:]) == message

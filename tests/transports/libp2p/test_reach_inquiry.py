@@ -7,10 +7,10 @@ from transports.base import Reachability
 from transports.libp2p.reach_inquiry import (
     HIDDEN_AGAIN_S,
     LAPSE_S,
+    DialOutcome,
     DialServer,
     FamilyReach,
-    Outcome,
-    Stage,
+    ReachStage,
     can_prove,
     is_global,
     overall,
@@ -18,14 +18,14 @@ from transports.libp2p.reach_inquiry import (
 
 HOME = "/ip4/5.9.0.1/tcp/4100"
 SERVERS = [DialServer(PeerId(f"s{i}"), f"5.{i}.0.5") for i in range(1, 7)]
-YES, NO, NONE = Outcome.PROVED, Outcome.FAILED, Outcome.NO_ANSWER
+YES, NO, NONE = DialOutcome.PROVED, DialOutcome.FAILED, DialOutcome.NO_ANSWER
 
 
-def run(outcomes: list[Outcome], servers: list[DialServer]) -> FamilyReach:
+def run(outcomes: list[DialOutcome], servers: list[DialServer]) -> FamilyReach:
     """Ask about one address until the inquiry is over; one outcome for each question."""
     reach, left = FamilyReach(), list(outcomes)
     while questions := reach.look(0.0, [HOME], servers):
-        assert reach.stage is Stage.ASKING
+        assert reach.stage is ReachStage.ASKING
         for question in questions:
             reach.answered(0.0, question, left.pop(0), servers)
         if reach.inquiry is None:
@@ -48,7 +48,7 @@ def run(outcomes: list[Outcome], servers: list[DialServer]) -> FamilyReach:
     ],
 )
 def test_the_verdict_follows_from_the_answers(
-    servers: int, outcomes: list[Outcome], verdict: Reachability
+    servers: int, outcomes: list[DialOutcome], verdict: Reachability
 ) -> None:
     """Two networks prove an address, three failures refute it; silence does neither."""
     reach = run(outcomes, SERVERS[:servers])
@@ -63,7 +63,7 @@ def test_a_verdict_lapses_where_nobody_can_be_asked_any_more() -> None:
     reach.look(HIDDEN_AGAIN_S + LAPSE_S - 1, [HOME], [])
     assert reach.verdict is Reachability.HIDDEN
     reach.look(HIDDEN_AGAIN_S + LAPSE_S, [HOME], [])
-    assert reach.verdict is Reachability.UNKNOWN
+    assert reach.stage is ReachStage.UNKNOWN
 
 
 def test_a_move_ends_what_was_proved_and_asks_again() -> None:
