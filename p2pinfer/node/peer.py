@@ -58,7 +58,7 @@ from peers.receipts.session_evidence import Gatherer
 from peers.receipts.signer import ReceiptSigner
 from peers.serving.accounts import Accounts
 from peers.serving.server import HeldLayers, Server, ServingPlan
-from transports.base import Reach, Transport
+from transports.base import Reach, Reachability, Transport
 
 T = TypeVar("T")
 
@@ -261,8 +261,9 @@ def _notify_owner(
     def on_hidden(hidden: bool) -> None:
         nonlocal last
         text = advice if hidden else "others can dial this peer now"
+        is_public = transport.reachability is Reachability.PUBLIC
         if text != last and (
-            hidden or transport.was_dialled
+            hidden or is_public or transport.was_dialled
         ):  # it stops hiding now and then, just to try
             say(text)
             last = text

@@ -7,6 +7,7 @@ from typing import Any
 from p2pinfer.node.peer import _notify_owner, _strange_selves
 from peers.discovery.directory import Directory
 from tests.support.directories import identity
+from transports.base import Reachability
 
 
 class Reached:
@@ -16,6 +17,7 @@ class Reached:
         self.peer_id = identity(1).peer_id
         self.addresses = [f"/ip4/{host}/tcp/4001/p2p/{self.peer_id}" for host in ("a", "b")]
         self.was_dialled = False
+        self.reachability = Reachability.UNKNOWN
 
 
 def test_an_owner_hears_once_which_port_to_open() -> None:

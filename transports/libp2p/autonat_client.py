@@ -24,7 +24,7 @@ from transports.libp2p.autonat_messages import (
     DialRequest,
     DialResponse,
     DialStatus,
-    Status,
+    RequestStatus,
     decode,
     decode_nonce,
     encode,
@@ -32,7 +32,7 @@ from transports.libp2p.autonat_messages import (
 from transports.libp2p.host import log
 from transports.libp2p.muxer import Connection
 from transports.libp2p.negotiation import open_stream, read_delimited
-from transports.libp2p.reach_inquiry import Outcome, is_global
+from transports.libp2p.reach_inquiry import DialOutcome, is_global
 from transports.libp2p.stream import Stream
 
 ASK_S_MAX = 12.0
@@ -92,7 +92,7 @@ class DialBacks:
         ask.is_proved = True
         return True
 
-    async def ask(self, server: Connection, address: str) -> Outcome:
+    async def ask(self, server: Connection, address: str) -> DialOutcome:
         """Have a peer dial one address of ours; never raises for what it does."""
         nonce = self.draw()
         known = self.connections()  # held until the end, so that no other takes its id
@@ -108,10 +108,14 @@ class DialBacks:
             del self._asks[nonce], known
         log.debug("peer %s was asked to dial %s: %s, %s", peer, address, answer, ask.is_proved)
         if ask.is_proved:
-            return Outcome.PROVED
-        if answer and answer.status is Status.OK and answer.dial_status is DialStatus.DIAL_ERROR:
-            return Outcome.FAILED
-        return Outcome.NO_ANSWER
+            return DialOutcome.PROVED
+        if (
+            answer
+            and answer.status is RequestStatus.OK
+            and answer.dial_status is DialStatus.DIAL_ERROR
+        ):
+            return DialOutcome.FAILED
+        return DialOutcome.NO_ANSWER
 
 
 async def _ask(server: Connection, peer: PeerId, address: str, nonce: int) -> DialResponse:

@@ -24,7 +24,7 @@ CHUNK_BYTES = 4096
 """Of the bytes that a server may ask for; the specification's most."""
 
 
-class Status(IntEnum):
+class RequestStatus(IntEnum):
     """What a server says of a request as a whole."""
 
     INTERNAL_ERROR = 0
@@ -73,15 +73,15 @@ class DialDataResponse:
 class DialResponse:
     """Says how it went."""
 
-    status: Status
+    status: RequestStatus
     index: int = 0
     dial_status: DialStatus = DialStatus.UNUSED
 
 
-Message = DialRequest | DialDataRequest | DialDataResponse | DialResponse
+AutonatMessage = DialRequest | DialDataRequest | DialDataResponse | DialResponse
 
 
-def encode(message: Message) -> bytes:
+def encode(message: AutonatMessage) -> bytes:
     """Return a message with its length before it."""
     match message:
         case DialRequest(addresses, nonce):
@@ -97,7 +97,7 @@ def encode(message: Message) -> bytes:
             return protobuf.delimited(protobuf.data(4, protobuf.data(1, bytes(size))))
 
 
-def decode(message: bytes) -> Message:
+def decode(message: bytes) -> AutonatMessage:
     """Read a message without its length.
 
     Addresses that this program does not know are left out of a request as empty strings, so that
@@ -112,7 +112,7 @@ def decode(message: bytes) -> Message:
     raise ValueError("no message of AutoNAT")
 
 
-def _decode(kind: int, fields: protobuf.Fields) -> Message:
+def _decode(kind: int, fields: protobuf.Fields) -> AutonatMessage:
     if kind == 1:
         addresses = protobuf.all_data_of(fields, 1)[:ADDRESSES_MAX]
         return DialRequest(tuple(map(_address, addresses)), protobuf.number_of(fields, 2))
@@ -121,7 +121,7 @@ def _decode(kind: int, fields: protobuf.Fields) -> Message:
     first, second = protobuf.number_of(fields, 1), protobuf.number_of(fields, 2)
     if kind == 3:
         return DialDataRequest(first, second)
-    return DialResponse(Status(first), second, DialStatus(protobuf.number_of(fields, 3)))
+    return DialResponse(RequestStatus(first), second, DialStatus(protobuf.number_of(fields, 3)))
 
 
 def _address(encoded: bytes) -> str:

@@ -1,8 +1,9 @@
 """Dialling peers that ask for it, so that they learn whether others can: AutoNAT v2's server.
 
-A stranger decides whom this machine dials, so it dials seldom, one public address a request, from
-a port of its own (what comes from the port that the asker knows would pass its NAT), and where the
-address is not the asker's own, only after the asker has sent more than the dial costs its target.
+A stranger decides which address this machine dials. So it dials seldom, one public address a
+request, from a port of its own (what comes from the port that the asker knows would pass its NAT),
+and where the address is not the asker's own, only after the asker has sent more than the dial
+costs its target.
 """
 
 from collections import deque
@@ -30,7 +31,7 @@ from transports.libp2p.autonat_messages import (
     DialRequest,
     DialResponse,
     DialStatus,
-    Status,
+    RequestStatus,
     decode,
     encode,
     encode_nonce,
@@ -52,7 +53,7 @@ DIALS_PER_PEER_MAX = 12
 """In a window, for one peer."""
 
 DIALS_PER_HOST_MAX = 12
-"""In a window, to one address, whoever asks: identities cost nothing."""
+"""In a window, to one address, for all askers: identities cost nothing."""
 
 AT_ONCE_MAX = 4
 """Requests under way for one peer: it asks about a few addresses at once."""
@@ -74,7 +75,7 @@ CLOSE_S_MAX = 1.0
 
 
 class DialRates:
-    """How often this peer has dialled lately, by whom it was asked and what it dialled."""
+    """How often this peer has dialled lately, for which peers and to which hosts."""
 
     def __init__(self) -> None:
         self._dials: deque[tuple[float, PeerId, str]] = deque()
@@ -150,7 +151,7 @@ class AutonatServer:
         busy = self._busy.get(peer, 0)
         self._busy[peer] = busy + 1
         try:
-            answer = DialResponse(Status.REQUEST_REJECTED)
+            answer = DialResponse(RequestStatus.REQUEST_REJECTED)
             if busy < AT_ONCE_MAX:
                 with trio.fail_after(REQUEST_S_MAX + DIAL_S_MAX + DIAL_BACK_S_MAX):
                     answer = await self._answer(inner, muxed, peer)
@@ -170,16 +171,16 @@ class AutonatServer:
             raise RemoteProtocolError(peer, "it begins with something else than a request")
         found = choose(request.addresses, self.families(), self.own_hosts())
         if found is None:
-            return DialResponse(Status.DIAL_REFUSED)
+            return DialResponse(RequestStatus.DIAL_REFUSED)
         index, host, port = found
         if not self.rates.take(trio.current_time(), peer, host):
-            return DialResponse(Status.REQUEST_REJECTED)
+            return DialResponse(RequestStatus.REQUEST_REJECTED)
         remote = muxed.get_remote_address()
         if remote is None or remote[0] != host:
             with trio.fail_after(REQUEST_S_MAX):
                 await self._take_data(stream, peer, index)
         status = await self._dial(host, port, muxed.peer_id, request.nonce)
-        return DialResponse(Status.OK, index, status)
+        return DialResponse(RequestStatus.OK, index, status)
 
     async def _take_data(self, stream: Stream, peer: PeerId, index: int) -> None:
         """Have the asker send more than the dial costs its target."""
@@ -209,7 +210,7 @@ class AutonatServer:
                 status = DialStatus.DIAL_BACK_ERROR
                 if await _say(Connection(secured, peer), nonce):
                     status = DialStatus.OK
-        except Exception as error:  # noqa: BLE001 - whoever is there provokes any
+        except Exception as error:  # noqa: BLE001 - a stranger provokes any
             log.debug("a dial back ended: %r", error)
         finally:
             with trio.CancelScope(shield=True), trio.move_on_after(CLOSE_S_MAX):

@@ -53,14 +53,14 @@ class DialServer:
 
 
 @dataclass(frozen=True)
-class Question:
+class DialQuestion:
     """To one server, about one address."""
 
     server: DialServer
     candidate: str
 
 
-class Outcome(Enum):
+class DialOutcome(Enum):
     """What came of a question."""
 
     PROVED = "proved"
@@ -135,7 +135,7 @@ class Inquiry:
         self._cases = {each: _Case() for each in self.candidates}
         self._useless: set[PeerId] = set()
 
-    def questions(self, servers: Sequence[DialServer]) -> list[Question]:
+    def questions(self, servers: Sequence[DialServer]) -> list[DialQuestion]:
         """Return what to ask now, of these servers, in parallel; each must be answered."""
         found = []
         for candidate, case in self._cases.items():
@@ -145,18 +145,18 @@ class Inquiry:
             for server in self._left(candidate, servers)[: max(0, room)]:
                 case.waiting.add(server.peer)
                 case.asked[server.peer] += 1
-                found.append(Question(server, candidate))
+                found.append(DialQuestion(server, candidate))
         return found
 
-    def answered(self, question: Question, outcome: Outcome) -> bool:
+    def answered(self, question: DialQuestion, outcome: DialOutcome) -> bool:
         """Take in what came of a question; False: it is none of this inquiry's."""
         case, server = self._cases.get(question.candidate), question.server
         if case is None or server.peer not in case.waiting:
             return False
         case.waiting.discard(server.peer)
-        if outcome is Outcome.PROVED:
+        if outcome is DialOutcome.PROVED:
             case.proofs.add(network_of(server.host))
-        elif outcome is Outcome.FAILED:
+        elif outcome is DialOutcome.FAILED:
             case.failures += 1
         else:
             self._useless.add(server.peer)
@@ -224,7 +224,7 @@ class Inquiry:
         return self._is_proved(candidate, servers) or self._has_failed(candidate, servers)
 
 
-class Stage(Enum):
+class ReachStage(Enum):
     """Where a peer stands for one family of addresses."""
 
     UNKNOWN = "unknown"
@@ -268,13 +268,13 @@ class FamilyReach:
         self._lapses_at = inf
 
     @property
-    def stage(self) -> Stage:
+    def stage(self) -> ReachStage:
         """Where this peer stands."""
-        return Stage.ASKING if self.inquiry else Stage(self.verdict.value)
+        return ReachStage.ASKING if self.inquiry else ReachStage(self.verdict.value)
 
     def look(
         self, now: float, candidates: Sequence[str], servers: Sequence[DialServer]
-    ) -> list[Question]:
+    ) -> list[DialQuestion]:
         """Return what to ask now; starts an inquiry when one is due, or there is a new address."""
         if self.inquiry is None:
             wanted = tuple(dict.fromkeys(candidates))[:CANDIDATES_MAX]
@@ -288,7 +288,11 @@ class FamilyReach:
         return self.inquiry.questions(servers)
 
     def answered(
-        self, now: float, question: Question, outcome: Outcome, servers: Sequence[DialServer]
+        self,
+        now: float,
+        question: DialQuestion,
+        outcome: DialOutcome,
+        servers: Sequence[DialServer],
     ) -> None:
         """Take in an answer, and draw the conclusion if there is one."""
         inquiry = self.inquiry

@@ -25,10 +25,10 @@ from transports.libp2p.dialling import numeric
 from transports.libp2p.host import direct_connections, log, own_hosts
 from transports.libp2p.muxer import Connection
 from transports.libp2p.reach_inquiry import (
+    DialOutcome,
+    DialQuestion,
     DialServer,
     FamilyReach,
-    Outcome,
-    Question,
     family_of,
     host_of,
     is_global,
@@ -51,7 +51,7 @@ class ReachWatch:
         host: it answers others, too, from the moment that `run` starts.
         announced: addresses that a person named, without an id.
         upgrader: as in `AutonatServer`.
-        chance: picks whom to ask first.
+        chance: picks which peer to ask first.
         draw: as in `DialBacks`.
         on_change: called whenever the verdict or the proved addresses change.
         on_alone: called when the last connection has ended.
@@ -150,9 +150,9 @@ class ReachWatch:
         self._say()
 
     async def _ask(
-        self, nursery: trio.Nursery, state: FamilyReach, question: Question, server: Connection
+        self, nursery: trio.Nursery, state: FamilyReach, question: DialQuestion, server: Connection
     ) -> None:
-        outcome = Outcome.NO_ANSWER
+        outcome = DialOutcome.NO_ANSWER
         if not server.is_closed:
             outcome = await self._dial_backs.ask(server, question.candidate)
         servers = list(self._servers(direct_connections(self._host)))

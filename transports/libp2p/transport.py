@@ -98,7 +98,7 @@ class Libp2pTransport:
             host,
             announced,
             stranger_upgrader(reach.key),
-            Random(secrets.randbits(64)),  # noqa: S311 -- picks whom to ask first
+            Random(secrets.randbits(64)),  # noqa: S311 -- picks which peer to ask first
             partial(secrets.randbits, 64),
             on_change=self.note_moved,
             on_alone=self.note_moved,
@@ -154,7 +154,7 @@ class Libp2pTransport:
 
     @property
     def own_addresses(self) -> Sequence[str]:
-        """Multiaddrs of this machine's interfaces, with its id, even if nobody can reach them."""
+        """Multiaddrs of this machine's interfaces, with its id, reached by others or not."""
         return [str(address) for address in self._host.get_addrs()]
 
     @property
