@@ -1,7 +1,7 @@
 """Activations as llama.cpp's CPU kernels see them: rounded to 8 bits, block by block.
 
 After the same rounding ``y = W q(x)`` holds to float noise, 1.4e-6 of ``|y|`` at most; without it
-the two sides lie 1 to 5 % apart. So whoever knows ``x`` and ``y`` can check a product in any
+the two sides lie 1 to 5 % apart. So a peer that knows ``x`` and ``y`` can check a product in any
 numerics class. Read in ggml's ``quants.c`` (the release that pyproject.toml pins); the tests
 compare every bit with ggml's own functions. Its vector code rounds halves to even, as we do.
 

@@ -1,4 +1,4 @@
-"""Quantised matrices as numbers, for whoever multiplies with them outside llama.cpp.
+"""Quantised matrices as numbers, to multiply with them outside llama.cpp.
 
 Layouts were read in ggml's ``ggml-common.h``; the tests compare with llama.cpp's Python package.
 That one would bring an HTTP client, and adds each block's minimum to its numbers, which llama.cpp's

@@ -9,15 +9,13 @@ import pytest
 
 from p2pinfer.core.errors import UnsupportedModel
 from p2pinfer.core.limits import BLOCK_ROWS, NARROW_ROWS_MAX
+from p2pinfer.core.projection import RESIDUAL_MAX, fold
 from p2pinfer.core.requantise import seen_by
 from p2pinfer.engine.gguf.dequantise import dequantise
 from p2pinfer.engine.gguf.reader import read_header
 from p2pinfer.engine.llama.binding import Settings, Slice, Span
 from p2pinfer.engine.llama.tracing import LINEAR, Trace, Traced
 from tests.support.tiny_models import TINY, quantise, write_tiny
-
-RESIDUAL_MAX = 1e-5
-"""Of a product with rounded activations, relative; the largest measured was 1.4e-6."""
 
 Models = Callable[[str, str], Path]
 
@@ -90,6 +88,23 @@ def test_products_hold_to_float_noise(
     assert len(apart) == 7 * part.layers
     assert max(rounded for rounded, _ in apart) < RESIDUAL_MAX
     assert min(plain for _, plain in apart) > 100 * RESIDUAL_MAX
+
+
+@pytest.mark.parametrize("quantisation", ["Q4_0", "Q4_1", "Q8_0", "Q4_K_M"])
+def test_products_are_checked_without_the_matrices(models: Models, quantisation: str) -> None:
+    """A checker that kept only projections takes true products, and none of a noisy row."""
+    path = models("qwen2", quantisation)
+    header, data = read_header(path), path.read_bytes()
+    with loaded(path) as part:
+        trace, _ = traced(part, 20, 0)
+    noise = 1 + 0.001 * np.random.default_rng(4).standard_normal(2048)
+    for step, (given, name) in LINEAR.items():
+        tensor = header.tensors[f"blk.2.{name}"]
+        matrix = dequantise(tensor, data[tensor.offset : tensor.offset + tensor.nbytes])
+        folded = fold(bytes(32), tensor.name, tensor.type.name, *matrix)
+        numbers, out = trace[2, given], trace[2, step]
+        assert folded.residual(numbers, out) < RESIDUAL_MAX
+        assert folded.residual(numbers, (out * noise[: out.size]).astype("f4")) > RESIDUAL_MAX
 
 
 def test_a_session_goes_on_after_a_trace(models: Models) -> None:
