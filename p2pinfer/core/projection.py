@@ -4,7 +4,7 @@ The checker draws a vector ``r`` that nobody else knows, computes ``v = r W`` on
 forget ``W``: that is 0.2 to 1 % of its bytes. Where ``y`` is true, ``v q(x)`` and ``r y`` differ by
 float noise. A false one, made without knowing ``r``, differs by an error of relative size ``e`` in
 one projection with a chance of about ``1e-5 / e`` of not being seen: 1e-3 at 1 %, and with two
-projections 1e-6. Each rejection tells a cheat something about ``r``, so after one it must be drawn again.
+projections 1e-6. Each rejection tells a cheat something about ``r``: draw another.
 """
 
 from typing import Any, Final
