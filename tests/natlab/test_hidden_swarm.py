@@ -74,7 +74,7 @@ def local_answer(home: Path) -> str:
     return run.stdout
 
 
-@pytest.mark.parametrize("relays", [1, 2])
+@pytest.mark.parametrize("relays", [1, pytest.param(2, marks=pytest.mark.long)])
 def test_peers_behind_symmetric_nats_answer(
     internet: Internet, tmp_path: Path, relays: int
 ) -> None:

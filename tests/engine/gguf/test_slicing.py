@@ -366,7 +366,7 @@ def test_ends_that_keep_too_little_or_too_much(keep: int) -> None:
         ({"tokenizer.ggml.tokens": some_array(3)}, "names 3 tokens and embeds 40"),
         ({"llama.nextn_predict_layers": u32(LAYERS)}, "only blocks that draft"),
         ({"llama.nextn_predict_layers": u32(600)}, "nextn_predict_layers is 600"),
-        ({"split.count": Value.of(ValueType.UINT16, 2)}, "one part of a split model"),
+        ({"split.count": Value.of(ValueType.UINT16, 2)}, "is one shard of a model"),
     ],
 )
 def test_senseless_headers(changes: Mapping[str, Value | Array | None], reason: str) -> None:
