@@ -70,8 +70,9 @@ ANSWER_S_MAX = 15.0
 ANSWER_AGAIN_S = 0.5
 
 HIDDEN = (
-    "other peers cannot dial this one, so it gets no sessions: open its TCP port {} to others in"
-    " the firewall; a router must pass it on, and --announce name the router's address"
+    "other peers cannot dial this one, and none of them relays for it, so it gets no sessions: open"
+    " its TCP port {} in the firewall and pass it on in the router, or run p2pinfer relay on a"
+    " machine that others can dial"
 )
 
 UNREACHED = (

@@ -30,7 +30,7 @@ def test_an_owner_hears_once_which_port_to_open() -> None:
     for hidden in (True, False, True, False, True):
         directory.advertiser.on_hidden(hidden)
     (once,) = told
-    assert "open its TCP port 4001 to others" in once
+    assert "open its TCP port 4001 in the firewall" in once
     transport.was_dialled = True
     directory.advertiser.on_hidden(False)
     assert told[1:] == ["others can dial this peer now"]
