@@ -15,6 +15,7 @@ from cyclopts import App
 from p2pinfer.cli.config_file import option_names
 from p2pinfer.cli.main import app
 from tests.cli import test_model, test_service
+from tests.natlab import test_hidden_swarm
 from tests.real import (
     test_bench,
     test_certificate,
@@ -64,11 +65,13 @@ PRINTED: Final = {
 """Some of the keys that each prints."""
 
 ELSEWHERE: Final[dict[str, Callable[..., object]]] = {
+    "bench agent": test_bench.test_agent,
     "bench cheats": test_cheats.test_cheats_are_caught_and_honest_stages_are_not,
     "bench churn": test_bench.test_churn,
     "bench decode": test_bench.test_decode,
     "bench fetch": test_parts.test_the_bench_measures,
     "bench honest": test_cheats.test_honest_stages_of_a_k_quant_pass,
+    "bench relay": test_bench.test_relay,
     "bench transport": test_bench.test_transport,
     "chat": test_cli.test_chat_finds_all_peers_through_one,
     "demo": test_cli.test_demo_prints_one_json_object,
@@ -79,6 +82,7 @@ ELSEWHERE: Final[dict[str, Callable[..., object]]] = {
     "model show": test_model.test_show,
     "model verify": test_model.test_verify_names_what_is_damaged,
     "peers": test_serving.test_peers_share_the_layers_and_repair_the_swarm,
+    "relay": test_hidden_swarm.test_peers_behind_symmetric_nats_answer,
     "serve": test_gateway.test_official_client_lists_asks_and_streams,
     "service": test_service.test_options_and_variables_of_join_are_included,
     "status": test_cli.test_status_names_the_peers_of_this_machine,

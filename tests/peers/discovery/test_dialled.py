@@ -98,6 +98,7 @@ async def test_a_peer_that_knows_to_be_hidden_hides_at_once(autojump_clock: Mock
         b.advertise()
         await trio.sleep(5)
         assert a.sees() == {b.id}
+        await a.directory.exchange(b.id)
         assert b.transport.was_dialled
         b.transport.learn(Reachability.HIDDEN)
         await trio.sleep(5)
