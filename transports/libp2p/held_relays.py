@@ -27,7 +27,10 @@ AT_ONCE_MAX = 4
 """Candidates asked at the same time."""
 
 LOOK_S = 1.0
-"""How often a peer with too few relays looks for more: a round trip to each candidate."""
+"""How often a peer with few relays looks whether it needs more: a round trip to each new one."""
+
+SETTLED_LOOK_S = 30.0
+"""How often a peer with enough relays looks whether another is nearer; it moves after minutes."""
 
 RESERVE_S_MAX = 10.0
 """To reach a relay, and for its answer."""
@@ -122,8 +125,8 @@ class HeldRelays:
                 await self._renew()
                 await self._find()
             due = min((held.renew_at for held in self.held.values()), default=float("inf"))
-            lacks = self.is_needed() and len(self.held) < RELAYS_MAX
-            pause_s = LOOK_S if lacks else 30.0
+            # Also while none is needed: that changes with a first dial, and with a verdict.
+            pause_s = LOOK_S if len(self.held) < RELAYS_MAX else SETTLED_LOOK_S
             with trio.move_on_at(min(trio.current_time() + pause_s, due)):
                 await self._wake.wait()
 
