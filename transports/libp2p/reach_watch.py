@@ -170,7 +170,7 @@ class ReachWatch:
         said = verdict, tuple(dict.fromkeys(proved))
         if said != self._said:
             self._said = said
-            log.info("others can dial this peer: %s %s", verdict.value, ", ".join(said[1]))
+            log.info("to others this peer is %s %s", verdict.value, ", ".join(said[1]))
             self._on_change()
 
     def _servers(self, found: Sequence[Connection]) -> dict[DialServer, Connection]:
