@@ -191,8 +191,9 @@ class SwarmClient:
                         on_wait(f"{missing}; waiting …")
                 await trio.sleep(FIND_AGAIN_S)
                 await self._refresh()
-        others = {*map(readable_name, self._directory.models().values())}
-        if not self._directory.serving(asked.model) and others:
+        models = self._directory.models()
+        others = {*map(readable_name, models.values())}
+        if asked.model not in models and others:  # else peers that nobody can call serve it
             names = ", ".join(sorted(others))
             raise NobodyServes(f"the peers found serve another model ({names}), not {asked.name}")
         raise NobodyServes(f"no chain of peers for {asked.name}: {missing}")
