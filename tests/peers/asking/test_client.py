@@ -190,3 +190,13 @@ async def test_frozen_peer_is_trouble_if_no_other_holds_its_layers(
         assert trio.current_time() - before == 2 * CALL_S_MAX
         known.offers = []
         assert "nobody serves layers 1:29" in await client.trouble()
+
+
+async def test_a_model_whose_peers_cannot_be_called_is_not_another(
+    autojump_clock: MockClock,
+) -> None:
+    """They are hidden, or do not answer; the asker reads which layers are missing."""
+    async with asking([peer("a")], find_s_max=5.0) as (client, known):
+        known.offers.clear()
+        with pytest.raises(NobodyServes, match="no chain of peers for toy: nobody serves"):
+            await client.find_route(lambda _: None)
