@@ -55,6 +55,11 @@ class Reachability(Enum):
     """Others were asked to dial each of its addresses, and none of them could."""
 
 
+def is_circuit(address: str) -> bool:
+    """Whether an address leads through a relay."""
+    return "/p2p-circuit/" in address
+
+
 class Channel(Protocol):
     """Two ordered, reliable message queues to one authenticated peer; it ends as a whole.
 

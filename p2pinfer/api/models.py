@@ -40,7 +40,8 @@ class _Other:
 
     used_at: float
     gateway: Gateway | None = None
-    failure: P2pinferError | None = None
+    failure: str = ""
+    """Why it cannot be opened."""
     is_known: trio.Event = field(default_factory=trio.Event)
     """Set once one of the two is there."""
     scope: trio.CancelScope = field(default_factory=trio.CancelScope)
@@ -143,8 +144,9 @@ class Models:
                     while gateway.running or trio.current_time() < other.used_at + IDLE_S_MAX:  # noqa: ASYNC110 -- time passes without an event
                         await trio.sleep(LOOK_S)
                     self._forget(model, other)  # before it closes: who asks now opens it again
-        except P2pinferError as error:
-            other.gateway, other.failure = None, error
+        except (P2pinferError, OSError) as error:  # such as a full disk, while parts are fetched
+            reason = error.strerror if isinstance(error, OSError) else None
+            other.gateway, other.failure = None, reason or str(error)
         finally:
             self._forget(model, other)
             other.is_known.set()

@@ -7,9 +7,6 @@ from typing import Any, Protocol
 from p2pinfer.api.gateway import Part
 from p2pinfer.api.problems import Problem, invalid
 
-UNKNOWN_TOLD_MAX = 16
-"""Of names that are ignored: what a header has room for."""
-
 Event = dict[str, Any]
 
 

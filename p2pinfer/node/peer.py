@@ -58,7 +58,7 @@ from peers.receipts.session_evidence import Gatherer
 from peers.receipts.signer import ReceiptSigner
 from peers.serving.accounts import Accounts
 from peers.serving.server import HeldLayers, Server, ServingPlan
-from transports.base import Reach, Reachability, Transport
+from transports.base import Reach, Reachability, Transport, is_circuit
 
 T = TypeVar("T")
 
@@ -239,11 +239,7 @@ def _may_relay(
     """
     own = next((each for each in directory.peers() if each.peer == me), None)
     ends = (own.first, own.end) if own and own.end else ()
-    found = [
-        each
-        for each in directory.holding(model)
-        if not any("/p2p-circuit" in address for address in each.addresses)
-    ]
+    found = [each for each in directory.holding(model) if not any(map(is_circuit, each.addresses))]
     found.sort(key=lambda each: not ends or (each.end != ends[0] and each.first != ends[1]))
     return [(each.peer, each.addresses) for each in found]
 

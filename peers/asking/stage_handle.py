@@ -33,7 +33,7 @@ from p2pinfer.core.messages import (
 from p2pinfer.core.wire import encode
 from peers.steps.limits import NUMPY_TYPES
 from peers.steps.messaging import SESSION, RefusedError, receive, send
-from transports.base import Channel, Transport
+from transports.base import Channel, Transport, is_circuit
 
 A = TypeVar("A", Connected, Expecting)
 
@@ -145,7 +145,7 @@ class StageHandle:
 
 def is_relayed(hop: Hop) -> bool:
     """Whether a peer is called through relays."""
-    return any("/p2p-circuit/" in address for address in hop.addresses)
+    return any(map(is_circuit, hop.addresses))
 
 
 def lost_places(stages: Sequence[StageHandle]) -> slice | None:

@@ -13,7 +13,7 @@ from p2pinfer.core.wire import encode
 from peers.discovery.gossip import ALONE_S, Announcer, essence
 from peers.discovery.model_index import Parsed
 from peers.discovery.view import PERIOD_RATIO_MAX, SwarmView
-from transports.base import Reachability, Topic, Transport
+from transports.base import Reachability, Topic, Transport, is_circuit
 
 PATIENCE_S_MIN = 60.0
 PATIENCE_ROUNDS = 4
@@ -154,7 +154,7 @@ class Advertiser:
         if now >= self._hide_until:
             self._show_until = now + patience_s
             self._hide_until = self._show_until + HIDDEN_S
-        is_reached = self._transport.was_dialled or any(map(_is_relayed, self._transport.addresses))
+        is_reached = self._transport.was_dialled or any(map(is_circuit, self._transport.addresses))
         self._judge(is_hidden=not is_reached and now >= self._show_until)
 
     def _judge(self, *, is_hidden: bool) -> None:
@@ -194,7 +194,3 @@ class Advertiser:
         self._own = evolve(self._own, sequence=sequence)
         if self._foreign_words < TWIN_WORDS:
             self.hurry()
-
-
-def _is_relayed(address: str) -> bool:
-    return "/p2p-circuit/" in address

@@ -1,5 +1,6 @@
 """A gateway for all models of a swarm: which is asked, and which are open."""
 
+import errno
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
@@ -23,14 +24,15 @@ class Opened:
     """Opens swarms of fakes in place of other models."""
 
     def __init__(self, own: Gateway) -> None:
-        self.own, self.times, self.refusal = own, 0, ""
+        self.own, self.times = own, 0
+        self.refusal: Exception | None = None
 
     @asynccontextmanager
     async def __call__(self, model: ModelId) -> AsyncIterator[Gateway]:
         """Open one."""
         self.times += 1
         if self.refusal:
-            raise UserError(self.refusal)
+            raise self.refusal
         async with fake_swarm() as (swarm, client):
             client.model.id = model
             client.made.ends.script[:] = ["of another"] * 9
@@ -95,10 +97,16 @@ async def test_model_that_nobody_asks_is_closed(autojump_clock: MockClock) -> No
         assert opened.times == 2
 
 
-async def test_askers_at_once_open_a_model_once(autojump_clock: MockClock) -> None:
+@pytest.mark.parametrize(
+    "refusal",
+    [UserError("no space for it"), OSError(errno.ENOSPC, "no space for it", "/parts")],
+)
+async def test_askers_at_once_open_a_model_once(
+    autojump_clock: MockClock, refusal: Exception
+) -> None:
     """And all learn why it cannot be opened; it is tried again later."""
     async with several("Other") as (models, opened, client):
-        opened.refusal = "it does not fit"
+        opened.refusal = refusal
         app = make_app(models._own, models)
 
         async def ask(status: int) -> None:
@@ -106,14 +114,14 @@ async def test_askers_at_once_open_a_model_once(autojump_clock: MockClock) -> No
                 body = {"model": "other", "prompt": "x"}
                 reply = await asking.post("/v1/completions", json=body)
                 assert reply.status_code == status
-                assert status == 200 or "it does not fit" in reply.text
+                assert status == 200 or "cannot be opened here: no space for it" in reply.text
 
         for status, times in ((503, 1), (200, 2)):
             async with trio.open_nursery() as nursery:
                 for _ in range(3):
                     nursery.start_soon(ask, status)
             assert opened.times == times
-            opened.refusal = ""
+            opened.refusal = None
         assert client.opened == 0
 
 

@@ -153,7 +153,7 @@ def reserved(expires_unix_s: int, addresses: list[str]) -> bytes:
 
 
 def hop_answer(status: CircuitStatus) -> bytes:
-    """RelayAnswer a request to a relay."""
+    """Answer a request to a relay."""
     return protobuf.delimited(
         protobuf.number(_TYPE, _HOP_STATUS) + protobuf.number(_HOP_STATUS_FIELD, status)
     )
@@ -165,7 +165,7 @@ def stop_request(caller: ID) -> bytes:
 
 
 def stop_answer(status: CircuitStatus) -> bytes:
-    """RelayAnswer a call."""
+    """Answer a call."""
     return protobuf.delimited(
         protobuf.number(_TYPE, _STOP_STATUS) + protobuf.number(_STOP_STATUS_FIELD, status)
     )

@@ -13,6 +13,7 @@ import trio
 
 from p2pinfer.core.errors import PeerError
 from p2pinfer.core.ids import PeerId
+from transports.base import is_circuit
 from transports.libp2p.circuit import Circuits, circuit_address
 from transports.libp2p.circuit_messages import CircuitStatus, RelayAnswer
 from transports.libp2p.muxer import Connection
@@ -21,7 +22,7 @@ from transports.libp2p.relay_limits import site_of
 log: Final = logging.getLogger("p2pinfer.relay")
 
 RELAYS_MAX = 3
-"""HeldRelay at once: one may go away at any time, and two at once seldom do."""
+"""Held at once: one may go away at any time, and two at once seldom do."""
 
 AT_ONCE_MAX = 4
 """Candidates asked at the same time."""
@@ -269,7 +270,7 @@ def _place(peer: PeerId, connection: Connection, answer: RelayAnswer) -> str:
         host, port = remote[0].partition("%")[0], remote[1]
         return f"/{'ip6' if ':' in host else 'ip4'}/{host}/tcp/{port}/p2p/{peer}"
     for address in answer.addresses:
-        if "/tcp/" in address and "/p2p-circuit" not in address:
+        if "/tcp/" in address and not is_circuit(address):
             return f"{address.partition('/p2p/')[0]}/p2p/{peer}"
     return ""
 

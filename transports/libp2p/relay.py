@@ -129,7 +129,7 @@ class Relay:
             found.abort()
 
     async def _hear(self, stream: Stream, connection: Connection) -> tuple[Stream, ID] | None:
-        """RelayAnswer one request; return the stream to the hidden peer if it was for a circuit.
+        """Answer one request; return the stream to the hidden peer if it was for a circuit.
 
         That circuit is counted then, and must be given back.
         """
