@@ -10,8 +10,6 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from p2pinfer.api import questions, tool_parameters
-from p2pinfer.engine import template
-from p2pinfer.engine.helper_process import Helper
 from tests.support.fake_gateway import fake_gateway, http
 
 NAMES = sorted(
@@ -65,17 +63,7 @@ BODY = st.fixed_dictionaries(
 CHANGES = st.dictionaries(st.sampled_from(NAMES) | st.text(), JSON, max_size=2)
 
 
-@pytest.fixture
-def _renders_here(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Render in this process: another would not wait for a mock clock."""
-
-    async def ask(_: Helper, question: list[Any]) -> list[Any]:
-        return template._answer(question)
-
-    monkeypatch.setattr(Helper, "ask", ask)
-
-
-@pytest.mark.usefixtures("_renders_here")
+@pytest.mark.usefixtures("prompts")
 @settings(max_examples=250)
 @given(BODY, CHANGES)
 def test_no_request_is_the_gateways_own_mistake(body: Any, changes: Any) -> None:
@@ -97,7 +85,7 @@ for _ in range(300):
     DEEP = {"a": [DEEP]}
 
 
-@pytest.mark.usefixtures("_renders_here")
+@pytest.mark.usefixtures("prompts")
 @pytest.mark.parametrize(
     "more",
     [{"tools": [{"function": {"name": "f", "parameters": DEEP}}]}, {"chat_template_kwargs": DEEP},

@@ -7,8 +7,6 @@ import pytest
 from trio.testing import MockClock
 
 from p2pinfer.client.library import BYTES_PER_POSITION_MAX
-from p2pinfer.engine import template
-from p2pinfer.engine.helper_process import Helper
 from p2pinfer.engine.special_tokens import SpecialTokens
 from tests.support.fake_gateway import fake_gateway, http
 from tests.support.swarm import CONTEXT
@@ -21,14 +19,7 @@ STRICT = (
 )
 
 
-@pytest.fixture(autouse=True)
-def _renders_here(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Render in this process: another would not wait for a mock clock."""
-
-    async def ask(_: Helper, question: list[Any]) -> list[Any]:
-        return template._answer(question)
-
-    monkeypatch.setattr(Helper, "ask", ask)
+pytestmark = pytest.mark.usefixtures("prompts")
 
 
 def chat(*contents: Any, **more: Any) -> dict[str, Any]:

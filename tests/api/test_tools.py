@@ -7,7 +7,6 @@ import pytest
 from trio.testing import MockClock
 
 from p2pinfer.engine import template
-from p2pinfer.engine.helper_process import Helper
 from tests.support.fake_gateway import Call, fake_gateway, http
 
 TOOL = {
@@ -23,18 +22,7 @@ TEMPLATE = (
 )
 
 
-@pytest.fixture(autouse=True)
-def prompts(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Render in this process, since another would not wait for a mock clock; keep the prompts."""
-    made: list[str] = []
-
-    async def ask(_: Helper, question: list[Any]) -> list[Any]:
-        found = template._answer(question)
-        made.append(found[0])
-        return found
-
-    monkeypatch.setattr(Helper, "ask", ask)
-    return made
+pytestmark = pytest.mark.usefixtures("prompts")
 
 
 def body(**more: Any) -> dict[str, Any]:

@@ -16,8 +16,6 @@ from p2pinfer.api.gateway import Access
 from p2pinfer.api.messages import MessagesInterface, problem_body
 from p2pinfer.api.problems import Problem
 from p2pinfer.api.responses import ResponsesInterface, messages_of
-from p2pinfer.engine import template
-from p2pinfer.engine.helper_process import Helper
 from tests.support.fake_gateway import Call, fake_gateway, http
 
 CALL = '<tool_call>\n{"name": "look", "arguments": {"at": "é"}}\n</tool_call>'
@@ -41,18 +39,7 @@ ASKED: dict[str, dict[str, Any]] = {
 }
 
 
-@pytest.fixture(autouse=True)
-def prompts(monkeypatch: pytest.MonkeyPatch) -> list[str]:
-    """Render in this process, since another would not wait for a mock clock; keep the prompts."""
-    made: list[str] = []
-
-    async def ask(_: Helper, question: list[Any]) -> list[Any]:
-        found = template._answer(question)
-        made.append(found[0])
-        return found
-
-    monkeypatch.setattr(Helper, "ask", ask)
-    return made
+pytestmark = pytest.mark.usefixtures("prompts")
 
 
 async def asked(path: str, script: str = SCRIPT, **more: Any) -> tuple[Any, list[Any]]:
