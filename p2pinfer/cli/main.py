@@ -224,7 +224,10 @@ def _usage(error: CycloptsError) -> str:
     """Return what is wrong with a command line, and which --help to read."""
     if isinstance(error, UnusedCliTokensError):
         words = " ".join(error.unused_tokens or ())
-        text = f"unexpected argument {words!r}; quote a prompt that contains spaces."
+        advice = "quote a prompt that contains spaces"
+        if words.lower().endswith(".gguf"):
+            advice = "name a model's file by --model"
+        text = f"unexpected argument {words!r}; {advice}."
     else:
         text = str(error)
     command = " ".join(["p2pinfer", *(error.command_chain or ())])

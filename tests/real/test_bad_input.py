@@ -83,6 +83,7 @@ def check(said: Said, code: int, words: str) -> None:
         ("--keep-layers 14", "--peers must be from 1 to 2 for 2 layers"),
         ("--bogus", "Unknown option: --bogus.*p2pinfer demo --help"),
         ("there", "unexpected argument 'there'; quote a prompt that contains spaces"),
+        ("m.gguf", "unexpected argument 'm.gguf'; name a model's file by --model"),
     ],
 )
 def test_options_out_of_range(command: Command, options: str, words: str) -> None:
