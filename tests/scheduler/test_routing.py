@@ -348,20 +348,25 @@ def test_a_replacement_may_take_several() -> None:
     assert found == [hop(swarm[1], 4), hop(swarm[2], 9)]
 
 
-def test_a_relay_has_its_price_and_a_call_back_has_none() -> None:
-    """Of two equal peers behind a hidden one the open one is taken; a near relay costs less."""
-    far, near = (RoundTrip(peer_id("r"), us) for us in (90_000, 1000))
+@pytest.mark.parametrize("far_us", [90_000, 0])
+def test_a_relay_has_its_price_and_a_call_back_has_none(far_us: int) -> None:
+    """Of two peers behind a hidden one the open one is taken; a near relay costs less."""
+    far = (RoundTrip(peer_id("r"), far_us),) if far_us else ()
+    near = (RoundTrip(peer_id("r"), 1000),)
     first = advert("a", 1, 5, **ORDINARY, addresses=(through("r"),))
-    hidden = advert("b", 5, 9, **ORDINARY, addresses=(through("r"),), links=(far,))
-    nearer = advert("c", 5, 9, **ORDINARY, addresses=(through("r"),), links=(near,))
-    open_ = advert("d", 5, 9, **ORDINARY, addresses=("/memory/0",))
-    for swarm, best in (((hidden, nearer), nearer), ((hidden, nearer, open_), open_)):
-        assert find_route([first, *swarm], 1, 9, EXACT)[1].offer is best
+    hidden = advert("b", 5, 9, **ORDINARY, addresses=(through("r"),), links=far)
+    nearer = evolve(hidden, peer=peer_id("c"), links=near)
+    slower = advert("d", 5, 9, **(ORDINARY | {"row_us": 1100}), addresses=("/memory/0",))
+    behind = advert("e", 9, 12, **ORDINARY, addresses=("/memory/0",))
     open_first = evolve(first, addresses=("/memory/0",))
-    slower = evolve(open_, row_us=1001)
-    assert find_route([open_first, hidden, slower], 1, 9, EXACT)[1].offer is slower
-    asking = evolve(EXACT, hidden=False)  # nor does an asker that can be called back pay
-    assert find_route([open_first, hidden, slower], 1, 9, asking)[1].offer is hidden
+    for begin, middle, best in (
+        (first, (hidden, nearer), nearer),
+        (first, (hidden, slower), slower),
+        (open_first, (hidden, slower), hidden),
+    ):
+        assert find_route([begin, *middle, behind], 1, 12, EXACT)[1].offer is best
+    for asker, best in ((EXACT, slower), (evolve(EXACT, hidden=False), hidden)):
+        assert find_route([hidden, slower], 5, 9, asker)[0].offer is best
 
 
 def test_a_measured_way_costs_what_was_measured() -> None:
