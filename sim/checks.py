@@ -100,13 +100,11 @@ async def check_free(world: World) -> None:
 def check_holes(world: World) -> None:
     """After the calm every layer is served, if the peers present could hold them all."""
     staying = [peer for peer in world.peers.values() if not peer.leaving.is_set()]
-    room = sum(peer.machine.layers for peer in staying if peer.machine.access.is_dialable)
+    room = sum(peer.machine.layers for peer in staying if world.is_reached(peer))
     if any(trio.current_time() - peer.joined_s < SETTLE_S_MAX for peer in staying):
         return
     if room >= len(world.bounds) and not world.is_covered():
-        held = sorted(
-            peer.held for peer in staying if peer.held and peer.machine.access.is_dialable
-        )
+        held = sorted(peer.held for peer in staying if peer.held and world.is_reached(peer))
         text = f"peers with room for {room} layers leave some of {world.bounds} alone: "
         text += ", ".join(map(str, held))
         world.record.violation("hole", trio.current_time(), text)

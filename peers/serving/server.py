@@ -273,7 +273,7 @@ class Server:
         joining_s = {peer: now_s - at for peer, at in self._joining_since.items()}
         return choose(
             others,
-            self._said,
+            evolve(self._said, addresses=tuple(self._transport.addresses)),
             self._plan.bounds,
             now_s=self._clock_ms() / 1000,
             chance=self._chance.random(),
