@@ -9,6 +9,7 @@ from p2pinfer.core.ledger import fold
 from peers.discovery.directory import Directory
 from peers.discovery.view import lasts_s
 from sim.record import AskedQuestion, RunRecord, Sample
+from sim.scenario import Scenario
 from sim.world import MODEL, World
 
 STALE_S = 15.0
@@ -128,9 +129,11 @@ def check_last(question: AskedQuestion, world: World) -> None:
         world.record.violation("liveness", question.at_s, f"{text}: {question.why}")
 
 
-def check_expected(world: World, record: RunRecord, covered: float) -> None:
+def check_expected(
+    scenario: Scenario, record: RunRecord, covered: float, undialable: float
+) -> None:
     """The scenario's own expectations are met."""
-    expect, now = world.scenario.expect, trio.current_time()
+    expect, now = scenario.expect, trio.current_time()
     asked = [question for question in record.questions if not question.is_last]
     answered = sum(question.outcome == "answered" for question in asked)
     if asked and answered / len(asked) < expect.answered:
@@ -139,3 +142,6 @@ def check_expected(world: World, record: RunRecord, covered: float) -> None:
     if covered < expect.covered:
         text = f"all layers were served {covered:.1%} of the time; {expect.covered:.0%} must be"
         record.violation("covered", now, text)
+    if asked and undialable < expect.undialable:
+        text = f"peers that cannot be dialled computed {undialable:.1%} of the layer-rows;"
+        record.violation("undialable", now, f"{text} {expect.undialable:.0%} must be theirs")

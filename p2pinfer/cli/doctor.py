@@ -15,6 +15,7 @@ from p2pinfer.core.ids import ModelId, PeerId
 from p2pinfer.core.layer_range import LayerRange
 from p2pinfer.core.manifest import METADATA
 from p2pinfer.core.model_names import readable_name
+from p2pinfer.core.ways import is_behind_relays
 from p2pinfer.engine.llama.memory import budget_bytes, mib
 from p2pinfer.engine.llama.probe_reports import (
     ProbeReport,
@@ -124,8 +125,14 @@ def _port(row: ObservedPeer) -> list[Diagnosis]:
     """Report whether others can dial a peer of this machine."""
     name = f"…{row.said.peer[-6:]}"
     if not row.said.addresses:
-        text = f"other peers cannot dial {name}: open its port in the firewall or router"
-        return [Diagnosis("port", False, text)]
+        text = (
+            f"other peers cannot dial {name}, and none of them relays for it: open its port in the"
+        )
+        return [Diagnosis("port", False, f"{text} firewall or router")]
+    if is_behind_relays(row.said.addresses):
+        text = f"{name} sits behind a NAT or firewall, and is called {row.way or 'through relays'}:"
+        text += " forward its TCP port in the router to this machine, and it is dialled directly"
+        return [Diagnosis("port", row.reached is not False, text)]
     if row.reached is False:
         text = f"{name} cannot be dialled at any of its addresses: does a firewall block its port?"
         return [Diagnosis("port", False, text)]

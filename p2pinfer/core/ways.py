@@ -8,6 +8,9 @@ from p2pinfer.core.ids import PeerId
 
 _RELAY: Final = re.compile(r"/p2p/(\w+)/p2p-circuit/", re.ASCII)
 
+DIRECTLY, PUNCHED, NOT_AT_ALL = "directly", "through a punched hole", "not at all"
+"""How a peer may be reached, in words; else through a relay, which is named."""
+
 
 def is_circuit(address: str) -> bool:
     """Whether an address leads through a relay."""

@@ -173,6 +173,7 @@ class Client(SwarmClient):
             gatherer if options.evidence else None,
             transport.round_trip_s,
             standings,
+            transport.relay_to,
         )
         self._auditor: Auditor | None = None
         self.frauds: Frauds | None = None

@@ -69,6 +69,7 @@ class SwarmClient:
         gatherer: Gatherer | None = None,
         round_trip_s: Callable[[PeerId], float | None] = lambda _: None,
         standings: Standings | None = None,
+        relay_to: Callable[[PeerId], PeerId | None] = lambda _: None,
     ) -> None:
         """Ask for a model.
 
@@ -82,9 +83,10 @@ class SwarmClient:
             gatherer: collects the sessions' evidence, if any is wanted.
             round_trip_s: to a connected peer, if it was measured.
             standings: standings of peers from earlier runs, updated from now on.
+            relay_to: returns the relay that carries what is said with a peer, if one does.
         """
         self._directory, self._ends, self._asked, self._draw = directory, ends, asked, draw
-        self._transport = transport
+        self._transport, self.relay_to = transport, relay_to
         self._failed: dict[PeerId, int] = {}
         """Peers that ended a session, and their advertisement's sequence number at the time."""
         self._busy_until_s: dict[PeerId, float] = {}
