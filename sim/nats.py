@@ -1,8 +1,8 @@
 """NATs: their kinds, how common they are, and between which of them a hole can be punched.
 
 A router's NAT keeps one outer port for a peer whatever that speaks to, or, if it is symmetric,
-takes another one for each; and it lets in everybody, or whom the peer has spoken to, by address or
-by address and port (RFC 4787).
+takes another one for each; and it lets in everybody, or those that the peer has spoken to, by
+address or by address and port (RFC 4787).
 """
 
 from enum import Enum

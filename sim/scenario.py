@@ -62,7 +62,7 @@ class NatsTable:
     open_filter: float = entry(
         "share of the NATs that let everybody in at an open port", 0.05, 0, 1
     )
-    address_filter: float = entry("share that let in whoever's address was spoken to", 0.15, 0, 1)
+    address_filter: float = entry("share that let in addresses that were spoken to", 0.15, 0, 1)
     symmetric: float = entry("share that take another outer port for each remote one", 0.2, 0, 1)
     relays: float = entry("share of the peers that can be dialled which relay", 1.0, 0, 1)
     relay_mbit: float = entry(

@@ -28,7 +28,7 @@ IDLE_S = 60.0
 """A circuit that carries nothing for so long is closed by who opened it."""
 
 Pair = tuple[PeerId, PeerId]
-"""Who opened a circuit, and to whom."""
+"""Who opened a circuit, and who was called."""
 
 
 class Volunteer:
