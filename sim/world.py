@@ -186,7 +186,7 @@ class World:
         here = self.network.peers.get(peer.id)
         if here is None or peer.machine.access.is_dialable:
             return here is not None
-        return bool(self.network.ways.relays_of(peer.id, here.relays, trio.current_time()))
+        return not self.network.ways.volunteers.keys().isdisjoint(here.relays)
 
     def serving(self) -> list[tuple[VirtualPeer, LayerRange]]:
         """Return which peers serve which layers to new sessions."""
