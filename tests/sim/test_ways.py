@@ -157,7 +157,7 @@ async def test_a_punched_way_outlives_its_relay(autojump_clock: MockClock) -> No
 
 
 async def test_a_relay_keeps_its_limits(autojump_clock: MockClock) -> None:
-    """One circuit where that is its limit; idle ones are given back, and bytes wait for its rate."""
+    """One circuit where that is its limit; idle ones are closed, and bytes wait for its rate."""
     limits = RelayLimits(circuits_max=1, bytes_per_s=2000, burst_bytes=4000)
     hard = NatKind.SYMMETRIC
     async with connected(hard, hard, limits) as (network, (calling, *_)):
