@@ -20,6 +20,7 @@ def describe_peer(
         "role": "peer",
         "peer": transport.peer_id,
         "addresses": list(transport.addresses),
+        "own_addresses": list(transport.own_addresses),
         "hidden": hidden,
         "reachability": transport.reachability.value,
         "reached": reach.words,
