@@ -19,6 +19,7 @@ from p2pinfer.core.regimes import Regime, RegimeChunk, split
 from p2pinfer.core.sampling import Sampling
 from p2pinfer.engine.base import Candidate, Ends, EndsSession, NextToken
 from peers.asking.chain import Chain, open_chain
+from peers.asking.drafts import DraftCount, Governor, TextDrafter
 from peers.asking.experience import stage_times
 from peers.asking.repair import Repair
 from peers.receipts.session_evidence import Evidence, Gatherer
@@ -45,7 +46,9 @@ class Token:
 class Session:
     """One conversation's KV caches, in all stages and in the requester's own ends."""
 
-    def __init__(self, chain: Chain, ends: Ends, cells: EndsSession, context: int) -> None:
+    def __init__(
+        self, chain: Chain, ends: Ends, cells: EndsSession, context: int, *, drafts: bool = False
+    ) -> None:
         self._chain, self._ends, self._cells = chain, ends, cells
         self._row_bytes = 4 * ends.width
         self.context = context
@@ -57,6 +60,9 @@ class Session:
         """The stages' times for the most recent tokens."""
         self.is_trusted = True
         """No check of it has failed; otherwise the next answer needs another session."""
+        self.drafts = DraftCount()
+        """What became of the most recent answer's drafts."""
+        self._governor = Governor() if drafts else None
         self._answers = 0  # begun so far
 
     @property
@@ -98,16 +104,20 @@ class Session:
         self._answers += 1
         answer = self._answers
         self._chain.forget()
+        self.drafts = DraftCount()
         try:
             recent = list(prompt[-max(1, sampling.repeat_last_n) :])
             held = said if sampling.grammar else 0
             self._cells.start(sampling, recent, prompt[len(prompt) - held :])
             following, stages_us = await self._prefill(prompt)
+            drafter: TextDrafter | None = None
+            sent: list[int] = []  # tokens under way: the one that is awaited, and drafts behind it
+            received_at = trio.current_time()
             for made in range(1, max_tokens + 1):
                 position = len(self.tokens)
                 goes_on = not following.is_end and made < max_tokens and position < self.context
-                if goes_on:  # the swarm computes while our caller shows the token
-                    self._chain.send(position, following.rows, 1, regime=Regime.NARROW)
+                if goes_on and not sent:  # the swarm computes while our caller shows the token
+                    self._send_row(position, following.token, following.rows, sent)
                 yield Token(
                     following.token,
                     following.piece,
@@ -118,15 +128,60 @@ class Session:
                 )
                 if not goes_on:
                     return
+                if self._governor:
+                    drafter = drafter or TextDrafter(prompt)
+                    drafter.add(following.token)
+                    most = min(max_tokens - made, self.context - position)
+                    await self._draft(drafter, position, sent, most)
                 step = await self._chain.receive(position, 1, self._row_bytes)
+                if self._governor:
+                    took_s, received_at = _since(received_at)
+                    self._governor.took(took_s, drafting=len(sent) > 1)
+                sent.pop(0)
                 self.tokens.append(following.token)
                 self._regimes.append(Regime.NARROW)
                 stages_us = step.decoding_us
                 self.times.append(stages_us)
-                following = await self._cells.next(position, step.rows, regime=Regime.NARROW)
+                drafted = sent[0] if sent else None
+                following = await self._cells.next(
+                    position, step.rows, regime=Regime.NARROW, drafted=drafted
+                )
+                if drafted is not None:
+                    self._compare(following.token, sent)
         finally:
             if answer == self._answers:  # else another one has begun
                 self._chain.rest()
+
+    def _send_row(self, position: int, token: int, row: bytes, sent: list[int]) -> None:
+        self._chain.send(position, row, 1, regime=Regime.NARROW)
+        sent.append(token)
+
+    async def _draft(
+        self, drafter: TextDrafter, position: int, sent: list[int], most: int
+    ) -> None:
+        """Send rows of tokens that may follow those under way, up to ``most`` in all."""
+        assert self._governor
+        room = min(1 + self._governor.depth, most) - len(sent)
+        tokens = drafter.draft(sent[1:], room) if room > 0 else []
+        if not tokens:
+            return
+        at, size = position + len(sent), self._row_bytes
+        embedded = await self._cells.embed(at, tokens, regime=Regime.NARROW)
+        for number, token in enumerate(tokens):
+            row = embedded.rows[number * size : (number + 1) * size]
+            self._send_row(at + number, token, row, sent)
+
+    def _compare(self, token: int, sent: list[int]) -> None:
+        """Go on with the drafts under way if the first is the token that was drawn."""
+        assert self._governor
+        if token == sent[0]:
+            self._governor.kept()
+            self.drafts.kept += 1
+            return
+        self._governor.dropped()
+        self.drafts.dropped += len(sent)
+        self._chain.forget()  # what comes back for them; the next row overwrites theirs
+        sent.clear()
 
     async def _prefill(self, prompt: Sequence[int]) -> tuple[NextToken, tuple[int, ...]]:
         """Run the part of the prompt that the caches lack, in consecutive chunks."""
@@ -160,6 +215,12 @@ class Session:
             self._chain.send(at, embedded.rows, end - at, regime=regime)
 
 
+def _since(then: float) -> tuple[float, float]:
+    """Return the seconds since a time, and the time now."""
+    now = trio.current_time()
+    return now - then, now
+
+
 class Requester:
     """Opens sessions in a swarm."""
 
@@ -170,10 +231,15 @@ class Requester:
         ends: Ends,
         model: ModelId,
         gatherer: Gatherer | None = None,
+        *,
+        drafts: bool = False,
     ) -> None:
-        """Ask for a model; the sessions' tasks run in the nursery, which outlives them."""
+        """Ask for a model; the sessions' tasks run in the nursery, which outlives them.
+
+        ``drafts``: send rows of likely tokens ahead.
+        """
         self._nursery, self._transport, self._ends, self._model = nursery, transport, ends, model
-        self._gatherer, self._budget = gatherer, Budget()
+        self._gatherer, self._budget, self._drafts = gatherer, Budget(), drafts
 
     @asynccontextmanager
     async def open(
@@ -207,6 +273,6 @@ class Requester:
             history = History(self._budget)
             chain = Chain(self._transport, opened, history, evidence, repair)
             async with open_chain(chain, route, self._nursery):
-                yield Session(chain, ends, cells, context)
+                yield Session(chain, ends, cells, context, drafts=self._drafts)
         finally:
             cells.close()
