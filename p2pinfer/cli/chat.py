@@ -76,6 +76,7 @@ def chat(
         limits,
         find_s_max=wait,
         audit_rate=answer.audit_rate,
+        drafts=answer.draft,
         sponsored=answer.sponsor,
         default_model=default_model(store),
     )
@@ -132,6 +133,7 @@ def demo(
                 answer.keep_layers,
                 limits,
                 audit_rate=answer.audit_rate,
+                drafts=answer.draft,
             )
             await _talk(options, store, answer, template, question, as_json=as_json)
 

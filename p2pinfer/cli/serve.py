@@ -282,6 +282,7 @@ async def _swarm(
             answer.keep_layers,
             machine,
             audit_rate=answer.audit_rate,
+            drafts=answer.draft,
             sponsored=answer.sponsor,
             default_model=default_model(store),
         )

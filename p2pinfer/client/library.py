@@ -325,6 +325,7 @@ class connect:  # noqa: N801 -- used like a function
         audit_rate: the share of stages whose part in an answer is run again by somebody else.
         sponsored: ask on the account of a peer that serves on this machine, which full stages
             prefer; they learn that the two belong together.
+        drafts: send likely next tokens ahead, which changes no answer.
         chat_template: a file with a Jinja template, used in place of the model's own.
 
     Raises:
@@ -346,6 +347,7 @@ class connect:  # noqa: N801 -- used like a function
         context: int = CONTEXT_DEFAULT,
         audit_rate: float = AUDIT_RATE_DEFAULT,
         sponsored: bool = True,
+        drafts: bool = True,
         chat_template: str | Path | None = None,
     ) -> None:
         if not 0 <= audit_rate <= 1:
@@ -354,7 +356,7 @@ class connect:  # noqa: N801 -- used like a function
         key = read_network_key(Path(network_key)) if network_key else None
         reach = Reach(network, key, mdns, dht)
         self._model, self._sessions = model, sessions
-        self._audit_rate, self._sponsored = audit_rate, sponsored
+        self._audit_rate, self._sponsored, self._drafts = audit_rate, sponsored, drafts
         self._template = read_template(Path(chat_template)) if chat_template else None
         self._how = (tuple(bootstrap), reach, keep_layers, Machine(sessions, context))
         self._stack = AsyncExitStack()
@@ -396,6 +398,7 @@ class connect:  # noqa: N801 -- used like a function
             *self._how,
             audit_rate=self._audit_rate,
             sponsored=self._sponsored,
+            drafts=self._drafts,
             default_model=partial(find, "default"),
         )
         async with (

@@ -142,6 +142,8 @@ class ClientOptions:
     """The share of stages whose work on an answer is run again elsewhere."""
     sponsored: bool = True
     """Ask on the account of a peer that serves on this machine, if there is one."""
+    drafts: bool = False
+    """Send rows of likely tokens ahead; benchmarks of other things do without."""
     default_model: Choose | None = None
     """Required if no model is named."""
 
@@ -173,6 +175,7 @@ class Client(SwarmClient):
             gatherer if options.evidence else None,
             transport.round_trip_s,
             standings,
+            drafts=options.drafts,
         )
         self._auditor: Auditor | None = None
         self.frauds: Frauds | None = None

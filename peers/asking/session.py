@@ -62,7 +62,7 @@ class Session:
         """No check of it has failed; otherwise the next answer needs another session."""
         self.drafts = DraftCount()
         """What became of the most recent answer's drafts."""
-        self._governor = Governor() if drafts else None
+        self._may_draft = drafts
         self._answers = 0  # begun so far
 
     @property
@@ -110,7 +110,8 @@ class Session:
             held = said if sampling.grammar else 0
             self._cells.start(sampling, recent, prompt[len(prompt) - held :])
             following, stages_us = await self._prefill(prompt)
-            drafter: TextDrafter | None = None
+            governor = Governor() if self._may_draft else None
+            drafter = TextDrafter(prompt) if self._may_draft else None
             sent: list[int] = []  # tokens under way: the one that is awaited, and drafts behind it
             received_at = trio.current_time()
             for made in range(1, max_tokens + 1):
@@ -128,15 +129,14 @@ class Session:
                 )
                 if not goes_on:
                     return
-                if self._governor:
-                    drafter = drafter or TextDrafter(prompt)
+                if drafter and governor:
                     drafter.add(following.token)
-                    most = min(max_tokens - made, self.context - position)
+                    most = min(1 + governor.depth, max_tokens - made, self.context - position)
                     await self._draft(drafter, position, sent, most)
                 step = await self._chain.receive(position, 1, self._row_bytes)
-                if self._governor:
+                if governor:
                     took_s, received_at = _since(received_at)
-                    self._governor.took(took_s, drafting=len(sent) > 1)
+                    governor.took(took_s, drafting=len(sent) > 1)
                 sent.pop(0)
                 self.tokens.append(following.token)
                 self._regimes.append(Regime.NARROW)
@@ -146,8 +146,8 @@ class Session:
                 following = await self._cells.next(
                     position, step.rows, regime=Regime.NARROW, drafted=drafted
                 )
-                if drafted is not None:
-                    self._compare(following.token, sent)
+                if governor and sent:
+                    self._compare(governor, following.token, sent)
         finally:
             if answer == self._answers:  # else another one has begun
                 self._chain.rest()
@@ -156,13 +156,9 @@ class Session:
         self._chain.send(position, row, 1, regime=Regime.NARROW)
         sent.append(token)
 
-    async def _draft(
-        self, drafter: TextDrafter, position: int, sent: list[int], most: int
-    ) -> None:
+    async def _draft(self, drafter: TextDrafter, position: int, sent: list[int], most: int) -> None:
         """Send rows of tokens that may follow those under way, up to ``most`` in all."""
-        assert self._governor
-        room = min(1 + self._governor.depth, most) - len(sent)
-        tokens = drafter.draft(sent[1:], room) if room > 0 else []
+        tokens = drafter.draft(sent[1:], most - len(sent)) if most > len(sent) else []
         if not tokens:
             return
         at, size = position + len(sent), self._row_bytes
@@ -171,14 +167,13 @@ class Session:
             row = embedded.rows[number * size : (number + 1) * size]
             self._send_row(at + number, token, row, sent)
 
-    def _compare(self, token: int, sent: list[int]) -> None:
+    def _compare(self, governor: Governor, token: int, sent: list[int]) -> None:
         """Go on with the drafts under way if the first is the token that was drawn."""
-        assert self._governor
         if token == sent[0]:
-            self._governor.kept()
+            governor.kept()
             self.drafts.kept += 1
             return
-        self._governor.dropped()
+        governor.dropped()
         self.drafts.dropped += len(sent)
         self._chain.forget()  # what comes back for them; the next row overwrites theirs
         sent.clear()

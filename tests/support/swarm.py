@@ -145,7 +145,9 @@ async def swarm(
     me_id = KEYS[0].peer_id if evidence else ME
     async with network.join(me_id) as me, trio.open_nursery() as nursery:
         gatherer = Gatherer(nursery, me, lambda size: bytes(size)) if evidence else None
-        made = Swarm(nursery, network, me, ends or FakeEnds(context=CONTEXT), gatherer, drafts=drafts)
+        made = Swarm(
+            nursery, network, me, ends or FakeEnds(context=CONTEXT), gatherer, drafts=drafts
+        )
         for number, (first, end) in enumerate(pairwise(bounds)):
             engine = FakeStage(first, end, sessions=sessions, context=CONTEXT)
             key = KEYS[1 + number]
