@@ -1,13 +1,13 @@
 """What drafting ahead gains where hosts are far apart, in turns with the same answers without it.
 
-Every peer is a process behind a slow link of its own (`slow_links`). Two requesters, of which one
-drafts, ask the same things in turns over the same peers. Both must make the same tokens, whatever
+Every peer is a process behind a slow link of its own (`slow_links`). Requesters of which one drafts
+nothing ask the same things in turns over the same peers. All must make the same tokens, whatever
 the text and the sampler: different ones are a failure, and no figure is given.
 """
 
 import statistics
 import tempfile
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Mapping, Sequence
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -27,6 +27,7 @@ from p2pinfer.node.requester import ClientOptions, Machine, open_client
 from peers.asking.session import Session
 
 NETWORK: Final = "bench"
+PLAIN: Final = "plain"
 
 SAMPLERS: Final = {
     "greedy": Sampling(temperature=0.0),
@@ -64,7 +65,14 @@ class _Run:
 
 
 async def wan_bench(
-    file: Path, peers: int, link: Link, *, tokens: int, runs: int, samplers: Sequence[str]
+    file: Path,
+    peers: int,
+    link: Link,
+    *,
+    tokens: int,
+    runs: int,
+    samplers: Sequence[str],
+    small: Path | None = None,
 ) -> dict[str, Any]:
     """Measure and return what ``p2pinfer bench wan`` prints; rates are medians over the runs.
 
@@ -75,11 +83,12 @@ async def wan_bench(
         tokens: tokens in each answer, where the model does not end it before.
         runs: of each text and sampler.
         samplers: names in ``SAMPLERS``.
+        small: another file with the same tokens, to draft by a third requester.
 
     Raises:
         P2pinferError: an answer is another one with drafts than without.
     """
-    machine = Machine(sessions=2, context=1024)
+    machine = Machine(sessions=3, context=1024)  # one for each requester
     store = open_store()
     model = open_whole(name_model(str(file), store, lambda *_: None), store)
     ranges = share_layers(model, peers, 1, machine)
@@ -88,29 +97,33 @@ async def wan_bench(
     async with AsyncExitStack() as stack:
         ways_in = await stack.enter_async_context(_far_swarm(model, ranges, machine, link))
         plain = ClientOptions(model.id, ways_in, NETWORK, machine=machine, audit_rate=0.0)
-        clients = [
-            await stack.enter_async_context(open_client(each, store, lambda _: None))
-            for each in (plain, replace(plain, drafts=True))
-        ]
-        sessions = []
-        for client in clients:
+        sides = {PLAIN: plain, "text": replace(plain, drafts=True)}
+        if small:
+            draft_model = open_whole(name_model(str(small), store, lambda *_: None), store)
+            sides["model"] = replace(plain, drafts=True, draft_model=draft_model)
+        sessions: dict[str, Session] = {}
+        for side, options in sides.items():
+            client = await stack.enter_async_context(open_client(options, store, lambda _: None))
             route = await client.find_route(lambda _: None)
-            sessions.append(await stack.enter_async_context(client.open_session(route)))
+            sessions[side] = await stack.enter_async_context(client.open_session(route))
         for name, text in TEXTS.items():
-            prompt = await clients[0].ends.tokenize(text, special=True)
+            prompt = await client.ends.tokenize(text, special=True)
             for sampler in samplers:
-                pairs = []
+                turns = []
                 for number in range(-1, runs):  # the first one warms up, and is not counted
                     sampling = SAMPLERS[sampler]
-                    turn = [
-                        await _answer(session, prompt, sampling, tokens) for session in sessions
-                    ]
-                    if turn[0].tokens != turn[1].tokens:
+                    turn = {
+                        side: await _answer(session, prompt, sampling, tokens)
+                        for side, session in sessions.items()
+                    }
+                    if any(run.tokens != turn[PLAIN].tokens for run in turn.values()):
                         raise P2pinferError(f"{name}, {sampler}: other tokens with drafts")
-                    same += 1
+                    same += len(turn) - 1
                     if number >= 0:
-                        pairs.append(turn)
-                found[f"{name} {sampler}"] = _report(pairs)
+                        turns.append(turn)
+                found[f"{name} {sampler}"] = {
+                    side: _report(turns, side) for side in sides if side != PLAIN
+                }
     return {
         "peers": peers,
         "round_trip_ms": round(1000 * link.round_trip_s, 1),
@@ -121,14 +134,15 @@ async def wan_bench(
     }
 
 
-def _report(pairs: Sequence[Sequence[_Run]]) -> dict[str, Any]:
-    kept = sum(drafting.kept for _, drafting in pairs)
-    dropped = sum(drafting.dropped for _, drafting in pairs)
-    made = sum(len(drafting.tokens) for _, drafting in pairs)
-    ratios = [drafting.tokens_per_second / plain.tokens_per_second for plain, drafting in pairs]
+def _report(turns: Sequence[Mapping[str, _Run]], side: str) -> dict[str, Any]:
+    runs = [turn[side] for turn in turns]
+    kept, dropped = sum(run.kept for run in runs), sum(run.dropped for run in runs)
+    made = sum(len(run.tokens) for run in runs)
+    plain, rates = ([turn[each].tokens_per_second for turn in turns] for each in (PLAIN, side))
+    ratios = [rate / other for rate, other in zip(rates, plain, strict=True)]
     return {
-        "plain_tokens_per_s": round(statistics.median(p.tokens_per_second for p, _ in pairs), 2),
-        "drafting_tokens_per_s": round(statistics.median(d.tokens_per_second for _, d in pairs), 2),
+        "plain_tokens_per_s": round(statistics.median(plain), 2),
+        "tokens_per_s": round(statistics.median(rates), 2),
         "ratio": round(statistics.median(ratios), 3),
         "accepted": round(kept / (kept + dropped), 3) if kept + dropped else None,
         "rows_per_token": round((made + dropped) / made, 3),

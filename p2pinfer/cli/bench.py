@@ -239,6 +239,9 @@ def wan(
         tuple[Literal["greedy", "t0.8", "t1.5-penalty"], ...],
         option("samplers", "Ways to sample.", consume_multiple=True),
     ] = ("greedy", "t0.8", "t1.5-penalty"),
+    draft_model: Annotated[
+        str | None, option("draft-model", "Also draft by this model, which has the same tokens.")
+    ] = None,
     as_json: AsJson = False,
 ) -> None:
     """Compare answers with and without tokens sent ahead, over peers on distant hosts."""
@@ -252,7 +255,14 @@ def wan(
     check_range("runs", runs, 1)
     link = Link(rtt / 1000, mbit * 1e6 / 8)
     measure = partial(
-        wan_bench, model_path(model), peers, link, tokens=tokens, runs=runs, samplers=samplers
+        wan_bench,
+        model_path(model),
+        peers,
+        link,
+        tokens=tokens,
+        runs=runs,
+        samplers=samplers,
+        small=model_path(draft_model) if draft_model else None,
     )
     run_task(lambda: _print_report(measure, as_json=as_json))
 

@@ -292,6 +292,14 @@ class AnswerFlags:
             " that repeat some of it come faster; no answer changes.",
         ),
     ] = True
+    draft_model: Annotated[
+        str | None,
+        option(
+            "draft-model",
+            "Small model of the same family, all of it on this machine, that also says which tokens"
+            " to send ahead.",
+        ),
+    ] = None
     certificate: Annotated[
         Path | None,
         option("certificate", "File to write the latest answer's certificate to."),

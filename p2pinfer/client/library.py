@@ -55,7 +55,7 @@ from p2pinfer.engine.template import (
     read_template,
     template_remark,
 )
-from p2pinfer.node.model_supply import name_model, open_store
+from p2pinfer.node.model_supply import name_model, open_store, open_whole
 from p2pinfer.node.requester import Client, ClientOptions, Machine, open_client
 from transports.base import Reach
 from transports.secret import read_network_key
@@ -326,6 +326,7 @@ class connect:  # noqa: N801 -- used like a function
         sponsored: ask on the account of a peer that serves on this machine, which full stages
             prefer; they learn that the two belong together.
         drafts: send likely next tokens ahead, which changes no answer.
+        draft_model: a small model of the same family, all of it here, that also says which ones.
         chat_template: a file with a Jinja template, used in place of the model's own.
 
     Raises:
@@ -348,6 +349,7 @@ class connect:  # noqa: N801 -- used like a function
         audit_rate: float = AUDIT_RATE_DEFAULT,
         sponsored: bool = True,
         drafts: bool = True,
+        draft_model: str | None = None,
         chat_template: str | Path | None = None,
     ) -> None:
         if not 0 <= audit_rate <= 1:
@@ -357,6 +359,7 @@ class connect:  # noqa: N801 -- used like a function
         reach = Reach(network, key, mdns, dht)
         self._model, self._sessions = model, sessions
         self._audit_rate, self._sponsored, self._drafts = audit_rate, sponsored, drafts
+        self._draft_model = draft_model
         self._template = read_template(Path(chat_template)) if chat_template else None
         self._how = (tuple(bootstrap), reach, keep_layers, Machine(sessions, context))
         self._stack = AsyncExitStack()
@@ -393,12 +396,16 @@ class connect:  # noqa: N801 -- used like a function
         async def find(name: str) -> ModelId:
             return await trio.to_thread.run_sync(name_model, name, store, lambda *_: None)
 
+        small = None
+        if self._draft_model:
+            small = await trio.to_thread.run_sync(open_whole, await find(self._draft_model), store)
         options = ClientOptions(
             await find(self._model) if self._model else None,
             *self._how,
             audit_rate=self._audit_rate,
             sponsored=self._sponsored,
             drafts=self._drafts,
+            draft_model=small,
             default_model=partial(find, "default"),
         )
         async with (

@@ -71,6 +71,7 @@ class SwarmClient:
         standings: Standings | None = None,
         *,
         drafts: bool = False,
+        draft_model: Ends | None = None,
     ) -> None:
         """Ask for a model.
 
@@ -85,6 +86,7 @@ class SwarmClient:
             round_trip_s: to a connected peer, if it was measured.
             standings: standings of peers from earlier runs, updated from now on.
             drafts: send rows of likely tokens ahead.
+            draft_model: what says so besides the text; as for ``Requester``.
         """
         self._directory, self._ends, self._asked, self._draw = directory, ends, asked, draw
         self._failed: dict[PeerId, int] = {}
@@ -94,7 +96,15 @@ class SwarmClient:
         self._open: list[Replacements] = []
         """One per open session."""
         self.experiences = Experiences(round_trip_s, standings)
-        self._requester = Requester(nursery, transport, ends, asked.model, gatherer, drafts=drafts)
+        self._requester = Requester(
+            nursery,
+            transport,
+            ends,
+            asked.model,
+            gatherer,
+            drafts=drafts,
+            draft_model=draft_model,
+        )
 
     def peers(self) -> list[Advertisement]:
         """Return the peers that hold some of the model, including those that are still joining."""

@@ -22,6 +22,9 @@ DRAFTS_MAX = STEPS_IN_FLIGHT_MAX - 1
 MATCH_TOKENS = 3
 """Tokens in a row that the text must hold twice before the next ones are taken for a draft."""
 
+MATCH_BEFORE_MODEL_TOKENS = 8
+"""The same where a draft model would draft too: it is right more often than a short match."""
+
 COMPARED_TOKENS_MAX = 16
 PLACES_MAX = 8
 """Where such tokens came before, the most recent ones: of these the longest match counts."""
@@ -45,11 +48,21 @@ _FADE = 0.95
 """Per token: times are averages over about the last twenty, since load and text change."""
 
 
-class TextDrafter:
-    """Drafts what followed where the text ran as it does now for the longest stretch."""
+def alike(one: Iterable[int], other: Iterable[int]) -> int:
+    """Return how many tokens two texts have in common before they differ."""
+    pairs = zip(one, other, strict=False)
+    return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
 
-    def __init__(self, tokens: Iterable[int]) -> None:
+
+class TextDrafter:
+    """Drafts what followed where the text ran as it does now for the longest stretch.
+
+    ``match_tokens``: how long that must be at least.
+    """
+
+    def __init__(self, tokens: Iterable[int], match_tokens: int = MATCH_TOKENS) -> None:
         self._text: list[int] = []
+        self._least = match_tokens
         self._followers: dict[tuple[int, ...], list[int]] = {}
         """Where the text went on after some tokens, the most recent place last."""
         for token in tokens:
@@ -69,7 +82,9 @@ class TextDrafter:
         places = self._followers.get(tuple(recent[-MATCH_TOKENS:]))
         if not places:
             return []
-        at = max(places, key=lambda place: (self._alike(place, recent), place))
+        length, at = max((self._alike(place, recent), place) for place in places)
+        if length < self._least:
+            return []
         source = [*self._text[at : at + most], *ahead]
         for number in range(most):  # a text that repeats itself is drafted out of its own draft
             source.append(source[number])
@@ -78,8 +93,7 @@ class TextDrafter:
     def _alike(self, place: int, recent: Sequence[int]) -> int:
         """Return how many tokens before a place are the recent ones."""
         before = self._text[max(0, place - len(recent)) : place]
-        pairs = zip(reversed(before), reversed(recent), strict=False)
-        return sum(1 for _ in takewhile(lambda pair: pair[0] == pair[1], pairs))
+        return alike(reversed(before), reversed(recent))
 
 
 @dataclass

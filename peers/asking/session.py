@@ -5,21 +5,28 @@ compared with the tokens that the caches hold, and only the new tokens go throug
 """
 
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
-from itertools import takewhile
 
 import trio
 
 from p2pinfer.core.errors import UserError, lone_errors
 from p2pinfer.core.ids import ModelId, SessionId
 from p2pinfer.core.limits import STEPS_IN_FLIGHT_MAX
-from p2pinfer.core.messages import Hop, Open
+from p2pinfer.core.messages import Hop, Open, Step
 from p2pinfer.core.regimes import Regime, RegimeChunk, split
 from p2pinfer.core.sampling import Sampling
 from p2pinfer.engine.base import Candidate, Ends, EndsSession, NextToken
 from peers.asking.chain import Chain, open_chain
-from peers.asking.drafts import DraftCount, Governor, TextDrafter
+from peers.asking.draft_model import ModelDrafter, open_drafter
+from peers.asking.drafts import (
+    MATCH_BEFORE_MODEL_TOKENS,
+    MATCH_TOKENS,
+    DraftCount,
+    Governor,
+    TextDrafter,
+    alike,
+)
 from peers.asking.experience import stage_times
 from peers.asking.repair import Repair
 from peers.receipts.session_evidence import Evidence, Gatherer
@@ -47,7 +54,14 @@ class Session:
     """One conversation's KV caches, in all stages and in the requester's own ends."""
 
     def __init__(
-        self, chain: Chain, ends: Ends, cells: EndsSession, context: int, *, drafts: bool = False
+        self,
+        chain: Chain,
+        ends: Ends,
+        cells: EndsSession,
+        context: int,
+        *,
+        drafts: bool = False,
+        model: ModelDrafter | None = None,
     ) -> None:
         self._chain, self._ends, self._cells = chain, ends, cells
         self._row_bytes = 4 * ends.width
@@ -62,7 +76,7 @@ class Session:
         """No check of it has failed; otherwise the next answer needs another session."""
         self.drafts = DraftCount()
         """What became of the most recent answer's drafts."""
-        self._may_draft = drafts
+        self._may_draft, self._model = drafts, model
         self._answers = 0  # begun so far
 
     @property
@@ -77,9 +91,8 @@ class Session:
 
     def held_of(self, prompt: Sequence[int]) -> int:
         """How many tokens of a prompt's beginning need not be run again."""
-        common = takewhile(lambda pair: pair[0] == pair[1], zip(self.tokens, prompt, strict=False))
         # The last token always runs: its logits are needed.
-        return min(sum(1 for _ in common), len(prompt) - 1)
+        return min(alike(self.tokens, prompt), len(prompt) - 1)
 
     async def generate(
         self, prompt: Sequence[int], sampling: Sampling, max_tokens: int, said: int = 0
@@ -109,9 +122,12 @@ class Session:
             recent = list(prompt[-max(1, sampling.repeat_last_n) :])
             held = said if sampling.grammar else 0
             self._cells.start(sampling, recent, prompt[len(prompt) - held :])
+            if self._model:
+                self._model.follow(prompt)
             following, stages_us = await self._prefill(prompt)
             governor = Governor() if self._may_draft else None
-            drafter = TextDrafter(prompt) if self._may_draft else None
+            match = MATCH_BEFORE_MODEL_TOKENS if self._model else MATCH_TOKENS
+            drafter = TextDrafter(prompt, match) if self._may_draft else None
             sent: list[int] = []  # tokens under way: the one that is awaited, and drafts behind it
             received_at = trio.current_time()
             for made in range(1, max_tokens + 1):
@@ -133,10 +149,11 @@ class Session:
                     drafter.add(following.token)
                     most = min(1 + governor.depth, max_tokens - made, self.context - position)
                     await self._draft(drafter, position, sent, most)
-                step = await self._chain.receive(position, 1, self._row_bytes)
-                if governor:
+                    step = await self._receive_drafting(position, sent, most)
                     took_s, received_at = _since(received_at)
                     governor.took(took_s, drafting=len(sent) > 1)
+                else:
+                    step = await self._chain.receive(position, 1, self._row_bytes)
                 sent.pop(0)
                 self.tokens.append(following.token)
                 self._regimes.append(Regime.NARROW)
@@ -159,8 +176,35 @@ class Session:
     async def _draft(self, drafter: TextDrafter, position: int, sent: list[int], most: int) -> None:
         """Send rows of tokens that may follow those under way, up to ``most`` in all."""
         tokens = drafter.draft(sent[1:], most - len(sent)) if most > len(sent) else []
-        if not tokens:
-            return
+        if tokens:
+            await self._send_drafts(position, tokens, sent)
+
+    async def _receive_drafting(self, position: int, sent: list[int], most: int) -> Step:
+        """Return the answer to the row that is awaited, and let the draft model draft meanwhile."""
+        model = self._model
+        if model is None or model.is_lost:
+            return await self._chain.receive(position, 1, self._row_bytes)
+        with lone_errors():
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(self._draft_along, model, position, sent, most)
+                step = await self._chain.receive(position, 1, self._row_bytes)
+                nursery.cancel_scope.cancel()
+        return step
+
+    async def _draft_along(
+        self, model: ModelDrafter, position: int, sent: list[int], most: int
+    ) -> None:
+        """Send the draft model's tokens as it makes them."""
+        model.follow([*self.tokens, *sent])
+        while len(sent) < most and not model.is_lost:
+            tokens = model.drafts()[: most - len(sent)]
+            if tokens:
+                await self._send_drafts(position, tokens, sent)
+                model.follow([*self.tokens, *sent])
+            else:
+                await model.wait_moved()
+
+    async def _send_drafts(self, position: int, tokens: list[int], sent: list[int]) -> None:
         at, size = position + len(sent), self._row_bytes
         embedded = await self._cells.embed(at, tokens, regime=Regime.NARROW)
         for number, token in enumerate(tokens):
@@ -228,13 +272,16 @@ class Requester:
         gatherer: Gatherer | None = None,
         *,
         drafts: bool = False,
+        draft_model: Ends | None = None,
     ) -> None:
         """Ask for a model; the sessions' tasks run in the nursery, which outlives them.
 
-        ``drafts``: send rows of likely tokens ahead.
+        ``drafts``: send rows of likely tokens ahead; ``draft_model``: all layers of a small model
+        with the same tokens, which says what is likely.
         """
         self._nursery, self._transport, self._ends, self._model = nursery, transport, ends, model
-        self._gatherer, self._budget, self._drafts = gatherer, Budget(), drafts
+        self._gatherer, self._budget = gatherer, Budget()
+        self._drafts, self._draft_model = drafts, draft_model
 
     @asynccontextmanager
     async def open(
@@ -267,7 +314,12 @@ class Requester:
             opened = evidence.opened if evidence else opened
             history = History(self._budget)
             chain = Chain(self._transport, opened, history, evidence, repair)
-            async with open_chain(chain, route, self._nursery):
-                yield Session(chain, ends, cells, context, drafts=self._drafts)
+            async with AsyncExitStack() as stack:
+                await stack.enter_async_context(open_chain(chain, route, self._nursery))
+                model = None
+                if self._draft_model:
+                    drafter = open_drafter(self._draft_model, ends.vocabulary, self._nursery)
+                    model = await stack.enter_async_context(drafter)
+                yield Session(chain, ends, cells, context, drafts=self._drafts, model=model)
         finally:
             cells.close()

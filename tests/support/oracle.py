@@ -12,7 +12,7 @@ class Oracle:
     answer: Sequence[int] = ()
     right: float = 1.0
 
-    def __init__(self, prompt: Iterable[int]) -> None:
+    def __init__(self, prompt: Iterable[int], match_tokens: int) -> None:
         self._made, self._chance = 0, Random(7)
 
     def add(self, token: int) -> None:

@@ -73,10 +73,13 @@ class Swarm:
         gatherer: Gatherer | None = None,
         *,
         drafts: bool = False,
+        draft_model: FakeEnds | None = None,
     ) -> None:
         self.network, self.me, self.ends = network, me, ends
         self.nursery = nursery
-        self.requester = Requester(nursery, me, ends, MODEL, gatherer, drafts=drafts)
+        self.requester = Requester(
+            nursery, me, ends, MODEL, gatherer, drafts=drafts, draft_model=draft_model
+        )
         self.stages: list[Stage] = []
         self.signers: list[ReceiptSigner] = []
         self.served: list[LedgerEntry] = []
@@ -135,6 +138,7 @@ async def swarm(
     evidence: bool = False,
     silent: int | None = None,
     drafts: bool = False,
+    draft_model: FakeEnds | None = None,
 ) -> AsyncIterator[Swarm]:
     """Run a chain of stages, cut at the bounds, and check that they free everything.
 
@@ -146,7 +150,19 @@ async def swarm(
     async with network.join(me_id) as me, trio.open_nursery() as nursery:
         gatherer = Gatherer(nursery, me, lambda size: bytes(size)) if evidence else None
         made = Swarm(
-            nursery, network, me, ends or FakeEnds(context=CONTEXT), gatherer, drafts=drafts
+            nursery,
+            network,
+            me,
+            ends or FakeEnds(context=CONTEXT),
+            gatherer,
+            drafts=drafts,
+            draft_model=draft_model,
+            network,
+            me,
+            ends or FakeEnds(context=CONTEXT),
+            gatherer,
+            drafts=drafts,
+            draft_model=draft_model,
         )
         for number, (first, end) in enumerate(pairwise(bounds)):
             engine = FakeStage(first, end, sessions=sessions, context=CONTEXT)

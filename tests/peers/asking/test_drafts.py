@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 from trio.testing import MockClock
 
+from peers.asking.draft_model import open_drafter
 from peers.asking.drafts import (
     DRAFTS_MAX,
     MATCH_TOKENS,
@@ -16,8 +17,9 @@ from peers.asking.drafts import (
     Governor,
     TextDrafter,
 )
+from tests.support.fake_engines import VOCABULARY, FakeEnds
 from tests.support.oracle import Oracle
-from tests.support.swarm import CHAINS, GREEDY, PROMPT, answer, expected, swarm
+from tests.support.swarm import CHAINS, CONTEXT, GREEDY, PROMPT, answer, expected, swarm
 
 LENGTH = 60
 
@@ -153,3 +155,49 @@ def test_what_plain_tokens_take_is_measured_again() -> None:
         plain += governor.depth == 0
         governor.took(0.1, drafting=governor.depth > 0)
     assert plain == 2 * PLAIN_TOKENS
+
+
+@pytest.mark.parametrize("vocabulary", [VOCABULARY, VOCABULARY // 2])
+async def test_a_draft_model_changes_no_answer(vocabulary: int, autojump_clock: MockClock) -> None:
+    """It is another model, so it is always wrong here; tokens beyond the large one's are none."""
+    small = FakeEnds(context=CONTEXT)
+    async with swarm(drafts=True, draft_model=small) as made:
+        made.ends.vocabulary = vocabulary
+        made.network.latency_s = lambda *_: 0.05
+        async with made.open() as session:
+            assert await answer(session, PROMPT, LENGTH) == await expected(
+                PROMPT, LENGTH, CHAINS[3]
+            )
+            assert session.drafts.dropped
+            assert not session.drafts.kept
+    assert small.machine.open == 0
+
+
+async def test_a_draft_model_reads_along_and_runs_ahead(autojump_clock: MockClock) -> None:
+    """Wherever the text goes on or turns back; what it drafted itself is not read again."""
+    small = FakeEnds(context=CONTEXT)
+    async with trio.open_nursery() as nursery, open_drafter(small, VOCABULARY, nursery) as drafter:
+        for text in (PROMPT[:40], [*PROMPT[:40], 1, 2], PROMPT, [*PROMPT[:9], 5]):
+            drafter.follow(text)
+            while len(drafter.drafts()) <= DRAFTS_MAX:
+                await drafter.wait_moved()
+            drafts, rows = drafter.drafts(), small.machine.rows
+            drafter.follow([*text, *drafts[:3]])
+            assert drafter.drafts() == drafts[3:]
+            while len(drafter.drafts()) <= DRAFTS_MAX:
+                await drafter.wait_moved()
+            assert small.machine.rows == rows + 6  # three tokens, each run and drafted
+    assert small.machine.open == 0
+
+
+async def test_an_answer_goes_on_without_a_draft_model_that_fails(
+    autojump_clock: MockClock,
+) -> None:
+    """Its engine's process may end at any moment."""
+    small = FakeEnds(context=CONTEXT)
+    async with swarm(drafts=True, draft_model=small) as made, made.open() as session:
+        async with aclosing(session.generate(PROMPT, GREEDY, LENGTH)) as tokens:
+            found = [(await anext(tokens)).id for _ in range(20)]
+            small.machine.die()
+            found += [token.id async for token in tokens]
+        assert found == await expected(PROMPT, LENGTH, CHAINS[3])
