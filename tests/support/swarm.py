@@ -157,12 +157,6 @@ async def swarm(
             gatherer,
             drafts=drafts,
             draft_model=draft_model,
-            network,
-            me,
-            ends or FakeEnds(context=CONTEXT),
-            gatherer,
-            drafts=drafts,
-            draft_model=draft_model,
         )
         for number, (first, end) in enumerate(pairwise(bounds)):
             engine = FakeStage(first, end, sessions=sessions, context=CONTEXT)
