@@ -19,7 +19,7 @@ _Due = tuple[float, bytes]
 
 
 @dataclass(frozen=True)
-class Link:
+class SlowLink:
     """How slow a link is, the same in both directions."""
 
     round_trip_s: float
@@ -29,7 +29,7 @@ class Link:
 class SlowPort:
     """A port in front of a peer's own."""
 
-    def __init__(self, link: Link) -> None:
+    def __init__(self, link: SlowLink) -> None:
         self._link = link
         self._target, self._known = "", trio.Event()
         self.address = ""
@@ -63,7 +63,7 @@ class SlowPort:
 
 
 async def _read(
-    source: trio.SocketStream, link: Link, send: "trio.MemorySendChannel[_Due]"
+    source: trio.SocketStream, link: SlowLink, send: "trio.MemorySendChannel[_Due]"
 ) -> None:
     """Note when each chunk is due at the other end."""
     free_at = 0.0

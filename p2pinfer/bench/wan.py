@@ -15,7 +15,7 @@ from typing import Any, Final
 
 import trio
 
-from p2pinfer.bench.slow_links import Link, SlowPort
+from p2pinfer.bench.slow_links import SlowLink, SlowPort
 from p2pinfer.core.errors import P2pinferError, lone_errors
 from p2pinfer.core.layer_range import LayerRange
 from p2pinfer.core.python_process import python_command
@@ -67,7 +67,7 @@ class _Run:
 async def wan_bench(
     file: Path,
     peers: int,
-    link: Link,
+    link: SlowLink,
     *,
     tokens: int,
     runs: int,
@@ -150,7 +150,7 @@ def _report(turns: Sequence[Mapping[str, _Run]], side: str) -> dict[str, Any]:
 
 
 async def _answer(session: Session, prompt: list[int], sampling: Sampling, count: int) -> _Run:
-    """Ask once; the prompt is read anew up to its last token alone."""
+    """Ask once; the prompt is read in full the first time alone."""
     found, started = [], 0.0
     async with aclosing(session.generate(prompt, sampling, count)) as tokens:
         async for token in tokens:
@@ -162,7 +162,7 @@ async def _answer(session: Session, prompt: list[int], sampling: Sampling, count
 
 @asynccontextmanager
 async def _far_swarm(
-    model: PartsModel, ranges: Sequence[LayerRange], machine: Machine, link: Link
+    model: PartsModel, ranges: Sequence[LayerRange], machine: Machine, link: SlowLink
 ) -> AsyncIterator[tuple[str, ...]]:
     """Serve each range by one peer behind a slow link; yields the ways in."""
     ways_in: list[str] = []

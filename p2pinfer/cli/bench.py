@@ -245,7 +245,7 @@ def wan(
     as_json: AsJson = False,
 ) -> None:
     """Compare answers with and without tokens sent ahead, over peers on distant hosts."""
-    from p2pinfer.bench.slow_links import Link
+    from p2pinfer.bench.slow_links import SlowLink
     from p2pinfer.bench.wan import wan_bench
     from p2pinfer.node.model_supply import model_path
 
@@ -253,7 +253,7 @@ def wan(
     check_range("mbit", mbit, 0.1, 10_000)
     check_range("tokens", tokens, 2)
     check_range("runs", runs, 1)
-    link = Link(rtt / 1000, mbit * 1e6 / 8)
+    link = SlowLink(rtt / 1000, mbit * 1e6 / 8)
     measure = partial(
         wan_bench,
         model_path(model),

@@ -396,16 +396,14 @@ class connect:  # noqa: N801 -- used like a function
         async def find(name: str) -> ModelId:
             return await trio.to_thread.run_sync(name_model, name, store, lambda *_: None)
 
-        small = None
-        if self._draft_model:
-            small = await trio.to_thread.run_sync(open_whole, await find(self._draft_model), store)
+        small = await find(self._draft_model) if self._draft_model else None
         options = ClientOptions(
             await find(self._model) if self._model else None,
             *self._how,
             audit_rate=self._audit_rate,
             sponsored=self._sponsored,
             drafts=self._drafts,
-            draft_model=small,
+            draft_model=open_whole(small, store) if small else None,
             default_model=partial(find, "default"),
         )
         async with (

@@ -35,8 +35,8 @@ PAUSE_TOKENS_MAX = 256
 many waits behind a row in vain."""
 
 PLAIN_TOKENS = 8
-"""Made without drafts when an answer begins, and after so many with them that their time is not
-known any more: what drafts gain is measured against these."""
+"""Made without drafts when an answer begins, and again after ``PAUSE_TOKENS_MAX`` with
+drafts: what drafts gain is measured against these."""
 
 SLOW_PAUSE_TOKENS = 64
 """After drafts that do not pay: eight tokens that take a third longer are 4 % of what follows."""

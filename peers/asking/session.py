@@ -13,20 +13,14 @@ import trio
 from p2pinfer.core.errors import UserError, lone_errors
 from p2pinfer.core.ids import ModelId, SessionId
 from p2pinfer.core.limits import STEPS_IN_FLIGHT_MAX
-from p2pinfer.core.messages import Hop, Open, Step
+from p2pinfer.core.messages import Hop, Open
 from p2pinfer.core.regimes import Regime, RegimeChunk, split
 from p2pinfer.core.sampling import Sampling
 from p2pinfer.engine.base import Candidate, Ends, EndsSession, NextToken
+from peers.asking.ahead import Ahead, text_drafter
 from peers.asking.chain import Chain, open_chain
 from peers.asking.draft_model import ModelDrafter, open_drafter
-from peers.asking.drafts import (
-    MATCH_BEFORE_MODEL_TOKENS,
-    MATCH_TOKENS,
-    DraftCount,
-    Governor,
-    TextDrafter,
-    alike,
-)
+from peers.asking.drafts import DraftCount, alike
 from peers.asking.experience import stage_times
 from peers.asking.repair import Repair
 from peers.receipts.session_evidence import Evidence, Gatherer
@@ -125,16 +119,14 @@ class Session:
             if self._model:
                 self._model.follow(prompt)
             following, stages_us = await self._prefill(prompt)
-            governor = Governor() if self._may_draft else None
-            match = MATCH_BEFORE_MODEL_TOKENS if self._model else MATCH_TOKENS
-            drafter = TextDrafter(prompt, match) if self._may_draft else None
-            sent: list[int] = []  # tokens under way: the one that is awaited, and drafts behind it
-            received_at = trio.current_time()
+            drafter = text_drafter(prompt, self._model) if self._may_draft else None
+            ahead = Ahead(self._chain, self._cells, self._row_bytes, drafter, self._model)
+            self.drafts = ahead.count
             for made in range(1, max_tokens + 1):
                 position = len(self.tokens)
                 goes_on = not following.is_end and made < max_tokens and position < self.context
-                if goes_on and not sent:  # the swarm computes while our caller shows the token
-                    self._send_row(position, following.token, following.rows, sent)
+                if goes_on:  # the swarm computes while our caller shows the token
+                    ahead.send(position, following)
                 yield Token(
                     following.token,
                     following.piece,
@@ -145,82 +137,19 @@ class Session:
                 )
                 if not goes_on:
                     return
-                if drafter and governor:
-                    drafter.add(following.token)
-                    most = min(1 + governor.depth, max_tokens - made, self.context - position)
-                    await self._draft(drafter, position, sent, most)
-                    step = await self._receive_drafting(position, sent, most)
-                    took_s, received_at = _since(received_at)
-                    governor.took(took_s, drafting=len(sent) > 1)
-                else:
-                    step = await self._chain.receive(position, 1, self._row_bytes)
-                sent.pop(0)
+                most = min(max_tokens - made, self.context - position)
+                step = await ahead.receive(self.tokens, most)
                 self.tokens.append(following.token)
                 self._regimes.append(Regime.NARROW)
                 stages_us = step.decoding_us
                 self.times.append(stages_us)
-                drafted = sent[0] if sent else None
                 following = await self._cells.next(
-                    position, step.rows, regime=Regime.NARROW, drafted=drafted
+                    position, step.rows, regime=Regime.NARROW, drafted=ahead.drafted
                 )
-                if governor and sent:
-                    self._compare(governor, following.token, sent)
+                ahead.drew(following.token)
         finally:
             if answer == self._answers:  # else another one has begun
                 self._chain.rest()
-
-    def _send_row(self, position: int, token: int, row: bytes, sent: list[int]) -> None:
-        self._chain.send(position, row, 1, regime=Regime.NARROW)
-        sent.append(token)
-
-    async def _draft(self, drafter: TextDrafter, position: int, sent: list[int], most: int) -> None:
-        """Send rows of tokens that may follow those under way, up to ``most`` in all."""
-        tokens = drafter.draft(sent[1:], most - len(sent)) if most > len(sent) else []
-        if tokens:
-            await self._send_drafts(position, tokens, sent)
-
-    async def _receive_drafting(self, position: int, sent: list[int], most: int) -> Step:
-        """Return the answer to the row that is awaited, and let the draft model draft meanwhile."""
-        model = self._model
-        if model is None or model.is_lost:
-            return await self._chain.receive(position, 1, self._row_bytes)
-        with lone_errors():
-            async with trio.open_nursery() as nursery:
-                nursery.start_soon(self._draft_along, model, position, sent, most)
-                step = await self._chain.receive(position, 1, self._row_bytes)
-                nursery.cancel_scope.cancel()
-        return step
-
-    async def _draft_along(
-        self, model: ModelDrafter, position: int, sent: list[int], most: int
-    ) -> None:
-        """Send the draft model's tokens as it makes them."""
-        model.follow([*self.tokens, *sent])
-        while len(sent) < most and not model.is_lost:
-            tokens = model.drafts()[: most - len(sent)]
-            if tokens:
-                await self._send_drafts(position, tokens, sent)
-                model.follow([*self.tokens, *sent])
-            else:
-                await model.wait_moved()
-
-    async def _send_drafts(self, position: int, tokens: list[int], sent: list[int]) -> None:
-        at, size = position + len(sent), self._row_bytes
-        embedded = await self._cells.embed(at, tokens, regime=Regime.NARROW)
-        for number, token in enumerate(tokens):
-            row = embedded.rows[number * size : (number + 1) * size]
-            self._send_row(at + number, token, row, sent)
-
-    def _compare(self, governor: Governor, token: int, sent: list[int]) -> None:
-        """Go on with the drafts under way if the first is the token that was drawn."""
-        if token == sent[0]:
-            governor.kept()
-            self.drafts.kept += 1
-            return
-        governor.dropped()
-        self.drafts.dropped += len(sent)
-        self._chain.forget()  # what comes back for them; the next row overwrites theirs
-        sent.clear()
 
     async def _prefill(self, prompt: Sequence[int]) -> tuple[NextToken, tuple[int, ...]]:
         """Run the part of the prompt that the caches lack, in consecutive chunks."""
@@ -252,12 +181,6 @@ class Session:
             await room.acquire()
             embedded = await self._cells.embed(at, list(prompt[at:end]), regime=regime)
             self._chain.send(at, embedded.rows, end - at, regime=regime)
-
-
-def _since(then: float) -> tuple[float, float]:
-    """Return the seconds since a time, and the time now."""
-    now = trio.current_time()
-    return now - then, now
 
 
 class Requester:

@@ -24,5 +24,5 @@ async def world() -> AsyncIterator[World]:
 def oracle(monkeypatch: pytest.MonkeyPatch) -> type[Oracle]:
     """Let sessions draft by an oracle."""
     made = type("Oracle", (Oracle,), {})
-    monkeypatch.setattr("peers.asking.session.TextDrafter", made)
+    monkeypatch.setattr("peers.asking.ahead.TextDrafter", made)
     return made
