@@ -70,6 +70,9 @@ class SwarmClient:
         round_trip_s: Callable[[PeerId], float | None] = lambda _: None,
         standings: Standings | None = None,
         relay_to: Callable[[PeerId], PeerId | None] = lambda _: None,
+        *,
+        drafts: bool = False,
+        draft_model: Ends | None = None,
     ) -> None:
         """Ask for a model.
 
@@ -84,6 +87,8 @@ class SwarmClient:
             round_trip_s: to a connected peer, if it was measured.
             standings: standings of peers from earlier runs, updated from now on.
             relay_to: returns the relay that carries what is said with a peer, if one does.
+            drafts: send rows of likely tokens ahead.
+            draft_model: what says so besides the text; as for ``Requester``.
         """
         self._directory, self._ends, self._asked, self._draw = directory, ends, asked, draw
         self._transport, self.relay_to = transport, relay_to
@@ -94,7 +99,15 @@ class SwarmClient:
         self._open: list[Replacements] = []
         """One per open session."""
         self.experiences = Experiences(round_trip_s, standings)
-        self._requester = Requester(nursery, transport, ends, asked.model, gatherer)
+        self._requester = Requester(
+            nursery,
+            transport,
+            ends,
+            asked.model,
+            gatherer,
+            drafts=drafts,
+            draft_model=draft_model,
+        )
 
     def peers(self) -> list[Advertisement]:
         """Return the peers that hold some of the model, including those that are still joining."""
