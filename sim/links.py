@@ -15,6 +15,7 @@ import trio
 
 from p2pinfer.core.ids import PeerId
 from sim.model import WIDTH
+from transports.base import Reachability
 from transports.memory.network import MemoryNetwork
 
 PACKET_BYTES = 1400
@@ -122,6 +123,10 @@ class WorldNetwork(MemoryNetwork):
     def dials(self, sender: PeerId, receiver: PeerId, *, own: bool) -> bool:
         """Whether a peer must connect to reach another; see `transports.memory.network`."""
         return own or receiver not in self._connected[sender]
+
+    def reachability(self, peer: PeerId, asked: PeerId) -> Reachability:  # noqa: ARG002
+        """Return what a peer learns by asking another to dial it back."""
+        return Reachability.PUBLIC if self.access[peer].is_dialable else Reachability.HIDDEN
 
     def reach_s(self, sender: PeerId, receiver: PeerId, *, own: bool) -> float:
         """Return the seconds a peer takes to reach another; see `transports.memory.network`."""

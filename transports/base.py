@@ -32,6 +32,17 @@ class Reach:
     """Look for peers in a DHT, and be discoverable there."""
 
 
+class Reachability(Enum):
+    """Whether strangers elsewhere in the Internet can dial a peer."""
+
+    UNKNOWN = "unknown"
+    """Nobody could be asked yet, or ever: in a swarm on one local network, for example."""
+    PUBLIC = "public"
+    """Others have dialled one of its addresses, and proved it."""
+    HIDDEN = "hidden"
+    """Others were asked to dial each of its addresses, and none of them could."""
+
+
 class Channel(Protocol):
     """Two ordered, reliable message queues to one authenticated peer; it ends as a whole.
 
@@ -138,17 +149,27 @@ class Transport(Protocol):
     def addresses(self) -> Sequence[str]:
         """Multiaddrs, each ending in ``/p2p/<peer id>``, at which others reach this peer.
 
-        As of now, the best first, and at most `p2pinfer.core.checks.ADDRESSES_MAX`.
+        As of now, the best first, and at most `p2pinfer.core.checks.ADDRESSES_MAX`. While the
+        reachability is unknown they are those of the machine's interfaces; later those that were
+        proved, which may be none.
         """
         ...
 
     @property
+    def reachability(self) -> Reachability:
+        """Whether others can dial this peer, as far as others have tried when asked to."""
+        ...
+
+    @property
     def was_dialled(self) -> bool:
-        """Whether another peer has connected to this one, and used that, since it last moved."""
+        """Whether another peer has connected to this one, and used that, since it last moved.
+
+        A hint while the reachability is unknown, and no proof: that peer may be a neighbour.
+        """
         ...
 
     async def wait_moved(self) -> None:
-        """Wait until the addresses change."""
+        """Wait until the addresses or the reachability change."""
         ...
 
     def handle(self, protocol: str, handler: Handler) -> None:

@@ -7,7 +7,7 @@ from math import inf
 
 from p2pinfer.core.errors import PeerUnavailable
 from p2pinfer.core.ids import PeerId
-from transports.base import Accept, Channel, Handler, Topic, Transport
+from transports.base import Accept, Channel, Handler, Reachability, Topic, Transport
 
 SHUT_OUT_MAX = 4096
 """Peers remembered; the oldest are forgotten first."""
@@ -59,12 +59,17 @@ class GuardedTransport:
         return self._inner.addresses
 
     @property
+    def reachability(self) -> Reachability:
+        """Whether others can dial it."""
+        return self._inner.reachability
+
+    @property
     def was_dialled(self) -> bool:
         """Whether another peer has connected to this one, and used that, since it last moved."""
         return self._inner.was_dialled
 
     async def wait_moved(self) -> None:
-        """Wait until the addresses change."""
+        """Wait until the addresses or the reachability change."""
         await self._inner.wait_moved()
 
     def handle(self, protocol: str, handler: Handler) -> None:

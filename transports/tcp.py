@@ -14,7 +14,7 @@ import trio
 
 from p2pinfer.core.errors import ChannelClosed, PeerUnavailable, RemoteProtocolError, UserError
 from p2pinfer.core.ids import PeerId
-from transports.base import MESSAGE_BYTES_MAX, Accept, Channel, Handler
+from transports.base import MESSAGE_BYTES_MAX, Accept, Channel, Handler, Reachability
 
 log: Final = logging.getLogger("p2pinfer.transports")
 
@@ -153,6 +153,7 @@ class TcpTransport:
     def __init__(self, peer_id: PeerId, address: str) -> None:
         self.peer_id = peer_id
         self.addresses: Sequence[str] = [f"{address}/p2p/{peer_id}"]
+        self.reachability = Reachability.UNKNOWN
         self.was_dialled = False
         self._handlers: dict[str, Handler] = {}
         self._known: dict[PeerId, tuple[str, int]] = {}

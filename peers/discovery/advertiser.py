@@ -13,7 +13,7 @@ from p2pinfer.core.wire import encode
 from peers.discovery.gossip import ALONE_S, Announcer, essence
 from peers.discovery.model_index import Parsed
 from peers.discovery.view import PERIOD_RATIO_MAX, SwarmView
-from transports.base import Topic, Transport
+from transports.base import Reachability, Topic, Transport
 
 PATIENCE_S_MIN = 60.0
 PATIENCE_ROUNDS = 4
@@ -49,12 +49,13 @@ class Signer(Protocol):
 class Advertiser:
     """Advertises this peer, to other peers and in its own view.
 
-    A peer that is never dialled although all know its address, such as one behind NAT, becomes
-    hidden: it advertises no address, so that other peers neither try in vain nor rely on it. It
-    decides this itself, and no other peer can force it.
+    A peer that others cannot dial, such as one behind NAT, becomes hidden: it advertises no
+    address, so that other peers neither try in vain nor rely on it. The transport knows whether
+    they can once others were asked to; where nobody can be asked, a peer that is never dialled
+    although all know its address hides.
 
     Args:
-        transport: knows whether this peer was dialled.
+        transport: knows whether others can dial this peer.
         identity: signs advertisements.
         view: of the swarm.
         topics: gossip topics that this peer currently takes part in.
@@ -94,13 +95,18 @@ class Advertiser:
             self.hurry()
 
     def move(self, addresses: tuple[str, ...]) -> None:
-        """Advertise new addresses at once, if this peer advertises anything.
+        """Advertise new addresses at once, or that others can dial them, or cannot.
 
-        Whether others can dial them is unknown again.
+        Does nothing if this peer advertises nothing.
         """
         if self._own and self._own.addresses != addresses:
-            self._hide_until = -float("inf")
+            self._hide_until = -float("inf")  # whether others can dial them is open again
             self.say(evolve(self._own, addresses=addresses))
+        if self._own and self._transport.reachability is not Reachability.UNKNOWN:
+            was_hidden = self.is_hidden
+            self._judge(is_hidden=not addresses)
+            if self.is_hidden != was_hidden:
+                self.hurry()
 
     def leave(self) -> None:
         """Announce by gossip that this peer has left, and advertise nothing more."""
@@ -118,7 +124,8 @@ class Advertiser:
 
     def note_caller(self) -> None:
         """Record a call: if the caller dialled us, advertise at once that this peer is dialable."""
-        if self.is_hidden and self._transport.was_dialled:
+        is_open = self._transport.reachability is Reachability.UNKNOWN
+        if self.is_hidden and is_open and self._transport.was_dialled:
             self.hurry()
 
     async def run(self, pause_s: Callable[[], float]) -> None:
@@ -140,11 +147,17 @@ class Advertiser:
 
     def _look(self, patience_s: float) -> None:
         """Judge whether others can dial this peer, now that it publishes its addresses."""
-        now, was_hidden = trio.current_time(), self.is_hidden
+        if self._transport.reachability is not Reachability.UNKNOWN:
+            self._judge(is_hidden=not self._transport.addresses)
+            return
+        now = trio.current_time()
         if now >= self._hide_until:
             self._show_until = now + patience_s
             self._hide_until = self._show_until + HIDDEN_S
-        self.is_hidden = not self._transport.was_dialled and now >= self._show_until
+        self._judge(is_hidden=not self._transport.was_dialled and now >= self._show_until)
+
+    def _judge(self, *, is_hidden: bool) -> None:
+        was_hidden, self.is_hidden = self.is_hidden, is_hidden
         if self.is_hidden != was_hidden:
             self.on_hidden(self.is_hidden)
 

@@ -17,12 +17,11 @@ from libp2p.abc import IHost, INetStream
 from libp2p.custom_types import TProtocol
 from libp2p.network.swarm import Swarm
 from libp2p.peer.id import ID
-from libp2p.stream_muxer.exceptions import MuxedConnUnavailable, MuxedStreamReset
 from multiaddr import Multiaddr  # type: ignore[import-untyped]  # it ships no types
 
 from p2pinfer.core.errors import ChannelClosed, PeerUnavailable, UserError
 from p2pinfer.core.ids import PeerId
-from transports.base import Accept, Channel, Handler, Reach, Topic
+from transports.base import Accept, Channel, Handler, Reach, Reachability, Topic
 from transports.identity import Identity, ephemeral_identity
 from transports.interfaces import check_announced
 from transports.libp2p.channel import StreamChannel
@@ -41,14 +40,12 @@ from transports.libp2p.host import (
 )
 from transports.libp2p.library_channel import LibraryChannel
 from transports.libp2p.muxer import Connection
+from transports.libp2p.negotiation import open_stream
 from transports.libp2p.peer_finding import Lookout
 from transports.libp2p.stream import Stream
 
 DIAL_S_MAX = 10.0
 """For one of a peer's addresses to answer and prove who it is."""
-
-OPEN_S_MAX = 10.0
-"""For a connected peer to say whether it speaks a protocol."""
 
 LAST_WORDS_S = 0.02
 """At the end, for gossip to hand what was just published to its neighbours' streams."""
@@ -65,12 +62,6 @@ MOVED_LOOK_S = 5.0
 KNOWN_PEERS_MAX = 10_000
 """Peers whose addresses are remembered; the one longest unused is forgotten first."""
 
-MULTISTREAM: Final = "/multistream/1.0.0"
-"""https://github.com/multiformats/multistream-select"""
-
-LINE_BYTES_MAX = 1024
-"""A line of that negotiation: a protocol's name; go-libp2p has the same limit."""
-
 NETWORK_NAME: Final = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 
 
@@ -86,6 +77,7 @@ class Libp2pTransport:
         self._gossip = gossip
         self._identity = identity
         self._network = reach.network
+        self.reachability = Reachability.UNKNOWN
         self.was_dialled = False
         self._moved = trio.Event()
         self._known: dict[PeerId, tuple[str, ...]] = {}
@@ -179,7 +171,7 @@ class Libp2pTransport:
             if not isinstance(muxed, Connection):
                 return await self._open_library(peer, name)
             try:
-                return await _open(muxed, peer, name)
+                return StreamChannel(await open_stream(muxed, peer, name), peer)
             except ChannelClosed:
                 if last or not muxed.is_closed:
                     raise
@@ -353,66 +345,6 @@ async def _leave(host: IHost) -> None:
     with trio.CancelScope(shield=True):
         for listener in list(swarm.listeners.values()):
             await listener.close()  # when cancelled, libp2p leaves them open
-
-
-async def _open(muxed: Connection, peer: PeerId, name: TProtocol) -> Channel:
-    """Open a stream and agree on its protocol; nothing is left behind if that is cancelled."""
-    try:
-        stream = muxed.open_now()
-    except MuxedConnUnavailable as error:
-        kind = ChannelClosed if muxed.is_closed else PeerUnavailable
-        raise kind(peer, f"cannot open a channel to {peer}: {error}") from error
-    muxed.watch(stream)
-    try:
-        with trio.fail_after(OPEN_S_MAX):
-            await stream.write(_line(MULTISTREAM) + _line(name))
-            for expected in (MULTISTREAM, name):
-                answer = await _read_line(stream)
-                if answer != expected:
-                    raise PeerUnavailable(
-                        peer, f"{peer} does not speak {name}: is it of another network?"
-                    )
-    except trio.TooSlowError:
-        stream.abort()
-        raise PeerUnavailable(peer, f"{peer} did not answer within {OPEN_S_MAX:g} s") from None
-    except MuxedStreamReset as error:
-        stream.abort()
-        raise ChannelClosed(peer, f"{peer} refused the channel: {muxed.fault or error}") from error
-    except BaseException:
-        stream.abort()
-        raise
-    return StreamChannel(stream, peer)
-
-
-async def _read_line(stream: Stream) -> str:
-    """Read one line: its length (a varint), then the text and a newline.
-
-    Raises:
-        MuxedStreamReset: the stream ended, or what came is no such line.
-    """
-    size = 0
-    for shift in (0, 7):
-        byte = await _read_exactly(stream, 1)
-        size |= (byte[0] & 0x7F) << shift
-        if byte[0] < 0x80:
-            break
-    if not 0 < size <= LINE_BYTES_MAX:
-        raise MuxedStreamReset("it does not negotiate")
-    line = await _read_exactly(stream, size)
-    return line[:-1].decode("utf-8", "replace")
-
-
-async def _read_exactly(stream: Stream, size: int) -> bytes:
-    await stream.wait_buffered(size)
-    if len(stream.buffer) < size:
-        raise MuxedStreamReset("it ended the channel")
-    return stream.take(size)
-
-
-def _line(text: str) -> bytes:
-    data = text.encode() + b"\n"
-    size = len(data)
-    return (bytes([size]) if size < 0x80 else bytes([size & 0x7F | 0x80, size >> 7])) + data
 
 
 def _wrap(stream: Any) -> Channel:

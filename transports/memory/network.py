@@ -17,7 +17,14 @@ import trio
 
 from p2pinfer.core.errors import ChannelClosed, PeerUnavailable, UserError
 from p2pinfer.core.ids import PeerId
-from transports.base import GOSSIP_BYTES_MAX, MESSAGE_BYTES_MAX, Accept, Channel, Handler
+from transports.base import (
+    GOSSIP_BYTES_MAX,
+    MESSAGE_BYTES_MAX,
+    Accept,
+    Channel,
+    Handler,
+    Reachability,
+)
 from transports.memory.pipe import CallAt, Pipe, in_a_task
 
 log: Final = logging.getLogger("p2pinfer.transports")
@@ -134,6 +141,7 @@ class MemoryTransport:
         self._peer_id = peer_id
         self._nursery = nursery
         self.was_dialled = False
+        self.reachability = Reachability.UNKNOWN
         self._place, self._moved = 0, trio.Event()
         self._handlers: dict[str, Handler] = {}
         self._channels: list[MemoryChannel] = []
@@ -145,16 +153,26 @@ class MemoryTransport:
 
     @property
     def addresses(self) -> Sequence[str]:
-        """The one name under which others find this peer."""
+        """The one name under which others find this peer; none while it is hidden."""
+        if self.reachability is Reachability.HIDDEN:
+            return []
         return [f"/memory/{self._place}/p2p/{self._peer_id}"]
 
     async def wait_moved(self) -> None:
-        """Wait for ``move``."""
+        """Wait for ``move``, or for another ``learn``."""
         await self._moved.wait()
+
+    def learn(self, reachability: Reachability) -> None:
+        """Take in whether others can dial this peer."""
+        if reachability is not self.reachability:
+            self.reachability = reachability
+            self._moved.set()
+            self._moved = trio.Event()
 
     def move(self) -> None:
         """Have another address from now on; the network finds peers by their ids all the same."""
         self._place, self.was_dialled = self._place + 1, False
+        self.reachability = Reachability.UNKNOWN
         self._moved.set()
         self._moved = trio.Event()
 
@@ -217,6 +235,7 @@ class MemoryTransport:
         if remote is None or remote is self or round_trip_s > REACH_S_MAX:
             raise PeerUnavailable(peer, f"cannot reach {peer}")
         remote.was_dialled |= dials
+        self.learn(self._network.reachability(self._peer_id, peer))
         return remote
 
     async def _serve(self, handler: Handler, channel: MemoryChannel) -> None:
@@ -277,6 +296,10 @@ class MemoryNetwork:
     def dials(self, sender: PeerId, receiver: PeerId, *, own: bool) -> bool:  # noqa: ARG002
         """Whether a peer must connect to reach another; subclasses know existing connections."""
         return True
+
+    def reachability(self, peer: PeerId, asked: PeerId) -> Reachability:  # noqa: ARG002
+        """Return what a peer that another has answered knows about itself; here as before."""
+        return self.peers[peer].reachability
 
     def reach_s(
         self,

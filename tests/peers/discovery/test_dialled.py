@@ -15,6 +15,7 @@ from peers.discovery.advertiser import HIDDEN_S, PATIENCE_ROUNDS, PATIENCE_S_MIN
 from peers.discovery.model_index import CALLS_MISSED_MAX
 from peers.discovery.view import PERIOD_RATIO_MAX, SHORTEST_S
 from tests.support.directories import MODEL, Peer, directories, running
+from transports.base import Reachability
 from transports.memory.network import MemoryNetwork
 
 
@@ -88,6 +89,38 @@ async def test_a_peer_that_is_not_dialled_in_time_hides(autojump_clock: MockCloc
                 await trio.sleep(HIDDEN_S / 2)
                 assert (a.sees(), c.sees()) == ({c.id}, {a.id})
                 assert b.id in {found.peer for found in a.directory.peers()}
+
+
+async def test_a_peer_that_knows_to_be_hidden_hides_at_once(autojump_clock: MockClock) -> None:
+    """Even if a neighbour has dialled it: others were asked, and could not."""
+    async with directories(2) as (_, (a, b)), running([a, b]):
+        a.advertise()
+        b.advertise()
+        await trio.sleep(5)
+        assert a.sees() == {b.id}
+        assert b.transport.was_dialled
+        b.transport.learn(Reachability.HIDDEN)
+        await trio.sleep(5)
+        assert b.directory.is_hidden
+        assert a.sees() == set()
+        await a.directory.exchange(b.id)
+        await trio.sleep(5)
+        assert a.sees() == set()
+        b.transport.learn(Reachability.PUBLIC)
+        await trio.sleep(5)
+        assert not b.directory.is_hidden
+        assert a.sees() == {b.id}
+
+
+async def test_a_peer_that_knows_to_be_public_never_hides(autojump_clock: MockClock) -> None:
+    """Even if nobody has dialled it so far."""
+    async with directories(2) as (network, (a, b)), running([a, b]):
+        with closed(network, b.id):
+            a.advertise()
+            b.advertise()
+            b.transport.learn(Reachability.PUBLIC)
+            await trio.sleep(2 * PATIENCE_S)
+            assert not b.directory.is_hidden
 
 
 async def test_a_hidden_peer_tries_again(autojump_clock: MockClock) -> None:
