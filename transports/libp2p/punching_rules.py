@@ -2,18 +2,26 @@
 
 Two hidden peers that talk through a relay tell each other at which addresses the Internet sees
 them, and dial each other at the same moment: https://github.com/libp2p/specs/blob/master/relay/DCUtR.md
-What the other side names is a claim: it may be a third party's address, or one of this home.
+What the other side names is a claim: it may be a third party's address. So only addresses of the
+Internet are dialled, never one of a private network, few of them, seldom, and on few hosts.
 """
 
-import ipaddress
 import re
-from collections.abc import Iterable, Sequence
+from collections import deque
+from collections.abc import Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from typing import Final
 
 from multiaddr import Multiaddr  # type: ignore[import-untyped]  # it ships no types
 
 from transports.libp2p import protobuf
+from transports.libp2p.dialling import REACHED
+from transports.libp2p.reach_inquiry import family_of, is_global
+
+DCUTR: Final = "/libp2p/dcutr"
+
+MESSAGE_BYTES_MAX = 4096
+"""As the specification has it."""
 
 CONNECT: Final = 100
 SYNC: Final = 300
@@ -21,7 +29,13 @@ SYNC: Final = 300
 ADDRESSES_MAX = 4
 """Dialled at once for one peer."""
 
-TRIES_MAX = 2
+HOSTS_MAX = 2
+"""Which these may be on: a home has one public address, or had another one a moment ago."""
+
+DIALS_PER_ADDRESS_MAX = 8
+"""In one try: where a NAT refuses what comes too early, the next one a moment later gets in."""
+
+TRIES_MAX = 3
 """For one peer in `REST_S`: 97.6 % of what succeeds does so at the first (arXiv 2510.27500)."""
 
 REST_S = 600.0
@@ -30,121 +44,134 @@ REST_S = 600.0
 AT_ONCE_MAX = 8
 """Tries under way."""
 
-TRIES_PER_MINUTE_MAX = 30
-"""Over all peers, whose names cost nothing: so a third party sees 120 dials a minute at most."""
+WINDOW_S = 60.0
 
-PEERS_MAX = 1024
-"""Whose tries are remembered."""
+TRIES_IN_WINDOW_MAX = 30
+"""For all peers together, whose names cost nothing."""
+
+TRIES_PER_HOST_MAX = 6
+"""In a window, at one host, for all peers: so a third party sees three dials a second at most."""
 
 PORT_MIN = 1024
-"""A peer listens on no lower port of a private address; printers and routers do."""
+"""At this peer's own public address: below are its router's own services, which are no peer."""
 
-_PLACE: Final = re.compile(r"/ip4/([0-9.]+)/tcp/(\d+)(?:/p2p/\w+)?")
+_TYPE, _ADDRESSES, _SWAPPED = 1, 2, 1001
+
+_ADDRESSES_READ_MAX = 16
+"""Of one message; the rest is ignored."""
+
+_PLACE: Final = re.compile(r"/ip4/([0-9.]+)/tcp/(\d{1,5})(?:/p2p/\w+)?", re.ASCII)
 
 Place = tuple[str, int]
 """An IPv4 address and a port."""
 
 
-def encode(kind: int, addresses: Sequence[str] = ()) -> bytes:
-    """Encode a message of DCUtR, without its length."""
-    observed = b"".join(protobuf.data(2, Multiaddr(each).to_bytes()) for each in addresses)
-    return protobuf.number(1, kind) + observed
+@dataclass(frozen=True)
+class HolePunch:
+    """A message of DCUtR."""
+
+    kind: int
+    addresses: tuple[str, ...] = ()
+    """At which its sender is seen."""
+    swapped: bool = False
+    """Who called is the server in this try, against the specification. Only peers of ours say and
+    understand so; others skip the field."""
 
 
-def decode(message: bytes) -> tuple[int, list[str]]:
-    """Return a message's kind and its addresses; those that cannot be read are left out.
+def encode(message: HolePunch) -> bytes:
+    """Encode a message, without its length."""
+    fields = [protobuf.number(_TYPE, message.kind)]
+    fields += [protobuf.data(_ADDRESSES, Multiaddr(each).to_bytes()) for each in message.addresses]
+    if message.swapped:
+        fields.append(protobuf.number(_SWAPPED, 1))
+    return b"".join(fields)
+
+
+def decode(body: bytes) -> HolePunch:
+    """Return a message; addresses that cannot be read are left out.
 
     Raises:
-        ValueError: it is no such message.
+        ValueError: it is none.
     """
-    fields = protobuf.parse(message)
+    fields = protobuf.parse(body)
+    kind = protobuf.number_of(fields, _TYPE)
+    if kind not in (CONNECT, SYNC):
+        raise ValueError(f"a message of the unknown type {kind}")
     found = []
-    for raw in protobuf.all_data_of(fields, 2):
+    for raw in protobuf.all_data_of(fields, _ADDRESSES)[:_ADDRESSES_READ_MAX]:
         try:
             found.append(str(Multiaddr(raw)))
         except Exception:  # noqa: BLE001, S112 - the library raises anything, and it is a claim
             continue
-    return protobuf.number_of(fields, 1), found
+    swapped = protobuf.number_of(fields, _SWAPPED) == 1
+    return HolePunch(kind, tuple(found), swapped)
 
 
-def places(addresses: Iterable[str]) -> list[Place]:
-    """Return the addresses of IPv4 and TCP, each once."""
-    found: dict[Place, None] = {}
-    for address in addresses:
-        if match := _PLACE.fullmatch(address):
-            found[match[1], int(match[2])] = None
-    return list(found)
+def choose(theirs: Iterable[str], own_hosts: Collection[str]) -> list[Place]:
+    """Return where a peer may be dialled, of what it says.
 
-
-def choose(theirs: Iterable[str], ours: Iterable[str]) -> list[Place]:
-    """Return where a peer may be dialled, of what it says and of what is known of this one.
-
-    Public addresses; private ones only if both are seen at one public address, and then in this
-    peer's own network, at a port that no service of the system has.
+    Args:
+        theirs: multiaddrs.
+        own_hosts: this machine's addresses, and those at which others see it.
     """
-    own = places(ours)
-    told = places(theirs)
-    ours_public = {host for host, _ in own if _is_public(host)}
-    one_home = any(host in ours_public for host, _ in told)
-    networks = {_network(host) for host, _ in own if _is_private(host)}
-    return [
-        (host, port)
-        for host, port in told
-        if _is_public(host)
-        or (one_home and _is_private(host) and port >= PORT_MIN and _network(host) in networks)
-    ][:ADDRESSES_MAX]
+    found: dict[Place, None] = {}
+    hosts: set[str] = set()
+    for address in theirs:
+        match = _PLACE.fullmatch(address)
+        if not match or not is_global(match[1]):
+            continue
+        host, port = match[1], int(match[2])
+        least = PORT_MIN if host in own_hosts else 1
+        if least <= port < 1 << 16 and (host in hosts or len(hosts) < HOSTS_MAX):
+            hosts.add(host)
+            found[host, port] = None
+    return list(found)[:ADDRESSES_MAX]
 
 
-def _is_public(host: str) -> bool:
-    try:
-        found = ipaddress.IPv4Address(host)
-    except ValueError:
-        return False
-    return found.is_global and not found.is_multicast
+def public(addresses: Iterable[str]) -> list[str]:
+    """Return the addresses of the Internet that are given as numbers and lead through no relay."""
+    found = []
+    for address in addresses:
+        match = REACHED.fullmatch(address)
+        if not match or "/p2p-circuit" in address or not is_global(match[2]):
+            continue
+        if family_of(match[2]) == match[1]:
+            found.append(address)
+    return found[:ADDRESSES_MAX]
 
 
-def _is_private(host: str) -> bool:
-    try:
-        found = ipaddress.IPv4Address(host)
-    except ValueError:
-        return False
-    return found.is_private and not (
-        found.is_loopback or found.is_link_local or found.is_unspecified or found.is_reserved
-    )
-
-
-def _network(host: str) -> str:
-    return host.rpartition(".")[0]
+def hosts_of(places: Iterable[Place]) -> tuple[str, ...]:
+    """Return the hosts of some places, each once."""
+    return tuple(dict.fromkeys(host for host, _ in places))
 
 
 @dataclass
 class Ledger:
-    """How often which peers were tried."""
+    """How often this peer has tried lately, for which peers and at which hosts."""
 
-    _tries: dict[str, list[float]] = field(default_factory=dict)
-    _recent: list[float] = field(default_factory=list)
+    _tries: deque[tuple[float, str, Sequence[str]]] = field(default_factory=deque)
     _under_way: int = 0
 
-    def begin(self, peer: str, now: float) -> int:
-        """Return the number of a try that may begin, from 1; 0 if none may. Then call `end`."""
-        self._recent = [at for at in self._recent if now - at < 60.0]
-        tried = [at for at in self._tries.pop(peer, []) if now - at < REST_S]
-        self._tries[peer] = tried
-        if len(self._tries) > PEERS_MAX:
-            del self._tries[next(iter(self._tries))]
+    def begin(self, peer: str, hosts: Sequence[str], now: float) -> bool:
+        """Count a try, if it may begin. Then `end` must be called."""
+        while self._tries and self._tries[0][0] <= now - REST_S:
+            self._tries.popleft()
+        recent = [each for each in self._tries if each[0] > now - WINDOW_S]
         if (
-            len(tried) >= TRIES_MAX
-            or self._under_way >= AT_ONCE_MAX
-            or len(self._recent) >= TRIES_PER_MINUTE_MAX
+            self._under_way >= AT_ONCE_MAX
+            or len(recent) >= TRIES_IN_WINDOW_MAX
+            or sum(each[1] == peer for each in self._tries) >= TRIES_MAX
+            or any(sum(host in each[2] for each in recent) >= TRIES_PER_HOST_MAX for host in hosts)
         ):
-            return 0
-        tried.append(now)
-        self._recent.append(now)
+            return False
+        self._tries.append((now, peer, hosts))
         self._under_way += 1
-        return len(tried)
+        return True
 
     def end(self, peer: str, *, succeeded: bool) -> None:
         """Note how a try ended: a peer that has proved its id there may be tried again."""
         self._under_way -= 1
-        if succeeded:
-            self._tries.pop(peer, None)
+        if succeeded:  # it goes on counting for its hosts
+            self._tries = deque(
+                (at, "" if each == peer else each, hosts) for at, each, hosts in self._tries
+            )
