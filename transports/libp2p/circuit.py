@@ -53,6 +53,9 @@ CALL_S_MAX = 5.0
 CIRCUIT_IDLE_S = 60.0
 """A circuit without a channel is closed by who opened it: relays have few."""
 
+REPLACED_IDLE_S = 5.0
+"""The same once a direct connection has taken its place."""
+
 IDLE_LOOK_S = 10.0
 
 BLAMED_S = 600.0
@@ -82,6 +85,8 @@ class Circuits:
         self._blamed = Blocklist()
         self.on_call: Callable[[Connection], object] = lambda _: None
         """Called with each circuit over which another peer has called this one."""
+        self.on_begin: Callable[[Connection], object] = lambda _: None
+        """Called with the connection to a relay when a circuit through it begins to be made."""
         self.on_blame: Callable[[PeerId], object] = lambda _: None
         """Called with a relay that lied or stalled."""
         self.serves: Callable[[PeerId], bool] = lambda _: False
@@ -121,6 +126,7 @@ class Circuits:
             raise PeerUnavailable(peer, f"{address} is no circuit's address")
         relay = PeerId(found[2])
         outer = await self._reach(relay, [found[1]])
+        self.on_begin(outer)
         stream, answer = await self._ask(outer, messages.connect_request(ID.from_string(peer)))
         try:
             if answer.status != CircuitStatus.OK:
@@ -145,12 +151,19 @@ class Circuits:
         """Close circuits that nobody uses, for ever."""
         while True:
             await trio.sleep(IDLE_LOOK_S)
-            for conn in self._swarm.get_connections():
+            found = self._swarm.get_connections()
+            direct = {
+                each.muxed_conn.peer_id
+                for each in found
+                if getattr(each.muxed_conn, "relay", None) is None
+            }
+            for conn in found:
                 muxed = conn.muxed_conn
                 if not isinstance(muxed, Connection) or muxed.is_closed or muxed.relay is None:
                     continue
                 idle_s = trio.current_time() - muxed.idle_since
-                if muxed.is_initiator and muxed.idle and idle_s >= CIRCUIT_IDLE_S:
+                enough_s = REPLACED_IDLE_S if muxed.peer_id in direct else CIRCUIT_IDLE_S
+                if muxed.is_initiator and muxed.idle and idle_s >= enough_s:
                     muxed.leave()
 
     def _judge(self, inner: Connection, outer: Connection, relay: PeerId) -> None:
@@ -212,6 +225,7 @@ class Circuits:
 
     async def _take(self, stream: Stream, outer: Connection, relay: PeerId, caller: ID) -> None:
         self._calls += 1
+        self.on_begin(outer)
         try:
             stream.send_now(messages.stop_answer(CircuitStatus.OK))
             raw = self._raw(stream, relay, caller, initiator=False)

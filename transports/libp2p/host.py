@@ -9,7 +9,8 @@ import errno
 import logging
 import socket
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from typing import Any, Final, Literal
 
@@ -78,6 +79,29 @@ HANDLER_GRACE_S = 1.0
 """For a handler to notice that its connection is gone, before it is cancelled."""
 
 
+class Meetings:
+    """Peers that dial this host while it dials them, and are the servers of the handshakes."""
+
+    def __init__(self) -> None:
+        self._peers: dict[str, ID] = {}
+
+    def server_at(self, address: str) -> ID | None:
+        """Return the peer that is expected from an IP address as a server."""
+        return self._peers.get(address)
+
+    @contextmanager
+    def expected(self, peer: ID | None, addresses: Sequence[str]) -> Iterator[None]:
+        """Expect a peer from some IP addresses while the block lasts; None expects nobody."""
+        if peer is not None:
+            self._peers |= dict.fromkeys(addresses, peer)
+        try:
+            yield
+        finally:
+            for address in addresses:
+                if self._peers.get(address) is peer:
+                    del self._peers[address]
+
+
 def build_host(
     identity: Identity,
     *,
@@ -85,10 +109,12 @@ def build_host(
     muxer: Muxer = "own",
     network_key: bytes | None = None,
     announced: Sequence[str] = (),
+    meetings: Meetings | None = None,
 ) -> IHost:
     """Make a host that does not run yet; with a network's key it knows only those who have it.
 
-    ``announced`` are told to others before the machine's own addresses.
+    ``announced`` are told to others before the machine's own addresses. Whom ``meetings`` expect
+    is taken for a server, though it has dialled.
     """
     _quiet_libraries()
     key_pair = ed25519_key_pair(identity.seed)
@@ -116,7 +142,7 @@ def build_host(
     _cure_dial_delay()
     _cure_sockets_of_both_families()
     _cure_dialling_everybody(swarm)
-    _cure_inbound_slots(swarm)
+    _cure_inbound_slots(swarm, meetings or Meetings())
     _cure_raising_handlers(swarm)
     _cure_trimming(swarm)
     if muxer == "own":
@@ -234,7 +260,7 @@ def _cure_dialling_everybody(swarm: Swarm) -> None:
     replaced.maybe_connect = nobody
 
 
-def _cure_inbound_slots(swarm: Swarm) -> None:
+def _cure_inbound_slots(swarm: Swarm, meetings: Meetings) -> None:
     """Serve an inbound connection for its life only, and few half-open ones per address.
 
     libp2p keeps the slot of an ended connection for ever, so that the 251st inbound connection is
@@ -243,15 +269,22 @@ def _cure_inbound_slots(swarm: Swarm) -> None:
     half_open: Counter[str] = Counter()
 
     async def inbound(wire: Any, listener: Multiaddr, failure: object) -> None:  # noqa: ARG001
-        raw = RawConnection(wire, initiator=False)
         address = _address(wire)
+        server = meetings.server_at(address)
+        raw = RawConnection(wire, initiator=server is not None)
         try:
             if half_open[address] >= HALF_OPEN_PER_ADDRESS_MAX:
                 log.info("too many handshakes at once from %s", address)
                 return
             half_open[address] += 1
             try:
-                muxed: Any = await swarm.upgrade_inbound_raw_conn(raw, listener)
+                muxed: Any
+                if server is None:
+                    muxed = await swarm.upgrade_inbound_raw_conn(raw, listener)
+                else:
+                    with trio.fail_after(HANDSHAKE_S_MAX):
+                        met = await swarm.upgrade_outbound_raw_conn(raw, server)
+                    muxed = met.muxed_conn
             finally:
                 half_open[address] -= 1
                 if not half_open[address]:

@@ -107,6 +107,12 @@ def decode(body: bytes) -> HolePunch:
     return HolePunch(kind, tuple(found), swapped)
 
 
+def place_of(address: str) -> Place | None:
+    """Return the host and port in a multiaddr, None if it is not of IPv4 and plain TCP."""
+    match = _PLACE.fullmatch(address)
+    return (match[1], int(match[2])) if match else None
+
+
 def choose(theirs: Iterable[str], own_hosts: Collection[str]) -> list[Place]:
     """Return where a peer may be dialled, of what it says.
 
@@ -117,14 +123,14 @@ def choose(theirs: Iterable[str], own_hosts: Collection[str]) -> list[Place]:
     found: dict[Place, None] = {}
     hosts: set[str] = set()
     for address in theirs:
-        match = _PLACE.fullmatch(address)
-        if not match or not is_global(match[1]):
+        place = place_of(address)
+        if place is None or not is_global(place[0]):
             continue
-        host, port = match[1], int(match[2])
+        host, port = place
         least = PORT_MIN if host in own_hosts else 1
         if least <= port < 1 << 16 and (host in hosts or len(hosts) < HOSTS_MAX):
             hosts.add(host)
-            found[host, port] = None
+            found[place] = None
     return list(found)[:ADDRESSES_MAX]
 
 

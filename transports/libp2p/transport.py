@@ -34,6 +34,7 @@ from transports.libp2p.gossip import Gossip
 from transports.libp2p.held_relays import HeldRelays
 from transports.libp2p.host import (
     CONNECTIONS_MAX,
+    Meetings,
     Muxer,
     build_host,
     check_port,
@@ -49,6 +50,7 @@ from transports.libp2p.library_channel import LibraryChannel
 from transports.libp2p.muxer import Connection
 from transports.libp2p.negotiation import open_stream
 from transports.libp2p.peer_finding import Lookout
+from transports.libp2p.punching import Punches
 from transports.libp2p.reach_watch import ReachWatch
 from transports.libp2p.relay import Relay
 from transports.libp2p.relay_limits import RelayLimits
@@ -92,6 +94,7 @@ class Libp2pTransport:
         gossip: Gossip,
         lookout: Lookout,
         announced: Sequence[str],
+        meetings: Meetings,
     ) -> None:
         self._host = host
         self.reach = ReachWatch(
@@ -125,6 +128,16 @@ class Libp2pTransport:
             self.peer_id,
             self.note_moved,
         )
+        self.punches = Punches(
+            host,
+            meetings,
+            stranger_upgrader(reach.key),
+            lambda: self.addresses,
+            self.reach_directly,
+        )
+        """Ways from circuits to direct connections."""
+        self.circuits.on_begin, self.circuits.on_call = self.punches.begin, self.punches.called
+        self.reach.touched = self.punches.touched
         self._relaying = reach.relaying
         self.relay = Relay(
             host,
@@ -235,9 +248,7 @@ class Libp2pTransport:
         """Serve inbound channels of ``protocol`` with ``handler``."""
 
         async def serve(stream: INetStream) -> None:
-            self.was_dialled |= not (
-                stream.muxed_conn.is_initiator or is_relayed(stream.muxed_conn)
-            )
+            self.was_dialled |= self._shows_dialable(stream.muxed_conn)
             channel = _wrap(stream)
             try:
                 await handler(channel)
@@ -251,6 +262,12 @@ class Libp2pTransport:
                 await channel.close()
 
         self._host.set_stream_handler(protocol_id(self._network, protocol), serve)
+
+    def _shows_dialable(self, muxed: Any) -> bool:
+        """Whether a connection was made by a peer that nothing but an open way let in."""
+        remote = muxed.get_remote_address()
+        is_met = remote is not None and remote[0] in self.punches.touched()
+        return not (muxed.is_initiator or is_relayed(muxed) or is_met)
 
     async def connect(self, address: str) -> PeerId:
         """Reach the peer at ``address``; see `transports.base.Transport.connect`."""
@@ -269,6 +286,9 @@ class Libp2pTransport:
         name = protocol_id(self._network, protocol)
         for last in (False, True):
             muxed = await self._reach(peer, addresses, own=own)
+            if protocol in self.punches.patient and is_relayed(muxed):
+                await self.punches.wait_direct(peer)
+                muxed = await self._reach(peer, addresses, own=own)
             if not isinstance(muxed, Connection):
                 return await self._open_library(peer, name)
             try:
@@ -451,12 +471,14 @@ async def open_libp2p(
         check_port(address)
     identity = identity or ephemeral_identity()
     announced = check_announced(announce, identity.peer_id)
+    meetings = Meetings()
     host = build_host(
         identity,
         connections_max=connections_max,
         muxer=muxer,
         network_key=reach.key,
         announced=announced,
+        meetings=meetings,
     )
     failure: BaseException | None = None
     async with trio.open_nursery() as nursery:
@@ -465,12 +487,13 @@ async def open_libp2p(
             await nursery.start(_run, host, listening)
             await nursery.start(gossip.run)
             lookout = Lookout(host, reach, gossip.topics)
-            transport = Libp2pTransport(host, identity, reach, gossip, lookout, announced)
+            transport = Libp2pTransport(host, identity, reach, gossip, lookout, announced, meetings)
             lookout.start(nursery, transport.wait_elsewhere)
             nursery.start_soon(transport.watch_addresses)
             nursery.start_soon(transport.circuits.close_idle)
             nursery.start_soon(transport.relays.run)
             nursery.start_soon(transport.reach.run)
+            nursery.start_soon(transport.punches.run)
             yield transport
         except BaseException as error:  # noqa: BLE001 - raised below, outside the nursery's group
             failure = error
