@@ -98,7 +98,7 @@ class Meetings:
             yield
         finally:
             for address in addresses:
-                if self._peers.get(address) is peer:
+                if peer is not None and self._peers.get(address) is peer:
                     del self._peers[address]
 
 

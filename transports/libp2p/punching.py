@@ -11,11 +11,13 @@ Hidden peers open their NATs for each other: both dial from the port that they l
 first packets cross between the NATs, the kernels make one connection of them; if one comes late,
 the other's listener accepts it. Who has dialled says nothing then, so the roles are agreed: A is
 the client of the handshakes, B the server, and A's listener takes B's connection as a client, too.
-On the last try they are swapped, for peers whose listener does not. What may be dialled, and how often, is in `punching_rules`.
+On the last try they are swapped, for peers whose listener does not. What may be dialled, and how
+often, is in `punching_rules`.
 """
 
 import logging
 from collections.abc import Awaitable, Callable, Collection, Sequence
+from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Final
 
@@ -89,6 +91,18 @@ PEER_TOUCHED_S = 7440.0
 """The same for a peer that punches, whose connection may last: 124 minutes."""
 
 
+@dataclass(frozen=True)
+class PunchStatistics:
+    """What came of the circuits over which this peer was called, so far."""
+
+    reversed: int = 0
+    """The caller was public, and was dialled."""
+    punched: tuple[int, ...] = (0,) * TRIES_MAX
+    """A hole was punched, at the first try, the second, and so on."""
+    in_vain: int = 0
+    """The circuit stayed."""
+
+
 class _News(INotifee):
     """Calls a function whenever a connection has begun."""
 
@@ -142,6 +156,7 @@ class Punches:
         self._nursery: trio.Nursery | None = None
         self._news = trio.Event()
         self._in_vain: dict[PeerId, float] = {}
+        self.statistics = PunchStatistics()
         self._touched: dict[str, float] = {}
         self.patient: Collection[str] = ()
         """The protocols whose channels wait for a direct connection; the node sets them."""
@@ -252,17 +267,25 @@ class Punches:
         try:
             said = public(self.addresses_of(peer))
             if said and await self._reverse(peer, said):
+                self._count(reversed=self.statistics.reversed + 1)
                 return
             for number in range(1, TRIES_MAX + 1):
                 if not await self._try(circuit, peer, swapped=number == TRIES_MAX):
                     break
                 if has_direct(self._host, peer_id):
                     log.info("peer %s is reached directly, at try %d", peer, number)
+                    punched = list(self.statistics.punched)
+                    punched[number - 1] += 1
+                    self._count(punched=tuple(punched))
                     return
-        except (PeerError, MuxedStreamError, trio.TooSlowError) as error:
-            log.info("peer %s is reached through a relay only: %s", peer, error)
+        except Exception as error:  # noqa: BLE001 - what the other end provokes ends this only
+            log.info("peer %s is reached through a relay only: %r", peer, error)
         if not has_direct(self._host, peer_id):
+            self._count(in_vain=self.statistics.in_vain + 1)
             self._give_up(peer)
+
+    def _count(self, **changed: Any) -> None:
+        self.statistics = replace(self.statistics, **changed)
 
     async def _reverse(self, peer: PeerId, addresses: Sequence[str]) -> bool:
         """Dial a public caller; say whether it answered."""
