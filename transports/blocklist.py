@@ -1,6 +1,6 @@
 """Peers that this one has nothing to do with: proven cheats, for example."""
 
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Collection, Hashable, Sequence
 from contextlib import AbstractAsyncContextManager
 from functools import partial
 from math import inf
@@ -109,6 +109,18 @@ class GuardedTransport:
         """Have a hidden peer ask these for a reservation, the first ones first."""
         if relays := getattr(self._inner, "relays", None):
             relays.candidates = candidates
+
+    def prefer_direct(
+        self, protocols: Collection[str], addresses_of: Callable[[PeerId], Sequence[str]]
+    ) -> None:
+        """Have channels of some protocols wait a moment for a way that no relay carries.
+
+        Args:
+            protocols: their names.
+            addresses_of: returns where a peer says to be reached.
+        """
+        if punches := getattr(self._inner, "punches", None):
+            punches.patient, punches.addresses_of = protocols, addresses_of
 
     @property
     def channels(self) -> int:

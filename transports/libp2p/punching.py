@@ -77,8 +77,9 @@ HANDSHAKE_S_MAX = 3.0
 REDIAL_S_MIN, REDIAL_S_MAX = 0.01, 0.1
 """Before an address that refused is dialled again in one try; twice as long each time."""
 
-DIRECT_S_MAX = 2.0
-"""For which a channel of a session waits for a direct connection, once for each peer."""
+DIRECT_S_MAX = 1.75
+"""For which a channel of a session waits for a direct connection, once for each peer in `REST_S`: a
+punch takes seven round trips, of 250 ms in the worst case that is waited for."""
 
 IN_VAIN_MAX = 1024
 """Peers remembered that this was in vain for; more are waited for again."""

@@ -4,18 +4,19 @@ Each is a transport in a thread of its own, which is on its host; they run in th
 """
 
 import threading
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager, suppress
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
 
 import trio
 
+from p2pinfer.core.ids import PeerId
 from tests.support.natlab.hosts import Host
 from tests.support.natlab.internet import Internet
 from tests.support.transport_contract import echo
-from transports.base import Reach, Relaying
+from transports.base import Channel, Reach, Relaying
 from transports.identity import Identity
 from transports.libp2p.circuit import circuit_address
 from transports.libp2p.punching import PunchStatistics
@@ -24,6 +25,9 @@ from transports.libp2p.transport import Libp2pTransport, open_libp2p
 RELAY = "5.5.5.5"
 ROWS = "rows"
 """A protocol whose channels wait for a direct connection."""
+
+TALK = "talk"
+"""One whose channels do not."""
 
 WAIT_S_MAX = 20.0
 LISTEN = ("/ip4/0.0.0.0/tcp/4100",)
@@ -41,7 +45,7 @@ def relay_address() -> str:
 
 @dataclass
 class Peer:
-    """A transport on a host; started at once, ended by `end`."""
+    """A transport on a host; started at once, ended by `close`."""
 
     host: Host
     name: str
@@ -60,7 +64,8 @@ class Peer:
         self._over, self._token = trio.Event(), trio.lowlevel.current_trio_token()
         reach = Reach("main", relaying=self.relaying)
         async with open_libp2p(identity(self.name), self.listen, reach) as self.transport:
-            self.transport.handle(ROWS, echo)
+            for protocol in (ROWS, TALK):
+                self.transport.handle(protocol, echo)
             self.transport.punches.patient = {ROWS}
             self._up.set()
             await self._over.wait()
@@ -74,24 +79,19 @@ class Peer:
 
         return trio.from_thread.run(limited, trio_token=self._token)
 
-    def end(self) -> None:
+    def close(self) -> None:
         """Leave, and wait for that."""
         with suppress(trio.RunFinishedError):  # it has failed, as `result` then says
             trio.from_thread.run_sync(self._over.set, trio_token=self._token)
         self._call.result()
 
 
-@dataclass(frozen=True)
-class Attempt:
-    """What came of a call."""
-
-    is_direct: bool
-    waited_s: float
-    """From the circuit to an echo on a channel that waits for a direct connection."""
-    bytes_relayed: int
-    """While 100 KB were echoed on that channel."""
-    statistics: PunchStatistics
-    """Of the called peer."""
+@contextmanager
+def relaying(internet: Internet) -> Iterator[Peer]:
+    """Run a relay that nothing but relays."""
+    host = internet.host("relay", RELAY, delay_ms=5)
+    with closing(Peer(host, "relay", ("/ip4/0.0.0.0/tcp/4001",), Relaying.ALWAYS)) as relay:
+        yield relay
 
 
 async def be_hidden(transport: Libp2pTransport) -> str:
@@ -103,41 +103,60 @@ async def be_hidden(transport: Libp2pTransport) -> str:
     return circuit_address(relay_address(), transport.peer_id)
 
 
-async def call(
-    transport: Libp2pTransport, at: str, relayed: Callable[[], int]
-) -> tuple[bool, float, int]:
+async def said_back(channel: Channel, count: int = 1) -> None:
+    """Send 10 KB so many times, and wait for each to come back."""
+    for _ in range(count):
+        await channel.send(bytes(10_000))
+        assert await channel.receive() == bytes(10_000)
+
+
+async def open_rows(transport: Libp2pTransport, peer: str, addresses: Sequence[str]) -> Channel:
+    """Open a channel that waits for a direct connection."""
+    channel = await transport.open(PeerId(peer), ROWS, addresses)
+    await said_back(channel)
+    return channel
+
+
+@dataclass(frozen=True)
+class Attempt:
+    """What came of a call."""
+
+    is_direct: bool
+    waited_s: float
+    """From the circuit to an echo on a channel that waits for a direct connection."""
+    bytes_relayed: int
+    """While 100 KB were echoed on that channel."""
+    bytes_relayed_before: int
+    """While 100 KB were echoed on a channel that was opened at once."""
+    statistics: PunchStatistics
+    """Of the called peer."""
+
+
+async def call(transport: Libp2pTransport, at: str, relayed: Callable[[], int]) -> tuple[Any, ...]:
     """Call a hidden peer, and echo on a channel that waits for a direct connection."""
     peer = identity("b").peer_id
     await transport.circuits.dial(at, peer)
     began = trio.current_time()
-    channel = await transport.open(peer, ROWS, [at])
-    await channel.send(b"hello")
-    await channel.receive()
+    early = await transport.open(peer, TALK, [at])
+    rows = await open_rows(transport, peer, [at])
     waited_s = trio.current_time() - began
-    before = relayed()
-    for _ in range(10):
-        await channel.send(bytes(10_000))
-        await channel.receive()
     is_direct = any(each.relay is None for each in transport._connections(peer))
-    return is_direct, waited_s, relayed() - before
+    counts = []
+    for channel in (rows, early):
+        before = relayed()
+        await said_back(channel, 10)
+        counts.append(relayed() - before)
+    return is_direct, waited_s, *counts
 
 
 def attempt(internet: Internet, a: Host, b: Host) -> Attempt:
     """Let ``a`` call ``b`` through a relay that is made for it."""
-    relay_host = internet.host("relay", RELAY, delay_ms=5)
-    relay = Peer(relay_host, "relay", ("/ip4/0.0.0.0/tcp/4001",), Relaying.ALWAYS)
-    peers = [relay]
+    with relaying(internet) as relay, closing(Peer(b, "b")) as called, closing(Peer(a, "a")) as one:
 
-    def relayed() -> int:
-        return relay.transport.relay.statistics().bytes
+        def relayed() -> int:
+            return relay.transport.relay.statistics().bytes
 
-    try:
-        called, caller = Peer(b, "b"), Peer(a, "a")
-        peers += [called, caller]
         at = called.run(be_hidden, called.transport)
-        caller.run(caller.transport.connect, relay_address())
-        found = caller.run(call, caller.transport, at, relayed)
+        one.run(one.transport.connect, relay_address())
+        found = one.run(call, one.transport, at, relayed)
         return Attempt(*found, called.transport.punches.statistics)
-    finally:
-        for peer in reversed(peers):
-            peer.end()
