@@ -103,6 +103,7 @@ def counting_relay(host: Host, home: Path) -> Iterator[tuple[str, Callable[[], i
             call.result()
 
 
+@pytest.mark.long
 def test_rows_of_punched_peers_do_not_cross_the_relay(internet: Internet, tmp_path: Path) -> None:
     """Peers behind home NATs answer one behind a third, token for token as on one machine."""
     homes = [internet.nat(f"n{n}", f"5.5.5.1{n}", delay_ms=20) for n in range(3)]

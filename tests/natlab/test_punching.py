@@ -3,11 +3,13 @@
 import logging
 import os
 from contextlib import ExitStack, closing
+from functools import partial
 from itertools import combinations_with_replacement
 from typing import Any
 
 import pytest
 
+from tests.support.natlab.hosts import Host
 from tests.support.natlab.internet import Internet
 from tests.support.natlab.nats import ADDRESS, ENDPOINT_INDEPENDENT, KINDS, SYMMETRIC
 from tests.support.natlab.punchers import (
@@ -35,11 +37,13 @@ OTHER_BYTES_MAX = 1500
 
 def punch(internet: Internet, one: dict[str, Any], other: dict[str, Any]) -> Attempt:
     """Let a host behind one NAT call one behind another."""
-    hosts = []
-    for number, (name, options) in enumerate((("a", one), ("b", other))):
-        nat = internet.nat(f"n{name}", f"5.5.5.1{number}", delay_ms=DELAY_MS, **options)
-        hosts.append(internet.host(name, f"10.{number}.0.2", behind=nat))
-    return attempt(internet, *hosts)
+    return attempt(internet, home(internet, 0, "a", one), home(internet, 1, "b", other))
+
+
+def home(internet: Internet, number: int, name: str, options: dict[str, Any]) -> Host:
+    """Make a host behind a NAT."""
+    nat = internet.nat(f"n{name}", f"5.5.5.1{number}", delay_ms=DELAY_MS, **options)
+    return internet.host(name, f"10.{number}.0.2", behind=nat)
 
 
 def can_punch(*options: dict[str, Any]) -> bool:
@@ -64,6 +68,26 @@ def test_two_homes_punch(internet: Internet) -> None:
     assert found.statistics.punched == (1, 0, 0)
     assert found.bytes_relayed < OTHER_BYTES_MAX
     assert found.bytes_relayed_before > 200_000
+
+
+def test_peers_that_call_each_other_at_once_punch(internet: Internet) -> None:
+    """Both begin to, with opposite roles; one gives way."""
+    with ExitStack() as stack:
+        stack.enter_context(relaying(internet))
+        peers = []
+        for number, name in enumerate("ab"):
+            host = home(internet, number, name, {})
+            peers.append(stack.enter_context(closing(Peer(host, name))))
+        ways = [peer.run(be_hidden, peer.transport) for peer in peers]
+        calls = []
+        for peer, other, way in zip(peers, reversed(peers), reversed(ways), strict=True):
+            open_one = partial(peer.run, open_rows, peer.transport, other.transport.peer_id, [way])
+            calls.append(peer.host.call(open_one))
+        for call in calls:
+            call.result()
+        for peer, other in zip(peers, reversed(peers), strict=True):
+            found = peer.transport._connections(other.transport.peer_id)
+            assert any(each.relay is None for each in found)
 
 
 def test_rows_between_public_and_hidden_peers_cross_no_relay(internet: Internet) -> None:

@@ -16,6 +16,7 @@ often, is in `punching_rules`.
 """
 
 import logging
+from collections import Counter
 from collections.abc import Awaitable, Callable, Collection, Sequence
 from dataclasses import dataclass, replace
 from functools import partial
@@ -159,6 +160,8 @@ class Punches:
         self._in_vain: dict[PeerId, float] = {}
         self.statistics = PunchStatistics()
         self._touched: dict[str, float] = {}
+        self._replacing: dict[PeerId, trio.CancelScope] = {}
+        self._answering: Counter[PeerId] = Counter()
         self.patient: Collection[str] = ()
         """The protocols whose channels wait for a direct connection; the node sets them."""
         self.addresses_of: Callable[[PeerId], Sequence[str]] = lambda _: ()
@@ -263,27 +266,34 @@ class Punches:
         """As the called peer: dial the caller if it is public, punch otherwise."""
         peer_id = circuit.peer_id
         peer = PeerId(str(peer_id))
-        if has_direct(self._host, peer_id):
+        if has_direct(self._host, peer_id) or peer in self._replacing:
             return
-        try:
-            said = public(self.addresses_of(peer))
-            if said and await self._reverse(peer, said):
-                self._count(reversed=self.statistics.reversed + 1)
-                return
-            for number in range(1, TRIES_MAX + 1):
-                if not await self._try(circuit, peer, swapped=number == TRIES_MAX):
-                    break
-                if has_direct(self._host, peer_id):
-                    log.info("peer %s is reached directly, at try %d", peer, number)
-                    punched = list(self.statistics.punched)
-                    punched[number - 1] += 1
-                    self._count(punched=tuple(punched))
-                    return
-        except Exception as error:  # noqa: BLE001 - what the other end provokes ends this only
-            log.info("peer %s is reached through a relay only: %r", peer, error)
+        with trio.CancelScope() as self._replacing[peer]:
+            try:
+                await self._reverse_or_punch(circuit, peer)
+            except Exception as error:  # noqa: BLE001 - what the other end provokes ends this only
+                log.info("peer %s is reached through a relay only: %r", peer, error)
+        scope = self._replacing.pop(peer)
+        if scope.cancelled_caught or peer in self._answering:
+            return  # each has called the other, and what that one began goes on
         if not has_direct(self._host, peer_id):
             self._count(in_vain=self.statistics.in_vain + 1)
             self._give_up(peer)
+
+    async def _reverse_or_punch(self, circuit: Connection, peer: PeerId) -> None:
+        said = public(self.addresses_of(peer))
+        if said and await self._reverse(peer, said):
+            self._count(reversed=self.statistics.reversed + 1)
+            return
+        for number in range(1, TRIES_MAX + 1):
+            if not await self._try(circuit, peer, swapped=number == TRIES_MAX):
+                break
+            if has_direct(self._host, circuit.peer_id):
+                log.info("peer %s is reached directly, at try %d", peer, number)
+                punched = list(self.statistics.punched)
+                punched[number - 1] += 1
+                self._count(punched=tuple(punched))
+                break
 
     def _count(self, **changed: Any) -> None:
         self.statistics = replace(self.statistics, **changed)
@@ -348,6 +358,12 @@ class Punches:
             await inbound.reset()
             return
         peer = PeerId(str(circuit.peer_id))
+        if own := self._replacing.get(peer):  # each has called the other: one is enough
+            if str(self._host.get_id()) < peer:
+                stream.abort()
+                return
+            own.cancel()
+        self._answering[peer] += 1
         try:
             with trio.fail_after(MESSAGE_S_MAX):
                 said = await _hear(stream, peer, CONNECT)
@@ -356,6 +372,9 @@ class Punches:
             log.debug("peer %s began to punch, and then %r", peer, error)
         finally:
             stream.abort()
+            self._answering[peer] -= 1
+            if not self._answering[peer]:
+                del self._answering[peer]
 
     async def _answer(self, stream: Stream, circuit: Connection, said: HolePunch) -> None:
         peer_id = circuit.peer_id
