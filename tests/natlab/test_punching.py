@@ -87,7 +87,10 @@ def test_peers_that_call_each_other_at_once_punch(internet: Internet) -> None:
             call.result()
         for peer, other in zip(peers, reversed(peers), strict=True):
             found = peer.transport._connections(other.transport.peer_id)
-            assert any(each.relay is None for each in found)
+            assert sum(each.relay is None for each in found) == 1
+        said = [peer.transport.punches.statistics for peer in peers]
+        assert sorted(each.punched for each in said) == [(0, 0, 0), (1, 0, 0)]
+        assert [each.in_vain for each in said] == [0, 0]
 
 
 def test_rows_between_public_and_hidden_peers_cross_no_relay(internet: Internet) -> None:
