@@ -18,6 +18,7 @@ often, is in `punching_rules`.
 import logging
 from collections import Counter
 from collections.abc import Awaitable, Callable, Collection, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from functools import partial
 from typing import Any, Final
@@ -29,6 +30,7 @@ from libp2p.io.trio import TrioTCPStream
 from libp2p.network.connection.raw_connection import RawConnection
 from libp2p.network.swarm import Swarm
 from libp2p.peer.id import ID
+from libp2p.peer.peerstore import PeerStoreError
 from libp2p.stream_muxer.exceptions import MuxedStreamError
 from libp2p.transport.upgrader import TransportUpgrader
 from multiaddr import Multiaddr  # type: ignore[import-untyped]  # it ships no types
@@ -281,11 +283,13 @@ class Punches:
             self._give_up(peer)
 
     async def _reverse_or_punch(self, circuit: Connection, peer: PeerId) -> None:
-        said = public(self.addresses_of(peer))
-        if said and await self._reverse(peer, said):
-            self._count(reversed=self.statistics.reversed + 1)
-            return
+        dialled: set[str] = set()
         for number in range(1, TRIES_MAX + 1):
+            said = [each for each in self._said_by(circuit) if each not in dialled]
+            dialled |= set(said)
+            if said and await self._reverse(peer, said):
+                self._count(reversed=self.statistics.reversed + 1)
+                return
             if not await self._try(circuit, peer, swapped=number == TRIES_MAX):
                 break
             if has_direct(self._host, circuit.peer_id):
@@ -294,6 +298,15 @@ class Punches:
                 punched[number - 1] += 1
                 self._count(punched=tuple(punched))
                 break
+
+    def _said_by(self, circuit: Connection) -> list[str]:
+        """Return the public addresses of a caller; libp2p asks it for them meanwhile (identify)."""
+        peer = PeerId(str(circuit.peer_id))
+        found = list(self.addresses_of(peer))
+        with suppress(PeerStoreError):
+            at = map(str, self._host.get_peerstore().addrs(circuit.peer_id))
+            found += [each if "/p2p/" in each else f"{each}/p2p/{peer}" for each in at]
+        return public(dict.fromkeys(found))
 
     def _count(self, **changed: Any) -> None:
         self.statistics = replace(self.statistics, **changed)

@@ -158,5 +158,7 @@ def attempt(internet: Internet, a: Host, b: Host) -> Attempt:
 
         at = called.run(be_hidden, called.transport)
         one.run(one.transport.connect, relay_address())
-        found = one.run(call, one.transport, at, relayed)
-        return Attempt(*found, called.transport.punches.statistics)
+        found: tuple[Any, ...] = one.run(call, one.transport, at, relayed)
+        is_direct, waited_s, bytes_after, bytes_before = found
+        statistics = called.transport.punches.statistics
+        return Attempt(is_direct, waited_s, bytes_after, bytes_before, statistics)
