@@ -31,8 +31,8 @@ DELAY_MS = 25.0
 """Of each NAT's link: 100 ms there and back between two homes."""
 
 
-OTHER_BYTES_MAX = 1500
-"""What circuits carry besides rows meanwhile: pings."""
+OTHER_BYTES_MAX = 8000
+"""What circuits carry besides meanwhile, identify and pings: less than any one message."""
 
 
 def punch(internet: Internet, one: dict[str, Any], other: dict[str, Any]) -> Attempt:
