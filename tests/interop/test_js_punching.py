@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-import trio
+from libp2p.peer.id import ID
 
 from p2pinfer.core.ids import PeerId
 from tests.interop.test_js import JS, WHY_NOT
@@ -19,7 +19,7 @@ from tests.support.natlab.internet import Internet
 from tests.support.natlab.punchers import Peer, be_hidden, relay_address, relaying
 from transports.libp2p.transport import Libp2pTransport
 
-OWN = "/ip4/0.0.0.0/tcp/4200"
+OWN = "/ip4/5.5.7.7/tcp/4200"
 
 pytestmark = [pytest.mark.real, pytest.mark.skipif(bool(WHY_NOT), reason=WHY_NOT)]
 
@@ -44,8 +44,7 @@ async def connect_directly(transport: Libp2pTransport, address: str, peer: PeerI
     """Call a peer through a relay, and wait for a direct connection."""
     await transport.connect(relay_address())
     await transport.circuits.dial(address, peer)
-    while all(each.relay for each in transport._connections(peer)):
-        await trio.sleep(0.05)
+    await transport.punches._wait_direct(ID.from_string(peer))
 
 
 def test_we_call_it(internet: Internet, tmp_path: Path) -> None:

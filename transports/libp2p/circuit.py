@@ -131,7 +131,7 @@ class Circuits:
         try:
             if answer.status != CircuitStatus.OK:
                 raise PeerUnavailable(peer, f"the relay {relay} says: {answer.name}")
-            raw = self._raw(stream, relay, ID.from_string(peer), initiator=True)
+            raw = self._raw(stream, outer, relay, ID.from_string(peer), initiator=True)
             try:
                 conn: Any = await self._swarm.upgrade_outbound_raw_conn(raw, ID.from_string(peer))
             except Exception:
@@ -189,9 +189,16 @@ class Circuits:
                 raise PeerUnavailable(peer, f"the relay {peer} hung up") from error
             raise
 
-    def _raw(self, stream: Stream, relay: PeerId, peer: ID, *, initiator: bool) -> RawConnection:
+    def _raw(
+        self, stream: Stream, outer: Connection, relay: PeerId, peer: ID, *, initiator: bool
+    ) -> RawConnection:
         pipe = StreamPipe(stream, relay, PeerId(str(peer)))
-        at = [Multiaddr(f"/p2p/{relay}/p2p-circuit/p2p/{peer}")]
+        remote = outer.get_remote_address()
+        # Identify tells it to the other end, and js-libp2p drops an answer whose address has no IP.
+        host, port = remote or ("0.0.0.0", 0)  # noqa: S104 - only said
+        family = "ip6" if ":" in host else "ip4"
+        place = f"/{family}/{host.partition('%')[0]}/tcp/{port}"
+        at = [Multiaddr(f"{place}/p2p/{relay}/p2p-circuit/p2p/{peer}")]
         return RawConnection(pipe, initiator, ConnectionType.RELAYED, at)
 
     async def _serve_stop(self, inbound: INetStream) -> None:
@@ -228,7 +235,7 @@ class Circuits:
         self.on_begin(outer)
         try:
             stream.send_now(messages.stop_answer(CircuitStatus.OK))
-            raw = self._raw(stream, relay, caller, initiator=False)
+            raw = self._raw(stream, outer, relay, caller, initiator=False)
             at = Multiaddr(f"/p2p/{relay}/p2p-circuit")
             inner: Any = await self._swarm.upgrade_inbound_raw_conn(raw, at)
             assert isinstance(inner, Connection), "the muxer is ours"

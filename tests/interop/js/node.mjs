@@ -26,7 +26,7 @@ if (role === 'relay') {
   options.addresses = { listen: [`${address}/p2p-circuit`] }
 }
 if (own) {
-  options.addresses = { listen: [...(options.addresses?.listen ?? []), own] }
+  options.addresses = { listen: [...(options.addresses?.listen ?? []), own], appendAnnounce: [own] }
   options.services.dcutr = dcutr()
 }
 const node = await createLibp2p(options)
