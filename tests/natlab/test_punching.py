@@ -68,6 +68,7 @@ def test_two_homes_punch(internet: Internet) -> None:
     assert found.statistics.punched == (1, 0, 0)
     assert found.bytes_relayed < OTHER_BYTES_MAX
     assert found.bytes_relayed_before > 200_000
+    assert not found.was_dialled
 
 
 def test_peers_that_call_each_other_at_once_punch(internet: Internet) -> None:

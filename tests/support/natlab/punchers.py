@@ -16,7 +16,7 @@ from p2pinfer.core.ids import PeerId
 from tests.support.natlab.hosts import Host
 from tests.support.natlab.internet import Internet
 from tests.support.transport_contract import echo
-from transports.base import Channel, Reach, Relaying
+from transports.base import Channel, Reach, Reachability, Relaying
 from transports.identity import Identity
 from transports.libp2p.circuit import circuit_address
 from transports.libp2p.punching import PunchStatistics
@@ -130,6 +130,8 @@ class Attempt:
     """While 100 KB were echoed on a channel that was opened at once."""
     statistics: PunchStatistics
     """Of the called peer."""
+    was_dialled: bool
+    """Whether the called peer takes itself for one that others can dial."""
 
 
 async def call(transport: Libp2pTransport, at: str, relayed: Callable[[], int]) -> tuple[Any, ...]:
@@ -160,5 +162,12 @@ def attempt(internet: Internet, a: Host, b: Host) -> Attempt:
         one.run(one.transport.connect, relay_address())
         found: tuple[Any, ...] = one.run(call, one.transport, at, relayed)
         is_direct, waited_s, bytes_after, bytes_before = found
-        statistics = called.transport.punches.statistics
-        return Attempt(is_direct, waited_s, bytes_after, bytes_before, statistics)
+        transport = called.transport
+        return Attempt(
+            is_direct,
+            waited_s,
+            bytes_after,
+            bytes_before,
+            transport.punches.statistics,
+            transport.was_dialled or transport.reachability is Reachability.PUBLIC,
+        )

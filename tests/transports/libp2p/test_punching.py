@@ -2,15 +2,19 @@
 
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager
-from typing import NoReturn
+from dataclasses import dataclass
+from typing import Any, NoReturn
 
 import pytest
 import trio
+from libp2p.connection_types import ConnectionType
 
 from p2pinfer.core.errors import ChannelClosed
 from p2pinfer.core.ids import PeerId
 from tests.support.transport_contract import echo
 from tests.transports.libp2p.test_circuits import hide
+from transports.identity import ephemeral_identity
+from transports.libp2p import circuit as circuit_module
 from transports.libp2p import punching
 from transports.libp2p.host import connections
 from transports.libp2p.muxer import Connection
@@ -163,12 +167,57 @@ async def test_what_was_in_vain_is_not_waited_for_again(monkeypatch: pytest.Monk
         await caller.open(called.peer_id, "echo")
 
 
+@dataclass
+class Neighbour:
+    """A direct connection that this peer has made, as it looks to who asks for dials."""
+
+    host: str
+    peer_id: str = ephemeral_identity().peer_id
+    is_initiator: bool = True
+    own_port: int = 50_000
+
+    def get_remote_address(self) -> tuple[str, int]:
+        """Return where it leads."""
+        return self.host, 4001
+
+    def get_connection_type(self) -> ConnectionType:
+        """Return that it is direct."""
+        return ConnectionType.DIRECT
+
+
 async def test_who_was_dialled_from_the_listening_port_proves_nothing(
     dialled: list[Place],
 ) -> None:
-    """A NAT lets it in for that: it is neither asked to dial back, nor does its dial count."""
+    """A NAT lets it in for that: it is not asked to dial back, and its dial does not count."""
     async with circuit() as (called, caller):
-        assert "9.9.9.9" not in caller.reach.touched()
+        given: Any = [Neighbour("9.9.9.9"), Neighbour("8.8.8.8")]
+        asked = caller.reach._servers(given)
+        assert {each.host for each in asked} == {"9.9.9.9", "8.8.8.8"}
         await say(called, caller, *begins(THIRD_PARTY))
         assert dialled
-        assert "9.9.9.9" in caller.reach.touched()
+        asked = caller.reach._servers(given)
+        assert {each.host for each in asked} == {"8.8.8.8"}
+        met: list[Any] = [Neighbour(each.host, is_initiator=False) for each in given]
+        assert [caller._shows_dialable(each) for each in met] == [False, True]
+
+
+async def test_a_circuit_that_was_replaced_is_let_go(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Soon after it fell idle; until then what was open goes on."""
+    monkeypatch.setattr(circuit_module, "IDLE_LOOK_S", 0.02)
+    monkeypatch.setattr(circuit_module, "REPLACED_IDLE_S", 0.02)
+    with trio.fail_after(TEST_S_MAX):
+        async with (
+            open_libp2p(None, HERE, "test") as relay,
+            open_libp2p(None, HERE, "test") as called,
+            open_libp2p(None, [], "test") as caller,
+        ):
+            called.handle("echo", echo)
+            channel = await caller.open(called.peer_id, "echo", [await hide(called, relay)])
+            (inner,) = caller._connections(called.peer_id)
+            direct = await caller.reach_directly(called.peer_id, called.own_addresses)
+            await trio.sleep(0.1)
+            await channel.send(b"still here")
+            assert await channel.receive() == b"still here"
+            await channel.close()
+            await inner.event_closed.wait()
+            assert not direct.is_closed
