@@ -113,8 +113,8 @@ def build_host(
 ) -> IHost:
     """Make a host that does not run yet; with a network's key it knows only those who have it.
 
-    ``announced`` are told to others before the machine's own addresses. Whom ``meetings`` expect
-    is taken for a server, though it has dialled.
+    ``announced`` are told to others before the machine's own addresses. Peers that ``meetings``
+    expect are taken for servers, though they have dialled.
     """
     _quiet_libraries()
     key_pair = ed25519_key_pair(identity.seed)

@@ -2,7 +2,7 @@
 
 A NAT gives each port of this machine one of its own, so only what comes from the listening port
 shows which one leads to it. For that a relay is dialled once more, from there, under a key drawn
-now: to the relay a stranger, whom it tells where he comes from (identify). The connection stays
+now: to the relay a stranger, which it tells where that one comes from (identify). The connection stays
 while somebody may want to know, since the NAT may forget the port with it.
 """
 

@@ -462,7 +462,7 @@ class Punches:
                 else:
                     end_gently(kept)
                     made = True
-        except Exception as error:  # noqa: BLE001 - whoever is there provokes any
+        except Exception as error:  # noqa: BLE001 - the other end provokes any
             log.debug("%s:%d is not %s: %r", *place, peer, error)
         finally:
             kept.close()

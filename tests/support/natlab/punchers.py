@@ -104,7 +104,7 @@ async def be_hidden(transport: Libp2pTransport) -> str:
 
 
 async def said_back(channel: Channel, count: int = 1) -> None:
-    """Send 10 KB so many times, and wait for each to come back."""
+    """Send 10 KB a number of times, and wait for each to come back."""
     for _ in range(count):
         await channel.send(bytes(10_000))
         assert await channel.receive() == bytes(10_000)

@@ -98,7 +98,7 @@ def begins(*addresses: str) -> tuple[bytes, bytes]:
 
 
 async def test_a_third_party_is_dialled_seldom(dialled: list[Place]) -> None:
-    """A called peer names whom it likes, as often as it likes."""
+    """A called peer names any address, as often as it likes."""
     async with circuit() as (called, caller):
         for _ in range(TRIES_MAX + 3):
             await say(called, caller, *begins(THIRD_PARTY))
