@@ -2,8 +2,8 @@
 
 A NAT gives each port of this machine one of its own, so only what comes from the listening port
 shows which one leads to it. For that a relay is dialled once more, from there, under a key drawn
-now: to the relay a stranger, which it tells where that one comes from (identify). The connection stays
-while somebody may want to know, since the NAT may forget the port with it.
+now: to the relay this is a stranger, and it tells each where he comes from (identify). The
+connection stays while somebody may want to know, since the NAT may forget the port with it.
 """
 
 import socket

@@ -58,6 +58,7 @@ from transports.libp2p.punching_rules import (
     decode,
     encode,
     hosts_of,
+    place_of,
     public,
 )
 from transports.libp2p.reach_inquiry import is_global
@@ -178,7 +179,7 @@ class Punches:
 
     def begin(self, relay: Connection) -> None:
         """Take note that a circuit through a relay is being made: ask it now where it sees us."""
-        if self._nursery and not public(self._own()):
+        if self._nursery and not self._told_by_ipv4():
             self._nursery.start_soon(self._outside.look, relay, self._nursery)
 
     def called(self, circuit: Connection) -> None:
@@ -197,7 +198,7 @@ class Punches:
 
     async def wait_direct(self, peer: PeerId) -> None:
         """Wait a moment for a direct connection, where only a circuit was there so far."""
-        if self._in_vain.get(peer, 0.0) > trio.current_time():
+        if self._is_in_vain(peer):
             return
         circuits = connections(self._host, peer_id := ID.from_string(peer))
         if not any(map(self._leads_out, circuits)):
@@ -209,9 +210,13 @@ class Punches:
 
     async def _wait_direct(self, peer: ID, *, or_in_vain: bool = False) -> None:
         while not has_direct(self._host, peer):
-            if or_in_vain and PeerId(str(peer)) in self._in_vain:
+            if or_in_vain and self._is_in_vain(PeerId(str(peer))):
                 return
             await self._news.wait()
+
+    def _is_in_vain(self, peer: PeerId) -> bool:
+        """Whether a direct connection was tried in vain not long ago."""
+        return self._in_vain.get(peer, 0.0) > trio.current_time()
 
     def _leads_out(self, circuit: Connection) -> bool:
         """Whether a circuit's relay is in the Internet; on a local network nothing is punched."""
@@ -250,10 +255,15 @@ class Punches:
                 return found[2], int(found[3].split("/")[2])
         return "0.0.0.0", 0  # noqa: S104 - to dial from
 
+    def _told_by_ipv4(self) -> tuple[str, ...]:
+        """Return the addresses at which others reach this peer anyway, without its id."""
+        told = (each.partition("/p2p/")[0] for each in public(self._own()))
+        return tuple(each for each in told if place_of(each))
+
     async def _view(self, circuit: Connection) -> tuple[View | None, tuple[str, ...]]:
         """Return what the circuit's relay sees, where that is of use, and the addresses to say."""
-        if told := public(self._own()):
-            return None, tuple(each.partition("/p2p/")[0] for each in told)
+        if told := self._told_by_ipv4():
+            return None, told
         relay = self._relay_of(circuit)
         if relay is None or self._nursery is None:
             return None, ()

@@ -45,6 +45,7 @@ AT_ONCE_MAX = 8
 """Tries under way."""
 
 WINDOW_S = 60.0
+"""For the two rates below."""
 
 TRIES_IN_WINDOW_MAX = 30
 """For all peers together, whose names cost nothing."""
