@@ -157,7 +157,7 @@ async def test_on_a_local_network_nobody_waits(monkeypatch: pytest.MonkeyPatch) 
 
 
 async def test_what_was_in_vain_is_not_waited_for_again(monkeypatch: pytest.MonkeyPatch) -> None:
-    """The first channel of a session waits; the next ones know."""
+    """The first channel of a session waits; the next ones know, until it may be tried again."""
     monkeypatch.setattr(punching, "DIRECT_S_MAX", 0.05)
     monkeypatch.setattr(punching, "is_global", lambda _: True)
     async with circuit() as (called, caller):
@@ -165,6 +165,10 @@ async def test_what_was_in_vain_is_not_waited_for_again(monkeypatch: pytest.Monk
         await caller.open(called.peer_id, "echo")
         monkeypatch.setattr(punching, "DIRECT_S_MAX", TEST_S_MAX)
         await caller.open(called.peer_id, "echo")
+        caller.punches._in_vain[called.peer_id] = trio.current_time()
+        with trio.move_on_after(0.05) as scope:
+            await caller.open(called.peer_id, "echo")
+        assert scope.cancelled_caught
 
 
 @dataclass
