@@ -41,6 +41,7 @@ from transports.identity import Identity, ephemeral_identity
 from transports.interfaces import machine_addresses, routed_hosts, told_addresses
 from transports.libp2p.circuit import check_caller
 from transports.libp2p.muxer import Connection
+from transports.libp2p.negotiation import JoinedClient
 from transports.libp2p.private_noise import PRIVATE_NOISE_ID, PrivateNoise
 
 log: Final = logging.getLogger("p2pinfer.transports")
@@ -114,6 +115,7 @@ def build_host(
     swarm.retry_config.max_retries = 0  # the caller decides whether to try again
     _cure_limits(swarm)
     _cure_dial_delay()
+    _cure_negotiation(swarm.upgrader)
     _cure_sockets_of_both_families()
     _cure_dialling_everybody(swarm)
     _cure_inbound_slots(swarm)
@@ -203,6 +205,15 @@ def _cure_limits(swarm: Swarm) -> None:
 def _cure_dial_delay() -> None:
     """Make libp2p's own dials return when they are done, not 250 ms later."""
     swarm_module._HAPPY_EYEBALLS_DELAY = 0.0
+
+
+def _cure_negotiation(upgrader: TransportUpgrader) -> None:
+    """Negotiate twice a dial in one round trip each; libp2p's greeting waits for an answer first.
+
+    Over a circuit across an ocean, each is half a second.
+    """
+    for multistream in (upgrader.security_multistream, upgrader.muxer_multistream):
+        multistream._selector.multiselect_client = JoinedClient()
 
 
 def _cure_sockets_of_both_families() -> None:
