@@ -7,6 +7,7 @@ relay learns who speaks, with which peer and how much, and can neither read nor 
 import logging
 import re
 from collections.abc import Awaitable, Callable, Sequence
+from contextlib import suppress
 from functools import partial
 from typing import Any, Final
 
@@ -20,7 +21,7 @@ from libp2p.peer.id import ID
 from libp2p.stream_muxer.exceptions import MuxedStreamReset
 from multiaddr import Multiaddr  # type: ignore[import-untyped]  # it ships no types
 
-from p2pinfer.core.errors import PeerUnavailable, RemoteProtocolError
+from p2pinfer.core.errors import PeerError, PeerUnavailable, RemoteProtocolError
 from p2pinfer.core.ids import PeerId
 from transports.blocklist import Blocklist
 from transports.libp2p import circuit_messages as messages
@@ -55,6 +56,9 @@ CIRCUIT_IDLE_S = 60.0
 
 IDLE_LOOK_S = 10.0
 
+REDIALS_MAX = 64
+"""Circuits that are called again at once when their relay goes; more are when they are needed."""
+
 BLAMED_S = 600.0
 """For how long a relay that lied or stalled is used only where there is no other."""
 
@@ -79,6 +83,7 @@ class Circuits:
         assert isinstance(swarm, Swarm), "new_host makes a Swarm"
         self._swarm, self._reach = swarm, reach
         self._calls = 0
+        self._lost, self._losses = trio.open_memory_channel[PeerId](REDIALS_MAX)
         self._blamed = Blocklist()
         self.on_call: Callable[[Connection], object] = lambda _: None
         """Called with each circuit over which another peer has called this one."""
@@ -86,6 +91,8 @@ class Circuits:
         """Called with a relay that lied or stalled."""
         self.serves: Callable[[PeerId], bool] = lambda _: False
         """Whether a peer is one of this peer's relays: nobody else may bring callers."""
+        self.call_again: Callable[[PeerId], Awaitable[object]]
+        """Reaches a peer at the addresses known of it; raises PeerUnavailable."""
         host.set_stream_handler(TProtocol(STOP), self._serve_stop)
 
     def blame(self, relay: PeerId, why: str) -> None:
@@ -141,8 +148,21 @@ class Circuits:
         inner.call_at_end(partial(self._judge, inner, outer, relay))
         return inner
 
-    async def close_idle(self) -> None:
-        """Close circuits that nobody uses, for ever."""
+    async def run(self) -> None:
+        """Close circuits that nobody uses, and replace those that lost their relay, for ever."""
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._close_idle)
+            async for peer in self._losses:
+                nursery.start_soon(self._replace, peer)
+
+    async def _replace(self, peer: PeerId) -> None:
+        """Call a peer through another relay before anybody asks, who then finds the circuit."""
+        try:
+            await self.call_again(peer)
+        except PeerError as error:
+            log.debug("%s cannot be called again: %s", peer, error)
+
+    async def _close_idle(self) -> None:
         while True:
             await trio.sleep(IDLE_LOOK_S)
             for conn in self._swarm.get_connections():
@@ -154,9 +174,15 @@ class Circuits:
                     muxed.leave()
 
     def _judge(self, inner: Connection, outer: Connection, relay: PeerId) -> None:
-        """Blame a relay whose circuit fell silent, though it is there itself."""
-        if "silent" in inner.fault and not outer.is_closed:
+        """Blame a relay whose circuit fell silent, though it is there itself; replace the circuit.
+
+        Who called does that, and only if channels were open.
+        """
+        if is_silent := "silent" in inner.fault and not outer.is_closed:
             self.blame(relay, "a circuit through it fell silent")
+        if inner.is_initiator and not inner.idle and (is_silent or outer.is_closed):
+            with suppress(trio.WouldBlock):
+                self._lost.send_nowait(PeerId(str(inner.peer_id)))
 
     async def _ask(self, relay: Connection, request: bytes) -> tuple[Stream, RelayAnswer]:
         """Send a relay a request, and return the stream and its answer."""

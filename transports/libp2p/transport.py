@@ -116,6 +116,7 @@ class Libp2pTransport:
             weakref.WeakValueDictionary()
         )
         self.circuits = Circuits(host, self.reach_directly)
+        self.circuits.call_again = lambda peer: self._reach(peer, ())
         self.relays = HeldRelays(
             self.circuits,
             self.reach_directly,
@@ -468,7 +469,7 @@ async def open_libp2p(
             transport = Libp2pTransport(host, identity, reach, gossip, lookout, announced)
             lookout.start(nursery, transport.wait_elsewhere)
             nursery.start_soon(transport.watch_addresses)
-            nursery.start_soon(transport.circuits.close_idle)
+            nursery.start_soon(transport.circuits.run)
             nursery.start_soon(transport.relays.run)
             nursery.start_soon(transport.reach.run)
             yield transport

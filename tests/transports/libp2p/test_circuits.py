@@ -252,6 +252,27 @@ async def test_a_lost_relay_is_replaced() -> None:
                 assert await channel.receive() == b"again"
 
 
+async def test_a_circuit_in_use_is_replaced_unasked() -> None:
+    """Who opens a channel after its relay went finds another circuit, made or being made."""
+    reach = Reach("test", relaying=Relaying.ALWAYS)
+    with trio.fail_after(TEST_S_MAX):
+        async with (
+            open_libp2p(None, HERE, reach) as stays,
+            open_libp2p(None, [], "test") as hidden,
+            open_libp2p(None, [], "test") as caller,
+        ):
+            hidden.handle("echo", echo)
+            async with open_libp2p(None, HERE, reach) as goes:
+                at = [await hide(hidden, goes), await hide(hidden, stays)]
+                hidden.circuits.serves = lambda _: True
+                await caller.open(hidden.peer_id, "echo", at[:1])
+                caller._remember(hidden.peer_id, at)
+            while not caller._connections(hidden.peer_id):  # noqa: ASYNC110 -- it is no event
+                await trio.sleep(0.01)
+            (inner,) = caller._connections(hidden.peer_id)
+            assert inner.relay == stays.peer_id
+
+
 async def test_relayed_peers_are_no_neighbours_of_gossip() -> None:
     """What one publishes goes directly, or over others, and never through a relay."""
 
