@@ -24,10 +24,10 @@ from multiaddr import Multiaddr  # type: ignore[import-untyped]  # it ships no t
 
 from p2pinfer.core.errors import ChannelClosed, PeerUnavailable, UserError
 from p2pinfer.core.ids import PeerId
-from transports.base import Accept, Channel, Handler, Reach, Reachability, Relaying, Topic
+from transports.base import Accept, Channel, Handler, Reach, Reachability, Relaying, Topic, begun
 from transports.identity import Identity, ephemeral_identity
 from transports.interfaces import check_announced, is_global
-from transports.libp2p.channel import StreamChannel
+from transports.libp2p.channel import StreamChannel, frame
 from transports.libp2p.circuit import CIRCUIT, Circuits
 from transports.libp2p.dialling import REACHED, explain, numeric, place, root, through
 from transports.libp2p.gossip import Gossip
@@ -264,16 +264,23 @@ class Libp2pTransport:
         return peer
 
     async def open(
-        self, peer: PeerId, protocol: str, addresses: Sequence[str] = (), *, own: bool = False
+        self,
+        peer: PeerId,
+        protocol: str,
+        addresses: Sequence[str] = (),
+        *,
+        own: bool = False,
+        first: bytes = b"",
     ) -> Channel:
         """Open a channel; see `transports.base.Transport.open`."""
         name = protocol_id(self._network, protocol)
+        framed = frame(first) if first else b""
         for last in (False, True):
             muxed = await self._reach(peer, addresses, own=own)
             if not isinstance(muxed, Connection):
-                return await self._open_library(peer, name)
+                return await self._open_library(peer, name, first)
             try:
-                return StreamChannel(await open_stream(muxed, peer, name), peer)
+                return StreamChannel(await open_stream(muxed, peer, name, first=framed), peer)
             except ChannelClosed:
                 if last or not muxed.is_closed:
                     raise
@@ -411,12 +418,13 @@ class Libp2pTransport:
         if len(self._known) > KNOWN_PEERS_MAX:
             del self._known[next(iter(self._known))]
 
-    async def _open_library(self, peer: PeerId, name: TProtocol) -> Channel:
+    async def _open_library(self, peer: PeerId, name: TProtocol, first: bytes) -> Channel:
         """Open a channel on libp2p's own muxer."""
         try:
-            return LibraryChannel(await self._host.new_stream(_id(peer), [name]), peer)
+            channel = LibraryChannel(await self._host.new_stream(_id(peer), [name]), peer)
         except Exception as error:
             raise PeerUnavailable(peer, f"cannot open {name}: {root(error)}") from error
+        return await begun(channel, first)
 
 
 @asynccontextmanager
