@@ -43,6 +43,7 @@ SLOW = (
     "test_setup.py",
     "test_setup_llama.py",
     "transports/libp2p/test_circuits.py",
+    "transports/libp2p/test_crooked_relays.py",
     "transports/libp2p/test_peer_finding.py",
     "transports/libp2p/test_walls.py",
     "transports/test_interfaces.py",

@@ -179,6 +179,12 @@ class StreamPipe(ReadWriteCloser):
         self.stream, self.relay = stream, relay
         self.expected = expected
         """Who is at the other end, if the relay does not lie."""
+        self._closed = self._was_hung_up = False
+
+    @property
+    def was_hung_up(self) -> bool:
+        """Whether the other end, or the relay, ended the circuit before this one did."""
+        return self._was_hung_up if self._closed else self.stream.dead or self.stream.ended
 
     async def read(self, n: int | None = None) -> bytes:
         """Return what has come."""
@@ -190,6 +196,7 @@ class StreamPipe(ReadWriteCloser):
 
     async def close(self) -> None:
         """End the circuit."""
+        self._closed, self._was_hung_up = True, self.was_hung_up
         self.stream.abort()
         await trio.lowlevel.checkpoint()
 

@@ -28,8 +28,17 @@ from transports.base import Accept, Channel, Handler, Reach, Reachability, Relay
 from transports.identity import Identity, ephemeral_identity
 from transports.interfaces import check_announced, is_global
 from transports.libp2p.channel import StreamChannel, frame
-from transports.libp2p.circuit import CIRCUIT, Circuits
-from transports.libp2p.dialling import REACHED, explain, numeric, place, root, through
+from transports.libp2p.circuit import Circuits
+from transports.libp2p.dialling import (
+    CIRCUIT,
+    REACHED,
+    explain,
+    numeric,
+    place,
+    relay_of,
+    root,
+    through,
+)
 from transports.libp2p.gossip import Gossip
 from transports.libp2p.held_relays import HeldRelays
 from transports.libp2p.host import (
@@ -116,7 +125,8 @@ class Libp2pTransport:
             weakref.WeakValueDictionary()
         )
         self.circuits = Circuits(host, self.reach_directly)
-        self.circuits.call_again = lambda peer: self._reach(peer, ())
+        self.circuits.watch.call_again = lambda peer: self._reach(peer, ())
+        self.circuits.watch.ways = lambda peer: self._known.get(peer, ())
         self.relays = HeldRelays(
             self.circuits,
             self.reach_directly,
@@ -407,8 +417,7 @@ class Libp2pTransport:
         good = [
             address
             for address in circuits
-            if (found := CIRCUIT.fullmatch(address))
-            and not self.circuits.is_blamed(PeerId(found[2]))
+            if (relay := relay_of(address)) and not self.circuits.watch.is_blamed(relay)
         ]
         return good or circuits
 
@@ -477,7 +486,7 @@ async def open_libp2p(
             transport = Libp2pTransport(host, identity, reach, gossip, lookout, announced)
             lookout.start(nursery, transport.wait_elsewhere)
             nursery.start_soon(transport.watch_addresses)
-            nursery.start_soon(transport.circuits.run)
+            nursery.start_soon(transport.circuits.watch.run)
             nursery.start_soon(transport.relays.run)
             nursery.start_soon(transport.reach.run)
             yield transport

@@ -142,19 +142,20 @@ async def test_a_reservation_ends_with_its_connection() -> None:
             await caller.open(hidden.peer_id, "echo", [address])
 
 
-async def test_a_lying_relay_is_blamed_and_left(monkeypatch: pytest.MonkeyPatch) -> None:
-    """It says that somebody else calls: the handshake shows who it is, and nothing is served."""
+async def test_who_calls_in_another_name_is_not_served() -> None:
+    """The handshake shows who it is. Relay or caller lied: the next proof tells."""
     async with three() as (relay, hidden, caller):
         address = await hide(hidden, relay)
-        left: list[str] = []
-        hidden.circuits.on_blame = left.append
+        doubted: list[str] = []
+        hidden.circuits.watch.on_doubt = doubted.append
         stranger = ID.from_string(ephemeral_identity().peer_id)
-        true = messages.stop_request
-        monkeypatch.setattr(messages, "stop_request", lambda _: true(stranger))
-        with pytest.raises(PeerUnavailable):
-            await caller.open(hidden.peer_id, "echo", [address])
-        assert left == [relay.peer_id]
-        assert hidden.circuits.is_blamed(relay.peer_id)
+        with pytest.MonkeyPatch.context() as patch:
+            true = messages.stop_request
+            patch.setattr(messages, "stop_request", lambda _: true(stranger))
+            with pytest.raises(PeerUnavailable):
+                await caller.open(hidden.peer_id, "echo", [address])
+        assert doubted == [relay.peer_id]
+        assert not hidden.circuits.watch.is_blamed(relay.peer_id)
 
 
 async def test_only_own_relays_bring_callers() -> None:
