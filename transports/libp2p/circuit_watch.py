@@ -37,7 +37,8 @@ CIRCUIT_IDLE_S = 60.0
 LOOK_S = 1.0
 """Between two looks at the circuits."""
 
-LATE_S, LATE_FOR_S = 0.75, 5.0
+LATE_S = 0.75
+LATE_FOR_S = 5.0
 """A relay is left over which pings take this much longer than they did at best, for so long. One
 that passes on 4 Mbit/s, its share of 16, to a busy circuit holds 256 KiB back, which is 0.5 s."""
 
