@@ -33,7 +33,7 @@ from transports.libp2p.circuit_watch import CircuitWatch
 from transports.libp2p.dialling import CIRCUIT
 from transports.libp2p.muxer import Connection
 from transports.libp2p.negotiation import open_stream, read_delimited
-from transports.libp2p.noise_records import StreamPipe
+from transports.libp2p.noise_records import StreamPipe, circuit_below
 from transports.libp2p.stream import Stream
 
 log: Final = logging.getLogger("p2pinfer.relay")
@@ -252,13 +252,10 @@ class LyingRelay(Exception):
     """Who is at the other end of a circuit is not who the relay said."""
 
 
-def check_caller(conn: Any, peer: ID) -> None:
+def check_caller(conn: object, peer: ID) -> None:
     """Raise LyingRelay if a circuit, whose handshake is done, leads to another than was said."""
-    raw = getattr(
-        getattr(getattr(conn, "conn", None), "read_writer", None), "read_write_closer", None
-    )
-    pipe = getattr(raw, "stream", None)
-    if isinstance(pipe, StreamPipe) and pipe.expected != str(peer):
+    pipe = circuit_below(conn)
+    if pipe and pipe.expected != str(peer):
         raise LyingRelay(f"it said that {pipe.expected} calls, and {peer} did")
 
 

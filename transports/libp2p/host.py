@@ -41,7 +41,7 @@ from transports.identity import Identity, ephemeral_identity
 from transports.interfaces import machine_addresses, routed_hosts, told_addresses
 from transports.libp2p.circuit import check_caller
 from transports.libp2p.muxer import Connection
-from transports.libp2p.negotiation import JoinedClient
+from transports.libp2p.negotiation import JoinedClient, agree_on_muxer
 from transports.libp2p.private_noise import PRIVATE_NOISE_ID, PrivateNoise
 
 log: Final = logging.getLogger("p2pinfer.transports")
@@ -191,7 +191,8 @@ def _use_own_muxer(swarm: Swarm) -> None:
 
     async def upgrade_connection(conn: ISecureConn, peer_id: ID) -> IMuxedConn:
         check_caller(conn, peer_id)
-        await upgrader.muxer_multistream.select_transport(conn)
+        if not await agree_on_muxer(conn, YAMUX_ID):
+            await upgrader.muxer_multistream.select_transport(conn)
         return Connection(conn, peer_id)
 
     upgrader.upgrade_connection = upgrade_connection  # type: ignore[method-assign]

@@ -8,7 +8,7 @@ from collections.abc import Sequence
 from typing import Final
 
 import trio
-from libp2p.abc import IMultiselectCommunicator
+from libp2p.abc import IMultiselectCommunicator, ISecureConn
 from libp2p.custom_types import TProtocol
 from libp2p.io.exceptions import IOException
 from libp2p.protocol_muxer.exceptions import MultiselectCommunicatorError
@@ -22,6 +22,7 @@ from libp2p.stream_muxer.exceptions import MuxedConnUnavailable, MuxedStreamRese
 from p2pinfer.core.errors import ChannelClosed, PeerUnavailable
 from p2pinfer.core.ids import PeerId
 from transports.libp2p.muxer import Connection
+from transports.libp2p.noise_records import circuit_below
 from transports.libp2p.protobuf import delimited
 from transports.libp2p.stream import Stream
 
@@ -116,7 +117,10 @@ def _line(text: str) -> bytes:
 
 
 class JoinedClient(MultiselectClient):
-    """libp2p's negotiation with its first two lines in one message, which saves a round trip."""
+    """libp2p's negotiation with its first two lines in one message, which saves a round trip.
+
+    Over a circuit another one is saved: the lines go out with the first bytes of the protocol.
+    """
 
     async def select_one_of(
         self,
@@ -126,8 +130,21 @@ class JoinedClient(MultiselectClient):
     ) -> TProtocol:
         """Agree on one of some protocols; raises MultiselectClientError."""
         if isinstance(communicator, MultiselectCommunicator):
+            if pipe := circuit_below(communicator.read_writer):
+                pipe.propose(_line(MULTISTREAM) + _line(protocols[0]))
+                return protocols[0]
             communicator = _Joined(communicator, protocols[0])
         return await super().select_one_of(protocols, communicator, negotiate_timeout)
+
+
+async def agree_on_muxer(conn: ISecureConn, name: str) -> bool:
+    """Propose a muxer over a circuit, without waiting for the answer; False if it is none."""
+    pipe = circuit_below(conn)
+    if pipe is None or not conn.is_initiator:
+        return False
+    pipe.muxer_due = _line(MULTISTREAM) + _line(name)
+    await conn.write(pipe.muxer_due)
+    return True
 
 
 class _Joined(MultiselectCommunicator):

@@ -1,13 +1,19 @@
 """Agreeing on protocols costs one round trip each."""
 
+from unittest.mock import Mock
+
 import pytest
 from libp2p.custom_types import TProtocol
 from libp2p.io.abc import ReadWriteCloser
 from libp2p.protocol_muxer.exceptions import MultiselectClientError
 from libp2p.protocol_muxer.multiselect_communicator import MultiselectCommunicator
+from libp2p.stream_muxer.exceptions import MuxedStreamReset
 
+from p2pinfer.core.ids import PeerId
 from transports.libp2p.negotiation import MULTISTREAM, JoinedClient
+from transports.libp2p.noise_records import StreamPipe
 from transports.libp2p.protobuf import delimited
+from transports.libp2p.stream import Stream
 
 ONE, OTHER = TProtocol("/one"), TProtocol("/other")
 
@@ -55,3 +61,31 @@ async def test_no_common_protocol_is_said() -> None:
     communicator = MultiselectCommunicator(Pipe(MULTISTREAM, "na"))
     with pytest.raises(MultiselectClientError, match="protocols not supported"):
         await JoinedClient().select_one_of([ONE], communicator)
+
+
+def circuit(*answers: bytes) -> tuple[StreamPipe, Mock]:
+    """Return a circuit as a handshake sees it, and what carries it; the answers have come."""
+    carrier = Mock(congested=False)
+    carrier.send.side_effect = lambda _, data: len(data)
+    stream = Stream(carrier, 1)
+    for answer in answers:
+        stream.fed(delimited(answer))
+    pipe = StreamPipe(stream, PeerId("relay"), PeerId("peer"))
+    pipe.propose(delimited(b"/multistream/1.0.0\n") + delimited(b"/noise\n"))
+    return pipe, carrier
+
+
+async def test_over_a_circuit_a_handshake_does_not_wait_for_agreement() -> None:
+    """Its first message goes out with the names, and the answers to both come together."""
+    pipe, carrier = circuit(b"/multistream/1.0.0\n", b"/noise\n", b"second message")
+    await pipe.write(b"first message")
+    ((_, sent),) = [call.args for call in carrier.send.call_args_list]
+    assert bytes(sent) == b"\x13/multistream/1.0.0\n\x07/noise\nfirst message"
+    assert await pipe.read(15) == delimited(b"second message")
+
+
+async def test_over_a_circuit_a_refusal_is_heard_at_once() -> None:
+    """It is shorter than an agreement: whoever waited for as many bytes would wait for ever."""
+    pipe, _ = circuit(b"/multistream/1.0.0\n", b"na\n")
+    with pytest.raises(MuxedStreamReset, match="not supported"):
+        await pipe.read(1)
