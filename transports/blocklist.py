@@ -83,11 +83,17 @@ class GuardedTransport:
         return peer
 
     async def open(
-        self, peer: PeerId, protocol: str, addresses: Sequence[str] = (), *, own: bool = False
+        self,
+        peer: PeerId,
+        protocol: str,
+        addresses: Sequence[str] = (),
+        *,
+        own: bool = False,
+        first: bytes = b"",
     ) -> Channel:
         """Open a channel; raises as ``Transport.open``."""
         self._check(peer)
-        return await self._inner.open(peer, protocol, addresses, own=own)
+        return await self._inner.open(peer, protocol, addresses, own=own, first=first)
 
     async def discover(self, topic: str | None) -> Sequence[str]:
         """Return addresses where peers may be."""

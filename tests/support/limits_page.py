@@ -10,6 +10,8 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
+from tests.support.limits_of_relays import RELAYS
+
 ROOT = Path(__file__).resolve().parent.parent.parent
 
 
@@ -215,6 +217,7 @@ TABLES: dict[str, list[Row]] = {
             "DIRECT_S_MAX",
         ),
     ],
+    "Relays and circuits": [Row(*each) for each in RELAYS],
     "Knowing each other": [
         Row("addresses that a peer advertises", "{}", "p2pinfer.core.checks", "ADDRESSES_MAX"),
         Row(

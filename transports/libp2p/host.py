@@ -42,6 +42,7 @@ from transports.identity import Identity, ephemeral_identity
 from transports.interfaces import machine_addresses, routed_hosts, told_addresses
 from transports.libp2p.circuit import check_caller
 from transports.libp2p.muxer import Connection
+from transports.libp2p.negotiation import JoinedClient, agree_on_muxer
 from transports.libp2p.private_noise import PRIVATE_NOISE_ID, PrivateNoise
 
 log: Final = logging.getLogger("p2pinfer.transports")
@@ -140,6 +141,7 @@ def build_host(
     swarm.retry_config.max_retries = 0  # the caller decides whether to try again
     _cure_limits(swarm)
     _cure_dial_delay()
+    _cure_negotiation(swarm.upgrader)
     _cure_sockets_of_both_families()
     _cure_dialling_everybody(swarm)
     _cure_inbound_slots(swarm, meetings or Meetings())
@@ -215,7 +217,8 @@ def _use_own_muxer(swarm: Swarm) -> None:
 
     async def upgrade_connection(conn: ISecureConn, peer_id: ID) -> IMuxedConn:
         check_caller(conn, peer_id)
-        await upgrader.muxer_multistream.select_transport(conn)
+        if not await agree_on_muxer(conn, YAMUX_ID):
+            await upgrader.muxer_multistream.select_transport(conn)
         return Connection(conn, peer_id)
 
     upgrader.upgrade_connection = upgrade_connection  # type: ignore[method-assign]
@@ -229,6 +232,15 @@ def _cure_limits(swarm: Swarm) -> None:
 def _cure_dial_delay() -> None:
     """Make libp2p's own dials return when they are done, not 250 ms later."""
     swarm_module._HAPPY_EYEBALLS_DELAY = 0.0
+
+
+def _cure_negotiation(upgrader: TransportUpgrader) -> None:
+    """Negotiate twice a dial in one round trip each; libp2p's greeting waits for an answer first.
+
+    Over a circuit across an ocean, each is half a second.
+    """
+    for multistream in (upgrader.security_multistream, upgrader.muxer_multistream):
+        multistream._selector.multiselect_client = JoinedClient()
 
 
 def _cure_sockets_of_both_families() -> None:

@@ -24,12 +24,21 @@ from multiaddr import Multiaddr  # type: ignore[import-untyped]  # it ships no t
 
 from p2pinfer.core.errors import ChannelClosed, PeerUnavailable, UserError
 from p2pinfer.core.ids import PeerId
-from transports.base import Accept, Channel, Handler, Reach, Reachability, Relaying, Topic
+from transports.base import Accept, Channel, Handler, Reach, Reachability, Relaying, Topic, begun
 from transports.identity import Identity, ephemeral_identity
 from transports.interfaces import check_announced, is_global
-from transports.libp2p.channel import StreamChannel
-from transports.libp2p.circuit import CIRCUIT, Circuits
-from transports.libp2p.dialling import REACHED, explain, numeric, place, root, through
+from transports.libp2p.channel import StreamChannel, frame
+from transports.libp2p.circuit import Circuits
+from transports.libp2p.dialling import (
+    CIRCUIT,
+    REACHED,
+    explain,
+    numeric,
+    place,
+    relay_of,
+    root,
+    through,
+)
 from transports.libp2p.gossip import Gossip
 from transports.libp2p.held_relays import HeldRelays
 from transports.libp2p.host import (
@@ -40,6 +49,7 @@ from transports.libp2p.host import (
     check_port,
     connections,
     cut_off,
+    has_direct,
     is_relayed,
     log,
     own_hosts,
@@ -119,6 +129,9 @@ class Libp2pTransport:
             weakref.WeakValueDictionary()
         )
         self.circuits = Circuits(host, self.reach_directly)
+        self.circuits.watch.call_again = lambda peer: self._reach(peer, ())
+        self.circuits.watch.ways = lambda peer: self._known.get(peer, ())
+        self.circuits.watch.has_direct = partial(has_direct, host)
         self.relays = HeldRelays(
             self.circuits,
             self.reach_directly,
@@ -280,19 +293,26 @@ class Libp2pTransport:
         return peer
 
     async def open(
-        self, peer: PeerId, protocol: str, addresses: Sequence[str] = (), *, own: bool = False
+        self,
+        peer: PeerId,
+        protocol: str,
+        addresses: Sequence[str] = (),
+        *,
+        own: bool = False,
+        first: bytes = b"",
     ) -> Channel:
         """Open a channel; see `transports.base.Transport.open`."""
         name = protocol_id(self._network, protocol)
+        framed = frame(first) if first else b""
         for last in (False, True):
             muxed = await self._reach(peer, addresses, own=own)
             if protocol in self.punches.patient and is_relayed(muxed):
                 await self.punches.wait_direct(peer)
                 muxed = await self._reach(peer, addresses, own=own)
             if not isinstance(muxed, Connection):
-                return await self._open_library(peer, name)
+                return await self._open_library(peer, name, first)
             try:
-                return StreamChannel(await open_stream(muxed, peer, name), peer)
+                return StreamChannel(await open_stream(muxed, peer, name, first=framed), peer)
             except ChannelClosed:
                 if last or not muxed.is_closed:
                     raise
@@ -419,8 +439,7 @@ class Libp2pTransport:
         good = [
             address
             for address in circuits
-            if (found := CIRCUIT.fullmatch(address))
-            and not self.circuits.is_blamed(PeerId(found[2]))
+            if (relay := relay_of(address)) and not self.circuits.watch.is_blamed(relay)
         ]
         return good or circuits
 
@@ -430,12 +449,13 @@ class Libp2pTransport:
         if len(self._known) > KNOWN_PEERS_MAX:
             del self._known[next(iter(self._known))]
 
-    async def _open_library(self, peer: PeerId, name: TProtocol) -> Channel:
+    async def _open_library(self, peer: PeerId, name: TProtocol, first: bytes) -> Channel:
         """Open a channel on libp2p's own muxer."""
         try:
-            return LibraryChannel(await self._host.new_stream(_id(peer), [name]), peer)
+            channel = LibraryChannel(await self._host.new_stream(_id(peer), [name]), peer)
         except Exception as error:
             raise PeerUnavailable(peer, f"cannot open {name}: {root(error)}") from error
+        return await begun(channel, first)
 
 
 @asynccontextmanager
@@ -490,7 +510,7 @@ async def open_libp2p(
             transport = Libp2pTransport(host, identity, reach, gossip, lookout, announced, meetings)
             lookout.start(nursery, transport.wait_elsewhere)
             nursery.start_soon(transport.watch_addresses)
-            nursery.start_soon(transport.circuits.close_idle)
+            nursery.start_soon(transport.circuits.watch.run)
             nursery.start_soon(transport.relays.run)
             nursery.start_soon(transport.reach.run)
             nursery.start_soon(transport.punches.run)

@@ -14,8 +14,7 @@ from p2pinfer.core.ids import PeerId
 from tests.support.transport_contract import echo
 from tests.transports.libp2p.test_circuits import hide
 from transports.identity import ephemeral_identity
-from transports.libp2p import circuit as circuit_module
-from transports.libp2p import punching
+from transports.libp2p import circuit_watch, punching
 from transports.libp2p.host import connections
 from transports.libp2p.muxer import Connection
 from transports.libp2p.negotiation import open_stream
@@ -207,8 +206,8 @@ async def test_who_was_dialled_from_the_listening_port_proves_nothing(
 
 async def test_a_circuit_that_was_replaced_is_let_go(monkeypatch: pytest.MonkeyPatch) -> None:
     """Soon after it fell idle; until then what was open goes on."""
-    monkeypatch.setattr(circuit_module, "IDLE_LOOK_S", 0.02)
-    monkeypatch.setattr(circuit_module, "REPLACED_IDLE_S", 0.02)
+    monkeypatch.setattr(circuit_watch, "LOOK_S", 0.02)
+    monkeypatch.setattr(circuit_watch, "REPLACED_IDLE_S", 0.02)
     with trio.fail_after(TEST_S_MAX):
         async with (
             open_libp2p(None, HERE, "test") as relay,
