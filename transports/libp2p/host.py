@@ -165,7 +165,9 @@ def _security(key_pair: KeyPair, network_key: bytes | None) -> dict[TProtocol, I
 def stranger_upgrader(network_key: bytes | None) -> TransportUpgrader:
     """Return what shakes hands under a key drawn now, which no other peer knows."""
     key_pair = ed25519_key_pair(ephemeral_identity().seed)
-    return TransportUpgrader(_security(key_pair, network_key), {TProtocol(YAMUX_ID): Yamux})
+    upgrader = TransportUpgrader(_security(key_pair, network_key), {TProtocol(YAMUX_ID): Yamux})
+    _cure_negotiation(upgrader)
+    return upgrader
 
 
 def connections(host: IHost, peer: ID | None = None) -> list[Connection]:
