@@ -22,6 +22,7 @@ from tests.support.natlab.punchers import (
     relaying,
     said_back,
 )
+from transports.libp2p import punching
 
 log = logging.getLogger("natlab")
 
@@ -68,7 +69,16 @@ def test_two_homes_punch(internet: Internet) -> None:
     assert found.statistics.punched == (1, 0, 0)
     assert found.bytes_relayed < OTHER_BYTES_MAX
     assert found.bytes_relayed_before > 200_000
+    assert not found.called_is_client
     assert not found.was_dialled
+
+
+def test_the_last_try_swaps_the_roles(internet: Internet, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Here the first one is the last."""
+    monkeypatch.setattr(punching, "TRIES_MAX", 1)
+    found = punch(internet, {}, {})
+    assert found.is_direct
+    assert found.called_is_client
 
 
 def test_peers_that_call_each_other_at_once_punch(internet: Internet) -> None:

@@ -130,6 +130,8 @@ class Attempt:
     """While 100 KB were echoed on a channel that was opened at once."""
     statistics: PunchStatistics
     """Of the called peer."""
+    called_is_client: bool
+    """Whether the called peer was the client of the direct connection's handshakes."""
     was_dialled: bool
     """Whether the called peer takes itself for one that others can dial."""
 
@@ -169,5 +171,9 @@ def attempt(internet: Internet, a: Host, b: Host) -> Attempt:
             bytes_after,
             bytes_before,
             transport.punches.statistics,
+            any(
+                each.is_initiator and each.relay is None
+                for each in transport._connections(one.transport.peer_id)
+            ),
             transport.was_dialled or transport.reachability is Reachability.PUBLIC,
         )
