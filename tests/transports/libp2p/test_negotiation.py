@@ -85,7 +85,7 @@ async def test_over_a_circuit_a_handshake_does_not_wait_for_agreement() -> None:
 
 
 async def test_over_a_circuit_a_refusal_is_heard_at_once() -> None:
-    """It is shorter than an agreement: whoever waited for as many bytes would wait for ever."""
+    """It is shorter than an agreement: one that waits for as many bytes waits for ever."""
     pipe, _ = circuit(b"/multistream/1.0.0\n", b"na\n")
     with pytest.raises(MuxedStreamReset, match="not supported"):
         await pipe.read(1)
