@@ -42,7 +42,6 @@ LATE_FOR_S = 5.0
 """A relay is left over which pings take this much longer than they did at best, for so long. One
 that passes on 4 Mbit/s, its share of 16, to a busy circuit holds 256 KiB back, which is 0.5 s."""
 
-
 STAYS_S = 60.0
 """Before another way is sought again where there was none."""
 
