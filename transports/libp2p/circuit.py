@@ -83,7 +83,7 @@ class Circuits:
         self._swarm, self._reach = swarm, reach
         self._me = host.get_id()
         self._calls = 0
-        self.watch = CircuitWatch()
+        self.watch = CircuitWatch(self.dial)
         """What becomes of the circuits over which this peer has called."""
         self.on_call: Callable[[Connection], object] = lambda _: None
         """Called with each circuit over which another peer has called this one."""

@@ -46,6 +46,9 @@ LATE_FOR_S = 5.0
 """A relay is left over which pings take this much longer than they did at best, for so long. One
 that passes on 4 Mbit/s, its share of 16, to a busy circuit holds 256 KiB back, which is 0.5 s."""
 
+STAYS_S = 60.0
+"""Before another way is sought again where there was none."""
+
 
 @dataclass
 class _Called:
@@ -55,12 +58,19 @@ class _Called:
     """The connection to its relay."""
     relay: PeerId
     late_since: float | None = None
+    stays_until: float = 0.0
+    """No other way is sought before, since there was none a moment ago."""
 
 
 class CircuitWatch:
-    """What becomes of the circuits that one peer called over."""
+    """What becomes of the circuits that one peer called over.
 
-    def __init__(self) -> None:
+    Args:
+        dial: calls a peer at a circuit's address; raises PeerError, or whatever a remote provokes.
+    """
+
+    def __init__(self, dial: Callable[[str, PeerId], Awaitable[object]]) -> None:
+        self._dial = dial
         self.call_again: Callable[[PeerId], Awaitable[object]]
         """Reaches a peer at the addresses known of it; raises PeerUnavailable."""
         self.ways: Callable[[PeerId], Sequence[str]] = lambda _: ()
@@ -93,11 +103,11 @@ class CircuitWatch:
     async def run(self) -> None:
         """Close circuits that nobody uses, leave slow relays, and replace circuits, for ever."""
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(self._look)
+            nursery.start_soon(self._look, nursery)
             async for peer, suspect, why in self._breaks:
                 nursery.start_soon(self._replace, peer, suspect, why)
 
-    async def _look(self) -> None:
+    async def _look(self, nursery: trio.Nursery) -> None:
         while True:
             await trio.sleep(LOOK_S)
             now = trio.current_time()
@@ -112,20 +122,32 @@ class CircuitWatch:
                     called.late_since = None  # or it is this machine's own link that is busy
                 elif called.late_since is None:
                     called.late_since = now
-                elif now - called.late_since >= LATE_FOR_S and self._has_other(inner, called):
-                    inner.abort(f"its relay is slow: pings wait {inner.lag_s:.1f} s")
+                elif now >= max(called.late_since + LATE_FOR_S, called.stays_until):
+                    called.stays_until = now + STAYS_S
+                    nursery.start_soon(self._leave, inner, called)
 
-    def _has_other(self, inner: Connection, called: _Called) -> bool:
-        """Whether another relay, without blame, leads to the same peer."""
-        relays = map(relay_of, self.ways(PeerId(str(inner.peer_id))))
-        return any(
-            relay and relay != called.relay and not self.is_blamed(relay) for relay in relays
-        )
+    async def _leave(self, inner: Connection, called: _Called) -> None:
+        """Leave a slow circuit once its peer has answered over another relay, without blame."""
+        peer = PeerId(str(inner.peer_id))
+        for address in self.ways(peer):
+            relay = relay_of(address)
+            if relay is None or relay == called.relay or self.is_blamed(relay):
+                continue
+            try:
+                await self._dial(address, peer)
+            except Exception as error:  # noqa: BLE001 - the other end of a handshake provokes any
+                log.debug("%s cannot be called over %s: %s", peer, relay, error)
+                continue
+            if self._called.pop(inner, None):
+                why = f"its relay is slow: pings wait {inner.lag_s:.1f} s"
+                self.blame(called.relay, why)
+                inner.abort(why)
+            return
 
     def _ended(self, inner: Connection) -> None:
         """Have a circuit replaced that was in use; suspect its relay, unless that went itself."""
-        called = self._called.pop(inner)
-        if inner.idle or inner.was_left:
+        called = self._called.pop(inner, None)
+        if called is None or inner.idle or inner.was_left:
             return
         suspect = None if called.outer.is_closed else called.relay
         if suspect and not self.is_blamed(suspect):

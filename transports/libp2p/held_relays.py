@@ -161,7 +161,7 @@ class HeldRelays:
         except PeerError as error:
             if self.held.get(peer) is not held or held.connection.is_closed:
                 return
-            log.info("relay %s is left: %s", peer, error)
+            log.info("relay %s brings no callers: %s", peer, error)
             held.failed = True
             self._leave_failed()
         else:

@@ -31,8 +31,8 @@ TAG_BYTES = 16
 RECEIVE_BYTES_MAX = 256 * 1024
 """Read from the socket at once: four full records, so that bulk data needs few system calls."""
 
-REFUSAL_SHORTER_BYTES = len(b"/noise") - len(b"na")
-"""By which a refusal is shorter than the shortest name of a handshake."""
+REFUSAL_BYTES = len(b"\x13/multistream/1.0.0\n\x03na\n")
+"""What comes where a handshake is refused, which is shorter than any agreement."""
 
 CLOSE_S_MAX = 1.0
 """For an underlying session or circuit to close; a plain socket needs no time."""
@@ -214,7 +214,7 @@ class StreamPipe(ReadWriteCloser):
             MuxedStreamReset: the circuit is gone, or the other end does not agree.
         """
         if due := self._due:
-            for size in (len(due) - REFUSAL_SHORTER_BYTES, len(due)):
+            for size in (REFUSAL_BYTES, len(due)):
                 await self.stream.wait_buffered(size)
                 if len(self.stream.buffer) < size:
                     raise MuxedStreamReset("the circuit ended")

@@ -11,8 +11,10 @@ from typing import Any
 import pytest
 import trio
 from libp2p.peer.id import ID
+from trio.testing import wait_all_tasks_blocked
 
 from p2pinfer.core.errors import ChannelClosed, PeerUnavailable
+from p2pinfer.core.ids import PeerId
 from tests.support.transport_contract import echo
 from transports.base import Channel, Reach, Relaying
 from transports.identity import ephemeral_identity
@@ -169,6 +171,36 @@ async def test_a_relay_that_throttles_is_left(monkeypatch: pytest.MonkeyPatch) -
         with pytest.raises(ChannelClosed, match="its relay is slow"):
             await talk(channel, 50_000)
         await made.assert_left(channel)
+
+
+async def test_a_slow_relay_is_kept_where_there_is_no_other(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """The address of another one is no proof that it leads anywhere."""
+    monkeypatch.setattr(muxer, "PING_INTERVAL_S", 0.1)
+    monkeypatch.setattr(circuit_watch, "LATE_FOR_S", 0.2)
+    monkeypatch.setattr(circuit_watch, "LOOK_S", 0.05)
+    async with ways(relay_mbit=0.32) as made:
+        channel = await made.open()
+        made.honest.relay._table._held.clear()
+        tried, watch = trio.Event(), made.caller.circuits.watch
+        dial = watch._dial
+
+        async def dial_in_vain(address: str, peer: PeerId) -> None:
+            try:
+                await dial(address, peer)
+            finally:
+                tried.set()
+
+        watch._dial = dial_in_vain
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(talk, channel, 50_000)
+            await tried.wait()
+            await wait_all_tasks_blocked()
+            (inner,) = made.caller._connections(made.hidden.peer_id)
+            assert inner.relay == made.crooked.peer_id
+            assert not made.doubted
+            nursery.cancel_scope.cancel()
 
 
 @pytest.mark.usefixtures("_impatient")

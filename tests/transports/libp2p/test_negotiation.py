@@ -7,11 +7,13 @@ from libp2p.custom_types import TProtocol
 from libp2p.io.abc import ReadWriteCloser
 from libp2p.protocol_muxer.exceptions import MultiselectClientError
 from libp2p.protocol_muxer.multiselect_communicator import MultiselectCommunicator
+from libp2p.security.noise.transport import PROTOCOL_ID as NOISE_ID
 from libp2p.stream_muxer.exceptions import MuxedStreamReset
 
 from p2pinfer.core.ids import PeerId
 from transports.libp2p.negotiation import MULTISTREAM, JoinedClient
 from transports.libp2p.noise_records import StreamPipe
+from transports.libp2p.private_noise import PRIVATE_NOISE_ID
 from transports.libp2p.protobuf import delimited
 from transports.libp2p.stream import Stream
 
@@ -63,7 +65,7 @@ async def test_no_common_protocol_is_said() -> None:
         await JoinedClient().select_one_of([ONE], communicator)
 
 
-def circuit(*answers: bytes) -> tuple[StreamPipe, Mock]:
+def circuit(name: str, *answers: bytes) -> tuple[StreamPipe, Mock]:
     """Return a circuit as a handshake sees it, and what carries it; the answers have come."""
     carrier = Mock(congested=False)
     carrier.send.side_effect = lambda _, data: len(data)
@@ -71,21 +73,22 @@ def circuit(*answers: bytes) -> tuple[StreamPipe, Mock]:
     for answer in answers:
         stream.fed(delimited(answer))
     pipe = StreamPipe(stream, PeerId("relay"), PeerId("peer"))
-    pipe.propose(delimited(b"/multistream/1.0.0\n") + delimited(b"/noise\n"))
+    pipe.propose(delimited(b"/multistream/1.0.0\n") + delimited(f"{name}\n".encode()))
     return pipe, carrier
 
 
 async def test_over_a_circuit_a_handshake_does_not_wait_for_agreement() -> None:
     """Its first message goes out with the names, and the answers to both come together."""
-    pipe, carrier = circuit(b"/multistream/1.0.0\n", b"/noise\n", b"second message")
+    pipe, carrier = circuit(NOISE_ID, b"/multistream/1.0.0\n", b"/noise\n", b"second message")
     await pipe.write(b"first message")
     ((_, sent),) = [call.args for call in carrier.send.call_args_list]
     assert bytes(sent) == b"\x13/multistream/1.0.0\n\x07/noise\nfirst message"
     assert await pipe.read(15) == delimited(b"second message")
 
 
-async def test_over_a_circuit_a_refusal_is_heard_at_once() -> None:
-    """It is shorter than an agreement: whoever waited for as many bytes would wait for ever."""
-    pipe, _ = circuit(b"/multistream/1.0.0\n", b"na\n")
+@pytest.mark.parametrize("name", [NOISE_ID, PRIVATE_NOISE_ID])
+async def test_over_a_circuit_a_refusal_is_heard_at_once(name: str) -> None:
+    """It is shorter than an agreement: one that waits for as many bytes waits for ever."""
+    pipe, _ = circuit(name, b"/multistream/1.0.0\n", b"na\n")
     with pytest.raises(MuxedStreamReset, match="not supported"):
         await pipe.read(1)
