@@ -8,6 +8,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import App
 
+from p2pinfer.cli.model_find import find
+from p2pinfer.cli.model_suggest import suggest
 from p2pinfer.cli.options import (
     AsJson,
     Bootstrap,
@@ -32,6 +34,8 @@ NAMED_MAX = 4
 """Missing parts that are named on a line; nobody would read more."""
 
 app = App(name="model", help="Add, list, check and remove models.", help_format="plaintext")
+app.command(find)
+app.command(suggest)
 
 
 @app.command

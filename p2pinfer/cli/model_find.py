@@ -19,7 +19,8 @@ def find(*, as_json: AsJson = False) -> None:
     from p2pinfer.engine.store.disk import size_text
     from p2pinfer.node.other_caches import find_downloaded
 
-    models = [_described(each) for each in find_downloaded()]
+    found = find_downloaded()
+    models = [_described(each, found) for each in found]
     if as_json:
         print(json.dumps({"models": models}))
         return
@@ -35,17 +36,17 @@ def find(*, as_json: AsJson = False) -> None:
             print(f"{'':14}{model['refused']}")
 
 
-def _described(found: "Downloaded") -> dict[str, Any]:
+def _described(found: "Downloaded", every: "list[Downloaded]") -> dict[str, Any]:
     """Describe a model by its header."""
     from p2pinfer.core.errors import UserError
     from p2pinfer.engine.gguf.model_header import model_info
     from p2pinfer.engine.gguf.shards import read_model
     from p2pinfer.engine.store.split import check_whole
-    from p2pinfer.node.model_supply import seen_before
+    from p2pinfer.node.model_supply import open_store, seen_before
 
     report: dict[str, Any] = {
         "program": found.program,
-        "model": _name(found),
+        "model": _name(found, every),
         "title": found.title,
         "path": str(found.path),
         "bytes": found.nbytes,
@@ -53,7 +54,7 @@ def _described(found: "Downloaded") -> dict[str, Any]:
         "layers": None,
         "license": None,
         "refused": None,
-        "id": seen_before(found.path),
+        "id": seen_before(found.path, open_store()),
     }
     try:
         header = read_model(found.path).header
@@ -66,13 +67,9 @@ def _described(found: "Downloaded") -> dict[str, Any]:
     return report
 
 
-def _name(found: "Downloaded") -> str:
-    """Return what ``--model`` takes for this very file."""
+def _name(found: "Downloaded", every: "list[Downloaded]") -> str:
+    """Return what ``--model`` takes for this very file: its published name if that leads here."""
     from p2pinfer.node.other_caches import look_up
 
-    path = str(found.path)
-    if found.name is None:
-        return path
-    return str(found.name) if look_up(found.name, [found]) else path
-
-
+    leads_here = found.name is not None and look_up(found.name, every) == found
+    return str(found.name if leads_here else found.path)

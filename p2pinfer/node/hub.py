@@ -23,7 +23,7 @@ from p2pinfer.node.other_caches import hub_cache
 from p2pinfer.node.published import (
     PublishedFile,
     PublishedName,
-    Variant,
+    PublishedModel,
     choose,
     variants,
 )
@@ -51,7 +51,7 @@ class Offer:
     """A model that can be downloaded."""
 
     name: PublishedName
-    variant: Variant
+    variant: PublishedModel
     commit: str
     license: str | None
     folder: Path
@@ -147,7 +147,7 @@ def _fetch(offered: Offer, file: PublishedFile, blob: Path, bar: type) -> None:
     url = hf_hub_url(repository, file.path, revision=offered.commit, endpoint=api.endpoint)
     headers = build_hf_headers(library_name="p2pinfer") | {"accept-encoding": "identity"}
     with _partial(blob).open("ab") as begun:
-        if begun.tell() > file.nbytes:  # it was published anew, or written to by others
+        if begun.tell() > file.nbytes:  # others wrote to it
             begun.truncate(0)
         size = begun.seek(0, os.SEEK_END)
         with _explained(offered.name, api):

@@ -91,11 +91,9 @@ def name_model(
     if _BEGINNING.fullmatch(name) and not Path(name).exists():
         return find_held(store, name).id
     located = locate(name, on_progress, download)
-    if seen := _seen_before(located.path, store):
+    if seen := seen_before(located.path, store):
         return seen
-    model = add_located(located, store, on_progress).id
-    _remember(located.path, model)
-    return model
+    return add_located(located, store, on_progress).id
 
 
 def locate(name: str, on_progress: Progress, download: Download | None = None) -> LocatedModel:
@@ -137,11 +135,11 @@ def _named_here(name: PublishedName, held: Iterable[Downloaded]) -> str:
 def add_located(
     located: LocatedModel, store: Store, on_progress: Progress, *, in_place: bool = False
 ) -> Manifest:
-    """Split a model's file and keep its parts; raises as ``split.add_model``."""
+    """Split a model's file, keep its parts, and remember its id; raises as ``split.add_model``."""
     check = located.sha256
     in_place = in_place or located.in_place
     try:
-        return add_model(store, located.path, on_progress, in_place=in_place, check=check)
+        found = add_model(store, located.path, on_progress, in_place=in_place, check=check)
     except WrongSha256 as error:
         if not located.is_new:
             raise
@@ -150,6 +148,8 @@ def add_located(
             f"{error.path.name} arrived damaged: it has another SHA-256 than its publisher states,"
             " and was removed; run the same again"
         ) from error
+    _remember(located.path, found.id)
+    return found
 
 
 def check_named(name: str | None) -> None:
@@ -175,7 +175,7 @@ def model_path(name: str) -> Path:
 def find_held(store: Store, beginning: str) -> Manifest:
     """Return the one model here whose id begins like this, or the default; raises UserError."""
     if beginning == "default":
-        model = _seen_before(model_path(beginning), store)
+        model = seen_before(model_path(beginning), store)
         manifest = store.manifest(model) if model else None
         if manifest is None:
             raise UserError(
@@ -300,7 +300,7 @@ def _remember(path: Path, model: ModelId) -> None:
         (cache_dir() / "files.json").write_text(json.dumps(seen))
 
 
-def _seen_before(path: Path, store: Store) -> ModelId | None:
+def seen_before(path: Path, store: Store) -> ModelId | None:
     """Return a file's id without hashing it, if it is unchanged since its parts were stored."""
     match _read_seen().get(_seen_key(path)):
         case [size, changed_ns, str(model)]:

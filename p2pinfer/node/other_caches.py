@@ -19,7 +19,7 @@ from p2pinfer.engine.gguf.shards import named_shards
 from p2pinfer.node.published import (
     PublishedFile,
     PublishedName,
-    Variant,
+    PublishedModel,
     choose,
     label_of,
     variants,
@@ -87,10 +87,10 @@ def look_up(name: PublishedName, held: Iterable[Downloaded]) -> Downloaded | Non
         return None
 
 
-def _variant(each: Downloaded) -> Variant:
+def _variant(each: Downloaded) -> PublishedModel:
     label = each.name.quantisation if each.name else None
     file = PublishedFile(each.path.name, each.nbytes)
-    return Variant(label or label_of(each.path.stem), (file,))
+    return PublishedModel(label or label_of(each.path.stem), (file,))
 
 
 def _hugging_face() -> Iterator[Downloaded]:

@@ -42,7 +42,7 @@ class PublishedName:
     def __str__(self) -> str:
         return f"hf:{self.repository}" + (f":{self.quantisation}" if self.quantisation else "")
 
-    def of(self, variant: "Variant") -> "PublishedName":
+    def of(self, variant: "PublishedModel") -> "PublishedName":
         """Return the name of one variant."""
         return PublishedName(self.repository, variant.label)
 
@@ -58,7 +58,7 @@ class PublishedFile:
 
 
 @dataclass(frozen=True, slots=True)
-class Variant:
+class PublishedModel:
     """One model of a repository, in one file or in shards."""
 
     label: str
@@ -98,7 +98,7 @@ def is_repository(text: str) -> bool:
     return found is not None and not found[1].lower().endswith(".gguf")
 
 
-def variants(files: Iterable[PublishedFile]) -> list[Variant]:
+def variants(files: Iterable[PublishedFile]) -> list[PublishedModel]:
     """Return the models among a repository's files, without those that lack shards."""
     found: dict[tuple[str, int], list[PublishedFile]] = {}
     for file in sorted(files, key=lambda each: each.path):
@@ -111,7 +111,7 @@ def variants(files: Iterable[PublishedFile]) -> list[Variant]:
             count = int(shard[2]) if shard else 1
             found.setdefault((_SHARD.sub("", str(path.with_suffix(""))), count), []).append(file)
     return [
-        Variant(label_of(stem), tuple(each))
+        PublishedModel(label_of(stem), tuple(each))
         for (stem, count), each in found.items()
         if len(each) == count
     ]
@@ -128,7 +128,7 @@ def label_of(stem: str) -> str:
     return stated[-1] if stated else name
 
 
-def choose(name: PublishedName, among: Sequence[Variant]) -> Variant:
+def choose(name: PublishedName, among: Sequence[PublishedModel]) -> PublishedModel:
     """Return the variant that a name means; raises UserError, which lists those that there are."""
     wanted = PREFERRED if name.quantisation is None else (name.quantisation,)
     for each in wanted:
@@ -146,7 +146,7 @@ def choose(name: PublishedName, among: Sequence[Variant]) -> Variant:
     )
 
 
-def labels(among: Sequence[Variant]) -> list[str]:
+def labels(among: Sequence[PublishedModel]) -> list[str]:
     """Say what variants there are, with their sizes, the smallest first."""
     ordered = sorted(among, key=lambda each: each.nbytes)
     said = [f"{each.label} ({each.nbytes / 1e9:,.1f} GB)" for each in ordered]
