@@ -22,8 +22,8 @@ from p2pinfer.engine.store.split import Progress
 from p2pinfer.node.other_caches import hub_cache
 from p2pinfer.node.published import (
     PublishedFile,
-    PublishedName,
     PublishedModel,
+    PublishedName,
     choose,
     variants,
 )

@@ -18,8 +18,8 @@ from p2pinfer.core.errors import BadModelFile, UserError
 from p2pinfer.engine.gguf.shards import named_shards
 from p2pinfer.node.published import (
     PublishedFile,
-    PublishedName,
     PublishedModel,
+    PublishedName,
     choose,
     label_of,
     variants,
