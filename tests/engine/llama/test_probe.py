@@ -5,6 +5,7 @@ The slices here are fakes whose arithmetic has exactly one flaw each, which the 
 
 import json
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -22,6 +23,7 @@ Flaw = Callable[[Settings, Sequence[Span], int], float]
 """Returns an error to add to every row, from the settings, the decode, and the cells in use."""
 
 WIDTH = 4
+KINDS = "0" * 32
 
 
 def exact(_settings: Settings, _spans: Sequence[Span], _cells: int) -> float:
@@ -100,6 +102,10 @@ class FakeSlice:
             found.append((rows + positions[:, None]) * (1 + error))
         return found
 
+    def use_threads(self, threads: int) -> None:
+        """Compute with another number of threads."""
+        self._settings = replace(self._settings, threads=threads)
+
     def close(self) -> None:
         """Free it."""
         assert self.is_open
@@ -134,7 +140,7 @@ def _try_settings(loader: Loader, tokens: bool, settings: Settings) -> Probe | N
 def run(flaw: Flaw, cache: Path, *, threads: int = 1, tokens: bool = False) -> Probe:
     """Probe a fake."""
     loader = Loader(flaw)
-    found = probe(trying(loader, tokens=tokens), threads, cache)
+    found = probe(trying(loader, tokens=tokens), threads, cache, KINDS)
     assert not any(part.is_open for part in loader.loaded)
     return found
 
@@ -198,7 +204,7 @@ def test_a_result_is_kept(cache: Path) -> None:
     """The second load of a slice loads nothing for the probe."""
     found = run(regimes_differ, cache, threads=2)
     loader = Loader(exact)
-    again = probe(trying(loader), 2, cache)
+    again = probe(trying(loader), 2, cache, KINDS)
     assert again == found
     assert loader.settings == []
 
@@ -261,12 +267,14 @@ def crashing(crashes: dict[Settings, Crash]) -> Attempt:
 def test_a_crash_rules_out_one_candidate(survivor: Settings, cache: Path) -> None:
     """Whichever settings are left are found, and what was ruled out is kept with the reason."""
     crashes = {each: SEGFAULT for each in CANDIDATES if each != survivor}
-    assert probe(crashing(crashes), 1, cache).settings == survivor
+    assert probe(crashing(crashes), 1, cache, KINDS).settings == survivor
     report = json.loads(cache.read_text())
     before = CANDIDATES[: CANDIDATES.index(survivor)]
     assert [Settings(**each["settings"]) for each in report["ruled_out"]] == before
     assert {each["why"] for each in report["ruled_out"]} <= {SEGFAULT.how}
-    assert probe(crashing(dict.fromkeys(CANDIDATES, SEGFAULT)), 1, cache).settings == survivor
+    assert (
+        probe(crashing(dict.fromkeys(CANDIDATES, SEGFAULT)), 1, cache, KINDS).settings == survivor
+    )
 
 
 def test_inexact_settings_are_reported_as_such(cache: Path) -> None:
@@ -278,7 +286,7 @@ def test_inexact_settings_are_reported_as_such(cache: Path) -> None:
 def test_if_all_crash_the_sentence_says_how(cache: Path) -> None:
     """It also says what to type; all are tried again next time."""
     with pytest.raises(EngineError, match=r"every setting: .*SIGSEGV.* make clean setup"):
-        probe(crashing(dict.fromkeys(CANDIDATES, SEGFAULT)), 1, cache)
+        probe(crashing(dict.fromkeys(CANDIDATES, SEGFAULT)), 1, cache, KINDS)
     assert not cache.exists()
 
 
@@ -286,15 +294,15 @@ def test_if_the_rest_is_inexact_the_crash_is_named_too(cache: Path) -> None:
     """The model alone is not to blame."""
     flawed = trying(Loader(depends_on_rows))
     with pytest.raises(UnsupportedModel, match=r"batched.*SIGSEGV"):
-        probe(lambda each: SEGFAULT if each.repack else flawed(each), 1, cache)
+        probe(lambda each: SEGFAULT if each.repack else flawed(each), 1, cache, KINDS)
 
 
 def test_lack_of_memory_is_not_kept(cache: Path) -> None:
     """Next time there may be more memory, and the fastest settings may work."""
-    assert probe(crashing({CANDIDATES[0]: KILLED}), 1, cache).settings == CANDIDATES[1]
+    assert probe(crashing({CANDIDATES[0]: KILLED}), 1, cache, KINDS).settings == CANDIDATES[1]
     assert not cache.exists()
     with pytest.raises(EngineError, match="memory ran out"):
-        probe(crashing(dict.fromkeys(CANDIDATES, KILLED)), 1, cache)
+        probe(crashing(dict.fromkeys(CANDIDATES, KILLED)), 1, cache, KINDS)
 
 
 def test_a_result_that_cannot_be_kept_is_still_used(tmp_path: Path) -> None:

@@ -1,0 +1,78 @@
+"""Which layers of a slice are of one kind, so that what is found out about one holds for all.
+
+Layers are of one kind if their tensors have the same names, shapes and types, and metadata says the
+same of them: then llama.cpp runs the same kernels for them. Quantisers mix types from layer to
+layer, windows come and go, and the first layers of some models have no experts.
+"""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from blake3 import blake3
+
+from p2pinfer.engine.gguf.architectures import DENSE_LEAD_KEY
+from p2pinfer.engine.gguf.model_header import DRAFTING_BLOCKS_KEY, split_layer
+from p2pinfer.engine.gguf.reader import GgufHeader, read_header
+from p2pinfer.engine.gguf.values import Array, Scalar
+
+_COUNTS = ("block_count", DRAFTING_BLOCKS_KEY, DENSE_LEAD_KEY)
+"""Metadata about how many layers there are, and not what they are."""
+
+
+def layer_kinds(header: GgufHeader) -> list[str]:
+    """Return for each layer of a slice, or a model, a text that layers of its kind share."""
+    tensors: dict[int, list[str]] = {}
+    for tensor in header.tensors.values():
+        if place := split_layer(tensor.name):
+            of_layer = tensors.setdefault(place[0], [])
+            of_layer.append(f"{place[1]} {tensor.type.name} {tensor.shape}")
+    arrays = _arrays(header)
+    return [
+        "\n".join([*sorted(tensors[layer]), *(f"{k} {v[layer]}" for k, v in arrays.items())])
+        for layer in sorted(tensors)
+    ]
+
+
+def layers_of_all_kinds(kinds: Sequence[str]) -> int:
+    """Return how many of a slice's first layers have one of each kind among them."""
+    return max((kinds.index(kind) + 1 for kind in set(kinds)), default=0)
+
+
+def kinds_digest(path: Path) -> str:
+    """Return a text that slices have in common whose layers, and whose rest, are alike.
+
+    How many layers there are of each kind, and in which order, makes no difference; nor do the
+    weights.
+
+    Raises:
+        BadModelFile: the file cannot be read.
+    """
+    header = read_header(path)
+    rest = [
+        f"{name} {tensor.type.name} {tensor.shape}"
+        for name, tensor in header.tensors.items()
+        if split_layer(name) is None
+    ]
+    architecture = header.string("general.architecture") or ""
+    said = [
+        f"{key} {value.decode()}"
+        for key, value in header.metadata.items()
+        if key.startswith(f"{architecture}.")
+        and key not in _arrays(header)
+        and key.removeprefix(f"{architecture}.") not in _COUNTS
+    ]
+    text = "\n\n".join(
+        [architecture, *sorted(rest), *sorted(said), *sorted({*layer_kinds(header)})]
+    )
+    return blake3(text.encode()).hexdigest(length=16)
+
+
+def _arrays(header: GgufHeader) -> dict[str, list[Scalar]]:
+    """Return the metadata that has an item for each layer, or block behind them."""
+    architecture = header.string("general.architecture")
+    blocks = header.integer(f"{architecture}.block_count") or 0
+    return {
+        key: value.decode()
+        for key, value in header.metadata.items()
+        if isinstance(value, Array) and key.startswith(f"{architecture}.") and value.count == blocks
+    }
