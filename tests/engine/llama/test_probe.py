@@ -85,14 +85,19 @@ class FakeSlice:
     def __init__(self, settings: Settings, flaw: Flaw) -> None:
         self._settings, self._flaw = settings, flaw
         self.is_open = True
+        self.rows = 0
+        self.layers: set[int | None] = set()
 
     def decode(self, spans: Sequence[Span], *, pad_to: int = 0) -> list[NDArray[np.float32]]:
         """Return rows that depend on inputs and positions, and on the flaw."""
         if pad_to:
             (span,) = spans
             padding = np.zeros((pad_to - len(span), *span.inputs.shape[1:]), span.inputs.dtype)
-            padded = Span(span.slot, span.position, np.concatenate([span.inputs, padding]))
+            inputs = np.concatenate([span.inputs, padding])
+            padded = Span(span.slot, span.position, inputs, layers=span.layers)
             return [self.decode([padded])[0][: len(span)]]
+        self.rows += sum(map(len, spans))
+        self.layers |= {span.layers for span in spans}
         cells = max(span.position for span in spans)
         error = np.float32(self._flaw(self._settings, spans, cells))
         found = []
@@ -248,6 +253,60 @@ def test_an_unreadable_cache_is_probed_again(text: bytes, cache: Path) -> None:
 def test_the_probe_goes_past_the_cells_where_threads_split() -> None:
     """llama.cpp splits one row's attention from 512 cells on; the probe must get there."""
     assert CONTEXT > 512 + NARROW_ROWS_MAX
+
+
+# It costs little
+
+
+def test_a_contradiction_ends_a_try() -> None:
+    """Where rows depend on their batch from the first on, a tenth of the rows shows it."""
+    sound, flawed = Loader(exact), Loader(depends_on_rows)
+    assert try_settings(sound, Settings(1), tokens=False)  # type: ignore[arg-type] # a fake
+    assert try_settings(flawed, Settings(1), tokens=False) is None  # type: ignore[arg-type]
+    assert flawed.loaded[0].rows * 10 < sound.loaded[0].rows
+
+
+@pytest.mark.parametrize("layers", [None, 3])
+def test_only_the_first_layers_run(layers: int | None) -> None:
+    """If the caller says how many have one of each kind among them."""
+    loader = Loader(exact)
+    assert try_settings(loader, Settings(2), tokens=False, layers=layers)  # type: ignore[arg-type]
+    assert [each.layers for each in loader.loaded] == [{layers}]
+
+
+def test_what_slices_alike_use_is_tried_first(cache: Path) -> None:
+    """A peer that moves to other layers tries one choice; what was ruled out is still said."""
+    first = run(repacking_is_inexact, cache)
+    loader = Loader(repacking_is_inexact)
+    moved = cache.with_name("moved.probe.json")
+    assert probe(trying(loader), 1, moved, KINDS) == first
+    assert loader.settings == [first.settings]
+    assert json.loads(moved.read_text()) == json.loads(cache.read_text())
+    loader = Loader(repacking_is_inexact)
+    probe(trying(loader), 1, cache.with_name("others.json"), "1" * 32)
+    assert loader.settings == [Settings(1), first.settings]
+
+
+def test_what_holds_no_more_is_forgotten(cache: Path) -> None:
+    """If the settings of slices alike are not exact for this one, all are tried."""
+    run(exact, cache)
+    loader = Loader(repacking_is_inexact)
+    moved = cache.with_name("moved.probe.json")
+    found = probe(trying(loader), 1, moved, KINDS)
+    assert found.settings == Settings(1, repack=False)
+    assert [each["why"] for each in json.loads(moved.read_text())["ruled_out"]] == [INEXACT]
+    with pytest.raises(UnsupportedModel):
+        probe(trying(Loader(depends_on_rows)), 1, cache.with_name("third.json"), KINDS)
+
+
+@pytest.mark.parametrize("text", ["", "{}", '{"key": 1, "probe": {}}'])
+def test_an_unreadable_file_about_slices_alike_is_ignored(text: str, cache: Path) -> None:
+    """As an unreadable result is."""
+    found = run(exact, cache)
+    cache.unlink()
+    (alike,) = cache.parent.iterdir()
+    alike.write_text(text)
+    assert run(exact, cache) == found
 
 
 # Crashes
