@@ -139,11 +139,23 @@ def forget(paths: Sequence[Path]) -> None:
 
 def _fetch(offered: Offer, file: PublishedFile, blob: Path, bar: type) -> None:
     """Download the rest of a file, and give it its name."""
-    from huggingface_hub import hf_hub_url
+    from huggingface_hub import constants, hf_hub_download, hf_hub_url
     from huggingface_hub.file_download import http_get
     from huggingface_hub.utils._headers import build_hf_headers
 
     api, repository = _api(), offered.name.repository
+    if file.nbytes > constants.MAX_HTTP_DOWNLOAD_SIZE:
+        # Files as large as that are not given out over plain HTTP; the library has another way,
+        # shows progress itself, and begins again where it was interrupted.
+        with _explained(offered.name, api):
+            hf_hub_download(
+                repository,
+                file.path,
+                revision=offered.commit,
+                cache_dir=hub_cache(),
+                endpoint=api.endpoint,
+            )
+        return
     url = hf_hub_url(repository, file.path, revision=offered.commit, endpoint=api.endpoint)
     headers = build_hf_headers(library_name="p2pinfer") | {"accept-encoding": "identity"}
     with _partial(blob).open("ab") as begun:

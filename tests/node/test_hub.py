@@ -144,6 +144,26 @@ def test_a_later_process_resumes(fake: FakeHub, toy: bytes) -> None:
     assert path.read_bytes() == toy
 
 
+def test_files_too_large_for_plain_http_are_left_to_the_library(
+    fake: FakeHub, toy: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It gets the same cache, and the very commit whose SHA-256 is checked."""
+    fake.repositories["owner/Toy-GGUF"] = {"Toy-Q8_0.gguf": toy}
+    blob = hub_cache() / "models--owner--Toy-GGUF" / "blobs" / hashlib.sha256(toy).hexdigest()
+    asked = []
+
+    def library_download(*names: str, **more: object) -> None:
+        asked.append((*names, more["revision"], more["cache_dir"], more["endpoint"]))
+        blob.write_bytes(toy)
+
+    monkeypatch.setattr("huggingface_hub.hf_hub_download", library_download)
+    monkeypatch.setattr("huggingface_hub.constants.MAX_HTTP_DOWNLOAD_SIZE", len(toy) - 1)
+    (path,) = agree(NAME, quiet)
+    assert path.resolve() == blob.resolve()
+    assert asked == [(NAME.repository, "Toy-Q8_0.gguf", COMMIT, hub_cache(), fake.url)]
+    assert fake.ranges == []
+
+
 def test_an_interrupted_download_keeps_what_arrived(fake: FakeHub, toy: bytes) -> None:
     """Ctrl-C, here from the progress, loses nothing."""
     fake.repositories["owner/Toy-GGUF"] = {"Toy-Q8_0.gguf": toy}
