@@ -7,7 +7,7 @@ and wide. The fastest exact settings are used, with blocks if they are exact too
 crash are ruled out. Peers whose probes gave the same digest are of one *numerics class*: their
 arithmetic agrees bit for bit.
 
-A peer waits for its probe before it serves, so that costs little. Rows go through so many of the
+A peer waits for its probe before it serves, so that costs little. Rows go through as many of the
 slice's first layers as have one of each kind among them (``layer_kinds``). What disproves
 most settings comes first, and the first contradiction ends a try. What was found out about slices
 of the same kinds of layers is tried first: after a move, that is all.
