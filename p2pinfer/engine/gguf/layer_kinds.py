@@ -5,7 +5,6 @@ same of them: then llama.cpp runs the same kernels for them. Quantisers mix type
 layer, windows come and go, and the first layers of some models have no experts.
 """
 
-from collections.abc import Sequence
 from pathlib import Path
 
 from blake3 import blake3
@@ -17,6 +16,11 @@ from p2pinfer.engine.gguf.values import Array, Scalar
 
 _COUNTS = ("block_count", DRAFTING_BLOCKS_KEY, DENSE_LEAD_KEY)
 """Metadata about how many layers there are, and not what they are."""
+
+
+PROBED_BYTES_MIN = 64 << 20
+"""Where kernels disagree, they do so for some numbers only. In layers of real widths a hundred rows
+show it; small ones, of which two or three may happen to agree, cost nothing to probe whole."""
 
 
 def layer_kinds(header: GgufHeader) -> list[str]:
@@ -33,9 +37,20 @@ def layer_kinds(header: GgufHeader) -> list[str]:
     ]
 
 
-def layers_of_all_kinds(kinds: Sequence[str]) -> int:
-    """Return how many of a slice's first layers have one of each kind among them."""
-    return max((kinds.index(kind) + 1 for kind in set(kinds)), default=0)
+def layers_to_probe(header: GgufHeader, least_bytes: int = PROBED_BYTES_MIN) -> int:
+    """Return how many of a slice's first layers to probe: one of each kind is among them.
+
+    They have ``least_bytes`` of weights, or are all there are.
+    """
+    kinds = layer_kinds(header)
+    sizes = [0] * len(kinds)
+    for tensor in header.tensors.values():
+        if place := split_layer(tensor.name):
+            sizes[place[0]] += tensor.nbytes
+    count = max((kinds.index(kind) + 1 for kind in set(kinds)), default=0)
+    while count < len(kinds) and sum(sizes[:count]) < least_bytes:
+        count += 1
+    return count
 
 
 def kinds_digest(path: Path) -> str:

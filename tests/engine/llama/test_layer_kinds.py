@@ -1,12 +1,14 @@
 """Layers of one kind: what the probe finds out about one of each holds for the whole slice."""
 
-from functools import partial
+import json
+from itertools import pairwise
 from pathlib import Path
 
 import pytest
 
-from p2pinfer.engine.gguf.layer_kinds import kinds_digest, layer_kinds, layers_of_all_kinds
-from p2pinfer.engine.gguf.reader import read_header
+from p2pinfer.engine.gguf.ggml_types import F16, F32, Q4_0, GgmlType
+from p2pinfer.engine.gguf.layer_kinds import kinds_digest, layer_kinds, layers_to_probe
+from p2pinfer.engine.gguf.reader import GgufHeader, Tensor, read_header
 from p2pinfer.engine.gguf.slicing import (
     SlicePlan,
     extents,
@@ -15,19 +17,35 @@ from p2pinfer.engine.gguf.slicing import (
     plan_stage,
     write_slice,
 )
-from p2pinfer.engine.llama.binding import Settings, Slice
-from p2pinfer.engine.llama.probe import CONTEXT, try_settings
+from p2pinfer.engine.gguf.values import Value, ValueType
+from p2pinfer.engine.llama.binding import Settings
+from tests.support import tiny_models
 from tests.support.model_factory import write_model
 from tests.support.recipes import CASES
-from tests.support.tiny_models import TINY, quantise, write_tiny
+from tests.support.tiny_models import TINY, Tiny, quantise, write_tiny
+from tests.support.verdicts import verdicts, verdicts_elsewhere
+
+
+def header_of(*types: GgmlType) -> GgufHeader:
+    """Make up layers of one matrix each, of 256 numbers."""
+    tensors = {
+        f"blk.{n}.up.weight": Tensor(f"blk.{n}.up.weight", (256,), each, 0)
+        for n, each in enumerate(types)
+    }
+    architecture = Value.of(ValueType.STRING, "llama")
+    return GgufHeader("m", {"general.architecture": architecture}, tensors)
 
 
 def test_the_fewest_first_layers_are_taken() -> None:
-    """Up to the first of the kind that comes last."""
-    assert layers_of_all_kinds([]) == 0
-    assert layers_of_all_kinds(["a"]) == 1
-    assert layers_of_all_kinds(["a"] * 9) == 1
-    assert layers_of_all_kinds(["a", "a", "b", "a", "c", "b", "c"]) == 5
+    """Up to the first of the kind that comes last, and so many that they have enough numbers."""
+    assert layers_to_probe(header_of(), 0) == 0
+    assert layers_to_probe(header_of(F32), 0) == 1
+    assert layers_to_probe(header_of(*[F32] * 9), 0) == 1
+    mixed = header_of(F32, F32, F16, F32, Q4_0, F16, Q4_0)
+    assert layers_to_probe(mixed, 0) == 5
+    assert layers_to_probe(header_of(*[F32] * 9), 1024) == 1
+    assert layers_to_probe(header_of(*[F32] * 9), 1025) == 2
+    assert layers_to_probe(header_of(*[F32] * 9)) == 9
 
 
 def written(model: Path, plan: SlicePlan, path: Path) -> Path:
@@ -99,22 +117,50 @@ def test_verdicts_are_those_of_all_layers(
 ) -> None:
     """In each quantisation, whether settings hold or not."""
     model = tiny(folder, name, quantisation)
+    plan = plan_stage(read_header(model), 1, TINY[name].layers - 1)
+    path = written(model, plan, folder / "verdict.gguf")
+    header = read_header(path)
+    assert layers_to_probe(header, 0) < len(layer_kinds(header))
+    some, every = verdicts(path, Settings(repack=repack))
+    assert some == every
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("quantisation", ["Q8_0", "Q4_0", "Q4_K_M"])
+def test_verdicts_are_those_of_all_layers_in_every_architecture(
+    quantisation: str, folder: Path
+) -> None:
+    """With experts, windows and dense layers in front, with the weights as they are."""
+    paths = []
+    for name, case in CASES.items():
+        full, model = folder / f"{name}.gguf", folder / f"{name}.{quantisation}.gguf"
+        write_model(case.recipe, full)
+        quantise(full, model, quantisation)
+        plan = plan_stage(read_header(model), 1, case.recipe.layers)
+        paths.append(written(model, plan, folder / f"{name}.stage.gguf"))
+    found = verdicts_elsewhere(paths, repack=False)
+    assert len(found) == len(CASES)
+    assert [name for name, (some, every) in found.items() if some != every] == []
+    assert all(some for some, _ in found.values())
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("experts", [True, False])
+def test_one_layer_of_a_real_width_shows_what_all_show(
+    experts: bool, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Repacked K-quants disagree in so few numbers that in tiny models not each layer shows it."""
+    for name, size in (("WIDTH", 1024), ("FEED_FORWARD", 768), ("HEADS", 16), ("EXPERTS", 16)):
+        monkeypatch.setattr(tiny_models, name, size)
+    wide = Tiny("qwen3moe" if experts else "qwen3", head_width=64, head_norms=True, experts=experts)
+    full, model = folder / "wide-F32.gguf", folder / "wide.gguf"
+    write_tiny(wide, full)
+    quantise(full, model, "Q4_K_M")
     header = read_header(model)
-    end = TINY[name].layers - 1
-    path = written(model, plan_stage(header, 1, end), folder / "verdict.gguf")
-    kinds = layer_kinds(read_header(path))
-    first = layers_of_all_kinds(kinds)
-    assert first < len(kinds)
-    load = partial(load_slice, path)
-    settings = Settings(1, repack=repack)
-    some = try_settings(load, settings, tokens=False, layers=first)
-    every = try_settings(load, settings, tokens=False)
-    assert (some is None) == (every is None)
-    if some and every:
-        assert (some.regimes_agree, some.blocks) == (every.regimes_agree, every.blocks)
-        assert some.numerics_class != every.numerics_class
-
-
-def load_slice(path: Path, settings: Settings) -> Slice:
-    """Load a slice as a candidate does."""
-    return Slice(path, logits=False, settings=settings, sessions=2, context=CONTEXT)
+    paths = [
+        written(model, plan_stage(header, first, end), folder / f"wide-{first}-{end}.gguf")
+        for first, end in [(0, wide.layers), *pairwise(range(wide.layers + 1))]
+    ]
+    for repack in (True, False):
+        found = verdicts_elsewhere(paths, repack=repack)
+        assert len({json.dumps(every) for _, every in found.values()}) == 1
