@@ -1,7 +1,7 @@
 """The probe's verdicts on slices: of the layers that it runs, and of all of them.
 
-``python -m tests.support.verdicts REPACK SLICE…`` prints both as JSON. It is a process of its own because
-ggml reads ``GGML_CPU_TILED_MM`` once: workers set it for models with experts.
+``python -m tests.support.verdicts REPACK SLICE…`` prints both as JSON. It is a process of its own
+because ggml reads ``GGML_CPU_TILED_MM`` once: workers set it for models with experts.
 """
 
 import json

@@ -108,14 +108,18 @@ def test_slices_alike_share_a_digest(folder: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("name", "quantisation"),
-    [("llama", "Q4_K_M"), ("gemma3", "Q4_K_M"), ("qwen2", "Q4_0"), ("qwen3", "F16")],
+    ("name", "quantisation", "repack"),
+    [
+        ("llama", "Q4_K_M", False),
+        ("gemma3", "Q4_K_M", False),
+        ("qwen2", "Q4_0", True),
+        ("qwen3", "F16", True),
+    ],
 )
-@pytest.mark.parametrize("repack", [True, False])
 def test_verdicts_are_those_of_all_layers(
     name: str, quantisation: str, repack: bool, folder: Path
 ) -> None:
-    """In each quantisation, whether settings hold or not."""
+    """With the settings that are used for each quantisation."""
     model = tiny(folder, name, quantisation)
     plan = plan_stage(read_header(model), 1, TINY[name].layers - 1)
     path = written(model, plan, folder / "verdict.gguf")
