@@ -4,7 +4,6 @@ The library's own download keeps nothing of a file that was not finished, so a d
 would begin again. Here the bytes so far stay beside the blob, and the rest is asked for.
 """
 
-import errno
 import fcntl
 import logging
 import os
@@ -115,9 +114,13 @@ def download(offered: Offer, on_progress: Progress) -> Mapping[Path, str]:
     for file in offered.variant.files:
         blob = folder / "blobs" / str(file.sha256)
         blob.parent.mkdir(parents=True, exist_ok=True)
-        with _locked(blob):
-            if not blob.exists():
+        if not blob.exists():
+            try:
                 _fetch(offered, file, blob, bar)
+            except HubUnreachable as error:
+                raise HubUnreachable(
+                    f"its download ended early ({error}): the same command goes on from there"
+                ) from error
     found = {}
     snapshot = folder / "snapshots" / offered.commit
     for file in offered.variant.files:
@@ -159,6 +162,10 @@ def _fetch(offered: Offer, file: PublishedFile, blob: Path, bar: type) -> None:
     url = hf_hub_url(repository, file.path, revision=offered.commit, endpoint=api.endpoint)
     headers = build_hf_headers(library_name="p2pinfer") | {"accept-encoding": "identity"}
     with _partial(blob).open("ab") as begun:
+        _lock(begun.fileno())
+        if blob.exists():  # another process was quicker
+            _partial(blob).unlink(missing_ok=True)
+            return
         if begun.tell() > file.nbytes:  # others wrote to it
             begun.truncate(0)
         size = begun.seek(0, os.SEEK_END)
@@ -173,7 +180,15 @@ def _fetch(offered: Offer, file: PublishedFile, blob: Path, bar: type) -> None:
             )
         begun.flush()
         os.fsync(begun.fileno())
-    _partial(blob).replace(blob)
+        _partial(blob).replace(blob)
+
+
+def _lock(file: int) -> None:
+    """Keep other processes of ours from writing to a file; raises UserError if one does."""
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError as error:
+        raise UserError("another p2pinfer process downloads this model: wait for it") from error
 
 
 def _bar(offered: Offer, on_progress: Progress) -> type:
@@ -216,26 +231,6 @@ def _begun_bytes(folder: Path, file: PublishedFile) -> int:
 def _partial(blob: Path) -> Path:
     """Return the name that llama.cpp and earlier versions of the library use, too."""
     return blob.with_name(f"{blob.name}.incomplete")
-
-
-@contextmanager
-def _locked(blob: Path) -> Iterator[None]:
-    """Let one process of ours write a blob; raises UserError if another does."""
-    lock = blob.with_name(f"{blob.name}.p2pinfer.lock")
-    file = os.open(lock, os.O_RDWR | os.O_CREAT, 0o644)
-    try:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            if error.errno not in (errno.EWOULDBLOCK, errno.EACCES):
-                raise
-            raise UserError(
-                "another p2pinfer process is downloading this model: wait for it"
-            ) from error
-        yield
-        lock.unlink(missing_ok=True)
-    finally:
-        os.close(file)
 
 
 def _point(link: Path, blob: Path) -> None:
@@ -307,7 +302,7 @@ def _explained(name: PublishedName, api: "HfApi") -> Iterator[None]:
     except OSError as error:
         if error.errno is not None:  # of the disk; the library's own have none
             raise
-        raise HubUnreachable(f"the download ended early: {error}".splitlines()[0]) from error
+        raise HubUnreachable(str(error).splitlines()[0]) from error
 
 
 def offered_text(offered: Offer) -> str:

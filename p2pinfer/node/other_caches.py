@@ -1,9 +1,11 @@
 """Models that other programs on this machine have downloaded, found where those keep them.
 
-Hugging Face    models--OWNER--REPO/snapshots/COMMIT/FILE, links to blobs/SHA256; llama.cpp's too
-llama.cpp       OWNER_REPO_FILE, before it shared the cache of Hugging Face
-LM Studio       OWNER/REPO/FILE
-Ollama          manifests/REGISTRY/NAMESPACE/NAME/TAG, which name blobs/sha256-SHA256
+    Hugging Face    models--OWNER--REPO/snapshots/COMMIT/FILE, links to blobs/SHA256
+    llama.cpp       the same; before that OWNER_REPO_FILE
+    LM Studio       OWNER/REPO/FILE
+    Ollama          manifests/REGISTRY/NAMESPACE/NAME/TAG, which name blobs/sha256-SHA256
+
+What is not whole there, a link without its file or a model without all shards, is passed over.
 """
 
 import json

@@ -1,10 +1,12 @@
 """Models by their names on Hugging Face: from caches, or from a hub on loopback."""
 
+import fcntl
 import hashlib
 import json
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
+import httpx2
 import pytest
 
 from p2pinfer.core.errors import BadModelFile, UserError
@@ -121,6 +123,45 @@ def test_a_cut_connection_is_resumed(
     fake.cut_at = 1000
     agree(NAME, quiet)
     assert fake.ranges == [None, "bytes=1000-"]
+
+
+def test_a_lost_connection_says_how_to_go_on(
+    fake: FakeHub, toy: bytes, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Where the library gives up, what arrived is kept."""
+    monkeypatch.setattr("huggingface_hub.file_download.time.sleep", lambda _: None)
+    monkeypatch.setattr("huggingface_hub.constants.DOWNLOAD_CHUNK_SIZE", 500)
+    fake.repositories["owner/Toy-GGUF"] = {"Toy-Q8_0.gguf": toy}
+
+    def hang_up(_: str, done: int, __: int) -> None:
+        if done:
+            raise httpx2.ReadError("connection reset")
+
+    with pytest.raises(UserError, match=r"and its download ended early \(.* reset\): the same"):
+        name_model(str(NAME), open_store(), hang_up, agree)
+    monkeypatch.setattr("p2pinfer.node.hub.REPORTED_BYTES_MIN", 0)
+    with pytest.raises(UserError, match="ended early"):
+        name_model(str(NAME), open_store(), hang_up, agree)
+    agree(NAME, quiet)
+    assert fake.ranges[0] is None
+    assert fake.ranges[-1]
+
+
+def test_two_processes_do_not_write_to_one_file(fake: FakeHub, toy: bytes) -> None:
+    """The second is told to wait; a file that was finished meanwhile is taken."""
+    fake.repositories["owner/Toy-GGUF"] = {"Toy-Q8_0.gguf": toy}
+    blobs = hub_cache() / "models--owner--Toy-GGUF" / "blobs"
+    blobs.mkdir(parents=True)
+    blob = blobs / hashlib.sha256(toy).hexdigest()
+    with (blobs / f"{blob.name}.incomplete").open("ab") as begun:
+        fcntl.flock(begun.fileno(), fcntl.LOCK_EX)
+        with pytest.raises(UserError, match="another p2pinfer process downloads this model"):
+            agree(NAME, quiet)
+    offered = offer(NAME)
+    blob.write_bytes(toy)
+    hub._fetch(offered, offered.variant.files[0], blob, object)
+    assert list(blobs.iterdir()) == [blob]
+    assert fake.ranges == []
 
 
 def test_a_later_process_resumes(fake: FakeHub, toy: bytes) -> None:
