@@ -37,7 +37,7 @@ def header_of(*types: GgmlType) -> GgufHeader:
 
 
 def test_the_fewest_first_layers_are_taken() -> None:
-    """Up to the first of the kind that comes last, and so many that they have enough numbers."""
+    """Up to the first of the kind that comes last, and as many as have enough numbers."""
     assert layers_to_probe(header_of(), 0) == 0
     assert layers_to_probe(header_of(F32), 0) == 1
     assert layers_to_probe(header_of(*[F32] * 9), 0) == 1
