@@ -3,6 +3,7 @@
 import fcntl
 import hashlib
 import json
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -285,6 +286,14 @@ def test_offline(monkeypatch: pytest.MonkeyPatch, home: Path, toy: bytes) -> Non
         UserError, match=r"hf:a/b is not on this machine; what .* model find; to do"
     ):
         name_model("hf:a/b", open_store(), quiet)
+
+
+def test_without_the_library_it_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is an extra; what is in caches is found without it."""
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    with pytest.raises(UserError, match="need its library; type: pip install 'huggingface_hub~=2"):
+        offer(NAME)
+    assert find_downloaded() == []
 
 
 def test_the_disk_must_have_room(
