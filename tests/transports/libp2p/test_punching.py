@@ -106,6 +106,20 @@ async def test_a_third_party_is_dialled_seldom(dialled: list[Place]) -> None:
         assert caller._connections(called.peer_id)
 
 
+async def test_a_caller_sends_nobody_to_a_third_party_often(dialled: list[Place]) -> None:
+    """The same the other way round: a caller says where it is to be dialled."""
+    async with circuit() as (called, caller):
+        caller.punches._own = lambda: [THIRD_PARTY, "/ip4/10.0.0.8/tcp/4100"]
+        called.punches._own = lambda: [OWN]
+        (inner,) = called._connections(caller.peer_id)
+        for _ in range(3):
+            await called.punches._replace(inner)
+        named = [place for place in dialled if place != ("5.5.5.11", 4100)]
+        assert set(named) == {("9.9.9.9", 443)}
+        assert len(named) <= TRIES_MAX * DIALS_PER_ADDRESS_MAX
+        assert called.punches.statistics.in_vain == 3
+
+
 async def test_no_private_network_is_scanned(dialled: list[Place]) -> None:
     """Nor this machine, nor the services of its own router."""
     async with circuit() as (called, caller):
