@@ -181,7 +181,10 @@ class Libp2pTransport:
     @property
     def own_addresses(self) -> Sequence[str]:
         """Multiaddrs of this machine's interfaces, with its id, reached by others or not."""
-        return [str(address) for address in self._host.get_addrs()]
+        try:
+            return [str(address) for address in self._host.get_addrs()]
+        except OSError:  # a listener is closed already: this peer is leaving
+            return []
 
     @property
     def reachability(self) -> Reachability:

@@ -1,5 +1,7 @@
 """What only the libp2p transport has: messages from strangers, networks by name, signatures."""
 
+import errno
+
 import pytest
 import trio
 
@@ -144,3 +146,17 @@ async def test_what_is_first_does_not_wait_for_the_protocol(
             monkeypatch.setattr(Stream, "write", note)
             await alice.open(bob.peer_id, "talk", bob.addresses, first=b"hello")
     assert any(b"/p2pinfer/test/talk/1\n" in data and b"hello" in data for data in sent)
+
+
+async def test_a_peer_that_leaves_has_no_address_and_no_fault(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Its tasks go on until its last words are said, when its listeners are closed already."""
+
+    def closed() -> None:
+        raise OSError(errno.EBADF, "Bad file descriptor")
+
+    with trio.fail_after(TEST_S_MAX):
+        async with open_libp2p(ALICE, HERE, "test") as alice:
+            monkeypatch.setattr(alice._host, "get_addrs", closed)
+            assert alice.own_addresses == []
