@@ -40,6 +40,7 @@ SLOW = (
     "scheduler/test_oracle.py",
     "sim/test_hunt.py",
     "sim/test_runs.py",
+    "sim/test_ways.py",
     "test_docs.py",  # loading all that the pages quote asks the system for libraries
     "test_setup.py",
     "test_setup_llama.py",

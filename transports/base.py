@@ -11,6 +11,7 @@ from enum import Enum
 from typing import Protocol
 
 from p2pinfer.core.ids import PeerId
+from p2pinfer.core.ways import is_circuit as is_circuit  # noqa: PLC0414 -- passed on
 
 MESSAGE_BYTES_MAX = 9 * 1024 * 1024
 """64 rows of a 32,768-wide residual stream in float32 are 8 MiB; the rest is headers."""
@@ -53,11 +54,6 @@ class Reachability(Enum):
     """Others have dialled one of its addresses, and proved it."""
     HIDDEN = "hidden"
     """Others were asked to dial each of its addresses, and none of them could."""
-
-
-def is_circuit(address: str) -> bool:
-    """Whether an address leads through a relay."""
-    return "/p2p-circuit/" in address
 
 
 class Channel(Protocol):

@@ -109,6 +109,18 @@ class GuardedTransport:
         seconds: float | None = measure(peer) if measure else None
         return seconds
 
+    def relay_to(self, peer: PeerId) -> PeerId | None:
+        """Return the relay that carries what is said with a peer; None if none does."""
+        find = getattr(self._inner, "relay_to", None)
+        relay: PeerId | None = find(peer) if find else None
+        return relay
+
+    @property
+    def own_addresses(self) -> Sequence[str]:
+        """Those of this machine's interfaces, where the transport tells them apart."""
+        found: Sequence[str] = getattr(self._inner, "own_addresses", self.addresses)
+        return found
+
     def seek_relays(
         self, candidates: Callable[[], Sequence[tuple[PeerId, tuple[str, ...]]]]
     ) -> None:

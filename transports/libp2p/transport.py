@@ -255,6 +255,11 @@ class Libp2pTransport:
         samples = [conn.rtt_s for conn in self._connections(peer) if conn.rtt_s is not None]
         return min(samples, default=None)
 
+    def relay_to(self, peer: PeerId) -> PeerId | None:
+        """Return the relay that carries what this peer and another say; None if none does."""
+        relays = [conn.relay for conn in self._connections(peer)]
+        return None if None in relays else next(iter(relays), None)
+
     @property
     def channels(self) -> int:
         """How many channels this peer opened that have not ended."""

@@ -15,6 +15,7 @@ from trio.testing import wait_all_tasks_blocked
 from p2pinfer.core.errors import ChannelClosed, PeerUnavailable
 from tests.support.transport_contract import TransportContract, echo
 from transports.base import Channel, GossipVerdict, Reach, Relaying, Transport
+from transports.blocklist import GuardedTransport
 from transports.identity import ephemeral_identity
 from transports.libp2p import circuit_messages as messages
 from transports.libp2p import protobuf
@@ -56,6 +57,8 @@ async def test_a_hidden_peer_is_reached_through_a_relay() -> None:
             assert await channel.receive() == b"hello"
             (inner,) = caller._connections(hidden.peer_id)
             assert inner.relay == relay.peer_id
+            assert GuardedTransport(caller).relay_to(hidden.peer_id) == relay.peer_id
+            assert GuardedTransport(caller).relay_to(relay.peer_id) is None
             assert relay.relay.statistics().circuits == 1
             assert not hidden.was_dialled
             inner.leave()
