@@ -34,6 +34,7 @@ SLOW = (
     "core/test_python_process.py",
     "fuzz/",
     "interop/",
+    "node/test_hub.py",
     "peers/parts/test_fetch.py",
     "peers/steps/test_hostile.py",
     "scheduler/test_oracle.py",
@@ -44,8 +45,10 @@ SLOW = (
     "test_setup.py",
     "test_setup_llama.py",
     "transports/libp2p/test_circuits.py",
+    "transports/libp2p/test_crooked_relays.py",
     "transports/libp2p/test_peer_finding.py",
     "transports/libp2p/test_walls.py",
+    "transports/libp2p/test_walls_on_circuits.py",
     "transports/test_interfaces.py",
 )
 """Under tests/: what starts processes, or takes seconds. ``make test-fast`` leaves it out."""

@@ -150,6 +150,17 @@ class Topic(Protocol):
         ...
 
 
+async def begun(channel: Channel, first: bytes) -> Channel:
+    """Send a new channel's first message, if there is one; the channel ends if that fails."""
+    try:
+        if first:
+            await channel.send(first)
+    except BaseException:
+        channel.abort()
+        raise
+    return channel
+
+
 class Transport(Protocol):
     """One peer's access to the network."""
 
@@ -199,11 +210,19 @@ class Transport(Protocol):
         ...
 
     async def open(
-        self, peer: PeerId, protocol: str, addresses: Sequence[str] = (), *, own: bool = False
+        self,
+        peer: PeerId,
+        protocol: str,
+        addresses: Sequence[str] = (),
+        *,
+        own: bool = False,
+        first: bytes = b"",
     ) -> Channel:
         """Open a channel, dialling any of ``addresses`` or the remembered ones if necessary.
 
         ``own`` uses no connection that the peer has made, which shows that it can be dialled.
+        What is ``first`` is sent as the first message, where possible without waiting for the peer
+        to agree on the protocol, which saves a round trip.
 
         Raises:
             PeerUnavailable: the peer cannot be reached or does not speak ``protocol``.

@@ -24,6 +24,7 @@ from transports.base import (
     Channel,
     Handler,
     Reachability,
+    begun,
 )
 from transports.memory.pipe import CallAt, Pipe, in_a_task
 
@@ -212,6 +213,7 @@ class MemoryTransport:
         addresses: Sequence[str] = (),  # noqa: ARG002 - peers are found by id alone
         *,
         own: bool = False,
+        first: bytes = b"",
     ) -> Channel:
         """Open a channel; see `transports.base.Transport.open`."""
         remote = await self._reach(peer, own=own)
@@ -226,7 +228,7 @@ class MemoryTransport:
         )
         channel = MemoryChannel(peer, inward=back, outward=there)
         self._channels = [other for other in self._channels if not other._closed] + [channel]
-        return channel
+        return await begun(channel, first)
 
     async def discover(self, topic: str | None) -> Sequence[str]:  # noqa: ARG002 - nowhere to look
         """Find no peers."""
