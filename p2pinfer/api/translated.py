@@ -3,6 +3,7 @@
 import secrets
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -15,10 +16,10 @@ from p2pinfer.api.completions import ID_BYTES, body_of
 from p2pinfer.api.gateway import Finished, Gateway
 from p2pinfer.api.messages import MessagesInterface, problem_body
 from p2pinfer.api.problems import Problem, problem_of
-from p2pinfer.api.questions import Question, chat_question
+from p2pinfer.api.questions import Question, chat_question, completion_question
 from p2pinfer.api.replies import trust_header
 from p2pinfer.api.responses import ResponsesInterface
-from p2pinfer.api.streams import EventStream, Worked, event
+from p2pinfer.api.streams import EventStream, Worked
 from p2pinfer.api.translation import Interface, Writer, renamed
 from p2pinfer.core.errors import P2pinferError
 from p2pinfer.core.sampling import SEEDS
@@ -64,8 +65,8 @@ class Translated:
     async def _count(self, request: Request) -> Response:
         body = await body_of(request)
         gateway, _ = await self._find(body.get("model"))
-        chat = self._messages.counted_body(body)
-        question = _question(self._messages, gateway, chat)
+        ignored = self._messages.check(body)
+        question = _question(self._messages, gateway, self._messages.counted_body(body), ignored)
         try:
             return JSONResponse({"input_tokens": await gateway.count_tokens(question)})
         except P2pinferError as error:
@@ -74,13 +75,20 @@ class Translated:
     async def _answer(self, interface: Interface, request: Request) -> Response:
         body = await body_of(request)
         gateway, slug = await self._find(body.get("model"))
-        question = _question(interface, gateway, interface.chat_body(body))
+        ignored = interface.check(body)
         name = interface.prefix + secrets.token_hex(ID_BYTES)
-        writer = interface.writer({"id": name, "created": gateway.now(), "model": slug}, body)
+        head = {"id": name, "created": gateway.now(), "model": slug}
+        if (reply := interface.at_once(head, body)) is not None:
+            return JSONResponse(reply)
+        question = _question(interface, gateway, interface.chat_body(body), ignored)
+        writer = interface.writer(head, body)
         headers = {"x-request-id": name, "x-p2pinfer-receipt": receipt_link(name)}
+        if question.ignored:
+            headers["x-p2pinfer-ignored"] = ", ".join(question.ignored)
         if question.stream:
-            events = _events(gateway, question, name, writer)
-            return EventStream(events, headers, lambda problem: _failed(request.url.path, problem))
+            events = _events(gateway, question, name, interface, writer)
+            headers["content-type"] = interface.content_type
+            return EventStream(events, headers, interface.failed, interface.ping)
 
         async def work() -> Response:
             answers = []
@@ -95,17 +103,21 @@ class Translated:
         return Worked(work)
 
 
-def _question(interface: Interface, gateway: Gateway, chat: dict[str, Any]) -> Question:
+def _question(
+    interface: Interface, gateway: Gateway, asked: dict[str, Any], ignored: tuple[str, ...]
+) -> Question:
     """Judge a translated request; what is wrong is said in the interface's own words."""
     seed = secrets.randbelow(SEEDS) if gateway.seed is None else gateway.seed
+    judge = chat_question if "messages" in asked else completion_question
     try:
-        return chat_question(chat, gateway.defaults, seed)
+        question = judge(asked, gateway.defaults, seed)
     except Problem as problem:
         raise renamed(problem, interface.names) from None
+    return replace(question, ignored=ignored)
 
 
 async def _events(
-    gateway: Gateway, question: Question, name: str, writer: Writer
+    gateway: Gateway, question: Question, name: str, interface: Interface, writer: Writer
 ) -> AsyncGenerator[bytes]:
     has_begun = False
     async with aclosing(gateway.answer(question, name)) as parts:
@@ -114,14 +126,6 @@ async def _events(
                 has_begun = True
                 answer = part.answer if isinstance(part, Finished) else gateway.running[name]
                 for each in writer.begin(answer.prompt_tokens, answer.reused_tokens):
-                    yield event(each, each["type"])
+                    yield interface.encode(each)
             for each in writer.take(part):
-                yield event(each, each["type"])
-
-
-def _failed(path: str, problem: Problem) -> bytes:
-    """Say in the middle of a stream that no more comes."""
-    if path == MESSAGES_PATH:
-        return event(problem_body(problem), "error")
-    told = {"type": "error", "code": problem.code, "message": problem.message, "param": None}
-    return event({**told, "error": problem.body["error"]}, "error")
+                yield interface.encode(each)

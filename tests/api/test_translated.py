@@ -218,7 +218,10 @@ async def test_errors_have_the_shape_of_the_interface(autojump_clock: MockClock)
         ("/v1/messages", {"tools": [{"type": "bash_20250124", "name": "bash"}]}, "tools[0]"),
         ("/v1/messages", {"mcp_servers": [{"url": "x"}]}, "mcp_servers"),
         ("/v1/messages", {"stop_sequences": 3}, "stop_sequences"),
+        ("/v1/messages", {"temperatur": 1}, "temperatur"),
         ("/v1/responses", {"background": True}, "background"),
+        ("/v1/responses", {"max_tokens": 3}, "max_tokens"),
+        ("/v1/responses", {"instruction": "Be kind."}, "instruction"),
         ("/v1/responses", {"tools": [{"type": "web_search"}]}, "tools[0]"),
         ("/v1/responses", {"max_output_tokens": "x"}, "max_output_tokens"),
         ("/v1/responses", {"text": {"format": {"type": "json_schema"}}}, "text.format.schema"),
@@ -235,7 +238,8 @@ async def test_what_cannot_be_honoured_is_refused_by_name(
         assert reply.status_code == 400
         assert f"'{named}'" in reply.json()["error"]["message"]
         fine = {"model": "default", **ASKED[path], "vendor_hint": 1}
-        assert (await ask.post(path, json=fine)).status_code == 200
+        reply = await ask.post(path, json=fine)
+        assert (reply.status_code, reply.headers["x-p2pinfer-ignored"]) == (200, "vendor_hint")
 
 
 WORDS = st.sampled_from(
