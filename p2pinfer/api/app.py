@@ -20,6 +20,8 @@ from p2pinfer.api.guard import Guard
 from p2pinfer.api.loading import Loading
 from p2pinfer.api.metrics import CONTENT_TYPE, Metrics
 from p2pinfer.api.models import Models
+from p2pinfer.api.ollama import PATHS
+from p2pinfer.api.ollama_models import OllamaModels
 from p2pinfer.api.problems import Problem
 from p2pinfer.api.streams import EventStream
 from p2pinfer.api.swarm_state import LISTENERS_MAX, SwarmState
@@ -64,6 +66,7 @@ def make_app(gateway: Gateway, models: Models | None = None) -> ASGIApp:
         routes=[
             *completions.routes,
             *Translated(completions.find).routes,
+            *OllamaModels(models).routes,
             *_own_routes(gateway, state),
             *_page_routes(),
         ],
@@ -211,7 +214,7 @@ class Answered:
 
 
 class Counted:
-    """Counts requests to OpenAI's endpoints by how they were answered."""
+    """Counts requests to what answers questions, and not to the page, by how they were answered."""
 
     def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
         self._app, self._metrics = app, metrics
@@ -224,7 +227,8 @@ class Counted:
                 self._metrics.requests.labels(str(message["status"])).inc()
             await send(message)
 
-        is_counted = scope["type"] == "http" and scope["path"].startswith("/v1/")
+        path = scope["path"] if scope["type"] == "http" else ""
+        is_counted = path.startswith("/v1/") or path in PATHS
         await self._app(scope, receive, count if is_counted else send)
 
 

@@ -177,6 +177,7 @@ class Gateway:
         rendered = await self.swarm.render(
             question.messages, parse_special=special, tools=tools, options=question.options
         )
+        rendered = await self.swarm.begun(rendered, question.prefill)
         return len(await self.swarm.tokenize(rendered.text, rendered.literal))
 
     async def answer(self, question: Question, request: str) -> AsyncGenerator[Part]:

@@ -10,7 +10,7 @@ from p2pinfer.api.parameter_names import check_names
 from p2pinfer.api.problems import Problem, invalid, missing
 from p2pinfer.api.replies import account_of, tool_call
 from p2pinfer.api.streams import event
-from p2pinfer.api.translation import SAMPLING, Event, ServerEvents, object_of, text_of
+from p2pinfer.api.translation import SAMPLING, Event, ServerEvents, going_on, object_of, text_of
 
 _KINDS = {
     400: "invalid_request_error",
@@ -106,13 +106,14 @@ class MessagesInterface(ServerEvents):
             found.append({"role": "system", "content": text_of(system, "system", ("text",))})
         for at, each in enumerate(listed):
             found += _messages(each, f"messages[{at}]")
-        if found and found[-1]["role"] == "assistant":
-            raise invalid("messages", "must not end with one of the assistant")
+        goes_on = going_on(found)
+        if found and found[-1]["role"] == "assistant" and not goes_on:
+            raise invalid("messages", "may end with words of the assistant alone, to go on with")
         chat = {name: body[name] for name in _SAME if name in body}
         chat["messages"] = found
         if (stops := body.get("stop_sequences")) is not None:
             chat["stop"] = stops
-        return {**chat, **_tools(body), **_output(body), **_thinking(body)}
+        return {**chat, **_tools(body), **_output(body), **_thinking(body), **goes_on}
 
     def writer(self, head: Mapping[str, Any], _: Mapping[str, Any]) -> "MessageWriter":
         """Return what writes the reply."""

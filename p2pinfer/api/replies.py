@@ -9,6 +9,7 @@ from blake3 import blake3
 from p2pinfer.api.certificates import receipt_link
 from p2pinfer.api.gateway import Finished
 from p2pinfer.api.logprobs import chat_scores, completion_scores
+from p2pinfer.api.model_facts import ModelFacts
 from p2pinfer.client.answer import Answer, Scored
 from p2pinfer.client.tool_calls import ToolCall
 
@@ -19,15 +20,17 @@ def model_slug(name: str) -> str:
 
 
 def model_object(
-    slug: str, created: int, name: str, digest: str, layers: int | None
+    slug: str, created: int, name: str, digest: str, facts: ModelFacts | None
 ) -> dict[str, Any]:
-    """Describe a model; how many layers it has is not known before it is opened."""
+    """Describe a model; little is known of one that is not open."""
+    own = {"name": name, "model": digest, "layers": facts and facts.layers}
     return {
         "id": slug,
         "object": "model",
         "created": created,
         "owned_by": "p2pinfer",
-        "p2pinfer": {"name": name, "model": digest, "layers": layers},
+        **(facts.as_dict() if facts else {}),
+        "p2pinfer": {**own, **({"trust": facts.trust} if facts else {})},
     }
 
 

@@ -11,10 +11,13 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
+from p2pinfer.api import messages, ollama
 from p2pinfer.api.certificates import receipt_link
 from p2pinfer.api.completions import ID_BYTES, body_of
 from p2pinfer.api.gateway import Finished, Gateway
-from p2pinfer.api.messages import MessagesInterface, problem_body
+from p2pinfer.api.messages import MessagesInterface
+from p2pinfer.api.ollama import OllamaChat, OllamaGenerate
+from p2pinfer.api.ollama_models import refuse_embeddings
 from p2pinfer.api.problems import Problem, problem_of
 from p2pinfer.api.questions import Question, chat_question, completion_question
 from p2pinfer.api.replies import trust_header
@@ -32,12 +35,13 @@ MESSAGES_PATH = "/v1/messages"
 
 def body_for(path: str, problem: Problem) -> dict[str, Any]:
     """Return a problem in the envelope of the interface that was asked."""
-    is_messages = path == MESSAGES_PATH or path.startswith(f"{MESSAGES_PATH}/")
-    return problem_body(problem) if is_messages else problem.body
+    if path == MESSAGES_PATH or path.startswith(f"{MESSAGES_PATH}/"):
+        return messages.problem_body(problem)
+    return ollama.problem_body(problem) if path in ollama.PATHS else problem.body
 
 
 class Translated:
-    """``/v1/messages`` and ``/v1/responses``, and what is refused with a reason."""
+    """``/v1/messages``, ``/v1/responses`` and Ollama's questions; what is refused with a reason."""
 
     def __init__(self, find: Find) -> None:
         self._find = find
@@ -46,21 +50,20 @@ class Translated:
     @property
     def routes(self) -> list[Route]:
         """Where each endpoint is."""
-        messages = partial(self._answer, self._messages)
-        responses = partial(self._answer, self._responses)
+        asked: dict[str, Interface] = {
+            MESSAGES_PATH: self._messages,
+            "/v1/responses": self._responses,
+            "/api/chat": OllamaChat(),
+            "/api/generate": OllamaGenerate(),
+        }
         return [
-            Route("/v1/messages", messages, methods=["POST"]),
-            Route("/v1/messages/count_tokens", self._count, methods=["POST"]),
-            Route("/v1/responses", responses, methods=["POST"]),
-            Route("/v1/embeddings", self._refuse_embeddings, methods=["POST"]),
+            *(
+                Route(path, partial(self._answer, interface), methods=["POST"])
+                for path, interface in asked.items()
+            ),
+            Route(f"{MESSAGES_PATH}/count_tokens", self._count, methods=["POST"]),
+            Route("/v1/embeddings", refuse_embeddings, methods=["POST"]),
         ]
-
-    async def _refuse_embeddings(self, _: Request) -> Response:
-        text = (
-            "This server makes no embeddings: its models are made to go on with a text, and the"
-            " rows that they make of one compare texts poorly. Run an embedding model beside it."
-        )
-        raise Problem(400, text, "unsupported_endpoint")
 
     async def _count(self, request: Request) -> Response:
         body = await body_of(request)

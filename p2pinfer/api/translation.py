@@ -1,7 +1,7 @@
 """What interfaces other than chat completions share: their bodies become those of a chat."""
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 from p2pinfer.api.gateway import Part
@@ -132,6 +132,13 @@ def text_of(value: Any, where: str, kinds: tuple[str, ...]) -> str:
             raise invalid(f"{where}[{at}]", "must be text: the model reads nothing else")
         found.append(text)
     return "\n".join(found)
+
+
+def going_on(messages: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Say that the answer goes on from the assistant's last words, if they come last."""
+    last = messages[-1] if messages else {}
+    goes_on = last.get("role") == "assistant" and last.get("content") and "tool_calls" not in last
+    return {"continue_final_message": True} if goes_on else {}
 
 
 def object_of(arguments: str) -> dict[str, Any]:

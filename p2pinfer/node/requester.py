@@ -174,6 +174,7 @@ class Client(SwarmClient):
             transport.round_trip_s,
             standings,
         )
+        self.audit_rate = options.audit_rate if options.evidence else 0.0
         self._auditor: Auditor | None = None
         self.frauds: Frauds | None = None
         """The record of proven cheats; None if no evidence is gathered."""

@@ -36,6 +36,11 @@ ASKED: dict[str, dict[str, Any]] = {
         "input": "Look.",
         "tools": [{"type": "function", "name": "look", "parameters": SCHEMA}],
     },
+    "/api/chat": {
+        "messages": [{"role": "user", "content": "Look."}],
+        "options": {"num_predict": 2},
+    },
+    "/api/generate": {"prompt": "Look.", "options": {"num_predict": 2}},
 }
 
 
@@ -83,6 +88,25 @@ async def test_message_is_made_of_blocks(autojump_clock: MockClock) -> None:
     assert [{**each, "id": 0} for each in built] == [{**each, "id": 0} for each in whole["content"]]
     assert events[-2]["delta"] == {"stop_reason": "tool_use", "stop_sequence": None}
     assert events[-2]["usage"]["output_tokens"] == whole["usage"]["output_tokens"]
+
+
+async def test_message_goes_on_from_the_assistants_last_words(
+    autojump_clock: MockClock, prompts: list[str]
+) -> None:
+    """Its text is what comes behind them; they count as the prompt's."""
+    said = [{"role": "user", "content": "Look."}, {"role": "assistant", "content": "It is"}]
+    body = {"model": "default", "max_tokens": 9, "messages": said}
+    async with fake_gateway(chat_template=TEMPLATE) as (_, client, app), http(app) as ask:
+        client.made.ends.script[:] = [" dark."]
+        counted = (await ask.post("/v1/messages/count_tokens", json=body)).json()
+        whole = (await ask.post("/v1/messages", json=body)).json()
+        assert whole["content"] == [{"type": "text", "text": " dark."}]
+        assert counted["input_tokens"] == whole["usage"]["input_tokens"]
+        use = {"type": "tool_use", "id": "1", "name": "f", "input": {}}
+        said[-1]["content"] = [use]  # type: ignore[assignment] # on purpose
+        refused = await ask.post("/v1/messages", json=body)
+        assert "words of the assistant alone" in refused.json()["error"]["message"]
+    assert "assistant: It is" not in prompts[-1]
 
 
 async def test_message_names_the_stop_sequence_that_came(autojump_clock: MockClock) -> None:
@@ -257,9 +281,12 @@ JSON = st.recursive(
 NAMES = st.sampled_from(
     ["messages", "system", "tools", "tool_choice", "thinking", "output_config", "stop_sequences",
      "input", "instructions", "text", "reasoning", "include", "previous_response_id", "metadata",
-     "temperature", "top_p", "stream", "parallel_tool_calls", "store", "context_management"]
+     "temperature", "top_p", "stream", "parallel_tool_calls", "store", "context_management",
+     "prompt", "format", "think", "options", "raw", "suffix", "keep_alive"]
 )  # fmt: skip
-PATHS = st.sampled_from(["/v1/messages", "/v1/messages/count_tokens", "/v1/responses"])
+PATHS = st.sampled_from(
+    ["/v1/messages", "/v1/messages/count_tokens", "/v1/responses", "/api/chat", "/api/generate"]
+)
 
 
 def check(path: str, changes: Mapping[str, Any]) -> None:
@@ -272,7 +299,8 @@ def check(path: str, changes: Mapping[str, Any]) -> None:
             reply = await ask.post(path, content=json.dumps(body))
             assert reply.status_code < 500, reply.text
             if reply.status_code >= 400:
-                assert reply.json()["error"]["message"]
+                error = reply.json()["error"]
+                assert error if path.startswith("/api/") else error["message"]
 
     trio.run(ask_it, clock=trio.testing.MockClock(autojump_threshold=0))
 
