@@ -91,6 +91,11 @@ class Finished:
         """Why it ended."""
         return finish_of(self.answer, self.speech)
 
+    @property
+    def thought_tokens(self) -> int:
+        """How many of its tokens are thoughts."""
+        return self.speech.thought_tokens if self.speech else 0
+
 
 def finish_of(answer: Answer, speech: Speech | None) -> str:
     """Say why an answer ended: what stopped to call tools says so."""
@@ -271,7 +276,9 @@ class Gateway:
                         yield Said(number, text, scores)
                     else:
                         waiting += scores
-                        for part in _heard(number, speech, speech.feed(text), waiting):
+                        for part in _heard(
+                            number, speech, speech.feed(text, answer.tokens), waiting
+                        ):
                             waiting = () if isinstance(part, Said) else waiting
                             yield part
                 if answer.finish != INTERRUPTED and not how.require_verified:

@@ -43,6 +43,7 @@ _KNOWN = {
     "tool_choice",
     "tools",
     "user_profile_id",
+    "workspace_id",
 }
 
 _ONLY_NOTHING: dict[str, tuple[Any, ...]] = {
@@ -122,7 +123,7 @@ class MessagesInterface(ServerEvents):
 
 def _messages(value: Any, where: str) -> Iterator[dict[str, Any]]:
     """Yield what one message is in a chat: a tool's results are messages of their own there."""
-    if not isinstance(value, dict) or value.get("role") not in {"user", "assistant", "system"}:
+    if not isinstance(value, dict) or value.get("role") not in ("user", "assistant", "system"):
         raise invalid(f"{where}.role", "must be user or assistant")
     role, content = value["role"], value.get("content")
     if isinstance(content, str):
@@ -202,7 +203,7 @@ def _tools(body: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _tool(value: Any, where: str) -> dict[str, Any]:
-    if not isinstance(value, dict) or value.get("type") not in {None, "custom"}:
+    if not isinstance(value, dict) or value.get("type") not in (None, "custom"):
         raise invalid(where, "must be a tool of the client's own: others are not there")
     if "input_schema" not in value:
         raise missing(f"{where}.input_schema")

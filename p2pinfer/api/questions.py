@@ -227,7 +227,7 @@ def _message(value: Any, where: str) -> Message:
     role = value.get("role")
     if role == "developer":  # OpenAI's newer word for it
         role = "system"
-    if role not in {"system", "user", "assistant", "tool"}:
+    if role not in ("system", "user", "assistant", "tool"):
         raise invalid(f"{where}.role", "must be system, developer, user, assistant or tool")
     content = value.get("content")
     if isinstance(content, list):

@@ -34,17 +34,19 @@ def model_object(
     }
 
 
-def usage_of(answers: Iterable[Answer], choices: int) -> dict[str, Any]:
+def usage_of(found: Sequence[Finished], choices: int) -> dict[str, Any]:
     """Add up what answers took; of several choices a prompt counts once."""
-    found = list(answers)
-    asked = found[::choices]
+    asked = [each.answer for each in found[::choices]]
     prompt = sum(answer.prompt_tokens for answer in asked)
-    made = sum(answer.tokens for answer in found)
+    made = sum(each.answer.tokens for each in found)
     return {
         "prompt_tokens": prompt,
         "completion_tokens": made,
         "total_tokens": prompt + made,
         "prompt_tokens_details": {"cached_tokens": sum(a.reused_tokens for a in asked)},
+        "completion_tokens_details": {
+            "reasoning_tokens": sum(each.thought_tokens for each in found)
+        },
     }
 
 
@@ -182,5 +184,5 @@ def whole_reply(
         "choices": [
             {**format_.choice(head["id"], each), "p2pinfer": account_of(each)} for each in found
         ],
-        "usage": usage_of([each.answer for each in found], choices),
+        "usage": usage_of(found, choices),
     }

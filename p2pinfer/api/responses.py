@@ -358,6 +358,7 @@ class ResponseWriter:
                 "input_tokens": answer.prompt_tokens,
                 "input_tokens_details": {"cached_tokens": answer.reused_tokens},
                 "output_tokens": answer.tokens,
+                "output_tokens_details": {"reasoning_tokens": found.thought_tokens},
                 "total_tokens": answer.prompt_tokens + answer.tokens,
             },
             "p2pinfer": account_of(found),

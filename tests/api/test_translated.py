@@ -127,6 +127,10 @@ async def test_response_has_items_and_events_in_order(autojump_clock: MockClock)
     assert message["content"][0]["text"] == "Well."
     assert (call["name"], json.loads(call["arguments"])) == ("look", {"at": "é"})
     assert whole["status"] == "completed"
+    usage = whole["usage"]
+    thought = len("Hm.</think>") // 3 + 1  # the script's tokens are three characters each
+    assert usage["output_tokens_details"] == {"reasoning_tokens": thought}
+    assert usage["output_tokens"] > thought
     assert [each["sequence_number"] for each in events] == list(range(len(events)))
     kinds = [each["type"].removeprefix("response.") for each in events]
     order = [kind for at, kind in enumerate(kinds) if not at or kinds[at - 1] != kind]
@@ -240,6 +244,15 @@ async def test_errors_have_the_shape_of_the_interface(autojump_clock: MockClock)
     [
         ("/v1/messages", {"max_tokens": None}, "max_tokens"),
         ("/v1/messages", {"tools": [{"type": "bash_20250124", "name": "bash"}]}, "tools[0]"),
+        ("/v1/messages", {"tools": [{"type": []}]}, "tools[0]"),
+        ("/v1/messages", {"messages": [{"role": []}]}, "messages[0].role"),
+        (
+            "/v1/messages",
+            {"messages": [{"role": "user", "content": [{"type": {}}]}]},
+            "messages[0].content[0].type",
+        ),
+        ("/v1/responses", {"input": [{"role": {}, "content": "x"}]}, "input"),
+        ("/v1/responses", {"input": [{"type": []}]}, "input[0].type"),
         ("/v1/messages", {"mcp_servers": [{"url": "x"}]}, "mcp_servers"),
         ("/v1/messages", {"stop_sequences": 3}, "stop_sequences"),
         ("/v1/messages", {"temperatur": 1}, "temperatur"),
