@@ -118,6 +118,7 @@ def test_assistant_may_have_said_nothing() -> None:
     for message in (
         {"role": "user", "content": None},
         {"role": "system"},
+        {"role": [], "content": "x"},
     ):
         assert refusal(messages=[message]).status == 400
 
