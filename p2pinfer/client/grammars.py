@@ -40,6 +40,9 @@ class Shape:
 _VALUES = ("const", "enum", "default", "examples")
 """Of a schema: what lies below them is no schema."""
 
+_MAPS = ("properties", "patternProperties", "$defs", "definitions")
+"""Of a schema: what lies below them are schemas by names of their own."""
+
 _CONDITIONS = ("allOf", "anyOf", "oneOf", "$ref", "if", "not", "dependentSchemas")
 """Where one of these stands beside properties, what is left out may be named there."""
 
@@ -66,7 +69,10 @@ def _mentions(schema: Any, words: tuple[str, ...]) -> bool:
         return False
     if "properties" in schema and any(word in schema for word in _CONDITIONS):
         return True
-    below = (value for name, value in schema.items() if name not in _VALUES)
+    below = [value for name, value in schema.items() if name not in (*_VALUES, *_MAPS)]
+    for name in _MAPS:
+        named = schema.get(name)
+        below += list(named.values()) if isinstance(named, dict) else []
     return any(word in schema for word in words) or any(_mentions(each, words) for each in below)
 
 
@@ -75,7 +81,12 @@ def _closed(schema: Any) -> Any:
         return [_closed(each) for each in schema]
     if not isinstance(schema, dict):
         return schema
-    found = {name: each if name in _VALUES else _closed(each) for name, each in schema.items()}
+    found = {}
+    for name, each in schema.items():
+        if name in _MAPS and isinstance(each, dict):
+            found[name] = {inner: _closed(value) for inner, value in each.items()}
+        else:
+            found[name] = each if name in _VALUES else _closed(each)
     named, required = schema.get("properties"), schema.get("required", [])
     if (
         isinstance(named, dict)

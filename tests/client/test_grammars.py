@@ -17,6 +17,13 @@ CLOSED = {**NAMED, "additionalProperties": False}
     ("schema", "found"),
     [
         (NAMED, CLOSED),
+        (
+            {"properties": {"properties": {"type": "string"}, "default": NAMED}},
+            {
+                "properties": {"properties": {"type": "string"}, "default": CLOSED},
+                "additionalProperties": False,
+            },
+        ),
         ({"type": "array", "items": NAMED}, {"type": "array", "items": CLOSED}),
         ({"anyOf": [NAMED, {"type": "null"}]}, {"anyOf": [CLOSED, {"type": "null"}]}),
         (
