@@ -67,7 +67,7 @@ def make_app(gateway: Gateway, models: Models | None = None) -> ASGIApp:
             *completions.routes,
             *Translated(completions.find).routes,
             *OllamaModels(models).routes,
-            *_own_routes(gateway, state),
+            *_own_routes(gateway, models, state),
             *_page_routes(),
         ],
         middleware=middleware,
@@ -109,11 +109,15 @@ def _too_many_listeners() -> Problem:
     return Problem(429, f"{LISTENERS_MAX} pages listen already.", kind="rate_limit_error")
 
 
-def _own_routes(gateway: Gateway, state: SwarmState) -> list[Route]:
+def _own_routes(gateway: Gateway, models: Models, state: SwarmState) -> list[Route]:
     async def health(_: Request) -> Response:
-        if trouble := await gateway.trouble():
-            return _problem_response(Problem(503, trouble, "no_route", kind="unavailable_error"))
-        return JSONResponse({"status": "ok"})
+        own, *others = (await models.troubles()).items()
+        if own[1]:
+            return _problem_response(Problem(503, own[1], "no_route", kind="unavailable_error"))
+        if not others or gateway.access.api_key:  # no key is asked for here, and names tell
+            return JSONResponse({"status": "ok"})
+        said = {slug: trouble or "ok" for slug, trouble in (own, *others)}
+        return JSONResponse({"status": "ok", "models": said})
 
     async def show_version(_: Request) -> Response:
         return JSONResponse({"version": version("p2pinfer")})

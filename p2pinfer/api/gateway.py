@@ -13,6 +13,7 @@ from p2pinfer.api.metrics import Metrics
 from p2pinfer.api.questions import Question
 from p2pinfer.client.answer import INTERRUPTED, Answer, ChatOptions, Scored
 from p2pinfer.client.grammars import Thoughts, json_shape
+from p2pinfer.client.infill import infill_prompt
 from p2pinfer.client.library import Swarm
 from p2pinfer.client.speech import Heard, Speech, Thought, Word
 from p2pinfer.client.tool_calls import Dialect, Tool, ToolCall, calls_shape, dialect_of
@@ -85,6 +86,8 @@ class Finished:
     """What its certificate is called."""
     speech: Speech | None = None
     """What its text is made of, where it is more than words."""
+    echoed: str = ""
+    """The prompt that was said before it."""
 
     @property
     def finish(self) -> str:
@@ -192,7 +195,10 @@ class Gateway:
             P2pinferError: as ``Swarm.answer``.
         """
         self._check_biases(question)
-        thoughts, prompts = Thoughts.NONE, [await self._tokens(each) for each in question.prompts]
+        thoughts, prompts = (
+            Thoughts.NONE,
+            [await self._tokens(each, question.suffix) for each in question.prompts],
+        )
         tools = question.tools
         dialect = dialect_of(self.swarm.template)
         if question.messages:
@@ -213,7 +219,10 @@ class Gateway:
             how = question.option(number % question.choices)
             is_plain = thoughts is Thoughts.NONE and not tools
             speech = None if is_plain else Speech(thoughts, tools, dialect)
+            echoed = str(question.prompts[number // question.choices]) if question.echo else ""
             with self._watched(request) as answer:
+                if echoed:
+                    yield Said(number, echoed)
                 parts = self._parts(number, prompt, how, answer, speech)
                 async with aclosing(parts):
                     async for part in parts:
@@ -222,7 +231,7 @@ class Gateway:
             if answer.certificate:
                 receipt = receipt_name(request, number)
                 self.receipts.keep(receipt, answer.certificate)
-            yield Finished(number, answer, receipt, speech)
+            yield Finished(number, answer, receipt, speech, echoed)
 
     async def _grammar(
         self, question: Question, dialect: Dialect, thoughts: Thoughts
@@ -296,8 +305,12 @@ class Gateway:
         if not all(token < vocabulary for token, _ in question.how.sampling.logit_bias):
             raise UserError(f"the model's tokens are numbered from 0 to {vocabulary - 1}")
 
-    async def _tokens(self, prompt: str | list[int]) -> list[int]:
+    async def _tokens(self, prompt: str | list[int], suffix: str) -> list[int]:
         if isinstance(prompt, str):
+            if suffix:
+                special = await self.swarm.client.ends.special_tokens()
+                rendered = infill_prompt(special, prompt, suffix)
+                return await self.swarm.tokenize(rendered.text, rendered.literal)
             return await self.swarm.tokenize(prompt)
         vocabulary = self.swarm.client.ends.vocabulary
         if not all(0 <= token < vocabulary for token in prompt):

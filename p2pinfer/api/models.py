@@ -75,6 +75,15 @@ class Models:
         """Return the models that can be asked for, the gateway's own first."""
         return list(self._named())
 
+    async def troubles(self) -> dict[str, str]:
+        """Return why each open model cannot answer, the gateway's own first; empty where it can."""
+        model = self._own.swarm.client.model.id
+        found = {self.slug(model): await self._own.trouble()}
+        for other, each in [*self._others.items()]:
+            if each.gateway:
+                found[self.slug(other)] = await each.gateway.trouble()
+        return found
+
     def facts(self, model: ModelId) -> ModelFacts | None:
         """Return what is known of a model; None while it is not open."""
         if model == self._own.swarm.client.model.id:

@@ -59,6 +59,7 @@ ONLY_NOTHING: Mapping[str, tuple[Any, ...]] = {
     "options": ({},),
     "parse_special": (True,),
     "prediction": (),
+    "prompt_logprobs": (),
     "samplers": ([],),
     "stop_token_ids": ([],),
     "structured_outputs": (),
@@ -76,7 +77,7 @@ ONLY_NOTHING: Mapping[str, tuple[Any, ...]] = {
     "xtc_probability": (0,),
 }
 """Parameters that a swarm cannot honour, and the values by which they, as null, ask for nothing.
-Some of them are honoured in chats alone."""
+Some of them are honoured in chats alone, others in completions alone."""
 
 ALIASES = {"max_tokens": ("n_predict",), "repeat_penalty": ("repetition_penalty",)}
 """Other servers' words for what we have; our own word counts for more."""
@@ -120,7 +121,7 @@ _HONOURED = {
 }
 
 CHAT_NAMES = _IGNORED | _HONOURED | _CHAT
-COMPLETION_NAMES = _IGNORED | _HONOURED | {"prompt", "logprobs"}
+COMPLETION_NAMES = _IGNORED | _HONOURED | {"echo", "logprobs", "prompt", "suffix"}
 
 LIKENESS = 0.85
 """Of a name to one that is known, from 0 to 1, from which on it counts as a slip of the pen."""

@@ -94,6 +94,10 @@ class Question:
     """What the template is told."""
     prefill: str = ""
     """The assistant's words that its answer goes on from."""
+    suffix: str = ""
+    """What comes behind a completion's answer."""
+    echo: bool = False
+    """Say a completion's prompt before its answer."""
     ignored: tuple[str, ...] = ()
     """Names of parameters that nobody here knows, as far as a header can tell them."""
 
@@ -170,7 +174,25 @@ def completion_question(body: Mapping[str, Any], defaults: ChatOptions, seed: in
     told = body.get("logprobs")
     if told is not None:
         told = _whole(0, COMPLETION_LOGPROBS_MAX)("logprobs", told)
-    return _question(body, defaults, seed, told, prompts=prompts, ignored=ignored)
+    suffix, echo = body.get("suffix") or "", body.get("echo")
+    if not isinstance(suffix, str):
+        raise invalid("suffix", "must be a text")
+    echoes = echo is not None and _flag("echo", echo)
+    if (suffix or echoes) and not all(isinstance(each, str) for each in prompts):
+        raise invalid("prompt", "must be a text where suffix or echo is given")
+    if echoes and told is not None:
+        text = "must be null where echo is true: those of a prompt are not computed"
+        raise invalid("logprobs", text)
+    return _question(
+        body,
+        defaults,
+        seed,
+        told,
+        prompts=prompts,
+        ignored=ignored,
+        suffix=suffix,
+        echo=echoes,
+    )
 
 
 def _chat_logprobs(wanted: Any, top: Any) -> int | None:

@@ -151,7 +151,7 @@ class CompletionFormat:
         """Return a whole answer."""
         answer = found.answer
         scores = answer.scores_before(len(answer.text))
-        return self._text(found.choice, answer.text, scores, found.finish)
+        return self._text(found.choice, found.echoed + answer.text, scores, found.finish)
 
     def begin(self, index: int) -> None:
         """Say nothing before an answer's first piece."""

@@ -81,7 +81,7 @@ def _closed(schema: Any) -> Any:
         return [_closed(each) for each in schema]
     if not isinstance(schema, dict):
         return schema
-    found = {}
+    found: dict[str, Any] = {}
     for name, each in schema.items():
         if name in _MAPS and isinstance(each, dict):
             found[name] = {inner: _closed(value) for inner, value in each.items()}

@@ -1,6 +1,6 @@
 """Larger clients on a gateway with real peers and the default model, as docs/clients.md shows them.
 
-They have an environment of their own, which ``make interop`` makes; without it these are skipped.
+They have an environment of their own, which ``make clients`` makes; without it these are skipped.
 """
 
 import json
@@ -18,7 +18,7 @@ PYTHON = ENVIRONMENT / "bin" / "python"
 
 pytestmark = [
     pytest.mark.real,
-    pytest.mark.skipif(not PYTHON.exists(), reason="the clients are not installed: make interop"),
+    pytest.mark.skipif(not PYTHON.exists(), reason="the clients are not installed: make clients"),
 ]
 
 
