@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests.support.gateways import RunningGateway, running_gateway
-from tests.support.page_code import blocks, run_section
+from tests.support.page_code import ADDRESS, blocks, run_section
 
 ENVIRONMENT = Path(__file__).parent / "clients" / ".venv"
 PYTHON = ENVIRONMENT / "bin" / "python"
@@ -45,7 +45,7 @@ def environment(tmp_path: Path) -> dict[str, str]:
 
 def run(name: str, url: str, environment: dict[str, str], folder: Path) -> list[str]:
     """Run a section of the page; return the lines that it prints."""
-    return run_section(name, url, str(PYTHON), environment, folder).splitlines()
+    return run_section(name, {ADDRESS: url}, str(PYTHON), environment, folder).splitlines()
 
 
 def test_litellm(gateway: RunningGateway, environment: dict[str, str], tmp_path: Path) -> None:
@@ -77,7 +77,7 @@ def test_llama_index(gateway: RunningGateway, environment: dict[str, str], tmp_p
 
 
 def test_every_section_is_run() -> None:
-    """By these tests, or by tests/real/test_clients.py."""
+    """By these tests, or by those in tests/real."""
     here = {"LiteLLM", "LangChain", "llm", "LlamaIndex"}
-    there = {"curl", "openai", "anthropic", "ollama"}
+    there = {"curl", "openai", "anthropic", "ollama", "Python without a gateway"}
     assert {name for name, code in blocks().items() if code} == here | there

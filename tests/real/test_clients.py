@@ -18,7 +18,7 @@ import pydantic
 import pytest
 
 from tests.support.gateways import RunningGateway, running_gateway
-from tests.support.page_code import run_section
+from tests.support.page_code import ADDRESS, run_section
 
 pytestmark = pytest.mark.real
 
@@ -50,7 +50,7 @@ def gateway(home: Path) -> Iterator[RunningGateway]:
 @pytest.mark.parametrize("name", ["curl", "openai", "anthropic", "ollama"])
 def test_code_on_the_page_runs(name: str, gateway: RunningGateway, tmp_path: Path) -> None:
     """As it stands, against the gateway that it names."""
-    run_section(name, gateway.url, sys.executable, {**os.environ}, tmp_path)
+    run_section(name, {ADDRESS: gateway.url}, sys.executable, {**os.environ}, tmp_path)
 
 
 def test_openai_responses(gateway: RunningGateway) -> None:

@@ -2,6 +2,7 @@
 
 import re
 import subprocess
+from collections.abc import Mapping
 from pathlib import Path
 
 PAGE = Path(__file__).parents[2] / "docs" / "clients.md"
@@ -18,21 +19,26 @@ def blocks() -> dict[str, list[tuple[str, str]]]:
     return {name: _BLOCK.findall(text) for name, text in _SECTION.findall(PAGE.read_text())}
 
 
-def run_section(name: str, url: str, python: str, environment: dict[str, str], folder: Path) -> str:
-    """Run a section's code against a gateway; return what it prints, and assert that it succeeds.
+def run_section(
+    name: str, here: Mapping[str, str], python: str, environment: dict[str, str], folder: Path
+) -> str:
+    """Run a section's code; return what it prints, and assert that it succeeds.
 
     Args:
         name: the section's heading.
-        url: the gateway's address, in place of the usual one.
+        here: what stands in place of what: addresses.
         python: the interpreter that has the client.
         environment: of the process.
         folder: where it runs.
     """
     printed = ""
-    for language, code in blocks()[name]:
+    for language, shown in blocks()[name]:
+        code = shown
+        for old, new in here.items():
+            code = code.replace(old, new)
         command = [python, "-c"] if language == "python" else ["sh", "-e", "-c"]
         done = subprocess.run(
-            [*command, code.replace(ADDRESS, url)],
+            [*command, code],
             capture_output=True,
             text=True,
             check=False,
