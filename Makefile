@@ -5,7 +5,7 @@ PYTHON ?= $(firstword $(shell for p in python3 python3.13 python3.12 python3.11;
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; \
 	done; echo python3))
 BIN := .venv/bin
-CLIENTS := tests/interop/clients
+CLIENTS := .venv-clients
 WHEELS := $${XDG_CACHE_HOME:-$$HOME/.cache}/p2pinfer/wheels
 
 # Not expanded: make would read a question's $ and $(...) as its own.
@@ -60,13 +60,13 @@ interop: clients
 	cd tests/interop/js && npm ci --ignore-scripts --no-audit --no-fund
 
 clients:
-	$(PYTHON) -m venv $(CLIENTS)/.venv
-	$(CLIENTS)/.venv/bin/pip install --quiet -r $(CLIENTS)/requirements.txt
+	$(PYTHON) -m venv $(CLIENTS)
+	$(CLIENTS)/bin/pip install --quiet -r tests/interop/clients.txt
 
 fuzz: ready
 	$(BIN)/python -m tests.fuzz $(FUZZ)
 
 clean:
-	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf .venv $(CLIENTS) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 	@echo "The compiled llama.cpp is kept for the next setup. To remove it too:  rm -r $(WHEELS)"

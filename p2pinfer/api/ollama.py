@@ -1,6 +1,7 @@
 """Ollama's interface in a chat's words, and answers in its own."""
 
 import json
+from abc import ABC, abstractmethod
 from collections.abc import Iterator, Mapping
 from datetime import UTC, datetime
 from types import MappingProxyType
@@ -83,7 +84,7 @@ def problem_body(problem: Problem) -> dict[str, Any]:
     return {"error": problem.message}
 
 
-class _Lines:
+class _Lines(ABC):
     """What both endpoints share: streams are JSON, a line each."""
 
     prefix, names, content_type = "ollama-", MappingProxyType(_NAMES), "application/x-ndjson"
@@ -119,9 +120,9 @@ class _Lines:
         """Return what writes the reply."""
         return LineWriter(head, self)
 
+    @abstractmethod
     def piece(self, **said: Any) -> dict[str, Any]:
         """Return what a line has of an answer."""
-        raise NotImplementedError
 
 
 class OllamaChat(_Lines):

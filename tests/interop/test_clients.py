@@ -13,7 +13,7 @@ import pytest
 from tests.support.gateways import RunningGateway, running_gateway
 from tests.support.page_code import ADDRESS, blocks, run_section
 
-ENVIRONMENT = Path(__file__).parent / "clients" / ".venv"
+ENVIRONMENT = Path(__file__).parents[2] / ".venv-clients"
 PYTHON = ENVIRONMENT / "bin" / "python"
 
 pytestmark = [
