@@ -63,7 +63,7 @@ class Speech:
         self.calls: list[ToolCall] = []
 
     def feed(self, text: str, tokens: int = 0) -> Iterator[Heard]:
-        """Yield what is certain now, of an answer that has so many tokens."""
+        """Yield what is certain now, of an answer with that many tokens."""
         self._rest += text
         was_thinking = self._at is _In.THOUGHTS
         yield from self._heard(is_over=False)
