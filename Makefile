@@ -62,6 +62,7 @@ interop: clients
 clients:
 	$(PYTHON) -m venv $(CLIENTS)
 	$(CLIENTS)/bin/pip install --quiet -r tests/interop/clients.txt
+	$(CLIENTS)/bin/pip install --quiet --no-deps -e . # its plugin for llm, which needs nothing else
 
 fuzz: ready
 	$(BIN)/python -m tests.fuzz $(FUZZ)

@@ -195,10 +195,8 @@ class Gateway:
             P2pinferError: as ``Swarm.answer``.
         """
         self._check_biases(question)
-        thoughts, prompts = (
-            Thoughts.NONE,
-            [await self._tokens(each, question.suffix) for each in question.prompts],
-        )
+        thoughts = Thoughts.NONE
+        prompts = [await self._tokens(each, question.suffix) for each in question.prompts]
         tools = question.tools
         dialect = dialect_of(self.swarm.template)
         if question.messages:

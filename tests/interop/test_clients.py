@@ -61,14 +61,15 @@ def test_langchain(gateway: RunningGateway, environment: dict[str, str], tmp_pat
 
 
 def test_llm(gateway: RunningGateway, environment: dict[str, str], tmp_path: Path) -> None:
-    """A prompt, and an answer that keeps to a schema."""
+    """By the plugin a prompt, and an answer that keeps to a schema; a prompt without it."""
     (tmp_path / "llm").mkdir()
     printed = "\n".join(run("llm", gateway.url, environment, tmp_path))
-    said, brace, shape = printed.partition("{")
+    said, brace, rest = printed.partition("{")
     assert said
-    found = json.loads(brace + shape)
+    found, end = json.JSONDecoder().raw_decode(brace + rest)
     assert isinstance(found["name"], str)
     assert isinstance(found["metres"], int)
+    assert (brace + rest)[end:].strip()
 
 
 def test_llama_index(gateway: RunningGateway, environment: dict[str, str], tmp_path: Path) -> None:
