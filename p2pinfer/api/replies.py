@@ -45,7 +45,9 @@ def usage_of(found: Sequence[Finished], choices: int) -> dict[str, Any]:
         "total_tokens": prompt + made,
         "prompt_tokens_details": {"cached_tokens": sum(a.reused_tokens for a in asked)},
         "completion_tokens_details": {
-            "reasoning_tokens": sum(each.thought_tokens for each in found)
+            "reasoning_tokens": sum(each.thought_tokens for each in found),
+            "accepted_prediction_tokens": sum(each.answer.drafts_kept for each in found),
+            "rejected_prediction_tokens": sum(each.answer.drafts_dropped for each in found),
         },
     }
 
@@ -59,6 +61,8 @@ def account_of(finished: Finished) -> dict[str, Any]:
         "time_to_first_token_ms": answer.time_to_first_token_ms,
         "tokens": answer.tokens,
         "reused_tokens": answer.reused_tokens,
+        "drafts_kept": answer.drafts_kept,
+        "drafts_dropped": answer.drafts_dropped,
         "trust": answer.trust and answer.trust.as_dict(),
         "receipt": receipt and receipt_link(receipt),
     }
