@@ -90,6 +90,7 @@ def join(
     from p2pinfer.node.peer import PeerOptions
 
     limits = machine.machine()
+    model = reach.model(model)
     fixed = None if layers is None else _parse_layers(layers)
     memory_bytes = parse_bytes("memory", memory)
     store = open_store(parse_bytes("quota", quota))
@@ -98,7 +99,7 @@ def join(
         layers=fixed,
         listen=listen,
         announce=announce,
-        bootstrap=bootstrap,
+        bootstrap=reach.ways_in(bootstrap),
         network=relay.of(reach.of(network)),
         identity=identity,
         machine=limits,
@@ -117,6 +118,8 @@ def join(
 
 def how_to_reach(network: str, reach: ReachFlags) -> str:
     """Return the options that others need to reach the same swarm."""
+    if reach.invitation:
+        return f" {reach.invitation.strip()}"
     found = "" if network == "main" else f" --network {quote(network)}"
     key = reach.network_key
     return found + (f" --network-key {quote(str(key))}" if key else "")

@@ -62,6 +62,16 @@ COMMANDS = {
             " once."
         ),
     ),
+    "invite": (
+        ASK,
+        "invite:invite",
+        (
+            "Print an invitation into a swarm: one line, and on a terminal a QR code, for join and"
+            " chat elsewhere.\n\n"
+            "It names the ways in that a peer running here knows, or else those where peers"
+            " answered before. Into a private network it holds the key."
+        ),
+    ),
     "relay": (
         ASK,
         "relay:relay",
@@ -120,6 +130,9 @@ RENAMED = {
 }
 """Commands of earlier versions: they still work, and name their new spelling."""
 
+_INVITED = "P2PINFER:"
+"""How an invitation begins, as in `p2pinfer.node.invitation`, which most commands do not need."""
+
 CONFIG = ConfigFile(lambda: app)
 
 app: App = App(
@@ -155,13 +168,18 @@ def launch(
 def spread(words: Sequence[str]) -> list[str]:
     """Repeat --bootstrap before each of several addresses, so that a prompt may follow them.
 
-    A word that follows an address and begins with a slash is another address.
+    A word that follows an address and begins with a slash is another address. And put
+    --invitation before an invitation, which is no prompt.
     """
     found: list[str] = []
     is_value = follows_address = False
     for word in words:
         if follows_address and word.startswith("/"):
             found.append("--bootstrap")
+        elif word[: len(_INVITED)].upper() == _INVITED and len(word.split()) == 1:
+            if found[-1:] != ["--invitation"]:
+                found.append("--invitation")
+            follows_address = False
         else:
             follows_address = is_value or word.startswith("--bootstrap=")
             is_value = word == "--bootstrap"

@@ -19,8 +19,11 @@ from p2pinfer.core.limits import (
 from p2pinfer.logs import Format, Level
 
 if TYPE_CHECKING:  # what is heavy is imported by the command that needs it
+    from collections.abc import Sequence
+
     from p2pinfer.client.answer import ChatOptions
     from p2pinfer.engine.gguf.sampling_advice import Advice
+    from p2pinfer.node.invitation import Invitation
     from p2pinfer.node.requester import Machine
     from transports.base import Reach
 
@@ -73,6 +76,14 @@ class ReachFlags:
     dht: Annotated[
         bool, option("dht", "Also find a model's peers in a distributed hash table.")
     ] = False
+    invitation: Annotated[
+        str | None,
+        option(
+            "invitation",
+            "Invitation into a swarm, as p2pinfer invite prints it; it may also be typed without"
+            " the option's name.",
+        ),
+    ] = None
 
     def of(self, network: str) -> "Reach":
         """Return these flags as a Reach; raises UserError."""
@@ -80,7 +91,39 @@ class ReachFlags:
         from transports.secret import read_network_key
 
         key = read_network_key(self.network_key) if self.network_key else None
+        if invited := self.invited():
+            network, key = _network_of(invited, network, key)
         return Reach(network, key, self.mdns, self.dht)
+
+    def invited(self) -> "Invitation | None":
+        """Return the invitation, if there is one; raises UserError."""
+        if self.invitation is None:
+            return None
+        from p2pinfer.node.invitation import read_link
+
+        return read_link(self.invitation)
+
+    def ways_in(self, bootstrap: "Sequence[str]") -> tuple[str, ...]:
+        """Return the addresses through which to enter: the named ones, and the invitation's."""
+        invited = self.invited()
+        return (*bootstrap, *(invited.addresses if invited else ()))
+
+    def model(self, named: str | None) -> str | None:
+        """Return the model that a person named, or else the one that the invitation is about."""
+        invited = self.invited()
+        return named or (invited.model if invited else None)
+
+
+def _network_of(invited: "Invitation", network: str, key: bytes | None) -> tuple[str, bytes | None]:
+    """Return an invitation's network and key; raises UserError if a person names others."""
+    if network not in ("main", invited.network):
+        raise UserError(
+            f"the invitation is into the network {invited.network}, and --network says {network}:"
+            " omit one of them"
+        )
+    if key and key != invited.key:
+        raise UserError("the invitation has another key than --network-key: omit one of them")
+    return invited.network, invited.key
 
 
 Bootstrap = Annotated[

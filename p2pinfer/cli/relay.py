@@ -45,7 +45,11 @@ def relay(
 
     check_range("relay-mbit", relay_mbit, 0.1)
     options = RelayOptions(
-        listen, announce, bootstrap, replace(reach.of(network), relay_mbit=relay_mbit), identity
+        listen,
+        announce,
+        reach.ways_in(bootstrap),
+        replace(reach.of(network), relay_mbit=relay_mbit),
+        identity,
     )
 
     def ready(peer: PeerId, addresses: tuple[str, ...]) -> None:

@@ -108,7 +108,7 @@ def serve(
 
     check_range("port", port, 0, PORT_MAX)
     way = reach.of(network)
-    bootstrap = _ways_in(local, bootstrap, way)
+    bootstrap, model = _ways_in(local, reach.ways_in(bootstrap), way), reach.model(model)
     if answer.certificate:
         raise UserError("a gateway serves its certificates at /api/receipts: omit --certificate")
     access = _access(host, api_key, cors_origin, allow_host)
@@ -177,7 +177,8 @@ async def _serve(wanted: _Wanted) -> None:
         nursery = await stack.enter_async_context(_nursery())
         opening = None if wanted.local else partial(_other, wanted, gateway, store, loading)
         front.app, loading.is_over = make_app(gateway, Models(gateway, nursery, opening)), True
-        await stack.enter_async_context(open_status(lambda: _describe(swarm, url)))
+        ways_in = swarm.client.ways_in_told
+        await stack.enter_async_context(open_status(lambda: _describe(swarm, url), ways_in))
         if remark := swarm.remark():
             say(remark)
         if wanted.as_json:

@@ -28,6 +28,7 @@ from p2pinfer.engine.store.store import Store
 from p2pinfer.node.fraud_files import open_frauds, sharing
 from p2pinfer.node.identity_lock import hold_identity
 from p2pinfer.node.idle_monitor import ActivityMeter, heed_owner
+from p2pinfer.node.inviting import ways_in_told
 from p2pinfer.node.ledger_db import LedgerKeeper, open_books
 from p2pinfer.node.listen_port import own_listen
 from p2pinfer.node.loading_steps import Step, loading
@@ -188,7 +189,13 @@ async def serve_peer(options: PeerOptions, store: Store, hooks: Hooks) -> None:
             hidden = directory.is_hidden
             return {"network": network} | describe_peer(transport, statistics, hidden=hidden)
 
-        await stack.enter_async_context(open_status(describe, partial(sponsor, identity, network)))
+        def answer(question: Status) -> Status:
+            ways_in = ways_in_told(
+                options.network, lambda: transport.addresses, directory, question
+            )
+            return ways_in | sponsor(identity, network, question)
+
+        await stack.enter_async_context(open_status(describe, answer))
         with trio.CancelScope() as preparing:
             nursery.start_soon(_cancel_at, hooks.leaving, preparing)
             await _enter(swarm, options, hooks)

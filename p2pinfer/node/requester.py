@@ -34,6 +34,7 @@ from p2pinfer.engine.store.assemble import PartsModel, open_parts
 from p2pinfer.engine.store.damage import DamagedPart, MissingChunk
 from p2pinfer.engine.store.store import Store
 from p2pinfer.node.fraud_files import open_frauds, sharing
+from p2pinfer.node.inviting import ways_in_told
 from p2pinfer.node.ledger_db import Side, open_books
 from p2pinfer.node.loading_steps import Step, ignore, loading
 from p2pinfer.node.local_replay import Replays
@@ -159,6 +160,8 @@ class Client(SwarmClient):
     ) -> None:
         transport, directory, nursery = swarm.transport, swarm.directory, swarm.nursery
         self.transport = transport
+        self.ways_in_told = partial(ways_in_told, options.network, tuple, directory)
+        """What this client adds to its status for an invitation."""
         self.model, self.ends, self._sign = model, ends, swarm.identity.sign
         asked = Asked(model.id, model.info.name, options.bootstrap, options.find_s_max)
         standings = load_standings()

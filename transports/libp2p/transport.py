@@ -5,7 +5,6 @@ A channel is one stream of our muxer, opened in one round trip: the name of the 
 together with the greeting, and the answers to both come back together.
 """
 
-import re
 import secrets
 import time
 import weakref
@@ -13,7 +12,7 @@ from collections.abc import AsyncGenerator, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from functools import partial
 from random import Random
-from typing import Any, Final
+from typing import Any
 
 import trio
 from libp2p.abc import IHost, INetStream
@@ -24,7 +23,16 @@ from multiaddr import Multiaddr  # type: ignore[import-untyped]  # it ships no t
 
 from p2pinfer.core.errors import ChannelClosed, PeerUnavailable, UserError
 from p2pinfer.core.ids import PeerId
-from transports.base import Accept, Channel, Handler, Reach, Reachability, Relaying, Topic
+from transports.base import (
+    NETWORK_NAME,
+    Accept,
+    Channel,
+    Handler,
+    Reach,
+    Reachability,
+    Relaying,
+    Topic,
+)
 from transports.identity import Identity, ephemeral_identity
 from transports.interfaces import check_announced, is_global
 from transports.libp2p.channel import StreamChannel
@@ -77,8 +85,6 @@ MOVED_LOOK_S = 5.0
 
 KNOWN_PEERS_MAX = 10_000
 """Peers whose addresses are remembered; the one longest unused is forgotten first."""
-
-NETWORK_NAME: Final = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 
 
 class Libp2pTransport:

@@ -1,0 +1,164 @@
+"""Invitations on the command line: printed by one machine, typed on another."""
+
+import io
+import json
+import sys
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from p2pinfer.cli import chat, invite, main
+from p2pinfer.cli.invite import show_code
+from p2pinfer.cli.options import ReachFlags
+from p2pinfer.core.errors import EXIT_USAGE, UserError
+from p2pinfer.core.ids import ModelId
+from p2pinfer.node import inviting
+from p2pinfer.node.invitation import SCHEME, Invitation, link_of
+from p2pinfer.node.known_peers import KnownPeers
+from tests.support.command_line import run
+from tests.support.directories import identity
+from transports.secret import create_secret, read_network_key
+
+A = identity(1).peer_id
+WAY = f"/ip4/203.0.113.7/tcp/1/p2p/{A}"
+LOOP = f"/ip4/127.0.0.1/tcp/1/p2p/{A}"
+OPEN = Invitation("home", None, ModelId("5e" * 32), (WAY,))
+LINK = link_of(OPEN)
+
+
+@pytest.fixture(autouse=True)
+def _at_home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("P2PINFER_HOME", str(tmp_path / "home"))
+
+
+class Terminal(io.StringIO):
+    """Standard output that is a terminal."""
+
+    def isatty(self) -> bool:
+        """Say so."""
+        return True
+
+
+def test_the_program_knows_how_one_begins() -> None:
+    """Without loading what reads it."""
+    assert main._INVITED == SCHEME
+
+
+@pytest.mark.parametrize(
+    ("typed", "spread"),
+    [
+        (["join", LINK], ["join", "--invitation", LINK]),
+        (["join", "--invitation", LINK], ["join", "--invitation", LINK]),
+        (["chat", LINK.lower(), "Why?"], ["chat", "--invitation", LINK.lower(), "Why?"]),
+        (
+            ["chat", "--bootstrap", WAY, LINK, "/Why?"],
+            ["chat", "--bootstrap", WAY, "--invitation", LINK, "/Why?"],
+        ),
+        (["chat", "P2PINFER: what is it?"], ["chat", "P2PINFER: what is it?"]),
+        (["chat", "What is P2PINFER:?"], ["chat", "What is P2PINFER:?"]),
+    ],
+)
+def test_an_invitation_is_no_prompt(typed: list[str], spread: list[str]) -> None:
+    """Wherever it stands; a question about the program is one."""
+    assert main.spread(typed) == spread
+    main.parse(typed)
+
+
+@pytest.mark.parametrize("verb", ["join", "chat", "serve", "relay", "peers"])
+def test_verbs_that_enter_a_swarm_take_one(verb: str) -> None:
+    """And what it says counts."""
+    main.parse([verb, LINK])
+    flags = ReachFlags(invitation=LINK)
+    assert (flags.of("main").network, flags.of("home").key) == ("home", None)
+    assert flags.ways_in([LOOP]) == (LOOP, WAY)
+    assert flags.model(None) == OPEN.model
+    assert flags.model("mine") == "mine"
+    assert ReachFlags().model(None) is None
+    assert ReachFlags().ways_in([LOOP]) == (LOOP,)
+
+
+def test_what_contradicts_an_invitation_is_refused(tmp_path: Path) -> None:
+    """Another network's name, or another key than it has."""
+    file = tmp_path / "key"
+    create_secret(file)
+    with pytest.raises(UserError, match="into the network home, and --network says work"):
+        ReachFlags(invitation=LINK).of("work")
+    with pytest.raises(UserError, match="another key than --network-key"):
+        ReachFlags(file, invitation=LINK).of("home")
+    private = link_of(Invitation("home", read_network_key(file)))
+    assert ReachFlags(file, invitation=private).of("home").key == read_network_key(file)
+
+
+@pytest.mark.parametrize("verb", ["join", "chat", "serve", "peers"])
+def test_a_mistyped_one_ends_with_a_sentence(
+    verb: str, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """And the exit code of unusable input."""
+    assert run(monkeypatch, verb, LINK[:-3]) == EXIT_USAGE
+    assert "cut short, 3 are missing" in capsys.readouterr().err
+
+
+def test_chat_enters_where_it_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
+    """With the network, the way in and the model of the invitation."""
+    entered: list[Any] = []
+
+    async def talk(options: Any, *_: Any, **__: Any) -> None:
+        entered.append((options.network.network, options.bootstrap, options.model))
+
+    monkeypatch.setattr(chat, "_talk", talk)
+    assert run(monkeypatch, "chat", LINK, "Why?") == 0
+    assert entered == [("home", (WAY,), OPEN.model)]
+
+
+def test_invite_prints_the_line_and_what_it_says(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path
+) -> None:
+    """The line on standard output, advice on standard error; a key is warned of."""
+    monkeypatch.setattr(invite, "show_code", lambda _: pytest.fail("this is no terminal"))
+    monkeypatch.setattr(inviting, "invitation_here", lambda *_: OPEN)
+    assert run(monkeypatch, "invite") == 0
+    said = capsys.readouterr()
+    assert said.out == f"{LINK}\n"
+    assert "into the network home" in said.err
+    assert "nobody else" not in said.err
+    assert run(monkeypatch, "invite", "--json") == 0
+    assert json.loads(capsys.readouterr().out) == {
+        "link": LINK,
+        "network": "home",
+        "private": False,
+        "model": OPEN.model,
+        "addresses": [WAY],
+    }
+    private = Invitation("home", b"k" * 32, None, (LOOP,))
+    monkeypatch.setattr(inviting, "invitation_here", lambda *_: private)
+    assert run(monkeypatch, "invite") == 0
+    said = capsys.readouterr()
+    assert "send it to nobody else" in said.err
+    assert "only this machine can use it" in said.err
+
+
+def test_a_terminal_gets_a_code_if_it_is_wide_enough(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One that breaks its lines can be scanned by nobody."""
+    for columns, is_shown in (("80", True), ("40", False)):
+        terminal = Terminal()
+        monkeypatch.setattr(sys, "stdout", terminal)
+        monkeypatch.setenv("COLUMNS", columns)
+        show_code(LINK)
+        lines = terminal.getvalue().splitlines()
+        assert (len(lines) > 20) is is_shown
+        assert all(len(line) <= 80 for line in lines)
+    assert "too narrow" in capsys.readouterr().err
+
+
+def test_invite_where_nothing_runs(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Says what to do, unless a peer has answered here before."""
+    assert run(monkeypatch, "invite") == EXIT_USAGE
+    assert "start one with p2pinfer join" in capsys.readouterr().err
+    KnownPeers("main").put({A: ((WAY,), 0.0)}, 2e9)
+    assert run(monkeypatch, "invite", "--json") == 0
+    assert json.loads(capsys.readouterr().out)["addresses"] == [WAY]
