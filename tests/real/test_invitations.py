@@ -1,0 +1,33 @@
+"""An invitation that a running peer prints brings another machine into its private network."""
+
+import json
+from pathlib import Path
+
+import pytest
+
+from p2pinfer.node.invitation import read_link
+from tests.support.commands import report_of, run
+from tests.support.processes import start_peers
+from transports.secret import create_secret, read_network_key
+
+pytestmark = pytest.mark.real
+
+ASKED = ("--temperature", "0", "--max-tokens", "4", "--no-sponsor", "--json", "Name a colour.")
+
+
+def test_a_link_is_all_that_a_newcomer_needs(home: Path, tmp_path: Path) -> None:
+    """No address, network, key or model; it comes from the peer, which has no copy of a link."""
+    file = home / "invited.key"
+    create_secret(file)
+    options = ("--model", "default", "--network-key", str(file))
+    (peer,) = start_peers(home, ["1:29"], *options, network="invited")
+    try:
+        told = report_of(home, "invite", "--network", "invited")
+        assert (told["private"], told["addresses"]) == (True, [peer.address])
+        assert read_link(told["link"]).key == read_network_key(file)
+        result = run(tmp_path / "elsewhere", "chat", told["link"].lower(), *ASKED)
+        assert result.returncode == 0, result.stderr
+        answer = json.loads(result.stdout)
+        assert [hop["peer"] for hop in answer["route"]] == [peer.id]
+    finally:
+        peer.stop()
