@@ -62,8 +62,9 @@ def chat(
     answer.options()  # raises before anything starts
     template = answer.template()
     limits = machine.machine()
-    way, model = reach.of(network), reach.model(model)
-    ways = ways_in(reach.ways_in(bootstrap), way.network)
+    named = reach.ways_in(bootstrap)
+    way, model = reach.of(network, named), reach.model(model)
+    ways = ways_in(named, way.network)
     if not (ways or looks_around(way)):
         raise UserError(NO_WAY_IN)
     check_named(model)

@@ -94,13 +94,15 @@ def join(
     fixed = None if layers is None else _parse_layers(layers)
     memory_bytes = parse_bytes("memory", memory)
     store = open_store(parse_bytes("quota", quota))
+    ways_in = reach.ways_in(bootstrap)
+    way = relay.of(reach.of(network, (*listen, *ways_in)))
     options = PeerOptions(
         model=name_model(model, store) if model else None,
         layers=fixed,
         listen=listen,
         announce=announce,
-        bootstrap=reach.ways_in(bootstrap),
-        network=relay.of(reach.of(network)),
+        bootstrap=ways_in,
+        network=way,
         identity=identity,
         machine=limits,
         memory_bytes=memory_bytes,
@@ -111,7 +113,7 @@ def join(
         how_to_reach(network, reach),
         as_json=as_json,
         fixed=fixed is not None,
-        mdns=reach.mdns and not announce,  # an announced address is for machines elsewhere
+        mdns=way.mdns and not announce,  # an announced address is for machines elsewhere
     )
     _lend(options, store, announcer, until_stdin_closes=until_stdin_closes, as_json=as_json)
 

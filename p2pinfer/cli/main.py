@@ -10,7 +10,7 @@ from cyclopts import App, CycloptsError, Group, Parameter, UnusedCliTokensError
 
 from p2pinfer import logs
 from p2pinfer.cli.config_file import ConfigFile
-from p2pinfer.cli.options import LOG, LogFlags
+from p2pinfer.cli.options import INVITED, LOG, LogFlags
 from p2pinfer.core import errors
 from p2pinfer.core.errors import P2pinferError
 
@@ -130,9 +130,6 @@ RENAMED = {
 }
 """Commands of earlier versions: they still work, and name their new spelling."""
 
-_INVITED = "P2PINFER:"
-"""How an invitation begins, as in `p2pinfer.node.invitation`, which most commands do not need."""
-
 CONFIG = ConfigFile(lambda: app)
 
 app: App = App(
@@ -176,7 +173,7 @@ def spread(words: Sequence[str]) -> list[str]:
     for word in words:
         if follows_address and word.startswith("/"):
             found.append("--bootstrap")
-        elif word[: len(_INVITED)].upper() == _INVITED and len(word.split()) == 1:
+        elif word[: len(INVITED)].upper() == INVITED and len(word.split()) == 1:
             if found[-1:] != ["--invitation"]:
                 found.append("--invitation")
             follows_address = False

@@ -172,7 +172,7 @@ def verify(
     from p2pinfer.engine.store.damage import DamagedPart
     from p2pinfer.node.model_supply import find_held, open_store
 
-    reach = ReachFlags(network_key).of(network)
+    reach = ReachFlags(network_key, mdns=False, dht=False).of(network)
     store = open_store()
     found = find_held(store, model)
     # Not only those that are held: a part of the wrong length is damaged too.

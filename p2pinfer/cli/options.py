@@ -27,6 +27,9 @@ if TYPE_CHECKING:  # what is heavy is imported by the command that needs it
     from p2pinfer.node.requester import Machine
     from transports.base import Reach
 
+INVITED = "P2PINFER:"
+"""How an invitation begins; what reads the rest is loaded by the commands that need it."""
+
 SESSIONS_MAX = ROWS_PER_DECODE_MAX
 """Every session may have a row in one decode; llama.cpp aborts the process on a larger decode."""
 
@@ -71,11 +74,20 @@ class ReachFlags:
 
     network_key: NetworkKey = None
     mdns: Annotated[
-        bool, option("mdns", "Find peers on the local network (by mDNS), without an address.")
-    ] = False
+        bool | None,
+        option(
+            "mdns",
+            "Find peers on the local network (by mDNS), without an address. If omitted: yes, unless"
+            " all addresses that are named are of this machine alone.",
+        ),
+    ] = None
     dht: Annotated[
-        bool, option("dht", "Also find a model's peers in a distributed hash table.")
-    ] = False
+        bool | None,
+        option(
+            "dht",
+            "Also find a model's peers in a distributed hash table. If omitted: as for --mdns.",
+        ),
+    ] = None
     invitation: Annotated[
         str | None,
         option(
@@ -85,15 +97,31 @@ class ReachFlags:
         ),
     ] = None
 
-    def of(self, network: str) -> "Reach":
-        """Return these flags as a Reach; raises UserError."""
+    def of(self, network: str, named: "Sequence[str]" = ()) -> "Reach":
+        """Return these flags as a Reach.
+
+        Args:
+            network: the swarm's name.
+            named: the addresses that this machine listens on, and those through which it enters.
+
+        Raises:
+            UserError: the flags cannot be used.
+        """
         from transports.base import Reach
+        from transports.interfaces import are_only_here
         from transports.secret import read_network_key
 
         key = read_network_key(self.network_key) if self.network_key else None
         if invited := self.invited():
             network, key = _network_of(invited, network, key)
-        return Reach(network, key, self.mdns, self.dht)
+        looks = not are_only_here(named)
+        mdns = looks if self.mdns is None else self.mdns
+        return Reach(network, key, mdns, looks if self.dht is None else self.dht)
+
+    @property
+    def says_where(self) -> bool:
+        """Whether a person has said how to find a swarm, or which."""
+        return any((self.network_key, self.mdns, self.dht, self.invitation))
 
     def invited(self) -> "Invitation | None":
         """Return the invitation, if there is one; raises UserError."""

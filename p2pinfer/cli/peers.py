@@ -83,8 +83,9 @@ def peers(
     from p2pinfer.node.requester import NO_WAY_IN
     from p2pinfer.node.swarm_connection import looks_around
 
-    way = reach.of(network)
-    ways = ways_in(reach.ways_in(bootstrap), way.network)
+    named = reach.ways_in(bootstrap)
+    way = reach.of(network, named)
+    ways = ways_in(named, way.network)
     if not (ways or looks_around(way)):
         raise UserError(NO_WAY_IN)
 
@@ -184,8 +185,9 @@ def doctor(
     limits, memory_bytes = machine.machine(), parse_bytes("memory", memory)
     store = open_store()
 
-    way = reach.of(network)
-    here, ways = peers_here(way.network), ways_in(reach.ways_in(bootstrap), way.network)
+    named = reach.ways_in(bootstrap)
+    way = reach.of(network, named)
+    here, ways = peers_here(way.network), ways_in(named, way.network)
 
     async def run() -> None:
         async with open_look(ways, way) as look:

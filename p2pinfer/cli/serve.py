@@ -107,8 +107,10 @@ def serve(
     from p2pinfer.node.model_supply import check_named
 
     check_range("port", port, 0, PORT_MAX)
-    way = reach.of(network)
-    bootstrap, model = _ways_in(local, reach.ways_in(bootstrap), way), reach.model(model)
+    named = reach.ways_in(bootstrap)
+    way, model = reach.of(network, named), reach.model(model)
+    is_elsewhere = bool(named) or network != "main" or reach.says_where
+    bootstrap = _ways_in(local, named, way, is_elsewhere=is_elsewhere)
     if answer.certificate:
         raise UserError("a gateway serves its certificates at /api/receipts: omit --certificate")
     access = _access(host, api_key, cors_origin, allow_host)
@@ -211,25 +213,26 @@ async def _other(
         yield replace(own, swarm=swarm, defaults=how, running={}, is_own=False)
 
 
-def _ways_in(local: int, bootstrap: tuple[str, ...], way: "Reach") -> tuple[str, ...]:
+def _ways_in(
+    local: int, bootstrap: tuple[str, ...], way: "Reach", *, is_elsewhere: bool
+) -> tuple[str, ...]:
     """Return the addresses through which to enter the swarm; raises UserError."""
     from p2pinfer.node import local_peers
     from p2pinfer.node.swarm_connection import looks_around
-    from transports.base import Reach
 
     check_range("local", local, 0, LOCAL_MAX)
-    if local and (bootstrap or way != Reach()):
+    if local and is_elsewhere:
         raise UserError(
             "--local starts its own swarm on this machine: omit it, or omit --bootstrap, --network,"
-            " --network-key, --mdns and --dht"
+            " --network-key, --mdns, --dht and the invitation"
         )
     if not local:
         bootstrap = local_peers.ways_in(bootstrap, way.network)
     if not (local or bootstrap or looks_around(way)):
         raise UserError(
             "no swarm is known here. To try it on this machine alone: p2pinfer serve --local 3. To"
-            " reach other machines: --bootstrap ADDRESS (p2pinfer join prints one), or --mdns on"
-            " the same local network"
+            " reach other machines: an invitation (p2pinfer invite prints one there), or without"
+            " --no-mdns those on the same local network"
         )
     return bootstrap
 

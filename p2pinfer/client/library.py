@@ -58,6 +58,7 @@ from p2pinfer.engine.template import (
 from p2pinfer.node.model_supply import name_model, open_store
 from p2pinfer.node.requester import Client, ClientOptions, Machine, open_client
 from transports.base import Reach
+from transports.interfaces import are_only_here
 from transports.secret import read_network_key
 
 BYTES_PER_POSITION_MAX = 32
@@ -317,8 +318,9 @@ class connect:  # noqa: N801 -- used like a function
         model: a GGUF file, ``default``, or a model's id; else what the swarm serves.
         network: the swarm's name.
         network_key: the file with the key of a private network.
-        mdns: find peers on the local network without an address.
-        dht: find peers of the model in a distributed hash table.
+        mdns: find peers on the local network without an address; None is yes, unless all addresses
+            are of this machine alone.
+        dht: find peers of the model in a distributed hash table; None as for ``mdns``.
         keep_layers: how many layers at each end of the model are run here.
         sessions: answers at once.
         context: positions per session.
@@ -339,8 +341,8 @@ class connect:  # noqa: N801 -- used like a function
         model: str | None = None,
         network: str = "main",
         network_key: str | Path | None = None,
-        mdns: bool = False,
-        dht: bool = False,
+        mdns: bool | None = None,
+        dht: bool | None = None,
         keep_layers: int = 1,
         sessions: int = SESSIONS_DEFAULT,
         context: int = CONTEXT_DEFAULT,
@@ -352,7 +354,8 @@ class connect:  # noqa: N801 -- used like a function
             raise UserError(f"audit_rate must be from 0 to 1, and not {audit_rate}")
         audit_rate = float(audit_rate)  # a whole 0 would be refused where answers are examined
         key = read_network_key(Path(network_key)) if network_key else None
-        reach = Reach(network, key, mdns, dht)
+        looks = not are_only_here(bootstrap)
+        reach = Reach(network, key, looks if mdns is None else mdns, looks if dht is None else dht)
         self._model, self._sessions = model, sessions
         self._audit_rate, self._sponsored = audit_rate, sponsored
         self._template = read_template(Path(chat_template)) if chat_template else None

@@ -21,8 +21,9 @@ from transports.identity import Identity, ephemeral_identity
 AGAIN_S_MAX = 5.0
 """For one of the peers of a former run to answer; where a machine is gone for good, none does."""
 
-LAN_S_MAX = 8.0
-"""For finding a peer on the local network and its answer; usually two or three seconds."""
+LAN_S_MAX = 4.0
+"""For finding a peer on the local network and its answer: three questions by mDNS, should Wi-Fi
+lose some. Usually one second; whoever is alone there waits for all of it."""
 
 
 def open_transport(
@@ -102,20 +103,28 @@ class SwarmConnection:
     async def enter(self, model: ModelId | None) -> None:
         """Learn which peers are there, those of the model above all, and stay in touch.
 
+        Where none of the addresses answers, peers are looked for as if there were none.
+
         Raises:
-            NobodyServes: no peer answers at any of the addresses, or on the local network.
+            NobodyServes: no peer answers anywhere.
             UserError: one of them is no address.
         """
         if model is not None:
             self.directory.follow(model)
         failures = await self.directory.enter(self.bootstrap)
-        if not self.bootstrap and not await self.find_anybody():
-            where = "on the local network" if self.is_on_lan else "where peers were before"
-            raise NobodyServes(f"no peer answers {where}: name one with --bootstrap")
-        if self.bootstrap and len(failures) == len(self.bootstrap):
+        if len(failures) == len(self.bootstrap) and not await self.find_anybody():
             reasons = "; ".join(str(failure) for failure in failures)
-            raise NobodyServes(f"no peer answers: {reasons}")
+            raise NobodyServes(f"no peer answers: {reasons}" if reasons else self._alone())
         self.stay_in_touch()
+
+    def _alone(self) -> str:
+        places = ["on the local network"] if self.is_on_lan else []
+        places += ["where peers were before"] if self.known and self.known.load() else []
+        return (
+            f"no peer answers {' or '.join(places)}: take an invitation, which p2pinfer invite"
+            " prints on a machine of the swarm, or name a peer with --bootstrap; to try it on this"
+            " machine alone: p2pinfer demo"
+        )
 
     def stay_in_touch(self) -> None:
         """Gossip and exchange digests with other peers from now on."""

@@ -10,7 +10,7 @@ import pytest
 
 from p2pinfer.cli import chat, invite, main
 from p2pinfer.cli.invite import show_code
-from p2pinfer.cli.options import ReachFlags
+from p2pinfer.cli.options import INVITED, ReachFlags
 from p2pinfer.core.errors import EXIT_USAGE, UserError
 from p2pinfer.core.ids import ModelId
 from p2pinfer.node import inviting
@@ -42,7 +42,7 @@ class Terminal(io.StringIO):
 
 def test_the_program_knows_how_one_begins() -> None:
     """Without loading what reads it."""
-    assert main._INVITED == SCHEME
+    assert INVITED == SCHEME
 
 
 @pytest.mark.parametrize(

@@ -70,7 +70,7 @@ async def test_no_peer_on_the_local_network_is_an_error(autojump_clock: MockCloc
     """After a search of some seconds."""
     async with serving() as (network, _), connection(network, ()) as swarm:
         started = trio.current_time()
-        with pytest.raises(NobodyServes, match="--bootstrap"):
+        with pytest.raises(NobodyServes, match=r"local network: take an inv.*--bootstrap"):
             await swarm.enter(None)
         assert trio.current_time() - started >= LAN_S_MAX
 
@@ -137,6 +137,17 @@ async def test_peers_that_start_later_are_found_all_the_same(
                 Peer(3, transport).advertise(MODEL)
                 await trio.sleep(2 * FIND_S)
                 assert [a.peer for a in swarm.directory.serving(MODEL)] == [late.peer_id]
+
+
+async def test_addresses_that_do_not_answer_are_not_all_there_is(
+    autojump_clock: MockClock, tmp_path: Path
+) -> None:
+    """As of an old invitation, or a line that was noted: those that answered before are called."""
+    async with serving(MODEL) as (network, peer):
+        (address,) = peer.transport.addresses
+        async with restarted(network, tmp_path / "peers.json", address) as swarm:
+            await replace(swarm, bootstrap=NOBODY).enter(MODEL)
+            assert [a.peer for a in swarm.directory.serving(MODEL)] == [peer.id]
 
 
 async def test_the_model_that_the_swarm_serves_is_picked(autojump_clock: MockClock) -> None:

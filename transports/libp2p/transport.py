@@ -470,7 +470,7 @@ async def open_libp2p(
             gossip = Gossip(host, reach.network, partial(cut_off, host))
             await nursery.start(_run, host, listening)
             await nursery.start(gossip.run)
-            lookout = Lookout(host, reach, gossip.topics)
+            lookout = Lookout(host, reach, gossip.topics, listens=bool(listening))
             transport = Libp2pTransport(host, identity, reach, gossip, lookout, announced)
             lookout.start(nursery, transport.wait_elsewhere)
             nursery.start_soon(transport.watch_addresses)
