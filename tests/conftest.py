@@ -38,6 +38,7 @@ SLOW = (
     "core/test_python_process.py",
     "fuzz/",
     "interop/",
+    "natlab/test_same_network.py",
     "peers/parts/test_fetch.py",
     "peers/steps/test_hostile.py",
     "scheduler/test_oracle.py",

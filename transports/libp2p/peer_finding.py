@@ -70,10 +70,12 @@ class Lan:
             await self._run_here(wait_moved)
 
     async def _run_here(self, wait_moved: WaitMoved) -> None:
+        # Asked itself, libp2p would announce 0.0.0.0 for a peer that listens on all interfaces.
+        told = [str(address) for address in self._host.get_addrs()] if self._announces else []
         make = partial(
             create_mdns_discovery,
             self._host.get_network(),
-            host=self._host,
+            listen_addrs=told,
             private_network_fingerprint=self._name,
         )
         try:
@@ -84,14 +86,14 @@ class Lan:
             return
         self._mdns = mdns  # it looks already
         try:
-            if self._announces:
+            if told:
                 # In a thread: it takes a second and a half. Zeroconf's own threads do the rest.
                 await trio.to_thread.run_sync(mdns.broadcaster.register)
             await wait_moved()
         finally:
             self._mdns = None
             with trio.CancelScope(shield=True):
-                await trio.to_thread.run_sync(mdns.stop if self._announces else partial(_end, mdns))
+                await trio.to_thread.run_sync(mdns.stop if told else partial(_end, mdns))
 
     def found(self) -> list[str]:
         """Return the addresses that are being announced.

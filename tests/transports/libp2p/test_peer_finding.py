@@ -64,6 +64,20 @@ async def test_peers_of_one_network_find_each_other_on_the_lan() -> None:
             assert list(await private.discover(None)) == []
 
 
+async def test_a_peer_on_all_interfaces_is_announced_where_it_is() -> None:
+    """And not at 0.0.0.0, by which each machine means itself."""
+    if not multicast_works():
+        pytest.skip("no multicast on this machine")
+    reach = Reach(f"{LAN}-all", mdns=True)
+    with trio.fail_after(TEST_S_MAX):
+        async with (
+            open_libp2p(None, ["/ip4/0.0.0.0/tcp/0"], reach) as listens,
+            open_libp2p(None, [], reach) as asks,
+        ):
+            assert await wait_found(asks, None) == listens.addresses
+            assert not any("/0.0.0.0/" in each for each in listens.addresses)
+
+
 async def test_who_does_not_listen_looks_and_is_not_found() -> None:
     """As who only chats: there is nothing to dial."""
     if not multicast_works():
