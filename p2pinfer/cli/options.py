@@ -132,9 +132,15 @@ class ReachFlags:
         return read_link(self.invitation)
 
     def ways_in(self, bootstrap: "Sequence[str]") -> tuple[str, ...]:
-        """Return the addresses through which to enter: the named ones, and the invitation's."""
+        """Return the addresses through which to enter: the named ones, and the invitation's.
+
+        Raises:
+            UserError: a file of addresses, or the invitation, cannot be used.
+        """
+        from p2pinfer.cli.address_files import without_files
+
         invited = self.invited()
-        return (*bootstrap, *(invited.addresses if invited else ()))
+        return (*without_files(bootstrap), *(invited.addresses if invited else ()))
 
     def model(self, named: str | None) -> str | None:
         """Return the model that a person named, or else the one that the invitation is about."""
@@ -158,16 +164,16 @@ Bootstrap = Annotated[
     tuple[str, ...],
     option(
         "bootstrap",
-        "Addresses of one or more peers already in the swarm. If omitted: of those that answered"
-        " before.",
+        "Addresses of one or more peers already in the swarm, /dnsaddr/ names, or @FILE with one a"
+        " line. If omitted: of those that answered before.",
     ),
 ]
 WaysIn = Annotated[
     tuple[str, ...],
     option(
         "bootstrap",
-        "Addresses of one or more peers already in the swarm. If omitted: the peers that run on"
-        " this machine, or those that answered it before.",
+        "Addresses of one or more peers already in the swarm, /dnsaddr/ names, or @FILE with one a"
+        " line. If omitted: the peers that run on this machine, or those that answered it before.",
     ),
 ]
 RelayMbit = Annotated[

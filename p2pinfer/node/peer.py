@@ -286,7 +286,9 @@ async def _enter(swarm: SwarmConnection, options: PeerOptions, hooks: Hooks) -> 
     if options.model:
         swarm.directory.follow(options.model)
     hooks.step("looking for peers in the swarm …")
-    ways_in = options.bootstrap
+    for fault in swarm.faults:
+        hooks.say(fault)
+    ways_in = tuple(swarm.bootstrap)
     if not (ways_in and await _ask(swarm.directory, swarm.transport, ways_in, hooks.say)):
         await swarm.find_anybody()
     swarm.stay_in_touch()

@@ -163,7 +163,7 @@ class Client(SwarmClient):
         self.ways_in_told = partial(ways_in_told, options.network, tuple, directory)
         """What this client adds to its status for an invitation."""
         self.model, self.ends, self._sign = model, ends, swarm.identity.sign
-        asked = Asked(model.id, model.info.name, options.bootstrap, options.find_s_max)
+        asked = Asked(model.id, model.info.name, swarm.bootstrap, options.find_s_max)
         standings = load_standings()
         nursery.start_soon(keep_standings, standings)
         super().__init__(

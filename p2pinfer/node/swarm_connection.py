@@ -14,9 +14,13 @@ from p2pinfer.node.known_peers import KnownPeers
 from p2pinfer.node.model_supply import Choose, pick_model
 from p2pinfer.node.sponsors import clock_ms
 from peers.discovery.directory import Directory
+from transports import dnsaddr
 from transports.base import Reach, Transport
 from transports.blocklist import GuardedTransport
 from transports.identity import Identity, ephemeral_identity
+
+RESOLVE_S = 30.0
+"""How often names are asked for while no peer is known; a resolver's own cache spares the rest."""
 
 AGAIN_S_MAX = 5.0
 """For one of the peers of a former run to answer; where a machine is gone for good, none does."""
@@ -65,7 +69,7 @@ class SwarmConnection:
     transport: GuardedTransport
     directory: Directory
     bootstrap: Sequence[str]
-    """Multiaddrs of peers in the swarm."""
+    """Multiaddrs of peers in the swarm; no names that stand for others."""
     chance: random.Random
     """Picks which peers to ask, and where to start."""
     nursery: trio.Nursery
@@ -74,6 +78,10 @@ class SwarmConnection:
     """Who answered in former runs."""
     is_on_lan: bool = True
     """Whether peers are looked for on the local network, too."""
+    names: Sequence[str] = ()
+    """The ``/dnsaddr/`` names among the addresses that a person gave."""
+    faults: Sequence[str] = ()
+    """Why some of these stood for nothing at the start."""
 
     async def find_anybody(self) -> bool:
         """Look for peers without an address; say whether one answered in time."""
@@ -113,7 +121,7 @@ class SwarmConnection:
             self.directory.follow(model)
         failures = await self.directory.enter(self.bootstrap)
         if len(failures) == len(self.bootstrap) and not await self.find_anybody():
-            reasons = "; ".join(str(failure) for failure in failures)
+            reasons = "; ".join([*self.faults, *map(str, failures)])
             raise NobodyServes(f"no peer answers: {reasons}" if reasons else self._alone())
         self.stay_in_touch()
 
@@ -129,8 +137,21 @@ class SwarmConnection:
     def stay_in_touch(self) -> None:
         """Gossip and exchange digests with other peers from now on."""
         self.nursery.start_soon(self.directory.run, self.bootstrap)
+        if self.names:
+            self.nursery.start_soon(self._resolve_again)
         if self.known:
             self.nursery.start_soon(self.known.keep, lambda: self.directory.answered)
+
+    async def _resolve_again(self) -> None:
+        """Ask what the names stand for while nobody is known, for ever.
+
+        A laptop may start before its Wi-Fi, and records change while it sleeps.
+        """
+        while True:
+            await trio.sleep(RESOLVE_S)
+            if self.directory.knows_nobody:
+                found, _ = await dnsaddr.resolve(self.names)
+                self.directory.look_at(found)
 
     async def pick_model(self, default: Choose) -> ModelId:
         """Follow the model that the swarm serves, or else the default; return its id.
@@ -157,7 +178,7 @@ async def open_swarm_connection(
     """Open a transport with a directory while the block lasts; no peer is dialled yet.
 
     Args:
-        bootstrap: multiaddrs of peers in the swarm.
+        bootstrap: multiaddrs of peers in the swarm, or names that stand for some.
         network: which swarm it is.
         identity: None makes a temporary one.
         listen: multiaddrs to listen on.
@@ -169,6 +190,8 @@ async def open_swarm_connection(
     """
     chance = random.Random()  # noqa: S311 -- picks which peers to ask, and where to start
     identity = identity or ephemeral_identity()
+    names = [address for address in bootstrap if dnsaddr.is_dnsaddr(address)]
+    bootstrap, faults = await dnsaddr.resolve(bootstrap)
     with lone_errors():
         async with (
             open_transport(kind, identity, listen, announce, network) as inner,
@@ -187,6 +210,8 @@ async def open_swarm_connection(
                     # Bare TCP dials what a libp2p peer does not understand.
                     KnownPeers(network) if kind == "libp2p" else None,
                     _is_on_lan(network),
+                    names,
+                    faults,
                 )
             finally:
                 nursery.cancel_scope.cancel()
