@@ -120,10 +120,12 @@ def join(
 
 def how_to_reach(network: str, reach: ReachFlags) -> str:
     """Return the options that others need to reach the same swarm."""
+    network, key = reach.of(network).network, reach.network_key
     if reach.invitation:
-        return f" {reach.invitation.strip()}"
+        if not (got := reach.got_key_file()):
+            return f" {reach.invitation.strip()}"
+        key = got  # the invitation is used up
     found = "" if network == "main" else f" --network {quote(network)}"
-    key = reach.network_key
     return found + (f" --network-key {quote(str(key))}" if key else "")
 
 

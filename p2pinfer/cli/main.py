@@ -174,7 +174,7 @@ def spread(words: Sequence[str]) -> list[str]:
         if follows_address and word.startswith("/"):
             found.append("--bootstrap")
         elif word[: len(INVITED)].upper() == INVITED and len(word.split()) == 1:
-            if found[-1:] != ["--invitation"]:
+            if found[-1:] not in (["--invitation"], ["--revoke"]):
                 found.append("--invitation")
             follows_address = False
         else:

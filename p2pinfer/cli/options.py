@@ -124,12 +124,32 @@ class ReachFlags:
         return any((self.network_key, self.mdns, self.dht, self.invitation))
 
     def invited(self) -> "Invitation | None":
-        """Return the invitation, if there is one; raises UserError."""
+        """Return the invitation, if there is one, with the key that it has, or brings.
+
+        Raises:
+            UserError: it cannot be used, or was used already.
+            NobodyServes: who made it does not answer.
+        """
         if self.invitation is None:
             return None
         from p2pinfer.node.invitation import read_link
 
-        return read_link(self.invitation)
+        invited = read_link(self.invitation)
+        if invited.token is None:
+            return invited
+        import trio
+
+        from p2pinfer.node.guest_tokens import enter_as_guest
+
+        return trio.run(enter_as_guest, invited)
+
+    def got_key_file(self) -> Path | None:
+        """Return where the key is that a single-use invitation has brought."""
+        from p2pinfer.node.guest_tokens import key_file
+        from p2pinfer.node.invitation import read_link
+
+        token = read_link(self.invitation).token if self.invitation else None
+        return key_file(token) if token else None
 
     def ways_in(self, bootstrap: "Sequence[str]") -> tuple[str, ...]:
         """Return the addresses through which to enter: the named ones, and the invitation's.

@@ -230,9 +230,9 @@ def _ways_in(
         bootstrap = local_peers.ways_in(bootstrap, way.network)
     if not (local or bootstrap or looks_around(way)):
         raise UserError(
-            "no swarm is known here. To try it on this machine alone: p2pinfer serve --local 3. To"
-            " reach other machines: an invitation (p2pinfer invite prints one there), or without"
-            " --no-mdns those on the same local network"
+            "no swarm is known here. To try it on this machine alone: p2pinfer serve --local 3."
+            " To reach other machines: an invitation (p2pinfer invite prints one there), or"
+            " --bootstrap ADDRESS; --no-mdns keeps this one from looking on the local network"
         )
     return bootstrap
 

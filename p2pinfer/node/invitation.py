@@ -53,15 +53,18 @@ class Invitation:
     """The model that it is about; None leaves that to the swarm."""
     addresses: tuple[str, ...] = ()
     """Multiaddrs of peers in the swarm, at most `ADDRESSES_MAX`."""
+    token: bytes | None = field(default=None, repr=False)
+    """What one guest gets the key for, once, from the peer there; instead of the key."""
 
 
 def link_of(invitation: Invitation) -> str:
     """Return the line that stands for an invitation."""
     fields = [
         invitation.network,
-        invitation.key or b"",
+        invitation.token or invitation.key or b"",
         bytes.fromhex(invitation.model or ""),
         [_packed(address) for address in invitation.addresses],
+        invitation.token is not None,
     ]
     body: bytes = msgpack.packb(fields)
     length = _HEAD + len(body) + _CHECK_BYTES
@@ -112,17 +115,22 @@ def read_link(text: str) -> Invitation:
 
 def _parsed(body: bytes) -> Invitation:
     """Return what a body says; raises ValueError, or whatever the libraries raise."""
-    network, key, model, addresses = msgpack.unpackb(body)
+    network, key, model, addresses, is_once = msgpack.unpackb(body)
     if not (isinstance(network, str) and NETWORK_NAME.fullmatch(network)):
         raise ValueError("the network has no name")
     if not (isinstance(key, bytes) and len(key) in (0, SECRET_BYTES)):
         raise ValueError("the key has another length")
+    if not isinstance(is_once, bool) or (is_once and not key):
+        raise ValueError("the token is missing")
     if not (isinstance(model, bytes) and len(model) in (0, SECRET_BYTES)):
         raise ValueError("the model's id has another length")
     if not (isinstance(addresses, list) and len(addresses) <= ADDRESSES_MAX):
         raise ValueError("there are too many addresses")
     found = tuple(_unpacked(each) for each in addresses)
-    return Invitation(network, key or None, ModelId(model.hex()) if model else None, found)
+    about = ModelId(model.hex()) if model else None
+    if is_once:
+        return Invitation(network, None, about, found, key)
+    return Invitation(network, key or None, about, found)
 
 
 def _packed(address: str) -> bytes:

@@ -11,11 +11,12 @@ from attrs import frozen
 
 from p2pinfer.core.errors import UserError
 from p2pinfer.core.ids import ModelId
+from p2pinfer.node.guest_tokens import GuestTokens
 from p2pinfer.node.invitation import ADDRESSES_MAX, Invitation
 from p2pinfer.node.known_peers import KnownPeers
 from p2pinfer.node.status_socket import Status, ask_all
 from peers.discovery.directory import Directory
-from transports.base import NETWORK_NAME, Reach
+from transports.base import NETWORK_NAME, Reach, is_circuit
 from transports.interfaces import is_loopback
 
 Places = tuple[str, ...]
@@ -49,12 +50,13 @@ def ways_in_told(
     return {_QUESTION: {"network": reach.network, "key": key, "own": [*own()], "others": answered}}
 
 
-def invitation_here(network: str | None, key: bytes | None) -> Invitation:
+def invitation_here(network: str | None, key: bytes | None, *, once: bool = False) -> Invitation:
     """Return an invitation into the swarm of this machine.
 
     Args:
         network: its name; None for the one whose peer runs here, or else for ``main``.
         key: of a private network; not needed while a peer of it runs here.
+        once: for one guest, who gets the key from a peer that runs here.
 
     Raises:
         UserError: no way in is known, or several networks could be meant.
@@ -73,6 +75,8 @@ def invitation_here(network: str | None, key: bytes | None) -> Invitation:
             f"processes of several networks run here ({names}): name one by --network, and"
             " --network-key if that is not enough"
         )
+    if once:
+        return _single_use(told)
     if told:
         models = {ways.model for ways in told if ways.model}
         model = models.pop() if len(models) == 1 else None
@@ -88,6 +92,31 @@ def invitation_here(network: str | None, key: bytes | None) -> Invitation:
             " can reach, and none has answered this machine; start one with p2pinfer join"
         )
     return found
+
+
+def _single_use(told: Sequence[WaysIn]) -> Invitation:
+    """Return an invitation for one guest, with a new token; raises UserError if there can be none.
+
+    Its ways in are those of this machine alone, where the token is known. A relay does not help: it
+    has the network's key, which the guest does not have yet.
+    """
+    direct = [tuple(each for each in ways.own if not is_circuit(each)) for ways in told]
+    addresses = pick_ways(direct, [])
+    if not addresses:
+        raise UserError(
+            "a single-use invitation needs a peer on this machine that the guest can call: start"
+            " one with p2pinfer join, which must not be behind a router that lets nobody in"
+        )
+    key = told[0].key
+    if not key:
+        raise UserError(
+            f"anybody can enter the network {told[0].network}, who knows its name: a single-use"
+            " invitation is for one with a key (p2pinfer key new FILE)"
+        )
+    models = {ways.model for ways in told if ways.model}
+    model = models.pop() if len(models) == 1 else None
+    token = GuestTokens(Reach(told[0].network, key)).issue()
+    return Invitation(told[0].network, None, model, addresses, token)
 
 
 def pick_ways(own: Iterable[Places], others: Iterable[Places]) -> Places:

@@ -173,6 +173,7 @@ async def serve_peer(options: PeerOptions, store: Store, hooks: Hooks) -> None:
                 listen=options.listen or own_listen(key.path, chance, hooks.say),
                 announce=options.announce,
                 kind=options.transport,
+                admits_guests=True,
             )
         )
         transport, directory, nursery = swarm.transport, swarm.directory, swarm.nursery

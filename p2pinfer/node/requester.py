@@ -63,7 +63,7 @@ _log = logging.getLogger("p2pinfer.node")
 NO_WAY_IN = (
     "no swarm is known here. To try it on this machine alone: p2pinfer demo, or for a web page"
     " p2pinfer serve --local 3. To reach other machines: an invitation (p2pinfer invite prints one"
-    " there), or without --no-mdns those on the same local network"
+    " there), or --bootstrap ADDRESS; --no-mdns keeps this one from looking on the local network"
 )
 
 

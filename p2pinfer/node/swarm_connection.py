@@ -10,6 +10,7 @@ import trio
 
 from p2pinfer.core.errors import NobodyServes, lone_errors
 from p2pinfer.core.ids import ModelId, PeerId
+from p2pinfer.node.guest_tokens import GuestTokens
 from p2pinfer.node.known_peers import KnownPeers
 from p2pinfer.node.model_supply import Choose, pick_model
 from p2pinfer.node.sponsors import clock_ms
@@ -36,6 +37,7 @@ def open_transport(
     listen: Sequence[str],
     announce: Sequence[str],
     network: str | Reach,
+    guests: GuestTokens | None = None,
 ) -> AbstractAsyncContextManager[Transport]:
     """Return the transport of this kind, which runs while the block lasts."""
     if kind == "tcp":
@@ -44,7 +46,7 @@ def open_transport(
         return open_tcp(identity.peer_id)
     from transports.libp2p.transport import open_libp2p  # half a second of imports
 
-    return open_libp2p(identity, listen, network, announce=announce)
+    return open_libp2p(identity, listen, network, announce=announce, guests=guests)
 
 
 def name_of(network: str | Reach) -> str:
@@ -174,6 +176,7 @@ async def open_swarm_connection(
     listen: Sequence[str] = (),
     announce: Sequence[str] = (),
     kind: str = "libp2p",
+    admits_guests: bool = False,
 ) -> AsyncIterator[SwarmConnection]:
     """Open a transport with a directory while the block lasts; no peer is dialled yet.
 
@@ -184,17 +187,21 @@ async def open_swarm_connection(
         listen: multiaddrs to listen on.
         announce: multiaddrs at which others reach it, besides the machine's own.
         kind: ``libp2p``, or ``tcp`` for measuring what libp2p costs.
+        admits_guests: of a private network: give its key to those whom this machine has invited.
 
     Raises:
         UserError: an address cannot be listened on, or announced.
     """
     chance = random.Random()  # noqa: S311 -- picks which peers to ask, and where to start
     identity = identity or ephemeral_identity()
+    guests = None
+    if admits_guests and isinstance(network, Reach) and network.key:
+        guests = GuestTokens(network)
     names = [address for address in bootstrap if dnsaddr.is_dnsaddr(address)]
     bootstrap, faults = await dnsaddr.resolve(bootstrap)
     with lone_errors():
         async with (
-            open_transport(kind, identity, listen, announce, network) as inner,
+            open_transport(kind, identity, listen, announce, network, guests) as inner,
             trio.open_nursery() as nursery,
         ):
             transport = GuardedTransport(inner)

@@ -10,15 +10,18 @@ import pytest
 
 from p2pinfer.cli import chat, invite, main
 from p2pinfer.cli.invite import show_code
+from p2pinfer.cli.join import how_to_reach
 from p2pinfer.cli.options import INVITED, ReachFlags
 from p2pinfer.core.errors import EXIT_USAGE, UserError
 from p2pinfer.core.ids import ModelId
 from p2pinfer.node import inviting
+from p2pinfer.node.guest_tokens import GuestTokens, key_file
 from p2pinfer.node.invitation import SCHEME, Invitation, link_of
 from p2pinfer.node.known_peers import KnownPeers
 from tests.support.command_line import run
 from tests.support.directories import identity
-from transports.secret import create_secret, read_network_key
+from transports.base import Reach
+from transports.secret import create_secret, read_network_key, write_secret
 
 A = identity(1).peer_id
 WAY = f"/ip4/203.0.113.7/tcp/1/p2p/{A}"
@@ -116,7 +119,7 @@ def test_invite_prints_the_line_and_what_it_says(
 ) -> None:
     """The line on standard output, advice on standard error; a key is warned of."""
     monkeypatch.setattr(invite, "show_code", lambda _: pytest.fail("this is no terminal"))
-    monkeypatch.setattr(inviting, "invitation_here", lambda *_: OPEN)
+    monkeypatch.setattr(inviting, "invitation_here", lambda *_, **__: OPEN)
     assert run(monkeypatch, "invite") == 0
     said = capsys.readouterr()
     assert said.out == f"{LINK}\n"
@@ -127,15 +130,42 @@ def test_invite_prints_the_line_and_what_it_says(
         "link": LINK,
         "network": "home",
         "private": False,
+        "once": False,
         "model": OPEN.model,
         "addresses": [WAY],
     }
     private = Invitation("home", b"k" * 32, None, (LOOP,))
-    monkeypatch.setattr(inviting, "invitation_here", lambda *_: private)
+    monkeypatch.setattr(inviting, "invitation_here", lambda *_, **__: private)
     assert run(monkeypatch, "invite") == 0
     said = capsys.readouterr()
     assert "send it to nobody else" in said.err
     assert "only this machine can use it" in said.err
+
+
+def test_what_was_given_away_can_be_taken_back(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """One, or all; what others know for good cannot."""
+    tokens = GuestTokens(Reach("home", b"k" * 32))
+    links = [link_of(Invitation("home", token=tokens.issue())) for _ in range(3)]
+    assert run(monkeypatch, "invite", "--revoke", links[0].lower()) == 0
+    assert run(monkeypatch, "invite", "--revoke", links[0]) == EXIT_USAGE
+    assert "no such invitation open: it was used, revoked" in capsys.readouterr().err
+    assert run(monkeypatch, "invite", "--revoke", LINK) == EXIT_USAGE
+    assert "only single-use invitations can be taken back" in capsys.readouterr().err
+    assert run(monkeypatch, "invite", "--revoke", "all", "--json") == 0
+    assert json.loads(capsys.readouterr().out) == {"revoked": 2}
+
+
+def test_a_guest_passes_on_what_it_has_got(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The key's file, since its own invitation is used up; who has the key passes its link on."""
+    token = b"t" * 32
+    link = link_of(Invitation("home", None, None, (WAY,), token))
+    write_secret(key_file(token), b"k" * 32)
+    flags = ReachFlags(invitation=link)
+    assert flags.of("main").key == b"k" * 32
+    assert how_to_reach("main", flags) == f" --network home --network-key {key_file(token)}"
+    assert how_to_reach("main", ReachFlags(invitation=LINK)) == f" {LINK}"
 
 
 def test_a_terminal_gets_a_code_if_it_is_wide_enough(

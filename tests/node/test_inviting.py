@@ -11,6 +11,7 @@ import trio
 from p2pinfer.core.errors import UserError
 from p2pinfer.core.ids import ModelId
 from p2pinfer.node import inviting
+from p2pinfer.node.guest_tokens import open_tokens
 from p2pinfer.node.invitation import Invitation
 from p2pinfer.node.inviting import invitation_here, pick_ways, ways_in_told
 from p2pinfer.node.known_peers import KnownPeers
@@ -18,6 +19,7 @@ from p2pinfer.node.status_socket import Status, ask_all, open_status
 from tests.support.directories import Peer, identity
 from transports.base import Reach
 from transports.memory.network import MemoryNetwork
+from transports.secret import token_id
 
 A, B, C = (identity(number).peer_id for number in (1, 2, 3))
 PUBLIC, SECOND = f"/ip4/203.0.113.7/tcp/1/p2p/{A}", f"/ip6/2001:db8::7/tcp/1/p2p/{A}"
@@ -81,6 +83,24 @@ def test_a_running_peer_knows_all_that_is_needed(monkeypatch: pytest.MonkeyPatch
     expected = Invitation("home", KEY, MODEL, (PUBLIC, OTHER, THIRD))
     for network, key in ((None, None), ("home", None), ("home", KEY)):
         assert invitation_here(network, key) == expected
+
+
+def test_a_single_use_invitation_leads_to_this_machine(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where its token is known; not by a relay, nor to others, and it has no key."""
+    circuit = f"/ip4/198.51.100.4/tcp/4001/p2p/{B}/p2p-circuit/p2p/{A}"
+    said = told("home", circuit, PUBLIC, others=((OTHER,),), key=KEY)
+    monkeypatch.setattr(inviting, "ask_all", running(said))
+    found = invitation_here(None, None, once=True)
+    assert found.token
+    assert found == Invitation("home", None, MODEL, (PUBLIC,), found.token)
+    assert list(open_tokens()) == [token_id(found.token)]
+    for hopeless, sentence in (
+        (told("home", circuit, others=((OTHER,),), key=KEY), "a peer on this machine that the gu"),
+        (told("open", PUBLIC), "anybody can enter the network open"),
+    ):
+        monkeypatch.setattr(inviting, "ask_all", running(hopeless))
+        with pytest.raises(UserError, match=sentence):
+            invitation_here(None, None, once=True)
 
 
 def test_several_networks_are_told_apart(monkeypatch: pytest.MonkeyPatch) -> None:

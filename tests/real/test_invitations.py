@@ -16,7 +16,7 @@ ASKED = ("--temperature", "0", "--max-tokens", "4", "--no-sponsor", "--json", "N
 
 
 def test_a_link_is_all_that_a_newcomer_needs(home: Path, tmp_path: Path) -> None:
-    """No address, network, key or model; it comes from the peer, which has no copy of a link."""
+    """No address, network, key or model; and one for a single guest is for one, unless revoked."""
     file = home / "invited.key"
     create_secret(file)
     options = ("--model", "default", "--network-key", str(file))
@@ -29,5 +29,17 @@ def test_a_link_is_all_that_a_newcomer_needs(home: Path, tmp_path: Path) -> None
         assert result.returncode == 0, result.stderr
         answer = json.loads(result.stdout)
         assert [hop["peer"] for hop in answer["route"]] == [peer.id]
+
+        once = report_of(home, "invite", "--once", "--network", "invited")["link"]
+        assert read_link(once).key is None
+        for _ in range(2):  # the key is kept
+            (seen,) = report_of(tmp_path / "guest", "peers", once)
+            assert seen["peer"] == peer.id
+        late = run(tmp_path / "late", "peers", once)
+        assert late.returncode == 2
+        assert "used already" in late.stderr
+        other = report_of(home, "invite", "--once", "--network", "invited")["link"]
+        assert report_of(home, "invite", "--revoke", other) == {"revoked": 1}
+        assert run(tmp_path / "late", "peers", other).returncode == 2
     finally:
         peer.stop()

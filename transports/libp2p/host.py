@@ -40,6 +40,7 @@ from transports.blocklist import Blocklist
 from transports.identity import Identity, ephemeral_identity
 from transports.interfaces import machine_addresses, routed_hosts, told_addresses
 from transports.libp2p.circuit import check_caller
+from transports.libp2p.guests import Guests, admit_guests
 from transports.libp2p.muxer import Connection
 from transports.libp2p.private_noise import PRIVATE_NOISE_ID, PrivateNoise
 
@@ -85,10 +86,12 @@ def build_host(
     muxer: Muxer = "own",
     network_key: bytes | None = None,
     announced: Sequence[str] = (),
+    guests: Guests | None = None,
 ) -> IHost:
     """Make a host that does not run yet; with a network's key it knows only those who have it.
 
-    ``announced`` are told to others before the machine's own addresses.
+    ``announced`` are told to others before the machine's own addresses. ``guests`` get the
+    network's key for a token.
     """
     _quiet_libraries()
     key_pair = ed25519_key_pair(identity.seed)
@@ -121,6 +124,8 @@ def build_host(
     _cure_trimming(swarm)
     if muxer == "own":
         _use_own_muxer(swarm)
+    if guests and network_key:
+        admit_guests(swarm, key_pair, network_key, guests)
     return host
 
 

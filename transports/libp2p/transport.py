@@ -39,6 +39,7 @@ from transports.libp2p.channel import StreamChannel
 from transports.libp2p.circuit import CIRCUIT, Circuits
 from transports.libp2p.dialling import REACHED, explain, numeric, place, root, through
 from transports.libp2p.gossip import Gossip
+from transports.libp2p.guests import Guests
 from transports.libp2p.held_relays import HeldRelays
 from transports.libp2p.host import (
     CONNECTIONS_MAX,
@@ -433,6 +434,7 @@ async def open_libp2p(
     announce: Sequence[str] = (),
     connections_max: int = CONNECTIONS_MAX,
     muxer: Muxer = "own",
+    guests: Guests | None = None,
 ) -> AsyncGenerator[Libp2pTransport, None]:
     """Run a peer of ``network`` that listens on the multiaddrs ``listen`` until the block ends.
 
@@ -441,7 +443,7 @@ async def open_libp2p(
     cannot take part, whatever the name: see `private_noise`.
     ``announce`` are addresses at which others reach this peer, told before the machine's own: of a
     router that passes a port on, of a cloud's gateway, of a container's host.
-    ``muxer="library"`` is to measure with.
+    ``muxer="library"`` is to measure with. ``guests`` get a private network's key for a token.
 
     Raises:
         UserError: an address or the network's name cannot be used, or a port is taken.
@@ -463,6 +465,7 @@ async def open_libp2p(
         muxer=muxer,
         network_key=reach.key,
         announced=announced,
+        guests=guests,
     )
     failure: BaseException | None = None
     async with trio.open_nursery() as nursery:
