@@ -2,8 +2,8 @@
 
 So the ways into a swarm can change without anybody's command line changing. The records are those
 of https://github.com/multiformats/multiaddr/blob/master/protocols/DNSADDR.md: ``dnsaddr=/ip4/…`` at
-``_dnsaddr.swarm.example.org``, which may name further names. Whoever writes them is a stranger, and
-so are those who answer for DNS on the way: all that they say is bounded, and only dialled.
+``_dnsaddr.swarm.example.org``, which may name further names. Strangers write them, and answer for
+DNS on the way: all that they say is bounded, and only dialled.
 """
 
 import re

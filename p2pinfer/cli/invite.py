@@ -62,7 +62,7 @@ def invite(
     print(link)
     if sys.stdout.isatty():
         show_code(link)
-    private = "; whoever has it can enter, so send it to nobody else" if invitation.key else ""
+    private = "; it holds the key, so send it to nobody else" if invitation.key else ""
     if once:
         private = "; for one guest, within a week, while a peer runs here; see: invite --revoke"
     note(f"into the network {invitation.network}, for: p2pinfer join, chat or serve{private}")

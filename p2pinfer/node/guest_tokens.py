@@ -38,7 +38,7 @@ class GuestTokens:
     """The tokens that this machine has given away for one private network."""
 
     def __init__(self, reach: Reach) -> None:
-        assert reach.key, "whoever knows the name of an open network can enter it"
+        assert reach.key, "a network without a key needs no token"
         # Which network a token is for, without its key.
         self._network = blake3(reach.network.encode(), key=reach.key).hexdigest(16)
 

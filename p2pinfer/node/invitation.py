@@ -3,7 +3,7 @@
 ``P2PINFER:`` and base32 without padding: letters and digits that survive any messenger, in any
 case, and that a QR code holds in its dense mode. Inside: a version, the length, a msgpack array of
 the fields, and four bytes of their BLAKE3, so that a slip is told from an invitation to somewhere
-else. Whoever has the invitation into a private network has the key of it.
+else. The invitation into a private network holds its key, unless it is for a single guest.
 """
 
 import base64

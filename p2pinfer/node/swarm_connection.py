@@ -28,7 +28,7 @@ AGAIN_S_MAX = 5.0
 
 LAN_S_MAX = 4.0
 """For finding a peer on the local network and its answer: three questions by mDNS, should Wi-Fi
-lose some. Usually one second; whoever is alone there waits for all of it."""
+lose some. Usually one second; a machine that is alone there waits for all of it."""
 
 
 def open_transport(
@@ -187,7 +187,7 @@ async def open_swarm_connection(
         listen: multiaddrs to listen on.
         announce: multiaddrs at which others reach it, besides the machine's own.
         kind: ``libp2p``, or ``tcp`` for measuring what libp2p costs.
-        admits_guests: of a private network: give its key to those whom this machine has invited.
+        admits_guests: of a private network: give its key to guests that this machine has invited.
 
     Raises:
         UserError: an address cannot be listened on, or announced.

@@ -312,7 +312,9 @@ TABLES: dict[str, list[Row]] = {
             "p2pinfer.node.guest_tokens",
             "TOKENS_MAX VALID_S",
         ),
-        Row("addresses in a file for `--bootstrap`", "{}", "p2pinfer.cli.address_files", "LINES_MAX"),
+        Row(
+            "addresses in a file for `--bootstrap`", "{}", "p2pinfer.cli.address_files", "LINES_MAX"
+        ),
         Row(
             "addresses taken of `/dnsaddr/` names, by how many questions, and within",
             "{}, {} and {}",

@@ -121,7 +121,7 @@ async def test_without_a_name_nobody_is_asked() -> None:
 
 
 async def test_records_that_lead_on_and_on_are_left(autojump_clock: MockClock) -> None:
-    """After so many names, so deep, with so many addresses, whatever a stranger writes."""
+    """After some names, at some depth, with enough addresses, whatever a stranger writes."""
     names: list[str] = []
 
     async def ask_txt(name: str) -> Sequence[str]:

@@ -4,7 +4,7 @@ The token takes the place of the network's key in a handshake of its own, whose 
 token it is, so that both sides know what to prove. What follows is no connection: one record with
 the network's key, and the end. No protocol of the network is spoken, and nothing is learnt of it
 but that key and who gave it. The token is used up before the key is sent, so that of two who hold
-it one gets nothing; whoever loses the connection then needs another one.
+it one gets nothing; a guest that loses the connection then needs another one.
 """
 
 from collections import OrderedDict
@@ -117,7 +117,7 @@ class _Door(ISecureTransport):
         raise HandshakeFailure("a guest has what it came for, or came too late")
 
     async def secure_outbound(self, conn: IRawConnection, peer_id: ID) -> ISecureConn:  # noqa: ARG002
-        """Raise: whoever has the key is nobody's guest."""
+        """Raise: a member is nobody's guest."""
         raise HandshakeFailure("a guest's handshake is for those who call")
 
 
