@@ -27,8 +27,8 @@ AGAIN_S_MAX = 5.0
 """For one of the peers of a former run to answer; where a machine is gone for good, none does."""
 
 LAN_S_MAX = 4.0
-"""For finding a peer on the local network and its answer: three questions by mDNS, should Wi-Fi
-lose some. Usually one second; a machine that is alone there waits for all of it."""
+"""For finding a peer on the local network and its answer: two questions by mDNS, a second apart,
+should Wi-Fi lose one. Usually less than one; a machine that is alone there waits for all of it."""
 
 
 def open_transport(
