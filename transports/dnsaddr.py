@@ -103,7 +103,7 @@ class _Lookup:
                 continue
             if is_dnsaddr(said):
                 behind.append(said)
-            elif self._left and _is_dialled(said):
+            elif self._left and is_dialled(said):
                 self._left -= 1
                 self.found.setdefault(of, []).append(said)
         if not behind:
@@ -121,7 +121,7 @@ def _said(texts: Iterable[str]) -> list[str]:
     return [each for each in found[:RECORDS_MAX] if len(each) <= ADDRESS_CHARS_MAX]
 
 
-def _is_dialled(address: str) -> bool:
+def is_dialled(address: str) -> bool:
     """Whether an address can be dialled, as far as it can be told."""
     from multiaddr import Multiaddr  # type: ignore[import-untyped]  # it ships no types
 

@@ -17,7 +17,8 @@ from p2pinfer.node.known_peers import KnownPeers
 from p2pinfer.node.status_socket import Status, ask_all
 from peers.discovery.directory import Directory
 from transports.base import NETWORK_NAME, Reach, is_circuit
-from transports.interfaces import is_loopback
+from transports.dnsaddr import is_dialled
+from transports.interfaces import is_global, is_loopback
 
 Places = tuple[str, ...]
 """The addresses of one peer, the best first."""
@@ -122,12 +123,23 @@ def _single_use(told: Sequence[WaysIn]) -> Invitation:
 def pick_ways(own: Iterable[Places], others: Iterable[Places]) -> Places:
     """Return the addresses to give away, by turns: of this machine's peers, and of others.
 
-    So the invitation still holds when one of them is gone. Loopback ones come only where there is
-    nothing else.
+    So the invitation still holds when one of them is gone. Of a peer, the first counts most, and
+    then those that lead to it from elsewhere, too. Loopback ones come only where there is nothing
+    else. What nobody can dial is left out: peers may say anything of themselves.
     """
-    peers = [*own, *others]
+    good = [[each for each in places if is_dialled(each)] for places in (*own, *others)]
+    peers = [
+        (*places[:1], *sorted(places[1:], key=_leads_from_elsewhere, reverse=True))
+        for places in good
+    ]
     near = [[each for each in places if is_loopback(each)] for places in peers]
     return (_by_turns(_far(peers)) or _by_turns(near))[:ADDRESSES_MAX]
+
+
+def _leads_from_elsewhere(address: str) -> bool:
+    """Whether an address is good outside its peer's own network."""
+    kind, host = address.split("/")[1:3]
+    return is_circuit(address) or kind.startswith("dns") or is_global(host)
 
 
 def _far(peers: Iterable[Places]) -> list[list[str]]:

@@ -75,6 +75,8 @@ async def run_relay(
         await stack.enter_async_context(open_status(describe, ways_in))
         directory.listen()
         swarm.stay_in_touch()
+        if not swarm.bootstrap:
+            swarm.nursery.start_soon(swarm.find_anybody)
         on_ready(transport.peer_id, tuple(transport.addresses))
         await _follow_all(directory)
 

@@ -161,3 +161,16 @@ def test_peers_take_turns() -> None:
     assert pick_ways([(LOOP, PUBLIC)], [(PUBLIC,)]) == (PUBLIC,)
     assert pick_ways([(LOOP,)], [(LOOP,)]) == (LOOP,)
     assert pick_ways([()], []) == ()
+    nonsense = ("", "nonsense", "/ip4/1.2.3.4/tcp/1", "/ip4/999.1.1.1/tcp/1/p2p/" + A, "/p2p/x")
+    assert pick_ways([nonsense], [nonsense, (*nonsense, OTHER)]) == (OTHER,)
+
+
+def test_what_leads_in_from_elsewhere_goes_before_more_of_one_network() -> None:
+    """Such as a relay, before a laptop's second and third address at home."""
+    homes = [f"/ip4/192.168.1.{number}/tcp/1/p2p/{A}" for number in (2, 3)]
+    home6, circuit = (
+        f"/ip6/fd00::2/tcp/1/p2p/{A}",
+        f"/ip4/9.9.9.9/tcp/1/p2p/{B}/p2p-circuit/p2p/{A}",
+    )
+    name = f"/dns4/box.example.org/tcp/1/p2p/{A}"
+    assert pick_ways([(*homes, home6, circuit, name)], []) == (homes[0], circuit, name)
