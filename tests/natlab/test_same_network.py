@@ -78,6 +78,7 @@ def test_a_second_laptop_needs_no_argument(internet: Internet, tmp_path: Path) -
             chat = ("chat", "Name a colour.", "--json", "--max-tokens", "4")
             with started(hosts[2], places[2], *chat) as asker:
                 assert said(asker, places[2])["tokens"]
+                assert asker.wait() == 0
             # Those that answered are remembered, by who only asks, too.
             again = ("peers", "--json", "--no-mdns", "--no-dht")
             with started(hosts[2], places[2], *again) as looker:
