@@ -39,6 +39,7 @@ SLOW = (
     "fuzz/",
     "interop/",
     "natlab/test_same_network.py",
+    "node/test_hub.py",
     "peers/parts/test_fetch.py",
     "peers/steps/test_hostile.py",
     "scheduler/test_oracle.py",

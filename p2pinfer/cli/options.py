@@ -51,13 +51,16 @@ def check_range(name: str, value: float, least: float, most: float = float("inf"
         raise UserError(f"--{name} must be {bounds}, not {value}")
 
 
-Model = Annotated[str, option("model", "GGUF file, or 'default' (SmolLM2-135M-Instruct).")]
+Model = Annotated[
+    str,
+    option("model", "GGUF file, hf:owner/repo[:QUANT], or 'default' (SmolLM2-135M-Instruct)."),
+]
 SwarmModel = Annotated[
     str | None,
     option(
         "model",
-        "GGUF file, model id, or 'default'. If omitted: the model that the swarm serves, or else"
-        " 'default'.",
+        "GGUF file, hf:owner/repo[:QUANT], model id, or 'default'. If omitted: the model that the"
+        " swarm serves, or else 'default'.",
     ),
 ]
 Network = Annotated[str, option("network", "Swarm name; peers of other swarms are ignored.")]
@@ -381,6 +384,22 @@ class AnswerFlags:
             " requests, and learn that the two belong together.",
         ),
     ] = True
+    draft: Annotated[
+        bool,
+        option(
+            "draft",
+            "Send likely next tokens ahead, taken from the text so far. Over slow links answers"
+            " that repeat some of it come faster; no answer changes.",
+        ),
+    ] = True
+    draft_model: Annotated[
+        str | None,
+        option(
+            "draft-model",
+            "Small model of the same family, all of it on this machine, that also says which tokens"
+            " to send ahead.",
+        ),
+    ] = None
     certificate: Annotated[
         Path | None,
         option("certificate", "File to write the latest answer's certificate to."),

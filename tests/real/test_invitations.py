@@ -8,6 +8,7 @@ import pytest
 from p2pinfer.node.invitation import read_link
 from tests.support.commands import report_of, run
 from tests.support.processes import start_peers
+from tests.support.tiny_models import TINY, write_tiny
 from transports.secret import create_secret, read_network_key
 
 pytestmark = pytest.mark.real
@@ -19,8 +20,10 @@ def test_a_link_is_all_that_a_newcomer_needs(home: Path, tmp_path: Path) -> None
     """No address, network, key or model; and one for a single guest is for one, unless revoked."""
     file = home / "invited.key"
     create_secret(file)
-    options = ("--model", "default", "--network-key", str(file))
-    (peer,) = start_peers(home, ["1:29"], *options, network="invited")
+    write_tiny(TINY["llama"], model := tmp_path / "tiny.gguf")
+    options = ("--model", str(model), "--network-key", str(file))
+    layers = f"1:{TINY['llama'].layers - 1}"
+    (peer,) = start_peers(home, [layers], *options, network="invited")
     try:
         told = report_of(home, "invite", "--network", "invited")
         assert (told["private"], told["addresses"]) == (True, [peer.address])
