@@ -110,16 +110,13 @@ class ReachFlags:
         Raises:
             UserError: the flags cannot be used.
         """
-        from transports.base import Reach
-        from transports.interfaces import are_only_here
+        from p2pinfer.node.swarm_connection import reach_of
         from transports.secret import read_network_key
 
         key = read_network_key(self.network_key) if self.network_key else None
         if invited := self.invited():
             network, key = _network_of(invited, network, key)
-        looks = not are_only_here(named)
-        mdns = looks if self.mdns is None else self.mdns
-        return Reach(network, key, mdns, looks if self.dht is None else self.dht)
+        return reach_of(network, key, self.mdns, self.dht, named)
 
     @property
     def says_where(self) -> bool:

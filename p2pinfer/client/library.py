@@ -57,8 +57,7 @@ from p2pinfer.engine.template import (
 )
 from p2pinfer.node.model_supply import name_model, open_store, open_whole
 from p2pinfer.node.requester import Client, ClientOptions, Machine, open_client
-from transports.base import Reach
-from transports.interfaces import are_only_here
+from p2pinfer.node.swarm_connection import reach_of
 from transports.secret import read_network_key
 
 BYTES_PER_POSITION_MAX = 32
@@ -358,8 +357,7 @@ class connect:  # noqa: N801 -- used like a function
             raise UserError(f"audit_rate must be from 0 to 1, and not {audit_rate}")
         audit_rate = float(audit_rate)  # a whole 0 would be refused where answers are examined
         key = read_network_key(Path(network_key)) if network_key else None
-        looks = not are_only_here(bootstrap)
-        reach = Reach(network, key, looks if mdns is None else mdns, looks if dht is None else dht)
+        reach = reach_of(network, key, mdns, dht, bootstrap)
         self._model, self._sessions = model, sessions
         self._audit_rate, self._sponsored, self._drafts = audit_rate, sponsored, drafts
         self._draft_model = draft_model

@@ -19,6 +19,7 @@ from transports import dnsaddr
 from transports.base import Reach, Transport
 from transports.blocklist import GuardedTransport
 from transports.identity import Identity, ephemeral_identity
+from transports.interfaces import are_only_here
 
 RESOLVE_S = 30.0
 """How often names are asked for while no peer is known; a resolver's own cache spares the rest."""
@@ -52,6 +53,17 @@ def open_transport(
 def name_of(network: str | Reach) -> str:
     """Return a network's name."""
     return network if isinstance(network, str) else network.network
+
+
+def reach_of(
+    network: str, key: bytes | None, mdns: bool | None, dht: bool | None, named: Sequence[str]
+) -> Reach:
+    """Return how to reach a swarm; mDNS and the DHT are on unless switched off.
+
+    None for either is yes, unless all addresses that are named are of this machine alone.
+    """
+    looks = not are_only_here(named)
+    return Reach(network, key, looks if mdns is None else mdns, looks if dht is None else dht)
 
 
 def looks_around(network: str | Reach) -> bool:

@@ -81,6 +81,25 @@ def test_verbs_that_enter_a_swarm_take_one(verb: str) -> None:
     assert ReachFlags().ways_in([LOOP]) == (LOOP,)
 
 
+@pytest.mark.parametrize(
+    ("flags", "named", "looks"),
+    [
+        (ReachFlags(), (), (True, True)),
+        (ReachFlags(), (LOOP, "/ip6/::1/tcp/0"), (False, False)),
+        (ReachFlags(), (LOOP, WAY), (True, True)),
+        (ReachFlags(mdns=False), (), (False, True)),
+        (ReachFlags(dht=False), (WAY,), (True, False)),
+        (ReachFlags(mdns=True), (LOOP,), (True, False)),
+    ],
+)
+def test_peers_are_looked_for_unless_switched_off(
+    flags: ReachFlags, named: tuple[str, ...], looks: tuple[bool, bool]
+) -> None:
+    """In a private network, too; not where all that is named is of this machine alone."""
+    reach = flags.of("main", named)
+    assert (reach.mdns, reach.dht) == looks
+
+
 def test_what_contradicts_an_invitation_is_refused(tmp_path: Path) -> None:
     """Another network's name, or another key than it has."""
     file = tmp_path / "key"
