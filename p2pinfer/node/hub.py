@@ -251,7 +251,7 @@ def _api() -> "HfApi":
         from huggingface_hub import HfApi
     except ImportError as error:
         raise UserError(
-            "models from Hugging Face need its library; type: pip install 'p2pinfer[hub]'"
+            "models from Hugging Face need its library; type: pip install 'huggingface_hub~=2.4'"
         ) from error
     logger = logging.getLogger("huggingface_hub")
     logger.handlers, logger.propagate = [], True  # its lines look as ours do

@@ -3,6 +3,7 @@
 import fcntl
 import hashlib
 import json
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -34,6 +35,7 @@ def home(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     for name in (*VARIABLES, "OLLAMA_MODELS", "HF_TOKEN", "HF_HUB_OFFLINE"):
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setenv("HF_ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.setenv("HF_HUB_DISABLE_TELEMETRY", "1")
     return tmp_path
 
 
@@ -284,6 +286,14 @@ def test_offline(monkeypatch: pytest.MonkeyPatch, home: Path, toy: bytes) -> Non
         UserError, match=r"hf:a/b is not on this machine; what .* model find; to do"
     ):
         name_model("hf:a/b", open_store(), quiet)
+
+
+def test_without_the_library_it_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It is an extra; what is in caches is found without it."""
+    monkeypatch.setitem(sys.modules, "huggingface_hub", None)
+    with pytest.raises(UserError, match="need its library; type: pip install 'huggingface_hub~=2"):
+        offer(NAME)
+    assert find_downloaded() == []
 
 
 def test_the_disk_must_have_room(
