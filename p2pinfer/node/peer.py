@@ -198,12 +198,7 @@ async def serve_peer(options: PeerOptions, store: Store, hooks: Hooks) -> None:
             hidden = directory.is_hidden
             return {"network": network} | describe_peer(transport, statistics, hidden=hidden)
 
-        def answer(question: Status) -> Status:
-            ways_in = ways_in_told(
-                options.network, lambda: transport.addresses, directory, question
-            )
-            return ways_in | sponsor(identity, network, question)
-
+        answer = partial(_answer, identity, options.network, transport, directory)
         await stack.enter_async_context(open_status(describe, answer))
         with trio.CancelScope() as preparing:
             nursery.start_soon(_cancel_at, hooks.leaving, preparing)
@@ -226,6 +221,18 @@ async def serve_peer(options: PeerOptions, store: Store, hooks: Hooks) -> None:
         await stack.enter_async_context(sharing(_frauds(swarm, model.id, server), nursery))
         await server.run()
         directory.leave()
+
+
+def _answer(
+    identity: Identity,
+    reach: str | Reach,
+    transport: Transport,
+    directory: Directory,
+    question: Status,
+) -> Status:
+    """Return what a peer tells other processes of this machine that ask for more than its status."""
+    ways_in = ways_in_told(reach, lambda: transport.addresses, directory, question)
+    return ways_in | sponsor(identity, name_of(reach), question)
 
 
 def _frauds(swarm: SwarmConnection, model: ModelId, server: Server) -> Frauds:
