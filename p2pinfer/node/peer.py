@@ -61,6 +61,7 @@ from peers.receipts.signer import ReceiptSigner
 from peers.serving.accounts import Accounts
 from peers.serving.server import HeldLayers, Server, ServingPlan
 from transports.base import Reach, Reachability, Transport
+from transports.identity import Identity
 
 T = TypeVar("T")
 
@@ -174,7 +175,6 @@ async def serve_peer(options: PeerOptions, store: Store, hooks: Hooks) -> None:
                 listen=options.listen or own_listen(key.path, chance, hooks.say),
                 announce=options.announce,
                 kind=options.transport,
-                admits_guests=True,
             )
         )
         transport, directory, nursery = swarm.transport, swarm.directory, swarm.nursery
@@ -230,7 +230,7 @@ def _answer(
     directory: Directory,
     question: Status,
 ) -> Status:
-    """Return what a peer tells other processes of this machine that ask for more than its status."""
+    """Return what a peer adds to its status for processes of this machine that ask for it."""
     ways_in = ways_in_told(reach, lambda: transport.addresses, directory, question)
     return ways_in | sponsor(identity, name_of(reach), question)
 

@@ -62,7 +62,6 @@ async def run_relay(
                 identity=key.identity,
                 listen=options.listen or own_listen(key.path, chance, say),
                 announce=options.announce,
-                admits_guests=True,
             )
         )
         transport, directory = swarm.transport, swarm.directory

@@ -189,9 +189,10 @@ async def open_swarm_connection(
     listen: Sequence[str] = (),
     announce: Sequence[str] = (),
     kind: str = "libp2p",
-    admits_guests: bool = False,
 ) -> AsyncIterator[SwarmConnection]:
     """Open a transport with a directory while the block lasts; no peer is dialled yet.
+
+    In a private network one that listens gives the key to guests that this machine has invited.
 
     Args:
         bootstrap: multiaddrs of peers in the swarm, or names that stand for some.
@@ -200,7 +201,6 @@ async def open_swarm_connection(
         listen: multiaddrs to listen on.
         announce: multiaddrs at which others reach it, besides the machine's own.
         kind: ``libp2p``, or ``tcp`` for measuring what libp2p costs.
-        admits_guests: of a private network: give its key to guests that this machine has invited.
 
     Raises:
         UserError: an address cannot be listened on, or announced.
@@ -208,7 +208,7 @@ async def open_swarm_connection(
     chance = random.Random()  # noqa: S311 -- picks which peers to ask, and where to start
     identity = identity or ephemeral_identity()
     guests = None
-    if admits_guests and isinstance(network, Reach) and network.key:
+    if listen and isinstance(network, Reach) and network.key:
         guests = GuestTokens(network)
     names = [address for address in bootstrap if dnsaddr.is_dnsaddr(address)]
     bootstrap, faults = await dnsaddr.resolve(bootstrap)
