@@ -99,6 +99,14 @@ WaysIn = Annotated[
         " this machine, or those that answered it before.",
     ),
 ]
+MapPort = Annotated[
+    bool,
+    option(
+        "map",
+        "Ask the router to pass this peer's port on, by PCP, NAT-PMP or UPnP, and take that back at"
+        " the end. Not done with --announce.",
+    ),
+]
 RelayMbit = Annotated[
     float,
     option("relay-mbit", "Carry at most this much for others, in megabits a second."),
@@ -108,7 +116,7 @@ RelayMbit = Annotated[
 @Parameter(name="*")
 @dataclass(frozen=True)
 class RelayFlags:
-    """What to carry for peers that cannot reach each other."""
+    """How others reach this machine, and what it carries for those that cannot be reached."""
 
     relay: Annotated[
         bool,
@@ -117,6 +125,7 @@ class RelayFlags:
         ),
     ] = True
     relay_mbit: RelayMbit = 16.0
+    map_port: MapPort = True
 
     def of(self, reach: "Reach") -> "Reach":
         """Return how to reach a swarm, with these flags; raises UserError."""
@@ -124,7 +133,9 @@ class RelayFlags:
 
         check_range("relay-mbit", self.relay_mbit, 0.1)
         relaying = Relaying.IF_PUBLIC if self.relay else Relaying.NEVER
-        return replace(reach, relaying=relaying, relay_mbit=self.relay_mbit)
+        return replace(
+            reach, relaying=relaying, relay_mbit=self.relay_mbit, maps_port=self.map_port
+        )
 
 
 Memory = Annotated[

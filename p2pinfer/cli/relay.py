@@ -12,6 +12,7 @@ from p2pinfer.cli.options import (
     REACH,
     AsJson,
     Bootstrap,
+    MapPort,
     Network,
     ReachFlags,
     RelayMbit,
@@ -25,6 +26,7 @@ from p2pinfer.core import errors
 def relay(
     *,
     relay_mbit: RelayMbit = 16.0,
+    map_port: MapPort = True,
     listen: Listen = (),
     announce: Announce = (),
     bootstrap: Bootstrap = (),
@@ -44,9 +46,8 @@ def relay(
     from p2pinfer.node.relay_peer import RelayOptions, run_relay
 
     check_range("relay-mbit", relay_mbit, 0.1)
-    options = RelayOptions(
-        listen, announce, bootstrap, replace(reach.of(network), relay_mbit=relay_mbit), identity
-    )
+    way = replace(reach.of(network), relay_mbit=relay_mbit, maps_port=map_port)
+    options = RelayOptions(listen, announce, bootstrap, way, identity)
 
     def ready(peer: PeerId, addresses: tuple[str, ...]) -> None:
         if as_json:

@@ -16,12 +16,14 @@ class Here:
 
     peer: PeerId
     addresses: tuple[str, ...]
+    port_mapping: str = ""
+    """What became of asking the router for a port, in words."""
 
 
 def peers_here(network: str) -> list[Here]:
     """Return the peers of a network that run on this machine now."""
     return [
-        Here(PeerId(said["peer"]), tuple(said["addresses"]))
+        Here(PeerId(said["peer"]), tuple(said["addresses"]), str(said.get("port_mapping", "")))
         for said in trio.run(ask_all)
         if is_peer_of(said, network)
     ]

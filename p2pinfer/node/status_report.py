@@ -7,11 +7,11 @@ from p2pinfer.core.advertisement import Advertisement
 from p2pinfer.core.model_names import readable_name
 from peers.serving.server import ServerStatistics
 from peers.serving.stage import SessionStatistics
-from transports.base import Transport
+from transports.blocklist import GuardedTransport
 
 
 def describe_peer(
-    transport: Transport, statistics: Callable[[], ServerStatistics] | None, *, hidden: bool
+    transport: GuardedTransport, statistics: Callable[[], ServerStatistics] | None, *, hidden: bool
 ) -> dict[str, Any]:
     """Return a peer's id and status; without statistics while it fetches its model."""
     found: dict[str, Any] = {
@@ -19,6 +19,7 @@ def describe_peer(
         "peer": transport.peer_id,
         "addresses": list(transport.addresses),
         "hidden": hidden,
+        "port_mapping": transport.port_mapping,
         "state": "joining",
         "sessions": [],
     }
