@@ -40,6 +40,9 @@ PORTS_TRIED = 4
 PERMANENT_ONLY: Final = "OnlyPermanentLeasesSupported"
 """What old routers answer to a lease; then the port is given back at the end alone."""
 
+NO_ANSWER: Final = "Miniupnpc"
+"""How texts of miniupnpc begin where the router gave none."""
+
 NAME: Final = "p2pinfer"
 """Shown in the router's list of ports."""
 
@@ -139,6 +142,7 @@ class UpnpControl:
 
         Raises:
             RouterRefusal: it does not.
+            RouterSilence: it does not answer.
         """
         return await trio.to_thread.run_sync(
             self._add, inner, outer, abandon_on_cancel=True, limiter=self._one
@@ -165,12 +169,16 @@ class UpnpControl:
                 continue  # some routers take it from the other machine without a word
             for lease_s in (LEASE_S, 0):
                 try:
-                    self._device.addportmapping(port, "TCP", here, inner, NAME, "", str(lease_s))
+                    self._device.addportmapping(port, "TCP", here, inner, NAME, "", lease_s)
                     return self._outside(), port
                 except RouterRefusal:
                     raise
-                except Exception as error:  # noqa: BLE001 - miniupnpc raises no other
+                except Exception as error:
+                    if type(error) is not Exception:  # the router's no is just that
+                        raise
                     reason = str(error)
+                    if reason.startswith(NO_ANSWER):
+                        raise RouterSilence(reason) from error
                     if reason != PERMANENT_ONLY:
                         break
         raise RouterRefusal(reason)

@@ -101,7 +101,8 @@ class Host:
 
     def _take_address(self) -> None:
         # A /24, as at home, and yet the packets to its neighbours go through the device, too.
-        via = f"via {self.behind.inner} onlink " if self.behind and self.behind.inner else ""
+        router = self.behind.inner if self.behind else ""
+        via = f"via {router} onlink " if router not in ("", self.address) else ""
         self.configure(
             f"address add {self.address}/24 dev eth0", f"route add default {via}dev eth0"
         )

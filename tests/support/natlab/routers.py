@@ -10,7 +10,8 @@ import struct
 import threading
 import time
 from collections.abc import Callable
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
+from socketserver import ThreadingTCPServer
 from typing import Any
 
 from tests.support.natlab.hosts import Host
@@ -129,7 +130,8 @@ class Igd:
             self._ssdp.bind(("0.0.0.0", 1900))
             group = socket.inet_aton("239.255.255.250") + socket.inet_aton(host.address)
             self._ssdp.setsockopt(socket.IPPROTO_IP, socket.IP_ADD_MEMBERSHIP, group)
-            self._http = ThreadingHTTPServer((host.address, TCP_PORT_HTTP), self._handler())
+            # Not an HTTPServer, which looks its own name up: nobody answers here.
+            self._http = ThreadingTCPServer((host.address, TCP_PORT_HTTP), self._handler())
         self._threads = [
             threading.Thread(target=self._serve_ssdp, daemon=True),
             threading.Thread(target=self._http.serve_forever, args=(0.05,), daemon=True),
@@ -153,7 +155,7 @@ class Igd:
             question, asker = self._ssdp.recvfrom(2048)
             if not question:
                 return
-            kind = re.search(rb"ST: *(\S+)", question)
+            kind = re.search(rb"\nST: *(\S+)", question)
             if question.startswith(b"M-SEARCH") and kind and kind[1].endswith(b"Device:1"):
                 lines = (
                     "HTTP/1.1 200 OK",
