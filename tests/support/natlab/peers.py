@@ -6,7 +6,7 @@ from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
-from typing import Any, Final
+from typing import Any, Final, Self
 
 import trio
 
@@ -99,7 +99,7 @@ class LabPeer:
             self._ours.poll(left_s)
         return time.monotonic() - began
 
-    def __enter__(self) -> "LabPeer":
+    def __enter__(self) -> Self:
         return self
 
     def __exit__(self, *_: object) -> None:

@@ -172,10 +172,10 @@ class Igd:
         igd = self
 
         class Handler(BaseHTTPRequestHandler):
-            def do_GET(self) -> None:  # noqa: N802 - http.server's name
+            def do_GET(self) -> None:
                 self._send(200, _DESCRIPTION.format(control=igd._control))
 
-            def do_POST(self) -> None:  # noqa: N802
+            def do_POST(self) -> None:
                 body = self.rfile.read(int(self.headers["Content-Length"])).decode()
                 action = self.headers["SOAPAction"].strip('"').rpartition("#")[2]
                 values = dict(re.findall(r"<(New\w+)>([^<]*)</New", body))
