@@ -109,12 +109,9 @@ class Home:
             nursery.cancel_scope.cancel()
 
 
-@pytest.fixture(autouse=True)
-def _clock(autojump_clock: trio.testing.MockClock) -> None:
-    """Let time pass as soon as nobody has anything to do."""
-
-
-async def test_a_port_is_renewed_at_half_its_lease_and_given_back() -> None:
+async def test_a_port_is_renewed_at_half_its_lease_and_given_back(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
     """And is told once."""
     router = Router()
     home = Home(router)
@@ -136,7 +133,9 @@ def test_no_lease_makes_a_machine_ask_too_often_or_too_seldom(lease_s: float, af
     assert RENEW_S_MIN <= found <= RENEW_S_MAX
 
 
-async def test_the_next_protocol_is_tried_where_one_fails() -> None:
+async def test_the_next_protocol_is_tried_where_one_fails(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
     """A refusal of the version says nothing to a person; another one does."""
     old, mute, upnp = Router("PCP"), Router("NAT-PMP"), Router("UPnP")
     old.refusal = RouterRefusal("it speaks another version", UNSUPPORTED_VERSION)
@@ -156,7 +155,9 @@ async def test_the_next_protocol_is_tried_where_one_fails() -> None:
         assert "forward TCP port 4001 to this machine" in keeper.words
 
 
-async def test_who_gets_no_port_asks_again_ever_less_often() -> None:
+async def test_who_gets_no_port_asks_again_ever_less_often(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
     """The router may just be starting, or somebody may change its settings later."""
     router = Router()
     router.refusal = RouterRefusal("it is set not to")
@@ -171,7 +172,9 @@ async def test_who_gets_no_port_asks_again_ever_less_often() -> None:
         assert home.told == ["/ip4/5.9.5.7/tcp/4001"]
 
 
-async def test_a_restarted_router_gives_the_port_again_within_seconds() -> None:
+async def test_a_restarted_router_gives_the_port_again_within_seconds(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
     """With whatever outer address it has now."""
     router = Router()
     home = Home(router)
@@ -184,7 +187,9 @@ async def test_a_restarted_router_gives_the_port_again_within_seconds() -> None:
         assert home.told == ["/ip4/5.9.5.7/tcp/4001", "/ip4/5.9.6.8/tcp/4001"]
 
 
-async def test_a_router_that_stays_silent_has_no_port_once_the_lease_is_over() -> None:
+async def test_a_router_that_stays_silent_has_no_port_once_the_lease_is_over(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
     """Perhaps another one is there by then."""
     router = Router()
     home = Home(router)
@@ -197,7 +202,9 @@ async def test_a_router_that_stays_silent_has_no_port_once_the_lease_is_over() -
         assert home.told == ["/ip4/5.9.5.7/tcp/4001", ""]
 
 
-async def test_a_machine_that_moves_asks_the_router_that_is_there() -> None:
+async def test_a_machine_that_moves_asks_the_router_that_is_there(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
     """Between the two networks there is none, and the next may know its port at once."""
     router = Router()
     home = Home(router)
@@ -213,7 +220,9 @@ async def test_a_machine_that_moves_asks_the_router_that_is_there() -> None:
         assert home.told[-1] == "/ip4/5.9.6.8/tcp/4001"
 
 
-async def test_looks_in_a_row_ask_once_in_two_seconds() -> None:
+async def test_looks_in_a_row_ask_once_in_two_seconds(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
     """However often the interfaces change."""
     router = Router()
     router.refusal = RouterRefusal("it is set not to")
@@ -225,7 +234,7 @@ async def test_looks_in_a_row_ask_once_in_two_seconds() -> None:
         assert len(router.asked) <= 1 + 10 / HASTE_S + 1
 
 
-async def test_a_second_nat_is_named() -> None:
+async def test_a_second_nat_is_named(autojump_clock: trio.testing.MockClock) -> None:
     """The port is kept: that one may pass it on."""
     router = Router()
     router.outside = "100.64.3.4"
@@ -234,7 +243,7 @@ async def test_a_second_nat_is_named() -> None:
         assert router.is_open
 
 
-async def test_nobody_is_asked_without_need() -> None:
+async def test_nobody_is_asked_without_need(autojump_clock: trio.testing.MockClock) -> None:
     """By a machine of the Internet, and by a peer that only this machine can dial."""
     router = Router()
     home = Home(router)
@@ -248,7 +257,9 @@ async def test_nobody_is_asked_without_need() -> None:
     assert not router.asked
 
 
-async def test_a_router_that_is_gone_delays_the_end_by_a_second() -> None:
+async def test_a_router_that_is_gone_delays_the_end_by_a_second(
+    autojump_clock: trio.testing.MockClock,
+) -> None:
     """And no more."""
     router = Router()
     home = Home(router)
