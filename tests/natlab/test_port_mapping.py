@@ -2,15 +2,12 @@
 
 import logging
 import time
-from collections.abc import Iterator
-from contextlib import ExitStack
 
 import pytest
 
 from tests.support.natlab.internet import Internet
-from tests.support.natlab.nats import Nat
-from tests.support.natlab.peers import PORT, LabPeer, Options
-from tests.support.natlab.routers import Igd, Pcp, wait_until
+from tests.support.natlab.peers import PORT, LabPeer, World
+from tests.support.natlab.routers import Pcp, wait_until
 
 ROUTER, HOME, INSIDE = "10.1.0.1", "5.9.5.11", "10.1.0.2"
 TOLD_S_MAX = 15.0
@@ -18,42 +15,6 @@ TOLD_S_MAX = 15.0
 
 AGAIN_S_MAX = 30.0
 """For a peer to be reachable again after its router has lost everything."""
-
-
-class World:
-    """Three public peers, and others as a test adds them."""
-
-    def __init__(self, net: Internet) -> None:
-        self.net, self._stack = net, ExitStack()
-        places = ("5.5.5.5", "5.6.5.5", "5.7.5.5")
-        self.public = [self.peer(net.host(f"p{i}", place)) for i, place in enumerate(places)]
-
-    def peer(self, host: object, options: Options | None = None) -> LabPeer:
-        """Start a peer that ends with the test."""
-        return self._stack.enter_context(LabPeer(host, options))  # type: ignore[arg-type]
-
-    def inside(self, nat: Nat, address: str = INSIDE, **options: object) -> LabPeer:
-        """Start a peer behind a NAT that knows the public ones."""
-        host = self.net.host(f"h{address}", address, behind=nat)
-        knows = tuple(each.address for each in self.public)
-        return self.peer(host, Options(knows=knows, **options))  # type: ignore[arg-type]
-
-    def keep(self, igd: Igd) -> Igd:
-        """Close a router's protocol with the test."""
-        self._stack.callback(igd.close)
-        return igd
-
-    def close(self) -> None:
-        """End all peers."""
-        self._stack.close()
-
-
-@pytest.fixture
-def world(internet: Internet) -> Iterator[World]:
-    """Provide an Internet with three public peers."""
-    made = World(internet)
-    yield made
-    made.close()
 
 
 def told(port: int, peer: LabPeer, host: str = HOME) -> tuple[str, ...]:
@@ -64,7 +25,7 @@ def told(port: int, peer: LabPeer, host: str = HOME) -> tuple[str, ...]:
 def test_nat_pmp_makes_a_peer_public_until_it_leaves(world: World, internet: Internet) -> None:
     """It is told once others have dialled it, and the port is closed at the end."""
     home = internet.nat("home", HOME, inner=ROUTER, speaks_nat_pmp=True)
-    peer = world.inside(home, maps_port=True)
+    peer = world.inside(home, INSIDE, maps_port=True)
     peer.wait(lambda state: state.reach == "public", TOLD_S_MAX)
     assert peer.state.addresses == told(PORT, peer)
     assert home.forwards == {PORT: (INSIDE, PORT)}
@@ -96,9 +57,8 @@ def test_upnp_makes_a_peer_public_until_it_leaves(
     """Also by an old router, which knows no leases, and not at another machine's port."""
     home = internet.nat("home", HOME, inner=ROUTER)
     home.forward(PORT, ("10.1.0.99", 80))
-    router = internet.host("router", ROUTER, behind=home)
-    igd = world.keep(Igd(router, home, only_permanent=only_permanent))
-    peer = world.inside(home, maps_port=True)
+    igd = world.igd(home, only_permanent=only_permanent)
+    peer = world.inside(home, INSIDE, maps_port=True)
     peer.wait(lambda state: state.reach == "public", TOLD_S_MAX)
     assert peer.state.addresses == told(PORT + 1009, peer)
     assert "(UPnP)" in peer.state.words
@@ -110,13 +70,12 @@ def test_upnp_makes_a_peer_public_until_it_leaves(
 def test_a_router_that_leads_elsewhere_gets_no_orders(world: World, internet: Internet) -> None:
     """A description may not make a peer send orders to another machine of the network."""
     home = internet.nat("home", HOME, inner=ROUTER)
-    router = internet.host("router", ROUTER, behind=home)
     victim = internet.host("victim", "10.1.0.77", behind=home)
     seen = victim.socket(port=80)
     seen.listen()
     seen.settimeout(0.3)
-    world.keep(Igd(router, home, control="http://10.1.0.77/control"))
-    peer = world.inside(home, maps_port=True)
+    world.igd(home, control="http://10.1.0.77/control")
+    peer = world.inside(home, INSIDE, maps_port=True)
     peer.wait(lambda state: "answers neither" in state.words, TOLD_S_MAX)
     with pytest.raises(TimeoutError):
         seen.accept()
@@ -127,7 +86,7 @@ def test_a_router_that_refuses_is_named_with_its_reason(world: World, internet: 
     """And the peer knows that it is hidden."""
     home = internet.nat("home", HOME, inner=ROUTER)
     Pcp(home, refuses=True)
-    peer = world.inside(home, maps_port=True)
+    peer = world.inside(home, INSIDE, maps_port=True)
     peer.wait(lambda state: "passes no port on: it is set not to (PCP)" in state.words, TOLD_S_MAX)
     peer.wait(lambda state: state.reach == "hidden", TOLD_S_MAX)
 
@@ -136,7 +95,7 @@ def test_a_router_that_refuses_is_named_with_its_reason(world: World, internet: 
 def test_a_silent_router_delays_nothing(world: World, internet: Internet) -> None:
     """The verdict comes as without asking it, and the words say what to switch on."""
     home = internet.nat("home", HOME, inner=ROUTER)
-    peer = world.inside(home, maps_port=True)
+    peer = world.inside(home, INSIDE, maps_port=True)
     peer.wait(lambda state: state.reach == "hidden", TOLD_S_MAX)
     peer.wait(lambda state: "switch UPnP on in its settings" in state.words, TOLD_S_MAX)
 
@@ -145,7 +104,7 @@ def test_an_address_that_the_router_invents_is_never_told(world: World, internet
     """Others dial the address at which they see the peer, at the port that the router gave."""
     home = internet.nat("home", HOME, inner=ROUTER)
     Pcp(home, says="8.8.4.4", picks=7777)
-    peer = world.inside(home, maps_port=True)
+    peer = world.inside(home, INSIDE, maps_port=True)
     peer.wait(lambda state: state.reach == "public", TOLD_S_MAX)
     assert peer.state.addresses == told(7777, peer)
 
@@ -154,7 +113,7 @@ def test_a_port_behind_a_carriers_nat_makes_nobody_public(world: World, internet
     """The words say that a second NAT is there."""
     carrier = internet.nat("carrier", HOME)
     home = internet.nat("home", "100.64.7.7", behind=carrier, inner=ROUTER, speaks_nat_pmp=True)
-    peer = world.inside(home, maps_port=True)
+    peer = world.inside(home, INSIDE, maps_port=True)
     peer.wait(lambda state: state.reach == "hidden", TOLD_S_MAX)
     assert "its own outer address 100.64.7.7 is a private one" in peer.state.words
     carrier.forward(PORT, ("100.64.7.7", PORT))
@@ -169,8 +128,8 @@ def test_a_restarted_router_is_asked_again(world: World, internet: Internet, spe
     if speaks == "PCP":
         Pcp(home)
     if speaks == "UPnP":
-        world.keep(Igd(internet.host("router", ROUTER, behind=home), home))
-    peer = world.inside(home, maps_port=True)
+        world.igd(home)
+    peer = world.inside(home, INSIDE, maps_port=True)
     peer.wait(lambda state: state.reach == "public", TOLD_S_MAX)
     time.sleep(3)  # a clock of whole seconds shows a restart only after some of them
     home.forget(forwards=True)
@@ -183,7 +142,7 @@ def test_a_changed_outer_address_is_told_soon(world: World, internet: Internet) 
     """As of providers that give another one each day, or after a restart."""
     home = internet.nat("home", HOME, inner=ROUTER)
     Pcp(home)
-    peer = world.inside(home, maps_port=True)
+    peer = world.inside(home, INSIDE, maps_port=True)
     peer.wait(lambda state: state.reach == "public", TOLD_S_MAX)
     internet.renumber(home, "5.9.6.12")
     after_s = peer.wait(lambda state: state.addresses == told(PORT, peer, "5.9.6.12"), AGAIN_S_MAX)

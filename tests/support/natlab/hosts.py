@@ -99,6 +99,15 @@ class Host:
         self.configure("address flush dev eth0 scope global")
         self._take_address()
 
+    def sleep(self) -> None:
+        """Lose the network, as a laptop that is shut or out of reach of its Wi-Fi."""
+        self.configure("address flush dev eth0 scope global", "link set eth0 down")
+
+    def wake(self) -> None:
+        """Have it back."""
+        self.configure("link set eth0 up")
+        self._take_address()
+
     def _take_address(self) -> None:
         # A /24, as at home, and yet the packets to its neighbours go through the device, too.
         router = self.behind.inner if self.behind else ""

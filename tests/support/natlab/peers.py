@@ -1,9 +1,11 @@
 """Peers on hosts of the lab: the real transport alone, in processes that cost a fork each."""
 
 import multiprocessing
+import os
+import signal
 import time
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import dataclass
 from multiprocessing.connection import Connection
 from typing import Any, Final, Self
@@ -12,6 +14,9 @@ import trio
 
 from p2pinfer.core.errors import PeerError
 from tests.support.natlab.hosts import Host, enter
+from tests.support.natlab.internet import Internet
+from tests.support.natlab.nats import Nat
+from tests.support.natlab.routers import Igd
 from transports.base import Reach, Relaying
 from transports.identity import Identity
 from transports.libp2p import autonat_server
@@ -66,12 +71,13 @@ class LabPeer:
         )
         self._process.start()
         theirs.close()
-        self._state: State = self._ours.recv()
+        self.states: list[State] = [self._ours.recv()]
+        """All that it has known, the latest last."""
 
     @property
     def id(self) -> str:
         """Its peer id."""
-        return self._state.peer
+        return self.states[0].peer
 
     @property
     def address(self) -> str:
@@ -82,8 +88,8 @@ class LabPeer:
     def state(self) -> State:
         """What it knows now."""
         while self._ours.poll():
-            self._state = self._ours.recv()
-        return self._state
+            self.states.append(self._ours.recv())
+        return self.states[-1]
 
     def wait(self, true: Callable[[State], Any], within_s: float) -> float:
         """Wait for a state; return how long that took, in seconds.
@@ -99,6 +105,18 @@ class LabPeer:
             self._ours.poll(left_s)
         return time.monotonic() - began
 
+    @contextmanager
+    def asleep(self) -> Iterator[None]:
+        """Stop it, and its host's network, while the block lasts: as a laptop that is shut."""
+        assert self._process.pid, "it was started"
+        os.kill(self._process.pid, signal.SIGSTOP)
+        self.host.sleep()
+        try:
+            yield
+        finally:
+            self.host.wake()
+            os.kill(self._process.pid, signal.SIGCONT)
+
     def __enter__(self) -> Self:
         return self
 
@@ -113,6 +131,40 @@ class LabPeer:
         self._process.kill()
         self._process.join()
         self._ours.close()
+
+
+class World:
+    """An Internet with three public peers, and others as a test adds them; ``with`` ends them."""
+
+    def __init__(self, net: Internet, lies: tuple[bool, ...] = (False, False, False)) -> None:
+        self.net, self._stack = net, ExitStack()
+        self.public = [
+            self.peer(net.host(f"p{i}", f"5.{5 + i}.5.5"), Options(lies=each))
+            for i, each in enumerate(lies)
+        ]
+
+    def peer(self, host: Host, options: Options | None = None) -> LabPeer:
+        """Start a peer that ends with the test."""
+        return self._stack.enter_context(LabPeer(host, options))
+
+    def inside(self, nat: Nat, address: str, **options: Any) -> LabPeer:
+        """Start a peer behind a NAT that knows the public ones."""
+        host = self.net.host(f"h{address}", address, behind=nat)
+        knows = tuple(each.address for each in self.public)
+        return self.peer(host, Options(knows=knows, **options))
+
+    def igd(self, nat: Nat, **options: Any) -> Igd:
+        """Have a NAT's router speak UPnP."""
+        host = self.net.host(f"router of {nat.name}", nat.inner, behind=nat)
+        igd = Igd(host, nat, **options)
+        self._stack.callback(igd.close)
+        return igd
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._stack.close()
 
 
 def _run(pipe: Connection, namespace: str, options: Options) -> None:
