@@ -8,7 +8,7 @@ import trio
 
 from transports.port_mapping import messages
 from transports.port_mapping.asking import exchange
-from transports.port_mapping.messages import SERVER_PORT, Granted, RouterRefusal, has_restarted
+from transports.port_mapping.messages import SERVER_PORT, Granted, RouterRefusal, may_be_lost
 from transports.port_mapping.upnp import UpnpControl
 
 
@@ -62,9 +62,9 @@ class _Epochs:
     def set(self, epoch_s: int) -> None:
         self.epoch_s, self.seen_at = epoch_s, trio.current_time()
 
-    def is_reset(self, epoch_s: int) -> bool:
-        """Take in the latest; whether it began anew since the one before."""
-        found = has_restarted(self.epoch_s, trio.current_time() - self.seen_at, epoch_s)
+    def is_other(self, epoch_s: int) -> bool:
+        """Take in the latest; whether it began anew, or ran on while this machine slept."""
+        found = may_be_lost(self.epoch_s, trio.current_time() - self.seen_at, epoch_s)
         self.set(epoch_s)
         return found
 
@@ -102,7 +102,7 @@ class PcpHolder:
             epoch_s = await exchange(place, messages.pcp_announce, messages.read_pcp_announce)
         except RouterRefusal:
             return True  # it cannot tell; renewing does no harm
-        return self._epochs.is_reset(epoch_s)
+        return self._epochs.is_other(epoch_s)
 
     async def unmap(self) -> None:
         """See `Holder.unmap`."""
@@ -144,7 +144,7 @@ class NatPmpHolder:
             now = await self._outside()
         except RouterRefusal:  # it has no address at the moment
             return False
-        return self._epochs.is_reset(now.epoch_s) or now.host != self._host
+        return self._epochs.is_other(now.epoch_s) or now.host != self._host
 
     async def unmap(self) -> None:
         """See `Holder.unmap`."""

@@ -21,7 +21,7 @@ LEASE_S: Final = 3600
 """For which a port is asked: a machine that crashes leaves it open no longer."""
 
 EPOCH_SLACK_S: Final = 2
-"""What a router's clock may lag, beside an eighth of the time that has passed."""
+"""What two clocks may differ by, beside an eighth of the time that has passed."""
 
 _NATPMP_VERSION, _PCP_VERSION = 0, 2
 _OUTSIDE, _NATPMP_TCP = 0, 2
@@ -215,12 +215,17 @@ def _as_ipv6(host: str) -> bytes:
     return bytes(10) + b"\xff\xff" + ipaddress.IPv4Address(host).packed
 
 
-def has_restarted(before_s: int, elapsed_s: float, now_s: int) -> bool:
-    """Whether a router has lost its ports, by its epoch (RFC 6886, section 3.6).
+def may_be_lost(before_s: int, elapsed_s: float, now_s: int) -> bool:
+    """Whether a port may be lost, by the router's epoch (RFC 6886, 3.6; RFC 6887, 8.5).
+
+    Either the router has restarted, or this machine has slept and its own clock stood still.
 
     Args:
         before_s: the epoch of an earlier answer.
         elapsed_s: since that answer, by this machine's clock.
         now_s: the epoch of the latest answer.
     """
-    return now_s < before_s + elapsed_s * 7 / 8 - EPOCH_SLACK_S
+    passed_s = now_s - before_s
+    return (
+        passed_s < elapsed_s * 7 / 8 - EPOCH_SLACK_S or passed_s > elapsed_s * 8 / 7 + EPOCH_SLACK_S
+    )

@@ -98,7 +98,7 @@ class Nat:
         """What answers at the inner address, by UDP port."""
         self.dropped = 0
         self._now, self._chance = now, chance
-        self._started = now()
+        self._started = now() - 1000  # as routers that run for long
         self._by_key: dict[tuple[Any, ...], Mapping] = {}
         self._by_port: dict[tuple[int, int], Mapping] = {}
         if speaks_nat_pmp:
