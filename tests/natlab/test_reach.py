@@ -59,8 +59,8 @@ def test_the_verdict_is_what_a_stranger_finds(world: World, internet: Internet) 
         for kind, (_, host) in peers.items()
     }
     assert (found["passing"], found["home router"]) == ("public", "hidden")
-    for kind, (peer, host) in peers.items():
-        assert peer.state.addresses == (told(peer, host) if found[kind] == "public" else ())
+    for kind, (peer, place) in peers.items():
+        assert peer.state.addresses == (told(peer, place) if found[kind] == "public" else ())
 
 
 def test_who_claims_to_have_dialled_makes_nobody_public(internet: Internet) -> None:

@@ -196,6 +196,18 @@ TABLES: dict[str, list[Row]] = {
         Row("inbound streams per peer", "{}", "transports.libp2p.host", "STREAMS_PER_PEER_MAX"),
         Row("unread bytes per stream", "{}", "transports.libp2p.yamux", "WINDOW_BYTES_MAX"),
         Row("unread bytes per connection", "{}", "transports.libp2p.yamux", "UNREAD_BYTES_MAX"),
+        Row(
+            "a port of a router is asked for; renewed at half of that",
+            "{}",
+            "transports.port_mapping.messages",
+            "LEASE_S",
+        ),
+        Row(
+            "looking whether the router still knows it, every",
+            "{}",
+            "transports.port_mapping.keeper",
+            "CHECK_S",
+        ),
     ],
     "Knowing each other": [
         Row("addresses that a peer advertises", "{}", "p2pinfer.core.checks", "ADDRESSES_MAX"),

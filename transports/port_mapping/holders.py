@@ -29,7 +29,7 @@ class Mapping:
         return f"/ip4/{self.host}/tcp/{self.port}"
 
 
-class Holder(Protocol):
+class PortHolder(Protocol):
     """A router that may pass a port on."""
 
     way: str
@@ -54,7 +54,7 @@ class Holder(Protocol):
 
 @dataclass
 class _Epochs:
-    """A router's clock, which starts anew when it loses its ports."""
+    """A router's clock, which starts again when it loses its ports."""
 
     epoch_s: int = 0
     seen_at: float = 0.0
@@ -63,7 +63,7 @@ class _Epochs:
         self.epoch_s, self.seen_at = epoch_s, trio.current_time()
 
     def is_other(self, epoch_s: int) -> bool:
-        """Take in the latest; whether it began anew, or ran on while this machine slept."""
+        """Take in the latest; whether it started again, or ran on while this machine slept."""
         found = may_be_lost(self.epoch_s, trio.current_time() - self.seen_at, epoch_s)
         self.set(epoch_s)
         return found
@@ -87,7 +87,7 @@ class PcpHolder:
     _epochs: _Epochs = field(default_factory=_Epochs)
 
     async def map(self) -> Mapping:
-        """See `Holder.map`."""
+        """See `PortHolder.map`."""
         found = await self._ask(messages.LEASE_S)
         if not found.lease_s or found.host is None:
             raise RouterRefusal("it gives no lease")
@@ -96,7 +96,7 @@ class PcpHolder:
         return Mapping(found.host, found.port, self.way, found.lease_s)
 
     async def is_lost(self) -> bool:
-        """See `Holder.is_lost`."""
+        """See `PortHolder.is_lost`."""
         place = self.router, SERVER_PORT
         try:
             epoch_s = await exchange(place, messages.pcp_announce, messages.read_pcp_announce)
@@ -105,7 +105,7 @@ class PcpHolder:
         return self._epochs.is_other(epoch_s)
 
     async def unmap(self) -> None:
-        """See `Holder.unmap`."""
+        """See `PortHolder.unmap`."""
         await self._ask(0)
 
     async def _ask(self, lease_s: int) -> Granted:
@@ -129,7 +129,7 @@ class NatPmpHolder:
     _epochs: _Epochs = field(default_factory=_Epochs)
 
     async def map(self) -> Mapping:
-        """See `Holder.map`."""
+        """See `PortHolder.map`."""
         outside = await self._outside()
         found = await self._ask(messages.LEASE_S)
         if not found.lease_s:
@@ -139,7 +139,7 @@ class NatPmpHolder:
         return Mapping(outside.host, found.port, self.way, found.lease_s)
 
     async def is_lost(self) -> bool:
-        """See `Holder.is_lost`."""
+        """See `PortHolder.is_lost`."""
         try:
             now = await self._outside()
         except RouterRefusal:  # it has no address at the moment
@@ -147,7 +147,7 @@ class NatPmpHolder:
         return self._epochs.is_other(now.epoch_s) or now.host != self._host
 
     async def unmap(self) -> None:
-        """See `Holder.unmap`."""
+        """See `PortHolder.unmap`."""
         await self._ask(0)
 
     async def _outside(self) -> messages.Outside:
@@ -173,15 +173,15 @@ class UpnpHolder:
     _host: str = ""
 
     async def map(self) -> Mapping:
-        """See `Holder.map`."""
+        """See `PortHolder.map`."""
         wanted = self._outer or self.inner
         self._host, self._outer = await self.control.add(self.inner, wanted)
         return Mapping(self._host, self._outer, self.way, messages.LEASE_S)
 
     async def is_lost(self) -> bool:
-        """See `Holder.is_lost`."""
+        """See `PortHolder.is_lost`."""
         return not await self.control.knows(self.inner, self._outer, self._host)
 
     async def unmap(self) -> None:
-        """See `Holder.unmap`."""
+        """See `PortHolder.unmap`."""
         await self.control.remove(self._outer)

@@ -18,10 +18,10 @@ from transports.interfaces import is_global
 from transports.port_mapping.asking import RouterSilence
 from transports.port_mapping.gateway import find_gateway
 from transports.port_mapping.holders import (
-    Holder,
     Mapping,
     NatPmpHolder,
     PcpHolder,
+    PortHolder,
     UpnpHolder,
 )
 from transports.port_mapping.messages import UNSUPPORTED_VERSION, RouterRefusal
@@ -67,7 +67,7 @@ SILENT: Final = (
 LOST: Final = "the router {} does not answer any more"
 
 
-Way = Callable[[], Awaitable[Holder]]
+Way = Callable[[], Awaitable[PortHolder]]
 """Finds what holds a port by one protocol; raises RouterSilence."""
 
 Ways = Callable[[str, str, int, bytes], Sequence[Way]]
@@ -77,13 +77,13 @@ Ways = Callable[[str, str, int, bytes], Sequence[Way]]
 def all_ways(router: str, own_host: str, inner: int, nonce: bytes) -> Sequence[Way]:
     """Return the three protocols, the newest first."""
 
-    async def by_pcp() -> Holder:
+    async def by_pcp() -> PortHolder:
         return PcpHolder(router, inner, nonce)
 
-    async def by_natpmp() -> Holder:
+    async def by_natpmp() -> PortHolder:
         return NatPmpHolder(router, inner)
 
-    async def by_upnp() -> Holder:
+    async def by_upnp() -> PortHolder:
         description = await find_description(router, own_host)
         return UpnpHolder(await open_control(description, router), inner)
 
@@ -163,7 +163,7 @@ class PortKeeper:
                 await _give_back(holder)
         return True
 
-    async def _ask(self, router: str, own_host: str, inner: int) -> Holder | None:
+    async def _ask(self, router: str, own_host: str, inner: int) -> PortHolder | None:
         """Try one protocol after the other; return what grants a port."""
         words = SILENT.format(router, inner)
         for way in self.ways(router, own_host, inner, self.nonce):
@@ -182,7 +182,7 @@ class PortKeeper:
         self.words = words
         return None
 
-    async def _keep(self, holder: Holder, router: str, own_host: str) -> None:
+    async def _keep(self, holder: PortHolder, router: str, own_host: str) -> None:
         """Renew a port until the router does not give it any more, or is another one."""
         granted_at = trio.current_time()
         while True:
@@ -204,7 +204,7 @@ class PortKeeper:
             except RouterRefusal as error:
                 log.info("router %s gives the port no more: %s", router, error)
                 return
-            except RouterSilence as error:  # it may be starting anew, and needs a minute
+            except RouterSilence as error:  # it may be starting, and needs a minute
                 log.debug("router %s: %s", router, error)
                 if is_moved or trio.current_time() - granted_at >= mapping.lease_s:
                     self.words = LOST.format(router)
@@ -228,6 +228,6 @@ def renewal_s(mapping: Mapping) -> float:
     return min(RENEW_S_MAX, max(RENEW_S_MIN, mapping.lease_s / 2))
 
 
-async def _give_back(holder: Holder) -> None:
+async def _give_back(holder: PortHolder) -> None:
     with suppress(RouterSilence, RouterRefusal):
         await holder.unmap()

@@ -67,7 +67,7 @@ _PCP_REASONS: Final = {
 
 
 class RouterAnswerError(ValueError):
-    """What came is no answer to the question; whoever waits goes on waiting."""
+    """What came is no answer to the question; the wait goes on."""
 
 
 class RouterRefusal(Exception):

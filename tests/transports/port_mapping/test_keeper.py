@@ -9,7 +9,7 @@ import trio.testing
 
 from transports.port_mapping import keeper as keeping
 from transports.port_mapping.asking import RouterSilence
-from transports.port_mapping.holders import Holder, Mapping
+from transports.port_mapping.holders import Mapping, PortHolder
 from transports.port_mapping.keeper import (
     AGAIN_S_MAX,
     AGAIN_S_MIN,
@@ -87,12 +87,12 @@ class Home:
 
     def ways(
         self, router: str, own_host: str, inner: int, nonce: bytes
-    ) -> Sequence[Callable[[], Awaitable[Holder]]]:
+    ) -> Sequence[Callable[[], Awaitable[PortHolder]]]:
         """Return each router as if it were a protocol."""
         assert (router, own_host, inner, nonce) == (self.place, self.own, 4001, NONCE)
 
-        def way(found: Router) -> Callable[[], Awaitable[Holder]]:
-            async def by() -> Holder:
+        def way(found: Router) -> Callable[[], Awaitable[PortHolder]]:
+            async def by() -> PortHolder:
                 return found
 
             return by

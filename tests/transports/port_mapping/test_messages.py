@@ -102,13 +102,20 @@ def test_whatever_comes_is_an_answer_a_refusal_or_nothing(answer: bytes) -> None
         messages.read_natpmp_outside(answer)
     with suppress(RouterAnswerError, RouterRefusal):
         messages.read_pcp_announce(answer)
-    for read in (
-        lambda: messages.read_natpmp_map(answer, 4001),
-        lambda: messages.read_pcp_map(answer, NONCE, 4001),
-    ):
+    for read in (read_natpmp, read_pcp):
         with suppress(RouterAnswerError, RouterRefusal):
-            found = read()
+            found = read(answer)
             assert found.port in range(1, 65_536) or not found.lease_s
+
+
+def read_natpmp(answer: bytes) -> Granted:
+    """Read an answer about one port."""
+    return messages.read_natpmp_map(answer, 4001)
+
+
+def read_pcp(answer: bytes) -> Granted:
+    """Read the same by PCP."""
+    return messages.read_pcp_map(answer, NONCE, 4001)
 
 
 def test_a_clock_that_is_behind_or_ahead_is_a_port_that_may_be_lost() -> None:
