@@ -6,7 +6,7 @@ import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager, suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from multiprocessing.connection import Connection
 from typing import Any, Final, Self
 
@@ -43,6 +43,8 @@ class State:
     addresses: tuple[str, ...]
     words: str
     """What became of asking the router."""
+    after_s: float = field(default=0.0, compare=False)
+    """Since the peer began."""
 
 
 @dataclass(frozen=True)
@@ -187,7 +189,7 @@ async def _serve(pipe: Connection, options: Options) -> None:
         trio.open_nursery() as nursery,
     ):
         nursery.start_soon(_call_all, transport, options.knows)
-        said = None
+        began, said = trio.current_time(), None
         while not pipe.poll():
             keeper = transport.port_keeper
             now = State(
@@ -195,6 +197,7 @@ async def _serve(pipe: Connection, options: Options) -> None:
                 transport.reachability.value,
                 tuple(transport.addresses),
                 keeper.words if keeper else "",
+                trio.current_time() - began,
             )
             if now != said:
                 pipe.send(now)
