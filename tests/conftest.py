@@ -45,6 +45,7 @@ SLOW = (
     "transports/libp2p/test_circuits.py",
     "transports/libp2p/test_peer_finding.py",
     "transports/libp2p/test_walls.py",
+    "transports/port_mapping/test_hostile_router.py",
     "transports/test_interfaces.py",
 )
 """Under tests/: what starts processes, or takes seconds. ``make test-fast`` leaves it out."""

@@ -205,7 +205,7 @@ TABLES: dict[str, list[Row]] = {
         Row(
             "looking whether the router still knows it, every",
             "{}",
-            "transports.port_mapping.keeper",
+            "transports.port_mapping.holders",
             "CHECK_S",
         ),
     ],

@@ -6,7 +6,7 @@ from typing import TypeVar
 
 import trio
 
-from transports.port_mapping.messages import ANSWER_BYTES_MAX, RouterAnswerError
+from transports.port_mapping.messages import ANSWER_BYTES_MAX, RouterAnswerError, RouterSilence
 
 T = TypeVar("T")
 
@@ -16,10 +16,6 @@ who is on the same network answers within milliseconds, and losing three in a ro
 
 ANSWERS_MAX = 64
 """Datagrams looked at for one answer: more is a flood."""
-
-
-class RouterSilence(Exception):
-    """The router does not answer, or says that nobody listens."""
 
 
 async def exchange(

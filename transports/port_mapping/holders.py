@@ -11,6 +11,13 @@ from transports.port_mapping.asking import exchange
 from transports.port_mapping.messages import SERVER_PORT, Granted, RouterRefusal, may_be_lost
 from transports.port_mapping.upnp import UpnpControl
 
+CHECK_S = 10.0
+"""How often a router is asked whether it still knows the port: it may have restarted. Its answer
+is a few bytes, and a machine should be reachable again within half a minute."""
+
+UPNP_CHECK_S = 20.0
+"""The same by UPnP, which takes a process and some kilobytes."""
+
 
 @dataclass(frozen=True)
 class Mapping:
@@ -33,6 +40,8 @@ class PortHolder(Protocol):
     """A router that may pass a port on."""
 
     way: str
+    check_s: float
+    """Between two looks whether the port is lost, in seconds."""
 
     async def map(self) -> Mapping:
         """Ask for the port, or renew it.
@@ -83,6 +92,7 @@ class PcpHolder:
     inner: int
     nonce: bytes
     way: str = "PCP"
+    check_s: float = CHECK_S
     _outer: int = 0
     _epochs: _Epochs = field(default_factory=_Epochs)
 
@@ -124,6 +134,7 @@ class NatPmpHolder:
     router: str
     inner: int
     way: str = "NAT-PMP"
+    check_s: float = CHECK_S
     _outer: int = 0
     _host: str = ""
     _epochs: _Epochs = field(default_factory=_Epochs)
@@ -169,6 +180,7 @@ class UpnpHolder:
     control: UpnpControl
     inner: int
     way: str = "UPnP"
+    check_s: float = UPNP_CHECK_S
     _outer: int = 0
     _host: str = ""
 

@@ -15,7 +15,6 @@ from typing import Final
 import trio
 
 from transports.interfaces import is_global
-from transports.port_mapping.asking import RouterSilence
 from transports.port_mapping.gateway import find_gateway
 from transports.port_mapping.holders import (
     Mapping,
@@ -24,14 +23,10 @@ from transports.port_mapping.holders import (
     PortHolder,
     UpnpHolder,
 )
-from transports.port_mapping.messages import UNSUPPORTED_VERSION, RouterRefusal
-from transports.port_mapping.upnp import find_description, open_control
+from transports.port_mapping.messages import UNSUPPORTED_VERSION, RouterRefusal, RouterSilence
+from transports.port_mapping.upnp import UpnpControl, find_description
 
 log: Final = logging.getLogger("p2pinfer.transports")
-
-CHECK_S = 10.0
-"""How often a router is asked whether it still knows the port: it may have restarted. Its answer
-is a few bytes, and a machine should be reachable again within half a minute."""
 
 RENEW_S_MIN, RENEW_S_MAX = 30.0, 1800.0
 """Between two renewals, whatever lease a router gives; half of the lease otherwise."""
@@ -43,8 +38,8 @@ to start, or somebody may change its settings. Also at once when it has moved.""
 HASTE_S = 2.0
 """Between two looks at least, however often the machine moves."""
 
-UNMAP_S_MAX = 1.0
-"""At the end, for the router to take its port back."""
+UNMAP_S_MAX = 2.0
+"""At the end, for the router to take its port back: milliseconds, or half a second by UPnP."""
 
 OFF: Final = "the router is not asked to pass a port on"
 ASKING: Final = "the router is being asked to pass a port on"
@@ -85,7 +80,7 @@ def all_ways(router: str, own_host: str, inner: int, nonce: bytes) -> Sequence[W
 
     async def by_upnp() -> PortHolder:
         description = await find_description(router, own_host)
-        return UpnpHolder(await open_control(description, router), inner)
+        return UpnpHolder(UpnpControl(description, router), inner)
 
     return by_pcp, by_natpmp, by_upnp
 
@@ -186,7 +181,7 @@ class PortKeeper:
         """Renew a port until the router does not give it any more, or is another one."""
         granted_at = trio.current_time()
         while True:
-            with trio.move_on_after(CHECK_S):
+            with trio.move_on_after(holder.check_s):
                 await self._moved.wait()
             is_moved, self._moved = self._moved.is_set(), trio.Event()
             if is_moved:

@@ -70,6 +70,10 @@ class RouterAnswerError(ValueError):
     """What came is no answer to the question; the wait goes on."""
 
 
+class RouterSilence(Exception):
+    """The router does not answer, or says that nobody listens."""
+
+
 class RouterRefusal(Exception):
     """The router says no; the text says why, for a person."""
 

@@ -4,20 +4,20 @@ Only the router of the default route is asked: what others on the network say of
 looked at, and a description that leads elsewhere is refused.
 """
 
-import ipaddress
-import logging
+import json
 import re
 import socket
+import subprocess
 from contextlib import suppress
+from dataclasses import dataclass
 from typing import Any, Final
-from urllib.parse import urlsplit
 
 import trio
 
-from transports.port_mapping.asking import ANSWERS_MAX, RouterSilence
-from transports.port_mapping.messages import LEASE_S, RouterAnswerError, RouterRefusal
-
-log: Final = logging.getLogger("p2pinfer.transports")
+from p2pinfer.core.python_process import python_command, python_environment
+from transports.port_mapping.asking import ANSWERS_MAX
+from transports.port_mapping.messages import RouterAnswerError, RouterRefusal, RouterSilence
+from transports.port_mapping.upnp_orders import check_url
 
 SSDP: Final = ("239.255.255.250", 1900)
 """Where devices listen for questions (UPnP device architecture, section 1)."""
@@ -34,17 +34,8 @@ SEARCH_WAITS_S: Final = (1.0, 1.5)
 REPLY_BYTES_MAX = 4096
 """Of an answer; more than twenty times what routers send."""
 
-PORTS_TRIED = 4
-"""Outer ports asked for in turn, where another machine of the home holds the first."""
-
-PERMANENT_ONLY: Final = "OnlyPermanentLeasesSupported"
-"""What old routers answer to a lease; then the port is given back at the end alone."""
-
-NO_ANSWER: Final = "Miniupnpc"
-"""How texts of miniupnpc begin where the router gave none."""
-
-NAME: Final = "p2pinfer"
-"""Shown in the router's list of ports."""
+ORDER_S_MAX = 10.0
+"""For an order to be carried out: a slow router takes a second for each of four requests."""
 
 _LOCATION: Final = re.compile(rb"^location:[ \t]*(\S{1,1024})[ \t]*\r?$", re.I | re.M)
 
@@ -59,22 +50,6 @@ def read_location(reply: bytes, router: str) -> str:
     if not reply.startswith(b"HTTP/1.") or len(reply) > REPLY_BYTES_MAX or not found:
         raise RouterAnswerError("not an answer of SSDP")
     return check_url(found[1].decode("latin-1"), router)
-
-
-def check_url(url: str, router: str) -> str:
-    """Return a URL if it is one of the router's.
-
-    Raises:
-        RouterAnswerError: it is not.
-    """
-    try:
-        parts = urlsplit(url)
-        good = parts.scheme == "http" and parts.hostname == router and parts.port != 0
-    except ValueError as error:
-        raise RouterAnswerError(f"{url!r} is no URL") from error
-    if not (good and url.isascii() and url.isprintable() and not parts.username):
-        raise RouterAnswerError(f"{url!r} does not lead to the router {router}")
-    return url
 
 
 async def find_description(router: str, own_host: str) -> str:
@@ -126,110 +101,54 @@ def _question(kind: str) -> bytes:
     return "".join(f"{line}\r\n" for line in (*lines, "")).encode()
 
 
+@dataclass(frozen=True)
 class UpnpControl:
-    """The service of a router that opens ports; its calls take a thread each, one at a time.
+    """The service of a router that opens ports; each order takes a process."""
 
-    Args:
-        device: of miniupnpc, or what stands for it.
-    """
-
-    def __init__(self, device: Any) -> None:
-        self._device = device
-        self._one = trio.CapacityLimiter(1)  # a call that was given up may still be under way
+    description: str
+    """The URL of the router's description."""
+    router: str
 
     async def add(self, inner: int, outer: int) -> tuple[str, int]:
-        """Have a port passed on to this machine for `LEASE_S`; return the outer host and port.
+        """Have a port passed on to this machine; return the outer host and port.
 
         Raises:
             RouterRefusal: it does not.
             RouterSilence: it does not answer.
         """
-        return await trio.to_thread.run_sync(
-            self._add, inner, outer, abandon_on_cancel=True, limiter=self._one
-        )
+        host, port = await self._order("add", inner, outer)
+        return str(host), int(port)
 
     async def knows(self, inner: int, outer: int, host: str) -> bool:
-        """Whether the port is still passed on, at the same outer address."""
-        return await trio.to_thread.run_sync(
-            self._knows, inner, outer, host, abandon_on_cancel=True, limiter=self._one
-        )
+        """Whether the port is still passed on, at the same outer address; raises RouterSilence."""
+        return bool(await self._order("knows", inner, outer, host))
 
     async def remove(self, outer: int) -> None:
-        """Give a port back; the router may be gone."""
-        await trio.to_thread.run_sync(
-            self._remove, outer, abandon_on_cancel=True, limiter=self._one
-        )
+        """Give a port back; raises RouterSilence."""
+        await self._order("remove", outer)
 
-    def _add(self, inner: int, outer: int) -> tuple[str, int]:
-        here = str(self._device.lanaddr)
-        reason = "all ports that were asked for are taken"
-        for port in outer_ports(outer):
-            holder = self._device.getspecificportmapping(port, "TCP")
-            if holder and holder[:2] != (here, inner):
-                continue  # some routers take it from the other machine without a word
-            for lease_s in (LEASE_S, 0):
-                try:
-                    self._device.addportmapping(port, "TCP", here, inner, NAME, "", lease_s)
-                    return self._outside(), port
-                except RouterRefusal:
-                    raise
-                except Exception as error:
-                    if type(error) is not Exception:  # the router's no is just that
-                        raise
-                    reason = str(error)
-                    if reason.startswith(NO_ANSWER):
-                        raise RouterSilence(reason) from error
-                    if reason != PERMANENT_ONLY:
-                        break
-        raise RouterRefusal(reason)
-
-    def _outside(self) -> str:
-        try:
-            return str(ipaddress.IPv4Address(self._device.externalipaddress()))
-        except Exception as error:
-            raise RouterRefusal("it does not know its own address") from error
-
-    def _knows(self, inner: int, outer: int, host: str) -> bool:
-        here = str(self._device.lanaddr)
-        try:
-            holder = self._device.getspecificportmapping(outer, "TCP")
-            return bool(holder) and holder[:2] == (here, inner) and self._outside() == host
-        except RouterRefusal:
-            return False
-
-    def _remove(self, outer: int) -> None:
-        try:
-            self._device.deleteportmapping(outer, "TCP")
-        except Exception as error:  # noqa: BLE001 - as above
-            log.debug("the router does not take its port back: %s", error)
+    async def _order(self, *words: object) -> Any:
+        order = json.dumps([self.description, self.router, *words])
+        with trio.move_on_after(ORDER_S_MAX):
+            done = await trio.run_process(
+                python_command("transports.port_mapping.upnp_orders", order),
+                capture_stdout=True,
+                stderr=subprocess.DEVNULL,
+                check=False,
+                env=python_environment(),
+            )
+            return _read(done.stdout)
+        raise RouterSilence(f"no answer within {ORDER_S_MAX:g} s")
 
 
-def outer_ports(first: int) -> list[int]:
-    """Return the outer ports to ask for in turn, the wanted one first."""
-    return [1024 + (first - 1024 + 1009 * i) % (65_536 - 1024) for i in range(PORTS_TRIED)]
-
-
-async def open_control(description: str, router: str) -> UpnpControl:
-    """Read a router's description.
-
-    Raises:
-        RouterSilence: it gives none, or none of a router, or one that leads elsewhere.
-    """
+def _read(printed: bytes) -> Any:
+    """Read what came of an order."""
     try:
-        device = await trio.to_thread.run_sync(_open, description, abandon_on_cancel=True)
-        check_url(str(device[1]), router)
-    except RouterAnswerError as error:
-        raise RouterSilence(str(error)) from error
-    return UpnpControl(device[0])
-
-
-def _open(description: str) -> tuple[Any, object]:
-    try:
-        import miniupnpc
-    except ImportError as error:
-        raise RouterSilence("miniupnpc is not installed") from error
-    device = miniupnpc.UPnP()
-    try:
-        return device, device.selectigd(description)
-    except Exception as error:
-        raise RouterSilence(str(error)) from error
+        found = json.loads(printed)
+    except ValueError as error:
+        raise RouterSilence("what speaks to it has ended") from error
+    if "refused" in found:
+        raise RouterRefusal(found["refused"])
+    if "silent" in found:
+        raise RouterSilence(found["silent"])
+    return found["done"]

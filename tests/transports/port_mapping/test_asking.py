@@ -5,8 +5,8 @@ import socket
 import pytest
 import trio
 
-from transports.port_mapping.asking import ANSWERS_MAX, RouterSilence, exchange
-from transports.port_mapping.messages import natpmp_map, read_natpmp_map
+from transports.port_mapping.asking import ANSWERS_MAX, exchange
+from transports.port_mapping.messages import RouterSilence, natpmp_map, read_natpmp_map
 
 ANSWER = bytes.fromhex("0082 0000 00000e10 0fa1 1f90 00000e10")
 

@@ -8,19 +8,17 @@ import trio
 import trio.testing
 
 from transports.port_mapping import keeper as keeping
-from transports.port_mapping.asking import RouterSilence
-from transports.port_mapping.holders import Mapping, PortHolder
+from transports.port_mapping.holders import CHECK_S, Mapping, PortHolder
 from transports.port_mapping.keeper import (
     AGAIN_S_MAX,
     AGAIN_S_MIN,
-    CHECK_S,
     HASTE_S,
     RENEW_S_MAX,
     RENEW_S_MIN,
     PortKeeper,
     renewal_s,
 )
-from transports.port_mapping.messages import UNSUPPORTED_VERSION, RouterRefusal
+from transports.port_mapping.messages import UNSUPPORTED_VERSION, RouterRefusal, RouterSilence
 
 HOME, OWN, NONCE = "192.168.1.1", "192.168.1.9", bytes(12)
 
@@ -29,7 +27,7 @@ class Router:
     """Holds one port, and does what a test says."""
 
     def __init__(self, way: str = "PCP") -> None:
-        self.way = way
+        self.way, self.check_s = way, CHECK_S
         self.outside = "5.9.5.7"
         self.lease_s = 3600.0
         self.refusal: RouterRefusal | None = None
@@ -257,7 +255,7 @@ async def test_nobody_is_asked_without_need(autojump_clock: trio.testing.MockClo
     assert not router.asked
 
 
-async def test_a_router_that_is_gone_delays_the_end_by_a_second(
+async def test_a_router_that_is_gone_delays_the_end_little(
     autojump_clock: trio.testing.MockClock,
 ) -> None:
     """And no more."""
