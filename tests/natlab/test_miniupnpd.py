@@ -78,12 +78,16 @@ def test_each_protocol_opens_and_closes_the_port(internet: Internet, tmp_path: P
         stdout=subprocess.PIPE,
         text=True,
     )
-    assert asker.stdin is not None
     assert asker.stdout is not None
 
     def is_open() -> bool:
         rules = router.run([program("nft"), "list", "ruleset"], capture_output=True, text=True)
         return f"dnat ip to {INSIDE}:4001" in rules.stdout
+
+    def go_on() -> None:
+        assert asker.stdin is not None
+        asker.stdin.write("\n")
+        asker.stdin.flush()
 
     for way in ("PCP", "NAT-PMP", "UPnP"):
         assert json.loads(asker.stdout.readline()) == {
@@ -94,7 +98,8 @@ def test_each_protocol_opens_and_closes_the_port(internet: Internet, tmp_path: P
             "is_same_again": True,
         }
         assert is_open()
-        asker.stdin.write("\n")
-        asker.stdin.flush()
-        assert wait_until(lambda: not is_open(), SOON_S)
+        go_on()
+        assert asker.stdout.readline() == "closed\n"
+        assert not is_open()
+        go_on()
     assert asker.wait(SOON_S) == 0

@@ -1,4 +1,7 @@
-"""Ask a router for port 4001 by each protocol, and give it back: run on a host of the lab."""
+"""Ask a router for port 4001 by each protocol, and give it back: run on a host of the lab.
+
+It waits for a line of input after each.
+"""
 
 import json
 import sys
@@ -28,6 +31,9 @@ async def ask() -> None:
         sys.stdout.flush()
         sys.stdin.readline()
         await holder.unmap()
+        sys.stdout.write("closed\n")
+        sys.stdout.flush()
+        sys.stdin.readline()
 
 
 if __name__ == "__main__":
