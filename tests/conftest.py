@@ -34,6 +34,7 @@ SLOW = (
     "core/test_python_process.py",
     "fuzz/",
     "interop/",
+    "node/test_hub.py",
     "peers/parts/test_fetch.py",
     "peers/steps/test_hostile.py",
     "scheduler/test_oracle.py",
