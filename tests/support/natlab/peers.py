@@ -104,7 +104,7 @@ class LabPeer:
             left_s = within_s - (time.monotonic() - began)
             if left_s <= 0:
                 raise TimeoutError(f"after {within_s:g} s it is still {self.state}")
-            self._ours.poll(left_s)
+            self._ours.poll(min(left_s, LOOK_S))  # what is looked at may be the NAT
         return time.monotonic() - began
 
     @contextmanager
