@@ -40,12 +40,15 @@ SLOW = (
     "scheduler/test_oracle.py",
     "sim/test_hunt.py",
     "sim/test_runs.py",
+    "sim/test_ways.py",
     "test_docs.py",  # loading all that the pages quote asks the system for libraries
     "test_setup.py",
     "test_setup_llama.py",
     "transports/libp2p/test_circuits.py",
+    "transports/libp2p/test_crooked_relays.py",
     "transports/libp2p/test_peer_finding.py",
     "transports/libp2p/test_walls.py",
+    "transports/libp2p/test_walls_on_circuits.py",
     "transports/port_mapping/test_hostile_router.py",
     "transports/test_interfaces.py",
 )

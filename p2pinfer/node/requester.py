@@ -180,9 +180,11 @@ class Client(SwarmClient):
             gatherer if options.evidence else None,
             transport.round_trip_s,
             standings,
+            transport.relay_to,
             drafts=options.drafts,
             draft_model=draft_model,
         )
+        self.audit_rate = options.audit_rate if options.evidence else 0.0
         self._auditor: Auditor | None = None
         self.frauds: Frauds | None = None
         """The record of proven cheats; None if no evidence is gathered."""

@@ -17,6 +17,7 @@ from p2pinfer.client.answer import ChatOptions
 from p2pinfer.client.library import Swarm, open_swarm
 from p2pinfer.core.advertisement import Advertisement
 from p2pinfer.core.errors import NobodyServes
+from p2pinfer.core.ids import PeerId
 from p2pinfer.core.sampling import Sampling
 from p2pinfer.core.trust import Trust
 from p2pinfer.engine.gguf.sampling_advice import Advice
@@ -38,8 +39,21 @@ class FakeClient:
 
     def __init__(self, made: chain.Swarm) -> None:
         self.made, self.ends = made, made.ends
-        info = SimpleNamespace(name="Toy Model", layers=30, chat_template=None)
-        self.model = SimpleNamespace(id=MODEL, info=info, advice=Advice())
+        info = SimpleNamespace(
+            name="Toy Model",
+            architecture="toy",
+            license=None,
+            layers=30,
+            width=8,
+            vocabulary_tokens=50,
+            context_tokens=2 * chain.CONTEXT,
+            type_bytes={"Q4_1": 99},
+            chat_template=None,
+        )
+        tensors = [SimpleNamespace(shape=(50, 8)), SimpleNamespace(shape=(1200,))]
+        manifest = SimpleNamespace(size=1234, tensors=tensors)
+        self.model = SimpleNamespace(id=MODEL, info=info, manifest=manifest, advice=Advice())
+        self.audit_rate = 0.25
         self.absent = self.silent = ""
         self.engine_is_lost = False
         self.called = 0
@@ -48,6 +62,8 @@ class FakeClient:
         self.trust: Trust | None = None
         self.repair: Repair | None = None
         self.experiences = Experiences(lambda _: 0.0123)
+        self.relays: dict[PeerId, PeerId] = {}
+        self.relay_to = self.relays.get
         self._numbers = count()
 
     async def find_route(self, _: object) -> list[RouteHop]:
