@@ -54,6 +54,7 @@ SLOW = (
     "transports/libp2p/test_peer_finding.py",
     "transports/libp2p/test_walls.py",
     "transports/libp2p/test_walls_on_circuits.py",
+    "transports/port_mapping/test_hostile_router.py",
     "transports/test_interfaces.py",
 )
 """Under tests/: what starts processes, or takes seconds. ``make test-fast`` leaves it out."""

@@ -44,6 +44,8 @@ class Reach:
     """Look for peers on the local network, and be discoverable there."""
     dht: bool = False
     """Look for peers in a DHT, and be discoverable there."""
+    maps_port: bool = False
+    """Ask the router of this network to pass the peer's port on."""
     relaying: Relaying = Relaying.IF_PUBLIC
     relay_mbit: float = 16.0
     """Carried for others at most, megabits a second."""

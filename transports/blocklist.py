@@ -141,6 +141,12 @@ class GuardedTransport:
             punches.patient, punches.addresses_of = protocols, addresses_of
 
     @property
+    def port_mapping(self) -> str:
+        """What became of asking the router for a port, in words, where that is done."""
+        keeper = getattr(self._inner, "port_keeper", None)
+        return keeper.words if keeper else ""
+
+    @property
     def channels(self) -> int:
         """How many channels this peer opened that have not ended, where the transport counts."""
         count: int = getattr(self._inner, "channels", 0)

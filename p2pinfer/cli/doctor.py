@@ -75,7 +75,7 @@ async def examine(patient: Patient) -> list[Diagnosis]:
     rows = await look.rows()
     said = [row.said for row in rows]
     mine = {each.peer: each.advice for each in patient.here}
-    findings += peer_findings(mine, rows)
+    findings += [*peer_findings(mine, rows), *router_findings(patient.here)]
     findings += clock_findings([row for row in rows if row.said.peer not in mine])
     for model in dict.fromkeys(a.model for a in said):
         findings += coverage_findings([a for a in said if a.model == model], {*mine})
@@ -149,6 +149,15 @@ def _port(row: ObservedPeer, advice: str) -> list[Diagnosis]:
         text = f"{name} has only local-network addresses: peers elsewhere cannot dial it"
         return [Diagnosis("port", True, text)]
     return []
+
+
+def router_findings(here: Sequence[Here]) -> list[Diagnosis]:
+    """Report what the router was asked for by the peers on this machine, and what it said."""
+    return [
+        Diagnosis("router", True, f"…{each.peer[-6:]}: {each.port_mapping}")
+        for each in here
+        if each.port_mapping
+    ]
 
 
 def is_public(address: str) -> bool:

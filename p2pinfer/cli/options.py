@@ -196,6 +196,14 @@ WaysIn = Annotated[
         " line. If omitted: the peers that run on this machine, or those that answered it before.",
     ),
 ]
+MapPort = Annotated[
+    bool,
+    option(
+        "map",
+        "Ask the router to pass this peer's port on, by PCP, NAT-PMP or UPnP, and take that back at"
+        " the end. Not done with --announce.",
+    ),
+]
 RelayMbit = Annotated[
     float,
     option("relay-mbit", "Carry at most this much for others, in megabits a second."),
@@ -205,7 +213,7 @@ RelayMbit = Annotated[
 @Parameter(name="*")
 @dataclass(frozen=True)
 class RelayFlags:
-    """What to carry for peers that cannot reach each other."""
+    """How others reach this machine, and what it carries for those that cannot be reached."""
 
     relay: Annotated[
         bool,
@@ -214,6 +222,7 @@ class RelayFlags:
         ),
     ] = True
     relay_mbit: RelayMbit = 16.0
+    map_port: MapPort = True
 
     def of(self, reach: "Reach") -> "Reach":
         """Return how to reach a swarm, with these flags; raises UserError."""
@@ -221,7 +230,9 @@ class RelayFlags:
 
         check_range("relay-mbit", self.relay_mbit, 0.1)
         relaying = Relaying.IF_PUBLIC if self.relay else Relaying.NEVER
-        return replace(reach, relaying=relaying, relay_mbit=self.relay_mbit)
+        return replace(
+            reach, relaying=relaying, relay_mbit=self.relay_mbit, maps_port=self.map_port
+        )
 
 
 Memory = Annotated[

@@ -12,6 +12,7 @@ from p2pinfer.cli.options import (
     REACH,
     AsJson,
     Bootstrap,
+    MapPort,
     Network,
     ReachFlags,
     RelayMbit,
@@ -25,6 +26,7 @@ from p2pinfer.core import errors
 def relay(
     *,
     relay_mbit: RelayMbit = 16.0,
+    map_port: MapPort = True,
     listen: Listen = (),
     announce: Announce = (),
     bootstrap: Bootstrap = (),
@@ -45,7 +47,8 @@ def relay(
 
     check_range("relay-mbit", relay_mbit, 0.1)
     ways_in = reach.ways_in(bootstrap)
-    way = replace(reach.of(network, (*listen, *ways_in)), relay_mbit=relay_mbit)
+    way = reach.of(network, (*listen, *ways_in))
+    way = replace(way, relay_mbit=relay_mbit, maps_port=map_port)
     options = RelayOptions(listen, announce, ways_in, way, identity)
 
     def ready(peer: PeerId, addresses: tuple[str, ...]) -> None:

@@ -161,6 +161,8 @@ def lines(found: Status) -> list[str]:
     if found.get("reached"):
         advice = f"; {found['advice']}" if found.get("advice") else ""
         said.append(f"reached  {found['reached']}{advice}")
+    if found.get("port_mapping"):
+        said.append(f"router   {found['port_mapping']}")
     if found.get("ms_per_layer_row"):
         first, _, end = (found["layers"] or "0:0").partition(":")
         row_ms = found["ms_per_layer_row"] * (int(end) - int(first))

@@ -19,6 +19,8 @@ class Here:
     """Its machine's own, where it tells them, then those that it tells others."""
     advice: str = ""
     """What would let others reach it better, in words."""
+    port_mapping: str = ""
+    """What became of asking the router for a port, in words."""
 
 
 def peers_here(network: str) -> list[Here]:
@@ -30,7 +32,12 @@ def _here(said: Status) -> Here:
     """Read a status; a peer of an older release says neither its own addresses nor advice."""
     own = [each for each in said.get("own_addresses") or () if isinstance(each, str)]
     addresses = tuple(dict.fromkeys([*own, *said["addresses"]]))
-    return Here(PeerId(said["peer"]), addresses, str(said.get("advice", "")))
+    return Here(
+        PeerId(said["peer"]),
+        addresses,
+        str(said.get("advice", "")),
+        str(said.get("port_mapping", "")),
+    )
 
 
 def ways_in(named: Sequence[str], network: str) -> tuple[str, ...]:

@@ -266,7 +266,10 @@ def _notify_owner(
 
     def on_hidden(hidden: bool) -> None:
         nonlocal last
-        text = advice if hidden else "others can dial this peer now"
+        text = "others can dial this peer now"
+        if hidden:
+            router = transport.port_mapping
+            text = f"{advice}; {router}" if router else advice
         is_public = transport.reachability is Reachability.PUBLIC
         if text != last and (
             hidden or is_public or transport.was_dialled

@@ -25,6 +25,7 @@ def describe_peer(
         "reachability": transport.reachability.value,
         "reached": reach.words,
         "advice": reach.advice,
+        "port_mapping": transport.port_mapping,
         "state": "joining",
         "sessions": [],
     }

@@ -2,10 +2,11 @@
 
 import pytest
 
-from p2pinfer.cli.options import AnswerFlags
+from p2pinfer.cli.options import AnswerFlags, RelayFlags
 from p2pinfer.core.errors import UserError
 from p2pinfer.core.sampling import Sampling
 from p2pinfer.engine.gguf.sampling_advice import Advice
+from transports.base import Reach
 
 
 def test_by_default_nothing_is_penalised_or_cut_short() -> None:
@@ -43,3 +44,10 @@ def test_an_option_out_of_range_is_named(flags: AnswerFlags, name: str) -> None:
     """As it was typed."""
     with pytest.raises(UserError, match=name):
         flags.options()
+
+
+def test_the_router_is_asked_unless_a_person_says_no() -> None:
+    """By those who run a peer; a swarm inside a program never does."""
+    assert not Reach().maps_port
+    assert RelayFlags().of(Reach()).maps_port
+    assert not RelayFlags(map_port=False).of(Reach()).maps_port

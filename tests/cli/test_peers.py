@@ -14,12 +14,14 @@ from p2pinfer.cli.doctor import (
     is_public,
     peer_findings,
     probe_findings,
+    router_findings,
 )
 from p2pinfer.cli.options import parse_bytes
 from p2pinfer.cli.peers import BAR_CHARS_MIN, HEADINGS, bar, cells, detours, table
 from p2pinfer.core.advertisement import Advertisement, State
 from p2pinfer.core.errors import UserError
 from p2pinfer.engine.llama.probe_reports import ProbeReport
+from p2pinfer.node.local_peers import Here
 from p2pinfer.node.observer import ObservedPeer
 from tests.support.adverts import through
 from tests.support.swarm import MODEL, peer
@@ -193,3 +195,12 @@ def test_sizes_are_parsed_as_people_write_them(text: str, size: int) -> None:
     for nonsense in ("", "GiB", "-1", "2 furlongs", "i"):
         with pytest.raises(UserError, match="--memory"):
             parse_bytes("memory", nonsense)
+
+
+def test_what_the_router_said_is_a_finding() -> None:
+    """Of each peer on this machine that has asked one."""
+    asked = Here(
+        peer("a"), (), port_mapping="the router 10.1.0.1 passes port 4001 on to this machine (PCP)"
+    )
+    (found,) = router_findings([asked, Here(peer("b"), ())])
+    assert found.text.endswith(asked.port_mapping)

@@ -197,3 +197,10 @@ def test_commands_report_that_nothing_runs(capsys: pytest.CaptureFixture[str]) -
     status.ps(as_json=True)
     first, second = map(json.loads, capsys.readouterr().out.splitlines())
     assert (first, second) == ({"processes": [], "served": 0, "used": 0}, [])
+
+
+def test_a_peer_says_what_its_router_said() -> None:
+    """Where one was asked."""
+    text = "the router 10.1.0.1 passes port 4001 on to this machine (PCP)"
+    assert f"router   {text}" in lines(PEER | {"port_mapping": text})
+    assert not any(each.startswith("router") for each in lines(PEER | {"port_mapping": ""}))

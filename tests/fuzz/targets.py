@@ -43,6 +43,9 @@ from transports.libp2p.yamux import (
     Yamux,
     YamuxViolation,
 )
+from transports.port_mapping import messages as router_messages
+from transports.port_mapping.messages import RouterAnswerError, RouterRefusal
+from transports.port_mapping.upnp import read_location
 
 SMALL_VIEW = 4
 NOW = 1000.0
@@ -287,6 +290,40 @@ def _judge_punch(body: bytes) -> None:
             assert port >= (punching_rules.PORT_MIN if host == "5.5.5.11" else 1)
 
 
+NONCE = bytes(range(router_messages.NONCE_BYTES))
+ROUTER, ROUTER_PORT = "192.168.1.1", 4001
+ROUTER_ANSWERS = (
+    bytes.fromhex("0080 0000 00000e10 c6336407"),
+    bytes.fromhex("0082 0000 00000e10 0fa1 1f90 00000e10"),
+    bytes.fromhex("02 80 00 00 00000000 00000064") + bytes(12),
+    bytes.fromhex("02 81 00 00 00000e10 00000064")
+    + bytes(12)
+    + NONCE
+    + bytes.fromhex("06 000000 0fa1 1f90 00000000000000000000ffff c6336407"),
+    f"HTTP/1.1 200 OK\r\nLocation: http://{ROUTER}:5000/x.xml\r\n\r\n".encode(),
+)
+
+
+def _router(chance: Random) -> bytes:
+    return damage(chance, chance.choice(ROUTER_ANSWERS))
+
+
+def _judge_router(answer: bytes) -> None:
+    with suppress(RouterAnswerError, RouterRefusal):
+        router_messages.read_natpmp_outside(answer)
+    with suppress(RouterAnswerError, RouterRefusal):
+        assert router_messages.read_pcp_announce(answer) < 1 << 32
+    with suppress(RouterAnswerError, RouterRefusal):
+        granted = router_messages.read_natpmp_map(answer, ROUTER_PORT)
+        assert granted.port or not granted.lease_s
+    with suppress(RouterAnswerError, RouterRefusal):
+        granted = router_messages.read_pcp_map(answer, NONCE, ROUTER_PORT)
+        assert granted.host
+        assert granted.port or not granted.lease_s
+    with suppress(RouterAnswerError):
+        assert read_location(answer, ROUTER).partition("//")[2].startswith(ROUTER)
+
+
 TARGETS = {
     "circuit": Target(_circuit, _judge_circuit),
     "codec": Target(_message, _judge_message),
@@ -297,4 +334,5 @@ TARGETS = {
     "gossip": Target(_gossip, _judge_gossip),
     "muxer": Target(_frames, _judge_frames),
     "punch": Target(_punch, _judge_punch),
+    "router": Target(_router, _judge_router),
 }

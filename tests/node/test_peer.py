@@ -17,6 +17,7 @@ class Reached:
         self.peer_id = identity(1).peer_id
         self.addresses = [f"/ip4/{host}/tcp/4001/p2p/{self.peer_id}" for host in ("a", "b")]
         self.was_dialled = False
+        self.port_mapping = ""
         self.reachability = Reachability.UNKNOWN
 
 
@@ -34,6 +35,18 @@ def test_an_owner_hears_once_which_port_to_open() -> None:
     transport.was_dialled = True
     directory.advertiser.on_hidden(False)
     assert told[1:] == ["others can dial this peer now"]
+
+
+def test_an_owner_hears_what_the_router_said() -> None:
+    """It may say what to change in its settings."""
+    told: list[str] = []
+    transport: Any = Reached()
+    transport.port_mapping = "the router 10.1.0.1 passes no port on"
+    directory = Directory(transport, identity(1), random.Random(1))
+    swarm: Any = SimpleNamespace(transport=transport, directory=directory)
+    _notify_owner(swarm, told.append)
+    directory.advertiser.on_hidden(True)
+    assert told[0].endswith("; the router 10.1.0.1 passes no port on")
 
 
 def test_an_owner_who_announced_an_address_hears_that_it_leads_nowhere() -> None:

@@ -199,6 +199,18 @@ TABLES: dict[str, list[Row]] = {
         Row("unread bytes per stream", "{}", "transports.libp2p.yamux", "WINDOW_BYTES_MAX"),
         Row("unread bytes per connection", "{}", "transports.libp2p.yamux", "UNREAD_BYTES_MAX"),
         Row(
+            "a port of a router is asked for; renewed at half of that",
+            "{}",
+            "transports.port_mapping.messages",
+            "LEASE_S",
+        ),
+        Row(
+            "looking whether the router still knows it, every",
+            "{}",
+            "transports.port_mapping.holders",
+            "CHECK_S",
+        ),
+        Row(
             "tries to punch a hole for one peer; then it rests",
             "{} in {}",
             "transports.libp2p.punching_rules",

@@ -2,5 +2,6 @@
 
 from typing import Final
 
-NOT_LOOKING: Final = {"P2PINFER_MDNS": "false", "P2PINFER_DHT": "false"}
-"""Variables of a process that finds only the peers whose addresses it is given."""
+NOT_LOOKING: Final = {"P2PINFER_MDNS": "false", "P2PINFER_DHT": "false", "P2PINFER_MAP": "false"}
+"""Variables of a process that finds only the peers whose addresses it is given, and asks no router
+for a port."""

@@ -150,6 +150,7 @@ def build_host(
     _cure_inbound_slots(swarm, meetings or Meetings())
     _cure_raising_handlers(swarm)
     _cure_trimming(swarm)
+    _cure_stale_views(host)
     if muxer == "own":
         _use_own_muxer(swarm)
     if guests and network_key:
@@ -333,6 +334,28 @@ def _cure_trimming(swarm: Swarm) -> None:
 
     replaced: Any = swarm
     replaced._trim_connections = trim_direct
+
+
+def _cure_stale_views(host: IHost) -> None:
+    """Ask a peer that connects again what it sees this one at now.
+
+    libp2p asks each peer once: after a reconnection, as from another outer address, nobody's view
+    is known any more.
+    """
+    replaced: Any = host
+    forget = replaced._on_notifee_disconnected
+
+    def is_identified(peer: ID) -> bool:
+        return peer in replaced._identified_peers
+
+    def disconnected(conn: Any) -> None:
+        forget(conn)
+        peer: ID = conn.muxed_conn.peer_id
+        if any(not each.is_closed for each in replaced.get_network().get_connections(peer)):
+            replaced._schedule_identify(peer, reason="connected otherwise")
+
+    replaced._has_cached_protocols = is_identified
+    replaced._on_notifee_disconnected = disconnected
 
 
 def _address(wire: Any) -> str:

@@ -124,7 +124,7 @@ class _Case:
     """Networks of the servers that proved it."""
     failures: int = 0
     asked: Counter[PeerId] = field(default_factory=Counter)
-    waiting: set[PeerId] = field(default_factory=set)
+    waiting: dict[PeerId, DialQuestion] = field(default_factory=dict)
 
 
 class Inquiry:
@@ -143,17 +143,17 @@ class Inquiry:
                 continue
             room = min(ASKED_AT_ONCE, FAILURES_MIN - case.failures) - len(case.waiting)
             for server in self._left(candidate, servers)[: max(0, room)]:
-                case.waiting.add(server.peer)
+                question = case.waiting[server.peer] = DialQuestion(server, candidate)
                 case.asked[server.peer] += 1
-                found.append(DialQuestion(server, candidate))
+                found.append(question)
         return found
 
     def answered(self, question: DialQuestion, outcome: DialOutcome) -> bool:
         """Take in what came of a question; False: it is none of this inquiry's."""
         case, server = self._cases.get(question.candidate), question.server
-        if case is None or server.peer not in case.waiting:
-            return False
-        case.waiting.discard(server.peer)
+        if case is None or case.waiting.get(server.peer) is not question:
+            return False  # an equal question of an earlier inquiry says how it was then
+        del case.waiting[server.peer]
         if outcome is DialOutcome.PROVED:
             case.proofs.add(network_of(server.host))
         elif outcome is DialOutcome.FAILED:
@@ -266,6 +266,8 @@ class FamilyReach:
         """The candidates of the latest inquiry."""
         self._due_at = self._not_before = -inf
         self._lapses_at = inf
+        self._is_doubted = False
+        """Whether the inquiry under way began before a reason to ask again."""
 
     @property
     def stage(self) -> ReachStage:
@@ -284,7 +286,7 @@ class FamilyReach:
                 if now >= self._lapses_at:
                     self._conclude(Reachability.UNKNOWN, ())
                 return []
-            self.inquiry, self._asked = Inquiry(wanted), wanted
+            self.inquiry, self._asked, self._is_doubted = Inquiry(wanted), wanted, False
         return self.inquiry.questions(servers)
 
     def answered(
@@ -301,7 +303,7 @@ class FamilyReach:
         found, is_over = inquiry.verdict(servers), inquiry.is_over(servers)
         if found is Reachability.PUBLIC:
             self._conclude(found, tuple(inquiry.proved(servers)))
-        elif found is Reachability.HIDDEN and is_over:
+        elif found is Reachability.HIDDEN and is_over and not self._is_doubted:
             self._conclude(found, ())
         if is_over:
             self.inquiry = None
@@ -313,10 +315,16 @@ class FamilyReach:
             else:
                 self._lapses_at = now + again_s + LAPSE_S
             self._due_at = now + again_s
+            if self._is_doubted:
+                self._due_at = self._not_before = now
 
     def doubt(self, now: float) -> None:
-        """Ask again as soon as somebody can be asked: all connections were lost, for example."""
+        """Ask again as soon as somebody can be asked: all connections were lost, for example.
+
+        An inquiry under way is finished first, but proves nobody hidden.
+        """
         self._due_at = min(self._due_at, now)
+        self._is_doubted = self.inquiry is not None
 
     def move(self, now: float) -> None:
         """Take in that this machine's addresses have changed: what was proved holds no more.

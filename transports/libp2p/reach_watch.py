@@ -121,6 +121,12 @@ class ReachWatch:
                 self._look(nursery)
                 await trio.sleep(LOOK_S)
 
+    def map(self, addresses: Sequence[str]) -> None:
+        """Take in which ports a router passes on: others are asked to dial them soon."""
+        self.mapped = tuple(addresses)
+        for state in self.families.values():
+            state.doubt(trio.current_time())
+
     def move(self) -> None:
         """Take in that this machine may have other addresses."""
         before, self._routed = self._routed, routed_hosts()
@@ -207,7 +213,10 @@ class ReachWatch:
         return [each for each in dict.fromkeys(found) if is_global(host_of(each))]
 
     def _seen(self, listening: Sequence[str]) -> list[str]:
-        """Return the hosts that others see this peer at, with the ports that it listens on."""
+        """Return the hosts that others see this peer at, with the ports that lead to it.
+
+        Those that a router passes on come first: what it says of its own address may be wrong.
+        """
         manager: Any = getattr(self._host, "_observed_addr_manager", None)
         seen = [] if manager is None else [str(each) for each in manager.addrs(min_observers=1)]
         hosts = dict.fromkeys(map(host_of, seen))
@@ -215,7 +224,7 @@ class ReachWatch:
             f"/{family}/{host}/tcp/{each.split('/')[4]}"
             for host in hosts
             for family in [family_of(host)]
-            for each in listening
+            for each in (*self.mapped, *listening)
             if each.startswith(f"/{family}/")
         ]
 

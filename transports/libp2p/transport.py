@@ -75,6 +75,8 @@ from transports.libp2p.reach_watch import ReachWatch
 from transports.libp2p.relay import Relay
 from transports.libp2p.relay_limits import RelayLimits
 from transports.libp2p.stream import Stream
+from transports.port_mapping.keeper import PortKeeper
+from transports.port_mapping.messages import NONCE_BYTES
 
 DIAL_S_MAX = 10.0
 """For one of a peer's addresses to answer and prove who it is."""
@@ -122,9 +124,15 @@ class Libp2pTransport:
             Random(secrets.randbits(64)),  # noqa: S311 -- picks which peer to ask first
             partial(secrets.randbits, 64),
             on_change=self.note_moved,
-            on_alone=self.note_moved,
+            on_alone=self._note_alone,
         )
         """Whether others can dial this peer, and where."""
+        self.port_keeper = (
+            PortKeeper(self._inner_port, secrets.token_bytes(NONCE_BYTES), self._note_mapping)
+            if reach.maps_port and self.reach.listens and not announced
+            else None
+        )
+        """Asks the router for a port; nobody does where a person has named an address."""
         self._private = reach.key is not None
         self._lookout = lookout
         self._gossip = gossip
@@ -225,6 +233,7 @@ class Libp2pTransport:
                         connection.abort("this machine has lost the address that it was made from")
             if hosts != hosts_before:
                 self.reach.move()
+                self._look_for_router()
             if told == told_before:
                 continue
             log.info("this peer's addresses are now: %s", ", ".join(told))
@@ -233,6 +242,26 @@ class Libp2pTransport:
             self._elsewhere.set()
             self._elsewhere = trio.Event()
             self.note_moved()
+
+    def _inner_port(self, own_host: str) -> int | None:
+        """Return the port at which this peer listens on one of this machine's IPv4 addresses."""
+        for each in map(str, self._host.get_transport_addrs()):
+            found = REACHED.match(each)
+            if found and found[1] == "ip4" and found[2] in ("0.0.0.0", own_host):  # noqa: S104
+                return int(found[3].split("/")[2])
+        return None
+
+    def _note_mapping(self) -> None:
+        found = self.port_keeper.mapping if self.port_keeper else None
+        self.reach.map([found.address] if found else [])
+
+    def _look_for_router(self) -> None:
+        if self.port_keeper:
+            self.port_keeper.look()
+
+    def _note_alone(self) -> None:
+        self._look_for_router()
+        self.note_moved()
 
     def _relays_for_others(self) -> bool:
         if self._relaying is Relaying.IF_PUBLIC:
@@ -531,6 +560,8 @@ async def open_libp2p(
             nursery.start_soon(transport.circuits.watch.run)
             nursery.start_soon(transport.relays.run)
             nursery.start_soon(transport.reach.run)
+            if transport.port_keeper:
+                nursery.start_soon(transport.port_keeper.run)
             nursery.start_soon(transport.punches.run)
             yield transport
         except BaseException as error:  # noqa: BLE001 - raised below, outside the nursery's group

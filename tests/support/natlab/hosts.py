@@ -99,12 +99,27 @@ class Host:
         self.configure("address flush dev eth0 scope global")
         self._take_address()
 
+    def sleep(self) -> None:
+        """Lose the network, as a laptop that is shut or out of reach of its Wi-Fi."""
+        self.configure("address flush dev eth0 scope global", "link set eth0 down")
+
+    def wake(self) -> None:
+        """Have it back."""
+        self.configure("link set eth0 up")
+        self._take_address()
+
     def _take_address(self) -> None:
         # A /24, as at home, and yet the packets to its neighbours go through the device, too.
-        via = f"via {self.behind.inner} onlink " if self.behind and self.behind.inner else ""
+        router = self.behind.inner if self.behind else ""
+        via = f"via {router} onlink " if router not in ("", self.address) else ""
         self.configure(
             f"address add {self.address}/24 dev eth0", f"route add default {via}dev eth0"
         )
+
+    @property
+    def namespace(self) -> str:
+        """A file that stands for the namespace, for `enter` in another process."""
+        return f"/proc/{os.getpid()}/fd/{self._namespace}"
 
     @contextmanager
     def entered(self) -> Iterator[None]:
@@ -172,6 +187,13 @@ class Host:
             if descriptor != -1:
                 os.close(descriptor)
         self.tun = self._namespace = -1
+
+
+def enter(namespace: str) -> None:
+    """Put this process, which has one thread yet, onto the host of `Host.namespace` for good."""
+    found = os.open(namespace, os.O_RDONLY)
+    _call("setns", found, _CLONE_NEWNET)
+    os.close(found)
 
 
 class Call:

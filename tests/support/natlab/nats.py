@@ -98,7 +98,7 @@ class Nat:
         """What answers at the inner address, by UDP port."""
         self.dropped = 0
         self._now, self._chance = now, chance
-        self._started = now()
+        self._started = now() - 1000  # as routers that run for long
         self._by_key: dict[tuple[Any, ...], Mapping] = {}
         self._by_port: dict[tuple[int, int], Mapping] = {}
         if speaks_nat_pmp:
@@ -108,6 +108,11 @@ class Nat:
     def outer(self) -> bytes:
         """Its outer address as packets have it."""
         return socket.inet_aton(self.address)
+
+    @property
+    def uptime_s(self) -> int:
+        """Seconds since it last lost its ports."""
+        return int(self._now() - self._started)
 
     def forward(self, port: int, inside: tuple[str, int], protocol: int = TCP) -> None:
         """Let everybody reach an inside endpoint at an outside port."""
@@ -217,7 +222,8 @@ class Nat:
 
     def _drop(self, protocol: int, found: Mapping) -> None:
         self._by_port.pop((protocol, found.outside), None)
-        self._by_key = {key: each for key, each in self._by_key.items() if each is not found}
+        kept = list(self._by_key.items())  # at once: routers' other protocols have threads
+        self._by_key = {key: each for key, each in kept if each is not found}
 
     def _nat_pmp(self, packet: Packet) -> bytes | None:
         """Answer a request of RFC 6886; leases do not run out here."""
@@ -226,8 +232,7 @@ class Nat:
             return None
 
         def head(result: int) -> bytes:
-            since_s = int(self._now() - self._started)
-            return struct.pack(">BBHI", 0, 128 | asked[1], result, since_s)
+            return struct.pack(">BBHI", 0, 128 | asked[1], result, self.uptime_s)
 
         if asked[0] != 0:
             return head(1)  # unsupported version

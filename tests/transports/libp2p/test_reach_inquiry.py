@@ -74,6 +74,31 @@ def test_a_move_ends_what_was_proved_and_asks_again() -> None:
     assert reach.look(1.0, [HOME], SERVERS)
 
 
+def test_late_answers_say_nothing_about_where_this_machine_is_now() -> None:
+    """Also where its address, and who was asked, are the same as before."""
+    reach = FamilyReach()
+    before = reach.look(0.0, [HOME], SERVERS[:2])
+    reach.move(1.0)
+    now = reach.look(1.0, [HOME], SERVERS[:2])
+    assert now == before
+    for question in before:
+        reach.answered(2.0, question, NO, SERVERS[:2])
+    for question in now:
+        reach.answered(3.0, question, YES, SERVERS[:2])
+    assert reach.verdict is Reachability.PUBLIC
+
+
+def test_a_port_opened_in_the_middle_of_an_inquiry_is_asked_about_at_once() -> None:
+    """What was asked before it was open neither hides the peer, nor has it wait to ask again."""
+    reach = FamilyReach()
+    before = reach.look(0.0, [HOME], SERVERS[:3])
+    reach.doubt(1.0)
+    for question in before:
+        reach.answered(2.0, question, NO, SERVERS[:3])
+    assert reach.verdict is Reachability.UNKNOWN
+    assert len(reach.look(2.0, [HOME], SERVERS[:3])) == 3
+
+
 def test_neighbours_prove_nothing() -> None:
     """They reach an address without passing the router; and so does what is no public address."""
     assert not can_prove(DialServer(PeerId("n"), "5.9.0.77"), HOME)
