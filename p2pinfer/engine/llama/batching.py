@@ -58,7 +58,8 @@ class Regimes:
         return NARROW_ROWS_MAX + 1 if regime is Regime.WIDE and not self.agree else 0
 
 
-def _is_span(job: Job) -> bool:
+def is_span(job: Job) -> bool:
+    """Whether a job must have a decode of its own."""
     return len(job) > 1 or job.regime is not Regime.NARROW
 
 
@@ -88,10 +89,10 @@ class Batcher(Generic[J]):
         """Take one longer span, or single rows of sessions in adjacent slots, in slot order."""
         if len(self._waiting) == 1:  # the usual case, on the path of every token
             job = self._take(next(iter(self._waiting)))
-            self._prompt_is_next = not _is_span(job)
+            self._prompt_is_next = not is_span(job)
             return [job]
         heads = {slot: jobs[0] for slot, jobs in self._waiting.items()}
-        spans = [slot for slot, job in heads.items() if _is_span(job)]
+        spans = [slot for slot, job in heads.items() if is_span(job)]
         singles = [slot for slot in heads if slot not in spans]
         if spans and (self._prompt_is_next or not singles):
             chosen, self._prompt_is_next = spans[:1], False
@@ -102,6 +103,19 @@ class Batcher(Generic[J]):
         else:
             return []
         return [self._take(slot) for slot in chosen]
+
+    def singles(self, besides: int) -> list[J]:
+        """Take single rows of sessions in adjacent slots, but not of one session; often none."""
+        singles = {
+            slot: jobs[0]
+            for slot, jobs in self._waiting.items()
+            if slot != besides and not is_span(jobs[0])
+        }
+        if not singles:
+            return []
+        first = next(iter(singles))
+        alike = {slot for slot in singles if singles[slot].layers == singles[first].layers}
+        return [self._take(slot) for slot in self._run_around(first, alike)]
 
     def _run_around(self, slot: int, waiting: set[int]) -> list[int]:
         """The longest run of adjacent waiting slots around the one that has waited longest."""

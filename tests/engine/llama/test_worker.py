@@ -20,7 +20,7 @@ from p2pinfer.core.errors import BadModelFile, EngineDied, EngineError
 from p2pinfer.core.limits import BLOCK_ROWS, WIDE_ROWS_MAX
 from p2pinfer.core.regimes import Regime
 from p2pinfer.core.sampling import Sampling
-from p2pinfer.engine.base import EngineSession
+from p2pinfer.engine.base import Decoded, EngineSession
 from p2pinfer.engine.gguf.reader import read_header
 from p2pinfer.engine.gguf.slicing import SlicePlan, extents, plan_stage, write_slice
 from p2pinfer.engine.gguf.values import Value, ValueType
@@ -265,6 +265,40 @@ async def test_four_sessions_get_the_bits_of_one(
             for number in range(4):
                 nursery.start_soon(one_session, number)
         assert [number for number in range(4) if together[number] != alone[number]] == []
+
+
+async def test_a_row_waits_for_one_layer_of_anothers_prompt(slices: dict[str, Path]) -> None:
+    """It came behind eight blocks; none is done before it, and nobody's bits change."""
+    async with opened(slices["Q4_1"], sessions=4) as engine:
+        prompt, answer = inputs(engine, 8), inputs(engine, 9, 3)
+        reader, answered = engine.open(engine.end), engine.open(engine.end)
+        alone = await run(reader, prompt[:512], 0, BLOCK_ROWS, regime=Regime.BLOCK)
+        expected = await run(answered, answer, 0, 1, regime=Regime.NARROW)
+        await run(answered, answer[:2], 0, 1, regime=Regime.NARROW)
+        order: list[str] = []
+        found: dict[str, bytes] = {}
+
+        def done(what: str, outcome: Decoded | EngineError) -> None:
+            assert isinstance(outcome, Decoded)
+            order.append(what)
+            found[what] = outcome.rows
+
+        os.kill(engine.worker.pid, signal.SIGSTOP)  # so that all of it is there at once
+        for at in range(0, 512, BLOCK_ROWS):
+            rows = prompt[at : at + BLOCK_ROWS].tobytes()
+            reader.submit(at, rows, partial(done, f"block {at}"), regime=Regime.BLOCK)
+        row = answer[2:].tobytes()
+        answered.submit(2, row, partial(done, "row"), regime=Regime.NARROW)
+        os.kill(engine.worker.pid, signal.SIGCONT)
+        await wait_until(lambda: len(order) == 9)
+        assert order.index("row") == 0
+        assert found.pop("row") == expected[-4 * engine.width :]
+        assert b"".join(found.values()) == alone
+        after = await run(reader, prompt[:513], 512, 1, regime=Regime.NARROW)
+        reader.close()
+        again = engine.open(engine.end)
+        await run(again, prompt[:512], 0, BLOCK_ROWS, regime=Regime.BLOCK)
+        assert after == await run(again, prompt[:513], 512, 1, regime=Regime.NARROW)
 
 
 async def test_regimes_are_kept_apart(slices: dict[str, Path]) -> None:
