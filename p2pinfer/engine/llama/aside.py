@@ -14,16 +14,8 @@ from typing import Final
 
 from p2pinfer.engine.llama.binding import Slice, Span
 
-ASIDE_MAX: Final = 2
-"""Sessions aside at once; of a third one's prompt, whole blocks are waited for."""
-
 ANSWERED_NS: Final = 30 * 1_000_000_000
 """Since its last row a session counts as being answered: a slow chain takes seconds for a token."""
-
-
-def aside_sessions(sessions: int) -> int:
-    """Return how many sessions' cells a stage of so many sessions has aside of these."""
-    return min(ASIDE_MAX, sessions - 1)
 
 
 class Aside:

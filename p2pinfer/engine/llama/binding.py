@@ -140,7 +140,7 @@ class Slice:
         cells = -(-(context + rows_max - 1) // CELLS_GRAIN) * CELLS_GRAIN
         self.context = context
         self._owns_model = like is None
-        self._model = like._model if like else _load_model(path, settings)
+        self._model: Any = like._model if like else _load_model(path, settings)
         self.width: int = api.llama_model_n_embd(self._model)
         self.layers: int = api.llama_model_n_layer(self._model)
         self.vocab = api.llama_model_get_vocab(self._model)

@@ -32,10 +32,11 @@ from p2pinfer.engine.frames import (
     pack,
 )
 from p2pinfer.engine.gguf.reader import read_header
-from p2pinfer.engine.llama.aside import Aside, aside_sessions
+from p2pinfer.engine.llama.aside import Aside
 from p2pinfer.engine.llama.batching import Batcher, Regimes, is_span
 from p2pinfer.engine.llama.binding import Sampler, Slice, Span, Vocabulary
 from p2pinfer.engine.llama.candidate import attempt
+from p2pinfer.engine.llama.memory import aside_sessions
 from p2pinfer.engine.llama.probe import probe
 from p2pinfer.engine.llama.zero_pages import give_back_zeros
 
