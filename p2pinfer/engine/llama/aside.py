@@ -1,9 +1,9 @@
 """Where prompts are read while others are answered: in cells aside, so that a decode may pause.
 
 llama.cpp cannot stop a decode and begin another one in the same context. So a slice has a second
-context with cells of its own. While somebody is answered here, whoever has a prompt read is moved
-there, and the decode of that prompt pauses after each layer for the rows that wait. The first row
-of its own answer moves a session home again, where the rows of all sessions share decodes. Moving
+context with cells of its own. While somebody is answered here, a session whose prompt is read is
+moved there, and the decode of that prompt pauses after each layer for the rows that wait. The first
+row of its own answer moves it home again, where the rows of all sessions share decodes. Moving
 takes a fraction of a block's time: per position it copies some kilobytes, and a block multiplies
 as many numbers by 64 rows. Nobody is moved where nobody else is answered.
 """
