@@ -22,9 +22,9 @@ _KINDS = {
 
 _SAME = ("model", "max_tokens", "temperature", "top_p", "top_k", "stream", "seed")
 
+# ``context_management`` lets a server drop what was said long ago: here nothing is dropped.
 _ONLY_NOTHING: dict[str, tuple[Any, ...]] = {
     "container": (),
-    "context_management": ({}, {"edits": []}),
     "mcp_servers": ([],),
 }
 
