@@ -15,7 +15,7 @@ FRAMES ?= 1000000
 SEED ?= 1
 FUZZ = --frames $(FRAMES) --seed $(SEED) $(TARGET:%=--target %) $(CASE:%=--case %)
 
-.PHONY: help setup ready chat check test test-fast test-long interop fuzz clean
+.PHONY: help setup ready chat check test test-fast test-long interop agents fuzz clean
 
 help:
 	@echo 'make setup              install everything into .venv (the first time: about 5 minutes)'
@@ -26,6 +26,7 @@ help:
 	@echo 'make test-fast          the tests without processes: under two minutes'
 	@echo 'make test-long          measurements that take minutes each'
 	@echo 'make interop            install js-libp2p, which some tests talk to (needs Node)'
+	@echo 'make agents             install four command-line agents for tests (1.3 GB, needs Node)'
 	@echo 'make fuzz               a million hostile inputs (FRAMES=, SEED=, TARGET=, CASE=)'
 	@echo 'make clean              remove .venv and caches'
 
@@ -56,6 +57,9 @@ test-long: ready
 
 interop:
 	cd tests/interop/js && npm ci --ignore-scripts --no-audit --no-fund
+
+agents:
+	cd tests/interop/agents && npm ci --ignore-scripts --no-audit --no-fund
 
 fuzz: ready
 	$(BIN)/python -m tests.fuzz $(FUZZ)

@@ -53,7 +53,7 @@ class Agent:
     write: Callable[[Path], tuple[str, Mapping[str, Any]]]
     """The same for writing a file."""
     environment: Mapping[str, str] = field(default_factory=dict)
-    """In its values, and those of ``files``, URL is the gateway's address."""
+    """In its values, and those of ``files``, GATEWAY is the gateway's address."""
     files: Mapping[str, str] = field(default_factory=dict)
     """Its settings, below its home."""
 
@@ -63,7 +63,7 @@ model = "{MODEL_NAME}"
 model_provider = "p2pinfer"
 [model_providers.p2pinfer]
 name = "p2pinfer"
-base_url = "URL/v1"
+base_url = "GATEWAY/v1"
 wire_api = "responses"
 """
 
@@ -75,7 +75,7 @@ OPENCODE = {
     "provider": {
         "p2pinfer": {
             "npm": "@ai-sdk/openai-compatible",
-            "options": {"baseURL": "URL/v1"},
+            "options": {"baseURL": "GATEWAY/v1"},
             "models": {MODEL_NAME: {"limit": {"context": 32768, "output": 4096}}},
         }
     },
@@ -103,7 +103,7 @@ AGENTS = {
         ("Bash", {"command": "ls", "description": "List the folder"}),
         lambda path: ("Write", {"file_path": str(path), "content": GREETING}),
         {
-            "ANTHROPIC_BASE_URL": "URL",
+            "ANTHROPIC_BASE_URL": "GATEWAY",
             "ANTHROPIC_API_KEY": "none",
             "ANTHROPIC_MODEL": MODEL_NAME,
             "ANTHROPIC_DEFAULT_HAIKU_MODEL": MODEL_NAME,
@@ -116,7 +116,7 @@ AGENTS = {
         ("--auth-type", "openai", "--yolo", "-p"),
         ("list_directory", {"path": "."}),
         lambda path: ("write_file", {"file_path": str(path), "content": GREETING}),
-        {"OPENAI_BASE_URL": "URL/v1", "OPENAI_API_KEY": "none", "OPENAI_MODEL": MODEL_NAME},
+        {"OPENAI_BASE_URL": "GATEWAY/v1", "OPENAI_API_KEY": "none", "OPENAI_MODEL": MODEL_NAME},
     ),
 }
 
@@ -154,13 +154,14 @@ async def test_an_agent_does_its_task(name: str, tmp_path: Path) -> None:
     if not programs:
         pytest.skip(f"{name} is not installed for this system: make agents")
     folder.mkdir()
+    home.mkdir()
     (folder / THERE).touch()
     with trio.fail_after(TEST_S_MAX):
         async with stand_in_gateway(partial(speak, agent, folder)) as (url, prompts):
             for path, text in agent.files.items():
-                (home / path).parent.mkdir(parents=True)
-                (home / path).write_text(text.replace("URL", url))
-            told = {key: value.replace("URL", url) for key, value in agent.environment.items()}
+                (home / path).parent.mkdir(parents=True, exist_ok=True)
+                (home / path).write_text(text.replace("GATEWAY", url))
+            told = {key: value.replace("GATEWAY", url) for key, value in agent.environment.items()}
             ended = await trio.run_process(
                 [str(programs[-1]), *agent.words, TASK],
                 cwd=folder,
