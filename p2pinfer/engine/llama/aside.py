@@ -8,7 +8,7 @@ takes a fraction of a block's time: per position it copies some kilobytes, and a
 as many numbers by 64 rows. Nobody is moved where nobody else is answered.
 """
 
-from collections.abc import Iterable
+from collections.abc import Collection, Iterable
 from dataclasses import replace
 from typing import Final
 
@@ -25,8 +25,13 @@ class Aside:
         """Keep sessions at home, unless there are cells ``aside``, which share the weights."""
         self._home, self._aside = home, aside
         self._free = list(range(aside.sessions)) if aside else []
-        self._moved: dict[int, int] = {}  # slots at home and aside
+        self._moved: dict[int, int] = {}  # slots at home, and aside
         self._answered_ns: dict[int, int] = {}  # when each session had its last single row
+
+    @property
+    def moved(self) -> Collection[int]:
+        """The sessions aside, none of which may be decoded, or moved, in the pause of another."""
+        return self._moved.keys()
 
     def check(self, span: Span) -> None:
         """Raise EngineError as ``Slice.check``, wherever the session is."""

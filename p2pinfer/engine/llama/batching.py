@@ -5,6 +5,7 @@ and decode steps take turns, so that neither waits long for the other.
 """
 
 from collections import deque
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
 
@@ -104,12 +105,12 @@ class Batcher(Generic[J]):
             return []
         return [self._take(slot) for slot in chosen]
 
-    def singles(self, besides: int) -> list[J]:
-        """Take single rows of sessions in adjacent slots, but not of one session; often none."""
+    def singles(self, besides: Collection[int]) -> list[J]:
+        """Take single rows of sessions in adjacent slots, but not of some slots; often none."""
         singles = {
             slot: jobs[0]
             for slot, jobs in self._waiting.items()
-            if slot != besides and not is_span(jobs[0])
+            if slot not in besides and not is_span(jobs[0])
         }
         if not singles:
             return []

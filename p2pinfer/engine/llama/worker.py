@@ -146,7 +146,7 @@ class _Part:
         def pause() -> None:
             paused = time.perf_counter_ns()
             look()
-            self._run(self.waiting.singles(run[0].slot), fail, look)
+            self._run(self.waiting.singles(self._places.moved), fail, look)
             self._paused_ns += time.perf_counter_ns() - paused
 
         try:
