@@ -303,6 +303,27 @@ async def test_a_row_waits_for_one_layer_of_anothers_prompt(
         assert follows == await run(reader, prompt[: end + 1], end, 1, regime=Regime.NARROW)
 
 
+async def test_a_session_may_end_while_its_prompt_is_read_aside(slices: dict[str, Path]) -> None:
+    """Another one that takes its slot, and the one that was answered meanwhile, lose nothing."""
+    async with opened(slices["Q4_1"], sessions=4) as engine:
+        prompt, answer = inputs(engine, 8), inputs(engine, 9, 40)
+        answered = engine.open(engine.end)
+        expected = await run(answered, answer, 0, 1, regime=Regime.NARROW)
+        alone = engine.open(engine.end)
+        short = await run(alone, prompt[:130], 0, BLOCK_ROWS, regime=Regime.BLOCK)
+        alone.close()
+        for _ in range(3):
+            reader = engine.open(engine.end)
+            for at in range(0, 576, BLOCK_ROWS):
+                rows = prompt[at : at + BLOCK_ROWS].tobytes()
+                reader.submit(at, rows, lambda _: None, regime=Regime.BLOCK)
+            assert expected == await run(answered, answer, 0, 1, regime=Regime.NARROW)
+            reader.close()
+            again = engine.open(engine.end)
+            assert short == await run(again, prompt[:130], 0, BLOCK_ROWS, regime=Regime.BLOCK)
+            again.close()
+
+
 async def test_regimes_are_kept_apart(slices: dict[str, Path]) -> None:
     """If they differ, three wide rows equal those of a wide chunk of 48; narrow rows do not."""
     async with opened(slices["Q4_K_M"]) as engine:
