@@ -52,7 +52,7 @@ class _Ends(FakeEnds):
     async def tokenize(
         self, text: str, *, special: bool, literal: Sequence[int] = (), most: int | None = None
     ) -> list[int]:
-        """Make a token of so many characters, and one more that stands for the prompt."""
+        """Make a token of each 200 characters, and one more that stands for the prompt."""
         self.prompts.append(text)
         starts = range(0, len(text), CHARACTERS_PER_TOKEN)
         pieces = [text[at : at + CHARACTERS_PER_TOKEN] for at in starts]
