@@ -252,7 +252,9 @@ class _EndsCells:
         self._last.run(position, rows, regime=regime)
         return took_us
 
-    async def next(self, position: int, rows: bytes, *, regime: Regime) -> NextToken:
+    async def next(
+        self, position: int, rows: bytes, *, regime: Regime, drafted: int | None = None
+    ) -> NextToken:
         """Run rows through the last layers, and say what follows the last one."""
         count = len(rows) // ROW_BYTES
         await self._ends.handle()
@@ -260,7 +262,7 @@ class _EndsCells:
         _, own = self._last.run(position, rows, regime=regime)
         token = self._ends.model.pick(int(own[-1]), regime)
         following = position + count
-        if following < self._ends.context:
+        if following < self._ends.context and token != drafted:
             took_us += await self._ends.spend(1)
             continued = self._embed(following, [token], regime=Regime.NARROW)
         else:

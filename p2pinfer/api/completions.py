@@ -47,7 +47,8 @@ async def body_of(request: Request) -> dict[str, Any]:
                 raise Problem(413, f"The request is larger than {BODY_BYTES_MAX >> 20} MiB.")
     try:
         body = json.loads(data)
-        json.dumps(body, ensure_ascii=False).encode()  # half a surrogate pair is no text
+        # Half a surrogate pair is no text, and neither NaN nor 1e999 is a number of JSON.
+        json.dumps(body, ensure_ascii=False, allow_nan=False).encode()
     except (ValueError, RecursionError):
         raise Problem(400, "The request's body is not JSON.", "invalid_json") from None
     if not isinstance(body, dict):

@@ -42,6 +42,10 @@ def usage_of(answers: Iterable[Answer], choices: int) -> dict[str, Any]:
         "completion_tokens": made,
         "total_tokens": prompt + made,
         "prompt_tokens_details": {"cached_tokens": sum(a.reused_tokens for a in asked)},
+        "completion_tokens_details": {
+            "accepted_prediction_tokens": sum(a.drafts_kept for a in found),
+            "rejected_prediction_tokens": sum(a.drafts_dropped for a in found),
+        },
     }
 
 
@@ -54,6 +58,8 @@ def account_of(finished: Finished) -> dict[str, Any]:
         "time_to_first_token_ms": answer.time_to_first_token_ms,
         "tokens": answer.tokens,
         "reused_tokens": answer.reused_tokens,
+        "drafts_kept": answer.drafts_kept,
+        "drafts_dropped": answer.drafts_dropped,
         "trust": answer.trust and answer.trust.as_dict(),
         "receipt": receipt and receipt_link(receipt),
     }

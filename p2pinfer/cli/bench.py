@@ -227,6 +227,47 @@ def churn(
 
 
 @app.command
+def wan(
+    *,
+    peers: Peers = 3,
+    model: Model = "default",
+    rtt: Annotated[float, option("rtt", "Round trip between any two hosts, in milliseconds.")] = 40,
+    mbit: Annotated[float, option("mbit", "Rate of each link, in megabits a second.")] = 100,
+    tokens: Annotated[int, option("tokens", "Tokens per answer.")] = 128,
+    runs: Annotated[int, option("runs", "Runs of each text and sampler.")] = 3,
+    samplers: Annotated[
+        tuple[Literal["greedy", "t0.8", "t1.5-penalty"], ...],
+        option("samplers", "Ways to sample.", consume_multiple=True),
+    ] = ("greedy", "t0.8", "t1.5-penalty"),
+    draft_model: Annotated[
+        str | None, option("draft-model", "Also draft by this model, which has the same tokens.")
+    ] = None,
+    as_json: AsJson = False,
+) -> None:
+    """Compare answers with and without tokens sent ahead, over peers on distant hosts."""
+    from p2pinfer.bench.slow_links import SlowLink
+    from p2pinfer.bench.wan import wan_bench
+    from p2pinfer.node.model_supply import model_path
+
+    check_range("rtt", rtt, 0, 1000)
+    check_range("mbit", mbit, 0.1, 10_000)
+    check_range("tokens", tokens, 2)
+    check_range("runs", runs, 1)
+    link = SlowLink(rtt / 1000, mbit * 1e6 / 8)
+    measure = partial(
+        wan_bench,
+        model_path(model),
+        peers,
+        link,
+        tokens=tokens,
+        runs=runs,
+        samplers=samplers,
+        small=model_path(draft_model) if draft_model else None,
+    )
+    run_task(lambda: _print_report(measure, as_json=as_json))
+
+
+@app.command
 def evidence(
     *,
     peers: Peers = 3,

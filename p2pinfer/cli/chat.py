@@ -51,7 +51,7 @@ def chat(
     prompt: str
         One question; it can also be piped in. If omitted: an interactive chat.
     """
-    from p2pinfer.cli.model_argument import default_model, name_model
+    from p2pinfer.cli.model_argument import default_model, draft_model, name_model
     from p2pinfer.cli.terminal import question_of
     from p2pinfer.node.local_peers import ways_in
     from p2pinfer.node.model_supply import check_named, open_store
@@ -76,6 +76,8 @@ def chat(
         limits,
         find_s_max=wait,
         audit_rate=answer.audit_rate,
+        drafts=answer.draft,
+        draft_model=draft_model(answer.draft_model, store),
         sponsored=answer.sponsor,
         default_model=default_model(store),
     )
@@ -99,7 +101,7 @@ def demo(
     prompt: str
         One question; it can also be piped in. If omitted: an interactive chat.
     """
-    from p2pinfer.cli.model_argument import name_model
+    from p2pinfer.cli.model_argument import draft_model, name_model
     from p2pinfer.cli.starting import starting
     from p2pinfer.cli.terminal import question_of
     from p2pinfer.engine.template import check_template
@@ -117,6 +119,7 @@ def demo(
     opened = open_whole(name_model(model, store), store)
     if not template and opened.info.chat_template:
         check_template(opened.info.chat_template)
+    drafting = draft_model(answer.draft_model, store)
     ranges = share_layers(opened, peers, answer.keep_layers, limits)
 
     # The first peer has the whole model; the others fetch their layers, as remote peers would.
@@ -132,6 +135,8 @@ def demo(
                 answer.keep_layers,
                 limits,
                 audit_rate=answer.audit_rate,
+                drafts=answer.draft,
+                draft_model=drafting,
             )
             await _talk(options, store, answer, template, question, as_json=as_json)
 

@@ -17,12 +17,13 @@ from rich.progress import (
 from rich.progress import Progress as Bars
 
 from p2pinfer.core.ids import ModelId
+from p2pinfer.engine.store.assemble import PartsModel
 from p2pinfer.engine.store.disk import size_text
 from p2pinfer.engine.store.split import Progress
 from p2pinfer.engine.store.store import Store
 from p2pinfer.logs import note
 from p2pinfer.node import model_supply
-from p2pinfer.node.model_supply import Choose
+from p2pinfer.node.model_supply import Choose, open_whole
 
 PLAIN_LINE_S = 5.0
 """Between lines of progress when there is no terminal."""
@@ -54,6 +55,11 @@ def default_model(store: Store) -> Choose:
         return await trio.to_thread.run_sync(name_model, "default", store)
 
     return find
+
+
+def draft_model(name: str | None, store: Store) -> PartsModel | None:
+    """Return the model that ``--draft-model`` names, if any; raises UserError."""
+    return open_whole(name_model(name, store), store) if name else None
 
 
 @contextmanager

@@ -284,6 +284,22 @@ class AnswerFlags:
             " requests, and learn that the two belong together.",
         ),
     ] = True
+    draft: Annotated[
+        bool,
+        option(
+            "draft",
+            "Send likely next tokens ahead, taken from the text so far. Over slow links answers"
+            " that repeat some of it come faster; no answer changes.",
+        ),
+    ] = True
+    draft_model: Annotated[
+        str | None,
+        option(
+            "draft-model",
+            "Small model of the same family, all of it on this machine, that also says which tokens"
+            " to send ahead.",
+        ),
+    ] = None
     certificate: Annotated[
         Path | None,
         option("certificate", "File to write the latest answer's certificate to."),

@@ -156,7 +156,11 @@ def route_text(answer: Answer | None) -> str:
     """Return which peer ran which layers of an answer."""
     if answer is None:
         return "There is no answer yet."
-    return "\n".join(f"{hop['layers']:>7}  {hop['peer']}" for hop in answer.route)
+    lines = [f"{hop['layers']:>7}  {hop['peer']}" for hop in answer.route]
+    drafted = answer.drafts_kept + answer.drafts_dropped
+    if drafted:
+        lines.append(f"{answer.drafts_kept} of {drafted} tokens sent ahead were the right ones")
+    return "\n".join(lines)
 
 
 def trust_text(answer: Answer | None) -> str:

@@ -204,7 +204,8 @@ async def _other(
     wanted: _Wanted, own: "Gateway", store: "Store", loading: "Loading", model: "ModelId"
 ) -> AsyncIterator["Gateway"]:
     """Open a gateway to another model of the swarm while the block lasts."""
-    answer = replace(wanted.answer, chat_template=None)  # that one is the own model's
+    # Both are the own model's.
+    answer = replace(wanted.answer, chat_template=None, draft_model=None)
     async with _swarm(replace(wanted, answer=answer), model, store, loading) as swarm:
         how = answer.options(swarm.client.model.advice)
         yield replace(own, swarm=swarm, defaults=how, running={}, is_own=False)
@@ -268,7 +269,9 @@ async def _swarm(
     wanted: _Wanted, named: "ModelId | None", store: "Store", loading: "Loading"
 ) -> AsyncIterator["Swarm"]:
     """Join the wanted swarm while the block lasts; start it first if it is local."""
-    from p2pinfer.cli.model_argument import default_model
+    import trio
+
+    from p2pinfer.cli.model_argument import default_model, draft_model
     from p2pinfer.cli.terminal import doing
     from p2pinfer.client.library import open_swarm
     from p2pinfer.node.requester import ClientOptions, open_client
@@ -282,6 +285,8 @@ async def _swarm(
             answer.keep_layers,
             machine,
             audit_rate=answer.audit_rate,
+            drafts=answer.draft,
+            draft_model=await trio.to_thread.run_sync(draft_model, answer.draft_model, store),
             sponsored=answer.sponsor,
             default_model=default_model(store),
         )

@@ -58,6 +58,10 @@ class Answer:
     tokens_per_second: float = 0.0
     """Of decoding: the first token, which waits for the prompt, is not counted."""
     time_to_first_token_ms: float = 0.0
+    drafts_kept: int = 0
+    """How many of its tokens were sent ahead, before they were drawn."""
+    drafts_dropped: int = 0
+    """Tokens sent ahead in vain."""
     finish: str = INTERRUPTED
     """``stop``: the model ended or a stop string came; ``length``; ``interrupted``."""
     route: list[dict[str, Any]] = field(default_factory=list)
@@ -170,6 +174,7 @@ class AnswerWriter:
         self.is_over = False
         """The model ended the answer, or a stop string came."""
         self._started = self._first_at = now()
+        self._kept, self._dropped = answer.drafts_kept, answer.drafts_dropped
 
     def take(self, token: Token) -> str:
         """Return the text that a token makes certain; empty where it makes none, or ends it."""
@@ -178,6 +183,9 @@ class AnswerWriter:
         answer.spoken.append(token.id)
         answer.route = route_of(self._session.route)  # others may have taken places in it
         self._measure()
+        drafts = self._session.drafts
+        answer.drafts_kept = self._kept + drafts.kept
+        answer.drafts_dropped = self._dropped + drafts.dropped
         text = ""
         if not token.is_end:
             if token.candidates:

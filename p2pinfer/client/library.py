@@ -55,7 +55,7 @@ from p2pinfer.engine.template import (
     read_template,
     template_remark,
 )
-from p2pinfer.node.model_supply import name_model, open_store
+from p2pinfer.node.model_supply import name_model, open_store, open_whole
 from p2pinfer.node.requester import Client, ClientOptions, Machine, open_client
 from transports.base import Reach
 from transports.secret import read_network_key
@@ -325,6 +325,8 @@ class connect:  # noqa: N801 -- used like a function
         audit_rate: the share of stages whose part in an answer is run again by somebody else.
         sponsored: ask on the account of a peer that serves on this machine, which full stages
             prefer; they learn that the two belong together.
+        drafts: send likely next tokens ahead, which changes no answer.
+        draft_model: a small model of the same family, all of it here, that also says which ones.
         chat_template: a file with a Jinja template, used in place of the model's own.
 
     Raises:
@@ -346,6 +348,8 @@ class connect:  # noqa: N801 -- used like a function
         context: int = CONTEXT_DEFAULT,
         audit_rate: float = AUDIT_RATE_DEFAULT,
         sponsored: bool = True,
+        drafts: bool = True,
+        draft_model: str | None = None,
         chat_template: str | Path | None = None,
     ) -> None:
         if not 0 <= audit_rate <= 1:
@@ -354,7 +358,8 @@ class connect:  # noqa: N801 -- used like a function
         key = read_network_key(Path(network_key)) if network_key else None
         reach = Reach(network, key, mdns, dht)
         self._model, self._sessions = model, sessions
-        self._audit_rate, self._sponsored = audit_rate, sponsored
+        self._audit_rate, self._sponsored, self._drafts = audit_rate, sponsored, drafts
+        self._draft_model = draft_model
         self._template = read_template(Path(chat_template)) if chat_template else None
         self._how = (tuple(bootstrap), reach, keep_layers, Machine(sessions, context))
         self._stack = AsyncExitStack()
@@ -391,11 +396,14 @@ class connect:  # noqa: N801 -- used like a function
         async def find(name: str) -> ModelId:
             return await trio.to_thread.run_sync(name_model, name, store, lambda *_: None)
 
+        small = await find(self._draft_model) if self._draft_model else None
         options = ClientOptions(
             await find(self._model) if self._model else None,
             *self._how,
             audit_rate=self._audit_rate,
             sponsored=self._sponsored,
+            drafts=self._drafts,
+            draft_model=open_whole(small, store) if small else None,
             default_model=partial(find, "default"),
         )
         async with (

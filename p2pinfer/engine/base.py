@@ -114,7 +114,7 @@ class NextToken:
     is_end: bool
     """The model ends its answer here; there are no rows."""
     rows: bytes
-    """The first end's rows for it; empty if it ends the answer, or the context is full."""
+    """The first end's rows for it; empty if it ends the answer, was drafted, or finds no room."""
     decoding_us: int
     candidates: tuple[Candidate, ...] = ()
     """The drawn token, then the likeliest ones in order; empty unless ``top_logprobs`` asks."""
@@ -141,8 +141,18 @@ class EndsSession(Protocol):
         """Run rows through the last layers only to fill their KV cache; return microseconds."""
         ...
 
-    async def next(self, position: int, rows: bytes, *, regime: Regime) -> NextToken:
-        """Run rows through the last layers and the head, and sample the token that follows."""
+    async def next(
+        self, position: int, rows: bytes, *, regime: Regime, drafted: int | None = None
+    ) -> NextToken:
+        """Run rows through the last layers and the head, and sample the token that follows.
+
+        Args:
+            position: of the first row.
+            rows: float32 little-endian, at consecutive positions.
+            regime: of all of them.
+            drafted: a token that was embedded behind them already. Where it is drawn, the first
+                layers keep what they hold, and the answer has no rows.
+        """
         ...
 
     def close(self) -> None:

@@ -7,7 +7,7 @@ A frame is four bytes of length, little-endian, and a msgpack array. The node se
                                                         a stage: rows in, rows out
     ["embed", number, slot, position, regime, tokens]   the first end: tokens in, rows out
     ["absorb", number, slot, position, regime, rows]    the last end: only fill its KV cache
-    ["next", number, slot, position, regime, rows]      the last end: sample what follows
+    ["next", number, slot, position, regime, rows, drafted]     the last end: sample what follows
     ["sampling", slot, {fields of Sampling}, recent, said]
                                                         no answer
     ["close", slot]                                     no answer

@@ -15,10 +15,12 @@ from p2pinfer.core.errors import UserError, lone_errors
 from p2pinfer.core.ids import ModelId, PeerId
 from p2pinfer.core.layer_range import LayerRange
 from p2pinfer.core.limits import AUDIT_RATE_DEFAULT, CONTEXT_DEFAULT, SESSIONS_DEFAULT
-from p2pinfer.core.manifest import Manifest
+from p2pinfer.core.manifest import TOKENIZER, Manifest
 from p2pinfer.core.model_names import readable_name
 from p2pinfer.core.sponsor import Sponsor
 from p2pinfer.core.trust import Trust
+from p2pinfer.engine.base import Ends
+from p2pinfer.engine.gguf.model_header import have_same_tokens
 from p2pinfer.engine.llama.engine import LocalEnds, open_ends
 from p2pinfer.engine.llama.measured_bounds import bounds_of
 from p2pinfer.engine.llama.memory import (
@@ -31,7 +33,7 @@ from p2pinfer.engine.llama.memory import (
     sessions_bytes,
     swap_bytes,
 )
-from p2pinfer.engine.store.assemble import PartsModel, open_parts
+from p2pinfer.engine.store.assemble import PartsModel, open_parts, whole_header
 from p2pinfer.engine.store.damage import DamagedPart, MissingChunk
 from p2pinfer.engine.store.store import Store
 from p2pinfer.node.fraud_files import open_frauds, sharing
@@ -144,6 +146,10 @@ class ClientOptions:
     """The share of stages whose work on an answer is run again elsewhere."""
     sponsored: bool = True
     """Ask on the account of a peer that serves on this machine, if there is one."""
+    drafts: bool = False
+    """Send rows of likely tokens ahead; benchmarks of other things do without."""
+    draft_model: PartsModel | None = None
+    """A small model with the same tokens, all of it here, that drafts too."""
     default_model: Choose | None = None
     """Required if no model is named."""
 
@@ -158,6 +164,7 @@ class Client(SwarmClient):
         model: PartsModel,
         options: ClientOptions,
         gatherer: Gatherer,
+        draft_model: Ends | None = None,
     ) -> None:
         transport, directory, nursery = swarm.transport, swarm.directory, swarm.nursery
         self.transport = transport
@@ -175,6 +182,8 @@ class Client(SwarmClient):
             gatherer if options.evidence else None,
             transport.round_trip_s,
             standings,
+            drafts=options.drafts,
+            draft_model=draft_model,
         )
         self._auditor: Auditor | None = None
         self.frauds: Frauds | None = None
@@ -267,6 +276,21 @@ def _open_ends(
     )
 
 
+def _open_draft_model(
+    small: PartsModel, model: PartsModel, options: ClientOptions
+) -> AbstractAsyncContextManager[LocalEnds]:
+    """Cut the draft model's slices; raises UserError if it has other tokens, or does not fit."""
+    one, other = (whole_header(each.store, each.manifest, TOKENIZER) for each in (small, model))
+    if not have_same_tokens(one, other):
+        raise UserError(
+            f"--draft-model {small.info.name} has other tokens than {model.info.name}: choose a"
+            " smaller model of the same family"
+        )
+    check_weights(small, (part.name for part in small.manifest.parts))
+    check_memory(small, small.info.layers, options.machine)
+    return _open_ends(small, *small.halves(), for_model(options.machine, small))
+
+
 @asynccontextmanager
 async def open_client(
     options: ClientOptions, store: Store, tell: Tell, step: Step = ignore
@@ -321,6 +345,11 @@ async def open_client(
         gatherer = Gatherer(nursery, transport, secrets.token_bytes, sponsor)
         serving = partial(directory.serving, model.id)
         nursery.start_soon(call_around, transport, serving, swarm.chance)
-        client = Client(swarm, ends, model, options, gatherer)
+        drafting = None
+        if options.draft_model and options.drafts:
+            step(f"loading the draft model {options.draft_model.info.name} …")
+            opening = await in_thread(_open_draft_model, options.draft_model, model, options)
+            drafting = await stack.enter_async_context(opening)
+        client = Client(swarm, ends, model, options, gatherer, drafting)
         await stack.enter_async_context(sharing(client.frauds, nursery))
         yield client

@@ -69,6 +69,9 @@ class SwarmClient:
         gatherer: Gatherer | None = None,
         round_trip_s: Callable[[PeerId], float | None] = lambda _: None,
         standings: Standings | None = None,
+        *,
+        drafts: bool = False,
+        draft_model: Ends | None = None,
     ) -> None:
         """Ask for a model.
 
@@ -82,6 +85,8 @@ class SwarmClient:
             gatherer: collects the sessions' evidence, if any is wanted.
             round_trip_s: to a connected peer, if it was measured.
             standings: standings of peers from earlier runs, updated from now on.
+            drafts: send rows of likely tokens ahead.
+            draft_model: what says so besides the text; as for ``Requester``.
         """
         self._directory, self._ends, self._asked, self._draw = directory, ends, asked, draw
         self._failed: dict[PeerId, int] = {}
@@ -91,7 +96,15 @@ class SwarmClient:
         self._open: list[Replacements] = []
         """One per open session."""
         self.experiences = Experiences(round_trip_s, standings)
-        self._requester = Requester(nursery, transport, ends, asked.model, gatherer)
+        self._requester = Requester(
+            nursery,
+            transport,
+            ends,
+            asked.model,
+            gatherer,
+            drafts=drafts,
+            draft_model=draft_model,
+        )
 
     def peers(self) -> list[Advertisement]:
         """Return the peers that hold some of the model, including those that are still joining."""

@@ -5,9 +5,8 @@ compared with the tokens that the caches hold, and only the new tokens go throug
 """
 
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass
-from itertools import takewhile
 
 import trio
 
@@ -18,7 +17,10 @@ from p2pinfer.core.messages import Hop, Open
 from p2pinfer.core.regimes import Regime, RegimeChunk, split
 from p2pinfer.core.sampling import Sampling
 from p2pinfer.engine.base import Candidate, Ends, EndsSession, NextToken
+from peers.asking.ahead import Ahead, text_drafter
 from peers.asking.chain import Chain, open_chain
+from peers.asking.draft_model import ModelDrafter, open_drafter
+from peers.asking.drafts import DraftCount, alike
 from peers.asking.experience import stage_times
 from peers.asking.repair import Repair
 from peers.receipts.session_evidence import Evidence, Gatherer
@@ -45,7 +47,16 @@ class Token:
 class Session:
     """One conversation's KV caches, in all stages and in the requester's own ends."""
 
-    def __init__(self, chain: Chain, ends: Ends, cells: EndsSession, context: int) -> None:
+    def __init__(
+        self,
+        chain: Chain,
+        ends: Ends,
+        cells: EndsSession,
+        context: int,
+        *,
+        drafts: bool = False,
+        model: ModelDrafter | None = None,
+    ) -> None:
         self._chain, self._ends, self._cells = chain, ends, cells
         self._row_bytes = 4 * ends.width
         self.context = context
@@ -57,6 +68,9 @@ class Session:
         """The stages' times for the most recent tokens."""
         self.is_trusted = True
         """No check of it has failed; otherwise the next answer needs another session."""
+        self.drafts = DraftCount()
+        """What became of the most recent answer's drafts."""
+        self._may_draft, self._model = drafts, model
         self._answers = 0  # begun so far
 
     @property
@@ -71,9 +85,8 @@ class Session:
 
     def held_of(self, prompt: Sequence[int]) -> int:
         """How many tokens of a prompt's beginning need not be run again."""
-        common = takewhile(lambda pair: pair[0] == pair[1], zip(self.tokens, prompt, strict=False))
         # The last token always runs: its logits are needed.
-        return min(sum(1 for _ in common), len(prompt) - 1)
+        return min(alike(self.tokens, prompt), len(prompt) - 1)
 
     async def generate(
         self, prompt: Sequence[int], sampling: Sampling, max_tokens: int, said: int = 0
@@ -98,16 +111,22 @@ class Session:
         self._answers += 1
         answer = self._answers
         self._chain.forget()
+        self.drafts = DraftCount()
         try:
             recent = list(prompt[-max(1, sampling.repeat_last_n) :])
             held = said if sampling.grammar else 0
             self._cells.start(sampling, recent, prompt[len(prompt) - held :])
+            if self._model:
+                self._model.follow(prompt)
             following, stages_us = await self._prefill(prompt)
+            drafter = text_drafter(prompt, self._model) if self._may_draft else None
+            ahead = Ahead(self._chain, self._cells, self._row_bytes, drafter, self._model)
+            self.drafts = ahead.count
             for made in range(1, max_tokens + 1):
                 position = len(self.tokens)
                 goes_on = not following.is_end and made < max_tokens and position < self.context
                 if goes_on:  # the swarm computes while our caller shows the token
-                    self._chain.send(position, following.rows, 1, regime=Regime.NARROW)
+                    ahead.send(position, following)
                 yield Token(
                     following.token,
                     following.piece,
@@ -118,12 +137,16 @@ class Session:
                 )
                 if not goes_on:
                     return
-                step = await self._chain.receive(position, 1, self._row_bytes)
+                most = min(max_tokens - made, self.context - position)
+                step = await ahead.receive(self.tokens, most)
                 self.tokens.append(following.token)
                 self._regimes.append(Regime.NARROW)
                 stages_us = step.decoding_us
                 self.times.append(stages_us)
-                following = await self._cells.next(position, step.rows, regime=Regime.NARROW)
+                following = await self._cells.next(
+                    position, step.rows, regime=Regime.NARROW, drafted=ahead.drafted
+                )
+                ahead.drew(following.token)
         finally:
             if answer == self._answers:  # else another one has begun
                 self._chain.rest()
@@ -170,10 +193,18 @@ class Requester:
         ends: Ends,
         model: ModelId,
         gatherer: Gatherer | None = None,
+        *,
+        drafts: bool = False,
+        draft_model: Ends | None = None,
     ) -> None:
-        """Ask for a model; the sessions' tasks run in the nursery, which outlives them."""
+        """Ask for a model; the sessions' tasks run in the nursery, which outlives them.
+
+        ``drafts``: send rows of likely tokens ahead; ``draft_model``: all layers of a small model
+        with the same tokens, which says what is likely.
+        """
         self._nursery, self._transport, self._ends, self._model = nursery, transport, ends, model
         self._gatherer, self._budget = gatherer, Budget()
+        self._drafts, self._draft_model = drafts, draft_model
 
     @asynccontextmanager
     async def open(
@@ -206,7 +237,12 @@ class Requester:
             opened = evidence.opened if evidence else opened
             history = History(self._budget)
             chain = Chain(self._transport, opened, history, evidence, repair)
-            async with open_chain(chain, route, self._nursery):
-                yield Session(chain, ends, cells, context)
+            async with AsyncExitStack() as stack:
+                await stack.enter_async_context(open_chain(chain, route, self._nursery))
+                model = None
+                if self._draft_model:
+                    drafter = open_drafter(self._draft_model, ends.vocabulary, self._nursery)
+                    model = await stack.enter_async_context(drafter)
+                yield Session(chain, ends, cells, context, drafts=self._drafts, model=model)
         finally:
             cells.close()

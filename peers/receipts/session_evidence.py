@@ -72,6 +72,8 @@ class Evidence:
 
     def comes_out(self, step: Step, *, is_awaited: bool) -> None:
         """Remember the last stage's answer to them, unless it is no longer awaited."""
+        while self._on_way and next(iter(self._on_way)) < step.number:
+            del self._on_way[next(iter(self._on_way))]  # overwritten before they were sent on
         rows = self._on_way.pop(step.number, None)
         fits = step.position <= self.witness.length and len(step.rows) >= step.count
         if rows and is_awaited and fits:

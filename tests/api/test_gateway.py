@@ -192,7 +192,9 @@ async def test_prompt_that_is_too_long_is_said_in_openais_word(autojump_clock: M
      (b'{"model": "toy-model", "prompt": "\\ud800"}', 400), (b'{"model": 5}', 400),
      (b'{"model": "other", "prompt": "x"}', 404), (b" " * (BODY_BYTES_MAX + 1), 413),
      (b'{"model": "toy-model", "prompt": [999999999]}', 400),
-     (b'{"model": "toy-model", "prompt": [-1]}', 400)],
+     (b'{"model": "toy-model", "prompt": [-1]}', 400),
+     (b'{"model": "toy-model", "prompt": "x", "metadata": NaN}', 400),
+     (b'{"model": "toy-model", "prompt": "x", "metadata": [1e999]}', 400)],
 )  # fmt: skip
 async def test_bodies_that_cannot_be_answered(
     autojump_clock: MockClock, body: bytes, status: int

@@ -291,3 +291,12 @@ def test_peers_of_another_model(command: Command, lone: Peer, other_model: Path)
     chat = ["chat", "Hi", "--network", "holes", "--bootstrap", lone.address, "--wait", "0.1"]
     words = r"serve another model \(SmolLM2-135M-Instruct\), not Smollm2 136M"
     check(command(*chat, "--model", str(other_model)), 3, words)
+
+
+def test_draft_models_with_other_tokens(command: Command, lone: Peer, tmp_path: Path) -> None:
+    """They are refused before anything is asked, with what to choose instead."""
+    tiny = tmp_path / "tiny.gguf"
+    write_tiny(TINY["llama"], tiny)
+    chat = ["chat", "Hi", "--network", "holes", "--bootstrap", lone.address, "--wait", "0.1"]
+    words = "--draft-model .* has other tokens than .*: choose a smaller model of the same family"
+    check(command(*chat, "--draft-model", str(tiny)), 2, words)

@@ -72,6 +72,23 @@ def test_agent(home: Path) -> None:
     assert set(report["first_token_ratio"]) == {"2"}
 
 
+def test_wan(home: Path) -> None:
+    """Tokens sent ahead change none of the real model's answers, and many are the right ones."""
+    more = ["--tokens", "48", "--runs", "1", "--samplers", "greedy", "--samplers", "t1.5-penalty"]
+    small = ["--draft-model", "default"]
+    report = bench(home, "wan", "--peers", "2", "--rtt", "10", *more, *small)
+    assert report["same_tokens"] == "24 of 24"
+    assert set(report["texts"]) == {
+        f"{text} {sampler}"
+        for text in ("chat", "code", "edit")
+        for sampler in ("greedy", "t1.5-penalty")
+    }
+    assert report["texts"]["edit greedy"]["text"]["accepted"] > 0.3
+    assert report["texts"]["chat greedy"]["model"]["accepted"] > 0.8  # it drafts for itself
+    sides = [side for text in report["texts"].values() for side in text.values()]
+    assert all(side["ratio"] > 0 for side in sides)
+
+
 def test_relay(home: Path) -> None:
     """What a relay carries for a second of its CPU, and that a flood costs it little memory."""
     report = bench(home, "relay", "--rounds", "1", "--mbytes", "8")

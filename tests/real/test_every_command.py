@@ -75,6 +75,7 @@ ELSEWHERE: Final[dict[str, Callable[..., object]]] = {
     "bench honest": test_cheats.test_honest_stages_of_a_k_quant_pass,
     "bench relay": test_bench.test_relay,
     "bench transport": test_bench.test_transport,
+    "bench wan": test_bench.test_wan,
     "chat": test_cli.test_chat_finds_all_peers_through_one,
     "demo": test_cli.test_demo_prints_one_json_object,
     "join": test_cli.test_lines_that_join_prints_can_be_typed,

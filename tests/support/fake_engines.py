@@ -235,7 +235,9 @@ class _FakeEndsSession(_FakeCells):
         self._decode([layers], position, inputs, outcome.take, regime=regime)
         return await outcome.wait()
 
-    async def next(self, position: int, rows: bytes, *, regime: Regime) -> NextToken:
+    async def next(
+        self, position: int, rows: bytes, *, regime: Regime, drafted: int | None = None
+    ) -> NextToken:
         decoded = await self._run(self._last, position, rows_of(rows), regime=regime)
         token = self._ends.pick(decoded.rows[-ROW_BYTES:] + self._seed)
         if self._script is not None:
@@ -244,7 +246,7 @@ class _FakeEndsSession(_FakeCells):
         if self._script:
             piece = self._script.pop(0)
         following, us = position + len(rows) // ROW_BYTES, decoded.decoding_us
-        if is_end or following >= self._ends.context:
+        if is_end or following >= self._ends.context or token == drafted:
             return NextToken(token, b"" if is_end else piece, is_end, b"", us, self._likely(token))
         embedded = await self.embed(following, [token], regime=Regime.NARROW)
         return NextToken(token, piece, False, embedded.rows, us, self._likely(token))

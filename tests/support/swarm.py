@@ -71,10 +71,15 @@ class Swarm:
         me: MemoryTransport,
         ends: FakeEnds,
         gatherer: Gatherer | None = None,
+        *,
+        drafts: bool = False,
+        draft_model: FakeEnds | None = None,
     ) -> None:
         self.network, self.me, self.ends = network, me, ends
         self.nursery = nursery
-        self.requester = Requester(nursery, me, ends, MODEL, gatherer)
+        self.requester = Requester(
+            nursery, me, ends, MODEL, gatherer, drafts=drafts, draft_model=draft_model
+        )
         self.stages: list[Stage] = []
         self.signers: list[ReceiptSigner] = []
         self.served: list[LedgerEntry] = []
@@ -132,6 +137,8 @@ async def swarm(
     ends: FakeEnds | None = None,
     evidence: bool = False,
     silent: int | None = None,
+    drafts: bool = False,
+    draft_model: FakeEnds | None = None,
 ) -> AsyncIterator[Swarm]:
     """Run a chain of stages, cut at the bounds, and check that they free everything.
 
@@ -142,7 +149,15 @@ async def swarm(
     me_id = KEYS[0].peer_id if evidence else ME
     async with network.join(me_id) as me, trio.open_nursery() as nursery:
         gatherer = Gatherer(nursery, me, lambda size: bytes(size)) if evidence else None
-        made = Swarm(nursery, network, me, ends or FakeEnds(context=CONTEXT), gatherer)
+        made = Swarm(
+            nursery,
+            network,
+            me,
+            ends or FakeEnds(context=CONTEXT),
+            gatherer,
+            drafts=drafts,
+            draft_model=draft_model,
+        )
         for number, (first, end) in enumerate(pairwise(bounds)):
             engine = FakeStage(first, end, sessions=sessions, context=CONTEXT)
             key = KEYS[1 + number]

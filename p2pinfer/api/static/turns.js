@@ -171,9 +171,11 @@ function evidence(trust) {
 }
 
 function timing(found) {
-  const first = `The first token came after ${Math.round(found.time_to_first_token_ms)} ms`;
-  if (!found.reused_tokens) return `${first}.`;
-  return `${first}; the stages still held ${found.reused_tokens} tokens of the conversation.`;
+  const words = [`The first token came after ${Math.round(found.time_to_first_token_ms)} ms`];
+  if (found.reused_tokens) words.push(`the stages still held ${found.reused_tokens} tokens of the conversation`);
+  const drafted = found.drafts_kept + found.drafts_dropped;
+  if (drafted) words.push(`${found.drafts_kept} of ${drafted} tokens sent ahead were the right ones`);
+  return `${words.join("; ")}.`;
 }
 
 /** Offer the answer's certificate, which the gateway keeps for a while. */

@@ -17,6 +17,7 @@ from p2pinfer.places import data_dir
 LAYERS_MAX = 512  # LLAMA_MAX_LAYERS
 WIDTH_MAX = 65_536  # four times the widest known
 VOCABULARY_TOKENS_MAX = 1 << 20  # four times the largest known
+PADDING_TOKENS_MAX = 128  # as llama.cpp allows between a model and its draft model
 CONTEXT_TOKENS_MAX = 1 << 25  # the longest known is 10 million
 HEADS_MAX = 1024
 EXPERTS_MAX = 1024  # LLAMA_MAX_EXPERTS
@@ -64,6 +65,19 @@ class ModelInfo:
     layer_bytes: tuple[int, ...]
     type_bytes: Mapping[str, int]
     """Bytes of the layers' tensors per storage type, the largest first."""
+
+
+def have_same_tokens(one: GgufHeader, other: GgufHeader) -> bool:
+    """Whether two models with their tokenizers number the same tokens.
+
+    Some families pad the list of their wider models: a few more at the end of one do not matter.
+    """
+    found = [each.metadata.get("tokenizer.ggml.tokens") for each in (one, other)]
+    tokens = [each for each in found if isinstance(each, Array)]
+    if len(tokens) < 2 or abs(tokens[0].count - tokens[1].count) > PADDING_TOKENS_MAX:
+        return False
+    fewer, more = sorted(tokens, key=lambda each: each.count)
+    return more.raw.startswith(fewer.raw)
 
 
 def split_layer(tensor_name: str) -> tuple[int, str] | None:

@@ -128,8 +128,10 @@ class _LocalEndsSession:
         assert isinstance(decoding_us, int)
         return decoding_us
 
-    async def next(self, position: int, rows: bytes, *, regime: Regime) -> NextToken:
-        answer = await self._slot.ask("next", position, regime, rows)
+    async def next(
+        self, position: int, rows: bytes, *, regime: Regime, drafted: int | None = None
+    ) -> NextToken:
+        answer = await self._slot.ask("next", position, regime, rows, drafted)
         decoding_us, token, piece, is_end, rows, likely = answer
         candidates = tuple(Candidate(*each) for each in likely)
         return NextToken(token, piece, is_end, rows, decoding_us, candidates)

@@ -245,9 +245,12 @@ class _Worker:
             case ["embed", number, slot, position, regime, tokens]:
                 span = Span(slot, position, np.array(tokens, np.int32))
                 self._line_up(self._first, _Request(number), span, regime, self._give_rows)
-            case [("absorb" | "next") as kind, number, slot, position, regime, inputs]:
-                span = Span(slot, position, self._rows(inputs), kind == "next")
-                done = self._sample if span.outputs else self._acknowledge
+            case ["absorb", number, slot, position, regime, rows]:
+                span = Span(slot, position, self._rows(rows), outputs=False)
+                self._line_up(self._last, _Request(number), span, regime, self._acknowledge)
+            case ["next", number, slot, position, regime, rows, drafted]:
+                span = Span(slot, position, self._rows(rows))
+                done = partial(self._sample, drafted)
                 self._line_up(self._last, _Request(number), span, regime, done)
             case ["sampling", slot, sampling, recent, said]:
                 self._clear(slot)  # jobs still waiting belong to an answer that is no longer wanted
@@ -288,8 +291,11 @@ class _Worker:
     def _acknowledge(self, job: _Job, _: NDArray[np.float32]) -> None:
         self._answer(job.request)
 
-    def _sample(self, job: _Job, logits: NDArray[np.float32]) -> None:
-        """Draw a token; unless it ends the answer, embed it at once: that saves a round trip."""
+    def _sample(self, drafted: int | None, job: _Job, logits: NDArray[np.float32]) -> None:
+        """Draw a token, and embed it at once: that saves a round trip.
+
+        One that ends the answer goes nowhere, and one that was drafted has been embedded before.
+        """
         piece_of = self._vocabulary.piece
         try:
             token, found = self._samplers[job.slot].sample(job.last_row, logits)
@@ -307,7 +313,7 @@ class _Worker:
 
         position = job.span.position + len(job)
         span = Span(job.slot, position, np.array([token], np.int32))
-        if position >= self._first.slice.context:  # the answer fills the context to the brim
+        if token == drafted or position >= self._first.slice.context:  # full to the brim
             self._answer(job.request, token, piece, False, b"", likely)
         else:
             self._line_up(self._first, job.request, span, Regime.NARROW, give)

@@ -92,11 +92,19 @@ class PartsModel:
 
     def ends(self, keep: int) -> tuple[Path, Path]:
         """Return the first and the last end, ``keep`` layers each; raises as ``stage``."""
+        return self._ends(keep, keep)
+
+    def halves(self) -> tuple[Path, Path]:
+        """Return ends that leave no layer between them; raises as ``stage``."""
+        half = max(1, self.info.layers // 2)
+        return self._ends(half, self.info.layers - half)
+
+    def _ends(self, first: int, last: int) -> tuple[Path, Path]:
         header = whole_header(self.store, self.manifest, TOKENIZER)
-        first, last = self.end_paths(keep)
+        before, behind = self.end_paths(first)[0], self.end_paths(last)[1]
         return (
-            self._written(first, plan_first_end(header, keep), "first-"),
-            self._written(last, plan_last_end(header, keep), "last-"),
+            self._written(before, plan_first_end(header, first), "first-"),
+            self._written(behind, plan_last_end(header, last), "last-"),
         )
 
     def _path(self, name: str) -> Path:

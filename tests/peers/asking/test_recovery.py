@@ -18,6 +18,7 @@ from peers.serving.stage_session import RELINKED_S_MAX
 from peers.steps.history import Budget
 from peers.steps.messaging import SESSION
 from tests.support.fake_engines import FakeStage
+from tests.support.oracle import Oracle
 from tests.support.swarm import (
     CHAINS,
     CONTEXT,
@@ -87,10 +88,10 @@ class Spares:
 
 @asynccontextmanager
 async def mended(
-    bounds: Sequence[int] = CHAINS[3], *, evidence: bool = False
+    bounds: Sequence[int] = CHAINS[3], *, evidence: bool = False, drafts: bool = False
 ) -> AsyncIterator[tuple[Swarm, Spares]]:
     """Run a chain over links of 10 ms."""
-    async with swarm(bounds, evidence=evidence) as made:
+    async with swarm(bounds, evidence=evidence, drafts=drafts) as made:
         made.network.latency_s = lambda a, b: 0.01
         yield made, Spares(made)
 
@@ -121,6 +122,30 @@ async def test_a_lost_stage_is_replaced(lost: int, autojump_clock: MockClock) ->
         assert spares.routes == [route, [*route[:lost], SPARES[0], *route[lost + 1 :]]]
         others = [stage.rows for n, stage in enumerate(made.stages[:3]) if n != lost]
         assert others == [len(PROMPT) + 29] * 2  # the remaining stages ran nothing again
+
+
+@pytest.mark.parametrize("right", [0.5, 1.0])
+@pytest.mark.parametrize("at", [12, 15, 19])
+async def test_a_stage_is_lost_while_drafts_are_under_way(
+    at: int, right: float, oracle: type[Oracle], autojump_clock: MockClock
+) -> None:
+    """Its replacement gets the rows that count, and those on their way; the tokens are the same."""
+    bounds, count = CHAINS[3], 40
+    oracle.right, oracle.answer = right, await expected(PROMPT, count, bounds)
+    async with mended(drafts=True) as (made, spares):
+        for _ in range(3):
+            await spares.add(1, 29)
+        found = []
+        async with (
+            spares.open() as session,
+            aclosing(session.generate(PROMPT, GREEDY, count)) as tokens,
+        ):
+            async for token in tokens:
+                found.append(token.id)
+                if len(found) == at:
+                    made.leave[at % 3]()
+            assert session.drafts.kept
+        assert found == oracle.answer
 
 
 async def test_several_lost_at_once_are_replaced(autojump_clock: MockClock) -> None:

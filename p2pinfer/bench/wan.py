@@ -1,0 +1,190 @@
+"""What drafting ahead gains where hosts are far apart, in turns with the same answers without it.
+
+Every peer is a process behind a slow link of its own (`slow_links`). Requesters of which one drafts
+nothing ask the same things in turns over the same peers. All must make the same tokens, whatever
+the text and the sampler: different ones are a failure, and no figure is given.
+"""
+
+import statistics
+import tempfile
+from collections.abc import AsyncIterator, Mapping, Sequence
+from contextlib import AsyncExitStack, aclosing, asynccontextmanager
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Final
+
+import trio
+
+from p2pinfer.bench.slow_links import SlowLink, SlowPort
+from p2pinfer.core.errors import P2pinferError, lone_errors
+from p2pinfer.core.layer_range import LayerRange
+from p2pinfer.core.python_process import python_command
+from p2pinfer.core.sampling import Sampling
+from p2pinfer.engine.store.assemble import PartsModel
+from p2pinfer.node.local_swarm import READY_S_MAX, run_peer, share_layers, wait_ready
+from p2pinfer.node.model_supply import name_model, open_store, open_whole
+from p2pinfer.node.requester import ClientOptions, Machine, open_client
+from peers.asking.session import Session
+
+NETWORK: Final = "bench"
+PLAIN: Final = "plain"
+
+SAMPLERS: Final = {
+    "greedy": Sampling(temperature=0.0),
+    "t0.8": Sampling(temperature=0.8, seed=1),
+    "t1.5-penalty": Sampling(temperature=1.5, repeat_penalty=1.1, seed=2),
+}
+
+_CODE = '''def area(shape):
+    """Return the area of a shape."""
+    if shape.kind == "circle":
+        return 3.14159 * shape.radius * shape.radius
+    if shape.kind == "square":
+        return shape.side * shape.side
+    raise ValueError(f"unknown shape {shape.kind}")
+'''
+
+TEXTS: Final = {
+    "chat": "The most important thing to know about the sea is",
+    "code": f"{_CODE}\n\ndef perimeter(shape):\n",
+    "edit": f"The function:\n{_CODE}\nThe same function again:\n{_CODE}\nAnd once more:\ndef area(",
+}
+"""What answers go on from: little of it comes again, some of it, nearly all."""
+
+
+@dataclass(frozen=True)
+class _Run:
+    tokens: list[int]
+    decode_s: float
+    kept: int
+    dropped: int
+
+    @property
+    def tokens_per_second(self) -> float:
+        return (len(self.tokens) - 1) / self.decode_s
+
+
+async def wan_bench(
+    file: Path,
+    peers: int,
+    link: SlowLink,
+    *,
+    tokens: int,
+    runs: int,
+    samplers: Sequence[str],
+    small: Path | None = None,
+) -> dict[str, Any]:
+    """Measure and return what ``p2pinfer bench wan`` prints; rates are medians over the runs.
+
+    Args:
+        file: a GGUF file.
+        peers: how many share its layers, each on a host of its own.
+        link: between any two hosts.
+        tokens: tokens in each answer, where the model does not end it before.
+        runs: of each text and sampler.
+        samplers: names in ``SAMPLERS``.
+        small: another file with the same tokens, to draft by a third requester.
+
+    Raises:
+        P2pinferError: an answer is another one with drafts than without.
+    """
+    machine = Machine(sessions=3, context=1024)  # one for each requester
+    store = open_store()
+    model = open_whole(name_model(str(file), store, lambda *_: None), store)
+    ranges = share_layers(model, peers, 1, machine)
+    found: dict[str, dict[str, Any]] = {}
+    same = 0
+    async with AsyncExitStack() as stack:
+        ways_in = await stack.enter_async_context(_far_swarm(model, ranges, machine, link))
+        plain = ClientOptions(model.id, ways_in, NETWORK, machine=machine, audit_rate=0.0)
+        sides = {PLAIN: plain, "text": replace(plain, drafts=True)}
+        if small:
+            draft_model = open_whole(name_model(str(small), store, lambda *_: None), store)
+            sides["model"] = replace(plain, drafts=True, draft_model=draft_model)
+        sessions: dict[str, Session] = {}
+        for side, options in sides.items():
+            client = await stack.enter_async_context(open_client(options, store, lambda _: None))
+            route = await client.find_route(lambda _: None)
+            sessions[side] = await stack.enter_async_context(client.open_session(route))
+        for name, text in TEXTS.items():
+            prompt = await client.ends.tokenize(text, special=True)
+            for sampler in samplers:
+                turns = []
+                for number in range(-1, runs):  # the first one warms up, and is not counted
+                    sampling = SAMPLERS[sampler]
+                    turn = {
+                        side: await _answer(session, prompt, sampling, tokens)
+                        for side, session in sessions.items()
+                    }
+                    if any(run.tokens != turn[PLAIN].tokens for run in turn.values()):
+                        raise P2pinferError(f"{name}, {sampler}: other tokens with drafts")
+                    same += len(turn) - 1
+                    if number >= 0:
+                        turns.append(turn)
+                found[f"{name} {sampler}"] = {
+                    side: _report(turns, side) for side in sides if side != PLAIN
+                }
+    return {
+        "peers": peers,
+        "round_trip_ms": round(1000 * link.round_trip_s, 1),
+        "mbit_per_s": round(link.bytes_per_s * 8 / 1e6, 1),
+        "tokens": tokens,
+        "same_tokens": f"{same} of {same}",
+        "texts": found,
+    }
+
+
+def _report(turns: Sequence[Mapping[str, _Run]], side: str) -> dict[str, Any]:
+    runs = [turn[side] for turn in turns]
+    kept, dropped = sum(run.kept for run in runs), sum(run.dropped for run in runs)
+    made = sum(len(run.tokens) for run in runs)
+    plain, rates = ([turn[each].tokens_per_second for turn in turns] for each in (PLAIN, side))
+    ratios = [rate / other for rate, other in zip(rates, plain, strict=True)]
+    return {
+        "plain_tokens_per_s": round(statistics.median(plain), 2),
+        "tokens_per_s": round(statistics.median(rates), 2),
+        "ratio": round(statistics.median(ratios), 3),
+        "accepted": round(kept / (kept + dropped), 3) if kept + dropped else None,
+        "rows_per_token": round((made + dropped) / made, 3),
+    }
+
+
+async def _answer(session: Session, prompt: list[int], sampling: Sampling, count: int) -> _Run:
+    """Ask once; the prompt is read in full the first time alone."""
+    found, started = [], 0.0
+    async with aclosing(session.generate(prompt, sampling, count)) as tokens:
+        async for token in tokens:
+            found.append(token.id)
+            started = started or trio.current_time()
+    decode_s = max(trio.current_time() - started, 1e-6)
+    return _Run(found, decode_s, session.drafts.kept, session.drafts.dropped)
+
+
+@asynccontextmanager
+async def _far_swarm(
+    model: PartsModel, ranges: Sequence[LayerRange], machine: Machine, link: SlowLink
+) -> AsyncIterator[tuple[str, ...]]:
+    """Serve each range by one peer behind a slow link; yields the ways in."""
+    ways_in: list[str] = []
+    with tempfile.TemporaryDirectory(prefix="p2pinfer-") as home, lone_errors():
+        async with trio.open_nursery() as nursery:
+            with trio.fail_after(READY_S_MAX):
+                for number, layers in enumerate(ranges):
+                    port = SlowPort(link)
+                    await nursery.start(port.serve)
+                    command = [
+                        *python_command("p2pinfer", "join", "--json", "--until-stdin-closes"),
+                        *["--model", model.id, "--layers", str(layers), "--network", NETWORK],
+                        *["--listen", "/ip4/127.0.0.1/tcp/0", "--announce", port.address],
+                        *(["--bootstrap", *ways_in] if ways_in else []),
+                        *["--identity", str(Path(home) / f"identity-{number}")],
+                        *["--sessions", str(machine.sessions), "--context", str(machine.context)],
+                        *["--threads", str(machine.threads)],
+                    ]
+                    log = Path(home) / f"log-{number}"
+                    process = await nursery.start(run_peer, command, log, None)
+                    announced, own, *_ = (await wait_ready(process, log)).addresses
+                    port.lead_to(own)
+                    ways_in.append(announced)
+            yield tuple(ways_in)
+            nursery.cancel_scope.cancel()

@@ -1,0 +1,203 @@
+"""Drafting ahead: the same answers, whatever is drafted, and fewer trips where drafts are right."""
+
+from contextlib import aclosing
+
+import pytest
+import trio
+from hypothesis import given
+from hypothesis import strategies as st
+from trio.testing import MockClock
+
+from peers.asking.draft_model import open_drafter
+from peers.asking.drafts import (
+    DRAFTS_MAX,
+    MATCH_TOKENS,
+    PAUSE_TOKENS_MAX,
+    PLAIN_TOKENS,
+    Governor,
+    TextDrafter,
+)
+from tests.support.fake_engines import VOCABULARY, FakeEnds
+from tests.support.oracle import Oracle
+from tests.support.swarm import CHAINS, CONTEXT, GREEDY, PROMPT, answer, expected, swarm
+
+LENGTH = 60
+
+TOKENS = st.lists(st.integers(0, 3), max_size=40)
+
+
+@pytest.mark.parametrize("right", [0.0, 0.5, 1.0])
+@pytest.mark.parametrize("stages", CHAINS)
+async def test_drafts_change_no_answer(
+    stages: int, right: float, oracle: type[Oracle], autojump_clock: MockClock
+) -> None:
+    """Right or wrong, and through any chain, with receipts that join up behind them."""
+    oracle.right, oracle.answer = right, await expected(PROMPT, LENGTH, CHAINS[stages])
+    async with swarm(CHAINS[stages], drafts=True, evidence=True) as made:
+        made.network.latency_s = lambda *_: 0.05
+        async with made.open() as session:
+            assert await answer(session, PROMPT, LENGTH) == oracle.answer
+            assert session.drafts.kept if right else session.drafts.dropped
+            assert not (right == 1.0 and session.drafts.dropped)
+            assert session.evidence
+            assert await session.evidence.settle(len(session.tokens)) is None
+
+
+@pytest.mark.parametrize("right", [0.5, 1.0])
+async def test_an_answer_may_stop_and_go_on_differently(
+    right: float, oracle: type[Oracle], autojump_clock: MockClock
+) -> None:
+    """Rows that were drafted behind the last token are overwritten by the next prompt."""
+    oracle.right, oracle.answer = right, await expected(PROMPT, LENGTH, CHAINS[3])
+    async with swarm(drafts=True, evidence=True) as made, made.open() as session:
+        for stop in (1, 20, 33):
+            async with aclosing(session.generate(PROMPT, GREEDY, LENGTH)) as tokens:
+                found = [await anext(tokens) for _ in range(stop)]
+            assert [token.id for token in found] == oracle.answer[:stop]
+        assert session.evidence
+        assert await session.evidence.settle(len(session.tokens)) is None
+
+
+async def test_drafts_fill_no_more_than_the_session(
+    oracle: type[Oracle], autojump_clock: MockClock
+) -> None:
+    """Nothing is sent beyond the context, nor beyond the tokens that are wanted."""
+    oracle.answer = await expected(PROMPT, LENGTH, CHAINS[3])
+    async with swarm(drafts=True) as made, made.open(context=len(PROMPT) + 30) as session:
+        assert await answer(session, PROMPT, LENGTH) == oracle.answer[:31]
+        assert [stage.rows for stage in made.stages] == [len(PROMPT) + 30] * 3
+
+
+@pytest.mark.parametrize("right", [0.0, 1.0])
+async def test_right_drafts_save_trips_and_wrong_ones_cost_few(
+    right: float, oracle: type[Oracle], autojump_clock: MockClock
+) -> None:
+    """Over slow links: the time of an answer against the one without drafts."""
+    oracle.right, oracle.answer = right, await expected(PROMPT, 100, CHAINS[3])
+    took = {}
+    for drafts in (False, True):
+        async with swarm(drafts=drafts) as made:
+            made.network.latency_s = lambda *_: 0.02
+            for engine in made.engines:
+                engine.machine.decode_s = 0.01
+            async with made.open() as session:
+                started = trio.current_time()
+                assert await answer(session, PROMPT, 100) == oracle.answer
+                took[drafts] = trio.current_time() - started
+    assert took[True] < took[False] * (1.05 if right == 0.0 else 0.4)
+
+
+@given(TOKENS, st.lists(st.integers(0, 3), max_size=DRAFTS_MAX), st.integers(1, DRAFTS_MAX))
+def test_a_draft_is_what_followed_before(text: list[int], ahead: list[int], most: int) -> None:
+    """It is as long as asked, or empty; the text with it repeats an earlier part of itself."""
+    found = TextDrafter(text).draft(ahead, most)
+    tail = [*text[-MATCH_TOKENS:], *ahead][-MATCH_TOKENS:]
+    places = [
+        at
+        for at in range(MATCH_TOKENS, len(text))
+        if len(tail) == MATCH_TOKENS and text[at - MATCH_TOKENS : at] == tail
+    ]
+    assert len(found) == (most if places else 0)
+    if places:
+        whole = [*text, *ahead, *found]
+        assert any(found == whole[at : at + most] for at in places)
+
+
+def test_the_longest_match_is_followed() -> None:
+    """And not the most recent one: a copy goes on where it copied from."""
+    text = [9, 1, 2, 3, 5, 8, 8, 1, 2, 3, 6, 8, 9, 1, 2, 3]
+    assert TextDrafter(text).draft([], 1) == [5]
+    assert TextDrafter([1, 2, 3, 5, 7, 1, 2, 3, 6, 4, 1, 2, 3]).draft([], 1) == [6]
+
+
+def test_depth_follows_what_became_of_drafts() -> None:
+    """It grows while they are kept; while none is, tries become rare."""
+    governor = Governor()
+    assert governor.depth == 0
+    for _ in range(PLAIN_TOKENS):
+        governor.took(1.0, drafting=False)
+    assert governor.depth == 1
+    for _ in range(5):
+        governor.kept()
+    assert governor.depth == DRAFTS_MAX
+    governor.dropped()
+    assert 0 < governor.depth < DRAFTS_MAX
+    tries = 0
+    for _ in range(1000):
+        drafting = governor.depth > 0
+        governor.took(1.0, drafting=drafting)
+        if drafting:
+            tries += 1
+            governor.dropped()
+    assert 0 < tries <= 12
+
+
+def test_drafts_that_take_longer_than_they_save_pause() -> None:
+    """Where machines are busy, rows that are run in vain delay the others."""
+    governor = Governor()
+    for _ in range(PLAIN_TOKENS):
+        governor.took(1.0, drafting=False)
+    drafting = 0
+    for _ in range(10 * PAUSE_TOKENS_MAX):
+        if governor.depth:
+            drafting += 1
+            governor.kept()
+            governor.took(1.1, drafting=True)
+        else:
+            governor.took(1.0, drafting=False)
+    assert 0 < drafting <= PAUSE_TOKENS_MAX
+
+
+def test_what_plain_tokens_take_is_measured_again() -> None:
+    """Drafts that were worth it an hour ago may not be now."""
+    governor, plain = Governor(), 0
+    for _ in range(2 * PAUSE_TOKENS_MAX):
+        plain += governor.depth == 0
+        governor.took(0.1, drafting=governor.depth > 0)
+    assert plain == 2 * PLAIN_TOKENS
+
+
+@pytest.mark.parametrize("vocabulary", [VOCABULARY, VOCABULARY // 2])
+async def test_a_draft_model_changes_no_answer(vocabulary: int, autojump_clock: MockClock) -> None:
+    """It is another model, so it is always wrong here; tokens beyond the large one's are none."""
+    small = FakeEnds(context=CONTEXT)
+    async with swarm(drafts=True, draft_model=small) as made:
+        made.ends.vocabulary = vocabulary
+        made.network.latency_s = lambda *_: 0.05
+        async with made.open() as session:
+            assert await answer(session, PROMPT, LENGTH) == await expected(
+                PROMPT, LENGTH, CHAINS[3]
+            )
+            assert session.drafts.dropped
+            assert not session.drafts.kept
+    assert small.machine.open == 0
+
+
+async def test_a_draft_model_reads_along_and_runs_ahead(autojump_clock: MockClock) -> None:
+    """Wherever the text goes on or turns back; what it drafted itself is not read again."""
+    small = FakeEnds(context=CONTEXT)
+    async with trio.open_nursery() as nursery, open_drafter(small, VOCABULARY, nursery) as drafter:
+        for text in (PROMPT[:40], [*PROMPT[:40], 1, 2], PROMPT, [*PROMPT[:9], 5]):
+            drafter.follow(text)
+            while len(drafter.drafts()) <= DRAFTS_MAX:
+                await drafter.wait_moved()
+            drafts, rows = drafter.drafts(), small.machine.rows
+            drafter.follow([*text, *drafts[:3]])
+            assert drafter.drafts() == drafts[3:]
+            while len(drafter.drafts()) <= DRAFTS_MAX:
+                await drafter.wait_moved()
+            assert small.machine.rows == rows + 6  # three tokens, each run and drafted
+    assert small.machine.open == 0
+
+
+async def test_an_answer_goes_on_without_a_draft_model_that_fails(
+    autojump_clock: MockClock,
+) -> None:
+    """Its engine's process may end at any moment."""
+    small = FakeEnds(context=CONTEXT)
+    async with swarm(drafts=True, draft_model=small) as made, made.open() as session:
+        async with aclosing(session.generate(PROMPT, GREEDY, LENGTH)) as tokens:
+            found = [(await anext(tokens)).id for _ in range(20)]
+            small.machine.die()
+            found += [token.id async for token in tokens]
+        assert found == await expected(PROMPT, LENGTH, CHAINS[3])
