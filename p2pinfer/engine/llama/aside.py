@@ -15,7 +15,7 @@ from typing import Final
 from p2pinfer.engine.llama.binding import Slice, Span
 
 ANSWERED_NS: Final = 30 * 1_000_000_000
-"""Since its last row a session counts as being answered: a slow chain takes seconds for a token."""
+"""How long a session counts as being answered: a slow chain takes seconds for a token."""
 
 
 class Aside:
@@ -26,7 +26,7 @@ class Aside:
         self._home, self._aside = home, aside
         self._free = list(range(aside.sessions)) if aside else []
         self._moved: dict[int, int] = {}  # slots at home, and aside
-        self._answered_ns: dict[int, int] = {}  # when each session had its last single row
+        self._answered_ns: dict[int, int] = {}  # when each session had its last narrow rows
 
     @property
     def moved(self) -> Collection[int]:
@@ -57,7 +57,7 @@ class Aside:
             self._moved[slot] = self._free.pop()
 
     def come_home(self, slots: Iterable[int], now_ns: int) -> None:
-        """Have these sessions' single rows decoded with those of others; raises as above."""
+        """Have these sessions' narrow rows decoded with those of others; raises as above."""
         for slot in slots:
             self._answered_ns[slot] = now_ns
             if slot in self._moved:

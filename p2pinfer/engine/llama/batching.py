@@ -105,18 +105,24 @@ class Batcher(Generic[J]):
             return []
         return [self._take(slot) for slot in chosen]
 
-    def singles(self, besides: Collection[int]) -> list[J]:
-        """Take single rows of sessions in adjacent slots, but not of some slots; often none."""
-        singles = {
+    def narrow(self, besides: Collection[int]) -> list[J]:
+        """Take what is short: narrow rows of one session, or one row each of several in a row.
+
+        Args:
+            besides: slots to leave as they are.
+        """
+        heads = {
             slot: jobs[0]
             for slot, jobs in self._waiting.items()
-            if slot not in besides and not is_span(jobs[0])
+            if slot not in besides and jobs[0].regime is Regime.NARROW
         }
-        if not singles:
+        if not heads:
             return []
-        first = next(iter(singles))
-        alike = {slot for slot in singles if singles[slot].layers == singles[first].layers}
-        return [self._take(slot) for slot in self._run_around(first, alike)]
+        slot, first = next(iter(heads.items()))
+        if is_span(first):
+            return [self._take(slot)]
+        alike = {n for n, job in heads.items() if not is_span(job) and job.layers == first.layers}
+        return [self._take(each) for each in self._run_around(slot, alike)]
 
     def _run_around(self, slot: int, waiting: set[int]) -> list[int]:
         """The longest run of adjacent waiting slots around the one that has waited longest."""

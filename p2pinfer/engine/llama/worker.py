@@ -33,7 +33,7 @@ from p2pinfer.engine.frames import (
 )
 from p2pinfer.engine.gguf.reader import read_header
 from p2pinfer.engine.llama.aside import Aside
-from p2pinfer.engine.llama.batching import Batcher, Regimes, is_span
+from p2pinfer.engine.llama.batching import Batcher, Regimes
 from p2pinfer.engine.llama.binding import Sampler, Slice, Span, Vocabulary
 from p2pinfer.engine.llama.candidate import attempt
 from p2pinfer.engine.llama.memory import aside_sessions
@@ -146,18 +146,19 @@ class _Part:
         def pause() -> None:
             paused = time.perf_counter_ns()
             look()
-            self._run(self.waiting.singles(self._places.moved), fail, look)
+            self._run(self.waiting.narrow(self._places.moved), fail, look)
             self._paused_ns += time.perf_counter_ns() - paused
 
         try:
-            if is_span(run[0]):
-                self._places.step_aside(run[0].slot, started)
-                part, span = self._places.find(run[0].span)
-                may_pause = part is not self.slice
-                outputs = part.decode([span], pad_to=pad_to, pause=pause if may_pause else None)
-            else:
+            if run[0].regime is Regime.NARROW:
                 self._places.come_home([job.slot for job in run], started)
-                outputs = self.slice.decode([job.span for job in run], pad_to=pad_to)
+            else:
+                self._places.step_aside(run[0].slot, started)
+            part, _ = self._places.find(run[0].span)
+            spans = [self._places.find(job.span)[1] for job in run]
+            outputs = part.decode(
+                spans, pad_to=pad_to, pause=pause if part is not self.slice else None
+            )
         except EngineError as error:
             for job in run:
                 fail(job.request, error)
