@@ -37,7 +37,7 @@ class Cover:
     rate: Floats
     """Rows a second through each layer, in parts of what an even spread would give."""
     holders: Whole
-    """How many peers hold each layer."""
+    """How many peers hold each layer; those that the same machine's end takes away count as one."""
 
     @property
     def hi(self) -> int:
@@ -54,13 +54,16 @@ class Cover:
         """How many layers have only one holder, and would be missing if it died."""
         return int((self.holders <= 1).sum())
 
-    def plus(self, layers: LayerRange, speed: float) -> "Cover":
-        """Return the cover with one peer more; ``speed`` is in layers times the even rate."""
+    def plus(self, layers: LayerRange, speed: float, beside: Flags | None = None) -> "Cover":
+        """Return the cover with one peer more; ``speed`` is in layers times the even rate.
+
+        ``beside`` is which layers are held by others that end with it.
+        """
         rate, holders = self.rate.copy(), self.holders.copy()
         if layers:
             part = self.part(layers)
             rate[part] += speed / (len(layers) + STAGE_LAYERS)
-            holders[part] += 1
+            holders[part] += 1 if beside is None else ~beside[part]
         return Cover(self.lo, rate, holders)
 
     def part(self, layers: LayerRange) -> slice:
@@ -76,10 +79,28 @@ class Place:
     worth: float
 
 
-def cover_of(lo: int, hi: int, first: Whole, end: Whole, speed: Floats) -> Cover:
-    """Return the cover by ranges in absolute numbers, all within ``lo`` to ``hi``."""
+def cover_of(
+    lo: int, hi: int, first: Whole, end: Whole, speed: Floats, fate: Whole | None = None
+) -> Cover:
+    """Return the cover by ranges in absolute numbers, all within ``lo`` to ``hi``.
+
+    Peers with the same number in ``fate`` end together: one machine brings all their callers.
+    """
     rate, holders = covers_of(lo, hi, first[None], end[None], speed[None])
+    if fate is not None:
+        holders = holders - _too_many(lo, hi, first, end, fate)
     return Cover(lo, rate[0], holders[0])
+
+
+def _too_many(lo: int, hi: int, first: Whole, end: Whole, fate: Whole) -> Whole:
+    """Return how many holders of each layer end with another one of it."""
+    _, number, count = np.unique(fate, return_inverse=True, return_counts=True)
+    surplus = np.zeros(hi - lo, np.int64)
+    for each in np.flatnonzero(count > 1):
+        rows = np.flatnonzero(number == each)
+        _, held = covers_of(lo, hi, first[rows][None], end[rows][None], np.zeros((1, len(rows))))
+        surplus += np.maximum(held[0] - 1, 0)
+    return surplus
 
 
 def covers_of(lo: int, hi: int, first: Whole, end: Whole, speed: Floats) -> tuple[Floats, Whole]:
@@ -100,27 +121,32 @@ def covers_of(lo: int, hi: int, first: Whole, end: Whole, speed: Floats) -> tupl
     return np.where(whole > 0, rate, 0.0), whole
 
 
-def worth_of(cover: Cover, layers: LayerRange, speed: float) -> float:
-    """Return what one more peer would be worth there."""
+def worth_of(cover: Cover, layers: LayerRange, speed: float, beside: Flags | None = None) -> float:
+    """Return what one more peer would be worth there; ``beside`` is as in `Cover.plus`."""
     if not layers:
         return 0.0
-    part = cover.part(layers)
-    more = _cost(cover.rate[part] + speed / (len(layers) + STAGE_LAYERS), cover.holders[part] + 1)
+    part, then = cover.part(layers), cover.plus(layers, speed, beside)
+    more = _cost(then.rate[part], then.holders[part])
     return float((_cost(cover.rate[part], cover.holders[part]) - more).sum())
 
 
 def best_place(
-    cover: Cover, speed: float, layers_max: int, lot: float, keep: LayerRange | None = None
+    cover: Cover,
+    speed: float,
+    layers_max: int,
+    lot: float,
+    keep: LayerRange | None = None,
+    beside: Flags | None = None,
 ) -> Place:
     """Return the most valuable range of at most ``layers_max`` layers; it must contain ``keep``.
 
     Among equals, longer ones win, then those flush with what others hold; ``lot``, from 0 to 1,
-    decides among the rest.
+    decides among the rest. ``beside`` is as in `Cover.plus`.
     """
     lo, rate, holders = cover.lo, cover.rate[None], cover.holders[None]
     kept = LayerRange(keep.first - lo, keep.end - lo) if keep else None
     sizes = np.array([speed]), np.array([layers_max])
-    first, end, worth = best_places(rate, holders, *sizes, lot, kept)
+    first, end, worth = best_places(rate, holders, *sizes, lot, kept, beside)
     return Place(LayerRange(lo + int(first[0]), lo + int(end[0])), float(worth[0]))
 
 
@@ -131,10 +157,12 @@ def best_places(
     layers_max: Whole,
     lot: float,
     keep: LayerRange | None = None,
+    beside: Flags | None = None,
 ) -> tuple[Whole, Whole, Floats]:
     """Return what ``best_place`` does for several covers at once, counted from their first layer.
 
-    Covers are rows; ``speed`` and ``layers_max`` belong to the one peer that each is to gain.
+    Covers are rows; ``speed`` and ``layers_max`` belong to the one peer that each is to gain, and
+    ``beside`` to all.
     """
     count, rows = rate.shape[1], np.arange(len(rate))
     first_max, end_min = (keep.first, keep.end) if keep else (count, 0)
@@ -142,7 +170,8 @@ def best_places(
     before = _cost(rate, holders)
     # By cover, length and first layer: the total worth of the layers from there on.
     more = (speed[:, None] / (lengths[:, 0] + STAGE_LAYERS))[:, :, None]
-    saved = before[:, None] - _cost(rate[:, None] + more, holders[:, None] + 1)
+    then = holders + 1 if beside is None else holders + ~beside
+    saved = before[:, None] - _cost(rate[:, None] + more, then[:, None])
     total = np.zeros((len(rows), len(lengths), count + 1))
     np.cumsum(saved, axis=2, out=total[:, :, 1:])
     firsts = np.arange(count)

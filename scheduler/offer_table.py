@@ -17,6 +17,7 @@ from attrs import frozen
 
 from p2pinfer.core.advertisement import ADVERTISEMENTS_MAX, LINKS_MAX, Advertisement, State
 from p2pinfer.core.ids import PeerId
+from p2pinfer.core.ways import is_behind_relays, relays_in
 
 NUMBER_OF_STATE = {State.JOINING: 0, State.SERVING: 1, State.DRAINING: 2, State.LEFT: 3}
 
@@ -75,8 +76,11 @@ def peer_key(peer: PeerId) -> int:
 
 _COLUMNS = (
     "key", "first", "end", "state", "row_us", "chunk_us", "layers_max", "sessions_max",
-    "sessions_free", "queued_rows", "context",
+    "sessions_free", "queued_rows", "context", "hidden", "lone_relay", "relay_us",
 )  # fmt: skip
+"""The advertisement's own names, and what its addresses tell: whether relays bring all callers
+(0 or 1), the key of the relay if there is just one, and the round trip to the nearest of them in
+microseconds (0: not stated)."""
 
 _ROW = struct.Struct(f"={len(_COLUMNS) + 2 * LINKS_MAX}q")
 """One row of the table: the columns, then keys and round trips of the links."""
@@ -141,7 +145,7 @@ class OfferTable:
         return self._row.get(peer)
 
     def column(self, name: str) -> Whole:
-        """Return a column by the advertisement's name for it; the state is a number."""
+        """Return a column by its name; the state is a number."""
         return self._table[: len(self), _COLUMNS.index(name)]
 
     def is_state(self, state: State) -> Flags:
@@ -171,9 +175,14 @@ def _row_of(a: Advertisement) -> bytes:
     keys += [0] * (LINKS_MAX - len(keys))
     times = [link.round_trip_us for link in a.links]
     times += [0] * (LINKS_MAX - len(times))
+    hidden = is_behind_relays(a.addresses)
+    relays = relays_in(a.addresses) if hidden else ()
+    lone = peer_key(relays[0]) if len(relays) == 1 else 0
+    legs = (link.round_trip_us for link in a.links if link.peer in relays)
     return _ROW.pack(
         peer_key(a.peer), a.first, a.end, NUMBER_OF_STATE[a.state], a.row_us, a.chunk_us,
-        a.layers_max, a.sessions_max, a.sessions_free, a.queued_rows, a.context, *keys, *times,
+        a.layers_max, a.sessions_max, a.sessions_free, a.queued_rows, a.context,
+        hidden, lone, min(legs, default=0), *keys, *times,
     )  # fmt: skip
 
 

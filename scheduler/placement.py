@@ -12,6 +12,7 @@ decide at once, each from a view that is a little old:
 - Where layers are missing, one peer fills them that is not needed where it is: all agree on which.
   If there is none, nothing works anyway: all line up again in their present order, each
   moving as little as it can. From one view all compute the same line.
+- Holders that one machine's end takes away count as one: a relay, and those behind it alone.
 - Joining peers choose in the order of their keys, each knowing what those before it will choose.
 
 A stage can be entered only at its first layer, but left after any. So whatever covers all layers
@@ -26,7 +27,7 @@ from attrs import frozen
 
 from p2pinfer.core.advertisement import Advertisement, State
 from p2pinfer.core.layer_range import LayerRange
-from scheduler.coverage_value import best_place, cover_of, worth_of
+from scheduler.coverage_value import best_place, cover_of
 from scheduler.offer_table import NOTHING_SEEN, Experience, OfferTable, Whole
 from scheduler.plan import PEERS_MAX, make_plan
 from scheduler.route_cost import lots
@@ -123,8 +124,8 @@ def _join(swarm: Members, chance: float) -> Choice:
         return _move(swarm, place, JOIN_CHECK_S)
     same = swarm.joining & (swarm.first < here.end) & (here.first < swarm.end)
     same &= swarm.key < swarm.key[-1]
-    others, speed = swarm.others, float(swarm.speed[-1])
-    gain = worth_of(others, place, speed) > GAIN_MIN * worth_of(others, here, speed)
+    now, then = (swarm.worth(each) for each in (here, place))
+    gain = then > GAIN_MIN * now
     yields = len(swarm.key) <= PEERS_MAX or chance <= _movers(swarm)
     if same.any() and gain and yields:
         return _move(swarm, place, JOIN_CHECK_S)
@@ -148,8 +149,9 @@ def _foresee(swarm: Members) -> LayerRange:
     first, end = swarm.first.copy(), swarm.end.copy()
     for row in rows:
         speed, lot = float(swarm.speed[row]), float(lots(swarm.key[row : row + 1], 0.0)[0])
-        place = best_place(cover, speed, int(swarm.size[row]), lot).layers
-        cover = cover.plus(place, speed)
+        beside = swarm.at(first, end).beside(int(row)) if swarm.share_fates else None
+        place = best_place(cover, speed, int(swarm.size[row]), lot, beside=beside).layers
+        cover = cover.plus(place, speed, beside)
         first[row], end[row] = place.first, place.end
     plan = _plan(swarm)
     if plan is not None:
@@ -229,15 +231,15 @@ def _better(swarm: Members, keep: LayerRange | None, lot: float) -> LayerRange:
     In a small swarm it must neither make the weakest layer weaker, else the plan would bring it
     back, nor leave more layers to a single holder.
     """
-    others, speed = swarm.others, float(swarm.speed[-1])
+    others, speed, beside = swarm.others, float(swarm.speed[-1]), swarm.beside(-1)
     # Both ranges at once, for a moment.
     room = int(swarm.size[-1]) - (len(swarm.present) if keep else 0)
     if keep and room < len(keep):
         return swarm.present
-    place = best_place(others, speed, room, lot, keep)
-    if place.worth <= GAIN_MIN * worth_of(others, swarm.present, speed):
+    place = best_place(others, speed, room, lot, keep, beside)
+    if place.worth <= GAIN_MIN * swarm.worth(swarm.present):
         return swarm.present
-    now, then = swarm.whole, others.plus(place.layers, speed)
+    now, then = swarm.whole, others.plus(place.layers, speed, beside)
     if len(swarm.key) <= PEERS_MAX and (then.lone > now.lone or then.rate.min() < now.rate.min()):
         return swarm.present
     return place.layers
@@ -271,8 +273,8 @@ def _mend(swarm: Members, now_s: float, chance: float) -> Choice:
         return _stay(swarm, "another peer is to fill what is missing", HOLE_CHECK_S, urgent=True)
     line = _line_up(swarm)
     if line is None:
-        others, speed = swarm.others, float(swarm.speed[-1])
-        best = best_place(others, speed, int(swarm.size[-1]), chance).layers
+        others, speed, beside = swarm.others, float(swarm.speed[-1]), swarm.beside(-1)
+        best = best_place(others, speed, int(swarm.size[-1]), chance, beside=beside).layers
         if others.plus(best, speed).holes < swarm.whole.holes:
             return _move(swarm, best, HOLE_CHECK_S)
         return _stay(swarm, "all together have no room for all layers", HOLE_CHECK_S, urgent=True)
@@ -292,8 +294,9 @@ def _fillers(swarm: Members) -> list[tuple[int, LayerRange]]:
     for row in rows:
         speed = float(swarm.speed[row])
         others = swarm.cover(np.arange(len(swarm.key)) != row)
-        best = best_place(others, speed, int(swarm.size[row]), 0.0).layers
-        after = others.plus(best, speed)
+        beside = swarm.beside(int(row))
+        best = best_place(others, speed, int(swarm.size[row]), 0.0, beside=beside).layers
+        after = others.plus(best, speed, beside)
         if after.holes < missing.sum() and not ((after.holders == 0) & ~missing).any():
             weakest = float(after.rate.min())
             found.append((after.holes, -weakest, int(swarm.key[row]), int(row), best))

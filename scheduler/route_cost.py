@@ -8,6 +8,7 @@ from scheduler.offer_table import (
     STANDING_NEW,
     US_PER_S,
     Experience,
+    Flags,
     Floats,
     OfferTable,
     Whole,
@@ -25,6 +26,16 @@ HOP_S = 0.0005
 
 FULL_S = 10.0
 """The price of a peer without room for a session: it would refuse, unless one ends just now."""
+
+RELAYED_SHARE = 0.3
+"""Of pairs that both sit behind NAT, those that cannot punch a hole and talk through a relay: 4.4
+million attempts in IPFS (https://arxiv.org/abs/2510.27500)."""
+
+RELAY_ROUND_TRIP_S_DEFAULT = 0.1
+"""Assumed between a hidden peer and its nearest relay where none is told: they are chosen near."""
+
+RELAY_BYTES_PER_S = 500_000.0
+"""What a relay carries for one pair, one way: its usual limit."""
 
 DISTRUST_S = 0.02
 """The price per token of half a standing; it at least doubles with each further half."""
@@ -68,15 +79,31 @@ def lots(keys: Whole, chance: float) -> Floats:
     return mixed / np.float64(2**64)
 
 
-def taken_for(known_s: Floats, near: Floats, far: Floats) -> Floats:
+def relay_detours(view: OfferTable, row_bytes: int) -> Floats:
+    """Return what a hidden peer's rows take longer, one way, to each row of the table; 0 if open.
+
+    It is a mean, for a pair that nobody has measured: most punch a hole, and go no detour; the
+    others go to the receiver's relay and on, which is at most the way to that relay and back, and
+    wait for the relay's rate. ``row_bytes`` is what a token's row has; 0 leaves out the rate.
+    """
+    told_s = view.column("relay_us") / US_PER_S
+    round_trip_s = np.where(told_s > 0, told_s, RELAY_ROUND_TRIP_S_DEFAULT)
+    round_trip_s = np.minimum(round_trip_s, ROUND_TRIP_S_DEFAULT)
+    detour_s = RELAYED_SHARE * (round_trip_s + row_bytes / RELAY_BYTES_PER_S)
+    return np.where(view.column("hidden") > 0, detour_s, 0.0)
+
+
+def taken_for(known_s: Floats, near: Floats, far: Floats, detour_s: Floats | float = 0.0) -> Floats:
     """Return the round trips to assume between peers.
 
     ``known_s`` is what they state, 0 if nothing; ``near`` and ``far`` are the asker's own round
     trips to the one and the other, NaN if it has none: the detour over the asker bounds theirs.
+    ``detour_s`` is what a relay may add to a way that is unknown, and to the bounds.
     """
     least = np.nan_to_num(np.abs(near - far), nan=0.0)
-    said = np.where(known_s > 0, np.maximum(known_s, least), ROUND_TRIP_S_DEFAULT)
-    return np.minimum(said, np.minimum(over_asker(near) + over_asker(far), ROUND_TRIP_S_DEFAULT))
+    said = np.where(known_s > 0, np.maximum(known_s, least), np.inf)
+    bound = np.minimum(over_asker(near) + over_asker(far), ROUND_TRIP_S_DEFAULT)
+    return np.minimum(said, bound + detour_s)
 
 
 def over_asker(own_s: Floats) -> Floats:
@@ -84,17 +111,30 @@ def over_asker(own_s: Floats) -> Floats:
     return np.nan_to_num(own_s, nan=ROUND_TRIP_S_DEFAULT)
 
 
-def round_trips(view: OfferTable, peer: PeerId, own_s: Floats) -> Floats:
-    """Return the round trips to assume between a peer and each row, in seconds."""
+def from_asker(own_s: Floats, detour_s: Floats, *, hidden: bool) -> Floats:
+    """Return the round trips to assume between the asker and each row; see `relay_detours`."""
+    unknown_s = ROUND_TRIP_S_DEFAULT + 2 * detour_s * hidden
+    return np.where(np.isnan(own_s), unknown_s, own_s)
+
+
+def round_trips(
+    view: OfferTable, peer: PeerId, own_s: Floats, detour_s: Floats, *, arrives: bool
+) -> Floats:
+    """Return the round trips to assume between a peer and each row, in seconds.
+
+    ``arrives`` is whether rows come from there to the peer; else they go there from it.
+    """
     keys, times_us = view.links()
     known_us = np.where(keys == peer_key(peer), times_us, 0).max(axis=1, initial=0)
     row = view.row_of(peer)
-    if row is not None:
-        for key, time_us in zip(keys[row], times_us[row], strict=True):
-            linked = view.column("key") == key
-            known_us[linked] = np.maximum(known_us[linked], time_us)
-    own = np.nan if row is None else own_s[row]
-    return taken_for(known_us / US_PER_S, own_s, np.full(len(view), own))
+    if row is None:
+        return taken_for(known_us / US_PER_S, own_s, np.full(len(view), np.nan))
+    for key, time_us in zip(keys[row], times_us[row], strict=True):
+        linked = view.column("key") == key
+        known_us[linked] = np.maximum(known_us[linked], time_us)
+    hidden: Flags = view.column("hidden") > 0
+    detours = np.where(hidden & hidden[row], detour_s[row] if arrives else detour_s, 0.0)
+    return taken_for(known_us / US_PER_S, own_s, np.full(len(view), own_s[row]), 2 * detours)
 
 
 @frozen
@@ -106,7 +146,7 @@ class RouteLinks:
     round_trip_s: Floats
 
 
-def known_ways(view: OfferTable, rows: Whole, own_s: Floats) -> RouteLinks:
+def known_ways(view: OfferTable, rows: Whole, own_s: Floats, detour_s: Floats) -> RouteLinks:
     """Return the round trips among rows that are in the order of their first layers.
 
     A way leads from a row to one that begins within its range or right after it. Where both ends
@@ -129,4 +169,6 @@ def known_ways(view: OfferTable, rows: Whole, own_s: Floats) -> RouteLinks:
         return RouteLinks(source, target, time_us / US_PER_S)
     longest_s = np.maximum.reduceat(time_us[by_pair], starts) / US_PER_S
     source, target = source[by_pair][starts], target[by_pair][starts]
-    return RouteLinks(source, target, taken_for(longest_s, own_s[source], own_s[target]))
+    detours = np.where(detour_s[source] > 0, 2 * detour_s[target], 0.0)
+    round_trip_s = taken_for(longest_s, own_s[source], own_s[target], detours)
+    return RouteLinks(source, target, round_trip_s)

@@ -29,9 +29,11 @@ from scheduler.route_cost import (
     ROUND_TRIP_S_DEFAULT,
     Prices,
     RouteLinks,
+    from_asker,
     known_ways,
     over_asker,
     prices,
+    relay_detours,
     round_trips,
 )
 
@@ -84,6 +86,10 @@ class Asking:
     chance: float = 0.0
     """Drawn by the caller, from 0 to 1: decides among near equals."""
     spread: float = SPREAD
+    hidden: bool = True
+    """Others cannot dial the asker, or it is not known: it may need a relay to a hidden peer."""
+    row_bytes: int = 0
+    """Of one token's row, which takes its time through a relay; 0 counts none."""
 
 
 ANY = Asking()
@@ -100,8 +106,10 @@ def find_route(
         NoRoute: no offers join up.
     """
     view = OfferTable.of(offers)
-    own_s = over_asker(view.fill(asking.seen.round_trip_s, np.nan))
-    return _cheapest(view, LayerRange(first, end), asking, (own_s, own_s))
+    own_s = view.fill(asking.seen.round_trip_s, np.nan)
+    detour_s = relay_detours(view, asking.row_bytes)
+    ends_s = from_asker(own_s, detour_s, hidden=asking.hidden)
+    return _cheapest(view, LayerRange(first, end), asking, (ends_s, ends_s))
 
 
 def replacement(
@@ -119,7 +127,13 @@ def replacement(
     """
     view = OfferTable.of(offers)
     own_s = view.fill(asking.seen.round_trip_s, np.nan)
-    ends = [over_asker(own_s) if p is None else round_trips(view, p, own_s) for p in between]
+    detour_s = relay_detours(view, asking.row_bytes)
+    ends = [
+        from_asker(own_s, detour_s, hidden=asking.hidden)
+        if peer is None
+        else round_trips(view, peer, own_s, detour_s, arrives=arrives)
+        for peer, arrives in zip(between, (False, True), strict=True)
+    ]
     without = {*asking.without, *(peer for peer in between if peer is not None)}
     return _cheapest(view, layers, evolve(asking, without=without), (ends[0], ends[1]))
 
@@ -139,8 +153,9 @@ def _cheapest(
     own_s = view.fill(asking.seen.round_trip_s, np.nan)[rows]
     price = prices(view, asking.seen, asking.chance, asking.spread)
     price = Prices(price.fixed_s[rows], price.layer_s[rows])
-    ways = known_ways(view, rows, own_s)
-    chain = _Search(first, end, price, own_s, ways).run(
+    detour_s = relay_detours(view, asking.row_bytes)[rows]
+    ways = known_ways(view, rows, own_s, detour_s)
+    chain = _Search(first, end, price, own_s, ways, detour_s).run(
         layers.end, ends[0][rows] / 2, ends[1][rows] / 2
     )
     stops = [*(int(first[at]) for at in chain[1:]), layers.end]
@@ -170,6 +185,8 @@ class _Search:
     price: Prices
     own_s: Floats
     ways: RouteLinks
+    detour_s: Floats
+    """What a hidden peer's rows take longer to each row, one way; 0 where it is no hidden one."""
 
     def run(self, end: int, entry_s: Floats, exit_s: Floats) -> list[int]:
         """Return the cheapest chain of rows; there is one, since no layer is missing."""
@@ -180,10 +197,10 @@ class _Search:
         for layer in begins[1:]:
             some = slice(*np.searchsorted(self.first, (layer, layer + 1)))
             left_s = self._left(arrived_s, int(layer), some.start)
-            anyhow = int(left_s.argmin())
-            near = int((left_s + own_s[: some.start]).argmin())
-            far_s = left_s[anyhow] + ROUND_TRIP_S_DEFAULT / 2
-            near_s = left_s[near] + own_s[near] + own_s[some]
+            anyhow, far_s = self._cheapest_before(left_s, some)
+            near, near_s = self._cheapest_before(left_s + own_s[: some.start], some)
+            far_s = far_s + ROUND_TRIP_S_DEFAULT / 2
+            near_s = near_s + own_s[some]
             arrived_s[some] = np.minimum(far_s, near_s)
             before[some] = np.where(near_s < far_s, near, anyhow)
             self._take_known_ways(arrived_s, before, left_s, some)
@@ -192,6 +209,22 @@ class _Search:
         while before[chain[-1]] >= 0:
             chain.append(int(before[chain[-1]]))
         return chain[::-1]
+
+    def _cheapest_before(self, left_s: Floats, some: slice) -> tuple[Whole, Floats]:
+        """Return from where each of some rows is reached at the least price, and that price.
+
+        Between two hidden peers there may be a relay, whose price belongs to who receives.
+        """
+        best = int(left_s.argmin())
+        found, price_s = np.full(some.stop - some.start, best), left_s[best] + self.detour_s[some]
+        if not self.detour_s[best]:
+            return found, np.full(len(found), left_s[best])
+        straight_s = np.where(self.detour_s[: some.start] > 0, np.inf, left_s)
+        other = int(straight_s.argmin())
+        return (
+            np.where(price_s <= straight_s[other], found, other),
+            np.minimum(price_s, straight_s[other]),
+        )
 
     def _left(self, arrived_s: Floats, layer: int, count: int) -> Floats:
         """Return the price to have run all before a layer, by which row ran the last of them."""

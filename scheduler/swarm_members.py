@@ -8,7 +8,8 @@ from attrs import evolve, frozen
 
 from p2pinfer.core.advertisement import Advertisement, State
 from p2pinfer.core.layer_range import LayerRange
-from scheduler.coverage_value import Cover, cover_of
+from p2pinfer.core.ways import is_behind_relays, relays_in
+from scheduler.coverage_value import Cover, cover_of, worth_of
 from scheduler.offer_table import (
     ROW_US_DEFAULT,
     STANDING_NEW,
@@ -47,6 +48,8 @@ class Members:
     """How many layers fit into its memory."""
     serving: Flags
     joining: Flags
+    fate: Whole
+    """Peers of one number end together: a relay, and those that are called through it alone."""
     is_sample: bool
     """There are other peers, of which nothing is known."""
 
@@ -70,18 +73,22 @@ class Members:
         end = np.where(first < layers.first, first, end)
         first = np.clip(first, layers.first, layers.end)
         end = np.maximum(np.minimum(end, layers.end), first)
+        relays = relays_in(own.addresses) if is_behind_relays(own.addresses) else ()
+        lone_relay = column("lone_relay", peer_key(relays[0]) if len(relays) == 1 else 0)
+        key = column("key", peer_key(own.peer))
         row_us = np.append(believed_row_us(view, seen)[some], own.row_us or ROW_US_DEFAULT)
         speed = US_PER_S / row_us
         return cls(
             layers.first,
             layers.end,
-            key=column("key", peer_key(own.peer)),
+            key=key,
             first=first,
             end=end,
             speed=speed / (speed.sum() / len(layers)),
             size=np.minimum(size, len(layers)),
             serving=np.append(view.is_state(State.SERVING)[some], own.state is State.SERVING),
             joining=np.append(joining[some], own.state is State.JOINING),
+            fate=np.where(lone_relay != 0, lone_relay, key),
             is_sample=seen.is_sample,
         )
 
@@ -92,7 +99,22 @@ class Members:
 
     def cover(self, some: Flags | slice) -> Cover:
         """Return the cover by some peers."""
-        return cover_of(self.lo, self.hi, self.first[some], self.end[some], self.speed[some])
+        fate = self.fate[some] if self.share_fates else None
+        return cover_of(self.lo, self.hi, self.first[some], self.end[some], self.speed[some], fate)
+
+    @cached_property
+    def share_fates(self) -> bool:
+        """Whether some peers end together."""
+        return len(np.unique(self.fate)) < len(self.fate)
+
+    def beside(self, row: int) -> Flags | None:
+        """Return which layers others hold that end together with a peer; None if there are none."""
+        same = self.fate == self.fate[row]
+        same[row] = False
+        if not self.share_fates or not same.any():
+            return None
+        held: Flags = self.cover(same).holders > 0
+        return held
 
     @cached_property
     def whole(self) -> Cover:
@@ -103,6 +125,10 @@ class Members:
     def others(self) -> Cover:
         """The cover by all but the owner."""
         return self.cover(slice(-1))
+
+    def worth(self, layers: LayerRange) -> float:
+        """Return what the owner is worth there."""
+        return worth_of(self.others, layers, float(self.speed[-1]), self.beside(-1))
 
     def at(self, first: Whole, end: Whole) -> Self:
         """Return the same peers in other places."""

@@ -9,6 +9,7 @@ from p2pinfer.core.ledger import fold
 from peers.discovery.directory import Directory
 from peers.discovery.view import lasts_s
 from sim.record import AskedQuestion, RunRecord, Sample
+from sim.scenario import Scenario
 from sim.world import MODEL, World
 
 STALE_S = 15.0
@@ -100,13 +101,11 @@ async def check_free(world: World) -> None:
 def check_holes(world: World) -> None:
     """After the calm every layer is served, if the peers present could hold them all."""
     staying = [peer for peer in world.peers.values() if not peer.leaving.is_set()]
-    room = sum(peer.machine.layers for peer in staying if peer.machine.access.is_dialable)
+    room = sum(peer.machine.layers for peer in staying if world.is_reached(peer))
     if any(trio.current_time() - peer.joined_s < SETTLE_S_MAX for peer in staying):
         return
     if room >= len(world.bounds) and not world.is_covered():
-        held = sorted(
-            peer.held for peer in staying if peer.held and peer.machine.access.is_dialable
-        )
+        held = sorted(peer.held for peer in staying if peer.held and world.is_reached(peer))
         text = f"peers with room for {room} layers leave some of {world.bounds} alone: "
         text += ", ".join(map(str, held))
         world.record.violation("hole", trio.current_time(), text)
@@ -130,9 +129,11 @@ def check_last(question: AskedQuestion, world: World) -> None:
         world.record.violation("liveness", question.at_s, f"{text}: {question.why}")
 
 
-def check_expected(world: World, record: RunRecord, covered: float) -> None:
+def check_expected(
+    scenario: Scenario, record: RunRecord, covered: float, undialable: float
+) -> None:
     """The scenario's own expectations are met."""
-    expect, now = world.scenario.expect, trio.current_time()
+    expect, now = scenario.expect, trio.current_time()
     asked = [question for question in record.questions if not question.is_last]
     answered = sum(question.outcome == "answered" for question in asked)
     if asked and answered / len(asked) < expect.answered:
@@ -141,3 +142,6 @@ def check_expected(world: World, record: RunRecord, covered: float) -> None:
     if covered < expect.covered:
         text = f"all layers were served {covered:.1%} of the time; {expect.covered:.0%} must be"
         record.violation("covered", now, text)
+    if asked and undialable < expect.undialable:
+        text = f"peers that cannot be dialled computed {undialable:.1%} of the layer-rows;"
+        record.violation("undialable", now, f"{text} {expect.undialable:.0%} must be theirs")

@@ -30,7 +30,7 @@ async def live_and_churn(
                 return
             await trio.sleep_until(begins_s + stays_s)
             peer = next((p for p in world.peers.values() if p.machine is machine), None)
-            if peer is None:  # it crashed, which is recorded
+            if peer is None:  # it crashed, which is recorded, or was killed as a relay
                 return
             end(world, peer, is_killed=is_killed)
             await peer.over.wait()
@@ -45,6 +45,43 @@ def end(world: World, peer: VirtualPeer, *, is_killed: bool) -> None:
         peer.kill()
     else:
         peer.leaving.set()
+
+
+async def kill_relays(world: World, start_s: float, until_s: float) -> None:
+    """Kill the busiest relay again and again; another peer comes in its place some time later."""
+    chance, table = world.chance("relay kills"), world.scenario.churn
+    if not table.relays_per_minute:
+        return
+    async with trio.open_nursery() as nursery:
+        at_s = start_s
+        while (at_s := at_s + 60 / table.relays_per_minute) < until_s:
+            await trio.sleep_until(at_s)
+            peer = _busiest_relay(world)
+            if peer is not None:
+                world.record.event(trio.current_time(), "relay killed", peer.machine.number)
+                end(world, peer, is_killed=True)
+                away_s = chance.expovariate(1 / table.away_s)
+                nursery.start_soon(_replace, world, peer, away_s)
+
+
+def _busiest_relay(world: World) -> VirtualPeer | None:
+    """Return the peer that relays for most pairs, and of equals for most peers."""
+
+    def load(peer: VirtualPeer) -> tuple[int, int]:
+        table = world.network.ways.volunteers[peer.id].table
+        return table.circuits, table.reservations
+
+    volunteers = world.network.ways.volunteers
+    found = [p for p in world.peers.values() if p.id in volunteers and not p.leaving.is_set()]
+    return max(found, key=load, default=None)
+
+
+async def _replace(world: World, gone: VirtualPeer, away_s: float) -> None:
+    """Run another peer on the machine of one that is gone."""
+    await gone.over.wait()
+    await trio.sleep(away_s)
+    if all(peer.machine is not gone.machine for peer in world.peers.values()):
+        await world.run_peer(gone.machine)
 
 
 async def cut_and_heal(world: World, cut: CutTable, start_s: float) -> None:

@@ -15,7 +15,10 @@ import trio
 
 from p2pinfer.core.ids import PeerId
 from sim.model import WIDTH
+from sim.nats import NatKind, can_punch
+from sim.ways import Ways
 from transports.base import Reachability
+from transports.libp2p.relay_limits import RelayLimits
 from transports.memory.network import MemoryNetwork
 
 PACKET_BYTES = 1400
@@ -64,15 +67,23 @@ class AccessLink:
     """The mean random addition to a delay, as a share of it."""
     loss: float = 0.0
     """Share of packets."""
-    is_dialable: bool = True
-    """Others can connect to it; else they reach it only over a connection that it made itself."""
+    nat: NatKind = NatKind.NONE
+
+    @property
+    def is_dialable(self) -> bool:
+        """Whether others can connect to it; else it must call back, or a relay brings them."""
+        return self.nat is NatKind.NONE
 
 
 class WorldNetwork(MemoryNetwork):
     """A memory network with distances between regions, in seconds one way."""
 
     def __init__(
-        self, one_way_s: Sequence[Sequence[float]], model_width: int, chance: Random
+        self,
+        one_way_s: Sequence[Sequence[float]],
+        model_width: int,
+        chance: Random,
+        relay_limits: RelayLimits | None = None,
     ) -> None:
         super().__init__(self._latency_s)
         self.access: dict[PeerId, AccessLink] = {}
@@ -82,8 +93,7 @@ class WorldNetwork(MemoryNetwork):
         self._one_way_s, self._widening, self._chance = one_way_s, model_width / WIDTH, chance
         self._up_free_at: defaultdict[PeerId, float] = defaultdict(float)
         self._apart: Callable[[PeerId, PeerId], bool] | None = None
-        self._connected: defaultdict[PeerId, set[PeerId]] = defaultdict(set)
-        """Per peer, the peers it is connected with: a connection stays, and serves both sides."""
+        self.ways = Ways(relay_limits or RelayLimits())
         # One row per peer: gossip reaches hundreds at once, again and again.
         self._row: dict[PeerId, int] = {}
         self._region = np.empty(0, np.int64)
@@ -109,8 +119,7 @@ class WorldNetwork(MemoryNetwork):
         """Let nothing pass between these peers any more."""
         self._apart = are_apart
         self.sever(are_apart)
-        for one, others in self._connected.items():
-            others -= {other for other in others if are_apart(one, other)}
+        self.ways.part(are_apart)
 
     def heal(self) -> None:
         """Let everything pass again."""
@@ -122,7 +131,7 @@ class WorldNetwork(MemoryNetwork):
 
     def dials(self, sender: PeerId, receiver: PeerId, *, own: bool) -> bool:
         """Whether a peer must connect to reach another; see `transports.memory.network`."""
-        return own or receiver not in self._connected[sender]
+        return own or not self.ways.connected(sender, receiver)
 
     def reachability(self, peer: PeerId, asked: PeerId) -> Reachability:  # noqa: ARG002
         """Return what a peer learns by asking another to dial it back."""
@@ -130,18 +139,59 @@ class WorldNetwork(MemoryNetwork):
 
     def reach_s(self, sender: PeerId, receiver: PeerId, *, own: bool) -> float:
         """Return the seconds a peer takes to reach another; see `transports.memory.network`."""
+        if not self.dials(sender, receiver, own=own):
+            return 2 * self._way_s(sender, receiver)
         access = self.access.get(receiver)  # others may name a peer that was never there
-        if access and not access.is_dialable and self.dials(sender, receiver, own=own):
-            return math.inf
+        if access and not access.is_dialable:
+            return self._call_s(sender, receiver)
         round_trip_s = super().reach_s(sender, receiver, own=own)
         if receiver in self.peers and not math.isinf(round_trip_s):
-            self._connected[sender].add(receiver)
-            self._connected[receiver].add(sender)
+            self.ways.connect(sender, receiver)
         return round_trip_s
+
+    def _call_s(self, sender: PeerId, receiver: PeerId) -> float:
+        """Connect with a peer that cannot be dialled, through its nearest relay; return how long.
+
+        It then calls back, or both punch a hole through their NATs, or the relay carries all.
+        """
+        there, now = self.peers.get(receiver), trio.current_time()
+        held = self.ways.relays_of(receiver, there.relays if there else (), now)
+        if sender in held:
+            return 2 * self._latency_s(sender, receiver)
+        by_way = sorted(
+            (self._latency_s(sender, by) + self._latency_s(by, receiver), by) for by in held
+        )
+        for way_s, relay in by_way:
+            volunteer = self.ways.volunteers[relay]
+            if math.isinf(way_s) or not volunteer.open(sender, receiver, now):
+                continue
+            ours, theirs = self.access[sender].nat, self.access[receiver].nat
+            straight_s = 2 * self._latency_s(sender, receiver)
+            if self.ways.connected(sender, receiver):  # it only shows that it can be called
+                volunteer.table.ended(sender, receiver)
+                return 2 * way_s
+            if ours is NatKind.NONE or can_punch(ours, theirs):
+                volunteer.table.ended(sender, receiver)
+                self.ways.made["called back" if ours is NatKind.NONE else "punched"] += 1
+                self.ways.connect(sender, receiver)
+                turns = 1 if ours is NatKind.NONE else 2  # who punches agrees on a moment before
+                return turns * 2 * way_s + straight_s
+            volunteer.used_at[sender, receiver] = now
+            self.ways.made["relayed"] += 1
+            self.ways.connect(sender, receiver, relay)
+            return 2 * way_s
+        return math.inf
 
     def round_trip_s(self, one: PeerId, other: PeerId) -> float | None:
         """Return the ping time of two connected peers; None if they are not connected."""
-        return 2 * self._latency_s(one, other) if other in self._connected[one] else None
+        return 2 * self._way_s(one, other) if self.ways.connected(one, other) else None
+
+    def _way_s(self, sender: PeerId, receiver: PeerId) -> float:
+        """Return the minimum delay between two connected peers, infinite where nothing passes."""
+        relay = self.ways.relay_of(sender, receiver)
+        if relay is None:
+            return self._latency_s(sender, receiver)
+        return self._latency_s(sender, relay) + self._latency_s(relay, receiver)
 
     def _latency_s(self, sender: PeerId, receiver: PeerId) -> float:
         """Return a link's minimum delay, infinite where nothing passes."""
@@ -151,25 +201,39 @@ class WorldNetwork(MemoryNetwork):
         miles_s = (ours.last_mile_ms + theirs.last_mile_ms) / 1000
         return self._one_way_s[ours.region][theirs.region] + miles_s
 
+    def end(self, peer: PeerId) -> None:
+        """Forget the connections of a peer that is gone, and end those that it relayed."""
+        pairs = self.ways.end(peer, trio.current_time())
+        if pairs:
+            self.sever(lambda one, other: (one, other) in pairs or (other, one) in pairs)
+
     def delay_s(self, sender: PeerId, receiver: PeerId, message: bytes) -> float:
         """Return the seconds that a message sent now takes."""
         self.on_message(sender, receiver, message)
         self.messages += 1
-        latency_s = self._latency_s(sender, receiver)
+        latency_s = self._way_s(sender, receiver)
         size = self._size(message)
         self._sent[sender][kind_of(message)] += size
         ours, theirs = self.access[sender], self.access[receiver]
-        now = trio.current_time()
-        up_s = size * 8e-6 / ours.up_mbit
-        start = max(now, self._up_free_at[sender])
-        self._up_free_at[sender] = start + up_s
-        queued_s = start - now + max(up_s, size * 8e-6 / theirs.down_mbit)
+        queued_s = self._queued_s(sender, size, theirs.down_mbit)
+        if relay := self.ways.relay_of(sender, receiver):
+            queued_s += self._queued_s(relay, size, theirs.down_mbit)
+            if volunteer := self.ways.volunteers.get(relay):
+                queued_s += volunteer.carry_s(sender, receiver, size, trio.current_time())
+            self.ways.relayed_bytes += size
         jitter = ours.jitter + theirs.jitter
         late_s = latency_s * self._chance.expovariate(1 / jitter) if jitter else 0.0
         loss = 1 - (1 - ours.loss) * (1 - theirs.loss)
         if loss and not math.isinf(latency_s):
             late_s += self._resent_s(loss, size, latency_s)
         return latency_s + late_s + queued_s
+
+    def _queued_s(self, sender: PeerId, size: int, down_mbit: float) -> float:
+        """Return how long bytes wait to be sent, and take to be sent and received."""
+        now, up_s = trio.current_time(), size * 8e-6 / self.access[sender].up_mbit
+        start = max(now, self._up_free_at[sender])
+        self._up_free_at[sender] = start + up_s
+        return start - now + max(up_s, size * 8e-6 / down_mbit)
 
     def spread(
         self, sender: PeerId, receivers: Sequence[PeerId], message: bytes

@@ -8,7 +8,10 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from sim.run import Outcome
+from attrs import evolve
+
+from sim.run import Outcome, undialable_share
+from sim.scenario import ExpectTable, Scenario
 
 VIOLATIONS_SHOWN_MAX = 10
 
@@ -44,6 +47,11 @@ def summary(outcome: Outcome) -> dict[str, Any]:
         "undialable": sum(round(g.undialable * g.count) for g in scenario.peers),
         "sessions_by_dialable": outcome.served.get(True, 0),
         "sessions_by_undialable": outcome.served.get(False, 0),
+        "layer_rows_by_undialable": round(undialable_share(outcome), 4),
+        "token_s": spread_of([1 / q.tokens_per_s for q in asked if q.tokens_per_s]),
+        "connections": outcome.ways,
+        "relayed_mb": round(outcome.relayed_bytes / 1e6, 3),
+        "relays_killed": record.events["relay killed"],
         "lies": outcome.lies,
         "receipts_joined_up": record.events["settled"] - record.events["breaks"],
         "receipts_broke": record.events["breaks"],
@@ -56,6 +64,20 @@ def summary(outcome: Outcome) -> dict[str, Any]:
         "warnings": record.log,
         "violations": [asdict(violation) for violation in record.violations],
     }
+
+
+def all_public(scenario: Scenario) -> Scenario:
+    """Return the same scenario as if others could dial every peer."""
+    groups = tuple(evolve(group, undialable=0.0) for group in scenario.peers)
+    return evolve(scenario, peers=groups, expect=ExpectTable())
+
+
+def beside(numbers: dict[str, Any], public: dict[str, Any]) -> dict[str, Any]:
+    """Return a run's numbers with those of `all_public` beside them: how much NATs cost."""
+    here, there = numbers["token_s"], public["token_s"]
+    ratio = round(here["median"] / there["median"], 3) if here and there else None
+    kept = {name: public[name] for name in ("outcomes", "token_s", "first_token_s", "digest")}
+    return numbers | {"all_public": kept, "token_s_ratio": ratio}
 
 
 def spread_of(values: Sequence[float | None]) -> dict[str, float] | None:
@@ -74,6 +96,8 @@ def lines(numbers: dict[str, Any]) -> list[str]:
     """Format the numbers for a terminal."""
     outcomes = ", ".join(f"{count} {name}" for name, count in numbers["outcomes"].items())
     covered, least = f"{numbers['covered']:.1%}", numbers["least_holders"]
+    made = numbers["connections"]
+    connections = ", ".join(f"{made[name]:,} {name}" for name in made) or "nobody hidden was called"
     joined_up, broke = numbers["receipts_joined_up"], numbers["receipts_broke"]
     told = {
         "peers": f"{numbers['peers']}, {numbers['joined']} joined in total,"
@@ -83,8 +107,12 @@ def lines(numbers: dict[str, Any]) -> list[str]:
         "questions": f"{numbers['questions']}: {outcomes or 'none'}",
         "sessions": f"{numbers['sessions_by_dialable']} at peers that can be dialled,"
         f" {numbers['sessions_by_undialable']} at the {numbers['undialable']} that cannot",
+        "work": f"{numbers['layer_rows_by_undialable']:.1%} of the layer-rows by those that cannot",
+        "reached": f"{connections}; relays carried {numbers['relayed_mb']:,.1f} MB,"
+        f" {numbers['relays_killed']} were killed",
         "first token": _shown(numbers["first_token_s"], "s"),
         "speed": _shown(numbers["tokens_per_s"], "tokens/s"),
+        "per token": _shown(numbers["token_s"], "s"),
         "stalls": _shown(numbers["longest_gap_s"], "s") + ", the longest of each answer",
         "receipts": f"joined up {joined_up} times, broke {broke} times;"
         f" {numbers['lies']} lies told",
@@ -97,6 +125,13 @@ def lines(numbers: dict[str, Any]) -> list[str]:
         f" {numbers['messages']:,} messages",
         "digest": numbers["digest"],
     }
+    if "all_public" in numbers:
+        ratio, outcomes = numbers["token_s_ratio"], numbers["all_public"]["outcomes"]
+        told["NATs cost"] = (
+            f"{'nothing to compare' if ratio is None else f'{ratio:.2f} times'} the time of a token"
+            f" in the same world without NATs ({_shown(numbers['all_public']['token_s'], 's')};"
+            f" {', '.join(f'{count} {name}' for name, count in outcomes.items())})"
+        )
     violations = numbers["violations"]
     more = len(violations) - VIOLATIONS_SHOWN_MAX
     return [

@@ -12,7 +12,7 @@ from p2pinfer.core.ledger import fold
 from sim import links
 from sim.checks import Watch, check_expected, check_free, check_holes, check_last, check_ledger
 from sim.clock import call_at, run_virtual
-from sim.faults import cut_and_heal, live_and_churn
+from sim.faults import cut_and_heal, kill_relays, live_and_churn
 from sim.questions import ask_all, ask_last
 from sim.record import RunRecord
 from sim.scenario import Scenario
@@ -46,6 +46,11 @@ class Outcome:
     lies: int
     served: dict[bool, int]
     """Sessions that a stage signed for, by whether others can dial it."""
+    layer_rows: dict[bool, int]
+    """What stages signed for, by whether others can dial them."""
+    ways: dict[str, int]
+    """Connections to peers that cannot be dialled, by how they were made."""
+    relayed_bytes: int
 
     @property
     def is_good(self) -> bool:
@@ -106,6 +111,7 @@ async def _play(
         for number in range(scenario.requests.requesters):
             await nursery.start(world.run_requester, number)
         nursery.start_soon(watch.run, settle_s)
+        nursery.start_soon(kill_relays, world, settle_s + scenario.churn.from_s, churn_end_s)
         for cut in scenario.cuts:
             nursery.start_soon(cut_and_heal, world, cut, settle_s)
         await trio.sleep_until(settle_s)
@@ -118,10 +124,16 @@ async def _play(
         await check_free(world)
         check_ledger(world)
         covered = watch.covered / max(1, watch.looks)
-        check_expected(world, record, covered)
         outcome = _outcome(world, record, covered, started)
+        check_expected(scenario, record, covered, undialable_share(outcome))
         nursery.cancel_scope.cancel()
     return outcome
+
+
+def undialable_share(outcome: "Outcome") -> float:
+    """Return which part of the layer-rows was computed by peers that cannot be dialled."""
+    rows = outcome.layer_rows
+    return rows.get(False, 0) / max(1, sum(rows.values()))
 
 
 def _outcome(
@@ -129,6 +141,10 @@ def _outcome(
 ) -> Outcome:
     sent = [world.network.sent(peer) for peer in world.network.access]
     kinds = sum(sent, Counter[str]())
+    done = list(fold(world.served).values())
+    layer_rows: Counter[bool] = Counter()
+    for entry in done:
+        layer_rows[world.network.access[entry.server].is_dialable] += entry.layer_rows
     gossip = [sum(each[kind] for kind in GOSSIP) for each in sent]
     return Outcome(
         world.scenario,
@@ -141,5 +157,8 @@ def _outcome(
         dict(sorted(kinds.items())),
         gossip,
         world.lies,
-        Counter(world.network.access[e.server].is_dialable for e in fold(world.served).values()),
+        Counter(world.network.access[entry.server].is_dialable for entry in done),
+        dict(layer_rows),
+        dict(sorted(world.network.ways.made.items())),
+        world.network.ways.relayed_bytes,
     )

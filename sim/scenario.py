@@ -53,6 +53,24 @@ class PeersTable:
 
 
 @frozen(kw_only=True)
+class NatsTable:
+    """What stands before the peers that cannot be dialled, and who relays for them.
+
+    With these shares 72 of 100 pairs punch a hole, as 70 of 100 did in IPFS: arXiv 2510.27500.
+    """
+
+    open_filter: float = entry(
+        "share of the NATs that let everybody in at an open port", 0.05, 0, 1
+    )
+    address_filter: float = entry("share that let in addresses that were spoken to", 0.15, 0, 1)
+    symmetric: float = entry("share that take another outer port for each remote one", 0.2, 0, 1)
+    relays: float = entry("share of the peers that can be dialled which relay", 1.0, 0, 1)
+    relay_mbit: float = entry(
+        "megabits a second that a relay carries, both ways together", 16.0, 0.01
+    )
+
+
+@frozen(kw_only=True)
 class RegionsTable:
     """Distances."""
 
@@ -88,6 +106,7 @@ class ChurnTable:
     killed: float = entry("share that vanish without notice; the others leave properly", 0.5, 0, 1)
     from_s: float = entry("when it begins, in seconds after the first question may come", 0.0)
     until_s: float = entry("when it ends; 0: with the questions", 0.0)
+    relays_per_minute: float = entry("busiest relays that vanish without notice", 0.0, 0, 60)
 
 
 @frozen(kw_only=True)
@@ -114,6 +133,9 @@ class ExpectTable:
 
     answered: float = entry("least share of questions that are answered to the end", 0.0, 0, 1)
     covered: float = entry("least share of time in which every layer is served", 0.0, 0, 1)
+    undialable: float = entry(
+        "least share of the layer-rows that peers compute which cannot be dialled", 0.0, 0, 1
+    )
 
 
 @frozen(kw_only=True)
@@ -133,6 +155,7 @@ class Scenario:
     )
     aside_ms: float = entry("of a core, for a session's rows at a peer after sending them", 0.0)
     model: ModelTable = table("the model that all peers serve", ModelTable())
+    nats: NatsTable = table("NATs and relays", NatsTable())
     regions: RegionsTable = table("distances", RegionsTable())
     peers: tuple[PeersTable, ...] = table("peers of one kind; several kinds may be there")
     requests: RequestsTable = table("the requesters and their questions", RequestsTable())
@@ -189,6 +212,10 @@ def check_scenario(scenario: Scenario, where: str) -> Scenario:
     for cut in scenario.cuts:
         if not cut.at_s < cut.heal_s <= scenario.duration_s:
             raise UserError(f"{where}: a cut must heal after it began and before the end")
+    nats = scenario.nats
+    if nats.open_filter + nats.address_filter + nats.symmetric > 1:
+        text = "nats.open_filter, address_filter and symmetric are shares of one whole"
+        raise UserError(f"{where}: {text}")
     if any(liars.kind not in CHEATS for liars in scenario.liars):
         raise UserError(f"{where}: liars.kind must be one of {', '.join(CHEATS)}")
     requests = scenario.requests

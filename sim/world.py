@@ -29,12 +29,15 @@ from sim.fraud_watch import FraudWatch
 from sim.links import AccessLink, WorldNetwork
 from sim.machines import VirtualMachine, VirtualPeer, VirtualRequester
 from sim.model import VirtualModel
+from sim.nats import NatKind, draw_nat
 from sim.record import RunRecord
 from sim.scenario import PeersTable, Scenario
 from sim.shared_cpu import Cores
 from sim.signing import CheapSigner, is_cheaply_signed
+from sim.ways import RelayHolder
 from transports.blocklist import GuardedTransport
 from transports.identity import SEED_BYTES, Identity
+from transports.libp2p.relay_limits import RelayLimits
 
 MODEL = ModelId("51" * 32)
 MODEL_NAME = "virtual"
@@ -58,7 +61,8 @@ class World:
         self.model = VirtualModel(scenario.model.layers)
         keep = scenario.model.keep
         self.bounds = LayerRange(keep, scenario.model.layers - keep)
-        self.network = WorldNetwork(one_way_s, scenario.model.width, self.chance("links"))
+        limits = RelayLimits.of(scenario.nats.relay_mbit)
+        self.network = WorldNetwork(one_way_s, scenario.model.width, self.chance("links"), limits)
         self.network.on_message = lambda *what: record.message(trio.current_time(), *what)
         self.spend = Cores(scenario.cores).spend if scenario.cores else trio.sleep
         self.peers: dict[PeerId, VirtualPeer] = {}
@@ -71,6 +75,8 @@ class World:
         self.cut_s = -1.0
         """When the network last changed."""
         self.requesters: list[VirtualRequester] = []
+        self.relaying: set[int] = set()
+        """The numbers of the machines that relay."""
         self.liars: dict[PeerId, VirtualCheat] = {}
         self.lies = 0
         """Decodes whose rows were not what the layers give."""
@@ -94,18 +100,24 @@ class World:
             honest = [number for number in range(count) if number not in cheats]
             for number in liars.sample(honest, min(round(table.share * count), len(honest))):
                 cheats[number] = VirtualCheat(table.kind, table.rate)
-        hidden = self._undialable()
+        nats = self._nats()
+        open_ = [number for number in range(count) if number not in nats]
+        nats_table = self.scenario.nats
+        relays = self.chance("relays").sample(open_, round(nats_table.relays * len(open_)))
+        self.relaying = set(relays)
         return [
-            self._machine(number, group, cheats.get(number), chance, number not in hidden)
+            self._machine(number, group, cheats.get(number), chance, nats.get(number, NatKind.NONE))
             for number, group in enumerate(groups)
         ]
 
-    def _undialable(self) -> set[int]:
-        """Draw the numbers of the undialable peers, the given share of each kind."""
-        chance, found, first = self.chance("undialable"), set[int](), 0
+    def _nats(self) -> dict[int, NatKind]:
+        """Draw the NATs of the undialable peers, by number: the given share of each kind."""
+        chance, kinds, first = self.chance("undialable"), self.chance("nats"), 0
+        found: dict[int, NatKind] = {}
         for group in self.scenario.peers:
             numbers = range(first, first + group.count)
-            found.update(chance.sample(numbers, round(group.undialable * group.count)))
+            hidden = chance.sample(numbers, round(group.undialable * group.count))
+            found |= {number: draw_nat(self.scenario.nats, kinds) for number in hidden}
             first += group.count
         return found
 
@@ -115,7 +127,7 @@ class World:
         group: PeersTable,
         cheat: VirtualCheat | None,
         chance: Random,
-        is_dialable: bool,
+        nat: NatKind,
     ) -> VirtualMachine:
         names = self.scenario.regions.names
         region = names.index(group.regions[number % len(group.regions)]) if group.regions else 0
@@ -126,7 +138,7 @@ class World:
             group.last_mile_ms.draw(chance),
             group.jitter,
             group.loss,
-            is_dialable,
+            nat,
         )
         threads = max(1, round(group.threads.draw(chance)))
         row_s = group.row_ms.draw(chance) / 1000
@@ -159,15 +171,22 @@ class World:
         return self.least_holders(but) > 0
 
     def least_holders(self, but: Container[PeerId] = ()) -> int:
-        """Return how many that can be dialled serve the layer that fewest do, some not counted."""
+        """Return how many that can be called serve the layer that fewest do, some not counted."""
         change = [0] * (len(self.bounds) + 1)
         for peer, held in self.serving():
-            is_open = peer.machine.access.is_dialable and peer.id not in but
+            is_open = peer.id not in but and self.is_reached(peer)
             if is_open and not peer.leaving.is_set():
                 counted = held.within(self.bounds)
                 change[counted.first - self.bounds.first] += 1
                 change[counted.end - self.bounds.first] -= 1
         return min(accumulate(change[:-1]))
+
+    def is_reached(self, peer: VirtualPeer) -> bool:
+        """Whether strangers can call a peer now: at its address, or through a relay that holds."""
+        here = self.network.peers.get(peer.id)
+        if here is None or peer.machine.access.is_dialable:
+            return here is not None
+        return not self.network.ways.volunteers.keys().isdisjoint(here.relays)
 
     def serving(self) -> list[tuple[VirtualPeer, LayerRange]]:
         """Return which peers serve which layers to new sessions."""
@@ -175,10 +194,11 @@ class World:
 
     def is_settled_since(self, peers: Sequence[PeerId], since_s: float) -> bool:
         """Whether nothing has happened to these peers, or to the network, since then."""
+        lost_s = self.network.ways.lost_s
         return self.cut_s < since_s and all(
             peer in self.peers
             and peer not in self.ended_s
-            and self.moved_s.get(peer, -1.0) < since_s
+            and max(self.moved_s.get(peer, -1.0), lost_s.get(peer, -1.0)) < since_s
             for peer in peers
         )
 
@@ -188,6 +208,8 @@ class World:
         seed = self.chance(f"identity {self._born}").randbytes(SEED_BYTES)
         peer = VirtualPeer(machine, Identity(seed), trio.current_time())
         self.network.admit(peer.id, machine.access)
+        if machine.number in self.relaying:
+            self.network.ways.volunteer(peer.id)
         ways_in = self.ways_in()
         self.peers[peer.id] = peer
         if machine.cheat:
@@ -201,6 +223,7 @@ class World:
             self.record.violation("crash", trio.current_time(), f"peer {machine.number}: {text}")
         finally:
             self.peers.pop(peer.id)
+            self.network.end(peer.id)
             self.ended_s.setdefault(peer.id, trio.current_time())
             self.gone_s[peer.id] = trio.current_time()
             self.record.event(trio.current_time(), "end", machine.number)
@@ -213,6 +236,15 @@ class World:
             signer = ReceiptSigner(transport, peer.identity.sign, self.served.append)
             signer.listen()
             await _enter(peer.directory, ways_in, nursery)
+            if not peer.machine.access.is_dialable:
+                holder = RelayHolder(
+                    self.network.ways,
+                    self.network.peers[peer.id],
+                    peer.directory,
+                    MODEL,
+                    partial(self.network.round_trip_s, peer.id),
+                )
+                nursery.start_soon(holder.run)
 
             @asynccontextmanager
             async def open_engine(first: int, end: int) -> AsyncIterator[StageEngine]:
@@ -316,7 +348,8 @@ class World:
         identity = Identity(chance.randbytes(SEED_BYTES))
         table, model = self.scenario.requests, self.scenario.model
         regions = len(self.scenario.regions.names)
-        access = AccessLink(number % regions, jitter=0.1, is_dialable=False)
+        nat = draw_nat(self.scenario.nats, self.chance(f"nat {number}"))
+        access = AccessLink(number % regions, jitter=0.1, nat=nat)
         self.network.admit(identity.peer_id, access)
         async with self._connect(identity.peer_id, chance) as (transport, directory, nursery):
             await _enter(directory, self.ways_in(), nursery)

@@ -34,17 +34,21 @@ SLOW = (
     "core/test_python_process.py",
     "fuzz/",
     "interop/",
+    "node/test_hub.py",
     "peers/parts/test_fetch.py",
     "peers/steps/test_hostile.py",
     "scheduler/test_oracle.py",
     "sim/test_hunt.py",
     "sim/test_runs.py",
+    "sim/test_ways.py",
     "test_docs.py",  # loading all that the pages quote asks the system for libraries
     "test_setup.py",
     "test_setup_llama.py",
     "transports/libp2p/test_circuits.py",
+    "transports/libp2p/test_crooked_relays.py",
     "transports/libp2p/test_peer_finding.py",
     "transports/libp2p/test_walls.py",
+    "transports/libp2p/test_walls_on_circuits.py",
     "transports/test_interfaces.py",
 )
 """Under tests/: what starts processes, or takes seconds. ``make test-fast`` leaves it out."""

@@ -24,6 +24,7 @@ IMPORTERS = {
     "libp2p": "transports/libp2p/*",
     "llama_cpp": "p2pinfer/engine/llama/binding.py",
     "llguidance": "p2pinfer/engine/llama/constraints.py",
+    "huggingface_hub": "p2pinfer/node/hub.py",
     "starlette": "p2pinfer/api/*",
     "hypercorn": "p2pinfer/api/*",
 }

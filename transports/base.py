@@ -11,6 +11,7 @@ from enum import Enum
 from typing import Protocol
 
 from p2pinfer.core.ids import PeerId
+from p2pinfer.core.ways import is_circuit as is_circuit  # noqa: PLC0414 -- passed on
 
 MESSAGE_BYTES_MAX = 9 * 1024 * 1024
 """64 rows of a 32,768-wide residual stream in float32 are 8 MiB; the rest is headers."""
@@ -53,11 +54,6 @@ class Reachability(Enum):
     """Others have dialled one of its addresses, and proved it."""
     HIDDEN = "hidden"
     """Others were asked to dial each of its addresses, and none of them could."""
-
-
-def is_circuit(address: str) -> bool:
-    """Whether an address leads through a relay."""
-    return "/p2p-circuit/" in address
 
 
 class Channel(Protocol):
@@ -154,6 +150,17 @@ class Topic(Protocol):
         ...
 
 
+async def begun(channel: Channel, first: bytes) -> Channel:
+    """Send a new channel's first message, if there is one; the channel ends if that fails."""
+    try:
+        if first:
+            await channel.send(first)
+    except BaseException:
+        channel.abort()
+        raise
+    return channel
+
+
 class Transport(Protocol):
     """One peer's access to the network."""
 
@@ -203,11 +210,19 @@ class Transport(Protocol):
         ...
 
     async def open(
-        self, peer: PeerId, protocol: str, addresses: Sequence[str] = (), *, own: bool = False
+        self,
+        peer: PeerId,
+        protocol: str,
+        addresses: Sequence[str] = (),
+        *,
+        own: bool = False,
+        first: bytes = b"",
     ) -> Channel:
         """Open a channel, dialling any of ``addresses`` or the remembered ones if necessary.
 
         ``own`` uses no connection that the peer has made, which shows that it can be dialled.
+        What is ``first`` is sent as the first message, where possible without waiting for the peer
+        to agree on the protocol, which saves a round trip.
 
         Raises:
             PeerUnavailable: the peer cannot be reached or does not speak ``protocol``.

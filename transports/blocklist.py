@@ -1,6 +1,6 @@
 """Peers that this one has nothing to do with: proven cheats, for example."""
 
-from collections.abc import Callable, Hashable, Sequence
+from collections.abc import Callable, Collection, Hashable, Sequence
 from contextlib import AbstractAsyncContextManager
 from functools import partial
 from math import inf
@@ -83,11 +83,17 @@ class GuardedTransport:
         return peer
 
     async def open(
-        self, peer: PeerId, protocol: str, addresses: Sequence[str] = (), *, own: bool = False
+        self,
+        peer: PeerId,
+        protocol: str,
+        addresses: Sequence[str] = (),
+        *,
+        own: bool = False,
+        first: bytes = b"",
     ) -> Channel:
         """Open a channel; raises as ``Transport.open``."""
         self._check(peer)
-        return await self._inner.open(peer, protocol, addresses, own=own)
+        return await self._inner.open(peer, protocol, addresses, own=own, first=first)
 
     async def discover(self, topic: str | None) -> Sequence[str]:
         """Return addresses where peers may be."""
@@ -103,12 +109,36 @@ class GuardedTransport:
         seconds: float | None = measure(peer) if measure else None
         return seconds
 
+    def relay_to(self, peer: PeerId) -> PeerId | None:
+        """Return the relay that carries what is said with a peer; None if none does."""
+        find = getattr(self._inner, "relay_to", None)
+        relay: PeerId | None = find(peer) if find else None
+        return relay
+
+    @property
+    def own_addresses(self) -> Sequence[str]:
+        """Those of this machine's interfaces, where the transport tells them apart."""
+        found: Sequence[str] = getattr(self._inner, "own_addresses", self.addresses)
+        return found
+
     def seek_relays(
         self, candidates: Callable[[], Sequence[tuple[PeerId, tuple[str, ...]]]]
     ) -> None:
         """Have a hidden peer ask these for a reservation, the first ones first."""
         if relays := getattr(self._inner, "relays", None):
             relays.candidates = candidates
+
+    def prefer_direct(
+        self, protocols: Collection[str], addresses_of: Callable[[PeerId], Sequence[str]]
+    ) -> None:
+        """Have channels of some protocols wait a moment for a way that no relay carries.
+
+        Args:
+            protocols: their names.
+            addresses_of: returns where a peer says to be reached.
+        """
+        if punches := getattr(self._inner, "punches", None):
+            punches.patient, punches.addresses_of = protocols, addresses_of
 
     @property
     def channels(self) -> int:

@@ -14,7 +14,7 @@ import trio
 
 from p2pinfer.core.errors import ChannelClosed, PeerUnavailable, RemoteProtocolError, UserError
 from p2pinfer.core.ids import PeerId
-from transports.base import MESSAGE_BYTES_MAX, Accept, Channel, Handler, Reachability
+from transports.base import MESSAGE_BYTES_MAX, Accept, Channel, Handler, Reachability, begun
 
 log: Final = logging.getLogger("p2pinfer.transports")
 
@@ -180,13 +180,14 @@ class TcpTransport:
         addresses: Sequence[str] = (),
         *,
         own: bool = False,  # noqa: ARG002 - every channel is a connection of its own
+        first: bytes = b"",
     ) -> Channel:
         """Open a channel; see `transports.base.Transport.open`."""
         for address in addresses:
             self._remember(address)
         channel = await self._call(peer, protocol)
         self._channels.append(channel)
-        return channel
+        return await begun(channel, first)
 
     async def discover(self, topic: str | None) -> Sequence[str]:  # noqa: ARG002 - nowhere to look
         """Find no peers."""

@@ -9,6 +9,7 @@ from p2pinfer.api.gateway import Gateway
 from p2pinfer.api.streams import event
 from p2pinfer.core.advertisement import Advertisement
 from p2pinfer.core.ids import PeerId
+from p2pinfer.node.reach_words import way_to
 
 LOOK_S = 0.25
 """How often a listener is told what has changed: as fast as an eye follows."""
@@ -102,6 +103,9 @@ class SwarmState:
             {
                 **_describe(peer, _state(peer, here, failed)),
                 "round_trip_ms": _rounded_ms(trips.get(peer.peer)),
+                "way": way_to(
+                    peer.addresses, client.relay_to(peer.peer), is_connected=peer.peer in trips
+                ),
             }
             for peer in found
         ]

@@ -2,7 +2,7 @@
 
 import ipaddress
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from p2pinfer.core.ids import ModelId, PeerId
 from p2pinfer.core.layer_range import LayerRange
 from p2pinfer.core.manifest import METADATA
 from p2pinfer.core.model_names import readable_name
+from p2pinfer.core.ways import is_behind_relays
 from p2pinfer.engine.llama.memory import budget_bytes, mib
 from p2pinfer.engine.llama.probe_reports import (
     ProbeReport,
@@ -35,6 +36,9 @@ SKEW_S_MAX = 60.0
 
 MODEL_S_MAX = 10.0
 """For a model's metadata to arrive."""
+
+
+OPEN_PORT = "open its port in the firewall or router"
 
 
 @dataclass(frozen=True)
@@ -70,11 +74,11 @@ async def examine(patient: Patient) -> list[Diagnosis]:
     findings = [*_ways_in(look)]
     rows = await look.rows()
     said = [row.said for row in rows]
-    mine = {each.peer for each in patient.here}
+    mine = {each.peer: each.advice for each in patient.here}
     findings += peer_findings(mine, rows)
     findings += clock_findings([row for row in rows if row.said.peer not in mine])
     for model in dict.fromkeys(a.model for a in said):
-        findings += coverage_findings([a for a in said if a.model == model], mine)
+        findings += coverage_findings([a for a in said if a.model == model], {*mine})
         findings += await _memory(patient, model)
     return findings + probe_findings(await trio.to_thread.run_sync(probe_reports, patient.slices))
 
@@ -93,8 +97,11 @@ def _ways_in(look: Observer) -> list[Diagnosis]:
     return found
 
 
-def peer_findings(mine: set[PeerId], rows: Sequence[ObservedPeer]) -> list[Diagnosis]:
-    """Report what the peers on this machine do, as the swarm sees them."""
+def peer_findings(mine: Mapping[PeerId, str], rows: Sequence[ObservedPeer]) -> list[Diagnosis]:
+    """Report what the peers on this machine do, as the swarm sees them.
+
+    ``mine`` gives for each what would let others reach it better, in its own words.
+    """
     if not mine:
         text = "no peer runs on this machine: start one with p2pinfer join"
         return [Diagnosis("peer", False, text)]
@@ -116,16 +123,22 @@ def peer_findings(mine: set[PeerId], rows: Sequence[ObservedPeer]) -> list[Diagn
             State.LEFT: "has left",
         }[a.state]
         found.append(Diagnosis("peer", a.state is State.SERVING, f"…{peer[-6:]} {does}"))
-        found += _port(row)
+        found += _port(row, mine[peer])
     return found
 
 
-def _port(row: ObservedPeer) -> list[Diagnosis]:
+def _port(row: ObservedPeer, advice: str) -> list[Diagnosis]:
     """Report whether others can dial a peer of this machine."""
     name = f"…{row.said.peer[-6:]}"
     if not row.said.addresses:
-        text = f"other peers cannot dial {name}: open its port in the firewall or router"
-        return [Diagnosis("port", False, text)]
+        text = f"other peers cannot dial {name}, and none of them relays for it: "
+        return [Diagnosis("port", False, text + (advice or OPEN_PORT))]
+    if is_behind_relays(row.said.addresses):
+        text = (
+            f"{name} sits behind a NAT or firewall, and is called {row.way or 'through relays'}: "
+        )
+        text += advice or f"to be dialled without a relay, {OPEN_PORT}"
+        return [Diagnosis("port", row.reached is not False, text)]
     if row.reached is False:
         text = f"{name} cannot be dialled at any of its addresses: does a firewall block its port?"
         return [Diagnosis("port", False, text)]

@@ -3,11 +3,13 @@
 import json
 import sys
 from collections.abc import Sequence
-from pathlib import Path
+from functools import partial
 from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import App
 
+from p2pinfer.cli.model_find import find
+from p2pinfer.cli.model_suggest import suggest
 from p2pinfer.cli.options import (
     AsJson,
     Bootstrap,
@@ -32,6 +34,8 @@ NAMED_MAX = 4
 """Missing parts that are named on a line; nobody would read more."""
 
 app = App(name="model", help="Add, list, check and remove models.", help_format="plaintext")
+app.command(find)
+app.command(suggest)
 
 
 @app.command
@@ -42,6 +46,9 @@ def add(
     in_place: Annotated[
         bool, option("in_place", "Serve the file from where it is; it must stay.", negative="")
     ] = False,
+    yes: Annotated[
+        bool, option("yes", "Download without asking, whatever its size.", negative="")
+    ] = False,
     quota: Quota = None,
     as_json: AsJson = False,
 ) -> None:
@@ -51,23 +58,27 @@ def add(
     they take as much space again, and the file may be deleted afterwards. With --in-place nothing
     large is copied: a file that changed or went away is noticed, and its parts are then missing.
 
+    A model of Hugging Face is looked for in the caches of other programs first (p2pinfer model find
+    lists them), and served from there. If it is in none, it is downloaded: its size and licence are
+    shown before, what has arrived is kept if the connection ends, and its SHA-256 is checked.
+
     Parameters
     ----------
     file: str
-        GGUF file, or any shard of one (-00001-of-00003.gguf), or 'default' (SmolLM2-135M-Instruct).
+        GGUF file, or any shard of one (-00001-of-00003.gguf), or 'default' (SmolLM2-135M-Instruct),
+        or a model of Hugging Face: hf:owner/repo, hf:owner/repo:QUANT, hf.co/owner/repo:QUANT or
+        owner/repo@quant.
     """
-    from p2pinfer.cli.model_argument import adding_progress
+    from p2pinfer.cli.model_argument import adding_progress, download
     from p2pinfer.core.manifest import TOKENIZER
-    from p2pinfer.engine.gguf.model_header import default_model_path
     from p2pinfer.engine.store.assemble import whole_header
-    from p2pinfer.engine.store.split import add_model
     from p2pinfer.engine.template import template_remark
-    from p2pinfer.node.model_supply import open_store
+    from p2pinfer.node.model_supply import add_located, locate, open_store
 
-    path = default_model_path() if file == "default" else Path(file).expanduser()
     store = open_store(parse_bytes("quota", quota))
     with adding_progress() as on_progress:
-        manifest = add_model(store, path, on_progress, in_place=in_place)
+        located = locate(file, on_progress, partial(download, yes=yes))
+        manifest = add_located(located, store, on_progress, in_place=in_place)
     if as_json:
         print(json.dumps(_summary(manifest)))
         return

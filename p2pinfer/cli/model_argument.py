@@ -1,8 +1,12 @@
 """Finding the model that a person names, and showing progress while a new file is added."""
 
+import os
+import sys
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
+from pathlib import Path
 
 import trio
 from rich.console import Console
@@ -16,14 +20,19 @@ from rich.progress import (
 )
 from rich.progress import Progress as Bars
 
+from p2pinfer.core.errors import UserError
 from p2pinfer.core.ids import ModelId
 from p2pinfer.engine.store.assemble import PartsModel
 from p2pinfer.engine.store.disk import size_text
 from p2pinfer.engine.store.split import Progress
 from p2pinfer.engine.store.store import Store
 from p2pinfer.logs import note
-from p2pinfer.node import model_supply
+from p2pinfer.node import hub, model_supply
 from p2pinfer.node.model_supply import Choose, open_whole
+from p2pinfer.node.published import PublishedName, parse_published
+
+YES_VARIABLE = "P2PINFER_YES"
+"""Agrees to downloads, as --yes does."""
 
 PLAIN_LINE_S = 5.0
 """Between lines of progress when there is no terminal."""
@@ -35,7 +44,7 @@ def name_model(name: str, store: Store, also: Progress = lambda *_: None) -> Mod
     ``also`` is called with the progress of adding a new file, too.
     """
     with adding_progress() as on_progress:
-        is_announced = False
+        is_announced = parse_published(name) is not None  # little of it is stored
 
         def show(what: str, done: int, total: int) -> None:
             nonlocal is_announced
@@ -45,7 +54,27 @@ def name_model(name: str, store: Store, also: Progress = lambda *_: None) -> Mod
             on_progress(what, done, total)
             also(what, done, total)
 
-        return model_supply.name_model(name, store, show)
+        yes = os.environ.get(YES_VARIABLE, "").lower() in ("1", "true", "yes", "y")
+        return model_supply.name_model(name, store, show, partial(download, yes=yes))
+
+
+def download(name: PublishedName, on_progress: Progress, *, yes: bool) -> Mapping[Path, str]:
+    """Show what a download would be, ask unless told ``yes``, and do it; raises as ``hub`` does."""
+    offered = hub.offer(name)
+    note(hub.offered_text(offered))
+    if offered.left_bytes and not yes:
+        _ask(offered.name)
+    return hub.download(offered, on_progress)
+
+
+def _ask(name: PublishedName) -> None:
+    """Ask whether to download; raises UserError if the answer is no, or there is nobody to ask."""
+    if sys.stdin.isatty() and sys.stderr.isatty():
+        print("Download it? [y/N] ", end="", file=sys.stderr, flush=True)
+        if sys.stdin.readline().strip().lower() in ("y", "yes"):
+            return
+        raise UserError("nothing was downloaded")
+    raise UserError(f"nothing was downloaded; to agree: p2pinfer model add {name} --yes")
 
 
 def default_model(store: Store) -> Choose:
@@ -71,15 +100,19 @@ def adding_progress() -> Iterator[Progress]:
         return
     words = (TextColumn("{task.description}"), BarColumn(), DownloadColumn())
     columns = (*words, TransferSpeedColumn(), TimeRemainingColumn())
-    with Bars(*columns, console=console, transient=True) as bars:
-        tasks: dict[str, TaskID] = {}
+    bars = Bars(*columns, console=console, transient=True)
+    tasks: dict[str, TaskID] = {}
 
-        def show(what: str, done: int, total: int) -> None:
-            if what not in tasks:
-                tasks[what] = bars.add_task(what, total=total)
-            bars.update(tasks[what], completed=done)
+    def show(what: str, done: int, total: int) -> None:
+        bars.start()  # not earlier: a question may come first
+        if what not in tasks:
+            tasks[what] = bars.add_task(what, total=total)
+        bars.update(tasks[what], completed=done)
 
+    try:
         yield show
+    finally:
+        bars.stop()
 
 
 def _plain_progress() -> Progress:

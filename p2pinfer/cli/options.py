@@ -45,13 +45,16 @@ def check_range(name: str, value: float, least: float, most: float = float("inf"
         raise UserError(f"--{name} must be {bounds}, not {value}")
 
 
-Model = Annotated[str, option("model", "GGUF file, or 'default' (SmolLM2-135M-Instruct).")]
+Model = Annotated[
+    str,
+    option("model", "GGUF file, hf:owner/repo[:QUANT], or 'default' (SmolLM2-135M-Instruct)."),
+]
 SwarmModel = Annotated[
     str | None,
     option(
         "model",
-        "GGUF file, model id, or 'default'. If omitted: the model that the swarm serves, or else"
-        " 'default'.",
+        "GGUF file, hf:owner/repo[:QUANT], model id, or 'default'. If omitted: the model that the"
+        " swarm serves, or else 'default'.",
     ),
 ]
 Network = Annotated[str, option("network", "Swarm name; peers of other swarms are ignored.")]

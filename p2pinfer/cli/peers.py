@@ -21,6 +21,7 @@ from p2pinfer.cli.running import run_task
 from p2pinfer.core import errors
 from p2pinfer.core.errors import NobodyServes, UserError
 from p2pinfer.core.model_names import readable_name
+from p2pinfer.core.ways import DIRECTLY, NOT_AT_ALL
 from p2pinfer.logs import note
 
 if TYPE_CHECKING:
@@ -41,7 +42,7 @@ LAYERS = "1:10 is layers 1 to 9, counted from 0"
 WORDS = (
     "ms/layer: time for one token through one layer · queue: waiting rows, one per token · free:"
     " free session slots · standing: how reliable it has been for this machine, 50 % for a new peer"
-    " · away: round trip; hidden if it cannot be dialled"
+    " · away: round trip; hidden if nobody can call it"
 )
 
 HEADINGS = ("peer", "layers", "", "state", "ms/layer", "queue", "free", "standing", "away")
@@ -113,7 +114,10 @@ def _show(rows: "Sequence[ObservedPeer]", *, watch: bool, as_json: bool) -> None
         console.clear()
     for model in dict.fromkeys(row.said.model for row in rows):
         width = min(max(console.width - OTHER_CHARS, BAR_CHARS_MIN), BAR_CHARS_MAX)
-        console.print(table([row for row in rows if row.said.model == model], width))
+        some = [row for row in rows if row.said.model == model]
+        console.print(table(some, width))
+        for line in detours(some):
+            console.print(line, soft_wrap=True)
     note(WORDS if rows else "no peer advertises anything")
     sys.stdout.flush()
 
@@ -132,6 +136,15 @@ def table(rows: "Sequence[ObservedPeer]", bar_chars: int) -> "Table":
     for row in rows:
         made.add_row(*map(Text, cells(row, bar_chars)))
     return made
+
+
+def detours(rows: "Sequence[ObservedPeer]") -> list[str]:
+    """Return a line for each way in which peers are reached that nobody can dial."""
+    found: dict[str, list[str]] = {}
+    for row in rows:
+        if row.way not in ("", DIRECTLY, NOT_AT_ALL):
+            found.setdefault(row.way, []).append(f"…{row.said.peer[-6:]}")
+    return [f"reached {way}: {', '.join(peers)}" for way, peers in sorted(found.items())]
 
 
 def cells(row: "ObservedPeer", bar_chars: int) -> tuple[str, ...]:

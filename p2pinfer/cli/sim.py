@@ -53,6 +53,14 @@ def run(
         int | None,
         option("peers", "Number of peers, instead of the scenario's; each kind keeps its share."),
     ] = None,
+    beside_public: Annotated[
+        bool,
+        option(
+            "beside-public",
+            "Run it twice, the second time as if every peer could be dialled, and compare.",
+            negative="",
+        ),
+    ] = False,
     out: Annotated[Path | None, option("out", "Folder for the report's files.")] = None,
     explain: Annotated[
         bool,
@@ -86,7 +94,7 @@ def run(
     again = ["p2pinfer", "sim", scenario]
     changed = _changed(loaded, seed, duration, peers, again)
     _tune_memory()
-    _run(changed, out, again, as_json=as_json)
+    _run(changed, out, again, as_json=as_json, beside_public=beside_public)
 
 
 @app.command
@@ -213,9 +221,16 @@ def _changed(
     return scenario
 
 
-def _run(scenario: "Scenario", out: Path | None, again: list[str], *, as_json: bool) -> None:
+def _run(
+    scenario: "Scenario",
+    out: Path | None,
+    again: list[str],
+    *,
+    as_json: bool,
+    beside_public: bool,
+) -> None:
     from sim.pictures import check_pictures, write_page
-    from sim.report import lines, summary, write_files
+    from sim.report import all_public, beside, lines, summary, write_files
     from sim.run import run_scenario
 
     if out is not None:
@@ -224,6 +239,9 @@ def _run(scenario: "Scenario", out: Path | None, again: list[str], *, as_json: b
     with _progress() as on_time:
         outcome = run_scenario(scenario, on_time)
     numbers = summary(outcome)
+    if beside_public:
+        with _progress() as on_time:
+            numbers = beside(numbers, summary(run_scenario(all_public(scenario), on_time)))
     if out is not None:
         write_files(outcome, out)
         write_page(outcome, out / "index.html")

@@ -158,6 +158,9 @@ def lines(found: Status) -> list[str]:
         ]
     said = [f"peer     {found['peer']} {runs}", f"state    {_state(found)}"]
     said += [f"address  {address}" for address in found.get("addresses", ())]
+    if found.get("reached"):
+        advice = f"; {found['advice']}" if found.get("advice") else ""
+        said.append(f"reached  {found['reached']}{advice}")
     if found.get("ms_per_layer_row"):
         first, _, end = (found["layers"] or "0:0").partition(":")
         row_ms = found["ms_per_layer_row"] * (int(end) - int(first))

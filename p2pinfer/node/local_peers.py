@@ -16,15 +16,21 @@ class Here:
 
     peer: PeerId
     addresses: tuple[str, ...]
+    """Its machine's own, where it tells them, then those that it tells others."""
+    advice: str = ""
+    """What would let others reach it better, in words."""
 
 
 def peers_here(network: str) -> list[Here]:
     """Return the peers of a network that run on this machine now."""
-    return [
-        Here(PeerId(said["peer"]), tuple(said["addresses"]))
-        for said in trio.run(ask_all)
-        if is_peer_of(said, network)
-    ]
+    return [_here(said) for said in trio.run(ask_all) if is_peer_of(said, network)]
+
+
+def _here(said: Status) -> Here:
+    """Read a status; a peer of an older release says neither its own addresses nor advice."""
+    own = [each for each in said.get("own_addresses") or () if isinstance(each, str)]
+    addresses = tuple(dict.fromkeys([*own, *said["addresses"]]))
+    return Here(PeerId(said["peer"]), addresses, str(said.get("advice", "")))
 
 
 def ways_in(named: Sequence[str], network: str) -> tuple[str, ...]:

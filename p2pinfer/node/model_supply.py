@@ -3,8 +3,9 @@
 import json
 import logging
 import re
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from contextlib import suppress
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from random import Random
@@ -17,10 +18,13 @@ from p2pinfer.core.model_names import readable_name
 from p2pinfer.engine.gguf.model_header import default_model_path
 from p2pinfer.engine.gguf.shards import named_shards
 from p2pinfer.engine.store.assemble import PartsModel, open_parts
-from p2pinfer.engine.store.damage import DamagedPart, MissingChunk
+from p2pinfer.engine.store.damage import DamagedPart, MissingChunk, WrongSha256
 from p2pinfer.engine.store.slice_files import Slices
 from p2pinfer.engine.store.split import Progress, add_model
 from p2pinfer.engine.store.store import Store
+from p2pinfer.node.hub import HubUnreachable, forget
+from p2pinfer.node.other_caches import Downloaded, find_downloaded, look_up
+from p2pinfer.node.published import PublishedName, is_repository, parse_published
 from p2pinfer.places import cache_dir, data_dir
 from peers.discovery.directory import Directory
 from peers.parts.describe import Blame, Tell, fetch_manifest, log_blame
@@ -39,6 +43,10 @@ T = TypeVar("T")
 REPAIRS_MAX = 3
 """How often good parts may turn out damaged before the disk is no longer trusted."""
 
+Download = Callable[[PublishedName, Progress], Mapping[Path, str]]
+"""Downloads a published model, and returns its files with their SHA-256, which is not checked yet;
+raises HubUnreachable or UserError."""
+
 Choose = Callable[[], Awaitable[ModelId]]
 """Finds the default model's id; may add its file to the store first."""
 
@@ -49,13 +57,30 @@ def open_store(quota_bytes: int | None = None) -> Store:
     return Store(data_dir() / "store", quota_bytes=quota_bytes, slices=slices)
 
 
-def name_model(name: str, store: Store, on_progress: Progress) -> ModelId:
+@dataclass(frozen=True, slots=True)
+class LocatedModel:
+    """A model's file, or its first shard, on this machine."""
+
+    path: Path
+    sha256: Mapping[Path, str] = field(default_factory=dict)
+    """What its files' SHA-256 must be, as far as that is known."""
+    in_place: bool = False
+    """It lies in a cache, and is served from there."""
+    is_new: bool = False
+    """It was just downloaded."""
+
+
+def name_model(
+    name: str, store: Store, on_progress: Progress, download: Download | None = None
+) -> ModelId:
     """Return the id of the model that ``--model`` names; a file is added to the store first.
 
     Args:
-        name: a GGUF file, ``default``, an id, or the beginning of the id of a model that is here.
+        name: a GGUF file, a published model, ``default``, an id, or the beginning of the id of a
+            model that is here.
         store: where the file's parts are kept.
-        on_progress: called with the progress of hashing and storing.
+        on_progress: called with the progress of downloading, hashing and storing.
+        download: gets a published model that is not on this machine.
 
     Raises:
         BadModelFile, UnsupportedModel: the file cannot be used.
@@ -63,33 +88,94 @@ def name_model(name: str, store: Store, on_progress: Progress) -> ModelId:
     """
     if _ID.fullmatch(name):
         return ModelId(name)
-    path = model_path(name)
-    if _BEGINNING.fullmatch(name) and not path.exists():
+    if _BEGINNING.fullmatch(name) and not Path(name).exists():
         return find_held(store, name).id
-    return _seen_before(path, store) or _add(path, store, on_progress)
+    located = locate(name, on_progress, download)
+    if seen := seen_before(located.path, store):
+        return seen
+    return add_located(located, store, on_progress).id
+
+
+def locate(name: str, on_progress: Progress, download: Download | None = None) -> LocatedModel:
+    """Return the file that a name stands for; a published model is looked for in caches first.
+
+    Raises:
+        UserError: a published model is not here, and cannot be downloaded.
+    """
+    if name == "default":
+        return LocatedModel(default_model_path())
+    path = Path(name).expanduser()
+    published = None if path.exists() else parse_published(name)
+    if published is None:
+        return LocatedModel(path)
+    held = find_downloaded()
+    if found := look_up(published, held):
+        return LocatedModel(found.path, found.sha256, in_place=True)
+    here = _named_here(published, held)
+    if download is None:
+        raise UserError(
+            f"{published} is not on this machine{here}; to download it: p2pinfer model add"
+            f" {published}"
+        )
+    try:
+        files = download(published, on_progress)
+    except HubUnreachable as error:
+        raise UserError(f"{published} is not on this machine, and {error}{here}") from error
+    return LocatedModel(next(iter(files)), files, in_place=True, is_new=True)
+
+
+def _named_here(name: PublishedName, held: Iterable[Downloaded]) -> str:
+    """Say what is here instead."""
+    same = [str(each.name or each.path) for each in held if each.is_of(name.repository)]
+    if same:
+        return f"; of the same repository there is here: {', '.join(same)}"
+    return "; what other programs downloaded says: p2pinfer model find" if held else ""
+
+
+def add_located(
+    located: LocatedModel, store: Store, on_progress: Progress, *, in_place: bool = False
+) -> Manifest:
+    """Split a model's file, keep its parts, and remember its id; raises as ``split.add_model``."""
+    check = located.sha256
+    in_place = in_place or located.in_place
+    try:
+        found = add_model(store, located.path, on_progress, in_place=in_place, check=check)
+    except WrongSha256 as error:
+        if not located.is_new:
+            raise
+        forget([error.path])
+        raise BadModelFile(
+            f"{error.path.name} arrived damaged: it has another SHA-256 than its publisher states,"
+            " and was removed; run the same again"
+        ) from error
+    _remember(located.path, found.id)
+    return found
 
 
 def check_named(name: str | None) -> None:
     """Raise BadModelFile early if ``--model`` names a file that cannot be read."""
     if name is None or name == "default" or _ID.fullmatch(name):
         return
-    path = model_path(name)
-    if path.exists() or not _BEGINNING.fullmatch(name):
+    path = Path(name).expanduser()
+    if path.exists() or not (_BEGINNING.fullmatch(name) or parse_published(name)):
         try:
             path.open("rb").close()
         except OSError as error:
-            raise BadModelFile(f"cannot read {path}: {error.strerror}; name a GGUF file") from error
+            advice = "name a GGUF file"
+            if not path.exists() and is_repository(name):
+                advice += f", or hf:{name} for a model on Hugging Face"
+            raise BadModelFile(f"cannot read {path}: {error.strerror}; {advice}") from error
 
 
 def model_path(name: str) -> Path:
-    """Return the GGUF file that a name stands for; raises UserError."""
-    return default_model_path() if name == "default" else Path(name).expanduser()
+    """Return the GGUF file that a name stands for, if it is here; raises UserError."""
+    return locate(name, lambda *_: None).path
 
 
 def find_held(store: Store, beginning: str) -> Manifest:
     """Return the one model here whose id begins like this, or the default; raises UserError."""
     if beginning == "default":
-        model = _seen_before(model_path(beginning), store)
+        model = seen_before(model_path(beginning), store)
         manifest = store.manifest(model) if model else None
         if manifest is None:
             raise UserError(
@@ -207,16 +293,14 @@ def _is_whole(manifest: Manifest, store: Store) -> bool:
     return all(store.held(part) for part in manifest.parts)
 
 
-def _add(path: Path, store: Store, on_progress: Progress) -> ModelId:
-    model = add_model(store, path, on_progress).id
+def _remember(path: Path, model: ModelId) -> None:
     seen = _read_seen()
     seen[_seen_key(path)] = [*_stamp(path), model]
     with suppress(OSError):  # the file is then hashed again next time
         (cache_dir() / "files.json").write_text(json.dumps(seen))
-    return model
 
 
-def _seen_before(path: Path, store: Store) -> ModelId | None:
+def seen_before(path: Path, store: Store) -> ModelId | None:
     """Return a file's id without hashing it, if it is unchanged since its parts were stored."""
     match _read_seen().get(_seen_key(path)):
         case [size, changed_ns, str(model)]:

@@ -12,6 +12,7 @@ from p2pinfer.core.advertisement import Advertisement, State
 from p2pinfer.core.errors import PeerError, UserError, lone_errors
 from p2pinfer.core.ids import ModelId, PeerId
 from p2pinfer.core.model_names import readable_name
+from p2pinfer.node.reach_words import way_to
 from p2pinfer.node.reputation_file import load_standings
 from p2pinfer.node.swarm_connection import (
     SwarmConnection,
@@ -40,6 +41,8 @@ class ObservedPeer:
     """How far its clock is ahead of this machine's; negative if behind."""
     standing: float | None = None
     """Its standing with this machine, from 0 to 1, if it has worked for it."""
+    way: str = ""
+    """How it is reached from here, in words."""
 
     def as_dict(self) -> dict[str, Any]:
         """Return what ``--json`` prints."""
@@ -61,6 +64,7 @@ class ObservedPeer:
             "context": said.context,
             "numerics_class": said.numerics_class,
             "reached": self.reached,
+            "way": self.way,
             "round_trip_ms": None if self.round_trip_s is None else 1000 * self.round_trip_s,
             "standing": self.standing,
             "clock_ahead_s": round(self.clock_ahead_s, 1),
@@ -134,6 +138,11 @@ class Observer:
                 reached.get(a.peer),
                 self._clock_ahead_s(a),
                 self._standing(a.peer),
+                way_to(
+                    a.addresses,
+                    self.transport.relay_to(a.peer),
+                    is_connected=a.peer in reached,
+                ),
             )
             for a in said
         ]

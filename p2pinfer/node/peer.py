@@ -57,6 +57,7 @@ from p2pinfer.node.swarm_connection import (
 from peers.audits.frauds import Frauds, judges_beside
 from peers.audits.replay import PeerReplays
 from peers.discovery.directory import Directory
+from peers.discovery.relay_candidates import relay_candidates
 from peers.parts.describe import Tell
 from peers.parts.protocol import in_thread
 from peers.parts.server import PartsServer
@@ -64,7 +65,7 @@ from peers.receipts.session_evidence import Gatherer
 from peers.receipts.signer import ReceiptSigner
 from peers.serving.accounts import Accounts
 from peers.serving.server import HeldLayers, Server, ServingPlan
-from transports.base import Reach, Reachability, Transport, is_circuit
+from transports.base import Reach, Reachability, Transport
 
 T = TypeVar("T")
 
@@ -184,7 +185,14 @@ async def serve_peer(options: PeerOptions, store: Store, hooks: Hooks) -> None:
         _notify_owner(swarm, hooks.say, options.announce)
         directory.listen()
         if options.model:
-            transport.seek_relays(partial(_may_relay, directory, transport.peer_id, options.model))
+            find = partial(
+                relay_candidates,
+                directory,
+                transport.peer_id,
+                options.model,
+                transport.round_trip_s,
+            )
+            transport.seek_relays(find)
         PartsServer(transport, store).listen()
         server: Server | None = None
         network = name_of(options.network)
@@ -234,20 +242,6 @@ def _frauds(swarm: SwarmConnection, model: ModelId, server: Server) -> Frauds:
 def _serves(directory: Directory, me: PeerId, model: ModelId, peer: PeerId) -> bool:
     serving = (other for other in directory.serving(model) if other.state is State.SERVING)
     return peer == me or any(other.peer == peer for other in serving)
-
-
-def _may_relay(
-    directory: Directory, me: PeerId, model: ModelId
-) -> list[tuple[PeerId, tuple[str, ...]]]:
-    """Return the dialable peers of a model, first those that this one's rows come from or go to.
-
-    They are its neighbours then, and can be called without a relay.
-    """
-    own = next((each for each in directory.peers() if each.peer == me), None)
-    ends = (own.first, own.end) if own and own.end else ()
-    found = [each for each in directory.holding(model) if not any(map(is_circuit, each.addresses))]
-    found.sort(key=lambda each: not ends or (each.end != ends[0] and each.first != ends[1]))
-    return [(each.peer, each.addresses) for each in found]
 
 
 def _notify_owner(

@@ -182,6 +182,7 @@ class Client(SwarmClient):
             gatherer if options.evidence else None,
             transport.round_trip_s,
             standings,
+            transport.relay_to,
             drafts=options.drafts,
             draft_model=draft_model,
         )

@@ -5,20 +5,26 @@ from typing import Any
 
 from p2pinfer.core.advertisement import Advertisement
 from p2pinfer.core.model_names import readable_name
+from p2pinfer.node.reach_words import own_reach
 from peers.serving.server import ServerStatistics
 from peers.serving.stage import SessionStatistics
-from transports.base import Transport
+from transports.blocklist import GuardedTransport
 
 
 def describe_peer(
-    transport: Transport, statistics: Callable[[], ServerStatistics] | None, *, hidden: bool
+    transport: GuardedTransport, statistics: Callable[[], ServerStatistics] | None, *, hidden: bool
 ) -> dict[str, Any]:
     """Return a peer's id and status; without statistics while it fetches its model."""
+    reach = own_reach(transport.reachability, transport.addresses, transport.own_addresses)
     found: dict[str, Any] = {
         "role": "peer",
         "peer": transport.peer_id,
         "addresses": list(transport.addresses),
+        "own_addresses": list(transport.own_addresses),
         "hidden": hidden,
+        "reachability": transport.reachability.value,
+        "reached": reach.words,
+        "advice": reach.advice,
         "state": "joining",
         "sessions": [],
     }

@@ -14,6 +14,7 @@ from p2pinfer.node.known_peers import KnownPeers
 from p2pinfer.node.model_supply import Choose, pick_model
 from p2pinfer.node.sponsors import clock_ms
 from peers.discovery.directory import Directory
+from peers.steps.messaging import SESSION
 from transports.base import Reach, Transport
 from transports.blocklist import GuardedTransport
 from transports.identity import Identity, ephemeral_identity
@@ -167,6 +168,7 @@ async def open_swarm_connection(
         ):
             transport = GuardedTransport(inner)
             directory = Directory(transport, identity, chance, clock_ms=clock_ms)
+            transport.prefer_direct({SESSION}, directory.said_addresses)
             try:
                 yield SwarmConnection(
                     identity,

@@ -8,6 +8,7 @@ them everything it ever sent, and the tokens that come out are the same as witho
 import logging
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
+from itertools import pairwise
 
 import trio
 from attrs import evolve
@@ -204,10 +205,7 @@ class Chain:
         self._stages = await self._open_stages(route, me, OPEN_S_MAX, is_new=True)
         blocks = all(stage.blocks for stage in self._stages)
         self._opened = evolve(self._opened, blocks=blocks)
-        with lone_errors():
-            async with trio.open_nursery() as linking:
-                for index in range(-1, len(route)):
-                    linking.start_soon(self._link, index, OPEN_S_MAX)
+        await self._link(self._loose_ends(), OPEN_S_MAX)
         for stage in self._stages:
             if stage.lost:
                 raise stage.lost
@@ -266,8 +264,8 @@ class Chain:
         while True:
             if places := lost_places(self._stages):
                 await self._replace(places, give_up_at)
-            elif (index := self._loose_end()) is not None:
-                await self._link(index, ANSWER_S_MAX)
+            elif ends := self._loose_ends():
+                await self._link(ends, ANSWER_S_MAX)
             elif not await self._improve():
                 if self._idle_from == self._number:
                     self.rest()  # replacements do not know yet
@@ -290,15 +288,16 @@ class Chain:
         _log.info("%s is replaced", self.route[index].peer)
         return True
 
-    def _loose_end(self) -> int | None:
-        """Return the last stage whose steps go to the wrong place; -1 is the requester."""
+    def _loose_ends(self) -> list[int]:
+        """Return the stages whose steps go to the wrong place; -1 is the requester."""
         stages = self._stages
+        ends = [] if self._entry is stages[0] else [-1]
+        for index, (before, behind) in enumerate(pairwise(stages)):
+            if before.sends_to is not behind:
+                ends.append(index)
         if self._exit is None:
-            return len(stages) - 1
-        for index in range(len(stages) - 2, -1, -1):
-            if stages[index].sends_to is not stages[index + 1]:
-                return index
-        return None if self._entry is stages[0] else -1
+            ends.append(len(stages) - 1)
+        return ends
 
     async def _replace(self, places: slice, give_up_at: float) -> None:
         """Open the session at replacements for lost stages, if they accept it."""
@@ -353,28 +352,50 @@ class Chain:
         self._tell_route()
         return True
 
-    async def _link(self, index: int, timeout_s: float) -> None:
-        """Have a stage, or the requester for -1, send the stage after it the steps it lacks.
+    async def _link(self, ends: Sequence[int], timeout_s: float) -> None:
+        """Have stages, or the requester for -1, send those after them the steps they lack.
 
-        If that fails, the stage to blame is marked lost.
+        All at once: each may be several round trips through relays. Where that fails, the stage to
+        blame is marked lost.
         """
-        before = self._stages[index] if index >= 0 else None
-        if index + 1 == len(self._stages):
-            await self._collect(self._stages[-1], timeout_s)
-            return
+        last, received = len(self._stages) - 1, dict[int, int]()
+        inner = [index for index in ends if index < last]
+        async with trio.open_nursery() as asking:
+            for index in inner:
+                asking.start_soon(self._ask_received, index, received, timeout_s)
+        if last in ends:
+            self._stages[last].known = self._received
+        for index in sorted(received, reverse=True):  # each is told what those behind it have
+            if index >= 0:
+                behind = self._stages[index + 1]
+                self._stages[index].known = max(received[index], behind.known)
+        with lone_errors():
+            async with trio.open_nursery() as linking:
+                for index, count in received.items():
+                    linking.start_soon(self._join, index, count, timeout_s)
+                if last in ends:
+                    linking.start_soon(self._collect, self._stages[last], timeout_s)
+
+    async def _ask_received(self, index: int, received: dict[int, int], timeout_s: float) -> None:
+        """Have a stage take steps from the one before it, and note how many it has."""
+        before = self._stages[index].hop.peer if index >= 0 else self._transport.peer_id
         behind = self._stages[index + 1]
         try:
-            received = await behind.expect(
-                before.hop.peer if before else self._transport.peer_id, timeout_s
-            )
-            if received > self._number:  # then it would never be sent anything
+            count = await behind.expect(before, timeout_s)
+            if count > self._number:  # then it would never be sent anything
                 raise RemoteProtocolError(behind.hop.peer, "it has steps that were never sent")
         except PeerError as error:
             self._lose(behind, error)
-            return
-        if before is None:
+        else:
+            received[index] = count
+
+    async def _join(self, index: int, received: int, timeout_s: float) -> None:
+        """Have a stage, or the requester for -1, send to the one after it what that lacks."""
+        behind = self._stages[index + 1]
+        if index < 0:
             await self._enter(behind, received, timeout_s)
             return
+        before = self._stages[index]
         try:
             await before.connect(behind, received, timeout_s)
         except RefusedError as error:
@@ -411,7 +432,6 @@ class Chain:
 
     async def _collect(self, last: StageHandle, timeout_s: float) -> None:
         """Have the last stage send here the rows that have not arrived yet."""
-        last.known = self._received
         attach = Attach(self._opened.session, last.known)
         try:
             self._exit = await reach(self._transport, last.hop, attach, Attached, timeout_s)

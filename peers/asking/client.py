@@ -24,7 +24,7 @@ from peers.receipts.session_evidence import Gatherer
 from peers.steps.messaging import RefusedError
 from scheduler.routing import Asking, NoRoute, RouteHop, find_route
 from scheduler.standing import Standings
-from transports.base import Transport
+from transports.base import Reachability, Transport
 
 FIND_S_MAX = 10.0
 """How long a client waits for a complete chain before it reports which layers are missing."""
@@ -69,6 +69,7 @@ class SwarmClient:
         gatherer: Gatherer | None = None,
         round_trip_s: Callable[[PeerId], float | None] = lambda _: None,
         standings: Standings | None = None,
+        relay_to: Callable[[PeerId], PeerId | None] = lambda _: None,
         *,
         drafts: bool = False,
         draft_model: Ends | None = None,
@@ -85,10 +86,12 @@ class SwarmClient:
             gatherer: collects the sessions' evidence, if any is wanted.
             round_trip_s: to a connected peer, if it was measured.
             standings: standings of peers from earlier runs, updated from now on.
+            relay_to: returns the relay that carries what is said with a peer, if one does.
             drafts: send rows of likely tokens ahead.
             draft_model: what says so besides the text; as for ``Requester``.
         """
         self._directory, self._ends, self._asked, self._draw = directory, ends, asked, draw
+        self._transport, self.relay_to = transport, relay_to
         self._failed: dict[PeerId, int] = {}
         """Peers that ended a session, and their advertisement's sequence number at the time."""
         self._busy_until_s: dict[PeerId, float] = {}
@@ -142,7 +145,7 @@ class SwarmClient:
         A peer that does not answer is avoided where others hold the same layers.
         """
         offers, silent = self.serving(), set[PeerId]()
-        asking = Asking(seen=self.experiences.of(offers))
+        asking = evolve(self._asking(), seen=self.experiences.of(offers))
         while True:
             there = [offer for offer in offers if offer.peer not in silent]
             try:
@@ -225,11 +228,16 @@ class SwarmClient:
         without = {*self._failed, *(a.peer for a in offers if self._busy_s(a.peer) > 0)}
         sessions = Counter(hop.peer for replacements in self._open for hop in replacements.route)
         seen = evolve(self.experiences.of(offers), sessions=sessions)
-        asking = Asking(seen=seen, without=without, chance=lot)
+        asking = evolve(self._asking(), seen=seen, without=without, chance=lot)
         first, end = self._ends.first, self._ends.end
         with suppress(NoRoute):
             return find_route(offers, first, end, asking)
         return find_route(offers, first, end, evolve(asking, without=()))
+
+    def _asking(self, context: int = 1) -> Asking:
+        """Return what every route is wanted for, and whether relays may be needed for it."""
+        hidden = self._transport.reachability is not Reachability.PUBLIC
+        return Asking(context, hidden=hidden, row_bytes=4 * self._ends.width)
 
     def _busy_s(self, peer: PeerId) -> float:
         """Return how long a peer is expected to stay full."""
@@ -249,7 +257,7 @@ class SwarmClient:
         session = SessionId(self._draw(SESSION_ID_BYTES))
         offers = partial(self._directory.serving, self._asked.model)
         replacements = Replacements(
-            route, offers, context, self.experiences, on_wait, self._note_failed
+            route, offers, self._asking(context), self.experiences, on_wait, self._note_failed
         )
         self._open.append(replacements)
         try:

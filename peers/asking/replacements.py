@@ -33,15 +33,18 @@ class Replacements:
         self,
         route: Sequence[RouteHop],
         offers: Callable[[], Sequence[Advertisement]],
-        context: int,
+        asking: Asking,
         experiences: Experiences,
         on_wait: Callable[[str], None],
         on_lost: Callable[[PeerError], None],
     ) -> None:
-        """Begin with a route; ``offers`` returns the peers that serve the model."""
+        """Begin with a route; ``offers`` returns the peers that serve the model.
+
+        ``asking`` says what they are wanted for.
+        """
         self.session: Session | None = None
         self.route = list(route)
-        self._offers, self._context, self._experiences = offers, context, experiences
+        self._offers, self._asking, self._experiences = offers, asking, experiences
         self._on_wait, self._on_lost = on_wait, on_lost
         self._chosen: dict[PeerId, RouteHop] = {}
 
@@ -72,7 +75,7 @@ class Replacements:
             NoRoute: there are none.
         """
         offers = self._offers()
-        asking = Asking(self._context, self._experiences.of(offers), without)
+        asking = evolve(self._asking, seen=self._experiences.of(offers), without=without)
         replaced = [hop for hop in self.route if hop.first in layers]
         classes = {hop.offer.numerics_class for hop in replaced}
         alike = [offer for offer in offers if offer.numerics_class in classes]

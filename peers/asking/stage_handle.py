@@ -215,8 +215,7 @@ async def reach(
     channel: Channel | None = None
     try:
         with trio.fail_after(timeout_s):
-            channel = await transport.open(hop.peer, SESSION, hop.addresses)
-            await send(channel, first)
+            channel = await transport.open(hop.peer, SESSION, hop.addresses, first=encode(first))
             await receive(channel, due)
         return channel
     except BaseException as error:

@@ -269,7 +269,7 @@ class Directory:
         Raises:
             PeerUnavailable, RemoteProtocolError, RefusedError: nothing was learnt, or not all.
         """
-        said = self._said_addresses(peer)
+        said = self.said_addresses(peer)
         # Dialled even if connected: so both learn that it is dialable, also after a restart.
         own = bool(said)
         addresses = tuple(dict.fromkeys([*at, *said]))
@@ -290,9 +290,10 @@ class Directory:
             self.view.note_call(peer, answered=False)
             raise
         self.view.note_call(peer, answered=True)
-        self._bootstrap.found(peer, [*at, *self._said_addresses(peer)], trio.current_time())
+        self._bootstrap.found(peer, [*at, *self.said_addresses(peer)], trio.current_time())
 
-    def _said_addresses(self, peer: PeerId) -> tuple[str, ...]:
+    def said_addresses(self, peer: PeerId) -> tuple[str, ...]:
+        """Return where a peer says to be reached; nothing if it says nothing."""
         entry = self.view.get(peer)
         return entry.parsed.advertisement.addresses if entry else ()
 

@@ -28,6 +28,7 @@ from p2pinfer.core.errors import EngineError, UserError
 from p2pinfer.core.ids import PeerId
 from p2pinfer.core.layer_range import LayerRange
 from p2pinfer.core.messages import Open
+from p2pinfer.core.ways import relays_in
 from p2pinfer.engine.base import StageEngine
 from peers.discovery.directory import Directory
 from peers.receipts.signer import ReceiptSigner
@@ -272,7 +273,7 @@ class Server:
         joining_s = {peer: now_s - at for peer, at in self._joining_since.items()}
         return choose(
             others,
-            self._said,
+            evolve(self._said, addresses=tuple(self._transport.addresses)),
             self._plan.bounds,
             now_s=self._clock_ms() / 1000,
             chance=self._chance.random(),
@@ -435,10 +436,12 @@ class Server:
         self._directory.advertise(self._said)
 
     def _links(self) -> tuple[RoundTrip, ...]:
-        """Return the round trips to the nearest peers of this model."""
-        found = [(self._round_trip_s(other.peer), other.peer) for other in self._others()]
-        known = ((seconds, peer) for seconds, peer in found if seconds is not None)
+        """Return the round trips to this peer's relays, and to the nearest peers of this model."""
+        relays = relays_in(self._transport.addresses)
+        peers = {*relays, *(other.peer for other in self._others())}
+        found = ((peer not in relays, self._round_trip_s(peer), peer) for peer in peers)
+        known = ((later, seconds, peer) for later, seconds, peer in found if seconds is not None)
         return tuple(
             RoundTrip(peer, min(max(1, round(1e6 * seconds)), ROUND_TRIP_US_MAX))
-            for seconds, peer in heapq.nsmallest(LINKS_MAX, known)
+            for _, seconds, peer in heapq.nsmallest(LINKS_MAX, known)
         )

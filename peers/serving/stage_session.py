@@ -41,6 +41,7 @@ from p2pinfer.core.messages import (
     Step,
 )
 from p2pinfer.core.regimes import Regime
+from p2pinfer.core.wire import encode
 from p2pinfer.engine.base import Decoded, EngineSession
 from peers.receipts.signer import SessionRecord
 from peers.steps.history import History
@@ -178,9 +179,10 @@ class StageSession:
             return
         try:
             with trio.fail_after(CONNECT_S_MAX):
-                channel = await self._transport.open(order.peer, SESSION, order.addresses)
+                channel = await self._transport.open(
+                    order.peer, SESSION, order.addresses, first=encode(Link(self.opened.session))
+                )
                 try:
-                    await send(channel, Link(self.opened.session))
                     await receive(channel, Linked)
                 except BaseException:
                     channel.abort()

@@ -80,6 +80,7 @@ async def test_events_tell_what_changes(autojump_clock: MockClock) -> None:
             for peer in state["peers"]
         ]
         assert {peer["round_trip_ms"] for peer in state["peers"]} == {10}
+        assert {peer["way"] for peer in state["peers"]} <= {"directly", "not at all"}
         gone = client.made.route.pop()
         await watching.wait_for(b'"state": "gone"')
         seen = {peer["peer"]: peer["state"] for peer in watching.events[-1]["peers"]}

@@ -16,11 +16,12 @@ from p2pinfer.cli.doctor import (
     probe_findings,
 )
 from p2pinfer.cli.options import parse_bytes
-from p2pinfer.cli.peers import BAR_CHARS_MIN, HEADINGS, bar, cells, table
+from p2pinfer.cli.peers import BAR_CHARS_MIN, HEADINGS, bar, cells, detours, table
 from p2pinfer.core.advertisement import Advertisement, State
 from p2pinfer.core.errors import UserError
 from p2pinfer.engine.llama.probe_reports import ProbeReport
 from p2pinfer.node.observer import ObservedPeer
+from tests.support.adverts import through
 from tests.support.swarm import MODEL, peer
 
 NOW_MS = 1_800_000_000_000
@@ -131,16 +132,27 @@ def test_clocks_that_differ_a_little_are_not_reported() -> None:
 
 def test_own_peers_are_looked_up_and_dialled() -> None:
     """A peer that the swarm does not know, one whose port is closed, and no peer at all."""
-    (none,) = peer_findings(set(), [])
+    (none,) = peer_findings({}, [])
     assert "p2pinfer join" in none.text
-    (unknown,) = peer_findings({peer("a")}, [])
+    (unknown,) = peer_findings({peer("a"): ""}, [])
     assert "does not know it" in unknown.text
-    closed = peer_findings({peer("a")}, [ObservedPeer(said("a", 1, 2), False, None)])
+    closed = peer_findings({peer("a"): ""}, [ObservedPeer(said("a", 1, 2), False, None)])
     assert [finding.is_good for finding in closed] == [True, False]
     assert "firewall" in closed[1].text
     hidden = ObservedPeer(evolve(said("a", 1, 2), addresses=()), False, None)
-    assert "open its port" in peer_findings({peer("a")}, [hidden])[1].text
+    assert "open its port" in peer_findings({peer("a"): ""}, [hidden])[1].text
     assert cells(hidden, BAR_CHARS_MIN)[-1] == "hidden"
+    relayed = ObservedPeer(
+        evolve(said("a", 1, 2), addresses=(through("r"),)), True, 0.1, way="through relay …xxxxxr"
+    )
+    behind = peer_findings({peer("a"): ""}, [relayed])[1]
+    assert behind.is_good
+    assert "called through relay …xxxxxr: to be dialled without a relay, open" in behind.text
+    advised = peer_findings({peer("a"): "forward TCP port 40123"}, [relayed])[1]
+    assert "called through relay …xxxxxr: forward TCP port 40123" in advised.text
+    assert detours([relayed, hidden]) == [f"reached through relay …xxxxxr: …{peer('a')[-6:]}"]
+    lost = ObservedPeer(relayed.said, False, None, way="through relay …xxxxxr")
+    assert not peer_findings({peer("a"): ""}, [lost])[1].is_good
 
 
 def test_settings_that_probes_ruled_out_are_reported_with_the_reason() -> None:

@@ -166,6 +166,10 @@ def test_lines_describe_a_process() -> None:
         assert words in said
     assert "resting: on battery; layers 1:11" in "\n".join(lines(PEER | {"resting": "on battery"}))
     assert "other peers cannot dial it" in "\n".join(lines(PEER | {"hidden": True}))
+    reached = {"reached": "others call it through relay …a", "advice": "forward TCP port 1"}
+    assert "reached  others call it through relay …a; forward TCP" in "\n".join(
+        lines(PEER | reached)
+    )
     joining = {key: PEER[key] for key in ("pid", "role", "uptime_s", "peer")}
     assert lines(joining | {"state": "joining", "sessions": []})[1] == "state    joining"
     gateway = {

@@ -8,6 +8,7 @@ from collections import Counter
 from collections.abc import Callable
 from contextlib import suppress
 from dataclasses import dataclass
+from ipaddress import ip_address
 from random import Random
 from typing import Any
 
@@ -30,7 +31,8 @@ from tests.core.test_wire import GOOD, KINDS
 from tests.fuzz.damage import damage, packed, spoil
 from tests.support.proofs import FILE as PROOF_FILE
 from transports.identity import verify
-from transports.libp2p import circuit_messages
+from transports.libp2p import circuit_messages, punching_rules
+from transports.libp2p.punching_rules import HolePunch
 from transports.libp2p.yamux import (
     HEADER,
     STREAMS_MAX,
@@ -261,6 +263,30 @@ def _judge_circuit(body: bytes) -> None:
             assert 2 < len(said.to_bytes()) <= circuit_messages.PEER_ID_BYTES_MAX
 
 
+def _punch(chance: Random) -> bytes:
+    """Return a message of hole punching, or what is left of one."""
+    told = [f"/ip4/{chance.choice(_HOSTS)}/tcp/{chance.randrange(1 << 16)}" for _ in range(6)]
+    kind = chance.choice([punching_rules.CONNECT, punching_rules.SYNC])
+    told = told[: chance.randrange(7)]
+    body = punching_rules.encode(HolePunch(kind, tuple(told), chance.random() < 0.5))
+    return chance.randbytes(chance.randrange(80)) if chance.random() < 0.1 else damage(chance, body)
+
+
+_HOSTS = ("5.5.5.5", "5.5.5.11", "192.168.1.7", "10.0.0.1", "127.0.0.1", "169.254.1.1", "224.0.0.1")
+
+
+def _judge_punch(body: bytes) -> None:
+    """Whatever it says, few addresses are dialled, and none that is not of the Internet."""
+    with suppress(ValueError):
+        said = punching_rules.decode(body)
+        places = punching_rules.choose(said.addresses, {"5.5.5.11"})
+        assert len(places) <= punching_rules.ADDRESSES_MAX
+        assert len(punching_rules.hosts_of(places)) <= punching_rules.HOSTS_MAX
+        for host, port in places:
+            assert ip_address(host).is_global
+            assert port >= (punching_rules.PORT_MIN if host == "5.5.5.11" else 1)
+
+
 TARGETS = {
     "circuit": Target(_circuit, _judge_circuit),
     "codec": Target(_message, _judge_message),
@@ -270,4 +296,5 @@ TARGETS = {
     "fraud": Target(_fraud, _judge_fraud),
     "gossip": Target(_gossip, _judge_gossip),
     "muxer": Target(_frames, _judge_frames),
+    "punch": Target(_punch, _judge_punch),
 }

@@ -6,15 +6,22 @@ import os
 import subprocess
 import sys
 import time
-from contextlib import ExitStack
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
+from queue import Queue
 from typing import Any
 
 import pytest
+import trio
 
+from p2pinfer.node.relay_peer import _follow_all
+from p2pinfer.node.swarm_connection import open_swarm_connection
 from tests.support.natlab.hosts import Host
 from tests.support.natlab.internet import Internet
 from tests.support.natlab.nats import SYMMETRIC
+from transports.base import Reach, Relaying
 
 pytestmark = pytest.mark.real
 
@@ -22,18 +29,22 @@ ROOT = Path(__file__).parents[2]
 QUESTION = "Count from one to forty in words."
 GREEDY = ("--temperature", "0", "--max-tokens", "48")
 START_S_MAX = 120.0
+ROWS_BYTES = 3 * 48 * 576 * 2
+"""Of an answer: from the asker to a stage, to the next one, and back, in two bytes a number."""
+
+log = logging.getLogger("natlab")
 
 
 class Started:
     """A p2pinfer process on a host; ended with the block that opened it."""
 
     def __init__(self, host: Host, home: Path, name: str, *words: str) -> None:
-        with (home / f"{name}.log").open("wb") as log:
+        with (home / f"{name}.log").open("wb") as sink:
             self.process: subprocess.Popen[Any] = host.popen(
                 [sys.executable, "-m", "p2pinfer", "--log-level", "info", *words],
                 stdin=subprocess.PIPE,
                 stdout=subprocess.PIPE,
-                stderr=log,
+                stderr=sink,
                 env=environment(home),
                 cwd=ROOT,
                 text=True,
@@ -56,6 +67,71 @@ class Started:
 def environment(home: Path) -> dict[str, str]:
     """Return the variables of a process that keeps its things in ``home``."""
     return os.environ | {"P2PINFER_HOME": str(home), "PYTHONPATH": str(ROOT)}
+
+
+@contextmanager
+def counting_relay(host: Host, home: Path) -> Iterator[tuple[str, Callable[[], int]]]:
+    """Run a relay in this process; yield its address, and what says how many bytes it carried."""
+    up: Queue[tuple[str, Callable[[], int], Callable[[], None]]] = Queue()
+
+    async def live() -> None:
+        reach = Reach(relaying=Relaying.ALWAYS)
+        listen = [f"/ip4/{host.address}/tcp/4001"]
+        async with open_swarm_connection((), reach, listen=listen) as swarm:
+            swarm.directory.listen()
+            swarm.stay_in_touch()
+            transport: Any = swarm.transport
+            token, over = trio.lowlevel.current_trio_token(), trio.Event()
+            up.put(
+                (
+                    transport.addresses[0],
+                    lambda: int(transport._inner.relay.statistics().bytes),
+                    lambda: token.run_sync_soon(over.set),
+                )
+            )
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(_follow_all, swarm.directory)
+                await over.wait()
+                nursery.cancel_scope.cancel()
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setenv("P2PINFER_HOME", str(home))
+        call = host.call(partial(trio.run, live))
+        address, relayed, end = up.get(timeout=START_S_MAX)
+        try:
+            yield address, relayed
+        finally:
+            end()
+            call.result()
+
+
+@pytest.mark.long
+def test_rows_of_punched_peers_do_not_cross_the_relay(internet: Internet, tmp_path: Path) -> None:
+    """Peers behind home NATs answer one behind a third, token for token as on one machine."""
+    homes = [internet.nat(f"n{n}", f"5.5.5.1{n}", delay_ms=20) for n in range(3)]
+    hosts = [internet.host(f"h{n}", f"10.{n}.0.2", behind=nat) for n, nat in enumerate(homes)]
+    relay = internet.host("relay", "5.5.5.5", delay_ms=5)
+    with ExitStack() as stack:
+
+        def start(host: Host, name: str, *words: str) -> Started:
+            started = Started(host, tmp_path, name, *words)
+            stack.callback(started.end)
+            return started
+
+        way_in, relayed = stack.enter_context(counting_relay(relay, tmp_path / "relay"))
+        join = ("join", "--json", "--model", "default", "--bootstrap", way_in, "--layers")
+        peers = [start(hosts[0], "a", *join, "1:15"), start(hosts[1], "b", *join, "15:29")]
+        for peer in peers:
+            peer.ready()
+        before = relayed()
+        chat = ("chat", "--model", "default", "--no-sponsor", "--bootstrap", way_in, *GREEDY)
+        asker = start(hosts[2], "asker", *chat, "--", QUESTION)
+        out, _ = asker.process.communicate(timeout=START_S_MAX)
+        assert asker.process.returncode == 0, (tmp_path / "asker.log").read_text()
+        carried = relayed() - before
+    assert out == local_answer(tmp_path)
+    logging.getLogger("natlab").info("the relay carried %d bytes", carried)
+    assert carried < ROWS_BYTES / 2
 
 
 def local_answer(home: Path) -> str:
@@ -104,6 +180,11 @@ def test_peers_behind_symmetric_nats_answer(
         peers = [start(hosts[0], "a", *join, "1:15"), start(hosts[1], "b", *join, "15:29")]
         for peer in peers:
             peer.ready()
+        if relays > 1:  # once more, with its parts and settings there
+            peers[0].end()
+            began = time.monotonic()
+            start(hosts[0], "again", *join, "1:15").ready()
+            log.info("from join to serving: %.1f s", time.monotonic() - began)
         chat = ("chat", "--model", "default", "--no-sponsor", *bootstrap, *GREEDY, "--", QUESTION)
         asker = start(hosts[2], "asker", *chat)
         out = asker.process.stdout
@@ -115,8 +196,8 @@ def test_peers_behind_symmetric_nats_answer(
             now = time.monotonic()
             said, longest_s, at = said + more, max(longest_s, now - at), now
         assert asker.process.wait() == 0, (tmp_path / "asker.log").read_text()
-    log = (tmp_path / "asker.log").read_text()
-    assert ("is reached another way" in log) is (relays > 1), log
-    logging.getLogger("natlab").info("longest pause: %.2f s", longest_s)
+    told = (tmp_path / "asker.log").read_text()
+    assert ("is reached another way" in told) is (relays > 1), told
+    log.info("longest pause: %.2f s", longest_s)
     assert said == local_answer(tmp_path)
     assert said.strip()

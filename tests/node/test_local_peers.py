@@ -54,6 +54,12 @@ def test_a_peer_here_is_called_at_this_machines_own_address(
     assert ways_in((), "main") == (LAN,)
     monkeypatch.setattr(local_peers, "ask_all", running(serving(addresses=[outer])))
     assert ways_in((), "main") == (outer,)
+    relayed = serving(
+        addresses=[f"{outer}/p2p-circuit/p2p/b"], own_addresses=[LAN], advice="forward"
+    )
+    monkeypatch.setattr(local_peers, "ask_all", running(relayed))
+    assert ways_in((), "main") == (LAN,)  # a relay is no way to this machine
+    assert [here.advice for here in peers_here("main")] == ["forward"]
 
 
 @pytest.mark.parametrize(

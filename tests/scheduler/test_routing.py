@@ -4,6 +4,7 @@ import random
 from collections import Counter
 from collections.abc import Sequence
 from itertools import pairwise, permutations
+from typing import Any
 
 import pytest
 from attrs import evolve
@@ -14,9 +15,16 @@ from p2pinfer.core.advertisement import LINKS_MAX, Advertisement, RoundTrip, Sta
 from p2pinfer.core.ids import PeerId
 from p2pinfer.core.layer_range import LayerRange
 from scheduler.offer_table import CHUNK_ROWS, LIE_FACTOR, STANDING_NEW, Experience, OfferTable
-from scheduler.route_cost import FULL_S, HOP_S, ROUND_TRIP_S_DEFAULT
+from scheduler.route_cost import (
+    FULL_S,
+    HOP_S,
+    RELAY_BYTES_PER_S,
+    RELAY_ROUND_TRIP_S_DEFAULT,
+    RELAYED_SHARE,
+    ROUND_TRIP_S_DEFAULT,
+)
 from scheduler.routing import Asking, NoRoute, RouteHop, begins, find_route, replacement
-from tests.support.adverts import advert, peer_id
+from tests.support.adverts import advert, peer_id, through
 
 FIRST, END = 1, 6
 NAMES = "abcdef"
@@ -33,8 +41,11 @@ layers = st.integers(0, END + 1)
 links = st.dictionaries(st.sampled_from(NAMES), st.integers(1, 300_000), max_size=LINKS_MAX).map(
     lambda known: tuple(RoundTrip(peer_id(name), us) for name, us in sorted(known.items()))
 )
+ways = st.just(("/memory/0",)) | st.lists(
+    st.sampled_from(NAMES).map(through), min_size=1, max_size=3
+).map(tuple)
 adverts = st.builds(
-    lambda ends, state, row_us, chunk_us, queued, free, context, links: {
+    lambda ends, state, row_us, chunk_us, queued, free, context, links, ways: {
         "first": min(ends),
         "end": max(ends),
         "state": state,
@@ -45,6 +56,7 @@ adverts = st.builds(
         "sessions_free": free,
         "context": context,
         "links": links,
+        "addresses": ways,
     },
     st.tuples(layers, layers),
     st.sampled_from([State.SERVING, State.SERVING, State.SERVING, *State]),
@@ -54,6 +66,7 @@ adverts = st.builds(
     st.integers(0, 4),
     st.sampled_from([10, 100]),
     links,
+    ways,
 )
 swarms = st.dictionaries(st.sampled_from(NAMES), adverts, max_size=6).map(
     lambda told: [advert(name, **fields) for name, fields in told.items()]
@@ -72,17 +85,36 @@ askings = st.builds(
     st.sets(peers, max_size=2),
     st.just(0.0),
     st.just(0.0),
+    st.booleans(),
+    st.sampled_from([0, 8192]),
 )
 
 
-def round_trip(a: Advertisement, b: Advertisement, own: dict[PeerId, float]) -> float:
-    """Compute independently what a round trip is taken for."""
+def detour(to: Advertisement, row_bytes: int) -> float:
+    """Compute independently what a hidden peer's rows take longer to a peer, one way."""
+    if not all("/p2p-circuit/" in address for address in to.addresses):
+        return 0.0
+    near = [
+        link.round_trip_us / 1e6
+        for link in to.links
+        if any(f"/p2p/{link.peer}/p2p-circuit/" in address for address in to.addresses)
+    ]
+    leg = min([*near, ROUND_TRIP_S_DEFAULT]) if near else RELAY_ROUND_TRIP_S_DEFAULT
+    return RELAYED_SHARE * (leg + row_bytes / RELAY_BYTES_PER_S)
+
+
+def round_trip(
+    a: Advertisement, b: Advertisement, own: dict[PeerId, float], row_bytes: int
+) -> float:
+    """Compute independently what a round trip is taken for, of rows from the one to the other."""
     claims = [link.round_trip_us / 1e6 for link in a.links if link.peer == b.peer]
     claims += [link.round_trip_us / 1e6 for link in b.links if link.peer == a.peer]
     least = abs(own[a.peer] - own[b.peer]) if a.peer in own and b.peer in own else 0.0
     over = own.get(a.peer, ROUND_TRIP_S_DEFAULT) + own.get(b.peer, ROUND_TRIP_S_DEFAULT)
-    said = max(least, *claims) if claims else ROUND_TRIP_S_DEFAULT
-    return min(said, over, ROUND_TRIP_S_DEFAULT)
+    bound = min(over, ROUND_TRIP_S_DEFAULT)
+    if detour(a, row_bytes):  # both must be hidden, or the other one calls back
+        bound += 2 * detour(b, row_bytes)
+    return min(max(least, *claims), bound) if claims else bound
 
 
 def work(a: Advertisement, count: int, swarm: Sequence[Advertisement], seen: Experience) -> float:
@@ -101,13 +133,15 @@ def work(a: Advertisement, count: int, swarm: Sequence[Advertisement], seen: Exp
     return HOP_S + full_s + queued_s + 0.02 * (1 / standing - 1) + row_us * count / 1e6
 
 
-def price(route: Sequence[RouteHop], swarm: Sequence[Advertisement], seen: Experience) -> float:
+def price(route: Sequence[RouteHop], swarm: Sequence[Advertisement], asking: Asking) -> float:
     """Compute independently what a route costs."""
-    own = dict(seen.round_trip_s)
-    total = sum(work(h.offer, h.end - h.first, swarm, seen) for h in route)
-    total += sum(round_trip(a.offer, b.offer, own) for a, b in pairwise(route)) / 2
-    outer = (own.get(route[at].peer, ROUND_TRIP_S_DEFAULT) for at in (0, -1))
-    return total + sum(outer) / 2
+    own, size = dict(asking.seen.round_trip_s), asking.row_bytes
+    total = sum(work(h.offer, h.end - h.first, swarm, asking.seen) for h in route)
+    total += sum(round_trip(a.offer, b.offer, own, size) for a, b in pairwise(route)) / 2
+    for end in (route[0], route[-1]):
+        unknown = ROUND_TRIP_S_DEFAULT + 2 * detour(end.offer, size) * asking.hidden
+        total += own.get(end.peer, unknown) / 2
+    return total
 
 
 def every_route(swarm: Sequence[Advertisement], asking: Asking) -> list[list[RouteHop]]:
@@ -142,8 +176,39 @@ def test_against_every_chain(swarm: list[Advertisement], asking: Asking) -> None
         assert every == []
         return
     assert route in every
-    cheapest = min(price(each, swarm, asking.seen) for each in every)
-    assert price(route, swarm, asking.seen) == pytest.approx(cheapest, rel=1e-9)
+    cheapest = min(price(each, swarm, asking) for each in every)
+    assert price(route, swarm, asking) == pytest.approx(cheapest, rel=1e-9)
+
+
+@settings(max_examples=200)
+@given(swarms, adverts, askings)
+def test_who_comes_in_raises_no_price(
+    swarm: list[Advertisement], fields: dict[str, Any], asking: Asking
+) -> None:
+    """One more peer, hidden or not, makes no route dearer: at worst nobody takes it."""
+    # Without a speed of its own, it leaves the median, and so what others are believed to be.
+    newcomer = advert("z", **(fields | {"row_us": 0, "links": ()}))
+    try:
+        before = find_route(swarm, FIRST, END, asking)
+    except NoRoute:
+        return
+    after = find_route([*swarm, newcomer], FIRST, END, asking)
+    both = [*swarm, newcomer]
+    assert price(after, both, asking) <= price(before, both, asking) * (1 + 1e-9)
+
+
+@settings(max_examples=200)
+@given(swarms, askings)
+def test_to_be_open_raises_no_price(swarm: list[Advertisement], asking: Asking) -> None:
+    """A hidden peer whose port is forwarded makes no route dearer."""
+    try:
+        before = find_route(swarm, FIRST, END, asking)
+    except NoRoute:
+        return
+    for hidden in [a for a in swarm if detour(a, 0)]:
+        opened = [evolve(a, addresses=("/memory/0",)) if a is hidden else a for a in swarm]
+        after = find_route(opened, FIRST, END, asking)
+        assert price(after, opened, asking) <= price(before, swarm, asking) * (1 + 1e-9)
 
 
 @settings(max_examples=200)
@@ -281,6 +346,51 @@ def test_a_replacement_may_take_several() -> None:
     asking = evolve(EXACT, without={swarm[0].peer})
     found = replacement(swarm, LayerRange(1, 9), (None, swarm[3].peer), asking)
     assert found == [hop(swarm[1], 4), hop(swarm[2], 9)]
+
+
+@pytest.mark.parametrize("far_us", [90_000, 0])
+def test_a_relay_has_its_price_and_a_call_back_has_none(far_us: int) -> None:
+    """Of two peers behind a hidden one the open one is taken; a near relay costs less."""
+    far = (RoundTrip(peer_id("r"), far_us),) if far_us else ()
+    near = (RoundTrip(peer_id("r"), 1000),)
+    first = advert("a", 1, 5, **ORDINARY, addresses=(through("r"),))
+    hidden = advert("b", 5, 9, **ORDINARY, addresses=(through("r"),), links=far)
+    nearer = evolve(hidden, peer=peer_id("c"), links=near)
+    slower = advert("d", 5, 9, **(ORDINARY | {"row_us": 1100}), addresses=("/memory/0",))
+    behind = advert("e", 9, 12, **ORDINARY, addresses=("/memory/0",))
+    open_first = evolve(first, addresses=("/memory/0",))
+    for begin, middle, best in (
+        (first, (hidden, nearer), nearer),
+        (first, (hidden, slower), slower),
+        (open_first, (hidden, slower), hidden),
+    ):
+        assert find_route([begin, *middle, behind], 1, 12, EXACT)[1].offer is best
+    for asker, best in ((EXACT, slower), (evolve(EXACT, hidden=False), hidden)):
+        assert find_route([hidden, slower], 5, 9, asker)[0].offer is best
+
+
+def test_a_measured_way_costs_what_was_measured() -> None:
+    """Two hidden peers that have punched a hole are as near as their pings say, relay or not."""
+    first = advert("a", 1, 5, **ORDINARY, addresses=(through("r"),))
+    punched = advert(
+        "b", 5, 9, **ORDINARY, addresses=(through("r"),), links=(RoundTrip(first.peer, 9000),)
+    )
+    open_ = advert("d", 5, 9, **ORDINARY, addresses=("/memory/0",))
+    asking = evolve(EXACT, hidden=False)
+    assert find_route([first, punched, open_], 1, 9, asking)[1].offer is punched
+
+
+def test_a_replacement_pays_for_its_relays() -> None:
+    """Between two hidden peers an open one is taken rather than a hidden one that is as good."""
+    before = advert("a", 1, 5, **ORDINARY, addresses=(through("r"),))
+    behind = advert("c", 9, 12, **ORDINARY, addresses=(through("r"),))
+    hidden = advert("h", 5, 9, **ORDINARY, addresses=(through("r"),))
+    open_ = advert("o", 5, 9, **(ORDINARY | {"row_us": 1100}), addresses=("/memory/0",))
+    swarm, gap = [before, hidden, open_, behind], LayerRange(5, 9)
+    assert replacement(swarm, gap, (before.peer, behind.peer), EXACT) == [hop(open_, 9)]
+    open_ends = [evolve(a, addresses=("/memory/0",)) for a in (before, behind)]
+    swarm = [open_ends[0], hidden, open_, open_ends[1]]
+    assert replacement(swarm, gap, (before.peer, behind.peer), EXACT) == [hop(hidden, 9)]
 
 
 def test_absurd_claims_are_harmless() -> None:

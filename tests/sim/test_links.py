@@ -8,6 +8,7 @@ from trio.testing import MockClock
 
 from p2pinfer.core.errors import PeerUnavailable
 from sim.links import GOSSIP, GOSSIP_BYTES, GOSSIP_MESH_MAX, HEADER_BYTES, AccessLink, WorldNetwork
+from sim.nats import NatKind
 from tests.support.swarm import peer
 from transports.base import Channel
 from transports.memory.network import REACH_S_MAX
@@ -28,7 +29,7 @@ async def test_undialable_peer_is_reached_over_its_own_connections(
     """As behind NAT: by no peer; once it has dialled one, by that peer, until a cut."""
     network = WorldNetwork([[0.01]], 8, Random(1))
     for name in (HIDDEN, OPEN, STRANGER):
-        network.admit(name, AccessLink(is_dialable=name != HIDDEN))
+        network.admit(name, AccessLink(nat=NatKind.PORT_FILTER if name == HIDDEN else NatKind.NONE))
     async with (
         network.join(HIDDEN) as hidden,
         network.join(OPEN) as open_,
@@ -69,7 +70,7 @@ def test_undialable_peer_still_gossips() -> None:
     """Two such peers are never neighbours; a message is not sent back to its author."""
     network = WorldNetwork([[0.01]], 8, Random(1))
     for name in (HIDDEN, STRANGER):
-        network.admit(name, AccessLink(is_dialable=False))
+        network.admit(name, AccessLink(nat=NatKind.PORT_FILTER))
     names = [peer(f"peer{number}") for number in range(3)]
     for name in names:
         network.admit(name, AccessLink())

@@ -13,6 +13,11 @@ def peer_id(name: str) -> PeerId:
     return PeerId(f"12D3Koo{name:x>45}")
 
 
+def through(relay: str) -> str:
+    """Make an address of a peer that is called through a relay of this short name."""
+    return f"/memory/0/p2p/{peer_id(relay)}/p2p-circuit/p2p/it"
+
+
 def advert(name: str, first: int, end: int, **fields: Any) -> Advertisement:
     """Make an advertisement."""
     defaults: dict[str, Any] = {

@@ -17,6 +17,7 @@ from p2pinfer.client.answer import ChatOptions
 from p2pinfer.client.library import Swarm, open_swarm
 from p2pinfer.core.advertisement import Advertisement
 from p2pinfer.core.errors import NobodyServes
+from p2pinfer.core.ids import PeerId
 from p2pinfer.core.sampling import Sampling
 from p2pinfer.core.trust import Trust
 from p2pinfer.engine.gguf.sampling_advice import Advice
@@ -48,6 +49,8 @@ class FakeClient:
         self.trust: Trust | None = None
         self.repair: Repair | None = None
         self.experiences = Experiences(lambda _: 0.0123)
+        self.relays: dict[PeerId, PeerId] = {}
+        self.relay_to = self.relays.get
         self._numbers = count()
 
     async def find_route(self, _: object) -> list[RouteHop]:

@@ -73,9 +73,9 @@ class _Writer:
         weights = self._random.standard_normal((*rows, columns), np.float32)
         self.gguf.add_tensor(f"{name}.weight", weights / np.float32(columns**0.5))
 
-    def vector(self, name: str, mean: float, size: int = WIDTH) -> None:
+    def vector(self, name: str, mean: float, size: int | None = None) -> None:
         """Add a norm's weights or a bias."""
-        spread = self._random.standard_normal(size, np.float32) / 10
+        spread = self._random.standard_normal(size or WIDTH, np.float32) / 10
         self.gguf.add_tensor(name, (mean + spread).astype(np.float32))
 
 

@@ -57,6 +57,15 @@ class TransportContract:
             yield await alice.open(bob.peer_id, "test"), await receive.receive()
             done.set()
 
+    async def test_a_channel_begins_with_what_was_first(self) -> None:
+        """Before anything that is sent on it; long messages, too."""
+        async with self.linked() as (alice, bob):
+            bob.handle("test", echo)
+            for first in (b"first", bytes(300_000)):
+                channel = await alice.open(bob.peer_id, "test", first=first)
+                await channel.send(b"second")
+                assert [await channel.receive() for _ in range(2)] == [first, b"second"]
+
     async def test_messages_keep_their_order_both_ways(self) -> None:
         """What is sent first arrives first, in either direction."""
         async with self.channel() as (near, far):

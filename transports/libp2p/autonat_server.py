@@ -223,7 +223,7 @@ async def _say(connection: Connection, nonce: int) -> bool:
     taken = False
     async with trio.open_nursery() as nursery:
         nursery.start_soon(connection.start)
-        nursery.start_soon(_refuse_streams, connection)
+        nursery.start_soon(refuse_streams, connection)
         try:
             stream = await open_stream(connection, PeerId(str(connection.peer_id)), DIAL_BACK)
             await stream.write(encode_nonce(nonce))
@@ -236,7 +236,7 @@ async def _say(connection: Connection, nonce: int) -> bool:
     return taken
 
 
-async def _refuse_streams(connection: Connection) -> None:
+async def refuse_streams(connection: Connection) -> None:
     """Serve nothing on this connection."""
     with suppress(MuxedConnUnavailable):
         while True:

@@ -19,6 +19,11 @@ WHOLE_BYTES_MAX = 64 * 1024
 """Up to this size a message is awaited whole and taken in one piece; well within any window."""
 
 
+def frame(message: bytes) -> bytes:
+    """Return a message as it goes onto a stream."""
+    return len(message).to_bytes(LENGTH_BYTES, "big") + message
+
+
 class StreamChannel:
     """A `transports.base.Channel` on one stream of our muxer."""
 
@@ -47,7 +52,7 @@ class StreamChannel:
         if self.send_now(message):
             await trio.lowlevel.cancel_shielded_checkpoint()
             return
-        framed = size.to_bytes(LENGTH_BYTES, "big") + message
+        framed = frame(message)
         self._senders += 1
         try:
             async with self._lock:
@@ -70,7 +75,7 @@ class StreamChannel:
             or size > stream.room()
         ):
             return False
-        sent = stream.send_now(len(message).to_bytes(LENGTH_BYTES, "big") + message)
+        sent = stream.send_now(frame(message))
         assert sent == size, "there was room for it"
         return True
 

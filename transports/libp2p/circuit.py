@@ -5,9 +5,8 @@ relay learns who speaks, with which peer and how much, and can neither read nor 
 """
 
 import logging
-import re
+import secrets
 from collections.abc import Awaitable, Callable, Sequence
-from functools import partial
 from typing import Any, Final
 
 import trio
@@ -22,7 +21,6 @@ from multiaddr import Multiaddr  # type: ignore[import-untyped]  # it ships no t
 
 from p2pinfer.core.errors import PeerUnavailable, RemoteProtocolError
 from p2pinfer.core.ids import PeerId
-from transports.blocklist import Blocklist
 from transports.libp2p import circuit_messages as messages
 from transports.libp2p.circuit_messages import (
     HOP,
@@ -31,15 +29,14 @@ from transports.libp2p.circuit_messages import (
     CircuitStatus,
     RelayAnswer,
 )
+from transports.libp2p.circuit_watch import CircuitWatch
+from transports.libp2p.dialling import CIRCUIT
 from transports.libp2p.muxer import Connection
 from transports.libp2p.negotiation import open_stream, read_delimited
-from transports.libp2p.noise_records import StreamPipe
+from transports.libp2p.noise_records import StreamPipe, circuit_below
 from transports.libp2p.stream import Stream
 
 log: Final = logging.getLogger("p2pinfer.relay")
-
-CIRCUIT: Final = re.compile(r"(/.+/p2p/(\w+))/p2p-circuit/p2p/(\w+)", re.ASCII)
-"""A relay's address, its id, and the peer behind it."""
 
 CALLS_MAX = 64
 """Circuits that others have opened to this peer: as many as a busy stage has requesters."""
@@ -55,8 +52,14 @@ CIRCUIT_IDLE_S = 60.0
 
 IDLE_LOOK_S = 10.0
 
-BLAMED_S = 600.0
-"""For how long a relay that lied or stalled is used only where there is no other."""
+HANDSHAKE_S_MAX = 5.0
+"""For the peer behind a relay to prove who it is, once the relay has said that it connects."""
+
+PROOF_BYTES = 32
+"""Sent through a relay to oneself."""
+
+PROOF_S_MAX = 5.0
+"""For them to come back; also how long the called end waits for them."""
 
 
 def circuit_address(relay_address: str, peer: PeerId) -> str:
@@ -78,25 +81,17 @@ class Circuits:
         swarm = host.get_network()
         assert isinstance(swarm, Swarm), "new_host makes a Swarm"
         self._swarm, self._reach = swarm, reach
+        self._me = host.get_id()
         self._calls = 0
-        self._blamed = Blocklist()
+        self.watch = CircuitWatch(self.dial)
+        """What becomes of the circuits over which this peer has called."""
         self.on_call: Callable[[Connection], object] = lambda _: None
         """Called with each circuit over which another peer has called this one."""
-        self.on_blame: Callable[[PeerId], object] = lambda _: None
-        """Called with a relay that lied or stalled."""
+        self.on_begin: Callable[[Connection], object] = lambda _: None
+        """Called with the connection to a relay when a circuit through it begins to be made."""
         self.serves: Callable[[PeerId], bool] = lambda _: False
         """Whether a peer is one of this peer's relays: nobody else may bring callers."""
         host.set_stream_handler(TProtocol(STOP), self._serve_stop)
-
-    def blame(self, relay: PeerId, why: str) -> None:
-        """Use a relay only where there is no other, for a while."""
-        log.info("relay %s is left: %s", relay, why)
-        self._blamed.block(relay, trio.current_time() + BLAMED_S)
-        self.on_blame(relay)
-
-    def is_blamed(self, relay: PeerId) -> bool:
-        """Whether a relay lied or stalled not long ago."""
-        return self._blamed.blocks(relay, trio.current_time())
 
     async def reserve(self, relay: Connection) -> RelayAnswer:
         """Ask a relay to bring callers; the answer says whether it will.
@@ -121,42 +116,58 @@ class Circuits:
             raise PeerUnavailable(peer, f"{address} is no circuit's address")
         relay = PeerId(found[2])
         outer = await self._reach(relay, [found[1]])
+        self.on_begin(outer)
         stream, answer = await self._ask(outer, messages.connect_request(ID.from_string(peer)))
         try:
             if answer.status != CircuitStatus.OK:
                 raise PeerUnavailable(peer, f"the relay {relay} says: {answer.name}")
-            raw = self._raw(stream, relay, ID.from_string(peer), initiator=True)
-            try:
-                conn: Any = await self._swarm.upgrade_outbound_raw_conn(raw, ID.from_string(peer))
-            except Exception:
-                if (
-                    not outer.is_closed and not stream.dead
-                ):  # it connected us, but not with the peer
-                    self.blame(relay, f"it does not connect with {peer}")
-                raise
+            conn: Any = await self._shake_hands(StreamPipe(stream, relay, peer), outer)
         except BaseException:
             stream.abort()
             raise
         inner: Connection = conn.muxed_conn
-        inner.call_at_end(partial(self._judge, inner, outer, relay))
+        self.watch.add(inner, outer, relay)
         return inner
 
-    async def close_idle(self) -> None:
-        """Close circuits that nobody uses, for ever."""
-        while True:
-            await trio.sleep(IDLE_LOOK_S)
-            for conn in self._swarm.get_connections():
-                muxed = conn.muxed_conn
-                if not isinstance(muxed, Connection) or muxed.is_closed or muxed.relay is None:
-                    continue
-                idle_s = trio.current_time() - muxed.idle_since
-                if muxed.is_initiator and muxed.idle and idle_s >= CIRCUIT_IDLE_S:
-                    muxed.leave()
+    async def _shake_hands(self, pipe: StreamPipe, outer: Connection) -> object:
+        """Have the peer behind a relay prove who it is; blame the relay if it cannot."""
+        peer = pipe.expected
+        try:
+            with trio.fail_after(HANDSHAKE_S_MAX):
+                raw = _raw(pipe, outer, initiator=True)
+                return await self._swarm.upgrade_outbound_raw_conn(raw, ID.from_string(peer))
+        except Exception as error:
+            if not outer.is_closed and not pipe.was_hung_up:  # it said that it connects
+                self.watch.blame(pipe.relay, f"it does not connect with {peer}")
+            if isinstance(error, trio.TooSlowError):
+                text = f"nothing comes through the relay {pipe.relay}"
+                raise PeerUnavailable(peer, text) from None
+            raise
 
-    def _judge(self, inner: Connection, outer: Connection, relay: PeerId) -> None:
-        """Blame a relay whose circuit fell silent, though it is there itself."""
-        if "silent" in inner.fault and not outer.is_closed:
-            self.blame(relay, "a circuit through it fell silent")
+    async def prove(self, relay: Connection) -> None:
+        """Call this peer itself through one of its relays, and see bytes come back.
+
+        A relay that is too busy, or lets nobody call itself, is believed.
+
+        Raises:
+            PeerUnavailable: it does not answer, knows no reservation, or passes nothing on.
+            RemoteProtocolError: it broke the protocol.
+        """
+        peer = PeerId(str(relay.peer_id))
+        stream, answer = await self._ask(relay, messages.connect_request(self._me))
+        try:
+            if answer.status in (CircuitStatus.NO_RESERVATION, CircuitStatus.CONNECTION_FAILED):
+                raise PeerUnavailable(peer, f"the relay {peer} brings no callers: {answer.name}")
+            if answer.status != CircuitStatus.OK:
+                return
+            sent = secrets.token_bytes(PROOF_BYTES)
+            stream.send_now(sent)
+            with trio.move_on_after(PROOF_S_MAX):
+                await stream.wait_buffered(PROOF_BYTES)
+            if bytes(stream.buffer) != sent:
+                raise PeerUnavailable(peer, f"the relay {peer} passes nothing on")
+        finally:
+            stream.abort()
 
     async def _ask(self, relay: Connection, request: bytes) -> tuple[Stream, RelayAnswer]:
         """Send a relay a request, and return the stream and its answer."""
@@ -175,11 +186,6 @@ class Circuits:
             if isinstance(error, MuxedStreamReset):
                 raise PeerUnavailable(peer, f"the relay {peer} hung up") from error
             raise
-
-    def _raw(self, stream: Stream, relay: PeerId, peer: ID, *, initiator: bool) -> RawConnection:
-        pipe = StreamPipe(stream, relay, PeerId(str(peer)))
-        at = [Multiaddr(f"/p2p/{relay}/p2p-circuit/p2p/{peer}")]
-        return RawConnection(pipe, initiator, ConnectionType.RELAYED, at)
 
     async def _serve_stop(self, inbound: INetStream) -> None:
         """Take a call, and live as long as its circuit."""
@@ -200,47 +206,63 @@ class Circuits:
         except (MuxedStreamReset, trio.TooSlowError):
             stream.abort()
             return
+        if caller == self._me:
+            await self._echo(stream)
+            return
         if outer.relay is not None or not self.serves(relay):
             refusal = CircuitStatus.PERMISSION_DENIED
         elif self._calls >= CALLS_MAX:
             refusal = CircuitStatus.RESOURCE_LIMIT_EXCEEDED
         else:
-            await self._take(stream, outer, relay, caller)
+            await self._take(StreamPipe(stream, relay, PeerId(str(caller))), outer)
             return
         stream.send_now(messages.stop_answer(refusal))
         await messages.hang_up(stream)
 
-    async def _take(self, stream: Stream, outer: Connection, relay: PeerId, caller: ID) -> None:
+    async def _echo(self, stream: Stream) -> None:
+        """Take a call of this peer itself, which wants its few bytes back."""
+        stream.send_now(messages.stop_answer(CircuitStatus.OK))
+        with trio.move_on_after(PROOF_S_MAX):
+            await stream.wait_buffered(PROOF_BYTES)
+        stream.send_now(bytes(stream.buffer[:PROOF_BYTES]))
+        await messages.hang_up(stream)
+
+    async def _take(self, pipe: StreamPipe, outer: Connection) -> None:
         self._calls += 1
+        self.on_begin(outer)
         try:
-            stream.send_now(messages.stop_answer(CircuitStatus.OK))
-            raw = self._raw(stream, relay, caller, initiator=False)
-            at = Multiaddr(f"/p2p/{relay}/p2p-circuit")
+            pipe.stream.send_now(messages.stop_answer(CircuitStatus.OK))
+            at = Multiaddr(f"/p2p/{pipe.relay}/p2p-circuit")
+            raw = _raw(pipe, outer, initiator=False)
             inner: Any = await self._swarm.upgrade_inbound_raw_conn(raw, at)
             assert isinstance(inner, Connection), "the muxer is ours"
-            inner.call_at_end(partial(self._judge, inner, outer, relay))
             self.on_call(inner)
             await inner.event_closed.wait()
         except Exception as error:  # noqa: BLE001 - a caller's handshake ends only itself
-            log.info("a call through relay %s failed: %r", relay, error)
-            if lie := _lie_in(error):
-                self.blame(relay, str(lie))
+            log.info("a call through relay %s failed: %r", pipe.relay, error)
+            if _lie_in(error):  # of the relay, or of the caller: a proof will tell
+                self.watch.on_doubt(pipe.relay)
         finally:
             self._calls -= 1
-            stream.abort()
+            pipe.stream.abort()
+
+
+def _raw(pipe: StreamPipe, outer: Connection, *, initiator: bool) -> RawConnection:
+    # Identify tells it to the other end, and js-libp2p drops an answer whose address has no IP.
+    host, port = outer.get_remote_address() or ("0.0.0.0", 0)  # noqa: S104 - only said
+    place = f"/{'ip6' if ':' in host else 'ip4'}/{host.partition('%')[0]}/tcp/{port}"
+    at = [Multiaddr(f"{place}/p2p/{pipe.relay}/p2p-circuit/p2p/{pipe.expected}")]
+    return RawConnection(pipe, initiator, ConnectionType.RELAYED, at)
 
 
 class LyingRelay(Exception):
     """Who is at the other end of a circuit is not who the relay said."""
 
 
-def check_caller(conn: Any, peer: ID) -> None:
+def check_caller(conn: object, peer: ID) -> None:
     """Raise LyingRelay if a circuit, whose handshake is done, leads to another than was said."""
-    raw = getattr(
-        getattr(getattr(conn, "conn", None), "read_writer", None), "read_write_closer", None
-    )
-    pipe = getattr(raw, "stream", None)
-    if isinstance(pipe, StreamPipe) and pipe.expected != str(peer):
+    pipe = circuit_below(conn)
+    if pipe and pipe.expected != str(peer):
         raise LyingRelay(f"it said that {pipe.expected} calls, and {peer} did")
 
 

@@ -7,11 +7,16 @@ from typing import Final
 
 import trio
 
+from p2pinfer.core.ids import PeerId
+
 NAMES_MAX: Final = 8
 """Addresses tried for one name; the rest are ignored."""
 
 REACHED: Final = re.compile(r"/(ip4|ip6|dns|dns4|dns6)/([^/]+)(/tcp/\d+.*)")
 """What can be dialled: the host, and the rest."""
+
+CIRCUIT: Final = re.compile(r"(/.+/p2p/(\w+))/p2p-circuit/p2p/(\w+)", re.ASCII)
+"""A relay's address, its id, and the peer behind it."""
 
 _FAMILIES: Final = {
     "dns": socket.AF_UNSPEC,
@@ -45,6 +50,12 @@ async def numeric(address: str) -> list[str]:
 def place(address: str) -> str:
     """Return an address without the id of the peer that is expected there."""
     return address.partition("/p2p/")[0]
+
+
+def relay_of(address: str) -> PeerId | None:
+    """Return the relay that an address leads through, if it does."""
+    found = CIRCUIT.fullmatch(address)
+    return PeerId(found[2]) if found else None
 
 
 def through(circuit: str) -> str:

@@ -6,7 +6,8 @@ the peers that the node names, in its order, and those that this peer has dialle
 
 import logging
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from math import inf
 from typing import Final
 
 import trio
@@ -42,11 +43,18 @@ BACKOFF_S_MIN, BACKOFF_S_MAX = 60.0, 3600.0
 LOST_BACKOFF_S = 5.0
 """Before a relay whose connection broke is asked again: perhaps only the connection did."""
 
-RENEW_S_MIN = 30.0
-"""A reservation shorter than twice this is renewed as seldom."""
+RENEW_S_MIN, RENEW_S_MAX = 30.0, 1800.0
+"""A reservation shorter than twice the first is renewed as seldom; however long it is said to be,
+it is renewed after the second."""
+
+PROVE_S = 300.0
+"""Between two calls of this peer itself through each of its relays: they may lie, or grow tired."""
 
 BETTER_RATIO, BETTER_S, BETTER_FOR_S = 0.7, 0.02, 600.0
 """A relay is exchanged for one that is this much nearer, and has been for this long."""
+
+DOUBT_S = 60.0
+"""The same where a caller's word raised a doubt: callers may lie, and each look is a circuit."""
 
 Candidate = tuple[PeerId, tuple[str, ...]]
 """A peer that may relay, and where it is."""
@@ -60,6 +68,17 @@ class HeldRelay:
     address: str
     """The relay's, with its id."""
     renew_at: float
+    proved_at: float = -inf
+    """When it was last seen whether it brings callers."""
+    doubted: bool = False
+    """Something has raised a doubt since."""
+    failed: bool = False
+    """It did not when last seen; it is held only until there is another."""
+
+    @property
+    def prove_at(self) -> float:
+        """When to see next whether it brings callers."""
+        return self.proved_at + (DOUBT_S if self.doubted else PROVE_S)
 
     @property
     def site(self) -> str:
@@ -100,11 +119,12 @@ class HeldRelays:
     held: dict[PeerId, HeldRelay] = field(default_factory=dict)
     _tried: dict[PeerId, _Tried] = field(default_factory=dict)
     _wake: trio.Event = field(default_factory=trio.Event)
+    _to_prove: trio.Event = field(default_factory=trio.Event)
     _better_since: dict[PeerId, float] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         self.circuits.serves = self.held.__contains__
-        self.circuits.on_blame = self._leave
+        self.circuits.watch.on_doubt = self._doubt
 
     @property
     def addresses(self) -> list[str]:
@@ -117,6 +137,44 @@ class HeldRelays:
 
     async def run(self) -> None:
         """Hold relays while they are needed, for ever."""
+        async with trio.open_nursery() as nursery:
+            nursery.start_soon(self._hold_some)
+            nursery.start_soon(self._prove_some)
+
+    async def _prove_some(self) -> None:
+        """See now and then whether the relays bring callers, and leave those that do not."""
+        while True:
+            self._to_prove = trio.Event()
+            now = trio.current_time()
+            async with trio.open_nursery() as nursery:
+                for peer, held in list(self.held.items()):
+                    if held.prove_at <= now:
+                        nursery.start_soon(self._prove, peer, held)
+            due = min((held.prove_at for held in self.held.values()), default=float("inf"))
+            with trio.move_on_at(due):
+                await self._to_prove.wait()
+
+    async def _prove(self, peer: PeerId, held: HeldRelay) -> None:
+        held.proved_at, held.doubted = trio.current_time(), False
+        try:
+            await self.circuits.prove(held.connection)
+        except PeerError as error:
+            if self.held.get(peer) is not held or held.connection.is_closed:
+                return
+            log.info("relay %s brings no callers: %s", peer, error)
+            held.failed = True
+            self._leave_failed()
+        else:
+            held.failed = False
+
+    def _leave_failed(self) -> None:
+        """Hold relays no longer that bring no callers, unless there is no other."""
+        for peer in [peer for peer, held in self.held.items() if held.failed]:
+            if len(self.held) > 1:
+                self._tried[peer] = _Tried(trio.current_time() + BACKOFF_S_MAX, failures=1)
+                self._let_go(peer)
+
+    async def _hold_some(self) -> None:
         while True:
             self._wake = trio.Event()
             if not self.is_needed():
@@ -163,7 +221,6 @@ class HeldRelays:
             for peer, addresses in named.items()
             if peer not in self.held
             and peer != self.me
-            and not self.circuits.is_blamed(peer)
             and self._tried.get(peer, _Tried()).again_at <= now
         ]
         return sorted(good, key=lambda each: order[each[0]])
@@ -177,6 +234,7 @@ class HeldRelays:
         return sorted(
             named,
             key=lambda peer: (
+                self.circuits.watch.is_blamed(peer),
                 any(_network(address) in sites for address in named[peer]),
                 places.get(peer, len(places)),
                 rtts.get(peer, 1.0),
@@ -202,12 +260,16 @@ class HeldRelays:
     def _hold(self, peer: PeerId, connection: Connection, answer: RelayAnswer) -> None:
         before = self.held.get(peer)
         lasts_s = answer.expires_unix_s - self.unix_s()
-        renew_at = trio.current_time() + max(RENEW_S_MIN, lasts_s / 2)
+        renew_at = trio.current_time() + min(RENEW_S_MAX, max(RENEW_S_MIN, lasts_s / 2))
         address = _place(peer, connection, answer)
         if not address or connection.is_closed:  # it ended while it answered
             self._fail(peer)
             return
-        self.held[peer] = HeldRelay(connection, address, renew_at)
+        if before and before.connection is connection:
+            self.held[peer] = replace(before, address=address, renew_at=renew_at)
+        else:
+            self.held[peer] = HeldRelay(connection, address, renew_at)
+        self._to_prove.set()
         self._tried.pop(peer, None)
         if before is None or before.connection is not connection:
             connection.call_at_end(lambda: self._lost(peer, connection))
@@ -215,6 +277,7 @@ class HeldRelays:
             log.info("others can call this peer through %s", peer)
         if before is None or before.address != address:
             self.on_change()
+        self._leave_failed()
 
     def _fail(self, peer: PeerId) -> None:
         tried = self._tried.setdefault(peer, _Tried())
@@ -232,10 +295,11 @@ class HeldRelays:
             self._tried[peer] = _Tried(trio.current_time() + LOST_BACKOFF_S)
             self._let_go(peer)
 
-    def _leave(self, peer: PeerId) -> None:
-        """Hold a relay no longer that lied or stalled, unless it is the only one."""
-        if peer in self.held and len(self.held) > 1:
-            self._let_go(peer)
+    def _doubt(self, peer: PeerId) -> None:
+        """See at once whether a relay brings callers that is said to have lied or stalled."""
+        if held := self.held.get(peer):
+            held.doubted = True
+            self._to_prove.set()
 
     def _let_go(self, peer: PeerId) -> None:
         del self.held[peer]

@@ -9,7 +9,8 @@ import errno
 import logging
 import socket
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from functools import partial
 from typing import Any, Final, Literal
 
@@ -41,6 +42,7 @@ from transports.identity import Identity, ephemeral_identity
 from transports.interfaces import machine_addresses, routed_hosts, told_addresses
 from transports.libp2p.circuit import check_caller
 from transports.libp2p.muxer import Connection
+from transports.libp2p.negotiation import JoinedClient, agree_on_muxer
 from transports.libp2p.private_noise import PRIVATE_NOISE_ID, PrivateNoise
 
 log: Final = logging.getLogger("p2pinfer.transports")
@@ -78,6 +80,29 @@ HANDLER_GRACE_S = 1.0
 """For a handler to notice that its connection is gone, before it is cancelled."""
 
 
+class Meetings:
+    """Peers that dial this host while it dials them, and are the servers of the handshakes."""
+
+    def __init__(self) -> None:
+        self._peers: dict[str, ID] = {}
+
+    def server_at(self, address: str) -> ID | None:
+        """Return the peer that is expected from an IP address as a server."""
+        return self._peers.get(address)
+
+    @contextmanager
+    def expected(self, peer: ID | None, addresses: Sequence[str]) -> Iterator[None]:
+        """Expect a peer from some IP addresses while the block lasts; None expects nobody."""
+        if peer is not None:
+            self._peers |= dict.fromkeys(addresses, peer)
+        try:
+            yield
+        finally:
+            for address in addresses:
+                if peer is not None and self._peers.get(address) is peer:
+                    del self._peers[address]
+
+
 def build_host(
     identity: Identity,
     *,
@@ -85,10 +110,12 @@ def build_host(
     muxer: Muxer = "own",
     network_key: bytes | None = None,
     announced: Sequence[str] = (),
+    meetings: Meetings | None = None,
 ) -> IHost:
     """Make a host that does not run yet; with a network's key it knows only those who have it.
 
-    ``announced`` are told to others before the machine's own addresses.
+    ``announced`` are told to others before the machine's own addresses. Peers that ``meetings``
+    expect are taken for servers, though they have dialled.
     """
     _quiet_libraries()
     key_pair = ed25519_key_pair(identity.seed)
@@ -114,9 +141,10 @@ def build_host(
     swarm.retry_config.max_retries = 0  # the caller decides whether to try again
     _cure_limits(swarm)
     _cure_dial_delay()
+    _cure_negotiation(swarm.upgrader)
     _cure_sockets_of_both_families()
     _cure_dialling_everybody(swarm)
-    _cure_inbound_slots(swarm)
+    _cure_inbound_slots(swarm, meetings or Meetings())
     _cure_raising_handlers(swarm)
     _cure_trimming(swarm)
     if muxer == "own":
@@ -137,7 +165,9 @@ def _security(key_pair: KeyPair, network_key: bytes | None) -> dict[TProtocol, I
 def stranger_upgrader(network_key: bytes | None) -> TransportUpgrader:
     """Return what shakes hands under a key drawn now, which no other peer knows."""
     key_pair = ed25519_key_pair(ephemeral_identity().seed)
-    return TransportUpgrader(_security(key_pair, network_key), {TProtocol(YAMUX_ID): Yamux})
+    upgrader = TransportUpgrader(_security(key_pair, network_key), {TProtocol(YAMUX_ID): Yamux})
+    _cure_negotiation(upgrader)
+    return upgrader
 
 
 def connections(host: IHost, peer: ID | None = None) -> list[Connection]:
@@ -189,7 +219,8 @@ def _use_own_muxer(swarm: Swarm) -> None:
 
     async def upgrade_connection(conn: ISecureConn, peer_id: ID) -> IMuxedConn:
         check_caller(conn, peer_id)
-        await upgrader.muxer_multistream.select_transport(conn)
+        if not await agree_on_muxer(conn, YAMUX_ID):
+            await upgrader.muxer_multistream.select_transport(conn)
         return Connection(conn, peer_id)
 
     upgrader.upgrade_connection = upgrade_connection  # type: ignore[method-assign]
@@ -203,6 +234,15 @@ def _cure_limits(swarm: Swarm) -> None:
 def _cure_dial_delay() -> None:
     """Make libp2p's own dials return when they are done, not 250 ms later."""
     swarm_module._HAPPY_EYEBALLS_DELAY = 0.0
+
+
+def _cure_negotiation(upgrader: TransportUpgrader) -> None:
+    """Negotiate twice a dial in one round trip each; libp2p's greeting waits for an answer first.
+
+    Over a circuit across an ocean, each is half a second.
+    """
+    for multistream in (upgrader.security_multistream, upgrader.muxer_multistream):
+        multistream._selector.multiselect_client = JoinedClient()
 
 
 def _cure_sockets_of_both_families() -> None:
@@ -234,7 +274,7 @@ def _cure_dialling_everybody(swarm: Swarm) -> None:
     replaced.maybe_connect = nobody
 
 
-def _cure_inbound_slots(swarm: Swarm) -> None:
+def _cure_inbound_slots(swarm: Swarm, meetings: Meetings) -> None:
     """Serve an inbound connection for its life only, and few half-open ones per address.
 
     libp2p keeps the slot of an ended connection for ever, so that the 251st inbound connection is
@@ -243,15 +283,22 @@ def _cure_inbound_slots(swarm: Swarm) -> None:
     half_open: Counter[str] = Counter()
 
     async def inbound(wire: Any, listener: Multiaddr, failure: object) -> None:  # noqa: ARG001
-        raw = RawConnection(wire, initiator=False)
         address = _address(wire)
+        server = meetings.server_at(address)
+        raw = RawConnection(wire, initiator=server is not None)
         try:
             if half_open[address] >= HALF_OPEN_PER_ADDRESS_MAX:
                 log.info("too many handshakes at once from %s", address)
                 return
             half_open[address] += 1
             try:
-                muxed: Any = await swarm.upgrade_inbound_raw_conn(raw, listener)
+                muxed: Any
+                if server is None:
+                    muxed = await swarm.upgrade_inbound_raw_conn(raw, listener)
+                else:
+                    with trio.fail_after(HANDSHAKE_S_MAX):
+                        met = await swarm.upgrade_outbound_raw_conn(raw, server)
+                    muxed = met.muxed_conn
             finally:
                 half_open[address] -= 1
                 if not half_open[address]:

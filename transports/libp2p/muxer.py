@@ -78,6 +78,9 @@ class Connection(Muxer):
         self.event_closed = trio.Event()
         self.fault = ""  # why it ended
         self.rtt_s: float | None = None
+        self.was_left = False
+        """Whether one side said goodbye."""
+        self._rtt_s_min = 0.0  # of all samples
         self._initiator = conn.is_initiator if is_initiator is None else is_initiator
         self._wire: Wire = open_wire(conn)
         self._core = Yamux(initiator=self._initiator)
@@ -187,6 +190,15 @@ class Connection(Muxer):
         """Whether no channel is open."""
         return not self._watched
 
+    @property
+    def lag_s(self) -> float:
+        """How much longer pings take now than they did at best, in seconds."""
+        if self.rtt_s is None:
+            return 0.0
+        waits_since = next(iter(self._pings.values()), float("inf"))
+        waiting_s = trio.current_time() - waits_since
+        return max(self.rtt_s, waiting_s) - self._rtt_s_min
+
     def _forget(self, stream_id: int) -> None:
         self._streams.pop(stream_id, None)
         if stream_id in self._watched:
@@ -213,6 +225,7 @@ class Connection(Muxer):
     def leave(self) -> None:
         """Say goodbye if the socket takes it, and end the connection now."""
         if not self.is_closed:
+            self.was_left = True
             self._core.go_away()
             self._pump()
             self.abort("we closed it")
@@ -275,6 +288,7 @@ class Connection(Muxer):
         if isinstance(event, yamux.PingAnswered):
             self._measure(event.value)
         elif isinstance(event, yamux.WentAway):
+            self.was_left = True
             log.debug("peer %s is going away, code %d", self.peer_id, event.code)
         elif isinstance(event, yamux.StreamOpened):
             self._accept(event.stream_id)
@@ -365,6 +379,7 @@ class Connection(Muxer):
     def _measure(self, value: int) -> None:
         if (sent_at := self._pings.pop(value, None)) is not None:
             sample = trio.current_time() - sent_at
+            self._rtt_s_min = sample if self.rtt_s is None else min(self._rtt_s_min, sample)
             before = sample if self.rtt_s is None else self.rtt_s
             self.rtt_s = before + RTT_SMOOTHING * (sample - before)
 

@@ -4,14 +4,25 @@ Both the name of the protocol and the greeting go out at once, so that opening a
 round trip: https://github.com/multiformats/multistream-select
 """
 
+from collections.abc import Sequence
 from typing import Final
 
 import trio
+from libp2p.abc import IMultiselectCommunicator, ISecureConn
+from libp2p.custom_types import TProtocol
+from libp2p.io.exceptions import IOException
+from libp2p.protocol_muxer.exceptions import MultiselectCommunicatorError
+from libp2p.protocol_muxer.multiselect_client import (
+    DEFAULT_NEGOTIATE_TIMEOUT,
+    MultiselectClient,
+)
+from libp2p.protocol_muxer.multiselect_communicator import MultiselectCommunicator
 from libp2p.stream_muxer.exceptions import MuxedConnUnavailable, MuxedStreamReset
 
 from p2pinfer.core.errors import ChannelClosed, PeerUnavailable
 from p2pinfer.core.ids import PeerId
 from transports.libp2p.muxer import Connection
+from transports.libp2p.noise_records import circuit_below
 from transports.libp2p.protobuf import delimited
 from transports.libp2p.stream import Stream
 
@@ -103,3 +114,54 @@ async def _read_exactly(stream: Stream, size: int) -> bytes:
 
 def _line(text: str) -> bytes:
     return delimited(text.encode() + b"\n")
+
+
+class JoinedClient(MultiselectClient):
+    """libp2p's negotiation with its first two lines in one message, which saves a round trip.
+
+    Over a circuit another one is saved: the lines go out with the first bytes of the protocol.
+    """
+
+    async def select_one_of(
+        self,
+        protocols: Sequence[TProtocol],
+        communicator: IMultiselectCommunicator,
+        negotiate_timeout: int = DEFAULT_NEGOTIATE_TIMEOUT,
+    ) -> TProtocol:
+        """Agree on one of some protocols; raises MultiselectClientError."""
+        if isinstance(communicator, MultiselectCommunicator):
+            if pipe := circuit_below(communicator.read_writer):
+                pipe.propose(_line(MULTISTREAM) + _line(protocols[0]))
+                return protocols[0]
+            communicator = _Joined(communicator, protocols[0])
+        return await super().select_one_of(protocols, communicator, negotiate_timeout)
+
+
+async def agree_on_muxer(conn: ISecureConn, name: str) -> bool:
+    """Propose a muxer over a circuit, without waiting for the answer; False if it is none."""
+    pipe = circuit_below(conn)
+    if pipe is None or not conn.is_initiator:
+        return False
+    pipe.muxer_due = _line(MULTISTREAM) + _line(name)
+    await conn.write(pipe.muxer_due)
+    return True
+
+
+class _Joined(MultiselectCommunicator):
+    """Sends the name of the first protocol together with the greeting."""
+
+    def __init__(self, plain: MultiselectCommunicator, first: str) -> None:
+        super().__init__(plain.read_writer)
+        self._joined = [MULTISTREAM, first]
+
+    async def write(self, msg_str: str) -> None:
+        """Send a line, unless it went out before."""
+        if self._joined and msg_str == self._joined[0]:
+            if msg_str == MULTISTREAM:
+                try:
+                    await self.read_writer.write(b"".join(map(_line, self._joined)))
+                except IOException as error:
+                    raise MultiselectCommunicatorError(str(error)) from error
+            del self._joined[0]
+            return
+        await super().write(msg_str)

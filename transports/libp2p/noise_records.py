@@ -17,6 +17,7 @@ from libp2p.io.trio import TrioTCPStream
 from libp2p.network.connection.raw_connection import RawConnection
 from libp2p.security.noise.io import NoiseTransportReadWriter
 from libp2p.security.secure_session import SecureSession
+from libp2p.stream_muxer.exceptions import MuxedStreamReset
 
 from p2pinfer.core.ids import PeerId
 from transports.libp2p.stream import Stream
@@ -29,6 +30,9 @@ TAG_BYTES = 16
 
 RECEIVE_BYTES_MAX = 256 * 1024
 """Read from the socket at once: four full records, so that bulk data needs few system calls."""
+
+REFUSAL_BYTES = len(b"\x13/multistream/1.0.0\n\x03na\n")
+"""What comes where a handshake is refused, which is shorter than any agreement."""
 
 CLOSE_S_MAX = 1.0
 """For an underlying session or circuit to close; a plain socket needs no time."""
@@ -74,6 +78,13 @@ class Wire(Protocol):
     async def aclose(self) -> None:
         """Release what `abort` could not without waiting."""
         ...
+
+
+def circuit_below(conn: object) -> "StreamPipe | None":
+    """Return the circuit that a connection runs on, raw or secured, if it is one."""
+    noise = getattr(getattr(conn, "conn", None), "read_writer", None)
+    pipe = getattr(getattr(noise, "read_write_closer", conn), "stream", None)
+    return pipe if isinstance(pipe, StreamPipe) else None
 
 
 def open_wire(conn: ISecureConn) -> Wire:
@@ -179,17 +190,48 @@ class StreamPipe(ReadWriteCloser):
         self.stream, self.relay = stream, relay
         self.expected = expected
         """Who is at the other end, if the relay does not lie."""
+        self._closed = self._was_hung_up = False
+        self._held, self._due = b"", b""
+        self.muxer_due = b""
+        """What the other end says before its first frame."""
+
+    @property
+    def was_hung_up(self) -> bool:
+        """Whether the other end, or the relay, ended the circuit before this one did."""
+        return self._was_hung_up if self._closed else self.stream.dead or self.stream.ended
+
+    def propose(self, lines: bytes) -> None:
+        """Say what is to be spoken, together with the first bytes of that; agreement is awaited.
+
+        A round trip through a relay may be half a second.
+        """
+        self._held = self._due = lines
 
     async def read(self, n: int | None = None) -> bytes:
-        """Return what has come."""
+        """Return what has come.
+
+        Raises:
+            MuxedStreamReset: the circuit is gone, or the other end does not agree.
+        """
+        if due := self._due:
+            for size in (REFUSAL_BYTES, len(due)):
+                await self.stream.wait_buffered(size)
+                if len(self.stream.buffer) < size:
+                    raise MuxedStreamReset("the circuit ended")
+                if not due.startswith(self.stream.buffer[: len(due)]):
+                    raise MuxedStreamReset("protocols not supported: noise")
+            self.stream.take(len(due))
+            self._due = b""
         return await self.stream.read(n)
 
     async def write(self, data: bytes) -> None:
         """Send."""
-        await self.stream.write(data)
+        held, self._held = self._held, b""
+        await self.stream.write(held + data)
 
     async def close(self) -> None:
         """End the circuit."""
+        self._closed, self._was_hung_up = True, self.was_hung_up
         self.stream.abort()
         await trio.lowlevel.checkpoint()
 
@@ -214,6 +256,7 @@ class CircuitWire(NoiseRecords):
         super().__init__(session, noise)
         self._stream = pipe.stream
         self.relay: PeerId | None = pipe.relay
+        self._due = pipe.muxer_due  # still to come, before its first frame
 
     def send_now(self, sealed: bytes) -> int:
         """Send what the stream takes."""
@@ -243,7 +286,16 @@ class CircuitWire(NoiseRecords):
         if not self._stream.buffer:
             raise EOFError("the circuit ended")
         self._raw += self._stream.take(len(self._stream.buffer))
-        return b"".join(self._records())
+        plain = b"".join(self._records())
+        return self._agreed(plain) if self._due else plain
+
+    def _agreed(self, plain: bytes) -> bytes:
+        """Take the other end's agreement to our muxer off what it sends."""
+        said = plain[: len(self._due)]
+        if not self._due.startswith(said):
+            raise EOFError("it does not speak our muxer")
+        self._due = self._due[len(said) :]
+        return plain[len(said) :]
 
     def abort(self) -> None:
         """Say that no more follows; what was sent still arrives, as on a socket."""

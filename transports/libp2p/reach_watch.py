@@ -5,7 +5,7 @@ of this machine that are global, and its own port at the address that others see
 are asked to dial them; what follows is decided in `reach_inquiry`.
 """
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from random import Random
 from typing import Any, Final
 
@@ -74,6 +74,8 @@ class ReachWatch:
         self.families: Mapping[str, FamilyReach] = {each: FamilyReach() for each in _FAMILIES}
         self.mapped: tuple[str, ...] = ()
         """Ports that a router passes on, as multiaddrs."""
+        self.touched: Callable[[], Collection[str]] = tuple
+        """Returns hosts that a NAT may let in, besides those that this peer is connected with."""
         self._named: dict[str, str] = {}
         """What announced names stand for, and the names."""
         self._routed = routed_hosts()
@@ -177,11 +179,11 @@ class ReachWatch:
         """Return who may be asked, in a random order.
 
         Left out are neighbours, and hosts that this peer has dialled from the port that it listens
-        on: a NAT lets in whatever comes from there.
+        on, now or lately: a NAT lets in whatever comes from there.
         """
         ports = {int(str(each.value_for_protocol("tcp"))) for each in self._listening()}
         servers: dict[DialServer, Connection] = {}
-        known: set[str] = set()
+        known = set(self.touched())
         for connection in found:
             remote = connection.get_remote_address()
             if remote is None or connection.get_connection_type() is not ConnectionType.DIRECT:

@@ -14,34 +14,55 @@ P = TypeVar("P")
 C = TypeVar("C")
 """A connection."""
 
+MBIT_BYTES = 125_000
+
 CIRCUIT_SHARE = 0.25
 """Of the rate, that one circuit may use one way."""
+
+
+RESERVATIONS_MAX = 64
+"""Each is a connection that stays."""
+
+RESERVATIONS_PER_SITE_MAX = 8
+"""Of one IPv4 address or IPv6 /56: a house full of peers, not a stranger's thousand keys."""
+
+RESERVATION_S = 3600
+"""Its peer renews it at half of that, and loses it with its connection."""
+
+CIRCUITS_MAX = 128
+"""Each keeps two windows of 256 KiB at most: 64 MiB in all."""
+
+CIRCUITS_PER_PEER_MAX = 16
+"""To one hidden peer, and of one caller: a session's chain needs one to each of its peers."""
+
+OPENINGS_PER_MINUTE = 12
+"""Of one caller, once it has opened as many as it may have: for circuits that break."""
+
+RATE_MBIT = 16.0
+"""Both ways, over all circuits: a home's upload often has it to spare."""
+
+BURST_S = 2.0
+"""Of its rate, which is 4 MB or a question's rows: 512 of 8 KB."""
 
 
 @dataclass(frozen=True)
 class RelayLimits:
     """What one relay gives."""
 
-    reservations_max: int = 64
-    """Each is a connection that stays."""
-    reservations_per_site_max: int = 8
-    """Of one IPv4 address or IPv6 /56: a house full of peers, not a stranger's thousand keys."""
-    reservation_s: int = 3600
-    circuits_max: int = 128
-    """Each keeps two windows of 256 KiB at most: 64 MiB in all."""
-    circuits_per_peer_max: int = 16
-    """To one hidden peer, and of one caller."""
-    openings_per_minute: float = 12
-    """Of one caller, after ``circuits_per_peer_max`` at once."""
-    bytes_per_s: float = 2_000_000
-    """Both ways, over all circuits: 16 Mbit/s, which a home's upload often has to spare."""
-    burst_bytes: float = 4_000_000
-    """A question's rows: 512 of 8 KB pass at once."""
+    reservations_max: int = RESERVATIONS_MAX
+    reservations_per_site_max: int = RESERVATIONS_PER_SITE_MAX
+    reservation_s: int = RESERVATION_S
+    circuits_max: int = CIRCUITS_MAX
+    circuits_per_peer_max: int = CIRCUITS_PER_PEER_MAX
+    openings_per_minute: float = OPENINGS_PER_MINUTE
+    bytes_per_s: float = RATE_MBIT * MBIT_BYTES
+    burst_bytes: float = BURST_S * RATE_MBIT * MBIT_BYTES
 
     @classmethod
     def of(cls, mbit: float) -> "RelayLimits":
         """Return the limits of a relay that carries ``mbit`` megabits a second."""
-        return cls(bytes_per_s=mbit * 125_000, burst_bytes=mbit * 250_000)
+        rate = mbit * MBIT_BYTES
+        return cls(bytes_per_s=rate, burst_bytes=BURST_S * rate)
 
     @property
     def circuit_bytes_per_s(self) -> float:

@@ -24,21 +24,32 @@ from multiaddr import Multiaddr  # type: ignore[import-untyped]  # it ships no t
 
 from p2pinfer.core.errors import ChannelClosed, PeerUnavailable, UserError
 from p2pinfer.core.ids import PeerId
-from transports.base import Accept, Channel, Handler, Reach, Reachability, Relaying, Topic
+from transports.base import Accept, Channel, Handler, Reach, Reachability, Relaying, Topic, begun
 from transports.identity import Identity, ephemeral_identity
 from transports.interfaces import check_announced, is_global
-from transports.libp2p.channel import StreamChannel
-from transports.libp2p.circuit import CIRCUIT, Circuits
-from transports.libp2p.dialling import REACHED, explain, numeric, place, root, through
+from transports.libp2p.channel import StreamChannel, frame
+from transports.libp2p.circuit import Circuits
+from transports.libp2p.dialling import (
+    CIRCUIT,
+    REACHED,
+    explain,
+    numeric,
+    place,
+    relay_of,
+    root,
+    through,
+)
 from transports.libp2p.gossip import Gossip
 from transports.libp2p.held_relays import HeldRelays
 from transports.libp2p.host import (
     CONNECTIONS_MAX,
+    Meetings,
     Muxer,
     build_host,
     check_port,
     connections,
     cut_off,
+    has_direct,
     is_relayed,
     log,
     own_hosts,
@@ -49,6 +60,7 @@ from transports.libp2p.library_channel import LibraryChannel
 from transports.libp2p.muxer import Connection
 from transports.libp2p.negotiation import open_stream
 from transports.libp2p.peer_finding import Lookout
+from transports.libp2p.punching import Punches
 from transports.libp2p.reach_watch import ReachWatch
 from transports.libp2p.relay import Relay
 from transports.libp2p.relay_limits import RelayLimits
@@ -92,6 +104,7 @@ class Libp2pTransport:
         gossip: Gossip,
         lookout: Lookout,
         announced: Sequence[str],
+        meetings: Meetings,
     ) -> None:
         self._host = host
         self.reach = ReachWatch(
@@ -116,6 +129,9 @@ class Libp2pTransport:
             weakref.WeakValueDictionary()
         )
         self.circuits = Circuits(host, self.reach_directly)
+        self.circuits.watch.call_again = lambda peer: self._reach(peer, ())
+        self.circuits.watch.ways = lambda peer: self._known.get(peer, ())
+        self.circuits.watch.has_direct = partial(has_direct, host)
         self.relays = HeldRelays(
             self.circuits,
             self.reach_directly,
@@ -125,6 +141,16 @@ class Libp2pTransport:
             self.peer_id,
             self.note_moved,
         )
+        self.punches = Punches(
+            host,
+            meetings,
+            stranger_upgrader(reach.key),
+            lambda: self.addresses,
+            self.reach_directly,
+        )
+        """Ways from circuits to direct connections."""
+        self.circuits.on_begin, self.circuits.on_call = self.punches.begin, self.punches.called
+        self.reach.touched = self.punches.touched
         self._relaying = reach.relaying
         self.relay = Relay(
             host,
@@ -155,7 +181,10 @@ class Libp2pTransport:
     @property
     def own_addresses(self) -> Sequence[str]:
         """Multiaddrs of this machine's interfaces, with its id, reached by others or not."""
-        return [str(address) for address in self._host.get_addrs()]
+        try:
+            return [str(address) for address in self._host.get_addrs()]
+        except OSError:  # a listener is closed already: this peer is leaving
+            return []
 
     @property
     def reachability(self) -> Reachability:
@@ -226,6 +255,11 @@ class Libp2pTransport:
         samples = [conn.rtt_s for conn in self._connections(peer) if conn.rtt_s is not None]
         return min(samples, default=None)
 
+    def relay_to(self, peer: PeerId) -> PeerId | None:
+        """Return the relay that carries what this peer and another say; None if none does."""
+        relays = [conn.relay for conn in self._connections(peer)]
+        return None if None in relays else next(iter(relays), None)
+
     @property
     def channels(self) -> int:
         """How many channels this peer opened that have not ended."""
@@ -235,9 +269,7 @@ class Libp2pTransport:
         """Serve inbound channels of ``protocol`` with ``handler``."""
 
         async def serve(stream: INetStream) -> None:
-            self.was_dialled |= not (
-                stream.muxed_conn.is_initiator or is_relayed(stream.muxed_conn)
-            )
+            self.was_dialled |= self._shows_dialable(stream.muxed_conn)
             channel = _wrap(stream)
             try:
                 await handler(channel)
@@ -252,6 +284,12 @@ class Libp2pTransport:
 
         self._host.set_stream_handler(protocol_id(self._network, protocol), serve)
 
+    def _shows_dialable(self, muxed: Any) -> bool:
+        """Whether a connection was made by a peer that nothing but an open way let in."""
+        remote = muxed.get_remote_address()
+        is_met = remote is not None and remote[0] in self.punches.touched()
+        return not (muxed.is_initiator or is_relayed(muxed) or is_met)
+
     async def connect(self, address: str) -> PeerId:
         """Reach the peer at ``address``; see `transports.base.Transport.connect`."""
         multiaddr = _parse(address)
@@ -263,16 +301,26 @@ class Libp2pTransport:
         return peer
 
     async def open(
-        self, peer: PeerId, protocol: str, addresses: Sequence[str] = (), *, own: bool = False
+        self,
+        peer: PeerId,
+        protocol: str,
+        addresses: Sequence[str] = (),
+        *,
+        own: bool = False,
+        first: bytes = b"",
     ) -> Channel:
         """Open a channel; see `transports.base.Transport.open`."""
         name = protocol_id(self._network, protocol)
+        framed = frame(first) if first else b""
         for last in (False, True):
             muxed = await self._reach(peer, addresses, own=own)
+            if protocol in self.punches.patient and is_relayed(muxed):
+                await self.punches.wait_direct(peer)
+                muxed = await self._reach(peer, addresses, own=own)
             if not isinstance(muxed, Connection):
-                return await self._open_library(peer, name)
+                return await self._open_library(peer, name, first)
             try:
-                return StreamChannel(await open_stream(muxed, peer, name), peer)
+                return StreamChannel(await open_stream(muxed, peer, name, first=framed), peer)
             except ChannelClosed:
                 if last or not muxed.is_closed:
                     raise
@@ -399,8 +447,7 @@ class Libp2pTransport:
         good = [
             address
             for address in circuits
-            if (found := CIRCUIT.fullmatch(address))
-            and not self.circuits.is_blamed(PeerId(found[2]))
+            if (relay := relay_of(address)) and not self.circuits.watch.is_blamed(relay)
         ]
         return good or circuits
 
@@ -410,12 +457,13 @@ class Libp2pTransport:
         if len(self._known) > KNOWN_PEERS_MAX:
             del self._known[next(iter(self._known))]
 
-    async def _open_library(self, peer: PeerId, name: TProtocol) -> Channel:
+    async def _open_library(self, peer: PeerId, name: TProtocol, first: bytes) -> Channel:
         """Open a channel on libp2p's own muxer."""
         try:
-            return LibraryChannel(await self._host.new_stream(_id(peer), [name]), peer)
+            channel = LibraryChannel(await self._host.new_stream(_id(peer), [name]), peer)
         except Exception as error:
             raise PeerUnavailable(peer, f"cannot open {name}: {root(error)}") from error
+        return await begun(channel, first)
 
 
 @asynccontextmanager
@@ -451,12 +499,14 @@ async def open_libp2p(
         check_port(address)
     identity = identity or ephemeral_identity()
     announced = check_announced(announce, identity.peer_id)
+    meetings = Meetings()
     host = build_host(
         identity,
         connections_max=connections_max,
         muxer=muxer,
         network_key=reach.key,
         announced=announced,
+        meetings=meetings,
     )
     failure: BaseException | None = None
     async with trio.open_nursery() as nursery:
@@ -465,12 +515,13 @@ async def open_libp2p(
             await nursery.start(_run, host, listening)
             await nursery.start(gossip.run)
             lookout = Lookout(host, reach, gossip.topics)
-            transport = Libp2pTransport(host, identity, reach, gossip, lookout, announced)
+            transport = Libp2pTransport(host, identity, reach, gossip, lookout, announced, meetings)
             lookout.start(nursery, transport.wait_elsewhere)
             nursery.start_soon(transport.watch_addresses)
-            nursery.start_soon(transport.circuits.close_idle)
+            nursery.start_soon(transport.circuits.watch.run)
             nursery.start_soon(transport.relays.run)
             nursery.start_soon(transport.reach.run)
+            nursery.start_soon(transport.punches.run)
             yield transport
         except BaseException as error:  # noqa: BLE001 - raised below, outside the nursery's group
             failure = error

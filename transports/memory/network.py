@@ -8,7 +8,7 @@ peers whose latency is infinite nothing passes. Gossip takes the direct link to 
 import logging
 import math
 import re
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
 from typing import Final
@@ -24,6 +24,7 @@ from transports.base import (
     Channel,
     Handler,
     Reachability,
+    begun,
 )
 from transports.memory.pipe import CallAt, Pipe, in_a_task
 
@@ -32,7 +33,8 @@ log: Final = logging.getLogger("p2pinfer.transports")
 WINDOW_BYTES = 1024 * 1024
 """Sent and not yet received, per direction of a channel: what libp2p's window grows to."""
 
-ADDRESS: Final = re.compile(r"/memory/\d+/p2p/(\w+)")
+ADDRESS: Final = re.compile(r"/memory/\d+/p2p/(?:\w+/p2p-circuit/p2p/)?(\w+)")
+"""A peer's, or a hidden peer's behind its relay."""
 
 Latency = Callable[[PeerId, PeerId], float]
 """Seconds that a message takes from the first peer to the second."""
@@ -142,6 +144,8 @@ class MemoryTransport:
         self._nursery = nursery
         self.was_dialled = False
         self.reachability = Reachability.UNKNOWN
+        self.relays: tuple[PeerId, ...] = ()
+        """Through which others call this peer while it is hidden."""
         self._place, self._moved = 0, trio.Event()
         self._handlers: dict[str, Handler] = {}
         self._channels: list[MemoryChannel] = []
@@ -153,9 +157,9 @@ class MemoryTransport:
 
     @property
     def addresses(self) -> Sequence[str]:
-        """The one name under which others find this peer; none while it is hidden."""
+        """The one name under which others find this peer; while it is hidden, one by each relay."""
         if self.reachability is Reachability.HIDDEN:
-            return []
+            return [f"/memory/0/p2p/{each}/p2p-circuit/p2p/{self._peer_id}" for each in self.relays]
         return [f"/memory/{self._place}/p2p/{self._peer_id}"]
 
     async def wait_moved(self) -> None:
@@ -166,15 +170,22 @@ class MemoryTransport:
         """Take in whether others can dial this peer."""
         if reachability is not self.reachability:
             self.reachability = reachability
-            self._moved.set()
-            self._moved = trio.Event()
+            self._note_moved()
+
+    def hold(self, relays: Iterable[PeerId]) -> None:
+        """Be called through these relays from now on, if this peer is hidden."""
+        self.relays = tuple(relays)
+        self._note_moved()
+
+    def _note_moved(self) -> None:
+        self._moved.set()
+        self._moved = trio.Event()
 
     def move(self) -> None:
         """Have another address from now on; the network finds peers by their ids all the same."""
         self._place, self.was_dialled = self._place + 1, False
         self.reachability = Reachability.UNKNOWN
-        self._moved.set()
-        self._moved = trio.Event()
+        self._note_moved()
 
     def handle(self, protocol: str, handler: Handler) -> None:
         """Serve inbound channels of ``protocol`` with ``handler``."""
@@ -187,6 +198,14 @@ class MemoryTransport:
             raise UserError(f"{address!r} is not an address of the memory network.")
         return (await self._reach(PeerId(found.group(1)))).peer_id
 
+    async def is_reached(self, peer: PeerId) -> bool:
+        """Whether a peer answers; takes a round trip."""
+        try:
+            await self._reach(peer)
+        except PeerUnavailable:
+            return False
+        return True
+
     async def open(
         self,
         peer: PeerId,
@@ -194,6 +213,7 @@ class MemoryTransport:
         addresses: Sequence[str] = (),  # noqa: ARG002 - peers are found by id alone
         *,
         own: bool = False,
+        first: bytes = b"",
     ) -> Channel:
         """Open a channel; see `transports.base.Transport.open`."""
         remote = await self._reach(peer, own=own)
@@ -208,7 +228,7 @@ class MemoryTransport:
         )
         channel = MemoryChannel(peer, inward=back, outward=there)
         self._channels = [other for other in self._channels if not other._closed] + [channel]
-        return channel
+        return await begun(channel, first)
 
     async def discover(self, topic: str | None) -> Sequence[str]:  # noqa: ARG002 - nowhere to look
         """Find no peers."""

@@ -85,6 +85,7 @@ function noteOf(peer) {
   if (peer.row_us) words.push(`${(peer.row_us / 1000).toFixed(2)} ms for a token in a layer`);
   if (peer.round_trip_ms != null && peer.state === "serving")
     words.push(`${peer.round_trip_ms} ms away`);
+  if (peer.way?.startsWith("through")) words.push(peer.way);
   if (peer.sessions_max && peer.state === "serving" && !peer.sessions_free) words.push("no place free");
   if (peer.queued_rows) words.push(`${peer.queued_rows} tokens wait`);
   return words.join(" · ");

@@ -184,6 +184,10 @@ class Slice:
         if self._owns_model:
             api.llama_model_free(self._model)
 
+    def use_threads(self, threads: int) -> None:
+        """Compute with another number of threads from now on."""
+        api.llama_set_n_threads(self.ctx, threads, threads)
+
     def truncate(self, slot: int, length: int) -> None:
         """Drop a session's positions from ``length`` on; 0 frees all its cells."""
         if self._lengths[slot] > length:

@@ -6,12 +6,17 @@ with the worker's. Settings are exact if every row has the same bits however it 
 and wide. The fastest exact settings are used, with blocks if they are exact too; settings that
 crash are ruled out. Peers whose probes gave the same digest are of one *numerics class*: their
 arithmetic agrees bit for bit.
+
+A peer waits for its probe before it serves, so that costs little. Rows go through as many of the
+slice's first layers as have one of each kind among them (``layer_kinds``). What disproves
+most settings comes first, and the first contradiction ends a try. What was found out about slices
+of the same kinds of layers is tried first: after a move, that is all.
 """
 
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -26,7 +31,7 @@ from p2pinfer.core.exits import NEEDS_LESS
 from p2pinfer.core.limits import BLOCK_ROWS, NARROW_ROWS_MAX
 from p2pinfer.engine.llama.binding import Rows, Settings, Slice, Span, Tokens, build_fingerprint
 
-_VERSION = 3
+_VERSION = 4
 _FILL_ROWS = 9 * BLOCK_ROWS
 """576: past the 512 KV cells from which a one-row decode may split attention between threads."""
 _TAIL_ROWS = 24
@@ -69,13 +74,15 @@ Attempt = Callable[[Settings], Probe | Crash | None]
 """Tries settings as ``try_settings`` does, but in a process that may crash."""
 
 
-def probe(attempt: Attempt, threads: int, cache: Path) -> Probe:
+def probe(attempt: Attempt, threads: int, cache: Path, kinds: str) -> Probe:
     """Return the cached probe of a slice, or run and cache one, with the settings ruled out.
 
     Args:
         attempt: tries settings on the slice.
         threads: how many the worker will use.
         cache: the file for the result; a result of another build or CPU is ignored.
+        kinds: what slices of the same kinds of layers have in common; what one of them used here is
+            kept beside ``cache``, and tried first.
 
     Raises:
         UnsupportedModel: no settings give the same bits for every chunking.
@@ -85,24 +92,49 @@ def probe(attempt: Attempt, threads: int, cache: Path) -> Probe:
     key = f"{_VERSION} {threads} {build} {cpu}"
     if kept := _kept(cache, key):
         return kept
-    ruled_out: list[tuple[Settings, Crash | None]] = []
+    alike = cache.with_name(f"kinds-{kinds}-{threads}.json")
+    known = _known(alike, key)
+    ruled_out: list[tuple[Settings, str]] = []
+    crashes: list[Crash] = []
+    if known:
+        found = attempt(known.settings)
+        if isinstance(found, Probe):
+            ruled_out = known.ruled_out
+        else:  # of another slice that was true; here all are tried
+            known = None
+    if not known:
+        found, ruled_out, crashes = _first_exact(attempt, threads)
+    assert isinstance(found, Probe)
+    if not any(crash.lacked_memory for crash in crashes):
+        report = {
+            "build": build,
+            "cpu": cpu,
+            "ruled_out": [{"settings": asdict(each), "why": why} for each, why in ruled_out],
+        }
+        text = json.dumps({"key": key, "probe": asdict(found), **report})
+        for path in (cache, alike):
+            with suppress(OSError):  # a full disk: the slice is probed again next time
+                path.write_text(text)
+    return found
+
+
+def _first_exact(
+    attempt: Attempt, threads: int
+) -> tuple[Probe, list[tuple[Settings, str]], list[Crash]]:
+    """Try all settings until some are exact; return those ruled out too, and the crashes.
+
+    Raises as ``probe``.
+    """
+    ruled_out: list[tuple[Settings, str]] = []
+    crashes: list[Crash] = []
     for settings in _candidates(threads):
         found = attempt(settings)
         if isinstance(found, Probe):
-            if not any(crash and crash.lacked_memory for _, crash in ruled_out):
-                report = {
-                    "build": build,
-                    "cpu": cpu,
-                    "ruled_out": [
-                        {"settings": asdict(each), "why": crash.how if crash else INEXACT}
-                        for each, crash in ruled_out
-                    ],
-                }
-                with suppress(OSError):  # a full disk: the slice is probed again next time
-                    cache.write_text(json.dumps({"key": key, "probe": asdict(found), **report}))
-            return found
-        ruled_out.append((settings, found))
-    raise _refusal([crash for _, crash in ruled_out])
+            return found, ruled_out, crashes
+        ruled_out.append((settings, found.how if found else INEXACT))
+        if found:
+            crashes.append(found)
+    raise _refusal(crashes, len(ruled_out))
 
 
 def _candidates(threads: int) -> Iterator[Settings]:
@@ -112,11 +144,10 @@ def _candidates(threads: int) -> Iterator[Settings]:
             yield Settings(threads, repack, values_bf16)
 
 
-def _refusal(outcomes: Sequence[Crash | None]) -> EngineError | UnsupportedModel:
-    crashes = [each for each in outcomes if each]
+def _refusal(crashes: Sequence[Crash], tried: int) -> EngineError | UnsupportedModel:
     if any(crash.lacked_memory for crash in crashes):
         return EngineError(f"memory ran out while the slice was tried: {NEEDS_LESS}")
-    if len(crashes) == len(outcomes):
+    if len(crashes) == tried:
         return EngineError(
             f"llama.cpp crashes here with every setting: {crashes[0].how}; "
             "to have it compiled and tried again, type: make clean setup"
@@ -129,17 +160,40 @@ def _refusal(outcomes: Sequence[Crash | None]) -> EngineError | UnsupportedModel
 
 
 def _kept(cache: Path, key: str) -> Probe | None:
+    known = _known(cache, key)
+    return known.probe if known else None
+
+
+@dataclass(frozen=True)
+class _Known:
+    """What a file keeps of a probe."""
+
+    probe: Probe
+    ruled_out: list[tuple[Settings, str]]
+
+    @property
+    def settings(self) -> Settings:
+        return self.probe.settings
+
+
+def _known(path: Path, key: str) -> _Known | None:
+    """Read what a probe of this build, CPU and version kept; None if there is none."""
     try:
-        data = json.loads(cache.read_text())
+        data = json.loads(path.read_text())
         if data["key"] == key:
-            return Probe.parse(data["probe"])
+            ruled_out = [(Settings(**each["settings"]), each["why"]) for each in data["ruled_out"]]
+            return _Known(Probe.parse(data["probe"]), ruled_out)
     except (OSError, ValueError, KeyError, TypeError):
         pass  # no result yet, or one that another version wrote
     return None
 
 
 def try_settings(
-    load: Callable[[Settings], Slice], settings: Settings, *, tokens: bool
+    load: Callable[[Settings], Slice],
+    settings: Settings,
+    *,
+    tokens: bool,
+    layers: int | None = None,
 ) -> Probe | None:
     """Probe settings with their threads and with one; None when they are not exact.
 
@@ -147,71 +201,101 @@ def try_settings(
         load: loads the slice with given settings, at least two sessions and ``CONTEXT`` positions.
         settings: the settings to try.
         tokens: whether the slice takes tokens rather than rows.
+        layers: run only this many of its layers; None: all.
     """
-    found = _try(load, settings, tokens=tokens)
-    if found and settings.threads > 1:
-        alone = _try(load, replace(settings, threads=1), tokens=tokens)
-        if alone is None or alone.numerics_class != found.numerics_class:
-            return None
-    return found
-
-
-def _try(load: Callable[[Settings], Slice], settings: Settings, *, tokens: bool) -> Probe | None:
-    """Probe one choice of settings; None when it is not exact."""
     part = load(settings)
     try:
         inputs = _inputs(part, tokens=tokens)
-        run = _Runs(part, inputs).run
-        start, end = _FILL_ROWS, _FILL_ROWS + _TAIL_ROWS
-        block = [
-            run(1, [0, 37], 37 + BLOCK_ROWS, pad_to=BLOCK_ROWS),
-            run(0, range(0, start, BLOCK_ROWS), start, pad_to=BLOCK_ROWS),
-            run(0, [start - BLOCK_ROWS, start - 43], start, pad_to=BLOCK_ROWS),
-        ]
-        wide = [
-            run(0, [start], end),
-            run(0, [start, start + 8], end),
-            run(1, [0], 48),
-            run(1, [0, 8], 48),
-            run(1, [0, 13], 48),
-            run(1, [0, 35], 48),
-        ]
-        narrow = [
-            run(0, range(start, end), end),
-            run(0, range(start, end, 3), end),
-            run(0, range(start, end, NARROW_ROWS_MAX), end),
-            run(1, range(14), 14),
-            run(1, [0, 7], 14),
-        ]
-        narrow.append(_beside(part, inputs))
-        if not (_consistent(wide) and _consistent(narrow)):
-            return None
-        digest = _digest(wide + narrow + block)
-        return Probe(settings, _consistent(wide + narrow), _consistent(block), digest)
+        found = _try(part, inputs, layers, settings)
+        if found and settings.threads > 1:
+            part.use_threads(1)
+            alone = _try(part, inputs, layers, settings)
+            if alone is None or alone.numerics_class != found.numerics_class:
+                return None
+        return found
     finally:
         part.close()
 
 
-@dataclass(frozen=True)
+class _Contradiction(Exception):
+    """A position has other bits than in another run."""
+
+
+def _try(
+    part: Slice, inputs: Tokens | Rows, layers: int | None, settings: Settings
+) -> Probe | None:
+    """Probe one choice of settings; None when it is not exact."""
+    try:
+        wide, narrow = _Runs(part, inputs, layers), _Runs(part, inputs, layers)
+        # Short sessions first: where rows depend on their batch, most already do there.
+        for starts in ([0], [0, 8], [0, 13], [0, 35]):
+            wide.add(1, starts, 48)
+        for each in (range(14), [0, 7]):
+            narrow.add(1, each, 14)
+        start, end = _FILL_ROWS, _FILL_ROWS + _TAIL_ROWS
+        block = _Runs(part, inputs, layers, pad_to=BLOCK_ROWS, must_agree=False)
+        block.add(1, [0, 37], 37 + BLOCK_ROWS)
+        block.add(0, range(0, start, BLOCK_ROWS), start)
+        block.add(0, [start - BLOCK_ROWS, start - 43], start)
+        narrow.add(0, range(start, end), end)
+        narrow.add(0, range(start, end, 3), end)
+        narrow.add(0, range(start, end, NARROW_ROWS_MAX), end)
+        narrow.add_beside()
+        wide.add(0, [start], end)
+        wide.add(0, [start, start + 8], end)
+    except _Contradiction:
+        return None
+    digest = _digest([*wide.outputs, *narrow.outputs, *block.outputs])
+    agree = _consistent([*wide.outputs, *narrow.outputs])
+    return Probe(settings, agree, _consistent(block.outputs), digest)
+
+
 class _Runs:
-    part: Slice
-    inputs: Tokens | Rows
+    """Runs of one regime, and what came out.
 
-    def run(self, slot: int, starts: Iterable[int], end: int, *, pad_to: int = 0) -> Outputs:
+    Unless they must not agree, the first contradiction between two of them is raised.
+    """
+
+    def __init__(
+        self,
+        part: Slice,
+        inputs: Tokens | Rows,
+        layers: int | None,
+        *,
+        pad_to: int = 0,
+        must_agree: bool = True,
+    ) -> None:
+        self._part, self._inputs, self._layers = part, inputs, layers
+        self._pad_to, self._must_agree = pad_to, must_agree
+        self._seen: Outputs = {}
+        self.outputs: list[Outputs] = []
+
+    def add(self, slot: int, starts: Iterable[int], end: int) -> None:
         """Decode inputs up to ``end`` in spans that begin at ``starts``."""
-        bounds = [*starts, end]
         found: Outputs = {}
-        for first, after in pairwise(bounds):
-            span = Span(slot, first, self.inputs[first:after])
-            rows = self.part.decode([span], pad_to=pad_to)[0]
+        for first, after in pairwise([*starts, end]):
+            span = Span(slot, first, self._inputs[first:after], layers=self._layers)
+            rows = self._part.decode([span], pad_to=self._pad_to)[0]
             found |= {after - len(rows) + i: row.tobytes() for i, row in enumerate(rows)}
-        return found
+            self._compare(found)
+        self.outputs.append(found)
 
+    def add_beside(self) -> None:
+        """Decode one row of a long session together with one of a short session."""
+        inputs, layers = self._inputs, self._layers
+        spans = [
+            Span(0, _FILL_ROWS, inputs[_FILL_ROWS:][:1], layers=layers),
+            Span(1, 14, inputs[14:15], layers=layers),
+        ]
+        found = {_FILL_ROWS: self._part.decode(spans)[0].tobytes()}
+        self._compare(found)
+        self.outputs.append(found)
 
-def _beside(part: Slice, inputs: Tokens | Rows) -> Outputs:
-    """Decode one row of a long session together with one of a short session."""
-    spans = [Span(0, _FILL_ROWS, inputs[_FILL_ROWS:][:1]), Span(1, 14, inputs[14:15])]
-    return {_FILL_ROWS: part.decode(spans)[0].tobytes()}
+    def _compare(self, found: Outputs) -> None:
+        if not self._must_agree:
+            return
+        if any(self._seen.setdefault(at, row) != row for at, row in found.items()):
+            raise _Contradiction
 
 
 def _consistent(runs: Iterable[Outputs]) -> bool:

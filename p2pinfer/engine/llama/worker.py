@@ -31,6 +31,7 @@ from p2pinfer.engine.frames import (
     WorkerConfig,
     pack,
 )
+from p2pinfer.engine.gguf.layer_kinds import kinds_digest
 from p2pinfer.engine.gguf.reader import read_header
 from p2pinfer.engine.llama.aside import Aside
 from p2pinfer.engine.llama.batching import Batcher, Regimes
@@ -84,7 +85,8 @@ class _Part:
     def __init__(self, part: PartConfig, config: WorkerConfig) -> None:
         cache = Path(f"{part.path}.probe-{config.threads}.json")
         try:
-            self._probe = probe(partial(attempt, part), config.threads, cache)
+            kinds = kinds_digest(Path(part.path))
+            self._probe = probe(partial(attempt, part), config.threads, cache, kinds)
         except EngineError as error:
             raise EngineError(f"{Path(part.path).name}: {error}") from error
         self._regimes = Regimes(self._probe.regimes_agree)

@@ -1,9 +1,21 @@
 """What can be wrong with a chunk: it is not here, it is not what it was, or it never was."""
 
 from collections.abc import Iterable
+from pathlib import Path
 
-from p2pinfer.core.errors import EXIT_DAMAGED, P2pinferError
+from p2pinfer.core.errors import EXIT_DAMAGED, BadModelFile, P2pinferError
 from p2pinfer.core.manifest import Part
+
+
+class WrongSha256(BadModelFile):
+    """A model's file is not what its publisher says it is."""
+
+    def __init__(self, path: Path) -> None:
+        super().__init__(
+            f"{path} has another SHA-256 than its publisher states: remove it, and download it"
+            " again"
+        )
+        self.path = path
 
 
 class WrongChunk(P2pinferError):

@@ -44,7 +44,7 @@ from p2pinfer.engine.gguf.shards import ModelFiles, read_model
 from p2pinfer.engine.gguf.slicing import plan_first_end, plan_last_end
 from p2pinfer.engine.gguf.values import Metadata
 from p2pinfer.engine.gguf.writer import COPY_BLOCK_BYTES, Extent, NewTensor, encode_header
-from p2pinfer.engine.store.damage import WrongChunk
+from p2pinfer.engine.store.damage import WrongChunk, WrongSha256
 from p2pinfer.engine.store.pieces import Piece, Pieces, Source, data_ranges
 from p2pinfer.engine.store.store import Store
 
@@ -260,10 +260,7 @@ def describe(
                 done += extent.nbytes
             _hash_range(opened.fileno(), at, path.stat().st_size, None, whole)
         if whole and whole.hexdigest() != check[path].lower():
-            raise BadModelFile(
-                f"{path} has another SHA-256 than its publisher states: remove it, and download it"
-                " again"
-            )
+            raise WrongSha256(path)
     on_progress("hashing", done, total)
     return manifest_of(model.header, tuple(part.part(name) for name, part in parts.items()))
 

@@ -112,8 +112,8 @@ def test_a_candidate_that_hangs_is_ended(
 
 def test_a_slice_that_llama_cpp_refuses_is_no_crash(part: PartConfig, tmp_path: Path) -> None:
     """The error is the same as when it is loaded in this process."""
-    path = tmp_path / "empty.gguf"
-    path.write_bytes(Path(part.path).read_bytes()[:1000])
+    path = tmp_path / "other.gguf"
+    path.write_bytes(Path(part.path).read_bytes().replace(b"llama", b"llamb", 1))
     with pytest.raises(BadModelFile, match="cannot load"):
         attempt(PartConfig(str(path), tokens=False, logits=False), Settings())
 

@@ -5,6 +5,7 @@ The slices here are fakes whose arithmetic has exactly one flaw each, which the 
 
 import json
 from collections.abc import Callable, Sequence
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -22,6 +23,7 @@ Flaw = Callable[[Settings, Sequence[Span], int], float]
 """Returns an error to add to every row, from the settings, the decode, and the cells in use."""
 
 WIDTH = 4
+KINDS = "0" * 32
 
 
 def exact(_settings: Settings, _spans: Sequence[Span], _cells: int) -> float:
@@ -83,14 +85,19 @@ class FakeSlice:
     def __init__(self, settings: Settings, flaw: Flaw) -> None:
         self._settings, self._flaw = settings, flaw
         self.is_open = True
+        self.rows = 0
+        self.layers: set[int | None] = set()
 
     def decode(self, spans: Sequence[Span], *, pad_to: int = 0) -> list[NDArray[np.float32]]:
         """Return rows that depend on inputs and positions, and on the flaw."""
         if pad_to:
             (span,) = spans
             padding = np.zeros((pad_to - len(span), *span.inputs.shape[1:]), span.inputs.dtype)
-            padded = Span(span.slot, span.position, np.concatenate([span.inputs, padding]))
+            inputs = np.concatenate([span.inputs, padding])
+            padded = Span(span.slot, span.position, inputs, layers=span.layers)
             return [self.decode([padded])[0][: len(span)]]
+        self.rows += sum(map(len, spans))
+        self.layers |= {span.layers for span in spans}
         cells = max(span.position for span in spans)
         error = np.float32(self._flaw(self._settings, spans, cells))
         found = []
@@ -99,6 +106,10 @@ class FakeSlice:
             positions = np.arange(span.position, span.position + len(span), dtype=np.float32)
             found.append((rows + positions[:, None]) * (1 + error))
         return found
+
+    def use_threads(self, threads: int) -> None:
+        """Compute with another number of threads."""
+        self._settings = replace(self._settings, threads=threads)
 
     def close(self) -> None:
         """Free it."""
@@ -134,7 +145,7 @@ def _try_settings(loader: Loader, tokens: bool, settings: Settings) -> Probe | N
 def run(flaw: Flaw, cache: Path, *, threads: int = 1, tokens: bool = False) -> Probe:
     """Probe a fake."""
     loader = Loader(flaw)
-    found = probe(trying(loader, tokens=tokens), threads, cache)
+    found = probe(trying(loader, tokens=tokens), threads, cache, KINDS)
     assert not any(part.is_open for part in loader.loaded)
     return found
 
@@ -198,7 +209,7 @@ def test_a_result_is_kept(cache: Path) -> None:
     """The second load of a slice loads nothing for the probe."""
     found = run(regimes_differ, cache, threads=2)
     loader = Loader(exact)
-    again = probe(trying(loader), 2, cache)
+    again = probe(trying(loader), 2, cache, KINDS)
     assert again == found
     assert loader.settings == []
 
@@ -244,6 +255,60 @@ def test_the_probe_goes_past_the_cells_where_threads_split() -> None:
     assert CONTEXT > 512 + NARROW_ROWS_MAX
 
 
+# It costs little
+
+
+def test_a_contradiction_ends_a_try() -> None:
+    """Where rows depend on their batch from the first on, a tenth of the rows shows it."""
+    sound, flawed = Loader(exact), Loader(depends_on_rows)
+    assert try_settings(sound, Settings(1), tokens=False)  # type: ignore[arg-type] # a fake
+    assert try_settings(flawed, Settings(1), tokens=False) is None  # type: ignore[arg-type]
+    assert flawed.loaded[0].rows * 10 < sound.loaded[0].rows
+
+
+@pytest.mark.parametrize("layers", [None, 3])
+def test_only_the_first_layers_run(layers: int | None) -> None:
+    """If the caller says how many have one of each kind among them."""
+    loader = Loader(exact)
+    assert try_settings(loader, Settings(2), tokens=False, layers=layers)  # type: ignore[arg-type]
+    assert [each.layers for each in loader.loaded] == [{layers}]
+
+
+def test_what_slices_alike_use_is_tried_first(cache: Path) -> None:
+    """A peer that moves to other layers tries one choice; what was ruled out is still said."""
+    first = run(repacking_is_inexact, cache)
+    loader = Loader(repacking_is_inexact)
+    moved = cache.with_name("moved.probe.json")
+    assert probe(trying(loader), 1, moved, KINDS) == first
+    assert loader.settings == [first.settings]
+    assert json.loads(moved.read_text()) == json.loads(cache.read_text())
+    loader = Loader(repacking_is_inexact)
+    probe(trying(loader), 1, cache.with_name("others.json"), "1" * 32)
+    assert loader.settings == [Settings(1), first.settings]
+
+
+def test_what_holds_no_more_is_forgotten(cache: Path) -> None:
+    """If the settings of slices alike are not exact for this one, all are tried."""
+    run(exact, cache)
+    loader = Loader(repacking_is_inexact)
+    moved = cache.with_name("moved.probe.json")
+    found = probe(trying(loader), 1, moved, KINDS)
+    assert found.settings == Settings(1, repack=False)
+    assert [each["why"] for each in json.loads(moved.read_text())["ruled_out"]] == [INEXACT]
+    with pytest.raises(UnsupportedModel):
+        probe(trying(Loader(depends_on_rows)), 1, cache.with_name("third.json"), KINDS)
+
+
+@pytest.mark.parametrize("text", ["", "{}", '{"key": 1, "probe": {}}'])
+def test_an_unreadable_file_about_slices_alike_is_ignored(text: str, cache: Path) -> None:
+    """As an unreadable result is."""
+    found = run(exact, cache)
+    cache.unlink()
+    (alike,) = cache.parent.iterdir()
+    alike.write_text(text)
+    assert run(exact, cache) == found
+
+
 # Crashes
 
 CANDIDATES = [Settings(1, repack, bf16) for bf16 in (False, True) for repack in (True, False)]
@@ -261,12 +326,14 @@ def crashing(crashes: dict[Settings, Crash]) -> Attempt:
 def test_a_crash_rules_out_one_candidate(survivor: Settings, cache: Path) -> None:
     """Whichever settings are left are found, and what was ruled out is kept with the reason."""
     crashes = {each: SEGFAULT for each in CANDIDATES if each != survivor}
-    assert probe(crashing(crashes), 1, cache).settings == survivor
+    assert probe(crashing(crashes), 1, cache, KINDS).settings == survivor
     report = json.loads(cache.read_text())
     before = CANDIDATES[: CANDIDATES.index(survivor)]
     assert [Settings(**each["settings"]) for each in report["ruled_out"]] == before
     assert {each["why"] for each in report["ruled_out"]} <= {SEGFAULT.how}
-    assert probe(crashing(dict.fromkeys(CANDIDATES, SEGFAULT)), 1, cache).settings == survivor
+    assert (
+        probe(crashing(dict.fromkeys(CANDIDATES, SEGFAULT)), 1, cache, KINDS).settings == survivor
+    )
 
 
 def test_inexact_settings_are_reported_as_such(cache: Path) -> None:
@@ -278,7 +345,7 @@ def test_inexact_settings_are_reported_as_such(cache: Path) -> None:
 def test_if_all_crash_the_sentence_says_how(cache: Path) -> None:
     """It also says what to type; all are tried again next time."""
     with pytest.raises(EngineError, match=r"every setting: .*SIGSEGV.* make clean setup"):
-        probe(crashing(dict.fromkeys(CANDIDATES, SEGFAULT)), 1, cache)
+        probe(crashing(dict.fromkeys(CANDIDATES, SEGFAULT)), 1, cache, KINDS)
     assert not cache.exists()
 
 
@@ -286,15 +353,15 @@ def test_if_the_rest_is_inexact_the_crash_is_named_too(cache: Path) -> None:
     """The model alone is not to blame."""
     flawed = trying(Loader(depends_on_rows))
     with pytest.raises(UnsupportedModel, match=r"batched.*SIGSEGV"):
-        probe(lambda each: SEGFAULT if each.repack else flawed(each), 1, cache)
+        probe(lambda each: SEGFAULT if each.repack else flawed(each), 1, cache, KINDS)
 
 
 def test_lack_of_memory_is_not_kept(cache: Path) -> None:
     """Next time there may be more memory, and the fastest settings may work."""
-    assert probe(crashing({CANDIDATES[0]: KILLED}), 1, cache).settings == CANDIDATES[1]
+    assert probe(crashing({CANDIDATES[0]: KILLED}), 1, cache, KINDS).settings == CANDIDATES[1]
     assert not cache.exists()
     with pytest.raises(EngineError, match="memory ran out"):
-        probe(crashing(dict.fromkeys(CANDIDATES, KILLED)), 1, cache)
+        probe(crashing(dict.fromkeys(CANDIDATES, KILLED)), 1, cache, KINDS)
 
 
 def test_a_result_that_cannot_be_kept_is_still_used(tmp_path: Path) -> None:

@@ -23,7 +23,7 @@ def written(folder: Path, name: str, modified_s: int) -> Path:
     """Let a probe write its report."""
     path = folder / f"{name}.gguf.probe-1.json"
     path.parent.mkdir(parents=True, exist_ok=True)
-    probe(attempt, 1, path)
+    probe(attempt, 1, path, "0" * 32)
     os.utime(path, (modified_s, modified_s))
     return path
 

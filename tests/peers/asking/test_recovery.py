@@ -3,6 +3,7 @@
 from collections.abc import AsyncIterator, Callable, Collection, Sequence
 from contextlib import AbstractAsyncContextManager, aclosing, asynccontextmanager
 from dataclasses import replace
+from itertools import pairwise
 
 import pytest
 import trio
@@ -23,6 +24,7 @@ from tests.support.swarm import (
     CHAINS,
     CONTEXT,
     GREEDY,
+    ME,
     PEERS,
     PROMPT,
     Swarm,
@@ -162,6 +164,29 @@ async def test_several_lost_at_once_are_replaced(autojump_clock: MockClock) -> N
                 await spares.add(*place)
             found = await harmed(spares, 7, lambda: [made.leave[n]() for n in lost])  # noqa: B023
             assert found == await expected(PROMPT, 30, bounds)
+
+
+async def test_a_long_chain_is_mended_as_fast_as_a_short_one(autojump_clock: MockClock) -> None:
+    """All are opened at once, then all linked at once: a repair is a fixed number of messages."""
+    pauses: dict[int, float] = {}
+    for stages in (2, 5):
+        bounds = CHAINS[stages]
+        async with mended(bounds) as (made, spares):
+            made.network.latency_s = lambda a, b: 0.01 if ME in (a, b) else 0.0
+            for first, end in pairwise(bounds):
+                await spares.add(first, end)
+            times = []
+            async with (
+                spares.open() as session,
+                aclosing(session.generate(PROMPT, GREEDY, 20)) as tokens,
+            ):
+                async for _ in tokens:
+                    times.append(trio.current_time())
+                    if len(times) == 5:
+                        for leave in made.leave[:stages]:
+                            leave()
+            pauses[stages] = max(after - before for before, after in pairwise(times))
+    assert pauses[5] == pytest.approx(pauses[2])
 
 
 async def test_a_replacement_stops_where_the_next_stage_begins(autojump_clock: MockClock) -> None:

@@ -11,7 +11,7 @@ from p2pinfer.core.advertisement import Advertisement
 from p2pinfer.core.layer_range import LayerRange
 from peers.asking.experience import Experiences, stage_times
 from peers.asking.replacements import SLOW_TIMES, TIMES_MIN, Replacements
-from scheduler.routing import RouteHop
+from scheduler.routing import Asking, RouteHop
 from tests.support.swarm import MODEL, PEERS, peer
 
 CLAIMED_US = 100
@@ -33,7 +33,7 @@ def replacements(
     route = [offer("stage0", 1, 11), offer("stage1", 11, 21), offer("stage2", 21, 29)]
     hops = [RouteHop(each, each.end) for each in route]
     made = Replacements(
-        hops, lambda: [*route, *others], 1, Experiences(), lambda _: None, lambda _: None
+        hops, lambda: [*route, *others], Asking(), Experiences(), lambda _: None, lambda _: None
     )
     times = stage_times()
     times.extend([taken_us] * count)

@@ -15,6 +15,7 @@ from trio.testing import wait_all_tasks_blocked
 from p2pinfer.core.errors import ChannelClosed, PeerUnavailable
 from tests.support.transport_contract import TransportContract, echo
 from transports.base import Channel, GossipVerdict, Reach, Relaying, Transport
+from transports.blocklist import GuardedTransport
 from transports.identity import ephemeral_identity
 from transports.libp2p import circuit_messages as messages
 from transports.libp2p import protobuf
@@ -56,6 +57,8 @@ async def test_a_hidden_peer_is_reached_through_a_relay() -> None:
             assert await channel.receive() == b"hello"
             (inner,) = caller._connections(hidden.peer_id)
             assert inner.relay == relay.peer_id
+            assert GuardedTransport(caller).relay_to(hidden.peer_id) == relay.peer_id
+            assert GuardedTransport(caller).relay_to(relay.peer_id) is None
             assert relay.relay.statistics().circuits == 1
             assert not hidden.was_dialled
             inner.leave()
@@ -142,19 +145,20 @@ async def test_a_reservation_ends_with_its_connection() -> None:
             await caller.open(hidden.peer_id, "echo", [address])
 
 
-async def test_a_lying_relay_is_blamed_and_left(monkeypatch: pytest.MonkeyPatch) -> None:
-    """It says that somebody else calls: the handshake shows who it is, and nothing is served."""
+async def test_who_calls_in_another_name_is_not_served() -> None:
+    """The handshake shows who it is. Relay or caller lied: the next proof tells."""
     async with three() as (relay, hidden, caller):
         address = await hide(hidden, relay)
-        left: list[str] = []
-        hidden.circuits.on_blame = left.append
+        doubted: list[str] = []
+        hidden.circuits.watch.on_doubt = doubted.append
         stranger = ID.from_string(ephemeral_identity().peer_id)
-        true = messages.stop_request
-        monkeypatch.setattr(messages, "stop_request", lambda _: true(stranger))
-        with pytest.raises(PeerUnavailable):
-            await caller.open(hidden.peer_id, "echo", [address])
-        assert left == [relay.peer_id]
-        assert hidden.circuits.is_blamed(relay.peer_id)
+        with pytest.MonkeyPatch.context() as patch:
+            true = messages.stop_request
+            patch.setattr(messages, "stop_request", lambda _: true(stranger))
+            with pytest.raises(PeerUnavailable):
+                await caller.open(hidden.peer_id, "echo", [address])
+        assert set(doubted) == {relay.peer_id}
+        assert not hidden.circuits.watch.is_blamed(relay.peer_id)
 
 
 async def test_only_own_relays_bring_callers() -> None:
@@ -250,6 +254,27 @@ async def test_a_lost_relay_is_replaced() -> None:
                 channel = await caller.open(hidden.peer_id, "echo", before)
                 await channel.send(b"again")
                 assert await channel.receive() == b"again"
+
+
+async def test_a_circuit_in_use_is_replaced_unasked() -> None:
+    """Who opens a channel after its relay went finds another circuit, made or being made."""
+    reach = Reach("test", relaying=Relaying.ALWAYS)
+    with trio.fail_after(TEST_S_MAX):
+        async with (
+            open_libp2p(None, HERE, reach) as stays,
+            open_libp2p(None, [], "test") as hidden,
+            open_libp2p(None, [], "test") as caller,
+        ):
+            hidden.handle("echo", echo)
+            async with open_libp2p(None, HERE, reach) as goes:
+                at = [await hide(hidden, goes), await hide(hidden, stays)]
+                hidden.circuits.serves = lambda _: True
+                await caller.open(hidden.peer_id, "echo", at[:1])
+                caller._remember(hidden.peer_id, at)
+            while not caller._connections(hidden.peer_id):  # noqa: ASYNC110 -- it is no event
+                await trio.sleep(0.01)
+            (inner,) = caller._connections(hidden.peer_id)
+            assert inner.relay == stays.peer_id
 
 
 async def test_relayed_peers_are_no_neighbours_of_gossip() -> None:

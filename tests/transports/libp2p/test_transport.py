@@ -1,5 +1,7 @@
 """What only the libp2p transport has: messages from strangers, networks by name, signatures."""
 
+import errno
+
 import pytest
 import trio
 
@@ -7,6 +9,7 @@ from p2pinfer.core.errors import ChannelClosed, PeerUnavailable, RemoteProtocolE
 from transports.base import MESSAGE_BYTES_MAX, Channel
 from transports.identity import Identity, verify
 from transports.libp2p.channel import StreamChannel
+from transports.libp2p.stream import Stream
 from transports.libp2p.transport import open_libp2p
 from transports.tcp import TcpChannel, open_tcp
 
@@ -122,3 +125,38 @@ async def test_a_peer_is_dialled_though_it_has_dialled() -> None:
             await alice.open(bob.peer_id, "talk", own=True)
             assert len(alice._connections(bob.peer_id)) == 2
             assert bob.was_dialled
+
+
+async def test_what_is_first_does_not_wait_for_the_protocol(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """It goes out with the protocol's name, which saves a round trip."""
+    sent: list[bytes] = []
+    write = Stream.write
+
+    async def note(stream: Stream, data: bytes) -> None:
+        sent.append(data)
+        await write(stream, data)
+
+    async def hang_up(_: Channel) -> None: ...
+
+    with trio.fail_after(TEST_S_MAX):
+        async with open_libp2p(ALICE, HERE, "test") as alice, open_libp2p(BOB, HERE, "test") as bob:
+            bob.handle("talk", hang_up)
+            monkeypatch.setattr(Stream, "write", note)
+            await alice.open(bob.peer_id, "talk", bob.addresses, first=b"hello")
+    assert any(b"/p2pinfer/test/talk/1\n" in data and b"hello" in data for data in sent)
+
+
+async def test_a_peer_that_leaves_has_no_address_and_no_fault(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Its tasks go on until its last words are said, when its listeners are closed already."""
+
+    def closed() -> None:
+        raise OSError(errno.EBADF, "Bad file descriptor")
+
+    with trio.fail_after(TEST_S_MAX):
+        async with open_libp2p(ALICE, HERE, "test") as alice:
+            monkeypatch.setattr(alice._host, "get_addrs", closed)
+            assert alice.own_addresses == []

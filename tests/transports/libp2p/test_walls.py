@@ -18,26 +18,17 @@ from typing import Any
 import pytest
 import trio
 from libp2p import new_host
-from libp2p.abc import ISecureConn
 from libp2p.crypto.ed25519 import create_new_key_pair
-from libp2p.crypto.x25519 import create_new_key_pair as create_x25519_key_pair
-from libp2p.custom_types import TProtocol
 from libp2p.exceptions import BaseLibp2pError
-from libp2p.io.trio import TrioTCPStream
 from libp2p.network import swarm as swarm_module
-from libp2p.network.connection.raw_connection import RawConnection
 from libp2p.peer.id import ID
 from libp2p.peer.peerinfo import PeerInfo
 from libp2p.security.insecure.transport import PLAINTEXT_PROTOCOL_ID, InsecureTransport
-from libp2p.security.noise.transport import PROTOCOL_ID as NOISE_ID
-from libp2p.security.noise.transport import Transport as Noise
-from libp2p.stream_muxer.yamux.yamux import PROTOCOL_ID as YAMUX_ID
-from libp2p.stream_muxer.yamux.yamux import Yamux as LibraryYamux
-from libp2p.transport.upgrader import TransportUpgrader
 from multiaddr import Multiaddr  # type: ignore[import-untyped]  # it ships no types
 from trio.testing import wait_all_tasks_blocked
 
 from p2pinfer.core.errors import ChannelClosed, PeerError, PeerUnavailable, UserError
+from tests.support.hostile import endpoint, frame, hostile, read_to_the_end, write_until_cut
 from transports.base import Channel
 from transports.identity import ephemeral_identity
 from transports.libp2p import host as host_module
@@ -71,44 +62,6 @@ async def assert_serves(transport: Libp2pTransport) -> None:
         channel = await newcomer.open(transport.peer_id, "echo", transport.addresses)
         await channel.send(b"ping")
         assert await channel.receive() == b"ping"
-
-
-def endpoint(transport: Libp2pTransport) -> tuple[str, int]:
-    """Return host and port."""
-    _, _, address, _, port, *_ = transport.addresses[0].split("/")
-    return address, int(port)
-
-
-async def hostile(transport: Libp2pTransport) -> ISecureConn:
-    """Connect and shake hands as a peer does; what follows on the wire is up to the test."""
-    key_pair = create_new_key_pair()
-    noise = Noise(key_pair, noise_privkey=create_x25519_key_pair().private_key)
-    upgrader = TransportUpgrader({NOISE_ID: noise}, {TProtocol(YAMUX_ID): LibraryYamux})
-    tcp = TrioTCPStream(await trio.open_tcp_stream(*endpoint(transport)))
-    raw = RawConnection(tcp, initiator=True)
-    secured = await upgrader.upgrade_security(raw, True, ID.from_string(transport.peer_id))
-    await upgrader.muxer_multistream.select_transport(secured)
-    return secured
-
-
-async def read_to_the_end(conn: ISecureConn) -> None:
-    """Wait until the other side hangs up."""
-    with suppress(BaseLibp2pError):
-        while await conn.read():
-            pass
-
-
-async def write_until_cut(conn: ISecureConn, data: bytes) -> None:
-    """Write until the other side hangs up; fail if it takes 400 MB."""
-    with suppress(BaseLibp2pError):
-        for _ in range(400_000_000 // len(data)):
-            await conn.write(data)
-        pytest.fail("it takes everything")
-
-
-def frame(kind: int, flags: int, stream_id: int, length: int, body: bytes = b"") -> bytes:
-    """Build a Yamux frame."""
-    return yamux.HEADER.pack(0, kind, flags, stream_id, length) + body
 
 
 async def test_a_name_that_is_not_utf8_ends_one_stream() -> None:

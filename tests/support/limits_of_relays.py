@@ -1,0 +1,31 @@
+"""The limits of relays and circuits, for `limits_page`."""
+
+_LIMITS, _RELAY = "transports.libp2p.relay_limits", "transports.libp2p.relay"
+_HELD, _WATCH = "transports.libp2p.held_relays", "transports.libp2p.circuit_watch"
+
+RELAYS = [
+    ("reservations at a relay", "{}", _LIMITS, "RESERVATIONS_MAX"),
+    ("per household", "{}", _LIMITS, "RESERVATIONS_PER_SITE_MAX"),
+    ("a reservation lasts", "{}", _LIMITS, "RESERVATION_S"),
+    ("circuits at a relay", "{}", _LIMITS, "CIRCUITS_MAX"),
+    ("per hidden peer, and per caller", "{}", _LIMITS, "CIRCUITS_PER_PEER_MAX"),
+    ("openings a minute", "{}", _LIMITS, "OPENINGS_PER_MINUTE"),
+    ("what a relay carries (`--relay-mbit`)", "{} Mbit/s", _LIMITS, "RATE_MBIT"),
+    ("how much of that at once", "{}", _LIMITS, "BURST_S"),
+    ("what one circuit may use of it, one way", "{}", _LIMITS, "CIRCUIT_SHARE"),
+    (
+        "requests that a relay reads or connects",
+        "{}, {} per peer",
+        _RELAY,
+        "ASKING_MAX ASKING_PER_PEER_MAX",
+    ),
+    ("a circuit is kept without a byte for", "{}", _RELAY, "IDLE_S_MAX"),
+    ("where one end sends no more", "{}", _RELAY, "HALF_CLOSED_S_MAX"),
+    ("relays that a hidden peer holds", "{}", _HELD, "RELAYS_MAX"),
+    ("it calls itself through each of them every", "{}", _HELD, "PROVE_S"),
+    ("calls that it takes at once", "{}", "transports.libp2p.circuit", "CALLS_MAX"),
+    ("a relay that broke circuits is avoided for", "{}", _WATCH, "BLAMED_S"),
+    ("a circuit is left whose pings are late by", "{} for {}", _WATCH, "LATE_S LATE_FOR_S"),
+    ("broken circuits that are called again at once", "{}", _WATCH, "REDIALS_MAX"),
+]
+"""What is limited, how that is written, the module, and its constants."""
