@@ -5,6 +5,7 @@ PYTHON ?= $(firstword $(shell for p in python3 python3.13 python3.12 python3.11;
 	$$p -c 'import sys; sys.exit(sys.version_info < (3, 11))' 2>/dev/null && echo $$p && break; \
 	done; echo python3))
 BIN := .venv/bin
+CLIENTS := .venv-clients
 WHEELS := $${XDG_CACHE_HOME:-$$HOME/.cache}/p2pinfer/wheels
 
 # Not expanded: make would read a question's $ and $(...) as its own.
@@ -15,7 +16,7 @@ FRAMES ?= 1000000
 SEED ?= 1
 FUZZ = --frames $(FRAMES) --seed $(SEED) $(TARGET:%=--target %) $(CASE:%=--case %)
 
-.PHONY: help setup ready chat check test test-fast test-long interop agents fuzz clean
+.PHONY: help setup ready chat check test test-fast test-long interop clients agents fuzz clean
 
 help:
 	@echo 'make setup              install everything into .venv (the first time: about 5 minutes)'
@@ -25,7 +26,8 @@ help:
 	@echo 'make test               check, then every test but the long ones'
 	@echo 'make test-fast          the tests without processes: under two minutes'
 	@echo 'make test-long          measurements that take minutes each'
-	@echo 'make interop            install js-libp2p, which some tests talk to (needs Node)'
+	@echo 'make interop            install what some tests talk to: clients, and js-libp2p (needs Node)'
+	@echo 'make clients            the clients alone: litellm, LangChain, llm, LlamaIndex (600 MB)'
 	@echo 'make agents             install four command-line agents for tests (1.3 GB, needs Node)'
 	@echo 'make fuzz               a million hostile inputs (FRAMES=, SEED=, TARGET=, CASE=)'
 	@echo 'make clean              remove .venv and caches'
@@ -55,16 +57,21 @@ test-fast: ready
 test-long: ready
 	$(BIN)/pytest -m long
 
-interop:
+interop: clients
 	cd tests/interop/js && npm ci --ignore-scripts --no-audit --no-fund
 
 agents:
 	cd tests/interop/agents && npm ci --ignore-scripts --no-audit --no-fund
 
+clients:
+	$(PYTHON) -m venv $(CLIENTS)
+	$(CLIENTS)/bin/pip install --quiet -r tests/interop/clients.txt
+	$(CLIENTS)/bin/pip install --quiet --no-deps -e . # its plugin for llm, which needs nothing else
+
 fuzz: ready
 	$(BIN)/python -m tests.fuzz $(FUZZ)
 
 clean:
-	rm -rf .venv .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
+	rm -rf .venv $(CLIENTS) .mypy_cache .ruff_cache .pytest_cache .hypothesis .import_linter_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +
 	@echo "The compiled llama.cpp is kept for the next setup. To remove it too:  rm -r $(WHEELS)"

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 import p2pinfer
-import p2pinfer.client.library
+import p2pinfer.client.joining
 
 ROOT = Path(__file__).resolve().parent.parent
 PACKAGES = ("p2pinfer", "peers", "scheduler", "transports", "sim")
@@ -116,7 +116,7 @@ def test_setup_needs_only_the_standard_library() -> None:
 
 def test_the_library_is_at_the_top_of_the_package() -> None:
     """At the top of the package, which promises nothing else."""
-    assert p2pinfer.connect is p2pinfer.client.library.connect
+    assert p2pinfer.connect is p2pinfer.client.joining.connect
     with pytest.raises(AttributeError, match="nonsense"):
         p2pinfer.nonsense  # type: ignore[attr-defined] # noqa: B018
 

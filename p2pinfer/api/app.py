@@ -20,6 +20,8 @@ from p2pinfer.api.guard import Guard
 from p2pinfer.api.loading import Loading
 from p2pinfer.api.metrics import CONTENT_TYPE, Metrics
 from p2pinfer.api.models import Models
+from p2pinfer.api.ollama import PATHS
+from p2pinfer.api.ollama_models import OllamaModels
 from p2pinfer.api.problems import Problem
 from p2pinfer.api.streams import EventStream
 from p2pinfer.api.swarm_state import LISTENERS_MAX, SwarmState
@@ -64,7 +66,8 @@ def make_app(gateway: Gateway, models: Models | None = None) -> ASGIApp:
         routes=[
             *completions.routes,
             *Translated(completions.find).routes,
-            *_own_routes(gateway, state),
+            *OllamaModels(models).routes,
+            *_own_routes(gateway, models, state),
             *_page_routes(),
         ],
         middleware=middleware,
@@ -106,11 +109,15 @@ def _too_many_listeners() -> Problem:
     return Problem(429, f"{LISTENERS_MAX} pages listen already.", kind="rate_limit_error")
 
 
-def _own_routes(gateway: Gateway, state: SwarmState) -> list[Route]:
+def _own_routes(gateway: Gateway, models: Models, state: SwarmState) -> list[Route]:
     async def health(_: Request) -> Response:
-        if trouble := await gateway.trouble():
-            return _problem_response(Problem(503, trouble, "no_route", kind="unavailable_error"))
-        return JSONResponse({"status": "ok"})
+        own, *others = (await models.troubles()).items()
+        if own[1]:
+            return _problem_response(Problem(503, own[1], "no_route", kind="unavailable_error"))
+        if not others or gateway.access.api_key:  # no key is asked for here, and names tell
+            return JSONResponse({"status": "ok"})
+        said = {slug: trouble or "ok" for slug, trouble in (own, *others)}
+        return JSONResponse({"status": "ok", "models": said})
 
     async def show_version(_: Request) -> Response:
         return JSONResponse({"version": version("p2pinfer")})
@@ -211,7 +218,7 @@ class Answered:
 
 
 class Counted:
-    """Counts requests to OpenAI's endpoints by how they were answered."""
+    """Counts requests to what answers questions, and not to the page, by how they were answered."""
 
     def __init__(self, app: ASGIApp, metrics: Metrics) -> None:
         self._app, self._metrics = app, metrics
@@ -224,7 +231,8 @@ class Counted:
                 self._metrics.requests.labels(str(message["status"])).inc()
             await send(message)
 
-        is_counted = scope["type"] == "http" and scope["path"].startswith("/v1/")
+        path = scope["path"] if scope["type"] == "http" else ""
+        is_counted = path.startswith("/v1/") or path in PATHS
         await self._app(scope, receive, count if is_counted else send)
 
 

@@ -26,7 +26,7 @@ from p2pinfer.api.replies import (
     whole_reply,
 )
 from p2pinfer.api.streams import EventStream, Worked, event
-from p2pinfer.client.answer import Answer, ChatOptions
+from p2pinfer.client.answer import ChatOptions
 from p2pinfer.core.sampling import SEEDS
 
 BODY_BYTES_MAX = 4 * 1024 * 1024
@@ -121,7 +121,7 @@ class Completions:
             choices = [] if choice is None else [choice]
             return event({**head, "choices": choices, **usage})
 
-        answers: list[Answer] = []
+        answers: list[Finished] = []
         begun = ended = -1
         async with aclosing(gateway.answer(question, head["id"])) as parts:
             async for part in parts:
@@ -141,7 +141,7 @@ class Completions:
                         ended = part.choice
                         yield chunk(format_.end(part.choice, part.finish))
                     case Finished():
-                        answers.append(part.answer)
+                        answers.append(part)
                         finish = None if ended == part.choice else part.finish
                         end = format_.end(part.choice, finish)
                         yield chunk({**end, "p2pinfer": account_of(part)})

@@ -13,6 +13,7 @@ from p2pinfer.api.metrics import Metrics
 from p2pinfer.api.questions import Question
 from p2pinfer.client.answer import INTERRUPTED, Answer, ChatOptions, Scored
 from p2pinfer.client.grammars import Thoughts, json_shape
+from p2pinfer.client.infill import infill_prompt
 from p2pinfer.client.library import Swarm
 from p2pinfer.client.speech import Heard, Speech, Thought, Word
 from p2pinfer.client.tool_calls import Dialect, Tool, ToolCall, calls_shape, dialect_of
@@ -85,11 +86,18 @@ class Finished:
     """What its certificate is called."""
     speech: Speech | None = None
     """What its text is made of, where it is more than words."""
+    echoed: str = ""
+    """The prompt that was said before it."""
 
     @property
     def finish(self) -> str:
         """Why it ended."""
         return finish_of(self.answer, self.speech)
+
+    @property
+    def thought_tokens(self) -> int:
+        """How many of its tokens are thoughts."""
+        return self.speech.thought_tokens if self.speech else 0
 
 
 def finish_of(answer: Answer, speech: Speech | None) -> str:
@@ -177,6 +185,7 @@ class Gateway:
         rendered = await self.swarm.render(
             question.messages, parse_special=special, tools=tools, options=question.options
         )
+        rendered = await self.swarm.begun(rendered, question.prefill)
         return len(await self.swarm.tokenize(rendered.text, rendered.literal))
 
     async def answer(self, question: Question, request: str) -> AsyncGenerator[Part]:
@@ -186,7 +195,8 @@ class Gateway:
             P2pinferError: as ``Swarm.answer``.
         """
         self._check_biases(question)
-        thoughts, prompts = Thoughts.NONE, [await self._tokens(each) for each in question.prompts]
+        thoughts = Thoughts.NONE
+        prompts = [await self._tokens(each, question.suffix) for each in question.prompts]
         tools = question.tools
         dialect = dialect_of(self.swarm.template)
         if question.messages:
@@ -207,7 +217,10 @@ class Gateway:
             how = question.option(number % question.choices)
             is_plain = thoughts is Thoughts.NONE and not tools
             speech = None if is_plain else Speech(thoughts, tools, dialect)
+            echoed = str(question.prompts[number // question.choices]) if question.echo else ""
             with self._watched(request) as answer:
+                if echoed:
+                    yield Said(number, echoed)
                 parts = self._parts(number, prompt, how, answer, speech)
                 async with aclosing(parts):
                     async for part in parts:
@@ -216,7 +229,7 @@ class Gateway:
             if answer.certificate:
                 receipt = receipt_name(request, number)
                 self.receipts.keep(receipt, answer.certificate)
-            yield Finished(number, answer, receipt, speech)
+            yield Finished(number, answer, receipt, speech, echoed)
 
     async def _grammar(
         self, question: Question, dialect: Dialect, thoughts: Thoughts
@@ -270,7 +283,9 @@ class Gateway:
                         yield Said(number, text, scores)
                     else:
                         waiting += scores
-                        for part in _heard(number, speech, speech.feed(text), waiting):
+                        for part in _heard(
+                            number, speech, speech.feed(text, answer.tokens), waiting
+                        ):
                             waiting = () if isinstance(part, Said) else waiting
                             yield part
                 if answer.finish != INTERRUPTED and not how.require_verified:
@@ -288,8 +303,12 @@ class Gateway:
         if not all(token < vocabulary for token, _ in question.how.sampling.logit_bias):
             raise UserError(f"the model's tokens are numbered from 0 to {vocabulary - 1}")
 
-    async def _tokens(self, prompt: str | list[int]) -> list[int]:
+    async def _tokens(self, prompt: str | list[int], suffix: str) -> list[int]:
         if isinstance(prompt, str):
+            if suffix:
+                special = await self.swarm.client.ends.special_tokens()
+                rendered = infill_prompt(special, prompt, suffix)
+                return await self.swarm.tokenize(rendered.text, rendered.literal)
             return await self.swarm.tokenize(prompt)
         vocabulary = self.swarm.client.ends.vocabulary
         if not all(0 <= token < vocabulary for token in prompt):

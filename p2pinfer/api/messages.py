@@ -6,9 +6,11 @@ from types import MappingProxyType
 from typing import Any
 
 from p2pinfer.api.gateway import Calls, Finished, Part, Said, Thinks
+from p2pinfer.api.parameter_names import check_names
 from p2pinfer.api.problems import Problem, invalid, missing
 from p2pinfer.api.replies import account_of, tool_call
-from p2pinfer.api.translation import Event, object_of, refuse_unless_nothing, text_of
+from p2pinfer.api.streams import event
+from p2pinfer.api.translation import SAMPLING, Event, ServerEvents, going_on, object_of, text_of
 
 _KINDS = {
     400: "invalid_request_error",
@@ -20,12 +22,40 @@ _KINDS = {
     503: "overloaded_error",
 }
 
-_SAME = ("model", "max_tokens", "temperature", "top_p", "top_k", "stream", "seed")
+_SAME = ("model", "max_tokens", "stream", *SAMPLING)
 
 # ``context_management`` lets a server drop what was said long ago: here nothing is dropped.
+_KNOWN = {
+    *_SAME,
+    "anthropic_version",
+    "betas",
+    "cache_control",
+    "context_management",
+    "diagnostics",
+    "inference_geo",
+    "messages",
+    "metadata",
+    "output_config",
+    "output_format",
+    "service_tier",
+    "speed",
+    "stop_sequences",
+    "system",
+    "thinking",
+    "tool_choice",
+    "tools",
+    "user_profile_id",
+    "workspace_id",
+}
+
 _ONLY_NOTHING: dict[str, tuple[Any, ...]] = {
     "container": (),
+    "logit_bias": ({},),
+    "max_completion_tokens": (),
     "mcp_servers": ([],),
+    "n": (1,),
+    "response_format": ({"type": "text"},),
+    "stop": ([],),
 }
 
 _NAMES = {
@@ -47,14 +77,21 @@ def problem_body(problem: Problem) -> dict[str, Any]:
     return {"type": "error", "error": error}
 
 
-class MessagesInterface:
+class MessagesInterface(ServerEvents):
     """``/v1/messages``."""
 
     prefix, names = "msg_", MappingProxyType(_NAMES)
 
+    def check(self, body: Mapping[str, Any]) -> tuple[str, ...]:
+        """Return the names of parameters that nobody knows; raises Problem."""
+        return check_names(body, _KNOWN, _ONLY_NOTHING)
+
+    def failed(self, problem: Problem) -> bytes:
+        """Say in the middle of a stream that no more comes."""
+        return event(problem_body(problem), "error")
+
     def chat_body(self, body: Mapping[str, Any]) -> dict[str, Any]:
         """Return the body of a chat request that asks the same; raises Problem."""
-        refuse_unless_nothing(body, _ONLY_NOTHING)
         if body.get("max_tokens") is None:
             raise missing("max_tokens")
         return self.counted_body(body)
@@ -71,13 +108,14 @@ class MessagesInterface:
             found.append({"role": "system", "content": text_of(system, "system", ("text",))})
         for at, each in enumerate(listed):
             found += _messages(each, f"messages[{at}]")
-        if found and found[-1]["role"] == "assistant":
-            raise invalid("messages", "must not end with one of the assistant")
+        goes_on = going_on(found)
+        if found and found[-1]["role"] == "assistant" and not goes_on:
+            raise invalid("messages", "may end with words of the assistant alone, to go on with")
         chat = {name: body[name] for name in _SAME if name in body}
         chat["messages"] = found
         if (stops := body.get("stop_sequences")) is not None:
             chat["stop"] = stops
-        return {**chat, **_tools(body), **_output(body), **_thinking(body)}
+        return {**chat, **_tools(body), **_output(body), **_thinking(body), **goes_on}
 
     def writer(self, head: Mapping[str, Any], _: Mapping[str, Any]) -> "MessageWriter":
         """Return what writes the reply."""
@@ -86,7 +124,7 @@ class MessagesInterface:
 
 def _messages(value: Any, where: str) -> Iterator[dict[str, Any]]:
     """Yield what one message is in a chat: a tool's results are messages of their own there."""
-    if not isinstance(value, dict) or value.get("role") not in {"user", "assistant", "system"}:
+    if not isinstance(value, dict) or value.get("role") not in ("user", "assistant", "system"):
         raise invalid(f"{where}.role", "must be user or assistant")
     role, content = value["role"], value.get("content")
     if isinstance(content, str):
@@ -166,7 +204,7 @@ def _tools(body: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def _tool(value: Any, where: str) -> dict[str, Any]:
-    if not isinstance(value, dict) or value.get("type") not in {None, "custom"}:
+    if not isinstance(value, dict) or value.get("type") not in (None, "custom"):
         raise invalid(where, "must be a tool of the client's own: others are not there")
     if "input_schema" not in value:
         raise missing(f"{where}.input_schema")

@@ -12,6 +12,7 @@ from typing import Any
 import trio
 
 from p2pinfer.api.gateway import Gateway
+from p2pinfer.api.model_facts import ModelFacts, facts_of
 from p2pinfer.api.problems import Problem
 from p2pinfer.api.replies import model_object, model_slug
 from p2pinfer.core.errors import P2pinferError
@@ -55,7 +56,8 @@ class Models:
     ) -> None:
         self._own, self._nursery, self._opening = own, nursery, opening
         self._others: dict[ModelId, _Other] = {}
-        self._created = own.now()
+        self.created = own.now()
+        """Seconds since 1970."""
 
     @property
     def open(self) -> list[ModelId]:
@@ -64,12 +66,30 @@ class Models:
 
     def describe(self) -> list[dict[str, Any]]:
         """Return what clients are told of each model, the gateway's own first."""
-        model = self._own.swarm.client.model
-        layers = {model.id: model.info.layers}
         return [
-            model_object(self.slug(id_), self._created, name, id_, layers.get(id_))
-            for id_, name in self._named().items()
+            model_object(self.slug(model), self.created, name, model, self.facts(model))
+            for model, name in self._named().items()
         ]
+
+    def listed(self) -> list[ModelId]:
+        """Return the models that can be asked for, the gateway's own first."""
+        return list(self._named())
+
+    async def troubles(self) -> dict[str, str]:
+        """Return why each open model cannot answer, the gateway's own first; empty where it can."""
+        model = self._own.swarm.client.model.id
+        found = {self.slug(model): await self._own.trouble()}
+        for other, each in [*self._others.items()]:
+            if each.gateway:
+                found[self.slug(other)] = await each.gateway.trouble()
+        return found
+
+    def facts(self, model: ModelId) -> ModelFacts | None:
+        """Return what is known of a model; None while it is not open."""
+        if model == self._own.swarm.client.model.id:
+            return facts_of(self._own)
+        other = self._others.get(model)
+        return facts_of(other.gateway) if other and other.gateway else None
 
     def slug(self, model: ModelId) -> str:
         """Return what a model is called: by its name, or by its id where others have that name."""
@@ -84,6 +104,7 @@ class Models:
             text = "Missing required parameter: 'model'."
             raise Problem(400, text, "missing_required_parameter", "model")
         named = self._named()
+        name = name.removesuffix(":latest")  # as Ollama's clients may call any
         if name == "default":
             return next(iter(named))
         for model, full in named.items():

@@ -6,8 +6,6 @@ is ignored too, and the reply says so in a header; but one that looks like a sli
 refused, since its author wants what it almost says.
 """
 
-import difflib
-import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from types import MappingProxyType
@@ -15,7 +13,14 @@ from typing import Any
 
 from attrs import evolve
 
-from p2pinfer.api.problems import Problem, invalid, missing
+from p2pinfer.api.parameter_names import (
+    ALIASES,
+    CHAT_NAMES,
+    COMPLETION_NAMES,
+    ONLY_NOTHING,
+    check_names,
+)
+from p2pinfer.api.problems import invalid, missing
 from p2pinfer.api.tool_parameters import (
     calls_of,
     refuse_unless_alone,
@@ -50,132 +55,11 @@ COMPLETION_TOKENS_DEFAULT = 16
 COMPLETION_LOGPROBS_MAX = 5
 """OpenAI's, of ``/v1/completions``."""
 
-_IGNORED = {
-    "cache_prompt",
-    "continuous_usage_stats",
-    "id_slot",
-    "keep_alive",
-    "metadata",
-    "mirostat_eta",
-    "mirostat_tau",
-    "model",
-    "n_keep",
-    "parallel_tool_calls",
-    "prompt_cache_key",
-    "prompt_cache_retention",
-    "provider",
-    "reasoning_effort",
-    "return_progress",
-    "safety_identifier",
-    "service_tier",
-    "session_id",
-    "store",
-    "timings_per_token",
-    "user",
-    "verbosity",
-}
-
-_ONLY_NOTHING: dict[str, tuple[Any, ...]] = {
-    "add_generation_prompt": (True,),
-    "continue_final_message": (False,),
-    "audio": (),
-    "bad_words": ([],),
-    "best_of": (1,),
-    "documents": ([],),
-    "dry_multiplier": (0,),
-    "dynatemp_range": (0,),
-    "echo": (False,),
-    "function_call": ("none", "auto"),
-    "functions": ([],),
-    "guided_choice": (),
-    "guided_grammar": (),
-    "guided_json": (),
-    "guided_regex": (),
-    "ignore_eos": (False,),
-    "json_schema": (),
-    "length_penalty": (1,),
-    "min_tokens": (0,),
-    "mirostat": (0,),
-    "modalities": (["text"],),
-    "moderation": (),
-    "n_probs": (0,),
-    "options": ({},),
-    "parse_special": (True,),
-    "prediction": (),
-    "samplers": ([],),
-    "stop_token_ids": ([],),
-    "structured_outputs": (),
-    "suffix": ("",),
-    "tfs_z": (1,),
-    "reasoning": ({},),
-    "tool_choice": ("none", "auto"),
-    "tools": ([],),
-    "top_a": (0,),
-    "top_logprobs": (0,),
-    "top_n_sigma": (0, -1),
-    "typical_p": (1,),
-    "use_beam_search": (False,),
-    "web_search_options": (),
-    "xtc_probability": (0,),
-}
-"""Parameters that a swarm cannot honour, and the values by which they, as null, ask for nothing.
-Some of them are honoured in chats alone."""
-
-_ALIASES = {"max_tokens": ("n_predict",), "repeat_penalty": ("repetition_penalty",)}
-"""Other servers' words for what we have; our own word counts for more."""
-
-_CHAT = {
-    "add_generation_prompt",
-    "chat_template_kwargs",
-    "continue_final_message",
-    "enable_thinking",
-    "logprobs",
-    "messages",
-    "parse_special",
-    "think",
-    "tool_choice",
-    "tools",
-    "top_logprobs",
-}
-"""Honoured in chats alone."""
-
-_HONOURED = {
-    "frequency_penalty",
-    "grammar",
-    "logit_bias",
-    "max_completion_tokens",
-    "max_tokens",
-    "min_p",
-    "n",
-    "n_predict",
-    "presence_penalty",
-    "repeat_last_n",
-    "repeat_penalty",
-    "repetition_penalty",
-    "response_format",
-    "seed",
-    "stop",
-    "stream",
-    "stream_options",
-    "temperature",
-    "top_k",
-    "top_p",
-}
-
 BIAS_MAX = 100
 """OpenAI's, of ``logit_bias``: as good as always, or never."""
 
 MANY_DIGITS = 12
 """More than any token's number has."""
-
-LIKENESS = 0.85
-"""Of a name to one that is known, from 0 to 1, from which on it counts as a slip of the pen."""
-
-NAMES_MAX = 256
-"""Of parameters in a request: each that is not known is compared with all that are."""
-
-UNKNOWN_TOLD_MAX = 16
-"""Of names that are ignored: what a header has room for."""
 
 _RANGES: dict[str, tuple[float, float]] = {
     "temperature": (0, 100),
@@ -210,6 +94,10 @@ class Question:
     """What the template is told."""
     prefill: str = ""
     """The assistant's words that its answer goes on from."""
+    suffix: str = ""
+    """What comes behind a completion's answer."""
+    echo: bool = False
+    """Say a completion's prompt before its answer."""
     ignored: tuple[str, ...] = ()
     """Names of parameters that nobody here knows, as far as a header can tell them."""
 
@@ -229,7 +117,7 @@ def chat_question(body: Mapping[str, Any], defaults: ChatOptions, seed: int) -> 
     Raises:
         Problem: it cannot be answered.
     """
-    ignored = _check_names(body, _CHAT)
+    ignored = check_names(body, CHAT_NAMES, ONLY_NOTHING)
     messages = body.get("messages")
     if messages is None:
         raise missing("messages")
@@ -268,7 +156,7 @@ def _prefill(body: Mapping[str, Any], messages: list[Message]) -> str:
 
 def completion_question(body: Mapping[str, Any], defaults: ChatOptions, seed: int) -> Question:
     """Judge the body of a completion request; raises as ``chat_question``."""
-    ignored = _check_names(body, {"prompt", "logprobs"})
+    ignored = check_names(body, COMPLETION_NAMES, ONLY_NOTHING)
     prompt = body.get("prompt")
     if prompt is None:
         raise missing("prompt")
@@ -286,7 +174,25 @@ def completion_question(body: Mapping[str, Any], defaults: ChatOptions, seed: in
     told = body.get("logprobs")
     if told is not None:
         told = _whole(0, COMPLETION_LOGPROBS_MAX)("logprobs", told)
-    return _question(body, defaults, seed, told, prompts=prompts, ignored=ignored)
+    suffix, echo = body.get("suffix") or "", body.get("echo")
+    if not isinstance(suffix, str):
+        raise invalid("suffix", "must be a text")
+    echoes = echo is not None and _flag("echo", echo)
+    if (suffix or echoes) and not all(isinstance(each, str) for each in prompts):
+        raise invalid("prompt", "must be a text where suffix or echo is given")
+    if echoes and told is not None:
+        text = "must be null where echo is true: those of a prompt are not computed"
+        raise invalid("logprobs", text)
+    return _question(
+        body,
+        defaults,
+        seed,
+        told,
+        prompts=prompts,
+        ignored=ignored,
+        suffix=suffix,
+        echo=echoes,
+    )
 
 
 def _chat_logprobs(wanted: Any, top: Any) -> int | None:
@@ -302,7 +208,7 @@ def _question(
     body: Mapping[str, Any], defaults: ChatOptions, seed: int, told: int | None, **asked: Any
 ) -> Question:
     def take(name: str, judge: Callable[[str, Any], Any], default: Any) -> Any:
-        for called in (name, *_ALIASES.get(name, ())):
+        for called in (name, *ALIASES.get(name, ())):
             if (value := body.get(called)) is not None:
                 return judge(called, value)
         return default
@@ -336,33 +242,6 @@ def _question(
     )
 
 
-def _check_names(body: Mapping[str, Any], own: set[str]) -> tuple[str, ...]:
-    """Refuse what we cannot honour, and slips of the pen; returns names that nobody knows."""
-    known = own | _HONOURED | _IGNORED
-    if len(body) > NAMES_MAX:
-        raise Problem(400, f"The request has more than {NAMES_MAX} parameters.", "invalid_value")
-    ignored = []
-    for name, value in body.items():
-        if name in known:
-            continue
-        if name in _ONLY_NOTHING:
-            if value is not None and not any(_equal(value, each) for each in _ONLY_NOTHING[name]):
-                text = f"Unsupported parameter: '{name}' is not supported by this server."
-                raise Problem(400, text, "unsupported_parameter", name)
-        elif meant := difflib.get_close_matches(name[:64], known, 1, LIKENESS):
-            text = f"Unknown parameter: '{name[:64]}'. Is '{meant[0]}' meant?"
-            raise Problem(400, text, "unknown_parameter", name[:64])
-        elif re.fullmatch(r"[\w.-]{1,64}", name, re.ASCII):
-            ignored.append(name)
-    return tuple(ignored[:UNKNOWN_TOLD_MAX])
-
-
-def _equal(value: Any, other: Any) -> bool:
-    """Whether two values are the same in JSON, where 0 is 0.0 but not false."""
-    are_flags = isinstance(value, bool), isinstance(other, bool)
-    return value == other and are_flags[0] == are_flags[1]
-
-
 def _message(value: Any, where: str) -> Message:
     """Judge one message; its text may come in parts, which are lines (as for llama.cpp)."""
     if not isinstance(value, dict):
@@ -370,7 +249,7 @@ def _message(value: Any, where: str) -> Message:
     role = value.get("role")
     if role == "developer":  # OpenAI's newer word for it
         role = "system"
-    if role not in {"system", "user", "assistant", "tool"}:
+    if role not in ("system", "user", "assistant", "tool"):
         raise invalid(f"{where}.role", "must be system, developer, user, assistant or tool")
     content = value.get("content")
     if isinstance(content, list):

@@ -9,6 +9,7 @@ from blake3 import blake3
 from p2pinfer.api.certificates import receipt_link
 from p2pinfer.api.gateway import Finished
 from p2pinfer.api.logprobs import chat_scores, completion_scores
+from p2pinfer.api.model_facts import ModelFacts
 from p2pinfer.client.answer import Answer, Scored
 from p2pinfer.client.tool_calls import ToolCall
 
@@ -19,32 +20,34 @@ def model_slug(name: str) -> str:
 
 
 def model_object(
-    slug: str, created: int, name: str, digest: str, layers: int | None
+    slug: str, created: int, name: str, digest: str, facts: ModelFacts | None
 ) -> dict[str, Any]:
-    """Describe a model; how many layers it has is not known before it is opened."""
+    """Describe a model; little is known of one that is not open."""
+    own = {"name": name, "model": digest, "layers": facts and facts.layers}
     return {
         "id": slug,
         "object": "model",
         "created": created,
         "owned_by": "p2pinfer",
-        "p2pinfer": {"name": name, "model": digest, "layers": layers},
+        **(facts.as_dict() if facts else {}),
+        "p2pinfer": {**own, **({"trust": facts.trust} if facts else {})},
     }
 
 
-def usage_of(answers: Iterable[Answer], choices: int) -> dict[str, Any]:
+def usage_of(found: Sequence[Finished], choices: int) -> dict[str, Any]:
     """Add up what answers took; of several choices a prompt counts once."""
-    found = list(answers)
-    asked = found[::choices]
+    asked = [each.answer for each in found[::choices]]
     prompt = sum(answer.prompt_tokens for answer in asked)
-    made = sum(answer.tokens for answer in found)
+    made = sum(each.answer.tokens for each in found)
     return {
         "prompt_tokens": prompt,
         "completion_tokens": made,
         "total_tokens": prompt + made,
         "prompt_tokens_details": {"cached_tokens": sum(a.reused_tokens for a in asked)},
         "completion_tokens_details": {
-            "accepted_prediction_tokens": sum(a.drafts_kept for a in found),
-            "rejected_prediction_tokens": sum(a.drafts_dropped for a in found),
+            "reasoning_tokens": sum(each.thought_tokens for each in found),
+            "accepted_prediction_tokens": sum(each.answer.drafts_kept for each in found),
+            "rejected_prediction_tokens": sum(each.answer.drafts_dropped for each in found),
         },
     }
 
@@ -152,7 +155,7 @@ class CompletionFormat:
         """Return a whole answer."""
         answer = found.answer
         scores = answer.scores_before(len(answer.text))
-        return self._text(found.choice, answer.text, scores, found.finish)
+        return self._text(found.choice, found.echoed + answer.text, scores, found.finish)
 
     def begin(self, index: int) -> None:
         """Say nothing before an answer's first piece."""
@@ -185,5 +188,5 @@ def whole_reply(
         "choices": [
             {**format_.choice(head["id"], each), "p2pinfer": account_of(each)} for each in found
         ],
-        "usage": usage_of([each.answer for each in found], choices),
+        "usage": usage_of(found, choices),
     }

@@ -6,9 +6,11 @@ from types import MappingProxyType
 from typing import Any
 
 from p2pinfer.api.gateway import Calls, Finished, Part, Said, Thinks
+from p2pinfer.api.parameter_names import check_names
 from p2pinfer.api.problems import Problem, invalid, missing
 from p2pinfer.api.replies import account_of, tool_call
-from p2pinfer.api.translation import Event, refuse_unless_nothing, text_of
+from p2pinfer.api.streams import event
+from p2pinfer.api.translation import SAMPLING, Event, ServerEvents, text_of
 
 KEPT_MAX = 256
 """Conversations that ``previous_response_id`` can go on from; the oldest make room."""
@@ -16,14 +18,47 @@ KEPT_MAX = 256
 KEPT_CHARS_MAX = 16 * 1024 * 1024
 """All of them together, counting a message once for each conversation that it is in."""
 
-_SAME = ("model", "temperature", "top_p", "stream", "parallel_tool_calls", "seed")
+_SAME = ("model", "stream", "parallel_tool_calls", *SAMPLING)
+
+_KNOWN = {
+    *_SAME,
+    "client_metadata",
+    "include",
+    "input",
+    "instructions",
+    "max_output_tokens",
+    "metadata",
+    "previous_response_id",
+    "prompt_cache_key",
+    "prompt_cache_options",
+    "prompt_cache_retention",
+    "reasoning",
+    "safety_identifier",
+    "service_tier",
+    "store",
+    "stream_options",
+    "text",
+    "tool_choice",
+    "tools",
+    "top_logprobs",
+    "truncation",
+    "user",
+}
 
 _ONLY_NOTHING: dict[str, tuple[Any, ...]] = {
     "background": (False,),
+    "context_management": ([],),
     "conversation": (),
+    "logit_bias": ({},),
+    "max_completion_tokens": (),
+    "max_tokens": (),
     "max_tool_calls": (),
+    "messages": ([],),
     "moderation": (),
+    "n": (1,),
     "prompt": (),
+    "response_format": ({"type": "text"},),
+    "stop": ([],),
 }
 
 _NAMES = {
@@ -39,7 +74,7 @@ _TEXTS = ("input_text", "output_text", "text", "reasoning_text", "summary_text")
 Messages = list[dict[str, Any]]
 
 
-class ResponsesInterface:
+class ResponsesInterface(ServerEvents):
     """``/v1/responses``; it keeps the conversations that may be gone on with."""
 
     prefix, names = "resp_", MappingProxyType(_NAMES)
@@ -48,9 +83,17 @@ class ResponsesInterface:
         self._kept: OrderedDict[str, tuple[Messages, int]] = OrderedDict()
         self._chars = 0
 
+    def check(self, body: Mapping[str, Any]) -> tuple[str, ...]:
+        """Return the names of parameters that nobody knows; raises Problem."""
+        return check_names(body, _KNOWN, _ONLY_NOTHING)
+
+    def failed(self, problem: Problem) -> bytes:
+        """Say in the middle of a stream that no more comes."""
+        told = {"type": "error", "code": problem.code, "message": problem.message, "param": None}
+        return event({**told, "error": problem.body["error"]}, "error")
+
     def chat_body(self, body: Mapping[str, Any]) -> dict[str, Any]:
         """Return the body of a chat request that asks the same; raises Problem."""
-        refuse_unless_nothing(body, _ONLY_NOTHING)
         chat = {name: body[name] for name in _SAME if name in body}
         if (most := body.get("max_output_tokens")) is not None:
             chat["max_tokens"] = most
@@ -320,6 +363,7 @@ class ResponseWriter:
                 "input_tokens": answer.prompt_tokens,
                 "input_tokens_details": {"cached_tokens": answer.reused_tokens},
                 "output_tokens": answer.tokens,
+                "output_tokens_details": {"reasoning_tokens": found.thought_tokens},
                 "total_tokens": answer.prompt_tokens + answer.tokens,
             },
             "p2pinfer": account_of(found),

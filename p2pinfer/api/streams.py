@@ -17,8 +17,10 @@ PING_S = 15.0
 
 PING = b": ping\n\n"
 
+CONTENT_TYPE = "text/event-stream; charset=utf-8"
+
 HEADERS = {
-    "content-type": "text/event-stream; charset=utf-8",
+    "content-type": CONTENT_TYPE,
     "cache-control": "no-cache",
     "x-accel-buffering": "no",
 }
@@ -69,7 +71,7 @@ class Worked(Response):
 
 
 class EventStream(Response):
-    """Events as they come; comments while none do.
+    """Events as they come; what means nothing (a comment) while none do.
 
     What goes wrong before the first event has a status code of its own, and is an event later.
     """
@@ -79,10 +81,11 @@ class EventStream(Response):
         events: AsyncGenerator[bytes],
         headers: dict[str, str] | None = None,
         failed: Callable[[Problem], bytes] = lambda problem: event(problem.body),
+        ping: bytes = PING,
     ) -> None:
         super().__init__(headers={**HEADERS, **(headers or {})})
         del self.headers["content-length"]
-        self._events, self._failed = events, failed
+        self._events, self._failed, self._ping = events, failed, ping
 
     async def __call__(self, _: Scope, receive: Receive, send: Send) -> None:
         """Send all events."""
@@ -100,7 +103,7 @@ class EventStream(Response):
                     case Problem():
                         item = self._failed(item)
                     case None:
-                        item = PING
+                        item = self._ping
                 if not started:
                     started = True
                     start = {"status": self.status_code, "headers": self.raw_headers}

@@ -3,6 +3,7 @@
 import secrets
 from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import aclosing
+from dataclasses import replace
 from functools import partial
 from typing import Any
 
@@ -10,15 +11,18 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
+from p2pinfer.api import messages, ollama
 from p2pinfer.api.certificates import receipt_link
 from p2pinfer.api.completions import ID_BYTES, body_of
 from p2pinfer.api.gateway import Finished, Gateway
-from p2pinfer.api.messages import MessagesInterface, problem_body
+from p2pinfer.api.messages import MessagesInterface
+from p2pinfer.api.ollama import OllamaChat, OllamaGenerate
+from p2pinfer.api.ollama_models import refuse_embeddings
 from p2pinfer.api.problems import Problem, problem_of
-from p2pinfer.api.questions import Question, chat_question
+from p2pinfer.api.questions import Question, chat_question, completion_question
 from p2pinfer.api.replies import trust_header
 from p2pinfer.api.responses import ResponsesInterface
-from p2pinfer.api.streams import EventStream, Worked, event
+from p2pinfer.api.streams import EventStream, Worked
 from p2pinfer.api.translation import Interface, Writer, renamed
 from p2pinfer.core.errors import P2pinferError
 from p2pinfer.core.sampling import SEEDS
@@ -31,12 +35,13 @@ MESSAGES_PATH = "/v1/messages"
 
 def body_for(path: str, problem: Problem) -> dict[str, Any]:
     """Return a problem in the envelope of the interface that was asked."""
-    is_messages = path == MESSAGES_PATH or path.startswith(f"{MESSAGES_PATH}/")
-    return problem_body(problem) if is_messages else problem.body
+    if path == MESSAGES_PATH or path.startswith(f"{MESSAGES_PATH}/"):
+        return messages.problem_body(problem)
+    return ollama.problem_body(problem) if path in ollama.PATHS else problem.body
 
 
 class Translated:
-    """``/v1/messages`` and ``/v1/responses``, and what is refused with a reason."""
+    """``/v1/messages``, ``/v1/responses`` and Ollama's questions; what is refused with a reason."""
 
     def __init__(self, find: Find) -> None:
         self._find = find
@@ -45,27 +50,26 @@ class Translated:
     @property
     def routes(self) -> list[Route]:
         """Where each endpoint is."""
-        messages = partial(self._answer, self._messages)
-        responses = partial(self._answer, self._responses)
+        asked: dict[str, Interface] = {
+            MESSAGES_PATH: self._messages,
+            "/v1/responses": self._responses,
+            "/api/chat": OllamaChat(),
+            "/api/generate": OllamaGenerate(),
+        }
         return [
-            Route("/v1/messages", messages, methods=["POST"]),
-            Route("/v1/messages/count_tokens", self._count, methods=["POST"]),
-            Route("/v1/responses", responses, methods=["POST"]),
-            Route("/v1/embeddings", self._refuse_embeddings, methods=["POST"]),
+            *(
+                Route(path, partial(self._answer, interface), methods=["POST"])
+                for path, interface in asked.items()
+            ),
+            Route(f"{MESSAGES_PATH}/count_tokens", self._count, methods=["POST"]),
+            Route("/v1/embeddings", refuse_embeddings, methods=["POST"]),
         ]
-
-    async def _refuse_embeddings(self, _: Request) -> Response:
-        text = (
-            "This server makes no embeddings: its models are made to go on with a text, and the"
-            " rows that they make of one compare texts poorly. Run an embedding model beside it."
-        )
-        raise Problem(400, text, "unsupported_endpoint")
 
     async def _count(self, request: Request) -> Response:
         body = await body_of(request)
         gateway, _ = await self._find(body.get("model"))
-        chat = self._messages.counted_body(body)
-        question = _question(self._messages, gateway, chat)
+        ignored = self._messages.check(body)
+        question = _question(self._messages, gateway, self._messages.counted_body(body), ignored)
         try:
             return JSONResponse({"input_tokens": await gateway.count_tokens(question)})
         except P2pinferError as error:
@@ -74,13 +78,20 @@ class Translated:
     async def _answer(self, interface: Interface, request: Request) -> Response:
         body = await body_of(request)
         gateway, slug = await self._find(body.get("model"))
-        question = _question(interface, gateway, interface.chat_body(body))
+        ignored = interface.check(body)
         name = interface.prefix + secrets.token_hex(ID_BYTES)
-        writer = interface.writer({"id": name, "created": gateway.now(), "model": slug}, body)
+        head = {"id": name, "created": gateway.now(), "model": slug}
+        if (reply := interface.at_once(head, body)) is not None:
+            return JSONResponse(reply)
+        question = _question(interface, gateway, interface.chat_body(body), ignored)
+        writer = interface.writer(head, body)
         headers = {"x-request-id": name, "x-p2pinfer-receipt": receipt_link(name)}
+        if question.ignored:
+            headers["x-p2pinfer-ignored"] = ", ".join(question.ignored)
         if question.stream:
-            events = _events(gateway, question, name, writer)
-            return EventStream(events, headers, lambda problem: _failed(request.url.path, problem))
+            events = _events(gateway, question, name, interface, writer)
+            headers["content-type"] = interface.content_type
+            return EventStream(events, headers, interface.failed, interface.ping)
 
         async def work() -> Response:
             answers = []
@@ -95,17 +106,21 @@ class Translated:
         return Worked(work)
 
 
-def _question(interface: Interface, gateway: Gateway, chat: dict[str, Any]) -> Question:
+def _question(
+    interface: Interface, gateway: Gateway, asked: dict[str, Any], ignored: tuple[str, ...]
+) -> Question:
     """Judge a translated request; what is wrong is said in the interface's own words."""
     seed = secrets.randbelow(SEEDS) if gateway.seed is None else gateway.seed
+    judge = chat_question if "messages" in asked else completion_question
     try:
-        return chat_question(chat, gateway.defaults, seed)
+        question = judge(asked, gateway.defaults, seed)
     except Problem as problem:
         raise renamed(problem, interface.names) from None
+    return replace(question, ignored=ignored)
 
 
 async def _events(
-    gateway: Gateway, question: Question, name: str, writer: Writer
+    gateway: Gateway, question: Question, name: str, interface: Interface, writer: Writer
 ) -> AsyncGenerator[bytes]:
     has_begun = False
     async with aclosing(gateway.answer(question, name)) as parts:
@@ -114,14 +129,6 @@ async def _events(
                 has_begun = True
                 answer = part.answer if isinstance(part, Finished) else gateway.running[name]
                 for each in writer.begin(answer.prompt_tokens, answer.reused_tokens):
-                    yield event(each, each["type"])
+                    yield interface.encode(each)
             for each in writer.take(part):
-                yield event(each, each["type"])
-
-
-def _failed(path: str, problem: Problem) -> bytes:
-    """Say in the middle of a stream that no more comes."""
-    if path == MESSAGES_PATH:
-        return event(problem_body(problem), "error")
-    told = {"type": "error", "code": problem.code, "message": problem.message, "param": None}
-    return event({**told, "error": problem.body["error"]}, "error")
+                yield interface.encode(each)

@@ -1,11 +1,12 @@
 """What interfaces other than chat completions share: their bodies become those of a chat."""
 
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, Protocol
 
 from p2pinfer.api.gateway import Part
 from p2pinfer.api.problems import Problem, invalid
+from p2pinfer.api.streams import CONTENT_TYPE, PING, event
 
 Event = dict[str, Any]
 
@@ -40,24 +41,70 @@ class Interface(Protocol):
         """Its own words for a chat's parameters, for what is said of them."""
         ...
 
+    @property
+    def content_type(self) -> str:
+        """Of a stream."""
+        ...
+
+    @property
+    def ping(self) -> bytes:
+        """What a silent stream sends, which means nothing."""
+        ...
+
+    def check(self, body: Mapping[str, Any]) -> tuple[str, ...]:
+        """Return the names of parameters that nobody knows; raises Problem as ``check_names``."""
+        ...
+
     def chat_body(self, body: Mapping[str, Any]) -> dict[str, Any]:
-        """Return the body of a chat request that asks the same; raises Problem."""
+        """Return the body of a chat request that asks the same; raises Problem.
+
+        One with a prompt and no messages is a completion's.
+        """
+        ...
+
+    def at_once(self, head: Mapping[str, Any], body: Mapping[str, Any]) -> Event | None:
+        """Return the reply to a request that asks the model nothing; None where it does."""
         ...
 
     def writer(self, head: Mapping[str, Any], body: Mapping[str, Any]) -> Writer:
         """Return what writes the reply; ``head`` has its id, its time and its model."""
         ...
 
+    def encode(self, told: Event) -> bytes:
+        """Return an event as a stream has it."""
+        ...
 
-def refuse_unless_nothing(body: Mapping[str, Any], only: Mapping[str, tuple[Any, ...]]) -> None:
-    """Raise Problem for parameters that cannot be honoured, unless they ask for nothing."""
-    for name, values in only.items():
-        value = body.get(name)
-        if value is not None and not any(
-            value == each and isinstance(value, bool) == isinstance(each, bool) for each in values
-        ):
-            text = f"Unsupported parameter: '{name}' is not supported by this server."
-            raise Problem(400, text, "unsupported_parameter", name)
+    def failed(self, problem: Problem) -> bytes:
+        """Say in the middle of a stream that no more comes."""
+        ...
+
+
+class ServerEvents:
+    """What interfaces share whose streams are server-sent events, each named by its type."""
+
+    content_type, ping = CONTENT_TYPE, PING
+
+    def at_once(self, _head: Mapping[str, Any], _body: Mapping[str, Any]) -> Event | None:
+        """Every request asks the model."""
+        return None
+
+    def encode(self, told: Event) -> bytes:
+        """Return an event as a stream has it."""
+        return event(told, told["type"])
+
+
+SAMPLING = (
+    "temperature",
+    "top_p",
+    "top_k",
+    "min_p",
+    "seed",
+    "presence_penalty",
+    "frequency_penalty",
+    "repeat_penalty",
+    "repeat_last_n",
+)
+"""How tokens are drawn, in a chat's words; interfaces that lack some of them take them, too."""
 
 
 def renamed(problem: Problem, names: Mapping[str, str]) -> Problem:
@@ -85,6 +132,13 @@ def text_of(value: Any, where: str, kinds: tuple[str, ...]) -> str:
             raise invalid(f"{where}[{at}]", "must be text: the model reads nothing else")
         found.append(text)
     return "\n".join(found)
+
+
+def going_on(messages: Sequence[Mapping[str, Any]]) -> dict[str, Any]:
+    """Say that the answer goes on from the assistant's last words, if they come last."""
+    last = messages[-1] if messages else {}
+    goes_on = last.get("role") == "assistant" and last.get("content") and "tool_calls" not in last
+    return {"continue_final_message": True} if goes_on else {}
 
 
 def object_of(arguments: str) -> dict[str, Any]:

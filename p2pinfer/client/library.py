@@ -1,36 +1,19 @@
-"""The library: join a swarm and ask it, from trio or from plain synchronous code.
-
-from p2pinfer import connect
-
-async with connect(["/ip4/192.168.1.7/tcp/40613/p2p/12D3KooW…"]) as swarm:
-    async for piece in swarm.chat([{"role": "user", "content": "Name a tree."}]):
-        print(piece, end="")
-
-with connect([…]) as swarm:
-    for piece in swarm.chat([{"role": "user", "content": "Name a tree."}]):
-        print(piece, end="")
-"""
+"""A swarm that answers: messages or a prompt in, streamed text out."""
 
 import secrets
-import threading
 from collections.abc import (
     AsyncGenerator,
     AsyncIterator,
-    Awaitable,
     Callable,
-    Iterator,
     Mapping,
     Sequence,
 )
-from contextlib import AsyncExitStack, aclosing, asynccontextmanager, suppress
+from contextlib import aclosing, asynccontextmanager
 from dataclasses import replace
-from functools import partial
-from pathlib import Path
-from types import MappingProxyType, TracebackType
-from typing import Any, TypeVar
+from types import MappingProxyType
+from typing import Any
 
 import trio
-import trio.from_thread
 
 from p2pinfer.client.answer import Answer, AnswerWriter, Attempts, ChatOptions, verified
 from p2pinfer.client.grammars import (
@@ -43,8 +26,6 @@ from p2pinfer.client.grammars import (
 from p2pinfer.client.session_pool import SessionPool
 from p2pinfer.client.tool_calls import Tool, as_text, knows_tools
 from p2pinfer.core.errors import PeerError, PromptTooLong, UserError, lone_errors
-from p2pinfer.core.ids import ModelId
-from p2pinfer.core.limits import AUDIT_RATE_DEFAULT, CONTEXT_DEFAULT, SESSIONS_DEFAULT
 from p2pinfer.core.sampling import SEEDS, USUAL, Sampling, sampling_of
 from p2pinfer.engine.special_tokens import Spellings
 from p2pinfer.engine.template import (
@@ -52,19 +33,13 @@ from p2pinfer.engine.template import (
     Message,
     Prompt,
     check_template,
-    read_template,
     template_remark,
 )
-from p2pinfer.node.model_supply import name_model, open_store, open_whole
-from p2pinfer.node.requester import Client, ClientOptions, Machine, open_client
-from transports.base import Reach
-from transports.secret import read_network_key
+from p2pinfer.node.requester import Client
 
 BYTES_PER_POSITION_MAX = 32
 """Of UTF-8 in a text that is looked at at all: other than in long runs of one character a token
 stands for 3 to 5, and what is longer would only be made into tokens to be refused."""
-
-T = TypeVar("T")
 
 
 class Swarm:
@@ -307,193 +282,3 @@ async def open_swarm(
                 nursery.cancel_scope.cancel()
                 await swarm.close()
                 await pool.close()
-
-
-class connect:  # noqa: N801 -- used like a function
-    """A swarm joined as somebody who asks, for the length of a ``with`` or ``async with`` block.
-
-    Args:
-        bootstrap: multiaddrs of peers in the swarm.
-        model: a GGUF file, ``default``, or a model's id; else what the swarm serves.
-        network: the swarm's name.
-        network_key: the file with the key of a private network.
-        mdns: find peers on the local network without an address.
-        dht: find peers of the model in a distributed hash table.
-        keep_layers: how many layers at each end of the model are run here.
-        sessions: answers at once.
-        context: positions per session.
-        audit_rate: the share of stages whose part in an answer is run again by somebody else.
-        sponsored: ask on the account of a peer that serves on this machine, which full stages
-            prefer; they learn that the two belong together.
-        drafts: send likely next tokens ahead, which changes no answer.
-        draft_model: a small model of the same family, all of it here, that also says which ones.
-        chat_template: a file with a Jinja template, used in place of the model's own.
-
-    Raises:
-        UserError: an argument cannot be used.
-        NobodyServes: nobody answers at any of the addresses.
-    """
-
-    def __init__(
-        self,
-        bootstrap: Sequence[str] = (),
-        *,
-        model: str | None = None,
-        network: str = "main",
-        network_key: str | Path | None = None,
-        mdns: bool = False,
-        dht: bool = False,
-        keep_layers: int = 1,
-        sessions: int = SESSIONS_DEFAULT,
-        context: int = CONTEXT_DEFAULT,
-        audit_rate: float = AUDIT_RATE_DEFAULT,
-        sponsored: bool = True,
-        drafts: bool = True,
-        draft_model: str | None = None,
-        chat_template: str | Path | None = None,
-    ) -> None:
-        if not 0 <= audit_rate <= 1:
-            raise UserError(f"audit_rate must be from 0 to 1, and not {audit_rate}")
-        audit_rate = float(audit_rate)  # a whole 0 would be refused where answers are examined
-        key = read_network_key(Path(network_key)) if network_key else None
-        reach = Reach(network, key, mdns, dht)
-        self._model, self._sessions = model, sessions
-        self._audit_rate, self._sponsored, self._drafts = audit_rate, sponsored, drafts
-        self._draft_model = draft_model
-        self._template = read_template(Path(chat_template)) if chat_template else None
-        self._how = (tuple(bootstrap), reach, keep_layers, Machine(sessions, context))
-        self._stack = AsyncExitStack()
-        self._thread: _TrioThread | None = None
-
-    async def __aenter__(self) -> Swarm:
-        return await self._stack.enter_async_context(self._open())
-
-    async def __aexit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> bool | None:
-        return await self._stack.__aexit__(kind, error, trace)
-
-    def __enter__(self) -> "SyncSwarm":
-        self._thread = _TrioThread(self._open)
-        return SyncSwarm(self._thread.swarm, self._thread)
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        assert self._thread
-        self._thread.close()
-
-    @asynccontextmanager
-    async def _open(self) -> AsyncIterator[Swarm]:
-        store = open_store()
-
-        async def find(name: str) -> ModelId:
-            return await trio.to_thread.run_sync(name_model, name, store, lambda *_: None)
-
-        small = await find(self._draft_model) if self._draft_model else None
-        options = ClientOptions(
-            await find(self._model) if self._model else None,
-            *self._how,
-            audit_rate=self._audit_rate,
-            sponsored=self._sponsored,
-            drafts=self._drafts,
-            draft_model=open_whole(small, store) if small else None,
-            default_model=partial(find, "default"),
-        )
-        async with (
-            open_client(options, store, lambda _: None) as client,
-            open_swarm(client, self._sessions, chat_template=self._template) as swarm,
-        ):
-            yield swarm
-
-
-class SyncSwarm:
-    """A swarm for code that knows nothing of trio; several threads may ask at once."""
-
-    def __init__(self, swarm: Swarm, thread: "_TrioThread") -> None:
-        self._swarm, self._thread = swarm, thread
-
-    @property
-    def model_name(self) -> str:
-        """What the model calls itself."""
-        return self._swarm.model_name
-
-    def chat(
-        self,
-        messages: Sequence[Message],
-        *,
-        sampling: Sampling | None = None,
-        max_tokens: int | None = None,
-        stops: Sequence[str] = (),
-        parse_special: bool = False,
-        answer: Answer | None = None,
-    ) -> Iterator[str]:
-        """Yield the text of the assistant's next message; as ``Swarm.chat``."""
-        pieces = self._swarm.chat(
-            messages,
-            sampling=sampling,
-            max_tokens=max_tokens,
-            stops=stops,
-            parse_special=parse_special,
-            answer=answer,
-        )
-        try:
-            while True:
-                try:
-                    yield self._thread.run(anext, pieces)
-                except StopAsyncIteration:
-                    return
-        finally:
-            self._thread.run(pieces.aclose)
-
-
-class _TrioThread:
-    """An event loop in a thread of its own, with a swarm open in it."""
-
-    def __init__(self, opening: Callable[[], Any]) -> None:
-        self._opening = opening
-        self._is_open = threading.Event()
-        self._failure: BaseException | None = None
-        self._thread = threading.Thread(target=self._main, name="p2pinfer", daemon=True)
-        self._thread.start()
-        self._is_open.wait()
-        if self._failure:
-            self._thread.join()
-            raise self._failure
-
-    def run(self, function: Callable[..., Awaitable[T]], *arguments: Any) -> T:
-        """Call an async function over there and return what it returns."""
-
-        async def call() -> T:
-            return await function(*arguments)
-
-        return trio.from_thread.run(call, trio_token=self._token)
-
-    def close(self) -> None:
-        """Leave the swarm; wait until that is done."""
-        with suppress(trio.RunFinishedError):  # it has failed by itself
-            trio.from_thread.run_sync(self._leave.set, trio_token=self._token)
-        self._thread.join()
-        if self._failure:
-            raise self._failure
-
-    def _main(self) -> None:
-        try:
-            trio.run(self._run)
-        except BaseException as error:  # noqa: BLE001 -- it is raised where the swarm was opened
-            self._failure = error
-        finally:
-            self._is_open.set()
-
-    async def _run(self) -> None:
-        async with self._opening() as self.swarm:
-            self._token = trio.lowlevel.current_trio_token()
-            self._leave = trio.Event()
-            self._is_open.set()
-            await self._leave.wait()

@@ -58,12 +58,17 @@ class Speech:
         self._strips = thoughts is not Thoughts.NONE
         """White space that comes next belongs to no part."""
         self.thoughts = self.words = ""
+        self.thought_tokens = 0
+        """Of the answer's tokens, up to the one that ended its thoughts."""
         self.calls: list[ToolCall] = []
 
-    def feed(self, text: str) -> Iterator[Heard]:
-        """Yield what is certain now."""
+    def feed(self, text: str, tokens: int = 0) -> Iterator[Heard]:
+        """Yield what is certain now, of an answer with that many tokens."""
         self._rest += text
+        was_thinking = self._at is _In.THOUGHTS
         yield from self._heard(is_over=False)
+        if was_thinking or self._at is _In.THOUGHTS:
+            self.thought_tokens = tokens
 
     def end(self) -> Iterator[Heard]:
         """Yield what was held back, now that nothing follows."""

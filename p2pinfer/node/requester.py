@@ -186,6 +186,7 @@ class Client(SwarmClient):
             drafts=options.drafts,
             draft_model=draft_model,
         )
+        self.audit_rate = options.audit_rate if options.evidence else 0.0
         self._auditor: Auditor | None = None
         self.frauds: Frauds | None = None
         """The record of proven cheats; None if no evidence is gathered."""

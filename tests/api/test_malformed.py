@@ -9,12 +9,12 @@ import trio.testing
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from p2pinfer.api import questions, tool_parameters
+from p2pinfer.api import tool_parameters
+from p2pinfer.api.parameter_names import CHAT_NAMES, ONLY_NOTHING
 from tests.support.fake_gateway import fake_gateway, http
 
 NAMES = sorted(
-    {*questions._HONOURED, *questions._CHAT, *questions._IGNORED, *questions._ONLY_NOTHING}
-    - {"model", "max_tokens", "max_completion_tokens", "n_predict"}
+    {*CHAT_NAMES, *ONLY_NOTHING} - {"model", "max_tokens", "max_completion_tokens", "n_predict"}
 )
 
 WORDS = st.sampled_from(

@@ -4,13 +4,14 @@ import errno
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from dataclasses import replace
+from typing import cast
 
 import pytest
 import trio
 from trio.testing import MockClock
 
 from p2pinfer.api.app import make_app
-from p2pinfer.api.gateway import Gateway
+from p2pinfer.api.gateway import Access, Gateway
 from p2pinfer.api.metrics import Metrics
 from p2pinfer.api.models import IDLE_S_MAX, LOOK_S, OTHERS_MAX, Models
 from p2pinfer.core.errors import UserError
@@ -73,6 +74,22 @@ async def test_request_chooses_by_id_or_name(autojump_clock: MockClock, name: st
         assert refused.status_code == 404
         assert "toy-model, other-model" in refused.json()["error"]["message"]
         assert (await ask.get("/v1/models/other-model")).json()["p2pinfer"]["model"] == OTHER
+
+
+async def test_health_tells_of_each_open_model(autojump_clock: MockClock) -> None:
+    """Another's trouble is told, and is not the gateway's own; with a key nothing is named."""
+    async with several("Other: Model") as (models, _, _client):
+        async with http(make_app(models._own, models)) as ask:
+            assert (await ask.get("/health")).json() == {"status": "ok"}
+            other = await models.find("other-model")
+            cast("FakeClient", other.swarm.client).absent = "nobody serves layers 3:9"
+            reply = await ask.get("/health")
+            assert reply.status_code == 200
+            said = {"toy-model": "ok", "other-model": "nobody serves layers 3:9"}
+            assert reply.json() == {"status": "ok", "models": said}
+        guarded = replace(models._own, access=Access("secret"), is_own=False)
+        async with http(make_app(replace(guarded, metrics=Metrics()), models)) as ask:
+            assert (await ask.get("/health")).json() == {"status": "ok"}
 
 
 async def test_models_of_one_name_are_told_apart_by_their_ids(autojump_clock: MockClock) -> None:

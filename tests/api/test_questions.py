@@ -9,14 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from p2pinfer.api.parameter_names import UNKNOWN_TOLD_MAX
 from p2pinfer.api.problems import Problem
-from p2pinfer.api.questions import (
-    TOKENS_MAX,
-    UNKNOWN_TOLD_MAX,
-    Question,
-    chat_question,
-    completion_question,
-)
+from p2pinfer.api.questions import TOKENS_MAX, Question, chat_question, completion_question
 from p2pinfer.client.answer import ChatOptions
 from p2pinfer.client.grammars import Shape, json_shape
 from p2pinfer.client.tool_calls import Tool, Tools
@@ -123,6 +118,7 @@ def test_assistant_may_have_said_nothing() -> None:
     for message in (
         {"role": "user", "content": None},
         {"role": "system"},
+        {"role": [], "content": "x"},
     ):
         assert refusal(messages=[message]).status == 400
 

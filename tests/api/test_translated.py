@@ -36,6 +36,11 @@ ASKED: dict[str, dict[str, Any]] = {
         "input": "Look.",
         "tools": [{"type": "function", "name": "look", "parameters": SCHEMA}],
     },
+    "/api/chat": {
+        "messages": [{"role": "user", "content": "Look."}],
+        "options": {"num_predict": 2},
+    },
+    "/api/generate": {"prompt": "Look.", "options": {"num_predict": 2}},
 }
 
 
@@ -85,6 +90,25 @@ async def test_message_is_made_of_blocks(autojump_clock: MockClock) -> None:
     assert events[-2]["usage"]["output_tokens"] == whole["usage"]["output_tokens"]
 
 
+async def test_message_goes_on_from_the_assistants_last_words(
+    autojump_clock: MockClock, prompts: list[str]
+) -> None:
+    """Its text is what comes behind them; they count as the prompt's."""
+    said = [{"role": "user", "content": "Look."}, {"role": "assistant", "content": "It is"}]
+    body = {"model": "default", "max_tokens": 9, "messages": said}
+    async with fake_gateway(chat_template=TEMPLATE) as (_, client, app), http(app) as ask:
+        client.made.ends.script[:] = [" dark."]
+        counted = (await ask.post("/v1/messages/count_tokens", json=body)).json()
+        whole = (await ask.post("/v1/messages", json=body)).json()
+        assert whole["content"] == [{"type": "text", "text": " dark."}]
+        assert counted["input_tokens"] == whole["usage"]["input_tokens"]
+        use = {"type": "tool_use", "id": "1", "name": "f", "input": {}}
+        said[-1]["content"] = [use]  # type: ignore[assignment] # on purpose
+        refused = await ask.post("/v1/messages", json=body)
+        assert "words of the assistant alone" in refused.json()["error"]["message"]
+    assert "assistant: It is" not in prompts[-1]
+
+
 async def test_message_names_the_stop_sequence_that_came(autojump_clock: MockClock) -> None:
     """And has no thoughts unless they are asked for."""
     more = {"thinking": None, "tools": None, "stop_sequences": ["STOP"]}
@@ -103,6 +127,10 @@ async def test_response_has_items_and_events_in_order(autojump_clock: MockClock)
     assert message["content"][0]["text"] == "Well."
     assert (call["name"], json.loads(call["arguments"])) == ("look", {"at": "é"})
     assert whole["status"] == "completed"
+    usage = whole["usage"]
+    thought = len("Hm.</think>") // 3 + 1  # the script's tokens are three characters each
+    assert usage["output_tokens_details"] == {"reasoning_tokens": thought}
+    assert usage["output_tokens"] > thought
     assert [each["sequence_number"] for each in events] == list(range(len(events)))
     kinds = [each["type"].removeprefix("response.") for each in events]
     order = [kind for at, kind in enumerate(kinds) if not at or kinds[at - 1] != kind]
@@ -216,9 +244,21 @@ async def test_errors_have_the_shape_of_the_interface(autojump_clock: MockClock)
     [
         ("/v1/messages", {"max_tokens": None}, "max_tokens"),
         ("/v1/messages", {"tools": [{"type": "bash_20250124", "name": "bash"}]}, "tools[0]"),
+        ("/v1/messages", {"tools": [{"type": []}]}, "tools[0]"),
+        ("/v1/messages", {"messages": [{"role": []}]}, "messages[0].role"),
+        (
+            "/v1/messages",
+            {"messages": [{"role": "user", "content": [{"type": {}}]}]},
+            "messages[0].content[0].type",
+        ),
+        ("/v1/responses", {"input": [{"role": {}, "content": "x"}]}, "input"),
+        ("/v1/responses", {"input": [{"type": []}]}, "input[0].type"),
         ("/v1/messages", {"mcp_servers": [{"url": "x"}]}, "mcp_servers"),
         ("/v1/messages", {"stop_sequences": 3}, "stop_sequences"),
+        ("/v1/messages", {"temperatur": 1}, "temperatur"),
         ("/v1/responses", {"background": True}, "background"),
+        ("/v1/responses", {"max_tokens": 3}, "max_tokens"),
+        ("/v1/responses", {"instruction": "Be kind."}, "instruction"),
         ("/v1/responses", {"tools": [{"name": "web_search"}]}, "tools[0]"),
         ("/v1/responses", {"tool_choice": {"type": "web_search"}}, "tool_choice"),
         ("/v1/responses", {"max_output_tokens": "x"}, "max_output_tokens"),
@@ -236,7 +276,8 @@ async def test_what_cannot_be_honoured_is_refused_by_name(
         assert reply.status_code == 400
         assert f"'{named}'" in reply.json()["error"]["message"]
         fine = {"model": "default", **ASKED[path], "vendor_hint": 1}
-        assert (await ask.post(path, json=fine)).status_code == 200
+        reply = await ask.post(path, json=fine)
+        assert (reply.status_code, reply.headers["x-p2pinfer-ignored"]) == (200, "vendor_hint")
 
 
 @pytest.mark.parametrize(
@@ -285,9 +326,12 @@ JSON = st.recursive(
 NAMES = st.sampled_from(
     ["messages", "system", "tools", "tool_choice", "thinking", "output_config", "stop_sequences",
      "input", "instructions", "text", "reasoning", "include", "previous_response_id", "metadata",
-     "temperature", "top_p", "stream", "parallel_tool_calls", "store", "context_management"]
+     "temperature", "top_p", "stream", "parallel_tool_calls", "store", "context_management",
+     "prompt", "format", "think", "options", "raw", "suffix", "keep_alive"]
 )  # fmt: skip
-PATHS = st.sampled_from(["/v1/messages", "/v1/messages/count_tokens", "/v1/responses"])
+PATHS = st.sampled_from(
+    ["/v1/messages", "/v1/messages/count_tokens", "/v1/responses", "/api/chat", "/api/generate"]
+)
 
 
 def check(path: str, changes: Mapping[str, Any]) -> None:
@@ -300,7 +344,8 @@ def check(path: str, changes: Mapping[str, Any]) -> None:
             reply = await ask.post(path, content=json.dumps(body))
             assert reply.status_code < 500, reply.text
             if reply.status_code >= 400:
-                assert reply.json()["error"]["message"]
+                error = reply.json()["error"]
+                assert error if path.startswith("/api/") else error["message"]
 
     trio.run(ask_it, clock=trio.testing.MockClock(autojump_threshold=0))
 

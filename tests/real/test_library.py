@@ -1,6 +1,9 @@
 """The library with three real peers: from trio, and from code without trio."""
 
+import os
+import sys
 from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 
@@ -8,6 +11,7 @@ from p2pinfer import connect
 from p2pinfer.client.answer import Answer
 from p2pinfer.core.errors import NobodyServes, UserError
 from p2pinfer.core.sampling import Sampling
+from tests.support.page_code import run_section
 from tests.support.processes import CONTEXT, NETWORK, Peer
 
 pytestmark = pytest.mark.real
@@ -41,6 +45,12 @@ def test_streaming_without_trio_from_several_threads(swarm: list[Peer]) -> None:
             answers = set(threads.map(ask, range(3)))
     assert len(answers) == 1
     assert answers.pop()
+
+
+def test_streaming_under_asyncio(swarm: list[Peer], tmp_path: Path) -> None:
+    """As docs/clients.md shows it."""
+    here = {"ADDRESS": swarm[2].address, '"main"': f'"{NETWORK}"'}
+    assert run_section("Python without a gateway", here, sys.executable, {**os.environ}, tmp_path)
 
 
 def test_errors_are_raised_in_the_caller(swarm: list[Peer]) -> None:

@@ -39,8 +39,21 @@ class FakeClient:
 
     def __init__(self, made: chain.Swarm) -> None:
         self.made, self.ends = made, made.ends
-        info = SimpleNamespace(name="Toy Model", layers=30, chat_template=None)
-        self.model = SimpleNamespace(id=MODEL, info=info, advice=Advice())
+        info = SimpleNamespace(
+            name="Toy Model",
+            architecture="toy",
+            license=None,
+            layers=30,
+            width=8,
+            vocabulary_tokens=50,
+            context_tokens=2 * chain.CONTEXT,
+            type_bytes={"Q4_1": 99},
+            chat_template=None,
+        )
+        tensors = [SimpleNamespace(shape=(50, 8)), SimpleNamespace(shape=(1200,))]
+        manifest = SimpleNamespace(size=1234, tensors=tensors)
+        self.model = SimpleNamespace(id=MODEL, info=info, manifest=manifest, advice=Advice())
+        self.audit_rate = 0.25
         self.absent = self.silent = ""
         self.engine_is_lost = False
         self.called = 0

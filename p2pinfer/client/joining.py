@@ -1,0 +1,371 @@
+"""Joining a swarm as somebody who asks, from trio, from asyncio, or from plain code.
+
+from p2pinfer import connect
+
+async with connect(["/ip4/192.168.1.7/tcp/40613/p2p/12D3KooW…"]) as swarm:
+    async for piece in swarm.chat([{"role": "user", "content": "Name a tree."}]):
+        print(piece, end="")
+
+with connect([…]) as swarm:
+    for piece in swarm.chat([{"role": "user", "content": "Name a tree."}]):
+        print(piece, end="")
+
+The first works under trio and under asyncio alike: FastAPI, notebooks.
+"""
+
+import asyncio
+import threading
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from functools import partial
+from pathlib import Path
+from types import TracebackType
+from typing import Any, TypeVar, cast
+
+import trio
+import trio.from_thread
+
+from p2pinfer.client.answer import Answer
+from p2pinfer.client.library import Swarm, open_swarm
+from p2pinfer.core.errors import UserError
+from p2pinfer.core.ids import ModelId
+from p2pinfer.core.limits import AUDIT_RATE_DEFAULT, CONTEXT_DEFAULT, SESSIONS_DEFAULT
+from p2pinfer.core.sampling import Sampling
+from p2pinfer.engine.template import Message, read_template
+from p2pinfer.node.model_supply import name_model, open_store, open_whole
+from p2pinfer.node.requester import ClientOptions, Machine, open_client
+from transports.base import Reach
+from transports.secret import read_network_key
+
+T = TypeVar("T")
+
+
+class connect:  # noqa: N801 -- used like a function
+    """A swarm joined as somebody who asks, for the length of a ``with`` or ``async with`` block.
+
+    Args:
+        bootstrap: multiaddrs of peers in the swarm.
+        model: a GGUF file, ``default``, or a model's id; else what the swarm serves.
+        network: the swarm's name.
+        network_key: the file with the key of a private network.
+        mdns: find peers on the local network without an address.
+        dht: find peers of the model in a distributed hash table.
+        keep_layers: how many layers at each end of the model are run here.
+        sessions: answers at once.
+        context: positions per session.
+        audit_rate: the share of stages whose part in an answer is run again by somebody else.
+        sponsored: ask on the account of a peer that serves on this machine, which full stages
+            prefer; they learn that the two belong together.
+        drafts: send likely next tokens ahead, which changes no answer.
+        draft_model: a small model of the same family, all of it here, that also says which ones.
+        chat_template: a file with a Jinja template, used in place of the model's own.
+
+    Raises:
+        UserError: an argument cannot be used.
+        NobodyServes: nobody answers at any of the addresses.
+    """
+
+    def __init__(
+        self,
+        bootstrap: Sequence[str] = (),
+        *,
+        model: str | None = None,
+        network: str = "main",
+        network_key: str | Path | None = None,
+        mdns: bool = False,
+        dht: bool = False,
+        keep_layers: int = 1,
+        sessions: int = SESSIONS_DEFAULT,
+        context: int = CONTEXT_DEFAULT,
+        audit_rate: float = AUDIT_RATE_DEFAULT,
+        sponsored: bool = True,
+        drafts: bool = True,
+        draft_model: str | None = None,
+        chat_template: str | Path | None = None,
+    ) -> None:
+        if not 0 <= audit_rate <= 1:
+            raise UserError(f"audit_rate must be from 0 to 1, and not {audit_rate}")
+        audit_rate = float(audit_rate)  # a whole 0 would be refused where answers are examined
+        key = read_network_key(Path(network_key)) if network_key else None
+        reach = Reach(network, key, mdns, dht)
+        self._model, self._sessions = model, sessions
+        self._audit_rate, self._sponsored, self._drafts = audit_rate, sponsored, drafts
+        self._draft_model = draft_model
+        self._template = read_template(Path(chat_template)) if chat_template else None
+        self._how = (tuple(bootstrap), reach, keep_layers, Machine(sessions, context))
+        self._stack = AsyncExitStack()
+        self._thread: _TrioThread | None = None
+
+    async def __aenter__(self) -> "Swarm | AsyncioSwarm":
+        if trio.lowlevel.in_trio_task():
+            return await self._stack.enter_async_context(self._open())
+        opening = asyncio.ensure_future(asyncio.to_thread(_TrioThread, self._open))
+        try:
+            thread = await _see_through(opening)
+        except asyncio.CancelledError:
+            if not opening.cancelled() and not opening.exception():
+                await asyncio.to_thread(opening.result().close)
+            raise
+        swarm = AsyncioSwarm(thread.swarm, thread)
+        self._stack.push_async_callback(swarm.close)
+        return swarm
+
+    async def __aexit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> bool | None:
+        return await self._stack.__aexit__(kind, error, trace)
+
+    def __enter__(self) -> "SyncSwarm":
+        self._thread = _TrioThread(self._open)
+        return SyncSwarm(self._thread.swarm, self._thread)
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        assert self._thread
+        self._thread.close()
+
+    @asynccontextmanager
+    async def _open(self) -> AsyncIterator[Swarm]:
+        store = open_store()
+
+        async def find(name: str) -> ModelId:
+            return await trio.to_thread.run_sync(name_model, name, store, lambda *_: None)
+
+        small = await find(self._draft_model) if self._draft_model else None
+        options = ClientOptions(
+            await find(self._model) if self._model else None,
+            *self._how,
+            audit_rate=self._audit_rate,
+            sponsored=self._sponsored,
+            drafts=self._drafts,
+            draft_model=open_whole(small, store) if small else None,
+            default_model=partial(find, "default"),
+        )
+        async with (
+            open_client(options, store, lambda _: None) as client,
+            open_swarm(client, self._sessions, chat_template=self._template) as swarm,
+        ):
+            yield swarm
+
+
+class SyncSwarm:
+    """A swarm for code that knows nothing of trio; several threads may ask at once."""
+
+    def __init__(self, swarm: Swarm, thread: "_TrioThread") -> None:
+        self._swarm, self._thread = swarm, thread
+
+    @property
+    def model_name(self) -> str:
+        """What the model calls itself."""
+        return self._swarm.model_name
+
+    def chat(
+        self,
+        messages: Sequence[Message],
+        *,
+        sampling: Sampling | None = None,
+        max_tokens: int | None = None,
+        stops: Sequence[str] = (),
+        parse_special: bool = False,
+        answer: Answer | None = None,
+    ) -> Iterator[str]:
+        """Yield the text of the assistant's next message; as ``Swarm.chat``."""
+        pieces = self._swarm.chat(
+            messages,
+            sampling=sampling,
+            max_tokens=max_tokens,
+            stops=stops,
+            parse_special=parse_special,
+            answer=answer,
+        )
+        try:
+            while True:
+                try:
+                    yield self._thread.run(anext, pieces)
+                except StopAsyncIteration:
+                    return
+        finally:
+            self._thread.run(pieces.aclose)
+
+
+class AsyncioSwarm:
+    """A swarm for code that runs in asyncio; several tasks may ask at once."""
+
+    def __init__(self, swarm: Swarm, thread: "_TrioThread") -> None:
+        self._swarm, self._thread = swarm, thread
+        self._waiting: set[asyncio.Future[Any]] = set()
+
+    @property
+    def model_name(self) -> str:
+        """What the model calls itself."""
+        return self._swarm.model_name
+
+    async def chat(
+        self,
+        messages: Sequence[Message],
+        *,
+        sampling: Sampling | None = None,
+        max_tokens: int | None = None,
+        stops: Sequence[str] = (),
+        parse_special: bool = False,
+        answer: Answer | None = None,
+    ) -> AsyncGenerator[str, None]:
+        """Yield the text of the assistant's next message; as ``Swarm.chat``."""
+        pieces = self._swarm.chat(
+            messages,
+            sampling=sampling,
+            max_tokens=max_tokens,
+            stops=stops,
+            parse_special=parse_special,
+            answer=answer,
+        )
+        try:
+            while True:
+                try:
+                    yield await self._wait(anext, pieces)
+                except StopAsyncIteration:
+                    return
+        finally:
+            with suppress(trio.RunFinishedError):  # the swarm was left: it has closed them
+                await self._wait(pieces.aclose)
+
+    async def close(self) -> None:
+        """Leave the swarm; wait until that is done."""
+        try:
+            await _see_through(asyncio.ensure_future(asyncio.to_thread(self._thread.close)))
+        finally:
+            for each in self._waiting:
+                if not each.done():
+                    each.set_exception(trio.RunFinishedError("the swarm was left"))
+
+    async def _wait(self, function: Callable[..., Awaitable[T]], *arguments: Any) -> T:
+        """Call an async function over there; if cancelled, so is that, before this ends."""
+        loop = asyncio.get_running_loop()
+        done: asyncio.Future[T] = loop.create_future()
+
+        def settle(value: T | None, failure: BaseException | None) -> None:
+            if done.done():
+                return
+            if failure:
+                done.set_exception(failure)
+            else:
+                done.set_result(value)  # type: ignore[arg-type] # it is there
+
+        def tell(value: T | None, failure: BaseException | None) -> None:
+            with suppress(RuntimeError):  # the loop is closed: nobody waits
+                loop.call_soon_threadsafe(settle, value, failure)
+
+        self._waiting.add(done)
+        try:
+            cancel = self._thread.start(function, arguments, tell)
+            return await _see_through(done, cancel)
+        finally:
+            self._waiting.discard(done)
+
+
+async def _see_through(future: "asyncio.Future[T]", cancel: Callable[[], None] = lambda: None) -> T:
+    """Wait until a future is done, cancelled or not; ``cancel`` may hasten it."""
+    cancelled: asyncio.CancelledError | None = None
+    while not future.done():
+        try:
+            await asyncio.wait({future})
+        except asyncio.CancelledError as error:
+            cancelled = error
+            cancel()
+    if cancelled:
+        if not future.cancelled():
+            future.exception()  # it was looked at
+        raise cancelled
+    return future.result()
+
+
+class _TrioThread:
+    """An event loop in a thread of its own, with a swarm open in it."""
+
+    def __init__(self, opening: Callable[[], Any]) -> None:
+        self._opening = opening
+        self._is_open = threading.Event()
+        self._failure: BaseException | None = None
+        self._thread = threading.Thread(target=self._main, name="p2pinfer", daemon=True)
+        self._thread.start()
+        self._is_open.wait()
+        if self._failure:
+            self._thread.join()
+            raise self._failure
+
+    def run(self, function: Callable[..., Awaitable[T]], *arguments: Any) -> T:
+        """Call an async function over there and return what it returns."""
+
+        async def call() -> T:
+            return await function(*arguments)
+
+        return trio.from_thread.run(call, trio_token=self._token)
+
+    def start(
+        self,
+        function: Callable[..., Awaitable[T]],
+        arguments: Sequence[Any],
+        tell: Callable[[T | None, BaseException | None], None],
+    ) -> Callable[[], None]:
+        """Call an async function over there, and tell what comes of it; return what cancels it.
+
+        Raises:
+            trio.RunFinishedError: the swarm was left.
+        """
+        scope = trio.CancelScope()
+        left = trio.RunFinishedError("the swarm was left")
+
+        async def work() -> None:
+            value, failure = None, cast("BaseException | None", left)
+            try:
+                with scope:
+                    try:
+                        value, failure = await function(*arguments), None
+                    except Exception as error:  # noqa: BLE001 -- it is raised where it is awaited
+                        failure = error
+            finally:
+                tell(value, failure)
+
+        def begin() -> None:
+            if self._leave.is_set():
+                tell(None, left)
+            else:
+                self._nursery.start_soon(work)
+
+        def cancel() -> None:
+            with suppress(trio.RunFinishedError):
+                self._token.run_sync_soon(scope.cancel)
+
+        self._token.run_sync_soon(begin)
+        return cancel
+
+    def close(self) -> None:
+        """Leave the swarm; wait until that is done."""
+        with suppress(trio.RunFinishedError):  # it has failed by itself
+            trio.from_thread.run_sync(self._leave.set, trio_token=self._token)
+        self._thread.join()
+        if self._failure:
+            raise self._failure
+
+    def _main(self) -> None:
+        try:
+            trio.run(self._run)
+        except BaseException as error:  # noqa: BLE001 -- it is raised where the swarm was opened
+            self._failure = error
+        finally:
+            self._is_open.set()
+
+    async def _run(self) -> None:
+        async with self._opening() as self.swarm, trio.open_nursery() as self._nursery:
+            self._token = trio.lowlevel.current_trio_token()
+            self._leave = trio.Event()
+            self._is_open.set()
+            await self._leave.wait()
+            self._nursery.cancel_scope.cancel()

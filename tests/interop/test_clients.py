@@ -1,0 +1,84 @@
+"""Larger clients on a gateway with real peers and the default model, as docs/clients.md shows them.
+
+They have an environment of their own, which ``make clients`` makes; without it these are skipped.
+"""
+
+import json
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.support.gateways import RunningGateway, running_gateway
+from tests.support.page_code import ADDRESS, blocks, run_section
+
+ENVIRONMENT = Path(__file__).parents[2] / ".venv-clients"
+PYTHON = ENVIRONMENT / "bin" / "python"
+
+pytestmark = [
+    pytest.mark.real,
+    pytest.mark.skipif(not PYTHON.exists(), reason="the clients are not installed: make clients"),
+]
+
+
+@pytest.fixture(scope="module")
+def gateway(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningGateway]:
+    """Provide a gateway with three peers of its own."""
+    home = tmp_path_factory.mktemp("home")
+    with running_gateway(home, "--local", "3", "--context", "1024") as running:
+        yield running
+
+
+@pytest.fixture
+def environment(tmp_path: Path) -> dict[str, str]:
+    """Provide what the clients find in their environment: nothing of a person, no Internet."""
+    kept = {name: os.environ[name] for name in ("LANG", "TMPDIR") if name in os.environ}
+    return {
+        **kept,
+        "HOME": str(tmp_path),
+        "PATH": f"{PYTHON.parent}{os.pathsep}{os.environ['PATH']}",
+        "LLM_USER_PATH": str(tmp_path / "llm"),
+        "LITELLM_LOCAL_MODEL_COST_MAP": "True",
+    }
+
+
+def run(name: str, url: str, environment: dict[str, str], folder: Path) -> list[str]:
+    """Run a section of the page; return the lines that it prints."""
+    return run_section(name, {ADDRESS: url}, str(PYTHON), environment, folder).splitlines()
+
+
+def test_litellm(gateway: RunningGateway, environment: dict[str, str], tmp_path: Path) -> None:
+    """Whole by OpenAI's interface and streamed by Anthropic's."""
+    assert len(run("LiteLLM", gateway.url, environment, tmp_path)) >= 2
+
+
+def test_langchain(gateway: RunningGateway, environment: dict[str, str], tmp_path: Path) -> None:
+    """A stream, a bound tool's arguments, and an answer of a pydantic class."""
+    *_, called, shaped = run("LangChain", gateway.url, environment, tmp_path)
+    assert called.startswith("{'city': '")
+    assert shaped.startswith("city='")
+
+
+def test_llm(gateway: RunningGateway, environment: dict[str, str], tmp_path: Path) -> None:
+    """By the plugin a prompt, and an answer that keeps to a schema; a prompt without it."""
+    (tmp_path / "llm").mkdir()
+    printed = "\n".join(run("llm", gateway.url, environment, tmp_path))
+    said, brace, rest = printed.partition("{")
+    assert said
+    found, end = json.JSONDecoder().raw_decode(brace + rest)
+    assert isinstance(found["name"], str)
+    assert isinstance(found["metres"], int)
+    assert (brace + rest)[end:].strip()
+
+
+def test_llama_index(gateway: RunningGateway, environment: dict[str, str], tmp_path: Path) -> None:
+    """A chat, and a text that goes on, streamed."""
+    assert len("".join(run("LlamaIndex", gateway.url, environment, tmp_path))) > 20
+
+
+def test_every_section_is_run() -> None:
+    """By these tests, or by those in tests/real."""
+    here = {"LiteLLM", "LangChain", "llm", "LlamaIndex"}
+    there = {"curl", "openai", "anthropic", "ollama", "Python without a gateway"}
+    assert {name for name, code in blocks().items() if code} == here | there
