@@ -1,6 +1,7 @@
 """Fixtures used by several folders of tests."""
 
 import logging
+import os
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -14,6 +15,9 @@ from p2pinfer import logs
 from p2pinfer.engine.gguf.model_header import default_model_path
 from tests.support.natlab.hosts import why_not
 from tests.support.natlab.internet import Internet
+from tests.support.surroundings import NOT_LOOKING
+
+os.environ |= NOT_LOOKING  # the processes that tests start, and command lines in this one
 
 # No deadline: an example's duration depends on how busy the machine is.
 settings.register_profile("p2pinfer", deadline=None, suppress_health_check=[HealthCheck.too_slow])
@@ -34,6 +38,7 @@ SLOW = (
     "core/test_python_process.py",
     "fuzz/",
     "interop/",
+    "natlab/test_same_network.py",
     "node/test_hub.py",
     "peers/parts/test_fetch.py",
     "peers/steps/test_hostile.py",

@@ -4,11 +4,12 @@ Protocols are written once, against `Transport` and `Channel`. libp2p makes them
 transport makes them a simulation, and bare TCP is the baseline that benchmarks compare libp2p with.
 """
 
+import re
 from collections.abc import Awaitable, Callable, Sequence
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass
 from enum import Enum
-from typing import Protocol
+from typing import Final, Protocol
 
 from p2pinfer.core.ids import PeerId
 from p2pinfer.core.ways import is_circuit as is_circuit  # noqa: PLC0414 -- passed on
@@ -18,6 +19,9 @@ MESSAGE_BYTES_MAX = 9 * 1024 * 1024
 
 GOSSIP_BYTES_MAX = 16 * 1024
 """One gossiped message, which every peer receives. An advertisement is signed in 4 KiB at most."""
+
+
+NETWORK_NAME: Final = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 
 
 class Relaying(Enum):

@@ -200,6 +200,11 @@ def is_loopback(multiaddr: str) -> bool:
     return False
 
 
+def are_only_here(multiaddrs: Sequence[str]) -> bool:
+    """Whether addresses are named, and all can be reached only from this machine."""
+    return bool(multiaddrs) and all(map(is_loopback, multiaddrs))
+
+
 def machine_addresses() -> list[Address]:
     """Return the addresses of all interfaces that are up; the routed ones if none are reported."""
     try:

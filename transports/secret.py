@@ -6,6 +6,8 @@ from contextlib import suppress
 from pathlib import Path
 from typing import Final
 
+from blake3 import blake3
+
 from p2pinfer.core.errors import UserError
 
 SECRET_BYTES: Final = 32
@@ -45,8 +47,22 @@ def read_network_key(path: Path) -> bytes:
     return read_secret(path, "network key", "Ask a peer of that network for a copy.")
 
 
+def token_id(token: bytes) -> str:
+    """Return what a secret is called in public: 32 hexadecimal digits that say nothing of it."""
+    return blake3(token, derive_key_context="p2pinfer invitation token id, version 1").hexdigest(16)
+
+
 def create_secret(path: Path) -> bool:
     """Create a secret and write it, whole or not at all; False if the file already existed.
+
+    Raises:
+        OSError: the file cannot be written.
+    """
+    return write_secret(path, secrets.token_bytes(SECRET_BYTES))
+
+
+def write_secret(path: Path, secret: bytes) -> bool:
+    """Write a secret, whole or not at all; False if the file already existed, and stays.
 
     Raises:
         OSError: the file cannot be written.
@@ -56,7 +72,7 @@ def create_secret(path: Path) -> bool:
     descriptor = os.open(draft, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
     try:
         with os.fdopen(descriptor, "w", encoding="ascii") as file:
-            file.write(secrets.token_bytes(SECRET_BYTES).hex() + "\n")
+            file.write(secret.hex() + "\n")
             file.flush()
             os.fsync(descriptor)
         with suppress(FileExistsError):  # another process was first: its key counts

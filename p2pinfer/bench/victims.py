@@ -90,6 +90,7 @@ class Victims:
             *["--model", self._model.id, "--layers", str(self.ranges[place])],
             *(["--bootstrap", *ways_in] if ways_in else []),
             *["--listen", "/ip4/127.0.0.1/tcp/0", "--network", NETWORK],
+            *["--no-mdns", "--no-dht"],
             *["--identity", str(self._home / f"identity-{number}")],
             *["--sessions", str(machine.sessions), "--context", str(machine.context)],
             *["--threads", str(machine.threads)],

@@ -2,6 +2,7 @@
 
 import json
 
+from p2pinfer.cli.options import INVITED
 from p2pinfer.cli.terminal import say
 from p2pinfer.node.peer import Serving
 from transports.interfaces import is_loopback
@@ -18,12 +19,14 @@ class JoinAnnouncer:
         """Prepare.
 
         Args:
-            reach: the options that others need to reach the same swarm, besides an address.
+            reach: the options that others need to reach the same swarm, besides an address; or an
+                invitation, which is enough.
             as_json: print one JSON object for each range.
             fixed: the layers were chosen by a person.
             mdns: others can find this peer on the local network without an address.
         """
         self._reach, self._as_json, self._fixed, self._mdns = reach, as_json, fixed, mdns
+        self._is_invitation = reach.strip().upper().startswith(INVITED)
         self._was_said = False
 
     def tell(self, serving: Serving) -> None:
@@ -61,16 +64,19 @@ class JoinAnnouncer:
         ranges = self._missing(serving, layers)
         lines = [(where, f"join{range_}") for where, range_ in zip(places, ranges, strict=False)]
         lines.append(("to chat, on any machine", "chat"))
-        way_in = self._way_in(serving)
+        is_found = self._mdns and not is_local and not self._is_invitation
+        near = " of this local network" if is_found else ""
+        way_in = self._reach if is_found or self._is_invitation else self._way_in(serving)
         for where, verb in lines:
-            print(f"{where}, run:")
+            print(f"{where}{near}, run:")
             print(f"  p2pinfer {verb}{way_in}")
+        if is_found:
+            print("for machines elsewhere, one line that says all:")
+            print("  p2pinfer invite")
         print("ready; Ctrl-C to leave", flush=True)
 
     def _way_in(self, serving: Serving) -> str:
         """Return the options with which others reach this peer."""
-        if self._mdns:
-            return f" --mdns{self._reach}"
         address = serving.addresses[0] if serving.addresses else "ADDRESS"
         return f" --bootstrap {address} --model {serving.model.id}{self._reach}"
 

@@ -62,8 +62,10 @@ def chat(
     answer.options()  # raises before anything starts
     template = answer.template()
     limits = machine.machine()
-    ways = ways_in(bootstrap, network)
-    if not (ways or looks_around(reach.of(network))):
+    named = reach.ways_in(bootstrap)
+    way, model = reach.of(network, named), reach.model(model)
+    ways = ways_in(named, way.network)
+    if not (ways or looks_around(way)):
         raise UserError(NO_WAY_IN)
     check_named(model)
     question = question_of(prompt, as_json=as_json)
@@ -71,7 +73,7 @@ def chat(
     options = ClientOptions(
         name_model(model, store) if model else None,
         ways,
-        reach.of(network),
+        way,
         answer.keep_layers,
         limits,
         find_s_max=wait,

@@ -17,7 +17,7 @@ from p2pinfer.core.errors import UserError
 
 FILE_BYTES_MAX = 1 << 20
 
-SECRETS = {"--api-key"}
+SECRETS = {"--api-key", "--invitation", "--revoke"}
 """Options whose values are never shown."""
 
 Table = dict[str, Any]

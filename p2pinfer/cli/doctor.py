@@ -86,7 +86,10 @@ async def examine(patient: Patient) -> list[Diagnosis]:
 def _ways_in(look: Observer) -> list[Diagnosis]:
     found = [Diagnosis("bootstrap", False, f"no answer: {failure}") for failure in look.failures]
     if not (look.ways_in or look.is_connected):
-        text = "no swarm is known: give a peer's address with --bootstrap, or try --mdns"
+        text = (
+            "no swarm is known: take an invitation, which p2pinfer invite prints on a machine that"
+            " is in it, or give a peer's address with --bootstrap"
+        )
         found.append(Diagnosis("bootstrap", False, text))
     elif not look.is_connected:
         text = "none of the known peers answers: check the address and the network"

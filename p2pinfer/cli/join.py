@@ -90,16 +90,19 @@ def join(
     from p2pinfer.node.peer import PeerOptions
 
     limits = machine.machine()
+    model = reach.model(model)
     fixed = None if layers is None else _parse_layers(layers)
     memory_bytes = parse_bytes("memory", memory)
     store = open_store(parse_bytes("quota", quota))
+    ways_in = reach.ways_in(bootstrap)
+    way = relay.of(reach.of(network, (*listen, *ways_in)))
     options = PeerOptions(
         model=name_model(model, store) if model else None,
         layers=fixed,
         listen=listen,
         announce=announce,
-        bootstrap=bootstrap,
-        network=relay.of(reach.of(network)),
+        bootstrap=ways_in,
+        network=way,
         identity=identity,
         machine=limits,
         memory_bytes=memory_bytes,
@@ -110,15 +113,19 @@ def join(
         how_to_reach(network, reach),
         as_json=as_json,
         fixed=fixed is not None,
-        mdns=reach.mdns and not announce,  # an announced address is for machines elsewhere
+        mdns=way.mdns and not announce,  # an announced address is for machines elsewhere
     )
     _lend(options, store, announcer, until_stdin_closes=until_stdin_closes, as_json=as_json)
 
 
 def how_to_reach(network: str, reach: ReachFlags) -> str:
     """Return the options that others need to reach the same swarm."""
+    network, key = reach.of(network).network, reach.network_key
+    if reach.invitation:
+        if not (got := reach.got_key_file()):
+            return f" {reach.invitation.strip()}"
+        key = got  # the invitation is used up
     found = "" if network == "main" else f" --network {quote(network)}"
-    key = reach.network_key
     return found + (f" --network-key {quote(str(key))}" if key else "")
 
 

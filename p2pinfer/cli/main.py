@@ -10,7 +10,7 @@ from cyclopts import App, CycloptsError, Group, Parameter, UnusedCliTokensError
 
 from p2pinfer import logs
 from p2pinfer.cli.config_file import ConfigFile
-from p2pinfer.cli.options import LOG, LogFlags
+from p2pinfer.cli.options import INVITED, LOG, LogFlags
 from p2pinfer.core import errors
 from p2pinfer.core.errors import P2pinferError
 
@@ -60,6 +60,16 @@ COMMANDS = {
             "Lend this machine to a swarm: serve the layers of a model where it helps most.\n\n"
             "The first Ctrl-C lets sessions finish and hands the layers over; the second stops at"
             " once."
+        ),
+    ),
+    "invite": (
+        ASK,
+        "invite:invite",
+        (
+            "Print an invitation into a swarm: one line, and on a terminal a QR code, for join and"
+            " chat elsewhere.\n\n"
+            "It names the ways in that a peer running here knows, or else those where peers"
+            " answered before. Into a private network it holds the key."
         ),
     ),
     "relay": (
@@ -155,13 +165,18 @@ def launch(
 def spread(words: Sequence[str]) -> list[str]:
     """Repeat --bootstrap before each of several addresses, so that a prompt may follow them.
 
-    A word that follows an address and begins with a slash is another address.
+    A word that follows an address and begins with a slash is another address. And put
+    --invitation before an invitation, which is no prompt.
     """
     found: list[str] = []
     is_value = follows_address = False
     for word in words:
         if follows_address and word.startswith("/"):
             found.append("--bootstrap")
+        elif word[: len(INVITED)].upper() == INVITED and len(word.split()) == 1:
+            if found[-1:] not in (["--invitation"], ["--revoke"]):
+                found.append("--invitation")
+            follows_address = False
         else:
             follows_address = is_value or word.startswith("--bootstrap=")
             is_value = word == "--bootstrap"

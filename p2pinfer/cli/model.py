@@ -180,10 +180,11 @@ def verify(
     model: str
         Model id, or the beginning of one if only one model matches.
     """
+    from p2pinfer.cli.address_files import without_files
     from p2pinfer.engine.store.damage import DamagedPart
     from p2pinfer.node.model_supply import find_held, open_store
 
-    reach = ReachFlags(network_key).of(network)
+    reach = ReachFlags(network_key, mdns=False, dht=False).of(network)
     store = open_store()
     found = find_held(store, model)
     # Not only those that are held: a part of the wrong length is damaged too.
@@ -198,7 +199,8 @@ def verify(
     lacking = [part.name for part in found.parts if not store.held(part) and store.begun(part)]
     repaired: list[str] = []
     if lacking and bootstrap:
-        run_task(lambda: _fetch_again(store, found, lacking, bootstrap, reach))
+        ways_in = without_files(bootstrap)
+        run_task(lambda: _fetch_again(store, found, lacking, ways_in, reach))
         repaired = [name for name in lacking if store.held(found.part(name))]
     left = [name for name in lacking if name not in repaired]
     report = {"model": found.id, "verified": len(here), "damaged": damaged}

@@ -19,10 +19,16 @@ from p2pinfer.core.limits import (
 from p2pinfer.logs import Format, Level
 
 if TYPE_CHECKING:  # what is heavy is imported by the command that needs it
+    from collections.abc import Sequence
+
     from p2pinfer.client.answer import ChatOptions
     from p2pinfer.engine.gguf.sampling_advice import Advice
+    from p2pinfer.node.invitation import Invitation
     from p2pinfer.node.requester import Machine
     from transports.base import Reach
+
+INVITED = "P2PINFER:"
+"""How an invitation begins; what reads the rest is loaded by the commands that need it."""
 
 SESSIONS_MAX = ROWS_PER_DECODE_MAX
 """Every session may have a row in one decode; llama.cpp aborts the process on a larger decode."""
@@ -71,35 +77,123 @@ class ReachFlags:
 
     network_key: NetworkKey = None
     mdns: Annotated[
-        bool, option("mdns", "Find peers on the local network (by mDNS), without an address.")
-    ] = False
+        bool | None,
+        option(
+            "mdns",
+            "Find peers on the local network (by mDNS), without an address. If omitted: yes, unless"
+            " all addresses that are named are of this machine alone.",
+        ),
+    ] = None
     dht: Annotated[
-        bool, option("dht", "Also find a model's peers in a distributed hash table.")
-    ] = False
+        bool | None,
+        option(
+            "dht",
+            "Also find a model's peers in a distributed hash table. If omitted: as for --mdns.",
+        ),
+    ] = None
+    invitation: Annotated[
+        str | None,
+        option(
+            "invitation",
+            "Invitation into a swarm, as p2pinfer invite prints it; it may also be typed without"
+            " the option's name.",
+        ),
+    ] = None
 
-    def of(self, network: str) -> "Reach":
-        """Return these flags as a Reach; raises UserError."""
-        from transports.base import Reach
+    def of(self, network: str, named: "Sequence[str]" = ()) -> "Reach":
+        """Return these flags as a Reach.
+
+        Args:
+            network: the swarm's name.
+            named: the addresses that this machine listens on, and those through which it enters.
+
+        Raises:
+            UserError: the flags cannot be used.
+        """
+        from p2pinfer.node.swarm_connection import reach_of
         from transports.secret import read_network_key
 
         key = read_network_key(self.network_key) if self.network_key else None
-        return Reach(network, key, self.mdns, self.dht)
+        if invited := self.invited():
+            network, key = _network_of(invited, network, key)
+        return reach_of(network, key, self.mdns, self.dht, named)
+
+    @property
+    def says_where(self) -> bool:
+        """Whether a person has said how to find a swarm, or which."""
+        return any((self.network_key, self.mdns, self.dht, self.invitation))
+
+    def invited(self) -> "Invitation | None":
+        """Return the invitation, if there is one, with the key that it has, or brings.
+
+        Raises:
+            UserError: it cannot be used, or was used already.
+            NobodyServes: who made it does not answer.
+        """
+        if self.invitation is None:
+            return None
+        from p2pinfer.node.invitation import read_link
+
+        invited = read_link(self.invitation)
+        if invited.token is None:
+            return invited
+        import trio
+
+        from p2pinfer.node.guest_tokens import enter_as_guest
+
+        return trio.run(enter_as_guest, invited)
+
+    def got_key_file(self) -> Path | None:
+        """Return where the key is that a single-use invitation has brought."""
+        from p2pinfer.node.guest_tokens import key_file
+        from p2pinfer.node.invitation import read_link
+
+        token = read_link(self.invitation).token if self.invitation else None
+        return key_file(token) if token else None
+
+    def ways_in(self, bootstrap: "Sequence[str]") -> tuple[str, ...]:
+        """Return the addresses through which to enter: the named ones, and the invitation's.
+
+        Raises:
+            UserError: a file of addresses, or the invitation, cannot be used.
+        """
+        from p2pinfer.cli.address_files import without_files
+
+        invited = self.invited()
+        return (*without_files(bootstrap), *(invited.addresses if invited else ()))
+
+    def model(self, named: str | None) -> str | None:
+        """Return the model that a person named, or else the one that the invitation is about."""
+        invited = self.invited()
+        return named or (invited.model if invited else None)
+
+
+def _network_of(invited: "Invitation", network: str, key: bytes | None) -> tuple[str, bytes | None]:
+    """Return an invitation's network and key; raises UserError if a person names others."""
+    if network not in ("main", invited.network):
+        raise UserError(
+            f"the invitation is into the network {invited.network}, and --network says {network}:"
+            " omit one of them"
+        )
+    if key and key != invited.key:
+        raise UserError("the invitation has another key than --network-key: omit one of them")
+    return invited.network, invited.key
 
 
 Bootstrap = Annotated[
     tuple[str, ...],
     option(
         "bootstrap",
-        "Addresses of one or more peers already in the swarm. If omitted: of those that answered"
-        " before.",
+        "Addresses of one or more peers already in the swarm, /dnsaddr/ names, or @FILE with one a"
+        " line. If omitted: of those that answered before.",
     ),
 ]
 WaysIn = Annotated[
     tuple[str, ...],
     option(
         "bootstrap",
-        "Addresses of one or more peers already in the swarm. If omitted: the peers that run on"
-        " this machine, or those that answered it before.",
+        "Addresses of one or more peers already in the swarm, /dnsaddr/ names, or @FILE with one a"
+        " line. If omitted: the peers that run on this machine, or those that answered it before.",
     ),
 ]
 RelayMbit = Annotated[

@@ -84,12 +84,14 @@ def peers(
     from p2pinfer.node.requester import NO_WAY_IN
     from p2pinfer.node.swarm_connection import looks_around
 
-    ways = ways_in(bootstrap, network)
-    if not (ways or looks_around(reach.of(network))):
+    named = reach.ways_in(bootstrap)
+    way = reach.of(network, named)
+    ways = ways_in(named, way.network)
+    if not (ways or looks_around(way)):
         raise UserError(NO_WAY_IN)
 
     async def run() -> None:
-        async with open_look(ways, reach.of(network)) as look:
+        async with open_look(ways, way) as look:
             while True:
                 if not look.is_connected:
                     raise NobodyServes(f"no peer answers: {look.why_nobody()}")
@@ -196,10 +198,12 @@ def doctor(
     limits, memory_bytes = machine.machine(), parse_bytes("memory", memory)
     store = open_store()
 
-    here, ways = peers_here(network), ways_in(bootstrap, network)
+    named = reach.ways_in(bootstrap)
+    way = reach.of(network, named)
+    here, ways = peers_here(way.network), ways_in(named, way.network)
 
     async def run() -> None:
-        async with open_look(ways, reach.of(network)) as look:
+        async with open_look(ways, way) as look:
             patient = Patient(look, here, store, limits, memory_bytes, cache_dir())
             findings = await examine(patient)
         healthy = all(finding.is_good for finding in findings)

@@ -44,9 +44,9 @@ def relay(
     from p2pinfer.node.relay_peer import RelayOptions, run_relay
 
     check_range("relay-mbit", relay_mbit, 0.1)
-    options = RelayOptions(
-        listen, announce, bootstrap, replace(reach.of(network), relay_mbit=relay_mbit), identity
-    )
+    ways_in = reach.ways_in(bootstrap)
+    way = replace(reach.of(network, (*listen, *ways_in)), relay_mbit=relay_mbit)
+    options = RelayOptions(listen, announce, ways_in, way, identity)
 
     def ready(peer: PeerId, addresses: tuple[str, ...]) -> None:
         if as_json:

@@ -107,8 +107,10 @@ def serve(
     from p2pinfer.node.model_supply import check_named
 
     check_range("port", port, 0, PORT_MAX)
-    way = reach.of(network)
-    bootstrap = _ways_in(local, bootstrap, way)
+    named = reach.ways_in(bootstrap)
+    way, model = reach.of(network, named), reach.model(model)
+    is_elsewhere = bool(named) or network != "main" or reach.says_where
+    bootstrap = _ways_in(local, named, way, is_elsewhere=is_elsewhere)
     if answer.certificate:
         raise UserError("a gateway serves its certificates at /api/receipts: omit --certificate")
     access = _access(host, api_key, cors_origin, allow_host)
@@ -177,7 +179,8 @@ async def _serve(wanted: _Wanted) -> None:
         nursery = await stack.enter_async_context(_nursery())
         opening = None if wanted.local else partial(_other, wanted, gateway, store, loading)
         front.app, loading.is_over = make_app(gateway, Models(gateway, nursery, opening)), True
-        await stack.enter_async_context(open_status(lambda: _describe(swarm, url)))
+        ways_in = swarm.client.ways_in_told
+        await stack.enter_async_context(open_status(lambda: _describe(swarm, url), ways_in))
         if remark := swarm.remark():
             say(remark)
         if wanted.as_json:
@@ -211,25 +214,26 @@ async def _other(
         yield replace(own, swarm=swarm, defaults=how, running={}, is_own=False)
 
 
-def _ways_in(local: int, bootstrap: tuple[str, ...], way: "Reach") -> tuple[str, ...]:
+def _ways_in(
+    local: int, bootstrap: tuple[str, ...], way: "Reach", *, is_elsewhere: bool
+) -> tuple[str, ...]:
     """Return the addresses through which to enter the swarm; raises UserError."""
     from p2pinfer.node import local_peers
     from p2pinfer.node.swarm_connection import looks_around
-    from transports.base import Reach
 
     check_range("local", local, 0, LOCAL_MAX)
-    if local and (bootstrap or way != Reach()):
+    if local and is_elsewhere:
         raise UserError(
             "--local starts its own swarm on this machine: omit it, or omit --bootstrap, --network,"
-            " --network-key, --mdns and --dht"
+            " --network-key, --mdns, --dht and the invitation"
         )
     if not local:
         bootstrap = local_peers.ways_in(bootstrap, way.network)
     if not (local or bootstrap or looks_around(way)):
         raise UserError(
-            "no swarm is known here. To try it on this machine alone: p2pinfer serve --local 3. To"
-            " reach other machines: --bootstrap ADDRESS (p2pinfer join prints one), or --mdns on"
-            " the same local network"
+            "no swarm is known here. To try it on this machine alone: p2pinfer serve --local 3."
+            " To reach other machines: an invitation (p2pinfer invite prints one there), or"
+            " --bootstrap ADDRESS; --no-mdns keeps this one from looking on the local network"
         )
     return bootstrap
 

@@ -76,9 +76,10 @@ def _join(options: Sequence[str]) -> tuple[list[str], dict[str, str]]:
 
 
 def _anywhere(word: str) -> str:
-    """Return an existing file's absolute path, and any other word as it is."""
-    path = Path(word)
-    return str(path.absolute()) if path.is_file() else word
+    """Return an existing file's absolute path, also after an @, and any other word as it is."""
+    at = "@" if word.startswith("@") else ""
+    path = Path(word.removeprefix(at))
+    return f"{at}{path.absolute()}" if path.is_file() else word
 
 
 def _stop_s() -> int:

@@ -156,7 +156,7 @@ def lines(found: Status) -> list[str]:
             f"answers  {found['answers_running']} running, {waiting} waiting",
             f"sessions {open_} of {found['sessions_max']}",
         ]
-    said = [f"peer     {found['peer']} {runs}", f"state    {_state(found)}"]
+    said = [f"{found['role']:8} {found['peer']} {runs}", f"state    {_state(found)}"]
     said += [f"address  {address}" for address in found.get("addresses", ())]
     if found.get("reached"):
         advice = f"; {found['advice']}" if found.get("advice") else ""

@@ -34,7 +34,7 @@ from p2pinfer.core.sampling import Sampling
 from p2pinfer.engine.template import Message, read_template
 from p2pinfer.node.model_supply import name_model, open_store, open_whole
 from p2pinfer.node.requester import ClientOptions, Machine, open_client
-from transports.base import Reach
+from p2pinfer.node.swarm_connection import reach_of
 from transports.secret import read_network_key
 
 T = TypeVar("T")
@@ -48,8 +48,9 @@ class connect:  # noqa: N801 -- used like a function
         model: a GGUF file, ``default``, or a model's id; else what the swarm serves.
         network: the swarm's name.
         network_key: the file with the key of a private network.
-        mdns: find peers on the local network without an address.
-        dht: find peers of the model in a distributed hash table.
+        mdns: find peers on the local network without an address; None is yes, unless all addresses
+            are of this machine alone.
+        dht: find peers of the model in a distributed hash table; None as for ``mdns``.
         keep_layers: how many layers at each end of the model are run here.
         sessions: answers at once.
         context: positions per session.
@@ -72,8 +73,8 @@ class connect:  # noqa: N801 -- used like a function
         model: str | None = None,
         network: str = "main",
         network_key: str | Path | None = None,
-        mdns: bool = False,
-        dht: bool = False,
+        mdns: bool | None = None,
+        dht: bool | None = None,
         keep_layers: int = 1,
         sessions: int = SESSIONS_DEFAULT,
         context: int = CONTEXT_DEFAULT,
@@ -87,7 +88,7 @@ class connect:  # noqa: N801 -- used like a function
             raise UserError(f"audit_rate must be from 0 to 1, and not {audit_rate}")
         audit_rate = float(audit_rate)  # a whole 0 would be refused where answers are examined
         key = read_network_key(Path(network_key)) if network_key else None
-        reach = Reach(network, key, mdns, dht)
+        reach = reach_of(network, key, mdns, dht, bootstrap)
         self._model, self._sessions = model, sessions
         self._audit_rate, self._sponsored, self._drafts = audit_rate, sponsored, drafts
         self._draft_model = draft_model

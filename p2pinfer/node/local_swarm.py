@@ -144,6 +144,7 @@ def _common_options(machine: Machine, transport: str) -> list[str]:
     """Return the options that all peers of a local swarm share."""
     return [
         *["--listen", "/ip4/127.0.0.1/tcp/0", "--network", "local", "--transport", transport],
+        *["--no-mdns", "--no-dht"],
         *["--sessions", str(machine.sessions), "--context", str(machine.context)],
         *["--threads", str(machine.threads)],
     ]

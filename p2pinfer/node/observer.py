@@ -80,16 +80,16 @@ class Observer:
     ) -> None:
         self._find_anybody = swarm.find_anybody
         self.transport, self.directory, self.chance = swarm.transport, swarm.directory, swarm.chance
-        self.ways_in = swarm.bootstrap
+        self.ways_in, self._faults = swarm.bootstrap, swarm.faults
         self._standings = load_standings()
         self.failures: list[PeerError] = []
         """Bootstrap addresses that did not answer the last time."""
 
     async def renew(self) -> None:
         """Ask the bootstrap peers again what they know; raises UserError if one is no address."""
-        if not self.ways_in:
-            await self._find_anybody()
         self.failures = await self.directory.enter(self.ways_in)
+        if len(self.failures) == len(self.ways_in):
+            await self._find_anybody()
         for model in self.directory.models():  # otherwise only a few peers of each model are known
             self.directory.follow(model)
         await self.directory.enter(self.ways_in)
@@ -97,13 +97,11 @@ class Observer:
     @property
     def is_connected(self) -> bool:
         """Whether a bootstrap peer answered, or a peer was found without one."""
-        if not self.ways_in:
-            return bool(self.directory.peers())
-        return len(self.failures) < len(self.ways_in)
+        return len(self.failures) < len(self.ways_in) or bool(self.directory.peers())
 
     def why_nobody(self) -> str:
         """Return why no peer answered."""
-        reasons = "; ".join(map(str, self.failures))
+        reasons = "; ".join([*self._faults, *map(str, self.failures)])
         return reasons or "no peer was found without an address"
 
     def said(self) -> list[Advertisement]:

@@ -34,6 +34,7 @@ from p2pinfer.engine.store.store import Store
 from p2pinfer.node.fraud_files import open_frauds, sharing
 from p2pinfer.node.identity_lock import hold_identity
 from p2pinfer.node.idle_monitor import ActivityMeter, heed_owner
+from p2pinfer.node.inviting import ways_in_told
 from p2pinfer.node.ledger_db import LedgerKeeper, open_books
 from p2pinfer.node.listen_port import own_listen
 from p2pinfer.node.loading_steps import Step, loading
@@ -66,6 +67,7 @@ from peers.receipts.signer import ReceiptSigner
 from peers.serving.accounts import Accounts
 from peers.serving.server import HeldLayers, Server, ServingPlan
 from transports.base import Reach, Reachability, Transport
+from transports.identity import Identity
 
 T = TypeVar("T")
 
@@ -202,7 +204,8 @@ async def serve_peer(options: PeerOptions, store: Store, hooks: Hooks) -> None:
             hidden = directory.is_hidden
             return {"network": network} | describe_peer(transport, statistics, hidden=hidden)
 
-        await stack.enter_async_context(open_status(describe, partial(sponsor, identity, network)))
+        answer = partial(_answer, identity, options.network, transport, directory)
+        await stack.enter_async_context(open_status(describe, answer))
         with trio.CancelScope() as preparing:
             nursery.start_soon(_cancel_at, hooks.leaving, preparing)
             await _enter(swarm, options, hooks)
@@ -224,6 +227,18 @@ async def serve_peer(options: PeerOptions, store: Store, hooks: Hooks) -> None:
         await stack.enter_async_context(sharing(_frauds(swarm, model.id, server), nursery))
         await server.run()
         directory.leave()
+
+
+def _answer(
+    identity: Identity,
+    reach: str | Reach,
+    transport: Transport,
+    directory: Directory,
+    question: Status,
+) -> Status:
+    """Return what a peer adds to its status for processes of this machine that ask for it."""
+    ways_in = ways_in_told(reach, lambda: transport.addresses, directory, question)
+    return ways_in | sponsor(identity, name_of(reach), question)
 
 
 def _frauds(swarm: SwarmConnection, model: ModelId, server: Server) -> Frauds:
@@ -279,7 +294,9 @@ async def _enter(swarm: SwarmConnection, options: PeerOptions, hooks: Hooks) -> 
     if options.model:
         swarm.directory.follow(options.model)
     hooks.step("looking for peers in the swarm …")
-    ways_in = options.bootstrap
+    for fault in swarm.faults:
+        hooks.say(fault)
+    ways_in = tuple(swarm.bootstrap)
     if not (ways_in and await _ask(swarm.directory, swarm.transport, ways_in, hooks.say)):
         await swarm.find_anybody()
     swarm.stay_in_touch()

@@ -4,6 +4,7 @@ import random
 from collections.abc import Callable
 from contextlib import AsyncExitStack
 from dataclasses import dataclass, field, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, Final
 
@@ -12,7 +13,9 @@ import trio
 from p2pinfer.core.errors import lone_errors
 from p2pinfer.core.ids import PeerId
 from p2pinfer.node.identity_lock import hold_identity
+from p2pinfer.node.inviting import ways_in_told
 from p2pinfer.node.listen_port import own_listen
+from p2pinfer.node.status_socket import Status, open_status
 from p2pinfer.node.swarm_connection import open_swarm_connection
 from peers.discovery.directory import Directory
 from transports.base import Reach, Relaying
@@ -61,10 +64,20 @@ async def run_relay(
                 announce=options.announce,
             )
         )
-        swarm.directory.listen()
+        transport, directory = swarm.transport, swarm.directory
+        about = {"network": options.network.network, "role": "relay", "peer": transport.peer_id}
+
+        def describe() -> Status:
+            return {**about, "addresses": [*transport.addresses], "state": "up", "sessions": []}
+
+        ways_in = partial(ways_in_told, options.network, lambda: transport.addresses, directory)
+        await stack.enter_async_context(open_status(describe, ways_in))
+        directory.listen()
         swarm.stay_in_touch()
-        on_ready(swarm.transport.peer_id, tuple(swarm.transport.addresses))
-        await _follow_all(swarm.directory)
+        if not swarm.bootstrap:
+            swarm.nursery.start_soon(swarm.find_anybody)
+        on_ready(transport.peer_id, tuple(transport.addresses))
+        await _follow_all(directory)
 
 
 async def _follow_all(directory: Directory) -> Any:

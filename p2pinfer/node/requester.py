@@ -37,6 +37,7 @@ from p2pinfer.engine.store.assemble import PartsModel, open_parts, whole_header
 from p2pinfer.engine.store.damage import DamagedPart, MissingChunk
 from p2pinfer.engine.store.store import Store
 from p2pinfer.node.fraud_files import open_frauds, sharing
+from p2pinfer.node.inviting import ways_in_told
 from p2pinfer.node.ledger_db import Side, open_books
 from p2pinfer.node.loading_steps import Step, ignore, loading
 from p2pinfer.node.local_replay import Replays
@@ -64,8 +65,8 @@ _log = logging.getLogger("p2pinfer.node")
 
 NO_WAY_IN = (
     "no swarm is known here. To try it on this machine alone: p2pinfer demo, or for a web page"
-    " p2pinfer serve --local 3. To reach other machines: --bootstrap ADDRESS (p2pinfer join prints"
-    " one), or --mdns on the same local network"
+    " p2pinfer serve --local 3. To reach other machines: an invitation (p2pinfer invite prints one"
+    " there), or --bootstrap ADDRESS; --no-mdns keeps this one from looking on the local network"
 )
 
 
@@ -168,8 +169,10 @@ class Client(SwarmClient):
     ) -> None:
         transport, directory, nursery = swarm.transport, swarm.directory, swarm.nursery
         self.transport = transport
+        self.ways_in_told = partial(ways_in_told, options.network, tuple, directory)
+        """What this client adds to its status for an invitation."""
         self.model, self.ends, self._sign = model, ends, swarm.identity.sign
-        asked = Asked(model.id, model.info.name, options.bootstrap, options.find_s_max)
+        asked = Asked(model.id, model.info.name, swarm.bootstrap, options.find_s_max)
         standings = load_standings()
         nursery.start_soon(keep_standings, standings)
         super().__init__(

@@ -10,20 +10,27 @@ import trio
 
 from p2pinfer.core.errors import NobodyServes, lone_errors
 from p2pinfer.core.ids import ModelId, PeerId
+from p2pinfer.node.guest_tokens import GuestTokens
 from p2pinfer.node.known_peers import KnownPeers
 from p2pinfer.node.model_supply import Choose, pick_model
 from p2pinfer.node.sponsors import clock_ms
 from peers.discovery.directory import Directory
 from peers.steps.messaging import SESSION
+from transports import dnsaddr
 from transports.base import Reach, Transport
 from transports.blocklist import GuardedTransport
 from transports.identity import Identity, ephemeral_identity
+from transports.interfaces import are_only_here
+
+RESOLVE_S = 30.0
+"""How often names are asked for while no peer is known; a resolver's own cache spares the rest."""
 
 AGAIN_S_MAX = 5.0
 """For one of the peers of a former run to answer; where a machine is gone for good, none does."""
 
-LAN_S_MAX = 8.0
-"""For finding a peer on the local network and its answer; usually two or three seconds."""
+LAN_S_MAX = 4.0
+"""For finding a peer on the local network and its answer: two questions by mDNS, a second apart,
+should Wi-Fi lose one. Usually less than one; a machine that is alone there waits for all of it."""
 
 
 def open_transport(
@@ -32,6 +39,7 @@ def open_transport(
     listen: Sequence[str],
     announce: Sequence[str],
     network: str | Reach,
+    guests: GuestTokens | None = None,
 ) -> AbstractAsyncContextManager[Transport]:
     """Return the transport of this kind, which runs while the block lasts."""
     if kind == "tcp":
@@ -40,12 +48,23 @@ def open_transport(
         return open_tcp(identity.peer_id)
     from transports.libp2p.transport import open_libp2p  # half a second of imports
 
-    return open_libp2p(identity, listen, network, announce=announce)
+    return open_libp2p(identity, listen, network, announce=announce, guests=guests)
 
 
 def name_of(network: str | Reach) -> str:
     """Return a network's name."""
     return network if isinstance(network, str) else network.network
+
+
+def reach_of(
+    network: str, key: bytes | None, mdns: bool | None, dht: bool | None, named: Sequence[str]
+) -> Reach:
+    """Return how to reach a swarm; mDNS and the DHT are on unless switched off.
+
+    None for either is yes, unless all addresses that are named are of this machine alone.
+    """
+    looks = not are_only_here(named)
+    return Reach(network, key, looks if mdns is None else mdns, looks if dht is None else dht)
 
 
 def looks_around(network: str | Reach) -> bool:
@@ -65,7 +84,7 @@ class SwarmConnection:
     transport: GuardedTransport
     directory: Directory
     bootstrap: Sequence[str]
-    """Multiaddrs of peers in the swarm."""
+    """Multiaddrs of peers in the swarm; no names that stand for others."""
     chance: random.Random
     """Picks which peers to ask, and where to start."""
     nursery: trio.Nursery
@@ -74,6 +93,10 @@ class SwarmConnection:
     """Who answered in former runs."""
     is_on_lan: bool = True
     """Whether peers are looked for on the local network, too."""
+    names: Sequence[str] = ()
+    """The ``/dnsaddr/`` names among the addresses that a person gave."""
+    faults: Sequence[str] = ()
+    """Why some of these stood for nothing at the start."""
 
     async def find_anybody(self) -> bool:
         """Look for peers without an address; say whether one answered in time."""
@@ -103,26 +126,47 @@ class SwarmConnection:
     async def enter(self, model: ModelId | None) -> None:
         """Learn which peers are there, those of the model above all, and stay in touch.
 
+        Where none of the addresses answers, peers are looked for as if there were none.
+
         Raises:
-            NobodyServes: no peer answers at any of the addresses, or on the local network.
+            NobodyServes: no peer answers anywhere.
             UserError: one of them is no address.
         """
         if model is not None:
             self.directory.follow(model)
         failures = await self.directory.enter(self.bootstrap)
-        if not self.bootstrap and not await self.find_anybody():
-            where = "on the local network" if self.is_on_lan else "where peers were before"
-            raise NobodyServes(f"no peer answers {where}: name one with --bootstrap")
-        if self.bootstrap and len(failures) == len(self.bootstrap):
-            reasons = "; ".join(str(failure) for failure in failures)
-            raise NobodyServes(f"no peer answers: {reasons}")
+        if len(failures) == len(self.bootstrap) and not await self.find_anybody():
+            reasons = "; ".join([*self.faults, *map(str, failures)])
+            raise NobodyServes(f"no peer answers: {reasons}" if reasons else self._alone())
         self.stay_in_touch()
+
+    def _alone(self) -> str:
+        places = ["on the local network"] if self.is_on_lan else []
+        places += ["where peers were before"] if self.known and self.known.load() else []
+        return (
+            f"no peer answers {' or '.join(places)}: take an invitation, which p2pinfer invite"
+            " prints on a machine of the swarm, or name a peer with --bootstrap; to try it on this"
+            " machine alone: p2pinfer demo"
+        )
 
     def stay_in_touch(self) -> None:
         """Gossip and exchange digests with other peers from now on."""
         self.nursery.start_soon(self.directory.run, self.bootstrap)
+        if self.names:
+            self.nursery.start_soon(self._resolve_again)
         if self.known:
             self.nursery.start_soon(self.known.keep, lambda: self.directory.answered)
+
+    async def _resolve_again(self) -> None:
+        """Ask what the names stand for while nobody is known, for ever.
+
+        A laptop may start before its Wi-Fi, and records change while it sleeps.
+        """
+        while True:
+            await trio.sleep(RESOLVE_S)
+            if self.directory.knows_nobody:
+                found, _ = await dnsaddr.resolve(self.names)
+                self.directory.look_at(found)
 
     async def pick_model(self, default: Choose) -> ModelId:
         """Follow the model that the swarm serves, or else the default; return its id.
@@ -148,8 +192,10 @@ async def open_swarm_connection(
 ) -> AsyncIterator[SwarmConnection]:
     """Open a transport with a directory while the block lasts; no peer is dialled yet.
 
+    In a private network one that listens gives the key to guests that this machine has invited.
+
     Args:
-        bootstrap: multiaddrs of peers in the swarm.
+        bootstrap: multiaddrs of peers in the swarm, or names that stand for some.
         network: which swarm it is.
         identity: None makes a temporary one.
         listen: multiaddrs to listen on.
@@ -161,9 +207,14 @@ async def open_swarm_connection(
     """
     chance = random.Random()  # noqa: S311 -- picks which peers to ask, and where to start
     identity = identity or ephemeral_identity()
+    guests = None
+    if listen and isinstance(network, Reach) and network.key:
+        guests = GuestTokens(network)
+    names = [address for address in bootstrap if dnsaddr.is_dnsaddr(address)]
+    bootstrap, faults = await dnsaddr.resolve(bootstrap)
     with lone_errors():
         async with (
-            open_transport(kind, identity, listen, announce, network) as inner,
+            open_transport(kind, identity, listen, announce, network, guests) as inner,
             trio.open_nursery() as nursery,
         ):
             transport = GuardedTransport(inner)
@@ -180,6 +231,8 @@ async def open_swarm_connection(
                     # Bare TCP dials what a libp2p peer does not understand.
                     KnownPeers(network) if kind == "libp2p" else None,
                     _is_on_lan(network),
+                    names,
+                    faults,
                 )
             finally:
                 nursery.cancel_scope.cancel()

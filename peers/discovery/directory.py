@@ -95,6 +95,11 @@ class Directory:
         """Whether there is no room for more peers, so that others probably exist."""
         return self.view.is_full
 
+    @property
+    def knows_nobody(self) -> bool:
+        """Whether no other peer is known."""
+        return self.view.knows_nobody()
+
     def listen(self) -> None:
         """Answer other peers from now on."""
         self._transport.handle(DIRECTORY, self._answer)
@@ -183,6 +188,10 @@ class Directory:
                         nursery.start_soon(self._gossip, model)
                     self._wake = trio.Event()
                     await self._wake.wait()
+
+    def look_at(self, ways_in: Sequence[str]) -> None:
+        """Try these addresses, too, whenever the peers there are missing."""
+        self._bootstrap.add(ways_in)
 
     async def enter(self, ways_in: Sequence[str]) -> list[PeerError]:
         """Compare views with the peer at each address; return the errors.

@@ -22,6 +22,7 @@ def printed(
     end: int = 29,
     fixed: bool = False,
     mdns: bool = False,
+    reach: str = " --network n",
 ) -> list[str]:
     """Return the lines that follow the facts about a serving peer."""
     model: Any = SimpleNamespace(
@@ -29,7 +30,7 @@ def printed(
         info=SimpleNamespace(name="Toy", layers=30),
         manifest=SimpleNamespace(license="mit"),
     )
-    announcer = JoinAnnouncer(" --network n", as_json=False, fixed=fixed, mdns=mdns)
+    announcer = JoinAnnouncer(reach, as_json=False, fixed=fixed, mdns=mdns)
     announcer.tell(Serving(PeerId("12D3KooW"), addresses, model, first, end, 28))
     lines = capsys.readouterr().out.splitlines()
     (facts,) = [n for n, line in enumerate(lines) if line.startswith("layers ")]
@@ -59,10 +60,26 @@ def test_a_missing_network_is_reported(capsys: pytest.CaptureFixture[str]) -> No
 
 def test_on_the_local_network_no_address_is_needed(capsys: pytest.CaptureFixture[str]) -> None:
     """With mDNS, peers announce themselves."""
-    assert printed(capsys, LAN, mdns=True)[1::2] == [
-        "  p2pinfer join --mdns --network n",
-        "  p2pinfer chat --mdns --network n",
+    assert printed(capsys, LAN, mdns=True) == [
+        "on the next machine of this local network, run:",
+        "  p2pinfer join --network n",
+        "to chat, on any machine of this local network, run:",
+        "  p2pinfer chat --network n",
+        "for machines elsewhere, one line that says all:",
+        "  p2pinfer invite",
     ]
+    assert LOOP in printed(capsys, LOOP, mdns=True)[2]
+
+
+def test_whoever_was_invited_passes_the_invitation_on(capsys: pytest.CaptureFixture[str]) -> None:
+    """It names the network, the key and the model, too."""
+    for mdns in (False, True):
+        assert printed(capsys, LAN, mdns=mdns, reach=" P2PINFER:AB") == [
+            "on the next machine, run:",
+            "  p2pinfer join P2PINFER:AB",
+            "to chat, on any machine, run:",
+            "  p2pinfer chat P2PINFER:AB",
+        ]
 
 
 def test_fixed_layers_leave_the_rest_to_other_machines(capsys: pytest.CaptureFixture[str]) -> None:

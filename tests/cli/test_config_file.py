@@ -35,6 +35,7 @@ def test_flags_override_variables_override_the_file_overrides_defaults(
         'sessions = 2\ncontext = 512\nthreads = 1\nbootstrap = ["/a", "/b"]\nmdns = true\n'
         'log-level = "info"\n[join]\nmemory = "2GiB"\ncontext = 256\n[chat]\nsessions = 3\n'
     )
+    monkeypatch.delenv("P2PINFER_MDNS")
     monkeypatch.setenv("P2PINFER_SESSIONS", "5")
     monkeypatch.setenv("P2PINFER_MEMORY", "1GiB")
     found = settings(monkeypatch, capsys, "join", "--memory", "4GiB", "--only-idle")

@@ -13,6 +13,7 @@ import pytest
 from p2pinfer.cli.service import launchd_plist, systemd_unit
 from p2pinfer.core.errors import EXIT_USAGE
 from tests.support.command_line import run
+from tests.support.surroundings import NOT_LOOKING
 
 WORDS = ["/opt/my programs/p2pinfer", "join", "--network", 'a%b$c"d\\e']
 VARIABLES = {"P2PINFER_HOME": "/home/me/50% of $it"}
@@ -70,6 +71,8 @@ def test_options_and_variables_of_join_are_included(
     Path("key").touch()
     monkeypatch.setenv("P2PINFER_MEMORY", "2GiB")
     monkeypatch.setenv("P2PINFER_TOP_K", "3")
+    for name in NOT_LOOKING:
+        monkeypatch.delenv(name)
     monkeypatch.setenv("P2PINFER_LOG_LEVEL", "info")
     options = ["--only-idle", "--identity", "key", "--log-format", "json"]
     assert run(monkeypatch, "service", "--kind", "launchd", *options) == 0

@@ -14,9 +14,10 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 from p2pinfer.core.errors import NobodyServes, lone_errors
 from p2pinfer.core.ids import ModelId, PeerId
 from p2pinfer.node.known_peers import KnownPeers
-from p2pinfer.node.swarm_connection import AGAIN_S_MAX, LAN_S_MAX, SwarmConnection
+from p2pinfer.node.swarm_connection import AGAIN_S_MAX, LAN_S_MAX, RESOLVE_S, SwarmConnection
 from peers.discovery.directory import FIND_S, Directory
 from tests.support.directories import MODEL, OTHER, Peer, identity
+from transports import dnsaddr
 from transports.blocklist import GuardedTransport
 from transports.memory.network import MemoryNetwork
 
@@ -70,7 +71,7 @@ async def test_no_peer_on_the_local_network_is_an_error(autojump_clock: MockCloc
     """After a search of some seconds."""
     async with serving() as (network, _), connection(network, ()) as swarm:
         started = trio.current_time()
-        with pytest.raises(NobodyServes, match="--bootstrap"):
+        with pytest.raises(NobodyServes, match=r"local network: take an inv.*--bootstrap"):
             await swarm.enter(None)
         assert trio.current_time() - started >= LAN_S_MAX
 
@@ -137,6 +138,41 @@ async def test_peers_that_start_later_are_found_all_the_same(
                 Peer(3, transport).advertise(MODEL)
                 await trio.sleep(2 * FIND_S)
                 assert [a.peer for a in swarm.directory.serving(MODEL)] == [late.peer_id]
+
+
+async def test_addresses_that_do_not_answer_are_not_all_there_is(
+    autojump_clock: MockClock, tmp_path: Path
+) -> None:
+    """As of an old invitation, or a line that was noted: those that answered before are called."""
+    async with serving(MODEL) as (network, peer):
+        (address,) = peer.transport.addresses
+        async with restarted(network, tmp_path / "peers.json", address) as swarm:
+            await replace(swarm, bootstrap=NOBODY).enter(MODEL)
+            assert [a.peer for a in swarm.directory.serving(MODEL)] == [peer.id]
+
+
+async def test_a_name_is_looked_up_again_while_nobody_is_known(
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A laptop may start before its Wi-Fi; the swarm's records change, too."""
+    name, answers = "/dnsaddr/swarm.example.org", list[Sequence[str]]()
+
+    async def resolve(names: Sequence[str]) -> tuple[Sequence[str], Sequence[str]]:
+        await trio.lowlevel.checkpoint()
+        assert names == [name]
+        return answers.pop(0), []
+
+    monkeypatch.setattr(dnsaddr, "resolve", resolve)
+    async with serving(MODEL) as (network, peer), connection(network, ()) as alone:
+        swarm = replace(alone, names=[name], faults=[f"{name}: no DNS"], is_on_lan=False)
+        with pytest.raises(NobodyServes, match=f"no peer answers: {name}: no DNS"):
+            await swarm.enter(MODEL)
+        swarm.nursery.start_soon(peer.directory.run, ())
+        answers += [(), peer.transport.addresses]
+        swarm.stay_in_touch()
+        await trio.sleep(2 * RESOLVE_S + 2 * FIND_S)
+        assert [a.peer for a in swarm.directory.serving(MODEL)] == [peer.id]
+        await trio.sleep(2 * RESOLVE_S)  # somebody is known: nobody is asked, or the pop fails
 
 
 async def test_the_model_that_the_swarm_serves_is_picked(autojump_clock: MockClock) -> None:

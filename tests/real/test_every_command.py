@@ -22,6 +22,7 @@ from tests.real import (
     test_cheats,
     test_cli,
     test_gateway,
+    test_invitations,
     test_parts,
     test_serving,
 )
@@ -78,6 +79,7 @@ ELSEWHERE: Final[dict[str, Callable[..., object]]] = {
     "bench wan": test_bench.test_wan,
     "chat": test_cli.test_chat_finds_all_peers_through_one,
     "demo": test_cli.test_demo_prints_one_json_object,
+    "invite": test_invitations.test_a_link_is_all_that_a_newcomer_needs,
     "join": test_cli.test_lines_that_join_prints_can_be_typed,
     "model add": test_model.test_add_prints_the_id,
     "model list": test_model.test_list,

@@ -58,7 +58,7 @@ def test_errors_are_raised_in_the_caller(swarm: list[Peer]) -> None:
     nowhere = f"/ip4/127.0.0.1/tcp/1/p2p/{swarm[0].id}"
     with pytest.raises(NobodyServes), connect([nowhere]):
         pass
-    with pytest.raises(UserError), connect():
+    with pytest.raises(UserError), connect(mdns=False):
         pass
     with pytest.raises(UserError, match="audit_rate"):
         connect([nowhere], audit_rate=2)

@@ -326,6 +326,22 @@ TABLES: dict[str, list[Row]] = {
             "STALE_S",
         ),
         Row("networks remembered so", "{}", "p2pinfer.node.known_peers", "NETWORKS_MAX"),
+        Row("ways in of an invitation", "{}", "p2pinfer.node.invitation", "ADDRESSES_MAX"),
+        Row(
+            "single-use invitations of one machine, and how long each lies open",
+            "{} and {}",
+            "p2pinfer.node.guest_tokens",
+            "TOKENS_MAX VALID_S",
+        ),
+        Row(
+            "addresses in a file for `--bootstrap`", "{}", "p2pinfer.cli.address_files", "LINES_MAX"
+        ),
+        Row(
+            "addresses taken of `/dnsaddr/` names, by how many questions, and within",
+            "{}, {} and {}",
+            "transports.dnsaddr",
+            "FOUND_MAX LOOKUPS_MAX LOOKUP_S_MAX",
+        ),
     ],
     "Models": [
         Row("a chunk", "{}", "p2pinfer.core.manifest", "CHUNK_BYTES"),

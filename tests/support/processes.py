@@ -14,6 +14,7 @@ from p2pinfer.core.python_process import python_command, python_environment
 from p2pinfer.node import requester
 from p2pinfer.node.model_supply import name_model, open_store
 from p2pinfer.node.requester import Client, ClientOptions, Machine
+from tests.support.surroundings import NOT_LOOKING
 
 NETWORK = "real"
 CONTEXT = 1280
@@ -45,9 +46,12 @@ class Peer:
 
 
 def environment(home: Path, **more: str) -> dict[str, str]:
-    """Return the environment of a process that keeps its things in ``home``."""
+    """Return the environment of a process that keeps its things in ``home``.
+
+    It looks for nobody: another run of these tests may be on the same machine, or network.
+    """
     clean = {k: v for k, v in python_environment().items() if not k.startswith("P2PINFER_")}
-    return {**clean, "P2PINFER_HOME": str(home), **more}
+    return {**clean, **NOT_LOOKING, "P2PINFER_HOME": str(home), **more}
 
 
 def start_peers(

@@ -41,6 +41,7 @@ from transports.blocklist import Blocklist
 from transports.identity import Identity, ephemeral_identity
 from transports.interfaces import machine_addresses, routed_hosts, told_addresses
 from transports.libp2p.circuit import check_caller
+from transports.libp2p.guests import Guests, admit_guests
 from transports.libp2p.muxer import Connection
 from transports.libp2p.negotiation import JoinedClient, agree_on_muxer
 from transports.libp2p.private_noise import PRIVATE_NOISE_ID, PrivateNoise
@@ -111,11 +112,13 @@ def build_host(
     network_key: bytes | None = None,
     announced: Sequence[str] = (),
     meetings: Meetings | None = None,
+    guests: Guests | None = None,
 ) -> IHost:
     """Make a host that does not run yet; with a network's key it knows only those who have it.
 
     ``announced`` are told to others before the machine's own addresses. Peers that ``meetings``
-    expect are taken for servers, though they have dialled.
+    expect are taken for servers, though they have dialled. ``guests`` get the network's key for a
+    token.
     """
     _quiet_libraries()
     key_pair = ed25519_key_pair(identity.seed)
@@ -149,6 +152,8 @@ def build_host(
     _cure_trimming(swarm)
     if muxer == "own":
         _use_own_muxer(swarm)
+    if guests and network_key:
+        admit_guests(swarm, key_pair, network_key, guests)
     return host
 
 

@@ -1,7 +1,7 @@
 """Where else peers may be: on the local network by mDNS, and in a Kademlia DHT.
 
-What comes from here is a hint: perhaps stale, perhaps a lie; the caller must dial to know. Both are
-off unless asked for; waiting they cost next to nothing.
+What comes from here is a hint: perhaps stale, perhaps a lie; the caller must dial to know. Waiting
+they cost next to nothing.
 """
 
 import hashlib
@@ -52,8 +52,9 @@ WaitMoved = Callable[[], Awaitable[None]]
 class Lan:
     """Peers of one swarm on the local network."""
 
-    def __init__(self, host: IHost, reach: Reach) -> None:
-        self._host = host
+    def __init__(self, host: IHost, reach: Reach, *, announces: bool) -> None:
+        """Prepare; a host that does not listen must not be announced, and only looks."""
+        self._host, self._announces = host, announces
         # Hashed with the key, so that a private network's name stays secret. mDNS takes 15
         # characters.
         named = blake3(reach.network.encode(), key=reach.key) if reach.key else None
@@ -61,7 +62,7 @@ class Lan:
         self._mdns: MDNSDiscovery | None = None
 
     async def run(self, wait_moved: WaitMoved) -> None:
-        """Announce this peer, and listen for others, until cancelled.
+        """Look for others, and announce this peer if it listens, until cancelled.
 
         It is announced on all networks of this machine, so again whenever the machine has moved.
         """
@@ -69,10 +70,12 @@ class Lan:
             await self._run_here(wait_moved)
 
     async def _run_here(self, wait_moved: WaitMoved) -> None:
+        # Asked itself, libp2p would announce 0.0.0.0 for a peer that listens on all interfaces.
+        told = [str(address) for address in self._host.get_addrs()] if self._announces else []
         make = partial(
             create_mdns_discovery,
             self._host.get_network(),
-            host=self._host,
+            listen_addrs=told,
             private_network_fingerprint=self._name,
         )
         try:
@@ -81,15 +84,16 @@ class Lan:
             log.warning("mDNS does not work on this machine: %s", error)
             await wait_moved()
             return
+        self._mdns = mdns  # it looks already
         try:
-            # In a thread: it takes a second and a half. Zeroconf's own threads do the rest.
-            await trio.to_thread.run_sync(mdns.broadcaster.register)
-            self._mdns = mdns
+            if told:
+                # In a thread: it takes a second and a half. Zeroconf's own threads do the rest.
+                await trio.to_thread.run_sync(mdns.broadcaster.register)
             await wait_moved()
         finally:
             self._mdns = None
             with trio.CancelScope(shield=True):
-                await trio.to_thread.run_sync(mdns.stop)
+                await trio.to_thread.run_sync(mdns.stop if told else partial(_end, mdns))
 
     def found(self) -> list[str]:
         """Return the addresses that are being announced.
@@ -106,6 +110,12 @@ class Lan:
             if info.load_from_cache(heard.zeroconf) and (peer := heard._extract_peer_info(info)):
                 found += [_with_id(str(address), str(peer.peer_id)) for address in peer.addrs]
         return found
+
+
+def _end(mdns: MDNSDiscovery) -> None:
+    """Stop looking; libp2p's own way also takes back what was never announced."""
+    mdns.listener.stop()
+    mdns.zeroconf.close()
 
 
 class _Records(ProviderStore):
@@ -184,9 +194,11 @@ class Dht:
 class Lookout:
     """All places where a host looks for peers."""
 
-    def __init__(self, host: IHost, reach: Reach, topics: Callable[[], Iterable[str]]) -> None:
+    def __init__(
+        self, host: IHost, reach: Reach, topics: Callable[[], Iterable[str]], *, listens: bool
+    ) -> None:
         self._me = PeerId(str(host.get_id()))
-        self._lan = Lan(host, reach) if reach.mdns else None
+        self._lan = Lan(host, reach, announces=listens) if reach.mdns else None
         self._dht = Dht(host, reach.network, topics) if reach.dht else None
 
     def start(self, nursery: trio.Nursery, wait_moved: WaitMoved) -> None:

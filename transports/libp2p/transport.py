@@ -5,7 +5,6 @@ A channel is one stream of our muxer, opened in one round trip: the name of the 
 together with the greeting, and the answers to both come back together.
 """
 
-import re
 import secrets
 import time
 import weakref
@@ -13,7 +12,7 @@ from collections.abc import AsyncGenerator, Sequence
 from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from functools import partial
 from random import Random
-from typing import Any, Final
+from typing import Any
 
 import trio
 from libp2p.abc import IHost, INetStream
@@ -24,7 +23,17 @@ from multiaddr import Multiaddr  # type: ignore[import-untyped]  # it ships no t
 
 from p2pinfer.core.errors import ChannelClosed, PeerUnavailable, UserError
 from p2pinfer.core.ids import PeerId
-from transports.base import Accept, Channel, Handler, Reach, Reachability, Relaying, Topic, begun
+from transports.base import (
+    NETWORK_NAME,
+    Accept,
+    Channel,
+    Handler,
+    Reach,
+    Reachability,
+    Relaying,
+    Topic,
+    begun,
+)
 from transports.identity import Identity, ephemeral_identity
 from transports.interfaces import check_announced, is_global
 from transports.libp2p.channel import StreamChannel, frame
@@ -40,6 +49,7 @@ from transports.libp2p.dialling import (
     through,
 )
 from transports.libp2p.gossip import Gossip
+from transports.libp2p.guests import Guests
 from transports.libp2p.held_relays import HeldRelays
 from transports.libp2p.host import (
     CONNECTIONS_MAX,
@@ -89,8 +99,6 @@ MOVED_LOOK_S = 5.0
 
 KNOWN_PEERS_MAX = 10_000
 """Peers whose addresses are remembered; the one longest unused is forgotten first."""
-
-NETWORK_NAME: Final = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 
 
 class Libp2pTransport:
@@ -475,6 +483,7 @@ async def open_libp2p(
     announce: Sequence[str] = (),
     connections_max: int = CONNECTIONS_MAX,
     muxer: Muxer = "own",
+    guests: Guests | None = None,
 ) -> AsyncGenerator[Libp2pTransport, None]:
     """Run a peer of ``network`` that listens on the multiaddrs ``listen`` until the block ends.
 
@@ -483,7 +492,7 @@ async def open_libp2p(
     cannot take part, whatever the name: see `private_noise`.
     ``announce`` are addresses at which others reach this peer, told before the machine's own: of a
     router that passes a port on, of a cloud's gateway, of a container's host.
-    ``muxer="library"`` is to measure with.
+    ``muxer="library"`` is to measure with. ``guests`` get a private network's key for a token.
 
     Raises:
         UserError: an address or the network's name cannot be used, or a port is taken.
@@ -507,6 +516,7 @@ async def open_libp2p(
         network_key=reach.key,
         announced=announced,
         meetings=meetings,
+        guests=guests,
     )
     failure: BaseException | None = None
     async with trio.open_nursery() as nursery:
@@ -514,7 +524,7 @@ async def open_libp2p(
             gossip = Gossip(host, reach.network, partial(cut_off, host))
             await nursery.start(_run, host, listening)
             await nursery.start(gossip.run)
-            lookout = Lookout(host, reach, gossip.topics)
+            lookout = Lookout(host, reach, gossip.topics, listens=bool(listening))
             transport = Libp2pTransport(host, identity, reach, gossip, lookout, announced, meetings)
             lookout.start(nursery, transport.wait_elsewhere)
             nursery.start_soon(transport.watch_addresses)

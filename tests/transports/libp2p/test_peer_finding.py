@@ -1,5 +1,6 @@
 """Peers that are found without an address: on the local network, and in a DHT."""
 
+import secrets
 import socket
 import time
 from collections.abc import Sequence
@@ -18,6 +19,9 @@ from transports.libp2p.transport import Libp2pTransport, open_libp2p
 TEST_S_MAX = 30.0
 LOOK_S = 0.1
 HERE = ["/ip4/127.0.0.1/tcp/0"]
+
+LAN = f"lan-{secrets.token_hex(4)}"
+"""Another one for each run: several may be on one machine, or network."""
 
 
 async def wait_found(transport: Libp2pTransport, topic: str | None) -> Sequence[str]:
@@ -48,10 +52,10 @@ async def test_peers_of_one_network_find_each_other_on_the_lan() -> None:
     key = b"k" * 32
     with trio.fail_after(TEST_S_MAX):
         async with (
-            open_libp2p(None, HERE, Reach("lan-test", mdns=True)) as a,
-            open_libp2p(None, HERE, Reach("lan-test", mdns=True)) as b,
-            open_libp2p(None, HERE, Reach("lan-test-2", mdns=True)) as other,
-            open_libp2p(None, HERE, Reach("lan-test", key, mdns=True)) as private,
+            open_libp2p(None, HERE, Reach(LAN, mdns=True)) as a,
+            open_libp2p(None, HERE, Reach(LAN, mdns=True)) as b,
+            open_libp2p(None, HERE, Reach(f"{LAN}-2", mdns=True)) as other,
+            open_libp2p(None, HERE, Reach(LAN, key, mdns=True)) as private,
         ):
             assert await wait_found(a, None) == b.addresses
             assert await wait_found(b, None) == a.addresses
@@ -60,13 +64,46 @@ async def test_peers_of_one_network_find_each_other_on_the_lan() -> None:
             assert list(await private.discover(None)) == []
 
 
+async def test_a_peer_on_all_interfaces_is_announced_where_it_is() -> None:
+    """And not at 0.0.0.0, by which each machine means itself."""
+    if not multicast_works():
+        pytest.skip("no multicast on this machine")
+    reach = Reach(f"{LAN}-all", mdns=True)
+    with trio.fail_after(TEST_S_MAX):
+        async with (
+            open_libp2p(None, ["/ip4/0.0.0.0/tcp/0"], reach) as listens,
+            open_libp2p(None, [], reach) as asks,
+        ):
+            assert await wait_found(asks, None) == listens.addresses
+            assert not any("/0.0.0.0/" in each for each in listens.addresses)
+
+
+async def test_who_does_not_listen_looks_and_is_not_found() -> None:
+    """As who only chats: there is nothing to dial."""
+    if not multicast_works():
+        pytest.skip("no multicast on this machine")
+    reach = Reach(f"{LAN}-quiet", mdns=True)
+    with trio.fail_after(TEST_S_MAX):
+        async with (
+            open_libp2p(None, HERE, reach) as listens,
+            open_libp2p(None, [], reach) as asks,
+            open_libp2p(None, HERE, reach) as late,
+        ):
+            assert set(await wait_found(asks, None)) <= {*listens.addresses, *late.addresses}
+            found = await wait_found(late, None)
+            while len(await asks.discover(None)) < 2:  # noqa: ASYNC110 - nothing tells of it
+                await trio.sleep(LOOK_S)
+            # Had it been announced, it would have been before the last one.
+            assert list(found) == list(await late.discover(None)) == list(listens.addresses)
+
+
 async def test_a_peer_that_stays_on_the_lan_can_still_be_found(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     """Also minutes after it was first heard of; a peer that leaves is no longer announced."""
     if not multicast_works():
         pytest.skip("no multicast on this machine")
-    reach = Reach("lan-stay", mdns=True)
+    reach = Reach(f"{LAN}-stay", mdns=True)
     with trio.fail_after(TEST_S_MAX):
         async with open_libp2p(None, HERE, reach) as seeker:
             async with open_libp2p(None, HERE, reach) as stays:
