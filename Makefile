@@ -16,7 +16,7 @@ FRAMES ?= 1000000
 SEED ?= 1
 FUZZ = --frames $(FRAMES) --seed $(SEED) $(TARGET:%=--target %) $(CASE:%=--case %)
 
-.PHONY: help setup ready chat check test test-fast test-long interop clients fuzz clean
+.PHONY: help setup ready chat check test test-fast test-long interop clients agents fuzz clean
 
 help:
 	@echo 'make setup              install everything into .venv (the first time: about 5 minutes)'
@@ -28,6 +28,7 @@ help:
 	@echo 'make test-long          measurements that take minutes each'
 	@echo 'make interop            install what some tests talk to: clients, and js-libp2p (needs Node)'
 	@echo 'make clients            the clients alone: litellm, LangChain, llm, LlamaIndex (600 MB)'
+	@echo 'make agents             install four command-line agents for tests (1.3 GB, needs Node)'
 	@echo 'make fuzz               a million hostile inputs (FRAMES=, SEED=, TARGET=, CASE=)'
 	@echo 'make clean              remove .venv and caches'
 
@@ -58,6 +59,9 @@ test-long: ready
 
 interop: clients
 	cd tests/interop/js && npm ci --ignore-scripts --no-audit --no-fund
+
+agents:
+	cd tests/interop/agents && npm ci --ignore-scripts --no-audit --no-fund
 
 clients:
 	$(PYTHON) -m venv $(CLIENTS)

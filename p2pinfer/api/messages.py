@@ -24,11 +24,13 @@ _KINDS = {
 
 _SAME = ("model", "max_tokens", "stream", *SAMPLING)
 
+# ``context_management`` lets a server drop what was said long ago: here nothing is dropped.
 _KNOWN = {
     *_SAME,
     "anthropic_version",
     "betas",
     "cache_control",
+    "context_management",
     "diagnostics",
     "inference_geo",
     "messages",
@@ -48,7 +50,6 @@ _KNOWN = {
 
 _ONLY_NOTHING: dict[str, tuple[Any, ...]] = {
     "container": (),
-    "context_management": ({}, {"edits": []}),
     "logit_bias": ({},),
     "max_completion_tokens": (),
     "mcp_servers": ([],),

@@ -191,7 +191,10 @@ def _tools(body: Mapping[str, Any]) -> dict[str, Any]:
     if listed is not None:
         if not isinstance(listed, list):
             raise invalid("tools", "must be a list of tools")
-        found["tools"] = [_tool(each, f"tools[{at}]") for at, each in enumerate(listed)]
+        # Codex always offers a search that runs at OpenAI's, and tools in namespaces: the model is
+        # told of neither, so it calls neither. To ask for one by ``tool_choice`` is refused.
+        told = [_tool(each, f"tools[{at}]") for at, each in enumerate(listed)]
+        found["tools"] = [tool for tool in told if tool]
     if isinstance(choice, dict) and choice.get("type") != "function":
         raise invalid("tool_choice", "must be auto, none, required, or name a function")
     if choice is not None:
@@ -199,9 +202,11 @@ def _tools(body: Mapping[str, Any]) -> dict[str, Any]:
     return found
 
 
-def _tool(value: Any, where: str) -> dict[str, Any]:
-    if not isinstance(value, dict) or value.get("type") != "function":
-        raise invalid(where, "must be a function: other tools are not there")
+def _tool(value: Any, where: str) -> dict[str, Any] | None:
+    if not isinstance(value, dict) or not isinstance(value.get("type"), str):
+        raise invalid(where, "must be an object with a type")
+    if value["type"] != "function":
+        return None
     names = ("name", "description", "parameters", "strict")
     return {"type": "function", "function": {n: value[n] for n in names if n in value}}
 

@@ -107,10 +107,10 @@ async def _turn(
             side.prefill_s.append(trio.current_time() - started)
         for block in range((tokens - 1) // BLOCK_TOKENS):
             for index in _order(number + block):
-                side, before_s = sides[index], _cpu_s(nodes)
+                side, before_s = sides[index], cpu_s(nodes)
                 await trio.sleep(PAUSE_S)
                 side.block_s.append(await _block(answers[index], side.tokens[-1], tokens))
-                side.cpu_s.append(_cpu_s(nodes) - before_s)
+                side.cpu_s.append(cpu_s(nodes) - before_s)
         started = trio.current_time()
         (settled,) = [session for session in sessions if session.evidence]
         assert settled.evidence
@@ -140,7 +140,7 @@ async def _next(answer: AsyncGenerator[Token, None], made: list[int], wanted: in
     made.append(token.id)
 
 
-def _cpu_s(processes: Sequence[int]) -> float:
+def cpu_s(processes: Sequence[int]) -> float:
     """Return the CPU time of processes; only Linux gives it finely enough, elsewhere 0."""
     found = (Path(f"/proc/{process}/task").glob("*/schedstat") for process in processes)
     return sum(int(each.read_text().split()[0]) for each in chain(*found)) / 1e9

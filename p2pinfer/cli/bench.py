@@ -287,6 +287,25 @@ def evidence(
 
 
 @app.command
+def constraints(
+    *,
+    peers: Peers = 3,
+    model: Model = "default",
+    tokens: Annotated[int, option("tokens", "Tokens per answer.")] = 240,
+    runs: Annotated[int, option("runs", "Number of pairs of answers.")] = 6,
+    as_json: AsJson = False,
+) -> None:
+    """Compare decoding with and without a JSON schema: same peers, alternating block by block."""
+    from p2pinfer.bench.constraints import BLOCK_TOKENS, constraints_bench
+    from p2pinfer.node.model_supply import model_path
+
+    check_range("tokens", tokens, 1 + BLOCK_TOKENS)
+    check_range("runs", runs, 1)
+    measure = partial(constraints_bench, model_path(model), peers, tokens=tokens, runs=runs)
+    run_task(lambda: _print_report(measure, as_json=as_json))
+
+
+@app.command
 def cheats(
     *,
     model: Model = "default",

@@ -22,7 +22,13 @@ from p2pinfer.core.manifest import METADATA, Manifest, layer_part
 from p2pinfer.engine.base import StageEngine
 from p2pinfer.engine.gguf.architectures import layers_at_once_max
 from p2pinfer.engine.llama.engine import open_stage
-from p2pinfer.engine.llama.memory import WORKER_BYTES, budget_bytes, mib, sessions_bytes
+from p2pinfer.engine.llama.memory import (
+    WORKER_BYTES,
+    aside_sessions,
+    budget_bytes,
+    mib,
+    sessions_bytes,
+)
 from p2pinfer.engine.store.assemble import PartsModel
 from p2pinfer.engine.store.store import Store
 from p2pinfer.node.fraud_files import open_frauds, sharing
@@ -443,7 +449,8 @@ def layer_bytes(model: PartsModel, machine: Machine) -> int:
     """Return the memory of the largest layer: its weights, and the cells of all sessions."""
     manifest = model.manifest
     weights = max(manifest.part(layer_part(layer)).size for layer in range(manifest.layers))
-    return weights + sessions_bytes(model.header, 1, machine.sessions, machine.context)
+    held = machine.sessions + aside_sessions(machine.sessions)
+    return weights + sessions_bytes(model.header, 1, held, machine.context)
 
 
 def least_bytes(model: PartsModel, machine: Machine) -> int:

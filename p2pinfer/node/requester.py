@@ -26,6 +26,7 @@ from p2pinfer.engine.llama.measured_bounds import bounds_of
 from p2pinfer.engine.llama.memory import (
     NODE_BYTES,
     WORKER_BYTES,
+    aside_sessions,
     available_bytes,
     check_fits,
     check_runs,
@@ -93,7 +94,8 @@ def for_model(machine: Machine, model: PartsModel) -> Machine:
 def check_memory(model: PartsModel, layers: int, machine: Machine) -> None:
     """Raise UserError if the sessions' cells in N layers need more memory than there is."""
     context = for_model(machine, model).context
-    needed = sessions_bytes(model.header, layers, machine.sessions, context)
+    held = machine.sessions + aside_sessions(machine.sessions)
+    needed = sessions_bytes(model.header, layers, held, context)
     check_fits(needed, available_bytes(), machine.sessions, context)
 
 

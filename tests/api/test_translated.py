@@ -259,7 +259,8 @@ async def test_errors_have_the_shape_of_the_interface(autojump_clock: MockClock)
         ("/v1/responses", {"background": True}, "background"),
         ("/v1/responses", {"max_tokens": 3}, "max_tokens"),
         ("/v1/responses", {"instruction": "Be kind."}, "instruction"),
-        ("/v1/responses", {"tools": [{"type": "web_search"}]}, "tools[0]"),
+        ("/v1/responses", {"tools": [{"name": "web_search"}]}, "tools[0]"),
+        ("/v1/responses", {"tool_choice": {"type": "web_search"}}, "tool_choice"),
         ("/v1/responses", {"max_output_tokens": "x"}, "max_output_tokens"),
         ("/v1/responses", {"text": {"format": {"type": "json_schema"}}}, "text.format.schema"),
         ("/v1/responses", {"input": [{"type": "item_reference", "id": "x"}]}, "input[0].type"),
@@ -277,6 +278,37 @@ async def test_what_cannot_be_honoured_is_refused_by_name(
         fine = {"model": "default", **ASKED[path], "vendor_hint": 1}
         reply = await ask.post(path, json=fine)
         assert (reply.status_code, reply.headers["x-p2pinfer-ignored"]) == (200, "vendor_hint")
+
+
+@pytest.mark.parametrize(
+    ("path", "more"),
+    [
+        (
+            "/v1/responses",
+            {
+                "tools": [
+                    {"type": "web_search", "external_web_access": True},
+                    {"type": "namespace", "name": "agents", "tools": []},
+                    *ASKED["/v1/responses"]["tools"],
+                ],
+                "include": ["reasoning.encrypted_content"],
+            },
+        ),
+        (
+            "/v1/messages",
+            {"context_management": {"edits": [{"type": "clear_thinking_20251015", "keep": "all"}]}},
+        ),
+    ],
+    ids=["Codex", "Claude Code"],
+)
+async def test_what_agents_always_send_is_taken(
+    path: str, more: Mapping[str, Any], autojump_clock: MockClock, prompts: list[str]
+) -> None:
+    """The model is told of the client's own tools alone, and calls them."""
+    whole, _ = await asked(path, **more)
+    assert "look" in json.dumps(whole)
+    assert "web_search" not in prompts[0]
+    assert "agents" not in prompts[0]
 
 
 WORDS = st.sampled_from(

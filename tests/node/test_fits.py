@@ -8,7 +8,7 @@ import pytest
 
 from p2pinfer.core.errors import UserError
 from p2pinfer.engine.gguf.reader import read_header
-from p2pinfer.engine.llama.memory import check_fits, check_runs, sessions_bytes
+from p2pinfer.engine.llama.memory import aside_sessions, check_fits, check_runs, sessions_bytes
 
 
 def test_default_model_takes_three_quarters_of_a_kib_per_position_and_layer(
@@ -18,6 +18,7 @@ def test_default_model_takes_three_quarters_of_a_kib_per_position_and_layer(
     header = read_header(default_model)
     assert sessions_bytes(header, 1, 1, 1) == 768
     assert sessions_bytes(header, 10, 8, 4096) == 768 * 10 * 8 * 4096
+    assert [aside_sessions(count) for count in (1, 2, 8)] == [0, 1, 2]
 
 
 @pytest.mark.slow

@@ -34,6 +34,7 @@ pytestmark = pytest.mark.real
 
 SMALL: Final = {
     "bench answers": "--model {tiny} --questions 4 --seeds 2 --tokens 8 --ways greedy t0.7-short",
+    "bench constraints": "--peers 1 --tokens 18 --runs 1",
     "bench discovery": "--peers 2 --seconds 1 --cut 1 --settle 0",
     "bench evidence": "--peers 1 --tokens 34 --runs 1",
     "bench recovery": "--trials 1 --tokens 8 --roles middle --phases answer",
@@ -51,6 +52,7 @@ SMALL: Final = {
 
 PRINTED: Final = {
     "bench answers": {"ways", "questions"},
+    "bench constraints": {"decode_cost", "ms_per_token_without"},
     "bench discovery": {"all_know_all_s", "late_peer_knows_all_s"},
     "bench evidence": {"decode_cost", "settle_ms"},
     "bench recovery": {"completed_share", "by_role_and_phase"},

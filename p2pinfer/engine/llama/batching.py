@@ -5,6 +5,7 @@ and decode steps take turns, so that neither waits long for the other.
 """
 
 from collections import deque
+from collections.abc import Collection
 from dataclasses import dataclass
 from typing import Generic, Protocol, TypeVar
 
@@ -58,7 +59,8 @@ class Regimes:
         return NARROW_ROWS_MAX + 1 if regime is Regime.WIDE and not self.agree else 0
 
 
-def _is_span(job: Job) -> bool:
+def is_span(job: Job) -> bool:
+    """Whether a job must have a decode of its own."""
     return len(job) > 1 or job.regime is not Regime.NARROW
 
 
@@ -88,10 +90,10 @@ class Batcher(Generic[J]):
         """Take one longer span, or single rows of sessions in adjacent slots, in slot order."""
         if len(self._waiting) == 1:  # the usual case, on the path of every token
             job = self._take(next(iter(self._waiting)))
-            self._prompt_is_next = not _is_span(job)
+            self._prompt_is_next = not is_span(job)
             return [job]
         heads = {slot: jobs[0] for slot, jobs in self._waiting.items()}
-        spans = [slot for slot, job in heads.items() if _is_span(job)]
+        spans = [slot for slot, job in heads.items() if is_span(job)]
         singles = [slot for slot in heads if slot not in spans]
         if spans and (self._prompt_is_next or not singles):
             chosen, self._prompt_is_next = spans[:1], False
@@ -102,6 +104,25 @@ class Batcher(Generic[J]):
         else:
             return []
         return [self._take(slot) for slot in chosen]
+
+    def narrow(self, besides: Collection[int]) -> list[J]:
+        """Take what is short: narrow rows of one session, or one row each of several in a row.
+
+        Args:
+            besides: slots to leave as they are.
+        """
+        heads = {
+            slot: jobs[0]
+            for slot, jobs in self._waiting.items()
+            if slot not in besides and jobs[0].regime is Regime.NARROW
+        }
+        if not heads:
+            return []
+        slot, first = next(iter(heads.items()))
+        if is_span(first):
+            return [self._take(slot)]
+        alike = {n for n, job in heads.items() if not is_span(job) and job.layers == first.layers}
+        return [self._take(each) for each in self._run_around(slot, alike)]
 
     def _run_around(self, slot: int, waiting: set[int]) -> list[int]:
         """The longest run of adjacent waiting slots around the one that has waited longest."""

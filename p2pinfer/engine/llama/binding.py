@@ -13,7 +13,7 @@ positions whatever other sessions do, so the floating-point sums of attention ne
 
 import ctypes
 import os
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
@@ -49,6 +49,9 @@ CELLS_GRAIN = 256
 
 _LLAMA_LOAD_MODE_NONE = 0
 """llama.h: weights in memory of their own, not mapped from the file: that may be huge pages."""
+
+_STATE_HEAD_WORDS = 3
+"""Of a session's state: two that name its kind, and the number of KV streams."""
 
 _GGML_TYPE_BF16 = 30
 """ggml.h; the Python bindings name only older types."""
@@ -114,6 +117,7 @@ class Slice:
         sessions: KV streams, numbered from 0.
         context: positions per session; rounded up to a multiple of ``CELLS_GRAIN``.
         rows_max: rows per decode, padding included.
+        like: share the weights of this one, which is of the same file and must outlive it.
 
     Raises:
         BadModelFile: llama.cpp does not load the file.
@@ -129,12 +133,14 @@ class Slice:
         sessions: int,
         context: int,
         rows_max: int = ROWS_PER_DECODE_MAX,
+        like: "Slice | None" = None,
     ) -> None:
         self.settings, self.sessions, self._logits = settings, sessions, logits
         # A padded decode may run so far past the last position that a session may hold.
         cells = -(-(context + rows_max - 1) // CELLS_GRAIN) * CELLS_GRAIN
         self.context = context
-        self._model = _load_model(path, settings)
+        self._owns_model = like is None
+        self._model: Any = like._model if like else _load_model(path, settings)
         self.width: int = api.llama_model_n_embd(self._model)
         self.layers: int = api.llama_model_n_layer(self._model)
         self.vocab = api.llama_model_get_vocab(self._model)
@@ -144,7 +150,8 @@ class Slice:
         self._nodes = [f"l_out-{layer}".encode() for layer in range(self.layers)]
         self.ctx = api.llama_init_from_model(self._model, self._context_params(cells, rows_max))
         if not self.ctx:
-            api.llama_model_free(self._model)
+            if self._owns_model:
+                api.llama_model_free(self._model)
             raise _refusal("run", path)
         self._memory = api.llama_get_memory(self.ctx)
         self._lengths = [0] * sessions
@@ -172,9 +179,10 @@ class Slice:
         return params
 
     def close(self) -> None:
-        """Free the model and its KV cache."""
+        """Free the KV cache, and the model unless it is another slice's."""
         api.llama_free(self.ctx)
-        api.llama_model_free(self._model)
+        if self._owns_model:
+            api.llama_model_free(self._model)
 
     def use_threads(self, threads: int) -> None:
         """Compute with another number of threads from now on."""
@@ -186,6 +194,45 @@ class Slice:
             api.llama_memory_seq_rm(self._memory, slot, length, -1)
             self._lengths[slot] = length
 
+    @property
+    def can_move(self) -> bool:
+        """Whether sessions can be moved: llama.cpp leaves out cells behind a layer's window."""
+        empty = self._state(0)
+        return (
+            not api.llama_model_n_swa(self._model)
+            and len(empty) == _STATE_HEAD_WORDS + self.sessions
+            and empty[_STATE_HEAD_WORDS - 1 :].tolist() == [self.sessions, *[0] * self.sessions]
+        )
+
+    def move(self, slot: int, to: "Slice", to_slot: int) -> None:
+        """Move a session's positions to a free slot of a slice that shares the weights.
+
+        Raises:
+            EngineError: llama.cpp failed, or memory ran out; the session stays where it is.
+        """
+        to.truncate(to_slot, 0)
+        if not self._lengths[slot]:
+            return
+        # Three words, the last one the number of streams, and each stream's cells: only one's here.
+        state = self._state(slot, more=to.sessions)
+        state[slot : slot + _STATE_HEAD_WORDS] = state[:_STATE_HEAD_WORDS]
+        state[slot + _STATE_HEAD_WORDS - 1] = to.sessions
+        told = state[slot:]  # llama.cpp reads no further than it needs
+        if not api.llama_state_seq_set_data(to.ctx, _bytes_of(told), told.nbytes, to_slot):
+            raise EngineError(f"llama.cpp could not move a session: {_last_error()}")
+        to._lengths[to_slot] = self._lengths[slot]
+        self.truncate(slot, 0)
+
+    def _state(self, slot: int, more: int = 0) -> NDArray[np.uint32]:
+        """Return what llama.cpp knows of a session, and zeros behind it, as 32-bit words."""
+        size = api.llama_state_seq_get_size(self.ctx, slot)
+        try:
+            found = np.zeros(size // 4 + more, np.uint32)
+        except MemoryError as error:
+            raise EngineError(f"memory ran out for a session's move: {NEEDS_LESS}") from error
+        api.llama_state_seq_get_data(self.ctx, _bytes_of(found), size, slot)
+        return found
+
     def check(self, span: Span) -> None:
         """Raise EngineError where the span leaves a gap in its session, or does not fit into it."""
         if span.position > self._lengths[span.slot]:
@@ -193,7 +240,13 @@ class Slice:
         if span.position + len(span) > self.context:
             raise EngineError(f"the context of {self.context} positions is full")
 
-    def decode(self, spans: Sequence[Span], *, pad_to: int = 0) -> list[NDArray[np.float32]]:
+    def decode(
+        self,
+        spans: Sequence[Span],
+        *,
+        pad_to: int = 0,
+        pause: Callable[[], None] | None = None,
+    ) -> list[NDArray[np.float32]]:
         """Run spans in one decode and return each one's outputs, in order.
 
         Several spans must run as many layers, and have one row each and adjoining slots in
@@ -203,6 +256,9 @@ class Slice:
         Args:
             spans: at most ``rows_max`` rows in all.
             pad_to: run at least that many rows (of a single span), so that other kernels do it.
+            pause: called between any two layers; it may decode in another slice, but not in this
+                one. What it raises ends the decode, and is raised again. Where logits come out,
+                there are no pauses.
 
         Raises:
             EngineError: a position leaves a gap or lies past the context, or llama.cpp failed.
@@ -216,7 +272,7 @@ class Slice:
             self.check(span)
             self.truncate(span.slot, span.position)
         rows = self._batch.fill(spans, pad_to, only_last=self._logits)
-        outputs = self._run(rows, len(spans), spans[0].layers or self.layers)
+        outputs = self._run(rows, len(spans), spans[0].layers or self.layers, pause)
         for span in spans:
             self._lengths[span.slot] = span.position + max(len(span), pad_to)
             self.truncate(span.slot, span.position + len(span))
@@ -226,11 +282,12 @@ class Slice:
             return list(outputs.reshape(len(spans), 1, self.width))
         return [outputs[: len(spans[0])]]
 
-    def _run(self, rows: int, sessions: int, layers: int) -> Rows:
+    def _run(self, rows: int, sessions: int, layers: int, pause: Callable[[], None] | None) -> Rows:
         """Decode the filled batch; returns the residual stream (empty when logits are wanted)."""
         node = b"" if self._logits else self._nodes[layers - 1]
         into = self._rows_into if self._batch.has_rows else b""
-        self._tap.arm(Decode(node, rows, sessions, into), self._batch.rows_at(rows))
+        pauses = frozenset(self._nodes[: layers - 1]) if pause else frozenset[bytes]()
+        self._tap.arm(Decode(node, rows, sessions, into), self._batch.rows_at(rows), pause, pauses)
         status = api.llama_decode(self.ctx, self._batch.struct)
         if status != 0:
             raise EngineError(f"llama.cpp could not decode {rows} rows: {_last_error()}")
@@ -250,6 +307,10 @@ class Slice:
             data = api.llama_get_logits_ith(self.ctx, row)
             found.append(np.ctypeslib.as_array(data, (1, self.vocabulary)))
         return found
+
+
+def _bytes_of(words: NDArray[np.uint32]) -> Any:
+    return words.ctypes.data_as(ctypes.POINTER(ctypes.c_uint8))
 
 
 class _Batch:

@@ -13,7 +13,7 @@ import subprocess
 import sys
 import tempfile
 import threading
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import IO, Any
@@ -89,8 +89,10 @@ class _ReportingSlice(Slice):
     answers: int
     """The descriptor to print on."""
 
-    def decode(self, spans: Sequence[Span], *, pad_to: int = 0) -> list[NDArray[np.float32]]:
-        found = super().decode(spans, pad_to=pad_to)
+    def decode(
+        self, spans: Sequence[Span], *, pad_to: int = 0, pause: Callable[[], None] | None = None
+    ) -> list[NDArray[np.float32]]:
+        found = super().decode(spans, pad_to=pad_to, pause=pause)
         os.write(self.answers, b"\n")
         return found
 

@@ -21,6 +21,10 @@ WORKER_BYTES = 96 << 20
 NODE_BYTES = 128 << 20
 """What a peer's own process needs, without its engine: Python, libp2p and NumPy."""
 
+ASIDE_MAX = 2
+"""Sessions of a stage whose prompts are read aside at once, in cells besides those of all sessions
+(see ``aside``); of a third one's prompt, whole blocks are waited for."""
+
 MEMORY_SHARE = 0.5
 """Of free memory: the machine is only lent, and its owner needs the rest."""
 
@@ -45,6 +49,11 @@ def sessions_bytes(header: GgufHeader, layers: int, sessions: int, context: int)
         values = whole("value_length") or width // heads
         row = kv_heads * (keys + values)
     return _NUMBER_BYTES * row * layers * sessions * context
+
+
+def aside_sessions(sessions: int) -> int:
+    """Return for how many sessions a stage of ``sessions`` has cells aside of theirs."""
+    return min(ASIDE_MAX, sessions - 1)
 
 
 def host_bytes() -> int:

@@ -45,6 +45,8 @@ class Tap:
     of a shape runs a Python function that finds the nodes by their names. Later decodes know how
     many nodes come before each: the answers are that many times no, then yes (this one), and at
     last no (stop here), which iterators give without running any bytecode.
+
+    A decode that pauses is always looked at: it takes long, and its pauses are worth it.
     """
 
     def __init__(self, ggml: ctypes.CDLL) -> None:
@@ -58,16 +60,33 @@ class Tap:
         self._source = (0, 0)
         self._asked = 0
         self._is_told = False
+        self._pause: Callable[[], None] | None = None
+        self._pauses: frozenset[bytes] = frozenset()
+        self._is_pausing = False
+        self._failure: Exception | None = None
 
-    def arm(self, decode: Decode, source: tuple[int, int] = (0, 0)) -> None:
+    def arm(
+        self,
+        decode: Decode,
+        source: tuple[int, int] = (0, 0),
+        pause: Callable[[], None] | None = None,
+        pauses: frozenset[bytes] = frozenset(),
+    ) -> None:
         """Prepare for a decode.
 
         Args:
             decode: what it is like, and which nodes are wanted.
             source: where the rows are that are written into ``decode.into``, and their bytes.
+            pause: called in the middle of the decode, which goes on when it returns.
+            pauses: the nodes behind which it is called.
         """
         self._decode, self._source = decode, source
-        if found := self._found.get(decode):
+        self._pause, self._pauses, self._failure = pause, pauses, None
+        if pause:
+            self._places, self._asked = _Places(), 0
+            self._is_told = self._is_pausing = False
+            self._retarget(self._look)
+        elif found := self._found.get(decode):
             self._places = found
             self._retarget(next, self._answers(found))
         else:
@@ -95,6 +114,8 @@ class Tap:
         places = self._places
         if self._is_told:
             self._is_told = False
+            if self._is_pausing:
+                return self._stop_for_a_moment()
             if places.node:
                 return False  # it is computed: do not go on
             return self._write(tensor)
@@ -104,10 +125,22 @@ class Tap:
             self._places = replace(places, into=tensor, asked_before_into=self._asked - 1)
         elif self._decode.node and name == self._decode.node:
             self._places = replace(places, node=tensor, asked_before_node=self._asked - 1)
+        elif name in self._pauses:
+            self._is_pausing = True
         else:
             return False
         self._asked, self._is_told = 0, True
         return True
+
+    def _stop_for_a_moment(self) -> bool:
+        """Call what a pause is for; False, which ends the decode, if that failed."""
+        assert self._pause
+        self._is_pausing = False
+        try:
+            self._pause()
+        except Exception as error:  # noqa: BLE001 -- ``check`` raises it: C code would drop it
+            self._failure = error
+        return self._failure is None
 
     def _write(self, tensor: int) -> bool:
         """Write the rows; False, which ends the decode, if the node is not where it was."""
@@ -119,6 +152,8 @@ class Tap:
 
     def check(self) -> None:
         """Raise EngineError if the nodes of the decode that just ended were not in their places."""
+        if self._failure:
+            raise self._failure
         decode, places = self._decode, self._places
         is_written = not decode.into or places.into
         is_there = not decode.node or (places.node and self._get_name(places.node) == decode.node)
@@ -126,7 +161,8 @@ class Tap:
             self._found.clear()
             wanted = (decode.node if is_written else decode.into).decode()
             raise EngineError(f"llama.cpp's graph has no {wanted} in its place")
-        self._found.setdefault(decode, places)
+        if not self._pause:  # else the nodes in between were counted otherwise
+            self._found.setdefault(decode, places)
 
     def read(self, size: int) -> bytes:
         """Return what the wanted node holds after a decode; raises as ``check``."""

@@ -10,7 +10,7 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass
 from functools import partial
@@ -33,9 +33,11 @@ from p2pinfer.engine.frames import (
 )
 from p2pinfer.engine.gguf.layer_kinds import kinds_digest
 from p2pinfer.engine.gguf.reader import read_header
+from p2pinfer.engine.llama.aside import Aside
 from p2pinfer.engine.llama.batching import Batcher, Regimes
 from p2pinfer.engine.llama.binding import Sampler, Slice, Span, Vocabulary
 from p2pinfer.engine.llama.candidate import attempt
+from p2pinfer.engine.llama.memory import aside_sessions
 from p2pinfer.engine.llama.probe import probe
 from p2pinfer.engine.llama.zero_pages import give_back_zeros
 
@@ -74,6 +76,9 @@ class _Job:
         return len(self.span)
 
 
+_Fail = Callable[[_Request, EngineError], None]
+
+
 class _Part:
     """One slice, how it computes here, and the jobs that wait for it."""
 
@@ -85,14 +90,26 @@ class _Part:
         except EngineError as error:
             raise EngineError(f"{Path(part.path).name}: {error}") from error
         self._regimes = Regimes(self._probe.regimes_agree)
-        self.slice = Slice(
+        load = partial(
+            Slice,
             Path(part.path),
             logits=part.logits,
             settings=self._probe.settings,
-            sessions=config.sessions,
             context=config.context,
         )
+        self.slice, aside = load(sessions=config.sessions), None
+        give_back_zeros()  # cells that no session has written to yet
+        is_stage = not (part.tokens or part.logits)  # an end is a few layers
+        if is_stage and aside_sessions(config.sessions) and self.slice.can_move:
+            aside = load(sessions=aside_sessions(config.sessions), like=self.slice)
+            give_back_zeros()
+        self._places = Aside(self.slice, aside)
         self.waiting: Batcher[_Job] = Batcher(self._regimes)
+        self._paused_ns = 0
+
+    def forget(self, slot: int) -> None:
+        """Free a session's cells."""
+        self._places.forget(slot)
 
     def describe(self) -> PartReady:
         return PartReady(
@@ -105,12 +122,15 @@ class _Part:
             repack=self._probe.settings.repack,
         )
 
-    def step(self, fail: Callable[[_Request, EngineError], None]) -> None:
-        """Run the next decode."""
+    def step(self, fail: _Fail, look: Callable[[], None]) -> None:
+        """Run the next decode; ``look`` takes requests that came since, while it pauses."""
+        self._run(self.waiting.next(), fail, look)
+
+    def _run(self, jobs: Sequence[_Job], fail: _Fail, look: Callable[[], None]) -> None:
         runs: list[list[_Job]] = []
-        for job in self.waiting.next():
+        for job in jobs:
             try:
-                self.slice.check(job.span)
+                self._places.check(job.span)
             except EngineError as error:
                 fail(job.request, error)
                 continue
@@ -119,18 +139,33 @@ class _Part:
             else:  # the first job, or one after the gap that a refused job left
                 runs.append([job])
         for run in runs:
-            self._decode(run, fail)
+            self._decode(run, fail, look)
 
-    def _decode(self, run: list[_Job], fail: Callable[[_Request, EngineError], None]) -> None:
-        started = time.perf_counter_ns()
+    def _decode(self, run: Sequence[_Job], fail: _Fail, look: Callable[[], None]) -> None:
+        started, paused_before = time.perf_counter_ns(), self._paused_ns
+        pad_to = self._regimes.pad_to(run[0].regime)
+
+        def pause() -> None:
+            paused = time.perf_counter_ns()
+            look()
+            self._run(self.waiting.narrow(self._places.moved), fail, look)
+            self._paused_ns += time.perf_counter_ns() - paused
+
         try:
-            pad_to = self._regimes.pad_to(run[0].regime)
-            outputs = self.slice.decode([job.span for job in run], pad_to=pad_to)
+            if run[0].regime is Regime.NARROW:
+                self._places.come_home([job.slot for job in run], started)
+            else:
+                self._places.step_aside(run[0].slot, started)
+            part, _ = self._places.find(run[0].span)
+            spans = [self._places.find(job.span)[1] for job in run]
+            outputs = part.decode(
+                spans, pad_to=pad_to, pause=pause if part is not self.slice else None
+            )
         except EngineError as error:
             for job in run:
                 fail(job.request, error)
             return
-        taken = time.perf_counter_ns() - started
+        taken = time.perf_counter_ns() - started - (self._paused_ns - paused_before)
         rows = 0
         for job, output in zip(run, outputs, strict=True):
             rows += len(job)
@@ -144,20 +179,46 @@ def _has_experts(path: str) -> bool:
     return bool(header.integer(f"{header.string('general.architecture')}.expert_count"))
 
 
+class _Inbox:
+    """The node's requests."""
+
+    def __init__(self, sock: socket.socket) -> None:
+        self._sock, self._splitter = sock, Splitter()
+        self.is_closed = False
+
+    def frames(self, *, wait: bool) -> Iterator[list[Any]]:
+        """Yield all that has come, after waiting for some if nothing has.
+
+        All: a single row may lie behind several blocks of a prompt, and is to run before them.
+        """
+        flags = 0 if wait else socket.MSG_DONTWAIT
+        while not self.is_closed:
+            try:
+                data = self._sock.recv(RECEIVE_BYTES, flags)
+            except BlockingIOError:
+                return
+            self.is_closed = not data
+            yield from self._splitter.feed(data)
+            if len(data) < RECEIVE_BYTES:
+                return
+            flags = socket.MSG_DONTWAIT
+
+
 class _Worker:
     """Requests in, answers out."""
 
-    def __init__(self, config: WorkerConfig, send: Callable[[bytes], None]) -> None:
+    def __init__(self, config: WorkerConfig, inbox: _Inbox, send: Callable[[bytes], None]) -> None:
         if any(_has_experts(part.path) for part in config.parts):
             # ggml's tiled kernels pick by rows per expert, so a row would depend on its batch.
             os.environ["GGML_CPU_TILED_MM"] = "0"
         self.parts = [_Part(part, config) for part in config.parts]
-        give_back_zeros()  # cells that no session has written to yet
         self._first, self._last = self.parts[0], self.parts[-1]
         self._vocabulary = Vocabulary(self._first.slice.vocab)
         self._grammars: Grammars | None = None
         self._samplers: dict[int, Sampler] = {}
-        self._send = send
+        self._inbox, self._send = inbox, send
+        self._put_off: list[tuple[int, list[Any]]] = []
+        """Slots and requests that must not be carried out in the middle of a decode."""
 
     def is_busy(self) -> bool:
         return any(part.waiting for part in self.parts)
@@ -165,7 +226,18 @@ class _Worker:
     def step(self) -> None:
         for part in reversed(self.parts):  # a sampled token is embedded in the same turn
             if part.waiting:
-                part.step(self._fail)
+                part.step(self._fail, self._look)
+        while self._put_off:
+            self.take(self._put_off.pop(0)[1])
+
+    def _look(self) -> None:
+        """Take rows that came in the middle of a stage's decode; what frees cells is put off."""
+        for frame in self._inbox.frames(wait=False):
+            kind, slot = frame[0], frame[2 if frame[0] == "rows" else 1]
+            if kind == "rows" and all(slot != each for each, _ in self._put_off):
+                self.take(frame)
+            else:
+                self._put_off.append((slot, frame))
 
     def take(self, frame: list[Any]) -> None:
         """Carry out a request, or line it up for a decode."""
@@ -189,7 +261,7 @@ class _Worker:
             case ["close", slot]:
                 self._clear(slot)
                 for part in self.parts:
-                    part.slice.truncate(slot, 0)
+                    part.forget(slot)
             case _:
                 raise AssertionError(f"the node asked for {frame[:1]}")
 
@@ -266,23 +338,16 @@ class _Worker:
 
 def _serve(sock: socket.socket) -> None:
     """Answer requests until the node closes its end."""
-    splitter = Splitter()
+    inbox = _Inbox(sock)
     worker: _Worker | None = None
-    while True:
-        try:
-            # Look without waiting between decodes; wait in the kernel when idle.
-            flags = socket.MSG_DONTWAIT if worker and worker.is_busy() else 0
-            data = sock.recv(RECEIVE_BYTES, flags)
-            if not data:
-                return
-        except BlockingIOError:
-            data = b""
-        for frame in splitter.feed(data):
+    while not inbox.is_closed:
+        # Look without waiting between decodes; wait in the kernel when idle.
+        for frame in inbox.frames(wait=not (worker and worker.is_busy())):
             if worker:
                 worker.take(frame)
                 continue
             try:
-                worker = _Worker(WorkerConfig.parse(frame[0]), sock.sendall)
+                worker = _Worker(WorkerConfig.parse(frame[0]), inbox, sock.sendall)
             except P2pinferError as error:
                 sock.sendall(pack(["refused", type(error).__name__, str(error)]))
                 return

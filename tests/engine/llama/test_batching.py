@@ -136,3 +136,16 @@ def test_row_waits_for_no_more_than_the_span_that_runs(prompts: int, regime: Reg
         batcher.add(Work(0))  # comes while that one runs
         assert batcher.next() == [Work(0)]
     assert not batcher
+
+
+def test_only_short_jobs_of_sessions_at_home_run_in_a_pause() -> None:
+    """A prompt's next span does not, nor a row behind one, nor a row of a session aside."""
+    batcher: Batcher[Work] = Batcher(Regimes(agree=False))
+    prompt, drafts = Work(0, rows=64, regime=Regime.BLOCK), Work(6, rows=5)
+    few = Work(4, rows=3, regime=Regime.WIDE)
+    for job in (prompt, Work(0), drafts, Work(1), Work(2), Work(3), few, Work(5)):
+        batcher.add(job)
+    assert batcher.narrow({0, 2}) == [drafts]
+    taken = [batcher.narrow({0, 2}) for _ in range(4)]
+    assert taken == [[Work(1)], [Work(3)], [Work(5)], []]
+    assert batcher.next() == [Work(2)]

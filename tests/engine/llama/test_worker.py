@@ -20,7 +20,7 @@ from p2pinfer.core.errors import BadModelFile, EngineDied, EngineError
 from p2pinfer.core.limits import BLOCK_ROWS, WIDE_ROWS_MAX
 from p2pinfer.core.regimes import Regime
 from p2pinfer.core.sampling import Sampling
-from p2pinfer.engine.base import EngineSession
+from p2pinfer.engine.base import Decoded, EngineSession
 from p2pinfer.engine.gguf.reader import read_header
 from p2pinfer.engine.gguf.slicing import SlicePlan, extents, plan_stage, write_slice
 from p2pinfer.engine.gguf.values import Value, ValueType
@@ -265,6 +265,63 @@ async def test_four_sessions_get_the_bits_of_one(
             for number in range(4):
                 nursery.start_soon(one_session, number)
         assert [number for number in range(4) if together[number] != alone[number]] == []
+
+
+@pytest.mark.parametrize(("blocks", "before"), [(1, 0), (9, 5)])
+async def test_a_row_waits_for_one_layer_of_anothers_prompt(
+    slices: dict[str, Path], blocks: int, before: int
+) -> None:
+    """One block behind which it came is not done before it, nor are nine, and no bits change.
+
+    Nine are more than the socket holds: some are done before the node has sent all.
+    """
+    async with opened(slices["Q4_1"], sessions=4) as engine:
+        end = blocks * BLOCK_ROWS
+        prompt, answer = inputs(engine, 8), inputs(engine, 9, 3)
+        reader, answered = engine.open(engine.end), engine.open(engine.end)
+        alone = await run(reader, prompt[:end], 0, BLOCK_ROWS, regime=Regime.BLOCK)
+        follows = await run(reader, prompt[: end + 1], end, 1, regime=Regime.NARROW)
+        expected = await run(answered, answer, 0, 1, regime=Regime.NARROW)
+        await run(answered, answer[:2], 0, 1, regime=Regime.NARROW)
+        found: dict[str, bytes] = {}
+
+        def done(what: str, outcome: Decoded | EngineError) -> None:
+            assert isinstance(outcome, Decoded)
+            found[what] = outcome.rows
+
+        os.kill(engine.worker.pid, signal.SIGSTOP)  # so that all of it waits
+        for at in range(0, end, BLOCK_ROWS):
+            rows = prompt[at : at + BLOCK_ROWS].tobytes()
+            reader.submit(at, rows, partial(done, f"block {at}"), regime=Regime.BLOCK)
+        row = answer[2:].tobytes()
+        answered.submit(2, row, partial(done, "row"), regime=Regime.NARROW)
+        os.kill(engine.worker.pid, signal.SIGCONT)
+        await wait_until(lambda: len(found) == blocks + 1)
+        assert list(found).index("row") <= before
+        assert found.pop("row") == expected[-4 * engine.width :]
+        assert b"".join(found.values()) == alone
+        assert follows == await run(reader, prompt[: end + 1], end, 1, regime=Regime.NARROW)
+
+
+async def test_a_session_may_end_while_its_prompt_is_read_aside(slices: dict[str, Path]) -> None:
+    """Another one that takes its slot, and the one that was answered meanwhile, lose nothing."""
+    async with opened(slices["Q4_1"], sessions=4) as engine:
+        prompt, answer = inputs(engine, 8), inputs(engine, 9, 40)
+        answered = engine.open(engine.end)
+        expected = await run(answered, answer, 0, 1, regime=Regime.NARROW)
+        alone = engine.open(engine.end)
+        short = await run(alone, prompt[:130], 0, BLOCK_ROWS, regime=Regime.BLOCK)
+        alone.close()
+        for _ in range(3):
+            reader = engine.open(engine.end)
+            for at in range(0, 576, BLOCK_ROWS):
+                rows = prompt[at : at + BLOCK_ROWS].tobytes()
+                reader.submit(at, rows, lambda _: None, regime=Regime.BLOCK)
+            assert expected == await run(answered, answer, 0, 1, regime=Regime.NARROW)
+            reader.close()
+            again = engine.open(engine.end)
+            assert short == await run(again, prompt[:130], 0, BLOCK_ROWS, regime=Regime.BLOCK)
+            again.close()
 
 
 async def test_regimes_are_kept_apart(slices: dict[str, Path]) -> None:

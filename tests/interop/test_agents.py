@@ -1,0 +1,178 @@
+"""Command-line agents against the gateway: each lists a folder by a tool call, and writes a file.
+
+A scripted stand-in speaks for the model, which shows the interfaces and not what a model can. The
+agents are installed by ``make agents``; without Node or them these tests are skipped.
+"""
+
+import json
+import os
+import re
+import shutil
+import subprocess
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+import pytest
+import trio
+
+from tests.support.stand_in import MARK, MODEL_NAME, stand_in_gateway
+
+MODULES = Path(__file__).parent / "agents" / "node_modules"
+TEST_S_MAX = 300.0
+"""Some of them take half a minute to start on a busy machine."""
+
+TASK = "List this folder, then write a greeting into hello.txt."
+THERE = "quokka.txt"
+GREETING = "Good morning, quokka."
+LAST_WORDS = "The greeting is written."
+
+WHY_NOT = (
+    "Node is not installed"
+    if shutil.which("node") is None
+    else "the agents are not installed: make agents"
+    if not MODULES.is_dir()
+    else ""
+)
+
+pytestmark = [pytest.mark.real, pytest.mark.skipif(bool(WHY_NOT), reason=WHY_NOT)]
+
+
+@dataclass(frozen=True)
+class Agent:
+    """How one agent is started, and what its tools are called."""
+
+    program: str
+    """Its executable; a pattern below node_modules, of which the last match is taken."""
+    words: tuple[str, ...]
+    """Its arguments; the task comes last."""
+    look: tuple[str, Mapping[str, Any]]
+    """The tool that lists the folder, and its arguments."""
+    write: Callable[[Path], tuple[str, Mapping[str, Any]]]
+    """The same for writing a file."""
+    environment: Mapping[str, str] = field(default_factory=dict)
+    """In its values, and those of ``files``, GATEWAY is the gateway's address."""
+    files: Mapping[str, str] = field(default_factory=dict)
+    """Its settings, below its home."""
+
+
+CODEX = f"""
+model = "{MODEL_NAME}"
+model_provider = "p2pinfer"
+[model_providers.p2pinfer]
+name = "p2pinfer"
+base_url = "GATEWAY/v1"
+wire_api = "responses"
+"""
+
+OPENCODE = {
+    "model": f"p2pinfer/{MODEL_NAME}",
+    "small_model": f"p2pinfer/{MODEL_NAME}",
+    "share": "disabled",
+    "autoupdate": False,
+    "provider": {
+        "p2pinfer": {
+            "npm": "@ai-sdk/openai-compatible",
+            "options": {"baseURL": "GATEWAY/v1"},
+            "models": {MODEL_NAME: {"limit": {"context": 32768, "output": 4096}}},
+        }
+    },
+}
+
+AGENTS = {
+    "codex": Agent(
+        ".bin/codex",
+        ("exec", "--skip-git-repo-check", "--dangerously-bypass-approvals-and-sandbox"),
+        ("exec_command", {"cmd": "ls"}),
+        lambda _: ("exec_command", {"cmd": f"printf %s '{GREETING}' > hello.txt"}),
+        files={".codex/config.toml": CODEX},
+    ),
+    "opencode": Agent(
+        "opencode-*/bin/opencode",  # the last one is for processors of any age
+        ("run",),
+        ("bash", {"command": "ls", "description": "Lists the folder"}),
+        lambda path: ("write", {"filePath": str(path), "content": GREETING}),
+        {"OPENCODE_DISABLE_MODELS_FETCH": "1", "OPENCODE_DISABLE_LSP_DOWNLOAD": "1"},
+        {".config/opencode/opencode.json": json.dumps(OPENCODE)},
+    ),
+    "claude": Agent(
+        "@anthropic-ai/claude-code-*/claude",
+        ("--allowedTools=Bash,Write", "-p"),
+        ("Bash", {"command": "ls", "description": "List the folder"}),
+        lambda path: ("Write", {"file_path": str(path), "content": GREETING}),
+        {
+            "ANTHROPIC_BASE_URL": "GATEWAY",
+            "ANTHROPIC_API_KEY": "none",
+            "ANTHROPIC_MODEL": MODEL_NAME,
+            "ANTHROPIC_DEFAULT_HAIKU_MODEL": MODEL_NAME,
+            "CLAUDE_CODE_DISABLE_NONESSENTIAL_TRAFFIC": "1",
+            "DISABLE_AUTOUPDATER": "1",
+        },
+    ),
+    "qwen": Agent(
+        ".bin/qwen",
+        ("--auth-type", "openai", "--yolo", "-p"),
+        ("run_shell_command", {"command": "ls", "is_background": False}),
+        lambda path: ("write_file", {"file_path": str(path), "content": GREETING}),
+        {"OPENAI_BASE_URL": "GATEWAY/v1", "OPENAI_API_KEY": "none", "OPENAI_MODEL": MODEL_NAME},
+    ),
+}
+
+
+def call(name: str, arguments: Mapping[str, Any]) -> str:
+    """Write a call as the stand-in's family of models does."""
+    told = json.dumps({"name": name, "arguments": arguments})
+    return f"<tool_call>\n{told}\n</tool_call>"
+
+
+def said_by(role: str, prompt: str) -> list[str]:
+    """Return what a prompt's messages of one role say."""
+    found = re.split(re.escape(MARK).replace(re.escape("{}"), "([a-z]+)"), prompt)
+    return [text for who, text in zip(found[1::2], found[2::2], strict=True) if who == role]
+
+
+def speak(agent: Agent, folder: Path, prompt: str) -> str:
+    """Look, write, and say so; of titles and the like, which agents also ask for, say a word."""
+    if not prompt.startswith("tools: ") or TASK not in "".join(said_by("user", prompt)):
+        return "Greeting"
+    match len(said_by("tool", prompt)):
+        case 0:
+            return call(*agent.look)
+        case 1:
+            return call(*agent.write(folder / "hello.txt"))
+    return LAST_WORDS
+
+
+@pytest.mark.parametrize("name", AGENTS)
+async def test_an_agent_does_its_task(name: str, tmp_path: Path) -> None:
+    """What it finds reaches the model, what the model says becomes a file, and it ends well."""
+    agent, folder, home = AGENTS[name], tmp_path / "folder", tmp_path / "home"
+    programs = sorted(MODULES.glob(agent.program))
+    if not programs:
+        pytest.skip(f"{name} is not installed for this system: make agents")
+    folder.mkdir()
+    home.mkdir()
+    (folder / THERE).touch()
+    with trio.fail_after(TEST_S_MAX):
+        async with stand_in_gateway(partial(speak, agent, folder)) as (url, prompts):
+            for path, text in agent.files.items():
+                (home / path).parent.mkdir(parents=True, exist_ok=True)
+                (home / path).write_text(text.replace("GATEWAY", url))
+            told = {key: value.replace("GATEWAY", url) for key, value in agent.environment.items()}
+            ended = await trio.run_process(
+                [str(programs[-1]), *agent.words, TASK],
+                cwd=folder,
+                env={"PATH": os.environ["PATH"], "HOME": str(home), **told},
+                stdin=subprocess.DEVNULL,
+                capture_stdout=True,
+                capture_stderr=True,
+                check=False,
+            )
+    everything = (ended.stdout + ended.stderr).decode(errors="replace")
+    assert ended.returncode == 0, everything
+    results = [text for each in prompts for text in said_by("tool", each)]
+    assert any(THERE in text for text in results), results
+    assert (folder / "hello.txt").read_text() == GREETING
+    assert LAST_WORDS in everything
