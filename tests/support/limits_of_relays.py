@@ -1,6 +1,7 @@
-"""The limits of relays and circuits, for `limits_page`."""
+"""The limits of relays, circuits and ways through routers, for `limits_page`."""
 
 _LIMITS, _RELAY = "transports.libp2p.relay_limits", "transports.libp2p.relay"
+_PORTS, _PUNCHING = "transports.port_mapping", "transports.libp2p.punching_rules"
 _HELD, _WATCH = "transports.libp2p.held_relays", "transports.libp2p.circuit_watch"
 
 RELAYS = [
@@ -29,3 +30,32 @@ RELAYS = [
     ("broken circuits that are called again at once", "{}", _WATCH, "REDIALS_MAX"),
 ]
 """What is limited, how that is written, the module, and its constants."""
+
+ROUTERS = [
+    (
+        "a port of a router is asked for; renewed at half of that",
+        "{}",
+        f"{_PORTS}.messages",
+        "LEASE_S",
+    ),
+    ("looking whether the router still knows it, every", "{}", f"{_PORTS}.holders", "CHECK_S"),
+    (
+        "tries to punch a hole for one peer; then it rests",
+        "{} in {}",
+        _PUNCHING,
+        "TRIES_MAX REST_S",
+    ),
+    (
+        "the same at one host, for all peers together",
+        "{} in {}",
+        _PUNCHING,
+        "TRIES_PER_HOST_MAX WINDOW_S",
+    ),
+    (
+        "a channel of a session waits for a direct connection, once for each peer",
+        "{}",
+        "transports.libp2p.punching",
+        "DIRECT_S_MAX",
+    ),
+]
+"""The same of ways around routers."""

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
-from tests.support.limits_of_relays import RELAYS
+from tests.support.limits_of_relays import RELAYS, ROUTERS
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 
@@ -198,36 +198,7 @@ TABLES: dict[str, list[Row]] = {
         Row("inbound streams per peer", "{}", "transports.libp2p.host", "STREAMS_PER_PEER_MAX"),
         Row("unread bytes per stream", "{}", "transports.libp2p.yamux", "WINDOW_BYTES_MAX"),
         Row("unread bytes per connection", "{}", "transports.libp2p.yamux", "UNREAD_BYTES_MAX"),
-        Row(
-            "a port of a router is asked for; renewed at half of that",
-            "{}",
-            "transports.port_mapping.messages",
-            "LEASE_S",
-        ),
-        Row(
-            "looking whether the router still knows it, every",
-            "{}",
-            "transports.port_mapping.holders",
-            "CHECK_S",
-        ),
-        Row(
-            "tries to punch a hole for one peer; then it rests",
-            "{} in {}",
-            "transports.libp2p.punching_rules",
-            "TRIES_MAX REST_S",
-        ),
-        Row(
-            "the same at one host, for all peers together",
-            "{} in {}",
-            "transports.libp2p.punching_rules",
-            "TRIES_PER_HOST_MAX WINDOW_S",
-        ),
-        Row(
-            "a channel of a session waits for a direct connection, once for each peer",
-            "{}",
-            "transports.libp2p.punching",
-            "DIRECT_S_MAX",
-        ),
+        *(Row(*each) for each in ROUTERS),
     ],
     "Relays and circuits": [Row(*each) for each in RELAYS],
     "Knowing each other": [
