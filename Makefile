@@ -26,8 +26,8 @@ help:
 	@echo 'make test               check, then every test but the long ones'
 	@echo 'make test-fast          the tests without processes: under two minutes'
 	@echo 'make test-long          measurements that take minutes each'
-	@echo 'make interop            install what some tests talk to: clients, and js-libp2p (needs Node)'
-	@echo 'make clients            the clients alone: litellm, LangChain, llm, LlamaIndex (600 MB)'
+	@echo 'make interop            install js-libp2p, which some tests talk to (needs Node)'
+	@echo 'make clients            the same: litellm, LangChain, llm and LlamaIndex (600 MB)'
 	@echo 'make agents             install four command-line agents for tests (1.3 GB, needs Node)'
 	@echo 'make fuzz               a million hostile inputs (FRAMES=, SEED=, TARGET=, CASE=)'
 	@echo 'make clean              remove .venv and caches'
@@ -57,7 +57,7 @@ test-fast: ready
 test-long: ready
 	$(BIN)/pytest -m long
 
-interop: clients
+interop:
 	cd tests/interop/js && npm ci --ignore-scripts --no-audit --no-fund
 
 agents:
@@ -67,6 +67,7 @@ clients:
 	$(PYTHON) -m venv $(CLIENTS)
 	$(CLIENTS)/bin/pip install --quiet -r tests/interop/clients.txt
 	$(CLIENTS)/bin/pip install --quiet --no-deps -e . # its plugin for llm, which needs nothing else
+	touch $(CLIENTS)/whole
 
 fuzz: ready
 	$(BIN)/python -m tests.fuzz $(FUZZ)

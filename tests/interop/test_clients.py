@@ -15,10 +15,11 @@ from tests.support.page_code import ADDRESS, blocks, run_section
 
 ENVIRONMENT = Path(__file__).parents[2] / ".venv-clients"
 PYTHON = ENVIRONMENT / "bin" / "python"
+IS_WHOLE = (ENVIRONMENT / "whole").exists()
 
 pytestmark = [
     pytest.mark.real,
-    pytest.mark.skipif(not PYTHON.exists(), reason="the clients are not installed: make clients"),
+    pytest.mark.skipif(not IS_WHOLE, reason="the clients are not installed: make clients"),
 ]
 
 
