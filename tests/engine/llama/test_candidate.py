@@ -30,10 +30,10 @@ import os, sys
 if "p2pinfer.engine.llama.candidate" in sys.orig_argv:
     from p2pinfer.engine.llama import binding as llama
     whole = llama.Slice.decode
-    def decode(self, spans, *, pad_to=0):
+    def decode(self, spans, **more):
         if {condition}:
             {crash}
-        return whole(self, spans, pad_to=pad_to)
+        return whole(self, spans, **more)
     llama.Slice.decode = decode
 """
 """Python runs it first; it crashes llama.cpp the way a faulty compiler might."""
