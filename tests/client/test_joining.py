@@ -143,7 +143,7 @@ def test_errors_of_joining_are_raised_in_asyncio() -> None:
 
     async def main() -> None:
         with pytest.raises(UserError, match="no swarm is known"):
-            async with connect():
+            async with connect(mdns=False, dht=False):
                 pass
 
     run(main)
