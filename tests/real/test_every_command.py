@@ -14,7 +14,7 @@ from cyclopts import App
 
 from p2pinfer.cli.config_file import option_names
 from p2pinfer.cli.main import app
-from tests.cli import test_model, test_service
+from tests.cli import test_model, test_model_names, test_service
 from tests.natlab import test_hidden_swarm
 from tests.real import (
     test_bench,
@@ -82,9 +82,11 @@ ELSEWHERE: Final[dict[str, Callable[..., object]]] = {
     "invite": test_invitations.test_a_link_is_all_that_a_newcomer_needs,
     "join": test_cli.test_lines_that_join_prints_can_be_typed,
     "model add": test_model.test_add_prints_the_id,
+    "model find": test_model_names.test_find,
     "model list": test_model.test_list,
     "model rm": test_model.test_rm_keeps_parts_that_others_share,
     "model show": test_model.test_show,
+    "model suggest": test_model_names.test_suggest,
     "model verify": test_model.test_verify_names_what_is_damaged,
     "peers": test_serving.test_peers_share_the_layers_and_repair_the_swarm,
     "relay": test_hidden_swarm.test_peers_behind_symmetric_nats_answer,

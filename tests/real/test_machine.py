@@ -84,7 +84,7 @@ def test_a_limit_of_300_megabytes_is_explained(home: Path, small: tuple[str, ...
     assert "choose a smaller --context, fewer --sessions, or more --memory" in last_line(done)
     done = run(home, "join", *HERE, "--layers", "1:29", before=small)
     assert done.returncode == EXIT_USAGE
-    assert "8 sessions of 4,096 positions need 0.7 GiB of memory, and 0.2 GiB" in last_line(done)
+    assert "8 sessions of 4,096 positions need 0.8 GiB of memory, and 0.2 GiB" in last_line(done)
     done = run(home, "demo", "hi", before=small)
     assert done.returncode == EXIT_USAGE
     assert "with 3 local peers needs at least 862 MiB of memory" in last_line(done)
