@@ -71,6 +71,7 @@ async def wan_bench(
     *,
     tokens: int,
     runs: int,
+    texts: Sequence[str],
     samplers: Sequence[str],
     small: Path | None = None,
 ) -> dict[str, Any]:
@@ -82,6 +83,7 @@ async def wan_bench(
         link: between any two hosts.
         tokens: tokens in each answer, where the model does not end it before.
         runs: of each text and sampler.
+        texts: names in ``TEXTS``.
         samplers: names in ``SAMPLERS``.
         small: another file with the same tokens, to draft by a third requester.
 
@@ -106,8 +108,8 @@ async def wan_bench(
             client = await stack.enter_async_context(open_client(options, store, lambda _: None))
             route = await client.find_route(lambda _: None)
             sessions[side] = await stack.enter_async_context(client.open_session(route))
-        for name, text in TEXTS.items():
-            prompt = await client.ends.tokenize(text, special=True)
+        for name in texts:
+            prompt = await client.ends.tokenize(TEXTS[name], special=True)
             for sampler in samplers:
                 turns = []
                 for number in range(-1, runs):  # the first one warms up, and is not counted

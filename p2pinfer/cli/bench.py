@@ -235,6 +235,10 @@ def wan(
     mbit: Annotated[float, option("mbit", "Rate of each link, in megabits a second.")] = 100,
     tokens: Annotated[int, option("tokens", "Tokens per answer.")] = 128,
     runs: Annotated[int, option("runs", "Runs of each text and sampler.")] = 3,
+    texts: Annotated[
+        tuple[Literal["chat", "code", "edit"], ...],
+        option("texts", "What answers go on from.", consume_multiple=True),
+    ] = ("chat", "code", "edit"),
     samplers: Annotated[
         tuple[Literal["greedy", "t0.8", "t1.5-penalty"], ...],
         option("samplers", "Ways to sample.", consume_multiple=True),
@@ -261,6 +265,7 @@ def wan(
         link,
         tokens=tokens,
         runs=runs,
+        texts=texts,
         samplers=samplers,
         small=model_path(draft_model) if draft_model else None,
     )

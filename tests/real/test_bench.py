@@ -74,19 +74,15 @@ def test_agent(home: Path) -> None:
 
 def test_wan(home: Path) -> None:
     """Tokens sent ahead change none of the real model's answers, and many are the right ones."""
-    more = ["--tokens", "48", "--runs", "1", "--samplers", "greedy", "--samplers", "t1.5-penalty"]
-    small = ["--draft-model", "default"]
-    report = bench(home, "wan", "--peers", "2", "--rtt", "10", *more, *small)
-    assert report["same_tokens"] == "24 of 24"
-    assert set(report["texts"]) == {
-        f"{text} {sampler}"
-        for text in ("chat", "code", "edit")
-        for sampler in ("greedy", "t1.5-penalty")
-    }
-    assert report["texts"]["edit greedy"]["text"]["accepted"] > 0.3
-    assert report["texts"]["chat greedy"]["model"]["accepted"] > 0.8  # it drafts for itself
-    sides = [side for text in report["texts"].values() for side in text.values()]
-    assert all(side["ratio"] > 0 for side in sides)
+    asked = ["--texts", "chat", "edit", "--samplers", "greedy", "t1.5-penalty"]
+    how = ["--peers", "2", "--rtt", "4", "--tokens", "36", "--runs", "1"]
+    report = bench(home, "wan", *how, *asked, "--draft-model", "default")
+    assert report["same_tokens"] == "16 of 16"
+    texts = report["texts"]
+    assert set(texts) == {f"{text} {how}" for text in asked[1:3] for how in asked[4:]}
+    assert texts["edit greedy"]["text"]["accepted"] > 0.3
+    assert texts["chat greedy"]["model"]["accepted"] > 0.8  # it drafts for itself
+    assert all(side["ratio"] > 0 for text in texts.values() for side in text.values())
 
 
 def test_relay(home: Path) -> None:
