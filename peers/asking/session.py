@@ -5,12 +5,12 @@ compared with the tokens that the caches hold, and only the new tokens go throug
 """
 
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager
+from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
 
 import trio
 
-from p2pinfer.core.errors import UserError, lone_errors
+from p2pinfer.core.errors import EngineError, UserError, lone_errors
 from p2pinfer.core.ids import ModelId, SessionId
 from p2pinfer.core.limits import STEPS_IN_FLIGHT_MAX
 from p2pinfer.core.messages import Hop, Open
@@ -242,7 +242,8 @@ class Requester:
                 model = None
                 if self._draft_model:
                     drafter = open_drafter(self._draft_model, ends.vocabulary, self._nursery)
-                    model = await stack.enter_async_context(drafter)
+                    with suppress(EngineError):  # all of its sessions are taken: go without
+                        model = await stack.enter_async_context(drafter)
                 yield Session(chain, ends, cells, context, drafts=self._drafts, model=model)
         finally:
             cells.close()

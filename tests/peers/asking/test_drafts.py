@@ -173,6 +173,17 @@ async def test_a_draft_model_changes_no_answer(vocabulary: int, autojump_clock: 
     assert small.machine.open == 0
 
 
+async def test_a_session_goes_without_a_draft_model_that_is_busy(
+    autojump_clock: MockClock,
+) -> None:
+    """It has fewer sessions than there are here, or one is just being given back."""
+    small = FakeEnds(sessions=1, context=CONTEXT)
+    made = swarm(drafts=True, draft_model=small)
+    async with made as peers, peers.open(1) as one, peers.open(2) as other:
+        for session in (one, other):
+            assert await answer(session, PROMPT, 20) == await expected(PROMPT, 20, CHAINS[3])
+
+
 async def test_a_draft_model_reads_along_and_runs_ahead(autojump_clock: MockClock) -> None:
     """Wherever the text goes on or turns back; what it drafted itself is not read again."""
     small = FakeEnds(context=CONTEXT)
