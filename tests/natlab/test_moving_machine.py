@@ -63,7 +63,7 @@ def test_it_serves_again_after_sleep_and_a_new_address(internet: Internet, tmp_p
         listen = ("--listen", f"/ip4/{public.address}/tcp/4001", "--relay-mbit", "0.1")
         relay = start(public, "public", "relay", "--json", *listen)
         way_in = relay.ready()["addresses"][0]
-        join = ("join", "--json", "--model", "default", "--layers", "1:29", "--no-mdns")
+        join = ("join", "--json", "--model", "default", "--layers", "1:29", "--no-mdns", "--map")
         peer = start(laptop, "laptop", *join, "--bootstrap", way_in)
         first = peer.ready()
         expected = wait_until(lambda: answers(asker, tmp_path, way_in), SERVED_S_MAX)
