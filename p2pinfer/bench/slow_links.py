@@ -11,6 +11,8 @@ from dataclasses import dataclass
 import trio
 
 CHUNK_BYTES_MAX = 64 * 1024
+"""Read at a time: a frame of a block is larger, and takes its turn in pieces."""
+
 CHUNKS_MAX = 1024
 """On their way in one direction: enough for 100 ms at 1,000 Mbit/s in pieces of 12 KiB."""
 

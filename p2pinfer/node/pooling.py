@@ -13,7 +13,7 @@ from p2pinfer.engine.gguf.reader import GgufHeader
 from p2pinfer.engine.llama.memory import WORKER_BYTES, sessions_bytes
 
 PUBLISHED_SOURCE = (
-    "sizes of published files, rounded, and the models' own configurations, as of November 2026"
+    "a table of November 2026, rounded, which was not held against the published files"
 )
 
 ENDS_LAYERS = 2

@@ -13,6 +13,7 @@ from peers.asking.draft_model import ModelDrafter
 from peers.asking.drafts import (
     MATCH_BEFORE_MODEL_TOKENS,
     MATCH_TOKENS,
+    TEXT_TOKENS_MAX,
     DraftCount,
     Governor,
     TextDrafter,
@@ -127,4 +128,5 @@ class Ahead:
 
 def text_drafter(prompt: Sequence[int], model: ModelDrafter | None) -> TextDrafter:
     """Return what drafts out of the text, which is read more strictly beside a draft model."""
-    return TextDrafter(prompt, MATCH_BEFORE_MODEL_TOKENS if model else MATCH_TOKENS)
+    end = prompt[-TEXT_TOKENS_MAX:]
+    return TextDrafter(end, MATCH_BEFORE_MODEL_TOKENS if model else MATCH_TOKENS)

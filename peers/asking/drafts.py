@@ -25,7 +25,12 @@ MATCH_TOKENS = 3
 MATCH_BEFORE_MODEL_TOKENS = 8
 """The same where a draft model would draft too: it is right more often than a short match."""
 
+TEXT_TOKENS_MAX = 16_384
+"""Of a prompt, its end: what is drafted from is read when an answer begins, which takes 7 ms."""
+
 COMPARED_TOKENS_MAX = 16
+"""Before a place, to find the longest match."""
+
 PLACES_MAX = 8
 """Where such tokens came before, the most recent ones: of these the longest match counts."""
 

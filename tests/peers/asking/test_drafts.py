@@ -201,6 +201,22 @@ async def test_a_draft_model_reads_along_and_runs_ahead(autojump_clock: MockCloc
     assert small.machine.open == 0
 
 
+async def test_tokens_that_only_the_draft_model_has_are_no_drafts(
+    autojump_clock: MockClock,
+) -> None:
+    """Its list may be padded further; the large model's first layers cannot embed such a token."""
+    few, made = VOCABULARY // 2, {}
+    async with trio.open_nursery() as nursery:
+        for vocabulary in (VOCABULARY, few):
+            ends = FakeEnds(context=CONTEXT)
+            async with open_drafter(ends, vocabulary, nursery) as drafter:
+                drafter.follow(PROMPT)
+                await trio.sleep(1)
+                made[vocabulary] = drafter.drafts()
+    beyond = next(at for at, token in enumerate(made[VOCABULARY]) if token >= few)
+    assert made[few] == made[VOCABULARY][:beyond]
+
+
 async def test_an_answer_goes_on_without_a_draft_model_that_fails(
     autojump_clock: MockClock,
 ) -> None:

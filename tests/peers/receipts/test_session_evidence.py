@@ -1,5 +1,6 @@
 """Evidence of a session: consistent receipts from every stage, whatever the session does."""
 
+import sys
 from contextlib import aclosing
 
 import pytest
@@ -11,6 +12,7 @@ from p2pinfer.core.certificate import parse
 from p2pinfer.core.evidence import Follow
 from p2pinfer.core.merkle import Tree
 from p2pinfer.core.messages import Denied, Refusal, Step
+from p2pinfer.core.regimes import Regime
 from p2pinfer.core.trust import Trust
 from peers.asking.session import Session
 from peers.receipts.session_evidence import Evidence
@@ -58,6 +60,17 @@ async def test_an_abandoned_step_does_no_harm(autojump_clock: MockClock) -> None
         assert await evidence_of(session).settle(len(session.tokens)) is None
         await answer(session, PROMPT[:62])
         assert await evidence_of(session).settle(len(session.tokens)) is None
+
+
+async def test_rows_that_never_come_back_are_not_kept(autojump_clock: MockClock) -> None:
+    """A stage passes over rows that were overwritten before it could send them on."""
+    async with swarm(evidence=True) as made, made.open() as session:
+        evidence, row = evidence_of(session), bytes(ROW_BYTES)
+        kept = sys.getrefcount(row)
+        for number in range(1, 10):
+            evidence.goes_in(number, 1, row)
+        evidence.comes_out(Step(9, 0, 1, Regime.NARROW, bytes(ROW_BYTES)), is_awaited=False)
+        assert sys.getrefcount(row) == kept
 
 
 async def test_a_stage_without_evidence_is_named(autojump_clock: MockClock) -> None:
