@@ -427,10 +427,14 @@ class AnswerFlags:
         """
         from p2pinfer.client.answer import ChatOptions
         from p2pinfer.core.sampling import SEEDS, USUAL, sampling_of
+        from p2pinfer.node.model_supply import check_named
 
         check_range("max-tokens", 1 if self.max_tokens is None else self.max_tokens, 1)
         check_range("keep-layers", self.keep_layers, 1)
         check_range("audit-rate", self.audit_rate, 0, 1)
+        if self.draft_model and not self.draft:
+            raise UserError("--draft-model is for drafts, which --no-draft switches off: drop one")
+        check_named(self.draft_model)
         try:
             said = {name: getattr(self, name) for name in _SAMPLED}
             drawn = {"seed": secrets.randbelow(SEEDS)}

@@ -136,7 +136,7 @@ def test_suggest(model: Command, fake: FakeHub) -> None:
         "    --model hf:unsloth/Llama-3.3-70B-Instruct-GGUF:Q4_K_M",
     ]
     assert "    needs 9 such peers, or 10.70 GB of each of 6; the requester" in model.out
-    assert "as of November 2026" in model.err
+    assert "not held against the published files" in model.err
     assert model("add", "hf:owner/Toy-GGUF", "--yes") == 0
     id_ = model.out.strip()
     report = model.json("suggest", "--memory", "1GB", "--peers", "2")

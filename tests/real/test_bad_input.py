@@ -81,6 +81,8 @@ def check(said: Said, code: int, words: str) -> None:
         ("--keep-layers 15", "--keep-layers must be from 1 to 14: .* has 30 layers"),
         ("--keep-layers 30", "--keep-layers must be from 1 to 14: .* has 30 layers"),
         ("--keep-layers 14", "--peers must be from 1 to 2 for 2 layers"),
+        ("--no-draft --draft-model default", "which --no-draft switches off: drop one"),
+        ("--peers 99 --draft-model none.gguf", "cannot read none.gguf: No such file"),
         ("--bogus", "Unknown option: --bogus.*p2pinfer demo --help"),
         ("there", "unexpected argument 'there'; quote a prompt that contains spaces"),
         ("m.gguf", "unexpected argument 'm.gguf'; name a model's file by --model"),
