@@ -42,6 +42,7 @@ from p2pinfer.engine.gguf.architectures import RULES
 from p2pinfer.engine.llama.logprobs import log_probabilities
 from p2pinfer.engine.llama.tap import Decode, Tap
 from p2pinfer.engine.llama.token_filter import TokenFilter
+from p2pinfer.engine.llama.tracing import Trace, Tracer, check_traced
 from p2pinfer.engine.special_tokens import ControlToken
 
 CELLS_GRAIN = 256
@@ -281,6 +282,36 @@ class Slice:
         if len(spans) > 1:  # of one row each
             return list(outputs.reshape(len(spans), 1, self.width))
         return [outputs[: len(spans[0])]]
+
+    def trace(self, span: Span, *, pad_to: int = 0) -> Trace:
+        """Run one row, and return what each of its layers computed, step by step.
+
+        The row has the bits that ``decode`` would give it, and takes its place in the session.
+
+        Args:
+            span: one row.
+            pad_to: as for ``decode``.
+
+        Raises:
+            UnsupportedModel: layers of this architecture cannot be traced.
+            EngineError: as ``decode``, or the graph lacks a step.
+        """
+        assert len(span) == 1
+        architecture = _said(self._model, "general.architecture")
+        check_traced(architecture, int(_said(self._model, f"{architecture}.expert_count") or 0))
+        self.check(span)
+        self.truncate(span.slot, span.position)
+        rows = self._batch.fill([span], pad_to, only_last=self._logits)
+        tracer = Tracer(_ggml, architecture, span.layers or self.layers, rows)
+        self._tap.lend(tracer.answer)
+        status = api.llama_decode(self.ctx, self._batch.struct)
+        if status != 0:
+            raise EngineError(f"llama.cpp could not decode {rows} rows: {_last_error()}")
+        self._lengths[span.slot] = span.position + rows
+        self.truncate(span.slot, span.position + 1)
+        if not tracer.is_whole():
+            raise EngineError(f"llama.cpp's graph of {architecture} lacks a step of its layers")
+        return tracer.trace
 
     def _run(self, rows: int, sessions: int, layers: int, pause: Callable[[], None] | None) -> Rows:
         """Decode the filled batch; returns the residual stream (empty when logits are wanted)."""
@@ -555,10 +586,15 @@ def _load_model(path: Path, settings: Settings) -> Any:
 
 def _rows_into(model: Any) -> bytes:
     """Name the node that rows are written into; empty if they are given as embeddings."""
-    name = ctypes.create_string_buffer(64)  # longer ones are of no architecture that is cut
-    api.llama_model_meta_val_str(model, b"general.architecture", name, len(name))
-    rules = RULES.get(name.value.decode(errors="replace"))
+    rules = RULES.get(_said(model, "general.architecture"))
     return rules.rows_into.encode() if rules and rules.rows_into else b""
+
+
+def _said(model: Any, key: str) -> str:
+    """Return a value of the metadata as text; empty if it is absent."""
+    value = ctypes.create_string_buffer(64)  # longer ones are of no architecture that is cut
+    api.llama_model_meta_val_str(model, key.encode(), value, len(value))
+    return value.value.decode(errors="replace")
 
 
 def _refusal(what: str, path: Path) -> EngineError | BadModelFile:

@@ -93,6 +93,10 @@ class Tap:
             self._places, self._asked, self._is_told = _Places(), 0, False
             self._retarget(self._look)
 
+    def lend(self, answer: Callable[[int], bool]) -> None:
+        """Have another function answer for the nodes of the next decode."""
+        self._retarget(answer)
+
     def _retarget(self, function: Callable[..., Any], *arguments: Any) -> None:
         state: tuple[Any, ...] = (function, arguments, {}, None)
         self._answer.__setstate__(state)  # type: ignore[attr-defined] # as unpickling does
