@@ -26,7 +26,7 @@ from p2pinfer.api.problems import Problem
 from p2pinfer.api.streams import EventStream
 from p2pinfer.api.swarm_state import LISTENERS_MAX, SwarmState
 from p2pinfer.api.translated import Translated, body_for
-from p2pinfer.client.words import table_path
+from p2pinfer.client.words import TRANSLATED, table_path
 
 _log = logging.getLogger("p2pinfer.api")
 
@@ -172,12 +172,11 @@ def _page_routes() -> list[Route]:
             if kind:
                 routes.append(Route(f"{way}/{file.name}", serve(file.read_bytes(), kind)))
     index = page.joinpath("index.html").read_bytes()
-    spanish = serve(table_path("es").read_bytes(), CONTENT_TYPES["json"])
-    return [
-        *routes,
-        Route("/", serve(index, CONTENT_TYPES["html"])),
-        Route("/static/es.json", spanish),
-    ]
+    routes.append(Route("/", serve(index, CONTENT_TYPES["html"])))
+    for language in TRANSLATED:
+        table = table_path(language).read_bytes()
+        routes.append(Route(f"/static/{language}.json", serve(table, CONTENT_TYPES["json"])))
+    return routes
 
 
 def _cors(access: Access) -> list[Middleware]:

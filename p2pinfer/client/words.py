@@ -11,7 +11,8 @@ from functools import cache
 from importlib.resources import files
 from importlib.resources.abc import Traversable
 
-LANGUAGES = ("en", "es")
+TRANSLATED = ("es",)
+"""Languages that have a table."""
 
 _VARIABLES = ("LC_ALL", "LC_MESSAGES", "LANG")
 """In the order in which POSIX lets them count."""
@@ -26,7 +27,7 @@ _PLACE = re.compile(r"\\{(\d)\\}")
 def language_of(environment: Mapping[str, str]) -> str:
     """Return a person's language by their environment; ``en`` where ours are not theirs."""
     locale = next(filter(None, map(environment.get, _VARIABLES)), "")
-    return locale[:2] if re.match(r"es([_.@]|$)", locale) else LANGUAGES[0]
+    return next((each for each in TRANSLATED if re.match(rf"{each}([_.@]|$)", locale)), "en")
 
 
 def table_path(language: str) -> Traversable:
@@ -39,7 +40,7 @@ class Words:
 
     def __init__(self, language: str) -> None:
         self._table: dict[str, str] = {}
-        if language != LANGUAGES[0]:
+        if language in TRANSLATED:
             self._table = json.loads(table_path(language).read_text("utf-8"))
         by_length = sorted(self._table, key=len, reverse=True)
         self._sentences = [

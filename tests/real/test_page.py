@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import (
     Browser,
-    ConsoleMessage,
     Page,
     Route,
     ViewportSize,
@@ -17,7 +16,7 @@ from playwright.sync_api import (
 )
 
 from p2pinfer.core.certificate import MAGIC
-from tests.support.browsers import ANSWER_MS_MAX, launch
+from tests.support.browsers import ANSWER_MS_MAX, answer_with, ask, is_error, launch
 from tests.support.gateways import RunningGateway, running_gateway
 from tests.support.processes import CONTEXT, start_peers
 
@@ -69,17 +68,6 @@ def page(browser: Browser, gateway: RunningGateway) -> Iterator[Page]:
     yield opened
     context.close()
     assert errors == []
-
-
-def is_error(line: ConsoleMessage) -> bool:
-    """Whether a message is the page's fault, not of a request that a test made fail."""
-    return line.type == "error" and not line.text.startswith("Failed to load resource")
-
-
-def ask(page: Page, text: str) -> None:
-    """Type a question and send it."""
-    page.get_by_label("Your question").fill(text)
-    page.keyboard.press("Enter")
 
 
 def test_question_is_answered_and_the_map_shows_its_peers(page: Page) -> None:
@@ -254,17 +242,6 @@ def test_thoughts_are_folded(page: Page) -> None:
     with page.expect_request("**/v1/chat/completions") as asked:
         ask(page, "And 3 + 3?")
     assert "Two and two" not in (asked.value.post_data or "")
-
-
-def answer_with(page: Page, text: str, **more: object) -> None:
-    """Have the gateway's next answers be this text, and before it these other deltas."""
-    deltas = [{name: value} for name, value in more.items()] + [{"content": text}]
-    chunks = [{"choices": [{"index": 0, "delta": delta}]} for delta in deltas]
-    body = "".join(f"data: {json.dumps(each)}\n\n" for each in chunks) + "data: [DONE]\n\n"
-    page.route(
-        "**/v1/chat/completions",
-        lambda route: route.fulfill(status=200, content_type="text/event-stream", body=body),
-    )
 
 
 def test_a_refused_question_can_be_edited_or_dropped(page: Page) -> None:
@@ -449,89 +426,3 @@ def test_conversations_are_exported_and_imported(page: Page, tmp_path: Path) -> 
     for name, count in (("bad.json", 0), ("kept.json", 1), ("kept.json", 1)):
         page.locator("#import-file").set_input_files(tmp_path / name)
         expect(listed).to_have_count(count)
-
-
-def test_code_is_coloured_and_formulas_are_set(page: Page) -> None:
-    """By libraries that come with the first that needs them; money is no formula."""
-    code = 'def f(x: int) -> str:\n    return "<b>" + str(x)  # why'
-    answer_with(
-        page, f"```python\n{code}\n```\nSo $x^2$, for $5 or $6:\n\n$$\n\\frac{{1}}{{2}}\n$$"
-    )
-    ask(page, "Show me.")
-    said = page.locator(".turn.assistant .said")
-    expect(said.locator(".hljs-keyword").first).to_have_text("def")
-    expect(said.locator("pre code")).to_have_text(code, use_inner_text=True)
-    expect(said.locator("math")).to_have_count(2)
-    expect(said.locator("div.formula mfrac")).to_have_count(1)
-    expect(said).to_contain_text("for $5 or $6:")
-    assert said.locator("b").count() == 0
-
-
-def test_files_go_along_as_text(page: Page, tmp_path: Path) -> None:
-    """Dropped or chosen; what is no text is refused in words; asked again it is still there."""
-    (tmp_path / "notes.md").write_text("```\nnested\n```")
-    (tmp_path / "photo.bin").write_bytes(b"\xff\xfe\x00")
-    answer_with(page, "Read.")
-    page.locator("#files").set_input_files([tmp_path / "notes.md", tmp_path / "photo.bin"])
-    expect(page.locator("#attach-problem")).to_contain_text("photo.bin is not text")
-    page.evaluate(
-        "() => { const data = new DataTransfer(); data.items.add(new File(['dropped'], 'a.txt'));"
-        " dispatchEvent(new DragEvent('drop', { dataTransfer: data, cancelable: true })); }"
-    )
-    expect(page.get_by_role("button", name="Remove notes.md")).to_be_visible()
-    expect(page.get_by_role("button", name="Remove a.txt")).to_be_visible()
-    with page.expect_request("**/v1/chat/completions") as asked:
-        ask(page, "Sum up.")
-    (message,) = json.loads(asked.value.post_data or "")["messages"]
-    assert message["content"] == (
-        "notes.md:\n````\n```\nnested\n```\n````\n\na.txt:\n```\ndropped\n```\n\nSum up."
-    )
-    expect(page.locator("#attached li")).to_have_count(0)
-    expect(page.locator(".turn.user .file summary")).to_have_text(["notes.md", "a.txt"])
-    page.reload()
-    expect(page.locator(".turn.user .file")).to_have_count(2)
-
-
-def test_tool_calls_are_shown_and_answered_by_hand(page: Page) -> None:
-    """The call in the answer, what it returns typed by the reader, and both in the next request."""
-    tool = {"type": "function", "function": {"name": "weather", "parameters": {}}}
-    page.get_by_role("button", name="Settings").click()
-    page.get_by_label("Tools, a JSON list").fill(json.dumps([tool]))
-    page.get_by_role("button", name="Done").click()
-    function = {"name": "weather", "arguments": '{"city":"Quito"}'}
-    call = {"index": 0, "id": "c1", "type": "function", "function": function}
-    answer_with(page, "", tool_calls=[call])
-    with page.expect_request("**/v1/chat/completions") as asked:
-        ask(page, "Weather in Quito?")
-    assert json.loads(asked.value.post_data or "")["tools"] == [tool]
-    expect(page.locator(".call")).to_contain_text('"city": "Quito"')
-    page.get_by_label("What weather returns").fill("18 °C")
-    answer_with(page, "It is mild.")
-    with page.expect_request("**/v1/chat/completions") as again:
-        page.get_by_role("button", name="Send results").click()
-    _, said, result = json.loads(again.value.post_data or "")["messages"]
-    assert said["tool_calls"] == [{"id": "c1", "type": "function", "function": function}]
-    assert result == {"role": "tool", "tool_call_id": "c1", "content": "18 °C"}
-    expect(page.locator(".turn.assistant").last).to_contain_text("It is mild.")
-
-
-def test_page_speaks_the_readers_language(browser: Browser, gateway: RunningGateway) -> None:
-    """Spanish by the browser, trust and swarm included, and English once it is chosen."""
-    context = browser.new_context(viewport=PHONE, locale="es-EC")
-    page = context.new_page()
-    page.goto(gateway.url)
-    expect(page.locator("#status")).to_contain_text("3 nodos")
-    page.get_by_label("Tu pregunta").fill("¿Sí o no?")
-    page.get_by_role("button", name="Enviar").click()
-    account = page.locator(".account")
-    expect(account).to_be_visible(timeout=ANSWER_MS_MAX)
-    account.locator("summary").click()
-    expect(account).to_contain_text("3 nodos firmaron")
-    expect(account).to_contain_text("se repite 1 de cada")
-    assert page.evaluate("document.documentElement.scrollWidth") <= PHONE["width"]
-    page.get_by_role("button", name="Ajustes").click()
-    page.get_by_label("English").check()
-    page.get_by_role("button", name="Listo").click()
-    expect(page.get_by_label("Your question")).to_be_visible()
-    assert page.evaluate("document.documentElement.lang") == "en"
-    context.close()

@@ -1,6 +1,6 @@
 // Coloured code and set formulas, by two libraries that are fetched when an answer first needs them.
 
-const CODE_CHARS_MAX = 20_000; // coloured anew with every token of a block that grows
+const CODE_CHARS_MAX = 20_000; // coloured again with every token of a block that grows
 const TEX_CHARS_MAX = 2_000;
 const KEPT_MAX = 200; // blocks and formulas of what is drawn again with every token
 

@@ -74,7 +74,7 @@ export function showTurn(turn, { onAgain, onEdit, onNew, onResults }) {
       foot.replaceChildren();
       if (turn.account) foot.append(account(turn.account, turn.cut));
       else if (turn.stopped) foot.append(make("span", "live", t("stopped")));
-      if (isLast && turn.calls && !turn.problem) body.append(resultsOf(turn, onResults));
+      if (isLast && turn.calls && !turn.problem) foot.before(resultsOf(turn, onResults));
       const tools = make("span", "tools");
       const copy = iconButton("copy", t("Copy"), async () => {
         await navigator.clipboard.writeText(turn.text);
