@@ -26,6 +26,7 @@ from p2pinfer.api.problems import Problem
 from p2pinfer.api.streams import EventStream
 from p2pinfer.api.swarm_state import LISTENERS_MAX, SwarmState
 from p2pinfer.api.translated import Translated, body_for
+from p2pinfer.client.words import TRANSLATED, table_path
 
 _log = logging.getLogger("p2pinfer.api")
 
@@ -43,6 +44,7 @@ CONTENT_TYPES = {
     "css": "text/css; charset=utf-8",
     "html": "text/html; charset=utf-8",
     "js": "text/javascript; charset=utf-8",
+    "json": "application/json",
     "svg": "image/svg+xml",
 }
 
@@ -162,12 +164,18 @@ def _page_routes() -> list[Route]:
 
         return endpoint
 
+    page = files("p2pinfer.api").joinpath("static")
     routes = []
-    for file in files("p2pinfer.api").joinpath("static").iterdir():
-        endpoint = serve(file.read_bytes(), CONTENT_TYPES[file.name.rpartition(".")[2]])
-        routes.append(Route(f"/static/{file.name}", endpoint))
-        if file.name == "index.html":
-            routes.append(Route("/", endpoint))
+    for folder, way in ((page, "/static"), (page.joinpath("vendor"), "/static/vendor")):
+        for file in folder.iterdir():
+            kind = CONTENT_TYPES.get(file.name.rpartition(".")[2])
+            if kind:
+                routes.append(Route(f"{way}/{file.name}", serve(file.read_bytes(), kind)))
+    index = page.joinpath("index.html").read_bytes()
+    routes.append(Route("/", serve(index, CONTENT_TYPES["html"])))
+    for language in TRANSLATED:
+        table = table_path(language).read_bytes()
+        routes.append(Route(f"/static/{language}.json", serve(table, CONTENT_TYPES["json"])))
     return routes
 
 
