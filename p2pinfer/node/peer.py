@@ -18,6 +18,7 @@ from p2pinfer.core.advertisement import SESSIONS_MAX, Advertisement, State
 from p2pinfer.core.errors import UserError, lone_errors
 from p2pinfer.core.ids import ModelId, PeerId
 from p2pinfer.core.layer_range import LayerRange
+from p2pinfer.core.ledger import LedgerEntry
 from p2pinfer.core.manifest import METADATA, Manifest, layer_part
 from p2pinfer.engine.base import StageEngine
 from p2pinfer.engine.gguf.architectures import layers_at_once_max
@@ -35,7 +36,7 @@ from p2pinfer.node.fraud_files import open_frauds, sharing
 from p2pinfer.node.identity_lock import hold_identity
 from p2pinfer.node.idle_monitor import ActivityMeter, heed_owner
 from p2pinfer.node.inviting import ways_in_told
-from p2pinfer.node.ledger_db import LedgerKeeper, open_books
+from p2pinfer.node.ledger_db import LedgerKeeper, open_books, weighed
 from p2pinfer.node.listen_port import own_listen
 from p2pinfer.node.loading_steps import Step, loading
 from p2pinfer.node.model_supply import Choose, obtain
@@ -47,7 +48,7 @@ from p2pinfer.node.requester import (
     for_model,
     freeze_gc,
 )
-from p2pinfer.node.sponsors import Workers, clock_ms, sponsor
+from p2pinfer.node.sponsors import clock_ms, sponsor
 from p2pinfer.node.status_report import describe_peer
 from p2pinfer.node.status_socket import Status, open_status
 from p2pinfer.node.swarm_connection import (
@@ -65,6 +66,7 @@ from peers.parts.server import PartsServer
 from peers.receipts.session_evidence import Gatherer
 from peers.receipts.signer import ReceiptSigner
 from peers.serving.accounts import Accounts
+from peers.serving.credit import Credit
 from peers.serving.server import HeldLayers, Server, ServingPlan
 from transports.base import Reach, Reachability, Transport
 from transports.identity import Identity
@@ -214,13 +216,19 @@ async def serve_peer(options: PeerOptions, store: Store, hooks: Hooks) -> None:
             model = await supplies.open_model()
         if preparing.cancelled_caught:
             return
-        signer = ReceiptSigner(transport, identity.sign, bookkeeper.served)
+        others = partial(directory.serving, model.id)
+        credit = Credit(transport, identity.sign, open_books(), others, swarm.chance)
+        credit.listen()
+        nursery.start_soon(credit.run)
+        serves = partial(_serves, directory, transport.peer_id, model.id)
+        accounts = Accounts(network, clock_ms, serves, credit.places)
+
+        def served(entry: LedgerEntry) -> None:
+            bookkeeper.served(weighed(accounts.booked(entry), model.manifest))
+
+        signer = ReceiptSigner(transport, identity.sign, served)
         signer.listen()
         nursery.start_soon(bookkeeper.run)
-        workers = Workers(open_books())
-        nursery.start_soon(workers.run)
-        serves = partial(_serves, directory, transport.peer_id, model.id)
-        accounts = Accounts(network, clock_ms, serves, workers.__contains__)
         server = _compose(supplies, model, signer, accounts)
         if options.only_idle:
             await nursery.start(heed_owner, server.rest, partial(in_thread, ActivityMeter().look))
