@@ -1,4 +1,4 @@
-"""Statements: a peer's signed word of how much others did for it, and who may show it to whom.
+"""Statements: a peer's signed word of how much others did for it.
 
     Owe      →  the user's newest statement to the peer that worked: "I had so much from you"
     Vouch    →  others' statements in the sender's favour, to a peer that it may ask something
@@ -41,7 +41,7 @@ class Contradiction(ValueError):
 
 @frozen
 class Statement:
-    """A user's word that a server did so much work for it, all in all."""
+    """A user's word for all the work that a server did for it."""
 
     user: PeerId = field(validator=PEER)
     server: PeerId = field(validator=PEER)
@@ -97,5 +97,5 @@ class Vouch:
 
 
 def work_of(rows: int, weights_bytes: int) -> int:
-    """Return the work of so many rows through layers of so many bytes of weights."""
+    """Return the work of a number of rows through layers with a number of bytes of weights."""
     return min(rows * weights_bytes // BYTES_PER_UNIT, WORK_MAX)

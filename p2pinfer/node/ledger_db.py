@@ -8,9 +8,10 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager, suppress
 from enum import StrEnum
 from pathlib import Path
+from typing import Any
 
 import trio
-from attrs import evolve
+from attrs import asdict, evolve
 
 from p2pinfer.core.errors import UserError
 from p2pinfer.core.ids import PeerId
@@ -58,11 +59,15 @@ _TRIM = """
 DELETE FROM work WHERE rowid <= (SELECT max(rowid) FROM work) - ?
 """
 
+_ALL_STATEMENTS = "SELECT user, server, count, work, signature FROM statements ORDER BY work DESC"
+_DAILY = "SELECT side, day, rows, weights FROM work"
 _LARGEST_WORK = (
     "SELECT user, server, count, work, signature FROM statements WHERE {} = ? ORDER BY work DESC"
 )
 
 _DROP = "DELETE FROM statements WHERE user = ? AND server = ?"
+
+DAYS_SHOWN = 30
 
 STATEMENTS_KEPT_MAX = 10_000
 """Of peers in this one's favour; the smallest are dropped first, 3 MB."""
@@ -147,6 +152,37 @@ class LedgerDb:
                 _put(database, mine[server])
         return list(mine.values())
 
+    def report(self) -> dict[str, Any]:
+        """Return what was given and had, per peer and day, and all statements; raises UserError.
+
+        Work is in megabyte-rows; days are counted from 1970, the last ``DAYS_SHOWN`` alone.
+        """
+        with self._open() as database:
+            had, given = (_totals(database, *each) for each in _SIDES)
+            days = {at: [0, 0] for at in range(self._today() - DAYS_SHOWN + 1, self._today() + 1)}
+            for side, day, rows, weights in database.execute(_DAILY):
+                if day in days:
+                    days[day][side == Side.USED] += work_of(rows, weights)
+            found = [_stated(each) for each in database.execute(_ALL_STATEMENTS)]
+        peers = sorted(had | given, key=lambda peer: (-had[peer] - given[peer], peer))
+        stated, owned = ({getattr(e, end): e.work for e in found} for end in ("user", "server"))
+        return {
+            "given": sum(given.values()),
+            "had": sum(had.values()),
+            "days": [{"day": day, "given": one, "had": two} for day, (one, two) in days.items()],
+            "peers": [
+                {
+                    "peer": peer,
+                    "given": given[peer],
+                    "had": had[peer],
+                    "signed_by_it": stated.get(peer, 0),
+                    "signed_to_it": owned.get(peer, 0),
+                }
+                for peer in peers
+            ],
+            "statements": [{**asdict(each), "signature": each.signature.hex()} for each in found],
+        }
+
     def in_favour(self, me: PeerId) -> list[Statement]:
         """Return the newest statement of each peer in one's favour, the largest first."""
         with self._open() as database:
@@ -190,7 +226,7 @@ class LedgerDb:
             ) from error
 
 
-def _totals(database: sqlite3.Connection, side: Side, whose: str) -> dict[PeerId, int]:
+def _totals(database: sqlite3.Connection, side: Side, whose: str) -> Counter[PeerId]:
     """Return the work of one side by the peer at the other end, in megabyte-rows."""
     found: Counter[PeerId] = Counter()
     query = f"SELECT {whose}, rows, weights FROM work WHERE side = ?"  # noqa: S608 -- a column of ours
@@ -202,7 +238,12 @@ def _totals(database: sqlite3.Connection, side: Side, whose: str) -> dict[PeerId
 def _statements(database: sqlite3.Connection, whose: str, peer: PeerId) -> list[Statement]:
     """Return the statements by a peer, or in its favour, the largest first."""
     found = database.execute(_LARGEST_WORK.format(whose), (peer,))
-    return [Statement(PeerId(user), PeerId(server), *rest) for user, server, *rest in found]
+    return [_stated(each) for each in found]
+
+
+def _stated(row: tuple[Any, ...]) -> Statement:
+    user, server, *rest = row
+    return Statement(PeerId(user), PeerId(server), *rest)
 
 
 def _put(database: sqlite3.Connection, made: Statement) -> None:

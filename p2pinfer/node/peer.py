@@ -216,18 +216,7 @@ async def serve_peer(options: PeerOptions, store: Store, hooks: Hooks) -> None:
             model = await supplies.open_model()
         if preparing.cancelled_caught:
             return
-        others = partial(directory.serving, model.id)
-        credit = Credit(transport, identity.sign, open_books(), others, swarm.chance)
-        credit.listen()
-        nursery.start_soon(credit.run)
-        serves = partial(_serves, directory, transport.peer_id, model.id)
-        accounts = Accounts(network, clock_ms, serves, credit.places)
-
-        def served(entry: LedgerEntry) -> None:
-            bookkeeper.served(weighed(accounts.booked(entry), model.manifest))
-
-        signer = ReceiptSigner(transport, identity.sign, served)
-        signer.listen()
+        signer, accounts = _keep_accounts(swarm, model, network, bookkeeper)
         nursery.start_soon(bookkeeper.run)
         server = _compose(supplies, model, signer, accounts)
         if options.only_idle:
@@ -247,6 +236,26 @@ def _answer(
     """Return what a peer adds to its status for processes of this machine that ask for it."""
     ways_in = ways_in_told(reach, lambda: transport.addresses, directory, question)
     return ways_in | sponsor(identity, name_of(reach), question)
+
+
+def _keep_accounts(
+    swarm: SwarmConnection, model: PartsModel, network: str, bookkeeper: LedgerKeeper
+) -> tuple[ReceiptSigner, Accounts]:
+    """Sign for work and count it, and tell others what is owed, from now on."""
+    transport, directory, identity = swarm.transport, swarm.directory, swarm.identity
+    others = partial(directory.serving, model.id)
+    credit = Credit(transport, identity.sign, open_books(), others, swarm.chance)
+    credit.listen()
+    swarm.nursery.start_soon(credit.run)
+    serves = partial(_serves, directory, transport.peer_id, model.id)
+    accounts = Accounts(network, clock_ms, serves, credit.places)
+
+    def served(entry: LedgerEntry) -> None:
+        bookkeeper.served(weighed(accounts.booked(entry), model.manifest))
+
+    signer = ReceiptSigner(transport, identity.sign, served)
+    signer.listen()
+    return signer, accounts
 
 
 def _frauds(swarm: SwarmConnection, model: ModelId, server: Server) -> Frauds:

@@ -95,7 +95,7 @@ def test_statements_grow_with_the_work(tmp_path: Path) -> None:
 
 
 def test_two_peers_of_one_machine_state_its_work_once(tmp_path: Path) -> None:
-    """They share the books: whoever comes second adds nothing."""
+    """They share the books: the second one adds nothing."""
     books = LedgerDb(tmp_path / "ledger")
     books.keep(Side.USED, [used(10)])
     assert books.state(ME, sign)
@@ -113,9 +113,9 @@ def test_the_newest_statement_counts_and_a_contradiction_does_not(tmp_path: Path
         books.note(each)
     assert books.in_favour(ME) == [statement]
     assert books.debts(ME).stated == {YOU: 50}
-    for lie in ({"work": 51}, {"count": 3}, {"count": 3, "work": 49}, {"count": 1, "work": 60}):
+    for count, work in ((2, 51), (3, 50), (3, 49), (1, 60)):
         with pytest.raises(Contradiction):
-            books.note(evolve(statement, **lie))
+            books.note(evolve(statement, count=count, work=work))
     books.note(evolve(statement, count=7, work=90))
     assert books.debts(ME).stated == {YOU: 90}
 
