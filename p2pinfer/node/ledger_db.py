@@ -60,6 +60,7 @@ DELETE FROM work WHERE rowid <= (SELECT max(rowid) FROM work) - ?
 """
 
 _ALL_STATEMENTS = "SELECT user, server, count, work, signature FROM statements ORDER BY work DESC"
+_OWN_PEERS = "SELECT DISTINCT server FROM work WHERE side = ?"
 _DAILY = "SELECT side, day, rows, weights FROM work"
 _LARGEST_WORK = (
     "SELECT user, server, count, work, signature FROM statements WHERE {} = ? ORDER BY work DESC"
@@ -164,8 +165,10 @@ class LedgerDb:
                 if day in days:
                     days[day][side == Side.USED] += work_of(rows, weights)
             found = [_stated(each) for each in database.execute(_ALL_STATEMENTS)]
+            here = {server for (server,) in database.execute(_OWN_PEERS, (Side.SERVED,))}
         peers = sorted(had | given, key=lambda peer: (-had[peer] - given[peer], peer))
-        stated, owned = ({getattr(e, end): e.work for e in found} for end in ("user", "server"))
+        stated = {each.user: each.work for each in found if each.user not in here}
+        owned = {each.server: each.work for each in found if each.server not in here}
         return {
             "given": sum(given.values()),
             "had": sum(had.values()),

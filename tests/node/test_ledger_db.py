@@ -132,6 +132,27 @@ def test_statements_in_ones_favour_are_limited(
     assert len(books.in_favour(ME)) <= 4
 
 
+def test_the_report_has_days_peers_and_who_signed(tmp_path: Path) -> None:
+    """In megabyte-rows; what peers of this machine signed is not what others signed."""
+    day = 20_000
+    books = LedgerDb(tmp_path / "ledger", lambda: day)
+    given = LedgerEntry(ME, YOU, bytes(32), 1, 10, 7, MIB)
+    books.keep(Side.SERVED, [given])
+    day += 3
+    books.keep(Side.USED, [used(4), used(2, ME, session=3)])
+    books.state(ME, sign)
+    books.note(Statement(YOU, ME, 1, 6, bytes(64)))
+    report = books.report()
+    assert (report["given"], report["had"]) == (7, 6)
+    by_day = {each["day"]: (each["given"], each["had"]) for each in report["days"]}
+    assert len(by_day) == 30
+    assert (by_day[20_000], by_day[20_001], by_day[20_003]) == ((7, 0), (0, 0), (0, 6))
+    you, me = report["peers"]
+    assert you == {"peer": YOU, "given": 7, "had": 4, "signed_by_it": 6, "signed_to_it": 4}
+    assert (me["signed_by_it"], me["signed_to_it"]) == (0, 0)
+    assert len(report["statements"]) == 2
+
+
 def test_a_ledger_of_an_earlier_release_goes_on(tmp_path: Path) -> None:
     """Its rows have no weights and no day, and count as layer-rows alone."""
     path = tmp_path / "ledger"
