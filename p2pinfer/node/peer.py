@@ -18,7 +18,6 @@ from p2pinfer.core.advertisement import SESSIONS_MAX, Advertisement, State
 from p2pinfer.core.errors import UserError, lone_errors
 from p2pinfer.core.ids import ModelId, PeerId
 from p2pinfer.core.layer_range import LayerRange
-from p2pinfer.core.ledger import LedgerEntry
 from p2pinfer.core.manifest import METADATA, Manifest, layer_part
 from p2pinfer.engine.base import StageEngine
 from p2pinfer.engine.gguf.architectures import layers_at_once_max
@@ -32,11 +31,12 @@ from p2pinfer.engine.llama.memory import (
 )
 from p2pinfer.engine.store.assemble import PartsModel
 from p2pinfer.engine.store.store import Store
+from p2pinfer.node.bookkeeping import keep_accounts
 from p2pinfer.node.fraud_files import open_frauds, sharing
 from p2pinfer.node.identity_lock import hold_identity
 from p2pinfer.node.idle_monitor import ActivityMeter, heed_owner
 from p2pinfer.node.inviting import ways_in_told
-from p2pinfer.node.ledger_db import LedgerKeeper, open_books, weighed
+from p2pinfer.node.ledger_db import LedgerKeeper, open_books
 from p2pinfer.node.listen_port import own_listen
 from p2pinfer.node.loading_steps import Step, loading
 from p2pinfer.node.model_supply import Choose, obtain
@@ -66,7 +66,6 @@ from peers.parts.server import PartsServer
 from peers.receipts.session_evidence import Gatherer
 from peers.receipts.signer import ReceiptSigner
 from peers.serving.accounts import Accounts
-from peers.serving.credit import Credit
 from peers.serving.server import HeldLayers, Server, ServingPlan
 from transports.base import Reach, Reachability, Transport
 from transports.identity import Identity
@@ -216,7 +215,7 @@ async def serve_peer(options: PeerOptions, store: Store, hooks: Hooks) -> None:
             model = await supplies.open_model()
         if preparing.cancelled_caught:
             return
-        signer, accounts = _keep_accounts(swarm, model, network, bookkeeper)
+        signer, accounts = keep_accounts(swarm, model, network, bookkeeper)
         nursery.start_soon(bookkeeper.run)
         server = _compose(supplies, model, signer, accounts)
         if options.only_idle:
@@ -238,26 +237,6 @@ def _answer(
     return ways_in | sponsor(identity, name_of(reach), question)
 
 
-def _keep_accounts(
-    swarm: SwarmConnection, model: PartsModel, network: str, bookkeeper: LedgerKeeper
-) -> tuple[ReceiptSigner, Accounts]:
-    """Sign for work and count it, and tell others what is owed, from now on."""
-    transport, directory, identity = swarm.transport, swarm.directory, swarm.identity
-    others = partial(directory.serving, model.id)
-    credit = Credit(transport, identity.sign, open_books(), others, swarm.chance)
-    credit.listen()
-    swarm.nursery.start_soon(credit.run)
-    serves = partial(_serves, directory, transport.peer_id, model.id)
-    accounts = Accounts(network, clock_ms, serves, credit.places)
-
-    def served(entry: LedgerEntry) -> None:
-        bookkeeper.served(weighed(accounts.booked(entry), model.manifest))
-
-    signer = ReceiptSigner(transport, identity.sign, served)
-    signer.listen()
-    return signer, accounts
-
-
 def _frauds(swarm: SwarmConnection, model: ModelId, server: Server) -> Frauds:
     """Return the record of proven cheats, judged beside serving, and answer others about it."""
     gatherer = Gatherer(swarm.nursery, swarm.transport, secrets.token_bytes)
@@ -269,11 +248,6 @@ def _frauds(swarm: SwarmConnection, model: ModelId, server: Server) -> Frauds:
     )
     frauds.listen()
     return frauds
-
-
-def _serves(directory: Directory, me: PeerId, model: ModelId, peer: PeerId) -> bool:
-    serving = (other for other in directory.serving(model) if other.state is State.SERVING)
-    return peer == me or any(other.peer == peer for other in serving)
 
 
 def _notify_owner(
