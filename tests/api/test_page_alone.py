@@ -29,6 +29,16 @@ STATE = {
 }
 
 
+DAYS = [{"day": 20_000 + at, "given": 1500 * at, "had": 40_000 - 900 * at} for at in range(30)]
+WORK = {"given": 652_500, "had": 808_500, "signed_by_it": 600_000, "signed_to_it": 808_500}
+EARNINGS = {
+    **{name: WORK[name] for name in ("given", "had")},
+    "days": DAYS,
+    "peers": [{"peer": PEER, **WORK}],
+    "statements": [],
+}
+
+
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
     """Provide the system's browser, headless."""
@@ -48,7 +58,10 @@ def serve(route: Route) -> None:
         return route.fulfill(status=200, content_type="text/event-stream", body=body)
     if path == "v1/models":
         return route.fulfill(json={"data": []})
-    file = STATIC.joinpath(path.removeprefix("static/") or "index.html")
+    if path == "api/earnings":
+        return route.fulfill(json=EARNINGS)
+    names = {"": "index.html", "earnings": "earnings.html"}
+    file = STATIC.joinpath(names.get(path, path.removeprefix("static/")))
     if path == "static/es.json":
         file = table_path("es")
     kind = CONTENT_TYPES[file.name.rpartition(".")[2]]
@@ -175,3 +188,23 @@ def test_page_speaks_the_readers_language(browser: Browser) -> None:
     assert page.evaluate("document.documentElement.lang") == "en"
     assert errors == []
     page.context.close()
+
+
+def test_earnings_are_shown_by_day_and_peer(page: Page) -> None:
+    """Sums, thirty days as bars, a table, and the way there and back, on a phone."""
+    page.get_by_role("button", name="Conversations").click()
+    page.get_by_role("link", name="Given and had").click()
+    expect(page.locator("#sums dd")).to_have_text(["653", "809", "156"])
+    expect(page.locator("#sums dt").last).to_have_text("owed to others")
+    expect(page.locator("#days span")).to_have_count(30)
+    heights = "[...document.querySelectorAll('#days .given')].map(each => each.offsetHeight)"
+    given = page.evaluate(heights)
+    assert given[0] == 0
+    assert given == sorted(given)
+    row = page.locator("#peers tbody tr")
+    expect(row).to_have_count(1)
+    expect(row.locator("td")).to_have_text(["653", "809", "600", "809"])
+    width = page.locator("main").evaluate("main => main.scrollWidth")
+    assert width <= PHONE["width"]
+    page.get_by_role("link", name="Back to the chat").click()
+    expect(page.get_by_label("Your question")).to_be_visible()

@@ -58,7 +58,8 @@ def texts_of_scripts() -> set[str]:
 
 def test_page_and_terminal_are_whole_in_spanish() -> None:
     """Each text has its sentence, which keeps the values; none is there for nothing."""
-    written = Texts(PAGE.joinpath("index.html").read_text("utf-8")).found - NAMES
+    pages = [each.read_text("utf-8") for each in PAGE.iterdir() if each.name.endswith(".html")]
+    written = Texts("".join(pages)).found - NAMES
     states = re.search(r"const STATES = {(.*?)}", PAGE.joinpath("map.js").read_text(), re.DOTALL)
     assert states
     needed = {

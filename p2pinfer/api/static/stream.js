@@ -75,6 +75,11 @@ export async function listModels() {
   return (await (await send("/v1/models", {})).json()).data;
 }
 
+/** Fetch what a path says now. */
+export async function fetchJson(path) {
+  return (await send(path, {})).json();
+}
+
 /** Fetch a file. */
 export async function download(path) {
   return (await send(path, {})).blob();
