@@ -54,7 +54,7 @@ class Changed:
 
     def __init__(self, inner: EngineSession, width: int) -> None:
         self._inner, self._width = inner, width
-        self.close = inner.close
+        self.close, self.copy = inner.close, inner.copy
 
     def submit(self, position: int, rows: bytes, done: Done, *, regime: Regime) -> None:
         """Run the rows as an honest stage does, and pass on what ``change`` makes of them."""
