@@ -8,10 +8,13 @@ end, and drop positions from the end when a session goes back.
     node       BLAKE3 keyed "node", of the left and the right child
     root(n)    BLAKE3 keyed "root", of n and the perfect subtrees of the first n leaves, joined
                from the right (the shape of RFC 6962)
+
+A path shows that some consecutive leaves are under a root: the hashes of the largest subtrees that
+hold none of them, from left to right.
 """
 
 import struct
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 
 from blake3 import blake3
 
@@ -44,7 +47,10 @@ class Tree:
 
     def append(self, row: bytes, *, regime: Regime) -> None:
         """Add the row at the next position."""
-        found = leaf(len(self), row, regime=regime)
+        self.add(leaf(len(self), row, regime=regime))
+
+    def add(self, found: bytes) -> None:
+        """Add a leaf."""
         for level in self._levels:
             level.append(found)
             if len(level) & 1:
@@ -62,12 +68,56 @@ class Tree:
         assert 0 <= count <= len(self)
         return _root(count, _join(self._peaks(count)))
 
-    def _peaks(self, count: int) -> list[bytes]:
-        found, start = [], 0
+    def path(self, start: int, end: int, count: int) -> tuple[bytes, ...]:
+        """Show that the leaves ``start:end`` are under the root of the first ``count``."""
+        assert 0 <= start < end <= count <= len(self)
+        beside = _beside(0, count, start, end)
+        return tuple(_join(self._peaks(size, at)) for at, size in beside)
+
+    def _peaks(self, count: int, start: int = 0) -> list[bytes]:
+        found = []
         for height in _heights(count):
             found.append(self._levels[height][start >> height])
             start += 1 << height
         return found
+
+
+def root_over(leaves: Sequence[bytes], start: int, count: int, path: Sequence[bytes]) -> bytes:
+    """Return the root of ``count`` leaves of which some consecutive ones are known.
+
+    Args:
+        leaves: the known ones, at least one.
+        start: the place of the first of them.
+        count: of all leaves.
+        path: what ``Tree.path`` gave for them.
+
+    Raises:
+        ValueError: they do not fit together.
+    """
+    end = start + len(leaves)
+    if not 0 <= start < end <= count or len(path) != sum(1 for _ in _beside(0, count, start, end)):
+        raise ValueError("a path of another length")
+    rest = iter(path)
+
+    def over(at: int, size: int) -> bytes:
+        if at >= end or at + size <= start:
+            return next(rest)
+        if size == 1:
+            return leaves[at - start]
+        left = 1 << (size - 1).bit_length() - 1
+        return _node(over(at, left), over(at + left, size - left))
+
+    return _root(count, over(0, count))
+
+
+def _beside(at: int, size: int, start: int, end: int) -> Iterator[tuple[int, int]]:
+    """Yield the place and size of the largest subtrees of ``at:at + size`` beside a range."""
+    if at >= end or at + size <= start:
+        yield at, size
+    elif size > 1 and not start <= at <= at + size <= end:
+        left = 1 << (size - 1).bit_length() - 1
+        yield from _beside(at, left, start, end)
+        yield from _beside(at + left, size - left, start, end)
 
 
 def _heights(count: int) -> list[int]:
