@@ -8,13 +8,10 @@ end, and drop positions from the end when a session goes back.
     node       BLAKE3 keyed "node", of the left and the right child
     root(n)    BLAKE3 keyed "root", of n and the perfect subtrees of the first n leaves, joined
                from the right (the shape of RFC 6962)
-
-A path shows that some consecutive leaves are under a root: the hashes of the largest subtrees that
-hold none of them, from left to right.
 """
 
 import struct
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 
 from blake3 import blake3
 
@@ -47,10 +44,7 @@ class Tree:
 
     def append(self, row: bytes, *, regime: Regime) -> None:
         """Add the row at the next position."""
-        self.add(leaf(len(self), row, regime=regime))
-
-    def add(self, found: bytes) -> None:
-        """Add a leaf."""
+        found = leaf(len(self), row, regime=regime)
         for level in self._levels:
             level.append(found)
             if len(level) & 1:
@@ -68,56 +62,61 @@ class Tree:
         assert 0 <= count <= len(self)
         return _root(count, _join(self._peaks(count)))
 
-    def path(self, start: int, end: int, count: int) -> tuple[bytes, ...]:
-        """Show that the leaves ``start:end`` are under the root of the first ``count``."""
-        assert 0 <= start < end <= count <= len(self)
-        beside = _beside(0, count, start, end)
-        return tuple(_join(self._peaks(size, at)) for at, size in beside)
+    def leaf(self, position: int) -> bytes:
+        """Return the hash of the row at a position."""
+        return self._levels[0][position]
 
-    def _peaks(self, count: int, start: int = 0) -> list[bytes]:
-        found = []
+    def path(self, position: int, count: int) -> tuple[bytes, ...]:
+        """Return the hashes that lead from the leaf at a position to the root of ``count``.
+
+        See ``root_by_path``.
+        """
+        assert 0 <= position < count <= len(self)
+        number, height = _peak_of(position, count)
+        found = [self._levels[low][position >> low ^ 1] for low in range(height)]
+        peaks = self._peaks(count)
+        if right := _join(peaks[number + 1 :]):
+            found.append(right)
+        return (*found, *reversed(peaks[:number]))
+
+    def _peaks(self, count: int) -> list[bytes]:
+        found, start = [], 0
         for height in _heights(count):
             found.append(self._levels[height][start >> height])
             start += 1 << height
         return found
 
 
-def root_over(leaves: Sequence[bytes], start: int, count: int, path: Sequence[bytes]) -> bytes:
-    """Return the root of ``count`` leaves of which some consecutive ones are known.
+def root_by_path(position: int, count: int, leaf: bytes, path: Sequence[bytes]) -> bytes:
+    """Return the root of ``count`` positions to which a path leads from a leaf.
 
-    Args:
-        leaves: the known ones, at least one.
-        start: the place of the first of them.
-        count: of all leaves.
-        path: what ``Tree.path`` gave for them.
-
-    Raises:
-        ValueError: they do not fit together.
+    Empty if the path is of another length. The order of the hashes: siblings in the leaf's perfect
+    subtree, from below; what is right of that one, joined, if anything is; the perfect subtrees
+    left of it, from the right.
     """
-    end = start + len(leaves)
-    if not 0 <= start < end <= count or len(path) != sum(1 for _ in _beside(0, count, start, end)):
-        raise ValueError("a path of another length")
-    rest = iter(path)
+    assert 0 <= position < count
+    number, height = _peak_of(position, count)
+    is_last = number == count.bit_count() - 1
+    if len(path) != height + (not is_last) + number:
+        return b""
+    top = leaf
+    for low, sibling in enumerate(path[:height]):
+        top = _node(sibling, top) if position >> low & 1 else _node(top, sibling)
+    if not is_last:
+        top = _node(top, path[height])
+    for left in path[len(path) - number :]:
+        top = _node(left, top)
+    return _root(count, top)
 
-    def over(at: int, size: int) -> bytes:
-        if at >= end or at + size <= start:
-            return next(rest)
-        if size == 1:
-            return leaves[at - start]
-        left = 1 << (size - 1).bit_length() - 1
-        return _node(over(at, left), over(at + left, size - left))
 
-    return _root(count, over(0, count))
-
-
-def _beside(at: int, size: int, start: int, end: int) -> Iterator[tuple[int, int]]:
-    """Yield the place and size of the largest subtrees of ``at:at + size`` beside a range."""
-    if at >= end or at + size <= start:
-        yield at, size
-    elif size > 1 and not start <= at <= at + size <= end:
-        left = 1 << (size - 1).bit_length() - 1
-        yield from _beside(at, left, start, end)
-        yield from _beside(at + left, size - left, start, end)
+def _peak_of(position: int, count: int) -> tuple[int, int]:
+    """Return which perfect subtree holds a leaf, from the left, and its height."""
+    start = 0
+    for number, height in enumerate(_heights(count)):
+        if position < start + (1 << height):
+            return number, height
+        start += 1 << height
+    raise AssertionError(position)
 
 
 def _heights(count: int) -> list[int]:

@@ -27,23 +27,9 @@ SIGNED_AS = b"p2pinfer receipt 1\0"
 
 _BODY = struct.Struct("<32sHHIIQ32s32s16s")
 BODY_BYTES = _BODY.size
-ROOT_BYTES = 32
-LONG_BODY_BYTES = BODY_BYTES + ROOT_BYTES
-"""With a root over K and V."""
-
 SIGNATURE_BYTES = 64
 
-_ROOT: Any = blob(ROOT_BYTES, ROOT_BYTES)
-
-
-def _root_or_none(_: object, attribute: Any, value: bytes) -> None:
-    if type(value) is not bytes or len(value) not in (0, ROOT_BYTES):
-        raise ValueError(f"{attribute.name} must be a root, or empty")
-
-
-def _body_of_receipt(_: object, attribute: Any, value: bytes) -> None:
-    if type(value) is not bytes or len(value) not in (BODY_BYTES, LONG_BODY_BYTES):
-        raise ValueError(f"{attribute.name} must be {BODY_BYTES} or {LONG_BODY_BYTES} bytes")
+_ROOT: Any = blob(32, 32)
 
 
 class BadReceipt(ValueError):
@@ -93,13 +79,10 @@ class Receipt:
     sent: bytes = field(validator=_ROOT, repr=shown_size)
     numerics: bytes = field(validator=blob(16, 16))
     """The signer's numerics class."""
-    cached: bytes = field(default=b"", validator=_root_or_none, repr=shown_size)
-    """Root over the K and V rows of these positions, as ``core.opening`` makes it; empty in most
-    receipts, and in all by peers that know no openings."""
 
     def body(self) -> bytes:
         """Return the bytes that are signed, after ``SIGNED_AS``."""
-        packed = _BODY.pack(
+        return _BODY.pack(
             self.terms,
             self.first,
             self.end,
@@ -110,7 +93,6 @@ class Receipt:
             self.sent,
             self.numerics,
         )
-        return packed + self.cached
 
     @classmethod
     def parse(cls, body: bytes) -> "Receipt":
@@ -119,12 +101,11 @@ class Receipt:
         Raises:
             BadReceipt: the bytes are not a receipt's body.
         """
-        if len(body) not in (BODY_BYTES, LONG_BODY_BYTES):
+        if len(body) != BODY_BYTES:
             raise BadReceipt(f"a receipt has {BODY_BYTES} bytes, not {len(body)}")
-        fixed, cached = body[:BODY_BYTES], body[BODY_BYTES:]
-        terms, first, end, position, number, rows, received, sent, numerics = _BODY.unpack(fixed)
+        terms, first, end, position, number, rows, received, sent, numerics = _BODY.unpack(body)
         try:
-            return cls(terms, first, end, number, position, rows, received, sent, numerics, cached)
+            return cls(terms, first, end, number, position, rows, received, sent, numerics)
         except ValueError as error:
             raise BadReceipt(f"a receipt that no correct peer signs: {error}") from error
 
@@ -133,5 +114,5 @@ class Receipt:
 class Signed:
     """A receipt as it travels; the signer is named elsewhere, and only its key's signature fits."""
 
-    body: bytes = field(validator=_body_of_receipt, repr=shown_size)
+    body: bytes = field(validator=blob(BODY_BYTES, BODY_BYTES), repr=shown_size)
     signature: bytes = field(validator=blob(SIGNATURE_BYTES, SIGNATURE_BYTES), repr=shown_size)

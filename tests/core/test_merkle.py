@@ -1,10 +1,9 @@
 """Trees over rows: roots and truncation."""
 
-import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from p2pinfer.core.merkle import Tree, leaf, root_over
+from p2pinfer.core.merkle import Tree, leaf
 from p2pinfer.core.regimes import Regime
 
 ROWS = st.lists(st.tuples(st.binary(max_size=12), st.sampled_from(Regime)), max_size=70)
@@ -56,33 +55,3 @@ def test_leaves_nodes_and_roots_differ() -> None:
     pair = leaf(0, b"a", regime=Regime.NARROW) + leaf(1, b"b", regime=Regime.NARROW)
     assert grown([(pair, Regime.NARROW)]).root(1) != tree.root(2)
     assert grown([(b"a", Regime.NARROW)]).root(1) != leaf(0, b"a", regime=Regime.NARROW)
-
-
-@given(st.integers(1, 70), st.data())
-def test_a_path_shows_that_rows_are_under_a_root(count: int, data: st.DataObject) -> None:
-    """Of any run of leaves, in a tree that has grown on; and of no others."""
-    tree = grown([(bytes([at]), Regime.WIDE) for at in range(80)])
-    start = data.draw(st.integers(0, count - 1))
-    end = data.draw(st.integers(start + 1, count))
-    leaves = [leaf(at, bytes([at]), regime=Regime.WIDE) for at in range(start, end)]
-    path = tree.path(start, end, count)
-    assert root_over(leaves, start, count, path) == tree.root(count)
-    false = data.draw(st.integers(0, len(leaves) - 1))
-    leaves[false] = leaf(start + false, b"other", regime=Regime.WIDE)
-    assert root_over(leaves, start, count, path) != tree.root(count)
-
-
-@given(st.integers(1, 40), st.integers(0, 40), st.integers(0, 20), st.integers(0, 20))
-def test_a_path_of_another_length_is_refused(
-    count: int, start: int, known: int, steps: int
-) -> None:
-    """Whatever a peer says, there is a root or a refusal."""
-    tree, path = grown([(b"", Regime.WIDE)] * 40), [b"h" * 32] * steps
-    is_due = (
-        start + known <= count and known and steps == len(tree.path(start, start + known, count))
-    )
-    if is_due:
-        assert root_over([b"l" * 32] * known, start, count, path) != tree.root(count)
-    else:
-        with pytest.raises(ValueError, match="length"):
-            root_over([b"l" * 32] * known, start, count, path)
