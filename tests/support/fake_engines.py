@@ -16,6 +16,7 @@ from blake3 import blake3
 from p2pinfer.core.errors import EngineDied, EngineError, PromptTooLong, UserError
 from p2pinfer.core.regimes import Regime
 from p2pinfer.core.sampling import Sampling
+from p2pinfer.core.traced import Traced
 from p2pinfer.engine.base import (
     Candidate,
     Decoded,
@@ -25,7 +26,6 @@ from p2pinfer.engine.base import (
     NextToken,
     RowSteps,
 )
-from p2pinfer.engine.llama.tracing import Traced
 from p2pinfer.engine.special_tokens import SpecialTokens
 
 WIDTH = 8

@@ -7,45 +7,13 @@ without it.
 
 import ctypes
 from collections.abc import Callable
-from enum import StrEnum
 from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from p2pinfer.core.errors import UnsupportedModel
-
-
-class Traced(StrEnum):
-    """A step of a layer, by its name in a trace."""
-
-    ATTENTION_NORM = "attn_norm"
-    QUERY = "query"
-    """Before biases, norms of heads and rotation, like key and value."""
-    KEY = "key"
-    VALUE = "value"
-    ATTENTION = "attention"
-    """All heads, before the matrix behind them."""
-    ATTENTION_OUT = "attn_out"
-    FFN_NORM = "ffn_norm"
-    GATE = "ffn_gate"
-    UP = "ffn_up"
-    GATED = "ffn_gated"
-    DOWN = "ffn_down"
-    OUT = "out"
-    """The residual stream behind the layer."""
-
-
-LINEAR: Final = {
-    Traced.QUERY: (Traced.ATTENTION_NORM, "attn_q.weight"),
-    Traced.KEY: (Traced.ATTENTION_NORM, "attn_k.weight"),
-    Traced.VALUE: (Traced.ATTENTION_NORM, "attn_v.weight"),
-    Traced.ATTENTION_OUT: (Traced.ATTENTION, "attn_output.weight"),
-    Traced.GATE: (Traced.FFN_NORM, "ffn_gate.weight"),
-    Traced.UP: (Traced.FFN_NORM, "ffn_up.weight"),
-    Traced.DOWN: (Traced.GATED, "ffn_down.weight"),
-}
-"""Each product: what goes in, and the layer's matrix."""
+from p2pinfer.core.traced import Traced
 
 _DENSE: Final = {
     ("MUL", "attn_norm"): Traced.ATTENTION_NORM,
