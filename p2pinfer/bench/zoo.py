@@ -157,9 +157,11 @@ class Liar(ReceiptSigner):
 
     lie: Callable[[SessionRecord], None] | None = None
 
-    def record(self, opened: Open, engine: StageEngine, history: History) -> SessionRecord:
+    def record(
+        self, opened: Open, engine: StageEngine, history: History, cells: EngineSession
+    ) -> SessionRecord:
         """Keep a record, and falsify it."""
-        found = super().record(opened, engine, history)
+        found = super().record(opened, engine, history, cells)
         if self.lie:
             self.lie(found)
         return found

@@ -103,6 +103,7 @@ class CellRows:
 
     layer: int = field(validator=whole(0, LAYERS_MAX - 1))
     """Counted from the stage's first."""
+    count: int = field(validator=whole(1, POSITIONS_MAX))
     keys: bytes = field(validator=blob(CELLS_BYTES_MAX, 1), repr=shown_size)
     values: bytes = field(validator=blob(CELLS_BYTES_MAX, 1), repr=shown_size)
 

@@ -41,8 +41,10 @@ class CellsCopy(Protocol):
         """In which numbers V is kept, ``f16`` or ``bf16``; K is in float16."""
         ...
 
-    async def read(self, layer: int, positions: int) -> tuple[bytes, bytes]:
-        """Return a layer's first K and V rows as the cache holds them.
+    async def read(self, layer: int, first: int, end: int) -> tuple[bytes, bytes]:
+        """Return a layer's K and V rows at the positions ``first:end``, as the cache holds them.
+
+        Layers are counted from the stage's first.
 
         Raises:
             EngineError: the engine failed, or its process has ended.

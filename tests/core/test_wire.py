@@ -212,7 +212,7 @@ messages = st.one_of(
         st.binary(min_size=2, max_size=300),
         st.lists(hashes, max_size=3).map(tuple),
     ),
-    st.builds(CellRows, layers_within, some_bytes, some_bytes),
+    st.builds(CellRows, layers_within, sizes, some_bytes, some_bytes),
     st.builds(
         StepsAre,
         positions,
@@ -334,7 +334,7 @@ GOOD: dict[str, list[Any]] = {
     "CellsAre": [[bytes(STATEMENT_BYTES), bytes(64)], [bytes(32)]],
     "AskSteps": [[0, 7], b"rows"],
     "PledgeIs": [7, b"pledge", bytes(64), [bytes(32)], b"row", []],
-    "CellRows": [0, b"keys", b"values"],
+    "CellRows": [0, 2, b"keys", b"values"],
     "StepsAre": [7, 0, bytes(4), [bytes(4)] * len(Traced), bytes(32)],
 }
 
@@ -441,8 +441,9 @@ def test_the_unspoiled_values_are_accepted() -> None:
         pytest.param("AskSteps", 0, [POSITIONS_MAX], id="position to open too high"),
         pytest.param("PledgeIs", 1, bytes(PLEDGE_BYTES_MAX + 1), id="pledge too long"),
         pytest.param("PledgeIs", 3, [bytes(32)] * 47, id="path too long"),
-        pytest.param("CellRows", 1, bytes(CELLS_BYTES_MAX + 1), id="too many K rows"),
-        pytest.param("CellRows", 2, b"", id="no V rows"),
+        pytest.param("CellRows", 2, bytes(CELLS_BYTES_MAX + 1), id="too many K rows"),
+        pytest.param("CellRows", 1, 0, id="cells of no positions"),
+        pytest.param("CellRows", 3, b"", id="no V rows"),
         pytest.param("StepsAre", 3, [bytes(4)] * 11, id="a step missing"),
         pytest.param("StepsAre", 3, [bytes(STEP_BYTES_MAX // 2)] * 12, id="steps too long"),
         pytest.param("StepsAre", 4, bytes(31), id="short tail"),

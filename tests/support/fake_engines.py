@@ -212,9 +212,9 @@ class _FakeCopy:
         machine.copies += 1
         self._closed = False
 
-    async def read(self, layer: int, positions: int) -> tuple[bytes, bytes]:
+    async def read(self, layer: int, first: int, end: int) -> tuple[bytes, bytes]:
         await self._wait()
-        cells = self._layers[layer].cells(positions)
+        cells = self._layers[layer].cells(end)[first:]
         return b"".join(c[:CELL_BYTES] for c in cells), b"".join(c[CELL_BYTES:] for c in cells)
 
     async def trace(self, position: int, row: bytes, *, regime: Regime) -> RowSteps:

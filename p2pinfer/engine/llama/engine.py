@@ -90,16 +90,15 @@ class _LocalCopy:
         self.values_type = ""
         copies.append(self)
 
-    async def read(self, layer: int, positions: int) -> tuple[bytes, bytes]:
-        keys, values, step = [], [], 1
-        at = 0
-        while at < positions:
-            end = min(at + step, positions)
-            _, *found = await self._ask("read", layer, at, end)
+    async def read(self, layer: int, first: int, end: int) -> tuple[bytes, bytes]:
+        keys, values, count = [], [], 1
+        while first < end:
+            count = min(count, end - first)
+            _, *found = await self._ask("read", layer, first, first + count)
             keys.append(found[0])
             values.append(found[1])
-            step = max(READ_BYTES * step // (len(found[0]) + len(found[1])), 1)
-            at = end
+            first += count
+            count = max(READ_BYTES * count // (len(found[0]) + len(found[1])), 1)
         return b"".join(keys), b"".join(values)
 
     async def trace(self, position: int, row: bytes, *, regime: Regime) -> RowSteps:

@@ -43,9 +43,9 @@ from p2pinfer.engine.llama.probe import probe
 from p2pinfer.engine.llama.tracing import Trace
 from p2pinfer.engine.llama.zero_pages import give_back_zeros
 
-COPIED_BYTES_MAX = 64 << 20
-"""Of a session's cells, copied at once while others wait: in 20 to 30 ms. That is all 4,096
-positions of a stage of 20 layers of the default model, and 2,048 of 8 layers of an 8B one."""
+COPIED_BYTES_MAX = 48 << 20
+"""Of a session's cells, which others wait for: some 20 ms. That is 4,096 positions of 16 layers of
+the default model, and 1,500 of 8 layers of an 8B one. An opening holds them, and steps besides."""
 
 if TYPE_CHECKING:  # loaded for the first answer that keeps to a grammar
     from p2pinfer.engine.llama.constraints import Grammars
