@@ -29,7 +29,7 @@ from peers.receipts.prover import (
     RETRY_MS,
 )
 from peers.receipts.session_evidence import Evidence
-from peers.steps.messaging import RefusedError, receive
+from peers.steps.messaging import RefusedError, receive, send
 from tests.support import fake_engines
 from tests.support.fake_engines import CELL_BYTES, ROW_BYTES
 from tests.support.swarm import CHAINS, KEYS, PROMPT, Swarm, answer, swarm
@@ -257,7 +257,7 @@ async def test_what_was_not_asked_for_is_the_stages_fault(
     kind: type, tamper: Tamper, why: str, monkeypatch: pytest.MonkeyPatch, autojump_clock: MockClock
 ) -> None:
     """Whatever it sends instead, it is named, and nobody waits for it."""
-    honest = prover.send
+    honest = send
 
     async def lie(channel: Channel, message: Any) -> None:
         await honest(channel, tamper(message) if isinstance(message, kind) else message)
