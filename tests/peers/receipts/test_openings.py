@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import trio
 from attrs import evolve
-from trio.testing import MockClock
+from trio.testing import MockClock, wait_all_tasks_blocked
 
 from p2pinfer.core.errors import PeerError, PeerUnavailable, RemoteProtocolError
 from p2pinfer.core.messages import Linked, Refusal
@@ -189,6 +189,7 @@ async def test_who_stalls_holds_nobody_up_for_long(autojump_clock: MockClock) ->
             await trio.sleep(ASKED_S_MAX + 1)
             assert machine.copies == 0
         await it.open(1, 9)
+        await wait_all_tasks_blocked()
         assert machine.copies == 0
         channel = await it.made.me.open(it.made.route[1].peer, OPENINGS)
         await trio.sleep(ASKED_S_MAX + 1)
