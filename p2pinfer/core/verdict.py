@@ -50,6 +50,15 @@ ATTENTION_ELSEWHERE_MAX: Final = 2e-2
 KNOWN_MACHINES: Final = frozenset(("x86_64", "AMD64", "x86"))
 """Whose attention is known: float16 numbers, multiplied in float32."""
 
+_TIED_FROM: Final = 5e-5
+"""From where on a head's attention is computed again with its query rounded in other ways."""
+
+_TIES_MAX: Final = 6
+"""Numbers of a query that are tried both ways: one in 2,000 is so close to halfway."""
+
+_FLOAT_NOISE: Final = 5e-7
+"""Of a rotated number, relative to the largest of its head: a few roundings of float32."""
+
 ROUNDING_SLACK: Final = 1e-5
 """How far a cached number may lie past half a unit in its last place, relative to its pair of
 numbers: what is rounded is itself known to float32's noise."""
@@ -151,7 +160,11 @@ def _steps(
         kind = opening.pledge.values
         apart = np.inf if heads is None else _past_rounding(heads.values[-1], heads.value, kind)
         yield CACHED_VALUE, apart, ROUNDING_SLACK
-        apart = _apart_by_heads(layer.step(Traced.ATTENTION), attention, shape.heads)
+        apart, row = np.inf, layer.step(Traced.ATTENTION)
+        if heads is not None and attention is not None and row.size == attention.size:
+            row = row.reshape(attention.shape)
+            by_heads = _apart_after_ties(heads, row, attention, shape, opening.pledge)
+            apart = float(by_heads.max())
         yield Traced.ATTENTION, apart, _attention_max(opening.pledge)
     yield _product(layer, Traced.ATTENTION_OUT, key)
     out = layer.step(Traced.ATTENTION_OUT)
@@ -254,6 +267,45 @@ def _attention(
     return {layer: row for (layer, _), row in zip(found, rows, strict=True)}
 
 
+def _apart_after_ties(
+    heads: _Heads, found: Floats, true: Floats, shape: LayerShape, pledge: Pledge
+) -> Doubles:
+    """Return how far each head of a layer's attention is apart, where it is far by the best tie.
+
+    A query is rounded to float16 first. A number that lies halfway between two, as far as float32
+    can tell, may have been rounded either way, and that changes the rounding of every sum behind.
+    """
+    apart = _apart_by_heads(found, true)
+    if pledge.regime == Regime.BLOCK and pledge.values == "f16":
+        return apart
+    for head in np.flatnonzero(apart > _TIED_FROM):
+        choices = _tied(heads.query[head])
+        group = head // (shape.heads // shape.kv_heads)
+        rows = attend(
+            choices[None],
+            heads.keys[None, :, group : group + 1],
+            heads.values[None, :, group : group + 1],
+            shape.scale,
+            regime=Regime(pledge.regime),
+            is_half=pledge.values == "f16",
+        )
+        same = np.broadcast_to(found[head], rows[0].shape)
+        apart[head] = min(apart[head], _apart_by_heads(same, rows[0]).min())
+    return apart
+
+
+def _tied(query: Doubles) -> Floats:
+    """Return a head's numbers with each combination of roundings of those that are halfway."""
+    spread = _FLOAT_NOISE * np.abs(query).max()
+    low, high = ((query + by).astype(np.float16) for by in (-spread, spread))
+    halfway = np.flatnonzero(low != high)[:_TIES_MAX]
+    choices = np.repeat(query.astype(np.float16)[None], 1 << len(halfway), axis=0)
+    for bit, at in enumerate(halfway):
+        is_high = np.arange(len(choices)) >> bit & 1
+        choices[:, at] = np.where(is_high, high[at], low[at])
+    return choices.astype(np.float32)
+
+
 def _cached_rows(data: bytes, count: int, shape: LayerShape, kind: str) -> Floats | None:
     """Return cached rows as numbers: positions by heads by numbers of a head; None if misshapen."""
     if len(data) != 2 * count * shape.kv_heads * shape.head_width:
@@ -331,16 +383,12 @@ def _close(layer: OpenedLayer, step: Traced, true: NDArray[np.floating] | None) 
     return step, float((apart / np.where(size > 0, size, 1)).max()), STEP_MAX
 
 
-def _apart_by_heads(found: Floats, true: Floats | None, heads: int) -> float:
-    """Return how far attention is apart, relative to its output, by the worst head."""
-    if true is None or found.size != true.size or not np.isfinite(found).all():
-        return np.inf
-    if not np.isfinite(true).all():
-        return np.inf
-    wide = true.astype(np.float64).reshape(heads, -1)
-    sizes = np.linalg.norm(wide, axis=1)
-    apart = np.linalg.norm(found.reshape(heads, -1) - wide, axis=1)
-    return float((apart / np.where(sizes > 0, sizes, 1)).max())
+def _apart_by_heads(found: Floats, true: Floats) -> Doubles:
+    """Return how far heads are apart, each relative to the true one; heads by their numbers."""
+    sizes = np.linalg.norm(true.astype(np.float64), axis=1)
+    apart = np.linalg.norm(found.astype(np.float64) - true, axis=1)
+    relative: Doubles = apart / np.where(sizes > 0, sizes, 1)
+    return np.where(np.isfinite(relative), relative, np.inf)
 
 
 def _past_rounding(cached: Floats, true: Doubles, kind: str) -> float:
