@@ -54,7 +54,7 @@ class Changed:
 
     def __init__(self, inner: EngineSession, width: int) -> None:
         self._inner, self._width = inner, width
-        self.close = inner.close
+        self.close, self.copy = inner.close, inner.copy
 
     def submit(self, position: int, rows: bytes, done: Done, *, regime: Regime) -> None:
         """Run the rows as an honest stage does, and pass on what ``change`` makes of them."""
@@ -157,9 +157,11 @@ class Liar(ReceiptSigner):
 
     lie: Callable[[SessionRecord], None] | None = None
 
-    def record(self, opened: Open, engine: StageEngine, history: History) -> SessionRecord:
+    def record(
+        self, opened: Open, engine: StageEngine, history: History, cells: EngineSession
+    ) -> SessionRecord:
         """Keep a record, and falsify it."""
-        found = super().record(opened, engine, history)
+        found = super().record(opened, engine, history, cells)
         if self.lie:
             self.lie(found)
         return found

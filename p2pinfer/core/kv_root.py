@@ -4,7 +4,7 @@ Without that a cheat could invent, for each opened row, keys and values that fit
 layer has a chain of hashes over its positions, from the last one back to the first:
 
     tail(N)    32 zero bytes
-    tail(p)    BLAKE3 keyed "cell", of p, the K row, the V row and tail(p + 1)
+    tail(p)    BLAKE3 keyed "cell", of p, the K row's size, K and V rows, tail(p + 1)
     root       BLAKE3 keyed "root", of N and every layer's tail(0)
 
 So the rows up to a position are shown with one hash more, the tail behind them; and what is said of
@@ -33,33 +33,33 @@ STATEMENT_BYTES: Final = 2 * HASH_BYTES
 _CELL_KEY, _ROOT_KEY = (
     blake3(f"p2pinfer kv 1 {kind}".encode()).digest() for kind in ("cell", "root")
 )
-_POSITION = struct.Struct("<I")
+_CELL, _COUNT = struct.Struct("<II"), struct.Struct("<I")
 _HASH: Any = blob(HASH_BYTES, HASH_BYTES)
 
 
-def tails(keys: bytes, values: bytes, first: int, tail: bytes = LAST_TAIL) -> list[bytes]:
+def tails(keys: bytes, values: bytes, count: int, tail: bytes = LAST_TAIL) -> list[bytes]:
     """Return the hash before each of a layer's positions, and ``tail`` behind them at last.
 
     Args:
-        keys: K rows of consecutive positions up to the one before ``tail``'s.
-        values: the V rows, at least one.
-        first: how many positions there are.
+        keys: K rows from position 0 on.
+        values: their V rows.
+        count: of positions, at least one.
         tail: the hash behind them.
     """
-    assert first > 0
-    assert len(keys) % first == len(values) % first == 0
-    wide, deep = len(keys) // first, len(values) // first
+    assert count > 0
+    assert len(keys) % count == len(values) % count == 0
+    wide, deep = len(keys) // count, len(values) // count
     found = [tail]
-    for at in range(first - 1, -1, -1):
+    for at in range(count - 1, -1, -1):
         cell = keys[at * wide : (at + 1) * wide] + values[at * deep : (at + 1) * deep]
-        found.append(blake3(_POSITION.pack(at) + cell + found[-1], key=_CELL_KEY).digest())
+        found.append(blake3(_CELL.pack(at, wide) + cell + found[-1], key=_CELL_KEY).digest())
     found.reverse()
     return found
 
 
 def kv_root(positions: int, layers: Sequence[bytes]) -> bytes:
     """Return the root over all layers, given the hash before each one's first position."""
-    return blake3(_POSITION.pack(positions) + b"".join(layers), key=_ROOT_KEY).digest()
+    return blake3(_COUNT.pack(positions) + b"".join(layers), key=_ROOT_KEY).digest()
 
 
 @frozen

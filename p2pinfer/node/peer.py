@@ -1,6 +1,7 @@
 """Compose a real peer: it finds the swarm, chooses layers, fetches their parts, and serves them."""
 
 import logging
+import platform
 import random
 import re
 import secrets
@@ -63,6 +64,7 @@ from peers.parts.describe import Tell
 from peers.parts.protocol import in_thread
 from peers.parts.server import PartsServer
 from peers.receipts.session_evidence import Gatherer
+from peers.receipts.prover import Prover
 from peers.receipts.signer import ReceiptSigner
 from peers.serving.accounts import Accounts
 from peers.serving.server import HeldLayers, Server, ServingPlan
@@ -216,6 +218,7 @@ async def serve_peer(options: PeerOptions, store: Store, hooks: Hooks) -> None:
             return
         signer = ReceiptSigner(transport, identity.sign, bookkeeper.served)
         signer.listen()
+        Prover(transport, signer, platform.machine()).listen()
         nursery.start_soon(bookkeeper.run)
         workers = Workers(open_books())
         nursery.start_soon(workers.run)

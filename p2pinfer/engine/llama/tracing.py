@@ -6,6 +6,7 @@ without it.
 """
 
 import ctypes
+from collections.abc import Callable
 from typing import Final
 
 import numpy as np
@@ -58,9 +59,17 @@ class Tracer:
         architecture: of the slice; one of ``NODES``.
         layers: how many to trace, from the slice's first on; the decode ends behind the last.
         rows: of the decode, padding included.
+        pause: called between layers; what it raises ends the decode, and is kept as ``failure``.
     """
 
-    def __init__(self, ggml: ctypes.CDLL, architecture: str, layers: int, rows: int) -> None:
+    def __init__(
+        self,
+        ggml: ctypes.CDLL,
+        architecture: str,
+        layers: int,
+        rows: int,
+        pause: Callable[[], None] | None = None,
+    ) -> None:
         self._ggml, self._nodes = ggml, NODES[architecture]
         for function, result in (
             (ggml.ggml_op_desc, ctypes.c_char_p),
@@ -69,7 +78,8 @@ class Tracer:
             (ggml.ggml_nbytes, ctypes.c_size_t),
         ):
             function.restype, function.argtypes = result, [ctypes.c_void_p]
-        self._layers, self._rows = layers, rows
+        self._layers, self._rows, self._pause = layers, rows, pause
+        self.failure: Exception | None = None
         self._due: tuple[int, Traced] | None = None
         self._behind_attention: int | None = None
         self.trace: Trace = {}
@@ -83,7 +93,14 @@ class Tracer:
         size = self._ggml.ggml_nbytes(tensor) // self._rows
         data = ctypes.string_at(self._ggml.ggml_get_data(tensor), size)
         self.trace[due] = np.frombuffer(data, np.float32)
-        return due != (self._layers - 1, Traced.OUT)
+        if due == (self._layers - 1, Traced.OUT):
+            return False
+        if due[1] is Traced.OUT and self._pause:
+            try:
+                self._pause()
+            except Exception as error:  # noqa: BLE001 -- raised by the caller: C code would drop it
+                self.failure = error
+        return self.failure is None
 
     def _wanted(self, tensor: int) -> tuple[int, Traced] | None:
         operation = self._ggml.ggml_op_desc(tensor).decode()
