@@ -66,7 +66,9 @@ class Settled:
     async def open(self, index: int, *positions: int) -> list[OpenedTrace]:
         """Have rows opened, and check what needs no layers."""
         async with self.cells(index) as cells:
-            return await opened(cells, await self.rows(index, positions))
+            found = await opened(cells, await self.rows(index, positions))
+        await wait_all_tasks_blocked()  # until the stage has noticed
+        return found
 
 
 async def opened(cells: CommittedCells, rows: dict[int, AskedRow]) -> list[OpenedTrace]:
@@ -189,7 +191,6 @@ async def test_who_stalls_holds_nobody_up_for_long(autojump_clock: MockClock) ->
             await trio.sleep(ASKED_S_MAX + 1)
             assert machine.copies == 0
         await it.open(1, 9)
-        await wait_all_tasks_blocked()
         assert machine.copies == 0
         channel = await it.made.me.open(it.made.route[1].peer, OPENINGS)
         await trio.sleep(ASKED_S_MAX + 1)
