@@ -28,8 +28,8 @@ from p2pinfer.core.regimes import Regime
 from p2pinfer.core.traced import Traced
 from p2pinfer.core.witness import Rows
 from p2pinfer.engine.gguf.dequantise import dequantise
-from p2pinfer.engine.gguf.model_header import EMBEDDING
 from p2pinfer.engine.gguf.layer_keys import layer_key, layer_shape
+from p2pinfer.engine.gguf.model_header import EMBEDDING
 from p2pinfer.engine.gguf.reader import Tensor, read_header
 from p2pinfer.engine.llama.binding import Slice, Span
 from transports.identity import Identity
