@@ -14,6 +14,7 @@ import trio
 from attrs import frozen
 from trio.testing import MockClock
 
+from p2pinfer.core import opening
 from p2pinfer.core.errors import ChannelClosed, PeerError
 from p2pinfer.core.ids import ModelId, PeerId, SessionId
 from p2pinfer.core.messages import Hop, Open, Refused
@@ -49,18 +50,16 @@ class _Scripted:
         self.remote, self._script = remote, list(script)
         self.sent: list[bytes] = []
 
-    async def send(self, message: bytes) -> None:
-        await trio.lowlevel.checkpoint()
+    async def send(self, message: bytes) -> None:  # nobody else waits for a turn
         self.sent.append(message)
 
     async def receive(self) -> bytes:
-        await trio.lowlevel.checkpoint()
         if not self._script:
             raise ChannelClosed(self.remote, "it has left")
         return self._script.pop(0)
 
     async def close(self) -> None:
-        await trio.lowlevel.checkpoint()
+        """End it."""
 
     def abort(self) -> None:
         """End it."""
@@ -215,3 +214,51 @@ def judge_answers(script: list[bytes]) -> None:
     except (PeerError, BadOpening):
         return
     assert tuple(found) == honest().openings
+
+
+_SIGNED: dict[tuple[PeerId, bytes], bytes] = {}
+"""All that a stage has signed: a quicker check than Ed25519's, and as strict."""
+
+
+def _is_signed(peer: PeerId, message: bytes, signature: bytes) -> bool:
+    if not _SIGNED:
+        for each in honest().openings:
+            check_signed(each, _learn)
+    return _SIGNED.get((peer, message)) == signature
+
+
+def _learn(peer: PeerId, message: bytes, signature: bytes) -> bool:
+    _SIGNED[peer, message] = signature
+    return verify(peer, message, signature)
+
+
+def make_trace(chance: Random) -> bytes:
+    """Make a spoilt opening: in its bytes, or in its values, also by those of another one."""
+    one, other = chance.sample(honest().openings, 2)
+    data = opening.encode(one)
+    if chance.random() < 0.2:
+        return damage(chance, data)
+    values = msgpack.unpackb(data, use_list=False)
+    if chance.random() < 0.3:
+        others = msgpack.unpackb(opening.encode(other), use_list=False)
+        at = chance.randrange(len(values))
+        values = (*values[:at], others[at], *values[at + 1 :])
+    return packed(chance, values)
+
+
+def judge_trace(data: bytes) -> None:
+    """What is accepted is what a stage signed for; of some layers, K and V may be missing."""
+    try:
+        found = opening.decode(data)
+        check_signed(found, _is_signed)
+        check_roots(found)
+    except BadOpening:
+        return
+    (true,) = (each for each in honest().openings if each.pledge == found.pledge)
+    layers = {each.layer: each for each in true.layers}
+    assert (found.row, found.leaves, found.cells) == (true.row, true.leaves, true.cells)
+    for each in found.layers:
+        ours = layers[each.layer]
+        assert (each.given, each.steps) == (ours.given, ours.steps)
+        if each.keys or each.values:
+            assert each == ours

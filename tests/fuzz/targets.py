@@ -333,6 +333,7 @@ TARGETS = {
     "certificate": Target(_certificate, _judge_certificate),
     "fraud": Target(_fraud, _judge_fraud),
     "gossip": Target(_gossip, _judge_gossip),
+    "trace": Target(openings.make_trace, openings.judge_trace),
     "opening": Target(openings.make_answers, openings.judge_answers),
     "prover": Target(openings.make_questions, openings.judge_questions),
     "muxer": Target(_frames, _judge_frames),
