@@ -25,6 +25,8 @@ class AuditVerdict(StrEnum):
     SAME = "same bits"
     CLOSE = "within bounds"
     """Computed by another numerics class, and within the bounds between classes."""
+    PROVED = "proved"
+    """It opened some rows, and every step of its layers holds."""
     CHEATED = "other rows"
     """It signed for rows that its layers do not give."""
     DISPUTED = "disputed"
@@ -54,12 +56,22 @@ class Audited:
     """The peer at fault: the stage, the one before it, or an auditor that lied."""
     text: str = ""
 
+    @property
+    def is_by_steps(self) -> bool:
+        """Whether a false step was found in a row that the stage opened."""
+        return self.verdict is AuditVerdict.CHEATED and self.text.startswith("layer ")
+
     def line(self) -> str:
         """Return a short description."""
         by = f" by {' and '.join(map(short, self.by))}" if self.by else ""
         at = "" if self.position is None else f" from position {self.position} on"
         blame = f", blaming {short(self.blamed)}" if self.blamed else ""
         layers = f"(layers {self.first}:{self.end})"
+        if self.verdict is AuditVerdict.PROVED:
+            return f"{short(self.peer)} {layers}, {self.text} proved{by}: every step of them holds"
+        if self.is_by_steps:
+            shown = f"{short(self.peer)} {layers}, opened to this machine"
+            return f"{shown}: {self.text}, in the row at position {self.position}{blame}"
         return f"{short(self.peer)} {layers}, run again{by}: {self.verdict}{at}{blame}"
 
     def in_short(self) -> str:
@@ -67,6 +79,9 @@ class Audited:
         match self.verdict:
             case AuditVerdict.SAME | AuditVerdict.CLOSE:
                 return f"{short(self.peer)} was re-run by {' and '.join(map(short, self.by))}: same"
+            case AuditVerdict.PROVED:
+                by = " and ".join(map(short, self.by))
+                return f"{self.text} of {short(self.peer)} were proved by {by}"
             case AuditVerdict.NOT_REPLAYED:
                 return f"{short(self.peer)} could not be re-run"
         return self.line()
@@ -83,6 +98,8 @@ class Trust:
     """The share of stages that are audited."""
     broken: Break | None = None
     audits: tuple[Audited, ...] = field(default=())
+    proof_rate: float = 0.0
+    """The share of stages that open rows although others could run them again."""
 
     @property
     def held(self) -> bool:
@@ -127,6 +144,11 @@ class Trust:
             " here, and what each sent is what the next one received."
         )
         found = [signed, *(f"{each.line()}." for each in self.audits)]
+        if any(each.verdict is AuditVerdict.PROVED for each in self.audits):
+            found.append(
+                "A proof is a spot check of rows that the peer could not foresee: if a share of its"
+                " rows were false, each row that it opened would be one with just that chance."
+            )
         if self.rate:
             share = share_text(self.rate)
             whose = "All peers are" if self.rate == 1 else f"Of all peers, {share}"
@@ -154,6 +176,7 @@ class Trust:
             "positions": self.positions,
             "broken": broken,
             "audit_rate": self.rate,
+            "proof_rate": self.proof_rate,
             "chance": {f"1 in {each}": round(self.chance(each), 4) for each in (1, 10, 100)},
             "audits": [
                 {
@@ -188,6 +211,11 @@ def choose_audits(nonce: bytes, receipts: Sequence[bytes], rate: float) -> list[
         if int.from_bytes(draw, "little") < rate * 2**64:
             chosen.append(index)
     return chosen
+
+
+def rows_text(opened: int, count: int) -> str:
+    """Return how many rows a stage opened, of how many."""
+    return f"{opened} of {count} rows"
 
 
 def share_text(rate: float) -> str:

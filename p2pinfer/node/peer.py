@@ -63,8 +63,8 @@ from peers.discovery.relay_candidates import relay_candidates
 from peers.parts.describe import Tell
 from peers.parts.protocol import in_thread
 from peers.parts.server import PartsServer
-from peers.receipts.session_evidence import Gatherer
 from peers.receipts.prover import Prover
+from peers.receipts.session_evidence import Gatherer
 from peers.receipts.signer import ReceiptSigner
 from peers.serving.accounts import Accounts
 from peers.serving.server import HeldLayers, Server, ServingPlan

@@ -81,6 +81,14 @@ class ProofKeys:
             return None
         return ProofKey(made_s, shape, layers)
 
+    def folded(self, model: ModelId) -> frozenset[int]:
+        """Return the layers that are folded."""
+        try:
+            names = [path.name for path in (self._root / model).iterdir()]
+        except OSError:
+            return frozenset()
+        return frozenset(int(name) for name in names if name.isdecimal())
+
     def begin(self, manifest: Manifest, header: GgufHeader, read: Read, now_s: float) -> list[int]:
         """Draw a seed where there is none, or an old one; return the layers that are not folded.
 
