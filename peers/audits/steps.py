@@ -7,6 +7,8 @@ key's secret numbers.
 import logging
 from collections.abc import Iterable, Mapping
 
+import trio
+
 from p2pinfer.core.errors import P2pinferError
 from p2pinfer.core.fraud import FraudProof
 from p2pinfer.core.layer_key import LayerKey, LayerShape
@@ -35,13 +37,15 @@ class StepsJudge:
     def __init__(
         self, keys: ProofKeys, store: Store, manifest: Manifest, run: Run = in_thread
     ) -> None:
-        self._keys, self._store, self._manifest, self._run = keys, store, manifest, run
+        self.keys = keys
+        self._store, self._manifest, self._run = store, manifest, run
+        self._rejected = trio.Event()
         self._key: ProofKey | None = None
         self._shape: LayerShape | None = None
 
     def covers(self, layers: Iterable[int]) -> bool:
         """Whether all these layers can be judged here."""
-        folded = self._keys.folded(self._manifest.id)
+        folded = self.keys.folded(self._manifest.id)
         return all(layer in folded or self._is_held(layer) for layer in layers)
 
     async def judge(self, opening: OpenedTrace, *, by_layers: bool = False) -> Verdict:
@@ -68,8 +72,14 @@ class StepsJudge:
 
     async def renew(self) -> None:
         """Forget the proof key after a rejection, which told a little about it."""
-        await self._run(self._keys.wipe, self._manifest.id)
+        await self._run(self.keys.expire, self._manifest.id)
         self._key = None
+        self._rejected.set()
+        self._rejected = trio.Event()
+
+    async def wait_rejection(self) -> None:
+        """Wait until the proof key is forgotten next."""
+        await self._rejected.wait()
 
     def _is_held(self, layer: int) -> bool:
         manifest = self._manifest
@@ -78,7 +88,7 @@ class StepsJudge:
     def _judge(self, opening: OpenedTrace, by_layers: bool) -> Verdict:
         numbers = [each.layer for each in opening.layers]
         if self._key is None or not self._key.layers.keys() >= set(numbers):
-            self._key = self._keys.load(self._manifest.id)
+            self._key = self.keys.load(self._manifest.id)
         folded: Mapping[int, LayerKey] = self._key.layers if self._key else {}
         keys = {}
         for layer in numbers:
