@@ -19,7 +19,7 @@ from p2pinfer.core.fraud import FraudProof
 from p2pinfer.core.ids import PeerId
 from p2pinfer.core.opening import BadOpening, OpenedTrace, check_roots, encode
 from p2pinfer.core.receipts import Receipt
-from p2pinfer.core.trust import Audited, AuditVerdict, choose_audits, rows_text
+from p2pinfer.core.trust import ROWS_PROVEN, Audited, AuditVerdict, choose_audits, rows_text
 from p2pinfer.core.verdict import Fault, can_be_judged, cut_to
 from peers.audits.steps import StepsJudge
 from peers.parts.protocol import Run, in_thread
@@ -29,10 +29,6 @@ from peers.steps.messaging import RefusedError
 from transports.base import Transport
 
 _log = logging.getLogger("p2pinfer.openings")
-
-ROWS_PROVEN: Final = 4
-"""Of one stage and answer: a stage that computes every second row falsely is caught 15 times in 16.
-Each costs the stage one decode, and this machine some 20 ms."""
 
 KEPT_BYTES_MAX: Final = 16 << 20
 """Of openings that are kept for an answer's certificate."""
