@@ -8,7 +8,14 @@ from p2pinfer.core.certificate import Certificate
 from p2pinfer.core.continuity import Vouched
 from p2pinfer.core.errors import P2pinferError
 from p2pinfer.core.fraud import FraudProof
-from p2pinfer.core.opening import BadOpening, OpenedTrace, check_roots, check_signed, decode
+from p2pinfer.core.opening import (
+    BadOpening,
+    OpenedTrace,
+    check_roots,
+    check_signed,
+    check_whole,
+    decode,
+)
 from p2pinfer.core.trust import short
 from p2pinfer.core.verdict import can_be_judged
 from p2pinfer.engine.store.store import Store
@@ -66,6 +73,7 @@ async def _check_stage(
         try:
             check_signed(each, verify)
             check_roots(each)
+            check_whole(each)
         except BadOpening as error:
             return result(False, str(error))
         if each.pledge.terms != found.terms or each.receipt != last:

@@ -127,8 +127,7 @@ class Auditor:
         peer, inspector = evidence.stages[index].hop.peer, self._inspector
         if inspector and inspector.is_alone(receipt, peer):
             proved = await inspector.prove(evidence, index, receipt)
-            if proved:
-                return proved
+            return proved or await self._audit(evidence, index, receipt)
         found = await self._audit(evidence, index, receipt)
         if inspector and found.verdict is AuditVerdict.NOT_REPLAYED:
             return await inspector.prove(evidence, index, receipt) or found

@@ -17,7 +17,7 @@ from p2pinfer.core.errors import P2pinferError, PeerError, PeerUnavailable, Remo
 from p2pinfer.core.evidence import FRAUD_ROWS_BYTES_MAX
 from p2pinfer.core.fraud import FraudProof
 from p2pinfer.core.ids import PeerId
-from p2pinfer.core.opening import BadOpening, OpenedTrace, check_roots, encode
+from p2pinfer.core.opening import BadOpening, OpenedTrace, check_roots, check_whole, encode
 from p2pinfer.core.receipts import Receipt
 from p2pinfer.core.trust import ROWS_PROVEN, Audited, AuditVerdict, choose_audits, rows_text
 from p2pinfer.core.verdict import Fault, can_be_judged, cut_to
@@ -122,6 +122,7 @@ class Inspector:
                     _log.info("the steps of a machine of kind %s cannot be judged", machine)
                     return None
                 await self._run(check_roots, opening)
+                check_whole(opening)
                 verdict = await self._judge.judge(opening)
                 if verdict.fault:
                     self._accuse(evidence, opening, verdict.fault)
