@@ -292,6 +292,25 @@ def evidence(
 
 
 @app.command
+def proofs(
+    *,
+    peers: Peers = 3,
+    model: Model = "default",
+    tokens: Annotated[int, option("tokens", "Tokens per answer.")] = 150,
+    runs: Annotated[int, option("runs", "Number of answers.")] = 3,
+    as_json: AsJson = False,
+) -> None:
+    """Measure what opened rows cost, and count the false steps that a proof key catches."""
+    from p2pinfer.bench.proofs import proofs_bench
+    from p2pinfer.node.model_supply import model_path
+
+    check_range("tokens", tokens, 1)
+    check_range("runs", runs, 1)
+    measure = partial(proofs_bench, model_path(model), peers, tokens=tokens, runs=runs)
+    run_task(lambda: _print_report(measure, as_json=as_json))
+
+
+@app.command
 def constraints(
     *,
     peers: Peers = 3,

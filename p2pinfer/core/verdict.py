@@ -311,7 +311,8 @@ def _tied(query: Doubles) -> Floats:
     """Return a head's numbers with each combination of roundings of those that are halfway."""
     spread = _FLOAT_NOISE * np.abs(query).max()
     low, high = ((query + by).astype(np.float16) for by in (-spread, spread))
-    halfway = np.flatnonzero(low != high)[:_TIES_MAX]
+    gaps = np.abs(high.astype(np.float32) - low)
+    halfway = np.argsort(-gaps)[: min(_TIES_MAX, np.count_nonzero(gaps))]
     choices = np.repeat(query.astype(np.float16)[None], 1 << len(halfway), axis=0)
     for bit, at in enumerate(halfway):
         is_high = np.arange(len(choices)) >> bit & 1
