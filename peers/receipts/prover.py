@@ -78,7 +78,7 @@ InThread = Callable[..., Awaitable[list[bytes]]]
 
 
 @dataclass(frozen=True)
-class _Shown:
+class ShownCells:
     """What one requester has been shown of a session: a statement about its cells."""
 
     record: SessionRecord
@@ -92,7 +92,7 @@ class _Shown:
 
 
 @dataclass(frozen=True)
-class _Row:
+class RowAgain:
     """A row that was run again."""
 
     position: int
@@ -174,8 +174,8 @@ class Prover:
         if record is None:
             raise self._no(Refusal.UNKNOWN_SESSION, "no such session is served here for you")
         said = self._own(record, asked.receipt)
-        self._spend(channel.remote, record, said)
-        copy = await record.cells.copy(said.position)
+        self.admit(channel.remote, record, said)
+        copy = await self.copy(record, said.position)
         try:
             self._check_held(record, said)  # what the copy holds is known by now
             shown = await self._commit(record, asked.receipt, said, copy)
@@ -214,7 +214,7 @@ class Prover:
         if not is_held:
             raise self._no(Refusal.NOT_HELD, "the session has gone back since")
 
-    def _spend(self, peer: PeerId, record: SessionRecord, said: Receipt) -> None:
+    def admit(self, peer: PeerId, record: SessionRecord, said: Receipt) -> None:
         """Count the cells that are to be shown, or raise RefusedError."""
         widest = 2 * 2 * record.width  # K and V of as many heads as the queries have, in float16
         size = max(widest * said.position * (said.end - said.first), CHANNEL_BYTES_MIN)
@@ -228,7 +228,7 @@ class Prover:
 
     async def _commit(
         self, record: SessionRecord, receipt: Signed, said: Receipt, copy: CellsCopy
-    ) -> _Shown:
+    ) -> ShownCells:
         chains = []
         for layer in range(said.end - said.first):
             keys, values = await copy.read(layer, 0, said.position)
@@ -236,15 +236,15 @@ class Prover:
         root = kv_root(said.position, [chain[0] for chain in chains])
         body = KvStatement(blake3(receipt.body).digest(), root).body()
         statement = SignedKv(body, record.seat.sign(CELLS_SIGNED_AS + body))
-        return _Shown(record, receipt, said, copy, chains, statement)
+        return ShownCells(record, receipt, said, copy, chains, statement)
 
-    async def _open(self, channel: Channel, shown: _Shown, asked: AskSteps) -> None:
+    async def _open(self, channel: Channel, shown: ShownCells, asked: AskSteps) -> None:
         given = list(self._check(channel.remote, shown, asked))
         rows = []
         for position, row in given:
-            again = await self._run(shown, position, row)
+            again = await self.run(shown, position, row)
             rows.append(again)
-            await send(channel, self.pledge(shown, again))
+            await send(channel, self._pledge(shown, again))
         sent = 0
         for again in rows:
             for layer in range(shown.said.end - shown.said.first):
@@ -261,7 +261,9 @@ class Prover:
                 )
             sent = again.position + 1
 
-    def _check(self, peer: PeerId, shown: _Shown, asked: AskSteps) -> Iterator[tuple[int, bytes]]:
+    def _check(
+        self, peer: PeerId, shown: ShownCells, asked: AskSteps
+    ) -> Iterator[tuple[int, bytes]]:
         """Yield each position with the row that came in there, as float32.
 
         Raises:
@@ -281,16 +283,20 @@ class Prover:
                 raise RemoteProtocolError(peer, "it names a row that did not come in there")
             yield position, np.frombuffer(row, dtype).astype("<f4").tobytes()
 
-    async def _run(self, shown: _Shown, position: int, row: bytes) -> _Row:
+    async def copy(self, record: SessionRecord, positions: int) -> CellsCopy:
+        """Copy a session's cells; raises as ``EngineSession.copy``."""
+        return await record.cells.copy(positions)
+
+    async def run(self, shown: ShownCells, position: int, row: bytes) -> RowAgain:
         """Run a row again; raises EngineError."""
         regime = shown.record.witness.received.regime(position)
         found = await shown.copy.trace(position, row, regime=regime)
         layers = range(shown.said.end - shown.said.first)
         steps = [[found[layer, step] for step in Traced] for layer in layers]
         inputs = [row, *(found[layer, Traced.OUT] for layer in layers)][:-1]
-        return _Row(position, inputs, steps)
+        return RowAgain(position, inputs, steps)
 
-    def pledge(self, shown: _Shown, row: _Row) -> PledgeIs:
+    def _pledge(self, shown: ShownCells, row: RowAgain) -> PledgeIs:
         """Sign for a row's steps.
 
         Raises:
@@ -299,10 +305,7 @@ class Prover:
         record, said, position = shown.record, shown.said, row.position
         self._check_held(record, said)
         received, sent = record.witness.received, record.witness.sent
-        regime = received.regime(position)
-        came_out = on_wire(row.steps[-1][-1], record.opened.dtype)
-        if leaf(position, came_out, regime=regime) != sent.tree.leaf(position):
-            raise self._no(Refusal.ENGINE_FAILED, "the row comes out otherwise than it did")
+        regime, came_out = received.regime(position), self.came_out(record, row)
         leaves = [layer_leaf(*each) for each in zip(row.inputs, row.steps, strict=True)]
         body = Pledge(
             terms_of(record.opened),
@@ -323,6 +326,14 @@ class Prover:
             came_out,
             sent.tree.path(position, said.position),
         )
+
+    def came_out(self, record: SessionRecord, row: RowAgain) -> bytes:
+        """Return the row that the session sent, as on the wire; raises RefusedError if not so."""
+        came_out = on_wire(row.steps[-1][-1], record.opened.dtype)
+        regime, sent = record.witness.sent.regime(row.position), record.witness.sent
+        if leaf(row.position, came_out, regime=regime) != sent.tree.leaf(row.position):
+            raise self._no(Refusal.ENGINE_FAILED, "the row comes out otherwise than it did")
+        return came_out
 
     def _no(self, code: Refusal, text: str, retry_ms: int = 0) -> RefusedError:
         return RefusedError.of(self._transport.peer_id, code, text, retry_ms)

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 import trio
 from attrs import evolve
-from trio.testing import MockClock
+from trio.testing import MockClock, wait_all_tasks_blocked
 
 from p2pinfer.core.errors import PeerError, PeerUnavailable, RemoteProtocolError
 from p2pinfer.core.messages import Linked, Refusal
@@ -29,7 +29,7 @@ from peers.receipts.prover import (
     RETRY_MS,
 )
 from peers.receipts.session_evidence import Evidence
-from peers.steps.messaging import RefusedError, receive
+from peers.steps.messaging import RefusedError, receive, send
 from tests.support import fake_engines
 from tests.support.fake_engines import CELL_BYTES, ROW_BYTES
 from tests.support.swarm import CHAINS, KEYS, PROMPT, Swarm, answer, swarm
@@ -66,7 +66,9 @@ class Settled:
     async def open(self, index: int, *positions: int) -> list[OpenedTrace]:
         """Have rows opened, and check what needs no layers."""
         async with self.cells(index) as cells:
-            return await opened(cells, await self.rows(index, positions))
+            found = await opened(cells, await self.rows(index, positions))
+        await wait_all_tasks_blocked()  # until the stage has noticed
+        return found
 
 
 async def opened(cells: CommittedCells, rows: dict[int, AskedRow]) -> list[OpenedTrace]:
@@ -257,7 +259,7 @@ async def test_what_was_not_asked_for_is_the_stages_fault(
     kind: type, tamper: Tamper, why: str, monkeypatch: pytest.MonkeyPatch, autojump_clock: MockClock
 ) -> None:
     """Whatever it sends instead, it is named, and nobody waits for it."""
-    honest = prover.send
+    honest = send
 
     async def lie(channel: Channel, message: Any) -> None:
         await honest(channel, tamper(message) if isinstance(message, kind) else message)
