@@ -51,19 +51,21 @@ def proof(
     Parameters
     ----------
     model: str
-        Model id, the beginning of one if only one model matches, or 'default'.
+        GGUF file, model id, the beginning of one if only one model matches, or 'default'.
     """
     from p2pinfer.cli.address_files import without_files
+    from p2pinfer.cli.model_argument import name_model
     from p2pinfer.cli.terminal import Spinner
     from p2pinfer.core.model_names import readable_name
     from p2pinfer.engine.store.disk import size_text
     from p2pinfer.engine.store.proof_keys import ProofKeys
-    from p2pinfer.node.model_supply import find_held, open_store
+    from p2pinfer.node.model_supply import open_store
     from p2pinfer.node.proof_keys import make_from_swarm, make_proof_key
 
     reach = ReachFlags(network_key, mdns=False, dht=False).of(network)
     store = open_store()
-    found, keys = find_held(store, model), ProofKeys(store, secrets.token_bytes)
+    found, keys = store.manifest(name_model(model, store)), ProofKeys(store, secrets.token_bytes)
+    assert found is not None
     name, now_s = readable_name(found.name), time.time_ns() / 1e9
     ways_in = without_files(bootstrap)
 

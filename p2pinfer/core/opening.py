@@ -268,6 +268,18 @@ def check_signed(opening: OpenedTrace, verify: Callable[[PeerId, bytes, bytes], 
             raise BadOpening(f"the {what} is not signed by {pledge.peer}")
 
 
+def check_whole(opening: OpenedTrace) -> None:
+    """Check that nothing of the stage's layers is left out, K and V included.
+
+    Raises:
+        BadOpening: something is.
+    """
+    receipt = opening.receipt
+    shown = [each.layer for each in opening.layers if each.keys and each.values]
+    if shown != [*range(receipt.first, receipt.end)]:
+        raise BadOpening("not all layers are opened with their K and V")
+
+
 def check_roots(opening: OpenedTrace) -> Receipt:
     """Check that all that is opened is what the stage signed for; return its receipt.
 

@@ -9,10 +9,11 @@ from collections.abc import Iterator, Mapping
 from typing import Final
 
 import numpy as np
-from attrs import frozen
+from attrs import evolve, frozen
 from numpy.typing import NDArray
 
 from p2pinfer.core.attention import attend
+from p2pinfer.core.kv_root import LAST_TAIL
 from p2pinfer.core.layer_key import (
     ATTENTION_NORM,
     FFN_NORM,
@@ -44,11 +45,9 @@ HALF_ATTENTION_MAX: Final = 5e-4
 """Of attention whose sums are float16. Honest ones lie at most 1.2e-4 from it, at 10 positions as
 at 4,000: at some positions a sum is rounded the other way."""
 
-ATTENTION_ELSEWHERE_MAX: Final = 2e-2
-"""Of attention on CPUs whose kernels are not known here: some multiply in float16, too."""
-
-KNOWN_MACHINES: Final = frozenset(("x86_64", "AMD64", "x86"))
-"""Whose attention is known: float16 numbers, multiplied in float32."""
+KNOWN_MACHINES: Final = frozenset(("x86_64", "AMD64"))
+"""Whose kernels are known here. Others round activations from another quotient, or add attention up
+in float16 alone, and an honest row of theirs would seem false."""
 
 _TIED_FROM: Final = 5e-5
 """From where on a head's attention is computed again with its query rounded in other ways."""
@@ -104,11 +103,27 @@ class Verdict:
         return self.fault is None
 
 
+def can_be_judged(pledge: Pledge) -> bool:
+    """Whether the stage's kernels are known here; it says itself what they are."""
+    return pledge.machine in KNOWN_MACHINES
+
+
+def cut_to(opening: OpenedTrace, fault: Fault) -> OpenedTrace:
+    """Return the least part of an opening that shows a fault."""
+    wanted = {fault.layer}
+    if fault.step == RECEIVED and fault.layer != opening.receipt.first:
+        wanted.add(fault.layer - 1)
+    layers = [each for each in opening.layers if each.layer in wanted]
+    if fault.step not in (CACHED_KEY, CACHED_VALUE, Traced.ATTENTION):
+        layers = [evolve(each, keys=b"", values=b"", tail=LAST_TAIL) for each in layers]
+    return evolve(opening, layers=tuple(layers))
+
+
 def judge_row(opening: OpenedTrace, shape: LayerShape, keys: Mapping[int, LayerKey]) -> Verdict:
     """Check every step of every opened layer, one after the other.
 
     Args:
-        opening: whose roots and signatures have been checked.
+        opening: whose roots and signatures have been checked, of a known machine.
         shape: of the model's layers.
         keys: by the layer's number in the whole model, for each opened layer.
     """
@@ -201,8 +216,6 @@ def _joints(opening: OpenedTrace, layer: OpenedLayer) -> Iterator[_Found]:
 
 
 def _attention_max(pledge: Pledge) -> float:
-    if pledge.machine not in KNOWN_MACHINES:
-        return ATTENTION_ELSEWHERE_MAX
     is_half = pledge.values == "f16" and pledge.regime != Regime.BLOCK
     return HALF_ATTENTION_MAX if is_half else ATTENTION_MAX
 
@@ -298,7 +311,8 @@ def _tied(query: Doubles) -> Floats:
     """Return a head's numbers with each combination of roundings of those that are halfway."""
     spread = _FLOAT_NOISE * np.abs(query).max()
     low, high = ((query + by).astype(np.float16) for by in (-spread, spread))
-    halfway = np.flatnonzero(low != high)[:_TIES_MAX]
+    gaps = np.abs(high.astype(np.float32) - low)
+    halfway = np.argsort(-gaps)[: min(_TIES_MAX, np.count_nonzero(gaps))]
     choices = np.repeat(query.astype(np.float16)[None], 1 << len(halfway), axis=0)
     for bit, at in enumerate(halfway):
         is_high = np.arange(len(choices)) >> bit & 1

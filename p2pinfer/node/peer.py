@@ -40,6 +40,7 @@ from p2pinfer.node.ledger_db import LedgerKeeper, open_books
 from p2pinfer.node.listen_port import own_listen
 from p2pinfer.node.loading_steps import Step, loading
 from p2pinfer.node.model_supply import Choose, obtain
+from p2pinfer.node.proof_keys import judge_of
 from p2pinfer.node.requester import (
     Machine,
     check_layers,
@@ -227,7 +228,7 @@ async def serve_peer(options: PeerOptions, store: Store, hooks: Hooks) -> None:
         server = _compose(supplies, model, signer, accounts)
         if options.only_idle:
             await nursery.start(heed_owner, server.rest, partial(in_thread, ActivityMeter().look))
-        await stack.enter_async_context(sharing(_frauds(swarm, model.id, server), nursery))
+        await stack.enter_async_context(sharing(_frauds(swarm, model, server), nursery))
         await server.run()
         directory.leave()
 
@@ -244,14 +245,21 @@ def _answer(
     return ways_in | sponsor(identity, name_of(reach), question)
 
 
-def _frauds(swarm: SwarmConnection, model: ModelId, server: Server) -> Frauds:
+def _frauds(swarm: SwarmConnection, parts: PartsModel, server: Server) -> Frauds:
     """Return the record of proven cheats, judged beside serving, and answer others about it."""
+    model, steps = parts.id, judge_of(parts.store, parts.manifest)
     gatherer = Gatherer(swarm.nursery, swarm.transport, secrets.token_bytes)
     serving = partial(swarm.directory.serving, model)
     replays = PeerReplays(swarm.transport, serving, model, gatherer, secrets.token_bytes)
     judges = partial(judges_beside, server, replays)
     frauds = open_frauds(
-        swarm.transport, swarm.directory, model, swarm.identity.sign, judges, swarm.chance
+        swarm.transport,
+        swarm.directory,
+        model,
+        swarm.identity.sign,
+        judges,
+        swarm.chance,
+        steps=steps,
     )
     frauds.listen()
     return frauds

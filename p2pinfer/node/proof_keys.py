@@ -4,16 +4,22 @@ A layer that is not here is fetched into a store of its own, which is removed on
 that no more than one layer at a time takes up room.
 """
 
+import logging
+import secrets
 import tempfile
+import time
 from collections.abc import Awaitable, Callable, Sequence
 from pathlib import Path
 
-from p2pinfer.core.errors import UserError
+import trio
+
+from p2pinfer.core.errors import P2pinferError, UserError
 from p2pinfer.core.manifest import Manifest, layer_part
 from p2pinfer.core.model_names import readable_name
 from p2pinfer.engine.store.proof_keys import ProofKey, ProofKeys, begin_key, fold_part
 from p2pinfer.engine.store.store import Store
 from p2pinfer.node.swarm_connection import open_swarm_connection
+from peers.audits.steps import StepsJudge
 from peers.parts.describe import Holders
 from peers.parts.fetch import fetch_parts
 from peers.parts.protocol import in_thread
@@ -25,6 +31,11 @@ Fetch = Callable[[Store, str], Awaitable[None]]
 Tell = Callable[[int, int], None]
 """Told how many layers are folded, and of how many."""
 
+
+_log = logging.getLogger("p2pinfer.openings")
+
+LOOK_S = 3600.0
+"""How often the age of a key is looked at."""
 
 NAMED_MAX = 4
 """Missing layers that are named in a sentence."""
@@ -77,6 +88,24 @@ async def make_proof_key(
     found = await in_thread(keys.load, manifest.id)
     assert found is not None
     return found
+
+
+def judge_of(store: Store, manifest: Manifest) -> StepsJudge:
+    """Return a judge of openings by what this machine has of a model's layers."""
+    return StepsJudge(ProofKeys(store, secrets.token_bytes), store, manifest)
+
+
+async def keep_fresh(judge: StepsJudge, store: Store, manifest: Manifest, fetch: Fetch) -> None:
+    """Make a key again that a person made once, for ever: after a week, and after a rejection."""
+    while True:
+        now_s = time.time_ns() / 1e9
+        try:
+            if await in_thread(judge.keys.is_due, manifest.id, now_s):
+                await make_proof_key(judge.keys, store, manifest, now_s, fetch)
+        except P2pinferError as error:
+            _log.warning("the proof key is not made anew: %s", error)
+        with trio.move_on_after(LOOK_S):
+            await judge.wait_rejection()
 
 
 def fetching(transport: Transport, holders: Holders, manifest: Manifest) -> Fetch:

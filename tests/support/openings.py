@@ -97,6 +97,7 @@ class Session:
     part: Slice
     layers: int
     dtype: str = "f32"
+    model: str = "ab" * 32
 
     def __post_init__(self) -> None:
         self.received, self.sent = Rows(keep=True), Rows(keep=True)
@@ -141,6 +142,7 @@ class Session:
             count=len(self.received.tree),
             regime=regime,
             dtype=self.dtype,
+            model=self.model,
             values="bf16" if self.part.settings.values_bf16 else "f16",
         )
 
@@ -158,14 +160,13 @@ def opened(
     count: int,
     regime: Regime,
     dtype: str = "f32",
+    model: str = "ab" * 32,
     values: str = "f16",
     signer: Identity = STAGE,
     first: int = 0,
 ) -> OpenedTrace:
     """Sign for what each layer computed: the row given, steps, and K and V of all positions."""
-    terms = Terms(
-        SessionId(b"i" * 16), ModelId("ab" * 32), ASKER.peer_id, dtype, seal_of(b"n" * 32)
-    )
+    terms = Terms(SessionId(b"i" * 16), ModelId(model), ASKER.peer_id, dtype, seal_of(b"n" * 32))
     roots = received.tree.root(count), sent.tree.root(count)
     end = first + len(computed)
     body = Receipt(terms.digest(), first, end, 1, count, count, *roots, bytes(16)).body()

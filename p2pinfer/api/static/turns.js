@@ -127,8 +127,10 @@ function account(found, cut) {
 
 function trustWord({ held, audits }) {
   if (!held) return "not trusted";
-  const seen = audits.filter((each) => each.verdict !== "not replayed").length;
-  return seen ? `checked, ${seen} re-run` : "checked";
+  const proved = audits.filter((each) => each.verdict === "proved").length;
+  const seen = audits.filter((each) => each.verdict !== "not replayed").length - proved;
+  const words = ["checked", seen && `${seen} re-run`, proved && `${proved} proved`];
+  return words.filter(Boolean).join(", ");
 }
 
 /** List the stages in the order of the layers, each with what its audit found. */
@@ -153,8 +155,14 @@ function stages({ route, trust }) {
   return list;
 }
 
-function verdict({ verdict: found, by, position, blamed }) {
-  const who = by.length ? `, run again by ${by.map(shortName).join(" and ")}` : "";
+function verdict({ verdict: found, by, position, blamed, text }) {
+  const names = by.map(shortName).join(" and ");
+  if (found === "proved") {
+    const said = make("span", "verdict", `${text} proved, by ${names}`);
+    said.dataset.verdict = found;
+    return said;
+  }
+  const who = by.length ? `, run again by ${names}` : "";
   const where = position == null ? "" : ` from position ${position} on`;
   const whose = blamed ? `, blaming ${shortName(blamed)}` : "";
   const made = make("span", "verdict", `${found}${where}${who}${whose}`);

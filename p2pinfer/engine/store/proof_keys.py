@@ -81,6 +81,14 @@ class ProofKeys:
             return None
         return ProofKey(made_s, shape, layers)
 
+    def folded(self, model: ModelId) -> frozenset[int]:
+        """Return the layers that are folded."""
+        try:
+            names = [path.name for path in (self._root / model).iterdir()]
+        except OSError:
+            return frozenset()
+        return frozenset(int(name) for name in names if name.isdecimal())
+
     def begin(self, manifest: Manifest, header: GgufHeader, read: Read, now_s: float) -> list[int]:
         """Draw a seed where there is none, or an old one; return the layers that are not folded.
 
@@ -114,6 +122,19 @@ class ProofKeys:
         if seed is None:
             raise UserError("the proof key was removed while it was made: make it again")
         self._write(model, str(layer), _packed_layer(layer_key(seed, layer, tensors, read)))
+
+    def expire(self, model: ModelId) -> None:
+        """Forget a key's secret and layers, but not that a key is wanted."""
+        with suppress(FileNotFoundError):
+            for path in (self._root / model).iterdir():
+                path.unlink(missing_ok=True)
+
+    def is_due(self, model: ModelId, now_s: float) -> bool:
+        """Whether a key is wanted, and expired or a week old; false of one that is being made."""
+        if not (self._root / model).is_dir():
+            return False
+        seed, made_s = self._seed(model)
+        return seed is None or not 0 <= now_s - made_s < RENEWED_S
 
     def wipe(self, model: ModelId) -> None:
         """Remove a model's key."""
