@@ -81,6 +81,7 @@ def chat(
         limits,
         find_s_max=wait,
         audit_rate=answer.audit_rate,
+        proof_rate=answer.proof_rate,
         drafts=answer.draft,
         draft_model=draft_model(answer.draft_model, store),
         sponsored=answer.sponsor,
@@ -140,6 +141,7 @@ def demo(
                 answer.keep_layers,
                 limits,
                 audit_rate=answer.audit_rate,
+                proof_rate=answer.proof_rate,
                 drafts=answer.draft,
                 draft_model=drafting,
             )
