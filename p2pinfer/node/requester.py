@@ -52,7 +52,7 @@ from p2pinfer.node.swarm_connection import (
 )
 from p2pinfer.places import cache_dir
 from peers.asking.client import FIND_S_MAX, Asked, SwarmClient
-from peers.asking.experience import call_around
+from peers.discovery.calling import call_around
 from peers.asking.session import Session
 from peers.audits.auditor import Auditor
 from peers.audits.frauds import Frauds
