@@ -106,7 +106,7 @@ def _single_use(told: Sequence[WaysIn]) -> Invitation:
     if not addresses and any(ways.own for ways in told):
         raise UserError(
             "others call this machine through relays, and the relays of a private network carry"
-            " nobody who has not its key yet: make the invitation on a machine that others can dial,"
+            " nobody who lacks its key: make the invitation on a machine that others can dial,"
             " forward the port that p2pinfer status names, or send the guest an invitation with the"
             " key in it, as you would a password (p2pinfer invite without --once)"
         )
