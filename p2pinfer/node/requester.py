@@ -58,11 +58,11 @@ from p2pinfer.node.swarm_connection import (
 )
 from p2pinfer.places import cache_dir
 from peers.asking.client import FIND_S_MAX, Asked, SwarmClient
-from peers.asking.experience import call_around
 from peers.asking.session import Session
 from peers.audits.auditor import Auditor
 from peers.audits.frauds import Frauds
 from peers.audits.inspector import Inspector
+from peers.discovery.calling import call_around
 from peers.parts.describe import Tell
 from peers.parts.protocol import in_thread
 from peers.receipts.session_evidence import Gatherer
