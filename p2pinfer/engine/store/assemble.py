@@ -85,7 +85,7 @@ class PartsModel:
     @property
     def advice(self) -> Advice:
         """How it wants to be sampled."""
-        return advice_of(self.id, self.header)
+        return advice_of((self.manifest.base or self.manifest).id, self.header)
 
     def stage(self, first: int, end: int, spare: int = SPARE_SLICES_MAX) -> Path:
         """Return the slice of layers ``first`` up to but not including ``end``.
@@ -121,8 +121,11 @@ class PartsModel:
 
     def halves(self) -> tuple[Path, Path]:
         """Return ends that leave no layer between them; raises as ``stage``."""
-        half = max(1, self.info.layers // 2)
-        return self._ends(half, self.info.layers - half)
+        return self.meeting_ends(self.info.layers - max(1, self.info.layers // 2))
+
+    def meeting_ends(self, last: int) -> tuple[Path, Path]:
+        """Return ends that leave no layer between them, ``last`` layers in the second one."""
+        return self._ends(self.info.layers - last, last)
 
     def _ends(self, first: int, last: int) -> tuple[Path, Path]:
         header = whole_header(self.store, self.manifest, TOKENIZER)
