@@ -99,6 +99,17 @@ def keep_adapter(
     return child
 
 
+def adapter_bytes(base: Manifest, matrices: Matrices, alpha: float) -> bytes:
+    """Return a whole adapter as a GGUF that llama.cpp takes with ``--lora``."""
+    names = [row.name for row in base.tensors if row.name in matrices]
+    tensors = {
+        name: each
+        for changed in names
+        for name, each in zip(pair_names(changed), matrices[changed], strict=True)
+    }
+    return _gguf_bytes(adapter_metadata(base.architecture, alpha), tensors)
+
+
 def _base_header(store: Store, base: Manifest) -> GgufHeader:
     if base.base:
         raise UserError(

@@ -18,7 +18,7 @@ from p2pinfer.engine.training.weights import Floats
 
 _DECAY, _DECAY_OF_SQUARES, _EPSILON = 0.9, 0.999, 1e-8
 
-LEARNED_LOSS: Final = 0.01
+LEARNED_LOSS: Final = 0.02
 """A pass over all examples with a smaller mean loss is the last one: nothing is left to learn."""
 
 

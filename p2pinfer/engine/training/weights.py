@@ -78,8 +78,13 @@ class Top:
     head_bias: Floats | None = None
 
 
-def check_trains(model: PartsModel) -> None:
-    """Raise UnsupportedModel if layers of this model cannot be trained, with the reason."""
+def check_trains(model: PartsModel, layers: int) -> None:
+    """Check that the last layers of a model can be trained.
+
+    Raises:
+        UnsupportedModel: they cannot; the text says why.
+        UserError: the model has fewer layers.
+    """
     header, info = model.header, model.info
     kind = info.architecture
     if kind not in TRAINED or info.experts:
@@ -101,6 +106,10 @@ def check_trains(model: PartsModel) -> None:
     dimensions = header.integer(f"{kind}.rope.dimension_count")
     if heads % kv_heads or head_width % 2 or dimensions not in (None, head_width):
         raise UnsupportedModel(f"the heads of {info.name} are of a kind that is not trained")
+    if not 1 <= layers < info.layers:
+        raise UserError(
+            f"from 1 to {info.layers - 1} layers of {info.name} can be trained, not {layers}"
+        )
 
 
 def top_bytes(manifest: Manifest, layers: int) -> int:
@@ -119,16 +128,10 @@ def read_top(model: PartsModel, layers: int) -> Top:
     """Read the last layers of a model as float32.
 
     Raises:
-        UnsupportedModel: as ``check_trains``.
-        UserError: the model has fewer layers.
+        UnsupportedModel, UserError: as ``check_trains``.
         MissingChunk, DamagedPart: a part is not here, or no longer.
     """
-    check_trains(model)
-    if not 1 <= layers < model.info.layers:
-        raise UserError(
-            f"from 1 to {model.info.layers - 1} layers of {model.info.name} can be trained,"
-            f" not {layers}"
-        )
+    check_trains(model, layers)
     first = model.info.layers - layers
     found = tuple(
         {name.split(".", 2)[2]: numbers for name, numbers in _tensors(model, layer_part(layer))}
