@@ -28,6 +28,7 @@ SLOW = (
     "real/",  # processes of p2pinfer, the real model
     "engine/llama/",  # llama.cpp, in this process and in workers
     "engine/training/",  # llama.cpp, and seconds of arithmetic
+    "engine/store/test_adapters.py",
     "engine/store/test_assemble.py",
     "engine/store/test_slice_files.py",
     "engine/store/test_split.py",
