@@ -42,6 +42,7 @@ SLOW = (
     "interop/",
     "natlab/test_same_network.py",
     "node/test_hub.py",
+    "node/test_learning.py",
     "peers/parts/test_fetch.py",
     "peers/steps/test_hostile.py",
     "scheduler/test_oracle.py",
