@@ -11,6 +11,8 @@ from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
+from cyclopts import Parameter
+
 from p2pinfer.cli.options import (
     REACH,
     AsJson,
@@ -41,11 +43,63 @@ if TYPE_CHECKING:  # what is heavy is imported by the command that needs it
 PLAIN_LINE_S = 10.0
 """Between lines of progress when there is no terminal."""
 
-HELD_OUT_DEFAULT = 0.1
+HELD_OUT_DEFAULT, HELD_OUT_MAX = 0.1, 0.9
 HELD_OUT_LESSONS_MIN = 10
 """From so many lessons on, some are held out unless a person says otherwise."""
 
 RANK_MAX, PASSES_MAX, BATCH_MAX, RATE_MAX = 64, 1000, 256, 0.1
+
+
+@Parameter(name="*")
+@dataclass(frozen=True)
+class LessonFlags:
+    """How lessons are learned."""
+
+    keep_layers: Annotated[
+        int, option("keep-layers", "How many of the last layers learn; they are run here.")
+    ] = 4
+    rank: Annotated[int, option("rank", "Rank of the adapter.")] = 8
+    passes: Annotated[
+        int, option("passes", "Over all lessons, at most; it ends when nothing is left to learn.")
+    ] = 30
+    batch: Annotated[int, option("batch", "Lessons in a step.")] = 4
+    rate: Annotated[float, option("rate", "Learning rate of the first steps.")] = 0.004
+    held_out: Annotated[
+        float | None,
+        option(
+            "held-out",
+            "Share of the lessons that are not learned but only measured. If omitted: 0.1 of ten"
+            " lessons or more.",
+        ),
+    ] = None
+    seed: Annotated[int, option("seed", "What the adapter and the order are drawn from.")] = 0
+    threads: Annotated[int, option("threads", "Threads, at most one per usable core.")] = 1
+
+    def check(self) -> None:
+        """Raise UserError if a value is out of range."""
+        from p2pinfer.engine.llama.memory import usable_cores
+
+        check_range("keep-layers", self.keep_layers, 1)
+        check_range("rank", self.rank, 1, RANK_MAX)
+        check_range("passes", self.passes, 1, PASSES_MAX)
+        check_range("batch", self.batch, 1, BATCH_MAX)
+        check_range("rate", self.rate, 0, RATE_MAX)
+        check_range("threads", self.threads, 1, usable_cores())
+        check_range("held-out", self.held_out or 0.0, 0, HELD_OUT_MAX)
+
+    def options(self, lessons: int) -> "Options":
+        """Return these flags as Options for a number of lessons."""
+        from p2pinfer.engine.training.descent import Course
+        from p2pinfer.node.learning import Options
+
+        held_out = self.held_out
+        if held_out is None:
+            held_out = HELD_OUT_DEFAULT if lessons >= HELD_OUT_LESSONS_MIN else 0.0
+        course = Course(self.seed, self.passes, self.batch, self.rate)
+        return Options(self.keep_layers, self.rank, course, held_out, self.threads)
+
+
+LESSONS = LessonFlags()
 
 
 def learn(
@@ -54,24 +108,6 @@ def learn(
     *,
     out: Annotated[str, option("out", "What to call the model that has learned.")],
     model: Model = "default",
-    keep_layers: Annotated[
-        int, option("keep-layers", "How many of the last layers learn; they are run here.")
-    ] = 4,
-    rank: Annotated[int, option("rank", "Rank of the adapter.")] = 8,
-    passes: Annotated[
-        int, option("passes", "Over all lessons, at most; it ends when nothing is left to learn.")
-    ] = 30,
-    batch: Annotated[int, option("batch", "Lessons in a step.")] = 4,
-    rate: Annotated[float, option("rate", "Learning rate of the first steps.")] = 0.004,
-    held_out: Annotated[
-        float | None,
-        option(
-            "held-out",
-            "Share of the lessons that are not learned but only measured. If omitted: 0.1 of ten"
-            " lessons or more.",
-        ),
-    ] = None,
-    seed: Annotated[int, option("seed", "What the adapter and the order are drawn from.")] = 0,
     gguf: Annotated[
         Path | None, option("gguf", "Also write the adapter to this file, for llama.cpp.")
     ] = None,
@@ -83,6 +119,7 @@ def learn(
     network: Network = "main",
     as_json: AsJson = False,
     reach: ReachFlags = REACH,
+    how: LessonFlags = LESSONS,
 ) -> None:
     """Teach a model from your own lessons, on this machine.
 
@@ -90,8 +127,8 @@ def learn(
     adapter is then another one here: p2pinfer chat --model NAME, or p2pinfer join --model NAME.
 
     What the other layers make of the lessons is computed here, or, if a swarm is named by
-    --bootstrap, an invitation or --mdns, by its peers: they see the lessons as they see any prompt.
-    Only the last layers must then be here. The learning itself never leaves this machine.
+    --bootstrap, an invitation or --mdns, by its peers, who get the lessons' activations as of any
+    prompt. Only the model's ends must then be here. The learning itself never leaves this machine.
 
     A run that was ended goes on when the same is typed again.
 
@@ -102,35 +139,17 @@ def learn(
         last message is the assistant's.
     """
     from p2pinfer.cli.model_argument import name_model
-    from p2pinfer.engine.training.descent import Course
-    from p2pinfer.node.learning import Options
     from p2pinfer.node.lessons import read_lessons
-    from p2pinfer.node.model_supply import check_named, find_child, open_store
+    from p2pinfer.node.model_supply import check_named, open_store
 
-    check_range("keep-layers", keep_layers, 1)
-    check_range("rank", rank, 1, RANK_MAX)
-    check_range("passes", passes, 1, PASSES_MAX)
-    check_range("batch", batch, 1, BATCH_MAX)
-    check_range("rate", rate, 0, RATE_MAX)
-    check_range("held-out", held_out or 0.0, 0, 0.9)
+    how.check()
     lessons, data = read_lessons(file)
-    if held_out is None:
-        held_out = HELD_OUT_DEFAULT if len(lessons) >= HELD_OUT_LESSONS_MIN else 0.0
     check_named(model)
-    if not out.isprintable() or not 1 <= len(out.strip()) <= NAME_CHARS_MAX or out == "default":
-        raise UserError(f"--out is a name of 1 to {NAME_CHARS_MAX} characters, not {out!r}")
     store = open_store()
-    if taken := find_child(store, out):
-        raise UserError(
-            f"there is a model {out} already: choose another --out, or remove it with p2pinfer"
-            f" model rm {taken.id[:12]}"
-        )
-    if gguf and not gguf.absolute().parent.is_dir():
-        raise UserError(f"--gguf: there is no directory {gguf.absolute().parent}")
-    options = Options(keep_layers, rank, Course(seed, passes, batch, rate), held_out)
+    _check_out(store, out, gguf)
     named = reach.ways_in(bootstrap)
     through = (named, reach.of(network, named)) if named or reach.says_where else None
-    task = _Task(file, lessons, data, options, out.strip(), gguf, store, through)
+    task = _Task(file, lessons, data, how.options(len(lessons)), out.strip(), gguf, store, through)
     base = name_model(model, store)
     manifest = store.manifest(base)
     if manifest and manifest.base:
@@ -139,6 +158,21 @@ def learn(
             f" --model {manifest.base.id[:12]}"
         )
     run_task(lambda: _learn(task, base, only_idle=only_idle, as_json=as_json))
+
+
+def _check_out(store: "Store", out: str, gguf: Path | None) -> None:
+    """Raise UserError if what comes of it cannot be kept under these names."""
+    from p2pinfer.node.model_supply import find_child
+
+    if not out.isprintable() or not 1 <= len(out.strip()) <= NAME_CHARS_MAX or out == "default":
+        raise UserError(f"--out is a name of 1 to {NAME_CHARS_MAX} characters, not {out!r}")
+    if taken := find_child(store, out):
+        raise UserError(
+            f"there is a model {out} already: choose another --out, or remove it with p2pinfer"
+            f" model rm {taken.id[:12]}"
+        )
+    if gguf and not gguf.absolute().parent.is_dir():
+        raise UserError(f"--gguf: there is no directory {gguf.absolute().parent}")
 
 
 @dataclass(frozen=True)

@@ -23,6 +23,7 @@ from typing import Final
 import numpy as np
 import trio
 from blake3 import blake3
+from threadpoolctl import threadpool_limits
 
 from p2pinfer.core.errors import UserError
 from p2pinfer.core.ids import ModelId
@@ -53,6 +54,8 @@ class Options:
     course: Course
     held_out: float
     """The share of lessons that are not learned, to see what else was."""
+    threads: int = 1
+    """For matrices."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -173,6 +176,19 @@ async def teach(
         MissingChunk, DamagedPart: one of their parts is not here, or no longer.
         OSError: the disk is full.
     """
+    with threadpool_limits(options.threads, user_api="blas"):
+        return await _teach(folder, model, worded, held_out, options, tell, may_work)
+
+
+async def _teach(
+    folder: Path,
+    model: PartsModel,
+    worded: Sequence[Worded],
+    held_out: set[int],
+    options: Options,
+    tell: Callable[[Progress], None],
+    may_work: Callable[[], Awaitable[None]],
+) -> Report:
     kept = RowsKept(folder, model.info.width)
     examples = [kept.example(index, each) for index, each in enumerate(worded)]
     learned = [each for index, each in enumerate(examples) if index not in held_out]

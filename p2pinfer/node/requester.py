@@ -56,7 +56,6 @@ from peers.asking.experience import call_around
 from peers.asking.session import Session
 from peers.audits.auditor import Auditor
 from peers.audits.frauds import Frauds
-from peers.discovery.directory import Directory
 from peers.parts.describe import Tell
 from peers.parts.protocol import in_thread
 from peers.receipts.session_evidence import Gatherer
@@ -311,18 +310,13 @@ def keep_of_adapter(child: Manifest) -> int | None:
     return next((k for k in range(1, most + 1) if adapted <= {*child.ends(k)}), None)
 
 
-def _child_at_home(
-    store: Store, named: ModelId, directory: Directory
-) -> tuple[Manifest, ModelId, int] | None:
-    """Return a model whose adapter fits into the ends, its base, and how many layers they need.
-
-    None if somebody serves the model itself, or it is no such one.
-    """
+def _child_at_home(store: Store, named: ModelId) -> tuple[Manifest, Manifest, int] | None:
+    """Return a child whose adapter fits into the ends, its base, and how many layers they need."""
     manifest = store.manifest(named)
-    if manifest is None or manifest.base is None or named in directory.models():
+    if manifest is None or manifest.base is None:
         return None
     least = keep_of_adapter(manifest)
-    return (manifest, manifest.base.id, least) if least else None
+    return (manifest, manifest.base, least) if least else None
 
 
 @asynccontextmanager
@@ -369,9 +363,10 @@ async def open_client(
         if named is None:
             assert options.default_model
             named = await swarm.pick_model(options.default_model)
-        if found := await in_thread(_child_at_home, store, named, directory):
-            child, (named, least) = found[0], found[1:]
-            keep = max(keep, least)
+        is_served = named in directory.models()
+        if not is_served and (found := await in_thread(_child_at_home, store, named)):
+            child, base, least = found
+            named, keep = base.id, max(keep, least)
             directory.follow(named)
         model, (own, (first_end, last_end)) = await obtain(
             transport, directory, store, named, needed, make, tell, swarm.chance

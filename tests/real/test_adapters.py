@@ -52,7 +52,8 @@ for length in lengths:
     left = prompt
     while len(said) < count:
         chunk, left = left[:64], left[64:]
-        batch = api.llama_batch_get_one((ctypes.c_int32 * len(chunk))(*chunk), len(chunk))
+        held = (ctypes.c_int32 * len(chunk))(*chunk)
+        batch = api.llama_batch_get_one(held, len(chunk))
         assert not api.llama_decode(context, batch)
         if not left:
             logits = api.llama_get_logits_ith(context, -1)
