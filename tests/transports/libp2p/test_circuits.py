@@ -3,6 +3,7 @@
 import gc
 import os
 import statistics
+import sys
 from collections.abc import AsyncGenerator
 from contextlib import asynccontextmanager, suppress
 
@@ -323,5 +324,7 @@ async def test_a_relay_does_not_grow() -> None:
         assert len(hidden._host.get_network().get_connections()) == 1
     third = len(sizes) // 3
     early, late = statistics.median(sizes[third : 2 * third]), statistics.median(sizes[-third:])
-    print(f"{len(sizes)} rounds of 20 circuits; from {early / 1e6:.1f} to {late / 1e6:.1f} MB")
+    sys.stderr.write(
+        f"{len(sizes)} rounds of 20 circuits; from {early / 1e6:.1f} to {late / 1e6:.1f} MB\n"
+    )
     assert late - early < 20_000_000, sizes
