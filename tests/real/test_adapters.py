@@ -60,6 +60,8 @@ for length in lengths:
             row = np.ctypeslib.as_array(logits, (api.llama_vocab_n_tokens(vocab),))
             said.append(int(row.argmax()))
             left = [said[-1]]
+            if api.llama_vocab_is_eog(vocab, said[-1]):
+                break
     answers.append([prompt, said])
 print(json.dumps(answers))
 """
