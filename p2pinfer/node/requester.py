@@ -14,7 +14,12 @@ import trio
 from p2pinfer.core.errors import UserError, lone_errors
 from p2pinfer.core.ids import ModelId, PeerId
 from p2pinfer.core.layer_range import LayerRange
-from p2pinfer.core.limits import AUDIT_RATE_DEFAULT, CONTEXT_DEFAULT, SESSIONS_DEFAULT
+from p2pinfer.core.limits import (
+    AUDIT_RATE_DEFAULT,
+    CONTEXT_DEFAULT,
+    PROOF_RATE_DEFAULT,
+    SESSIONS_DEFAULT,
+)
 from p2pinfer.core.manifest import TOKENIZER, Manifest
 from p2pinfer.core.model_names import readable_name
 from p2pinfer.core.sponsor import Sponsor
@@ -38,10 +43,11 @@ from p2pinfer.engine.store.damage import DamagedPart, MissingChunk
 from p2pinfer.engine.store.store import Store
 from p2pinfer.node.fraud_files import open_frauds, sharing
 from p2pinfer.node.inviting import ways_in_told
-from p2pinfer.node.ledger_db import Side, open_books
+from p2pinfer.node.ledger_db import Side, open_books, weighed
 from p2pinfer.node.loading_steps import Step, ignore, loading
 from p2pinfer.node.local_replay import Replays
 from p2pinfer.node.model_supply import Choose, obtain
+from p2pinfer.node.proof_keys import fetching, judge_of, keep_fresh
 from p2pinfer.node.reputation_file import keep_standings, load_standings
 from p2pinfer.node.sponsors import Sponsorship
 from p2pinfer.node.swarm_connection import (
@@ -52,10 +58,11 @@ from p2pinfer.node.swarm_connection import (
 )
 from p2pinfer.places import cache_dir
 from peers.asking.client import FIND_S_MAX, Asked, SwarmClient
-from peers.asking.experience import call_around
 from peers.asking.session import Session
 from peers.audits.auditor import Auditor
 from peers.audits.frauds import Frauds
+from peers.audits.inspector import Inspector
+from peers.discovery.calling import call_around
 from peers.parts.describe import Tell
 from peers.parts.protocol import in_thread
 from peers.receipts.session_evidence import Gatherer
@@ -145,6 +152,8 @@ class ClientOptions:
     """Gather receipts; only benchmarks do without."""
     audit_rate: float = AUDIT_RATE_DEFAULT
     """The share of stages whose work on an answer is run again elsewhere."""
+    proof_rate: float = PROOF_RATE_DEFAULT
+    """The share of stages that open rows although others could run them again."""
     sponsored: bool = True
     """Ask on the account of a peer that serves on this machine, if there is one."""
     drafts: bool = False
@@ -198,6 +207,7 @@ class Client(SwarmClient):
         if options.evidence:
             serving = partial(directory.serving, model.id)
             replays = Replays(transport, serving, model, gatherer, secrets.token_bytes)
+            judge = judge_of(model.store, model.manifest)
             self.frauds = open_frauds(
                 transport,
                 directory,
@@ -206,12 +216,24 @@ class Client(SwarmClient):
                 replays.judges,
                 swarm.chance,
                 self.experiences.cheated,
+                judge,
             )
+            inspector = Inspector(
+                transport,
+                judge,
+                serving,
+                options.proof_rate,
+                self.frauds.accuse,
+                self.experiences.failed,
+            )
+            fetch = fetching(transport, partial(directory.holding, model.id), model.manifest)
+            nursery.start_soon(keep_fresh, judge, model.store, model.manifest, fetch)
             self._auditor = Auditor(
                 replays.find,
                 options.audit_rate,
                 bounds_of(model.store, model.id),
                 self.frauds.accuse,
+                inspector,
             )
 
     @property
@@ -228,7 +250,8 @@ class Client(SwarmClient):
         session.is_trusted = trust.held
         self.learn(trust)
         try:
-            await trio.to_thread.run_sync(open_books().keep, Side.USED, evidence.work(position))
+            done = [weighed(each, self.model.manifest) for each in evidence.work(position)]
+            await trio.to_thread.run_sync(open_books().keep, Side.USED, done)
         except UserError as error:  # the answer itself is unaffected
             _log.warning("%s", error)
         return trust
