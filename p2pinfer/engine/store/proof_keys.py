@@ -6,7 +6,7 @@
 
 A key is made layer by layer, and each file is written at once or not at all, so making it may end
 at any moment and goes on where it was. Who may read it can make a false row that passes: so only
-its owner may, and it is drawn anew every week, and after every rejection, which tells a cheat a
+its owner may, and it is drawn again every week, and after every rejection, which tells a cheat a
 little about it.
 """
 

@@ -138,7 +138,7 @@ async def test_sole_holders_are_proven(autojump_clock: MockClock) -> None:
 
 
 async def test_a_false_step_is_blamed_and_travels(autojump_clock: MockClock) -> None:
-    """The stage and its layer are named, others get the proof, and the key is made anew."""
+    """The stage and its layer are named, others get the proof, and the key is made again."""
     layer = BOUNDS[1] + 2
     async with inspected(Judge(range(BOUNDS[-1]), frozenset([layer]))) as it:
         trust = await it.examine(1.0, 0.0)

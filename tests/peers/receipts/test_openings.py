@@ -79,7 +79,7 @@ async def opened(cells: CommittedCells, rows: dict[int, AskedRow]) -> list[Opene
 
 @asynccontextmanager
 async def settled(count: int = 3) -> AsyncIterator[Settled]:
-    """Answer once, through so many stages."""
+    """Answer once, through that many stages."""
     async with swarm(CHAINS[count], evidence=True) as made, made.open() as session:
         await answer(session, PROMPT[:100])
         evidence, positions = session.evidence, len(session.tokens)
