@@ -42,9 +42,8 @@ ATTENTION_MAX: Final = 1e-4
 at most 2e-5 from it: a query may be rounded the other way."""
 
 HALF_ATTENTION_MAX: Final = 1e-3
-"""Of attention whose sums are float16. Honest ones lay at most 3.9e-4 from it in 12,000 layers, most
-of random weights, and 1.9e-4 in a real model: now and then a sum is rounded the other way, and the
-next ones with it."""
+"""Of attention whose sums are float16. Honest ones lay at most 3.9e-4 from it in 12,000 layers, and
+1.9e-4 in a real model: now and then a sum is rounded the other way, and the next ones with it."""
 
 KNOWN_MACHINES: Final = frozenset(("x86_64", "AMD64"))
 """Whose kernels are known here. Others round activations from another quotient, or add attention up
