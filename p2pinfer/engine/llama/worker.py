@@ -10,6 +10,7 @@ import signal
 import socket
 import sys
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
@@ -304,9 +305,11 @@ class _Worker:
         self._inbox, self._send = inbox, send
         self._put_off: list[list[Any]] = []
         """Requests that must not be carried out in the middle of a decode."""
+        self._errands: deque[list[Any]] = deque()
+        """Requests about a copy, one of which is carried out between two decodes."""
 
     def is_busy(self) -> bool:
-        return any(part.waiting for part in self.parts)
+        return bool(self._errands) or any(part.waiting for part in self.parts)
 
     def step(self) -> None:
         for part in reversed(self.parts):  # a sampled token is embedded in the same turn
@@ -314,6 +317,8 @@ class _Worker:
                 part.step(self._fail, self._look)
         while self._put_off:
             self.take(self._put_off.pop(0))
+        if self._errands:
+            self._run_errand(self._errands.popleft())
 
     def _look(self) -> None:
         """Take rows that came in the middle of a stage's decode; what frees cells is put off."""
@@ -347,6 +352,14 @@ class _Worker:
                 self._clear(slot)
                 for part in self.parts:
                     part.forget(slot)
+            case ["copy" | "read" | "trace" | "drop", *_]:
+                self._errands.append(frame)
+            case _:
+                raise AssertionError(f"the node asked for {frame[:1]}")
+
+    def _run_errand(self, frame: list[Any]) -> None:
+        """Carry out a request about a copy."""
+        match frame:
             case ["copy", number, slot, positions]:
                 self._try(number, lambda: [self._first.copy(slot, positions)])
             case ["read", number, layer, first, end]:
@@ -354,10 +367,8 @@ class _Worker:
             case ["trace", number, position, regime, row, layers]:
                 span = Span(0, position, self._rows(row), layers=layers)
                 self._try(number, lambda: [self._trace(span, Regime(regime))])
-            case ["drop"]:
-                self._first.drop()
             case _:
-                raise AssertionError(f"the node asked for {frame[:1]}")
+                self._first.drop()
 
     def _start(self, slot: int, sampling: Sampling, recent: list[int], said: list[int]) -> None:
         constraint = None
