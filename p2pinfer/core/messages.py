@@ -71,6 +71,7 @@ from p2pinfer.core.manifest import (
 from p2pinfer.core.proving import AskCells, AskSteps, CellRows, CellsAre, PledgeIs, StepsAre
 from p2pinfer.core.regimes import Regime, from_wire
 from p2pinfer.core.sponsor import Sponsor
+from p2pinfer.core.statement import Owe, Vouch
 
 ROUTE_HOPS_MAX = 128
 """A 405B model has 126 layers; no swarm splits finer than that."""
@@ -407,4 +408,6 @@ Message = (
     | PledgeIs
     | CellRows
     | StepsAre
+    | Owe
+    | Vouch
 )

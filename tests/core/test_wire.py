@@ -84,6 +84,7 @@ from p2pinfer.core.proving import (
     StepsAre,
 )
 from p2pinfer.core.receipts import BODY_BYTES, Signed
+from p2pinfer.core.statement import STATEMENTS_MAX, WORK_MAX
 from p2pinfer.core.traced import Traced
 from p2pinfer.core.wire import BadMessage, decode, encode
 
@@ -91,6 +92,7 @@ KINDS: tuple[type[Any], ...] = get_args(Message)
 CHUNKS_MAX = 8 * BITMAP_BYTES_MAX
 
 PEER = PeerId("12D3KooW" + "x" * 44)
+STATEMENT: list[Any] = [PEER, PEER, 1, 5, bytes(64)]
 CASE: list[Any] = [bytes(32), "ab" * 32, PEER, PEER, 1, 10, 12, bytes(16), 96]
 MODEL = ModelId("0123456789abcdef" * 4)
 SESSION = SessionId(bytes(range(16)))
@@ -336,6 +338,8 @@ GOOD: dict[str, list[Any]] = {
     "PledgeIs": [7, b"pledge", bytes(64), [bytes(32)], b"row", []],
     "CellRows": [0, 2, b"keys", b"values"],
     "StepsAre": [7, 0, bytes(4), [bytes(4)] * len(Traced), bytes(32)],
+    "Owe": [STATEMENT],
+    "Vouch": [[STATEMENT]],
 }
 
 
@@ -447,6 +451,10 @@ def test_the_unspoiled_values_are_accepted() -> None:
         pytest.param("StepsAre", 3, [bytes(4)] * 11, id="a step missing"),
         pytest.param("StepsAre", 3, [bytes(STEP_BYTES_MAX // 2)] * 12, id="steps too long"),
         pytest.param("StepsAre", 4, bytes(31), id="short tail"),
+        pytest.param("Owe", 0, [*STATEMENT[:3], WORK_MAX + 1, bytes(64)], id="too much work"),
+        pytest.param("Owe", 0, [*STATEMENT[:2], 0, 5, bytes(64)], id="statement number nought"),
+        pytest.param("Owe", 0, [*STATEMENT[:4], bytes(63)], id="short signature"),
+        pytest.param("Vouch", 0, [STATEMENT] * (STATEMENTS_MAX + 1), id="too many statements"),
     ],
 )
 def test_each_limit_holds(name: str, field: int, value: Any) -> None:
