@@ -346,5 +346,6 @@ def _describe(swarm: "Swarm", url: str) -> dict[str, Any]:
         "answers_running": pool.running,
         "answers_waiting": pool.waiting,
         "sessions_max": pool.sessions_max,
+        "punching": dict(swarm.client.transport.punching),
         "sessions": pool.describe(),
     }

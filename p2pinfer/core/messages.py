@@ -402,12 +402,12 @@ Message = (
     | Cases
     | WantProof
     | ProofIs
+    | Owe
+    | Vouch
     | AskCells
     | CellsAre
     | AskSteps
     | PledgeIs
     | CellRows
     | StepsAre
-    | Owe
-    | Vouch
 )

@@ -19,7 +19,7 @@ from p2pinfer.core.advertisement import SESSIONS_MAX, Advertisement, State
 from p2pinfer.core.errors import UserError, lone_errors
 from p2pinfer.core.ids import ModelId, PeerId
 from p2pinfer.core.layer_range import LayerRange
-from p2pinfer.core.manifest import METADATA, Manifest, layer_part
+from p2pinfer.core.manifest import METADATA, Manifest
 from p2pinfer.engine.base import StageEngine
 from p2pinfer.engine.gguf.architectures import layers_at_once_max
 from p2pinfer.engine.llama.engine import open_stage
@@ -450,7 +450,7 @@ def layers_max(model: PartsModel, machine: Machine, memory_bytes: int | None) ->
 def layer_bytes(model: PartsModel, machine: Machine) -> int:
     """Return the memory of the largest layer: its weights, and the cells of all sessions."""
     manifest = model.manifest
-    weights = max(manifest.part(layer_part(layer)).size for layer in range(manifest.layers))
+    weights = max(map(manifest.layer_size, range(manifest.layers)))
     held = machine.sessions + aside_sessions(machine.sessions)
     return weights + sessions_bytes(model.header, 1, held, machine.context)
 

@@ -58,11 +58,11 @@ from p2pinfer.node.swarm_connection import (
 )
 from p2pinfer.places import cache_dir
 from peers.asking.client import FIND_S_MAX, Asked, SwarmClient
-from peers.asking.experience import call_around
 from peers.asking.session import Session
 from peers.audits.auditor import Auditor
 from peers.audits.frauds import Frauds
 from peers.audits.inspector import Inspector
+from peers.discovery.calling import call_around
 from peers.parts.describe import Tell
 from peers.parts.protocol import in_thread
 from peers.receipts.session_evidence import Gatherer
@@ -175,12 +175,14 @@ class Client(SwarmClient):
         options: ClientOptions,
         gatherer: Gatherer,
         draft_model: Ends | None = None,
+        child: PartsModel | None = None,
     ) -> None:
+        """Ask for a model; ``child``: what it is here, with an adapter in its ends."""
         transport, directory, nursery = swarm.transport, swarm.directory, swarm.nursery
         self.transport = transport
         self.ways_in_told = partial(ways_in_told, options.network, tuple, directory)
         """What this client adds to its status for an invitation."""
-        self.model, self.ends, self._sign = model, ends, swarm.identity.sign
+        self.model, self.ends, self._sign = child or model, ends, swarm.identity.sign
         asked = Asked(model.id, model.info.name, swarm.bootstrap, options.find_s_max)
         standings = load_standings()
         nursery.start_soon(keep_standings, standings)
@@ -319,6 +321,27 @@ def _open_draft_model(
     return _open_ends(small, *small.halves(), for_model(options.machine, small))
 
 
+def keep_of_adapter(child: Manifest) -> int | None:
+    """Return how many layers the ends must have for all of an adapter to be in them.
+
+    Then peers that serve the model without it compute the rest. None: there is no such number.
+    """
+    if child.base is None:
+        return None
+    adapted = {part.name for part in child.adapter}
+    most = (child.layers - 1) // 2
+    return next((k for k in range(1, most + 1) if adapted <= {*child.ends(k)}), None)
+
+
+def _child_at_home(store: Store, named: ModelId) -> tuple[Manifest, Manifest, int] | None:
+    """Return a child whose adapter fits into the ends, its base, and how many layers they need."""
+    manifest = store.manifest(named)
+    if manifest is None or manifest.base is None:
+        return None
+    least = keep_of_adapter(manifest)
+    return (manifest, manifest.base, least) if least else None
+
+
 @asynccontextmanager
 async def open_client(
     options: ClientOptions, store: Store, tell: Tell, step: Step = ignore
@@ -338,16 +361,17 @@ async def open_client(
     if not options.bootstrap and not looks_around(options.network):
         raise UserError(NO_WAY_IN)
     await in_thread(_check_held, options, store)
-    keep = options.keep
+    keep, child = options.keep, None
 
     def needed(manifest: Manifest) -> Iterable[str]:
         check_keep(manifest, keep)
         return manifest.ends(keep)
 
-    def make(model: PartsModel) -> tuple[Path, Path]:
-        check_weights(model, model.manifest.ends(keep))
-        check_memory(model, 2 * keep, for_model(options.machine, model))
-        return model.ends(keep)
+    def make(model: PartsModel) -> tuple[PartsModel, tuple[Path, Path]]:
+        own = open_parts(store, child, cache_dir()) if child else model
+        check_weights(own, own.manifest.ends(keep))
+        check_memory(own, 2 * keep, for_model(options.machine, own))
+        return own, own.ends(keep)
 
     async with AsyncExitStack() as stack:
         stack.enter_context(lone_errors())
@@ -362,12 +386,17 @@ async def open_client(
         if named is None:
             assert options.default_model
             named = await swarm.pick_model(options.default_model)
-        model, (first_end, last_end) = await obtain(
+        is_served = named in directory.models()
+        if not is_served and (found := await in_thread(_child_at_home, store, named)):
+            child, base, least = found
+            named, keep = base.id, max(keep, least)
+            directory.follow(named)
+        model, (own, (first_end, last_end)) = await obtain(
             transport, directory, store, named, needed, make, tell, swarm.chance
         )
-        step(_loading_ends(model, keep, options.machine.threads))
+        step(_loading_ends(own, keep, options.machine.threads))
         ends = await stack.enter_async_context(
-            _open_ends(model, first_end, last_end, for_model(options.machine, model))
+            _open_ends(own, first_end, last_end, for_model(options.machine, model))
         )
         freeze_gc()
         gatherer = Gatherer(nursery, transport, secrets.token_bytes, sponsor)
@@ -378,6 +407,6 @@ async def open_client(
             step(f"loading the draft model {options.draft_model.info.name} …")
             opening = await in_thread(_open_draft_model, options.draft_model, model, options)
             drafting = await stack.enter_async_context(opening)
-        client = Client(swarm, ends, model, options, gatherer, drafting)
+        client = Client(swarm, ends, model, options, gatherer, drafting, own)
         await stack.enter_async_context(sharing(client.frauds, nursery))
         yield client

@@ -160,6 +160,10 @@ class Stage:
         raise self._no(Refusal.UNKNOWN_SESSION, "no such session waits here for you")
 
     async def _serve_requester(self, channel: Channel, opened: Open) -> None:
+        found = self._sessions.get(opened.session)
+        if found and found.opened.requester == channel.remote and found.rows:
+            await found.resume(channel, opened)
+            return
         session = self._sessions[opened.session] = self._admit(channel, opened)
         try:
             await session.run()

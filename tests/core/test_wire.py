@@ -332,14 +332,14 @@ GOOD: dict[str, list[Any]] = {
     "Cases": [[CASE]],
     "WantProof": [bytes(32)],
     "ProofIs": [b"proof"],
+    "Owe": [STATEMENT],
+    "Vouch": [[STATEMENT]],
     "AskCells": [SESSION, [BODY, bytes(64)]],
     "CellsAre": [[bytes(STATEMENT_BYTES), bytes(64)], [bytes(32)]],
     "AskSteps": [[0, 7], b"rows"],
     "PledgeIs": [7, b"pledge", bytes(64), [bytes(32)], b"row", []],
     "CellRows": [0, 2, b"keys", b"values"],
     "StepsAre": [7, 0, bytes(4), [bytes(4)] * len(Traced), bytes(32)],
-    "Owe": [STATEMENT],
-    "Vouch": [[STATEMENT]],
 }
 
 
@@ -435,6 +435,10 @@ def test_the_unspoiled_values_are_accepted() -> None:
         pytest.param("Cases", 0, [[*CASE[:8], POSITIONS_MAX + 1]], id="a case too long"),
         pytest.param("WantProof", 0, bytes(33), id="long digest"),
         pytest.param("ProofIs", 0, bytes(FILE_BYTES_MAX + 1), id="proof too long"),
+        pytest.param("Owe", 0, [*STATEMENT[:3], WORK_MAX + 1, bytes(64)], id="too much work"),
+        pytest.param("Owe", 0, [*STATEMENT[:2], 0, 5, bytes(64)], id="statement number nought"),
+        pytest.param("Owe", 0, [*STATEMENT[:4], bytes(63)], id="short signature"),
+        pytest.param("Vouch", 0, [STATEMENT] * (STATEMENTS_MAX + 1), id="too many statements"),
         pytest.param("AskCells", 1, [BODY[1:], bytes(64)], id="short receipt for cells"),
         pytest.param("CellsAre", 0, [bytes(STATEMENT_BYTES - 1), bytes(64)], id="short statement"),
         pytest.param("CellsAre", 1, [], id="no layers"),
@@ -451,10 +455,6 @@ def test_the_unspoiled_values_are_accepted() -> None:
         pytest.param("StepsAre", 3, [bytes(4)] * 11, id="a step missing"),
         pytest.param("StepsAre", 3, [bytes(STEP_BYTES_MAX // 2)] * 12, id="steps too long"),
         pytest.param("StepsAre", 4, bytes(31), id="short tail"),
-        pytest.param("Owe", 0, [*STATEMENT[:3], WORK_MAX + 1, bytes(64)], id="too much work"),
-        pytest.param("Owe", 0, [*STATEMENT[:2], 0, 5, bytes(64)], id="statement number nought"),
-        pytest.param("Owe", 0, [*STATEMENT[:4], bytes(63)], id="short signature"),
-        pytest.param("Vouch", 0, [STATEMENT] * (STATEMENTS_MAX + 1), id="too many statements"),
     ],
 )
 def test_each_limit_holds(name: str, field: int, value: Any) -> None:

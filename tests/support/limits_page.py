@@ -337,6 +337,14 @@ TABLES: dict[str, list[Row]] = {
             "p2pinfer.core.messages",
             "QUESTIONS_PER_CHANNEL_MAX",
         ),
+        Row("rank of an adapter", "{}", "p2pinfer.engine.gguf.adapters", "RANK_MAX"),
+        Row(
+            "lessons in a file, and its bytes",
+            "{} and {}",
+            "p2pinfer.node.lessons",
+            "LESSONS_MAX FILE_BYTES_MAX",
+        ),
+        Row("tokens of a lesson", "{}", "p2pinfer.node.lesson_rows", "LESSON_TOKENS_MAX"),
         Row(
             "slices kept though no process runs them",
             "{}",

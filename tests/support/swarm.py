@@ -250,21 +250,26 @@ class Talk:
             await channel.close()
 
 
+def opening_of(
+    made: Swarm, at: int, number: int = 99, dtype: Dtype = Dtype.F32, *, blocks: bool = True
+) -> Open:
+    """Return what opens a session at one of the stages."""
+    me, hop = made.me.peer_id, made.route[at]
+    previous = made.route[at - 1].peer if at else me
+    opened = Open(session_id(number), MODEL, me, previous, hop.first, hop.end, CONTEXT, dtype)
+    return evolve(opened, blocks=blocks)
+
+
 async def open_by_hand(
     made: Swarm, number: int = 99, dtype: Dtype = Dtype.F32, *, blocks: bool = True
 ) -> list[Channel]:
     """Open a session at every stage without linking them; return the control channels."""
     controls: list[Channel] = []
-    previous = made.me.peer_id
-    for hop in made.route:
+    for at, hop in enumerate(made.route):
         control = await made.me.open(hop.peer, SESSION)
-        opened = Open(
-            session_id(number), MODEL, made.me.peer_id, previous, hop.first, hop.end, CONTEXT, dtype
-        )
-        await send(control, evolve(opened, blocks=blocks))
+        await send(control, opening_of(made, at, number, dtype, blocks=blocks))
         await receive(control, Opened)
         controls.append(control)
-        previous = hop.peer
     return controls
 
 

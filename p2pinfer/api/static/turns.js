@@ -168,9 +168,8 @@ function trustWord({ held, audits }) {
   if (!held) return t("not trusted");
   const proved = audits.filter((each) => each.verdict === "proved").length;
   const seen = audits.filter((each) => each.verdict !== "not replayed").length - proved;
-  if (seen && proved) return t("checked, {0} re-run, {1} proved", seen, proved);
-  if (proved) return t("checked, {0} proved", proved);
-  return seen ? t("checked, {0} re-run", seen) : t("checked");
+  const words = [t("checked"), seen && t("{0} re-run", seen), proved && t("{0} proved", proved)];
+  return words.filter(Boolean).join(", ");
 }
 
 /** List the stages in the order of the layers, each with what its audit found. */
@@ -197,11 +196,15 @@ function stages({ route, trust }) {
 
 function verdict({ verdict: found, by, position, blamed, text }) {
   const names = by.map((each) => translated(shortName(each))).join(t(" and "));
-  const proved = found === "proved" ? t("{0} of {1} rows proved, by {2}", ...text.match(/\d+/g), names) : "";
+  if (found === "proved") {
+    const said = make("span", "verdict", t("{0} proved, by {1}", translated(text), names));
+    said.dataset.verdict = found;
+    return said;
+  }
   const who = by.length ? t(", run again by {0}", names) : "";
   const where = position == null ? "" : t(" from position {0} on", position);
   const whose = blamed ? t(", blaming {0}", shortName(blamed)) : "";
-  const made = make("span", "verdict", proved || `${t(found)}${where}${who}${whose}`);
+  const made = make("span", "verdict", `${t(found)}${where}${who}${whose}`);
   made.dataset.verdict = found;
   return made;
 }

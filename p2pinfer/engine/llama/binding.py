@@ -39,6 +39,7 @@ from p2pinfer.core.exits import NEEDS_LESS, lacked_memory
 from p2pinfer.core.limits import ROWS_PER_DECODE_MAX
 from p2pinfer.core.sampling import Sampling
 from p2pinfer.engine.base import CannotCopy
+from p2pinfer.engine.gguf.adapters import adapter_path
 from p2pinfer.engine.gguf.architectures import RULES
 from p2pinfer.engine.llama.kv_state import HEAD_WORDS, KvState
 from p2pinfer.engine.llama.logprobs import log_probabilities
@@ -110,7 +111,8 @@ class Slice:
     """A loaded GGUF with KV cells for ``sessions`` sessions of ``context`` positions each.
 
     Args:
-        path: a GGUF written by ``p2pinfer.engine.gguf.slicing``, or a whole model.
+        path: a GGUF written by ``p2pinfer.engine.gguf.slicing``, or a whole model; an adapter that
+            lies beside it is used (``gguf.adapters``).
         logits: give logits (float32, one row of the vocabulary's size per output) instead of the
             residual stream behind the last layer (float32, width).
         settings: threads and kernels.
@@ -141,6 +143,8 @@ class Slice:
         self.context = context
         self._owns_model = like is None
         self._model: Any = like._model if like else _load_model(path, settings)
+        # Before any context: one made earlier has no room for an adapter's nodes in its graph.
+        self._adapter: Any = like._adapter if like else _load_adapter(self._model, path)
         self.width: int = api.llama_model_n_embd(self._model)
         self.layers: int = api.llama_model_n_layer(self._model)
         self.vocab = api.llama_model_get_vocab(self._model)
@@ -153,9 +157,20 @@ class Slice:
             if self._owns_model:
                 api.llama_model_free(self._model)
             raise _refusal("run", path)
+        self._use_adapter(path)
         self._memory = api.llama_get_memory(self.ctx)
         self._lengths = [0] * sessions
         self._batch = _Batch(rows_max, self.width, writes_rows=bool(self._rows_into))
+
+    def _use_adapter(self, path: Path) -> None:
+        """Have this context compute with the adapter, which is freed with the model."""
+        if self._adapter is None:
+            return
+        # Once and for good: the tap counts the nodes of a graph only once.
+        adapters = (api.llama_adapter_lora_p_ctypes * 1)(self._adapter)
+        scales = (ctypes.c_float * 1)(1.0)  # the file's own scale is all there is
+        if api.llama_set_adapters_lora(self.ctx, adapters, 1, scales):
+            raise _refusal("use the adapter beside", path)
 
     def _context_params(self, cells: int, rows_max: int) -> Any:
         params = api.llama_context_default_params()
@@ -616,6 +631,23 @@ def _load_model(path: Path, settings: Settings) -> Any:
     if not model:
         raise _refusal("load", path)
     return model
+
+
+def _load_adapter(model: Any, path: Path) -> Any:
+    """Load the adapter beside a slice, for the model of that slice; None if there is none.
+
+    Raises:
+        BadModelFile: llama.cpp does not load it.
+        EngineError: memory ran out.
+    """
+    beside = adapter_path(path)
+    if not beside.exists():
+        return None
+    adapter = api.llama_adapter_lora_init(model, str(beside).encode())
+    if not adapter:
+        api.llama_model_free(model)
+        raise _refusal("load", beside)
+    return adapter
 
 
 def _rows_into(model: Any) -> bytes:

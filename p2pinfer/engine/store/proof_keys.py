@@ -29,7 +29,8 @@ from p2pinfer.core.manifest import METADATA, Manifest, layer_part
 from p2pinfer.core.projection import SEED_BYTES, FoldedMatrix
 from p2pinfer.engine.gguf.layer_keys import Read, layer_key, layer_shape
 from p2pinfer.engine.gguf.reader import GgufHeader, Tensor
-from p2pinfer.engine.store.assemble import part_header, whole_header
+from p2pinfer.engine.store.assemble import whole_header
+from p2pinfer.engine.store.slice_adapters import part_header
 from p2pinfer.engine.store.store import Store
 
 RENEWED_S: Final = 7 * 86_400.0
