@@ -44,7 +44,9 @@ class StepsJudge:
         self._shape: LayerShape | None = None
 
     def covers(self, layers: Iterable[int]) -> bool:
-        """Whether all these layers can be judged here."""
+        """Whether all these layers can be judged here; none of a model with an adapter can."""
+        if self._manifest.base:
+            return False
         folded = self.keys.folded(self._manifest.id)
         return all(layer in folded or self._is_held(layer) for layer in layers)
 

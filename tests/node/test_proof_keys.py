@@ -18,6 +18,7 @@ from p2pinfer.core.sections import BadFile
 from p2pinfer.core.traced import Traced
 from p2pinfer.core.verdict import cut_to, judge_row
 from p2pinfer.engine.llama.binding import Settings, Slice
+from p2pinfer.engine.store.adapters import add_adapter
 from p2pinfer.engine.store.proof_keys import RENEWED_S, ProofKeys
 from p2pinfer.engine.store.split import add_model
 from p2pinfer.engine.store.store import Store
@@ -25,6 +26,7 @@ from p2pinfer.node.proof_keys import make_proof_key
 from p2pinfer.node.verify import verify_file
 from peers.audits.steps import StepsJudge
 from peers.parts.protocol import in_place
+from tests.support.adapters import write_adapter
 from tests.support.openings import ASKER, STAGE, Known, Session, known
 from tests.support.tiny_models import TINY, quantise, write_tiny
 from tests.support.toys import copy_parts, quiet
@@ -156,6 +158,20 @@ async def test_experts_have_no_key(tmp_path: Path) -> None:
     manifest = add_model(store, tmp_path / "experts.gguf", quiet)
     with pytest.raises(UnsupportedModel, match="experts"):
         await make_proof_key(ProofKeys(store, draw), store, manifest, NOW_S)
+
+
+async def test_an_adapter_is_never_passed_over(
+    file: Path, tmp_path: Path, whole: tuple[Store, Manifest]
+) -> None:
+    """Its base's layers alone would prove rows of a stage that leaves it out."""
+    store = held(tmp_path / "store", whole, *map(layer_part, range(LAYERS)))
+    write_adapter(file, tmp_path / "adapter.gguf")
+    child = add_adapter(store, tmp_path / "adapter.gguf", whole[1])
+    keys = ProofKeys(store, draw)
+    with pytest.raises(UnsupportedModel, match="adapter"):
+        await make_proof_key(keys, store, child, NOW_S)
+    assert not StepsJudge(keys, store, child, in_place).covers([3])
+    assert StepsJudge(keys, store, whole[1], in_place).covers([3])
 
 
 @pytest.fixture(scope="module")
