@@ -233,6 +233,32 @@ async def test_a_false_step_is_proven_to_who_holds_that_layer(
     )
 
 
+async def test_a_rejected_row_is_proven_before_the_key_is_made_again(
+    session: tuple[Session, Known], whole: tuple[Store, Manifest], tmp_path: Path
+) -> None:
+    """Who has no layers, only a key that is to be forgotten, can still accuse."""
+    manifest = whole[1]
+    store, seeds = held(tmp_path, whole), [bytes([number]) * 32 for number in range(2)]
+    keys = ProofKeys(store, lambda _: seeds.pop(0))
+
+    async def fetch(into: Store, name: str) -> None:
+        copy_parts(whole[0], into, manifest, [name])
+
+    await make_proof_key(keys, store, manifest, NOW_S, fetch)
+    judge = StepsJudge(keys, store, manifest, in_place)
+    opening = falsified(session, Traced.UP)
+    fault = (await judge.judge(opening)).fault
+    assert fault
+    await judge.renew()
+    assert not keys.folded(manifest.id)
+    assert judge.covers([3])
+    assert await judge.convicts(parse(accuse(cut_to(opening, fault))[1], verify))
+    await make_proof_key(keys, store, manifest, NOW_S, fetch)
+    judge.take_new()
+    assert not seeds
+    assert (await judge.judge(session[0].open(19))).held
+
+
 async def test_what_an_accused_did_not_sign_is_no_proof(
     session: tuple[Session, Known],
 ) -> None:
