@@ -45,7 +45,10 @@ class StepsJudge:
 
     def covers(self, layers: Iterable[int]) -> bool:
         """Whether all these layers can be judged here; those that an adapter changes never can."""
-        folded, is_adapted = self.keys.folded(self._manifest.id), self._manifest.is_adapted
+        folded = self.keys.folded(self._manifest.id) | (
+            self._key.layers.keys() if self._key else set()
+        )
+        is_adapted = self._manifest.is_adapted
         return all(
             (layer in folded or self._is_held(layer)) and not is_adapted(layer) for layer in layers
         )
@@ -73,14 +76,20 @@ class StepsJudge:
         return not verdict.held
 
     async def renew(self) -> None:
-        """Forget the proof key after a rejection, which told a little about it."""
+        """Have the proof key made again after a rejection, which told a little about it.
+
+        Until then this judge goes on with it: what it rejected is still to be proven to others.
+        """
         await self._run(self.keys.expire, self._manifest.id)
-        self._key = None
         self._rejected.set()
         self._rejected = trio.Event()
 
+    def take_new(self) -> None:
+        """Use the key that was made again."""
+        self._key = None
+
     async def wait_rejection(self) -> None:
-        """Wait until the proof key is forgotten next."""
+        """Wait until the proof key is to be made again."""
         await self._rejected.wait()
 
     def _is_held(self, layer: int) -> bool:

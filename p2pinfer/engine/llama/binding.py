@@ -38,6 +38,7 @@ from p2pinfer.core.errors import BadModelFile, EngineError, UnsupportedModel
 from p2pinfer.core.exits import NEEDS_LESS, lacked_memory
 from p2pinfer.core.limits import ROWS_PER_DECODE_MAX
 from p2pinfer.core.sampling import Sampling
+from p2pinfer.engine.base import CannotCopy
 from p2pinfer.engine.gguf.adapters import adapter_path
 from p2pinfer.engine.gguf.architectures import RULES
 from p2pinfer.engine.llama.kv_state import HEAD_WORDS, KvState
@@ -234,13 +235,14 @@ class Slice:
         """Return a copy of a session's K and V rows, for slices of up to ``streams`` sessions.
 
         Raises:
-            EngineError: it holds no positions or more bytes, llama.cpp keeps them in another way,
-                or memory ran out.
+            CannotCopy: they are more than ``bytes_max``.
+            EngineError: it holds no positions, llama.cpp keeps them in another way, or memory ran
+                out.
         """
         if not self._lengths[slot]:
             raise EngineError("the session holds no positions")
         if api.llama_state_seq_get_size(self.ctx, slot) > bytes_max:
-            raise EngineError(f"the session's cells are more than {bytes_max >> 20} MiB")
+            raise CannotCopy(f"the session's cells are more than {bytes_max >> 20} MiB")
         return KvState(self._state(slot, more=streams)[slot:])
 
     def restore(self, slot: int, cells: KvState, positions: int) -> None:
