@@ -127,6 +127,11 @@ def judge_row(opening: OpenedTrace, shape: LayerShape, keys: Mapping[int, LayerK
         shape: of the model's layers.
         keys: by the layer's number in the whole model, for each opened layer.
     """
+    with np.errstate(all="ignore"):  # a cheat's numbers may be anything; what comes out is judged
+        return _judged(opening, shape, keys)
+
+
+def _judged(opening: OpenedTrace, shape: LayerShape, keys: Mapping[int, LayerKey]) -> Verdict:
     pledge = opening.pledge
     heads = {
         each.layer: _heads_of(pledge, each, shape, keys[each.layer]) for each in opening.layers
@@ -206,8 +211,7 @@ def _joints(opening: OpenedTrace, layer: OpenedLayer) -> Iterator[_Found]:
         row = np.frombuffer(received, numbers).astype("<f4").tobytes() if is_whole else b""
         yield RECEIVED, 0.0 if row == layer.given else np.inf, 0.0
     if layer.layer == receipt.end - 1:
-        with np.errstate(over="ignore"):
-            sent = layer.step(Traced.OUT).astype(numbers).tobytes()
+        sent = layer.step(Traced.OUT).astype(numbers).tobytes()
         yield SENT, 0.0 if sent == opening.row.sent else np.inf, 0.0
     before = next((each for each in opening.layers if each.layer == layer.layer - 1), None)
     if before:
@@ -268,15 +272,14 @@ def _attention(
     found = [(layer, each) for layer, each in heads.items() if each is not None]
     if not found:
         return {}
-    with np.errstate(all="ignore"):  # a cheat's numbers may be anything; they are judged later
-        rows = attend(
-            np.stack([each.query.astype(np.float32) for _, each in found]),
-            np.stack([each.keys for _, each in found]),
-            np.stack([each.values for _, each in found]),
-            shape.scale,
-            regime=Regime(pledge.regime),
-            is_half=pledge.values == "f16",
-        )
+    rows = attend(
+        np.stack([each.query.astype(np.float32) for _, each in found]),
+        np.stack([each.keys for _, each in found]),
+        np.stack([each.values for _, each in found]),
+        shape.scale,
+        regime=Regime(pledge.regime),
+        is_half=pledge.values == "f16",
+    )
     return {layer: row for (layer, _), row in zip(found, rows, strict=True)}
 
 
@@ -380,8 +383,7 @@ def _rms_norm(numbers: NDArray[np.floating], weights: Floats, epsilon: float) ->
 def _gated(gate: Floats, up: Floats) -> Doubles:
     """Return SwiGLU."""
     wide = gate.astype(np.float64)
-    with np.errstate(over="ignore"):
-        gated: Doubles = wide / (1 + np.exp(-wide)) * up
+    gated: Doubles = wide / (1 + np.exp(-wide)) * up
     return gated
 
 

@@ -16,6 +16,7 @@ from p2pinfer.core.opening import (
     check_whole,
     decode,
 )
+from p2pinfer.core.receipts import BadReceipt
 from p2pinfer.core.trust import short
 from p2pinfer.core.verdict import can_be_judged
 from p2pinfer.engine.store.store import Store
@@ -51,12 +52,20 @@ async def check_openings(
     except BadOpening as error:
         return [StageOpenings("", "", False, str(error))]
     for stage in vouched:
-        mine = [each for each in openings if each.pledge.peer == stage.peer]
+        mine = [each for each in openings if _is_of(each, stage)]
         if mine:
             results.append(await _check_stage(found, stage, mine, judge))
-    if {each.pledge.peer for each in openings} - {stage.peer for stage in vouched}:
+    if not all(any(_is_of(each, stage) for stage in vouched) for each in openings):
         results.append(StageOpenings("", "", False, "a row was opened by a peer of no stage"))
     return results
+
+
+def _is_of(opening: OpenedTrace, stage: Vouched) -> bool:
+    """Whether an opening is a stage's; a peer may have been two of them."""
+    try:
+        return (opening.pledge.peer, opening.receipt.first) == (stage.peer, stage.first)
+    except BadReceipt:
+        return opening.pledge.peer == stage.peer
 
 
 async def _check_stage(

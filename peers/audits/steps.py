@@ -44,8 +44,12 @@ class StepsJudge:
         self._shape: LayerShape | None = None
 
     def covers(self, layers: Iterable[int]) -> bool:
-        """Whether all these layers can be judged here."""
-        folded = self.keys.folded(self._manifest.id)
+        """Whether all these layers can be judged here; none of a model with an adapter can."""
+        if self._manifest.base:
+            return False
+        folded = self.keys.folded(self._manifest.id) | (
+            self._key.layers.keys() if self._key else set()
+        )
         return all(layer in folded or self._is_held(layer) for layer in layers)
 
     async def judge(self, opening: OpenedTrace, *, by_layers: bool = False) -> Verdict:
@@ -71,14 +75,20 @@ class StepsJudge:
         return not verdict.held
 
     async def renew(self) -> None:
-        """Forget the proof key after a rejection, which told a little about it."""
+        """Have the proof key made again after a rejection, which told a little about it.
+
+        Until then this judge goes on with it: what it rejected is still to be proven to others.
+        """
         await self._run(self.keys.expire, self._manifest.id)
-        self._key = None
         self._rejected.set()
         self._rejected = trio.Event()
 
+    def take_new(self) -> None:
+        """Use the key that was made again."""
+        self._key = None
+
     async def wait_rejection(self) -> None:
-        """Wait until the proof key is forgotten next."""
+        """Wait until the proof key is to be made again."""
         await self._rejected.wait()
 
     def _is_held(self, layer: int) -> bool:
