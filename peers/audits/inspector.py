@@ -112,11 +112,13 @@ class Inspector:
         peer, kept_bytes = stage.hop.peer, sum(map(len, evidence.openings))
         positions = choose_rows(evidence.nonce, receipt)
         signed = stage.signed(count)[count]
-        asked = {}
-        for position in positions:
-            opened = await evidence.inputs(index, position, 1)
-            asked[position] = AskedRow(opened.rows, opened.regimes[0])
         async with open_cells(self._transport, stage.hop, evidence.terms, signed) as cells:
+            asked = {}
+            for position in positions:
+                # Not before the stage has signed for its cells: the one before it, which learns the
+                # positions here, could tell it for which rows to invent K and V.
+                opened = await evidence.inputs(index, position, 1)
+                asked[position] = AskedRow(opened.rows, opened.regimes[0])
             await cells.ask(asked)
             for position in positions:
                 opening = await cells.next()

@@ -3,6 +3,7 @@
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from typing import Any
 
 import pytest
 from attrs import evolve
@@ -19,6 +20,7 @@ from p2pinfer.core.opening import OpenedTrace, decode
 from p2pinfer.core.traced import Traced
 from p2pinfer.core.trust import ROWS_PROVEN, AuditVerdict, Trust
 from p2pinfer.core.verdict import Fault, Verdict
+from p2pinfer.core.witness import OpenedRows
 from peers.asking.session import Session
 from peers.audits import inspector as module
 from peers.audits.auditor import Auditor
@@ -26,8 +28,9 @@ from peers.audits.inspector import Inspector, choose_rows
 from peers.audits.replay import OpenReplay, by_engine
 from peers.audits.steps import StepsJudge
 from peers.parts.protocol import in_place
-from peers.receipts.openings import open_cells
+from peers.receipts.openings import CommittedCells, open_cells
 from peers.receipts.prover import Prover
+from peers.receipts.session_evidence import Evidence
 from peers.steps.messaging import RefusedError
 from tests.support.directories import advertisement, identity
 from tests.support.fake_engines import FakeStage
@@ -135,6 +138,30 @@ async def test_sole_holders_are_proven(autojump_clock: MockClock) -> None:
             rows = [each.pledge.position for each in openings if each.pledge.peer == stage.peer]
             assert rows == choose_rows(parsed.nonce, stage.receipts[trust.positions])
             assert len(rows) == ROWS_PROVEN
+
+
+async def test_rows_are_named_only_once_cells_are_signed(
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Not even to the stage before, which could tell for which rows to invent K and V."""
+    order: list[str] = []
+
+    @asynccontextmanager
+    async def signing(*given: Any) -> AsyncIterator[CommittedCells]:
+        async with open_cells(*given) as cells:
+            order.append("signed")
+            yield cells
+
+    async def asking(evidence: Evidence, *given: int) -> OpenedRows:
+        order.append("named")
+        return await inputs(evidence, *given)
+
+    inputs = Evidence.inputs
+    monkeypatch.setattr(module, "open_cells", signing)
+    monkeypatch.setattr(Evidence, "inputs", asking)
+    async with inspected() as it:
+        assert verdicts(await it.examine(1.0, 0.0)) == [AuditVerdict.PROVED] * 3
+    assert order == 3 * ["signed", *ROWS_PROVEN * ["named"]]
 
 
 async def test_a_false_step_is_blamed_and_travels(autojump_clock: MockClock) -> None:
