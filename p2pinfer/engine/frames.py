@@ -51,7 +51,8 @@ class WorkerConfig:
     sessions: int
     context: int
     """Positions per session."""
-    threads: int = 1
+    threads: int | None = 1
+    """None: as many as make this machine faster."""
 
     def frame(self) -> bytes:
         """Return the first frame that a worker gets."""
@@ -77,6 +78,7 @@ class PartReady:
     numerics_class: str
     repack: bool
     """It rearranges weights: see ``llama.Settings``."""
+    flash_attention: bool
 
 
 def pack(values: list[Any]) -> bytes:

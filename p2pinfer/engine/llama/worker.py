@@ -20,9 +20,11 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
+from p2pinfer._setup.wheel import cpu_features
 from p2pinfer.core.errors import EngineError, P2pinferError
 from p2pinfer.core.regimes import Regime
 from p2pinfer.core.sampling import Sampling
+from p2pinfer.engine.cores import engine_cores, label, thread_counts
 from p2pinfer.engine.frames import (
     RECEIVE_BYTES,
     PartConfig,
@@ -35,14 +37,20 @@ from p2pinfer.engine.gguf.layer_kinds import kinds_digest
 from p2pinfer.engine.gguf.reader import read_header
 from p2pinfer.engine.llama.aside import Aside
 from p2pinfer.engine.llama.batching import Batcher, Regimes
-from p2pinfer.engine.llama.binding import Sampler, Slice, Span, Vocabulary
-from p2pinfer.engine.llama.candidate import attempt
+from p2pinfer.engine.llama.binding import Sampler, Slice, Span, Vocabulary, build_fingerprint
+from p2pinfer.engine.llama.candidate import attempt, measured
+from p2pinfer.engine.llama.core_shares import CoreShares, Threads, shares_folder
 from p2pinfer.engine.llama.memory import aside_sessions
-from p2pinfer.engine.llama.probe import probe
+from p2pinfer.engine.llama.probe import Tries, probe
+from p2pinfer.engine.llama.speeds import measured_once
 from p2pinfer.engine.llama.zero_pages import give_back_zeros
 
 if TYPE_CHECKING:  # loaded for the first answer that keeps to a grammar
     from p2pinfer.engine.llama.constraints import Grammars
+
+
+YIELDING_NICENESS = 5
+"""Of an engine that may take all cores: programs of the machine's owner go first."""
 
 
 @dataclass(slots=True)
@@ -82,13 +90,25 @@ _Fail = Callable[[_Request, EngineError], None]
 class _Part:
     """One slice, how it computes here, and the jobs that wait for it."""
 
-    def __init__(self, part: PartConfig, config: WorkerConfig) -> None:
-        cache = Path(f"{part.path}.probe-{config.threads}.json")
+    def __init__(self, part: PartConfig, config: WorkerConfig, shares: CoreShares) -> None:
+        threads, is_most = config.threads or shares.count, config.threads is None
+        path, named = Path(part.path), label(threads, is_most=is_most)
         try:
-            kinds = kinds_digest(Path(part.path))
-            self._probe = probe(partial(attempt, part), config.threads, cache, kinds)
+            layers = kinds_digest(path, layers_only=True)
+            speeds = path.with_name(f"speeds-{layers}-{named}.json")
+            here = f"{build_fingerprint()} {cpu_features()}"
+            measure = partial(measured_once, partial(measured, part), speeds, here)
+            self._probe = probe(
+                Tries(partial(attempt, part), measure),
+                threads,
+                Path(f"{part.path}.probe-{named}.json"),
+                kinds_digest(path),
+                is_most=is_most,
+            )
         except EngineError as error:
             raise EngineError(f"{Path(part.path).name}: {error}") from error
+        counts = thread_counts(self._probe.settings.threads)
+        self._threads = Threads(counts, shares if is_most else None)
         self._regimes = Regimes(self._probe.regimes_agree)
         load = partial(
             Slice,
@@ -107,6 +127,11 @@ class _Part:
         self.waiting: Batcher[_Job] = Batcher(self._regimes)
         self._paused_ns = 0
 
+    @property
+    def threads_max(self) -> int:
+        """How many threads pay here."""
+        return self._probe.settings.threads
+
     def forget(self, slot: int) -> None:
         """Free a session's cells."""
         self._places.forget(slot)
@@ -120,6 +145,7 @@ class _Part:
             blocks=self._probe.blocks,
             numerics_class=self._probe.numerics_class,
             repack=self._probe.settings.repack,
+            flash_attention=self._probe.settings.flash_attention,
         )
 
     def step(self, fail: _Fail, look: Callable[[], None]) -> None:
@@ -158,9 +184,11 @@ class _Part:
                 self._places.step_aside(run[0].slot, started)
             part, _ = self._places.find(run[0].span)
             spans = [self._places.find(job.span)[1] for job in run]
-            outputs = part.decode(
-                spans, pad_to=pad_to, pause=pause if part is not self.slice else None
-            )
+            with self._threads.held() as threads:
+                part.use_threads(threads)
+                outputs = part.decode(
+                    spans, pad_to=pad_to, pause=pause if part is not self.slice else None
+                )
         except EngineError as error:
             for job in run:
                 fail(job.request, error)
@@ -211,7 +239,13 @@ class _Worker:
         if any(_has_experts(part.path) for part in config.parts):
             # ggml's tiled kernels pick by rows per expert, so a row would depend on its batch.
             os.environ["GGML_CPU_TILED_MM"] = "0"
-        self.parts = [_Part(part, config) for part in config.parts]
+        cores = engine_cores()
+        shares = CoreShares(shares_folder() if len(cores) > 1 else None, cores)
+        if config.threads:
+            shares.keep(config.threads)
+        self.parts = [_Part(part, config, shares) for part in config.parts]
+        if not config.threads and any(part.threads_max > 1 for part in self.parts):
+            os.nice(YIELDING_NICENESS)
         self._first, self._last = self.parts[0], self.parts[-1]
         self._vocabulary = Vocabulary(self._first.slice.vocab)
         self._grammars: Grammars | None = None
