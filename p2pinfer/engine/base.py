@@ -13,6 +13,13 @@ class EngineBusy(EngineError):
     """All of the engine's sessions are taken."""
 
 
+class Superseded(EngineError):
+    """Rows that were overwritten before their turn came, and so were not run."""
+
+    def __init__(self) -> None:
+        super().__init__("rows of a later step took their place")
+
+
 @dataclass(frozen=True)
 class Decoded:
     """The result of a decode."""
@@ -34,8 +41,9 @@ class EngineSession(Protocol):
     def submit(self, position: int, rows: bytes, done: Done, *, regime: Regime) -> None:
         """Queue float32 rows at consecutive positions; cells from ``position`` on are dropped.
 
-        A session's decodes run, and call ``done``, in the order of submission. After ``close``,
-        ``done`` is not called any more.
+        A session's decodes run, and call ``done``, in the order of submission. Rows that still wait
+        when others are submitted for their positions, or for earlier ones, need not run: ``done``
+        is called with ``Superseded`` then, at any time. After ``close``, it is not called any more.
 
         Raises:
             EngineDied: the process that held the session's cells has ended.

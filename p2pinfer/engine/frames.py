@@ -14,9 +14,10 @@ A frame is four bytes of length, little-endian, and a msgpack array. The node se
 
 ``layers`` is how many of the slice's layers the session runs. Answers carry the number:
 ``[number, microseconds of decoding, *values]``, or ``[number, None, sentence]`` when the engine
-refused. ``next`` answers with the token, its bytes, whether it ends the answer, the first end's
-rows for it, and ``[token, bytes, log-probability]`` of each candidate that was asked for. Rows are
-float32, little-endian.
+refused; the sentence is nil where later rows took the place of these before their turn. ``next``
+answers with the token, its bytes, whether it ends the answer, the first end's rows for it, and
+``[token, bytes, log-probability]`` of each candidate that was asked for. Rows are float32,
+little-endian.
 """
 
 import struct

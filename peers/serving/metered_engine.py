@@ -5,7 +5,7 @@ from functools import partial
 
 from p2pinfer.core.errors import EngineError
 from p2pinfer.core.regimes import Regime
-from p2pinfer.engine.base import Decoded, Done, EngineSession, StageEngine
+from p2pinfer.engine.base import Decoded, Done, EngineSession, StageEngine, Superseded
 
 
 class MeteredEngine:
@@ -60,5 +60,5 @@ class _MeteredSession:
 
     def _done(self, count: int, done: Done, outcome: Decoded | EngineError) -> None:
         self._queue(-count)
-        self._engine.rows += count
+        self._engine.rows += 0 if isinstance(outcome, Superseded) else count
         done(outcome)

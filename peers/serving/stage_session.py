@@ -42,7 +42,7 @@ from p2pinfer.core.messages import (
 )
 from p2pinfer.core.regimes import Regime
 from p2pinfer.core.wire import encode
-from p2pinfer.engine.base import Decoded, EngineSession
+from p2pinfer.engine.base import Decoded, EngineSession, Superseded
 from peers.receipts.signer import SessionRecord
 from peers.steps.history import History
 from peers.steps.limits import CONNECT_S_MAX, NUMPY_TYPES
@@ -97,7 +97,7 @@ class StageSession:
         self._failure: RefusedError | None = None
         self._failed, self._leaving = trio.Event(), trio.Event()
         self.rows = 0
-        """Submitted to the engine so far."""
+        """Submitted to the engine so far, but for those that it skipped."""
         self.over = trio.Event()
 
     @property
@@ -344,6 +344,11 @@ class StageSession:
 
     def _done(self, step: Step, outcome: Decoded | EngineError) -> None:
         """Send a result on, in the same call in which the engine delivers it."""
+        if isinstance(outcome, Superseded):  # by a step behind it, which goes on in its place
+            self._submitted -= 1
+            self.rows -= step.count
+            self._outbox.wake()
+            return
         if isinstance(outcome, EngineError):
             self.fail(self._no(Refusal.ENGINE_FAILED, str(outcome)))
             return

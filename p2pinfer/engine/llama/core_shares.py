@@ -1,7 +1,7 @@
 """How the engines of one machine share its cores, decode by decode.
 
-For each core that engines may keep busy there is a file, and an engine that computes there holds its
-lock; the system releases the locks of a process that ends. Each engine keeps one core for
+For each core that engines may keep busy there is a file, and an engine that computes there holds
+its lock; the system releases the locks of a process that ends. Each engine keeps one core for
 itself once it finds one free, and takes more for the time of a decode. So a machine's only engine
 has all of them, the engines of a chain on one machine have them in turn, and together they never
 run more threads than there are cores, unless there are more engines than that, which run one thread

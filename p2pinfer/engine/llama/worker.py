@@ -77,6 +77,10 @@ class _Job:
         return self.span.slot
 
     @property
+    def position(self) -> int:
+        return self.span.position
+
+    @property
     def layers(self) -> int | None:
         return self.span.layers
 
@@ -278,6 +282,8 @@ class _Worker:
         match frame:
             case ["rows", number, slot, position, regime, rows, layers]:
                 span = Span(slot, position, self._rows(rows), layers=layers)
+                for job in self._first.waiting.supersede(slot, position):
+                    self._send(pack([job.request.number, None, None]))
                 self._line_up(self._first, _Request(number), span, regime, self._give_rows)
             case ["embed", number, slot, position, regime, tokens]:
                 span = Span(slot, position, np.array(tokens, np.int32))

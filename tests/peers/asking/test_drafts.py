@@ -87,6 +87,24 @@ async def test_right_drafts_save_trips_and_wrong_ones_cost_few(
     assert took[True] < took[False] * (1.05 if right == 0.0 else 0.4)
 
 
+async def test_stages_skip_rows_behind_a_wrong_draft(
+    oracle: type[Oracle], autojump_clock: MockClock
+) -> None:
+    """A slow stage runs none that wait there for nothing; receipts join up over them."""
+    oracle.right, oracle.answer = 0.5, await expected(PROMPT, 100, CHAINS[3])
+    async with swarm(drafts=True, evidence=True) as made:
+        made.network.latency_s = lambda *_: 0.05
+        made.engines[1].machine.decode_s = 0.04
+        async with made.open() as session:
+            assert await answer(session, PROMPT, 100) == oracle.answer
+            first, slow, last = (stage.rows for stage in made.stages)
+            assert len(session.tokens) <= slow < first
+            assert last == slow == made.engines[1].machine.rows
+            assert session.evidence
+            assert await session.evidence.settle(len(session.tokens)) is None
+            assert all(each.rows <= session.evidence.rows for each in session.evidence.work(1))
+
+
 @given(TOKENS, st.lists(st.integers(0, 3), max_size=DRAFTS_MAX), st.integers(1, DRAFTS_MAX))
 def test_a_draft_is_what_followed_before(text: list[int], ahead: list[int], most: int) -> None:
     """It is as long as asked, or empty; the text with it repeats an earlier part of itself."""
