@@ -11,6 +11,7 @@ from p2pinfer.engine.base import EndsSession, NextToken
 from peers.asking.chain import Chain
 from peers.asking.draft_model import ModelDrafter
 from peers.asking.drafts import (
+    LOOK_TOKENS,
     MATCH_BEFORE_MODEL_TOKENS,
     MATCH_TOKENS,
     TEXT_TOKENS_MAX,
@@ -43,7 +44,7 @@ class Ahead:
         self._drafter, self._model = drafter, model
         self._governor = Governor()
         self._sent: list[int] = []  # tokens whose rows are under way
-        self._received_at = trio.current_time()
+        self._received, self._received_at = 0, trio.current_time()
         self.count = DraftCount()
         """What became of the drafts."""
 
@@ -68,6 +69,9 @@ class Ahead:
         if self._drafter is None:
             step = await self._chain.receive(position, 1, self._row_bytes)
         else:
+            if not self._received % LOOK_TOKENS:
+                self._governor.is_busy = self._chain.is_busy
+            self._received += 1
             most = min(1 + self._governor.depth, most)
             self._drafter.add(self._sent[0])
             if tokens := self._drafter.draft(self._sent[1:], most - len(self._sent)):

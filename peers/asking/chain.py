@@ -94,6 +94,11 @@ class Chain:
         """Whether its steps may hold blocks, which not every peer can run."""
         return self._opened.blocks
 
+    @property
+    def is_busy(self) -> bool:
+        """Whether rows of other sessions wait at one of its stages."""
+        return self._repair is not None and self._repair.is_busy()
+
     # Steps
 
     def send(self, position: int, rows: bytes, count: int, *, regime: Regime) -> None:

@@ -11,15 +11,26 @@ from trio.testing import MockClock
 from peers.asking.draft_model import open_drafter
 from peers.asking.drafts import (
     DRAFTS_MAX,
+    LOOK_TOKENS,
     MATCH_TOKENS,
     PAUSE_TOKENS_MAX,
     PLAIN_TOKENS,
     Governor,
     TextDrafter,
 )
+from peers.asking.repair import Repair
 from tests.support.fake_engines import VOCABULARY, FakeEnds
 from tests.support.oracle import Oracle
-from tests.support.swarm import CHAINS, CONTEXT, GREEDY, PROMPT, answer, expected, swarm
+from tests.support.swarm import (
+    CHAINS,
+    CONTEXT,
+    GREEDY,
+    PROMPT,
+    answer,
+    expected,
+    session_id,
+    swarm,
+)
 
 LENGTH = 60
 
@@ -148,6 +159,27 @@ def test_depth_follows_what_became_of_drafts() -> None:
             tries += 1
             governor.dropped()
     assert 0 < tries <= 12
+
+
+@pytest.mark.parametrize("busy", [True, False])
+async def test_nothing_is_drafted_while_stages_are_busy(
+    busy: bool, oracle: type[Oracle], autojump_clock: MockClock
+) -> None:
+    """As they advertise it; an answer that meets them so is plain."""
+    oracle.answer = await expected(PROMPT, LENGTH, CHAINS[3])
+    async with swarm(drafts=True) as made:
+        looks: list[int] = []
+
+        def is_busy() -> bool:
+            looks.append(len(session.tokens))
+            return busy
+
+        repair = Repair(lambda *_: [], lambda _: None, is_busy=is_busy)
+        opening = made.requester.open(made.route, session_id(), CONTEXT, repair)
+        async with opening as session:
+            assert await answer(session, PROMPT, LENGTH) == oracle.answer
+            assert (session.drafts.kept + session.drafts.dropped == 0) is busy
+        assert len(looks) == -(-(LENGTH - 1) // LOOK_TOKENS)
 
 
 def test_drafts_that_take_longer_than_they_save_pause() -> None:
