@@ -4,6 +4,7 @@ A session is a chain of stages with a KV cache in each. It outlives an answer: t
 compared with the tokens that the caches hold, and only the new tokens go through the chain.
 """
 
+from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
@@ -12,7 +13,6 @@ import trio
 
 from p2pinfer.core.errors import EngineError, UserError, lone_errors
 from p2pinfer.core.ids import ModelId, SessionId
-from p2pinfer.core.limits import STEPS_IN_FLIGHT_MAX
 from p2pinfer.core.messages import Hop, Open
 from p2pinfer.core.regimes import Regime, RegimeChunk, split
 from p2pinfer.core.sampling import Sampling
@@ -22,6 +22,7 @@ from peers.asking.chain import Chain, open_chain
 from peers.asking.draft_model import ModelDrafter, open_drafter
 from peers.asking.drafts import DraftCount, alike
 from peers.asking.experience import stage_times
+from peers.asking.prompt_window import PromptWindow
 from peers.asking.repair import Repair
 from peers.receipts.session_evidence import Evidence, Gatherer
 from peers.steps.history import Budget, History
@@ -71,6 +72,7 @@ class Session:
         self.drafts = DraftCount()
         """What became of the most recent answer's drafts."""
         self._may_draft, self._model = drafts, model
+        self._window = PromptWindow()
         self._answers = 0  # begun so far
 
     @property
@@ -161,11 +163,15 @@ class Session:
         del self.tokens[start:], self._regimes[start:]
         with lone_errors():
             async with trio.open_nursery() as nursery:
-                room = trio.Semaphore(STEPS_IN_FLIGHT_MAX)
-                nursery.start_soon(self._send_chunks, prompt, chunks, room)
+                window, sent_at = self._window, deque[float]()
+                window.begin()
+                room = trio.Semaphore(window.limit)
+                nursery.start_soon(self._send_chunks, prompt, chunks, room, sent_at)
                 for at, end, regime in chunks:
                     step = await self._chain.receive(at, end - at, (end - at) * self._row_bytes)
-                    room.release()
+                    now = trio.current_time()
+                    for _ in range(window.came_back(now - sent_at.popleft(), now)):
+                        room.release()
                     if end < len(prompt):
                         await self._cells.absorb(at, step.rows, regime=regime)
                     else:
@@ -175,12 +181,17 @@ class Session:
         return following, step.decoding_us
 
     async def _send_chunks(
-        self, prompt: Sequence[int], chunks: Sequence[RegimeChunk], room: trio.Semaphore
+        self,
+        prompt: Sequence[int],
+        chunks: Sequence[RegimeChunk],
+        room: trio.Semaphore,
+        sent_at: deque[float],
     ) -> None:
         for at, end, regime in chunks:
             await room.acquire()
             embedded = await self._cells.embed(at, list(prompt[at:end]), regime=regime)
             self._chain.send(at, embedded.rows, end - at, regime=regime)
+            sent_at.append(trio.current_time())
 
 
 class Requester:

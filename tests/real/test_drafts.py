@@ -16,7 +16,7 @@ from attrs import evolve
 
 from p2pinfer.core.layer_range import LayerRange
 from p2pinfer.core.messages import Hop
-from p2pinfer.core.sampling import Sampling
+from p2pinfer.core.sampling import Sampling, sampling_of
 from p2pinfer.engine.gguf.slicing import plan_first_end, plan_last_end
 from p2pinfer.engine.llama.engine import LocalEnds, LocalStage, open_ends, open_stage
 from peers.asking.repair import Neighbours, Repair
@@ -258,7 +258,7 @@ def among_few(sampling: Sampling, seed: int) -> Sampling:
     return evolve(sampling, seed=seed, logit_bias=FEW)
 
 
-SAMPLINGS = [Sampling(temperature=t, **p) for t, p in product(TEMPERATURES, PENALTIES)]
+SAMPLINGS = [sampling_of({"temperature": t}, p) for t, p in product(TEMPERATURES, PENALTIES)]
 
 
 async def test_answers_are_the_same_with_drafts(models: dict[str, Model]) -> None:
