@@ -16,7 +16,6 @@ from p2pinfer.core.messages import (
     Attached,
     Connect,
     Connected,
-    Dtype,
     Hop,
     Link,
     Linked,
@@ -213,11 +212,9 @@ class Talk:
         self.number = 0
 
     @classmethod
-    async def open(
-        cls, made: Swarm, number: int = 99, dtype: Dtype = Dtype.F32, *, blocks: bool = True
-    ) -> "Talk":
+    async def open(cls, made: Swarm, number: int = 99, *, blocks: bool = True) -> "Talk":
         """Open a session properly."""
-        controls = await open_by_hand(made, number, dtype, blocks=blocks)
+        controls = await open_by_hand(made, number, blocks=blocks)
         for control, hop in zip(controls, made.route[1:], strict=False):
             await send(control, Connect(1, hop.peer, hop.addresses, 0, 0))
             await receive(control, Connected)
@@ -242,16 +239,14 @@ class Talk:
             await channel.close()
 
 
-async def open_by_hand(
-    made: Swarm, number: int = 99, dtype: Dtype = Dtype.F32, *, blocks: bool = True
-) -> list[Channel]:
+async def open_by_hand(made: Swarm, number: int = 99, *, blocks: bool = True) -> list[Channel]:
     """Open a session at every stage without linking them; return the control channels."""
     controls: list[Channel] = []
     previous = made.me.peer_id
     for hop in made.route:
         control = await made.me.open(hop.peer, SESSION)
         opened = Open(
-            session_id(number), MODEL, made.me.peer_id, previous, hop.first, hop.end, CONTEXT, dtype
+            session_id(number), MODEL, made.me.peer_id, previous, hop.first, hop.end, CONTEXT
         )
         await send(control, evolve(opened, blocks=blocks))
         await receive(control, Opened)
