@@ -1,6 +1,6 @@
 """The rows of one answer that are under way: the one that is awaited, and drafts behind it."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import trio
 
@@ -30,6 +30,7 @@ class Ahead:
         row_bytes: of one row.
         drafter: what drafts out of the text; None sends no drafts.
         model: what drafts besides.
+        is_busy: returns whether stages have other sessions' rows to run.
     """
 
     def __init__(
@@ -39,7 +40,9 @@ class Ahead:
         row_bytes: int,
         drafter: TextDrafter | None = None,
         model: ModelDrafter | None = None,
+        is_busy: Callable[[], bool] = lambda: False,
     ) -> None:
+        self._is_busy = is_busy
         self._chain, self._cells, self._row_bytes = chain, cells, row_bytes
         self._drafter, self._model = drafter, model
         self._governor = Governor()
@@ -70,7 +73,7 @@ class Ahead:
             step = await self._chain.receive(position, 1, self._row_bytes)
         else:
             if not self._received % LOOK_TOKENS:
-                self._governor.is_busy = self._chain.is_busy
+                self._governor.is_busy = self._is_busy()
             self._received += 1
             most = min(1 + self._governor.depth, most)
             self._drafter.add(self._sent[0])

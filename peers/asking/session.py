@@ -5,7 +5,7 @@ compared with the tokens that the caches hold, and only the new tokens go throug
 """
 
 from collections import deque
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
 
@@ -57,6 +57,7 @@ class Session:
         *,
         drafts: bool = False,
         model: ModelDrafter | None = None,
+        is_busy: Callable[[], bool] = lambda: False,
     ) -> None:
         self._chain, self._ends, self._cells = chain, ends, cells
         self._row_bytes = 4 * ends.width
@@ -71,7 +72,9 @@ class Session:
         """No check of it has failed; otherwise the next answer needs another session."""
         self.drafts = DraftCount()
         """What became of the most recent answer's drafts."""
-        self._may_draft, self._model = drafts, model
+        self.on_rows: Callable[[int, bytes], None] = lambda _, __: None
+        """Called with where a prompt's rows begin, and those that the last stage sends of it."""
+        self._may_draft, self._model, self._is_busy = drafts, model, is_busy
         self._window = PromptWindow()
         self._answers = 0  # begun so far
 
@@ -122,7 +125,9 @@ class Session:
                 self._model.follow(prompt)
             following, stages_us = await self._prefill(prompt)
             drafter = text_drafter(prompt, self._model) if self._may_draft else None
-            ahead = Ahead(self._chain, self._cells, self._row_bytes, drafter, self._model)
+            ahead = Ahead(
+                self._chain, self._cells, self._row_bytes, drafter, self._model, self._is_busy
+            )
             self.drafts = ahead.count
             for made in range(1, max_tokens + 1):
                 position = len(self.tokens)
@@ -172,6 +177,7 @@ class Session:
                     now = trio.current_time()
                     for _ in range(window.came_back(now - sent_at.popleft(), now)):
                         room.release()
+                    self.on_rows(at, step.rows)
                     if end < len(prompt):
                         await self._cells.absorb(at, step.rows, regime=regime)
                     else:
@@ -255,6 +261,14 @@ class Requester:
                     drafter = open_drafter(self._draft_model, ends.vocabulary, self._nursery)
                     with suppress(EngineError):  # all of its sessions are taken: go without
                         model = await stack.enter_async_context(drafter)
-                yield Session(chain, ends, cells, context, drafts=self._drafts, model=model)
+                yield Session(
+                    chain,
+                    ends,
+                    cells,
+                    context,
+                    drafts=self._drafts,
+                    model=model,
+                    is_busy=repair.is_busy if repair else lambda: False,
+                )
         finally:
             cells.close()
