@@ -114,7 +114,7 @@ class Chain:
         self.leave[number] = scope
 
     def repair(self) -> Repair:
-        """Return a repair that finds whoever serves a stage now."""
+        """Return a repair that finds the peers that serve now."""
 
         def choose(
             layers: LayerRange, _between: Neighbours, without: Collection[str]

@@ -113,12 +113,6 @@ TABLES: dict[str, list[Row]] = {
             "p2pinfer.core.limits",
             "STEPS_IN_FLIGHT_MAX",
         ),
-        Row(
-            "chunks of a prompt under way, through all stages, on long links",
-            "{}",
-            "peers.asking.prompt_window",
-            "CHUNKS_MAX",
-        ),
         Row("a message", "{}", "transports.base", "MESSAGE_BYTES_MAX"),
         Row("hops in a route", "{}", "p2pinfer.core.messages", "ROUTE_HOPS_MAX"),
         Row(
