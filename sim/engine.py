@@ -13,7 +13,15 @@ import trio
 from p2pinfer.core.errors import EngineDied, EngineError
 from p2pinfer.core.regimes import Regime
 from p2pinfer.core.sampling import Sampling
-from p2pinfer.engine.base import CannotCopy, CellsCopy, Decoded, Done, EngineBusy, NextToken
+from p2pinfer.engine.base import (
+    CannotCopy,
+    CellsCopy,
+    Decoded,
+    Done,
+    EngineBusy,
+    NextToken,
+    Superseded,
+)
 from p2pinfer.engine.llama.batching import Batcher, Regimes
 from sim.model import MASK, ORIGIN, ROW_BYTES, WIDTH, Cache, Links, VirtualModel, link_of, pack
 
@@ -163,7 +171,10 @@ class VirtualStage:
         return cells
 
     def add(self, job: _Job) -> None:
-        """Put rows in the queue."""
+        """Put rows in the queue, in place of those that they overwrite."""
+        for other in self._batcher.supersede(job.slot, job.position):
+            other.session.lined_up.remove(other)
+            other.done(Superseded())
         self._batcher.add(job)
         self._work.set()
 

@@ -14,7 +14,7 @@ from random import Random
 
 from attrs import evolve
 
-from p2pinfer.engine.llama.memory import usable_cores
+from p2pinfer.engine.cores import usable_cores
 from sim.run import run_scenario
 from sim.scenario import (
     CHEATS,

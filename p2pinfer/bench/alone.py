@@ -50,9 +50,11 @@ def _answer(
 def main() -> None:
     """Answer questions with a model's file.
 
-    The arguments name the file, the context, and whether the swarm rearranges weights: 0 or 1.
+    The arguments name the file, the context, and whether the swarm rearranges weights, and uses
+    flash attention: 0 or 1.
     """
-    path, context, repack = Path(sys.argv[1]), int(sys.argv[2]), bool(int(sys.argv[3]))
+    path, context = Path(sys.argv[1]), int(sys.argv[2])
+    swarms = Settings(repack=sys.argv[3] == "1", flash_attention=sys.argv[4] == "1")
 
     def load(settings: Settings) -> Slice:
         return Slice(
@@ -60,7 +62,7 @@ def main() -> None:
         )
 
     usual = load(Settings())
-    as_swarm = usual if repack else load(Settings(repack=False))
+    as_swarm = usual if swarms == Settings() else load(swarms)
     for line in sys.stdin:
         question = json.loads(line)
         prompt, is_as_swarm = question["prompt"], question["as_swarm"]

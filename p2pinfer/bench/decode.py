@@ -102,8 +102,9 @@ async def decode_bench(
             name: await stack.enter_async_context(_swarm(opened, ranges, machine, name))
             for name in TRANSPORTS
         }
-        repack = all([await _repacks(opened, each) for each in ranges])
-        alone = await stack.enter_async_context(_alone(model, machine.context, repack))
+        used = [await _used(opened, each) for each in ranges]
+        repack, flash = all(r for r, _ in used), all(f for _, f in used)
+        alone = await stack.enter_async_context(_alone(model, machine.context, repack, flash))
         text = await _text(clients["libp2p"][0].ends, max(prompts))
         prompt = text[: prompts[0]]
         found: dict[str, list[DecodeRun]] = {name: [] for name in ("alone", *TRANSPORTS)}
@@ -265,11 +266,12 @@ async def _at_once(
     return made / (trio.current_time() - started)
 
 
-async def _repacks(opened: PartsModel, layers: LayerRange) -> bool:
-    """Whether the engine of a slice rearranges weights here, as its probe decided."""
+async def _used(opened: PartsModel, layers: LayerRange) -> tuple[bool, bool]:
+    """Whether the engine of a slice rearranges weights here, and uses flash attention."""
     path = opened.stage(layers.first, layers.end)
     async with open_stage(path, layers.first, sessions=1, context=1) as engine:
-        return engine.worker.parts[0].repack
+        (part,) = engine.worker.parts
+        return part.repack, part.flash_attention
 
 
 @asynccontextmanager
@@ -286,12 +288,15 @@ async def _swarm(
 
 
 @asynccontextmanager
-async def _alone(model: Path, context: int, repack: bool) -> AsyncGenerator[Alone, None]:
+async def _alone(
+    model: Path, context: int, repack: bool, flash: bool
+) -> AsyncGenerator[Alone, None]:
     """Run llama.cpp in a process of its own; yields a function that asks it.
 
-    ``repack``: whether the swarm's engines rearrange weights, as llama.cpp does by default.
+    ``repack``, ``flash``: whether the swarm's engines rearrange weights, and use flash attention,
+    as llama.cpp does by default.
     """
-    words = [str(model), str(context), str(int(repack))]
+    words = [str(model), str(context), str(int(repack)), str(int(flash))]
     command = python_command("p2pinfer.bench.alone", *words)
     process = await trio.lowlevel.open_process(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, env=python_environment()

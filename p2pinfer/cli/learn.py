@@ -77,7 +77,7 @@ class LessonFlags:
 
     def check(self) -> None:
         """Raise UserError if a value is out of range."""
-        from p2pinfer.engine.llama.memory import usable_cores
+        from p2pinfer.engine.cores import usable_cores
 
         check_range("keep-layers", self.keep_layers, 1)
         check_range("rank", self.rank, 1, RANK_MAX)

@@ -282,17 +282,25 @@ class MachineFlags:
 
     sessions: Annotated[int, option("sessions", "Maximum concurrent sessions.")] = SESSIONS_DEFAULT
     context: Annotated[int, option("context", "Maximum tokens per session.")] = CONTEXT_DEFAULT
-    threads: Annotated[int, option("threads", "Engine threads, at most one per usable core.")] = 1
+    threads: Annotated[
+        int | None,
+        option(
+            "threads",
+            "Threads of an engine, at most one per usable core. If omitted: as many as make it"
+            " faster here, which is measured once; the engines of a machine share its cores.",
+        ),
+    ] = None
 
     def machine(self) -> "Machine":
         """Return these flags as a Machine; raises UserError."""
         from p2pinfer.core.checks import POSITIONS_MAX
-        from p2pinfer.engine.llama.memory import usable_cores
+        from p2pinfer.engine.cores import usable_cores
         from p2pinfer.node.requester import Machine
 
         check_range("sessions", self.sessions, 1, SESSIONS_MAX)
         check_range("context", self.context, 1, POSITIONS_MAX)
-        check_range("threads", self.threads, 1, usable_cores())  # more would only spin
+        if self.threads is not None:
+            check_range("threads", self.threads, 1, usable_cores())  # more would only spin
         return Machine(self.sessions, self.context, self.threads)
 
 

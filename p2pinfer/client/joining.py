@@ -102,7 +102,7 @@ class connect:  # noqa: N801 -- used like a function
         self._sponsored, self._drafts = sponsored, drafts
         self._draft_model = draft_model
         self._template = read_template(Path(chat_template)) if chat_template else None
-        self._how = (tuple(bootstrap), reach, keep_layers, Machine(sessions, context))
+        self._how = (tuple(bootstrap), reach, keep_layers, Machine(sessions, context, threads=None))
         self._stack = AsyncExitStack()
         self._thread: _TrioThread | None = None
 

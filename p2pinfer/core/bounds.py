@@ -22,11 +22,10 @@ DEFAULT_BOUNDS = Bounds(median=0.05, row=0.35)
 quantisation 10 % or more, a skipped layer 20 % or more."""
 
 
-def distances(found: bytes, expected: bytes, dtype: str, count: int) -> NDArray[np.float64]:
+def distances(found: bytes, expected: bytes, count: int) -> NDArray[np.float64]:
     """Return the relative distance of each of ``count`` rows from the expected ones."""
-    kind = "<f4" if dtype == "f32" else "<f2"
     a, b = (
-        np.frombuffer(rows, kind).astype(np.float64).reshape(count, -1)
+        np.frombuffer(rows, "<f4").astype(np.float64).reshape(count, -1)
         for rows in (found, expected)
     )
     norms = np.maximum(np.linalg.norm(b, axis=1), np.finfo(np.float32).tiny)

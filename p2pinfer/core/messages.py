@@ -125,7 +125,6 @@ class Dtype(StrEnum):
     """How the numbers of a residual stream are encoded on the wire: little-endian IEEE 754."""
 
     F32 = "f32"
-    F16 = "f16"
 
 
 @frozen

@@ -17,7 +17,16 @@ class CannotCopy(EngineError):
     """The engine copies no cells of this session: what it runs cannot be traced, or is too long."""
 
 
-REFUSALS: Final = {kind.__name__: kind for kind in (EngineError, EngineBusy, CannotCopy)}
+class Superseded(EngineError):
+    """Rows that were overwritten before their turn came, and so were not run."""
+
+    def __init__(self, sentence: str = "rows of a later step took their place") -> None:
+        super().__init__(sentence)
+
+
+REFUSALS: Final = {
+    kind.__name__: kind for kind in (EngineError, EngineBusy, CannotCopy, Superseded)
+}
 """By their names, as an engine's process gives them."""
 
 
@@ -80,8 +89,9 @@ class EngineSession(Protocol):
     def submit(self, position: int, rows: bytes, done: Done, *, regime: Regime) -> None:
         """Queue float32 rows at consecutive positions; cells from ``position`` on are dropped.
 
-        A session's decodes run, and call ``done``, in the order of submission. After ``close``,
-        ``done`` is not called any more.
+        A session's decodes run, and call ``done``, in the order of submission. Rows that still wait
+        when others are submitted for their positions, or for earlier ones, need not run: ``done``
+        is called with ``Superseded`` then, at any time. After ``close``, it is not called any more.
 
         Raises:
             EngineDied: the process that held the session's cells has ended.

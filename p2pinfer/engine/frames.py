@@ -57,7 +57,8 @@ class WorkerConfig:
     sessions: int
     context: int
     """Positions per session."""
-    threads: int = 1
+    threads: int | None = 1
+    """None: as many as make this machine faster."""
 
     def frame(self) -> bytes:
         """Return the first frame that a worker gets."""
@@ -83,6 +84,7 @@ class PartReady:
     numerics_class: str
     repack: bool
     """It rearranges weights: see ``llama.Settings``."""
+    flash_attention: bool
     closed: str
     """Why its sessions cannot be copied and traced; empty if they can."""
 

@@ -146,7 +146,7 @@ def _common_options(machine: Machine, transport: str) -> list[str]:
         *["--listen", "/ip4/127.0.0.1/tcp/0", "--network", "local", "--transport", transport],
         *["--no-mdns", "--no-dht"],
         *["--sessions", str(machine.sessions), "--context", str(machine.context)],
-        *["--threads", str(machine.threads)],
+        *(["--threads", str(machine.threads)] if machine.threads else []),
     ]
 
 

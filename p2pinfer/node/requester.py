@@ -84,7 +84,8 @@ class Machine:
     sessions: int = SESSIONS_DEFAULT
     context: int = CONTEXT_DEFAULT
     """Positions per session."""
-    threads: int = 1
+    threads: int | None = 1
+    """Of each engine; None: as many as make this machine faster."""
 
 
 def freeze_gc() -> None:
@@ -287,7 +288,7 @@ def _sponsor(
     return sponsorship.current
 
 
-def _loading_ends(model: PartsModel, keep: int, threads: int) -> str:
+def _loading_ends(model: PartsModel, keep: int, threads: int | None) -> str:
     layers = model.info.layers
     own = f"this machine's own layers, 0:{keep} and {layers - keep}:{layers}"
     return loading(own, model.end_paths(keep), threads)

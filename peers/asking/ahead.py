@@ -1,6 +1,6 @@
 """The rows of one answer that are under way: the one that is awaited, and drafts behind it."""
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import trio
 
@@ -11,6 +11,7 @@ from p2pinfer.engine.base import EndsSession, NextToken
 from peers.asking.chain import Chain
 from peers.asking.draft_model import ModelDrafter
 from peers.asking.drafts import (
+    LOOK_TOKENS,
     MATCH_BEFORE_MODEL_TOKENS,
     MATCH_TOKENS,
     TEXT_TOKENS_MAX,
@@ -29,6 +30,7 @@ class Ahead:
         row_bytes: of one row.
         drafter: what drafts out of the text; None sends no drafts.
         model: what drafts besides.
+        is_busy: returns whether stages have other sessions' rows to run.
     """
 
     def __init__(
@@ -38,12 +40,14 @@ class Ahead:
         row_bytes: int,
         drafter: TextDrafter | None = None,
         model: ModelDrafter | None = None,
+        is_busy: Callable[[], bool] = lambda: False,
     ) -> None:
+        self._is_busy = is_busy
         self._chain, self._cells, self._row_bytes = chain, cells, row_bytes
         self._drafter, self._model = drafter, model
         self._governor = Governor()
         self._sent: list[int] = []  # tokens whose rows are under way
-        self._received_at = trio.current_time()
+        self._received, self._received_at = 0, trio.current_time()
         self.count = DraftCount()
         """What became of the drafts."""
 
@@ -68,6 +72,9 @@ class Ahead:
         if self._drafter is None:
             step = await self._chain.receive(position, 1, self._row_bytes)
         else:
+            if not self._received % LOOK_TOKENS:
+                self._governor.is_busy = self._is_busy()
+            self._received += 1
             most = min(1 + self._governor.depth, most)
             self._drafter.add(self._sent[0])
             if tokens := self._drafter.draft(self._sent[1:], most - len(self._sent)):

@@ -123,7 +123,7 @@ class Chain:
                     continue
                 if is_awaited := step.number > self._forgotten:
                     due = position, count, size
-                    check_step(channel.remote, step, self._opened.dtype, self._number, due)
+                    check_step(channel.remote, step, self._number, due)
                 self._received = step.number
                 if self.evidence:
                     self.evidence.comes_out(step, is_awaited=is_awaited)

@@ -49,6 +49,9 @@ SLOW_PAUSE_TOKENS = 64
 SLOWER_MAX = 1.02
 """Times the plain time per token. Beyond it drafts do not pay: the machines are busy."""
 
+LOOK_TOKENS = 16
+"""Between two looks at what the stages advertise of their load."""
+
 _FADE = 0.95
 """Per token: times are averages over about the last twenty, since load and text change."""
 
@@ -141,11 +144,13 @@ class Governor:
         self._was_kept = False  # a draft since the last one that was dropped
         self._since_plain = 0
         self._plain, self._drafting = _Pace(), _Pace()
+        self.is_busy = False
+        """Stages have other sessions' rows to run: those of drafts would only be in their way."""
 
     @property
     def depth(self) -> int:
         """How many drafts may be under way at once."""
-        return 0 if self._pause else self._depth
+        return 0 if self._pause or self.is_busy else self._depth
 
     def kept(self) -> None:
         """Note that a draft was what the sampler drew."""

@@ -41,6 +41,8 @@ class Repair:
     """Called with the chain's hops whenever they change."""
     better: Callable[[], tuple[int, Sequence[Hop]]] = lambda: (0, ())
     """Returns the index of a stage far slower than advertised, and better hops; usually none."""
+    is_busy: Callable[[], bool] = lambda: False
+    """Returns whether rows of other sessions wait at a stage, as it advertises."""
     wait_s_max: float = WAIT_S_MAX
 
 

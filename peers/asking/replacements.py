@@ -10,6 +10,7 @@ from p2pinfer.core.advertisement import Advertisement
 from p2pinfer.core.errors import PeerError
 from p2pinfer.core.ids import PeerId
 from p2pinfer.core.layer_range import LayerRange
+from p2pinfer.core.limits import STEPS_IN_FLIGHT_MAX
 from p2pinfer.core.messages import Hop
 from peers.asking.experience import Experiences
 from peers.asking.repair import Neighbours, Repair
@@ -50,7 +51,9 @@ class Replacements:
 
     def repair(self) -> Repair:
         """Return the callbacks that the session needs."""
-        return Repair(self._choose, self._on_wait, self._on_lost, self._take, self._better)
+        return Repair(
+            self._choose, self._on_wait, self._on_lost, self._take, self._better, self._is_busy
+        )
 
     def learn(self) -> None:
         """Record how fast the peers of the route were."""
@@ -111,6 +114,15 @@ class Replacements:
                     if all(said_us) and BETTER_TIMES * sum(said_us) < taken_us:
                         return index, others
         return 0, []
+
+    def _is_busy(self) -> bool:
+        """Whether more rows wait at a stage than this session can have there."""
+        peers = {hop.peer for hop in self.route}
+        return any(
+            offer.queued_rows > STEPS_IN_FLIGHT_MAX
+            for offer in self._offers()
+            if offer.peer in peers
+        )
 
     def _take(self, hops: Sequence[Hop]) -> None:
         """Update the route to the chain's current peers."""

@@ -4,6 +4,7 @@ A session is a chain of stages with a KV cache in each. It outlives an answer: t
 compared with the tokens that the caches hold, and only the new tokens go through the chain.
 """
 
+from collections import deque
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
@@ -12,7 +13,6 @@ import trio
 
 from p2pinfer.core.errors import EngineError, UserError, lone_errors
 from p2pinfer.core.ids import ModelId, SessionId
-from p2pinfer.core.limits import STEPS_IN_FLIGHT_MAX
 from p2pinfer.core.messages import Hop, Open
 from p2pinfer.core.regimes import Regime, RegimeChunk, split
 from p2pinfer.core.sampling import Sampling
@@ -22,6 +22,7 @@ from peers.asking.chain import Chain, open_chain
 from peers.asking.draft_model import ModelDrafter, open_drafter
 from peers.asking.drafts import DraftCount, alike
 from peers.asking.experience import stage_times
+from peers.asking.prompt_window import PromptWindow
 from peers.asking.repair import Repair
 from peers.receipts.session_evidence import Evidence, Gatherer
 from peers.steps.history import Budget, History
@@ -56,6 +57,7 @@ class Session:
         *,
         drafts: bool = False,
         model: ModelDrafter | None = None,
+        is_busy: Callable[[], bool] = lambda: False,
     ) -> None:
         self._chain, self._ends, self._cells = chain, ends, cells
         self._row_bytes = 4 * ends.width
@@ -72,7 +74,8 @@ class Session:
         """What became of the most recent answer's drafts."""
         self.on_rows: Callable[[int, bytes], None] = lambda _, __: None
         """Called with where a prompt's rows begin, and those that the last stage sends of it."""
-        self._may_draft, self._model = drafts, model
+        self._may_draft, self._model, self._is_busy = drafts, model, is_busy
+        self._window = PromptWindow()
         self._answers = 0  # begun so far
 
     @property
@@ -122,7 +125,9 @@ class Session:
                 self._model.follow(prompt)
             following, stages_us = await self._prefill(prompt)
             drafter = text_drafter(prompt, self._model) if self._may_draft else None
-            ahead = Ahead(self._chain, self._cells, self._row_bytes, drafter, self._model)
+            ahead = Ahead(
+                self._chain, self._cells, self._row_bytes, drafter, self._model, self._is_busy
+            )
             self.drafts = ahead.count
             for made in range(1, max_tokens + 1):
                 position = len(self.tokens)
@@ -163,11 +168,15 @@ class Session:
         del self.tokens[start:], self._regimes[start:]
         with lone_errors():
             async with trio.open_nursery() as nursery:
-                room = trio.Semaphore(STEPS_IN_FLIGHT_MAX)
-                nursery.start_soon(self._send_chunks, prompt, chunks, room)
+                window, sent_at = self._window, deque[float]()
+                window.begin()
+                room = trio.Semaphore(window.limit)
+                nursery.start_soon(self._send_chunks, prompt, chunks, room, sent_at)
                 for at, end, regime in chunks:
                     step = await self._chain.receive(at, end - at, (end - at) * self._row_bytes)
-                    room.release()
+                    now = trio.current_time()
+                    for _ in range(window.came_back(now - sent_at.popleft(), now)):
+                        room.release()
                     self.on_rows(at, step.rows)
                     if end < len(prompt):
                         await self._cells.absorb(at, step.rows, regime=regime)
@@ -178,12 +187,17 @@ class Session:
         return following, step.decoding_us
 
     async def _send_chunks(
-        self, prompt: Sequence[int], chunks: Sequence[RegimeChunk], room: trio.Semaphore
+        self,
+        prompt: Sequence[int],
+        chunks: Sequence[RegimeChunk],
+        room: trio.Semaphore,
+        sent_at: deque[float],
     ) -> None:
         for at, end, regime in chunks:
             await room.acquire()
             embedded = await self._cells.embed(at, list(prompt[at:end]), regime=regime)
             self._chain.send(at, embedded.rows, end - at, regime=regime)
+            sent_at.append(trio.current_time())
 
 
 class Requester:
@@ -247,6 +261,14 @@ class Requester:
                     drafter = open_drafter(self._draft_model, ends.vocabulary, self._nursery)
                     with suppress(EngineError):  # all of its sessions are taken: go without
                         model = await stack.enter_async_context(drafter)
-                yield Session(chain, ends, cells, context, drafts=self._drafts, model=model)
+                yield Session(
+                    chain,
+                    ends,
+                    cells,
+                    context,
+                    drafts=self._drafts,
+                    model=model,
+                    is_busy=repair.is_busy if repair else lambda: False,
+                )
         finally:
             cells.close()

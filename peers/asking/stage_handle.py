@@ -16,7 +16,6 @@ from p2pinfer.core.messages import (
     Connect,
     Connected,
     Denied,
-    Dtype,
     Expect,
     Expecting,
     Hop,
@@ -31,7 +30,7 @@ from p2pinfer.core.messages import (
     Step,
 )
 from p2pinfer.core.wire import encode
-from peers.steps.limits import NUMPY_TYPES
+from peers.steps.limits import ROW_TYPE
 from peers.steps.messaging import SESSION, RefusedError, receive, send
 from transports.base import Channel, Transport, is_circuit
 
@@ -234,15 +233,12 @@ async def reach(
         raise
 
 
-def check_step(
-    peer: PeerId, step: Step, dtype: Dtype, sent: int, due: tuple[int, int, int]
-) -> None:
+def check_step(peer: PeerId, step: Step, sent: int, due: tuple[int, int, int]) -> None:
     """Raise RemoteProtocolError if a step is not the answer to what was sent.
 
     Args:
         peer: the sender.
         step: the step received.
-        dtype: of its rows.
         sent: the number of the last step that was sent.
         due: the position, row count and byte count it must have.
     """
@@ -250,7 +246,7 @@ def check_step(
         raise RemoteProtocolError(peer, "a stage answered another step")
     if len(step.rows) != due[2]:
         raise RemoteProtocolError(peer, "a stage's rows have the wrong width")
-    if not np.isfinite(np.frombuffer(step.rows, NUMPY_TYPES[dtype])).all():
+    if not np.isfinite(np.frombuffer(step.rows, ROW_TYPE)).all():
         raise RemoteProtocolError(peer, "a stage's rows hold NaN or infinity")
 
 

@@ -27,7 +27,7 @@ from p2pinfer.core.witness import OpenedRows, Rows, runs_of
 from peers.audits.inspector import Inspector
 from peers.audits.replay import OpenReplay, Replay, Vouching, cut
 from peers.receipts.session_evidence import REPLACED_S_MAX, Evidence
-from peers.steps.limits import NUMPY_TYPES
+from peers.steps.limits import ROW_TYPE
 
 _log = logging.getLogger("p2pinfer.audit")
 
@@ -244,9 +244,9 @@ async def _inputs(evidence: Evidence, index: int, receipt: Receipt) -> Rows:
     before = evidence.stages[index - 1].hop.peer if index else evidence.stages[0].hop.peer
     count = receipt.position
     found = await _receive(partial(evidence.inputs, index), count, receipt.received, before)
-    rows, numbers = found.open(0, count).rows, NUMPY_TYPES[evidence.opened.dtype]
+    rows = found.open(0, count).rows
     is_of_size = len(rows) == count * _row_bytes(evidence)
-    if not is_of_size or not np.isfinite(np.frombuffer(rows, numbers)).all():
+    if not is_of_size or not np.isfinite(np.frombuffer(rows, ROW_TYPE)).all():
         raise _NotOpenedError(before, "it signed for rows that no stage takes")
     return found
 
@@ -297,7 +297,7 @@ async def _compare(
     if len(ours) != len(theirs):
         text = "its rows have another width"
         return Replayed.cheated(name, peer, 0, text, None, is_far=True)
-    apart = distances(theirs, ours, evidence.terms.dtype, count)
+    apart = distances(theirs, ours, count)
     outside = first_outside(apart, bounds)
     beyond = _first_other(ours, theirs, count) if is_same else outside
     if beyond is None:

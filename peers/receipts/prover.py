@@ -21,7 +21,7 @@ from p2pinfer.core.ids import PeerId
 from p2pinfer.core.kv_root import SIGNED_AS as CELLS_SIGNED_AS
 from p2pinfer.core.kv_root import KvStatement, SignedKv, kv_root, tails
 from p2pinfer.core.merkle import leaf
-from p2pinfer.core.messages import Dtype, Refusal
+from p2pinfer.core.messages import Refusal
 from p2pinfer.core.opening import PLEDGED_AS, Pledge, layer_leaf, trace_root
 from p2pinfer.core.proving import (
     CELLS_BYTES_MAX,
@@ -36,7 +36,7 @@ from p2pinfer.core.receipts import SIGNED_AS, BadReceipt, Receipt, Signed
 from p2pinfer.core.traced import Traced
 from p2pinfer.engine.base import CannotCopy, CellsCopy, EngineBusy
 from peers.receipts.signer import ReceiptSigner, SessionRecord, terms_of
-from peers.steps.limits import NUMPY_TYPES
+from peers.steps.limits import ROW_TYPE
 from peers.steps.messaging import RefusedError, receive, refuse, send
 from peers.steps.rate_limit import RateLimits
 from transports.base import Channel, Transport
@@ -274,8 +274,7 @@ class Prover:
         """
         record, said = shown.record, shown.said
         self._check_held(record, said)
-        dtype = np.dtype(NUMPY_TYPES[record.opened.dtype])
-        size, received = record.width * dtype.itemsize, record.witness.received
+        size, received = record.width * np.dtype(ROW_TYPE).itemsize, record.witness.received
         if len(asked.rows) != size * len(asked.positions) or asked.positions[-1] >= said.position:
             raise RemoteProtocolError(peer, "it asks for rows that the receipt does not cover")
         for number, position in enumerate(asked.positions):
@@ -283,7 +282,7 @@ class Prover:
             regime = received.regime(position)
             if leaf(position, row, regime=regime) != received.tree.leaf(position):
                 raise RemoteProtocolError(peer, "it names a row that did not come in there")
-            yield position, np.frombuffer(row, dtype).astype("<f4").tobytes()
+            yield position, row
 
     async def copy(self, record: SessionRecord, positions: int) -> CellsCopy:
         """Copy a session's cells; raises as ``EngineSession.copy``."""
@@ -331,7 +330,7 @@ class Prover:
 
     def came_out(self, record: SessionRecord, row: RowAgain) -> bytes:
         """Return the row that the session sent, as on the wire; raises RefusedError if not so."""
-        came_out = on_wire(row.steps[-1][-1], record.opened.dtype)
+        came_out = row.steps[-1][-1]
         regime, sent = record.witness.sent.regime(row.position), record.witness.sent
         if leaf(row.position, came_out, regime=regime) != sent.tree.leaf(row.position):
             raise self._no(Refusal.ENGINE_FAILED, "the row comes out otherwise than it did")
@@ -339,14 +338,6 @@ class Prover:
 
     def _no(self, code: Refusal, text: str, retry_ms: int = 0) -> RefusedError:
         return RefusedError.of(self._transport.peer_id, code, text, retry_ms)
-
-
-def on_wire(row: bytes, dtype: Dtype) -> bytes:
-    """Return a float32 row as a session sends it."""
-    if dtype is Dtype.F32:
-        return row
-    with np.errstate(over="ignore"):  # such a row was never sent
-        return np.frombuffer(row, "<f4").astype("<f2").tobytes()
 
 
 async def _send_cells(channel: Channel, copy: CellsCopy, layer: int, first: int, end: int) -> None:

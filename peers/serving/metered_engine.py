@@ -5,7 +5,14 @@ from functools import partial
 
 from p2pinfer.core.errors import EngineError
 from p2pinfer.core.regimes import Regime
-from p2pinfer.engine.base import CellsCopy, Decoded, Done, EngineSession, StageEngine
+from p2pinfer.engine.base import (
+    CellsCopy,
+    Decoded,
+    Done,
+    EngineSession,
+    StageEngine,
+    Superseded,
+)
 
 
 class MeteredEngine:
@@ -63,5 +70,5 @@ class _MeteredSession:
 
     def _done(self, count: int, done: Done, outcome: Decoded | EngineError) -> None:
         self._queue(-count)
-        self._engine.rows += count
+        self._engine.rows += 0 if isinstance(outcome, Superseded) else count
         done(outcome)

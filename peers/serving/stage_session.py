@@ -29,7 +29,6 @@ from p2pinfer.core.messages import (
     Connect,
     Connected,
     Denied,
-    Dtype,
     Expect,
     Expecting,
     Idle,
@@ -45,10 +44,10 @@ from p2pinfer.core.messages import (
 )
 from p2pinfer.core.regimes import Regime
 from p2pinfer.core.wire import encode
-from p2pinfer.engine.base import Decoded, EngineSession
+from p2pinfer.engine.base import Decoded, EngineSession, Superseded
 from peers.receipts.signer import SessionRecord
 from peers.steps.history import History
-from peers.steps.limits import CONNECT_S_MAX, NUMPY_TYPES
+from peers.steps.limits import CONNECT_S_MAX, ROW_TYPE
 from peers.steps.messaging import GOODBYE_S_MAX, SESSION, RefusedError, receive, send
 from peers.steps.outbox import Outbox
 from transports.base import Channel, Transport
@@ -93,8 +92,7 @@ class StageSession:
         self.opened, self.previous = opened, opened.previous
         self._transport, self._control, self._cells = transport, control, cells
         self._record = record
-        self._dtype = np.dtype(NUMPY_TYPES[opened.dtype])
-        self._row_bytes = width * self._dtype.itemsize
+        self._row_bytes = width * np.dtype(ROW_TYPE).itemsize
         self._outbox = Outbox(history)
         self._received = 0  # the number of the last step
         self._length = 0  # positions that the cells hold once all submitted steps are decoded
@@ -110,7 +108,7 @@ class StageSession:
         self._failure: RefusedError | None = None
         self._failed, self._leaving = trio.Event(), trio.Event()
         self.rows = 0
-        """Submitted to the engine so far."""
+        """Submitted to the engine so far, but for those that it skipped."""
         self.over = trio.Event()
 
     @property
@@ -377,14 +375,14 @@ class StageSession:
             raise RemoteProtocolError(channel.remote, "a step went through too many stages")
         if len(step.rows) != step.count * self._row_bytes:
             raise RemoteProtocolError(channel.remote, "a step's rows do not have the model's width")
-        rows = np.frombuffer(step.rows, self._dtype)
-        if not np.isfinite(rows).all():
+        if not np.isfinite(np.frombuffer(step.rows, ROW_TYPE)).all():
             raise RemoteProtocolError(channel.remote, "a step's rows hold NaN or infinity")
         self._received, self._length = step.number, step.position + step.count
         self._active_at = trio.current_time()
-        data = step.rows if rows.dtype == np.float32 else rows.astype("<f4").tobytes()
         try:
-            self._cells.submit(step.position, data, partial(self._done, step), regime=step.regime)
+            self._cells.submit(
+                step.position, step.rows, partial(self._done, step), regime=step.regime
+            )
         except EngineError as error:
             raise self._no(Refusal.ENGINE_FAILED, str(error)) from error
         self._submitted += 1
@@ -392,19 +390,16 @@ class StageSession:
 
     def _done(self, step: Step, outcome: Decoded | EngineError) -> None:
         """Send a result on, in the same call in which the engine delivers it."""
+        if isinstance(outcome, Superseded):  # by a step behind it, which goes on in its place
+            self._submitted -= 1
+            self.rows -= step.count
+            self._outbox.wake()
+            return
         if isinstance(outcome, EngineError):
             self.fail(self._no(Refusal.ENGINE_FAILED, str(outcome)))
             return
         self._submitted -= 1
         rows = outcome.rows
-        if self.opened.dtype is Dtype.F16:
-            with np.errstate(over="ignore"):
-                halves = np.frombuffer(rows, "<f4").astype("<f2")
-            if not np.isfinite(halves).all():  # else the next stage would blame this one
-                text = "the rows are too large for float16"
-                self.fail(self._no(Refusal.ENGINE_FAILED, text))
-                return
-            rows = halves.tobytes()
         times = (*step.decoding_us, outcome.decoding_us)
         self._outbox.put(Step(step.number, step.position, step.count, step.regime, rows, times))
         self._outbox.wake()

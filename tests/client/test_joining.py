@@ -50,9 +50,9 @@ def stall(client: FakeClient) -> asyncio.Event:
     machine, loop, begun = client.made.ends.machine, asyncio.get_running_loop(), asyncio.Event()
     line_up = machine.line_up
 
-    def tell(done: Callable[[], None]) -> None:
+    def tell(waiting: Any) -> None:
         loop.call_soon_threadsafe(begun.set)
-        line_up(done)
+        line_up(waiting)
 
     machine.decode_s = 3600.0
     machine.line_up = tell  # type: ignore[method-assign]

@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from p2pinfer.engine.cgroups import memory_left_bytes, processors
-from p2pinfer.engine.llama.memory import available_bytes, usable_cores
+from p2pinfer.engine.cores import usable_cores
+from p2pinfer.engine.llama.memory import available_bytes
 
 MIB = 1 << 20
 HOST = 64 << 30

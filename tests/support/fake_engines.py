@@ -8,6 +8,7 @@ Time is trio's, so that a decode may take a second of a mock clock.
 
 from collections import deque
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import trio
@@ -25,6 +26,7 @@ from p2pinfer.engine.base import (
     EngineSession,
     NextToken,
     RowSteps,
+    Superseded,
 )
 from p2pinfer.engine.special_tokens import SpecialTokens
 
@@ -47,8 +49,7 @@ class FakeMachine:
         self.open = self.copies = 0
         self.rows = 0
         """Rows run so far."""
-        self._free_at = 0.0
-        self._queue: deque[tuple[float, Callable[[], None]]] = deque()
+        self._queue: deque[_Waiting] = deque()
 
     def take(self) -> None:
         """Count one more session; raises EngineBusy."""
@@ -60,19 +61,36 @@ class FakeMachine:
         """Lose all sessions, as when the process ends and another one is started."""
         self.generation += 1
 
-    def line_up(self, done: Callable[[], None]) -> None:
-        """Call a function when one decode after all queued ones has had its time."""
-        self._free_at = max(self._free_at, trio.current_time()) + self.decode_s
-        self._queue.append((self._free_at, done))
+    def line_up(self, waiting: "_Waiting") -> None:
+        """Run a decode when all queued ones have had their time."""
+        self._queue.append(waiting)
         if len(self._queue) == 1:
             trio.lowlevel.spawn_system_task(self._work)
 
+    def supersede(self, cells: object, position: int) -> None:
+        """Skip what a session has queued from a position on; the first decode is under way."""
+        for waiting in list(self._queue)[:0:-1]:
+            if waiting.cells is cells and waiting.position >= position:
+                self._queue.remove(waiting)
+                self.rows -= waiting.rows
+                waiting.done(Superseded())
+
     async def _work(self) -> None:
         while self._queue:
-            done_at, done = self._queue[0]
-            await trio.sleep_until(done_at)
-            done()
+            await trio.sleep(self.decode_s)
+            self._queue[0].finish()
             self._queue.popleft()
+
+
+@dataclass(eq=False)
+class _Waiting:
+    """A decode that is queued."""
+
+    cells: object
+    position: int
+    rows: int
+    done: Done
+    finish: Callable[[], None]
 
 
 class FakeLayers:
@@ -179,6 +197,7 @@ class _FakeCells:
     ) -> None:
         assert not self._closed
         layers[0].check_alive()
+        self._machine.supersede(layers, position)
         result: Decoded | EngineError
         try:
             for layer in layers:
@@ -198,7 +217,7 @@ class _FakeCells:
             else:
                 done(result)
 
-        self._machine.line_up(finish)
+        self._machine.line_up(_Waiting(layers, position, len(inputs), done, finish))
 
 
 class _FakeCopy:

@@ -16,7 +16,6 @@ from p2pinfer.core.messages import (
     Attached,
     Connect,
     Connected,
-    Dtype,
     Hop,
     Link,
     Linked,
@@ -221,11 +220,9 @@ class Talk:
         self.number = 0
 
     @classmethod
-    async def open(
-        cls, made: Swarm, number: int = 99, dtype: Dtype = Dtype.F32, *, blocks: bool = True
-    ) -> "Talk":
+    async def open(cls, made: Swarm, number: int = 99, *, blocks: bool = True) -> "Talk":
         """Open a session properly."""
-        controls = await open_by_hand(made, number, dtype, blocks=blocks)
+        controls = await open_by_hand(made, number, blocks=blocks)
         for control, hop in zip(controls, made.route[1:], strict=False):
             await send(control, Connect(1, hop.peer, hop.addresses, 0, 0))
             await receive(control, Connected)
@@ -250,24 +247,20 @@ class Talk:
             await channel.close()
 
 
-def opening_of(
-    made: Swarm, at: int, number: int = 99, dtype: Dtype = Dtype.F32, *, blocks: bool = True
-) -> Open:
+def opening_of(made: Swarm, at: int, number: int = 99, *, blocks: bool = True) -> Open:
     """Return what opens a session at one of the stages."""
     me, hop = made.me.peer_id, made.route[at]
     previous = made.route[at - 1].peer if at else me
-    opened = Open(session_id(number), MODEL, me, previous, hop.first, hop.end, CONTEXT, dtype)
+    opened = Open(session_id(number), MODEL, me, previous, hop.first, hop.end, CONTEXT)
     return evolve(opened, blocks=blocks)
 
 
-async def open_by_hand(
-    made: Swarm, number: int = 99, dtype: Dtype = Dtype.F32, *, blocks: bool = True
-) -> list[Channel]:
+async def open_by_hand(made: Swarm, number: int = 99, *, blocks: bool = True) -> list[Channel]:
     """Open a session at every stage without linking them; return the control channels."""
     controls: list[Channel] = []
     for at, hop in enumerate(made.route):
         control = await made.me.open(hop.peer, SESSION)
-        await send(control, opening_of(made, at, number, dtype, blocks=blocks))
+        await send(control, opening_of(made, at, number, blocks=blocks))
         await receive(control, Opened)
         controls.append(control)
     return controls

@@ -54,11 +54,15 @@ def layers_to_probe(header: GgufHeader, least_bytes: int = PROBED_BYTES_MIN) -> 
     return count
 
 
-def kinds_digest(path: Path) -> str:
+def kinds_digest(path: Path, *, layers_only: bool = False) -> str:
     """Return a text that slices have in common whose layers, and whose rest, are alike.
 
     How many layers there are of each kind, and in which order, makes no difference; nor do the
     weights.
+
+    Args:
+        path: the slice's file.
+        layers_only: whatever the rest is; so ends may be like stages.
 
     Raises:
         BadModelFile: the file cannot be read.
@@ -67,7 +71,7 @@ def kinds_digest(path: Path) -> str:
     rest = [
         f"{name} {tensor.type.name} {tensor.shape}"
         for name, tensor in header.tensors.items()
-        if split_layer(name) is None
+        if split_layer(name) is None and not layers_only
     ]
     architecture = header.string("general.architecture") or ""
     said = [

@@ -22,6 +22,11 @@ class Job(Protocol):
         ...
 
     @property
+    def position(self) -> int:
+        """Of its first row in the session."""
+        ...
+
+    @property
     def regime(self) -> Regime:
         """Which kernels its rows are to run in."""
         ...
@@ -85,6 +90,18 @@ class Batcher(Generic[J]):
     def drop(self, slot: int) -> list[J]:
         """Remove and return all jobs that wait for a slot."""
         return list(self._waiting.pop(slot, ()))
+
+    def supersede(self, slot: int, position: int) -> list[J]:
+        """Remove and return the jobs of a slot all of whose rows the next job will overwrite.
+
+        ``position``: of its first row.
+        """
+        jobs, found = self._waiting.get(slot), []
+        while jobs and jobs[-1].position >= position:
+            found.append(jobs.pop())
+        if jobs is not None and not jobs:
+            del self._waiting[slot]
+        return found
 
     def next(self) -> list[J]:
         """Take one longer span, or single rows of sessions in adjacent slots, in slot order."""

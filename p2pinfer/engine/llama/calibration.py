@@ -81,7 +81,7 @@ def calibrate(model: PartsModel, tell: Tell) -> dict[str, Any]:
         reference = _run(model, first, end, inputs, Variant("reference"))
         for variant in VARIANTS:
             rows = _run(model, first, end, inputs, variant)
-            apart = distances(rows.tobytes(), reference.tobytes(), "f32", len(rows))
+            apart = distances(rows.tobytes(), reference.tobytes(), len(rows))
             checkpoints = apart.reshape(-1, CHECKPOINT_POSITIONS)
             median, row = float(np.median(checkpoints, axis=1).max()), float(apart.max())
             before = found[variant.name]

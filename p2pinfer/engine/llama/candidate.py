@@ -1,8 +1,8 @@
 """One way to compute a slice, tried in a process of its own, where a crash does no harm.
 
-``attempt`` starts the process, ``main`` runs in it. It prints a line feed per decode, so that a
-slow machine is distinguished from a hang, and JSON at the end; it exits when its standard input
-closes, so that no orphan is left.
+``attempt`` and ``measured`` start the process, ``main`` runs in it. It prints a line feed per
+decode, so that a slow machine is distinguished from a hang, and JSON at the end; it exits when its
+standard input closes, so that no orphan is left.
 """
 
 import json
@@ -28,6 +28,7 @@ from p2pinfer.core.python_process import python_command
 from p2pinfer.engine.frames import PartConfig
 from p2pinfer.engine.gguf.adapters import read_slice_header
 from p2pinfer.engine.gguf.layer_kinds import layers_to_probe
+from p2pinfer.engine.llama import speeds
 from p2pinfer.engine.llama.binding import Settings, Slice, Span
 from p2pinfer.engine.llama.probe import CONTEXT, Crash, Probe, try_settings
 
@@ -37,6 +38,10 @@ SILENCE_S_MAX = 600
 """Between two decodes, or until the slice is loaded (48 GB at 80 MB/s). Longer is a hang."""
 
 
+MEASURED_BYTES_MIN = 8 << 20
+"""Of weights in the layers that are timed: they must take longer than what surrounds them."""
+
+
 def attempt(part: PartConfig, settings: Settings) -> Probe | Crash | None:
     """Try settings; None when they are not exact.
 
@@ -44,7 +49,27 @@ def attempt(part: PartConfig, settings: Settings) -> Probe | Crash | None:
         BadModelFile: llama.cpp does not load the slice.
         EngineError: memory ran out.
     """
-    command = [*COMMAND, json.dumps([asdict(part), asdict(settings)])]
+    said = _ask(part, [settings], is_measure=False)
+    if isinstance(said, Crash):
+        return said
+    found = said["probe"]
+    return found and Probe.parse(found)
+
+
+def measured(part: PartConfig, choices: Sequence[Settings]) -> list[float]:
+    """Return what choices of settings cost, as ``speeds`` does; nothing where that failed."""
+    try:
+        said = _ask(part, choices, is_measure=True)
+    except P2pinferError:
+        return []
+    return [] if isinstance(said, Crash) else said["seconds"]
+
+
+def _ask(
+    part: PartConfig, choices: Sequence[Settings], *, is_measure: bool
+) -> dict[str, Any] | Crash:
+    words = [asdict(part), [asdict(each) for each in choices], is_measure]
+    command = [*COMMAND, json.dumps(words)]
     with (
         tempfile.TemporaryFile() as stderr,
         subprocess.Popen(
@@ -61,7 +86,11 @@ def attempt(part: PartConfig, settings: Settings) -> Probe | Crash | None:
             how = f"it ended {ending(process.returncode)}"
             how += f": {last_line}" if last_line else ""
             return Crash(how, lacked_memory=lacked_memory(process.returncode, last_line))
-    return _answer(json.loads(data))
+    said: dict[str, Any] = json.loads(data)
+    if "refused" in said:
+        kind, text = said["refused"]
+        raise getattr(errors, kind)(text)
+    return said
 
 
 def _read_all(stream: IO[bytes]) -> bytes | None:
@@ -73,14 +102,6 @@ def _read_all(stream: IO[bytes]) -> bytes | None:
             return data
         data += chunk
     return None
-
-
-def _answer(said: dict[str, Any]) -> Probe | None:
-    if "refused" in said:
-        kind, text = said["refused"]
-        raise getattr(errors, kind)(text)
-    found = said["probe"]
-    return found and Probe.parse(found)
 
 
 class _ReportingSlice(Slice):
@@ -103,9 +124,19 @@ def main() -> None:
     os.dup2(2, 1)  # whatever llama.cpp prints must not mix with the answers
     resource.setrlimit(resource.RLIMIT_CORE, (0, 0))  # gigabytes that are never read
     threading.Thread(target=_leave_with_parent, daemon=True).start()
-    part, settings = json.loads(sys.argv[1])
-    config = PartConfig(**part)
+    part, choices, is_measure = json.loads(sys.argv[1])
+    config, settings = PartConfig(**part), [Settings(**each) for each in choices]
+    run = _measure if is_measure else _try_one
+    said: dict[str, Any]
+    try:
+        said = run(config, settings, answers)
+    except P2pinferError as error:
+        said = {"refused": [type(error).__name__, str(error)]}
+    os.write(answers, json.dumps(said).encode())
+    os._exit(0)  # nothing to save; llama.cpp's destructors only take time
 
+
+def _try_one(config: PartConfig, choices: list[Settings], answers: int) -> dict[str, Any]:
     def load(settings: Settings) -> Slice:
         path = Path(config.path)
         part = _ReportingSlice(
@@ -114,17 +145,27 @@ def main() -> None:
         part.answers = answers
         return part
 
-    said: dict[str, Any]
-    try:
-        layers = None  # where logits come out, all run
-        if not config.logits:
-            layers = layers_to_probe(read_slice_header(Path(config.path)))
-        found = try_settings(load, Settings(**settings), tokens=config.tokens, layers=layers)
-        said = {"probe": found and asdict(found)}
-    except P2pinferError as error:
-        said = {"refused": [type(error).__name__, str(error)]}
-    os.write(answers, json.dumps(said).encode())
-    os._exit(0)  # nothing to save; llama.cpp's destructors only take time
+    layers = None  # where logits come out, all run
+    if not config.logits:
+        layers = layers_to_probe(read_slice_header(Path(config.path)))
+    found = try_settings(load, choices[0], tokens=config.tokens, layers=layers)
+    return {"probe": found and asdict(found)}
+
+
+def _measure(config: PartConfig, choices: list[Settings], answers: int) -> dict[str, Any]:
+    """Measure layers alone: all slices of a model are to prefer the same attention."""
+    path = Path(config.path)
+
+    def load(settings: Settings, like: Slice | None) -> Slice:
+        context = speeds.CONTEXT
+        part = _ReportingSlice(
+            path, logits=False, settings=settings, sessions=1, context=context, like=like
+        )
+        part.answers = answers
+        return part
+
+    layers = layers_to_probe(read_slice_header(path), MEASURED_BYTES_MIN)
+    return {"seconds": speeds.measure(load, choices, tokens=config.tokens, layers=layers)}
 
 
 def _leave_with_parent() -> None:

@@ -232,7 +232,7 @@ async def open_stage(
     *,
     sessions: int = SESSIONS_DEFAULT,
     context: int = CONTEXT_DEFAULT,
-    threads: int = 1,
+    threads: int | None = 1,
 ) -> AsyncIterator[LocalStage]:
     """Run a stage's slice, whose first layer is the model's ``first``, in a worker process.
 
@@ -254,7 +254,7 @@ async def open_ends(
     *,
     sessions: int = SESSIONS_DEFAULT,
     context: int = CONTEXT_DEFAULT,
-    threads: int = 1,
+    threads: int | None = 1,
 ) -> AsyncIterator[LocalEnds]:
     """Run both ends of a model in one worker process; raises as ``open_stage``.
 

@@ -1,6 +1,5 @@
 """How much memory things need and how much there is, to warn a person before it runs out."""
 
-import os
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -8,7 +7,7 @@ from pathlib import Path
 import psutil
 
 from p2pinfer.core.errors import UserError
-from p2pinfer.engine.cgroups import memory_left_bytes, processors
+from p2pinfer.engine.cgroups import memory_left_bytes
 from p2pinfer.engine.gguf.reader import GgufHeader
 from p2pinfer.engine.gguf.values import Array
 
@@ -81,17 +80,6 @@ def _rlimit_bytes() -> int | None:
         soft, _ = resource.getrlimit(resource.RLIMIT_AS)
         return None if soft == resource.RLIM_INFINITY else soft
     return None
-
-
-def usable_cores(root: Path = Path("/")) -> int:
-    """Return how many threads can run at once: on the cores and in the time given to this process.
-
-    A machine's other cores may belong to other containers, or be excluded by ``taskset``.
-    """
-    affinity = getattr(os, "sched_getaffinity", None)
-    cores = len(affinity(0)) if affinity else os.cpu_count() or 1
-    quota = processors(root)
-    return cores if quota is None else max(1, min(cores, int(quota)))
 
 
 def budget_bytes(named: int | None) -> int:

@@ -3,9 +3,9 @@
 Fixed pseudo-random inputs go through the slice in several chunkings: wide, narrow and in blocks,
 from the first position and past 512 KV cells, alone and beside another session, with one thread and
 with the worker's. Settings are exact if every row has the same bits however it was chunked, narrow
-and wide. The fastest exact settings are used, with blocks if they are exact too; settings that
-crash are ruled out. Peers whose probes gave the same digest are of one *numerics class*: their
-arithmetic agrees bit for bit.
+and wide. Of the settings that are exact, those that ``speeds`` measures as the fastest are used,
+with blocks if they are exact too; settings that crash are ruled out. Peers whose probes gave the
+same digest are of one *numerics class*: their arithmetic agrees bit for bit.
 
 A peer waits for its probe before it serves, so that costs little. Rows go through as many of the
 slice's first layers as have one of each kind among them (``layer_kinds``). What disproves
@@ -16,7 +16,7 @@ of the same kinds of layers is tried first: after a move, that is all.
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -29,9 +29,10 @@ from p2pinfer._setup.wheel import cpu_features
 from p2pinfer.core.errors import EngineError, UnsupportedModel
 from p2pinfer.core.exits import NEEDS_LESS
 from p2pinfer.core.limits import BLOCK_ROWS, NARROW_ROWS_MAX
+from p2pinfer.engine.cores import label, thread_counts
 from p2pinfer.engine.llama.binding import Rows, Settings, Slice, Span, Tokens, build_fingerprint
 
-_VERSION = 4
+_VERSION = 5
 _FILL_ROWS = 9 * BLOCK_ROWS
 """576: past the 512 KV cells from which a one-row decode may split attention between threads."""
 _TAIL_ROWS = 24
@@ -70,16 +71,32 @@ class Crash:
 
 INEXACT = "its rows depend on how they are batched"
 
+FASTER_SHARE = 0.9
+"""Of the time of settings that are preferred to them. Less of a gain is no reason to use more
+cores, or to be of another numerics class than like machines are."""
+
 Attempt = Callable[[Settings], Probe | Crash | None]
 """Tries settings as ``try_settings`` does, but in a process that may crash."""
 
+Measure = Callable[[Sequence[Settings]], Sequence[float]]
+"""Measures the seconds that settings take, as ``speeds`` does; none where that crashed."""
 
-def probe(attempt: Attempt, threads: int, cache: Path, kinds: str) -> Probe:
+
+@dataclass(frozen=True)
+class Tries:
+    """How settings are tried on a slice."""
+
+    attempt: Attempt
+    measure: Measure
+
+
+def probe(tries: Tries, threads: int, cache: Path, kinds: str, *, is_most: bool = False) -> Probe:
     """Return the cached probe of a slice, or run and cache one, with the settings ruled out.
 
     Args:
-        attempt: tries settings on the slice.
+        tries: tries settings on the slice.
         threads: how many the worker will use.
+        is_most: use fewer threads where more are not faster.
         cache: the file for the result; a result of another build or CPU is ignored.
         kinds: what slices of the same kinds of layers have in common; what one of them used here is
             kept beside ``cache``, and tried first.
@@ -90,58 +107,97 @@ def probe(attempt: Attempt, threads: int, cache: Path, kinds: str) -> Probe:
     """
     build, cpu = build_fingerprint(), cpu_features()
     key = f"{_VERSION} {threads} {build} {cpu}"
-    if kept := _kept(cache, key):
-        return kept
-    alike = cache.with_name(f"kinds-{kinds}-{threads}.json")
-    known = _known(alike, key)
-    ruled_out: list[tuple[Settings, str]] = []
-    crashes: list[Crash] = []
-    if known:
-        found = attempt(known.settings)
+    if kept := _known(cache, key):
+        return kept.probe
+    alike = cache.with_name(f"kinds-{kinds}-{label(threads, is_most=is_most)}.json")
+    if known := _known(alike, key):
+        found = tries.attempt(known.settings)
         if isinstance(found, Probe):
-            ruled_out = known.ruled_out
-        else:  # of another slice that was true; here all are tried
-            known = None
-    if not known:
-        found, ruled_out, crashes = _first_exact(attempt, threads)
-    assert isinstance(found, Probe)
-    if not any(crash.lacked_memory for crash in crashes):
+            _keep(known.report | {"probe": asdict(found)}, cache, alike)
+            return found  # if not, that was true of another slice; here all are tried
+    search = _Search(tries.attempt)
+    found, times = search.choose(tries.measure, threads, is_most=is_most)
+    if not any(crash.lacked_memory for crash in search.crashes):
         report = {
+            "key": key,
+            "probe": asdict(found),
             "build": build,
             "cpu": cpu,
-            "ruled_out": [{"settings": asdict(each), "why": why} for each, why in ruled_out],
+            "ruled_out": [{"settings": asdict(each), "why": why} for each, why in search.ruled_out],
+            "measured_s": [[asdict(each), seconds] for each, seconds in times],
         }
-        text = json.dumps({"key": key, "probe": asdict(found), **report})
-        for path in (cache, alike):
-            with suppress(OSError):  # a full disk: the slice is probed again next time
-                path.write_text(text)
+        _keep(report, cache, alike)
     return found
 
 
-def _first_exact(
-    attempt: Attempt, threads: int
-) -> tuple[Probe, list[tuple[Settings, str]], list[Crash]]:
-    """Try all settings until some are exact; return those ruled out too, and the crashes.
+def _keep(report: dict[str, Any], *paths: Path) -> None:
+    for path in paths:
+        with suppress(OSError):  # a full disk: the slice is probed again next time
+            path.write_text(json.dumps(report))
 
-    Raises as ``probe``.
-    """
-    ruled_out: list[tuple[Settings, str]] = []
-    crashes: list[Crash] = []
-    for settings in _candidates(threads):
-        found = attempt(settings)
+
+class _Search:
+    """Which settings are used, and why others are not."""
+
+    def __init__(self, attempt: Attempt) -> None:
+        self._attempt = attempt
+        self.ruled_out: list[tuple[Settings, str]] = []
+        self.crashes: list[Crash] = []
+
+    def choose(
+        self, measure: Measure, threads: int, *, is_most: bool
+    ) -> tuple[Probe, list[tuple[Settings, float]]]:
+        """Return the fastest exact settings, and what was measured; raises as ``probe``.
+
+        What is faster than the first exact settings is tried only then: a try takes longer.
+        """
+        first = self._first_exact(1 if is_most else threads)
+        counts = thread_counts(threads) if is_most else [threads]
+        kinds = [first.settings]
+        if first.settings.flash_attention and not first.settings.values_bf16:
+            kinds.append(replace(first.settings, flash_attention=False))
+        choices = [replace(kind, threads=count) for kind in kinds for count in counts]
+        times = measure(choices) if len(choices) > 1 else []
+        if len(times) != len(choices):  # there is no choice, or measuring crashed
+            return first, []
+        left = measured = list(zip(choices, times, strict=True))
+        while (best := fastest(left)) != first.settings:
+            if found := self._try(best):
+                return found, measured
+            kind = replace(best, threads=1)
+            left = [m for m in left if m[0] == first.settings or replace(m[0], threads=1) != kind]
+        return first, measured
+
+    def _first_exact(self, threads: int) -> Probe:
+        for settings in _candidates(threads):
+            if found := self._try(settings):
+                return found
+        raise _refusal(self.crashes, len(self.ruled_out))
+
+    def _try(self, settings: Settings) -> Probe | None:
+        found = self._attempt(settings)
         if isinstance(found, Probe):
-            return found, ruled_out, crashes
-        ruled_out.append((settings, found.how if found else INEXACT))
+            return found
+        self.ruled_out.append((settings, found.how if found else INEXACT))
         if found:
-            crashes.append(found)
-    raise _refusal(crashes, len(ruled_out))
+            self.crashes.append(found)
+        return None
 
 
 def _candidates(threads: int) -> Iterator[Settings]:
-    """Yield settings, fastest first."""
-    for values_bf16 in (False, True):
+    """Yield settings, those to be preferred first."""
+    for more in ({}, {"flash_attention": False}, {"values_bf16": True}):
         for repack in (True, False):
-            yield Settings(threads, repack, values_bf16)
+            yield Settings(threads, repack, **more)
+
+
+def fastest(measured: Sequence[tuple[Settings, float]]) -> Settings:
+    """Return the settings with the least time, where that is clearly less than of those before."""
+    (best, least), *others = measured
+    for settings, seconds in others:
+        if seconds < FASTER_SHARE * least:
+            best, least = settings, seconds
+    return best
 
 
 def _refusal(crashes: Sequence[Crash], tried: int) -> EngineError | UnsupportedModel:
@@ -159,17 +215,12 @@ def _refusal(crashes: Sequence[Crash], tried: int) -> EngineError | UnsupportedM
     )
 
 
-def _kept(cache: Path, key: str) -> Probe | None:
-    known = _known(cache, key)
-    return known.probe if known else None
-
-
 @dataclass(frozen=True)
 class _Known:
     """What a file keeps of a probe."""
 
     probe: Probe
-    ruled_out: list[tuple[Settings, str]]
+    report: dict[str, Any]
 
     @property
     def settings(self) -> Settings:
@@ -181,8 +232,7 @@ def _known(path: Path, key: str) -> _Known | None:
     try:
         data = json.loads(path.read_text())
         if data["key"] == key:
-            ruled_out = [(Settings(**each["settings"]), each["why"]) for each in data["ruled_out"]]
-            return _Known(Probe.parse(data["probe"]), ruled_out)
+            return _Known(Probe.parse(data["probe"]), data)
     except (OSError, ValueError, KeyError, TypeError):
         pass  # no result yet, or one that another version wrote
     return None
@@ -195,7 +245,7 @@ def try_settings(
     tokens: bool,
     layers: int | None = None,
 ) -> Probe | None:
-    """Probe settings with their threads and with one; None when they are not exact.
+    """Probe settings with their threads and with fewer; None when they are not exact.
 
     Args:
         load: loads the slice with given settings, at least two sessions and ``CONTEXT`` positions.
@@ -207,10 +257,11 @@ def try_settings(
     try:
         inputs = _inputs(part, tokens=tokens)
         found = _try(part, inputs, layers, settings)
-        if found and settings.threads > 1:
-            part.use_threads(1)
-            alone = _try(part, inputs, layers, settings)
-            if alone is None or alone.numerics_class != found.numerics_class:
+        if found is None:
+            return None
+        for fewer in thread_counts(settings.threads)[:-1]:
+            part.use_threads(fewer)
+            if _try(part, inputs, layers, settings) != found:
                 return None
         return found
     finally:

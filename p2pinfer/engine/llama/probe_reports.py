@@ -48,7 +48,12 @@ def _parse(slice_name: str, data: Mapping[str, Any]) -> ProbeReport:
 
 def _words(settings: Mapping[str, Any]) -> str:
     repack = "repacked weights" if settings["repack"] else "weights as they are"
-    return repack + (" and V in bfloat16" if settings["values_bf16"] else "")
+    more = [
+        *(["no flash attention"] if not settings["flash_attention"] else []),
+        *(["V in bfloat16"] if settings["values_bf16"] else []),
+        *([f"{settings['threads']} threads"] if settings["threads"] > 1 else []),
+    ]
+    return ", ".join([repack, *more])
 
 
 def used_features(build: str) -> list[str]:

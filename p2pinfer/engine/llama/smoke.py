@@ -54,7 +54,7 @@ def main() -> int:
         path = Path(folder, "slice.gguf")
         write_slice(plan_stage(header, 10, 12), extents(header, model), path)
         repacked, plain = (decode(path, repack=repack) for repack in (True, False))
-    apart = distances(repacked.tobytes(), plain.tobytes(), "f32", len(plain))
+    apart = distances(repacked.tobytes(), plain.tobytes(), len(plain))
     if first_outside(apart, DEFAULT_BOUNDS) is not None:
         print(f"repacked weights give other numbers: {apart.max():.0%} apart", flush=True)
         return 1

@@ -11,7 +11,7 @@ import socket
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -24,24 +24,23 @@ from numpy.typing import NDArray
 from p2pinfer.core.errors import EngineError, P2pinferError, UnsupportedModel
 from p2pinfer.core.regimes import Regime
 from p2pinfer.core.sampling import Sampling
-from p2pinfer.engine.base import CannotCopy, EngineBusy
+from p2pinfer.engine.base import CannotCopy, EngineBusy, Superseded
+from p2pinfer.engine.cores import engine_cores, thread_counts
 from p2pinfer.engine.frames import (
-    RECEIVE_BYTES,
     PartConfig,
     PartReady,
-    Splitter,
     WorkerConfig,
     pack,
 )
-from p2pinfer.engine.gguf.layer_kinds import kinds_digest
 from p2pinfer.engine.gguf.reader import read_header
 from p2pinfer.engine.llama.aside import Aside
 from p2pinfer.engine.llama.batching import Batcher, Regimes
 from p2pinfer.engine.llama.binding import Sampler, Slice, Span, Vocabulary
-from p2pinfer.engine.llama.candidate import attempt
+from p2pinfer.engine.llama.core_shares import CoreShares, Threads, shares_folder
+from p2pinfer.engine.llama.inbox import Inbox
 from p2pinfer.engine.llama.kv_state import KvState
 from p2pinfer.engine.llama.memory import aside_sessions
-from p2pinfer.engine.llama.probe import probe
+from p2pinfer.engine.llama.probed import probed
 from p2pinfer.engine.llama.tracing import Trace
 from p2pinfer.engine.llama.zero_pages import give_back_zeros
 
@@ -51,6 +50,10 @@ the default model, and 1,500 of 8 layers of an 8B one. An opening holds them, an
 
 if TYPE_CHECKING:  # loaded for the first answer that keeps to a grammar
     from p2pinfer.engine.llama.constraints import Grammars
+
+
+YIELDING_NICENESS = 5
+"""Of an engine that may take all cores: programs of the machine's owner go first."""
 
 
 @dataclass(slots=True)
@@ -77,6 +80,10 @@ class _Job:
         return self.span.slot
 
     @property
+    def position(self) -> int:
+        return self.span.position
+
+    @property
     def layers(self) -> int | None:
         return self.span.layers
 
@@ -99,13 +106,13 @@ class _Copy:
 class _Part:
     """One slice, how it computes here, and the jobs that wait for it."""
 
-    def __init__(self, part: PartConfig, config: WorkerConfig) -> None:
-        cache = Path(f"{part.path}.probe-{config.threads}.json")
+    def __init__(self, part: PartConfig, config: WorkerConfig, shares: CoreShares) -> None:
         try:
-            kinds = kinds_digest(Path(part.path))
-            self._probe = probe(partial(attempt, part), config.threads, cache, kinds)
+            self._probe = probed(part, config.threads, shares.count)
         except EngineError as error:
             raise EngineError(f"{Path(part.path).name}: {error}") from error
+        counts = thread_counts(self._probe.settings.threads)
+        self._threads = Threads(counts, None if config.threads else shares)
         self._regimes = Regimes(self._probe.regimes_agree)
         load = partial(
             Slice,
@@ -126,6 +133,11 @@ class _Part:
         self.waiting: Batcher[_Job] = Batcher(self._regimes)
         self._paused_ns = 0
 
+    @property
+    def threads_max(self) -> int:
+        """How many threads pay here."""
+        return self._probe.settings.threads
+
     def forget(self, slot: int) -> None:
         """Free a session's cells."""
         self._places.forget(slot)
@@ -139,6 +151,7 @@ class _Part:
             blocks=self._probe.blocks,
             numerics_class=self._probe.numerics_class,
             repack=self._probe.settings.repack,
+            flash_attention=self._probe.settings.flash_attention,
             closed=self.closed,
         )
 
@@ -177,7 +190,9 @@ class _Part:
         copy.part.restore(copy.slot, copy.cells, span.position)
         span = replace(span, slot=copy.slot)
         pause = partial(self._pause, fail, look)
-        return copy.part.trace(span, pad_to=self._regimes.pad_to(regime), pause=pause)
+        with self._threads.held() as threads:
+            copy.part.use_threads(threads)
+            return copy.part.trace(span, pad_to=self._regimes.pad_to(regime), pause=pause)
 
     def drop(self) -> None:
         """Forget the copy, if there is one."""
@@ -228,7 +243,9 @@ class _Part:
             part, _ = self._places.find(run[0].span)
             spans = [self._places.find(job.span)[1] for job in run]
             pause = partial(self._pause, fail, look) if part is not self.slice else None
-            outputs = part.decode(spans, pad_to=pad_to, pause=pause)
+            with self._threads.held() as threads:
+                part.use_threads(threads)
+                outputs = part.decode(spans, pad_to=pad_to, pause=pause)
         except EngineError as error:
             for job in run:
                 fail(job.request, error)
@@ -250,6 +267,8 @@ def _why_closed(part: Slice, *, is_stage: bool, has_aside: bool) -> str:
         return str(error)
     if not is_stage:
         return "the ends of a model are its requester's own"
+    if not part.settings.flash_attention:
+        return "this machine computes attention in steps that cannot be proven, since that is fast"
     return "" if has_aside else "there are no cells beside those of sessions"
 
 
@@ -267,39 +286,20 @@ def _has_experts(path: str) -> bool:
     return bool(header.integer(f"{header.string('general.architecture')}.expert_count"))
 
 
-class _Inbox:
-    """The node's requests."""
-
-    def __init__(self, sock: socket.socket) -> None:
-        self._sock, self._splitter = sock, Splitter()
-        self.is_closed = False
-
-    def frames(self, *, wait: bool) -> Iterator[list[Any]]:
-        """Yield all that has come, after waiting for some if nothing has.
-
-        All: a single row may lie behind several blocks of a prompt, and is to run before them.
-        """
-        flags = 0 if wait else socket.MSG_DONTWAIT
-        while not self.is_closed:
-            try:
-                data = self._sock.recv(RECEIVE_BYTES, flags)
-            except BlockingIOError:
-                return
-            self.is_closed = not data
-            yield from self._splitter.feed(data)
-            if len(data) < RECEIVE_BYTES:
-                return
-            flags = socket.MSG_DONTWAIT
-
-
 class _Worker:
     """Requests in, answers out."""
 
-    def __init__(self, config: WorkerConfig, inbox: _Inbox, send: Callable[[bytes], None]) -> None:
+    def __init__(self, config: WorkerConfig, inbox: Inbox, send: Callable[[bytes], None]) -> None:
         if any(_has_experts(part.path) for part in config.parts):
             # ggml's tiled kernels pick by rows per expert, so a row would depend on its batch.
             os.environ["GGML_CPU_TILED_MM"] = "0"
-        self.parts = [_Part(part, config) for part in config.parts]
+        cores = engine_cores()
+        shares = CoreShares(shares_folder() if len(cores) > 1 else None, cores)
+        if config.threads:
+            shares.keep(config.threads)
+        self.parts = [_Part(part, config, shares) for part in config.parts]
+        if not config.threads and any(part.threads_max > 1 for part in self.parts):
+            os.nice(YIELDING_NICENESS)
         self._first, self._last = self.parts[0], self.parts[-1]
         self._vocabulary = Vocabulary(self._first.slice.vocab)
         self._grammars: Grammars | None = None
@@ -336,6 +336,8 @@ class _Worker:
         match frame:
             case ["rows", number, slot, position, regime, rows, layers]:
                 span = Span(slot, position, self._rows(rows), layers=layers)
+                for job in self._first.waiting.supersede(slot, position):
+                    self._fail(job.request, Superseded())
                 self._line_up(self._first, _Request(number), span, regime, self._give_rows)
             case ["embed", number, slot, position, regime, tokens]:
                 span = Span(slot, position, np.array(tokens, np.int32))
@@ -460,7 +462,7 @@ class _Worker:
 
 def _serve(sock: socket.socket) -> None:
     """Answer requests until the node closes its end."""
-    inbox = _Inbox(sock)
+    inbox = Inbox(sock)
     worker: _Worker | None = None
     while not inbox.is_closed:
         # Look without waiting between decodes; wait in the kernel when idle.

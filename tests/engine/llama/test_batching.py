@@ -22,6 +22,7 @@ class Work:
     regime: Regime = Regime.NARROW
     number: int = 0
     layers: int | None = None
+    position: int = 0
 
     def __len__(self) -> int:
         return self.rows
@@ -44,6 +45,29 @@ work = st.builds(
     st.sampled_from([None, None, None, 3]),
 )
 agree = st.booleans()
+
+
+@given(st.lists(st.tuples(st.integers(0, 3), st.integers(1, 5)), max_size=40))
+def test_overwritten_jobs_are_taken_back(submitted: list[tuple[int, int]]) -> None:
+    """Those of that session that begin where the next one does, or behind it, and no others."""
+    batcher: Batcher[Work] = Batcher(Regimes(agree=True))
+    other = Work(7)
+    batcher.add(other)
+    waiting: list[Work] = []
+    for number, (back, rows) in enumerate(submitted):
+        end = waiting[-1].position + len(waiting[-1]) if waiting else 0
+        job = Work(2, rows, number=number, position=max(0, end - back))
+        dead = batcher.supersede(2, job.position)
+        assert dead == [each for each in reversed(waiting) if each.position >= job.position]
+        waiting = [*(each for each in waiting if each not in dead), job]
+        batcher.add(job)
+        assert [each.position for each in waiting] == sorted({each.position for each in waiting})
+    taken: list[Work] = []
+    while batcher:
+        taken += batcher.next()
+    assert [each for each in taken if each.slot == 2] == waiting
+    assert other in taken
+    assert batcher.supersede(2, 0) == []
 
 
 @settings(max_examples=300)

@@ -15,7 +15,7 @@ from p2pinfer.core.errors import BadModelFile
 from p2pinfer.engine.frames import PartConfig
 from p2pinfer.engine.llama import candidate
 from p2pinfer.engine.llama.binding import Settings
-from p2pinfer.engine.llama.candidate import attempt
+from p2pinfer.engine.llama.candidate import attempt, measured
 from p2pinfer.engine.llama.engine import open_stage
 from p2pinfer.engine.llama.probe import Crash, Probe
 from tests.support.whole import open_model
@@ -65,6 +65,38 @@ def test_settings_are_tried_in_another_process(part: PartConfig) -> None:
     assert isinstance(two, Probe)
     assert one.numerics_class == two.numerics_class
     assert attempt(part, Settings(2)) is None  # two threads split one row's attention
+
+
+def test_plain_attention_is_exact_for_any_threads(part: PartConfig) -> None:
+    """So several threads need not be slow, nor a class of their own."""
+    one, two = (attempt(part, Settings(threads, flash_attention=False)) for threads in (1, 2))
+    assert isinstance(one, Probe)
+    assert isinstance(two, Probe)
+    assert one.numerics_class == two.numerics_class
+
+
+@pytest.mark.parametrize("end", ["a stage", "the first end", "the last end"])
+def test_settings_are_measured_in_another_process(
+    end: str, part: PartConfig, default_model: Path, tmp_path: Path
+) -> None:
+    """Each takes some time, whatever the slice takes in and gives out."""
+    if end != "a stage":
+        first, last = open_model(default_model, tmp_path).ends(1)
+        is_first = end == "the first end"
+        part = PartConfig(str(first if is_first else last), tokens=is_first, logits=not is_first)
+    choices = [Settings(1), Settings(2), Settings(1, flash_attention=False), Settings(1, False)]
+    found = measured(part, choices)
+    assert len(found) == len(choices)
+    assert all(0 < seconds < 60 for seconds in found)
+
+
+def test_measuring_that_crashes_measures_nothing(
+    part: PartConfig, crash_where: Callable[[str, str], None]
+) -> None:
+    """The settings that were exact are used as they are."""
+    crash_where("self.settings.threads == 2", "os.kill(os.getpid(), 11)")
+    assert measured(part, [Settings(1), Settings(2)]) == []
+    assert measured(PartConfig("/none", tokens=False, logits=False), [Settings(1)]) == []
 
 
 @pytest.mark.parametrize(
@@ -120,7 +152,7 @@ def test_a_slice_that_llama_cpp_refuses_is_no_crash(part: PartConfig, tmp_path: 
 
 def test_a_candidate_ends_with_its_parent(part: PartConfig) -> None:
     """Its standard input closes, and it ends in the middle of its work."""
-    command = [*candidate.COMMAND, json.dumps([asdict(part), asdict(Settings())])]
+    command = [*candidate.COMMAND, json.dumps([asdict(part), [asdict(Settings())], False])]
     result = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, check=False)
     assert (result.returncode, result.stdout.strip()) == (1, b"")
 
@@ -131,7 +163,11 @@ def read_report(path: Path) -> dict[str, Any]:
     return found
 
 
-CANDIDATES = [(repack, bf16) for bf16 in (False, True) for repack in (True, False)]
+CANDIDATES = [
+    (repack, bf16, flash)
+    for bf16, flash in ((False, True), (False, False), (True, True))
+    for repack in (True, False)
+]
 
 
 @pytest.mark.parametrize("crashed", range(1, len(CANDIDATES)))
@@ -142,14 +178,15 @@ async def test_a_stage_opens_although_other_settings_crash(
     path = tmp_path / "slice.gguf"
     os.link(part.path, path)
     doomed = CANDIDATES[:crashed]
-    condition = f"(self.settings.repack, self.settings.values_bf16) in {doomed}"
+    words = ("repack", "values_bf16", "flash_attention")
+    condition = f"({', '.join(f'self.settings.{word}' for word in words)}) in {doomed}"
     crash_where(condition, "os.kill(os.getpid(), 11)")
     with trio.fail_after(WAIT_S_MAX):
         async with open_stage(path, 10, sessions=1, context=256) as engine:
             assert engine.numerics_class
     report = read_report(path)
     ruled_out = [each["settings"] for each in report["ruled_out"]]
-    assert [(each["repack"], each["values_bf16"]) for each in ruled_out] == doomed
+    assert [tuple(each[word] for word in words) for each in ruled_out] == doomed
     assert all("SIGSEGV" in each["why"] for each in report["ruled_out"])
     used = report["probe"]["settings"]
-    assert (used["repack"], used["values_bf16"]) == CANDIDATES[crashed]
+    assert tuple(used[word] for word in words) == CANDIDATES[crashed]

@@ -5,7 +5,7 @@ positions, and is not shared.
 """
 
 from collections.abc import AsyncIterator, Callable
-from contextlib import AbstractAsyncContextManager, asynccontextmanager
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from itertools import pairwise
 from pathlib import Path
 
@@ -15,7 +15,7 @@ import trio
 
 from p2pinfer.core.errors import EngineError
 from p2pinfer.core.regimes import Regime
-from p2pinfer.engine.base import EngineBusy, EngineSession, StageEngine
+from p2pinfer.engine.base import EngineBusy, EngineSession, StageEngine, Superseded
 from p2pinfer.engine.llama.engine import open_stage
 from tests.support.fake_engines import FakeStage, submit
 from tests.support.whole import open_model
@@ -115,6 +115,24 @@ class TestStageEngine:
             assert wide == await rows.run(other, 0, 8, 41, 42, 90, 100, regime=Regime.WIDE)
             narrow = await rows.run(one, *range(21), regime=Regime.NARROW)
             assert narrow == await rows.run(other, 0, 7, 14, 17, 20, regime=Regime.NARROW)
+
+    async def test_rows_that_are_overwritten_while_they_wait_need_not_run(
+        self, open_engine: OpenEngine
+    ) -> None:
+        """They say so, or give what they would; all the others run."""
+        async with open_engine() as engine:
+            rows = Rows(engine, 1)
+            one, other = engine.open(engine.end), engine.open(engine.end)
+            due = await rows.run(one, *range(12), regime=Regime.NARROW)
+            size, inputs = 4 * engine.width, [row.tobytes() for row in rows.inputs]
+            before = [submit(other, at, inputs[at], regime=Regime.NARROW) for at in range(6)]
+            drafts = [submit(other, at, inputs[50 + at], regime=Regime.NARROW) for at in (6, 7, 8)]
+            after = [submit(other, at, inputs[at], regime=Regime.NARROW) for at in range(6, 11)]
+            found = b"".join([(await each.wait()).rows for each in (*before, *after)])
+            assert found == due
+            for each in drafts:
+                with suppress(Superseded):
+                    assert len((await each.wait()).rows) == size
 
     async def test_rows_depend_on_what_came_before(self, open_engine: OpenEngine) -> None:
         """The same row after another one, or at another position, gives another output."""
@@ -255,8 +273,9 @@ class TestStageEngine:
             first = engine.open(engine.end)
             whole = await rows.run(first, 0, 48, 60, regime=Regime.WIDE)
             late: list[object] = []
-            for _ in range(4):
-                first.submit(0, rows.inputs[:48].tobytes(), late.append, regime=Regime.WIDE)
+            for at in (0, 20, 40, 60):
+                part = rows.inputs[at : at + 20].tobytes()
+                first.submit(at, part, late.append, regime=Regime.WIDE)
             first.close()
             second = engine.open(engine.end)
             with pytest.raises(EngineError, match="gap"):

@@ -4,150 +4,41 @@ The slices here are fakes whose arithmetic has exactly one flaw each, which the 
 """
 
 import json
-from collections.abc import Callable, Sequence
-from dataclasses import replace
-from functools import partial
 from pathlib import Path
 
-import numpy as np
 import pytest
-from numpy.typing import NDArray
 
 from p2pinfer.core.errors import EngineError, UnsupportedModel
-from p2pinfer.core.limits import BLOCK_ROWS, NARROW_ROWS_MAX
+from p2pinfer.core.limits import NARROW_ROWS_MAX
 from p2pinfer.engine.llama import probe as probe_module
-from p2pinfer.engine.llama.binding import Settings, Span
-from p2pinfer.engine.llama.probe import CONTEXT, INEXACT, Attempt, Crash, Probe, probe, try_settings
-
-Flaw = Callable[[Settings, Sequence[Span], int], float]
-"""Returns an error to add to every row, from the settings, the decode, and the cells in use."""
-
-WIDTH = 4
-KINDS = "0" * 32
-
-
-def exact(_settings: Settings, _spans: Sequence[Span], _cells: int) -> float:
-    """Compute the same whatever the circumstances."""
-    return 0.0
-
-
-def regimes_differ(_settings: Settings, spans: Sequence[Span], _cells: int) -> float:
-    """Compute wide decodes a little differently, as K-quants do."""
-    return 1e-6 * (sum(map(len, spans)) > NARROW_ROWS_MAX)
-
-
-def depends_on_rows(_settings: Settings, spans: Sequence[Span], _cells: int) -> float:
-    """Each number of rows gives another result."""
-    return 1e-6 * sum(map(len, spans))
-
-
-def wide_rows_differ(_settings: Settings, spans: Sequence[Span], _cells: int) -> float:
-    """Only 40 and more rows differ, as if another kernel began there."""
-    return 1e-6 * (sum(map(len, spans)) >= 40)
-
-
-def depends_on_other_sessions(_settings: Settings, spans: Sequence[Span], _cells: int) -> float:
-    """Other sessions in the decode change a row."""
-    return 1e-6 * (len(spans) > 1)
-
-
-def blocks_depend_on_place(_settings: Settings, spans: Sequence[Span], _cells: int) -> float:
-    """Rows of a block depend on its first position, as if tiles were aligned to the cache."""
-    return 1e-6 * (spans[0].position % BLOCK_ROWS) * (sum(map(len, spans)) >= BLOCK_ROWS)
-
-
-def blocks_differ_past_512(_settings: Settings, spans: Sequence[Span], cells: int) -> float:
-    """The same, but only if the cache is long."""
-    return blocks_depend_on_place(_settings, spans, cells) * (cells >= 512)
-
-
-def repacking_is_inexact(settings: Settings, spans: Sequence[Span], _cells: int) -> float:
-    """It is exact only without repacking."""
-    return 1e-6 * sum(map(len, spans)) * settings.repack
-
-
-def one_row_is_split(settings: Settings, spans: Sequence[Span], cells: int) -> float:
-    """Past 512 cells several threads share one row's attention, as llama.cpp's do."""
-    single = sum(map(len, spans)) == 1 and cells >= 512
-    return 1e-6 * settings.threads * (single and settings.threads > 1 and not settings.values_bf16)
-
-
-def depends_on_threads(settings: Settings, _spans: Sequence[Span], _cells: int) -> float:
-    """Each thread count is consistent, and differs from the others."""
-    return 1e-6 * settings.threads * (not settings.values_bf16)
-
-
-class FakeSlice:
-    """What the probe needs of a slice."""
-
-    width, vocabulary = WIDTH, 100
-
-    def __init__(self, settings: Settings, flaw: Flaw) -> None:
-        self._settings, self._flaw = settings, flaw
-        self.is_open = True
-        self.rows = 0
-        self.layers: set[int | None] = set()
-
-    def decode(self, spans: Sequence[Span], *, pad_to: int = 0) -> list[NDArray[np.float32]]:
-        """Return rows that depend on inputs and positions, and on the flaw."""
-        if pad_to:
-            (span,) = spans
-            padding = np.zeros((pad_to - len(span), *span.inputs.shape[1:]), span.inputs.dtype)
-            inputs = np.concatenate([span.inputs, padding])
-            padded = Span(span.slot, span.position, inputs, layers=span.layers)
-            return [self.decode([padded])[0][: len(span)]]
-        self.rows += sum(map(len, spans))
-        self.layers |= {span.layers for span in spans}
-        cells = max(span.position for span in spans)
-        error = np.float32(self._flaw(self._settings, spans, cells))
-        found = []
-        for span in spans:
-            rows = np.asarray(span.inputs, np.float32).reshape(len(span), -1)
-            positions = np.arange(span.position, span.position + len(span), dtype=np.float32)
-            found.append((rows + positions[:, None]) * (1 + error))
-        return found
-
-    def use_threads(self, threads: int) -> None:
-        """Compute with another number of threads."""
-        self._settings = replace(self._settings, threads=threads)
-
-    def close(self) -> None:
-        """Free it."""
-        assert self.is_open
-        self.is_open = False
-
-
-class Loader:
-    """Loads fakes and records their settings."""
-
-    def __init__(self, flaw: Flaw) -> None:
-        self.flaw = flaw
-        self.loaded: list[FakeSlice] = []
-        self.settings: list[Settings] = []
-
-    def __call__(self, settings: Settings) -> FakeSlice:
-        """Load a slice; the one before must be closed."""
-        assert not any(part.is_open for part in self.loaded)
-        self.loaded.append(FakeSlice(settings, self.flaw))
-        self.settings.append(settings)
-        return self.loaded[-1]
-
-
-def trying(loader: Loader, *, tokens: bool = False) -> Attempt:
-    """Try settings in this process."""
-    return partial(_try_settings, loader, tokens)
-
-
-def _try_settings(loader: Loader, tokens: bool, settings: Settings) -> Probe | None:
-    return try_settings(loader, settings, tokens=tokens)  # type: ignore[arg-type] # a fake slice
-
-
-def run(flaw: Flaw, cache: Path, *, threads: int = 1, tokens: bool = False) -> Probe:
-    """Probe a fake."""
-    loader = Loader(flaw)
-    found = probe(trying(loader, tokens=tokens), threads, cache, KINDS)
-    assert not any(part.is_open for part in loader.loaded)
-    return found
+from p2pinfer.engine.llama.binding import Settings
+from p2pinfer.engine.llama.probe import (
+    CONTEXT,
+    INEXACT,
+    Attempt,
+    Crash,
+    probe,
+    try_settings,
+)
+from tests.support.fake_slices import (
+    KINDS,
+    Flaw,
+    Loader,
+    blocks_depend_on_place,
+    blocks_differ_past_512,
+    depends_on_other_sessions,
+    depends_on_rows,
+    depends_on_threads,
+    exact,
+    one_row_is_split,
+    plain_attention_is_inexact,
+    regimes_differ,
+    repacking_is_inexact,
+    run,
+    tries,
+    trying,
+    wide_rows_differ,
+)
 
 
 @pytest.fixture
@@ -164,7 +55,8 @@ def cache(tmp_path: Path) -> Path:
         (regimes_differ, 1, Settings(1), False),
         (repacking_is_inexact, 1, Settings(1, repack=False), True),
         (one_row_is_split, 1, Settings(1), True),
-        (one_row_is_split, 2, Settings(2, values_bf16=True), True),
+        (one_row_is_split, 2, Settings(2, flash_attention=False), True),
+        (plain_attention_is_inexact, 2, Settings(2, values_bf16=True), True),
         (depends_on_threads, 2, Settings(2, values_bf16=True), True),
     ],
 )
@@ -209,7 +101,7 @@ def test_a_result_is_kept(cache: Path) -> None:
     """The second load of a slice loads nothing for the probe."""
     found = run(regimes_differ, cache, threads=2)
     loader = Loader(exact)
-    again = probe(trying(loader), 2, cache, KINDS)
+    again = probe(tries(trying(loader)), 2, cache, KINDS)
     assert again == found
     assert loader.settings == []
 
@@ -279,11 +171,11 @@ def test_what_slices_alike_use_is_tried_first(cache: Path) -> None:
     first = run(repacking_is_inexact, cache)
     loader = Loader(repacking_is_inexact)
     moved = cache.with_name("moved.probe.json")
-    assert probe(trying(loader), 1, moved, KINDS) == first
+    assert probe(tries(trying(loader)), 1, moved, KINDS) == first
     assert loader.settings == [first.settings]
     assert json.loads(moved.read_text()) == json.loads(cache.read_text())
     loader = Loader(repacking_is_inexact)
-    probe(trying(loader), 1, cache.with_name("others.json"), "1" * 32)
+    probe(tries(trying(loader)), 1, cache.with_name("others.json"), "1" * 32)
     assert loader.settings == [Settings(1), first.settings]
 
 
@@ -292,11 +184,11 @@ def test_what_holds_no_more_is_forgotten(cache: Path) -> None:
     run(exact, cache)
     loader = Loader(repacking_is_inexact)
     moved = cache.with_name("moved.probe.json")
-    found = probe(trying(loader), 1, moved, KINDS)
+    found = probe(tries(trying(loader)), 1, moved, KINDS)
     assert found.settings == Settings(1, repack=False)
     assert [each["why"] for each in json.loads(moved.read_text())["ruled_out"]] == [INEXACT]
     with pytest.raises(UnsupportedModel):
-        probe(trying(Loader(depends_on_rows)), 1, cache.with_name("third.json"), KINDS)
+        probe(tries(trying(Loader(depends_on_rows))), 1, cache.with_name("third.json"), KINDS)
 
 
 @pytest.mark.parametrize("text", ["", "{}", '{"key": 1, "probe": {}}'])
@@ -311,7 +203,11 @@ def test_an_unreadable_file_about_slices_alike_is_ignored(text: str, cache: Path
 
 # Crashes
 
-CANDIDATES = [Settings(1, repack, bf16) for bf16 in (False, True) for repack in (True, False)]
+CANDIDATES = [
+    Settings(1, repack, bf16, flash)
+    for bf16, flash in ((False, True), (False, False), (True, True))
+    for repack in (True, False)
+]
 SEGFAULT = Crash("it ended on signal 11 (SIGSEGV)", lacked_memory=False)
 KILLED = Crash("it ended on signal 9 (SIGKILL)", lacked_memory=True)
 
@@ -326,13 +222,14 @@ def crashing(crashes: dict[Settings, Crash]) -> Attempt:
 def test_a_crash_rules_out_one_candidate(survivor: Settings, cache: Path) -> None:
     """Whichever settings are left are found, and what was ruled out is kept with the reason."""
     crashes = {each: SEGFAULT for each in CANDIDATES if each != survivor}
-    assert probe(crashing(crashes), 1, cache, KINDS).settings == survivor
+    assert probe(tries(crashing(crashes)), 1, cache, KINDS).settings == survivor
     report = json.loads(cache.read_text())
     before = CANDIDATES[: CANDIDATES.index(survivor)]
     assert [Settings(**each["settings"]) for each in report["ruled_out"]] == before
     assert {each["why"] for each in report["ruled_out"]} <= {SEGFAULT.how}
     assert (
-        probe(crashing(dict.fromkeys(CANDIDATES, SEGFAULT)), 1, cache, KINDS).settings == survivor
+        probe(tries(crashing(dict.fromkeys(CANDIDATES, SEGFAULT))), 1, cache, KINDS).settings
+        == survivor
     )
 
 
@@ -345,7 +242,7 @@ def test_inexact_settings_are_reported_as_such(cache: Path) -> None:
 def test_if_all_crash_the_sentence_says_how(cache: Path) -> None:
     """It also says what to type; all are tried again next time."""
     with pytest.raises(EngineError, match=r"every setting: .*SIGSEGV.* make clean setup"):
-        probe(crashing(dict.fromkeys(CANDIDATES, SEGFAULT)), 1, cache, KINDS)
+        probe(tries(crashing(dict.fromkeys(CANDIDATES, SEGFAULT))), 1, cache, KINDS)
     assert not cache.exists()
 
 
@@ -353,15 +250,17 @@ def test_if_the_rest_is_inexact_the_crash_is_named_too(cache: Path) -> None:
     """The model alone is not to blame."""
     flawed = trying(Loader(depends_on_rows))
     with pytest.raises(UnsupportedModel, match=r"batched.*SIGSEGV"):
-        probe(lambda each: SEGFAULT if each.repack else flawed(each), 1, cache, KINDS)
+        probe(tries(lambda each: SEGFAULT if each.repack else flawed(each)), 1, cache, KINDS)
 
 
 def test_lack_of_memory_is_not_kept(cache: Path) -> None:
     """Next time there may be more memory, and the fastest settings may work."""
-    assert probe(crashing({CANDIDATES[0]: KILLED}), 1, cache, KINDS).settings == CANDIDATES[1]
+    assert (
+        probe(tries(crashing({CANDIDATES[0]: KILLED})), 1, cache, KINDS).settings == CANDIDATES[1]
+    )
     assert not cache.exists()
     with pytest.raises(EngineError, match="memory ran out"):
-        probe(crashing(dict.fromkeys(CANDIDATES, KILLED)), 1, cache, KINDS)
+        probe(tries(crashing(dict.fromkeys(CANDIDATES, KILLED))), 1, cache, KINDS)
 
 
 def test_a_result_that_cannot_be_kept_is_still_used(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ import pytest
 
 from p2pinfer.engine.llama import probe as probe_module
 from p2pinfer.engine.llama.binding import Settings
-from p2pinfer.engine.llama.probe import Crash, Probe, probe
+from p2pinfer.engine.llama.probe import Crash, Probe, Tries, probe
 from p2pinfer.engine.llama.probe_reports import probe_reports
 
 FOUND = Probe(Settings(1, repack=False), True, True, "ab" * 16)
@@ -23,7 +23,7 @@ def written(folder: Path, name: str, modified_s: int) -> Path:
     """Let a probe write its report."""
     path = folder / f"{name}.gguf.probe-1.json"
     path.parent.mkdir(parents=True, exist_ok=True)
-    probe(attempt, 1, path, "0" * 32)
+    probe(Tries(attempt, lambda _: []), 1, path, "0" * 32)
     os.utime(path, (modified_s, modified_s))
     return path
 

@@ -11,15 +11,26 @@ from trio.testing import MockClock
 from peers.asking.draft_model import open_drafter
 from peers.asking.drafts import (
     DRAFTS_MAX,
+    LOOK_TOKENS,
     MATCH_TOKENS,
     PAUSE_TOKENS_MAX,
     PLAIN_TOKENS,
     Governor,
     TextDrafter,
 )
+from peers.asking.repair import Repair
 from tests.support.fake_engines import VOCABULARY, FakeEnds
 from tests.support.oracle import Oracle
-from tests.support.swarm import CHAINS, CONTEXT, GREEDY, PROMPT, answer, expected, swarm
+from tests.support.swarm import (
+    CHAINS,
+    CONTEXT,
+    GREEDY,
+    PROMPT,
+    answer,
+    expected,
+    session_id,
+    swarm,
+)
 
 LENGTH = 60
 
@@ -87,6 +98,24 @@ async def test_right_drafts_save_trips_and_wrong_ones_cost_few(
     assert took[True] < took[False] * (1.05 if right == 0.0 else 0.4)
 
 
+async def test_stages_skip_rows_behind_a_wrong_draft(
+    oracle: type[Oracle], autojump_clock: MockClock
+) -> None:
+    """A slow stage runs none that wait there for nothing; receipts join up over them."""
+    oracle.right, oracle.answer = 0.5, await expected(PROMPT, 100, CHAINS[3])
+    async with swarm(drafts=True, evidence=True) as made:
+        made.network.latency_s = lambda *_: 0.05
+        made.engines[1].machine.decode_s = 0.04
+        async with made.open() as session:
+            assert await answer(session, PROMPT, 100) == oracle.answer
+            first, slow, last = (stage.rows for stage in made.stages)
+            assert len(session.tokens) <= slow < first
+            assert last == slow == made.engines[1].machine.rows
+            assert session.evidence
+            assert await session.evidence.settle(len(session.tokens)) is None
+            assert all(each.rows <= session.evidence.rows for each in session.evidence.work(1))
+
+
 @given(TOKENS, st.lists(st.integers(0, 3), max_size=DRAFTS_MAX), st.integers(1, DRAFTS_MAX))
 def test_a_draft_is_what_followed_before(text: list[int], ahead: list[int], most: int) -> None:
     """It is as long as asked, or empty; the text with it repeats an earlier part of itself."""
@@ -130,6 +159,27 @@ def test_depth_follows_what_became_of_drafts() -> None:
             tries += 1
             governor.dropped()
     assert 0 < tries <= 12
+
+
+@pytest.mark.parametrize("busy", [True, False])
+async def test_nothing_is_drafted_while_stages_are_busy(
+    busy: bool, oracle: type[Oracle], autojump_clock: MockClock
+) -> None:
+    """As they advertise it; an answer that meets them so is plain."""
+    oracle.answer = await expected(PROMPT, LENGTH, CHAINS[3])
+    async with swarm(drafts=True) as made:
+        looks: list[int] = []
+
+        def is_busy() -> bool:
+            looks.append(len(session.tokens))
+            return busy
+
+        repair = Repair(lambda *_: [], lambda _: None, is_busy=is_busy)
+        opening = made.requester.open(made.route, session_id(), CONTEXT, repair)
+        async with opening as session:
+            assert await answer(session, PROMPT, LENGTH) == oracle.answer
+            assert (session.drafts.kept + session.drafts.dropped == 0) is busy
+        assert len(looks) == -(-(LENGTH - 1) // LOOK_TOKENS)
 
 
 def test_drafts_that_take_longer_than_they_save_pause() -> None:

@@ -425,7 +425,7 @@ async def test_a_stage_whose_engine_hangs_ends_the_session(autojump_clock: MockC
     async with mended() as (made, spares):
 
         def hang() -> None:
-            made.engines[1].machine.line_up = lambda done: None  # type: ignore[method-assign]
+            made.engines[1].machine.line_up = lambda waiting: None  # type: ignore[method-assign]
 
         with pytest.raises(PeerUnavailable, match="no stage sent anything"):
             await harmed(spares, 5, hang)

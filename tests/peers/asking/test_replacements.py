@@ -5,6 +5,7 @@ from typing import Any
 
 import pytest
 import trio
+from attrs import evolve
 from trio.testing import MockClock
 
 from p2pinfer.core.advertisement import Advertisement
@@ -75,6 +76,25 @@ async def test_a_slow_stage_is_replaced_by_a_fast_one(
         assert index == found
         assert [(hop.peer, hop.first, hop.end) for hop in hops] == [(peer(others[0][0]), 11, 21)]
         assert PEERS[1] not in [hop.peer for hop in hops]
+
+
+@pytest.mark.parametrize(
+    ("queued_rows", "stranger", "busy"),
+    [(8, 64, False), (9, 0, True), (64, 0, True), (0, 0, False)],
+)
+async def test_a_route_is_busy_where_others_wait(
+    queued_rows: int, stranger: int, busy: bool, autojump_clock: MockClock
+) -> None:
+    """A session's own rows do not count, nor do those of a peer that is not on its route."""
+    await trio.lowlevel.checkpoint()
+    others = [evolve(offer("other", 11, 21), queued_rows=stranger)]
+    made = replacements(others, (), 0)
+    assert not made.repair().is_busy()
+    made.route[1] = RouteHop(offer("late", 11, 21), 21)
+    others.append(evolve(offer("late", 11, 21), queued_rows=queued_rows))
+    made = replacements(others, (), 0)
+    made.route[1] = RouteHop(offer("late", 11, 21), 21)
+    assert made.repair().is_busy() is busy
 
 
 @pytest.mark.parametrize(("numerics", "found"), [("0", "alike"), ("2", "fast")])

@@ -6,7 +6,6 @@ waits. Every test ends by checking that all sessions are free again.
 
 from contextlib import aclosing
 
-import numpy as np
 import pytest
 import trio
 from attrs import evolve
@@ -14,17 +13,13 @@ from trio.testing import MockClock
 
 from p2pinfer.core.ids import SessionId
 from p2pinfer.core.limits import BLOCK_ROWS, STEPS_IN_FLIGHT_MAX
-from p2pinfer.core.messages import Dtype, Refusal, Step
-from p2pinfer.core.regimes import Regime
-from peers.steps.messaging import RefusedError, receive
-from tests.support.fake_engines import WIDTH, FakeEnds, FakeStage, submit
+from tests.support.fake_engines import FakeEnds, FakeStage
 from tests.support.swarm import (
     CHAINS,
     CONTEXT,
     GREEDY,
     PEERS,
     PROMPT,
-    Talk,
     answer,
     expected,
     peer,
@@ -61,41 +56,6 @@ async def test_a_stage_may_stop_early(autojump_clock: MockClock) -> None:
         async with made.requester.open(route, SessionId(bytes(16)), CONTEXT) as session:
             assert await answer(session, PROMPT) == await expected(PROMPT, 20, (1, 29))
         nursery.cancel_scope.cancel()
-
-
-async def test_rows_may_travel_as_float16(autojump_clock: MockClock) -> None:
-    """A session may ask for float16 on the wire; the output is the result rounded to float16."""
-    async with swarm((1, 29)) as made:
-        talk = await Talk.open(made, dtype=Dtype.F16)
-        rows = np.linspace(-1, 1, 2 * WIDTH).astype("<f2")
-        await talk.send_step(0, rows.tobytes(), 2)
-        step = await receive(talk.exit, Step)
-        alone = submit(
-            made.engines[0].open(made.engines[0].end),
-            0,
-            rows.astype("<f4").tobytes(),
-            regime=Regime.WIDE,
-        )
-        exact = np.frombuffer((await alone.wait()).rows, "<f4")
-        assert step.rows == exact.astype("<f2").tobytes()
-        await talk.close()
-        made.engines[0].machine.open -= 1
-
-
-async def test_rows_too_large_for_float16_are_the_stages_own_failure(
-    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """A stage whose rows overflow float16 reports that before the next one can blame it."""
-    large = np.full(WIDTH, 1e6, "<f4").tobytes()
-    monkeypatch.setattr("tests.support.fake_engines.row_of", lambda _: large)
-    async with swarm((1, 29)) as made:
-        talk = await Talk.open(made, dtype=Dtype.F16)
-        await talk.send_step(0, np.ones(WIDTH, "<f2").tobytes(), 1)
-        with pytest.raises(RefusedError, match="too large for float16") as caught:
-            await receive(talk.controls[0])
-        assert caught.value.refused.code == Refusal.ENGINE_FAILED
-        assert caught.value.peer == made.route[0].peer
-        await talk.close()
 
 
 async def test_sessions_at_once_do_not_mix(autojump_clock: MockClock) -> None:

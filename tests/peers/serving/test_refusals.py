@@ -220,12 +220,16 @@ async def test_a_flood_of_steps_waits_outside(autojump_clock: MockClock) -> None
         (engine,) = made.engines
         engine.machine.decode_s = 1.0
         talk = await Talk.open(made)
-        for _ in range(30):
-            await talk.send_step(0, GOOD_ROW, 1, regime=Regime.NARROW)
+        for at in range(30):
+            await talk.send_step(at, GOOD_ROW, 1, regime=Regime.NARROW)
         await trio.sleep(0.5)
         assert engine.machine.rows == STEPS_IN_FLIGHT_MAX
         await trio.sleep(30)
         assert engine.machine.rows == 30
+        for _ in range(30):  # each in place of the one before
+            await talk.send_step(0, GOOD_ROW, 1, regime=Regime.NARROW)
+        await trio.sleep(30)
+        assert engine.machine.rows == 32
         await talk.close()
 
 
