@@ -76,6 +76,7 @@ def chat(
         way,
         answer.keep_layers,
         limits,
+        shows_tokens=answer.show_tokens,
         find_s_max=wait,
         audit_rate=answer.audit_rate,
         drafts=answer.draft,

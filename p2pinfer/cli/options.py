@@ -376,8 +376,21 @@ class AnswerFlags:
         ),
     ] = True
     keep_layers: Annotated[
-        int, option("keep-layers", "Layers at each end of the model that this machine runs itself.")
+        int,
+        option(
+            "keep-layers",
+            "Layers at each end of the model that this machine runs itself. With 0 it runs the"
+            " embedding and the head alone, and stages see what amounts to tokens.",
+        ),
     ] = 1
+    show_tokens: Annotated[
+        bool,
+        option(
+            "show-tokens",
+            "Allow --keep-layers 0 on an open network, whose stages can then read everything.",
+            negative="",
+        ),
+    ] = False
     audit_rate: Annotated[
         float,
         option(
@@ -430,7 +443,7 @@ class AnswerFlags:
         from p2pinfer.node.model_supply import check_named
 
         check_range("max-tokens", 1 if self.max_tokens is None else self.max_tokens, 1)
-        check_range("keep-layers", self.keep_layers, 1)
+        check_range("keep-layers", self.keep_layers, 0)
         check_range("audit-rate", self.audit_rate, 0, 1)
         if self.draft_model and not self.draft:
             raise UserError("--draft-model is for drafts, which --no-draft switches off: drop one")

@@ -288,6 +288,7 @@ async def _swarm(
             wanted.way,
             answer.keep_layers,
             machine,
+            shows_tokens=answer.show_tokens,
             audit_rate=answer.audit_rate,
             drafts=answer.draft,
             draft_model=await trio.to_thread.run_sync(draft_model, answer.draft_model, store),

@@ -51,7 +51,9 @@ class connect:  # noqa: N801 -- used like a function
         mdns: find peers on the local network without an address; None is yes, unless all addresses
             are of this machine alone.
         dht: find peers of the model in a distributed hash table; None as for ``mdns``.
-        keep_layers: how many layers at each end of the model are run here.
+        keep_layers: how many layers at each end of the model are run here; with 0, stages see what
+            amounts to tokens.
+        show_tokens: allow that on a network without a key.
         sessions: answers at once.
         context: positions per session.
         audit_rate: the share of stages whose part in an answer is run again by somebody else.
@@ -76,6 +78,7 @@ class connect:  # noqa: N801 -- used like a function
         mdns: bool | None = None,
         dht: bool | None = None,
         keep_layers: int = 1,
+        show_tokens: bool = False,
         sessions: int = SESSIONS_DEFAULT,
         context: int = CONTEXT_DEFAULT,
         audit_rate: float = AUDIT_RATE_DEFAULT,
@@ -92,6 +95,7 @@ class connect:  # noqa: N801 -- used like a function
         self._model, self._sessions = model, sessions
         self._audit_rate, self._sponsored, self._drafts = audit_rate, sponsored, drafts
         self._draft_model = draft_model
+        self._shows_tokens = show_tokens
         self._template = read_template(Path(chat_template)) if chat_template else None
         self._how = (tuple(bootstrap), reach, keep_layers, Machine(sessions, context))
         self._stack = AsyncExitStack()
@@ -143,6 +147,7 @@ class connect:  # noqa: N801 -- used like a function
         options = ClientOptions(
             await find(self._model) if self._model else None,
             *self._how,
+            shows_tokens=self._shows_tokens,
             audit_rate=self._audit_rate,
             sponsored=self._sponsored,
             drafts=self._drafts,

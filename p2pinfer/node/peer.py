@@ -41,6 +41,7 @@ from p2pinfer.node.loading_steps import Step, loading
 from p2pinfer.node.model_supply import Choose, obtain
 from p2pinfer.node.requester import (
     Machine,
+    check_keep,
     check_layers,
     check_memory,
     check_weights,
@@ -109,6 +110,8 @@ class PeerOptions:
     """None: the one that the swarm serves, or else the default."""
     layers: LayerRange | None = None
     """Served whatever others serve; None lets the peer choose."""
+    keep: int = 1
+    """Layers at each end that those who ask in this swarm run themselves; peers serve the rest."""
     listen: tuple[str, ...] = ()
     """Empty: all interfaces, at the port that is kept beside the key."""
     announce: tuple[str, ...] = ()
@@ -348,6 +351,7 @@ class _Supplies:
         def needed(manifest: Manifest) -> Iterable[str]:
             if fixed is not None:
                 check_layers(manifest, fixed)
+            check_keep(manifest, self.options.keep)
             self.swarm.directory.advertise(_joining(self.swarm.transport, manifest))
             return (METADATA,)
 
@@ -406,7 +410,7 @@ def _compose(
     options, hooks, transport = supplies.options, supplies.hooks, supplies.swarm.transport
     machine = for_model(options.machine, model)
     fixed = options.layers
-    fit = layers_max(model, machine, options.memory_bytes)
+    fit = layers_max(model, machine, options.memory_bytes, options.keep)
     if not (fit or fixed):
         raise UserError(_too_small(model, machine, options.memory_bytes))
     me = evolve(
@@ -426,7 +430,7 @@ def _compose(
         transport,
         supplies.swarm.directory,
         supplies.open_engine,
-        ServingPlan(me, LayerRange(1, model.manifest.layers - 1), fixed),
+        ServingPlan(me, inner_layers(model.manifest, options.keep), fixed),
         supplies.swarm.chance,
         clock_ms,
         hooks.leaving,
@@ -438,10 +442,17 @@ def _compose(
     )
 
 
-def layers_max(model: PartsModel, machine: Machine, memory_bytes: int | None) -> int:
+def inner_layers(model: Manifest, keep: int) -> LayerRange:
+    """Return the layers that a swarm serves with ends of ``keep`` layers; raises UserError."""
+    check_keep(model, keep)
+    return LayerRange(keep, model.layers - keep)
+
+
+def layers_max(model: PartsModel, machine: Machine, memory_bytes: int | None, keep: int = 1) -> int:
     """Return how many layers of a model it may choose, with their sessions, in the memory."""
     room = budget_bytes(memory_bytes) - WORKER_BYTES
-    most = min(model.manifest.layers - 2, layers_at_once_max(model.header, model.info))
+    inner = len(inner_layers(model.manifest, keep))
+    most = min(inner, layers_at_once_max(model.header, model.info))
     return max(0, min(room // layer_bytes(model, machine), most))
 
 

@@ -36,6 +36,7 @@ from p2pinfer.engine.llama.memory import (
 from p2pinfer.engine.store.assemble import PartsModel, open_parts, whole_header
 from p2pinfer.engine.store.damage import DamagedPart, MissingChunk
 from p2pinfer.engine.store.store import Store
+from p2pinfer.logs import note
 from p2pinfer.node.fraud_files import open_frauds, sharing
 from p2pinfer.node.inviting import ways_in_told
 from p2pinfer.node.ledger_db import Side, open_books
@@ -67,6 +68,12 @@ NO_WAY_IN = (
     "no swarm is known here. To try it on this machine alone: p2pinfer demo, or for a web page"
     " p2pinfer serve --local 3. To reach other machines: an invitation (p2pinfer invite prints one"
     " there), or --bootstrap ADDRESS; --no-mdns keeps this one from looking on the local network"
+)
+
+
+SHOWN = (
+    "--keep-layers 0: {} can read all that is asked and answered, since rows that went through no"
+    " layer here amount to tokens"
 )
 
 
@@ -111,10 +118,29 @@ def check_weights(model: PartsModel, parts: Iterable[str], peers: int = 0) -> No
 def check_keep(model: Manifest, keep: int) -> None:
     """Raise UserError if ends of ``keep`` layers overlap or leave the swarm no layer."""
     most = (model.layers - 1) // 2
-    if not 1 <= keep <= most:
+    if not 0 <= keep <= most:
         raise UserError(
-            f"--keep-layers must be from 1 to {most}: {readable_name(model.name)} has"
+            f"--keep-layers must be from 0 to {most}: {readable_name(model.name)} has"
             f" {model.layers} layers, and the swarm must run at least one"
+        )
+
+
+def check_shown(keep: int, network: str | Reach, *, shown: bool) -> None:
+    """Raise UserError if strangers would see tokens, and nobody said that they may.
+
+    On a private network that is said aloud; a swarm of this machine alone has no strangers.
+    """
+    if keep or isinstance(network, str):
+        return
+    if network.key:
+        note(SHOWN.format("the stages of this private network"))
+    elif shown:
+        note(SHOWN.format("the stages of this open network"))
+    else:
+        raise UserError(
+            "with --keep-layers 0 the stages of this open network would see what amounts to the"
+            " tokens of all that is asked and answered: keep a layer, use a private network"
+            " (--network-key), or say --show-tokens as well"
         )
 
 
@@ -136,9 +162,12 @@ class ClientOptions:
     bootstrap: Sequence[str]
     network: str | Reach = "main"
     keep: int = 1
+    """Layers at each end that it runs itself; with 0, stages see what amounts to tokens."""
     machine: Machine = field(default_factory=Machine)
     transport: str = "libp2p"
     """As for a peer."""
+    shows_tokens: bool = False
+    """Let the stages of an open network see tokens."""
     find_s_max: float = FIND_S_MAX
     """How long to wait for peers that serve all layers."""
     evidence: bool = True
@@ -265,6 +294,8 @@ def _sponsor(
 def _loading_ends(model: PartsModel, keep: int, threads: int) -> str:
     layers = model.info.layers
     own = f"this machine's own layers, 0:{keep} and {layers - keep}:{layers}"
+    if not keep:
+        own = "the embedding and the head"
     return loading(own, model.end_paths(keep), threads)
 
 
@@ -314,6 +345,7 @@ async def open_client(
     """
     if not options.bootstrap and not looks_around(options.network):
         raise UserError(NO_WAY_IN)
+    check_shown(options.keep, options.network, shown=options.shows_tokens)
     await in_thread(_check_held, options, store)
     keep = options.keep
 

@@ -52,6 +52,12 @@ class Rules:
     """The first layers have no experts: a slice counts those that it has of them."""
     scales_embeddings: bool = False
     """By a factor in the metadata, which is 1 in slices that take rows."""
+    scale_default: float | None = None
+    """That factor, where the metadata lacks it."""
+    scales_by_width: bool = False
+    """By the square root of the width; rows are never scaled."""
+    caps_logits_at: float | None = None
+    """Softly, where the metadata does not say at what; 0: then not at all."""
     head_everywhere: bool = False
     """llama.cpp wants a head beside the embedding in every file: zeros, where nobody uses it."""
     rope_of_full_layers: bool = False
@@ -128,8 +134,13 @@ RULES: Mapping[str, Rules] = {
     # The embedding is scaled.
     "granite": Rules(models="Granite 3 and 4, dense", scales_embeddings=True),
     "granitemoe": Rules(models="Granite 3, MoE", scales_embeddings=True),
-    "minicpm": Rules(models="MiniCPM 1 and 2", scales_embeddings=True, derived=_minicpm_scale),
-    "gemma": Rules(models="Gemma 1", rows_into=_SCALED),
+    "minicpm": Rules(
+        models="MiniCPM 1 and 2",
+        scales_embeddings=True,
+        scale_default=12.0,
+        derived=_minicpm_scale,
+    ),
+    "gemma": Rules(models="Gemma 1", scales_by_width=True, rows_into=_SCALED),
     # Positions have several directions, for pictures, or embeddings are taken for pictures.
     "glm4": Rules(models="GLM 4", rows_into=_EMBEDDED),
     "glm4moe": Rules(models="GLM 4.5, 4.6, 4.7", dense_lead=True, rows_into=_EMBEDDED),
@@ -156,11 +167,24 @@ RULES: Mapping[str, Rules] = {
     ),
     "mistral4": Rules(models="Mistral Small 4", dense_lead=True, derived=_deepseek2_kind),
     # Some layers are windowed.
-    "gemma2": Rules(models="Gemma 2", windows=Windows(period=2), rows_into=_SCALED),
-    "gemma3": Rules(models="Gemma 3", windows=Windows(period=6, optional=True)),
+    "gemma2": Rules(
+        models="Gemma 2",
+        windows=Windows(period=2),
+        scales_by_width=True,
+        caps_logits_at=30.0,
+        rows_into=_SCALED,
+    ),
+    "gemma3": Rules(
+        models="Gemma 3",
+        windows=Windows(period=6, optional=True),
+        scales_by_width=True,
+        caps_logits_at=0.0,
+    ),
     "gemma4": Rules(
         models="Gemma 4 26B-A4B, 31B",
         windows=Windows(),
+        scales_by_width=True,
+        caps_logits_at=30.0,
         blocks_min=2,
         rope_of_full_layers=True,
         only_at={

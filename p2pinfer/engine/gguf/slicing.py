@@ -9,7 +9,7 @@ that llama.cpp insists on and a slice never uses are zeros, so that they need no
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 from p2pinfer.core.errors import BadModelFile, UserError
@@ -27,7 +27,8 @@ from p2pinfer.engine.gguf.architectures import (
     check_splits,
     windowed_layers,
 )
-from p2pinfer.engine.gguf.ggml_types import F16, F32, Q4_0, GgmlType
+from p2pinfer.engine.gguf.bare_ends import plan_embedding, plan_head
+from p2pinfer.engine.gguf.ggml_types import F16, F32, Q4_0
 from p2pinfer.engine.gguf.model_header import (
     DRAFTING_BLOCKS_KEY,
     EMBEDDING,
@@ -37,29 +38,12 @@ from p2pinfer.engine.gguf.model_header import (
     split_layer,
 )
 from p2pinfer.engine.gguf.reader import GgufHeader
+from p2pinfer.engine.gguf.slice_plan import PlannedTensor, SlicePlan
 from p2pinfer.engine.gguf.values import Array, Value, ValueType
 from p2pinfer.engine.gguf.writer import Extent, NewTensor, write_gguf
 
 STAGE_VOCABULARY_TOKENS = 32
 """llama.cpp wants a vocabulary; this many rows of zeros suffice."""
-
-
-@dataclass(frozen=True, slots=True)
-class PlannedTensor:
-    """A slice's tensor, and the whole model's tensor that it comes from, or None for zeros."""
-
-    name: str
-    shape: tuple[int, ...]
-    type: GgmlType
-    source: str | None
-
-
-@dataclass(frozen=True, slots=True)
-class SlicePlan:
-    """Everything that a slice's file will contain."""
-
-    metadata: Mapping[str, Value | Array]
-    tensors: tuple[PlannedTensor, ...]
 
 
 def plan_stage(header: GgufHeader, first: int, end: int) -> SlicePlan:
@@ -87,9 +71,14 @@ def plan_stage(header: GgufHeader, first: int, end: int) -> SlicePlan:
 
 
 def plan_first_end(header: GgufHeader, keep: int) -> SlicePlan:
-    """Plan the slice that turns tokens into rows behind layer ``keep - 1``; raises as a stage."""
+    """Plan the slice that turns tokens into rows behind layer ``keep - 1``; raises as a stage.
+
+    With ``keep`` 0 it is the embedding alone.
+    """
     info, rules = _checked(header)
     _check_keep(info, keep)
+    if keep == 0:
+        return plan_embedding(header, info, rules)
     metadata = {**header.metadata, **_layer_metadata(header, info, rules, 0, keep)}
     tensors = (
         _same(header, EMBEDDING),
@@ -100,9 +89,14 @@ def plan_first_end(header: GgufHeader, keep: int) -> SlicePlan:
 
 
 def plan_last_end(header: GgufHeader, keep: int) -> SlicePlan:
-    """Plan the slice of the last ``keep`` layers, which gives logits; raises as a stage."""
+    """Plan the slice of the last ``keep`` layers, which gives logits; raises as a stage.
+
+    With ``keep`` 0 it is the head alone.
+    """
     info, rules = _checked(header)
     _check_keep(info, keep)
+    if keep == 0:
+        return plan_head(header, info, rules)
     first = info.layers - keep
     metadata = _without_tokenizer(header, info, rules, info.vocabulary_tokens)
     metadata |= _layer_metadata(header, info, rules, first, info.layers)
@@ -151,9 +145,9 @@ def _checked(header: GgufHeader) -> tuple[ModelInfo, Rules]:
 
 
 def _check_keep(info: ModelInfo, keep: int) -> None:
-    if not 1 <= keep <= info.layers:
+    if not 0 <= keep <= info.layers:
         raise UserError(
-            f"an end of {info.name} can keep from 1 to {info.layers} layers, not {keep}"
+            f"an end of {info.name} can keep from 0 to {info.layers} layers, not {keep}"
         )
 
 

@@ -39,6 +39,7 @@ from p2pinfer.core.exits import NEEDS_LESS, lacked_memory
 from p2pinfer.core.limits import ROWS_PER_DECODE_MAX
 from p2pinfer.core.sampling import Sampling
 from p2pinfer.engine.gguf.architectures import RULES
+from p2pinfer.engine.gguf.bare_ends import LAYERS_KEY
 from p2pinfer.engine.llama.logprobs import log_probabilities
 from p2pinfer.engine.llama.tap import Decode, Tap
 from p2pinfer.engine.llama.token_filter import TokenFilter
@@ -144,6 +145,9 @@ class Slice:
         self._model: Any = like._model if like else _load_model(path, settings)
         self.width: int = api.llama_model_n_embd(self._model)
         self.layers: int = api.llama_model_n_layer(self._model)
+        told = _said(self._model, LAYERS_KEY)
+        self.kept_layers = int(told) if told else self.layers
+        """Of the model: none in an end that is its embedding or its head alone."""
         self.vocab = api.llama_model_get_vocab(self._model)
         self.vocabulary: int = api.llama_vocab_n_tokens(self.vocab)
         self._tap = Tap(_ggml)

@@ -113,7 +113,7 @@ class _Part:
 
     def describe(self) -> PartReady:
         return PartReady(
-            layers=self.slice.layers,
+            layers=self.slice.kept_layers,
             width=self.slice.width,
             vocabulary=self.slice.vocabulary,
             regimes_agree=self._regimes.agree,

@@ -21,13 +21,8 @@ from p2pinfer.engine.gguf.reader import (
     read_header,
 )
 from p2pinfer.engine.gguf.sampling_advice import Advice, advice_of
-from p2pinfer.engine.gguf.slicing import (
-    SlicePlan,
-    plan_first_end,
-    plan_last_end,
-    plan_stage,
-    write_slice,
-)
+from p2pinfer.engine.gguf.slice_plan import SlicePlan
+from p2pinfer.engine.gguf.slicing import plan_first_end, plan_last_end, plan_stage, write_slice
 from p2pinfer.engine.gguf.values import Metadata
 from p2pinfer.engine.gguf.writer import Extent, NewTensor, encode_header
 from p2pinfer.engine.store.slice_files import Slices

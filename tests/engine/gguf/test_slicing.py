@@ -14,8 +14,8 @@ from p2pinfer.engine.gguf.architectures import layers_at_once_max
 from p2pinfer.engine.gguf.ggml_types import F32, GGML_TYPES
 from p2pinfer.engine.gguf.model_header import ModelInfo, default_model_path, model_info
 from p2pinfer.engine.gguf.reader import GgufHeader, Tensor, read_header
+from p2pinfer.engine.gguf.slice_plan import SlicePlan
 from p2pinfer.engine.gguf.slicing import (
-    SlicePlan,
     extents,
     plan_first_end,
     plan_last_end,

@@ -16,17 +16,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from p2pinfer.core.errors import BadModelFile, EngineError
+from p2pinfer.core.errors import BadModelFile, EngineError, UserError
 from p2pinfer.engine.gguf import architectures
 from p2pinfer.engine.gguf.architectures import RULES, Rules, Windows
+from p2pinfer.engine.gguf.bare_ends import plan_embedding, plan_head
+from p2pinfer.engine.gguf.model_header import model_info
 from p2pinfer.engine.gguf.reader import read_header
-from p2pinfer.engine.gguf.slicing import (
-    SlicePlan,
-    extents,
-    plan_first_end,
-    plan_last_end,
-    write_slice,
-)
+from p2pinfer.engine.gguf.slice_plan import SlicePlan
+from p2pinfer.engine.gguf.slicing import extents, plan_first_end, plan_last_end, write_slice
 from tests.support.cuts import (
     BLOCK,
     NARROW,
@@ -34,6 +31,7 @@ from tests.support.cuts import (
     Questions,
     ask_whole,
     chain_difference,
+    plan_bare_chain,
     plan_chain,
 )
 from tests.support.model_factory import Recipe, write_model
@@ -134,6 +132,56 @@ def test_every_layer_alone(models: Models, name: str, tmp_path: Path) -> None:
     answers = ask_whole(model, SHORT)
     plans = plan_chain(read_header(model), range(1, CASES[name].recipe.layers))
     assert chain_difference(model, plans, answers, SHORT, tmp_path) == 0.0
+
+
+NO_BARE_ENDS = ("phimoe", "starcoder2")
+"""Their heads have biases."""
+
+SCALED_OR_CAPPED = ("gemma", "gemma2", "gemma4", "granite", "minicpm", "minicpm-scaled")
+
+
+def bare_difference(model: Path, name: str, folder: Path) -> float:
+    """Compare the whole model with stages of all its layers between ends that have none."""
+    plans = plan_bare_chain(read_header(model), CASES[name].bounds[1:2])
+    return chain_difference(model, plans, ask_whole(model, SHORT), SHORT, folder)
+
+
+@pytest.mark.parametrize(
+    "name", ["deepseek2", "glm4moe", "gpt-oss", "olmo2", "qwen3vl", *SCALED_OR_CAPPED]
+)
+def test_ends_without_layers(models: Models, name: str, tmp_path: Path) -> None:
+    """The embedding and the head alone, as another architecture's."""
+    assert bare_difference(models(name, "Q8_0"), name, tmp_path) == 0.0
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("name", [name for name in CASES if name not in NO_BARE_ENDS])
+def test_ends_without_layers_of_all(models: Models, name: str, tmp_path: Path) -> None:
+    """And quantised otherwise."""
+    assert bare_difference(models(name, "F16"), name, tmp_path) == 0.0
+
+
+@pytest.mark.parametrize("name", NO_BARE_ENDS)
+def test_a_head_with_biases_keeps_a_layer(models: Models, name: str, tmp_path: Path) -> None:
+    """No other architecture stands in for it."""
+    with pytest.raises(UserError, match=r"must keep a layer.*say --keep-layers 1"):
+        bare_difference(models(name, "Q8_0"), name, tmp_path)
+
+
+@pytest.mark.parametrize("name", SCALED_OR_CAPPED)
+def test_ends_without_layers_scale_as_the_whole_does(
+    models: Models, name: str, tmp_path: Path
+) -> None:
+    """A plain llama in their place gives other logits."""
+    rules = RULES[CASES[name].recipe.architecture]
+
+    header = read_header(models(name, "Q8_0"))
+    info = model_info(header)
+    naive = replace(rules, scales_embeddings=False, scales_by_width=False, caps_logits_at=None)
+    stages = plan_bare_chain(header, CASES[name].bounds[1:2])[1:-1]
+    plans = [plan_embedding(header, info, naive), *stages, plan_head(header, info, naive)]
+    answers = ask_whole(models(name, "Q8_0"), SHORT)
+    assert chain_difference(models(name, "Q8_0"), plans, answers, SHORT, tmp_path) > 0.01
 
 
 WITHOUT: dict[str, dict[str, Any]] = {
