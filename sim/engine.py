@@ -13,7 +13,7 @@ import trio
 from p2pinfer.core.errors import EngineDied, EngineError
 from p2pinfer.core.regimes import Regime
 from p2pinfer.core.sampling import Sampling
-from p2pinfer.engine.base import Decoded, Done, EngineBusy, NextToken
+from p2pinfer.engine.base import Decoded, Done, EngineBusy, NextToken, Room
 from p2pinfer.engine.llama.batching import Batcher, Regimes
 from sim.model import MASK, ORIGIN, ROW_BYTES, WIDTH, Cache, Links, VirtualModel, link_of, pack
 
@@ -150,7 +150,12 @@ class VirtualStage:
         """Those of the open sessions, to tell one from another."""
         return frozenset(self._open.values())
 
-    def open(self, end: int) -> _Cells:
+    @property
+    def room(self) -> Room:
+        """Every session is of one length."""
+        return Room(self.context)
+
+    def open(self, end: int, context: int | None = None) -> _Cells:  # noqa: ARG002
         """Reserve a session's cells; see ``StageEngine.open``."""
         if len(self._open) >= self.sessions_max:
             raise EngineBusy(f"all {self.sessions_max} sessions are taken")
@@ -310,7 +315,7 @@ class VirtualEnds:
         """Make each word a token."""
         return [1 + sum(word.encode()) % (self.model.vocabulary - 1) for word in text.split()]
 
-    def open(self) -> _EndsCells:
+    def open(self, context: int | None = None) -> _EndsCells:  # noqa: ARG002
         """Reserve a session's cells; see ``Ends.open``."""
         if self.sessions >= self._sessions_max:
             raise EngineBusy(f"all {self._sessions_max} sessions are taken")

@@ -13,6 +13,7 @@ from p2pinfer.core.errors import UserError
 from p2pinfer.core.limits import (
     AUDIT_RATE_DEFAULT,
     CONTEXT_DEFAULT,
+    LONG_CONTEXT_DEFAULT,
     ROWS_PER_DECODE_MAX,
     SESSIONS_DEFAULT,
 )
@@ -280,7 +281,14 @@ class MachineFlags:
     """How much of this machine may be used."""
 
     sessions: Annotated[int, option("sessions", "Maximum concurrent sessions.")] = SESSIONS_DEFAULT
-    context: Annotated[int, option("context", "Maximum tokens per session.")] = CONTEXT_DEFAULT
+    context: Annotated[
+        int | None,
+        option(
+            "context",
+            f"Maximum tokens per session. If omitted: {CONTEXT_DEFAULT:,}, and up to"
+            f" {LONG_CONTEXT_DEFAULT:,} for some, as memory and the model allow.",
+        ),
+    ] = None
     threads: Annotated[int, option("threads", "Engine threads, at most one per usable core.")] = 1
 
     def machine(self) -> "Machine":
@@ -290,8 +298,12 @@ class MachineFlags:
         from p2pinfer.node.requester import Machine
 
         check_range("sessions", self.sessions, 1, SESSIONS_MAX)
-        check_range("context", self.context, 1, POSITIONS_MAX)
+        if self.context is not None:
+            check_range("context", self.context, 1, POSITIONS_MAX)
         check_range("threads", self.threads, 1, usable_cores())  # more would only spin
+        if self.context is None:
+            usual, longest = CONTEXT_DEFAULT, LONG_CONTEXT_DEFAULT
+            return Machine(self.sessions, usual, self.threads, longest)
         return Machine(self.sessions, self.context, self.threads)
 
 

@@ -17,6 +17,7 @@ import asyncio
 import threading
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import TracebackType
@@ -29,7 +30,12 @@ from p2pinfer.client.answer import Answer
 from p2pinfer.client.library import Swarm, open_swarm
 from p2pinfer.core.errors import UserError
 from p2pinfer.core.ids import ModelId
-from p2pinfer.core.limits import AUDIT_RATE_DEFAULT, CONTEXT_DEFAULT, SESSIONS_DEFAULT
+from p2pinfer.core.limits import (
+    AUDIT_RATE_DEFAULT,
+    CONTEXT_DEFAULT,
+    LONG_CONTEXT_DEFAULT,
+    SESSIONS_DEFAULT,
+)
 from p2pinfer.core.sampling import Sampling
 from p2pinfer.engine.template import Message, read_template
 from p2pinfer.node.model_supply import name_model, open_store, open_whole
@@ -55,7 +61,8 @@ class connect:  # noqa: N801 -- used like a function
             amounts to tokens.
         show_tokens: allow that on a network without a key.
         sessions: answers at once.
-        context: positions per session.
+        context: positions per session; None: 4,096, and up to 32,768 for some, as memory and the
+            model allow.
         audit_rate: the share of stages whose part in an answer is run again by somebody else.
         sponsored: ask on the account of a peer that serves on this machine, which full stages
             prefer; they learn that the two belong together.
@@ -80,7 +87,7 @@ class connect:  # noqa: N801 -- used like a function
         keep_layers: int = 1,
         show_tokens: bool = False,
         sessions: int = SESSIONS_DEFAULT,
-        context: int = CONTEXT_DEFAULT,
+        context: int | None = None,
         audit_rate: float = AUDIT_RATE_DEFAULT,
         sponsored: bool = True,
         drafts: bool = True,
@@ -97,7 +104,10 @@ class connect:  # noqa: N801 -- used like a function
         self._draft_model = draft_model
         self._shows_tokens = show_tokens
         self._template = read_template(Path(chat_template)) if chat_template else None
-        self._how = (tuple(bootstrap), reach, keep_layers, Machine(sessions, context))
+        machine = Machine(sessions, context or CONTEXT_DEFAULT)
+        if context is None:
+            machine = replace(machine, long_context=LONG_CONTEXT_DEFAULT)
+        self._how = (tuple(bootstrap), reach, keep_layers, machine)
         self._stack = AsyncExitStack()
         self._thread: _TrioThread | None = None
 

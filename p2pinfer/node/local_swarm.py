@@ -146,7 +146,9 @@ def _common_options(machine: Machine, transport: str) -> list[str]:
     return [
         *["--listen", "/ip4/127.0.0.1/tcp/0", "--network", "local", "--transport", transport],
         *["--no-mdns", "--no-dht"],
-        *["--sessions", str(machine.sessions), "--context", str(machine.context)],
+        *["--sessions", str(machine.sessions)],
+        # Without it, each of them finds out how long its sessions may be, as this process does.
+        *([] if machine.long_context else ["--context", str(machine.context)]),
         *["--threads", str(machine.threads)],
     ]
 

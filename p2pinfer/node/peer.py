@@ -6,7 +6,7 @@ import re
 import secrets
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import TypeVar
@@ -47,6 +47,7 @@ from p2pinfer.node.requester import (
     check_weights,
     for_model,
     freeze_gc,
+    with_long_sessions,
 )
 from p2pinfer.node.sponsors import Workers, clock_ms, sponsor
 from p2pinfer.node.status_report import describe_peer
@@ -78,6 +79,10 @@ ANSWER_S_MAX = 15.0
 """How long to wait for a bootstrap peer to answer: peers that start together find each other."""
 
 ANSWER_AGAIN_S = 0.5
+
+LONG_COSTS = 5
+"""One layer in so many is given for a session as long as agents need: with it a 70B model's peer
+holds 6 layers of 0.5 GB where it would hold 7."""
 
 HIDDEN = (
     "other peers cannot dial this one, and none of them relays for it, so it gets no sessions: open"
@@ -341,6 +346,8 @@ class _Supplies:
     model: ModelId
     options: PeerOptions
     hooks: Hooks
+    machine: Machine | None = None
+    """What is given to sessions, once that was decided."""
     newest: Path | None = None
     """The slice of the latest engine."""
 
@@ -375,7 +382,7 @@ class _Supplies:
 
         model, path = await self._obtain(needed, make)
         self.newest = path
-        machine = for_model(self.options.machine, model)
+        machine = self.machine or for_model(self.options.machine, model)
         self.hooks.step(loading(f"layers {first}:{end}", (path,), machine.threads))
         async with open_stage(
             path,
@@ -383,6 +390,8 @@ class _Supplies:
             sessions=machine.sessions,
             context=machine.context,
             threads=machine.threads,
+            long_context=machine.long_context,
+            long_cells=machine.long_cells,
         ) as engine:
             yield engine
         if path != self.newest:  # the peer has moved, and no longer needs the slice
@@ -411,11 +420,16 @@ def _compose(
     machine = for_model(options.machine, model)
     fixed = options.layers
     fit = layers_max(model, machine, options.memory_bytes, options.keep)
+    if fit or fixed:
+        wanted = len(fixed) if fixed else fit
+        machine = for_stage(model, machine, options.memory_bytes, wanted, is_fixed=bool(fixed))
+        fit = layers_max(model, machine, options.memory_bytes, options.keep)
+        supplies.machine = machine
     if not (fit or fixed):
         raise UserError(_too_small(model, machine, options.memory_bytes))
     me = evolve(
         _joining(transport, model.manifest),
-        context=machine.context,
+        context=max(machine.context, machine.long_context),
         layers_max=max(fit, len(fixed) if fixed else 0),
         sessions_max=min(machine.sessions, SESSIONS_MAX),
     )
@@ -461,7 +475,26 @@ def layer_bytes(model: PartsModel, machine: Machine) -> int:
     manifest = model.manifest
     weights = max(manifest.part(layer_part(layer)).size for layer in range(manifest.layers))
     held = machine.sessions + aside_sessions(machine.sessions)
-    return weights + sessions_bytes(model.header, 1, held, machine.context)
+    usual = sessions_bytes(model.header, 1, held, machine.context)
+    return weights + usual + sessions_bytes(model.header, 1, 1, machine.long_cells)
+
+
+def for_stage(
+    model: PartsModel, machine: Machine, memory_bytes: int | None, layers: int, *, is_fixed: bool
+) -> Machine:
+    """Decide how long the longest sessions of a peer are that could serve so many layers.
+
+    The first one may cost a fifth of the layers that the memory would hold, unless a person named
+    them; further ones cost none.
+    """
+    room = budget_bytes(memory_bytes) - WORKER_BYTES
+
+    def fits(count: int, length: int) -> bool:
+        kept = layers if is_fixed or count > 1 else -(-layers * (LONG_COSTS - 1) // LONG_COSTS)
+        long = replace(machine, long_context=length, long_sessions=count)
+        return kept * layer_bytes(model, long) <= room
+
+    return with_long_sessions(machine, fits)
 
 
 def least_bytes(model: PartsModel, machine: Machine) -> int:

@@ -28,6 +28,7 @@ from p2pinfer.engine.llama.memory import (
     WORKER_BYTES,
     aside_sessions,
     available_bytes,
+    budget_bytes,
     check_fits,
     check_runs,
     sessions_bytes,
@@ -83,8 +84,34 @@ class Machine:
 
     sessions: int = SESSIONS_DEFAULT
     context: int = CONTEXT_DEFAULT
-    """Positions per session."""
+    """Positions of a usual session."""
     threads: int = 1
+    long_context: int = 0
+    """Positions of the longest session; 0: none is longer than usual."""
+    long_sessions: int | None = None
+    """How many may be so long at once; None: not decided yet, as many as memory allows."""
+
+    @property
+    def long_cells(self) -> int:
+        """Positions that all sessions longer than usual share."""
+        return self.long_context * (self.long_sessions or 0)
+
+
+Fits = Callable[[int, int], bool]
+"""Whether memory has room for so many sessions, of so many positions each, beside usual ones."""
+
+
+def with_long_sessions(machine: Machine, fits: Fits) -> Machine:
+    """Decide how long the longest sessions are, and how many of them fit: at most all."""
+    if machine.long_sessions is not None:
+        return machine
+    length = machine.long_context
+    while length > machine.context:
+        for count in range(machine.sessions, 0, -1):
+            if fits(count, length):
+                return replace(machine, long_context=length, long_sessions=count)
+        length //= 2
+    return replace(machine, long_context=0, long_sessions=0)
 
 
 def freeze_gc() -> None:
@@ -95,7 +122,21 @@ def freeze_gc() -> None:
 
 def for_model(machine: Machine, model: PartsModel) -> Machine:
     """Return the machine with its context limited to the model's."""
-    return replace(machine, context=min(machine.context, model.info.context_tokens))
+    most = model.info.context_tokens
+    return replace(
+        machine,
+        context=min(machine.context, most),
+        long_context=min(machine.long_context, most),
+    )
+
+
+def for_ends(machine: Machine, model: PartsModel, keep: int) -> Machine:
+    """Return the machine for a requester's own layers of a model, with its longest sessions."""
+    machine = for_model(machine, model)
+    needs = partial(sessions_bytes, model.header, 2 * keep)
+    weights = sum(model.manifest.part(name).size for name in model.manifest.ends(keep))
+    room = budget_bytes(None) - weights - needs(machine.sessions, machine.context)
+    return with_long_sessions(machine, lambda count, length: needs(count, length) <= room)
 
 
 def check_memory(model: PartsModel, layers: int, machine: Machine) -> None:
@@ -309,6 +350,8 @@ def _open_ends(
         sessions=machine.sessions,
         context=machine.context,
         threads=machine.threads,
+        long_context=machine.long_context,
+        long_cells=machine.long_cells,
     )
 
 
@@ -324,7 +367,8 @@ def _open_draft_model(
         )
     check_weights(small, (part.name for part in small.manifest.parts))
     check_memory(small, small.info.layers, options.machine)
-    return _open_ends(small, *small.halves(), for_model(options.machine, small))
+    machine = for_ends(options.machine, small, small.info.layers // 2)
+    return _open_ends(small, *small.halves(), machine)
 
 
 @asynccontextmanager
@@ -376,7 +420,7 @@ async def open_client(
         )
         step(_loading_ends(model, keep, options.machine.threads))
         ends = await stack.enter_async_context(
-            _open_ends(model, first_end, last_end, for_model(options.machine, model))
+            _open_ends(model, first_end, last_end, for_ends(options.machine, model, keep))
         )
         freeze_gc()
         gatherer = Gatherer(nursery, transport, secrets.token_bytes, sponsor)

@@ -83,6 +83,11 @@ class Session:
         """The peers that make up the chain now."""
         return self._chain.route
 
+    @property
+    def is_full(self) -> bool:
+        """Whether no further token finds room."""
+        return len(self.tokens) >= self.context
+
     def held_of(self, prompt: Sequence[int]) -> int:
         """How many tokens of a prompt's beginning need not be run again."""
         # The last token always runs: its logits are needed.
@@ -231,7 +236,7 @@ class Requester:
         opened = Open(
             session, self._model, me, me, ends.first, ends.end, context, blocks=ends.blocks
         )
-        cells = ends.open()
+        cells = ends.open(context)
         try:
             evidence = self._gatherer.begin(opened) if self._gatherer else None
             opened = evidence.opened if evidence else opened

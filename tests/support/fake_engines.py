@@ -16,7 +16,15 @@ from blake3 import blake3
 from p2pinfer.core.errors import EngineDied, EngineError, PromptTooLong, UserError
 from p2pinfer.core.regimes import Regime
 from p2pinfer.core.sampling import Sampling
-from p2pinfer.engine.base import Candidate, Decoded, Done, EngineBusy, EngineSession, NextToken
+from p2pinfer.engine.base import (
+    Candidate,
+    Decoded,
+    Done,
+    EngineBusy,
+    EngineSession,
+    NextToken,
+    Room,
+)
 from p2pinfer.engine.special_tokens import SpecialTokens
 
 WIDTH = 8
@@ -192,9 +200,10 @@ class FakeStage:
     def __init__(self, first: int, end: int, *, sessions: int = 4, context: int = 256) -> None:
         self.first, self.end, self.width, self.context = first, end, WIDTH, context
         self.numerics_class, self.blocks = "0" * 32, True
+        self.room = Room(context)
         self.machine = FakeMachine(sessions, context)
 
-    def open(self, end: int) -> _FakeStageSession:
+    def open(self, end: int, context: int | None = None) -> _FakeStageSession:
         """Reserve a session's cells up to a layer; raises EngineBusy."""
         assert self.first < end <= self.end
         return _FakeStageSession(self.machine, self.first, end)
@@ -301,6 +310,6 @@ class FakeEnds:
         """Return none."""
         return SpecialTokens()
 
-    def open(self) -> _FakeEndsSession:
+    def open(self, context: int | None = None) -> _FakeEndsSession:
         """Reserve a session's cells; raises EngineBusy."""
         return _FakeEndsSession(self)

@@ -97,6 +97,7 @@ class _Part:
             settings=self._probe.settings,
             context=config.context,
         )
+        self._load = load
         self.slice, aside = load(sessions=config.sessions), None
         give_back_zeros()  # cells that no session has written to yet
         is_stage = not (part.tokens or part.logits)  # an end is a few layers
@@ -106,6 +107,15 @@ class _Part:
         self._places = Aside(self.slice, aside)
         self.waiting: Batcher[_Job] = Batcher(self._regimes)
         self._paused_ns = 0
+
+    def lengthen(self, slot: int, context: int) -> None:
+        """Make room for a session that is longer than usual."""
+        load = partial(self._load, sessions=1, context=context, like=self.slice)
+        self._places.lengthen(slot, load)
+
+    def slice_of(self, slot: int) -> Slice:
+        """Return where a session's rows are decoded."""
+        return self._places.slice_of(slot)
 
     def forget(self, slot: int) -> None:
         """Free a session's cells."""
@@ -134,9 +144,11 @@ class _Part:
             except EngineError as error:
                 fail(job.request, error)
                 continue
-            if runs and runs[-1][-1].slot + 1 == job.slot:
+            is_home = self._places.is_home
+            before = runs[-1][-1].slot if runs else -2
+            if before + 1 == job.slot and is_home(before) and is_home(job.slot):
                 runs[-1].append(job)
-            else:  # the first job, or one after the gap that a refused job left
+            else:  # the first job, one after the gap that a refused job left, or a long session's
                 runs.append([job])
         for run in runs:
             self._decode(run, fail, look)
@@ -148,19 +160,20 @@ class _Part:
         def pause() -> None:
             paused = time.perf_counter_ns()
             look()
-            self._run(self.waiting.narrow(self._places.moved), fail, look)
+            besides = {*self._places.moved, run[0].slot}
+            self._run(self.waiting.narrow(besides), fail, look)
             self._paused_ns += time.perf_counter_ns() - paused
 
+        is_narrow = run[0].regime is Regime.NARROW
         try:
-            if run[0].regime is Regime.NARROW:
+            if is_narrow:
                 self._places.come_home([job.slot for job in run], started)
             else:
                 self._places.step_aside(run[0].slot, started)
             part, _ = self._places.find(run[0].span)
             spans = [self._places.find(job.span)[1] for job in run]
-            outputs = part.decode(
-                spans, pad_to=pad_to, pause=pause if part is not self.slice else None
-            )
+            pauses = part is not self.slice and not is_narrow
+            outputs = part.decode(spans, pad_to=pad_to, pause=pause if pauses else None)
         except EngineError as error:
             for job in run:
                 fail(job.request, error)
@@ -258,6 +271,9 @@ class _Worker:
             case ["sampling", slot, sampling, recent, said]:
                 self._clear(slot)  # jobs still waiting belong to an answer that is no longer wanted
                 self._start(slot, Sampling(**sampling), recent, said)
+            case ["lengthen", slot, context]:
+                for part in self.parts:
+                    part.lengthen(slot, context)
             case ["close", slot]:
                 self._clear(slot)
                 for part in self.parts:
@@ -273,7 +289,8 @@ class _Worker:
 
                 self._grammars = Grammars(self._vocabulary)
             constraint = self._grammars.begin(sampling.grammar, said)
-        self._samplers[slot] = Sampler(self._last.slice, sampling, recent, constraint)
+        part = self._last.slice_of(slot)
+        self._samplers[slot] = Sampler(part, sampling, recent, constraint)
 
     def _rows(self, data: bytes) -> NDArray[np.float32]:
         return np.frombuffer(data, np.float32).reshape(-1, self._first.slice.width)
@@ -316,7 +333,8 @@ class _Worker:
 
         position = job.span.position + len(job)
         span = Span(job.slot, position, np.array([token], np.int32))
-        if token == drafted or position >= self._first.slice.context:  # full to the brim
+        is_full = position >= self._first.slice_of(job.slot).context
+        if token == drafted or is_full:
             self._answer(job.request, token, piece, False, b"", likely)
         else:
             self._line_up(self._first, job.request, span, Regime.NARROW, give)
