@@ -18,9 +18,9 @@ from p2pinfer.cli.options import (
     WaysIn,
     check_range,
     option,
-    parse_bytes,
 )
 from p2pinfer.cli.running import run_task
+from p2pinfer.cli.sizes import parse_bytes
 from p2pinfer.core.errors import UserError
 
 if TYPE_CHECKING:  # what is heavy is imported by the command that needs it

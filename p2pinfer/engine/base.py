@@ -52,7 +52,7 @@ class Room:
     """Of what lengths an engine's sessions may be, in positions."""
 
     usual: int
-    """Each session may hold so many without a thought."""
+    """What each session may hold."""
     longest: int = 0
     """One that was opened for more; 0 if none may be longer than usual."""
     shared: int = 0
@@ -219,5 +219,5 @@ class Ends(Protocol):
         ...
 
     def open(self, context: int | None = None) -> EndsSession:
-        """Reserve a session's cells, of a usual one or so many; raises EngineBusy or EngineDied."""
+        """Reserve a session's cells, usual ones or of a length; raises EngineBusy, EngineDied."""
         ...

@@ -6,7 +6,7 @@ import re
 import secrets
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import TypeVar
@@ -18,17 +18,9 @@ from p2pinfer.core.advertisement import SESSIONS_MAX, Advertisement, State
 from p2pinfer.core.errors import UserError, lone_errors
 from p2pinfer.core.ids import ModelId, PeerId
 from p2pinfer.core.layer_range import LayerRange
-from p2pinfer.core.manifest import METADATA, Manifest, layer_part
+from p2pinfer.core.manifest import METADATA, Manifest
 from p2pinfer.engine.base import StageEngine
-from p2pinfer.engine.gguf.architectures import layers_at_once_max
 from p2pinfer.engine.llama.engine import open_stage
-from p2pinfer.engine.llama.memory import (
-    WORKER_BYTES,
-    aside_sessions,
-    budget_bytes,
-    mib,
-    sessions_bytes,
-)
 from p2pinfer.engine.store.assemble import PartsModel
 from p2pinfer.engine.store.store import Store
 from p2pinfer.node.fraud_files import open_frauds, sharing
@@ -38,6 +30,7 @@ from p2pinfer.node.inviting import ways_in_told
 from p2pinfer.node.ledger_db import LedgerKeeper, open_books
 from p2pinfer.node.listen_port import own_listen
 from p2pinfer.node.loading_steps import Step, loading
+from p2pinfer.node.memory_plan import for_stage, inner_layers, layers_max, too_small
 from p2pinfer.node.model_supply import Choose, obtain
 from p2pinfer.node.requester import (
     Machine,
@@ -47,7 +40,6 @@ from p2pinfer.node.requester import (
     check_weights,
     for_model,
     freeze_gc,
-    with_long_sessions,
 )
 from p2pinfer.node.sponsors import Workers, clock_ms, sponsor
 from p2pinfer.node.status_report import describe_peer
@@ -79,10 +71,6 @@ ANSWER_S_MAX = 15.0
 """How long to wait for a bootstrap peer to answer: peers that start together find each other."""
 
 ANSWER_AGAIN_S = 0.5
-
-LONG_COSTS = 5
-"""One layer in so many is given for a session as long as agents need: with it a 70B model's peer
-holds 6 layers of 0.5 GB where it would hold 7."""
 
 HIDDEN = (
     "other peers cannot dial this one, and none of them relays for it, so it gets no sessions: open"
@@ -426,7 +414,7 @@ def _compose(
         fit = layers_max(model, machine, options.memory_bytes, options.keep)
         supplies.machine = machine
     if not (fit or fixed):
-        raise UserError(_too_small(model, machine, options.memory_bytes))
+        raise UserError(too_small(model, machine, options.memory_bytes))
     me = evolve(
         _joining(transport, model.manifest),
         context=max(machine.context, machine.long_context),
@@ -453,63 +441,6 @@ def _compose(
         tell=hooks.say,
         signer=signer,
         account_of=accounts.of,
-    )
-
-
-def inner_layers(model: Manifest, keep: int) -> LayerRange:
-    """Return the layers that a swarm serves with ends of ``keep`` layers; raises UserError."""
-    check_keep(model, keep)
-    return LayerRange(keep, model.layers - keep)
-
-
-def layers_max(model: PartsModel, machine: Machine, memory_bytes: int | None, keep: int = 1) -> int:
-    """Return how many layers of a model it may choose, with their sessions, in the memory."""
-    room = budget_bytes(memory_bytes) - WORKER_BYTES
-    inner = len(inner_layers(model.manifest, keep))
-    most = min(inner, layers_at_once_max(model.header, model.info))
-    return max(0, min(room // layer_bytes(model, machine), most))
-
-
-def layer_bytes(model: PartsModel, machine: Machine) -> int:
-    """Return the memory of the largest layer: its weights, and the cells of all sessions."""
-    manifest = model.manifest
-    weights = max(manifest.part(layer_part(layer)).size for layer in range(manifest.layers))
-    held = machine.sessions + aside_sessions(machine.sessions)
-    usual = sessions_bytes(model.header, 1, held, machine.context)
-    return weights + usual + sessions_bytes(model.header, 1, 1, machine.long_cells)
-
-
-def for_stage(
-    model: PartsModel, machine: Machine, memory_bytes: int | None, layers: int, *, is_fixed: bool
-) -> Machine:
-    """Decide how long the longest sessions of a peer are that could serve so many layers.
-
-    The first one may cost a fifth of the layers that the memory would hold, unless a person named
-    them; further ones cost none.
-    """
-    room = budget_bytes(memory_bytes) - WORKER_BYTES
-
-    def fits(count: int, length: int) -> bool:
-        kept = layers if is_fixed or count > 1 else -(-layers * (LONG_COSTS - 1) // LONG_COSTS)
-        long = replace(machine, long_context=length, long_sessions=count)
-        return kept * layer_bytes(model, long) <= room
-
-    return with_long_sessions(machine, fits)
-
-
-def least_bytes(model: PartsModel, machine: Machine) -> int:
-    """Return the memory that serving one layer takes."""
-    return WORKER_BYTES + layer_bytes(model, for_model(machine, model))
-
-
-def _too_small(model: PartsModel, machine: Machine, memory_bytes: int | None) -> str:
-    least = least_bytes(model, machine)
-    what = "--memory gives" if memory_bytes else "this machine can spare"
-    return (
-        f"one layer of {model.info.name} with {machine.sessions} sessions of"
-        f" {machine.context:,} positions takes {mib(least)}, but {what}"
-        f" only {mib(budget_bytes(memory_bytes))}: choose a smaller --context, fewer --sessions, or"
-        " more --memory"
     )
 
 

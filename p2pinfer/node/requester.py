@@ -98,7 +98,7 @@ class Machine:
 
 
 Fits = Callable[[int, int], bool]
-"""Whether memory has room for so many sessions, of so many positions each, beside usual ones."""
+"""Whether memory has room for a number of sessions of a length, in positions, beside usual ones."""
 
 
 def with_long_sessions(machine: Machine, fits: Fits) -> Machine:

@@ -57,7 +57,7 @@ class Asked:
 
 
 def session_length(positions: int) -> int:
-    """Return how long a session is to be that must hold so many positions, and goes on growing.
+    """Return how long a session is to be that must hold these positions, and goes on growing.
 
     Usual ones cost nobody anything; each step beyond is twice as long as the one before, since all
     that was said is read again where a session becomes too short.
@@ -206,7 +206,7 @@ class SwarmClient:
         return max(length, usual)
 
     def _lacks(self, context: int) -> bool:
-        """Whether no chain of peers takes sessions of so many positions."""
+        """Whether no chain of peers takes sessions of that length."""
         try:
             self._route(context)
         except NoRoute:
@@ -298,7 +298,7 @@ class SwarmClient:
     ) -> AsyncIterator[Session]:
         """Open a session along a route; raises as ``Requester.open``.
 
-        It holds at least so many ``positions`` where its peers have room; None: all that they have.
+        It holds at least these ``positions`` where its peers have room; None: all that they have.
 
         Lost peers are replaced; ``on_wait`` is called when there is no replacement. A peer that
         ends the session is not chosen again at once.

@@ -43,6 +43,12 @@ TABLES: dict[str, list[Row]] = {
             "CONTEXT_DEFAULT",
         ),
         Row(
+            "positions of the longest session, without `--context`",
+            "{}",
+            "p2pinfer.core.limits",
+            "LONG_CONTEXT_DEFAULT",
+        ),
+        Row(
             "sessions per requester at a peer",
             "{}",
             "peers.serving.stage",

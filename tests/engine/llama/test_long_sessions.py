@@ -91,6 +91,7 @@ async def test_long_sessions_share_what_there_is(model: Path) -> None:
         assert again == await talk(engine, 1, USUAL + 10, LONG)
 
 
+@pytest.mark.parametrize("model", ["seed_oss"], indirect=True)
 async def test_ends_say_the_same_in_a_long_session(model: Path) -> None:
     """Embedding, sampling and the limit of positions are the long session's."""
     files = open_model(model, model.parent)
