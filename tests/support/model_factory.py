@@ -147,6 +147,8 @@ def _numbers(name: str, shape: tuple[int, ...], random: np.random.Generator) -> 
         drawn = np.linspace(1, 8, shape[0], dtype=np.float32)
     elif name == "output_norm.weight":
         drawn = 3 + drawn / 10  # logits wide enough to have one clear winner
+    elif name.endswith("ssm_a"):
+        drawn = -np.abs(drawn) - 0.1  # what is remembered fades
     elif name.endswith(NEAR_ONE):
         drawn = 1 + drawn / 10
     elif len(shape) == 1:

@@ -16,6 +16,7 @@ import math
 import struct
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from enum import Enum
 
 from p2pinfer.core.errors import BadModelFile, UnsupportedModel, UserError
 from p2pinfer.engine.gguf.model_header import ModelInfo, drafting_blocks, split_layer
@@ -39,6 +40,14 @@ class Windows:
     """A file without a window has no such layers. Else llama.cpp aborts where no layer is windowed:
     a slice of full layers alone then gets a block behind its last layer, of those that draft
     tokens, which is windowed, has no tensors and never runs."""
+
+
+class Memory(Enum):
+    """What a layer of a hybrid remembers of the positions before."""
+
+    STATE = "a state of one size, which cannot be taken back to an earlier position"
+    CELLS = "keys and values of each position"
+    NOTHING = "nothing"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -65,6 +74,14 @@ class Rules:
     in a slice that has none of them."""
     blocks_min: int = 1
     """llama.cpp aborts where there are fewer; a block that drafts tokens makes up for one."""
+    is_hybrid: bool = False
+    """Some layers keep a state and others attend; llama.cpp aborts on a slice without either. A
+    slice that lacks one kind gets a layer of it behind its last, of zeros, which adds nothing."""
+    state_interval: int | None = None
+    """Every layer but the last of so long an interval keeps a state, where the metadata does not
+    say which; None: those without heads for keys and values."""
+    out_of_layer: str = "l_out"
+    """The graph's node behind a layer."""
     rows_into: str | None = None
     """The graph's node that rows are written into: given as embeddings, they would be scaled, or
     llama.cpp would want more of them, or none."""
@@ -114,7 +131,7 @@ def _deepseek2_kind(header: GgufHeader, info: ModelInfo) -> dict[str, Value]:
 _PER_LAYER_INPUTS = (0, "every layer takes the tokens themselves, not only rows")
 _SHARED_CELLS = (0, "its last layers use the KV cells of layers before them")
 
-_EMBEDDED, _SCALED = "embd", "inp_scaled"
+_EMBEDDED, _SCALED, _GIVEN = "embd", "inp_scaled", "model.input_embed"
 
 RULES: Mapping[str, Rules] = {
     # Nothing depends on a layer's number.
@@ -200,6 +217,23 @@ RULES: Mapping[str, Rules] = {
     "olmo2": Rules(
         models="OLMo 2 and 3", windows=Windows(period=4, optional=True), head_everywhere=True
     ),
+    # Some layers keep a state.
+    "granitehybrid": Rules(models="Granite 4 H", is_hybrid=True, scales_embeddings=True),
+    "nemotron_h": Rules(
+        models="Nemotron H, Nemotron 3",
+        is_hybrid=True,
+        head_everywhere=True,
+        out_of_layer="nemotron_h_block_out",
+    ),
+    "qwen35": Rules(
+        models="Qwen 3.5 and 3.6, dense", is_hybrid=True, state_interval=4, rows_into=_GIVEN
+    ),
+    "qwen35moe": Rules(
+        models="Qwen 3.5 and 3.6, MoE", is_hybrid=True, state_interval=4, rows_into=_GIVEN
+    ),
+    "qwen3next": Rules(
+        models="Qwen 3 Next, Coder Next", is_hybrid=True, state_interval=4, rows_into="model.embed_tokens"
+    ),
 }
 """The architectures that split exactly, by their names in GGUF files."""
 
@@ -213,17 +247,12 @@ REFUSED: Mapping[str, str] = {
     "deepseek4": "its layers pass on four streams of rows, and some take the tokens themselves",
     "gemma3n": "its layers take more than the rows that the layer before gives",
     "glm-dsa": _SHORT_SIGHT,
-    "granitehybrid": _KEEPS_STATE,
     "kimi-k3": "its layers look back at the outputs of earlier ones",
     "kimi-linear": _KEEPS_STATE,
     "lfm2": _KEEPS_STATE,
     "lfm2moe": _KEEPS_STATE,
     "llama4": _COUNTS_FOURS,
-    "nemotron_h": _KEEPS_STATE,
     "nemotron_h_moe": _KEEPS_STATE,
-    "qwen35": _KEEPS_STATE,
-    "qwen35moe": _KEEPS_STATE,
-    "qwen3next": _KEEPS_STATE,
     "smollm3": _COUNTS_FOURS,
     "step35": "llama.cpp wants other rope frequencies of it in slices of full layers alone",
 }
@@ -261,6 +290,8 @@ EMBEDDING_SCALE_KEY = "embedding_scale"
 _NEUTRAL = {"attention.causal": 1, "pooling_type": 0}
 """Metadata that is left alone only at this value, at which llama.cpp does not use it."""
 
+STATE_LAYERS_KEY = "attention.recurrent_layers"
+STATE_INTERVAL_KEY = "full_attention_interval"
 WINDOW_KEY = "attention.sliding_window"
 WINDOW_PATTERN_KEY = "attention.sliding_window_pattern"
 _SCALED_BY_LAYERS = {"gemma2": 46, "gemma3": 62}
@@ -332,7 +363,7 @@ def _check_array(header: GgufHeader, info: ModelInfo, key: str, array: Array) ->
     suffix = key.removeprefix(f"{info.architecture}.")
     if suffix == _SECTIONS_KEY and RULES[info.architecture].rows_into:
         return  # llama.cpp makes the other directions' positions itself for tokens, and only then
-    if suffix not in (*PER_LAYER_KEYS, WINDOW_PATTERN_KEY):
+    if suffix not in (*PER_LAYER_KEYS, WINDOW_PATTERN_KEY, STATE_LAYERS_KEY):
         raise _unsupported(info, f"it is not known how to cut its array {key}")
     if array.element not in (ValueType.UINT32, ValueType.INT32, ValueType.BOOL):
         raise BadModelFile(f"{info.name} is damaged: {key} holds no numbers that llama.cpp reads")
@@ -341,7 +372,8 @@ def _check_array(header: GgufHeader, info: ModelInfo, key: str, array: Array) ->
             f"{info.name} is damaged: {key} has {array.count} items for {info.layers} layers"
         )
     is_positive = all(isinstance(item, int) and item > 0 for item in array.decode())
-    if suffix in PER_LAYER_KEYS and not is_positive:
+    may_be_zero = RULES[info.architecture].is_hybrid
+    if suffix in PER_LAYER_KEYS and not (is_positive or may_be_zero):
         raise BadModelFile(f"{info.name} is damaged: {key} holds a number below 1")
 
 
@@ -368,6 +400,36 @@ def _check_attention_scale(header: GgufHeader, info: ModelInfo) -> None:
             f"llama.cpp scales the attention of a {prefix} by its number of layers when that is"
             f" {_SCALED_BY_LAYERS[prefix]}",
         )
+
+
+def layer_memories(header: GgufHeader, info: ModelInfo) -> Sequence[Memory] | None:
+    """Return what each layer of a hybrid remembers; None if the model is none."""
+    prefix, rules = info.architecture, RULES[info.architecture]
+    if not rules.is_hybrid:
+        return None
+    if rules.state_interval is None:
+        heads = _of_layers(header, f"{prefix}.attention.head_count_kv", info.layers)
+        widths = _of_layers(header, f"{prefix}.feed_forward_length", info.layers)
+        is_mixed = isinstance(header.metadata.get(f"{prefix}.feed_forward_length"), Array)
+        return [
+            Memory.CELLS if kv else Memory.NOTHING if is_mixed and wide else Memory.STATE
+            for kv, wide in zip(heads, widths, strict=True)
+        ]
+    named = header.metadata.get(f"{prefix}.{STATE_LAYERS_KEY}")
+    if isinstance(named, Array):
+        keep = [bool(item) for item in named.decode()][: info.layers]
+    else:
+        interval = header.integer(f"{prefix}.{STATE_INTERVAL_KEY}") or rules.state_interval
+        keep = [(layer + 1) % interval != 0 for layer in range(info.layers)]
+    return [Memory.STATE if each else Memory.CELLS for each in keep]
+
+
+def _of_layers(header: GgufHeader, key: str, layers: int) -> list[int]:
+    """Return metadata that is a number for all layers, or one for each."""
+    found = header.metadata.get(key)
+    if isinstance(found, Array):
+        return [int(item) for item in found.decode()][:layers]
+    return [header.integer(key) or 0] * layers
 
 
 def windowed_layers(header: GgufHeader, info: ModelInfo) -> Sequence[bool] | None:

@@ -20,14 +20,18 @@ from p2pinfer.engine.gguf.architectures import (
     PER_LAYER_KEYS,
     ROPE_FREQUENCIES,
     ROPE_TENSORS,
+    STATE_INTERVAL_KEY,
+    STATE_LAYERS_KEY,
     WINDOW_KEY,
     WINDOW_PATTERN_KEY,
+    Memory,
     Rules,
     check_range,
     check_splits,
+    layer_memories,
     windowed_layers,
 )
-from p2pinfer.engine.gguf.bare_ends import plan_embedding, plan_head
+from p2pinfer.engine.gguf.bare_ends import LAYERS_KEY, plan_embedding, plan_head
 from p2pinfer.engine.gguf.ggml_types import F16, F32, Q4_0
 from p2pinfer.engine.gguf.model_header import (
     DRAFTING_BLOCKS_KEY,
@@ -79,7 +83,7 @@ def plan_first_end(header: GgufHeader, keep: int) -> SlicePlan:
     _check_keep(info, keep)
     if keep == 0:
         return plan_embedding(header, info, rules)
-    metadata = {**header.metadata, **_layer_metadata(header, info, rules, 0, keep)}
+    metadata: _Changes = {**header.metadata, **_layer_metadata(header, info, rules, 0, keep)}
     tensors = (
         _same(header, EMBEDDING),
         *_zero_output(header, info, rules, info.vocabulary_tokens),
@@ -171,16 +175,26 @@ def _layer_metadata(
     prefix = info.architecture
     windowed = windowed_layers(header, info)
     kept = [*windowed[first:end]] if windowed else []
+    added = _added_layers(header, info, first, end)
     # What llama.cpp insists on and the slice has not, a block behind its layers stands for: it has
     # no tensors, never runs, and has the metadata of the last layer.
     spare = 1 if _lacks_windows(rules, kept) or end - first < rules.blocks_min else 0
-    changes: _Changes = {f"{prefix}.block_count": Value.of(ValueType.UINT32, end - first + spare)}
+    blocks = end - first + len(added) + spare
+    changes: _Changes = {f"{prefix}.block_count": Value.of(ValueType.UINT32, blocks)}
+    if added:
+        changes[LAYERS_KEY] = Value.of(ValueType.UINT32, end - first)
     for suffix in PER_LAYER_KEYS:
         array = header.metadata.get(f"{prefix}.{suffix}")
         if isinstance(array, Array):
-            items = array.decode()[first:end]
+            whole = array.decode()
+            items = whole[first:end] + [whole[layer] for layer in added]
             items += items[len(items) - spare :]
             changes[f"{prefix}.{suffix}"] = Array.of(array.element, items)
+    memories = layer_memories(header, info)
+    if memories and rules.state_interval:
+        keeps = [memories[layer] is Memory.STATE for layer in (*range(first, end), *added)]
+        changes[f"{prefix}.{STATE_LAYERS_KEY}"] = Array.of(ValueType.BOOL, keeps)
+        changes[f"{prefix}.{STATE_INTERVAL_KEY}"] = None
     if windowed is not None:
         kept += [True] * spare
         pattern = Array.of(ValueType.BOOL, kept) if any(kept) else None
@@ -221,7 +235,28 @@ def _layer_tensors(
         if place is not None and first <= place[0] < end:
             name = f"blk.{place[0] - first}.{place[1]}"
             tensors.append(PlannedTensor(name, tensor.shape, tensor.type, tensor.name))
+    for number, layer in enumerate(_added_layers(header, info, first, end), end - first):
+        for tensor in header.tensors.values():
+            place = split_layer(tensor.name)
+            if place is not None and place[0] == layer:
+                tensors.append(_small_zeros(f"blk.{number}.{place[1]}", tensor.shape))
     return tensors
+
+
+def _added_layers(header: GgufHeader, info: ModelInfo, first: int, end: int) -> list[int]:
+    """Return layers of the kinds that a slice of a hybrid lacks: zeros stand for them behind it."""
+    memories = layer_memories(header, info)
+    if memories is None:
+        return []
+    wanted = {Memory.STATE, Memory.CELLS} & set(memories)
+    lacking = sorted(wanted - set(memories[first:end]), key=lambda each: each.name)
+    return [memories.index(each) for each in lacking]
+
+
+def _small_zeros(name: str, shape: tuple[int, ...]) -> PlannedTensor:
+    """Give a tensor of zeros, matrices small on the disk."""
+    is_matrix = len(shape) > 1 and shape[0] % Q4_0.block_elements == 0
+    return PlannedTensor(name, shape, Q4_0 if is_matrix else F32, None)
 
 
 def _same(header: GgufHeader, name: str) -> PlannedTensor:

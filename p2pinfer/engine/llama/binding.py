@@ -148,11 +148,17 @@ class Slice:
         told = _said(self._model, LAYERS_KEY)
         self.kept_layers = int(told) if told else self.layers
         """Of the model: none in an end that is its embedding or its head alone."""
+        self._usual_layers = self.kept_layers or self.layers  # what is behind them adds nothing
+        self.keeps_state = bool(
+            api.llama_model_is_recurrent(self._model) or api.llama_model_is_hybrid(self._model)
+        )
+        """Positions cannot be dropped but all at once."""
         self.vocab = api.llama_model_get_vocab(self._model)
         self.vocabulary: int = api.llama_vocab_n_tokens(self.vocab)
         self._tap = Tap(_ggml)
         self._rows_into = _rows_into(self._model)
-        self._nodes = [f"l_out-{layer}".encode() for layer in range(self.layers)]
+        node = _out_of_layer(self._model)
+        self._nodes = [f"{node}-{layer}".encode() for layer in range(self.layers)]
         self.ctx = api.llama_init_from_model(self._model, self._context_params(cells, rows_max))
         if not self.ctx:
             if self._owns_model:
@@ -194,9 +200,17 @@ class Slice:
         api.llama_set_n_threads(self.ctx, threads, threads)
 
     def truncate(self, slot: int, length: int) -> None:
-        """Drop a session's positions from ``length`` on; 0 frees all its cells."""
+        """Drop a session's positions from ``length`` on; 0 frees all its cells.
+
+        Raises:
+            EngineError: a layer keeps a state that cannot be taken back.
+        """
         if self._lengths[slot] > length:
-            api.llama_memory_seq_rm(self._memory, slot, length, -1)
+            if not api.llama_memory_seq_rm(self._memory, slot, length, -1):
+                raise EngineError(
+                    f"{self._lengths[slot] - length} positions cannot be dropped: some of this"
+                    " model's layers keep a state that only begins anew"
+                )
             self._lengths[slot] = length
 
     @property
@@ -277,7 +291,7 @@ class Slice:
             self.check(span)
             self.truncate(span.slot, span.position)
         rows = self._batch.fill(spans, pad_to, only_last=self._logits)
-        outputs = self._run(rows, len(spans), spans[0].layers or self.layers, pause)
+        outputs = self._run(rows, len(spans), spans[0].layers or self._usual_layers, pause)
         for span in spans:
             self._lengths[span.slot] = span.position + max(len(span), pad_to)
             self.truncate(span.slot, span.position + len(span))
@@ -306,7 +320,7 @@ class Slice:
         self.check(span)
         self.truncate(span.slot, span.position)
         rows = self._batch.fill([span], pad_to, only_last=self._logits)
-        tracer = Tracer(_ggml, architecture, span.layers or self.layers, rows)
+        tracer = Tracer(_ggml, architecture, span.layers or self._usual_layers, rows)
         self._tap.lend(tracer.answer)
         status = api.llama_decode(self.ctx, self._batch.struct)
         if status != 0:
@@ -592,6 +606,12 @@ def _rows_into(model: Any) -> bytes:
     """Name the node that rows are written into; empty if they are given as embeddings."""
     rules = RULES.get(_said(model, "general.architecture"))
     return rules.rows_into.encode() if rules and rules.rows_into else b""
+
+
+def _out_of_layer(model: Any) -> str:
+    """Name the nodes behind layers, without their numbers."""
+    rules = RULES.get(_said(model, "general.architecture"))
+    return rules.out_of_layer if rules else "l_out"
 
 
 def _said(model: Any, key: str) -> str:
