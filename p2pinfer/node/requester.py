@@ -20,6 +20,7 @@ from p2pinfer.core.model_names import readable_name
 from p2pinfer.core.sponsor import Sponsor
 from p2pinfer.core.trust import Trust
 from p2pinfer.engine.base import Ends
+from p2pinfer.engine.gguf.architectures import RULES
 from p2pinfer.engine.gguf.model_header import have_same_tokens
 from p2pinfer.engine.llama.engine import LocalEnds, open_ends
 from p2pinfer.engine.llama.measured_bounds import bounds_of
@@ -258,6 +259,7 @@ class Client(SwarmClient):
             transport.relay_to,
             drafts=options.drafts,
             draft_model=draft_model,
+            keeps_state=RULES[model.info.architecture].is_hybrid,
         )
         self.audit_rate = options.audit_rate if options.evidence else 0.0
         self._auditor: Auditor | None = None

@@ -86,6 +86,7 @@ class SwarmClient:
         *,
         drafts: bool = False,
         draft_model: Ends | None = None,
+        keeps_state: bool = False,
     ) -> None:
         """Ask for a model.
 
@@ -102,6 +103,7 @@ class SwarmClient:
             relay_to: returns the relay that carries what is said with a peer, if one does.
             drafts: send rows of likely tokens ahead.
             draft_model: what says so besides the text; as for ``Requester``.
+            keeps_state: as for ``Requester``.
         """
         self._directory, self._ends, self._asked, self._draw = directory, ends, asked, draw
         self._transport, self.relay_to = transport, relay_to
@@ -120,6 +122,7 @@ class SwarmClient:
             gatherer,
             drafts=drafts,
             draft_model=draft_model,
+            keeps_state=keeps_state,
         )
 
     def peers(self) -> list[Advertisement]:

@@ -44,6 +44,8 @@ class FakeMachine:
         self.open = 0
         self.rows = 0
         """Rows run so far."""
+        self.keeps_state = False
+        """Positions can be dropped only all at once."""
         self._free_at = 0.0
         self._queue: deque[tuple[float, Callable[[], None]]] = deque()
 
@@ -87,6 +89,8 @@ class FakeLayers:
             raise EngineError(f"position {position} leaves a gap in the session")
         if position + len(inputs) > self._machine.context:
             raise EngineError(f"the context of {self._machine.context} positions is full")
+        if self._machine.keeps_state and 0 < position < len(self._digests) - 1:
+            raise EngineError(f"positions from {position} on cannot be dropped")
         del self._digests[position + 1 :]
         for each in inputs:
             state = self._digests[-1].copy()

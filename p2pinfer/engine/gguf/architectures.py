@@ -222,7 +222,6 @@ RULES: Mapping[str, Rules] = {
     "nemotron_h": Rules(
         models="Nemotron H, Nemotron 3",
         is_hybrid=True,
-        head_everywhere=True,
         out_of_layer="nemotron_h_block_out",
     ),
     "qwen35": Rules(
@@ -232,7 +231,10 @@ RULES: Mapping[str, Rules] = {
         models="Qwen 3.5 and 3.6, MoE", is_hybrid=True, state_interval=4, rows_into=_GIVEN
     ),
     "qwen3next": Rules(
-        models="Qwen 3 Next, Coder Next", is_hybrid=True, state_interval=4, rows_into="model.embed_tokens"
+        models="Qwen 3 Next, Coder Next",
+        is_hybrid=True,
+        state_interval=4,
+        rows_into="model.embed_tokens",
     ),
 }
 """The architectures that split exactly, by their names in GGUF files."""

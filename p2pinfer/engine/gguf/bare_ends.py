@@ -23,6 +23,8 @@ _SIDE = 32
 """Numbers in the only head, and in the rows between the feed-forward's matrices."""
 
 _EPSILON = "attention.layer_norm_rms_epsilon"
+_OTHER_EPSILON = "attention.layer_norm_epsilon"
+"""Of the same norm, in files of nemotron_h that lack the former."""
 
 _Metadata = dict[str, Value | Array]
 
@@ -94,7 +96,10 @@ def _metadata(
         "rope.dimension_count": _SIDE,
     }
     kept |= {f"{stand_in}.{key}": Value.of(ValueType.UINT32, n) for key, n in counts.items()}
-    epsilon = header.metadata.get(f"{info.architecture}.{_EPSILON}")
+    said = (
+        header.metadata.get(f"{info.architecture}.{name}") for name in (_EPSILON, _OTHER_EPSILON)
+    )
+    epsilon = next((value for value in said if value is not None), None)
     if epsilon is None:
         raise BadModelFile(f"{info.name} is damaged: it lacks {info.architecture}.{_EPSILON}")
     return kept | {

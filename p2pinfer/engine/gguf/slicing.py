@@ -32,7 +32,7 @@ from p2pinfer.engine.gguf.architectures import (
     windowed_layers,
 )
 from p2pinfer.engine.gguf.bare_ends import LAYERS_KEY, plan_embedding, plan_head
-from p2pinfer.engine.gguf.ggml_types import F16, F32, Q4_0
+from p2pinfer.engine.gguf.ggml_types import F16, F32, Q4_0, GgmlType
 from p2pinfer.engine.gguf.model_header import (
     DRAFTING_BLOCKS_KEY,
     EMBEDDING,
@@ -239,7 +239,8 @@ def _layer_tensors(
         for tensor in header.tensors.values():
             place = split_layer(tensor.name)
             if place is not None and place[0] == layer:
-                tensors.append(_small_zeros(f"blk.{number}.{place[1]}", tensor.shape))
+                name = f"blk.{number}.{place[1]}"
+                tensors.append(_small_zeros(name, tensor.shape, tensor.type))
     return tensors
 
 
@@ -253,10 +254,10 @@ def _added_layers(header: GgufHeader, info: ModelInfo, first: int, end: int) -> 
     return [memories.index(each) for each in lacking]
 
 
-def _small_zeros(name: str, shape: tuple[int, ...]) -> PlannedTensor:
-    """Give a tensor of zeros, matrices small on the disk."""
-    is_matrix = len(shape) > 1 and shape[0] % Q4_0.block_elements == 0
-    return PlannedTensor(name, shape, Q4_0 if is_matrix else F32, None)
+def _small_zeros(name: str, shape: tuple[int, ...], like: GgmlType) -> PlannedTensor:
+    """Give a tensor of zeros, small on the disk; what is in float32 may have to be."""
+    is_small = like is F32 or shape[0] % Q4_0.block_elements
+    return PlannedTensor(name, shape, like if is_small else Q4_0, None)
 
 
 def _same(header: GgufHeader, name: str) -> PlannedTensor:

@@ -218,7 +218,8 @@ class Slice:
         """Whether sessions can be moved: llama.cpp leaves out cells behind a layer's window."""
         empty = self._state(0)
         return (
-            not api.llama_model_n_swa(self._model)
+            not self.keeps_state
+            and not api.llama_model_n_swa(self._model)
             and len(empty) == _STATE_HEAD_WORDS + self.sessions
             and empty[_STATE_HEAD_WORDS - 1 :].tolist() == [self.sessions, *[0] * self.sessions]
         )
@@ -287,6 +288,10 @@ class Slice:
             len(b) == 1 and b.slot == a.slot + 1 and b.layers == a.layers
             for a, b in pairwise(spans)
         )
+        if self.keeps_state and pad_to > len(spans[0]):
+            raise EngineError(
+                "rows of padding would go into the state that this model's layers keep"
+            )
         for span in spans:
             self.check(span)
             self.truncate(span.slot, span.position)
