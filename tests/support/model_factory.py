@@ -87,7 +87,7 @@ def write_model(recipe: Recipe, path: Path) -> None:
     shapes = {  # all but a classifier's and most scales, which llama.cpp would take too
         name: shape
         for name, shape in _wanted_tensors(bare).items()
-        if not name.startswith("cls")
+        if not name.startswith(("cls", "dense_2"))
         and (not name.endswith("scale") or name.endswith(recipe.scales))
     }
     for block in range(recipe.layers, recipe.layers + recipe.drafting_blocks):

@@ -231,11 +231,43 @@ CASES = {
         7,
         (1, 3, 5),
     ),
+    "lfm2": _case(
+        "lfm2",
+        {"shortconv.l_cache": 3, "attention.head_count_kv": [0, 0, 2, 0, 0, 2, 0]},
+        7,
+        (1, 3, 5),
+    ),
+    "lfm2moe": _case(
+        "lfm2moe",
+        {
+            **EXPERTS,
+            "shortconv.l_cache": 3,
+            "attention.head_count_kv": [0, 0, 2, 0, 0, 2, 0],
+            "leading_dense_block_count": 2,
+            "expert_gating_func": SIGMOID,
+        },
+        7,
+        (1, 3, 5),
+    ),
     "nemotron_h": _case(
         "nemotron_h",
         {
             **_MAMBA,
             **_EPSILON,
+            "attention.head_count_kv": [0, 0, 2, 0, 0, 2, 0],
+            "feed_forward_length": [0, 512, 0, 512, 0, 0, 512],
+        },
+        7,
+        (1, 3, 5),
+    ),
+    "nemotron_h_moe": _case(
+        "nemotron_h_moe",
+        {
+            **_MAMBA,
+            **_EPSILON,
+            **EXPERTS,
+            **_SHARED,
+            **_ROUTED,
             "attention.head_count_kv": [0, 0, 2, 0, 0, 2, 0],
             "feed_forward_length": [0, 512, 0, 512, 0, 0, 512],
         },

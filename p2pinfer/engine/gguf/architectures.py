@@ -76,10 +76,12 @@ class Rules:
     """llama.cpp aborts where there are fewer; a block that drafts tokens makes up for one."""
     is_hybrid: bool = False
     """Some layers keep a state and others attend; llama.cpp aborts on a slice without either. A
-    slice that lacks one kind gets a layer of it behind its last, of zeros, which adds nothing."""
+    slice that lacks one kind gets a layer of it, of zeros, which adds nothing."""
     state_interval: int | None = None
     """Every layer but the last of so long an interval keeps a state, where the metadata does not
     say which; None: those without heads for keys and values."""
+    head_norm: str = "output_norm.weight"
+    """The tensor in front of the head."""
     out_of_layer: str = "l_out"
     """The graph's node behind a layer."""
     rows_into: str | None = None
@@ -130,6 +132,9 @@ def _deepseek2_kind(header: GgufHeader, info: ModelInfo) -> dict[str, Value]:
 
 _PER_LAYER_INPUTS = (0, "every layer takes the tokens themselves, not only rows")
 _SHARED_CELLS = (0, "its last layers use the KV cells of layers before them")
+
+_LFM2_NORM = "token_embd_norm.weight"
+"""The norm in front of the head, by a wrong name that files have."""
 
 _EMBEDDED, _SCALED, _GIVEN = "embd", "inp_scaled", "model.input_embed"
 
@@ -219,8 +224,17 @@ RULES: Mapping[str, Rules] = {
     ),
     # Some layers keep a state.
     "granitehybrid": Rules(models="Granite 4 H", is_hybrid=True, scales_embeddings=True),
+    "lfm2": Rules(models="LFM 2 and 2.5", is_hybrid=True, head_norm=_LFM2_NORM),
+    "lfm2moe": Rules(
+        models="LFM 2 and 2.5, MoE", is_hybrid=True, dense_lead=True, head_norm=_LFM2_NORM
+    ),
     "nemotron_h": Rules(
-        models="Nemotron H, Nemotron 3",
+        models="Nemotron H",
+        is_hybrid=True,
+        out_of_layer="nemotron_h_block_out",
+    ),
+    "nemotron_h_moe": Rules(
+        models="Nemotron 3",
         is_hybrid=True,
         out_of_layer="nemotron_h_block_out",
     ),
@@ -239,7 +253,6 @@ RULES: Mapping[str, Rules] = {
 }
 """The architectures that split exactly, by their names in GGUF files."""
 
-_KEEPS_STATE = "its layers keep a state that cannot be taken back to an earlier position"
 _SHORT_SIGHT = "its attention picks positions with an index that several layers share"
 _COUNTS_FOURS = "every fourth layer, counted from a slice's first, goes without positions"
 REFUSED: Mapping[str, str] = {
@@ -250,17 +263,14 @@ REFUSED: Mapping[str, str] = {
     "gemma3n": "its layers take more than the rows that the layer before gives",
     "glm-dsa": _SHORT_SIGHT,
     "kimi-k3": "its layers look back at the outputs of earlier ones",
-    "kimi-linear": _KEEPS_STATE,
-    "lfm2": _KEEPS_STATE,
-    "lfm2moe": _KEEPS_STATE,
+    "kimi-linear": "its layers keep a state, and nobody has proven yet that they split",
     "llama4": _COUNTS_FOURS,
-    "nemotron_h_moe": _KEEPS_STATE,
     "smollm3": _COUNTS_FOURS,
     "step35": "llama.cpp wants other rope frequencies of it in slices of full layers alone",
 }
 """Reasons; any other architecture is refused because it is not proven."""
 
-NORM_TENSORS = ("output_norm.weight", "output_norm.bias")
+NORM_TENSORS = ("output_norm.weight", "output_norm.bias", _LFM2_NORM)
 ROPE_FREQUENCIES = "rope_freqs.weight"
 ROPE_TENSORS = {
     ROPE_FREQUENCIES: ROPE_FREQUENCIES,

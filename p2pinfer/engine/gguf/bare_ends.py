@@ -53,9 +53,10 @@ def plan_head(header: GgufHeader, info: ModelInfo, rules: Rules) -> SlicePlan:
         metadata |= _granite_scales(Value.of(ValueType.FLOAT32, 1.0), scale)
     has_head = "output.weight" in header.tensors
     head = _whole(header, "output.weight" if has_head else EMBEDDING)
+    norm = _whole(header, rules.head_norm)
     tensors = [
         PlannedTensor(EMBEDDING, head.shape, head.type, head.source),  # where a tied head is
-        _whole(header, NORM_TENSORS[0]),
+        PlannedTensor(NORM_TENSORS[0], norm.shape, norm.type, norm.source),
     ]
     return SlicePlan(metadata, (*tensors, *_layer(info.width, stand_in)))
 

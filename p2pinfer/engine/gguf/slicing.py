@@ -103,7 +103,7 @@ def plan_last_end(header: GgufHeader, keep: int) -> SlicePlan:
         return plan_head(header, info, rules)
     first = info.layers - keep
     metadata = _without_tokenizer(header, info, rules, info.vocabulary_tokens)
-    metadata |= _layer_metadata(header, info, rules, first, info.layers)
+    metadata |= _layer_metadata(header, info, rules, first, info.layers, is_last=True)
     has_head = rules.head_everywhere or "output.weight" in header.tensors
     head = _same(header, "output.weight" if has_head else EMBEDDING)
     # Nobody embeds tokens here. So a head of its own goes where llama.cpp looks for a tied one, and
@@ -114,7 +114,7 @@ def plan_last_end(header: GgufHeader, keep: int) -> SlicePlan:
     tensors += [_same(header, name) for name in NORM_TENSORS if name in header.tensors]
     if "output.bias" in header.tensors:
         tensors.append(_same(header, "output.bias"))
-    layers = _layer_tensors(header, info, rules, first, info.layers)
+    layers = _layer_tensors(header, info, rules, first, info.layers, is_last=True)
     return SlicePlan(_present(metadata), (*tensors, *layers))
 
 
@@ -143,7 +143,7 @@ def _present(metadata: Mapping[str, Value | Array | None]) -> dict[str, Value | 
 def _checked(header: GgufHeader) -> tuple[ModelInfo, Rules]:
     info = model_info(header)
     rules = check_splits(header, info)
-    for name in (EMBEDDING, NORM_TENSORS[0]):
+    for name in (EMBEDDING, rules.head_norm):
         _same(header, name)
     return info, rules
 
@@ -169,30 +169,36 @@ def _without_tokenizer(
 
 
 def _layer_metadata(
-    header: GgufHeader, info: ModelInfo, rules: Rules, first: int, end: int
+    header: GgufHeader,
+    info: ModelInfo,
+    rules: Rules,
+    first: int,
+    end: int,
+    *,
+    is_last: bool = False,
 ) -> _Changes:
     """Give the metadata that speaks of layers, for the layers of the slice alone."""
     prefix = info.architecture
     windowed = windowed_layers(header, info)
     kept = [*windowed[first:end]] if windowed else []
-    added = _added_layers(header, info, first, end)
+    order = _order(header, info, first, end, is_last=is_last)
     # What llama.cpp insists on and the slice has not, a block behind its layers stands for: it has
     # no tensors, never runs, and has the metadata of the last layer.
     spare = 1 if _lacks_windows(rules, kept) or end - first < rules.blocks_min else 0
-    blocks = end - first + len(added) + spare
+    blocks = len(order) + spare
     changes: _Changes = {f"{prefix}.block_count": Value.of(ValueType.UINT32, blocks)}
-    if added:
+    if len(order) > end - first:
         changes[LAYERS_KEY] = Value.of(ValueType.UINT32, end - first)
     for suffix in PER_LAYER_KEYS:
         array = header.metadata.get(f"{prefix}.{suffix}")
         if isinstance(array, Array):
             whole = array.decode()
-            items = whole[first:end] + [whole[layer] for layer in added]
+            items = [whole[layer] for layer, _ in order]
             items += items[len(items) - spare :]
             changes[f"{prefix}.{suffix}"] = Array.of(array.element, items)
     memories = layer_memories(header, info)
     if memories and rules.state_interval:
-        keeps = [memories[layer] is Memory.STATE for layer in (*range(first, end), *added)]
+        keeps = [memories[layer] is Memory.STATE for layer, _ in order]
         changes[f"{prefix}.{STATE_LAYERS_KEY}"] = Array.of(ValueType.BOOL, keeps)
         changes[f"{prefix}.{STATE_INTERVAL_KEY}"] = None
     if windowed is not None:
@@ -219,7 +225,13 @@ def _lacks_windows(rules: Rules, windowed: Sequence[bool]) -> bool:
 
 
 def _layer_tensors(
-    header: GgufHeader, info: ModelInfo, rules: Rules, first: int, end: int
+    header: GgufHeader,
+    info: ModelInfo,
+    rules: Rules,
+    first: int,
+    end: int,
+    *,
+    is_last: bool = False,
 ) -> list[PlannedTensor]:
     """Give the layers' own tensors, renumbered from 0, and those that all layers share."""
     check_range(header, info, first, end)
@@ -230,13 +242,15 @@ def _layer_tensors(
         for name, source in ROPE_TENSORS.items()
         if name in header.tensors and not (no_rope and name == ROPE_FREQUENCIES)
     ]
+    order = _order(header, info, first, end, is_last=is_last)
+    numbers = {layer: number for number, (layer, is_zeros) in enumerate(order) if not is_zeros}
     for tensor in header.tensors.values():
         place = split_layer(tensor.name)
-        if place is not None and first <= place[0] < end:
-            name = f"blk.{place[0] - first}.{place[1]}"
+        if place is not None and place[0] in numbers:
+            name = f"blk.{numbers[place[0]]}.{place[1]}"
             tensors.append(PlannedTensor(name, tensor.shape, tensor.type, tensor.name))
-    for number, layer in enumerate(_added_layers(header, info, first, end), end - first):
-        for tensor in header.tensors.values():
+    for number, (layer, is_zeros) in enumerate(order):
+        for tensor in header.tensors.values() if is_zeros else ():
             place = split_layer(tensor.name)
             if place is not None and place[0] == layer:
                 name = f"blk.{number}.{place[1]}"
@@ -244,14 +258,30 @@ def _layer_tensors(
     return tensors
 
 
-def _added_layers(header: GgufHeader, info: ModelInfo, first: int, end: int) -> list[int]:
-    """Return layers of the kinds that a slice of a hybrid lacks: zeros stand for them behind it."""
+def _order(
+    header: GgufHeader, info: ModelInfo, first: int, end: int, *, is_last: bool
+) -> list[tuple[int, bool]]:
+    """Return a slice's layers, and whether each stands there as zeros, for its kind alone.
+
+    Those stand behind the others and never run; in the last end, where the last layer is the one
+    that runs for the last row alone, they stand in front.
+    """
+    own = [(layer, False) for layer in range(first, end)]
+    zeros = [(layer, True) for layer in _lacking_kinds(header, info, first, end)]
+    return zeros + own if is_last else own + zeros
+
+
+def _lacking_kinds(header: GgufHeader, info: ModelInfo, first: int, end: int) -> list[int]:
+    """Return a layer of each kind that a slice of a hybrid lacks.
+
+    The last of each kind: behind a slice's dense layers, llama.cpp wants one with experts.
+    """
     memories = layer_memories(header, info)
     if memories is None:
         return []
     wanted = {Memory.STATE, Memory.CELLS} & set(memories)
     lacking = sorted(wanted - set(memories[first:end]), key=lambda each: each.name)
-    return [memories.index(each) for each in lacking]
+    return [max(n for n, each in enumerate(memories) if each is kind) for kind in lacking]
 
 
 def _small_zeros(name: str, shape: tuple[int, ...], like: GgmlType) -> PlannedTensor:

@@ -83,6 +83,8 @@ def _states(header: GgufHeader) -> tuple[float, int] | None:
 
     inner, size = whole("inner_size"), whole("state_size")
     before = (whole("conv_kernel") - 1) * (inner + 2 * whole("group_count") * size)
+    if kept := header.integer(f"{architecture}.shortconv.l_cache"):
+        before = (kept - 1) * (header.integer(f"{architecture}.embedding_length") or 0)
     share = 1 - memories.count(Memory.CELLS) / len(memories)
     return share, 4 * (before + inner * size)
 

@@ -26,7 +26,9 @@ from tests.support.whole import open_model
 ROWS = 60
 
 
-@pytest.fixture(scope="module", params=["qwen3next", "nemotron_h"])
+@pytest.fixture(
+    scope="module", params=["qwen3next", pytest.param("nemotron_h", marks=pytest.mark.long)]
+)
 def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Provide a tiny hybrid."""
     folder = tmp_path_factory.mktemp("hybrid")

@@ -24,7 +24,9 @@ ROWS = 700
 """Past 512 cells, where llama.cpp attends in another way."""
 
 
-@pytest.fixture(scope="module", params=["seed_oss", "gpt-oss"])
+@pytest.fixture(
+    scope="module", params=["seed_oss", pytest.param("gpt-oss", marks=pytest.mark.long)]
+)
 def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Provide a tiny model: without windows, and with some."""
     folder = tmp_path_factory.mktemp("long")
