@@ -34,6 +34,7 @@ SLOW = (
     "engine/store/test_tebibyte.py",
     "engine/test_template.py",
     "engine/test_template_features.py",
+    "api/test_page_alone.py",  # starts a browser
     "cli/test_service.py",
     "core/test_python_process.py",
     "fuzz/",

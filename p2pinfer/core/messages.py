@@ -69,6 +69,7 @@ from p2pinfer.core.manifest import (
 )
 from p2pinfer.core.regimes import Regime, from_wire
 from p2pinfer.core.sponsor import Sponsor
+from p2pinfer.core.statement import Owe, Vouch
 
 ROUTE_HOPS_MAX = 128
 """A 405B model has 126 layers; no swarm splits finer than that."""
@@ -399,4 +400,6 @@ Message = (
     | Cases
     | WantProof
     | ProofIs
+    | Owe
+    | Vouch
 )

@@ -23,6 +23,7 @@ from p2pinfer.engine.base import StageEngine
 from p2pinfer.engine.llama.engine import open_stage
 from p2pinfer.engine.store.assemble import PartsModel
 from p2pinfer.engine.store.store import Store
+from p2pinfer.node.bookkeeping import keep_accounts
 from p2pinfer.node.fraud_files import open_frauds, sharing
 from p2pinfer.node.identity_lock import hold_identity
 from p2pinfer.node.idle_monitor import ActivityMeter, heed_owner
@@ -41,7 +42,7 @@ from p2pinfer.node.requester import (
     for_model,
     freeze_gc,
 )
-from p2pinfer.node.sponsors import Workers, clock_ms, sponsor
+from p2pinfer.node.sponsors import clock_ms, sponsor
 from p2pinfer.node.status_report import describe_peer
 from p2pinfer.node.status_socket import Status, open_status
 from p2pinfer.node.swarm_connection import (
@@ -210,13 +211,8 @@ async def serve_peer(options: PeerOptions, store: Store, hooks: Hooks) -> None:
             model = await supplies.open_model()
         if preparing.cancelled_caught:
             return
-        signer = ReceiptSigner(transport, identity.sign, bookkeeper.served)
-        signer.listen()
+        signer, accounts = keep_accounts(swarm, model, network, bookkeeper)
         nursery.start_soon(bookkeeper.run)
-        workers = Workers(open_books())
-        nursery.start_soon(workers.run)
-        serves = partial(_serves, directory, transport.peer_id, model.id)
-        accounts = Accounts(network, clock_ms, serves, workers.__contains__)
         server = _compose(supplies, model, signer, accounts)
         if options.only_idle:
             await nursery.start(heed_owner, server.rest, partial(in_thread, ActivityMeter().look))
@@ -248,11 +244,6 @@ def _frauds(swarm: SwarmConnection, model: ModelId, server: Server) -> Frauds:
     )
     frauds.listen()
     return frauds
-
-
-def _serves(directory: Directory, me: PeerId, model: ModelId, peer: PeerId) -> bool:
-    serving = (other for other in directory.serving(model) if other.state is State.SERVING)
-    return peer == me or any(other.peer == peer for other in serving)
 
 
 def _notify_owner(

@@ -41,7 +41,7 @@ from p2pinfer.engine.store.store import Store
 from p2pinfer.logs import note
 from p2pinfer.node.fraud_files import open_frauds, sharing
 from p2pinfer.node.inviting import ways_in_told
-from p2pinfer.node.ledger_db import Side, open_books
+from p2pinfer.node.ledger_db import Side, open_books, weighed
 from p2pinfer.node.loading_steps import Step, ignore, loading
 from p2pinfer.node.local_replay import Replays
 from p2pinfer.node.model_supply import Choose, obtain
@@ -298,7 +298,8 @@ class Client(SwarmClient):
         session.is_trusted = trust.held
         self.learn(trust)
         try:
-            await trio.to_thread.run_sync(open_books().keep, Side.USED, evidence.work(position))
+            done = [weighed(each, self.model.manifest) for each in evidence.work(position)]
+            await trio.to_thread.run_sync(open_books().keep, Side.USED, done)
         except UserError as error:  # the answer itself is unaffected
             _log.warning("%s", error)
         return trust

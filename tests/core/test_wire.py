@@ -71,12 +71,14 @@ from p2pinfer.core.messages import (
     Step,
 )
 from p2pinfer.core.receipts import BODY_BYTES, Signed
+from p2pinfer.core.statement import STATEMENTS_MAX, WORK_MAX
 from p2pinfer.core.wire import BadMessage, decode, encode
 
 KINDS: tuple[type[Any], ...] = get_args(Message)
 CHUNKS_MAX = 8 * BITMAP_BYTES_MAX
 
 PEER = PeerId("12D3KooW" + "x" * 44)
+STATEMENT: list[Any] = [PEER, PEER, 1, 5, bytes(64)]
 CASE: list[Any] = [bytes(32), "ab" * 32, PEER, PEER, 1, 10, 12, bytes(16), 96]
 MODEL = ModelId("0123456789abcdef" * 4)
 SESSION = SessionId(bytes(range(16)))
@@ -287,6 +289,8 @@ GOOD: dict[str, list[Any]] = {
     "Cases": [[CASE]],
     "WantProof": [bytes(32)],
     "ProofIs": [b"proof"],
+    "Owe": [STATEMENT],
+    "Vouch": [[STATEMENT]],
 }
 
 
@@ -382,6 +386,10 @@ def test_the_unspoiled_values_are_accepted() -> None:
         pytest.param("Cases", 0, [[*CASE[:8], POSITIONS_MAX + 1]], id="a case too long"),
         pytest.param("WantProof", 0, bytes(33), id="long digest"),
         pytest.param("ProofIs", 0, bytes(FILE_BYTES_MAX + 1), id="proof too long"),
+        pytest.param("Owe", 0, [*STATEMENT[:3], WORK_MAX + 1, bytes(64)], id="too much work"),
+        pytest.param("Owe", 0, [*STATEMENT[:2], 0, 5, bytes(64)], id="statement number nought"),
+        pytest.param("Owe", 0, [*STATEMENT[:4], bytes(63)], id="short signature"),
+        pytest.param("Vouch", 0, [STATEMENT] * (STATEMENTS_MAX + 1), id="too many statements"),
     ],
 )
 def test_each_limit_holds(name: str, field: int, value: Any) -> None:
