@@ -27,6 +27,8 @@ settings.load_profile("p2pinfer")
 SLOW = (
     "real/",  # processes of p2pinfer, the real model
     "engine/llama/",  # llama.cpp, in this process and in workers
+    "engine/training/",  # llama.cpp, and seconds of arithmetic
+    "engine/store/test_adapters.py",
     "engine/store/test_assemble.py",
     "engine/store/test_slice_files.py",
     "engine/store/test_split.py",
@@ -41,6 +43,8 @@ SLOW = (
     "interop/",
     "natlab/test_same_network.py",
     "node/test_hub.py",
+    "node/test_proof_keys.py",
+    "node/test_learning.py",
     "peers/parts/test_fetch.py",
     "peers/steps/test_hostile.py",
     "scheduler/test_oracle.py",

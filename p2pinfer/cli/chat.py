@@ -82,6 +82,7 @@ def chat(
         shows_tokens=answer.show_tokens,
         find_s_max=wait,
         audit_rate=answer.audit_rate,
+        proof_rate=answer.proof_rate,
         drafts=answer.draft,
         draft_model=draft_model(answer.draft_model, store),
         sponsored=answer.sponsor,
@@ -141,6 +142,7 @@ def demo(
                 answer.keep_layers,
                 limits,
                 audit_rate=answer.audit_rate,
+                proof_rate=answer.proof_rate,
                 drafts=answer.draft,
                 draft_model=drafting,
             )

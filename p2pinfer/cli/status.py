@@ -164,6 +164,7 @@ def lines(found: Status) -> list[str]:
             f"state    {found['state']}, {found['model_name']}",
             f"answers  {found['answers_running']} running, {waiting} waiting",
             f"sessions {open_} of {found['sessions_max']}",
+            *_punched(found),
         ]
     said = [f"{found['role']:8} {found['peer']} {runs}", f"state    {_state(found)}"]
     said += [f"address  {address}" for address in found.get("addresses", ())]
@@ -172,6 +173,7 @@ def lines(found: Status) -> list[str]:
         said.append(f"reached  {found['reached']}{advice}")
     if found.get("port_mapping"):
         said.append(f"router   {found['port_mapping']}")
+    said += _punched(found)
     if found.get("ms_per_layer_row"):
         first, _, end = (found["layers"] or "0:0").partition(":")
         row_ms = found["ms_per_layer_row"] * (int(end) - int(first))
@@ -187,6 +189,14 @@ def lines(found: Status) -> list[str]:
             f" {found['queued_rows']} rows queued"
         )
     return said
+
+
+def _punched(found: Status) -> list[str]:
+    """Say how often a peer behind a router was reached without a relay, where that was tried."""
+    won, lost = (found.get("punching", {}).get(name, 0) for name in ("won", "lost"))
+    if not won + lost:
+        return []
+    return [f"punched  {won:,} of {won + lost:,} tries to connect with a peer without its relay"]
 
 
 def _state(found: Status) -> str:

@@ -25,6 +25,8 @@ CONTEXT_DEFAULT = 4096
 LONG_CONTEXT_DEFAULT = 32_768
 """Positions of the longest session where memory and the model allow: what agents ask for at first.
 Such a session's cells are made when it is opened, so that they cost nothing before."""
+PROOF_RATE_DEFAULT = 0.1
+"""Share of stages that open rows by default although others could run them again."""
 
 AUDIT_RATE_DEFAULT = 0.1
 """Share of stages audited by default: a tenth more work."""

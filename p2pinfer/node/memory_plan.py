@@ -3,7 +3,7 @@
 from dataclasses import replace
 
 from p2pinfer.core.layer_range import LayerRange
-from p2pinfer.core.manifest import Manifest, layer_part
+from p2pinfer.core.manifest import Manifest
 from p2pinfer.engine.gguf.architectures import layers_at_once_max
 from p2pinfer.engine.llama.memory import (
     WORKER_BYTES,
@@ -37,7 +37,7 @@ def layers_max(model: PartsModel, machine: Machine, memory_bytes: int | None, ke
 def layer_bytes(model: PartsModel, machine: Machine) -> int:
     """Return the memory of the largest layer: its weights, and the cells of all sessions."""
     manifest = model.manifest
-    weights = max(manifest.part(layer_part(layer)).size for layer in range(manifest.layers))
+    weights = max(map(manifest.layer_size, range(manifest.layers)))
     held = machine.sessions + aside_sessions(machine.sessions)
     usual = sessions_bytes(model.header, 1, held, machine.context)
     return weights + usual + sessions_bytes(model.header, 1, 1, machine.long_cells)

@@ -1,6 +1,7 @@
 """Compose a real peer: it finds the swarm, chooses layers, fetches their parts, and serves them."""
 
 import logging
+import platform
 import random
 import re
 import secrets
@@ -33,6 +34,7 @@ from p2pinfer.node.listen_port import own_listen
 from p2pinfer.node.loading_steps import Step, loading
 from p2pinfer.node.memory_plan import for_stage, inner_layers, layers_max, too_small
 from p2pinfer.node.model_supply import Choose, obtain
+from p2pinfer.node.proof_keys import judge_of
 from p2pinfer.node.requester import (
     Machine,
     check_keep,
@@ -57,6 +59,7 @@ from peers.discovery.relay_candidates import relay_candidates
 from peers.parts.describe import Tell
 from peers.parts.protocol import in_thread
 from peers.parts.server import PartsServer
+from peers.receipts.prover import Prover
 from peers.receipts.session_evidence import Gatherer
 from peers.receipts.signer import ReceiptSigner
 from peers.serving.accounts import Accounts
@@ -212,11 +215,12 @@ async def serve_peer(options: PeerOptions, store: Store, hooks: Hooks) -> None:
         if preparing.cancelled_caught:
             return
         signer, accounts = keep_accounts(swarm, model, network, bookkeeper)
+        Prover(transport, signer, platform.machine()).listen()
         nursery.start_soon(bookkeeper.run)
         server = _compose(supplies, model, signer, accounts)
         if options.only_idle:
             await nursery.start(heed_owner, server.rest, partial(in_thread, ActivityMeter().look))
-        await stack.enter_async_context(sharing(_frauds(swarm, model.id, server), nursery))
+        await stack.enter_async_context(sharing(_frauds(swarm, model, server), nursery))
         await server.run()
         directory.leave()
 
@@ -233,14 +237,21 @@ def _answer(
     return ways_in | sponsor(identity, name_of(reach), question)
 
 
-def _frauds(swarm: SwarmConnection, model: ModelId, server: Server) -> Frauds:
+def _frauds(swarm: SwarmConnection, parts: PartsModel, server: Server) -> Frauds:
     """Return the record of proven cheats, judged beside serving, and answer others about it."""
+    model, steps = parts.id, judge_of(parts.store, parts.manifest)
     gatherer = Gatherer(swarm.nursery, swarm.transport, secrets.token_bytes)
     serving = partial(swarm.directory.serving, model)
     replays = PeerReplays(swarm.transport, serving, model, gatherer, secrets.token_bytes)
     judges = partial(judges_beside, server, replays)
     frauds = open_frauds(
-        swarm.transport, swarm.directory, model, swarm.identity.sign, judges, swarm.chance
+        swarm.transport,
+        swarm.directory,
+        model,
+        swarm.identity.sign,
+        judges,
+        swarm.chance,
+        steps=steps,
     )
     frauds.listen()
     return frauds

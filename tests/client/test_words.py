@@ -11,7 +11,7 @@ import pytest
 from p2pinfer.cli import repl
 from p2pinfer.client.words import Words, language_of, table_path, words_of
 from p2pinfer.core.ids import PeerId
-from p2pinfer.core.trust import Audited, AuditVerdict, Trust
+from p2pinfer.core.trust import Audited, AuditVerdict, Trust, rows_text
 
 PAGE = files("p2pinfer.api").joinpath("static")
 NAMES = {"p2pinfer", "English", "español"}
@@ -80,15 +80,21 @@ PEER = PeerId("12D3KooWEyoppNCUx8Yx66oV9fJnriXwCcXwDDUA2kj6vnc6iDEp")
 
 
 @pytest.mark.parametrize("rate", [0.0, 0.1, 0.3, 1.0])
-@pytest.mark.parametrize("audits", [(), (AuditVerdict.SAME,), tuple(AuditVerdict)])
+@pytest.mark.parametrize(
+    "audits", [(), (AuditVerdict.SAME,), (AuditVerdict.PROVED,), tuple(AuditVerdict)]
+)
 def test_what_was_checked_is_said_in_spanish(rate: float, audits: tuple[AuditVerdict, ...]) -> None:
     """Each line of what trust says, as the code writes it."""
-    found = tuple(Audited(PEER, 1, 10, each, ("this machine",)) for each in audits)
+    found = tuple(
+        Audited(PEER, 1, 10, each, ("this machine",), text=rows_text(4, 80)) for each in audits
+    )
     trust = Trust(stages=3, positions=80, rate=rate, audits=found)
     said = words_of("es")
     for line in chain([trust.line()], trust.details()):
         spanish = said(line)
-        assert not re.search(r"\b(peer|signed|was|checked|machine|trusted)\b", spanish.lower())
+        assert not re.search(
+            r"\b(peer|signed|was|were|checked|proved|rows|machine|trusted)\b", spanish.lower()
+        )
 
 
 def test_what_the_table_lacks_stays_english() -> None:

@@ -166,8 +166,10 @@ function account(found, cut) {
 
 function trustWord({ held, audits }) {
   if (!held) return t("not trusted");
-  const seen = audits.filter((each) => each.verdict !== "not replayed").length;
-  return seen ? t("checked, {0} re-run", seen) : t("checked");
+  const proved = audits.filter((each) => each.verdict === "proved").length;
+  const seen = audits.filter((each) => each.verdict !== "not replayed").length - proved;
+  const words = [t("checked"), seen && t("{0} re-run", seen), proved && t("{0} proved", proved)];
+  return words.filter(Boolean).join(", ");
 }
 
 /** List the stages in the order of the layers, each with what its audit found. */
@@ -192,8 +194,14 @@ function stages({ route, trust }) {
   return list;
 }
 
-function verdict({ verdict: found, by, position, blamed }) {
-  const who = by.length ? t(", run again by {0}", by.map((each) => translated(shortName(each))).join(t(" and "))) : "";
+function verdict({ verdict: found, by, position, blamed, text }) {
+  const names = by.map((each) => translated(shortName(each))).join(t(" and "));
+  if (found === "proved") {
+    const said = make("span", "verdict", t("{0} proved, by {1}", translated(text), names));
+    said.dataset.verdict = found;
+    return said;
+  }
+  const who = by.length ? t(", run again by {0}", names) : "";
   const where = position == null ? "" : t(" from position {0} on", position);
   const whose = blamed ? t(", blaming {0}", shortName(blamed)) : "";
   const made = make("span", "verdict", `${t(found)}${where}${who}${whose}`);

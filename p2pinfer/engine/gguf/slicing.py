@@ -74,10 +74,11 @@ def plan_stage(header: GgufHeader, first: int, end: int) -> SlicePlan:
     return SlicePlan(_present(metadata), tensors)
 
 
-def plan_first_end(header: GgufHeader, keep: int) -> SlicePlan:
+def plan_first_end(header: GgufHeader, keep: int, *, two_matrices: bool = False) -> SlicePlan:
     """Plan the slice that turns tokens into rows behind layer ``keep - 1``; raises as a stage.
 
-    With ``keep`` 0 it is the embedding alone.
+    With ``keep`` 0 it is the embedding alone. ``two_matrices``: embedding and head are not to be
+    one, even where one is zeros: llama.cpp finds what an adapter changes by its name.
     """
     info, rules = _checked(header)
     _check_keep(info, keep)
@@ -86,16 +87,16 @@ def plan_first_end(header: GgufHeader, keep: int) -> SlicePlan:
     metadata: _Changes = {**header.metadata, **_layer_metadata(header, info, rules, 0, keep)}
     tensors = (
         _same(header, EMBEDDING),
-        *_zero_output(header, info, rules, info.vocabulary_tokens),
+        *_zero_output(header, info, rules, info.vocabulary_tokens, has_head=two_matrices),
         *_layer_tensors(header, info, rules, 0, keep),
     )
     return SlicePlan(_present(metadata), tensors)
 
 
-def plan_last_end(header: GgufHeader, keep: int) -> SlicePlan:
+def plan_last_end(header: GgufHeader, keep: int, *, two_matrices: bool = False) -> SlicePlan:
     """Plan the slice of the last ``keep`` layers, which gives logits; raises as a stage.
 
-    With ``keep`` 0 it is the head alone.
+    With ``keep`` 0 it is the head alone. ``two_matrices``: as for the first end.
     """
     info, rules = _checked(header)
     _check_keep(info, keep)
@@ -109,7 +110,7 @@ def plan_last_end(header: GgufHeader, keep: int) -> SlicePlan:
     # Nobody embeds tokens here. So a head of its own goes where llama.cpp looks for a tied one, and
     # the slice holds one large matrix; where llama.cpp wants two, one of them is zeros.
     tensors = [replace(head, name=EMBEDDING)]
-    if rules.head_everywhere:
+    if rules.head_everywhere or two_matrices:
         tensors = [_zeros(EMBEDDING, info, info.vocabulary_tokens), head]
     tensors += [_same(header, name) for name in NORM_TENSORS if name in header.tensors]
     if "output.bias" in header.tensors:
@@ -305,7 +306,7 @@ def _zeros(name: str, info: ModelInfo, tokens: int) -> PlannedTensor:
 
 
 def _zero_output(
-    header: GgufHeader, info: ModelInfo, rules: Rules, tokens: int
+    header: GgufHeader, info: ModelInfo, rules: Rules, tokens: int, *, has_head: bool = False
 ) -> list[PlannedTensor]:
     """Give what stands behind the last layer, and is not used where rows leave: zeros."""
     found = [
@@ -313,7 +314,7 @@ def _zero_output(
         for name in NORM_TENSORS
         if name in header.tensors
     ]
-    if rules.head_everywhere:
+    if rules.head_everywhere or has_head:
         found.append(_zeros("output.weight", info, tokens))
         if "output.bias" in header.tensors:
             found.append(PlannedTensor("output.bias", (tokens,), F32, None))
