@@ -276,20 +276,17 @@ class LogFlags:
         logs.begin(self.log_level, self.log_format, self.log_file)
 
 
+_LONGEST = f"{CONTEXT_DEFAULT:,}, and {LONG_CONTEXT_DEFAULT:,} for some as memory allows"
+_CONTEXT = f"Maximum tokens per session. If omitted: {_LONGEST}."
+
+
 @Parameter(name="*")
 @dataclass(frozen=True)
 class MachineFlags:
     """How much of this machine may be used."""
 
     sessions: Annotated[int, option("sessions", "Maximum concurrent sessions.")] = SESSIONS_DEFAULT
-    context: Annotated[
-        int | None,
-        option(
-            "context",
-            f"Maximum tokens per session. If omitted: {CONTEXT_DEFAULT:,}, and up to"
-            f" {LONG_CONTEXT_DEFAULT:,} for some, as memory and the model allow.",
-        ),
-    ] = None
+    context: Annotated[int | None, option("context", _CONTEXT)] = None
     threads: Annotated[int, option("threads", "Engine threads, at most one per usable core.")] = 1
 
     def machine(self) -> "Machine":
