@@ -222,7 +222,7 @@ class Slice:
             if not api.llama_memory_seq_rm(self._memory, slot, length, -1):
                 raise EngineError(
                     f"{self._lengths[slot] - length} positions cannot be dropped: some of this"
-                    " model's layers keep a state that only begins anew"
+                    " model's layers keep a state that only begins again"
                 )
             self._lengths[slot] = length
 

@@ -371,7 +371,7 @@ def test_a_result_that_cannot_be_kept_is_still_used(tmp_path: Path) -> None:
 
 
 class StatefulSlice(FakeSlice):
-    """One that can only begin anew, as slices whose layers keep a state."""
+    """One that can only begin again, as slices whose layers keep a state."""
 
     keeps_state = True
 
