@@ -78,8 +78,16 @@ class Admission:
     call is about.
     """
 
-    def __init__(self, sessions_max: int, cells_max: int) -> None:
+    def __init__(self, sessions_max: int, cells_max: int, usual_cells: int = 0) -> None:
+        """Admit some sessions at once.
+
+        Args:
+            sessions_max: how many.
+            cells_max: positions that they share.
+            usual_cells: a session of no more has its own, and takes none of these.
+        """
         self.sessions_max, self.cells_max = sessions_max, cells_max
+        self._usual_cells = usual_cells
         self._held: dict[SessionId, Ask] = {}
         self._since_s: dict[SessionId, float] = {}
         self._waiting: list[Ask] = []
@@ -88,14 +96,16 @@ class Admission:
 
     @property
     def sessions_free(self) -> int:
-        """Sessions that could be admitted now, if each took an equal share of the cells."""
+        """Sessions that could be admitted now, if each took what is usual, or an equal share."""
+        if self._usual_cells:
+            return self.sessions_max - len(self._held)
         share = max(self.cells_max // max(self.sessions_max, 1), 1)
         return min(self.sessions_max - len(self._held), self.cells_free // share)
 
     @property
     def cells_free(self) -> int:
         """Positions that are not reserved."""
-        return self.cells_max - sum(ask.cells for ask in self._held.values())
+        return self.cells_max - sum(map(self._shared, self._held.values()))
 
     @property
     def waiting(self) -> int:
@@ -104,7 +114,7 @@ class Admission:
 
     def ask(self, ask: Ask) -> list[AdmissionAnswer]:
         """Admit a session, queue it, or refuse it or a queued one that ranks after it."""
-        if ask.cells > self.cells_max or not self.sessions_max:
+        if self._shared(ask) > self.cells_max or not self.sessions_max:
             return [AdmissionAnswer(ask.session, AdmissionVerdict.REFUSED)]
         if ask.session in self._held or any(ask.session == each.session for each in self._waiting):
             return [AdmissionAnswer(ask.session, AdmissionVerdict.REFUSED, RETRY_MS_MIN)]
@@ -145,15 +155,27 @@ class Admission:
         answers = []
         while self._waiting:
             is_without = self._contested % WITHOUT_CREDIT_EVERY == WITHOUT_CREDIT_EVERY - 1
-            ask = min(self._waiting, key=self._order if is_without else self._credited)
-            if len(self._held) >= self.sessions_max or ask.cells > self.cells_free:
-                break  # no smaller one may overtake it: else large ones would never fit
+            if len(self._held) >= self.sessions_max:
+                break
+            key = self._order if is_without else self._credited
+            ask = min(self._waiting, key=key)
+            if self._shared(ask) > self.cells_free:
+                # No smaller one may overtake it, else large ones would never fit; but one that
+                # takes none of the shared cells does not delay it.
+                usual = [each for each in self._waiting if not self._shared(each)]
+                if not usual:
+                    break
+                ask = min(usual, key=key)
             self._contested += len(self._waiting) > 1
             self._waiting.remove(ask)
             self._held[ask.session] = ask
             self._since_s[ask.session] = now_s
             answers.append(AdmissionAnswer(ask.session, AdmissionVerdict.ADMITTED))
         return answers
+
+    def _shared(self, ask: Ask) -> int:
+        """Return how many of the shared cells a session takes."""
+        return ask.cells if ask.cells > self._usual_cells else 0
 
     def _credited(self, ask: Ask) -> tuple[float, float]:
         """Return the sort key that decides which is next; the smallest is."""

@@ -20,6 +20,7 @@ from p2pinfer.engine.base import (
     Done,
     EngineBusy,
     NextToken,
+    Room,
     Superseded,
 )
 from p2pinfer.engine.llama.batching import Batcher, Regimes
@@ -162,7 +163,12 @@ class VirtualStage:
         """Those of the open sessions, to tell one from another."""
         return frozenset(self._open.values())
 
-    def open(self, end: int) -> _Cells:
+    @property
+    def room(self) -> Room:
+        """Every session is of one length."""
+        return Room(self.context)
+
+    def open(self, end: int, context: int | None = None) -> _Cells:  # noqa: ARG002
         """Reserve a session's cells; see ``StageEngine.open``."""
         if len(self._open) >= self.sessions_max:
             raise EngineBusy(f"all {self.sessions_max} sessions are taken")
@@ -325,7 +331,7 @@ class VirtualEnds:
         """Make each word a token."""
         return [1 + sum(word.encode()) % (self.model.vocabulary - 1) for word in text.split()]
 
-    def open(self) -> _EndsCells:
+    def open(self, context: int | None = None) -> _EndsCells:  # noqa: ARG002
         """Reserve a session's cells; see ``Ends.open``."""
         if self.sessions >= self._sessions_max:
             raise EngineBusy(f"all {self._sessions_max} sessions are taken")

@@ -76,7 +76,7 @@ def facts_of(gateway: Gateway) -> ModelFacts:
         layers=info.layers,
         width=info.width,
         vocabulary=info.vocabulary_tokens,
-        context=client.ends.context,
+        context=client.context_max(),
         context_trained=info.context_tokens,
         template=swarm.template,
         audit_rate=client.audit_rate,

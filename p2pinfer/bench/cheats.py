@@ -88,13 +88,14 @@ class _Switch:
         engine = host.engine
         self.first, self.end = engine.first, engine.end
         self.width, self.context, self.blocks = engine.width, engine.context, engine.blocks
+        self.room = engine.room
 
     @property
     def numerics_class(self) -> str:
         """The true class, or one that no other peer has."""
         return _OTHER_CLASS if self.claims else self._host.engine.numerics_class
 
-    def open(self, end: int) -> EngineSession:
+    def open(self, end: int, context: int | None = None) -> EngineSession:  # noqa: ARG002
         """Open an honest session, or a cheat's."""
         return self.cheat(self._host, end) if self.cheat else self._host.engine.open(end)
 

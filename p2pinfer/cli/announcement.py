@@ -15,7 +15,9 @@ ONLY_HERE = (
 class JoinAnnouncer:
     """Prints everything once, and one line for each later move."""
 
-    def __init__(self, reach: str, *, as_json: bool, fixed: bool, mdns: bool = False) -> None:
+    def __init__(
+        self, reach: str, *, as_json: bool, fixed: bool, keep: int = 1, mdns: bool = False
+    ) -> None:
         """Prepare.
 
         Args:
@@ -23,9 +25,11 @@ class JoinAnnouncer:
                 invitation, which is enough.
             as_json: print one JSON object for each range.
             fixed: the layers were chosen by a person.
+            keep: layers at each end that those who ask in this swarm run themselves.
             mdns: others can find this peer on the local network without an address.
         """
         self._reach, self._as_json, self._fixed, self._mdns = reach, as_json, fixed, mdns
+        self._keep = keep
         self._is_invitation = reach.strip().upper().startswith(INVITED)
         self._was_said = False
 
@@ -67,9 +71,10 @@ class JoinAnnouncer:
         is_found = self._mdns and not is_local and not self._is_invitation
         near = " of this local network" if is_found else ""
         way_in = self._reach if is_found or self._is_invitation else self._way_in(serving)
+        kept = "" if self._keep == 1 else f" --keep-layers {self._keep}"
         for where, verb in lines:
             print(f"{where}{near}, run:")
-            print(f"  p2pinfer {verb}{way_in}")
+            print(f"  p2pinfer {verb}{way_in}{kept}")
         if is_found:
             print("for machines elsewhere, one line that says all:")
             print("  p2pinfer invite")
@@ -84,5 +89,5 @@ class JoinAnnouncer:
         """Return the --layers option of each further machine that is needed."""
         if not self._fixed:
             return [""]
-        missing = [(1, serving.first), (serving.end, layers - 1)]
+        missing = [(self._keep, serving.first), (serving.end, layers - self._keep)]
         return [f" --layers {first}:{end}" for first, end in missing if first < end]

@@ -19,9 +19,9 @@ from p2pinfer.cli.options import (
     WaysIn,
     check_range,
     option,
-    parse_bytes,
 )
 from p2pinfer.cli.running import run_task
+from p2pinfer.cli.sizes import parse_bytes
 from p2pinfer.core.errors import UserError
 from p2pinfer.core.ids import ModelId
 
@@ -79,6 +79,7 @@ def chat(
         way,
         answer.keep_layers,
         limits,
+        shows_tokens=answer.show_tokens,
         find_s_max=wait,
         audit_rate=answer.audit_rate,
         proof_rate=answer.proof_rate,

@@ -26,9 +26,9 @@ from p2pinfer.engine.llama.probe_reports import (
 from p2pinfer.engine.store.assemble import PartsModel
 from p2pinfer.engine.store.store import Store
 from p2pinfer.node.local_peers import Here
+from p2pinfer.node.memory_plan import least_bytes
 from p2pinfer.node.model_supply import obtain
 from p2pinfer.node.observer import ObservedPeer, Observer, holders
-from p2pinfer.node.peer import least_bytes
 from p2pinfer.node.requester import Machine
 
 SKEW_S_MAX = 60.0
@@ -189,7 +189,8 @@ def coverage_findings(said: Sequence[Advertisement], mine: set[PeerId]) -> list[
     """Report which layers no peer serves, and which only one peer serves."""
     name, layers, model = readable_name(said[0].model_name), said[0].layers, said[0].model
     served = holders([a for a in said if a.addresses], model, layers)
-    inner = range(1, layers - 1)
+    keep = 0 if served[0] else 1  # where anybody serves the first layer, requesters keep none
+    inner = range(keep, layers - keep)
     missing = LayerRange.joined(layer for layer in inner if not served[layer])
     found = [
         Diagnosis(

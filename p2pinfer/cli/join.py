@@ -19,10 +19,11 @@ from p2pinfer.cli.options import (
     ReachFlags,
     RelayFlags,
     SwarmModel,
+    check_range,
     option,
-    parse_bytes,
 )
 from p2pinfer.cli.running import cancel_at_end_of_input, run_task
+from p2pinfer.cli.sizes import parse_bytes
 from p2pinfer.core import errors
 from p2pinfer.core.errors import UserError
 from p2pinfer.core.layer_range import LayerRange
@@ -51,17 +52,28 @@ Announce = Annotated[
     ),
 ]
 
+Layers = Annotated[
+    str | None,
+    option(
+        "layers",
+        "Serve exactly layers FIRST:END, counted from 0, END exclusive (1:10 is layers 1 to 9). If"
+        " omitted: chosen automatically.",
+    ),
+]
+KeepLayers = Annotated[
+    int,
+    option(
+        "keep-layers",
+        "Layers at each end of the model that those who ask in this swarm run themselves: the"
+        " peers serve all others. The same for all peers of a swarm.",
+    ),
+]
+
 
 def join(
     *,
-    layers: Annotated[
-        str | None,
-        option(
-            "layers",
-            "Serve exactly layers FIRST:END, counted from 0, END exclusive (1:10 is layers 1 to 9)."
-            " If omitted: chosen automatically.",
-        ),
-    ] = None,
+    layers: Layers = None,
+    keep_layers: KeepLayers = 1,
     memory: Memory = None,
     model: SwarmModel = None,
     listen: Listen = (),
@@ -90,6 +102,7 @@ def join(
     from p2pinfer.node.peer import PeerOptions
 
     limits = machine.machine()
+    check_range("keep-layers", keep_layers, 0)
     model = reach.model(model)
     fixed = None if layers is None else _parse_layers(layers)
     memory_bytes = parse_bytes("memory", memory)
@@ -99,6 +112,7 @@ def join(
     options = PeerOptions(
         model=name_model(model, store) if model else None,
         layers=fixed,
+        keep=keep_layers,
         listen=listen,
         announce=announce,
         bootstrap=ways_in,
@@ -113,6 +127,7 @@ def join(
         how_to_reach(network, reach),
         as_json=as_json,
         fixed=fixed is not None,
+        keep=keep_layers,
         mdns=way.mdns and not announce,  # an announced address is for machines elsewhere
     )
     _lend(options, store, announcer, until_stdin_closes=until_stdin_closes, as_json=as_json)

@@ -18,9 +18,9 @@ from p2pinfer.cli.options import (
     Quota,
     ReachFlags,
     option,
-    parse_bytes,
 )
 from p2pinfer.cli.running import run_task
+from p2pinfer.cli.sizes import parse_bytes
 from p2pinfer.core.errors import EXIT_DAMAGED, UserError
 from p2pinfer.core.model_names import readable_name
 from p2pinfer.logs import note

@@ -13,6 +13,7 @@ from p2pinfer.core.errors import UserError
 from p2pinfer.core.limits import (
     AUDIT_RATE_DEFAULT,
     CONTEXT_DEFAULT,
+    LONG_CONTEXT_DEFAULT,
     PROOF_RATE_DEFAULT,
     ROWS_PER_DECODE_MAX,
     SESSIONS_DEFAULT,
@@ -275,13 +276,17 @@ class LogFlags:
         logs.begin(self.log_level, self.log_format, self.log_file)
 
 
+_LONGEST = f"{CONTEXT_DEFAULT:,}, and {LONG_CONTEXT_DEFAULT:,} for some as memory allows"
+_CONTEXT = f"Maximum tokens per session. If omitted: {_LONGEST}."
+
+
 @Parameter(name="*")
 @dataclass(frozen=True)
 class MachineFlags:
     """How much of this machine may be used."""
 
     sessions: Annotated[int, option("sessions", "Maximum concurrent sessions.")] = SESSIONS_DEFAULT
-    context: Annotated[int, option("context", "Maximum tokens per session.")] = CONTEXT_DEFAULT
+    context: Annotated[int | None, option("context", _CONTEXT)] = None
     threads: Annotated[
         int | None,
         option(
@@ -298,9 +303,13 @@ class MachineFlags:
         from p2pinfer.node.requester import Machine
 
         check_range("sessions", self.sessions, 1, SESSIONS_MAX)
-        check_range("context", self.context, 1, POSITIONS_MAX)
+        if self.context is not None:
+            check_range("context", self.context, 1, POSITIONS_MAX)
         if self.threads is not None:
             check_range("threads", self.threads, 1, usable_cores())  # more would only spin
+        if self.context is None:
+            usual, longest = CONTEXT_DEFAULT, LONG_CONTEXT_DEFAULT
+            return Machine(self.sessions, usual, self.threads, longest)
         return Machine(self.sessions, self.context, self.threads)
 
 
@@ -385,8 +394,21 @@ class AnswerFlags:
         ),
     ] = True
     keep_layers: Annotated[
-        int, option("keep-layers", "Layers at each end of the model that this machine runs itself.")
+        int,
+        option(
+            "keep-layers",
+            "Layers at each end of the model that this machine runs itself. With 0 it runs the"
+            " embedding and the head alone, and stages see what amounts to tokens.",
+        ),
     ] = 1
+    show_tokens: Annotated[
+        bool,
+        option(
+            "show-tokens",
+            "Allow --keep-layers 0 on an open network, whose stages can then read everything.",
+            negative="",
+        ),
+    ] = False
     audit_rate: Annotated[
         float,
         option(
@@ -447,7 +469,7 @@ class AnswerFlags:
         from p2pinfer.node.model_supply import check_named
 
         check_range("max-tokens", 1 if self.max_tokens is None else self.max_tokens, 1)
-        check_range("keep-layers", self.keep_layers, 1)
+        check_range("keep-layers", self.keep_layers, 0)
         check_range("audit-rate", self.audit_rate, 0, 1)
         check_range("proof-rate", self.proof_rate, 0, 1)
         if self.draft_model and not self.draft:
@@ -476,19 +498,6 @@ class AnswerFlags:
         from p2pinfer.engine.template import read_template
 
         return read_template(self.chat_template) if self.chat_template else None
-
-
-_UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "ki": 1 << 10, "mi": 1 << 20, "gi": 1 << 30}
-
-
-def parse_bytes(name: str, text: str | None) -> int | None:
-    """Return the bytes that ``2GiB``, ``500M`` or a bare number stands for; raises UserError."""
-    if text is None:
-        return None
-    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kmg]?i?)b?", text.strip().lower())
-    if not found or found[2] not in _UNITS:
-        raise UserError(f"--{name} {text} is not a size such as 2GiB or 500MB")
-    return int(float(found[1]) * _UNITS[found[2]])
 
 
 LOG = LogFlags()

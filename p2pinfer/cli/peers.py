@@ -15,9 +15,9 @@ from p2pinfer.cli.options import (
     ReachFlags,
     WaysIn,
     option,
-    parse_bytes,
 )
 from p2pinfer.cli.running import run_task
+from p2pinfer.cli.sizes import parse_bytes
 from p2pinfer.core import errors
 from p2pinfer.core.errors import NobodyServes, UserError
 from p2pinfer.core.model_names import readable_name

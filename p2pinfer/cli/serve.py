@@ -288,6 +288,7 @@ async def _swarm(
             wanted.way,
             answer.keep_layers,
             machine,
+            shows_tokens=answer.show_tokens,
             audit_rate=answer.audit_rate,
             proof_rate=answer.proof_rate,
             drafts=answer.draft,

@@ -7,7 +7,8 @@ from pathlib import Path
 
 from p2pinfer.cli.terminal import count, doing, say
 from p2pinfer.core.layer_range import LayerRange
-from p2pinfer.engine.gguf.slicing import SlicePlan, plan_first_end, plan_last_end, plan_stage
+from p2pinfer.engine.gguf.slice_plan import SlicePlan
+from p2pinfer.engine.gguf.slicing import plan_first_end, plan_last_end, plan_stage
 from p2pinfer.engine.gguf.writer import NewTensor
 from p2pinfer.engine.store.assemble import PartsModel
 from p2pinfer.engine.store.disk import size_text

@@ -173,6 +173,7 @@ class AnswerWriter:
         self.max_tokens = most - self._before
         self.is_over = False
         """The model ended the answer, or a stop string came."""
+        self._most = options.max_tokens
         self._started = self._first_at = now()
         self._kept, self._dropped = answer.drafts_kept, answer.drafts_dropped
 
@@ -195,6 +196,12 @@ class AnswerWriter:
             answer.text += text
         self.is_over = token.is_end or stream.stopped
         return text
+
+    @property
+    def is_cut_short(self) -> bool:
+        """Whether the answer would go on, were the session not full."""
+        is_all = self._most is not None and self._answer.tokens >= self._most
+        return self._session.is_full and not (self.is_over or is_all)
 
     def end(self) -> str:
         """Return what was held back, and note how the answer ended."""

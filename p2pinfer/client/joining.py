@@ -17,6 +17,7 @@ import asyncio
 import threading
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 from types import TracebackType
@@ -32,6 +33,7 @@ from p2pinfer.core.ids import ModelId
 from p2pinfer.core.limits import (
     AUDIT_RATE_DEFAULT,
     CONTEXT_DEFAULT,
+    LONG_CONTEXT_DEFAULT,
     PROOF_RATE_DEFAULT,
     SESSIONS_DEFAULT,
 )
@@ -56,9 +58,12 @@ class connect:  # noqa: N801 -- used like a function
         mdns: find peers on the local network without an address; None is yes, unless all addresses
             are of this machine alone.
         dht: find peers of the model in a distributed hash table; None as for ``mdns``.
-        keep_layers: how many layers at each end of the model are run here.
+        keep_layers: how many layers at each end of the model are run here; with 0, stages see what
+            amounts to tokens.
+        show_tokens: allow that on a network without a key.
         sessions: answers at once.
-        context: positions per session.
+        context: positions per session; None: 4,096, and up to 32,768 for some, as memory and the
+            model allow.
         audit_rate: the share of stages whose part in an answer is run again by somebody else.
         proof_rate: the share of stages that must also open rows, checked with a proof key.
         sponsored: ask on the account of a peer that serves on this machine, which full stages
@@ -82,8 +87,9 @@ class connect:  # noqa: N801 -- used like a function
         mdns: bool | None = None,
         dht: bool | None = None,
         keep_layers: int = 1,
+        show_tokens: bool = False,
         sessions: int = SESSIONS_DEFAULT,
-        context: int = CONTEXT_DEFAULT,
+        context: int | None = None,
         audit_rate: float = AUDIT_RATE_DEFAULT,
         proof_rate: float = PROOF_RATE_DEFAULT,
         sponsored: bool = True,
@@ -101,8 +107,12 @@ class connect:  # noqa: N801 -- used like a function
         self._model, self._sessions = model, sessions
         self._sponsored, self._drafts = sponsored, drafts
         self._draft_model = draft_model
+        self._shows_tokens = show_tokens
         self._template = read_template(Path(chat_template)) if chat_template else None
-        self._how = (tuple(bootstrap), reach, keep_layers, Machine(sessions, context, threads=None))
+        machine = Machine(sessions, context or CONTEXT_DEFAULT, threads=None)
+        if context is None:
+            machine = replace(machine, long_context=LONG_CONTEXT_DEFAULT)
+        self._how = (tuple(bootstrap), reach, keep_layers, machine)
         self._stack = AsyncExitStack()
         self._thread: _TrioThread | None = None
 
@@ -152,6 +162,7 @@ class connect:  # noqa: N801 -- used like a function
         options = ClientOptions(
             await find(self._model) if self._model else None,
             *self._how,
+            shows_tokens=self._shows_tokens,
             audit_rate=self._audit_rate,
             proof_rate=self._proof_rate,
             sponsored=self._sponsored,

@@ -223,19 +223,24 @@ class Swarm:
     ) -> AsyncGenerator[str, None]:
         """Yield text for each token that follows a prompt, and fill ``answer`` in; as ``chat``.
 
-        A chain that breaks for good is replaced by another one, which goes on from the tokens.
+        A chain that breaks for good is replaced by another one, which goes on from the tokens; and
+        so is a session that is full, if the swarm has longer ones.
         What is checked of an answer is in ``answer.trust`` and ``answer.certificate`` when all of
         it has been yielded.
         """
         if not prompt:
             raise UserError("the prompt is empty, and this model needs a token to begin with")
         answer.prompt_tokens = len(prompt)
-        attempts = Attempts(self.client, answer)
+        attempts, cut_short = Attempts(self.client, answer), None
         while True:
             try:
-                async with self.pool.lend(prompt) as lent:
+                held = [*prompt, *answer.spoken]
+                async with self.pool.lend(held, how.max_tokens) as lent:
                     context = lent.session.context
-                    if len(prompt) >= context:
+                    if len(held) >= context and cut_short:  # the longer ones are all taken
+                        yield cut_short.end()
+                        return
+                    if len(held) >= context:
                         raise PromptTooLong(f"{len(prompt)} tokens", context)
                     writer = AnswerWriter(answer, lent.session, prompt, how)
                     tokens = lent.session.generate(
@@ -247,6 +252,9 @@ class Swarm:
                             yield "" if how.require_verified else text
                             if writer.is_over:
                                 break
+                    if writer.is_cut_short and context < self.client.context_max():
+                        cut_short = writer
+                        continue  # in a session that is longer than this full one
                     text = writer.end()
                     yield "" if how.require_verified else text
                     answer.trust = trust = await self.client.examine(lent.session)

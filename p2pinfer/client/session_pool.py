@@ -34,6 +34,10 @@ IDLE_MAX = 8
 IDLE_S_MAX = 300.0
 """How long: a person reads, thinks and types."""
 
+ANSWER_ROOM = 1024
+"""Tokens of an answer for which a new session has room behind its prompt. An answer that is longer
+goes on in a longer session; one that is shorter, as most are, leaves room for the next turns."""
+
 CLOSE_S_MAX = 5.0
 """For taking leave of the peers of a session."""
 
@@ -69,7 +73,7 @@ class SessionPool:
         self, client: Client, sessions_max: int, on_wait: Callable[[str], None] = lambda _: None
     ) -> None:
         self._client, self._on_wait = client, on_wait
-        self.sessions_max = sessions_max
+        self.sessions_max, self.room = sessions_max, ANSWER_ROOM
         self.running = self.waiting = 0
         self._slots = trio.Semaphore(sessions_max)  # in the order of asking
         self._lent: list[Lent] = []
@@ -84,8 +88,13 @@ class SessionPool:
         return len(self._idle)
 
     @asynccontextmanager
-    async def lend(self, prompt: Sequence[int]) -> AsyncIterator[Lent]:
+    async def lend(self, prompt: Sequence[int], most: int | None = None) -> AsyncIterator[Lent]:
         """Lend a session for the block, the one that holds most of the prompt if one does.
+
+        Args:
+            prompt: the tokens that it begins with.
+            most: how many more tokens there may be, if that is known; where a new one is opened,
+                it has room for them, or for ``room``.
 
         Raises:
             TooBusy: the queue is full, or it did not move.
@@ -95,7 +104,7 @@ class SessionPool:
         await self._queue()
         self.running += 1
         try:
-            lent = await self._take(prompt)
+            lent = await self._take(prompt, len(prompt) + min(most or self.room, self.room))
             self._lent.append(lent)
             try:
                 yield lent
@@ -153,41 +162,49 @@ class SessionPool:
         finally:
             self.waiting -= 1
 
-    async def _take(self, prompt: Sequence[int]) -> Lent:
+    async def _take(self, prompt: Sequence[int], positions: int) -> Lent:
         if not self._in_need.locked():  # else a request that waits for a session comes first
             if lent := self._matching(prompt):
                 return lent
             if self._idle and self.running + len(self._idle) > self.sessions_max:
-                return self._least()  # of another conversation: better than to open one
+                lent = self._least()  # of another conversation: better than to open one
+                if _fits(lent, prompt):
+                    return lent
+                await lent.close()
             try:
-                return await self._open()
+                return await self._open(positions)
             except P2pinferError as error:
                 if not _is_busy(error):
                     raise
         try:
             with trio.fail_after(WAIT_S_MAX):
                 async with self._in_need:
-                    return await self._take_when_free()
+                    return await self._take_when_free(prompt, positions)
         except trio.TooSlowError:
             raise TooBusy("the swarm's sessions are all taken; ask again in a moment") from None
 
-    async def _take_when_free(self) -> Lent:
+    async def _take_when_free(self, prompt: Sequence[int], positions: int) -> Lent:
         while True:
             if self._idle:  # of another conversation, but its cells are ours already
-                return self._least()
-            self._freed = trio.Event()
-            with trio.move_on_after(BUSY_AGAIN_S):
-                await self._freed.wait()
+                lent = self._least()
+                if _fits(lent, prompt):
+                    return lent
+                await lent.close()
+            else:
+                self._freed = trio.Event()
+                with trio.move_on_after(BUSY_AGAIN_S):
+                    await self._freed.wait()
             if not self._idle:
                 try:
-                    return await self._open()
+                    return await self._open(positions)
                 except P2pinferError as error:
                     if not _is_busy(error):
                         raise
 
     def _matching(self, prompt: Sequence[int]) -> Lent | None:
         """Take the idle session that lends most, unless another conversation would lose more."""
-        best = max(self._idle, key=lambda lent: lent.session.held_of(prompt), default=None)
+        idle = [lent for lent in self._idle if _fits(lent, prompt)]
+        best = max(idle, key=lambda lent: lent.session.held_of(prompt), default=None)
         if best is None:
             return None
         held = best.session.held_of(prompt)
@@ -197,16 +214,16 @@ class SessionPool:
         self._idle.remove(best)
         return best
 
-    async def _open(self) -> Lent:
-        route = await self._client.find_route(self._on_wait)
+    async def _open(self, positions: int) -> Lent:
+        route = await self._client.find_route(self._on_wait, positions)
         async with AsyncExitStack() as stack:
             session = await stack.enter_async_context(
-                self._client.open_session(route, self._on_wait)
+                self._client.open_session(route, self._on_wait, positions)
             )
             return Lent(next(self._numbers), session, stack.pop_all(), trio.current_time())
 
     async def _keep(self, lent: Lent) -> None:
-        if not lent.session.is_trusted:
+        if not lent.session.is_trusted or lent.session.is_full:
             await lent.close()
             return
         lent.used_at = trio.current_time()
@@ -222,6 +239,11 @@ class SessionPool:
         least = min(self._idle, key=lambda lent: len(lent.session.tokens))
         self._idle.remove(least)
         return least
+
+
+def _fits(lent: Lent, prompt: Sequence[int]) -> bool:
+    """Whether a session can hold a prompt, and an answer's first token."""
+    return len(prompt) < lent.session.context
 
 
 def _is_busy(error: P2pinferError) -> bool:

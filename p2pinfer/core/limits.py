@@ -22,6 +22,9 @@ SESSIONS_DEFAULT = 8
 CONTEXT_DEFAULT = 4096
 """Positions per session. The default model: 0.75 KiB per position and layer, 240 MiB a stage."""
 
+LONG_CONTEXT_DEFAULT = 32_768
+"""Positions of the longest session where memory and the model allow: what agents ask for at first.
+Such a session's cells are made when it is opened, so that they cost nothing before."""
 PROOF_RATE_DEFAULT = 0.1
 """Share of stages that open rows by default although others could run them again."""
 

@@ -115,6 +115,18 @@ class EngineSession(Protocol):
         ...
 
 
+@dataclass(frozen=True)
+class Room:
+    """Of what lengths an engine's sessions may be, in positions."""
+
+    usual: int
+    """What each session may hold."""
+    longest: int = 0
+    """One that was opened for more; 0 if none may be longer than usual."""
+    shared: int = 0
+    """What all sessions longer than usual hold together."""
+
+
 class StageEngine(Protocol):
     """Runs the layers of one stage for several sessions, each up to a layer of its own.
 
@@ -138,7 +150,12 @@ class StageEngine(Protocol):
 
     @property
     def context(self) -> int:
-        """Positions per session."""
+        """Positions of the longest session."""
+        ...
+
+    @property
+    def room(self) -> "Room":
+        """Of which that is the longest."""
         ...
 
     @property
@@ -151,8 +168,12 @@ class StageEngine(Protocol):
         """Whether it computes blocks exactly; if not, it takes only narrow and wide rows."""
         ...
 
-    def open(self, end: int) -> EngineSession:
+    def open(self, end: int, context: int | None = None) -> EngineSession:
         """Reserve a session's cells in layers ``first`` up to but not including ``end``.
+
+        Args:
+            end: the layer after the last one that it runs.
+            context: positions that it may hold; None for as many as usual.
 
         Raises:
             EngineBusy: no cells are free.
@@ -248,7 +269,7 @@ class Ends(Protocol):
 
     @property
     def context(self) -> int:
-        """Positions per session."""
+        """Positions of the longest session."""
         ...
 
     @property
@@ -265,6 +286,6 @@ class Ends(Protocol):
         """Return a text's tokens, after the vocabulary's opening tokens unless it has them."""
         ...
 
-    def open(self) -> EndsSession:
-        """Reserve a session's cells; raises EngineBusy or EngineDied."""
+    def open(self, context: int | None = None) -> EndsSession:
+        """Reserve a session's cells, usual ones or of a length; raises EngineBusy, EngineDied."""
         ...

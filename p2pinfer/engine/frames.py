@@ -8,6 +8,7 @@ A frame is four bytes of length, little-endian, and a msgpack array. The node se
     ["embed", number, slot, position, regime, tokens]   the first end: tokens in, rows out
     ["absorb", number, slot, position, regime, rows]    the last end: only fill its KV cache
     ["next", number, slot, position, regime, rows, drafted]     the last end: sample what follows
+    ["lengthen", slot, context]                         a session longer than usual; no answer
     ["sampling", slot, {fields of Sampling}, recent, said]
                                                         no answer
     ["close", slot]                                     no answer
@@ -56,9 +57,13 @@ class WorkerConfig:
     parts: tuple[PartConfig, ...]
     sessions: int
     context: int
-    """Positions per session."""
+    """Positions of a usual session."""
     threads: int | None = 1
     """None: as many as make this machine faster."""
+    long_context: int = 0
+    """Positions of the longest session; 0: none is longer than usual."""
+    long_cells: int = 0
+    """Positions that all sessions longer than usual share."""
 
     def frame(self) -> bytes:
         """Return the first frame that a worker gets."""

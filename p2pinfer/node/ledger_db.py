@@ -61,6 +61,7 @@ DELETE FROM work WHERE rowid <= (SELECT max(rowid) FROM work) - ?
 
 _ALL_STATEMENTS = "SELECT user, server, count, work, signature FROM statements ORDER BY work DESC"
 _OWN_PEERS = "SELECT DISTINCT server FROM work WHERE side = ?"
+_WORK = "SELECT side, server, user, terms, first, last, rows, weights FROM work"
 _DAILY = "SELECT side, day, rows, weights FROM work"
 _LARGEST_WORK = (
     "SELECT user, server, count, work, signature FROM statements WHERE {} = ? ORDER BY work DESC"
@@ -118,9 +119,9 @@ class LedgerDb:
     def accounts(self) -> list[LedgerAccount]:
         """Return the work between this machine and each peer; raises UserError."""
         with self._open() as database:
-            found = database.execute("SELECT * FROM work").fetchall()
+            found = database.execute(_WORK).fetchall()
         sides: dict[str, list[LedgerEntry]] = {Side.SERVED: [], Side.USED: []}
-        for side, server, user, *rest, _ in found:
+        for side, server, user, *rest in found:
             sides[side].append(LedgerEntry(PeerId(server), PeerId(user), *rest))
         return accounts(sides[Side.SERVED], sides[Side.USED])
 

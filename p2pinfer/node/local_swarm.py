@@ -97,6 +97,7 @@ async def local_swarm(
         P2pinferError: a peer did not start; the text is its own error.
     """
     found: dict[int, LocalPeer] = {}
+    keep = "1" if ranges[0].first else "0"
     steps: dict[int, str] = {}  # of peers that do not serve yet
     seeded = trio.Event()  # set once the first peer, whose store is whole, serves
     with tempfile.TemporaryDirectory(prefix="p2pinfer-") as home, lone_errors():
@@ -109,7 +110,7 @@ async def local_swarm(
                 ways_in = [address for peer in found.values() for address in peer.addresses]
                 command = [
                     *python_command("p2pinfer", "join", "--json", "--until-stdin-closes"),
-                    *["--model", model.id, "--layers", str(layers)],
+                    *["--model", model.id, "--layers", str(layers), "--keep-layers", keep],
                     *(["--bootstrap", *ways_in] if ways_in else []),
                     *["--identity", str(Path(home) / f"identity-{index}")],
                     *_common_options(machine, transport),
@@ -145,7 +146,9 @@ def _common_options(machine: Machine, transport: str) -> list[str]:
     return [
         *["--listen", "/ip4/127.0.0.1/tcp/0", "--network", "local", "--transport", transport],
         *["--no-mdns", "--no-dht"],
-        *["--sessions", str(machine.sessions), "--context", str(machine.context)],
+        *["--sessions", str(machine.sessions)],
+        # Without it, each of them finds out how long its sessions may be, as this process does.
+        *([] if machine.long_context else ["--context", str(machine.context)]),
         *(["--threads", str(machine.threads)] if machine.threads else []),
     ]
 

@@ -21,15 +21,7 @@ from p2pinfer.core.ids import ModelId, PeerId
 from p2pinfer.core.layer_range import LayerRange
 from p2pinfer.core.manifest import METADATA, Manifest
 from p2pinfer.engine.base import StageEngine
-from p2pinfer.engine.gguf.architectures import layers_at_once_max
 from p2pinfer.engine.llama.engine import open_stage
-from p2pinfer.engine.llama.memory import (
-    WORKER_BYTES,
-    aside_sessions,
-    budget_bytes,
-    mib,
-    sessions_bytes,
-)
 from p2pinfer.engine.store.assemble import PartsModel
 from p2pinfer.engine.store.store import Store
 from p2pinfer.node.bookkeeping import keep_accounts
@@ -40,10 +32,12 @@ from p2pinfer.node.inviting import ways_in_told
 from p2pinfer.node.ledger_db import LedgerKeeper, open_books
 from p2pinfer.node.listen_port import own_listen
 from p2pinfer.node.loading_steps import Step, loading
+from p2pinfer.node.memory_plan import for_stage, inner_layers, layers_max, too_small
 from p2pinfer.node.model_supply import Choose, obtain
 from p2pinfer.node.proof_keys import judge_of
 from p2pinfer.node.requester import (
     Machine,
+    check_keep,
     check_layers,
     check_memory,
     check_weights,
@@ -113,6 +107,8 @@ class PeerOptions:
     """None: the one that the swarm serves, or else the default."""
     layers: LayerRange | None = None
     """Served whatever others serve; None lets the peer choose."""
+    keep: int = 1
+    """Layers at each end that those who ask in this swarm run themselves; peers serve the rest."""
     listen: tuple[str, ...] = ()
     """Empty: all interfaces, at the port that is kept beside the key."""
     announce: tuple[str, ...] = ()
@@ -340,6 +336,8 @@ class _Supplies:
     model: ModelId
     options: PeerOptions
     hooks: Hooks
+    machine: Machine | None = None
+    """What is given to sessions, once that was decided."""
     newest: Path | None = None
     """The slice of the latest engine."""
 
@@ -350,6 +348,7 @@ class _Supplies:
         def needed(manifest: Manifest) -> Iterable[str]:
             if fixed is not None:
                 check_layers(manifest, fixed)
+            check_keep(manifest, self.options.keep)
             self.swarm.directory.advertise(_joining(self.swarm.transport, manifest))
             return (METADATA,)
 
@@ -373,7 +372,7 @@ class _Supplies:
 
         model, path = await self._obtain(needed, make)
         self.newest = path
-        machine = for_model(self.options.machine, model)
+        machine = self.machine or for_model(self.options.machine, model)
         self.hooks.step(loading(f"layers {first}:{end}", (path,), machine.threads))
         async with open_stage(
             path,
@@ -381,6 +380,8 @@ class _Supplies:
             sessions=machine.sessions,
             context=machine.context,
             threads=machine.threads,
+            long_context=machine.long_context,
+            long_cells=machine.long_cells,
         ) as engine:
             yield engine
         if path != self.newest:  # the peer has moved, and no longer needs the slice
@@ -408,12 +409,17 @@ def _compose(
     options, hooks, transport = supplies.options, supplies.hooks, supplies.swarm.transport
     machine = for_model(options.machine, model)
     fixed = options.layers
-    fit = layers_max(model, machine, options.memory_bytes)
+    fit = layers_max(model, machine, options.memory_bytes, options.keep)
+    if fit or fixed:
+        wanted = len(fixed) if fixed else fit
+        machine = for_stage(model, machine, options.memory_bytes, wanted, is_fixed=bool(fixed))
+        fit = layers_max(model, machine, options.memory_bytes, options.keep)
+        supplies.machine = machine
     if not (fit or fixed):
-        raise UserError(_too_small(model, machine, options.memory_bytes))
+        raise UserError(too_small(model, machine, options.memory_bytes))
     me = evolve(
         _joining(transport, model.manifest),
-        context=machine.context,
+        context=max(machine.context, machine.long_context),
         layers_max=max(fit, len(fixed) if fixed else 0),
         sessions_max=min(machine.sessions, SESSIONS_MAX),
     )
@@ -428,7 +434,7 @@ def _compose(
         transport,
         supplies.swarm.directory,
         supplies.open_engine,
-        ServingPlan(me, LayerRange(1, model.manifest.layers - 1), fixed),
+        ServingPlan(me, inner_layers(model.manifest, options.keep), fixed),
         supplies.swarm.chance,
         clock_ms,
         hooks.leaving,
@@ -437,37 +443,6 @@ def _compose(
         tell=hooks.say,
         signer=signer,
         account_of=accounts.of,
-    )
-
-
-def layers_max(model: PartsModel, machine: Machine, memory_bytes: int | None) -> int:
-    """Return how many layers of a model it may choose, with their sessions, in the memory."""
-    room = budget_bytes(memory_bytes) - WORKER_BYTES
-    most = min(model.manifest.layers - 2, layers_at_once_max(model.header, model.info))
-    return max(0, min(room // layer_bytes(model, machine), most))
-
-
-def layer_bytes(model: PartsModel, machine: Machine) -> int:
-    """Return the memory of the largest layer: its weights, and the cells of all sessions."""
-    manifest = model.manifest
-    weights = max(map(manifest.layer_size, range(manifest.layers)))
-    held = machine.sessions + aside_sessions(machine.sessions)
-    return weights + sessions_bytes(model.header, 1, held, machine.context)
-
-
-def least_bytes(model: PartsModel, machine: Machine) -> int:
-    """Return the memory that serving one layer takes."""
-    return WORKER_BYTES + layer_bytes(model, for_model(machine, model))
-
-
-def _too_small(model: PartsModel, machine: Machine, memory_bytes: int | None) -> str:
-    least = least_bytes(model, machine)
-    what = "--memory gives" if memory_bytes else "this machine can spare"
-    return (
-        f"one layer of {model.info.name} with {machine.sessions} sessions of"
-        f" {machine.context:,} positions takes {mib(least)}, but {what}"
-        f" only {mib(budget_bytes(memory_bytes))}: choose a smaller --context, fewer --sessions, or"
-        " more --memory"
     )
 
 

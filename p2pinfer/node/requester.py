@@ -25,6 +25,7 @@ from p2pinfer.core.model_names import readable_name
 from p2pinfer.core.sponsor import Sponsor
 from p2pinfer.core.trust import Trust
 from p2pinfer.engine.base import Ends
+from p2pinfer.engine.gguf.architectures import RULES
 from p2pinfer.engine.gguf.model_header import have_same_tokens
 from p2pinfer.engine.llama.engine import LocalEnds, open_ends
 from p2pinfer.engine.llama.measured_bounds import bounds_of
@@ -33,6 +34,7 @@ from p2pinfer.engine.llama.memory import (
     WORKER_BYTES,
     aside_sessions,
     available_bytes,
+    budget_bytes,
     check_fits,
     check_runs,
     sessions_bytes,
@@ -41,6 +43,7 @@ from p2pinfer.engine.llama.memory import (
 from p2pinfer.engine.store.assemble import PartsModel, open_parts, whole_header
 from p2pinfer.engine.store.damage import DamagedPart, MissingChunk
 from p2pinfer.engine.store.store import Store
+from p2pinfer.logs import note
 from p2pinfer.node.fraud_files import open_frauds, sharing
 from p2pinfer.node.inviting import ways_in_told
 from p2pinfer.node.ledger_db import Side, open_books, weighed
@@ -77,15 +80,47 @@ NO_WAY_IN = (
 )
 
 
+SHOWN = (
+    "--keep-layers 0: {} can read all that is asked and answered, since rows that went through no"
+    " layer here amount to tokens"
+)
+
+
 @dataclass(frozen=True)
 class Machine:
     """How much of this machine a node may use."""
 
     sessions: int = SESSIONS_DEFAULT
     context: int = CONTEXT_DEFAULT
-    """Positions per session."""
+    """Positions of a usual session."""
     threads: int | None = 1
     """Of each engine; None: as many as make this machine faster."""
+    long_context: int = 0
+    """Positions of the longest session; 0: none is longer than usual."""
+    long_sessions: int | None = None
+    """How many may be so long at once; None: not decided yet, as many as memory allows."""
+
+    @property
+    def long_cells(self) -> int:
+        """Positions that all sessions longer than usual share."""
+        return self.long_context * (self.long_sessions or 0)
+
+
+Fits = Callable[[int, int], bool]
+"""Whether memory has room for a number of sessions of a length, in positions, beside usual ones."""
+
+
+def with_long_sessions(machine: Machine, fits: Fits) -> Machine:
+    """Decide how long the longest sessions are, and how many of them fit: at most all."""
+    if machine.long_sessions is not None:
+        return machine
+    length = machine.long_context
+    while length > machine.context:
+        for count in range(machine.sessions, 0, -1):
+            if fits(count, length):
+                return replace(machine, long_context=length, long_sessions=count)
+        length //= 2
+    return replace(machine, long_context=0, long_sessions=0)
 
 
 def freeze_gc() -> None:
@@ -96,7 +131,21 @@ def freeze_gc() -> None:
 
 def for_model(machine: Machine, model: PartsModel) -> Machine:
     """Return the machine with its context limited to the model's."""
-    return replace(machine, context=min(machine.context, model.info.context_tokens))
+    most = model.info.context_tokens
+    return replace(
+        machine,
+        context=min(machine.context, most),
+        long_context=min(machine.long_context, most),
+    )
+
+
+def for_ends(machine: Machine, model: PartsModel, keep: int) -> Machine:
+    """Return the machine for a requester's own layers of a model, with its longest sessions."""
+    machine = for_model(machine, model)
+    needs = partial(sessions_bytes, model.header, 2 * keep)
+    weights = sum(model.manifest.part(name).size for name in model.manifest.ends(keep))
+    room = budget_bytes(None) - weights - needs(machine.sessions, machine.context)
+    return with_long_sessions(machine, lambda count, length: needs(count, length) <= room)
 
 
 def check_memory(model: PartsModel, layers: int, machine: Machine) -> None:
@@ -119,10 +168,29 @@ def check_weights(model: PartsModel, parts: Iterable[str], peers: int = 0) -> No
 def check_keep(model: Manifest, keep: int) -> None:
     """Raise UserError if ends of ``keep`` layers overlap or leave the swarm no layer."""
     most = (model.layers - 1) // 2
-    if not 1 <= keep <= most:
+    if not 0 <= keep <= most:
         raise UserError(
-            f"--keep-layers must be from 1 to {most}: {readable_name(model.name)} has"
+            f"--keep-layers must be from 0 to {most}: {readable_name(model.name)} has"
             f" {model.layers} layers, and the swarm must run at least one"
+        )
+
+
+def check_shown(keep: int, network: str | Reach, *, shown: bool) -> None:
+    """Raise UserError if strangers would see tokens, and nobody said that they may.
+
+    On a private network that is said aloud; a swarm of this machine alone has no strangers.
+    """
+    if keep or isinstance(network, str):
+        return
+    if network.key:
+        note(SHOWN.format("the stages of this private network"))
+    elif shown:
+        note(SHOWN.format("the stages of this open network"))
+    else:
+        raise UserError(
+            "with --keep-layers 0 the stages of this open network would see what amounts to the"
+            " tokens of all that is asked and answered: keep a layer, use a private network"
+            " (--network-key), or say --show-tokens as well"
         )
 
 
@@ -144,9 +212,12 @@ class ClientOptions:
     bootstrap: Sequence[str]
     network: str | Reach = "main"
     keep: int = 1
+    """Layers at each end that it runs itself; with 0, stages see what amounts to tokens."""
     machine: Machine = field(default_factory=Machine)
     transport: str = "libp2p"
     """As for a peer."""
+    shows_tokens: bool = False
+    """Let the stages of an open network see tokens."""
     find_s_max: float = FIND_S_MAX
     """How long to wait for peers that serve all layers."""
     evidence: bool = True
@@ -200,6 +271,7 @@ class Client(SwarmClient):
             transport.relay_to,
             drafts=options.drafts,
             draft_model=draft_model,
+            keeps_state=RULES[model.info.architecture].is_hybrid,
         )
         self.audit_rate = options.audit_rate if options.evidence else 0.0
         self._auditor: Auditor | None = None
@@ -291,6 +363,8 @@ def _sponsor(
 def _loading_ends(model: PartsModel, keep: int, threads: int | None) -> str:
     layers = model.info.layers
     own = f"this machine's own layers, 0:{keep} and {layers - keep}:{layers}"
+    if not keep:
+        own = "the embedding and the head"
     return loading(own, model.end_paths(keep), threads)
 
 
@@ -304,6 +378,8 @@ def _open_ends(
         sessions=machine.sessions,
         context=machine.context,
         threads=machine.threads,
+        long_context=machine.long_context,
+        long_cells=machine.long_cells,
     )
 
 
@@ -319,7 +395,8 @@ def _open_draft_model(
         )
     check_weights(small, (part.name for part in small.manifest.parts))
     check_memory(small, small.info.layers, options.machine)
-    return _open_ends(small, *small.halves(), for_model(options.machine, small))
+    machine = for_ends(options.machine, small, small.info.layers // 2)
+    return _open_ends(small, *small.halves(), machine)
 
 
 def keep_of_adapter(child: Manifest) -> int | None:
@@ -361,6 +438,7 @@ async def open_client(
     """
     if not options.bootstrap and not looks_around(options.network):
         raise UserError(NO_WAY_IN)
+    check_shown(options.keep, options.network, shown=options.shows_tokens)
     await in_thread(_check_held, options, store)
     keep, child = options.keep, None
 
@@ -397,7 +475,7 @@ async def open_client(
         )
         step(_loading_ends(own, keep, options.machine.threads))
         ends = await stack.enter_async_context(
-            _open_ends(own, first_end, last_end, for_model(options.machine, model))
+            _open_ends(own, first_end, last_end, for_ends(options.machine, model, keep))
         )
         freeze_gc()
         gatherer = Gatherer(nursery, transport, secrets.token_bytes, sponsor)

@@ -12,6 +12,7 @@ from attrs import evolve
 from p2pinfer.core.advertisement import Advertisement
 from p2pinfer.core.errors import NobodyServes, PeerError, PeerUnavailable, lone_errors
 from p2pinfer.core.ids import ModelId, PeerId, SessionId
+from p2pinfer.core.limits import CONTEXT_DEFAULT
 from p2pinfer.core.messages import Hop
 from p2pinfer.core.model_names import readable_name
 from p2pinfer.core.trust import AuditVerdict, Trust, short
@@ -55,6 +56,18 @@ class Asked:
     """How long to wait for a complete chain of peers."""
 
 
+def session_length(positions: int) -> int:
+    """Return how long a session is to be that must hold these positions, and goes on growing.
+
+    Usual ones cost nobody anything; each step beyond is twice as long as the one before, since all
+    that was said is read again where a session becomes too short.
+    """
+    length = CONTEXT_DEFAULT
+    while length < positions:
+        length *= 2
+    return length
+
+
 class SwarmClient:
     """A requester in a swarm, with the ends of one model."""
 
@@ -73,6 +86,7 @@ class SwarmClient:
         *,
         drafts: bool = False,
         draft_model: Ends | None = None,
+        keeps_state: bool = False,
     ) -> None:
         """Ask for a model.
 
@@ -89,6 +103,7 @@ class SwarmClient:
             relay_to: returns the relay that carries what is said with a peer, if one does.
             drafts: send rows of likely tokens ahead.
             draft_model: what says so besides the text; as for ``Requester``.
+            keeps_state: as for ``Requester``.
         """
         self._directory, self._ends, self._asked, self._draw = directory, ends, asked, draw
         self._transport, self.relay_to = transport, relay_to
@@ -107,6 +122,7 @@ class SwarmClient:
             gatherer,
             drafts=drafts,
             draft_model=draft_model,
+            keeps_state=keeps_state,
         )
 
     def peers(self) -> list[Advertisement]:
@@ -179,10 +195,35 @@ class SwarmClient:
                     nursery.start_soon(call, peer)
         return found
 
-    async def find_route(self, on_wait: Callable[[str], None]) -> list[RouteHop]:
+    def context_max(self) -> int:
+        """Return how many positions a session can hold now; of what the swarm offers, by halving.
+
+        Where no chain is complete, it is what this machine's own part of the model can hold.
+        """
+        whole, usual = self._ends.context, min(self._ends.context, CONTEXT_DEFAULT)
+        if self._lacks(1):
+            return whole
+        length = whole
+        while length > usual and self._lacks(length):
+            length //= 2
+        return max(length, usual)
+
+    def _lacks(self, context: int) -> bool:
+        """Whether no chain of peers takes sessions of that length."""
+        try:
+            self._route(context)
+        except NoRoute:
+            return True
+        return False
+
+    async def find_route(
+        self, on_wait: Callable[[str], None], positions: int = 1
+    ) -> list[RouteHop]:
         """Return a chain of peers that connects our own ends, waiting a while for one to appear.
 
-        ``on_wait`` is called with what is still missing.
+        Args:
+            on_wait: called with what is still missing.
+            positions: what a session is to hold, if any chain takes one so long.
 
         Raises:
             NobodyServes: there is none; the text says which layers are missing.
@@ -193,7 +234,7 @@ class SwarmClient:
                 await self._refresh()
             while True:
                 try:
-                    route = self._route()
+                    route = self._route_for(positions)
                     busy_s = max((self._busy_s(hop.peer) for hop in route), default=0.0)
                     if busy_s <= 0:
                         return route
@@ -219,7 +260,15 @@ class SwarmClient:
         with trio.move_on_after(REFRESH_S_MAX):
             await self._directory.enter(self._asked.bootstrap)
 
-    def _route(self) -> list[RouteHop]:
+    def _route_for(self, positions: int) -> list[RouteHop]:
+        """Return a chain for a session of this length, or else for a shorter one."""
+        length = min(session_length(positions), self._ends.context)
+        if length > CONTEXT_DEFAULT:
+            with suppress(NoRoute):
+                return self._route(length)
+        return self._route()
+
+    def _route(self, context: int = 1) -> list[RouteHop]:
         """Avoid peers that failed and have not been heard of since, if another route exists."""
         offers = self._directory.serving(self._asked.model)
         failed = self._failed.items() & {(offer.peer, offer.sequence) for offer in offers}
@@ -228,7 +277,7 @@ class SwarmClient:
         without = {*self._failed, *(a.peer for a in offers if self._busy_s(a.peer) > 0)}
         sessions = Counter(hop.peer for replacements in self._open for hop in replacements.route)
         seen = evolve(self.experiences.of(offers), sessions=sessions)
-        asking = evolve(self._asking(), seen=seen, without=without, chance=lot)
+        asking = evolve(self._asking(context), seen=seen, without=without, chance=lot)
         first, end = self._ends.first, self._ends.end
         with suppress(NoRoute):
             return find_route(offers, first, end, asking)
@@ -245,15 +294,22 @@ class SwarmClient:
 
     @asynccontextmanager
     async def open_session(
-        self, route: Sequence[RouteHop], on_wait: Callable[[str], None] = lambda _: None
+        self,
+        route: Sequence[RouteHop],
+        on_wait: Callable[[str], None] = lambda _: None,
+        positions: int | None = None,
     ) -> AsyncIterator[Session]:
         """Open a session along a route; raises as ``Requester.open``.
+
+        It holds at least these ``positions`` where its peers have room; None: all that they have.
 
         Lost peers are replaced; ``on_wait`` is called when there is no replacement. A peer that
         ends the session is not chosen again at once.
         """
         hops = [Hop(a.peer, a.addresses, a.first, a.end) for a in route]
         context = min([self._ends.context, *(a.context for a in route)])
+        if positions is not None:
+            context = min(context, session_length(positions))
         session = SessionId(self._draw(SESSION_ID_BYTES))
         offers = partial(self._directory.serving, self._asked.model)
         replacements = Replacements(

@@ -58,7 +58,11 @@ class Session:
         drafts: bool = False,
         model: ModelDrafter | None = None,
         is_busy: Callable[[], bool] = lambda: False,
+        keeps_state: bool = False,
     ) -> None:
+        self._keeps_state = keeps_state
+        self._reached = 0
+        """Positions that some cache holds, or may: more than tokens where an answer was stopped."""
         self._chain, self._ends, self._cells = chain, ends, cells
         self._row_bytes = 4 * ends.width
         self.context = context
@@ -88,8 +92,20 @@ class Session:
         """The peers that make up the chain now."""
         return self._chain.route
 
+    @property
+    def is_full(self) -> bool:
+        """Whether no further token finds room."""
+        return len(self.tokens) >= self.context
+
     def held_of(self, prompt: Sequence[int]) -> int:
-        """How many tokens of a prompt's beginning need not be run again."""
+        """How many tokens of a prompt's beginning need not be run again.
+
+        Where layers keep a state, no position can be dropped: all or nothing.
+        """
+        if self._keeps_state:
+            held = len(self.tokens)
+            is_held = held == self._reached and [*prompt[:held]] == self.tokens
+            return held if is_held and held < len(prompt) else 0
         # The last token always runs: its logits are needed.
         return min(alike(self.tokens, prompt), len(prompt) - 1)
 
@@ -132,6 +148,8 @@ class Session:
             for made in range(1, max_tokens + 1):
                 position = len(self.tokens)
                 goes_on = not following.is_end and made < max_tokens and position < self.context
+                if following.rows:
+                    self._reached = position + 1  # in our own first layers
                 if goes_on:  # the swarm computes while our caller shows the token
                     ahead.send(position, following)
                 yield Token(
@@ -161,6 +179,7 @@ class Session:
     async def _prefill(self, prompt: Sequence[int]) -> tuple[NextToken, tuple[int, ...]]:
         """Run the part of the prompt that the caches lack, in consecutive chunks."""
         start = self.held_of(prompt)
+        self._reached = max(start, self._reached if start else 0)
         if self.tokens[start : start + 1] == list(prompt[start:]):  # the last one runs again
             chunks = [RegimeChunk(start, start + 1, self._regimes[start])]
         else:
@@ -195,6 +214,7 @@ class Session:
     ) -> None:
         for at, end, regime in chunks:
             await room.acquire()
+            self._reached = end
             embedded = await self._cells.embed(at, list(prompt[at:end]), regime=regime)
             self._chain.send(at, embedded.rows, end - at, regime=regime)
             sent_at.append(trio.current_time())
@@ -213,15 +233,19 @@ class Requester:
         *,
         drafts: bool = False,
         draft_model: Ends | None = None,
+        keeps_state: bool = False,
     ) -> None:
         """Ask for a model; the sessions' tasks run in the nursery, which outlives them.
 
         ``drafts``: send rows of likely tokens ahead; ``draft_model``: all layers of a small model
-        with the same tokens, which says what is likely.
+        with the same tokens, which says what is likely; ``keeps_state``: some of the model's layers
+        cannot drop positions, so that nothing is sent that may have to be.
         """
         self._nursery, self._transport, self._ends, self._model = nursery, transport, ends, model
         self._gatherer, self._budget = gatherer, Budget()
-        self._drafts, self._draft_model = drafts, draft_model
+        self._drafts = drafts and not keeps_state
+        self._draft_model = None if keeps_state else draft_model
+        self._keeps_state = keeps_state
 
     @asynccontextmanager
     async def open(
@@ -248,7 +272,7 @@ class Requester:
         opened = Open(
             session, self._model, me, me, ends.first, ends.end, context, blocks=ends.blocks
         )
-        cells = ends.open()
+        cells = ends.open(context)
         try:
             evidence = self._gatherer.begin(opened) if self._gatherer else None
             opened = evidence.opened if evidence else opened
@@ -269,6 +293,7 @@ class Requester:
                     drafts=self._drafts,
                     model=model,
                     is_busy=repair.is_busy if repair else lambda: False,
+                    keeps_state=self._keeps_state,
                 )
         finally:
             cells.close()

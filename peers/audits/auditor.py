@@ -17,7 +17,7 @@ from p2pinfer.core.bounds import DEFAULT_BOUNDS, Bounds, distances, first_outsid
 from p2pinfer.core.continuity import Break
 from p2pinfer.core.errors import P2pinferError, PeerError, PeerUnavailable
 from p2pinfer.core.evidence import FRAUD_ROWS_BYTES_MAX, OPENING_ROWS_MAX
-from p2pinfer.core.fraud import FraudProof
+from p2pinfer.core.fraud import FRAUD_POSITIONS_MAX, FraudProof
 from p2pinfer.core.ids import PeerId
 from p2pinfer.core.layer_range import LayerRange
 from p2pinfer.core.messages import Hop
@@ -185,7 +185,8 @@ class Auditor:
         The receipt is a stage's, or that of an auditor that was given the same rows.
         """
         receipt = Receipt.parse(signed.body)
-        if receipt.position * _row_bytes(evidence) > FRAUD_ROWS_BYTES_MAX:
+        size = receipt.position * _row_bytes(evidence)
+        if size > FRAUD_ROWS_BYTES_MAX or receipt.position > FRAUD_POSITIONS_MAX:
             _log.info("%s cheated, but the proof would be too long to send", accused)
             return
         try:

@@ -29,8 +29,8 @@ class Shut(P2pinferError):
 class Door:
     """Admits sessions as ``scheduler.admission`` decides."""
 
-    def __init__(self, sessions_max: int, cells_max: int) -> None:
-        self.admission = Admission(sessions_max, cells_max)
+    def __init__(self, sessions_max: int, cells_max: int, usual_cells: int = 0) -> None:
+        self.admission = Admission(sessions_max, cells_max, usual_cells)
         self._answers: dict[SessionId, AdmissionAnswer] = {}
         self._knocking: dict[SessionId, trio.Event] = {}
 

@@ -23,7 +23,7 @@ class MeteredEngine:
     ) -> None:
         """Count an engine's load; ``on_change`` is called whenever that changes."""
         self.first, self.end = engine.first, engine.end
-        self.width, self.context = engine.width, engine.context
+        self.width, self.context, self.room = engine.width, engine.context, engine.room
         self.numerics_class, self.blocks = engine.numerics_class, engine.blocks
         self.sessions_max = sessions_max
         self.sessions = 0
@@ -34,9 +34,9 @@ class MeteredEngine:
         self.on_change = on_change
         self._engine = engine
 
-    def open(self, end: int) -> "_MeteredSession":
+    def open(self, end: int, context: int | None = None) -> "_MeteredSession":
         """Reserve a session's cells; raises as the engine."""
-        return _MeteredSession(self, self._engine.open(end))
+        return _MeteredSession(self, self._engine.open(end, context))
 
 
 class _MeteredSession:

@@ -29,7 +29,7 @@ from p2pinfer.core.ids import PeerId
 from p2pinfer.core.layer_range import LayerRange
 from p2pinfer.core.messages import Open
 from p2pinfer.core.ways import relays_in
-from p2pinfer.engine.base import StageEngine
+from p2pinfer.engine.base import Room, StageEngine
 from peers.discovery.calling import call_around, neighbours
 from peers.discovery.directory import Directory
 from peers.receipts.signer import ReceiptSigner
@@ -102,6 +102,13 @@ class ServerStatistics:
     """Computed so far by the running engines."""
     queued_rows: int
     sessions: tuple[SessionStatistics, ...]
+
+
+def _door(places: int, room: Room) -> Door:
+    """Return the door of sessions that hold as much as usual each, and share what is beyond."""
+    if room.shared:
+        return Door(places, room.shared, room.usual)
+    return Door(places, places * room.usual)
 
 
 @dataclass(eq=False)
@@ -338,7 +345,7 @@ class Server:
             stage = Stage(self._transport, engine, self._plan.me.model, self._signer)
             held = HeldLayers(engine, stage, speed)
             places = self._plan.me.sessions_max
-            self.dispatcher.add(stage, Door(places, places * engine.context))
+            self.dispatcher.add(stage, _door(places, engine.room))
             self._running.append(held)
             try:
                 task_status.started(held)

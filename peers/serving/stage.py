@@ -197,7 +197,7 @@ class Stage:
         if len(others) >= SESSIONS_PER_REQUESTER_MAX:
             raise self._no(Refusal.BUSY, f"one requester may have {len(others)} sessions here")
         try:
-            cells = engine.open(opened.end)
+            cells = engine.open(opened.end, opened.context)
         except EngineBusy as error:
             raise self._no(Refusal.BUSY, str(error)) from error
         except EngineError as error:

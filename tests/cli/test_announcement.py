@@ -21,6 +21,7 @@ def printed(
     first: int = 1,
     end: int = 29,
     fixed: bool = False,
+    keep: int = 1,
     mdns: bool = False,
     reach: str = " --network n",
 ) -> list[str]:
@@ -30,7 +31,7 @@ def printed(
         info=SimpleNamespace(name="Toy", layers=30),
         manifest=SimpleNamespace(license="mit"),
     )
-    announcer = JoinAnnouncer(reach, as_json=False, fixed=fixed, mdns=mdns)
+    announcer = JoinAnnouncer(reach, as_json=False, fixed=fixed, keep=keep, mdns=mdns)
     announcer.tell(Serving(PeerId("12D3KooW"), addresses, model, first, end, 28))
     lines = capsys.readouterr().out.splitlines()
     (facts,) = [n for n, line in enumerate(lines) if line.startswith("layers ")]
@@ -44,6 +45,21 @@ def test_the_next_machine_is_given_the_best_address(capsys: pytest.CaptureFixtur
     assert printed(capsys, LAN, "/ip4/10.8.0.2/tcp/4001/p2p/12D3KooW") == [
         "on the next machine, run:",
         f"  p2pinfer join {way_in}",
+        "to chat, on any machine, run:",
+        f"  p2pinfer chat {way_in}",
+    ]
+
+
+def test_where_requesters_keep_no_layers_all_lines_say_so(
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    """The other machines are told which layers are missing, and how to ask."""
+    way_in = f"--bootstrap {LAN} --model {MODEL} --network n --keep-layers 0"
+    assert printed(capsys, LAN, first=10, end=20, fixed=True, keep=0) == [
+        "on the next machine, run:",
+        f"  p2pinfer join --layers 0:10 {way_in}",
+        "on another one, run:",
+        f"  p2pinfer join --layers 20:30 {way_in}",
         "to chat, on any machine, run:",
         f"  p2pinfer chat {way_in}",
     ]

@@ -16,8 +16,8 @@ from p2pinfer.cli.doctor import (
     probe_findings,
     router_findings,
 )
-from p2pinfer.cli.options import parse_bytes
 from p2pinfer.cli.peers import BAR_CHARS_MIN, HEADINGS, bar, cells, detours, table
+from p2pinfer.cli.sizes import parse_bytes
 from p2pinfer.core.advertisement import Advertisement, State
 from p2pinfer.core.errors import UserError
 from p2pinfer.engine.llama.probe_reports import ProbeReport

@@ -41,6 +41,41 @@ async def test_next_turn_gets_the_session_that_knows_the_beginning(
         assert (swarm.pool.running, swarm.pool.idle) == (0, 2)
 
 
+async def test_an_answer_goes_on_in_a_longer_session_where_one_is_full(
+    autojump_clock: MockClock,
+) -> None:
+    """Until it has as many tokens as were asked for; the full sessions are closed."""
+    prompt, long = list(range(3, 23)), ChatOptions(Sampling(temperature=0.0), max_tokens=150)
+    async with fake_swarm() as (swarm, client):
+        client.lengths = [24, 64, CONTEXT]
+        swarm.pool.room = 0
+        answer = Answer()
+        said = [piece async for piece in swarm.answer(prompt, long, answer)]
+        assert (answer.tokens, answer.finish) == (150, "length")
+        assert "".join(said) == answer.text
+        assert (client.opened, swarm.pool.idle) == (3, 1)
+
+
+async def test_an_answer_ends_where_no_session_is_longer(autojump_clock: MockClock) -> None:
+    """As one that was asked for no more tokens."""
+    async with fake_swarm() as (swarm, client):
+        client.lengths = [24]
+        answer = Answer()
+        async for _ in swarm.answer(list(range(3, 23)), ChatOptions(Sampling()), answer):
+            pass
+        assert (answer.tokens, answer.finish, client.opened) == (5, "length", 1)
+
+
+async def test_a_short_session_is_not_lent_for_a_long_prompt(autojump_clock: MockClock) -> None:
+    """It is closed where its cells are needed, and one that is long enough is opened."""
+    async with fake_swarm(sessions=1) as (swarm, client):
+        client.lengths = [24, CONTEXT]
+        swarm.pool.room = 0
+        await ask(swarm, list(range(3, 13)))
+        await ask(swarm, list(range(3, 43)))
+        assert (client.opened, swarm.pool.idle) == (2, 1)
+
+
 async def test_same_answer_from_a_warm_session_as_from_a_cold_one(
     autojump_clock: MockClock,
 ) -> None:

@@ -2,10 +2,9 @@
 
 import tempfile
 from collections.abc import Sequence
-from contextlib import aclosing, closing
+from contextlib import aclosing
 from pathlib import Path
 
-import numpy as np
 import pytest
 import trio
 
@@ -13,10 +12,10 @@ from p2pinfer.bench.recovery import HOLDERS, STAGES, wait_known
 from p2pinfer.bench.victims import NETWORK, Victims
 from p2pinfer.core.ids import PeerId
 from p2pinfer.core.sampling import Sampling
-from p2pinfer.engine.llama.binding import Settings, Slice, Span, Vocabulary
 from p2pinfer.node.local_swarm import share_layers
 from p2pinfer.node.model_supply import name_model, open_store, open_whole
 from p2pinfer.node.requester import Client, ClientOptions, Machine, open_client
+from tests.support.alone import ANSWER_TOKENS, said_alone
 from tests.support.model_factory import write_model
 from tests.support.recipes import CASES
 from tests.support.tiny_models import quantise
@@ -24,32 +23,8 @@ from tests.support.tiny_models import quantise
 pytestmark = [pytest.mark.real, pytest.mark.long]
 
 ALL_S_MAX = 300.0
-PROMPT_TOKENS = 5
-"""Narrow, as what follows: the answer is the same whatever else the swarm does."""
-ANSWER_TOKENS = 24
 KILLED_AT = 8
-PROMPTS = 20
 GREEDY = Sampling(temperature=0.0)
-
-
-def said_alone(model: Path) -> tuple[list[int], list[int]]:
-    """Return a prompt, and what llama.cpp alone says to it without coming to an end."""
-    whole = Slice(model, logits=True, settings=Settings(), sessions=1, context=64)
-    with closing(whole):
-        ends = Vocabulary(whole.vocab).is_end
-        for seed in range(PROMPTS):
-            random = np.random.default_rng(seed)
-            prompt = random.integers(3, whole.vocabulary, PROMPT_TOKENS).astype(np.int32)
-            found: list[int] = []
-            told, position = prompt, 0
-            while len(found) < ANSWER_TOKENS:
-                logits = whole.decode([Span(0, position, told)])[0]
-                found.append(int(logits.argmax()))
-                position += len(told)
-                told = np.array(found[-1:], np.int32)
-            if not any(map(ends, found)):
-                return prompt.tolist(), found
-    raise AssertionError("every prompt has a short answer")
 
 
 async def said_by_swarm(client: Client, victims: Victims, prompt: Sequence[int]) -> list[int]:

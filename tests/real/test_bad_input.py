@@ -77,9 +77,9 @@ def check(said: Said, code: int, words: str) -> None:
         ("--sessions 0", "--sessions must be from 1 to [0-9]+, not 0"),
         ("--context 0", "--context must be from 1 to 4194304, not 0"),
         ("--context 10000000", "--context must be from 1 to 4194304, not 10000000"),
-        ("--keep-layers 0", "--keep-layers must be at least 1, not 0"),
-        ("--keep-layers 15", "--keep-layers must be from 1 to 14: .* has 30 layers"),
-        ("--keep-layers 30", "--keep-layers must be from 1 to 14: .* has 30 layers"),
+        ("--keep-layers -1", "--keep-layers must be at least 0, not -1"),
+        ("--keep-layers 15", "--keep-layers must be from 0 to 14: .* has 30 layers"),
+        ("--keep-layers 30", "--keep-layers must be from 0 to 14: .* has 30 layers"),
         ("--keep-layers 14", "--peers must be from 1 to 2 for 2 layers"),
         ("--no-draft --draft-model default", "which --no-draft switches off: drop one"),
         ("--peers 99 --draft-model none.gguf", "cannot read none.gguf: No such file"),
@@ -120,7 +120,8 @@ def test_options_are_checked_before_any_peer_is_asked(
 ) -> None:
     """No peer answers at the address, yet the error is about the invalid option."""
     words = ["chat", "hi", "--model", "default", "--bootstrap", NOBODY]
-    check(command(*words, "--keep-layers", "15"), 2, "--keep-layers must be from 1 to 14")
+    check(command(*words, "--keep-layers", "15"), 2, "--keep-layers must be from 0 to 14")
+    check(command(*words, "--keep-layers", "0"), 2, "open network would see .* say --show-tokens")
     check(command(*words), 3, "no peer answers")
     monkeypatch.setattr("p2pinfer.node.requester.available_bytes", lambda: 1 << 20)
     check(command(*words), 2, "this machine's part of .* needs at least .* of memory")

@@ -182,3 +182,22 @@ def test_refusals_follow_how_long_sessions_last() -> None:
     stage.ask(ask(101, "y", at_s=50.0))
     (late,) = stage.refuse_late(50.0 + WAIT_S_MAX)
     assert 400 < late.retry_ms < 1000
+
+
+def test_usual_sessions_take_none_of_the_shared_cells() -> None:
+    """They come in while a long one waits for cells, and it comes in once those are free."""
+    stage = Admission(3, 100, usual_cells=10)
+
+    def verdicts(number: int, cells: int) -> list[AdmissionVerdict]:
+        session = SessionId(number.to_bytes(16, "big"))
+        return [a.verdict for a in stage.ask(Ask(session, peer_id("a"), cells, float(number)))]
+
+    assert verdicts(0, 101) == [AdmissionVerdict.REFUSED]
+    assert verdicts(1, 60) == [AdmissionVerdict.ADMITTED]
+    assert stage.sessions_free == 2
+    assert verdicts(2, 60) == [AdmissionVerdict.WAITING]
+    assert verdicts(3, 10) == [AdmissionVerdict.ADMITTED]
+    assert (stage.cells_free, stage.waiting, stage.sessions_free) == (40, 1, 1)
+    (freed,) = stage.release(SessionId((1).to_bytes(16, "big")), 4.0)
+    assert freed.verdict is AdmissionVerdict.ADMITTED
+    assert stage.cells_free == 40

@@ -11,8 +11,8 @@ from numpy.typing import NDArray
 
 from p2pinfer.engine.gguf.model_header import model_info
 from p2pinfer.engine.gguf.reader import GgufHeader, read_header
+from p2pinfer.engine.gguf.slice_plan import SlicePlan
 from p2pinfer.engine.gguf.slicing import (
-    SlicePlan,
     extents,
     plan_first_end,
     plan_last_end,
@@ -70,6 +70,13 @@ def plan_chain(header: GgufHeader, bounds: Sequence[int]) -> list[SlicePlan]:
     stages = [plan_stage(header, first, end) for first, end in pairwise(bounds)]
     keep = model_info(header).layers - bounds[-1]
     return [plan_first_end(header, bounds[0]), *stages, plan_last_end(header, keep)]
+
+
+def plan_bare_chain(header: GgufHeader, bounds: Sequence[int]) -> list[SlicePlan]:
+    """Plan stages of all layers, cut at the bounds, between ends that have none."""
+    between = pairwise((0, *bounds, model_info(header).layers))
+    stages = [plan_stage(header, first, end) for first, end in between]
+    return [plan_first_end(header, 0), *stages, plan_last_end(header, 0)]
 
 
 def chain_difference(

@@ -25,6 +25,7 @@ from p2pinfer.engine.base import (
     EngineBusy,
     EngineSession,
     NextToken,
+    Room,
     RowSteps,
     Superseded,
 )
@@ -49,6 +50,8 @@ class FakeMachine:
         self.open = self.copies = 0
         self.rows = 0
         """Rows run so far."""
+        self.keeps_state = False
+        """Positions can be dropped only all at once."""
         self._queue: deque[_Waiting] = deque()
 
     def take(self) -> None:
@@ -108,6 +111,8 @@ class FakeLayers:
             raise EngineError(f"position {position} leaves a gap in the session")
         if position + len(inputs) > self._machine.context:
             raise EngineError(f"the context of {self._machine.context} positions is full")
+        if self._machine.keeps_state and 0 < position < len(self._digests) - 1:
+            raise EngineError(f"positions from {position} on cannot be dropped")
         del self._digests[position + 1 :]
         for each in inputs:
             state = self._digests[-1].copy()
@@ -280,9 +285,10 @@ class FakeStage:
     def __init__(self, first: int, end: int, *, sessions: int = 4, context: int = 256) -> None:
         self.first, self.end, self.width, self.context = first, end, WIDTH, context
         self.numerics_class, self.blocks = "0" * 32, True
+        self.room = Room(context)
         self.machine = FakeMachine(sessions, context)
 
-    def open(self, end: int) -> _FakeStageSession:
+    def open(self, end: int, context: int | None = None) -> _FakeStageSession:
         """Reserve a session's cells up to a layer; raises EngineBusy."""
         assert self.first < end <= self.end
         return _FakeStageSession(self.machine, self.first, end)
@@ -389,6 +395,6 @@ class FakeEnds:
         """Return none."""
         return SpecialTokens()
 
-    def open(self) -> _FakeEndsSession:
+    def open(self, context: int | None = None) -> _FakeEndsSession:
         """Reserve a session's cells; raises EngineBusy."""
         return _FakeEndsSession(self)

@@ -59,6 +59,8 @@ class FakeClient:
         self.called = 0
         self.others: dict[str, str] = {}
         self.opened = 0
+        self.lengths = [chain.CONTEXT]
+        """Of sessions; one gets the least that holds what it must."""
         self.trust: Trust | None = None
         self.repair: Repair | None = None
         self.experiences = Experiences(lambda _: 0.0123)
@@ -67,17 +69,24 @@ class FakeClient:
         self.transport = SimpleNamespace(punching={"won": 2, "lost": 1})
         self._numbers = count()
 
-    async def find_route(self, _: object) -> list[RouteHop]:
+    def context_max(self) -> int:
+        """Return what the longest session holds."""
+        return self.lengths[-1]
+
+    async def find_route(self, *_: object) -> list[RouteHop]:
         """Return the whole chain."""
         if self.absent:
             raise NobodyServes(self.absent)
         return [RouteHop(offer, offer.end) for offer in self.serving()]
 
-    def open_session(self, *_: object) -> AbstractAsyncContextManager[Session]:
+    def open_session(
+        self, _: object, on_wait: object = None, positions: int = 1
+    ) -> AbstractAsyncContextManager[Session]:
         """Open a session through the chain."""
         self.opened += 1
         session = chain.session_id(next(self._numbers))
-        return self.made.requester.open(self.made.route, session, chain.CONTEXT, self.repair)
+        context = next((n for n in self.lengths if n >= positions), self.lengths[-1])
+        return self.made.requester.open(self.made.route, session, context, self.repair)
 
     async def examine(self, _: object) -> Trust | None:
         """Find what the test wants to be found."""

@@ -115,6 +115,7 @@ class FakeSlice:
     """What the probe needs of a slice."""
 
     width, vocabulary = WIDTH, 100
+    keeps_state = False
 
     def __init__(self, settings: Settings, flaw: Flaw) -> None:
         self._settings, self._flaw = settings, flaw

@@ -36,12 +36,8 @@ TABLES: dict[str, list[Row]] = {
             "SESSIONS_DEFAULT",
         ),
         Row("at most (`--sessions`)", "{}", "p2pinfer.cli.options", "SESSIONS_MAX"),
-        Row(
-            "positions per session (`--context`)",
-            "{}",
-            "p2pinfer.core.limits",
-            "CONTEXT_DEFAULT",
-        ),
+        Row("positions per session (`--context`)", "{}", "p2pinfer.core.limits", "CONTEXT_DEFAULT"),
+        Row("positions of the longest one", "{}", "p2pinfer.core.limits", "LONG_CONTEXT_DEFAULT"),
         Row(
             "sessions per requester at a peer",
             "{}",

@@ -87,7 +87,7 @@ def write_model(recipe: Recipe, path: Path) -> None:
     shapes = {  # all but a classifier's and most scales, which llama.cpp would take too
         name: shape
         for name, shape in _wanted_tensors(bare).items()
-        if not name.startswith("cls")
+        if not name.startswith(("cls", "dense_2"))
         and (not name.endswith("scale") or name.endswith(recipe.scales))
     }
     for block in range(recipe.layers, recipe.layers + recipe.drafting_blocks):
@@ -147,6 +147,8 @@ def _numbers(name: str, shape: tuple[int, ...], random: np.random.Generator) -> 
         drawn = np.linspace(1, 8, shape[0], dtype=np.float32)
     elif name == "output_norm.weight":
         drawn = 3 + drawn / 10  # logits wide enough to have one clear winner
+    elif name.endswith("ssm_a"):
+        drawn = -np.abs(drawn) - 0.1  # what is remembered fades
     elif name.endswith(NEAR_ONE):
         drawn = 1 + drawn / 10
     elif len(shape) == 1:

@@ -21,6 +21,8 @@ def _said(rules: Rules) -> Iterator[str]:
         yield "a head of zeros"
     if rules.rope_of_full_layers:
         yield "rope frequencies only where a layer sees everything"
+    if rules.is_hybrid:
+        yield "which of its layers keep a state; a layer of zeros, where it has none of a kind"
     if rules.rows_into:
         yield "rows are written over the embeddings of dummy tokens"
     if rules.left_out:

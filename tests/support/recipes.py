@@ -78,6 +78,25 @@ _SECTIONS: dict[str, Plain] = {
 }
 
 
+_DELTA: dict[str, Plain] = {
+    "ssm.conv_kernel": 4,
+    "ssm.inner_size": 256,
+    "ssm.state_size": 64,
+    "ssm.time_step_rank": 4,
+    "ssm.group_count": 2,
+    "full_attention_interval": 4,
+    "rope.dimension_sections": [8, 12, 12, 0],
+}
+_MAMBA: dict[str, Plain] = {
+    "ssm.conv_kernel": 4,
+    "ssm.inner_size": 512,
+    "ssm.state_size": 64,
+    "ssm.time_step_rank": 8,
+    "ssm.group_count": 2,
+}
+_ONE_SHARED: dict[str, Plain] = {"expert_shared_feed_forward_length": FEED_FORWARD // 2}
+
+
 @dataclass(frozen=True)
 class Case:
     """A tiny model, and the bounds at which it is cut."""
@@ -206,6 +225,58 @@ CASES = {
     "mistral4": _case("mistral4", {**_LATENT, "leading_dense_block_count": 0}),
     "olmo2": _case("olmo2", {**_WINDOW, **_STRETCHED}, 8, (1, 3, 4, 6)),
     "phimoe": _case("phimoe", EXPERTS),
+    "granitehybrid": _case(
+        "granitehybrid",
+        {**_GRANITE, **_MAMBA, "attention.head_count_kv": [0, 0, 2, 0, 2, 0, 0]},
+        7,
+        (1, 3, 5),
+    ),
+    "lfm2": _case(
+        "lfm2",
+        {"shortconv.l_cache": 3, "attention.head_count_kv": [0, 0, 2, 0, 0, 2, 0]},
+        7,
+        (1, 3, 5),
+    ),
+    "lfm2moe": _case(
+        "lfm2moe",
+        {
+            **EXPERTS,
+            "shortconv.l_cache": 3,
+            "attention.head_count_kv": [0, 0, 2, 0, 0, 2, 0],
+            "leading_dense_block_count": 2,
+            "expert_gating_func": SIGMOID,
+        },
+        7,
+        (1, 3, 5),
+    ),
+    "nemotron_h": _case(
+        "nemotron_h",
+        {
+            **_MAMBA,
+            **_EPSILON,
+            "attention.head_count_kv": [0, 0, 2, 0, 0, 2, 0],
+            "feed_forward_length": [0, 512, 0, 512, 0, 0, 512],
+        },
+        7,
+        (1, 3, 5),
+    ),
+    "nemotron_h_moe": _case(
+        "nemotron_h_moe",
+        {
+            **_MAMBA,
+            **_EPSILON,
+            **EXPERTS,
+            **_SHARED,
+            **_ROUTED,
+            "attention.head_count_kv": [0, 0, 2, 0, 0, 2, 0],
+            "feed_forward_length": [0, 512, 0, 512, 0, 0, 512],
+        },
+        7,
+        (1, 3, 5),
+    ),
+    "qwen35": _case("qwen35", _DELTA, 8, (1, 3, 4, 6)),
+    "qwen35moe": _case("qwen35moe", {**_DELTA, **EXPERTS, **_ONE_SHARED}, 8, (1, 3, 4, 6)),
+    "qwen3next": _case("qwen3next", {**_DELTA, **EXPERTS, **_ONE_SHARED}, 8, (1, 3, 4, 6)),
     "qwen2moe": _case(
         "qwen2moe", {**EXPERTS, "expert_shared_feed_forward_length": FEED_FORWARD // 2}
     ),

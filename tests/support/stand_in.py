@@ -59,7 +59,7 @@ class _Ends(FakeEnds):
         tokens = [1 + sum(piece.encode()) % (VOCABULARY - 1) for piece in pieces]
         return [*tokens, VOCABULARY + len(self.prompts)]
 
-    def open(self) -> "_EndsSession":
+    def open(self, context: int | None = None) -> "_EndsSession":
         """Reserve a session's cells."""
         return _EndsSession(self)
 

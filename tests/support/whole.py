@@ -9,8 +9,8 @@ from p2pinfer.core.errors import BadModelFile
 from p2pinfer.core.ids import ModelId
 from p2pinfer.engine.gguf.model_header import ModelInfo, model_info
 from p2pinfer.engine.gguf.reader import GgufHeader, read_header
+from p2pinfer.engine.gguf.slice_plan import SlicePlan
 from p2pinfer.engine.gguf.slicing import (
-    SlicePlan,
     extents,
     plan_first_end,
     plan_last_end,

@@ -16,6 +16,7 @@ import math
 import struct
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from enum import Enum
 
 from p2pinfer.core.errors import BadModelFile, UnsupportedModel, UserError
 from p2pinfer.engine.gguf.model_header import ModelInfo, drafting_blocks, split_layer
@@ -41,6 +42,14 @@ class Windows:
     tokens, which is windowed, has no tensors and never runs."""
 
 
+class Memory(Enum):
+    """What a layer of a hybrid remembers of the positions before."""
+
+    STATE = "a state of one size, which cannot be taken back to an earlier position"
+    CELLS = "keys and values of each position"
+    NOTHING = "nothing"
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Rules:
     """What a slice of an architecture says instead of what the whole model says."""
@@ -52,6 +61,12 @@ class Rules:
     """The first layers have no experts: a slice counts those that it has of them."""
     scales_embeddings: bool = False
     """By a factor in the metadata, which is 1 in slices that take rows."""
+    scale_default: float | None = None
+    """That factor, where the metadata lacks it."""
+    scales_by_width: bool = False
+    """By the square root of the width; rows are never scaled."""
+    caps_logits_at: float | None = None
+    """Softly, where the metadata does not say at what; 0: then not at all."""
     head_everywhere: bool = False
     """llama.cpp wants a head beside the embedding in every file: zeros, where nobody uses it."""
     rope_of_full_layers: bool = False
@@ -59,6 +74,16 @@ class Rules:
     in a slice that has none of them."""
     blocks_min: int = 1
     """llama.cpp aborts where there are fewer; a block that drafts tokens makes up for one."""
+    is_hybrid: bool = False
+    """Some layers keep a state and others attend; llama.cpp aborts on a slice without either. A
+    slice that lacks one kind gets a layer of it, of zeros, which adds nothing."""
+    state_interval: int | None = None
+    """Every layer but the last of so long an interval keeps a state, where the metadata does not
+    say which; None: those without heads for keys and values."""
+    head_norm: str = "output_norm.weight"
+    """The tensor in front of the head."""
+    out_of_layer: str = "l_out"
+    """The graph's node behind a layer."""
     rows_into: str | None = None
     """The graph's node that rows are written into: given as embeddings, they would be scaled, or
     llama.cpp would want more of them, or none."""
@@ -108,7 +133,10 @@ def _deepseek2_kind(header: GgufHeader, info: ModelInfo) -> dict[str, Value]:
 _PER_LAYER_INPUTS = (0, "every layer takes the tokens themselves, not only rows")
 _SHARED_CELLS = (0, "its last layers use the KV cells of layers before them")
 
-_EMBEDDED, _SCALED = "embd", "inp_scaled"
+_LFM2_NORM = "token_embd_norm.weight"
+"""The norm in front of the head, by a wrong name that files have."""
+
+_EMBEDDED, _SCALED, _GIVEN = "embd", "inp_scaled", "model.input_embed"
 
 RULES: Mapping[str, Rules] = {
     # Nothing depends on a layer's number.
@@ -128,8 +156,13 @@ RULES: Mapping[str, Rules] = {
     # The embedding is scaled.
     "granite": Rules(models="Granite 3 and 4, dense", scales_embeddings=True),
     "granitemoe": Rules(models="Granite 3, MoE", scales_embeddings=True),
-    "minicpm": Rules(models="MiniCPM 1 and 2", scales_embeddings=True, derived=_minicpm_scale),
-    "gemma": Rules(models="Gemma 1", rows_into=_SCALED),
+    "minicpm": Rules(
+        models="MiniCPM 1 and 2",
+        scales_embeddings=True,
+        scale_default=12.0,
+        derived=_minicpm_scale,
+    ),
+    "gemma": Rules(models="Gemma 1", scales_by_width=True, rows_into=_SCALED),
     # Positions have several directions, for pictures, or embeddings are taken for pictures.
     "glm4": Rules(models="GLM 4", rows_into=_EMBEDDED),
     "glm4moe": Rules(models="GLM 4.5, 4.6, 4.7", dense_lead=True, rows_into=_EMBEDDED),
@@ -156,11 +189,24 @@ RULES: Mapping[str, Rules] = {
     ),
     "mistral4": Rules(models="Mistral Small 4", dense_lead=True, derived=_deepseek2_kind),
     # Some layers are windowed.
-    "gemma2": Rules(models="Gemma 2", windows=Windows(period=2), rows_into=_SCALED),
-    "gemma3": Rules(models="Gemma 3", windows=Windows(period=6, optional=True)),
+    "gemma2": Rules(
+        models="Gemma 2",
+        windows=Windows(period=2),
+        scales_by_width=True,
+        caps_logits_at=30.0,
+        rows_into=_SCALED,
+    ),
+    "gemma3": Rules(
+        models="Gemma 3",
+        windows=Windows(period=6, optional=True),
+        scales_by_width=True,
+        caps_logits_at=0.0,
+    ),
     "gemma4": Rules(
         models="Gemma 4 26B-A4B, 31B",
         windows=Windows(),
+        scales_by_width=True,
+        caps_logits_at=30.0,
         blocks_min=2,
         rope_of_full_layers=True,
         only_at={
@@ -176,10 +222,37 @@ RULES: Mapping[str, Rules] = {
     "olmo2": Rules(
         models="OLMo 2 and 3", windows=Windows(period=4, optional=True), head_everywhere=True
     ),
+    # Some layers keep a state.
+    "granitehybrid": Rules(models="Granite 4 H", is_hybrid=True, scales_embeddings=True),
+    "lfm2": Rules(models="LFM 2 and 2.5", is_hybrid=True, head_norm=_LFM2_NORM),
+    "lfm2moe": Rules(
+        models="LFM 2 and 2.5, MoE", is_hybrid=True, dense_lead=True, head_norm=_LFM2_NORM
+    ),
+    "nemotron_h": Rules(
+        models="Nemotron H",
+        is_hybrid=True,
+        out_of_layer="nemotron_h_block_out",
+    ),
+    "nemotron_h_moe": Rules(
+        models="Nemotron 3",
+        is_hybrid=True,
+        out_of_layer="nemotron_h_block_out",
+    ),
+    "qwen35": Rules(
+        models="Qwen 3.5 and 3.6, dense", is_hybrid=True, state_interval=4, rows_into=_GIVEN
+    ),
+    "qwen35moe": Rules(
+        models="Qwen 3.5 and 3.6, MoE", is_hybrid=True, state_interval=4, rows_into=_GIVEN
+    ),
+    "qwen3next": Rules(
+        models="Qwen 3 Next, Coder Next",
+        is_hybrid=True,
+        state_interval=4,
+        rows_into="model.embed_tokens",
+    ),
 }
 """The architectures that split exactly, by their names in GGUF files."""
 
-_KEEPS_STATE = "its layers keep a state that cannot be taken back to an earlier position"
 _SHORT_SIGHT = "its attention picks positions with an index that several layers share"
 _COUNTS_FOURS = "every fourth layer, counted from a slice's first, goes without positions"
 REFUSED: Mapping[str, str] = {
@@ -189,23 +262,15 @@ REFUSED: Mapping[str, str] = {
     "deepseek4": "its layers pass on four streams of rows, and some take the tokens themselves",
     "gemma3n": "its layers take more than the rows that the layer before gives",
     "glm-dsa": _SHORT_SIGHT,
-    "granitehybrid": _KEEPS_STATE,
     "kimi-k3": "its layers look back at the outputs of earlier ones",
-    "kimi-linear": _KEEPS_STATE,
-    "lfm2": _KEEPS_STATE,
-    "lfm2moe": _KEEPS_STATE,
+    "kimi-linear": "its layers keep a state, and nobody has proven yet that they split",
     "llama4": _COUNTS_FOURS,
-    "nemotron_h": _KEEPS_STATE,
-    "nemotron_h_moe": _KEEPS_STATE,
-    "qwen35": _KEEPS_STATE,
-    "qwen35moe": _KEEPS_STATE,
-    "qwen3next": _KEEPS_STATE,
     "smollm3": _COUNTS_FOURS,
     "step35": "llama.cpp wants other rope frequencies of it in slices of full layers alone",
 }
 """Reasons; any other architecture is refused because it is not proven."""
 
-NORM_TENSORS = ("output_norm.weight", "output_norm.bias")
+NORM_TENSORS = ("output_norm.weight", "output_norm.bias", _LFM2_NORM)
 ROPE_FREQUENCIES = "rope_freqs.weight"
 ROPE_TENSORS = {
     ROPE_FREQUENCIES: ROPE_FREQUENCIES,
@@ -237,6 +302,8 @@ EMBEDDING_SCALE_KEY = "embedding_scale"
 _NEUTRAL = {"attention.causal": 1, "pooling_type": 0}
 """Metadata that is left alone only at this value, at which llama.cpp does not use it."""
 
+STATE_LAYERS_KEY = "attention.recurrent_layers"
+STATE_INTERVAL_KEY = "full_attention_interval"
 WINDOW_KEY = "attention.sliding_window"
 WINDOW_PATTERN_KEY = "attention.sliding_window_pattern"
 _SCALED_BY_LAYERS = {"gemma2": 46, "gemma3": 62}
@@ -308,7 +375,7 @@ def _check_array(header: GgufHeader, info: ModelInfo, key: str, array: Array) ->
     suffix = key.removeprefix(f"{info.architecture}.")
     if suffix == _SECTIONS_KEY and RULES[info.architecture].rows_into:
         return  # llama.cpp makes the other directions' positions itself for tokens, and only then
-    if suffix not in (*PER_LAYER_KEYS, WINDOW_PATTERN_KEY):
+    if suffix not in (*PER_LAYER_KEYS, WINDOW_PATTERN_KEY, STATE_LAYERS_KEY):
         raise _unsupported(info, f"it is not known how to cut its array {key}")
     if array.element not in (ValueType.UINT32, ValueType.INT32, ValueType.BOOL):
         raise BadModelFile(f"{info.name} is damaged: {key} holds no numbers that llama.cpp reads")
@@ -317,7 +384,8 @@ def _check_array(header: GgufHeader, info: ModelInfo, key: str, array: Array) ->
             f"{info.name} is damaged: {key} has {array.count} items for {info.layers} layers"
         )
     is_positive = all(isinstance(item, int) and item > 0 for item in array.decode())
-    if suffix in PER_LAYER_KEYS and not is_positive:
+    may_be_zero = RULES[info.architecture].is_hybrid
+    if suffix in PER_LAYER_KEYS and not (is_positive or may_be_zero):
         raise BadModelFile(f"{info.name} is damaged: {key} holds a number below 1")
 
 
@@ -344,6 +412,36 @@ def _check_attention_scale(header: GgufHeader, info: ModelInfo) -> None:
             f"llama.cpp scales the attention of a {prefix} by its number of layers when that is"
             f" {_SCALED_BY_LAYERS[prefix]}",
         )
+
+
+def layer_memories(header: GgufHeader, info: ModelInfo) -> Sequence[Memory] | None:
+    """Return what each layer of a hybrid remembers; None if the model is none."""
+    prefix, rules = info.architecture, RULES[info.architecture]
+    if not rules.is_hybrid:
+        return None
+    if rules.state_interval is None:
+        heads = _of_layers(header, f"{prefix}.attention.head_count_kv", info.layers)
+        widths = _of_layers(header, f"{prefix}.feed_forward_length", info.layers)
+        is_mixed = isinstance(header.metadata.get(f"{prefix}.feed_forward_length"), Array)
+        return [
+            Memory.CELLS if kv else Memory.NOTHING if is_mixed and wide else Memory.STATE
+            for kv, wide in zip(heads, widths, strict=True)
+        ]
+    named = header.metadata.get(f"{prefix}.{STATE_LAYERS_KEY}")
+    if isinstance(named, Array):
+        keep = [bool(item) for item in named.decode()][: info.layers]
+    else:
+        interval = header.integer(f"{prefix}.{STATE_INTERVAL_KEY}") or rules.state_interval
+        keep = [(layer + 1) % interval != 0 for layer in range(info.layers)]
+    return [Memory.STATE if each else Memory.CELLS for each in keep]
+
+
+def _of_layers(header: GgufHeader, key: str, layers: int) -> list[int]:
+    """Return metadata that is a number for all layers, or one for each."""
+    found = header.metadata.get(key)
+    if isinstance(found, Array):
+        return [int(item) for item in found.decode()][:layers]
+    return [header.integer(key) or 0] * layers
 
 
 def windowed_layers(header: GgufHeader, info: ModelInfo) -> Sequence[bool] | None:

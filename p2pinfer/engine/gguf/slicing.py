@@ -9,7 +9,7 @@ that llama.cpp insists on and a slice never uses are zeros, so that they need no
 """
 
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 
 from p2pinfer.core.errors import BadModelFile, UserError
@@ -20,13 +20,18 @@ from p2pinfer.engine.gguf.architectures import (
     PER_LAYER_KEYS,
     ROPE_FREQUENCIES,
     ROPE_TENSORS,
+    STATE_INTERVAL_KEY,
+    STATE_LAYERS_KEY,
     WINDOW_KEY,
     WINDOW_PATTERN_KEY,
+    Memory,
     Rules,
     check_range,
     check_splits,
+    layer_memories,
     windowed_layers,
 )
+from p2pinfer.engine.gguf.bare_ends import LAYERS_KEY, plan_embedding, plan_head
 from p2pinfer.engine.gguf.ggml_types import F16, F32, Q4_0, GgmlType
 from p2pinfer.engine.gguf.model_header import (
     DRAFTING_BLOCKS_KEY,
@@ -37,29 +42,12 @@ from p2pinfer.engine.gguf.model_header import (
     split_layer,
 )
 from p2pinfer.engine.gguf.reader import GgufHeader
+from p2pinfer.engine.gguf.slice_plan import PlannedTensor, SlicePlan
 from p2pinfer.engine.gguf.values import Array, Value, ValueType
 from p2pinfer.engine.gguf.writer import Extent, NewTensor, write_gguf
 
 STAGE_VOCABULARY_TOKENS = 32
 """llama.cpp wants a vocabulary; this many rows of zeros suffice."""
-
-
-@dataclass(frozen=True, slots=True)
-class PlannedTensor:
-    """A slice's tensor, and the whole model's tensor that it comes from, or None for zeros."""
-
-    name: str
-    shape: tuple[int, ...]
-    type: GgmlType
-    source: str | None
-
-
-@dataclass(frozen=True, slots=True)
-class SlicePlan:
-    """Everything that a slice's file will contain."""
-
-    metadata: Mapping[str, Value | Array]
-    tensors: tuple[PlannedTensor, ...]
 
 
 def plan_stage(header: GgufHeader, first: int, end: int) -> SlicePlan:
@@ -89,12 +77,14 @@ def plan_stage(header: GgufHeader, first: int, end: int) -> SlicePlan:
 def plan_first_end(header: GgufHeader, keep: int, *, two_matrices: bool = False) -> SlicePlan:
     """Plan the slice that turns tokens into rows behind layer ``keep - 1``; raises as a stage.
 
-    ``two_matrices``: embedding and head are not to be one, even where one is zeros: llama.cpp finds
-    what an adapter changes by its name.
+    With ``keep`` 0 it is the embedding alone. ``two_matrices``: embedding and head are not to be
+    one, even where one is zeros: llama.cpp finds what an adapter changes by its name.
     """
     info, rules = _checked(header)
     _check_keep(info, keep)
-    metadata = {**header.metadata, **_layer_metadata(header, info, rules, 0, keep)}
+    if keep == 0:
+        return plan_embedding(header, info, rules)
+    metadata: _Changes = {**header.metadata, **_layer_metadata(header, info, rules, 0, keep)}
     tensors = (
         _same(header, EMBEDDING),
         *_zero_output(header, info, rules, info.vocabulary_tokens, has_head=two_matrices),
@@ -106,13 +96,15 @@ def plan_first_end(header: GgufHeader, keep: int, *, two_matrices: bool = False)
 def plan_last_end(header: GgufHeader, keep: int, *, two_matrices: bool = False) -> SlicePlan:
     """Plan the slice of the last ``keep`` layers, which gives logits; raises as a stage.
 
-    ``two_matrices``: as for the first end.
+    With ``keep`` 0 it is the head alone. ``two_matrices``: as for the first end.
     """
     info, rules = _checked(header)
     _check_keep(info, keep)
+    if keep == 0:
+        return plan_head(header, info, rules)
     first = info.layers - keep
     metadata = _without_tokenizer(header, info, rules, info.vocabulary_tokens)
-    metadata |= _layer_metadata(header, info, rules, first, info.layers)
+    metadata |= _layer_metadata(header, info, rules, first, info.layers, is_last=True)
     has_head = rules.head_everywhere or "output.weight" in header.tensors
     head = _same(header, "output.weight" if has_head else EMBEDDING)
     # Nobody embeds tokens here. So a head of its own goes where llama.cpp looks for a tied one, and
@@ -123,7 +115,7 @@ def plan_last_end(header: GgufHeader, keep: int, *, two_matrices: bool = False) 
     tensors += [_same(header, name) for name in NORM_TENSORS if name in header.tensors]
     if "output.bias" in header.tensors:
         tensors.append(_same(header, "output.bias"))
-    layers = _layer_tensors(header, info, rules, first, info.layers)
+    layers = _layer_tensors(header, info, rules, first, info.layers, is_last=True)
     return SlicePlan(_present(metadata), (*tensors, *layers))
 
 
@@ -152,15 +144,15 @@ def _present(metadata: Mapping[str, Value | Array | None]) -> dict[str, Value | 
 def _checked(header: GgufHeader) -> tuple[ModelInfo, Rules]:
     info = model_info(header)
     rules = check_splits(header, info)
-    for name in (EMBEDDING, NORM_TENSORS[0]):
+    for name in (EMBEDDING, rules.head_norm):
         _same(header, name)
     return info, rules
 
 
 def _check_keep(info: ModelInfo, keep: int) -> None:
-    if not 1 <= keep <= info.layers:
+    if not 0 <= keep <= info.layers:
         raise UserError(
-            f"an end of {info.name} can keep from 1 to {info.layers} layers, not {keep}"
+            f"an end of {info.name} can keep from 0 to {info.layers} layers, not {keep}"
         )
 
 
@@ -178,22 +170,38 @@ def _without_tokenizer(
 
 
 def _layer_metadata(
-    header: GgufHeader, info: ModelInfo, rules: Rules, first: int, end: int
+    header: GgufHeader,
+    info: ModelInfo,
+    rules: Rules,
+    first: int,
+    end: int,
+    *,
+    is_last: bool = False,
 ) -> _Changes:
     """Give the metadata that speaks of layers, for the layers of the slice alone."""
     prefix = info.architecture
     windowed = windowed_layers(header, info)
     kept = [*windowed[first:end]] if windowed else []
+    order = _order(header, info, first, end, is_last=is_last)
     # What llama.cpp insists on and the slice has not, a block behind its layers stands for: it has
     # no tensors, never runs, and has the metadata of the last layer.
     spare = 1 if _lacks_windows(rules, kept) or end - first < rules.blocks_min else 0
-    changes: _Changes = {f"{prefix}.block_count": Value.of(ValueType.UINT32, end - first + spare)}
+    blocks = len(order) + spare
+    changes: _Changes = {f"{prefix}.block_count": Value.of(ValueType.UINT32, blocks)}
+    if len(order) > end - first:
+        changes[LAYERS_KEY] = Value.of(ValueType.UINT32, end - first)
     for suffix in PER_LAYER_KEYS:
         array = header.metadata.get(f"{prefix}.{suffix}")
         if isinstance(array, Array):
-            items = array.decode()[first:end]
+            whole = array.decode()
+            items = [whole[layer] for layer, _ in order]
             items += items[len(items) - spare :]
             changes[f"{prefix}.{suffix}"] = Array.of(array.element, items)
+    memories = layer_memories(header, info)
+    if memories and rules.state_interval:
+        keeps = [memories[layer] is Memory.STATE for layer, _ in order]
+        changes[f"{prefix}.{STATE_LAYERS_KEY}"] = Array.of(ValueType.BOOL, keeps)
+        changes[f"{prefix}.{STATE_INTERVAL_KEY}"] = None
     if windowed is not None:
         kept += [True] * spare
         pattern = Array.of(ValueType.BOOL, kept) if any(kept) else None
@@ -218,7 +226,13 @@ def _lacks_windows(rules: Rules, windowed: Sequence[bool]) -> bool:
 
 
 def _layer_tensors(
-    header: GgufHeader, info: ModelInfo, rules: Rules, first: int, end: int
+    header: GgufHeader,
+    info: ModelInfo,
+    rules: Rules,
+    first: int,
+    end: int,
+    *,
+    is_last: bool = False,
 ) -> list[PlannedTensor]:
     """Give the layers' own tensors, renumbered from 0, and those that all layers share."""
     check_range(header, info, first, end)
@@ -229,12 +243,52 @@ def _layer_tensors(
         for name, source in ROPE_TENSORS.items()
         if name in header.tensors and not (no_rope and name == ROPE_FREQUENCIES)
     ]
+    order = _order(header, info, first, end, is_last=is_last)
+    numbers = {layer: number for number, (layer, is_zeros) in enumerate(order) if not is_zeros}
     for tensor in header.tensors.values():
         place = split_layer(tensor.name)
-        if place is not None and first <= place[0] < end:
-            name = f"blk.{place[0] - first}.{place[1]}"
+        if place is not None and place[0] in numbers:
+            name = f"blk.{numbers[place[0]]}.{place[1]}"
             tensors.append(PlannedTensor(name, tensor.shape, tensor.type, tensor.name))
+    for number, (layer, is_zeros) in enumerate(order):
+        for tensor in header.tensors.values() if is_zeros else ():
+            place = split_layer(tensor.name)
+            if place is not None and place[0] == layer:
+                name = f"blk.{number}.{place[1]}"
+                tensors.append(_small_zeros(name, tensor.shape, tensor.type))
     return tensors
+
+
+def _order(
+    header: GgufHeader, info: ModelInfo, first: int, end: int, *, is_last: bool
+) -> list[tuple[int, bool]]:
+    """Return a slice's layers, and whether each stands there as zeros, for its kind alone.
+
+    Those stand behind the others and never run; in the last end, where the last layer is the one
+    that runs for the last row alone, they stand in front.
+    """
+    own = [(layer, False) for layer in range(first, end)]
+    zeros = [(layer, True) for layer in _lacking_kinds(header, info, first, end)]
+    return zeros + own if is_last else own + zeros
+
+
+def _lacking_kinds(header: GgufHeader, info: ModelInfo, first: int, end: int) -> list[int]:
+    """Return a layer of each kind that a slice of a hybrid lacks.
+
+    The last of each kind: behind a slice's dense layers, llama.cpp wants one with experts.
+    """
+    memories = layer_memories(header, info)
+    if memories is None:
+        return []
+    wanted = {Memory.STATE, Memory.CELLS} & set(memories)
+    lacking = sorted(wanted - set(memories[first:end]), key=lambda each: each.name)
+    return [max(n for n, each in enumerate(memories) if each is kind) for kind in lacking]
+
+
+def _small_zeros(name: str, shape: tuple[int, ...], like: GgmlType) -> PlannedTensor:
+    """Give a tensor of zeros, small on the disk; what is in float32 may have to be."""
+    is_small = like is F32 or shape[0] % Q4_0.block_elements
+    return PlannedTensor(name, shape, like if is_small else Q4_0, None)
 
 
 def _same(header: GgufHeader, name: str) -> PlannedTensor:

@@ -6,12 +6,17 @@ moved there, and the decode of that prompt pauses after each layer for the rows 
 row of its own answer moves it home again, where the rows of all sessions share decodes. Moving
 takes a fraction of a block's time: per position it copies some kilobytes, and a block multiplies
 as many numbers by 64 rows. Nobody is moved where nobody else is answered.
+
+A session that is longer than usual has a context of its own from the beginning, made when it is
+opened and freed when it ends: cells for all sessions to be so long would be more than most machines
+have. Its rows are decoded alone, and pause as well.
 """
 
-from collections.abc import Collection, Iterable
+from collections.abc import Callable, Collection, Iterable
 from dataclasses import replace
 from typing import Final
 
+from p2pinfer.core.errors import EngineError
 from p2pinfer.engine.llama.binding import Slice, Span
 from p2pinfer.engine.llama.kv_state import KvState
 
@@ -25,6 +30,8 @@ class Aside:
     def __init__(self, home: Slice, aside: Slice | None) -> None:
         """Keep sessions at home, unless there are cells ``aside``, which share the weights."""
         self._home, self._aside = home, aside
+        self._long: dict[int, Slice] = {}
+        self._failed: dict[int, EngineError] = {}
         self._free = list(range(aside.sessions)) if aside else []
         self._moved: dict[int, int] = {}  # slots at home, and aside
         self._answered_ns: dict[int, int] = {}  # when each session had its last narrow rows
@@ -34,13 +41,33 @@ class Aside:
         """The sessions aside, none of which may be decoded, or moved, in the pause of another."""
         return self._moved.keys()
 
+    def lengthen(self, slot: int, load: Callable[[], Slice]) -> None:
+        """Give a session that begins a context of its own; if that fails, its first rows say so."""
+        self.forget(slot)
+        try:
+            self._long[slot] = load()
+        except EngineError as error:
+            self._failed[slot] = error
+
+    def is_home(self, slot: int) -> bool:
+        """Whether a session shares decodes with others once it is answered."""
+        return slot not in self._long
+
+    def slice_of(self, slot: int) -> Slice:
+        """Return where a session's rows are decoded."""
+        return self._long.get(slot, self._home)
+
     def check(self, span: Span) -> None:
         """Raise EngineError as ``Slice.check``, wherever the session is."""
+        if span.slot in self._failed:
+            raise self._failed[span.slot]
         part, there = self.find(span)
         part.check(there)
 
     def find(self, span: Span) -> tuple[Slice, Span]:
         """Return where a span is to be decoded, and what it is there."""
+        if span.slot in self._long:
+            return self._long[span.slot], replace(span, slot=0)
         if span.slot not in self._moved:
             return self._home, span
         assert self._aside
@@ -52,7 +79,8 @@ class Aside:
         Raises:
             EngineError: it cannot be moved.
         """
-        if self._free and slot not in self._moved and self._is_other_answered(slot, now_ns):
+        is_there = slot in self._moved or slot in self._long
+        if self._free and not is_there and self._is_other_answered(slot, now_ns):
             assert self._aside
             self._home.move(slot, self._aside, self._free[-1])
             self._moved[slot] = self._free.pop()
@@ -81,6 +109,8 @@ class Aside:
     def cells(self, slot: int, bytes_max: int) -> KvState:
         """Return a copy of a session's cells, wherever they are; raises as ``Slice.cells``."""
         assert self._aside
+        if slot in self._long:
+            raise EngineError("the session is longer than the cells beside those of sessions")
         streams = self._aside.sessions
         if slot in self._moved:
             return self._aside.cells(self._moved[slot], bytes_max, streams)
@@ -90,6 +120,9 @@ class Aside:
         """Free the cells of a session that is over."""
         self._home.truncate(slot, 0)
         self._answered_ns.pop(slot, None)
+        self._failed.pop(slot, None)
+        if slot in self._long:
+            self._long.pop(slot).close()
         if slot in self._moved:
             assert self._aside
             self._aside.truncate(self._moved[slot], 0)

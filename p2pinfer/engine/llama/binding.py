@@ -41,6 +41,7 @@ from p2pinfer.core.sampling import Sampling
 from p2pinfer.engine.base import CannotCopy
 from p2pinfer.engine.gguf.adapters import adapter_path
 from p2pinfer.engine.gguf.architectures import RULES
+from p2pinfer.engine.gguf.bare_ends import LAYERS_KEY
 from p2pinfer.engine.llama.kv_state import HEAD_WORDS, KvState
 from p2pinfer.engine.llama.logprobs import log_probabilities
 from p2pinfer.engine.llama.tap import Decode, Tap
@@ -148,11 +149,20 @@ class Slice:
         self._adapter: Any = like._adapter if like else _load_adapter(self._model, path)
         self.width: int = api.llama_model_n_embd(self._model)
         self.layers: int = api.llama_model_n_layer(self._model)
+        told = _said(self._model, LAYERS_KEY)
+        self.kept_layers = int(told) if told else self.layers
+        """Of the model: none in an end that is its embedding or its head alone."""
+        self._usual_layers = self.kept_layers or self.layers  # what is behind them adds nothing
+        self.keeps_state = bool(
+            api.llama_model_is_recurrent(self._model) or api.llama_model_is_hybrid(self._model)
+        )
+        """Positions cannot be dropped but all at once."""
         self.vocab = api.llama_model_get_vocab(self._model)
         self.vocabulary: int = api.llama_vocab_n_tokens(self.vocab)
         self._tap = Tap(_ggml)
         self._rows_into = _rows_into(self._model)
-        self._nodes = [f"l_out-{layer}".encode() for layer in range(self.layers)]
+        node = _out_of_layer(self._model)
+        self._nodes = [f"{node}-{layer}".encode() for layer in range(self.layers)]
         self.ctx = api.llama_init_from_model(self._model, self._context_params(cells, rows_max))
         if not self.ctx:
             if self._owns_model:
@@ -207,9 +217,17 @@ class Slice:
             api.llama_set_n_threads(self.ctx, threads, threads)
 
     def truncate(self, slot: int, length: int) -> None:
-        """Drop a session's positions from ``length`` on; 0 frees all its cells."""
+        """Drop a session's positions from ``length`` on; 0 frees all its cells.
+
+        Raises:
+            EngineError: a layer keeps a state that cannot be taken back.
+        """
         if self._lengths[slot] > length:
-            api.llama_memory_seq_rm(self._memory, slot, length, -1)
+            if not api.llama_memory_seq_rm(self._memory, slot, length, -1):
+                raise EngineError(
+                    f"{self._lengths[slot] - length} positions cannot be dropped: some of this"
+                    " model's layers keep a state that only begins again"
+                )
             self._lengths[slot] = length
 
     @property
@@ -217,7 +235,8 @@ class Slice:
         """Whether sessions can be moved: llama.cpp leaves out cells behind a layer's window."""
         empty = self._state(0)
         return (
-            not api.llama_model_n_swa(self._model)
+            not self.keeps_state
+            and not api.llama_model_n_swa(self._model)
             and len(empty) == HEAD_WORDS + self.sessions
             and empty[HEAD_WORDS - 1 :].tolist() == [self.sessions, *[0] * self.sessions]
         )
@@ -311,11 +330,15 @@ class Slice:
             len(b) == 1 and b.slot == a.slot + 1 and b.layers == a.layers
             for a, b in pairwise(spans)
         )
+        if self.keeps_state and pad_to > len(spans[0]):
+            raise EngineError(
+                "rows of padding would go into the state that this model's layers keep"
+            )
         for span in spans:
             self.check(span)
             self.truncate(span.slot, span.position)
         rows = self._batch.fill(spans, pad_to, only_last=self._logits)
-        outputs = self._run(rows, len(spans), spans[0].layers or self.layers, pause)
+        outputs = self._run(rows, len(spans), spans[0].layers or self._usual_layers, pause)
         for span in spans:
             self._lengths[span.slot] = span.position + max(len(span), pad_to)
             self.truncate(span.slot, span.position + len(span))
@@ -346,7 +369,7 @@ class Slice:
         self.check(span)
         self.truncate(span.slot, span.position)
         rows = self._batch.fill([span], pad_to, only_last=self._logits)
-        tracer = Tracer(_ggml, architecture, span.layers or self.layers, rows, pause)
+        tracer = Tracer(_ggml, architecture, span.layers or self._usual_layers, rows, pause)
         self._tap.lend(tracer.answer)
         status = api.llama_decode(self.ctx, self._batch.struct)
         if status != 0:
@@ -659,6 +682,12 @@ def _rows_into(model: Any) -> bytes:
     """Name the node that rows are written into; empty if they are given as embeddings."""
     rules = RULES.get(_said(model, "general.architecture"))
     return rules.rows_into.encode() if rules and rules.rows_into else b""
+
+
+def _out_of_layer(model: Any) -> str:
+    """Name the nodes behind layers, without their numbers."""
+    rules = RULES.get(_said(model, "general.architecture"))
+    return rules.out_of_layer if rules else "l_out"
 
 
 def _said(model: Any, key: str) -> str:

@@ -10,7 +10,7 @@ from p2pinfer.core.errors import EngineDied, EngineError
 from p2pinfer.core.limits import CONTEXT_DEFAULT, SESSIONS_DEFAULT
 from p2pinfer.core.regimes import Regime
 from p2pinfer.core.sampling import Sampling
-from p2pinfer.engine.base import Candidate, Decoded, Done, EngineBusy, NextToken, RowSteps
+from p2pinfer.engine.base import Candidate, Decoded, Done, EngineBusy, NextToken, Room, RowSteps
 from p2pinfer.engine.frames import PartConfig, WorkerConfig
 from p2pinfer.engine.llama.process import Answer, Answered, Worker, open_worker
 from p2pinfer.engine.llama.tokenizer import Tokenizer, open_tokenizer
@@ -27,25 +27,33 @@ class _Slots:
     def __init__(self, worker: Worker) -> None:
         self.worker = worker
         self._free = set(range(worker.config.sessions))
+        self._long_cells = worker.config.long_cells
 
-    def take(self) -> "_Slot":
+    def take(self, context: int | None = None) -> "_Slot":
         if not self.worker.is_running:
             raise EngineDied("the engine's process has ended and is being restarted")
         if not self._free:
             raise EngineBusy(f"all {self.worker.config.sessions} sessions are taken")
+        long = context if context and context > self.worker.config.context else 0
+        if long > self._long_cells:
+            raise EngineBusy(f"{self._long_cells:,} positions are left for long sessions")
         number = min(self._free)
         self._free.remove(number)
-        return _Slot(self, number)
+        self._long_cells -= long
+        if long:
+            self.worker.tell("lengthen", number, long)
+        return _Slot(self, number, long)
 
-    def give_back(self, number: int) -> None:
+    def give_back(self, number: int, long: int) -> None:
         self._free.add(number)
+        self._long_cells += long
 
 
 class _Slot:
     """One session of one generation of a worker."""
 
-    def __init__(self, slots: _Slots, number: int) -> None:
-        self._slots, self._number = slots, number
+    def __init__(self, slots: _Slots, number: int, long: int) -> None:
+        self._slots, self._number, self._long = slots, number, long
         self._generation = slots.worker.generation
         self._closed = False
 
@@ -69,7 +77,7 @@ class _Slot:
         if self._closed:
             return
         self._closed = True
-        self._slots.give_back(self._number)
+        self._slots.give_back(self._number, self._long)
         if self._is_alive():
             self._slots.worker.tell("close", self._number)
 
@@ -157,15 +165,16 @@ class LocalStage:
         self.worker = worker
         self.first, self.end = first, first + part.layers
         self.width = part.width
-        self.context = worker.config.context
+        self.room = _room(worker)
+        self.context = max(self.room.usual, self.room.longest)
         self.numerics_class, self.blocks = part.numerics_class, part.blocks
         self._slots = _Slots(worker)
         self._copies: list[_LocalCopy] = []
 
-    def open(self, end: int) -> _LocalStageSession:
+    def open(self, end: int, context: int | None = None) -> _LocalStageSession:
         """Reserve a session's cells up to a layer; raises EngineBusy or EngineDied."""
         assert self.first < end <= self.end
-        return _LocalStageSession(self._slots.take(), end - self.first, self._copies)
+        return _LocalStageSession(self._slots.take(context), end - self.first, self._copies)
 
 
 class _LocalEndsSession:
@@ -202,7 +211,7 @@ class LocalEnds:
         self.worker, self._tokenizer = worker, tokenizer
         self.first, self.end = first.layers, layers - last.layers
         self.width = first.width
-        self.context = worker.config.context
+        self.context = max(worker.config.context, worker.config.long_context)
         self.vocabulary, self.blocks = first.vocabulary, first.blocks and last.blocks
         self._slots = _Slots(worker)
 
@@ -220,9 +229,14 @@ class LocalEnds:
         """Return the vocabulary's special tokens; raises as ``tokenize``."""
         return await self._tokenizer.special_tokens()
 
-    def open(self) -> _LocalEndsSession:
+    def open(self, context: int | None = None) -> _LocalEndsSession:
         """Reserve a session's cells; raises EngineBusy or EngineDied."""
-        return _LocalEndsSession(self._slots.take())
+        return _LocalEndsSession(self._slots.take(context))
+
+
+def _room(worker: Worker) -> Room:
+    config = worker.config
+    return Room(config.context, config.long_context, config.long_cells)
 
 
 @asynccontextmanager
@@ -233,8 +247,12 @@ async def open_stage(
     sessions: int = SESSIONS_DEFAULT,
     context: int = CONTEXT_DEFAULT,
     threads: int | None = 1,
+    long_context: int = 0,
+    long_cells: int = 0,
 ) -> AsyncIterator[LocalStage]:
     """Run a stage's slice, whose first layer is the model's ``first``, in a worker process.
+
+    Some of its sessions may be as long as ``long_context``, and share ``long_cells`` positions.
 
     Raises:
         BadModelFile, UnsupportedModel: the slice cannot be run.
@@ -242,7 +260,8 @@ async def open_stage(
     """
     part = PartConfig(str(path), tokens=False, logits=False)
     with in_use(path):
-        async with open_worker(WorkerConfig((part,), sessions, context, threads)) as worker:
+        config = WorkerConfig((part,), sessions, context, threads, long_context, long_cells)
+        async with open_worker(config) as worker:
             yield LocalStage(worker, first)
 
 
@@ -255,6 +274,8 @@ async def open_ends(
     sessions: int = SESSIONS_DEFAULT,
     context: int = CONTEXT_DEFAULT,
     threads: int | None = 1,
+    long_context: int = 0,
+    long_cells: int = 0,
 ) -> AsyncIterator[LocalEnds]:
     """Run both ends of a model in one worker process; raises as ``open_stage``.
 
@@ -264,7 +285,7 @@ async def open_ends(
         PartConfig(str(first_end), tokens=True, logits=False),
         PartConfig(str(last_end), tokens=False, logits=True),
     )
-    config = WorkerConfig(parts, sessions, context, threads)
+    config = WorkerConfig(parts, sessions, context, threads, long_context, long_cells)
     with in_use(first_end, last_end):
         async with open_tokenizer(first_end) as tokenizer, open_worker(config) as worker:
             yield LocalEnds(worker, layers, tokenizer)

@@ -1,4 +1,4 @@
-"""What a node asks its worker."""
+"""What a worker hears from its node, frame by frame, with or without waiting."""
 
 import socket
 from collections.abc import Iterator

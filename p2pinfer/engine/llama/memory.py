@@ -1,5 +1,6 @@
 """How much memory things need and how much there is, to warn a person before it runs out."""
 
+import math
 from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
@@ -8,6 +9,8 @@ import psutil
 
 from p2pinfer.core.errors import UserError
 from p2pinfer.engine.cgroups import memory_left_bytes
+from p2pinfer.engine.gguf.architectures import RULES, Memory, layer_memories
+from p2pinfer.engine.gguf.model_header import model_info
 from p2pinfer.engine.gguf.reader import GgufHeader
 from p2pinfer.engine.gguf.values import Array
 
@@ -31,13 +34,29 @@ MEMORY_SHARE = 0.5
 def sessions_bytes(header: GgufHeader, layers: int, sessions: int, context: int) -> int:
     """Estimate the bytes of KV cells for sessions of ``context`` positions in ``layers`` layers.
 
-    If a model's layers differ, each is assumed to need as much as the model's width allows.
+    If a model's layers differ, each is assumed to need as much as the model's width allows. Of a
+    hybrid, whose layers keep states of one size or cells, the mean is taken.
     """
+    if states := _states(header):
+        share, state_bytes = states
+        cells = _NUMBER_BYTES * _row_numbers(header) * context
+        mean = share * state_bytes + (1 - share) * cells
+        return math.ceil(mean * layers * sessions)
+    return _NUMBER_BYTES * _row_numbers(header) * layers * sessions * context
+
+
+def _row_numbers(header: GgufHeader) -> int:
+    """Return how many numbers a position has in one layer's cells."""
     architecture = header.string("general.architecture")
+    rules = RULES.get(architecture or "")
+    hybrid = rules is not None and rules.is_hybrid  # some of its layers have no cells at all
 
     def whole(name: str) -> int | None:
         key = f"{architecture}.attention.{name}"
-        return None if isinstance(header.metadata.get(key), Array) else header.integer(key)
+        found = header.metadata.get(key)
+        if isinstance(found, Array):
+            return max(map(int, found.decode())) if hybrid else None
+        return header.integer(key)
 
     width = header.integer(f"{architecture}.embedding_length") or 0
     heads = whole("head_count")
@@ -47,7 +66,26 @@ def sessions_bytes(header: GgufHeader, layers: int, sessions: int, context: int)
         keys = whole("key_length") or width // heads
         values = whole("value_length") or width // heads
         row = kv_heads * (keys + values)
-    return _NUMBER_BYTES * row * layers * sessions * context
+    return row
+
+
+def _states(header: GgufHeader) -> tuple[float, int] | None:
+    """Return which share of a hybrid's layers has no cells, and a state's bytes; None of others."""
+    architecture = header.string("general.architecture") or ""
+    rules = RULES.get(architecture)
+    if rules is None or not rules.is_hybrid:
+        return None
+    memories = layer_memories(header, model_info(header)) or [Memory.CELLS]
+
+    def whole(name: str) -> int:
+        return header.integer(f"{architecture}.ssm.{name}") or 0
+
+    inner, size = whole("inner_size"), whole("state_size")
+    before = (whole("conv_kernel") - 1) * (inner + 2 * whole("group_count") * size)
+    if kept := header.integer(f"{architecture}.shortconv.l_cache"):
+        before = (kept - 1) * (header.integer(f"{architecture}.embedding_length") or 0)
+    share = 1 - memories.count(Memory.CELLS) / len(memories)
+    return share, 4 * (before + inner * size)
 
 
 def aside_sessions(sessions: int) -> int:

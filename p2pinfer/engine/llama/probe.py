@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 from p2pinfer._setup.wheel import cpu_features
 from p2pinfer.core.errors import EngineError, UnsupportedModel
 from p2pinfer.core.exits import NEEDS_LESS
-from p2pinfer.core.limits import BLOCK_ROWS, NARROW_ROWS_MAX
+from p2pinfer.core.limits import BLOCK_ROWS, NARROW_ROWS_MAX, WIDE_ROWS_MAX
 from p2pinfer.engine.cores import label, thread_counts
 from p2pinfer.engine.llama.binding import Rows, Settings, Slice, Span, Tokens, build_fingerprint
 
@@ -285,9 +285,10 @@ def _try(
             narrow.add(1, each, 14)
         start, end = _FILL_ROWS, _FILL_ROWS + _TAIL_ROWS
         block = _Runs(part, inputs, layers, pad_to=BLOCK_ROWS, must_agree=False)
-        block.add(1, [0, 37], 37 + BLOCK_ROWS)
-        block.add(0, range(0, start, BLOCK_ROWS), start)
-        block.add(0, [start - BLOCK_ROWS, start - 43], start)
+        if not part.keeps_state:  # into which padding would go
+            block.add(1, [0, 37], 37 + BLOCK_ROWS)
+            block.add(0, range(0, start, BLOCK_ROWS), start)
+            block.add(0, [start - BLOCK_ROWS, start - 43], start)
         narrow.add(0, range(start, end), end)
         narrow.add(0, range(start, end, 3), end)
         narrow.add(0, range(start, end, NARROW_ROWS_MAX), end)
@@ -298,6 +299,8 @@ def _try(
         return None
     digest = _digest([*wide.outputs, *narrow.outputs, *block.outputs])
     agree = _consistent([*wide.outputs, *narrow.outputs])
+    if part.keeps_state:
+        return Probe(settings, agree, blocks=False, numerics_class=digest) if agree else None
     return Probe(settings, agree, _consistent(block.outputs), digest)
 
 
@@ -323,6 +326,8 @@ class _Runs:
 
     def add(self, slot: int, starts: Iterable[int], end: int) -> None:
         """Decode inputs up to ``end`` in spans that begin at ``starts``."""
+        starts = [*starts]
+        self._return_to(slot, starts[0])
         found: Outputs = {}
         for first, after in pairwise([*starts, end]):
             span = Span(slot, first, self._inputs[first:after], layers=self._layers)
@@ -333,6 +338,8 @@ class _Runs:
 
     def add_beside(self) -> None:
         """Decode one row of a long session together with one of a short session."""
+        self._return_to(0, _FILL_ROWS)
+        self._return_to(1, 14)
         inputs, layers = self._inputs, self._layers
         spans = [
             Span(0, _FILL_ROWS, inputs[_FILL_ROWS:][:1], layers=layers),
@@ -341,6 +348,13 @@ class _Runs:
         found = {_FILL_ROWS: self._part.decode(spans)[0].tobytes()}
         self._compare(found)
         self.outputs.append(found)
+
+    def _return_to(self, slot: int, position: int) -> None:
+        """Have a session hold as many rows: where layers keep a state, all are read again."""
+        if self._part.keeps_state and position:
+            for at in range(0, position, WIDE_ROWS_MAX):
+                rows = self._inputs[at : min(at + WIDE_ROWS_MAX, position)]
+                self._part.decode([Span(slot, at, rows, layers=self._layers)])
 
     def _compare(self, found: Outputs) -> None:
         if not self._must_agree:

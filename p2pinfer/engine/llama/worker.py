@@ -93,6 +93,8 @@ class _Job:
 
 _Fail = Callable[[_Request, EngineError], None]
 
+NO_SLOT = -1
+
 
 @dataclass(slots=True)
 class _Copy:
@@ -121,6 +123,7 @@ class _Part:
             settings=self._probe.settings,
             context=config.context,
         )
+        self._load = load
         self.slice, aside = load(sessions=config.sessions), None
         give_back_zeros()  # cells that no session has written to yet
         is_stage = not (part.tokens or part.logits)  # an end is a few layers
@@ -138,13 +141,22 @@ class _Part:
         """How many threads pay here."""
         return self._probe.settings.threads
 
+    def lengthen(self, slot: int, context: int) -> None:
+        """Make room for a session that is longer than usual."""
+        load = partial(self._load, sessions=1, context=context, like=self.slice)
+        self._places.lengthen(slot, load)
+
+    def slice_of(self, slot: int) -> Slice:
+        """Return where a session's rows are decoded."""
+        return self._places.slice_of(slot)
+
     def forget(self, slot: int) -> None:
         """Free a session's cells."""
         self._places.forget(slot)
 
     def describe(self) -> PartReady:
         return PartReady(
-            layers=self.slice.layers,
+            layers=self.slice.kept_layers,
             width=self.slice.width,
             vocabulary=self.slice.vocabulary,
             regimes_agree=self._regimes.agree,
@@ -189,7 +201,7 @@ class _Part:
         copy = self._copied()
         copy.part.restore(copy.slot, copy.cells, span.position)
         span = replace(span, slot=copy.slot)
-        pause = partial(self._pause, fail, look)
+        pause = partial(self._pause, NO_SLOT, fail, look)
         with self._threads.held() as threads:
             copy.part.use_threads(threads)
             return copy.part.trace(span, pad_to=self._regimes.pad_to(regime), pause=pause)
@@ -217,32 +229,36 @@ class _Part:
             except EngineError as error:
                 fail(job.request, error)
                 continue
-            if runs and runs[-1][-1].slot + 1 == job.slot:
+            is_home = self._places.is_home
+            before = runs[-1][-1].slot if runs else -2
+            if before + 1 == job.slot and is_home(before) and is_home(job.slot):
                 runs[-1].append(job)
-            else:  # the first job, or one after the gap that a refused job left
+            else:  # the first job, one after the gap that a refused job left, or a long session's
                 runs.append([job])
         for run in runs:
             self._decode(run, fail, look)
 
-    def _pause(self, fail: _Fail, look: Callable[[], None]) -> None:
-        """Run rows that wait, in the middle of a decode aside."""
+    def _pause(self, slot: int, fail: _Fail, look: Callable[[], None]) -> None:
+        """Run rows of others that wait, in the middle of a session's decode aside."""
         paused = time.perf_counter_ns()
         look()
-        self._run(self.waiting.narrow(self._places.moved), fail, look)
+        self._run(self.waiting.narrow({*self._places.moved, slot}), fail, look)
         self._paused_ns += time.perf_counter_ns() - paused
 
     def _decode(self, run: Sequence[_Job], fail: _Fail, look: Callable[[], None]) -> None:
         started, paused_before = time.perf_counter_ns(), self._paused_ns
         pad_to = self._regimes.pad_to(run[0].regime)
 
+        is_narrow = run[0].regime is Regime.NARROW
         try:
-            if run[0].regime is Regime.NARROW:
+            if is_narrow:
                 self._places.come_home([job.slot for job in run], started)
             else:
                 self._places.step_aside(run[0].slot, started)
             part, _ = self._places.find(run[0].span)
             spans = [self._places.find(job.span)[1] for job in run]
-            pause = partial(self._pause, fail, look) if part is not self.slice else None
+            pauses = part is not self.slice and not is_narrow
+            pause = partial(self._pause, run[0].slot, fail, look) if pauses else None
             with self._threads.held() as threads:
                 part.use_threads(threads)
                 outputs = part.decode(spans, pad_to=pad_to, pause=pause)
@@ -275,7 +291,11 @@ def _why_closed(part: Slice, *, is_stage: bool, has_aside: bool) -> str:
 def _slot_of(frame: list[Any]) -> int | None:
     """Return the session that a request is about, if it is about one."""
     match frame:
-        case ["rows" | "copy", _, int(slot), *_] | ["close" | "sampling", int(slot), *_]:
+        case ["rows" | "copy", _, int(slot), *_] | [
+            "close" | "lengthen" | "sampling",
+            int(slot),
+            *_,
+        ]:
             return slot
         case _:
             return None
@@ -352,6 +372,9 @@ class _Worker:
             case ["sampling", slot, sampling, recent, said]:
                 self._clear(slot)  # jobs still waiting belong to an answer that is no longer wanted
                 self._start(slot, Sampling(**sampling), recent, said)
+            case ["lengthen", slot, context]:
+                for part in self.parts:
+                    part.lengthen(slot, context)
             case ["close", slot]:
                 self._clear(slot)
                 for part in self.parts:
@@ -382,7 +405,8 @@ class _Worker:
 
                 self._grammars = Grammars(self._vocabulary)
             constraint = self._grammars.begin(sampling.grammar, said)
-        self._samplers[slot] = Sampler(self._last.slice, sampling, recent, constraint)
+        part = self._last.slice_of(slot)
+        self._samplers[slot] = Sampler(part, sampling, recent, constraint)
 
     def _trace(self, span: Span, regime: Regime) -> list[tuple[int, str, bytes]]:
         found = self._first.trace(span, regime, self._fail, self._look)
@@ -440,7 +464,8 @@ class _Worker:
 
         position = job.span.position + len(job)
         span = Span(job.slot, position, np.array([token], np.int32))
-        if token == drafted or position >= self._first.slice.context:  # full to the brim
+        is_full = position >= self._first.slice_of(job.slot).context
+        if token == drafted or is_full:
             self._answer(job.request, token, piece, False, b"", likely)
         else:
             self._line_up(self._first, job.request, span, Regime.NARROW, give)

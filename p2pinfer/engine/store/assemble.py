@@ -27,13 +27,8 @@ from p2pinfer.engine.gguf.ggml_types import GGML_TYPES
 from p2pinfer.engine.gguf.model_header import ModelInfo, model_info
 from p2pinfer.engine.gguf.reader import GgufHeader, alignment_bytes, padded, parse_header
 from p2pinfer.engine.gguf.sampling_advice import Advice, advice_of
-from p2pinfer.engine.gguf.slicing import (
-    SlicePlan,
-    plan_first_end,
-    plan_last_end,
-    plan_stage,
-    write_slice,
-)
+from p2pinfer.engine.gguf.slice_plan import SlicePlan
+from p2pinfer.engine.gguf.slicing import plan_first_end, plan_last_end, plan_stage, write_slice
 from p2pinfer.engine.gguf.values import Metadata
 from p2pinfer.engine.gguf.writer import Extent, NewTensor, encode_header
 from p2pinfer.engine.store.slice_adapters import part_header, write_slice_adapter

@@ -16,17 +16,14 @@ from typing import Any
 import numpy as np
 import pytest
 
-from p2pinfer.core.errors import BadModelFile, EngineError
-from p2pinfer.engine.gguf import architectures
+from p2pinfer.core.errors import BadModelFile, EngineError, UserError
+from p2pinfer.engine.gguf import architectures, slicing
 from p2pinfer.engine.gguf.architectures import RULES, Rules, Windows
+from p2pinfer.engine.gguf.bare_ends import plan_embedding, plan_head
+from p2pinfer.engine.gguf.model_header import model_info
 from p2pinfer.engine.gguf.reader import read_header
-from p2pinfer.engine.gguf.slicing import (
-    SlicePlan,
-    extents,
-    plan_first_end,
-    plan_last_end,
-    write_slice,
-)
+from p2pinfer.engine.gguf.slice_plan import SlicePlan
+from p2pinfer.engine.gguf.slicing import extents, plan_first_end, plan_last_end, write_slice
 from tests.support.cuts import (
     BLOCK,
     NARROW,
@@ -34,6 +31,7 @@ from tests.support.cuts import (
     Questions,
     ask_whole,
     chain_difference,
+    plan_bare_chain,
     plan_chain,
 )
 from tests.support.model_factory import Recipe, write_model
@@ -72,6 +70,8 @@ def with_rules(monkeypatch: pytest.MonkeyPatch, name: str, rules: Rules) -> None
 def difference(model: Path, name: str, how: Questions, folder: Path) -> float:
     """Cut a case's model as it is to be cut, and compare all logits."""
     how = replace(how, repack="_K" not in model.name)
+    if RULES[CASES[name].recipe.architecture].is_hybrid:  # of which no rows run in blocks
+        how = replace(how, chunks=tuple(min(rows, WIDE) for rows in how.chunks))
     answers = ask_whole(model, how)
     logits = np.concatenate([logits for _, logits in answers])
     assert np.isfinite(logits).all()
@@ -81,6 +81,9 @@ def difference(model: Path, name: str, how: Questions, folder: Path) -> float:
 
 
 USUAL = ("F16", "Q8_0", "Q4_0", "Q4_K_M", "MXFP4")
+HYBRIDS = [n for n, case in CASES.items() if RULES[case.recipe.architecture].is_hybrid]
+IN_ONE_QUANTISATION = "Q4_K_M"
+"""All others of hybrids are in ``test_all_of_it`` alone, to save time."""
 
 
 def quantised(*quantisations: str) -> list[tuple[str, str]]:
@@ -93,6 +96,13 @@ def quantised(*quantisations: str) -> list[tuple[str, str]]:
     ]
 
 
+def usual() -> list[tuple[str, str]]:
+    """Return the cases of every day."""
+    return [each for each in quantised(*USUAL) if each[0] not in HYBRIDS] + [
+        (name, IN_ONE_QUANTISATION) for name in HYBRIDS
+    ]
+
+
 def test_the_table_names_what_is_proven() -> None:
     """Here or by the models that are written by hand."""
     by_hand = {tiny.architecture for tiny in TINY.values()}
@@ -100,7 +110,7 @@ def test_the_table_names_what_is_proven() -> None:
     assert not set(RULES) & set(architectures.REFUSED)
 
 
-@pytest.mark.parametrize(("name", "quantisation"), quantised(*USUAL))
+@pytest.mark.parametrize(("name", "quantisation"), usual())
 def test_slices_give_the_whole_models_logits(
     models: Models, name: str, quantisation: str, tmp_path: Path
 ) -> None:
@@ -108,7 +118,7 @@ def test_slices_give_the_whole_models_logits(
     assert difference(models(name, quantisation), name, SHORT, tmp_path) == 0.0
 
 
-@pytest.mark.parametrize("name", CASES)
+@pytest.mark.parametrize("name", [n for n in CASES if n not in HYBRIDS or n == "qwen3next"])
 def test_slices_give_the_whole_models_logits_far_on(
     models: Models, name: str, tmp_path: Path
 ) -> None:
@@ -127,7 +137,9 @@ def test_all_of_it(
     assert difference(models(name, quantisation), name, how, tmp_path) == 0.0
 
 
-@pytest.mark.parametrize("name", ["gemma2", "gemma4", "gpt-oss", "laguna", "mimo2", "olmo2"])
+@pytest.mark.parametrize(
+    "name", ["gemma2", "gemma4", "gpt-oss", "laguna", "mimo2", "nemotron_h", "olmo2"]
+)
 def test_every_layer_alone(models: Models, name: str, tmp_path: Path) -> None:
     """Slices of one layer, windowed or not."""
     model = models(name, "F16")
@@ -136,8 +148,59 @@ def test_every_layer_alone(models: Models, name: str, tmp_path: Path) -> None:
     assert chain_difference(model, plans, answers, SHORT, tmp_path) == 0.0
 
 
+NO_BARE_ENDS = ("phimoe", "starcoder2")
+"""Their heads have biases."""
+
+SCALED_OR_CAPPED = ("gemma", "gemma2", "gemma4", "granite", "minicpm", "minicpm-scaled")
+
+
+def bare_difference(model: Path, name: str, folder: Path) -> float:
+    """Compare the whole model with stages of all its layers between ends that have none."""
+    plans = plan_bare_chain(read_header(model), CASES[name].bounds[1:2])
+    return chain_difference(model, plans, ask_whole(model, SHORT), SHORT, folder)
+
+
+@pytest.mark.parametrize(
+    "name", ["deepseek2", "glm4moe", "gpt-oss", "olmo2", "qwen3vl", *SCALED_OR_CAPPED]
+)
+def test_ends_without_layers(models: Models, name: str, tmp_path: Path) -> None:
+    """The embedding and the head alone, as another architecture's."""
+    assert bare_difference(models(name, "Q8_0"), name, tmp_path) == 0.0
+
+
+@pytest.mark.long
+@pytest.mark.parametrize("name", [name for name in CASES if name not in NO_BARE_ENDS])
+def test_ends_without_layers_of_all(models: Models, name: str, tmp_path: Path) -> None:
+    """And quantised otherwise."""
+    assert bare_difference(models(name, "F16"), name, tmp_path) == 0.0
+
+
+@pytest.mark.parametrize("name", NO_BARE_ENDS)
+def test_a_head_with_biases_keeps_a_layer(models: Models, name: str, tmp_path: Path) -> None:
+    """No other architecture stands in for it."""
+    with pytest.raises(UserError, match=r"must keep a layer.*say --keep-layers 1"):
+        bare_difference(models(name, "Q8_0"), name, tmp_path)
+
+
+@pytest.mark.parametrize("name", SCALED_OR_CAPPED)
+def test_ends_without_layers_scale_as_the_whole_does(
+    models: Models, name: str, tmp_path: Path
+) -> None:
+    """A plain llama in their place gives other logits."""
+    rules = RULES[CASES[name].recipe.architecture]
+
+    header = read_header(models(name, "Q8_0"))
+    info = model_info(header)
+    naive = replace(rules, scales_embeddings=False, scales_by_width=False, caps_logits_at=None)
+    stages = plan_bare_chain(header, CASES[name].bounds[1:2])[1:-1]
+    plans = [plan_embedding(header, info, naive), *stages, plan_head(header, info, naive)]
+    answers = ask_whole(models(name, "Q8_0"), SHORT)
+    assert chain_difference(models(name, "Q8_0"), plans, answers, SHORT, tmp_path) > 0.01
+
+
 WITHOUT: dict[str, dict[str, Any]] = {
     "gpt-oss": {"windows": None},
+    "granitehybrid": {"scales_embeddings": False},
     "granite": {"scales_embeddings": False},
     "granitemoe": {"scales_embeddings": False},
     "laguna": {"windows": Windows(period=4, optional=True)},
@@ -189,6 +252,7 @@ REFUSED_WITHOUT: dict[str, dict[str, Any]] = {
     "olmo2": {"head_everywhere": False},
     "phimoe": {"head_everywhere": False},
     "qwen2moe": {"head_everywhere": False},
+    "qwen3next": {"is_hybrid": False},
 }
 
 
@@ -274,6 +338,22 @@ def test_slices_without_a_rule_end_llama_cpp(
     ended = run(path, end)
     assert ended.returncode < 0
     assert assertion in ended.stderr
+
+
+@pytest.mark.parametrize("name", ["lfm2", "nemotron_h", "qwen3next"])
+def test_a_slice_of_one_kind_of_layer_ends_llama_cpp(
+    models: Models, name: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Unless a layer of zeros, of the other kind, is behind it."""
+    model = models(name, "Q8_0")
+    header, path = read_header(model), tmp_path / "end.gguf"
+    write_slice(plan_first_end(header, 1), extents(header, model), path)
+    assert run(path, "first").returncode == 0
+    monkeypatch.setattr(slicing, "_lacking_kinds", lambda *_: [])
+    write_slice(plan_first_end(header, 1), extents(header, model), path)
+    ended = run(path, "first")
+    assert ended.returncode < 0
+    assert b"GGML_ASSERT" in ended.stderr
 
 
 def test_a_smollm3_cut_anywhere_is_wrong(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

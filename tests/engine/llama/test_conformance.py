@@ -18,8 +18,8 @@ from numpy.typing import NDArray
 from p2pinfer.core.limits import BLOCK_ROWS
 from p2pinfer.engine.gguf.model_header import model_info
 from p2pinfer.engine.gguf.reader import GgufHeader, read_header
+from p2pinfer.engine.gguf.slice_plan import SlicePlan
 from p2pinfer.engine.gguf.slicing import (
-    SlicePlan,
     extents,
     plan_first_end,
     plan_last_end,

@@ -9,8 +9,8 @@ import pytest
 from p2pinfer.engine.gguf.ggml_types import F16, F32, Q4_0, GgmlType
 from p2pinfer.engine.gguf.layer_kinds import kinds_digest, layer_kinds, layers_to_probe
 from p2pinfer.engine.gguf.reader import GgufHeader, Tensor, read_header
+from p2pinfer.engine.gguf.slice_plan import SlicePlan
 from p2pinfer.engine.gguf.slicing import (
-    SlicePlan,
     extents,
     plan_first_end,
     plan_last_end,

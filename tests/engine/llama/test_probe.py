@@ -4,14 +4,17 @@ The slices here are fakes whose arithmetic has exactly one flaw each, which the 
 """
 
 import json
+from collections.abc import Sequence
 from pathlib import Path
 
+import numpy as np
 import pytest
+from numpy.typing import NDArray
 
 from p2pinfer.core.errors import EngineError, UnsupportedModel
 from p2pinfer.core.limits import NARROW_ROWS_MAX
 from p2pinfer.engine.llama import probe as probe_module
-from p2pinfer.engine.llama.binding import Settings
+from p2pinfer.engine.llama.binding import Settings, Span
 from p2pinfer.engine.llama.probe import (
     CONTEXT,
     INEXACT,
@@ -22,6 +25,7 @@ from p2pinfer.engine.llama.probe import (
 )
 from tests.support.fake_slices import (
     KINDS,
+    FakeSlice,
     Flaw,
     Loader,
     blocks_depend_on_place,
@@ -266,3 +270,39 @@ def test_lack_of_memory_is_not_kept(cache: Path) -> None:
 def test_a_result_that_cannot_be_kept_is_still_used(tmp_path: Path) -> None:
     """As on a full disk; here a folder is in the file's place."""
     assert run(exact, tmp_path).settings == Settings(1)
+
+
+class StatefulSlice(FakeSlice):
+    """One that can only begin again, as slices whose layers keep a state."""
+
+    keeps_state = True
+
+    def __init__(self, settings: Settings, flaw: Flaw) -> None:
+        super().__init__(settings, flaw)
+        self._held = {0: 0, 1: 0}
+
+    def decode(self, spans: Sequence[Span], *, pad_to: int = 0) -> list[NDArray[np.float32]]:
+        """Refuse to drop some positions, or to pad."""
+        assert not pad_to
+        for span in spans:
+            assert span.position in (0, self._held[span.slot])
+            self._held[span.slot] = span.position + len(span)
+        return super().decode(spans)
+
+
+@pytest.mark.parametrize(
+    ("flaw", "is_exact"),
+    [(exact, True), (regimes_differ, False), (depends_on_other_sessions, False)],
+)
+def test_layers_with_a_state_are_probed_without_dropping_or_padding(
+    flaw: Flaw, is_exact: bool
+) -> None:
+    """They are served where narrow and wide rows agree, and never in blocks."""
+
+    def load(settings: Settings) -> StatefulSlice:
+        return StatefulSlice(settings, flaw)
+
+    found = try_settings(load, Settings(2), tokens=False)  # type: ignore[arg-type] # a fake slice
+    assert (found is not None) == is_exact
+    if found:
+        assert (found.regimes_agree, found.blocks) == (True, False)

@@ -23,7 +23,8 @@ from p2pinfer.core.regimes import Regime
 from p2pinfer.core.sampling import Sampling
 from p2pinfer.engine.base import CannotCopy, Decoded, EngineSession
 from p2pinfer.engine.gguf.reader import read_header
-from p2pinfer.engine.gguf.slicing import SlicePlan, extents, plan_stage, write_slice
+from p2pinfer.engine.gguf.slice_plan import SlicePlan
+from p2pinfer.engine.gguf.slicing import extents, plan_stage, write_slice
 from p2pinfer.engine.gguf.values import Value, ValueType
 from p2pinfer.engine.llama.engine import LocalStage, open_ends, open_stage
 from p2pinfer.engine.llama.memory import sessions_bytes

@@ -1,0 +1,17 @@
+"""Sizes as a person writes them."""
+
+import re
+
+from p2pinfer.core.errors import UserError
+
+_UNITS = {"": 1, "k": 10**3, "m": 10**6, "g": 10**9, "ki": 1 << 10, "mi": 1 << 20, "gi": 1 << 30}
+
+
+def parse_bytes(name: str, text: str | None) -> int | None:
+    """Return the bytes that ``2GiB``, ``500M`` or a bare number stands for; raises UserError."""
+    if text is None:
+        return None
+    found = re.fullmatch(r"(\d+(?:\.\d+)?)\s*([kmg]?i?)b?", text.strip().lower())
+    if not found or found[2] not in _UNITS:
+        raise UserError(f"--{name} {text} is not a size such as 2GiB or 500MB")
+    return int(float(found[1]) * _UNITS[found[2]])

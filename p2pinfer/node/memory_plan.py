@@ -1,0 +1,78 @@
+"""What a peer's memory is planned for: its layers' weights, and the KV cells of their sessions."""
+
+from dataclasses import replace
+
+from p2pinfer.core.layer_range import LayerRange
+from p2pinfer.core.manifest import Manifest
+from p2pinfer.engine.gguf.architectures import layers_at_once_max
+from p2pinfer.engine.llama.memory import (
+    WORKER_BYTES,
+    aside_sessions,
+    budget_bytes,
+    mib,
+    sessions_bytes,
+)
+from p2pinfer.engine.store.assemble import PartsModel
+from p2pinfer.node.requester import Machine, check_keep, for_model, with_long_sessions
+
+LONG_COSTS = 5
+"""One in five of a peer's layers is given for a session as long as agents need: a 70B model's peer
+then holds 6 layers of 0.5 GB where it would hold 7."""
+
+
+def inner_layers(model: Manifest, keep: int) -> LayerRange:
+    """Return the layers that a swarm serves with ends of ``keep`` layers; raises UserError."""
+    check_keep(model, keep)
+    return LayerRange(keep, model.layers - keep)
+
+
+def layers_max(model: PartsModel, machine: Machine, memory_bytes: int | None, keep: int = 1) -> int:
+    """Return how many layers of a model it may choose, with their sessions, in the memory."""
+    room = budget_bytes(memory_bytes) - WORKER_BYTES
+    inner = len(inner_layers(model.manifest, keep))
+    most = min(inner, layers_at_once_max(model.header, model.info))
+    return max(0, min(room // layer_bytes(model, machine), most))
+
+
+def layer_bytes(model: PartsModel, machine: Machine) -> int:
+    """Return the memory of the largest layer: its weights, and the cells of all sessions."""
+    manifest = model.manifest
+    weights = max(map(manifest.layer_size, range(manifest.layers)))
+    held = machine.sessions + aside_sessions(machine.sessions)
+    usual = sessions_bytes(model.header, 1, held, machine.context)
+    return weights + usual + sessions_bytes(model.header, 1, 1, machine.long_cells)
+
+
+def for_stage(
+    model: PartsModel, machine: Machine, memory_bytes: int | None, layers: int, *, is_fixed: bool
+) -> Machine:
+    """Decide how long the longest sessions of a peer are that could serve that many layers.
+
+    The first one may cost a fifth of the layers that the memory would hold, unless a person named
+    them; further ones cost none.
+    """
+    room = budget_bytes(memory_bytes) - WORKER_BYTES
+
+    def fits(count: int, length: int) -> bool:
+        kept = layers if is_fixed or count > 1 else -(-layers * (LONG_COSTS - 1) // LONG_COSTS)
+        long = replace(machine, long_context=length, long_sessions=count)
+        return kept * layer_bytes(model, long) <= room
+
+    return with_long_sessions(machine, fits)
+
+
+def least_bytes(model: PartsModel, machine: Machine) -> int:
+    """Return the memory that serving one layer takes."""
+    return WORKER_BYTES + layer_bytes(model, for_model(machine, model))
+
+
+def too_small(model: PartsModel, machine: Machine, memory_bytes: int | None) -> str:
+    """Say that not even one layer fits, and what to do."""
+    least = least_bytes(model, machine)
+    what = "--memory gives" if memory_bytes else "this machine can spare"
+    return (
+        f"one layer of {model.info.name} with {machine.sessions} sessions of"
+        f" {machine.context:,} positions takes {mib(least)}, but {what}"
+        f" only {mib(budget_bytes(memory_bytes))}: choose a smaller --context, fewer --sessions, or"
+        " more --memory"
+    )
