@@ -93,17 +93,26 @@ def ledger(*, as_json: AsJson = False) -> None:
     """Show the work that this machine and others did for each other, in layer-rows."""
     from p2pinfer.node.ledger_db import open_books
 
-    found = open_books().accounts()
+    books = open_books()
+    found, report = books.accounts(), books.report()
     served, used = (sum(getattr(each, side) for each in found) for side in ("served", "used"))
     if as_json:
-        report = {"served": served, "used": used, "peers": [asdict(each) for each in found]}
-        print(json.dumps(report))
+        peers = [asdict(each) for each in found]
+        print(json.dumps({"served": served, "used": used, "peers": peers, "credit": report}))
         return
-    print(f"{'peer':<52} {'served':>14} {'used':>14}")
+    signed = {each["peer"]: each for each in report["peers"]}
+    print(f"{'peer':<52} {'served':>14} {'used':>14} {'it signed':>12} {'we signed':>12}")
     for each in found:
-        print(f"{each.peer:<52} {each.served:>14,} {each.used:>14,}")
+        words = signed[each.peer]
+        theirs, ours = (words[name] / 1000 for name in ("signed_by_it", "signed_to_it"))
+        line = f"{each.peer:<52} {each.served:>14,} {each.used:>14,}"
+        print(f"{line} {theirs:>12,.1f} {ours:>12,.1f}")
     print(f"{'all':<52} {served:>14,} {used:>14,}")
-    note("counted in layer-rows: a layer-row is one token through one layer")
+    note(
+        "served and used are layer-rows: a layer-row is one token through one layer. Signed is how"
+        " much of it the user has put its name to, in gigabyte-rows: one token through a gigabyte"
+        " of weights"
+    )
 
 
 def look() -> list[Status]:

@@ -205,7 +205,7 @@ class Stage:
         history = History(self._budget)
         record = None
         if self._signer and any(opened.seal):
-            record = self._signer.record(opened, engine, history)
+            record = self._signer.record(opened, engine, history, cells)
         return StageSession(self._transport, channel, opened, cells, engine.width, history, record)
 
     def _no(self, code: Refusal, text: str) -> RefusedError:

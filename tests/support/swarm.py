@@ -27,6 +27,7 @@ from p2pinfer.core.messages import (
 from p2pinfer.core.regimes import Regime, split
 from p2pinfer.core.sampling import Sampling
 from peers.asking.session import Requester, Session
+from peers.receipts.prover import Prover
 from peers.receipts.session_evidence import Gatherer
 from peers.receipts.signer import ReceiptSigner
 from peers.serving.stage import Stage
@@ -54,6 +55,12 @@ def peer(name: str) -> PeerId:
 ME = peer("requester")
 PEERS = [peer(f"stage{number}") for number in range(5)]
 KEYS = [Identity(bytes([number]) * 32) for number in range(8)]
+
+
+async def hashing(function: Callable[..., list[bytes]], *args: object) -> list[bytes]:
+    """Hash in this thread: to a mock clock, another thread would look like idle time."""
+    await trio.lowlevel.checkpoint()
+    return function(*args)
 
 
 def session_id(number: int = 0) -> SessionId:
@@ -109,6 +116,7 @@ class Swarm:
                 stage.listen()
                 if signer:
                     signer.listen()
+                    Prover(transport, signer, "x86_64", hashing).listen()
                     self.signers.append(signer)
                 self.stages.append(stage)
                 self.engines.append(engine)
