@@ -103,7 +103,7 @@ class StageSession:
         self._inlet = trio.CancelScope()
         self._has_inlet = self._was_linked = False
         self._began_at = self._active_at = self._whole_at = trio.current_time()
-        self._next: PeerId | None = None  # whom steps were last sent to, if that is a stage
+        self._next: PeerId | None = None  # the stage that steps were last sent to
         self._changed = trio.Event()
         self._obeying, self._turn = trio.CancelScope(), trio.Event()
         self._reopened_at = -np.inf

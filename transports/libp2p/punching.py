@@ -180,7 +180,7 @@ class Punches:
     def tries(self) -> Mapping[str, int]:
         """How many tries to reach a peer without its relay succeeded, and how many did not.
 
-        Both of those whom this peer called and of those who called it.
+        Of those that this peer called, and of those that called it.
         """
         return {"won": self._ledger.won, "lost": self._ledger.lost}
 

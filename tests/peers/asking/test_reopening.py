@@ -88,7 +88,7 @@ async def test_a_lost_relay_costs_no_row_of_two_stages(autojump_clock: MockClock
 
 
 async def test_a_peer_that_began_again_computes_what_it_lacks(autojump_clock: MockClock) -> None:
-    """Where the session is gone all the same, it is opened anew there, as ever."""
+    """Where the session is gone all the same, it is opened there again, as ever."""
     async with hidden() as made:
         stage = made.stages[1]
 

@@ -122,7 +122,7 @@ async def swallow(source: Stream, *_: object) -> None:
 
 
 def passing(relay: Libp2pTransport, wait: Callable[[ID, int], Awaitable[object]]) -> None:
-    """Have a relay wait before it passes on so many bytes that a peer sent."""
+    """Have a relay wait before it passes on a number of bytes that a peer sent."""
     crooked: Any = relay.relay
     allowed, pump = crooked._allowed, crooked._pump
 
