@@ -1,7 +1,7 @@
 """Hosts at which peers were said to be, and were not: so that nobody is made to dial them often.
 
-Made-up peers, whose advertisements name a stranger's address, could otherwise have a whole swarm dial
-it; and with private addresses, have each member search its own network.
+Made-up peers, whose advertisements name a stranger's address, could otherwise have a whole swarm
+dial it; and with private addresses, have each member search its own network.
 """
 
 import re
