@@ -10,6 +10,7 @@ from p2pinfer.core.errors import PeerError, UserError
 from p2pinfer.core.ids import PeerId
 from p2pinfer.core.layer_range import LayerRange
 from transports.base import Transport
+from transports.vain_dials import VainDials
 
 REACHED_MAX = 16
 """Peers whose round trip is measured; each costs a connection."""
@@ -27,25 +28,32 @@ CALL_S_MAX = 3.0
 async def call_around(
     transport: Transport, offers: Callable[[], Iterable[Advertisement]], chance: Random
 ) -> None:
-    """Connect to some peers, so that their round trips are measured."""
-    called, reached = set[PeerId](), set[PeerId]()
+    """Connect to some peers, so that their round trips are measured.
+
+    Nobody is sent to a stranger's host, or about its own network, by peers that are made up.
+    """
+    called, reached, dials = set[PeerId](), set[PeerId](), VainDials()
     while wanted := min(REACHED_MAX - len(reached), CALLED_MAX - len(called)):
         strangers = [offer for offer in offers() if offer.peer not in called]
         chance.shuffle(strangers)
         async with trio.open_nursery() as nursery:
             for offer in strangers[:wanted]:
                 called.add(offer.peer)
-                nursery.start_soon(_call, transport, offer, reached)
+                addresses = dials.begin(offer.addresses, trio.current_time())
+                nursery.start_soon(_call, transport, addresses, reached, dials)
         await trio.sleep(CALL_S)
 
 
-async def _call(transport: Transport, offer: Advertisement, reached: set[PeerId]) -> None:
+async def _call(
+    transport: Transport, addresses: list[str], reached: set[PeerId], dials: VainDials
+) -> None:
     with trio.move_on_after(CALL_S_MAX):
-        for address in offer.addresses:
+        for address in addresses:
             try:
                 reached.add(await transport.connect(address))
             except (PeerError, UserError):  # it advertises what no transport can dial
                 continue
+            dials.answered(addresses)
             return
 
 

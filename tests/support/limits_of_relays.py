@@ -23,11 +23,25 @@ RELAYS = [
     ("a circuit is kept without a byte for", "{}", _RELAY, "IDLE_S_MAX"),
     ("where one end sends no more", "{}", _RELAY, "HALF_CLOSED_S_MAX"),
     ("relays that a hidden peer holds", "{}", _HELD, "RELAYS_MAX"),
+    ("candidates that it looks at for nearer ones", "{}", _LIMITS, "LOOKED_AT_MAX"),
     ("it calls itself through each of them every", "{}", _HELD, "PROVE_S"),
     ("calls that it takes at once", "{}", "transports.libp2p.circuit", "CALLS_MAX"),
     ("a relay that broke circuits is avoided for", "{}", _WATCH, "BLAMED_S"),
     ("a circuit is left whose pings are late by", "{} for {}", _WATCH, "LATE_S LATE_FOR_S"),
+    ("one that carries little", "{}", _WATCH, "ALONE_LATE_S"),
     ("broken circuits that are called again at once", "{}", _WATCH, "REDIALS_MAX"),
+    (
+        "a stage keeps a session whose requester's connection broke",
+        "{}",
+        "peers.serving.stage_session",
+        "REOPEN_S_MAX",
+    ),
+    (
+        "dials without an answer at one host, or on private networks, in search of relays",
+        "{} in {}",
+        "transports.vain_dials",
+        "VAIN_PER_HOST_MAX VAIN_S",
+    ),
 ]
 """What is limited, how that is written, the module, and its constants."""
 

@@ -46,6 +46,14 @@ LATE_FOR_S = 5.0
 """A relay is left over which pings take this much longer than they did at best, for so long. One
 that passes on 4 Mbit/s, its share of 16, to a busy circuit holds 256 KiB back, which is 0.5 s."""
 
+ALONE_LATE_S = 0.3
+"""The same of a circuit that carries little, as the rows of one token after another: it has nothing
+to wait for. Wireless links alone are seldom late by so much for so long."""
+
+BUSY_BYTES_PER_S = 128_000
+BUSY_S = 5.0
+"""A circuit that carries more is busy, and for so long after: a quarter of a relay's usual rate."""
+
 STAYS_S = 60.0
 """Before another way is sought again where there was none."""
 
@@ -57,6 +65,9 @@ class _Called:
     outer: Connection
     """The connection to its relay."""
     relay: PeerId
+    carried: int = 0
+    """Bytes, at the last look."""
+    busy_until: float = 0.0
     late_since: float | None = None
     stays_until: float = 0.0
     """No other way is sought before, since there was none a moment ago."""
@@ -112,13 +123,17 @@ class CircuitWatch:
             await trio.sleep(LOOK_S)
             now = trio.current_time()
             for inner, called in list(self._called.items()):
+                if inner.carried - called.carried > BUSY_BYTES_PER_S * LOOK_S:
+                    called.busy_until = now + BUSY_S
+                called.carried = inner.carried
+                late_s = LATE_S if now < called.busy_until else ALONE_LATE_S
                 if inner.idle:
                     called.late_since = None
                     is_replaced = self.has_direct(inner.peer_id)
                     enough_s = REPLACED_IDLE_S if is_replaced else CIRCUIT_IDLE_S
                     if now - inner.idle_since >= enough_s:
                         inner.leave()
-                elif inner.lag_s < LATE_S or called.outer.lag_s >= LATE_S / 2:
+                elif inner.lag_s < late_s or called.outer.lag_s >= late_s / 2:
                     called.late_since = None  # or it is this machine's own link that is busy
                 elif called.late_since is None:
                     called.late_since = now

@@ -19,6 +19,7 @@ from transports.libp2p.circuit import Circuits, circuit_address
 from transports.libp2p.circuit_messages import CircuitStatus, RelayAnswer
 from transports.libp2p.muxer import Connection
 from transports.libp2p.relay_limits import LOOKED_AT_MAX, exchanges, site_of
+from transports.vain_dials import VainDials
 
 log: Final = logging.getLogger("p2pinfer.relay")
 
@@ -119,6 +120,7 @@ class HeldRelays:
     """Returns who may relay, the best first; the node sets it."""
     held: dict[PeerId, HeldRelay] = field(default_factory=dict)
     _tried: dict[PeerId, _Tried] = field(default_factory=dict)
+    _dials: VainDials = field(default_factory=VainDials)
     _wake: trio.Event = field(default_factory=trio.Event)
     _to_prove: trio.Event = field(default_factory=trio.Event)
     _better_since: dict[PeerId, float] = field(default_factory=dict)
@@ -228,9 +230,16 @@ class HeldRelays:
     async def _meet(self, peer: PeerId, addresses: tuple[str, ...]) -> None:
         try:
             with trio.fail_after(RESERVE_S_MAX):
-                await self.reach(peer, addresses)  # type: ignore[misc]
+                await self._reach(peer, addresses)
         except (PeerError, trio.TooSlowError) as error:
             log.debug("%s is not there: %s", peer, error)
+
+    async def _reach(self, peer: PeerId, addresses: tuple[str, ...]) -> Connection:
+        """Connect to a candidate, which may name a stranger's address as its own."""
+        may = self._dials.begin(addresses, trio.current_time())
+        connection: Connection = await self.reach(peer, may)  # type: ignore[misc]
+        self._dials.answered(may)
+        return connection
 
     def _due(self) -> list[Candidate]:
         """Return the candidates that may be asked now, the best first."""
@@ -248,6 +257,11 @@ class HeldRelays:
             if peer not in self.held
             and peer != self.me
             and self._tried.get(peer, _Tried()).again_at <= now
+            and (
+                peer in rtts
+                or not addresses
+                or any(self._dials.may(each, now) for each in addresses)
+            )
         ]
         return sorted(good, key=lambda each: order[each[0]])
 
@@ -271,7 +285,7 @@ class HeldRelays:
         """Reserve with a peer, or renew; note when to ask it again if it says no."""
         try:
             with trio.fail_after(RESERVE_S_MAX):
-                connection = await self.reach(peer, addresses)  # type: ignore[misc]
+                connection = await self._reach(peer, addresses)
                 answer = await self.circuits.reserve(connection)
         except (PeerError, trio.TooSlowError) as error:
             log.debug("%s does not relay: %s", peer, error)

@@ -55,10 +55,18 @@ STALL_S = 0.25
 """If our own timer is later than this, we were stalled and heard nothing: no peer is blamed."""
 
 PINGS_MAX = 8
-"""Remembered until answered: four seconds' worth, more than a silent peer lasts."""
+"""Remembered until answered: four seconds' worth, more than a silent peer lasts; of those behind
+data two."""
 
 RTT_SMOOTHING = 1 / 8
 """Weight of a new sample, as in TCP (RFC 6298)."""
+
+BEHIND_INTERVAL_S = 0.25
+"""Between two pings right behind data, through a relay: it may slow rows, and let lone pings pass,
+which it tells by their size. It cannot have them overtake rows."""
+
+BEHIND_SMOOTHING = 1 / 4
+"""Weight of a new sample of these: there are few in a second."""
 
 
 class Connection(Muxer):
@@ -80,7 +88,13 @@ class Connection(Muxer):
         self.rtt_s: float | None = None
         self.was_left = False
         """Whether one side said goodbye."""
+        self.carried = 0
+        """Bytes sent and received, encrypted."""
         self._rtt_s_min = 0.0  # of all samples
+        self._behind_s = 0.0  # round trip of data
+        self._behind: set[int] = set()  # the pings for it
+        self._behind_at = 0.0
+        self._ping_values = itertools.cycle(range(1 << 32))
         self._initiator = conn.is_initiator if is_initiator is None else is_initiator
         self._wire: Wire = open_wire(conn)
         self._core = Yamux(initiator=self._initiator)
@@ -131,6 +145,8 @@ class Connection(Muxer):
     def send(self, stream_id: int, data: bytes | memoryview) -> int:
         """Send one frame; return how many bytes of ``data`` it took."""
         sent = self._core.send(stream_id, data)
+        if sent and self.relay is not None:
+            self._ping_behind()
         self._pump()
         return sent
 
@@ -197,7 +213,7 @@ class Connection(Muxer):
             return 0.0
         waits_since = next(iter(self._pings.values()), float("inf"))
         waiting_s = trio.current_time() - waits_since
-        return max(self.rtt_s, waiting_s) - self._rtt_s_min
+        return max(self.rtt_s, self._behind_s, waiting_s) - self._rtt_s_min
 
     def _forget(self, stream_id: int) -> None:
         self._streams.pop(stream_id, None)
@@ -279,6 +295,7 @@ class Connection(Muxer):
         while True:
             data = await self._wire.receive()
             TRAFFIC.received += len(data)
+            self.carried += len(data)
             self._heard_at = trio.current_time()
             for event in self._core.receive(data):
                 self._apply(event)
@@ -322,6 +339,7 @@ class Connection(Muxer):
             return
         sealed = self._wire.seal(frames)
         TRAFFIC.sent += len(sealed)
+        self.carried += len(sealed)
         if not self._queue:
             try:
                 sent = self._wire.send_now(sealed)
@@ -349,7 +367,7 @@ class Connection(Muxer):
         """Ping, and end the connection when the peer has been silent for too long."""
         self._heard_at = trio.current_time()
         pinged_at = self._heard_at - (IDLE_PING_INTERVAL_S if self.idle else PING_INTERVAL_S)
-        for value in itertools.cycle(range(1 << 32)):
+        while True:
             due, _ = self._due(pinged_at)
             with trio.move_on_at(due):
                 await self._alert.park()
@@ -359,10 +377,8 @@ class Connection(Muxer):
                 # We were stopped, not the peer: what it sent meanwhile is still unread.
                 self._heard_at += now - due
             if now >= ping_at:
-                pinged_at = self._pings[value] = now
-                if len(self._pings) > PINGS_MAX:
-                    del self._pings[next(iter(self._pings))]
-                self._core.ping(value)
+                pinged_at = now
+                self._ping()
                 self._pump()
             await trio.lowlevel.checkpoint()  # the reader may have been about to run
             silence_s_max = IDLE_SILENCE_S_MAX if self.idle else SILENCE_S_MAX
@@ -376,9 +392,31 @@ class Connection(Muxer):
         ping_at = pinged_at + interval_s
         return min(ping_at, self._heard_at + silence_s_max), ping_at
 
+    def _ping(self) -> int:
+        """Queue a ping; return its value."""
+        value = next(self._ping_values)
+        self._pings[value] = trio.current_time()
+        if len(self._pings) > PINGS_MAX:
+            oldest = next(iter(self._pings))
+            del self._pings[oldest]
+            self._behind.discard(oldest)
+        self._core.ping(value)
+        return value
+
+    def _ping_behind(self) -> None:
+        """Queue a ping behind data, unless there was one a moment ago."""
+        now = trio.current_time()
+        if now - self._behind_at >= BEHIND_INTERVAL_S:
+            self._behind_at = now
+            self._behind.add(self._ping())
+
     def _measure(self, value: int) -> None:
         if (sent_at := self._pings.pop(value, None)) is not None:
             sample = trio.current_time() - sent_at
+            if value in self._behind:
+                self._behind.remove(value)
+                before = self._behind_s or sample
+                self._behind_s = before + BEHIND_SMOOTHING * (sample - before)
             self._rtt_s_min = sample if self.rtt_s is None else min(self._rtt_s_min, sample)
             before = sample if self.rtt_s is None else self.rtt_s
             self.rtt_s = before + RTT_SMOOTHING * (sample - before)

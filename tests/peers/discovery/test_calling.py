@@ -8,12 +8,14 @@ import trio
 from trio.testing import MockClock
 
 from p2pinfer.core.advertisement import Advertisement
+from p2pinfer.core.errors import PeerUnavailable
 from p2pinfer.core.ids import PeerId
 from p2pinfer.core.layer_range import LayerRange
 from peers.discovery.calling import CALL_S, CALLED_MAX, REACHED_MAX, call_around, neighbours
 from tests.support.adverts import advert
 from tests.support.swarm import MODEL, peer
 from transports.memory.network import MemoryNetwork
+from transports.vain_dials import VAIN_PER_HOST_MAX
 
 
 def offer(name: PeerId) -> Advertisement:
@@ -58,3 +60,22 @@ def test_neighbours_are_those_that_rows_pass() -> None:
     offers = [advert(name, *ends) for name, ends in ranges.items()]
     here = neighbours(offers, LayerRange(5, 9))
     assert [each.peer for each in here] == [offers[at].peer for at in (0, 1, 3)]
+
+
+async def test_made_up_peers_send_nobody_to_a_stranger(autojump_clock: MockClock) -> None:
+    """Nor about a private network: a few dials, however many of them there are."""
+    network, dialled = MemoryNetwork(), list[str]()
+    places = [f"/ip4/5.6.7.8/tcp/{n}" for n in range(40)]
+    places += [f"/ip4/192.168.1.{n}/tcp/80" for n in range(40)]
+    made_up = [advert(f"v{n}", 1, 29, addresses=(place,)) for n, place in enumerate(places)]
+    async with network.join(peer("me")) as me, trio.open_nursery() as nursery:
+
+        async def refuse(address: str) -> PeerId:
+            dialled.append(address)
+            raise PeerUnavailable(peer("v"), "nobody is there")
+
+        me.connect = refuse  # type: ignore[method-assign]
+        nursery.start_soon(call_around, me, lambda: made_up, random.Random(1))
+        await trio.sleep(40 * CALL_S)
+        nursery.cancel_scope.cancel()
+    assert len(dialled) == 2 * VAIN_PER_HOST_MAX

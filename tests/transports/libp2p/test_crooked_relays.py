@@ -3,7 +3,7 @@
 Never the peer behind them, and never a relay for what a caller or a dead peer did.
 """
 
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from typing import Any
@@ -121,6 +121,23 @@ async def swallow(source: Stream, *_: object) -> None:
         source.take(len(source.buffer))
 
 
+def passing(relay: Libp2pTransport, wait: Callable[[ID, int], Awaitable[object]]) -> None:
+    """Have a relay wait before it passes on a number of bytes that a peer sent."""
+    crooked: Any = relay.relay
+    allowed, pump = crooked._allowed, crooked._pump
+
+    async def pump_named(source: Stream, target: Stream, rate: Any, patience: Any) -> None:
+        rate.sender = source.connection.peer_id
+        await pump(source, target, rate, patience)
+
+    async def allow(rate: Any, wanted: int) -> int:
+        await wait(rate.sender, wanted)
+        size: int = await allowed(rate, wanted)
+        return size
+
+    crooked._pump, crooked._allowed = pump_named, allow
+
+
 @pytest.mark.usefixtures("_impatient")
 async def test_a_relay_that_stalls_is_left() -> None:
     """Its own connection lives, and nothing comes through."""
@@ -170,6 +187,73 @@ async def test_a_relay_that_throttles_is_left(monkeypatch: pytest.MonkeyPatch) -
         await trio.sleep(0.3)  # for a ping or two
         with pytest.raises(ChannelClosed, match="its relay is slow"):
             await talk(channel, 50_000)
+        await made.assert_left(channel)
+
+
+async def say(channel: Channel) -> None:
+    """Send a token's row now and then, as a requester does, until the channel ends."""
+    while True:
+        await channel.send(bytes(4000))
+        await channel.receive()
+        await trio.sleep(0.05)
+
+
+@pytest.mark.parametrize("towards", ["the called peer", "both"])
+async def test_a_relay_that_slows_tokens_alone_is_left(
+    towards: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It lets lone pings pass, which it knows by their size; those behind rows tell on it."""
+    monkeypatch.setattr(muxer, "PING_INTERVAL_S", 0.1)
+    monkeypatch.setattr(circuit_watch, "LATE_FOR_S", 1.0)
+    monkeypatch.setattr(circuit_watch, "LOOK_S", 0.1)
+    async with ways() as made:
+        slowed = [ID.from_string(made.caller.peer_id)]
+        slowed += [ID.from_string(made.hidden.peer_id)] if towards == "both" else []
+        is_slow = False
+
+        async def wait(sender: ID, size: int) -> None:
+            if is_slow and sender in slowed and size > 1000:
+                await trio.sleep(0.5)
+
+        passing(made.crooked, wait)
+        channel = await made.open()
+        await trio.sleep(0.3)  # for a ping or two
+        is_slow = True
+        with pytest.raises(ChannelClosed, match="its relay is slow"):
+            await say(channel)
+        await made.assert_left(channel)
+
+
+async def test_a_relay_that_passes_tokens_at_once_is_kept(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same conversation over an honest one goes on."""
+    monkeypatch.setattr(muxer, "PING_INTERVAL_S", 0.1)
+    monkeypatch.setattr(circuit_watch, "LATE_FOR_S", 0.5)
+    monkeypatch.setattr(circuit_watch, "LOOK_S", 0.1)
+    async with ways() as made:
+        channel = await made.open()
+        with trio.move_on_after(2.0):
+            await say(channel)
+        (inner,) = made.caller._connections(made.hidden.peer_id)
+        assert inner.relay == made.crooked.peer_id
+        assert not made.doubted
+
+
+@pytest.mark.usefixtures("_impatient")
+@pytest.mark.parametrize("deaf", [False, True])
+async def test_a_relay_that_falls_silent_one_way_is_left(deaf: bool) -> None:
+    """In the middle of a message, and to one side alone: the other one still hears the peer."""
+    async with ways() as made:
+        silenced = ID.from_string((made.hidden if deaf else made.caller).peer_id)
+        passed = 0
+
+        async def wait(sender: ID, size: int) -> None:
+            nonlocal passed
+            passed += size
+            if sender == silenced and passed > 100_000:
+                await trio.sleep_forever()
+
+        passing(made.crooked, wait)
+        channel = await made.open()
         await made.assert_left(channel)
 
 

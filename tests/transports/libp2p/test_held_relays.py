@@ -20,6 +20,7 @@ from transports.libp2p.held_relays import (
     HeldRelays,
 )
 from transports.libp2p.relay_limits import LOOKED_AT_MAX, exchanges
+from transports.vain_dials import VAIN_PER_HOST_MAX, VAIN_S
 
 
 class Fakes:
@@ -39,7 +40,7 @@ class Fakes:
             is_needed=lambda: True,
             unix_s=trio.current_time,
             me=PeerId("me"),
-            candidates=lambda: [(PeerId(name), ()) for name in names],
+            candidates=lambda: [(PeerId(name), (f"/dns4/{name}/tcp/1",)) for name in names],
         )
 
     async def reach(self, peer: PeerId, _: Sequence[str]) -> object:
@@ -166,3 +167,22 @@ async def test_the_first_relays_are_exchanged_for_near_ones(autojump_clock: Mock
         assert later in fakes.relays.held
         assert len(fakes.relays.held) == RELAYS_MAX
         nursery.cancel_scope.cancel()
+
+
+async def test_made_up_relays_send_nobody_to_a_stranger(autojump_clock: MockClock) -> None:
+    """A few dials at one host, however many peers name it as theirs."""
+    fakes, dialled = Fakes(), list[Sequence[str]]()
+    made_up = [(PeerId(f"v{n}"), (f"/ip4/5.6.7.8/tcp/{n + 1}",)) for n in range(100)]
+    fakes.relays.candidates = lambda: made_up
+
+    async def refuse(peer: PeerId, addresses: Sequence[str]) -> object:
+        if addresses:
+            dialled.append(addresses)
+        raise PeerUnavailable(peer, "nobody is there")
+
+    fakes.relays.reach = refuse
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(fakes.relays.run)
+        await trio.sleep(VAIN_S - 1)
+        nursery.cancel_scope.cancel()
+    assert len(dialled) == VAIN_PER_HOST_MAX
