@@ -9,9 +9,8 @@ bring sooner. No chunk is requested from two holders at once. The clock is an ar
 from collections import Counter, deque
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import NamedTuple
 
-from p2pinfer.core.ids import PartHash, PeerId
+from p2pinfer.core.ids import ChunkId, PartHash, PeerId
 from p2pinfer.core.manifest import CHUNK_BYTES
 
 HOLDERS_MAX = 8
@@ -45,13 +44,6 @@ RATED_BYTES_MIN = CHUNK_BYTES // 2
 
 RATE_WEIGHT = 0.25
 """Weight of the newest chunk in a holder's smoothed rate."""
-
-
-class ChunkId(NamedTuple):
-    """A chunk of a part."""
-
-    part: PartHash
-    number: int
 
 
 @dataclass

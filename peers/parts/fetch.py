@@ -13,7 +13,7 @@ from collections.abc import Collection, Iterable
 import trio
 
 from p2pinfer.core.errors import PeerError, RemoteProtocolError, lone_errors
-from p2pinfer.core.ids import ModelId, PartHash, PeerId
+from p2pinfer.core.ids import ChunkId, ModelId, PartHash, PeerId
 from p2pinfer.core.manifest import Manifest, Part
 from p2pinfer.core.messages import (
     CHUNKS_PER_QUESTION_MAX,
@@ -31,7 +31,7 @@ from peers.parts.link import HolderLink
 from peers.parts.progress import TICK_S, Meter
 from peers.parts.protocol import PARTS, Run, in_thread, unpack_bits
 from peers.steps.messaging import RefusedError, receive
-from scheduler.fetching import IN_FLIGHT_MAX, ChunkId, Fetching
+from scheduler.fetching import IN_FLIGHT_MAX, Fetching
 from transports.base import Transport
 
 _log = logging.getLogger("p2pinfer.parts")
