@@ -41,6 +41,8 @@ SLOW = (
     "natlab/test_same_network.py",
     "node/test_hub.py",
     "peers/parts/test_fetch.py",
+    "peers/parts/test_keeper.py",
+    "peers/parts/test_mend.py",
     "peers/steps/test_hostile.py",
     "scheduler/test_oracle.py",
     "sim/test_hunt.py",

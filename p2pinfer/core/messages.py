@@ -21,6 +21,7 @@ sends is checked here and nowhere else; ``wire`` turns a failed check into an er
                    AskHashes    →  HashesAre comes back, or Denied: of a long manifest's part
                    AskHeld      →  Held
                    AskChunks    →  for each one Chunk, or Denied
+    keep       how a model is stored beyond its holders: see `p2pinfer.core.storage`
     evidence   requester → each stage, beside the session: see ``evidence``
     frauds     Cases, and the proofs that one of the two lacks: see ``evidence``
                Refused  ←  at any time: the channel is over, with the reason
@@ -69,6 +70,7 @@ from p2pinfer.core.manifest import (
 )
 from p2pinfer.core.regimes import Regime, from_wire
 from p2pinfer.core.sponsor import Sponsor
+from p2pinfer.core.storage import AskKept, AskPlan, KeptIs, PlanIs
 
 ROUTE_HOPS_MAX = 128
 """A 405B model has 126 layers; no swarm splits finer than that."""
@@ -390,6 +392,10 @@ Message = (
     | AskChunks
     | Chunk
     | Denied
+    | AskKept
+    | KeptIs
+    | AskPlan
+    | PlanIs
     | Follow
     | Made
     | Settle
