@@ -136,6 +136,13 @@ class Layout:
         band, within = divmod(stripe, BAND_STRIPES)
         return band, within, row
 
+    def grouped(self) -> dict[int, list[Band]]:
+        """Return the bands of each group."""
+        found: dict[int, list[Band]] = {}
+        for band in self.each():
+            found.setdefault(band.group, []).append(band)
+        return found
+
     def each(self) -> Iterator[Band]:
         """Yield every band."""
         return map(self.band, range(self.bands))

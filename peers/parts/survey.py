@@ -159,9 +159,9 @@ async def plans_of(
 ) -> list[tuple[StoragePlan, list[PeerId]]]:
     """Return the plans that peers said they go by, as the first that gives it has it."""
     supporters: dict[PlanId, list[PeerId]] = {}
-    for peer, plan in sorted(said.items()):
-        if plan:
-            supporters.setdefault(plan, []).append(peer)
+    for peer, each in sorted(said.items()):
+        if each:
+            supporters.setdefault(each, []).append(peer)
     ranked = sorted(supporters, key=lambda each: (-len(supporters[each]), each))
     found: list[tuple[StoragePlan, list[PeerId]]] = []
     for wanted in ranked[:PLANS_TRIED_MAX]:

@@ -1,0 +1,168 @@
+"""Who keeps which rows of a model, when lost ones are rebuilt, and whether a code is worth it.
+
+A model's rows come in groups (`p2pinfer.core.stripes`). In each group every peer that lends space
+has a rank by rendezvous hashing: all compute the same order without a word, and a peer that comes
+or goes changes nobody else's rank. A row stays with a peer that holds it, as long as no peer has
+more than its share; what nobody holds goes to the first in that order who has none yet. The time is
+an argument, in seconds.
+"""
+
+import math
+from collections import Counter
+from collections.abc import Collection, Iterable, Mapping, Sequence
+from typing import NamedTuple
+
+from attrs import frozen
+from blake3 import blake3
+
+from p2pinfer.core.ids import ModelId, PeerId
+
+COPIES_MIN, COPIES_MAX = 2, 4
+"""Of each data row where no code is used: one more than one, and what a swarm will spare."""
+
+COPY_LOSS_MAX = 0.03
+"""Copies are added until a row is out of reach no more often than this; three where 7 in 10 are up,
+which is what 8 of 16 shares give for two thirds of the space."""
+
+WORTH_CHANGING = 2.0
+"""Rows move when one way loses less than the other by this much, not at every measurement."""
+
+GONE_S = 24 * 3600.0
+"""Silent for longer, a peer counts as gone for good. Most machines are off for a night; what a
+repair reads is k times what it replaces, so it must not answer to a night."""
+
+CHANCE_MIN = 1e-3
+"""Where so many holders are silent at once that chance explains it less often than this, those that
+are silent count as gone at once: a provider, a building or a version has failed."""
+
+SHORT_S = 15 * 60.0
+"""How long a group is short of rows before they are rebuilt: restarts and moves take less."""
+
+UP_ASKED, UP_ANSWERED = 10.0, 7.0
+"""What is assumed to have been seen of a swarm before anything was: seven in ten up."""
+
+UP_WEIGHT_MAX = 2000.0
+"""Looks at peers that a measured availability remembers: about a week of 16 peers, hour by hour."""
+
+
+class Row(NamedTuple):
+    """A row of a group of bands."""
+
+    group: int
+    row: int
+
+
+def out_of_reach(need: int, shares: int, up: float) -> float:
+    """Return how likely fewer than ``need`` of so many shares are up, each on its own."""
+    return sum(math.comb(shares, n) * up**n * (1 - up) ** (shares - n) for n in range(need))
+
+
+def copies_for(up: float) -> int:
+    """Return how many copies of a row are kept where no code is used."""
+    enough = (n for n in range(COPIES_MIN, COPIES_MAX) if (1 - up) ** n <= COPY_LOSS_MAX)
+    return next(enough, COPIES_MAX)
+
+
+def choose_copies(k: int, m: int, keepers: int, up: float, now: int | None = None) -> int:
+    """Return how many copies to keep of each data row; 0: the code, one of each row.
+
+    The code needs as many peers as shares, and peers that are up often enough: at equal space it
+    loses less than copies do from three in five on.
+
+    Args:
+        k: data shares of a stripe.
+        m: parity shares.
+        keepers: peers that lend space.
+        up: the share of them that is up, as measured.
+        now: what is kept at present.
+    """
+    if keepers < k + m:
+        return max(1, min(keepers, copies_for(up)))
+    coded = out_of_reach(k, k + m, up)
+    copied = (1 - up) ** max(1, (k + m) // k)
+    if now is not None:
+        coded *= WORTH_CHANGING if now else 1 / WORTH_CHANGING
+    return 0 if coded <= copied else copies_for(up)
+
+
+@frozen
+class Group:
+    """Bands that the same peers keep: which rows there are."""
+
+    number: int
+    data: int
+    """Data rows with anything in them, counted from row 0. Zeros stand for the others, up to k."""
+    k: int
+    m: int
+    """Parity rows, which are numbered from k on."""
+
+    @property
+    def rows(self) -> list[int]:
+        """All rows."""
+        return [*range(self.data), *range(self.k, self.k + self.m)]
+
+    def slots(self, copies: int) -> list[int]:
+        """Return which rows are to be kept, each as often as it is to be; 0 copies: the code."""
+        return [r for r in range(self.data) for _ in range(copies)] if copies else self.rows
+
+    @property
+    def present(silent_s: Mapping[PeerId, float], up: float) -> set[PeerId]:
+    """Return the peers of a group whose rows still count, by how long each has been silent.
+
+    Those away for less than ``GONE_S`` do, unless chance does not explain that so many are away.
+    """
+    here = {peer for peer, silent in silent_s.items() if silent <= 0}
+    away = {peer for peer, silent in silent_s.items() if 0 < silent <= GONE_S}
+    if away and out_of_reach(len(here) + 1, len(here) + len(away), up) < CHANCE_MIN:
+        return here
+    return here | away
+
+
+def measured_up(answered: float, asked: float) -> float:
+    """Return the share of peers that is up, of those that were looked for; never quite 0 or 1."""
+    return (answered + UP_ANSWERED) / (asked + UP_ASKED)
+
+
+def may_lose(groups: Iterable[tuple[Group, Mapping[PeerId, Collection[int]]]]) -> int:
+    """Return how many peers may vanish at once, whichever they are, with nothing lost; -1: it is.
+
+    Each group comes with the rows that each peer holds.
+    """
+    worst = math.inf
+    for group, holds in groups:
+        rows = set(group.rows)
+        held = {peer: sorted(rows.intersection(each)) for peer, each in holds.items()}
+        is_there = len(set[int]().union(*held.values())) >= group.data
+        # A peer may hold many rows, but counts for one: then as many may go as there are too many.
+        alone = _matched(held) - group.data
+        copied = Counter(row for each in held.values() for row in each)
+        copies = min((copied[row] for row in range(group.data)), default=0)
+        worst = min(worst, max(alone, copies - 1, 0 if is_there else -1))
+    return int(worst) if worst < math.inf else -1
+
+
+def _matched(holds: Mapping[PeerId, Sequence[int]]) -> int:
+    """Return how many peers could hold a row each that is no other's; augmenting paths find it."""
+    owner: dict[int, PeerId] = {}
+
+    def place(peer: PeerId, tried: set[int]) -> bool:
+        for row in holds[peer]:
+            if row not in tried:
+                tried.add(row)
+                if row not in owner or place(owner[row], tried):
+                    owner[row] = peer
+                    return True
+        return False
+
+    return sum(place(peer, set()) for peer in sorted(holds))
+
+
+def in_words(name: str, losses: int, keepers: int) -> str:
+    """Say how safe a model is, for a person."""
+    if losses < 0:
+        return f"not all of {name} can be had from the peers online now"
+    if losses == 0:
+        return f"{name} is all there, but the loss of one more peer may lose some of it"
+    several = "any one peer" if losses == 1 else f"any {losses} peers at once"
+    kept = f", kept by {keepers}" if keepers else ""
+    return f"{name} would survive the loss of {several}{kept}"
