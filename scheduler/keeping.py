@@ -106,7 +106,76 @@ class Group:
         return [r for r in range(self.data) for _ in range(copies)] if copies else self.rows
 
     @property
-    def present(silent_s: Mapping[PeerId, float], up: float) -> set[PeerId]:
+    def rebuild_at(self) -> int:
+        """How few rows are left when the others are rebuilt: any ``data`` of them still suffice."""
+        return self.data + self.m // 3
+
+
+def ranked(model: ModelId, group: int, lent: Mapping[PeerId, int]) -> list[PeerId]:
+    """Return the peers that lend space in the order in which they keep a group's rows.
+
+    Weighted rendezvous hashing: who lends twice as much is first twice as often.
+    """
+
+    def score(peer: PeerId) -> float:
+        digest = blake3(f"{model} {group} {peer}".encode()).digest(8)
+        return lent[peer] / -math.log((int.from_bytes(digest, "big") + 1) / (2**64 + 1))
+
+    return sorted((peer for peer in lent if lent[peer] > 0), key=lambda p: (-score(p), p))
+
+
+@frozen
+class Deal:
+    """Who is to keep which rows of a group."""
+
+    owners: tuple[tuple[int, PeerId], ...]
+    """Rows with their owners; a row of several copies has several."""
+    kept: int
+    """How many of them their owners hold."""
+    each_max: int
+    """Rows that one peer may own."""
+
+    def of(self, peer: PeerId) -> set[int]:
+        """Return a peer's rows."""
+        return {row for row, owner in self.owners if owner == peer}
+
+
+def deal(order: Sequence[PeerId], holds: Mapping[PeerId, Collection[int]], due: list[int]) -> Deal:
+    """Deal a group's rows to peers.
+
+    Args:
+        order: peers that lend space, by rank; peers that are gone are left out.
+        holds: which rows each present peer holds, those included that lend nothing.
+        due: rows to keep, each as often as it is to be kept.
+    """
+    each_max = max(1, math.ceil(len(due) / len(order))) if order else len(due)
+    rank = {peer: place for place, peer in enumerate(order)}
+    have: dict[int, list[PeerId]] = {}
+    for peer in sorted(holds, key=lambda p: (rank.get(p, len(rank)), p)):
+        for row in holds[peer]:
+            have.setdefault(row, []).append(peer)
+    load: Counter[PeerId] = Counter()
+    owned: set[tuple[int, PeerId]] = set()
+    lacking: list[int] = []
+    for row in sorted(due, key=lambda row: (len(have.get(row, ())), row)):
+        able = (p for p in have.get(row, ()) if load[p] < each_max and (row, p) not in owned)
+        owner = next(able, None)
+        if owner is None:
+            lacking.append(row)
+            continue
+        owned.add((row, owner))
+        load[owner] += 1
+    kept = len(owned)
+    for row in sorted(lacking):
+        free = [p for p in order if load[p] < each_max and (row, p) not in owned]
+        if free:
+            owner = min(free, key=lambda p: (load[p], rank[p]))
+            owned.add((row, owner))
+            load[owner] += 1
+    return Deal(tuple(sorted(owned)), kept, each_max)
+
+
+def present(silent_s: Mapping[PeerId, float], up: float) -> set[PeerId]:
     """Return the peers of a group whose rows still count, by how long each has been silent.
 
     Those away for less than ``GONE_S`` do, unless chance does not explain that so many are away.
