@@ -119,7 +119,8 @@ def ranked(model: ModelId, group: int, lent: Mapping[PeerId, int]) -> list[PeerI
 
     def score(peer: PeerId) -> float:
         digest = blake3(f"{model} {group} {peer}".encode()).digest(8)
-        return lent[peer] / -math.log((int.from_bytes(digest, "big") + 1) / (2**64 + 1))
+        drawn = ((int.from_bytes(digest, "big") >> 12) + 0.5) / 2**52  # never quite 0 or 1
+        return lent[peer] / -math.log(drawn)
 
     return sorted((peer for peer in lent if lent[peer] > 0), key=lambda p: (-score(p), p))
 
@@ -173,6 +174,60 @@ def deal(order: Sequence[PeerId], holds: Mapping[PeerId, Collection[int]], due: 
             owned.add((row, owner))
             load[owner] += 1
     return Deal(tuple(sorted(owned)), kept, each_max)
+
+
+@frozen
+class Wishes:
+    """What one peer is to do for a group."""
+
+    take: frozenset[int]
+    """Rows that it is to fetch: others have them."""
+    release: frozenset[int]
+    """Rows that it holds and need not: their owner holds them too."""
+    lost: frozenset[int]
+    """Rows that nobody present holds."""
+    is_short: bool
+    """So many are lost that they are to be rebuilt."""
+    is_first: bool
+    """This peer is to rebuild them."""
+    kept: int
+    due: int
+
+
+def wishes(
+    group: Group,
+    me: PeerId,
+    order: Sequence[PeerId],
+    holds: Mapping[PeerId, Collection[int]],
+    up: Collection[PeerId],
+    copies: int,
+) -> Wishes:
+    """Return what a peer is to do for a group.
+
+    Args:
+        group: its rows.
+        me: the peer.
+        order: peers that lend space and are not gone, by rank.
+        holds: which rows each peer holds that is not gone.
+        up: those that can be asked now.
+        copies: how many of each data row, or 0 for the code.
+    """
+    due = group.slots(copies)
+    found = deal(order, holds, due)
+    own = set(holds.get(me, ()))
+    mine = found.of(me)
+    here = {row for peer in up for row in holds.get(peer, ())}
+    at_owners = {row for row, owner in found.owners if owner in up and row in holds.get(owner, ())}
+    held = set[int]().union(*holds.values())
+    return Wishes(
+        take=frozenset((mine - own) & here),
+        release=frozenset((own - mine) & at_owners),
+        lost=frozenset(set(due) - held),
+        is_short=found.kept <= group.rebuild_at and not copies,
+        is_first=me == next((peer for peer in order if peer in up or peer == me), None),
+        kept=found.kept,
+        due=len(due),
+    )
 
 
 def present(silent_s: Mapping[PeerId, float], up: float) -> set[PeerId]:

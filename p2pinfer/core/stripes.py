@@ -38,15 +38,16 @@ PARITY_SHARES = 8
 """As safe as three copies where seven in ten peers are up, at two thirds of the space. With more
 data shares, rebuilding one would read more; with fewer, chance would even out less."""
 
-BAND_STRIPES = 16
-"""A row of a band has 16 MiB: few enough that any disk has room, many enough that names are few."""
+BAND_STRIPES = 8
+"""A row of a band has 8 MiB: its parity fits into memory while it is made, 64 MiB of it, and the
+names of 1 TB of parity into one message."""
 
 GROUP_STRIPES = 64
 """Stripes whose rows go to the same peers, half a GiB of a model: fewer ways to lose some part of
 it than if each stripe chose for itself, and still fine enough to fill disks evenly."""
 
 PLAN_BYTES_MAX = 4 << 20
-"""The parity of a model of 2 TB; fits into one message."""
+"""The parity of a model of 1 TB; fits into one message."""
 
 
 class BadPlan(UserError):

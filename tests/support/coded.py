@@ -63,9 +63,9 @@ class Coded:
 
 
 @cache
-def coded_model(k: int = 8, m: int = 8, *, spoil: bool = False) -> Coded:
-    """Return a model of 36 chunks, coded; a spoilt one has parity of other bytes."""
-    model = make_model(layers=9, layer_bytes=2 * CHUNK_BYTES + 4000)
+def coded_model(k: int = 8, m: int = 8, *, layers: int = 9, spoil: bool = False) -> Coded:
+    """Return a model of three chunks a layer and some, coded; a spoilt one has other parity."""
+    model = make_model(layers=layers, layer_bytes=2 * CHUNK_BYTES + 4000)
     return Coded(model, k, m, spoil)
 
 
