@@ -21,6 +21,7 @@ from p2pinfer.cli.options import (
     SwarmModel,
     option,
     parse_bytes,
+    parse_space,
 )
 from p2pinfer.cli.running import cancel_at_end_of_input, run_task
 from p2pinfer.core import errors
@@ -76,6 +77,14 @@ def join(
         bool,
         option("only-idle", "Rest while this machine is on battery or busy with other work."),
     ] = False,
+    keep_space: Annotated[
+        str | None,
+        option(
+            "keep-space",
+            "Also lend this much disk to the model, such as 20GiB, so that it outlives its holders;"
+            " see: p2pinfer keep --help.",
+        ),
+    ] = None,
     as_json: AsJson = False,
     until_stdin_closes: Annotated[bool, Parameter(show=False, negative="")] = False,
     transport: Annotated[str, Parameter(show=False)] = "libp2p",
@@ -108,6 +117,7 @@ def join(
         memory_bytes=memory_bytes,
         transport=transport,
         only_idle=only_idle,
+        keep_bytes=parse_space("keep-space", keep_space) if keep_space else 0,
     )
     announcer = JoinAnnouncer(
         how_to_reach(network, reach),

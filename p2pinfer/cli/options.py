@@ -473,6 +473,17 @@ def parse_bytes(name: str, text: str | None) -> int | None:
     return int(float(found[1]) * _UNITS[found[2]])
 
 
+def parse_space(name: str, text: str) -> int:
+    """Return the bytes to lend; raises UserError."""
+    found = parse_bytes(name, text)
+    if not found or found < SPACE_BYTES_MIN:
+        raise UserError(f"--{name} {text} is too little to keep anything: lend at least 16MiB")
+    return found
+
+
+SPACE_BYTES_MIN = 16 << 20
+"""For ``--space``: with less than a row or two, a peer could keep nothing."""
+
 LOG = LogFlags()
 MACHINE = MachineFlags()
 REACH = ReachFlags()

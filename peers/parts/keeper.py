@@ -16,7 +16,7 @@ import trio
 from attrs import frozen
 
 from p2pinfer.core.erasure import rebuild
-from p2pinfer.core.errors import lone_errors
+from p2pinfer.core.errors import UserError, lone_errors
 from p2pinfer.core.ids import ChunkId, ModelId, PeerId
 from p2pinfer.core.manifest import Manifest, Part
 from p2pinfer.core.stripes import (
@@ -27,6 +27,7 @@ from p2pinfer.core.stripes import (
     StoragePlan,
     WrongPlan,
 )
+from p2pinfer.engine.store.damage import DamagedPart, MissingChunk
 from p2pinfer.engine.store.store import Store
 from peers.parts.census import Census, Rows, holders_of
 from peers.parts.describe import Blame, Holders, fetch_lists, log_blame
@@ -156,11 +157,15 @@ class Keeper:
         ]
 
     async def run(self) -> None:
-        """Keep the model, for ever; raises UserError where the disk is full."""
+        """Keep the model, for ever; where the disk is full, it says so and tries again."""
         await self._recall()
         with lone_errors():
             while True:
-                is_settled = await self.round()
+                is_settled = True
+                try:
+                    is_settled = await self.round()
+                except (UserError, MissingChunk, DamagedPart) as error:
+                    self._say(str(error))
                 pause_s = ROUND_S if is_settled else ROUND_SOON_S
                 await trio.sleep(pause_s * self._chance.uniform(0.7, 1.0))
 
