@@ -60,7 +60,7 @@ class _Peer:
 
 @dataclass
 class _Kept:
-    """Groups kept in one way: by code, or in so many copies."""
+    """Groups kept in one way: by code, or in a number of copies."""
 
     group: Group
     copies: int

@@ -52,6 +52,15 @@ Announce = Annotated[
     ),
 ]
 
+KeepSpace = Annotated[
+    str | None,
+    option(
+        "keep-space",
+        "Also lend this much disk to the model, such as 20GiB, so that it outlives its holders;"
+        " see: p2pinfer keep --help.",
+    ),
+]
+
 
 def join(
     *,
@@ -77,14 +86,7 @@ def join(
         bool,
         option("only-idle", "Rest while this machine is on battery or busy with other work."),
     ] = False,
-    keep_space: Annotated[
-        str | None,
-        option(
-            "keep-space",
-            "Also lend this much disk to the model, such as 20GiB, so that it outlives its holders;"
-            " see: p2pinfer keep --help.",
-        ),
-    ] = None,
+    keep_space: KeepSpace = None,
     as_json: AsJson = False,
     until_stdin_closes: Annotated[bool, Parameter(show=False, negative="")] = False,
     transport: Annotated[str, Parameter(show=False)] = "libp2p",

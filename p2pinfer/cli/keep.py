@@ -22,7 +22,7 @@ from p2pinfer.core import errors
 if TYPE_CHECKING:  # what is heavy is imported by the command that needs it
     from p2pinfer.core.ids import PeerId
     from p2pinfer.core.manifest import Manifest
-    from peers.parts.keeper import Kept
+    from peers.parts.keeper import KeptState
 
 Space = Annotated[
     str,
@@ -83,43 +83,53 @@ def keep(
         reach.of(network, (*listen, *ways_in)),
         identity,
     )
-    shown: list[str] = []
-
-    def watch(kept: "Kept") -> None:
-        words = _words(kept)
-        if shown[-1:] == [words]:
-            return
-        shown[:] = [words]
-        print(json.dumps(_facts(kept)) if as_json else words, flush=True)
+    announcer = _Announcer(how_to_reach(network, reach), as_json=as_json)
 
     async def run() -> None:
         async with doing("Joining the swarm …", at_once=as_json) as done:
 
             def ready(peer: "PeerId", addresses: tuple[str, ...], manifest: "Manifest") -> None:
                 done()
-                if as_json:
-                    told = {"peer": peer, "addresses": addresses, "model": manifest.id}
-                    print(json.dumps(told), flush=True)
-                    return
-                print(f"peer id     {peer}")
-                for address in addresses:
-                    print(f"address     {address}")
-                way_in = addresses[0] if addresses else "ADDRESS"
-                print("on machines that are to keep it too, run:")
-                reached = how_to_reach(network, reach)
-                print(f"  p2pinfer keep {manifest.id} --space 20GiB --bootstrap {way_in}{reached}")
-                print("ready; Ctrl-C to leave", flush=True)
+                announcer.ready(peer, addresses, manifest)
 
             async with trio.open_nursery() as nursery:
                 if until_stdin_closes:
                     nursery.start_soon(cancel_at_end_of_input, nursery.cancel_scope)
-                await run_keeper(options, store, KeepHooks(ready, watch, done.tell, say))
+                await run_keeper(options, store, KeepHooks(ready, announcer.watch, done.tell, say))
                 nursery.cancel_scope.cancel()
 
     run_task(run, interrupted=errors.EXIT_DONE)
 
 
-def _words(kept: "Kept") -> str:
+class _Announcer:
+    """Prints where a keeper is, and what it keeps whenever that changes."""
+
+    def __init__(self, reached: str, *, as_json: bool) -> None:
+        self._reached, self._as_json, self._last = reached, as_json, ""
+
+    def ready(self, peer: "PeerId", addresses: tuple[str, ...], manifest: "Manifest") -> None:
+        """Print where it is, and what others are to type."""
+        if self._as_json:
+            told = {"peer": peer, "addresses": addresses, "model": manifest.id}
+            print(json.dumps(told), flush=True)
+            return
+        print(f"peer id     {peer}")
+        for address in addresses:
+            print(f"address     {address}")
+        way_in = f"--bootstrap {addresses[0] if addresses else 'ADDRESS'}{self._reached}"
+        print("on machines that are to keep it too, run:")
+        print(f"  p2pinfer keep {manifest.id} --space 20GiB {way_in}")
+        print("ready; Ctrl-C to leave", flush=True)
+
+    def watch(self, kept: "KeptState") -> None:
+        """Print what is kept, if that is news."""
+        words = _words(kept)
+        if words != self._last:
+            self._last = words
+            print(json.dumps(_facts(kept)) if self._as_json else words, flush=True)
+
+
+def _words(kept: "KeptState") -> str:
     """Say what is kept here, and how safe the model is."""
     from p2pinfer.cli.terminal import count
     from p2pinfer.core.model_names import readable_name
@@ -131,7 +141,7 @@ def _words(kept: "Kept") -> str:
     return f"{count(kept.rows, 'row')} kept here, {space}; {safe}"
 
 
-def _facts(kept: "Kept") -> dict[str, object]:
+def _facts(kept: "KeptState") -> dict[str, object]:
     import attrs
 
     return attrs.asdict(kept)

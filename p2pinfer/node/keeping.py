@@ -27,10 +27,10 @@ from p2pinfer.node.status_socket import Status, open_status
 from p2pinfer.node.swarm_connection import SwarmConnection, open_swarm_connection
 from p2pinfer.places import data_dir
 from peers.discovery.relay_candidates import relay_candidates
-from peers.parts.census import Census, Rows
+from peers.parts.census import Census, RowIndex
 from peers.parts.describe import Tell, fetch_manifest, log_blame
 from peers.parts.keep_server import KeepServer
-from peers.parts.keeper import Keeper, Kept, Lending
+from peers.parts.keeper import Keeper, KeptState, Lending
 from peers.parts.link import Holder
 from peers.parts.server import PartsServer
 from peers.parts.survey import find_plans
@@ -64,7 +64,7 @@ class KeepHooks:
     """Callbacks to the program that runs a keeper."""
 
     on_ready: Callable[[PeerId, tuple[str, ...], Manifest], object]
-    watch: Callable[[Kept], object]
+    watch: Callable[[KeptState], object]
     """Called after each round."""
     tell: Tell
     say: Callable[[str], None]
@@ -75,12 +75,12 @@ def kept_dir() -> Path:
     return data_dir() / "kept"
 
 
-def last_report(model: ModelId) -> tuple[Kept, float] | None:
+def last_report(model: ModelId) -> tuple[KeptState, float] | None:
     """Return what a keeper on this machine last saw of a model, and when it did (Unix time)."""
     path = kept_dir() / f"{model}.json"
     try:
         said = json.loads(path.read_text())
-        return Kept(**said), path.stat().st_mtime
+        return KeptState(**said), path.stat().st_mtime
     except (OSError, ValueError, TypeError):
         return None
 
@@ -104,7 +104,7 @@ def _lending(model: ModelId, space_bytes: int, k: int, m: int) -> Lending:
     return Lending(space_bytes, k, m, load, save)
 
 
-def _write_report(model: ModelId, kept: Kept) -> None:
+def _write_report(model: ModelId, kept: KeptState) -> None:
     with suppress(OSError):  # it is only for showing
         kept_dir().mkdir(parents=True, exist_ok=True)
         replace_text(kept_dir() / f"{model}.json", json.dumps(attrs.asdict(kept)))
@@ -119,7 +119,7 @@ def make_keeper(
     *,
     k: int = DATA_SHARES,
     m: int = PARITY_SHARES,
-    watch: Callable[[Kept], object] = lambda _: None,
+    watch: Callable[[KeptState], object] = lambda _: None,
     say: Callable[[str], object] = lambda _: None,
 ) -> Keeper:
     """Return a keeper of a model, which is to be run beside the swarm's connection."""
@@ -127,7 +127,7 @@ def make_keeper(
     def holders() -> Iterable[Holder]:
         return swarm.directory.holding(manifest.id)
 
-    def report(kept: Kept) -> None:
+    def report(kept: KeptState) -> None:
         _write_report(manifest.id, kept)
         watch(kept)
 
@@ -256,7 +256,7 @@ async def look_at_safety(
             found = await find_plans(swarm.transport, holders(), manifest, log_blame)
             plan = found[0][0] if found else None
         layout = Layout(manifest, plan.k if plan else DATA_SHARES, plan.m if plan else 1)
-        rows = Rows.of(manifest, layout, plan)
+        rows = RowIndex.of(manifest, layout, plan)
         census = Census(swarm.transport, holders, manifest, log_blame, trio.current_time)
         await census.look(rows, 0.0)
         holds: dict[int, dict[PeerId, set[int]]] = {number: {} for number in rows.groups}

@@ -191,17 +191,10 @@ async def serve_peer(options: PeerOptions, store: Store, hooks: Hooks) -> None:
         _notify_owner(swarm, hooks.say, options.announce)
         directory.listen()
         if options.model:
-            find = partial(
-                relay_candidates,
-                directory,
-                transport.peer_id,
-                options.model,
-                transport.round_trip_s,
-            )
+            me = transport.peer_id
+            find = partial(relay_candidates, directory, me, options.model, transport.round_trip_s)
             transport.seek_relays(find)
-        PartsServer(transport, store).listen()
-        keep_server = KeepServer(transport, store)
-        keep_server.listen()
+        keep_server = _listen_for_parts(transport, store)
         server: Server | None = None
         network = name_of(options.network)
 
@@ -231,13 +224,20 @@ async def serve_peer(options: PeerOptions, store: Store, hooks: Hooks) -> None:
         if options.only_idle:
             await nursery.start(heed_owner, server.rest, partial(in_thread, ActivityMeter().look))
         if options.keep_bytes:
-            keeper = make_keeper(
-                swarm, store, model.manifest, keep_server, options.keep_bytes, say=hooks.say
-            )
-            nursery.start_soon(keeper.run)
+            space = options.keep_bytes
+            keep = make_keeper(swarm, store, model.manifest, keep_server, space, say=hooks.say)
+            nursery.start_soon(keep.run)
         await stack.enter_async_context(sharing(_frauds(swarm, model.id, server), nursery))
         await server.run()
         directory.leave()
+
+
+def _listen_for_parts(transport: Transport, store: Store) -> KeepServer:
+    """Serve stored parts, and tell others how their model is kept here."""
+    PartsServer(transport, store).listen()
+    server = KeepServer(transport, store)
+    server.listen()
+    return server
 
 
 def _answer(

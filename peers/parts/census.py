@@ -38,7 +38,7 @@ _FORMAT = "p2pinfer census 1"
 
 
 @dataclass
-class Known:
+class SeenPeer:
     """What is known of one peer."""
 
     lent_bytes: int = 0
@@ -54,7 +54,7 @@ class Known:
 
 
 @frozen
-class Rows:
+class RowIndex:
     """The rows of a model: their groups, chunks and sizes."""
 
     groups: dict[int, Group]
@@ -66,7 +66,7 @@ class Rows:
     """All parts of the model, its parity included, by their hashes."""
 
     @classmethod
-    def of(cls, manifest: Manifest, layout: Layout, plan: StoragePlan | None) -> "Rows":
+    def of(cls, manifest: Manifest, layout: Layout, plan: StoragePlan | None) -> "RowIndex":
         """Return the rows of a model; without a plan, only those of data."""
         groups, chunks, size = dict[int, Group](), dict[Row, list[ChunkId]](), dict[Row, int]()
         parts = {part.hash: part for part in manifest.parts}
@@ -106,7 +106,7 @@ class Census:
     ) -> None:
         self._transport, self._holders, self._manifest = transport, holders, manifest
         self._blame, self._clock_s = blame, clock_s
-        self.known: dict[PeerId, Known] = {}
+        self.known: dict[PeerId, SeenPeer] = {}
         self.up: dict[PeerId, Holder] = {}
         """Peers that are there now."""
         self._answered = self._asked = 0.0
@@ -124,7 +124,7 @@ class Census:
 
     def distrust(self, peer: PeerId) -> None:
         """Ignore for a while what a peer says."""
-        known = self.known.setdefault(peer, Known())
+        known = self.known.setdefault(peer, SeenPeer())
         known.rows.clear()
         known.distrusted_until_s = self._clock_s() + DISTRUST_S
 
@@ -149,7 +149,7 @@ class Census:
             if known.distrusted_until_s <= now
         }
 
-    async def look(self, rows: Rows, again_s: float) -> None:
+    async def look(self, rows: RowIndex, again_s: float) -> None:
         """Note who is there, and ask those what they hold who have not said so for a while."""
         now = self._clock_s()
         there = {each.peer: each for each in self._holders()}
@@ -157,8 +157,8 @@ class Census:
         due = [
             holder
             for peer, holder in there.items()
-            if now - self.known.get(peer, Known()).asked_s >= again_s
-            and self.known.get(peer, Known()).distrusted_until_s <= now
+            if now - self.known.get(peer, SeenPeer()).asked_s >= again_s
+            and self.known.get(peer, SeenPeer()).distrusted_until_s <= now
         ]
         parts = list(rows.parts.values())
 
@@ -178,10 +178,10 @@ class Census:
             if holder.peer not in said:
                 del there[holder.peer]
         for peer, (lent, plan, held) in said.items():
-            known = self.known.setdefault(peer, Known())
+            known = self.known.setdefault(peer, SeenPeer())
             known.lent_bytes, known.plan, known.rows, known.asked_s = lent, plan, held, now
         for peer in there:
-            self.known.setdefault(peer, Known()).seen_s = now
+            self.known.setdefault(peer, SeenPeer()).seen_s = now
         self.up = there
         self._count()
         while len(self.known) > KNOWN_MAX:
@@ -210,7 +210,7 @@ class Census:
             if kind != _FORMAT:
                 return
             self.known = {
-                PeerId(str(peer)): Known(
+                PeerId(str(peer)): SeenPeer(
                     lent_bytes=int(lent),
                     rows={Row(int(group), int(row)) for group, row in rows},
                     seen_s=float(seen),

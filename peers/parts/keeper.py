@@ -29,7 +29,7 @@ from p2pinfer.core.stripes import (
 )
 from p2pinfer.engine.store.damage import DamagedPart, MissingChunk
 from p2pinfer.engine.store.store import Store
-from peers.parts.census import Census, Rows, holders_of
+from peers.parts.census import Census, RowIndex, holders_of
 from peers.parts.describe import Blame, Holders, fetch_lists, log_blame
 from peers.parts.keep_server import KeepServer
 from peers.parts.link import Holder
@@ -66,11 +66,11 @@ ASK_AGAIN_S = 3600.0
 TAKE_S_MAX = 1800.0
 """For the rows that a round fetches; what is there by then stays, and the next round goes on."""
 
-Watch = Callable[["Kept"], object]
+Watch = Callable[["KeptState"], object]
 
 
 @frozen
-class Kept:
+class KeptState:
     """How a model is kept, as one peer sees it."""
 
     name: str
@@ -135,7 +135,7 @@ class Keeper:
         )
         self._plan: StoragePlan | None = None
         self._layout = Layout(manifest, lending.k, lending.m)
-        self._rows = Rows.of(manifest, self._layout, None)
+        self._rows = RowIndex.of(manifest, self._layout, None)
         self._held: set[Row] = set()
         self._taken: set[Row] = set()
         """Rows that are here because they are kept, and not because this machine uses them."""
@@ -203,7 +203,7 @@ class Keeper:
         if plan is not None:
             self._plan = plan
             self._layout = Layout(self._manifest, plan.k, plan.m)
-            self._rows = await self._run(Rows.of, self._manifest, self._layout, plan)
+            self._rows = await self._run(RowIndex.of, self._manifest, self._layout, plan)
             await self._note_held()
             await self.census.look(self._rows, 0.0)
 
@@ -237,7 +237,7 @@ class Keeper:
 
         plan = await self._planner.make(self._layout, put, tell)
         if plan:  # all of the parity here was just made, and is here for others
-            rows = Rows.of(self._manifest, self._layout, plan)
+            rows = RowIndex.of(self._manifest, self._layout, plan)
             self._taken |= {row for row in rows.chunks if row.row >= self._layout.k}
         return plan
 
@@ -277,7 +277,7 @@ class Keeper:
             found[number] = wishes(group, self._me, order, holds, up, self._copies)
         return found
 
-    def _report(self, wanted: dict[int, Wishes]) -> Kept:
+    def _report(self, wanted: dict[int, Wishes]) -> KeptState:
         up = self.census.up
         holds: dict[int, dict[PeerId, set[int]]] = {number: {} for number in self._rows.groups}
         for peer in up:
@@ -285,7 +285,7 @@ class Keeper:
                 holds[row.group].setdefault(peer, set()).add(row.row)
         for row in self._held:
             holds[row.group].setdefault(self._me, set()).add(row.row)
-        return Kept(
+        return KeptState(
             name=self._manifest.name,
             rows=len(self._taken),
             kept_bytes=self._used(),

@@ -1,4 +1,4 @@
-"""Reading stripes: any ``k`` shares of each, from the store and from whoever holds the others."""
+"""Reading stripes: any ``k`` shares of each, from the store and from those who hold the others."""
 
 import logging
 from collections import Counter

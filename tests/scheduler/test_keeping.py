@@ -59,7 +59,7 @@ def test_at_first_the_j_th_peer_gets_the_j_th_row() -> None:
 
 @given(st.randoms(use_true_random=False), st.integers(1, 30), st.integers(0, 3))
 def test_rows_stay_where_they_are(chance: random.Random, peers: int, copies: int) -> None:
-    """Whoever holds a row and has room keeps it; no peer gets too much, none the same row twice."""
+    """Who holds a row and has room keeps it; no peer gets too much, none the same row twice."""
     order = PEERS[:peers]
     holds = {p: {chance.randrange(16) for _ in range(chance.randrange(4))} for p in PEERS[:20]}
     due = GROUP.slots(copies)
@@ -80,7 +80,7 @@ def test_who_has_everything_keeps_one_row() -> None:
 
 
 def test_a_night_is_no_loss_but_a_failure_of_many_is() -> None:
-    """Silence counts after a day, or where chance does not explain how many are silent."""
+    """Silence counts after two days, or where chance does not explain how many are silent."""
     up, away, gone = PEERS[:11], PEERS[11:16], PEERS[16:18]
     silent = dict.fromkeys(up, 0.0) | dict.fromkeys(away, 3600.0)
     silent |= dict.fromkeys(gone, keeping.GONE_S + 1)

@@ -344,6 +344,25 @@ TABLES: dict[str, list[Row]] = {
             "SPARE_SLICES_MAX",
         ),
     ],
+    "Kept models": [
+        Row("data shares of a stripe", "{}", "p2pinfer.core.stripes", "DATA_SHARES"),
+        Row("parity shares", "{}", "p2pinfer.core.stripes", "PARITY_SHARES"),
+        Row("stripes whose rows go together", "{}", "p2pinfer.core.stripes", "GROUP_STRIPES"),
+        Row("a storage plan", "{}", "p2pinfer.core.stripes", "PLAN_BYTES_MAX"),
+        Row("least disk to lend", "{}", "p2pinfer.cli.options", "SPACE_BYTES_MIN"),
+        Row("a keeper looks who is there every", "{}", "peers.parts.keeper", "ROUND_S"),
+        Row("and asks what they hold every", "{}", "peers.parts.keeper", "ASK_AGAIN_S"),
+        Row("peers asked in one survey", "{}", "peers.parts.survey", "SURVEYED_MAX"),
+        Row("a silent peer is gone after", "{}", "scheduler.keeping", "GONE_S"),
+        Row("a group is short for, before it is rebuilt", "{}", "scheduler.keeping", "SHORT_S"),
+        Row(
+            "no holder for, before a chunk is decoded", "{}", "peers.parts.transfer", "MEND_AFTER_S"
+        ),
+        Row("a liar's words are ignored for", "{}", "peers.parts.census", "DISTRUST_S"),
+        Row("spot checks failed before that", "{}", "peers.parts.census", "LACKED_MAX"),
+        Row("plans of one model looked at", "{}", "peers.parts.survey", "PLANS_TRIED_MAX"),
+        Row("questioners about keeping", "{}", "peers.parts.keep_server", "CHANNELS_MAX"),
+    ],
     "Prompts": [
         Row(
             "text of a prompt; a longer one is refused unread",

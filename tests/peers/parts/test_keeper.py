@@ -12,10 +12,9 @@ from p2pinfer.core.ids import PeerId
 from p2pinfer.core.manifest import CHUNK_BYTES
 from p2pinfer.engine.store.store import Store
 from peers.parts.keep_server import KeepServer
-from peers.parts.keeper import Keeper, Kept, Lending
+from peers.parts.keeper import Keeper, KeptState, Lending
 from peers.parts.protocol import in_place
 from peers.parts.server import PartsServer
-from scheduler.keeping import GONE_S
 from tests.peers.parts.test_mend import HostileStorer
 from tests.support.coded import Coded, coded_model
 from tests.support.parts_swarm import Swarm, swarm
@@ -33,7 +32,7 @@ class Storers:
         self.made, self.coded = made, coded
         self.stores: dict[PeerId, Store] = {}
         self.keepers: dict[PeerId, Keeper] = {}
-        self.kept: dict[PeerId, Kept] = {}
+        self.kept: dict[PeerId, KeptState] = {}
         self.saved: dict[PeerId, bytes] = {}
 
     async def add(self, name: str, space_bytes: int = GIB, store: Store | None = None) -> PeerId:
@@ -45,7 +44,7 @@ class Storers:
         def save(data: bytes) -> None:
             self.saved[me] = data
 
-        def watch(kept: Kept) -> None:
+        def watch(kept: KeptState) -> None:
             self.kept[me] = kept
 
         def listen(transport: MemoryTransport) -> None:
@@ -97,7 +96,7 @@ class Storers:
         assert is_done, self.kept
 
     async def until_safe(self, losses: int, hours: float = 6) -> None:
-        """Wait until every peer that is there says that so many may be lost."""
+        """Wait until every peer that is there says how many may be lost."""
         await self.until(lambda: {k.may_lose for k in self.kept.values()} == {losses}, hours)
 
     def rows(self, who: PeerId) -> int:
@@ -148,8 +147,12 @@ async def test_a_night_off_moves_nothing(autojump_clock: MockClock, tmp_path: Pa
         await storers.until_safe(2)
 
 
-async def test_who_stays_away_is_replaced(autojump_clock: MockClock, tmp_path: Path) -> None:
-    """After a day two that are silent count as gone, and others rebuild their rows."""
+async def test_who_stays_away_is_replaced(
+    autojump_clock: MockClock, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """After a while two that are silent count as gone, and others rebuild their rows."""
+    gone_s = 6 * HOUR_S
+    monkeypatch.setattr("scheduler.keeping.GONE_S", gone_s)
     coded = coded_model(3, 2, layers=2)
     async with swarm(tmp_path, coded.model) as made:
         storers = Storers(made, coded)
@@ -158,10 +161,10 @@ async def test_who_stays_away_is_replaced(autojump_clock: MockClock, tmp_path: P
         await storers.until_safe(2)
         having = [who for who in names if storers.rows(who)]
         storers.kill(having[0])
-        await trio.sleep(GONE_S / 2)
+        await trio.sleep(gone_s / 2)
         storers.kill(having[1])
         names = [who for who in names if who not in having[:2]]
-        await storers.until_safe(2, 50)
+        await storers.until_safe(2, 12)
 
 
 async def test_no_more_is_kept_than_there_is_space_for(
