@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 
 from cyclopts import App
 
+from p2pinfer.cli.bench_storage import storage
 from p2pinfer.cli.options import SESSIONS_MAX, AsJson, Model, Peers, check_range, option
 from p2pinfer.cli.running import run_task
 
@@ -21,6 +22,8 @@ app = App(
     help="Run a benchmark and print its result as JSON.",
     help_format="plaintext",
 )
+
+app.command(storage)
 
 
 @app.command
@@ -70,21 +73,6 @@ def transport(
 
     check_range("rounds", rounds, 1)
     run_task(lambda: _print_report(partial(transport_bench, rounds), as_json=as_json))
-
-
-@app.command
-def storage(
-    *,
-    rounds: Annotated[int, option("rounds", "Number of interleaved rounds.")] = 15,
-    lost: Annotated[int, option("lost", "Data shares to rebuild, of eight.")] = 8,
-    as_json: AsJson = False,
-) -> None:
-    """Time the code that models are kept by: computing parity, and rebuilding what is lost."""
-    from p2pinfer.bench.storage import storage_bench
-
-    check_range("rounds", rounds, 1)
-    check_range("lost", lost, 1, 8)
-    print(json.dumps(storage_bench(rounds, lost), indent=None if as_json else 2))
 
 
 @app.command
@@ -355,6 +343,37 @@ def cheats(
         checkpoints=checkpoints,
         seed=seed,
         zoo=find_cheats(only),
+    )
+    run_task(lambda: _print_report(measure, as_json=as_json))
+
+
+@app.command
+def proofs(
+    *,
+    model: Model = "default",
+    trials: Annotated[int, option("trials", "Number of answers per cheat.")] = 5,
+    openings: Annotated[int, option("openings", "Minimum number of honest rows to open.")] = 1000,
+    seed: Annotated[int, option("seed", "Random seed for prompts, keys and rows.")] = 1,
+    only: Annotated[
+        tuple[str, ...],
+        option("only", "Cheats to try, by the names in the report.", consume_multiple=True),
+    ] = (),
+    as_json: AsJson = False,
+) -> None:
+    """Test openings against every known cheat and honest stages: checked without any layer."""
+    from p2pinfer.bench.opened_zoo import find_opened
+    from p2pinfer.bench.proofs import proofs_bench
+    from p2pinfer.node.model_supply import model_path
+
+    check_range("trials", trials, 1)
+    check_range("openings", openings, 1)
+    measure = partial(
+        proofs_bench,
+        model_path(model),
+        trials=trials,
+        openings=openings,
+        seed=seed,
+        zoo=find_opened(only),
     )
     run_task(lambda: _print_report(measure, as_json=as_json))
 

@@ -21,9 +21,9 @@ from p2pinfer.cli.options import (
     SwarmModel,
     option,
     parse_bytes,
-    parse_space,
 )
 from p2pinfer.cli.running import cancel_at_end_of_input, run_task
+from p2pinfer.cli.space import parse_space
 from p2pinfer.core import errors
 from p2pinfer.core.errors import UserError
 from p2pinfer.core.layer_range import LayerRange

@@ -14,9 +14,9 @@ from p2pinfer.cli.options import (
     Network,
     ReachFlags,
     option,
-    parse_space,
 )
 from p2pinfer.cli.running import cancel_at_end_of_input, run_task
+from p2pinfer.cli.space import parse_space
 from p2pinfer.core import errors
 
 if TYPE_CHECKING:  # what is heavy is imported by the command that needs it

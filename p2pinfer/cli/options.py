@@ -13,6 +13,7 @@ from p2pinfer.core.errors import UserError
 from p2pinfer.core.limits import (
     AUDIT_RATE_DEFAULT,
     CONTEXT_DEFAULT,
+    PROOF_RATE_DEFAULT,
     ROWS_PER_DECODE_MAX,
     SESSIONS_DEFAULT,
 )
@@ -384,6 +385,14 @@ class AnswerFlags:
             "audit-rate", "Share of stages, 0 to 1, whose work is run again elsewhere to check it."
         ),
     ] = AUDIT_RATE_DEFAULT
+    proof_rate: Annotated[
+        float,
+        option(
+            "proof-rate",
+            "Share of stages, 0 to 1, that must also open rows, which this machine checks with its"
+            " proof key (p2pinfer key proof).",
+        ),
+    ] = PROOF_RATE_DEFAULT
     sponsor: Annotated[
         bool,
         option(
@@ -432,6 +441,7 @@ class AnswerFlags:
         check_range("max-tokens", 1 if self.max_tokens is None else self.max_tokens, 1)
         check_range("keep-layers", self.keep_layers, 1)
         check_range("audit-rate", self.audit_rate, 0, 1)
+        check_range("proof-rate", self.proof_rate, 0, 1)
         if self.draft_model and not self.draft:
             raise UserError("--draft-model is for drafts, which --no-draft switches off: drop one")
         check_named(self.draft_model)
@@ -472,17 +482,6 @@ def parse_bytes(name: str, text: str | None) -> int | None:
         raise UserError(f"--{name} {text} is not a size such as 2GiB or 500MB")
     return int(float(found[1]) * _UNITS[found[2]])
 
-
-def parse_space(name: str, text: str) -> int:
-    """Return the bytes to lend; raises UserError."""
-    found = parse_bytes(name, text)
-    if not found or found < SPACE_BYTES_MIN:
-        raise UserError(f"--{name} {text} is too little to keep anything: lend at least 16MiB")
-    return found
-
-
-SPACE_BYTES_MIN = 16 << 20
-"""For ``--space``: with less than a row or two, a peer could keep nothing."""
 
 LOG = LogFlags()
 MACHINE = MachineFlags()

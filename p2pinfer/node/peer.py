@@ -1,6 +1,7 @@
 """Compose a real peer: it finds the swarm, chooses layers, fetches their parts, and serves them."""
 
 import logging
+import platform
 import random
 import re
 import secrets
@@ -18,7 +19,7 @@ from p2pinfer.core.advertisement import SESSIONS_MAX, Advertisement, State
 from p2pinfer.core.errors import UserError, lone_errors
 from p2pinfer.core.ids import ModelId, PeerId
 from p2pinfer.core.layer_range import LayerRange
-from p2pinfer.core.manifest import METADATA, Manifest, layer_part
+from p2pinfer.core.manifest import METADATA, Manifest
 from p2pinfer.engine.base import StageEngine
 from p2pinfer.engine.gguf.architectures import layers_at_once_max
 from p2pinfer.engine.llama.engine import open_stage
@@ -31,6 +32,7 @@ from p2pinfer.engine.llama.memory import (
 )
 from p2pinfer.engine.store.assemble import PartsModel
 from p2pinfer.engine.store.store import Store
+from p2pinfer.node.bookkeeping import keep_accounts
 from p2pinfer.node.fraud_files import open_frauds, sharing
 from p2pinfer.node.identity_lock import hold_identity
 from p2pinfer.node.idle_monitor import ActivityMeter, heed_owner
@@ -40,6 +42,7 @@ from p2pinfer.node.ledger_db import LedgerKeeper, open_books
 from p2pinfer.node.listen_port import own_listen
 from p2pinfer.node.loading_steps import Step, loading
 from p2pinfer.node.model_supply import Choose, obtain
+from p2pinfer.node.proof_keys import judge_of
 from p2pinfer.node.requester import (
     Machine,
     check_layers,
@@ -48,7 +51,7 @@ from p2pinfer.node.requester import (
     for_model,
     freeze_gc,
 )
-from p2pinfer.node.sponsors import Workers, clock_ms, sponsor
+from p2pinfer.node.sponsors import clock_ms, sponsor
 from p2pinfer.node.status_report import describe_peer
 from p2pinfer.node.status_socket import Status, open_status
 from p2pinfer.node.swarm_connection import (
@@ -64,6 +67,7 @@ from peers.parts.describe import Tell
 from peers.parts.keep_server import KeepServer
 from peers.parts.protocol import in_thread
 from peers.parts.server import PartsServer
+from peers.receipts.prover import Prover
 from peers.receipts.session_evidence import Gatherer
 from peers.receipts.signer import ReceiptSigner
 from peers.serving.accounts import Accounts
@@ -213,13 +217,9 @@ async def serve_peer(options: PeerOptions, store: Store, hooks: Hooks) -> None:
             model = await supplies.open_model()
         if preparing.cancelled_caught:
             return
-        signer = ReceiptSigner(transport, identity.sign, bookkeeper.served)
-        signer.listen()
+        signer, accounts = keep_accounts(swarm, model, network, bookkeeper)
+        Prover(transport, signer, platform.machine()).listen()
         nursery.start_soon(bookkeeper.run)
-        workers = Workers(open_books())
-        nursery.start_soon(workers.run)
-        serves = partial(_serves, directory, transport.peer_id, model.id)
-        accounts = Accounts(network, clock_ms, serves, workers.__contains__)
         server = _compose(supplies, model, signer, accounts)
         if options.only_idle:
             await nursery.start(heed_owner, server.rest, partial(in_thread, ActivityMeter().look))
@@ -227,7 +227,7 @@ async def serve_peer(options: PeerOptions, store: Store, hooks: Hooks) -> None:
             space = options.keep_bytes
             keep = make_keeper(swarm, store, model.manifest, keep_server, space, say=hooks.say)
             nursery.start_soon(keep.run)
-        await stack.enter_async_context(sharing(_frauds(swarm, model.id, server), nursery))
+        await stack.enter_async_context(sharing(_frauds(swarm, model, server), nursery))
         await server.run()
         directory.leave()
 
@@ -252,22 +252,24 @@ def _answer(
     return ways_in | sponsor(identity, name_of(reach), question)
 
 
-def _frauds(swarm: SwarmConnection, model: ModelId, server: Server) -> Frauds:
+def _frauds(swarm: SwarmConnection, parts: PartsModel, server: Server) -> Frauds:
     """Return the record of proven cheats, judged beside serving, and answer others about it."""
+    model, steps = parts.id, judge_of(parts.store, parts.manifest)
     gatherer = Gatherer(swarm.nursery, swarm.transport, secrets.token_bytes)
     serving = partial(swarm.directory.serving, model)
     replays = PeerReplays(swarm.transport, serving, model, gatherer, secrets.token_bytes)
     judges = partial(judges_beside, server, replays)
     frauds = open_frauds(
-        swarm.transport, swarm.directory, model, swarm.identity.sign, judges, swarm.chance
+        swarm.transport,
+        swarm.directory,
+        model,
+        swarm.identity.sign,
+        judges,
+        swarm.chance,
+        steps=steps,
     )
     frauds.listen()
     return frauds
-
-
-def _serves(directory: Directory, me: PeerId, model: ModelId, peer: PeerId) -> bool:
-    serving = (other for other in directory.serving(model) if other.state is State.SERVING)
-    return peer == me or any(other.peer == peer for other in serving)
 
 
 def _notify_owner(
@@ -459,7 +461,7 @@ def layers_max(model: PartsModel, machine: Machine, memory_bytes: int | None) ->
 def layer_bytes(model: PartsModel, machine: Machine) -> int:
     """Return the memory of the largest layer: its weights, and the cells of all sessions."""
     manifest = model.manifest
-    weights = max(manifest.part(layer_part(layer)).size for layer in range(manifest.layers))
+    weights = max(map(manifest.layer_size, range(manifest.layers)))
     held = machine.sessions + aside_sessions(machine.sessions)
     return weights + sessions_bytes(model.header, 1, held, machine.context)
 

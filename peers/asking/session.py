@@ -4,7 +4,7 @@ A session is a chain of stages with a KV cache in each. It outlives an answer: t
 compared with the tokens that the caches hold, and only the new tokens go through the chain.
 """
 
-from collections.abc import AsyncGenerator, AsyncIterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
 
@@ -70,6 +70,8 @@ class Session:
         """No check of it has failed; otherwise the next answer needs another session."""
         self.drafts = DraftCount()
         """What became of the most recent answer's drafts."""
+        self.on_rows: Callable[[int, bytes], None] = lambda _, __: None
+        """Called with where a prompt's rows begin, and those that the last stage sends of it."""
         self._may_draft, self._model = drafts, model
         self._answers = 0  # begun so far
 
@@ -166,6 +168,7 @@ class Session:
                 for at, end, regime in chunks:
                     step = await self._chain.receive(at, end - at, (end - at) * self._row_bytes)
                     room.release()
+                    self.on_rows(at, step.rows)
                     if end < len(prompt):
                         await self._cells.absorb(at, step.rows, regime=regime)
                     else:

@@ -5,7 +5,7 @@ from functools import partial
 
 from p2pinfer.core.errors import EngineError
 from p2pinfer.core.regimes import Regime
-from p2pinfer.engine.base import Decoded, Done, EngineSession, StageEngine
+from p2pinfer.engine.base import CellsCopy, Decoded, Done, EngineSession, StageEngine
 
 
 class MeteredEngine:
@@ -44,6 +44,9 @@ class _MeteredSession:
         count = len(rows) // (4 * self._engine.width)
         self._session.submit(position, rows, partial(self._done, count, done), regime=regime)
         self._queue(count)
+
+    async def copy(self, positions: int) -> CellsCopy:
+        return await self._session.copy(positions)
 
     def close(self) -> None:
         if not self._closed:

@@ -160,6 +160,10 @@ class Stage:
         raise self._no(Refusal.UNKNOWN_SESSION, "no such session waits here for you")
 
     async def _serve_requester(self, channel: Channel, opened: Open) -> None:
+        found = self._sessions.get(opened.session)
+        if found and found.opened.requester == channel.remote and found.rows:
+            await found.resume(channel, opened)
+            return
         session = self._sessions[opened.session] = self._admit(channel, opened)
         try:
             await session.run()
@@ -201,7 +205,7 @@ class Stage:
         history = History(self._budget)
         record = None
         if self._signer and any(opened.seal):
-            record = self._signer.record(opened, engine, history)
+            record = self._signer.record(opened, engine, history, cells)
         return StageSession(self._transport, channel, opened, cells, engine.width, history, record)
 
     def _no(self, code: Refusal, text: str) -> RefusedError:

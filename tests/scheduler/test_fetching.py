@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from p2pinfer.core.ids import PartHash, PeerId
+from p2pinfer.core.ids import ChunkId, PartHash, PeerId
 from p2pinfer.core.manifest import CHUNK_BYTES
 from scheduler.fetching import (
     CHUNK_S_MIN,
@@ -20,7 +20,6 @@ from scheduler.fetching import (
     REST_S_MAX,
     REST_S_MIN,
     SLOW_FACTOR,
-    ChunkId,
     Fetching,
 )
 

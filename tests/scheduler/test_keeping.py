@@ -90,10 +90,10 @@ def test_a_night_is_no_loss_but_a_failure_of_many_is() -> None:
 
 
 def test_rows_are_rebuilt_while_there_is_some_margin() -> None:
-    """At 10 of 16, and at 3 of 3-of-5."""
-    assert GROUP.rebuild_at == 10
-    assert Group(0, 3, 3, 2).rebuild_at == 3
-    assert Group(0, 5, 8, 8).rebuild_at == 7
+    """At 11 of 16, and at 4 of 3-of-5."""
+    assert GROUP.rebuild_at == 11
+    assert Group(0, 3, 3, 2).rebuild_at == 4
+    assert Group(0, 5, 8, 8).rebuild_at == 8
 
 
 def test_zeros_are_kept_by_nobody() -> None:

@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
+from tests.support.limits_of_keeping import KEEPING
 from tests.support.limits_of_relays import RELAYS, ROUTERS
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -48,12 +49,7 @@ TABLES: dict[str, list[Row]] = {
             "peers.serving.stage",
             "SESSIONS_PER_REQUESTER_MAX",
         ),
-        Row(
-            "sessions waiting at a stage",
-            "{}",
-            "scheduler.admission",
-            "WAITING_MAX",
-        ),
+        Row("sessions waiting at a stage", "{}", "scheduler.admission", "WAITING_MAX"),
         Row(
             "how long each waits; then it is refused with a time to come back",
             "{}",
@@ -337,6 +333,14 @@ TABLES: dict[str, list[Row]] = {
             "p2pinfer.core.messages",
             "QUESTIONS_PER_CHANNEL_MAX",
         ),
+        Row("rank of an adapter", "{}", "p2pinfer.engine.gguf.adapters", "RANK_MAX"),
+        Row(
+            "lessons in a file, and its bytes",
+            "{} and {}",
+            "p2pinfer.node.lessons",
+            "LESSONS_MAX FILE_BYTES_MAX",
+        ),
+        Row("tokens of a lesson", "{}", "p2pinfer.node.lesson_rows", "LESSON_TOKENS_MAX"),
         Row(
             "slices kept though no process runs them",
             "{}",
@@ -344,25 +348,7 @@ TABLES: dict[str, list[Row]] = {
             "SPARE_SLICES_MAX",
         ),
     ],
-    "Kept models": [
-        Row("data shares of a stripe", "{}", "p2pinfer.core.stripes", "DATA_SHARES"),
-        Row("parity shares", "{}", "p2pinfer.core.stripes", "PARITY_SHARES"),
-        Row("stripes whose rows go together", "{}", "p2pinfer.core.stripes", "GROUP_STRIPES"),
-        Row("a storage plan", "{}", "p2pinfer.core.stripes", "PLAN_BYTES_MAX"),
-        Row("least disk to lend", "{}", "p2pinfer.cli.options", "SPACE_BYTES_MIN"),
-        Row("a keeper looks who is there every", "{}", "peers.parts.keeper", "ROUND_S"),
-        Row("and asks what they hold every", "{}", "peers.parts.keeper", "ASK_AGAIN_S"),
-        Row("peers asked in one survey", "{}", "peers.parts.survey", "SURVEYED_MAX"),
-        Row("a silent peer is gone after", "{}", "scheduler.keeping", "GONE_S"),
-        Row("a group is short for, before it is rebuilt", "{}", "scheduler.keeping", "SHORT_S"),
-        Row(
-            "no holder for, before a chunk is decoded", "{}", "peers.parts.transfer", "MEND_AFTER_S"
-        ),
-        Row("a liar's words are ignored for", "{}", "peers.parts.census", "DISTRUST_S"),
-        Row("spot checks failed before that", "{}", "peers.parts.census", "LACKED_MAX"),
-        Row("plans of one model looked at", "{}", "peers.parts.survey", "PLANS_TRIED_MAX"),
-        Row("questioners about keeping", "{}", "peers.parts.keep_server", "CHANNELS_MAX"),
-    ],
+    "Kept models": [Row(*each) for each in KEEPING],
     "Prompts": [
         Row(
             "text of a prompt; a longer one is refused unread",
@@ -405,6 +391,19 @@ TABLES: dict[str, list[Row]] = {
         Row("proofs on disk", "{}", "p2pinfer.node.fraud_files", "FILES_MAX"),
         Row("between two checks of others' proofs", "{}", "peers.audits.frauds", "CHECK_EVERY_S"),
         Row("proofs that wait", "{}", "peers.audits.frauds", "WAITING_MAX"),
+        Row("rows opened on one channel", "{}", "p2pinfer.core.proving", "PROVEN_ROWS_MAX"),
+        Row("an opening", "{}", "p2pinfer.core.opening", "OPENED_BYTES_MAX"),
+        Row(
+            "a session's cells that can be opened",
+            "{}",
+            "p2pinfer.engine.llama.worker",
+            "COPIED_BYTES_MAX",
+        ),
+        Row("requesters that a stage opens rows for", "{}", "peers.receipts.prover", "ASKERS_MAX"),
+        Row("their turn", "{}", "peers.receipts.prover", "TURN_S_MAX"),
+        Row("an opening's time", "{}", "peers.receipts.prover", "OPENING_S_MAX"),
+        Row("cells opened for one of them", "{}", "peers.receipts.prover", "PEER_BYTES_MAX"),
+        Row("for all of them", "{}", "peers.receipts.prover", "ALL_BYTES_MAX"),
     ],
     "The gateway": [
         Row("answers at once (`--sessions`)", "{}", "p2pinfer.cli.serve", "SESSIONS_DEFAULT"),

@@ -7,6 +7,7 @@
     linked/HASH         a whole part's places in the model's own file, which is served where it is
     partial/HASH        an incomplete part, or one found damaged, at its full length
     bounds/ID           what ``calibration`` measured of a model
+    proof-keys/ID       what this machine keeps of a model's layers to check openings
     lock                held while something here is added, begun, named or removed; a byte longer
                         each time a file is removed or set aside
 
@@ -19,6 +20,7 @@ grown. So each chunk is hashed once on its way in: a part is named by its chunks
 import fcntl
 import os
 import re
+import shutil
 import threading
 from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
@@ -169,10 +171,7 @@ class Store:
         return found
 
     def remove(self, model: ModelId) -> int:
-        """Remove a model and every part that no other model uses; return the bytes freed.
-
-        Slices that are being run stay.
-        """
+        """Remove a model and parts of no other, except running slices; return the bytes freed."""
         freed = self._slices.remove(model) if self._slices else 0
         with self._locked() as lock:
             os.write(lock, _GONE)
@@ -180,6 +179,7 @@ class Store:
             (self._manifests / model).unlink(missing_ok=True)
             (self.root / "bounds" / model).unlink(missing_ok=True)
             self._plans.forget(model)
+            shutil.rmtree(self.root / "proof-keys" / model, ignore_errors=True)
             left = self.models()
             kept = {part.hash for manifest in left for part in manifest.parts}
             kept = kept.union(*map(self._plans.parts, left))
