@@ -110,7 +110,7 @@ class Group:
         """How few rows are left when the others are rebuilt: a third of the parity, rounded up.
 
         Earlier would read more for each row, later would leave less to chance: at 10 of 16 rows a
-        simulated group was out of reach twice as often as at 11.
+        simulated group was out of reach a quarter more often than at 11.
         """
         return self.data + math.ceil(self.m / 3)
 
