@@ -8,6 +8,7 @@ an argument, in seconds.
 """
 
 import math
+import statistics
 from collections import Counter
 from collections.abc import Collection, Iterable, Mapping, Sequence
 from typing import NamedTuple
@@ -30,6 +31,10 @@ WORTH_CHANGING = 2.0
 GONE_S = 48 * 3600.0
 """Silent for longer, a peer counts as gone for good. Machines are off for a night, and some for a
 weekend: with a day, a simulated month at 0.7 up moved 2.6 times what was really lost."""
+
+LENT_TIMES_MAX = 10.0
+"""No peer counts for more than this many times the median, whatever it says that it lends: saying
+so costs nothing."""
 
 CHANCE_MIN = 1e-3
 """Where more holders are silent at once than chance explains this often, those that
@@ -120,11 +125,14 @@ def ranked(model: ModelId, group: int, lent: Mapping[PeerId, int]) -> list[PeerI
 
     Weighted rendezvous hashing: who lends twice as much is first twice as often.
     """
+    if not any(lent.values()):
+        return []
+    most = LENT_TIMES_MAX * statistics.median(n for n in lent.values() if n)
 
     def score(peer: PeerId) -> float:
         digest = blake3(f"{model} {group} {peer}".encode()).digest(8)
         drawn = ((int.from_bytes(digest, "big") >> 12) + 0.5) / 2**52  # never quite 0 or 1
-        return lent[peer] / -math.log(drawn)
+        return min(lent[peer], most) / -math.log(drawn)
 
     return sorted((peer for peer in lent if lent[peer] > 0), key=lambda p: (-score(p), p))
 

@@ -19,6 +19,7 @@ from p2pinfer.core.erasure import rebuild
 from p2pinfer.core.errors import UserError, lone_errors
 from p2pinfer.core.ids import ChunkId, ModelId, PeerId
 from p2pinfer.core.manifest import Manifest, Part
+from p2pinfer.core.model_names import readable_name
 from p2pinfer.core.stripes import (
     DATA_SHARES,
     PARITY_SHARES,
@@ -224,7 +225,8 @@ class Keeper:
             nonlocal said
             if done * 10 // size > said:
                 said = done * 10 // size
-                self._say(f"computing parity of {self._manifest.name}: {10 * said} %")
+                name = readable_name(self._manifest.name)
+                self._say(f"computing parity of {name}: {10 * said} %")
 
         left = self._room()
 

@@ -50,6 +50,13 @@ def test_peers_keep_in_proportion_to_what_they_lend() -> None:
     assert ranked(MODEL, 1, {PEERS[0]: 0}) == []
 
 
+def test_a_boast_counts_for_ten_peers_at_most() -> None:
+    """One that says it lends a PiB is not first everywhere."""
+    lent = dict.fromkeys(PEERS, 1 << 34) | {PEERS[7]: 1 << 50}
+    first = sum(ranked(MODEL, group, lent)[0] == PEERS[7] for group in range(300))
+    assert first / 300 < 0.1
+
+
 def test_at_first_the_j_th_peer_gets_the_j_th_row() -> None:
     """Nobody holds anything yet."""
     found = deal(PEERS, {}, GROUP.slots(0))
