@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 
 import trio
 
-from p2pinfer.core.errors import P2pinferError
+from p2pinfer.core.errors import P2pinferError, UnsupportedModel
 from p2pinfer.core.fraud import FraudProof
 from p2pinfer.core.layer_key import LayerKey, LayerShape
 from p2pinfer.core.manifest import METADATA, Manifest, layer_part
@@ -44,9 +44,11 @@ class StepsJudge:
         self._shape: LayerShape | None = None
 
     def covers(self, layers: Iterable[int]) -> bool:
-        """Whether all these layers can be judged here."""
-        folded = self.keys.folded(self._manifest.id)
-        return all(layer in folded or self._is_held(layer) for layer in layers)
+        """Whether all these layers can be judged here; those that an adapter changes never can."""
+        folded, is_adapted = self.keys.folded(self._manifest.id), self._manifest.is_adapted
+        return all(
+            (layer in folded or self._is_held(layer)) and not is_adapted(layer) for layer in layers
+        )
 
     async def judge(self, opening: OpenedTrace, *, by_layers: bool = False) -> Verdict:
         """Check an opening's steps; its roots and signatures are checked elsewhere.
@@ -87,6 +89,8 @@ class StepsJudge:
 
     def _judge(self, opening: OpenedTrace, by_layers: bool) -> Verdict:
         numbers = [each.layer for each in opening.layers]
+        if any(map(self._manifest.is_adapted, numbers)):  # its steps are not a matrix's alone
+            raise UnsupportedModel("layers that an adapter changes cannot be proven")
         if self._key is None or not self._key.layers.keys() >= set(numbers):
             self._key = self.keys.load(self._manifest.id)
         folded: Mapping[int, LayerKey] = self._key.layers if self._key else {}

@@ -34,7 +34,7 @@ from llama_cpp import llama_cpp as api
 from llama_cpp._ggml import libggml_base_path
 from numpy.typing import NDArray
 
-from p2pinfer.core.errors import BadModelFile, EngineError
+from p2pinfer.core.errors import BadModelFile, EngineError, UnsupportedModel
 from p2pinfer.core.exits import NEEDS_LESS, lacked_memory
 from p2pinfer.core.limits import ROWS_PER_DECODE_MAX
 from p2pinfer.core.sampling import Sampling
@@ -358,6 +358,8 @@ class Slice:
         """Return the architecture; raise UnsupportedModel where ``trace`` does not know it."""
         architecture = _said(self._model, "general.architecture")
         check_traced(architecture, int(_said(self._model, f"{architecture}.expert_count") or 0))
+        if self._adapter is not None:
+            raise UnsupportedModel("layers that an adapter changes cannot be proven")
         return architecture
 
     def _run(self, rows: int, sessions: int, layers: int, pause: Callable[[], None] | None) -> Rows:

@@ -6,6 +6,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from p2pinfer.core.errors import UnsupportedModel
 from p2pinfer.engine.gguf.adapters import adapter_path, is_adapter
 from p2pinfer.engine.gguf.reader import Tensor, read_header
 from p2pinfer.engine.llama.binding import Settings, Slice, Span
@@ -128,5 +129,7 @@ def test_cells_aside_use_the_adapter_too(folder: Path, tmp_path: Path) -> None:
     rows = np.random.default_rng(3).standard_normal((12, home.width)).astype(np.float32)
     expected = home.decode([Span(0, 0, rows)])[0].copy()
     assert np.array_equal(aside.decode([Span(0, 0, rows)])[0], expected)
+    with pytest.raises(UnsupportedModel, match="cannot be proven"):
+        home.check_traced()
     aside.close()
     home.close()
