@@ -9,9 +9,8 @@ bring sooner. No chunk is requested from two holders at once. The clock is an ar
 from collections import Counter, deque
 from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
-from typing import NamedTuple
 
-from p2pinfer.core.ids import PartHash, PeerId
+from p2pinfer.core.ids import ChunkId, PartHash, PeerId
 from p2pinfer.core.manifest import CHUNK_BYTES
 
 HOLDERS_MAX = 8
@@ -37,6 +36,11 @@ REST_S_MIN = 1.0
 REST_S_MAX = 30.0
 """How long a holder that failed is left alone: doubled each time until it brings a chunk."""
 
+DEFAULTS_MAX = 2
+DEFAULT_REST_S = 120.0
+"""A holder that was lost this many times in a row with chunks asked of it is left alone for long,
+and what it claims counts as held by nobody: it may be rebuilt from elsewhere meanwhile."""
+
 FAILURES_MAX = 10
 """Counted in a row; by then the pause has long reached ``REST_S_MAX``."""
 
@@ -45,13 +49,6 @@ RATED_BYTES_MIN = CHUNK_BYTES // 2
 
 RATE_WEIGHT = 0.25
 """Weight of the newest chunk in a holder's smoothed rate."""
-
-
-class ChunkId(NamedTuple):
-    """A chunk of a part."""
-
-    part: PartHash
-    number: int
 
 
 @dataclass
@@ -69,6 +66,8 @@ class _Holder:
     s_per_byte: float | None = None
     failures: int = 0
     """In a row."""
+    defaults: int = 0
+    """How often in a row it was lost while chunks were due from it."""
     rests_until: float = 0.0
     linked: bool = False
     banned: bool = False
@@ -126,8 +125,27 @@ class Fetching:
 
     def nobody_holds(self) -> set[PartHash]:
         """Return parts with unrequested chunks that no linked holder claims."""
+        return {chunk.part for chunk in self.unheld()}
+
+    def unheld(self) -> list[ChunkId]:
+        """Return the unrequested chunks that no linked holder claims, in order."""
         self._make_queues()
-        return {chunk.part for chunk in self._free if not self._claimed[chunk]}
+        return sorted(chunk for chunk in self._free if not self._claimed[chunk])
+
+    @property
+    def doubted(self) -> set[PeerId]:
+        """Holders whose claims are worth nothing: they lied, or did not bring what they claimed."""
+        return {
+            p for p, each in self._holders.items() if each.banned or each.defaults >= DEFAULTS_MAX
+        }
+
+    def made(self, chunk: ChunkId) -> bool:
+        """Record that a chunk is stored that no holder gave; say whether it was missing."""
+        if chunk not in self._free:  # requested meanwhile, or stored
+            return False
+        self._free.remove(chunk)
+        self.bytes_left -= self._sizes.pop(chunk)
+        return True
 
     def link(self, known: Iterable[PeerId], now: float) -> list[PeerId]:
         """Return which of the known holders to use in addition to the present ones."""
@@ -190,7 +208,7 @@ class Fetching:
     def stored(self, peer: PeerId, chunk: ChunkId) -> None:
         """Record that a chunk was correct and is stored."""
         self._holders[peer].storing -= 1
-        self._holders[peer].failures = 0
+        self._holders[peer].failures = self._holders[peer].defaults = 0
         self.in_flight -= 1
         self.bytes_left -= self._sizes.pop(chunk)
 
@@ -212,6 +230,9 @@ class Fetching:
         """Record that a holder is gone, slow, busy or useless: it is left alone for a while."""
         holder = self._holders[peer]
         holder.rests_until = now + min(REST_S_MAX, REST_S_MIN * 2**holder.failures)
+        holder.defaults += bool(holder.asked)
+        if holder.defaults >= DEFAULTS_MAX:
+            holder.rests_until = now + DEFAULT_REST_S
         holder.failures = min(holder.failures + 1, FAILURES_MAX)
         holder.linked = False
         holder.claims = set()

@@ -46,6 +46,8 @@ SLOW = (
     "node/test_proof_keys.py",
     "node/test_learning.py",
     "peers/parts/test_fetch.py",
+    "peers/parts/test_keeper.py",
+    "peers/parts/test_mend.py",
     "peers/steps/test_hostile.py",
     "scheduler/test_oracle.py",
     "sim/test_hunt.py",

@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 
 from cyclopts import App
 
+from p2pinfer.cli.bench_storage import storage
 from p2pinfer.cli.options import SESSIONS_MAX, AsJson, Model, Peers, check_range, option
 from p2pinfer.cli.running import run_task
 
@@ -21,6 +22,8 @@ app = App(
     help="Run a benchmark and print its result as JSON.",
     help_format="plaintext",
 )
+
+app.command(storage)
 
 
 @app.command

@@ -122,10 +122,13 @@ def peer_findings(mine: Mapping[PeerId, str], rows: Sequence[ObservedPeer]) -> l
         does = {
             State.JOINING: f"is joining, and plans to serve layers {a.first}:{a.end}",
             State.SERVING: f"serves layers {a.first}:{a.end}",
-            State.DRAINING: f"is leaving layers {a.first}:{a.end}",
+            State.DRAINING: (
+                f"is leaving layers {a.first}:{a.end}" if a.first < a.end else "keeps shares of it"
+            ),
             State.LEFT: "has left",
         }[a.state]
-        found.append(Diagnosis("peer", a.state is State.SERVING, f"…{peer[-6:]} {does}"))
+        is_good = a.state is State.SERVING or (a.state is State.DRAINING and a.first == a.end)
+        found.append(Diagnosis("peer", is_good, f"…{peer[-6:]} {does}"))
         found += _port(row, mine[peer])
     return found
 

@@ -24,6 +24,7 @@ from p2pinfer.cli.options import (
 )
 from p2pinfer.cli.running import cancel_at_end_of_input, run_task
 from p2pinfer.cli.sizes import parse_bytes
+from p2pinfer.cli.space import parse_space
 from p2pinfer.core import errors
 from p2pinfer.core.errors import UserError
 from p2pinfer.core.layer_range import LayerRange
@@ -68,6 +69,14 @@ KeepLayers = Annotated[
         " peers serve all others. The same for all peers of a swarm.",
     ),
 ]
+KeepSpace = Annotated[
+    str | None,
+    option(
+        "keep-space",
+        "Also lend this much disk to the model, such as 20GiB, so that it outlives its holders;"
+        " see: p2pinfer keep --help.",
+    ),
+]
 
 
 def join(
@@ -88,6 +97,7 @@ def join(
         bool,
         option("only-idle", "Rest while this machine is on battery or busy with other work."),
     ] = False,
+    keep_space: KeepSpace = None,
     as_json: AsJson = False,
     until_stdin_closes: Annotated[bool, Parameter(show=False, negative="")] = False,
     transport: Annotated[str, Parameter(show=False)] = "libp2p",
@@ -122,6 +132,7 @@ def join(
         memory_bytes=memory_bytes,
         transport=transport,
         only_idle=only_idle,
+        keep_bytes=parse_space("keep-space", keep_space) if keep_space else 0,
     )
     announcer = JoinAnnouncer(
         how_to_reach(network, reach),

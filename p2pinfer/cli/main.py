@@ -80,6 +80,15 @@ COMMANDS = {
             "Others must be able to dial it. It cannot read what it carries."
         ),
     ),
+    "keep": (
+        ASK,
+        "keep:keep",
+        (
+            "Lend disk space to a model, so that it outlives the machines that serve it.\n\n"
+            "Each keeper holds some shares of it, data or parity; any half of them give it back."
+            " What is lost is rebuilt. No layers are served; join --keep-space lends both."
+        ),
+    ),
     "peers": (
         LOOK,
         "peers:peers",

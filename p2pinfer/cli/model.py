@@ -3,7 +3,9 @@
 import json
 import sys
 from collections.abc import Sequence
+from datetime import UTC, datetime
 from functools import partial
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import App
@@ -135,9 +137,15 @@ def show(
     /,
     *,
     parts: Annotated[bool, option("parts", "Also list every part.", negative="")] = False,
+    bootstrap: Bootstrap = (),
+    network: Network = "main",
+    network_key: NetworkKey = None,
     as_json: AsJson = False,
 ) -> None:
-    """Describe a model, and show how much of it is stored here.
+    """Describe a model, and show how much of it is stored here and how many losses it survives.
+
+    How safe it is in a swarm is asked of the peers there with --bootstrap; else, it is what a peer
+    here that keeps the model saw last.
 
     Parameters
     ----------
@@ -161,8 +169,9 @@ def show(
         }
         for part in found.parts
     ]
+    safety = _safety(store, found, bootstrap, network, network_key)
     if as_json:
-        print(json.dumps({**_summary(found), "parts": part_rows}))
+        print(json.dumps({**_summary(found), "safety": safety, "parts": part_rows}))
         return
     print(f"model       {found.id}")
     print(f"name        {readable_name(found.name)}")
@@ -175,6 +184,8 @@ def show(
     print(f"context     {found.context:,} tokens")
     print(f"vocabulary  {found.vocabulary:,} tokens")
     print(f"here        {_here(store, found)}")
+    if safety:
+        print(f"elsewhere   {safety['words']}")
     for path in store.sources(found.parts):
         print(f"served from {path}{'' if path.is_file() else ', which is gone'}")
     if not parts:
@@ -308,6 +319,38 @@ def rm(model: str, /, *, as_json: AsJson = False) -> None:
         print(json.dumps({"model": found.id, "freed_bytes": freed}))
     else:
         print(f"removed {readable_name(found.name)}, freeing {size_text(freed)}")
+
+
+def _safety(
+    store: "Store",
+    manifest: "Manifest",
+    bootstrap: Sequence[str],
+    network: str,
+    network_key: Path | None,
+) -> dict[str, Any] | None:
+    """Ask a swarm how safe a model is, or else what a keeper here saw; None if nobody knows."""
+    from p2pinfer.cli.address_files import without_files
+    from p2pinfer.node.keeping import Safety, last_report, look_at_safety
+    from scheduler.keeping import in_words
+
+    name = readable_name(manifest.name)
+    if not bootstrap:
+        if (seen := last_report(manifest.id)) is None:
+            return None
+        kept, at = seen
+        words = in_words(name, kept.may_lose, kept.keepers)
+        when = datetime.fromtimestamp(at, UTC).astimezone()
+        words += f", as seen at {when:%Y-%m-%d %H:%M}"
+        return {"may_lose": kept.may_lose, "keepers": kept.keepers, "words": words}
+    reach = ReachFlags(network_key, mdns=False, dht=False).of(network)
+    found: list[Safety] = []
+
+    async def look() -> None:
+        found.append(await look_at_safety(store, manifest, without_files(bootstrap), reach))
+
+    run_task(look)
+    words = in_words(name, found[0].may_lose, found[0].keepers)
+    return {"may_lose": found[0].may_lose, "keepers": found[0].keepers, "words": words}
 
 
 def _summary(manifest: "Manifest") -> dict[str, Any]:

@@ -149,6 +149,12 @@ def detours(rows: "Sequence[ObservedPeer]") -> list[str]:
     return [f"reached {way}: {', '.join(peers)}" for way, peers in sorted(found.items())]
 
 
+def _state(said: "Advertisement") -> str:
+    """Say what a peer does; one that drains and has no layers only keeps shares of the model."""
+    is_keeper = said.state.value == "draining" and said.first == said.end
+    return "keeping" if is_keeper else said.state.value
+
+
 def cells(row: "ObservedPeer", bar_chars: int) -> tuple[str, ...]:
     """Return a table row's cells."""
     said = row.said
@@ -162,7 +168,7 @@ def cells(row: "ObservedPeer", bar_chars: int) -> tuple[str, ...]:
         f"…{said.peer[-6:]}",
         bar(said, bar_chars),
         f"{said.first}:{said.end}" if said.first < said.end else "none",
-        said.state.value,
+        _state(said),
         f"{said.row_us / 1000:.2f}" if said.row_us else "",
         str(said.queued_rows),
         f"{said.sessions_free}/{said.sessions_max}" if said.sessions_max else "",

@@ -120,6 +120,27 @@ def scale(
 
 
 @app.command
+def storage(
+    *,
+    peers: Annotated[int, option("peers", "Number of peers that lend space.")] = 200,
+    days: Annotated[float, option("days", "Virtual days to simulate.")] = 30.0,
+    up: Annotated[float, option("up", "Share of the time that each peer is up.")] = 0.7,
+    seed: Annotated[int, option("seed", "Random seed.")] = 1,
+    as_json: AsJson = False,
+) -> None:
+    """Simulate a model that peers keep while they come, go, and leave for good."""
+    from sim.storage import PEERS_MAX, PEERS_MIN
+    from sim.storage import storage as run_storage
+
+    check_range("peers", peers, PEERS_MIN, PEERS_MAX)
+    check_range("days", days, 0.1)
+    check_range("up", up, 0.1, 0.99)
+    with _progress() as on_share:
+        report = run_storage(peers, days, up, seed, on_share)
+    print(json.dumps(report, indent=None if as_json else 2))
+
+
+@app.command
 def validate(
     *,
     model: Model = "default",

@@ -21,6 +21,7 @@ sends is checked here and nowhere else; ``wire`` turns a failed check into an er
                    AskHashes    →  HashesAre comes back, or Denied: of a long manifest's part
                    AskHeld      →  Held
                    AskChunks    →  for each one Chunk, or Denied
+    keep       how a model is stored beyond its holders: see `p2pinfer.core.storage`
     evidence   requester → each stage, beside the session: see ``evidence``
     openings   requester → each stage, beside the session: see ``proving``
     frauds     Cases, and the proofs that one of the two lacks: see ``evidence``
@@ -72,6 +73,7 @@ from p2pinfer.core.proving import AskCells, AskSteps, CellRows, CellsAre, Pledge
 from p2pinfer.core.regimes import Regime, from_wire
 from p2pinfer.core.sponsor import Sponsor
 from p2pinfer.core.statement import Owe, Vouch
+from p2pinfer.core.storage import AskKept, AskPlan, KeptIs, PlanIs
 
 ROUTE_HOPS_MAX = 128
 """A 405B model has 126 layers; no swarm splits finer than that."""
@@ -392,6 +394,10 @@ Message = (
     | AskChunks
     | Chunk
     | Denied
+    | AskKept
+    | KeptIs
+    | AskPlan
+    | PlanIs
     | Follow
     | Made
     | Settle

@@ -29,6 +29,7 @@ from p2pinfer.node.fraud_files import open_frauds, sharing
 from p2pinfer.node.identity_lock import hold_identity
 from p2pinfer.node.idle_monitor import ActivityMeter, heed_owner
 from p2pinfer.node.inviting import ways_in_told
+from p2pinfer.node.keeping import make_keeper
 from p2pinfer.node.ledger_db import LedgerKeeper, open_books
 from p2pinfer.node.listen_port import own_listen
 from p2pinfer.node.loading_steps import Step, loading
@@ -57,6 +58,7 @@ from peers.audits.replay import PeerReplays
 from peers.discovery.directory import Directory
 from peers.discovery.relay_candidates import relay_candidates
 from peers.parts.describe import Tell
+from peers.parts.keep_server import KeepServer
 from peers.parts.protocol import in_thread
 from peers.parts.server import PartsServer
 from peers.receipts.prover import Prover
@@ -124,6 +126,8 @@ class PeerOptions:
     """``tcp`` is bare TCP, for measuring what libp2p costs."""
     only_idle: bool = False
     """Rest while the machine is on battery or busy with other work."""
+    keep_bytes: int = 0
+    """Disk lent to the model, besides what it serves."""
 
 
 @dataclass(frozen=True)
@@ -187,15 +191,10 @@ async def serve_peer(options: PeerOptions, store: Store, hooks: Hooks) -> None:
         _notify_owner(swarm, hooks.say, options.announce)
         directory.listen()
         if options.model:
-            find = partial(
-                relay_candidates,
-                directory,
-                transport.peer_id,
-                options.model,
-                transport.round_trip_s,
-            )
+            me = transport.peer_id
+            find = partial(relay_candidates, directory, me, options.model, transport.round_trip_s)
             transport.seek_relays(find)
-        PartsServer(transport, store).listen()
+        keep_server = _listen_for_parts(transport, store)
         server: Server | None = None
         network = name_of(options.network)
 
@@ -220,9 +219,21 @@ async def serve_peer(options: PeerOptions, store: Store, hooks: Hooks) -> None:
         server = _compose(supplies, model, signer, accounts)
         if options.only_idle:
             await nursery.start(heed_owner, server.rest, partial(in_thread, ActivityMeter().look))
+        if options.keep_bytes:
+            space = options.keep_bytes
+            keep = make_keeper(swarm, store, model.manifest, keep_server, space, say=hooks.say)
+            nursery.start_soon(keep.run)
         await stack.enter_async_context(sharing(_frauds(swarm, model, server), nursery))
         await server.run()
         directory.leave()
+
+
+def _listen_for_parts(transport: Transport, store: Store) -> KeepServer:
+    """Serve stored parts, and tell others how their model is kept here."""
+    PartsServer(transport, store).listen()
+    server = KeepServer(transport, store)
+    server.listen()
+    return server
 
 
 def _answer(

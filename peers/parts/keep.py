@@ -4,14 +4,14 @@ Handing over costs as much as hashing a chunk when all cores are busy: so the fi
 moment for others, as long as others are due.
 """
 
-from collections.abc import Awaitable, Callable, Iterable
+from collections.abc import Awaitable, Callable, Iterable, Mapping
 from dataclasses import dataclass
+from typing import Protocol
 
 import trio
 
 from p2pinfer.core.ids import PartHash, PeerId
 from p2pinfer.core.manifest import Part
-from p2pinfer.engine.store.store import Store
 
 BATCH_CHUNKS_MAX = 2
 """Handed to a thread at once; with more, chunks leave the CPU caches before their turn."""
@@ -21,6 +21,18 @@ BATCH_WAIT_S = 0.01
 
 KEEPERS = 2
 """Batches being written at once, so that a disk which pauses does not stop the network."""
+
+
+class Sink(Protocol):
+    """Where chunks are put: the store, or memory."""
+
+    def write_chunks(self, part: Part, chunks: Mapping[int, bytes]) -> set[int]:
+        """Keep those chunks that are correct; return the numbers of the others."""
+        ...
+
+    def finish(self, part: Part) -> None:
+        """Take note that all chunks of a part are there."""
+        ...
 
 
 @dataclass(frozen=True)
@@ -33,7 +45,7 @@ class Arrived:
     data: bytes
 
 
-def store_all(store: Store, batch: Iterable[Arrived]) -> list[bool]:
+def store_all(store: Sink, batch: Iterable[Arrived]) -> list[bool]:
     """Hash chunks and write the correct ones; return for each whether it was. Waits for the disk.
 
     Raises:

@@ -5,10 +5,9 @@ from typing import Protocol
 
 import trio
 
-from p2pinfer.core.ids import ModelId, PartHash, PeerId
+from p2pinfer.core.ids import ChunkId, ModelId, PartHash, PeerId
 from p2pinfer.core.messages import QUESTIONS_PER_CHANNEL_MAX, AskChunks, AskHeld
 from peers.steps.messaging import send
-from scheduler.fetching import ChunkId
 from transports.base import Channel
 
 

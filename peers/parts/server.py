@@ -121,7 +121,7 @@ class PartsServer:
     async def _answers(self, question: _Question) -> list[bytes]:
         """Return the answers, encoded; a damaged disk here is not blamed on the fetcher."""
         number = question.number
-        found = await self._find(question.model)
+        found = await self._find(question)
         if isinstance(question, AskHeld):
             parts = found[1] if found else {}
             held = [parts.get(part) for part in question.parts]
@@ -161,8 +161,12 @@ class PartsServer:
     def _bitmaps(self, parts: list[Part | None]) -> tuple[bytes, ...]:
         return tuple(pack_bits(self._store.chunks_held(part)) if part else b"" for part in parts)
 
-    async def _find(self, model: ModelId) -> tuple[Manifest, dict[PartHash, Part]] | None:
-        """Return a model's manifest and its parts by their hashes, if the store has them."""
+    async def _find(self, question: _Question) -> tuple[Manifest, dict[PartHash, Part]] | None:
+        """Return a model's manifest and its parts by their hashes, if the store has them.
+
+        Its parity, if a storage plan names any, counts among them.
+        """
+        model = question.model
         if model not in self._manifests:
             manifest = await self._run(self._store.manifest, model)
             if manifest is None:
@@ -170,8 +174,24 @@ class PartsServer:
             self._manifests[model] = manifest, {part.hash: part for part in manifest.parts}
             if len(self._manifests) > MANIFESTS_MAX:
                 del self._manifests[next(iter(self._manifests))]
-        return self._manifests[model]
+        manifest, parts = self._manifests[model]
+        if not set(_named(question)) <= parts.keys():
+            plan = await self._run(self._store.plan, manifest)
+            if plan:
+                parts |= {part.hash: part for part in plan.parts}
+        return manifest, parts
 
     async def _refuse(self, channel: Channel, code: Refusal, text: str) -> None:
         """Tell the peer why the channel ends, if it still listens."""
         await refuse(channel, RefusedError.of(self._transport.peer_id, code, text))
+
+
+def _named(question: _Question) -> tuple[PartHash, ...]:
+    """Return the parts that a question names."""
+    match question:
+        case AskHeld():
+            return question.parts
+        case AskHashes() | AskChunks():
+            return (question.part,)
+        case AskManifest():
+            return ()

@@ -32,7 +32,7 @@ from p2pinfer.core.evidence import (
 )
 from p2pinfer.core.exchange import BUCKETS, DIGEST_BYTES, Compare, Differs, Wanted
 from p2pinfer.core.fraud import FILE_BYTES_MAX
-from p2pinfer.core.ids import ModelId, PartHash, PeerId, SessionId
+from p2pinfer.core.ids import ModelId, PartHash, PeerId, PlanId, SessionId
 from p2pinfer.core.kv_root import STATEMENT_BYTES, SignedKv
 from p2pinfer.core.limits import ROWS_PER_DECODE_MAX
 from p2pinfer.core.manifest import CHUNK_BYTES, LIST_BYTES_MAX, MANIFEST_BYTES_MAX
@@ -85,6 +85,8 @@ from p2pinfer.core.proving import (
 )
 from p2pinfer.core.receipts import BODY_BYTES, Signed
 from p2pinfer.core.statement import STATEMENTS_MAX, WORK_MAX
+from p2pinfer.core.storage import NO_PLAN, SPACE_BYTES_MAX, AskKept, AskPlan, KeptIs, PlanIs
+from p2pinfer.core.stripes import PLAN_BYTES_MAX
 from p2pinfer.core.traced import Traced
 from p2pinfer.core.wire import BadMessage, decode, encode
 
@@ -174,6 +176,10 @@ messages = st.one_of(
     ),
     st.builds(AskManifest, counters, models),
     st.builds(ManifestIs, counters, st.binary(max_size=300)),
+    st.builds(AskKept, counters, models),
+    st.builds(KeptIs, counters, models.map(PlanId) | st.just(NO_PLAN), st.integers(0, 1 << 50)),
+    st.builds(AskPlan, counters, models),
+    st.builds(PlanIs, counters, st.binary(max_size=300)),
     st.builds(AskHashes, counters, models, models.map(PartHash)),
     st.builds(HashesAre, counters, st.binary(min_size=1, max_size=300)),
     st.builds(AskHeld, counters, models, st.lists(models.map(PartHash), max_size=5).map(tuple)),
@@ -323,6 +329,10 @@ GOOD: dict[str, list[Any]] = {
     "AskChunks": [1, MODEL, MODEL, [0, 3]],
     "Chunk": [1, b"bytes"],
     "Denied": [1, "not-held"],
+    "AskKept": [1, MODEL],
+    "KeptIs": [1, MODEL, 1 << 30],
+    "AskPlan": [1, MODEL],
+    "PlanIs": [1, b"bytes"],
     "Follow": [SESSION],
     "Made": [[BODY, bytes(64)]],
     "Settle": [1, 32],
@@ -422,6 +432,9 @@ def test_the_unspoiled_values_are_accepted() -> None:
         pytest.param("HashesAre", 1, b"", id="empty list"),
         pytest.param("Chunk", 1, bytes(CHUNK_BYTES + 1), id="chunk too long"),
         pytest.param("Denied", 1, "maybe", id="unknown denial"),
+        pytest.param("KeptIs", 1, MODEL[1:], id="short plan"),
+        pytest.param("KeptIs", 2, SPACE_BYTES_MAX + 1, id="too much space"),
+        pytest.param("PlanIs", 1, bytes(PLAN_BYTES_MAX + 1), id="plan too long"),
         pytest.param("Made", 0, [BODY[1:], bytes(64)], id="short receipt"),
         pytest.param("Made", 0, [BODY, bytes(65)], id="long signature"),
         pytest.param("Settle", 1, 0, id="nothing to settle"),

@@ -23,6 +23,7 @@ from tests.real import (
     test_cli,
     test_gateway,
     test_invitations,
+    test_keep,
     test_learn,
     test_parts,
     test_serving,
@@ -41,6 +42,7 @@ SMALL: Final = {
     "bench proofs": "--model {tiny} --trials 1 --openings 12 --only 'invented K and V'",
     "bench recovery": "--trials 1 --tokens 8 --roles middle --phases answer",
     "bench scheduler": "--rounds 1 --placed 100 --routed 3 100",
+    "bench storage": "--rounds 2",
     "bench swarm": "--peers 2 --model {tiny}",
     "config": "",
     "key proof": "{tiny}",
@@ -49,6 +51,7 @@ SMALL: Final = {
     "ps": "",
     "sim": "home --peers 3 --duration 20",
     "sim scale": "--peers 1000 --layers 20 --minutes 4",
+    "sim storage": "--peers 20 --days 0.1",
     "sim validate": "--rounds 1 --questions 2 --quiet 1",
 }
 """Commands, with the options that let them finish in seconds."""
@@ -61,6 +64,7 @@ PRINTED: Final = {
     "bench proofs": {"honest", "cheats"},
     "bench recovery": {"completed_share", "by_role_and_phase"},
     "bench scheduler": {"place_ms", "route_ms", "replacements_ms", "replaceable"},
+    "bench storage": {"mb_per_s", "ratio_to_sha256"},
     "bench swarm": {"first_token_s", "route"},
     "config": {"options"},
     "key proof": {"layers", "bytes"},
@@ -68,6 +72,7 @@ PRINTED: Final = {
     "model calibrate": {"bounds"},
     "sim": {"digest", "questions"},
     "sim scale": {"peers"},
+    "sim storage": {"chosen", "copies_3"},
     "sim validate": {"figures", "told"},
 }
 """Some of the keys that each prints."""
@@ -96,6 +101,7 @@ ELSEWHERE: Final[dict[str, Callable[..., object]]] = {
     "model suggest": test_model_names.test_suggest,
     "model verify": test_model.test_verify_names_what_is_damaged,
     "peers": test_serving.test_peers_share_the_layers_and_repair_the_swarm,
+    "keep": test_keep.test_a_model_outlives_two_of_five_storers,
     "relay": test_hidden_swarm.test_peers_behind_symmetric_nats_answer,
     "serve": test_gateway.test_official_client_lists_asks_and_streams,
     "service": test_service.test_options_and_variables_of_join_are_included,

@@ -7,10 +7,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from p2pinfer.core.ids import PartHash, PeerId
+from p2pinfer.core.ids import ChunkId, PartHash, PeerId
 from p2pinfer.core.manifest import CHUNK_BYTES
 from scheduler.fetching import (
     CHUNK_S_MIN,
+    DEFAULT_REST_S,
+    DEFAULTS_MAX,
     FIRST_CHUNK_S_MAX,
     HOLDERS_MAX,
     IN_FLIGHT_MAX,
@@ -18,7 +20,6 @@ from scheduler.fetching import (
     REST_S_MAX,
     REST_S_MIN,
     SLOW_FACTOR,
-    ChunkId,
     Fetching,
 )
 
@@ -238,3 +239,43 @@ def test_parts_without_a_holder_are_named() -> None:
     assert made.nobody_holds() == {every[5].part}
     made.lost(A, 0.0)
     assert made.nobody_holds() == {every[4].part, every[5].part}
+
+
+def test_a_chunk_made_elsewhere_is_no_longer_missing() -> None:
+    """Unless it was requested meanwhile: then it comes."""
+    every = chunks(3)
+    made = plan(3, {A: every[:1]})
+    assert made.unheld() == sorted(every[1:])
+    assert made.made(every[1])
+    assert not made.made(every[1])
+    made.ask(0.0)
+    assert not made.made(every[0])
+    assert set(made.missing) == {every[0], every[2]}
+    bring(made, A, every[0], 1.0)
+    assert made.made(every[2])
+    assert made.done
+
+
+def test_a_holder_that_brings_nothing_is_doubted() -> None:
+    """Twice in a row, while chunks were due; one chunk that it brings clears it."""
+    every = chunks(2)
+    made = plan(2, {A: every})
+    now = 0.0
+    for _ in range(DEFAULTS_MAX):
+        assert made.doubted == set()
+        made.link([A], now)
+        made.claim(A, every)
+        made.ask(now)
+        made.lost(A, now)
+        now += REST_S_MAX
+    assert made.doubted == {A}
+    assert made.link([A], now) == []
+    assert made.unheld() == sorted(every)
+    now += DEFAULT_REST_S
+    assert made.link([A], now) == [A]
+    made.claim(A, every)
+    made.ask(now)
+    bring(made, A, every[0], now)
+    assert made.doubted == set()
+    made.ban(A)
+    assert made.doubted == {A}

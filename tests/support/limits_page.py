@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from functools import cache
 from pathlib import Path
 
+from tests.support.limits_of_keeping import KEEPING
 from tests.support.limits_of_relays import RELAYS, ROUTERS
 
 ROOT = Path(__file__).resolve().parent.parent.parent
@@ -44,12 +45,7 @@ TABLES: dict[str, list[Row]] = {
             "peers.serving.stage",
             "SESSIONS_PER_REQUESTER_MAX",
         ),
-        Row(
-            "sessions waiting at a stage",
-            "{}",
-            "scheduler.admission",
-            "WAITING_MAX",
-        ),
+        Row("sessions waiting at a stage", "{}", "scheduler.admission", "WAITING_MAX"),
         Row(
             "how long each waits; then it is refused with a time to come back",
             "{}",
@@ -348,6 +344,7 @@ TABLES: dict[str, list[Row]] = {
             "SPARE_SLICES_MAX",
         ),
     ],
+    "Kept models": [Row(*each) for each in KEEPING],
     "Prompts": [
         Row(
             "text of a prompt; a longer one is refused unread",

@@ -17,6 +17,7 @@ from p2pinfer.core.manifest import CHUNK_BYTES, Manifest, Part, TensorRow, part_
 from p2pinfer.engine.store.store import Store
 from peers.parts.describe import fetch_manifest
 from peers.parts.fetch import fetch_parts
+from peers.parts.keep_server import KeepServer
 from peers.parts.progress import Progress
 from peers.parts.protocol import in_place
 from peers.parts.server import PartsServer
@@ -134,6 +135,7 @@ class Swarm:
         def listen(transport: MemoryTransport) -> None:
             server = self.servers[transport.peer_id] = PartsServer(transport, store, in_place)
             server.listen()
+            KeepServer(transport, store, in_place).listen()
 
         return await self.join(name, listen)
 

@@ -2,12 +2,13 @@
 
 import errno
 import os
+from collections.abc import Iterable
 from pathlib import Path
 
 from blake3 import blake3
 
 from p2pinfer.core.manifest import CHUNK_BYTES, Part
-from p2pinfer.engine.store.pieces import Pieces
+from p2pinfer.engine.store.pieces import Pieces, data_ranges
 
 
 def chunk_at(file: int, part: Part, index: int) -> bytes | None:
@@ -31,8 +32,13 @@ def linked_chunk(pieces: Pieces, part: Part, index: int) -> bytes | None:
 
 
 def good_chunks(file: int, part: Part) -> set[int]:
-    """Hash every chunk of a file, and return those that are correct."""
-    return {i for i in range(part.chunk_count) if chunk_at(file, part, i) is not None}
+    """Hash every chunk of a file, and return those that are correct; holes are not read."""
+    written = {
+        index
+        for start, end in data_ranges(file, 0, part.size)
+        for index in range(start // CHUNK_BYTES, -(-end // CHUNK_BYTES))
+    }
+    return {index for index in written if chunk_at(file, part, index) is not None}
 
 
 def write_at(file: int, data: bytes, offset: int) -> None:
@@ -41,6 +47,20 @@ def write_at(file: int, data: bytes, offset: int) -> None:
     while view:
         written = os.pwrite(file, view, offset)
         view, offset = view[written:], offset + written
+
+
+def keep_only(file: int, part: Part, chunks: Iterable[int], path: Path) -> None:
+    """Put a file with these chunks of another in the place of ``path``; none removes it."""
+    new, left = path.with_name(".new"), False
+    with new.open("wb") as copy:
+        copy.truncate(part.size)
+        for index in chunks:
+            if data := chunk_at(file, part, index):
+                write_at(copy.fileno(), data, index * CHUNK_BYTES)
+                left = True
+    new.replace(path)
+    if not left:
+        path.unlink()
 
 
 def is_named(path: Path, file: int) -> bool:

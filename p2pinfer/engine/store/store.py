@@ -2,7 +2,8 @@
 
     manifests/ID        a model's manifest
     parts/HASH.gguf     a whole part: every chunk of it was hashed before it got this name
-    hashes/HASH         the hashes of a part's chunks, where the manifest is too long to hold them
+    hashes/HASH         the hashes of a part's chunks, where no manifest holds them
+    plans/ID            a model's storage plan, which names its parity parts
     linked/HASH         a whole part's places in the model's own file, which is served where it is
     partial/HASH        an incomplete part, or one found damaged, at its full length
     bounds/ID           what ``calibration`` measured of a model
@@ -21,7 +22,7 @@ import os
 import re
 import shutil
 import threading
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -37,20 +38,22 @@ from p2pinfer.core.manifest import (
     WrongManifest,
     parse_manifest,
 )
+from p2pinfer.core.stripes import StoragePlan
 from p2pinfer.engine.gguf.writer import Extent
 from p2pinfer.engine.store.damage import DamagedPart, MissingChunk, WrongChunk
 from p2pinfer.engine.store.disk import (
     chunk_at,
     good_chunks,
     is_named,
+    keep_only,
     linked_chunk,
-    nearest_folder,
-    size_text,
     sync_folder,
     write_at,
 )
 from p2pinfer.engine.store.lists import Lists
 from p2pinfer.engine.store.pieces import Links, Pieces
+from p2pinfer.engine.store.plans import Plans
+from p2pinfer.engine.store.room import Room
 from p2pinfer.engine.store.slice_files import Slices
 
 _HASH = re.compile(r"[0-9a-f]{64}")
@@ -79,17 +82,18 @@ class Store:
             slices: what is cut from the parts and kept elsewhere on the same disk.
         """
         self.root = root
-        self._quota_bytes, self._slices = quota_bytes, slices
-        self._manifests, self._parts, self._partial, linked, hashes = (
-            root / name for name in ("manifests", "parts", "partial", "linked", "hashes")
-        )
-        self._lists, self._links = Lists(hashes), Links(linked)
+        self._slices = slices
+        self._room = Room(quota_bytes, slices, self.used_bytes)
+        self._manifests, self._parts, self._partial, linked, hashes, plans = folders = [
+            root / name for name in ("manifests", "parts", "partial", "linked", "hashes", "plans")
+        ]
+        self._lists, self._links, self._plans = Lists(hashes), Links(linked), Plans(plans)
         self._lock = root / "lock"
         self._found: dict[PartHash, tuple[_Stamp, set[int]]] = {}
         """The chunks known to be in a partial file, as long as it is the same file."""
         self._finding = threading.Lock()
         with self._explained():
-            for folder in (self._manifests, self._parts, self._partial, linked, hashes):
+            for folder in folders:
                 folder.mkdir(parents=True, exist_ok=True)
             self._lock.touch()
 
@@ -119,7 +123,7 @@ class Store:
         manifest = parse_manifest(data, model)
         with self._locked():
             if not (self._manifests / model).exists():
-                self._check_quota(len(data))
+                self._room.check_quota(len(data))
                 temporary = self._manifests / ".new"  # one at a time: we hold the lock
                 with temporary.open("wb") as file:
                     file.write(data)
@@ -143,9 +147,19 @@ class Store:
         """
         found = part.listed(joined)
         with self._locked():
-            self._check_quota(len(joined))
+            self._room.check_quota(len(joined))
             self._lists.keep(found)
         return found
+
+    def plan(self, manifest: Manifest) -> StoragePlan | None:
+        """Return a model's storage plan if it is here."""
+        with self._explained():
+            return self._plans.of(manifest)
+
+    def add_plan(self, plan: StoragePlan) -> None:
+        """Keep a model's storage plan, in place of another one; raises UserError."""
+        with self._locked():
+            self._plans.keep(plan)
 
     def models(self) -> list[Manifest]:
         """Return every manifest that is here and whole, in the order of their ids."""
@@ -164,8 +178,11 @@ class Store:
             before = self.used_bytes()
             (self._manifests / model).unlink(missing_ok=True)
             (self.root / "bounds" / model).unlink(missing_ok=True)
+            self._plans.forget(model)
             shutil.rmtree(self.root / "proof-keys" / model, ignore_errors=True)
-            kept = {part.hash for manifest in self.models() for part in manifest.parts}
+            left = self.models()
+            kept = {part.hash for manifest in left for part in manifest.parts}
+            kept = kept.union(*map(self._plans.parts, left))
             self._lists.forget_all_but(kept)
             for path in (*self._parts.iterdir(), *self._partial.iterdir(), *self._links.files()):
                 if path.name.removesuffix(".gguf") not in kept:
@@ -289,26 +306,18 @@ class Store:
 
         So may a slice that is then to be ``cut`` from them, which has the same bytes again.
         """
-        new_bytes = disk_bytes = slice_bytes = 0
-        for part in {part.hash: part for part in parts}.values():
-            if not self.held(part):
-                slice_bytes += part.size if cut else 0
-                try:
-                    disk_bytes += part.size - 512 * self._partial_path(part).stat().st_blocks
-                except FileNotFoundError:
-                    new_bytes += part.size
-                    disk_bytes += part.size
-        self._check_quota(new_bytes + slice_bytes)
-        cache = self._slices.root if self._slices else self.root
+        missing = {part.hash: part for part in parts if not self.held(part)}
+        begun = {name: path for name in missing if (path := self._partial / name).exists()}
+        new_bytes = sum(part.size for name, part in missing.items() if name not in begun)
+        all_bytes = sum(part.size for part in missing.values())
         with self._explained():
-            is_same = nearest_folder(cache).stat().st_dev == nearest_folder(self.root).stat().st_dev
-        self._check_disk(self.root, disk_bytes + (slice_bytes if is_same else 0))
-        self._check_disk(cache, slice_bytes)
+            blocks = sum(path.stat().st_blocks for path in begun.values())
+            self._room.check(self.root, new_bytes, all_bytes - 512 * blocks, all_bytes * cut)
 
     def check_room_for_slice(self, size: int) -> None:
         """Raise UserError if a slice of ``size`` bytes exceeds the quota or the disk."""
-        self._check_quota(size)
-        self._check_disk(self._slices.root if self._slices else self.root, size)
+        with self._explained():
+            self._room.check(self.root, 0, 0, size)
 
     def write_chunk(self, part: Part, index: int, data: bytes) -> None:
         """Put a chunk in its place in the partial part; nothing happens if the part is whole.
@@ -375,6 +384,21 @@ class Store:
             self._found.pop(part.hash, None)
             sync_folder(self._parts)
             sync_folder(self._partial)
+
+    def drop(self, part: Part, chunks: Collection[int]) -> None:
+        """Free some chunks of a partial part; a whole one stays as it is, unless all go."""
+        part = self._with_hashes(part)
+        if self.held(part) and len(set(chunks)) == part.chunk_count:
+            with self._locked() as lock:
+                os.write(lock, _GONE)
+                self.path(part).unlink(missing_ok=True)
+        elif not self.held(part) and self.begun(part):
+            with self._opened_partial(part, fcntl.LOCK_EX) as file:
+                if file is not None:
+                    with self._finding, self._locked() as lock:
+                        left = self._chunks_in(file, part) - set(chunks)
+                        os.write(lock, _GONE)
+                        keep_only(file, part, left, self._partial_path(part))
 
     def used_bytes(self) -> int:
         """Return the bytes of everything here: partial parts at their full length, and slices."""
@@ -448,35 +472,11 @@ class Store:
         with self._locked():
             if path.exists() or self.held(part):
                 return
-            self._check_quota(part.size)
+            self._room.check_quota(part.size)
             with self._finding, path.open("xb") as file:
                 file.truncate(part.size)
                 # Known to be empty, it is spared the first hashing, which would read it all.
                 self._found[part.hash] = (self._stamp(file.fileno()), set())
-
-    def _check_quota(self, more_bytes: int) -> None:
-        if self._quota_bytes is None or more_bytes == 0:
-            return
-        used = self.used_bytes()
-        if self._slices and used + more_bytes > self._quota_bytes:
-            used -= self._slices.make_room(used + more_bytes - self._quota_bytes)
-        if used + more_bytes > self._quota_bytes:
-            raise UserError(
-                f"{size_text(more_bytes)} more would exceed the store's quota of"
-                f" {size_text(self._quota_bytes)}, of which {size_text(used)} are used: raise"
-                " --quota, or remove a model (p2pinfer model rm ID)"
-            )
-
-    def _check_disk(self, folder: Path, more_bytes: int) -> None:
-        with self._explained():
-            free = shutil.disk_usage(nearest_folder(folder)).free
-        if self._slices and more_bytes > free:
-            free += self._slices.make_room(more_bytes - free)
-        if more_bytes > free:
-            raise UserError(
-                f"{size_text(more_bytes)} are needed in {folder} and {size_text(free)} are free:"
-                " make room, or set P2PINFER_HOME to a directory on a larger disk"
-            )
 
     @contextmanager
     def _locked(self) -> Iterator[int]:

@@ -1,0 +1,48 @@
+"""A model in the hands of peers that come, go and leave, in virtual time."""
+
+from typing import Any
+
+import pytest
+
+from sim import storage
+from sim.storage import StorageRun
+
+
+@pytest.fixture(autouse=True)
+def _few_groups(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Keep a small model: the same decisions, fewer of them."""
+    monkeypatch.setattr(storage, "GROUPS", 3)
+
+
+def run(days: float, up: float, seed: int = 1, peers: int = 60) -> dict[str, Any]:
+    """Return a run's report."""
+    return storage.storage(peers, days, up, seed, lambda _: None)
+
+
+def test_the_same_seed_gives_the_same_run() -> None:
+    """And another seed another one."""
+    assert run(1, 0.7) == run(1, 0.7)
+    assert run(1, 0.7) != run(1, 0.7, seed=2)
+
+
+def test_lost_rows_are_rebuilt(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Half of the peers leave within five days, and nothing is lost."""
+    monkeypatch.setattr(storage, "STAY_DAYS", 7.0)
+    found = run(12, 0.85)
+    assert found["chosen"] == "code"
+    assert found["code"]["groups_lost"] == 0
+    assert found["code"]["moved_gb"] > 0
+    assert found["code"]["storage_times"] <= 2.1
+    assert found["code"]["lost_gb"] > found["model_gb"]
+
+
+def test_without_repair_the_model_is_lost(monkeypatch: pytest.MonkeyPatch) -> None:
+    """So that the run above shows something."""
+    monkeypatch.setattr(storage, "STAY_DAYS", 7.0)
+    monkeypatch.setattr(StorageRun, "_rebuild", lambda *_: True)
+    assert run(12, 0.85)["code"]["groups_lost"] > 0
+
+
+def test_copies_are_chosen_where_peers_are_seldom_up() -> None:
+    """Four of them, where half are up."""
+    assert run(0.1, 0.5)["chosen"] == "4 copies"
