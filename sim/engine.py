@@ -103,6 +103,14 @@ class _Cells:
         self.lined_up.append(job)
         self._stage.add(job)
 
+    async def inherit(self, parent: "_Cells", length: int) -> None:
+        """Begin with a copy of another session."""
+        await trio.lowlevel.checkpoint()
+        if parent.cache.length < length:
+            raise EngineError(f"the other session does not hold {length} positions")
+        self.cache.inherit(parent.cache, length)
+        self._expected = length
+
     def close(self) -> None:
         """Free the cells; idempotent."""
         self._stage.free(self)
@@ -229,6 +237,14 @@ class _EndsCells:
 
     def start(self, sampling: Sampling, recent: list[int], said: Sequence[int] = ()) -> None:
         """Sample: the likeliest token, always."""
+
+    async def inherit(self, parent: "_EndsCells", length: int) -> None:
+        """Begin with a copy of another session."""
+        await trio.lowlevel.checkpoint()
+        if min(len(parent._links) - 1, parent._last.length) < length:
+            raise EngineError(f"the other session does not hold {length} positions")
+        self._links = parent._links[: length + 1]
+        self._last.inherit(parent._last, length)
 
     async def embed(self, position: int, tokens: list[int], *, regime: Regime) -> Decoded:
         """Run tokens through the first layers."""

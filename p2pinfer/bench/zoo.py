@@ -71,6 +71,10 @@ class Changed:
         """Run rows in the inner session."""
         self._inner.submit(position, rows, done, regime=regime)
 
+    async def inherit(self, parent: "Changed", length: int) -> None:
+        """Begin with a copy of another session, as an honest stage does."""
+        await self._inner.inherit(parent._inner, length)
+
     def change(self, position: int, sent: Rows) -> Rows:
         """Return the rows to send instead."""
         return sent

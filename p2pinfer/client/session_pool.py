@@ -5,7 +5,7 @@ between two answers, so that only what is new goes through the swarm.
 """
 
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
 from itertools import count
 from typing import Any
@@ -16,7 +16,7 @@ from p2pinfer.core.errors import EngineError, P2pinferError, PeerError
 from p2pinfer.core.messages import Refusal
 from p2pinfer.engine.base import EngineBusy
 from p2pinfer.node.requester import Client
-from peers.asking.session import Session
+from peers.asking.session import Beginning, Session
 from peers.steps.messaging import RefusedError
 
 WAITING_MAX = 64
@@ -33,6 +33,13 @@ IDLE_MAX = 8
 
 IDLE_S_MAX = 300.0
 """How long: a person reads, thinks and types."""
+
+LOST_TOKENS_MAX = 256
+"""Of another conversation, where a session goes on from a beginning that both share: a question
+asked anew, and its answer. Where more would be lost, a second session begins with a copy."""
+
+SHARED_TOKENS_MIN = 64
+"""What a session must share with a prompt to be copied: a block, which runs in a moment."""
 
 CLOSE_S_MAX = 5.0
 """For taking leave of the peers of a session."""
@@ -155,12 +162,17 @@ class SessionPool:
 
     async def _take(self, prompt: Sequence[int]) -> Lent:
         if not self._in_need.locked():  # else a request that waits for a session comes first
+            await self._wait_read(prompt)
             if lent := self._matching(prompt):
                 return lent
-            if self._idle and self.running + len(self._idle) > self.sessions_max:
-                return self._least()  # of another conversation: better than to open one
+            beginning = self._beginning(prompt)
+            if self._idle and not self._has_room():
+                least = self._least()  # of another conversation: better than to open one
+                if beginning is None or beginning.session is least.session:
+                    return least
+                await least.close()
             try:
-                return await self._open()
+                return await self._open(beginning)
             except P2pinferError as error:
                 if not _is_busy(error):
                     raise
@@ -185,24 +197,52 @@ class SessionPool:
                     if not _is_busy(error):
                         raise
 
+    def _has_room(self) -> bool:
+        return self.running + len(self._idle) <= self.sessions_max
+
+    async def _wait_read(self, prompt: Sequence[int]) -> None:
+        """Wait while sessions in use read a prompt that begins like this one.
+
+        Agents that begin together share their instructions; read once, all have them sooner.
+        """
+        for lent in [*self._lent]:
+            await lent.session.wait_read(prompt)
+
+    def _beginning(self, prompt: Sequence[int]) -> Beginning | None:
+        """Choose the session that has most in common with a prompt, to begin another one with."""
+        sessions = [lent.session for lent in (*self._lent, *self._idle)]
+        found = [Beginning(session, session.held_of(prompt)) for session in sessions]
+        best = max(found, key=lambda each: each.rows, default=None)
+        return best if best and best.rows >= SHARED_TOKENS_MIN else None
+
     def _matching(self, prompt: Sequence[int]) -> Lent | None:
-        """Take the idle session that lends most, unless another conversation would lose more."""
+        """Take the idle session that lends most, unless another conversation would lose more.
+
+        Where there is room for another session, none loses more than a little.
+        """
         best = max(self._idle, key=lambda lent: lent.session.held_of(prompt), default=None)
         if best is None:
             return None
         held = best.session.held_of(prompt)
+        lost = len(best.session.tokens) - held
         is_asked_again = held == len(prompt) - 1
-        if not is_asked_again and 2 * held < len(best.session.tokens):
+        loses = lost > held or (lost > LOST_TOKENS_MAX and self._has_room())
+        if loses and not is_asked_again:
             return None
         self._idle.remove(best)
         return best
 
-    async def _open(self) -> Lent:
+    async def _open(self, beginning: Beginning | None = None) -> Lent:
+        """Open a session; where another one can be copied, with what that holds."""
+        if beginning:
+            with suppress(LookupError, PeerError, EngineError):  # it is over, or its peers are full
+                return await self._enter(self._client.open_beside(beginning, self._on_wait))
         route = await self._client.find_route(self._on_wait)
+        return await self._enter(self._client.open_session(route, self._on_wait))
+
+    async def _enter(self, opening: AbstractAsyncContextManager[Session]) -> Lent:
         async with AsyncExitStack() as stack:
-            session = await stack.enter_async_context(
-                self._client.open_session(route, self._on_wait)
-            )
+            session = await stack.enter_async_context(opening)
             return Lent(next(self._numbers), session, stack.pop_all(), trio.current_time())
 
     async def _keep(self, lent: Lent) -> None:

@@ -24,6 +24,7 @@ from p2pinfer.core.messages import (
     Linked,
     Lost,
     Open,
+    Parent,
     Refusal,
     Step,
 )
@@ -75,8 +76,9 @@ class Chain:
         self._stages: list[StageHandle] = []
         self._entry: StageHandle | None = None  # the stage that our own steps go to
         self._exit: Channel | None = None
-        self._number = self._received = self._forgotten = 0
-        self._look_at, self._idle_from, self._is_waiting = LOOK_STEPS, -1, False
+        number = opened.parent.number if opened.parent else 0
+        self._number = self._received = self._forgotten = number
+        self._look_at, self._idle_from, self._is_waiting = number + LOOK_STEPS, -1, False
         self._failure: PeerError | None = None
         self._trouble, self._mended = trio.Event(), trio.Event()
         self._failed: list[PeerId] = []  # most recent last
@@ -93,6 +95,22 @@ class Chain:
     def blocks(self) -> bool:
         """Whether its steps may hold blocks, which not every peer can run."""
         return self._opened.blocks
+
+    def as_parent(self, rows: int) -> Parent:
+        """Return how another session asks to begin with the first positions of this one."""
+        return Parent(self._opened.session, rows, self._number)
+
+    async def inherit(self, parent: "Chain", rows: int) -> None:
+        """Take over the rows that a parent sent and got for its first positions, before ``open``.
+
+        Raises:
+            LookupError: it does not keep them.
+        """
+        assert self._opened.parent
+        number = self._opened.parent.number
+        await self._outbox.history.inherit(parent._outbox.history, rows, number)
+        if self.evidence and parent.evidence:
+            self.evidence.witness = parent.evidence.witness.fork(rows)
 
     # Steps
 
@@ -412,7 +430,7 @@ class Chain:
         if not self._outbox.can_begin(received):
             raise PeerUnavailable(first.hop.peer, "the steps it lacks are no longer kept")
         try:
-            channel = await reach(
+            channel, _ = await reach(
                 self._transport, first.hop, Link(self._opened.session), Linked, timeout_s
             )
         except PeerError as error:
@@ -434,7 +452,7 @@ class Chain:
         """Have the last stage send here the rows that have not arrived yet."""
         attach = Attach(self._opened.session, last.known)
         try:
-            self._exit = await reach(self._transport, last.hop, attach, Attached, timeout_s)
+            self._exit, _ = await reach(self._transport, last.hop, attach, Attached, timeout_s)
         except PeerError as error:
             self._lose(last, error)
         else:

@@ -45,6 +45,9 @@ class _MeteredSession:
         self._session.submit(position, rows, partial(self._done, count, done), regime=regime)
         self._queue(count)
 
+    async def inherit(self, parent: "_MeteredSession", length: int) -> None:
+        await self._session.inherit(parent._session, length)
+
     def close(self) -> None:
         if not self._closed:
             self._closed = True

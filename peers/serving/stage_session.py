@@ -4,7 +4,9 @@ The session lasts as long as its requester's channel to this stage, and obeys it
 and after it may go away: then the session reports that and waits for replacements.
 """
 
+from collections import deque
 from contextlib import suppress
+from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
@@ -67,6 +69,15 @@ SILENT_S_MAX = 180.0
 longer: 120 s for a slow stage and 60 s until a lost one is replaced."""
 
 
+@dataclass(eq=False)
+class _Taking:
+    """Another session's taking over of the first ``rows`` positions of this one."""
+
+    rows: int
+    is_spoilt: bool = False
+    """They were replaced meanwhile."""
+
+
 class StageSession:
     """One session, as a stage keeps it."""
 
@@ -88,7 +99,9 @@ class StageSession:
         self._outbox = Outbox(history)
         self._received = 0  # the number of the last step
         self._length = 0  # positions that the cells hold once all submitted steps are decoded
-        self._submitted = 0  # steps in the engine
+        self._computed = 0  # positions whose rows have come out of the engine
+        self._submitted = deque[int]()  # positions of the steps in the engine
+        self._takings: list[_Taking] = []  # by sessions that begin with what this one holds
         self._idle_from = -1  # the number of the last step before the requester went idle
         self._inlet = trio.CancelScope()
         self._has_inlet = self._was_linked = False
@@ -123,15 +136,16 @@ class StageSession:
 
     # Commands of the requester
 
-    async def run(self) -> None:
-        """Obey the requester until it leaves.
+    async def run(self, parent: "StageSession | None" = None) -> None:
+        """Obey the requester until it leaves; begin with what the parent holds, if that works.
 
         Raises:
             RefusedError: the session failed, or was unused; the requester is told why.
             RemoteProtocolError: the requester broke the protocol.
         """
         try:
-            await send(self._control, Opened())
+            inherited = parent is not None and await self._inherit(parent)
+            await send(self._control, Opened(inherited))
             with lone_errors():
                 async with trio.open_nursery() as nursery:
                     nursery.start_soon(self._outbox.run)
@@ -163,6 +177,45 @@ class StageSession:
             if self._record:
                 self._record.close()
             self.over.set()
+
+    async def _inherit(self, parent: "StageSession") -> bool:
+        """Take over the cells, the rows sent and the evidence of the parent's first positions.
+
+        A requester that goes back before their end meanwhile, or never sent them, gets nothing:
+        what this stage signs for must be one and the same session throughout.
+        """
+        asked, history = self.opened.parent, self._outbox.history
+        assert asked
+        taking = _Taking(asked.rows)
+        if not parent.holds(taking.rows, self.opened) or (self._record and not parent._record):
+            return False
+        parent._takings.append(taking)
+        try:
+            await history.inherit(parent._outbox.history, taking.rows, asked.number)
+            await self._cells.inherit(parent._cells, taking.rows)
+        except (LookupError, EngineError):
+            taking.is_spoilt = True
+        finally:
+            parent._takings.remove(taking)
+        if taking.is_spoilt:
+            history.clear()
+            return False
+        if self._record and parent._record:
+            self._record.witness = parent._record.witness.fork(taking.rows)
+        self._received, self._length = asked.number, taking.rows
+        self._computed = taking.rows
+        return True
+
+    def holds(self, rows: int, opened: Open) -> bool:
+        """Whether it has computed so many positions, as a session so opened would have."""
+        mine = self.opened
+        return (
+            (mine.end, mine.dtype) == (opened.end, opened.dtype)
+            and mine.blocks <= opened.blocks
+            and rows <= self._computed
+            and all(position >= rows for position in self._submitted)
+            and not self._failure
+        )
 
     def hand_over(self) -> None:
         """Ask the requester to continue with another peer, if it can."""
@@ -232,7 +285,7 @@ class StageSession:
                 await send(channel, Linked())
                 while not self.over.is_set():
                     self.submit(channel, await receive(channel, Step))
-                    while self._submitted + self._outbox.unsent >= STEPS_IN_FLIGHT_MAX:
+                    while len(self._submitted) + self._outbox.unsent >= STEPS_IN_FLIGHT_MAX:
                         await self._outbox.wait_moved()
             except ChannelClosed:
                 pass  # the requester will find a replacement
@@ -339,7 +392,9 @@ class StageSession:
             self._cells.submit(step.position, data, partial(self._done, step), regime=step.regime)
         except EngineError as error:
             raise self._no(Refusal.ENGINE_FAILED, str(error)) from error
-        self._submitted += 1
+        self._submitted.append(step.position)
+        for taking in self._takings:
+            taking.is_spoilt |= step.position < taking.rows
         self.rows += step.count
 
     def _done(self, step: Step, outcome: Decoded | EngineError) -> None:
@@ -347,7 +402,8 @@ class StageSession:
         if isinstance(outcome, EngineError):
             self.fail(self._no(Refusal.ENGINE_FAILED, str(outcome)))
             return
-        self._submitted -= 1
+        self._submitted.popleft()
+        self._computed = step.position + step.count
         rows = outcome.rows
         if self.opened.dtype is Dtype.F16:
             with np.errstate(over="ignore"):

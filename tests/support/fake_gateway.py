@@ -24,7 +24,7 @@ from p2pinfer.engine.gguf.sampling_advice import Advice
 from p2pinfer.node.requester import Client
 from peers.asking.experience import Experiences
 from peers.asking.repair import Repair
-from peers.asking.session import Session
+from peers.asking.session import Beginning, Session
 from scheduler.routing import RouteHop
 from tests.support import swarm as chain
 from tests.support.fake_engines import FakeEnds
@@ -77,6 +77,14 @@ class FakeClient:
         self.opened += 1
         session = chain.session_id(next(self._numbers))
         return self.made.requester.open(self.made.route, session, chain.CONTEXT, self.repair)
+
+    def open_beside(self, beginning: Beginning, *_: object) -> AbstractAsyncContextManager[Session]:
+        """Open a session that begins with another one's first positions."""
+        self.opened += 1
+        session = chain.session_id(next(self._numbers))
+        return self.made.requester.open(
+            self.made.route, session, chain.CONTEXT, self.repair, beginning
+        )
 
     async def examine(self, _: object) -> Trust | None:
         """Find what the test wants to be found."""

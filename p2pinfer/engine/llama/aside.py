@@ -65,6 +65,18 @@ class Aside:
                 self._aside.move(self._moved[slot], self._home, slot)
                 self._free.append(self._moved.pop(slot))
 
+    def inherit(self, slot: int, source: int, length: int) -> None:
+        """Begin a session at home with a copy of what another one holds, wherever that is.
+
+        Raises:
+            EngineError: as ``Slice.inherit``.
+        """
+        if source in self._moved:
+            assert self._aside
+            self._home.inherit(slot, self._aside, self._moved[source], length)
+        else:
+            self._home.inherit(slot, self._home, source, length)
+
     def forget(self, slot: int) -> None:
         """Free the cells of a session that is over."""
         self._home.truncate(slot, 0)

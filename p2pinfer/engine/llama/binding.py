@@ -157,6 +157,8 @@ class Slice:
         self._memory = api.llama_get_memory(self.ctx)
         self._lengths = [0] * sessions
         self._batch = _Batch(rows_max, self.width, writes_rows=bool(self._rows_into))
+        self.can_move = self._can_move()
+        """Whether sessions can be moved: llama.cpp leaves out cells behind a layer's window."""
 
     def _context_params(self, cells: int, rows_max: int) -> Any:
         params = api.llama_context_default_params()
@@ -195,9 +197,7 @@ class Slice:
             api.llama_memory_seq_rm(self._memory, slot, length, -1)
             self._lengths[slot] = length
 
-    @property
-    def can_move(self) -> bool:
-        """Whether sessions can be moved: llama.cpp leaves out cells behind a layer's window."""
+    def _can_move(self) -> bool:
         empty = self._state(0)
         return (
             not api.llama_model_n_swa(self._model)
@@ -211,6 +211,30 @@ class Slice:
         Raises:
             EngineError: llama.cpp failed, or memory ran out; the session stays where it is.
         """
+        self.copy(slot, to, to_slot)
+        self.truncate(slot, 0)
+
+    def inherit(self, slot: int, source: "Slice", source_slot: int, length: int) -> None:
+        """Begin a session with a copy of another one's first positions.
+
+        ``source`` is this slice or one that shares the weights, whose sessions can be moved.
+
+        Raises:
+            EngineError: that session holds fewer, llama.cpp failed, or memory ran out.
+        """
+        if source._lengths[source_slot] < length:
+            raise EngineError(f"the other session does not hold {length} positions")
+        if source is self and not self.can_move:
+            self.truncate(slot, 0)
+            # Between streams llama.cpp copies whole ones, windows and all, before it next decodes.
+            api.llama_memory_seq_cp(self._memory, source_slot, slot, -1, -1)
+            self._lengths[slot] = self._lengths[source_slot]
+        else:
+            source.copy(source_slot, self, slot)
+        self.truncate(slot, length)
+
+    def copy(self, slot: int, to: "Slice", to_slot: int) -> None:
+        """Copy a session's positions to a free slot, as ``move`` does; raises as it does."""
         to.truncate(to_slot, 0)
         if not self._lengths[slot]:
             return
@@ -222,7 +246,6 @@ class Slice:
         if not api.llama_state_seq_set_data(to.ctx, _bytes_of(told), told.nbytes, to_slot):
             raise EngineError(f"llama.cpp could not move a session: {_last_error()}")
         to._lengths[to_slot] = self._lengths[slot]
-        self.truncate(slot, 0)
 
     def _state(self, slot: int, more: int = 0) -> NDArray[np.uint32]:
         """Return what llama.cpp knows of a session, and zeros behind it, as 32-bit words."""

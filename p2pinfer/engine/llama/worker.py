@@ -107,6 +107,10 @@ class _Part:
         self.waiting: Batcher[_Job] = Batcher(self._regimes)
         self._paused_ns = 0
 
+    def inherit(self, slot: int, source: int, length: int) -> None:
+        """Begin a session with a copy of another's first positions; raises EngineError."""
+        self._places.inherit(slot, source, length)
+
     def forget(self, slot: int) -> None:
         """Free a session's cells."""
         self._places.forget(slot)
@@ -233,7 +237,7 @@ class _Worker:
     def _look(self) -> None:
         """Take rows that came in the middle of a stage's decode; what frees cells is put off."""
         for frame in self._inbox.frames(wait=False):
-            kind, slot = frame[0], frame[2 if frame[0] == "rows" else 1]
+            kind, slot = frame[0], frame[2 if frame[0] in ("rows", "inherit") else 1]
             if kind == "rows" and all(slot != each for each, _ in self._put_off):
                 self.take(frame)
             else:
@@ -258,6 +262,8 @@ class _Worker:
             case ["sampling", slot, sampling, recent, said]:
                 self._clear(slot)  # jobs still waiting belong to an answer that is no longer wanted
                 self._start(slot, Sampling(**sampling), recent, said)
+            case ["inherit", number, slot, source, length]:
+                self._inherit(_Request(number), slot, source, length)
             case ["close", slot]:
                 self._clear(slot)
                 for part in self.parts:
@@ -274,6 +280,15 @@ class _Worker:
                 self._grammars = Grammars(self._vocabulary)
             constraint = self._grammars.begin(sampling.grammar, said)
         self._samplers[slot] = Sampler(self._last.slice, sampling, recent, constraint)
+
+    def _inherit(self, request: _Request, slot: int, source: int, length: int) -> None:
+        try:
+            for part in self.parts:
+                part.inherit(slot, source, length)
+        except EngineError as error:
+            self._fail(request, error)
+        else:
+            self._answer(request)
 
     def _rows(self, data: bytes) -> NDArray[np.float32]:
         return np.frombuffer(data, np.float32).reshape(-1, self._first.slice.width)
