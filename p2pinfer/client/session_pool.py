@@ -41,6 +41,12 @@ asked anew, and its answer. Where more would be lost, a second session begins wi
 SHARED_TOKENS_MIN = 64
 """What a session must share with a prompt to be copied: a block, which runs in a moment."""
 
+MENDED_S_MAX = 10.0
+"""For a peer that died to be replaced in the session to begin with, as while an answer waits."""
+
+MENDED_TIMES_MAX = 3
+"""As many peers of a short chain may die at once."""
+
 CLOSE_S_MAX = 5.0
 """For taking leave of the peers of a session."""
 
@@ -234,11 +240,27 @@ class SessionPool:
 
     async def _open(self, beginning: Beginning | None = None) -> Lent:
         """Open a session; where another one can be copied, with what that holds."""
-        if beginning:
-            with suppress(LookupError, PeerError, EngineError):  # it is over, or its peers are full
-                return await self._enter(self._client.open_beside(beginning, self._on_wait))
+        if beginning and (lent := await self._open_beside(beginning)):
+            return lent
         route = await self._client.find_route(self._on_wait)
         return await self._enter(self._client.open_session(route, self._on_wait))
+
+    async def _open_beside(self, beginning: Beginning) -> Lent | None:
+        """Open a session with a copy of another one; None if that is over, or its peers are full.
+
+        One of them may have died a moment ago: then the other session finds a replacement first.
+        """
+        for _ in range(MENDED_TIMES_MAX):
+            try:
+                return await self._enter(self._client.open_beside(beginning, self._on_wait))
+            except (LookupError, EngineError):
+                return None
+            except PeerError as error:
+                if _is_busy(error):
+                    return None
+                with trio.move_on_after(MENDED_S_MAX):
+                    await beginning.session.wait_without(error.peer)
+        return None
 
     async def _enter(self, opening: AbstractAsyncContextManager[Session]) -> Lent:
         async with AsyncExitStack() as stack:

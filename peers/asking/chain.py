@@ -81,6 +81,7 @@ class Chain:
         self._look_at, self._idle_from, self._is_waiting = number + LOOK_STEPS, -1, False
         self._failure: PeerError | None = None
         self._trouble, self._mended = trio.Event(), trio.Event()
+        self._rerouted = trio.Event()
         self._failed: list[PeerId] = []  # most recent last
         self._reopened: dict[PeerId, float] = {}  # when the session was opened there again
         self._scope = trio.CancelScope()
@@ -197,6 +198,7 @@ class Chain:
         self._failure = self._failure or error
         self._let_go(error)
         self._mended.set()
+        self._rerouted.set()
 
     def _let_go(self, why: PeerError) -> None:
         for stage in self._stages:
@@ -231,8 +233,15 @@ class Chain:
         self._nursery.start_soon(self._keep)
         self._nursery.start_soon(self._end_when_still)
 
+    async def wait_without(self, peer: PeerId) -> None:
+        """Wait until another peer has taken the place of this one, or the session is over."""
+        while not self._failure and any(hop.peer == peer for hop in self.route):
+            await self._rerouted.wait()
+
     def _tell_route(self) -> None:
-        """Report the chain's current peers to the evidence and the repair."""
+        """Report the chain's current peers to the evidence, the repair and those who wait."""
+        self._rerouted.set()
+        self._rerouted = trio.Event()
         if self.evidence:
             self.evidence.follow(self.route)
         if self._repair:

@@ -19,7 +19,7 @@ import trio
 from attrs import evolve
 
 from p2pinfer.core.errors import EngineError, UserError, lone_errors
-from p2pinfer.core.ids import ModelId, SessionId
+from p2pinfer.core.ids import ModelId, PeerId, SessionId
 from p2pinfer.core.limits import STEPS_IN_FLIGHT_MAX
 from p2pinfer.core.messages import Hop, Open
 from p2pinfer.core.regimes import Regime, RegimeChunk, split
@@ -136,6 +136,10 @@ class Session:
     def opening(self, opened: Open, rows: int) -> Open:
         """Return what opens a session that begins with the first positions of this one."""
         return evolve(opened, blocks=self._chain.blocks, parent=self._chain.as_parent(rows))
+
+    async def wait_without(self, peer: PeerId) -> None:
+        """Wait until another peer has taken the place of this one, or the session is over."""
+        await self._chain.wait_without(peer)
 
     def held_of(self, prompt: Sequence[int]) -> int:
         """How many tokens of a prompt's beginning need not be run again."""

@@ -13,6 +13,7 @@ from p2pinfer.client.library import Swarm
 from p2pinfer.client.session_pool import IDLE_S_MAX, WAIT_S_MAX, WAITING_MAX, TooBusy
 from p2pinfer.core.errors import EngineError, NobodyServes, PeerError, PromptTooLong
 from p2pinfer.core.sampling import Sampling
+from tests.peers.asking.test_recovery import SPARES, Spares
 from tests.support.fake_gateway import FakeClient, fake_swarm
 from tests.support.swarm import CONTEXT
 
@@ -130,6 +131,26 @@ async def test_what_cannot_be_copied_is_read(
             monkeypatch.setattr(client, "open_beside", fail)
             assert (await ask(swarm, [*shared, 2, 3])).tokens == 4
             await swarm.pool.close()
+
+
+async def test_copy_waits_for_a_peer_that_died_to_be_replaced(
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The session to begin with finds a replacement, and the copy then goes through that."""
+    monkeypatch.setattr(session_pool, "LOST_TOKENS_MAX", 8)
+    shared = [3 + n % 40 for n in range(100)]
+    async with fake_swarm() as (swarm, client):
+        made = client.made
+        spares = Spares(made)
+        client.repair = spares.repair()
+        await ask(swarm, [*shared, *range(2, 30)])
+        hop = made.route[1]
+        await spares.add(hop.first, hop.end)
+        made.leave[1]()
+        made.route[1] = spares.hops[0]  # where other sessions go from now on
+        answer = await ask(swarm, [*shared, 41, 42])
+        assert answer.reused_tokens == 100
+        assert [each["peer"] for each in answer.route][1] == SPARES[0]
 
 
 async def test_same_answer_from_a_warm_session_as_from_a_cold_one(

@@ -82,9 +82,8 @@ class FakeClient:
         """Open a session that begins with another one's first positions."""
         self.opened += 1
         session = chain.session_id(next(self._numbers))
-        return self.made.requester.open(
-            self.made.route, session, chain.CONTEXT, self.repair, beginning
-        )
+        route = beginning.session.route
+        return self.made.requester.open(route, session, chain.CONTEXT, self.repair, beginning)
 
     async def examine(self, _: object) -> Trust | None:
         """Find what the test wants to be found."""
