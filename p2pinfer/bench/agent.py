@@ -2,9 +2,9 @@
 
 An agent sends everything that was said with each turn, so what matters is how much of it is read
 again. Each turn of the recording is asked in the sessions of one gateway. After some of them the
-same prompt is also read by a session that knows nothing, which gives the ratio; in the end a peer
-is killed, and another agent with the same tools begins while the first one's answer is still being
-made, and one more after that death. A stream that writes all the while says how long reading makes others wait.
+same prompt is also read by a session that knows nothing, which gives the ratio. Another agent with
+the same tools begins while the first one's answer is still being made; then a peer is killed, and a
+third one begins. A stream that writes all the while says how long reading makes others wait.
 """
 
 import json

@@ -20,9 +20,9 @@ from p2pinfer.core.python_process import python_command
 from p2pinfer.core.sampling import Sampling
 from p2pinfer.engine.llama.memory import WORKER_BYTES
 from p2pinfer.engine.store.assemble import PartsModel
+from p2pinfer.node.capacity import layer_bytes
 from p2pinfer.node.local_swarm import LocalPeer, run_peer, wait_ready
 from p2pinfer.node.model_supply import name_model, open_store, open_whole
-from p2pinfer.node.peer import layer_bytes
 from p2pinfer.node.requester import ClientOptions, Machine, open_client
 from transports.identity import load_identity
 

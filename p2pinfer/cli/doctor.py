@@ -25,10 +25,10 @@ from p2pinfer.engine.llama.probe_reports import (
 )
 from p2pinfer.engine.store.assemble import PartsModel
 from p2pinfer.engine.store.store import Store
+from p2pinfer.node.capacity import least_bytes
 from p2pinfer.node.local_peers import Here
 from p2pinfer.node.model_supply import obtain
 from p2pinfer.node.observer import ObservedPeer, Observer, holders
-from p2pinfer.node.peer import least_bytes
 from p2pinfer.node.requester import Machine
 
 SKEW_S_MAX = 60.0

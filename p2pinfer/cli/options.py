@@ -63,6 +63,16 @@ SwarmModel = Annotated[
         " swarm serves, or else 'default'.",
     ),
 ]
+SwarmModels = Annotated[
+    tuple[str, ...],
+    option(
+        "model",
+        "GGUF file, hf:owner/repo[:QUANT], model id, or 'default'; several times for several"
+        " models, which share the memory (one a line in the variable). If omitted: the model that"
+        " the swarm serves, or else 'default'.",
+        env_var_split=lambda _, names: names.splitlines(),
+    ),
+]
 Network = Annotated[str, option("network", "Swarm name; peers of other swarms are ignored.")]
 NetworkKey = Annotated[
     Path | None,

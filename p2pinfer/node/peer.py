@@ -6,7 +6,7 @@ import re
 import secrets
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import TypeVar
@@ -18,19 +18,13 @@ from p2pinfer.core.advertisement import SESSIONS_MAX, Advertisement, State
 from p2pinfer.core.errors import UserError, lone_errors
 from p2pinfer.core.ids import ModelId, PeerId
 from p2pinfer.core.layer_range import LayerRange
-from p2pinfer.core.manifest import METADATA, Manifest, layer_part
+from p2pinfer.core.manifest import METADATA, Manifest
 from p2pinfer.engine.base import StageEngine
-from p2pinfer.engine.gguf.architectures import layers_at_once_max
 from p2pinfer.engine.llama.engine import open_stage
-from p2pinfer.engine.llama.memory import (
-    WORKER_BYTES,
-    aside_sessions,
-    budget_bytes,
-    mib,
-    sessions_bytes,
-)
+from p2pinfer.engine.llama.memory import budget_bytes
 from p2pinfer.engine.store.assemble import PartsModel
 from p2pinfer.engine.store.store import Store
+from p2pinfer.node.capacity import appetite, layers_max, too_small
 from p2pinfer.node.fraud_files import open_frauds, sharing
 from p2pinfer.node.identity_lock import hold_identity
 from p2pinfer.node.idle_monitor import ActivityMeter, heed_owner
@@ -47,6 +41,7 @@ from p2pinfer.node.requester import (
     for_model,
     freeze_gc,
 )
+from p2pinfer.node.shared_memory import SharedMemory
 from p2pinfer.node.sponsors import Workers, clock_ms, sponsor
 from p2pinfer.node.status_report import describe_peer
 from p2pinfer.node.status_socket import Status, open_status
@@ -120,6 +115,8 @@ class PeerOptions:
     machine: Machine = field(default_factory=Machine)
     memory_bytes: int | None = None
     """For weights and sessions; None for a share of the free memory."""
+    shared: SharedMemory | None = None
+    """With other models that this machine serves; ``memory_bytes`` does not count then."""
     transport: str = "libp2p"
     """``tcp`` is bare TCP, for measuring what libp2p costs."""
     only_idle: bool = False
@@ -155,6 +152,20 @@ class Hooks:
     """Once set, the peer lets sessions finish, hands its layers over, and leaves."""
     default_model: Choose
     """Finds the model if neither the person nor the swarm names one."""
+
+
+async def serve_peers(options: Sequence[PeerOptions], store: Store, hooks: Hooks) -> None:
+    """Serve several models, each as a peer of its own with its own key and port.
+
+    To the swarm a peer serves one model, so this machine is as many peers as it serves models. They
+    share its memory, and leave together. Raises as ``serve_peer``.
+    """
+    total = budget_bytes(options[0].memory_bytes)
+    shared = SharedMemory(total, len(options)) if len(options) > 1 else None
+    with lone_errors():
+        async with trio.open_nursery() as nursery:
+            for each in options:
+                nursery.start_soon(serve_peer, replace(each, shared=shared), store, hooks)
 
 
 async def serve_peer(options: PeerOptions, store: Store, hooks: Hooks) -> None:
@@ -221,7 +232,7 @@ async def serve_peer(options: PeerOptions, store: Store, hooks: Hooks) -> None:
         nursery.start_soon(workers.run)
         serves = partial(_serves, directory, transport.peer_id, model.id)
         accounts = Accounts(network, clock_ms, serves, workers.__contains__)
-        server = _compose(supplies, model, signer, accounts)
+        server = await _compose(supplies, model, signer, accounts)
         if options.only_idle:
             await nursery.start(heed_owner, server.rest, partial(in_thread, ActivityMeter().look))
         await stack.enter_async_context(sharing(_frauds(swarm, model.id, server), nursery))
@@ -399,16 +410,19 @@ class _Supplies:
         )
 
 
-def _compose(
+async def _compose(
     supplies: _Supplies, model: PartsModel, signer: ReceiptSigner, accounts: Accounts
 ) -> Server:
     """Make a server with this machine's capacity; raises UserError if not even a layer fits."""
     options, hooks, transport = supplies.options, supplies.hooks, supplies.swarm.transport
     machine = for_model(options.machine, model)
     fixed = options.layers
-    fit = layers_max(model, machine, options.memory_bytes)
+    memory_bytes = options.memory_bytes
+    if options.shared:
+        memory_bytes = await options.shared.share(model.info.name, appetite(model, machine))
+    fit = layers_max(model, machine, memory_bytes)
     if not (fit or fixed):
-        raise UserError(_too_small(model, machine, options.memory_bytes))
+        raise UserError(too_small(model, machine, memory_bytes))
     me = evolve(
         _joining(transport, model.manifest),
         context=machine.context,
@@ -435,37 +449,6 @@ def _compose(
         tell=hooks.say,
         signer=signer,
         account_of=accounts.of,
-    )
-
-
-def layers_max(model: PartsModel, machine: Machine, memory_bytes: int | None) -> int:
-    """Return how many layers of a model it may choose, with their sessions, in the memory."""
-    room = budget_bytes(memory_bytes) - WORKER_BYTES
-    most = min(model.manifest.layers - 2, layers_at_once_max(model.header, model.info))
-    return max(0, min(room // layer_bytes(model, machine), most))
-
-
-def layer_bytes(model: PartsModel, machine: Machine) -> int:
-    """Return the memory of the largest layer: its weights, and the cells of all sessions."""
-    manifest = model.manifest
-    weights = max(manifest.part(layer_part(layer)).size for layer in range(manifest.layers))
-    held = machine.sessions + aside_sessions(machine.sessions)
-    return weights + sessions_bytes(model.header, 1, held, machine.context)
-
-
-def least_bytes(model: PartsModel, machine: Machine) -> int:
-    """Return the memory that serving one layer takes."""
-    return WORKER_BYTES + layer_bytes(model, for_model(machine, model))
-
-
-def _too_small(model: PartsModel, machine: Machine, memory_bytes: int | None) -> str:
-    least = least_bytes(model, machine)
-    what = "--memory gives" if memory_bytes else "this machine can spare"
-    return (
-        f"one layer of {model.info.name} with {machine.sessions} sessions of"
-        f" {machine.context:,} positions takes {mib(least)}, but {what}"
-        f" only {mib(budget_bytes(memory_bytes))}: choose a smaller --context, fewer --sessions, or"
-        " more --memory"
     )
 
 

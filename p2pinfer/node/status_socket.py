@@ -25,6 +25,9 @@ _log = logging.getLogger("p2pinfer.status")
 
 Status = dict[str, Any]
 
+_own: list[str] = []
+"""Names of the sockets that this process answers at."""
+
 WRITE_S_MAX = 1.0
 """For a client to read the answer, while the next one waits."""
 
@@ -69,10 +72,13 @@ async def open_status(
         try:
             path = run_dir() / f"{os.getpid()}.sock"
             _sweep(path.parent)
+            if path.name in _own:  # a process may be several peers
+                path = path.with_suffix(f".{len(_own) + 1}.sock")
             path.unlink(missing_ok=True)  # of an earlier process with this id
             await listener.bind(str(path))
             path.chmod(0o600)
             listener.listen(ASKERS_WAITING_MAX)
+            _own.append(path.name)
         except (OSError, UserError) as error:  # such as a path that is too long for a socket
             _log.warning("p2pinfer status will not see this process: %s", error)
             yield
@@ -83,6 +89,7 @@ async def open_status(
                 yield
                 nursery.cancel_scope.cancel()
         finally:
+            _own.remove(path.name)
             path.unlink(missing_ok=True)
 
 
@@ -122,9 +129,15 @@ def _object(data: bytes | bytearray) -> Status | None:
 
 def _sweep(folder: Path) -> None:
     """Remove the sockets of processes that are gone."""
-    for path in folder.glob("*.sock"):
-        if path.stem.isdecimal() and not _is_alive(int(path.stem)):
+    for path, pid in _sockets(folder):
+        if not _is_alive(pid):
             path.unlink(missing_ok=True)
+
+
+def _sockets(folder: Path) -> list[tuple[Path, int]]:
+    """Return the sockets of all processes, and their ids."""
+    found = [(path, path.name.split(".")[0]) for path in folder.glob("*.sock")]
+    return sorted((path, int(pid)) for path, pid in found if pid.isdecimal())
 
 
 def _is_alive(pid: int) -> bool:
@@ -139,7 +152,7 @@ def _is_alive(pid: int) -> bool:
 
 def running_pids() -> list[int]:
     """Return the ids of the processes that can be asked; some may be gone."""
-    return sorted(int(path.stem) for path in run_dir().glob("*.sock") if path.stem.isdecimal())
+    return sorted({pid for _, pid in _sockets(run_dir())})
 
 
 async def ask_all(question: Status | None = None) -> list[Status]:
@@ -147,15 +160,15 @@ async def ask_all(question: Status | None = None) -> list[Status]:
     found: list[Status] = []
     line = json.dumps(question or {}).encode() + b"\n"
 
-    async def ask(pid: int) -> None:
-        status = await _ask(run_dir() / f"{pid}.sock", line)
+    async def ask(path: Path) -> None:
+        status = await _ask(path, line)
         if status:
             found.append(status)
 
     with trio.move_on_after(ASK_S_MAX):
         async with trio.open_nursery() as nursery:
-            for pid in running_pids()[:PROCESSES_MAX]:
-                nursery.start_soon(ask, pid)
+            for path, _ in _sockets(run_dir())[:PROCESSES_MAX]:
+                nursery.start_soon(ask, path)
     return sorted(found, key=lambda status: (-status["uptime_s"], status["pid"]))
 
 

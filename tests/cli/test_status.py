@@ -133,6 +133,19 @@ async def test_sockets_of_dead_processes_are_removed(monkeypatch: pytest.MonkeyP
         assert len(await ask_all()) == 1
 
 
+async def test_a_process_that_is_several_peers_reports_them_all() -> None:
+    """Each has a socket of its own; what is left behind of a dead process is removed."""
+    dead = run_dir() / "4194305.2.sock"  # above the largest id of a process
+    dead.touch()
+    async with open_status(lambda: {"role": "peer", "model": "A"}):
+        async with open_status(lambda: {"role": "peer", "model": "B"}):
+            assert {each["model"] for each in await ask_all()} == {"A", "B"}
+            assert running_pids() == [os.getpid()]
+            assert not dead.exists()
+        assert [each["model"] for each in await ask_all()] == ["A"]
+    assert not running_pids()
+
+
 async def test_a_path_too_long_for_a_socket_does_not_stop_serving(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

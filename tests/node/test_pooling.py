@@ -8,8 +8,8 @@ import pytest
 from p2pinfer.engine.gguf.architectures import RULES
 from p2pinfer.engine.gguf.reader import read_header
 from p2pinfer.engine.llama.memory import WORKER_BYTES
+from p2pinfer.node.capacity import layers_max
 from p2pinfer.node.model_supply import name_model, open_store, open_whole
-from p2pinfer.node.peer import layers_max
 from p2pinfer.node.pooling import PUBLISHED, ModelSize, Pool, measured, share, suggest
 from p2pinfer.node.requester import Machine
 from tests.support.toys import quiet, write_toy

@@ -13,8 +13,8 @@ from typing import Any
 import pytest
 
 from p2pinfer.engine.llama.memory import WORKER_BYTES
+from p2pinfer.node.capacity import layer_bytes
 from p2pinfer.node.model_supply import name_model, open_store, open_whole
-from p2pinfer.node.peer import layer_bytes
 from p2pinfer.node.requester import Machine
 from tests.support.processes import COMMAND, CONTEXT, SESSIONS, environment, join, stop, wait_ready
 from transports.identity import load_identity
