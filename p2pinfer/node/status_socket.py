@@ -9,8 +9,8 @@ import errno
 import json
 import logging
 import os
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import ExitStack, asynccontextmanager, contextmanager, suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -25,7 +25,7 @@ _log = logging.getLogger("p2pinfer.status")
 
 Status = dict[str, Any]
 
-_own: list[str] = []
+_own: set[str] = set()
 """Names of the sockets that this process answers at."""
 
 WRITE_S_MAX = 1.0
@@ -68,17 +68,14 @@ async def open_status(
         uptime_s = round(trio.current_time() - started_at, 3)
         return json.dumps(about | {"uptime_s": uptime_s} | describe() | answer(question)).encode()
 
-    with socket.socket(socket.AF_UNIX) as listener:
+    with ExitStack() as stack:
+        listener = stack.enter_context(socket.socket(socket.AF_UNIX))
         try:
-            path = run_dir() / f"{os.getpid()}.sock"
-            _sweep(path.parent)
-            if path.name in _own:  # a process may be several peers
-                path = path.with_suffix(f".{len(_own) + 1}.sock")
+            path = stack.enter_context(_own_path())
             path.unlink(missing_ok=True)  # of an earlier process with this id
             await listener.bind(str(path))
             path.chmod(0o600)
             listener.listen(ASKERS_WAITING_MAX)
-            _own.append(path.name)
         except (OSError, UserError) as error:  # such as a path that is too long for a socket
             _log.warning("p2pinfer status will not see this process: %s", error)
             yield
@@ -89,8 +86,27 @@ async def open_status(
                 yield
                 nursery.cancel_scope.cancel()
         finally:
-            _own.remove(path.name)
             path.unlink(missing_ok=True)
+
+
+@contextmanager
+def _own_path() -> Iterator[Path]:
+    """Reserve a path for a socket; a process that is several peers has several.
+
+    Raises:
+        UserError: there is no folder for it.
+    """
+    path = run_dir() / f"{os.getpid()}.sock"
+    _sweep(path.parent)
+    number = 1
+    while path.name in _own:
+        number += 1
+        path = path.with_name(f"{os.getpid()}.{number}.sock")
+    _own.add(path.name)
+    try:
+        yield path
+    finally:
+        _own.remove(path.name)
 
 
 async def _answer(listener: socket.SocketType, report: Callable[[Status], bytes]) -> None:
