@@ -63,6 +63,13 @@ SwarmModel = Annotated[
         " swarm serves, or else 'default'.",
     ),
 ]
+
+
+def _one_a_line(_: Any, value: str, **__: Any) -> list[str]:
+    """Split a variable where paths with spaces may be named."""
+    return value.splitlines()
+
+
 SwarmModels = Annotated[
     tuple[str, ...],
     option(
@@ -70,7 +77,7 @@ SwarmModels = Annotated[
         "GGUF file, hf:owner/repo[:QUANT], model id, or 'default'; several times for several"
         " models, which share the memory (one a line in the variable). If omitted: the model that"
         " the swarm serves, or else 'default'.",
-        env_var_split=lambda _, names: names.splitlines(),
+        env_var_split=_one_a_line,
     ),
 ]
 Network = Annotated[str, option("network", "Swarm name; peers of other swarms are ignored.")]

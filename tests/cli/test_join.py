@@ -8,7 +8,6 @@ from p2pinfer.cli import join, model_argument
 from p2pinfer.core.errors import EXIT_USAGE
 from tests.support.command_line import run
 
-
 BOTH = ["id of a", "id of b"]
 
 
