@@ -13,6 +13,7 @@ from starlette.types import ASGIApp
 
 from p2pinfer.api.app import make_app
 from p2pinfer.api.gateway import Access, Gateway
+from p2pinfer.api.telemetry import Telemetry
 from p2pinfer.client.answer import ChatOptions
 from p2pinfer.client.library import Swarm, open_swarm
 from p2pinfer.core.advertisement import Advertisement
@@ -31,6 +32,7 @@ from tests.support.fake_engines import FakeEnds
 
 MODEL = chain.MODEL
 OPEN = Access()
+NOW = 1_700_000_000
 GREEDY = ChatOptions(Sampling(temperature=0.0), max_tokens=32)
 
 
@@ -146,11 +148,14 @@ async def fake_swarm(
 
 @asynccontextmanager
 async def fake_gateway(
-    access: Access = OPEN, sessions: int = 4, chat_template: str | None = None
+    access: Access = OPEN,
+    sessions: int = 4,
+    chat_template: str | None = None,
+    telemetry: Telemetry | None = None,
 ) -> AsyncIterator[tuple[Gateway, FakeClient, ASGIApp]]:
     """Open a gateway to a swarm of fakes."""
     async with fake_swarm(sessions, chat_template=chat_template) as (swarm, client):
-        gateway = Gateway(swarm, GREEDY, access, now=lambda: 1_700_000_000)
+        gateway = Gateway(swarm, GREEDY, access, now=lambda: NOW, telemetry=telemetry)
         yield gateway, client, make_app(gateway)
 
 
