@@ -181,7 +181,7 @@ class Observed:
         span.end()
 
 
-class Traced:
+class ParentSpan:
     """ASGI middleware: what is done for a request belongs to the trace that its client names."""
 
     def __init__(self, app: ASGIApp) -> None:

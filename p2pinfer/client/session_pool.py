@@ -36,7 +36,7 @@ IDLE_S_MAX = 300.0
 
 LOST_TOKENS_MAX = 256
 """Of another conversation, where a session goes on from a beginning that both share: a question
-asked anew, and its answer. Where more would be lost, a second session begins with a copy."""
+asked again, and its answer. Where more would be lost, a second session begins with a copy."""
 
 SHARED_TOKENS_MIN = 64
 """What a session must share with a prompt to be copied: a block, which runs in a moment."""

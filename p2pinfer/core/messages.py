@@ -141,7 +141,7 @@ class Parent:
 
     session: SessionId = field(validator=SESSION)
     rows: int = field(validator=whole(1, POSITIONS_MAX))
-    """The first so many positions."""
+    """How many of its first positions."""
     number: int = field(validator=_NUMBER)
     """Of the last step sent in it: those of the new session count on from here, so that what is
     kept of both can be sent again."""

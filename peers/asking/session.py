@@ -52,14 +52,14 @@ class Token:
     """As in ``NextToken``."""
 
 
-class Held(NamedTuple):
+class HeldTokens(NamedTuple):
     """Tokens that all caches hold, and the regime that each one ran in."""
 
     tokens: Sequence[int] = ()
     regimes: Sequence[Regime] = ()
 
 
-NOTHING: Final = Held()
+NOTHING: Final = HeldTokens()
 
 
 class Session:
@@ -72,7 +72,7 @@ class Session:
         cells: EndsSession,
         context: int,
         *,
-        held: Held = NOTHING,
+        held: HeldTokens = NOTHING,
         drafts: bool = False,
         model: ModelDrafter | None = None,
     ) -> None:
@@ -111,11 +111,11 @@ class Session:
             await self._changed.wait()
 
     @contextmanager
-    def lend(self, rows: int) -> Iterator[Held]:
+    def lend(self, rows: int) -> Iterator[HeldTokens]:
         """Leave the first positions as they are during the block."""
         self._lent.append(rows)
         try:
-            yield Held(self.tokens[:rows], self._regimes[:rows])
+            yield HeldTokens(self.tokens[:rows], self._regimes[:rows])
         finally:
             self._lent.remove(rows)
             self._tell_changed()

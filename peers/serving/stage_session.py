@@ -207,7 +207,7 @@ class StageSession:
         return True
 
     def holds(self, rows: int, opened: Open) -> bool:
-        """Whether it has computed so many positions, as a session so opened would have."""
+        """Whether it has computed these positions as a session that is opened so would."""
         mine = self.opened
         return (
             (mine.end, mine.dtype) == (opened.end, opened.dtype)

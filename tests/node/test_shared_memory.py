@@ -30,7 +30,7 @@ async def shares(
 
 
 async def test_the_last_one_to_say_decides(autojump_clock: MockClock) -> None:
-    """Small models leave room for large ones, whoever is first."""
+    """Small models leave room for large ones, and either may be first."""
     shared = SharedMemory(100, 2)
     asked = {"small": (0.0, Appetite(5, 20)), "large": (9.0, Appetite(5, 500))}
     assert await shares(shared, asked) == {"small": (20, 9.0), "large": (80, 9.0)}
