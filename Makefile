@@ -12,6 +12,9 @@ WHEELS := $${XDG_CACHE_HOME:-$$HOME/.cache}/p2pinfer/wheels
 export P2PINFER_PROMPT := $(value PROMPT)
 unexport PROMPT
 
+# Test files that run at once; each may start several processes of its own.
+WORKERS ?= 2
+
 FRAMES ?= 1000000
 SEED ?= 1
 FUZZ = --frames $(FRAMES) --seed $(SEED) $(TARGET:%=--target %) $(CASE:%=--case %)
@@ -49,10 +52,10 @@ check: ready
 	$(BIN)/lint-imports --no-logo
 
 test: check
-	$(BIN)/pytest -m 'not long' --durations=20
+	$(BIN)/pytest -m 'not long' -n $(WORKERS) --dist loadfile --durations=20
 
 test-fast: ready
-	$(BIN)/pytest -m 'not slow and not long' -q
+	$(BIN)/pytest -m 'not slow and not long' -n $(WORKERS) --dist loadfile -q
 
 test-long: ready
 	$(BIN)/pytest -m long

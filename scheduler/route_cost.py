@@ -83,13 +83,15 @@ def relay_detours(view: OfferTable, row_bytes: int) -> Floats:
     """Return what a hidden peer's rows take longer, one way, to each row of the table; 0 if open.
 
     It is a mean, for a pair that nobody has measured: most punch a hole, and go no detour; the
-    others go to the receiver's relay and on, which is at most the way to that relay and back, and
-    wait for the relay's rate. ``row_bytes`` is what a token's row has; 0 leaves out the rate.
+    others go to the receiver's relay and on, and wait for the relay's rate. Such a detour is
+    between nothing and the way to that relay and back, and half of that where the sender is as far
+    from the relay as from the receiver. ``row_bytes`` is what a token's row has; 0 leaves out the
+    rate.
     """
     told_s = view.column("relay_us") / US_PER_S
     round_trip_s = np.where(told_s > 0, told_s, RELAY_ROUND_TRIP_S_DEFAULT)
     round_trip_s = np.minimum(round_trip_s, ROUND_TRIP_S_DEFAULT)
-    detour_s = RELAYED_SHARE * (round_trip_s + row_bytes / RELAY_BYTES_PER_S)
+    detour_s = RELAYED_SHARE * (round_trip_s / 2 + row_bytes / RELAY_BYTES_PER_S)
     return np.where(view.column("hidden") > 0, detour_s, 0.0)
 
 

@@ -9,7 +9,13 @@ from p2pinfer.core.ids import ModelId, PeerId
 from peers.discovery.directory import Directory
 from peers.discovery.relay_candidates import relay_candidates
 from transports.base import Reachability
-from transports.libp2p.relay_limits import Bucket, RelayLimits, RelayTable
+from transports.libp2p.relay_limits import (
+    LOOKED_AT_MAX,
+    Bucket,
+    RelayLimits,
+    RelayTable,
+    exchanges,
+)
 from transports.memory.network import MemoryTransport
 
 HELD_MAX = 3
@@ -158,6 +164,7 @@ class RelayHolder:
         self._directory, self._model, self._round_trip_s = directory, model, round_trip_s
         self._again_at: dict[PeerId, float] = {}
         self._refused: Counter[PeerId] = Counter()
+        self._looked_at: set[PeerId] = set()
         self._wake = trio.Event()
 
     async def run(self) -> None:
@@ -167,6 +174,7 @@ class RelayHolder:
             self._wake = trio.Event()
             if self._transport.reachability is Reachability.HIDDEN:
                 await self._find()
+                await self._look_around()
             is_settled = len(self._transport.relays) >= HELD_MAX
             pause_s = self._ways.limits.reservation_s / 2 if is_settled else LOOK_S
             with trio.move_on_after(pause_s):
@@ -190,6 +198,29 @@ class RelayHolder:
             async with trio.open_nursery() as nursery:
                 for relay in asked:
                     nursery.start_soon(self._ask, relay)
+
+    async def _look_around(self) -> None:
+        """Connect to some candidates to see how far they are, once; then exchange far relays."""
+        while self._transport.relays and (room := LOOKED_AT_MAX - len(self._looked_at)):
+            strangers = [peer for peer in self._due() if self._round_trip_s(peer) is None]
+            some = [each for each in strangers if each not in self._looked_at]
+            some = some[: min(ASKED_MAX, room)]
+            self._looked_at.update(some)
+            async with trio.open_nursery() as nursery:
+                for peer in some:
+                    nursery.start_soon(self._transport.is_reached, peer)
+            if not some or len(self._looked_at) == LOOKED_AT_MAX:
+                await self._improve()
+                return
+
+    async def _improve(self) -> None:
+        held_s = {relay: self._round_trip_s(relay) or 0.0 for relay in self._transport.relays}
+        others_s = {p: s for p in self._due() if (s := self._round_trip_s(p)) is not None}
+        for old, new in exchanges(held_s, others_s):
+            await self._ask(new)
+            held = self._transport.relays
+            if new in held and old in held:
+                self._transport.hold(each for each in held if each != old)
 
     def _due(self) -> list[PeerId]:
         me, now = self._transport.peer_id, trio.current_time()

@@ -16,10 +16,10 @@ from p2pinfer.core.layer_range import LayerRange
 from p2pinfer.core.ledger import LedgerEntry
 from p2pinfer.engine.base import StageEngine
 from peers.asking.client import Asked, SwarmClient
-from peers.asking.experience import call_around
 from peers.audits.auditor import Auditor
 from peers.audits.frauds import judges_beside
 from peers.audits.replay import PeerReplays
+from peers.discovery.calling import call_around
 from peers.discovery.directory import Directory
 from peers.receipts.session_evidence import Gatherer
 from peers.receipts.signer import ReceiptSigner

@@ -27,6 +27,8 @@ settings.load_profile("p2pinfer")
 SLOW = (
     "real/",  # processes of p2pinfer, the real model
     "engine/llama/",  # llama.cpp, in this process and in workers
+    "engine/training/",  # llama.cpp, and seconds of arithmetic
+    "engine/store/test_adapters.py",
     "engine/store/test_assemble.py",
     "engine/store/test_slice_files.py",
     "engine/store/test_split.py",
@@ -34,12 +36,15 @@ SLOW = (
     "engine/store/test_tebibyte.py",
     "engine/test_template.py",
     "engine/test_template_features.py",
+    "api/test_page_alone.py",  # starts a browser
     "cli/test_service.py",
     "core/test_python_process.py",
     "fuzz/",
     "interop/",
     "natlab/test_same_network.py",
     "node/test_hub.py",
+    "node/test_proof_keys.py",
+    "node/test_learning.py",
     "peers/parts/test_fetch.py",
     "peers/steps/test_hostile.py",
     "scheduler/test_oracle.py",

@@ -40,7 +40,7 @@ def readable(path: Path) -> str:
 def files() -> Iterator[Path]:
     """Yield every file with words in it, this one excepted."""
     for path in _all_files():
-        if "node_modules" not in path.parts:  # written by others
+        if not {"node_modules", "vendor"} & set(path.parts):  # written by others
             yield path
 
 

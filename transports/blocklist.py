@@ -1,6 +1,6 @@
 """Peers that this one has nothing to do with: proven cheats, for example."""
 
-from collections.abc import Callable, Collection, Hashable, Sequence
+from collections.abc import Callable, Collection, Hashable, Mapping, Sequence
 from contextlib import AbstractAsyncContextManager
 from functools import partial
 from math import inf
@@ -145,6 +145,13 @@ class GuardedTransport:
         """What became of asking the router for a port, in words, where that is done."""
         keeper = getattr(self._inner, "port_keeper", None)
         return keeper.words if keeper else ""
+
+    @property
+    def punching(self) -> Mapping[str, int]:
+        """How many tries to reach a peer without its relay were ``won`` and ``lost``, if any."""
+        punches = getattr(self._inner, "punches", None)
+        tries: Mapping[str, int] = punches.tries if punches else {"won": 0, "lost": 0}
+        return tries
 
     @property
     def channels(self) -> int:

@@ -5,6 +5,7 @@ from collections.abc import Awaitable, Callable
 from importlib.metadata import version
 from importlib.resources import files
 
+import trio
 from starlette.applications import Starlette
 from starlette.exceptions import HTTPException
 from starlette.middleware import Middleware
@@ -27,6 +28,9 @@ from p2pinfer.api.streams import EventStream
 from p2pinfer.api.swarm_state import LISTENERS_MAX, SwarmState
 from p2pinfer.api.telemetry import ParentSpan
 from p2pinfer.api.translated import Translated, body_for
+from p2pinfer.client.words import TRANSLATED, table_path
+from p2pinfer.core.errors import UserError
+from p2pinfer.node.ledger_db import open_books
 
 _log = logging.getLogger("p2pinfer.api")
 
@@ -44,6 +48,7 @@ CONTENT_TYPES = {
     "css": "text/css; charset=utf-8",
     "html": "text/html; charset=utf-8",
     "js": "text/javascript; charset=utf-8",
+    "json": "application/json",
     "svg": "image/svg+xml",
 }
 
@@ -140,6 +145,13 @@ def _own_routes(gateway: Gateway, models: Models, state: SwarmState) -> list[Rou
         headers = {"content-type": "application/octet-stream", "content-disposition": shown_as}
         return Response(found, headers=headers)
 
+    async def earnings(_: Request) -> Response:
+        try:
+            found = await trio.to_thread.run_sync(open_books().report)
+        except UserError as error:
+            raise Problem(503, str(error), "no_ledger", kind="unavailable_error") from error
+        return JSONResponse(found)
+
     async def events(_: Request) -> Response:
         if state.listeners >= LISTENERS_MAX:
             raise _too_many_listeners()
@@ -152,6 +164,7 @@ def _own_routes(gateway: Gateway, models: Models, state: SwarmState) -> list[Rou
         Route("/api/state", now),
         Route("/api/events", events),
         Route("/api/receipts/{name}", receipt),
+        Route("/api/earnings", earnings),
     ]
 
 
@@ -164,12 +177,18 @@ def _page_routes() -> list[Route]:
 
         return endpoint
 
+    page = files("p2pinfer.api").joinpath("static")
     routes = []
-    for file in files("p2pinfer.api").joinpath("static").iterdir():
-        endpoint = serve(file.read_bytes(), CONTENT_TYPES[file.name.rpartition(".")[2]])
-        routes.append(Route(f"/static/{file.name}", endpoint))
-        if file.name == "index.html":
-            routes.append(Route("/", endpoint))
+    for folder, way in ((page, "/static"), (page.joinpath("vendor"), "/static/vendor")):
+        for file in folder.iterdir():
+            kind = CONTENT_TYPES.get(file.name.rpartition(".")[2])
+            if kind:
+                routes.append(Route(f"{way}/{file.name}", serve(file.read_bytes(), kind)))
+    for way, name in (("/", "index.html"), ("/earnings", "earnings.html")):
+        routes.append(Route(way, serve(page.joinpath(name).read_bytes(), CONTENT_TYPES["html"])))
+    for language in TRANSLATED:
+        table = table_path(language).read_bytes()
+        routes.append(Route(f"/static/{language}.json", serve(table, CONTENT_TYPES["json"])))
     return routes
 
 

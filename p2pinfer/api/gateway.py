@@ -165,6 +165,12 @@ class Gateway:
             "direction",
             lambda: {"sent": TRAFFIC.sent, "received": TRAFFIC.received},
         )
+        self.metrics.count(
+            "punches",
+            "Tries to connect with a peer behind a router without its relay.",
+            "result",
+            lambda: client.transport.punching,
+        )
 
     def amiss(self) -> str:
         """Say in words why nothing can be answered, as far as that is known; or nothing."""

@@ -15,7 +15,7 @@ from starlette.types import ASGIApp, Receive, Scope, Send
 from p2pinfer.api.gateway import Access
 from p2pinfer.api.problems import Problem
 
-OPEN_PATHS = {"/", "/health", "/version"}
+OPEN_PATHS = {"/", "/earnings", "/health", "/version"}
 """Besides the page's files. What needs no key: nothing there tells of the swarm or asks it."""
 
 

@@ -88,7 +88,7 @@ class Metrics:
         )
         self._audits = Counter(
             "p2pinfer_audits",
-            "Stages that were run again by somebody else, by what that found.",
+            "Stages that were run again by somebody else, or opened rows, by what that found.",
             ["verdict"],
             registry=registry,
         )

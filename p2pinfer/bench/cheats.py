@@ -9,15 +9,18 @@ also against an auditor with more threads, whose settings give other bits. Bound
 import random
 import statistics
 import tempfile
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import trio
 
 from p2pinfer.bench.decode import PROMPT
+from p2pinfer.bench.layer_arithmetic import LayerArithmetic
+from p2pinfer.bench.opened_zoo import LyingProver, Show
 from p2pinfer.bench.zoo import ZOO, Cheat, Host, Liar, OpenSession
 from p2pinfer.core.fraud import FraudProof, parse, to_sign
 from p2pinfer.core.ids import PeerId, SessionId
@@ -34,12 +37,13 @@ from p2pinfer.engine.store.split import add_model
 from p2pinfer.engine.store.store import Store
 from p2pinfer.node.local_swarm import split_layers
 from p2pinfer.node.model_supply import name_model, open_store, open_whole
-from peers.asking.session import Requester
+from peers.asking.session import Requester, Session
 from peers.audits.auditor import Auditor
 from peers.audits.frauds import judge
 from peers.audits.replay import OpenReplay, Replay, by_engine
 from peers.receipts.session_evidence import Gatherer
 from peers.serving.stage import Stage
+from transports.base import Transport
 from transports.identity import Identity, verify
 from transports.memory.network import MemoryNetwork, MemoryTransport
 
@@ -62,6 +66,16 @@ _LLAMA_FTYPE_MOSTLY_Q3_K_M: Final = 12
 """llama.h: the usual next step down from four bits."""
 
 _OTHER_CLASS = "ab" * 16
+
+
+T = TypeVar("T")
+
+Look = Callable[[Session], Awaitable[T]]
+"""What is done with a session after its last answer, before it ends."""
+
+
+async def _glance(_: Session) -> None:
+    await trio.lowlevel.checkpoint()
 
 
 class _Switch:
@@ -98,6 +112,8 @@ class CheatWorld:
     """An engine with the middle stage's layers."""
     sign: Callable[[bytes], bytes]
     """Signs as the requester."""
+    transport: Transport
+    """The requester's."""
     certificate: bytes = b""
     """Of the newest answer whose receipts join up."""
     proofs: list[FraudProof] = field(default_factory=list)
@@ -105,22 +121,21 @@ class CheatWorld:
     route: list[Hop] = field(default_factory=list)
     switches: list[_Switch] = field(default_factory=list)
     signers: list[Liar] = field(default_factory=list)
+    provers: list[LyingProver] = field(default_factory=list)
 
     async def answer(self, cheat: Cheat | None = None, *, other_class: bool = False) -> Trust:
         """Answer a new prompt with a stage that cheats, and audit every stage."""
         if cheat and cheat.warms_up:
             self._tell(cheat)
-            await self._session(1, None)
+            await self._session(1, _glance)
         self._tell(cheat)
         auditor = Auditor(
             lambda *which: self._find(cheat, other_class, *which), 1.0, on_fraud=self.proofs.append
         )
         try:
-            trust = await self._session(cheat.turns if cheat else 1, auditor)
+            return await self._session(cheat.turns if cheat else 1, partial(self._examine, auditor))
         finally:
             self._tell(None)
-        assert trust
-        return trust
 
     async def proven(self) -> set[PeerId]:
         """Return the peers proven cheats to another holder, by such files as peers exchange."""
@@ -133,7 +148,17 @@ class CheatWorld:
                 found.add(proof.accused)
         return found
 
-    async def _session(self, turns: int, auditor: Auditor | None) -> Trust | None:
+    async def look(self, cheat: Cheat | None, show: Show | None, looks: Look[T]) -> T:
+        """Answer a new prompt with a stage that cheats, and look at it before its session ends."""
+        self._tell(cheat, show)
+        try:
+            if cheat and cheat.warms_up:
+                await self._session(1, looks)
+            return await self._session(cheat.turns if cheat else 1, looks)
+        finally:
+            self._tell(None)
+
+    async def _session(self, turns: int, looks: Look[T]) -> T:
         text = PROMPT[self.chance.randrange(len(PROMPT) // 2) :]
         prompt = (await self.ends.tokenize(text, special=False))[:PROMPT_TOKENS]
         session_id = SessionId(self.chance.randbytes(16))
@@ -142,17 +167,19 @@ class CheatWorld:
                 said = prompt[: len(prompt) // (1 + turn)]
                 async for _ in session.generate(said, Sampling(temperature=0), ANSWER_TOKENS):
                     pass
-            assert session.evidence
-            if auditor is None:
-                return None
-            trust = await auditor.examine(session.evidence, len(session.tokens))
-            if not trust.broken:
-                evidence, tokens = session.evidence, session.tokens
-                self.certificate = evidence.certify(tokens, "", trust, self.sign)
-            return trust
+            return await looks(session)
 
-    def _tell(self, cheat: Cheat | None) -> None:
+    async def _examine(self, auditor: Auditor, session: Session) -> Trust:
+        assert session.evidence
+        trust = await auditor.examine(session.evidence, len(session.tokens))
+        if not trust.broken:
+            evidence, tokens = session.evidence, session.tokens
+            self.certificate = evidence.certify(tokens, "", trust, self.sign)
+        return trust
+
+    def _tell(self, cheat: Cheat | None, show: Show | None = None) -> None:
         switch, signer = self.switches[CHEATER], self.signers[CHEATER]
+        self.provers[CHEATER].show = show
         switch.cheat = cheat.open if cheat else None
         switch.claims = bool(cheat and cheat.other_class)
         signer.lie = cheat.lie if cheat else None
@@ -209,10 +236,16 @@ async def open_world(model: Path, seed: int) -> AsyncIterator[CheatWorld]:
         nursery = await stack.enter_async_context(trio.open_nursery())
         stack.callback(nursery.cancel_scope.cancel)
         requester = Requester(nursery, me, ends, opened.id, Gatherer(nursery, me, chance.randbytes))
-        world = CheatWorld(requester, ends, chance, auditors, other, keys[0].sign)
+        world = CheatWorld(requester, ends, chance, auditors, other, keys[0].sign, me)
         for engine, key in zip(engines, keys[1:], strict=True):
             transport = await stack.enter_async_context(network.join(key.peer_id))
-            _serve(world, transport, key, Host(engine, lower, engines[0]), opened)
+            is_cheater = len(world.route) == CHEATER
+            last = (
+                LayerArithmetic(opened.stage(lies.first, lies.end), len(lies) - 1)
+                if is_cheater
+                else None
+            )
+            _serve(world, transport, key, Host(engine, lower, engines[0], last_layer=last), opened)
         yield world
 
 
@@ -229,11 +262,14 @@ def _serve(
 ) -> None:
     switch, signer = _Switch(host), Liar(transport, key.sign)
     signer.listen()
+    prover = LyingProver(transport, signer, host)
+    prover.listen()
     Stage(transport, switch, model.id, signer).listen()
     hop = Hop(key.peer_id, tuple(transport.addresses), switch.first, switch.end)
     world.route.append(hop)
     world.switches.append(switch)
     world.signers.append(signer)
+    world.provers.append(prover)
 
 
 async def cheats_bench(

@@ -4,21 +4,26 @@ A cheat replaces an honest engine's sessions, or what the peer signs, opens or r
 auditor.
 """
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Final
 
 import numpy as np
+import trio
 from attrs import evolve
 from numpy.typing import NDArray
 
+from p2pinfer.bench.layer_arithmetic import LayerArithmetic
 from p2pinfer.core.errors import EngineError, UserError
 from p2pinfer.core.messages import Open
 from p2pinfer.core.receipts import SIGNED_AS, Receipt, Signed
 from p2pinfer.core.regimes import Regime
-from p2pinfer.core.witness import Seat, Witness
-from p2pinfer.engine.base import Decoded, Done, EngineSession, StageEngine
-from peers.audits.replay import Replay
+from p2pinfer.core.traced import Traced
+from p2pinfer.core.witness import OpenedRows, Seat, Witness
+from p2pinfer.engine.base import CellsCopy, Decoded, Done, EngineSession, StageEngine
+from peers.audits.replay import Replay, cut
+from peers.receipts.prover import RowAgain
 from peers.receipts.signer import ReceiptSigner, SessionRecord
 from peers.steps.history import History
 
@@ -43,21 +48,57 @@ class Host:
     """Other layers of the model, the same number."""
     seen: dict[int, bytes] = field(default_factory=dict)
     """Rows that it computed in an earlier session, by position."""
+    last_layer: LayerArithmetic | None = None
+    """The last of the layers that it should run."""
+    invented: dict[int, Mapping[Traced, bytes]] = field(default_factory=dict)
+    """Steps of that layer that it computed from an invented attention, by position."""
+    opened: list[RowAgain] = field(default_factory=list)
+    """Rows that it has opened so far."""
     chance: np.random.Generator = field(default_factory=lambda: np.random.default_rng(1))
 
 
 OpenSession = Callable[[Host, int], EngineSession]
 
 
-class Changed:
-    """A session whose rows are changed on their way in or out."""
+async def submitted(session: EngineSession, position: int, rows: bytes, regime: Regime) -> Decoded:
+    """Run rows and wait for them; raises EngineError."""
+    done, outcomes = trio.Event(), list[Decoded | EngineError]()
 
-    def __init__(self, inner: EngineSession, width: int) -> None:
-        self._inner, self._width = inner, width
-        self.close = inner.close
+    def take(outcome: Decoded | EngineError) -> None:
+        outcomes.append(outcome)
+        done.set()
+
+    session.submit(position, rows, take, regime=regime)
+    await done.wait()
+    if isinstance(outcomes[0], EngineError):
+        raise outcomes[0]
+    return outcomes[0]
+
+
+class Changed:
+    """A session whose rows are changed on their way in or out.
+
+    When somebody looks at one of them, it computes all again as it should have been.
+    """
+
+    def __init__(
+        self,
+        open_honest: Callable[[], EngineSession],
+        width: int,
+        inner: EngineSession | None = None,
+    ) -> None:
+        self._open_honest, self._width = open_honest, width
+        self._inner = inner or open_honest()
+        self._came_in: list[tuple[Regime, bytes]] = []
+
+    def close(self) -> None:
+        """Free the cells."""
+        self._inner.close()
 
     def submit(self, position: int, rows: bytes, done: Done, *, regime: Regime) -> None:
         """Run the rows as an honest stage does, and pass on what ``change`` makes of them."""
+        del self._came_in[position:]
+        self._came_in += [(regime, row.tobytes()) for row in self._rows(rows)]
 
         def take(outcome: Decoded | EngineError) -> None:
             if isinstance(outcome, Decoded):
@@ -74,6 +115,17 @@ class Changed:
     async def inherit(self, parent: "Changed", length: int) -> None:
         """Begin with a copy of another session, as an honest stage does."""
         await self._inner.inherit(parent._inner, length)
+
+    async def copy(self, positions: int) -> CellsCopy:
+        """Run the rows in another session, as an honest stage does, and copy that one."""
+        regimes, rows = zip(*self._came_in, strict=True)
+        honest = self._open_honest()
+        try:
+            for position, some, regime in cut(OpenedRows(regimes, b"".join(rows)), 0):
+                await submitted(honest, position, some, regime)
+            return await honest.copy(positions)
+        finally:
+            honest.close()
 
     def change(self, position: int, sent: Rows) -> Rows:
         """Return the rows to send instead."""
@@ -141,17 +193,18 @@ class _Noisy(Changed):
 
 
 def _wrapped(kind: type[Changed]) -> OpenSession:
-    return lambda host, end: kind(host.engine.open(end), host.engine.width)
+    return lambda host, end: kind(partial(host.engine.open, end), host.engine.width)
 
 
 def _another_sessions(host: Host, end: int) -> EngineSession:
-    session = _AnotherSessions(host.engine.open(end), host.engine.width)
+    session = _AnotherSessions(partial(host.engine.open, end), host.engine.width)
     session.seen = host.seen
     return session
 
 
-def _noisy(host: Host, end: int) -> EngineSession:
-    session = _Noisy(host.engine.open(end), host.engine.width)
+def noisy(host: Host, end: int) -> EngineSession:
+    """Open a session whose rows get some noise."""
+    session = _Noisy(partial(host.engine.open, end), host.engine.width)
     session.chance = host.chance
     return session
 
@@ -161,9 +214,11 @@ class Liar(ReceiptSigner):
 
     lie: Callable[[SessionRecord], None] | None = None
 
-    def record(self, opened: Open, engine: StageEngine, history: History) -> SessionRecord:
+    def record(
+        self, opened: Open, engine: StageEngine, history: History, cells: EngineSession
+    ) -> SessionRecord:
         """Keep a record, and falsify it."""
-        found = super().record(opened, engine, history)
+        found = super().record(opened, engine, history, cells)
         if self.lie:
             self.lie(found)
         return found
@@ -262,8 +317,8 @@ ZOO: Final = (
     Cheat("stale KV", True, _wrapped(_StaleCells), turns=2),
     Cheat("outputs of another session", True, _another_sessions, warms_up=True),
     Cheat("the right answer for another position", False, _wrapped(_AnotherPosition)),
-    Cheat("noise below the bound", False, _noisy),
-    Cheat("noise below the bound, claiming another class", False, _noisy, other_class=True),
+    Cheat("noise below the bound", False, noisy),
+    Cheat("noise below the bound, claiming another class", False, noisy, other_class=True),
     Cheat("truncated context", True, _wrapped(_TruncatedContext)),
     Cheat("a different model: other layers", False, _other_layers),
     Cheat("inputs copied through, refusing to open", True, _COPIED, _refuse),

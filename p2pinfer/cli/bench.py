@@ -345,6 +345,37 @@ def cheats(
 
 
 @app.command
+def proofs(
+    *,
+    model: Model = "default",
+    trials: Annotated[int, option("trials", "Number of answers per cheat.")] = 5,
+    openings: Annotated[int, option("openings", "Minimum number of honest rows to open.")] = 1000,
+    seed: Annotated[int, option("seed", "Random seed for prompts, keys and rows.")] = 1,
+    only: Annotated[
+        tuple[str, ...],
+        option("only", "Cheats to try, by the names in the report.", consume_multiple=True),
+    ] = (),
+    as_json: AsJson = False,
+) -> None:
+    """Test openings against every known cheat and honest stages: checked without any layer."""
+    from p2pinfer.bench.opened_zoo import find_opened
+    from p2pinfer.bench.proofs import proofs_bench
+    from p2pinfer.node.model_supply import model_path
+
+    check_range("trials", trials, 1)
+    check_range("openings", openings, 1)
+    measure = partial(
+        proofs_bench,
+        model_path(model),
+        trials=trials,
+        openings=openings,
+        seed=seed,
+        zoo=find_opened(only),
+    )
+    run_task(lambda: _print_report(measure, as_json=as_json))
+
+
+@app.command
 def honest(
     *,
     model: Model = "default",

@@ -1,5 +1,6 @@
 """``p2pinfer chat`` and ``p2pinfer demo``: chat with a swarm, or with one started for it."""
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Annotated
 
 from p2pinfer.cli.options import (
@@ -22,9 +23,11 @@ from p2pinfer.cli.options import (
 )
 from p2pinfer.cli.running import run_task
 from p2pinfer.core.errors import UserError
+from p2pinfer.core.ids import ModelId
 
 if TYPE_CHECKING:  # what is heavy is imported by the command that needs it
     from p2pinfer.engine.store.store import Store
+    from p2pinfer.engine.template import Message
     from p2pinfer.node.requester import ClientOptions
 
 
@@ -78,6 +81,7 @@ def chat(
         limits,
         find_s_max=wait,
         audit_rate=answer.audit_rate,
+        proof_rate=answer.proof_rate,
         drafts=answer.draft,
         draft_model=draft_model(answer.draft_model, store),
         sponsored=answer.sponsor,
@@ -137,6 +141,7 @@ def demo(
                 answer.keep_layers,
                 limits,
                 audit_rate=answer.audit_rate,
+                proof_rate=answer.proof_rate,
                 drafts=answer.draft,
                 draft_model=drafting,
             )
@@ -154,22 +159,40 @@ async def _talk(
     *,
     as_json: bool,
 ) -> None:
-    """Answer one question, or hold a conversation on a terminal."""
-    from p2pinfer.cli.terminal import answer_once, doing, say
+    """Answer one question, or hold a conversation on a terminal, with one model or several."""
+    from p2pinfer.cli.terminal import answer_once, doing, notes, say, words
     from p2pinfer.client.conversation import open_conversation
+    from p2pinfer.core.errors import P2pinferError
     from p2pinfer.node.requester import open_client
     from p2pinfer.places import state_dir
 
-    async with (
-        doing("Joining the swarm …") as done,
-        open_client(options, store, done.tell, done.step) as client,
-    ):
-        done()
-        how = answer.options(client.model.advice)
-        async with open_conversation(client, how, say, template) as conversation:
-            if question is not None:
-                await answer_once(conversation, question, as_json=as_json)
-            else:
+    said: list[Message] = []
+
+    async def talk(options: "ClientOptions") -> tuple[ModelId, ModelId | None]:
+        """Talk with one model; returns it, and the one that the person wants next."""
+        async with (
+            doing(words()("Joining the swarm …")) as done,
+            open_client(options, store, done.tell, done.step) as client,
+        ):
+            done()
+            how = answer.options(client.model.advice)
+            async with open_conversation(client, how, say, template) as conversation:
+                if question is not None:
+                    await answer_once(conversation, question, as_json=as_json)
+                    return client.model.id, None
                 from p2pinfer.cli.repl import converse
 
-                await converse(conversation, client, state_dir() / "chat_history")
+                conversation.messages = said or conversation.messages
+                wanted = await converse(conversation, client, state_dir() / "chat_history")
+                said[:] = conversation.messages
+                return client.model.id, wanted
+
+    model, wanted = await talk(options)
+    while wanted:
+        # The draft model has the first model's tokens.
+        other = replace(options, model=wanted, draft_model=None)
+        try:
+            model, wanted = await talk(other)
+        except P2pinferError as error:
+            notes.print(str(error), style="red", markup=False)
+            model, wanted = await talk(replace(other, model=model))

@@ -1,10 +1,16 @@
-"""``p2pinfer key``: the key of a private network."""
+"""``p2pinfer key``: the key of a private network, and the keys that check what peers compute."""
 
+import json
+import secrets
+import time
 from pathlib import Path
 
 from cyclopts import App
 
+from p2pinfer.cli.options import AsJson, Bootstrap, Network, NetworkKey, ReachFlags
+from p2pinfer.cli.running import run_task
 from p2pinfer.core.errors import UserError
+from p2pinfer.logs import note
 
 app = App(name="key", help_format="plaintext")
 
@@ -23,3 +29,64 @@ def new(file: Path, /) -> None:
     if not create_secret(file):
         raise UserError(f"{file} already exists: name another file")
     print(file)
+
+
+@app.command
+def proof(
+    model: str = "default",
+    /,
+    *,
+    bootstrap: Bootstrap = (),
+    network: Network = "main",
+    network_key: NetworkKey = None,
+    as_json: AsJson = False,
+) -> None:
+    """Make this machine's key of a model, with which it checks rows of layers it does not hold.
+
+    Each layer is read once, checked against its hash, folded with secret numbers and forgotten;
+    layers that are not here are fetched from --bootstrap, one at a time. The key takes about 1 % of
+    the model, stays on this machine, and is made anew every week; model rm removes it. If this is
+    interrupted, the same command goes on.
+
+    Parameters
+    ----------
+    model: str
+        GGUF file, model id, the beginning of one if only one model matches, or 'default'.
+    """
+    from p2pinfer.cli.address_files import without_files
+    from p2pinfer.cli.model_argument import name_model
+    from p2pinfer.cli.terminal import Spinner
+    from p2pinfer.core.model_names import readable_name
+    from p2pinfer.engine.store.disk import size_text
+    from p2pinfer.engine.store.proof_keys import ProofKeys
+    from p2pinfer.node.model_supply import open_store
+    from p2pinfer.node.proof_keys import make_from_swarm, make_proof_key
+
+    reach = ReachFlags(network_key, mdns=False, dht=False).of(network)
+    store = open_store()
+    found, keys = store.manifest(name_model(model, store)), ProofKeys(store, secrets.token_bytes)
+    assert found is not None
+    name, now_s = readable_name(found.name), time.time_ns() / 1e9
+    ways_in = without_files(bootstrap)
+
+    async def make() -> None:
+        shown = Spinner(f"folding the layers of {name} …")
+
+        def tell(done: int, of: int) -> None:
+            shown.step(f"folding the layers of {name}: {done} of {of}")
+
+        try:
+            if ways_in:
+                key = await make_from_swarm(keys, store, found, now_s, ways_in, reach, tell)
+            else:
+                key = await make_proof_key(keys, store, found, now_s, tell=tell)
+        finally:
+            shown()
+        if as_json:
+            report = {"model": found.id, "layers": len(key.layers), "bytes": key.nbytes}
+            print(json.dumps(report))
+            return
+        print(f"proof key of {name}: {len(key.layers)} layers, {size_text(key.nbytes)}")
+        note("rows of its layers can now be checked here without holding them")
+
+    run_task(make)

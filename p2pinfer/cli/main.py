@@ -94,6 +94,7 @@ COMMANDS = {
         ),
     ),
     "verify": (LOOK, "verify:app", "Check an answer's certificate or a fraud proof offline."),
+    "learn": (KEEP, "learn:learn", "Teach a model from your own lessons, on this machine."),
     "model": (KEEP, "model:app", "Add, list, check and remove models."),
     "key": (KEEP, "key:app", "Create the key of a private network."),
     "config": (

@@ -21,7 +21,7 @@ from p2pinfer.cli.options import (
     parse_bytes,
 )
 from p2pinfer.cli.running import run_task
-from p2pinfer.core.errors import EXIT_DAMAGED
+from p2pinfer.core.errors import EXIT_DAMAGED, UserError
 from p2pinfer.core.model_names import readable_name
 from p2pinfer.logs import note
 
@@ -49,6 +49,10 @@ def add(
     yes: Annotated[
         bool, option("yes", "Download without asking, whatever its size.", negative="")
     ] = False,
+    base: Annotated[
+        str | None, option("base", "The model that FILE, an adapter (LoRA), was trained on.")
+    ] = None,
+    name: Annotated[str | None, option("name", "What to call that model with the adapter.")] = None,
     quota: Quota = None,
     as_json: AsJson = False,
 ) -> None:
@@ -62,6 +66,9 @@ def add(
     lists them), and served from there. If it is in none, it is downloaded: its size and licence are
     shown before, what has arrived is kept if the connection ends, and its SHA-256 is checked.
 
+    An adapter as llama.cpp's convert_lora_to_gguf.py writes it is added to the model that --base
+    names. Together they are a model of their own, which shares all parts of that one.
+
     Parameters
     ----------
     file: str
@@ -69,24 +76,36 @@ def add(
         or a model of Hugging Face: hf:owner/repo, hf:owner/repo:QUANT, hf.co/owner/repo:QUANT or
         owner/repo@quant.
     """
-    from p2pinfer.cli.model_argument import adding_progress, download
+    from p2pinfer.cli.model_argument import adding_progress, download, name_model
     from p2pinfer.core.manifest import TOKENIZER
     from p2pinfer.engine.store.assemble import whole_header
     from p2pinfer.engine.template import template_remark
-    from p2pinfer.node.model_supply import add_located, locate, open_store
+    from p2pinfer.node.model_supply import add_located, add_to_base, locate, open_store
 
+    if name is not None and base is None:
+        raise UserError("--name is for adapters: say with --base which model FILE was trained on")
     store = open_store(parse_bytes("quota", quota))
+    if base is not None:
+        adapter = locate(file, lambda *_: None)
+        _say_added(add_to_base(adapter, store, name_model(base, store), name), as_json=as_json)
+        return
     with adding_progress() as on_progress:
         located = locate(file, on_progress, partial(download, yes=yes))
         manifest = add_located(located, store, on_progress, in_place=in_place)
+    _say_added(manifest, as_json=as_json)
+    if as_json:
+        return
+    template = whole_header(store, manifest, TOKENIZER).string("tokenizer.chat_template")
+    if remark := template_remark(template, readable_name(manifest.name)):
+        note(remark)
+
+
+def _say_added(manifest: "Manifest", *, as_json: bool) -> None:
     if as_json:
         print(json.dumps(_summary(manifest)))
         return
     print(manifest.id)
     note(f"{readable_name(manifest.name)}: {_facts(manifest)}")
-    template = whole_header(store, manifest, TOKENIZER).string("tokenizer.chat_template")
-    if remark := template_remark(template, readable_name(manifest.name)):
-        note(remark)
 
 
 @app.command(name="list")
@@ -106,6 +125,7 @@ def list_(*, as_json: AsJson = False) -> None:
         held = 100 * model["held_bytes"] // model["bytes"]
         size = f"{size_text(model['bytes'])}, {held} % here"
         name = readable_name(model["name"])
+        name += f", on {model['base'][:12]}" if model["base"] else ""
         print(f"{model['model'][:12]}  {model['layers']:3} layers  {size:24}  {name}")
 
 
@@ -122,7 +142,8 @@ def show(
     Parameters
     ----------
     model: str
-        Model id, the beginning of one if only one model matches, or 'default'.
+        Model id, the beginning of one if only one model matches, the name of one with an adapter,
+        or 'default'.
     """
     from p2pinfer.engine.store.disk import size_text
     from p2pinfer.node.model_supply import find_held, open_store
@@ -145,6 +166,10 @@ def show(
         return
     print(f"model       {found.id}")
     print(f"name        {readable_name(found.name)}")
+    if found.base:
+        adapter = size_text(sum(part.size for part in found.adapter))
+        print(f"base        {found.base.id}")
+        print(f"            {readable_name(found.base.name)}, with an adapter of {adapter}")
     print(f"licence     {found.license or 'not stated'}")
     print(f"kind        {found.architecture}, {found.layers} layers, {size_text(found.size)}")
     print(f"context     {found.context:,} tokens")
@@ -290,6 +315,7 @@ def _summary(manifest: "Manifest") -> dict[str, Any]:
         "model": manifest.id,
         "name": manifest.name,
         "license": manifest.license,
+        "base": manifest.base.id if manifest.base else None,
         "architecture": manifest.architecture,
         "layers": manifest.layers,
         "bytes": manifest.size,
@@ -300,6 +326,9 @@ def _facts(manifest: "Manifest") -> str:
     from p2pinfer.engine.store.disk import size_text
 
     license_ = manifest.license or "licence not stated"
+    if manifest.base:
+        adapter = size_text(sum(part.size for part in manifest.adapter))
+        return f"{readable_name(manifest.base.name)} with an adapter of {adapter}, {license_}"
     return f"{manifest.layers} layers, {size_text(manifest.size)}, {license_}"
 
 

@@ -13,6 +13,7 @@ from p2pinfer.core.errors import UserError
 from p2pinfer.core.limits import (
     AUDIT_RATE_DEFAULT,
     CONTEXT_DEFAULT,
+    PROOF_RATE_DEFAULT,
     ROWS_PER_DECODE_MAX,
     SESSIONS_DEFAULT,
 )
@@ -401,6 +402,14 @@ class AnswerFlags:
             "audit-rate", "Share of stages, 0 to 1, whose work is run again elsewhere to check it."
         ),
     ] = AUDIT_RATE_DEFAULT
+    proof_rate: Annotated[
+        float,
+        option(
+            "proof-rate",
+            "Share of stages, 0 to 1, that must also open rows, which this machine checks with its"
+            " proof key (p2pinfer key proof).",
+        ),
+    ] = PROOF_RATE_DEFAULT
     sponsor: Annotated[
         bool,
         option(
@@ -449,6 +458,7 @@ class AnswerFlags:
         check_range("max-tokens", 1 if self.max_tokens is None else self.max_tokens, 1)
         check_range("keep-layers", self.keep_layers, 1)
         check_range("audit-rate", self.audit_rate, 0, 1)
+        check_range("proof-rate", self.proof_rate, 0, 1)
         if self.draft_model and not self.draft:
             raise UserError("--draft-model is for drafts, which --no-draft switches off: drop one")
         check_named(self.draft_model)

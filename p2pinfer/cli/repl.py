@@ -2,7 +2,7 @@
 
 import json
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
 
 import trio
@@ -14,10 +14,12 @@ from prompt_toolkit.key_binding import KeyBindings, KeyPressEvent
 from rich.console import Console
 
 from p2pinfer.cli.markdown import MarkdownStream
-from p2pinfer.cli.terminal import notes, say, summary, until_interrupt, write
+from p2pinfer.cli.terminal import notes, say, summary, until_interrupt, words, write
 from p2pinfer.client.answer import Answer
 from p2pinfer.client.conversation import Conversation
 from p2pinfer.core.errors import P2pinferError, UserError
+from p2pinfer.core.ids import ModelId
+from p2pinfer.core.model_names import readable_name
 from p2pinfer.engine.template import Message
 from p2pinfer.node.requester import Client
 
@@ -31,7 +33,7 @@ COMMANDS = {
     "/save FILE": "save the conversation",
     "/load FILE": "load a saved conversation",
     "/system TEXT": "set the system message (empty text clears it)",
-    "/model": "show which model answers",
+    "/model NAME": "show which models the swarm serves, or ask another one",
     "/think on|off": "let the model think before it answers, or not",
     "/reset": "clear the conversation",
     "/quit": "leave (or Ctrl-D)",
@@ -48,58 +50,75 @@ class Repl:
     ) -> None:
         self._conversation, self._client, self._prompt = conversation, client, prompt
         self.last: Answer | None = None
+        self._words = words()
 
-    async def run(self) -> None:
-        """Answer questions until the person leaves."""
-        say("Ask something, or type /help for commands.")
+    async def run(self) -> ModelId | None:
+        """Answer questions until the person leaves, or wants another model, which is returned."""
+        say(self._words("Ask something, or type /help for commands."))
         while True:
             typed = await trio.to_thread.run_sync(self._read)
             word, _, rest = typed.strip().partition(" ")
             if word in {"/quit", "/exit", "/bye"}:
-                return
-            if word.startswith("/"):
+                return None
+            if word == "/model":
+                if wanted := self.model(rest.strip()):
+                    return wanted
+            elif word.startswith("/"):
                 await self.command(word, rest.strip())
             elif word:
                 await self._answer(typed)
 
     async def command(self, word: str, rest: str) -> None:
         """Run a command; an error is shown, and the conversation goes on."""
+        _ = self._words
         try:
             match word:
                 case "/help" | "/?":
                     width = max(map(len, COMMANDS))
-                    say("\n".join(f"{name:{width}}  {text}" for name, text in COMMANDS.items()))
-                    say(KEYS)
+                    say("\n".join(f"{name:{width}}  {_(text)}" for name, text in COMMANDS.items()))
+                    say(_(KEYS))
                 case "/reset":
                     self._conversation.reset()
-                    say("The conversation is cleared.")
+                    say(_("The conversation is cleared."))
                 case "/route":
-                    say(route_text(self.last))
+                    say(_(route_text(self.last)))
                 case "/verify":
                     say(trust_text(self.last))
-                case "/model":
-                    model = self._client.model
-                    say(f"{model.info.name}, {model.info.layers} layers\n{model.id}")
                 case "/think":
                     if rest not in {"on", "off"}:
                         raise UserError("type /think on, or /think off")
                     self._conversation.think(wanted=rest == "on")
-                    say(f"Thinking is {rest}.")
+                    say(_(f"Thinking is {rest}."))
                 case "/system":
                     self._conversation.messages = with_system(self._conversation.messages, rest)
-                    say("The system message is set." if rest else "The system message is cleared.")
+                    say(_(f"The system message is {'set' if rest else 'cleared'}."))
                 case "/save":
                     save(self._conversation.messages, rest)
-                    say(f"Saved to {rest}.")
+                    say(_("Saved to {0}.", rest))
                 case "/load":
                     self._conversation.messages = load(rest)
-                    say(f"Loaded {len(self._conversation.messages)} messages.")
+                    say(_("Loaded {0} messages.", len(self._conversation.messages)))
                 case "/retry":
                     await self._retry()
                 case _:
-                    say(f"Unknown command {word}; /help lists the commands.")
+                    say(_("Unknown command {0}; /help lists the commands.", word))
         except UserError as error:
             notes.print(str(error), style="red", markup=False)
+
+    def model(self, name: str) -> ModelId | None:
+        """Return the model of a name that is to be asked from now on; without one, list them."""
+        now = self._client.model.id
+        models = {now: self._client.model.info.name} | self._client.models()
+        try:
+            wanted = model_named(name, models) if name else now
+        except UserError as error:
+            notes.print(str(error), style="red", markup=False)
+            return None
+        if wanted != now:
+            return wanted
+        for model, full in models.items():
+            say(f"{'*' if model == now else ' '} {readable_name(full)}  {model}")
+        return None
 
     def status(self) -> str:
         """Return a line about the last answer, for the toolbar under the prompt."""
@@ -140,7 +159,7 @@ class Repl:
                 return
         end()
         self.last = answer or self.last
-        say(summary(answer) if answer else "[stopped]")
+        say(summary(answer) if answer else self._words("[stopped]"))
 
 
 def answer_shower() -> tuple[Callable[[str], None], Callable[[], None]]:
@@ -159,17 +178,27 @@ def route_text(answer: Answer | None) -> str:
     lines = [f"{hop['layers']:>7}  {hop['peer']}" for hop in answer.route]
     drafted = answer.drafts_kept + answer.drafts_dropped
     if drafted:
-        lines.append(f"{answer.drafts_kept} of {drafted} tokens sent ahead were the right ones")
+        right = "{0} of {1} tokens sent ahead were the right ones"
+        lines.append(words()(right, answer.drafts_kept, drafted))
     return "\n".join(lines)
 
 
 def trust_text(answer: Answer | None) -> str:
     """Return all that was checked of an answer."""
     if answer is None:
-        return "There is no answer yet."
+        return words()("There is no answer yet.")
     if answer.trust is None:
-        return "Nothing was checked of the last answer."
-    return "\n".join([answer.trust.line(), *answer.trust.details()])
+        return words()("Nothing was checked of the last answer.")
+    return "\n".join(map(words(), [answer.trust.line(), *answer.trust.details()]))
+
+
+def model_named(name: str, models: Mapping[ModelId, str]) -> ModelId:
+    """Return the model that a person names; raises UserError, which lists what there is."""
+    for model, full in models.items():
+        if name.casefold() in {model, full.casefold(), readable_name(full).casefold()}:
+            return model
+    known = ", ".join(map(readable_name, models.values()))
+    raise UserError(f"nobody serves a model {name}; this swarm has {known}")
 
 
 def with_system(messages: list[Message], text: str) -> list[Message]:
@@ -236,7 +265,7 @@ def make_prompt(history: Path) -> "PromptSession[str]":
     )
 
 
-async def converse(conversation: Conversation, client: Client, history: Path) -> None:
-    """Read questions from the terminal and answer them until the person leaves."""
+async def converse(conversation: Conversation, client: Client, history: Path) -> ModelId | None:
+    """Hold a conversation on the terminal; returns as ``Repl.run``."""
     assert sys.stdin.isatty()
-    await Repl(conversation, client, make_prompt(history)).run()
+    return await Repl(conversation, client, make_prompt(history)).run()

@@ -292,6 +292,7 @@ async def _swarm(
             answer.keep_layers,
             machine,
             audit_rate=answer.audit_rate,
+            proof_rate=answer.proof_rate,
             drafts=answer.draft,
             draft_model=await trio.to_thread.run_sync(draft_model, answer.draft_model, store),
             sponsored=answer.sponsor,
@@ -348,5 +349,6 @@ def _describe(swarm: "Swarm", url: str) -> dict[str, Any]:
         "answers_running": pool.running,
         "answers_waiting": pool.waiting,
         "sessions_max": pool.sessions_max,
+        "punching": dict(swarm.client.transport.punching),
         "sessions": pool.describe(),
     }

@@ -93,17 +93,26 @@ def ledger(*, as_json: AsJson = False) -> None:
     """Show the work that this machine and others did for each other, in layer-rows."""
     from p2pinfer.node.ledger_db import open_books
 
-    found = open_books().accounts()
+    books = open_books()
+    found, report = books.accounts(), books.report()
     served, used = (sum(getattr(each, side) for each in found) for side in ("served", "used"))
     if as_json:
-        report = {"served": served, "used": used, "peers": [asdict(each) for each in found]}
-        print(json.dumps(report))
+        peers = [asdict(each) for each in found]
+        print(json.dumps({"served": served, "used": used, "peers": peers, "credit": report}))
         return
-    print(f"{'peer':<52} {'served':>14} {'used':>14}")
+    signed = {each["peer"]: each for each in report["peers"]}
+    print(f"{'peer':<52} {'served':>14} {'used':>14} {'it signed':>12} {'we signed':>12}")
     for each in found:
-        print(f"{each.peer:<52} {each.served:>14,} {each.used:>14,}")
+        words = signed[each.peer]
+        theirs, ours = (words[name] / 1000 for name in ("signed_by_it", "signed_to_it"))
+        line = f"{each.peer:<52} {each.served:>14,} {each.used:>14,}"
+        print(f"{line} {theirs:>12,.1f} {ours:>12,.1f}")
     print(f"{'all':<52} {served:>14,} {used:>14,}")
-    note("counted in layer-rows: a layer-row is one token through one layer")
+    note(
+        "served and used are layer-rows: a layer-row is one token through one layer. Signed is how"
+        " much of it the user has put its name to, in gigabyte-rows: one token through a gigabyte"
+        " of weights"
+    )
 
 
 def look() -> list[Status]:
@@ -155,6 +164,7 @@ def lines(found: Status) -> list[str]:
             f"state    {found['state']}, {found['model_name']}",
             f"answers  {found['answers_running']} running, {waiting} waiting",
             f"sessions {open_} of {found['sessions_max']}",
+            *_punched(found),
         ]
     said = [f"{found['role']:8} {found['peer']} {runs}", f"state    {_state(found)}"]
     said += [f"address  {address}" for address in found.get("addresses", ())]
@@ -163,6 +173,7 @@ def lines(found: Status) -> list[str]:
         said.append(f"reached  {found['reached']}{advice}")
     if found.get("port_mapping"):
         said.append(f"router   {found['port_mapping']}")
+    said += _punched(found)
     if found.get("ms_per_layer_row"):
         first, _, end = (found["layers"] or "0:0").partition(":")
         row_ms = found["ms_per_layer_row"] * (int(end) - int(first))
@@ -178,6 +189,14 @@ def lines(found: Status) -> list[str]:
             f" {found['queued_rows']} rows queued"
         )
     return said
+
+
+def _punched(found: Status) -> list[str]:
+    """Say how often a peer behind a router was reached without a relay, where that was tried."""
+    won, lost = (found.get("punching", {}).get(name, 0) for name in ("won", "lost"))
+    if not won + lost:
+        return []
+    return [f"punched  {won:,} of {won + lost:,} tries to connect with a peer without its relay"]
 
 
 def _state(found: Status) -> str:

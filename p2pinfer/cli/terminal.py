@@ -1,6 +1,7 @@
 """Questions, answers and progress on a terminal or through a pipe."""
 
 import json
+import os
 import signal
 import sys
 import time
@@ -13,6 +14,7 @@ from rich.console import Console
 from p2pinfer import logs
 from p2pinfer.client.answer import Answer
 from p2pinfer.client.conversation import Conversation
+from p2pinfer.client.words import Words, language_of, words_of
 from p2pinfer.core.errors import UserError, lone_errors
 from p2pinfer.engine.store.disk import size_text
 from p2pinfer.places import data_dir
@@ -28,6 +30,11 @@ BAR_CHARS = 24
 
 QUESTION_CHARS_MAX = 1_000_000
 """Read from standard input; a context is full long before."""
+
+
+def words() -> Words:
+    """Return the texts of a chat in this person's language."""
+    return words_of(language_of(os.environ))
 
 
 def say(text: str) -> None:
@@ -48,8 +55,8 @@ def summary(answer: Answer) -> str:
     """Return how fast an answer was, its route, and how far it can be trusted."""
     chain = " → ".join(f"{hop['peer'][-6:]} {hop['layers']}" for hop in answer.route)
     speed = f", {answer.tokens_per_second:.1f} tokens/s" if answer.tokens > 1 else ""
-    first = f"first after {answer.time_to_first_token_ms:.0f} ms"
-    trust = f"\n[{answer.trust.line()}]" if answer.trust else ""
+    first = words()("first after {0} ms", f"{answer.time_to_first_token_ms:.0f}")
+    trust = f"\n[{words()(answer.trust.line())}]" if answer.trust else ""
     return f"[{answer.tokens} tokens{speed}, {first}; {chain}]{trust}"
 
 

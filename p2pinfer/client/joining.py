@@ -29,7 +29,12 @@ from p2pinfer.client.answer import Answer
 from p2pinfer.client.library import Swarm, open_swarm
 from p2pinfer.core.errors import UserError
 from p2pinfer.core.ids import ModelId
-from p2pinfer.core.limits import AUDIT_RATE_DEFAULT, CONTEXT_DEFAULT, SESSIONS_DEFAULT
+from p2pinfer.core.limits import (
+    AUDIT_RATE_DEFAULT,
+    CONTEXT_DEFAULT,
+    PROOF_RATE_DEFAULT,
+    SESSIONS_DEFAULT,
+)
 from p2pinfer.core.sampling import Sampling
 from p2pinfer.engine.template import Message, read_template
 from p2pinfer.node.model_supply import name_model, open_store, open_whole
@@ -55,6 +60,7 @@ class connect:  # noqa: N801 -- used like a function
         sessions: answers at once.
         context: positions per session.
         audit_rate: the share of stages whose part in an answer is run again by somebody else.
+        proof_rate: the share of stages that must also open rows, checked with a proof key.
         sponsored: ask on the account of a peer that serves on this machine, which full stages
             prefer; they learn that the two belong together.
         drafts: send likely next tokens ahead, which changes no answer.
@@ -79,18 +85,21 @@ class connect:  # noqa: N801 -- used like a function
         sessions: int = SESSIONS_DEFAULT,
         context: int = CONTEXT_DEFAULT,
         audit_rate: float = AUDIT_RATE_DEFAULT,
+        proof_rate: float = PROOF_RATE_DEFAULT,
         sponsored: bool = True,
         drafts: bool = True,
         draft_model: str | None = None,
         chat_template: str | Path | None = None,
     ) -> None:
-        if not 0 <= audit_rate <= 1:
-            raise UserError(f"audit_rate must be from 0 to 1, and not {audit_rate}")
-        audit_rate = float(audit_rate)  # a whole 0 would be refused where answers are examined
+        for name, rate in (("audit_rate", audit_rate), ("proof_rate", proof_rate)):
+            if not 0 <= rate <= 1:
+                raise UserError(f"{name} must be from 0 to 1, and not {rate}")
+        # A whole 0 would be refused where answers are examined.
+        self._audit_rate, self._proof_rate = float(audit_rate), float(proof_rate)
         key = read_network_key(Path(network_key)) if network_key else None
         reach = reach_of(network, key, mdns, dht, bootstrap)
         self._model, self._sessions = model, sessions
-        self._audit_rate, self._sponsored, self._drafts = audit_rate, sponsored, drafts
+        self._sponsored, self._drafts = sponsored, drafts
         self._draft_model = draft_model
         self._template = read_template(Path(chat_template)) if chat_template else None
         self._how = (tuple(bootstrap), reach, keep_layers, Machine(sessions, context))
@@ -144,6 +153,7 @@ class connect:  # noqa: N801 -- used like a function
             await find(self._model) if self._model else None,
             *self._how,
             audit_rate=self._audit_rate,
+            proof_rate=self._proof_rate,
             sponsored=self._sponsored,
             drafts=self._drafts,
             draft_model=open_whole(small, store) if small else None,

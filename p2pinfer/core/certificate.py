@@ -2,7 +2,7 @@
 
 It has a section "session", one "tokens", one for each "stage N", and one "audits", in a file as
 ``sections`` writes it, signed by the requester. A changed receipt no longer fits its stage's
-signature.
+signature. Rows that stages opened are in a section "openings", where there are any.
 """
 
 from itertools import pairwise
@@ -29,6 +29,8 @@ FILE_BYTES_MAX = 64 << 20
 STAGES_MAX = 128
 TEXT_CHARS_MAX = 1 << 22
 AUDITORS_MAX = 16
+OPENINGS_MAX = 8 * STAGES_MAX
+"""As many as all stages open for one answer."""
 
 
 @frozen
@@ -59,7 +61,9 @@ class Certificate:
     answer: str = field(validator=text(TEXT_CHARS_MAX))
     """What the requester read: its own claim, which no stage can confirm."""
     stages: tuple[StageClaim, ...] = field(validator=many(StageClaim, STAGES_MAX, 1))
-    audits: tuple[Audited, ...] = field(validator=many(Audited, STAGES_MAX))
+    audits: tuple[Audited, ...] = field(validator=many(Audited, 2 * STAGES_MAX))
+    openings: tuple[bytes, ...] = field(default=(), validator=many(bytes, OPENINGS_MAX))
+    """As ``core.opening`` encodes them; each names its stage."""
 
     def regimes_by_position(self) -> tuple[Regime, ...]:
         """Return the regime that each position ran in."""
@@ -75,6 +79,8 @@ class Certificate:
             receipts = [[each.body, each.signature] for each in stage.receipts]
             found[f"stage {index}"] = [stage.peer, stage.first, stage.end, receipts]
         found["audits"] = [list(astuple(audit)) for audit in self.audits]
+        if self.openings:
+            found["openings"] = self.openings
         return sections.write(MAGIC, found)
 
 
@@ -136,12 +142,13 @@ def check(certificate: Certificate) -> tuple[Vouched, ...]:
 def _build(found: dict[str, Any]) -> Certificate:
     *terms, nonce, rate = found["session"]
     tokens, regimes, answer = found["tokens"]
-    stages = []
+    stages, openings = [], found.pop("openings", ())
     for index in range(len(found) - 3):
         peer, first, end, receipts = found[f"stage {index}"]
         stages.append(StageClaim(peer, first, end, tuple(Signed(*each) for each in receipts)))
     audits = tuple(_audit(*each) for each in found["audits"])
-    return Certificate(Terms(*terms), nonce, rate, tokens, regimes, answer, tuple(stages), audits)
+    about = Terms(*terms), nonce, rate, tokens, regimes, answer
+    return Certificate(*about, tuple(stages), audits, openings)
 
 
 def _audit(peer: Any, first: Any, end: Any, verdict: Any, by: Any, *rest: Any) -> Audited:

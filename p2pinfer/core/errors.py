@@ -95,7 +95,15 @@ class PeerUnavailable(PeerError):
 
 
 class ChannelClosed(PeerUnavailable):
-    """The channel has ended: the other side closed it, or the connection is gone."""
+    """The channel has ended: the other side closed it, or the connection is gone.
+
+    ``is_lost`` is whether the connection broke, and neither side has ended the channel: the other
+    one may still be there.
+    """
+
+    def __init__(self, peer: PeerId, text: str, *, is_lost: bool = False) -> None:
+        super().__init__(peer, text)
+        self.is_lost = is_lost
 
 
 class NoReplacement(PeerUnavailable):

@@ -10,9 +10,14 @@ Only a peer of the accused's own class can judge. Between classes honest rows di
 a requester chooses its rows: it could choose them so that they differ by more than any bound.
 Two receipts that contradict each other are a proof without rows, in any class.
 
+An opening in which a step is not what the one before it gives is a proof in any class, too: the
+accused signed for each step, and whoever holds that one layer computes the step again. It is cut to
+that layer; see ``core.opening`` and ``core.verdict``.
+
     session    the terms that the receipts name; the requester is the author, and signs the file
     accused    peer id, the end of the slice that it served, its receipts: one, or two
     rows       regimes (lengths of their runs) and the rows that it received
+    opening    only in the third kind: the opening
 """
 
 from collections.abc import Callable
@@ -26,9 +31,11 @@ from p2pinfer.core import sections
 from p2pinfer.core.checks import LAYER, PEER, blob, many, shown_size
 from p2pinfer.core.evidence import FRAUD_ROWS_BYTES_MAX, Case
 from p2pinfer.core.ids import PeerId
+from p2pinfer.core.opening import BadOpening, check_roots, check_signed, decode
 from p2pinfer.core.receipts import SIGNED_AS as RECEIPT_SIGNED_AS
 from p2pinfer.core.receipts import BadReceipt, Receipt, Signed, Terms
 from p2pinfer.core.sections import BadFile
+from p2pinfer.core.verdict import can_be_judged
 from p2pinfer.core.witness import OpenedRows, Rows, regimes_of
 
 MAGIC = b"p2pinfer fraud proof 1\n"
@@ -40,6 +47,10 @@ FILE_BYTES_MAX = FRAUD_ROWS_BYTES_MAX + 65_536
 FRAUD_POSITIONS_MAX = 16_384
 """Rows are hashed one by one. A real model's rows reach the byte limit first; a hostile proof's
 may be one number wide, and a million of them took half a minute."""
+
+BY_STEPS = b"p2pinfer steps 1"
+"""Stands for the numerics class where steps are judged: no class has it, so that peers who know no
+openings do not ask for such a proof."""
 
 Verify = Callable[[PeerId, bytes, bytes], bool]
 """Whether a peer's signature over some bytes is valid."""
@@ -59,6 +70,8 @@ class FraudProof:
     """Lengths of runs, as ``runs_of`` gives them."""
     rows: bytes = field(default=b"", validator=blob(FRAUD_ROWS_BYTES_MAX), repr=shown_size)
     """All rows that it received and the receipt covers, float32 as on the wire."""
+    opening: bytes = field(default=b"", validator=blob(FRAUD_ROWS_BYTES_MAX), repr=shown_size)
+    """As ``core.opening`` encodes it, instead of rows."""
 
     @property
     def author(self) -> PeerId:
@@ -78,6 +91,19 @@ class FraudProof:
     def case(self) -> Case:
         """Return the summary that is sent before the proof."""
         receipt = self.receipt
+        if self.opening:
+            layers = decode(self.opening).layers
+            return Case(
+                blake3(self.body()).digest(),
+                self.terms.model,
+                self.author,
+                self.accused,
+                layers[0].layer,
+                layers[-1].layer + 1,
+                self.slice_end,
+                BY_STEPS,
+                1,
+            )
         return Case(
             blake3(self.body()).digest(),
             self.terms.model,
@@ -93,14 +119,14 @@ class FraudProof:
     def body(self) -> bytes:
         """Return the file without its signature."""
         receipts = [[each.body, each.signature] for each in self.receipts]
-        return sections.write(
-            MAGIC,
-            {
-                "session": astuple(self.terms),
-                "accused": [self.accused, self.slice_end, receipts],
-                "rows": [self.regimes, self.rows],
-            },
-        )
+        found: dict[str, Any] = {
+            "session": astuple(self.terms),
+            "accused": [self.accused, self.slice_end, receipts],
+            "rows": [self.regimes, self.rows],
+        }
+        if self.opening:
+            found["opening"] = self.opening
+        return sections.write(MAGIC, found)
 
 
 def to_sign(body: bytes) -> bytes:
@@ -141,7 +167,11 @@ def parse(data: bytes, verify: Verify) -> FraudProof:
         raise BadFile("section accused: a receipt is about another session")
     if not receipt.first < receipt.end <= found.slice_end:
         raise BadFile("section accused: the receipt is about no layers")
-    if others:
+    if found.opening:
+        _check_opening(found, verify)
+        if others or found.rows or found.regimes:
+            raise BadFile("section opening: there is other evidence beside it")
+    elif others:
         if not contradict(receipt, others[0]) or found.rows or found.regimes:
             raise BadFile("section accused: the receipts do not contradict each other")
     else:
@@ -166,7 +196,24 @@ def _check_rows(proof: FraudProof, receipt: Receipt) -> None:
         raise BadFile("section rows: they are not those that the accused signed for")
 
 
+def _check_opening(proof: FraudProof, verify: Verify) -> None:
+    try:
+        opening = decode(proof.opening)
+        check_signed(opening, verify)
+        check_roots(opening)
+    except BadOpening as error:
+        raise BadFile(f"section opening: {error}") from error
+    pledge = opening.pledge
+    about = pledge.terms, pledge.peer, pledge.receipt
+    if about != (proof.terms, proof.accused, proof.receipts[0]):
+        raise BadFile("section opening: it is about something else")
+    if not can_be_judged(pledge):
+        raise BadFile("section opening: what such a machine computes cannot be judged")
+
+
 def _build(found: dict[str, Any]) -> FraudProof:
     accused, slice_end, receipts = found["accused"]
     signed = tuple(Signed(*each) for each in receipts)
-    return FraudProof(Terms(*found["session"]), accused, slice_end, signed, *found["rows"])
+    regimes, rows = found["rows"]
+    terms, opening = Terms(*found["session"]), found.get("opening", b"")
+    return FraudProof(terms, accused, slice_end, signed, regimes, rows, opening)

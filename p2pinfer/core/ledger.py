@@ -26,6 +26,8 @@ class LedgerEntry:
     first: int
     end: int
     rows: int
+    weights: int = 0
+    """Of these layers, in bytes; 0 where it is not known."""
 
     @property
     def key(self) -> Key:

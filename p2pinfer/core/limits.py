@@ -22,5 +22,8 @@ SESSIONS_DEFAULT = 8
 CONTEXT_DEFAULT = 4096
 """Positions per session. The default model: 0.75 KiB per position and layer, 240 MiB a stage."""
 
+PROOF_RATE_DEFAULT = 0.1
+"""Share of stages that open rows by default although others could run them again."""
+
 AUDIT_RATE_DEFAULT = 0.1
 """Share of stages audited by default: a tenth more work."""

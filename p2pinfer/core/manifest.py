@@ -16,13 +16,19 @@ manifest can give other chunks to a part that another model shares.
 Above 120 GiB the chunks' hashes no longer fit into one message. The manifest, whose first value is
 then ``LONG_FORMAT``, gives each part's hash in their place, and a peer that needs a part fetches
 its list of hashes first. A model that fits has no such manifest, or it would have two ids.
+
+A model with an adapter is a child of another model, and has all of that one's parts:
+
+    [CHILD_FORMAT, name, license or nil, the base's manifest,
+     [[part name, bytes, chunk hashes joined]…]]    the adapter's parts, in the order of
+                                                    ``adapter_part_names``
 """
 
 from collections.abc import Callable
 from typing import Any
 
 import msgpack
-from attrs import field, frozen
+from attrs import evolve, field, frozen
 from blake3 import blake3
 
 from p2pinfer.core.errors import UserError
@@ -31,6 +37,8 @@ from p2pinfer.core.ids import ModelId, PartHash
 FORMAT = "p2pinfer model 2"
 LONG_FORMAT = "p2pinfer model 3"
 """Of models too large for ``FORMAT``: parts are named, and their chunks listed elsewhere."""
+CHILD_FORMAT = "p2pinfer child 1"
+"""Of models with an adapter."""
 
 CHUNK_BYTES = 1 << 20
 """Fetched and checked at once: large enough that the cost of a request is small beside it."""
@@ -85,6 +93,16 @@ def part_names(layers: int) -> list[str]:
     return [METADATA, TOKENIZER, EMBEDDING, *map(layer_part, range(layers)), OUTPUT]
 
 
+def adapter_part(part: str) -> str:
+    """Return the name of the adapter's part that goes with a part of the base."""
+    return f"adapter.{part}"
+
+
+def adapter_part_names(layers: int) -> list[str]:
+    """Return the names that an adapter's parts can have, in the manifest's order."""
+    return [adapter_part(name) for name in part_names(layers) if name not in (METADATA, TOKENIZER)]
+
+
 def _whole(low: int, high: int) -> Callable[[object, Any, int], None]:
     def check(_: object, attribute: Any, value: int) -> None:
         if type(value) is not int or not low <= value <= high:
@@ -108,7 +126,7 @@ def _license(_: object, attribute: Any, value: str | None) -> None:
 
 @frozen
 class Part:
-    """One small GGUF file: metadata, tokenizer, embedding, a layer, or output."""
+    """One small GGUF file: metadata, tokenizer, embedding, a layer, output, or of an adapter."""
 
     name: str
     size: int = field(validator=_whole(1, PART_BYTES_MAX))
@@ -179,18 +197,39 @@ class Manifest:
     tensors: tuple[TensorRow, ...] = field(repr=lambda rows: f"<{len(rows)} tensors>")
     """In the order of the model's original file, which slices keep."""
     parts: tuple[Part, ...]
+    base: "Manifest | None" = None
+    """The model that an adapter changes; its parts are the first of ``parts``."""
     id: ModelId = field(init=False, eq=False)
 
     def __attrs_post_init__(self) -> None:
         if not 1 <= len(self.tensors) <= TENSORS_MAX:
             raise BadManifest(f"the manifest names {len(self.tensors)} tensors")
-        if [part.name for part in self.parts] != part_names(self.layers):
+        self._check_parts()
+        encoded = self.encode()
+        if self.base and len(encoded) > MANIFEST_BYTES_MAX:
+            raise BadManifest(f"{self.base.name} is too large for an adapter")
+        assert len(encoded) <= MANIFEST_BYTES_MAX, len(encoded)  # its tensors and parts are counted
+        object.__setattr__(self, "id", ModelId(blake3(encoded).hexdigest()))
+
+    def _check_parts(self) -> None:
+        names = [part.name for part in self.parts]
+        if self.base:
+            known = part_names(self.layers)
+            chosen = set(names[len(known) :])
+            known += [name for name in adapter_part_names(self.layers) if name in chosen]
+            listed = all(part.chunks for part in self.adapter)
+            if not chosen or names != known or not listed or self.base.base:
+                raise BadManifest("the manifest's adapter has not the parts of one")
+            return
+        if names != part_names(self.layers):
             raise BadManifest(f"the manifest has {len(self.parts)} parts, {self.layers} layers")
         if not all(part.chunks for part in self.parts) and not self.is_long:
             raise BadManifest("the manifest lacks the hashes of its parts' chunks")
-        encoded = self.encode()
-        assert len(encoded) <= MANIFEST_BYTES_MAX, len(encoded)  # its tensors and parts are counted
-        object.__setattr__(self, "id", ModelId(blake3(encoded).hexdigest()))
+
+    @property
+    def adapter(self) -> tuple[Part, ...]:
+        """The parts that it has and its base has not."""
+        return self.parts[len(self.base.parts) :] if self.base else ()
 
     @property
     def size(self) -> int:
@@ -206,12 +245,22 @@ class Manifest:
 
     def needed(self, first: int, end: int) -> tuple[str, ...]:
         """Name the parts that a stage of layers ``first`` up to but not including ``end`` needs."""
-        return (METADATA, *map(layer_part, range(first, end)))
+        return self._with_adapter((METADATA, *map(layer_part, range(first, end))))
 
     def ends(self, keep: int) -> tuple[str, ...]:
         """Name the parts that both ends together need, ``keep`` layers each."""
         first, last = range(keep), range(max(keep, self.layers - keep), self.layers)
-        return (METADATA, TOKENIZER, EMBEDDING, *map(layer_part, (*first, *last)), OUTPUT)
+        names = (METADATA, TOKENIZER, EMBEDDING, *map(layer_part, (*first, *last)), OUTPUT)
+        return self._with_adapter(names)
+
+    def _with_adapter(self, names: tuple[str, ...]) -> tuple[str, ...]:
+        """Add what the adapter has for some parts."""
+        held = {part.name for part in self.adapter}
+        return (*names, *(each for name in names if (each := adapter_part(name)) in held))
+
+    def layer_size(self, layer: int) -> int:
+        """Return the bytes of a layer, its adapter's included."""
+        return sum(self.part(name).size for name in self.needed(layer, layer + 1)[1:])
 
     @property
     def is_long(self) -> bool:
@@ -226,6 +275,11 @@ class Manifest:
 
     def encode(self) -> bytes:
         """Return the canonical bytes."""
+        if self.base:
+            rows = [[part.name, part.size, b"".join(part.chunks)] for part in self.adapter]
+            child = [CHILD_FORMAT, self.name, self.license, self.base.encode(), rows]
+            packed: bytes = msgpack.packb(child)
+            return packed
         if self.is_long:
             return self._packed(LONG_FORMAT, [[p.size, bytes.fromhex(p.hash)] for p in self.parts])
         return self._packed(FORMAT, [[part.size, b"".join(part.chunks)] for part in self.parts])
@@ -248,6 +302,13 @@ class Manifest:
         return encoded
 
 
+def child_of(
+    base: Manifest, name: str, license_: str | None, adapter: tuple[Part, ...]
+) -> Manifest:
+    """Describe a model with an adapter; raises BadManifest."""
+    return evolve(base, name=name, license=license_, parts=(*base.parts, *adapter), base=base)
+
+
 def parse_manifest(data: bytes, model: ModelId | None = None) -> Manifest:
     """Return the manifest that the bytes hold; None accepts any model's.
 
@@ -260,7 +321,8 @@ def parse_manifest(data: bytes, model: ModelId | None = None) -> Manifest:
     if model is not None and blake3(data).hexdigest() != model:
         raise WrongManifest(f"the manifest does not hash to {model[:12]}…")
     try:
-        manifest = _built(msgpack.unpackb(data, use_list=False))
+        values = msgpack.unpackb(data, use_list=False)
+        manifest = _child(*values) if values[0] == CHILD_FORMAT else _built(values)
         if manifest.encode() != data:
             raise BadManifest("the manifest is not in its canonical form")
     except BadManifest:
@@ -268,6 +330,14 @@ def parse_manifest(data: bytes, model: ModelId | None = None) -> Manifest:
     except Exception as error:  # msgpack raises four families, and any type may be anywhere
         raise BadManifest(f"not a manifest: {error}"[:200]) from error
     return manifest
+
+
+def _child(_: str, name: str, license_: str | None, base: bytes, rows: Any) -> Manifest:
+    """Build a child's manifest from its array's values; may raise anything."""
+    found = _built(msgpack.unpackb(base, use_list=False))  # not of another child
+    if found.encode() != base:
+        raise BadManifest("the base's manifest is not in its canonical form")
+    return child_of(found, name, license_, tuple(_part(*row) for row in rows))
 
 
 def _built(values: Any) -> Manifest:

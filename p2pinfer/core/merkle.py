@@ -68,12 +68,61 @@ class Tree:
         assert 0 <= count <= len(self)
         return _root(count, _join(self._peaks(count)))
 
+    def leaf(self, position: int) -> bytes:
+        """Return the hash of the row at a position."""
+        return self._levels[0][position]
+
+    def path(self, position: int, count: int) -> tuple[bytes, ...]:
+        """Return the hashes that lead from the leaf at a position to the root of ``count``.
+
+        See ``root_by_path``.
+        """
+        assert 0 <= position < count <= len(self)
+        number, height = _peak_of(position, count)
+        found = [self._levels[low][position >> low ^ 1] for low in range(height)]
+        peaks = self._peaks(count)
+        if right := _join(peaks[number + 1 :]):
+            found.append(right)
+        return (*found, *reversed(peaks[:number]))
+
     def _peaks(self, count: int) -> list[bytes]:
         found, start = [], 0
         for height in _heights(count):
             found.append(self._levels[height][start >> height])
             start += 1 << height
         return found
+
+
+def root_by_path(position: int, count: int, leaf: bytes, path: Sequence[bytes]) -> bytes:
+    """Return the root of ``count`` positions to which a path leads from a leaf.
+
+    Empty if the path is of another length. The order of the hashes: siblings in the leaf's perfect
+    subtree, from below; what is right of that one, joined, if anything is; the perfect subtrees
+    left of it, from the right.
+    """
+    assert 0 <= position < count
+    number, height = _peak_of(position, count)
+    is_last = number == count.bit_count() - 1
+    if len(path) != height + (not is_last) + number:
+        return b""
+    top = leaf
+    for low, sibling in enumerate(path[:height]):
+        top = _node(sibling, top) if position >> low & 1 else _node(top, sibling)
+    if not is_last:
+        top = _node(top, path[height])
+    for left in path[len(path) - number :]:
+        top = _node(left, top)
+    return _root(count, top)
+
+
+def _peak_of(position: int, count: int) -> tuple[int, int]:
+    """Return which perfect subtree holds a leaf, from the left, and its height."""
+    start = 0
+    for number, height in enumerate(_heights(count)):
+        if position < start + (1 << height):
+            return number, height
+        start += 1 << height
+    raise AssertionError(position)
 
 
 def _heights(count: int) -> list[int]:

@@ -22,6 +22,7 @@ sends is checked here and nowhere else; ``wire`` turns a failed check into an er
                    AskHeld      →  Held
                    AskChunks    →  for each one Chunk, or Denied
     evidence   requester → each stage, beside the session: see ``evidence``
+    openings   requester → each stage, beside the session: see ``proving``
     frauds     Cases, and the proofs that one of the two lacks: see ``evidence``
                Refused  ←  at any time: the channel is over, with the reason
 """
@@ -67,8 +68,10 @@ from p2pinfer.core.manifest import (
     MANIFEST_BYTES_MAX,
     PART_BYTES_MAX,
 )
+from p2pinfer.core.proving import AskCells, AskSteps, CellRows, CellsAre, PledgeIs, StepsAre
 from p2pinfer.core.regimes import Regime, from_wire
 from p2pinfer.core.sponsor import Sponsor
+from p2pinfer.core.statement import Owe, Vouch
 
 ROUTE_HOPS_MAX = 128
 """A 405B model has 126 layers; no swarm splits finer than that."""
@@ -416,4 +419,12 @@ Message = (
     | Cases
     | WantProof
     | ProofIs
+    | Owe
+    | Vouch
+    | AskCells
+    | CellsAre
+    | AskSteps
+    | PledgeIs
+    | CellRows
+    | StepsAre
 )

@@ -7,6 +7,7 @@ one projection with a chance of about ``1e-5 / e`` of not being seen: 1e-3 at 1 
 projections 1e-6. Each rejection tells a cheat something about ``r``: draw another.
 """
 
+from collections.abc import Iterator
 from typing import Any, Final
 
 import numpy as np
@@ -15,7 +16,7 @@ from blake3 import blake3
 from numpy.typing import NDArray
 
 from p2pinfer.core.checks import blob
-from p2pinfer.core.requantise import Floats, seen_by
+from p2pinfer.core.requantise import Doubles, Floats, seen_by
 
 PROJECTIONS: Final = 2
 
@@ -81,6 +82,42 @@ class FoldedMatrix:
         apart = float(np.abs(true - _secrets(self.seed, self.name, self.outputs) @ outs).max())
         size = float(np.linalg.norm(outs)) * _SPREAD
         return apart / size if size else (np.inf if apart else 0.0)
+
+
+def residual_of(
+    stored_as: str, weights: Floats, minima: Floats | None, given: Floats, found: Floats
+) -> float:
+    """Return how far a product is from the true one, relative to ``found``, by the matrix itself.
+
+    Args:
+        stored_as: its storage type.
+        weights: float32, outputs by inputs, without minima.
+        minima: float32, outputs by blocks of inputs, or None.
+        given: what goes in, before it is rounded: float32, one row.
+        found: what is said to come out: float32, one row.
+
+    Returns:
+        Infinity where sizes or numbers are wrong.
+    """
+    if given.shape != weights.shape[1:] or found.shape != (len(weights),):
+        return np.inf
+    if not (np.isfinite(given).all() and np.isfinite(found).all()):
+        return np.inf
+    with np.errstate(invalid="ignore"):
+        seen = seen_by(stored_as, given)
+        true = np.concatenate([part @ seen.values for part in _in_parts(weights)])
+        if minima is not None:
+            assert seen.sums is not None
+            true += minima @ seen.sums
+    if not np.isfinite(true).all():
+        return np.inf
+    apart, size = float(np.linalg.norm(true - found)), float(np.linalg.norm(found))
+    return apart / size if size else (np.inf if apart else 0.0)
+
+
+def _in_parts(weights: Floats) -> Iterator[Doubles]:
+    for start in range(0, len(weights), _ROWS_AT_ONCE):
+        yield weights[start : start + _ROWS_AT_ONCE].astype(np.float64)
 
 
 def fold(

@@ -103,6 +103,10 @@ class Rows:
         """Return the regimes that the first ``count`` rows ran in."""
         return tuple(self._regimes[:count])
 
+    def regime(self, position: int) -> Regime:
+        """Return the regime that a row ran in."""
+        return self._regimes[position]
+
     def open(self, position: int, count: int) -> OpenedRows:
         """Return rows that are in the tree."""
         assert self._kept is not None

@@ -1,6 +1,6 @@
 """What roles need of an engine: ``llama.engine`` has llama.cpp's, tests bring their own."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
@@ -28,6 +28,44 @@ Done = Callable[[Decoded | EngineError], None]
 as soon as that is known, without a pass through the scheduler; it must not raise."""
 
 
+RowSteps = Mapping[tuple[int, str], bytes]
+"""What each layer computed for one row: float32 little-endian, by the layer, counted from the
+stage's first, and the step's name."""
+
+
+class CellsCopy(Protocol):
+    """A session's KV cells as they were at some time, to show what its layers computed."""
+
+    @property
+    def values_type(self) -> str:
+        """In which numbers V is kept, ``f16`` or ``bf16``; K is in float16."""
+        ...
+
+    async def read(self, layer: int, first: int, end: int) -> tuple[bytes, bytes]:
+        """Return a layer's K and V rows at the positions ``first:end``, as the cache holds them.
+
+        Layers are counted from the stage's first.
+
+        Raises:
+            EngineError: the engine failed, or its process has ended.
+        """
+        ...
+
+    async def trace(self, position: int, row: bytes, *, regime: Regime) -> RowSteps:
+        """Run one float32 row behind the positions before it, and return every layer's steps.
+
+        The last one's output has the bits that the session's row had. Other sessions go on.
+
+        Raises:
+            EngineError: as ``read``.
+        """
+        ...
+
+    def close(self) -> None:
+        """Forget the copy; idempotent."""
+        ...
+
+
 class EngineSession(Protocol):
     """One session's KV cells in a stage."""
 
@@ -50,6 +88,17 @@ class EngineSession(Protocol):
 
         Raises:
             EngineError: the other session does not hold so much, or is over; or memory ran out.
+        """
+        ...
+
+    async def copy(self, positions: int) -> CellsCopy:
+        """Copy the cells of the first positions, which must be decoded; the session may go on.
+
+        An engine keeps one copy at a time, of one of its sessions.
+
+        Raises:
+            EngineBusy: there is another copy, or no room for one now.
+            EngineError: this engine's cells cannot be copied, or rows of its model not traced.
         """
         ...
 

@@ -11,12 +11,18 @@ A frame is four bytes of length, little-endian, and a msgpack array. The node se
     ["sampling", slot, {fields of Sampling}, recent, said]
                                                         no answer
     ["close", slot]                                     no answer
+    ["copy", number, slot, positions]                   a stage: keep a copy of a session's cells
+    ["read", number, layer, first, end]                 the copy's K and V rows of a layer
+    ["trace", number, position, regime, row, layers]    what the layers compute for a row, behind
+                                                        the copy's positions before it
+    ["drop"]                                            no answer: forget the copy
 
 ``layers`` is how many of the slice's layers the session runs. Answers carry the number:
 ``[number, microseconds of decoding, *values]``, or ``[number, None, sentence]`` when the engine
 refused. ``next`` answers with the token, its bytes, whether it ends the answer, the first end's
-rows for it, and ``[token, bytes, log-probability]`` of each candidate that was asked for. Rows are
-float32, little-endian.
+rows for it, and ``[token, bytes, log-probability]`` of each candidate that was asked for. ``copy``
+answers with the numbers in which V is kept, ``read`` with K and V rows as the cache holds them, and
+``trace`` with ``[layer, step, numbers]`` of each step. Rows and numbers are float32, little-endian.
 """
 
 import struct
@@ -77,6 +83,8 @@ class PartReady:
     numerics_class: str
     repack: bool
     """It rearranges weights: see ``llama.Settings``."""
+    closed: str
+    """Why its sessions cannot be copied and traced; empty if they can."""
 
 
 def pack(values: list[Any]) -> bytes:

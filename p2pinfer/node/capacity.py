@@ -1,6 +1,5 @@
 """How many layers of a model fit into the memory that a machine lends."""
 
-from p2pinfer.core.manifest import layer_part
 from p2pinfer.engine.gguf.architectures import layers_at_once_max
 from p2pinfer.engine.llama.memory import (
     WORKER_BYTES,
@@ -33,7 +32,7 @@ def _layers_of_use(model: PartsModel) -> int:
 def layer_bytes(model: PartsModel, machine: Machine) -> int:
     """Return the memory of the largest layer: its weights, and the cells of all sessions."""
     manifest = model.manifest
-    weights = max(manifest.part(layer_part(layer)).size for layer in range(manifest.layers))
+    weights = max(map(manifest.layer_size, range(manifest.layers)))
     held = machine.sessions + aside_sessions(machine.sessions)
     return weights + sessions_bytes(model.header, 1, held, machine.context)
 

@@ -14,6 +14,7 @@ from p2pinfer.core.ids import ModelId, PeerId
 from p2pinfer.core.sections import BadFile
 from p2pinfer.places import data_dir
 from peers.audits.frauds import Frauds, Judges
+from peers.audits.steps import StepsJudge
 from peers.discovery.directory import Directory
 from transports.blocklist import GuardedTransport
 from transports.identity import verify
@@ -75,6 +76,7 @@ def open_frauds(
     judges: Judges,
     chance: Random,
     on_proven: Callable[[PeerId], None] = lambda _: None,
+    steps: StepsJudge | None = None,
 ) -> Frauds:
     """Return a node's record of proven cheats, which it shuts out from then on."""
     files = ProofFiles(data_dir() / "proofs")
@@ -99,6 +101,7 @@ def open_frauds(
         chance,
         act,
         transport.shut_out,
+        steps=steps,
     )
     for proof, data in files.load(model):
         frauds.add(proof, data)

@@ -78,3 +78,31 @@ async def heed_owner(
             task_status.started()
         is_first = False
         await trio.sleep(LOOK_S)
+
+
+class WhenIdle:
+    """Holds work up while the owner of this machine needs it.
+
+    Args:
+        tell: called with the reason when work is held up, and with "" when it goes on.
+    """
+
+    def __init__(self, tell: Callable[[str], None]) -> None:
+        self._tell, self._why = tell, ""
+        self._calm = trio.Event()
+        self._calm.set()
+
+    def rest(self, why: str) -> None:
+        """Hold work up for this reason, or with "" let it go on."""
+        if bool(why) == bool(self._why):
+            return
+        self._why = why
+        self._tell(why)
+        if why:
+            self._calm = trio.Event()
+        else:
+            self._calm.set()
+
+    async def wait(self) -> None:
+        """Wait until work may go on."""
+        await self._calm.wait()

@@ -103,10 +103,17 @@ def _single_use(told: Sequence[WaysIn]) -> Invitation:
     """
     direct = [tuple(each for each in ways.own if not is_circuit(each)) for ways in told]
     addresses = pick_ways(direct, [])
+    if not addresses and any(ways.own for ways in told):
+        raise UserError(
+            "others call this machine through relays, and the relays of a private network carry"
+            " nobody who lacks its key: make the invitation on a machine that others can dial,"
+            " forward the port that p2pinfer status names, or send the guest an invitation with the"
+            " key in it, as you would a password (p2pinfer invite without --once)"
+        )
     if not addresses:
         raise UserError(
             "a single-use invitation needs a peer on this machine that the guest can call: start"
-            " one with p2pinfer join, which must not be behind a router that lets nobody in"
+            " one with p2pinfer join"
         )
     key = told[0].key
     if not key:

@@ -17,6 +17,7 @@ from p2pinfer.core.manifest import BadManifest, Manifest
 from p2pinfer.core.model_names import readable_name
 from p2pinfer.engine.gguf.model_header import default_model_path
 from p2pinfer.engine.gguf.shards import named_shards
+from p2pinfer.engine.store.adapters import add_adapter
 from p2pinfer.engine.store.assemble import PartsModel, open_parts
 from p2pinfer.engine.store.damage import DamagedPart, MissingChunk, WrongSha256
 from p2pinfer.engine.store.slice_files import Slices
@@ -77,7 +78,7 @@ def name_model(
 
     Args:
         name: a GGUF file, a published model, ``default``, an id, or the beginning of the id of a
-            model that is here.
+            model that is here, or the name of one with an adapter.
         store: where the file's parts are kept.
         on_progress: called with the progress of downloading, hashing and storing.
         download: gets a published model that is not on this machine.
@@ -90,6 +91,8 @@ def name_model(
         return ModelId(name)
     if _BEGINNING.fullmatch(name) and not Path(name).exists():
         return find_held(store, name).id
+    if child := find_child(store, name):
+        return child.id
     located = locate(name, on_progress, download)
     if seen := seen_before(located.path, store):
         return seen
@@ -157,6 +160,8 @@ def check_named(name: str | None) -> None:
     if name is None or name == "default" or _ID.fullmatch(name):
         return
     path = Path(name).expanduser()
+    if not path.exists() and find_child(open_store(), name):
+        return
     if path.exists() or not (_BEGINNING.fullmatch(name) or parse_published(name)):
         try:
             path.open("rb").close()
@@ -182,6 +187,8 @@ def find_held(store: Store, beginning: str) -> Manifest:
                 "the default model is not here yet; to add it: p2pinfer model add default"
             )
         return manifest
+    if child := find_child(store, beginning):
+        return child
     beginning = beginning.lower()
     found = [model for model in store.models() if beginning and model.id.startswith(beginning)]
     if not found:
@@ -190,6 +197,35 @@ def find_held(store: Store, beginning: str) -> Manifest:
         ids = ", ".join(model.id[:12] for model in found)
         raise UserError(f"the ids of {len(found)} models begin with {beginning!r}: {ids}")
     return found[0]
+
+
+def find_child(store: Store, name: str) -> Manifest | None:
+    """Return the model with an adapter that has this name here; None if that may be a file.
+
+    Raises:
+        UserError: several have it.
+    """
+    if Path(name).expanduser().exists():
+        return None
+    same = (name, readable_name(name))
+    found = [each for each in store.models() if each.base and each.name in same]
+    if len(found) > 1:
+        ids = ", ".join(model.id[:12] for model in found)
+        raise UserError(f"{len(found)} models have the name {name!r}, choose one by its id: {ids}")
+    return found[0] if found else None
+
+
+def add_to_base(
+    located: LocatedModel, store: Store, base: ModelId, name: str | None = None
+) -> Manifest:
+    """Add an adapter's file to a model that is here; raises as ``add_adapter``."""
+    manifest = store.manifest(base)
+    if manifest is None:
+        raise UserError(
+            f"the model {base[:12]}… is not here: add it from its file first, with p2pinfer model"
+            " add FILE"
+        )
+    return add_adapter(store, located.path, manifest, name)
 
 
 def remove_model(store: Store, model: ModelId) -> int:

@@ -1,6 +1,7 @@
 """Compose a real peer: it finds the swarm, chooses layers, fetches their parts, and serves them."""
 
 import logging
+import platform
 import random
 import re
 import secrets
@@ -24,6 +25,7 @@ from p2pinfer.engine.llama.engine import open_stage
 from p2pinfer.engine.llama.memory import budget_bytes
 from p2pinfer.engine.store.assemble import PartsModel
 from p2pinfer.engine.store.store import Store
+from p2pinfer.node.bookkeeping import keep_accounts
 from p2pinfer.node.capacity import appetite, layers_max, too_small
 from p2pinfer.node.fraud_files import open_frauds, sharing
 from p2pinfer.node.identity_lock import hold_identity
@@ -33,6 +35,7 @@ from p2pinfer.node.ledger_db import LedgerKeeper, open_books
 from p2pinfer.node.listen_port import own_listen
 from p2pinfer.node.loading_steps import Step, loading
 from p2pinfer.node.model_supply import Choose, obtain
+from p2pinfer.node.proof_keys import judge_of
 from p2pinfer.node.requester import (
     Machine,
     check_layers,
@@ -42,7 +45,7 @@ from p2pinfer.node.requester import (
     freeze_gc,
 )
 from p2pinfer.node.shared_memory import SharedMemory
-from p2pinfer.node.sponsors import Workers, clock_ms, sponsor
+from p2pinfer.node.sponsors import clock_ms, sponsor
 from p2pinfer.node.status_report import describe_peer
 from p2pinfer.node.status_socket import Status, open_status
 from p2pinfer.node.swarm_connection import (
@@ -57,6 +60,7 @@ from peers.discovery.relay_candidates import relay_candidates
 from peers.parts.describe import Tell
 from peers.parts.protocol import in_thread
 from peers.parts.server import PartsServer
+from peers.receipts.prover import Prover
 from peers.receipts.session_evidence import Gatherer
 from peers.receipts.signer import ReceiptSigner
 from peers.serving.accounts import Accounts
@@ -223,19 +227,16 @@ async def serve_peer(options: PeerOptions, store: Store, hooks: Hooks) -> None:
             model_id = options.model or await swarm.pick_model(hooks.default_model)
             supplies = _Supplies(swarm, store, model_id, options, hooks)
             model = await supplies.open_model()
+            memory_bytes = await _memory(options, model)
         if preparing.cancelled_caught:
             return
-        signer = ReceiptSigner(transport, identity.sign, bookkeeper.served)
-        signer.listen()
+        signer, accounts = keep_accounts(swarm, model, network, bookkeeper)
+        Prover(transport, signer, platform.machine()).listen()
         nursery.start_soon(bookkeeper.run)
-        workers = Workers(open_books())
-        nursery.start_soon(workers.run)
-        serves = partial(_serves, directory, transport.peer_id, model.id)
-        accounts = Accounts(network, clock_ms, serves, workers.__contains__)
-        server = await _compose(supplies, model, signer, accounts)
+        server = _compose(supplies, model, signer, accounts, memory_bytes)
         if options.only_idle:
             await nursery.start(heed_owner, server.rest, partial(in_thread, ActivityMeter().look))
-        await stack.enter_async_context(sharing(_frauds(swarm, model.id, server), nursery))
+        await stack.enter_async_context(sharing(_frauds(swarm, model, server), nursery))
         await server.run()
         directory.leave()
 
@@ -252,22 +253,24 @@ def _answer(
     return ways_in | sponsor(identity, name_of(reach), question)
 
 
-def _frauds(swarm: SwarmConnection, model: ModelId, server: Server) -> Frauds:
+def _frauds(swarm: SwarmConnection, parts: PartsModel, server: Server) -> Frauds:
     """Return the record of proven cheats, judged beside serving, and answer others about it."""
+    model, steps = parts.id, judge_of(parts.store, parts.manifest)
     gatherer = Gatherer(swarm.nursery, swarm.transport, secrets.token_bytes)
     serving = partial(swarm.directory.serving, model)
     replays = PeerReplays(swarm.transport, serving, model, gatherer, secrets.token_bytes)
     judges = partial(judges_beside, server, replays)
     frauds = open_frauds(
-        swarm.transport, swarm.directory, model, swarm.identity.sign, judges, swarm.chance
+        swarm.transport,
+        swarm.directory,
+        model,
+        swarm.identity.sign,
+        judges,
+        swarm.chance,
+        steps=steps,
     )
     frauds.listen()
     return frauds
-
-
-def _serves(directory: Directory, me: PeerId, model: ModelId, peer: PeerId) -> bool:
-    serving = (other for other in directory.serving(model) if other.state is State.SERVING)
-    return peer == me or any(other.peer == peer for other in serving)
 
 
 def _notify_owner(
@@ -410,16 +413,25 @@ class _Supplies:
         )
 
 
-async def _compose(
-    supplies: _Supplies, model: PartsModel, signer: ReceiptSigner, accounts: Accounts
+async def _memory(options: PeerOptions, model: PartsModel) -> int | None:
+    """Return how much memory the model gets; None for a share of what is free."""
+    if options.shared is None:
+        return options.memory_bytes
+    machine = for_model(options.machine, model)
+    return await options.shared.share(model.info.name, appetite(model, machine))
+
+
+def _compose(
+    supplies: _Supplies,
+    model: PartsModel,
+    signer: ReceiptSigner,
+    accounts: Accounts,
+    memory_bytes: int | None,
 ) -> Server:
     """Make a server with this machine's capacity; raises UserError if not even a layer fits."""
     options, hooks, transport = supplies.options, supplies.hooks, supplies.swarm.transport
     machine = for_model(options.machine, model)
     fixed = options.layers
-    memory_bytes = options.memory_bytes
-    if options.shared:
-        memory_bytes = await options.shared.share(model.info.name, appetite(model, machine))
     fit = layers_max(model, machine, memory_bytes)
     if not (fit or fixed):
         raise UserError(too_small(model, machine, memory_bytes))

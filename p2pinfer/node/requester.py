@@ -14,7 +14,12 @@ import trio
 from p2pinfer.core.errors import UserError, lone_errors
 from p2pinfer.core.ids import ModelId, PeerId
 from p2pinfer.core.layer_range import LayerRange
-from p2pinfer.core.limits import AUDIT_RATE_DEFAULT, CONTEXT_DEFAULT, SESSIONS_DEFAULT
+from p2pinfer.core.limits import (
+    AUDIT_RATE_DEFAULT,
+    CONTEXT_DEFAULT,
+    PROOF_RATE_DEFAULT,
+    SESSIONS_DEFAULT,
+)
 from p2pinfer.core.manifest import TOKENIZER, Manifest
 from p2pinfer.core.model_names import readable_name
 from p2pinfer.core.sponsor import Sponsor
@@ -38,10 +43,11 @@ from p2pinfer.engine.store.damage import DamagedPart, MissingChunk
 from p2pinfer.engine.store.store import Store
 from p2pinfer.node.fraud_files import open_frauds, sharing
 from p2pinfer.node.inviting import ways_in_told
-from p2pinfer.node.ledger_db import Side, open_books
+from p2pinfer.node.ledger_db import Side, open_books, weighed
 from p2pinfer.node.loading_steps import Step, ignore, loading
 from p2pinfer.node.local_replay import Replays
 from p2pinfer.node.model_supply import Choose, obtain
+from p2pinfer.node.proof_keys import fetching, judge_of, keep_fresh
 from p2pinfer.node.reputation_file import keep_standings, load_standings
 from p2pinfer.node.sponsors import Sponsorship
 from p2pinfer.node.swarm_connection import (
@@ -52,10 +58,11 @@ from p2pinfer.node.swarm_connection import (
 )
 from p2pinfer.places import cache_dir
 from peers.asking.client import FIND_S_MAX, Asked, SwarmClient
-from peers.asking.experience import call_around
 from peers.asking.session import Session
 from peers.audits.auditor import Auditor
 from peers.audits.frauds import Frauds
+from peers.audits.inspector import Inspector
+from peers.discovery.calling import call_around
 from peers.parts.describe import Tell
 from peers.parts.protocol import in_thread
 from peers.receipts.session_evidence import Gatherer
@@ -145,6 +152,8 @@ class ClientOptions:
     """Gather receipts; only benchmarks do without."""
     audit_rate: float = AUDIT_RATE_DEFAULT
     """The share of stages whose work on an answer is run again elsewhere."""
+    proof_rate: float = PROOF_RATE_DEFAULT
+    """The share of stages that open rows although others could run them again."""
     sponsored: bool = True
     """Ask on the account of a peer that serves on this machine, if there is one."""
     drafts: bool = False
@@ -166,12 +175,14 @@ class Client(SwarmClient):
         options: ClientOptions,
         gatherer: Gatherer,
         draft_model: Ends | None = None,
+        child: PartsModel | None = None,
     ) -> None:
+        """Ask for a model; ``child``: what it is here, with an adapter in its ends."""
         transport, directory, nursery = swarm.transport, swarm.directory, swarm.nursery
         self.transport = transport
         self.ways_in_told = partial(ways_in_told, options.network, tuple, directory)
         """What this client adds to its status for an invitation."""
-        self.model, self.ends, self._sign = model, ends, swarm.identity.sign
+        self.model, self.ends, self._sign = child or model, ends, swarm.identity.sign
         asked = Asked(model.id, model.info.name, swarm.bootstrap, options.find_s_max)
         standings = load_standings()
         nursery.start_soon(keep_standings, standings)
@@ -196,6 +207,7 @@ class Client(SwarmClient):
         if options.evidence:
             serving = partial(directory.serving, model.id)
             replays = Replays(transport, serving, model, gatherer, secrets.token_bytes)
+            judge = judge_of(model.store, model.manifest)
             self.frauds = open_frauds(
                 transport,
                 directory,
@@ -204,12 +216,24 @@ class Client(SwarmClient):
                 replays.judges,
                 swarm.chance,
                 self.experiences.cheated,
+                judge,
             )
+            inspector = Inspector(
+                transport,
+                judge,
+                serving,
+                options.proof_rate,
+                self.frauds.accuse,
+                self.experiences.failed,
+            )
+            fetch = fetching(transport, partial(directory.holding, model.id), model.manifest)
+            nursery.start_soon(keep_fresh, judge, model.store, model.manifest, fetch)
             self._auditor = Auditor(
                 replays.find,
                 options.audit_rate,
                 bounds_of(model.store, model.id),
                 self.frauds.accuse,
+                inspector,
             )
 
     @property
@@ -226,7 +250,8 @@ class Client(SwarmClient):
         session.is_trusted = trust.held
         self.learn(trust)
         try:
-            await trio.to_thread.run_sync(open_books().keep, Side.USED, evidence.work(position))
+            done = [weighed(each, self.model.manifest) for each in evidence.work(position)]
+            await trio.to_thread.run_sync(open_books().keep, Side.USED, done)
         except UserError as error:  # the answer itself is unaffected
             _log.warning("%s", error)
         return trust
@@ -296,6 +321,27 @@ def _open_draft_model(
     return _open_ends(small, *small.halves(), for_model(options.machine, small))
 
 
+def keep_of_adapter(child: Manifest) -> int | None:
+    """Return how many layers the ends must have for all of an adapter to be in them.
+
+    Then peers that serve the model without it compute the rest. None: there is no such number.
+    """
+    if child.base is None:
+        return None
+    adapted = {part.name for part in child.adapter}
+    most = (child.layers - 1) // 2
+    return next((k for k in range(1, most + 1) if adapted <= {*child.ends(k)}), None)
+
+
+def _child_at_home(store: Store, named: ModelId) -> tuple[Manifest, Manifest, int] | None:
+    """Return a child whose adapter fits into the ends, its base, and how many layers they need."""
+    manifest = store.manifest(named)
+    if manifest is None or manifest.base is None:
+        return None
+    least = keep_of_adapter(manifest)
+    return (manifest, manifest.base, least) if least else None
+
+
 @asynccontextmanager
 async def open_client(
     options: ClientOptions, store: Store, tell: Tell, step: Step = ignore
@@ -315,16 +361,17 @@ async def open_client(
     if not options.bootstrap and not looks_around(options.network):
         raise UserError(NO_WAY_IN)
     await in_thread(_check_held, options, store)
-    keep = options.keep
+    keep, child = options.keep, None
 
     def needed(manifest: Manifest) -> Iterable[str]:
         check_keep(manifest, keep)
         return manifest.ends(keep)
 
-    def make(model: PartsModel) -> tuple[Path, Path]:
-        check_weights(model, model.manifest.ends(keep))
-        check_memory(model, 2 * keep, for_model(options.machine, model))
-        return model.ends(keep)
+    def make(model: PartsModel) -> tuple[PartsModel, tuple[Path, Path]]:
+        own = open_parts(store, child, cache_dir()) if child else model
+        check_weights(own, own.manifest.ends(keep))
+        check_memory(own, 2 * keep, for_model(options.machine, own))
+        return own, own.ends(keep)
 
     async with AsyncExitStack() as stack:
         stack.enter_context(lone_errors())
@@ -339,12 +386,17 @@ async def open_client(
         if named is None:
             assert options.default_model
             named = await swarm.pick_model(options.default_model)
-        model, (first_end, last_end) = await obtain(
+        is_served = named in directory.models()
+        if not is_served and (found := await in_thread(_child_at_home, store, named)):
+            child, base, least = found
+            named, keep = base.id, max(keep, least)
+            directory.follow(named)
+        model, (own, (first_end, last_end)) = await obtain(
             transport, directory, store, named, needed, make, tell, swarm.chance
         )
-        step(_loading_ends(model, keep, options.machine.threads))
+        step(_loading_ends(own, keep, options.machine.threads))
         ends = await stack.enter_async_context(
-            _open_ends(model, first_end, last_end, for_model(options.machine, model))
+            _open_ends(own, first_end, last_end, for_model(options.machine, model))
         )
         freeze_gc()
         gatherer = Gatherer(nursery, transport, secrets.token_bytes, sponsor)
@@ -355,6 +407,6 @@ async def open_client(
             step(f"loading the draft model {options.draft_model.info.name} …")
             opening = await in_thread(_open_draft_model, options.draft_model, model, options)
             drafting = await stack.enter_async_context(opening)
-        client = Client(swarm, ends, model, options, gatherer, drafting)
+        client = Client(swarm, ends, model, options, gatherer, drafting, own)
         await stack.enter_async_context(sharing(client.frauds, nursery))
         yield client

@@ -12,7 +12,6 @@ import trio
 from p2pinfer.core.errors import UserError
 from p2pinfer.core.ids import PeerId
 from p2pinfer.core.sponsor import SPONSORED_MS_MAX, Sponsor, to_sign
-from p2pinfer.node.ledger_db import LedgerDb
 from p2pinfer.node.local_peers import is_peer_of
 from p2pinfer.node.status_socket import Status, ask_all
 from transports.identity import Identity, public_key, verify
@@ -21,9 +20,6 @@ _log = logging.getLogger("p2pinfer.sponsor")
 
 LOOK_S = 60.0
 """How often a requester looks for a sponsor; a signature is valid for ten times as long."""
-
-READ_S = 60.0
-"""How often the ledger is read for the peers that have worked."""
 
 
 def clock_ms() -> int:
@@ -84,23 +80,3 @@ class Sponsorship:
                 signed = to_sign(self._requester, self._network, at)
                 return found if verify(found.peer, signed, found.signature) else None
         return None
-
-
-class Workers:
-    """The peers whose work this machine has receipts for, as of the last read of its ledger."""
-
-    def __init__(self, books: LedgerDb) -> None:
-        self._books = books
-        self._known: frozenset[PeerId] = frozenset()
-
-    def __contains__(self, peer: object) -> bool:
-        return peer in self._known
-
-    async def run(self) -> None:
-        """Read the ledger regularly, in a thread, for ever."""
-        while True:
-            try:
-                self._known = await trio.to_thread.run_sync(self._books.workers)
-            except UserError as error:
-                _log.warning("%s", error)
-            await trio.sleep(READ_S)

@@ -26,6 +26,7 @@ def describe_peer(
         "reached": reach.words,
         "advice": reach.advice,
         "port_mapping": transport.port_mapping,
+        "punching": dict(transport.punching),
         "state": "joining",
         "sessions": [],
     }

@@ -24,6 +24,7 @@ from p2pinfer.core.witness import OpenedRows, Rows
 from p2pinfer.engine.llama.engine import open_ends, open_stage
 from p2pinfer.engine.store.assemble import PartsModel, open_parts
 from p2pinfer.engine.store.store import Store
+from p2pinfer.node.verify_openings import check_accusation, check_openings
 from p2pinfer.places import cache_dir
 from peers.audits.frauds import judge
 from peers.audits.replay import EngineReplay, by_engine, cut
@@ -93,6 +94,9 @@ async def verify_file(data: bytes, store: Store) -> Verified:
         positions = len(found.tokens)
         findings.append(Finding("receipts", True, f"consistent over {positions} rows"))
         findings.append(_audits(found))
+        for each in await check_openings(found, vouched, store):
+            text = f"{each.peer} ({each.layers}): {each.text}" if each.peer else each.text
+            findings.append(Finding("opened rows", each.held, text))
         findings += await _replay(found, vouched, store)
     return Verified(tuple(findings), found.answer)
 
@@ -109,6 +113,9 @@ async def _verify_proof(data: bytes, store: Store) -> Verified:
     if len(found.receipts) > 1:
         text = f"{accused} signed two results for the same {receipt.position} rows: it cheated"
         return Verified((*findings, Finding("proof", True, text)))
+    if found.opening:
+        held, text = await check_accusation(found, store)
+        return Verified((*findings, Finding("proof", held, text)))
     layers = f"layers {receipt.first}:{receipt.end}"
     text = f"{accused} signed that it received these {receipt.position} rows for its {layers}"
     findings.append(Finding("rows", True, text))

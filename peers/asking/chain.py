@@ -188,9 +188,15 @@ class Chain:
             stage.wants_to_leave = True
         elif isinstance(word, Lost) and stage in self._stages:
             at = self._stages.index(stage)
-            for other in self._stages[max(0, at - 1) : at + 2]:
-                if other.hop.peer == word.peer and other is not stage:
-                    other.lose(PeerUnavailable(word.peer, printable(word.text)))
+            for place in {max(0, at - 1), min(at + 1, len(self._stages) - 1)} - {at}:
+                other = self._stages[place]
+                if other.hop.peer != word.peer:
+                    continue
+                if place > at:
+                    stage.sends_to, stage.lost_next = None, True
+                    if self._was_reopened(stage, other):
+                        continue  # a relay took the way between them along
+                other.lose(PeerUnavailable(word.peer, printable(word.text)))
         self._trouble.set()
 
     def _fail(self, error: PeerError) -> None:
@@ -351,16 +357,49 @@ class Chain:
 
         What is gone may be the relay, and not the peer, which another one leads to.
         """
-        hops, now = [stage.hop for stage in self._stages[places]], trio.current_time()
-        if not all(map(is_relayed, hops)):
-            return False
-        if any(now - self._reopened.get(hop.peer, -REOPEN_S) < REOPEN_S for hop in hops):
+        replaced, now = self._stages[places], trio.current_time()
+        hops = [stage.hop for stage in replaced]
+        if not all(map(is_relayed, hops)) or self._was_reopened(*replaced):
             return False
         self._reopened |= {hop.peer: now for hop in hops}
         if not await self._take_places(places, hops):
             return False
-        _log.info("%s is reached another way", hops[0].peer)
+        kept = await self._keep_links(replaced, places)
+        how = "with all its rows" if kept else "and computes its rows again"
+        _log.info("%s is reached another way, %s", hops[0].peer, how)
         return True
+
+    def _was_reopened(self, *stages: StageHandle) -> bool:
+        """Whether the session was opened again at one of some stages a moment ago."""
+        now = trio.current_time()
+        return any(now - self._reopened.get(s.hop.peer, -REOPEN_S) < REOPEN_S for s in stages)
+
+    async def _keep_links(self, replaced: Sequence[StageHandle], places: slice) -> bool:
+        """Find which reopened stages still hold their steps, and leave the links between those.
+
+        Return whether all of them do.
+        """
+        found, kept = self._stages[places], dict[StageHandle, StageHandle]()
+        peers = [self._transport.peer_id, *(stage.hop.peer for stage in self._stages)]
+
+        async def ask(at: int) -> None:
+            try:
+                if await found[at].count(peers[places.start + at], ANSWER_S_MAX):
+                    kept[replaced[at]] = found[at]
+            except PeerError as error:
+                self._lose(found[at], error)
+
+        async with trio.open_nursery() as asking:
+            for at in range(len(found)):
+                asking.start_soon(ask, at)
+        for old, new in kept.items():
+            new.known = old.known
+            if old.sends_to is not old and not new.lost_next:
+                new.sends_to = old.sends_to
+        for stage in self._stages:
+            if stage.sends_to in kept:
+                stage.sends_to = kept[stage.sends_to]
+        return len(kept) == len(found)
 
     async def _take_places(self, places: slice, hops: Sequence[Hop]) -> bool:
         """Open the session at replacements for some stages; False if one of them refuses."""

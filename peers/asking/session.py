@@ -4,7 +4,7 @@ A session is a chain of stages with a KV cache in each. It outlives an answer: t
 compared with the tokens that the caches hold, and only the new tokens go through the chain.
 """
 
-from collections.abc import AsyncGenerator, AsyncIterator, Iterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Sequence
 from contextlib import (
     AsyncExitStack,
     asynccontextmanager,
@@ -89,6 +89,8 @@ class Session:
         """No check of it has failed; otherwise the next answer needs another session."""
         self.drafts = DraftCount()
         """What became of the most recent answer's drafts."""
+        self.on_rows: Callable[[int, bytes], None] = lambda _, __: None
+        """Called with where a prompt's rows begin, and those that the last stage sends of it."""
         self._may_draft, self._model = drafts, model
         self._answers = 0  # begun so far
         self._reading: Sequence[int] = ()  # the prompt that is being read
@@ -228,6 +230,7 @@ class Session:
                     for at, end, regime in chunks:
                         step = await self._chain.receive(at, end - at, (end - at) * self._row_bytes)
                         room.release()
+                        self.on_rows(at, step.rows)
                         if end < len(prompt):
                             await self._cells.absorb(at, step.rows, regime=regime)
                         else:

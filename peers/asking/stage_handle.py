@@ -57,6 +57,8 @@ class StageHandle:
         self.wants_to_leave = False
         self.sends_to: StageHandle | None = None
         """The stage after it, which takes what it sends; itself stands for the requester."""
+        self.lost_next = False
+        """It has said that it sends to nobody any more."""
         self.known = 0
         """Its answers to steps up to this number are no longer needed."""
         self._control = control
@@ -108,7 +110,7 @@ class StageHandle:
             Connected,
             timeout_s,
         )
-        self.sends_to = to
+        self.sends_to, self.lost_next = to, False
 
     async def expect(self, peer: PeerId, timeout_s: float) -> int:
         """Have it take steps from another peer; return the number of the last one that it has.
@@ -119,6 +121,11 @@ class StageHandle:
         if peer == self._expects:
             self._expects = None  # true since it opened; only a later change needs a message
             return self._begins_at
+        return await self.count(peer, timeout_s)
+
+    async def count(self, peer: PeerId, timeout_s: float) -> int:
+        """As ``expect``, also where it was opened for the same peer: it may hold steps already."""
+        self._expects = None
         answer = await self._ask(lambda number: Expect(number, peer), Expecting, timeout_s)
         return answer.received
 

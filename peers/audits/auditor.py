@@ -24,6 +24,7 @@ from p2pinfer.core.messages import Hop
 from p2pinfer.core.receipts import Receipt, Signed, Terms
 from p2pinfer.core.trust import Audited, AuditVerdict, Trust, choose_audits
 from p2pinfer.core.witness import OpenedRows, Rows, runs_of
+from peers.audits.inspector import Inspector
 from peers.audits.replay import OpenReplay, Replay, Vouching, cut
 from peers.receipts.session_evidence import REPLACED_S_MAX, Evidence
 from peers.steps.limits import NUMPY_TYPES
@@ -64,6 +65,7 @@ class Auditor:
         rate: the share of stages that is audited.
         bounds: between numerics classes.
         on_fraud: called, if a stage cheated, with a proof that others can check themselves.
+        inspector: proves stages from rows that they open; None: nothing is proven.
     """
 
     def __init__(
@@ -72,8 +74,9 @@ class Auditor:
         rate: float,
         bounds: Bounds = DEFAULT_BOUNDS,
         on_fraud: Callable[[FraudProof], None] = lambda _: None,
+        inspector: Inspector | None = None,
     ) -> None:
-        self.rate = rate
+        self.rate, self._inspector = rate, inspector
         self._find, self._on_fraud = find, on_fraud
         self._bounds = bounds
 
@@ -84,6 +87,7 @@ class Auditor:
         signed, and the stages already chosen are still audited: dying saves no cheat.
         """
         owed: frozenset[Hop] = frozenset()
+        evidence.openings.clear()
         for _ in range(EXAMINED_TIMES_MAX):
             broken = await evidence.settle(position)
             if broken:
@@ -98,7 +102,8 @@ class Auditor:
                 hop = stage.hop
                 proof = FraudProof(evidence.terms, hop.peer, hop.end, stage.contradiction)
                 self._on_fraud(proof)
-        return Trust(len(stages), position, self.rate, broken, tuple(audits))
+        proof_rate = self._inspector.rate if self._inspector else 0.0
+        return Trust(len(stages), position, self.rate, broken, tuple(audits), proof_rate)
 
     async def _sample(
         self, evidence: Evidence, position: int, owed: frozenset[Hop]
@@ -109,7 +114,24 @@ class Auditor:
         chosen = choose_audits(evidence.nonce, [each.body() for each in last], self.rate)
         owed = owed.union(stages[index].hop for index in chosen)
         due = [index for index, stage in enumerate(stages) if stage.hop in owed]
-        return owed, [await self._audit(evidence, index, last[index]) for index in due]
+        found = [await self._prove_or_audit(evidence, index, last[index]) for index in due]
+        if self._inspector:
+            more = self._inspector.choose(evidence.nonce, [each.body() for each in last])
+            for index in set(more).difference(due):
+                proved = await self._inspector.prove(evidence, index, last[index])
+                found += [proved] if proved else []
+        return owed, found
+
+    async def _prove_or_audit(self, evidence: Evidence, index: int, receipt: Receipt) -> Audited:
+        """Audit one stage; where nobody else is of its class, have it open rows instead."""
+        peer, inspector = evidence.stages[index].hop.peer, self._inspector
+        if inspector and inspector.is_alone(receipt, peer):
+            proved = await inspector.prove(evidence, index, receipt)
+            return proved or await self._audit(evidence, index, receipt)
+        found = await self._audit(evidence, index, receipt)
+        if inspector and found.verdict is AuditVerdict.NOT_REPLAYED:
+            return await inspector.prove(evidence, index, receipt) or found
+        return found
 
     async def _suspect(self, evidence: Evidence, broken: Break) -> list[Audited]:
         """Find out, as far as possible, which of two stages signed something false.

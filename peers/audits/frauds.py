@@ -1,5 +1,7 @@
 """Fraud proofs among peers: each checks a proof itself before it acts, and passes on what held.
 
+What shows a false step of a row is judged by whoever holds that layer, or a proof key of it.
+
 Now and then two peers tell each other which cases they have seen proven; either may ask for one
 proof that it lacks and can judge. It runs the rows again, with its own layers where it holds them,
 otherwise by three other holders of its own choice that must agree. A proof it cannot judge it
@@ -18,11 +20,12 @@ from p2pinfer.core.advertisement import Advertisement
 from p2pinfer.core.audit import THIS_MACHINE
 from p2pinfer.core.errors import P2pinferError, PeerError
 from p2pinfer.core.evidence import CASES_MAX, Case, Cases, ProofIs, WantProof
-from p2pinfer.core.fraud import FraudProof, parse, to_sign
+from p2pinfer.core.fraud import BY_STEPS, FraudProof, parse, to_sign
 from p2pinfer.core.ids import ModelId, PeerId
 from p2pinfer.core.sections import BadFile
 from p2pinfer.core.witness import Rows
 from peers.audits.replay import OpenReplay, PeerReplays, Replay, by_engine, cut
+from peers.audits.steps import StepsJudge
 from peers.parts.protocol import Run, in_thread
 from peers.serving.server import Server
 from peers.steps.messaging import receive, send
@@ -85,6 +88,7 @@ class Frauds:
         on_proven: called with each proof that held, and its file.
         on_false: called with peers that made or sent an invalid proof.
         run: runs slow work, so that nothing else waits for it.
+        steps: judges openings.
     """
 
     def __init__(
@@ -98,8 +102,9 @@ class Frauds:
         on_proven: Callable[[FraudProof, bytes], None],
         on_false: Callable[[PeerId], None] = lambda _: None,
         run: Run = in_thread,
+        steps: StepsJudge | None = None,
     ) -> None:
-        self._run = run
+        self._run, self._steps = run, steps
         self._transport, self._model, self._sign = transport, model, sign
         self._others, self._judges, self._chance = others, judges, chance
         self._on_proven, self._on_false = on_proven, on_false
@@ -241,6 +246,8 @@ class Frauds:
             return False
         if all(offer.peer != case.accused for offer in self._others()):
             return False  # it would change nothing
+        if case.numerics == BY_STEPS:
+            return self._steps is not None and self._steps.covers(range(case.first, case.end))
         return case.rows == 0 or bool(self._judges(case))
 
     async def _check_for_ever(self) -> None:
@@ -273,7 +280,10 @@ class Frauds:
             return
         if case.rows:
             self._checked_at = trio.current_time()
-        verdict = await judge(proof, self._judges(case))
+        if proof.opening:
+            verdict = await self._steps.convicts(proof) if self._steps else None
+        else:
+            verdict = await judge(proof, self._judges(case))
         again_s = trio.current_time() + UNDECIDED_S
         self._judged[case.digest] = again_s if verdict is None else float("inf")
         if len(self._judged) > JUDGED_MAX:

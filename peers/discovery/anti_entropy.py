@@ -10,9 +10,9 @@ from p2pinfer.core.exchange import BUCKETS, DIGEST_BYTES, NUMBER_BYTES, TAG_BYTE
 from p2pinfer.core.exchange import Wanted as WantedMessage
 from p2pinfer.core.ids import ModelId
 from peers.discovery.model_index import IndexEntry, ModelIndex, aged
-from peers.discovery.rate_limit import RateLimits
 from peers.discovery.view import SwarmView, Taken
 from peers.steps.messaging import receive, send
+from peers.steps.rate_limit import RateLimits
 from transports.base import Channel
 
 MESSAGES_MAX = 16

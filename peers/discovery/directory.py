@@ -23,9 +23,9 @@ from peers.discovery.bootstrap import Bootstrap, Way
 from peers.discovery.gossip import judge, news
 from peers.discovery.model_index import IndexEntry
 from peers.discovery.partners import pick_partners
-from peers.discovery.rate_limit import RateLimits
 from peers.discovery.view import SHORTEST_S, SwarmView, Verify
 from peers.steps.messaging import DIRECTORY
+from peers.steps.rate_limit import RateLimits
 from transports.base import Channel, Topic, Transport
 from transports.identity import verify as verify_signature
 

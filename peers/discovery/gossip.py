@@ -8,8 +8,8 @@ import trio
 from p2pinfer.core.advertisement import Advertisement, Heard
 from p2pinfer.core.ids import ModelId, PeerId
 from p2pinfer.core.wire import BadMessage, decode
-from peers.discovery.rate_limit import RateLimits
 from peers.discovery.view import NEW, SwarmView, Taken
+from peers.steps.rate_limit import RateLimits
 from transports.base import Accept, GossipVerdict
 
 BURST_MAX = 4

@@ -19,19 +19,20 @@ def relay_candidates(
 ) -> list[tuple[PeerId, tuple[str, ...]]]:
     """Return the dialable peers of a model, and where they are.
 
-    First come those that this peer's rows come from or go to: they are its neighbours then, and
-    can be called without a relay. Then the near ones, since others go a detour through them. Each
-    hidden peer has an order of its own among equals, so that they do not all crowd one relay.
+    First come the near ones, since what others say goes a detour through them. Among those whose
+    distance is unknown, those that this peer's rows come from or go to come first: they are called
+    anyway. Each hidden peer has an order of its own among equals, so that they do not all crowd one
+    relay.
     """
     own = next((each for each in directory.peers() if each.peer == me), None)
     ends = (own.first, own.end) if own and own.end else ()
     found = [each for each in directory.holding(model) if not any(map(is_circuit, each.addresses))]
 
-    def rank(peer: PeerId, first: int, end: int) -> tuple[bool, float, bytes]:
-        is_far = not ends or (end != ends[0] and first != ends[1])
+    def rank(peer: PeerId, first: int, end: int) -> tuple[float, bool, bytes]:
+        is_stranger = not ends or (end != ends[0] and first != ends[1])
         away_s = round_trip_s(peer)
         lot = hashlib.blake2b(f"{me} {peer}".encode(), digest_size=8).digest()
-        return is_far, FAR_S if away_s is None else away_s, lot
+        return FAR_S if away_s is None else away_s, is_stranger, lot
 
     found.sort(key=lambda each: rank(each.peer, each.first, each.end))
     return [(each.peer, each.addresses) for each in found]

@@ -22,7 +22,7 @@ from p2pinfer.core.exchange import TAG_BYTES
 from p2pinfer.core.ids import ModelId, PeerId
 from p2pinfer.core.layer_range import LayerRange
 from peers.discovery.model_index import IndexEntry, ModelIndex, Parsed, parse
-from peers.discovery.rate_limit import ROUNDING_S
+from peers.steps.rate_limit import ROUNDING_S
 from transports.blocklist import Blocklist
 
 SHORTEST_S = PERIOD_MS_DEFAULT / 1000

@@ -52,6 +52,8 @@ class Evidence:
         self._on_way: dict[int, bytes] = {}
         self.rows = 0
         """Sent so far, including dropped ones."""
+        self.openings: list[bytes] = []
+        """What stages opened when the answer was examined last, and was found true."""
 
     def follow(self, route: Sequence[Hop]) -> None:
         """Follow the stages of a route from now on; those already followed are kept."""
@@ -146,7 +148,15 @@ class Evidence:
         )
         regimes = runs_of(self.witness.received.regimes(count))
         body = Certificate(
-            self.terms, self.nonce, trust.rate, tuple(tokens), regimes, answer, stages, trust.audits
+            self.terms,
+            self.nonce,
+            trust.rate,
+            tuple(tokens),
+            regimes,
+            answer,
+            stages,
+            trust.audits,
+            tuple(self.openings),
         ).body()
         return body + sign(to_sign(body))
 

@@ -13,12 +13,12 @@ import trio
 
 from p2pinfer.core.errors import ChannelClosed, RemoteProtocolError, lone_errors
 from p2pinfer.core.evidence import AskRows, Follow, Made, Opening, Settle, Settled
-from p2pinfer.core.ids import SessionId
+from p2pinfer.core.ids import PeerId, SessionId
 from p2pinfer.core.ledger import LedgerEntry
 from p2pinfer.core.messages import Denied, Open, Refusal, Step
 from p2pinfer.core.receipts import Terms
 from p2pinfer.core.witness import Seat, Witness
-from p2pinfer.engine.base import StageEngine
+from p2pinfer.engine.base import EngineSession, StageEngine
 from peers.steps.history import History
 from peers.steps.messaging import receive, send
 from transports.base import Channel, Transport
@@ -39,6 +39,10 @@ class SessionRecord:
     seat: Seat
     history: History
     """Rows that were sent; the session also keeps them for replacements."""
+    cells: EngineSession
+    """Those that the rows were computed in."""
+    width: int
+    """Numbers in a row."""
     on_over: Callable[["SessionRecord"], None]
     witness: Witness = field(default_factory=partial(Witness, keep=False))
     is_followed: bool = False
@@ -87,12 +91,19 @@ class ReceiptSigner:
         """Answer requesters from now on."""
         self._transport.handle(EVIDENCE, self._serve)
 
-    def record(self, opened: Open, engine: StageEngine, history: History) -> SessionRecord:
+    def find(self, session: SessionId, requester: PeerId) -> SessionRecord | None:
+        """Return the record of a requester's session, while that lasts."""
+        record = self._records.get(session)
+        return record if record and record.opened.requester == requester else None
+
+    def record(
+        self, opened: Open, engine: StageEngine, history: History, cells: EngineSession
+    ) -> SessionRecord:
         """Keep a record of a session from now on, until it is closed."""
         terms = terms_of(opened)
         numerics = bytes.fromhex(engine.numerics_class)
         seat = Seat(terms.digest(), opened.first, opened.end, numerics, self._sign)
-        found = SessionRecord(opened, seat, history, self._over)
+        found = SessionRecord(opened, seat, history, cells, engine.width, self._over)
         self._records[opened.session] = found
         return found
 
@@ -107,10 +118,8 @@ class ReceiptSigner:
         try:
             with trio.fail_after(FOLLOW_S_MAX):
                 session = (await receive(channel, Follow)).session
-            record = self._records.get(session)
-            if (
-                record is None or record.is_followed or record.opened.requester != channel.remote
-            ):  # a session that just ended, or another requester's
+            record = self.find(session, channel.remote)
+            if record is None or record.is_followed:  # one that just ended, or another requester's
                 await send(channel, Denied(0, Refusal.UNKNOWN_SESSION))
                 return
             with lone_errors(), _followed(record):

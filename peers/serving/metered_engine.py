@@ -5,7 +5,7 @@ from functools import partial
 
 from p2pinfer.core.errors import EngineError
 from p2pinfer.core.regimes import Regime
-from p2pinfer.engine.base import Decoded, Done, EngineSession, StageEngine
+from p2pinfer.engine.base import CellsCopy, Decoded, Done, EngineSession, StageEngine
 
 
 class MeteredEngine:
@@ -47,6 +47,9 @@ class _MeteredSession:
 
     async def inherit(self, parent: "_MeteredSession", length: int) -> None:
         await self._session.inherit(parent._session, length)
+
+    async def copy(self, positions: int) -> CellsCopy:
+        return await self._session.copy(positions)
 
     def close(self) -> None:
         if not self._closed:

@@ -30,6 +30,7 @@ from p2pinfer.core.layer_range import LayerRange
 from p2pinfer.core.messages import Open
 from p2pinfer.core.ways import relays_in
 from p2pinfer.engine.base import StageEngine
+from peers.discovery.calling import call_around, neighbours
 from peers.discovery.directory import Directory
 from peers.receipts.signer import ReceiptSigner
 from peers.serving.accounts import Account, own_account
@@ -165,6 +166,7 @@ class Server:
         self._running: list[HeldLayers] = []
         self._joining_since: dict[PeerId, float] = {}
         self._leaving = leaving
+        self._meeting = trio.CancelScope()
         self._said = plan.me
         self._resting = ""
         self._busier = trio.Event()
@@ -314,6 +316,19 @@ class Server:
         self.held = await nursery.start(self._hold, layers)
         self._say_served()
         self._on_serving(self.held)
+        self._meeting.cancel()
+        self._meeting = trio.CancelScope()
+        nursery.start_soon(self._meet, self._meeting, layers)
+
+    async def _meet(self, scope: trio.CancelScope, layers: LayerRange) -> None:
+        """Call some of those that rows may come from or go to: requesters choose the near ones.
+
+        A hidden one is so reached directly before it matters, or its relay is known to be needed.
+        """
+        with scope:
+            await call_around(
+                self._transport, lambda: neighbours(self._others(), layers), self._chance
+            )
 
     async def _hold(self, layers: LayerRange, *, task_status: trio.TaskStatus[HeldLayers]) -> None:
         """Run an engine until it is drained."""
@@ -436,12 +451,24 @@ class Server:
         self._directory.advertise(self._said)
 
     def _links(self) -> tuple[RoundTrip, ...]:
-        """Return the round trips to this peer's relays, and to the nearest peers of this model."""
-        relays = relays_in(self._transport.addresses)
-        peers = {*relays, *(other.peer for other in self._others())}
-        found = ((peer not in relays, self._round_trip_s(peer), peer) for peer in peers)
-        known = ((later, seconds, peer) for later, seconds, peer in found if seconds is not None)
+        """Return the round trips to the nearest relay of this peer, and to its nearest peers.
+
+        Those come first that rows may come from or go to: no route uses another.
+        """
+        others = self._others()
+        layers = self.held.layers if self.held else LayerRange(0, 0)
+        beside = {other.peer for other in neighbours(others, layers)}
+        trips = {other.peer: self._round_trip_s(other.peer) for other in others}
+        relays = {
+            relay: self._round_trip_s(relay) for relay in relays_in(self._transport.addresses)
+        }
+        relayed = [(s, peer) for peer, s in relays.items() if s is not None]
+        nearest = [peer for _, peer in sorted(relayed)[:1]]
+        found = [(peer not in beside, s, peer) for peer, s in trips.items() if s is not None]
+        known = [*nearest, *(peer for *_, peer in heapq.nsmallest(LINKS_MAX, found))]
+        seconds = {**relays, **trips}
         return tuple(
-            RoundTrip(peer, min(max(1, round(1e6 * seconds)), ROUND_TRIP_US_MAX))
-            for _, seconds, peer in heapq.nsmallest(LINKS_MAX, known)
+            RoundTrip(peer, min(max(1, round(1e6 * s)), ROUND_TRIP_US_MAX))
+            for peer in list(dict.fromkeys(known))[:LINKS_MAX]
+            if (s := seconds[peer]) is not None
         )

@@ -160,6 +160,10 @@ class Stage:
         raise self._no(Refusal.UNKNOWN_SESSION, "no such session waits here for you")
 
     async def _serve_requester(self, channel: Channel, opened: Open) -> None:
+        found = self._sessions.get(opened.session)
+        if found and found.opened.requester == channel.remote and found.holds_steps:
+            await found.resume(channel, opened)
+            return
         parent = self._parent_of(opened)
         session = self._sessions[opened.session] = self._admit(channel, opened)
         try:
@@ -204,7 +208,7 @@ class Stage:
         history = History(self._budget)
         record = None
         if self._signer and any(opened.seal):
-            record = self._signer.record(opened, engine, history)
+            record = self._signer.record(opened, engine, history, cells)
         return StageSession(self._transport, channel, opened, cells, engine.width, history, record)
 
     def _parent_of(self, opened: Open) -> StageSession | None:

@@ -1,7 +1,8 @@
 """One session at a stage: steps come in from one peer, are computed, and go on to another.
 
-The session lasts as long as its requester's channel to this stage, and obeys it. The peers before
-and after it may go away: then the session reports that and waits for replacements.
+The session lasts as long as its requester's channel to this stage, and obeys it; where the
+connection under that broke, a moment longer, so that the requester can come another way. The peers
+before and after it may go away: then the session reports that and waits for replacements.
 """
 
 from collections import deque
@@ -11,6 +12,7 @@ from functools import partial
 
 import numpy as np
 import trio
+from attrs import evolve
 
 from p2pinfer.core.errors import (
     ChannelClosed,
@@ -19,6 +21,7 @@ from p2pinfer.core.errors import (
     RemoteProtocolError,
     lone_errors,
 )
+from p2pinfer.core.ids import PeerId
 from p2pinfer.core.limits import STEPS_IN_FLIGHT_MAX
 from p2pinfer.core.messages import (
     ROUTE_HOPS_MAX,
@@ -68,6 +71,13 @@ SILENT_S_MAX = 180.0
 """After this, any session without steps may be ended. In mid-answer no pause between two steps is
 longer: 120 s for a slow stage and 60 s until a lost one is replaced."""
 
+REOPEN_S_MAX = 5.0
+"""How long a session outlives its requester's channel where the connection broke: a lost relay is
+noticed within 2 s, and to call over another one takes about 1 s. Then its cells are freed."""
+
+REOPEN_PAUSE_S = 1.0
+"""Requesters that reopen a session sooner again are blamed: ours wait for 10 s."""
+
 
 @dataclass(eq=False)
 class _Taking:
@@ -99,6 +109,7 @@ class StageSession:
         self._outbox = Outbox(history)
         self._received = 0  # the number of the last step
         self._length = 0  # positions that the cells hold once all submitted steps are decoded
+        self._answer = Opened()  # to the requester's next channel
         self._computed = 0  # positions whose rows have come out of the engine
         self._submitted = deque[int]()  # positions of the steps in the engine
         self._takings: list[_Taking] = []  # by sessions that begin with what this one holds
@@ -106,7 +117,10 @@ class StageSession:
         self._inlet = trio.CancelScope()
         self._has_inlet = self._was_linked = False
         self._began_at = self._active_at = self._whole_at = trio.current_time()
+        self._next: PeerId | None = None  # whom steps were last sent to, if that is a stage
         self._changed = trio.Event()
+        self._obeying, self._turn = trio.CancelScope(), trio.Event()
+        self._reopened_at = -np.inf
         self._failure: RefusedError | None = None
         self._failed, self._leaving = trio.Event(), trio.Event()
         self.rows = 0
@@ -117,6 +131,11 @@ class StageSession:
     def positions(self) -> int:
         """How many positions the cells hold."""
         return self._length
+
+    @property
+    def holds_steps(self) -> bool:
+        """Whether it got any, by itself or from a parent."""
+        return self._received > 0
 
     @property
     def age_s(self) -> float:
@@ -144,27 +163,17 @@ class StageSession:
             RemoteProtocolError: the requester broke the protocol.
         """
         try:
-            inherited = parent is not None and await self._inherit(parent)
-            await send(self._control, Opened(inherited))
+            if parent:
+                self._answer = Opened(await self._inherit(parent))
             with lone_errors():
                 async with trio.open_nursery() as nursery:
                     nursery.start_soon(self._outbox.run)
                     nursery.start_soon(self._expire)
                     nursery.start_soon(self._raise_failure)
                     nursery.start_soon(self._say_leaving)
-                    try:
-                        while True:
-                            order: Connect | Expect | Idle = await receive(
-                                self._control, Connect, Expect, Idle
-                            )
-                            if isinstance(order, Idle):
-                                self._idle_from = order.number
-                            elif isinstance(order, Connect):
-                                await self._connect(order, nursery)
-                            else:
-                                await self._expect(order)
-                    except ChannelClosed:
-                        nursery.cancel_scope.cancel()  # the requester is done
+                    while await self._obey(nursery):
+                        pass
+                    nursery.cancel_scope.cancel()  # the requester is done
         except RefusedError as error:  # tell the requester before the neighbours notice
             with trio.move_on_after(GOODBYE_S_MAX):
                 await self._tell(error.refused)
@@ -176,6 +185,7 @@ class StageSession:
             self._outbox.history.close()
             if self._record:
                 self._record.close()
+            self._turn.set()
             self.over.set()
 
     async def _inherit(self, parent: "StageSession") -> bool:
@@ -217,6 +227,51 @@ class StageSession:
             and not self._failure
         )
 
+    async def _obey(self, nursery: trio.Nursery) -> bool:
+        """Obey the requester on its present channel; return whether it opened another one."""
+        control, turn = self._control, self._turn
+        try:
+            with trio.CancelScope() as self._obeying:
+                answer, self._answer = self._answer, Opened()
+                await send(control, answer)
+                if self._next and not self._outbox.channel:  # perhaps it was not heard
+                    await send(control, Lost(self._next, "the channel to it has ended"))
+                while True:
+                    order: Connect | Expect | Idle = await receive(control, Connect, Expect, Idle)
+                    if isinstance(order, Idle):
+                        self._idle_from = order.number
+                    elif isinstance(order, Connect):
+                        await self._connect(order, control, nursery)
+                    else:
+                        await self._expect(order, control)
+        except ChannelClosed as closed:
+            if closed.is_lost and self._received:
+                with trio.move_on_after(REOPEN_S_MAX):
+                    await turn.wait()
+        return turn.is_set()
+
+    async def resume(self, channel: Channel, opened: Open) -> None:
+        """Obey the requester on another channel, until it opens yet another, or the session ends.
+
+        Raises:
+            RemoteProtocolError: it wants another session than it opened, or reopens it too often.
+        """
+        now = trio.current_time()
+        mine = self.opened
+        alike = evolve(opened, previous=mine.previous, blocks=mine.blocks, parent=mine.parent)
+        if opened.parent or alike != mine:
+            raise RemoteProtocolError(channel.remote, "it reopened a session as another one")
+        if now - self._reopened_at < REOPEN_PAUSE_S:
+            raise RemoteProtocolError(channel.remote, "it reopens a session again and again")
+        self._reopened_at = now
+        before, self._control = self._control, channel
+        turn, self._turn = self._turn, trio.Event()
+        over = self._turn
+        turn.set()
+        self._obeying.cancel()
+        before.abort()
+        await over.wait()
+
     def hand_over(self) -> None:
         """Ask the requester to continue with another peer, if it can."""
         self._leaving.set()
@@ -225,10 +280,10 @@ class StageSession:
         await self._leaving.wait()
         await self._tell(Leaving())
 
-    async def _connect(self, order: Connect, nursery: trio.Nursery) -> None:
+    async def _connect(self, order: Connect, control: Channel, nursery: trio.Nursery) -> None:
         """Open a channel to the peer after this one, and send it the steps it lacks."""
         if not self._outbox.can_begin(order.sent):
-            await send(self._control, Denied(order.number, Refusal.NOT_HELD))
+            await send(control, Denied(order.number, Refusal.NOT_HELD))
             return
         try:
             with trio.fail_after(CONNECT_S_MAX):
@@ -241,13 +296,14 @@ class StageSession:
                     channel.abort()
                     raise
         except (PeerUnavailable, RefusedError, RemoteProtocolError):
-            await send(self._control, Denied(order.number, Refusal.PEER_LOST))
+            await send(control, Denied(order.number, Refusal.PEER_LOST))
         except trio.TooSlowError:
-            await send(self._control, Denied(order.number, Refusal.TOO_SLOW))
+            await send(control, Denied(order.number, Refusal.TOO_SLOW))
         else:
             self._link(channel, order.sent, order.known)
+            self._next = order.peer
             nursery.start_soon(self._watch, channel)
-            await send(self._control, Connected(order.number))
+            await send(control, Connected(order.number))
 
     async def _watch(self, channel: Channel) -> None:
         """Notice when the peer after refuses or goes away; it sends nothing else here."""
@@ -259,10 +315,11 @@ class StageSession:
             with trio.move_on_after(CONNECT_S_MAX):
                 await self._tell(Lost(channel.remote, str(error)[:TEXT_CHARS_MAX]))
 
-    async def _expect(self, order: Expect) -> None:
-        self.previous = order.peer
-        self._inlet.cancel()
-        await send(self._control, Expecting(order.number, self._received))
+    async def _expect(self, order: Expect, control: Channel) -> None:
+        if order.peer != self.previous:
+            self.previous = order.peer
+            self._inlet.cancel()
+        await send(control, Expecting(order.number, self._received))
 
     async def _tell(self, message: Lost | Leaving | Refused) -> None:
         with suppress(ChannelClosed):  # then the session ends anyway
@@ -314,6 +371,7 @@ class StageSession:
         if not self._outbox.can_begin(attach.sent):
             raise self._no(Refusal.NOT_HELD, "earlier results are no longer kept")
         await send(channel, Attached())
+        self._next = None
         self._link(channel, attach.sent, attach.sent)
         with trio.CancelScope() as scope:
             async with trio.open_nursery() as nursery:

@@ -358,6 +358,8 @@ async def test_metrics_count_what_happened(autojump_clock: MockClock) -> None:
         "p2pinfer_peers 3.0",
         "p2pinfer_route_complete 1.0",
         f'p2pinfer_network_bytes_total{{direction="sent"}} {float(TRAFFIC.sent)}',
+        'p2pinfer_punches_total{result="won"} 2.0',
+        'p2pinfer_punches_total{result="lost"} 1.0',
     ):
         assert line in lines
 

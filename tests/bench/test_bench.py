@@ -6,6 +6,7 @@ import pytest
 
 from p2pinfer.bench.answers import QUESTIONS, WAYS, find_ways, first_sentence, is_right
 from p2pinfer.bench.evidence import median_interval
+from p2pinfer.bench.opened_zoo import OPENED_ZOO, find_opened
 from p2pinfer.bench.zoo import ZOO, find_cheats
 from p2pinfer.core.errors import UserError
 
@@ -65,6 +66,10 @@ def test_ways_and_cheats_are_found_by_name() -> None:
     assert find_ways([]) == dict(WAYS)
     assert list(find_ways(["t1", "greedy"])) == ["t1", "greedy"]
     assert find_cheats([]) == list(ZOO)
+    assert find_opened([]) == list(OPENED_ZOO)
+    assert {each.name for each in ZOO if each.open} < {each.name for each in OPENED_ZOO}
+    with pytest.raises(UserError, match="'none', only: lower"):
+        find_opened(["none"])
     with pytest.raises(UserError, match="'cold', only: greedy"):
         find_ways(["cold"])
     with pytest.raises(UserError, match="'none', only: lower"):

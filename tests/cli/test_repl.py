@@ -73,7 +73,8 @@ def talk() -> tuple[Repl, FakeConversation]:
     """Return a chat whose prompt is not used."""
     found = FakeConversation()
     info = SimpleNamespace(name="Toy", layers=30)
-    client = SimpleNamespace(model=SimpleNamespace(info=info, id="ab" * 32))
+    others = {"cd" * 32: "Other Model"}
+    client = SimpleNamespace(model=SimpleNamespace(info=info, id="ab" * 32), models=lambda: others)
     prompt = cast("PromptSession[str]", None)
     return Repl(cast("Conversation", found), cast("Client", client), prompt), found
 
@@ -82,8 +83,11 @@ async def test_each_command_works(notes: io.StringIO, tmp_path: Path) -> None:
     """Each command, before and after an answer."""
     made, found = talk()
     file = str(tmp_path / "kept.json")
-    for word in ("/route", "/verify", "/retry", "/model", "/help", "/nonsense"):
+    for word in ("/route", "/verify", "/retry", "/help", "/nonsense"):
         await made.command(word, "")
+    for name in ("", "toy", "Neither"):
+        assert made.model(name) is None
+    assert made.model("other model") == "cd" * 32
     await made._answer("Is it?")
     for word, rest in (("/route", ""), ("/verify", ""), ("/retry", ""), ("/save", file)):
         await made.command(word, rest)
@@ -109,7 +113,9 @@ async def test_each_command_works(notes: io.StringIO, tmp_path: Path) -> None:
         "1 peer signed for 5 rows",
         "already exists",
         "type /think on, or /think off",
-        "ab" * 32,
+        "* Toy  " + "ab" * 32,
+        "  Other Model  " + "cd" * 32,
+        "nobody serves a model Neither; this swarm has Toy, Other Model",
     ):
         assert words in said
     assert "40.0 tokens/s · checked" in made.status()

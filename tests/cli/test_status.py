@@ -233,3 +233,18 @@ def test_a_peer_says_what_its_router_said() -> None:
     text = "the router 10.1.0.1 passes port 4001 on to this machine (PCP)"
     assert f"router   {text}" in lines(PEER | {"port_mapping": text})
     assert not any(each.startswith("router") for each in lines(PEER | {"port_mapping": ""}))
+
+
+def test_status_says_how_often_relays_were_done_without() -> None:
+    """Of a peer and of a gateway; nothing where nobody behind a router was called."""
+    assert not any("punched" in line for line in lines(PEER))
+    punching = {"won": 1_234, "lost": 66}
+    said = "punched  1,234 of 1,300 tries to connect with a peer without its relay"
+    assert said in lines(PEER | {"punching": punching})
+    assert not any("punched" in line for line in lines(PEER | {"punching": {"won": 0, "lost": 0}}))
+    gateway = {
+        "pid": 7, "role": "gateway", "uptime_s": 1.0, "url": "http://127.0.0.1:1", "state": "up",
+        "model_name": "Toy", "answers_running": 0, "answers_waiting": 0, "sessions_max": 2,
+        "sessions": [], "punching": punching,
+    }  # fmt: skip
+    assert lines(gateway)[-1] == said

@@ -11,6 +11,7 @@ from hypothesis import strategies as st
 from p2pinfer.core import manifest as manifests
 from p2pinfer.core.ids import ModelId
 from p2pinfer.core.manifest import (
+    CHILD_FORMAT,
     CHUNK_BYTES,
     FORMAT,
     LONG_FORMAT,
@@ -21,6 +22,7 @@ from p2pinfer.core.manifest import (
     TensorRow,
     WrongList,
     WrongManifest,
+    child_of,
     parse_manifest,
     part_names,
 )
@@ -289,3 +291,89 @@ def test_well_packed_nonsense_is_parsed_or_refused(changes: dict[int, Any]) -> N
     except ValueError:  # a lone surrogate, which msgpack cannot write
         return
     judge(data)
+
+
+def adapted(*names: str) -> tuple[Part, ...]:
+    """Make up parts of an adapter."""
+    return tuple(part(name, 9) for name in names)
+
+
+def child() -> Manifest:
+    """Make up the manifest of the toy with an adapter of two of its parts."""
+    return child_of(manifest(), "Child", None, adapted("adapter.layer.1", "adapter.output"))
+
+
+def test_a_child_reads_back() -> None:
+    """It holds its base, and asks for what the adapter has for each stage, and no more."""
+    made = child()
+    parsed = parse_manifest(made.encode(), made.id)
+    assert (parsed, parsed.id, parsed.base) == (made, made.id, manifest())
+    assert made.parts == (*manifest().parts, *made.adapter)
+    assert made.needed(1, 2) == ("metadata", "layer.1", "adapter.layer.1")
+    assert made.needed(2, 3) == ("metadata", "layer.2")
+    assert made.ends(1) == (*manifest().ends(1), "adapter.output")
+    assert made.layer_size(1) == manifest().layer_size(1) + 9
+    assert made.id != child_of(manifest(), "Child", "mit", made.adapter).id
+
+
+def test_the_bytes_of_a_child_do_not_change() -> None:
+    """Ids of models in use depend on this exact form."""
+    assert child().id == "4747246606c6108808a0d9a98eb13008d2114a24b695932ad1249ad175b8aea4"
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        pytest.param((), id="none"),
+        pytest.param(("adapter.output", "adapter.layer.1"), id="in another order"),
+        pytest.param(("adapter.layer.1", "adapter.layer.1"), id="twice"),
+        pytest.param(("adapter.layer.3",), id="of a layer that is not there"),
+        pytest.param(("adapter.metadata",), id="of what no adapter changes"),
+        pytest.param(("layer.1",), id="of the base"),
+    ],
+)
+def test_adapters_of_other_parts_are_refused(names: tuple[str, ...]) -> None:
+    """Whoever makes them, and whoever sends them."""
+    with pytest.raises(BadManifest):
+        child_of(manifest(), "Child", None, adapted(*names))
+    rows = [[each.name, each.size, b"".join(each.chunks)] for each in adapted(*names)]
+    data = msgpack.packb([CHILD_FORMAT, "Child", None, manifest().encode(), rows])
+    with pytest.raises(BadManifest):
+        parse_manifest(data)
+
+
+def test_a_childs_child_is_refused() -> None:
+    """However deep: nobody's bytes decide how often they are looked into."""
+    with pytest.raises(BadManifest):
+        child_of(child(), "Grandchild", None, adapted("adapter.layer.0"))
+    data, rows = manifest().encode(), [["adapter.layer.1", 9, bytes(32)]]
+    for _ in range(3):
+        data = msgpack.packb([CHILD_FORMAT, "Child", None, data, rows])
+    with pytest.raises(BadManifest):
+        parse_manifest(data)
+
+
+@pytest.mark.parametrize(
+    ("place", "value"),
+    [
+        (1, ""),
+        (1, 3),
+        (2, "x" * 129),
+        (3, b""),
+        (3, "text"),
+        (3, manifest().encode() + b"\0"),
+        (4, None),
+        (4, [["adapter.layer.1", 9]]),
+        (4, [["adapter.layer.1", 0, bytes(32)]]),
+        (4, [["adapter.layer.1", 9, bytes(31)]]),
+        (4, [["adapter.layer.1", 9, b""]]),
+        (4, [["adapter.layer.1", 9, bytes(64)]]),
+        (4, [[b"adapter.layer.1", 9, bytes(32)]]),
+    ],
+)
+def test_faulty_children_are_refused(place: int, value: Any) -> None:
+    """Each value of the array, wrong."""
+    held = msgpack.unpackb(child().encode())
+    held[place] = value
+    with pytest.raises(BadManifest):
+        parse_manifest(msgpack.packb(held))

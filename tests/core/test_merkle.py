@@ -3,7 +3,7 @@
 from hypothesis import given
 from hypothesis import strategies as st
 
-from p2pinfer.core.merkle import Tree, leaf
+from p2pinfer.core.merkle import Tree, leaf, root_by_path
 from p2pinfer.core.regimes import Regime
 
 ROWS = st.lists(st.tuples(st.binary(max_size=12), st.sampled_from(Regime)), max_size=70)
@@ -55,3 +55,38 @@ def test_leaves_nodes_and_roots_differ() -> None:
     pair = leaf(0, b"a", regime=Regime.NARROW) + leaf(1, b"b", regime=Regime.NARROW)
     assert grown([(pair, Regime.NARROW)]).root(1) != tree.root(2)
     assert grown([(b"a", Regime.NARROW)]).root(1) != leaf(0, b"a", regime=Regime.NARROW)
+
+
+@given(ROWS.filter(bool), st.data())
+def test_a_path_leads_from_a_row_to_the_root(
+    rows: list[tuple[bytes, Regime]], data: st.DataObject
+) -> None:
+    """One row is shown to be in a tree by a hash for each level, also in a longer tree."""
+    count = data.draw(st.integers(1, len(rows)))
+    position = data.draw(st.integers(0, count - 1))
+    tree = grown(rows)
+    path = tree.path(position, count)
+    assert len(path) <= count.bit_length()
+    row, regime = rows[position]
+    found = leaf(position, row, regime=regime)
+    assert found == tree.leaf(position)
+    assert root_by_path(position, count, found, path) == tree.root(count)
+
+
+@given(ROWS.filter(bool), st.data())
+def test_no_other_path_leads_to_the_root(
+    rows: list[tuple[bytes, Regime]], data: st.DataObject
+) -> None:
+    """Not from another row, for another position, of another length, or through another hash."""
+    count = len(rows)
+    position = data.draw(st.integers(0, count - 1))
+    tree = grown(rows)
+    path, root, found = tree.path(position, count), tree.root(count), tree.leaf(position)
+    assert root_by_path(position, count, bytes(32), path) != root
+    assert root_by_path(position, count, found, (*path, bytes(32))) == b""
+    assert root_by_path(position, count, found, path[:-1]) in ({root} if not path else {b""})
+    for at in range(len(path)):
+        changed = (*path[:at], bytes(32), *path[at + 1 :])
+        assert root_by_path(position, count, found, changed) != root
+    for other in set(range(count)) - {position}:
+        assert root_by_path(other, count, found, path) != root

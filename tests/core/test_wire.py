@@ -33,6 +33,7 @@ from p2pinfer.core.evidence import (
 from p2pinfer.core.exchange import BUCKETS, DIGEST_BYTES, Compare, Differs, Wanted
 from p2pinfer.core.fraud import FILE_BYTES_MAX
 from p2pinfer.core.ids import ModelId, PartHash, PeerId, SessionId
+from p2pinfer.core.kv_root import STATEMENT_BYTES, SignedKv
 from p2pinfer.core.limits import ROWS_PER_DECODE_MAX
 from p2pinfer.core.manifest import CHUNK_BYTES, LIST_BYTES_MAX, MANIFEST_BYTES_MAX
 from p2pinfer.core.messages import (
@@ -70,13 +71,28 @@ from p2pinfer.core.messages import (
     Refused,
     Step,
 )
+from p2pinfer.core.proving import (
+    CELLS_BYTES_MAX,
+    PLEDGE_BYTES_MAX,
+    PROVEN_ROWS_MAX,
+    STEP_BYTES_MAX,
+    AskCells,
+    AskSteps,
+    CellRows,
+    CellsAre,
+    PledgeIs,
+    StepsAre,
+)
 from p2pinfer.core.receipts import BODY_BYTES, Signed
+from p2pinfer.core.statement import STATEMENTS_MAX, WORK_MAX
+from p2pinfer.core.traced import Traced
 from p2pinfer.core.wire import BadMessage, decode, encode
 
 KINDS: tuple[type[Any], ...] = get_args(Message)
 CHUNKS_MAX = 8 * BITMAP_BYTES_MAX
 
 PEER = PeerId("12D3KooW" + "x" * 44)
+STATEMENT: list[Any] = [PEER, PEER, 1, 5, bytes(64)]
 CASE: list[Any] = [bytes(32), "ab" * 32, PEER, PEER, 1, 10, 12, bytes(16), 96]
 MODEL = ModelId("0123456789abcdef" * 4)
 SESSION = SessionId(bytes(range(16)))
@@ -97,6 +113,10 @@ heard = st.builds(
 )
 bodies = st.binary(min_size=BODY_BYTES, max_size=BODY_BYTES)
 signed = st.builds(Signed, bodies, st.binary(min_size=64, max_size=64))
+hashes = st.binary(min_size=32, max_size=32)
+some_bytes = st.binary(min_size=4, max_size=40)
+positions = st.integers(0, POSITIONS_MAX - 1)
+layers_within = st.integers(0, LAYERS_MAX - 1)
 messages = st.one_of(
     st.builds(
         Open,
@@ -178,6 +198,31 @@ messages = st.one_of(
     st.builds(Cases, st.lists(st.just(Case(*CASE)), max_size=3).map(tuple)),
     st.builds(WantProof, st.binary(max_size=32)),
     st.builds(ProofIs, st.binary(max_size=300)),
+    st.builds(AskCells, sessions, signed),
+    st.builds(
+        CellsAre,
+        st.builds(SignedKv, st.just(bytes(STATEMENT_BYTES)), st.binary(min_size=64, max_size=64)),
+        st.lists(hashes, min_size=1, max_size=3).map(tuple),
+    ),
+    st.builds(AskSteps, st.just((0, 9)), st.binary(min_size=2, max_size=300)),
+    st.builds(
+        PledgeIs,
+        positions,
+        st.binary(min_size=1, max_size=300),
+        st.binary(min_size=64, max_size=64),
+        st.lists(hashes, max_size=3).map(tuple),
+        st.binary(min_size=2, max_size=300),
+        st.lists(hashes, max_size=3).map(tuple),
+    ),
+    st.builds(CellRows, layers_within, sizes, some_bytes, some_bytes),
+    st.builds(
+        StepsAre,
+        positions,
+        layers_within,
+        some_bytes,
+        st.lists(some_bytes, min_size=len(Traced), max_size=len(Traced)).map(tuple),
+        hashes,
+    ),
 )
 
 
@@ -287,6 +332,14 @@ GOOD: dict[str, list[Any]] = {
     "Cases": [[CASE]],
     "WantProof": [bytes(32)],
     "ProofIs": [b"proof"],
+    "Owe": [STATEMENT],
+    "Vouch": [[STATEMENT]],
+    "AskCells": [SESSION, [BODY, bytes(64)]],
+    "CellsAre": [[bytes(STATEMENT_BYTES), bytes(64)], [bytes(32)]],
+    "AskSteps": [[0, 7], b"rows"],
+    "PledgeIs": [7, b"pledge", bytes(64), [bytes(32)], b"row", []],
+    "CellRows": [0, 2, b"keys", b"values"],
+    "StepsAre": [7, 0, bytes(4), [bytes(4)] * len(Traced), bytes(32)],
 }
 
 
@@ -382,6 +435,26 @@ def test_the_unspoiled_values_are_accepted() -> None:
         pytest.param("Cases", 0, [[*CASE[:8], POSITIONS_MAX + 1]], id="a case too long"),
         pytest.param("WantProof", 0, bytes(33), id="long digest"),
         pytest.param("ProofIs", 0, bytes(FILE_BYTES_MAX + 1), id="proof too long"),
+        pytest.param("Owe", 0, [*STATEMENT[:3], WORK_MAX + 1, bytes(64)], id="too much work"),
+        pytest.param("Owe", 0, [*STATEMENT[:2], 0, 5, bytes(64)], id="statement number nought"),
+        pytest.param("Owe", 0, [*STATEMENT[:4], bytes(63)], id="short signature"),
+        pytest.param("Vouch", 0, [STATEMENT] * (STATEMENTS_MAX + 1), id="too many statements"),
+        pytest.param("AskCells", 1, [BODY[1:], bytes(64)], id="short receipt for cells"),
+        pytest.param("CellsAre", 0, [bytes(STATEMENT_BYTES - 1), bytes(64)], id="short statement"),
+        pytest.param("CellsAre", 1, [], id="no layers"),
+        pytest.param("CellsAre", 1, [bytes(31)], id="short hash of a layer"),
+        pytest.param("AskSteps", 0, [], id="no positions"),
+        pytest.param("AskSteps", 0, list(range(PROVEN_ROWS_MAX + 1)), id="too many positions"),
+        pytest.param("AskSteps", 0, [7, 7], id="a position twice"),
+        pytest.param("AskSteps", 0, [POSITIONS_MAX], id="position to open too high"),
+        pytest.param("PledgeIs", 1, bytes(PLEDGE_BYTES_MAX + 1), id="pledge too long"),
+        pytest.param("PledgeIs", 3, [bytes(32)] * 47, id="path too long"),
+        pytest.param("CellRows", 2, bytes(CELLS_BYTES_MAX + 1), id="too many K rows"),
+        pytest.param("CellRows", 1, 0, id="cells of no positions"),
+        pytest.param("CellRows", 3, b"", id="no V rows"),
+        pytest.param("StepsAre", 3, [bytes(4)] * 11, id="a step missing"),
+        pytest.param("StepsAre", 3, [bytes(STEP_BYTES_MAX // 2)] * 12, id="steps too long"),
+        pytest.param("StepsAre", 4, bytes(31), id="short tail"),
     ],
 )
 def test_each_limit_holds(name: str, field: int, value: Any) -> None:

@@ -95,7 +95,8 @@ def test_a_single_use_invitation_leads_to_this_machine(monkeypatch: pytest.Monke
     assert found == Invitation("home", None, MODEL, (PUBLIC,), found.token)
     assert list(open_tokens()) == [token_id(found.token)]
     for hopeless, sentence in (
-        (told("home", circuit, others=((OTHER,),), key=KEY), "a peer on this machine that the gu"),
+        (told("home", circuit, others=((OTHER,),), key=KEY), "carry nobody who lacks its key"),
+        (told("home", others=((OTHER,),), key=KEY), "a peer on this machine that the guest can"),
         (told("open", PUBLIC), "anybody can enter the network open"),
     ):
         monkeypatch.setattr(inviting, "ask_all", running(hopeless))

@@ -1,13 +1,16 @@
 """The ledger's file: durable, shared, and never counting twice."""
 
+import sqlite3
 from pathlib import Path
 
 import pytest
+from attrs import evolve
 from trio.testing import MockClock
 
 from p2pinfer.core.errors import UserError
 from p2pinfer.core.ids import PeerId
 from p2pinfer.core.ledger import LedgerAccount, LedgerEntry
+from p2pinfer.core.statement import Contradiction, Statement
 from p2pinfer.node.ledger_db import ENTRIES_MAX, LedgerDb, LedgerKeeper, Side
 
 ME, YOU = (PeerId(name.ljust(52, "x")) for name in ("me", "you"))
@@ -56,3 +59,114 @@ async def test_queued_entries_are_written_at_the_end(
     keeper.finish()
     assert books.accounts() == [LedgerAccount(YOU, 1024, 0)]
     assert "not counted" in caplog.text
+
+
+THIRD = PeerId("third".ljust(52, "x"))
+OTHER_OWN = PeerId("another of mine".ljust(52, "x"))
+MIB = 1_000_000
+
+
+def sign(body: bytes) -> bytes:
+    """Sign as anybody."""
+    return body[-64:].rjust(64)
+
+
+def used(rows: int, server: PeerId = YOU, session: int = 1) -> LedgerEntry:
+    """Return work that another peer did for this machine, through a megabyte of weights."""
+    return LedgerEntry(server, ME, bytes([session]) * 32, 1, 10, rows, MIB)
+
+
+def test_statements_grow_with_the_work(tmp_path: Path) -> None:
+    """One number more each, only where there is more; what is stated survives the process."""
+    books = LedgerDb(tmp_path / "ledger")
+    books.keep(Side.USED, [used(10), used(3, THIRD)])
+    first = {each.server: each for each in books.state(ME, sign)}
+    assert {server: (each.count, each.work) for server, each in first.items()} == {
+        YOU: (1, 10),
+        THIRD: (1, 3),
+    }
+    books.keep(Side.USED, [used(25), used(5, session=2)])
+    later = {each.server: each for each in LedgerDb(tmp_path / "ledger").state(ME, sign)}
+    assert (later[YOU].count, later[YOU].work) == (2, 30)
+    assert later[YOU].follows(first[YOU])
+    assert later[THIRD] == first[THIRD]
+    assert later[YOU].signature == sign(later[YOU].to_sign())
+    assert books.debts(ME).had == {YOU: 30, THIRD: 3}
+
+
+def test_two_peers_of_one_machine_state_its_work_once(tmp_path: Path) -> None:
+    """They share the books: the second one adds nothing."""
+    books = LedgerDb(tmp_path / "ledger")
+    books.keep(Side.USED, [used(10)])
+    assert books.state(ME, sign)
+    assert books.state(OTHER_OWN, sign) == []
+    books.keep(Side.USED, [used(16)])
+    (made,) = books.state(OTHER_OWN, sign)
+    assert made.work == 6
+
+
+def test_the_newest_statement_counts_and_a_contradiction_does_not(tmp_path: Path) -> None:
+    """An older one that comes late changes nothing."""
+    books = LedgerDb(tmp_path / "ledger")
+    statement = Statement(YOU, ME, 2, 50, bytes(64))
+    for each in (statement, evolve(statement, count=1, work=20), statement):
+        books.note(each)
+    assert books.in_favour(ME) == [statement]
+    assert books.debts(ME).stated == {YOU: 50}
+    for count, work in ((2, 51), (3, 50), (3, 49), (1, 60)):
+        with pytest.raises(Contradiction):
+            books.note(evolve(statement, count=count, work=work))
+    books.note(evolve(statement, count=7, work=90))
+    assert books.debts(ME).stated == {YOU: 90}
+
+
+def test_statements_in_ones_favour_are_limited(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The smallest are dropped first."""
+    monkeypatch.setattr("p2pinfer.node.ledger_db.STATEMENTS_KEPT_MAX", 3)
+    books = LedgerDb(tmp_path / "ledger")
+    for number in range(1, 9):
+        books.note(Statement(PeerId(f"peer {number}".ljust(52, "x")), ME, 1, number, bytes(64)))
+    assert [each.work for each in books.in_favour(ME)][:3] == [8, 7, 6]
+    assert len(books.in_favour(ME)) <= 4
+
+
+def test_the_report_has_days_peers_and_who_signed(tmp_path: Path) -> None:
+    """In megabyte-rows; what peers of this machine signed is not what others signed."""
+    day = 20_000
+    books = LedgerDb(tmp_path / "ledger", lambda: day)
+    given = LedgerEntry(ME, YOU, bytes(32), 1, 10, 7, MIB)
+    books.keep(Side.SERVED, [given])
+    day += 3
+    books.keep(Side.USED, [used(4), used(2, ME, session=3)])
+    books.state(ME, sign)
+    books.note(Statement(YOU, ME, 1, 6, bytes(64)))
+    report = books.report()
+    assert (report["given"], report["had"]) == (7, 6)
+    by_day = {each["day"]: (each["given"], each["had"]) for each in report["days"]}
+    assert len(by_day) == 30
+    assert (by_day[20_000], by_day[20_001], by_day[20_003]) == ((7, 0), (0, 0), (0, 6))
+    you, me = report["peers"]
+    assert you == {"peer": YOU, "given": 7, "had": 4, "signed_by_it": 6, "signed_to_it": 4}
+    assert (me["signed_by_it"], me["signed_to_it"]) == (0, 0)
+    assert len(report["statements"]) == 2
+
+
+def test_a_ledger_of_an_earlier_release_goes_on(tmp_path: Path) -> None:
+    """Its rows have no weights and no day, and count as layer-rows alone."""
+    path = tmp_path / "ledger"
+    old = sqlite3.connect(path)
+    old.execute(
+        "CREATE TABLE work (side TEXT NOT NULL, server TEXT NOT NULL, user TEXT NOT NULL,"
+        " terms BLOB NOT NULL, first INTEGER NOT NULL, last INTEGER NOT NULL, rows INTEGER NOT"
+        " NULL, PRIMARY KEY (side, server, terms, first, last))"
+    )
+    values = (Side.USED, YOU, ME, bytes(32), 1, 10, 8)
+    old.execute("INSERT INTO work VALUES (?, ?, ?, ?, ?, ?, ?)", values)
+    old.commit()
+    old.close()
+    books = LedgerDb(path)
+    books.keep(Side.USED, [used(4)])
+    assert books.accounts() == [LedgerAccount(YOU, 0, 12 * 9)]
+    assert books.debts(ME).had == {YOU: 4}

@@ -15,7 +15,7 @@ async def shares(
     shared: SharedMemory, appetites: dict[str, tuple[float, Appetite]]
 ) -> dict[str, tuple[int, float]]:
     """Return what each model gets and when; each asks at a time of its own."""
-    found = {}
+    found: dict[str, tuple[int, float]] = {}
 
     async def one(name: str, at: float, appetite: Appetite) -> None:
         await trio.sleep(at)

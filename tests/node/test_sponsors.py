@@ -7,10 +7,8 @@ from pathlib import Path
 import pytest
 import trio
 
-from p2pinfer.core.ledger import LedgerEntry
 from p2pinfer.core.sponsor import SPONSORED_MS_MAX
-from p2pinfer.node.ledger_db import LedgerDb, Side
-from p2pinfer.node.sponsors import Sponsorship, Workers, clock_ms, sponsor
+from p2pinfer.node.sponsors import Sponsorship, clock_ms, sponsor
 from p2pinfer.node.status_socket import Status, open_status
 from tests.support.swarm import KEYS
 from transports.identity import Identity
@@ -82,19 +80,3 @@ async def test_an_expired_signature_is_not_used(monkeypatch: pytest.MonkeyPatch)
 def test_nothing_is_signed_without_a_requester(question: Status) -> None:
     """Nor for text that is no peer's id."""
     assert sponsor(PEER, "main", question) == {}
-
-
-async def test_workers_are_read_from_the_ledger(tmp_path: Path) -> None:
-    """Peers for which this machine worked are not among them."""
-    books = LedgerDb(tmp_path / "ledger")
-    used = LedgerEntry(PEER.peer_id, ASKER.peer_id, bytes(32), 1, 10, 5)
-    books.keep(Side.USED, [used])
-    books.keep(Side.SERVED, [LedgerEntry(OTHER.peer_id, ASKER.peer_id, bytes(32), 1, 10, 5)])
-    workers = Workers(books)
-    async with trio.open_nursery() as nursery:
-        nursery.start_soon(workers.run)
-        with trio.fail_after(SOON_S):
-            while PEER.peer_id not in workers:  # noqa: ASYNC110 -- read by a thread
-                await trio.sleep(0.01)
-        nursery.cancel_scope.cancel()
-    assert OTHER.peer_id not in workers

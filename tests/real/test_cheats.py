@@ -7,6 +7,7 @@ import pytest
 from p2pinfer.bench.cheats import open_world
 from p2pinfer.bench.zoo import ZOO
 from p2pinfer.core.trust import AuditVerdict
+from p2pinfer.core.verdict import HALF_ATTENTION_MAX
 from p2pinfer.engine.store.store import Store
 from p2pinfer.node.model_supply import open_store
 from p2pinfer.node.verify import verify_file
@@ -31,6 +32,26 @@ def test_cheats_are_caught_and_honest_stages_are_not(home: Path) -> None:
     for found in report["cheats"]:
         told = found["caught"], found["right_stage_named"], found["proven_to_others"]
         assert told == (1, 1, 1), found
+
+
+OPENED = ("lower quantisation", "invented attention outputs", "K and V invented for the row")
+"""As above, and the two that only K and V show; ``p2pinfer bench proofs`` tries all."""
+
+
+def test_openings_catch_cheats_without_layers(home: Path) -> None:
+    """Every cheat is caught at the right stage and step; honest rows of all stages hold."""
+    words = ["--trials", "1", "--openings", "12", "--seed", "7", "--only", *OPENED]
+    report = bench(home, "proofs", *words)
+    honest = report["honest"]
+    assert (honest["openings"], honest["false_alarms"]) == (12, 0), honest
+    assert 0 < honest["worst"]["attention"] < HALF_ATTENTION_MAX
+    assert honest["largest_bytes"] < 2_000_000
+    steps = {each["cheat"]: each["by"] for each in report["cheats"]}
+    assert steps["lower quantisation"] == ["query"]
+    assert steps["invented attention outputs"] == ["attention"]
+    assert "not those that the stage signed for" in steps["K and V invented for the row"][0]
+    for found in report["cheats"]:
+        assert (found["caught"], found["right_stage_named"]) == (1, 1), found
 
 
 def test_honest_stages_of_a_k_quant_pass(home: Path, tmp_path: Path) -> None:

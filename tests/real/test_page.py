@@ -8,7 +8,6 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import (
     Browser,
-    ConsoleMessage,
     Page,
     Route,
     ViewportSize,
@@ -17,7 +16,7 @@ from playwright.sync_api import (
 )
 
 from p2pinfer.core.certificate import MAGIC
-from tests.support.browsers import ANSWER_MS_MAX, launch
+from tests.support.browsers import ANSWER_MS_MAX, answer_with, ask, is_error, launch
 from tests.support.gateways import RunningGateway, running_gateway
 from tests.support.processes import CONTEXT, start_peers
 
@@ -69,17 +68,6 @@ def page(browser: Browser, gateway: RunningGateway) -> Iterator[Page]:
     yield opened
     context.close()
     assert errors == []
-
-
-def is_error(line: ConsoleMessage) -> bool:
-    """Whether a message is the page's fault, not of a request that a test made fail."""
-    return line.type == "error" and not line.text.startswith("Failed to load resource")
-
-
-def ask(page: Page, text: str) -> None:
-    """Type a question and send it."""
-    page.get_by_label("Your question").fill(text)
-    page.keyboard.press("Enter")
 
 
 def test_question_is_answered_and_the_map_shows_its_peers(page: Page) -> None:
@@ -244,7 +232,7 @@ def test_refusal_is_shown_in_the_gateways_words(page: Page) -> None:
 
 def test_thoughts_are_folded(page: Page) -> None:
     """Apart from the answer, text like it, and not sent back with the next question."""
-    answer_with(page, "Four.", thoughts="Two and two <b>")
+    answer_with(page, "Four.", reasoning_content="Two and two <b>")
     ask(page, "2 + 2?")
     said = page.locator(".turn.assistant .said")
     expect(said).to_contain_text("Four.")
@@ -254,18 +242,6 @@ def test_thoughts_are_folded(page: Page) -> None:
     with page.expect_request("**/v1/chat/completions") as asked:
         ask(page, "And 3 + 3?")
     assert "Two and two" not in (asked.value.post_data or "")
-
-
-def answer_with(page: Page, text: str, thoughts: str = "") -> None:
-    """Have the gateway's next answers be this text, and before it these thoughts."""
-    thought = {"choices": [{"index": 0, "delta": {"reasoning_content": thoughts}}]}
-    chunk = {"choices": [{"index": 0, "delta": {"content": text}, "finish_reason": "stop"}]}
-    chunks = [thought, chunk] if thoughts else [chunk]
-    body = "".join(f"data: {json.dumps(each)}\n\n" for each in chunks) + "data: [DONE]\n\n"
-    page.route(
-        "**/v1/chat/completions",
-        lambda route: route.fulfill(status=200, content_type="text/event-stream", body=body),
-    )
 
 
 def test_a_refused_question_can_be_edited_or_dropped(page: Page) -> None:

@@ -100,7 +100,7 @@ def detour(to: Advertisement, row_bytes: int) -> float:
         if any(f"/p2p/{link.peer}/p2p-circuit/" in address for address in to.addresses)
     ]
     leg = min([*near, ROUND_TRIP_S_DEFAULT]) if near else RELAY_ROUND_TRIP_S_DEFAULT
-    return RELAYED_SHARE * (leg + row_bytes / RELAY_BYTES_PER_S)
+    return RELAYED_SHARE * (leg / 2 + row_bytes / RELAY_BYTES_PER_S)
 
 
 def round_trip(

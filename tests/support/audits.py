@@ -43,7 +43,7 @@ class Tampering:
 
     def __init__(self, inner: EngineSession, tamper: Tamper) -> None:
         self._inner, self._tamper = inner, tamper
-        self.close = inner.close
+        self.close, self.copy = inner.close, inner.copy
 
     def submit(self, position: int, rows: bytes, done: Done, *, regime: Regime) -> None:
         """Run the rows, and return altered ones."""

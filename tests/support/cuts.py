@@ -81,14 +81,19 @@ def chain_difference(
         BadModelFile: llama.cpp does not load a slice.
     """
     sources = extents(read_header(model), model)
+    paths = [folder / f"{number}-{model.name}" for number in range(len(plans))]
+    for plan, path in zip(plans, paths, strict=True):
+        write_slice(plan, sources, path)
+    return slices_difference(paths, answers, how)
+
+
+def slices_difference(paths: Sequence[Path], answers: Answers, how: Questions) -> float:
+    """Run slices, the first and the last an end, as ``chain_difference`` does."""
     worst, position = 0.0, 0
     with ExitStack() as stack:
-        chain = []
-        for number, plan in enumerate(plans):
-            path = folder / f"{number}-{model.name}"
-            write_slice(plan, sources, path)
-            is_last = number == len(plans) - 1
-            chain.append(stack.enter_context(_loaded(path, how, logits=is_last)))
+        chain = [
+            stack.enter_context(_loaded(path, how, logits=path == paths[-1])) for path in paths
+        ]
         for tokens, logits in answers:
             rows: Tokens | Rows = tokens
             for part in chain:

@@ -16,11 +16,22 @@ from blake3 import blake3
 from p2pinfer.core.errors import EngineDied, EngineError, PromptTooLong, UserError
 from p2pinfer.core.regimes import Regime
 from p2pinfer.core.sampling import Sampling
-from p2pinfer.engine.base import Candidate, Decoded, Done, EngineBusy, EngineSession, NextToken
+from p2pinfer.core.traced import Traced
+from p2pinfer.engine.base import (
+    Candidate,
+    Decoded,
+    Done,
+    EngineBusy,
+    EngineSession,
+    NextToken,
+    RowSteps,
+)
 from p2pinfer.engine.special_tokens import SpecialTokens
 
 WIDTH = 8
 ROW_BYTES = 4 * WIDTH
+CELL_BYTES = 16
+"""Of K, and as many of V, per position and layer."""
 VOCABULARY = 50
 END_TOKEN = 0
 
@@ -33,7 +44,7 @@ class FakeMachine:
         self.decode_s = 0.0
         """How long each decode takes."""
         self.generation = 1
-        self.open = 0
+        self.open = self.copies = 0
         self.rows = 0
         """Rows run so far."""
         self._free_at = 0.0
@@ -92,6 +103,19 @@ class FakeLayers:
         if length >= len(parent._digests):
             raise EngineError(f"the other session does not hold {length} positions")
         self._digests = parent._digests[: length + 1]
+
+    def copy(self, positions: int) -> "FakeLayers":
+        """Return the first positions; raises EngineError if it holds fewer."""
+        if positions >= len(self._digests):
+            raise EngineError(f"the session holds {len(self._digests) - 1} positions")
+        found = FakeLayers(self._machine, "")
+        found._digests = self._digests[: positions + 1]
+        found._generation = self._generation
+        return found
+
+    def cells(self, positions: int) -> list[bytes]:
+        """Return what a cache would hold: K and V of each position, joined."""
+        return [state.digest(2 * CELL_BYTES) for state in self._digests[1 : positions + 1]]
 
     def check_alive(self) -> None:
         """Raise EngineDied if the session's machine has died since it was opened."""
@@ -196,6 +220,44 @@ class _FakeCells:
         self._machine.line_up(finish)
 
 
+class _FakeCopy:
+    """A copy of a session's layers; a row is traced behind any of its positions."""
+
+    values_type = "f16"
+
+    def __init__(self, machine: FakeMachine, layers: list[FakeLayers], positions: int) -> None:
+        self._machine = machine
+        self._layers = [layer.copy(positions) for layer in layers]
+        machine.copies += 1
+        self._closed = False
+
+    async def read(self, layer: int, first: int, end: int) -> tuple[bytes, bytes]:
+        await self._wait()
+        cells = self._layers[layer].cells(end)[first:]
+        return b"".join(c[:CELL_BYTES] for c in cells), b"".join(c[CELL_BYTES:] for c in cells)
+
+    async def trace(self, position: int, row: bytes, *, regime: Regime) -> RowSteps:
+        await self._wait()
+        found: dict[tuple[int, str], bytes] = {}
+        for number, layer in enumerate(self._layers):
+            (digest,) = layer.copy(position).run(position, [row], regime=regime)
+            row = row_of(digest)
+            for step in Traced:
+                of_step = blake3(step.encode() + digest).digest(ROW_BYTES)
+                found[number, str(step)] = row if step is Traced.OUT else row_of(of_step)
+        return found
+
+    def close(self) -> None:
+        if not self._closed:
+            self._closed = True
+            self._machine.copies -= 1
+
+    async def _wait(self) -> None:
+        assert not self._closed
+        await trio.sleep(self._machine.decode_s)
+        self._layers[0].check_alive()
+
+
 class _FakeStageSession(_FakeCells):
     def __init__(self, machine: FakeMachine, first: int, end: int) -> None:
         super().__init__(machine)
@@ -207,6 +269,13 @@ class _FakeStageSession(_FakeCells):
     async def inherit(self, parent: "_FakeStageSession", length: int) -> None:
         self._inherit(parent, self._layers, parent._layers, length)
         await trio.lowlevel.checkpoint()
+
+    async def copy(self, positions: int) -> _FakeCopy:
+        self._layers[0].check_alive()
+        await trio.lowlevel.checkpoint()
+        if self._machine.copies:
+            raise EngineBusy("another session's cells are copied just now")
+        return _FakeCopy(self._machine, self._layers, positions)
 
 
 class FakeStage:

@@ -66,6 +66,7 @@ class FakeClient:
         self.experiences = Experiences(lambda _: 0.0123)
         self.relays: dict[PeerId, PeerId] = {}
         self.relay_to = self.relays.get
+        self.transport = SimpleNamespace(punching={"won": 2, "lost": 1})
         self._numbers = count()
 
     async def find_route(self, _: object) -> list[RouteHop]:

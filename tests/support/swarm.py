@@ -27,6 +27,7 @@ from p2pinfer.core.messages import (
 from p2pinfer.core.regimes import Regime, split
 from p2pinfer.core.sampling import Sampling
 from peers.asking.session import Requester, Session
+from peers.receipts.prover import Prover
 from peers.receipts.session_evidence import Gatherer
 from peers.receipts.signer import ReceiptSigner
 from peers.serving.stage import Stage
@@ -54,6 +55,12 @@ def peer(name: str) -> PeerId:
 ME = peer("requester")
 PEERS = [peer(f"stage{number}") for number in range(5)]
 KEYS = [Identity(bytes([number]) * 32) for number in range(8)]
+
+
+async def hashing(function: Callable[..., list[bytes]], *args: object) -> list[bytes]:
+    """Hash in this thread: to a mock clock, another thread would look like idle time."""
+    await trio.lowlevel.checkpoint()
+    return function(*args)
 
 
 def session_id(number: int = 0) -> SessionId:
@@ -109,6 +116,7 @@ class Swarm:
                 stage.listen()
                 if signer:
                     signer.listen()
+                    Prover(transport, signer, "x86_64", hashing).listen()
                     self.signers.append(signer)
                 self.stages.append(stage)
                 self.engines.append(engine)
@@ -242,21 +250,26 @@ class Talk:
             await channel.close()
 
 
+def opening_of(
+    made: Swarm, at: int, number: int = 99, dtype: Dtype = Dtype.F32, *, blocks: bool = True
+) -> Open:
+    """Return what opens a session at one of the stages."""
+    me, hop = made.me.peer_id, made.route[at]
+    previous = made.route[at - 1].peer if at else me
+    opened = Open(session_id(number), MODEL, me, previous, hop.first, hop.end, CONTEXT, dtype)
+    return evolve(opened, blocks=blocks)
+
+
 async def open_by_hand(
     made: Swarm, number: int = 99, dtype: Dtype = Dtype.F32, *, blocks: bool = True
 ) -> list[Channel]:
     """Open a session at every stage without linking them; return the control channels."""
     controls: list[Channel] = []
-    previous = made.me.peer_id
-    for hop in made.route:
+    for at, hop in enumerate(made.route):
         control = await made.me.open(hop.peer, SESSION)
-        opened = Open(
-            session_id(number), MODEL, made.me.peer_id, previous, hop.first, hop.end, CONTEXT, dtype
-        )
-        await send(control, evolve(opened, blocks=blocks))
+        await send(control, opening_of(made, at, number, dtype, blocks=blocks))
         await receive(control, Opened)
         controls.append(control)
-        previous = hop.peer
     return controls
 
 

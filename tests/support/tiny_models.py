@@ -33,6 +33,7 @@ QUANTISATIONS = {
     "Q4_1": llama_cpp.LLAMA_FTYPE_MOSTLY_Q4_1,
     "Q8_0": llama_cpp.LLAMA_FTYPE_MOSTLY_Q8_0,
     "Q4_K_M": llama_cpp.LLAMA_FTYPE_MOSTLY_Q4_K_M,
+    "Q6_K": llama_cpp.LLAMA_FTYPE_MOSTLY_Q6_K,
 }
 OF_EXPERTS = {"MXFP4": llama_cpp.LLAMA_FTYPE_MOSTLY_MXFP4_MOE}
 """Those that hold experts alone, and all else in Q8_0."""

@@ -162,9 +162,10 @@ class StreamChannel:
             raise self._closed_error()
 
     def _closed_error(self) -> ChannelClosed:
-        fault = self._stream.connection.fault
+        connection = self._stream.connection
         if self._closed:
             return ChannelClosed(self._remote, "we closed the channel")
-        if fault:
-            return ChannelClosed(self._remote, f"the connection ended: {fault}")
+        if connection.fault:
+            text, is_lost = f"the connection ended: {connection.fault}", not connection.was_left
+            return ChannelClosed(self._remote, text, is_lost=is_lost)
         return ChannelClosed(self._remote, "the peer closed the channel")

@@ -18,7 +18,7 @@ from transports.base import is_circuit
 from transports.libp2p.circuit import Circuits, circuit_address
 from transports.libp2p.circuit_messages import CircuitStatus, RelayAnswer
 from transports.libp2p.muxer import Connection
-from transports.libp2p.relay_limits import site_of
+from transports.libp2p.relay_limits import LOOKED_AT_MAX, exchanges, site_of
 
 log: Final = logging.getLogger("p2pinfer.relay")
 
@@ -50,8 +50,9 @@ it is renewed after the second."""
 PROVE_S = 300.0
 """Between two calls of this peer itself through each of its relays: they may lie, or grow tired."""
 
-BETTER_RATIO, BETTER_S, BETTER_FOR_S = 0.7, 0.02, 600.0
-"""A relay is exchanged for one that is this much nearer, and has been for this long."""
+BETTER_FOR_S = 600.0
+"""A relay is exchanged for one that has been much nearer for this long. The first ones were taken
+before any distance was known: they are exchanged as soon as some distances are."""
 
 DOUBT_S = 60.0
 """The same where a caller's word raised a doubt: callers may lie, and each look is a circuit."""
@@ -121,6 +122,10 @@ class HeldRelays:
     _wake: trio.Event = field(default_factory=trio.Event)
     _to_prove: trio.Event = field(default_factory=trio.Event)
     _better_since: dict[PeerId, float] = field(default_factory=dict)
+    _looked_at: set[PeerId] = field(default_factory=set)
+    """Candidates whose distance was looked up since a first relay was held."""
+    _is_settled: bool = False
+    """Such a look around is over."""
 
     def __post_init__(self) -> None:
         self.circuits.serves = self.held.__contains__
@@ -185,7 +190,8 @@ class HeldRelays:
                 await self._find()
             due = min((held.renew_at for held in self.held.values()), default=float("inf"))
             # Also while none is needed: that changes with a first dial, and with a verdict.
-            pause_s = LOOK_S if len(self.held) < RELAYS_MAX else SETTLED_LOOK_S
+            enough = self._is_settled and len(self.held) >= RELAYS_MAX
+            pause_s = SETTLED_LOOK_S if enough else LOOK_S
             with trio.move_on_at(min(trio.current_time() + pause_s, due)):
                 await self._wake.wait()
 
@@ -203,8 +209,28 @@ class HeldRelays:
             async with trio.open_nursery() as nursery:
                 for peer, addresses in asked:
                     nursery.start_soon(self._ask, peer, addresses)
-        else:
+        if self.held:
+            await self._look_around()
+
+    async def _look_around(self) -> None:
+        """Connect to some candidates to see how far they are; then exchange far relays."""
+        near = {PeerId(str(connection.peer_id)) for connection in self.connected()}
+        strangers = [each for each in self._due() if each[0] not in near | self._looked_at]
+        room = min(AT_ONCE_MAX, LOOKED_AT_MAX - len(self._looked_at))
+        async with trio.open_nursery() as nursery:
+            for peer, addresses in strangers[:room]:
+                self._looked_at.add(peer)
+                nursery.start_soon(self._meet, peer, addresses)
+        if not strangers[:room]:
             await self._improve()
+            self._is_settled = True
+
+    async def _meet(self, peer: PeerId, addresses: tuple[str, ...]) -> None:
+        try:
+            with trio.fail_after(RESERVE_S_MAX):
+                await self.reach(peer, addresses)  # type: ignore[misc]
+        except (PeerError, trio.TooSlowError) as error:
+            log.debug("%s is not there: %s", peer, error)
 
     def _due(self) -> list[Candidate]:
         """Return the candidates that may be asked now, the best first."""
@@ -303,28 +329,28 @@ class HeldRelays:
 
     def _let_go(self, peer: PeerId) -> None:
         del self.held[peer]
+        if not self.held:  # perhaps it is in another network now, where others are near
+            self._looked_at, self._is_settled = set(), False
         self.on_change()
         self.look()
 
     async def _improve(self) -> None:
-        """Exchange the farthest relay for a candidate that has been much nearer for a while."""
-        now = trio.current_time()
-        worst = max(self.held, key=lambda peer: self.held[peer].connection.rtt_s or 0.0)
-        far_s = self.held[worst].connection.rtt_s or 0.0
-        near = {
-            PeerId(str(connection.peer_id))
+        """Exchange relays for candidates that are much nearer, and have been for a while."""
+        now, may = trio.current_time(), {peer for peer, _ in self._due()}
+        away_s = {
+            PeerId(str(connection.peer_id)): connection.rtt_s
             for connection in self.connected()
             if connection.rtt_s is not None
-            and connection.rtt_s < min(BETTER_RATIO * far_s, far_s - BETTER_S)
-        } - self.held.keys()
-        self._better_since = {peer: self._better_since.get(peer, now) for peer in near}
-        may = {peer for peer, _ in self._due()}
-        for peer, since in self._better_since.items():
-            if now - since >= BETTER_FOR_S and peer in may:
-                await self._ask(peer, ())
-                if peer in self.held and worst in self.held:
-                    self._let_go(worst)
-                return
+        }
+        held_s = {peer: held.connection.rtt_s or 0.0 for peer, held in self.held.items()}
+        better = exchanges(held_s, {peer: away_s[peer] for peer in away_s.keys() & may})
+        self._better_since = {new: self._better_since.get(new, now) for _, new in better}
+        for old, new in better:
+            if self._is_settled and now - self._better_since[new] < BETTER_FOR_S:
+                continue
+            await self._ask(new, ())
+            if new in self.held and old in self.held:
+                self._let_go(old)
 
 
 def _place(peer: PeerId, connection: Connection, answer: RelayAnswer) -> str:

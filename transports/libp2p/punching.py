@@ -17,9 +17,9 @@ often, is in `punching_rules`.
 
 import logging
 from collections import Counter
-from collections.abc import Awaitable, Callable, Collection, Sequence
+from collections.abc import Awaitable, Callable, Collection, Mapping, Sequence
 from contextlib import suppress
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from functools import partial
 from typing import Any, Final
 
@@ -54,6 +54,7 @@ from transports.libp2p.punching_rules import (
     HolePunch,
     Ledger,
     Place,
+    PunchStatistics,
     choose,
     decode,
     encode,
@@ -94,18 +95,6 @@ RELAY_TOUCHED_S = 300.0
 
 PEER_TOUCHED_S = 7440.0
 """The same for a peer that punches, whose connection may last: 124 minutes."""
-
-
-@dataclass(frozen=True)
-class PunchStatistics:
-    """What came of the circuits over which this peer was called, so far."""
-
-    reversed: int = 0
-    """The caller was public, and was dialled."""
-    punched: tuple[int, ...] = (0,) * TRIES_MAX
-    """A hole was punched, at the first try, the second, and so on."""
-    in_vain: int = 0
-    """The circuit stayed."""
 
 
 class _News(INotifee):
@@ -186,6 +175,14 @@ class Punches:
         """Try to replace a circuit that another peer has made."""
         if self._nursery:
             self._nursery.start_soon(self._replace, circuit)
+
+    @property
+    def tries(self) -> Mapping[str, int]:
+        """How many tries to reach a peer without its relay succeeded, and how many did not.
+
+        Both of those whom this peer called and of those who called it.
+        """
+        return {"won": self._ledger.won, "lost": self._ledger.lost}
 
     def touched(self) -> Collection[str]:
         """Return the hosts that a NAT may let in because this peer dialled them from its port.

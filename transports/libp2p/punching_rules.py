@@ -152,12 +152,33 @@ def hosts_of(places: Iterable[Place]) -> tuple[str, ...]:
     return tuple(dict.fromkeys(host for host, _ in places))
 
 
+@dataclass(frozen=True)
+class PunchStatistics:
+    """What came of the circuits over which this peer was called, so far."""
+
+    reversed: int = 0
+    """The caller was public, and was dialled."""
+    punched: tuple[int, ...] = (0,) * TRIES_MAX
+    """A hole was punched, at the first try, the second, and so on."""
+    in_vain: int = 0
+    """The circuit stayed."""
+
+
 @dataclass
 class Ledger:
     """How often this peer has tried lately, for which peers and at which hosts."""
 
     _tries: deque[tuple[float, str, Sequence[str]]] = field(default_factory=deque)
     _under_way: int = 0
+    begun: int = 0
+    """Tries so far."""
+    won: int = 0
+    """Those of them after which the peer was connected without a relay."""
+
+    @property
+    def lost(self) -> int:
+        """Tries that are over, and were in vain."""
+        return self.begun - self._under_way - self.won
 
     def begin(self, peer: str, hosts: Sequence[str], now: float) -> bool:
         """Count a try, if it may begin. Then `end` must be called."""
@@ -173,11 +194,13 @@ class Ledger:
             return False
         self._tries.append((now, peer, hosts))
         self._under_way += 1
+        self.begun += 1
         return True
 
     def end(self, peer: str, *, succeeded: bool) -> None:
         """Note how a try ended: a peer that has proved its id there may be tried again."""
         self._under_way -= 1
+        self.won += succeeded
         if succeeded:  # it goes on counting for its hosts
             self._tries = deque(
                 (at, "" if each == peer else each, hosts) for at, each, hosts in self._tries

@@ -6,6 +6,7 @@ further, so that senders wait as they do for any slow peer.
 
 import ipaddress
 from collections import Counter
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Generic, TypeVar
 
@@ -173,6 +174,28 @@ class RelayTable(Generic[P, C]):
 
     def _expire(self, now: float) -> None:
         self._held = {peer: held for peer, held in self._held.items() if held[2] > now}
+
+
+LOOKED_AT_MAX = 16
+"""Candidates whose distance a hidden peer looks up once it can be called: with 46 relays on its own
+continent among 280, two or three of them are near."""
+
+BETTER_RATIO, BETTER_S = 0.7, 0.02
+"""A relay is exchanged for one that is this much nearer."""
+
+
+def exchanges(held_s: Mapping[P, float], others_s: Mapping[P, float]) -> list[tuple[P, P]]:
+    """Return which relays to give up for which others, given the round trips to them in seconds.
+
+    What two peers say through a relay goes a detour of at most the round trip to it.
+    """
+    far = sorted(held_s, key=held_s.__getitem__, reverse=True)
+    near = sorted(others_s, key=others_s.__getitem__)
+    return [
+        (old, new)
+        for old, new in zip(far, near, strict=False)
+        if others_s[new] < min(BETTER_RATIO * held_s[old], held_s[old] - BETTER_S)
+    ]
 
 
 def site_of(host: str) -> str:

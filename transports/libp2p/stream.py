@@ -18,6 +18,8 @@ class Muxer(IMuxedConn):
 
     fault: str
     """Why the connection ended."""
+    was_left: bool
+    """Whether one side said goodbye."""
 
     @property
     @abstractmethod

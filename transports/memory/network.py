@@ -105,7 +105,8 @@ class MemoryChannel:
             await trio.lowlevel.checkpoint()
         message = None if self._closed else await self._in.get()
         if message is None:
-            raise ChannelClosed(self._remote, "the channel was closed")
+            is_lost = self._in.severed and not self._closed
+            raise ChannelClosed(self._remote, "the channel was closed", is_lost=is_lost)
         return message
 
     async def close(self) -> None:

@@ -30,11 +30,11 @@ class Pipe:
         self.moved = trio.lowlevel.ParkingLot()
         self._delay_s, self._call_at = delay_s, call_at
         self._last = 0.0
-        self._severed = False
+        self.severed = False
 
     def put(self, message: bytes | None) -> None:
         """Send a message; it cannot overtake earlier ones."""
-        if self._severed:
+        if self.severed:
             return
         content, now = message or b"", trio.current_time()
         self._last = max(self._last, now + self._delay_s(content))
@@ -48,7 +48,7 @@ class Pipe:
     def sever(self) -> None:
         """End for good, without a word from the other side."""
         self.shut()
-        self._severed = True
+        self.severed = True
 
     def shut(self) -> None:
         """Take no more, and wake any task that waits for a message."""
@@ -59,7 +59,7 @@ class Pipe:
 
     def clear(self) -> None:
         """Lose everything in transit."""
-        if self._severed:
+        if self.severed:
             return
         self.queue.clear()
         self.unread = 0

@@ -5,7 +5,10 @@ import { chat, follow, listModels, RequestError } from "./stream.js";
 import { showAnswers, showRoute, showState } from "./map.js";
 import { closePanels } from "./panels.js";
 import { openSettings } from "./settings.js";
+import { put, take, withFiles } from "./files.js";
 import { iconButton, showTurn } from "./turns.js";
+import { onLibrary } from "./rich.js";
+import { number, t, translated } from "./words.js";
 
 const IDEAS = ["Why is the sky blue?", "Name three trees that lose their leaves.", "Write a haiku about the sea."];
 const NEAR_END_PX = 80;
@@ -26,7 +29,7 @@ function isAtEnd() {
 
 function showConversation() {
   const running = answering.get(current.id);
-  const deeds = { onAgain: again, onEdit: edit, onNew: begin };
+  const deeds = { onAgain: again, onEdit: edit, onNew: begin, onResults: () => answer(current) };
   views = current.turns.map((turn) => showTurn(turn, deeds));
   turns.replaceChildren(...views.map((view) => view.item));
   views.forEach((view, at) => {
@@ -46,7 +49,7 @@ function showList() {
     const item = document.createElement("li");
     const open = document.createElement("button");
     open.className = "open";
-    open.textContent = store.titleOf(each);
+    open.textContent = titleOf(each);
     if (each === current) open.setAttribute("aria-current", "true");
     open.addEventListener("click", () => choose(each));
     item.append(open);
@@ -54,13 +57,17 @@ function showList() {
       const mark = document.createElement("span");
       mark.className = "working";
       mark.setAttribute("role", "img");
-      mark.setAttribute("aria-label", "is being answered");
+      mark.setAttribute("aria-label", t("is being answered"));
       item.append(mark);
     }
-    item.append(iconButton("bin", `Delete ${store.titleOf(each)}`, () => forget(each)));
+    item.append(iconButton("bin", t("Delete {0}", titleOf(each)), () => forget(each)));
     return item;
   });
   byId("chat-list").replaceChildren(...items);
+}
+
+function titleOf(conversation) {
+  return store.titleOf(conversation) || t("New conversation");
 }
 
 function choose(conversation) {
@@ -75,7 +82,7 @@ function stop(conversation) {
 }
 
 function forget(conversation) {
-  if (!confirm(`Delete “${store.titleOf(conversation)}”?`)) return;
+  if (!confirm(t("Delete “{0}”?", titleOf(conversation)))) return;
   stop(conversation);
   answering.delete(conversation.id);
   store.removeConversation(conversation.id);
@@ -109,22 +116,33 @@ byId("import-file").addEventListener("change", async ({ target }) => {
   const [file] = target.files;
   target.value = "";
   const count = file ? store.imported(await file.text()) : 0;
-  byId("spoken").textContent = count ? `${count} ${count === 1 ? "conversation" : "conversations"} imported` : "This file holds no new conversations.";
+  byId("spoken").textContent = count
+    ? t(count === 1 ? "{0} conversation imported" : "{0} conversations imported", count)
+    : t("This file holds no new conversations.");
   showList();
 });
 
+/** Return what a turn was, as OpenAI writes it; one that came to nothing was none. */
+function messagesOf(turn) {
+  if (turn.role === "user") return [{ role: "user", content: withFiles(turn) }];
+  if (!turn.calls) return turn.text ? [{ role: "assistant", content: turn.text }] : [];
+  const calls = turn.calls.map(({ id, name, arguments: text }) => ({ id, type: "function", function: { name, arguments: text } }));
+  const results = turn.calls.map(({ id, result = "" }) => ({ role: "tool", tool_call_id: id, content: result }));
+  return [{ role: "assistant", content: turn.text || null, tool_calls: calls }, ...results];
+}
+
 function bodyOf(conversation) {
-  const messages = conversation.turns
-    .filter((turn) => turn.text)
-    .map(({ role, text }) => ({ role, content: text }));
+  const messages = conversation.turns.flatMap(messagesOf);
   if (store.settings.system) messages.unshift({ role: "system", content: store.settings.system });
   const body = { model: picker.hidden ? "default" : picker.value, messages };
+  if (store.settings.tools) body.tools = store.settings.tools;
   for (const name of store.NUMBERS) if (typeof store.settings[name] === "number") body[name] = store.settings[name];
   return body;
 }
 
 async function ask(text) {
-  current.turns.push({ role: "user", text });
+  const files = take();
+  current.turns.push({ role: "user", text, ...(files.length && { files }) });
   await answer(current);
 }
 
@@ -138,7 +156,9 @@ async function again() {
 function edit() {
   if (answering.has(current.id)) return;
   current.turns.pop();
-  question.value = current.turns.pop()?.text ?? "";
+  const turn = current.turns.pop();
+  question.value = turn?.text ?? "";
+  put(turn?.files ?? []);
   store.touch(current);
   showConversation();
   fit();
@@ -153,7 +173,7 @@ async function answer(conversation) {
   const body = bodyOf(conversation);
   const turn = { role: "assistant", text: "" };
   const control = new AbortController();
-  const running = { control, turn, live: "the prompt is on its way through the swarm …" };
+  const running = { control, turn, live: t("the prompt is on its way through the swarm …") };
   conversation.turns.push(turn);
   answering.set(conversation.id, running);
   store.touch(conversation);
@@ -177,7 +197,7 @@ async function answer(conversation) {
     else if (error instanceof RequestError) {
       turn.problem = error.message;
       turn.refused = error.status === 400; // asked again, it is refused again
-    } else turn.problem = "The gateway cannot be reached.";
+    } else turn.problem = t("The gateway cannot be reached.");
   }
   cancelAnimationFrame(painted);
   if (answering.delete(conversation.id)) store.touch(conversation); // else it was deleted meanwhile
@@ -189,7 +209,7 @@ async function answer(conversation) {
 async function untilLoaded(running) {
   if (!loading) return;
   const before = running.live;
-  running.live = "waiting until the model is loaded …";
+  running.live = t("waiting until the model is loaded …");
   running.paint();
   await new Promise((resolve) => {
     running.control.signal.addEventListener("abort", resolve);
@@ -216,15 +236,22 @@ async function listen(body, running) {
       else turn.text += choice.delta.content;
       if (!tokens++) firstAt = performance.now();
       const seconds = (performance.now() - firstAt) / 1000;
-      running.live = tokens > 1 && seconds ? `${((tokens - 1) / seconds).toFixed(1)} tokens/s` : "";
+      running.live = tokens > 1 && seconds ? t("{0} tokens/s", number((tokens - 1) / seconds, 1)) : "";
       running.share = undefined;
+      running.paint();
+    }
+    for (const call of choice?.delta.tool_calls ?? []) {
+      turn.calls ??= [];
+      const made = (turn.calls[call.index] ??= { id: call.id, name: "", arguments: "" });
+      made.name += call.function?.name ?? "";
+      made.arguments += call.function?.arguments ?? "";
       running.paint();
     }
     if (choice?.p2pinfer) turn.account = choice.p2pinfer;
     if (choice?.finish_reason === "length") turn.cut = true;
     if (choice?.finish_reason) {
       running.ended = true;
-      running.live = "checking what the peers signed …";
+      running.live = t("checking what the peers signed …");
       running.paint();
     }
   }
@@ -239,12 +266,12 @@ function finish(turn) {
   showBusy();
   showRoute(undefined, turn.account?.route);
   if (follows) log.scrollTop = log.scrollHeight;
-  byId("spoken").textContent = turn.problem ?? (turn.stopped ? "Stopped." : turn.text);
+  byId("spoken").textContent = turn.problem ?? (turn.stopped ? t("Stopped.") : turn.text);
 }
 
 function showBusy() {
   const is = answering.has(current.id);
-  send.setAttribute("aria-label", is ? "Stop" : "Send");
+  send.setAttribute("aria-label", t(is ? "Stop" : "Send"));
   send.querySelector("use").setAttribute("href", is ? "#i-stop" : "#i-send");
   send.classList.toggle("stop", is);
 }
@@ -278,14 +305,14 @@ byId("ideas").replaceChildren(
   ...IDEAS.map((text) => {
     const item = document.createElement("li");
     const button = document.createElement("button");
-    button.textContent = text;
-    button.addEventListener("click", () => !answering.has(current.id) && ask(text));
+    button.textContent = t(text);
+    button.addEventListener("click", () => !answering.has(current.id) && ask(t(text)));
     item.append(button);
     return item;
   }),
 );
 byId("forget").addEventListener("click", () => {
-  if (!confirm("Delete all conversations in this browser?")) return;
+  if (!confirm(t("Delete all conversations in this browser?"))) return;
   for (const { control } of answering.values()) control.abort();
   answering.clear();
   store.removeAll();
@@ -323,8 +350,8 @@ function showLoading({ text, share }) {
   const box = byId("loading");
   box.hidden = false;
   box.querySelector("progress").value = share;
-  box.querySelector("span").textContent = text;
-  say("waiting", `loading ${Math.round(100 * share)} %`);
+  box.querySelector("span").textContent = translated(text);
+  say("waiting", t("loading {0} %", Math.round(100 * share)));
 }
 
 function loaded() {
@@ -343,7 +370,7 @@ function showReading(answers) {
   if (ours.length !== 1 || unknown.length !== 1) return;
   const [{ prompt_tokens: all, read_tokens: read }] = unknown;
   if (all < BAR_TOKENS_MIN) return;
-  ours[0].live = `reading: ${read.toLocaleString("en")} of ${all.toLocaleString("en")} tokens`;
+  ours[0].live = t("reading: {0} of {1} tokens", number(read), number(all));
   ours[0].share = read / all;
   ours[0].paint();
 }
@@ -358,20 +385,21 @@ function onEvent(name, data) {
   showState(data);
   byId("model").textContent = data.model.name;
   const count = data.peers.filter((peer) => peer.state === "serving").length;
-  if (data.complete) say("ready", `${count} ${count === 1 ? "peer" : "peers"}`, ", all layers");
-  else say("waiting", data.missing);
+  if (data.complete) say("ready", t(count === 1 ? "{0} peer" : "{0} peers", count), t(", all layers"));
+  else say("waiting", translated(data.missing));
 }
 
 function onConnection(error) {
   document.body.classList.toggle("offline", error !== null);
   if (error === null) return;
   if (error instanceof RequestError && error.status === 401) {
-    say("lost", "needs an API key");
+    say("lost", t("needs an API key"));
     if (!askedForKey) openSettings("key");
     askedForKey = true;
-  } else say("lost", error instanceof RequestError ? error.message : "no gateway; trying again");
+  } else say("lost", error instanceof RequestError ? translated(error.message) : t("no gateway; trying again"));
 }
 
+onLibrary(() => views.forEach((view) => view.update()));
 showConversation();
 question.focus();
 follow(onEvent, onConnection);

@@ -1,5 +1,7 @@
 // Peers by layers: who runs which part of the model, and the answer that passes through now.
 
+import { number, t, translated } from "./words.js";
+
 const COLOURS = 8;
 const COLOURED_MAX = 1000; // in a page that is left open while peers come and go
 const PASS_MS = 640; // of the light that goes through all layers; for the eye, not to scale
@@ -10,7 +12,7 @@ const calm = matchMedia("(prefers-reduced-motion: reduce)");
 const byId = (id) => document.getElementById(id);
 
 export const shortName = (peer) => (peer.length > 12 && !peer.includes(" ") ? `…${peer.slice(-6)}` : peer);
-export const layersText = (first, end) => `layers ${first}:${end}`;
+export const layersText = (first, end) => t("layers {0}:{1}", first, end);
 export const rangeOf = (hop) => hop.layers.split(":").map(Number);
 
 const colours = new Map(); // a peer keeps its colour for as long as the page is open
@@ -81,13 +83,13 @@ function fill(made, ranges, { name, range, note }, state, colour) {
 }
 
 function noteOf(peer) {
-  const words = [STATES[peer.state] ?? peer.state];
-  if (peer.row_us) words.push(`${(peer.row_us / 1000).toFixed(2)} ms for a token in a layer`);
+  const words = [t(STATES[peer.state] ?? peer.state)];
+  if (peer.row_us) words.push(t("{0} ms for a token in a layer", number(peer.row_us / 1000, 2)));
   if (peer.round_trip_ms != null && peer.state === "serving")
-    words.push(`${peer.round_trip_ms} ms away`);
-  if (peer.way?.startsWith("through")) words.push(peer.way);
-  if (peer.sessions_max && peer.state === "serving" && !peer.sessions_free) words.push("no place free");
-  if (peer.queued_rows) words.push(`${peer.queued_rows} tokens wait`);
+    words.push(t("{0} ms away", peer.round_trip_ms));
+  if (peer.way?.startsWith("through")) words.push(translated(peer.way));
+  if (peer.sessions_max && peer.state === "serving" && !peer.sessions_free) words.push(t("no place free"));
+  if (peer.queued_rows) words.push(t("{0} tokens wait", peer.queued_rows));
   return words.join(" · ");
 }
 
@@ -113,7 +115,7 @@ export function showState(state) {
     ruler();
   }
   const own = row(OWN);
-  const text = { name: "this gateway", range: "both ends", note: "turns words into numbers and back" };
+  const text = { name: t("this gateway"), range: t("both ends"), note: t("turns words into numbers and back") };
   fill(own, ownRanges(), text, "own");
   const shown = [own.item];
   for (const peer of state.peers) {
@@ -135,8 +137,9 @@ export function showState(state) {
   if (shown.length !== list.children.length || shown.some((item, at) => list.children[at] !== item))
     list.replaceChildren(...shown);
   const good = state.peers.filter((peer) => peer.state === "serving").length;
-  const many = `${good} ${good === 1 ? "peer serves" : "peers serve"}`;
-  byId("swarm-text").textContent = state.complete ? `${many} all ${layers} layers` : `${many}; ${state.missing}`;
+  byId("swarm-text").textContent = state.complete
+    ? t(good === 1 ? "{0} peer serves all {1} layers" : "{0} peers serve all {1} layers", good, layers)
+    : `${t(good === 1 ? "{0} peer serves" : "{0} peers serve", good)}; ${translated(state.missing)}`;
   byId("swarm-text").dataset.complete = state.complete;
   facts(state.sessions);
   paintRoute();
@@ -144,9 +147,9 @@ export function showState(state) {
 
 function facts({ running, waiting, idle, max }) {
   const shown = [
-    ["Answers now", `${running} of ${max}`],
-    ["In the queue", waiting],
-    ["Kept for a next turn", idle],
+    [t("Answers now"), t("{0} of {1}", running, max)],
+    [t("In the queue"), waiting],
+    [t("Kept for a next turn"), idle],
   ];
   byId("facts").replaceChildren(
     ...shown.map(([name, value]) => {
@@ -182,7 +185,7 @@ function paintRoute() {
       ...hops.map(([first, end, peer]) => bar(first, end, peer === OWN ? OWN : colourOf(peer))),
     );
   }
-  const speed = running?.tokens > 1 ? `${running.tokens_per_second.toFixed(1)} tokens/s` : "";
+  const speed = running?.tokens > 1 ? t("{0} tokens/s", number(running.tokens_per_second, 1)) : "";
   byId("route-speed").textContent = speed;
 }
 

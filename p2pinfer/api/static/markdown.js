@@ -1,8 +1,21 @@
 // The little of Markdown that models write, as DOM nodes. Text only ever becomes text: nothing that
 // a model says is parsed as HTML, and links lead to http and https alone.
 
-const INLINE =
-  /(`+)([^`]|[^`][\s\S]*?[^`])\1(?!`)|\*\*(?=\S)([\s\S]+?)(?<=\S)\*\*|(?<![\w*])\*(?=[^\s*])([^*\n]+?)(?<=\S)\*(?![\w*])|\[([^\]\n]+)\]\((https?:\/\/[^\s)]+)\)/;
+import { colouredCode, formula } from "./rich.js";
+import { t } from "./words.js";
+
+const INLINE = new RegExp(
+  [
+    /(?<ticks>`+)(?<code>[^`]|[^`][\s\S]*?[^`])\k<ticks>(?!`)/,
+    /\*\*(?=\S)(?<bold>[\s\S]+?)(?<=\S)\*\*/,
+    /(?<![\w*])\*(?=[^\s*])(?<italic>[^*\n]+?)(?<=\S)\*(?![\w*])/,
+    /\[(?<label>[^\]\n]+)\]\((?<href>https?:\/\/[^\s)]+)\)/,
+    /\\\((?<bracketed>[\s\S]+?)\\\)/,
+    /(?<![\w\\$])\$(?=[^\s$])(?<tex>[^$\n]*?[^\s\\$])\$(?![\w$])/, // but not "$5 or $6"
+  ]
+    .map((each) => each.source)
+    .join("|"),
+);
 
 function element(name, ...children) {
   const made = document.createElement(name);
@@ -14,7 +27,7 @@ function hostOf(href) {
   try {
     return new URL(href).host;
   } catch {
-    return "no address";
+    return t("no address");
   }
 }
 
@@ -23,11 +36,14 @@ function inline(text) {
   while (text) {
     const match = INLINE.exec(text);
     if (!match) break;
-    const [whole, , code, bold, italic, label, href] = match;
+    const [whole] = match;
+    const { code, bold, italic, label, href } = match.groups;
+    const tex = match.groups.tex ?? match.groups.bracketed;
     if (match.index) nodes.push(text.slice(0, match.index));
     if (code !== undefined) nodes.push(element("code", code.trim() || code));
     else if (bold !== undefined) nodes.push(element("strong", ...inline(bold)));
     else if (italic !== undefined) nodes.push(element("em", ...inline(italic)));
+    else if (tex !== undefined) nodes.push(formula(tex.trim(), whole, false));
     else {
       const link = element("a", label);
       Object.assign(link, { href, target: "_blank", rel: "noopener noreferrer nofollow" });
@@ -46,18 +62,31 @@ function fence(lines, at) {
   if (!open) return null;
   let end = at + 1;
   while (end < lines.length && !lines[end].trim().startsWith(open[1])) end++;
-  const code = element("code", lines.slice(at + 1, end).join("\n"));
+  const code = element("code", colouredCode(lines.slice(at + 1, end).join("\n"), open[2].toLowerCase()));
   const box = element("pre", code);
   box.tabIndex = 0; // to be scrolled by keys
-  const copy = element("button", "Copy");
+  const copy = element("button", t("Copy"));
   copy.type = "button";
   copy.addEventListener("click", async () => {
     await navigator.clipboard.writeText(code.textContent);
-    copy.textContent = "Copied";
+    copy.textContent = t("Copied");
   });
   const block = element("figure", element("figcaption", element("span", open[2]), copy), box);
   block.className = "code";
   return { block, next: end + 1 };
+}
+
+/** A formula on lines of its own. */
+function displayed(lines, at) {
+  const open = /^\s*(\$\$|\\\[)/.exec(lines[at])?.[1];
+  if (!open) return null;
+  const close = open === "$$" ? "$$" : "\\]";
+  for (let end = at; end < lines.length && lines[end].trim(); end++) {
+    const whole = lines.slice(at, end + 1).join("\n").trim();
+    if (whole.length < 2 * open.length || !whole.endsWith(close)) continue;
+    return { block: formula(whole.slice(2, -2).trim(), whole, true), next: end + 1 };
+  }
+  return null;
 }
 
 const ITEM = /^(\s*)([-*+•]|\d{1,3}[.)])\s+(.*)$/;
@@ -122,7 +151,7 @@ export function render(text, depth = 0) {
   };
   for (let at = 0; at < lines.length; ) {
     const special =
-      fence(lines, at) ?? heading(lines, at) ?? list(lines, at) ?? quote(lines, at, depth) ?? table(lines, at);
+      fence(lines, at) ?? displayed(lines, at) ?? heading(lines, at) ?? list(lines, at) ?? quote(lines, at, depth) ?? table(lines, at);
     if (special) {
       flush();
       nodes.push(special.block);

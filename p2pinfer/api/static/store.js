@@ -50,7 +50,7 @@ export function newConversation() {
 }
 
 export function titleOf(conversation) {
-  const text = conversation.turns[0]?.text.trim().replace(/\s+/g, " ") || "New conversation";
+  const text = conversation.turns[0]?.text.trim().replace(/\s+/g, " ") ?? "";
   return text.length > TITLE_CHARS_MAX ? `${text.slice(0, TITLE_CHARS_MAX - 1)}…` : text;
 }
 
@@ -64,8 +64,12 @@ export function exported() {
   return JSON.stringify({ conversations: conversations.filter((each) => each.turns.length) }, null, 1);
 }
 
+const haveTexts = (list, ...names) =>
+  list === undefined || (Array.isArray(list) && list.every((each) => names.every((name) => typeof each?.[name] === "string")));
+
 function isTurn(turn) {
-  return ["user", "assistant"].includes(turn?.role) && typeof turn.text === "string";
+  if (!["user", "assistant"].includes(turn?.role) || typeof turn.text !== "string") return false;
+  return haveTexts(turn.files, "name", "text") && haveTexts(turn.calls, "id", "name", "arguments");
 }
 
 /** Add the conversations of such a text that are not here; returns how many. */

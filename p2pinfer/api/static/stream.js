@@ -1,6 +1,7 @@
 // Server-sent events over fetch, which can carry a key (EventSource cannot) and be stopped.
 
 import { settings } from "./store.js";
+import { t } from "./words.js";
 
 const RETRY_MS = 1000;
 const LOADED_MS = 50;
@@ -22,7 +23,7 @@ async function send(path, options) {
   const reply = await fetch(path, { ...options, headers: headers(options.headers) });
   if (reply.ok) return reply;
   const body = await reply.json().catch(() => null);
-  throw new RequestError(body?.error?.message ?? `The gateway answered ${reply.status}.`, reply.status);
+  throw new RequestError(body?.error?.message ?? t("The gateway answered {0}.", reply.status), reply.status);
 }
 
 /** Yield {name, data} of each event; comments are skipped. */
@@ -66,12 +67,17 @@ export async function* chat(body, signal) {
     if (chunk.error) throw new RequestError(chunk.error.message);
     yield chunk;
   }
-  throw new RequestError("The gateway broke off.");
+  throw new RequestError(t("The gateway broke off."));
 }
 
 /** Return all models that can be asked. */
 export async function listModels() {
   return (await (await send("/v1/models", {})).json()).data;
+}
+
+/** Fetch what a path says now. */
+export async function fetchJson(path) {
+  return (await send(path, {})).json();
 }
 
 /** Fetch a file. */

@@ -3,6 +3,7 @@
 import { render } from "./markdown.js";
 import { colourOf, layersText, rangeOf, shortName } from "./map.js";
 import { download } from "./stream.js";
+import { number, t, translated } from "./words.js";
 
 const COPIED_MS = 1500;
 const opened = new WeakSet(); // accounts that the reader has open: they stay open when the list is drawn again
@@ -30,9 +31,9 @@ export function iconButton(icon, label, onClick) {
 
 /** Say what is wrong; what would be refused again needs another question. */
 function problemOf({ problem, refused }) {
-  if (!refused) return problem;
-  const text = problem.replace("TemplateError: ", "").replace(/[.\s]*$/, ".");
-  return `${text[0].toUpperCase()}${text.slice(1)} Edit the question, or begin a new conversation.`;
+  if (!refused) return translated(problem);
+  const text = translated(problem).replace("TemplateError: ", "").replace(/[.\s]*$/, ".");
+  return `${text[0].toUpperCase()}${text.slice(1)} ${t("Edit the question, or begin a new conversation.")}`;
 }
 
 function textButton(label, onClick) {
@@ -43,10 +44,10 @@ function textButton(label, onClick) {
 }
 
 /** Show a turn; returns what lets its text and account change. */
-export function showTurn(turn, { onAgain, onEdit, onNew }) {
+export function showTurn(turn, { onAgain, onEdit, onNew, onResults }) {
   const item = make("li", `turn ${turn.role}`);
   const body = make("div", "said");
-  item.append(make("span", "unseen", turn.role === "user" ? "You asked:" : "The answer:"), body);
+  item.append(make("span", "unseen", t(turn.role === "user" ? "You asked:" : "The answer:")), body);
   const foot = make("div", "foot");
   if (turn.role === "assistant") item.append(foot);
   const view = {
@@ -56,8 +57,8 @@ export function showTurn(turn, { onAgain, onEdit, onNew }) {
       item.setAttribute("aria-busy", String(is));
     },
     update() {
-      if (turn.role === "user") body.textContent = turn.text;
-      else body.replaceChildren(...thoughts(turn), ...render(turn.text));
+      if (turn.role === "user") body.replaceChildren(...(turn.files ?? []).map(fileOf), turn.text);
+      else body.replaceChildren(...thoughts(turn), ...render(turn.text), ...(turn.calls ?? []).map(callOf));
       if (turn.problem) body.append(make("p", "problem", problemOf(turn)));
     },
     live(text, share) {
@@ -72,21 +73,59 @@ export function showTurn(turn, { onAgain, onEdit, onNew }) {
     done(isLast) {
       foot.replaceChildren();
       if (turn.account) foot.append(account(turn.account, turn.cut));
-      else if (turn.stopped) foot.append(make("span", "live", "stopped"));
+      else if (turn.stopped) foot.append(make("span", "live", t("stopped")));
+      if (isLast && turn.calls && !turn.problem) foot.before(resultsOf(turn, onResults));
       const tools = make("span", "tools");
-      const copy = iconButton("copy", "Copy", async () => {
+      const copy = iconButton("copy", t("Copy"), async () => {
         await navigator.clipboard.writeText(turn.text);
         copy.querySelector("use").setAttribute("href", "#i-check");
         setTimeout(() => copy.querySelector("use").setAttribute("href", "#i-copy"), COPIED_MS);
       });
       if (turn.text) tools.append(copy);
-      if (isLast && turn.refused) tools.append(textButton("Edit the question", onEdit), textButton("New conversation", onNew));
-      else if (isLast) tools.append(iconButton("again", "Answer again", onAgain));
+      if (isLast && turn.refused) tools.append(textButton(t("Edit the question"), onEdit), textButton(t("New conversation"), onNew));
+      else if (isLast) tools.append(iconButton("again", t("Answer again"), onAgain));
       foot.append(tools);
     },
   };
   view.update();
   return view;
+}
+
+/** Fold a file that went along with a question. */
+function fileOf({ name, text }) {
+  const details = make("details", "file");
+  details.append(make("summary", "", name), make("pre", "", text));
+  return details;
+}
+
+/** Show a tool that the model calls, and what came back. */
+function callOf({ name, arguments: text, result }) {
+  let shown = text;
+  try {
+    shown = JSON.stringify(JSON.parse(text), null, 1);
+  } catch {
+    // still on its way, or no JSON at all
+  }
+  const block = make("figure", "code call", make("figcaption", "", t("calls {0}", name)), make("pre", "", shown));
+  if (result !== undefined) block.append(make("figcaption", "", t("result")), make("pre", "", result));
+  return block;
+}
+
+/** Ask for what the tools would return: this page runs none. */
+function resultsOf(turn, onResults) {
+  const form = make("form", "results");
+  for (const call of turn.calls) {
+    const field = make("textarea", "");
+    Object.assign(field, { rows: 2, required: true, name: call.id, value: call.result ?? "" });
+    form.append(make("label", "", t("What {0} returns", call.name), field));
+  }
+  form.append(make("button", "strong", t("Send results")));
+  form.addEventListener("submit", (event) => {
+    event.preventDefault();
+    for (const call of turn.calls) call.result = form.elements[call.id].value;
+    onResults();
+  });
+  return form;
 }
 
 /** Fold what the model thought before it answered. */
@@ -95,15 +134,15 @@ function thoughts(turn) {
   const details = make("details", "account");
   details.open = opened.has(turn);
   details.addEventListener("toggle", () => (details.open ? opened.add(turn) : opened.delete(turn)));
-  details.append(make("summary", "", turn.text ? "What it thought" : "It is thinking …"), ...render(turn.thoughts));
+  details.append(make("summary", "", t(turn.text ? "What it thought" : "It is thinking …")), ...render(turn.thoughts));
   return [details];
 }
 
 function summaryOf(found, cut) {
   const peers = new Set(found.route.map((hop) => hop.peer)).size;
-  const words = [`${peers} ${peers === 1 ? "peer" : "peers"}`, `${found.tokens} tokens`];
-  if (found.tokens > 1) words.push(`${found.tokens_per_second.toFixed(1)} tokens/s`);
-  if (cut) words.push("cut at the limit");
+  const words = [t(peers === 1 ? "{0} peer" : "{0} peers", peers), t("{0} tokens", found.tokens)];
+  if (found.tokens > 1) words.push(t("{0} tokens/s", number(found.tokens_per_second, 1)));
+  if (cut) words.push(t("cut at the limit"));
   return words.join(" · ");
 }
 
@@ -126,9 +165,11 @@ function account(found, cut) {
 }
 
 function trustWord({ held, audits }) {
-  if (!held) return "not trusted";
-  const seen = audits.filter((each) => each.verdict !== "not replayed").length;
-  return seen ? `checked, ${seen} re-run` : "checked";
+  if (!held) return t("not trusted");
+  const proved = audits.filter((each) => each.verdict === "proved").length;
+  const seen = audits.filter((each) => each.verdict !== "not replayed").length - proved;
+  const words = [t("checked"), seen && t("{0} re-run", seen), proved && t("{0} proved", proved)];
+  return words.filter(Boolean).join(", ");
 }
 
 /** List the stages in the order of the layers, each with what its audit found. */
@@ -142,7 +183,7 @@ function stages({ route, trust }) {
     item.append(make("span", "", layersText(...rangeOf(hop))));
     const at = audits.findIndex((each) => each.peer === hop.peer && each.layers === hop.layers);
     if (at >= 0) item.append(verdict(audits.splice(at, 1)[0]));
-    else if (trust) item.append(make("span", "verdict", "signed"));
+    else if (trust) item.append(make("span", "verdict", t("signed")));
     item.title = hop.peer;
     list.append(item);
   }
@@ -153,36 +194,42 @@ function stages({ route, trust }) {
   return list;
 }
 
-function verdict({ verdict: found, by, position, blamed }) {
-  const who = by.length ? `, run again by ${by.map(shortName).join(" and ")}` : "";
-  const where = position == null ? "" : ` from position ${position} on`;
-  const whose = blamed ? `, blaming ${shortName(blamed)}` : "";
-  const made = make("span", "verdict", `${found}${where}${who}${whose}`);
+function verdict({ verdict: found, by, position, blamed, text }) {
+  const names = by.map((each) => translated(shortName(each))).join(t(" and "));
+  if (found === "proved") {
+    const said = make("span", "verdict", t("{0} proved, by {1}", translated(text), names));
+    said.dataset.verdict = found;
+    return said;
+  }
+  const who = by.length ? t(", run again by {0}", names) : "";
+  const where = position == null ? "" : t(" from position {0} on", position);
+  const whose = blamed ? t(", blaming {0}", shortName(blamed)) : "";
+  const made = make("span", "verdict", `${t(found)}${where}${who}${whose}`);
   made.dataset.verdict = found;
   return made;
 }
 
 /** Say what was checked, no more and no less. */
 function evidence(trust) {
-  if (!trust) return [make("p", "", "Nothing of this answer was checked: it is taken on trust.")];
-  if (!trust.held) return [make("p", "problem", `${trust.line}.`)];
+  if (!trust) return [make("p", "", t("Nothing of this answer was checked: it is taken on trust."))];
+  if (!trust.held) return [make("p", "problem", `${translated(trust.line)}.`)];
   // What audits found stands beside each stage above.
-  return [trust.details[0], trust.details.at(-1)].map((text) => make("p", "", text));
+  return [trust.details[0], trust.details.at(-1)].map((text) => make("p", "", translated(text)));
 }
 
 function timing(found) {
-  const words = [`The first token came after ${Math.round(found.time_to_first_token_ms)} ms`];
-  if (found.reused_tokens) words.push(`the stages still held ${found.reused_tokens} tokens of the conversation`);
+  const words = [t("The first token came after {0} ms", number(found.time_to_first_token_ms))];
+  if (found.reused_tokens) words.push(t("the stages still held {0} tokens of the conversation", found.reused_tokens));
   const drafted = found.drafts_kept + found.drafts_dropped;
-  if (drafted) words.push(`${found.drafts_kept} of ${drafted} tokens sent ahead were the right ones`);
+  if (drafted) words.push(t("{0} of {1} tokens sent ahead were the right ones", found.drafts_kept, drafted));
   return `${words.join("; ")}.`;
 }
 
 /** Offer the answer's certificate, which the gateway keeps for a while. */
 function certificate(link) {
   const line = make("p", "certificate");
-  const said = make("span", "", " signed, to check offline with ", make("code", "", "p2pinfer verify"));
-  const button = make("button", "link", "Certificate");
+  const said = make("span", "", ` ${t("signed, to check offline with")} `, make("code", "", "p2pinfer verify"));
+  const button = make("button", "link", t("Certificate"));
   button.type = "button";
   button.addEventListener("click", async () => {
     try {
@@ -192,7 +239,7 @@ function certificate(link) {
       anchor.click();
       URL.revokeObjectURL(url);
     } catch (error) {
-      said.textContent = ` ${error.status ? "The gateway has it no longer." : "The gateway cannot be reached."}`;
+      said.textContent = ` ${t(error.status ? "The gateway has it no longer." : "The gateway cannot be reached.")}`;
     }
   });
   line.append(button, said);

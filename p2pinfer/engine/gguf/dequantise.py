@@ -42,6 +42,9 @@ def dequantise(tensor: Tensor, data: bytes) -> Matrix:
     if kind.name in ("F32", "F16"):
         plain = np.frombuffer(data, "<f4" if kind.name == "F32" else "<f2")
         return Matrix(plain.astype(np.float32).reshape(outputs, inputs), None)
+    if kind.name == "BF16":  # the upper half of a float32
+        wide = np.frombuffer(data, "<u2").astype(np.uint32) << 16
+        return Matrix(wide.view(np.float32).reshape(outputs, inputs), None)
     read = _READERS.get(kind.name)
     if read is None:
         raise UnsupportedModel(f"{tensor.name} is stored as {kind.name}, which no proof key covers")

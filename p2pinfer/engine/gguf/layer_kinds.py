@@ -9,9 +9,10 @@ from pathlib import Path
 
 from blake3 import blake3
 
+from p2pinfer.engine.gguf.adapters import read_slice_header
 from p2pinfer.engine.gguf.architectures import DENSE_LEAD_KEY
 from p2pinfer.engine.gguf.model_header import DRAFTING_BLOCKS_KEY, split_layer
-from p2pinfer.engine.gguf.reader import GgufHeader, read_header
+from p2pinfer.engine.gguf.reader import GgufHeader
 from p2pinfer.engine.gguf.values import Array, Scalar
 
 _COUNTS = ("block_count", DRAFTING_BLOCKS_KEY, DENSE_LEAD_KEY)
@@ -62,7 +63,7 @@ def kinds_digest(path: Path) -> str:
     Raises:
         BadModelFile: the file cannot be read.
     """
-    header = read_header(path)
+    header = read_slice_header(path)
     rest = [
         f"{name} {tensor.type.name} {tensor.shape}"
         for name, tensor in header.tensors.items()

@@ -89,7 +89,10 @@ def split_layer(tensor_name: str) -> tuple[int, str] | None:
 def model_info(header: GgufHeader) -> ModelInfo:
     """Describe a whole model; raises BadModelFile if its header makes no sense."""
     if what := companion(header):
-        raise BadModelFile(f"{header.name} is {what}: name the model's own file")
+        advice = "name the model's own file"
+        if what == _COMPANIONS["adapter"]:
+            advice = f"to add it to its model: p2pinfer model add {header.name} --base MODEL"
+        raise BadModelFile(f"{header.name} is {what}: {advice}")
     architecture = header.string("general.architecture")
     if not architecture:
         raise BadModelFile(f"{header.name} does not name its architecture")

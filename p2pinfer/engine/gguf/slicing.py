@@ -86,21 +86,28 @@ def plan_stage(header: GgufHeader, first: int, end: int) -> SlicePlan:
     return SlicePlan(_present(metadata), tensors)
 
 
-def plan_first_end(header: GgufHeader, keep: int) -> SlicePlan:
-    """Plan the slice that turns tokens into rows behind layer ``keep - 1``; raises as a stage."""
+def plan_first_end(header: GgufHeader, keep: int, *, two_matrices: bool = False) -> SlicePlan:
+    """Plan the slice that turns tokens into rows behind layer ``keep - 1``; raises as a stage.
+
+    ``two_matrices``: embedding and head are not to be one, even where one is zeros: llama.cpp finds
+    what an adapter changes by its name.
+    """
     info, rules = _checked(header)
     _check_keep(info, keep)
     metadata = {**header.metadata, **_layer_metadata(header, info, rules, 0, keep)}
     tensors = (
         _same(header, EMBEDDING),
-        *_zero_output(header, info, rules, info.vocabulary_tokens),
+        *_zero_output(header, info, rules, info.vocabulary_tokens, has_head=two_matrices),
         *_layer_tensors(header, info, rules, 0, keep),
     )
     return SlicePlan(_present(metadata), tensors)
 
 
-def plan_last_end(header: GgufHeader, keep: int) -> SlicePlan:
-    """Plan the slice of the last ``keep`` layers, which gives logits; raises as a stage."""
+def plan_last_end(header: GgufHeader, keep: int, *, two_matrices: bool = False) -> SlicePlan:
+    """Plan the slice of the last ``keep`` layers, which gives logits; raises as a stage.
+
+    ``two_matrices``: as for the first end.
+    """
     info, rules = _checked(header)
     _check_keep(info, keep)
     first = info.layers - keep
@@ -111,7 +118,7 @@ def plan_last_end(header: GgufHeader, keep: int) -> SlicePlan:
     # Nobody embeds tokens here. So a head of its own goes where llama.cpp looks for a tied one, and
     # the slice holds one large matrix; where llama.cpp wants two, one of them is zeros.
     tensors = [replace(head, name=EMBEDDING)]
-    if rules.head_everywhere:
+    if rules.head_everywhere or two_matrices:
         tensors = [_zeros(EMBEDDING, info, info.vocabulary_tokens), head]
     tensors += [_same(header, name) for name in NORM_TENSORS if name in header.tensors]
     if "output.bias" in header.tensors:
@@ -245,7 +252,7 @@ def _zeros(name: str, info: ModelInfo, tokens: int) -> PlannedTensor:
 
 
 def _zero_output(
-    header: GgufHeader, info: ModelInfo, rules: Rules, tokens: int
+    header: GgufHeader, info: ModelInfo, rules: Rules, tokens: int, *, has_head: bool = False
 ) -> list[PlannedTensor]:
     """Give what stands behind the last layer, and is not used where rows leave: zeros."""
     found = [
@@ -253,7 +260,7 @@ def _zero_output(
         for name in NORM_TENSORS
         if name in header.tensors
     ]
-    if rules.head_everywhere:
+    if rules.head_everywhere or has_head:
         found.append(_zeros("output.weight", info, tokens))
         if "output.bias" in header.tensors:
             found.append(PlannedTensor("output.bias", (tokens,), F32, None))

@@ -13,6 +13,7 @@ from dataclasses import replace
 from typing import Final
 
 from p2pinfer.engine.llama.binding import Slice, Span
+from p2pinfer.engine.llama.kv_state import KvState
 
 ANSWERED_NS: Final = 30 * 1_000_000_000
 """How long a session counts as being answered: a slow chain takes seconds for a token."""
@@ -76,6 +77,26 @@ class Aside:
             self._home.inherit(slot, self._aside, self._moved[source], length)
         else:
             self._home.inherit(slot, self._home, source, length)
+
+    def borrow(self) -> tuple[Slice, int] | None:
+        """Return a free slot aside for something else, until ``give_back``; None if none is."""
+        if self._aside is None or not self._free:
+            return None
+        return self._aside, self._free.pop()
+
+    def give_back(self, slot: int) -> None:
+        """Take a slot back, and free its cells."""
+        assert self._aside
+        self._aside.truncate(slot, 0)
+        self._free.append(slot)
+
+    def cells(self, slot: int, bytes_max: int) -> KvState:
+        """Return a copy of a session's cells, wherever they are; raises as ``Slice.cells``."""
+        assert self._aside
+        streams = self._aside.sessions
+        if slot in self._moved:
+            return self._aside.cells(self._moved[slot], bytes_max, streams)
+        return self._home.cells(slot, bytes_max, streams)
 
     def forget(self, slot: int) -> None:
         """Free the cells of a session that is over."""

@@ -38,7 +38,9 @@ from p2pinfer.core.errors import BadModelFile, EngineError
 from p2pinfer.core.exits import NEEDS_LESS, lacked_memory
 from p2pinfer.core.limits import ROWS_PER_DECODE_MAX
 from p2pinfer.core.sampling import Sampling
+from p2pinfer.engine.gguf.adapters import adapter_path
 from p2pinfer.engine.gguf.architectures import RULES
+from p2pinfer.engine.llama.kv_state import HEAD_WORDS, KvState
 from p2pinfer.engine.llama.logprobs import log_probabilities
 from p2pinfer.engine.llama.tap import Decode, Tap
 from p2pinfer.engine.llama.token_filter import TokenFilter
@@ -50,9 +52,6 @@ CELLS_GRAIN = 256
 
 _LLAMA_LOAD_MODE_NONE = 0
 """llama.h: weights in memory of their own, not mapped from the file: that may be huge pages."""
-
-_STATE_HEAD_WORDS = 3
-"""Of a session's state: two that name its kind, and the number of KV streams."""
 
 _GGML_TYPE_BF16 = 30
 """ggml.h; the Python bindings name only older types."""
@@ -111,7 +110,8 @@ class Slice:
     """A loaded GGUF with KV cells for ``sessions`` sessions of ``context`` positions each.
 
     Args:
-        path: a GGUF written by ``p2pinfer.engine.gguf.slicing``, or a whole model.
+        path: a GGUF written by ``p2pinfer.engine.gguf.slicing``, or a whole model; an adapter that
+            lies beside it is used (``gguf.adapters``).
         logits: give logits (float32, one row of the vocabulary's size per output) instead of the
             residual stream behind the last layer (float32, width).
         settings: threads and kernels.
@@ -142,6 +142,8 @@ class Slice:
         self.context = context
         self._owns_model = like is None
         self._model: Any = like._model if like else _load_model(path, settings)
+        # Before any context: one made earlier has no room for an adapter's nodes in its graph.
+        self._adapter: Any = like._adapter if like else _load_adapter(self._model, path)
         self.width: int = api.llama_model_n_embd(self._model)
         self.layers: int = api.llama_model_n_layer(self._model)
         self.vocab = api.llama_model_get_vocab(self._model)
@@ -154,11 +156,22 @@ class Slice:
             if self._owns_model:
                 api.llama_model_free(self._model)
             raise _refusal("run", path)
+        self._use_adapter(path)
         self._memory = api.llama_get_memory(self.ctx)
         self._lengths = [0] * sessions
         self._batch = _Batch(rows_max, self.width, writes_rows=bool(self._rows_into))
         self.can_move = self._can_move()
         """Whether sessions can be moved: llama.cpp leaves out cells behind a layer's window."""
+
+    def _use_adapter(self, path: Path) -> None:
+        """Have this context compute with the adapter, which is freed with the model."""
+        if self._adapter is None:
+            return
+        # Once and for good: the tap counts the nodes of a graph only once.
+        adapters = (api.llama_adapter_lora_p_ctypes * 1)(self._adapter)
+        scales = (ctypes.c_float * 1)(1.0)  # the file's own scale is all there is
+        if api.llama_set_adapters_lora(self.ctx, adapters, 1, scales):
+            raise _refusal("use the adapter beside", path)
 
     def _context_params(self, cells: int, rows_max: int) -> Any:
         params = api.llama_context_default_params()
@@ -201,8 +214,8 @@ class Slice:
         empty = self._state(0)
         return (
             not api.llama_model_n_swa(self._model)
-            and len(empty) == _STATE_HEAD_WORDS + self.sessions
-            and empty[_STATE_HEAD_WORDS - 1 :].tolist() == [self.sessions, *[0] * self.sessions]
+            and len(empty) == HEAD_WORDS + self.sessions
+            and empty[HEAD_WORDS - 1 :].tolist() == [self.sessions, *[0] * self.sessions]
         )
 
     def move(self, slot: int, to: "Slice", to_slot: int) -> None:
@@ -238,23 +251,47 @@ class Slice:
         to.truncate(to_slot, 0)
         if not self._lengths[slot]:
             return
-        # Three words, the last one the number of streams, and each stream's cells: only one's here.
-        state = self._state(slot, more=to.sessions)
-        state[slot : slot + _STATE_HEAD_WORDS] = state[:_STATE_HEAD_WORDS]
-        state[slot + _STATE_HEAD_WORDS - 1] = to.sessions
-        told = state[slot:]  # llama.cpp reads no further than it needs
-        if not api.llama_state_seq_set_data(to.ctx, _bytes_of(told), told.nbytes, to_slot):
+        to._put(to_slot, self._state(slot, more=to.sessions)[slot:], self._lengths[slot])
+
+    def cells(self, slot: int, bytes_max: int, streams: int = 0) -> KvState:
+        """Return a copy of a session's K and V rows, for slices of up to ``streams`` sessions.
+
+        Raises:
+            EngineError: it holds no positions or more bytes, llama.cpp keeps them in another way,
+                or memory ran out.
+        """
+        if not self._lengths[slot]:
+            raise EngineError("the session holds no positions")
+        if api.llama_state_seq_get_size(self.ctx, slot) > bytes_max:
+            raise EngineError(f"the session's cells are more than {bytes_max >> 20} MiB")
+        return KvState(self._state(slot, more=streams)[slot:])
+
+    def restore(self, slot: int, cells: KvState, positions: int) -> None:
+        """Give a slot the first positions of what ``cells`` returned; raises EngineError."""
+        self.truncate(slot, 0)
+        self._put(slot, cells.words, cells.positions)
+        self.truncate(slot, positions)
+
+    def _put(self, slot: int, state: NDArray[np.uint32], positions: int) -> None:
+        """Fill a free slot with a state in which the first stream holds the session."""
+        # The number of streams, then each one's cells: zero but for one's, wherever it is read to.
+        state[HEAD_WORDS - 1] = self.sessions
+        if not api.llama_state_seq_set_data(self.ctx, _bytes_of(state), state.nbytes, slot):
             raise EngineError(f"llama.cpp could not move a session: {_last_error()}")
-        to._lengths[to_slot] = self._lengths[slot]
+        self._lengths[slot] = positions
 
     def _state(self, slot: int, more: int = 0) -> NDArray[np.uint32]:
-        """Return what llama.cpp knows of a session, and zeros behind it, as 32-bit words."""
+        """Return what llama.cpp knows of a session, and zeros behind it, as 32-bit words.
+
+        The head is repeated before the session's own stream, so that it may be the first one.
+        """
         size = api.llama_state_seq_get_size(self.ctx, slot)
         try:
             found = np.zeros(size // 4 + more, np.uint32)
         except MemoryError as error:
             raise EngineError(f"memory ran out for a session's move: {NEEDS_LESS}") from error
         api.llama_state_seq_get_data(self.ctx, _bytes_of(found), size, slot)
+        found[slot : slot + HEAD_WORDS] = found[:HEAD_WORDS]
         return found
 
     def check(self, span: Span) -> None:
@@ -306,7 +343,9 @@ class Slice:
             return list(outputs.reshape(len(spans), 1, self.width))
         return [outputs[: len(spans[0])]]
 
-    def trace(self, span: Span, *, pad_to: int = 0) -> Trace:
+    def trace(
+        self, span: Span, *, pad_to: int = 0, pause: Callable[[], None] | None = None
+    ) -> Trace:
         """Run one row, and return what each of its layers computed, step by step.
 
         The row has the bits that ``decode`` would give it, and takes its place in the session.
@@ -314,27 +353,35 @@ class Slice:
         Args:
             span: one row.
             pad_to: as for ``decode``.
+            pause: as for ``decode``.
 
         Raises:
             UnsupportedModel: layers of this architecture cannot be traced.
             EngineError: as ``decode``, or the graph lacks a step.
         """
         assert len(span) == 1
-        architecture = _said(self._model, "general.architecture")
-        check_traced(architecture, int(_said(self._model, f"{architecture}.expert_count") or 0))
+        architecture = self.check_traced()
         self.check(span)
         self.truncate(span.slot, span.position)
         rows = self._batch.fill([span], pad_to, only_last=self._logits)
-        tracer = Tracer(_ggml, architecture, span.layers or self.layers, rows)
+        tracer = Tracer(_ggml, architecture, span.layers or self.layers, rows, pause)
         self._tap.lend(tracer.answer)
         status = api.llama_decode(self.ctx, self._batch.struct)
         if status != 0:
             raise EngineError(f"llama.cpp could not decode {rows} rows: {_last_error()}")
         self._lengths[span.slot] = span.position + rows
         self.truncate(span.slot, span.position + 1)
+        if tracer.failure:
+            raise tracer.failure
         if not tracer.is_whole():
             raise EngineError(f"llama.cpp's graph of {architecture} lacks a step of its layers")
         return tracer.trace
+
+    def check_traced(self) -> str:
+        """Return the architecture; raise UnsupportedModel where ``trace`` does not know it."""
+        architecture = _said(self._model, "general.architecture")
+        check_traced(architecture, int(_said(self._model, f"{architecture}.expert_count") or 0))
+        return architecture
 
     def _run(self, rows: int, sessions: int, layers: int, pause: Callable[[], None] | None) -> Rows:
         """Decode the filled batch; returns the residual stream (empty when logits are wanted)."""
@@ -605,6 +652,23 @@ def _load_model(path: Path, settings: Settings) -> Any:
     if not model:
         raise _refusal("load", path)
     return model
+
+
+def _load_adapter(model: Any, path: Path) -> Any:
+    """Load the adapter beside a slice, for the model of that slice; None if there is none.
+
+    Raises:
+        BadModelFile: llama.cpp does not load it.
+        EngineError: memory ran out.
+    """
+    beside = adapter_path(path)
+    if not beside.exists():
+        return None
+    adapter = api.llama_adapter_lora_init(model, str(beside).encode())
+    if not adapter:
+        api.llama_model_free(model)
+        raise _refusal("load", beside)
+    return adapter
 
 
 def _rows_into(model: Any) -> bytes:

@@ -26,8 +26,8 @@ from p2pinfer.core.errors import P2pinferError
 from p2pinfer.core.exits import ending, lacked_memory, last_line_of
 from p2pinfer.core.python_process import python_command
 from p2pinfer.engine.frames import PartConfig
+from p2pinfer.engine.gguf.adapters import read_slice_header
 from p2pinfer.engine.gguf.layer_kinds import layers_to_probe
-from p2pinfer.engine.gguf.reader import read_header
 from p2pinfer.engine.llama.binding import Settings, Slice, Span
 from p2pinfer.engine.llama.probe import CONTEXT, Crash, Probe, try_settings
 
@@ -118,7 +118,7 @@ def main() -> None:
     try:
         layers = None  # where logits come out, all run
         if not config.logits:
-            layers = layers_to_probe(read_header(Path(config.path)))
+            layers = layers_to_probe(read_slice_header(Path(config.path)))
         found = try_settings(load, Settings(**settings), tokens=config.tokens, layers=layers)
         said = {"probe": found and asdict(found)}
     except P2pinferError as error:

@@ -10,12 +10,15 @@ from p2pinfer.core.errors import EngineDied, EngineError
 from p2pinfer.core.limits import CONTEXT_DEFAULT, SESSIONS_DEFAULT
 from p2pinfer.core.regimes import Regime
 from p2pinfer.core.sampling import Sampling
-from p2pinfer.engine.base import Candidate, Decoded, Done, EngineBusy, NextToken
+from p2pinfer.engine.base import Candidate, Decoded, Done, EngineBusy, NextToken, RowSteps
 from p2pinfer.engine.frames import PartConfig, WorkerConfig
 from p2pinfer.engine.llama.process import Answer, Answered, Worker, open_worker
 from p2pinfer.engine.llama.tokenizer import Tokenizer, open_tokenizer
 from p2pinfer.engine.special_tokens import SpecialTokens
 from p2pinfer.engine.store.slice_files import in_use
+
+READ_BYTES = 1 << 20
+"""K and V rows per answer of the worker, which computes nothing while it sends them."""
 
 
 class _Slots:
@@ -65,6 +68,10 @@ class _Slot:
         parent._check()
         await self.ask("inherit", parent._number, length)
 
+    @property
+    def worker(self) -> Worker:
+        return self._slots.worker
+
     def close(self) -> None:
         if self._closed:
             return
@@ -83,9 +90,47 @@ class _Slot:
             raise EngineDied("the engine's process died, and the session's KV cache with it")
 
 
+class _LocalCopy:
+    def __init__(self, worker: Worker, layers: int, copies: list["_LocalCopy"]) -> None:
+        self._worker, self._layers, self._copies = worker, layers, copies
+        self._generation = worker.generation
+        self.values_type = ""
+        copies.append(self)
+
+    async def read(self, layer: int, first: int, end: int) -> tuple[bytes, bytes]:
+        keys, values, count = [], [], 1
+        while first < end:
+            count = min(count, end - first)
+            _, *found = await self._ask("read", layer, first, first + count)
+            keys.append(found[0])
+            values.append(found[1])
+            first += count
+            count = max(READ_BYTES * count // (len(found[0]) + len(found[1])), 1)
+        return b"".join(keys), b"".join(values)
+
+    async def trace(self, position: int, row: bytes, *, regime: Regime) -> RowSteps:
+        _, found = await self._ask("trace", position, regime, row, self._layers)
+        return {(layer, step): numbers for layer, step, numbers in found}
+
+    def close(self) -> None:
+        if self in self._copies:
+            self._copies.remove(self)
+            if self._is_alive():
+                self._worker.tell("drop")
+
+    async def _ask(self, kind: str, *values: object) -> Answer:
+        assert self in self._copies
+        if not self._is_alive():
+            raise EngineDied("the engine's process died, and the copy of the cells with it")
+        return await self._worker.ask(kind, *values)
+
+    def _is_alive(self) -> bool:
+        return self._worker.is_running and self._worker.generation == self._generation
+
+
 class _LocalStageSession:
-    def __init__(self, slot: _Slot, layers: int) -> None:
-        self._slot, self._layers = slot, layers
+    def __init__(self, slot: _Slot, layers: int, copies: list[_LocalCopy]) -> None:
+        self._slot, self._layers, self._copies = slot, layers, copies
         self._closed = False
 
     def submit(self, position: int, rows: bytes, done: Done, *, regime: Regime) -> None:
@@ -98,6 +143,17 @@ class _LocalStageSession:
     async def inherit(self, parent: "_LocalStageSession", length: int) -> None:
         assert self._layers <= parent._layers
         await self._slot.inherit(parent._slot, length)
+
+    async def copy(self, positions: int) -> _LocalCopy:
+        if self._copies:
+            raise EngineBusy("another session's cells are copied just now")
+        copy = _LocalCopy(self._slot.worker, self._layers, self._copies)
+        try:
+            _, copy.values_type = await self._slot.ask("copy", positions)
+        except BaseException:
+            copy.close()
+            raise
+        return copy
 
     def close(self) -> None:
         self._closed = True
@@ -115,11 +171,12 @@ class LocalStage:
         self.context = worker.config.context
         self.numerics_class, self.blocks = part.numerics_class, part.blocks
         self._slots = _Slots(worker)
+        self._copies: list[_LocalCopy] = []
 
     def open(self, end: int) -> _LocalStageSession:
         """Reserve a session's cells up to a layer; raises EngineBusy or EngineDied."""
         assert self.first < end <= self.end
-        return _LocalStageSession(self._slots.take(), end - self.first)
+        return _LocalStageSession(self._slots.take(), end - self.first, self._copies)
 
 
 class _LocalEndsSession:

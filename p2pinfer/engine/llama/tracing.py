@@ -6,45 +6,14 @@ without it.
 """
 
 import ctypes
-from enum import StrEnum
+from collections.abc import Callable
 from typing import Final
 
 import numpy as np
 from numpy.typing import NDArray
 
 from p2pinfer.core.errors import UnsupportedModel
-
-
-class Traced(StrEnum):
-    """A step of a layer, by its name in a trace."""
-
-    ATTENTION_NORM = "attn_norm"
-    QUERY = "query"
-    """Before biases, norms of heads and rotation, like key and value."""
-    KEY = "key"
-    VALUE = "value"
-    ATTENTION = "attention"
-    """All heads, before the matrix behind them."""
-    ATTENTION_OUT = "attn_out"
-    FFN_NORM = "ffn_norm"
-    GATE = "ffn_gate"
-    UP = "ffn_up"
-    GATED = "ffn_gated"
-    DOWN = "ffn_down"
-    OUT = "out"
-    """The residual stream behind the layer."""
-
-
-LINEAR: Final = {
-    Traced.QUERY: (Traced.ATTENTION_NORM, "attn_q.weight"),
-    Traced.KEY: (Traced.ATTENTION_NORM, "attn_k.weight"),
-    Traced.VALUE: (Traced.ATTENTION_NORM, "attn_v.weight"),
-    Traced.ATTENTION_OUT: (Traced.ATTENTION, "attn_output.weight"),
-    Traced.GATE: (Traced.FFN_NORM, "ffn_gate.weight"),
-    Traced.UP: (Traced.FFN_NORM, "ffn_up.weight"),
-    Traced.DOWN: (Traced.GATED, "ffn_down.weight"),
-}
-"""Each product: what goes in, and the layer's matrix."""
+from p2pinfer.core.traced import Traced
 
 _DENSE: Final = {
     ("MUL", "attn_norm"): Traced.ATTENTION_NORM,
@@ -90,9 +59,17 @@ class Tracer:
         architecture: of the slice; one of ``NODES``.
         layers: how many to trace, from the slice's first on; the decode ends behind the last.
         rows: of the decode, padding included.
+        pause: called between layers; what it raises ends the decode, and is kept as ``failure``.
     """
 
-    def __init__(self, ggml: ctypes.CDLL, architecture: str, layers: int, rows: int) -> None:
+    def __init__(
+        self,
+        ggml: ctypes.CDLL,
+        architecture: str,
+        layers: int,
+        rows: int,
+        pause: Callable[[], None] | None = None,
+    ) -> None:
         self._ggml, self._nodes = ggml, NODES[architecture]
         for function, result in (
             (ggml.ggml_op_desc, ctypes.c_char_p),
@@ -101,7 +78,8 @@ class Tracer:
             (ggml.ggml_nbytes, ctypes.c_size_t),
         ):
             function.restype, function.argtypes = result, [ctypes.c_void_p]
-        self._layers, self._rows = layers, rows
+        self._layers, self._rows, self._pause = layers, rows, pause
+        self.failure: Exception | None = None
         self._due: tuple[int, Traced] | None = None
         self._behind_attention: int | None = None
         self.trace: Trace = {}
@@ -115,7 +93,14 @@ class Tracer:
         size = self._ggml.ggml_nbytes(tensor) // self._rows
         data = ctypes.string_at(self._ggml.ggml_get_data(tensor), size)
         self.trace[due] = np.frombuffer(data, np.float32)
-        return due != (self._layers - 1, Traced.OUT)
+        if due == (self._layers - 1, Traced.OUT):
+            return False
+        if due[1] is Traced.OUT and self._pause:
+            try:
+                self._pause()
+            except Exception as error:  # noqa: BLE001 -- raised by the caller: C code would drop it
+                self.failure = error
+        return self.failure is None
 
     def _wanted(self, tensor: int) -> tuple[int, Traced] | None:
         operation = self._ggml.ggml_op_desc(tensor).decode()

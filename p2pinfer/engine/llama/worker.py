@@ -10,9 +10,10 @@ import signal
 import socket
 import sys
 import time
+from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import suppress
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -20,7 +21,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 from numpy.typing import NDArray
 
-from p2pinfer.core.errors import EngineError, P2pinferError
+from p2pinfer.core.errors import EngineError, P2pinferError, UnsupportedModel
 from p2pinfer.core.regimes import Regime
 from p2pinfer.core.sampling import Sampling
 from p2pinfer.engine.frames import (
@@ -37,9 +38,15 @@ from p2pinfer.engine.llama.aside import Aside
 from p2pinfer.engine.llama.batching import Batcher, Regimes
 from p2pinfer.engine.llama.binding import Sampler, Slice, Span, Vocabulary
 from p2pinfer.engine.llama.candidate import attempt
+from p2pinfer.engine.llama.kv_state import KvState
 from p2pinfer.engine.llama.memory import aside_sessions
 from p2pinfer.engine.llama.probe import probe
+from p2pinfer.engine.llama.tracing import Trace
 from p2pinfer.engine.llama.zero_pages import give_back_zeros
+
+COPIED_BYTES_MAX = 48 << 20
+"""Of a session's cells, which others wait for: some 20 ms. That is 4,096 positions of 16 layers of
+the default model, and 1,500 of 8 layers of an 8B one. An opening holds them, and steps besides."""
 
 if TYPE_CHECKING:  # loaded for the first answer that keeps to a grammar
     from p2pinfer.engine.llama.constraints import Grammars
@@ -79,6 +86,15 @@ class _Job:
 _Fail = Callable[[_Request, EngineError], None]
 
 
+@dataclass(slots=True)
+class _Copy:
+    """The cells of one session as they were, and a slot aside to run rows behind them."""
+
+    cells: KvState
+    part: Slice
+    slot: int
+
+
 class _Part:
     """One slice, how it computes here, and the jobs that wait for it."""
 
@@ -104,6 +120,8 @@ class _Part:
             aside = load(sessions=aside_sessions(config.sessions), like=self.slice)
             give_back_zeros()
         self._places = Aside(self.slice, aside)
+        self._copy: _Copy | None = None
+        self.closed = _why_closed(self.slice, is_stage=is_stage, has_aside=aside is not None)
         self.waiting: Batcher[_Job] = Batcher(self._regimes)
         self._paused_ns = 0
 
@@ -124,7 +142,55 @@ class _Part:
             blocks=self._probe.blocks,
             numerics_class=self._probe.numerics_class,
             repack=self._probe.settings.repack,
+            closed=self.closed,
         )
+
+    def copy(self, slot: int, positions: int) -> str:
+        """Keep a copy of a session's first positions; return in which numbers V is kept.
+
+        Raises:
+            EngineError: they cannot be copied; nothing is kept.
+        """
+        self.drop()
+        borrowed = None if self.closed else self._places.borrow()
+        if borrowed is None:
+            raise EngineError(self.closed or "no cells are free beside those of sessions")
+        try:
+            cells = self._places.cells(slot, COPIED_BYTES_MAX)
+            if cells.positions < positions:
+                raise EngineError(f"the session holds {cells.positions} positions")
+        except EngineError:
+            self._places.give_back(borrowed[1])
+            raise
+        self._copy = _Copy(cells, *borrowed)
+        return cells.values_type
+
+    def read(self, layer: int, first: int, end: int) -> tuple[bytes, bytes]:
+        """Return K and V rows of the copy; raises EngineError if there is none."""
+        return self._copied().cells.rows(layer, first, end)
+
+    def trace(self, span: Span, regime: Regime, fail: _Fail, look: Callable[[], None]) -> Trace:
+        """Trace one row behind the copy's positions before it; pauses as a prompt's decode does.
+
+        Raises:
+            EngineError: there is no copy, or llama.cpp failed.
+        """
+        copy = self._copied()
+        copy.part.restore(copy.slot, copy.cells, span.position)
+        span = replace(span, slot=copy.slot)
+        pause = partial(self._pause, fail, look)
+        return copy.part.trace(span, pad_to=self._regimes.pad_to(regime), pause=pause)
+
+    def drop(self) -> None:
+        """Forget the copy, if there is one."""
+        if self._copy:
+            self._places.give_back(self._copy.slot)
+            self._copy = None
+
+    def _copied(self) -> _Copy:
+        if self._copy is None:
+            raise EngineError("no session's cells are copied")
+        return self._copy
 
     def step(self, fail: _Fail, look: Callable[[], None]) -> None:
         """Run the next decode; ``look`` takes requests that came since, while it pauses."""
@@ -145,15 +211,16 @@ class _Part:
         for run in runs:
             self._decode(run, fail, look)
 
+    def _pause(self, fail: _Fail, look: Callable[[], None]) -> None:
+        """Run rows that wait, in the middle of a decode aside."""
+        paused = time.perf_counter_ns()
+        look()
+        self._run(self.waiting.narrow(self._places.moved), fail, look)
+        self._paused_ns += time.perf_counter_ns() - paused
+
     def _decode(self, run: Sequence[_Job], fail: _Fail, look: Callable[[], None]) -> None:
         started, paused_before = time.perf_counter_ns(), self._paused_ns
         pad_to = self._regimes.pad_to(run[0].regime)
-
-        def pause() -> None:
-            paused = time.perf_counter_ns()
-            look()
-            self._run(self.waiting.narrow(self._places.moved), fail, look)
-            self._paused_ns += time.perf_counter_ns() - paused
 
         try:
             if run[0].regime is Regime.NARROW:
@@ -162,9 +229,8 @@ class _Part:
                 self._places.step_aside(run[0].slot, started)
             part, _ = self._places.find(run[0].span)
             spans = [self._places.find(job.span)[1] for job in run]
-            outputs = part.decode(
-                spans, pad_to=pad_to, pause=pause if part is not self.slice else None
-            )
+            pause = partial(self._pause, fail, look) if part is not self.slice else None
+            outputs = part.decode(spans, pad_to=pad_to, pause=pause)
         except EngineError as error:
             for job in run:
                 fail(job.request, error)
@@ -176,6 +242,30 @@ class _Part:
             job.last_row = rows - 1
             job.request.decoding_ns += taken
             job.done(job, output)
+
+
+def _why_closed(part: Slice, *, is_stage: bool, has_aside: bool) -> str:
+    """Say why a slice's sessions cannot be copied and traced; empty if they can."""
+    try:
+        part.check_traced()
+    except UnsupportedModel as error:
+        return str(error)
+    if not is_stage:
+        return "the ends of a model are its requester's own"
+    return "" if has_aside else "there are no cells beside those of sessions"
+
+
+def _slot_of(frame: list[Any]) -> int | None:
+    """Return the session that a request is about, if it is about one."""
+    match frame:
+        case ["rows" | "copy" | "inherit", _, int(slot), *_] | [
+            "close" | "sampling",
+            int(slot),
+            *_,
+        ]:
+            return slot
+        case _:
+            return None
 
 
 def _has_experts(path: str) -> bool:
@@ -221,27 +311,31 @@ class _Worker:
         self._grammars: Grammars | None = None
         self._samplers: dict[int, Sampler] = {}
         self._inbox, self._send = inbox, send
-        self._put_off: list[tuple[int, list[Any]]] = []
-        """Slots and requests that must not be carried out in the middle of a decode."""
+        self._put_off: list[list[Any]] = []
+        """Requests that must not be carried out in the middle of a decode."""
+        self._errands: deque[list[Any]] = deque()
+        """Requests about a copy, one of which is carried out between two decodes."""
 
     def is_busy(self) -> bool:
-        return any(part.waiting for part in self.parts)
+        return bool(self._errands) or any(part.waiting for part in self.parts)
 
     def step(self) -> None:
         for part in reversed(self.parts):  # a sampled token is embedded in the same turn
             if part.waiting:
                 part.step(self._fail, self._look)
         while self._put_off:
-            self.take(self._put_off.pop(0)[1])
+            self.take(self._put_off.pop(0))
+        if self._errands:
+            self._run_errand(self._errands.popleft())
 
     def _look(self) -> None:
         """Take rows that came in the middle of a stage's decode; what frees cells is put off."""
         for frame in self._inbox.frames(wait=False):
-            kind, slot = frame[0], frame[2 if frame[0] in ("rows", "inherit") else 1]
-            if kind == "rows" and all(slot != each for each, _ in self._put_off):
+            slot = _slot_of(frame)
+            if frame[0] == "rows" and all(slot != _slot_of(each) for each in self._put_off):
                 self.take(frame)
             else:
-                self._put_off.append((slot, frame))
+                self._put_off.append(frame)
 
     def take(self, frame: list[Any]) -> None:
         """Carry out a request, or line it up for a decode."""
@@ -263,13 +357,28 @@ class _Worker:
                 self._clear(slot)  # jobs still waiting belong to an answer that is no longer wanted
                 self._start(slot, Sampling(**sampling), recent, said)
             case ["inherit", number, slot, source, length]:
-                self._inherit(_Request(number), slot, source, length)
+                self._try(number, partial(self._inherit, slot, source, length))
             case ["close", slot]:
                 self._clear(slot)
                 for part in self.parts:
                     part.forget(slot)
+            case ["copy" | "read" | "trace" | "drop", *_]:
+                self._errands.append(frame)
             case _:
                 raise AssertionError(f"the node asked for {frame[:1]}")
+
+    def _run_errand(self, frame: list[Any]) -> None:
+        """Carry out a request about a copy."""
+        match frame:
+            case ["copy", number, slot, positions]:
+                self._try(number, lambda: [self._first.copy(slot, positions)])
+            case ["read", number, layer, first, end]:
+                self._try(number, lambda: [*self._first.read(layer, first, end)])
+            case ["trace", number, position, regime, row, layers]:
+                span = Span(0, position, self._rows(row), layers=layers)
+                self._try(number, lambda: [self._trace(span, Regime(regime))])
+            case _:
+                self._first.drop()
 
     def _start(self, slot: int, sampling: Sampling, recent: list[int], said: list[int]) -> None:
         constraint = None
@@ -281,14 +390,25 @@ class _Worker:
             constraint = self._grammars.begin(sampling.grammar, said)
         self._samplers[slot] = Sampler(self._last.slice, sampling, recent, constraint)
 
-    def _inherit(self, request: _Request, slot: int, source: int, length: int) -> None:
+    def _inherit(self, slot: int, source: int, length: int) -> list[Any]:
+        for part in self.parts:
+            part.inherit(slot, source, length)
+        return []
+
+    def _trace(self, span: Span, regime: Regime) -> list[tuple[int, str, bytes]]:
+        found = self._first.trace(span, regime, self._fail, self._look)
+        return [(layer, str(step), numbers.tobytes()) for (layer, step), numbers in found.items()]
+
+    def _try(self, number: int, work: Callable[[], list[Any]]) -> None:
+        """Carry out a request at once, and answer it."""
+        request, started = _Request(number), time.perf_counter_ns()
         try:
-            for part in self.parts:
-                part.inherit(slot, source, length)
+            values = work()
         except EngineError as error:
             self._fail(request, error)
-        else:
-            self._answer(request)
+            return
+        request.decoding_ns = time.perf_counter_ns() - started
+        self._answer(request, *values)
 
     def _rows(self, data: bytes) -> NDArray[np.float32]:
         return np.frombuffer(data, np.float32).reshape(-1, self._first.slice.width)

@@ -5,21 +5,27 @@ has all of the metadata), without the parts that it does not need. It has the ve
 that is cut from the whole file.
 """
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import NamedTuple
 
 from p2pinfer.core.errors import BadModelFile
 from p2pinfer.core.ids import ModelId
-from p2pinfer.core.manifest import METADATA, TOKENIZER, Manifest, Part, TensorRow
+from p2pinfer.core.manifest import (
+    EMBEDDING,
+    METADATA,
+    OUTPUT,
+    TOKENIZER,
+    Manifest,
+    Part,
+    TensorRow,
+    adapter_part,
+)
+from p2pinfer.core.model_names import readable_name
+from p2pinfer.engine.gguf.adapters import adapter_path
 from p2pinfer.engine.gguf.ggml_types import GGML_TYPES
 from p2pinfer.engine.gguf.model_header import ModelInfo, model_info
-from p2pinfer.engine.gguf.reader import (
-    GgufHeader,
-    alignment_bytes,
-    padded,
-    parse_header,
-    read_header,
-)
+from p2pinfer.engine.gguf.reader import GgufHeader, alignment_bytes, padded, parse_header
 from p2pinfer.engine.gguf.sampling_advice import Advice, advice_of
 from p2pinfer.engine.gguf.slicing import (
     SlicePlan,
@@ -30,6 +36,7 @@ from p2pinfer.engine.gguf.slicing import (
 )
 from p2pinfer.engine.gguf.values import Metadata
 from p2pinfer.engine.gguf.writer import Extent, NewTensor, encode_header
+from p2pinfer.engine.store.slice_adapters import part_header, write_slice_adapter
 from p2pinfer.engine.store.slice_files import Slices
 from p2pinfer.engine.store.split import check_whole, manifest_of, part_of
 from p2pinfer.engine.store.store import Store
@@ -38,12 +45,28 @@ SPARE_SLICES_MAX = 3
 """Unused slices that are kept all the same: audits run the same few now and then."""
 
 
+_OF_EMBEDDING, _OF_HEAD = adapter_part(EMBEDDING), adapter_part(OUTPUT)
+
+
+class _Cut(NamedTuple):
+    """Which slice of a model."""
+
+    kind: str
+    """How the names of slices like it begin."""
+    name: str
+    first: int
+    """Its first layer."""
+    parts: tuple[str, ...]
+    """Some of these are in its adapter."""
+
+
 @dataclass(frozen=True)
 class PartsModel:
     """A model of which some parts are held.
 
     Its slices are kept in ``cache``; each needs the parts that the manifest names for it, and no
-    other.
+    other. With an adapter they are the base's slices under names of their own, each with its part
+    of the adapter beside it.
     """
 
     store: Store
@@ -62,7 +85,7 @@ class PartsModel:
     @property
     def advice(self) -> Advice:
         """How it wants to be sampled."""
-        return advice_of(self.id, self.header)
+        return advice_of((self.manifest.base or self.manifest).id, self.header)
 
     def stage(self, first: int, end: int, spare: int = SPARE_SLICES_MAX) -> Path:
         """Return the slice of layers ``first`` up to but not including ``end``.
@@ -75,12 +98,14 @@ class PartsModel:
             BadModelFile: the parts are not what the manifest says.
             UserError: the model has no such layers, or the slice cannot be written.
         """
-        path = self.stage_path(first, end)
-        return self._written(path, plan_stage(self.header, first, end), "stage-", spare)
+        cut = _Cut("stage-", f"{first}-{end}", first, self.manifest.needed(first, end))
+        return self._written(cut, plan_stage(self.header, first, end), spare)
 
     def drop_unused_stages(self) -> None:
         """Remove the slices of layers that are no longer used."""
         Slices(self.cache).drop_unused(self.id, "stage-")
+        if base := self._base():
+            base.drop_unused_stages()
 
     def stage_path(self, first: int, end: int) -> Path:
         """Return where that slice is, or will be."""
@@ -96,29 +121,61 @@ class PartsModel:
 
     def halves(self) -> tuple[Path, Path]:
         """Return ends that leave no layer between them; raises as ``stage``."""
-        half = max(1, self.info.layers // 2)
-        return self._ends(half, self.info.layers - half)
+        return self.meeting_ends(self.info.layers - max(1, self.info.layers // 2))
+
+    def meeting_ends(self, last: int) -> tuple[Path, Path]:
+        """Return ends that leave no layer between them, ``last`` layers in the second one."""
+        return self._ends(self.info.layers - last, last)
 
     def _ends(self, first: int, last: int) -> tuple[Path, Path]:
         header = whole_header(self.store, self.manifest, TOKENIZER)
-        before, behind = self.end_paths(first)[0], self.end_paths(last)[1]
-        return (
-            self._written(before, plan_first_end(header, first), "first-"),
-            self._written(behind, plan_last_end(header, last), "last-"),
+        layers, held = self.manifest.layers, self.manifest.needed
+        before = _Cut("first-", str(first), 0, (_OF_EMBEDDING, *held(0, first)))
+        behind = _Cut("last-", str(last), layers - last, (*held(layers - last, layers), _OF_HEAD))
+        one, other = (
+            bool({_OF_EMBEDDING, _OF_HEAD} & self._adapted(cut).keys()) for cut in (before, behind)
         )
+        first_plan = plan_first_end(header, first, two_matrices=one)
+        last_plan = plan_last_end(header, last, two_matrices=other)
+        return (
+            self._written(before, first_plan, is_shared=not one),
+            self._written(behind, last_plan, is_shared=not other),
+        )
+
+    def _adapted(self, cut: "_Cut") -> dict[str, Part]:
+        """Return the parts of a slice's adapter by their names."""
+        return {part.name: part for part in self.manifest.adapter if part.name in cut.parts}
 
     def _path(self, name: str) -> Path:
         return Slices(self.cache).path(self.id, name)
 
-    def _written(self, path: Path, plan: SlicePlan, kind: str, spare: int = 0) -> Path:
-        slices = Slices(self.cache)
-        if not slices.note_wanted(path):
-            slices.drop_unused(self.id, kind, spare)
-            tensors = [NewTensor(each.name, each.shape, each.type, None) for each in plan.tensors]
-            self.store.check_room_for_slice(sum(tensor.nbytes for tensor in tensors))
-            path.parent.mkdir(parents=True, exist_ok=True)
-            write_slice(plan, self._sources(plan), path)
+    def _base(self) -> "PartsModel | None":
+        """Return the model under an adapter, whose slices are this one's too."""
+        base = self.manifest.base
+        return replace(self, manifest=base, info=model_info(self.header)) if base else None
+
+    def _written(
+        self, cut: "_Cut", plan: SlicePlan, spare: int = 0, *, is_shared: bool = True
+    ) -> Path:
+        """Return a slice with its adapter beside it; ``is_shared``: it is the base's slice."""
+        path, slices = self._path(f"{cut.kind}{cut.name}.gguf"), Slices(self.cache)
+        adapter = self._adapted(cut).values()
+        is_ready = adapter_path(path).exists() or not adapter
+        if not (slices.note_wanted(path) and is_ready):
+            slices.drop_unused(self.id, cut.kind, spare)
+            if adapter:  # first: nobody runs the slice without it
+                architecture, beside = self.info.architecture, adapter_path(path)
+                write_slice_adapter(self.store, adapter, architecture, cut.first, beside)
+            base = self._base() if is_shared else None
+            if not (base and slices.link(base._written(cut, plan, spare), path)):
+                self._write(plan, path)
         return path
+
+    def _write(self, plan: SlicePlan, path: Path) -> None:
+        tensors = [NewTensor(each.name, each.shape, each.type, None) for each in plan.tensors]
+        self.store.check_room_for_slice(sum(tensor.nbytes for tensor in tensors))
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_slice(plan, self._sources(plan), path)
 
     def _sources(self, plan: SlicePlan) -> dict[str, Extent]:
         """Find the plan's tensors in the parts, which are hashed once more before they are read."""
@@ -156,7 +213,10 @@ def open_parts(store: Store, manifest: Manifest, cache: Path) -> PartsModel:
     """
     name = TOKENIZER if store.held(manifest.part(TOKENIZER)) else METADATA
     header = whole_header(store, manifest, name)
-    return PartsModel(store, manifest, model_info(header), header, cache)
+    info = model_info(header)
+    if manifest.base:
+        info = replace(info, name=readable_name(manifest.name), license=manifest.license)
+    return PartsModel(store, manifest, info, header, cache)
 
 
 def whole_header(store: Store, manifest: Manifest, name: str) -> GgufHeader:
@@ -169,15 +229,6 @@ def whole_header(store: Store, manifest: Manifest, name: str) -> GgufHeader:
     return join_header(manifest, part_header(store, part).metadata)
 
 
-def part_header(store: Store, part: Part) -> GgufHeader:
-    """Read the header of a part that is here, wherever its bytes lie; raises BadModelFile."""
-    pieces = store.pieces(part)
-    if not pieces.sources:
-        return read_header(store.path(part))
-    head = pieces.all[0]
-    return parse_header(head if isinstance(head, bytes) else b"", part.size, part.name)
-
-
 def join_header(manifest: Manifest, metadata: Metadata) -> GgufHeader:
     """Make a header of a part's metadata and the manifest's tensors, and judge it as any file's.
 
@@ -185,6 +236,7 @@ def join_header(manifest: Manifest, metadata: Metadata) -> GgufHeader:
         BadModelFile: it makes no sense, or is not what the manifest says.
         UnsupportedModel: the model is not proven to split exactly.
     """
+    manifest = manifest.base or manifest
     tensors = [_tensor(manifest, row) for row in manifest.tensors]
     encoded = encode_header(metadata, tensors)
     alignment = alignment_bytes(metadata, manifest.name)

@@ -1,11 +1,14 @@
 """The slices in the cache, and which of them may be removed.
 
     vN/ID/NAME.gguf     a slice of a model, as version N of p2pinfer cuts it
-    vN/ID/NAME.gguf.*   what was measured of that slice, removed with it
+    vN/ID/NAME.gguf.*   its adapter, and what was measured of that slice: removed with it
     vN/ID/.NAME.gguf.*  a slice that is being written, or that a killed process was writing
 
 A slice can be cut again, but that costs time and needs its parts. A process that runs one keeps its
 file locked, since a worker that dies loads it again; unlocked slices may be removed.
+
+A model with an adapter has its base's slices, as further names of the same files where the file
+system has such: they take room once, and are locked and wanted under all their names.
 """
 
 import fcntl
@@ -56,9 +59,25 @@ class Slices:
             return False
         return True
 
+    def link(self, source: Path, path: Path) -> bool:
+        """Give a slice a further name; False if the file system has no such names."""
+        try:
+            path.parent.mkdir(parents=True, exist_ok=True)
+            os.link(source, path)
+        except FileExistsError:  # it was only its adapter that was missing
+            return True
+        except OSError:
+            return False
+        return True
+
     def used_bytes(self) -> int:
         """Return the bytes of all slices, including those being written."""
-        return sum(size for _, _, size in self._files("*"))
+        found = {}
+        for path, _, _ in self._files("*"):
+            with suppress(FileNotFoundError):  # another process has removed it
+                status = path.stat()
+                found[status.st_ino] = status.st_size
+        return sum(found.values())
 
     def drop_unused(self, model: ModelId, kind: str, spare: int = 0) -> int:
         """Remove a model's unused slices; return the bytes freed.
@@ -178,7 +197,8 @@ def _remove(path: Path) -> int:
     with _alone(path) as is_mine:
         if not is_mine:
             return 0
-        size = path.stat().st_size
+        status = path.stat()
+        size = status.st_size if status.st_nlink == 1 else 0
         path.unlink()
         for other in path.parent.iterdir():
             if other.name.startswith(f"{path.name}."):

@@ -183,7 +183,7 @@ def part_of(tensor: str) -> str:
     return EMBEDDING if tensor == model_header.EMBEDDING else OUTPUT
 
 
-class _ChunkHasher:
+class ChunkHasher:
     """Takes a part's bytes as they come, and hashes them chunk by chunk."""
 
     def __init__(self) -> None:
@@ -237,7 +237,7 @@ def describe(
         BadModelFile: a file became shorter, or has another SHA-256 than ``check`` says.
         OSError: a file cannot be read.
     """
-    parts = {name: _ChunkHasher() for name in files}
+    parts = {name: ChunkHasher() for name in files}
     alignment = {name: alignment_bytes(file.metadata, name) for name, file in files.items()}
     for name, file in files.items():
         parts[name].feed(encode_header(file.metadata, file.tensors))
@@ -266,7 +266,7 @@ def describe(
 
 
 def _hash_range(
-    file: int, start: int, end: int, part: "_ChunkHasher | None", whole: "hashlib._Hash | None"
+    file: int, start: int, end: int, part: "ChunkHasher | None", whole: "hashlib._Hash | None"
 ) -> int:
     """Hash a range of a file for its part, and for the whole file; return where reading ended."""
     if part is None and whole is None:

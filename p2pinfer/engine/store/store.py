@@ -6,6 +6,7 @@
     linked/HASH         a whole part's places in the model's own file, which is served where it is
     partial/HASH        an incomplete part, or one found damaged, at its full length
     bounds/ID           what ``calibration`` measured of a model
+    proof-keys/ID       what this machine keeps of a model's layers to check openings
     lock                held while something here is added, begun, named or removed; a byte longer
                         each time a file is removed or set aside
 
@@ -156,16 +157,14 @@ class Store:
         return found
 
     def remove(self, model: ModelId) -> int:
-        """Remove a model and every part that no other model uses; return the bytes freed.
-
-        Slices that are being run stay.
-        """
+        """Remove a model and parts of no other, except running slices; return the bytes freed."""
         freed = self._slices.remove(model) if self._slices else 0
         with self._locked() as lock:
             os.write(lock, _GONE)
             before = self.used_bytes()
             (self._manifests / model).unlink(missing_ok=True)
             (self.root / "bounds" / model).unlink(missing_ok=True)
+            shutil.rmtree(self.root / "proof-keys" / model, ignore_errors=True)
             kept = {part.hash for manifest in self.models() for part in manifest.parts}
             self._lists.forget_all_but(kept)
             for path in (*self._parts.iterdir(), *self._partial.iterdir(), *self._links.files()):

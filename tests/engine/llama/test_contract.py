@@ -283,3 +283,89 @@ class TestStageEngine:
                 await rows.run(second, 1, 2, regime=Regime.WIDE)
             assert await rows.run(second, 0, 48, 60, regime=Regime.WIDE) == whole
             assert late == []
+
+    async def test_a_copy_shows_what_the_layers_computed(self, open_engine: OpenEngine) -> None:
+        """In every regime a row's steps end in its own bits; its cells can be read."""
+        async with open_engine() as engine:
+            rows = Rows(engine, 14, 90)
+            cells, size = engine.open(engine.end), 4 * engine.width
+            sent = await rows.run(cells, 0, 48, regime=Regime.WIDE)
+            sent += await rows.run(cells, 48, 80, regime=Regime.BLOCK)
+            sent += await rows.run(cells, *range(80, 85), regime=Regime.NARROW)
+            copy = await cells.copy(82)
+            assert copy.values_type in ("f16", "bf16")
+            for at, regime in (
+                (81, Regime.NARROW),
+                (0, Regime.WIDE),
+                (47, Regime.WIDE),
+                (60, Regime.BLOCK),
+            ):
+                row = rows.inputs[at].tobytes()
+                steps = await copy.trace(at, row, regime=regime)
+                assert len(steps) == 12 * 3
+                assert steps[2, "out"] == sent[at * size : (at + 1) * size]
+            keys, values = await copy.read(1, 0, 82)
+            assert keys != values
+            parts = [await copy.read(1, at, end) for at, end in ((0, 7), (7, 40), (40, 82))]
+            assert (keys, values) == tuple(map(b"".join, zip(*parts, strict=True)))
+            assert len(parts[0][0]) * 82 == len(keys) * 7
+            copy.close()
+            copy.close()
+
+    async def test_a_copy_stands_while_its_session_goes_on(self, open_engine: OpenEngine) -> None:
+        """The session may go back, and close; it and all others have the same bits as without."""
+        async with open_engine() as engine:
+            rows, detour = Rows(engine, 15), Rows(engine, 16)
+            cells, other = engine.open(engine.end), engine.open(engine.end)
+            whole = await rows.run(cells, 0, 48, 90, regime=Regime.WIDE)
+            copy = await cells.copy(90)
+            before = [await copy.read(layer, 0, 90) for layer in range(3)]
+            await detour.run(cells, 10, 50, regime=Regime.WIDE)
+            await copy.trace(20, rows.inputs[20].tobytes(), regime=Regime.WIDE)
+            again = await rows.run(cells, 10, 50, 90, regime=Regime.WIDE)
+            assert again == whole[10 * 4 * engine.width :]
+            cells.close()
+            assert await rows.run(other, 0, 48, 90, regime=Regime.WIDE) == whole
+            assert [await copy.read(layer, 0, 90) for layer in range(3)] == before
+            steps = await copy.trace(89, rows.inputs[89].tobytes(), regime=Regime.WIDE)
+            assert steps[2, "out"] == whole[-4 * engine.width :]
+            copy.close()
+
+    async def test_rows_beside_a_trace_are_the_same(self, open_engine: OpenEngine) -> None:
+        """Sessions that are answered in its pauses get the bits that they get alone."""
+        async with open_engine() as engine:
+            rows = Rows(engine, 17)
+            cells, other = engine.open(engine.end), engine.open(engine.end)
+            whole = await rows.run(cells, 0, 48, regime=Regime.WIDE)
+            whole += await rows.run(cells, *range(48, 90), regime=Regime.NARROW)
+            await rows.run(other, 0, 48, regime=Regime.WIDE)
+            copy, found = await cells.copy(89), list[bytes]()
+
+            async def answered() -> None:
+                for at in range(48, 89):
+                    found.append(await rows.run(other, at, at + 1, regime=Regime.NARROW))
+
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(answered)
+                for at in range(0, 48, 4):
+                    await copy.trace(at, rows.inputs[at].tobytes(), regime=Regime.BLOCK)
+            assert b"".join(found) == whole[48 * 4 * engine.width :]
+            copy.close()
+
+    async def test_one_copy_at_a_time(self, open_engine: OpenEngine) -> None:
+        """A second one is refused until the first is closed, and so are positions not decoded."""
+        async with open_engine() as engine:
+            rows = Rows(engine, 18)
+            cells, other = engine.open(engine.end), engine.open(11)
+            await rows.run(cells, 0, 10, regime=Regime.WIDE)
+            await rows.run(other, 0, 10, regime=Regime.WIDE)
+            with pytest.raises(EngineError, match="holds 10 positions"):
+                await cells.copy(11)
+            copy = await cells.copy(10)
+            with pytest.raises(EngineBusy, match="another"):
+                await other.copy(10)
+            copy.close()
+            part = await other.copy(10)
+            steps = await part.trace(9, rows.inputs[9].tobytes(), regime=Regime.WIDE)
+            assert {layer for layer, _ in steps} == {0}
+            part.close()

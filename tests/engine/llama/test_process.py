@@ -60,7 +60,7 @@ async def run_lives(lives: Sequence[Life], monkeypatch: pytest.MonkeyPatch) -> l
         with sock:
             if life.loads:
                 sock.sendall(
-                    pack(["ready", [asdict(PartReady(1, 8, 0, True, True, "ab" * 16, True))]])
+                    pack(["ready", [asdict(PartReady(1, 8, 0, True, True, "ab" * 16, True, ""))]])
                 )
                 await wait_all_tasks_blocked()
             if life.answers:

@@ -11,10 +11,11 @@ from p2pinfer.core.errors import UnsupportedModel
 from p2pinfer.core.limits import BLOCK_ROWS, NARROW_ROWS_MAX
 from p2pinfer.core.projection import RESIDUAL_MAX, fold
 from p2pinfer.core.requantise import seen_by
+from p2pinfer.core.traced import LINEAR, Traced
 from p2pinfer.engine.gguf.dequantise import dequantise
 from p2pinfer.engine.gguf.reader import read_header
 from p2pinfer.engine.llama.binding import Settings, Slice, Span
-from p2pinfer.engine.llama.tracing import LINEAR, Trace, Traced
+from p2pinfer.engine.llama.tracing import Trace
 from tests.support.tiny_models import TINY, quantise, write_tiny
 
 Models = Callable[[str, str], Path]

@@ -13,6 +13,7 @@ from subprocess import PIPE
 import numpy as np
 import pytest
 import trio
+import trio.testing
 from numpy.typing import NDArray
 
 from p2pinfer.cli.options import SESSIONS_MAX
@@ -436,3 +437,32 @@ async def test_the_ends_of_the_default_model_speak(default_model: Path, tmp_path
             assert replace(told[0], decoding_us=0) == replace(told[1], decoding_us=0)
             assert told[0].token != told[2].token
             assert len(told[0].rows) == 4 * ends.width
+
+
+# Copies
+
+
+async def test_who_is_answered_does_not_wait_for_a_trace(slices: dict[str, Path]) -> None:
+    """A row that comes just behind one that is traced is answered before it: the trace pauses."""
+    async with opened(slices["Q4_1"]) as engine:
+        rows = inputs(engine, 5, 100)
+        cells, other = engine.open(engine.end), engine.open(engine.end)
+        await run(cells, rows[:64], 0, 64, regime=Regime.BLOCK)
+        sent = await run(other, rows[:48], 0, 48, regime=Regime.WIDE)
+        sent += await run(other, rows[48:60], 48, 1, regime=Regime.NARROW)
+        copy = await cells.copy(64)
+        found, order = sent[: 48 * 4 * engine.width], list[str]()
+
+        async def traced(at: int) -> None:
+            await copy.trace(at, rows[at].tobytes(), regime=Regime.BLOCK)
+            order.append("traced")
+
+        for at in range(48, 60):
+            async with trio.open_nursery() as nursery:
+                nursery.start_soon(traced, at)
+                await trio.testing.wait_all_tasks_blocked()
+                found += await run(other, rows[at:][:1], at, 1, regime=Regime.NARROW)
+                order.append("answered")
+        assert order == ["answered", "traced"] * 12
+        assert found == sent
+        copy.close()

@@ -1,30 +1,16 @@
 """How a requester rates peers after it has seen them at work."""
 
-import random
-from contextlib import AsyncExitStack
-
-import pytest
-import trio
 from trio.testing import MockClock
 
 from p2pinfer.core.advertisement import Advertisement
 from p2pinfer.core.errors import PeerUnavailable
 from p2pinfer.core.ids import PeerId
 from p2pinfer.core.messages import Refusal
-from peers.asking.experience import (
-    CALL_S,
-    CALLED_MAX,
-    REACHED_MAX,
-    TIMES_MAX,
-    Experiences,
-    call_around,
-    stage_times,
-)
+from peers.asking.experience import TIMES_MAX, Experiences, stage_times
 from peers.steps.messaging import RefusedError
 from scheduler.offer_table import STANDING_NEW
 from scheduler.routing import Asking, RouteHop, find_route
 from tests.support.swarm import MODEL, peer
-from transports.memory.network import MemoryNetwork
 
 A, B, C = peer("a"), peer("b"), peer("c")
 
@@ -82,31 +68,3 @@ async def test_nearer_peer_is_preferred(autojump_clock: MockClock) -> None:
     offers = [offer(A), offer(B)]
     route = find_route(offers, 1, 29, Asking(seen=seen.of(offers), chance=0.3))
     assert [h.peer for h in route] == [B]
-
-
-@pytest.mark.parametrize(("silent", "count"), [(0.0, REACHED_MAX), (1.0, CALLED_MAX)])
-async def test_some_are_called_and_no_more(
-    silent: float, count: int, autojump_clock: MockClock
-) -> None:
-    """Each once, until enough have answered; not all of them even if none does."""
-    network = MemoryNetwork()
-    names = [peer(f"p{number}") for number in range(2 * CALLED_MAX)]
-    calls: list[str] = []
-    async with AsyncExitStack() as stack:
-        me = await stack.enter_async_context(network.join(peer("me")))
-        for name in names[: round((1 - silent) * len(names))]:
-            await stack.enter_async_context(network.join(name))
-        nursery = await stack.enter_async_context(trio.open_nursery())
-        connect = me.connect
-
-        async def count_it(address: str) -> PeerId:
-            calls.append(address)
-            return await connect(address)
-
-        me.connect = count_it  # type: ignore[method-assign]
-        nursery.start_soon(
-            call_around, me, lambda: [offer(name) for name in names], random.Random(1)
-        )
-        await trio.sleep(40 * CALL_S)
-        nursery.cancel_scope.cancel()
-    assert len(calls) == len(set(calls)) == count

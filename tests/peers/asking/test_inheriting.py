@@ -241,7 +241,7 @@ async def test_hostile_parents(autojump_clock: MockClock) -> None:
         assert not await ask(evolve(named(made, mine), end=made.route[0].end - 1))
         with pytest.raises(RefusedError, match="do not fit"):
             await ask(evolve(named(made, evolve(mine, rows=CONTEXT)), context=CONTEXT - 1))
-        with pytest.raises(RefusedError, match="open already"):
+        with pytest.raises(RefusedError, match="as another one"):
             await ask(named(made, mine, 0))
         thief = peer("thief")
         async with made.network.join(thief) as other:
@@ -257,7 +257,7 @@ async def test_stage_that_takes_over_what_was_not_named(
     autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """It is blamed, and no session is opened."""
-    monkeypatch.setattr(stage_session, "Opened", lambda _: Opened(inherited=True))
+    monkeypatch.setattr(stage_session, "Opened", lambda *_: Opened(inherited=True))
     async with swarm(BOUNDS) as made:
         with pytest.raises(RemoteProtocolError, match="not named") as blamed:
             async with made.open():

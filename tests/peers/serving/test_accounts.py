@@ -42,7 +42,7 @@ ACCOUNTS = Accounts(
     "main",
     lambda: NOW_MS,
     SERVING.__contains__,
-    {WORKER.peer_id, FORMER.peer_id}.__contains__,
+    [WORKER.peer_id, FORMER.peer_id].count,
 )
 
 

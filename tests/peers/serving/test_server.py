@@ -8,6 +8,7 @@ from trio.testing import MockClock, wait_all_tasks_blocked
 
 from p2pinfer.core.advertisement import RoundTrip, State
 from p2pinfer.core.errors import EngineDied, P2pinferError, PeerUnavailable, UserError
+from p2pinfer.core.ids import PeerId
 from p2pinfer.core.layer_range import LayerRange
 from p2pinfer.core.messages import Attach, Hop, Open, Opened, Refusal
 from peers.asking.session import Requester, Session
@@ -330,3 +331,28 @@ async def test_channels_for_no_stage_are_refused(world: World, autojump_clock: M
     channel = await world.me.open(there, SESSION)
     with pytest.raises(RefusedError, match="too-slow"):
         await receive(channel, Opened)
+
+
+async def test_a_server_calls_those_that_rows_may_pass(
+    world: World, autojump_clock: MockClock
+) -> None:
+    """So it knows how far they are, and says so: requesters take peers that are near each other."""
+    halves = await world.join(14), await world.join(14)
+    await trio.sleep(SETTLE_S)
+    whole, called = await world.join(64), list[str]()
+
+    async def call(address: str) -> PeerId:
+        called.append(address)
+        return peer("it answered")
+
+    whole.transport.connect = call  # type: ignore[method-assign]
+    await trio.sleep(SETTLE_S)
+    assert whole.served == [BOUNDS]
+    first, last = (
+        each.transport.peer_id for each in sorted(halves, key=lambda half: half.served[-1].first)
+    )
+    assert [address.split("/")[-1] for address in called] == [last]  # no rows come from the first
+    whole.trips.update({first: 0.001, last: 0.02})
+    await trio.sleep(16 * LINKS_S)
+    links = world.board.said[whole.transport.peer_id].links
+    assert [link.peer for link in links] == [last, first]

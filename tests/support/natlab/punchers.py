@@ -19,7 +19,7 @@ from tests.support.transport_contract import echo
 from transports.base import Channel, Reach, Reachability, Relaying
 from transports.identity import Identity
 from transports.libp2p.circuit import circuit_address
-from transports.libp2p.punching import PunchStatistics
+from transports.libp2p.punching_rules import PunchStatistics
 from transports.libp2p.transport import Libp2pTransport, open_libp2p
 
 RELAY = "5.5.5.5"

@@ -10,7 +10,16 @@ from trio.testing import MockClock
 from p2pinfer.core.errors import PeerUnavailable
 from p2pinfer.core.ids import PeerId
 from transports.libp2p.circuit_messages import CircuitStatus, RelayAnswer
-from transports.libp2p.held_relays import LOOK_S, PROVE_S, RENEW_S_MAX, HeldRelays
+from transports.libp2p.held_relays import (
+    BETTER_FOR_S,
+    LOOK_S,
+    PROVE_S,
+    RELAYS_MAX,
+    RENEW_S_MAX,
+    SETTLED_LOOK_S,
+    HeldRelays,
+)
+from transports.libp2p.relay_limits import LOOKED_AT_MAX, exchanges
 
 
 class Fakes:
@@ -18,12 +27,15 @@ class Fakes:
 
     def __init__(self, *names: str) -> None:
         self.crooked: set[str] = set()
+        self.away_s: dict[str, float] = {}
+        """Round trips; 0.1 s where there is none."""
+        self.met: dict[str, Any] = {}
         self.proofs: list[tuple[str, float]] = []
         self.watch = SimpleNamespace(is_blamed=lambda _: False)
         self.relays = HeldRelays(
             cast("Any", self),
             self.reach,
-            connected=lambda: (),
+            connected=self.met.values,
             is_needed=lambda: True,
             unix_s=trio.current_time,
             me=PeerId("me"),
@@ -32,14 +44,16 @@ class Fakes:
 
     async def reach(self, peer: PeerId, _: Sequence[str]) -> object:
         """Connect."""
-        return SimpleNamespace(
-            peer_id=peer,
-            is_closed=False,
-            is_initiator=True,
-            rtt_s=0.1,
-            call_at_end=lambda _: None,
-            get_remote_address=lambda: ("5.5.5.5", 4001),
-        )
+        if peer not in self.met:
+            self.met[peer] = SimpleNamespace(
+                peer_id=peer,
+                is_closed=False,
+                is_initiator=True,
+                rtt_s=self.away_s.get(peer, 0.1),
+                call_at_end=lambda _: None,
+                get_remote_address=lambda: ("5.5.5.5", 4001),
+            )
+        return self.met[peer]
 
     async def reserve(self, _: object) -> RelayAnswer:
         """Give a reservation."""
@@ -116,3 +130,39 @@ async def test_relays_are_sought_as_soon_as_they_are_needed(autojump_clock: Mock
         await relays.run()
     (at,) = asked
     assert needed_after_s <= at <= needed_after_s + LOOK_S
+
+
+def test_which_relays_are_exchanged() -> None:
+    """The farthest for the nearest, as long as that is clearly nearer."""
+    held = {"a": 0.1, "b": 0.03, "c": 0.2}
+    assert exchanges(held, {}) == []
+    assert exchanges(held, {"d": 0.15, "e": 0.19}) == []
+    assert exchanges(held, {"d": 0.01, "e": 0.02, "f": 0.005}) == [("c", "f"), ("a", "d")]
+    assert exchanges(held, {"d": 0.01, "e": 0.09}) == [("c", "d")]
+    assert exchanges({"a": 0.02}, {"d": 0.001}) == []  # too little to gain
+
+
+async def test_the_first_relays_are_exchanged_for_near_ones(autojump_clock: MockClock) -> None:
+    """They were taken before any distance was known; a look around costs a few connections."""
+    names = [f"r{number:02}" for number in range(3 * LOOKED_AT_MAX)]
+    fakes = Fakes(*names)
+    near = names[5], names[9], names[LOOKED_AT_MAX]
+    fakes.away_s = dict.fromkeys(near, 0.01)
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(fakes.relays.run)
+        await trio.sleep(LOOK_S / 2)
+        assert set(fakes.relays.held) == set(names[:RELAYS_MAX])  # it can be called at once
+        await trio.sleep(10 * LOOK_S)
+        assert set(fakes.relays.held) == set(near)
+        assert len(fakes.met) == RELAYS_MAX + LOOKED_AT_MAX
+        later = names[-1]
+        fakes.away_s[later] = 0.001
+        fakes.met[later] = await fakes.reach(PeerId(later), ())
+        for name in near:
+            fakes.met[name].rtt_s = 0.08
+        await trio.sleep(BETTER_FOR_S - SETTLED_LOOK_S)
+        assert later not in fakes.relays.held  # once settled, it takes its time
+        await trio.sleep(3 * SETTLED_LOOK_S)
+        assert later in fakes.relays.held
+        assert len(fakes.relays.held) == RELAYS_MAX
+        nursery.cancel_scope.cancel()

@@ -107,6 +107,7 @@ def test_tries_are_few() -> None:
             begun += 1
             ledger.end(f"r{n}", succeeded=False)
     assert begun == rules.TRIES_IN_WINDOW_MAX
+    assert (ledger.won, ledger.lost) == (0, ledger.begun)
 
 
 def test_who_has_proved_itself_may_be_tried_again() -> None:
@@ -118,3 +119,5 @@ def test_who_has_proved_itself_may_be_tried_again() -> None:
             begun += 1
             ledger.end("a", succeeded=True)
     assert begun == rules.TRIES_PER_HOST_MAX
+    assert ledger.begin("b", ["i"], 0.0)
+    assert (ledger.won, ledger.lost) == (begun, 0)  # one is under way

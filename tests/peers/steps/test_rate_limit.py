@@ -4,7 +4,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from p2pinfer.core.ids import PeerId
-from peers.discovery.rate_limit import PEERS_MAX, RateLimits
+from peers.steps.rate_limit import PEERS_MAX, RateLimits
 
 MOST, PER_S = 4, 2.0
 ONE, OTHER = PeerId("one"), PeerId("other")

@@ -1,0 +1,183 @@
+"""Which cheats do openings catch: three real stages, one of which cheats, checked without layers.
+
+The same peers as in ``cheats``; but nobody runs a stage again. The requester has a key of the
+model, a hundredth of it, names rows of each stage, and checks what the stages show. Honest sessions
+give the rate of false alarms.
+"""
+
+import statistics
+import time
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Final
+
+from p2pinfer.bench.cheats import CHEATER, CheatWorld, open_world
+from p2pinfer.bench.opened_zoo import OPENED_ZOO, OpenedCheat
+from p2pinfer.core.errors import PeerError
+from p2pinfer.core.ids import PeerId
+from p2pinfer.core.layer_key import LayerKey, LayerShape
+from p2pinfer.core.opening import BadOpening, OpenedTrace, check_roots, check_signed, encode
+from p2pinfer.core.verdict import judge_row
+from p2pinfer.engine.gguf.layer_keys import layer_key, layer_shape
+from p2pinfer.engine.gguf.reader import Tensor, read_header
+from peers.asking.session import Session
+from peers.receipts.openings import AskedRow, open_cells
+from peers.steps.messaging import RefusedError
+from transports.identity import verify
+
+ROWS: Final = 4
+"""Opened of each stage."""
+
+KEY_SEED_BYTES: Final = 32
+
+
+@dataclass
+class Inspection:
+    """What openings showed of one answer."""
+
+    faults: dict[PeerId, str] = field(default_factory=dict)
+    """The stages that do not hold, and the step, or what else was wrong."""
+    openings: int = 0
+    sizes: list[int] = field(default_factory=list)
+    """Bytes of each opening."""
+    seconds: list[float] = field(default_factory=list)
+    """To check each."""
+    worst: dict[str, float] = field(default_factory=dict)
+    """How far each step of an honest stage was apart."""
+
+
+class Inspecting:
+    """Opens rows of every stage, and judges them by a key."""
+
+    def __init__(self, world: CheatWorld, model: Path, rows: int) -> None:
+        self._world, self._rows = world, rows
+        self.shape, self.keys = _fold(model, world)
+
+    async def look(self, session: Session) -> Inspection:
+        """Have stages sign for their cells, name rows, and check them."""
+        found, evidence, count = Inspection(), session.evidence, len(session.tokens)
+        assert evidence
+        broken = await evidence.settle(count)
+        assert not broken
+        for index, stage in enumerate(evidence.stages):
+            receipt = stage.signed(count)[count]
+            try:
+                async with open_cells(
+                    self._world.transport, stage.hop, evidence.terms, receipt
+                ) as cells:
+                    asked = {}
+                    for at in self._world.chance.sample(range(count), self._rows):
+                        came_in = await evidence.inputs(index, at, 1)
+                        asked[at] = AskedRow(came_in.rows, came_in.regimes[0])
+                    await cells.ask(asked)
+                    for _ in asked:
+                        self._judge(await cells.next(), stage.hop.peer, found)
+            except RefusedError as no:  # also by the stage before, of the rows that it sent
+                found.faults.setdefault(no.peer, f"refused: {no.refused.code}")
+            except PeerError as error:
+                found.faults.setdefault(error.peer, str(error))
+        return found
+
+    def _judge(self, opening: OpenedTrace, peer: PeerId, found: Inspection) -> None:
+        begun = time.perf_counter()
+        try:
+            check_signed(opening, verify)
+            check_roots(opening)
+        except BadOpening as error:
+            found.faults.setdefault(peer, str(error))
+            return
+        verdict = judge_row(opening, self.shape, self.keys)
+        found.seconds.append(time.perf_counter() - begun)
+        found.sizes.append(len(encode(opening)))
+        found.openings += 1
+        if verdict.fault:
+            found.faults.setdefault(peer, verdict.fault.step)
+        else:
+            for step, apart in verdict.worst.items():
+                found.worst[step] = max(apart, found.worst.get(step, 0.0))
+
+
+def _fold(model: Path, world: CheatWorld) -> tuple[LayerShape, Mapping[int, LayerKey]]:
+    header = read_header(model)
+    with model.open("rb") as file:
+
+        def read(tensor: Tensor) -> bytes:
+            file.seek(tensor.offset)
+            return file.read(tensor.nbytes)
+
+        seed = world.chance.randbytes(KEY_SEED_BYTES)
+        layers = range(world.route[0].first, world.route[-1].end)
+        keys = {layer: layer_key(seed, layer, header.tensors, read) for layer in layers}
+        return layer_shape(header, read), keys
+
+
+async def proofs_bench(
+    model: Path,
+    *,
+    trials: int,
+    openings: int,
+    seed: int,
+    zoo: Iterable[OpenedCheat] = OPENED_ZOO,
+) -> dict[str, Any]:
+    """Measure and return what ``p2pinfer bench proofs`` prints.
+
+    Args:
+        model: a GGUF file.
+        trials: answers per cheat.
+        openings: of honest stages, at least this many.
+        seed: of prompts, keys and rows.
+        zoo: the cheats to try.
+    """
+    async with open_world(model, seed) as world:
+        inspecting = Inspecting(world, model, ROWS)
+        return {
+            "trials": trials,
+            "rows_of_each_stage": ROWS,
+            "honest": await _honest(world, inspecting, openings),
+            "cheats": [await _try(world, inspecting, each, trials) for each in zoo],
+        }
+
+
+async def _honest(world: CheatWorld, inspecting: Inspecting, least: int) -> dict[str, Any]:
+    found: list[Inspection] = []
+    while sum(each.openings for each in found) < least:
+        found.append(await world.look(None, None, inspecting.look))
+    openings = sum(each.openings for each in found)
+    alarms = [fault for each in found for fault in each.faults.values()]
+    steps = {step for each in found for step in each.worst}
+    return {
+        "openings": openings,
+        "false_alarms": len(alarms),
+        "said": sorted(set(alarms)),
+        "false_alarm_rate_below": None if alarms else round(1 - 0.05 ** (1 / openings), 5),
+        "largest_bytes": max(size for each in found for size in each.sizes),
+        "checking_ms": round(1e3 * statistics.median(s for e in found for s in e.seconds), 1),
+        "worst": {
+            step: float(f"{max(each.worst.get(step, 0.0) for each in found):.1e}")
+            for step in sorted(steps)
+        },
+    }
+
+
+async def _try(
+    world: CheatWorld, inspecting: Inspecting, cheat: OpenedCheat, trials: int
+) -> dict[str, Any]:
+    cheats = {world.route[CHEATER].peer}
+    if cheat.cheat.colludes:
+        cheats.add(world.route[CHEATER - 1].peer)
+    caught = named = 0
+    how: set[str] = set()
+    for _ in range(trials):
+        found = await world.look(cheat.cheat, cheat.show, inspecting.look)
+        caught += bool(cheats & found.faults.keys())
+        named += bool(found.faults) and cheats >= found.faults.keys()
+        how |= {text for peer, text in found.faults.items() if peer in cheats}
+    return {
+        "cheat": cheat.name,
+        "caught": caught,
+        "of": trials,
+        "caught_more_often_than": round(0.05 ** (1 / trials), 3) if caught == trials else None,
+        "right_stage_named": named,
+        "by": sorted(how),
+    }

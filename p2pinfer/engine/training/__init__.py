@@ -1,0 +1,1 @@
+"""Training of adapters for a model's last layers, in NumPy."""

@@ -1,0 +1,174 @@
+"""Proving a stage's work from openings: no second holder of its layers is needed.
+
+The stage signs for its K and V rows before it hears which rows will be looked at. What it then
+opens is checked here, with a proof key or with layers that are here; a false step is blamed on it
+with a proof that others can check. It is a spot check: a row that is not named is not seen.
+"""
+
+import logging
+from collections.abc import Callable, Iterable
+from typing import Final
+
+from blake3 import blake3
+
+from p2pinfer.core.advertisement import Advertisement
+from p2pinfer.core.audit import THIS_MACHINE
+from p2pinfer.core.errors import P2pinferError, PeerError, PeerUnavailable, RemoteProtocolError
+from p2pinfer.core.evidence import FRAUD_ROWS_BYTES_MAX
+from p2pinfer.core.fraud import FraudProof
+from p2pinfer.core.ids import PeerId
+from p2pinfer.core.opening import BadOpening, OpenedTrace, check_roots, check_whole, encode
+from p2pinfer.core.receipts import Receipt
+from p2pinfer.core.trust import ROWS_PROVEN, Audited, AuditVerdict, choose_audits, rows_text
+from p2pinfer.core.verdict import Fault, can_be_judged, cut_to
+from peers.audits.steps import StepsJudge
+from peers.parts.protocol import Run, in_thread
+from peers.receipts.openings import AskedRow, open_cells
+from peers.receipts.session_evidence import Evidence
+from peers.steps.messaging import RefusedError
+from transports.base import Transport
+
+_log = logging.getLogger("p2pinfer.openings")
+
+KEPT_BYTES_MAX: Final = 16 << 20
+"""Of openings that are kept for an answer's certificate."""
+
+_DRAWN_BY: Final = b"p2pinfer 1 rows to prove\0"
+
+
+class Inspector:
+    """Proves stages of one model.
+
+    Args:
+        transport: reaches them.
+        judge: judges what they open.
+        serving: returns the advertisements of the peers that serve the model.
+        rate: the share of stages that is proven although others could run them again.
+        on_fraud: called, if a stage cheated, with a proof that others can check themselves.
+        on_failed: called with the errors of stages that open nothing.
+        run: runs slow work, so that nothing else waits for it.
+    """
+
+    def __init__(
+        self,
+        transport: Transport,
+        judge: StepsJudge,
+        serving: Callable[[], Iterable[Advertisement]],
+        rate: float,
+        on_fraud: Callable[[FraudProof], None] = lambda _: None,
+        on_failed: Callable[[PeerError], None] = lambda _: None,
+        run: Run = in_thread,
+    ) -> None:
+        self.rate = rate
+        self._transport, self._judge, self._serving = transport, judge, serving
+        self._on_fraud, self._on_failed, self._run = on_fraud, on_failed, run
+
+    def choose(self, nonce: bytes, receipts: list[bytes]) -> list[int]:
+        """Return which stages to prove beside those that are run again, as ``choose_audits``."""
+        return choose_audits(blake3(_DRAWN_BY, key=nonce).digest(), receipts, self.rate)
+
+    def is_alone(self, receipt: Receipt, peer: PeerId) -> bool:
+        """Whether nobody else could give a receipt's rows bit for bit."""
+        numerics = receipt.numerics.hex()
+        return not any(
+            offer.first == receipt.first
+            and receipt.end <= offer.end
+            and offer.numerics_class == numerics
+            for offer in self._serving()
+            if offer.peer != peer
+        )
+
+    async def prove(self, evidence: Evidence, index: int, receipt: Receipt) -> Audited | None:
+        """Have a stage open some rows, and check them; None if that cannot be done.
+
+        Args:
+            evidence: of the session, which is settled and still open.
+            index: of the stage in the route.
+            receipt: the stage's for all rows.
+        """
+        peer = evidence.stages[index].hop.peer
+        if not self._judge.covers(range(receipt.first, receipt.end)):
+            return None
+        try:
+            return await self._prove(evidence, index, receipt)
+        except (BadOpening, RemoteProtocolError) as error:
+            if isinstance(error, RemoteProtocolError) and error.peer != peer:
+                return None
+            return _audited(peer, receipt, AuditVerdict.NOT_OPENED, str(error), blamed=peer)
+        except PeerUnavailable as error:  # or it knows no openings
+            _log.info("%s", error)
+        except RefusedError as error:
+            _log.info("%s", error)
+            self._on_failed(error)
+        except P2pinferError as error:
+            _log.warning("openings cannot be checked: %s", error)
+        return None
+
+    async def _prove(self, evidence: Evidence, index: int, receipt: Receipt) -> Audited | None:
+        stage, count = evidence.stages[index], receipt.position
+        peer, kept_bytes = stage.hop.peer, sum(map(len, evidence.openings))
+        positions = choose_rows(evidence.nonce, receipt)
+        signed = stage.signed(count)[count]
+        asked = {}
+        for position in positions:
+            opened = await evidence.inputs(index, position, 1)
+            asked[position] = AskedRow(opened.rows, opened.regimes[0])
+        async with open_cells(self._transport, stage.hop, evidence.terms, signed) as cells:
+            await cells.ask(asked)
+            for position in positions:
+                opening = await cells.next()
+                if not can_be_judged(opening.pledge):
+                    machine = opening.pledge.machine
+                    _log.info("the steps of a machine of kind %s cannot be judged", machine)
+                    return None
+                await self._run(check_roots, opening)
+                check_whole(opening)
+                verdict = await self._judge.judge(opening)
+                if verdict.fault:
+                    self._accuse(evidence, opening, verdict.fault)
+                    await self._judge.renew()
+                    text, at = verdict.fault.text(), position
+                    return _audited(peer, receipt, AuditVerdict.CHEATED, text, at, blamed=peer)
+                data = encode(opening)
+                if kept_bytes + len(data) <= KEPT_BYTES_MAX:
+                    evidence.openings.append(data)
+                    kept_bytes += len(data)
+        text = rows_text(len(positions), count)
+        return _audited(peer, receipt, AuditVerdict.PROVED, text)
+
+    def _accuse(self, evidence: Evidence, opening: OpenedTrace, fault: Fault) -> None:
+        pledge, receipt = opening.pledge, opening.receipt
+        data = encode(cut_to(opening, fault))
+        if len(data) > FRAUD_ROWS_BYTES_MAX:
+            _log.info("%s cheated, but the proof would be too long to send", pledge.peer)
+            return
+        self._on_fraud(
+            FraudProof(evidence.terms, pledge.peer, receipt.end, (pledge.receipt,), opening=data)
+        )
+
+
+def choose_rows(nonce: bytes, receipt: Receipt) -> list[int]:
+    """Return the positions that a stage is to open, which it could not foresee; ascending.
+
+    Args:
+        nonce: the requester's, 32 bytes.
+        receipt: the stage's for all rows.
+    """
+    drawn = blake3(_DRAWN_BY + receipt.body(), key=nonce)
+    found, at = set[int](), 0
+    while len(found) < min(ROWS_PROVEN, receipt.position):
+        found.add(int.from_bytes(drawn.digest(8, seek=at), "little") % receipt.position)
+        at += 8
+    return sorted(found)
+
+
+def _audited(
+    peer: PeerId,
+    receipt: Receipt,
+    verdict: AuditVerdict,
+    text: str,
+    position: int | None = None,
+    blamed: PeerId | None = None,
+) -> Audited:
+    by = (THIS_MACHINE,)
+    return Audited(peer, receipt.first, receipt.end, verdict, by, position, blamed, text)

@@ -1,0 +1,107 @@
+"""Judging openings with what this machine has of the layers: a proof key, or the layers themselves.
+
+The layers themselves go first where another's accusation is judged: that tells nothing about the
+key's secret numbers.
+"""
+
+import logging
+from collections.abc import Iterable, Mapping
+
+import trio
+
+from p2pinfer.core.errors import P2pinferError
+from p2pinfer.core.fraud import FraudProof
+from p2pinfer.core.layer_key import LayerKey, LayerShape
+from p2pinfer.core.manifest import METADATA, Manifest, layer_part
+from p2pinfer.core.opening import OpenedTrace, decode
+from p2pinfer.core.verdict import Verdict, judge_row
+from p2pinfer.engine.gguf.layer_keys import layer_shape, whole_layer
+from p2pinfer.engine.store.assemble import whole_header
+from p2pinfer.engine.store.proof_keys import ProofKey, ProofKeys, part_tensors
+from p2pinfer.engine.store.store import Store
+from peers.parts.protocol import Run, in_thread
+
+_log = logging.getLogger("p2pinfer.openings")
+
+
+class StepsJudge:
+    """Judges openings of one model.
+
+    Args:
+        keys: this machine's proof keys.
+        store: whose layers are used where they are here.
+        manifest: the model's.
+        run: runs slow work, so that nothing else waits for it.
+    """
+
+    def __init__(
+        self, keys: ProofKeys, store: Store, manifest: Manifest, run: Run = in_thread
+    ) -> None:
+        self.keys = keys
+        self._store, self._manifest, self._run = store, manifest, run
+        self._rejected = trio.Event()
+        self._key: ProofKey | None = None
+        self._shape: LayerShape | None = None
+
+    def covers(self, layers: Iterable[int]) -> bool:
+        """Whether all these layers can be judged here."""
+        folded = self.keys.folded(self._manifest.id)
+        return all(layer in folded or self._is_held(layer) for layer in layers)
+
+    async def judge(self, opening: OpenedTrace, *, by_layers: bool = False) -> Verdict:
+        """Check an opening's steps; its roots and signatures are checked elsewhere.
+
+        Args:
+            opening: of layers that are covered.
+            by_layers: use the layers themselves where they are here, not the proof key.
+
+        Raises:
+            P2pinferError: what is here cannot be read, or is no longer here.
+        """
+        verdict: Verdict = await self._run(self._judge, opening, by_layers)
+        return verdict
+
+    async def convicts(self, proof: FraudProof) -> bool | None:
+        """Whether a parsed proof with an opening holds; None if it cannot be decided."""
+        try:
+            verdict = await self.judge(decode(proof.opening), by_layers=True)
+        except P2pinferError as error:
+            _log.info("an opening cannot be judged: %s", error)
+            return None
+        return not verdict.held
+
+    async def renew(self) -> None:
+        """Forget the proof key after a rejection, which told a little about it."""
+        await self._run(self.keys.expire, self._manifest.id)
+        self._key = None
+        self._rejected.set()
+        self._rejected = trio.Event()
+
+    async def wait_rejection(self) -> None:
+        """Wait until the proof key is forgotten next."""
+        await self._rejected.wait()
+
+    def _is_held(self, layer: int) -> bool:
+        manifest = self._manifest
+        return 0 <= layer < manifest.layers and self._store.held(manifest.part(layer_part(layer)))
+
+    def _judge(self, opening: OpenedTrace, by_layers: bool) -> Verdict:
+        numbers = [each.layer for each in opening.layers]
+        if self._key is None or not self._key.layers.keys() >= set(numbers):
+            self._key = self.keys.load(self._manifest.id)
+        folded: Mapping[int, LayerKey] = self._key.layers if self._key else {}
+        keys = {}
+        for layer in numbers:
+            if layer in folded and not (by_layers and self._is_held(layer)):
+                keys[layer] = folded[layer]
+            else:
+                tensors, read = part_tensors(self._store, self._manifest, layer_part(layer))
+                keys[layer] = whole_layer(layer, tensors, read)
+        return judge_row(opening, self._key.shape if self._key else self._whole_shape(), keys)
+
+    def _whole_shape(self) -> LayerShape:
+        if self._shape is None:
+            tensors, read = part_tensors(self._store, self._manifest, METADATA)
+            header = whole_header(self._store, self._manifest, METADATA)
+            self._shape = layer_shape(header, lambda tensor: read(tensors[tensor.name]))
+        return self._shape

@@ -1,0 +1,300 @@
+"""Openings of rows that llama.cpp computed hold, and those of altered ones do not."""
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import closing
+from pathlib import Path
+
+import numpy as np
+import pytest
+from attrs import evolve
+
+from p2pinfer.core.errors import UnsupportedModel
+from p2pinfer.core.opening import BadOpening, OpenedTrace, check_roots, check_signed, decode, encode
+from p2pinfer.core.regimes import Regime
+from p2pinfer.core.traced import Traced
+from p2pinfer.core.verdict import (
+    CACHED_KEY,
+    CACHED_VALUE,
+    HALF_ATTENTION_MAX,
+    RECEIVED,
+    SENT,
+    Verdict,
+    judge_row,
+)
+from p2pinfer.engine.llama.binding import Settings, Slice
+from tests.support.openings import ASKER, Computed, Known, Session, known
+from tests.support.tiny_models import TINY, quantise, write_tiny
+from transports.identity import verify
+
+LAYERS = 7
+QUANTISATIONS = ("Q4_0", "Q4_1", "Q8_0", "Q4_K_M", "Q6_K")
+
+Models = Callable[[str, str], Known]
+
+
+@pytest.fixture(scope="module")
+def models(tmp_path_factory: pytest.TempPathFactory) -> Models:
+    """Give a function that writes a tiny model in a quantisation, once, and folds it."""
+    folder, found = tmp_path_factory.mktemp("opened"), dict[tuple[str, str], Known]()
+
+    def model(name: str, quantisation: str) -> Known:
+        if (name, quantisation) not in found:
+            full, path = folder / f"{name}-F32.gguf", folder / f"{name}-{quantisation}.gguf"
+            if not full.exists():
+                write_tiny(TINY[name], full)
+            quantise(full, path, quantisation)
+            found[name, quantisation] = known(path, LAYERS)
+        return found[name, quantisation]
+
+    return model
+
+
+def sliced(path: Path, **settings: bool) -> Slice:
+    """Load all layers of a model."""
+    return Slice(path, logits=False, settings=Settings(**settings), sessions=1, context=2048)
+
+
+def judge(opening: OpenedTrace, model: Known) -> Verdict:
+    """Check an opening as it would come from a peer."""
+    opening = decode(encode(opening))
+    check_signed(opening, verify)
+    check_roots(opening)
+    return judge_row(opening, model.shape, model.keys)
+
+
+def mixed(session: Session, model: Known, count: int, seed: int) -> None:
+    """Read rows in runs of random length and regime."""
+    chance = np.random.default_rng(seed)
+    while (at := len(session.received.tree)) < count:
+        regime = Regime(int(chance.integers(3)))
+        rows = int(chance.integers(1, regime.rows_max + 1))
+        if regime is Regime.WIDE:
+            rows = max(rows, 8)
+        session.read(model.rows(min(rows, count - at), seed + at), regime)
+
+
+@pytest.mark.parametrize("regime", Regime)
+@pytest.mark.parametrize(
+    ("name", "quantisation", "settings"),
+    [
+        ("llama", "Q4_0", {"repack": True}),
+        ("qwen2", "Q4_1", {}),
+        ("qwen3", "Q8_0", {"values_bf16": True}),
+        ("qwen2", "Q4_K_M", {"repack": False}),
+        ("llama", "Q6_K", {"repack": False}),
+    ],
+)
+def test_honest_rows_hold(
+    models: Models, name: str, quantisation: str, settings: dict[str, bool], regime: Regime
+) -> None:
+    """In every regime, past the first 256 cells, by the kernels of either build."""
+    model = models(name, quantisation)
+    with closing(sliced(model.path, **settings)) as part:
+        session = Session(part, LAYERS)
+        session.read(model.rows(270, 1), Regime.BLOCK)
+        session.read(model.rows(regime.rows_max, 2), regime)
+        for position in (269 + regime.rows_max, 270):
+            found = judge(session.open(position), model)
+            assert found.fault is None
+            assert found.layers == found.with_attention == LAYERS
+            assert set(found.worst) >= {*Traced, RECEIVED, SENT, CACHED_KEY, CACHED_VALUE}
+
+
+def test_rows_in_float16_hold(models: Models) -> None:
+    """A session may send rows in half the bytes."""
+    model = models("qwen3", "Q4_0")
+    with closing(sliced(model.path)) as part:
+        session = Session(part, LAYERS, "f16")
+        session.read(model.rows(20, 1).astype(np.float16).astype(np.float32), Regime.WIDE)
+        assert judge(session.open(19), model).held
+
+
+@pytest.fixture(scope="module")
+def session(models: Models) -> Iterator[tuple[Session, Known]]:
+    """Provide a session of 60 rows, the last of which are narrow."""
+    model = models("qwen2", "Q4_1")
+    with closing(sliced(model.path)) as part:
+        session = Session(part, LAYERS)
+        session.read(model.rows(48, 1), Regime.WIDE)
+        session.read(model.rows(7, 2), Regime.NARROW)
+        yield session, model
+
+
+def noisy(numbers: bytes, share: float, kind: str = "<f4") -> bytes:
+    """Add noise of a size relative to the numbers."""
+    plain = np.frombuffer(numbers, kind).astype(np.float64)
+    noise = np.random.default_rng(5).standard_normal(plain.size)
+    noise *= share * np.linalg.norm(plain) / np.linalg.norm(noise)
+    return (plain + noise).astype(kind).tobytes()
+
+
+@pytest.mark.parametrize("step", Traced)
+@pytest.mark.parametrize("layer", [0, 3, LAYERS - 1])
+def test_a_false_step_is_named(session: tuple[Session, Known], layer: int, step: Traced) -> None:
+    """Noise of 1e-4 in any step is found in that layer and step; in attention, twice its bound."""
+    opened, model = session
+    computed = opened.compute(54)
+    given, steps, keys, values = computed[layer]
+    share = 2 * HALF_ATTENTION_MAX if step is Traced.ATTENTION else 1e-4
+    altered = [
+        noisy(each, share) if name is step else each
+        for name, each in zip(Traced, steps, strict=True)
+    ]
+    computed[layer] = given, tuple(altered), keys, values
+    fault = judge(opened.open(54, computed), model).fault
+    assert fault
+    if step is Traced.OUT and layer == LAYERS - 1:
+        assert (fault.layer, fault.step) == (layer, SENT)
+    else:
+        assert (fault.layer, fault.step) == (layer, step)
+    assert str(layer) in fault.text()
+
+
+Alter = Callable[[list[Computed]], None]
+
+
+def _other_row(computed: list[Computed]) -> None:
+    computed[0] = (noisy(computed[0][0], 1e-6), *computed[0][1:])
+
+
+def _other_joint(computed: list[Computed]) -> None:
+    computed[2] = (noisy(computed[2][0], 1e-6), *computed[2][1:])
+
+
+def _last_bit(rows: bytes, position: int, count: int) -> bytes:
+    size = len(rows) // count
+    words = np.frombuffer(rows, "<u2").copy()
+    words[position * size // 2 + 5] ^= 1
+    return words.tobytes()
+
+
+def _other_key(computed: list[Computed]) -> None:
+    given, steps, keys, values = computed[1]
+    computed[1] = given, steps, _last_bit(keys, 54, 55), values
+
+
+def _other_value(computed: list[Computed]) -> None:
+    given, steps, keys, values = computed[1]
+    computed[1] = given, steps, keys, _last_bit(values, 54, 55)
+
+
+def _other_past(computed: list[Computed]) -> None:
+    given, steps, keys, values = computed[1]
+    computed[1] = (
+        given,
+        steps,
+        keys,
+        noisy(values, 0.01, "<f2")[: -len(values) // 55] + (values[-(len(values) // 55) :]),
+    )
+
+
+@pytest.mark.parametrize(
+    ("alter", "layer", "step"),
+    [
+        (_other_row, 0, RECEIVED),
+        (_other_joint, 2, RECEIVED),
+        (_other_key, 1, CACHED_KEY),
+        (_other_value, 1, CACHED_VALUE),
+        (_other_past, 1, Traced.ATTENTION),
+    ],
+)
+def test_false_rows_and_cells_are_named(
+    session: tuple[Session, Known], alter: Alter, layer: int, step: str
+) -> None:
+    """One bit of a row, or of the last number of a cell, is found; so are invented cells."""
+    opened, model = session
+    computed = opened.compute(54)
+    alter(computed)
+    fault = judge(opened.open(54, computed), model).fault
+    assert fault
+    assert (fault.layer, fault.step) == (layer, step)
+
+
+def test_sizes_and_numbers_of_any_kind_are_faults(session: tuple[Session, Known]) -> None:
+    """A cheat may sign for arrays of any length, or for what is no number."""
+    opened, model = session
+    nonsense = (b"\0" * 4, b"\xff" * 4 * 256, b"\0" * 4 * 512, b"\0\0\xc0\x7f" * 256)
+    for at in range(len(Traced)):
+        for each in nonsense:
+            computed = opened.compute(54)
+            given, steps, keys, values = computed[1]
+            altered = (*steps[:at], each, *steps[at + 1 :])
+            computed[1] = given, altered, keys[: 55 * 2 * len(each)], values
+            fault = judge(opened.open(54, computed), model).fault
+            assert fault
+            assert fault.layer == 1
+
+
+def test_what_a_stage_did_not_sign_is_refused(session: tuple[Session, Known]) -> None:
+    """Nothing of an opening can be changed behind its stage's back, nor taken to another row."""
+    opened, _ = session
+    good, other = opened.open(54), opened.open(53)
+    altered = evolve(good.layers[0], given=b"\0" * 1024)
+    cell = evolve(good.layers[0], keys=good.layers[0].keys[:-2] + b"\0\0")
+    for bad in (
+        evolve(good, row=other.row),
+        evolve(good, layers=(altered,)),
+        evolve(good, layers=(cell,)),
+        evolve(good, layers=other.layers),
+        evolve(good, layers=good.layers[::-1]),
+        evolve(good, leaves=good.leaves[::-1]),
+        evolve(good, cells=good.cells[1:]),
+    ):
+        with pytest.raises(BadOpening):
+            check_roots(bad)
+    for pledge in (
+        evolve(good.pledge, position=53),
+        evolve(good.pledge, peer=ASKER.peer_id),
+        evolve(good.pledge, cells=evolve(good.pledge.cells, body=bytes(64))),
+    ):
+        with pytest.raises(BadOpening):
+            check_signed(evolve(good, pledge=pledge), verify)
+
+
+@pytest.mark.parametrize(("name", "why"), [("mixtral", "experts"), ("phi3", "phi3")])
+def test_other_layers_are_refused(models: Models, name: str, why: str) -> None:
+    """Layers with experts, and of other architectures, have no key."""
+    with pytest.raises(UnsupportedModel, match=why):
+        models(name, "Q8_0")
+
+
+@pytest.mark.long
+def test_ten_thousand_honest_layers_raise_no_alarm(
+    models: Models, default_model: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Three architectures, five quantisations, two builds, all regimes, up to 2,000 positions."""
+    layers = rows = 0
+    worst: dict[str, float] = {}
+
+    def check(model: Known, count: int, settings: dict[str, bool], positions: int) -> None:
+        nonlocal layers, rows
+        with closing(sliced(model.path, **settings)) as part:
+            session = Session(part, count)
+            mixed(session, model, positions, seed=positions)
+            chance = np.random.default_rng(positions)
+            for position in sorted(chance.choice(positions, 24, replace=False), reverse=True):
+                found = judge(session.open(int(position)), model)
+                assert found.held, (model.path.name, settings, position, found.fault)
+                for step, apart in found.worst.items():
+                    worst[step] = max(apart, worst.get(step, 0.0))
+                layers, rows = layers + found.layers, rows + 1
+
+    for name in ("llama", "qwen2", "qwen3"):
+        for quantisation in QUANTISATIONS:
+            # Rearranged K-quants have other bits in another batch, so no stage uses them.
+            other = {"values_bf16" if "K" in quantisation else "repack": True}
+            for settings in ({"repack": False}, {"repack": False, **other}):
+                for positions in (300, 1100):
+                    check(models(name, quantisation), LAYERS, settings, positions)
+    real = known(default_model, 30)
+    for of_real in ({"repack": True}, {"repack": False}, {"values_bf16": True}):
+        check(real, 30, of_real, 2000)
+    assert layers > 10_000
+    bound = 1 - 0.05 ** (1 / layers)
+    steps = ", ".join(f"{step} {apart:.1e}" for step, apart in worst.items())
+    with capsys.disabled():
+        sys.stderr.write(
+            f"\n{rows} rows, {layers} layers, no alarm: at most {bound:.1e} of layers (95 %)\n"
+            f"furthest apart: {steps}\n"
+        )

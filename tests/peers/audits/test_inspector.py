@@ -1,0 +1,258 @@
+"""Proving stages from rows that they open: who is asked, who is blamed, what is kept."""
+
+from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+
+import pytest
+from attrs import evolve
+from trio.testing import MockClock
+
+from p2pinfer.core import certificate
+from p2pinfer.core.advertisement import Advertisement
+from p2pinfer.core.audit import THIS_MACHINE
+from p2pinfer.core.errors import PeerError, PeerUnavailable
+from p2pinfer.core.fraud import FraudProof, to_sign
+from p2pinfer.core.fraud import parse as parse_proof
+from p2pinfer.core.messages import Refusal
+from p2pinfer.core.opening import OpenedTrace, decode
+from p2pinfer.core.traced import Traced
+from p2pinfer.core.trust import ROWS_PROVEN, AuditVerdict, Trust
+from p2pinfer.core.verdict import Fault, Verdict
+from peers.asking.session import Session
+from peers.audits import inspector as module
+from peers.audits.auditor import Auditor
+from peers.audits.inspector import Inspector, choose_rows
+from peers.audits.replay import OpenReplay, by_engine
+from peers.audits.steps import StepsJudge
+from peers.parts.protocol import in_place
+from peers.receipts.openings import open_cells
+from peers.receipts.prover import Prover
+from peers.steps.messaging import RefusedError
+from tests.support.directories import advertisement, identity
+from tests.support.fake_engines import FakeStage
+from tests.support.swarm import CHAINS, CONTEXT, KEYS, PROMPT, Swarm, answer, swarm
+from transports.identity import verify
+
+BOUNDS = CHAINS[3]
+
+
+class Judge(StepsJudge):
+    """Says what it is told of openings: the fakes' layers compute nothing that could be judged."""
+
+    def __init__(self, known: Iterable[int], false: frozenset[int] = frozenset()) -> None:
+        self.known, self.false = frozenset(known), false
+        self.seen: list[OpenedTrace] = []
+        self.renewals = 0
+
+    def covers(self, layers: Iterable[int]) -> bool:
+        """Know some layers."""
+        return self.known.issuperset(layers)
+
+    async def judge(self, opening: OpenedTrace, *, by_layers: bool = False) -> Verdict:
+        """Find the first step of some layers false."""
+        assert not by_layers
+        self.seen.append(opening)
+        for each in opening.layers:
+            if each.layer in self.false:
+                return Verdict(Fault(each.layer, Traced.UP, 0.01), 1, 1, {})
+        return Verdict(None, len(opening.layers), len(opening.layers), {})
+
+    async def renew(self) -> None:
+        """Count."""
+        self.renewals += 1
+
+
+@dataclass
+class Inspected:
+    """A swarm of three stages, whose requester has a judge."""
+
+    made: Swarm
+    judge: Judge
+    offers: list[Advertisement] = field(default_factory=list)
+    proofs: list[FraudProof] = field(default_factory=list)
+    failed: list[PeerError] = field(default_factory=list)
+    replays: bool = False
+
+    async def examine(self, audit_rate: float, proof_rate: float) -> Trust:
+        """Answer once, and check."""
+        async with self.made.open() as session:
+            return await self.examine_in(session, audit_rate, proof_rate)
+
+    async def examine_in(self, session: Session, audit_rate: float, proof_rate: float) -> Trust:
+        """Answer in a session, and check."""
+        await answer(session, PROMPT)
+        inspector = Inspector(
+            self.made.me,
+            self.judge,
+            lambda: self.offers,
+            proof_rate,
+            self.proofs.append,
+            self.failed.append,
+            in_place,
+        )
+        auditor = Auditor(self.find, audit_rate, inspector=inspector)
+        assert session.evidence
+        return await auditor.examine(session.evidence, len(session.tokens))
+
+    def find(self, first: int, end: int, _: object) -> Sequence[OpenReplay]:
+        """Replay on this machine, if wanted."""
+        engine = FakeStage(first, end, context=CONTEXT)
+        return [by_engine(engine, end)] if self.replays else []
+
+
+@asynccontextmanager
+async def inspected(judge: Judge | None = None) -> AsyncIterator[Inspected]:
+    """Run the swarm."""
+    async with swarm(BOUNDS, evidence=True) as made:
+        yield Inspected(made, judge or Judge(range(BOUNDS[0], BOUNDS[-1])))
+
+
+def verdicts(trust: Trust) -> list[AuditVerdict]:
+    """List what was found."""
+    return [each.verdict for each in trust.audits]
+
+
+async def test_sole_holders_are_proven(autojump_clock: MockClock) -> None:
+    """Nobody else has their layers: what they open is checked, and kept for the certificate."""
+    async with inspected() as it, it.made.open() as session:
+        trust = await it.examine_in(session, 1.0, 0.0)
+        assert trust.held
+        assert verdicts(trust) == [AuditVerdict.PROVED] * 3
+        assert all(each.by == (THIS_MACHINE,) for each in trust.audits)
+        assert f"{ROWS_PROVEN} of {trust.positions} rows of " in trust.line()
+        assert "spot check" in trust.details()[-1]
+        assert trust.chance(1) == 1
+        assert 0.3 < trust.chance(10) < 0.4
+        evidence = session.evidence
+        assert evidence
+        data = evidence.certify(session.tokens, "", trust, KEYS[0].sign)
+        parsed, _, _ = certificate.parse(data)
+        vouched = certificate.check(parsed)
+        openings = [decode(each) for each in parsed.openings]
+        assert openings == it.judge.seen
+        for stage in vouched:
+            rows = [each.pledge.position for each in openings if each.pledge.peer == stage.peer]
+            assert rows == choose_rows(parsed.nonce, stage.receipts[trust.positions])
+            assert len(rows) == ROWS_PROVEN
+
+
+async def test_a_false_step_is_blamed_and_travels(autojump_clock: MockClock) -> None:
+    """The stage and its layer are named, others get the proof, and the key is made anew."""
+    layer = BOUNDS[1] + 2
+    async with inspected(Judge(range(BOUNDS[-1]), frozenset([layer]))) as it:
+        trust = await it.examine(1.0, 0.0)
+        cheat = it.made.route[1].peer
+        two = trust.audits[1]
+        assert verdicts(trust) == [AuditVerdict.PROVED, AuditVerdict.CHEATED, AuditVerdict.PROVED]
+        assert two.blamed == cheat
+        assert not trust.held
+        assert f"layer {layer}: ffn_up" in trust.line()
+        assert it.judge.renewals == 1
+        (proof,) = it.proofs
+        body = proof.body()
+        parsed = parse_proof(body + KEYS[0].sign(to_sign(body)), verify)
+        case = parsed.case()
+        assert (case.accused, case.first, case.end) == (cheat, layer, layer + 1)
+        (cut,) = decode(parsed.opening).layers
+        assert not cut.keys
+
+
+async def test_others_of_the_class_run_it_again_instead(autojump_clock: MockClock) -> None:
+    """Opening rows beside that is chosen by a rate of its own."""
+    async with inspected() as it:
+        it.replays = True
+        numerics = it.made.engines[0].numerics_class
+        it.offers = [
+            evolve(
+                advertisement(identity(90 + number), layers=(hop.first, hop.end)),
+                numerics_class=numerics,
+            )
+            for number, hop in enumerate(it.made.route)
+        ]
+        assert verdicts(await it.examine(1.0, 0.0)) == [AuditVerdict.SAME] * 3
+        assert not it.judge.seen
+        assert verdicts(await it.examine(0.0, 1.0)) == [AuditVerdict.PROVED] * 3
+        other = evolve(it.offers[1], numerics_class="ab" * 16)
+        it.offers[1] = other
+        found = verdicts(await it.examine(1.0, 0.0))
+        assert found == [AuditVerdict.SAME, AuditVerdict.PROVED, AuditVerdict.SAME]
+
+
+async def test_without_a_key_stages_are_run_again(autojump_clock: MockClock) -> None:
+    """Or not at all, where nobody can."""
+    async with inspected(Judge([])) as it:
+        assert verdicts(await it.examine(1.0, 1.0)) == [AuditVerdict.NOT_REPLAYED] * 3
+        it.replays = True
+        assert verdicts(await it.examine(1.0, 1.0)) == [AuditVerdict.SAME] * 3
+
+
+async def test_a_stage_that_refuses_loses_standing(
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It is not blamed; it may be busy, or its session may have gone back."""
+
+    async def refuse(self: Prover, *_: object) -> None:
+        raise self._no(Refusal.BUSY, "others' openings are under way", 1000)
+
+    monkeypatch.setattr(Prover, "_show", refuse)
+    async with inspected() as it:
+        trust = await it.examine(1.0, 0.0)
+        assert verdicts(trust) == [AuditVerdict.NOT_REPLAYED] * 3
+        assert trust.held
+        assert [error.peer for error in it.failed] == [hop.peer for hop in it.made.route]
+        assert all(isinstance(error, RefusedError) for error in it.failed)
+
+
+async def test_a_stage_that_knows_no_openings_is_run_again(
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """An older peer is not blamed for what it never learnt."""
+
+    @asynccontextmanager
+    async def gone(_: object, hop: object, *__: object) -> AsyncIterator[None]:
+        raise PeerUnavailable(getattr(hop, "peer"), "it does not know openings")  # noqa: B009
+        yield
+
+    monkeypatch.setattr(module, "open_cells", gone)
+    async with inspected() as it:
+        it.replays = True
+        trust = await it.examine(1.0, 1.0)
+        assert verdicts(trust) == [AuditVerdict.SAME] * 3
+        assert not it.failed
+
+
+Change = Callable[[OpenedTrace], OpenedTrace]
+
+
+@pytest.mark.parametrize(
+    "change",
+    [
+        lambda opening: evolve(opening, leaves=opening.leaves[::-1]),
+        lambda opening: evolve(opening, row=evolve(opening.row, sent=b"\0" * 32)),
+        lambda opening: evolve(opening, layers=opening.layers[1:]),
+    ],
+)
+async def test_what_does_not_fit_is_blamed_on_the_stage(
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch, change: Change
+) -> None:
+    """Rows that are not on its receipts' roots, or not all of its layers, are not opened rows."""
+    real = open_cells
+
+    @asynccontextmanager
+    async def altered(*args: object) -> AsyncIterator[object]:
+        async with real(*args) as cells:  # type: ignore[arg-type]
+            honest = cells.next
+
+            async def other() -> OpenedTrace:
+                return change(await honest())
+
+            monkeypatch.setattr(cells, "next", other)
+            yield cells
+
+    monkeypatch.setattr(module, "open_cells", altered)
+    async with inspected() as it:
+        trust = await it.examine(1.0, 0.0)
+        assert verdicts(trust) == [AuditVerdict.NOT_OPENED] * 3
+        assert [each.blamed for each in trust.audits] == [hop.peer for hop in it.made.route]
+        assert not trust.held

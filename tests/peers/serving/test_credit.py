@@ -1,0 +1,193 @@
+"""Statements among peers: told, kept, shown to others, and worth what the debts behind them are."""
+
+from collections.abc import AsyncIterator
+from contextlib import AsyncExitStack, asynccontextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from random import Random
+
+import pytest
+from attrs import evolve
+from trio.testing import MockClock, wait_all_tasks_blocked
+
+from p2pinfer.core.ids import PeerId
+from p2pinfer.core.ledger import LedgerEntry
+from p2pinfer.core.statement import Owe, Statement, Vouch
+from p2pinfer.node.ledger_db import LedgerDb, Side
+from peers.parts.protocol import in_place
+from peers.serving.credit import CREDIT, EXCHANGES_MAX, HEARD_EVERY_S, Credit
+from peers.steps.messaging import send
+from scheduler.credit import ANSWER_WORK
+from tests.support.directories import advertisement
+from tests.support.swarm import KEYS
+from transports.base import Transport
+from transports.identity import Identity
+from transports.memory.network import MemoryNetwork
+
+ME, FRIEND, NEWCOMER, SYBIL = KEYS[:4]
+MIB = 1_000_000
+
+
+@dataclass
+class Node:
+    """A peer with its books."""
+
+    key: Identity
+    transport: Transport
+    books: LedgerDb
+    credit: Credit
+
+    def had(self, server: Identity, work: int, session: int = 1) -> None:
+        """Enter work that another peer did for this one."""
+        terms = bytes([session]) * 32
+        self.books.keep(
+            Side.USED, [LedgerEntry(server.peer_id, self.key.peer_id, terms, 1, 2, work, MIB)]
+        )
+
+    def gave(self, user: Identity, work: int) -> None:
+        """Enter work that this peer did for another one."""
+        entry = LedgerEntry(self.key.peer_id, user.peer_id, bytes(32), 1, 2, work, MIB)
+        self.books.keep(Side.SERVED, [entry])
+
+
+@asynccontextmanager
+async def swarm(folder: Path, *keys: Identity) -> AsyncIterator[list[Node]]:
+    """Provide peers that know each other; nobody tells by itself."""
+    network, nodes = MemoryNetwork(), list[Node]()
+    async with AsyncExitStack() as stack:
+        for key in keys:
+            transport = await stack.enter_async_context(network.join(key.peer_id))
+            books = LedgerDb(folder / key.peer_id)
+            offers = [advertisement(other, layers=(1, 29)) for other in keys if other != key]
+            credit = Credit(transport, key.sign, books, lambda o=offers: o, Random(1), in_place)  # type: ignore[misc]
+            credit.listen()
+            nodes.append(Node(key, transport, books, credit))
+        yield nodes
+
+
+async def tell(*nodes: Node) -> None:
+    """Have peers tell, and others hear it."""
+    for node in nodes:
+        await node.credit.tell()
+    await wait_all_tasks_blocked()
+
+
+async def test_work_is_stated_kept_and_counts_at_others(
+    tmp_path: Path, autojump_clock: MockClock
+) -> None:
+    """I had from a friend, and the friend from a newcomer: so the newcomer has credit with me."""
+    async with swarm(tmp_path, ME, FRIEND, NEWCOMER) as (me, friend, newcomer):
+        me.had(FRIEND, 20 * ANSWER_WORK)
+        friend.had(NEWCOMER, 300 * ANSWER_WORK)
+        assert me.credit.places(NEWCOMER.peer_id) == 0
+        await tell(me, friend)
+        (stated,) = newcomer.books.in_favour(NEWCOMER.peer_id)
+        assert (stated.user, stated.work) == (FRIEND.peer_id, 300 * ANSWER_WORK)
+        assert friend.books.debts(FRIEND.peer_id).stated == {ME.peer_id: 20 * ANSWER_WORK}
+        await tell(newcomer)
+        assert me.credit.places(NEWCOMER.peer_id) == me.credit.places(FRIEND.peer_id) == 2
+        me.gave(NEWCOMER, 15 * ANSWER_WORK)
+        await tell(me)
+        assert me.credit.places(NEWCOMER.peer_id) == 0  # it has not said what it had
+        newcomer.had(ME, 15 * ANSWER_WORK)
+        await tell(newcomer, me)
+        assert me.credit.places(NEWCOMER.peer_id) == 1
+
+
+async def test_sybils_that_vouch_for_each_other_have_nothing(
+    tmp_path: Path, autojump_clock: MockClock
+) -> None:
+    """What a peer is owed by strangers counts nothing where nobody owes those."""
+    async with swarm(tmp_path, ME, SYBIL, NEWCOMER) as (me, sybil, newcomer):
+        sybil.had(NEWCOMER, 10**9)
+        newcomer.had(SYBIL, 10**9)
+        await tell(me, sybil, newcomer, sybil)
+        assert me.credit.places(SYBIL.peer_id) == me.credit.places(NEWCOMER.peer_id) == 0
+
+
+def signed(by: Identity, to: PeerId, count: int = 1, work: int = 5) -> Statement:
+    """Return a peer's statement to another one."""
+    made = Statement(by.peer_id, to, count, work)
+    return evolve(made, signature=by.sign(made.to_sign()))
+
+
+@pytest.mark.parametrize(
+    ("statement", "why"),
+    [
+        (evolve(signed(SYBIL, ME.peer_id), work=6), "not signed by it"),
+        (signed(FRIEND, ME.peer_id), "about other peers"),
+        (signed(SYBIL, FRIEND.peer_id), "about other peers"),
+    ],
+)
+async def test_false_statements_are_their_senders_fault(
+    tmp_path: Path,
+    autojump_clock: MockClock,
+    caplog: pytest.LogCaptureFixture,
+    statement: Statement,
+    why: str,
+) -> None:
+    """Not signed, by another peer, or to another one: nothing is kept."""
+    caplog.set_level("INFO", "p2pinfer.credit")
+    async with swarm(tmp_path, ME, SYBIL) as (me, sybil):
+        channel = await sybil.transport.open(ME.peer_id, CREDIT)
+        await send(channel, Owe(statement))
+        await wait_all_tasks_blocked()
+        assert me.books.in_favour(ME.peer_id) == []
+    assert why in caplog.text
+
+
+async def test_who_contradicts_itself_has_no_credit(
+    tmp_path: Path, autojump_clock: MockClock
+) -> None:
+    """Whatever it did before."""
+    async with swarm(tmp_path, ME, FRIEND) as (me, friend):
+        me.had(FRIEND, 1000 * ANSWER_WORK)
+        await tell(me)
+        assert me.credit.places(FRIEND.peer_id) == 3
+        for work in (5, 6):
+            channel = await friend.transport.open(ME.peer_id, CREDIT)
+            await send(channel, Owe(signed(FRIEND, ME.peer_id, work=work)))
+            await wait_all_tasks_blocked()
+        assert me.credit.places(FRIEND.peer_id) == 0
+
+
+async def test_forged_vouchers_are_refused_and_floods_are_not_read(
+    tmp_path: Path, autojump_clock: MockClock, caplog: pytest.LogCaptureFixture
+) -> None:
+    """For another peer, or with an amount that the debtor did not sign; one in ten seconds."""
+    caplog.set_level("INFO", "p2pinfer.credit")
+    async with swarm(tmp_path, ME, FRIEND, SYBIL) as (me, _, sybil):
+        me.had(FRIEND, 1000 * ANSWER_WORK)
+        await tell(me)
+        good = signed(FRIEND, SYBIL.peer_id, work=50 * ANSWER_WORK)
+
+        async def vouched(*statements: Statement) -> int:
+            channel = await sybil.transport.open(ME.peer_id, CREDIT)
+            await send(channel, Vouch(statements))
+            await wait_all_tasks_blocked()
+            return me.credit.places(SYBIL.peer_id)
+
+        assert await vouched(evolve(good, work=10**12)) == 0
+        assert await vouched(good) == 0  # too soon
+        assert "not signed" in caplog.text
+        autojump_clock.jump(HEARD_EVERY_S)
+        assert await vouched(good, signed(FRIEND, ME.peer_id)) == 0
+        assert "another peer's favour" in caplog.text
+        autojump_clock.jump(HEARD_EVERY_S)
+        assert await vouched(good) == 2
+
+
+async def test_a_peer_that_says_nothing_holds_few_places(
+    tmp_path: Path, autojump_clock: MockClock
+) -> None:
+    """Channels that stay silent are let go, and others are heard again."""
+    async with swarm(tmp_path, ME, FRIEND, SYBIL) as (me, friend, sybil):
+        for _ in range(3 * EXCHANGES_MAX):
+            await sybil.transport.open(ME.peer_id, CREDIT)
+        await wait_all_tasks_blocked()
+        friend.had(ME, ANSWER_WORK)
+        await tell(friend)
+        assert me.books.in_favour(ME.peer_id) == []
+        autojump_clock.jump(60.0)
+        await wait_all_tasks_blocked()
+        assert me.credit._answering == 0

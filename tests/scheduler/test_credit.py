@@ -1,0 +1,103 @@
+"""Credit: what a peer may have for what it did, and that peers that only vouch have nothing."""
+
+from collections.abc import Mapping
+from itertools import chain
+from random import Random
+from statistics import median
+
+from hypothesis import given
+from hypothesis import strategies as st
+
+from p2pinfer.core.ids import PeerId, SessionId
+from scheduler.admission import WAIT_S_MAX, Admission, AdmissionVerdict, Ask
+from scheduler.credit import ANSWER_WORK, PLACES_MAX, UNSTATED_MAX, Debts
+
+FRIEND, HELPER, STRANGER = map(PeerId, ("friend", "helper", "stranger"))
+PEERS = [PeerId(f"peer {number}") for number in range(6)]
+
+
+def test_work_counts_directly_and_through_one_other() -> None:
+    """By the smaller of the two debts; what was had from here is taken off."""
+    debts = Debts(had={FRIEND: 50, HELPER: 30})
+    assert debts.net(FRIEND) == 50
+    assert debts.net(STRANGER, {HELPER: 20, FRIEND: 500}) == 20 + 50
+    used = Debts(had={FRIEND: 50}, given={FRIEND: 80})
+    assert used.net(FRIEND) == -30
+    assert used.places(FRIEND) == 0
+
+
+def test_places_grow_slowly() -> None:
+    """Ten times the work is one place more, up to a limit; less than an answer is none."""
+    places = [Debts(had={FRIEND: ANSWER_WORK * 10**power}).places(FRIEND) for power in range(6)]
+    assert places == [1, 2, 3, PLACES_MAX, PLACES_MAX, PLACES_MAX]
+    assert Debts(had={FRIEND: ANSWER_WORK - 1}).places(FRIEND) == 0
+
+
+def test_who_does_not_say_what_it_had_has_no_credit() -> None:
+    """A little may be on its way; a statement mends it."""
+    had, given = {FRIEND: 10**9}, {FRIEND: UNSTATED_MAX + 5}
+    assert Debts(had, given).places(FRIEND) == 0
+    assert Debts(had, given, stated={FRIEND: 5}).places(FRIEND) > 0
+
+
+work = st.integers(0, 10**6)
+debts_of = st.dictionaries(st.sampled_from(PEERS), work)
+
+
+@given(debts_of, debts_of, st.integers(1, 100))
+def test_sybils_gain_no_more_than_the_real_debts_towards_them(
+    had: Mapping[PeerId, int], vouched: Mapping[PeerId, int], count: int
+) -> None:
+    """However many there are, and whatever they sign for each other."""
+    sybils = [PeerId(f"sybil {number}") for number in range(count)]
+    forged = dict.fromkeys(sybils, 10**9)
+    debts = Debts(had)
+    for sybil in sybils:
+        assert debts.net(sybil, forged) == 0
+        assert debts.net(sybil, {**forged, **vouched}) == debts.net(sybil, vouched)
+        assert debts.net(sybil, vouched) <= sum(had.values())
+
+
+def test_contributors_wait_a_third_of_free_riders_and_nobody_for_ever() -> None:
+    """An overloaded stage whose askers come back as told; 30 % of them never worked."""
+    chance, admission = Random(7), Admission(4, 4000)
+    workers = [PeerId(f"worker {number}") for number in range(14)]
+    riders = [PeerId(f"rider {number}") for number in range(6)]
+    debts = Debts(had=dict.fromkeys(workers, 100 * ANSWER_WORK))
+    credit = {peer: 1 + debts.places(peer) for peer in workers}
+    waited: dict[PeerId, list[float]] = {peer: [] for peer in (*workers, *riders)}
+    begun = {peer: chance.uniform(0, 5) for peer in waited}  # when each came with its question
+    due: list[tuple[float, str, PeerId, bytes]] = [
+        (at, "ask", peer, chance.randbytes(16)) for peer, at in begun.items()
+    ]
+    holders: dict[bytes, PeerId] = {}
+    while due:
+        due.sort()
+        now, what, peer, number = due.pop(0)
+        if now > 3000:
+            break
+        session = SessionId(number)
+        if what == "ask":
+            holders[session] = peer
+            ask = Ask(session, peer, 1000, now, credit.get(peer, 0))
+            answers = admission.ask(ask)
+            due.append((now + WAIT_S_MAX, "late", peer, session))
+        elif what == "late":
+            answers = admission.refuse_late(now)
+        else:
+            answers = admission.release(session, now)
+            begun[peer] = now + chance.expovariate(1 / 3)  # the next question
+            due.append((begun[peer], "ask", peer, chance.randbytes(16)))
+        for answer in answers:
+            other = holders[answer.session]
+            if answer.verdict is AdmissionVerdict.ADMITTED:
+                waited[other].append(now - begun[other])
+                due.append((now + chance.uniform(4, 8), "end", other, answer.session))
+            elif answer.verdict is AdmissionVerdict.REFUSED:
+                back = now + answer.retry_ms / 1000
+                due.append((back, "ask", other, chance.randbytes(16)))
+    works, rides = (
+        median(chain.from_iterable(waited[peer] for peer in kind)) for kind in (workers, riders)
+    )
+    assert works <= rides / 3
+    assert all(len(times) > 20 for times in waited.values())
