@@ -17,6 +17,7 @@ from peers.serving import stage_session
 from peers.steps.history import Budget
 from peers.steps.messaging import SESSION, RefusedError, receive, send
 from tests.peers.asking.test_recovery import Spares, mended
+from tests.peers.asking.test_reopening import WAYS, cut_off, hidden
 from tests.support.swarm import (
     CHAINS,
     CONTEXT,
@@ -316,3 +317,26 @@ async def test_parent_that_is_over(autojump_clock: MockClock) -> None:
         with pytest.raises(EngineError, match="over"):
             async with made.requester.open(made.route, session_id(1), CONTEXT, None, beginning):
                 pass
+
+
+@pytest.mark.parametrize("ways", WAYS)
+@pytest.mark.parametrize("at_once", [False, True])
+async def test_a_relay_is_lost(ways: str, at_once: bool, autojump_clock: MockClock) -> None:
+    """Before the copy's first step or later: the stages keep what they took over."""
+    async with hidden() as made:
+        spares = Spares(made)
+        async with spares.open() as parent:
+            await answer(parent, PROMPT)
+            rows = computed(made)
+            async with beside(made, parent, spares) as session:
+                if at_once:
+                    cut_off(made, *WAYS[ways])()
+                    await trio.sleep(5)
+                async with aclosing(session.generate(OTHER, GREEDY, 20)) as tokens:
+                    found = [(await anext(tokens)).id]
+                    if not at_once:
+                        cut_off(made, *WAYS[ways])()
+                    found += [token.id async for token in tokens]
+                assert found == await due()
+            new = len(OTHER) - SHARED + 19
+            assert computed(made) == [each + new for each in rows]
