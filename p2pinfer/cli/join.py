@@ -4,7 +4,7 @@ from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
 from shlex import quote
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
@@ -20,7 +20,6 @@ from p2pinfer.cli.options import (
     Quota,
     ReachFlags,
     RelayFlags,
-    SwarmModels,
     option,
     parse_bytes,
 )
@@ -35,6 +34,21 @@ if TYPE_CHECKING:  # what is heavy is imported by the command that needs it
     from p2pinfer.node.peer import PeerOptions, Serving
 
 
+def _one_a_line(_: Any, value: str, **__: Any) -> list[str]:
+    """Split a variable where paths with spaces may be named."""
+    return value.splitlines()
+
+
+SwarmModels = Annotated[
+    tuple[str, ...],
+    option(
+        "model",
+        "GGUF file, hf:owner/repo[:QUANT], model id, or 'default'; several times for several"
+        " models, which share the memory (one a line in the variable). If omitted: the model that"
+        " the swarm serves, or else 'default'.",
+        env_var_split=_one_a_line,
+    ),
+]
 Listen = Annotated[
     tuple[str, ...],
     option(

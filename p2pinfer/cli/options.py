@@ -64,23 +64,6 @@ SwarmModel = Annotated[
         " swarm serves, or else 'default'.",
     ),
 ]
-
-
-def _one_a_line(_: Any, value: str, **__: Any) -> list[str]:
-    """Split a variable where paths with spaces may be named."""
-    return value.splitlines()
-
-
-SwarmModels = Annotated[
-    tuple[str, ...],
-    option(
-        "model",
-        "GGUF file, hf:owner/repo[:QUANT], model id, or 'default'; several times for several"
-        " models, which share the memory (one a line in the variable). If omitted: the model that"
-        " the swarm serves, or else 'default'.",
-        env_var_split=_one_a_line,
-    ),
-]
 Network = Annotated[str, option("network", "Swarm name; peers of other swarms are ignored.")]
 NetworkKey = Annotated[
     Path | None,

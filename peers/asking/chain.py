@@ -6,8 +6,7 @@ them everything it ever sent, and the tokens that come out are the same as witho
 """
 
 import logging
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Sequence
 from itertools import pairwise
 
 import trio
@@ -60,7 +59,7 @@ LOOK_STEPS = 16
 
 
 class Chain:
-    """A session's stages; ``open_chain`` makes one, and keeps it whole."""
+    """A session's stages; ``opening.open_chain`` makes one, and keeps it whole."""
 
     def __init__(
         self,
@@ -80,8 +79,7 @@ class Chain:
         self._number = self._received = self._forgotten = number
         self._look_at, self._idle_from, self._is_waiting = number + LOOK_STEPS, -1, False
         self._failure: PeerError | None = None
-        self._trouble, self._mended = trio.Event(), trio.Event()
-        self._rerouted = trio.Event()
+        self._trouble, self._mended, self._rerouted = trio.Event(), trio.Event(), trio.Event()
         self._failed: list[PeerId] = []  # most recent last
         self._reopened: dict[PeerId, float] = {}  # when the session was opened there again
         self._scope = trio.CancelScope()
@@ -102,14 +100,8 @@ class Chain:
         return Parent(self._opened.session, rows, self._number)
 
     async def inherit(self, parent: "Chain", rows: int) -> None:
-        """Take over the rows that a parent sent and got for its first positions, before ``open``.
-
-        Raises:
-            LookupError: it does not keep them.
-        """
-        assert self._opened.parent
-        number = self._opened.parent.number
-        await self._outbox.history.inherit(parent._outbox.history, rows, number)
+        """Take over what a parent sent and got first, before ``open``; raises LookupError."""
+        await self._outbox.history.inherit(parent._outbox.history, rows, self._number)
         if self.evidence and parent.evidence:
             self.evidence.witness = parent.evidence.witness.fork(rows)
 
@@ -226,7 +218,7 @@ class Chain:
                 await trio.sleep_forever()
 
     async def open(self, route: Sequence[Hop]) -> None:
-        """Open the session at all stages, and link them; raises as ``open_chain``."""
+        """Open the session at all stages, and link them; raises as ``opening.open_chain``."""
         me = self._transport.peer_id
         self._stages = await self._open_stages(route, me, OPEN_S_MAX, is_new=True)
         blocks = all(stage.blocks for stage in self._stages)
@@ -506,22 +498,3 @@ class Chain:
         else:
             last.sends_to = last
             self._mended.set()
-
-
-@asynccontextmanager
-async def open_chain(
-    chain: Chain, route: Sequence[Hop], nursery: trio.Nursery
-) -> AsyncIterator[Chain]:
-    """Open a session along a route, for as long as the block lasts; its tasks run in the nursery.
-
-    Raises:
-        RefusedError: a stage refused.
-        PeerUnavailable: a peer cannot be reached.
-        RemoteProtocolError: a peer broke the protocol.
-    """
-    try:
-        await nursery.start(chain.run)
-        await chain.open(route)
-        yield chain
-    finally:
-        chain.close()

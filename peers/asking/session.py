@@ -26,10 +26,11 @@ from p2pinfer.core.regimes import Regime, RegimeChunk, split
 from p2pinfer.core.sampling import Sampling
 from p2pinfer.engine.base import Candidate, Ends, EndsSession, NextToken
 from peers.asking.ahead import Ahead, text_drafter
-from peers.asking.chain import Chain, open_chain
+from peers.asking.chain import Chain
 from peers.asking.draft_model import ModelDrafter, open_drafter
 from peers.asking.drafts import DraftCount, alike
 from peers.asking.experience import stage_times
+from peers.asking.opening import open_chain
 from peers.asking.repair import Repair
 from peers.receipts.session_evidence import Evidence, Gatherer
 from peers.steps.history import Budget, History

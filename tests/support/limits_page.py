@@ -49,19 +49,6 @@ TABLES: dict[str, list[Row]] = {
             "SESSIONS_PER_REQUESTER_MAX",
         ),
         Row(
-            "tokens in common with an open session from which on a gateway copies it",
-            "{}",
-            "p2pinfer.client.session_pool",
-            "SHARED_TOKENS_MIN",
-        ),
-        Row(
-            "tokens that a session loses to a prompt with the same beginning, where there is room"
-            " for another session",
-            "{}",
-            "p2pinfer.client.session_pool",
-            "LOST_TOKENS_MAX",
-        ),
-        Row(
             "sessions waiting at a stage",
             "{}",
             "scheduler.admission",

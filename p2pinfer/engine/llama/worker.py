@@ -11,7 +11,7 @@ import socket
 import sys
 import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import asdict, dataclass, replace
 from functools import partial
@@ -25,10 +25,8 @@ from p2pinfer.core.errors import EngineError, P2pinferError, UnsupportedModel
 from p2pinfer.core.regimes import Regime
 from p2pinfer.core.sampling import Sampling
 from p2pinfer.engine.frames import (
-    RECEIVE_BYTES,
     PartConfig,
     PartReady,
-    Splitter,
     WorkerConfig,
     pack,
 )
@@ -38,6 +36,7 @@ from p2pinfer.engine.llama.aside import Aside
 from p2pinfer.engine.llama.batching import Batcher, Regimes
 from p2pinfer.engine.llama.binding import Sampler, Slice, Span, Vocabulary
 from p2pinfer.engine.llama.candidate import attempt
+from p2pinfer.engine.llama.inbox import Inbox
 from p2pinfer.engine.llama.kv_state import KvState
 from p2pinfer.engine.llama.memory import aside_sessions
 from p2pinfer.engine.llama.probe import probe
@@ -273,35 +272,10 @@ def _has_experts(path: str) -> bool:
     return bool(header.integer(f"{header.string('general.architecture')}.expert_count"))
 
 
-class _Inbox:
-    """The node's requests."""
-
-    def __init__(self, sock: socket.socket) -> None:
-        self._sock, self._splitter = sock, Splitter()
-        self.is_closed = False
-
-    def frames(self, *, wait: bool) -> Iterator[list[Any]]:
-        """Yield all that has come, after waiting for some if nothing has.
-
-        All: a single row may lie behind several blocks of a prompt, and is to run before them.
-        """
-        flags = 0 if wait else socket.MSG_DONTWAIT
-        while not self.is_closed:
-            try:
-                data = self._sock.recv(RECEIVE_BYTES, flags)
-            except BlockingIOError:
-                return
-            self.is_closed = not data
-            yield from self._splitter.feed(data)
-            if len(data) < RECEIVE_BYTES:
-                return
-            flags = socket.MSG_DONTWAIT
-
-
 class _Worker:
     """Requests in, answers out."""
 
-    def __init__(self, config: WorkerConfig, inbox: _Inbox, send: Callable[[bytes], None]) -> None:
+    def __init__(self, config: WorkerConfig, inbox: Inbox, send: Callable[[bytes], None]) -> None:
         if any(_has_experts(part.path) for part in config.parts):
             # ggml's tiled kernels pick by rows per expert, so a row would depend on its batch.
             os.environ["GGML_CPU_TILED_MM"] = "0"
@@ -473,7 +447,7 @@ class _Worker:
 
 def _serve(sock: socket.socket) -> None:
     """Answer requests until the node closes its end."""
-    inbox = _Inbox(sock)
+    inbox = Inbox(sock)
     worker: _Worker | None = None
     while not inbox.is_closed:
         # Look without waiting between decodes; wait in the kernel when idle.
