@@ -13,7 +13,7 @@ import trio
 from p2pinfer.core.errors import EngineDied, EngineError
 from p2pinfer.core.regimes import Regime
 from p2pinfer.core.sampling import Sampling
-from p2pinfer.engine.base import CellsCopy, Decoded, Done, EngineBusy, NextToken
+from p2pinfer.engine.base import CannotCopy, CellsCopy, Decoded, Done, EngineBusy, NextToken
 from p2pinfer.engine.llama.batching import Batcher, Regimes
 from sim.model import MASK, ORIGIN, ROW_BYTES, WIDTH, Cache, Links, VirtualModel, link_of, pack
 
@@ -113,7 +113,7 @@ class _Cells:
 
     async def copy(self, positions: int) -> CellsCopy:  # noqa: ARG002 -- an EngineSession's
         """Refuse: virtual layers have no steps to show."""
-        raise EngineError("virtual layers have no steps to show")
+        raise CannotCopy("virtual layers have no steps to show")
 
     def close(self) -> None:
         """Free the cells; idempotent."""

@@ -45,7 +45,7 @@ def proof(
 
     Each layer is read once, checked against its hash, folded with secret numbers and forgotten;
     layers that are not here are fetched from --bootstrap, one at a time. The key takes about 1 % of
-    the model, stays on this machine, and is made anew every week; model rm removes it. If this is
+    the model, stays on this machine, and is made again every week; model rm removes it. If this is
     interrupted, the same command goes on.
 
     Parameters

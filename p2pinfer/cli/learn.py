@@ -34,8 +34,8 @@ if TYPE_CHECKING:  # what is heavy is imported by the command that needs it
     from p2pinfer.core.manifest import Manifest
     from p2pinfer.engine.store.assemble import PartsModel
     from p2pinfer.engine.store.store import Store
-    from p2pinfer.node.learning import Options, Progress, Report
-    from p2pinfer.node.lesson_rows import ComputeRows, Vocabulary
+    from p2pinfer.node.learning import LearningProgress, Options, Report
+    from p2pinfer.node.lesson_rows import ComputeRows, TextToTokens
     from p2pinfer.node.lessons import Lesson
     from scheduler.owner_idle import MachineUse
     from transports.base import Reach
@@ -45,7 +45,7 @@ PLAIN_LINE_S = 10.0
 
 HELD_OUT_DEFAULT, HELD_OUT_MAX = 0.1, 0.9
 HELD_OUT_LESSONS_MIN = 10
-"""From so many lessons on, some are held out unless a person says otherwise."""
+"""With as many lessons or more, some are held out unless a person says otherwise."""
 
 RANK_MAX, PASSES_MAX, BATCH_MAX, RATE_MAX = 64, 1000, 256, 0.1
 
@@ -61,9 +61,9 @@ class LessonFlags:
     rank: Annotated[int, option("rank", "Rank of the adapter.")] = 8
     passes: Annotated[
         int, option("passes", "Over all lessons, at most; it ends when nothing is left to learn.")
-    ] = 30
+    ] = 50
     batch: Annotated[int, option("batch", "Lessons in a step.")] = 4
-    rate: Annotated[float, option("rate", "Learning rate of the first steps.")] = 0.004
+    rate: Annotated[float, option("rate", "Learning rate of the first steps.")] = 0.006
     held_out: Annotated[
         float | None,
         option(
@@ -221,7 +221,7 @@ async def _learn(task: _Task, model_id: "ModelId", *, only_idle: bool, as_json: 
 @asynccontextmanager
 async def _open_rows(
     task: _Task, model_id: "ModelId"
-) -> "AsyncIterator[tuple[PartsModel, Vocabulary, ComputeRows]]":
+) -> "AsyncIterator[tuple[PartsModel, TextToTokens, ComputeRows]]":
     """Open what computes rows, here or in a swarm; raises UserError if the model cannot learn."""
     from p2pinfer.engine.training.weights import check_trains
     from p2pinfer.node.lesson_rows import LESSON_TOKENS_MAX, rows_here, rows_of_swarm
@@ -273,7 +273,7 @@ async def _leisure(*, only_idle: bool) -> "AsyncIterator[Callable[[], Awaitable[
 
 
 @contextmanager
-def _shown() -> "Iterator[Callable[[Progress], None]]":
+def _shown() -> "Iterator[Callable[[LearningProgress], None]]":
     """Show progress: a bar on a terminal, elsewhere an occasional line."""
     from rich.console import Console
     from rich.progress import BarColumn, MofNCompleteColumn, TextColumn, TimeRemainingColumn
@@ -288,7 +288,7 @@ def _shown() -> "Iterator[Callable[[Progress], None]]":
     bars = Bars(*words, loss, TimeRemainingColumn(), console=console, transient=True)
     tasks: dict[str, Any] = {}
 
-    def show(progress: "Progress") -> None:
+    def show(progress: "LearningProgress") -> None:
         bars.start()
         if progress.what not in tasks:
             tasks[progress.what] = bars.add_task(progress.what, total=progress.total, loss="")
@@ -301,11 +301,11 @@ def _shown() -> "Iterator[Callable[[Progress], None]]":
         bars.stop()
 
 
-def _plain() -> "Callable[[Progress], None]":
+def _plain() -> "Callable[[LearningProgress], None]":
     said_s = time.monotonic()
     begun: dict[str, tuple[int, float]] = {}
 
-    def show(progress: "Progress") -> None:
+    def show(progress: "LearningProgress") -> None:
         nonlocal said_s
         now_s = time.monotonic()
         first, began_s = begun.setdefault(progress.what, (progress.done, now_s))

@@ -36,7 +36,7 @@ def attend(
     Args:
         queries: rotated; layers by heads by numbers of a head.
         keys: as cached; layers by positions by heads of K by numbers of a head.
-        values: likewise.
+        values: in the same form.
         scale: of products of queries and keys.
         regime: of the row.
         is_half: whether V is kept in float16, not in bfloat16.

@@ -11,7 +11,7 @@ a requester chooses its rows: it could choose them so that they differ by more t
 Two receipts that contradict each other are a proof without rows, in any class.
 
 An opening in which a step is not what the one before it gives is a proof in any class, too: the
-accused signed for each step, and whoever holds that one layer computes the step again. It is cut to
+accused signed for each step, and all who hold that one layer compute the step again. It is cut to
 that layer; see ``core.opening`` and ``core.verdict``.
 
     session    the terms that the receipts name; the requester is the author, and signs the file

@@ -253,6 +253,10 @@ class Manifest:
         names = (METADATA, TOKENIZER, EMBEDDING, *map(layer_part, (*first, *last)), OUTPUT)
         return self._with_adapter(names)
 
+    def is_adapted(self, layer: int) -> bool:
+        """Whether the adapter changes a layer."""
+        return adapter_part(layer_part(layer)) in {part.name for part in self.adapter}
+
     def _with_adapter(self, names: tuple[str, ...]) -> tuple[str, ...]:
         """Add what the adapter has for some parts."""
         held = {part.name for part in self.adapter}

@@ -149,7 +149,7 @@ class OpenedLayer:
     keys: bytes = field(default=b"", validator=blob(OPENED_BYTES_MAX), repr=shown_size)
     """K rows as cached, from position 0 to the opened row's; empty where they are not shown."""
     values: bytes = field(default=b"", validator=blob(OPENED_BYTES_MAX), repr=shown_size)
-    """V rows, likewise."""
+    """V rows, in the same way."""
     tail: bytes = field(default=LAST_TAIL, validator=_HASH, repr=shown_size)
     """Of the layer's chain over K and V, behind these rows."""
 

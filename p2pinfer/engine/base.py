@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any, Final, Protocol
 
 from p2pinfer.core.errors import EngineError
 from p2pinfer.core.regimes import Regime
@@ -11,6 +11,14 @@ from p2pinfer.core.sampling import Sampling
 
 class EngineBusy(EngineError):
     """All of the engine's sessions are taken."""
+
+
+class CannotCopy(EngineError):
+    """The engine copies no cells of this session: what it runs cannot be traced, or is too long."""
+
+
+REFUSALS: Final = {kind.__name__: kind for kind in (EngineError, EngineBusy, CannotCopy)}
+"""By their names, as an engine's process gives them."""
 
 
 @dataclass(frozen=True)
@@ -98,7 +106,8 @@ class EngineSession(Protocol):
 
         Raises:
             EngineBusy: there is another copy, or no room for one now.
-            EngineError: this engine's cells cannot be copied, or rows of its model not traced.
+            CannotCopy: its cells are never copied, or are too many.
+            EngineError: it holds fewer positions, or the engine failed.
         """
         ...
 

@@ -17,12 +17,12 @@ A frame is four bytes of length, little-endian, and a msgpack array. The node se
                                                         the copy's positions before it
     ["drop"]                                            no answer: forget the copy
 
-``layers`` is how many of the slice's layers the session runs. Answers carry the number:
-``[number, microseconds of decoding, *values]``, or ``[number, None, sentence]`` when the engine
-refused. ``next`` answers with the token, its bytes, whether it ends the answer, the first end's
-rows for it, and ``[token, bytes, log-probability]`` of each candidate that was asked for. ``copy``
-answers with the numbers in which V is kept, ``read`` with K and V rows as the cache holds them, and
-``trace`` with ``[layer, step, numbers]`` of each step. Rows and numbers are float32, little-endian.
+``layers`` is how many of the slice's layers the session runs. Answers carry the number: ``[number,
+microseconds of decoding, *values]``, or ``[number, None, sentence, kind]`` when the engine refused.
+``next`` answers with the token, its bytes, whether it ends the answer, the first end's rows for it,
+and ``[token, bytes, log-probability]`` of each candidate that was asked for. ``copy`` answers with
+the numbers in which V is kept, ``read`` with K and V rows as the cache holds them, and ``trace``
+with ``[layer, step, numbers]`` of each step. Rows and numbers are float32, little-endian.
 """
 
 import struct

@@ -32,7 +32,7 @@ from p2pinfer.engine.llama.memory import available_bytes, check_runs, swap_bytes
 from p2pinfer.engine.store.adapters import Matrices, adapter_bytes, keep_adapter
 from p2pinfer.engine.store.assemble import PartsModel
 from p2pinfer.engine.store.disk import size_text
-from p2pinfer.engine.training.descent import Course, Example, State, learn, mean_loss
+from p2pinfer.engine.training.descent import Course, Example, LearningState, learn, mean_loss
 from p2pinfer.engine.training.network import Network
 from p2pinfer.engine.training.weights import MATRICES, read_top, top_bytes
 from p2pinfer.node.lesson_rows import ComputeRows, RowsKept, Worded
@@ -59,7 +59,7 @@ class Options:
 
 
 @dataclass(frozen=True, slots=True)
-class Progress:
+class LearningProgress:
     """How far it is."""
 
     what: str
@@ -138,17 +138,17 @@ async def compute_rows(
     kept: RowsKept,
     worded: Sequence[Worded],
     compute: ComputeRows,
-    tell: Callable[[Progress], None],
+    tell: Callable[[LearningProgress], None],
 ) -> None:
     """Compute and keep the rows that are not here yet; raises as ``compute``."""
     for index, each in enumerate(worded):
-        tell(Progress("rows", index, len(worded)))
+        tell(LearningProgress("rows", index, len(worded)))
         if not kept.holds(index, each):
             rows = await compute(each.tokens[:-1])
             if len(rows) != kept.size_of(each):
                 raise UserError(f"{len(rows):,} bytes are not the rows of a lesson: try again")
             kept.keep(index, rows)
-    tell(Progress("rows", len(worded), len(worded)))
+    tell(LearningProgress("rows", len(worded), len(worded)))
 
 
 async def teach(
@@ -157,7 +157,7 @@ async def teach(
     worded: Sequence[Worded],
     held_out: set[int],
     options: Options,
-    tell: Callable[[Progress], None],
+    tell: Callable[[LearningProgress], None],
     may_work: Callable[[], Awaitable[None]],
 ) -> Report:
     """Learn from lessons whose rows are kept, or go on where a killed run was.
@@ -172,7 +172,7 @@ async def teach(
         may_work: waits before each step as long as the machine is needed otherwise.
 
     Raises:
-        UnsupportedModel, UserError: the model's layers cannot be trained, or not so many.
+        UnsupportedModel, UserError: the model's layers cannot be trained, or it has fewer.
         MissingChunk, DamagedPart: one of their parts is not here, or no longer.
         OSError: the disk is full.
     """
@@ -186,7 +186,7 @@ async def _teach(
     worded: Sequence[Worded],
     held_out: set[int],
     options: Options,
-    tell: Callable[[Progress], None],
+    tell: Callable[[LearningProgress], None],
     may_work: Callable[[], Awaitable[None]],
 ) -> Report:
     kept = RowsKept(folder, model.info.width)
@@ -205,13 +205,13 @@ async def _teach(
     report.resumed_at = state.step
     steps = learn(network, state, learned, options.course)
     total, kept_s = options.course.steps(len(learned)), time.monotonic()
-    tell(Progress("learning", state.step, total))
+    tell(LearningProgress("learning", state.step, total))
     while True:
         await may_work()
         latest = await trio.to_thread.run_sync(next, steps, None)
         if latest is None:
             break
-        tell(Progress("learning", state.step, total, latest))
+        tell(LearningProgress("learning", state.step, total, latest))
         if time.monotonic() - kept_s >= KEEP_S:
             _keep_state(folder, state, before)
             kept_s = time.monotonic()
@@ -255,7 +255,7 @@ def needs_text(needed: int, worded: Sequence[Worded], width: int) -> str:
 async def _mean_loss(
     network: Network,
     may_work: Callable[[], Awaitable[None]],
-    state: State,
+    state: LearningState,
     examples: Sequence[Example],
 ) -> float:
     found = []
@@ -266,7 +266,7 @@ async def _mean_loss(
     return float(np.mean(found))
 
 
-def _matrices(network: Network, state: State) -> Matrices:
+def _matrices(network: Network, state: LearningState) -> Matrices:
     first, trained = network.shape.first, network.trained.views(state.numbers)
     return {
         f"blk.{first + index}.{name}": (network.frozen[index][name], trained[index][name])
@@ -279,7 +279,7 @@ _Before = tuple[float | None, float | None]
 """The loss of what is learned, and of what is held out."""
 
 
-def _keep_state(folder: Path, state: State, before: _Before) -> None:
+def _keep_state(folder: Path, state: LearningState, before: _Before) -> None:
     """Write where the learning stands; the file is there whole or not at all."""
     said = json.dumps([state.step, state.losses, state.is_learned, before])
     draft = folder / "state.new.npz"
@@ -293,7 +293,7 @@ def _keep_state(folder: Path, state: State, before: _Before) -> None:
     draft.replace(folder / "state.npz")
 
 
-def _kept_state(folder: Path, size: int) -> tuple[State, _Before | None]:
+def _kept_state(folder: Path, size: int) -> tuple[LearningState, _Before | None]:
     """Read where the learning stood, and the losses before it; or begin."""
     try:
         with np.load(folder / "state.npz") as kept:
@@ -305,5 +305,5 @@ def _kept_state(folder: Path, size: int) -> tuple[State, _Before | None]:
         KeyError,
         zipfile.BadZipFile,
     ):  # there is none, or another version wrote it
-        return State.new(size), None
-    return State(numbers, mean, squares, step, losses, is_learned), (before[0], before[1])
+        return LearningState.new(size), None
+    return LearningState(numbers, mean, squares, step, losses, is_learned), (before[0], before[1])

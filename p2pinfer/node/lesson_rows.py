@@ -2,7 +2,7 @@
 
 The rows in front of the trained layers are computed once: here, where the whole model is, or by a
 swarm, whose last stage sends just these rows. They are the model's view of every token of a lesson:
-whoever runs the layers below them sees the text, as of any prompt.
+the peers that compute them get what they get of any prompt.
 """
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
@@ -35,7 +35,7 @@ ComputeRows = Callable[[Sequence[int]], Awaitable[bytes]]
 """Returns the rows of some tokens in front of the trained layers, as float32."""
 
 
-class Vocabulary(Protocol):
+class TextToTokens(Protocol):
     """What texts become tokens by; ``LocalEnds`` has it."""
 
     async def tokenize(
@@ -60,7 +60,7 @@ class Worded:
 
 
 async def word(
-    lessons: Sequence[Lesson], path: Path, model: PartsModel, vocabulary: Vocabulary
+    lessons: Sequence[Lesson], path: Path, model: PartsModel, vocabulary: TextToTokens
 ) -> list[Worded]:
     """Make tokens of lessons, as the model's chat template has it.
 
@@ -90,7 +90,7 @@ async def word(
 async def _worded(
     lesson: Lesson,
     model: PartsModel,
-    vocabulary: Vocabulary,
+    vocabulary: TextToTokens,
     template: ChatTemplate,
     special: SpecialTokens,
 ) -> Worded:

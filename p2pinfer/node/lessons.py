@@ -19,7 +19,7 @@ from p2pinfer.engine.template import Message
 FILE_BYTES_MAX: Final = 64 << 20
 """Read into memory; ten thousand lessons of a thousand tokens have about 40 MB."""
 LESSONS_MAX: Final = 10_000
-"""A pass over so many takes hours on a laptop."""
+"""A pass over them takes hours on a laptop."""
 PROBLEMS_TOLD_MAX: Final = 8
 """Lines that are named in one sentence."""
 

@@ -102,8 +102,9 @@ async def keep_fresh(judge: StepsJudge, store: Store, manifest: Manifest, fetch:
         try:
             if await in_thread(judge.keys.is_due, manifest.id, now_s):
                 await make_proof_key(judge.keys, store, manifest, now_s, fetch)
+                judge.take_new()
         except P2pinferError as error:
-            _log.warning("the proof key is not made anew: %s", error)
+            _log.warning("the proof key is not made again: %s", error)
         with trio.move_on_after(LOOK_S):
             await judge.wait_rejection()
 

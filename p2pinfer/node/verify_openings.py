@@ -16,6 +16,7 @@ from p2pinfer.core.opening import (
     check_whole,
     decode,
 )
+from p2pinfer.core.receipts import BadReceipt
 from p2pinfer.core.trust import short
 from p2pinfer.core.verdict import can_be_judged
 from p2pinfer.engine.store.store import Store
@@ -28,7 +29,7 @@ NO_KEY = "this machine has neither the layers nor a proof key (p2pinfer key proo
 
 
 @frozen
-class Opened:
+class StageOpenings:
     """What the openings of one stage show."""
 
     peer: str
@@ -41,7 +42,7 @@ class Opened:
 
 async def check_openings(
     found: Certificate, vouched: Sequence[Vouched], store: Store
-) -> list[Opened]:
+) -> list[StageOpenings]:
     """Check all openings of a certificate whose receipts were checked, one result a stage."""
     manifest = store.manifest(found.terms.model)
     judge = judge_of(store, manifest) if manifest else None
@@ -49,25 +50,33 @@ async def check_openings(
     try:
         openings = [decode(data) for data in found.openings]
     except BadOpening as error:
-        return [Opened("", "", False, str(error))]
+        return [StageOpenings("", "", False, str(error))]
     for stage in vouched:
-        mine = [each for each in openings if each.pledge.peer == stage.peer]
+        mine = [each for each in openings if _is_of(each, stage)]
         if mine:
             results.append(await _check_stage(found, stage, mine, judge))
-    if {each.pledge.peer for each in openings} - {stage.peer for stage in vouched}:
-        results.append(Opened("", "", False, "a row was opened by a peer of no stage"))
+    if not all(any(_is_of(each, stage) for stage in vouched) for each in openings):
+        results.append(StageOpenings("", "", False, "a row was opened by a peer of no stage"))
     return results
+
+
+def _is_of(opening: OpenedTrace, stage: Vouched) -> bool:
+    """Whether an opening is a stage's; a peer may have been two of them."""
+    try:
+        return (opening.pledge.peer, opening.receipt.first) == (stage.peer, stage.first)
+    except BadReceipt:
+        return opening.pledge.peer == stage.peer
 
 
 async def _check_stage(
     found: Certificate, stage: Vouched, openings: list[OpenedTrace], judge: StepsJudge | None
-) -> Opened:
+) -> StageOpenings:
     layers, peer = f"layers {stage.first}:{stage.end}", short(stage.peer)
     positions = [each.pledge.position for each in openings]
     last = stage.receipts[max(stage.receipts)]
 
-    def result(held: bool | None, text: str) -> Opened:
-        return Opened(peer, layers, held, text, positions)
+    def result(held: bool | None, text: str) -> StageOpenings:
+        return StageOpenings(peer, layers, held, text, positions)
 
     for each in openings:
         try:

@@ -1,6 +1,6 @@
 """Fraud proofs among peers: each checks a proof itself before it acts, and passes on what held.
 
-What shows a false step of a row is judged by whoever holds that layer, or a proof key of it.
+What shows a false step of a row is judged by all who hold that layer, or a proof key of it.
 
 Now and then two peers tell each other which cases they have seen proven; either may ask for one
 proof that it lacks and can judge. It runs the rows again, with its own layers where it holds them,

@@ -17,6 +17,7 @@ from p2pinfer.core.errors import P2pinferError, PeerError, PeerUnavailable, Remo
 from p2pinfer.core.evidence import FRAUD_ROWS_BYTES_MAX
 from p2pinfer.core.fraud import FraudProof
 from p2pinfer.core.ids import PeerId
+from p2pinfer.core.messages import Refusal
 from p2pinfer.core.opening import BadOpening, OpenedTrace, check_roots, check_whole, encode
 from p2pinfer.core.receipts import Receipt
 from p2pinfer.core.trust import ROWS_PROVEN, Audited, AuditVerdict, choose_audits, rows_text
@@ -99,7 +100,9 @@ class Inspector:
             _log.info("%s", error)
         except RefusedError as error:
             _log.info("%s", error)
-            self._on_failed(error)
+            # The stage before it may have opened another row than it sent.
+            if index == 0 or error.refused.code is not Refusal.BAD_REQUEST:
+                self._on_failed(error)
         except P2pinferError as error:
             _log.warning("openings cannot be checked: %s", error)
         return None

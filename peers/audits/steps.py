@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 
 import trio
 
-from p2pinfer.core.errors import P2pinferError
+from p2pinfer.core.errors import P2pinferError, UnsupportedModel
 from p2pinfer.core.fraud import FraudProof
 from p2pinfer.core.layer_key import LayerKey, LayerShape
 from p2pinfer.core.manifest import METADATA, Manifest, layer_part
@@ -44,9 +44,14 @@ class StepsJudge:
         self._shape: LayerShape | None = None
 
     def covers(self, layers: Iterable[int]) -> bool:
-        """Whether all these layers can be judged here."""
-        folded = self.keys.folded(self._manifest.id)
-        return all(layer in folded or self._is_held(layer) for layer in layers)
+        """Whether all these layers can be judged here; those that an adapter changes never can."""
+        folded = self.keys.folded(self._manifest.id) | (
+            self._key.layers.keys() if self._key else set()
+        )
+        is_adapted = self._manifest.is_adapted
+        return all(
+            (layer in folded or self._is_held(layer)) and not is_adapted(layer) for layer in layers
+        )
 
     async def judge(self, opening: OpenedTrace, *, by_layers: bool = False) -> Verdict:
         """Check an opening's steps; its roots and signatures are checked elsewhere.
@@ -71,14 +76,20 @@ class StepsJudge:
         return not verdict.held
 
     async def renew(self) -> None:
-        """Forget the proof key after a rejection, which told a little about it."""
+        """Have the proof key made again after a rejection, which told a little about it.
+
+        Until then this judge goes on with it: what it rejected is still to be proven to others.
+        """
         await self._run(self.keys.expire, self._manifest.id)
-        self._key = None
         self._rejected.set()
         self._rejected = trio.Event()
 
+    def take_new(self) -> None:
+        """Use the key that was made again."""
+        self._key = None
+
     async def wait_rejection(self) -> None:
-        """Wait until the proof key is forgotten next."""
+        """Wait until the proof key is to be made again."""
         await self._rejected.wait()
 
     def _is_held(self, layer: int) -> bool:
@@ -87,6 +98,8 @@ class StepsJudge:
 
     def _judge(self, opening: OpenedTrace, by_layers: bool) -> Verdict:
         numbers = [each.layer for each in opening.layers]
+        if any(map(self._manifest.is_adapted, numbers)):  # its steps are not a matrix's alone
+            raise UnsupportedModel("layers that an adapter changes cannot be proven")
         if self._key is None or not self._key.layers.keys() >= set(numbers):
             self._key = self.keys.load(self._manifest.id)
         folded: Mapping[int, LayerKey] = self._key.layers if self._key else {}

@@ -34,7 +34,7 @@ from p2pinfer.core.proving import (
 )
 from p2pinfer.core.receipts import SIGNED_AS, BadReceipt, Receipt, Signed
 from p2pinfer.core.traced import Traced
-from p2pinfer.engine.base import CellsCopy, EngineBusy
+from p2pinfer.engine.base import CannotCopy, CellsCopy, EngineBusy
 from peers.receipts.signer import ReceiptSigner, SessionRecord, terms_of
 from peers.steps.limits import NUMPY_TYPES
 from peers.steps.messaging import RefusedError, receive, refuse, send
@@ -145,6 +145,8 @@ class Prover:
             await refuse(channel, self._no(Refusal.TOO_SLOW, "the opening took too long"))
         except EngineBusy as error:
             await refuse(channel, self._no(Refusal.BUSY, str(error), RETRY_MS))
+        except CannotCopy as error:
+            await refuse(channel, self._no(Refusal.CONTEXT_FULL, str(error)))
         except EngineError as error:
             await refuse(channel, self._no(Refusal.ENGINE_FAILED, str(error)))
         except RefusedError as error:

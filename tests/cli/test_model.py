@@ -15,6 +15,7 @@ from p2pinfer.engine.store.assemble import open_parts
 from p2pinfer.engine.store.store import Store
 from p2pinfer.node import model_supply
 from p2pinfer.node.model_supply import open_store
+from tests.support.adapters import write_adapter
 from tests.support.stored import flip
 from tests.support.toys import write_toy
 
@@ -75,6 +76,7 @@ def test_add_prints_the_id(model: Command, file: Path, home: Path) -> None:
         "model": id_,
         "name": "Toy",
         "license": "apache-2.0",
+        "base": None,
         "architecture": "llama",
         "layers": 4,
         "bytes": model.json("list")["models"][0]["bytes"],
@@ -254,3 +256,34 @@ def test_add_default_shows_a_bar_on_a_terminal(
     assert len(model.out.strip()) == 64
     assert "hashing: " not in model.err
     assert "storing" in model.err
+
+
+def test_an_adapter_is_added_to_its_base(
+    model: Command, file: Path, home: Path, tmp_path: Path
+) -> None:
+    """Together they are another model, which is named by its name and shows its base."""
+    base = model.json("add", file)
+    adapter = tmp_path / "adapter.gguf"
+    write_adapter(Path(file), adapter)
+    assert model("add", str(adapter)) == 2
+    assert "p2pinfer model add adapter.gguf --base MODEL" in model.err
+    assert model("add", file, "--name", "x") == 2
+    assert "--name is for adapters" in model.err
+    assert model("add", str(adapter), "--base", "f" * 64) == 2
+    assert "is not here" in model.err
+    added = model.json("add", str(adapter), "--base", base["model"][:12], "--name", "changed")
+    assert (added["base"], added["name"]) == (base["model"], "changed")
+    assert added["bytes"] > base["bytes"]
+    assert model("list") == 0
+    assert f"changed, on {base['model'][:12]}" in model.out
+    assert model("show", "changed") == 0
+    assert f"base        {base['model']}\n            Toy, with an adapter of" in model.out
+    parts = {part["name"]: part for part in model.json("show", "changed", "--parts")["parts"]}
+    assert parts["adapter.layer.3"]["held"]
+    model.json("add", str(adapter), "--base", base["model"], "--name", "other")
+    write_adapter(Path(file), adapter, strength=2.0)
+    model.json("add", str(adapter), "--base", base["model"], "--name", "other")
+    assert model("show", "other") == 2
+    assert "2 models have the name 'other'" in model.err
+    assert model("rm", "changed") == 0
+    assert len(model.json("list")["models"]) == 3

@@ -333,7 +333,7 @@ def test_the_bytes_of_a_child_do_not_change() -> None:
     ],
 )
 def test_adapters_of_other_parts_are_refused(names: tuple[str, ...]) -> None:
-    """Whoever makes them, and whoever sends them."""
+    """Made here, or sent by a peer."""
     with pytest.raises(BadManifest):
         child_of(manifest(), "Child", None, adapted(*names))
     rows = [[each.name, each.size, b"".join(each.chunks)] for each in adapted(*names)]

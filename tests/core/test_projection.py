@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from numpy.typing import NDArray
 
-from p2pinfer.core.projection import RESIDUAL_MAX, FoldedMatrix, fold
+from p2pinfer.core.projection import RESIDUAL_MAX, FoldedMatrix, fold, residual_of
 from p2pinfer.core.requantise import seen_by
 
 INPUTS, OUTPUTS = 256, 1100
@@ -80,3 +80,17 @@ def test_what_is_no_number_is_false(bad: float) -> None:
     huge = np.full_like(given, np.float32(3e38))
     huge[::2] = 0
     assert folded.residual(huge, found) == np.inf
+
+
+@pytest.mark.parametrize("stored_as", ["F16", "Q4_0", "Q8_0", "Q6_K"])
+def test_a_holder_of_the_matrix_judges_alike(stored_as: str) -> None:
+    """It needs no secret, and takes and refuses the same products."""
+    _, given, found = product(stored_as)
+    weights = np.random.default_rng(5).standard_normal((OUTPUTS, INPUTS)).astype(np.float32)
+    assert residual_of(stored_as, weights, None, given, found) < RESIDUAL_MAX
+    noise = 1 + 0.001 * np.random.default_rng(6).standard_normal(OUTPUTS)
+    noisy = (found * noise).astype(np.float32)
+    assert residual_of(stored_as, weights, None, given, noisy) == pytest.approx(0.001, rel=0.2)
+    assert residual_of(stored_as, weights, None, given[:-32], found) == np.inf
+    assert residual_of(stored_as, weights, None, given, np.full_like(found, np.nan)) == np.inf
+    assert residual_of(stored_as, weights, None, given, np.zeros_like(found)) == np.inf

@@ -18,7 +18,7 @@ def test_default_model_takes_three_quarters_of_a_kib_per_position_and_layer(
     header = read_header(default_model)
     assert sessions_bytes(header, 1, 1, 1) == 768
     assert sessions_bytes(header, 10, 8, 4096) == 768 * 10 * 8 * 4096
-    assert [aside_sessions(count) for count in (1, 2, 8)] == [0, 1, 2]
+    assert [aside_sessions(count) for count in (1, 2, 8)] == [1, 1, 2]
 
 
 @pytest.mark.slow

@@ -10,7 +10,7 @@ import trio
 from trio.testing import MockClock
 
 from p2pinfer.node import idle_monitor
-from p2pinfer.node.idle_monitor import ActivityMeter, heed_owner
+from p2pinfer.node.idle_monitor import ActivityMeter, WhenIdle, heed_owner
 from scheduler.owner_idle import CALM_S, MachineUse
 
 BURN_S = 0.3
@@ -66,3 +66,25 @@ async def test_a_peer_rests_from_the_first_measurement_on(autojump_clock: MockCl
         nursery.cancel_scope.cancel()
     begins_again_s = min(at for at, is_resting in said if not is_resting)
     assert unplugged_s + CALM_S <= begins_again_s <= unplugged_s + CALM_S + 2 * idle_monitor.LOOK_S
+
+
+async def test_work_is_held_up_and_goes_on(autojump_clock: MockClock) -> None:
+    """Once for each reason to rest, however often it is judged."""
+    told: list[str] = []
+    idle = WhenIdle(told.append)
+    await idle.wait()
+    done: list[float] = []
+
+    async def work() -> None:
+        await idle.wait()
+        done.append(trio.current_time())
+
+    async with trio.open_nursery() as nursery:
+        for why in ("busy", "on its battery"):
+            idle.rest(why)
+        nursery.start_soon(work)
+        await trio.sleep(30)
+        assert done == []
+        idle.rest("")
+    assert done == [trio.current_time()]
+    assert told == ["busy", ""]

@@ -17,9 +17,11 @@ from blake3 import blake3
 from p2pinfer.core.errors import PeerError, UserError
 from p2pinfer.core.ids import ModelId
 from p2pinfer.core.manifest import Manifest
+from p2pinfer.engine.gguf.adapters import adapter_path
 from p2pinfer.engine.gguf.reader import read_header
 from p2pinfer.engine.gguf.slicing import extents, plan_stage, write_slice
-from p2pinfer.engine.store.assemble import PartsModel
+from p2pinfer.engine.store.adapters import add_adapter
+from p2pinfer.engine.store.assemble import PartsModel, open_parts
 from p2pinfer.engine.store.split import add_model
 from p2pinfer.engine.store.store import Store
 from p2pinfer.node.model_supply import REPAIRS_MAX, name_model, obtain, open_store, open_whole
@@ -27,6 +29,7 @@ from p2pinfer.places import cache_dir
 from peers.discovery.directory import Directory
 from peers.parts.progress import Progress
 from peers.parts.server import PartsServer
+from tests.support.adapters import write_adapter
 from tests.support.model_factory import write_model
 from tests.support.parts_swarm import Where
 from tests.support.recipes import CASES
@@ -204,3 +207,35 @@ def test_a_model_in_shards_is_read_once(tmp_path: Path) -> None:
     os.utime(shards[2], (1, 1))
     name_model(str(shards[0]), store, lambda what, *_: said.append(what))
     assert said
+
+
+async def test_a_holder_of_the_base_fetches_an_adapter_alone(tmp_path: Path) -> None:
+    """The base's parts have the same hashes, and its slice is not written twice either."""
+    file, adapter = write_toy(tmp_path / "toy.gguf"), tmp_path / "adapter.gguf"
+    write_adapter(file, adapter)
+    store = Store(tmp_path / "mine")
+    base = add_model(store, file, quiet)
+    async with holder(file, tmp_path) as (me, known, seeded):
+        child = add_adapter(seeded, adapter, base)
+        for layer in (1, 2):  # so that nobody could fetch these
+            seeded.path(base.part(f"layer.{layer}")).unlink()
+
+        def needed(manifest: Manifest) -> Iterable[str]:
+            return manifest.needed(1, 3)
+
+        def make(model: PartsModel) -> Path:
+            return model.stage(1, 3)
+
+        with trio.fail_after(60):
+            model, path = await obtain(
+                me, known, store, child.id, needed, make, lambda _: None, Random(1)
+            )
+    assert {part.name for part in child.adapter if store.held(part)} == {
+        "adapter.layer.1",
+        "adapter.layer.2",
+    }
+    assert {*read_header(adapter_path(path)).tensors} == {
+        f"blk.{n}.up.weight.lora_{half}" for n in (0, 1) for half in "ab"
+    }
+    assert open_parts(store, base, model.cache).stage_path(1, 3).samefile(path)
+    assert name_model("Random changes", store, quiet) == child.id

@@ -18,6 +18,7 @@ from p2pinfer.core.sections import BadFile
 from p2pinfer.core.traced import Traced
 from p2pinfer.core.verdict import cut_to, judge_row
 from p2pinfer.engine.llama.binding import Settings, Slice
+from p2pinfer.engine.store.adapters import add_adapter
 from p2pinfer.engine.store.proof_keys import RENEWED_S, ProofKeys
 from p2pinfer.engine.store.split import add_model
 from p2pinfer.engine.store.store import Store
@@ -25,6 +26,7 @@ from p2pinfer.node.proof_keys import make_proof_key
 from p2pinfer.node.verify import verify_file
 from peers.audits.steps import StepsJudge
 from peers.parts.protocol import in_place
+from tests.support.adapters import write_adapter
 from tests.support.openings import ASKER, STAGE, Known, Session, known
 from tests.support.tiny_models import TINY, quantise, write_tiny
 from tests.support.toys import copy_parts, quiet
@@ -158,6 +160,20 @@ async def test_experts_have_no_key(tmp_path: Path) -> None:
         await make_proof_key(ProofKeys(store, draw), store, manifest, NOW_S)
 
 
+async def test_an_adapter_is_never_passed_over(
+    file: Path, tmp_path: Path, whole: tuple[Store, Manifest]
+) -> None:
+    """Its base's layers alone would prove rows of a stage that leaves it out."""
+    store = held(tmp_path / "store", whole, *map(layer_part, range(LAYERS)))
+    write_adapter(file, tmp_path / "adapter.gguf")
+    child = add_adapter(store, tmp_path / "adapter.gguf", whole[1])
+    keys = ProofKeys(store, draw)
+    with pytest.raises(UnsupportedModel, match="adapter"):
+        await make_proof_key(keys, store, child, NOW_S)
+    assert not StepsJudge(keys, store, child, in_place).covers([3])
+    assert StepsJudge(keys, store, whole[1], in_place).covers([3])
+
+
 @pytest.fixture(scope="module")
 def session(file: Path, whole: tuple[Store, Manifest]) -> Iterator[tuple[Session, Known]]:
     """Provide a short session with the model."""
@@ -215,6 +231,32 @@ async def test_a_false_step_is_proven_to_who_holds_that_layer(
     assert await StepsJudge(ProofKeys(other, draw), other, whole[1], in_place).convicts(parsed) is (
         None
     )
+
+
+async def test_a_rejected_row_is_proven_before_the_key_is_made_again(
+    session: tuple[Session, Known], whole: tuple[Store, Manifest], tmp_path: Path
+) -> None:
+    """Who has no layers, only a key that is to be forgotten, can still accuse."""
+    manifest = whole[1]
+    store, seeds = held(tmp_path, whole), [bytes([number]) * 32 for number in range(2)]
+    keys = ProofKeys(store, lambda _: seeds.pop(0))
+
+    async def fetch(into: Store, name: str) -> None:
+        copy_parts(whole[0], into, manifest, [name])
+
+    await make_proof_key(keys, store, manifest, NOW_S, fetch)
+    judge = StepsJudge(keys, store, manifest, in_place)
+    opening = falsified(session, Traced.UP)
+    fault = (await judge.judge(opening)).fault
+    assert fault
+    await judge.renew()
+    assert not keys.folded(manifest.id)
+    assert judge.covers([3])
+    assert await judge.convicts(parse(accuse(cut_to(opening, fault))[1], verify))
+    await make_proof_key(keys, store, manifest, NOW_S, fetch)
+    judge.take_new()
+    assert not seeds
+    assert (await judge.judge(session[0].open(19))).held
 
 
 async def test_what_an_accused_did_not_sign_is_no_proof(

@@ -19,6 +19,7 @@ from p2pinfer.engine.store.split import add_model
 from p2pinfer.node.model_supply import open_store
 from tests.support.adapters import is_matrix_of_a_layer, write_adapter
 from tests.support.processes import Peer, client_options, open_client, start_peers
+from tests.support.tiny_models import TINY, quantise, write_tiny
 from tests.support.toys import quiet
 
 pytestmark = pytest.mark.real
@@ -60,6 +61,8 @@ for length in lengths:
             row = np.ctypeslib.as_array(logits, (api.llama_vocab_n_tokens(vocab),))
             said.append(int(row.argmax()))
             left = [said[-1]]
+            if api.llama_vocab_is_eog(vocab, said[-1]):
+                break
     answers.append([prompt, said])
 print(json.dumps(answers))
 """
@@ -82,13 +85,13 @@ def alone(model: Path, adapter: Path) -> list[tuple[list[int], list[int]]]:
 
 
 async def check_answers(
-    peers: Sequence[Peer], default_model: Path, child: Manifest, adapter: Path, keep: int
+    peers: Sequence[Peer], model: Path, child: Manifest, adapter: Path, keep: int
 ) -> None:
     """Ask through the swarm, and audit every stage of each answer."""
     options = replace(
-        client_options(default_model, *peers), model=child.id, keep=keep, audit_rate=1.0
+        client_options(model, *peers), model=child.id, keep=keep, audit_rate=1.0, proof_rate=1.0
     )
-    expected = await trio.to_thread.run_sync(alone, default_model, adapter)
+    expected = await trio.to_thread.run_sync(alone, model, adapter)
     with trio.fail_after(ANSWERS_S_MAX):
         async with open_client(options) as client:
             assert client.model.info.name == child.name
@@ -100,14 +103,14 @@ async def check_answers(
                     trust = await client.examine(session)
                 assert trust
                 assert trust.held
-                assert len(trust.audits) == len(peers)
+                assert len(trust.audits) >= len(peers)
 
 
 async def serve_and_check(
     home: Path,
     ranges: Sequence[str],
     served: str,
-    default_model: Path,
+    model: Path,
     child: Manifest,
     adapter: Path,
 ) -> None:
@@ -115,16 +118,26 @@ async def serve_and_check(
     start = lambda: start_peers(home, ranges, "--model", served)  # noqa: E731
     peers = await trio.to_thread.run_sync(start)
     try:
-        await check_answers(peers, default_model, child, adapter, keep=1)
+        await check_answers(peers, model, child, adapter, keep=1)
     finally:
         for peer in peers:
             await trio.to_thread.run_sync(peer.stop)
 
 
-async def test_three_peers_serve_a_model_with_an_adapter(
+async def test_three_peers_serve_a_model_with_an_adapter(home: Path, tmp_path: Path) -> None:
+    """Its adapter changes every layer; probes, receipts and audits are those of any model."""
+    write_tiny(TINY["llama"], tmp_path / "full.gguf")
+    tiny, adapter = tmp_path / "tiny.gguf", tmp_path / "adapter.gguf"
+    quantise(tmp_path / "full.gguf", tiny, "Q4_1")
+    child = with_adapter(tiny, adapter, is_matrix_of_a_layer)
+    await serve_and_check(home, ["1:3", "3:5", "5:6"], child.id, tiny, child, adapter)
+
+
+@pytest.mark.long
+async def test_three_peers_serve_the_default_model_with_an_adapter(
     default_model: Path, home: Path, tmp_path: Path
 ) -> None:
-    """Its adapter changes every layer; probes, receipts and audits are those of any model."""
+    """As above, with real weights."""
     adapter = tmp_path / "everywhere.gguf"
     child = with_adapter(default_model, adapter, is_matrix_of_a_layer)
     ranges = ["1:10", "10:19", "19:29"]

@@ -23,6 +23,7 @@ from tests.real import (
     test_cli,
     test_gateway,
     test_invitations,
+    test_learn,
     test_parts,
     test_serving,
 )
@@ -86,6 +87,7 @@ ELSEWHERE: Final[dict[str, Callable[..., object]]] = {
     "demo": test_cli.test_demo_prints_one_json_object,
     "invite": test_invitations.test_a_link_is_all_that_a_newcomer_needs,
     "join": test_cli.test_lines_that_join_prints_can_be_typed,
+    "learn": test_learn.test_a_swarm_gives_the_same_adapter,
     "model add": test_model.test_add_prints_the_id,
     "model find": test_model_names.test_find,
     "model list": test_model.test_list,

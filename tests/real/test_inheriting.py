@@ -31,6 +31,7 @@ ALL_S_MAX = 240.0
 SHARED = [300 + n * 7 % 900 for n in range(200)]
 """Instructions that agents have in common: blocks, and a rest that is none."""
 
+RIGHT = {AuditVerdict.SAME, AuditVerdict.PROVED}
 GREEDY = ChatOptions(Sampling(temperature=0.0), max_tokens=12)
 
 
@@ -74,7 +75,8 @@ async def test_shared_instructions_are_read_once(
             assert swarm.pool.idle == 2
             assert second.spoken == due[0]
             assert second.trust
-            assert [each.verdict for each in second.trust.audits] == [AuditVerdict.SAME] * 3
+            assert len(second.trust.audits) == 3
+            assert {each.verdict for each in second.trust.audits} <= RIGHT
             assert second.certificate
 
             middle = next(lent.session.route[1].peer for lent in swarm.pool._idle)

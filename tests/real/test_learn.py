@@ -82,7 +82,13 @@ def test_facts_are_learned_and_said_by_a_swarm(tmp_path: Path) -> None:
     assert report["resumed_at"] > 0
     assert report["loss_after"] < 0.25 * report["loss_before"]
     right = 0
-    for asked, said in FACTS.items():
-        answer = report_of(tmp_path, "demo", asked, "--model", "facts")
-        right += answer["text"].strip() == said
+    peers = start_peers(tmp_path, ["1:10", "10:19", "19:29"], "--model", report["model"])
+    try:
+        ways = ["--bootstrap", peers[0].address, "--network", NETWORK]
+        for asked, said in FACTS.items():
+            answer = report_of(tmp_path, "chat", asked, "--model", "facts", *ways)
+            right += answer["text"].strip() == said
+    finally:
+        for peer in peers:
+            peer.stop()
     assert right >= 9

@@ -5,8 +5,8 @@ An adapter adds ``alpha / rank * B A x`` to what a matrix W makes of x. llama.cp
 adapter concerns that layer alone, so slices with the adapter's parts of their layers compute what
 the whole model with the whole adapter does, to the last bit.
 
-A slice's adapter lies beside it, under the slice's name and ``.adapter``: whoever runs, tries or
-measures the slice then does so with its adapter.
+A slice's adapter lies beside it, under the slice's name and ``.adapter``: what runs,
+tries or measures the slice does so with its adapter.
 """
 
 from collections.abc import Iterator

@@ -112,7 +112,7 @@ def layer_key(seed: bytes, layer: int, tensors: Mapping[str, Tensor], read: Read
 
 
 def whole_layer(layer: int, tensors: Mapping[str, Tensor], read: Read) -> LayerKey:
-    """Return one layer as it is, for who holds it: products are computed, not projected.
+    """Return one layer as it is, for a machine that holds it: products are computed, not projected.
 
     Raises as ``layer_key``.
     """

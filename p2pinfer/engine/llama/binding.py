@@ -34,10 +34,11 @@ from llama_cpp import llama_cpp as api
 from llama_cpp._ggml import libggml_base_path
 from numpy.typing import NDArray
 
-from p2pinfer.core.errors import BadModelFile, EngineError
+from p2pinfer.core.errors import BadModelFile, EngineError, UnsupportedModel
 from p2pinfer.core.exits import NEEDS_LESS, lacked_memory
 from p2pinfer.core.limits import ROWS_PER_DECODE_MAX
 from p2pinfer.core.sampling import Sampling
+from p2pinfer.engine.base import CannotCopy
 from p2pinfer.engine.gguf.adapters import adapter_path
 from p2pinfer.engine.gguf.architectures import RULES
 from p2pinfer.engine.llama.kv_state import HEAD_WORDS, KvState
@@ -257,13 +258,14 @@ class Slice:
         """Return a copy of a session's K and V rows, for slices of up to ``streams`` sessions.
 
         Raises:
-            EngineError: it holds no positions or more bytes, llama.cpp keeps them in another way,
-                or memory ran out.
+            CannotCopy: they are more than ``bytes_max``.
+            EngineError: it holds no positions, llama.cpp keeps them in another way, or memory ran
+                out.
         """
         if not self._lengths[slot]:
             raise EngineError("the session holds no positions")
         if api.llama_state_seq_get_size(self.ctx, slot) > bytes_max:
-            raise EngineError(f"the session's cells are more than {bytes_max >> 20} MiB")
+            raise CannotCopy(f"the session's cells are more than {bytes_max >> 20} MiB")
         return KvState(self._state(slot, more=streams)[slot:])
 
     def restore(self, slot: int, cells: KvState, positions: int) -> None:
@@ -381,6 +383,8 @@ class Slice:
         """Return the architecture; raise UnsupportedModel where ``trace`` does not know it."""
         architecture = _said(self._model, "general.architecture")
         check_traced(architecture, int(_said(self._model, f"{architecture}.expert_count") or 0))
+        if self._adapter is not None:
+            raise UnsupportedModel("layers that an adapter changes cannot be proven")
         return architecture
 
     def _run(self, rows: int, sessions: int, layers: int, pause: Callable[[], None] | None) -> Rows:

@@ -52,8 +52,11 @@ def sessions_bytes(header: GgufHeader, layers: int, sessions: int, context: int)
 
 
 def aside_sessions(sessions: int) -> int:
-    """Return for how many sessions a stage of ``sessions`` has cells aside of theirs."""
-    return min(ASIDE_MAX, sessions - 1)
+    """Return for how many sessions a stage of ``sessions`` has cells aside of theirs.
+
+    One at least: rows are run again there when they are opened.
+    """
+    return min(ASIDE_MAX, max(sessions - 1, 1))
 
 
 def host_bytes() -> int:

@@ -23,6 +23,7 @@ from p2pinfer.core import errors
 from p2pinfer.core.errors import EngineDied, EngineError, lone_errors
 from p2pinfer.core.exits import NEEDS_LESS, ending, lacked_memory, last_line_of
 from p2pinfer.core.python_process import python_command, python_environment
+from p2pinfer.engine.base import REFUSALS
 from p2pinfer.engine.frames import RECEIVE_BYTES, PartReady, Splitter, WorkerConfig, pack
 
 _log = logging.getLogger("p2pinfer.engine")
@@ -215,7 +216,7 @@ class Worker:
                     for number, *answer in splitter.feed(await _receive(sock)):
                         self._has_answered = True
                         answered = self._pending.pop(number)
-                        answered(EngineError(answer[1]) if answer[0] is None else answer)
+                        answered(_refusal(*answer[1:]) if answer[0] is None else answer)
 
     async def _flush(self, sock: socket.socket) -> None:
         while True:
@@ -259,6 +260,10 @@ async def open_worker(config: WorkerConfig) -> AsyncIterator[Worker]:
             await nursery.start(worker.keep_running)
             yield worker
             nursery.cancel_scope.cancel()
+
+
+def _refusal(sentence: str, kind: str) -> EngineError:
+    return REFUSALS.get(kind, EngineError)(sentence)
 
 
 async def _receive(sock: socket.socket) -> bytes:

@@ -24,6 +24,7 @@ from numpy.typing import NDArray
 from p2pinfer.core.errors import EngineError, P2pinferError, UnsupportedModel
 from p2pinfer.core.regimes import Regime
 from p2pinfer.core.sampling import Sampling
+from p2pinfer.engine.base import CannotCopy, EngineBusy
 from p2pinfer.engine.frames import (
     PartConfig,
     PartReady,
@@ -147,13 +148,14 @@ class _Part:
     def copy(self, slot: int, positions: int) -> str:
         """Keep a copy of a session's first positions; return in which numbers V is kept.
 
-        Raises:
-            EngineError: they cannot be copied; nothing is kept.
+        Raises as ``EngineSession.copy``; then nothing is kept.
         """
         self.drop()
-        borrowed = None if self.closed else self._places.borrow()
+        if self.closed:
+            raise CannotCopy(self.closed)
+        borrowed = self._places.borrow()
         if borrowed is None:
-            raise EngineError(self.closed or "no cells are free beside those of sessions")
+            raise EngineBusy("no cells are free beside those of sessions just now")
         try:
             cells = self._places.cells(slot, COPIED_BYTES_MAX)
             if cells.positions < positions:
@@ -442,7 +444,7 @@ class _Worker:
         self._send(pack([request.number, request.decoding_ns // 1000, *values]))
 
     def _fail(self, request: _Request, error: EngineError) -> None:
-        self._send(pack([request.number, None, str(error)]))
+        self._send(pack([request.number, None, str(error), type(error).__name__]))
 
 
 def _serve(sock: socket.socket) -> None:

@@ -6,7 +6,7 @@
 
 A key is made layer by layer, and each file is written at once or not at all, so making it may end
 at any moment and goes on where it was. Who may read it can make a false row that passes: so only
-its owner may, and it is drawn anew every week, and after every rejection, which tells a cheat a
+its owner may, and it is drawn again every week, and after every rejection, which tells a cheat a
 little about it.
 """
 
@@ -22,7 +22,7 @@ import numpy as np
 from attrs import astuple, fields, frozen
 from numpy.typing import NDArray
 
-from p2pinfer.core.errors import BadModelFile, UserError
+from p2pinfer.core.errors import BadModelFile, UnsupportedModel, UserError
 from p2pinfer.core.ids import ModelId
 from p2pinfer.core.layer_key import LayerKey, LayerShape
 from p2pinfer.core.manifest import METADATA, Manifest, layer_part
@@ -192,6 +192,8 @@ def begin_key(keys: ProofKeys, store: Store, manifest: Manifest, now_s: float) -
 
     Raises as ``ProofKeys.begin`` and ``part_tensors``, whose metadata part must be here.
     """
+    if manifest.base:
+        raise UnsupportedModel("layers with an adapter cannot be proven: their key would lack it")
     tensors, read = part_tensors(store, manifest, METADATA)
     header = whole_header(store, manifest, METADATA)
     return keys.begin(manifest, header, lambda tensor: read(tensors[tensor.name]), now_s)

@@ -1,8 +1,8 @@
 """Learning an adapter from examples, step by step, in an order that a seed fixes.
 
 Adam (arXiv 1412.6980) on the trained half, with a rate that falls to zero along the way. All that
-the next step depends on is in ``State``: a run that was killed goes on from the last one that was
-kept, and ends with the same numbers.
+the next step depends on is in ``LearningState``: a run that was killed goes on from the last one
+that was kept, and ends with the same numbers.
 """
 
 from collections.abc import Callable, Iterator, Sequence
@@ -64,7 +64,7 @@ class Course:
 
 
 @dataclass
-class State:
+class LearningState:
     """Where the learning stands."""
 
     numbers: NDArray[np.float32]
@@ -79,7 +79,7 @@ class State:
     is_learned: bool = False
 
     @classmethod
-    def new(cls, size: int) -> "State":
+    def new(cls, size: int) -> "LearningState":
         """Begin with an adapter that changes nothing."""
         return cls(
             np.zeros(size, np.float32), np.zeros(size, np.float32), np.zeros(size, np.float32)
@@ -97,7 +97,7 @@ def mean_loss(network: Network, numbers: Floats, examples: Sequence[Example]) ->
 
 
 def learn(
-    network: Network, state: State, examples: Sequence[Example], course: Course
+    network: Network, state: LearningState, examples: Sequence[Example], course: Course
 ) -> Iterator[float]:
     """Take the steps that are left, and yield the mean loss of each one's examples.
 
@@ -124,7 +124,7 @@ def learn(
         yield float(np.mean(losses))
 
 
-def _move(state: State, gradient: NDArray[np.float32], rate: float) -> None:
+def _move(state: LearningState, gradient: NDArray[np.float32], rate: float) -> None:
     state.step += 1
     state.mean += (1 - _DECAY) * (gradient - state.mean)
     state.squares += (1 - _DECAY_OF_SQUARES) * (gradient * gradient - state.squares)

@@ -49,7 +49,7 @@ _KEYS_REFUSED: Final = ("attention.scale", "logit_scale", "residual_scale", "emb
 
 
 @dataclass(frozen=True)
-class Shape:
+class TopShape:
     """What the layers have in common."""
 
     first: int
@@ -69,7 +69,7 @@ class Shape:
 class Top:
     """The last layers of a model, its output norm and its head."""
 
-    shape: Shape
+    shape: TopShape
     layers: tuple[Mapping[str, Floats], ...]
     """Each one's tensors by their names in the layer: outputs by inputs, or a vector."""
     norm: Floats
@@ -149,7 +149,7 @@ def read_top(model: PartsModel, layers: int) -> Top:
     return Top(shape, found, out["output_norm.weight"], head, out.get("output.bias"))
 
 
-def _shape(model: PartsModel, first: int) -> Shape:
+def _shape(model: PartsModel, first: int) -> TopShape:
     header, kind, width = model.header, model.info.architecture, model.info.width
     heads, kv_heads, head_width = _heads(header, kind, width)
     epsilon = header.number(f"{kind}.attention.layer_norm_rms_epsilon")
@@ -160,7 +160,7 @@ def _shape(model: PartsModel, first: int) -> Shape:
     if _ROPE_FREQUENCIES in header.tensors:
         factors = dict(_tensors(model, METADATA))[_ROPE_FREQUENCIES]
         frequencies = frequencies / factors.astype(np.float64)
-    return Shape(
+    return TopShape(
         first, width, heads, kv_heads, head_width, float(epsilon), TRAINED[kind], frequencies
     )
 

@@ -1,11 +1,13 @@
 """A model with an adapter splits exactly, and computes what llama.cpp does with that adapter."""
 
 import shutil
+from contextlib import closing
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from p2pinfer.core.errors import UnsupportedModel
 from p2pinfer.engine.gguf.adapters import adapter_path, is_adapter
 from p2pinfer.engine.gguf.reader import Tensor, read_header
 from p2pinfer.engine.llama.binding import Settings, Slice, Span
@@ -128,5 +130,17 @@ def test_cells_aside_use_the_adapter_too(folder: Path, tmp_path: Path) -> None:
     rows = np.random.default_rng(3).standard_normal((12, home.width)).astype(np.float32)
     expected = home.decode([Span(0, 0, rows)])[0].copy()
     assert np.array_equal(aside.decode([Span(0, 0, rows)])[0], expected)
+    with pytest.raises(UnsupportedModel, match="cannot be proven"):
+        home.check_traced()
     aside.close()
     home.close()
+
+
+def test_layers_with_an_adapter_are_not_traced(folder: Path, tmp_path: Path) -> None:
+    """Their products are sums of two, which nobody could check by a key of the base."""
+    model, adapter = tiny(folder, "llama", "Q8_0"), tmp_path / "adapter.gguf"
+    write_adapter(model, adapter)
+    whole = whole_with(model, adapter, tmp_path)
+    part = Slice(whole, logits=False, settings=Settings(), sessions=1, context=64)
+    with closing(part), pytest.raises(UnsupportedModel, match="with an adapter"):
+        part.trace(Span(0, 0, np.array([7], np.int32)))

@@ -214,7 +214,13 @@ def test_false_rows_and_cells_are_named(
 def test_sizes_and_numbers_of_any_kind_are_faults(session: tuple[Session, Known]) -> None:
     """A cheat may sign for arrays of any length, or for what is no number."""
     opened, model = session
-    nonsense = (b"\0" * 4, b"\xff" * 4 * 256, b"\0" * 4 * 512, b"\0\0\xc0\x7f" * 256)
+    nonsense = (
+        b"\0" * 4,
+        b"\xff" * 4 * 256,
+        b"\0" * 4 * 512,
+        b"\0\0\xc0\x7f" * 256,
+        *(b"\xff\xff\x7f\x7f" * size for size in (128, 256, 512)),  # the largest float32
+    )
     for at in range(len(Traced)):
         for each in nonsense:
             computed = opened.compute(54)

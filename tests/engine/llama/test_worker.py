@@ -21,7 +21,7 @@ from p2pinfer.core.errors import BadModelFile, EngineDied, EngineError
 from p2pinfer.core.limits import BLOCK_ROWS, WIDE_ROWS_MAX
 from p2pinfer.core.regimes import Regime
 from p2pinfer.core.sampling import Sampling
-from p2pinfer.engine.base import Decoded, EngineSession
+from p2pinfer.engine.base import CannotCopy, Decoded, EngineSession
 from p2pinfer.engine.gguf.reader import read_header
 from p2pinfer.engine.gguf.slicing import SlicePlan, extents, plan_stage, write_slice
 from p2pinfer.engine.gguf.values import Value, ValueType
@@ -465,4 +465,24 @@ async def test_who_is_answered_does_not_wait_for_a_trace(slices: dict[str, Path]
                 order.append("answered")
         assert order == ["answered", "traced"] * 12
         assert found == sent
+        copy.close()
+
+
+async def test_what_cannot_be_copied_is_refused_in_kind(
+    slices: dict[str, Path], tmp_path: Path
+) -> None:
+    """Layers that nobody can trace are; a stage of one session has cells beside it for a copy."""
+    tiny = tmp_path / "phi3.gguf"
+    write_tiny(TINY["phi3"], tiny)
+    async with opened(open_model(tiny, tmp_path).stage(2, 4)) as engine:
+        cells = engine.open(engine.end)
+        await run(cells, inputs(engine, 1, 10), 0, 10, regime=Regime.WIDE)
+        with pytest.raises(CannotCopy, match="phi3 cannot be proven"):
+            await cells.copy(10)
+    async with opened(slices["Q4_1"], sessions=1) as engine:
+        rows, cells = inputs(engine, 2, 20), engine.open(engine.end)
+        sent = await run(cells, rows, 0, 20, regime=Regime.WIDE)
+        copy = await cells.copy(20)
+        steps = await copy.trace(19, rows[19].tobytes(), regime=Regime.WIDE)
+        assert steps[1, "out"] == sent[-4 * engine.width :]
         copy.close()

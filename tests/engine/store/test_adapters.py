@@ -14,8 +14,10 @@ from p2pinfer.core.manifest import Manifest, parse_manifest
 from p2pinfer.engine.gguf.adapters import is_adapter
 from p2pinfer.engine.gguf.reader import Tensor, read_header
 from p2pinfer.engine.store.adapters import adapter_bytes, add_adapter
+from p2pinfer.engine.store.proof_keys import ProofKeys
 from p2pinfer.engine.store.split import add_model
 from p2pinfer.engine.store.store import Store
+from peers.audits.steps import StepsJudge
 from tests.support.adapters import write_adapter
 from tests.support.tiny_models import TINY, WIDTH, write_tiny
 from tests.support.toys import quiet
@@ -61,6 +63,10 @@ def test_a_child_shares_its_bases_parts(
     assert child.layer_size(2) == base.layer_size(2) + child.part("adapter.layer.2").size
     added = sum(part.size for part in child.adapter) + len(child.encode())
     assert store.used_bytes() - before <= added + (64 << 10)
+    assert [child.is_adapted(layer) for layer in (6, 7)] == [True, False]
+    keys = ProofKeys(store, lambda count: bytes(count))
+    assert StepsJudge(keys, store, base).covers([1, 2])
+    assert not StepsJudge(keys, store, child).covers([1, 2])  # honest steps would look false
     store.remove(child.id)
     assert all(store.held(part) for part in base.parts)
     assert not any(store.held(part) for part in child.adapter)

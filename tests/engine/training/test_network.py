@@ -1,5 +1,6 @@
 """Training's layers compute what llama.cpp does, and their gradients are right."""
 
+from collections.abc import Iterator
 from contextlib import closing
 from dataclasses import replace
 from pathlib import Path
@@ -7,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from numpy.typing import NDArray
+from threadpoolctl import threadpool_limits
 
 from p2pinfer.core.errors import UnsupportedModel, UserError
 from p2pinfer.engine.llama.binding import Settings, Slice, Span
@@ -28,6 +30,12 @@ TRAINED = ["llama", "qwen2", "qwen3"]
 def model(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> PartsModel:
     """Give a tiny model of each architecture that is trained."""
     return tiny(request.param, "F16", tmp_path_factory.mktemp(request.param))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def _one_thread() -> Iterator[None]:
+    with threadpool_limits(1, user_api="blas"):
+        yield
 
 
 def tiny(name: str, quantisation: str, folder: Path) -> PartsModel:

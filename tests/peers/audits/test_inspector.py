@@ -138,7 +138,7 @@ async def test_sole_holders_are_proven(autojump_clock: MockClock) -> None:
 
 
 async def test_a_false_step_is_blamed_and_travels(autojump_clock: MockClock) -> None:
-    """The stage and its layer are named, others get the proof, and the key is made anew."""
+    """The stage and its layer are named, others get the proof, and the key is made again."""
     layer = BOUNDS[1] + 2
     async with inspected(Judge(range(BOUNDS[-1]), frozenset([layer]))) as it:
         trust = await it.examine(1.0, 0.0)
@@ -187,20 +187,21 @@ async def test_without_a_key_stages_are_run_again(autojump_clock: MockClock) -> 
         assert verdicts(await it.examine(1.0, 1.0)) == [AuditVerdict.SAME] * 3
 
 
+@pytest.mark.parametrize(("code", "losing"), [(Refusal.ENGINE_FAILED, 3), (Refusal.BAD_REQUEST, 1)])
 async def test_a_stage_that_refuses_loses_standing(
-    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch, code: Refusal, losing: int
 ) -> None:
-    """It is not blamed; it may be busy, or its session may have gone back."""
+    """It is not blamed: a row that is not its own may be the stage before it that lies."""
 
     async def refuse(self: Prover, *_: object) -> None:
-        raise self._no(Refusal.BUSY, "others' openings are under way", 1000)
+        raise self._no(code, "no")
 
     monkeypatch.setattr(Prover, "_show", refuse)
     async with inspected() as it:
         trust = await it.examine(1.0, 0.0)
         assert verdicts(trust) == [AuditVerdict.NOT_REPLAYED] * 3
         assert trust.held
-        assert [error.peer for error in it.failed] == [hop.peer for hop in it.made.route]
+        assert [error.peer for error in it.failed] == [hop.peer for hop in it.made.route][:losing]
         assert all(isinstance(error, RefusedError) for error in it.failed)
 
 

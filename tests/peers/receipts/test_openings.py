@@ -17,6 +17,8 @@ from p2pinfer.core.proving import CellRows, CellsAre, PledgeIs, StepsAre
 from p2pinfer.core.receipts import Signed
 from p2pinfer.core.regimes import Regime
 from p2pinfer.core.traced import Traced
+from p2pinfer.engine.base import CannotCopy
+from peers.asking.experience import INNOCENT
 from peers.asking.session import Session
 from peers.receipts import openings, prover
 from peers.receipts.openings import CELLS_S_MAX, AskedRow, CommittedCells, open_cells
@@ -79,7 +81,7 @@ async def opened(cells: CommittedCells, rows: dict[int, AskedRow]) -> list[Opene
 
 @asynccontextmanager
 async def settled(count: int = 3) -> AsyncIterator[Settled]:
-    """Answer once, through so many stages."""
+    """Answer once, through that many stages."""
     async with swarm(CHAINS[count], evidence=True) as made, made.open() as session:
         await answer(session, PROMPT[:100])
         evidence, positions = session.evidence, len(session.tokens)
@@ -198,8 +200,10 @@ async def test_who_stalls_holds_nobody_up_for_long(autojump_clock: MockClock) ->
             await receive(channel)
 
 
-async def test_an_engine_that_fails_is_no_riddle(autojump_clock: MockClock) -> None:
-    """Its refusal says so; the stage goes on, and frees the copy."""
+async def test_an_engine_that_fails_is_no_riddle(
+    monkeypatch: pytest.MonkeyPatch, autojump_clock: MockClock
+) -> None:
+    """Its refusal says so, and what it never can weighs little; the stage goes on."""
     async with settled() as it:
         engine = it.made.engines[1]
         rows = await it.rows(1, [9])
@@ -216,6 +220,15 @@ async def test_an_engine_that_fails_is_no_riddle(autojump_clock: MockClock) -> N
             await it.open(1, 9)
         assert no.value.refused.code is Refusal.BUSY
         engine.machine.copies = 0
+
+        async def cannot(_: object, positions: int) -> None:
+            raise CannotCopy(f"{positions} positions are too many")
+
+        monkeypatch.setattr(fake_engines._FakeStageSession, "copy", cannot)
+        with pytest.raises(RefusedError, match="too many") as no:
+            await it.open(1, 9)
+        assert no.value.refused.code is Refusal.CONTEXT_FULL
+        assert no.value.refused.code in INNOCENT
 
 
 async def test_a_row_that_comes_out_otherwise_is_not_signed(
