@@ -168,11 +168,13 @@ async def _try(
         cheats.add(world.route[CHEATER - 1].peer)
     caught = named = 0
     how: set[str] = set()
+    wrongly: set[str] = set()
     for _ in range(trials):
         found = await world.look(cheat.cheat, cheat.show, inspecting.look)
         caught += bool(cheats & found.faults.keys())
         named += bool(found.faults) and cheats >= found.faults.keys()
-        how |= {text for peer, text in found.faults.items() if peer in cheats}
+        for peer, text in found.faults.items():
+            (how if peer in cheats else wrongly).add(text)
     return {
         "cheat": cheat.name,
         "caught": caught,
@@ -180,4 +182,5 @@ async def _try(
         "caught_more_often_than": round(0.05 ** (1 / trials), 3) if caught == trials else None,
         "right_stage_named": named,
         "by": sorted(how),
+        "said_of_honest_stages": sorted(wrongly),
     }

@@ -22,7 +22,7 @@ from p2pinfer.core.receipts import SIGNATURE_BYTES, Signed
 from p2pinfer.core.traced import Traced
 
 PROVEN_ROWS_MAX: Final = 8
-"""Opened on one channel: twice as many as find any cheat in all rows, and a row costs a decode."""
+"""Opened on one channel: twice as many as a requester names, and each costs a decode."""
 
 CELLS_BYTES_MAX: Final = 1 << 20
 """Of K, and of V, in one message: other channels of the connection get their turn between two."""

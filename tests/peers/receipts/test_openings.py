@@ -5,16 +5,17 @@ from contextlib import AbstractAsyncContextManager, asynccontextmanager
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import pytest
 import trio
 from attrs import evolve
 from trio.testing import MockClock, wait_all_tasks_blocked
 
 from p2pinfer.core.errors import PeerError, PeerUnavailable, RemoteProtocolError
-from p2pinfer.core.messages import Linked, Refusal
+from p2pinfer.core.messages import Dtype, Hop, Linked, Open, Refusal
 from p2pinfer.core.opening import OpenedTrace, check_roots, check_signed, decode, encode
 from p2pinfer.core.proving import CellRows, CellsAre, PledgeIs, StepsAre
-from p2pinfer.core.receipts import Signed
+from p2pinfer.core.receipts import Signed, seal_of
 from p2pinfer.core.regimes import Regime
 from p2pinfer.core.traced import Traced
 from p2pinfer.engine.base import CannotCopy
@@ -29,14 +30,29 @@ from peers.receipts.prover import (
     PEER_BYTES_MAX,
     PEER_BYTES_PER_S,
     RETRY_MS,
+    Prover,
+    on_wire,
 )
 from peers.receipts.session_evidence import Evidence
+from peers.receipts.signer import ReceiptSigner, terms_of
+from peers.steps.history import Budget, History
 from peers.steps.messaging import RefusedError, receive, send
 from tests.support import fake_engines
-from tests.support.fake_engines import CELL_BYTES, ROW_BYTES
-from tests.support.swarm import CHAINS, KEYS, PROMPT, Swarm, answer, swarm
+from tests.support.fake_engines import CELL_BYTES, ROW_BYTES, WIDTH, FakeStage, submit
+from tests.support.swarm import (
+    CHAINS,
+    KEYS,
+    MODEL,
+    PROMPT,
+    Swarm,
+    answer,
+    hashing,
+    session_id,
+    swarm,
+)
 from transports.base import Channel
 from transports.identity import verify
+from transports.memory.network import MemoryNetwork
 
 
 @dataclass
@@ -297,3 +313,29 @@ async def test_more_bytes_than_allowed_are_not_kept(
         with pytest.raises(PeerError):
             await it.open(1, 100)
         assert trio.current_time() - begun <= CELLS_S_MAX + 1
+
+
+async def test_rows_in_float16_are_opened(autojump_clock: MockClock) -> None:
+    """They are hashed as on the wire, and run as the numbers that they stand for."""
+    stage_key, asker_key = KEYS[:2]
+    halves = np.random.default_rng(1).standard_normal((9, WIDTH)).astype("<f2")
+    network = MemoryNetwork()
+    async with network.join(stage_key.peer_id) as stage, network.join(asker_key.peer_id) as asker:
+        signer, engine = ReceiptSigner(stage, stage_key.sign), FakeStage(1, 3)
+        me = asker.peer_id
+        asked = Open(session_id(), MODEL, me, me, 1, 3, 64, Dtype.F16, seal_of(b"n"))
+        cells = engine.open(3)
+        record = signer.record(asked, engine, History(Budget()), cells)
+        made = await submit(cells, 0, halves.astype("<f4").tobytes(), regime=Regime.WIDE).wait()
+        sent = on_wire(made.rows, Dtype.F16)
+        record.witness.add(0, 9, halves.tobytes(), sent, regime=Regime.WIDE)
+        Prover(stage, signer, "x86_64", hashing).listen()
+        hop = Hop(stage.peer_id, tuple(stage.addresses), 1, 3)
+        receipt = record.witness.sign(record.seat, 9)
+        async with open_cells(asker, hop, terms_of(asked), receipt) as cells_there:
+            row = AskedRow(halves[4].tobytes(), Regime.WIDE)
+            (found,) = await opened(cells_there, {4: row})
+        check_signed(found, verify)
+        assert check_roots(found).position == 9
+        assert found.row.sent == sent[4 * 2 * WIDTH : 5 * 2 * WIDTH]
+        assert found.layers[0].residual.tolist() == halves[4].tolist()
