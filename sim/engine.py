@@ -112,6 +112,14 @@ class _Cells:
         self.lined_up.append(job)
         self._stage.add(job)
 
+    async def inherit(self, parent: "_Cells", length: int) -> None:
+        """Begin with a copy of another session."""
+        await trio.lowlevel.checkpoint()
+        if parent.cache.length < length:
+            raise EngineError(f"the other session does not hold {length} positions")
+        self.cache.inherit(parent.cache, length)
+        self._expected = length
+
     async def copy(self, positions: int) -> CellsCopy:  # noqa: ARG002 -- an EngineSession's
         """Refuse: virtual layers have no steps to show."""
         raise CannotCopy("virtual layers have no steps to show")
@@ -250,6 +258,14 @@ class _EndsCells:
 
     def start(self, sampling: Sampling, recent: list[int], said: Sequence[int] = ()) -> None:
         """Sample: the likeliest token, always."""
+
+    async def inherit(self, parent: "_EndsCells", length: int) -> None:
+        """Begin with a copy of another session."""
+        await trio.lowlevel.checkpoint()
+        if min(len(parent._links) - 1, parent._last.length) < length:
+            raise EngineError(f"the other session does not hold {length} positions")
+        self._links = parent._links[: length + 1]
+        self._last.inherit(parent._last, length)
 
     async def embed(self, position: int, tokens: list[int], *, regime: Regime) -> Decoded:
         """Run tokens through the first layers."""

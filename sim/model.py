@@ -105,6 +105,12 @@ class Cache:
         """Positions that are held."""
         return len(self._links) - 1
 
+    def inherit(self, parent: "Cache", length: int) -> None:
+        """Remember the first positions of another session."""
+        assert length <= parent.length
+        self._links = parent._links[: length + 1]
+        self._damage = parent._damage[: length + 1]
+
     def run(self, position: int, rows: bytes, *, regime: Regime) -> tuple[Links, Links]:
         """Return the links of what comes out; drops what was held from ``position`` on."""
         assert position <= self.length

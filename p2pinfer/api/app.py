@@ -26,6 +26,7 @@ from p2pinfer.api.ollama_models import OllamaModels
 from p2pinfer.api.problems import Problem
 from p2pinfer.api.streams import EventStream
 from p2pinfer.api.swarm_state import LISTENERS_MAX, SwarmState
+from p2pinfer.api.telemetry import ParentSpan
 from p2pinfer.api.translated import Translated, body_for
 from p2pinfer.client.words import TRANSLATED, table_path
 from p2pinfer.core.errors import UserError
@@ -61,6 +62,7 @@ def make_app(gateway: Gateway, models: Models | None = None) -> ASGIApp:
     gateway.metrics.watch("pages", "Web pages that listen.", lambda: state.listeners)
     access = gateway.access
     middleware = [
+        *([Middleware(ParentSpan)] if gateway.telemetry else []),
         Middleware(Counted, metrics=gateway.metrics),
         *_cors(access),  # outside of what turns errors into replies, so that pages may read those
         Middleware(Answered),

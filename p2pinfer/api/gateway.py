@@ -11,6 +11,7 @@ import trio
 from p2pinfer.api.certificates import Receipts, receipt_name
 from p2pinfer.api.metrics import Metrics
 from p2pinfer.api.questions import Question
+from p2pinfer.api.telemetry import Telemetry
 from p2pinfer.client.answer import INTERRUPTED, Answer, ChatOptions, Scored
 from p2pinfer.client.grammars import Thoughts, json_shape
 from p2pinfer.client.infill import infill_prompt
@@ -142,6 +143,8 @@ class Gateway:
     is_own: bool = True
     """Of the model that the gateway was started for: its swarm is what the metrics show."""
 
+    telemetry: Telemetry | None = None
+
     def __post_init__(self) -> None:
         self._calling, self._called, self._called_at = trio.Lock(), "", -math.inf
         if not self.is_own:
@@ -200,6 +203,24 @@ class Gateway:
         Raises:
             P2pinferError: as ``Swarm.answer``.
         """
+        name, telemetry = self.swarm.model_name, self.telemetry
+        seen = telemetry.begin(question, request, name) if telemetry else None
+        try:
+            async with aclosing(self._answers(question, request)) as parts:
+                async for part in parts:
+                    if seen and isinstance(part, Finished):
+                        seen.finished(part.answer, part.speech, part.finish)
+                    elif seen:
+                        seen.token()
+                    yield part
+        except BaseException as error:
+            if seen:
+                seen.end(error)
+            raise
+        if seen:
+            seen.end()
+
+    async def _answers(self, question: Question, request: str) -> AsyncGenerator[Part]:
         self._check_biases(question)
         thoughts = Thoughts.NONE
         prompts = [await self._tokens(each, question.suffix) for each in question.prompts]

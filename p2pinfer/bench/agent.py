@@ -2,9 +2,9 @@
 
 An agent sends everything that was said with each turn, so what matters is how much of it is read
 again. Each turn of the recording is asked in the sessions of one gateway. After some of them the
-same prompt is also read by a session that knows nothing, which gives the ratio; in the end a peer
-is killed, and another agent with the same tools begins while the first one's answer is still being
-made. A stream that writes all the while says how long reading makes others wait.
+same prompt is also read by a session that knows nothing, which gives the ratio. Another agent with
+the same tools begins while the first one's answer is still being made; then a peer is killed, and a
+third one begins. A stream that writes all the while says how long reading makes others wait.
 """
 
 import json
@@ -30,6 +30,7 @@ from p2pinfer.engine.template import Message
 from p2pinfer.node.local_swarm import share_layers
 from p2pinfer.node.model_supply import name_model, open_store, open_whole
 from p2pinfer.node.requester import Client, ClientOptions, Machine, for_model, open_client
+from peers.asking.drafts import alike
 
 TURNS_MAX: Final = 20
 """Of the recording."""
@@ -44,6 +45,8 @@ SESSIONS: Final = 4
 """The agent's, another agent's, the stream's, and one that knows nothing."""
 
 HOW: Final = ChatOptions(Sampling(temperature=0.0), TOKENS)
+
+THIRD_QUESTION: Final = "Which of the tests are slow, and why?"
 
 STREAM_PROMPT: Final = "Tell a long story of a fox that walks through the whole of Europe."
 
@@ -61,9 +64,9 @@ class Talk:
         """Return what an agent sends with a turn, counted from 0: a call and its result each."""
         return self.messages[: 2 + 2 * turn]
 
-    def of_other(self) -> Sequence[Message]:
-        """Return what the other agent sends first."""
-        return [self.messages[0], {"role": "user", "content": self.other}]
+    def of_other(self, question: str = "") -> Sequence[Message]:
+        """Return what another agent sends first."""
+        return [self.messages[0], {"role": "user", "content": question or self.other}]
 
 
 def read_talk() -> Talk:
@@ -143,6 +146,7 @@ async def _play(swarm: Swarm, victims: Victims, turns: int) -> dict[str, Any]:
     if len(prompts) < 2:
         raise UserError(f"sessions of {client.ends.context} positions are too short for an agent")
     other = await _prompt(swarm, talk, talk.of_other())
+    third = await _prompt(swarm, talk, talk.of_other(THIRD_QUESTION))
     stream, played, colds_s = _Stream(), [], {}
     async with trio.open_nursery() as nursery:
         asked = await swarm.prompt_of([{"role": "user", "content": STREAM_PROMPT}])
@@ -155,6 +159,7 @@ async def _play(swarm: Swarm, victims: Victims, turns: int) -> dict[str, Any]:
     alone_s = statistics.median(stream.gaps_s)
     another = await _beside(swarm, prompts[-1], other)
     survived = await _after_death(swarm, victims, prompts[-1])
+    late = await _ask(swarm, third)
     warm = {turn: played[turn].time_to_first_token_ms / 1000 for turn in colds_s}
     last = len(prompts) - 1
     return {
@@ -165,11 +170,14 @@ async def _play(swarm: Swarm, victims: Victims, turns: int) -> dict[str, Any]:
         "first_token_ratio": {
             str(turn + 1): round(warm[turn] / colds_s[turn], 4) for turn in sorted(colds_s)
         },
+        "another_agent_shared_tokens": alike(prompts[-1], other),
+        "another_agent_read_tokens": another.prompt_tokens - another.reused_tokens,
         "another_agent_read_share": _share([another]),
         "after_a_death_read_share": _share([survived]),
         "after_a_death_first_token_ratio": round(
             survived.time_to_first_token_ms / 1000 / colds_s[last], 4
         ),
+        "after_a_death_another_agent_read_tokens": late.prompt_tokens - late.reused_tokens,
         "stream_gap_max_s": round(max(stream.gaps_s), 3),
         "stream_gap_p50_s": round(alone_s, 4),
     }

@@ -112,6 +112,10 @@ class Changed:
         """Run rows in the inner session."""
         self._inner.submit(position, rows, done, regime=regime)
 
+    async def inherit(self, parent: "Changed", length: int) -> None:
+        """Begin with a copy of another session, as an honest stage does."""
+        await self._inner.inherit(parent._inner, length)
+
     async def copy(self, positions: int) -> CellsCopy:
         """Run the rows in another session, as an honest stage does, and copy that one."""
         regimes, rows = zip(*self._came_in, strict=True)

@@ -4,6 +4,7 @@ import json
 
 from p2pinfer.cli.options import INVITED
 from p2pinfer.cli.terminal import say
+from p2pinfer.core.ids import PeerId
 from p2pinfer.node.peer import Serving
 from transports.interfaces import is_loopback
 
@@ -16,7 +17,14 @@ class JoinAnnouncer:
     """Prints everything once, and one line for each later move."""
 
     def __init__(
-        self, reach: str, *, as_json: bool, fixed: bool, keep: int = 1, mdns: bool = False
+        self,
+        reach: str,
+        *,
+        as_json: bool,
+        fixed: bool,
+        keep: int = 1,
+        mdns: bool = False,
+        models: int = 1,
     ) -> None:
         """Prepare.
 
@@ -27,14 +35,15 @@ class JoinAnnouncer:
             fixed: the layers were chosen by a person.
             keep: layers at each end that those who ask in this swarm run themselves.
             mdns: others can find this peer on the local network without an address.
+            models: how many are to be served here, each by a peer of its own.
         """
         self._reach, self._as_json, self._fixed, self._mdns = reach, as_json, fixed, mdns
         self._keep = keep
         self._is_invitation = reach.strip().upper().startswith(INVITED)
-        self._was_said = False
+        self._models, self._said = models, set[PeerId]()
 
-    def tell(self, serving: Serving) -> None:
-        """Print what is served from now on."""
+    def tell(self, serving: Serving) -> bool:
+        """Print what is served from now on; return whether all models are."""
         layers = f"{serving.first}:{serving.end}"
         if self._as_json:
             ready = {
@@ -44,11 +53,13 @@ class JoinAnnouncer:
                 "layers": layers,
             }
             print(json.dumps(ready), flush=True)
-        elif self._was_said:
-            say(f"now serving layers {layers}")
+        elif serving.peer in self._said:
+            of = f" of {serving.model.info.name}" if self._models > 1 else ""
+            say(f"now serving layers {layers}{of}")
         else:
             self._print_all(serving)
-        self._was_said = True
+        self._said.add(serving.peer)
+        return len(self._said) >= self._models
 
     def _print_all(self, serving: Serving) -> None:
         model, layers = serving.model, serving.model.info.layers
@@ -78,7 +89,9 @@ class JoinAnnouncer:
         if is_found:
             print("for machines elsewhere, one line that says all:")
             print("  p2pinfer invite")
-        print("ready; Ctrl-C to leave", flush=True)
+        left = self._models - len(self._said) - 1
+        more = f"{left} more to come; " if left else ""
+        print(f"ready; {more}Ctrl-C to leave", flush=True)
 
     def _way_in(self, serving: Serving) -> str:
         """Return the options with which others reach this peer."""

@@ -1,8 +1,10 @@
 """``p2pinfer join``: lend this machine to a swarm."""
 
+from collections.abc import Sequence
+from dataclasses import replace
 from pathlib import Path
 from shlex import quote
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
@@ -18,7 +20,6 @@ from p2pinfer.cli.options import (
     Quota,
     ReachFlags,
     RelayFlags,
-    SwarmModel,
     check_range,
     option,
 )
@@ -35,6 +36,21 @@ if TYPE_CHECKING:  # what is heavy is imported by the command that needs it
     from p2pinfer.node.peer import PeerOptions, Serving
 
 
+def _one_a_line(_: Any, value: str, **__: Any) -> list[str]:
+    """Split a variable where paths with spaces may be named."""
+    return value.splitlines()
+
+
+SwarmModels = Annotated[
+    tuple[str, ...],
+    option(
+        "model",
+        "GGUF file, hf:owner/repo[:QUANT], model id, or 'default'; several times for several"
+        " models, which share the memory (one a line in the variable). If omitted: the model that"
+        " the swarm serves, or else 'default'.",
+        env_var_split=_one_a_line,
+    ),
+]
 Listen = Annotated[
     tuple[str, ...],
     option(
@@ -84,7 +100,7 @@ def join(
     layers: Layers = None,
     keep_layers: KeepLayers = 1,
     memory: Memory = None,
-    model: SwarmModel = None,
+    model: SwarmModels = (),
     listen: Listen = (),
     announce: Announce = (),
     bootstrap: Bootstrap = (),
@@ -113,14 +129,16 @@ def join(
 
     limits = machine.machine()
     check_range("keep-layers", keep_layers, 0)
-    model = reach.model(model)
+    names: list[str | None] = [*dict.fromkeys(model)] or [reach.model(None)]
+    if len(names) > 1:
+        _check_several(layers, identity, listen, announce)
     fixed = None if layers is None else _parse_layers(layers)
     memory_bytes = parse_bytes("memory", memory)
     store = open_store(parse_bytes("quota", quota))
     ways_in = reach.ways_in(bootstrap)
     way = relay.of(reach.of(network, (*listen, *ways_in)))
     options = PeerOptions(
-        model=name_model(model, store) if model else None,
+        model=None,
         layers=fixed,
         keep=keep_layers,
         listen=listen,
@@ -134,14 +152,31 @@ def join(
         only_idle=only_idle,
         keep_bytes=parse_space("keep-space", keep_space) if keep_space else 0,
     )
+    models = dict.fromkeys(name_model(name, store) if name else None for name in names)
     announcer = JoinAnnouncer(
         how_to_reach(network, reach),
         as_json=as_json,
         fixed=fixed is not None,
         keep=keep_layers,
         mdns=way.mdns and not announce,  # an announced address is for machines elsewhere
+        models=len(models),
     )
-    _lend(options, store, announcer, until_stdin_closes=until_stdin_closes, as_json=as_json)
+    each = [replace(options, model=model) for model in models]
+    _lend(each, store, announcer, until_stdin_closes=until_stdin_closes, as_json=as_json)
+
+
+def _check_several(
+    layers: str | None, identity: Path | None, listen: Sequence[str], announce: Sequence[str]
+) -> None:
+    """Raise UserError for options that can only be meant for one of several models."""
+    ports = [each for each in listen if not each.endswith("/tcp/0")]
+    named = {"layers": layers, "identity": identity, "listen": ports, "announce": announce}
+    for name, value in named.items():
+        if value:
+            raise UserError(
+                f"--{name} is for one model, and several are named: omit it, or type p2pinfer join"
+                " once for each model"
+            )
 
 
 def how_to_reach(network: str, reach: ReachFlags) -> str:
@@ -156,7 +191,7 @@ def how_to_reach(network: str, reach: ReachFlags) -> str:
 
 
 def _lend(
-    options: "PeerOptions",
+    options: Sequence["PeerOptions"],
     store: "Store",
     announcer: "JoinAnnouncer",
     *,
@@ -168,7 +203,7 @@ def _lend(
 
     from p2pinfer.cli.model_argument import default_model
     from p2pinfer.cli.terminal import doing, say
-    from p2pinfer.node.peer import Hooks, serve_peer
+    from p2pinfer.node.peer import Hooks, serve_peers
 
     leaving = trio.Event()
 
@@ -176,14 +211,14 @@ def _lend(
         async with doing("Joining the swarm …", at_once=as_json) as done:
 
             def ready(serving: "Serving") -> None:
-                done()
-                announcer.tell(serving)
+                if announcer.tell(serving):
+                    done()
 
             hooks = Hooks(ready, done.tell, done.step, say, leaving, default_model(store))
             async with trio.open_nursery() as nursery:
                 if until_stdin_closes:
                     nursery.start_soon(cancel_at_end_of_input, nursery.cancel_scope)
-                await serve_peer(options, store, hooks)
+                await serve_peers(options, store, hooks)
                 nursery.cancel_scope.cancel()
 
     run_task(run, interrupted=errors.EXIT_DONE, leave=leaving.set)

@@ -1,6 +1,7 @@
 """``p2pinfer serve``: an OpenAI-compatible API and the web page on this machine."""
 
 import json
+import os
 from collections.abc import AsyncIterator
 from contextlib import AsyncExitStack, asynccontextmanager
 from dataclasses import dataclass, replace
@@ -154,6 +155,7 @@ async def _serve(wanted: _Wanted) -> None:
     from p2pinfer.api.loading import Loading
     from p2pinfer.api.models import Models
     from p2pinfer.api.server import Front, open_server
+    from p2pinfer.api.telemetry import open_telemetry
     from p2pinfer.cli.model_argument import name_model
     from p2pinfer.cli.terminal import say
     from p2pinfer.node.model_supply import open_store
@@ -163,6 +165,7 @@ async def _serve(wanted: _Wanted) -> None:
     loading = Loading(wanted.local + 2)
     front = Front(make_loading_app(loading, wanted.access))
     async with AsyncExitStack() as stack:
+        telemetry = await stack.enter_async_context(open_telemetry(os.environ))
         url = await stack.enter_async_context(open_server(front, *wanted.listen))
         if not wanted.as_json:
             print(
@@ -175,7 +178,7 @@ async def _serve(wanted: _Wanted) -> None:
         loading.next()
         swarm = await stack.enter_async_context(_swarm(wanted, named, store, loading))
         how = answer.options(swarm.client.model.advice)
-        gateway = Gateway(swarm, how, wanted.access, seed=answer.seed)
+        gateway = Gateway(swarm, how, wanted.access, seed=answer.seed, telemetry=telemetry)
         nursery = await stack.enter_async_context(_nursery())
         opening = None if wanted.local else partial(_other, wanted, gateway, store, loading)
         front.app, loading.is_over = make_app(gateway, Models(gateway, nursery, opening)), True

@@ -5,7 +5,7 @@ between two answers, so that only what is new goes through the swarm.
 """
 
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from contextlib import AbstractAsyncContextManager, AsyncExitStack, asynccontextmanager, suppress
 from dataclasses import dataclass
 from itertools import count
 from typing import Any
@@ -16,7 +16,7 @@ from p2pinfer.core.errors import EngineError, P2pinferError, PeerError
 from p2pinfer.core.messages import Refusal
 from p2pinfer.engine.base import EngineBusy
 from p2pinfer.node.requester import Client
-from peers.asking.session import Session
+from peers.asking.session import Beginning, Session
 from peers.steps.messaging import RefusedError
 
 WAITING_MAX = 64
@@ -37,6 +37,18 @@ IDLE_S_MAX = 300.0
 ANSWER_ROOM = 1024
 """Tokens of an answer for which a new session has room behind its prompt. An answer that is longer
 goes on in a longer session; one that is shorter, as most are, leaves room for the next turns."""
+LOST_TOKENS_MAX = 256
+"""Of another conversation, where a session goes on from a beginning that both share: a question
+asked again, and its answer. Where more would be lost, a second session begins with a copy."""
+
+SHARED_TOKENS_MIN = 64
+"""What a session must share with a prompt to be copied: a block, which runs in a moment."""
+
+MENDED_S_MAX = 10.0
+"""For a peer that died to be replaced in the session to begin with, as while an answer waits."""
+
+MENDED_TIMES_MAX = 3
+"""As many peers of a short chain may die at once."""
 
 CLOSE_S_MAX = 5.0
 """For taking leave of the peers of a session."""
@@ -164,15 +176,18 @@ class SessionPool:
 
     async def _take(self, prompt: Sequence[int], positions: int) -> Lent:
         if not self._in_need.locked():  # else a request that waits for a session comes first
+            await self._wait_read(prompt)
             if lent := self._matching(prompt):
                 return lent
-            if self._idle and self.running + len(self._idle) > self.sessions_max:
-                lent = self._least()  # of another conversation: better than to open one
-                if _fits(lent, prompt):
-                    return lent
-                await lent.close()
+            beginning = self._beginning(prompt)
+            if self._idle and not self._has_room():
+                least = self._least()  # of another conversation: better than to open one
+                is_best = beginning is None or beginning.session is least.session
+                if is_best and _fits(least, prompt):
+                    return least
+                await least.close()
             try:
-                return await self._open(positions)
+                return await self._open(positions, beginning)
             except P2pinferError as error:
                 if not _is_busy(error):
                     raise
@@ -201,25 +216,70 @@ class SessionPool:
                     if not _is_busy(error):
                         raise
 
+    def _has_room(self) -> bool:
+        return self.running + len(self._idle) <= self.sessions_max
+
+    async def _wait_read(self, prompt: Sequence[int]) -> None:
+        """Wait while sessions in use read a prompt that begins like this one.
+
+        Agents that begin together share their instructions; read once, all have them sooner.
+        """
+        for lent in [*self._lent]:
+            await lent.session.wait_read(prompt)
+
+    def _beginning(self, prompt: Sequence[int]) -> Beginning | None:
+        """Choose the session that has most in common with a prompt, to begin another one with."""
+        sessions = [lent.session for lent in (*self._lent, *self._idle)]
+        found = [Beginning(session, session.lendable(prompt)) for session in sessions]
+        best = max(found, key=lambda each: each.rows, default=None)
+        return best if best and best.rows >= SHARED_TOKENS_MIN else None
+
     def _matching(self, prompt: Sequence[int]) -> Lent | None:
-        """Take the idle session that lends most, unless another conversation would lose more."""
+        """Take the idle session that lends most, unless another conversation would lose more.
+
+        Where there is room for another session, none loses more than a little.
+        """
         idle = [lent for lent in self._idle if _fits(lent, prompt)]
         best = max(idle, key=lambda lent: lent.session.held_of(prompt), default=None)
         if best is None:
             return None
         held = best.session.held_of(prompt)
+        lost = len(best.session.tokens) - held
         is_asked_again = held == len(prompt) - 1
-        if not is_asked_again and 2 * held < len(best.session.tokens):
+        loses = lost > held or (lost > LOST_TOKENS_MAX and self._has_room())
+        if loses and not is_asked_again:
             return None
         self._idle.remove(best)
         return best
 
-    async def _open(self, positions: int) -> Lent:
+    async def _open(self, positions: int, beginning: Beginning | None = None) -> Lent:
+        """Open a session; where another one can be copied, with what that holds."""
+        if beginning and (lent := await self._open_beside(beginning, positions)):
+            return lent
         route = await self._client.find_route(self._on_wait, positions)
+        return await self._enter(self._client.open_session(route, self._on_wait, positions))
+
+    async def _open_beside(self, beginning: Beginning, positions: int) -> Lent | None:
+        """Open a session with a copy of another one; None if that is over, or its peers are full.
+
+        One of them may have died a moment ago: then the other session finds a replacement first.
+        """
+        for _ in range(MENDED_TIMES_MAX):
+            try:
+                opening = self._client.open_beside(beginning, self._on_wait, positions)
+                return await self._enter(opening)
+            except (LookupError, EngineError):
+                return None
+            except PeerError as error:
+                if _is_busy(error):
+                    return None
+                with trio.move_on_after(MENDED_S_MAX):
+                    await beginning.session.wait_without(error.peer)
+        return None
+
+    async def _enter(self, opening: AbstractAsyncContextManager[Session]) -> Lent:
         async with AsyncExitStack() as stack:
-            session = await stack.enter_async_context(
-                self._client.open_session(route, self._on_wait, positions)
-            )
+            session = await stack.enter_async_context(opening)
             return Lent(next(self._numbers), session, stack.pop_all(), trio.current_time())
 
     async def _keep(self, lent: Lent) -> None:

@@ -57,6 +57,12 @@ class Tree:
         for height, level in enumerate(self._levels):
             del level[length >> height :]
 
+    def fork(self, count: int) -> "Tree":
+        """Return a tree of its own over the first ``count`` positions."""
+        found = Tree()
+        found._levels = [level[: count >> height] for height, level in enumerate(self._levels)]
+        return found
+
     def root(self, count: int) -> bytes:
         """Return the root of the first ``count`` positions, which may be 0."""
         assert 0 <= count <= len(self)

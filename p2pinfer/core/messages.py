@@ -4,7 +4,7 @@ The validators run when a message is made and again when one arrives, so that wh
 sends is checked here and nowhere else; ``wire`` turns a failed check into an error that blames it.
 
     session    control, requester → each stage of its route, for as long as the session lasts
-                   Open     →  Opened
+                   Open     →  Opened: at once with what another session holds, where one is named
                    Connect  →  Connected, or Denied: which peer to send to
                    Expect   →  Expecting: another peer replaces the previous one
                    Idle     →  at any time: an answer is finished
@@ -140,6 +140,18 @@ class Hop:
 
 
 @frozen
+class Parent:
+    """Another session of the same requester at the same stage, and how much of it to take over."""
+
+    session: SessionId = field(validator=SESSION)
+    rows: int = field(validator=whole(1, POSITIONS_MAX))
+    """How many of its first positions."""
+    number: int = field(validator=_NUMBER)
+    """Of the last step sent in it: those of the new session count on from here, so that what is
+    kept of both can be sent again."""
+
+
+@frozen
 class Open:
     """Open a session at a stage: reserve its cells and serve the sender, its requester."""
 
@@ -161,11 +173,16 @@ class Open:
     """On whose account, where not on the requester's own: a full stage may prefer that one."""
     blocks: bool = field(default=False, validator=v.instance_of(bool))
     """Whether steps will hold blocks; a stage that cannot run them refuses."""
+    parent: Parent | None = field(default=None, validator=v.optional(v.instance_of(Parent)))
+    """Begin with what this session holds. A stage that cannot begins with nothing."""
 
 
 @frozen
 class Opened:
     """The cells are reserved."""
+
+    inherited: bool = field(default=False, validator=v.instance_of(bool))
+    """They hold what was asked of the parent, as if it had been computed for this session."""
 
 
 @frozen

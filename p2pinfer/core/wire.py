@@ -11,7 +11,7 @@ import msgpack
 from attrs import fields, has
 
 from p2pinfer.core.advertisement import Heard, State
-from p2pinfer.core.messages import Chunk, Dtype, Message, Open, Refusal, Step
+from p2pinfer.core.messages import Chunk, Dtype, Message, Open, Opened, Refusal, Step
 from p2pinfer.core.regimes import on_wire
 
 M = TypeVar("M")
@@ -53,9 +53,16 @@ def _of_step(step: Step) -> tuple[Any, ...]:
 
 
 def _of_open(opened: Open) -> tuple[Any, ...]:
-    """Leave out the last field where it is false: peers that know no blocks reject it."""
+    """Leave out last fields that say nothing: peers of before, which lack them, reject them."""
     values: tuple[Any, ...] = _converter.unstructure_attrs_astuple(opened)
-    return values if opened.blocks else values[:-1]
+    if opened.parent:
+        return values
+    return values[:-1] if opened.blocks else values[:-2]
+
+
+def _of_opened(opened: Opened) -> tuple[Any, ...]:
+    """Say something only to a requester that named a parent; the others reject the field."""
+    return (True,) if opened.inherited else ()
 
 
 def _of_heard(heard: Heard) -> tuple[Any, ...]:
@@ -79,6 +86,7 @@ for _flat, _of in ((Step, _of_step), (Heard, _of_heard)):
     _converter.register_structure_hook(_flat, lambda values, kind: kind(*values))
     _converter.register_unstructure_hook(_flat, _of)
 _converter.register_unstructure_hook(Open, _of_open)
+_converter.register_unstructure_hook(Opened, _of_opened)
 for _enum in (Dtype, Refusal, State):
     _converter.register_structure_hook(_enum, lambda value, kind: kind(value))
 

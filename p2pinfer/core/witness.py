@@ -91,6 +91,14 @@ class Rows:
             if self._kept is not None:
                 self._kept.append(row)
 
+    def fork(self, count: int) -> "Rows":
+        """Return the first ``count`` rows, to be continued apart from these."""
+        found = Rows(keep=False)
+        found.tree = self.tree.fork(count)
+        found._kept = None if self._kept is None else self._kept[:count]
+        found._regimes = self._regimes[:count]
+        return found
+
     def regimes(self, count: int) -> tuple[Regime, ...]:
         """Return the regimes that the first ``count`` rows ran in."""
         return tuple(self._regimes[:count])
@@ -148,6 +156,17 @@ class Witness:
             self._checkpoint = position // CHECKPOINT_POSITIONS * CHECKPOINT_POSITIONS
             self._checkpoint += CHECKPOINT_POSITIONS
         return self._length >= self._checkpoint
+
+    def fork(self, length: int) -> "Witness":
+        """Return a witness of a session that begins with the first ``length`` rows of this one.
+
+        They were not computed for it, so they count as none of its work.
+        """
+        found = Witness(keep=False)
+        found._received, found._sent = self.received.fork(length), self.sent.fork(length)
+        found._length = length
+        found._checkpoint = (length // CHECKPOINT_POSITIONS + 1) * CHECKPOINT_POSITIONS
+        return found
 
     def due(self, seat: Seat) -> list[Signed]:
         """Sign for every checkpoint passed since the last call."""

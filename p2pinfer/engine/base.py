@@ -2,7 +2,7 @@
 
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Final, Protocol
+from typing import Any, Final, Protocol
 
 from p2pinfer.core.errors import EngineError
 from p2pinfer.core.regimes import Regime
@@ -95,6 +95,17 @@ class EngineSession(Protocol):
 
         Raises:
             EngineDied: the process that held the session's cells has ended.
+        """
+        ...
+
+    async def inherit(self, parent: Any, length: int) -> None:
+        """Begin with a copy of the first ``length`` positions of another session.
+
+        It belongs to the same engine, and runs at least as many layers. The bits are the same as if
+        the rows had been submitted here; where this fails, the session still holds nothing.
+
+        Raises:
+            EngineError: the other session does not hold so much, or is over; or memory ran out.
         """
         ...
 
@@ -242,6 +253,10 @@ class EndsSession(Protocol):
             drafted: a token that was embedded behind them already. Where it is drawn, the first
                 layers keep what they hold, and the answer has no rows.
         """
+        ...
+
+    async def inherit(self, parent: Any, length: int) -> None:
+        """Begin with a copy of another session's cells; as for ``EngineSession``."""
         ...
 
     def close(self) -> None:

@@ -14,6 +14,7 @@ from p2pinfer.engine.llama.memory import (
 )
 from p2pinfer.engine.store.assemble import PartsModel
 from p2pinfer.node.requester import Machine, check_keep, for_model, with_long_sessions
+from scheduler.memory_shares import Appetite
 
 LONG_COSTS = 5
 """One in five of a peer's layers is given for a session as long as agents need: a 70B model's peer
@@ -29,9 +30,18 @@ def inner_layers(model: Manifest, keep: int) -> LayerRange:
 def layers_max(model: PartsModel, machine: Machine, memory_bytes: int | None, keep: int = 1) -> int:
     """Return how many layers of a model it may choose, with their sessions, in the memory."""
     room = budget_bytes(memory_bytes) - WORKER_BYTES
+    return max(0, min(room // layer_bytes(model, machine), _layers_of_use(model, keep)))
+
+
+def appetite(model: PartsModel, machine: Machine, keep: int = 1) -> Appetite:
+    """Return what a model can do with memory."""
+    each = layer_bytes(model, machine)
+    return Appetite(WORKER_BYTES + each, WORKER_BYTES + each * _layers_of_use(model, keep))
+
+
+def _layers_of_use(model: PartsModel, keep: int) -> int:
     inner = len(inner_layers(model.manifest, keep))
-    most = min(inner, layers_at_once_max(model.header, model.info))
-    return max(0, min(room // layer_bytes(model, machine), most))
+    return min(inner, layers_at_once_max(model.header, model.info))
 
 
 def layer_bytes(model: PartsModel, machine: Machine) -> int:

@@ -7,7 +7,7 @@ import re
 import secrets
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import partial
 from pathlib import Path
 from typing import TypeVar
@@ -22,6 +22,7 @@ from p2pinfer.core.layer_range import LayerRange
 from p2pinfer.core.manifest import METADATA, Manifest
 from p2pinfer.engine.base import StageEngine
 from p2pinfer.engine.llama.engine import open_stage
+from p2pinfer.engine.llama.memory import budget_bytes
 from p2pinfer.engine.store.assemble import PartsModel
 from p2pinfer.engine.store.store import Store
 from p2pinfer.node.bookkeeping import keep_accounts
@@ -33,7 +34,7 @@ from p2pinfer.node.keeping import make_keeper
 from p2pinfer.node.ledger_db import LedgerKeeper, open_books
 from p2pinfer.node.listen_port import own_listen
 from p2pinfer.node.loading_steps import Step, loading
-from p2pinfer.node.memory_plan import for_stage, inner_layers, layers_max, too_small
+from p2pinfer.node.memory_plan import appetite, for_stage, inner_layers, layers_max, too_small
 from p2pinfer.node.model_supply import Choose, obtain
 from p2pinfer.node.proof_keys import judge_of
 from p2pinfer.node.requester import (
@@ -45,6 +46,7 @@ from p2pinfer.node.requester import (
     for_model,
     freeze_gc,
 )
+from p2pinfer.node.shared_memory import SharedMemory
 from p2pinfer.node.sponsors import clock_ms, sponsor
 from p2pinfer.node.status_report import describe_peer
 from p2pinfer.node.status_socket import Status, open_status
@@ -122,6 +124,8 @@ class PeerOptions:
     machine: Machine = field(default_factory=Machine)
     memory_bytes: int | None = None
     """For weights and sessions; None for a share of the free memory."""
+    shared: SharedMemory | None = None
+    """With other models that this machine serves; ``memory_bytes`` does not count then."""
     transport: str = "libp2p"
     """``tcp`` is bare TCP, for measuring what libp2p costs."""
     only_idle: bool = False
@@ -159,6 +163,20 @@ class Hooks:
     """Once set, the peer lets sessions finish, hands its layers over, and leaves."""
     default_model: Choose
     """Finds the model if neither the person nor the swarm names one."""
+
+
+async def serve_peers(options: Sequence[PeerOptions], store: Store, hooks: Hooks) -> None:
+    """Serve several models, each as a peer of its own with its own key and port.
+
+    To the swarm a peer serves one model, so this machine is as many peers as it serves models. They
+    share its memory, and leave together. Raises as ``serve_peer``.
+    """
+    total = budget_bytes(options[0].memory_bytes)
+    shared = SharedMemory(total, len(options)) if len(options) > 1 else None
+    with lone_errors():
+        async with trio.open_nursery() as nursery:
+            for each in options:
+                nursery.start_soon(serve_peer, replace(each, shared=shared), store, hooks)
 
 
 async def serve_peer(options: PeerOptions, store: Store, hooks: Hooks) -> None:
@@ -211,12 +229,13 @@ async def serve_peer(options: PeerOptions, store: Store, hooks: Hooks) -> None:
             model_id = options.model or await swarm.pick_model(hooks.default_model)
             supplies = _Supplies(swarm, store, model_id, options, hooks)
             model = await supplies.open_model()
+            memory_bytes = await _memory(options, model)
         if preparing.cancelled_caught:
             return
         signer, accounts = keep_accounts(swarm, model, network, bookkeeper)
         Prover(transport, signer, platform.machine()).listen()
         nursery.start_soon(bookkeeper.run)
-        server = _compose(supplies, model, signer, accounts)
+        server = _compose(supplies, model, signer, accounts, memory_bytes)
         if options.only_idle:
             await nursery.start(heed_owner, server.rest, partial(in_thread, ActivityMeter().look))
         if options.keep_bytes:
@@ -413,21 +432,33 @@ class _Supplies:
         )
 
 
+async def _memory(options: PeerOptions, model: PartsModel) -> int | None:
+    """Return how much memory the model gets; None for a share of what is free."""
+    if options.shared is None:
+        return options.memory_bytes
+    machine = for_model(options.machine, model)
+    return await options.shared.share(model.info.name, appetite(model, machine))
+
+
 def _compose(
-    supplies: _Supplies, model: PartsModel, signer: ReceiptSigner, accounts: Accounts
+    supplies: _Supplies,
+    model: PartsModel,
+    signer: ReceiptSigner,
+    accounts: Accounts,
+    memory_bytes: int | None,
 ) -> Server:
     """Make a server with this machine's capacity; raises UserError if not even a layer fits."""
     options, hooks, transport = supplies.options, supplies.hooks, supplies.swarm.transport
     machine = for_model(options.machine, model)
     fixed = options.layers
-    fit = layers_max(model, machine, options.memory_bytes, options.keep)
+    fit = layers_max(model, machine, memory_bytes, options.keep)
     if fit or fixed:
         wanted = len(fixed) if fixed else fit
-        machine = for_stage(model, machine, options.memory_bytes, wanted, is_fixed=bool(fixed))
-        fit = layers_max(model, machine, options.memory_bytes, options.keep)
+        machine = for_stage(model, machine, memory_bytes, wanted, is_fixed=bool(fixed))
+        fit = layers_max(model, machine, memory_bytes, options.keep)
         supplies.machine = machine
     if not (fit or fixed):
-        raise UserError(too_small(model, machine, options.memory_bytes))
+        raise UserError(too_small(model, machine, memory_bytes))
     me = evolve(
         _joining(transport, model.manifest),
         context=max(machine.context, machine.long_context),

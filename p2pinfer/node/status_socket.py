@@ -9,8 +9,8 @@ import errno
 import json
 import logging
 import os
-from collections.abc import AsyncIterator, Callable
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Callable, Iterator
+from contextlib import ExitStack, asynccontextmanager, contextmanager, suppress
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -24,6 +24,9 @@ from p2pinfer.places import run_dir
 _log = logging.getLogger("p2pinfer.status")
 
 Status = dict[str, Any]
+
+_own: set[str] = set()
+"""Names of the sockets that this process answers at."""
 
 WRITE_S_MAX = 1.0
 """For a client to read the answer, while the next one waits."""
@@ -65,10 +68,10 @@ async def open_status(
         uptime_s = round(trio.current_time() - started_at, 3)
         return json.dumps(about | {"uptime_s": uptime_s} | describe() | answer(question)).encode()
 
-    with socket.socket(socket.AF_UNIX) as listener:
+    with ExitStack() as stack:
+        listener = stack.enter_context(socket.socket(socket.AF_UNIX))
         try:
-            path = run_dir() / f"{os.getpid()}.sock"
-            _sweep(path.parent)
+            path = stack.enter_context(_own_path())
             path.unlink(missing_ok=True)  # of an earlier process with this id
             await listener.bind(str(path))
             path.chmod(0o600)
@@ -84,6 +87,26 @@ async def open_status(
                 nursery.cancel_scope.cancel()
         finally:
             path.unlink(missing_ok=True)
+
+
+@contextmanager
+def _own_path() -> Iterator[Path]:
+    """Reserve a path for a socket; a process that is several peers has several.
+
+    Raises:
+        UserError: there is no folder for it.
+    """
+    path = run_dir() / f"{os.getpid()}.sock"
+    _sweep(path.parent)
+    number = 1
+    while path.name in _own:
+        number += 1
+        path = path.with_name(f"{os.getpid()}.{number}.sock")
+    _own.add(path.name)
+    try:
+        yield path
+    finally:
+        _own.remove(path.name)
 
 
 async def _answer(listener: socket.SocketType, report: Callable[[Status], bytes]) -> None:
@@ -122,9 +145,15 @@ def _object(data: bytes | bytearray) -> Status | None:
 
 def _sweep(folder: Path) -> None:
     """Remove the sockets of processes that are gone."""
-    for path in folder.glob("*.sock"):
-        if path.stem.isdecimal() and not _is_alive(int(path.stem)):
+    for path, pid in _sockets(folder):
+        if not _is_alive(pid):
             path.unlink(missing_ok=True)
+
+
+def _sockets(folder: Path) -> list[tuple[Path, int]]:
+    """Return the sockets of all processes, and their ids."""
+    found = [(path, path.name.split(".")[0]) for path in folder.glob("*.sock")]
+    return sorted((path, int(pid)) for path, pid in found if pid.isdecimal())
 
 
 def _is_alive(pid: int) -> bool:
@@ -139,7 +168,7 @@ def _is_alive(pid: int) -> bool:
 
 def running_pids() -> list[int]:
     """Return the ids of the processes that can be asked; some may be gone."""
-    return sorted(int(path.stem) for path in run_dir().glob("*.sock") if path.stem.isdecimal())
+    return sorted({pid for _, pid in _sockets(run_dir())})
 
 
 async def ask_all(question: Status | None = None) -> list[Status]:
@@ -147,15 +176,15 @@ async def ask_all(question: Status | None = None) -> list[Status]:
     found: list[Status] = []
     line = json.dumps(question or {}).encode() + b"\n"
 
-    async def ask(pid: int) -> None:
-        status = await _ask(run_dir() / f"{pid}.sock", line)
+    async def ask(path: Path) -> None:
+        status = await _ask(path, line)
         if status:
             found.append(status)
 
     with trio.move_on_after(ASK_S_MAX):
         async with trio.open_nursery() as nursery:
-            for pid in running_pids()[:PROCESSES_MAX]:
-                nursery.start_soon(ask, pid)
+            for path, _ in _sockets(run_dir())[:PROCESSES_MAX]:
+                nursery.start_soon(ask, path)
     return sorted(found, key=lambda status: (-status["uptime_s"], status["pid"]))
 
 

@@ -6,8 +6,7 @@ them everything it ever sent, and the tokens that come out are the same as witho
 """
 
 import logging
-from collections.abc import AsyncIterator, Sequence
-from contextlib import asynccontextmanager
+from collections.abc import Sequence
 from itertools import pairwise
 
 import trio
@@ -24,6 +23,7 @@ from p2pinfer.core.messages import (
     Linked,
     Lost,
     Open,
+    Parent,
     Refusal,
     Step,
 )
@@ -59,7 +59,7 @@ LOOK_STEPS = 16
 
 
 class Chain:
-    """A session's stages; ``open_chain`` makes one, and keeps it whole."""
+    """A session's stages; ``opening.open_chain`` makes one, and keeps it whole."""
 
     def __init__(
         self,
@@ -75,10 +75,11 @@ class Chain:
         self._stages: list[StageHandle] = []
         self._entry: StageHandle | None = None  # the stage that our own steps go to
         self._exit: Channel | None = None
-        self._number = self._received = self._forgotten = 0
-        self._look_at, self._idle_from, self._is_waiting = LOOK_STEPS, -1, False
+        number = opened.parent.number if opened.parent else 0
+        self._number = self._received = self._forgotten = number
+        self._look_at, self._idle_from, self._is_waiting = number + LOOK_STEPS, -1, False
         self._failure: PeerError | None = None
-        self._trouble, self._mended = trio.Event(), trio.Event()
+        self._trouble, self._mended, self._rerouted = trio.Event(), trio.Event(), trio.Event()
         self._failed: list[PeerId] = []  # most recent last
         self._reopened: dict[PeerId, float] = {}  # when the session was opened there again
         self._scope = trio.CancelScope()
@@ -93,6 +94,16 @@ class Chain:
     def blocks(self) -> bool:
         """Whether its steps may hold blocks, which not every peer can run."""
         return self._opened.blocks
+
+    def as_parent(self, rows: int) -> Parent:
+        """Return how another session asks to begin with the first positions of this one."""
+        return Parent(self._opened.session, rows, self._number)
+
+    async def inherit(self, parent: "Chain", rows: int) -> None:
+        """Take over what a parent sent and got first, before ``open``; raises LookupError."""
+        await self._outbox.history.inherit(parent._outbox.history, rows, self._number)
+        if self.evidence and parent.evidence:
+            self.evidence.witness = parent.evidence.witness.fork(rows)
 
     # Steps
 
@@ -185,6 +196,7 @@ class Chain:
         self._failure = self._failure or error
         self._let_go(error)
         self._mended.set()
+        self._rerouted.set()
 
     def _let_go(self, why: PeerError) -> None:
         for stage in self._stages:
@@ -206,7 +218,7 @@ class Chain:
                 await trio.sleep_forever()
 
     async def open(self, route: Sequence[Hop]) -> None:
-        """Open the session at all stages, and link them; raises as ``open_chain``."""
+        """Open the session at all stages, and link them; raises as ``opening.open_chain``."""
         me = self._transport.peer_id
         self._stages = await self._open_stages(route, me, OPEN_S_MAX, is_new=True)
         blocks = all(stage.blocks for stage in self._stages)
@@ -219,8 +231,15 @@ class Chain:
         self._nursery.start_soon(self._keep)
         self._nursery.start_soon(self._end_when_still)
 
+    async def wait_without(self, peer: PeerId) -> None:
+        """Wait until another peer has taken the place of this one, or the session is over."""
+        while not self._failure and any(hop.peer == peer for hop in self.route):
+            await self._rerouted.wait()
+
     def _tell_route(self) -> None:
-        """Report the chain's current peers to the evidence and the repair."""
+        """Report the chain's current peers to the evidence, the repair and those who wait."""
+        self._rerouted.set()
+        self._rerouted = trio.Event()
         if self.evidence:
             self.evidence.follow(self.route)
         if self._repair:
@@ -451,7 +470,7 @@ class Chain:
         if not self._outbox.can_begin(received):
             raise PeerUnavailable(first.hop.peer, "the steps it lacks are no longer kept")
         try:
-            channel = await reach(
+            channel, _ = await reach(
                 self._transport, first.hop, Link(self._opened.session), Linked, timeout_s
             )
         except PeerError as error:
@@ -473,28 +492,9 @@ class Chain:
         """Have the last stage send here the rows that have not arrived yet."""
         attach = Attach(self._opened.session, last.known)
         try:
-            self._exit = await reach(self._transport, last.hop, attach, Attached, timeout_s)
+            self._exit, _ = await reach(self._transport, last.hop, attach, Attached, timeout_s)
         except PeerError as error:
             self._lose(last, error)
         else:
             last.sends_to = last
             self._mended.set()
-
-
-@asynccontextmanager
-async def open_chain(
-    chain: Chain, route: Sequence[Hop], nursery: trio.Nursery
-) -> AsyncIterator[Chain]:
-    """Open a session along a route, for as long as the block lasts; its tasks run in the nursery.
-
-    Raises:
-        RefusedError: a stage refused.
-        PeerUnavailable: a peer cannot be reached.
-        RemoteProtocolError: a peer broke the protocol.
-    """
-    try:
-        await nursery.start(chain.run)
-        await chain.open(route)
-        yield chain
-    finally:
-        chain.close()

@@ -2,7 +2,7 @@
 
 from collections import Counter
 from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import asynccontextmanager, suppress
+from contextlib import AbstractAsyncContextManager, asynccontextmanager, suppress
 from dataclasses import dataclass
 from functools import partial
 
@@ -19,7 +19,7 @@ from p2pinfer.core.trust import AuditVerdict, Trust, short
 from p2pinfer.engine.base import Ends
 from peers.asking.experience import Experiences
 from peers.asking.replacements import Replacements
-from peers.asking.session import Requester, Session
+from peers.asking.session import Beginning, Requester, Session
 from peers.discovery.directory import Directory
 from peers.receipts.session_evidence import Gatherer
 from peers.steps.messaging import RefusedError
@@ -292,12 +292,29 @@ class SwarmClient:
         """Return how long a peer is expected to stay full."""
         return self._busy_until_s.get(peer, 0.0) - trio.current_time()
 
+    def open_beside(
+        self,
+        beginning: Beginning,
+        on_wait: Callable[[str], None] = lambda _: None,
+        positions: int | None = None,
+    ) -> AbstractAsyncContextManager[Session]:
+        """Open a session with the peers of another one, which holds what that one began with.
+
+        Raises:
+            LookupError: the other session is over.
+        """
+        for other in self._open:
+            if other.session is beginning.session:
+                return self.open_session(other.route, on_wait, positions, beginning)
+        raise LookupError("the session to begin with is over")
+
     @asynccontextmanager
     async def open_session(
         self,
         route: Sequence[RouteHop],
         on_wait: Callable[[str], None] = lambda _: None,
         positions: int | None = None,
+        beginning: Beginning | None = None,
     ) -> AsyncIterator[Session]:
         """Open a session along a route; raises as ``Requester.open``.
 
@@ -318,7 +335,7 @@ class SwarmClient:
         self._open.append(replacements)
         try:
             async with self._requester.open(
-                hops, session, context, replacements.repair()
+                hops, session, context, replacements.repair(), beginning
             ) as opened:
                 replacements.session = opened
                 try:

@@ -5,23 +5,32 @@ compared with the tokens that the caches hold, and only the new tokens go throug
 """
 
 from collections import deque
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
-from contextlib import AsyncExitStack, asynccontextmanager, suppress
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Sequence
+from contextlib import (
+    AsyncExitStack,
+    asynccontextmanager,
+    contextmanager,
+    nullcontext,
+    suppress,
+)
 from dataclasses import dataclass
+from typing import Final, NamedTuple
 
 import trio
+from attrs import evolve
 
 from p2pinfer.core.errors import EngineError, UserError, lone_errors
-from p2pinfer.core.ids import ModelId, SessionId
+from p2pinfer.core.ids import ModelId, PeerId, SessionId
 from p2pinfer.core.messages import Hop, Open
 from p2pinfer.core.regimes import Regime, RegimeChunk, split
 from p2pinfer.core.sampling import Sampling
 from p2pinfer.engine.base import Candidate, Ends, EndsSession, NextToken
 from peers.asking.ahead import Ahead, text_drafter
-from peers.asking.chain import Chain, open_chain
+from peers.asking.chain import Chain
 from peers.asking.draft_model import ModelDrafter, open_drafter
 from peers.asking.drafts import DraftCount, alike
 from peers.asking.experience import stage_times
+from peers.asking.opening import open_chain
 from peers.asking.prompt_window import PromptWindow
 from peers.asking.repair import Repair
 from peers.receipts.session_evidence import Evidence, Gatherer
@@ -45,6 +54,16 @@ class Token:
     """As in ``NextToken``."""
 
 
+class HeldTokens(NamedTuple):
+    """Tokens that all caches hold, and the regime that each one ran in."""
+
+    tokens: Sequence[int] = ()
+    regimes: Sequence[Regime] = ()
+
+
+NOTHING: Final = HeldTokens()
+
+
 class Session:
     """One conversation's KV caches, in all stages and in the requester's own ends."""
 
@@ -55,6 +74,7 @@ class Session:
         cells: EndsSession,
         context: int,
         *,
+        held: HeldTokens = NOTHING,
         drafts: bool = False,
         model: ModelDrafter | None = None,
         is_busy: Callable[[], bool] = lambda: False,
@@ -67,9 +87,9 @@ class Session:
         self._row_bytes = 4 * ends.width
         self.context = context
         """How many positions fit."""
-        self.tokens: list[int] = []
+        self.tokens = [*held.tokens]
         """The tokens that all caches are known to hold, position by position."""
-        self._regimes: list[Regime] = []  # of each of those tokens
+        self._regimes = [*held.regimes]  # of each of those tokens
         self.times = stage_times()
         """The stages' times for the most recent tokens."""
         self.is_trusted = True
@@ -81,6 +101,9 @@ class Session:
         self._may_draft, self._model, self._is_busy = drafts, model, is_busy
         self._window = PromptWindow()
         self._answers = 0  # begun so far
+        self._reading: Sequence[int] = ()  # the prompt that is being read
+        self._lent: list[int] = []  # how many first positions others are taking over
+        self._changed = trio.Event()  # set when more is read, and when nothing is lent any more
 
     @property
     def evidence(self) -> Evidence | None:
@@ -96,6 +119,46 @@ class Session:
     def is_full(self) -> bool:
         """Whether no further token finds room."""
         return len(self.tokens) >= self.context
+
+    def lendable(self, prompt: Sequence[int]) -> int:
+        """How many tokens of a prompt's beginning another session may begin with a copy of."""
+        return 0 if self._keeps_state else self.held_of(prompt)
+
+    async def wait_read(self, prompt: Sequence[int]) -> None:
+        """Wait while it reads a prompt, until it holds all that this one begins with as well."""
+        while len(self.tokens) < alike(self._reading, prompt):
+            await self._changed.wait()
+
+    @contextmanager
+    def lend(self, rows: int) -> Iterator[HeldTokens]:
+        """Leave the first positions as they are during the block."""
+        self._lent.append(rows)
+        try:
+            yield HeldTokens(self.tokens[:rows], self._regimes[:rows])
+        finally:
+            self._lent.remove(rows)
+            self._tell_changed()
+
+    def _tell_changed(self) -> None:
+        self._changed.set()
+        self._changed = trio.Event()
+
+    async def copy_to(self, chain: Chain, cells: EndsSession, rows: int) -> None:
+        """Have another session's own end begin with the first positions of this one's.
+
+        Raises:
+            EngineError, LookupError: they are no longer held.
+        """
+        await cells.inherit(self._cells, rows)
+        await chain.inherit(self._chain, rows)
+
+    def opening(self, opened: Open, rows: int) -> Open:
+        """Return what opens a session that begins with the first positions of this one."""
+        return evolve(opened, blocks=self._chain.blocks, parent=self._chain.as_parent(rows))
+
+    async def wait_without(self, peer: PeerId) -> None:
+        """Wait until another peer has taken the place of this one, or the session is over."""
+        await self._chain.wait_without(peer)
 
     def held_of(self, prompt: Sequence[int]) -> int:
         """How many tokens of a prompt's beginning need not be run again.
@@ -180,29 +243,37 @@ class Session:
         """Run the part of the prompt that the caches lack, in consecutive chunks."""
         start = self.held_of(prompt)
         self._reached = max(start, self._reached if start else 0)
+        while any(rows > start for rows in self._lent):
+            await self._changed.wait()
         if self.tokens[start : start + 1] == list(prompt[start:]):  # the last one runs again
             chunks = [RegimeChunk(start, start + 1, self._regimes[start])]
         else:
             chunks = split(start, len(prompt), blocks=self._chain.blocks)
         del self.tokens[start:], self._regimes[start:]
-        with lone_errors():
-            async with trio.open_nursery() as nursery:
-                window, sent_at = self._window, deque[float]()
-                window.begin()
-                room = trio.Semaphore(window.limit)
-                nursery.start_soon(self._send_chunks, prompt, chunks, room, sent_at)
-                for at, end, regime in chunks:
-                    step = await self._chain.receive(at, end - at, (end - at) * self._row_bytes)
-                    now = trio.current_time()
-                    for _ in range(window.came_back(now - sent_at.popleft(), now)):
-                        room.release()
-                    self.on_rows(at, step.rows)
-                    if end < len(prompt):
-                        await self._cells.absorb(at, step.rows, regime=regime)
-                    else:
-                        following = await self._cells.next(at, step.rows, regime=regime)
-                    self.tokens += prompt[at:end]
-                    self._regimes += [regime] * (end - at)
+        self._reading = prompt
+        try:
+            with lone_errors():
+                async with trio.open_nursery() as nursery:
+                    window, sent_at = self._window, deque[float]()
+                    window.begin()
+                    room = trio.Semaphore(window.limit)
+                    nursery.start_soon(self._send_chunks, prompt, chunks, room, sent_at)
+                    for at, end, regime in chunks:
+                        step = await self._chain.receive(at, end - at, (end - at) * self._row_bytes)
+                        now = trio.current_time()
+                        for _ in range(window.came_back(now - sent_at.popleft(), now)):
+                            room.release()
+                        self.on_rows(at, step.rows)
+                        if end < len(prompt):
+                            await self._cells.absorb(at, step.rows, regime=regime)
+                        else:
+                            following = await self._cells.next(at, step.rows, regime=regime)
+                        self.tokens += prompt[at:end]
+                        self._regimes += [regime] * (end - at)
+                        self._tell_changed()
+        finally:
+            self._reading = ()
+            self._tell_changed()
         return following, step.decoding_us
 
     async def _send_chunks(
@@ -218,6 +289,13 @@ class Session:
             embedded = await self._cells.embed(at, list(prompt[at:end]), regime=regime)
             self._chain.send(at, embedded.rows, end - at, regime=regime)
             sent_at.append(trio.current_time())
+
+
+class Beginning(NamedTuple):
+    """The first ``rows`` positions of a session, with which another one is to begin."""
+
+    session: Session
+    rows: int
 
 
 class Requester:
@@ -254,6 +332,7 @@ class Requester:
         session: SessionId,
         context: int,
         repair: Repair | None = None,
+        beginning: Beginning | None = None,
     ) -> AsyncIterator[Session]:
         """Open a session along a route that connects the ends, for as long as the block lasts.
 
@@ -262,8 +341,10 @@ class Requester:
             session: 16 random bytes.
             context: positions that the session may hold at most.
             repair: replaces lost stages; with None the session ends instead.
+            beginning: what it is to hold from the start, of a session along the same route.
 
         Raises:
+            LookupError, EngineError: what it should begin with is no longer held.
             EngineBusy, EngineDied: the requester's own engine cannot open a session.
             RefusedError, PeerUnavailable, RemoteProtocolError: a stage refused or failed.
         """
@@ -272,6 +353,8 @@ class Requester:
         opened = Open(
             session, self._model, me, me, ends.first, ends.end, context, blocks=ends.blocks
         )
+        if beginning:
+            opened = beginning.session.opening(opened, beginning.rows)
         cells = ends.open(context)
         try:
             evidence = self._gatherer.begin(opened) if self._gatherer else None
@@ -279,7 +362,13 @@ class Requester:
             history = History(self._budget)
             chain = Chain(self._transport, opened, history, evidence, repair)
             async with AsyncExitStack() as stack:
-                await stack.enter_async_context(open_chain(chain, route, self._nursery))
+                lending = (
+                    beginning.session.lend(beginning.rows) if beginning else nullcontext(NOTHING)
+                )
+                with lending as held:
+                    if beginning:
+                        await beginning.session.copy_to(chain, cells, beginning.rows)
+                    await stack.enter_async_context(open_chain(chain, route, self._nursery))
                 model = None
                 if self._draft_model:
                     drafter = open_drafter(self._draft_model, ends.vocabulary, self._nursery)
@@ -290,6 +379,7 @@ class Requester:
                     ends,
                     cells,
                     context,
+                    held=held,
                     drafts=self._drafts,
                     model=model,
                     is_busy=repair.is_busy if repair else lambda: False,

@@ -35,6 +35,7 @@ from peers.steps.messaging import SESSION, RefusedError, receive, send
 from transports.base import Channel, Transport, is_circuit
 
 A = TypeVar("A", Connected, Expecting)
+D = TypeVar("D", Opened, Linked, Attached)
 
 STILL_S_MAX = 120.0
 """For a step to come out of a chain that seems whole: a block of a prompt takes most of this where
@@ -44,8 +45,11 @@ laptops run 70 billion weights. A peer whose engine hangs answers heartbeats all
 class StageHandle:
     """A stage that accepted a session, and the control channel that keeps it open."""
 
-    def __init__(self, hop: Hop, control: Channel, expects: PeerId, *, blocks: bool) -> None:
-        self.hop, self.blocks = hop, blocks
+    def __init__(
+        self, hop: Hop, control: Channel, expects: PeerId, *, blocks: bool, begins_at: int = 0
+    ) -> None:
+        """Control a stage that has the steps up to ``begins_at`` from a parent of the session."""
+        self.hop, self.blocks, self._begins_at = hop, blocks, begins_at
         self._expects: PeerId | None = expects
         self.lost: PeerError | None = None
         """Why the session cannot continue with it."""
@@ -115,7 +119,7 @@ class StageHandle:
         """
         if peer == self._expects:
             self._expects = None  # true since it opened; only a later change needs a message
-            return 0
+            return self._begins_at
         return await self.count(peer, timeout_s)
 
     async def count(self, peer: PeerId, timeout_s: float) -> int:
@@ -175,7 +179,8 @@ async def open_stages(
     """Open a session at consecutive stages, the first one after ``previous``.
 
     It opens at all of them or at none; raises as ``reach``. If a stage refuses a new session with
-    blocks, it is asked again without blocks.
+    a parent, which older peers do not know, it is asked again without; and so for blocks, unless
+    the parent's rows are of blocks.
     """
     previous_of = [previous, *(hop.peer for hop in route)]
     found: dict[int, StageHandle] = {}
@@ -183,14 +188,26 @@ async def open_stages(
     async def open_one(index: int, hop: Hop) -> None:
         before = previous_of[index]
         own = evolve(opened, previous=before, first=hop.first, end=hop.end)
-        try:
-            control = await reach(transport, hop, own, Opened, timeout_s)
-        except RefusedError as error:
-            if not (is_new and own.blocks and error.refused.code is Refusal.BAD_REQUEST):
-                raise
-            own = evolve(own, blocks=False)
-            control = await reach(transport, hop, own, Opened, timeout_s)
-        found[index] = StageHandle(hop, control, before, blocks=own.blocks)
+        if not is_new:
+            own = evolve(own, parent=None)  # a replacement gets the rows from the stage before it
+        while True:
+            try:
+                control, said = await reach(transport, hop, own, Opened, timeout_s)
+                break
+            except RefusedError as error:
+                if not is_new or error.refused.code is not Refusal.BAD_REQUEST:
+                    raise
+                if own.parent:
+                    own = evolve(own, parent=None)
+                elif own.blocks and not opened.parent:
+                    own = evolve(own, blocks=False)
+                else:
+                    raise
+        if said.inherited and not own.parent:
+            control.abort()
+            raise RemoteProtocolError(hop.peer, "it took over a session that was not named")
+        begins_at = own.parent.number if own.parent and said.inherited else 0
+        found[index] = StageHandle(hop, control, before, blocks=own.blocks, begins_at=begins_at)
 
     try:
         with lone_errors():
@@ -208,10 +225,12 @@ async def reach(
     transport: Transport,
     hop: Hop,
     first: Open | Link | Attach,
-    due: type[Opened] | type[Linked] | type[Attached],
+    due: type[D],
     timeout_s: float,
-) -> Channel:
+) -> tuple[Channel, D]:
     """Open a channel to a stage, say what it is for, and wait until the stage agrees.
+
+    Returns the channel and what the stage said.
 
     Raises:
         RefusedError: it refused.
@@ -222,8 +241,8 @@ async def reach(
     try:
         with trio.fail_after(timeout_s):
             channel = await transport.open(hop.peer, SESSION, hop.addresses, first=encode(first))
-            await receive(channel, due)
-        return channel
+            said = await receive(channel, due)
+        return channel, said
     except BaseException as error:
         if channel:
             channel.abort()

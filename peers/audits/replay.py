@@ -18,7 +18,8 @@ from p2pinfer.core.receipts import Signed, Terms
 from p2pinfer.core.regimes import Regime
 from p2pinfer.core.witness import OpenedRows
 from p2pinfer.engine.base import Decoded, StageEngine
-from peers.asking.chain import Chain, open_chain
+from peers.asking.chain import Chain
+from peers.asking.opening import open_chain
 from peers.receipts.session_evidence import Evidence, Gatherer
 from peers.steps.history import Budget, History
 from transports.base import Transport

@@ -52,6 +52,9 @@ class _MeteredSession:
         self._session.submit(position, rows, partial(self._done, count, done), regime=regime)
         self._queue(count)
 
+    async def inherit(self, parent: "_MeteredSession", length: int) -> None:
+        await self._session.inherit(parent._session, length)
+
     async def copy(self, positions: int) -> CellsCopy:
         return await self._session.copy(positions)
 

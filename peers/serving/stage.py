@@ -161,12 +161,13 @@ class Stage:
 
     async def _serve_requester(self, channel: Channel, opened: Open) -> None:
         found = self._sessions.get(opened.session)
-        if found and found.opened.requester == channel.remote and found.rows:
+        if found and found.opened.requester == channel.remote and found.holds_steps:
             await found.resume(channel, opened)
             return
+        parent = self._parent_of(opened)
         session = self._sessions[opened.session] = self._admit(channel, opened)
         try:
-            await session.run()
+            await session.run(parent)
         finally:
             del self._sessions[opened.session]
             self._rows_before += session.rows
@@ -193,6 +194,8 @@ class Stage:
             raise self._no(Refusal.BAD_REQUEST, "this peer does not run blocks")
         if opened.session in self._sessions:
             raise self._no(Refusal.BAD_REQUEST, "this session is open already")
+        if opened.parent and opened.parent.rows > opened.context:
+            raise self._no(Refusal.BAD_REQUEST, "the parent's rows do not fit into the session")
         others = [s for s in self._sessions.values() if s.opened.requester == channel.remote]
         if len(others) >= SESSIONS_PER_REQUESTER_MAX:
             raise self._no(Refusal.BUSY, f"one requester may have {len(others)} sessions here")
@@ -207,6 +210,17 @@ class Stage:
         if self._signer and any(opened.seal):
             record = self._signer.record(opened, engine, history, cells)
         return StageSession(self._transport, channel, opened, cells, engine.width, history, record)
+
+    def _parent_of(self, opened: Open) -> StageSession | None:
+        """Return the session that another one is to begin with, if it is still here.
+
+        Raises:
+            RefusedError: it is another requester's, whose text it would give away.
+        """
+        parent = self._sessions.get(opened.parent.session) if opened.parent else None
+        if parent and parent.opened.requester != opened.requester:
+            raise self._no(Refusal.BAD_REQUEST, "the parent is another requester's session")
+        return parent
 
     def _no(self, code: Refusal, text: str) -> RefusedError:
         return RefusedError.of(self._transport.peer_id, code, text)

@@ -5,7 +5,9 @@ connection under that broke, a moment longer, so that the requester can come ano
 before and after it may go away: then the session reports that and waits for replacements.
 """
 
+from collections import deque
 from contextlib import suppress
+from dataclasses import dataclass
 from functools import partial
 
 import numpy as np
@@ -76,6 +78,15 @@ REOPEN_PAUSE_S = 1.0
 """Requesters that reopen a session sooner again are blamed: ours wait for 10 s."""
 
 
+@dataclass(eq=False)
+class _Taking:
+    """Another session's taking over of the first ``rows`` positions of this one."""
+
+    rows: int
+    is_spoilt: bool = False
+    """They were replaced meanwhile."""
+
+
 class StageSession:
     """One session, as a stage keeps it."""
 
@@ -96,7 +107,10 @@ class StageSession:
         self._outbox = Outbox(history)
         self._received = 0  # the number of the last step
         self._length = 0  # positions that the cells hold once all submitted steps are decoded
-        self._submitted = 0  # steps in the engine
+        self._answer = Opened()  # to the requester's next channel
+        self._computed = 0  # positions whose rows have come out of the engine
+        self._submitted = deque[int]()  # positions of the steps in the engine
+        self._takings: list[_Taking] = []  # by sessions that begin with what this one holds
         self._idle_from = -1  # the number of the last step before the requester went idle
         self._inlet = trio.CancelScope()
         self._has_inlet = self._was_linked = False
@@ -117,6 +131,11 @@ class StageSession:
         return self._length
 
     @property
+    def holds_steps(self) -> bool:
+        """Whether it got any, by itself or from a parent."""
+        return self._received > 0
+
+    @property
     def age_s(self) -> float:
         """Seconds since it was opened."""
         return trio.current_time() - self._began_at
@@ -134,14 +153,16 @@ class StageSession:
 
     # Commands of the requester
 
-    async def run(self) -> None:
-        """Obey the requester until it leaves.
+    async def run(self, parent: "StageSession | None" = None) -> None:
+        """Obey the requester until it leaves; begin with what the parent holds, if that works.
 
         Raises:
             RefusedError: the session failed, or was unused; the requester is told why.
             RemoteProtocolError: the requester broke the protocol.
         """
         try:
+            if parent:
+                self._answer = Opened(await self._inherit(parent))
             with lone_errors():
                 async with trio.open_nursery() as nursery:
                     nursery.start_soon(self._outbox.run)
@@ -165,12 +186,52 @@ class StageSession:
             self._turn.set()
             self.over.set()
 
+    async def _inherit(self, parent: "StageSession") -> bool:
+        """Take over the cells, the rows sent and the evidence of the parent's first positions.
+
+        A requester that goes back before their end meanwhile, or never sent them, gets nothing:
+        what this stage signs for must be one and the same session throughout.
+        """
+        asked, history = self.opened.parent, self._outbox.history
+        assert asked
+        taking = _Taking(asked.rows)
+        if not parent.holds(taking.rows, self.opened) or (self._record and not parent._record):
+            return False
+        parent._takings.append(taking)
+        try:
+            await history.inherit(parent._outbox.history, taking.rows, asked.number)
+            await self._cells.inherit(parent._cells, taking.rows)
+        except (LookupError, EngineError):
+            taking.is_spoilt = True
+        finally:
+            parent._takings.remove(taking)
+        if taking.is_spoilt:
+            history.clear()
+            return False
+        if self._record and parent._record:
+            self._record.witness = parent._record.witness.fork(taking.rows)
+        self._received, self._length = asked.number, taking.rows
+        self._computed = taking.rows
+        return True
+
+    def holds(self, rows: int, opened: Open) -> bool:
+        """Whether it has computed these positions as a session that is opened so would."""
+        mine = self.opened
+        return (
+            (mine.end, mine.dtype) == (opened.end, opened.dtype)
+            and mine.blocks <= opened.blocks
+            and rows <= self._computed
+            and all(position >= rows for position in self._submitted)
+            and not self._failure
+        )
+
     async def _obey(self, nursery: trio.Nursery) -> bool:
         """Obey the requester on its present channel; return whether it opened another one."""
         control, turn = self._control, self._turn
         try:
             with trio.CancelScope() as self._obeying:
-                await send(control, Opened())
+                answer, self._answer = self._answer, Opened()
+                await send(control, answer)
                 if self._next and not self._outbox.channel:  # perhaps it was not heard
                     await send(control, Lost(self._next, "the channel to it has ended"))
                 while True:
@@ -194,7 +255,9 @@ class StageSession:
             RemoteProtocolError: it wants another session than it opened, or reopens it too often.
         """
         now = trio.current_time()
-        if evolve(opened, previous=self.opened.previous, blocks=self.opened.blocks) != self.opened:
+        mine = self.opened
+        alike = evolve(opened, previous=mine.previous, blocks=mine.blocks, parent=mine.parent)
+        if opened.parent or alike != mine:
             raise RemoteProtocolError(channel.remote, "it reopened a session as another one")
         if now - self._reopened_at < REOPEN_PAUSE_S:
             raise RemoteProtocolError(channel.remote, "it reopens a session again and again")
@@ -277,7 +340,7 @@ class StageSession:
                 await send(channel, Linked())
                 while not self.over.is_set():
                     self.submit(channel, await receive(channel, Step))
-                    while self._submitted + self._outbox.unsent >= STEPS_IN_FLIGHT_MAX:
+                    while len(self._submitted) + self._outbox.unsent >= STEPS_IN_FLIGHT_MAX:
                         await self._outbox.wait_moved()
             except ChannelClosed:
                 pass  # the requester will find a replacement
@@ -385,20 +448,23 @@ class StageSession:
             )
         except EngineError as error:
             raise self._no(Refusal.ENGINE_FAILED, str(error)) from error
-        self._submitted += 1
+        self._submitted.append(step.position)
+        for taking in self._takings:
+            taking.is_spoilt |= step.position < taking.rows
         self.rows += step.count
 
     def _done(self, step: Step, outcome: Decoded | EngineError) -> None:
         """Send a result on, in the same call in which the engine delivers it."""
         if isinstance(outcome, Superseded):  # by a step behind it, which goes on in its place
-            self._submitted -= 1
+            self._submitted.remove(step.position)
             self.rows -= step.count
             self._outbox.wake()
             return
         if isinstance(outcome, EngineError):
             self.fail(self._no(Refusal.ENGINE_FAILED, str(outcome)))
             return
-        self._submitted -= 1
+        self._submitted.popleft()
+        self._computed = step.position + step.count
         rows = outcome.rows
         times = (*step.decoding_us, outcome.decoding_us)
         self._outbox.put(Step(step.number, step.position, step.count, step.regime, rows, times))

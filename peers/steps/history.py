@@ -8,10 +8,12 @@ and then the session cannot be replayed.
 
 import os
 import tempfile
-from bisect import bisect_right
+from bisect import bisect_left, bisect_right
 from collections.abc import Iterator
 from operator import itemgetter
 from typing import IO, NamedTuple
+
+import trio
 
 from p2pinfer.core.limits import NARROW_ROWS_MAX
 from p2pinfer.core.regimes import Regime
@@ -43,7 +45,7 @@ class Kept(NamedTuple):
     """None if they are in the file."""
 
 
-_number = itemgetter(0)
+_number, _position = itemgetter(0), itemgetter(1)
 
 
 class Budget:
@@ -139,9 +141,46 @@ class History:
                 cut = rows[(first - step.position) * row : (last - step.position) * row]
                 yield step._replace(position=first, count=last - first, rows=cut)
 
+    async def inherit(self, parent: "History", end: int, number: int) -> None:
+        """Keep another session's rows up to a position too, while nothing is kept here.
+
+        Rows in memory are shared; those in its file are copied, with pauses, in which the other
+        session may go on behind ``end``.
+
+        Raises:
+            LookupError: it does not keep them all, or some went out with a later step than
+                ``number``.
+        """
+        assert not self._steps
+        if parent.start or parent.end < end:
+            raise LookupError(f"the first {end} positions are not kept")
+        steps = parent._steps[: bisect_left(parent._steps, end, key=_position)]
+        if steps and steps[-1].number > number:
+            raise LookupError("they went out with a later step")
+        try:
+            copied = 0
+            for step in steps:
+                rows = parent._rows([step])
+                count = min(step.count, end - step.position)
+                rows = rows if count == step.count else rows[: len(rows) // step.count * count]
+                self.add(step.number, step.position, count, step.regime, step.times, rows)
+                copied += len(rows) if step.rows is None else 0
+                if copied > SPILL_BYTES:
+                    copied = 0
+                    await trio.lowlevel.checkpoint()
+                    if parent.start or parent.end < end:
+                        raise LookupError("they were dropped meanwhile")
+        except BaseException:
+            self.clear()
+            raise
+
+    def clear(self) -> None:
+        """Forget everything, and go on."""
+        self._drop_from(0)
+
     def close(self) -> None:
         """Forget everything."""
-        self._drop_from(0)
+        self.clear()
         if self._file:
             self._file.close()
             self._file = None

@@ -120,3 +120,23 @@ def test_fixed_layers_leave_the_rest_to_other_machines(capsys: pytest.CaptureFix
 def test_loopback_addresses_are_recognised(address: str, only_here: bool) -> None:
     """In either family; a name is assumed to be elsewhere."""
     assert is_loopback(address) is only_here
+
+
+def test_each_of_several_models_is_announced(capsys: pytest.CaptureFixture[str]) -> None:
+    """The last line says whether others are to come; a later move names its model."""
+    announcer = JoinAnnouncer("", as_json=False, fixed=False, models=2)
+    found = []
+    for peer, name in (("12D3KooWa", "A"), ("12D3KooWb", "B"), ("12D3KooWa", "A")):
+        model: Any = SimpleNamespace(
+            id=MODEL,
+            info=SimpleNamespace(name=name, layers=30),
+            manifest=SimpleNamespace(license="mit"),
+        )
+        is_all = announcer.tell(Serving(PeerId(peer), (LAN,), model, 1, 9, 8))
+        lines = capsys.readouterr()
+        found.append((is_all, (lines.out or lines.err).splitlines()[-1]))
+    assert found == [
+        (False, "ready; 1 more to come; Ctrl-C to leave"),
+        (True, "ready; Ctrl-C to leave"),
+        (True, "now serving layers 1:9 of A"),
+    ]

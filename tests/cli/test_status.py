@@ -133,6 +133,35 @@ async def test_sockets_of_dead_processes_are_removed(monkeypatch: pytest.MonkeyP
         assert len(await ask_all()) == 1
 
 
+async def test_a_process_that_is_several_peers_reports_them_all() -> None:
+    """Each has a socket of its own; what is left behind of a dead process is removed."""
+    dead = run_dir() / "4194305.2.sock"  # above the largest id of a process
+    dead.touch()
+
+    ready = trio.Semaphore(0)
+
+    async def run(model: str, until: trio.Event) -> None:
+        async with open_status(lambda: {"role": "peer", "model": model}):
+            ready.release()
+            await until.wait()
+
+    over = {model: trio.Event() for model in "ABC"}
+    async with trio.open_nursery() as nursery:
+        for model, event in over.items():
+            nursery.start_soon(run, model, event)  # all at once
+        for _ in over:
+            await ready.acquire()
+        assert {each["model"] for each in await ask_all()} == {*over}
+        assert running_pids() == [os.getpid()]
+        assert not dead.exists()
+        over["A"].set()
+        nursery.start_soon(run, "D", trio.Event())
+        await ready.acquire()
+        assert {each["model"] for each in await ask_all()} == {"B", "C", "D"}
+        nursery.cancel_scope.cancel()
+    assert not running_pids()
+
+
 async def test_a_path_too_long_for_a_socket_does_not_stop_serving(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
 ) -> None:

@@ -7,12 +7,14 @@ import trio
 import trio.testing
 from trio.testing import MockClock
 
+from p2pinfer.client import session_pool
 from p2pinfer.client.answer import Answer, ChatOptions
 from p2pinfer.client.library import Swarm
 from p2pinfer.client.session_pool import IDLE_S_MAX, WAIT_S_MAX, WAITING_MAX, TooBusy
-from p2pinfer.core.errors import NobodyServes, PeerError, PromptTooLong
+from p2pinfer.core.errors import EngineError, NobodyServes, PeerError, PromptTooLong
 from p2pinfer.core.sampling import Sampling
-from tests.support.fake_gateway import fake_swarm
+from tests.peers.asking.test_recovery import SPARES, Spares
+from tests.support.fake_gateway import FakeClient, fake_swarm
 from tests.support.swarm import CONTEXT
 
 SHORT = ChatOptions(Sampling(), max_tokens=4)
@@ -74,6 +76,116 @@ async def test_a_short_session_is_not_lent_for_a_long_prompt(autojump_clock: Moc
         await ask(swarm, list(range(3, 13)))
         await ask(swarm, list(range(3, 43)))
         assert (client.opened, swarm.pool.idle) == (2, 1)
+
+
+def stage_rows(client: FakeClient) -> int:
+    """Return how many rows the chain's stages have computed."""
+    return sum(stage.rows for stage in client.made.stages)
+
+
+async def test_another_agent_with_the_same_instructions_reads_only_its_own(
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """It gets a copy of what the first one's session holds, idle or in use, and harms nobody."""
+    monkeypatch.setattr(session_pool, "LOST_TOKENS_MAX", 8)
+    shared = [3 + n % 40 for n in range(100)]
+    async with fake_swarm() as (swarm, client):
+        stages = len(client.made.stages)
+        assert (await ask(swarm, [*shared, *range(2, 30), 5])).reused_tokens == 0
+        before = stage_rows(client)
+        assert (await ask(swarm, [*shared, 41, 42, 43])).reused_tokens == 100
+        assert stage_rows(client) - before == stages * (3 + 3)
+        assert (client.opened, swarm.pool.idle) == (2, 2)
+        async with swarm.pool.lend([*shared, *range(2, 30), 6]):
+            before = stage_rows(client)
+            assert (await ask(swarm, [*shared, 30, 31])).reused_tokens == 100
+            assert stage_rows(client) - before == stages * (2 + 3)
+
+
+async def test_agents_that_begin_together_read_their_instructions_once(
+    autojump_clock: MockClock,
+) -> None:
+    """The second waits until the first one has read what both begin with."""
+    shared = [3 + n % 40 for n in range(100)]
+    async with fake_swarm() as (swarm, client):
+        client.made.ends.machine.decode_s = 0.1
+        found = []
+
+        async def one(number: int) -> None:
+            await trio.sleep(number / 100)
+            found.append(await ask(swarm, [*shared, *[40 + number] * 5]))
+
+        async with trio.open_nursery() as nursery:
+            for number in range(3):
+                nursery.start_soon(one, number)
+        assert sorted(each.reused_tokens for each in found) == [0, 100, 100]
+        assert stage_rows(client) == len(client.made.stages) * (100 + 3 * (5 + 3))
+
+
+async def test_a_long_conversation_is_not_lost_while_there_is_room(
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another one that shares most of it gets a copy; without room it takes its place."""
+    monkeypatch.setattr(session_pool, "LOST_TOKENS_MAX", 8)
+    shared = [3 + n % 40 for n in range(100)]
+    one, other = [*shared, *[40] * 30], [*shared, *[41] * 30]
+    for sessions, kept in ((2, len(one)), (1, len(shared))):
+        async with fake_swarm(sessions=sessions) as (swarm, _):
+            await ask(swarm, one)
+            assert (await ask(swarm, other)).reused_tokens == len(shared)
+            assert (await ask(swarm, [*one, 1, 2])).reused_tokens == kept
+
+
+async def test_a_conversation_takes_the_least_ones_place_with_a_copy(
+    autojump_clock: MockClock,
+) -> None:
+    """Without room, the idle session that is closed is not the one to begin with."""
+    shared = [3 + n % 40 for n in range(100)]
+    async with fake_swarm(sessions=2) as (swarm, client):
+        async with swarm.pool.lend([*shared, 1]) as lent:
+            async for _ in lent.session.generate([*shared, 1], SHORT.sampling, 2):
+                pass
+            await ask(swarm, [7, 8, 9])
+            assert (await ask(swarm, [*shared, 2, 3])).reused_tokens == 100
+        assert client.opened == 3
+
+
+async def test_what_cannot_be_copied_is_read(
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A copy that fails costs nobody their answer."""
+    shared = [3 + n % 40 for n in range(100)]
+    async with fake_swarm() as (swarm, client), swarm.pool.lend([*shared, 1]) as lent:
+        async for _ in lent.session.generate([*shared, 1], SHORT.sampling, 2):
+            pass
+        for error in (LookupError("over"), EngineError("no cells")):
+
+            def fail(*_: object, error: Exception = error) -> None:
+                raise error
+
+            monkeypatch.setattr(client, "open_beside", fail)
+            assert (await ask(swarm, [*shared, 2, 3])).tokens == 4
+            await swarm.pool.close()
+
+
+async def test_copy_waits_for_a_peer_that_died_to_be_replaced(
+    autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The session to begin with finds a replacement, and the copy then goes through that."""
+    monkeypatch.setattr(session_pool, "LOST_TOKENS_MAX", 8)
+    shared = [3 + n % 40 for n in range(100)]
+    async with fake_swarm() as (swarm, client):
+        made = client.made
+        spares = Spares(made)
+        client.repair = spares.repair()
+        await ask(swarm, [*shared, *range(2, 30)])
+        hop = made.route[1]
+        await spares.add(hop.first, hop.end)
+        made.leave[1]()
+        made.route[1] = spares.hops[0]  # where other sessions go from now on
+        answer = await ask(swarm, [*shared, 41, 42])
+        assert answer.reused_tokens == 100
+        assert [each["peer"] for each in answer.route][1] == SPARES[0]
 
 
 async def test_same_answer_from_a_warm_session_as_from_a_cold_one(

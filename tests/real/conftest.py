@@ -16,6 +16,8 @@ padded block, which llama.cpp alone would not run."""
 
 ANSWER_TOKENS = 24
 
+NAME = b"Smollm2 135M 8k Lc100K Mix1 Ep2"
+
 _REFERENCE = """
 import json, sys
 from itertools import islice
@@ -67,3 +69,13 @@ def swarm(home: Path) -> Iterator[list[Peer]]:
     yield peers
     for peer in peers:
         peer.stop()
+
+
+@pytest.fixture(scope="session")
+def other_model(default_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """Provide the default model with another name: one byte makes it another model."""
+    path = tmp_path_factory.mktemp("models") / "other.gguf"
+    data = default_model.read_bytes()
+    assert data.count(NAME) == 1
+    path.write_bytes(data.replace(NAME, NAME.replace(b"135M", b"136M")))
+    return path

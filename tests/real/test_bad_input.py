@@ -18,7 +18,6 @@ from tests.support.tiny_models import TINY, write_tiny
 
 pytestmark = pytest.mark.real
 
-NAME = b"Smollm2 135M 8k Lc100K Mix1 Ep2"
 SENTENCE = re.compile(r"p2pinfer: [^\n]{20,}\n")
 HERE = ["--listen", "/ip4/127.0.0.1/tcp/0"]
 NOBODY = "/ip4/127.0.0.1/tcp/1/p2p/12D3KooWGFgCLy6XehU9vhoStQAgaNDPQPoRbqRbZiE85zLuEQb8"
@@ -239,16 +238,6 @@ def test_prompt_longer_than_the_context(command: Command, swarm: list[Peer]) -> 
         "the prompt has [0-9]+ tokens, and a session holds 64 tokens: shorten it, or .*--context"
     )
     check(command(*chat, "--context", "64"), 2, words)
-
-
-@pytest.fixture(scope="module")
-def other_model(default_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """Provide the default model with another name: one byte makes it another model."""
-    path = tmp_path_factory.mktemp("models") / "other.gguf"
-    data = default_model.read_bytes()
-    assert data.count(NAME) == 1
-    path.write_bytes(data.replace(NAME, NAME.replace(b"135M", b"136M")))
-    return path
 
 
 def test_chat_templates_that_cannot_be_used(

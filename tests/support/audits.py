@@ -54,6 +54,10 @@ class Tampering:
 
         self._inner.submit(position, rows, take, regime=regime)
 
+    async def inherit(self, parent: "Tampering", length: int) -> None:
+        """Begin with a copy of another session, as an honest stage does."""
+        await self._inner.inherit(parent._inner, length)
+
 
 def cheat(engine: FakeStage, tamper: Tamper, monkeypatch: pytest.MonkeyPatch) -> None:
     """Have all sessions of an engine tamper."""

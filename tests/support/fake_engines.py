@@ -120,6 +120,13 @@ class FakeLayers:
             self._digests.append(state)
         return [state.digest(ROW_BYTES) for state in self._digests[position + 1 :]]
 
+    def inherit(self, parent: "FakeLayers", length: int) -> None:
+        """Begin as another session's layers began; raises as the real engine."""
+        parent.check_alive()
+        if length >= len(parent._digests):
+            raise EngineError(f"the other session does not hold {length} positions")
+        self._digests = parent._digests[: length + 1]
+
     def copy(self, positions: int) -> "FakeLayers":
         """Return the first positions; raises EngineError if it holds fewer."""
         if positions >= len(self._digests):
@@ -190,6 +197,18 @@ class _FakeCells:
         if not self._closed:
             self._closed = True
             self._machine.open -= 1
+
+    def _inherit(
+        self,
+        parent: "_FakeCells",
+        own: Sequence[FakeLayers],
+        its: Sequence[FakeLayers],
+        length: int,
+    ) -> None:
+        if parent._closed:
+            raise EngineError("the other session is over")
+        for layer, other in zip(own, its, strict=False):
+            layer.inherit(other, length)
 
     def _decode(
         self,
@@ -271,6 +290,10 @@ class _FakeStageSession(_FakeCells):
     def submit(self, position: int, rows: bytes, done: Done, *, regime: Regime) -> None:
         self._decode(self._layers, position, rows_of(rows), done, regime=regime)
 
+    async def inherit(self, parent: "_FakeStageSession", length: int) -> None:
+        self._inherit(parent, self._layers, parent._layers, length)
+        await trio.lowlevel.checkpoint()
+
     async def copy(self, positions: int) -> _FakeCopy:
         self._layers[0].check_alive()
         await trio.lowlevel.checkpoint()
@@ -314,6 +337,11 @@ class _FakeEndsSession(_FakeCells):
             self._script = [text[at : at + 3].encode() for at in range(0, len(text), 3)]
         self._seed = str(sampling.seed).encode() if sampling.temperature else b""
         self._told = sampling.top_logprobs
+
+    async def inherit(self, parent: "_FakeEndsSession", length: int) -> None:
+        its = [parent._first, parent._last]
+        self._inherit(parent, [self._first, self._last], its, length)
+        await trio.lowlevel.checkpoint()
 
     async def embed(self, position: int, tokens: list[int], *, regime: Regime) -> Decoded:
         inputs = [token.to_bytes(4, "little") for token in tokens]

@@ -13,6 +13,7 @@ from starlette.types import ASGIApp
 
 from p2pinfer.api.app import make_app
 from p2pinfer.api.gateway import Access, Gateway
+from p2pinfer.api.telemetry import Telemetry
 from p2pinfer.client.answer import ChatOptions
 from p2pinfer.client.library import Swarm, open_swarm
 from p2pinfer.core.advertisement import Advertisement
@@ -24,13 +25,14 @@ from p2pinfer.engine.gguf.sampling_advice import Advice
 from p2pinfer.node.requester import Client
 from peers.asking.experience import Experiences
 from peers.asking.repair import Repair
-from peers.asking.session import Session
+from peers.asking.session import Beginning, Session
 from scheduler.routing import RouteHop
 from tests.support import swarm as chain
 from tests.support.fake_engines import FakeEnds
 
 MODEL = chain.MODEL
 OPEN = Access()
+NOW = 1_700_000_000
 GREEDY = ChatOptions(Sampling(temperature=0.0), max_tokens=32)
 
 
@@ -87,6 +89,13 @@ class FakeClient:
         session = chain.session_id(next(self._numbers))
         context = next((n for n in self.lengths if n >= positions), self.lengths[-1])
         return self.made.requester.open(self.made.route, session, context, self.repair)
+
+    def open_beside(self, beginning: Beginning, *_: object) -> AbstractAsyncContextManager[Session]:
+        """Open a session that begins with another one's first positions."""
+        self.opened += 1
+        session = chain.session_id(next(self._numbers))
+        route = beginning.session.route
+        return self.made.requester.open(route, session, chain.CONTEXT, self.repair, beginning)
 
     async def examine(self, _: object) -> Trust | None:
         """Find what the test wants to be found."""
@@ -149,11 +158,14 @@ async def fake_swarm(
 
 @asynccontextmanager
 async def fake_gateway(
-    access: Access = OPEN, sessions: int = 4, chat_template: str | None = None
+    access: Access = OPEN,
+    sessions: int = 4,
+    chat_template: str | None = None,
+    telemetry: Telemetry | None = None,
 ) -> AsyncIterator[tuple[Gateway, FakeClient, ASGIApp]]:
     """Open a gateway to a swarm of fakes."""
     async with fake_swarm(sessions, chat_template=chat_template) as (swarm, client):
-        gateway = Gateway(swarm, GREEDY, access, now=lambda: 1_700_000_000)
+        gateway = Gateway(swarm, GREEDY, access, now=lambda: NOW, telemetry=telemetry)
         yield gateway, client, make_app(gateway)
 
 

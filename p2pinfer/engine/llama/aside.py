@@ -66,12 +66,8 @@ class Aside:
 
     def find(self, span: Span) -> tuple[Slice, Span]:
         """Return where a span is to be decoded, and what it is there."""
-        if span.slot in self._long:
-            return self._long[span.slot], replace(span, slot=0)
-        if span.slot not in self._moved:
-            return self._home, span
-        assert self._aside
-        return self._aside, replace(span, slot=self._moved[span.slot])
+        part, slot = self._place_of(span.slot)
+        return part, span if slot == span.slot else replace(span, slot=slot)
 
     def step_aside(self, slot: int, now_ns: int) -> None:
         """Move a session whose prompt is read, if others are answered and there is room.
@@ -93,6 +89,26 @@ class Aside:
                 assert self._aside
                 self._aside.move(self._moved[slot], self._home, slot)
                 self._free.append(self._moved.pop(slot))
+
+    def inherit(self, slot: int, source: int, length: int) -> None:
+        """Begin a session that is not aside with a copy of what another one holds, wherever it is.
+
+        Raises:
+            EngineError: as ``Slice.inherit``, or there is no room for the session.
+        """
+        if slot in self._failed:
+            raise self._failed[slot]
+        to, to_slot = self._place_of(slot)
+        held, held_slot = self._place_of(source)
+        to.inherit(to_slot, held, held_slot, length)
+
+    def _place_of(self, slot: int) -> tuple[Slice, int]:
+        if slot in self._long:
+            return self._long[slot], 0
+        if slot in self._moved:
+            assert self._aside
+            return self._aside, self._moved[slot]
+        return self._home, slot
 
     def borrow(self) -> tuple[Slice, int] | None:
         """Return a free slot aside for something else, until ``give_back``; None if none is."""

@@ -172,6 +172,8 @@ class Slice:
         self._memory = api.llama_get_memory(self.ctx)
         self._lengths = [0] * sessions
         self._batch = _Batch(rows_max, self.width, writes_rows=bool(self._rows_into))
+        self.can_move = self._can_move()
+        """Whether sessions can be moved: llama.cpp leaves out cells behind a layer's window."""
 
     def _use_adapter(self, path: Path) -> None:
         """Have this context compute with the adapter, which is freed with the model."""
@@ -230,9 +232,7 @@ class Slice:
                 )
             self._lengths[slot] = length
 
-    @property
-    def can_move(self) -> bool:
-        """Whether sessions can be moved: llama.cpp leaves out cells behind a layer's window."""
+    def _can_move(self) -> bool:
         empty = self._state(0)
         return (
             not self.keeps_state
@@ -247,11 +247,37 @@ class Slice:
         Raises:
             EngineError: llama.cpp failed, or memory ran out; the session stays where it is.
         """
+        self.copy(slot, to, to_slot)
+        self.truncate(slot, 0)
+
+    def inherit(self, slot: int, source: "Slice", source_slot: int, length: int) -> None:
+        """Begin a session with a copy of another one's first positions.
+
+        ``source`` is this slice or one that shares the weights.
+
+        Raises:
+            EngineError: that session holds fewer, its layers keep a state, its sessions cannot be
+                moved between slices, llama.cpp failed, or memory ran out.
+        """
+        if self.keeps_state or not (source is self or self.can_move):
+            raise EngineError("what the other session holds cannot be copied")
+        if source._lengths[source_slot] < length:
+            raise EngineError(f"the other session does not hold {length} positions")
+        if source is self and not self.can_move:
+            self.truncate(slot, 0)
+            # Between streams llama.cpp copies whole ones, windows and all, before it next decodes.
+            api.llama_memory_seq_cp(self._memory, source_slot, slot, -1, -1)
+            self._lengths[slot] = self._lengths[source_slot]
+        else:
+            source.copy(source_slot, self, slot)
+        self.truncate(slot, length)
+
+    def copy(self, slot: int, to: "Slice", to_slot: int) -> None:
+        """Copy a session's positions to a free slot, as ``move`` does; raises as it does."""
         to.truncate(to_slot, 0)
         if not self._lengths[slot]:
             return
         to._put(to_slot, self._state(slot, more=to.sessions)[slot:], self._lengths[slot])
-        self.truncate(slot, 0)
 
     def cells(self, slot: int, bytes_max: int, streams: int = 0) -> KvState:
         """Return a copy of a session's K and V rows, for slices of up to ``streams`` sessions.

@@ -69,6 +69,13 @@ class _Slot:
         self._check()
         self._slots.worker.tell(kind, self._number, *values)
 
+    async def inherit(self, parent: "_Slot", length: int) -> None:
+        """Raise EngineError where the other session is over, or its cells died with a worker."""
+        if parent._closed:
+            raise EngineError("the other session is over")
+        parent._check()
+        await self.ask("inherit", parent._number, length)
+
     @property
     def worker(self) -> Worker:
         return self._slots.worker
@@ -141,6 +148,10 @@ class _LocalStageSession:
 
         self._slot.request(answered, "rows", position, regime, rows, self._layers)
 
+    async def inherit(self, parent: "_LocalStageSession", length: int) -> None:
+        assert self._layers <= parent._layers
+        await self._slot.inherit(parent._slot, length)
+
     async def copy(self, positions: int) -> _LocalCopy:
         if self._copies:
             raise EngineBusy("another session's cells are copied just now")
@@ -181,6 +192,9 @@ class _LocalEndsSession:
     def __init__(self, slot: _Slot) -> None:
         self._slot = slot
         self.close = slot.close
+
+    async def inherit(self, parent: "_LocalEndsSession", length: int) -> None:
+        await self._slot.inherit(parent._slot, length)
 
     def start(self, sampling: Sampling, recent: list[int], said: Sequence[int] = ()) -> None:
         self._slot.tell("sampling", attrs.asdict(sampling), recent, list(said))

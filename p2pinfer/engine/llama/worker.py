@@ -150,6 +150,10 @@ class _Part:
         """Return where a session's rows are decoded."""
         return self._places.slice_of(slot)
 
+    def inherit(self, slot: int, source: int, length: int) -> None:
+        """Begin a session with a copy of another's first positions; raises EngineError."""
+        self._places.inherit(slot, source, length)
+
     def forget(self, slot: int) -> None:
         """Free a session's cells."""
         self._places.forget(slot)
@@ -291,7 +295,7 @@ def _why_closed(part: Slice, *, is_stage: bool, has_aside: bool) -> str:
 def _slot_of(frame: list[Any]) -> int | None:
     """Return the session that a request is about, if it is about one."""
     match frame:
-        case ["rows" | "copy", _, int(slot), *_] | [
+        case ["rows" | "copy" | "inherit", _, int(slot), *_] | [
             "close" | "lengthen" | "sampling",
             int(slot),
             *_,
@@ -375,6 +379,8 @@ class _Worker:
             case ["lengthen", slot, context]:
                 for part in self.parts:
                     part.lengthen(slot, context)
+            case ["inherit", number, slot, source, length]:
+                self._try(number, partial(self._inherit, slot, source, length))
             case ["close", slot]:
                 self._clear(slot)
                 for part in self.parts:
@@ -407,6 +413,11 @@ class _Worker:
             constraint = self._grammars.begin(sampling.grammar, said)
         part = self._last.slice_of(slot)
         self._samplers[slot] = Sampler(part, sampling, recent, constraint)
+
+    def _inherit(self, slot: int, source: int, length: int) -> list[Any]:
+        for part in self.parts:
+            part.inherit(slot, source, length)
+        return []
 
     def _trace(self, span: Span, regime: Regime) -> list[tuple[int, str, bytes]]:
         found = self._first.trace(span, regime, self._fail, self._look)

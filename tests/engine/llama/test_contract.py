@@ -145,6 +145,26 @@ class TestStageEngine:
             size = 4 * engine.width
             assert first[-size:] != second[-size:]
 
+    async def test_a_copy_goes_on_with_the_same_bits(self, open_engine: OpenEngine) -> None:
+        """It begins with another session's cells, and neither one changes the other's rows."""
+        async with open_engine() as engine:
+            rows, detour = Rows(engine, 5), Rows(engine, 6)
+            one, other, third = (engine.open(engine.end) for _ in range(3))
+            whole = await rows.run(one, 0, 48, 96, 100, regime=Regime.WIDE)
+            size = 4 * engine.width
+            await other.inherit(one, 70)
+            await detour.run(one, 50, 90, regime=Regime.WIDE)
+            assert await rows.run(other, 70, 100, regime=Regime.WIDE) == whole[70 * size :]
+            await third.inherit(other, 60)
+            other.close()
+            with pytest.raises(EngineError):
+                await third.inherit(other, 60)
+            assert await rows.run(third, 60, 100, regime=Regime.WIDE) == whole[60 * size :]
+            late = engine.open(engine.end)
+            with pytest.raises(EngineError, match="hold"):
+                await late.inherit(third, 101)
+            assert await rows.run(late, 0, 48, regime=Regime.WIDE) == whole[: 48 * size]
+
     async def test_going_back_gives_the_same_bits(self, open_engine: OpenEngine) -> None:
         """A position before the end drops the cells from there on, without a trace."""
         async with open_engine() as engine:

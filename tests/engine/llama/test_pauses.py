@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from p2pinfer.core.errors import EngineError
 from p2pinfer.core.limits import BLOCK_ROWS
 from p2pinfer.engine.gguf.reader import read_header
 from p2pinfer.engine.gguf.slicing import extents, plan_stage, write_slice
@@ -89,3 +90,26 @@ def test_rows_in_the_pauses_change_nothing(stage: Path) -> None:
             assert one.tobytes() == other.tobytes()
         for one, other in zip(answered, others, strict=False):
             assert one.tobytes() == other.tobytes()
+
+
+@pytest.mark.parametrize("shared", [2 * BLOCK_ROWS, 2 * BLOCK_ROWS + 32])
+def test_a_copy_goes_on_with_the_same_bits(stage: Path, shared: int) -> None:
+    """Of a session at home, windowed layers too, or aside; the other session goes on as well."""
+    with closing(load(stage)) as part, closing(load(stage, SESSIONS_ASIDE, part)) as beside:
+        prompt = drawn(part, 1)
+        all_spans = spans(prompt)
+        expected = [part.decode([each])[0].copy() for each in all_spans]
+        part.inherit(STREAM, part, READER, shared)
+        part.decode([Span(READER, 40, drawn(part, 3)[:40])])  # which must not show in the copy
+        sources = [(part, STREAM)]
+        if part.can_move:
+            part.copy(STREAM, beside, ASIDE)
+            sources.append((beside, ASIDE))
+        for source, slot in sources:
+            part.inherit(0, source, slot, shared)
+            for each, rows in zip(all_spans, expected, strict=True):
+                if each.position >= shared:
+                    found = part.decode([replace(each, slot=0)])[0]
+                    assert found.tobytes() == rows.tobytes()
+        with pytest.raises(EngineError, match="hold"):
+            part.inherit(0, part, STREAM, shared + 1)
