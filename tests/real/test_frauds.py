@@ -31,7 +31,7 @@ honest = peer.open_stage
 async def open_stage(*args, **options):
     async with honest(*args, **options) as engine:
         opening = engine.open
-        engine.open = lambda end: opening(end - 1)
+        engine.open = lambda end, *how: opening(end - 1, *how)
         yield engine
 
 peer.open_stage = open_stage

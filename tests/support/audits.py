@@ -62,7 +62,7 @@ class Tampering:
 def cheat(engine: FakeStage, tamper: Tamper, monkeypatch: pytest.MonkeyPatch) -> None:
     """Have all sessions of an engine tamper."""
     honest = engine.open
-    monkeypatch.setattr(engine, "open", lambda end: Tampering(honest(end), tamper))
+    monkeypatch.setattr(engine, "open", lambda *how: Tampering(honest(*how), tamper))
 
 
 def at_70(position: int, rows: bytes) -> bytes:

@@ -2,6 +2,11 @@
 
 from typing import Final
 
-NOT_LOOKING: Final = {"P2PINFER_MDNS": "false", "P2PINFER_DHT": "false", "P2PINFER_MAP": "false"}
+NOT_LOOKING: Final = {
+    "P2PINFER_MDNS": "false",
+    "P2PINFER_DHT": "false",
+    "P2PINFER_MAP": "false",
+    "P2PINFER_THREADS": "1",
+}
 """Variables of a process that finds only the peers whose addresses it is given, and asks no router
-for a port."""
+for a port. With one thread it computes as the reference does, however many cores there are."""

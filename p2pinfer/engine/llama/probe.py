@@ -73,7 +73,11 @@ INEXACT = "its rows depend on how they are batched"
 
 FASTER_SHARE = 0.9
 """Of the time of settings that are preferred to them. Less of a gain is no reason to use more
-cores, or to be of another numerics class than like machines are."""
+cores."""
+
+OTHER_CLASS_SHARE = 0.7
+"""The same for attention of another kind, which is another numerics class: like machines must not
+differ because a measurement did, and what runs without flash attention opens no rows."""
 
 Attempt = Callable[[Settings], Probe | Crash | None]
 """Tries settings as ``try_settings`` does, but in a process that may crash."""
@@ -195,7 +199,8 @@ def fastest(measured: Sequence[tuple[Settings, float]]) -> Settings:
     """Return the settings with the least time, where that is clearly less than of those before."""
     (best, least), *others = measured
     for settings, seconds in others:
-        if seconds < FASTER_SHARE * least:
+        is_alike = settings.flash_attention == best.flash_attention
+        if seconds < (FASTER_SHARE if is_alike else OTHER_CLASS_SHARE) * least:
             best, least = settings, seconds
     return best
 

@@ -2,6 +2,7 @@
 
 from collections.abc import AsyncIterator, Callable
 from contextlib import AsyncExitStack, aclosing, asynccontextmanager
+from typing import Any
 
 import msgpack
 import pytest
@@ -278,8 +279,8 @@ async def test_rows_that_change_while_they_are_copied(autojump_clock: MockClock)
         engine = made.engines[0]
         open_cells = engine.open
 
-        def opening(end: int) -> object:
-            cells = open_cells(end)
+        def opening(*how: Any) -> object:
+            cells = open_cells(*how)
             cells.inherit = slowly  # type: ignore[method-assign]
             return cells
 
