@@ -3,7 +3,8 @@
 import json
 from typing import Annotated
 
-from p2pinfer.cli.options import AsJson, check_range, option
+from p2pinfer.cli.options import AsJson, option
+from p2pinfer.cli.sizes import check_range
 
 
 def storage(

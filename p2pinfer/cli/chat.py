@@ -17,11 +17,10 @@ from p2pinfer.cli.options import (
     ReachFlags,
     SwarmModel,
     WaysIn,
-    check_range,
     option,
 )
 from p2pinfer.cli.running import run_task
-from p2pinfer.cli.sizes import parse_bytes
+from p2pinfer.cli.sizes import check_range, parse_bytes
 from p2pinfer.core.errors import UserError
 from p2pinfer.core.ids import ModelId
 

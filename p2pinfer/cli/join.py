@@ -20,11 +20,10 @@ from p2pinfer.cli.options import (
     Quota,
     ReachFlags,
     RelayFlags,
-    check_range,
     option,
 )
 from p2pinfer.cli.running import cancel_at_end_of_input, run_task
-from p2pinfer.cli.sizes import parse_bytes
+from p2pinfer.cli.sizes import check_range, parse_bytes
 from p2pinfer.cli.space import parse_space
 from p2pinfer.core import errors
 from p2pinfer.core.errors import UserError

@@ -20,10 +20,10 @@ from p2pinfer.cli.options import (
     Network,
     ReachFlags,
     WaysIn,
-    check_range,
     option,
 )
 from p2pinfer.cli.running import run_task
+from p2pinfer.cli.sizes import check_range
 from p2pinfer.core.errors import UserError
 from p2pinfer.core.manifest import NAME_CHARS_MAX
 from p2pinfer.core.model_names import readable_name

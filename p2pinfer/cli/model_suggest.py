@@ -5,8 +5,8 @@ from collections.abc import Iterator
 from dataclasses import asdict
 from typing import TYPE_CHECKING, Annotated, Any
 
-from p2pinfer.cli.options import AsJson, Memory, check_range, option
-from p2pinfer.cli.sizes import parse_bytes
+from p2pinfer.cli.options import AsJson, Memory, option
+from p2pinfer.cli.sizes import check_range, parse_bytes
 from p2pinfer.core.limits import CONTEXT_DEFAULT, SESSIONS_DEFAULT
 from p2pinfer.logs import note
 

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 from cyclopts import Parameter
 
 from p2pinfer import logs
+from p2pinfer.cli.sizes import check_range
 from p2pinfer.core.errors import UserError
 from p2pinfer.core.limits import (
     AUDIT_RATE_DEFAULT,
@@ -44,13 +45,6 @@ def option(name: str, text: str, **more: Any) -> Any:
     variable = f"P2PINFER_{name.upper().replace('-', '_')}"
     more = {"negative_iterable": ""} | more  # such as --empty-bootstrap
     return Parameter(name=f"--{name}", help=text, env_var=variable, **more)
-
-
-def check_range(name: str, value: float, least: float, most: float = float("inf")) -> None:
-    """Raise UserError unless an option's value lies in its range."""
-    if not least <= value <= most:
-        bounds = f"at least {least}" if most == float("inf") else f"from {least} to {most}"
-        raise UserError(f"--{name} must be {bounds}, not {value}")
 
 
 Model = Annotated[
@@ -448,8 +442,7 @@ class AnswerFlags:
         ),
     ] = None
     certificate: Annotated[
-        Path | None,
-        option("certificate", "File to write the latest answer's certificate to."),
+        Path | None, option("certificate", "File to write the latest answer's certificate to.")
     ] = None
     require_verified: Annotated[
         bool,

@@ -20,10 +20,10 @@ from p2pinfer.cli.options import (
     ReachFlags,
     SwarmModel,
     WaysIn,
-    check_range,
     option,
 )
 from p2pinfer.cli.running import cancel_at_end_of_input, run_task
+from p2pinfer.cli.sizes import check_range
 from p2pinfer.core import errors
 from p2pinfer.core.errors import UserError
 

@@ -14,7 +14,8 @@ from typing import TYPE_CHECKING, Annotated
 
 from cyclopts import App
 
-from p2pinfer.cli.options import AsJson, Model, check_range, option
+from p2pinfer.cli.options import AsJson, Model, option
+from p2pinfer.cli.sizes import check_range
 from p2pinfer.core.errors import P2pinferError, UserError
 
 if TYPE_CHECKING:

@@ -15,3 +15,10 @@ def parse_bytes(name: str, text: str | None) -> int | None:
     if not found or found[2] not in _UNITS:
         raise UserError(f"--{name} {text} is not a size such as 2GiB or 500MB")
     return int(float(found[1]) * _UNITS[found[2]])
+
+
+def check_range(name: str, value: float, least: float, most: float = float("inf")) -> None:
+    """Raise UserError unless an option's value lies in its range."""
+    if not least <= value <= most:
+        bounds = f"at least {least}" if most == float("inf") else f"from {least} to {most}"
+        raise UserError(f"--{name} must be {bounds}, not {value}")

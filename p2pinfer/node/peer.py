@@ -3,7 +3,6 @@
 import logging
 import platform
 import random
-import re
 import secrets
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from contextlib import AsyncExitStack, asynccontextmanager
@@ -36,6 +35,7 @@ from p2pinfer.node.listen_port import own_listen
 from p2pinfer.node.loading_steps import Step, loading
 from p2pinfer.node.memory_plan import appetite, for_stage, inner_layers, layers_max, too_small
 from p2pinfer.node.model_supply import Choose, obtain
+from p2pinfer.node.owner_notices import SELF, notify_owner
 from p2pinfer.node.proof_keys import judge_of
 from p2pinfer.node.requester import (
     Machine,
@@ -68,7 +68,7 @@ from peers.receipts.session_evidence import Gatherer
 from peers.receipts.signer import ReceiptSigner
 from peers.serving.accounts import Accounts
 from peers.serving.server import HeldLayers, Server, ServingPlan
-from transports.base import Reach, Reachability, Transport
+from transports.base import Reach, Transport
 from transports.identity import Identity
 
 T = TypeVar("T")
@@ -79,28 +79,6 @@ ANSWER_S_MAX = 15.0
 """How long to wait for a bootstrap peer to answer: peers that start together find each other."""
 
 ANSWER_AGAIN_S = 0.5
-
-HIDDEN = (
-    "other peers cannot dial this one, and none of them relays for it, so it gets no sessions: open"
-    " its TCP port {} in the firewall and pass it on in the router, or run p2pinfer relay on a"
-    " machine that others can dial"
-)
-
-UNREACHED = (
-    "other peers cannot dial this one, so it gets no sessions: see that {} leads to this machine,"
-    " through the router and the firewall"
-)
-
-TWIN = (
-    "another machine runs with this peer's identity, so the swarm takes the two for one, and"
-    " sessions fail: stop one of them, and start it with its own key (--identity FILE); copying a"
-    " home directory copies the key"
-)
-
-SELF = (
-    "{} has this peer's own identity: if that is another machine, one's home directory was copied"
-    " from the other, and one of them needs its own key (--identity FILE)"
-)
 
 
 @dataclass(frozen=True)
@@ -206,7 +184,7 @@ async def serve_peer(options: PeerOptions, store: Store, hooks: Hooks) -> None:
             )
         )
         transport, directory, nursery = swarm.transport, swarm.directory, swarm.nursery
-        _notify_owner(swarm, hooks.say, options.announce)
+        notify_owner(swarm, hooks.say, options.announce)
         directory.listen()
         if options.model:
             me = transport.peer_id
@@ -285,34 +263,6 @@ def _frauds(swarm: SwarmConnection, parts: PartsModel, server: Server) -> Frauds
     )
     frauds.listen()
     return frauds
-
-
-def _notify_owner(
-    swarm: SwarmConnection, say: Callable[[str], None], announced: Sequence[str] = ()
-) -> None:
-    """Say when others cannot dial this peer, or can again, and when another one uses its key."""
-    transport = swarm.transport
-    ports = dict.fromkeys(re.findall(r"/tcp/(\d+)", " ".join(transport.addresses)))
-    advice = HIDDEN.format(" or ".join(ports))
-    if announced:
-        advice = UNREACHED.format(" or ".join(announced))
-    last = ""
-
-    def on_hidden(hidden: bool) -> None:
-        nonlocal last
-        text = "others can dial this peer now"
-        if hidden:
-            router = transport.port_mapping
-            text = f"{advice}; {router}" if router else advice
-        is_public = transport.reachability is Reachability.PUBLIC
-        if text != last and (
-            hidden or is_public or transport.was_dialled
-        ):  # it stops hiding now and then, just to try
-            say(text)
-            last = text
-
-    swarm.directory.advertiser.on_hidden = on_hidden
-    swarm.directory.advertiser.on_twin = partial(say, TWIN)
 
 
 async def _cancel_at(event: trio.Event, scope: trio.CancelScope) -> None:

@@ -37,7 +37,7 @@ Shares = dict[int, bytes]
 """Shares of one stripe by their rows: data first, then parity. Zeros need no bytes."""
 
 
-class Memory:
+class ChunksInMemory:
     """Chunks in memory, each checked as in the store."""
 
     def __init__(self) -> None:
@@ -111,7 +111,7 @@ class StripeReader:
                     ChunkId(part.hash, n) for n in await self._run(self._store.chunks_held, part)
                 }
             missed = set(without)
-            memory = Memory()
+            memory = ChunksInMemory()
             for _ in range(TRIES):
                 counted = Counter(chunk for chunks in held.values() for chunk in chunks)
                 there = {chunk for chunk in (own | counted.keys()) if chunk not in missed}
@@ -151,7 +151,7 @@ class StripeReader:
         need = self.layout.k - zeros
         return {row: shares[row] for row in at_hand[:need]} if len(at_hand) >= need else None
 
-    def _taken(self, rows: Mapping[int, ChunkId], memory: Memory) -> Shares:
+    def _taken(self, rows: Mapping[int, ChunkId], memory: ChunksInMemory) -> Shares:
         """Return a stripe's shares, with those that are zeros."""
         shares = {row: memory.chunks[chunk] for row, chunk in rows.items()}
         zeros = self.layout.k - len(rows)
@@ -159,7 +159,7 @@ class StripeReader:
         return shares | {row: b"" for row, _ in zip(unused, range(zeros), strict=False)}
 
     async def _read_own(
-        self, chunks: Iterable[ChunkId], band: Band, memory: Memory
+        self, chunks: Iterable[ChunkId], band: Band, memory: ChunksInMemory
     ) -> set[ChunkId]:
         parts = self.parts_of(band)
         for chunk in sorted(chunks):
@@ -176,7 +176,7 @@ class StripeReader:
         chunks: set[ChunkId],
         held: Mapping[PeerId, Collection[ChunkId]],
         band: Band,
-        memory: Memory,
+        memory: ChunksInMemory,
     ) -> None:
         """Fetch chunks into memory, as far as their holders bring them in time."""
         useful = {peer for peer, has in held.items() if not chunks.isdisjoint(has)}

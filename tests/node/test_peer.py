@@ -4,7 +4,8 @@ import random
 from types import SimpleNamespace
 from typing import Any
 
-from p2pinfer.node.peer import _notify_owner, _strange_selves
+from p2pinfer.node.owner_notices import notify_owner
+from p2pinfer.node.peer import _strange_selves
 from peers.discovery.directory import Directory
 from tests.support.directories import identity
 from transports.base import Reachability
@@ -27,7 +28,7 @@ def test_an_owner_hears_once_which_port_to_open() -> None:
     transport: Any = Reached()
     directory = Directory(transport, identity(1), random.Random(1))
     swarm: Any = SimpleNamespace(transport=transport, directory=directory)
-    _notify_owner(swarm, told.append)
+    notify_owner(swarm, told.append)
     for hidden in (True, False, True, False, True):
         directory.advertiser.on_hidden(hidden)
     (once,) = told
@@ -44,7 +45,7 @@ def test_an_owner_hears_what_the_router_said() -> None:
     transport.port_mapping = "the router 10.1.0.1 passes no port on"
     directory = Directory(transport, identity(1), random.Random(1))
     swarm: Any = SimpleNamespace(transport=transport, directory=directory)
-    _notify_owner(swarm, told.append)
+    notify_owner(swarm, told.append)
     directory.advertiser.on_hidden(True)
     assert told[0].endswith("; the router 10.1.0.1 passes no port on")
 
@@ -55,7 +56,7 @@ def test_an_owner_who_announced_an_address_hears_that_it_leads_nowhere() -> None
     transport: Any = Reached()
     directory = Directory(transport, identity(1), random.Random(1))
     swarm: Any = SimpleNamespace(transport=transport, directory=directory)
-    _notify_owner(swarm, told.append, ["/ip4/203.0.113.7/tcp/4001"])
+    notify_owner(swarm, told.append, ["/ip4/203.0.113.7/tcp/4001"])
     directory.advertiser.on_hidden(True)
     (once,) = told
     assert "see that /ip4/203.0.113.7/tcp/4001 leads to this machine" in once
@@ -67,7 +68,7 @@ def test_an_owner_hears_of_a_machine_with_the_same_key() -> None:
     transport: Any = Reached()
     directory = Directory(transport, identity(1), random.Random(1))
     swarm: Any = SimpleNamespace(transport=transport, directory=directory)
-    _notify_owner(swarm, told.append)
+    notify_owner(swarm, told.append)
     directory.advertiser.on_twin()
     (once,) = told
     assert "another machine runs with this peer's identity" in once

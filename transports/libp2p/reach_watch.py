@@ -203,7 +203,10 @@ class ReachWatch:
         return {each: servers[each] for each in picked}
 
     def _listening(self) -> list[Any]:
-        return [each for each in self._host.get_transport_addrs() if "/tcp/" in str(each)]
+        try:
+            return [each for each in self._host.get_transport_addrs() if "/tcp/" in str(each)]
+        except OSError:  # a listener's socket is closed: this peer is leaving
+            return []
 
     def _candidates(self) -> list[str]:
         """Return the addresses at which others may perhaps dial this peer, the best first."""

@@ -9,7 +9,7 @@ from p2pinfer.engine.store.disk import nearest_folder, size_text
 from p2pinfer.engine.store.slice_files import Slices
 
 
-class Room:
+class StoreRoom:
     """The quota and the disk; slices that nothing runs make room where it is short."""
 
     def __init__(

@@ -53,7 +53,7 @@ from p2pinfer.engine.store.disk import (
 from p2pinfer.engine.store.lists import Lists
 from p2pinfer.engine.store.pieces import Links, Pieces
 from p2pinfer.engine.store.plans import Plans
-from p2pinfer.engine.store.room import Room
+from p2pinfer.engine.store.room import StoreRoom
 from p2pinfer.engine.store.slice_files import Slices
 
 _HASH = re.compile(r"[0-9a-f]{64}")
@@ -83,7 +83,7 @@ class Store:
         """
         self.root = root
         self._slices = slices
-        self._room = Room(quota_bytes, slices, self.used_bytes)
+        self._room = StoreRoom(quota_bytes, slices, self.used_bytes)
         self._manifests, self._parts, self._partial, linked, hashes, plans = folders = [
             root / name for name in ("manifests", "parts", "partial", "linked", "hashes", "plans")
         ]

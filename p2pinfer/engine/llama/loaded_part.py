@@ -1,0 +1,273 @@
+"""One slice in a worker: how it computes here, and the rows that wait for it."""
+
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+from numpy.typing import NDArray
+
+from p2pinfer.core.errors import EngineError, UnsupportedModel
+from p2pinfer.core.regimes import Regime
+from p2pinfer.engine.base import CannotCopy, EngineBusy
+from p2pinfer.engine.cores import thread_counts
+from p2pinfer.engine.frames import (
+    PartConfig,
+    PartReady,
+    WorkerConfig,
+)
+from p2pinfer.engine.llama.aside import Aside
+from p2pinfer.engine.llama.batching import Batcher, Regimes
+from p2pinfer.engine.llama.binding import Slice, Span
+from p2pinfer.engine.llama.core_shares import CoreShares, Threads
+from p2pinfer.engine.llama.kv_state import KvState
+from p2pinfer.engine.llama.memory import aside_sessions
+from p2pinfer.engine.llama.probed import probed
+from p2pinfer.engine.llama.tracing import Trace
+from p2pinfer.engine.llama.zero_pages import give_back_zeros
+
+COPIED_BYTES_MAX = 48 << 20
+"""Of a session's cells, which others wait for: some 20 ms. That is 4,096 positions of 16 layers of
+the default model, and 1,500 of 8 layers of an 8B one. An opening holds them, and steps besides."""
+
+
+@dataclass(slots=True)
+class WorkerRequest:
+    """A numbered question of the node."""
+
+    number: int
+    decoding_ns: int = 0
+
+
+@dataclass(slots=True)
+class WorkerJob:
+    """A span that waits for its decode, and what to do with what comes out."""
+
+    request: WorkerRequest
+    span: Span
+    regime: Regime
+    done: Callable[["WorkerJob", NDArray[np.float32]], None]
+    last_row: int = 0
+    """Where its last row lay in the decode."""
+
+    @property
+    def slot(self) -> int:
+        """The session."""
+        return self.span.slot
+
+    @property
+    def position(self) -> int:
+        """Where it begins."""
+        return self.span.position
+
+    @property
+    def layers(self) -> int | None:
+        """How many layers it goes through; None: all."""
+        return self.span.layers
+
+    def __len__(self) -> int:
+        return len(self.span)
+
+
+Fail = Callable[[WorkerRequest, EngineError], None]
+
+NO_SLOT = -1
+
+
+@dataclass(slots=True)
+class _Copy:
+    """The cells of one session as they were, and a slot aside to run rows behind them."""
+
+    cells: KvState
+    part: Slice
+    slot: int
+
+
+class LoadedPart:
+    """One slice, how it computes here, and the jobs that wait for it."""
+
+    def __init__(self, part: PartConfig, config: WorkerConfig, shares: CoreShares) -> None:
+        try:
+            self._probe = probed(part, config.threads, shares.count)
+        except EngineError as error:
+            raise EngineError(f"{Path(part.path).name}: {error}") from error
+        counts = thread_counts(self._probe.settings.threads)
+        self._threads = Threads(counts, None if config.threads else shares)
+        self._regimes = Regimes(self._probe.regimes_agree)
+        load = partial(
+            Slice,
+            Path(part.path),
+            logits=part.logits,
+            settings=self._probe.settings,
+            context=config.context,
+        )
+        self._load = load
+        self.slice, aside = load(sessions=config.sessions), None
+        give_back_zeros()  # cells that no session has written to yet
+        is_stage = not (part.tokens or part.logits)  # an end is a few layers
+        if is_stage and aside_sessions(config.sessions) and self.slice.can_move:
+            aside = load(sessions=aside_sessions(config.sessions), like=self.slice)
+            give_back_zeros()
+        self._places = Aside(self.slice, aside)
+        self._copy: _Copy | None = None
+        self.closed = _why_closed(self.slice, is_stage=is_stage, has_aside=aside is not None)
+        self.waiting: Batcher[WorkerJob] = Batcher(self._regimes)
+        self._paused_ns = 0
+
+    @property
+    def threads_max(self) -> int:
+        """How many threads pay here."""
+        return self._probe.settings.threads
+
+    def lengthen(self, slot: int, context: int) -> None:
+        """Make room for a session that is longer than usual."""
+        load = partial(self._load, sessions=1, context=context, like=self.slice)
+        self._places.lengthen(slot, load)
+
+    def slice_of(self, slot: int) -> Slice:
+        """Return where a session's rows are decoded."""
+        return self._places.slice_of(slot)
+
+    def inherit(self, slot: int, source: int, length: int) -> None:
+        """Begin a session with a copy of another's first positions; raises EngineError."""
+        self._places.inherit(slot, source, length)
+
+    def forget(self, slot: int) -> None:
+        """Free a session's cells."""
+        self._places.forget(slot)
+
+    def describe(self) -> PartReady:
+        """Return what the node is told of it."""
+        return PartReady(
+            layers=self.slice.kept_layers,
+            width=self.slice.width,
+            vocabulary=self.slice.vocabulary,
+            regimes_agree=self._regimes.agree,
+            blocks=self._probe.blocks,
+            numerics_class=self._probe.numerics_class,
+            repack=self._probe.settings.repack,
+            flash_attention=self._probe.settings.flash_attention,
+            closed=self.closed,
+        )
+
+    def copy(self, slot: int, positions: int) -> str:
+        """Keep a copy of a session's first positions; return in which numbers V is kept.
+
+        Raises as ``EngineSession.copy``; then nothing is kept.
+        """
+        self.drop()
+        if self.closed:
+            raise CannotCopy(self.closed)
+        borrowed = self._places.borrow()
+        if borrowed is None:
+            raise EngineBusy("no cells are free beside those of sessions just now")
+        try:
+            cells = self._places.cells(slot, COPIED_BYTES_MAX)
+            if cells.positions < positions:
+                raise EngineError(f"the session holds {cells.positions} positions")
+        except EngineError:
+            self._places.give_back(borrowed[1])
+            raise
+        self._copy = _Copy(cells, *borrowed)
+        return cells.values_type
+
+    def read(self, layer: int, first: int, end: int) -> tuple[bytes, bytes]:
+        """Return K and V rows of the copy; raises EngineError if there is none."""
+        return self._copied().cells.rows(layer, first, end)
+
+    def trace(self, span: Span, regime: Regime, fail: Fail, look: Callable[[], None]) -> Trace:
+        """Trace one row behind the copy's positions before it; pauses as a prompt's decode does.
+
+        Raises:
+            EngineError: there is no copy, or llama.cpp failed.
+        """
+        copy = self._copied()
+        copy.part.restore(copy.slot, copy.cells, span.position)
+        span = replace(span, slot=copy.slot)
+        pause = partial(self._pause, NO_SLOT, fail, look)
+        with self._threads.held() as threads:
+            copy.part.use_threads(threads)
+            return copy.part.trace(span, pad_to=self._regimes.pad_to(regime), pause=pause)
+
+    def drop(self) -> None:
+        """Forget the copy, if there is one."""
+        if self._copy:
+            self._places.give_back(self._copy.slot)
+            self._copy = None
+
+    def _copied(self) -> _Copy:
+        if self._copy is None:
+            raise EngineError("no session's cells are copied")
+        return self._copy
+
+    def step(self, fail: Fail, look: Callable[[], None]) -> None:
+        """Run the next decode; ``look`` takes requests that came since, while it pauses."""
+        self._run(self.waiting.next(), fail, look)
+
+    def _run(self, jobs: Sequence[WorkerJob], fail: Fail, look: Callable[[], None]) -> None:
+        runs: list[list[WorkerJob]] = []
+        for job in jobs:
+            try:
+                self._places.check(job.span)
+            except EngineError as error:
+                fail(job.request, error)
+                continue
+            is_home = self._places.is_home
+            before = runs[-1][-1].slot if runs else -2
+            if before + 1 == job.slot and is_home(before) and is_home(job.slot):
+                runs[-1].append(job)
+            else:  # the first job, one after the gap that a refused job left, or a long session's
+                runs.append([job])
+        for run in runs:
+            self._decode(run, fail, look)
+
+    def _pause(self, slot: int, fail: Fail, look: Callable[[], None]) -> None:
+        """Run rows of others that wait, in the middle of a session's decode aside."""
+        paused = time.perf_counter_ns()
+        look()
+        self._run(self.waiting.narrow({*self._places.moved, slot}), fail, look)
+        self._paused_ns += time.perf_counter_ns() - paused
+
+    def _decode(self, run: Sequence[WorkerJob], fail: Fail, look: Callable[[], None]) -> None:
+        started, paused_before = time.perf_counter_ns(), self._paused_ns
+        pad_to = self._regimes.pad_to(run[0].regime)
+
+        is_narrow = run[0].regime is Regime.NARROW
+        try:
+            if is_narrow:
+                self._places.come_home([job.slot for job in run], started)
+            else:
+                self._places.step_aside(run[0].slot, started)
+            part, _ = self._places.find(run[0].span)
+            spans = [self._places.find(job.span)[1] for job in run]
+            pauses = part is not self.slice and not is_narrow
+            pause = partial(self._pause, run[0].slot, fail, look) if pauses else None
+            with self._threads.held() as threads:
+                part.use_threads(threads)
+                outputs = part.decode(spans, pad_to=pad_to, pause=pause)
+        except EngineError as error:
+            for job in run:
+                fail(job.request, error)
+            return
+        taken = time.perf_counter_ns() - started - (self._paused_ns - paused_before)
+        rows = 0
+        for job, output in zip(run, outputs, strict=True):
+            rows += len(job)
+            job.last_row = rows - 1
+            job.request.decoding_ns += taken
+            job.done(job, output)
+
+
+def _why_closed(part: Slice, *, is_stage: bool, has_aside: bool) -> str:
+    """Say why a slice's sessions cannot be copied and traced; empty if they can."""
+    try:
+        part.check_traced()
+    except UnsupportedModel as error:
+        return str(error)
+    if not is_stage:
+        return "the ends of a model are its requester's own"
+    if not part.settings.flash_attention:
+        return "this machine computes attention in steps that cannot be proven, since that is fast"
+    return "" if has_aside else "there are no cells beside those of sessions"
