@@ -34,7 +34,9 @@ def test_an_answer_is_checked_and_certified(home: Path, swarm: list[Peer], tmp_p
     assert done.returncode == 0, done.stderr
     trust = json.loads(done.stdout)["trust"]
     assert trust["held"]
-    assert [each["verdict"] for each in trust["audits"]] == ["same bits"] * 3
+    # A stage that nobody else could run again opens rows instead.
+    assert {each["verdict"] for each in trust["audits"]} <= {"same bits", "proved"}
+    assert len(trust["audits"]) == 3
     verified = run(home, "verify", str(file), "--json")
     assert verified.returncode == 0, verified.stderr
     findings = json.loads(verified.stdout)["findings"]

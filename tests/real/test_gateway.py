@@ -23,7 +23,9 @@ from tests.support.processes import COMMAND, POLL_S, environment, start_peers
 
 pytestmark = pytest.mark.real
 
-STREAMS = 20
+STREAMS = 16
+"""Twice as many as one requester may have at a peer: the second half waits for the first."""
+
 TOKENS = 24
 
 SLOWEST_TO_FASTEST_MAX = 3.0
@@ -249,7 +251,7 @@ def test_nonsense_on_the_socket_ends_nothing(gateway: RunningGateway) -> None:
     assert gateway.process.poll() is None
 
 
-def test_twenty_streams_at_once_are_all_served_fairly(gateway: RunningGateway) -> None:
+def test_many_streams_at_once_are_all_served_fairly(gateway: RunningGateway) -> None:
     """Each is as fast as the others, within the promised factor."""
     together = threading.Barrier(STREAMS)
 

@@ -142,5 +142,5 @@ def test_layers_with_an_adapter_are_not_traced(folder: Path, tmp_path: Path) -> 
     write_adapter(model, adapter)
     whole = whole_with(model, adapter, tmp_path)
     part = Slice(whole, logits=False, settings=Settings(), sessions=1, context=64)
-    with closing(part), pytest.raises(UnsupportedModel, match="with an adapter"):
+    with closing(part), pytest.raises(UnsupportedModel, match="an adapter changes"):
         part.trace(Span(0, 0, np.array([7], np.int32)))
