@@ -82,9 +82,9 @@ async def test_a_cheat_is_proven_and_refused(
         options = replace(options, bootstrap=[peers[0].address], audit_rate=1.0, find_s_max=2.0)
         async with open_client(options) as client:
             trust = await ask(client)
-            first, found, last = (each.verdict for each in trust.audits)
+            first, middle, last = (each.verdict for each in trust.audits)
             assert {first, last} <= {AuditVerdict.SAME, AuditVerdict.PROVED}
-            assert found is AuditVerdict.CHEATED
+            assert middle is AuditVerdict.CHEATED
             assert trust.audits[1].blamed == cheat.id
             with pytest.raises(NobodyServes):
                 await client.find_route(lambda _: None)

@@ -29,7 +29,7 @@ STREAMS = 16
 TOKENS = 24
 
 SLOWEST_TO_FASTEST_MAX = 3.0
-"""What the project promises for twenty streams at once: none starves."""
+"""What the project promises for many streams at once: none starves."""
 
 FREE_S_MAX = 5.0
 
