@@ -56,6 +56,15 @@ def texts_of_scripts() -> set[str]:
     return found
 
 
+def texts_of_the_terminal() -> set[str]:
+    """Return all texts that the terminal's chat has translated."""
+    sources = (
+        files("p2pinfer.cli").joinpath(f"{name}.py") for name in ("chat", "repl", "terminal")
+    )
+    call = re.compile(r'(?:words\(\)|self\._words|\b_)\("([^"]+)"')
+    return {text for source in sources for text in call.findall(source.read_text("utf-8"))}
+
+
 def test_page_and_terminal_are_whole_in_spanish() -> None:
     """Each text has its sentence, which keeps the values; none is there for nothing."""
     pages = [each.read_text("utf-8") for each in PAGE.iterdir() if each.name.endswith(".html")]
@@ -65,6 +74,7 @@ def test_page_and_terminal_are_whole_in_spanish() -> None:
     needed = {
         *written,
         *texts_of_scripts(),
+        *texts_of_the_terminal(),
         *re.findall(r': "(.+?)"', states[1]),
         *repl.COMMANDS.values(),
         repl.KEYS,
