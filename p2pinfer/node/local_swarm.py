@@ -132,10 +132,13 @@ async def local_swarm(
                 on_ready(found[index])
 
             try:
-                with trio.fail_after(READY_S_MAX):
+                with trio.move_on_after(READY_S_MAX) as waiting:
                     async with trio.open_nursery() as starting:
                         for index, layers in enumerate(ranges):
                             starting.start_soon(start, index, layers)
+                if waiting.cancelled_caught:
+                    late = next(iter(steps.values()), "some have not said why")
+                    raise P2pinferError(f"not all peers serve after {READY_S_MAX:.0f} s: {late}")
                 yield [found[index] for index in range(len(ranges))]
             finally:
                 nursery.cancel_scope.cancel()
@@ -222,8 +225,13 @@ def store_of(home: Path) -> Store:
 
 
 def _holds(home: Path, model: PartsModel, layers: LayerRange) -> bool:
-    """Whether a peer with this home already has all the parts it needs."""
+    """Whether a peer with this home already has all that it needs.
+
+    Parts alone are not enough: a model with an adapter shares most of them with its base.
+    """
     store = store_of(home)
+    if store.manifest(model.id) is None:
+        return False
     needed = model.manifest.needed(layers.first, layers.end)
     return all(store.held(model.manifest.part(name)) for name in needed)
 
