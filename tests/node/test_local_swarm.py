@@ -1,4 +1,4 @@
-"""Peers that are started for a person: who waits for the first one, and what is said of late ones."""
+"""Peers started for a person: who waits for the first one, and what is said of late ones."""
 
 import sys
 from pathlib import Path
