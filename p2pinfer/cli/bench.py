@@ -24,6 +24,12 @@ app = App(
     help_format="plaintext",
 )
 
+CheatTrials = Annotated[int, option("trials", "Number of answers per cheat.")]
+OnlyCheats = Annotated[
+    tuple[str, ...],
+    option("only", "Cheats to try, by the names in the report.", consume_multiple=True),
+]
+
 app.command(storage)
 
 
@@ -318,15 +324,12 @@ def constraints(
 def cheats(
     *,
     model: Model = "default",
-    trials: Annotated[int, option("trials", "Number of answers per cheat.")] = 5,
+    trials: CheatTrials = 5,
     checkpoints: Annotated[
         int, option("checkpoints", "Minimum number of honest checkpoints to audit.")
     ] = 1000,
     seed: Annotated[int, option("seed", "Random seed for prompts and keys.")] = 1,
-    only: Annotated[
-        tuple[str, ...],
-        option("only", "Cheats to try, by the names in the report.", consume_multiple=True),
-    ] = (),
+    only: OnlyCheats = (),
     as_json: AsJson = False,
 ) -> None:
     """Test audits against every known cheat and honest stages: real engines, in one process."""
@@ -352,13 +355,10 @@ def cheats(
 def proofs(
     *,
     model: Model = "default",
-    trials: Annotated[int, option("trials", "Number of answers per cheat.")] = 5,
+    trials: CheatTrials = 5,
     openings: Annotated[int, option("openings", "Minimum number of honest rows to open.")] = 1000,
     seed: Annotated[int, option("seed", "Random seed for prompts, keys and rows.")] = 1,
-    only: Annotated[
-        tuple[str, ...],
-        option("only", "Cheats to try, by the names in the report.", consume_multiple=True),
-    ] = (),
+    only: OnlyCheats = (),
     as_json: AsJson = False,
 ) -> None:
     """Test openings against every known cheat and honest stages: checked without any layer."""

@@ -150,6 +150,16 @@ def quantise(source: Path, path: Path, quantisation: str) -> None:
     assert status == 0, f"llama.cpp cannot quantise {source} to {quantisation}"
 
 
+def tiny_model(folder: Path, name: str, quantisation: str) -> Path:
+    """Return a tiny model in a quantisation, which is written the first time."""
+    full, path = folder / f"{name}-F32.gguf", folder / f"{name}-{quantisation}.gguf"
+    if not full.exists():
+        write_tiny(TINY[name], full)
+    if not path.exists():
+        quantise(full, path, quantisation)
+    return path
+
+
 def _add_metadata(writer: _Writer) -> None:
     out, tiny = writer.gguf, writer.tiny
     out.add_name("Tiny random weights")  # llama.cpp gives some names a meaning

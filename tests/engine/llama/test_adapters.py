@@ -17,7 +17,7 @@ from p2pinfer.engine.store.split import add_model
 from p2pinfer.engine.store.store import Store
 from tests.support.adapters import is_matrix_of_a_layer, write_adapter
 from tests.support.cuts import Questions, ask_whole, slices_difference
-from tests.support.tiny_models import TINY, quantise, write_tiny
+from tests.support.tiny_models import tiny_model
 
 HOW = Questions()
 
@@ -30,16 +30,6 @@ def ignore(*_: object) -> None:
 def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """Give a place for the models."""
     return tmp_path_factory.mktemp("adapters")
-
-
-def tiny(folder: Path, name: str, quantisation: str) -> Path:
-    """Write a tiny model once."""
-    full, path = folder / f"{name}-F32.gguf", folder / f"{name}-{quantisation}.gguf"
-    if not full.exists():
-        write_tiny(TINY[name], full)
-    if not path.exists():
-        quantise(full, path, quantisation)
-    return path
 
 
 def whole_with(model: Path, adapter: Path, folder: Path) -> Path:
@@ -70,7 +60,7 @@ def test_slices_give_the_logits_of_the_whole(
     folder: Path, name: str, quantisation: str, tmp_path: Path
 ) -> None:
     """In a block, wide and narrow; and the adapter does change the answers."""
-    model, adapter = tiny(folder, name, quantisation), tmp_path / "adapter.gguf"
+    model, adapter = tiny_model(folder, name, quantisation), tmp_path / "adapter.gguf"
     write_adapter(model, adapter)
     how = Questions(repack="_K" not in quantisation)
     answers = ask_whole(whole_with(model, adapter, tmp_path), how)
@@ -87,7 +77,7 @@ def _some_layers_and_both_ends(tensor: Tensor) -> bool:
 @pytest.mark.parametrize("name", ["llama", "qwen2"])
 def test_an_adapter_of_the_embedding_and_the_head(folder: Path, name: str, tmp_path: Path) -> None:
     """The requester's own ends have it; layers without an adapter are the base's."""
-    model, adapter = tiny(folder, name, "Q8_0"), tmp_path / "adapter.gguf"
+    model, adapter = tiny_model(folder, name, "Q8_0"), tmp_path / "adapter.gguf"
     write_adapter(model, adapter, _some_layers_and_both_ends)
     child = child_of(model, adapter, tmp_path)
     assert [part.name for part in child.manifest.adapter] == [
@@ -104,7 +94,7 @@ def test_an_adapter_of_the_embedding_and_the_head(folder: Path, name: str, tmp_p
 
 def test_slices_share_the_bases_bytes(folder: Path, tmp_path: Path) -> None:
     """On the disk a child's slice is its base's; its adapter alone is new."""
-    model, adapter = tiny(folder, "llama", "Q8_0"), tmp_path / "adapter.gguf"
+    model, adapter = tiny_model(folder, "llama", "Q8_0"), tmp_path / "adapter.gguf"
     write_adapter(model, adapter)
     child = child_of(model, adapter, tmp_path)
     assert child.manifest.base
@@ -122,7 +112,7 @@ def test_slices_share_the_bases_bytes(folder: Path, tmp_path: Path) -> None:
 
 def test_cells_aside_use_the_adapter_too(folder: Path, tmp_path: Path) -> None:
     """A prompt that is read in another context of the same weights gives the same rows."""
-    model, adapter = tiny(folder, "qwen3", "Q8_0"), tmp_path / "adapter.gguf"
+    model, adapter = tiny_model(folder, "qwen3", "Q8_0"), tmp_path / "adapter.gguf"
     write_adapter(model, adapter)
     path = child_of(model, adapter, tmp_path).stage(1, 4)
     home = Slice(path, logits=False, settings=Settings(), sessions=2, context=64)
@@ -138,7 +128,7 @@ def test_cells_aside_use_the_adapter_too(folder: Path, tmp_path: Path) -> None:
 
 def test_layers_with_an_adapter_are_not_traced(folder: Path, tmp_path: Path) -> None:
     """Their products are sums of two, which nobody could check by a key of the base."""
-    model, adapter = tiny(folder, "llama", "Q8_0"), tmp_path / "adapter.gguf"
+    model, adapter = tiny_model(folder, "llama", "Q8_0"), tmp_path / "adapter.gguf"
     write_adapter(model, adapter)
     whole = whole_with(model, adapter, tmp_path)
     part = Slice(whole, logits=False, settings=Settings(), sessions=1, context=64)

@@ -8,6 +8,7 @@ tokens.
 
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
+from functools import partial
 from itertools import pairwise
 from pathlib import Path
 
@@ -27,7 +28,7 @@ from p2pinfer.engine.gguf.slicing import (
     write_slice,
 )
 from p2pinfer.engine.llama.binding import Rows, Settings, Slice, Span, Tokens
-from tests.support.tiny_models import QUANTISATIONS, TINY, quantise, write_tiny
+from tests.support.tiny_models import QUANTISATIONS, TINY, tiny_model
 
 CONTEXT = 256
 CHUNKS = ((64, BLOCK_ROWS), (48, 0), (11, 0), (4, 0), (23, BLOCK_ROWS))
@@ -45,17 +46,7 @@ Models = Callable[[str, str], Path]
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> Models:
     """Give a function that writes a tiny model in a quantisation, once."""
-    folder = tmp_path_factory.mktemp("tiny")
-
-    def model(name: str, quantisation: str) -> Path:
-        full, path = folder / f"{name}-F32.gguf", folder / f"{name}-{quantisation}.gguf"
-        if not full.exists():
-            write_tiny(TINY[name], full)
-        if not path.exists():
-            quantise(full, path, quantisation)
-        return path
-
-    return model
+    return partial(tiny_model, tmp_path_factory.mktemp("tiny"))
 
 
 @contextmanager

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable, Iterator
 from contextlib import closing, contextmanager
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -16,7 +17,7 @@ from p2pinfer.engine.gguf.dequantise import dequantise
 from p2pinfer.engine.gguf.reader import read_header
 from p2pinfer.engine.llama.binding import Settings, Slice, Span
 from p2pinfer.engine.llama.tracing import Trace
-from tests.support.tiny_models import TINY, quantise, write_tiny
+from tests.support.tiny_models import tiny_model
 
 Models = Callable[[str, str], Path]
 
@@ -24,17 +25,7 @@ Models = Callable[[str, str], Path]
 @pytest.fixture(scope="module")
 def models(tmp_path_factory: pytest.TempPathFactory) -> Models:
     """Give a function that writes a tiny model in a quantisation, once."""
-    folder = tmp_path_factory.mktemp("traced")
-
-    def model(name: str, quantisation: str) -> Path:
-        full, path = folder / f"{name}-F32.gguf", folder / f"{name}-{quantisation}.gguf"
-        if not full.exists():
-            write_tiny(TINY[name], full)
-        if not path.exists():
-            quantise(full, path, quantisation)
-        return path
-
-    return model
+    return partial(tiny_model, tmp_path_factory.mktemp("traced"))
 
 
 @contextmanager

@@ -24,7 +24,7 @@ from p2pinfer.core.verdict import (
 )
 from p2pinfer.engine.llama.binding import Settings, Slice
 from tests.support.openings import ASKER, Computed, Known, Session, known
-from tests.support.tiny_models import TINY, quantise, write_tiny
+from tests.support.tiny_models import tiny_model
 from transports.identity import verify
 
 LAYERS = 7
@@ -40,11 +40,7 @@ def models(tmp_path_factory: pytest.TempPathFactory) -> Models:
 
     def model(name: str, quantisation: str) -> Known:
         if (name, quantisation) not in found:
-            full, path = folder / f"{name}-F32.gguf", folder / f"{name}-{quantisation}.gguf"
-            if not full.exists():
-                write_tiny(TINY[name], full)
-            quantise(full, path, quantisation)
-            found[name, quantisation] = known(path, LAYERS)
+            found[name, quantisation] = known(tiny_model(folder, name, quantisation), LAYERS)
         return found[name, quantisation]
 
     return model
