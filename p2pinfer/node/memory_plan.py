@@ -33,10 +33,11 @@ def layers_max(model: PartsModel, machine: Machine, memory_bytes: int | None, ke
     return max(0, min(room // layer_bytes(model, machine), _layers_of_use(model, keep)))
 
 
-def appetite(model: PartsModel, machine: Machine, keep: int = 1) -> Appetite:
-    """Return what a model can do with memory."""
-    each = layer_bytes(model, machine)
-    return Appetite(WORKER_BYTES + each, WORKER_BYTES + each * _layers_of_use(model, keep))
+def appetite(model: PartsModel, machine: Machine, keep: int) -> Appetite:
+    """Return what a model can do with memory: one layer at least, at most all with long sessions."""
+    longest = replace(machine, long_sessions=machine.sessions)
+    most = layer_bytes(model, longest) * _layers_of_use(model, keep)
+    return Appetite(WORKER_BYTES + layer_bytes(model, machine), WORKER_BYTES + most)
 
 
 def _layers_of_use(model: PartsModel, keep: int) -> int:
@@ -54,14 +55,22 @@ def layer_bytes(model: PartsModel, machine: Machine) -> int:
 
 
 def for_stage(
-    model: PartsModel, machine: Machine, memory_bytes: int | None, layers: int, *, is_fixed: bool
+    model: PartsModel,
+    machine: Machine,
+    memory_bytes: int | None,
+    layers: int,
+    keep: int = 1,
+    *,
+    is_fixed: bool,
 ) -> Machine:
     """Decide how long the longest sessions of a peer are that could serve that many layers.
 
     The first one may cost a fifth of the layers that the memory would hold, unless a person named
-    them; further ones cost none.
+    them, or they are all: nobody else may be there to serve what is left out. Further ones cost
+    none.
     """
     room = budget_bytes(memory_bytes) - WORKER_BYTES
+    is_fixed = is_fixed or layers == len(inner_layers(model.manifest, keep))
 
     def fits(count: int, length: int) -> bool:
         kept = layers if is_fixed or count > 1 else -(-layers * (LONG_COSTS - 1) // LONG_COSTS)

@@ -387,7 +387,7 @@ async def _memory(options: PeerOptions, model: PartsModel) -> int | None:
     if options.shared is None:
         return options.memory_bytes
     machine = for_model(options.machine, model)
-    return await options.shared.share(model.info.name, appetite(model, machine))
+    return await options.shared.share(model.info.name, appetite(model, machine, options.keep))
 
 
 def _compose(
@@ -404,7 +404,9 @@ def _compose(
     fit = layers_max(model, machine, memory_bytes, options.keep)
     if fit or fixed:
         wanted = len(fixed) if fixed else fit
-        machine = for_stage(model, machine, memory_bytes, wanted, is_fixed=bool(fixed))
+        machine = for_stage(
+            model, machine, memory_bytes, wanted, options.keep, is_fixed=bool(fixed)
+        )
         fit = layers_max(model, machine, memory_bytes, options.keep)
         supplies.machine = machine
     if not (fit or fixed):

@@ -9,7 +9,7 @@ from p2pinfer.cli.options import MachineFlags
 from p2pinfer.core.limits import CONTEXT_DEFAULT, LONG_CONTEXT_DEFAULT
 from p2pinfer.engine.llama.memory import WORKER_BYTES, sessions_bytes
 from p2pinfer.engine.store.assemble import PartsModel
-from p2pinfer.node.memory_plan import for_stage, layer_bytes, layers_max
+from p2pinfer.node.memory_plan import appetite, for_stage, layer_bytes, layers_max
 from p2pinfer.node.model_supply import name_model, open_store, open_whole
 from p2pinfer.node.requester import Machine, for_model, with_long_sessions
 from tests.support.model_factory import Recipe, write_model
@@ -61,7 +61,10 @@ def test_no_session_is_longer_than_the_model_was_trained_for(model: PartsModel) 
 
 
 def test_long_sessions_are_part_of_a_peers_memory_plan(model: PartsModel) -> None:
-    """The first may cost a fifth of the layers, further ones none; where that is too much, none."""
+    """The first may cost a fifth of the layers, further ones none; where that is too much, none.
+
+    A peer that has room for all layers leaves none out.
+    """
     usual = layer_bytes(model, AUTO)
     long = sessions_bytes(model.header, 1, 1, LONG_CONTEXT_DEFAULT)
 
@@ -75,6 +78,13 @@ def test_long_sessions_are_part_of_a_peers_memory_plan(model: PartsModel) -> Non
     inner = LAYERS - 2
     assert given(WORKER_BYTES + inner * (usual + 4 * long)) == (4 * 32_768, inner, inner)
     assert given(WORKER_BYTES + inner * (usual + long)) == (32_768, inner, inner)
-    assert given(WORKER_BYTES + 8 * (usual + long)) == (32_768, inner, 8)
+    cells, before, after = given(WORKER_BYTES + 8 * (usual + long))
+    assert 0 < cells < 32_768
+    assert (before, after) == (inner, inner)
+    assert given(WORKER_BYTES + 6 * usual - 1) == (8_192, 5, 4)
+    assert given(WORKER_BYTES + inner * usual) == (0, inner, inner)
+    wants = appetite(model, AUTO, 1)
+    assert wants.least == WORKER_BYTES + usual
+    assert given(wants.most) == (4 * 32_768, inner, inner)
     cells, before, after = given(WORKER_BYTES + 2 * usual)
     assert (cells, before, after) == (0, 2, 2)
