@@ -247,10 +247,11 @@ class Manifest:
         """Name the parts that a stage of layers ``first`` up to but not including ``end`` needs."""
         return self._with_adapter((METADATA, *map(layer_part, range(first, end))))
 
-    def ends(self, keep: int) -> tuple[str, ...]:
-        """Name the parts that both ends together need, ``keep`` layers each."""
-        first, last = range(keep), range(max(keep, self.layers - keep), self.layers)
-        names = (METADATA, TOKENIZER, EMBEDDING, *map(layer_part, (*first, *last)), OUTPUT)
+    def ends(self, keep: int, last: int | None = None) -> tuple[str, ...]:
+        """Name the parts of both ends, ``keep`` layers each, or ``last`` in the second one."""
+        behind = keep if last is None else last
+        first, last_layers = range(keep), range(max(keep, self.layers - behind), self.layers)
+        names = (METADATA, TOKENIZER, EMBEDDING, *map(layer_part, (*first, *last_layers)), OUTPUT)
         return self._with_adapter(names)
 
     def is_adapted(self, layer: int) -> bool:

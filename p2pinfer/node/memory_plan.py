@@ -34,7 +34,7 @@ def layers_max(model: PartsModel, machine: Machine, memory_bytes: int | None, ke
 
 
 def appetite(model: PartsModel, machine: Machine, keep: int) -> Appetite:
-    """Return what a model can do with memory: one layer at least, at most all with long sessions."""
+    """Return what a model can do with memory: from one layer to all, with long sessions."""
     longest = replace(machine, long_sessions=machine.sessions)
     most = layer_bytes(model, longest) * _layers_of_use(model, keep)
     return Appetite(WORKER_BYTES + layer_bytes(model, machine), WORKER_BYTES + most)

@@ -139,11 +139,11 @@ def for_model(machine: Machine, model: PartsModel) -> Machine:
     )
 
 
-def for_ends(machine: Machine, model: PartsModel, keep: int) -> Machine:
+def for_ends(machine: Machine, model: PartsModel, first: int, last: int) -> Machine:
     """Return the machine for a requester's own layers of a model, with its longest sessions."""
     machine = for_model(machine, model)
-    needs = partial(sessions_bytes, model.header, 2 * keep)
-    weights = sum(model.manifest.part(name).size for name in model.manifest.ends(keep))
+    needs = partial(sessions_bytes, model.header, first + last)
+    weights = sum(model.manifest.part(name).size for name in model.manifest.ends(first, last))
     room = budget_bytes(None) - weights - needs(machine.sessions, machine.context)
     return with_long_sessions(machine, lambda count, length: needs(count, length) <= room)
 
@@ -360,12 +360,12 @@ def _sponsor(
     return sponsorship.current
 
 
-def _loading_ends(model: PartsModel, keep: int, threads: int | None) -> str:
+def _loading_ends(model: PartsModel, first: int, last: int, threads: int | None) -> str:
     layers = model.info.layers
-    own = f"this machine's own layers, 0:{keep} and {layers - keep}:{layers}"
-    if not keep:
+    own = f"this machine's own layers, 0:{first} and {layers - last}:{layers}"
+    if not first + last:
         own = "the embedding and the head"
-    return loading(own, model.end_paths(keep), threads)
+    return loading(own, model.end_paths(first, last), threads)
 
 
 def _open_ends(
@@ -395,29 +395,33 @@ def _open_draft_model(
         )
     check_weights(small, (part.name for part in small.manifest.parts))
     check_memory(small, small.info.layers, options.machine)
-    machine = for_ends(options.machine, small, small.info.layers // 2)
+    half = small.info.layers // 2
+    machine = for_ends(options.machine, small, half, half)
     return _open_ends(small, *small.halves(), machine)
 
 
-def keep_of_adapter(child: Manifest) -> int | None:
-    """Return how many layers the ends must have for all of an adapter to be in them.
+def ends_of_adapter(child: Manifest, keep: int) -> tuple[int, int] | None:
+    """Return how many layers each end must have for all of an adapter to be in them.
 
-    Then peers that serve the model without it compute the rest. None: there is no such number.
+    Then peers that serve the model without it compute the rest. The first end stays as it is where
+    it can: stages begin where their peers' layers do. None: the ends would be the whole model.
     """
-    if child.base is None:
-        return None
-    adapted = {part.name for part in child.adapter}
-    most = (child.layers - 1) // 2
-    return next((k for k in range(1, most + 1) if adapted <= {*child.ends(k)}), None)
+    adapted = [layer for layer in range(child.layers) if child.is_adapted(layer)]
+    half = child.layers // 2
+    first = max([keep, *(layer + 1 for layer in adapted if layer < half)])
+    last = max([keep, *(child.layers - layer for layer in adapted if layer >= half)])
+    return (first, last) if first + last < child.layers else None
 
 
-def _child_at_home(store: Store, named: ModelId) -> tuple[Manifest, Manifest, int] | None:
+def _child_at_home(
+    store: Store, named: ModelId, keep: int
+) -> tuple[Manifest, Manifest, tuple[int, int]] | None:
     """Return a child whose adapter fits into the ends, its base, and how many layers they need."""
     manifest = store.manifest(named)
     if manifest is None or manifest.base is None:
         return None
-    least = keep_of_adapter(manifest)
-    return (manifest, manifest.base, least) if least else None
+    ends = ends_of_adapter(manifest, keep)
+    return (manifest, manifest.base, ends) if ends else None
 
 
 @asynccontextmanager
@@ -440,17 +444,17 @@ async def open_client(
         raise UserError(NO_WAY_IN)
     check_shown(options.keep, options.network, shown=options.shows_tokens)
     await in_thread(_check_held, options, store)
-    keep, child = options.keep, None
+    first, last, child = options.keep, options.keep, None
 
     def needed(manifest: Manifest) -> Iterable[str]:
-        check_keep(manifest, keep)
-        return manifest.ends(keep)
+        check_keep(manifest, options.keep)
+        return manifest.ends(first, last)
 
     def make(model: PartsModel) -> tuple[PartsModel, tuple[Path, Path]]:
         own = open_parts(store, child, cache_dir()) if child else model
-        check_weights(own, own.manifest.ends(keep))
-        check_memory(own, 2 * keep, for_model(options.machine, own))
-        return own, own.ends(keep)
+        check_weights(own, own.manifest.ends(first, last))
+        check_memory(own, first + last, for_model(options.machine, own))
+        return own, own.ends(first, last)
 
     async with AsyncExitStack() as stack:
         stack.enter_context(lone_errors())
@@ -466,16 +470,16 @@ async def open_client(
             assert options.default_model
             named = await swarm.pick_model(options.default_model)
         is_served = named in directory.models()
-        if not is_served and (found := await in_thread(_child_at_home, store, named)):
-            child, base, least = found
-            named, keep = base.id, max(keep, least)
+        if not is_served and (found := await in_thread(_child_at_home, store, named, first)):
+            child, base, (first, last) = found
+            named = base.id
             directory.follow(named)
         model, (own, (first_end, last_end)) = await obtain(
             transport, directory, store, named, needed, make, tell, swarm.chance
         )
-        step(_loading_ends(own, keep, options.machine.threads))
+        step(_loading_ends(own, first, last, options.machine.threads))
         ends = await stack.enter_async_context(
-            _open_ends(own, first_end, last_end, for_ends(options.machine, model, keep))
+            _open_ends(own, first_end, last_end, for_ends(options.machine, model, first, last))
         )
         freeze_gc()
         gatherer = Gatherer(nursery, transport, secrets.token_bytes, sponsor)

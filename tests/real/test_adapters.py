@@ -153,8 +153,8 @@ def _in_the_last_two(tensor: Tensor) -> bool:
 async def test_peers_of_the_base_serve_an_adapter_of_the_last_layers(
     default_model: Path, home: Path, tmp_path: Path
 ) -> None:
-    """Nobody but the requester has it, who keeps as many layers as it needs."""
+    """As they do for others; the requester alone has it, and keeps as many layers as it needs."""
     adapter = tmp_path / "at-home.gguf"
     child = with_adapter(default_model, adapter, _in_the_last_two)
     assert child.base
-    await serve_and_check(home, ["2:15", "15:28"], child.base.id, default_model, child, adapter)
+    await serve_and_check(home, ["1:15", "15:29"], child.base.id, default_model, child, adapter)

@@ -106,13 +106,14 @@ class PartsModel:
         """Return where that slice is, or will be."""
         return self._path(f"stage-{first}-{end}.gguf")
 
-    def end_paths(self, keep: int) -> tuple[Path, Path]:
-        """Return where the slices of both ends are, or will be."""
-        return self._path(f"first-{keep}.gguf"), self._path(f"last-{keep}.gguf")
+    def end_paths(self, keep: int, last: int | None = None) -> tuple[Path, Path]:
+        """Return where the slices of both ends are, or will be; layers as for ``ends``."""
+        behind = keep if last is None else last
+        return self._path(f"first-{keep}.gguf"), self._path(f"last-{behind}.gguf")
 
-    def ends(self, keep: int) -> tuple[Path, Path]:
-        """Return the first and the last end, ``keep`` layers each; raises as ``stage``."""
-        return self._ends(keep, keep)
+    def ends(self, keep: int, last: int | None = None) -> tuple[Path, Path]:
+        """Return both ends, ``keep`` layers each or ``last`` in the second; raises as ``stage``."""
+        return self._ends(keep, keep if last is None else last)
 
     def halves(self) -> tuple[Path, Path]:
         """Return ends that leave no layer between them; raises as ``stage``."""
