@@ -150,6 +150,8 @@ def _common_options(machine: Machine, transport: str) -> list[str]:
         *["--listen", "/ip4/127.0.0.1/tcp/0", "--network", "local", "--transport", transport],
         *["--no-mdns", "--no-dht"],
         *["--sessions", str(machine.sessions)],
+        # They are for this process alone.
+        *["--sessions-per-requester", str(machine.sessions)],
         # Without it, each of them finds out how long its sessions may be, as this process does.
         *([] if machine.long_context else ["--context", str(machine.context)]),
         *(["--threads", str(machine.threads)] if machine.threads else []),
