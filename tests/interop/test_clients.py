@@ -102,7 +102,8 @@ def test_llama_index_as_it_is_by_default(
 
 
 def test_every_section_is_run() -> None:
-    """By these tests, or by those in tests/real."""
+    """By these tests, those beside them, or those in tests/real."""
     here = {"LiteLLM", "LangChain", "llm", "LlamaIndex"}
+    beside = {"Claude Code", "Codex", "opencode", "qwen-code"}
     there = {"curl", "openai", "anthropic", "ollama", "Python without a gateway"}
-    assert {name for name, code in blocks().items() if code} == here | there
+    assert {name for name, code in blocks().items() if code} == here | beside | there
