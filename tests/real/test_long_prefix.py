@@ -15,12 +15,14 @@ from p2pinfer.core.sampling import Sampling
 from p2pinfer.node.local_swarm import local_swarm, share_layers
 from p2pinfer.node.model_supply import name_model, open_store, open_whole
 from p2pinfer.node.requester import Client, ClientOptions, Machine, open_client
+from p2pinfer.node.status_socket import ask_all
 from tests.support.model_factory import Recipe, write_model
 from tests.support.tiny_models import quantise
 
 pytestmark = [pytest.mark.real, pytest.mark.long]
 
 PROMPT_TOKENS, SHARED_TOKENS = 10_000, 9_900
+OWN = 3 * [PROMPT_TOKENS - SHARED_TOKENS]
 SESSIONS = 4
 ALL_S_MAX = 1200.0
 READ_AGAIN_MAX = 0.2
@@ -69,9 +71,9 @@ async def in_one_session(client: Client, prompts: Sequence[Sequence[int]]) -> li
     return found
 
 
-def read(answer: Answer) -> int:
-    """Return how many tokens of a prompt were read for its answer."""
-    return answer.prompt_tokens - answer.reused_tokens
+async def rows() -> dict[str, int]:
+    """Return how many rows each peer has computed."""
+    return {said["peer"]: said["rows"] for said in await ask_all() if said["role"] == "peer"}
 
 
 async def test_what_agents_share_is_read_once_and_survives_a_peer(
@@ -89,22 +91,32 @@ async def test_what_agents_share_is_read_once_and_survives_a_peer(
     with trio.fail_after(ALL_S_MAX):
         async with local_swarm(model, [*ranges, ranges[1]], machine=machine) as running:
             ways_in = tuple(peer.addresses[0] for peer in running)
-            options = ClientOptions(model.id, ways_in, "local", machine=machine)
+            options = ClientOptions(
+                model.id, ways_in, "local", machine=machine, audit_rate=0.0, proof_rate=0.0
+            )
             async with (
                 open_client(options, store, lambda _: None) as client,
                 open_swarm(client, SESSIONS) as swarm,
             ):
                 agents = Agents(swarm, 250)
                 due = await in_one_session(client, agents.prompts[:4])
+                begun = await rows()
                 first, second = await agents.ask_while(0, 1)
+                read = await rows()
                 middle = next(lent.session.route[1].peer for lent in swarm.pool._idle)
                 next(peer for peer in running if peer.peer == middle).process.kill()
                 third, fourth = await agents.ask_while(2, 3)
+                end = await rows()
     answers = (first, second, third, fourth)
-    assert [read(answer) for answer in answers] == [PROMPT_TOKENS, 100, 100, 100]
-    assert [answer.spoken for answer in answers] == due
-    for answer in (third, fourth):
-        assert middle not in [hop["peer"] for hop in answer.route]
-    whole, copied, survived, again = (answer.time_to_first_token_ms for answer in answers)
+    assert [each.prompt_tokens - each.reused_tokens for each in answers] == [PROMPT_TOKENS, *OWN]
+    assert [each.spoken for each in answers] == due
+    taken, spare = [hop["peer"] for hop in first.route], third.route[1]["peer"]
+    assert [hop["peer"] for hop in fourth.route] == [taken[0], spare, taken[2]]
+    assert spare != middle
+    for peer in taken:
+        assert PROMPT_TOKENS <= read[peer] - begun[peer] < PROMPT_TOKENS + 2 * OWN[0]
+    for peer in (taken[0], taken[2]):
+        assert end[peer] - read[peer] < 3 * OWN[0]
+    assert PROMPT_TOKENS <= end[spare] - read[spare] < PROMPT_TOKENS + 3 * OWN[0]
+    whole, copied, _, again = (each.time_to_first_token_ms for each in answers)
     assert max(copied, again) < READ_AGAIN_MAX * whole
-    assert survived < whole  # one stage of three reads all again
