@@ -237,9 +237,11 @@ class SessionPool:
     def _matching(self, prompt: Sequence[int]) -> Lent | None:
         """Take the idle session that lends most, unless another conversation would lose more.
 
-        Where there is room for another session, none loses more than a little.
+        Of equals it is the oldest, with which others began: they take its rows over where a peer
+        was lost. Where there is room for another session, none loses more than a little.
         """
         idle = [lent for lent in self._idle if _fits(lent, prompt)]
+        idle.sort(key=lambda lent: lent.number)
         best = max(idle, key=lambda lent: lent.session.held_of(prompt), default=None)
         if best is None:
             return None

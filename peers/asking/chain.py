@@ -33,6 +33,7 @@ from peers.asking.pause import Pause
 from peers.asking.repair import LOOK_AGAIN_S, Repair, at_once, find_others, is_ending, noted
 from peers.asking.stage_handle import (
     ANSWER_S_MAX,
+    LOOK_STEPS,
     REOPEN_S,
     StageHandle,
     check_step,
@@ -50,9 +51,6 @@ from peers.steps.outbox import Outbox
 from transports.base import Channel, Transport
 
 _log = logging.getLogger("p2pinfer.chain")
-
-LOOK_STEPS = 16
-"""Steps between two checks for a slow stage; every stage reports its time for each step."""
 
 
 class Chain:
@@ -255,9 +253,8 @@ class Chain:
         self, route: Sequence[Hop], previous: PeerId, timeout_s: float, opened: Open
     ) -> list[StageHandle]:
         """Open the session at consecutive stages; at all of them or at none."""
-        is_new = not self._stages
         found = await open_stages(
-            self._transport, opened, route, previous, timeout_s, is_new=is_new
+            self._transport, opened, route, previous, timeout_s, is_new=not self._stages
         )
         for stage in found:
             self._nursery.start_soon(stage.listen, self._heard)

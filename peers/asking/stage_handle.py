@@ -40,6 +40,9 @@ D = TypeVar("D", Opened, Linked, Attached)
 ANSWER_S_MAX = CONNECT_S_MAX + 1.0
 """For a stage to carry out a command while a session is being repaired."""
 
+LOOK_STEPS = 16
+"""Steps between two checks for a slow stage; every stage reports its time for each step."""
+
 REOPEN_S = 10.0
 """A peer that is lost again so soon is replaced: its relay was not the reason."""
 
