@@ -150,6 +150,20 @@ async def test_a_conversation_takes_the_least_ones_place_with_a_copy(
         assert client.opened == 3
 
 
+async def test_of_equal_sessions_the_one_that_others_began_with_goes_on(
+    autojump_clock: MockClock,
+) -> None:
+    """Where a stage was lost, its copies take over what its replacement has by then."""
+    shared = [3 + n % 40 for n in range(100)]
+    async with fake_swarm() as (swarm, _):
+        async with swarm.pool.lend([*shared, 1]) as lent:
+            async for _ in lent.session.generate([*shared, 1], SHORT.sampling, 2):
+                pass
+            await ask(swarm, [*shared, 2, 3])  # in a copy, which is idle first
+        async with swarm.pool.lend([*shared, 4]) as again:
+            assert again is lent
+
+
 async def test_what_cannot_be_copied_is_read(
     autojump_clock: MockClock, monkeypatch: pytest.MonkeyPatch
 ) -> None:
