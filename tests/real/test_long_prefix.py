@@ -110,6 +110,7 @@ async def test_what_agents_share_is_read_once_and_survives_a_peer(
     answers = (first, second, third, fourth)
     assert [each.prompt_tokens - each.reused_tokens for each in answers] == [PROMPT_TOKENS, *OWN]
     assert [each.spoken for each in answers] == due
+    assert all(each.trust and each.trust.held for each in answers)
     taken, spare = [hop["peer"] for hop in first.route], third.route[1]["peer"]
     assert [hop["peer"] for hop in fourth.route] == [taken[0], spare, taken[2]]
     assert spare != middle

@@ -15,6 +15,7 @@ from p2pinfer.core.messages import Open, Opened, Parent, Refusal
 from p2pinfer.core.wire import BadMessage, decode, encode
 from peers.asking.pause import MISSED_S
 from peers.asking.session import Beginning, Session
+from peers.audits.auditor import Auditor
 from peers.serving import stage_session
 from peers.steps.history import Budget
 from peers.steps.messaging import SESSION, RefusedError, receive, send
@@ -24,6 +25,7 @@ from tests.support.swarm import (
     CHAINS,
     CONTEXT,
     GREEDY,
+    KEYS,
     MODEL,
     PROMPT,
     Swarm,
@@ -129,7 +131,7 @@ async def test_what_sessions_share_is_read_again_once(
 ) -> None:
     """After a loss between two answers: by the session that is asked first."""
     async with mended(evidence=evidence) as (made, spares):
-        await spares.add(BOUNDS[lost], BOUNDS[lost + 1])
+        await spares.add(BOUNDS[lost], BOUNDS[lost + 1], KEYS[5] if evidence else None)
         async with spares.open() as parent:
             before = await answer(parent, PROMPT)
             async with beside(made, parent, spares) as session:
@@ -143,6 +145,13 @@ async def test_what_sessions_share_is_read_again_once(
                 longer = [*OTHER, *said, 30]
                 await answer(session, longer, 1)
                 assert computed(made)[3] <= read + len(longer) - SHARED
+                if session.evidence:
+                    position = len(session.tokens)
+                    auditor = Auditor(lambda *_: [], 0.0)  # checks receipts, and runs nothing again
+                    trust = await auditor.examine(session.evidence, position)
+                    assert (trust.held, trust.positions) == (True, position)
+                    work = [entry.rows for entry in session.evidence.work(position)]
+                    assert work == [len(longer) - SHARED] * 3
 
 
 async def test_what_nobody_misses_is_replaced_all_the_same(autojump_clock: MockClock) -> None:
