@@ -94,6 +94,12 @@ KeepSpace = Annotated[
         " see: p2pinfer keep --help.",
     ),
 ]
+IdentityFile = Annotated[
+    Path | None, option("identity", "File with this peer's key; created if it does not exist.")
+]
+OnlyIdle = Annotated[
+    bool, option("only-idle", "Rest while this machine is on battery or busy with other work.")
+]
 SessionsPerRequester = Annotated[
     int,
     option(
@@ -114,13 +120,8 @@ def join(
     bootstrap: Bootstrap = (),
     network: Network = "main",
     quota: Quota = None,
-    identity: Annotated[
-        Path | None, option("identity", "File with this peer's key; created if it does not exist.")
-    ] = None,
-    only_idle: Annotated[
-        bool,
-        option("only-idle", "Rest while this machine is on battery or busy with other work."),
-    ] = False,
+    identity: IdentityFile = None,
+    only_idle: OnlyIdle = False,
     keep_space: KeepSpace = None,
     as_json: AsJson = False,
     until_stdin_closes: Annotated[bool, Parameter(show=False, negative="")] = False,
