@@ -4,7 +4,7 @@ import json
 import signal
 import subprocess
 import tempfile
-from collections.abc import AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import dataclass
 from itertools import pairwise
@@ -137,11 +137,16 @@ async def local_swarm(
                         for index, layers in enumerate(ranges):
                             starting.start_soon(start, index, layers)
                 if waiting.cancelled_caught:
-                    late = next(iter(steps.values()), "some have not said why")
-                    raise P2pinferError(f"not all peers serve after {READY_S_MAX:.0f} s: {late}")
+                    raise _late(steps.values())
                 yield [found[index] for index in range(len(ranges))]
             finally:
                 nursery.cancel_scope.cancel()
+
+
+def _late(steps: Iterable[str]) -> P2pinferError:
+    """Return what is said of peers that do not serve in time."""
+    why = next(iter(steps), "some have not said why")
+    return P2pinferError(f"not all peers serve after {READY_S_MAX:.0f} s: {why}")
 
 
 def _common_options(machine: Machine, transport: str) -> list[str]:
