@@ -13,6 +13,7 @@ from pathlib import Path
 import trio
 
 from p2pinfer.core.errors import P2pinferError, UserError, lone_errors
+from p2pinfer.core.ids import ModelId
 from p2pinfer.core.layer_range import LayerRange
 from p2pinfer.core.python_process import python_command, python_environment
 from p2pinfer.engine.gguf.slicing import plan_stage
@@ -97,7 +98,7 @@ async def local_swarm(
         P2pinferError: a peer did not start; the text is its own error.
     """
     found: dict[int, LocalPeer] = {}
-    keep = "1" if ranges[0].first else "0"
+    keep = min(1, ranges[0].first)
     steps: dict[int, str] = {}  # of peers that do not serve yet
     seeded = trio.Event()  # set once the first peer, whose store is whole, serves
     with tempfile.TemporaryDirectory(prefix="p2pinfer-") as home, lone_errors():
@@ -107,13 +108,11 @@ async def local_swarm(
                 own = homes / str(index) if homes and index else None
                 if own and not _holds(own, model, layers):
                     await seeded.wait()
-                ways_in = [address for peer in found.values() for address in peer.addresses]
+                ways_in = [way for peer in found.values() for way in peer.addresses]
                 command = [
-                    *python_command("p2pinfer", "join", "--json", "--until-stdin-closes"),
-                    *["--model", model.id, "--layers", str(layers), "--keep-layers", keep],
+                    *_join_command(machine, transport, model.id, keep),
+                    *["--layers", f"{layers}", "--identity", f"{home}/identity-{index}"],
                     *(["--bootstrap", *ways_in] if ways_in else []),
-                    *["--identity", str(Path(home) / f"identity-{index}")],
-                    *_common_options(machine, transport),
                 ]
                 log = Path(home) / f"log-{index}"
                 process = await nursery.start(run_peer, command, log, own)
@@ -149,9 +148,11 @@ def _late(steps: Iterable[str]) -> P2pinferError:
     return P2pinferError(f"not all peers serve after {READY_S_MAX:.0f} s: {why}")
 
 
-def _common_options(machine: Machine, transport: str) -> list[str]:
-    """Return the options that all peers of a local swarm share."""
+def _join_command(machine: Machine, transport: str, model: ModelId, keep: int) -> list[str]:
+    """Return what starts a peer, with the options that all of a local swarm share."""
     return [
+        *python_command("p2pinfer", "join", "--json", "--until-stdin-closes"),
+        *["--model", model, "--keep-layers", str(keep)],
         *["--listen", "/ip4/127.0.0.1/tcp/0", "--network", "local", "--transport", transport],
         *["--no-mdns", "--no-dht"],
         *["--sessions", str(machine.sessions)],
