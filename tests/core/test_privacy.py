@@ -64,8 +64,8 @@ def test_noise_is_normal() -> None:
     for bound, share in ((1, 0.6827), (2, 0.9545), (3, 0.9973)):
         assert abs((np.abs(drawn) < bound).mean() - share) < 0.01
     assert abs(np.corrcoef(drawn[: count // 2], drawn[-(count // 2) :])[0, 1]) < 0.02
-    for byte in (b"\0", b"\xff"):
-        assert np.isfinite(normal(lambda size, byte=byte: byte * size, 5)).all()
+    assert np.isfinite(normal(lambda size: bytes(size), 5)).all()
+    assert np.isfinite(normal(lambda size: b"\xff" * size, 5)).all()
 
 
 def test_an_update_is_hidden() -> None:
