@@ -70,7 +70,8 @@ KNOWN_MAX: Final = 8192
 CHANGES_MAX: Final = 1 + MEMBERS_MAX // GROUP_MIN
 LOSS_MAX: Final = 1 << 40
 
-DATA_BYTES_MAX: Final = 64
+DATA_BYTES_MAX: Final = 2048
+"""The longest is a hybrid key that others seal to."""
 
 _DIGEST = blob(32, 32)
 _DIGESTS: Any = v.deep_iterable(_DIGEST, many(bytes, KNOWN_MAX))
@@ -134,7 +135,7 @@ PAYLOADS: Final = frozenset({Kind.KEYS, Kind.UPDATE, Kind.SHARE, Kind.RESULT, Ki
 _DATA: Final = {
     Kind.JOIN: (32, 32),
     Kind.REVEAL: (32, 32),
-    Kind.HELLO: (64, 64),
+    Kind.HELLO: (32, DATA_BYTES_MAX),
     Kind.ADDED: (32, 32),
     Kind.ACCEPT: (32, 32),
 }

@@ -129,6 +129,7 @@ class SumScheme:
 
     make: Callable[[bytes, int, int, int, int], GroupSums]
     """Of a context, members, threshold, this member's number, and how many numbers."""
+    hello_bytes: int
     public_bytes: int
     sealed_bytes: int
     encrypted_bytes: Callable[[int], int]
@@ -253,7 +254,7 @@ class Member:
         round_ = self._round
         if round_ is None or (said.round, said.attempt) != (round_.number, round_.attempt):
             return []
-        if said.author == self._me or said.payload is None or not self._has_size(said):
+        if said.author == self._me or not said.payload or not self._has_size(said):
             return []
         if said.kind is Kind.RESULT:
             return [said.payload]
@@ -317,7 +318,7 @@ class Member:
         for digest, said in list(self._board.statements(round_.number, round_.attempt)):
             if digest in mine.fed or digest in mine.bad:
                 continue
-            if said.author != self._me and said.payload and not self._has_size(said):
+            if said.author != self._me and not self._has_size(said):
                 mine.bad.add(digest)
                 continue
             if any(each.digest not in self._board.payloads for each in self.wants(said)):
@@ -358,14 +359,17 @@ class Member:
         return Payload(said.listed[others.index(self._me)], self._scheme.sealed_bytes)
 
     def _has_size(self, said: Statement) -> bool:
-        """Whether a payload is as long as such a one must be."""
+        """Whether what a member gives is as long as it must be."""
+        if said.kind is Kind.HELLO:
+            return len(said.data) == self._scheme.hello_bytes
+        if said.payload is None:
+            return True
         count, scheme = self._work.size, self._scheme
         due = {
             Kind.KEYS: scheme.public_bytes,
             Kind.UPDATE: scheme.encrypted_bytes(count),
             Kind.SHARE: scheme.share_bytes(count),
         }
-        assert said.payload
         return said.payload.size == due.get(said.kind, NUMBER_BYTES * count)
 
     # --- what is said
