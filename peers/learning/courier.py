@@ -14,7 +14,7 @@ from typing import Final, Protocol
 
 import trio
 
-from p2pinfer.core.errors import PeerError, PeerUnavailable, RemoteProtocolError
+from p2pinfer.core.errors import PeerError, PeerUnavailable, RemoteProtocolError, lone_errors
 from p2pinfer.core.ids import PeerId
 from p2pinfer.core.learning import (
     KNOWN_MAX,
@@ -149,6 +149,7 @@ class Courier:
         """Follow one task while the block lasts."""
         self._board, self._wants = board, wants
         async with AsyncExitStack() as stack:
+            stack.enter_context(lone_errors())
             accept = judging(board.hear, self._news)
             name = f"{LEARNING}-{board.task_id[:32]}"
             self._topic = await stack.enter_async_context(self._transport.join_topic(name, accept))
