@@ -168,6 +168,8 @@ class LearningTask:
     rounds: int = field(validator=whole(1, ROUNDS_MAX))
     steps: int = field(validator=whole(1, 1000))
     """That each member takes in a round, at most."""
+    rate_millionths: int = field(validator=whole(1, 1_000_000))
+    """The learning rate of the first of these steps."""
     members: int = field(validator=whole(GROUP_MIN, MEMBERS_MAX))
     """As many are waited for at first, until the deadline."""
     least: int = field(validator=whole(GROUP_MIN, MEMBERS_MAX))

@@ -26,8 +26,8 @@ from p2pinfer.core.learning import (
     to_sign,
 )
 from p2pinfer.core.wire import BadMessage, decode, encode
+from peers.discovery.advertiser import Signer
 from peers.discovery.view import Verify
-from transports.identity import Identity
 
 TASKS_MAX: Final = 64
 """Known at a time, of others; the oldest is forgotten first."""
@@ -70,7 +70,7 @@ class Board:
     """
 
     def __init__(
-        self, identity: Identity, task: LearningTask, task_id: TaskId, verify: Verify
+        self, identity: Signer, task: LearningTask, task_id: TaskId, verify: Verify
     ) -> None:
         self.identity, self.task, self.task_id = identity, task, task_id
         self._verify = verify
@@ -240,7 +240,7 @@ class Board:
         self.wake()
 
 
-def signed_task(identity: Identity, task: LearningTask) -> Said:
+def signed_task(identity: Signer, task: LearningTask) -> Said:
     """Sign a task as its proposer."""
     body = encode(task)
     return Said(body, identity.sign(to_sign(body)))

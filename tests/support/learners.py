@@ -21,11 +21,12 @@ from peers.learning.member import Events, Head, Member, RoundReport, SumScheme
 from peers.parts.protocol import in_place
 from scheduler.judging import UNIT, Numbers, as_weights
 from scheduler.rounds import Phase
-from transports.identity import Identity, verify
+from sim.signing import CheapSigner, is_cheaply_signed
+from transports.identity import Identity
 from transports.memory.network import MemoryNetwork
 
 SIZE = 24
-KEYS = [Identity(bytes([number + 1]) * 32) for number in range(16)]
+KEYS = [CheapSigner(Identity(bytes([number + 1]) * 32).peer_id) for number in range(16)]
 
 TASK = LearningTask(
     KEYS[0].peer_id,
@@ -36,6 +37,7 @@ TASK = LearningTask(
     seed=7,
     rounds=2,
     steps=1,
+    rate_millionths=6000,
     members=3,
     least=2,
     group=2,
@@ -149,9 +151,9 @@ class Learners:
         with trio.CancelScope() as scope:
             async with self.network.join(identity.peer_id) as inner:
                 transport = wrap(inner)
-                tasks = Tasks(verify)
+                tasks = Tasks(is_cheaply_signed)
                 tasks.hear(self.said)
-                board = Board(identity, self.task, id_of(self.said), verify)
+                board = Board(identity, self.task, id_of(self.said), is_cheaply_signed)
                 courier = Courier(transport, tasks, self._others, chance)
                 events = Events(
                     lambda number, phase: phased(number, phase),
