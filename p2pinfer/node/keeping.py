@@ -188,7 +188,7 @@ async def run_keeper(options: KeepOptions, store: Store, hooks: KeepHooks) -> No
             return directory.holding(options.model)
 
         manifest = await fetch_manifest(transport, holders, store, options.model, hooks.tell)
-        directory.advertise(_keeping(tuple(transport.addresses), me, manifest))
+        directory.advertise(advertisement_without_layers(tuple(transport.addresses), me, manifest))
         hooks.on_ready(me, tuple(transport.addresses), manifest)
         keeper = make_keeper(
             swarm,
@@ -207,8 +207,10 @@ async def run_keeper(options: KeepOptions, store: Store, hooks: KeepHooks) -> No
             directory.leave()
 
 
-def _keeping(addresses: tuple[str, ...], me: PeerId, model: Manifest) -> Advertisement:
-    """Return the advertisement of a peer that only keeps: it serves no layer, and will not."""
+def advertisement_without_layers(
+    addresses: tuple[str, ...], me: PeerId, model: Manifest
+) -> Advertisement:
+    """Return the advertisement of a peer that keeps or learns: it serves no layer, and will not."""
     return Advertisement(
         peer=me,
         addresses=addresses,
