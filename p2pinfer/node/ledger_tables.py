@@ -9,7 +9,7 @@ from collections.abc import Iterable, Mapping
 from typing import Any
 
 from p2pinfer.core.ids import PeerId
-from p2pinfer.core.statement import BYTES_PER_UNIT, NOTHING, Amounts, Statement, work_of
+from p2pinfer.core.statement import BYTES_PER_UNIT, NOTHING, Amounts, Statement
 
 _TABLES = """
 CREATE TABLE IF NOT EXISTS work (
@@ -26,8 +26,8 @@ CREATE TABLE IF NOT EXISTS moved (
     sent INTEGER NOT NULL, kept INTEGER NOT NULL, PRIMARY KEY (side, peer, day)
 );
 CREATE TABLE IF NOT EXISTS folded (
-    side TEXT NOT NULL, peer TEXT NOT NULL, work INTEGER NOT NULL, rows INTEGER NOT NULL,
-    PRIMARY KEY (side, peer)
+    side TEXT NOT NULL, peer TEXT NOT NULL, day INTEGER NOT NULL,
+    work INTEGER NOT NULL, rows INTEGER NOT NULL, PRIMARY KEY (side, peer, day)
 );
 CREATE TABLE IF NOT EXISTS passed (
     asker TEXT NOT NULL, debtor TEXT NOT NULL, work INTEGER NOT NULL, PRIMARY KEY (asker, debtor)
@@ -50,11 +50,11 @@ since 1970 on which the session ended; amounts beside work, and the server's sig
 _STATEMENT = "SELECT user, server, count, work, signature, sent, kept FROM statements"
 _PUT = "REPLACE INTO statements VALUES (?, ?, ?, ?, ?, ?, ?, ?)"
 
-_TRIM = "DELETE FROM work WHERE rowid <= (SELECT max(rowid) FROM work) - ?"
+_TRIM = "DELETE FROM {0} WHERE rowid <= (SELECT max(rowid) FROM {0}) - ?"
 _FOLD = """
 INSERT INTO folded
-SELECT side, iif(side = ?, server, user), sum({unit}), sum(rows * (last - first)) FROM work
-WHERE rowid <= (SELECT max(rowid) FROM work) - ? GROUP BY 1, 2
+SELECT side, iif(side = ?, server, user), day, sum({unit}), sum(rows * (last - first)) FROM work
+WHERE rowid <= (SELECT max(rowid) FROM work) - ? GROUP BY 1, 2, 3
 ON CONFLICT DO UPDATE SET work = work + excluded.work, rows = rows + excluded.rows
 """
 _UNIT = f"(rows * weights / {BYTES_PER_UNIT})"
@@ -75,10 +75,27 @@ def make(database: sqlite3.Connection) -> None:
 
 
 def trim(database: sqlite3.Connection, used: str, entries_max: int) -> None:
-    """Delete the oldest entries of work beyond a number; their sums stay."""
+    """Delete the oldest entries of work beyond a number; their sums by day and peer stay.
+
+    Of these and of parts and space, as many days stay, and the rest in sums by peer.
+    """
     database.execute(_FOLD.format(unit=_UNIT), (used, entries_max))
-    database.execute(_TRIM, (entries_max,))
-    database.execute(_TRIM.replace("work", "moved"), (entries_max,))
+    database.execute(_TRIM.format("work"), (entries_max,))
+    for table, one, two in (("folded", "work", "rows"), ("moved", "sent", "kept")):
+        ((count,),) = database.execute(f"SELECT count(*) FROM {table}")  # noqa: S608 -- ours
+        if count > entries_max:
+            _join_days(database, table, one, two)
+            database.execute(_TRIM.format(table), (entries_max,))
+
+
+def _join_days(database: sqlite3.Connection, table: str, one: str, two: str) -> None:
+    """Put the older half of a table's days together, into a day before all days."""
+    half = f"day <= (SELECT (min(day) + max(day)) / 2 FROM {table} WHERE day > 0)"  # noqa: S608
+    query = f"SELECT side, peer, sum({one}), sum({two}) FROM {table} WHERE {half} GROUP BY 1, 2"  # noqa: S608
+    sums = database.execute(query).fetchall()
+    database.execute(f"DELETE FROM {table} WHERE {half}")  # noqa: S608
+    rows = [(side, peer, 0, first, second) for side, peer, first, second in sums]
+    database.executemany(f"INSERT INTO {table} VALUES (?, ?, ?, ?, ?)", rows)  # noqa: S608
 
 
 def totals(database: sqlite3.Connection, side: str, whose: str) -> dict[PeerId, Amounts]:
@@ -91,7 +108,7 @@ def totals(database: sqlite3.Connection, side: str, whose: str) -> dict[PeerId, 
     """
     found: defaultdict[PeerId, Amounts] = defaultdict(Amounts)
     work = f"SELECT {whose}, sum{_UNIT} FROM work WHERE side = ? GROUP BY 1"  # noqa: S608 -- ours
-    folded = "SELECT peer, work FROM folded WHERE side = ?"
+    folded = "SELECT peer, sum(work) FROM folded WHERE side = ? GROUP BY 1"
     for query in (work, folded):
         for peer, done in database.execute(query, (side,)):
             found[PeerId(peer)] += Amounts(work=done)
@@ -105,9 +122,11 @@ def totals(database: sqlite3.Connection, side: str, whose: str) -> dict[PeerId, 
 def daily(database: sqlite3.Connection, side: str, whose: str) -> dict[tuple[int, PeerId], Amounts]:
     """Return what was done on one side, by day and peer."""
     found: defaultdict[tuple[int, PeerId], Amounts] = defaultdict(Amounts)
-    query = f"SELECT day, {whose}, rows, weights FROM work WHERE side = ?"  # noqa: S608 -- ours
-    for day, peer, rows, weights in database.execute(query, (side,)):
-        found[day, PeerId(peer)] += Amounts(work=work_of(rows, weights))
+    work = f"SELECT day, {whose}, sum{_UNIT} FROM work WHERE side = ? GROUP BY 1, 2"  # noqa: S608
+    folded = "SELECT day, peer, work FROM folded WHERE side = ?"
+    for query in (work, folded):
+        for day, peer, done in database.execute(query, (side,)):
+            found[day, PeerId(peer)] += Amounts(work=done)
     moved = "SELECT day, peer, sent, kept FROM moved WHERE side = ?"
     for day, peer, sent, kept in database.execute(moved, (side,)):
         units = Amounts(sent=sent // BYTES_PER_UNIT, kept=kept // BYTE_S_PER_UNIT)

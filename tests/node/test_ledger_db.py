@@ -41,6 +41,24 @@ def test_the_number_of_entries_is_limited(tmp_path: Path, monkeypatch: pytest.Mo
     assert books.accounts() == [LedgerAccount(YOU, (1 + 2 + 3 + 4 + 5) * 9, 0)]
 
 
+def test_days_are_joined_where_there_are_too_many(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Nothing is lost of the sums; the latest days still stand by themselves."""
+    monkeypatch.setattr("p2pinfer.node.ledger_db.ENTRIES_MAX", 4)
+    day = 1000
+    books = LedgerDb(tmp_path / "ledger", lambda: day)
+    for day in range(1000, 1030):
+        books.keep(Side.USED, [used(10, session=day - 1000)])
+        books.move([Moved(Side.USED, YOU, 2 * MIB)])
+    with sqlite3.connect(tmp_path / "ledger") as database:
+        counts = [database.execute(f"SELECT count(*) FROM {t}") for t in ("folded", "moved")]
+        assert all(0 < count.fetchone()[0] <= 5 for count in counts)
+    database.close()
+    assert books.debts(ME).had == {YOU: 300 + 60 * SENT_WORTH}
+    assert books.report()["days"][-1]["had"] == 10 + 2 * SENT_WORTH
+
+
 def test_what_is_owed_is_not_forgotten_with_old_entries(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -6,7 +6,7 @@ from random import Random
 from statistics import median
 
 from attrs import evolve
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from p2pinfer.core.ids import PeerId, SessionId
@@ -62,6 +62,7 @@ def test_sybils_gain_no_more_than_the_real_debts_towards_them(
 amounts = st.integers(0, 30 * ANSWER_WORK)
 
 
+@settings(max_examples=25)
 @given(
     st.dictionaries(st.sampled_from(PEERS), amounts),
     st.dictionaries(st.sampled_from(PEERS), amounts),
