@@ -44,6 +44,7 @@ from p2pinfer.engine.store.assemble import PartsModel, open_parts, whole_header
 from p2pinfer.engine.store.damage import DamagedPart, MissingChunk
 from p2pinfer.engine.store.store import Store
 from p2pinfer.logs import note
+from p2pinfer.node.bookkeeping import counting
 from p2pinfer.node.fraud_files import open_frauds, sharing
 from p2pinfer.node.inviting import ways_in_told
 from p2pinfer.node.ledger_db import Side, open_books, weighed
@@ -474,9 +475,10 @@ async def open_client(
             child, base, (first, last) = found
             named = base.id
             directory.follow(named)
-        model, (own, (first_end, last_end)) = await obtain(
-            transport, directory, store, named, needed, make, tell, swarm.chance
-        )
+        async with counting() as tally:
+            model, (own, (first_end, last_end)) = await obtain(
+                transport, directory, store, named, needed, make, tell, swarm.chance, had=tally.had
+            )
         step(_loading_ends(own, first, last, options.machine.threads))
         ends = await stack.enter_async_context(
             _open_ends(own, first_end, last_end, for_ends(options.machine, model, first, last))
