@@ -17,6 +17,7 @@ from p2pinfer.core.ids import ModelId
 from p2pinfer.core.layer_range import LayerRange
 from p2pinfer.core.python_process import python_command, python_environment
 from p2pinfer.engine.gguf.slicing import plan_stage
+from p2pinfer.engine.gpu import AUTO, OFF, Gpu
 from p2pinfer.engine.store.assemble import PartsModel
 from p2pinfer.engine.store.store import Store
 from p2pinfer.node.loading_steps import Step, ignore
@@ -64,7 +65,7 @@ def share_layers(model: PartsModel, peers: int, keep: int, machine: Machine) -> 
     ranges = split_layers(keep, model.info.layers - keep, peers)
     for layers in ranges:
         plan_stage(model.header, layers.first, layers.end)
-    check_weights(model, (part.name for part in model.manifest.parts), peers)
+    check_weights(model, (part.name for part in model.manifest.parts), machine, peers)
     check_memory(model, model.info.layers, machine)
     return ranges
 
@@ -159,7 +160,14 @@ def _join_command(machine: Machine, transport: str, model: ModelId, keep: int) -
         # Without it, each of them finds out how long its sessions may be, as this process does.
         *([] if machine.long_context else ["--context", str(machine.context)]),
         *(["--threads", str(machine.threads)] if machine.threads else []),
+        *["--gpu", _gpu(machine.gpu)],
     ]
+
+
+def _gpu(gpu: Gpu | None) -> str:
+    if gpu is None:
+        return OFF
+    return gpu.name if gpu.is_named else AUTO
 
 
 @contextmanager

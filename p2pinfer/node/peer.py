@@ -149,7 +149,7 @@ async def serve_peers(options: Sequence[PeerOptions], store: Store, hooks: Hooks
     To the swarm a peer serves one model, so this machine is as many peers as it serves models. They
     share its memory, and leave together. Raises as ``serve_peer``.
     """
-    total = budget_bytes(options[0].memory_bytes)
+    total = budget_bytes(options[0].memory_bytes, options[0].machine.gpu)
     shared = SharedMemory(total, len(options)) if len(options) > 1 else None
     with lone_errors():
         async with trio.open_nursery() as nursery:
@@ -342,7 +342,8 @@ class _Supplies:
 
         def check(model: PartsModel) -> None:
             if fixed:
-                check_weights(model, model.manifest.needed(fixed.first, fixed.end))
+                needed = model.manifest.needed(fixed.first, fixed.end)
+                check_weights(model, needed, self.options.machine)
                 check_memory(model, len(fixed), self.options.machine)
 
         model, _ = await self._obtain(needed, check)
@@ -370,6 +371,7 @@ class _Supplies:
             threads=machine.threads,
             long_context=machine.long_context,
             long_cells=machine.long_cells,
+            gpu=machine.gpu,
         ) as engine:
             yield engine
         if path != self.newest:  # the peer has moved, and no longer needs the slice
