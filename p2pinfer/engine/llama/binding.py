@@ -403,7 +403,7 @@ class Slice:
         Args:
             span: one row.
             pad_to: as for ``decode``.
-            pause: as for ``decode``.
+            pause: called between any two steps; otherwise as for ``decode``.
 
         Raises:
             UnsupportedModel: layers of this architecture cannot be traced.
