@@ -13,11 +13,12 @@ from p2pinfer.api.metrics import Metrics
 from p2pinfer.api.questions import Question
 from p2pinfer.api.telemetry import Telemetry
 from p2pinfer.client.answer import INTERRUPTED, Answer, ChatOptions, Scored
+from p2pinfer.client.call_reading import CallBegins, CallGrows, ToolCall
 from p2pinfer.client.grammars import Thoughts, json_shape
 from p2pinfer.client.infill import infill_prompt
 from p2pinfer.client.library import Swarm
-from p2pinfer.client.speech import Heard, Speech, Thought, Word
-from p2pinfer.client.tool_calls import Dialect, Tool, ToolCall, calls_shape, dialect_of
+from p2pinfer.client.speech import Heard, Hearing, Speech, Thought, Word
+from p2pinfer.client.tool_calls import Dialect, Tool, calls_shape, dialect_of
 from p2pinfer.core.errors import UserError
 from transports.traffic import TRAFFIC
 
@@ -50,8 +51,27 @@ class Thinks:
 
 
 @dataclass(frozen=True)
+class CallOpens:
+    """A call of a tool has begun; pieces of its arguments follow."""
+
+    choice: int
+    number: int
+    """Of the calls in this choice."""
+    name: str
+
+
+@dataclass(frozen=True)
+class CallPiece:
+    """A piece of a call's arguments."""
+
+    choice: int
+    number: int
+    text: str
+
+
+@dataclass(frozen=True)
 class Calls:
-    """A call of a tool, complete."""
+    """A call of a tool, complete: it was told in pieces before."""
 
     choice: int
     number: int
@@ -85,7 +105,7 @@ class Finished:
     answer: Answer
     receipt: str | None
     """What its certificate is called."""
-    speech: Speech | None = None
+    speech: Hearing | None = None
     """What its text is made of, where it is more than words."""
     echoed: str = ""
     """The prompt that was said before it."""
@@ -101,16 +121,16 @@ class Finished:
         return self.speech.thought_tokens if self.speech else 0
 
 
-def finish_of(answer: Answer, speech: Speech | None) -> str:
+def finish_of(answer: Answer, speech: Hearing | None) -> str:
     """Say why an answer ended: what stopped to call tools says so."""
     return "tool_calls" if speech and speech.calls and answer.finish == "stop" else answer.finish
 
 
-Part = Thinks | Said | Calls | Ended | Finished
+Part = Thinks | Said | CallOpens | CallPiece | Calls | Ended | Finished
 
 
 def _heard(
-    number: int, speech: Speech, heard: Iterator[Heard], scores: tuple[Scored, ...]
+    number: int, speech: Hearing, heard: Iterator[Heard], scores: tuple[Scored, ...]
 ) -> Iterator[Part]:
     """Say what is heard of a choice; the first words have the scores that wait for them."""
     for part in heard:
@@ -120,6 +140,10 @@ def _heard(
             case Word(text):
                 yield Said(number, text, scores)
                 scores = ()
+            case CallBegins(name):
+                yield CallOpens(number, len(speech.calls), name)
+            case CallGrows(text):
+                yield CallPiece(number, len(speech.calls), text)
             case ToolCall():
                 yield Calls(number, len(speech.calls) - 1, part)
 
@@ -292,7 +316,7 @@ class Gateway:
         prompt: list[int],
         how: ChatOptions,
         answer: Answer,
-        speech: Speech | None,
+        speech: Hearing | None,
     ) -> AsyncGenerator[Part]:
         """Yield what one answer is made of, up to its end."""
         said = told = 0

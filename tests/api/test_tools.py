@@ -50,7 +50,16 @@ async def asked(script: str, source: str = TEMPLATE, **more: Any) -> tuple[dict[
             if name in {"content", "reasoning_content"}:
                 streamed[name] = streamed.get(name, "") + value
             elif name == "tool_calls":
-                streamed.setdefault(name, []).extend(value)
+                (piece,) = value
+                calls = streamed.setdefault(name, [])
+                if piece["index"] == len(calls):
+                    assert piece["function"]["arguments"] == ""
+                    calls.append(piece)
+                else:
+                    assert piece.keys() == {"index", "function"}
+                    said = calls[piece["index"]]["function"]
+                    said["arguments"] += piece["function"]["arguments"]
+                    streamed["pieces"] = streamed.get("pieces", 0) + 1
     message = {**choice["message"], "finish_reason": choice["finish_reason"]}
     return message, streamed
 
@@ -70,6 +79,19 @@ async def test_calls_come_apart_from_words(autojump_clock: MockClock) -> None:
         assert len(ids) == 2
         assert all(len(each) == 9 and each.isalnum() for each in ids)
     assert [call["index"] for call in streamed["tool_calls"]] == [0, 1]
+    assert streamed["pieces"] > 4
+    for call, whole in zip(streamed["tool_calls"], message["tool_calls"], strict=True):
+        assert call["function"] == whole["function"]
+
+
+async def test_call_that_is_cut_short_is_told_as_far_as_it_goes(autojump_clock: MockClock) -> None:
+    """And that it was cut, whole and streamed."""
+    message, streamed = await asked(f"</think>{CALL}", max_tokens=20)
+    for found in (message, streamed):
+        assert found["finish_reason"] == "length"
+        (call,) = found["tool_calls"]
+        assert call["function"]["name"] == "look"
+        assert '{"at": "é"}'.startswith(call["function"]["arguments"])
 
 
 async def test_only_calls_have_no_content(autojump_clock: MockClock) -> None:

@@ -6,6 +6,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from p2pinfer.client.call_reading import CallBegins, CallGrows, ToolCall
 from p2pinfer.client.grammars import Thoughts
 from p2pinfer.client.speech import Speech, Thought, Word
 from p2pinfer.client.tool_calls import (
@@ -19,7 +20,6 @@ from p2pinfer.client.tool_calls import (
     QWEN_CODER,
     Dialect,
     Tool,
-    ToolCall,
     Tools,
 )
 
@@ -45,7 +45,23 @@ def heard(
     assert "".join(p.text for p in told if isinstance(p, Word)) == speech.words
     assert "".join(p.text for p in told if isinstance(p, Thought)) == speech.thoughts
     assert [p for p in told if isinstance(p, ToolCall)] == speech.calls
+    assert assembled(told) == speech.calls
     return speech
+
+
+def assembled(told: list[Any]) -> list[ToolCall]:
+    """Put calls together from their pieces; the whole comes behind the last of its own."""
+    found: list[ToolCall] = []
+    for part in told:
+        match part:
+            case CallBegins(name):
+                found.append(ToolCall(name, ""))
+            case CallGrows(piece):
+                assert piece
+                found[-1] = ToolCall(found[-1].name, found[-1].arguments + piece)
+            case ToolCall():
+                assert part == found[-1]
+    return found
 
 
 CASES: dict[str, tuple[Thoughts, Tools | None, Dialect, str, tuple[str, str, list[ToolCall]]]] = {
