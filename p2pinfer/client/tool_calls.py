@@ -75,6 +75,8 @@ class Dialect:
     """Before all calls, between two of them, and behind them."""
     is_xml: bool = False
     """Arguments stand one by one between marks, and are not a JSON object."""
+    in_channels: bool = False
+    """All that is said is in channels, as ``client.harmony`` has it."""
     begins: Callable[[str, Sequence[str]], bool | None] = lambda *_: False
     """Says whether an answer that begins so, with no space before it, is a call to one of the
     named; None where that is not certain yet."""
@@ -159,6 +161,7 @@ DEEPSEEK_PLAIN = Dialect(
     (CALL_BEGIN, SEP, CALL_END),
     (_CALLS[0], "", _CALLS[1]),
 )
+HARMONY = Dialect("", "", read_objects, ("", "", ""), in_channels=True)
 
 
 _BY_MARK = {"[TOOL_CALLS]": MISTRAL, "<|tool_call|>": PHI, "<TOOLCALL>": NEMOTRON}
@@ -171,6 +174,8 @@ def knows_tools(template: str) -> bool:
 
 def dialect_of(template: str) -> Dialect:
     """Return how a model with such a template writes calls."""
+    if "<|channel|>" in template and "<|message|>" in template:
+        return HARMONY
     if "<function=" in template and "<parameter=" in template:
         return QWEN_CODER
     if "<tool_call>" in template or not knows_tools(template):
