@@ -38,6 +38,7 @@ SLOW = (
     "engine/test_template_features.py",
     "api/test_page_alone.py",  # starts a browser
     "cli/test_service.py",
+    "core/sums/",  # seconds of arithmetic, and SEAL
     "core/test_python_process.py",
     "fuzz/",
     "interop/",
