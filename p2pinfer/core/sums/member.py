@@ -1,7 +1,7 @@
 """One member's part in one encrypted sum, from its keys to the sum; bytes in, bytes out.
 
     hello       a sealing key, and a hash of the public key: all of them are known
-    meet        before anybody shows its public key. Whoever showed its own last could choose it so
+    meet        before anybody shows its public key. One that showed its own last could choose it so
                 that the sum of all is a key whose secret it has alone
     public      with a share of the secret, sealed for each other member
     take        another's
@@ -173,7 +173,7 @@ class SumMember:
         self._taken[self._me] = self.public, self._dealt[self._me]
 
     def sealed_for(self, member: int) -> bytes:
-        """Return what this member gives to another one whom it has met."""
+        """Return what this member gives to another one that it has met."""
         info = self._info(self._me, member)
         return seal(self._dealt[member], self._hellos[member][HASH_BYTES:], info)
 

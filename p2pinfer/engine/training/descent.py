@@ -58,7 +58,7 @@ class Course:
     def epsilon(self, delta: float = DELTA_DEFAULT) -> float | None:
         """Return what the noise promises for each example, or None without noise.
 
-        That is, to whoever sees the numbers of every step, let alone the adapter.
+        That holds against all who see the numbers of every step, let alone the adapter.
         """
         return epsilon(delta, self.noise.multiplier, self.passes) if self.noise else None
 

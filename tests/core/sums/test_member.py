@@ -1,4 +1,4 @@
-"""A member's part in a sum: what it refuses, whom it blames, and who can be missing."""
+"""A member's part in a sum: what it refuses, who gets the blame, and who can be missing."""
 
 from collections.abc import Callable
 from functools import partial
@@ -72,7 +72,7 @@ def play(case: tuple[int, int, set[int], set[int], list[int], int, int]) -> None
 @settings(max_examples=15)
 @given(rounds())
 def test_any_threshold_opens_the_exact_sum(case: Any) -> None:
-    """Whoever gives keys, numbers or shares, in any order: all members find the same exact sum."""
+    """Some give no keys, no numbers or no shares: all members find the same exact sum."""
     play(case)
 
 
