@@ -57,7 +57,7 @@ HELLO_BYTES = HASH_BYTES + SEALING_KEY_BYTES
 PUBLIC_BYTES = poly_bytes(STANDARD.ring)
 SEALED_BYTES = PUBLIC_BYTES + KEY_BYTES + SEAL_BYTES
 NUMBERS_MAX = 1 << 26
-"""Of one sum: 640 MiB of ciphertexts a member, and twice that in memory while they are added."""
+"""Of one sum: 640 MiB of ciphertexts a member; the sum takes 1.6 GB of memory."""
 SETS_MAX = 3
 """Sets of members that share one sum, if some of the first set are gone. Each shows the sum with
 other noise, so each takes a little from what hides it."""
