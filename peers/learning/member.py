@@ -265,6 +265,10 @@ class Member:
             return [said.payload, sealed] if sealed else []
         return [said.payload] if said.kind in (Kind.UPDATE, Kind.SHARE) else []
 
+    def limited(self, change: NDArray[np.float32]) -> Numbers:
+        """Return what was learned as it is sent: no longer than the task allows."""
+        return shortened(change, self._task.clip)
+
     # --- a round
 
     async def _take_part(self, head: Head) -> Head:
@@ -463,7 +467,7 @@ class Member:
             await self._run(self._sums.close, givers)
             self._mine.closed = True
         change = await self._work.train(self._numbers(round_.head), round_.number)
-        update = shortened(change, self._task.clip)
+        update = self.limited(change)
         return await self._run(self._sums.encrypt, update.astype(np.int64))
 
     async def _add(self, round_: Round) -> bytes:
