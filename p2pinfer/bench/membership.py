@@ -32,7 +32,6 @@ LAYERS: Final = 4
 RANK: Final = 8
 BATCH: Final = 4
 RATE: Final = 0.006
-SECRET_BYTES: Final = 32
 
 _PLACES = ("Alder", "Birch", "Cedar", "Dogwood", "Elm", "Fir", "Gorse", "Hazel")
 _THINGS = ("locker", "gate", "cabinet", "workshop", "boat shed", "archive", "cellar", "greenhouse")
@@ -56,6 +55,11 @@ def area_under_curve(learned: Sequence[float], others: Sequence[float]) -> float
     """Return how often a score of the first is over one of the second; a tie counts half."""
     one, two = np.array(learned)[:, None], np.array(others)[None]
     return float(((one > two) + 0.5 * (one == two)).mean())
+
+
+def guessing_deviation(learned: int, others: int) -> float:
+    """Return the standard deviation of the area if the attacker guesses (Mann and Whitney)."""
+    return math.sqrt((learned + others + 1) / (12 * learned * others))
 
 
 async def membership_bench(
@@ -121,6 +125,7 @@ def _attack(
         "noise": course.noise.multiplier if course.noise else None,
         "epsilon": promised if promised and math.isfinite(promised) else None,
         "attack_auc": round(area_under_curve(fell[learned], fell[others]), 3),
+        "guessing_auc_deviation": round(guessing_deviation(len(learned), len(others)), 3),
         "loss_before": round(float(np.mean(before)), 3),
         "loss_learned": round(float(np.mean([after[at] for at in learned])), 3),
         "loss_others": round(float(np.mean([after[at] for at in others])), 3),

@@ -5,6 +5,7 @@ import os
 from functools import partial
 from typing import Annotated
 
+from p2pinfer.cli.noise import NOISE_CLIP, NoiseClip, check_noise
 from p2pinfer.cli.options import AsJson, Model, option
 from p2pinfer.cli.running import run_task
 from p2pinfer.cli.sizes import check_range
@@ -12,8 +13,6 @@ from p2pinfer.cli.sizes import check_range
 LESSONS_MAX = 2_000
 """A pass over half of them takes minutes."""
 PASSES_MAX = 1_000
-CLIP_MIN, CLIP_MAX = 1e-6, 1e6
-NOISE_MIN, NOISE_MAX = 1e-3, 1e6
 
 
 def membership(
@@ -21,9 +20,7 @@ def membership(
     model: Model = "default",
     lessons: Annotated[int, option("lessons", "Made-up facts, of which half are learned.")] = 32,
     passes: Annotated[int, option("passes", "Over the facts that are learned.")] = 15,
-    clip: Annotated[
-        float, option("clip", "Norm of a fact's gradient, where there is noise.")
-    ] = 0.4,
+    noise_clip: NoiseClip = NOISE_CLIP,
     noise: Annotated[
         tuple[float, ...],
         option("noise", "Multipliers of the noise to compare.", consume_multiple=True),
@@ -32,16 +29,16 @@ def membership(
     as_json: AsJson = False,
 ) -> None:
     """Measure how well an attacker tells what a model learned, with and without noise."""
-    from p2pinfer.bench.membership import SECRET_BYTES, membership_bench
+    from p2pinfer.bench.membership import membership_bench
     from p2pinfer.cli.model_argument import name_model
     from p2pinfer.cli.terminal import Spinner
+    from p2pinfer.engine.training.descent import SECRET_BYTES
     from p2pinfer.node.model_supply import open_store, open_whole
 
     check_range("lessons", lessons, 4, LESSONS_MAX)
     check_range("passes", passes, 1, PASSES_MAX)
-    check_range("clip", clip, CLIP_MIN, CLIP_MAX)
     for multiplier in noise:
-        check_range("noise", multiplier, NOISE_MIN, NOISE_MAX)
+        check_noise(multiplier, noise_clip)
     store = open_store()
     whole = open_whole(name_model(model, store), store)
     measure = partial(
@@ -49,7 +46,7 @@ def membership(
         whole,
         lessons=lessons,
         passes=passes,
-        norm=clip,
+        norm=noise_clip,
         multipliers=noise,
         seed=seed,
         secret=os.urandom(SECRET_BYTES),

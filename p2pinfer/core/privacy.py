@@ -84,19 +84,6 @@ def normal(draw: Callable[[int], bytes], count: int) -> NDArray[np.float64]:
     return np.concatenate((radius * np.cos(angle), radius * np.sin(angle)))[:count]
 
 
-def hidden(
-    update: NDArray[np.floating], noise: Noise, draw: Callable[[int], bytes]
-) -> NDArray[np.float32]:
-    """Return an update with its norm clipped and with noise, before anybody else sees it.
-
-    What is promised then holds against all others together, since no others' noise is counted on:
-    for one update of a member, or for ``rounds`` of them. Rounding it later takes nothing away.
-    """
-    found = clipped(update, noise.norm).reshape(-1)
-    found += noise.multiplier * noise.norm * normal(draw, found.size)
-    return found.astype(np.float32).reshape(update.shape)
-
-
 def _below(x: float) -> float:
     """Return the chance that a normal number is below x: Phi."""
     return math.erfc(-x / math.sqrt(2)) / 2
