@@ -205,13 +205,14 @@ class LessonWork:
         self.size = self.network.trained.size
 
     async def train(self, head: Numbers, number: int) -> NDArray[np.float32]:
-        """Take a round's steps from where the model stands."""
+        """Take a round's steps from where the model stands, smaller ones in each round."""
         state, start = LearningState.new(self.size), as_weights(head)
         state.numbers[:] = start
         count = len(self._learned)
         batch = min(BATCH, count)
         passes = -(-self._task.steps // -(-count // batch))
-        course = Course(number, passes, batch, self._task.rate_millionths / 1e6)
+        left = 1 - (number - 1) / self._task.rounds
+        course = Course(number, passes, batch, left * self._task.rate_millionths / 1e6)
         steps = learn(self.network, state, self._learned, course)
         while state.step < self._task.steps:
             await self._may_work()
