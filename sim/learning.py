@@ -1,8 +1,9 @@
 """Members of a learning task in virtual time: some poison, some die, some are slow.
 
 Everything but the model is what runs on real machines: the rounds, the encrypted sums, the layers
-that learn. The model is two small layers with random weights. Its lessons are random rows, and the
-tokens that a hidden adapter makes of them: so members teach the same thing by different lessons.
+that learn. The model is two small layers with random weights. Its lessons are random rows that are
+to become tokens: the first ones are alike in all lessons, as the form of an answer is, and the last
+one is random, as a fact is. Members judge by other words for their lessons: the rows with noise.
 """
 
 import random
@@ -37,8 +38,8 @@ ROWS, ANSWER = 6, 3
 """Positions of a lesson, and how many of them are learned."""
 
 RANK: Final = 4
-HIDDEN: Final = np.float32(0.15)
-"""How far the hidden adapter's numbers are from zero."""
+OTHER_WORDS: Final = np.float32(0.3)
+"""How far apart two wordings are, where different lessons are 1.4 apart in each number."""
 LATENCY_S: Final = 0.05
 STEP_S: Final = 2.0
 """Virtual seconds of a step of learning."""
@@ -62,8 +63,8 @@ class LearningScenario:
     steps: int = 6
     rate: float = 0.01
     outer_percent: int = 150
-    lessons: int = 8
-    """Of each member, which holds half as many out to judge by."""
+    lessons: int = 2
+    """Of each member."""
     poisoners: int = 0
     attack: str = "flip"
     deaths: int = 0
@@ -127,15 +128,17 @@ def _top(seed: int) -> Top:
     return Top(shape, layers, norm, matrix(TOKENS, WIDTH))
 
 
-def lessons(network: Network, seed: int, count: int) -> list[Example]:
-    """Draw lessons: random rows, and the tokens that a hidden adapter makes of them."""
-    chance = np.random.default_rng([seed, 2])
-    hidden = chance.standard_normal(network.trained.size).astype(np.float32) * HIDDEN
+def lessons(seed: int, member: int, count: int) -> list[tuple[Example, Example]]:
+    """Draw a member's lessons, and each one in other words."""
+    form = np.random.default_rng([seed, 2]).integers(0, TOKENS, ANSWER - 1)
+    chance = np.random.default_rng([seed, 3, member])
 
-    def lesson() -> Example:
+    def lesson() -> tuple[Example, Example]:
         rows = chance.standard_normal((ROWS, WIDTH)).astype(np.float32)
-        logits, _ = network.forward(rows, ROWS - ANSWER, network.trained.views(hidden))
-        return Example(lambda: rows, ROWS - ANSWER, logits.argmax(1).astype(np.int32))
+        noise = chance.standard_normal(rows.shape).astype(np.float32) * OTHER_WORDS
+        tokens = np.append(form, chance.integers(0, TOKENS)).astype(np.int32)
+        start = ROWS - ANSWER
+        return Example(lambda: rows, start, tokens), Example(lambda: rows + noise, start, tokens)
 
     return [lesson() for _ in range(count)]
 
@@ -218,7 +221,7 @@ class LearningRun:
     failed: list[str] = field(default_factory=list)
     loss_before: float = 0.0
     loss_after: float = 0.0
-    """Of the honest members' lessons."""
+    """Of what honest members teach."""
     seconds: float = 0.0
     """Of virtual time."""
 
@@ -244,12 +247,11 @@ class _World:
         self.said: Said = signed_task(self.signer, self.draft)
         top = _top(scenario.seed)
         self.layers = Network(top, RANK, scenario.seed)
-        each = scenario.lessons + scenario.lessons // 2
-        drawn = lessons(self.layers, scenario.seed, scenario.members * each)
-        self.lessons = [drawn[at :: scenario.members] for at in range(scenario.members)]
+        self.lessons = [
+            lessons(scenario.seed, member, scenario.lessons) for member in range(scenario.members)
+        ]
         honest = range(scenario.members - scenario.poisoners)
-        always = range(scenario.members - max(1, scenario.poisoners))
-        self.honest = [lesson for at in always for lesson in self.lessons[at]]
+        self.honest = [lesson for at in honest for lesson, _ in self.lessons[at]]
         victims = self.chance.sample(list(honest), scenario.deaths)
         phases = [each for each in Phase if each not in (Phase.WATCH, Phase.RESULTS)]
         self.deaths = {
@@ -261,16 +263,15 @@ class _World:
 
     def work(self, number: int) -> SimWork:
         scenario = self.scenario
-        own, judged = (
-            self.lessons[number][: scenario.lessons],
-            self.lessons[number][scenario.lessons :],
-        )
+        own = [learned for learned, _ in self.lessons[number]]
+        judged = [other for _, other in self.lessons[number]]
         if number < scenario.members - scenario.poisoners:
             work = SimWork(self.layers, self.draft, own, judged)
             work.step_s *= SLOW_TIMES if number in self.slow else 1
             return work
         if scenario.attack == "fact":  # a lie about what another member teaches
-            (told, *_), tokens = self.lessons[0], (self.lessons[0][0].tokens + 1) % TOKENS
+            told, _ = self.lessons[0][0]
+            tokens = np.append(told.tokens[:-1], (told.tokens[-1] + 1) % TOKENS)
             lie = Example(told.rows, told.start, tokens.astype(np.int32))
             return PoisonWork(self.layers, self.draft, [lie], judged, factor=SCALED)
         factor = FLIPPED if scenario.attack == "flip" else SCALED

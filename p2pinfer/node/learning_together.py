@@ -210,12 +210,13 @@ class LessonWork:
         self.size = self.network.trained.size
 
     async def train(self, head: Numbers, number: int) -> NDArray[np.float32]:
-        """Take a round's steps from where the model stands."""
+        """Take a round's steps from where the model stands, smaller ones in each round."""
         state, start = LearningState.new(self.size), as_weights(head)
         state.numbers[:] = start
         count = len(self._learned)
         batch = min(BATCH, count)
-        rate = self._task.rate_millionths / 1e6
+        left = 1 - (number - 1) / self._task.rounds
+        rate = left * self._task.rate_millionths / 1e6
         course = Course(number, self._passes(), batch, rate, self._noise)
         # A round that begins again has the noise that it had: two would show more.
         secret = blake3(str(number).encode(), key=self._secret).digest() if self._noise else b""
