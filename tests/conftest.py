@@ -47,6 +47,7 @@ SLOW = (
     "node/test_hub.py",
     "node/test_proof_keys.py",
     "node/test_learning.py",
+    "node/test_lesson_noise.py",
     "node/test_local_swarm.py",
     "peers/parts/test_fetch.py",
     "peers/parts/test_keeper.py",

@@ -69,7 +69,8 @@ def epsilon(delta_: float, multiplier: float, rounds: int = 1) -> float:
 def clipped(values: NDArray[np.floating], norm: float) -> NDArray[np.float64]:
     """Return a contribution, scaled down to a norm if it has a larger one."""
     wide = values.astype(np.float64)
-    return wide * min(1.0, norm / max(float(np.linalg.norm(wide)), np.finfo(np.float64).tiny))
+    size = float(np.linalg.norm(wide))
+    return wide * (norm / size) if size > norm else wide
 
 
 def normal(draw: Callable[[int], bytes], count: int) -> NDArray[np.float64]:
