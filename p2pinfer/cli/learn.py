@@ -156,7 +156,7 @@ def learn(
     ----------
     file: Path
         Lessons, one JSON object a line: {"prompt": "…", "answer": "…"}, or {"messages": […]} whose
-        last message is the assistant's.
+        last message is the assistant's. Or the word marked: the answers that you marked.
     """
     from p2pinfer.cli.model_argument import name_model
     from p2pinfer.node.learning_together import MeetingOptions
@@ -165,7 +165,7 @@ def learn(
 
     how.check()
     rounds.check()
-    lessons, data = read_lessons(file)
+    lessons, data = read_lessons(_named(file))
     check_named(model)
     store = open_store()
     _check_out(store, out, gguf, rounds)
@@ -191,6 +191,17 @@ def learn(
         rounds, how.keep_layers, how.rank, how.seed, how.rate, meeting, how_to_reach(network, reach)
     )
     run_task(lambda: learn_together(task, together, only_idle=only_idle, as_json=as_json))
+
+
+def _named(file: Path) -> Path:
+    """Return the file of lessons that a person names; raises UserError."""
+    from p2pinfer.node.marked import NAME, marked_path
+
+    if str(file) != NAME or file.exists():
+        return file
+    if not marked_path().exists():
+        raise UserError("no answer is marked: type /good or /mend TEXT in a chat, or use the page")
+    return marked_path()
 
 
 def _check_out(store: "Store", out: str | None, gguf: Path | None, rounds: RoundFlags) -> None:
