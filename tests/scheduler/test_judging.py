@@ -37,7 +37,7 @@ def judgement(member: int, before: int, **after: int) -> Statement:
 
 
 def test_what_helps_two_and_costs_the_rest_little_is_taken() -> None:
-    """As honest sums of facts do, where a median would refuse them; poison costs all but the liar."""
+    """As honest sums of facts do, where a median would refuse them; poison costs all but one."""
     good = [900_000, 950_000, 1_025_000, 1_010_000, 1_030_000, 1_004_000]
     bad = [0, 1_020_000, 1_100_000, 1_150_000, 1_080_000, 1_200_000]
     said = [judgement(n, 1_000_000, good=good[n], bad=bad[n]) for n in range(6)]
