@@ -83,7 +83,7 @@ from p2pinfer.core.manifest import (
 from p2pinfer.core.proving import AskCells, AskSteps, CellRows, CellsAre, PledgeIs, StepsAre
 from p2pinfer.core.regimes import Regime, from_wire
 from p2pinfer.core.sponsor import Sponsor
-from p2pinfer.core.statement import Owe, Vouch
+from p2pinfer.core.statement import Owe, Owed, Vouch
 from p2pinfer.core.storage import AskKept, AskPlan, KeptIs, PlanIs
 
 ROUTE_HOPS_MAX = 128
@@ -436,6 +436,7 @@ Message = (
     | WantProof
     | ProofIs
     | Owe
+    | Owed
     | Vouch
     | AskCells
     | CellsAre

@@ -55,15 +55,15 @@ class SealingKey:
 
 
 def check_sealing_key(public: bytes) -> None:
-    """Raise BadSum if it is no sealing key."""
-    _read(public)
+    """Raise BadSum if nothing can be sealed with it, as with a point of low order."""
+    seal(b"", public, b"")
 
 
 def seal(text: bytes, public: bytes, info: bytes) -> bytes:
-    """Seal a text for whoever has the other half of a key; raises BadSum if that is none."""
+    """Seal a text for the holder of a key's other half; raises BadSum if that is none."""
     try:
         return _SUITE.encrypt(text, _read(public), info)
-    except ValueError as error:  # a point of low order
+    except ValueError as error:
         raise BadSum("no sealing key") from error
 
 

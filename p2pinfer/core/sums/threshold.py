@@ -18,15 +18,16 @@ t - 1 at 0 and at t - 1 other points are a linear map of its t coefficients. Its
 Vandermonde; the points are different and below every prime, so it has an inverse. For each value
 of s there is thus exactly one polynomial through what t - 1 members hold: their points say nothing.
 
-**Why the masks.** With noise alone, a share of an honest member leaks. L_j is any number modulo q.
-Where t - 1 members collude, and one of them is not among the t that open the sum, two honest ones
-are. What these hold is known up to s, so one's share is k (c1 s) + known + noise, with a large k.
-The opened sum gives c1 s up to the noise of the sum, of some 18 bits: times k, that is far more
-than a share's noise can hide. So the noise of the sum is found out, then c1 s, and then s. The
-masks are random polynomials that each two of the t members agree on, one adds, the other takes off.
-So what honest members share is random except for its sum, in which c1 s has the factor 1, and its
-noise is hidden by theirs. And a share without the rest is random altogether: if a member dies, the
-others can share the same sum again, among others.
+**Why the masks.** With noise alone, a share of an honest member leaks. Where t - 1 members collude,
+and one of them is not among the t that open the sum, two honest ones are. What these hold is known
+up to s, so one's share is k (c1 s) + known + noise, where k comes from the L_j: a fraction, modulo
+q a large number. The opened sum gives c1 s up to the noise of the sum, which has some 18 bits. So
+the share tells that noise modulo the denominator of k, and with that, or with a few such shares,
+the noise is found out, then c1 s, and then s. The masks are random polynomials that each two of
+the t members agree on; one adds them, the other takes them off. So what honest members share is
+random except for its sum, in which c1 s has the factor 1, and its noise is hidden by theirs. And a
+share without the rest is random altogether: if a member dies, the others can share the same sum
+again, among others.
 
 Our own implementation of published work, but for the masks as above; unaudited, and not constant in
 time. It holds against members that look; one that lies can spoil a sum.
@@ -115,7 +116,7 @@ class PublicKey:
 
 
 class Sharer:
-    """A member's part in opening sums among ``who``, of whom it is one.
+    """A member's part in opening sums among ``who``, itself one of them.
 
     Args:
         parameters: of the sum.
