@@ -1,9 +1,9 @@
 """Which groups' sums a model takes over, and where it moves: the same numbers on every machine.
 
 Members judge each sum by their own held-out lessons. Of the changes that they report the mean of
-the middle counts, without the quarter that gained most and the quarter that lost most. Where facts of
-one member are of no use to the others, an honest sum helps few much and costs the rest a little: a
-vote, and the median too, refuse it as often as a poisoned one; and a mean can be moved by one liar.
+the middle counts, without the quarter that gained most and the quarter that lost most. Where facts
+of one member are of no use to the others, an honest sum helps few much and costs the rest a little:
+a vote, and the median too, refuse it as often as a poisoned one; and one liar can move a mean.
 What is left of a poisoned sum is bounded by its length, which is cut to the median of the sums'
 lengths, and to what honest members may send (SHARE, arXiv 2110.02940, draws groups so that robust
 rules need no single updates).

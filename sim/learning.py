@@ -347,7 +347,7 @@ async def _live(world: _World, on_done: Callable[[], None]) -> None:
 def run_learning(
     scenario: LearningScenario, on_done: Callable[[], None] = lambda: None
 ) -> LearningRun:
-    """Run a task in virtual time; the same scenario gives the same run.
+    """Run a task in virtual time; the same scenario gives the same child.
 
     Args:
         scenario: what happens.
