@@ -12,6 +12,7 @@ from pathlib import Path
 
 from tests.support.limits_of_keeping import KEEPING
 from tests.support.limits_of_relays import RELAYS, ROUTERS
+from tests.support.limits_of_sums import SUMS
 
 ROOT = Path(__file__).resolve().parent.parent.parent
 
@@ -345,6 +346,7 @@ TABLES: dict[str, list[Row]] = {
         ),
     ],
     "Kept models": [Row(*each) for each in KEEPING],
+    "Encrypted sums": [Row(*each) for each in SUMS],
     "Prompts": [
         Row(
             "text of a prompt; a longer one is refused unread",
