@@ -17,7 +17,6 @@ towards whoever sees the traffic, and hidden lengths.
 from struct import Struct
 from typing import Final
 
-import base58
 from attrs import frozen
 from blake3 import blake3
 from cryptography.exceptions import InvalidTag
@@ -33,7 +32,7 @@ from cryptography.hazmat.primitives.hpke import (
 )
 
 from p2pinfer.core.ids import PeerId
-from transports.identity import PEER_ID_PREFIX, Identity, public_key, verify
+from transports.identity import Identity, peer_of, public_key, verify
 
 MESSAGE_BYTES_MAX: Final = 1 << 20
 
@@ -124,7 +123,7 @@ def unseal(receiver: PeerId, key: SealingKey, purpose: bytes, data: bytes) -> Op
     head = _KEY_BYTES + _SIGNATURE_BYTES
     if len(inside) < head:
         raise BadEnvelopeError("it holds no signature")
-    sender = PeerId(base58.b58encode(PEER_ID_PREFIX + inside[:_KEY_BYTES]).decode())
+    sender = peer_of(inside[:_KEY_BYTES])
     signature, message = inside[_KEY_BYTES:head], inside[head:]
     if not verify(sender, _to_sign(sender, receiver, key.public, purpose, message), signature):
         raise BadEnvelopeError("its sender did not sign it for this receiver")

@@ -14,14 +14,14 @@ another one out. A signature that S verifies shows that a threshold of founders 
 epoch, and that its maker has u. There is no certificate: S is computed and not shown.
 
 Each connection begins with such a signature by either side, over both peer ids and that handshake,
-so it is good for nothing else. Who is expelled gets no signatures for the next epoch.
+so it is good for nothing else. Founders sign for an epoch and the next one, and no more for who is
+expelled: so two epochs later at the latest nobody admits it.
 
 What it rests on: discrete logarithms on edwards25519, SHA-512, BLAKE3; self-certified keys (Girault
-1991; Al-Riyami and Paterson 2003) put together with half-aggregated Ed25519 signatures (Chalkias et
-al. 2021). A composition of ours, no named standard, unaudited; point arithmetic by libsodium, in
-constant time, scalars are Python's in part. What it does not give: a threshold of founders can admit
-whom they like, under any key; members see each other's keys; and an expelled member stays until the
-epoch ends.
+1991; Al-Riyami and Paterson 2003) put together with half-aggregated Ed25519 signatures (Chalkias
+et al. 2021). A composition of ours, no named standard, unaudited; the arithmetic is libsodium's.
+What it does not give: a threshold of founders can admit whom they like, under any key; members see
+each other's keys; and an expelled member may stay for two epochs.
 """
 
 import hashlib
@@ -54,8 +54,8 @@ FOUNDERS_MAX: Final = 16
 KEY_BYTES: Final = 32
 SIGNATURE_BYTES: Final = 64
 
-EPOCH_S: Final = 7 * 86_400
-"""How long an expelled member may stay, by default; and how long founders may be away."""
+EPOCH_S: Final = 7 * 86_400 // 2
+"""By default. Founders sign for an epoch and the next, so an expelled member is out in a week."""
 
 EPOCH_S_MIN: Final = 600
 """Clocks may be a minute apart, and members ask founders once in a few minutes."""
@@ -87,7 +87,7 @@ class Founding:
     threshold: int
     """How many of them must sign for a member."""
     key: bytes
-    """A secret of all members, as a private network's key is: who lacks it learns nothing at all."""
+    """A secret of all members, as a private network's key is: who lacks it learns nothing."""
     epoch_s: int = EPOCH_S
 
     def __attrs_post_init__(self) -> None:
@@ -226,9 +226,7 @@ class Member:
     epoch: int
 
 
-def check(
-    founding: Founding, proof: bytes, prover: PeerId, me: PeerId, binding: bytes
-) -> Member:
+def check(founding: Founding, proof: bytes, prover: PeerId, me: PeerId, binding: bytes) -> Member:
     """Return who made a proof; whether its epoch is admitted now is for the caller to say.
 
     Raises:

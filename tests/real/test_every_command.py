@@ -45,6 +45,7 @@ SMALL: Final = {
     "bench swarm": "--peers 2 --model {tiny}",
     "config": "",
     "key proof": "{tiny}",
+    "model proof-key": "{tiny}",
     "ledger": "",
     "model calibrate": "{tiny}",
     "ps": "",
@@ -66,6 +67,7 @@ PRINTED: Final = {
     "bench swarm": {"first_token_s", "route"},
     "config": {"options"},
     "key proof": {"layers", "bytes"},
+    "model proof-key": {"layers", "bytes"},
     "ledger": {"served", "used", "peers"},
     "model calibrate": {"bounds"},
     "sim": {"digest", "questions"},
@@ -108,7 +110,7 @@ ELSEWHERE: Final[dict[str, Callable[..., object]]] = {
 }
 """The tests that run the other commands."""
 
-ALONE: Final = {"doctor", "key new", "network-key", "--install-completion"}
+ALONE: Final = {"doctor", "key new", "network key", "network-key", "--install-completion"}
 """Commands with tests of their own below; the last three print no JSON, but a file's name."""
 
 LONG: Final = {
@@ -187,10 +189,11 @@ def test_files_that_commands_write_are_named(home: Path, tmp_path: Path) -> None
     """On standard output, alone on their line."""
     for words in (
         ["key", "new"],
+        ["network", "key"],
         ["network-key"],
         ["--install-completion", "--shell", "bash", "--output"],
     ):
-        file = tmp_path / words[0].strip("-")
+        file = tmp_path / "-".join(words[:2]).strip("-")
         result = run(home, *words, str(file))
         assert (result.returncode, result.stdout) == (0, f"{file}\n"), result.stderr
         assert file.read_bytes()
