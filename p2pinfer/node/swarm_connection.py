@@ -12,6 +12,7 @@ import trio
 
 from p2pinfer.core.errors import NobodyServes, UserError, lone_errors
 from p2pinfer.core.ids import ModelId, PeerId
+from p2pinfer.logs import note
 from p2pinfer.node.guest_tokens import GuestTokens
 from p2pinfer.node.known_peers import KnownPeers
 from p2pinfer.node.model_supply import Choose, pick_model
@@ -87,6 +88,11 @@ def read_key(path: Path, network: str) -> tuple[str, bytes, Membership | None]:
     name = members.founding.network
     if network not in ("main", name):
         raise UserError(f"{path} is of the network {name}, and not of {network}: omit --network")
+    if not members.is_admitted:
+        note(
+            f"this machine's membership of {name} has ended: only peers of its founders admit it,"
+            " and renew it unless they have expelled it"
+        )
     return name, members.founding.key, members
 
 

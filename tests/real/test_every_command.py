@@ -14,7 +14,7 @@ from cyclopts import App
 
 from p2pinfer.cli.config_file import option_names
 from p2pinfer.cli.main import app
-from tests.cli import test_model, test_model_names, test_service
+from tests.cli import test_model, test_model_names, test_networks, test_service
 from tests.natlab import test_hidden_swarm
 from tests.real import (
     test_bench,
@@ -100,6 +100,11 @@ ELSEWHERE: Final[dict[str, Callable[..., object]]] = {
     "model show": test_model.test_show,
     "model suggest": test_model_names.test_suggest,
     "model verify": test_model.test_verify_names_what_is_damaged,
+    "network create": test_networks.test_a_founder_invites_and_expels_a_member,
+    "network expel": test_networks.test_a_founder_invites_and_expels_a_member,
+    "network invite": test_networks.test_a_founder_invites_and_expels_a_member,
+    "network join": test_networks.test_a_founder_invites_and_expels_a_member,
+    "network members": test_networks.test_a_founder_invites_and_expels_a_member,
     "peers": test_serving.test_peers_share_the_layers_and_repair_the_swarm,
     "keep": test_keep.test_a_model_outlives_two_of_five_storers,
     "relay": test_hidden_swarm.test_peers_behind_symmetric_nats_answer,
