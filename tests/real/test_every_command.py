@@ -14,7 +14,7 @@ from cyclopts import App
 
 from p2pinfer.cli.config_file import option_names
 from p2pinfer.cli.main import app
-from tests.cli import test_model, test_model_names, test_networks, test_service
+from tests.cli import test_model, test_model_names, test_service
 from tests.natlab import test_hidden_swarm
 from tests.real import (
     test_bench,
@@ -25,6 +25,7 @@ from tests.real import (
     test_invitations,
     test_keep,
     test_learn,
+    test_networks,
     test_parts,
     test_serving,
 )
