@@ -33,7 +33,7 @@ class Relaying(Enum):
     ALWAYS = "always"
 
 
-class Members(Protocol):
+class Gatekeeper(Protocol):
     """Who may take part in a network of founders."""
 
     def prove(self, me: PeerId, other: PeerId, binding: bytes) -> bytes:
@@ -61,7 +61,7 @@ class Reach:
     relaying: Relaying = Relaying.IF_PUBLIC
     relay_mbit: float = 16.0
     """Carried for others at most, megabits a second."""
-    members: Members | None = None
+    members: Gatekeeper | None = None
     """Of a network of founders, which has a key as well."""
 
 

@@ -72,7 +72,7 @@ class SealingKey:
 
 
 @frozen
-class Opened:
+class Unsealed:
     """What was in an envelope."""
 
     sender: PeerId
@@ -108,7 +108,7 @@ def seal(
     return bytes([HYBRID]) + sealed
 
 
-def unseal(receiver: PeerId, key: SealingKey, purpose: bytes, data: bytes) -> Opened:
+def unseal(receiver: PeerId, key: SealingKey, purpose: bytes, data: bytes) -> Unsealed:
     """Open an envelope.
 
     Raises:
@@ -127,7 +127,7 @@ def unseal(receiver: PeerId, key: SealingKey, purpose: bytes, data: bytes) -> Op
     signature, message = inside[_KEY_BYTES:head], inside[head:]
     if not verify(sender, _to_sign(sender, receiver, key.public, purpose, message), signature):
         raise BadEnvelopeError("its sender did not sign it for this receiver")
-    return Opened(sender, message)
+    return Unsealed(sender, message)
 
 
 def _info(receiver: PeerId, purpose: bytes) -> bytes:

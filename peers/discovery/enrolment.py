@@ -53,7 +53,7 @@ _NO_BINDING = b""
 _GRANT_BYTES = 9 + 64
 
 
-class Part(Protocol):
+class Enrolled(Protocol):
     """This machine's part in a network.
 
     Calls may read or write a few kilobytes, some once a week, and raise UserError.
@@ -120,7 +120,7 @@ class Enrolment:
     def __init__(
         self,
         transport: GuardedTransport,
-        part: Part,
+        part: Enrolled,
         known: Callable[[], Sequence[tuple[PeerId, tuple[str, ...]]]],
         chance: Random,
         secret: Callable[[int], bytes],

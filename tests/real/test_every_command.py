@@ -199,7 +199,7 @@ def test_files_that_commands_write_are_named(home: Path, tmp_path: Path) -> None
         ["network-key"],
         ["--install-completion", "--shell", "bash", "--output"],
     ):
-        file = tmp_path / "-".join(words[:2]).strip("-")
+        file = tmp_path / " ".join(words[:2]).strip("-")
         result = run(home, *words, str(file))
         assert (result.returncode, result.stdout) == (0, f"{file}\n"), result.stderr
         assert file.read_bytes()

@@ -16,7 +16,7 @@ from transports.envelope import (
     MESSAGE_BYTES_MAX,
     SEALING_KEY_BYTES,
     BadEnvelopeError,
-    Opened,
+    Unsealed,
     SealingKey,
     _info,
     seal,
@@ -39,7 +39,7 @@ def test_an_envelope_opens_for_its_receiver(size: int) -> None:
     """And says who wrote it; no two are the same."""
     message = Random(size).randbytes(size)
     sealed = envelope(message)
-    assert unseal(RECEIVER.peer_id, KEY, WHAT, sealed) == Opened(SENDER.peer_id, message)
+    assert unseal(RECEIVER.peer_id, KEY, WHAT, sealed) == Unsealed(SENDER.peer_id, message)
     assert envelope(message) != sealed
     assert len(KEY.public) == SEALING_KEY_BYTES
 
@@ -148,7 +148,7 @@ def test_hpke_gives_the_answers_of_rfc_9180() -> None:
 
 
 def test_the_hybrid_is_hpke_over_x_wing() -> None:
-    """Opened by the steps of RFC 9180 and of the X-Wing draft, from ML-KEM, X25519 and SHA-3."""
+    """Unsealed by the steps of RFC 9180 and of the X-Wing draft, from ML-KEM, X25519 and SHA-3."""
     sealed, info = envelope(b"by hand")[1:], _info(RECEIVER.peer_id, WHAT)
     seeds = _seeds()
     lattice = MLKEM768PrivateKey.from_seed_bytes(seeds[:64])

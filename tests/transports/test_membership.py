@@ -1,6 +1,7 @@
 """Keys of members: only with founders' signatures and the member's own secret, for one epoch."""
 
 from random import Random
+from typing import Any
 
 import pytest
 from attrs import evolve
@@ -182,7 +183,7 @@ def test_founders_do_not_know_a_members_secret() -> None:
         {"epoch_s": 1},
     ],
 )
-def test_a_network_that_cannot_be_is_refused(change: dict[str, object]) -> None:
+def test_a_network_that_cannot_be_is_refused(change: dict[str, Any]) -> None:
     """Thresholds out of reach, keys that are none, epochs shorter than clocks are apart."""
     with pytest.raises(ValueError, match=r"threshold|key|founder|epoch"):
         evolve(founding(), **change)

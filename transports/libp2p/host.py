@@ -37,7 +37,7 @@ from libp2p.transport.upgrader import TransportUpgrader
 from multiaddr import Multiaddr  # type: ignore[import-untyped]  # it ships no types
 
 from p2pinfer.core.errors import PeerError, UserError
-from transports.base import Members
+from transports.base import Gatekeeper
 from transports.blocklist import Blocklist
 from transports.identity import Identity, ephemeral_identity
 from transports.interfaces import machine_addresses, routed_hosts, told_addresses
@@ -116,7 +116,7 @@ def build_host(
     connections_max: int = CONNECTIONS_MAX,
     muxer: Muxer = "own",
     network_key: bytes | None = None,
-    members: Members | None = None,
+    members: Gatekeeper | None = None,
     announced: Sequence[str] = (),
     meetings: Meetings | None = None,
     guests: Guests | None = None,
@@ -168,7 +168,7 @@ def build_host(
 
 
 def _security(
-    key_pair: KeyPair, network_key: bytes | None, members: Members | None
+    key_pair: KeyPair, network_key: bytes | None, members: Gatekeeper | None
 ) -> dict[TProtocol, ISecureTransport]:
     """Return the one handshake that this host speaks."""
     static = x25519_key_pair().private_key
@@ -184,7 +184,7 @@ def _security(
 
 
 def stranger_upgrader(
-    network_key: bytes | None, members: Members | None = None
+    network_key: bytes | None, members: Gatekeeper | None = None
 ) -> TransportUpgrader:
     """Return what shakes hands under a key drawn now, which no other peer knows."""
     key_pair = ed25519_key_pair(ephemeral_identity().seed)

@@ -19,7 +19,7 @@ from libp2p.security.noise.transport import Transport as Noise
 from noise.connection import NoiseConnection  # type: ignore[import-untyped]  # it ships no types
 
 from p2pinfer.core.ids import PeerId
-from transports.base import Members
+from transports.base import Gatekeeper
 from transports.membership import PROOF_BYTES_MAX, NotAMemberError
 
 PRIVATE_NOISE_ID = TProtocol("/p2pinfer/noise-xxpsk0/1")
@@ -55,7 +55,7 @@ class PrivateNoise(Noise):
 class MemberNoise(PrivateNoise):
     """Noise for the members of a network of founders."""
 
-    members: Members
+    members: Gatekeeper
 
     async def secure_inbound(self, conn: IRawConnection) -> ISecureConn:
         """Shake hands with a member that called."""
