@@ -6,12 +6,12 @@
 The signature is over the purpose, both names, the receiver's sealing key, and the message: an
 envelope that was opened cannot be sealed again for somebody else, nor shown as another one's.
 Anybody may make the key that a thing is sealed with; so HPKE's own authentication is not used,
-which falls to whoever has the receiver's key.
+which falls to those who have the receiver's key.
 
 What it rests on: HPKE and Ed25519 of the library ``cryptography``, sign-then-encrypt with both
 identities bound (An, Dodis and Rabin 2002). The composition is ours, unaudited. What it does not
-give: forward secrecy against whoever gets the receiver's key later, anonymity of the receiver
-towards whoever sees the traffic, and hidden lengths.
+give: forward secrecy against those who get the receiver's key later, anonymity of the receiver
+towards those who see the traffic, and hidden lengths.
 """
 
 from struct import Struct
@@ -55,7 +55,7 @@ class BadEnvelopeError(Exception):
     """It was not sealed for this receiver and purpose, or its sender did not sign it."""
 
 
-class SealingKey:
+class EnvelopeKey:
     """The key that a receiver opens envelopes with, from 32 secret bytes."""
 
     def __init__(self, secret: bytes) -> None:
@@ -108,7 +108,7 @@ def seal(
     return bytes([HYBRID]) + sealed
 
 
-def unseal(receiver: PeerId, key: SealingKey, purpose: bytes, data: bytes) -> Unsealed:
+def unseal(receiver: PeerId, key: EnvelopeKey, purpose: bytes, data: bytes) -> Unsealed:
     """Open an envelope.
 
     Raises:

@@ -20,7 +20,7 @@ expelled: so two epochs later at the latest nobody admits it.
 What it rests on: discrete logarithms on edwards25519, SHA-512, BLAKE3; self-certified keys (Girault
 1991; Al-Riyami and Paterson 2003) put together with half-aggregated Ed25519 signatures (Chalkias
 et al. 2021). A composition of ours, no named standard, unaudited; the arithmetic is libsodium's.
-What it does not give: a threshold of founders can admit whom they like, under any key; members see
+What it does not give: a threshold of founders can admit anybody, under any key; members see
 each other's keys; and an expelled member may stay for two epochs.
 """
 
@@ -219,14 +219,16 @@ class MemberKey:
 
 
 @frozen
-class Member:
+class ProvenMember:
     """Who has proved to be a member, and for which epoch."""
 
     key: bytes
     epoch: int
 
 
-def check(founding: Founding, proof: bytes, prover: PeerId, me: PeerId, binding: bytes) -> Member:
+def check(
+    founding: Founding, proof: bytes, prover: PeerId, me: PeerId, binding: bytes
+) -> ProvenMember:
     """Return who made a proof; whether its epoch is admitted now is for the caller to say.
 
     Raises:
@@ -251,7 +253,7 @@ def check(founding: Founding, proof: bytes, prover: PeerId, me: PeerId, binding:
         key.verify(signature, _to_prove(founding, head, prover, me, binding))
     except (InvalidSignature, ValueError, CryptoError):
         raise NotAMemberError("its proof of membership does not hold") from None
-    return Member(member, epoch)
+    return ProvenMember(member, epoch)
 
 
 def _to_prove(founding: Founding, head: bytes, me: PeerId, other: PeerId, binding: bytes) -> bytes:

@@ -25,6 +25,7 @@ sends is checked here and nowhere else; ``wire`` turns a failed check into an er
     evidence   requester → each stage, beside the session: see ``evidence``
     openings   requester → each stage, beside the session: see ``proving``
     enrolment  among members of a network of founders: see ``enrolment``
+    learning   members of a learning task → each other: see `p2pinfer.core.learning`
     frauds     Cases, and the proofs that one of the two lacks: see ``evidence``
                Refused  ←  at any time: the channel is over, with the reason
 """
@@ -64,6 +65,16 @@ from p2pinfer.core.evidence import (
 )
 from p2pinfer.core.exchange import Compare, Differs, Wanted
 from p2pinfer.core.ids import ModelId, PartHash, PeerId, SessionId
+from p2pinfer.core.learning import (
+    AskPayload,
+    AskSaid,
+    AskTasks,
+    LearningTask,
+    PayloadIs,
+    Said,
+    SaidAre,
+    Statement,
+)
 from p2pinfer.core.limits import ROWS_PER_DECODE_MAX
 from p2pinfer.core.manifest import (
     CHUNK_BYTES,
@@ -438,4 +449,12 @@ Message = (
     | PledgeIs
     | CellRows
     | StepsAre
+    | LearningTask
+    | Statement
+    | Said
+    | AskTasks
+    | AskSaid
+    | SaidAre
+    | AskPayload
+    | PayloadIs
 )

@@ -11,6 +11,7 @@ import msgpack
 from attrs import astuple, fields, has
 
 from p2pinfer.core.advertisement import Heard, State
+from p2pinfer.core.learning import Kind
 from p2pinfer.core.messages import Chunk, Dtype, Message, Open, Opened, Refusal, Step
 from p2pinfer.core.regimes import on_wire
 from p2pinfer.core.statement import Statement
@@ -95,7 +96,7 @@ for _flat, _of in ((Step, _of_step), (Heard, _of_heard)):
 _converter.register_unstructure_hook(Open, _of_open)
 _converter.register_unstructure_hook(Opened, _of_opened)
 _converter.register_unstructure_hook(Statement, _of_statement)
-for _enum in (Dtype, Refusal, State):
+for _enum in (Dtype, Refusal, State, Kind):
     _converter.register_structure_hook(_enum, lambda value, kind: kind(value))
 
 

@@ -241,6 +241,12 @@ def remove_model(store: Store, model: ModelId) -> int:
     return freed
 
 
+def is_whole_here(model: ModelId, store: Store) -> bool:
+    """Whether all parts of a model are here."""
+    manifest = store.manifest(model)
+    return manifest is not None and _is_whole(manifest, store)
+
+
 def open_whole(model: ModelId, store: Store) -> PartsModel:
     """Open a model whose parts are all here; raises UserError."""
     manifest = store.manifest(model)

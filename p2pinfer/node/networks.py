@@ -2,7 +2,7 @@
 
     networks/member.key        this machine's member key, the same for all networks
     networks/NAME.network      the founding, this member's grants, and where others are: secret
-    networks/NAME.members      on a founder's machine: whom it has invited, and whom it expelled
+    networks/NAME.members      on a founder's machine: who was invited, and who was expelled
 
 Several processes share these files: each reads them again when they have changed.
 """
@@ -21,16 +21,16 @@ from p2pinfer.core.ids import PeerId
 from p2pinfer.node.atomic_file import replace_text
 from p2pinfer.places import data_dir
 from transports.base import NETWORK_NAME
-from transports.envelope import SealingKey
+from transports.envelope import EnvelopeKey
 from transports.identity import Identity, load_identity, peer_of, public_key
 from transports.membership import (
     EPOCH_S,
     Clock,
     Founding,
     Grant,
-    Member,
     MemberKey,
     NotAMemberError,
+    ProvenMember,
     check,
     grant,
 )
@@ -113,7 +113,7 @@ class Invited:
 
 
 class Register:
-    """Whom a founder on this machine has invited."""
+    """Who was invited by a founder on this machine."""
 
     def __init__(self, path: Path) -> None:
         self._path = path
@@ -161,7 +161,7 @@ class Membership:
         self._stamp: tuple[int, int] | None = None
         self._file = self._read()
         self._register = Register(register_path(path))
-        self.proven: dict[PeerId, Member] = {}
+        self.proven: dict[PeerId, ProvenMember] = {}
         """Who has proved to be a member, by the peer id of its connections, the latest last."""
 
     @property
@@ -339,9 +339,9 @@ def member_key() -> Identity:
     return load_identity(networks_dir() / "member.key")
 
 
-def sealing_key(member: Identity) -> SealingKey:
+def sealing_key(member: Identity) -> EnvelopeKey:
     """Return the key with which invitations are sealed for a member."""
-    return SealingKey(member.seed)
+    return EnvelopeKey(member.seed)
 
 
 def is_network_file(path: Path) -> bool:

@@ -1,4 +1,4 @@
-"""Staying a member of a network of founders: grants are renewed, and whoever has none is let go.
+"""Staying a member of a network of founders: grants are renewed, and who has none is let go.
 
 Before an epoch ends, each member asks peers until enough founders have signed for the next one; who
 was expelled gets nothing from them. When it begins, connected peers show each other that they are
@@ -22,7 +22,7 @@ from p2pinfer.core.messages import Denied, Message, Refusal
 from peers.steps.messaging import receive, send
 from transports.base import Channel
 from transports.blocklist import GuardedTransport
-from transports.envelope import BadEnvelopeError, SealingKey, seal, unseal
+from transports.envelope import BadEnvelopeError, EnvelopeKey, seal, unseal
 from transports.identity import Identity, peer_of, public_key, verify
 from transports.membership import Founding, Grant, NotAMemberError
 
@@ -37,7 +37,7 @@ ASK_S = 300.0
 """How often founders are asked for the next epoch's grants, while they are lacking."""
 
 ASKED_MAX = 16
-"""Peers asked at a time, drawn anew each time: which of them are founders is not known."""
+"""Peers asked at a time, others each time: which of them are founders is not known."""
 
 EXCHANGE_S_MAX = 10.0
 """For 4 kB."""
@@ -176,7 +176,7 @@ class Enrolment:
                 channel = await self._transport.open(peer, ENROLMENT, addresses)
                 try:
                     for epoch in epochs:
-                        key = SealingKey(self._secret(32))
+                        key = EnvelopeKey(self._secret(32))
                         asked = AskGrant(public_key(me.peer_id), epoch, key.public, bytes(64))
                         await send(channel, evolve(asked, signature=me.sign(asked.to_sign())))
                         answer: GrantIs | Denied = await receive(channel, GrantIs, Denied)
@@ -188,7 +188,7 @@ class Enrolment:
         except P2pinferError as error:
             _log.debug("no grant from %s: %s", peer, error)
 
-    async def _take(self, peer: PeerId, key: SealingKey, answer: GrantIs, epoch: int) -> None:
+    async def _take(self, peer: PeerId, key: EnvelopeKey, answer: GrantIs, epoch: int) -> None:
         me = self._part.identity.peer_id
         try:
             opened = unseal(me, key, PURPOSE, answer.envelope)

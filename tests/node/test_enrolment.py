@@ -20,7 +20,7 @@ from peers.steps.messaging import receive, send
 from tests.support.transport_contract import echo
 from transports.base import Reach
 from transports.blocklist import GuardedTransport
-from transports.envelope import SealingKey
+from transports.envelope import EnvelopeKey
 from transports.identity import Identity, public_key
 from transports.libp2p.transport import Libp2pTransport, open_libp2p
 from transports.membership import EPOCH_S, GRACE_S, Founding
@@ -124,7 +124,7 @@ async def refused(one: Machine, two: Machine) -> None:
 
 
 async def test_members_talk_and_others_do_not(tmp_path: Path) -> None:
-    """Whoever has the network's key and no founder's signature gets no connection, either way."""
+    """Who has the network's key and no founder's signature gets no connection, either way."""
     home = Home(tmp_path)
     home.invite(ANN)
     async with running(home, FOUNDER, ANN, BOB) as (founder, ann, bob):
@@ -223,7 +223,7 @@ async def test_what_a_hostile_member_asks_and_shows_is_refused(tmp_path: Path) -
     home.invite(BOB)
     async with running(home, FOUNDER, ANN, BOB) as (founder, ann, bob):
         await talk(ann, founder)
-        key = SealingKey(bytes(32))
+        key = EnvelopeKey(bytes(32))
         now = ann.part.epoch_now
 
         async def asked(member: Identity, epoch: int, *, signs: bool = True) -> object:

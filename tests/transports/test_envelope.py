@@ -16,8 +16,8 @@ from transports.envelope import (
     MESSAGE_BYTES_MAX,
     SEALING_KEY_BYTES,
     BadEnvelopeError,
+    EnvelopeKey,
     Unsealed,
-    SealingKey,
     _info,
     seal,
     unseal,
@@ -25,7 +25,7 @@ from transports.envelope import (
 
 SENDER, RECEIVER, OTHER = KEYS[:3]
 SECRET = b"s" * 32
-KEY = SealingKey(SECRET)
+KEY = EnvelopeKey(SECRET)
 WHAT = b"test"
 
 
@@ -48,7 +48,7 @@ def test_others_cannot_open_it() -> None:
     """With another key, under another name, for another purpose."""
     sealed = envelope()
     for name, key, purpose in (
-        (RECEIVER, SealingKey(b"t" * 32), WHAT),
+        (RECEIVER, EnvelopeKey(b"t" * 32), WHAT),
         (OTHER, KEY, WHAT),
         (RECEIVER, KEY, b"other"),
     ):
@@ -59,7 +59,7 @@ def test_others_cannot_open_it() -> None:
 def test_a_receiver_cannot_pass_it_on_as_sent_to_another() -> None:
     """The signature inside names the receiver and its key, so a new seal does not hold."""
     inside = _SUITE.decrypt(envelope()[1:], KEY.private, info=_info(RECEIVER.peer_id, WHAT))
-    theirs = SealingKey(b"t" * 32)
+    theirs = EnvelopeKey(b"t" * 32)
     for name, key in ((OTHER, theirs), (OTHER, KEY), (RECEIVER, theirs)):
         sealed = _SUITE.encrypt(inside, key.private.public_key(), info=_info(name.peer_id, WHAT))
         with pytest.raises(BadEnvelopeError, match="did not sign"):
@@ -67,7 +67,7 @@ def test_a_receiver_cannot_pass_it_on_as_sent_to_another() -> None:
 
 
 def test_a_name_cannot_be_put_over_anothers_signature() -> None:
-    """Whoever strips the sender cannot claim the message as its own."""
+    """Who strips the sender cannot claim the message as its own."""
     from transports.identity import public_key
 
     inside = _SUITE.decrypt(envelope()[1:], KEY.private, info=_info(RECEIVER.peer_id, WHAT))
@@ -128,7 +128,7 @@ def test_what_cannot_be_sealed_is_refused() -> None:
     with pytest.raises(ValueError, match="no sealing key"):
         seal(SENDER, RECEIVER.peer_id, KEY.public[:-1], WHAT, b"")
     with pytest.raises(ValueError, match="32 bytes"):
-        SealingKey(b"short")
+        EnvelopeKey(b"short")
 
 
 def test_hpke_gives_the_answers_of_rfc_9180() -> None:

@@ -25,9 +25,9 @@ from transports.membership import (
     PROOF_BYTES_MAX,
     Founding,
     Grant,
-    Member,
     MemberKey,
     NotAMemberError,
+    ProvenMember,
     _challenge,
     _scalar_of,
     check,
@@ -59,7 +59,7 @@ def test_a_member_proves_that_enough_founders_signed(threshold: int, count: int)
     """One, some, or all of them."""
     made = founding(threshold, count)
     proof = key_of(made).prove(A.peer_id, B.peer_id, BINDING, CHANCE)
-    assert check(made, proof, A.peer_id, B.peer_id, BINDING) == Member(NAME, 7)
+    assert check(made, proof, A.peer_id, B.peer_id, BINDING) == ProvenMember(NAME, 7)
     assert len(proof) <= PROOF_BYTES_MAX
 
 
