@@ -95,7 +95,7 @@ class Libp2pTransport:
         self.reach = ReachWatch(
             host,
             announced,
-            stranger_upgrader(reach.key),
+            stranger_upgrader(reach.key, reach.members),
             Random(secrets.randbits(64)),  # noqa: S311 -- picks which peer to ask first
             partial(secrets.randbits, 64),
             on_change=self.note_moved,
@@ -136,7 +136,7 @@ class Libp2pTransport:
         self.punches = Punches(
             host,
             meetings,
-            stranger_upgrader(reach.key),
+            stranger_upgrader(reach.key, reach.members),
             lambda: self.addresses,
             self.reach_directly,
         )
@@ -185,6 +185,11 @@ class Libp2pTransport:
     def reachability(self) -> Reachability:
         """Whether others can dial this peer; see `transports.base.Transport.reachability`."""
         return self.reach.reachability
+
+    def part(self, peer: PeerId) -> None:
+        """End all connections with a peer; it may come back."""
+        for connection in self._connections(peer):
+            connection.abort("it is no member of this network any more")
 
     async def wait_moved(self) -> None:
         """Wait for other addresses; see `transports.base.Transport.wait_moved`."""
@@ -453,6 +458,7 @@ async def open_libp2p(
         connections_max=connections_max,
         muxer=muxer,
         network_key=reach.key,
+        members=reach.members,
         announced=announced,
         meetings=meetings,
         guests=guests,
