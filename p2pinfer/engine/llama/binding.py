@@ -14,7 +14,7 @@ positions whatever other sessions do, so the floating-point sums of attention ne
 import ctypes
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -225,6 +225,10 @@ class Slice:
         if threads != self._threads:
             self._threads = threads
             api.llama_set_n_threads(self.ctx, threads, threads)
+
+    def use_fixed_rows(self) -> None:
+        """Decode only one row, or one fixed number of them, from now on."""
+        self.settings = replace(self.settings, fixed=True)
 
     def truncate(self, slot: int, length: int) -> None:
         """Drop a session's positions from ``length`` on; 0 frees all its cells.
