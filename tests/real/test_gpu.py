@@ -1,7 +1,6 @@
 """Layers on a GPU: cut as exactly as the probe says, in a swarm with others, and only if wanted."""
 
 import json
-import os
 import subprocess
 from contextlib import aclosing
 from dataclasses import replace
@@ -19,9 +18,10 @@ from p2pinfer.engine.gguf.reader import read_header
 from p2pinfer.engine.gguf.slicing import extents, plan_stage, write_slice
 from p2pinfer.engine.gpu import Gpu
 from p2pinfer.engine.llama import devices
+from p2pinfer.engine.llama.binding import Settings
 from p2pinfer.engine.llama.candidate import attempt
 from p2pinfer.engine.llama.engine import open_stage
-from p2pinfer.engine.llama.probe import Probe, Settings
+from p2pinfer.engine.llama.probe import Probe
 from p2pinfer.node.model_supply import name_model, open_store
 from p2pinfer.node.requester import ClientOptions, Machine, open_client
 from tests.support.gpus import own_gpu
@@ -117,16 +117,13 @@ async def said(peers: list[Peer], model: Path, prompt: list[int], gpu: Gpu | Non
     named = name_model(str(model), store, lambda *_: None)
     ways_in = [peer.address for peer in peers]
     options = ClientOptions(named, ways_in, NETWORK, machine=machine)
-    found: list[int] = []
     async with open_client(options, store, lambda _: None) as client:
         route = await client.find_route(lambda _: None)
         async with (
             client.open_session(route) as session,
             aclosing(session.generate(prompt, GREEDY, ANSWER_TOKENS)) as tokens,
         ):
-            async for token in tokens:
-                found.append(token.id)
-    return found
+            return [token.id async for token in tokens]
 
 
 async def ask_three(
@@ -172,9 +169,7 @@ async def test_a_peer_on_a_gpu_serves_beside_others(
 def test_an_unknown_gpu_is_refused_with_those_that_there_are(gpu: Gpu) -> None:
     """Before anything is loaded."""
     command = [*COMMAND, "chat", "--gpu", "cuda77", "--", "hello"]
-    done = subprocess.run(
-        command, env=dict(os.environ), capture_output=True, text=True, check=False
-    )
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 2
     assert f"--gpu cuda77 is not here; found: {gpu.name}" in done.stderr.replace("\n", " ")
 
