@@ -13,7 +13,8 @@ export P2PINFER_PROMPT := $(value PROMPT)
 unexport PROMPT
 
 # Kept for later setups, until another kind of GPU, or none, is named.
-export P2PINFER_SETUP_GPU := $(GPU)
+# Not from the environment, where the name may mean something else.
+export P2PINFER_SETUP_GPU := $(if $(filter command,$(origin GPU)),$(GPU))
 
 # Test files that run at once; each may start several processes of its own.
 WORKERS ?= 2
