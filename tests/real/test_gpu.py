@@ -85,7 +85,7 @@ def shape(found: Probe) -> str:
 def test_slices_on_the_gpu_say_what_the_whole_model_says_there(
     gpu: Gpu, model: Path, stage: Path, tmp_path: Path
 ) -> None:
-    """To the bit, or as closely as kernels that compute a sum and the next norm together."""
+    """To the bit where it is emulated; of other kinds nobody knows yet what they do at a cut."""
     found = on_gpu("cut", model, gpu.name, shape(probed(stage, gpu)), tmp_path)
     assert found["difference"] <= (0 if gpu.why_not else 0.01 * found["largest"])
 
