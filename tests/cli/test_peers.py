@@ -191,11 +191,9 @@ def test_settings_that_probes_ruled_out_are_reported_with_the_reason() -> None:
             ("cuda", "vulkan"),
             CARD,
             [
-                "Vulkan0 (llvmpipe (LLVM 15)), 20,480 MiB of 20,480 MiB free, driver 1, is not used:"
-                " it is emulated by the CPU, which is faster alone; to use it all the same:"
-                " --gpu Vulkan0",
+                "Vulkan0 (llvmpipe (LLVM 15)), 20,480 MiB of 20,480 MiB free, driver 1, is not",
                 "driver 535, is used for layers that it computes exactly, where it is faster",
-                "is not used: CUDA0 (A card) is",
+                "is not used: CUDA0 is",
             ],
         ),
         (Search((CARD,)), ("cuda",), None, ["driver 535, is not used: --gpu says off"]),
@@ -215,6 +213,13 @@ def test_gpus_are_reported_with_the_reason(
     for finding, text in zip(findings, texts, strict=True):
         assert text in finding.text
         assert finding.is_good is not bool(search.problem)
+
+
+def test_an_emulated_gpu_can_be_used_all_the_same() -> None:
+    """The finding says how."""
+    (finding,) = gpu_findings(Search((EMULATED,)), ("vulkan",), None)
+    assert "not used: it is emulated by the CPU" in finding.text
+    assert finding.text.endswith("to use it all the same: --gpu Vulkan0")
 
 
 def test_public_addresses_are_recognised() -> None:

@@ -10,7 +10,7 @@ from p2pinfer.engine.llama import devices
 from p2pinfer.engine.llama.libraries import FOLDER_VARIABLE
 
 LIBRARIES: Final = os.environ.pop(FOLDER_VARIABLE, "")
-"""Named by whoever runs the tests; only the processes of tests on a GPU load them."""
+"""Named for a run of the tests; only the processes of tests on a GPU load them."""
 
 NAMED: Final = os.environ.pop("P2PINFER_GPU", "")
 

@@ -11,6 +11,7 @@ import pytest
 
 from p2pinfer.core.errors import EngineError, UserError
 from p2pinfer.core.python_process import python_command, python_environment
+from p2pinfer.engine.gpu import Search
 from p2pinfer.engine.llama import devices, libraries
 from p2pinfer.engine.llama.drivers import driver_of
 
@@ -121,7 +122,7 @@ def test_no_gpu_is_found_where_llama_cpp_knows_none(
     assert devices.backends() == ()
     monkeypatch.setenv(libraries.FOLDER_VARIABLE, str(linked(tmp_path)))
     devices.search.cache_clear()
-    assert devices.search() == devices.Search()
+    assert devices.search() == Search()
     devices.search.cache_clear()
     with pytest.raises(UserError, match=r"cuda0 is not here: llama.cpp finds no GPU"):
         devices.chosen("cuda0")
