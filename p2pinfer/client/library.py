@@ -10,6 +10,7 @@ from collections.abc import (
 )
 from contextlib import aclosing, asynccontextmanager
 from dataclasses import replace
+from functools import cached_property
 from types import MappingProxyType
 from typing import Any
 
@@ -23,8 +24,9 @@ from p2pinfer.client.grammars import (
     Thoughts,
     with_thoughts,
 )
+from p2pinfer.client.harmony import ANSWER_BEGINS, NO_THOUGHTS, arranged, channels_grammar
 from p2pinfer.client.session_pool import SessionPool
-from p2pinfer.client.tool_calls import Tool, as_text, knows_tools
+from p2pinfer.client.tool_calls import Dialect, Tool, Tools, as_text, dialect_of, knows_tools
 from p2pinfer.core.errors import PeerError, PromptTooLong, UserError, lone_errors
 from p2pinfer.core.sampling import SEEDS, USUAL, Sampling, sampling_of
 from p2pinfer.engine.special_tokens import Spellings
@@ -121,6 +123,11 @@ class Swarm:
         """The Jinja that makes a prompt of messages."""
         return self._source or ""
 
+    @cached_property
+    def dialect(self) -> Dialect:
+        """How the model writes calls, as far as its template tells."""
+        return dialect_of(self.template)
+
     async def render(
         self,
         messages: Sequence[Message],
@@ -144,6 +151,8 @@ class Swarm:
         self._check_text("".join(each["content"] for each in messages))
         if not knows_tools(self.template):
             messages, tools = as_text(messages, tools), ()
+        elif self.dialect.in_channels:
+            messages = arranged(messages)
         if self._template is None:
             self.check_chat()
             special = await self.client.ends.special_tokens()
@@ -158,6 +167,8 @@ class Swarm:
 
     def _without_thoughts(self, prompt: Prompt) -> Prompt:
         """Return a prompt that ends what the model would think before it answers."""
+        if self.dialect.in_channels:
+            return replace(prompt, text=f"{prompt.text}{NO_THOUGHTS}")
         if self.thoughts_after(prompt.text) is Thoughts.ARE_BEGUN:
             return replace(prompt, text=f"{prompt.text.rstrip()}\n\n{THOUGHTS_END}\n\n")
         return prompt
@@ -166,7 +177,10 @@ class Swarm:
         """Return a prompt whose answer begins with these words already: nothing is thought."""
         if not words:
             return prompt
-        prompt = self._without_thoughts(prompt)
+        if self.dialect.in_channels:
+            prompt = replace(prompt, text=f"{prompt.text}{ANSWER_BEGINS}")
+        else:
+            prompt = self._without_thoughts(prompt)
         special = await self.client.ends.special_tokens()
         found = Spellings(special.control).find(words)
         literal = [len(prompt.text) + at for at, _ in found]
@@ -180,6 +194,11 @@ class Swarm:
             return Thoughts.ARE_BEGUN
         is_over = prompt.rstrip().endswith(THOUGHTS_END)
         return Thoughts.NONE if is_over else Thoughts.MAY_BEGIN
+
+    async def channels_grammar(self, shape: Shape | None, tools: Tools | None) -> str:
+        """Return the grammar of an answer in channels; raises UserError for a bad one."""
+        held = await self.grammar_of(shape) if shape else None
+        return await self.client.ends.read_grammar(channels_grammar(held, tools))
 
     async def grammar_of(self, shape: Shape, thoughts: Thoughts = Thoughts.NONE) -> str:
         """Return the grammar that holds an answer to a shape; raises UserError for a bad one."""

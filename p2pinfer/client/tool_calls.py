@@ -8,10 +8,22 @@ import json
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, Protocol
 
+from p2pinfer.client.call_reading import (
+    CALL_BEGIN,
+    CALL_END,
+    SEP,
+    Reading,
+    Schemas,
+    Source,
+    read_deepseek,
+    read_mistral,
+    read_objects,
+    read_phi,
+)
 from p2pinfer.client.grammars import WHITE_SPACE, Shape, json_rule
-from p2pinfer.client.xml_calls import argument_rules, read_functions, typed
+from p2pinfer.client.xml_calls import argument_rules, read_functions
 from p2pinfer.engine.template import Message
 
 
@@ -36,13 +48,16 @@ class Tool:
         return {"type": "function", "function": function}
 
 
-@dataclass(frozen=True)
-class ToolCall:
-    """A call of a tool."""
+class Reader(Protocol):
+    """Reads calls in a text that still grows."""
 
-    name: str
-    arguments: str
-    """A JSON object, as text."""
+    def __call__(self, source: Source, schemas: Schemas, *, known: bool) -> Reading:
+        """Tell calls until something else follows; ``known``: of what is offered alone.
+
+        Raises:
+            NotACall: something that is none began like one; what was not dropped is text.
+        """
+        ...
 
 
 @dataclass(frozen=True)
@@ -52,27 +67,19 @@ class Dialect:
     begin: str
     """Comes before a call; where it is empty, a call is the whole answer."""
     end: str
-    read: Callable[[str], list[ToolCall]]
-    """Returns the calls in what stands between the two; none where it is not one."""
+    read: Reader
+    """Reads the calls in what stands between the two."""
     body: tuple[str, str, str]
     """What one call is written as: before its name, before its arguments, and behind them."""
     around: tuple[str, str, str] = ("", "\n", "")
     """Before all calls, between two of them, and behind them."""
     is_xml: bool = False
     """Arguments stand one by one between marks, and are not a JSON object."""
+    in_channels: bool = False
+    """All that is said is in channels, as ``client.harmony`` has it."""
     begins: Callable[[str, Sequence[str]], bool | None] = lambda *_: False
     """Says whether an answer that begins so, with no space before it, is a call to one of the
     named; None where that is not certain yet."""
-
-    def calls(self, text: str, tools: Sequence[Tool]) -> list[ToolCall]:
-        """Return the calls of these tools in what stands between the marks, as ``read`` does."""
-        if not self.is_xml:
-            return self.read(text)
-        schemas = {tool.name: tool.parameters for tool in tools}
-        return [
-            ToolCall(name, typed(values, schemas.get(name, {})))
-            for name, values in read_functions(text)
-        ]
 
 
 @dataclass(frozen=True)
@@ -89,80 +96,14 @@ class Tools:
         """What they are called."""
         return tuple(tool.name for tool in self.offered)
 
-
-def _object_call(value: Any) -> ToolCall | None:
-    """Return the call that a JSON object is."""
-    if isinstance(value, dict) and isinstance(value.get("function"), dict):
-        value = value["function"]
-    if not isinstance(value, dict) or not isinstance(value.get("name"), str):
-        return None
-    arguments = value.get("arguments", value.get("parameters", {}))
-    if not isinstance(arguments, str):
-        arguments = json.dumps(arguments, ensure_ascii=False)
-    return ToolCall(value["name"], arguments)
-
-
-def _json_calls(text: str) -> list[ToolCall]:
-    """Read objects, or lists of them, one behind the other."""
-    calls: list[ToolCall] = []
-    decoder, at = json.JSONDecoder(), 0
-    while rest := text[at:].lstrip(" \t\r\n;,"):
-        at = len(text) - len(rest)
-        try:
-            value, at = decoder.raw_decode(text, at)
-        except (ValueError, RecursionError):
-            return []
-        for each in value if isinstance(value, list) else [value]:
-            call = _object_call(each)
-            if call is None:
-                return []
-            calls.append(call)
-    return calls
-
-
-_NAMED = re.compile(r"\s*(?:\[TOOL_CALLS\])?\s*([\w.-]+)(?:\[ARGS\])?\s*(?=\{)")
-
-
-def _mistral_calls(text: str) -> list[ToolCall]:
-    """Read a list of objects, or names with their arguments behind them."""
-    if calls := _json_calls(text.strip().removeprefix("[TOOL_CALLS]")):
-        return calls
-    decoder, at = json.JSONDecoder(), 0
-    while named := _NAMED.match(text, at):
-        try:
-            value, at = decoder.raw_decode(text, named.end())
-        except (ValueError, RecursionError):
-            return []
-        calls.append(ToolCall(named[1], json.dumps(value, ensure_ascii=False)))
-    return calls if not text[at:].strip() else []
-
-
-_SEP, _CALL_END = "<｜tool▁sep｜>", "<｜tool▁call▁end｜>"  # noqa: RUF001 -- DeepSeek's own characters
-_CALL_BEGIN = "<｜tool▁call▁begin｜>"  # noqa: RUF001
-_DEEPSEEK = re.compile(
-    rf"\s*{_CALL_BEGIN}(?:function{_SEP})?([\w.-]+)(?:\n```json\n|{_SEP})(.*?)(?:\n```)?{_CALL_END}",
-    re.DOTALL,
-)
-
-
-def _deepseek_calls(text: str) -> list[ToolCall]:
-    calls = []
-    for name, arguments in _DEEPSEEK.findall(text):
-        try:
-            json.loads(arguments)
-        except (ValueError, RecursionError):
-            return []
-        calls.append(ToolCall(name, arguments))
-    return calls
+    @property
+    def schemas(self) -> Schemas:
+        """What each takes."""
+        return {tool.name: tool.parameters for tool in self.offered}
 
 
 def _begins_object(text: str, _: Sequence[str]) -> bool:
     return text[0] == "{"
-
-
-def _phi_calls(text: str) -> list[ToolCall]:
-    """Read objects, or a list of them; the marks around them may be no text."""
-    return _json_calls(text.strip().removeprefix("<|tool_call|>").removesuffix("<|/tool_call|>"))
 
 
 def _begins_phi(text: str, _: Sequence[str]) -> bool | None:
@@ -184,42 +125,43 @@ _OBJECT = ('{"name": "', '", "arguments": ', "}")
 HERMES = Dialect(
     "<tool_call>",
     "</tool_call>",
-    _json_calls,
+    read_objects,
     ("<tool_call>\n" + _OBJECT[0], _OBJECT[1], "}\n</tool_call>"),
 )
 QWEN_CODER = Dialect(
     "<tool_call>",
     "</tool_call>",
-    lambda text: [ToolCall(name, typed(values, {})) for name, values in read_functions(text)],
+    read_functions,
     ("<tool_call>\n<function=", ">\n", "</function>\n</tool_call>"),
     is_xml=True,
 )
 LLAMA = Dialect(
     "",
     "",
-    _json_calls,
+    read_objects,
     (_OBJECT[0], '", "parameters": ', "}"),
     ("", "; ", ""),
     begins=_begins_object,
 )
-PHI = Dialect("", "", _phi_calls, _OBJECT, ("[", ", ", "]"), begins=_begins_phi)
+PHI = Dialect("", "", read_phi, _OBJECT, ("[", ", ", "]"), begins=_begins_phi)
 NEMOTRON = Dialect(
-    "<TOOLCALL>", "</TOOLCALL>", _json_calls, _OBJECT, ("<TOOLCALL>[", ", ", "]</TOOLCALL>")
+    "<TOOLCALL>", "</TOOLCALL>", read_objects, _OBJECT, ("<TOOLCALL>[", ", ", "]</TOOLCALL>")
 )
-MISTRAL = Dialect("", "", _mistral_calls, _OBJECT, ("[", ", ", "]"), begins=_begins_mistral)
+MISTRAL = Dialect("", "", read_mistral, _OBJECT, ("[", ", ", "]"), begins=_begins_mistral)
 _CALLS = ("<｜tool▁calls▁begin｜>", "<｜tool▁calls▁end｜>")  # noqa: RUF001
 DEEPSEEK = Dialect(
     *_CALLS,
-    _deepseek_calls,
-    (f"{_CALL_BEGIN}function{_SEP}", "\n```json\n", f"\n```{_CALL_END}"),
+    read_deepseek,
+    (f"{CALL_BEGIN}function{SEP}", "\n```json\n", f"\n```{CALL_END}"),
     (_CALLS[0], "\n", _CALLS[1]),
 )
 DEEPSEEK_PLAIN = Dialect(
     *_CALLS,
-    _deepseek_calls,
-    (_CALL_BEGIN, _SEP, _CALL_END),
+    read_deepseek,
+    (CALL_BEGIN, SEP, CALL_END),
     (_CALLS[0], "", _CALLS[1]),
 )
+HARMONY = Dialect("", "", read_objects, ("", "", ""), in_channels=True)
 
 
 _BY_MARK = {"[TOOL_CALLS]": MISTRAL, "<|tool_call|>": PHI, "<TOOLCALL>": NEMOTRON}
@@ -232,6 +174,8 @@ def knows_tools(template: str) -> bool:
 
 def dialect_of(template: str) -> Dialect:
     """Return how a model with such a template writes calls."""
+    if "<|channel|>" in template and "<|message|>" in template:
+        return HARMONY
     if "<function=" in template and "<parameter=" in template:
         return QWEN_CODER
     if "<tool_call>" in template or not knows_tools(template):
@@ -239,7 +183,7 @@ def dialect_of(template: str) -> Dialect:
     for mark, dialect in _BY_MARK.items():
         if mark in template:
             return dialect
-    if _CALL_BEGIN in template:
+    if CALL_BEGIN in template:
         return DEEPSEEK if "```json" in template else DEEPSEEK_PLAIN
     if "<|python_tag|>" in template or '"parameters"' in template:
         return LLAMA

@@ -32,6 +32,8 @@ class ControlToken:
     strips_left: bool
     """Whitespace before it is removed."""
     strips_right: bool
+    is_always: bool = False
+    """llama.cpp takes whatever spells it for it, whether it is asked to or not."""
 
 
 class Spellings:

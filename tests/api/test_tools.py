@@ -6,7 +6,11 @@ from typing import Any
 import pytest
 from trio.testing import MockClock
 
+from p2pinfer.client.harmony import NO_THOUGHTS
 from p2pinfer.engine import template
+from tests.client.test_harmony import CALL as HARMONY_CALL
+from tests.client.test_harmony import TEMPLATE as HARMONY
+from tests.client.test_harmony import THOUGHT, WORDS
 from tests.support.fake_gateway import Call, fake_gateway, http
 
 TOOL = {
@@ -50,7 +54,16 @@ async def asked(script: str, source: str = TEMPLATE, **more: Any) -> tuple[dict[
             if name in {"content", "reasoning_content"}:
                 streamed[name] = streamed.get(name, "") + value
             elif name == "tool_calls":
-                streamed.setdefault(name, []).extend(value)
+                (piece,) = value
+                calls = streamed.setdefault(name, [])
+                if piece["index"] == len(calls):
+                    assert piece["function"]["arguments"] == ""
+                    calls.append(piece)
+                else:
+                    assert piece.keys() == {"index", "function"}
+                    said = calls[piece["index"]]["function"]
+                    said["arguments"] += piece["function"]["arguments"]
+                    streamed["pieces"] = streamed.get("pieces", 0) + 1
     message = {**choice["message"], "finish_reason": choice["finish_reason"]}
     return message, streamed
 
@@ -70,6 +83,19 @@ async def test_calls_come_apart_from_words(autojump_clock: MockClock) -> None:
         assert len(ids) == 2
         assert all(len(each) == 9 and each.isalnum() for each in ids)
     assert [call["index"] for call in streamed["tool_calls"]] == [0, 1]
+    assert streamed["pieces"] > 4
+    for call, whole in zip(streamed["tool_calls"], message["tool_calls"], strict=True):
+        assert call["function"] == whole["function"]
+
+
+async def test_call_that_is_cut_short_is_told_as_far_as_it_goes(autojump_clock: MockClock) -> None:
+    """And that it was cut, whole and streamed."""
+    message, streamed = await asked(f"</think>{CALL}", max_tokens=20)
+    for found in (message, streamed):
+        assert found["finish_reason"] == "length"
+        (call,) = found["tool_calls"]
+        assert call["function"]["name"] == "look"
+        assert '{"at": "é"}'.startswith(call["function"]["arguments"])
 
 
 async def test_only_calls_have_no_content(autojump_clock: MockClock) -> None:
@@ -215,3 +241,42 @@ async def test_answer_goes_on_from_the_assistants_words(
         ):
             asked_so = body(**{"messages": said, "continue_final_message": True, **wrong})
             assert (await ask.post("/v1/chat/completions", json=asked_so)).status_code == 400
+
+
+async def test_channels_are_heard_and_held_to(
+    autojump_clock: MockClock, prompts: list[str]
+) -> None:
+    """Of gpt-oss: thoughts and calls apart from words; an empty thought switches them off."""
+    message, streamed = await asked(f"{THOUGHT}{HARMONY_CALL}", HARMONY)
+    for found in (message, streamed):
+        assert found["reasoning_content"] == "Hm <b>."
+        assert found["finish_reason"] == "tool_calls"
+        (call,) = found["tool_calls"]
+        assert call["function"] == {"name": "look", "arguments": '{"at": 3}'}
+    message, _ = await asked(WORDS, HARMONY, tools=None)
+    assert message["content"] == "It is dark."
+    async with fake_gateway(chat_template=HARMONY) as (gateway, client, app), http(app) as ask:
+        started = client.made.ends.started
+        url = "/v1/chat/completions"
+        shape = {"type": "json_schema", "json_schema": {"schema": {"title": "shape"}}}
+        for more, wanted in (
+            ({"tool_choice": "required"}, "(call)"),
+            ({}, "(final | call)"),
+            ({"tools": None, "response_format": shape}, "(final)"),
+            ({"tools": None}, ""),
+        ):
+            client.made.ends.script[:] = ["Hi"]
+            assert (await ask.post(url, json=body(**more))).status_code == 200
+            assert wanted in started[-1].grammar
+            assert bool(wanted) == bool(started[-1].grammar)
+            assert ("title" in started[-1].grammar) == ("response_format" in more)
+        said = body()["messages"]
+        quiet = await gateway.swarm.render(said, options={"enable_thinking": False})
+        assert quiet.text.endswith(f"<|start|>assistant{NO_THOUGHTS}")
+        begun = await gateway.swarm.begun(await gateway.swarm.render(said), "It")
+        assert begun.text.endswith("<|start|>assistant<|channel|>final<|message|>It")
+        client.made.ends.script[:] = [" is dark."]
+        said = [*said, {"role": "assistant", "content": "It"}]
+        reply = await ask.post(url, json=body(messages=said, continue_final_message=True))
+        assert reply.json()["choices"][0]["message"]["content"] == " is dark."
+        assert "step" not in started[-1].grammar

@@ -226,7 +226,9 @@ def test_conversation_with_tools_can_be_told_as_text() -> None:
     assert system["content"].startswith("Be brief.\n\n# Tools")
     assert '"name": "count"' in system["content"]
     assert user == messages[1]
-    assert HERMES.read(called["content"].split("<tool_call>")[1].split("</tool_call>")[0])
+    speech = Speech(Thoughts.NONE, Tools(TOOLS), HERMES)
+    list(speech.feed(called["content"]))
+    assert [call.arguments for call in speech.calls] == ['{"n": 5}']
     assert gave == {"role": "user", "content": "<tool_response>\n12345\n</tool_response>"}
     assert as_text(messages[:2], ()) == messages[:2]
     assert [each["role"] for each in as_text(messages[1:2], TOOLS)] == ["system", "user"]

@@ -382,7 +382,7 @@ TABLES: dict[str, list[Row]] = {
         Row(
             "a session's cells that can be opened",
             "{}",
-            "p2pinfer.engine.llama.worker",
+            "p2pinfer.engine.llama.loaded_part",
             "COPIED_BYTES_MAX",
         ),
         Row("requesters that a stage opens rows for", "{}", "peers.receipts.prover", "ASKERS_MAX"),

@@ -49,7 +49,7 @@ os.environ.setdefault("GOMP_SPINCOUNT", "300")
 
 
 def _bindings() -> Any:
-    """Import llama.cpp's Python bindings, for the libraries that a person names if there are any."""
+    """Import llama.cpp's Python bindings, for the libraries that a person names, if any."""
     libraries.use_named_folder()
     import llama_cpp
 
@@ -416,7 +416,7 @@ class Slice:
         Args:
             span: one row.
             pad_to: as for ``decode``.
-            pause: as for ``decode``.
+            pause: called between any two steps; otherwise as for ``decode``.
 
         Raises:
             UnsupportedModel: layers of this architecture cannot be traced.
@@ -545,6 +545,10 @@ class _Batch:
         self._slots[row], self._positions[row], self._wanted[row] = slot, position, wanted
 
 
+_SHOWN = {"<|start|>", "<|channel|>", "<|message|>", "<|constrain|>", "<|end|>"}
+"""Control tokens of gpt-oss, which llama.cpp declares to be text, so that answers show them."""
+
+
 class Vocabulary:
     """The tokenizer of a loaded slice that kept its own.
 
@@ -614,10 +618,13 @@ class Vocabulary:
         found = []
         for token in range(self.size):
             kind = api.llama_vocab_get_attr(self._vocab, token)
-            if kind & (api.LLAMA_TOKEN_ATTR_CONTROL | api.LLAMA_TOKEN_ATTR_UNKNOWN):
+            is_control = kind & (api.LLAMA_TOKEN_ATTR_CONTROL | api.LLAMA_TOKEN_ATTR_UNKNOWN)
+            is_shown = kind & api.LLAMA_TOKEN_ATTR_USER_DEFINED and self._text(token) in _SHOWN
+            if is_control or is_shown:
                 strips_left = bool(kind & api.LLAMA_TOKEN_ATTR_LSTRIP)
                 strips_right = bool(kind & api.LLAMA_TOKEN_ATTR_RSTRIP)
-                found.append(ControlToken(token, self._text(token), strips_left, strips_right))
+                strips = strips_left, strips_right
+                found.append(ControlToken(token, self._text(token), *strips, bool(is_shown)))
         return found
 
     @property

@@ -2,7 +2,7 @@
 
 import time
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 
 from p2pinfer.core.errors import EngineError, UnsupportedModel
 from p2pinfer.core.regimes import Regime
-from p2pinfer.engine.base import CannotCopy, EngineBusy
+from p2pinfer.engine.base import CannotCopy
 from p2pinfer.engine.cores import thread_counts
 from p2pinfer.engine.frames import (
     PartConfig,
@@ -24,6 +24,7 @@ from p2pinfer.engine.llama.binding import Slice, Span
 from p2pinfer.engine.llama.core_shares import CoreShares, Threads
 from p2pinfer.engine.llama.kv_state import KvState
 from p2pinfer.engine.llama.memory import aside_sessions
+from p2pinfer.engine.llama.pacing import Pacing
 from p2pinfer.engine.llama.probed import probed
 from p2pinfer.engine.llama.tracing import Trace
 from p2pinfer.engine.llama.zero_pages import give_back_zeros
@@ -73,16 +74,13 @@ class WorkerJob:
 
 Fail = Callable[[WorkerRequest, EngineError], None]
 
-NO_SLOT = -1
-
 
 @dataclass(slots=True)
 class _Copy:
-    """The cells of one session as they were, and a slot aside to run rows behind them."""
+    """The cells of one session as they were, and a context of its own to run rows behind them."""
 
     cells: KvState
     part: Slice
-    slot: int
 
 
 class LoadedPart:
@@ -115,7 +113,7 @@ class LoadedPart:
             give_back_zeros()
         self._places = Aside(self.slice, aside)
         self._copy: _Copy | None = None
-        self.closed = _why_closed(self.slice, is_stage=is_stage, has_aside=aside is not None)
+        self.closed = _why_closed(self.slice, is_stage=is_stage)
         self.waiting: Batcher[WorkerJob] = Batcher(self._regimes)
         self._paused_ns = 0
 
@@ -164,41 +162,40 @@ class LoadedPart:
         self.drop()
         if self.closed:
             raise CannotCopy(self.closed)
-        borrowed = self._places.borrow()
-        if borrowed is None:
-            raise EngineBusy("no cells are free beside those of sessions just now")
-        try:
-            cells = self._places.cells(slot, COPIED_BYTES_MAX)
-            if cells.positions < positions:
-                raise EngineError(f"the session holds {cells.positions} positions")
-        except EngineError:
-            self._places.give_back(borrowed[1])
-            raise
-        self._copy = _Copy(cells, *borrowed)
+        cells = self._places.cells(slot, COPIED_BYTES_MAX)
+        if cells.positions < positions:
+            raise EngineError(f"the session holds {cells.positions} positions")
+        # Made for this copy: others' sessions keep all their cells, and go on in its pauses.
+        part = self._load(sessions=1, context=cells.positions, like=self.slice)
+        self._copy = _Copy(cells, part)
         return cells.values_type
 
     def read(self, layer: int, first: int, end: int) -> tuple[bytes, bytes]:
         """Return K and V rows of the copy; raises EngineError if there is none."""
         return self._copied().cells.rows(layer, first, end)
 
-    def trace(self, span: Span, regime: Regime, fail: Fail, look: Callable[[], None]) -> Trace:
-        """Trace one row behind the copy's positions before it; pauses as a prompt's decode does.
+    def trace(self, span: Span, regime: Regime, let_others: Callable[[], bool]) -> Trace:
+        """Trace one row behind the copy's positions before it.
+
+        Args:
+            span: the row, of slot 0.
+            regime: that it ran in.
+            let_others: called between steps; decodes once what waits, and says whether it did.
 
         Raises:
             EngineError: there is no copy, or llama.cpp failed.
         """
         copy = self._copied()
-        copy.part.restore(copy.slot, copy.cells, span.position)
-        span = replace(span, slot=copy.slot)
-        pause = partial(self._pause, NO_SLOT, fail, look)
+        copy.part.restore(0, copy.cells, span.position)
+        pacing = Pacing(let_others)
         with self._threads.held() as threads:
             copy.part.use_threads(threads)
-            return copy.part.trace(span, pad_to=self._regimes.pad_to(regime), pause=pause)
+            return copy.part.trace(span, pad_to=self._regimes.pad_to(regime), pause=pacing.pause)
 
     def drop(self) -> None:
         """Forget the copy, if there is one."""
         if self._copy:
-            self._places.give_back(self._copy.slot)
+            self._copy.part.close()
             self._copy = None
 
     def _copied(self) -> _Copy:
@@ -264,7 +261,7 @@ class LoadedPart:
             job.done(job, output)
 
 
-def _why_closed(part: Slice, *, is_stage: bool, has_aside: bool) -> str:
+def _why_closed(part: Slice, *, is_stage: bool) -> str:
     """Say why a slice's sessions cannot be copied and traced; empty if they can."""
     try:
         part.check_traced()
@@ -276,4 +273,6 @@ def _why_closed(part: Slice, *, is_stage: bool, has_aside: bool) -> str:
         return "a GPU computes steps together that would have to be shown one by one"
     if not part.settings.flash_attention:
         return "this machine computes attention in steps that cannot be proven, since that is fast"
-    return "" if has_aside else "there are no cells beside those of sessions"
+    return (
+        "" if part.can_move else "llama.cpp does not give out all cells of such a model's sessions"
+    )

@@ -100,7 +100,7 @@ def _states(header: GgufHeader) -> tuple[float, int] | None:
 def aside_sessions(sessions: int) -> int:
     """Return for how many sessions a stage of ``sessions`` has cells aside of theirs.
 
-    One at least: rows are run again there when they are opened.
+    One at least is counted: a session that is opened has cells beside it for that time.
     """
     return min(ASIDE_MAX, max(sessions - 1, 1))
 

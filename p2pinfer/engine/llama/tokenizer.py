@@ -186,7 +186,12 @@ class _Vocabulary:
         """Cut a text at its control tokens, as llama.cpp does, but not at literal ones."""
         end, strips = 0, False
         for at, spelled in self._spellings.find(text):
-            if at < end or at in literal:
+            if at < end:
+                continue
+            if at in literal:
+                if self._control[spelled].is_always:  # cut in two, it spells nothing
+                    yield text[end : at + 1].lstrip() if strips else text[end : at + 1]
+                    end, strips = at + 1, False
                 continue
             control, before = self._control[spelled], text[end:at]
             before = before.lstrip() if strips else before

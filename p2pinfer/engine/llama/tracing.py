@@ -59,7 +59,8 @@ class Tracer:
         architecture: of the slice; one of ``NODES``.
         layers: how many to trace, from the slice's first on; the decode ends behind the last.
         rows: of the decode, padding included.
-        pause: called between layers; what it raises ends the decode, and is kept as ``failure``.
+        pause: called behind each step but the last; what it raises ends the decode, and is kept as
+            ``failure``.
     """
 
     def __init__(
@@ -87,7 +88,7 @@ class Tracer:
         self.trace[due] = np.frombuffer(self._ggml.read(tensor, size), np.float32)
         if due == (self._layers - 1, Traced.OUT):
             return False
-        if due[1] is Traced.OUT and self._pause:
+        if self._pause:
             try:
                 self._pause()
             except Exception as error:  # noqa: BLE001 -- raised by the caller: C code would drop it
