@@ -131,18 +131,18 @@ async def ask_three(
 ) -> list[int]:
     """Start a peer for each name of a GPU, one after the other, and ask them."""
     peers: list[Peer] = []
+    processes: list[subprocess.Popen[bytes]] = []
     try:
         for layers, name in zip(LAYERS, names, strict=True):
             options = ["--model", str(model), "--layers", layers, "--gpu", name]
-            options += ["--sessions", "1", "--context", str(CONTEXT)]
             ways_in = [peer.address for peer in peers[:1]]
-            process = join(home, options, NETWORK, ways_in)
-            peers.append(await trio.to_thread.run_sync(wait_ready, process, LOAD_S_MAX))
+            processes.append(join(home, options, NETWORK, ways_in))
+            peers.append(await trio.to_thread.run_sync(wait_ready, processes[-1], LOAD_S_MAX))
         with trio.fail_after(LOAD_S_MAX):
             return await said(peers, model, prompt, gpu)
     finally:
-        for peer in peers:
-            stop(peer.process)
+        for process in processes:
+            stop(process)
 
 
 async def test_a_swarm_on_gpus_says_what_llama_cpp_says_on_one(
