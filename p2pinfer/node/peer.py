@@ -361,7 +361,7 @@ class _Supplies:
         model, path = await self._obtain(needed, make)
         self.newest = path
         machine = self.machine or for_model(self.options.machine, model)
-        self.hooks.step(loading(f"layers {first}:{end}", (path,), machine.threads))
+        self.hooks.step(loading(f"layers {first}:{end}", (path,), machine.threads, machine.gpu))
         async with open_stage(
             path,
             first,

@@ -14,7 +14,7 @@ positions whatever other sessions do, so the floating-point sums of attention ne
 import ctypes
 import os
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -47,8 +47,17 @@ from p2pinfer.engine.special_tokens import ControlToken
 # Read when llama.cpp is loaded.
 os.environ.setdefault("GOMP_SPINCOUNT", "300")
 
-llama_cpp: Any = libraries.bindings()
-api: Any = llama_cpp.llama_cpp
+
+def _bindings() -> Any:
+    """Import llama.cpp's Python bindings, for the libraries that a person names, if any."""
+    libraries.use_named_folder()
+    import llama_cpp
+
+    return llama_cpp
+
+
+_llama_cpp = _bindings()
+api = _llama_cpp.llama_cpp
 
 CELLS_GRAIN = 256
 """llama.cpp rounds each session's KV cells up to a multiple of this."""
@@ -200,9 +209,9 @@ class Slice:
         params.n_batch = params.n_ubatch = rows_max
         params.n_threads = params.n_threads_batch = self.settings.threads
         params.flash_attn_type = (
-            llama_cpp.LLAMA_FLASH_ATTN_TYPE_ENABLED
+            _llama_cpp.LLAMA_FLASH_ATTN_TYPE_ENABLED
             if self.settings.flash_attention
-            else llama_cpp.LLAMA_FLASH_ATTN_TYPE_DISABLED
+            else _llama_cpp.LLAMA_FLASH_ATTN_TYPE_DISABLED
         )
         params.kv_unified = False
         # A windowed layer must keep every cell, or dropping positions would not bring them back.
@@ -225,6 +234,10 @@ class Slice:
         if threads != self._threads:
             self._threads = threads
             api.llama_set_n_threads(self.ctx, threads, threads)
+
+    def use_fixed_rows(self) -> None:
+        """Decode only one row, or one fixed number of them, from now on."""
+        self.settings = replace(self.settings, fixed=True)
 
     def truncate(self, slot: int, length: int) -> None:
         """Drop a session's positions from ``length`` on; 0 frees all its cells.
@@ -709,7 +722,7 @@ def _load_model(path: Path, settings: Settings) -> Any:
     devices = _ggml.device_list(settings.device)
     # Always told, or prompts are multiplied on a GPU although the layers are not there.
     params.devices = ctypes.cast(devices, ctypes.c_void_p)
-    params.split_mode, params.main_gpu = llama_cpp.LLAMA_SPLIT_MODE_NONE, 0
+    params.split_mode, params.main_gpu = _llama_cpp.LLAMA_SPLIT_MODE_NONE, 0
     params.n_gpu_layers = _ALL_LAYERS if settings.device else 0
     params.use_extra_bufts = settings.repack
     params.load_mode = _LLAMA_LOAD_MODE_NONE
@@ -768,7 +781,7 @@ def _last_error() -> str:
 def build_fingerprint() -> str:
     """Say which llama.cpp this is and what it uses of this CPU; equal for equal arithmetic."""
     features = api.llama_print_system_info().decode()
-    return f"{llama_cpp.__version__} {libraries.digest(_ggml.cpu)} {features}"
+    return f"{_llama_cpp.__version__} {libraries.digest(_ggml.cpu)} {features}"
 
 
 def requantise(source: Path, target: Path, file_type: int) -> None:
