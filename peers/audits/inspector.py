@@ -130,7 +130,8 @@ class Inspector:
                 check_whole(opening)
                 verdict = await self._judge.judge(opening)
                 if verdict.fault:
-                    self._accuse(evidence, opening, verdict.fault)
+                    if verdict.fault.is_provable:
+                        self._accuse(evidence, opening, verdict.fault)
                     await self._judge.renew()
                     text, at = verdict.fault.text(), position
                     return _audited(peer, receipt, AuditVerdict.CHEATED, text, at, blamed=peer)

@@ -73,6 +73,8 @@ class StepsJudge:
         except P2pinferError as error:
             _log.info("an opening cannot be judged: %s", error)
             return None
+        if verdict.fault and not verdict.fault.is_provable:
+            return None
         return not verdict.held
 
     async def renew(self) -> None:
