@@ -92,6 +92,20 @@ class Audited:
 
 
 @frozen
+class Unproved:
+    """A stage that was to open rows, and why nothing could be learned from it."""
+
+    peer: PeerId
+    first: int
+    end: int
+    why: str
+
+    def line(self) -> str:
+        """Return it as a sentence."""
+        return f"{short(self.peer)} (layers {self.first}:{self.end}) was not proved: {self.why}."
+
+
+@frozen
 class Trust:
     """What the checks of an answer found."""
 
@@ -104,6 +118,8 @@ class Trust:
     audits: tuple[Audited, ...] = field(default=())
     proof_rate: float = 0.0
     """The share of stages that open rows although others could run them again."""
+    unproved: tuple[Unproved, ...] = field(default=())
+    """Stages that were to open rows; no check of theirs failed."""
 
     @property
     def held(self) -> bool:
@@ -173,7 +189,7 @@ class Trust:
             )
         else:
             found.append("No peer is run again, so a peer that cheated here was not caught.")
-        return found
+        return [*found, *(each.line() for each in self.unproved)]
 
     def as_dict(self) -> dict[str, Any]:
         """Return plain values for JSON."""
@@ -203,6 +219,10 @@ class Trust:
                     "text": each.text,
                 }
                 for each in self.audits
+            ],
+            "unproved": [
+                {"peer": each.peer, "layers": f"{each.first}:{each.end}", "why": each.why}
+                for each in self.unproved
             ],
         }
 

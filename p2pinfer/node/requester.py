@@ -44,6 +44,7 @@ from p2pinfer.engine.store.assemble import PartsModel, open_parts, whole_header
 from p2pinfer.engine.store.damage import DamagedPart, MissingChunk
 from p2pinfer.engine.store.store import Store
 from p2pinfer.logs import note
+from p2pinfer.node.checks_db import open_checks
 from p2pinfer.node.fraud_files import open_frauds, sharing
 from p2pinfer.node.inviting import ways_in_told
 from p2pinfer.node.ledger_db import Side, open_books, weighed
@@ -322,6 +323,7 @@ class Client(SwarmClient):
         trust = await self._auditor.examine(evidence, position)
         session.is_trusted = trust.held
         self.learn(trust)
+        await trio.to_thread.run_sync(open_checks().keep, trust)
         try:
             done = [weighed(each, self.model.manifest) for each in evidence.work(position)]
             await trio.to_thread.run_sync(open_books().keep, Side.USED, done)
