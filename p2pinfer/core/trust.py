@@ -130,14 +130,15 @@ class Trust:
         """How likely a stage that cheats at one checkpoint in ``one_in`` is caught in this answer.
 
         An audit replays all of a stage's work, so it finds any cheat in it: a stage that cheated
-        in this answer was caught with probability ``rate``. Where stages opened rows instead, one
-        of these must be false.
+        in this answer was caught with probability ``rate``. Where stages opened rows instead, or
+        besides, one of these must be false.
         """
         looks = -(-self.positions // CHECKPOINT_POSITIONS)
+        opened = 1 - (1 - 1 / one_in) ** ROWS_PROVEN if self.has_proofs else 0.0
         if self.has_proofs:
             looks = min(looks, ROWS_PROVEN)
-        caught: float = 1 - (1 - 1 / one_in) ** looks
-        return self.rate * caught
+        missed = 1 - self.rate * (1 - (1 - 1 / one_in) ** looks)
+        return float(1 - missed * (1 - self.proof_rate * opened))
 
     @property
     def has_proofs(self) -> bool:
@@ -172,6 +173,7 @@ class Trust:
             " here, and what each sent is what the next one received."
         )
         found = [signed, *(f"{each.line()}." for each in self.audits)]
+        found += [each.line() for each in self.unproved]
         if self.has_proofs:
             one, ten = (100 * (1 - (1 - part) ** ROWS_PROVEN) for part in (0.5, 0.1))
             found.append(
@@ -189,7 +191,7 @@ class Trust:
             )
         else:
             found.append("No peer is run again, so a peer that cheated here was not caught.")
-        return [*found, *(each.line() for each in self.unproved)]
+        return found
 
     def as_dict(self) -> dict[str, Any]:
         """Return plain values for JSON."""
