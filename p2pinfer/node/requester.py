@@ -46,6 +46,7 @@ from p2pinfer.engine.store.damage import DamagedPart, MissingChunk
 from p2pinfer.engine.store.store import Store
 from p2pinfer.logs import note
 from p2pinfer.node.bookkeeping import counting, keep_used
+from p2pinfer.node.checks_db import open_checks
 from p2pinfer.node.fraud_files import open_frauds, sharing
 from p2pinfer.node.inviting import ways_in_told
 from p2pinfer.node.loading_steps import Step, ignore, loading_ends
@@ -329,6 +330,7 @@ class Client(SwarmClient):
         trust = await self._auditor.examine(evidence, position)
         session.is_trusted = trust.held
         self.learn(trust)
+        await trio.to_thread.run_sync(open_checks().keep, trust)
         await keep_used(evidence.work(position), self.model.manifest)
         return trust
 
