@@ -288,6 +288,10 @@ def _of_experts() -> str:
     return "proven"
 
 
+def _tell(text: str) -> None:
+    sys.stderr.write(f"{text}\n")
+
+
 def main() -> None:
     """Read how many, and print a report as JSON."""
     parser = argparse.ArgumentParser(prog="make honest", description=__doc__)
@@ -296,7 +300,7 @@ def main() -> None:
     asked = parser.parse_args()
     seed = int.from_bytes(os.urandom(4), "little") if asked.seed is None else asked.seed
     with tempfile.TemporaryDirectory() as folder:
-        report = measure(asked.rows, seed, Path(folder), lambda text: sys.stderr.write(f"{text}\n"))
+        report = measure(asked.rows, seed, Path(folder), _tell)
     sys.stdout.write(f"{json.dumps(report, indent=1)}\n")
 
 
