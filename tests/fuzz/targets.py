@@ -28,7 +28,7 @@ from peers.discovery.view import SwarmView, Taken
 from tests.core.test_certificate import CERTIFICATE, FILE, STAGES
 from tests.core.test_manifest import values as manifest_values
 from tests.core.test_wire import GOOD, KINDS
-from tests.fuzz import openings
+from tests.fuzz import openings, signed
 from tests.fuzz.damage import damage, packed, spoil
 from tests.support.proofs import FILE as PROOF_FILE
 from transports.identity import verify
@@ -343,6 +343,7 @@ TARGETS = {
     "trace": Target(openings.make_trace, openings.judge_trace),
     "opening": Target(openings.make_answers, openings.judge_answers),
     "prover": Target(openings.make_questions, openings.judge_questions),
+    "signed": Target(signed.make_signed, signed.judge_signed),
     "muxer": Target(_frames, _judge_frames),
     "punch": Target(_punch, _judge_punch),
     "router": Target(_router, _judge_router),
