@@ -25,6 +25,9 @@ NO_THOUGHTS = f"<|channel|>analysis{_BODY}<|end|><|start|>assistant"
 
 ANSWER_BEGINS = f"<|channel|>final{_BODY}"
 
+EFFORTS = {"minimal": "low", "xhigh": "high", "max": "high"}
+"""Words for how long to think that clients have, and the model does not."""
+
 _ENDS = ("<|end|>", "<|start|>", "<|call|>", "<|return|>")
 
 HEADER_CHARS_MAX = 512
@@ -70,6 +73,8 @@ class HarmonySpeech(Hearing):
             if to and self._tools and to[1] != "assistant":
                 yield from source.skip_spaces()
                 yield from told(to[1], source.pieces(*_ENDS))
+                if not self._tools.several:
+                    return
             elif to or (channel and channel[1] == "analysis"):  # to a tool that is not there
                 self._is_thinking = True
                 yield from self._body(Thought)

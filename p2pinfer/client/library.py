@@ -24,7 +24,7 @@ from p2pinfer.client.grammars import (
     Thoughts,
     with_thoughts,
 )
-from p2pinfer.client.harmony import ANSWER_BEGINS, NO_THOUGHTS, arranged, channels_grammar
+from p2pinfer.client.harmony import ANSWER_BEGINS, EFFORTS, NO_THOUGHTS, arranged, channels_grammar
 from p2pinfer.client.session_pool import SessionPool
 from p2pinfer.client.tool_calls import Dialect, Tool, Tools, as_text, dialect_of, knows_tools
 from p2pinfer.core.errors import PeerError, PromptTooLong, UserError, lone_errors
@@ -153,6 +153,8 @@ class Swarm:
             messages, tools = as_text(messages, tools), ()
         elif self.dialect.in_channels:
             messages = arranged(messages)
+            if (effort := options.get("reasoning_effort")) in EFFORTS:
+                options = {**options, "reasoning_effort": EFFORTS[effort]}
         if self._template is None:
             self.check_chat()
             special = await self.client.ends.special_tokens()

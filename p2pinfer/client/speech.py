@@ -84,6 +84,8 @@ class _In(Enum):
     THOUGHTS = auto()
     WORDS = auto()
     CALL = auto()
+    NOTHING = auto()
+    """It may call no more than once, and has."""
 
 
 class Speech(Hearing):
@@ -98,6 +100,7 @@ class Speech(Hearing):
     def __init__(self, thoughts: Thoughts, tools: Tools | None, dialect: Dialect) -> None:
         super().__init__()
         self._schemas = tools.schemas if tools else {}
+        self._is_alone = tools is not None and not tools.several
         self._dialect = dialect if tools else None
         self._rest, self._at = "", _In.WORDS
         self._source, self._lead, self._has_called = Source(), "", False
@@ -121,6 +124,7 @@ class Speech(Hearing):
             _In.THOUGHTS: self._think,
             _In.WORDS: self._say,
             _In.CALL: self._call,
+            _In.NOTHING: self._ignore,
         }
         while True:
             before = self._at
@@ -192,6 +196,9 @@ class Speech(Hearing):
                     return
                 self._has_called = self._has_called or isinstance(part, CallBegins)
                 yield part
+                if self._is_alone and isinstance(part, ToolCall):
+                    self._at = _In.NOTHING
+                    return
         except NotACall:
             source.at = 0
         self._at, self._strips = _In.WORDS, self._has_called
@@ -202,6 +209,10 @@ class Speech(Hearing):
             self._rest = source.text[cut:]
             if words := self._lead + source.text[:cut]:
                 yield Word(words)
+
+    def _ignore(self, *, is_over: bool) -> Iterator[Heard]:  # noqa: ARG002 -- as its like
+        self._rest = ""
+        yield from ()
 
 
 def _within(dialect: Dialect, source: Source, schemas: Schemas) -> Reading:

@@ -75,6 +75,8 @@ class Dialect:
     """Before all calls, between two of them, and behind them."""
     is_xml: bool = False
     """Arguments stand one by one between marks, and are not a JSON object."""
+    is_plain: bool = False
+    """No control token is among what a call is written with, though nothing marks its beginning."""
     in_channels: bool = False
     """All that is said is in channels, as ``client.harmony`` has it."""
     begins: Callable[[str, Sequence[str]], bool | None] = lambda *_: False
@@ -141,6 +143,7 @@ LLAMA = Dialect(
     read_objects,
     (_OBJECT[0], '", "parameters": ', "}"),
     ("", "; ", ""),
+    is_plain=True,
     begins=_begins_object,
 )
 PHI = Dialect("", "", read_phi, _OBJECT, ("[", ", ", "]"), begins=_begins_phi)
@@ -194,7 +197,7 @@ def calls_shape(tools: Tools, dialect: Dialect, instead: Shape | None = None) ->
     """Hold an answer to its calls: their names, and arguments that fit their schemas.
 
     Where a model need not call, what it says otherwise is free; or it is as ``instead`` has it.
-    Nothing is held to where calls have no mark of their own and may be missing.
+    Nothing is held to where calls may be missing, and begin with control tokens or with nothing.
     """
     lead, between, tail = map(json.dumps, dialect.around)
     several = f" ({between} call)*" if tools.several else ""
@@ -204,6 +207,12 @@ def calls_shape(tools: Tools, dialect: Dialect, instead: Shape | None = None) ->
     if instead:
         or_else = instead.grammar.replace("start:", "start: calls |", 1)
         return Shape("\n".join([or_else, calls, *_call_rules(tools, dialect)]))
+    if dialect.is_plain:  # what begins like a call to one of them is one
+        names = "|".join(re.escape(tool.name).replace("/", r"\/") for tool in tools.offered)
+        begun = f'{re.escape(dialect.body[0])}({names})"(.|\\n)*'
+        words = rf"WORDS: /(.|\n)*/ & ~/{begun}/"
+        rules = ["start: calls | WORDS", words, calls, *_call_rules(tools, dialect)]
+        return Shape("\n".join(rules))
     if not dialect.begin or dialect.around[0]:
         return None
     rules = [

@@ -1,6 +1,7 @@
 """What an answer is made of, however it is cut into pieces."""
 
 import json
+from dataclasses import replace
 from typing import Any
 
 import pytest
@@ -211,6 +212,17 @@ def test_parts_are_the_same_however_a_text_is_cut(name: str, data: st.DataObject
     for at in (cuts, [], list(range(1, len(text)))):
         speech = heard(text, at, thoughts, tools, dialect)
         assert (speech.thoughts, speech.words, speech.calls) == wanted
+
+
+@pytest.mark.parametrize("name", ["several", "llama", "mistral by name", "deepseek", "qwen coder"])
+def test_no_more_than_one_call_is_heard_where_one_may_be(name: str) -> None:
+    """What follows is nobody's words."""
+    thoughts, tools, dialect, text, (_, words, calls) = CASES[name]
+    assert tools
+    alone = replace(tools, several=False)
+    for cuts in ([], list(range(1, len(text)))):
+        speech = heard(text, cuts, thoughts, alone, dialect)
+        assert (speech.words, speech.calls) == (words, calls[:1])
 
 
 JSON = st.recursive(

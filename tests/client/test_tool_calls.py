@@ -104,7 +104,14 @@ def test_a_call_that_may_be_fits_once_it_has_begun(grammars: Grammars) -> None:
     tight = '<tool_call>{"name": "count", "arguments": {"n": 5}}\n</tool_call>'
     assert allows(grammars, shape.grammar, tight)
     assert not allows(grammars, shape.grammar, "Well. " + written(HERMES, BAD))
-    assert calls_shape(Tools(TOOLS), LLAMA) is None
+    assert calls_shape(Tools(TOOLS), MISTRAL) is None  # its mark is a control token
+    unmarked = calls_shape(Tools(TOOLS), LLAMA)
+    assert unmarked
+    for good in ("Hello.", "", "{}", '{"name": "x"}', '{"name": "co', "So " + written(LLAMA, BAD),
+                 written(LLAMA, GOOD), written(LLAMA, GOOD, GOOD)):  # fmt: skip
+        assert allows(grammars, unmarked.grammar, good), good
+    assert not allows(grammars, unmarked.grammar, written(LLAMA, BAD))
+    assert not allows(grammars, unmarked.grammar, '{"name": "count", "age": 3}')
 
 
 FILE = {

@@ -100,6 +100,8 @@ class Span:
     inputs: Tokens | Rows
     outputs: bool = True
     """False: only fill the KV cache (saves the head's work while a prompt is read)."""
+    every: bool = False
+    """Give logits of each row, and not of the last alone."""
     layers: int | None = None
     """Run only this many of the slice's layers, the same for all rows of a session; None: all."""
 
@@ -431,15 +433,16 @@ class Slice:
         return np.frombuffer(data, np.float32).reshape(-1, self.width)
 
     def _logits_of(self, spans: Sequence[Span]) -> list[NDArray[np.float32]]:
-        """One row of logits per span that asked for outputs: of its last row."""
+        """The last row's logits per span that asked for outputs, or all of its rows'."""
         found, row = [], -1
         for span in spans:
             row += len(span)
             if not span.outputs:
                 found.append(np.empty((0, self.vocabulary), np.float32))
                 continue
-            data = api.llama_get_logits_ith(self.ctx, row)
-            found.append(np.ctypeslib.as_array(data, (1, self.vocabulary)))
+            rows = len(span) if span.every else 1  # one behind the other, in their order
+            data = api.llama_get_logits_ith(self.ctx, row - rows + 1)
+            found.append(np.ctypeslib.as_array(data, (rows, self.vocabulary)))
         return found
 
 
@@ -490,7 +493,8 @@ class _Batch:
             else:
                 self._embd[row : row + len(span)] = span.inputs
             while row < first + len(span):
-                self._place(row, span.slot, span.position + row - first, wanted=not only_last)
+                wanted = span.every or not only_last
+                self._place(row, span.slot, span.position + row - first, wanted=wanted)
                 row += 1
             self._wanted[row - 1] = span.outputs or not only_last
         while row < pad_to:
@@ -612,6 +616,8 @@ class Sampler:
         allowed: TokenFilter | None = None,
     ) -> None:
         self._part, self._chain, self._told = part, None, sampling.top_logprobs
+        self.prompt_told = sampling.prompt_logprobs or 0
+        """How many of the likeliest tokens to tell beside each of a prompt's."""
         self._filter = allowed
         self._is_greedy = not (sampling.temperature or sampling.is_penalised or sampling.logit_bias)
         if self._is_greedy:
