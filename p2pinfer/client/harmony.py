@@ -12,7 +12,7 @@ import re
 from collections.abc import Generator, Iterator, Sequence
 from typing import Any
 
-from p2pinfer.client.call_reading import Source, told
+from p2pinfer.client.call_reading import GrowingText, told
 from p2pinfer.client.grammars import json_rule
 from p2pinfer.client.speech import Heard, Hearing, Thought, Word
 from p2pinfer.client.tool_calls import Tools
@@ -47,7 +47,7 @@ class HarmonySpeech(Hearing):
 
     def __init__(self, tools: Tools | None, *, is_begun: bool) -> None:
         super().__init__()
-        self._source, self._tools = Source(), tools
+        self._source, self._tools = GrowingText(), tools
         self._is_thinking = False
         self._messages = self._heard(is_begun=is_begun)
 

@@ -8,10 +8,10 @@ from enum import Enum, auto
 from p2pinfer.client.call_reading import (
     CallBegins,
     CallPart,
+    GrowingText,
     NotACall,
     Reading,
     Schemas,
-    Source,
     ToolCall,
 )
 from p2pinfer.client.grammars import THOUGHTS_BEGIN, THOUGHTS_END, Thoughts
@@ -103,7 +103,7 @@ class Speech(Hearing):
         self._is_alone = tools is not None and not tools.several
         self._dialect = dialect if tools else None
         self._rest, self._at = "", _In.WORDS
-        self._source, self._lead, self._has_called = Source(), "", False
+        self._source, self._lead, self._has_called = GrowingText(), "", False
         self._reading: Reading = _nothing()
         if thoughts is Thoughts.MAY_BEGIN:
             self._at = _In.BEGINNING
@@ -184,7 +184,7 @@ class Speech(Hearing):
     def _read(self, dialect: Dialect, text: str, lead: str) -> None:
         """Read a call in what follows; ``lead`` is what was dropped for it."""
         self._rest, self._at = text, _In.CALL
-        self._source, self._lead, self._has_called = Source(), lead, False
+        self._source, self._lead, self._has_called = GrowingText(), lead, False
         self._reading = _within(dialect, self._source, self._schemas)
 
     def _call(self, *, is_over: bool) -> Iterator[Heard]:
@@ -215,7 +215,7 @@ class Speech(Hearing):
         yield from ()
 
 
-def _within(dialect: Dialect, source: Source, schemas: Schemas) -> Reading:
+def _within(dialect: Dialect, source: GrowingText, schemas: Schemas) -> Reading:
     """Read calls up to the mark that ends them."""
     yield from dialect.read(source, schemas, known=not dialect.begin)
     if dialect.end:

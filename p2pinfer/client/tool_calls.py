@@ -14,9 +14,9 @@ from p2pinfer.client.call_reading import (
     CALL_BEGIN,
     CALL_END,
     SEP,
+    GrowingText,
     Reading,
     Schemas,
-    Source,
     read_deepseek,
     read_mistral,
     read_objects,
@@ -51,7 +51,7 @@ class Tool:
 class Reader(Protocol):
     """Reads calls in a text that still grows."""
 
-    def __call__(self, source: Source, schemas: Schemas, *, known: bool) -> Reading:
+    def __call__(self, source: GrowingText, schemas: Schemas, *, known: bool) -> Reading:
         """Tell calls until something else follows; ``known``: of what is offered alone.
 
         Raises:

@@ -642,7 +642,8 @@ class Sampler:
             token = self._draw(row, logits)
             return token, [] if told is None else log_probabilities(logits, token, told)
         as_found = None if told is None else logits.copy()
-        logits[:, ~self._filter.allowed()] = -np.inf  # where llama.cpp reads them too
+        # Where llama.cpp reads them too.
+        np.copyto(logits, np.float32(-np.inf), where=~self._filter.allowed())
         token = self._draw(row, logits)
         self._filter.accept(token)
         if told is None or as_found is None:
