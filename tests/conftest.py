@@ -34,6 +34,7 @@ SLOW = (
     "engine/store/test_split.py",
     "engine/store/test_store_crashes.py",
     "engine/store/test_tebibyte.py",
+    "node/test_ledger_kills.py",  # a process that is killed at every step
     "engine/test_template.py",
     "engine/test_template_features.py",
     "api/test_page_alone.py",  # starts a browser

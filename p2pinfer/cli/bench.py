@@ -8,7 +8,8 @@ from typing import Annotated, Any, Literal
 from cyclopts import App
 
 from p2pinfer.cli.bench_storage import storage
-from p2pinfer.cli.options import SESSIONS_MAX, AsJson, Model, Peers, option
+from p2pinfer.cli.machine_options import SESSIONS_MAX
+from p2pinfer.cli.options import AsJson, Model, Peers, option
 from p2pinfer.cli.running import run_task
 from p2pinfer.cli.sizes import check_range
 

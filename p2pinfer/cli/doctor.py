@@ -252,7 +252,7 @@ async def _memory(patient: Patient, model: ModelId) -> list[Diagnosis]:
         return [Diagnosis("parts", False, f"no peer sends the metadata of model {model[:12]}…")]
     except P2pinferError as error:
         return [Diagnosis("parts", False, str(error))]
-    return [_fits(opened, patient.machine, budget_bytes(patient.memory_bytes))]
+    return [_fits(opened, patient.machine, budget_bytes(patient.memory_bytes, patient.machine.gpu))]
 
 
 def _fits(model: PartsModel, machine: Machine, budget: int) -> Diagnosis:

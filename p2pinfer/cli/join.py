@@ -8,13 +8,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
+from p2pinfer.cli.machine_options import MACHINE, MachineFlags
 from p2pinfer.cli.options import (
-    MACHINE,
     REACH,
     RELAY,
     AsJson,
     Bootstrap,
-    MachineFlags,
     Memory,
     Network,
     Quota,

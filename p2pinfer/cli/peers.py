@@ -5,11 +5,10 @@ import sys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Annotated
 
+from p2pinfer.cli.machine_options import MACHINE, MachineFlags
 from p2pinfer.cli.options import (
-    MACHINE,
     REACH,
     AsJson,
-    MachineFlags,
     Memory,
     Network,
     ReachFlags,

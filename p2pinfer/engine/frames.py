@@ -37,6 +37,8 @@ from typing import Any
 
 import msgpack
 
+from p2pinfer.engine.gpu import Gpu
+
 RECEIVE_BYTES = 1 << 16
 """Per call: some decode steps. A larger buffer costs more to allocate than it saves in calls."""
 
@@ -68,6 +70,8 @@ class WorkerConfig:
     """Positions of the longest session; 0: none is longer than usual."""
     long_cells: int = 0
     """Positions that all sessions longer than usual share."""
+    gpu: Gpu | None = None
+    """Where layers are computed if that is exact; None: on the CPU."""
 
     def frame(self) -> bytes:
         """Return the first frame that a worker gets."""
@@ -77,7 +81,8 @@ class WorkerConfig:
     def parse(cls, values: dict[str, Any]) -> "WorkerConfig":
         """Read back what ``frame`` wrote."""
         parts = tuple(PartConfig(**part) for part in values.pop("parts"))
-        return cls(parts, **values)
+        gpu = values.pop("gpu", None)
+        return cls(parts, **values, gpu=Gpu(**gpu) if gpu else None)
 
 
 @dataclass(frozen=True)
@@ -94,6 +99,8 @@ class PartReady:
     repack: bool
     """It rearranges weights: see ``llama.Settings``."""
     flash_attention: bool
+    device: str
+    """The GPU that computes it; empty for the CPU."""
     closed: str
     """Why its sessions cannot be copied and traced; empty if they can."""
 

@@ -34,7 +34,7 @@ from p2pinfer.engine.store.assemble import PartsModel
 from p2pinfer.engine.store.disk import size_text
 from p2pinfer.engine.training.descent import Course, Example, LearningState, learn, mean_loss
 from p2pinfer.engine.training.network import Network
-from p2pinfer.engine.training.weights import MATRICES, read_top, top_bytes
+from p2pinfer.engine.training.weights import MATRICES, Floats, read_top, top_bytes
 from p2pinfer.node.lesson_rows import ComputeRows, RowsKept, Worded
 from p2pinfer.places import data_dir
 
@@ -219,7 +219,7 @@ async def _teach(
     report.steps = state.step
     report.loss_after = await loss(state, learned) or 0.0
     report.held_out_after = await loss(state, unseen) if unseen else None
-    report.matrices = _matrices(network, state)
+    report.matrices = adapter_matrices(network, state.numbers)
     return report
 
 
@@ -258,16 +258,26 @@ async def _mean_loss(
     state: LearningState,
     examples: Sequence[Example],
 ) -> float:
+    return await mean_losses(network, may_work, state.numbers, examples)
+
+
+async def mean_losses(
+    network: Network,
+    may_work: Callable[[], Awaitable[None]],
+    numbers: Floats,
+    examples: Sequence[Example],
+) -> float:
+    """Return the mean loss of some examples; waits between them as ``may_work`` says."""
     found = []
     for example in examples:
         await may_work()
-        one = await trio.to_thread.run_sync(mean_loss, network, state.numbers, [example])
-        found.append(one)
+        found.append(await trio.to_thread.run_sync(mean_loss, network, numbers, [example]))
     return float(np.mean(found))
 
 
-def _matrices(network: Network, state: LearningState) -> Matrices:
-    first, trained = network.shape.first, network.trained.views(state.numbers)
+def adapter_matrices(network: Network, numbers: Floats) -> Matrices:
+    """Return the adapter that some numbers make."""
+    first, trained = network.shape.first, network.trained.views(numbers)
     return {
         f"blk.{first + index}.{name}": (network.frozen[index][name], trained[index][name])
         for index in range(len(network.top.layers))

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from p2pinfer.cli.options import MachineFlags
+from p2pinfer.cli.machine_options import MachineFlags
 from p2pinfer.core.limits import CONTEXT_DEFAULT, LONG_CONTEXT_DEFAULT
 from p2pinfer.engine.llama.memory import WORKER_BYTES, sessions_bytes
 from p2pinfer.engine.store.assemble import PartsModel

@@ -36,7 +36,7 @@ TABLES: dict[str, list[Row]] = {
             "p2pinfer.core.limits",
             "SESSIONS_DEFAULT",
         ),
-        Row("at most (`--sessions`)", "{}", "p2pinfer.cli.options", "SESSIONS_MAX"),
+        Row("at most (`--sessions`)", "{}", "p2pinfer.cli.machine_options", "SESSIONS_MAX"),
         Row("positions per session (`--context`)", "{}", "p2pinfer.core.limits", "CONTEXT_DEFAULT"),
         Row("positions of the longest one", "{}", "p2pinfer.core.limits", "LONG_CONTEXT_DEFAULT"),
         Row(
@@ -382,7 +382,7 @@ TABLES: dict[str, list[Row]] = {
         Row(
             "a session's cells that can be opened",
             "{}",
-            "p2pinfer.engine.llama.worker",
+            "p2pinfer.engine.llama.loaded_part",
             "COPIED_BYTES_MAX",
         ),
         Row("requesters that a stage opens rows for", "{}", "peers.receipts.prover", "ASKERS_MAX"),

@@ -6,7 +6,10 @@ import socket
 from typing import Final
 
 import trio
+from libp2p.peer.id import ID
+from multiaddr import Multiaddr  # type: ignore[import-untyped]  # it ships no types
 
+from p2pinfer.core.errors import PeerUnavailable, UserError
 from p2pinfer.core.ids import PeerId
 
 NAMES_MAX: Final = 8
@@ -45,6 +48,22 @@ async def numeric(address: str) -> list[str]:
     return [
         f"/{'ip4' if family == socket.AF_INET else 'ip6'}/{host}{rest}" for family, host in hosts
     ][:NAMES_MAX]
+
+
+def parse_address(address: str) -> Multiaddr:
+    """Return the multiaddr that a text is; raises UserError."""
+    try:
+        return Multiaddr(address)
+    except ValueError as error:
+        raise UserError(f"{address!r} is not a multiaddr: {error}.") from error
+
+
+def libp2p_id(peer: PeerId) -> ID:
+    """Return libp2p's own form of a peer's id; raises PeerUnavailable where there is none."""
+    try:
+        return ID.from_string(peer)
+    except ValueError as error:
+        raise PeerUnavailable(peer, f"{peer!r} is not a peer id") from error
 
 
 def place(address: str) -> str:

@@ -19,19 +19,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-# How often a thread checks whether the others have finished before it sleeps until they have; there
-# are about 20 such barriers per layer. GCC's default of 300,000 checks takes longer than a time
-# slice, so on a busy machine the waiting thread keeps the processor from the one it waits for, and
-# a token takes a hundred times as long. With 300, a token takes no longer there than if threads
-# slept at once, and 5 % longer than by checking only on an idle machine; a prompt takes no longer.
-# Read when llama.cpp is loaded.
-os.environ.setdefault("GOMP_SPINCOUNT", "300")
-
-import llama_cpp
 import numpy as np
-from blake3 import blake3
-from llama_cpp import llama_cpp as api
-from llama_cpp._ggml import libggml_base_path
 from numpy.typing import NDArray
 
 from p2pinfer.core.errors import BadModelFile, EngineError, UnsupportedModel
@@ -42,6 +30,8 @@ from p2pinfer.engine.base import CannotCopy
 from p2pinfer.engine.gguf.adapters import adapter_path
 from p2pinfer.engine.gguf.architectures import RULES
 from p2pinfer.engine.gguf.bare_ends import LAYERS_KEY
+from p2pinfer.engine.llama import libraries
+from p2pinfer.engine.llama.ggml import Ggml
 from p2pinfer.engine.llama.kv_state import HEAD_WORDS, KvState
 from p2pinfer.engine.llama.logprobs import log_probabilities
 from p2pinfer.engine.llama.tap import Decode, Tap
@@ -49,19 +39,31 @@ from p2pinfer.engine.llama.token_filter import TokenFilter
 from p2pinfer.engine.llama.tracing import Trace, Tracer, check_traced
 from p2pinfer.engine.special_tokens import ControlToken
 
+# How often a thread checks whether the others have finished before it sleeps until they have; there
+# are about 20 such barriers per layer. GCC's default of 300,000 checks takes longer than a time
+# slice, so on a busy machine the waiting thread keeps the processor from the one it waits for, and
+# a token takes a hundred times as long. With 300, a token takes no longer there than if threads
+# slept at once, and 5 % longer than by checking only on an idle machine; a prompt takes no longer.
+# Read when llama.cpp is loaded.
+os.environ.setdefault("GOMP_SPINCOUNT", "300")
+
+llama_cpp: Any = libraries.bindings()
+api: Any = llama_cpp.llama_cpp
+
 CELLS_GRAIN = 256
 """llama.cpp rounds each session's KV cells up to a multiple of this."""
 
 _LLAMA_LOAD_MODE_NONE = 0
 """llama.h: weights in memory of their own, not mapped from the file: that may be huge pages."""
 
+_ALL_LAYERS = -1
+"""llama.h: of ``n_gpu_layers``; the head counts as one, the embedding stays with the CPU."""
+
 _GGML_TYPE_BF16 = 30
 """ggml.h; the Python bindings name only older types."""
 
 Rows = NDArray[np.float32]
 Tokens = NDArray[np.int32]
-
-_ggml = ctypes.CDLL(str(next(libggml_base_path.glob("*ggml-base.*"))))
 
 _log_lines: list[str] = []
 _LOG_LINES_MAX = 20
@@ -77,6 +79,8 @@ def _keep_errors(level: int, text: bytes, _: Any) -> None:
 
 api.llama_log_set(_keep_errors, ctypes.c_void_p(0))
 
+_ggml = Ggml(libraries.folder())
+
 
 @dataclass(frozen=True)
 class Settings:
@@ -89,6 +93,10 @@ class Settings:
     """Keep V in bfloat16: slower, but the same bits for any number of threads past 512 cells."""
     flash_attention: bool = True
     """llama.cpp's default; without it, far positions take less time on some CPUs."""
+    device: str = ""
+    """The GPU that holds the layers and their cells, as ggml names it; empty: the CPU."""
+    fixed: bool = False
+    """Decode only one row, or one fixed number of them: what is narrow goes row by row."""
 
 
 @dataclass(slots=True)  # frozen ones take five times as long to make, once per token
@@ -365,6 +373,8 @@ class Slice:
         for span in spans:
             self.check(span)
             self.truncate(span.slot, span.position)
+        if self.settings.fixed and not pad_to and sum(map(len, spans)) > 1:
+            return [self._row_by_row(span) for span in spans]
         rows = self._batch.fill(spans, pad_to, only_last=self._logits)
         outputs = self._run(rows, len(spans), spans[0].layers or self._usual_layers, pause)
         for span in spans:
@@ -376,6 +386,15 @@ class Slice:
             return list(outputs.reshape(len(spans), 1, self.width))
         return [outputs[: len(spans[0])]]
 
+    def _row_by_row(self, span: Span) -> NDArray[np.float32]:
+        """Run each row of a span by itself; where logits come out, return the last one's."""
+        found = []
+        for i in range(len(span)):
+            outputs = span.outputs and (i + 1 == len(span) or not self._logits)
+            at, row = span.position + i, span.inputs[i : i + 1]
+            found.append(self.decode([Span(span.slot, at, row, outputs, span.layers)])[0].copy())
+        return found[-1] if self._logits else np.concatenate(found)
+
     def trace(
         self, span: Span, *, pad_to: int = 0, pause: Callable[[], None] | None = None
     ) -> Trace:
@@ -386,7 +405,7 @@ class Slice:
         Args:
             span: one row.
             pad_to: as for ``decode``.
-            pause: as for ``decode``.
+            pause: called between any two steps; otherwise as for ``decode``.
 
         Raises:
             UnsupportedModel: layers of this architecture cannot be traced.
@@ -536,6 +555,8 @@ class Vocabulary:
         """Load a vocabulary without the weights, until the process ends; raises BadModelFile."""
         params = api.llama_model_default_params()
         params.vocab_only = True
+        no_devices = _ggml.device_list("")
+        params.devices = ctypes.cast(no_devices, ctypes.c_void_p)
         model = api.llama_model_load_from_file(str(path).encode(), params)
         if not model:
             raise BadModelFile(f"llama.cpp cannot load {path}: {_last_error()}")
@@ -692,7 +713,11 @@ def _samplers(sampling: Sampling, vocabulary: int) -> list[Any]:
 
 def _load_model(path: Path, settings: Settings) -> Any:
     params = api.llama_model_default_params()
-    params.n_gpu_layers = 0
+    devices = _ggml.device_list(settings.device)
+    # Always told, or prompts are multiplied on a GPU although the layers are not there.
+    params.devices = ctypes.cast(devices, ctypes.c_void_p)
+    params.split_mode, params.main_gpu = llama_cpp.LLAMA_SPLIT_MODE_NONE, 0
+    params.n_gpu_layers = _ALL_LAYERS if settings.device else 0
     params.use_extra_bufts = settings.repack
     params.load_mode = _LLAMA_LOAD_MODE_NONE
     model = api.llama_model_load_from_file(str(path).encode(), params)
@@ -750,9 +775,7 @@ def _last_error() -> str:
 def build_fingerprint() -> str:
     """Say which llama.cpp this is and what it uses of this CPU; equal for equal arithmetic."""
     features = api.llama_print_system_info().decode()
-    library = min(libggml_base_path.glob("*ggml-cpu.*"))
-    compiled = blake3(library.read_bytes()).hexdigest(length=6)
-    return f"{llama_cpp.__version__} {compiled} {features}"
+    return f"{llama_cpp.__version__} {libraries.digest(_ggml.cpu)} {features}"
 
 
 def requantise(source: Path, target: Path, file_type: int) -> None:

@@ -22,6 +22,7 @@ from p2pinfer.engine.base import (
     Scores,
 )
 from p2pinfer.engine.frames import PartConfig, WorkerConfig
+from p2pinfer.engine.gpu import Gpu
 from p2pinfer.engine.llama.process import Answer, Answered, Worker, open_worker
 from p2pinfer.engine.llama.tokenizer import Tokenizer, open_tokenizer
 from p2pinfer.engine.special_tokens import SpecialTokens
@@ -294,10 +295,12 @@ async def open_stage(
     threads: int | None = 1,
     long_context: int = 0,
     long_cells: int = 0,
+    gpu: Gpu | None = None,
 ) -> AsyncIterator[LocalStage]:
     """Run a stage's slice, whose first layer is the model's ``first``, in a worker process.
 
-    Some of its sessions may be as long as ``long_context``, and share ``long_cells`` positions.
+    Some of its sessions may be as long as ``long_context``, and share ``long_cells`` positions. Its
+    layers are on the GPU, if there is one and it is exact.
 
     Raises:
         BadModelFile, UnsupportedModel: the slice cannot be run.
@@ -305,7 +308,7 @@ async def open_stage(
     """
     part = PartConfig(str(path), tokens=False, logits=False)
     with in_use(path):
-        config = WorkerConfig((part,), sessions, context, threads, long_context, long_cells)
+        config = WorkerConfig((part,), sessions, context, threads, long_context, long_cells, gpu)
         async with open_worker(config) as worker:
             yield LocalStage(worker, first)
 
@@ -321,6 +324,7 @@ async def open_ends(
     threads: int | None = 1,
     long_context: int = 0,
     long_cells: int = 0,
+    gpu: Gpu | None = None,
 ) -> AsyncIterator[LocalEnds]:
     """Run both ends of a model in one worker process; raises as ``open_stage``.
 
@@ -330,7 +334,7 @@ async def open_ends(
         PartConfig(str(first_end), tokens=True, logits=False),
         PartConfig(str(last_end), tokens=False, logits=True),
     )
-    config = WorkerConfig(parts, sessions, context, threads, long_context, long_cells)
+    config = WorkerConfig(parts, sessions, context, threads, long_context, long_cells, gpu)
     with in_use(first_end, last_end):
         async with open_tokenizer(first_end) as tokenizer, open_worker(config) as worker:
             yield LocalEnds(worker, layers, tokenizer)

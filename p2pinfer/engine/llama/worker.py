@@ -37,10 +37,6 @@ from p2pinfer.engine.llama.inbox import Inbox
 from p2pinfer.engine.llama.loaded_part import LoadedPart, WorkerJob, WorkerRequest
 from p2pinfer.engine.llama.logprobs import log_probabilities
 
-COPIED_BYTES_MAX = 48 << 20
-"""Of a session's cells, which others wait for: some 20 ms. That is 4,096 positions of 16 layers of
-the default model, and 1,500 of 8 layers of an 8B one. An opening holds them, and steps besides."""
-
 if TYPE_CHECKING:  # loaded for the first answer that keeps to a grammar
     from p2pinfer.engine.llama.constraints import Grammars
 
@@ -95,13 +91,30 @@ class _Worker:
         return bool(self._errands) or any(part.waiting for part in self.parts)
 
     def step(self) -> None:
+        self._decode()
+        if self._errands:
+            self._run_errand(self._errands.popleft())
+
+    def _decode(self) -> None:
+        """Run one decode of each part, if anything waits."""
         for part in reversed(self.parts):  # a sampled token is embedded in the same turn
             if part.waiting:
                 part.step(self._fail, self._look)
         while self._put_off:
             self.take(self._put_off.pop(0))
-        if self._errands:
-            self._run_errand(self._errands.popleft())
+
+    def _let_others(self) -> bool:
+        """Serve sessions in the middle of a trace, whose cells are none of theirs.
+
+        Returns:
+            Whether anything was decoded.
+        """
+        for frame in self._inbox.frames(wait=False):
+            self.take(frame)
+        if not any(part.waiting for part in self.parts):
+            return False
+        self._decode()
+        return True
 
     def _look(self) -> None:
         """Take rows that came in the middle of a stage's decode; what frees cells is put off."""
@@ -181,7 +194,7 @@ class _Worker:
         return []
 
     def _trace(self, span: Span, regime: Regime) -> list[tuple[int, str, bytes]]:
-        found = self._first.trace(span, regime, self._fail, self._look)
+        found = self._first.trace(span, regime, self._let_others)
         return [(layer, str(step), numbers.tobytes()) for (layer, step), numbers in found.items()]
 
     def _try(self, number: int, work: Callable[[], list[Any]]) -> None:

@@ -31,9 +31,8 @@ from p2pinfer.core.errors import ChannelClosed, PeerError, PeerUnavailable, User
 from tests.support.hostile import endpoint, frame, hostile, read_to_the_end, write_until_cut
 from transports.base import Channel
 from transports.identity import ephemeral_identity
+from transports.libp2p import dialler, host_run, muxer, yamux
 from transports.libp2p import host as host_module
-from transports.libp2p import muxer, yamux
-from transports.libp2p import transport as libp2p_module
 from transports.libp2p.transport import Libp2pTransport, open_libp2p
 
 TEST_S_MAX = 20.0
@@ -213,13 +212,13 @@ async def test_a_dead_address_does_not_hide_a_good_one() -> None:
             refusing = "/ip4/127.0.0.1/tcp/1"
             mute = f"/ip4/127.0.0.1/tcp/{silent.getsockname()[1]}"
             addresses = [f"{address}/p2p/{victim.peer_id}" for address in (mute, refusing)]
-            with trio.fail_after(libp2p_module.DIAL_S_MAX / 2):
+            with trio.fail_after(dialler.DIAL_S_MAX / 2):
                 await other.open(victim.peer_id, "echo", [*addresses, *victim.addresses])
 
 
 async def test_a_dial_has_a_deadline(monkeypatch: pytest.MonkeyPatch) -> None:
     """An address that accepts and says nothing must not hold its dialler."""
-    monkeypatch.setattr(libp2p_module, "DIAL_S_MAX", 0.2)
+    monkeypatch.setattr(dialler, "DIAL_S_MAX", 0.2)
     stranger = ephemeral_identity().peer_id
     with trio.fail_after(TEST_S_MAX), socket.create_server(("127.0.0.1", 0)) as silent:
         async with open_libp2p(None, [], "test") as other:
@@ -419,7 +418,7 @@ async def test_leaving_under_load_is_quick() -> None:
 
     async with peer() as victim:
         victim.handle("stuck", never_read)
-        with trio.fail_after(20 * libp2p_module.FLUSH_S_MAX):
+        with trio.fail_after(20 * host_run.FLUSH_S_MAX):
             async with trio.open_nursery() as nursery:
                 for _ in range(8):
                     nursery.start_soon(push_and_leave)
