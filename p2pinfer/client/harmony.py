@@ -13,7 +13,7 @@ from collections.abc import Generator, Iterator, Sequence
 from typing import Any
 
 from p2pinfer.client.call_reading import GrowingText, told
-from p2pinfer.client.grammars import json_rule
+from p2pinfer.client.grammars import THOUGHTS_BEGIN, THOUGHTS_END, json_rule
 from p2pinfer.client.speech import Heard, Hearing, Thought, Word
 from p2pinfer.client.tool_calls import Tools
 from p2pinfer.engine.template import Message
@@ -105,6 +105,38 @@ class HarmonySpeech(Hearing):
             else:
                 yield kind(lead + piece)
                 lead = ""
+
+
+class ChannelsText:
+    """Makes of channels what other models say: words, behind thoughts between marks."""
+
+    def __init__(self) -> None:
+        self._speech = HarmonySpeech(None, is_begun=False)
+        self._is_thought = False
+
+    @property
+    def words(self) -> str:
+        """What was said so far, without thoughts."""
+        return self._speech.words
+
+    def feed(self, text: str) -> str:
+        """Return the text that is certain now."""
+        return self._written(self._speech.feed(text))
+
+    def end(self) -> str:
+        """Return what was held back, now that nothing follows."""
+        return self._written(self._speech.end())
+
+    def _written(self, parts: Iterator[Heard]) -> str:
+        said = ""
+        for part in parts:
+            if isinstance(part, Thought):
+                said += part.text if self._is_thought else f"{THOUGHTS_BEGIN}\n{part.text}"
+                self._is_thought = True
+            elif isinstance(part, Word):
+                said += f"\n{THOUGHTS_END}\n\n{part.text}" if self._is_thought else part.text
+                self._is_thought = False
+        return said
 
 
 def arranged(messages: Sequence[Message]) -> list[Message]:

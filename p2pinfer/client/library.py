@@ -24,7 +24,14 @@ from p2pinfer.client.grammars import (
     Thoughts,
     with_thoughts,
 )
-from p2pinfer.client.harmony import ANSWER_BEGINS, EFFORTS, NO_THOUGHTS, arranged, channels_grammar
+from p2pinfer.client.harmony import (
+    ANSWER_BEGINS,
+    EFFORTS,
+    NO_THOUGHTS,
+    ChannelsText,
+    arranged,
+    channels_grammar,
+)
 from p2pinfer.client.session_pool import SessionPool
 from p2pinfer.client.tool_calls import Dialect, Tool, Tools, as_text, dialect_of, knows_tools
 from p2pinfer.core.errors import PeerError, PromptTooLong, UserError, lone_errors
@@ -69,6 +76,8 @@ class Swarm:
     ) -> AsyncGenerator[str, None]:
         """Yield the text of the assistant's next message, piece by piece.
 
+        What it thinks stands between ``<think>`` and ``</think>``.
+
         Args:
             messages: the conversation so far: ``role`` and ``content`` of each message.
             sampling: how tokens are drawn; when not given, as is advised for the model, or else as
@@ -88,10 +97,13 @@ class Swarm:
             sampling = sampling_of(USUAL, advice.sampling, {"seed": secrets.randbelow(SEEDS)})
         prompt = await self.prompt_of(advice.with_system(messages), parse_special=parse_special)
         how = ChatOptions(sampling, max_tokens, None, stops)
+        channels = ChannelsText() if self.dialect.in_channels else None
         async with aclosing(self.answer(prompt, how, answer or Answer())) as pieces:
             async for piece in pieces:
-                if piece:
-                    yield piece
+                if text := channels.feed(piece) if channels else piece:
+                    yield text
+        if channels and (text := channels.end()):
+            yield text
 
     def check_chat(self) -> None:
         """Raise BrokenTemplate where questions can only be asked as completions."""
