@@ -343,7 +343,9 @@ class Gateway:
         shape, swarm = question.shape, self.swarm
         if question.messages and swarm.dialect.in_channels and not question.prefill:
             return await swarm.channels_grammar(shape, tools) if shape or tools else None
-        held = calls_shape(tools, swarm.dialect, shape) if tools else shape
+        held = shape
+        if tools:
+            held = calls_shape(tools, swarm.dialect, shape, await swarm.call_marks())
         return await swarm.grammar_of(held, thoughts) if held else None
 
     async def _callable(self, tool: Tool) -> Tool:

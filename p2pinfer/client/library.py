@@ -36,7 +36,7 @@ from p2pinfer.client.session_pool import SessionPool
 from p2pinfer.client.tool_calls import Dialect, Tool, Tools, as_text, dialect_of, knows_tools
 from p2pinfer.core.errors import PeerError, PromptTooLong, UserError, lone_errors
 from p2pinfer.core.sampling import SEEDS, USUAL, Sampling, sampling_of
-from p2pinfer.engine.special_tokens import Spellings
+from p2pinfer.engine.special_tokens import CALL_MARKS, Spellings
 from p2pinfer.engine.template import (
     ChatTemplate,
     Message,
@@ -58,6 +58,7 @@ class Swarm:
         self.client, self.pool = client, pool
         self._source = chat_template or client.model.info.chat_template
         self._template: ChatTemplate | None = None
+        self._marks: dict[str, int] | None = None
 
     @property
     def model_name(self) -> str:
@@ -208,6 +209,15 @@ class Swarm:
             return Thoughts.ARE_BEGUN
         is_over = prompt.rstrip().endswith(THOUGHTS_END)
         return Thoughts.NONE if is_over else Thoughts.MAY_BEGIN
+
+    async def call_marks(self) -> dict[str, int]:
+        """Return what calls are written with that are control tokens, and which."""
+        if self._marks is None:
+            ends = self.client.ends
+            control = {*(await ends.special_tokens()).control}
+            marks = [mark for mark in CALL_MARKS if mark in control]
+            self._marks = {mark: (await ends.tokenize(mark, special=True))[-1] for mark in marks}
+        return self._marks
 
     async def channels_grammar(self, shape: Shape | None, tools: Tools | None) -> str:
         """Return the grammar of an answer in channels; raises UserError for a bad one."""

@@ -160,11 +160,11 @@ class Speech(Hearing):
             self._rest = self._rest.lstrip()
             self._strips = not self._rest
         text, dialect = self._rest, self._dialect
-        if dialect and not dialect.begin and not self.words:
+        if dialect and dialect.begins and not self.words:
             lead = text.lstrip()
             begins = dialect.begins(lead, tuple(self._schemas)) if lead else None
-            if begins:
-                self._read(dialect, text, lead="")
+            if begins and not (dialect.begin and lead.startswith(dialect.begin)):
+                self._read(dialect, text, lead="", known=True)
                 return
             if begins is None and not is_over:
                 return
@@ -172,7 +172,8 @@ class Speech(Hearing):
         at = text.find(begin) if begin else -1
         if dialect and at >= 0:
             said = text[:at].rstrip()
-            self._read(dialect, text[at + len(begin) :], text[len(said) : at + len(begin)])
+            lead = text[len(said) : at + len(begin)]
+            self._read(dialect, text[at + len(begin) :], lead, known=False)
         else:
             said = text
             if begin and not is_over:  # white space before a call belongs to it
@@ -181,11 +182,11 @@ class Speech(Hearing):
         if said:
             yield Word(said)
 
-    def _read(self, dialect: Dialect, text: str, lead: str) -> None:
-        """Read a call in what follows; ``lead`` is what was dropped for it."""
+    def _read(self, dialect: Dialect, text: str, lead: str, *, known: bool) -> None:
+        """Read a call in what follows, to what is ``known``; ``lead`` was dropped for it."""
         self._rest, self._at = text, _In.CALL
         self._source, self._lead, self._has_called = GrowingText(), lead, False
-        self._reading = _within(dialect, self._source, self._schemas)
+        self._reading = _within(dialect, self._source, self._schemas, known=known)
 
     def _call(self, *, is_over: bool) -> Iterator[Heard]:
         source = self._source
@@ -215,9 +216,9 @@ class Speech(Hearing):
         yield from ()
 
 
-def _within(dialect: Dialect, source: GrowingText, schemas: Schemas) -> Reading:
+def _within(dialect: Dialect, source: GrowingText, schemas: Schemas, *, known: bool) -> Reading:
     """Read calls up to the mark that ends them."""
-    yield from dialect.read(source, schemas, known=not dialect.begin)
+    yield from dialect.read(source, schemas, known=known)
     if dialect.end:
         yield from source.skip_spaces()
         yield from source.skip(dialect.end)

@@ -190,6 +190,15 @@ CASES: dict[str, tuple[Thoughts, Tools | None, Dialect, str, tuple[str, str, lis
         '<tool_call>\n<function=named>\n<parameter=name>\na "b"\n</para',
         ("", "", [ToolCall("named", '{"name": "a \\"b\\"\\n</para')]),
     ),
+    "mistral says a word before": (
+        Thoughts.NONE, TOOLS, MISTRAL, 'So. [TOOL_CALLS]f[ARGS]{"x": 1}[TOOL_CALLS]go.on[ARGS]{}',
+        ("", "So.", [F1, F2]),
+    ),
+    "phi says a word before": (
+        Thoughts.NONE, TOOLS, PHI,
+        'So. <|tool_call|>[{"name": "f", "arguments": {"x": 1}}]<|/tool_call|>',
+        ("", "So.", [F1]),
+    ),
     "mistral says words": (Thoughts.NONE, TOOLS, MISTRAL, "for [x]", ("", "for [x]", [])),
     "deepseek": (
         Thoughts.NONE, TOOLS, DEEPSEEK,

@@ -15,6 +15,7 @@ import ctypes
 import os
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from functools import cached_property
 from itertools import pairwise
 from pathlib import Path
 from typing import Any
@@ -37,7 +38,7 @@ from p2pinfer.engine.llama.logprobs import log_probabilities
 from p2pinfer.engine.llama.tap import Decode, Tap
 from p2pinfer.engine.llama.token_filter import TokenFilter
 from p2pinfer.engine.llama.tracing import Trace, Tracer, check_traced
-from p2pinfer.engine.special_tokens import ControlToken
+from p2pinfer.engine.special_tokens import CALL_MARKS, ControlToken
 
 # How often a thread checks whether the others have finished before it sleeps until they have; there
 # are about 20 such barriers per layer. GCC's default of 300,000 checks takes longer than a time
@@ -108,10 +109,10 @@ class Span:
     inputs: Tokens | Rows
     outputs: bool = True
     """False: only fill the KV cache (saves the head's work while a prompt is read)."""
-    every: bool = False
-    """Give logits of each row, and not of the last alone."""
     layers: int | None = None
     """Run only this many of the slice's layers, the same for all rows of a session; None: all."""
+    every: bool = False
+    """Give logits of each row, and not of the last alone."""
 
     def __len__(self) -> int:
         """How many rows the span holds."""
@@ -387,13 +388,14 @@ class Slice:
         return [outputs[: len(spans[0])]]
 
     def _row_by_row(self, span: Span) -> NDArray[np.float32]:
-        """Run each row of a span by itself; where logits come out, return the last one's."""
+        """Run each row of a span by itself; return the last one's logits, or all if wanted."""
         found = []
         for i in range(len(span)):
-            outputs = span.outputs and (i + 1 == len(span) or not self._logits)
+            is_told = span.every or i + 1 == len(span) or not self._logits
+            outputs = span.outputs and is_told
             at, row = span.position + i, span.inputs[i : i + 1]
             found.append(self.decode([Span(span.slot, at, row, outputs, span.layers)])[0].copy())
-        return found[-1] if self._logits else np.concatenate(found)
+        return found[-1] if self._logits and not span.every else np.concatenate(found)
 
     def trace(
         self, span: Span, *, pad_to: int = 0, pause: Callable[[], None] | None = None
@@ -581,6 +583,15 @@ class Vocabulary:
             if count >= 0:
                 return buffer.raw[:count]
             room = -count
+
+    def shown(self, token: int) -> bytes:
+        """Return the bytes that an answer shows of a token: text, and what a call begins with."""
+        return self._marks.get(token) or self.piece(token)
+
+    @cached_property
+    def _marks(self) -> dict[int, bytes]:
+        control = self.control_tokens()
+        return {each.token: each.text.encode() for each in control if each.text in CALL_MARKS}
 
     @property
     def size(self) -> int:

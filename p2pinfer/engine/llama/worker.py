@@ -253,7 +253,7 @@ class _Worker:
 
         One that ends the answer goes nowhere, and one that was drafted has been embedded before.
         """
-        piece_of = self._vocabulary.piece
+        piece_of = self._vocabulary.shown
         scores = self._scores(job.slot, following, logits) if following else []
         logits = logits[-1:]
         try:
