@@ -8,14 +8,12 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 from cyclopts import Parameter
 
+from p2pinfer.cli.machine_options import MACHINE, SESSIONS_MAX, MachineFlags
 from p2pinfer.cli.options import (
-    MACHINE,
     REACH,
     RELAY,
-    SESSIONS_MAX,
     AsJson,
     Bootstrap,
-    MachineFlags,
     Memory,
     Network,
     Quota,
