@@ -18,6 +18,7 @@ from p2pinfer.core.advertisement import SESSIONS_MAX, Advertisement, State
 from p2pinfer.core.errors import UserError, lone_errors
 from p2pinfer.core.ids import ModelId, PeerId
 from p2pinfer.core.layer_range import LayerRange
+from p2pinfer.core.limits import SESSIONS_PER_REQUESTER_DEFAULT
 from p2pinfer.core.manifest import METADATA, Manifest
 from p2pinfer.engine.base import StageEngine
 from p2pinfer.engine.llama.engine import open_stage
@@ -111,6 +112,8 @@ class PeerOptions:
     """Rest while the machine is on battery or busy with other work."""
     keep_bytes: int = 0
     """Disk lent to the model, besides what it serves."""
+    sessions_per_requester: int = SESSIONS_PER_REQUESTER_DEFAULT
+    """How many sessions one requester may have here at once."""
 
 
 @dataclass(frozen=True)
@@ -361,7 +364,7 @@ class _Supplies:
         model, path = await self._obtain(needed, make)
         self.newest = path
         machine = self.machine or for_model(self.options.machine, model)
-        self.hooks.step(loading(f"layers {first}:{end}", (path,), machine.threads))
+        self.hooks.step(loading(f"layers {first}:{end}", (path,), machine.threads, machine.gpu))
         async with open_stage(
             path,
             first,
@@ -438,7 +441,9 @@ def _compose(
         transport,
         supplies.swarm.directory,
         supplies.open_engine,
-        ServingPlan(me, inner_layers(model.manifest, options.keep), fixed),
+        ServingPlan(
+            me, inner_layers(model.manifest, options.keep), fixed, options.sessions_per_requester
+        ),
         supplies.swarm.chance,
         clock_ms,
         hooks.leaving,
