@@ -186,6 +186,10 @@ class Libp2pTransport:
         """Whether others can dial this peer; see `transports.base.Transport.reachability`."""
         return self.reach.reachability
 
+    def is_connected(self, peer: PeerId) -> bool:
+        """Whether there is a connection with a peer."""
+        return bool(self._connections(peer))
+
     def part(self, peer: PeerId) -> None:
         """End all connections with a peer; it may come back."""
         for connection in self._connections(peer):
