@@ -438,8 +438,7 @@ async def open_libp2p(
     Without an ``identity`` one is drawn and kept nowhere. The network's name is part of every
     protocol's, so that swarms of different names never mix. A peer whose key is not the `Reach`'s
     cannot take part, whatever the name: see `private_noise`.
-    ``announce`` are addresses at which others reach this peer, told before the machine's own: of a
-    router that passes a port on, of a cloud's gateway, of a container's host.
+    ``announce`` are addresses told before the machine's own, such as of a router that passes it on.
     ``muxer="library"`` is to measure with. ``guests`` get a private network's key for a token.
 
     Raises:
