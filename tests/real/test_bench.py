@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 
+from p2pinfer.core.limits import BLOCK_ROWS
 from tests.support.commands import bench
 
 pytestmark = pytest.mark.real
@@ -69,6 +70,7 @@ def test_agent(home: Path) -> None:
     assert report["read_share"] < 0.2
     assert report["after_a_death_read_share"] < 0.01
     assert report["stream_gap_p50_s"] > 0
+    assert 0 < report["blocks_read_between_tokens_mean"] < second / BLOCK_ROWS  # it went on
     assert set(report["first_token_ratio"]) == {"2"}
 
 
