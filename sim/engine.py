@@ -290,9 +290,7 @@ class _EndsCells:
         self._last.run(position, rows, regime=regime)
         return took_us
 
-    async def score(
-        self, position: int, rows: bytes, following: list[int], *, regime: Regime
-    ) -> Scores:
+    async def score(self, *_: object, **__: object) -> Scores:
         """Tell nothing: nobody in a simulation asks how likely tokens are."""
         raise EngineError("a simulated model knows no likelihoods")
 
@@ -303,7 +301,7 @@ class _EndsCells:
         *,
         regime: Regime,
         drafted: int | None = None,
-        following: Sequence[int] = (),
+        following: Sequence[int] = (),  # noqa: ARG002 -- nobody asks
     ) -> NextToken:
         """Run rows through the last layers, and say what follows the last one."""
         count = len(rows) // ROW_BYTES
