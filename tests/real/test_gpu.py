@@ -110,6 +110,13 @@ async def test_a_stage_on_the_gpu_says_so(gpu: Gpu, stage: Path) -> None:
         assert "GPU" in part.closed
 
 
+def test_a_gpus_rows_are_within_the_bounds_of_audits_between_classes(gpu: Gpu, stage: Path) -> None:
+    """So that a CPU may check what a GPU computed, and the other way round."""
+    found = on_gpu("apart", stage, gpu.name, shape(probed(stage, gpu)))
+    assert found["outside"] is None
+    assert found["apart"] > 0  # it was not the CPU that computed
+
+
 async def said(peers: list[Peer], model: Path, prompt: list[int], gpu: Gpu | None) -> list[int]:
     """Ask three peers, with ends on the GPU or not."""
     machine = Machine(sessions=1, context=CONTEXT, gpu=gpu)
