@@ -105,6 +105,7 @@ async def test_ends_sample_from_the_last_of_several_narrow_rows(model: Model) ->
             async def told(sampling: Sampling, *, together: bool) -> NextToken:
                 cells = ends.open()
                 cells.start(sampling, [])
+                await cells.embed(0, [3, 4, 5], regime=Regime.NARROW)
                 if not together:
                     for at in range(2):
                         row = rows[at : at + 1].tobytes()
