@@ -1,16 +1,18 @@
 """Which groups' sums a model takes over, and where it moves: the same numbers on every machine.
 
-Members judge each sum by their own held-out lessons. Of the changes that they report the median
-counts: a vote would refuse honest groups that teach what the others' lessons do not ask for, and a
-mean could be moved by one liar. What is left of a poisoned sum is bounded by its length, which is
-cut to the median of the sums' lengths, and to what honest members may send
-(SHARE, arXiv 2110.02940, draws groups so that robust rules need no single updates).
+Members judge each sum by their own held-out lessons. Of the changes that they report the mean of
+the middle counts, without the quarter that gained most and the quarter that lost most. Where facts
+of one member are of no use to the others, an honest sum helps few much and costs the rest a little:
+a vote, and the median too, refuse it as often as a poisoned one; and one liar can move a mean.
+What is left of a poisoned sum is bounded by its length, which is cut to the median of the sums'
+lengths, and to what honest members may send (SHARE, arXiv 2110.02940, draws groups so that robust
+rules need no single updates).
 
 Numbers are whole, in units of 2^-16 of a weight of the adapter.
 """
 
 from collections.abc import Mapping, Sequence
-from math import sqrt
+from math import fsum, sqrt
 from statistics import median
 from typing import Final
 
@@ -27,9 +29,14 @@ NUMBER_MAX: Final = (1 << 24) - 1
 UPDATE_MAX: Final = (1 << 15) - 1
 """Of one number of one member's update: what the encrypted sums are made for."""
 
-HARM_MAX: Final = 0.02
-"""By how much a sum may raise the median member's loss, in parts of it: what helps some may cost
-others a little."""
+HARM_MAX: Final = 0.01
+"""By how much a sum may raise the middle members' losses, in parts of them."""
+
+TRIMMED: Final = 0.25
+"""The share of judges left out at each end, one at least: as many may lie."""
+
+LOSS_LEAST: Final = 50_000
+"""Changes are parts of the loss before, or of this (in millionths): smaller losses are noise."""
 
 _BLOCK: Final = 1 << 16
 """Squares of so many numbers, of 64 members each, add up in 64 bits."""
@@ -52,12 +59,19 @@ def accepted(judgements: Sequence[Statement]) -> list[Digest]:
     for said in judgements:
         before, *after = said.losses
         for digest, loss in zip(said.listed, after, strict=True):
-            changes.setdefault(digest, []).append((loss - before) / max(before, 1))
+            changes.setdefault(digest, []).append((loss - before) / max(before, LOSS_LEAST))
     return [
         digest
         for digest, found in sorted(changes.items())
-        if 2 * len(found) > len(judgements) and median(found) <= HARM_MAX
+        if 2 * len(found) > len(judgements) and middle(found) <= HARM_MAX
     ]
+
+
+def middle(changes: Sequence[float]) -> float:
+    """Return the mean of the changes without the extreme ones at both ends."""
+    trim = min(max(1, int(TRIMMED * len(changes))), (len(changes) - 1) // 2)
+    kept = sorted(changes)[trim : len(changes) - trim]
+    return fsum(kept) / len(kept)
 
 
 def length(numbers: Numbers) -> float:

@@ -167,6 +167,7 @@ class Round:
         self._silent: set[PeerId] = set()
         """Sharers that gave no share in time."""
         self._sets = 0
+        self._passed = False
         self._drawn_s = now_s
 
     def take(self, digest: Digest, said: Statement) -> None:
@@ -186,6 +187,15 @@ class Round:
     def give_up_group(self, now_s: float) -> None:
         """Wait for the other groups: this one's sum cannot be had."""
         self._go(Phase.RESULTS, self._base, now_s)
+
+    def pass_over(self) -> None:
+        """Send no update: learning took longer than there was time."""
+        self._passed = True
+
+    @property
+    def late_s(self) -> float:
+        """When what is said in the present phase is too late."""
+        return self._since_s + self._limit_s(self.phase)
 
     def said(self, digest: Digest) -> Statement:
         """Return a statement that was heard."""
@@ -261,7 +271,7 @@ class Round:
             case Phase.RESULTS:
                 return self._await_results(now_s)
             case Phase.ACCEPT:
-                until_s = self._since_s + self._limit_s(Phase.ACCEPT)
+                until_s = self.late_s
                 if self.me not in self._heard(Kind.ACCEPT) and now_s < until_s:
                     return Say(Kind.ACCEPT, self._base)
                 return self._wait_or_void(until_s, now_s, "too few accepted a child")
@@ -274,17 +284,17 @@ class Round:
             self._follow(row, chosen, now_s)
             return None
         heard = self._heard(row.says)
-        if self._is_retry():
-            heard = {author: each for author, each in heard.items() if author not in self._silent}
         if row.says is not Kind.JOIN and self.me not in self._speakers(row.says):
             if self.phase in OF_A_GROUP:
                 self.give_up_group(now_s)
             else:
                 self._go(Phase.WATCH, self._base, now_s)
             return None
-        if self.me not in self._heard(row.says):
+        if self.me not in heard and not (row.says is Kind.UPDATE and self._passed):
             on = self._sum() if row.says is Kind.ADDED else self._base
             return Say(row.says, on, group)
+        if self._is_retry():
+            heard = {author: each for author, each in heard.items() if author not in self._silent}
         return self._list(row, heard, now_s)
 
     def _list(self, row: Row, heard: Mapping[PeerId, Digest], now_s: float) -> Move | None:
@@ -296,7 +306,7 @@ class Round:
             is_complete = len(listable) >= least and self._expected <= heard.keys()
         if self._complete_s is None and is_complete:
             self._complete_s = now_s
-        late_s = self._since_s + self._limit_s(self.phase)
+        late_s = self.late_s
         start_s = late_s if self._complete_s is None else min(self._complete_s, late_s)
         if now_s < start_s:
             return Wait(start_s)
@@ -376,12 +386,15 @@ class Round:
         if self.group in self.results() or self.me in self._heard_on(Kind.RESULT, self._sum()):
             self._go(Phase.RESULTS, self._sum(), now_s)
             return None
+        if self.me not in self._heard_on(Kind.ADDED, self._sum()):
+            self._go(Phase.RESULTS, self._sum(), now_s)  # it was late, and leaves it to the others
+            return None
         sharers, heard = self.authors(Kind.SHARERS), self._heard(Kind.SHARE)
         if self.me in sharers and self.me not in heard:
             return Say(Kind.SHARE, self._base, self.group)
         if all(each in heard for each in sharers):
             return Say(Kind.RESULT, self._sum(), self.group)
-        late_s = self._since_s + self._limit_s(Phase.SHARE)
+        late_s = self.late_s
         if now_s < late_s:
             return Wait(late_s)
         if self._sets >= SHARER_SETS_MAX:

@@ -40,6 +40,7 @@ SLOW = (
     "engine/test_template_features.py",
     "api/test_page_alone.py",  # starts a browser
     "cli/test_service.py",
+    "core/sums/",  # seconds of arithmetic, and SEAL
     "core/test_python_process.py",
     "fuzz/",
     "interop/",
@@ -47,6 +48,7 @@ SLOW = (
     "node/test_hub.py",
     "node/test_proof_keys.py",
     "node/test_learning.py",
+    "node/test_lesson_noise.py",
     "node/test_local_swarm.py",
     "peers/parts/test_fetch.py",
     "peers/parts/test_keeper.py",

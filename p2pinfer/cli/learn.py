@@ -12,6 +12,7 @@ from cyclopts import Parameter
 
 from p2pinfer.cli.join import Announce, Listen, how_to_reach
 from p2pinfer.cli.learn_steps import LearnRequest, leisure, open_rows, shown
+from p2pinfer.cli.noise import NOISE_CLIP, NoiseClip, check_noise, epsilon_said, promise
 from p2pinfer.cli.options import (
     REACH,
     AsJson,
@@ -33,6 +34,7 @@ if TYPE_CHECKING:  # what is heavy is imported by the command that needs it
     from p2pinfer.core.ids import ModelId
     from p2pinfer.core.manifest import Manifest
     from p2pinfer.engine.store.store import Store
+    from p2pinfer.engine.training.descent import Course
     from p2pinfer.node.learning import Options, Report
 
 HELD_OUT_DEFAULT, HELD_OUT_MAX = 0.1, 0.9
@@ -66,6 +68,15 @@ class LessonFlags:
     ] = None
     seed: Annotated[int, option("seed", "What the adapter and the order are drawn from.")] = 0
     threads: Annotated[int, option("threads", "Threads, at most one per usable core.")] = 1
+    noise: Annotated[
+        float | None,
+        option(
+            "noise",
+            "Hide each lesson in noise, of as many times --noise-clip, in every step (differential"
+            " privacy). It takes all passes then, and says what that promises.",
+        ),
+    ] = None
+    noise_clip: NoiseClip = NOISE_CLIP
 
     def check(self) -> None:
         """Raise UserError if a value is out of range."""
@@ -78,16 +89,20 @@ class LessonFlags:
         check_range("rate", self.rate, 0, RATE_MAX)
         check_range("threads", self.threads, 1, usable_cores())
         check_range("held-out", self.held_out or 0.0, 0, HELD_OUT_MAX)
+        if self.noise is not None:
+            check_noise(self.noise, self.noise_clip)
 
     def options(self, lessons: int) -> "Options":
         """Return these flags as Options for a number of lessons."""
+        from p2pinfer.core.privacy import Noise
         from p2pinfer.engine.training.descent import Course
         from p2pinfer.node.learning import Options
 
         held_out = self.held_out
         if held_out is None:
             held_out = HELD_OUT_DEFAULT if lessons >= HELD_OUT_LESSONS_MIN else 0.0
-        course = Course(self.seed, self.passes, self.batch, self.rate)
+        noise = None if self.noise is None else Noise(self.noise_clip, self.noise)
+        course = Course(self.seed, self.passes, self.batch, self.rate, noise)
         return Options(self.keep_layers, self.rank, course, held_out, self.threads)
 
 
@@ -141,7 +156,7 @@ def learn(
     ----------
     file: Path
         Lessons, one JSON object a line: {"prompt": "…", "answer": "…"}, or {"messages": […]} whose
-        last message is the assistant's.
+        last message is the assistant's. Or the word marked: the answers that you marked.
     """
     from p2pinfer.cli.model_argument import name_model
     from p2pinfer.node.learning_together import MeetingOptions
@@ -150,7 +165,7 @@ def learn(
 
     how.check()
     rounds.check()
-    lessons, data = read_lessons(file)
+    lessons, data = read_lessons(_named(file))
     check_named(model)
     store = open_store()
     _check_out(store, out, gguf, rounds)
@@ -178,6 +193,17 @@ def learn(
     run_task(lambda: learn_together(task, together, only_idle=only_idle, as_json=as_json))
 
 
+def _named(file: Path) -> Path:
+    """Return the file of lessons that a person names; raises UserError."""
+    from p2pinfer.node.marked import NAME, marked_path
+
+    if str(file) != NAME or file.exists():
+        return file
+    if not marked_path().exists():
+        raise UserError("no answer is marked: type /good or /mend TEXT in a chat, or use the page")
+    return marked_path()
+
+
 def _check_out(store: "Store", out: str | None, gguf: Path | None, rounds: RoundFlags) -> None:
     """Raise UserError if what comes of it cannot be kept under these names."""
     if rounds.are_asked_for:
@@ -203,6 +229,7 @@ async def _learn(
 ) -> None:
     import trio
 
+    from p2pinfer.core.privacy import DELTA_DEFAULT
     from p2pinfer.node import learning
     from p2pinfer.node.lesson_rows import RowsKept, word
     from p2pinfer.node.lessons import hold_out
@@ -217,6 +244,8 @@ async def _learn(
                 f"{len(worded)} lessons for the last {options.layers} layers of {model.info.name}:"
                 f" {learning.needs_text(needed, worded, model.info.width)}"
             )
+            if (epsilon := options.course.epsilon()) is not None:
+                note(promise(epsilon, DELTA_DEFAULT))
             await learning.compute_rows(RowsKept(folder, model.info.width), worded, compute, show)
         held_out = hold_out(task.lessons, options.held_out, options.course.seed)
         async with leisure(only_idle=only_idle) as may_work:
@@ -224,15 +253,21 @@ async def _learn(
         add = partial(learning.add_learned, model, report, options, task.name, task.gguf)
         child = await trio.to_thread.run_sync(add)
         learning.forget(folder)
-    _say(child, report, time.monotonic() - started_s, as_json=as_json)
+    _say(child, report, options.course, time.monotonic() - started_s, as_json=as_json)
 
 
-def _say(child: "Manifest", report: "Report", took_s: float, *, as_json: bool) -> None:
+def _say(
+    child: "Manifest", report: "Report", course: "Course", took_s: float, *, as_json: bool
+) -> None:
     """Print what came of it."""
     assert child.base
     if as_json:
         said = {name: getattr(report, name) for name in _REPORTED}
         model = {"model": child.id, "name": child.name, "base": child.base.id}
+        if course.noise:
+            from p2pinfer.core.privacy import DELTA_DEFAULT
+
+            said |= {"epsilon": epsilon_said(course.epsilon()), "delta": DELTA_DEFAULT}
         print(json.dumps({**model, **said, "seconds": round(took_s, 1)}))
         return
     print(child.id)

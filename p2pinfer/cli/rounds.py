@@ -8,9 +8,11 @@ from functools import partial
 from shlex import quote
 from typing import TYPE_CHECKING, Annotated
 
+from blake3 import blake3
 from cyclopts import Parameter
 
 from p2pinfer.cli.learn_steps import LearnRequest, leisure, open_rows, shown
+from p2pinfer.cli.noise import promise
 from p2pinfer.cli.options import option
 from p2pinfer.cli.sizes import check_range
 from p2pinfer.core.errors import UserError
@@ -209,6 +211,7 @@ async def _take_part(
     """Compute the lessons' rows, and go through the rounds; return where it ends."""
     import trio
 
+    from p2pinfer.core.privacy import DELTA_DEFAULT
     from p2pinfer.node import learning
     from p2pinfer.node.learning_together import LessonWork, kept_head, take_part
     from p2pinfer.node.lesson_rows import RowsKept, word
@@ -224,12 +227,23 @@ async def _take_part(
             kept = RowsKept(folder, model.info.width)
             await learning.compute_rows(kept, worded, compute, show)
         held_out = hold_out(request.lessons, options.held_out, options.course.seed)
+        if options.course.noise and not held_out:
+            raise UserError(
+                "the losses by which sums are judged are told without noise: hold some lessons"
+                " out for them, with --held-out 0.2"
+            )
         examples = [kept.example(index, each) for index, each in enumerate(worded)]
         learned = [each for index, each in enumerate(examples) if index not in held_out]
         judged = [examples[index] for index in sorted(held_out)] or learned
         async with leisure(only_idle=only_idle) as may_work:
-            make = partial(LessonWork, model, task, learned, judged, may_work)
+            noise, secret = options.course.noise, b""
+            if noise:
+                key = learning.noise_secret(folder)
+                secret = blake3(task_id.encode(), key=key).digest()
+            make = partial(LessonWork, model, task, learned, judged, may_work, noise, secret)
             work = await trio.to_thread.run_sync(make)
+            if (epsilon := work.epsilon()) is not None:
+                note(promise(epsilon, DELTA_DEFAULT))
             first = kept_head(task_id, work.size)
             before = await work.own_loss(first.numbers)
             on_round, on_phase = partial(_say_round, task), partial(_say_phase, task)

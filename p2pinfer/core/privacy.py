@@ -69,7 +69,8 @@ def epsilon(delta_: float, multiplier: float, rounds: int = 1) -> float:
 def clipped(values: NDArray[np.floating], norm: float) -> NDArray[np.float64]:
     """Return a contribution, scaled down to a norm if it has a larger one."""
     wide = values.astype(np.float64)
-    return wide * min(1.0, norm / max(float(np.linalg.norm(wide)), np.finfo(np.float64).tiny))
+    size = float(np.linalg.norm(wide))
+    return wide * (norm / size) if size > norm else wide
 
 
 def normal(draw: Callable[[int], bytes], count: int) -> NDArray[np.float64]:
@@ -82,19 +83,6 @@ def normal(draw: Callable[[int], bytes], count: int) -> NDArray[np.float64]:
     first, second = (words + np.uint64(1)) * 2.0**-_FRACTION_BITS  # over 0, up to 1
     radius, angle = np.sqrt(-2 * np.log(first)), 2 * np.pi * second
     return np.concatenate((radius * np.cos(angle), radius * np.sin(angle)))[:count]
-
-
-def hidden(
-    update: NDArray[np.floating], noise: Noise, draw: Callable[[int], bytes]
-) -> NDArray[np.float32]:
-    """Return an update with its norm clipped and with noise, before anybody else sees it.
-
-    What is promised then holds against all others together, since no others' noise is counted on:
-    for one update of a member, or for ``rounds`` of them. Rounding it later takes nothing away.
-    """
-    found = clipped(update, noise.norm).reshape(-1)
-    found += noise.multiplier * noise.norm * normal(draw, found.size)
-    return found.astype(np.float32).reshape(update.shape)
 
 
 def _below(x: float) -> float:

@@ -20,6 +20,7 @@ from typing import Any, Final
 import numpy as np
 import trio
 from attrs import evolve
+from blake3 import blake3
 from numpy.typing import NDArray
 from threadpoolctl import threadpool_limits
 
@@ -28,6 +29,7 @@ from p2pinfer.core.errors import UserError, lone_errors
 from p2pinfer.core.ids import ModelId, PeerId
 from p2pinfer.core.learning import LearningTask, Said, Statement, TaskId, is_signed
 from p2pinfer.core.manifest import NAME_CHARS_MAX, Manifest
+from p2pinfer.core.privacy import DELTA_DEFAULT, Noise, epsilon
 from p2pinfer.core.wire import BadMessage, decode
 from p2pinfer.engine.gguf.model_header import split_layer
 from p2pinfer.engine.store.adapters import child_manifest, keep_adapter
@@ -184,7 +186,8 @@ class LessonWork:
         learned: lessons.
         judged: those that it judges by.
         may_work: waits before each step as long as the machine is needed otherwise.
-        guard: changes what was learned before it leaves: for privacy.
+        noise: what hides each lesson that is learned, if anything.
+        secret: ``SECRET_BYTES`` random ones that nobody else knows, if there is noise.
         tell: called with the steps taken, and how many there are.
     """
 
@@ -195,30 +198,45 @@ class LessonWork:
         learned: Sequence[Example],
         judged: Sequence[Example],
         may_work: Callable[[], Awaitable[None]],
-        guard: Callable[[NDArray[np.float32]], NDArray[np.float32]] = lambda update: update,
+        noise: Noise | None = None,
+        secret: bytes = b"",
         tell: Callable[[int, int], None] = lambda _done, _total: None,
     ) -> None:
         self._model, self._task = model, task
         self._learned, self._judged = learned, judged
-        self._may_work, self._guard, self._tell = may_work, guard, tell
+        self._may_work, self._noise, self._tell = may_work, noise, tell
+        self._secret = secret
         self.network = Network(read_top(model, task.layers), task.rank, task.seed)
         self.size = self.network.trained.size
 
     async def train(self, head: Numbers, number: int) -> NDArray[np.float32]:
-        """Take a round's steps from where the model stands."""
+        """Take a round's steps from where the model stands, smaller ones in each round."""
         state, start = LearningState.new(self.size), as_weights(head)
         state.numbers[:] = start
         count = len(self._learned)
         batch = min(BATCH, count)
-        passes = -(-self._task.steps // -(-count // batch))
-        course = Course(number, passes, batch, self._task.rate_millionths / 1e6)
-        steps = learn(self.network, state, self._learned, course)
+        left = 1 - (number - 1) / self._task.rounds
+        rate = left * self._task.rate_millionths / 1e6
+        course = Course(number, self._passes(), batch, rate, self._noise)
+        # A round that begins again has the noise that it had: two would show more.
+        secret = blake3(str(number).encode(), key=self._secret).digest() if self._noise else b""
+        steps = learn(self.network, state, self._learned, course, secret)
         while state.step < self._task.steps:
             await self._may_work()
             if await trio.to_thread.run_sync(next, steps, None) is None:
                 break
             self._tell(state.step, self._task.steps)
-        return self._guard(state.numbers - start)
+        return state.numbers - start
+
+    def epsilon(self) -> float | None:
+        """Return what noise promises for each lesson over all rounds, or None without noise."""
+        passes = self._task.rounds * self._passes()
+        return epsilon(DELTA_DEFAULT, self._noise.multiplier, passes) if self._noise else None
+
+    def _passes(self) -> int:
+        """Return in how many steps of a round a lesson is at most."""
+        count = len(self._learned)
+        return -(-self._task.steps // -(-count // min(BATCH, count)))
 
     async def losses(self, heads: Sequence[Numbers]) -> list[float]:
         """Return the mean loss of the lessons that are judged by, with each of some numbers."""

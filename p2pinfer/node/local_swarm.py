@@ -158,6 +158,8 @@ def _join_command(machine: Machine, transport: str, model: ModelId, keep: int) -
         *["--listen", "/ip4/127.0.0.1/tcp/0", "--network", "local", "--transport", transport],
         *["--no-mdns", "--no-dht"],
         *["--sessions", str(machine.sessions)],
+        # They are for this process alone.
+        *["--sessions-per-requester", str(machine.sessions)],
         # Without it, each of them finds out how long its sessions may be, as this process does.
         *([] if machine.long_context else ["--context", str(machine.context)]),
         *(["--threads", str(machine.threads)] if machine.threads else []),

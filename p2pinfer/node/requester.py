@@ -45,10 +45,10 @@ from p2pinfer.engine.store.assemble import PartsModel, open_parts, whole_header
 from p2pinfer.engine.store.damage import DamagedPart, MissingChunk
 from p2pinfer.engine.store.store import Store
 from p2pinfer.logs import note
-from p2pinfer.node.bookkeeping import counting
+from p2pinfer.node.bookkeeping import counting, keep_used
+from p2pinfer.node.checks_db import open_checks
 from p2pinfer.node.fraud_files import open_frauds, sharing
 from p2pinfer.node.inviting import ways_in_told
-from p2pinfer.node.ledger_db import Side, open_books, weighed
 from p2pinfer.node.loading_steps import Step, ignore, loading_ends
 from p2pinfer.node.local_replay import Replays
 from p2pinfer.node.model_supply import Choose, obtain
@@ -330,11 +330,8 @@ class Client(SwarmClient):
         trust = await self._auditor.examine(evidence, position)
         session.is_trusted = trust.held
         self.learn(trust)
-        try:
-            done = [weighed(each, self.model.manifest) for each in evidence.work(position)]
-            await trio.to_thread.run_sync(open_books().keep, Side.USED, done)
-        except UserError as error:  # the answer itself is unaffected
-            _log.warning("%s", error)
+        await trio.to_thread.run_sync(open_checks().keep, trust)
+        await keep_used(evidence.work(position), self.model.manifest)
         return trust
 
     def certify(self, session: Session, answer: str, trust: Trust) -> bytes:

@@ -25,8 +25,9 @@ from p2pinfer.core.learning import (
     Statement,
     digest_of,
 )
+from p2pinfer.core.sums import SumRefused
 from peers.learning.board import Board
-from peers.learning.courier import Courier
+from peers.learning.courier import FETCH_S_MAX, Courier
 from peers.parts.protocol import Run, in_thread
 from scheduler.judging import (
     NUMBER_MAX,
@@ -265,6 +266,10 @@ class Member:
             return [said.payload, sealed] if sealed else []
         return [said.payload] if said.kind in (Kind.UPDATE, Kind.SHARE) else []
 
+    def limited(self, change: NDArray[np.float32]) -> Numbers:
+        """Return what was learned as it is sent: no longer than the task allows."""
+        return shortened(change, self._task.clip)
+
     # --- a round
 
     async def _take_part(self, head: Head) -> Head:
@@ -387,7 +392,7 @@ class Member:
         )
         try:
             more = await self._content(round_, move)
-        except ValueError as error:  # a sum that cannot be had: whose fault it is cannot be told
+        except (ValueError, SumRefused) as error:  # whose fault it is cannot be told
             _log.warning("this group has no sum: %s", error)
             round_.give_up_group(trio.current_time())
             return
@@ -414,7 +419,8 @@ class Member:
             case Kind.KEYS:
                 return await self._keys(round_)
             case Kind.UPDATE:
-                return {"payload": self._hold(await self._update(round_))}
+                update = await self._update(round_)
+                return {"payload": self._hold(update)} if update else None
             case Kind.ADDED:
                 return {"data": await self._add(round_)}
             case Kind.SHARE:
@@ -457,13 +463,19 @@ class Member:
         listed = tuple(map(self._board.hold, sealed))
         return {"payload": self._hold(sums.public), "listed": listed}
 
-    async def _update(self, round_: Round) -> bytes:
+    async def _update(self, round_: Round) -> bytes | None:
+        """Learn, and encrypt what was learned; None if there was no time for it."""
         if not self._mine.closed:
             givers = [round_.own_group.index(each) for each in round_.authors(Kind.KEY_SET)]
             await self._run(self._sums.close, givers)
             self._mine.closed = True
-        change = await self._work.train(self._numbers(round_.head), round_.number)
-        update = shortened(change, self._task.clip)
+        change = None
+        with trio.move_on_at(round_.late_s):
+            change = await self._work.train(self._numbers(round_.head), round_.number)
+        if change is None:
+            round_.pass_over()
+            return None
+        update = self.limited(change)
         return await self._run(self._sums.encrypt, update.astype(np.int64))
 
     async def _add(self, round_: Round) -> bytes:
@@ -557,7 +569,13 @@ class Member:
             )
         if outcome.numbers.size != NUMBER_BYTES * self._work.size:
             raise Broken(f"the numbers of {self._task.name} are of another size")
-        await self._courier.fetch_payload(board, outcome.numbers, outcome.members)
+        with trio.move_on_after(FETCH_S_MAX):
+            await self._courier.fetch_payload(board, outcome.numbers, outcome.members)
+        if outcome.numbers.digest not in board.payloads:
+            raise Broken(
+                f"round {outcome.round} of {self._task.name} is over, and nobody who was there can"
+                " be reached any more: ask its members for the model"
+            )
         numbers = self._numbers(outcome.numbers.digest)
         if np.abs(numbers).max(initial=0) > NUMBER_MAX:
             raise Broken(f"the numbers of {self._task.name} are too large")

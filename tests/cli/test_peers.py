@@ -18,12 +18,13 @@ from p2pinfer.cli.doctor import (
     probe_findings,
     router_findings,
 )
-from p2pinfer.cli.peers import BAR_CHARS_MIN, HEADINGS, bar, cells, detours, table
+from p2pinfer.cli.peers import BAR_CHARS_MIN, HEADINGS, bar, cells, detours, odds, table
 from p2pinfer.cli.sizes import parse_bytes
 from p2pinfer.core.advertisement import Advertisement, State
 from p2pinfer.core.errors import UserError
 from p2pinfer.engine.gpu import Gpu, Search
 from p2pinfer.engine.llama.probe_reports import ProbeReport
+from p2pinfer.node.checks_db import ProvedRows
 from p2pinfer.node.local_peers import Here
 from p2pinfer.node.observer import ObservedPeer
 from tests.support.adverts import through
@@ -66,6 +67,25 @@ def test_a_row_shows_all_that_is_known() -> None:
         "",
         "no answer",
     )
+
+
+def test_what_was_proved_is_said_with_its_odds() -> None:
+    """And why nothing was proved, also where some of it was before; in JSON, too."""
+    some = ObservedPeer(said("a", 1, 15), True, 0.1, proved=ProvedRows(8, 1_200, 7.0, ""))
+    none = ObservedPeer(said("b", 1, 15), True, 0.1, proved=ProvedRows(0, 0, 8.0, "it refused"))
+    one, two = odds([some, ObservedPeer(said("c", 1, 15), True, 0.1), none])
+    assert one.startswith(f"…{peer('a')[-6:]}: of the 1,200 rows")
+    assert "8 were opened" in one
+    assert one.endswith("caught with 57 %")
+    assert two == f"…{peer('b')[-6:]} was not proved the last time: it refused"
+    assert some.as_dict()["proved"] == {
+        "rows": 8,
+        "of_rows": 1_200,
+        "at": 7.0,
+        "chance_if_a_tenth_is_false": 0.5695,
+        "not_proved": None,
+    }
+    assert ObservedPeer(said("a", 1, 15), True, 0.1).as_dict()["proved"] is None
 
 
 def test_the_table_fits_a_narrow_terminal() -> None:

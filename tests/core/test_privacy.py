@@ -9,11 +9,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from p2pinfer.core.privacy import (
-    Noise,
     clipped,
     delta,
     epsilon,
-    hidden,
     normal,
 )
 
@@ -66,15 +64,3 @@ def test_noise_is_normal() -> None:
     assert abs(np.corrcoef(drawn[: count // 2], drawn[-(count // 2) :])[0, 1]) < 0.02
     assert np.isfinite(normal(lambda size: bytes(size), 5)).all()
     assert np.isfinite(normal(lambda size: b"\xff" * size, 5)).all()
-
-
-def test_an_update_is_hidden() -> None:
-    """The noise has the multiplier times the norm for its deviation, and keeps the shape."""
-    update = np.full((100, 200), 5, np.float32)
-    found = hidden(update, Noise(norm=2.0, multiplier=3.0), os.urandom)
-    assert found.dtype == np.float32
-    assert found.shape == update.shape
-    assert abs(found.std() - 6.0) < 0.2
-    assert abs(found.mean() - 2.0 / math.sqrt(update.size)) < 0.2
-    bare = hidden(update, Noise(norm=2.0, multiplier=0.0), os.urandom)
-    np.testing.assert_allclose(bare, clipped(update, 2.0), rtol=1e-6)

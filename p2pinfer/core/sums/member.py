@@ -1,7 +1,7 @@
 """One member's part in one encrypted sum, from its keys to the sum; bytes in, bytes out.
 
     hello       a sealing key, and a hash of the public key: all of them are known
-    meet        before anybody shows its public key. Whoever showed its own last could choose it so
+    meet        before anybody shows its public key. One that showed its own last could choose it so
                 that the sum of all is a key whose secret it has alone
     public      with a share of the secret, sealed for each other member
     take        another's
@@ -57,7 +57,7 @@ HELLO_BYTES = HASH_BYTES + SEALING_KEY_BYTES
 PUBLIC_BYTES = poly_bytes(STANDARD.ring)
 SEALED_BYTES = PUBLIC_BYTES + KEY_BYTES + SEAL_BYTES
 NUMBERS_MAX = 1 << 26
-"""Of one sum: 640 MiB of ciphertexts a member, and twice that in memory while they are added."""
+"""Of one sum: 640 MiB of ciphertexts a member; the sum takes 1.6 GB of memory."""
 SETS_MAX = 3
 """Sets of members that share one sum, if some of the first set are gone. Each shows the sum with
 other noise, so each takes a little from what hides it."""
@@ -173,12 +173,15 @@ class SumMember:
         self._taken[self._me] = self.public, self._dealt[self._me]
 
     def sealed_for(self, member: int) -> bytes:
-        """Return what this member gives to another one whom it has met."""
+        """Return what this member gives to another one that it has met."""
         info = self._info(self._me, member)
         return seal(self._dealt[member], self._hellos[member][HASH_BYTES:], info)
 
     def take(self, member: int, public: bytes, sealed: bytes) -> None:
-        """Take a member's public key, and what it has sealed for this one; raises BadSum."""
+        """Take a member's public key, and what it has sealed for this one; raises BadSum.
+
+        What was taken once stays as it was.
+        """
         with _blamed(member):
             if member not in self._hellos or member == self._me:
                 raise BadSum("keys of somebody who is not met")
@@ -189,7 +192,8 @@ class SumMember:
             if len(dealt) != poly_bytes(self._ring) + KEY_BYTES:
                 raise BadSum(f"{len(dealt):,} bytes are no share of a key")
             poly_of_bytes(self._ring, memoryview(dealt)[:-KEY_BYTES])
-        self._taken[member] = public, dealt
+            if self._taken.setdefault(member, (public, dealt)) != (public, dealt):
+                raise BadSum("two different shares of a key")
 
     @property
     def taken(self) -> frozenset[int]:

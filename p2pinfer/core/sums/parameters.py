@@ -87,7 +87,7 @@ class SumParameters:
 
         A ciphertext's noise is e u + e0 + s e1, where e and s add up all members' errors and
         secrets. Given the ternary u, e u is subgaussian with the variance of e times |u|^2 <= N,
-        and s e1 likewise.
+        and that of s e1 is the same.
         """
         variance = ERROR_HALVES / 2
         one = 2 * self.degree * members * variance + variance

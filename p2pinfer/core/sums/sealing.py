@@ -60,7 +60,7 @@ def check_sealing_key(public: bytes) -> None:
 
 
 def seal(text: bytes, public: bytes, info: bytes) -> bytes:
-    """Seal a text for whoever has the other half of a key; raises BadSum if that is none."""
+    """Seal a text for the holder of a key's other half; raises BadSum if that is none."""
     try:
         return _SUITE.encrypt(text, _read(public), info)
     except ValueError as error:

@@ -116,7 +116,7 @@ class PublicKey:
 
 
 class Sharer:
-    """A member's part in opening sums among ``who``, of whom it is one.
+    """A member's part in opening sums among ``who``, itself one of them.
 
     Args:
         parameters: of the sum.

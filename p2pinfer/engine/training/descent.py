@@ -28,6 +28,9 @@ _DECAY, _DECAY_OF_SQUARES, _EPSILON = 0.9, 0.999, 1e-8
 LEARNED_LOSS: Final = 0.02
 """A pass over all examples with a smaller mean loss is the last one: nothing is left to learn."""
 
+SECRET_BYTES: Final = blake3.key_size
+"""What noise is made of."""
+
 
 @dataclass(frozen=True)
 class Example:
@@ -58,7 +61,7 @@ class Course:
     def epsilon(self, delta: float = DELTA_DEFAULT) -> float | None:
         """Return what the noise promises for each example, or None without noise.
 
-        That is, to whoever sees the numbers of every step, let alone the adapter.
+        That holds against all who see the numbers of every step, let alone the adapter.
         """
         return epsilon(delta, self.noise.multiplier, self.passes) if self.noise else None
 
@@ -128,10 +131,10 @@ def learn(
         state: where it stands.
         examples: what it learns.
         course: how.
-        secret: 32 random bytes that nobody else knows, of which the noise is made: each step's is
-            the same if it is taken again. Needed if there is noise.
+        secret: ``SECRET_BYTES`` random ones that nobody else knows, of which noise is made, the
+            same for a step that is taken again.
     """
-    assert not course.noise or len(secret) == blake3.key_size, "noise without a secret"
+    assert not course.noise or len(secret) == SECRET_BYTES, "noise without a secret"
     total = course.steps(len(examples))
     gradient = np.zeros(network.trained.size, np.float32)
     of_one = np.zeros_like(gradient) if course.noise else gradient

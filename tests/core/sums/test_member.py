@@ -1,4 +1,4 @@
-"""A member's part in a sum: what it refuses, whom it blames, and who can be missing."""
+"""A member's part in a sum: what it refuses, who gets the blame, and who can be missing."""
 
 from collections.abc import Callable
 from functools import partial
@@ -72,7 +72,7 @@ def play(case: tuple[int, int, set[int], set[int], list[int], int, int]) -> None
 @settings(max_examples=15)
 @given(rounds())
 def test_any_threshold_opens_the_exact_sum(case: Any) -> None:
-    """Whoever gives keys, numbers or shares, in any order: all members find the same exact sum."""
+    """Some give no keys, no numbers or no shares: all members find the same exact sum."""
     play(case)
 
 
@@ -210,6 +210,15 @@ def test_a_sealed_share_is_for_one_receiver_of_one_sum() -> None:
         with pytest.raises(BadSum, match="does not open") as caught:
             group[0].take(2, group[2].public, sealed)
         assert caught.value.member == 2
+
+
+def test_what_was_taken_once_stays(group: list[SumMember]) -> None:
+    """Sealed again it is the same; another share of the same member is refused."""
+    group[0].take(1, group[1].public, group[1].sealed_for(0))
+    group[1]._dealt[0] = group[1]._dealt[2]
+    with pytest.raises(BadSum, match="two different shares") as caught:
+        group[0].take(1, group[1].public, group[1].sealed_for(0))
+    assert caught.value.member == 1
 
 
 def mutated(data: bytes, random: Random) -> bytes:

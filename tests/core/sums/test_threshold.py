@@ -112,7 +112,7 @@ def groups(draw: st.DrawFn) -> tuple[int, int, tuple[int, ...], int, int]:
 @settings(max_examples=60)
 @given(groups())
 def test_sums_are_exact(case: tuple[int, int, tuple[int, ...], int, int]) -> None:
-    """Any threshold, whoever opens, however many add: the sum is that of the numbers."""
+    """Any threshold, any that open, any that add: the sum is that of the numbers."""
     assert check_sum(*case, SMALL) >= MARGIN_BITS_MIN
 
 
