@@ -65,7 +65,7 @@ class connect:  # noqa: N801 -- used like a function
         sessions: answers at once.
         context: positions per session; None: 4,096, and up to 32,768 for some, as memory and the
             model allow.
-        gpu: what computes this machine's layers, as for ``--gpu``: ``off``, ``auto`` or a GPU's name.
+        gpu: what computes the layers here, as for ``--gpu``: ``off``, ``auto``, or a GPU's name.
         audit_rate: the share of stages whose part in an answer is run again by somebody else.
         proof_rate: the share of stages that must also open rows, checked with a proof key.
         sponsored: ask on the account of a peer that serves on this machine, which full stages
