@@ -290,9 +290,12 @@ class _EndsCells:
         self._last.run(position, rows, regime=regime)
         return took_us
 
-    async def score(self, *_: object, **__: object) -> Scores:
-        """Tell nothing: nobody in a simulation asks how likely tokens are."""
-        raise EngineError("a simulated model knows no likelihoods")
+    async def score(
+        self, position: int, rows: bytes, following: list[int], *, regime: Regime
+    ) -> Scores:
+        """Run rows for their cache; a simulated model knows no likelihoods."""
+        await self.absorb(position, rows, regime=regime)
+        return [()] * len(following)
 
     async def next(
         self,
@@ -301,7 +304,7 @@ class _EndsCells:
         *,
         regime: Regime,
         drafted: int | None = None,
-        following: Sequence[int] = (),  # noqa: ARG002 -- nobody asks
+        following: Sequence[int] = (),
     ) -> NextToken:
         """Run rows through the last layers, and say what follows the last one."""
         count = len(rows) // ROW_BYTES
@@ -315,7 +318,8 @@ class _EndsCells:
             continued = self._embed(after, [token], regime=Regime.NARROW)
         else:
             continued = b""
-        return NextToken(token, b" %d" % token, False, continued, took_us)
+        scores: Scores = [()] * len(following)
+        return NextToken(token, b" %d" % token, False, continued, took_us, scores=scores)
 
     def close(self) -> None:
         """Free the cells; idempotent."""
