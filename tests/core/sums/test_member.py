@@ -100,6 +100,8 @@ def test_a_round_with_the_parameters_for_use() -> None:
     opening = shares(group, (2, 0))
     assert len(opening[0]) == share_bytes(size)
     np.testing.assert_array_equal(group[1].open(opening), sum(wanted.values()))
+    assert group[1].margin_bits
+    assert STANDARD.margin_bits(2) < group[1].margin_bits < STANDARD.margin_bits(2) + 3
 
 
 @pytest.fixture
