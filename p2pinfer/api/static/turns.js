@@ -212,6 +212,8 @@ function stages({ route, trust }) {
     const at = audits.findIndex((each) => each.peer === hop.peer && each.layers === hop.layers);
     if (at >= 0) item.append(verdict(audits.splice(at, 1)[0]));
     else if (trust) item.append(make("span", "verdict", t("signed")));
+    const other = trust?.unproved?.find((each) => each.peer === hop.peer && each.layers === hop.layers);
+    if (other) item.append(make("span", "verdict", t("not proved: {0}", other.why)));
     item.title = hop.peer;
     list.append(item);
   }
