@@ -7,7 +7,7 @@
     keys      KEYS        KEY_SET
     train     UPDATE      SUM
     add       ADDED       SHARERS
-    share     SHARE       -             whoever holds all shares says the RESULT
+    share     SHARE       -             each that holds all shares says the RESULT
     results   -           -             until each group has one, or time is up
     judge     JUDGEMENT   CHILD
     accept    ACCEPT      -             more than half of those drawn: the round is over

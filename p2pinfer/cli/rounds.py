@@ -129,7 +129,7 @@ class RoundFlags:
         if not numbers:
             raise UserError(f"{readable_name(manifest.name)} has no layers that can be trained")
         return LearningTask(
-            proposer=PeerId("1" * 52),  # whoever signs it
+            proposer=PeerId("1" * 52),  # replaced by the one that signs it
             name=self.propose.strip(),
             base=manifest.id,
             layers=layers,

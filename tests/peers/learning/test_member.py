@@ -152,7 +152,7 @@ class Flipper(ToyWork):
 
 
 async def test_a_poisoned_sum_is_refused(autojump_clock: MockClock) -> None:
-    """Six members, one of whom turns its update around: the others come to their point."""
+    """One of six members turns its update around: the others come to their point."""
 
     async def run(them: Learners, *, poisoned: bool) -> float:
         for number in range(6):
