@@ -293,8 +293,9 @@ class _EndsCells:
     async def score(
         self, position: int, rows: bytes, following: list[int], *, regime: Regime
     ) -> Scores:
-        """Tell nothing: nobody in a simulation asks how likely tokens are."""
-        raise EngineError("a simulated model knows no likelihoods")
+        """Run rows for their cache; a simulated model knows no likelihoods."""
+        await self.absorb(position, rows, regime=regime)
+        return [()] * len(following)
 
     async def next(
         self,
@@ -317,7 +318,8 @@ class _EndsCells:
             continued = self._embed(after, [token], regime=Regime.NARROW)
         else:
             continued = b""
-        return NextToken(token, b" %d" % token, False, continued, took_us)
+        scores: Scores = [()] * len(following)
+        return NextToken(token, b" %d" % token, False, continued, took_us, scores=scores)
 
     def close(self) -> None:
         """Free the cells; idempotent."""
