@@ -34,8 +34,8 @@ if TYPE_CHECKING:  # what is heavy is imported by the command that needs it
     from p2pinfer.core.manifest import Manifest
     from p2pinfer.engine.store.store import Store
     from p2pinfer.node.learning_together import LessonWork, Meeting, MeetingOptions
-    from peers.learning.member import Head, RoundReport
-    from scheduler.rounds import Phase
+    from peers.learning.work import Head, RoundReport
+    from scheduler.round_table import Phase
 
 STEPS_MAX = 1000
 WAIT_S_MAX = 24 * 3600.0
